@@ -1,0 +1,1 @@
+//! The disk: everything that touches files. Knows neither the engine nor the wire.

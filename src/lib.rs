@@ -1,0 +1,10 @@
+//! ksync: incremental directory sync to and from cloud browser VMs.
+
+pub mod content;
+pub mod disk;
+#[cfg(feature = "client")]
+pub mod remote;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
+pub mod tree;
+pub mod wire;

@@ -1,0 +1,95 @@
+//! One entry of a tree: what it is and what is known of it.
+
+use crate::content::hash::Hash;
+use crate::tree::path::TreePath;
+
+/// Longest symlink target in bytes: Linux's `PATH_MAX`.
+pub const LINK_BYTES_MAX: usize = 4096;
+
+/// Largest file size in bytes: what a signed offset can address.
+pub const SIZE_MAX: u64 = i64::MAX as u64;
+
+/// The permission bits, set-id bits and sticky bit of a mode; the type is in [`Kind`].
+pub const MODE_MASK: u16 = 0o7777;
+
+/// Largest distance of a time from 1970, in seconds either way: some 35,000 years, beyond every filesystem
+/// and far from every overflow.
+pub const SECONDS_MAX: i64 = 1 << 40;
+
+/// A point in time as filesystems keep it. Compared for equality only, never ordered: clocks differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Time {
+    seconds: i64,
+    nanos: u32,
+}
+
+impl Time {
+    /// A time of `seconds` since 1970 (negative before it) plus `nanos`; `None` where `nanos` is a second or
+    /// more, or `seconds` is beyond [`SECONDS_MAX`].
+    #[must_use]
+    pub fn new(seconds: i64, nanos: u32) -> Option<Self> {
+        let valid = nanos < 1_000_000_000 && (-SECONDS_MAX..=SECONDS_MAX).contains(&seconds);
+        valid.then_some(Self { seconds, nanos })
+    }
+
+    /// Whole seconds since 1970.
+    #[must_use]
+    pub fn seconds(self) -> i64 {
+        self.seconds
+    }
+
+    /// Nanoseconds after [`Time::seconds`].
+    #[must_use]
+    pub fn nanos(self) -> u32 {
+        self.nanos
+    }
+}
+
+/// What an entry is, with what is particular to that kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File {
+        /// Length in bytes, at most [`SIZE_MAX`].
+        size: u64,
+        /// The content's hash, where it was asked for (`--checksum`).
+        hash: Option<Hash>,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// The target's bytes as they stand in the link: 1 to [`LINK_BYTES_MAX`], no NUL.
+        target: Box<[u8]>,
+    },
+}
+
+/// One entry of a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Where it is, below the root.
+    pub path: TreePath,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits, within [`MODE_MASK`]; of a symlink always 0o777.
+    pub mode: u16,
+    /// When the content was last modified.
+    pub mtime: Time,
+}
+
+impl Entry {
+    /// Whether this is a directory.
+    #[must_use]
+    pub fn is_directory(&self) -> bool {
+        matches!(self.kind, Kind::Directory)
+    }
+
+    /// A regular file's length in bytes, 0 for everything else.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        match self.kind {
+            Kind::File { size, .. } => size,
+            Kind::Directory | Kind::Symlink { .. } => 0,
+        }
+    }
+}
