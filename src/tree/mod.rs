@@ -1,4 +1,8 @@
 //! Trees: names, entries and what differs between two of them. Knows no disk and no peers.
 
+pub mod compare;
 pub mod entry;
+pub mod filter;
+pub mod manifest;
 pub mod path;
+pub mod pattern;

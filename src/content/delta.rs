@@ -1,0 +1,208 @@
+//! The fine delta: rsync's algorithm (Tridgell and Mackerras, 1996) through `fast_rsync`, fenced.
+//!
+//! `fast_rsync` trusts what it is given: a block size of 0 panics, a crafted signature costs seconds of CPU,
+//! and MD4 proves nothing. So here the block size follows from the length alone (a peer cannot choose it),
+//! the signature must have exactly the entries that the length demands, the windows are short enough that
+//! the worst signature costs about a second, and the caller verifies every result by BLAKE3.
+
+use fast_rsync::{Signature as RsyncSignature, SignatureOptions};
+
+/// Longest new content of one delta, in bytes. Every byte of it can cost one MD4 of a block (2 µs) when the
+/// signature is crafted so.
+pub const NEW_BYTES_MAX: usize = 512 << 10;
+
+/// Longest old content of one signature, in bytes: two of the longest chunks and some slack.
+pub const OLD_BYTES_MAX: usize = 2 << 20;
+
+/// Bytes of MD4 in a signature entry. With the weak hash 96 bits: a false match costs one retry.
+const STRONG_BYTES: u32 = 8;
+
+/// Bytes of one signature entry: the weak hash and the strong one.
+const ENTRY_BYTES: usize = 4 + STRONG_BYTES as usize;
+
+/// `fast_rsync`'s header before the entries: magic, block length, strong length.
+const HEADER_BYTES: usize = 12;
+
+/// The magic of an MD4 signature, from librsync's `librsync.h` (`RS_MD4_SIG_MAGIC`).
+const MD4_MAGIC: u32 = 0x7273_0136;
+
+/// Why a signature or delta cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DeltaError {
+    /// A signature does not have the entries that its content's length demands.
+    #[error("a signature has {actual} bytes where {wanted} are due")]
+    Signature {
+        /// Bytes due.
+        wanted: usize,
+        /// Bytes there.
+        actual: usize,
+    },
+    /// A content is longer than one delta may cover.
+    #[error("a delta covers more than it may")]
+    TooLong,
+    /// A delta does not fit its basis, or does not give the announced length.
+    #[error("a delta does not fit")]
+    Delta,
+}
+
+/// Length of the blocks of a signature over `length` bytes: near the optimum for one edit, where signature
+/// and the block that is sent anew cost the same, √(12·length), as a power of two.
+fn block_bytes(length: usize) -> u32 {
+    let optimum = (length * ENTRY_BYTES).isqrt().clamp(256, 1024);
+    // Between 256 and 1,024: fits.
+    #[allow(clippy::cast_possible_truncation)]
+    let optimum = optimum as u32;
+    1 << optimum.ilog2()
+}
+
+/// Signs `old`, of at most [`OLD_BYTES_MAX`] bytes: 12 bytes for each block.
+///
+/// # Errors
+/// [`DeltaError::TooLong`].
+pub fn sign(old: &[u8]) -> Result<Vec<u8>, DeltaError> {
+    if old.len() > OLD_BYTES_MAX {
+        return Err(DeltaError::TooLong);
+    }
+    let options = SignatureOptions { block_size: block_bytes(old.len()), crypto_hash_size: STRONG_BYTES };
+    let mut signature = RsyncSignature::calculate(old, options).into_serialized();
+    signature.drain(..HEADER_BYTES.min(signature.len()));
+    Ok(signature)
+}
+
+/// A signature that has been checked against the length of what it signs.
+pub struct Signature(RsyncSignature);
+
+impl Signature {
+    /// Checks a peer's signature over `old_length` bytes.
+    ///
+    /// # Errors
+    /// [`DeltaError`] where it has more or fewer entries than due.
+    pub fn check(entries: &[u8], old_length: usize) -> Result<Self, DeltaError> {
+        if old_length > OLD_BYTES_MAX {
+            return Err(DeltaError::TooLong);
+        }
+        let block_bytes = block_bytes(old_length);
+        let wanted = old_length.div_ceil(block_bytes as usize) * ENTRY_BYTES;
+        if entries.len() != wanted {
+            return Err(DeltaError::Signature { wanted, actual: entries.len() });
+        }
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + entries.len());
+        for word in [MD4_MAGIC, block_bytes, STRONG_BYTES] {
+            bytes.extend_from_slice(&word.to_be_bytes());
+        }
+        bytes.extend_from_slice(entries);
+        RsyncSignature::deserialize(bytes).map(Self).map_err(|_| DeltaError::Delta)
+    }
+
+    /// The delta that makes `new`, of at most [`NEW_BYTES_MAX`] bytes, out of what was signed; `None` where it
+    /// would not be shorter than nine tenths of `new` itself.
+    ///
+    /// # Errors
+    /// [`DeltaError::TooLong`].
+    pub fn diff(&self, new: &[u8]) -> Result<Option<Vec<u8>>, DeltaError> {
+        if new.len() > NEW_BYTES_MAX {
+            return Err(DeltaError::TooLong);
+        }
+        let mut delta = Vec::new();
+        fast_rsync::diff(&self.0.index(), new, &mut delta).map_err(|_| DeltaError::Delta)?;
+        Ok((delta.len() < new.len() / 10 * 9).then_some(delta))
+    }
+}
+
+/// Applies a delta to its basis; the result must have exactly `length` bytes, at most [`NEW_BYTES_MAX`].
+///
+/// # Errors
+/// [`DeltaError`] where it does not fit.
+pub fn apply(old: &[u8], delta: &[u8], length: usize) -> Result<Vec<u8>, DeltaError> {
+    if length > NEW_BYTES_MAX || old.len() > OLD_BYTES_MAX {
+        return Err(DeltaError::TooLong);
+    }
+    let mut new = Vec::with_capacity(length);
+    fast_rsync::apply_limited(old, delta, &mut new, length).map_err(|_| DeltaError::Delta)?;
+    if new.len() == length { Ok(new) } else { Err(DeltaError::Delta) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    fn noise(length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_small_edit_makes_a_small_delta() {
+        for length in [1000, 10_000, 100_000, 500_000] {
+            let old = noise(length);
+            let mut new = old.clone();
+            new[length / 2] ^= 1;
+            new.splice(length / 3..length / 3, *b"inserted");
+            let signature = Signature::check(&sign(&old).unwrap(), old.len()).unwrap();
+            let delta = signature.diff(&new).unwrap().unwrap();
+            assert!(delta.len() < 3 * 1024, "{length}: {}", delta.len());
+            assert_eq!(apply(&old, &delta, new.len()).unwrap(), new);
+        }
+    }
+
+    #[test]
+    fn what_has_nothing_in_common_gives_no_delta() {
+        let both = noise(200_000);
+        let (old, new) = both.split_at(100_000);
+        let signature = Signature::check(&sign(old).unwrap(), old.len()).unwrap();
+        assert_eq!(signature.diff(new), Ok(None));
+    }
+
+    #[test]
+    fn a_signature_of_another_length_is_refused() {
+        let signature = sign(&noise(10_000)).unwrap();
+        assert!(Signature::check(&signature, 10_000).is_ok());
+        for length in [0, 9_000, 20_000, OLD_BYTES_MAX + 1, usize::MAX] {
+            assert!(Signature::check(&signature, length).is_err(), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_delta_beyond_its_basis_or_length_is_refused() {
+        let old = noise(10_000);
+        let signature = Signature::check(&sign(&old).unwrap(), old.len()).unwrap();
+        let delta = signature.diff(&old).unwrap().unwrap();
+        assert_eq!(apply(&old, &delta, 9_999), Err(DeltaError::Delta));
+        assert_eq!(apply(&old, &delta, 10_001), Err(DeltaError::Delta));
+        assert_eq!(apply(&old[..5000], &delta, 10_000), Err(DeltaError::Delta));
+        assert_eq!(apply(&old, &delta, NEW_BYTES_MAX + 1), Err(DeltaError::TooLong));
+        // librsync's command 0x54, copy with two 8-byte numbers: offset and length of 2^64-1.
+        let mut overflow = delta[..4].to_vec();
+        overflow.push(0x54);
+        overflow.extend([0xff; 16]);
+        overflow.push(0);
+        assert_eq!(apply(&old, &overflow, 10_000), Err(DeltaError::Delta));
+    }
+
+    #[test]
+    fn the_worst_signature_costs_a_bounded_time() {
+        // A content whose windows repeat, and a signature that has each window's weak hash with a wrong
+        // strong hash: every position of the content costs one MD4.
+        let period = noise(512);
+        let new: Vec<u8> = period.iter().copied().cycle().take(NEW_BYTES_MAX).collect();
+        let mut signature = Vec::new();
+        for shift in 0..OLD_BYTES_MAX / 1024 {
+            let window: Vec<u8> = new.iter().copied().skip(shift % 512).take(1024).collect();
+            let mut entry = sign(&[window.as_slice(), &noise(OLD_BYTES_MAX / 2)].concat()).unwrap();
+            entry.truncate(ENTRY_BYTES);
+            entry[4..].fill(shift as u8);
+            signature.extend(entry);
+            if shift == 511 {
+                break;
+            }
+        }
+        let repeated: Vec<u8> =
+            signature.iter().copied().cycle().take(OLD_BYTES_MAX / 1024 * ENTRY_BYTES).collect();
+        let signature = Signature::check(&repeated, OLD_BYTES_MAX).unwrap();
+        let start = Instant::now();
+        assert_eq!(signature.diff(&new), Ok(None));
+        assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+    }
+}

@@ -1,0 +1,151 @@
+//! What happens, told to whoever looks on. The engine reports; it knows no terminal.
+
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+
+/// How a change shows in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// Something new is made.
+    Create,
+    /// A content or link is replaced.
+    Update,
+    /// Only mode or time are set.
+    Adjust,
+    /// Something is removed.
+    Delete,
+}
+
+/// What a thing in a list is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum What {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link.
+    Symlink,
+}
+
+/// Why one entry, or a part of a run, could not be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Trouble {
+    /// The source could not be read.
+    Unreadable,
+    /// The source vanished after it was listed.
+    Vanished,
+    /// The source changed while it was read.
+    Changed,
+    /// The destination could not be written.
+    Unwritable,
+    /// The destination changed during the run and was left alone.
+    Conflict,
+    /// Something that may not be removed stands in the way.
+    Obstacle,
+    /// What arrived does not have the hash that was announced.
+    Corrupt,
+    /// A link that leads out of its tree was left out.
+    Unsafe,
+    /// Nothing was deleted, since the list of what to keep is not complete.
+    NotDeleted,
+}
+
+/// One thing that went wrong without ending the run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What went wrong.
+    pub trouble: Trouble,
+    /// The path it happened to, as bytes; empty where it is the root.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// The cause in words.
+    pub cause: String,
+}
+
+/// What happens in a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The receiver found where the tree goes: the resolved destination.
+    Resolved {
+        /// Absolute path as bytes.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+    },
+    /// A side has listed its tree.
+    Scanned {
+        /// Entries found.
+        entries: u64,
+        /// Bytes in regular files.
+        bytes: u64,
+    },
+    /// Further content is known to be missing.
+    Planned {
+        /// Files more.
+        files: u64,
+        /// Bytes more; what is found in the destination is taken off with [`Event::Matched`].
+        bytes: u64,
+    },
+    /// One decision, in path order; told when changes are to be listed.
+    Change {
+        /// What is done.
+        action: Action,
+        /// To what.
+        what: What,
+        /// The path as bytes.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+    },
+    /// A file's content begins to travel.
+    Began {
+        /// The path as bytes.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+    },
+    /// Content travelled.
+    Moved {
+        /// Bytes of content.
+        bytes: u64,
+    },
+    /// Planned content need not travel: the destination has it.
+    Matched {
+        /// Bytes of content.
+        bytes: u64,
+    },
+    /// Something went wrong and the run goes on.
+    Problem(Problem),
+}
+
+/// Looks on. Called from the threads of an exchange, so it must be quick.
+pub trait Monitor: Sync {
+    /// Takes note of an event.
+    fn observe(&self, event: Event);
+}
+
+/// Looks on and says nothing.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Quiet;
+
+impl Monitor for Quiet {
+    fn observe(&self, _event: Event) {}
+}
+
+/// Keeps every event, for tests.
+#[derive(Debug, Default)]
+pub struct Recorder(Mutex<Vec<Event>>);
+
+impl Recorder {
+    /// All events so far, in order.
+    #[must_use]
+    pub fn events(&self) -> Vec<Event> {
+        self.0.lock().map(|events| events.clone()).unwrap_or_default()
+    }
+}
+
+impl Monitor for Recorder {
+    fn observe(&self, event: Event) {
+        if let Ok(mut events) = self.0.lock() {
+            events.push(event);
+        }
+    }
+}

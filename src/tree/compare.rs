@@ -1,0 +1,308 @@
+//! Two manifests in lock step: what has to change in one tree to make it a copy of the other.
+//!
+//! A pure decision table; nothing is read or written here. `wanted` is the tree as it shall be, `present`
+//! the tree as it is; ids index into the one, positions into the other.
+//!
+//! | wanted | present | decision |
+//! |---|---|---|
+//! | directory | nothing | `Create` |
+//! | directory | directory | `Adjust` if mode or time differ |
+//! | directory | file, link | `Replace` (removed, then made) |
+//! | file | nothing | `Create` |
+//! | file | file of equal size and time (`checksum`: hash) | `Adjust` if mode or time differ |
+//! | file | file, differing | `Update` (the old content serves as basis) |
+//! | file, link | link, file | `Update` without basis (a rename replaces it) |
+//! | link | link, same target | `Adjust` if the time differs |
+//! | file, link | directory | `Replace` if it is empty, or deleting is on and nothing in it is protected; else `Obstacle` |
+//! | nothing | anything | `Remove` if deleting is on, unless protected |
+
+use crate::tree::entry::{Entry, Kind};
+use crate::tree::manifest::Manifest;
+use crate::tree::path::TreePath;
+
+/// What `compare` goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rules {
+    /// Remove what is not wanted.
+    pub delete: bool,
+    /// Go by hash instead of size and time (both manifests then hold hashes).
+    pub checksum: bool,
+    /// Mode bits that count; the others are neither compared nor set.
+    pub mode_mask: u16,
+}
+
+/// One decision. `id` is an index into the wanted manifest, `at` into the present one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing stands there: make it.
+    Create {
+        /// What to make.
+        id: u32,
+    },
+    /// A file or link stands there: put a new content or link in its place.
+    Update {
+        /// What it becomes.
+        id: u32,
+        /// What it is.
+        at: u32,
+    },
+    /// Content and type are right: set mode and time.
+    Adjust {
+        /// What it becomes.
+        id: u32,
+        /// What it is.
+        at: u32,
+    },
+    /// Something of another type stands there and has to go first.
+    Replace {
+        /// What it becomes.
+        id: u32,
+        /// What has to go, with everything below it.
+        at: u32,
+    },
+    /// A directory whose content may not be deleted stands where something else is wanted.
+    Obstacle {
+        /// What cannot be made.
+        id: u32,
+        /// The directory.
+        at: u32,
+    },
+    /// Not wanted: remove it. Comes in an order in which children follow their directory.
+    Remove {
+        /// What goes.
+        at: u32,
+    },
+}
+
+/// Compares the trees. `protects` says of an entry that is present but not wanted whether it has to stay
+/// (it is excluded); what holds something protected stays too.
+///
+/// Decisions come in path order.
+pub fn compare(
+    wanted: &Manifest,
+    present: &Manifest,
+    rules: Rules,
+    protects: impl Fn(&Entry) -> bool,
+) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let mut lock_step = LockStep { wanted: wanted.entries(), present: present.entries(), id: 0, at: 0 };
+    // A directory that goes, or stays, as a whole: what is present below it needs no decision of its own.
+    let mut settled: Option<&TreePath> = None;
+    let may_remove = |at| {
+        let mut below = below(present, at);
+        if rules.delete { !below.any(&protects) } else { below.next().is_none() }
+    };
+    while let Some(step) = lock_step.next() {
+        match step {
+            (Some((id, _)), None) => changes.push(Change::Create { id }),
+            (Some((id, entry)), Some((at, old))) => {
+                let decision = decide(id, entry, at, old, rules, || may_remove(at));
+                if old.is_directory() && !entry.is_directory() {
+                    settled = Some(&old.path);
+                }
+                changes.extend(decision);
+            }
+            (None, Some((at, old))) => {
+                let settled = settled.is_some_and(|directory| old.path.is_below(directory));
+                if rules.delete && !settled {
+                    changes.push(Change::Remove { at });
+                }
+            }
+            (None, None) => break,
+        }
+    }
+    if rules.delete { without_protected(changes, present, protects) } else { changes }
+}
+
+fn decide(
+    id: u32,
+    entry: &Entry,
+    at: u32,
+    old: &Entry,
+    rules: Rules,
+    may_remove: impl Fn() -> bool,
+) -> Option<Change> {
+    let adjust = |same: bool| (!same).then_some(Change::Adjust { id, at });
+    let same_time = entry.mtime == old.mtime;
+    let same_mode = (entry.mode ^ old.mode) & rules.mode_mask == 0;
+    match (&entry.kind, &old.kind) {
+        (Kind::Directory, Kind::Directory) => adjust(same_time && same_mode),
+        (Kind::Directory, _) => Some(Change::Replace { id, at }),
+        (_, Kind::Directory) if may_remove() => Some(Change::Replace { id, at }),
+        (_, Kind::Directory) => Some(Change::Obstacle { id, at }),
+        (Kind::File { size, hash }, Kind::File { size: old_size, hash: old_hash }) => {
+            let same_content = size == old_size
+                && if rules.checksum { hash.is_some() && hash == old_hash } else { same_time };
+            if same_content { adjust(same_time && same_mode) } else { Some(Change::Update { id, at }) }
+        }
+        (Kind::Symlink { target }, Kind::Symlink { target: old_target }) if target == old_target => {
+            adjust(same_time)
+        }
+        (Kind::File { .. } | Kind::Symlink { .. }, _) => Some(Change::Update { id, at }),
+    }
+}
+
+/// Everything that is present below the directory at `at`.
+fn below(present: &Manifest, at: u32) -> impl Iterator<Item = &Entry> {
+    let rest = present.entries().get(at as usize..).unwrap_or_default();
+    let directory = rest.first();
+    rest.iter()
+        .skip(1)
+        .take_while(move |entry| directory.is_some_and(|directory| entry.path.is_below(&directory.path)))
+}
+
+/// Takes back the removals of what is protected, of what lies below it and of the directories above it.
+fn without_protected(
+    changes: Vec<Change>,
+    present: &Manifest,
+    protects: impl Fn(&Entry) -> bool,
+) -> Vec<Change> {
+    // Backwards, so that children come before their directory.
+    let mut kept_below: Option<TreePath> = None;
+    let mut kept: Vec<Change> = Vec::with_capacity(changes.len());
+    for change in changes.into_iter().rev() {
+        if let Change::Remove { at } = change
+            && let Some(entry) = present.get(at)
+        {
+            let holds_kept = kept_below.as_ref().is_some_and(|path| path.is_below(&entry.path));
+            if holds_kept || protects(entry) {
+                kept_below = Some(entry.path.clone());
+                continue;
+            }
+        }
+        kept.push(change);
+    }
+    kept.reverse();
+    kept
+}
+
+/// Walks two sorted lists together.
+struct LockStep<'a> {
+    wanted: &'a [Entry],
+    present: &'a [Entry],
+    id: usize,
+    at: usize,
+}
+
+type Indexed<'a> = Option<(u32, &'a Entry)>;
+
+impl<'a> LockStep<'a> {
+    fn next(&mut self) -> Option<(Indexed<'a>, Indexed<'a>)> {
+        let wanted = self.wanted.get(self.id);
+        let present = self.present.get(self.at);
+        let (take_wanted, take_present) = match (wanted, present) {
+            (None, None) => return None,
+            (Some(_), None) => (true, false),
+            (None, Some(_)) => (false, true),
+            (Some(wanted), Some(present)) => {
+                let order = wanted.path.cmp(&present.path);
+                (order.is_le(), order.is_ge())
+            }
+        };
+        let left = wanted.filter(|_| take_wanted).map(|entry| (index(self.id), entry));
+        let right = present.filter(|_| take_present).map(|entry| (index(self.at), entry));
+        self.id += usize::from(take_wanted);
+        self.at += usize::from(take_present);
+        Some((left, right))
+    }
+}
+
+fn index(position: usize) -> u32 {
+    // `ENTRIES_MAX` fits in 32 bits.
+    u32::try_from(position).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::entry::Time;
+
+    const RULES: Rules = Rules { delete: false, checksum: false, mode_mask: 0o7777 };
+    const DELETE: Rules = Rules { delete: true, ..RULES };
+
+    /// A tree in a line: `d/` a directory, `l>t` a link to t, `f:3` a file of 3 bytes, `f:3@9` with time 9.
+    fn tree(text: &str) -> Manifest {
+        let entries = text.split_whitespace().map(|word| {
+            let (word, seconds) = word.split_once('@').unwrap_or((word, "1"));
+            let (path, kind) = if let Some(path) = word.strip_suffix('/') {
+                (path, Kind::Directory)
+            } else if let Some((path, target)) = word.split_once('>') {
+                (path, Kind::Symlink { target: target.as_bytes().into() })
+            } else {
+                let (path, size) = word.split_once(':').unwrap();
+                (path, Kind::File { size: size.parse().unwrap(), hash: None })
+            };
+            let mtime = Time::new(seconds.parse().unwrap(), 0).unwrap();
+            Entry { path: TreePath::new(path.as_bytes()).unwrap(), kind, mode: 0o644, mtime }
+        });
+        Manifest::new(entries.collect()).unwrap()
+    }
+
+    fn decisions(wanted: &str, present: &str, rules: Rules) -> Vec<String> {
+        let (wanted, present) = (tree(wanted), tree(present));
+        let name = |manifest: &Manifest, at: u32| manifest.get(at).unwrap().path.to_string();
+        compare(&wanted, &present, rules, |entry| entry.path.name().starts_with(b"keep"))
+            .into_iter()
+            .map(|change| match change {
+                Change::Create { id } => format!("create {}", name(&wanted, id)),
+                Change::Update { id, .. } => format!("update {}", name(&wanted, id)),
+                Change::Adjust { id, .. } => format!("adjust {}", name(&wanted, id)),
+                Change::Replace { id, .. } => format!("replace {}", name(&wanted, id)),
+                Change::Obstacle { id, .. } => format!("obstacle {}", name(&wanted, id)),
+                Change::Remove { at } => format!("remove {}", name(&present, at)),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_pair_of_kinds_has_its_decision() {
+        let none: [&str; 0] = [];
+        for (wanted, present, rules, expected) in [
+            ("", "", DELETE, &none[..]),
+            ("a/ a/f:1 l>t", "a/ a/f:1 l>t", DELETE, &[]),
+            ("a/", "", RULES, &["create a"]),
+            ("a:1", "", RULES, &["create a"]),
+            ("a>t", "", RULES, &["create a"]),
+            ("a/@2", "a/", RULES, &["adjust a"]),
+            ("a:1@2", "a:1", RULES, &["update a"]),
+            ("a:2", "a:1", RULES, &["update a"]),
+            ("a>t@2", "a>t", RULES, &["adjust a"]),
+            ("a>u", "a>t", RULES, &["update a"]),
+            ("a>t", "a:1", RULES, &["update a"]),
+            ("a:1", "a>t", RULES, &["update a"]),
+            ("a/", "a:1", RULES, &["replace a"]),
+            ("a/ a/f:1", "a>t", RULES, &["replace a", "create a/f"]),
+            ("a:1", "a/", RULES, &["replace a"]),
+            ("a:1", "a/ a/b:1", RULES, &["obstacle a"]),
+            ("a:1", "a/ a/b:1", DELETE, &["replace a"]),
+            ("a:1", "a/ a/b:1 a/keep:1", DELETE, &["obstacle a"]),
+            ("b:1", "a:1 b:1 c/ c/d:1", RULES, &[]),
+            ("b:1", "a:1 b:1 c/ c/d:1", DELETE, &["remove a", "remove c", "remove c/d"]),
+        ] {
+            assert_eq!(decisions(wanted, present, rules), expected, "{wanted} | {present}");
+        }
+    }
+
+    #[test]
+    fn what_is_protected_stays_with_the_directories_above_it() {
+        assert_eq!(
+            decisions("z:1", "a/ a/b/ a/b/keep:1 a/c:1 keep/ z:1", DELETE),
+            ["remove a/c"],
+            "the directories hold something that stays"
+        );
+    }
+
+    #[test]
+    fn a_checksum_decides_alone() {
+        let hashed = |seconds, content: &[u8]| {
+            let kind = Kind::File { size: 1, hash: Some(crate::content::hash::Hash::of(content)) };
+            let path = TreePath::new(&b"a"[..]).unwrap();
+            Manifest::new(vec![Entry { path, kind, mode: 0, mtime: Time::new(seconds, 0).unwrap() }]).unwrap()
+        };
+        let rules = Rules { checksum: true, ..RULES };
+        let decide = |a: &Manifest, b: &Manifest| compare(a, b, rules, |_| false);
+        assert_eq!(decide(&hashed(1, b"x"), &hashed(1, b"x")), []);
+        assert_eq!(decide(&hashed(1, b"x"), &hashed(1, b"y")), [Change::Update { id: 0, at: 0 }]);
+        assert_eq!(decide(&hashed(1, b"x"), &hashed(2, b"x")), [Change::Adjust { id: 0, at: 0 }]);
+    }
+}

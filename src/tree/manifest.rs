@@ -1,0 +1,368 @@
+//! `Manifest`: a whole tree as a list, and its form on the wire.
+//!
+//! A manifest is *sorted* (in [`TreePath`] order, no path twice) and *closed* (the parent of every entry is a
+//! directory of the same manifest), so a receiver can walk it in lock step with its own and never meets an
+//! entry whose parent it has not seen. Both are checked when it is decoded: a symlink `d` followed by `d/f`
+//! is not a manifest.
+//!
+//! On the wire it is cut into blocks of at most [`BLOCK_ENTRIES`] entries. In a block each path is
+//! front-coded (how many bytes it shares with the one before, then the rest) and each time is the difference
+//! to the one before; postcard makes varints of the numbers. Blocks decode by themselves, so memory for the
+//! encoded form is bounded by one block.
+
+use serde::{Deserialize, Serialize};
+
+use crate::content::hash::Hash;
+use crate::tree::entry::{Entry, Kind, LINK_BYTES_MAX, MODE_MASK, SIZE_MAX, Time};
+use crate::tree::path::{PathError, TreePath};
+
+/// Entries in one block: about 64 KiB encoded for a source tree.
+pub const BLOCK_ENTRIES: usize = 2048;
+
+/// Most entries of one tree. At some 110 bytes each this is what a receiver can be made to hold.
+pub const ENTRIES_MAX: usize = 4_000_000;
+
+/// Why bytes are not a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// The block does not have the form of a block.
+    #[error("a block of the manifest is malformed")]
+    Malformed,
+    /// A name is not allowed.
+    #[error("the manifest holds a path that is not allowed: {0}")]
+    Path(#[from] PathError),
+    /// An entry does not come after the one before it.
+    #[error("the manifest is out of order at {0}")]
+    Order(TreePath),
+    /// An entry's parent is not a directory of the manifest.
+    #[error("the manifest lists {0} without its directory")]
+    Orphan(TreePath),
+    /// A size, mode, time or link target is outside what is allowed.
+    #[error("the manifest gives {0} an impossible {1}")]
+    Field(TreePath, &'static str),
+    /// More than [`ENTRIES_MAX`] entries.
+    #[error("the manifest has more than {ENTRIES_MAX} entries")]
+    TooMany,
+}
+
+/// A sorted, closed list of entries. An entry's index is its id in an exchange.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Manifest {
+    entries: Vec<Entry>,
+}
+
+impl Manifest {
+    /// Makes a manifest of entries that are in order.
+    ///
+    /// # Errors
+    /// [`ManifestError`] where they are not sorted, closed and within limits.
+    pub fn new(entries: Vec<Entry>) -> Result<Self, ManifestError> {
+        let mut checker = Checker::default();
+        let mut previous = None;
+        for entry in &entries {
+            checker.check(previous, entry)?;
+            previous = Some(&entry.path);
+        }
+        if entries.len() > ENTRIES_MAX {
+            return Err(ManifestError::TooMany);
+        }
+        Ok(Self { entries })
+    }
+
+    /// The entries in order.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The entry with this id.
+    #[must_use]
+    pub fn get(&self, id: u32) -> Option<&Entry> {
+        self.entries.get(id as usize)
+    }
+
+    /// Every entry with its id, in order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (u32, &Entry)> {
+        // `ENTRIES_MAX` fits in 32 bits.
+        #[allow(clippy::cast_possible_truncation)]
+        self.entries.iter().enumerate().map(|(id, entry)| (id as u32, entry))
+    }
+
+    /// How many entries there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The entry at `path`, by binary search.
+    #[must_use]
+    pub fn find(&self, path: &TreePath) -> Option<&Entry> {
+        let index = self.entries.binary_search_by(|entry| entry.path.cmp(path)).ok()?;
+        self.entries.get(index)
+    }
+
+    /// The wire form, block by block.
+    pub fn blocks(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.entries.chunks(BLOCK_ENTRIES).map(encode_block)
+    }
+}
+
+/// Puts a manifest together from its blocks.
+#[derive(Debug, Default)]
+pub struct Builder {
+    entries: Vec<Entry>,
+    checker: Checker,
+}
+
+impl Builder {
+    /// Takes in the next block.
+    ///
+    /// # Errors
+    /// [`ManifestError`] for anything that is not the next block of a manifest; nothing of it is to be used
+    /// afterwards.
+    pub fn push(&mut self, block: &[u8]) -> Result<(), ManifestError> {
+        let mut rest = block;
+        let mut path_bytes = Vec::new();
+        let mut seconds = 0_i64;
+        for _ in 0..BLOCK_ENTRIES {
+            if rest.is_empty() {
+                return Ok(());
+            }
+            let (wire, after): (WireEntry<'_>, _) =
+                postcard::take_from_bytes(rest).map_err(|_| ManifestError::Malformed)?;
+            rest = after;
+            let shared = usize::from(wire.shared);
+            if shared > path_bytes.len() {
+                return Err(ManifestError::Malformed);
+            }
+            path_bytes.truncate(shared);
+            path_bytes.extend_from_slice(wire.suffix);
+            let path = TreePath::new(path_bytes.as_slice())?;
+            seconds = seconds.wrapping_add(wire.seconds_delta);
+            let entry = wire.into_entry(path, seconds)?;
+            self.checker.check(self.entries.last().map(|last| &last.path), &entry)?;
+            if self.entries.len() == ENTRIES_MAX {
+                return Err(ManifestError::TooMany);
+            }
+            self.entries.push(entry);
+        }
+        if rest.is_empty() { Ok(()) } else { Err(ManifestError::Malformed) }
+    }
+
+    /// How many entries have arrived.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nothing has arrived.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The manifest of all blocks so far.
+    #[must_use]
+    pub fn finish(self) -> Manifest {
+        Manifest { entries: self.entries }
+    }
+}
+
+/// Checks order and closure as entries come by; holds the directories above the current entry.
+#[derive(Debug, Default)]
+struct Checker {
+    ancestors: Vec<TreePath>,
+}
+
+impl Checker {
+    fn check(&mut self, previous: Option<&TreePath>, entry: &Entry) -> Result<(), ManifestError> {
+        if previous.is_some_and(|previous| *previous >= entry.path) {
+            return Err(ManifestError::Order(entry.path.clone()));
+        }
+        while self.ancestors.last().is_some_and(|directory| !entry.path.is_below(directory)) {
+            self.ancestors.pop();
+        }
+        let parent = entry.path.split_last().0;
+        if parent != self.ancestors.last().map(TreePath::as_bytes) {
+            return Err(ManifestError::Orphan(entry.path.clone()));
+        }
+        if entry.is_directory() {
+            self.ancestors.push(entry.path.clone());
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireEntry<'a> {
+    shared: u16,
+    #[serde(borrow, with = "serde_bytes")]
+    suffix: &'a [u8],
+    mode: u16,
+    seconds_delta: i64,
+    nanos: u32,
+    #[serde(borrow)]
+    kind: WireKind<'a>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum WireKind<'a> {
+    Directory,
+    File {
+        size: u64,
+    },
+    HashedFile {
+        size: u64,
+        hash: Hash,
+    },
+    Symlink {
+        #[serde(borrow, with = "serde_bytes")]
+        target: &'a [u8],
+    },
+}
+
+impl WireEntry<'_> {
+    fn into_entry(self, path: TreePath, seconds: i64) -> Result<Entry, ManifestError> {
+        let kind = match self.kind {
+            WireKind::Directory => Kind::Directory,
+            WireKind::File { size } => Kind::File { size, hash: None },
+            WireKind::HashedFile { size, hash } => Kind::File { size, hash: Some(hash) },
+            WireKind::Symlink { target } => Kind::Symlink { target: target.into() },
+        };
+        let Some(mtime) = Time::new(seconds, self.nanos) else {
+            return Err(ManifestError::Field(path, "modification time"));
+        };
+        if self.mode & !MODE_MASK != 0 {
+            return Err(ManifestError::Field(path, "mode"));
+        }
+        match &kind {
+            Kind::File { size, .. } if *size > SIZE_MAX => return Err(ManifestError::Field(path, "size")),
+            Kind::Symlink { target }
+                if target.is_empty() || target.len() > LINK_BYTES_MAX || target.contains(&0) =>
+            {
+                return Err(ManifestError::Field(path, "link target"));
+            }
+            _ => {}
+        }
+        Ok(Entry { path, kind, mode: self.mode, mtime })
+    }
+}
+
+fn encode_block(entries: &[Entry]) -> Vec<u8> {
+    let mut block = Vec::with_capacity(entries.len() * 32);
+    let mut previous: &[u8] = &[];
+    let mut seconds = 0_i64;
+    for entry in entries {
+        let path = entry.path.as_bytes();
+        let shared = path.iter().zip(previous).take_while(|(a, b)| a == b).count();
+        let wire = WireEntry {
+            // A path is at most 8,192 bytes long.
+            shared: u16::try_from(shared).unwrap_or(0),
+            suffix: path.get(shared..).unwrap_or_default(),
+            mode: entry.mode,
+            seconds_delta: entry.mtime.seconds().wrapping_sub(seconds),
+            nanos: entry.mtime.nanos(),
+            kind: match &entry.kind {
+                Kind::Directory => WireKind::Directory,
+                Kind::File { size, hash: None } => WireKind::File { size: *size },
+                Kind::File { size, hash: Some(hash) } => WireKind::HashedFile { size: *size, hash: *hash },
+                Kind::Symlink { target } => WireKind::Symlink { target },
+            },
+        };
+        block = match postcard::to_extend(&wire, block) {
+            Ok(block) => block,
+            // Writing numbers and bytes to a `Vec` cannot fail.
+            Err(error) => unreachable!("encoding a manifest entry: {error}"),
+        };
+        previous = path;
+        seconds = entry.mtime.seconds();
+    }
+    block
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(path: &str, kind: Kind) -> Entry {
+        Entry {
+            path: TreePath::new(path.as_bytes()).unwrap(),
+            kind,
+            mode: 0o644,
+            mtime: Time::new(-5, 999_999_999).unwrap(),
+        }
+    }
+
+    fn file(path: &str) -> Entry {
+        entry(path, Kind::File { size: 7, hash: Some(Hash::of(b"7")) })
+    }
+
+    fn decode(blocks: impl Iterator<Item = Vec<u8>>) -> Result<Manifest, ManifestError> {
+        let mut builder = Builder::default();
+        for block in blocks {
+            builder.push(&block)?;
+        }
+        Ok(builder.finish())
+    }
+
+    #[test]
+    fn a_manifest_survives_the_wire() {
+        let mut entries = vec![entry("d", Kind::Directory)];
+        entries.extend((0..5000).map(|n| file(&format!("d/{n:05}"))));
+        entries.push(entry("l", Kind::Symlink { target: b"../\xff"[..].into() }));
+        let manifest = Manifest::new(entries).unwrap();
+        assert!(manifest.blocks().count() > 2);
+        assert_eq!(decode(manifest.blocks()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn what_is_unsorted_doubled_or_orphaned_is_refused() {
+        let link = |path: &str| entry(path, Kind::Symlink { target: b"/etc"[..].into() });
+        for entries in [
+            vec![file("b"), file("a")],
+            vec![file("a"), file("a")],
+            vec![link("a"), entry("a", Kind::Directory)],
+            vec![file("a/b")],
+            vec![link("d"), file("d/f")],
+            vec![file("d"), file("d/f")],
+            vec![entry("d", Kind::Directory), file("e"), file("d/f")],
+        ] {
+            assert!(decode(std::iter::once(encode_block(&entries))).is_err(), "{entries:?}");
+            assert!(Manifest::new(entries).is_err());
+        }
+    }
+
+    #[test]
+    fn impossible_fields_are_refused() {
+        let size = entry("a", Kind::File { size: 1 << 63, hash: None });
+        let empty_link = entry("a", Kind::Symlink { target: b""[..].into() });
+        let nul_link = entry("a", Kind::Symlink { target: b"a\0"[..].into() });
+        let mode = Entry { mode: 0o100_644, ..file("a") };
+        for entry in [size, empty_link, nul_link, mode] {
+            let error = decode(std::iter::once(encode_block(&[entry]))).unwrap_err();
+            assert!(matches!(error, ManifestError::Field(..)), "{error}");
+        }
+        assert!(Time::new(0, 1_000_000_000).is_none());
+        assert!(Time::new(i64::MAX, 0).is_none());
+        assert!(Time::new(i64::MIN, 0).is_none());
+    }
+
+    #[test]
+    fn any_bytes_decode_or_fail_without_panic() {
+        let valid = encode_block(&[entry("d", Kind::Directory), file("d/a"), file("d/b")]);
+        for position in 0..valid.len() {
+            for flip in 0..=255_u8 {
+                let mut block = valid.clone();
+                block[position] ^= flip;
+                let _ = Builder::default().push(&block);
+            }
+            let _ = Builder::default().push(&valid[..position]);
+        }
+    }
+}
