@@ -2,6 +2,7 @@
 
 pub mod content;
 pub mod disk;
+pub mod engine;
 pub mod monitor;
 #[cfg(feature = "client")]
 pub mod remote;

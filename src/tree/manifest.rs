@@ -100,11 +100,11 @@ impl Manifest {
         self.entries.is_empty()
     }
 
-    /// The entry at `path`, by binary search.
+    /// The id of the entry at `path`, by binary search.
     #[must_use]
-    pub fn find(&self, path: &TreePath) -> Option<&Entry> {
+    pub fn position(&self, path: &TreePath) -> Option<u32> {
         let index = self.entries.binary_search_by(|entry| entry.path.cmp(path)).ok()?;
-        self.entries.get(index)
+        u32::try_from(index).ok()
     }
 
     /// The wire form, block by block.

@@ -1,5 +1,149 @@
-//! The hello: how two ends find each other in a byte stream.
+//! The hello: how two ends find each other in a byte stream, and what the client orders.
+
+use std::io::{self, Read, Write};
+
+use serde::{Deserialize, Serialize};
+
+use crate::tree::filter::{RULES_MAX, Rule};
+use crate::wire::frame::{FrameError, FrameReader, FrameWriter};
 
 /// The first bytes that either side sends. The NUL keeps it out of any login banner; the CR LF shows a
 /// channel that translates line ends.
 pub const MAGIC: [u8; 8] = *b"\0KSYNC\r\n";
+
+/// Version of everything after the hello.
+pub const VERSION: u16 = 1;
+
+/// Which part a side plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Has the files.
+    Sender,
+    /// Wants the files.
+    Receiver,
+}
+
+/// What both sides of a run go by.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Options {
+    /// Remove from the destination what the source does not have.
+    pub delete: bool,
+    /// Change nothing.
+    pub dry_run: bool,
+    /// Compare by content instead of size and time.
+    pub checksum: bool,
+    /// Tell every change.
+    pub list_changes: bool,
+    /// Pass content through zstd.
+    pub compress: bool,
+    /// Let set-user-id, set-group-id and sticky bits through.
+    pub special_bits: bool,
+    /// Leave out links that lead out of the tree.
+    pub safe_links: bool,
+    /// Which entries take part.
+    pub rules: Vec<Rule>,
+}
+
+/// What the agent is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The agent's part.
+    pub role: Role,
+    /// The path as bytes, as it was typed; relative to the home directory.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// What both sides go by.
+    pub options: Options,
+}
+
+/// What a side says first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`].
+    pub version: u16,
+    /// From the client: what the agent is to do.
+    pub order: Option<Order>,
+}
+
+/// Why there is no hello.
+#[derive(Debug, thiserror::Error)]
+pub enum HelloError {
+    /// The stream does not begin with [`MAGIC`].
+    #[error("what answers is not ksync")]
+    Magic,
+    /// The other end speaks another version.
+    #[error("the other end speaks version {0} of the protocol, not {VERSION}")]
+    Version(u16),
+    /// The hello is malformed or too long.
+    #[error("the other end's hello is malformed")]
+    Malformed,
+    /// The stream ended or failed.
+    #[error("waiting for the other end's hello")]
+    Stream(#[from] FrameError),
+}
+
+/// Writes the magic and the hello.
+///
+/// # Errors
+/// What writing gives.
+pub fn write(writer: &mut impl Write, order: Option<Order>) -> io::Result<()> {
+    let hello = Hello { version: VERSION, order };
+    let bytes = postcard::to_stdvec(&hello).map_err(io::Error::other)?;
+    writer.write_all(&MAGIC)?;
+    FrameWriter::new(&mut *writer, false).write(&bytes)?;
+    writer.flush()
+}
+
+/// Reads the magic and the hello.
+///
+/// # Errors
+/// [`HelloError`].
+pub fn read(reader: &mut impl Read) -> Result<Hello, HelloError> {
+    let mut magic = [0; MAGIC.len()];
+    reader.read_exact(&mut magic).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => HelloError::Stream(FrameError::Closed),
+        _ => HelloError::Stream(error.into()),
+    })?;
+    if magic != MAGIC {
+        return Err(HelloError::Magic);
+    }
+    let bytes = FrameReader::new(reader).read()?;
+    // The version comes first and stays first, so that it can be read whatever follows.
+    let (version, _) = postcard::take_from_bytes::<u16>(&bytes).map_err(|_| HelloError::Malformed)?;
+    if version != VERSION {
+        return Err(HelloError::Version(version));
+    }
+    let hello: Hello = postcard::from_bytes(&bytes).map_err(|_| HelloError::Malformed)?;
+    let rules = hello.order.as_ref().map_or(0, |order| order.options.rules.len());
+    if rules > RULES_MAX { Err(HelloError::Malformed) } else { Ok(hello) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order() -> Order {
+        Order { role: Role::Receiver, path: b"/tmp/\xff".to_vec(), options: Options::default() }
+    }
+
+    #[test]
+    fn a_hello_survives_the_wire() {
+        let mut stream = Vec::new();
+        write(&mut stream, Some(order())).unwrap();
+        let hello = read(&mut stream.as_slice()).unwrap();
+        assert_eq!(hello, Hello { version: VERSION, order: Some(order()) });
+    }
+
+    #[test]
+    fn another_version_is_named_whatever_follows_it() {
+        let mut stream = MAGIC.to_vec();
+        FrameWriter::new(&mut stream, false).write(&[9, 0xff, 0xff]).unwrap();
+        assert!(matches!(read(&mut stream.as_slice()), Err(HelloError::Version(9))));
+    }
+
+    #[test]
+    fn what_is_not_ksync_is_said_to_be_so() {
+        assert!(matches!(read(&mut &b"SSH-2.0-OpenSSH"[..]), Err(HelloError::Magic)));
+        assert!(matches!(read(&mut &b""[..]), Err(HelloError::Stream(FrameError::Closed))));
+    }
+}

@@ -1,3 +1,42 @@
-//! The wire: messages, frames and the hello. Does not know who speaks.
+//! The wire: what two ends say to each other.
+//!
+//! # Participants
+//! The *client* is where a person typed `ksync`; the *agent* is the process that it started on the other
+//! machine. The *sender* has the files, the *receiver* wants them. The client is either one; the agent is
+//! the other. In a local copy both are threads of one process.
+//!
+//! # Goals
+//! One round trip from the first byte to the list of what has to travel; nothing that grows with the tree
+//! waits for an answer; every length is bounded before memory is taken for it; a receiver can be made to
+//! name nothing but what it was offered, and a sender to read nothing but what it offered.
+//!
+//! # Non-goals
+//! Authentication and secrecy are SSH's. Compatibility between versions is not needed, since the client
+//! puts the agent of its own build on the other machine and finds it by its hash; the version in the hello
+//! only turns a mistake into a clear error.
+//!
+//! # The exchange
+//! Each side sends [`hello::MAGIC`], a hello frame, then frames of one message each. Neither waits for the
+//! other's hello.
+//!
+//! ```text
+//!  SENDER                                     RECEIVER
+//!  Subject ──────────────────────────────────► opens the destination and lists it
+//!  Ignores · Entries… · Offered ─────────────► compares
+//!    ◄─────────────────────────────────── Wants (what is there already: staged prefix, old chunks)
+//!  Files (small ones whole, many at a time) ─►
+//!  SignRequest ──────────────────────────────► (only where chunks of an old version left gaps)
+//!    ◄────────────────────────────── Signatures
+//!  Pieces … Pieces with the hash ────────────► stages, verifies, renames
+//!    ◄──────────────────────────────── Finished, when times are set and what was not wanted is removed
+//! ```
+//! The agent passes on what it observes as `Note`. A side that has to stop says why with `Abort`.
+//!
+//! # Flow control
+//! A receiver has at most [`message::WANTS_MAX`] wants without an answer, so a sender can always take in
+//! what arrives; a sender stops when the channel does. A sender works on at most
+//! [`message::STREAMS_MAX`] files at a time.
 
+pub mod frame;
 pub mod hello;
+pub mod message;

@@ -1,0 +1,1 @@
+//! Two machines in a jar (to be filled).

@@ -1,0 +1,259 @@
+//! The plan: the decisions of a comparison, put in the order in which they are safe to carry out.
+//!
+//! First what stands in the way goes and directories are made; then contents come; then links and times;
+//! then, when everything has arrived and is verified, what is not wanted goes; directory times last and
+//! deepest first, since every change inside a directory moves its time.
+
+use std::collections::{BTreeSet, HashSet, VecDeque};
+
+use crate::engine::work::Step;
+use crate::monitor::{Action, Event, Problem, Trouble, What};
+use crate::tree::compare::{Change, Rules, compare};
+use crate::tree::entry::{Entry, Kind};
+use crate::tree::filter::Filter;
+use crate::tree::manifest::Manifest;
+use crate::tree::path::TreePath;
+use crate::wire::message::Tally;
+
+/// A file whose content is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fetch {
+    pub(super) id: u32,
+    /// The old version, a position in the present manifest.
+    pub(super) at: Option<u32>,
+}
+
+/// What a receiver is going to do.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    changes: Vec<Change>,
+    /// Clear the way and make directories, in path order.
+    pub(super) first: Vec<Step>,
+    pub(super) fetch: VecDeque<Fetch>,
+    pub(super) adjust: Vec<Step>,
+    /// Children before their directories.
+    pub(super) remove: Vec<Step>,
+    /// Children before their directories.
+    pub(super) directory_times: Vec<Step>,
+    /// Whether an earlier run left something staged.
+    pub(super) has_staged: bool,
+    updates: HashSet<u32>,
+    adjusts: HashSet<u32>,
+    unsafe_links: Vec<u32>,
+}
+
+impl Plan {
+    /// Compares the trees and puts what is to be done in order.
+    pub(super) fn new(
+        wanted: &Manifest,
+        present: &Manifest,
+        rules: Rules,
+        filter: &Filter,
+        safe_links: bool,
+        has_staged: bool,
+    ) -> Self {
+        let protects = |entry: &Entry| filter.excludes_within(&entry.path, entry.is_directory());
+        let changes = compare(wanted, present, rules, protects);
+        let mut plan = Self { has_staged, ..Self::default() };
+        let mut touched = Touched::new(wanted);
+        for change in &changes {
+            plan.add(*change, wanted, present, safe_links);
+            touched.add(*change, present);
+        }
+        plan.remove.reverse();
+        plan.directory_times = touched.directories.into_iter().rev().map(|id| Step::Adjust { id }).collect();
+        plan.changes = changes;
+        plan
+    }
+
+    fn add(&mut self, change: Change, wanted: &Manifest, present: &Manifest, safe_links: bool) {
+        match change {
+            Change::Create { id } => self.make(id, None, wanted, safe_links),
+            Change::Update { id, at } => {
+                self.updates.insert(id);
+                let old_is_file = present.get(at).is_some_and(|old| matches!(old.kind, Kind::File { .. }));
+                self.make(id, old_is_file.then_some(at), wanted, safe_links);
+            }
+            Change::Adjust { id, .. } => {
+                self.adjusts.insert(id);
+                if wanted.get(id).is_some_and(|entry| !entry.is_directory()) {
+                    self.adjust.push(Step::Adjust { id });
+                }
+            }
+            Change::Replace { id, at } => {
+                self.first.push(Step::Clear { at });
+                self.make(id, None, wanted, safe_links);
+            }
+            Change::Obstacle { .. } => {}
+            Change::Remove { at } => self.remove.push(Step::Remove { at }),
+        }
+    }
+
+    fn make(&mut self, id: u32, at: Option<u32>, wanted: &Manifest, safe_links: bool) {
+        let Some(entry) = wanted.get(id) else { return };
+        match &entry.kind {
+            Kind::Directory => self.first.push(Step::MakeDirectory { id }),
+            Kind::File { .. } => self.fetch.push_back(Fetch { id, at }),
+            Kind::Symlink { target } if safe_links && leads_out(&entry.path, target) => {
+                self.unsafe_links.push(id);
+            }
+            Kind::Symlink { .. } => self.adjust.push(Step::MakeLink { id }),
+        }
+    }
+
+    /// A file turned out to have the right content already.
+    pub(super) fn only_adjust(&mut self, id: u32) {
+        self.updates.remove(&id);
+        self.adjusts.insert(id);
+        self.adjust.push(Step::Adjust { id });
+    }
+
+    pub(super) fn is_update(&self, id: u32) -> bool {
+        self.updates.contains(&id)
+    }
+
+    /// Whether mode or time of this entry differed, and not only those of what is in it.
+    pub(super) fn is_adjust(&self, id: u32) -> bool {
+        self.adjusts.contains(&id)
+    }
+
+    /// How many files' content is missing, and their bytes.
+    pub(super) fn content(&self, wanted: &Manifest) -> (u64, u64) {
+        let sizes = self.fetch.iter().filter_map(|fetch| wanted.get(fetch.id)).map(Entry::size);
+        (self.fetch.len() as u64, sizes.sum())
+    }
+
+    /// Counts what would be done.
+    pub(super) fn count(&self, wanted: &Manifest, tally: &mut Tally) {
+        for change in &self.changes {
+            match change {
+                Change::Create { .. } | Change::Replace { .. } => tally.created += 1,
+                Change::Update { .. } => tally.updated += 1,
+                Change::Adjust { .. } => tally.adjusted += 1,
+                Change::Remove { .. } => tally.deleted += 1,
+                Change::Obstacle { .. } => {}
+            }
+        }
+        (tally.files, tally.sent_bytes) = self.content(wanted);
+    }
+
+    /// What the plan leaves out, and why.
+    pub(super) fn problems(&self, wanted: &Manifest) -> Vec<Problem> {
+        let problem = |id: u32, trouble, cause: &str| {
+            let path = wanted.get(id).map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default();
+            Problem { trouble, path, cause: cause.to_owned() }
+        };
+        let obstacles = self.changes.iter().filter_map(|change| match change {
+            Change::Obstacle { id, .. } => Some(problem(
+                *id,
+                Trouble::Obstacle,
+                "a directory that is not empty stands in its place, and its content may not be deleted",
+            )),
+            _ => None,
+        });
+        let links = self
+            .unsafe_links
+            .iter()
+            .map(|&id| problem(id, Trouble::Unsafe, "the link leads out of the tree and was left out"));
+        obstacles.chain(links).collect()
+    }
+
+    /// The decisions in path order, for eyes.
+    pub(super) fn events(&self, wanted: &Manifest, present: &Manifest) -> Vec<Event> {
+        let event = |action, entry: Option<&Entry>| {
+            entry.map(|entry| Event::Change {
+                action,
+                what: what(entry),
+                path: entry.path.as_bytes().to_vec(),
+            })
+        };
+        let events = self.changes.iter().filter_map(|change| match *change {
+            Change::Create { id } | Change::Replace { id, .. } => event(Action::Create, wanted.get(id)),
+            Change::Update { id, .. } => event(Action::Update, wanted.get(id)),
+            Change::Adjust { id, .. } => event(Action::Adjust, wanted.get(id)),
+            Change::Remove { at } => event(Action::Delete, present.get(at)),
+            Change::Obstacle { .. } => None,
+        });
+        events.collect()
+    }
+}
+
+fn what(entry: &Entry) -> What {
+    match entry.kind {
+        Kind::Directory => What::Directory,
+        Kind::File { .. } => What::File,
+        Kind::Symlink { .. } => What::Symlink,
+    }
+}
+
+/// Whether a link at `path` points out of the tree, going by names alone.
+fn leads_out(path: &TreePath, target: &[u8]) -> bool {
+    if target.starts_with(b"/") {
+        return true;
+    }
+    let mut depth = path.components().count() - 1;
+    for component in target.split(|&byte| byte == b'/') {
+        match component {
+            b"" | b"." => {}
+            b".." if depth == 0 => return true,
+            b".." => depth -= 1,
+            _ => depth += 1,
+        }
+    }
+    false
+}
+
+/// Collects the directories whose own times a plan moves.
+struct Touched<'a> {
+    wanted: &'a Manifest,
+    directories: BTreeSet<u32>,
+    /// The parent that was looked up last: neighbours share it.
+    last_parent: Option<Vec<u8>>,
+}
+
+impl<'a> Touched<'a> {
+    fn new(wanted: &'a Manifest) -> Self {
+        Self { wanted, directories: BTreeSet::new(), last_parent: None }
+    }
+
+    fn add(&mut self, change: Change, present: &Manifest) {
+        let entry = match change {
+            Change::Create { id } | Change::Update { id, .. } | Change::Replace { id, .. } => {
+                self.wanted.get(id)
+            }
+            Change::Adjust { id, .. } => {
+                if self.wanted.get(id).is_some_and(Entry::is_directory) {
+                    self.directories.insert(id);
+                }
+                return;
+            }
+            Change::Remove { at } => present.get(at),
+            Change::Obstacle { .. } => None,
+        };
+        let Some(entry) = entry else { return };
+        if entry.is_directory() {
+            self.directories.extend(self.wanted.position(&entry.path));
+        }
+        let parent = entry.path.split_last().0;
+        if parent != self.last_parent.as_deref() {
+            self.last_parent = parent.map(<[u8]>::to_vec);
+            self.directories.extend(entry.path.parent().and_then(|parent| self.wanted.position(&parent)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_that_lead_out_are_told_from_those_that_stay() {
+        let path = TreePath::new(&b"a/b/link"[..]).unwrap();
+        for target in [&b"/etc"[..], b"../../../x", b"../../..", b"c/../../../../x"] {
+            assert!(leads_out(&path, target), "{}", crate::tree::path::escape(target));
+        }
+        for target in [&b"x"[..], b"../../x", b"./..", b"c/d/../../../../a", b"..."] {
+            assert!(!leads_out(&path, target), "{}", crate::tree::path::escape(target));
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! The sender: offers a tree and answers wants.
+//!
+//! ```text
+//! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Read ─► Files
+//!                                                              └► Source… ─► SignRequest / Pieces / Files
+//! Finished ─► done
+//! ```
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use serde_bytes::ByteBuf;
+
+use crate::content::hash::Hash;
+use crate::engine::work::{Fault, Outcome, Scanned, SourceNext, SourceStep, Work};
+use crate::engine::{Config, Desk, Engine, Input, Output};
+use crate::monitor::{Event, Problem};
+use crate::tree::entry::{Entry, Kind};
+use crate::tree::manifest::Manifest;
+use crate::wire::message::{
+    AbortKind, Body, CONTENT_BYTES_MAX, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, Subject, WANTS_MAX, Want,
+};
+
+/// Longest file that is sent whole although the receiver has an old version: asking for signatures costs a
+/// round trip and saves little.
+const WHOLE_BYTES_MAX: u64 = 16 << 10;
+
+/// Most small files in one `Read`.
+const READ_FILES_MAX: usize = 512;
+
+/// Most works on content at a time: enough to keep disk, hash and channel busy at once.
+const WORKS_MAX: usize = 4;
+
+/// How often a file may be asked for: once, and once more after its content arrived damaged.
+const ASKS_MAX: u8 = 2;
+
+/// The side that has the files.
+#[derive(Debug)]
+pub struct Sender {
+    desk: Desk,
+    manifest: Option<Arc<Manifest>>,
+    /// Wants that wait for their turn.
+    small: VecDeque<Want>,
+    large: VecDeque<Want>,
+    /// Larger files on their way.
+    streams: HashMap<u32, Stream>,
+    /// How often each file was asked for.
+    asks: HashMap<u32, u8>,
+    /// Files that were asked for and not answered.
+    unanswered: HashSet<u32>,
+    reads: usize,
+}
+
+/// Where a larger file stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    /// A work is under way.
+    Working,
+    /// The receiver is to sign this many windows.
+    Signing(usize),
+}
+
+impl Sender {
+    /// A sender that begins by finding and listing its source.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let mut desk = Desk::new(config.relay);
+        desk.start(Work::Find);
+        Self {
+            desk,
+            manifest: None,
+            small: VecDeque::new(),
+            large: VecDeque::new(),
+            streams: HashMap::new(),
+            asks: HashMap::new(),
+            unanswered: HashSet::new(),
+            reads: 0,
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Wants(wants) => wants.into_iter().for_each(|want| self.want(want)),
+            Message::Signatures { id, signatures } => match self.streams.get(&id) {
+                // No signatures at all: the old version cannot be read any more.
+                Some(Stream::Signing(count)) if signatures.is_empty() || signatures.len() == *count => {
+                    self.streams.insert(id, Stream::Working);
+                    let signatures = signatures.into_iter().map(ByteBuf::into_vec).collect();
+                    self.desk.start(Work::Source { id, step: SourceStep::Signatures(signatures) });
+                }
+                _ => self.desk.protocol_error("signatures that nobody asked for"),
+            },
+            Message::Finished(_) if !self.unanswered.is_empty() || self.manifest.is_none() => {
+                self.desk.protocol_error("finished before everything was answered");
+            }
+            Message::Finished(tally) => self.desk.finish(tally),
+            Message::Note(event) => self.desk.note(event),
+            Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
+            Message::Subject(_)
+            | Message::Ignores(_)
+            | Message::Entries(_)
+            | Message::Offered { .. }
+            | Message::Files(_)
+            | Message::SignRequest { .. }
+            | Message::Pieces { .. } => self.desk.protocol_error("a message that only a sender sends"),
+        }
+    }
+
+    fn want(&mut self, want: Want) {
+        let entry = self.manifest.as_ref().and_then(|manifest| manifest.get(want.id));
+        let Some(size) = entry.and_then(|entry| match entry.kind {
+            Kind::File { size, .. } => Some(size),
+            Kind::Directory | Kind::Symlink { .. } => None,
+        }) else {
+            return self.desk.protocol_error("a want for what was not offered as a file");
+        };
+        let asked = self.asks.entry(want.id).or_default();
+        *asked += 1;
+        if *asked > ASKS_MAX || !self.unanswered.insert(want.id) {
+            return self.desk.protocol_error("a file was asked for too often");
+        }
+        if self.unanswered.len() > WANTS_MAX {
+            return self.desk.protocol_error("too many wants without an answer");
+        }
+        self.desk.progress(Event::Planned { files: 1, bytes: size });
+        let nothing_there = want.staged.is_none() && want.old.is_none();
+        if size <= if nothing_there { SMALL_BYTES_MAX } else { WHOLE_BYTES_MAX } {
+            self.small.push_back(want);
+        } else {
+            self.large.push_back(want);
+        }
+    }
+
+    fn outcome(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Find(Ok(subject)) => self.found(subject),
+            Outcome::Scan(Ok(scanned)) => self.scanned(scanned),
+            Outcome::Find(Err(fault)) | Outcome::Scan(Err(fault)) => self.fatal(fault),
+            Outcome::Read(files) => self.read(files),
+            Outcome::Source(id, Ok((ops, next))) => self.source(id, ops, next),
+            Outcome::Source(id, Err(fault)) => {
+                self.streams.remove(&id);
+                if self.complain(id, fault) {
+                    self.unanswered.remove(&id);
+                    self.desk.send(Message::Files(vec![(id, Body::Skipped)]));
+                }
+            }
+            other => self.desk.protocol_error(&format!("an outcome that no sender asked for: {other:?}")),
+        }
+    }
+
+    fn found(&mut self, subject: Subject) {
+        self.desk.send(Message::Subject(subject));
+        self.desk.start(Work::Scan);
+    }
+
+    fn scanned(&mut self, scanned: Scanned) {
+        let Scanned { manifest, ignores, problems, complete } = scanned;
+        let bytes = manifest.entries().iter().map(Entry::size).sum();
+        self.desk.report(Event::Scanned { entries: manifest.len() as u64, bytes });
+        problems.into_iter().for_each(|problem| self.desk.problem(problem));
+        for files in ignores.chunks(16) {
+            self.desk.send(Message::Ignores(files.to_vec()));
+        }
+        for block in manifest.blocks() {
+            self.desk.send(Message::Entries(ByteBuf::from(block)));
+        }
+        self.desk.send(Message::Offered { complete });
+        self.manifest = Some(manifest);
+    }
+
+    fn read(&mut self, files: Vec<(u32, Result<(Option<Vec<u8>>, Hash), Fault>)>) {
+        self.reads -= 1;
+        let mut answers = Vec::with_capacity(files.len());
+        for (id, result) in files {
+            let body = match result {
+                Ok((Some(data), hash)) => {
+                    self.desk.progress(Event::Moved { bytes: data.len() as u64 });
+                    Body::Whole { hash, data: ByteBuf::from(data) }
+                }
+                Ok((None, hash)) => {
+                    self.matched(id);
+                    Body::Same { hash }
+                }
+                Err(fault) => {
+                    if !self.complain(id, fault) {
+                        return;
+                    }
+                    Body::Skipped
+                }
+            };
+            self.unanswered.remove(&id);
+            answers.push((id, body));
+        }
+        self.desk.send(Message::Files(answers));
+    }
+
+    fn source(&mut self, id: u32, ops: Vec<Op>, next: SourceNext) {
+        let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
+        let made: u64 = ops.iter().map(Op::made_bytes).sum();
+        self.desk.progress(Event::Moved { bytes: sent });
+        self.desk.progress(Event::Matched { bytes: made.saturating_sub(sent) });
+        let end = match next {
+            SourceNext::More => {
+                self.desk.send(Message::Pieces { id, ops, end: None });
+                return self.desk.start(Work::Source { id, step: SourceStep::More });
+            }
+            SourceNext::Sign(windows) => {
+                if !ops.is_empty() {
+                    self.desk.send(Message::Pieces { id, ops, end: None });
+                }
+                self.streams.insert(id, Stream::Signing(windows.len()));
+                return self.desk.send(Message::SignRequest { id, windows });
+            }
+            SourceNext::End(hash) => Message::Pieces { id, ops, end: Some(hash) },
+            SourceNext::Same(hash) => {
+                self.matched(id);
+                Message::Files(vec![(id, Body::Same { hash })])
+            }
+        };
+        self.streams.remove(&id);
+        self.unanswered.remove(&id);
+        self.desk.send(end);
+    }
+
+    /// The receiver has all of this file.
+    fn matched(&mut self, id: u32) {
+        let bytes = self.manifest.as_ref().and_then(|manifest| manifest.get(id)).map_or(0, Entry::size);
+        self.desk.progress(Event::Matched { bytes });
+    }
+
+    /// Reports what is wrong with one file; `false` if that ends the run.
+    fn complain(&mut self, id: u32, fault: Fault) -> bool {
+        match fault {
+            Fault::Entry(trouble, cause) => {
+                let path = self.path(id);
+                self.desk.problem(Problem { trouble, path, cause });
+                true
+            }
+            Fault::Fatal(kind, text) => {
+                self.desk.fail(kind, text);
+                false
+            }
+        }
+    }
+
+    fn fatal(&mut self, fault: Fault) {
+        match fault {
+            Fault::Fatal(kind, text) => self.desk.fail(kind, text),
+            Fault::Entry(_, text) => self.desk.fail(AbortKind::Selection, text),
+        }
+    }
+
+    fn path(&self, id: u32) -> Vec<u8> {
+        let entry = self.manifest.as_ref().and_then(|manifest| manifest.get(id));
+        entry.map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default()
+    }
+
+    /// Starts works while there is room for them.
+    fn pump(&mut self) {
+        while self.reads + self.streams.len() < WORKS_MAX {
+            if let Some(batch) = self.next_batch() {
+                self.reads += 1;
+                self.desk.start(Work::Read(batch));
+            } else if let Some(want) = self.large.pop_front() {
+                self.begin(want);
+            } else {
+                return;
+            }
+        }
+        // Files that wait for signatures keep no disk or channel busy: others may go on meanwhile.
+        while self.streams.len() < STREAMS_MAX && !self.is_working() {
+            let Some(want) = self.large.pop_front() else { return };
+            self.begin(want);
+        }
+    }
+
+    fn begin(&mut self, want: Want) {
+        let id = want.id;
+        self.streams.insert(id, Stream::Working);
+        let path = self.path(id);
+        self.desk.progress(Event::Began { path });
+        self.desk.start(Work::Source { id, step: SourceStep::Begin(want) });
+    }
+
+    fn is_working(&self) -> bool {
+        self.reads > 0 || self.streams.values().any(|stream| *stream == Stream::Working)
+    }
+
+    /// Small files that together make about one message.
+    fn next_batch(&mut self) -> Option<Vec<Want>> {
+        let manifest = self.manifest.as_ref()?;
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(want) = self.small.front() {
+            bytes += manifest.get(want.id).map_or(0, Entry::size) as usize + 64;
+            if batch.len() == READ_FILES_MAX || (bytes > CONTENT_BYTES_MAX && !batch.is_empty()) {
+                break;
+            }
+            batch.extend(self.small.pop_front());
+        }
+        (!batch.is_empty()).then_some(batch)
+    }
+}
+
+impl Engine for Sender {
+    fn input(&mut self, input: Input) {
+        if self.desk.ended.is_some() {
+            return;
+        }
+        match input {
+            Input::Message(message) => self.message(message),
+            Input::Outcome(outcome) => self.outcome(outcome),
+            Input::Closed(cause) => {
+                self.desk.peer_failed(AbortKind::Connection, cause);
+            }
+        }
+    }
+
+    fn poll(&mut self) -> Output {
+        if self.desk.ended.is_none() && self.desk.queue.is_empty() {
+            self.pump();
+        }
+        self.desk.next().unwrap_or(Output::Wait)
+    }
+}

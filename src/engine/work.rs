@@ -1,0 +1,196 @@
+//! Work: what an engine asks to be done on disk and content, as values.
+
+use std::sync::Arc;
+
+use crate::content::hash::Hash;
+use crate::monitor::{Problem, Trouble};
+use crate::tree::filter::IgnoreFile;
+use crate::tree::manifest::Manifest;
+use crate::wire::message::{AbortKind, Op, Subject, Want, Window};
+
+/// Something to be done. Each brings back the [`Outcome`] of the same name.
+#[derive(Debug)]
+pub enum Work {
+    /// Sender: find out what the source is.
+    Find,
+    /// Sender: list the source.
+    Scan,
+    /// Sender: read small files to their end; for each want decide between its content and "the same".
+    Read(Vec<Want>),
+    /// Sender: one step in sending a larger file.
+    Source {
+        /// Which file.
+        id: u32,
+        /// The step.
+        step: SourceStep,
+    },
+    /// Receiver: find or make the destination, lock and list it.
+    Open(Subject),
+    /// Receiver, once, before all other works on the tree: both manifests are known now.
+    Plan {
+        /// The tree as it shall be.
+        wanted: Arc<Manifest>,
+        /// The tree as it is.
+        present: Arc<Manifest>,
+    },
+    /// Receiver: say what is there of a file.
+    Sign {
+        /// Which file.
+        id: u32,
+        /// Its old version, a position in the present manifest.
+        at: Option<u32>,
+    },
+    /// Receiver: sign stretches of the old version.
+    SignWindows {
+        /// Which file.
+        id: u32,
+        /// The stretches.
+        windows: Vec<Window>,
+    },
+    /// Receiver: put small files in place.
+    Store(Vec<SmallFile>),
+    /// Receiver: the next steps in making a larger file.
+    Sink {
+        /// Which file.
+        id: u32,
+        /// The steps.
+        ops: Vec<Op>,
+        /// With the last ones: the hash that must come out. Then the file is put in place.
+        end: Option<Hash>,
+    },
+    /// Receiver: change names, modes and times, in this order.
+    Apply(Vec<Step>),
+    /// Receiver: remove what is no longer needed and set the root's own mode and time.
+    Close(Subject),
+}
+
+/// One step in sending a larger file.
+#[derive(Debug)]
+pub enum SourceStep {
+    /// Open it and find out how much of it the receiver has.
+    Begin(Want),
+    /// Go on with these signatures.
+    Signatures(Vec<Vec<u8>>),
+    /// Go on.
+    More,
+}
+
+/// What a larger file needs next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SourceNext {
+    /// Another step.
+    More,
+    /// Signatures of these stretches of the old version.
+    Sign(Vec<Window>),
+    /// Nothing: this is its hash.
+    End(Hash),
+    /// Nothing: it is the old version, with this hash.
+    Same(Hash),
+}
+
+/// A small file that arrived.
+#[derive(Debug)]
+pub struct SmallFile {
+    /// Which.
+    pub id: u32,
+    /// The hash that was announced.
+    pub hash: Hash,
+    /// The content.
+    pub data: Vec<u8>,
+}
+
+/// A change of names, modes or times. `id` is an index into the wanted manifest, `at` into the present one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Remove a file, link or directory that is to be replaced, with everything that was listed in it.
+    Clear {
+        /// What.
+        at: u32,
+    },
+    /// Make a directory, writable for now.
+    MakeDirectory {
+        /// Which.
+        id: u32,
+    },
+    /// Make a link, in place of what is there.
+    MakeLink {
+        /// Which.
+        id: u32,
+    },
+    /// Set mode and time.
+    Adjust {
+        /// Of what.
+        id: u32,
+    },
+    /// Remove a file, a link or an empty directory.
+    Remove {
+        /// What.
+        at: u32,
+    },
+}
+
+/// How a work ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// What the source is.
+    Find(Result<Subject, Fault>),
+    /// What is in the source.
+    Scan(Result<Scanned, Fault>),
+    /// What was read: content (or `None` where the old version is the same) and hash.
+    Read(Vec<(u32, Result<(Option<Vec<u8>>, Hash), Fault>)>),
+    /// What a step gave, and what comes next.
+    Source(u32, Result<(Vec<Op>, SourceNext), Fault>),
+    /// The destination.
+    Open(Result<Opened, Fault>),
+    /// The manifests are in place.
+    Plan,
+    /// What is there of a file; the hash of the old version.
+    Sign(u32, Result<(Want, Option<Hash>), Fault>),
+    /// Signatures, in the order of the windows.
+    SignWindows(u32, Result<Vec<Vec<u8>>, Fault>),
+    /// Whether each was put in place.
+    Store(Vec<(u32, Result<(), Fault>)>),
+    /// Whether the steps could be done.
+    Sink(u32, Result<(), Fault>),
+    /// For each step whether it was done.
+    Apply(Vec<(Step, Result<(), Fault>)>),
+    /// Whether the destination is in order.
+    Close(Result<(), Fault>),
+}
+
+/// A source that was listed.
+#[derive(Debug)]
+pub struct Scanned {
+    /// Everything in it.
+    pub manifest: Arc<Manifest>,
+    /// Its ignore files.
+    pub ignores: Vec<IgnoreFile>,
+    /// What could not be listed.
+    pub problems: Vec<Problem>,
+    /// Whether everything could be listed.
+    pub complete: bool,
+}
+
+/// A destination that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// Everything in it.
+    pub manifest: Arc<Manifest>,
+    /// The absolute path, for eyes.
+    pub path: Vec<u8>,
+    /// What could not be listed.
+    pub problems: Vec<Problem>,
+    /// Whether everything could be listed.
+    pub complete: bool,
+    /// Whether an earlier run left something staged.
+    pub has_staged: bool,
+}
+
+/// Why a work failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// One entry could not be done; the run goes on.
+    Entry(Trouble, String),
+    /// The run cannot go on.
+    Fatal(AbortKind, String),
+}

@@ -1,0 +1,180 @@
+//! Frames: how messages lie in a byte stream.
+//!
+//! ```text
+//! u32 LE: stored length, bit 31 set if packed │ packed only: u32 LE raw length │ stored bytes
+//! ```
+//! Both lengths are checked against [`FRAME_BYTES_MAX`] before memory is taken.
+
+use std::io::{self, Read, Write};
+
+use crate::content::pack::{Packer, unpack};
+
+/// Longest frame in bytes, raw or stored: a megabyte of content, or the chunk list of the longest file.
+pub const FRAME_BYTES_MAX: usize = 2 << 20;
+
+const PACKED: u32 = 1 << 31;
+
+/// Why no frame could be read.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The stream ended between two frames.
+    #[error("the other side closed the connection")]
+    Closed,
+    /// The stream ended within a frame, or could not be read.
+    #[error("reading from the connection")]
+    Io(#[from] io::Error),
+    /// A frame declares more than is allowed.
+    #[error("a frame declares {declared} bytes; {FRAME_BYTES_MAX} are allowed")]
+    TooLong {
+        /// What it declares.
+        declared: usize,
+    },
+    /// A packed frame does not unpack to what it declares.
+    #[error("a frame is damaged")]
+    Damaged,
+}
+
+/// Writes frames.
+pub struct FrameWriter<W> {
+    writer: W,
+    packer: Packer,
+}
+
+impl<W: Write> FrameWriter<W> {
+    /// Writes to `writer`; packs what shrinks if `compress` is on.
+    pub fn new(writer: W, compress: bool) -> Self {
+        Self { writer, packer: Packer::new(compress) }
+    }
+
+    /// Writes one frame of at most [`FRAME_BYTES_MAX`] bytes.
+    ///
+    /// # Errors
+    /// What writing gives, and `InvalidInput` for a frame that is too long.
+    pub fn write(&mut self, raw: &[u8]) -> io::Result<()> {
+        let length = |bytes: &[u8]| {
+            u32::try_from(bytes.len())
+                .ok()
+                .filter(|_| bytes.len() <= FRAME_BYTES_MAX)
+                .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a frame is too long"))
+        };
+        let raw_length = length(raw)?;
+        match self.packer.pack(raw) {
+            Some(packed) => {
+                let mut header = [0; 8];
+                let (stored, declared) = header.split_at_mut(4);
+                stored.copy_from_slice(&(length(&packed)? | PACKED).to_le_bytes());
+                declared.copy_from_slice(&raw_length.to_le_bytes());
+                self.writer.write_all(&header)?;
+                self.writer.write_all(&packed)
+            }
+            None => {
+                self.writer.write_all(&raw_length.to_le_bytes())?;
+                self.writer.write_all(raw)
+            }
+        }
+    }
+
+    /// Passes on everything that was written.
+    ///
+    /// # Errors
+    /// What flushing gives.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+/// Reads frames.
+pub struct FrameReader<R> {
+    reader: R,
+}
+
+impl<R: Read> FrameReader<R> {
+    /// Reads from `reader`.
+    pub fn new(reader: R) -> Self {
+        Self { reader }
+    }
+
+    /// Reads the next frame.
+    ///
+    /// # Errors
+    /// [`FrameError::Closed`] at the end of the stream, else what is wrong.
+    pub fn read(&mut self) -> Result<Vec<u8>, FrameError> {
+        let Some(first) = self.read_first()? else { return Err(FrameError::Closed) };
+        let declared = (first & !PACKED) as usize;
+        check_length(declared)?;
+        if first & PACKED == 0 {
+            return Ok(self.read_bytes(declared)?);
+        }
+        let mut raw_length = [0; 4];
+        self.reader.read_exact(&mut raw_length)?;
+        let raw_length = u32::from_le_bytes(raw_length) as usize;
+        check_length(raw_length)?;
+        let packed = self.read_bytes(declared)?;
+        unpack(&packed, raw_length).map_err(|_| FrameError::Damaged)
+    }
+
+    /// The first word of a frame; `None` where the stream ends before it.
+    fn read_first(&mut self) -> io::Result<Option<u32>> {
+        let mut first = [0; 4];
+        let mut filled = 0;
+        while let Some(rest) = first.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match self.reader.read(rest) {
+                Ok(0) if filled == 0 => return Ok(None),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(u32::from_le_bytes(first)))
+    }
+
+    fn read_bytes(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.reader.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+fn check_length(declared: usize) -> Result<(), FrameError> {
+    if declared > FRAME_BYTES_MAX { Err(FrameError::TooLong { declared }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_back_packed_or_not() {
+        let text = b"text ".repeat(1000);
+        let mut stream = Vec::new();
+        let mut writer = FrameWriter::new(&mut stream, true);
+        for frame in [&b""[..], b"short", &text] {
+            writer.write(frame).unwrap();
+        }
+        assert!(stream.len() < 200, "{}", stream.len());
+        let mut reader = FrameReader::new(stream.as_slice());
+        for frame in [&b""[..], b"short", &text] {
+            assert_eq!(reader.read().unwrap(), frame);
+        }
+        assert!(matches!(reader.read(), Err(FrameError::Closed)));
+    }
+
+    #[test]
+    fn a_frame_that_declares_too_much_is_refused_unread() {
+        for header in [[0xff; 8], [1, 0, 0, 0x80, 0xff, 0xff, 0xff, 0x7f]] {
+            let error = FrameReader::new(&header[..]).read().unwrap_err();
+            assert!(matches!(error, FrameError::TooLong { .. }), "{error}");
+        }
+        assert!(FrameWriter::new(Vec::new(), true).write(&vec![0; FRAME_BYTES_MAX + 1]).is_err());
+    }
+
+    #[test]
+    fn a_cut_stream_is_an_error_unless_cut_between_frames() {
+        let mut stream = Vec::new();
+        FrameWriter::new(&mut stream, true).write(b"frame").unwrap();
+        for end in 1..stream.len() {
+            assert!(matches!(FrameReader::new(&stream[..end]).read(), Err(FrameError::Io(_))), "{end}");
+        }
+    }
+}

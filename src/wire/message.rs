@@ -1,0 +1,366 @@
+//! Messages: everything that the two engines say, in postcard.
+//!
+//! The golden bytes of each message lie in `fixtures/wire/`.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::content::chunk::{Average, CHUNKS_MAX, Chunk, ChunkId};
+use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX};
+use crate::content::hash::Hash;
+use crate::monitor::Event;
+use crate::tree::entry::Time;
+use crate::tree::filter::IgnoreFile;
+
+/// Most wants without an answer. On the fastest link that was planned for (1 Gbit/s, 100 ms) 12 MB are on
+/// their way, 3,000 files of 4 KiB; and a want takes some 100 bytes on each side.
+pub const WANTS_MAX: usize = 8192;
+
+/// Most files whose content is on its way in pieces at a time.
+pub const STREAMS_MAX: usize = 8;
+
+/// Longest file that travels whole in [`Message::Files`], in bytes.
+pub const SMALL_BYTES_MAX: u64 = 128 << 10;
+
+/// Most bytes of content in one message.
+pub const CONTENT_BYTES_MAX: usize = 1 << 20;
+
+/// Most windows of one [`Message::SignRequest`]: their signatures must fit in a frame.
+pub const WINDOWS_MAX: usize = 48;
+
+/// Most elements of every other list in a message.
+const LIST_MAX: usize = 1 << 13;
+
+/// What is offered: a directory with everything in it, or one file or link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Subject {
+    /// A directory; its own mode and time.
+    Directory {
+        /// Permission bits.
+        mode: u16,
+        /// Modification time: seconds since 1970.
+        seconds: i64,
+        /// Nanoseconds after that.
+        nanos: u32,
+    },
+    /// A single file; the manifest has exactly that entry.
+    File,
+}
+
+impl Subject {
+    /// A directory with this mode and time.
+    #[must_use]
+    pub fn directory(mode: u16, mtime: Time) -> Self {
+        Self::Directory { mode, seconds: mtime.seconds(), nanos: mtime.nanos() }
+    }
+}
+
+/// A file that a receiver wants, with what it has of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    /// Which.
+    pub id: u32,
+    /// What an earlier run staged of it.
+    pub staged: Option<Staged>,
+    /// The chunks of the version that is there now.
+    pub old: Option<Old>,
+}
+
+impl Want {
+    /// A want of which nothing is there.
+    #[must_use]
+    pub fn whole(id: u32) -> Self {
+        Self { id, staged: None, old: None }
+    }
+
+    /// About how many bytes the want takes in a message.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        8 + self.staged.as_ref().map_or(0, |staged| 10 + staged.blocks.len() * 16)
+            + self.old.as_ref().map_or(0, |old| 8 + old.chunks.len() * 19)
+    }
+}
+
+/// A staged prefix of a content, in blocks of [`Staged::block_bytes`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staged {
+    /// Bytes staged.
+    pub length: u64,
+    /// Names of the blocks, of which the last may be short.
+    pub blocks: Vec<ChunkId>,
+}
+
+impl Staged {
+    /// Length of the blocks of a staged prefix: a megabyte, more where that gave over 8,192 blocks.
+    #[must_use]
+    pub fn block_bytes(length: u64) -> u64 {
+        (length / 8192).max(1 << 20).next_power_of_two()
+    }
+}
+
+/// The chunks of an old version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Old {
+    /// How it was cut.
+    pub average: Average,
+    /// The chunks in order.
+    pub chunks: Vec<Chunk>,
+}
+
+/// A stretch of an old version that is to be signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes, at most [`OLD_BYTES_MAX`].
+    pub length: u32,
+}
+
+/// A step in making a new content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    /// Begin with the first bytes of what is staged. Only ever first.
+    Keep {
+        /// How many.
+        length: u64,
+    },
+    /// Append bytes of the old version.
+    Copy {
+        /// From where.
+        offset: u64,
+        /// How many.
+        length: u64,
+    },
+    /// Append these bytes.
+    Data(ByteBuf),
+    /// Append what this delta makes of a window of the old version.
+    Delta {
+        /// The window.
+        window: Window,
+        /// Bytes that it makes.
+        length: u32,
+        /// The delta as `fast_rsync` writes it.
+        delta: ByteBuf,
+    },
+}
+
+impl Op {
+    /// Bytes of content that travel in it.
+    #[must_use]
+    pub fn sent_bytes(&self) -> u64 {
+        match self {
+            Self::Keep { .. } | Self::Copy { .. } => 0,
+            Self::Data(bytes) | Self::Delta { delta: bytes, .. } => bytes.len() as u64,
+        }
+    }
+
+    /// Bytes of content that it makes.
+    #[must_use]
+    pub fn made_bytes(&self) -> u64 {
+        match self {
+            Self::Keep { length } | Self::Copy { length, .. } => *length,
+            Self::Data(bytes) => bytes.len() as u64,
+            Self::Delta { length, .. } => u64::from(*length),
+        }
+    }
+}
+
+/// The answer to a want, complete in one message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Body {
+    /// The content.
+    Whole {
+        /// Its hash.
+        hash: Hash,
+        /// Its bytes.
+        data: ByteBuf,
+    },
+    /// The old version has this very content.
+    Same {
+        /// Its hash.
+        hash: Hash,
+    },
+    /// It cannot be had; the sender has said why.
+    Skipped,
+}
+
+/// What a receiver did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Entries that were offered.
+    pub entries: u64,
+    /// Bytes of all regular files that were offered.
+    pub total_bytes: u64,
+    /// Entries made.
+    pub created: u64,
+    /// Files and links whose content was replaced.
+    pub updated: u64,
+    /// Entries of which only mode or time were set.
+    pub adjusted: u64,
+    /// Entries removed.
+    pub deleted: u64,
+    /// Regular files whose content was received or found equal.
+    pub files: u64,
+    /// Bytes of content that travelled, before compression.
+    pub sent_bytes: u64,
+    /// Bytes of content that were there already: staged, or in the old version.
+    pub matched_bytes: u64,
+}
+
+/// Why a side stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AbortKind {
+    /// The other side broke the protocol.
+    Protocol,
+    /// The two ends are not of the same version.
+    Version,
+    /// What was named as source does not exist or cannot be listed.
+    Selection,
+    /// The destination cannot be used.
+    Destination,
+    /// Another run works on the destination.
+    Busy,
+    /// The destination's filesystem is full, or failed.
+    Storage,
+    /// The connection ended.
+    Connection,
+}
+
+/// Everything that is said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// S: what is offered.
+    Subject(Subject),
+    /// S: the ignore files of the tree; what they exclude is not to be deleted.
+    Ignores(Vec<IgnoreFile>),
+    /// S: the next block of the manifest.
+    Entries(ByteBuf),
+    /// S: the manifest ends.
+    Offered {
+        /// Whether everything below the source could be listed. If not, nothing may be deleted.
+        complete: bool,
+    },
+    /// R: what has to travel.
+    Wants(Vec<Want>),
+    /// S: whole answers.
+    Files(Vec<(u32, Body)>),
+    /// S: sign stretches of the old version.
+    SignRequest {
+        /// Of which file.
+        id: u32,
+        /// The stretches.
+        windows: Vec<Window>,
+    },
+    /// R: the signatures, in order.
+    Signatures {
+        /// Of which file.
+        id: u32,
+        /// One for each window.
+        signatures: Vec<ByteBuf>,
+    },
+    /// S: the next steps of one file.
+    Pieces {
+        /// Which file.
+        id: u32,
+        /// The steps.
+        ops: Vec<Op>,
+        /// With the last ones: the hash of the whole.
+        end: Option<Hash>,
+    },
+    /// R: everything is done.
+    Finished(Tally),
+    /// Agent: what it observed.
+    Note(Event),
+    /// Either: why it stops.
+    Abort {
+        /// Which kind of reason.
+        kind: AbortKind,
+        /// The reason in words.
+        text: String,
+    },
+}
+
+/// A message that does not decode, or exceeds a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// The bytes are no message.
+    #[error("a message is malformed")]
+    Malformed,
+    /// A list or number in it is larger than allowed.
+    #[error("a message exceeds a limit")]
+    Limit,
+}
+
+impl Message {
+    /// The wire form.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        match postcard::to_stdvec(self) {
+            Ok(bytes) => bytes,
+            // Writing plain data to a `Vec` cannot fail.
+            Err(error) => unreachable!("encoding a message: {error}"),
+        }
+    }
+
+    /// Reads the wire form, with every limit checked.
+    ///
+    /// # Errors
+    /// [`MessageError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        let (message, rest) =
+            postcard::take_from_bytes::<Self>(bytes).map_err(|_| MessageError::Malformed)?;
+        if !rest.is_empty() {
+            return Err(MessageError::Malformed);
+        }
+        if message.is_within_limits() { Ok(message) } else { Err(MessageError::Limit) }
+    }
+
+    fn is_within_limits(&self) -> bool {
+        match self {
+            Self::Subject(Subject::Directory { mode, seconds, nanos }) => {
+                *mode <= 0o7777 && Time::new(*seconds, *nanos).is_some()
+            }
+            Self::Ignores(files) => files.len() <= LIST_MAX,
+            Self::Wants(wants) => wants.len() <= WANTS_MAX && wants.iter().all(want_is_within_limits),
+            Self::Files(files) => {
+                files.len() <= LIST_MAX
+                    && files.iter().all(|(_, body)| match body {
+                        Body::Whole { data, .. } => data.len() as u64 <= SMALL_BYTES_MAX,
+                        Body::Same { .. } | Body::Skipped => true,
+                    })
+            }
+            Self::SignRequest { windows, .. } => {
+                windows.len() <= WINDOWS_MAX && windows.iter().all(window_is_within_limits)
+            }
+            Self::Signatures { signatures, .. } => signatures.len() <= WINDOWS_MAX,
+            Self::Pieces { ops, .. } => {
+                ops.len() <= LIST_MAX
+                    && ops.iter().all(|op| match op {
+                        Op::Delta { window, length, .. } => {
+                            window_is_within_limits(window) && *length as usize <= NEW_BYTES_MAX
+                        }
+                        Op::Keep { .. } | Op::Copy { .. } | Op::Data(_) => true,
+                    })
+            }
+            Self::Subject(Subject::File)
+            | Self::Entries(_)
+            | Self::Offered { .. }
+            | Self::Finished(_)
+            | Self::Note(_)
+            | Self::Abort { .. } => true,
+        }
+    }
+}
+
+fn window_is_within_limits(window: &Window) -> bool {
+    window.length as usize <= OLD_BYTES_MAX
+}
+
+fn want_is_within_limits(want: &Want) -> bool {
+    let staged_fits = want.staged.as_ref().is_none_or(|staged| {
+        staged.length.div_ceil(Staged::block_bytes(staged.length)) == staged.blocks.len() as u64
+    });
+    let old_fits =
+        want.old.as_ref().is_none_or(|old| old.average.is_valid() && old.chunks.len() <= CHUNKS_MAX);
+    staged_fits && old_fits
+}
