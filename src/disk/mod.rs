@@ -1,1 +1,22 @@
 //! The disk: everything that touches files. Knows neither the engine nor the wire.
+//!
+//! All access to a tree goes through one [`root::Root`], a directory handle that nothing climbs out of:
+//! names are [`TreePath`](crate::tree::path::TreePath)s, and no symbolic link in them is ever followed,
+//! whoever swaps directories for links meanwhile. What is written is written aside, in
+//! [`STATE_DIR`](crate::tree::path::STATE_DIR), and renamed into place when it is complete.
+
+pub mod error;
+mod levels;
+mod resolve;
+pub mod root;
+pub mod scan;
+pub mod stage;
+pub mod stat;
+mod state;
+
+#[cfg(test)]
+mod attacks;
+#[cfg(test)]
+mod testing;
+
+pub use state::clear_leftovers;

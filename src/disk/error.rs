@@ -1,0 +1,175 @@
+//! `DiskError`: what could not be done, to which path, and why.
+
+use std::io;
+
+use rustix::io::Errno;
+
+use crate::tree::path::escape;
+
+/// Something that could not be done to a file or directory.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {verb} {}: {fault}", escape(path))]
+pub struct DiskError {
+    verb: &'static str,
+    path: Box<[u8]>,
+    #[source]
+    fault: Fault,
+}
+
+/// Why it could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// What the operating system says.
+    #[error(transparent)]
+    System(io::Error),
+    /// A symbolic link or a file stands where the path needs a directory.
+    #[error("a symbolic link or a file is in the way")]
+    InTheWay,
+    /// What is there is no longer what was seen there.
+    #[error("it changed since it was looked at")]
+    Conflict,
+    /// A FIFO, socket, device or directory where a file's content is needed.
+    #[error("it is not a regular file")]
+    NotRegular,
+    /// A file with other names, which may be outside.
+    #[error("it has other hard links")]
+    Linked,
+    /// Another run works in this directory.
+    #[error("another run is using it")]
+    Busy,
+    /// The state directory is a link or a file, or belongs to somebody else.
+    #[error("it is not a directory of our own; remove it")]
+    NotOurs,
+    /// A time or a size that no tree can hold.
+    #[error("its time or size is out of range")]
+    OutOfRange,
+    /// A path that is no [`TreePath`](crate::tree::path::TreePath).
+    #[error(transparent)]
+    Path(#[from] crate::tree::path::PathError),
+}
+
+impl DiskError {
+    pub(crate) fn new(verb: &'static str, path: &[u8], fault: Fault) -> Self {
+        Self { verb, path: path.into(), fault }
+    }
+
+    /// What was tried, as a verb that follows "cannot".
+    #[must_use]
+    pub fn verb(&self) -> &'static str {
+        self.verb
+    }
+
+    /// The path it was tried on: below the root, or the root's own.
+    #[must_use]
+    pub fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    /// The reason.
+    #[must_use]
+    pub fn fault(&self) -> &Fault {
+        &self.fault
+    }
+
+    /// Nothing is there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.kind() == Some(io::ErrorKind::NotFound)
+    }
+
+    /// The disk, the quota or the inodes are used up.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        matches!(self.kind(), Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+
+    /// Not allowed, or the filesystem is read-only.
+    #[must_use]
+    pub fn is_permission(&self) -> bool {
+        matches!(self.kind(), Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem))
+    }
+
+    /// Another run has the lock.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(self.fault, Fault::Busy)
+    }
+
+    /// Somebody changed the destination since it was scanned.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(self.fault, Fault::Conflict)
+    }
+
+    /// Not a regular file.
+    #[must_use]
+    pub fn is_not_regular(&self) -> bool {
+        matches!(self.fault, Fault::NotRegular)
+    }
+
+    /// A file with other hard links.
+    #[must_use]
+    pub fn is_linked(&self) -> bool {
+        matches!(self.fault, Fault::Linked)
+    }
+
+    /// A link or a file where a directory should be.
+    #[must_use]
+    pub fn is_in_the_way(&self) -> bool {
+        matches!(self.fault, Fault::InTheWay)
+    }
+
+    fn kind(&self) -> Option<io::ErrorKind> {
+        match &self.fault {
+            Fault::System(error) => Some(error.kind()),
+            _ => None,
+        }
+    }
+}
+
+/// Names the verb and the path of a failed system call.
+pub(crate) trait During<T> {
+    fn during(self, verb: &'static str, path: &[u8]) -> Result<T, DiskError>;
+}
+
+impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
+    fn during(self, verb: &'static str, path: &[u8]) -> Result<T, DiskError> {
+        self.map_err(|error| DiskError::new(verb, path, classify(error.into())))
+    }
+}
+
+fn classify(error: io::Error) -> Fault {
+    match Errno::from_io_error(&error) {
+        Some(Errno::LOOP | Errno::NOTDIR) => Fault::InTheWay,
+        // Opening a socket, or a device without a driver.
+        Some(Errno::NXIO) => Fault::NotRegular,
+        _ => Fault::System(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(errno: Errno) -> DiskError {
+        Err::<(), _>(errno).during("open", b"a\x1b[2J").unwrap_err()
+    }
+
+    #[test]
+    fn the_text_names_verb_path_and_cause_and_cannot_steer_a_terminal() {
+        let text = failed(Errno::LOOP).to_string();
+        assert_eq!(text, "cannot open a\\u{1b}[2J: a symbolic link or a file is in the way");
+    }
+
+    #[test]
+    fn errors_are_told_apart() {
+        assert!(failed(Errno::NOENT).is_not_found());
+        assert!(failed(Errno::NOSPC).is_no_space());
+        assert!(failed(Errno::DQUOT).is_no_space());
+        assert!(failed(Errno::ACCESS).is_permission());
+        assert!(failed(Errno::ROFS).is_permission());
+        assert!(failed(Errno::NOTDIR).is_in_the_way());
+        assert!(failed(Errno::NXIO).is_not_regular());
+        assert!(!failed(Errno::IO).is_not_found());
+    }
+}

@@ -1,0 +1,107 @@
+//! How a path below a directory becomes a descriptor, without leaving that directory on the way.
+//!
+//! Linux does it in one call (`openat2`). Elsewhere, and under kernels or sandboxes without that call, the
+//! path is walked one component at a time, each opened as "a directory and not a link" from the one before.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
+
+/// What the kernel takes in one call is `PATH_MAX`, 4096 with the final NUL.
+#[cfg(target_os = "linux")]
+const PIECE_BYTES_MAX: usize = 4095;
+
+/// Enough to use a directory as the base of further names. On Linux that needs no right to read it.
+#[cfg(target_os = "linux")]
+const ACCESS: OFlags = OFlags::PATH;
+#[cfg(not(target_os = "linux"))]
+const ACCESS: OFlags = OFlags::RDONLY;
+
+/// The flags of a directory on the way.
+pub(crate) const PASSAGE: OFlags =
+    ACCESS.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// The way this system keeps a path inside its root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resolver {
+    /// One `openat2` that refuses links and ways out.
+    #[cfg(target_os = "linux")]
+    Kernel,
+    /// Component by component.
+    Walk,
+}
+
+impl Resolver {
+    /// The best that works here: some kernels and sandboxes refuse `openat2`, each with its own error.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn probe(directory: BorrowedFd<'_>) -> Self {
+        if beneath(directory, b".", PASSAGE).is_ok() { Self::Kernel } else { Self::Walk }
+    }
+
+    /// There is but one way here.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn probe(_directory: BorrowedFd<'_>) -> Self {
+        Self::Walk
+    }
+
+    /// Opens `path`, the bytes of a `TreePath`, below `root`. No link is followed, the last one included.
+    pub(crate) fn open(
+        self,
+        root: BorrowedFd<'_>,
+        path: &[u8],
+        flags: OFlags,
+    ) -> rustix::io::Result<OwnedFd> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Kernel => match in_pieces(root, path, flags) {
+                // The kernel may give up when directories are renamed meanwhile.
+                Err(Errno::AGAIN) => walk(root, path, flags),
+                result => result,
+            },
+            Self::Walk => walk(root, path, flags),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn beneath(base: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    use rustix::fs::{ResolveFlags, openat2};
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    openat2(base, path, flags, Mode::empty(), resolve)
+}
+
+/// [`beneath`] for paths that are longer than one call can take.
+#[cfg(target_os = "linux")]
+fn in_pieces(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let mut base: Option<OwnedFd> = None;
+    let mut rest = path;
+    while let Some(head) = rest.get(..PIECE_BYTES_MAX).filter(|_| rest.len() > PIECE_BYTES_MAX) {
+        let slash = head.iter().rposition(|&byte| byte == b'/').ok_or(Errno::NAMETOOLONG)?;
+        let (head, tail) = rest.split_at(slash);
+        let at = base.as_ref().map_or(root, |base| base.as_fd());
+        base = Some(beneath(at, head, PASSAGE)?);
+        rest = tail.get(1..).unwrap_or_default();
+    }
+    beneath(base.as_ref().map_or(root, |base| base.as_fd()), rest, flags)
+}
+
+fn walk(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let mut base: Option<OwnedFd> = None;
+    let mut components = path.split(|&byte| byte == b'/').peekable();
+    while let Some(name) = components.next() {
+        // A `TreePath` has neither; the walk must not depend on that.
+        if name.is_empty() || name == b".." {
+            return Err(Errno::INVAL);
+        }
+        let at = base.as_ref().map_or(root, |base| base.as_fd());
+        let last = components.peek().is_none();
+        let next = openat(at, name, if last { flags } else { PASSAGE }, Mode::empty())?;
+        if last {
+            return Ok(next);
+        }
+        base = Some(next);
+    }
+    Err(Errno::INVAL)
+}

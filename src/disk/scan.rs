@@ -1,0 +1,348 @@
+//! Reads a tree: everything below a root, in order, by directory handles and without following links.
+
+use std::ffi::CString;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat, readlinkat, statat};
+use rustix::io::Errno;
+
+use crate::content::hash::{Hash, Hasher};
+use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::levels::{Level, Levels, Name, names};
+use crate::disk::root::{Root, stat_of};
+use crate::disk::stat::{FileKind, Identity, Stat};
+use crate::tree::entry::{Entry, Kind};
+use crate::tree::path::{PathError, TreePath};
+
+/// The file, in any directory, that says what below it is left out.
+pub const IGNORE_FILE: &str = ".ksyncignore";
+
+/// Largest [`IGNORE_FILE`] in bytes: beyond that it is something else.
+const IGNORE_BYTES_MAX: u64 = 1 << 20;
+
+/// How many entries come between two reports of progress.
+const REPORT_ENTRIES: usize = 1024;
+
+/// How much is read at a time when hashing: BLAKE3 is at its best from 64 KiB on.
+const HASH_BYTES: usize = 128 * 1024;
+
+/// Decides what is left out of a tree.
+pub trait Filter {
+    /// Hears of the text of an [`IGNORE_FILE`] before anything else in its directory is judged; `None` is the
+    /// root.
+    fn ignore_file(&mut self, directory: Option<&TreePath>, text: &[u8]);
+
+    /// Whether `path` is left out, with all that is below it. Asked of parents before their content.
+    fn excludes(&self, path: &TreePath, is_directory: bool) -> bool;
+}
+
+/// Leaves nothing out.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Everything;
+
+impl Filter for Everything {
+    fn ignore_file(&mut self, _directory: Option<&TreePath>, _text: &[u8]) {}
+
+    fn excludes(&self, _path: &TreePath, _is_directory: bool) -> bool {
+        false
+    }
+}
+
+/// What to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// All that is below the root.
+    Whole,
+    /// One entry, and if it is a directory all that is below it.
+    One(TreePath),
+}
+
+/// How to read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScanOptions {
+    /// Read and hash the content of every file.
+    pub hash: bool,
+    /// Enter directories in which another filesystem is mounted.
+    pub cross_mounts: bool,
+}
+
+/// How far a scan is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScanProgress {
+    /// Entries found.
+    pub entries: u64,
+    /// Length of the files among them, in bytes.
+    pub bytes: u64,
+}
+
+/// What a scan passed over on purpose, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Skipped {
+    /// Left out by the filter; what is below an excluded directory is not counted.
+    pub excluded: u64,
+    /// State directories of ksync.
+    pub state: u64,
+    /// Named pipes.
+    pub fifos: u64,
+    /// Sockets.
+    pub sockets: u64,
+    /// Devices.
+    pub devices: u64,
+    /// Directories that were not entered because another filesystem is mounted there.
+    pub mounts: u64,
+    /// Gone between being listed and being looked at.
+    pub vanished: u64,
+}
+
+/// A tree as it was found.
+#[derive(Debug, Default)]
+pub struct Scanned {
+    /// All entries, in the order of their paths.
+    pub entries: Vec<Entry>,
+    /// For each entry, in the same order, what tells whether it is later still the same.
+    pub identities: Vec<Identity>,
+    /// What could not be read. A tree with problems is not complete, and nothing may be deleted for its sake.
+    pub problems: Vec<DiskError>,
+    /// What was passed over on purpose.
+    pub skipped: Skipped,
+}
+
+/// Reads `subject` below `root`. Calls `on_progress` about every thousand entries and at the end.
+///
+/// # Errors
+/// The root itself cannot be read. Everything else that fails is a problem in the answer.
+pub fn scan(
+    root: &Root,
+    subject: &Subject,
+    options: &ScanOptions,
+    filter: &mut dyn Filter,
+    on_progress: &mut dyn FnMut(ScanProgress),
+) -> Result<Scanned, DiskError> {
+    let mut scanner = Scanner {
+        root,
+        options,
+        filter,
+        on_progress,
+        bytes: 0,
+        buffer: Vec::new(),
+        scanned: Scanned::default(),
+    };
+    let mut levels = Levels::default();
+    match subject {
+        Subject::Whole => {
+            let directory = root.open_directory(None)?;
+            levels.push(scanner.list(directory, None)?);
+        }
+        Subject::One(path) => {
+            if let Err(error) = scanner.one(path, &mut levels) {
+                scanner.scanned.problems.push(error);
+            }
+        }
+    }
+    scanner.run(&mut levels);
+    scanner.report();
+    Ok(scanner.scanned)
+}
+
+struct Scanner<'a> {
+    root: &'a Root,
+    options: &'a ScanOptions,
+    filter: &'a mut dyn Filter,
+    on_progress: &'a mut dyn FnMut(ScanProgress),
+    bytes: u64,
+    buffer: Vec<u8>,
+    scanned: Scanned,
+}
+
+impl Scanner<'_> {
+    fn run(&mut self, levels: &mut Levels) {
+        while let Some(level) = levels.open.back_mut() {
+            let step = level.names.next().map(|name| self.step(level, &name));
+            match step {
+                None => levels.pop(),
+                Some(Ok(Some(below))) => levels.push(below),
+                Some(Ok(None)) => {}
+                Some(Err(error)) => self.scanned.problems.push(error),
+            }
+        }
+    }
+
+    /// Looks at one name of a directory; a directory to be read next comes back.
+    fn step(&mut self, level: &mut Level, name: &Name) -> Result<Option<Level>, DiskError> {
+        let bytes = name.name.as_bytes();
+        let path = match &level.path {
+            Some(parent) => parent.join(bytes),
+            None => TreePath::new(bytes),
+        };
+        let path = match path {
+            Ok(path) => path,
+            Err(PathError::Reserved) => {
+                self.scanned.skipped.state += 1;
+                return Ok(None);
+            }
+            Err(error) => return Err(DiskError::new("name", &level.shown(bytes), Fault::Path(error))),
+        };
+        if name.kind.is_some_and(|kind| self.leaves_out(&path, kind)) {
+            return Ok(None);
+        }
+        if level.directory.is_none() {
+            level.reopen(self.root).inspect_err(|_| {
+                // One problem for the whole rest of the directory, not one for each name.
+                level.names = Vec::new().into_iter();
+            })?;
+        }
+        let Some(directory) = &level.directory else { return Ok(None) };
+        let stat = match statat(directory, &*name.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => {
+                self.scanned.skipped.vanished += 1;
+                return Ok(None);
+            }
+            result => result.during("look at", path.as_bytes())?,
+        };
+        let stat =
+            Stat::of(&stat).ok_or_else(|| DiskError::new("take in", path.as_bytes(), Fault::OutOfRange))?;
+        if name.kind.is_none() && self.leaves_out(&path, stat.kind()) {
+            return Ok(None);
+        }
+        self.entry(directory, &name.name, path, stat)
+    }
+
+    /// Whether the filter excludes it. Counts it then.
+    fn leaves_out(&mut self, path: &TreePath, kind: FileKind) -> bool {
+        if self.filter.excludes(path, kind == FileKind::Directory) {
+            self.scanned.skipped.excluded += 1;
+            return true;
+        }
+        false
+    }
+
+    /// Adds what was found to the tree; a directory to be read next comes back.
+    fn entry(
+        &mut self,
+        parent: impl AsFd,
+        name: &CString,
+        path: TreePath,
+        stat: Stat,
+    ) -> Result<Option<Level>, DiskError> {
+        match stat.kind() {
+            FileKind::Directory => {
+                self.add(path.clone(), Kind::Directory, &stat);
+                if stat.identity.dev != self.root.dev() && !self.options.cross_mounts {
+                    self.scanned.skipped.mounts += 1;
+                    return Ok(None);
+                }
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let directory =
+                    openat(parent, &**name, flags, Mode::empty()).during("open", path.as_bytes())?;
+                return self.list(directory, Some((path, stat.identity))).map(Some);
+            }
+            FileKind::File if self.options.hash => {
+                let (hash, stat) = self.hash(&path)?;
+                self.add(path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
+            }
+            FileKind::File => self.add(path, Kind::File { size: stat.size(), hash: None }, &stat),
+            FileKind::Symlink => {
+                let target =
+                    readlinkat(parent, &**name, Vec::new()).during("read the link", path.as_bytes())?;
+                self.add(path, Kind::Symlink { target: target.into_bytes().into() }, &stat);
+            }
+            FileKind::Fifo => self.scanned.skipped.fifos += 1,
+            FileKind::Socket => self.scanned.skipped.sockets += 1,
+            FileKind::Device => self.scanned.skipped.devices += 1,
+        }
+        Ok(None)
+    }
+
+    fn add(&mut self, path: TreePath, kind: Kind, stat: &Stat) {
+        let mode = if matches!(kind, Kind::Symlink { .. }) { 0o777 } else { stat.mode };
+        let entry = Entry { path, kind, mode, mtime: stat.mtime() };
+        self.bytes += entry.size();
+        self.scanned.entries.push(entry);
+        self.scanned.identities.push(stat.identity);
+        if self.scanned.entries.len().is_multiple_of(REPORT_ENTRIES) {
+            self.report();
+        }
+    }
+
+    fn report(&mut self) {
+        let entries = self.scanned.entries.len() as u64;
+        (self.on_progress)(ScanProgress { entries, bytes: self.bytes });
+    }
+
+    /// Begins to read a directory: all its names, sorted, after its ignore file.
+    fn list(&mut self, directory: OwnedFd, path: Option<(TreePath, Identity)>) -> Result<Level, DiskError> {
+        let (path, inode) = path.map(|(path, is)| (path, (is.dev, is.ino))).unzip();
+        let shown = path.as_ref().map_or(&b"."[..], |path| path.as_bytes());
+        let mut names = names(&directory).during("list", shown)?;
+        names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        if names.iter().any(|name| name.name.as_bytes() == IGNORE_FILE.as_bytes()) {
+            self.read_ignore_file(path.as_ref())?;
+        }
+        Ok(Level { path, directory: Some(directory), inode, names: names.into_iter() })
+    }
+
+    /// Hands a directory's ignore file to the filter, if there is one. One that cannot be read is an error:
+    /// what it wanted left out must not be taken in.
+    fn read_ignore_file(&mut self, directory: Option<&TreePath>) -> Result<(), DiskError> {
+        let path = match directory {
+            Some(directory) => directory.join(IGNORE_FILE.as_bytes()),
+            None => TreePath::new(IGNORE_FILE.as_bytes()),
+        };
+        let shown = directory.map_or(&b"."[..], |path| path.as_bytes());
+        let path = path.map_err(|error| DiskError::new("name", shown, Fault::Path(error)))?;
+        let (file, stat) = match self.root.open_file(&path) {
+            Err(error) if error.is_not_found() => return Ok(()),
+            result => result?,
+        };
+        if stat.size() > IGNORE_BYTES_MAX {
+            return Err(DiskError::new("read", path.as_bytes(), Fault::OutOfRange));
+        }
+        let mut text = Vec::new();
+        file.take(IGNORE_BYTES_MAX).read_to_end(&mut text).during("read", path.as_bytes())?;
+        self.filter.ignore_file(directory, &text);
+        Ok(())
+    }
+
+    /// The hash of a file's content, with what is known of the file. One that changes meanwhile is an error.
+    fn hash(&mut self, path: &TreePath) -> Result<(Hash, Stat), DiskError> {
+        let (mut file, stat) = self.root.open_file(path)?;
+        let mut hasher = Hasher::new();
+        self.buffer.resize(HASH_BYTES, 0);
+        loop {
+            match file.read(&mut self.buffer).during("read", path.as_bytes())? {
+                0 => break,
+                count => hasher.update(self.buffer.get(..count).unwrap_or_default()),
+            }
+        }
+        if stat_of(&file, path)?.identity != stat.identity {
+            return Err(DiskError::new("read", path.as_bytes(), Fault::Conflict));
+        }
+        Ok((hasher.finish(), stat))
+    }
+
+    /// Looks at one path, if neither it nor a directory above it is left out.
+    fn one(&mut self, path: &TreePath, levels: &mut Levels) -> Result<(), DiskError> {
+        let ancestors = std::iter::successors(path.parent(), TreePath::parent);
+        let mut above: Vec<TreePath> = ancestors.collect();
+        above.reverse();
+        self.read_ignore_file(None)?;
+        for directory in &above {
+            if self.leaves_out(directory, FileKind::Directory) {
+                return Ok(());
+            }
+            self.read_ignore_file(Some(directory))?;
+        }
+        let Some(stat) = self.root.stat(path)? else { return Ok(()) };
+        if self.leaves_out(path, stat.kind()) {
+            return Ok(());
+        }
+        let parent = self.root.open_directory(above.last())?;
+        let name = CString::new(path.name()).map_err(std::io::Error::other);
+        let name = name.during("name", path.as_bytes())?;
+        if let Some(level) = self.entry(parent, &name, path.clone(), stat)? {
+            levels.push(level);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,190 @@
+//! The state directory: where what is not finished lies, out of everybody's sight.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, fchmod, fstat, mkdirat, openat, unlinkat};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+use crate::content::hash::Hash;
+use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::root::Root;
+use crate::tree::path::{STATE_DIR, TreePath};
+
+/// Ends the name of a file that is not complete yet.
+pub(crate) const PART: &str = ".part";
+
+/// Ends the name of a symbolic link that is not in its place yet.
+pub(crate) const LINK: &str = ".link";
+
+/// Only we may look in and change it.
+const PRIVATE: u32 = 0o700;
+
+/// An open state directory: a directory of our own directly below the root, and no link to one.
+#[derive(Debug)]
+pub(crate) struct StateDir(OwnedFd);
+
+impl AsFd for StateDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl StateDir {
+    /// The state directory if there is one.
+    pub(crate) fn open(root: &Root) -> Result<Option<Self>, DiskError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(root.descriptor(), STATE_DIR, flags, Mode::empty()) {
+            Ok(descriptor) => own(descriptor).map(Some),
+            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::LOOP | Errno::NOTDIR) => Err(refused()),
+            Err(error) => Err(error).during("open", STATE_DIR.as_bytes()),
+        }
+    }
+
+    /// The state directory, made where it is missing.
+    pub(crate) fn create(root: &Root) -> Result<Self, DiskError> {
+        if let Some(there) = Self::open(root)? {
+            return Ok(there);
+        }
+        match mkdirat(root.descriptor(), STATE_DIR, Mode::from_raw_mode(PRIVATE as _)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).during("make the directory", STATE_DIR.as_bytes()),
+        }
+        Self::open(root)?.ok_or_else(refused)
+    }
+
+    /// Removes what is called `name`, whatever it is; nothing there is fine.
+    pub(crate) fn remove(&self, name: &[u8]) -> Result<(), DiskError> {
+        match unlinkat(&self.0, name, AtFlags::empty()) {
+            // Linux and POSIX have different errors for "that is a directory".
+            Err(Errno::ISDIR | Errno::PERM) => unlinkat(&self.0, name, AtFlags::REMOVEDIR),
+            Err(Errno::NOENT) => Ok(()),
+            result => result,
+        }
+        .during("remove", &in_state(name))
+    }
+}
+
+/// The part of the name of what is staged for `path` that comes before [`PART`] or [`LINK`]: of one length
+/// whatever the path's, and the same in every run.
+pub(crate) fn staged_name(path: &TreePath, ending: &str) -> String {
+    let hash = Hash::of(path.as_bytes());
+    let (half, _) = hash.as_bytes().split_at(16);
+    half.iter().map(|byte| format!("{byte:02x}")).chain([ending.to_owned()]).collect()
+}
+
+/// The name below the root, for errors.
+pub(crate) fn in_state(name: &[u8]) -> Vec<u8> {
+    [STATE_DIR.as_bytes(), b"/", name].concat()
+}
+
+/// Removes what earlier runs left staged, save the names that `keep` says (see
+/// [`Staging::name`](crate::disk::stage::Staging::name)), and then the state directory itself if it is
+/// empty. Answers how many were removed. For the end of a run that succeeded.
+///
+/// # Errors
+/// The state directory is not ours, or something in it cannot be removed.
+pub fn clear_leftovers(root: &Root, keep: impl Fn(&[u8]) -> bool) -> Result<usize, DiskError> {
+    let Some(state) = StateDir::open(root)? else { return Ok(0) };
+    let is_staged = |name: &[u8]| name.ends_with(PART.as_bytes()) || name.ends_with(LINK.as_bytes());
+    let mut leftovers = Vec::new();
+    for entry in Dir::read_from(&state).during("list", STATE_DIR.as_bytes())? {
+        let entry = entry.during("list", STATE_DIR.as_bytes())?;
+        let name = entry.file_name().to_bytes();
+        if is_staged(name) && !keep(name) {
+            leftovers.push(name.to_owned());
+        }
+    }
+    for name in &leftovers {
+        state.remove(name)?;
+    }
+    match unlinkat(root.descriptor(), STATE_DIR, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => Ok(leftovers.len()),
+        Err(error) => Err(error).during("remove the directory", STATE_DIR.as_bytes()),
+    }
+}
+
+fn own(descriptor: OwnedFd) -> Result<StateDir, DiskError> {
+    let stat = fstat(&descriptor).during("look at", STATE_DIR.as_bytes())?;
+    if stat.st_uid != geteuid().as_raw() {
+        return Err(refused());
+    }
+    if Mode::from_raw_mode(stat.st_mode) != Mode::from_raw_mode(PRIVATE as _) {
+        fchmod(&descriptor, Mode::from_raw_mode(PRIVATE as _))
+            .during("keep private", STATE_DIR.as_bytes())?;
+    }
+    Ok(StateDir(descriptor))
+}
+
+fn refused() -> DiskError {
+    DiskError::new("use", STATE_DIR.as_bytes(), Fault::NotOurs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+
+    use super::*;
+    use crate::disk::testing::{Place, path};
+
+    #[test]
+    fn it_is_made_private_and_removed_when_empty() {
+        let place = Place::new();
+        StateDir::create(&place.root).unwrap();
+        assert_eq!(place.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
+        fs::write(place.at(".ksync/0.part"), "").unwrap();
+        fs::write(place.at(".ksync/1.part"), "").unwrap();
+        assert_eq!(clear_leftovers(&place.root, |name| name == b"1.part").unwrap(), 1);
+        assert!(place.at(".ksync/1.part").exists());
+        assert_eq!(clear_leftovers(&place.root, |_| false).unwrap(), 1);
+        assert!(!place.at(".ksync").exists());
+    }
+
+    #[test]
+    fn what_others_keep_there_is_no_leftover() {
+        let place = Place::new();
+        StateDir::create(&place.root).unwrap();
+        fs::write(place.at(".ksync/manifest"), "").unwrap();
+        assert_eq!(clear_leftovers(&place.root, |_| false).unwrap(), 0);
+        assert!(place.at(".ksync/manifest").exists());
+    }
+
+    #[test]
+    fn a_link_or_a_file_in_its_place_is_refused() {
+        let place = Place::new();
+        symlink(place.outside(), place.at(".ksync")).unwrap();
+        assert!(matches!(StateDir::create(&place.root).err().unwrap().fault(), Fault::NotOurs));
+        fs::remove_file(place.at(".ksync")).unwrap();
+        fs::write(place.at(".ksync"), "").unwrap();
+        assert!(StateDir::create(&place.root).is_err());
+        place.assert_canary_untouched();
+    }
+
+    #[test]
+    fn one_that_others_could_read_becomes_private() {
+        let place = Place::new();
+        fs::create_dir(place.at(".ksync")).unwrap();
+        fs::set_permissions(place.at(".ksync"), fs::Permissions::from_mode(0o777)).unwrap();
+        StateDir::create(&place.root).unwrap();
+        assert_eq!(place.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn a_foreign_one_is_refused() {
+        let place = Place::new();
+        fs::create_dir(place.at(".ksync")).unwrap();
+        if chown(place.at(".ksync"), Some(65534), None).is_ok() {
+            assert!(matches!(StateDir::create(&place.root).err().unwrap().fault(), Fault::NotOurs));
+        }
+    }
+
+    #[test]
+    fn names_depend_on_the_path_only() {
+        let name = staged_name(&path("a/b"), PART);
+        assert_eq!(name, staged_name(&path("a/b"), PART));
+        assert_ne!(name, staged_name(&path("a/c"), PART));
+        assert_eq!(name.len(), 32 + PART.len());
+    }
+}

@@ -1,0 +1,83 @@
+//! A root in a temporary directory, next to a canary that no operation may touch.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use crate::disk::root::Root;
+use crate::tree::entry::Time;
+use crate::tree::path::TreePath;
+
+/// What can be told of a file from outside: mode, owner, size, times, links.
+type Traits = (u32, u32, u64, i64, i64, i64, u64);
+
+pub(crate) struct Place {
+    pub(crate) root: Root,
+    folder: TempDir,
+    canary: BTreeMap<PathBuf, (Traits, Vec<u8>)>,
+}
+
+impl Place {
+    /// `root/` is empty, `outside/` holds the canary.
+    pub(crate) fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        fs::create_dir(folder.path().join("outside")).unwrap();
+        fs::create_dir(folder.path().join("outside/d")).unwrap();
+        fs::write(folder.path().join("outside/d/f"), "canary").unwrap();
+        fs::write(folder.path().join("outside/f"), "canary").unwrap();
+        let root = Root::create(&folder.path().join("root")).unwrap();
+        let mut place = Self { root, folder, canary: BTreeMap::new() };
+        place.canary = place.look_outside();
+        place
+    }
+
+    /// The same without `openat2`.
+    pub(crate) fn walking() -> Self {
+        let place = Self::new();
+        Self { root: place.root.walking(), ..place }
+    }
+
+    pub(crate) fn at(&self, path: &str) -> PathBuf {
+        self.folder.path().join("root").join(path)
+    }
+
+    pub(crate) fn outside(&self) -> PathBuf {
+        self.folder.path().join("outside")
+    }
+
+    pub(crate) fn assert_canary_untouched(&self) {
+        assert_eq!(self.look_outside(), self.canary);
+    }
+
+    fn look_outside(&self) -> BTreeMap<PathBuf, (Traits, Vec<u8>)> {
+        walkdir::WalkDir::new(self.outside())
+            .into_iter()
+            .map(|entry| {
+                let path = entry.unwrap().into_path();
+                let data = path.symlink_metadata().unwrap();
+                let traits = (
+                    data.mode(),
+                    data.uid(),
+                    data.len(),
+                    data.mtime_nsec(),
+                    data.mtime(),
+                    data.ctime_nsec(),
+                    data.nlink(),
+                );
+                let content = if data.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
+                (path, (traits, content))
+            })
+            .collect()
+    }
+}
+
+pub(crate) fn path(text: impl AsRef<[u8]>) -> TreePath {
+    TreePath::new(text.as_ref()).unwrap()
+}
+
+pub(crate) fn time(seconds: i64) -> Time {
+    Time::new(seconds, 123_456_789).unwrap()
+}
