@@ -143,7 +143,7 @@ impl Receiver {
     fn message(&mut self, message: Message) {
         match message {
             Message::Subject(subject) if self.subject.is_none() => {
-                self.subject = Some(subject);
+                self.subject = Some(subject.clone());
                 self.desk.start(Work::Open(subject));
             }
             Message::Ignores(files) if self.offered.is_none() => {
@@ -221,13 +221,13 @@ impl Receiver {
         let options = &self.config.options;
         let may_delete = complete && opened.complete;
         let rules = Rules {
-            delete: options.delete && may_delete && matches!(self.subject, Some(Subject::Directory { .. })),
+            delete: options.delete && may_delete && self.is_directory(),
             checksum: options.checksum,
             mode_mask: if options.special_bits { 0o7777 } else { 0o777 },
         };
         let withheld = options.delete && !may_delete;
         self.wanted = Arc::new(std::mem::take(&mut self.builder).finish());
-        if self.subject == Some(Subject::File) && self.wanted.len() > 1 {
+        if !self.is_directory() && self.wanted.len() > 1 {
             return self.desk.protocol_error("several entries where one was announced");
         }
         let (links, staged) = (options.safe_links, opened.has_staged);
@@ -335,7 +335,7 @@ impl Receiver {
                 Phase::Offer | Phase::Directories | Phase::Close => return,
             };
             if self.phase == Phase::Close {
-                if let Some(subject) = self.subject {
+                if let Some(subject) = self.subject.clone() {
                     self.desk.start(Work::Close(subject));
                 }
                 return;
@@ -589,6 +589,10 @@ impl Receiver {
             Fault::Fatal(kind, text) => self.desk.fail(kind, text),
             Fault::Entry(_, text) => self.desk.fail(AbortKind::Destination, text),
         }
+    }
+
+    fn is_directory(&self) -> bool {
+        matches!(self.subject, Some(Subject::Directory { .. }))
     }
 
     fn size(&self, id: u32) -> u64 {

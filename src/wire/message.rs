@@ -11,6 +11,7 @@ use crate::content::hash::Hash;
 use crate::monitor::Event;
 use crate::tree::entry::Time;
 use crate::tree::filter::IgnoreFile;
+use crate::tree::path::TreePath;
 
 /// Most wants without an answer. On the fastest link that was planned for (1 Gbit/s, 100 ms) 12 MB are on
 /// their way, 3,000 files of 4 KiB; and a want takes some 100 bytes on each side.
@@ -32,7 +33,7 @@ pub const WINDOWS_MAX: usize = 48;
 const LIST_MAX: usize = 1 << 13;
 
 /// What is offered: a directory with everything in it, or one file or link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Subject {
     /// A directory; its own mode and time.
     Directory {
@@ -43,8 +44,12 @@ pub enum Subject {
         /// Nanoseconds after that.
         nanos: u32,
     },
-    /// A single file; the manifest has exactly that entry.
-    File,
+    /// A single file or link; the manifest has exactly that entry, or none if it cannot be read.
+    File {
+        /// Its name: one component.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+    },
 }
 
 impl Subject {
@@ -342,8 +347,10 @@ impl Message {
                         Op::Keep { .. } | Op::Copy { .. } | Op::Data(_) => true,
                     })
             }
-            Self::Subject(Subject::File)
-            | Self::Entries(_)
+            Self::Subject(Subject::File { name }) => {
+                !name.contains(&b'/') && TreePath::new(name.as_slice()).is_ok()
+            }
+            Self::Entries(_)
             | Self::Offered { .. }
             | Self::Finished(_)
             | Self::Note(_)
