@@ -1,0 +1,294 @@
+//! What an SSH channel executes: a real process in a group of its own.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::io;
+use std::mem::discriminant;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Buf, Bytes};
+use russh::server::{Handle, Msg};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::mpsc;
+
+use super::backlog::Backlog;
+
+/// How much of an output is read at once, in bytes: what fits into one SSH packet.
+const OUTPUT_SIZE: usize = 32 * 1024;
+
+/// What a shell answers when it cannot start a command.
+const CANNOT_START: u32 = 127;
+
+/// Where sshd's children look for programs.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The extended data type that SSH uses for standard error.
+const STDERR: u32 = 1;
+
+/// The processes of one sandbox: how they are started, and which groups may still live.
+#[derive(Debug)]
+pub(super) struct Processes {
+    home: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The groups that may have members.
+    groups: BTreeSet<i32>,
+    /// Held by every channel's task, so that its receiver learns when all are gone. `None` once stopped.
+    alive: Option<mpsc::Sender<()>>,
+}
+
+impl Processes {
+    /// Processes with their home in `home`, and what ends (`recv` gives `None`) once they are stopped and the
+    /// last channel's task has ended.
+    pub(super) fn new(home: PathBuf) -> (Processes, mpsc::Receiver<()>) {
+        let (alive, gone) = mpsc::channel(1);
+        let state = State { groups: BTreeSet::new(), alive: Some(alive) };
+        (Processes { home, state: Mutex::new(state) }, gone)
+    }
+
+    /// Kills every group that was started and may still have members, and lets no new one live.
+    pub(super) fn stop(&self) {
+        let mut state = self.state();
+        state.alive = None;
+        for group in std::mem::take(&mut state.groups) {
+            signal_group(group, Signal::KILL);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts `sh` with the environment that sshd would give it, and nothing of this process's own.
+    fn start(&self, request: &Request) -> io::Result<(Child, i32)> {
+        let mut command = Command::new("/bin/sh");
+        match request {
+            Request::Exec(line) => command.arg("-c").arg(OsStr::from_bytes(line)),
+            Request::Shell => command.arg("-l"),
+        };
+        let child = command
+            .env_clear()
+            .env("HOME", &self.home)
+            .env("USER", "root")
+            .env("LOGNAME", "root")
+            .env("SHELL", "/bin/sh")
+            .env("PATH", PATH)
+            .current_dir(&self.home)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).ok_or(io::ErrorKind::NotFound)?;
+        let mut state = self.state();
+        if state.alive.is_some() {
+            state.groups.insert(group);
+        } else {
+            signal_group(group, Signal::KILL);
+        }
+        drop(state);
+        Ok((child, group))
+    }
+
+    /// Forgets a group whose leader was waited for, unless it has other members: as long as it has, its id
+    /// cannot become somebody else's.
+    fn forget(&self, group: i32) {
+        let mut state = self.state();
+        if Pid::from_raw(group).is_none_or(|pid| test_kill_process_group(pid).is_err()) {
+            state.groups.remove(&group);
+        }
+    }
+}
+
+/// What a client can ask to be run.
+enum Request {
+    Exec(Vec<u8>),
+    Shell,
+}
+
+/// Serves one session channel: waits for its one exec or shell request, runs that, and closes the channel.
+///
+/// When the channel or its connection ends first, the process group is killed.
+pub(super) async fn serve(channel: Channel<Msg>, session: Handle, processes: Arc<Processes>) {
+    let Some(_alive) = processes.state().alive.clone() else {
+        return;
+    };
+    let (mut reader, writer) = channel.split();
+    let request = loop {
+        match reader.wait().await {
+            Some(ChannelMsg::Exec { command, .. }) => break Request::Exec(command),
+            Some(ChannelMsg::RequestShell { .. }) => break Request::Shell,
+            Some(ChannelMsg::Close) | None => return,
+            Some(_) => {}
+        }
+    };
+    // A send fails only when the connection is gone, and then nobody is left to tell.
+    let _ = match processes.start(&request) {
+        Ok((child, group)) => {
+            let ended = run(child, group, &mut reader, &writer).await;
+            processes.forget(group);
+            match ended {
+                Some(status) => report(&session, &writer, status).await,
+                None => Ok(()),
+            }
+        }
+        Err(error) => refuse(&writer, &error).await,
+    };
+}
+
+/// Runs a process to its end; `None` when its channel ended first, or its status was lost.
+async fn run(
+    mut child: Child,
+    group: i32,
+    reader: &mut ChannelReadHalf,
+    writer: &ChannelWriteHalf<Msg>,
+) -> Option<ExitStatus> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let ended = {
+        let finished = async {
+            tokio::join!(output(stdout, writer, None), output(stderr, writer, Some(STDERR)));
+            child.wait().await.ok()
+        };
+        // The reader learns of the connection's end, the writers may not: russh does not wake one that waits
+        // for window.
+        tokio::select! {
+            status = finished => status,
+            () = input(reader, stdin, group) => None,
+        }
+    };
+    if ended.is_none() {
+        signal_group(group, Signal::KILL);
+        let _ = child.wait().await;
+    }
+    ended
+}
+
+/// Feeds the process from the channel and passes on signals, until the channel ends.
+async fn input(reader: &mut ChannelReadHalf, mut stdin: Option<ChildStdin>, group: i32) {
+    let mut backlog = Backlog::default();
+    let mut next = Bytes::new();
+    let mut at_eof = false;
+    loop {
+        if next.is_empty() {
+            match backlog.pop() {
+                Ok(Some(bytes)) => next = bytes,
+                Ok(None) if at_eof => stdin = None,
+                Ok(None) => {}
+                // Input that is lost must not look like input that ended.
+                Err(_) => return,
+            }
+        }
+        let written = async {
+            match &mut stdin {
+                Some(stdin) if !next.is_empty() => stdin.write(&next).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            written = written => match written {
+                Ok(written) => next.advance(written),
+                // The process does not want any more; what still comes is dropped, as sshd does.
+                Err(_) => stdin = None,
+            },
+            message = reader.wait() => match message {
+                Some(ChannelMsg::Data { data }) if stdin.is_some() => {
+                    if backlog.push(data).is_err() {
+                        return;
+                    }
+                }
+                Some(ChannelMsg::Eof) => at_eof = true,
+                Some(ChannelMsg::Signal { signal }) => {
+                    if let Some(signal) = signal_number(&signal) {
+                        signal_group(group, signal);
+                    }
+                }
+                Some(ChannelMsg::Close) | None => return,
+                Some(_) => {}
+            },
+        }
+    }
+}
+
+/// Copies one output of the process to the channel, to its end or to the channel's.
+async fn output(source: Option<impl AsyncRead + Unpin>, writer: &ChannelWriteHalf<Msg>, ext: Option<u32>) {
+    if let Some(source) = source {
+        let mut source = BufReader::with_capacity(OUTPUT_SIZE, source);
+        let mut sink = std::pin::pin!(writer.make_writer_ext(ext));
+        let _ = tokio::io::copy_buf(&mut source, &mut sink).await;
+    }
+}
+
+/// Tells how the process ended, and closes the channel. All output was queued before.
+async fn report(
+    session: &Handle,
+    writer: &ChannelWriteHalf<Msg>,
+    status: ExitStatus,
+) -> Result<(), russh::Error> {
+    let id: ChannelId = writer.id();
+    if let Some(signal) = status.signal() {
+        let name = signal_name(signal);
+        let core = status.core_dumped();
+        session
+            .exit_signal_request(id, name, core, String::new(), String::new())
+            .await
+            .map_err(|()| russh::Error::SendError)?;
+    } else {
+        let code = status.code().and_then(|code| u32::try_from(code).ok()).unwrap_or(CANNOT_START);
+        writer.exit_status(code).await?;
+    }
+    writer.eof().await?;
+    writer.close().await
+}
+
+/// Answers a request that could not be started the way a shell would.
+async fn refuse(writer: &ChannelWriteHalf<Msg>, error: &io::Error) -> Result<(), russh::Error> {
+    writer.extended_data_bytes(STDERR, format!("sandbox: cannot start /bin/sh: {error}\n")).await?;
+    writer.exit_status(CANNOT_START).await?;
+    writer.eof().await?;
+    writer.close().await
+}
+
+/// Sends a signal to a group. That it has no members any more is as good.
+fn signal_group(group: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(group) {
+        let _ = kill_process_group(pid, signal);
+    }
+}
+
+/// The names that RFC 4254 has for signals, beside the signals.
+const SIGNALS: [(Sig, Signal); 12] = [
+    (Sig::ABRT, Signal::ABORT),
+    (Sig::ALRM, Signal::ALARM),
+    (Sig::FPE, Signal::FPE),
+    (Sig::HUP, Signal::HUP),
+    (Sig::ILL, Signal::ILL),
+    (Sig::INT, Signal::INT),
+    (Sig::KILL, Signal::KILL),
+    (Sig::PIPE, Signal::PIPE),
+    (Sig::QUIT, Signal::QUIT),
+    (Sig::SEGV, Signal::SEGV),
+    (Sig::TERM, Signal::TERM),
+    (Sig::USR1, Signal::USR1),
+];
+
+fn signal_number(name: &Sig) -> Option<Signal> {
+    SIGNALS.iter().find(|(known, _)| discriminant(known) == discriminant(name)).map(|(_, signal)| *signal)
+}
+
+fn signal_name(number: i32) -> Sig {
+    SIGNALS
+        .iter()
+        .find(|(_, signal)| signal.as_raw() == number)
+        .map_or_else(|| Sig::Custom(format!("{number}@sandbox")), |(name, _)| name.clone())
+}

@@ -1,0 +1,224 @@
+//! The SSH server: who may log in, and which requests a session may make. It answers as the VM's sshd does:
+//! one public key and nothing else, ten sessions, 2 MiB of window, no forwarding, no compression.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use russh::keys::{Algorithm, PrivateKey, PublicKey};
+use russh::server::{
+    Auth, ChannelOpenHandle, Config, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey, run_stream,
+};
+use russh::{
+    Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Preferred, Pty, SshId, cipher, compression,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+
+use super::process::{self, Processes};
+
+/// OpenSSH's channel window, in bytes (`CHAN_SES_WINDOW_DEFAULT`): what every client of the VM is limited by.
+const WINDOW: u32 = 2 << 20;
+
+/// OpenSSH's `MaxSessions`.
+const SESSIONS_MAX: usize = 10;
+
+/// OpenSSH's `MaxAuthTries`.
+const AUTH_ATTEMPTS_MAX: usize = 6;
+
+/// How long a wrong login waits for its answer. Nothing here is worth guessing slowly for.
+const REJECTION_DELAY: Duration = Duration::from_millis(50);
+
+const CIPHERS: &[cipher::Name] = &[
+    cipher::CHACHA20_POLY1305,
+    cipher::AES_128_CTR,
+    cipher::AES_192_CTR,
+    cipher::AES_256_CTR,
+    cipher::AES_128_GCM,
+    cipher::AES_256_GCM,
+];
+
+const COMPRESSIONS: &[compression::Name] = &[compression::NONE];
+
+/// What all connections share.
+#[derive(Debug)]
+pub(super) struct Server {
+    config: Arc<Config>,
+    client_key: PublicKey,
+    processes: Arc<Processes>,
+}
+
+impl Server {
+    /// A server that proves itself with `host_key` and lets in whoever holds the other half of `client_key`.
+    pub(super) fn new(host_key: PrivateKey, client_key: PublicKey, processes: Arc<Processes>) -> Server {
+        let config = Config {
+            server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-sandbox")),
+            methods: MethodSet::from([MethodKind::PublicKey].as_slice()),
+            auth_rejection_time: REJECTION_DELAY,
+            auth_rejection_time_initial: Some(Duration::ZERO),
+            keys: vec![host_key],
+            window_size: WINDOW,
+            preferred: Preferred {
+                key: Cow::Borrowed(&[Algorithm::Ed25519]),
+                cipher: Cow::Borrowed(CIPHERS),
+                compression: Cow::Borrowed(COMPRESSIONS),
+                ..Preferred::default()
+            },
+            max_auth_attempts: AUTH_ATTEMPTS_MAX,
+            inactivity_timeout: None,
+            nodelay: true,
+            ..Config::default()
+        };
+        Server { config: Arc::new(config), client_key, processes }
+    }
+
+    /// Speaks SSH on `stream` until either side ends it.
+    ///
+    /// # Errors
+    /// When the client breaks the protocol or goes without a farewell.
+    pub(super) async fn serve<S>(&self, stream: S) -> Result<(), russh::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let connection = Connection {
+            client_key: self.client_key.clone(),
+            processes: Arc::clone(&self.processes),
+            sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
+            busy: HashSet::new(),
+        };
+        run_stream(Arc::clone(&self.config), stream, connection).await?.await
+    }
+}
+
+/// One client.
+struct Connection {
+    client_key: PublicKey,
+    processes: Arc<Processes>,
+    sessions: Arc<Semaphore>,
+    /// The channels that run something: each may ask for that once.
+    busy: HashSet<ChannelId>,
+}
+
+impl Connection {
+    fn judge(&self, key: &PublicKey) -> Auth {
+        // Not the keys themselves, which carry a comment.
+        if key.key_data() == self.client_key.key_data() { Auth::Accept } else { Auth::reject() }
+    }
+
+    fn begin(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+        if self.busy.insert(channel) {
+            session.channel_success(channel)
+        } else {
+            session.channel_failure(channel)
+        }
+    }
+}
+
+impl Handler for Connection {
+    type Error = russh::Error;
+
+    async fn auth_publickey_offered(
+        &mut self,
+        _user: &str,
+        offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, russh::Error> {
+        Ok(self.judge(offer.public_key))
+    }
+
+    async fn auth_publickey(
+        &mut self,
+        _user: &str,
+        key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, russh::Error> {
+        Ok(self.judge(key.public_key))
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let Ok(permit) = Arc::clone(&self.sessions).try_acquire_owned() else {
+            reply.reject(ChannelOpenFailure::ConnectFailed).await;
+            return Ok(());
+        };
+        reply.accept().await;
+        let handle = session.handle();
+        let processes = Arc::clone(&self.processes);
+        tokio::spawn(async move {
+            process::serve(channel, handle, processes).await;
+            drop(permit);
+        });
+        Ok(())
+    }
+
+    async fn channel_close(
+        &mut self,
+        channel: ChannelId,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.busy.remove(&channel);
+        Ok(())
+    }
+
+    /// The channel's own task gets the command; this is only the answer.
+    async fn exec_request(
+        &mut self,
+        channel: ChannelId,
+        _command: &[u8],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.begin(channel, session)
+    }
+
+    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+        self.begin(channel, session)
+    }
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        _term: &str,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_failure(channel)
+    }
+
+    async fn env_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        _value: &str,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_failure(channel)
+    }
+
+    async fn x11_request(
+        &mut self,
+        channel: ChannelId,
+        _single: bool,
+        _protocol: &str,
+        _cookie: &str,
+        _screen: u32,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_failure(channel)
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_failure(channel)
+    }
+}

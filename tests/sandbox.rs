@@ -1,0 +1,361 @@
+//! Is the stand-in VM what a VM is to real clients? OpenSSH's `ssh` logs in through `websocat`.
+//!
+//! A test whose peers are missing says so and passes, unless `KSYNC_REQUIRE_PEERS=1`. `websocat` is looked
+//! for in `PATH` and in `KSYNC_PEERS_BIN`.
+#![cfg(feature = "sandbox")]
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use ksync::sandbox::{Options, Sandbox, SandboxError, Weather};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+/// Far longer than anything here takes, and short enough to tell a hang from a slow machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A sandbox, a client's home with its key, and the way to the peers.
+struct World {
+    sandbox: Sandbox,
+    folder: tempfile::TempDir,
+    path: OsString,
+}
+
+impl World {
+    /// `None`, after a line that says why, when a peer is missing and need not be there.
+    async fn new(weather: Weather) -> Option<World> {
+        let mut folders: Vec<PathBuf> =
+            std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
+        folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+        for peer in ["websocat", "ssh", "ssh-keygen"] {
+            if !folders.iter().any(|folder| folder.join(peer).is_file()) {
+                assert!(std::env::var_os("KSYNC_REQUIRE_PEERS").is_none_or(|v| v != "1"), "no {peer}");
+                let _ = writeln!(std::io::stderr(), "skipped: no {peer}");
+                return None;
+            }
+        }
+        let folder = tempfile::tempdir().expect("folder");
+        let sandbox = start(folder.path(), weather).await.expect("start");
+        let world = World { sandbox, path: std::env::join_paths(folders).expect("path"), folder };
+        let mut key = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(world.key())
+            .expect("key file");
+        key.write_all(world.sandbox.client_key().as_bytes()).expect("key");
+        Some(world)
+    }
+
+    fn key(&self) -> PathBuf {
+        self.folder.path().join("key")
+    }
+
+    fn vm_home(&self) -> PathBuf {
+        self.folder.path().join("vm")
+    }
+
+    /// A client that reads no settings of whoever runs the tests.
+    fn peer(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().env("PATH", &self.path).env("HOME", self.folder.path()).kill_on_drop(true);
+        command
+    }
+
+    fn ssh_with(&self, options: &[&str], remote: &str) -> Command {
+        let mut command = self.peer("ssh");
+        command
+            .args(["-F", "none", "-o"])
+            .arg(format!("ProxyCommand=websocat --binary {}", self.sandbox.url()));
+        command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
+        command.args(["-o", "LogLevel=ERROR", "-o", "BatchMode=yes"]).args(options);
+        command.args(["root@localhost", remote]);
+        command
+    }
+
+    fn ssh(&self, remote: &str) -> Command {
+        let key = self.key();
+        self.ssh_with(&["-i", key.to_str().expect("UTF-8")], remote)
+    }
+}
+
+async fn start(folder: &Path, weather: Weather) -> Result<Sandbox, SandboxError> {
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    Sandbox::start(Options { listen, home: folder.join("vm"), weather }).await
+}
+
+async fn output(mut command: Command) -> Output {
+    in_time(command.stdin(Stdio::null()).output()).await.expect("run")
+}
+
+async fn in_time<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(DEADLINE, future).await.expect("no hang")
+}
+
+/// Gives `input` to a process on its standard input and collects everything.
+async fn exchange(mut command: Command, input: Vec<u8>) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("spawn");
+    let mut stdin = child.stdin.take().expect("stdin");
+    let feed = async move {
+        let _ = stdin.write_all(&input).await;
+    };
+    let (output, ()) = in_time(async { tokio::join!(child.wait_with_output(), feed) }).await;
+    output.expect("run")
+}
+
+/// Bytes that no compression helps and no two places of which look alike.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+async fn first_line(child: &mut Child) -> String {
+    let mut line = Vec::new();
+    let stdout = child.stdout.as_mut().expect("stdout");
+    while line.last() != Some(&b'\n') {
+        line.push(in_time(stdout.read_u8()).await.expect("a line"));
+    }
+    String::from_utf8(line).expect("UTF-8").trim().to_owned()
+}
+
+fn is_alive(pid: &str) -> bool {
+    Path::new("/proc").join(pid).join("cmdline").exists()
+}
+
+async fn gone(pid: &str) {
+    in_time(async {
+        while is_alive(pid) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("UTF-8")
+}
+
+fn code(status: ExitStatus) -> Option<i32> {
+    status.code()
+}
+
+#[tokio::test]
+async fn a_command_runs_in_the_home_with_its_own_environment() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let done = output(world.ssh("pwd; echo \"$HOME:$USER\"; env | grep -c CARGO; echo oops >&2")).await;
+    let home = world.vm_home().canonicalize().expect("home");
+    let home = home.display();
+    assert_eq!(text(&done.stdout), format!("{home}\n{home}:root\n0\n"));
+    assert_eq!(text(&done.stderr), "oops\n");
+    assert_eq!(code(done.status), Some(0));
+    let mode = std::fs::metadata(world.vm_home()).expect("home").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    assert_eq!(world.sandbox.connections(), 1);
+    world.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn the_setup_logs_in_as_it_stands() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let setup = world.sandbox.setup(&world.key());
+    let mut shell = world.peer("/bin/sh");
+    shell.arg("-c").arg(format!("{} 'echo in'", setup.ssh_command));
+    let done = output(shell).await;
+    assert_eq!((text(&done.stdout), text(&done.stderr)), ("in\n", ""));
+    assert_eq!(setup.proxy_command, format!("websocat --binary {}", world.sandbox.url()));
+    assert_eq!(setup.vm_domain, "127.0.0.1");
+}
+
+#[tokio::test]
+async fn twenty_megabytes_come_back_intact_through_cat() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let sent = noise(20_000_000);
+    let done = exchange(world.ssh("cat"), sent.clone()).await;
+    assert_eq!(text(&done.stderr), "");
+    assert!(done.stdout == sent, "{} bytes came back", done.stdout.len());
+    assert!(world.sandbox.bytes_up() > 20_000_000);
+    assert!(world.sandbox.bytes_down() > 20_000_000);
+    assert!(world.sandbox.bytes_up() < 21_000_000);
+}
+
+#[tokio::test]
+async fn what_a_slow_process_has_not_read_stalls_nobody_and_is_not_lost() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let sent = noise(12_000_000);
+    let done = exchange(world.ssh("head -c 5000000 /dev/zero; sleep 1; cat"), sent.clone()).await;
+    assert_eq!(done.stdout.len(), 17_000_000);
+    assert!(done.stdout.ends_with(&sent));
+}
+
+#[tokio::test]
+async fn exit_codes_and_signals_are_relayed() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    assert_eq!(code(output(world.ssh("exit 23")).await.status), Some(23));
+    assert_eq!(code(output(world.ssh("no-such-program-here")).await.status), Some(127));
+    // OpenSSH's client answers 255 to an exit signal.
+    assert_eq!(code(output(world.ssh("kill -TERM $$")).await.status), Some(255));
+}
+
+#[tokio::test]
+async fn a_shell_takes_its_commands_from_standard_input() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let mut ssh = world.ssh("");
+    ssh.arg("-T");
+    let done = exchange(ssh, b"echo hello\nexit 3\n".to_vec()).await;
+    assert_eq!((text(&done.stdout), code(done.status)), ("hello\n", Some(3)));
+}
+
+#[tokio::test]
+async fn a_wrong_key_and_a_password_are_refused() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let wrong = world.folder.path().join("wrong");
+    let wrong = wrong.to_str().expect("UTF-8");
+    let mut keygen = world.peer("ssh-keygen");
+    keygen.args(["-q", "-t", "ed25519", "-N", "", "-f", wrong]);
+    assert!(output(keygen).await.status.success());
+    let refused = output(world.ssh_with(&["-i", wrong], "echo in")).await;
+    assert_eq!(code(refused.status), Some(255));
+    assert_eq!(text(&refused.stdout), "");
+    // The list of methods is the server's.
+    assert!(text(&refused.stderr).contains("Permission denied (publickey)"), "{}", text(&refused.stderr));
+
+    let askpass = world.folder.path().join("askpass");
+    std::fs::write(&askpass, "#!/bin/sh\necho secret\n").expect("askpass");
+    std::fs::set_permissions(&askpass, std::fs::Permissions::from_mode(0o700)).expect("mode");
+    let options = ["-o", "BatchMode=no", "-o", "PubkeyAuthentication=no"];
+    let mut ssh = world.ssh_with(&options, "echo in");
+    ssh.env("SSH_ASKPASS", &askpass).env("SSH_ASKPASS_REQUIRE", "force");
+    let refused = output(ssh).await;
+    assert_eq!((code(refused.status), text(&refused.stdout)), (Some(255), ""));
+    assert!(text(&refused.stderr).contains("Permission denied (publickey)"), "{}", text(&refused.stderr));
+}
+
+#[tokio::test]
+async fn the_host_key_is_the_one_that_was_announced() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let known = world.folder.path().join("known_hosts");
+    std::fs::write(&known, format!("localhost {}\n", world.sandbox.host_key())).expect("known_hosts");
+    let (known, key) = (format!("UserKnownHostsFile={}", known.display()), world.key());
+    // The first value of an option counts, so these come before the defaults.
+    let mut ssh = world.peer("ssh");
+    ssh.args(["-F", "none", "-o", &known, "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "-i"]);
+    ssh.arg(key).arg("-o").arg(format!("ProxyCommand=websocat --binary {}", world.sandbox.url()));
+    ssh.args(["root@localhost", "echo in"]);
+    let done = output(ssh).await;
+    assert_eq!(text(&done.stdout), "in\n", "{}", text(&done.stderr));
+}
+
+#[tokio::test]
+async fn a_disconnect_kills_the_process_group() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let mut ssh = world.ssh("sleep 1000 & echo $!; wait");
+    let mut child = ssh.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("spawn");
+    let pid = first_line(&mut child).await;
+    assert!(is_alive(&pid));
+    child.kill().await.expect("kill");
+    gone(&pid).await;
+}
+
+#[tokio::test]
+async fn stop_kills_what_a_finished_command_left_running() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let done = output(world.ssh("sleep 1000 >/dev/null 2>&1 </dev/null & echo $!")).await;
+    let pid = text(&done.stdout).trim().to_owned();
+    assert!(is_alive(&pid), "sshd leaves it running, too");
+    world.sandbox.stop().await;
+    gone(&pid).await;
+}
+
+#[tokio::test]
+async fn stop_ends_connections_and_their_processes() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let mut ssh = world.ssh("echo $$; exec sleep 1000");
+    let mut child = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("spawn");
+    let pid = first_line(&mut child).await;
+    world.sandbox.stop().await;
+    assert!(!is_alive(&pid), "not even as a zombie");
+    assert!(!in_time(child.wait()).await.expect("wait").success());
+}
+
+#[tokio::test]
+async fn delay_is_one_way_and_does_not_limit_throughput() {
+    let delay = Duration::from_millis(100);
+    let folder = tempfile::tempdir().expect("folder");
+    let sandbox = start(folder.path(), Weather { delay, ..Weather::default() }).await.expect("start");
+    // The WebSocket's handshake is one round trip: twice the delay, not once and not four times.
+    let begun = Instant::now();
+    let _socket = handshake(&sandbox).await;
+    let took = begun.elapsed();
+    assert!(took >= 2 * delay && took < 3 * delay, "{took:?}");
+    sandbox.stop().await;
+
+    let Some(world) = World::new(Weather { delay, ..Weather::default() }).await else { return };
+    let begun = Instant::now();
+    let done = output(world.ssh("head -c 20000000 /dev/zero")).await;
+    let took = begun.elapsed();
+    assert_eq!(done.stdout.len(), 20_000_000);
+    // Ten round trips to connect, and one for each 2 MiB of OpenSSH's window: a line that carried one chunk
+    // of 64 KiB at a time would need 30 s.
+    assert!(took > Duration::from_secs(2) && took < Duration::from_secs(10), "{took:?}");
+}
+
+#[tokio::test]
+async fn cuts_come_at_their_byte() {
+    let up = Weather { cut_after: Some(1_000_000), ..Weather::default() };
+    let Some(world) = World::new(up).await else { return };
+    let done = exchange(world.ssh("cat >file; echo whole"), noise(3_000_000)).await;
+    assert_eq!((code(done.status), text(&done.stdout)), (Some(255), ""));
+    assert_eq!(world.sandbox.bytes_up(), 1_000_000);
+    world.sandbox.stop().await;
+
+    let down = Weather { cut_down_after: Some(1_000_000), ..Weather::default() };
+    let Some(world) = World::new(down).await else { return };
+    let done = output(world.ssh("head -c 3000000 /dev/zero")).await;
+    assert_eq!(code(done.status), Some(255));
+    assert!(done.stdout.len() < 1_000_000);
+    assert_eq!(world.sandbox.bytes_down(), 1_000_000);
+}
+
+#[tokio::test]
+async fn only_loopback_is_served() {
+    let folder = tempfile::tempdir().expect("folder");
+    for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:2222"] {
+        let listen: SocketAddr = address.parse().expect("address");
+        let options = Options { listen, home: folder.path().join("vm"), weather: Weather::default() };
+        let refused = Sandbox::start(options).await.expect_err("refused");
+        assert!(matches!(refused, SandboxError::NotLoopback(a) if a == listen));
+    }
+    assert!(!folder.path().join("vm").exists());
+}
+
+/// A WebSocket by hand: opened, and still without a frame.
+async fn handshake(sandbox: &Sandbox) -> TcpStream {
+    let address = sandbox.url().replace("ws://", "");
+    let mut socket = TcpStream::connect(&address).await.expect("connect");
+    let request = format!(
+        "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    socket.write_all(request.as_bytes()).await.expect("write");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(in_time(socket.read_u8()).await.expect("read"));
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101"), "{}", text(&answer));
+    socket
+}
