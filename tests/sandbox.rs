@@ -75,7 +75,7 @@ impl World {
             .arg(format!("ProxyCommand=websocat --binary {}", self.sandbox.url()));
         command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
         command.args(["-o", "LogLevel=ERROR", "-o", "BatchMode=yes"]).args(options);
-        command.args(["root@localhost", remote]);
+        command.arg("root@localhost").args((!remote.is_empty()).then_some(remote));
         command
     }
 
@@ -214,9 +214,7 @@ async fn exit_codes_and_signals_are_relayed() {
 #[tokio::test]
 async fn a_shell_takes_its_commands_from_standard_input() {
     let Some(world) = World::new(Weather::default()).await else { return };
-    let mut ssh = world.ssh("");
-    ssh.arg("-T");
-    let done = exchange(ssh, b"echo hello\nexit 3\n".to_vec()).await;
+    let done = exchange(world.ssh(""), b"echo hello\nexit 3\n".to_vec()).await;
     assert_eq!((text(&done.stdout), code(done.status)), ("hello\n", Some(3)));
 }
 
@@ -301,7 +299,7 @@ async fn delay_is_one_way_and_does_not_limit_throughput() {
     let begun = Instant::now();
     let _socket = handshake(&sandbox).await;
     let took = begun.elapsed();
-    assert!(took >= 2 * delay && took < 3 * delay, "{took:?}");
+    assert!(took >= 2 * delay && took < 4 * delay, "{took:?}");
     sandbox.stop().await;
 
     let Some(world) = World::new(Weather { delay, ..Weather::default() }).await else { return };

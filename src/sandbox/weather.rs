@@ -58,8 +58,9 @@ enum End {
 /// Carries bytes between `socket` and `inside` until the inside closes, the client is gone or a cut is due.
 ///
 /// The end of the client's input is passed on to the inside; the end of the inside closes the socket.
-pub(super) async fn carry(mut socket: TcpStream, inside: DuplexStream, weather: Weather, meter: Arc<Meter>) {
-    let (mut from_client, mut to_client) = socket.split();
+pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, weather: Weather, meter: Arc<Meter>) {
+    let mut wire = Wire { socket, at_peace: false };
+    let (mut from_client, mut to_client) = wire.socket.split();
     let (mut from_inside, mut to_inside) = tokio::io::split(inside);
     let ended = {
         let mut up = pin!(one_way(
@@ -93,17 +94,27 @@ pub(super) async fn carry(mut socket: TcpStream, inside: DuplexStream, weather: 
             }
         }
     };
-    match ended {
-        Ok(End::Eof) => {
-            let mut rest = [0; 4096];
-            let drained = async { while matches!(from_client.read(&mut rest).await, Ok(1..)) {} };
-            let _ = tokio::time::timeout(LINGER, drained).await;
+    if matches!(ended, Ok(End::Eof)) {
+        let mut rest = [0; 4096];
+        let drained = async { while matches!(from_client.read(&mut rest).await, Ok(1..)) {} };
+        let _ = tokio::time::timeout(LINGER, drained).await;
+        wire.at_peace = true;
+    }
+}
+
+/// A client's socket. However serving it ends, by a cut or with the sandbox, it is reset unless it was closed
+/// at peace: what is still in its buffers is lost, as on a broken link, and the client notices (websocat
+/// takes a mere end of input as no reason to go).
+struct Wire {
+    socket: TcpStream,
+    at_peace: bool,
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if !self.at_peace {
+            let _ = self.socket.set_zero_linger();
         }
-        // A reset, not a farewell: what is still in the socket's buffers is lost, as on a broken link.
-        Ok(End::Cut) => {
-            let _ = socket.set_zero_linger();
-        }
-        Err(_) => {}
     }
 }
 
