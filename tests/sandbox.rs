@@ -203,6 +203,13 @@ async fn what_a_slow_process_has_not_read_stalls_nobody_and_is_not_lost() {
 }
 
 #[tokio::test]
+async fn a_process_need_not_read_its_input() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let done = exchange(world.ssh("exec <&-; head -c 3000000 /dev/zero; exit 4"), noise(20_000_000)).await;
+    assert_eq!((done.stdout.len(), code(done.status)), (3_000_000, Some(4)));
+}
+
+#[tokio::test]
 async fn exit_codes_and_signals_are_relayed() {
     let Some(world) = World::new(Weather::default()).await else { return };
     assert_eq!(code(output(world.ssh("exit 23")).await.status), Some(23));

@@ -76,3 +76,42 @@ fn config() -> WebSocketConfig {
         .max_message_size(Some(MESSAGE_MAX))
         .max_frame_size(Some(MESSAGE_MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn frames_are_small_pings_are_answered_and_a_close_ends_both_ways() {
+        let (outside, socket) = tokio::io::duplex(4096);
+        let (mut server_out, from_server) = tokio::io::duplex(1 << 20);
+        let (to_server, mut server_in) = tokio::io::duplex(1 << 20);
+        let bridge = tokio::spawn(bridge(outside, from_server, to_server));
+        let (mut client, _) =
+            tokio_tungstenite::client_async("ws://127.0.0.1/", socket).await.expect("handshake");
+
+        let sent = vec![7; 3 * FRAME_MAX + 1];
+        server_out.write_all(&sent).await.expect("write");
+        let mut received = 0;
+        while received < sent.len() {
+            match client.next().await.expect("open").expect("a message") {
+                Message::Binary(bytes) if bytes.len() <= FRAME_MAX => received += bytes.len(),
+                other => assert!(other.is_empty(), "unexpected: {} bytes", other.len()),
+            }
+        }
+
+        client.send(Message::Ping("are you there".into())).await.expect("send");
+        let answer = client.next().await.expect("open").expect("a message");
+        assert_eq!(answer, Message::Pong("are you there".into()));
+
+        client.send(Message::Binary("up".into())).await.expect("send");
+        client.send(Message::Text("text, too".into())).await.expect("send");
+        client.send(Message::Close(None)).await.expect("send");
+        assert!(client.next().await.expect("open").expect("a message").is_close());
+        bridge.await.expect("no panic").expect("a clean end");
+        let mut up = String::new();
+        server_in.read_to_string(&mut up).await.expect("read");
+        assert_eq!(up, "uptext, too");
+        assert!(server_out.write_all(b"late").await.is_err());
+    }
+}

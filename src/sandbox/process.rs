@@ -137,6 +137,9 @@ pub(super) async fn serve(channel: Channel<Msg>, session: Handle, processes: Arc
     let _ = match processes.start(&request) {
         Ok((child, group)) => {
             let ended = run(child, group, &mut reader, &writer).await;
+            // Nobody reads any more, and a channel that is not drained would stall the session: what the
+            // client still sends is dropped.
+            drop(reader);
             processes.forget(group);
             match ended {
                 Some(status) => report(&session, &writer, status).await,
@@ -199,7 +202,11 @@ async fn input(reader: &mut ChannelReadHalf, mut stdin: Option<ChildStdin>, grou
             written = written => match written {
                 Ok(written) => next.advance(written),
                 // The process does not want any more; what still comes is dropped, as sshd does.
-                Err(_) => stdin = None,
+                Err(_) => {
+                    stdin = None;
+                    next = Bytes::new();
+                    backlog = Backlog::default();
+                }
             },
             message = reader.wait() => match message {
                 Some(ChannelMsg::Data { data }) if stdin.is_some() => {
