@@ -9,7 +9,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use ksync::sandbox::{Options, Sandbox, SandboxError, Weather};
@@ -150,10 +150,6 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("UTF-8")
 }
 
-fn code(status: ExitStatus) -> Option<i32> {
-    status.code()
-}
-
 #[tokio::test]
 async fn a_command_runs_in_the_home_with_its_own_environment() {
     let Some(world) = World::new(Weather::default()).await else { return };
@@ -162,7 +158,7 @@ async fn a_command_runs_in_the_home_with_its_own_environment() {
     let home = home.display();
     assert_eq!(text(&done.stdout), format!("{home}\n{home}:root\n0\n"));
     assert_eq!(text(&done.stderr), "oops\n");
-    assert_eq!(code(done.status), Some(0));
+    assert_eq!(done.status.code(), Some(0));
     let mode = std::fs::metadata(world.vm_home()).expect("home").permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
     assert_eq!(world.sandbox.connections(), 1);
@@ -206,23 +202,23 @@ async fn what_a_slow_process_has_not_read_stalls_nobody_and_is_not_lost() {
 async fn a_process_need_not_read_its_input() {
     let Some(world) = World::new(Weather::default()).await else { return };
     let done = exchange(world.ssh("exec <&-; head -c 3000000 /dev/zero; exit 4"), noise(20_000_000)).await;
-    assert_eq!((done.stdout.len(), code(done.status)), (3_000_000, Some(4)));
+    assert_eq!((done.stdout.len(), done.status.code()), (3_000_000, Some(4)));
 }
 
 #[tokio::test]
 async fn exit_codes_and_signals_are_relayed() {
     let Some(world) = World::new(Weather::default()).await else { return };
-    assert_eq!(code(output(world.ssh("exit 23")).await.status), Some(23));
-    assert_eq!(code(output(world.ssh("no-such-program-here")).await.status), Some(127));
+    assert_eq!(output(world.ssh("exit 23")).await.status.code(), Some(23));
+    assert_eq!(output(world.ssh("no-such-program-here")).await.status.code(), Some(127));
     // OpenSSH's client answers 255 to an exit signal.
-    assert_eq!(code(output(world.ssh("kill -TERM $$")).await.status), Some(255));
+    assert_eq!(output(world.ssh("kill -TERM $$")).await.status.code(), Some(255));
 }
 
 #[tokio::test]
 async fn a_shell_takes_its_commands_from_standard_input() {
     let Some(world) = World::new(Weather::default()).await else { return };
     let done = exchange(world.ssh(""), b"echo hello\nexit 3\n".to_vec()).await;
-    assert_eq!((text(&done.stdout), code(done.status)), ("hello\n", Some(3)));
+    assert_eq!((text(&done.stdout), done.status.code()), ("hello\n", Some(3)));
 }
 
 #[tokio::test]
@@ -234,7 +230,7 @@ async fn a_wrong_key_and_a_password_are_refused() {
     keygen.args(["-q", "-t", "ed25519", "-N", "", "-f", wrong]);
     assert!(output(keygen).await.status.success());
     let refused = output(world.ssh_with(&["-i", wrong], "echo in")).await;
-    assert_eq!(code(refused.status), Some(255));
+    assert_eq!(refused.status.code(), Some(255));
     assert_eq!(text(&refused.stdout), "");
     // The list of methods is the server's.
     assert!(text(&refused.stderr).contains("Permission denied (publickey)"), "{}", text(&refused.stderr));
@@ -246,7 +242,7 @@ async fn a_wrong_key_and_a_password_are_refused() {
     let mut ssh = world.ssh_with(&options, "echo in");
     ssh.env("SSH_ASKPASS", &askpass).env("SSH_ASKPASS_REQUIRE", "force");
     let refused = output(ssh).await;
-    assert_eq!((code(refused.status), text(&refused.stdout)), (Some(255), ""));
+    assert_eq!((refused.status.code(), text(&refused.stdout)), (Some(255), ""));
     assert!(text(&refused.stderr).contains("Permission denied (publickey)"), "{}", text(&refused.stderr));
 }
 
@@ -324,14 +320,14 @@ async fn cuts_come_at_their_byte() {
     let up = Weather { cut_after: Some(1_000_000), ..Weather::default() };
     let Some(world) = World::new(up).await else { return };
     let done = exchange(world.ssh("cat >file; echo whole"), noise(3_000_000)).await;
-    assert_eq!((code(done.status), text(&done.stdout)), (Some(255), ""));
+    assert_eq!((done.status.code(), text(&done.stdout)), (Some(255), ""));
     assert_eq!(world.sandbox.bytes_up(), 1_000_000);
     world.sandbox.stop().await;
 
     let down = Weather { cut_down_after: Some(1_000_000), ..Weather::default() };
     let Some(world) = World::new(down).await else { return };
     let done = output(world.ssh("head -c 3000000 /dev/zero")).await;
-    assert_eq!(code(done.status), Some(255));
+    assert_eq!(done.status.code(), Some(255));
     assert!(done.stdout.len() < 1_000_000);
     assert_eq!(world.sandbox.bytes_down(), 1_000_000);
 }

@@ -11,7 +11,9 @@
 //! runs with the rights of whoever started the sandbox: the key is the only lock, so only loopback is served.
 //!
 //! Where it differs from sshd: a process group is killed as soon as its channel or connection ends; there are
-//! no terminals, no forwarding and no subsystems; input counts as consumed when it arrived (see `backlog`).
+//! no terminals, no forwarding and no subsystems; input counts as consumed when it arrived (see `backlog`); and
+//! the window is topped up only when half of it is used, so that a far client's upload reaches about 10 MB/s a
+//! channel at 100 ms round trip, where sshd lets it reach 17.
 
 mod backlog;
 mod gateway;
