@@ -83,6 +83,12 @@ impl DiskError {
         matches!(self.kind(), Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
     }
 
+    /// The device failed.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        matches!(&self.fault, Fault::System(error) if Errno::from_io_error(error) == Some(Errno::IO))
+    }
+
     /// Not allowed, or the filesystem is read-only.
     #[must_use]
     pub fn is_permission(&self) -> bool {

@@ -19,4 +19,4 @@ mod attacks;
 #[cfg(test)]
 mod testing;
 
-pub use state::clear_leftovers;
+pub use state::{clear_leftovers, has_staged};

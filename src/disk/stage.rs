@@ -75,6 +75,20 @@ impl Staging {
         Ok((Self { state, file: descriptor.into(), path: path.clone(), name, len }, len))
     }
 
+    /// What an earlier run staged for `path`, if anything; nothing is made.
+    ///
+    /// # Errors
+    /// The state directory is not ours.
+    pub fn find(root: &Root, path: &TreePath) -> Result<Option<Self>, DiskError> {
+        let Some(state) = StateDir::open(root)? else { return Ok(None) };
+        let name = Self::name(path);
+        match rustix::fs::statat(&state, &*name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).during("look at", &in_state(name.as_bytes())),
+            Ok(_) => Self::open(root, path).map(|(staging, _)| Some(staging)),
+        }
+    }
+
     /// How many bytes are staged.
     #[must_use]
     pub fn len(&self) -> u64 {
@@ -87,13 +101,13 @@ impl Staging {
         self.len == 0
     }
 
-    /// Hands all staged bytes to `visit`, from the first, in pieces of at most 128 KiB.
+    /// Hands all staged bytes to `visit`, those at `from` first, in pieces of at most 128 KiB.
     ///
     /// # Errors
     /// They cannot be read, or are fewer than they were.
-    pub fn read_back(&self, mut visit: impl FnMut(&[u8])) -> Result<(), DiskError> {
+    pub fn read_back(&self, from: u64, mut visit: impl FnMut(&[u8])) -> Result<(), DiskError> {
         let mut buffer = vec![0; READ_BYTES];
-        let mut at = 0;
+        let mut at = from;
         while at < self.len {
             let want = usize::try_from(self.len - at).unwrap_or(READ_BYTES).min(READ_BYTES);
             let piece = buffer.get_mut(..want).unwrap_or_default();

@@ -105,6 +105,16 @@ pub fn clear_leftovers(root: &Root, keep: impl Fn(&[u8]) -> bool) -> Result<usiz
     }
 }
 
+/// Whether an earlier run left something staged.
+///
+/// # Errors
+/// The state directory is not ours.
+pub fn has_staged(root: &Root) -> Result<bool, DiskError> {
+    let Some(state) = StateDir::open(root)? else { return Ok(false) };
+    let mut entries = Dir::read_from(&state).during("list", STATE_DIR.as_bytes())?;
+    Ok(entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_bytes().ends_with(PART.as_bytes()))))
+}
+
 fn own(descriptor: OwnedFd) -> Result<StateDir, DiskError> {
     let stat = fstat(&descriptor).during("look at", STATE_DIR.as_bytes())?;
     if stat.st_uid != geteuid().as_raw() {

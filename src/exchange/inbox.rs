@@ -1,0 +1,83 @@
+//! What waits for the engine: messages of the peer, up to a bound, and outcomes of works.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use crate::engine::{Input, Outcome};
+use crate::wire::message::Message;
+
+/// Most bytes of messages that wait. More than all the wants that may be without an answer, so that a sender
+/// never keeps a receiver from sending them; and enough content to keep a receiver's disk busy.
+const BYTES_MAX: usize = 12 << 20;
+
+#[derive(Default)]
+pub(super) struct Inbox {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    outcomes: VecDeque<Outcome>,
+    messages: VecDeque<(Message, usize)>,
+    message_bytes: usize,
+    closed: Option<String>,
+    abandoned: bool,
+}
+
+impl Inbox {
+    /// Puts in a message of so many bytes, when there is room; `false` where nobody will take it.
+    pub(super) fn put_message(&self, message: Message, bytes: usize) -> bool {
+        let mut state = self.lock();
+        while state.message_bytes > BYTES_MAX && !state.abandoned {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.message_bytes += bytes;
+        state.messages.push_back((message, bytes));
+        self.changed.notify_all();
+        !state.abandoned
+    }
+
+    pub(super) fn put_outcome(&self, outcome: Outcome) {
+        self.lock().outcomes.push_back(outcome);
+        self.changed.notify_all();
+    }
+
+    /// Says that no message follows, and why.
+    pub(super) fn close(&self, cause: String) {
+        self.lock().closed.get_or_insert(cause);
+        self.changed.notify_all();
+    }
+
+    /// Says that nothing will be taken any more.
+    pub(super) fn abandon(&self) {
+        self.lock().abandoned = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for the next input: outcomes go before messages, and with `only_outcomes` messages wait.
+    pub(super) fn take(&self, only_outcomes: bool) -> Input {
+        let mut state = self.lock();
+        loop {
+            if let Some(outcome) = state.outcomes.pop_front() {
+                return Input::Outcome(outcome);
+            }
+            if !only_outcomes {
+                if let Some((message, bytes)) = state.messages.pop_front() {
+                    state.message_bytes -= bytes;
+                    self.changed.notify_all();
+                    return Input::Message(message);
+                }
+                if let Some(cause) = &state.closed {
+                    return Input::Closed(cause.clone());
+                }
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // No code that holds the lock can panic half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

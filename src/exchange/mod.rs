@@ -1,0 +1,52 @@
+//! The exchange: one engine, one disk, one stream in, one stream out.
+//!
+//! [`run`] drives an engine with plain threads over blocking [`Read`](std::io::Read) and
+//! [`Write`](std::io::Write); how the bytes travel is not its business, so it is the same on both sides and
+//! between two threads of one process. [`Sending`] and [`Receiving`] perform the works of the two engines.
+
+mod inbox;
+mod receiving;
+mod run;
+mod sending;
+mod sink;
+mod source;
+
+pub use receiving::Receiving;
+pub use run::{Perform, run};
+pub use sending::Sending;
+
+use crate::disk::error::DiskError;
+use crate::engine::Fault;
+use crate::monitor::Trouble;
+use crate::wire::message::AbortKind;
+
+/// What a failure of the disk means for a run: a full or failing filesystem ends it, everything else is the
+/// trouble of one entry.
+fn fault(error: &DiskError, trouble: Trouble) -> Fault {
+    let text = chain(error);
+    if error.is_no_space() || error.is_broken() {
+        Fault::Fatal(AbortKind::Storage, text)
+    } else if error.is_conflict() {
+        Fault::Entry(Trouble::Conflict, text)
+    } else if trouble == Trouble::Unreadable && error.is_not_found() {
+        Fault::Entry(Trouble::Vanished, text)
+    } else {
+        Fault::Entry(trouble, text)
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Some errors print their cause themselves.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,398 @@
+//! `Receiving`: performs the works of a receiver.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::content::chunk::Average;
+use crate::content::delta;
+use crate::content::hash::Hash;
+use crate::disk::error::DiskError;
+use crate::disk::root::{Policy, Root};
+use crate::disk::scan::{self, Everything, ScanOptions, scan};
+use crate::disk::stage::{Durability, Metadata, Staging};
+use crate::disk::stat::Identity;
+use crate::disk::{clear_leftovers, has_staged};
+use crate::engine::{Fault, Opened, Outcome, SmallFile, Step, Work};
+use crate::exchange::run::Perform;
+use crate::exchange::sink::{Sink, SinkError, blocks_of, chunks_of, open_old, read_window};
+use crate::exchange::{chain, fault};
+use crate::monitor::{Problem, Trouble};
+use crate::tree::entry::{Entry, Kind, Time};
+use crate::tree::manifest::Manifest;
+use crate::tree::path::{TreePath, escape};
+use crate::wire::hello::Options;
+use crate::wire::message::{AbortKind, Op, Subject, Want, Window};
+
+/// Writes a destination.
+pub struct Receiving {
+    path: PathBuf,
+    options: Options,
+    opened: OnceLock<Place>,
+    identities: OnceLock<Vec<Identity>>,
+    trees: OnceLock<Trees>,
+    sinks: Mutex<HashMap<u32, Sink>>,
+}
+
+/// Where the tree goes.
+struct Place {
+    /// `None` where nothing is there and nothing is to be made.
+    root: Option<Root>,
+    /// A single file: its name here.
+    single: Option<TreePath>,
+    /// Its absolute path, for eyes.
+    shown: PathBuf,
+}
+
+struct Trees {
+    wanted: Arc<Manifest>,
+    present: Arc<Manifest>,
+}
+
+impl Receiving {
+    /// A receiver into `path`.
+    #[must_use]
+    pub fn new(path: PathBuf, options: Options) -> Self {
+        Self {
+            path,
+            options,
+            opened: OnceLock::new(),
+            identities: OnceLock::new(),
+            trees: OnceLock::new(),
+            sinks: Mutex::new(HashMap::new()),
+        }
+    }
+
+    // The destination.
+
+    fn open(&self, subject: &Subject) -> Result<Opened, Fault> {
+        let place = match subject {
+            Subject::Directory { .. } => self.open_directory()?,
+            Subject::File { name } => self.open_parent(name)?,
+        };
+        let mut opened = Opened {
+            manifest: Arc::default(),
+            path: place.shown.as_os_str().as_bytes().to_vec(),
+            problems: Vec::new(),
+            complete: true,
+            has_staged: false,
+        };
+        if let Some(root) = &place.root {
+            // Runs of single files into one directory do not disturb each other.
+            if place.single.is_none() && !self.options.dry_run {
+                root.lock().map_err(|error| destination_fault(&error))?;
+            }
+            opened.has_staged = has_staged(root).map_err(|error| destination_fault(&error))?;
+            self.list(root, place.single.as_ref(), subject, &mut opened)?;
+        }
+        let _ = self.opened.set(place);
+        Ok(opened)
+    }
+
+    fn open_directory(&self) -> Result<Place, Fault> {
+        let root = self.open_root(&self.path)?;
+        Ok(Place { root, single: None, shown: absolute(&self.path) })
+    }
+
+    /// Finds where a single file of this name goes: into an existing directory or one that is written with a
+    /// slash at its end, else to the path itself.
+    fn open_parent(&self, name: &[u8]) -> Result<Place, Fault> {
+        let into = self.path.as_os_str().as_bytes().ends_with(b"/") || self.path.is_dir();
+        let (directory, name) = if into {
+            (self.path.as_path(), name)
+        } else {
+            let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let name = self.path.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
+            (parent.unwrap_or(Path::new(".")), name)
+        };
+        let single = TreePath::new(name)
+            .map_err(|error| Fault::Fatal(AbortKind::Destination, format!("{}: {error}", escape(name))))?;
+        let root = self.open_root(directory)?;
+        let shown = absolute(directory).join(std::ffi::OsStr::from_bytes(name));
+        Ok(Place { root, single: Some(single), shown })
+    }
+
+    fn open_root(&self, path: &Path) -> Result<Option<Root>, Fault> {
+        if self.options.dry_run && !path.exists() {
+            return Ok(None);
+        }
+        let root = if self.options.dry_run { Root::open(path) } else { Root::create(path) };
+        let policy = Policy { special_bits: self.options.special_bits };
+        root.map(|root| Some(root.with_policy(policy))).map_err(|error| destination_fault(&error))
+    }
+
+    fn list(
+        &self,
+        root: &Root,
+        single: Option<&TreePath>,
+        subject: &Subject,
+        opened: &mut Opened,
+    ) -> Result<(), Fault> {
+        let which = single.map_or(scan::Subject::Whole, |single| scan::Subject::One(single.clone()));
+        let options = ScanOptions { hash: self.options.checksum, cross_mounts: true };
+        let mut scanned = scan(root, &which, &options, &mut Everything, &mut |_| {})
+            .map_err(|error| destination_fault(&error))?;
+        if let (Subject::File { name }, Some(entry)) = (subject, scanned.entries.first_mut()) {
+            // It is compared under the name that it is offered under.
+            entry.path = TreePath::new(name.as_slice())
+                .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
+            scanned.entries.truncate(1);
+        }
+        // What is not there cannot have been unreadable.
+        scanned.problems.retain(|error| single.is_none() || !error.is_not_found());
+        opened.complete = scanned.problems.is_empty();
+        opened.problems.extend(scanned.problems.iter().map(|error| Problem {
+            trouble: Trouble::Unwritable,
+            path: error.path().to_vec(),
+            cause: chain(error),
+        }));
+        let manifest = Manifest::new(scanned.entries)
+            .map_err(|error| Fault::Fatal(AbortKind::Destination, error.to_string()))?;
+        opened.manifest = Arc::new(manifest);
+        let _ = self.identities.set(scanned.identities);
+        Ok(())
+    }
+
+    fn close(&self, subject: &Subject) -> Result<(), Fault> {
+        let root = self.root()?;
+        let own = self.place()?.single.as_ref().map(Staging::name);
+        // In a directory that several runs share, what the others stage stays.
+        clear_leftovers(root, |name| own.as_ref().is_some_and(|own| own.as_bytes() != name))
+            .map_err(|error| destination_fault(&error))?;
+        if let Subject::Directory { mode, seconds, nanos } = *subject
+            && let Some(mtime) = Time::new(seconds, nanos)
+        {
+            root.set_self(mode, mtime).map_err(|error| destination_fault(&error))?;
+        }
+        Ok(())
+    }
+
+    // What is there.
+
+    fn sign(&self, id: u32, at: Option<u32>) -> Result<(Want, Option<Hash>), Fault> {
+        let root = self.root()?;
+        let path = self.path(id)?;
+        let unreadable = |error: &DiskError| fault(error, Trouble::Unwritable);
+        let staged = match Staging::find(root, path).map_err(|error| unreadable(&error))? {
+            Some(staging) => blocks_of(&staging).map_err(|error| unreadable(&error))?,
+            None => None,
+        };
+        let mut want = Want { id, staged, old: None };
+        let Some(seen) = at.and_then(|at| self.identities.get()?.get(at as usize)) else {
+            return Ok((want, None));
+        };
+        let Some(average) = Average::for_size(seen.size) else { return Ok((want, None)) };
+        let file = open_old(root, path, seen).map_err(sink_fault)?;
+        let (old, hash) = chunks_of(&file, average)
+            .map_err(|error| Fault::Entry(Trouble::Unwritable, format!("cannot read it: {error}")))?;
+        want.old = Some(old);
+        Ok((want, Some(hash)))
+    }
+
+    fn sign_windows(&self, id: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
+        let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
+        let file = open_old(self.root()?, self.path(id)?, &seen).map_err(sink_fault)?;
+        windows
+            .iter()
+            .map(|&window| {
+                let old = read_window(&file, window).map_err(sink_fault)?;
+                delta::sign(&old).map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))
+            })
+            .collect()
+    }
+
+    // Contents.
+
+    fn store(&self, file: &SmallFile) -> Result<(), Fault> {
+        if Hash::of(&file.data) != file.hash {
+            return Err(corrupt());
+        }
+        let unwritable = |error: &DiskError| fault(error, Trouble::Unwritable);
+        let (mut staging, _) =
+            Staging::open(self.root()?, self.path(file.id)?).map_err(|error| unwritable(&error))?;
+        staging.keep(0).and_then(|()| staging.append(&file.data)).map_err(|error| unwritable(&error))?;
+        self.install(file.id, staging)
+    }
+
+    fn sink(&self, id: u32, ops: Vec<Op>, end: Option<Hash>) -> Result<(), Fault> {
+        let taken = self.sinks().remove(&id);
+        let mut sink = match taken {
+            Some(sink) => sink,
+            None => Sink::begin(self.root()?, self.path(id)?, self.seen(id)?.as_ref()).map_err(sink_fault)?,
+        };
+        for op in ops {
+            sink.apply(op).map_err(sink_fault)?;
+        }
+        match end {
+            Some(hash) => self.install(id, sink.finish(hash).map_err(sink_fault)?),
+            None => {
+                self.sinks().insert(id, sink);
+                Ok(())
+            }
+        }
+    }
+
+    fn install(&self, id: u32, staging: Staging) -> Result<(), Fault> {
+        let entry = self.entry(id)?;
+        let metadata = Metadata { mode: entry.mode, mtime: entry.mtime, owner: None };
+        let seen = self.seen(id)?;
+        staging
+            .finish(self.root()?, &metadata, seen.as_ref(), Durability::Eventually)
+            .map(drop)
+            .map_err(|error| fault(&error, Trouble::Unwritable))
+    }
+
+    // Names, modes, times.
+
+    fn apply(&self, step: Step) -> Result<(), Fault> {
+        let done = match step {
+            Step::Clear { at } => return self.clear(at),
+            Step::MakeDirectory { id } => {
+                let mode = self.entry(id)?.mode;
+                self.root()?.make_directory(self.path(id)?, mode).map(drop)
+            }
+            Step::MakeLink { id } => self.make_link(id)?,
+            Step::Adjust { id } => self.adjust(id)?,
+            Step::Remove { at } => return self.remove(at),
+        };
+        done.map_err(|error| fault(&error, Trouble::Unwritable))
+    }
+
+    fn make_link(&self, id: u32) -> Result<Result<(), DiskError>, Fault> {
+        let entry = self.entry(id)?;
+        let Kind::Symlink { target } = &entry.kind else { return Err(out_of_turn()) };
+        Ok(self.root()?.make_symlink(self.path(id)?, target, entry.mtime, self.seen(id)?.as_ref()))
+    }
+
+    fn adjust(&self, id: u32) -> Result<Result<(), DiskError>, Fault> {
+        let (root, path, entry) = (self.root()?, self.path(id)?, self.entry(id)?);
+        Ok(match &entry.kind {
+            Kind::Directory => root.set_directory(path, entry.mode, entry.mtime),
+            Kind::Symlink { .. } => root.set_link_time(path, entry.mtime),
+            Kind::File { .. } => {
+                let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
+                root.set_file(path, entry.mode, entry.mtime, &seen).map(drop)
+            }
+        })
+    }
+
+    /// Removes what was listed at and below an entry, and nothing else.
+    fn clear(&self, at: u32) -> Result<(), Fault> {
+        let present = &self.trees()?.present;
+        let rest = present.entries().get(at as usize..).unwrap_or_default();
+        let Some(top) = rest.first() else { return Err(out_of_turn()) };
+        let below = rest.iter().skip(1).take_while(|entry| entry.path.is_below(&top.path)).count();
+        for position in (at..=at + u32::try_from(below).unwrap_or(0)).rev() {
+            self.remove(position)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self, at: u32) -> Result<(), Fault> {
+        let entry = self.trees()?.present.get(at).ok_or_else(out_of_turn)?;
+        let seen = self.identities.get().and_then(|identities| identities.get(at as usize));
+        let path = self.place()?.single.as_ref().unwrap_or(&entry.path);
+        let root = self.root()?;
+        let removed = match entry.kind {
+            Kind::Directory => root.remove_directory(path),
+            Kind::File { .. } | Kind::Symlink { .. } => root.remove_file(path, seen),
+        };
+        removed.map_err(|error| fault(&error, Trouble::Unwritable))
+    }
+
+    // Looking up.
+
+    fn place(&self) -> Result<&Place, Fault> {
+        self.opened.get().ok_or_else(out_of_turn)
+    }
+
+    fn root(&self) -> Result<&Root, Fault> {
+        self.place()?.root.as_ref().ok_or_else(out_of_turn)
+    }
+
+    fn trees(&self) -> Result<&Trees, Fault> {
+        self.trees.get().ok_or_else(out_of_turn)
+    }
+
+    fn entry(&self, id: u32) -> Result<&Entry, Fault> {
+        self.trees()?.wanted.get(id).ok_or_else(out_of_turn)
+    }
+
+    /// Where an entry goes.
+    fn path(&self, id: u32) -> Result<&TreePath, Fault> {
+        let entry = self.entry(id)?;
+        Ok(self.place()?.single.as_ref().unwrap_or(&entry.path))
+    }
+
+    /// What was seen in an entry's place that a rename is going to replace: a file, a link or nothing. (A
+    /// directory in its place has been removed.)
+    fn seen(&self, id: u32) -> Result<Option<Identity>, Fault> {
+        let present = &self.trees()?.present;
+        let at = present.position(&self.entry(id)?.path);
+        let replaced = at.filter(|&at| present.get(at).is_some_and(|entry| !entry.is_directory()));
+        Ok(replaced.and_then(|at| self.identities.get()?.get(at as usize).copied()))
+    }
+
+    fn sinks(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Sink>> {
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Perform for Receiving {
+    fn perform(&self, work: Work) -> Outcome {
+        match work {
+            Work::Open(subject) => Outcome::Open(self.open(&subject)),
+            Work::Plan { wanted, present } => {
+                let _ = self.trees.set(Trees { wanted, present });
+                Outcome::Plan
+            }
+            Work::Sign { id, at } => Outcome::Sign(id, self.sign(id, at)),
+            Work::SignWindows { id, windows } => Outcome::SignWindows(id, self.sign_windows(id, &windows)),
+            Work::Store(files) => {
+                Outcome::Store(files.iter().map(|file| (file.id, self.store(file))).collect())
+            }
+            Work::Sink { id, ops, end } => Outcome::Sink(id, self.sink(id, ops, end)),
+            Work::Apply(steps) => {
+                Outcome::Apply(steps.into_iter().map(|step| (step, self.apply(step))).collect())
+            }
+            Work::Close(subject) => Outcome::Close(self.close(&subject)),
+            other => Outcome::Close(Err(Fault::Fatal(
+                AbortKind::Protocol,
+                format!("a work that is not a receiver's: {other:?}"),
+            ))),
+        }
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
+}
+
+fn destination_fault(error: &DiskError) -> Fault {
+    let kind = if error.is_busy() {
+        AbortKind::Busy
+    } else if error.is_no_space() || error.is_broken() {
+        AbortKind::Storage
+    } else {
+        AbortKind::Destination
+    };
+    Fault::Fatal(kind, chain(error))
+}
+
+fn sink_fault(error: SinkError) -> Fault {
+    match error {
+        SinkError::Disk(error) => fault(&error, Trouble::Unwritable),
+        SinkError::Basis(text) => Fault::Entry(Trouble::Corrupt, text),
+        SinkError::Peer(text) => Fault::Fatal(AbortKind::Protocol, text.to_owned()),
+    }
+}
+
+fn corrupt() -> Fault {
+    Fault::Entry(Trouble::Corrupt, "what arrived does not have the hash that was announced".to_owned())
+}
+
+fn out_of_turn() -> Fault {
+    Fault::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
+}

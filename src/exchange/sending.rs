@@ -1,0 +1,252 @@
+//! `Sending`: performs the works of a sender.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::content::chunk::ChunkId;
+use crate::content::hash::Hash;
+use crate::disk::root::Root;
+use crate::disk::scan::{self, ScanOptions, scan};
+use crate::disk::stat::Identity;
+use crate::engine::{Fault, Outcome, Scanned, SourceNext, SourceStep, Work};
+use crate::exchange::run::Perform;
+use crate::exchange::source::{Source, SourceError};
+use crate::exchange::{chain, fault};
+use crate::monitor::{Problem, Trouble};
+use crate::tree::entry::Time;
+use crate::tree::filter::Filter;
+use crate::tree::manifest::Manifest;
+use crate::tree::path::TreePath;
+use crate::wire::hello::Options;
+use crate::wire::message::{AbortKind, Op, Subject, Want};
+
+/// Reads a source: a directory, or one file.
+pub struct Sending {
+    path: PathBuf,
+    options: Options,
+    found: OnceLock<Found>,
+    listed: OnceLock<Listed>,
+    sources: Mutex<HashMap<u32, Source>>,
+}
+
+/// Where the source is.
+struct Found {
+    root: Root,
+    /// A single file: its name here, and the name under which it is offered.
+    single: Option<Single>,
+}
+
+struct Single {
+    local: TreePath,
+    offered: TreePath,
+}
+
+/// What is in it.
+struct Listed {
+    manifest: Arc<Manifest>,
+    identities: Vec<Identity>,
+}
+
+impl Sending {
+    /// A sender of what is at `path`.
+    #[must_use]
+    pub fn new(path: PathBuf, options: Options) -> Self {
+        Self {
+            path,
+            options,
+            found: OnceLock::new(),
+            listed: OnceLock::new(),
+            sources: Mutex::new(HashMap::new()),
+        }
+    }
+
+    fn find(&self) -> Result<Subject, Fault> {
+        let missing = |error: &dyn std::error::Error| {
+            let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
+            Fault::Fatal(AbortKind::Selection, format!("cannot read {shown}: {}", chain(error)))
+        };
+        let metadata = fs::metadata(&self.path).map_err(|error| missing(&error))?;
+        let (found, subject) = if metadata.is_dir() {
+            let root = Root::open(&self.path).map_err(|error| missing(&error))?;
+            let subject = directory_subject(&metadata).map_err(|error| missing(&error))?;
+            (Found { root, single: None }, subject)
+        } else {
+            let (found, name) = find_single(&self.path).map_err(|error| missing(&*error))?;
+            (found, Subject::File { name })
+        };
+        // `Find` is asked for once.
+        let _ = self.found.set(found);
+        Ok(subject)
+    }
+
+    fn scan(&self) -> Result<Scanned, Fault> {
+        let found = self.found()?;
+        let subject = match &found.single {
+            Some(single) => scan::Subject::One(single.local.clone()),
+            None => scan::Subject::Whole,
+        };
+        let options = ScanOptions { hash: self.options.checksum, cross_mounts: true };
+        let mut filter = Filter::new(&self.options.rules);
+        let mut scanned = scan(&found.root, &subject, &options, &mut filter, &mut |_| {})
+            .map_err(|error| Fault::Fatal(AbortKind::Selection, chain(&error)))?;
+        if let (Some(single), Some(entry)) = (&found.single, scanned.entries.first_mut()) {
+            entry.path = single.offered.clone();
+        }
+        let manifest = Manifest::new(scanned.entries)
+            .map_err(|error| Fault::Fatal(AbortKind::Selection, error.to_string()))?;
+        let manifest = Arc::new(manifest);
+        let unreadable = scanned.problems.iter().map(|error| Problem {
+            trouble: Trouble::Unreadable,
+            path: error.path().to_vec(),
+            cause: chain(error),
+        });
+        let unsupported = scanned.unsupported.iter().map(|(path, kind)| Problem {
+            trouble: Trouble::Unsupported,
+            path: path.as_bytes().to_vec(),
+            cause: format!("{kind} are not copied"),
+        });
+        let listed = Listed { manifest: Arc::clone(&manifest), identities: scanned.identities };
+        let _ = self.listed.set(listed);
+        Ok(Scanned {
+            manifest,
+            ignores: filter.files().to_vec(),
+            complete: scanned.problems.is_empty(),
+            excluded: scanned.skipped.excluded,
+            problems: unreadable.chain(unsupported).collect(),
+        })
+    }
+
+    fn read(&self, want: &Want) -> Result<(Option<Vec<u8>>, Hash), Fault> {
+        let (file, identity) = self.open(want.id)?;
+        // One byte more than there should be shows a file that grew.
+        let mut data = Vec::with_capacity(identity.size as usize + 1);
+        (&file).take(identity.size + 1).read_to_end(&mut data).map_err(|error| unreadable(&error))?;
+        self.check_unchanged(&file, &identity)?;
+        let hash = Hash::of(&data);
+        let old = want.old.as_ref().map(|old| old.chunks.as_slice());
+        let same = match old {
+            Some([]) => data.is_empty(),
+            Some([chunk]) => chunk.length as usize == data.len() && chunk.id == ChunkId::of(&data),
+            _ => false,
+        };
+        Ok((if same { None } else { Some(data) }, hash))
+    }
+
+    fn source(&self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), Fault> {
+        let mut source = match step {
+            SourceStep::Begin(want) => {
+                let (file, identity) = self.open(id)?;
+                Source::begin(file, identity, &want).map_err(source_fault)?
+            }
+            SourceStep::Signatures(signatures) => {
+                let mut source = self.take_source(id)?;
+                source.signatures(signatures);
+                source
+            }
+            SourceStep::More => self.take_source(id)?,
+        };
+        let (ops, next) = source.produce().map_err(source_fault)?;
+        match next {
+            SourceNext::More | SourceNext::Sign(_) => {
+                self.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(id, source);
+            }
+            SourceNext::End(_) | SourceNext::Same(_) => {
+                self.check_unchanged(source.file(), &source.identity)?;
+            }
+        }
+        Ok((ops, next))
+    }
+
+    fn take_source(&self, id: u32) -> Result<Source, Fault> {
+        let taken = self.sources.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        taken.ok_or_else(|| Fault::Fatal(AbortKind::Protocol, "a file that was not begun".to_owned()))
+    }
+
+    /// Opens an offered file, if it is still what was listed.
+    fn open(&self, id: u32) -> Result<(File, Identity), Fault> {
+        let found = self.found()?;
+        let listed = self.listed.get().ok_or_else(out_of_turn)?;
+        let (Some(entry), Some(identity)) = (listed.manifest.get(id), listed.identities.get(id as usize)) else {
+            return Err(out_of_turn());
+        };
+        let path = found.single.as_ref().map_or(&entry.path, |single| &single.local);
+        let (file, stat) =
+            found.root.open_file(path).map_err(|error| fault(&error, Trouble::Unreadable))?;
+        if stat.identity == *identity { Ok((file, *identity)) } else { Err(changed()) }
+    }
+
+    fn check_unchanged(&self, file: &File, identity: &Identity) -> Result<(), Fault> {
+        let now = crate::disk::stat::identity_of(file).map_err(|error| unreadable(&error))?;
+        if now == *identity { Ok(()) } else { Err(changed()) }
+    }
+
+    fn found(&self) -> Result<&Found, Fault> {
+        self.found.get().ok_or_else(out_of_turn)
+    }
+}
+
+impl Perform for Sending {
+    fn perform(&self, work: Work) -> Outcome {
+        match work {
+            Work::Find => Outcome::Find(self.find()),
+            Work::Scan => Outcome::Scan(self.scan()),
+            Work::Read(wants) => {
+                Outcome::Read(wants.iter().map(|want| (want.id, self.read(want))).collect())
+            }
+            Work::Source { id, step } => Outcome::Source(id, self.source(id, step)),
+            other => Outcome::Scan(Err(Fault::Fatal(
+                AbortKind::Protocol,
+                format!("a work that is not a sender's: {other:?}"),
+            ))),
+        }
+    }
+}
+
+fn directory_subject(metadata: &fs::Metadata) -> io::Result<Subject> {
+    use std::os::unix::fs::MetadataExt;
+    let nanos = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
+    let mtime = Time::new(metadata.mtime(), nanos)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its time is out of range"))?;
+    // The mask keeps what fits.
+    #[allow(clippy::cast_possible_truncation)]
+    Ok(Subject::directory((metadata.mode() & 0o7777) as u16, mtime))
+}
+
+/// Finds a single file. A link that is named as source stands for what it points to, under its own name, as
+/// with `scp`.
+fn find_single(path: &Path) -> Result<(Found, Vec<u8>), Box<dyn std::error::Error>> {
+    let name_of = |path: &Path| -> Result<TreePath, Box<dyn std::error::Error>> {
+        let name = path.file_name().ok_or("it has no name")?;
+        Ok(TreePath::new(name.as_bytes())?)
+    };
+    let offered = name_of(path)?;
+    let real = fs::canonicalize(path)?;
+    let local = name_of(&real)?;
+    let root = Root::open(real.parent().unwrap_or(Path::new("/")))?;
+    let name = offered.as_bytes().to_vec();
+    Ok((Found { root, single: Some(Single { local, offered }) }, name))
+}
+
+fn source_fault(error: SourceError) -> Fault {
+    match error {
+        SourceError::Read(error) if error.kind() == io::ErrorKind::UnexpectedEof => changed(),
+        SourceError::Read(error) => unreadable(&error),
+        SourceError::Peer(text) => Fault::Fatal(AbortKind::Protocol, text),
+    }
+}
+
+fn unreadable(error: &io::Error) -> Fault {
+    Fault::Entry(Trouble::Unreadable, format!("cannot read it: {error}"))
+}
+
+fn changed() -> Fault {
+    Fault::Entry(Trouble::Changed, "it changed while it was being sent".to_owned())
+}
+
+fn out_of_turn() -> Fault {
+    Fault::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
+}

@@ -1,0 +1,160 @@
+//! `Sink`: one larger file on its way in.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use crate::content::chunk::{self, Average, Chunk, ChunkId};
+use crate::content::delta;
+use crate::content::hash::{Hash, Hasher};
+use crate::disk::error::DiskError;
+use crate::disk::root::Root;
+use crate::disk::stage::Staging;
+use crate::disk::stat::Identity;
+use crate::tree::path::TreePath;
+use crate::wire::message::{Old, Op, Staged, Window};
+
+/// Why a file cannot be made.
+#[derive(Debug)]
+pub(super) enum SinkError {
+    /// The disk.
+    Disk(DiskError),
+    /// What was to be copied is not there, or a delta does not fit: the old version changed, or the sender is
+    /// wrong about it.
+    Basis(String),
+    /// The peer asks for what makes no sense.
+    Peer(&'static str),
+}
+
+impl From<DiskError> for SinkError {
+    fn from(error: DiskError) -> Self {
+        Self::Disk(error)
+    }
+}
+
+pub(super) struct Sink {
+    staging: Staging,
+    hasher: Hasher,
+    old: Option<File>,
+    begun: bool,
+}
+
+impl Sink {
+    /// Begins to make `path`; `seen` is the old version, if one serves as basis.
+    pub(super) fn begin(root: &Root, path: &TreePath, seen: Option<&Identity>) -> Result<Self, SinkError> {
+        let (staging, _) = Staging::open(root, path)?;
+        let old = seen.map(|seen| open_old(root, path, seen)).transpose();
+        // Without an old version everything may still come whole; what copies from it fails then.
+        Ok(Self { staging, hasher: Hasher::new(), old: old.ok().flatten(), begun: false })
+    }
+
+    /// Performs one step.
+    pub(super) fn apply(&mut self, op: Op) -> Result<(), SinkError> {
+        let begun = std::mem::replace(&mut self.begun, true);
+        if !begun {
+            let kept = if let Op::Keep { length } = op { length } else { 0 };
+            self.staging.keep(kept)?;
+            if self.staging.len() < kept {
+                return Err(SinkError::Basis("what was staged is not there any more".to_owned()));
+            }
+            self.staging.read_back(0, |bytes| self.hasher.update(bytes))?;
+        }
+        match op {
+            Op::Keep { .. } if begun => Err(SinkError::Peer("keeping what is staged is only ever first")),
+            Op::Keep { .. } => Ok(()),
+            Op::Data(bytes) => Ok(self.append(&bytes)?),
+            Op::Copy { offset, length } => self.copy(offset, length),
+            Op::Delta { window, length, delta } => {
+                let old = read_window(self.old()?, window)?;
+                let bytes = delta::apply(&old, &delta, length as usize)
+                    .map_err(|error| SinkError::Basis(error.to_string()))?;
+                Ok(self.append(&bytes)?)
+            }
+        }
+    }
+
+    /// The finished file, if it has this hash.
+    pub(super) fn finish(mut self, hash: Hash) -> Result<Staging, SinkError> {
+        if !self.begun {
+            self.staging.keep(0)?;
+        }
+        if self.hasher.finish() == hash {
+            return Ok(self.staging);
+        }
+        self.staging.discard()?;
+        Err(SinkError::Basis("what arrived does not have the hash that was announced".to_owned()))
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
+        self.hasher.update(bytes);
+        self.staging.append(bytes)
+    }
+
+    /// Copies in the kernel, then hashes what was written.
+    fn copy(&mut self, offset: u64, length: u64) -> Result<(), SinkError> {
+        let start = self.staging.len();
+        let old = self.old.as_ref().ok_or_else(no_old)?;
+        self.staging.append_from(old, offset, length)?;
+        self.staging.read_back(start, |bytes| self.hasher.update(bytes))?;
+        Ok(())
+    }
+
+    fn old(&self) -> Result<&File, SinkError> {
+        self.old.as_ref().ok_or_else(no_old)
+    }
+}
+
+fn no_old() -> SinkError {
+    SinkError::Basis("the old version is not what it was".to_owned())
+}
+
+/// Opens an old version, if it is still what was seen.
+pub(super) fn open_old(root: &Root, path: &TreePath, seen: &Identity) -> Result<File, SinkError> {
+    let (file, stat) = root.open_file(path)?;
+    if stat.identity == *seen { Ok(file) } else { Err(no_old()) }
+}
+
+/// The chunks and the hash of an old version.
+pub(super) fn chunks_of(file: &File, average: Average) -> std::io::Result<(Old, Hash)> {
+    let mut old = Old { average, chunks: Vec::new() };
+    let mut hasher = Hasher::new();
+    chunk::cut(file, average, |bytes| {
+        hasher.update(bytes);
+        // A chunk is at most 16 MiB long.
+        old.chunks.push(Chunk { length: bytes.len() as u32, id: ChunkId::of(bytes) });
+    })?;
+    Ok((old, hasher.finish()))
+}
+
+/// The blocks of what is staged; `None` where that is nothing.
+pub(super) fn blocks_of(staging: &Staging) -> Result<Option<Staged>, DiskError> {
+    let length = staging.len();
+    if length == 0 {
+        return Ok(None);
+    }
+    let block_bytes = usize::try_from(Staged::block_bytes(length)).unwrap_or(usize::MAX);
+    let mut blocks = Vec::new();
+    let mut block = Vec::new();
+    staging.read_back(0, |mut bytes| {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at((block_bytes - block.len()).min(bytes.len()));
+            block.extend_from_slice(now);
+            bytes = later;
+            if block.len() == block_bytes {
+                blocks.push(ChunkId::of(&block));
+                block.clear();
+            }
+        }
+    })?;
+    if !block.is_empty() {
+        blocks.push(ChunkId::of(&block));
+    }
+    Ok(Some(Staged { length, blocks }))
+}
+
+/// The bytes of a stretch of an old version.
+pub(super) fn read_window(old: &File, window: Window) -> Result<Vec<u8>, SinkError> {
+    // At most `OLD_BYTES_MAX`: checked when the message came.
+    let mut bytes = vec![0; window.length as usize];
+    old.read_exact_at(&mut bytes, window.offset).map_err(|error| SinkError::Basis(error.to_string()))?;
+    Ok(bytes)
+}
