@@ -1,1 +1,277 @@
-//! x
+//! Attacks on the primitives themselves: whatever stands in the tree, nothing outside it is touched.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rustix::fs::{CWD, Mode, RenameFlags, mkfifoat, renameat_with};
+
+use crate::disk::error::DiskError;
+use crate::disk::root::Root;
+use crate::disk::scan::{Everything, ScanOptions, Scanned, Subject, scan};
+use crate::disk::stage::{Durability, Metadata, Staging};
+use crate::disk::testing::{Place, metadata, path, time};
+use crate::tree::path::TreePath;
+
+fn write(root: &Root, at: &TreePath) -> Result<(), DiskError> {
+    let (mut staging, _) = Staging::open(root, at)?;
+    staging.keep(0)?;
+    staging.append(b"attack")?;
+    let seen = root.stat(at)?.map(|stat| stat.identity);
+    staging.finish(root, &metadata(), seen.as_ref(), Durability::Immediately).map(drop)
+}
+
+/// Everything that can be done to one path, with what came of it.
+fn everything(root: &Root, at: &TreePath) -> Vec<(&'static str, Result<(), DiskError>)> {
+    let seen = root.stat(at).ok().flatten().map(|stat| stat.identity);
+    vec![
+        ("open_directory", root.open_directory(Some(at)).map(drop)),
+        ("open_file", root.open_file(at).map(drop)),
+        ("read_link", root.read_link(at).map(drop)),
+        ("set_directory", root.set_directory(at, 0o700, time(1))),
+        ("set_link_time", root.set_link_time(at, time(1))),
+        ("set_file", seen.map_or(Ok(()), |seen| root.set_file(at, 0o600, time(1), &seen).map(drop))),
+        ("write", write(root, at)),
+        ("make_symlink", root.make_symlink(at, b"/etc/passwd", time(1), seen.as_ref())),
+        ("remove_file", root.remove_file(at, None)),
+        ("make_directory", root.make_directory(at, 0o755).map(drop)),
+        ("remove_directory", root.remove_directory(at)),
+    ]
+}
+
+fn whole(root: &Root) -> Scanned {
+    let options = ScanOptions { hash: true, ..ScanOptions::default() };
+    scan(root, &Subject::Whole, &options, &mut Everything, &mut |_| {}).unwrap()
+}
+
+#[test]
+fn a_link_on_the_way_stops_every_operation() {
+    for place in [Place::new(), Place::walking()] {
+        fs::create_dir_all(place.at("a/b")).unwrap();
+        // Absolute, relative, through another link, and through two.
+        symlink(place.outside(), place.at("link")).unwrap();
+        symlink("../../../outside", place.at("a/b/link")).unwrap();
+        symlink("link", place.at("second")).unwrap();
+        symlink("second", place.at("third")).unwrap();
+        symlink("/proc/self/root", place.at("magic")).unwrap();
+        symlink(".", place.at("self")).unwrap();
+        for at in ["link/f", "link/d/f", "a/b/link/f", "a/b/link/d/f", "second/f", "third/d/f", "magic/f"] {
+            let at = path(at);
+            assert!(root_stat_fails(&place.root, &at), "stat {at}");
+            for (verb, result) in everything(&place.root, &at) {
+                // Without an identity this was not tried.
+                if verb != "set_file" {
+                    assert!(result.is_err_and(|error| error.is_in_the_way()), "{verb} {at}");
+                }
+            }
+        }
+        assert!(place.root.open_file(&path("self/a")).unwrap_err().is_in_the_way());
+        place.assert_canary_untouched();
+    }
+}
+
+fn root_stat_fails(root: &Root, at: &TreePath) -> bool {
+    root.stat(at).is_err_and(|error| error.is_in_the_way())
+}
+
+#[test]
+fn a_link_at_the_end_is_itself_the_thing() {
+    for place in [Place::new(), Place::walking()] {
+        for target in ["f", "d"] {
+            let leaf = path("leaf");
+            let plant = || symlink(place.outside().join(target), place.at("leaf")).unwrap();
+            plant();
+            assert!(place.root.open_file(&leaf).unwrap_err().is_in_the_way());
+            assert!(place.root.open_directory(Some(&leaf)).unwrap_err().is_in_the_way());
+            assert!(place.root.set_directory(&leaf, 0o777, time(1)).unwrap_err().is_in_the_way());
+            assert!(place.root.make_directory(&leaf, 0o777).unwrap_err().is_in_the_way());
+            place.root.set_link_time(&leaf, time(1)).unwrap();
+            write(&place.root, &leaf).unwrap();
+            assert!(place.at("leaf").symlink_metadata().unwrap().is_file());
+            fs::remove_file(place.at("leaf")).unwrap();
+            plant();
+            let seen = place.root.stat(&leaf).unwrap().unwrap().identity;
+            place.root.make_symlink(&leaf, b"elsewhere", time(1), Some(&seen)).unwrap();
+            place.root.remove_file(&leaf, None).unwrap();
+        }
+        place.assert_canary_untouched();
+    }
+}
+
+#[test]
+fn a_directory_that_is_flipped_with_a_link_leads_nowhere() {
+    const ROUNDS: usize = 1000;
+    for place in [Place::new(), Place::walking()] {
+        fs::create_dir(place.at("d")).unwrap();
+        fs::write(place.at("d/f"), "inside").unwrap();
+        symlink(place.outside().join("d"), place.at("other")).unwrap();
+        let (one, other, stop) = (place.at("d"), place.at("other"), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+                }
+            });
+            let (mut done, mut refused) = (0, 0);
+            for _ in 0..ROUNDS {
+                for (_, result) in everything(&place.root, &path("d/f")) {
+                    *if result.is_ok() { &mut done } else { &mut refused } += 1;
+                }
+                if let Ok((mut file, _)) = place.root.open_file(&path("d/f")) {
+                    let mut text = String::new();
+                    std::io::Read::read_to_string(&mut file, &mut text).unwrap();
+                    assert_ne!(text, "canary");
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert!(done + refused > 10_000 && done > 0 && refused > 0, "{done} done, {refused} refused");
+        });
+        place.assert_canary_untouched();
+    }
+}
+
+#[test]
+fn a_scan_of_flipped_directories_sees_nothing_from_outside() {
+    let place = Place::new();
+    fs::create_dir(place.at("d")).unwrap();
+    symlink(place.outside().join("d"), place.at("other")).unwrap();
+    let (one, other, stop) = (place.at("d"), place.at("other"), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        for _ in 0..2000 {
+            assert!(whole(&place.root).entries.iter().all(|entry| entry.path.name() != b"f"));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn fifos_hang_nobody() {
+    for place in [Place::new(), Place::walking()] {
+        mkfifoat(CWD, place.at("fifo"), Mode::RUSR | Mode::WUSR).unwrap();
+        assert!(place.root.open_file(&path("fifo")).unwrap_err().is_not_regular());
+        assert!(place.root.open_directory(Some(&path("fifo/f"))).is_err());
+        let scanned = whole(&place.root);
+        assert_eq!((scanned.entries.len(), scanned.skipped.fifos), (0, 1));
+        // As a staged file.
+        let name = Staging::name(&path("x"));
+        write(&place.root, &path("y")).unwrap();
+        mkfifoat(CWD, place.at(".ksync").join(name), Mode::RUSR | Mode::WUSR).unwrap();
+        write(&place.root, &path("x")).unwrap();
+        assert_eq!(fs::read(place.at("x")).unwrap(), b"attack");
+    }
+}
+
+#[test]
+fn a_planted_part_is_never_written_through() {
+    let place = Place::new();
+    write(&place.root, &path("y")).unwrap();
+    let part = place.at(".ksync").join(Staging::name(&path("x")));
+    symlink(place.outside().join("f"), &part).unwrap();
+    write(&place.root, &path("x")).unwrap();
+    fs::create_dir(&part).unwrap();
+    write(&place.root, &path("x")).unwrap();
+    place.assert_canary_untouched();
+    // A hard link changes what can be told of the canary, so its content is compared.
+    fs::hard_link(place.outside().join("f"), &part).unwrap();
+    let (staging, have) = Staging::open(&place.root, &path("x")).unwrap();
+    assert_eq!((have, staging.len()), (0, 0));
+    write(&place.root, &path("x")).unwrap();
+    assert_eq!(fs::read(place.outside().join("f")).unwrap(), b"canary");
+    assert_eq!(place.outside().join("f").metadata().unwrap().nlink(), 1);
+}
+
+#[test]
+fn a_file_with_other_names_is_replaced_and_never_changed() {
+    let place = Place::new();
+    fs::hard_link(place.outside().join("f"), place.at("f")).unwrap();
+    let seen = place.root.stat(&path("f")).unwrap().unwrap().identity;
+    assert!(place.root.set_file(&path("f"), 0o777, time(1), &seen).unwrap_err().is_linked());
+    write(&place.root, &path("f")).unwrap();
+    let canary = place.outside().join("f");
+    assert_eq!(fs::read(&canary).unwrap(), b"canary");
+    assert_eq!(canary.metadata().unwrap().permissions().mode() & 0o777, 0o644);
+}
+
+#[test]
+fn a_root_is_followed_where_it_went_and_not_its_name() {
+    let place = Place::new();
+    fs::create_dir(place.at("d")).unwrap();
+    assert!(place.root.is_still_there());
+    fs::rename(place.at(""), place.outside().with_file_name("moved")).unwrap();
+    symlink(place.outside(), place.at("").parent().unwrap().join("root")).unwrap();
+    assert!(!place.root.is_still_there());
+    write(&place.root, &path("d/f")).unwrap();
+    place.assert_canary_untouched();
+}
+
+#[test]
+fn a_tree_deeper_than_any_path_the_kernel_takes_is_read_written_and_removed() {
+    const DEPTH: usize = 60;
+    for place in [Place::new(), Place::walking()] {
+        let name = "x".repeat(100);
+        let mut paths = vec![path(&name)];
+        for _ in 1..DEPTH {
+            paths.push(paths.last().unwrap().join(name.as_bytes()).unwrap());
+        }
+        for at in &paths {
+            place.root.make_directory(at, 0o755).unwrap();
+            write(&place.root, &at.join(b"f").unwrap()).unwrap();
+        }
+        assert!(paths.last().unwrap().as_bytes().len() > 4096);
+        let scanned = whole(&place.root);
+        assert_eq!((scanned.entries.len(), scanned.problems.len()), (2 * DEPTH, 0));
+        assert!(scanned.entries.is_sorted_by(|one, other| one.path < other.path));
+        for at in paths.iter().rev() {
+            place.root.remove_file(&at.join(b"f").unwrap(), None).unwrap();
+            place.root.remove_directory(at).unwrap();
+        }
+        assert!(whole(&place.root).entries.is_empty());
+    }
+}
+
+#[test]
+fn more_levels_than_open_directories_come_back_to_each() {
+    // Two directories a level, so that every level is come back to after it was closed.
+    const DEPTH: usize = 300;
+    let place = Place::new();
+    let mut at = path("b");
+    for _ in 0..DEPTH {
+        place.root.make_directory(&at, 0o755).unwrap();
+        place.root.make_directory(&at.join(b"z").unwrap(), 0o755).unwrap();
+        at = at.join(b"b").unwrap();
+    }
+    let scanned = whole(&place.root);
+    assert_eq!((scanned.entries.len(), scanned.problems.len()), (2 * DEPTH, 0));
+    assert!(scanned.entries.is_sorted_by(|one, other| one.path < other.path));
+}
+
+#[test]
+fn names_are_bytes() {
+    for place in [Place::new(), Place::walking()] {
+        for name in [&b"\xff\xfe"[..], b"a\nb", b"-x", b"$(touch p)", &[b'n'; 255]] {
+            write(&place.root, &path(name)).unwrap();
+        }
+        let names: Vec<_> = whole(&place.root).entries.into_iter().map(|entry| entry.path).collect();
+        assert_eq!(names, [&b"$(touch p)"[..], b"-x", b"a\nb", &[b'n'; 255], b"\xff\xfe"].map(path));
+    }
+}
+
+#[test]
+fn set_id_bits_come_only_where_they_are_allowed() {
+    let place = Place::new();
+    place.root.make_directory(&path("d"), 0o6755).unwrap();
+    place.root.set_directory(&path("d"), 0o6755, time(1)).unwrap();
+    let (staging, _) = Staging::open(&place.root, &path("f")).unwrap();
+    let metadata = Metadata { mode: 0o6755, ..metadata() };
+    let stat = staging.finish(&place.root, &metadata, None, Durability::Eventually).unwrap();
+    assert_eq!(stat.mode, 0o755);
+    let stat = place.root.set_file(&path("f"), 0o4700, time(1), &stat.identity).unwrap();
+    assert_eq!(stat.mode, 0o700);
+    assert_eq!(place.at("d").metadata().unwrap().permissions().mode() & 0o7777, 0o755);
+}

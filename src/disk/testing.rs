@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use crate::disk::root::Root;
+use crate::disk::stage::Metadata;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
@@ -72,6 +73,11 @@ impl Place {
             })
             .collect()
     }
+}
+
+/// Of an ordinary file.
+pub(crate) fn metadata() -> Metadata {
+    Metadata { mode: 0o644, mtime: time(1), owner: None }
 }
 
 pub(crate) fn path(text: impl AsRef<[u8]>) -> TreePath {
