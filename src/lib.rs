@@ -3,6 +3,7 @@
 pub mod content;
 pub mod disk;
 pub mod engine;
+pub mod exchange;
 pub mod monitor;
 #[cfg(feature = "client")]
 pub mod remote;

@@ -47,6 +47,8 @@ pub enum Trouble {
     Corrupt,
     /// A link that leads out of its tree was left out.
     Unsafe,
+    /// A kind of entry that no tree can hold: a pipe, a socket, a device.
+    Unsupported,
     /// Nothing was deleted, since the list of what to keep is not complete.
     NotDeleted,
 }
@@ -78,6 +80,11 @@ pub enum Event {
         entries: u64,
         /// Bytes in regular files.
         bytes: u64,
+    },
+    /// Entries of the source were left out by rules.
+    Excluded {
+        /// How many; a directory counts once.
+        entries: u64,
     },
     /// Further content is known to be missing.
     Planned {

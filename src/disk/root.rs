@@ -249,6 +249,25 @@ impl Root {
         futimens(&descriptor, &times(mtime)).during(VERB, path.as_bytes())
     }
 
+    /// The root's own mode and modification time, where they differ.
+    ///
+    /// # Errors
+    /// It is not ours to change.
+    pub fn set_self(&self, mode: u16, mtime: Time) -> Result<(), DiskError> {
+        const VERB: &str = "set mode and time of";
+        let path = self.path.as_os_str().as_bytes();
+        let stat = fstat(&self.descriptor).during(VERB, path)?;
+        let stat = Stat::of(&stat).ok_or_else(|| DiskError::new(VERB, path, Fault::OutOfRange))?;
+        let mode = self.policy.mode(mode);
+        if stat.mode != mode {
+            fchmod(&self.descriptor, Mode::from_raw_mode(mode.into())).during(VERB, path)?;
+        }
+        if stat.mtime() != mtime {
+            futimens(&self.descriptor, &times(mtime)).during(VERB, path)?;
+        }
+        Ok(())
+    }
+
     /// A regular file's mode and modification time, where its content is already right; `seen` is what the
     /// decision was made on. Answers what it is now.
     ///

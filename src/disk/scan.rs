@@ -13,41 +13,14 @@ use crate::disk::levels::{Level, Levels, Name, names};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::tree::entry::{Entry, Kind};
+use crate::tree::filter::{Filter, IGNORE_BYTES_MAX, IGNORE_FILE, IgnoreFile};
 use crate::tree::path::{PathError, TreePath};
-
-/// The file, in any directory, that says what below it is left out.
-pub const IGNORE_FILE: &str = ".ksyncignore";
-
-/// Largest [`IGNORE_FILE`] in bytes: beyond that it is something else.
-const IGNORE_BYTES_MAX: u64 = 1 << 20;
 
 /// How many entries come between two reports of progress.
 const REPORT_ENTRIES: usize = 1024;
 
 /// How much is read at a time when hashing: BLAKE3 is at its best from 64 KiB on.
 const HASH_BYTES: usize = 128 * 1024;
-
-/// Decides what is left out of a tree.
-pub trait Filter {
-    /// Hears of the text of an [`IGNORE_FILE`] before anything else in its directory is judged; `None` is the
-    /// root.
-    fn ignore_file(&mut self, directory: Option<&TreePath>, text: &[u8]);
-
-    /// Whether `path` is left out, with all that is below it. Asked of parents before their content.
-    fn excludes(&self, path: &TreePath, is_directory: bool) -> bool;
-}
-
-/// Leaves nothing out.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Everything;
-
-impl Filter for Everything {
-    fn ignore_file(&mut self, _directory: Option<&TreePath>, _text: &[u8]) {}
-
-    fn excludes(&self, _path: &TreePath, _is_directory: bool) -> bool {
-        false
-    }
-}
 
 /// What to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,12 +56,6 @@ pub struct Skipped {
     pub excluded: u64,
     /// State directories of ksync.
     pub state: u64,
-    /// Named pipes.
-    pub fifos: u64,
-    /// Sockets.
-    pub sockets: u64,
-    /// Devices.
-    pub devices: u64,
     /// Directories that were not entered because another filesystem is mounted there.
     pub mounts: u64,
     /// Gone between being listed and being looked at.
@@ -104,11 +71,14 @@ pub struct Scanned {
     pub identities: Vec<Identity>,
     /// What could not be read. A tree with problems is not complete, and nothing may be deleted for its sake.
     pub problems: Vec<DiskError>,
+    /// What no tree can hold: pipes, sockets, devices.
+    pub unsupported: Vec<(TreePath, FileKind)>,
     /// What was passed over on purpose.
     pub skipped: Skipped,
 }
 
-/// Reads `subject` below `root`. Calls `on_progress` about every thousand entries and at the end.
+/// Reads `subject` below `root`, without what `filter` leaves out; the filter takes in the ignore files on the
+/// way. Calls `on_progress` about every thousand entries and at the end.
 ///
 /// # Errors
 /// The root itself cannot be read. Everything else that fails is a problem in the answer.
@@ -116,7 +86,7 @@ pub fn scan(
     root: &Root,
     subject: &Subject,
     options: &ScanOptions,
-    filter: &mut dyn Filter,
+    filter: Option<&mut Filter>,
     on_progress: &mut dyn FnMut(ScanProgress),
 ) -> Result<Scanned, DiskError> {
     let mut scanner = Scanner {
@@ -148,7 +118,7 @@ pub fn scan(
 struct Scanner<'a> {
     root: &'a Root,
     options: &'a ScanOptions,
-    filter: &'a mut dyn Filter,
+    filter: Option<&'a mut Filter>,
     on_progress: &'a mut dyn FnMut(ScanProgress),
     bytes: u64,
     buffer: Vec<u8>,
@@ -210,7 +180,8 @@ impl Scanner<'_> {
 
     /// Whether the filter excludes it. Counts it then.
     fn leaves_out(&mut self, path: &TreePath, kind: FileKind) -> bool {
-        if self.filter.excludes(path, kind == FileKind::Directory) {
+        let directory = kind == FileKind::Directory;
+        if self.filter.as_ref().is_some_and(|filter| filter.excludes(path, directory)) {
             self.scanned.skipped.excluded += 1;
             return true;
         }
@@ -247,9 +218,9 @@ impl Scanner<'_> {
                     readlinkat(parent, &**name, Vec::new()).during("read the link", path.as_bytes())?;
                 self.add(path, Kind::Symlink { target: target.into_bytes().into() }, &stat);
             }
-            FileKind::Fifo => self.scanned.skipped.fifos += 1,
-            FileKind::Socket => self.scanned.skipped.sockets += 1,
-            FileKind::Device => self.scanned.skipped.devices += 1,
+            kind @ (FileKind::Fifo | FileKind::Socket | FileKind::Device) => {
+                self.scanned.unsupported.push((path, kind));
+            }
         }
         Ok(None)
     }
@@ -276,7 +247,7 @@ impl Scanner<'_> {
         let shown = path.as_ref().map_or(&b"."[..], |path| path.as_bytes());
         let mut names = names(&directory).during("list", shown)?;
         names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-        if names.iter().any(|name| name.name.as_bytes() == IGNORE_FILE.as_bytes()) {
+        if self.filter.is_some() && names.iter().any(|name| name.name.as_bytes() == IGNORE_FILE.as_bytes()) {
             self.read_ignore_file(path.as_ref())?;
         }
         Ok(Level { path, directory: Some(directory), inode, names: names.into_iter() })
@@ -295,13 +266,13 @@ impl Scanner<'_> {
             Err(error) if error.is_not_found() => return Ok(()),
             result => result?,
         };
-        if stat.size() > IGNORE_BYTES_MAX {
-            return Err(DiskError::new("read", path.as_bytes(), Fault::OutOfRange));
-        }
         let mut text = Vec::new();
-        file.take(IGNORE_BYTES_MAX).read_to_end(&mut text).during("read", path.as_bytes())?;
-        self.filter.ignore_file(directory, &text);
-        Ok(())
+        file.take(stat.size().min(IGNORE_BYTES_MAX as u64 + 1))
+            .read_to_end(&mut text)
+            .during("read", path.as_bytes())?;
+        let directory = directory.map(|path| path.as_bytes().to_vec()).unwrap_or_default();
+        let taken = self.filter.as_mut().is_none_or(|filter| filter.add(IgnoreFile { directory, text }));
+        if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), Fault::OutOfRange)) }
     }
 
     /// The hash of a file's content, with what is known of the file. One that changes meanwhile is an error.
@@ -321,23 +292,10 @@ impl Scanner<'_> {
         Ok((hasher.finish(), stat))
     }
 
-    /// Looks at one path, if neither it nor a directory above it is left out.
+    /// Looks at one path. What is named by itself is meant, whatever ignore files say of it.
     fn one(&mut self, path: &TreePath, levels: &mut Levels) -> Result<(), DiskError> {
-        let ancestors = std::iter::successors(path.parent(), TreePath::parent);
-        let mut above: Vec<TreePath> = ancestors.collect();
-        above.reverse();
-        self.read_ignore_file(None)?;
-        for directory in &above {
-            if self.leaves_out(directory, FileKind::Directory) {
-                return Ok(());
-            }
-            self.read_ignore_file(Some(directory))?;
-        }
         let Some(stat) = self.root.stat(path)? else { return Ok(()) };
-        if self.leaves_out(path, stat.kind()) {
-            return Ok(());
-        }
-        let parent = self.root.open_directory(above.last())?;
+        let parent = self.root.open_directory(path.parent().as_ref())?;
         let name = CString::new(path.name()).map_err(std::io::Error::other);
         let name = name.during("name", path.as_bytes())?;
         if let Some(level) = self.entry(parent, &name, path.clone(), stat)? {

@@ -36,6 +36,31 @@ impl FileKind {
     }
 }
 
+impl std::fmt::Display for FileKind {
+    /// The plural, for eyes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Directory => "directories",
+            Self::File => "files",
+            Self::Symlink => "symbolic links",
+            Self::Fifo => "named pipes",
+            Self::Socket => "sockets",
+            Self::Device => "devices",
+        })
+    }
+}
+
+/// What an open file is now.
+///
+/// # Errors
+/// The system does not say, or its time or size is out of range.
+pub fn identity_of(file: &std::fs::File) -> std::io::Result<Identity> {
+    let stat = rustix::fs::fstat(file)?;
+    Stat::of(&stat).map(|stat| stat.identity).ok_or_else(|| {
+        std::io::Error::new(std::io::ErrorKind::InvalidData, "its time or size is out of range")
+    })
+}
+
 /// What tells one state of one file from every other: equal identities mean that nobody replaced the file
 /// and nobody wrote to it in between (as far as the filesystem's clock can tell).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

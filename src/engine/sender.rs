@@ -155,9 +155,12 @@ impl Sender {
     }
 
     fn scanned(&mut self, scanned: Scanned) {
-        let Scanned { manifest, ignores, problems, complete } = scanned;
+        let Scanned { manifest, ignores, problems, complete, excluded } = scanned;
         let bytes = manifest.entries().iter().map(Entry::size).sum();
         self.desk.report(Event::Scanned { entries: manifest.len() as u64, bytes });
+        if excluded > 0 {
+            self.desk.report(Event::Excluded { entries: excluded });
+        }
         problems.into_iter().for_each(|problem| self.desk.problem(problem));
         for files in ignores.chunks(16) {
             self.desk.send(Message::Ignores(files.to_vec()));

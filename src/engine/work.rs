@@ -169,6 +169,8 @@ pub struct Scanned {
     pub problems: Vec<Problem>,
     /// Whether everything could be listed.
     pub complete: bool,
+    /// Entries that were left out by rules.
+    pub excluded: u64,
 }
 
 /// A destination that was opened.

@@ -91,7 +91,7 @@ impl Sending {
         };
         let options = ScanOptions { hash: self.options.checksum, cross_mounts: true };
         let mut filter = Filter::new(&self.options.rules);
-        let mut scanned = scan(&found.root, &subject, &options, &mut filter, &mut |_| {})
+        let mut scanned = scan(&found.root, &subject, &options, Some(&mut filter), &mut |_| {})
             .map_err(|error| Fault::Fatal(AbortKind::Selection, chain(&error)))?;
         if let (Some(single), Some(entry)) = (&found.single, scanned.entries.first_mut()) {
             entry.path = single.offered.clone();
@@ -170,12 +170,12 @@ impl Sending {
     fn open(&self, id: u32) -> Result<(File, Identity), Fault> {
         let found = self.found()?;
         let listed = self.listed.get().ok_or_else(out_of_turn)?;
-        let (Some(entry), Some(identity)) = (listed.manifest.get(id), listed.identities.get(id as usize)) else {
+        let (Some(entry), Some(identity)) = (listed.manifest.get(id), listed.identities.get(id as usize))
+        else {
             return Err(out_of_turn());
         };
         let path = found.single.as_ref().map_or(&entry.path, |single| &single.local);
-        let (file, stat) =
-            found.root.open_file(path).map_err(|error| fault(&error, Trouble::Unreadable))?;
+        let (file, stat) = found.root.open_file(path).map_err(|error| fault(&error, Trouble::Unreadable))?;
         if stat.identity == *identity { Ok((file, *identity)) } else { Err(changed()) }
     }
 
@@ -194,9 +194,7 @@ impl Perform for Sending {
         match work {
             Work::Find => Outcome::Find(self.find()),
             Work::Scan => Outcome::Scan(self.scan()),
-            Work::Read(wants) => {
-                Outcome::Read(wants.iter().map(|want| (want.id, self.read(want))).collect())
-            }
+            Work::Read(wants) => Outcome::Read(wants.iter().map(|want| (want.id, self.read(want))).collect()),
             Work::Source { id, step } => Outcome::Source(id, self.source(id, step)),
             other => Outcome::Scan(Err(Fault::Fatal(
                 AbortKind::Protocol,

@@ -108,7 +108,8 @@ impl Source {
         let mut prefix = Prefix::new(want.staged.as_ref());
         let mut found = Vec::new();
         let mut hasher = Hasher::new();
-        let average = want.old.as_ref().map(|old| old.average).or_else(|| Average::for_size(self.identity.size));
+        let average =
+            want.old.as_ref().map(|old| old.average).or_else(|| Average::for_size(self.identity.size));
         let average = average.ok_or_else(|| SourceError::Peer("a file too long to be cut".to_owned()))?;
         let (mut at, mut expected) = (0, None);
         chunk::cut(&self.file, average, |bytes| {
@@ -209,7 +210,8 @@ impl Source {
 
     fn fill_gap(&mut self, offset: u64, length: u64, window: Window) -> Result<Op, SourceError> {
         let new = self.read(offset, length)?;
-        let Some(entries) = self.signatures.get(&(window.offset, window.length)).filter(|_| !self.futile) else {
+        let Some(entries) = self.signatures.get(&(window.offset, window.length)).filter(|_| !self.futile)
+        else {
             return Ok(Op::Data(ByteBuf::from(new)));
         };
         let peer = |error: crate::content::delta::DeltaError| SourceError::Peer(error.to_string());
@@ -238,11 +240,6 @@ impl Source {
             }
         }
         self.asked.clone()
-    }
-
-    /// Whether the file is still what was offered.
-    pub(super) fn is_unchanged(&self, now: &Identity) -> bool {
-        *now == self.identity
     }
 
     pub(super) fn file(&self) -> &File {
@@ -338,7 +335,8 @@ fn merge(segments: Vec<Segment>, kept: u64) -> Vec<Segment> {
     let mut merged: Vec<Segment> = Vec::new();
     let mut at = 0;
     for segment in segments {
-        let (Segment::Old { length, .. } | Segment::New { length, .. } | Segment::Gap { length, .. }) = segment;
+        let (Segment::Old { length, .. } | Segment::New { length, .. } | Segment::Gap { length, .. }) =
+            segment;
         let cut = kept.saturating_sub(at).min(length);
         at += length;
         if cut == length {
