@@ -132,7 +132,7 @@ fn build_agent() -> Result<PathBuf, String> {
         .map_err(|error| format!("cannot run cargo for the agent: {error}"))?;
     if !status.success() {
         return Err(format!(
-            "the agent for {TARGET} could not be built ({status}).\n\
+            "the agent for {TARGET} could not be built ({status}); the compiler's messages follow.\n\
              It needs Rust's standard library for that target (rustup target add {TARGET}), a linker for it, \
              and glibc's static libraries (Fedora: glibc-static).\n\
              Or set {OVERRIDE} to the path of a ksync-agent that was built on x86_64 Linux with \

@@ -5,6 +5,7 @@
 //! whoever swaps directories for links meanwhile. What is written is written aside, in
 //! [`STATE_DIR`](crate::tree::path::STATE_DIR), and renamed into place when it is complete.
 
+mod change;
 pub mod error;
 mod levels;
 mod resolve;

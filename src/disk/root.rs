@@ -6,25 +6,21 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Mode, OFlags, fchmod, flock, fstat, fstatvfs, futimens, mkdirat, openat,
-    readlinkat, statat, unlinkat, utimensat,
+    AtFlags, CWD, FlockOperation, Mode, OFlags, flock, fstat, fstatvfs, openat, readlinkat, statat,
 };
 use rustix::io::Errno;
 
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::resolve::{PASSAGE, Resolver};
-use crate::disk::stat::{FileKind, Identity, Stat, times};
-use crate::tree::entry::{MODE_MASK, Time};
+use crate::disk::stat::{FileKind, Identity, Stat};
+use crate::tree::entry::MODE_MASK;
 use crate::tree::path::TreePath;
 
 /// Set-user-id and set-group-id: rights that a tree from elsewhere must not hand out.
 const SET_ID_BITS: u16 = 0o6000;
 
-/// A directory must keep these while it is being filled.
-const FILLING_BITS: u16 = 0o700;
-
 /// Flags to read a directory or to set its metadata.
-const DIRECTORY: OFlags =
+pub(crate) const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// What a tree from elsewhere may set here.
@@ -212,122 +208,6 @@ impl Root {
         Ok(target.during("read", path.as_bytes())?.into_bytes().into())
     }
 
-    /// Makes a directory that we can fill, whatever its final `mode`; the final one comes with
-    /// [`Root::set_directory`]. A directory that is there already is fine and becomes writable for us.
-    /// Says whether it was made.
-    ///
-    /// # Errors
-    /// Something else is there, or the parent is not.
-    pub fn make_directory(&self, path: &TreePath, mode: u16) -> Result<bool, DiskError> {
-        const VERB: &str = "make the directory";
-        let place = self.place(path).during(VERB, path.as_bytes())?;
-        let raw = Mode::from_raw_mode((self.policy.mode(mode) | FILLING_BITS).into());
-        match mkdirat(&place, place.name, raw) {
-            Ok(()) => return Ok(true),
-            Err(Errno::EXIST) => {}
-            Err(error) => return Err(error).during(VERB, path.as_bytes()),
-        }
-        let descriptor =
-            openat(&place, place.name, DIRECTORY, Mode::empty()).during(VERB, path.as_bytes())?;
-        let stat = stat_of(&descriptor, path)?;
-        if stat.mode & FILLING_BITS != FILLING_BITS {
-            let raw = Mode::from_raw_mode((stat.mode | FILLING_BITS).into());
-            fchmod(&descriptor, raw).during(VERB, path.as_bytes())?;
-        }
-        Ok(false)
-    }
-
-    /// A directory's final mode and modification time.
-    ///
-    /// # Errors
-    /// It is no directory, or not ours to change.
-    pub fn set_directory(&self, path: &TreePath, mode: u16, mtime: Time) -> Result<(), DiskError> {
-        const VERB: &str = "set mode and time of";
-        let descriptor = self.descend(path, DIRECTORY).during(VERB, path.as_bytes())?;
-        let raw = Mode::from_raw_mode(self.policy.mode(mode).into());
-        fchmod(&descriptor, raw).during(VERB, path.as_bytes())?;
-        futimens(&descriptor, &times(mtime)).during(VERB, path.as_bytes())
-    }
-
-    /// The root's own mode and modification time, where they differ.
-    ///
-    /// # Errors
-    /// It is not ours to change.
-    pub fn set_self(&self, mode: u16, mtime: Time) -> Result<(), DiskError> {
-        const VERB: &str = "set mode and time of";
-        let path = self.path.as_os_str().as_bytes();
-        let stat = fstat(&self.descriptor).during(VERB, path)?;
-        let stat = Stat::of(&stat).ok_or_else(|| DiskError::new(VERB, path, Fault::OutOfRange))?;
-        let mode = self.policy.mode(mode);
-        if stat.mode != mode {
-            fchmod(&self.descriptor, Mode::from_raw_mode(mode.into())).during(VERB, path)?;
-        }
-        if stat.mtime() != mtime {
-            futimens(&self.descriptor, &times(mtime)).during(VERB, path)?;
-        }
-        Ok(())
-    }
-
-    /// A regular file's mode and modification time, where its content is already right; `seen` is what the
-    /// decision was made on. Answers what it is now.
-    ///
-    /// # Errors
-    /// It is no regular file, not ours to change, not what was seen ([`DiskError::is_conflict`]), or has
-    /// other names ([`DiskError::is_linked`]): those may lie outside, so it must be written anew.
-    pub fn set_file(
-        &self,
-        path: &TreePath,
-        mode: u16,
-        mtime: Time,
-        seen: &Identity,
-    ) -> Result<Stat, DiskError> {
-        const VERB: &str = "set mode and time of";
-        let (file, stat) = self.open_file(path)?;
-        if stat.identity != *seen {
-            return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict));
-        }
-        if stat.nlink > 1 {
-            return Err(DiskError::new(VERB, path.as_bytes(), Fault::Linked));
-        }
-        let raw = Mode::from_raw_mode(self.policy.mode(mode).into());
-        fchmod(&file, raw).during(VERB, path.as_bytes())?;
-        futimens(&file, &times(mtime)).during(VERB, path.as_bytes())?;
-        stat_of(&file, path)
-    }
-
-    /// A symbolic link's own modification time.
-    ///
-    /// # Errors
-    /// It is not there, or not ours to change.
-    pub fn set_link_time(&self, path: &TreePath, mtime: Time) -> Result<(), DiskError> {
-        self.place(path)
-            .and_then(|place| utimensat(&place, place.name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW))
-            .during("set the time of", path.as_bytes())
-    }
-
-    /// Removes what is no directory: a file or a link itself. With `seen`, only if it still is just that.
-    ///
-    /// # Errors
-    /// It is not there, a directory, or not what was seen ([`DiskError::is_conflict`]).
-    pub fn remove_file(&self, path: &TreePath, seen: Option<&Identity>) -> Result<(), DiskError> {
-        const VERB: &str = "remove";
-        let place = self.place(path).during(VERB, path.as_bytes())?;
-        if seen.is_some() {
-            check_unchanged(&place, path, VERB, seen)?;
-        }
-        unlinkat(&place, place.name, AtFlags::empty()).during(VERB, path.as_bytes())
-    }
-
-    /// Removes an empty directory.
-    ///
-    /// # Errors
-    /// It is not there, not empty, or no directory.
-    pub fn remove_directory(&self, path: &TreePath) -> Result<(), DiskError> {
-        self.place(path)
-            .and_then(|place| unlinkat(&place, place.name, AtFlags::REMOVEDIR))
-            .during("remove the directory", path.as_bytes())
-    }
-
     /// The directory that holds `path`.
     pub(crate) fn place<'a>(&'a self, path: &'a TreePath) -> rustix::io::Result<Place<'a>> {
         let (parent, name) = path.split_last();
@@ -341,7 +221,8 @@ impl Root {
         self.descriptor.as_fd()
     }
 
-    fn descend(&self, path: &TreePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    /// Opens `path` itself; a link there is an error.
+    pub(crate) fn descend(&self, path: &TreePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         self.resolver.open(self.descriptor.as_fd(), path.as_bytes(), flags)
     }
 }
@@ -372,4 +253,59 @@ pub(crate) fn check_unchanged(
 ) -> Result<(), DiskError> {
     let now = stat_in(place, path)?.map(|stat| stat.identity);
     if now.as_ref() == seen { Ok(()) } else { Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::disk::testing::{Place, path};
+
+    #[test]
+    fn a_missing_root_is_an_error_or_made() {
+        let place = Place::new();
+        assert!(Root::open(&place.at("a")).unwrap_err().is_not_found());
+        Root::create(&place.at("a/b/c")).unwrap();
+        assert!(place.at("a/b/c").is_dir());
+        fs::write(place.at("f"), "").unwrap();
+        assert!(Root::open(&place.at("f")).unwrap_err().is_in_the_way());
+    }
+
+    #[test]
+    fn links_on_the_way_to_the_root_are_the_users_own() {
+        let place = Place::new();
+        fs::create_dir(place.at("real")).unwrap();
+        symlink("real", place.at("link")).unwrap();
+        let root = Root::create(&place.at("link/below")).unwrap();
+        assert!(place.at("real/below").is_dir() && root.is_still_there());
+    }
+
+    #[test]
+    fn a_second_run_is_told_that_the_first_is_there() {
+        let place = Place::new();
+        place.root.lock().unwrap();
+        let second = Root::open(place.root.path()).unwrap();
+        let error = second.lock().unwrap_err();
+        assert!(error.is_busy());
+        assert!(error.to_string().ends_with("another run is using it"), "{error}");
+        drop(place.root);
+        second.lock().unwrap();
+    }
+
+    #[test]
+    fn nothing_there_is_no_error() {
+        for place in [Place::new(), Place::walking()] {
+            assert_eq!(place.root.stat(&path("a")).unwrap(), None);
+            assert_eq!(place.root.stat(&path("a/b/c")).unwrap(), None);
+            assert!(place.root.open_file(&path("a/b")).unwrap_err().is_not_found());
+        }
+    }
+
+    #[test]
+    fn space_is_what_the_filesystem_says() {
+        let space = Place::new().root.space().unwrap();
+        assert!(space.bytes > 0 && space.inodes > 0);
+    }
 }

@@ -2,20 +2,15 @@
 //! renamed into place when it is complete.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, RenameFlags, Uid, fchmod, fchown, fsync, futimens, openat, renameat,
-    renameat_with, symlinkat, utimensat,
-};
+use rustix::fs::{AtFlags, Gid, Uid, fchmod, fchown, fsync, futimens, statat};
 use rustix::io::Errno;
-use rustix::process::geteuid;
 
-use crate::disk::error::{DiskError, During, Fault};
-use crate::disk::root::{Root, check_unchanged, stat_of};
-use crate::disk::stat::{FileKind, Identity, Stat, times};
-use crate::disk::state::{LINK, PART, StateDir, in_state, staged_name};
+use crate::disk::error::{DiskError, During};
+use crate::disk::root::{Root, stat_of};
+use crate::disk::stat::{Identity, Stat, mode_bits, times};
+use crate::disk::state::{PART, StateDir, in_state, staged_name};
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
@@ -71,7 +66,7 @@ impl Staging {
     pub fn open(root: &Root, path: &TreePath) -> Result<(Self, u64), DiskError> {
         let state = StateDir::create(root)?;
         let name = Self::name(path);
-        let (descriptor, len) = open_part(&state, &name)?;
+        let (descriptor, len) = state.open_part(&name)?;
         Ok((Self { state, file: descriptor.into(), path: path.clone(), name, len }, len))
     }
 
@@ -82,7 +77,7 @@ impl Staging {
     pub fn find(root: &Root, path: &TreePath) -> Result<Option<Self>, DiskError> {
         let Some(state) = StateDir::open(root)? else { return Ok(None) };
         let name = Self::name(path);
-        match rustix::fs::statat(&state, &*name, AtFlags::SYMLINK_NOFOLLOW) {
+        match statat(&state, &*name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error).during("look at", &in_state(name.as_bytes())),
             Ok(_) => Self::open(root, path).map(|(staging, _)| Some(staging)),
@@ -184,13 +179,13 @@ impl Staging {
             fchown(&self.file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))
                 .during("set the owner of", path)?;
         }
-        let mode = Mode::from_raw_mode(root.policy().mode(metadata.mode).into());
+        let mode = mode_bits(root.policy().mode(metadata.mode));
         fchmod(&self.file, mode).during("set the mode of", path)?;
         futimens(&self.file, &times(metadata.mtime)).during("set the time of", path)?;
         if durability == Durability::Immediately {
             fsync(&self.file).during("write to the disk", path)?;
         }
-        install(root, &self.state, &self.name, &self.path, seen)?;
+        self.state.install(&self.name, root, &self.path, seen)?;
         if durability == Durability::Immediately {
             let parent = root.open_directory(self.path.parent().as_ref())?;
             fsync(parent).during("write to the disk", path)?;
@@ -212,80 +207,6 @@ impl Staging {
     }
 }
 
-impl Root {
-    /// Makes a symbolic link aside and renames it into place, if what is there is still what was `seen` there
-    /// (`None`: nothing).
-    ///
-    /// # Errors
-    /// [`DiskError::is_conflict`], or the place cannot be written to.
-    pub fn make_symlink(
-        &self,
-        path: &TreePath,
-        target: &[u8],
-        mtime: Time,
-        seen: Option<&Identity>,
-    ) -> Result<(), DiskError> {
-        const VERB: &str = "make the link";
-        let state = StateDir::create(self)?;
-        let name = staged_name(path, LINK);
-        state.remove(name.as_bytes())?;
-        symlinkat(target, &state, &*name).during(VERB, path.as_bytes())?;
-        utimensat(&state, &*name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW).during(VERB, path.as_bytes())?;
-        install(self, &state, &name, path, seen).inspect_err(|_| {
-            // A link is cheap to make again, and the first error is the one that matters.
-            let _ = state.remove(name.as_bytes());
-        })
-    }
-}
-
-/// Opens what is staged under `name`, if it is a plain file that nobody else can write to or see change,
-/// and begins with an empty one otherwise.
-fn open_part(state: &StateDir, name: &str) -> Result<(OwnedFd, u64), DiskError> {
-    const ATTEMPTS: usize = 3;
-    // Without NONBLOCK a planted FIFO would keep us waiting.
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let staged_path = in_state(name.as_bytes());
-    for _ in 0..ATTEMPTS {
-        match openat(state, name, flags, Mode::RUSR | Mode::WUSR) {
-            Ok(descriptor) => {
-                let stat = rustix::fs::fstat(&descriptor).during("look at", &staged_path)?;
-                let own = Stat::of(&stat).filter(|stat| {
-                    stat.kind() == FileKind::File && stat.nlink == 1 && stat.uid == geteuid().as_raw()
-                });
-                if let Some(stat) = own {
-                    return Ok((descriptor, stat.size()));
-                }
-            }
-            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::ACCESS | Errno::TXTBSY) => {}
-            Err(error) => return Err(error).during("make", &staged_path),
-        }
-        state.remove(name.as_bytes())?;
-    }
-    Err(DiskError::new("make", &staged_path, Fault::NotOurs))
-}
-
-/// Renames what is staged under `name` to `path`.
-fn install(
-    root: &Root,
-    state: &StateDir,
-    name: &str,
-    path: &TreePath,
-    seen: Option<&Identity>,
-) -> Result<(), DiskError> {
-    const VERB: &str = "replace";
-    let place = root.place(path).during(VERB, path.as_bytes())?;
-    if seen.is_none() {
-        // The kernel checks and renames in one step, where the filesystem can.
-        match renameat_with(state, name, place.as_fd(), place.name, RenameFlags::NOREPLACE) {
-            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
-            Err(Errno::EXIST) => return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict)),
-            result => return result.during(VERB, path.as_bytes()),
-        }
-    }
-    check_unchanged(&place, path, VERB, seen)?;
-    renameat(state, name, place.as_fd(), place.name).during(VERB, path.as_bytes())
-}
-
 /// How many bytes the kernel copied by itself: all, or fewer where it cannot.
 #[cfg(target_os = "linux")]
 fn copy_in_kernel(source: &File, offset: u64, target: &File, at: u64, len: u64) -> u64 {
@@ -303,4 +224,151 @@ fn copy_in_kernel(source: &File, offset: u64, target: &File, at: u64, len: u64) 
 #[cfg(not(target_os = "linux"))]
 fn copy_in_kernel(_source: &File, _offset: u64, _target: &File, _at: u64, _len: u64) -> u64 {
     0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, chown};
+    use std::path::Path;
+
+    use super::*;
+    use crate::disk::testing::{Place, metadata, path, time};
+
+    fn staged(place: &Place, content: &[u8]) -> Staging {
+        let (mut staging, _) = Staging::open(&place.root, &path("f")).unwrap();
+        staging.keep(0).unwrap();
+        staging.append(content).unwrap();
+        staging
+    }
+
+    fn finish(place: &Place, staging: Staging, seen: Option<&Identity>) -> Result<Stat, DiskError> {
+        staging.finish(&place.root, &metadata(), seen, Durability::Eventually)
+    }
+
+    fn seen(place: &Place) -> Option<Identity> {
+        place.root.stat(&path("f")).unwrap().map(|stat| stat.identity)
+    }
+
+    fn read_back(staging: &Staging) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        staging.read_back(0, |piece| bytes.extend_from_slice(piece)).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_finished_file_has_content_mode_and_time_and_leaves_nothing_staged() {
+        let place = Place::new();
+        let stat = finish(&place, staged(&place, b"new"), None).unwrap();
+        assert_eq!(fs::read(place.at("f")).unwrap(), b"new");
+        assert_eq!((stat.mode, stat.mtime()), (0o644, time(1)));
+        assert_eq!(seen(&place), Some(stat.identity));
+        assert_eq!(fs::read_dir(place.at(".ksync")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn nothing_shows_before_the_end() {
+        let place = Place::new();
+        fs::write(place.at("f"), "old").unwrap();
+        let staging = staged(&place, b"new");
+        assert_eq!(fs::read(place.at("f")).unwrap(), b"old");
+        finish(&place, staging, seen(&place).as_ref()).unwrap();
+        assert_eq!(fs::read(place.at("f")).unwrap(), b"new");
+    }
+
+    #[test]
+    fn what_was_interrupted_is_there_again() {
+        let place = Place::new();
+        let content: Vec<u8> = (0..300_000_u32).map(|byte| byte as u8).collect();
+        drop(staged(&place, &content));
+        let (mut staging, have) = Staging::open(&place.root, &path("f")).unwrap();
+        assert_eq!(have, 300_000);
+        assert_eq!(read_back(&staging), content);
+        staging.keep(100_000).unwrap();
+        staging.append(b"end").unwrap();
+        finish(&place, staging, None).unwrap();
+        assert_eq!(fs::read(place.at("f")).unwrap(), [&content[..100_000], b"end"].concat());
+    }
+
+    #[test]
+    fn a_destination_that_changed_since_it_was_seen_is_kept() {
+        type Change<'a> = (&'a str, &'a dyn Fn(&Path));
+        let changes: [Change<'_>; 4] = [
+            ("edited", &|file| fs::write(file, "theirs").unwrap()),
+            ("removed", &|file| fs::remove_file(file).unwrap()),
+            ("replaced by the like of it", &|file| {
+                fs::copy(file, file.with_extension("copy")).unwrap();
+                fs::rename(file.with_extension("copy"), file).unwrap();
+            }),
+            ("now a directory", &|file| {
+                fs::remove_file(file).unwrap();
+                fs::create_dir(file).unwrap();
+            }),
+        ];
+        for (name, change) in changes {
+            let place = Place::new();
+            fs::write(place.at("f"), "old").unwrap();
+            let before = seen(&place);
+            let staging = staged(&place, b"ours");
+            change(&place.at("f"));
+            let error = finish(&place, staging, before.as_ref()).unwrap_err();
+            assert!(error.is_conflict(), "{name}: {error}");
+            assert_ne!(fs::read(place.at("f")).unwrap_or_default(), b"ours", "{name}");
+            assert_eq!(Staging::open(&place.root, &path("f")).unwrap().1, 4, "{name}: what is staged stays");
+        }
+    }
+
+    #[test]
+    fn a_destination_that_appeared_is_kept() {
+        let place = Place::new();
+        let staging = staged(&place, b"ours");
+        fs::write(place.at("f"), "theirs").unwrap();
+        assert!(finish(&place, staging, None).unwrap_err().is_conflict());
+        assert_eq!(fs::read(place.at("f")).unwrap(), b"theirs");
+    }
+
+    #[test]
+    fn a_foreign_part_is_not_accepted() {
+        let place = Place::new();
+        drop(staged(&place, b"poison"));
+        if chown(place.at(".ksync").join(Staging::name(&path("f"))), Some(65534), None).is_ok() {
+            let (staging, have) = Staging::open(&place.root, &path("f")).unwrap();
+            assert_eq!(have, 0);
+            assert!(staging.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_discarded_part_is_gone() {
+        let place = Place::new();
+        staged(&place, b"half").discard().unwrap();
+        assert_eq!(Staging::open(&place.root, &path("f")).unwrap().1, 0);
+    }
+
+    #[test]
+    fn zeros_take_no_space() {
+        let place = Place::new();
+        let mut staging = staged(&place, b"start");
+        for _ in 0..64 {
+            staging.append(&[0; 256 * 1024]).unwrap();
+        }
+        staging.append(b"end").unwrap();
+        finish(&place, staging, None).unwrap();
+        let data = place.at("f").metadata().unwrap();
+        assert_eq!(data.len(), 8 + 16 * 1024 * 1024);
+        assert!(data.blocks() * 512 < 1024 * 1024, "{} blocks", data.blocks());
+    }
+
+    #[test]
+    fn parts_of_the_old_version_are_taken_over() {
+        let place = Place::new();
+        let old: Vec<u8> = (0..1_000_000_u32).map(|byte| (byte / 7) as u8).collect();
+        fs::write(place.at("f"), &old).unwrap();
+        let (source, _) = place.root.open_file(&path("f")).unwrap();
+        let mut staging = staged(&place, b"new");
+        staging.append_from(&source, 1000, 900_000).unwrap();
+        staging.append(b"end").unwrap();
+        assert_eq!(read_back(&staging), [b"new", &old[1000..901_000], b"end"].concat());
+        assert!(staging.append_from(&source, 999_999, 2).is_err());
+    }
 }

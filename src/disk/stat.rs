@@ -1,6 +1,6 @@
 //! `Stat` and `Identity`: what the filesystem knows of an entry, and whether it is still the same one.
 
-use rustix::fs::{FileType, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 
 use crate::tree::entry::{MODE_MASK, Time};
 
@@ -133,6 +133,13 @@ impl Stat {
             mode: (raw.st_mode as u16) & MODE_MASK,
         })
     }
+}
+
+/// Permission bits as the system takes them.
+// Their type differs between systems.
+#[allow(clippy::useless_conversion)]
+pub(crate) fn mode_bits(mode: u16) -> Mode {
+    Mode::from_raw_mode(mode.into())
 }
 
 /// The times to set so that only the modification time changes.

@@ -2,13 +2,17 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, fchmod, fstat, mkdirat, openat, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, Mode, OFlags, RenameFlags, fchmod, fstat, mkdirat, openat, renameat, renameat_with,
+    unlinkat,
+};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use crate::content::hash::Hash;
 use crate::disk::error::{DiskError, During, Fault};
-use crate::disk::root::Root;
+use crate::disk::root::{Root, check_unchanged};
+use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::tree::path::{STATE_DIR, TreePath};
 
 /// Ends the name of a file that is not complete yet.
@@ -63,6 +67,54 @@ impl StateDir {
             result => result,
         }
         .during("remove", &in_state(name))
+    }
+
+    /// Opens what is staged under `name`, if it is a plain file that nobody else can write to or see change,
+    /// and begins with an empty one otherwise.
+    pub(crate) fn open_part(&self, name: &str) -> Result<(OwnedFd, u64), DiskError> {
+        const ATTEMPTS: usize = 3;
+        // Without NONBLOCK a planted FIFO would keep us waiting.
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let staged_path = in_state(name.as_bytes());
+        for _ in 0..ATTEMPTS {
+            match openat(&self.0, name, flags, Mode::RUSR | Mode::WUSR) {
+                Ok(descriptor) => {
+                    let stat = fstat(&descriptor).during("look at", &staged_path)?;
+                    let own = Stat::of(&stat).filter(|stat| {
+                        stat.kind() == FileKind::File && stat.nlink == 1 && stat.uid == geteuid().as_raw()
+                    });
+                    if let Some(stat) = own {
+                        return Ok((descriptor, stat.size()));
+                    }
+                }
+                Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::ACCESS | Errno::TXTBSY) => {}
+                Err(error) => return Err(error).during("make", &staged_path),
+            }
+            self.remove(name.as_bytes())?;
+        }
+        Err(DiskError::new("make", &staged_path, Fault::NotOurs))
+    }
+
+    /// Renames what is staged under `name` to `path`.
+    pub(crate) fn install(
+        &self,
+        name: &str,
+        root: &Root,
+        path: &TreePath,
+        seen: Option<&Identity>,
+    ) -> Result<(), DiskError> {
+        const VERB: &str = "replace";
+        let place = root.place(path).during(VERB, path.as_bytes())?;
+        if seen.is_none() {
+            // The kernel checks and renames in one step, where the filesystem can.
+            match renameat_with(&self.0, name, place.as_fd(), place.name, RenameFlags::NOREPLACE) {
+                Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
+                Err(Errno::EXIST) => return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict)),
+                result => return result.during(VERB, path.as_bytes()),
+            }
+        }
+        check_unchanged(&place, path, VERB, seen)?;
+        renameat(&self.0, name, place.as_fd(), place.name).during(VERB, path.as_bytes())
     }
 }
 

@@ -223,7 +223,8 @@ impl Receiver {
         let rules = Rules {
             delete: options.delete && may_delete && self.is_directory(),
             checksum: options.checksum,
-            mode_mask: if options.special_bits { 0o7777 } else { 0o777 },
+            // Without them set-id bits are never set, so they must not count either.
+            mode_mask: if options.special_bits { 0o7777 } else { 0o1777 },
         };
         let withheld = options.delete && !may_delete;
         self.wanted = Arc::new(std::mem::take(&mut self.builder).finish());

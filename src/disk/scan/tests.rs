@@ -1,0 +1,223 @@
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+
+use super::*;
+use crate::disk::testing::{Place, path};
+use crate::tree::filter::Rule;
+
+/// Leaves out directories that are called `target`.
+fn without_targets() -> Filter {
+    Filter::new(&[Rule { include: false, pattern: b"target/".to_vec() }])
+}
+
+fn read(place: &Place, subject: &Subject, filter: Option<&mut Filter>) -> Scanned {
+    scan(&place.root, subject, &ScanOptions::default(), filter, &mut |_| {}).unwrap()
+}
+
+fn whole(place: &Place) -> Scanned {
+    read(place, &Subject::Whole, None)
+}
+
+fn paths(scanned: &Scanned) -> Vec<String> {
+    scanned.entries.iter().map(|entry| entry.path.to_string()).collect()
+}
+
+fn fill(place: &Place) {
+    for directory in ["a/b", "a.b", "target/x", "a/target"] {
+        fs::create_dir_all(place.at(directory)).unwrap();
+    }
+    for file in ["a/b/f", "a.b/f", "a/b.c", "f", "target/x/f", "a/target/f"] {
+        fs::write(place.at(file), file).unwrap();
+    }
+    symlink("../outside", place.at("a/link")).unwrap();
+}
+
+#[test]
+fn everything_is_found_in_order() {
+    let place = Place::new();
+    fill(&place);
+    let scanned = whole(&place);
+    assert_eq!(
+        paths(&scanned),
+        [
+            "a",
+            "a/b",
+            "a/b/f",
+            "a/b.c",
+            "a/link",
+            "a/target",
+            "a/target/f",
+            "a.b",
+            "a.b/f",
+            "f",
+            "target",
+            "target/x",
+            "target/x/f"
+        ]
+    );
+    assert!(scanned.entries.is_sorted_by(|one, other| one.path < other.path));
+    assert!(scanned.problems.is_empty());
+    assert_eq!(scanned.skipped, Skipped::default());
+}
+
+#[test]
+fn entries_say_what_the_filesystem_says() {
+    let place = Place::new();
+    fill(&place);
+    fs::set_permissions(place.at("f"), fs::Permissions::from_mode(0o4640)).unwrap();
+    let scanned = whole(&place);
+    for (entry, identity) in scanned.entries.iter().zip(&scanned.identities) {
+        let stat = place.root.stat(&entry.path).unwrap().unwrap();
+        assert_eq!((stat.identity, stat.mtime(), stat.mode), (*identity, entry.mtime, entry.mode));
+    }
+    let find = |name| scanned.entries.iter().find(|entry| entry.path == path(name)).unwrap();
+    assert_eq!((find("f").size(), find("f").mode), (1, 0o4640));
+    assert!(find("a").is_directory());
+    assert_eq!(find("a/link").kind, Kind::Symlink { target: b"../outside"[..].into() });
+    assert_eq!(find("a/link").mode, 0o777);
+}
+
+#[test]
+fn contents_are_hashed_when_asked_for() {
+    let place = Place::new();
+    let content = vec![b'x'; 300_000];
+    fs::write(place.at("f"), &content).unwrap();
+    let options = ScanOptions { hash: true, ..ScanOptions::default() };
+    let mut last = ScanProgress::default();
+    let scanned = scan(&place.root, &Subject::Whole, &options, None, &mut |now| last = now).unwrap();
+    assert_eq!(scanned.entries[0].kind, Kind::File { size: 300_000, hash: Some(Hash::of(&content)) });
+    assert_eq!(last, ScanProgress { entries: 1, bytes: 300_000 });
+}
+
+#[test]
+fn what_is_left_out_is_counted_and_not_entered() {
+    let place = Place::new();
+    fill(&place);
+    let scanned = read(&place, &Subject::Whole, Some(&mut without_targets()));
+    assert_eq!(paths(&scanned), ["a", "a/b", "a/b/f", "a/b.c", "a/link", "a.b", "a.b/f", "f"]);
+    assert_eq!(scanned.skipped.excluded, 2);
+}
+
+#[test]
+fn an_ignore_file_counts_before_its_directory_is_judged() {
+    let place = Place::new();
+    fill(&place);
+    fs::write(place.at(".ksyncignore"), "f\n").unwrap();
+    fs::write(place.at("a/.ksyncignore"), "b\n!target\n").unwrap();
+    fs::write(place.at("target/.ksyncignore"), "never read").unwrap();
+    let mut filter = without_targets();
+    let scanned = read(&place, &Subject::Whole, Some(&mut filter));
+    let expected = [".ksyncignore", "a", "a/.ksyncignore", "a/b.c", "a/link", "a.b"];
+    assert_eq!(paths(&scanned), expected);
+    let files: Vec<_> = filter.files().iter().map(|file| file.directory.as_slice()).collect();
+    assert_eq!(files, [&b""[..], b"a"]);
+}
+
+#[test]
+fn an_ignore_file_that_cannot_be_read_hides_its_directory_and_says_so() {
+    let place = Place::new();
+    fill(&place);
+    symlink(place.outside().join("f"), place.at("a/.ksyncignore")).unwrap();
+    let scanned = read(&place, &Subject::Whole, Some(&mut Filter::default()));
+    assert_eq!(paths(&scanned)[..2], ["a", "a.b"]);
+    assert_eq!(scanned.problems.len(), 1);
+    assert_eq!(scanned.problems[0].path(), b"a/.ksyncignore");
+}
+
+#[test]
+fn state_directories_are_passed_over_at_any_depth_and_in_any_case() {
+    let place = Place::new();
+    for directory in [".ksync", "a/.KSync/b"] {
+        fs::create_dir_all(place.at(directory)).unwrap();
+    }
+    let scanned = whole(&place);
+    assert_eq!(paths(&scanned), ["a"]);
+    assert_eq!(scanned.skipped.state, 2);
+    assert!(scanned.problems.is_empty());
+}
+
+#[test]
+fn sockets_are_named_and_passed_over() {
+    let place = Place::new();
+    let _socket = UnixListener::bind(place.at("s")).unwrap();
+    let scanned = whole(&place);
+    assert!(scanned.entries.is_empty());
+    assert_eq!(scanned.unsupported, [(path("s"), FileKind::Socket)]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn other_filesystems_are_entered_only_when_asked_for() {
+    // Root of a system where these are two filesystems, which every Linux has.
+    let Ok(root) = Root::open(std::path::Path::new("/")) else { return };
+    let inner = rustix::fs::stat("/proc/self").unwrap();
+    if inner.st_dev == root.dev() {
+        return;
+    }
+    let subject = Subject::One(path("proc"));
+    let scanned = scan(&root, &subject, &ScanOptions::default(), None, &mut |_| {}).unwrap();
+    assert_eq!((paths(&scanned), scanned.skipped.mounts), (vec!["proc".to_owned()], 1));
+}
+
+#[test]
+fn one_path_is_found_with_what_is_below_it() {
+    let place = Place::new();
+    fill(&place);
+    let one = |at: &str| paths(&read(&place, &Subject::One(path(at)), Some(&mut without_targets())));
+    assert_eq!(one("a/b"), ["a/b", "a/b/f"]);
+    assert_eq!(one("f"), ["f"]);
+    assert_eq!(one("a/link"), ["a/link"]);
+    assert_eq!(one("missing"), [""; 0]);
+    assert_eq!(one("missing/too"), [""; 0]);
+    assert_eq!(one("target/x/f"), ["target/x/f"], "what is named by itself is meant");
+}
+
+#[test]
+fn one_path_behind_a_link_is_a_problem() {
+    let place = Place::new();
+    symlink(place.outside(), place.at("link")).unwrap();
+    let scanned = read(&place, &Subject::One(path("link/f")), None);
+    assert!(scanned.entries.is_empty());
+    assert!(scanned.problems[0].is_in_the_way());
+}
+
+#[test]
+fn a_path_too_long_for_any_tree_is_a_problem_and_no_end() {
+    let place = Place::new();
+    let mut at = path("x".repeat(250));
+    while at.as_bytes().len() + 251 <= crate::tree::path::PATH_BYTES_MAX {
+        place.root.make_directory(&at, 0o755).unwrap();
+        at = at.join("x".repeat(250).as_bytes()).unwrap();
+    }
+    place.root.make_directory(&at, 0o755).unwrap();
+    let deepest = place.root.open_directory(Some(&at)).unwrap();
+    rustix::fs::mkdirat(&deepest, &*"y".repeat(250), Mode::from_raw_mode(0o755)).unwrap();
+    fs::write(place.at("z"), "").unwrap();
+    let scanned = whole(&place);
+    assert_eq!(scanned.problems.len(), 1);
+    assert_eq!(paths(&scanned).last().unwrap(), "z");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_directory_that_may_not_be_read_is_a_problem_and_no_end() {
+    let place = Place::new();
+    fill(&place);
+    fs::set_permissions(place.at("a"), fs::Permissions::from_mode(0o000)).unwrap();
+    // The superuser reads everything; one thread can stop being that.
+    let scanned = std::thread::scope(|scope| {
+        let unprivileged = scope.spawn(|| {
+            if rustix::process::geteuid().is_root() {
+                rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
+            }
+            whole(&place)
+        });
+        unprivileged.join().unwrap()
+    });
+    fs::set_permissions(place.at("a"), fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(paths(&scanned), ["a", "a.b", "a.b/f", "f", "target", "target/x", "target/x/f"]);
+    assert_eq!(scanned.problems.len(), 1);
+    assert!(scanned.problems[0].is_permission());
+    assert_eq!(scanned.problems[0].path(), b"a");
+}
