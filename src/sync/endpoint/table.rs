@@ -1,0 +1,206 @@
+//! The grammar as a table.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use super::{Endpoint, Fault};
+
+fn parse(text: &[u8]) -> Result<Endpoint, Fault> {
+    Endpoint::parse(OsStr::from_bytes(text)).map_err(|error| error.fault)
+}
+
+fn setup(path: &str) -> Endpoint {
+    Endpoint::Setup { path: path.into() }
+}
+
+fn sandbox(path: &str) -> Endpoint {
+    Endpoint::Sandbox { path: path.into() }
+}
+
+fn session(name: &str, path: &str) -> Endpoint {
+    Endpoint::Session { name: name.into(), path: path.into() }
+}
+
+fn ssh(user: &str, host: &str, port: u16, path: &str) -> Endpoint {
+    let user = (!user.is_empty()).then(|| user.to_owned());
+    Endpoint::Ssh { user, host: host.into(), port: (port != 0).then_some(port), path: path.into() }
+}
+
+fn websocket(url: &str, user: &str, path: &str) -> Endpoint {
+    let user = (!user.is_empty()).then(|| user.to_owned());
+    Endpoint::WebSocket { url: url.into(), user, path: path.into() }
+}
+
+#[test]
+fn what_is_local_is_taken_as_it_stands() {
+    for text in [
+        &b"x"[..],
+        b".",
+        b"./x",
+        b"/x/",
+        b"dir/a:b",
+        b"./user@host:/x",
+        b"/a://b",
+        b"user@host",
+        b"sandbox",
+        b"C:\\x",
+        b"c:",
+        b"Z:/x",
+        b"a://b",
+        b"\xff\xfe",
+        b"\xff/a:b",
+        b"a b",
+        b"~/x",
+        b"-x",
+        b"[draft]",
+        b"a/[b]:c",
+    ] {
+        let local = Endpoint::Local(OsStr::from_bytes(text).into());
+        assert_eq!(parse(text), Ok(local), "{}", text.escape_ascii());
+    }
+}
+
+#[test]
+fn each_remote_form_names_its_place() {
+    for (text, endpoint) in [
+        (":/tmp/x", setup("/tmp/x")),
+        (":x", setup("x")),
+        (":", setup(".")),
+        ("sandbox:/tmp/x", sandbox("/tmp/x")),
+        ("sandbox:", sandbox(".")),
+        ("sandbox:~", sandbox(".")),
+        ("sandbox:~/x", sandbox("x")),
+        ("sandbox:x:y", sandbox("x:y")),
+        ("sandbox://tmp", sandbox("//tmp")),
+        ("session:/tmp", session("session", "/tmp")),
+        ("abc123:/tmp/x", session("abc123", "/tmp/x")),
+        ("my-browser:x", session("my-browser", "x")),
+        ("user@host:/x", ssh("user", "host", 0, "/x")),
+        ("user@host:", ssh("user", "host", 0, ".")),
+        ("user@host:~/a b", ssh("user", "host", 0, "a b")),
+        ("a@b@host:/x", ssh("a@b", "host", 0, "/x")),
+        ("user@[::1]:/x", ssh("user", "::1", 0, "/x")),
+        ("user@[fe80::1%eth0]:x", ssh("user", "fe80::1%eth0", 0, "x")),
+        ("[::1]:/x", ssh("", "::1", 0, "/x")),
+        ("user@host:22:x", ssh("user", "host", 0, "22:x")),
+        ("ssh://host", ssh("", "host", 0, ".")),
+        ("ssh://host/", ssh("", "host", 0, "/")),
+        ("ssh://host/x", ssh("", "host", 0, "/x")),
+        ("ssh://host/~", ssh("", "host", 0, ".")),
+        ("ssh://host/~/x", ssh("", "host", 0, "x")),
+        ("ssh://user@host:2222/x y", ssh("user", "host", 2222, "/x y")),
+        ("SSH://user@[::1]:22/x%20y", ssh("user", "::1", 22, "/x%20y")),
+        ("ws://127.0.0.1:80/x", websocket("ws://127.0.0.1:80", "", "/x")),
+        ("wss://vm.example/x", websocket("wss://vm.example", "", "/x")),
+        ("wss://root@vm.example:2222/~/x", websocket("wss://vm.example:2222", "root", "x")),
+        ("WS://[::1]:2222", websocket("ws://[::1]:2222", "", ".")),
+    ] {
+        assert_eq!(parse(text.as_bytes()), Ok(endpoint), "{text}");
+    }
+}
+
+#[test]
+fn remote_paths_are_bytes() {
+    assert_eq!(parse(b"sandbox:/\xff"), Ok(Endpoint::Sandbox { path: b"/\xff".to_vec() }));
+    assert_eq!(parse(b"u@h:\xff").unwrap().path(), b"\xff");
+    assert_eq!(parse(b"ws://h/\xff").unwrap().path(), b"/\xff");
+}
+
+#[test]
+fn what_names_no_place_is_refused() {
+    for (text, fault) in [
+        (&b""[..], Fault::Empty),
+        (b"a\0b", Fault::Nul),
+        (b"user@:/x", Fault::NoHost),
+        (b"ssh://", Fault::NoHost),
+        (b"ssh:///x", Fault::NoHost),
+        (b"wss://:80/x", Fault::NoHost),
+        (b"ssh://user@/x", Fault::NoHost),
+        (b"[]:/x", Fault::NoHost),
+        (b"::1:/x", Fault::Host),
+        (b"user@::1:/x", Fault::Host),
+        (b"ws://::1/x", Fault::Host),
+        (b"ws://[::1/x", Fault::Host),
+        (b"ws://[host]:1/x", Fault::Host),
+        (b"ws://[::1]x/x", Fault::Host),
+        (b"user@-oProxyCommand=x:/x", Fault::Host),
+        (b"-x:/x", Fault::Host),
+        (b"a b:/x", Fault::Host),
+        (b"\xff:/x", Fault::Host),
+        (b"user@\xff:/x", Fault::Host),
+        (b"@host:/x", Fault::User),
+        (b"-l@host:/x", Fault::User),
+        (b"ssh://a b@host/x", Fault::User),
+        (b"ssh://host:/x", Fault::Port),
+        (b"ssh://host:0/x", Fault::Port),
+        (b"ssh://host:65536/x", Fault::Port),
+        (b"ssh://host:+22/x", Fault::Port),
+        (b"wss://[::1]:x/x", Fault::Port),
+        (b"http://host/x", Fault::Scheme),
+        (b"file:///x", Fault::Scheme),
+        (b"rsync://host/module", Fault::Daemon),
+        (b"host::module/x", Fault::Daemon),
+        (b"user@host::module", Fault::Daemon),
+        (b"sandbox:~root", Fault::OtherHome),
+        (b"ssh://host/~root/x", Fault::OtherHome),
+    ] {
+        assert_eq!(parse(text), Err(fault), "{}", text.escape_ascii());
+    }
+}
+
+#[test]
+fn an_error_shows_the_text_and_cannot_steer_a_terminal() {
+    let error = Endpoint::parse(OsStr::from_bytes(b"http://\x1b[2J/")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        r#""http://\u{1b}[2J/" is no place to sync with: its scheme is not ssh, ws or wss"#
+    );
+}
+
+#[test]
+fn what_is_shown_can_be_typed_again() {
+    for text in [
+        "x/y",
+        ":/x",
+        "sandbox:x",
+        "abc:/x",
+        "user@host:/x",
+        "user@[::1]:x",
+        "[::1]:/x",
+        "ssh://user@host:22/x",
+        "ssh://[::1]:22/~/x",
+        "wss://root@vm:2222/x",
+        "ws://[::1]:80/~/x",
+    ] {
+        assert_eq!(parse(text.as_bytes()).unwrap().to_string(), text);
+    }
+}
+
+#[test]
+fn a_resolved_path_takes_the_place_of_the_typed_one() {
+    let endpoint = parse(b"sandbox:x").unwrap();
+    assert_eq!(endpoint.with_path(b"/home/kernel/x\n").to_string(), "sandbox:/home/kernel/x\\n");
+}
+
+#[test]
+fn a_name_is_the_last_component_that_says_something() {
+    for (text, name) in [
+        ("a/b", Some("b")),
+        ("a/b//", Some("b")),
+        ("a/.", Some("a")),
+        ("sandbox:/a b", Some("a b")),
+        (".", None),
+        ("/", None),
+        ("a/..", None),
+        ("sandbox:", None),
+    ] {
+        assert_eq!(parse(text.as_bytes()).unwrap().name(), name.map(str::as_bytes), "{text}");
+    }
+}
+
+#[test]
+fn a_joined_name_lies_below() {
+    assert_eq!(parse(b"sandbox:/a").unwrap().join(b"b"), sandbox("/a/b"));
+    assert_eq!(parse(b"sandbox:/").unwrap().join(b"b"), sandbox("/b"));
+    assert_eq!(parse(b"a/").unwrap().join(b"b"), Endpoint::Local("a/b".into()));
+}
