@@ -1,1 +1,242 @@
-//! The way there: WebSocket, SSH, host keys, and putting the agent on the other side. Knows neither the engine nor the disk.
+//! The way there: WebSocket, SSH, host keys, and putting the agent on the other side. Knows neither the
+//! engine nor the disk.
+//!
+//! ```text
+//! tcp ─┬───────────────────────────┬─ ssh ─ auth ─ exec channel ─ bootstrap ─ agent
+//!      └─ (tls) ─ websocket ───────┘   └─ hostkey (known_hosts)      └─ agent_image
+//! ```
+//!
+//! [`connect`] makes an SSH session with a [`Target`]; [`Connection::agent`] starts an [`Agent`] on a channel
+//! of it, as often as wanted. Everything up to the agent is asynchronous; its reader and writer block, as the
+//! engine's driver needs them. What holds throughout:
+//!
+//! - no host is trusted without proof, and no proof is learned where one is expected;
+//! - every wait for the other side has an end;
+//! - nothing that the other side says is kept without a limit, or shown without being escaped;
+//! - no name or path ever becomes part of a command.
+
+mod agent;
+mod agent_image;
+mod auth;
+mod bootstrap;
+mod error;
+mod hostkey;
+mod known_hosts;
+mod ssh;
+pub mod ssh_config;
+mod tcp;
+mod tls;
+mod websocket;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use russh::Disconnect;
+use russh::client::Handle;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Installed};
+pub use agent_image::{AgentImage, BLOCK_BYTES};
+pub use error::{ErrorKind, Loss, RemoteError};
+pub use hostkey::{HostKeyError, HostKeys};
+
+use crate::tree::path::escape;
+use error::Fate;
+
+/// What may wait to be read from all agents of a connection together: a full window. Beyond it the session
+/// stands still until somebody reads, and so does what is sent.
+const UNREAD_BYTES_MAX: usize = ssh::WINDOW_BYTES as usize;
+
+/// How long saying goodbye may take.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where to connect to, and how.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// How bytes get there.
+    pub transport: Transport,
+    /// Whom to log in as.
+    pub user: String,
+    /// How the host proves that it is the right one.
+    pub host_keys: HostKeys,
+    /// Private key files. If there are none, and no `identity_text`: ssh-agent, then `~/.ssh/id_ed25519` and
+    /// `~/.ssh/id_ecdsa`.
+    pub identities: Vec<PathBuf>,
+    /// A private key in memory, tried first.
+    pub identity_text: Option<String>,
+    /// Whether ssh-agent may be asked.
+    pub use_ssh_agent: bool,
+    /// How long each step of connecting may take.
+    pub connect_timeout: Duration,
+    /// After how much silence a connection is dead.
+    pub silence_timeout: Duration,
+}
+
+/// How bytes get to the SSH server.
+#[derive(Debug, Clone)]
+pub enum Transport {
+    /// Straight to it.
+    Tcp {
+        /// Its name or address.
+        host: String,
+        /// Its port.
+        port: u16,
+    },
+    /// Over a bridge that puts them into binary WebSocket messages.
+    WebSocket {
+        /// `wss://…`, or `ws://…` without TLS.
+        url: String,
+        /// A PEM file with roots that are trusted besides the platform's.
+        ca_cert: Option<PathBuf>,
+    },
+}
+
+/// An SSH session.
+pub struct Connection {
+    session: Handle<ssh::Client>,
+    /// The task that owns the WebSocket, if there is one.
+    socket: Option<JoinHandle<()>>,
+    endpoint: String,
+    patience: Duration,
+    budget: Arc<Semaphore>,
+    fate: Fate,
+}
+
+/// Connects and logs in.
+///
+/// # Errors
+/// Where the network, the host's key, or the login is not as it has to be.
+pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
+    let fate = Fate::default();
+    let patience = target.connect_timeout;
+    let (mut session, socket, endpoint) = match &target.transport {
+        Transport::Tcp { host, port } => {
+            let endpoint = format!("{}:{port}", escape(host.as_bytes()));
+            let stream = dial(host, *port, &endpoint, patience).await?;
+            let stream = tcp::Watched::new(stream, target.silence_timeout);
+            (handshake(target, stream, &endpoint, &fate).await?, None, endpoint)
+        }
+        Transport::WebSocket { url, ca_cert } => {
+            let address = websocket::Address::parse(url)?;
+            let endpoint = address.endpoint();
+            let tls = address.encrypted.then(|| tls::Tls::new(ca_cert.as_deref(), &endpoint)).transpose()?;
+            let stream = dial(&address.host, address.port, &endpoint, patience).await?;
+            let (silence, ours) = (target.silence_timeout, fate.clone());
+            let opening = async {
+                match tls {
+                    Some(tls) => {
+                        let stream = tls.connect(&address.host, stream, &endpoint).await?;
+                        websocket::open(&address, stream, silence, ours).await
+                    }
+                    None => websocket::open(&address, stream, silence, ours).await,
+                }
+            };
+            let (stream, socket) = within(patience, "open a WebSocket to", &endpoint, opening).await?;
+            (handshake(target, stream, &endpoint, &fate).await?, Some(socket), endpoint)
+        }
+    };
+    let credentials = auth::Credentials {
+        user: &target.user,
+        files: &target.identities,
+        text: target.identity_text.as_deref(),
+        use_ssh_agent: target.use_ssh_agent,
+    };
+    auth::authenticate(&mut session, &credentials, &endpoint, patience, &fate).await?;
+    let budget = Arc::new(Semaphore::new(UNREAD_BYTES_MAX));
+    Ok(Connection { session, socket, endpoint, patience, budget, fate })
+}
+
+impl Connection {
+    /// Starts an agent, and installs it first where it is not there. Does not wait until it has answered:
+    /// what is written to it meanwhile, up to 64 KiB, is on its way.
+    ///
+    /// # Errors
+    /// Where the server opens no channel. All that goes wrong later is told by the agent's reader and end.
+    pub async fn agent(&self) -> Result<Agent, RemoteError> {
+        self.agent_from(AgentImage::embedded()).await
+    }
+
+    /// Starts the agent `image`; else as [`Connection::agent`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn agent_from(&self, image: AgentImage) -> Result<Agent, RemoteError> {
+        let endpoint = self.endpoint.clone();
+        let marker = bootstrap::marker().map_err(|_| RemoteError::NotStarted {
+            endpoint: endpoint.clone(),
+            reason: "this machine gave no random number".into(),
+        })?;
+        let command = bootstrap::command(&image, &marker);
+        let opening = async {
+            let channel = self.session.channel_open_session().await?;
+            // No reply is wanted: the first answer is the agent's own, a round trip earlier.
+            channel.exec(false, command).await?;
+            Ok(channel)
+        };
+        let opened =
+            within(self.patience, "open a channel to", &self.endpoint, async { Ok(opening.await) }).await?;
+        let channel = opened.map_err(|source: russh::Error| match self.fate.known() {
+            Some(source) => RemoteError::Lost { endpoint: endpoint.clone(), source },
+            None => RemoteError::Channel { endpoint: endpoint.clone(), source },
+        })?;
+        let (read, write) = channel.split();
+        let (patience, budget, fate) = (self.patience, self.budget.clone(), self.fate.clone());
+        Ok(agent::start(read, write, agent::Start { image, marker, endpoint, patience, budget, fate }))
+    }
+
+    /// Whether the session has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.session.is_closed()
+    }
+
+    /// Says goodbye. Agents that still run are cut off, so read to their end first.
+    pub async fn close(self) {
+        let goodbye = async {
+            // A session that is gone needs no goodbye.
+            let _ = self.session.disconnect(Disconnect::ByApplication, "", "").await;
+            let _ = self.session.await;
+            if let Some(socket) = self.socket {
+                let _ = socket.await;
+            }
+        };
+        let _ = timeout(GOODBYE_PATIENCE, goodbye).await;
+    }
+}
+
+async fn dial(host: &str, port: u16, endpoint: &str, patience: Duration) -> Result<TcpStream, RemoteError> {
+    let failed = |source: io::Error| RemoteError::Connect { endpoint: endpoint.into(), source };
+    within(patience, "connect to", endpoint, async { tcp::connect(host, port).await.map_err(failed) }).await
+}
+
+async fn handshake<S>(
+    target: &Target,
+    stream: S,
+    endpoint: &str,
+    fate: &Fate,
+) -> Result<Handle<ssh::Client>, RemoteError>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
+    let handshake = ssh::handshake(stream, host_keys, silence, endpoint, fate.clone());
+    within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake).await
+}
+
+/// Gives `work` so much time and no more.
+async fn within<T>(
+    patience: Duration,
+    verb: &'static str,
+    endpoint: &str,
+    work: impl Future<Output = Result<T, RemoteError>>,
+) -> Result<T, RemoteError> {
+    match timeout(patience, work).await {
+        Ok(result) => result,
+        Err(_) => Err(RemoteError::TimedOut { verb, endpoint: endpoint.into(), after: patience }),
+    }
+}

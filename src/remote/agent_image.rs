@@ -1,0 +1,41 @@
+//! The agent that travels: its compressed bytes and its name.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+/// Unit in which the far side reads the compressed agent: `dd` with whole blocks never reads beyond them.
+pub const BLOCK_BYTES: usize = 4096;
+
+/// A program to be put on the other side.
+#[derive(Debug, Clone)]
+pub struct AgentImage {
+    /// SHA-256 of the program, in lower-case hex. It is its name there.
+    pub sha256: Cow<'static, str>,
+    /// The program compressed with gzip, padded inside of gzip's header to a multiple of [`BLOCK_BYTES`].
+    pub gzip: Bytes,
+}
+
+impl AgentImage {
+    /// The agent that belongs to this client: both are built from the same source, so both ends match.
+    #[must_use]
+    pub fn embedded() -> Self {
+        Self {
+            sha256: Cow::Borrowed(env!("KSYNC_AGENT_SHA256")),
+            gzip: Bytes::from_static(include_bytes!(concat!(env!("OUT_DIR"), "/agent.gz"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_embedded_agent_can_be_read_in_whole_blocks() {
+        let image = AgentImage::embedded();
+        assert_eq!(image.gzip.len() % BLOCK_BYTES, 0);
+        assert!(image.gzip.starts_with(&[0x1f, 0x8b]));
+        assert!(image.sha256.len() == 64 && image.sha256.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    }
+}

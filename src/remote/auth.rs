@@ -1,0 +1,174 @@
+//! Logging in: with key files, a key in memory, and ssh-agent.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use russh::client::{AuthResult, Handle};
+use russh::keys::agent::AgentIdentity;
+use russh::keys::agent::client::{AgentClient, AgentStream};
+use russh::keys::ssh_key::Algorithm;
+use russh::keys::{
+    Error as KeyError, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, decode_secret_key,
+};
+
+use crate::remote::error::{Fate, RemoteError};
+use crate::remote::ssh::Client;
+use crate::tree::path::escape;
+
+/// The files below the home directory that are tried where nothing else is said: OpenSSH's names, for the
+/// types that are understood.
+const DEFAULT_FILES: [&str; 2] = [".ssh/id_ed25519", ".ssh/id_ecdsa"];
+
+type SshAgent = AgentClient<Box<dyn AgentStream + Send + Unpin>>;
+
+/// What to log in with.
+pub(super) struct Credentials<'a> {
+    pub(super) user: &'a str,
+    pub(super) files: &'a [PathBuf],
+    pub(super) text: Option<&'a str>,
+    pub(super) use_ssh_agent: bool,
+}
+
+/// A key that can be offered.
+enum Key {
+    /// One that we hold.
+    Private(Arc<PrivateKey>),
+    /// One that ssh-agent holds.
+    InAgent(PublicKey),
+}
+
+/// Logs in with the first key that the server takes.
+///
+/// There is no try without a key: it costs a round trip, and a server that lets everybody in is not one to
+/// copy files to.
+pub(super) async fn authenticate(
+    session: &mut Handle<Client>,
+    credentials: &Credentials<'_>,
+    endpoint: &str,
+    patience: Duration,
+    fate: &Fate,
+) -> Result<(), RemoteError> {
+    let mut agent = if credentials.use_ssh_agent { ssh_agent(session).await } else { None };
+    let keys = keys(credentials, agent.as_mut()).await?;
+    let refused = |reason: String| RemoteError::NotAuthorised {
+        endpoint: endpoint.into(),
+        user: escape(credentials.user.as_bytes()).into_owned(),
+        reason,
+    };
+    if keys.is_empty() {
+        return Err(refused("there is no key to try".into()));
+    }
+    let mut accepts = String::new();
+    let tried = keys.len();
+    for key in keys {
+        let attempt = offer(session, credentials.user, key, agent.as_mut());
+        let result = tokio::time::timeout(patience, attempt).await.map_err(|_| RemoteError::TimedOut {
+            verb: "log in on",
+            endpoint: endpoint.into(),
+            after: patience,
+        })?;
+        match result {
+            Some(AuthResult::Success) => return Ok(()),
+            Some(AuthResult::Failure { remaining_methods, partial_success }) => {
+                if partial_success {
+                    return Err(refused("it wants more than a key".into()));
+                }
+                accepts = remaining_methods.iter().map(<&str>::from).collect::<Vec<_>>().join(", ");
+            }
+            // ssh-agent did not sign: the next key may do.
+            None => {}
+        }
+        if session.is_closed() {
+            // sshd's way to say that it has seen enough keys.
+            let reason = fate.known().map(|loss| loss.to_string()).unwrap_or_default();
+            return Err(refused(format!("it accepted none of the keys, and ended the session ({reason})")));
+        }
+    }
+    Err(refused(match tried {
+        1 => format!("it did not accept the key (it accepts: {accepts})"),
+        _ => format!("it accepted none of {tried} keys (it accepts: {accepts})"),
+    }))
+}
+
+async fn offer(
+    session: &mut Handle<Client>,
+    user: &str,
+    key: Key,
+    agent: Option<&mut SshAgent>,
+) -> Option<AuthResult> {
+    match (key, agent) {
+        (Key::Private(key), _) => {
+            session.authenticate_publickey(user, PrivateKeyWithHashAlg::new(key, None)).await.ok()
+        }
+        (Key::InAgent(key), Some(agent)) => {
+            // An agent signs with RSA keys too; SHA-1, which is what no hash means, is refused everywhere.
+            let hash = matches!(key.algorithm(), Algorithm::Rsa { .. }).then_some(HashAlg::Sha512);
+            session.authenticate_publickey_with(user, key, hash, agent).await.ok()
+        }
+        (Key::InAgent(_), None) => None,
+    }
+}
+
+/// The keys to try, in order: what was named, else ssh-agent's and the default files.
+async fn keys(credentials: &Credentials<'_>, agent: Option<&mut SshAgent>) -> Result<Vec<Key>, RemoteError> {
+    let in_agent = match agent {
+        // Identities that cannot be listed are as good as none.
+        Some(agent) => agent.request_identities().await.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let in_agent = in_agent.into_iter().filter_map(|identity| match identity {
+        AgentIdentity::PublicKey { key, .. } => Some(key),
+        AgentIdentity::Certificate { .. } => None,
+    });
+    let in_agent: Vec<PublicKey> = in_agent.collect();
+    let mut keys = Vec::new();
+    if let Some(text) = credentials.text {
+        let failed = |source| RemoteError::Identity { name: "given as text".into(), source };
+        keys.push(parse(text, &in_agent).map_err(failed)?);
+    }
+    for file in credentials.files {
+        let failed = |source| RemoteError::Identity { name: file.display().to_string(), source };
+        keys.push(load(file, &in_agent).map_err(failed)?);
+    }
+    if keys.is_empty() {
+        let home = std::env::home_dir().unwrap_or_default();
+        let files: Vec<_> = DEFAULT_FILES.iter().map(|file| home.join(file)).collect();
+        keys.extend(in_agent.iter().cloned().map(Key::InAgent));
+        // Those that are not there, or wait for a passphrase, were not asked for.
+        keys.extend(files.iter().filter_map(|file| load(file, &[]).ok()));
+    }
+    Ok(keys)
+}
+
+fn load(file: &Path, in_agent: &[PublicKey]) -> Result<Key, KeyError> {
+    let text = std::fs::read_to_string(file)?;
+    parse(&text, in_agent)
+}
+
+/// A private key; one behind a passphrase can be used if ssh-agent holds it.
+fn parse(text: &str, in_agent: &[PublicKey]) -> Result<Key, KeyError> {
+    match decode_secret_key(text, None) {
+        Ok(key) => Ok(Key::Private(Arc::new(key))),
+        Err(error) => {
+            // OpenSSH's format shows the public half of a key that is encrypted, or of an unknown type.
+            let public = PrivateKey::from_openssh(text).ok().map(|key| key.public_key().key_data().clone());
+            let held = in_agent.iter().find(|key| Some(key.key_data()) == public.as_ref());
+            held.cloned().map(Key::InAgent).ok_or(error)
+        }
+    }
+}
+
+/// A connection to ssh-agent, bound to this session, so that keys that may only be used for some hosts can
+/// be used.
+async fn ssh_agent(session: &Handle<Client>) -> Option<SshAgent> {
+    #[cfg(unix)]
+    let mut agent = AgentClient::connect_env().await.ok()?.dynamic();
+    #[cfg(windows)]
+    let mut agent = AgentClient::connect_named_pipe(r"\\.\pipe\openssh-ssh-agent").await.ok()?.dynamic();
+    if let Some(binding) = session.agent_session_binding() {
+        // Agents that do not know this say no, and have no such keys.
+        let _ = agent.bind_session(binding, false).await;
+    }
+    Some(agent)
+}

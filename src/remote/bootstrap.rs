@@ -1,0 +1,218 @@
+//! Putting the agent on the other side, over the very channel on which it then speaks.
+//!
+//! 1. The command is one line of POSIX shell ([`command`]). It starts the agent if it is there, under a name
+//!    that holds its SHA-256, in a private directory.
+//! 2. The client does not wait: it writes what it has to say to the agent at once, and keeps up to
+//!    [`FLIGHT_BYTES_MAX`] of it.
+//! 3. If the agent is not there, the shell says NEED. The client sends a line that nobody else could know,
+//!    then the compressed agent, then once more what it had to say. The shell skips everything up to that
+//!    line, installs the agent and becomes it. It may say NEED again, where a disk was full, and FAIL in the
+//!    end.
+//! 4. The agent's first bytes are [`MAGIC`]. All that stands before them is noise of the login shell.
+//!
+//! So an agent that is there costs no round trip of its own, and one that is not costs one.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::remote::agent_image::{AgentImage, BLOCK_BYTES};
+use crate::tree::path::escape;
+use crate::wire::hello::MAGIC;
+
+/// What is kept of the first flight, to be sent again behind the agent.
+pub(super) const FLIGHT_BYTES_MAX: usize = 64 * 1024;
+
+/// What a login shell may print before the agent speaks.
+pub(super) const NOISE_BYTES_MAX: usize = 64 * 1024;
+
+/// What of the noise is shown in an error.
+const SHOWN_NOISE_BYTES: usize = 256;
+
+/// Longest reason of a FAIL that is shown.
+const REASON_BYTES_MAX: usize = 2048;
+
+/// How often the agent is sent: once per directory that the shell knows.
+pub(super) const NEEDS_MAX: usize = 4;
+
+const NEED: &[u8] = b"\0KSYNC-NEED\n";
+const FAIL: &[u8] = b"\0KSYNC-FAIL ";
+const SCRIPT: &str = include_str!("bootstrap.sh");
+
+/// The line that is executed on the other side. It holds a constant script, a hash, a number and the marker:
+/// no name or path that anybody could choose.
+pub(super) fn command(image: &AgentImage, marker: &str) -> String {
+    let lines = SCRIPT.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let script = lines.collect::<Vec<_>>().join(" ");
+    let blocks = image.gzip.len().div_ceil(BLOCK_BYTES);
+    format!("exec sh -c '{script}' ksync {} {blocks} {marker}", image.sha256)
+}
+
+/// A marker: a line that no first flight holds.
+pub(super) fn marker() -> Result<String, aws_lc_rs::error::Unspecified> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// What was found in the output of the other side.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing yet.
+    Nothing,
+    /// The shell asks for the agent.
+    Need,
+    /// The agent speaks: its bytes from the first on.
+    Agent(Bytes),
+    /// The shell gave up, for this reason.
+    Fail(String),
+    /// Too much of something else, beginning thus.
+    Noise(String),
+}
+
+/// Looks for the agent in what a login shell prints.
+#[derive(Debug, Default)]
+pub(super) struct Scanner {
+    buffer: BytesMut,
+    /// How much was looked at in vain.
+    noise: usize,
+    beginning: Vec<u8>,
+}
+
+impl Scanner {
+    /// Takes in what came: an SSH packet, so little that all of it may be kept. Ask [`Scanner::next`] until it
+    /// finds nothing; then hardly any of it is left.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// What stands next in the output.
+    pub(super) fn next(&mut self) -> Found {
+        loop {
+            let Some(start) = self.buffer.iter().position(|&byte| byte == 0) else {
+                let all = self.buffer.len();
+                return self.skip(all);
+            };
+            if let Some(noise) = self.skip_to(start) {
+                return noise;
+            }
+            if self.buffer.starts_with(&MAGIC) {
+                return Found::Agent(self.buffer.split().freeze());
+            }
+            if self.buffer.starts_with(NEED) {
+                let _ = self.buffer.split_to(NEED.len());
+                return Found::Need;
+            }
+            if let Some(reason) = self.buffer.strip_prefix(FAIL) {
+                let end = reason.iter().position(|&byte| byte == b'\n');
+                if end.is_none() && reason.len() < REASON_BYTES_MAX {
+                    return Found::Nothing;
+                }
+                let end = end.unwrap_or(REASON_BYTES_MAX).min(REASON_BYTES_MAX);
+                return Found::Fail(escape(reason.get(..end).unwrap_or(reason)).into_owned());
+            }
+            if [&MAGIC[..], NEED, FAIL].iter().any(|word| word.starts_with(&self.buffer)) {
+                return Found::Nothing;
+            }
+            if let Some(noise) = self.skip_to(1) {
+                return noise;
+            }
+        }
+    }
+
+    /// How the noise began, for an error; empty if there was none.
+    pub(super) fn beginning(&self) -> String {
+        escape(&self.beginning).into_owned()
+    }
+
+    fn skip(&mut self, count: usize) -> Found {
+        self.skip_to(count).unwrap_or(Found::Nothing)
+    }
+
+    fn skip_to(&mut self, count: usize) -> Option<Found> {
+        let skipped = self.buffer.split_to(count);
+        let room = SHOWN_NOISE_BYTES.saturating_sub(self.beginning.len());
+        self.beginning.extend(skipped.iter().take(room));
+        self.noise += count;
+        (self.noise > NOISE_BYTES_MAX).then(|| Found::Noise(self.beginning()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(pieces: &[&[u8]]) -> Vec<Found> {
+        let mut scanner = Scanner::default();
+        let mut found = Vec::new();
+        for piece in pieces {
+            scanner.push(piece);
+            loop {
+                match scanner.next() {
+                    Found::Nothing => break,
+                    end @ (Found::Agent(_) | Found::Fail(_) | Found::Noise(_)) => {
+                        found.push(end);
+                        return found;
+                    }
+                    need => found.push(need),
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn the_agent_is_found_behind_any_noise_however_it_is_cut() {
+        let output = b"Welcome!\r\n\0\0KSYN\0KSYNC-\0KSYNC-NEED\nmore\0KSYNC\r\nhello\0KSYNC-NEED\n";
+        let expected = [Found::Need, Found::Agent(Bytes::from_static(b"\0KSYNC\r\nhello\0KSYNC-NEED\n"))];
+        assert_eq!(scan(&[output]), expected);
+        for cut in 0..output.len() - 17 {
+            let (head, tail) = output.split_at(cut);
+            assert_eq!(scan(&[head, tail]), expected, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_failure_tells_its_reason_escaped_and_bounded() {
+        let found = scan(&[b"\0KSYNC-FAIL /tmp: no\x1b[2J", b" way\nrest"]);
+        assert_eq!(found, [Found::Fail("/tmp: no\\u{1b}[2J way".into())]);
+        let mut long = b"\0KSYNC-FAIL ".to_vec();
+        long.resize(100_000, b'x');
+        assert_eq!(scan(&[&long]), [Found::Fail("x".repeat(REASON_BYTES_MAX))]);
+    }
+
+    #[test]
+    fn endless_noise_is_given_up_and_quoted() {
+        for piece in [&[b'n'; 4096][..], &[0; 4096], b"\0KSYNC-"] {
+            let mut scanner = Scanner::default();
+            let mut pushed = 0;
+            let beginning = loop {
+                scanner.push(piece);
+                pushed += piece.len();
+                match scanner.next() {
+                    Found::Nothing => assert!(pushed <= NOISE_BYTES_MAX + piece.len()),
+                    Found::Noise(beginning) => break beginning,
+                    other => panic!("{other:?}"),
+                }
+            };
+            assert!(beginning.starts_with(&*escape(&piece[..4])));
+            assert!(scanner.buffer.len() <= piece.len());
+        }
+    }
+
+    #[test]
+    fn the_command_is_one_line_that_any_login_shell_can_pass_on() {
+        let image =
+            AgentImage { sha256: "ab".repeat(32).into(), gzip: Bytes::from(vec![0; 2 * BLOCK_BYTES]) };
+        let command = command(&image, "feed");
+        let script = command.strip_prefix("exec sh -c '").unwrap();
+        let (script, arguments) = script.split_once('\'').unwrap();
+        assert_eq!(arguments, format!(" ksync {} 2 feed", "ab".repeat(32)));
+        assert!(!script.contains(['\n', '!', '\'']) && !script.contains("\\\\"), "{script}");
+        assert!(command.len() < 8192);
+    }
+
+    #[test]
+    fn no_two_markers_are_alike() {
+        assert_ne!(marker().unwrap(), marker().unwrap());
+        assert_eq!(marker().unwrap().len(), 32);
+    }
+}

@@ -1,0 +1,228 @@
+//! A WebSocket as a byte stream.
+//!
+//! One task owns the socket and joins it to an in-memory pipe, whose other end SSH reads and writes. So a
+//! ping goes out, and the other side's are answered, whatever SSH is waiting for, and no send is ever
+//! cancelled halfway.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::{Sink, SinkExt, Stream, StreamExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::Uri;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+
+use crate::remote::error::{Fate, Loss, RemoteError};
+use crate::tree::path::escape;
+
+/// Largest message sent: websocat's buffer. Larger ones are no faster and hold up pings.
+const SENT_MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// Largest message accepted. Bridges send what one read gave them, so this is ample.
+const RECEIVED_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+
+/// The WebSocket's own write buffer. One message is in it at a time; a limit near a message's size would
+/// end the connection with "Write buffer is full" instead of slowing it down.
+const WRITE_BUFFER_BYTES_MAX: usize = 8 * SENT_MESSAGE_BYTES_MAX;
+
+/// What the pipe between SSH and the socket's task holds in each direction.
+const PIPE_BYTES: usize = 4 * SENT_MESSAGE_BYTES_MAX;
+
+/// Pings in the time after which silence means death: one that gets lost or late does no harm.
+const PINGS_PER_SILENCE: u32 = 3;
+
+/// How long the other side may take to answer our close. It is politeness: SSH has said goodbye before.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A WebSocket URL, taken apart.
+pub(super) struct Address {
+    uri: Uri,
+    /// Whether it is `wss`.
+    pub(super) encrypted: bool,
+    /// The host, without the brackets of an IPv6 address.
+    pub(super) host: String,
+    /// The port, or the scheme's.
+    pub(super) port: u16,
+}
+
+impl Address {
+    /// Takes `url` apart. A user name or password in it is refused: nothing would use it.
+    pub(super) fn parse(url: &str) -> Result<Self, RemoteError> {
+        let wrong = |reason: &str| RemoteError::Url { reason: reason.into() };
+        let uri: Uri = url.parse().map_err(|_| wrong("it is not a URL"))?;
+        let encrypted = match uri.scheme_str() {
+            Some("wss") => true,
+            Some("ws") => false,
+            _ => return Err(wrong("it begins with neither wss:// nor ws://")),
+        };
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err(wrong("it holds a user name"));
+        }
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+        if host.is_empty() {
+            return Err(wrong("it has no host"));
+        }
+        let port = uri.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
+        Ok(Self { uri, encrypted, host, port })
+    }
+
+    /// The address for eyes: no path and no query, where a token may be.
+    pub(super) fn endpoint(&self) -> String {
+        let scheme = if self.encrypted { "wss" } else { "ws" };
+        let host = escape(self.host.as_bytes());
+        if host.contains(':') {
+            format!("{scheme}://[{host}]:{}", self.port)
+        } else {
+            format!("{scheme}://{host}:{}", self.port)
+        }
+    }
+}
+
+/// Opens a WebSocket over `stream`; answers the near end of the pipe, and the task that owns the socket and
+/// ends when the pipe or the socket does.
+pub(super) async fn open<S>(
+    address: &Address,
+    stream: S,
+    silence: Duration,
+    fate: Fate,
+) -> Result<(DuplexStream, JoinHandle<()>), RemoteError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let endpoint = address.endpoint();
+    let failed = |error| match error {
+        // The client follows no redirect anyway: a wss:// that leads to a ws:// would be a way around TLS.
+        Error::Http(response) if response.status().is_redirection() => {
+            RemoteError::Redirected { endpoint: endpoint.clone(), status: response.status().as_u16() }
+        }
+        error => RemoteError::WebSocket { endpoint: endpoint.clone(), source: Box::new(error) },
+    };
+    let request = address.uri.clone().into_client_request().map_err(failed)?;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(32 * 1024)
+        .write_buffer_size(SENT_MESSAGE_BYTES_MAX)
+        .max_write_buffer_size(WRITE_BUFFER_BYTES_MAX)
+        .max_message_size(Some(RECEIVED_MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(RECEIVED_MESSAGE_BYTES_MAX));
+    let (socket, _) = client_async_with_config(request, stream, Some(config)).await.map_err(failed)?;
+    let (near, far) = tokio::io::duplex(PIPE_BYTES);
+    let task = tokio::spawn(own(socket, far, silence, fate));
+    Ok((near, task))
+}
+
+/// Carries bytes both ways until either end is gone, and leaves the reason.
+async fn own<S>(socket: WebSocketStream<S>, pipe: DuplexStream, silence: Duration, fate: Fate)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let (mut sink, mut stream) = socket.split();
+    let (mut pipe_reader, mut pipe_writer) = tokio::io::split(pipe);
+    let loss = {
+        let receiving = receive(&mut stream, &mut pipe_writer, silence);
+        tokio::pin!(receiving);
+        tokio::select! {
+            loss = &mut receiving => loss,
+            sent = send(&mut pipe_reader, &mut sink, silence / PINGS_PER_SILENCE) => match sent {
+                Ok(()) => match timeout(CLOSE_PATIENCE, receiving).await {
+                    Ok(loss) => loss,
+                    Err(_) => Loss::Broken("the connection was closed by this side".into()),
+                },
+                Err(error) => broken(&error),
+            },
+        }
+    };
+    // Before the pipe ends, so that nobody who sees its end finds no reason.
+    fate.settle(loss);
+}
+
+/// From SSH to the socket, with pings in between; ends well when SSH has no more to say.
+async fn send<R, W>(pipe: &mut R, sink: &mut W, ping_interval: Duration) -> Result<(), Error>
+where
+    R: AsyncRead + Unpin,
+    W: Sink<Message, Error = Error> + Unpin,
+{
+    let mut pings = interval_at(Instant::now() + ping_interval, ping_interval);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(SENT_MESSAGE_BYTES_MAX);
+        let mut room = (&mut buffer).limit(SENT_MESSAGE_BYTES_MAX);
+        let message = tokio::select! {
+            read = pipe.read_buf(&mut room) => match read {
+                Ok(0) | Err(_) => return sink.close().await,
+                Ok(_) => Message::Binary(buffer.split().freeze()),
+            },
+            _ = pings.tick() => Message::Ping(Bytes::new()),
+        };
+        // Waits until the socket took it, so never more than one message is in the write buffer.
+        sink.send(message).await?;
+    }
+}
+
+/// From the socket to SSH, until it ends or falls silent.
+async fn receive<R, W>(stream: &mut R, pipe: &mut W, silence: Duration) -> Loss
+where
+    R: Stream<Item = Result<Message, Error>> + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    loop {
+        // Only waiting for the socket counts as silence, not waiting for SSH to take what came.
+        let message = match timeout(silence, stream.next()).await {
+            Err(_) => return Loss::Silence(silence),
+            Ok(None) => return Loss::Broken("the WebSocket ended".into()),
+            Ok(Some(Err(error))) => return broken(&error),
+            Ok(Some(Ok(message))) => message,
+        };
+        match message {
+            Message::Binary(bytes) => {
+                if pipe.write_all(&bytes).await.is_err() {
+                    return Loss::Broken("the connection was closed by this side".into());
+                }
+            }
+            Message::Close(frame) => {
+                let reason =
+                    frame.map(|frame| format!(" ({} {})", frame.code, escape(frame.reason.as_bytes())));
+                return Loss::Broken(format!(
+                    "the bridge closed the WebSocket{}",
+                    reason.unwrap_or_default()
+                ));
+            }
+            Message::Text(_) => {
+                return Loss::Broken("the bridge sent text: it must be run in binary mode".into());
+            }
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+        }
+    }
+}
+
+fn broken(error: &Error) -> Loss {
+    Loss::Broken(escape(error.to_string().as_bytes()).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_shows_no_token() {
+        let address = Address::parse("wss://example.com/path?jwt=secret").unwrap();
+        assert_eq!(address.endpoint(), "wss://example.com:443");
+        let address = Address::parse("ws://[::1]:2222").unwrap();
+        assert_eq!((address.endpoint().as_str(), address.host.as_str()), ("ws://[::1]:2222", "::1"));
+    }
+
+    #[test]
+    fn only_websocket_urls_are_taken() {
+        for url in
+            ["https://example.com", "example.com", "wss://", "wss://me:secret@example.com", "wss://a b"]
+        {
+            let error = Address::parse(url).map(|_| ()).unwrap_err();
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+}
