@@ -1,2 +1,39 @@
-//! x
-fn main() {}
+//! The command line: one match on the mode. Everything a run does is in the library; here is what is typed
+//! and what is seen.
+
+mod args;
+mod list;
+mod out;
+mod progress;
+mod report;
+mod request;
+mod rules;
+mod run;
+#[cfg(feature = "sandbox")]
+mod sandbox;
+mod screen;
+mod units;
+
+use std::process::ExitCode;
+
+use args::Mode;
+
+fn main() -> ExitCode {
+    let done = match args::parse(std::env::args_os()) {
+        Ok(Mode::Show(text)) => {
+            out::result(&text);
+            Ok(0)
+        }
+        Ok(Mode::Sync(args)) => request::build(*args).and_then(|request| run::run(&request)),
+        #[cfg(feature = "sandbox")]
+        Ok(Mode::Sandbox(args)) => sandbox::run(&args),
+        Err(refusal) => {
+            out::note(&refusal);
+            Ok(report::USAGE)
+        }
+    };
+    ExitCode::from(done.unwrap_or_else(|complaint| {
+        out::note(&complaint.to_string());
+        complaint.exit
+    }))
+}

@@ -1,0 +1,333 @@
+//! What can be typed. Nothing is read and nothing is looked up here: see `request`.
+
+use std::ffi::OsString;
+#[cfg(feature = "sandbox")]
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::rules::{self, Source};
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) enum Mode {
+    /// A text: help or the version.
+    Show(String),
+    /// A sync.
+    Sync(Box<SyncArgs>),
+    /// The stand-in VM in the foreground.
+    #[cfg(feature = "sandbox")]
+    Sandbox(SandboxArgs),
+}
+
+/// Help that fits a screen of 80 columns and starts with what most people look for.
+const TEMPLATE: &str = "\
+{about}
+
+{usage-heading} {usage}
+
+Examples:
+  ksync ./site sandbox:/tmp/site              try it: a stand-in VM, here
+  ksync -n --delete ./site me@host:/srv/site  what would change over there?
+  ksync ./site :/tmp/site --setup vm.json     into a browser VM
+  ksync wss://host:2222/tmp/out ./out         from a VM to this machine
+
+Places:
+  ./dir  /dir             on this machine
+  sandbox:/dir            in the stand-in VM that ksync carries
+  :/dir                   in the VM that --setup describes
+  user@host:/dir          on an SSH host; with a port ssh://user@host:22/dir
+  wss://host:2222/dir     on an SSH host behind a WebSocket bridge
+A directory becomes DEST itself, with or without a trailing slash. A file goes
+into a DEST that is a directory or ends in a slash. Several SOURCEs go into DEST
+by name. A remote path without a leading slash is below the remote home.
+
+{all-args}
+
+Exit status: 0 done, 1 usage, 23 some entries failed, 24 source files vanished;
+others say why there was no run. ksync sandbox --help is about the stand-in VM.
+";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "ksync",
+    version,
+    about = "Makes DEST a copy of SOURCE and sends only what changed.",
+    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync sandbox [OPTIONS]",
+    help_template = TEMPLATE,
+    max_term_width = 80,
+    disable_help_flag = true,
+    disable_version_flag = true,
+    disable_help_subcommand = true,
+    args_conflicts_with_subcommands = true,
+    args_override_self = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    sync: SyncArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Runs a stand-in VM on this machine until Ctrl-C: an SSH server behind a WebSocket
+    #[cfg(feature = "sandbox")]
+    #[command(hide = true, max_term_width = 80)]
+    Sandbox(SandboxArgs),
+}
+
+/// The options of a sync.
+#[derive(Debug, Args)]
+pub(crate) struct SyncArgs {
+    #[arg(value_name = "PLACE", hide = true)]
+    pub(crate) places: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) what: WhatArgs,
+    #[command(flatten)]
+    pub(crate) which: WhichArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) way: WayArgs,
+    #[command(flatten)]
+    pub(crate) foreign: ForeignArgs,
+    /// The rules in the order of the command line, since the first that matches wins.
+    #[arg(skip)]
+    pub(crate) rules: Vec<Source>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What is done")]
+pub(crate) struct WhatArgs {
+    /// Show what would be done and change nothing
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    /// Remove from DEST what SOURCE does not have, once all else is in place
+    #[arg(long, visible_alias = "del",
+          aliases = ["delete-before", "delete-during", "delete-delay", "delete-after"])]
+    pub(crate) delete: bool,
+    /// Compare by content, not by size and time
+    #[arg(short = 'c', long)]
+    pub(crate) checksum: bool,
+    /// Compress on the way: on by itself, given up where it does not pay
+    #[arg(short = 'z', long, overrides_with = "no_compress")]
+    pub(crate) compress: bool,
+    /// Never compress
+    #[arg(long, overrides_with = "compress")]
+    pub(crate) no_compress: bool,
+    /// What ksync always does: directories, links, modes and times are kept
+    #[arg(short = 'a', long)]
+    archive: bool,
+    #[arg(short = 'r', long, hide = true)]
+    recursive: bool,
+    #[arg(short = 't', long, hide = true)]
+    times: bool,
+    #[arg(short = 'l', long, hide = true)]
+    links: bool,
+    #[arg(short = 'p', long, hide = true)]
+    perms: bool,
+    #[arg(long, hide = true)]
+    partial: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What takes part (rsync's patterns, the first that matches wins)")]
+pub(crate) struct WhichArgs {
+    /// Leave out what matches
+    #[arg(long, value_name = "PATTERN", allow_hyphen_values = true, action = ArgAction::Append)]
+    exclude: Vec<OsString>,
+    /// Do not leave out what matches
+    #[arg(long, value_name = "PATTERN", allow_hyphen_values = true, action = ArgAction::Append)]
+    include: Vec<OsString>,
+    /// Patterns from a file, one a line; - is stdin
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    exclude_from: Vec<OsString>,
+    /// The same for --include
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    include_from: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What is shown")]
+pub(crate) struct OutputArgs {
+    /// List each change
+    #[arg(short = 'v', long, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// List each change in rsync's eleven letters
+    #[arg(short = 'i', long)]
+    pub(crate) itemize_changes: bool,
+    /// Only errors
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// Numbers at the end
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// Show progress: on by itself
+    #[arg(long, overrides_with = "no_progress", hide = true)]
+    progress: bool,
+    /// Show no progress
+    #[arg(long, overrides_with_all = ["progress", "partial_progress"])]
+    pub(crate) no_progress: bool,
+    #[arg(short = 'P', overrides_with = "no_progress", hide = true)]
+    partial_progress: bool,
+    /// What ksync always does: it uses no colours
+    #[arg(long, hide = true)]
+    no_color: bool,
+    /// This text
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
+    /// The version
+    #[arg(short = 'V', long, action = ArgAction::Version)]
+    version: Option<bool>,
+    /// This text, when alone; else what ksync always does: numbers for people.
+    #[arg(short = 'h', long, hide = true)]
+    human_readable: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "The way there")]
+pub(crate) struct WayArgs {
+    /// A private key to log in with; may be given several times
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    pub(crate) identity: Vec<PathBuf>,
+    /// What `kernel browsers ssh ID --setup-only -o json` prints; - is stdin
+    #[arg(long, value_name = "FILE")]
+    pub(crate) setup: Option<PathBuf>,
+    /// The only host key to accept: "ssh-ed25519 AAAA..."
+    #[arg(long, value_name = "KEY")]
+    pub(crate) host_key: Option<String>,
+    /// Further roots to trust for wss://
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_cert: Option<PathBuf>,
+    /// Give up when nothing comes for so long; 0 is never
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) timeout: u64,
+    /// Give up connecting after so long; 0 is never
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) contimeout: u64,
+}
+
+/// What rsync has and ksync has not, named so that the answer can say what to use instead.
+#[derive(Debug, Args)]
+pub(crate) struct ForeignArgs {
+    #[arg(short = 'e', long, hide = true, allow_hyphen_values = true)]
+    pub(crate) rsh: Option<OsString>,
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    pub(crate) rsync_path: Option<OsString>,
+    #[arg(long, hide = true)]
+    pub(crate) daemon: bool,
+}
+
+/// The options of `ksync sandbox`.
+#[cfg(feature = "sandbox")]
+#[derive(Debug, Args)]
+pub(crate) struct SandboxArgs {
+    /// Where to listen: a loopback address, with port 0 for any that is free
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
+    pub(crate) listen: SocketAddr,
+    /// The home directory of what runs there; without it, one in ksync's state directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// Print one line of JSON once it answers
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// This text
+    #[arg(short = 'h', long, action = ArgAction::Help)]
+    help: Option<bool>,
+}
+
+/// Reads a command line. The error is a text for eyes.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, String> {
+    let mut command = Cli::command();
+    let parsed = command.try_get_matches_from_mut(args).and_then(|matches| {
+        let mut cli = Cli::from_arg_matches(&matches)?;
+        cli.sync.rules = rules::in_order(&matches);
+        Ok(cli)
+    });
+    match parsed {
+        #[cfg(feature = "sandbox")]
+        Ok(Cli { verb: Some(Verb::Sandbox(args)), .. }) => Ok(Mode::Sandbox(args)),
+        Ok(Cli { sync, .. }) if sync.output.human_readable && sync.places.is_empty() => {
+            Ok(Mode::Show(command.render_help().to_string()))
+        }
+        Ok(Cli { sync, .. }) => Ok(Mode::Sync(Box::new(sync))),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(Mode::Show(error.render().to_string())),
+            _ => Err(error.render().to_string()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Mode, String> {
+        parse(line.split(' ').map(OsString::from))
+    }
+
+    fn sync(line: &str) -> SyncArgs {
+        match parsed(line) {
+            Ok(Mode::Sync(args)) => *args,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_a_hand_used_to_rsync_types_is_understood() {
+        let args = sync("ksync -avzPh --delete-after -e x -n --itemize-changes a b");
+        assert_eq!(args.places, ["a", "b"]);
+        assert!(args.what.delete && args.what.dry_run && args.output.itemize_changes);
+        assert_eq!((args.output.verbose, args.foreign.rsh), (1, Some("x".into())));
+        for line in ["ksync -rtlp a b", "ksync -aa -vv a b", "ksync --del a b", "ksync a b --partial -i"] {
+            assert_eq!(sync(line).places, ["a", "b"], "{line}");
+        }
+    }
+
+    #[test]
+    fn of_two_that_contradict_each_other_the_last_counts() {
+        assert!(sync("ksync -z --no-compress a b").what.no_compress);
+        assert!(!sync("ksync --no-compress -z a b").what.no_compress);
+        assert!(sync("ksync -P --no-progress a b").output.no_progress);
+        assert!(!sync("ksync --no-progress --progress a b").output.no_progress);
+        assert!(!sync("ksync --no-progress -P a b").output.no_progress);
+    }
+
+    #[test]
+    fn a_verb_counts_only_in_the_first_place() {
+        assert!(matches!(parsed("ksync sandbox --json"), Ok(Mode::Sandbox(SandboxArgs { json: true, .. }))));
+        assert_eq!(sync("ksync a sandbox").places, ["a", "sandbox"]);
+        assert_eq!(sync("ksync ./sandbox b").places, ["./sandbox", "b"]);
+        assert_eq!(sync("ksync -- -a -b").places, ["-a", "-b"]);
+    }
+
+    #[test]
+    fn h_alone_is_help_and_with_others_nothing_new() {
+        assert!(matches!(parsed("ksync -h"), Ok(Mode::Show(text)) if text.contains("Examples:")));
+        assert!(matches!(parsed("ksync --help"), Ok(Mode::Show(text)) if text.contains("Examples:")));
+        assert!(matches!(parsed("ksync sandbox --help"), Ok(Mode::Show(text)) if text.contains("--listen")));
+        assert!(matches!(parsed("ksync --version"), Ok(Mode::Show(text)) if text.starts_with("ksync ")));
+        assert_eq!(sync("ksync -h a b").places, ["a", "b"]);
+    }
+
+    #[test]
+    fn help_fits_eighty_columns() {
+        let Ok(Mode::Show(text)) = parsed("ksync --help") else { panic!("no help") };
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_is_an_error_that_names_it() {
+        assert!(parsed("ksync --frobnicate a b").unwrap_err().contains("--frobnicate"));
+    }
+}

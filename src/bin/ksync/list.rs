@@ -1,0 +1,130 @@
+//! Changes and problems as lines.
+
+use ksync::monitor::{Action, Problem, Trouble, What};
+use ksync::tree::path::escape;
+
+use crate::report::Direction;
+
+/// A change in words: `create  css/`.
+pub(crate) fn plain(action: Action, what: What, path: &[u8]) -> String {
+    let verb = match action {
+        Action::Create => "create",
+        Action::Update => "update",
+        Action::Adjust => "adjust",
+        Action::Delete => "delete",
+    };
+    format!("{verb}  {}", shown(what, path))
+}
+
+/// A change in the eleven letters of `rsync --itemize-changes`: `<f+++++++++ a`.
+///
+/// Who lists a change knows that the content, or only mode or time, differ, not which of them: what rsync
+/// would tell there is a `?`, which is its own letter for what is not known. Owner, group and the letters
+/// after them are not compared and stay dots. A link's target is not shown.
+pub(crate) fn itemized(
+    action: Action,
+    what: What,
+    path: &[u8],
+    direction: Direction,
+    checksum: bool,
+) -> String {
+    let travels = match direction {
+        Direction::Up => '<',
+        // rsync, too, takes a local run for a download.
+        Direction::Down | Direction::Local => '>',
+    };
+    let (kind, made_by) = match what {
+        What::Directory => ('d', 'c'),
+        What::File => ('f', travels),
+        What::Symlink => ('L', 'c'),
+    };
+    let path = shown(what, path);
+    match action {
+        Action::Delete => format!("*deleting   {path}"),
+        Action::Create => format!("{made_by}{kind}+++++++++ {path}"),
+        Action::Update if what == What::File && checksum => format!("{made_by}{kind}c???..... {path}"),
+        Action::Update if what == What::File => format!("{made_by}{kind}.???..... {path}"),
+        Action::Update => format!("{made_by}{kind}c.?...... {path}"),
+        Action::Adjust => format!(".{kind}..??..... {path}"),
+    }
+}
+
+/// A problem: `ksync: cannot read: a/b: Permission denied`.
+pub(crate) fn problem(problem: &Problem) -> String {
+    let what = match problem.trouble {
+        Trouble::Unreadable => "cannot read",
+        Trouble::Vanished => "cannot read what vanished",
+        Trouble::Changed => "cannot read what keeps changing",
+        Trouble::Unwritable => "cannot write",
+        Trouble::Conflict => "cannot replace what changed in the meantime",
+        Trouble::Obstacle => "cannot clear the way",
+        Trouble::Corrupt => "cannot verify",
+        Trouble::Unsafe => "cannot copy the link",
+        Trouble::NotDeleted => "cannot delete",
+    };
+    let path = if problem.path.is_empty() { ".".into() } else { escape(&problem.path) };
+    format!("ksync: {what}: {path}: {}", visible(&problem.cause))
+}
+
+/// Text that a peer may have had a hand in: what could steer a terminal is escaped. Backslashes stay single,
+/// since paths in it are escaped already.
+pub(crate) fn visible(text: &str) -> String {
+    let parts: Vec<_> = text.split('\\').map(|part| escape(part.as_bytes())).collect();
+    parts.join("\\")
+}
+
+fn shown(what: What, path: &[u8]) -> String {
+    let slash = if what == What::Directory { "/" } else { "" };
+    let path = if path.is_empty() { ".".into() } else { escape(path) };
+    format!("{path}{slash}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_listed_in_words() {
+        assert_eq!(plain(Action::Create, What::Directory, b"css"), "create  css/");
+        assert_eq!(plain(Action::Delete, What::File, b"a\x1b[2J"), "delete  a\\u{1b}[2J");
+        assert_eq!(plain(Action::Adjust, What::Directory, b""), "adjust  ./");
+    }
+
+    #[test]
+    fn itemized_changes_have_rsyncs_eleven_letters() {
+        use Action::{Adjust, Create, Delete, Update};
+        use Direction::{Down, Local, Up};
+        for (action, what, direction, checksum, line) in [
+            (Create, What::File, Up, false, "<f+++++++++ p"),
+            (Create, What::File, Down, false, ">f+++++++++ p"),
+            (Create, What::File, Local, false, ">f+++++++++ p"),
+            (Create, What::Directory, Up, false, "cd+++++++++ p/"),
+            (Create, What::Symlink, Up, false, "cL+++++++++ p"),
+            (Update, What::File, Up, false, "<f.???..... p"),
+            (Update, What::File, Up, true, "<fc???..... p"),
+            (Update, What::Symlink, Up, false, "cLc.?...... p"),
+            (Adjust, What::File, Up, false, ".f..??..... p"),
+            (Adjust, What::Directory, Down, false, ".d..??..... p/"),
+            (Delete, What::File, Up, false, "*deleting   p"),
+            (Delete, What::Directory, Up, false, "*deleting   p/"),
+        ] {
+            assert_eq!(itemized(action, what, b"p", direction, checksum), line);
+            assert_eq!(line.find('p'), Some(12), "{line}");
+        }
+    }
+
+    #[test]
+    fn problems_name_verb_path_and_cause() {
+        let told = |trouble, path: &[u8], cause: &str| {
+            problem(&Problem { trouble, path: path.to_vec(), cause: cause.to_owned() })
+        };
+        assert_eq!(
+            told(Trouble::Unreadable, b"a\nb", "Permission denied"),
+            "ksync: cannot read: a\\nb: Permission denied"
+        );
+        assert_eq!(
+            told(Trouble::NotDeleted, b"", "\x1b]0;owned\x07 a\\nb"),
+            "ksync: cannot delete: .: \\u{1b}]0;owned\\u{7} a\\nb"
+        );
+    }
+}

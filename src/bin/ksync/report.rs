@@ -1,0 +1,312 @@
+//! What is said at the end: the line that sums up, `--stats`, errors, and the exit code.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use ksync::engine::Summary;
+use ksync::monitor::Trouble;
+use ksync::sync::{Report, SyncError};
+use ksync::wire::message::Tally;
+
+use crate::list::visible;
+use crate::units::{bytes, count, counted, span};
+
+/// Exit code: the command line makes no sense.
+pub(crate) const USAGE: u8 = 1;
+/// Exit code: something could not be started.
+pub(crate) const NOT_STARTED: u8 = 5;
+/// Exit code: ended by a signal.
+pub(crate) const SIGNAL: u8 = 20;
+/// Exit code: some entries failed.
+const PARTIAL: u8 = 23;
+/// Exit code: source files vanished, and nothing else failed.
+const VANISHED: u8 = 24;
+
+/// Which way content goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// To another machine.
+    Up,
+    /// From another machine.
+    Down,
+    /// Neither.
+    Local,
+}
+
+impl Direction {
+    fn participle(self) -> &'static str {
+        match self {
+            Self::Up => "sent",
+            Self::Down => "received",
+            Self::Local => "copied",
+        }
+    }
+
+    fn infinitive(self) -> &'static str {
+        match self {
+            Self::Up => "send",
+            Self::Down => "receive",
+            Self::Local => "copy",
+        }
+    }
+}
+
+/// Why the command could not do what it was told, for people: what happened, why, and what to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Complaint {
+    /// The exit code.
+    pub(crate) exit: u8,
+    what: String,
+    hint: Option<String>,
+}
+
+impl Complaint {
+    pub(crate) fn new(exit: u8, what: impl Into<String>) -> Self {
+        Self { exit, what: what.into(), hint: None }
+    }
+
+    pub(crate) fn usage(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { exit: USAGE, what: what.into(), hint: Some(hint.into()) }
+    }
+
+    pub(crate) fn with_hint(mut self, hint: Option<impl Into<String>>) -> Self {
+        self.hint = hint.map(Into::into);
+        self
+    }
+
+    /// The error and its causes on one line.
+    pub(crate) fn caused(exit: u8, error: &dyn Error) -> Self {
+        let mut what = error.to_string();
+        let mut next = error.source();
+        while let Some(cause) = next {
+            let text = cause.to_string();
+            // Some errors repeat their cause in their own text.
+            if !what.ends_with(&text) {
+                what = format!("{what}: {text}");
+            }
+            next = cause.source();
+        }
+        Self::new(exit, what)
+    }
+}
+
+impl From<SyncError> for Complaint {
+    fn from(error: SyncError) -> Self {
+        Self::caused(error.exit_code(), &error).with_hint(error.hint())
+    }
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ksync: {}", visible(&self.what))?;
+        match &self.hint {
+            Some(hint) => write!(f, "\n  hint: {}", visible(hint)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The last line: what was done, or would be.
+pub(crate) fn line(report: &Report, direction: Direction) -> String {
+    let Summary { tally, problem_count, .. } = &report.summary;
+    if report.dry_run {
+        dry_line(tally, *problem_count, direction)
+    } else {
+        done_line(tally, *problem_count, report.elapsed, direction)
+    }
+}
+
+fn done_line(tally: &Tally, problems: u64, elapsed: Duration, direction: Direction) -> String {
+    match changes(tally) {
+        Some((changed, kinds)) => format!(
+            "{} changed ({kinds}), {} {} of {}, {}",
+            counted(changed, "entry", "entries"),
+            bytes(tally.sent_bytes),
+            direction.participle(),
+            bytes(tally.total_bytes),
+            span(elapsed)
+        ),
+        None => unchanged(tally, problems),
+    }
+}
+
+fn dry_line(tally: &Tally, problems: u64, direction: Direction) -> String {
+    match changes(tally) {
+        // How much of it is there already shows only when it is compared.
+        Some((changed, kinds)) => format!(
+            "would change {} ({kinds}) and {} up to {} of {}",
+            counted(changed, "entry", "entries"),
+            direction.infinitive(),
+            bytes(tally.sent_bytes),
+            bytes(tally.total_bytes)
+        ),
+        None => unchanged(tally, problems),
+    }
+}
+
+fn unchanged(tally: &Tally, problems: u64) -> String {
+    if problems > 0 {
+        return "nothing changed".to_owned();
+    }
+    match tally.entries {
+        0 => "nothing to do: the source is empty".to_owned(),
+        1 => "nothing to do: 1 entry is in place".to_owned(),
+        entries => format!("nothing to do: {} entries are in place", count(entries)),
+    }
+}
+
+/// How many changes, and of which kinds; `None` if there are none.
+fn changes(tally: &Tally) -> Option<(u64, String)> {
+    let Tally { created, updated, adjusted, deleted, .. } = *tally;
+    let kinds = [(created, "new"), (updated, "updated"), (adjusted, "adjusted"), (deleted, "deleted")];
+    let present = kinds.iter().filter(|(number, _)| *number > 0);
+    let text: Vec<_> = present.map(|(number, kind)| format!("{} {kind}", count(*number))).collect();
+    (!text.is_empty()).then(|| (created + updated + adjusted + deleted, text.join(", ")))
+}
+
+/// What `--stats` adds.
+pub(crate) fn stats(report: &Report, direction: Direction) -> String {
+    let agent = (direction != Direction::Local).then_some(report.agent_installed_bytes);
+    let wire = [report.wire_up_bytes, report.wire_down_bytes];
+    stats_block(&report.summary.tally, wire, agent, report.elapsed)
+}
+
+fn stats_block(tally: &Tally, wire: [u64; 2], agent: Option<u64>, elapsed: Duration) -> String {
+    let exact = |number: u64| match number {
+        0..1000 => bytes(number),
+        _ => format!("{} ({} bytes)", bytes(number), count(number)),
+    };
+    let [up, down] = wire.map(exact);
+    let agent = match agent {
+        None => "not needed".to_owned(),
+        Some(0) => "was there".to_owned(),
+        Some(size) => format!("installed, {}", bytes(size)),
+    };
+    [
+        ("entries", count(tally.entries)),
+        ("total size", exact(tally.total_bytes)),
+        ("sent content", exact(tally.sent_bytes)),
+        ("matched content", exact(tally.matched_bytes)),
+        ("wire up", up),
+        ("wire down", down),
+        ("agent", agent),
+        ("elapsed", span(elapsed)),
+    ]
+    .map(|(name, value)| format!("{:<17}{value}\n", format!("{name}:")))
+    .concat()
+}
+
+/// The exit code of a run that came to its end.
+pub(crate) fn exit_code(summary: &Summary) -> u8 {
+    let all_are_known = summary.problem_count == summary.problems.len() as u64;
+    if summary.problem_count == 0 {
+        0
+    } else if all_are_known && summary.problems.iter().all(|problem| problem.trouble == Trouble::Vanished) {
+        VANISHED
+    } else {
+        PARTIAL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ksync::monitor::Problem;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_millis(800);
+
+    fn tally() -> Tally {
+        Tally {
+            entries: 1234,
+            total_bytes: 3_412_345,
+            created: 3,
+            updated: 2,
+            deleted: 7,
+            sent_bytes: 1_200_000,
+            ..Tally::default()
+        }
+    }
+
+    #[test]
+    fn the_last_line_counts_what_changed_and_what_travelled() {
+        assert_eq!(
+            done_line(&tally(), 0, SECOND, Direction::Up),
+            "12 entries changed (3 new, 2 updated, 7 deleted), 1.2 MB sent of 3.4 MB, 0.8 s"
+        );
+        let adjusted = Tally { entries: 1, total_bytes: 10, adjusted: 1, ..Tally::default() };
+        assert_eq!(
+            done_line(&adjusted, 0, SECOND, Direction::Down),
+            "1 entry changed (1 adjusted), 0 B received of 10 B, 0.8 s"
+        );
+    }
+
+    #[test]
+    fn a_dry_run_says_would() {
+        assert_eq!(
+            dry_line(&tally(), 0, Direction::Up),
+            "would change 12 entries (3 new, 2 updated, 7 deleted) and send up to 1.2 MB of 3.4 MB"
+        );
+    }
+
+    #[test]
+    fn where_nothing_changed_the_line_says_why() {
+        let same = |entries| Tally { entries, ..Tally::default() };
+        let told = |entries, problems| done_line(&same(entries), problems, SECOND, Direction::Up);
+        assert_eq!(told(1234, 0), "nothing to do: 1,234 entries are in place");
+        assert_eq!(told(1, 0), "nothing to do: 1 entry is in place");
+        assert_eq!(told(0, 0), "nothing to do: the source is empty");
+        assert_eq!(told(5, 1), "nothing changed");
+        assert_eq!(dry_line(&same(2), 0, Direction::Up), "nothing to do: 2 entries are in place");
+    }
+
+    #[test]
+    fn stats_give_every_number() {
+        assert_eq!(
+            stats_block(&tally(), [1_250_000, 980], Some(632_000), SECOND),
+            "entries:         1,234\n\
+             total size:      3.4 MB (3,412,345 bytes)\n\
+             sent content:    1.2 MB (1,200,000 bytes)\n\
+             matched content: 0 B\n\
+             wire up:         1.2 MB (1,250,000 bytes)\n\
+             wire down:       980 B\n\
+             agent:           installed, 632.0 kB\n\
+             elapsed:         0.8 s\n"
+        );
+        assert!(stats_block(&tally(), [0, 0], Some(0), SECOND).contains("agent:           was there\n"));
+        assert!(stats_block(&tally(), [0, 0], None, SECOND).contains("agent:           not needed\n"));
+    }
+
+    #[test]
+    fn problems_change_the_exit_code() {
+        let ended = |troubles: &[Trouble], more: u64| {
+            let problem = |&trouble| Problem { trouble, path: Vec::new(), cause: String::new() };
+            let problems: Vec<_> = troubles.iter().map(problem).collect();
+            let problem_count = problems.len() as u64 + more;
+            exit_code(&Summary { tally: Tally::default(), problems, problem_count })
+        };
+        assert_eq!(ended(&[], 0), 0);
+        assert_eq!(ended(&[Trouble::Vanished, Trouble::Vanished], 0), 24);
+        assert_eq!(ended(&[Trouble::Vanished, Trouble::Unreadable], 0), 23);
+        assert_eq!(ended(&[Trouble::Vanished], 1), 23);
+    }
+
+    #[test]
+    fn an_error_tells_its_causes_once_and_a_hint() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot connect to \x1b[2J")]
+        struct Outer(#[from] Middle);
+        #[derive(Debug, thiserror::Error)]
+        #[error("opening the socket: {0}")]
+        struct Middle(#[source] std::io::Error);
+
+        let error = Outer(Middle(std::io::Error::other("no route")));
+        let complaint = Complaint::caused(10, &error).with_hint(Some("check the network"));
+        assert_eq!(complaint.exit, 10);
+        assert_eq!(
+            complaint.to_string(),
+            "ksync: cannot connect to \\u{1b}[2J: opening the socket: no route\n  hint: check the network"
+        );
+    }
+}

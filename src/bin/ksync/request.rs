@@ -1,0 +1,342 @@
+//! From what was typed to what is to be done: places are read, files named by options are loaded, and what
+//! makes no sense is said before anything is connected.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use ksync::sync::endpoint::{Endpoint, EndpointError};
+use ksync::sync::{Job, Way};
+use ksync::tree::filter::RULES_MAX;
+use ksync::tree::path::escape;
+use ksync::wire::hello::Options;
+
+use crate::args::{ForeignArgs, OutputArgs, SyncArgs, WayArgs};
+use crate::report::{Complaint, USAGE};
+use crate::rules;
+
+/// Longest file that an option may name, in bytes: a setup has about one kilobyte, and [`RULES_MAX`] rules
+/// fit many times.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// A year stands for never: it can be added to any clock without overflow.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What is to be done and shown.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// One for each SOURCE, in order.
+    pub(crate) jobs: Vec<Job>,
+    /// What is shown of it.
+    pub(crate) show: Show,
+}
+
+/// What is shown of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Show {
+    /// Nothing but errors.
+    pub(crate) quiet: bool,
+    /// Changes in rsync's eleven letters.
+    pub(crate) itemize: bool,
+    /// The numbers at the end.
+    pub(crate) stats: bool,
+    /// How far it has come.
+    pub(crate) progress: bool,
+}
+
+/// Makes a request of what was typed.
+pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
+    refuse_foreign(&args.foreign)?;
+    let pairs = pair(&args.places, args.way.setup.is_some())?;
+    let rules = rules::compile(&args.rules, load)?;
+    if rules.len() > RULES_MAX {
+        let what = format!("{} rules are more than the {RULES_MAX} that are honoured", rules.len());
+        return Err(Complaint::usage(what, "join patterns, or put them into a .ksyncignore file"));
+    }
+    let OutputArgs { verbose, itemize_changes, quiet, stats, no_progress, .. } = args.output;
+    let options = Options {
+        delete: args.what.delete,
+        dry_run: args.what.dry_run,
+        checksum: args.what.checksum,
+        list_changes: (verbose > 0 || itemize_changes || args.what.dry_run) && !quiet,
+        compress: !args.what.no_compress,
+        rules,
+        ..Options::default()
+    };
+    let way = way(args.way)?;
+    let job = |(source, destination)| Job { source, destination, options: options.clone(), way: way.clone() };
+    Ok(Request {
+        jobs: pairs.into_iter().map(job).collect(),
+        show: Show { quiet, itemize: itemize_changes, stats, progress: !no_progress && !quiet },
+    })
+}
+
+/// What each SOURCE goes to.
+fn pair(places: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)>, Complaint> {
+    let usage = "write ksync SOURCE... DEST; ksync --help has examples";
+    let (destination, sources) = match places {
+        [] => return Err(Complaint::usage("there is no SOURCE and no DEST", usage)),
+        [_] => return Err(Complaint::usage("there is no DEST", usage)),
+        [sources @ .., destination] => (place(destination)?, sources),
+    };
+    let sources = sources.iter().map(|source| place(source)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(source) = sources.iter().find(|source| source.is_remote() && destination.is_remote()) {
+        return Err(Complaint::usage(
+            format!("both {source} and {destination} are remote"),
+            "copy to a local directory first, and from there in a second run",
+        ));
+    }
+    let in_setup = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Setup { .. });
+    match (in_setup(&destination) || sources.iter().any(in_setup), has_setup) {
+        (true, false) => {
+            return Err(Complaint::usage(
+                "a place that begins with : is in the VM of --setup, and there is none",
+                "add --setup FILE with what `kernel browsers ssh ID --setup-only -o json` prints",
+            ));
+        }
+        (false, true) => {
+            return Err(Complaint::usage(
+                "--setup describes a VM, but no place is in it",
+                "write the place in the VM as :/path",
+            ));
+        }
+        _ => {}
+    }
+    match <[Endpoint; 1]>::try_from(sources) {
+        Ok([source]) => Ok(vec![(source, destination)]),
+        Err(sources) => into_directory(sources, destination),
+    }
+}
+
+/// Several SOURCEs go into DEST by name.
+fn into_directory(
+    sources: Vec<Endpoint>,
+    destination: Endpoint,
+) -> Result<Vec<(Endpoint, Endpoint)>, Complaint> {
+    if let Endpoint::Local(path) = &destination
+        && path.symlink_metadata().is_ok()
+        && !path.is_dir()
+    {
+        return Err(Complaint::usage(
+            format!("{destination} is not a directory, and several SOURCEs go into one"),
+            "name a directory as the last place",
+        ));
+    }
+    let mut names = BTreeSet::new();
+    let mut pairs = Vec::with_capacity(sources.len());
+    for source in sources {
+        let name = own_name(&source)?;
+        if !names.insert(name.clone()) {
+            return Err(Complaint::usage(
+                format!("two SOURCEs would both become {}", destination.join(&name)),
+                "sync them one after the other, to two places",
+            ));
+        }
+        let inside = destination.clone().join(&name);
+        pairs.push((source, inside));
+    }
+    Ok(pairs)
+}
+
+/// The name that a SOURCE has in DEST. What a local `.` is called has to be looked up.
+fn own_name(source: &Endpoint) -> Result<Vec<u8>, Complaint> {
+    let looked_up = || match source {
+        Endpoint::Local(path) => path.canonicalize().ok()?.file_name().map(|name| name.as_bytes().to_vec()),
+        _ => None,
+    };
+    source.name().map(<[u8]>::to_vec).or_else(looked_up).ok_or_else(|| {
+        Complaint::usage(
+            format!("{source} has no name that it could have in DEST"),
+            "sync it alone, to a place with a name",
+        )
+    })
+}
+
+fn place(text: &OsStr) -> Result<Endpoint, Complaint> {
+    let endpoint = Endpoint::parse(text)?;
+    if let Endpoint::Session { name, .. } = &endpoint {
+        return Err(Complaint::usage(
+            format!("{endpoint} is a Kernel session, and ksync cannot look sessions up yet"),
+            format!(
+                "kernel browsers ssh {} --setup-only -o json | ksync ... --setup - with :/path as the place; \
+                 an SSH host is user@{name}:/path, a local file ./{}",
+                if name == "session" { "ID" } else { name },
+                escape(text.as_bytes())
+            ),
+        ));
+    }
+    Ok(endpoint)
+}
+
+impl From<EndpointError> for Complaint {
+    fn from(error: EndpointError) -> Self {
+        Self::new(USAGE, error.to_string()).with_hint(error.fault.hint())
+    }
+}
+
+fn way(args: WayArgs) -> Result<Way, Complaint> {
+    if let Some(key) = &args.host_key
+        && key.split_whitespace().count() < 2
+    {
+        return Err(Complaint::usage(
+            "--host-key is not a public key",
+            "give the type and the key, as in \"ssh-ed25519 AAAA...\": a line of ssh-keyscan without its host",
+        ));
+    }
+    let seconds = |seconds: u64| if seconds == 0 { NEVER } else { NEVER.min(Duration::from_secs(seconds)) };
+    Ok(Way {
+        identities: args.identity,
+        setup: args.setup.map(|file| load(file.as_os_str())).transpose()?,
+        ca_cert: args.ca_cert,
+        host_key: args.host_key,
+        connect_timeout: seconds(args.contimeout),
+        timeout: seconds(args.timeout),
+    })
+}
+
+/// A file that an option names; `-` is stdin.
+fn load(file: &OsStr) -> Result<Vec<u8>, Complaint> {
+    let (shown, opened) = if file == "-" {
+        ("stdin".into(), Ok(Box::new(std::io::stdin()) as Box<dyn Read>))
+    } else {
+        (escape(file.as_bytes()), std::fs::File::open(file).map(|file| Box::new(file) as Box<dyn Read>))
+    };
+    let mut bytes = Vec::new();
+    opened
+        .and_then(|reader| reader.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .map_err(|error| Complaint::new(USAGE, format!("cannot read {shown}: {error}")))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(Complaint::new(USAGE, format!("cannot read {shown}: it is longer than 4 MiB")));
+    }
+    Ok(bytes)
+}
+
+fn refuse_foreign(args: &ForeignArgs) -> Result<(), Complaint> {
+    let refusal = if args.daemon {
+        Some(("ksync is no daemon", "reach the machine over SSH: user@host:/path"))
+    } else if args.rsh.is_some() {
+        Some((
+            "ksync speaks SSH itself and starts no remote shell (-e)",
+            "write ssh://user@host:port/path or wss://host:port/path, with --identity FILE for a key",
+        ))
+    } else if args.rsync_path.is_some() {
+        Some((
+            "ksync runs its own agent on the other side, not rsync (--rsync-path)",
+            "leave it out: nothing has to be installed there",
+        ))
+    } else {
+        None
+    };
+    refusal.map_or(Ok(()), |(what, hint)| Err(Complaint::usage(what, hint)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Mode, parse};
+
+    fn built(line: &str) -> Result<Request, Complaint> {
+        let Ok(Mode::Sync(args)) = parse(line.split(' ').map(OsString::from)) else { panic!("{line}") };
+        build(*args)
+    }
+
+    fn pairs(line: &str) -> Vec<String> {
+        let jobs = built(line).unwrap().jobs;
+        jobs.iter().map(|job| format!("{} > {}", job.source, job.destination)).collect()
+    }
+
+    fn complaint(line: &str) -> String {
+        let complaint = built(line).unwrap_err();
+        assert_eq!(complaint.exit, USAGE, "{line}");
+        complaint.to_string()
+    }
+
+    #[test]
+    fn one_source_goes_to_the_place_that_is_named() {
+        assert_eq!(pairs("ksync a sandbox:/b"), ["a > sandbox:/b"]);
+        assert_eq!(pairs("ksync me@host:a b/"), ["me@host:a > b/"]);
+    }
+
+    #[test]
+    fn several_sources_go_into_it_by_name() {
+        assert_eq!(pairs("ksync a/x y/ sandbox:/d"), ["a/x > sandbox:/d/x", "y/ > sandbox:/d/y"]);
+        assert_eq!(pairs("ksync sandbox:/x y /no/d"), ["sandbox:/x > /no/d/x", "y > /no/d/y"]);
+    }
+
+    #[test]
+    fn a_local_dot_gets_the_name_of_its_directory() {
+        let here = std::env::current_dir().unwrap();
+        let name = here.file_name().unwrap().to_str().unwrap();
+        assert_eq!(pairs("ksync . a sandbox:d")[0], format!(". > sandbox:d/{name}"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_said_with_what_to_do() {
+        for (line, text) in [
+            ("ksync -v", "there is no SOURCE and no DEST"),
+            ("ksync a", "there is no DEST"),
+            ("ksync a sandbox:b c@d:e", "both sandbox:b and c@d:e are remote"),
+            ("ksync a :/b", "a place that begins with : is in the VM of --setup, and there is none"),
+            ("ksync --setup x a b", "--setup describes a VM, but no place is in it"),
+            ("ksync a/x b/x sandbox:/d", "two SOURCEs would both become sandbox:/d/x"),
+            ("ksync sandbox: sandbox:/x d", "sandbox:. has no name that it could have in DEST"),
+            ("ksync a b /dev/null", "/dev/null is not a directory, and several SOURCEs go into one"),
+            (
+                "ksync a http://b/c",
+                "\"http://b/c\" is no place to sync with: its scheme is not ssh, ws or wss",
+            ),
+            ("ksync a session:/b", "session:/b is a Kernel session, and ksync cannot look sessions up yet"),
+            ("ksync --daemon a b", "ksync is no daemon"),
+            ("ksync -e ssh a b", "ksync speaks SSH itself and starts no remote shell (-e)"),
+            (
+                "ksync --rsync-path=x a b",
+                "ksync runs its own agent on the other side, not rsync (--rsync-path)",
+            ),
+            ("ksync --host-key AAAA a b", "--host-key is not a public key"),
+        ] {
+            let complaint = complaint(line);
+            let (what, hint) = complaint.split_once("\n  hint: ").unwrap_or_else(|| panic!("{complaint}"));
+            assert_eq!(what, format!("ksync: {text}"));
+            assert!(!hint.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_session_is_refused_with_the_way_that_works() {
+        assert_eq!(
+            complaint("ksync a abc:/b").lines().nth(1).unwrap(),
+            "  hint: kernel browsers ssh abc --setup-only -o json | ksync ... --setup - with :/path as the \
+             place; an SSH host is user@abc:/path, a local file ./abc:/b"
+        );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        assert_eq!(
+            complaint("ksync --exclude-from /no/file a b"),
+            "ksync: cannot read /no/file: No such file or directory (os error 2)"
+        );
+    }
+
+    #[test]
+    fn options_reach_both_ends() {
+        let request = built("ksync -nci --delete --no-compress --exclude=x --timeout 0 a b").unwrap();
+        let job = &request.jobs[0];
+        let rules = vec![ksync::tree::filter::Rule { include: false, pattern: b"x".to_vec() }];
+        let options = Options {
+            delete: true,
+            dry_run: true,
+            checksum: true,
+            list_changes: true,
+            rules,
+            ..Options::default()
+        };
+        assert_eq!(job.options, options);
+        assert_eq!((job.way.timeout, job.way.connect_timeout), (NEVER, Duration::from_secs(30)));
+        assert_eq!(request.show, Show { quiet: false, itemize: true, stats: false, progress: true });
+        assert!(!built("ksync -nq a b").unwrap().jobs[0].options.list_changes);
+        assert!(built("ksync a b").unwrap().jobs[0].options.compress);
+    }
+}

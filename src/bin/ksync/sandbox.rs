@@ -1,0 +1,151 @@
+//! `ksync sandbox`: the stand-in VM in the foreground.
+//!
+//! stdout has the setup, so that `ksync sandbox > vm.json` is a file for `--setup`; stderr tells how to use it.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use ksync::sandbox::{Options, Sandbox, SandboxError, Setup, Weather};
+use serde_json::json;
+
+use crate::args::SandboxArgs;
+use crate::out;
+use crate::report::{self, Complaint};
+use crate::run::{Signals, block_on};
+
+/// Exit code: a local file could not be written.
+const FILE: u8 = 11;
+
+/// Runs until a signal comes.
+pub(crate) fn run(args: &SandboxArgs) -> Result<u8, Complaint> {
+    block_on(async {
+        let mut signals = Signals::new()?;
+        let home = Home::new(args.home.clone())?;
+        let options = Options { listen: args.listen, home: home.path.clone(), weather: Weather::default() };
+        let sandbox = Sandbox::start(options).await?;
+        let served = serve(&sandbox, &home, args.json, &mut signals).await;
+        sandbox.stop().await;
+        served.map(|()| 0)
+    })
+}
+
+async fn serve(sandbox: &Sandbox, home: &Home, json: bool, signals: &mut Signals) -> Result<(), Complaint> {
+    let home = home.path.canonicalize().unwrap_or_else(|_| home.path.clone());
+    // Named by the port, since several sandboxes may share a home.
+    let url = sandbox.url();
+    let port = url.rsplit(':').next().unwrap_or_default();
+    let key = PrivateFile::write(home.join(format!("client-key-{port}")), sandbox.client_key())?;
+    let setup = sandbox.setup(&key.0);
+    if json {
+        out::result(&one_line(&setup));
+        signals.wait().await;
+    } else {
+        let text = pretty(&setup);
+        let file = PrivateFile::write(home.join(format!("setup-{port}.json")), &text)?;
+        out::result(&text);
+        out::note(&usage(&url, &setup, &file.0, &sandbox.host_key()));
+        signals.wait().await;
+    }
+    Ok(())
+}
+
+fn one_line(setup: &Setup) -> String {
+    json!({ "setup": setup, "ssh_command": setup.ssh_command }).to_string()
+}
+
+fn pretty(setup: &Setup) -> String {
+    // Five strings under five names: there is nothing in them that JSON could not say.
+    serde_json::to_string_pretty(setup).unwrap_or_default()
+}
+
+fn usage(url: &str, setup: &Setup, file: &Path, host_key: &str) -> String {
+    format!(
+        "\nA stand-in VM answers at {url} until Ctrl-C.\n\n\
+         Sync with it:\n  ksync ./dir :/tmp/dir --setup {} --host-key '{host_key}'\n\n\
+         Log in (needs websocat):\n  {}\n",
+        quoted(&file.display().to_string()),
+        setup.ssh_command
+    )
+}
+
+/// `text` as one word of a POSIX shell.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,".contains(c);
+    if text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+/// The home directory of what runs in the VM.
+struct Home {
+    path: PathBuf,
+    is_temporary: bool,
+}
+
+impl Home {
+    /// The one that was asked for; else one in ksync's state directory, so that an agent that was installed
+    /// stays; else a temporary one.
+    fn new(asked: Option<PathBuf>) -> Result<Self, Complaint> {
+        let state = || {
+            let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+            absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))
+        };
+        if let Some(path) = asked.or_else(|| Some(state()?.join("ksync/sandbox"))) {
+            return Ok(Self { path, is_temporary: false });
+        }
+        let path = std::env::temp_dir().join(format!("ksync-sandbox-{}", std::process::id()));
+        // Not recursive: what lies there already may belong to somebody else.
+        fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| cannot("make", &path, &error))?;
+        Ok(Self { path, is_temporary: true })
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if self.is_temporary {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// A file for its owner alone, gone when it is dropped.
+struct PrivateFile(PathBuf);
+
+impl PrivateFile {
+    fn write(path: PathBuf, text: &str) -> Result<Self, Complaint> {
+        // One that was left behind may have another mode, or be a link.
+        let written = match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path),
+        };
+        written
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(|error| cannot("write", &path, &error))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for PrivateFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn cannot(verb: &str, path: &Path, error: &io::Error) -> Complaint {
+    Complaint::new(FILE, format!("cannot {verb} {}: {error}", path.display()))
+}
+
+impl From<SandboxError> for Complaint {
+    fn from(error: SandboxError) -> Self {
+        match &error {
+            SandboxError::NotLoopback(_) => {
+                Self::caused(report::USAGE, &error).with_hint(Some("use --listen 127.0.0.1:PORT"))
+            }
+            SandboxError::Listen { .. } => Self::caused(report::NOT_STARTED, &error)
+                .with_hint(Some("with port 0 any free port is taken: --listen 127.0.0.1:0")),
+            SandboxError::Home { .. } => Self::caused(report::NOT_STARTED, &error)
+                .with_hint(Some("name a directory that can be written: --home DIR")),
+            _ => Self::caused(report::NOT_STARTED, &error),
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! What is seen while a run goes on: the mapping, changes, problems, and how far it has come.
+//!
+//! Events only change numbers or print a line, so that they cost the exchange next to nothing; the bar and
+//! the plain lines are drawn from [`Screen::tick`], which somebody calls every [`Screen::period`].
+
+use std::io::IsTerminal;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ksync::monitor::{Event, Monitor};
+use ksync::sync::Job;
+use ksync::sync::endpoint::Endpoint;
+use ksync::tree::path::escape;
+
+use crate::progress::Progress;
+use crate::report::Direction;
+use crate::request::Show;
+use crate::units::counted;
+use crate::{list, out};
+
+/// How often the bar is drawn at most, in Hz.
+const DRAWS_PER_SECOND: u8 = 10;
+
+/// What takes less shows no bar: a bar that flashes by tells nothing.
+const BAR_DELAY: Duration = Duration::from_millis(300);
+
+/// Between two lines where there is no terminal.
+const LINE_PERIOD: Duration = Duration::from_secs(10);
+
+/// Problems that are shown as they come; the others are counted.
+const PROBLEMS_SHOWN: u64 = 20;
+
+/// Until it is known what has to travel.
+const WAITING: &str = "{spinner} {wide_msg}";
+
+/// While content travels. Plain characters and no colours, so there is nothing for `NO_COLOR` to turn off.
+const MOVING: &str = "[{bar:20}] {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  \
+                      {eta} left  {wide_msg}";
+
+/// Where progress goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Bar,
+    Lines,
+    Nothing,
+}
+
+/// A monitor for eyes.
+pub(crate) struct Screen {
+    source: Endpoint,
+    destination: Endpoint,
+    direction: Direction,
+    checksum: bool,
+    show: Show,
+    mode: Mode,
+    started: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    is_mapped: bool,
+    problems: u64,
+    progress: Progress,
+    bar: Option<ProgressBar>,
+    line: Option<(Instant, u64)>,
+}
+
+impl Screen {
+    /// A screen for a job, with nothing on it yet.
+    pub(crate) fn new(job: &Job, show: Show) -> Self {
+        let mode = match (show.progress, std::io::stderr().is_terminal()) {
+            (false, _) => Mode::Nothing,
+            (true, true) => Mode::Bar,
+            (true, false) => Mode::Lines,
+        };
+        Self {
+            source: job.source.clone(),
+            destination: job.destination.clone(),
+            direction: direction(job),
+            checksum: job.options.checksum,
+            show,
+            mode,
+            started: Instant::now(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// How often to call [`Screen::tick`].
+    pub(crate) fn period(&self) -> Duration {
+        match self.mode {
+            Mode::Bar => Duration::from_secs(1) / u32::from(DRAWS_PER_SECOND),
+            Mode::Lines | Mode::Nothing => LINE_PERIOD,
+        }
+    }
+
+    /// Draws how far it has come.
+    pub(crate) fn tick(&self) {
+        let mut state = self.state();
+        match self.mode {
+            Mode::Bar if self.started.elapsed() >= BAR_DELAY => state.draw(),
+            Mode::Bar | Mode::Nothing => {}
+            Mode::Lines => {
+                let (since, moved_bytes) = state.line.unwrap_or((self.started, 0));
+                let recent_bytes = state.progress.moved_bytes.saturating_sub(moved_bytes);
+                out::note(&state.progress.line(recent_bytes, since.elapsed()));
+                state.line = Some((Instant::now(), state.progress.moved_bytes));
+            }
+        }
+    }
+
+    /// Takes the bar away and counts the problems that were not shown.
+    pub(crate) fn finish(&self) {
+        let mut state = self.state();
+        if let Some(bar) = state.bar.take() {
+            bar.finish_and_clear();
+        }
+        if let Some(line) = further_problems(state.problems) {
+            out::note(&line);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where to where, with the path that the destination resolved to. The trees' names were typed, the
+    /// resolved path comes from the receiver.
+    fn mapping(&self, path: &[u8]) -> String {
+        format!("{} → {}", self.source, self.destination.clone().with_path(path))
+    }
+
+    /// What an event prints: a line for stdout, or one for stderr.
+    fn told(&self, state: &mut State, event: &Event) -> (Option<String>, Option<String>) {
+        match event {
+            Event::Resolved { path } if !state.is_mapped => {
+                state.is_mapped = true;
+                (None, (!self.show.quiet).then(|| self.mapping(path)))
+            }
+            Event::Change { action, what, path } if !self.show.quiet => {
+                let line = if self.show.itemize {
+                    list::itemized(*action, *what, path, self.direction, self.checksum)
+                } else {
+                    list::plain(*action, *what, path)
+                };
+                (Some(line), None)
+            }
+            Event::Problem(problem) => {
+                state.problems += 1;
+                (None, (state.problems <= PROBLEMS_SHOWN).then(|| list::problem(problem)))
+            }
+            _ => (None, None),
+        }
+    }
+}
+
+impl Monitor for Screen {
+    fn observe(&self, event: Event) {
+        let mut state = self.state();
+        let told = self.told(&mut state, &event);
+        if told != (None, None) {
+            let print = || {
+                told.0.iter().for_each(|line| out::result(line));
+                told.1.iter().for_each(|line| out::note(line));
+            };
+            match &state.bar {
+                Some(bar) => bar.suspend(print),
+                None => print(),
+            }
+        }
+        state.progress.observe(event);
+    }
+}
+
+impl State {
+    fn draw(&mut self) {
+        let progress = &self.progress;
+        let bar = self.bar.get_or_insert_with(|| {
+            let target = ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND);
+            ProgressBar::with_draw_target(None, target).with_style(style(WAITING))
+        });
+        if !progress.is_planned {
+            bar.set_message(progress.waiting());
+            return bar.tick();
+        }
+        if bar.length().is_none() {
+            bar.set_style(style(MOVING));
+            bar.reset_eta();
+        }
+        bar.set_length(progress.total_bytes());
+        bar.set_message(escape(&progress.name).into_owned());
+        bar.set_position(progress.moved_bytes);
+        bar.tick();
+    }
+}
+
+/// Which way a job's content goes.
+pub(crate) fn direction(job: &Job) -> Direction {
+    match (job.source.is_remote(), job.destination.is_remote()) {
+        (_, true) => Direction::Up,
+        (true, false) => Direction::Down,
+        (false, false) => Direction::Local,
+    }
+}
+
+/// The line for problems that were not shown.
+fn further_problems(problems: u64) -> Option<String> {
+    let more = problems.checked_sub(PROBLEMS_SHOWN).filter(|&more| more > 0)?;
+    Some(format!("ksync: and {}", counted(more, "more problem", "more problems")))
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
+        .tick_chars("|/-\\ ")
+}
+
+#[cfg(test)]
+mod tests {
+    use ksync::monitor::{Action, Problem, Trouble, What};
+    use ksync::sync::Way;
+    use ksync::wire::hello::Options;
+
+    use super::*;
+
+    const TEN: Duration = Duration::from_secs(10);
+
+    fn screen(quiet: bool) -> Screen {
+        let way = Way {
+            identities: Vec::new(),
+            setup: None,
+            ca_cert: None,
+            host_key: None,
+            connect_timeout: TEN,
+            timeout: TEN,
+        };
+        let job = Job {
+            source: Endpoint::parse("./dir".as_ref()).unwrap(),
+            destination: Endpoint::parse("sandbox:x".as_ref()).unwrap(),
+            options: Options::default(),
+            way,
+        };
+        Screen::new(&job, Show { quiet, itemize: false, stats: false, progress: false })
+    }
+
+    fn told(screen: &Screen, event: &Event) -> (Option<String>, Option<String>) {
+        screen.told(&mut screen.state(), event)
+    }
+
+    fn problem() -> Event {
+        let cause = "Permission denied".to_owned();
+        Event::Problem(Problem { trouble: Trouble::Unreadable, path: b"a".to_vec(), cause })
+    }
+
+    #[test]
+    fn the_mapping_shows_once_what_the_destination_resolved_to() {
+        let screen = screen(false);
+        let event = Event::Resolved { path: b"/home/kernel/x\x07".to_vec() };
+        let line = "./dir → sandbox:/home/kernel/x\\u{7}".to_owned();
+        assert_eq!(told(&screen, &event), (None, Some(line)));
+        assert_eq!(told(&screen, &event), (None, None));
+    }
+
+    #[test]
+    fn changes_are_results_and_problems_are_for_eyes() {
+        let screen = screen(false);
+        let change = Event::Change { action: Action::Create, what: What::File, path: b"a".to_vec() };
+        assert_eq!(told(&screen, &change), (Some("create  a".to_owned()), None));
+        let line = "ksync: cannot read: a: Permission denied".to_owned();
+        assert_eq!(told(&screen, &problem()), (None, Some(line)));
+    }
+
+    #[test]
+    fn quiet_shows_problems_only() {
+        let screen = screen(true);
+        let change = Event::Change { action: Action::Create, what: What::File, path: b"a".to_vec() };
+        assert_eq!(told(&screen, &change), (None, None));
+        assert_eq!(told(&screen, &Event::Resolved { path: b"/x".to_vec() }), (None, None));
+        assert!(told(&screen, &problem()).1.is_some());
+    }
+
+    #[test]
+    fn the_first_twenty_problems_are_shown_and_the_others_counted() {
+        let screen = screen(false);
+        let shown = (0..25).filter(|_| told(&screen, &problem()).1.is_some()).count();
+        assert_eq!(shown, 20);
+        assert_eq!(further_problems(20), None);
+        assert_eq!(further_problems(21).as_deref(), Some("ksync: and 1 more problem"));
+        assert_eq!(further_problems(25).as_deref(), Some("ksync: and 5 more problems"));
+    }
+
+    #[test]
+    fn both_templates_are_sound() {
+        for template in [WAITING, MOVING] {
+            ProgressStyle::with_template(template).unwrap();
+        }
+    }
+}
