@@ -1,11 +1,15 @@
 //! How far a run has come, as numbers and as text.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use ksync::monitor::Event;
 use ksync::tree::path::escape;
 
 use crate::units::{bytes, counted, span};
+
+/// Short enough to show that a link slowed down, long enough not to jump with every file.
+const PACE_SPAN: Duration = Duration::from_secs(5);
 
 /// How far it has come.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -54,31 +58,62 @@ impl Progress {
         }
     }
 
-    /// A line where there is no bar, given how much moved in the time since the last one.
-    pub(crate) fn line(&self, recent_bytes: u64, time: Duration) -> String {
+    /// How fast it goes, and how long it will take at that.
+    pub(crate) fn pace(&self, bytes_per_second: f64) -> String {
+        let left_bytes = self.total_bytes().saturating_sub(self.moved_bytes);
+        let left = Duration::try_from_secs_f64(left_bytes as f64 / bytes_per_second);
+        match left {
+            Ok(left) => format!("{}/s, {} left", bytes(bytes_per_second as u64), span(left)),
+            Err(_) => "stalled".to_owned(),
+        }
+    }
+
+    /// A line where there is no bar.
+    pub(crate) fn line(&self, bytes_per_second: f64) -> String {
         if !self.is_planned {
             return format!("ksync: {}", self.waiting());
         }
         let total = self.total_bytes();
         let percent = self.moved_bytes.saturating_mul(100).checked_div(total).unwrap_or(100);
-        let rate = recent_bytes as f64 / time.as_secs_f64().max(0.001);
-        let left = Duration::try_from_secs_f64((total - self.moved_bytes) as f64 / rate);
-        let left = left.map_or_else(|_| "stalled".to_owned(), |left| format!("{} left", span(left)));
         format!(
-            "ksync: {} of {} ({percent} %), {}/s, {left}, {}",
+            "ksync: {} of {} ({percent} %), {}, {}",
             bytes(self.moved_bytes),
             bytes(total),
-            bytes(rate as u64),
+            self.pace(bytes_per_second),
             escape(&self.name)
         )
+    }
+}
+
+/// How fast it goes: over the last five seconds, or since the last look where that is longer ago.
+#[derive(Debug, Default)]
+pub(crate) struct Pace(VecDeque<(Instant, u64)>);
+
+impl Pace {
+    /// Content may move from now on.
+    pub(crate) fn begin(&mut self, now: Instant) {
+        if self.0.is_empty() {
+            self.0.push_back((now, 0));
+        }
+    }
+
+    /// Takes note of how much has moved; the answer is bytes per second.
+    pub(crate) fn look(&mut self, now: Instant, moved_bytes: u64) -> f64 {
+        self.0.push_back((now, moved_bytes));
+        while self.0.len() > 2
+            && self.0.get(1).is_some_and(|(then, _)| now.duration_since(*then) >= PACE_SPAN)
+        {
+            self.0.pop_front();
+        }
+        let (then, before) = self.0.front().copied().unwrap_or((now, moved_bytes));
+        let seconds = now.duration_since(then).as_secs_f64().max(0.001);
+        moved_bytes.saturating_sub(before) as f64 / seconds
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TEN: Duration = Duration::from_secs(10);
 
     fn progress(events: &[Event]) -> Progress {
         let mut progress = Progress::default();
@@ -90,10 +125,10 @@ mod tests {
     fn a_line_tells_what_is_waited_for() {
         let scanned = Event::Scanned { entries: 1234, bytes: 9 };
         let resolved = Event::Resolved { path: b"/x".to_vec() };
-        assert_eq!(progress(&[]).line(0, TEN), "ksync: connecting");
-        assert_eq!(progress(std::slice::from_ref(&scanned)).line(0, TEN), "ksync: connecting");
-        assert_eq!(progress(std::slice::from_ref(&resolved)).line(0, TEN), "ksync: listing");
-        assert_eq!(progress(&[scanned, resolved]).line(0, TEN), "ksync: comparing 1,234 entries");
+        assert_eq!(progress(&[]).line(0.0), "ksync: connecting");
+        assert_eq!(progress(std::slice::from_ref(&scanned)).line(0.0), "ksync: connecting");
+        assert_eq!(progress(std::slice::from_ref(&resolved)).line(0.0), "ksync: listing");
+        assert_eq!(progress(&[scanned, resolved]).line(0.0), "ksync: comparing 1,234 entries");
     }
 
     #[test]
@@ -105,9 +140,22 @@ mod tests {
             Event::Moved { bytes: 10_000_000 },
         ]);
         assert_eq!(
-            progress.line(10_000_000, TEN),
+            progress.line(1e6),
             "ksync: 10.0 MB of 40.0 MB (25 %), 1.0 MB/s, 30.0 s left, css/a\\nb.css"
         );
-        assert_eq!(progress.line(0, TEN), "ksync: 10.0 MB of 40.0 MB (25 %), 0 B/s, stalled, css/a\\nb.css");
+        assert_eq!(progress.line(0.0), "ksync: 10.0 MB of 40.0 MB (25 %), stalled, css/a\\nb.css");
+    }
+
+    #[test]
+    fn the_pace_is_that_of_the_last_five_seconds() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut pace = Pace::default();
+        pace.begin(start);
+        pace.begin(at(1));
+        assert_eq!(pace.look(at(2), 200), 100.0);
+        assert_eq!(pace.look(at(5), 500), 100.0);
+        assert_eq!(pace.look(at(10), 500), 0.0);
+        assert_eq!(pace.look(at(20), 1500), 100.0);
     }
 }

@@ -13,7 +13,7 @@ use ksync::sync::Job;
 use ksync::sync::endpoint::Endpoint;
 use ksync::tree::path::escape;
 
-use crate::progress::Progress;
+use crate::progress::{Pace, Progress};
 use crate::report::Direction;
 use crate::request::Show;
 use crate::units::counted;
@@ -35,8 +35,7 @@ const PROBLEMS_SHOWN: u64 = 20;
 const WAITING: &str = "{spinner} {wide_msg}";
 
 /// While content travels. Plain characters and no colours, so there is nothing for `NO_COLOR` to turn off.
-const MOVING: &str = "[{bar:20}] {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  \
-                      {eta} left  {wide_msg}";
+const MOVING: &str = "[{bar:20}] {decimal_bytes} of {decimal_total_bytes}, {prefix}  {wide_msg}";
 
 /// Where progress goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +63,7 @@ struct State {
     problems: u64,
     progress: Progress,
     bar: Option<ProgressBar>,
-    line: Option<(Instant, u64)>,
+    pace: Pace,
 }
 
 impl Screen {
@@ -101,11 +100,11 @@ impl Screen {
         match self.mode {
             Mode::Bar if self.started.elapsed() >= BAR_DELAY => state.draw(),
             Mode::Bar | Mode::Nothing => {}
+            // Looking before anything is planned would begin the pace too early.
+            Mode::Lines if !state.progress.is_planned => out::note(&state.progress.line(0.0)),
             Mode::Lines => {
-                let (since, moved_bytes) = state.line.unwrap_or((self.started, 0));
-                let recent_bytes = state.progress.moved_bytes.saturating_sub(moved_bytes);
-                out::note(&state.progress.line(recent_bytes, since.elapsed()));
-                state.line = Some((Instant::now(), state.progress.moved_bytes));
+                let rate = state.rate();
+                out::note(&state.progress.line(rate));
             }
         }
     }
@@ -169,12 +168,20 @@ impl Monitor for Screen {
                 None => print(),
             }
         }
+        if matches!(event, Event::Planned { .. }) {
+            state.pace.begin(Instant::now());
+        }
         state.progress.observe(event);
     }
 }
 
 impl State {
+    fn rate(&mut self) -> f64 {
+        self.pace.look(Instant::now(), self.progress.moved_bytes)
+    }
+
     fn draw(&mut self) {
+        let rate = if self.progress.is_planned { self.rate() } else { 0.0 };
         let progress = &self.progress;
         let bar = self.bar.get_or_insert_with(|| {
             let target = ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND);
@@ -184,13 +191,13 @@ impl State {
             bar.set_message(progress.waiting());
             return bar.tick();
         }
-        if bar.length().is_none() {
-            bar.set_style(style(MOVING));
-            bar.reset_eta();
-        }
-        bar.set_length(progress.total_bytes());
+        bar.set_prefix(progress.pace(rate));
         bar.set_message(escape(&progress.name).into_owned());
         bar.set_position(progress.moved_bytes);
+        if bar.length().is_none() {
+            bar.set_style(style(MOVING));
+        }
+        bar.set_length(progress.total_bytes());
         bar.tick();
     }
 }
