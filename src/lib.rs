@@ -9,5 +9,7 @@ pub mod monitor;
 pub mod remote;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
+#[cfg(feature = "client")]
+pub mod sync;
 pub mod tree;
 pub mod wire;

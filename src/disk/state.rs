@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, Mode, OFlags, RenameFlags, fchmod, fstat, mkdirat, openat, renameat, renameat_with,
-    unlinkat,
+    AtFlags, Dir, FlockOperation, Mode, OFlags, RenameFlags, fchmod, flock, fstat, mkdirat, openat, renameat,
+    renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -69,8 +69,8 @@ impl StateDir {
         .during("remove", &in_state(name))
     }
 
-    /// Opens what is staged under `name`, if it is a plain file that nobody else can write to or see change,
-    /// and begins with an empty one otherwise.
+    /// Opens what is staged under `name` and keeps other runs from it, if it is a plain file that nobody else
+    /// can write to or see change, and begins with an empty one otherwise.
     pub(crate) fn open_part(&self, name: &str) -> Result<(OwnedFd, u64), DiskError> {
         const ATTEMPTS: usize = 3;
         // Without NONBLOCK a planted FIFO would keep us waiting.
@@ -79,7 +79,19 @@ impl StateDir {
         for _ in 0..ATTEMPTS {
             match openat(&self.0, name, flags, Mode::RUSR | Mode::WUSR) {
                 Ok(descriptor) => {
+                    match flock(&descriptor, FlockOperation::NonBlockingLockExclusive) {
+                        Err(Errno::WOULDBLOCK) => {
+                            return Err(DiskError::new("write to", &staged_path, Fault::Busy));
+                        }
+                        result => result.during("lock", &staged_path)?,
+                    }
                     let stat = fstat(&descriptor).during("look at", &staged_path)?;
+                    // Whoever had the lock before may have renamed it into place, where it must not be
+                    // written to any more.
+                    let named = statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW);
+                    if !named.is_ok_and(|named| (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino)) {
+                        continue;
+                    }
                     let own = Stat::of(&stat).filter(|stat| {
                         stat.kind() == FileKind::File && stat.nlink == 1 && stat.uid == geteuid().as_raw()
                     });

@@ -74,6 +74,8 @@ pub struct Receiver {
 enum Phase {
     /// The offer is on its way.
     Offer,
+    /// The disk is being told what the trees are.
+    Planning,
     /// Directories are being made; wants go out already.
     Directories,
     /// Contents arrive.
@@ -246,7 +248,7 @@ impl Receiver {
             self.desk.send(Message::Finished(self.tally));
             return self.desk.finish(self.tally);
         }
-        self.phase = Phase::Directories;
+        self.phase = Phase::Planning;
         self.desk.start(Work::Plan { wanted, present });
     }
 
@@ -264,6 +266,7 @@ impl Receiver {
     }
 
     fn planned(&mut self) {
+        self.phase = Phase::Directories;
         // What must be there before anything can be put in place.
         if !self.start_steps() {
             self.directories_are_there();
@@ -277,7 +280,7 @@ impl Receiver {
             Phase::Adjust => &mut self.plan.adjust,
             Phase::Remove => &mut self.plan.remove,
             Phase::DirectoryTimes => &mut self.plan.directory_times,
-            Phase::Offer | Phase::Content | Phase::Close => return false,
+            Phase::Offer | Phase::Planning | Phase::Content | Phase::Close => return false,
         };
         if steps.is_empty() {
             return false;
@@ -333,7 +336,7 @@ impl Receiver {
                 Phase::Adjust => Phase::Remove,
                 Phase::Remove => Phase::DirectoryTimes,
                 Phase::DirectoryTimes => Phase::Close,
-                Phase::Offer | Phase::Directories | Phase::Close => return,
+                Phase::Offer | Phase::Planning | Phase::Directories | Phase::Close => return,
             };
             if self.phase == Phase::Close {
                 if let Some(subject) = self.subject.clone() {

@@ -15,6 +15,8 @@ pub use receiving::Receiving;
 pub use run::{Perform, run};
 pub use sending::Sending;
 
+use std::time::{Duration, Instant};
+
 use crate::disk::error::DiskError;
 use crate::engine::Fault;
 use crate::monitor::Trouble;
@@ -26,12 +28,31 @@ fn fault(error: &DiskError, trouble: Trouble) -> Fault {
     let text = chain(error);
     if error.is_no_space() || error.is_broken() {
         Fault::Fatal(AbortKind::Storage, text)
+    } else if error.is_busy() {
+        Fault::Fatal(AbortKind::Busy, text)
     } else if error.is_conflict() {
         Fault::Entry(Trouble::Conflict, text)
     } else if trouble == Trouble::Unreadable && error.is_not_found() {
         Fault::Entry(Trouble::Vanished, text)
     } else {
         Fault::Entry(trouble, text)
+    }
+}
+
+/// How long a destination may be in use by another run. One that was killed a moment ago leaves an agent
+/// behind that still writes what had arrived.
+const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Tries again while another run is using what this one needs.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, DiskError> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if error.is_busy() && start.elapsed() < BUSY_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
     }
 }
 

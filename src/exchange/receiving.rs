@@ -18,7 +18,7 @@ use crate::disk::{clear_leftovers, has_staged};
 use crate::engine::{Fault, Opened, Outcome, SmallFile, Step, Work};
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, blocks_of, chunks_of, open_old, read_window};
-use crate::exchange::{chain, fault};
+use crate::exchange::{chain, fault, patiently};
 use crate::monitor::{Problem, Trouble};
 use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::manifest::Manifest;
@@ -82,7 +82,7 @@ impl Receiving {
         if let Some(root) = &place.root {
             // Runs of single files into one directory do not disturb each other.
             if place.single.is_none() && !self.options.dry_run {
-                root.lock().map_err(|error| destination_fault(&error))?;
+                patiently(|| root.lock()).map_err(|error| destination_fault(&error))?;
             }
             opened.has_staged = has_staged(root).map_err(|error| destination_fault(&error))?;
             self.list(root, place.single.as_ref(), subject, &mut opened)?;
@@ -175,7 +175,7 @@ impl Receiving {
         let root = self.root()?;
         let path = self.path(id)?;
         let unreadable = |error: &DiskError| fault(error, Trouble::Unwritable);
-        let staged = match Staging::find(root, path).map_err(|error| unreadable(&error))? {
+        let staged = match patiently(|| Staging::find(root, path)).map_err(|error| unreadable(&error))? {
             Some(staging) => blocks_of(&staging).map_err(|error| unreadable(&error))?,
             None => None,
         };

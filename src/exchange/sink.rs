@@ -10,6 +10,7 @@ use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::stage::Staging;
 use crate::disk::stat::Identity;
+use crate::exchange::patiently;
 use crate::tree::path::TreePath;
 use crate::wire::message::{Old, Op, Staged, Window};
 
@@ -41,7 +42,7 @@ pub(super) struct Sink {
 impl Sink {
     /// Begins to make `path`; `seen` is the old version, if one serves as basis.
     pub(super) fn begin(root: &Root, path: &TreePath, seen: Option<&Identity>) -> Result<Self, SinkError> {
-        let (staging, _) = Staging::open(root, path)?;
+        let (staging, _) = patiently(|| Staging::open(root, path))?;
         let old = seen.map(|seen| open_old(root, path, seen)).transpose();
         // Without an old version everything may still come whole; what copies from it fails then.
         Ok(Self { staging, hasher: Hasher::new(), old: old.ok().flatten(), begun: false })

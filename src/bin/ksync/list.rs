@@ -60,6 +60,7 @@ pub(crate) fn problem(problem: &Problem) -> String {
         Trouble::Obstacle => "cannot clear the way",
         Trouble::Corrupt => "cannot verify",
         Trouble::Unsafe => "cannot copy the link",
+        Trouble::Unsupported => "cannot copy",
         Trouble::NotDeleted => "cannot delete",
     };
     let path = if problem.path.is_empty() { ".".into() } else { escape(&problem.path) };

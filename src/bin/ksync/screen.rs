@@ -145,6 +145,9 @@ impl Screen {
                 };
                 (Some(line), None)
             }
+            Event::Excluded { entries } if !self.show.quiet => {
+                (None, Some(format!("{} left out by rules", counted(*entries, "entry", "entries"))))
+            }
             Event::Problem(problem) => {
                 state.problems += 1;
                 (None, (state.problems <= PROBLEMS_SHOWN).then(|| list::problem(problem)))

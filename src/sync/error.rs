@@ -1,0 +1,137 @@
+//! `SyncError`: why a job ended early, for people and programs.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::engine::Failure;
+use crate::remote::{ErrorKind, RemoteError};
+use crate::wire::message::AbortKind;
+
+/// Why a job ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// Both ends are somewhere else.
+    #[error("both ends are remote")]
+    BothRemote,
+    /// A Kernel session is named, which needs the API.
+    #[error("connecting to session \"{0}\" through the Kernel API is not there yet")]
+    NoSessions(String),
+    /// The endpoint `:/path` without anything that says where it is.
+    #[error("the path :{0} is on the VM of a setup, and no setup is given")]
+    NoSetup(String),
+    /// The setup is not what `kernel browsers ssh --setup-only -o json` prints.
+    #[error("the setup cannot be used: {0}")]
+    Setup(String),
+    /// The user's SSH configuration.
+    #[error("cannot read the SSH configuration")]
+    SshConfig(#[source] io::Error),
+    /// The user's SSH configuration asks for a proxy.
+    #[error("the SSH configuration leads to {host} through a proxy ({proxy}), which ksync cannot follow")]
+    Proxy {
+        /// The host.
+        host: String,
+        /// What the configuration says.
+        proxy: String,
+    },
+    /// There is no directory to keep things in.
+    #[error("there is no home directory to keep {0} in")]
+    NoHome(&'static str),
+    /// The sandbox does not start.
+    #[error("cannot start the sandbox")]
+    Sandbox(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The way there.
+    #[error(transparent)]
+    Remote(#[from] Arc<RemoteError>),
+    /// What one of the sides says.
+    #[error("{}{}", if .0.by_peer { "the other side stopped: " } else { "" }, .0.text)]
+    Run(Failure),
+    /// The agent ended before its time.
+    #[error("the agent ended before its time: {0}")]
+    Agent(String),
+    /// The system gives no pipes or threads.
+    #[error("cannot set up the exchange")]
+    Pipe(#[source] io::Error),
+    /// A file that the way there needs.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl From<Failure> for SyncError {
+    fn from(failure: Failure) -> Self {
+        Self::Run(failure)
+    }
+}
+
+impl From<RemoteError> for SyncError {
+    fn from(error: RemoteError) -> Self {
+        Self::Remote(Arc::new(error))
+    }
+}
+
+impl SyncError {
+    /// The exit code of the process: rsync's where it has one for this.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::BothRemote
+            | Self::NoSessions(_)
+            | Self::NoSetup(_)
+            | Self::Setup(_)
+            | Self::Proxy { .. } => 1,
+            Self::SshConfig(_) | Self::NoHome(_) | Self::Sandbox(_) | Self::Pipe(_) | Self::Agent(_) => 5,
+            Self::Read { .. } => 3,
+            Self::Remote(error) => match error.kind() {
+                ErrorKind::Usage => 1,
+                ErrorKind::CouldNotStart => 5,
+                ErrorKind::Socket => 10,
+                ErrorKind::Timeout => 30,
+                ErrorKind::ConnectTimeout => 35,
+                ErrorKind::NotAuthorised => 40,
+                ErrorKind::HostKey => 43,
+            },
+            Self::Run(failure) => match failure.kind {
+                AbortKind::Protocol => 12,
+                AbortKind::Version => 2,
+                AbortKind::Selection => 3,
+                AbortKind::Destination | AbortKind::Storage => 11,
+                AbortKind::Busy => 5,
+                AbortKind::Connection => 10,
+            },
+        }
+    }
+
+    /// What to do next.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Remote(error) => return Some(error.hint()),
+            Self::BothRemote => "copy to a local directory first, then from there",
+            Self::NoSessions(_) => {
+                "run `kernel browsers ssh ID --setup-only -o json > setup.json`, then use --setup setup.json \
+                 and the endpoint :/path"
+            }
+            Self::NoSetup(_) => {
+                "give the JSON that `kernel browsers ssh ID --setup-only -o json` prints with --setup"
+            }
+            Self::Setup(_) => "it must be the JSON that `kernel browsers ssh ID --setup-only -o json` prints",
+            Self::Proxy { .. } => "name the host that can be reached directly, or use a wss:// endpoint",
+            Self::NoHome(_) => "set HOME",
+            Self::Run(failure) => match failure.kind {
+                AbortKind::Busy => "wait until the other run has ended",
+                AbortKind::Storage => "make room there and run the same command again: what arrived is kept",
+                AbortKind::Connection => "run the same command again: what has arrived is not sent twice",
+                _ => return None,
+            },
+            Self::SshConfig(_) | Self::Sandbox(_) | Self::Agent(_) | Self::Pipe(_) | Self::Read { .. } => {
+                return None;
+            }
+        };
+        Some(hint.to_owned())
+    }
+}

@@ -1,0 +1,179 @@
+//! Sync: one job from end to end: connect, run, run again where the source moved meanwhile, summarise.
+//!
+//! Knows both ends and the way between them, and no terminal.
+
+pub mod endpoint;
+mod error;
+mod local;
+mod meter;
+mod remote;
+mod target;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use endpoint::Endpoint;
+pub use error::SyncError;
+
+use crate::engine::Summary;
+use crate::monitor::{Monitor, Trouble};
+use crate::wire::hello::Options;
+
+/// How often a run is repeated because files changed while they were read.
+const REPEATS_MAX: usize = 2;
+
+/// What is to be done.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Where the files are.
+    pub source: Endpoint,
+    /// Where they are to go.
+    pub destination: Endpoint,
+    /// What both sides go by.
+    pub options: Options,
+    /// How to get to the remote one.
+    pub way: Way,
+}
+
+/// How to get to a remote endpoint.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// Private key files; none: ssh-agent, then the usual ones.
+    pub identities: Vec<PathBuf>,
+    /// The JSON that `kernel browsers ssh ID --setup-only -o json` prints.
+    pub setup: Option<Vec<u8>>,
+    /// Further roots for `wss`, in PEM.
+    pub ca_cert: Option<PathBuf>,
+    /// The only key that the host may show, as one line of OpenSSH's text form.
+    pub host_key: Option<String>,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long the other side may be silent.
+    pub timeout: Duration,
+}
+
+impl Default for Way {
+    fn default() -> Self {
+        Self {
+            identities: Vec::new(),
+            setup: None,
+            ca_cert: None,
+            host_key: None,
+            connect_timeout: Duration::from_secs(30),
+            timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// How a job ended.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// What was done, of all repeats together.
+    pub summary: Summary,
+    /// From the start of the job to its end.
+    pub elapsed: Duration,
+    /// Bytes of the exchange to the other side: what SSH carries.
+    pub wire_up_bytes: u64,
+    /// Bytes of the exchange from the other side.
+    pub wire_down_bytes: u64,
+    /// Bytes of agent that had to be put there first.
+    pub agent_installed_bytes: u64,
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+}
+
+/// Who looks on while a job runs.
+pub type Watcher = Arc<dyn Monitor + Send + Sync>;
+
+/// One exchange, whatever the way.
+struct Round {
+    summary: Summary,
+    wire_up_bytes: u64,
+    wire_down_bytes: u64,
+    agent_installed_bytes: u64,
+}
+
+/// Does a job.
+///
+/// # Errors
+/// [`SyncError`]: why it ended early. What went wrong without ending it is in the report's summary.
+pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
+    let start = Instant::now();
+    let (source, destination) = (&job.source, &job.destination);
+    let mut report = match (source, destination) {
+        (Endpoint::Local(from), Endpoint::Local(to)) => {
+            let (from, to, options) = (from.clone(), to.clone(), job.options.clone());
+            repeat(async || local::exchange(&from, &to, &options, &monitor).await).await?
+        }
+        (Endpoint::Local(path), remote) => {
+            let session = remote::Session::open(remote, &job.way).await?;
+            let result =
+                repeat(async || session.upload(path, remote.path(), &job.options, &monitor).await).await;
+            session.close().await;
+            result?
+        }
+        (remote, Endpoint::Local(path)) => {
+            let session = remote::Session::open(remote, &job.way).await?;
+            let result =
+                repeat(async || session.download(remote.path(), path, &job.options, &monitor).await).await;
+            session.close().await;
+            result?
+        }
+        _ => return Err(SyncError::BothRemote),
+    };
+    report.elapsed = start.elapsed();
+    report.dry_run = job.options.dry_run;
+    Ok(report)
+}
+
+/// Runs rounds until no file of the source changed while it was read, or it has been tried often enough.
+async fn repeat(round: impl AsyncFn() -> Result<Round, SyncError>) -> Result<Report, SyncError> {
+    let mut report: Option<Report> = None;
+    for attempt in 0..=REPEATS_MAX {
+        let Round { summary, wire_up_bytes, wire_down_bytes, agent_installed_bytes } = round().await?;
+        let again = attempt < REPEATS_MAX && only_moved(&summary);
+        let report = report.get_or_insert_with(|| Report {
+            summary: Summary::default(),
+            elapsed: Duration::ZERO,
+            wire_up_bytes: 0,
+            wire_down_bytes: 0,
+            agent_installed_bytes: 0,
+            dry_run: false,
+        });
+        add(&mut report.summary, summary);
+        report.wire_up_bytes += wire_up_bytes;
+        report.wire_down_bytes += wire_down_bytes;
+        report.agent_installed_bytes += agent_installed_bytes;
+        if !again {
+            break;
+        }
+    }
+    report.ok_or(SyncError::BothRemote)
+}
+
+/// Whether a repeat may help: something changed while it was read.
+fn only_moved(summary: &Summary) -> bool {
+    summary.problems.iter().any(|problem| matches!(problem.trouble, Trouble::Changed | Trouble::Vanished))
+}
+
+/// Adds a later round: what it did counts on top, what went wrong is only what still does.
+fn add(summary: &mut Summary, later: Summary) {
+    let (total, tally) = (&mut summary.tally, later.tally);
+    total.entries = tally.entries;
+    total.total_bytes = tally.total_bytes;
+    total.created += tally.created;
+    total.updated += tally.updated;
+    total.adjusted += tally.adjusted;
+    total.deleted += tally.deleted;
+    total.files += tally.files;
+    total.sent_bytes += tally.sent_bytes;
+    total.matched_bytes += tally.matched_bytes;
+    summary.problems = later.problems;
+    summary.problem_count = later.problem_count;
+}
+
+/// Does work that blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SyncError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| SyncError::Pipe(std::io::Error::other(error)))
+}

@@ -1,0 +1,132 @@
+//! From or to another machine: a session with it, and exchanges with an agent on it.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use crate::engine::{Config, Engine, Receiver, Sender};
+use crate::exchange::{self, Perform, Receiving, Sending};
+use crate::remote::{self, AgentEnd, Connection, HostKeys, Transport};
+use crate::sandbox::{self, Sandbox, Weather};
+use crate::sync::meter::Meter;
+use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, target};
+use crate::wire::hello::{self, Options, Order, Role};
+use crate::wire::message::AbortKind;
+
+/// A connection to where the agent runs, and the sandbox behind it if that is where it leads.
+pub(super) struct Session {
+    connection: Connection,
+    sandbox: Option<Sandbox>,
+}
+
+impl Session {
+    /// Connects.
+    pub(super) async fn open(endpoint: &Endpoint, way: &Way) -> Result<Self, SyncError> {
+        if let Endpoint::Sandbox { .. } = endpoint {
+            return Self::open_sandbox(way).await;
+        }
+        let target = target::target(endpoint, way)?;
+        Ok(Self { connection: remote::connect(&target).await?, sandbox: None })
+    }
+
+    /// Starts a sandbox in this process and connects to it as to any VM.
+    async fn open_sandbox(way: &Way) -> Result<Self, SyncError> {
+        let options = sandbox::Options {
+            listen: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
+            home: target::cache_dir()?.join("sandbox"),
+            weather: Weather::default(),
+        };
+        let sandbox = Sandbox::start(options).await.map_err(|error| SyncError::Sandbox(Box::new(error)))?;
+        let mut target = target::common(way, HostKeys::Exactly(sandbox.host_key()));
+        target.transport = Transport::WebSocket { url: sandbox.url(), ca_cert: None };
+        target.identity_text = Some(sandbox.client_key().to_owned());
+        target.use_ssh_agent = false;
+        target.identities.clear();
+        Ok(Self { connection: remote::connect(&target).await?, sandbox: Some(sandbox) })
+    }
+
+    /// Ends the connection.
+    pub(super) async fn close(self) {
+        self.connection.close().await;
+        if let Some(sandbox) = self.sandbox {
+            sandbox.stop().await;
+        }
+    }
+
+    /// Sends what is at `from` to `to` on the other machine.
+    pub(super) async fn upload(
+        &self,
+        from: &Path,
+        to: &[u8],
+        options: &Options,
+        monitor: &Watcher,
+    ) -> Result<Round, SyncError> {
+        let engine = Sender::new(&Config { options: options.clone(), relay: false });
+        let disk = Sending::new(from.to_owned(), options.clone());
+        self.exchange(Role::Receiver, to, options, engine, disk, monitor).await
+    }
+
+    /// Fetches what is at `from` on the other machine to `to`. What comes from there is not trusted: set-id
+    /// bits and links that lead out of the tree stay away.
+    pub(super) async fn download(
+        &self,
+        from: &[u8],
+        to: &Path,
+        options: &Options,
+        monitor: &Watcher,
+    ) -> Result<Round, SyncError> {
+        let options = Options { special_bits: false, safe_links: true, ..options.clone() };
+        let engine = Receiver::new(&Config { options: options.clone(), relay: false });
+        let disk = Receiving::new(PathBuf::from(to), options.clone());
+        self.exchange(Role::Sender, from, &options, engine, disk, monitor).await
+    }
+
+    async fn exchange(
+        &self,
+        role: Role,
+        path: &[u8],
+        options: &Options,
+        engine: impl Engine + 'static,
+        disk: impl Perform,
+        monitor: &Watcher,
+    ) -> Result<Round, SyncError> {
+        let agent = self.connection.agent().await?;
+        let (reader, down_bytes) = Meter::new(agent.reader);
+        let (mut writer, up_bytes) = Meter::new(agent.writer);
+        let order = Order { role, path: path.to_vec(), options: options.clone() };
+        let compress = options.compress;
+        let monitor = Watcher::clone(monitor);
+        let result = super::blocking(move || {
+            // A writer that is gone shows in what the reader says.
+            let _ = hello::write(&mut writer, Some(order));
+            exchange::run(reader, writer, engine, disk, true, compress, &*monitor)
+        });
+        let summary = match result.await? {
+            Ok(summary) => summary,
+            Err(failure) if failure.kind == AbortKind::Connection => {
+                return Err(explain(agent.end).await.unwrap_or(SyncError::Run(failure)));
+            }
+            Err(failure) => return Err(SyncError::Run(failure)),
+        };
+        Ok(Round {
+            summary,
+            wire_up_bytes: up_bytes.load(Ordering::Relaxed),
+            wire_down_bytes: down_bytes.load(Ordering::Relaxed),
+            agent_installed_bytes: agent.installed.sent_bytes().flatten().unwrap_or(0),
+        })
+    }
+}
+
+/// Why an agent's stream ended, from what the connection and the agent itself left behind.
+async fn explain(end: AgentEnd) -> Option<SyncError> {
+    let end = end.wait().await;
+    if let Some(error) = end.error {
+        return Some(SyncError::Remote(error));
+    }
+    let how = match (end.signal, end.exit_status) {
+        (Some(signal), _) => format!("signal {signal}"),
+        (None, Some(status)) => format!("exit status {status}"),
+        (None, None) => return None,
+    };
+    let said = end.stderr.trim();
+    Some(SyncError::Agent(if said.is_empty() { how } else { format!("{how}: {said}") }))
+}

@@ -1,0 +1,171 @@
+//! From an endpoint to a target: which host, over what, as whom, trusted why.
+
+use std::path::{Path, PathBuf};
+
+use crate::remote::{HostKeys, Target, Transport, ssh_config};
+use crate::sync::{Endpoint, SyncError, Way};
+use crate::tree::path::escape;
+
+/// The port of OpenSSH.
+const SSH_PORT: u16 = 22;
+
+/// The port of the bridge on a Kernel VM.
+const BRIDGE_PORT: u16 = 2222;
+
+/// How to reach an endpoint that is neither local nor the sandbox.
+pub(super) fn target(endpoint: &Endpoint, way: &Way) -> Result<Target, SyncError> {
+    match endpoint {
+        Endpoint::Ssh { user, host, port, .. } => ssh_target(user.as_deref(), host, *port, way),
+        Endpoint::WebSocket { url, user, .. } => {
+            bridge_target(url.clone(), user.as_deref(), url.clone(), Vec::new(), way)
+        }
+        Endpoint::Setup { path } => {
+            let text = way.setup.as_ref().ok_or_else(|| SyncError::NoSetup(escape(path).into_owned()))?;
+            let setup = Setup::parse(text)?;
+            // A VM that was made anew under the same name is another one: its key is another too.
+            let pinned_as = format!("{} {}", setup.session_id, setup.url);
+            bridge_target(setup.url, None, pinned_as, vec![setup.key_file], way)
+        }
+        Endpoint::Session { name, .. } => Err(SyncError::NoSessions(name.clone())),
+        Endpoint::Local(_) | Endpoint::Sandbox { .. } => Err(SyncError::BothRemote),
+    }
+}
+
+fn ssh_target(user: Option<&str>, host: &str, port: Option<u16>, way: &Way) -> Result<Target, SyncError> {
+    let home = home("keys and settings")?;
+    let config = ssh_config::load(host, &home).map_err(SyncError::SshConfig)?;
+    if let Some(proxy) = config.proxy {
+        return Err(SyncError::Proxy { host: host.to_owned(), proxy });
+    }
+    let files = config.known_hosts_files(&home);
+    let real_host = config.host_name.unwrap_or_else(|| host.to_owned());
+    let port = port.or(config.port).unwrap_or(SSH_PORT);
+    let known_as = config.host_key_alias.unwrap_or_else(|| real_host.clone());
+    let user = user.map(str::to_owned).or(config.user).or_else(|| std::env::var("USER").ok());
+    let host_keys = match &way.host_key {
+        Some(key) => HostKeys::Exactly(key.clone()),
+        None => HostKeys::KnownHosts { files, host: known_as, port },
+    };
+    let mut target = common(way, host_keys);
+    target.transport = Transport::Tcp { host: real_host, port };
+    target.user = user.unwrap_or_else(|| "root".to_owned());
+    if target.identities.is_empty() {
+        target.identities = config.identity_files.into_iter().filter(|file| file.exists()).collect();
+    }
+    Ok(target)
+}
+
+/// Behind a bridge there is no name in `known_hosts` to go by, so the key of the first time counts.
+fn bridge_target(
+    url: String,
+    user: Option<&str>,
+    pinned_as: String,
+    identities: Vec<PathBuf>,
+    way: &Way,
+) -> Result<Target, SyncError> {
+    let host_keys = match &way.host_key {
+        Some(key) => HostKeys::Exactly(key.clone()),
+        None => HostKeys::PinOnFirstUse { store: state_dir()?.join("known_hosts"), endpoint: pinned_as },
+    };
+    let mut target = common(way, host_keys);
+    target.transport = Transport::WebSocket { url, ca_cert: way.ca_cert.clone() };
+    if let Some(user) = user {
+        target.user = user.to_owned();
+    }
+    if target.identities.is_empty() {
+        target.identities = identities;
+    }
+    Ok(target)
+}
+
+/// What all targets have in common.
+pub(super) fn common(way: &Way, host_keys: HostKeys) -> Target {
+    Target {
+        transport: Transport::Tcp { host: String::new(), port: SSH_PORT },
+        user: "root".to_owned(),
+        host_keys,
+        identities: way.identities.clone(),
+        identity_text: None,
+        use_ssh_agent: way.identities.is_empty(),
+        connect_timeout: way.connect_timeout,
+        silence_timeout: way.timeout,
+    }
+}
+
+/// What the Kernel CLI prints of a VM that it set up.
+struct Setup {
+    url: String,
+    session_id: String,
+    key_file: PathBuf,
+}
+
+impl Setup {
+    fn parse(text: &[u8]) -> Result<Self, SyncError> {
+        #[derive(serde::Deserialize)]
+        struct Fields {
+            vm_domain: Option<String>,
+            session_id: Option<String>,
+            ssh_key_file: Option<PathBuf>,
+            proxy_command: Option<String>,
+        }
+        let fields: Fields =
+            serde_json::from_slice(text).map_err(|error| SyncError::Setup(error.to_string()))?;
+        // The command names the bridge exactly; the domain alone leaves the port to custom.
+        let words = fields.proxy_command.as_deref().unwrap_or_default().split_ascii_whitespace();
+        let named = words.map(|word| word.trim_matches(['"', '\'']));
+        let url = named.rev().find(|word| word.starts_with("wss://") || word.starts_with("ws://"));
+        let url = match (url, fields.vm_domain) {
+            (Some(url), _) => url.to_owned(),
+            (None, Some(domain)) => format!("wss://{domain}:{BRIDGE_PORT}"),
+            (None, None) => return Err(SyncError::Setup("it names no VM".to_owned())),
+        };
+        let key_file = fields.ssh_key_file.ok_or_else(|| SyncError::Setup("it names no key".to_owned()))?;
+        Ok(Self { url, session_id: fields.session_id.unwrap_or_default(), key_file })
+    }
+}
+
+/// Where ksync keeps what has to last, by the XDG rules.
+pub(super) fn state_dir() -> Result<PathBuf, SyncError> {
+    xdg_dir("XDG_STATE_HOME", ".local/state", "known host keys")
+}
+
+/// Where ksync keeps what can be made again.
+pub(super) fn cache_dir() -> Result<PathBuf, SyncError> {
+    xdg_dir("XDG_CACHE_HOME", ".cache", "the sandbox")
+}
+
+fn xdg_dir(variable: &str, below_home: &str, what: &'static str) -> Result<PathBuf, SyncError> {
+    let named = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = named.map_or_else(|| home(what).map(|home| home.join(below_home)), Ok)?;
+    Ok(base.join("ksync"))
+}
+
+fn home(what: &'static str) -> Result<PathBuf, SyncError> {
+    std::env::home_dir().filter(|home| home != Path::new("")).ok_or(SyncError::NoHome(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setup_names_bridge_and_key() {
+        let text = br#"{"vm_domain":"vm.example","session_id":"abc","ssh_key_file":"/k",
+            "proxy_command":"websocat --binary wss://vm.example:2222","ssh_command":"ssh"}"#;
+        let setup = Setup::parse(text).unwrap();
+        assert_eq!((setup.url.as_str(), setup.session_id.as_str()), ("wss://vm.example:2222", "abc"));
+        assert_eq!(setup.key_file, PathBuf::from("/k"));
+        let bare = Setup::parse(br#"{"vm_domain":"vm.example","ssh_key_file":"/k"}"#).unwrap();
+        assert_eq!(bare.url, "wss://vm.example:2222");
+        let local =
+            Setup::parse(br#"{"proxy_command":"websocat --binary 'ws://127.0.0.1:9'","ssh_key_file":"/k"}"#);
+        assert_eq!(local.unwrap().url, "ws://127.0.0.1:9");
+    }
+
+    #[test]
+    fn a_setup_that_says_too_little_is_refused() {
+        for text in [&b""[..], b"[]", b"{}", br#"{"vm_domain":"a"}"#, br#"{"ssh_key_file":"/k"}"#] {
+            assert!(matches!(Setup::parse(text), Err(SyncError::Setup(_))));
+        }
+    }
+}
