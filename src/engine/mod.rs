@@ -23,7 +23,7 @@ mod window;
 
 pub use receiver::Receiver;
 pub use sender::Sender;
-pub use work::{Fault, Opened, Outcome, Scanned, SmallFile, SourceNext, SourceStep, Step, Work};
+pub use work::{Fault, Opened, Outcome, ReadFile, Scanned, SmallFile, SourceNext, SourceStep, Step, Work};
 
 use crate::monitor::{Event, Problem};
 use crate::wire::hello::Options;

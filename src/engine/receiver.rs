@@ -287,7 +287,7 @@ impl Receiver {
         }
         let later = steps.split_off(steps.len().min(STEPS_MAX));
         let now = std::mem::replace(steps, later);
-        self.desk.start(Work::Apply(now.into()));
+        self.desk.start(Work::Apply(now));
         true
     }
 
@@ -398,7 +398,7 @@ impl Receiver {
     }
 
     fn sign_request(&mut self, id: u32, windows: Vec<OldWindow>) {
-        if !self.asked.get(&id).is_some_and(|ask| ask.old_hash.is_some()) {
+        if self.asked.get(&id).is_none_or(|ask| ask.old_hash.is_none()) {
             return self.desk.protocol_error("signatures are asked for where there is no old version");
         }
         self.signs += 1;

@@ -11,8 +11,7 @@ use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
 
-use crate::content::hash::Hash;
-use crate::engine::work::{Fault, Outcome, Scanned, SourceNext, SourceStep, Work};
+use crate::engine::work::{Fault, Outcome, ReadFile, Scanned, SourceNext, SourceStep, Work};
 use crate::engine::{Config, Desk, Engine, Input, Output};
 use crate::monitor::{Event, Problem};
 use crate::tree::entry::{Entry, Kind};
@@ -172,16 +171,16 @@ impl Sender {
         self.manifest = Some(manifest);
     }
 
-    fn read(&mut self, files: Vec<(u32, Result<(Option<Vec<u8>>, Hash), Fault>)>) {
+    fn read(&mut self, files: Vec<(u32, Result<ReadFile, Fault>)>) {
         self.reads -= 1;
         let mut answers = Vec::with_capacity(files.len());
         for (id, result) in files {
             let body = match result {
-                Ok((Some(data), hash)) => {
+                Ok(ReadFile { data: Some(data), hash }) => {
                     self.desk.progress(Event::Moved { bytes: data.len() as u64 });
                     Body::Whole { hash, data: ByteBuf::from(data) }
                 }
-                Ok((None, hash)) => {
+                Ok(ReadFile { data: None, hash }) => {
                     self.matched(id);
                     Body::Same { hash }
                 }

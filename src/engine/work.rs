@@ -88,6 +88,15 @@ pub enum SourceNext {
     Same(Hash),
 }
 
+/// A small file that was read.
+#[derive(Debug)]
+pub struct ReadFile {
+    /// The content; `None` where the receiver's old version is the same.
+    pub data: Option<Vec<u8>>,
+    /// Its hash.
+    pub hash: Hash,
+}
+
 /// A small file that arrived.
 #[derive(Debug)]
 pub struct SmallFile {
@@ -136,8 +145,8 @@ pub enum Outcome {
     Find(Result<Subject, Fault>),
     /// What is in the source.
     Scan(Result<Scanned, Fault>),
-    /// What was read: content (or `None` where the old version is the same) and hash.
-    Read(Vec<(u32, Result<(Option<Vec<u8>>, Hash), Fault>)>),
+    /// What was read.
+    Read(Vec<(u32, Result<ReadFile, Fault>)>),
     /// What a step gave, and what comes next.
     Source(u32, Result<(Vec<Op>, SourceNext), Fault>),
     /// The destination.

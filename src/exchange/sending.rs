@@ -12,7 +12,7 @@ use crate::content::hash::Hash;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, ScanOptions, scan};
 use crate::disk::stat::Identity;
-use crate::engine::{Fault, Outcome, Scanned, SourceNext, SourceStep, Work};
+use crate::engine::{Fault, Outcome, ReadFile, Scanned, SourceNext, SourceStep, Work};
 use crate::exchange::run::Perform;
 use crate::exchange::source::{Source, SourceError};
 use crate::exchange::{chain, fault};
@@ -120,7 +120,7 @@ impl Sending {
         })
     }
 
-    fn read(&self, want: &Want) -> Result<(Option<Vec<u8>>, Hash), Fault> {
+    fn read(&self, want: &Want) -> Result<ReadFile, Fault> {
         let (file, identity) = self.open(want.id)?;
         // One byte more than there should be shows a file that grew.
         let mut data = Vec::with_capacity(identity.size as usize + 1);
@@ -133,7 +133,7 @@ impl Sending {
             Some([chunk]) => chunk.length as usize == data.len() && chunk.id == ChunkId::of(&data),
             _ => false,
         };
-        Ok((if same { None } else { Some(data) }, hash))
+        Ok(ReadFile { data: (!same).then_some(data), hash })
     }
 
     fn source(&self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), Fault> {

@@ -141,7 +141,7 @@ mod tests {
     fn filter(rules: &[&str], files: &[(&str, &str)]) -> Filter {
         let rules: Vec<_> = rules
             .iter()
-            .map(|rule| Rule { include: rule.starts_with('+'), pattern: rule[2..].as_bytes().to_vec() })
+            .map(|rule| Rule { include: rule.starts_with('+'), pattern: rule.as_bytes()[2..].to_vec() })
             .collect();
         let mut filter = Filter::new(&rules);
         for (directory, text) in files {

@@ -83,13 +83,14 @@ impl Pattern {
         if self.anchored {
             return run(&self.tokens, path);
         }
-        let starts = path.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(slash, _)| slash + 1);
+        let mut starts =
+            path.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(slash, _)| slash + 1);
         if self.has_slash {
             std::iter::once(0)
                 .chain(starts)
                 .any(|start| run(&self.tokens, path.get(start..).unwrap_or_default()))
         } else {
-            run(&self.tokens, path.get(starts.last().unwrap_or(0)..).unwrap_or_default())
+            run(&self.tokens, path.get(starts.next_back().unwrap_or(0)..).unwrap_or_default())
         }
     }
 }
@@ -179,11 +180,14 @@ fn class(text: &[u8]) -> Option<(Box<[bool; 256]>, &[u8])> {
     Some((set, rest))
 }
 
+/// Whether a byte belongs to a class.
+type Members = fn(&u8) -> bool;
+
 /// The POSIX class `:name:]` whose opening bracket has been read.
-fn named_class(text: &[u8]) -> Option<(fn(&u8) -> bool, &[u8])> {
+fn named_class(text: &[u8]) -> Option<(Members, &[u8])> {
     let text = text.strip_prefix(b":")?;
     let end = text.windows(2).position(|pair| pair == b":]")?;
-    let members: fn(&u8) -> bool = match text.get(..end)? {
+    let members: Members = match text.get(..end)? {
         b"alnum" => u8::is_ascii_alphanumeric,
         b"alpha" => u8::is_ascii_alphabetic,
         b"blank" => |byte| matches!(byte, b' ' | b'\t'),
