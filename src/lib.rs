@@ -1,4 +1,42 @@
-//! ksync: incremental directory sync to and from cloud browser VMs.
+//! ksync: incremental directory sync to and from cloud browser VMs, with one binary and nothing to install
+//! on either side.
+//!
+//! ```text
+//!  laptop                                                               VM
+//!  ┌────────────────────────────── ksync ─────────────────────────┐     ┌─ sshd ─ ksync-agent ──────────┐
+//!  │ bin/ksync → sync → remote: websocket → ssh → exec channel    ╞═════╡ stdin/stdout → exchange::run  │
+//!  │                └── exchange::run(reader, writer, engine, disk)│ wss │   engine + disk (other role)  │
+//!  └──────────────────────────────────────────────────────────────┘     └───────────────────────────────┘
+//! ```
+//!
+//! Two axes. *Role*: the sender has the files, the receiver wants them. *Place*: the client is where a
+//! person typed `ksync`, the agent is on the other machine. Upload and download are the same exchange with
+//! the roles swapped; a local copy runs both roles in one process.
+//!
+//! # Layers
+//! Each imports only what stands above it; `tests/tidy.rs` keeps it so.
+//!
+//! | layer | what it is | what it does not know |
+//! |---|---|---|
+//! | [`content`] | hashes, chunks, deltas, compression | files, peers |
+//! | [`tree`] | paths, entries, manifests, comparison, filters | the disk, peers |
+//! | [`monitor`] | what happens, as events | the terminal |
+//! | [`wire`] | messages, frames, the hello; the protocol in prose | who speaks |
+//! | [`engine`] | decides what is said and done | files, sockets, clocks, threads, dice |
+//! | [`disk`] | a root that nothing climbs out of, scanning, staging | engine, wire |
+//! | [`exchange`] | one engine, one disk, one stream in, one stream out | how the bytes travel |
+//! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
+//! | `sandbox` | a stand-in VM; shares no code with the rest, so it shares no mistake | everything else |
+//! | `sync` | a job from end to end | the terminal |
+//!
+//! # What holds throughout
+//! - A name from a peer is a [`tree::path::TreePath`] or an error; no other type of path crosses the wire.
+//! - Every length that a peer gives is compared with a limit before memory is taken for it.
+//! - No path of a destination ever holds a content that did not verify: files are written aside, hashed by
+//!   BLAKE3 and renamed.
+//! - Nothing below a destination is reached but through [`disk::root::Root`], which follows no link.
+//! - Nothing is deleted that the plan did not list, before everything else is in place, or after a scan
+//!   that was not complete.
 
 pub mod content;
 pub mod disk;

@@ -38,12 +38,13 @@ pub enum FrameError {
 pub struct FrameWriter<W> {
     writer: W,
     packer: Packer,
+    buffer: Vec<u8>,
 }
 
 impl<W: Write> FrameWriter<W> {
     /// Writes to `writer`; packs what shrinks if `compress` is on.
     pub fn new(writer: W, compress: bool) -> Self {
-        Self { writer, packer: Packer::new(compress) }
+        Self { writer, packer: Packer::new(compress), buffer: Vec::new() }
     }
 
     /// Writes one frame of at most [`FRAME_BYTES_MAX`] bytes.
@@ -58,20 +59,20 @@ impl<W: Write> FrameWriter<W> {
                 .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a frame is too long"))
         };
         let raw_length = length(raw)?;
+        // Header and content in one write: below, each write may become a packet of its own.
+        self.buffer.clear();
         match self.packer.pack(raw) {
             Some(packed) => {
-                let mut header = [0; 8];
-                let (stored, declared) = header.split_at_mut(4);
-                stored.copy_from_slice(&(length(&packed)? | PACKED).to_le_bytes());
-                declared.copy_from_slice(&raw_length.to_le_bytes());
-                self.writer.write_all(&header)?;
-                self.writer.write_all(&packed)
+                self.buffer.extend_from_slice(&(length(&packed)? | PACKED).to_le_bytes());
+                self.buffer.extend_from_slice(&raw_length.to_le_bytes());
+                self.buffer.extend_from_slice(&packed);
             }
             None => {
-                self.writer.write_all(&raw_length.to_le_bytes())?;
-                self.writer.write_all(raw)
+                self.buffer.extend_from_slice(&raw_length.to_le_bytes());
+                self.buffer.extend_from_slice(raw);
             }
         }
+        self.writer.write_all(&self.buffer)
     }
 
     /// Passes on everything that was written.

@@ -89,8 +89,9 @@ pub enum HelloError {
 pub fn write(writer: &mut impl Write, order: Option<Order>) -> io::Result<()> {
     let hello = Hello { version: VERSION, order };
     let bytes = postcard::to_stdvec(&hello).map_err(io::Error::other)?;
-    writer.write_all(&MAGIC)?;
-    FrameWriter::new(&mut *writer, false).write(&bytes)?;
+    let mut stream = MAGIC.to_vec();
+    FrameWriter::new(&mut stream, false).write(&bytes)?;
+    writer.write_all(&stream)?;
     writer.flush()
 }
 
