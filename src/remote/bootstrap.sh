@@ -66,7 +66,7 @@ for d in "$@"; do
         -exec rm -f "{}" ";" </dev/null >/dev/null 2>&1;
       exec "$f";
     };
-    no "the agent does not run there";
+    rm -f "$f"; no "the agent does not run there";
   else
     no "it arrived damaged (no space, or no sha256sum)";
   fi;

@@ -68,27 +68,30 @@ pub(super) fn records(file: &std::path::Path, text: &str, host: &str, port: u16)
         };
         let Some((names, key)) = rest.split_once([' ', '\t']) else { continue };
         let Some(key) = KeyText::parse(key) else { continue };
-        let exact = names_match(names, &name);
-        if exact || names_match(names, &host) {
-            records.push(Record { meaning, key, file: file.into(), line: index + 1, portless: !exact });
-        }
+        let portless = match names_match(names, &name) {
+            Some(true) => false,
+            None if names_match(names, &host) == Some(true) => true,
+            // A line that takes this port out does not mean it by the bare name either.
+            _ => continue,
+        };
+        records.push(Record { meaning, key, file: file.into(), line: index + 1, portless });
     }
     records
 }
 
-/// Whether a line's first field means `name`.
-fn names_match(field: &str, name: &str) -> bool {
+/// Whether a line's first field means `name`, or takes it out; `None` where it says nothing of it.
+fn names_match(field: &str, name: &str) -> Option<bool> {
     if field.starts_with('|') {
-        return hash_matches(field, name);
+        return hash_matches(field, name).then_some(true);
     }
-    let mut matches = false;
+    let mut matches = None;
     for pattern in field.split(',') {
         let pattern = pattern.to_ascii_lowercase();
         match pattern.strip_prefix('!') {
             // A negation decides the whole line, wherever it stands.
-            Some(pattern) if pattern_matches(pattern, name) => return false,
-            Some(_) => {}
-            None => matches |= pattern_matches(&pattern, name),
+            Some(pattern) if pattern_matches(pattern, name) => return Some(false),
+            None if pattern_matches(&pattern, name) => matches = Some(true),
+            _ => {}
         }
     }
     matches
@@ -153,6 +156,7 @@ mod tests {
         assert_eq!(found(text, "good.example.com", 22).len(), 1);
         assert_eq!(found(text, "bad.example.com", 22).len(), 0);
         assert_eq!(found(text, "example.com", 22).len(), 0);
+        assert_eq!(found("![vm]:2222,* ssh-ed25519 A\n", "vm", 2222).len(), 0);
         for (pattern, name, matches) in [
             ("*", "", true),
             ("a*b*c", "aXbYbZc", true),

@@ -56,7 +56,9 @@ const UNREAD_BYTES_MAX: usize = ssh::WINDOW_BYTES as usize;
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where to connect to, and how.
-#[derive(Debug, Clone)]
+///
+/// It has no `Debug`: a private key may be in it, and a token in the URL.
+#[derive(Clone)]
 pub struct Target {
     /// How bytes get there.
     pub transport: Transport,
@@ -78,7 +80,7 @@ pub struct Target {
 }
 
 /// How bytes get to the SSH server.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Transport {
     /// Straight to it.
     Tcp {

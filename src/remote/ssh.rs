@@ -54,7 +54,7 @@ where
 {
     let untrusted = |error| RemoteError::HostKey { endpoint: endpoint.into(), source: Box::new(error) };
     let config = Arc::new(config(host_keys.known_kinds().map_err(untrusted)?, silence));
-    let client = Client { host_keys, fate: fate.clone() };
+    let client = Client { host_keys, silence, fate: fate.clone() };
     connect_stream(config, stream, client).await.map_err(|error| match error {
         ClientError::HostKey(source) => untrusted(source),
         ClientError::Ssh(source) => match fate.known() {
@@ -89,6 +89,7 @@ fn config(known_kinds: Vec<Algorithm>, silence: Duration) -> Config {
 /// What russh asks and tells while the session lasts.
 pub(super) struct Client {
     host_keys: HostKeys,
+    silence: Duration,
     fate: Fate,
 }
 
@@ -124,10 +125,23 @@ impl Handler for Client {
                 Ok(())
             }
             DisconnectReason::Error(error) => {
-                self.fate.settle(Loss::Broken(escape(error.to_string().as_bytes()).into_owned()));
+                self.fate.settle(if is_silence(&error) {
+                    Loss::Silence(self.silence)
+                } else {
+                    Loss::Broken(escape(error.to_string().as_bytes()).into_owned())
+                });
                 Err(error)
             }
         }
+    }
+}
+
+/// Whether the other side did not answer, or took nothing any more.
+fn is_silence(error: &ClientError) -> bool {
+    match error {
+        ClientError::Ssh(russh::Error::KeepaliveTimeout) => true,
+        ClientError::Ssh(russh::Error::IO(error)) => error.kind() == std::io::ErrorKind::TimedOut,
+        _ => false,
     }
 }
 

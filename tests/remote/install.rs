@@ -1,0 +1,285 @@
+//! Putting the agent there, whatever the other side looks like.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ksync::remote::{AgentImage, ErrorKind, RemoteError};
+
+use crate::world::{ECHO, MAGIC, World, chmod, echoes, find, is_root, noise, pack, skip, talk};
+
+/// What the test writes before it can know whether there is an agent: a first flight and some more.
+const WORDS: usize = 200_000;
+
+fn agent_file(world: &World, image: &AgentImage) -> std::path::PathBuf {
+    world.agents().join(format!("agent-{}", image.sha256))
+}
+
+async fn is_installed_now(world: &World, image: &AgentImage) -> bool {
+    let connection = world.connect().await;
+    let agent = connection.agent_from(image.clone()).await.unwrap();
+    let installed = agent.installed.clone();
+    echoes(agent, noise(WORDS)).await;
+    connection.close().await;
+    let sent = installed.sent_bytes().expect("it has answered");
+    assert!(sent.is_none_or(|sent| sent == image.gzip.len() as u64), "{sent:?}");
+    sent.is_some()
+}
+
+async fn failure(world: &World, image: AgentImage) -> RemoteError {
+    let connection = world.connect().await;
+    let agent = connection.agent_from(image).await.unwrap();
+    let (heard, end) = talk(agent, noise(1000)).await;
+    // The reader and the end tell the same.
+    let heard = heard.unwrap_err();
+    let error = end.error.expect("an error");
+    assert_eq!(heard.to_string(), error.to_string());
+    connection.close().await;
+    std::sync::Arc::into_inner({
+        drop(heard);
+        error
+    })
+    .expect("nobody else has it")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_installed_once_and_then_found() {
+    let Some(mut world) = World::new() else { return };
+    let image = world.image(ECHO);
+    assert!(is_installed_now(&world, &image).await);
+    assert!(!is_installed_now(&world, &image).await);
+    let files: Vec<_> = std::fs::read_dir(world.agents()).unwrap().map(|file| file.unwrap().path()).collect();
+    assert_eq!(files, [agent_file(&world, &image)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_agents_share_a_connection_and_install_at_once() {
+    let Some(mut world) = World::new() else { return };
+    let image = world.image(ECHO);
+    let connection = world.connect().await;
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        all.spawn(echoes(connection.agent_from(image.clone()).await.unwrap(), noise(300_000)));
+    }
+    all.join_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_embedded_agent_answers() {
+    let Some(world) = World::new() else { return };
+    let connection = world.connect().await;
+    for there in [false, true] {
+        let agent = connection.agent().await.unwrap();
+        let installed = agent.installed.clone();
+        let (heard, _) = talk(agent, Vec::new()).await;
+        assert!(heard.unwrap().starts_with(MAGIC));
+        assert_eq!(installed.sent_bytes().unwrap().is_none(), there);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_not_what_its_name_says_is_replaced() {
+    let Some(mut world) = World::new() else { return };
+    let image = world.image(ECHO);
+    assert!(is_installed_now(&world, &image).await);
+    let file = agent_file(&world, &image);
+    let damages: [&dyn Fn(); 3] = [
+        &|| std::fs::write(&file, "#!/bin/sh\ntouch \"$HOME/harm\"\n").unwrap(),
+        &|| std::fs::write(&file, "").unwrap(),
+        &|| {
+            std::fs::rename(&file, world.path("elsewhere")).unwrap();
+            symlink(world.path("elsewhere"), &file).unwrap();
+        },
+    ];
+    for damage in damages {
+        damage();
+        assert!(is_installed_now(&world, &image).await);
+        assert!(std::fs::symlink_metadata(&file).unwrap().is_file());
+        assert!(!is_installed_now(&world, &image).await);
+    }
+    assert!(!world.home().join("harm").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_others_may_enter_is_not_used() {
+    let Some(mut world) = World::new() else { return };
+    let image = world.image(ECHO);
+    // Ours but open; a link to one that is ours and closed; a file.
+    let prepare: [&dyn Fn(&Path); 3] = [
+        &|path| {
+            std::fs::create_dir_all(path).unwrap();
+            chmod(path, 0o755);
+        },
+        &|path| {
+            let aside = path.with_file_name("aside");
+            std::fs::create_dir(&aside).unwrap();
+            chmod(&aside, 0o700);
+            symlink(&aside, path).unwrap();
+        },
+        &|path| std::fs::write(path, "").unwrap(),
+    ];
+    for (index, prepare) in prepare.iter().enumerate() {
+        prepare(&world.agents());
+        assert_eq!(is_installed_now(&world, &image).await, index == 0, "found elsewhere but the first time");
+        assert!(!world.agents().is_dir() || std::fs::read_dir(world.agents()).unwrap().next().is_none());
+        let aside = world.agents().with_file_name(format!("old{index}"));
+        std::fs::rename(world.agents(), aside).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_where_programs_may_not_run_or_that_is_full_is_passed_over() {
+    let Some(mut world) = World::new() else { return };
+    if !is_root() {
+        return skip("mounting needs root");
+    }
+    for options in ["noexec", "size=4k", "ro"] {
+        let image = world.image(&format!("# {}\n{ECHO}", "x".repeat(20_000)));
+        std::fs::create_dir_all(world.cache()).unwrap();
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(world.cache()).output();
+        if !mount.unwrap().status.success() {
+            return skip("no mount");
+        }
+        let connection = world.connect().await;
+        let agent = connection.agent_from(image.clone()).await.unwrap();
+        let installed = agent.installed.clone();
+        let (heard, end) = talk(agent, noise(WORDS)).await;
+        let umount = Command::new("umount").arg("-l").arg(world.cache()).status();
+        assert!(umount.unwrap().success());
+        assert_eq!(heard.expect(options).len(), MAGIC.len() + WORDS, "{options}");
+        assert_eq!(end.exit_status, Some(0));
+        // A full disk is found out only by sending.
+        let times = if options == "size=4k" { 2 } else { 1 };
+        assert_eq!(installed.sent_bytes(), Some(Some(times * image.gzip.len() as u64)), "{options}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_installed_says_why_for_each_directory() {
+    let Some(mut world) = World::new() else { return };
+    let image = world.image(ECHO);
+    let wrong = AgentImage { sha256: "0".repeat(64).into(), ..image };
+    let error = failure(&world, wrong).await;
+    assert_eq!(error.kind(), ErrorKind::CouldNotStart);
+    let text = error.to_string();
+    assert!(text.starts_with("could not install the agent on 127.0.0.1:"), "{text}");
+    assert!(text.contains(&format!("{}: it arrived damaged", world.agents().display())), "{text}");
+    assert!(text.contains("/tmp/ksync-"), "{text}");
+    assert!(std::fs::read_dir(world.agents()).unwrap().next().is_none(), "something was left behind");
+    // A program for another machine.
+    let error = failure(&world, pack(b"\x7fELF of another machine")).await;
+    assert!(error.to_string().contains("the agent does not run there"), "{error}");
+    assert!(std::fs::read_dir(world.agents()).unwrap().next().is_none(), "something was left behind");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_agents_are_removed_and_nothing_else() {
+    let Some(mut world) = World::new() else { return };
+    let image = world.image(ECHO);
+    std::fs::create_dir_all(world.agents()).unwrap();
+    chmod(&world.agents(), 0o700);
+    for (name, days) in [("agent-old", 31), ("agent-young", 29), ("other", 99), (".new-old", 3)] {
+        let file = std::fs::File::create(world.agents().join(name)).unwrap();
+        let age = Duration::from_secs((days * 24 + 1) * 3600);
+        file.set_modified(std::time::SystemTime::now() - age).unwrap();
+    }
+    assert!(is_installed_now(&world, &image).await);
+    let mut left: Vec<_> =
+        std::fs::read_dir(world.agents()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, [format!("agent-{}", image.sha256).as_str(), "agent-young", "other"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_login_shell_prints_is_skipped() {
+    let Some(mut world) = World::with("Banner /etc/os-release") else { return };
+    let image = world.image(ECHO);
+    std::fs::write(world.home().join(".bashrc"), "echo Welcome; head -c 60000 /dev/urandom; echo to >&2\n")
+        .unwrap();
+    assert!(is_installed_now(&world, &image).await);
+    assert!(!is_installed_now(&world, &image).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endless_noise_ends_with_an_error_that_quotes_it() {
+    let Some(mut world) = World::with("ForceCommand yes \"Good $(printf '\\033')[2J morning\"") else {
+        return;
+    };
+    let begin = Instant::now();
+    let image = world.image(ECHO);
+    let error = failure(&world, image).await;
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert_eq!(error.kind(), ErrorKind::CouldNotStart);
+    let text = error.to_string();
+    assert!(text.contains("Good") && !text.contains('\x1b') && text.len() < 1000, "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_may_not_run_commands_says_so() {
+    let Some(mut world) =
+        World::with("ForceCommand echo 'This account is not available.'; echo why >&2; exit 7")
+    else {
+        return;
+    };
+    let image = world.image(ECHO);
+    let error = failure(&world, image).await;
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "could not start the agent on 127.0.0.1:{}: the command ended with 7 before the agent answered: \
+             why: This account is not available.\\n",
+            world.port()
+        )
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_shell_understands_the_line() {
+    for shell in ["dash", "bash", "busybox", "zsh", "mksh", "ksh"] {
+        let Some(path) = find(shell) else { continue };
+        let Some(mut world) = World::new() else { return };
+        let bin = world.path("bin");
+        std::fs::create_dir(&bin).unwrap();
+        symlink(path, bin.join("sh")).unwrap();
+        let (home, cache) = (world.home(), world.cache());
+        world.start(&format!(
+            "SetEnv HOME={} XDG_CACHE_HOME={} PATH={}:/usr/bin:/bin LC_ALL=C.UTF-8",
+            home.display(),
+            cache.display(),
+            bin.display()
+        ));
+        let image = world.image(ECHO);
+        assert!(is_installed_now(&world, &image).await, "{shell}");
+        assert!(!is_installed_now(&world, &image).await, "{shell}");
+        assert!(agent_file(&world, &image).is_file(), "{shell}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_login_shell_passes_the_line_on() {
+    for shell in ["fish", "tcsh", "zsh", "bash"] {
+        let Some(path) = find(shell) else { continue };
+        let config = format!("ForceCommand {} -c \"$SSH_ORIGINAL_COMMAND\"", path.display());
+        let Some(mut world) = World::with(&config) else { return };
+        let image = world.image(ECHO);
+        assert!(is_installed_now(&world, &image).await, "{shell}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_the_agent_ended_is_told() {
+    let Some(mut world) = World::new() else { return };
+    let image = world
+        .image("head -c 100000 /dev/zero | tr '\\0' x >&2; printf '\\nlast \\033[2Jwords\\n' >&2; exit 3");
+    let connection = world.connect().await;
+    let (heard, end) = talk(connection.agent_from(image).await.unwrap(), Vec::new()).await;
+    assert_eq!(heard.unwrap(), MAGIC);
+    assert_eq!(end.exit_status, Some(3));
+    assert!(end.stderr.ends_with("x\nlast \\u{1b}[2Jwords"), "{}", end.stderr);
+    assert!(end.stderr.len() <= 8 * 1024 + 10 && end.error.is_none());
+    let image = world.image("kill -9 $$");
+    let (_, end) = talk(connection.agent_from(image).await.unwrap(), Vec::new()).await;
+    assert_eq!((end.exit_status, end.signal.as_deref()), (None, Some("KILL")));
+}

@@ -1,0 +1,294 @@
+//! The links below SSH: that all gets through, and that a link that fails is noticed.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ksync::remote::{Agent, ErrorKind, Loss, RemoteError, Target, connect};
+use rustls_pki_types::PrivateKeyDer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::world::{DEADLINE, ECHO, MAGIC, Proxy, Websocat, World, echoes, free_port, noise, talk};
+
+async fn fails(target: &Target) -> RemoteError {
+    connect(target).await.map(|_| ()).expect_err("it must not connect")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_megabytes_pass_intact_both_ways_at_once() {
+    let Some(mut world) = World::new() else { return };
+    let image = world.image(ECHO);
+    echoes(world.connect().await.agent_from(image.clone()).await.unwrap(), noise(50_000_000)).await;
+    let Some(websocat) = Websocat::to(world.address()) else { return };
+    let connection = connect(&world.target_over(&websocat.url(), None)).await.unwrap();
+    echoes(connection.agent_from(image).await.unwrap(), noise(50_000_000)).await;
+    connection.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_websocket_is_kept_alive_by_pings() {
+    let Some(mut world) = World::new() else { return };
+    let Some(websocat) = Websocat::to(world.address()) else { return };
+    let image = world.image("sleep 4; exec cat");
+    let target =
+        Target { silence_timeout: Duration::from_secs(1), ..world.target_over(&websocat.url(), None) };
+    let connection = connect(&target).await.unwrap();
+    echoes(connection.agent_from(image).await.unwrap(), noise(1000)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_reads_does_not_stop_what_is_sent() {
+    let Some(mut world) = World::new() else { return };
+    let image = world.image("head -c 20000000 /dev/zero & head -c 20000000 | wc -c >\"$HOME/count\"; wait");
+    let connection = world.connect().await;
+    let Agent { mut reader, mut writer, end, .. } = connection.agent_from(image).await.unwrap();
+    let speaking = tokio::task::spawn_blocking(move || writer.write_all(&noise(20_000_000)));
+    tokio::time::timeout(DEADLINE, speaking).await.expect("it is stuck").unwrap().unwrap();
+    let listening = tokio::task::spawn_blocking(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    assert_eq!(listening.await.unwrap().unwrap(), 20_000_000 + MAGIC.len() as u64);
+    assert_eq!(end.wait().await.exit_status, Some(0));
+    assert_eq!(std::fs::read_to_string(world.home().join("count")).unwrap().trim(), "20000000");
+}
+
+/// Writes to an agent that reads nothing, until `harm` strikes; how long that takes to be noticed, and what is said.
+async fn struck(
+    world: &World,
+    target: &Target,
+    image: ksync::remote::AgentImage,
+    harm: impl FnOnce(),
+) -> (Duration, RemoteError) {
+    assert!(world.home().exists());
+    let connection = connect(target).await.unwrap();
+    let Agent { mut reader, mut writer, end, .. } = connection.agent_from(image).await.unwrap();
+    let listening = tokio::task::spawn_blocking(move || reader.read_to_end(&mut Vec::new()));
+    let speaking = tokio::task::spawn_blocking(move || {
+        let block = noise(100_000);
+        loop {
+            if let Err(error) = writer.write_all(&block) {
+                return error;
+            }
+        }
+    });
+    // The window is full by now.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!speaking.is_finished() && !listening.is_finished());
+    let begin = Instant::now();
+    harm();
+    let told = tokio::time::timeout(DEADLINE, speaking).await.expect("the writer hangs").unwrap();
+    let heard = tokio::time::timeout(DEADLINE, listening).await.expect("the reader hangs").unwrap();
+    let end = tokio::time::timeout(DEADLINE, end.wait()).await.expect("the end hangs");
+    let elapsed = begin.elapsed();
+    let error = end.error.expect("an error");
+    assert_eq!(told.to_string(), error.to_string());
+    assert_eq!(heard.unwrap_err().to_string(), error.to_string());
+    drop(told);
+    (
+        elapsed,
+        match &*error {
+            RemoteError::Lost { endpoint, source } => {
+                RemoteError::Lost { endpoint: endpoint.clone(), source: source.clone() }
+            }
+            other => panic!("{other:?}"),
+        },
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_wakes_a_writer_that_waits() {
+    let Some(mut world) = World::new() else { return };
+    let image = world.image("exec sleep 60");
+    let proxy = Proxy::to(world.address(), Duration::ZERO);
+    let (elapsed, error) =
+        struck(&world, &world.target_at(proxy.address), image.clone(), || proxy.cut()).await;
+    assert!(elapsed < Duration::from_secs(3), "{elapsed:?}");
+    assert_eq!(error.kind(), ErrorKind::Socket, "{error:?}");
+    assert!(error.is_retryable());
+    let Some(websocat) = Websocat::to(world.address()) else { return };
+    let target = world.target_over(&websocat.url(), None);
+    let (elapsed, error) = struck(&world, &target, image, move || drop(websocat)).await;
+    assert!(elapsed < Duration::from_secs(3), "{elapsed:?}");
+    assert_eq!(error.kind(), ErrorKind::Socket, "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_goes_black_is_noticed() {
+    let Some(mut world) = World::new() else { return };
+    let image = world.image("exec sleep 60");
+    let websocat = Websocat::to(world.address());
+    let mut ways = vec![(world.target(), world.address())];
+    if let Some(websocat) = &websocat {
+        let address: SocketAddr = websocat.url().trim_start_matches("ws://").parse().unwrap();
+        ways.push((world.target_over("", None), address));
+    }
+    for (target, address) in ways {
+        let proxy = Proxy::to(address, Duration::ZERO);
+        let target = match target.transport {
+            ksync::remote::Transport::Tcp { .. } => world.target_at(proxy.address),
+            _ => world.target_over(&format!("ws://{}", proxy.address), None),
+        };
+        let target = Target { silence_timeout: Duration::from_secs(2), ..target };
+        let (elapsed, error) = struck(&world, &target, image.clone(), || proxy.go_black()).await;
+        assert!(elapsed < Duration::from_secs(6), "{elapsed:?}");
+        assert!(matches!(error, RemoteError::Lost { source: Loss::Silence(_), .. }), "{error:?}");
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_and_somebody_who_is_silent_are_told_apart() {
+    let Some(world) = World::new() else { return };
+    let nobody = world.target_at(([127, 0, 0, 1], free_port()).into());
+    let error = fails(&nobody).await;
+    assert_eq!(error.kind(), ErrorKind::Socket, "{error:?}");
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let connect_timeout = Duration::from_millis(300);
+    for target in [world.target_at(address), world.target_over(&format!("ws://{address}"), None)] {
+        let begin = Instant::now();
+        let error = fails(&Target { connect_timeout, ..target }).await;
+        assert_eq!(error.kind(), ErrorKind::ConnectTimeout, "{error:?}");
+        assert!(begin.elapsed() < Duration::from_secs(2));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_no_websocket_is_refused() {
+    let Some(world) = World::new() else { return };
+    let answers = [
+        ("HTTP/1.1 301 Moved\r\nLocation: ws://127.0.0.1/?token=secret\r\n\r\n", "a redirect (301)", false),
+        ("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "503", true),
+        ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "404", false),
+        ("SSH-2.0-OpenSSH\r\n", "", false),
+    ];
+    for (answer, told, retryable) in answers {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}/?token=secret", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+        });
+        let error = fails(&world.target_over(&url, None)).await;
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        let text = format!("{error}: {cause}");
+        assert!(text.contains(told) && !text.contains("secret"), "{text}");
+        assert!(!format!("{error:?}").contains("token=secret") || answer.contains("Location"), "{error:?}");
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Socket, retryable), "{text}");
+    }
+}
+
+/// A TLS front for `target`, with a certificate for `name` by a CA of its own; its port, and the CA's file.
+async fn tls_front(world: &World, name: &str, target: SocketAddr) -> (u16, PathBuf) {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&ca_key).unwrap();
+    let file = world.path(&format!("ca-{name}.pem"));
+    std::fs::write(&file, ca.pem()).unwrap();
+    let issuer = rcgen::Issuer::new(params, ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec![name.into()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut near) = acceptor.accept(stream).await else { return };
+                let mut far = TcpStream::connect(target).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    (port, file)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_right_certificate_is_trusted() {
+    let Some(mut world) = World::new() else { return };
+    let Some(websocat) = Websocat::to(world.address()) else { return };
+    let address: SocketAddr = websocat.url().trim_start_matches("ws://").parse().unwrap();
+    let (port, ca) = tls_front(&world, "localhost", address).await;
+    let image = world.image(ECHO);
+    let target = world.target_over(&format!("wss://localhost:{port}"), Some(ca.clone()));
+    let connection = connect(&target).await.unwrap();
+    echoes(connection.agent_from(image).await.unwrap(), noise(3_000_000)).await;
+    connection.close().await;
+    let refused = async |url: String, ca: Option<PathBuf>| {
+        let error = fails(&world.target_over(&url, ca)).await;
+        assert!(matches!(error, RemoteError::Tls { .. }), "{error:?}");
+        assert_eq!(error.kind(), ErrorKind::Socket);
+        std::error::Error::source(&error).unwrap().to_string()
+    };
+    // No CA; another name; the right name, but of another CA.
+    refused(format!("wss://localhost:{port}"), None).await;
+    let told = refused(format!("wss://127.0.0.1:{port}"), Some(ca.clone())).await;
+    assert!(told.contains("not valid for name"), "{told}");
+    let (other_port, _) = tls_front(&world, "other.example", address).await;
+    refused(format!("wss://localhost:{other_port}"), Some(ca)).await;
+    // Never without TLS where TLS was asked for.
+    let plain = world.target_over(&websocat.url().replace("ws:", "wss:"), None);
+    let error = fails(&Target { connect_timeout: Duration::from_secs(1), ..plain }).await;
+    assert!(matches!(error, RemoteError::Tls { .. } | RemoteError::TimedOut { .. }), "{error:?}");
+    let error = fails(&world.target_over("wss://localhost:1", Some(world.path("key")))).await;
+    assert!(matches!(error, RemoteError::CaCert { .. }), "{error:?}");
+}
+
+/// Key exchange 2, login 3, channel 1, first answer 1; the proxy's TCP connection costs nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_answer_comes_after_seven_round_trips() {
+    let Some(mut world) = World::new() else { return };
+    let image = world.image(ECHO);
+    echoes(world.connect().await.agent_from(image.clone()).await.unwrap(), Vec::new()).await;
+    let round_trip = Duration::from_millis(300);
+    let proxy = Proxy::to(world.address(), round_trip / 2);
+    let begin = Instant::now();
+    let connection = connect(&world.target_at(proxy.address)).await.unwrap();
+    let mut agent = connection.agent_from(image).await.unwrap();
+    let first = tokio::task::spawn_blocking(move || agent.reader.read_exact(&mut [0; 8]));
+    first.await.unwrap().unwrap();
+    let trips = begin.elapsed().as_secs_f64() / round_trip.as_secs_f64();
+    let _ = writeln!(std::io::stderr(), "{trips:.1} round trips");
+    assert!((6.5..8.9).contains(&trips), "{trips}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_has_only_what_we_refuse_is_refused() {
+    let Some(world) = World::with("Ciphers aes128-ctr") else { return };
+    let error = fails(&world.target()).await;
+    assert!(matches!(error, RemoteError::Handshake { .. }), "{error:?}");
+    assert!(error.hint().contains("AES-GCM"), "{}", error.hint());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_exchanged_again_and_again_without_a_gap() {
+    let Some(mut world) = World::with("RekeyLimit 1M") else { return };
+    let image = world.image(ECHO);
+    echoes(world.connect().await.agent_from(image.clone()).await.unwrap(), noise(20_000_000)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_free_sessions_says_so() {
+    let Some(mut world) = World::with("MaxSessions 1") else { return };
+    let image = world.image(ECHO);
+    let connection = world.connect().await;
+    let first = connection.agent_from(image.clone()).await.unwrap();
+    let error = connection.agent_from(image).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, RemoteError::Channel { .. }), "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::CouldNotStart);
+    let (heard, _) = talk(first, noise(10)).await;
+    assert_eq!(heard.unwrap().len(), MAGIC.len() + 10);
+}

@@ -1,0 +1,175 @@
+//! Who is trusted: hosts by their keys, and we by ours.
+
+use std::process::{Command, Stdio};
+
+use ksync::remote::{ErrorKind, HostKeyError, HostKeys, RemoteError, Target, connect};
+
+use crate::world::{ECHO, World, echoes, noise, peer};
+
+fn known_hosts(world: &World, text: &str) -> Target {
+    let file = world.path("known_hosts");
+    std::fs::write(&file, text).unwrap();
+    let host_keys = HostKeys::KnownHosts { files: vec![file], host: "127.0.0.1".into(), port: world.port() };
+    Target { host_keys, ..world.target() }
+}
+
+#[track_caller]
+fn why_not_trusted(result: Result<ksync::remote::Connection, RemoteError>) -> HostKeyError {
+    match result.map(|_| ()) {
+        Err(error @ RemoteError::HostKey { .. }) => {
+            assert_eq!(error.kind(), ErrorKind::HostKey);
+            assert!(!error.hint().is_empty());
+            let RemoteError::HostKey { source, .. } = error else { unreachable!() };
+            *source
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_host_is_known_by_any_line_of_openssh() {
+    let Some(world) = World::new() else { return };
+    let (ed25519, ecdsa, port) = (world.text("host.pub"), world.text("host_ecdsa.pub"), world.port());
+    for line in [
+        format!("[127.0.0.1]:{port} {ed25519}"),
+        format!("other,[127.0.0.?]:* {ed25519}"),
+        format!("127.0.0.1 {ed25519}"),
+        // The host has a key of a type that we would like better, and must show the one that is known.
+        format!("[127.0.0.1]:{port} {ecdsa}"),
+    ] {
+        connect(&known_hosts(&world, &line)).await.unwrap_or_else(|error| panic!("{line}: {error:?}"));
+    }
+    // Hashed, by OpenSSH itself.
+    let target = known_hosts(&world, &format!("[127.0.0.1]:{port} {ed25519}"));
+    let file = world.path("known_hosts");
+    let hashing = Command::new("ssh-keygen").arg("-H").arg("-f").arg(&file).output().unwrap();
+    assert!(hashing.status.success() && world.text("known_hosts").starts_with("|1|"));
+    connect(&target).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_host_that_is_not_known_so_is_refused_and_never_learnt() {
+    let Some(world) = World::new() else { return };
+    let (right, wrong, port) = (world.text("host.pub"), world.text("other.pub"), world.port());
+    let refused = async |text: String| {
+        let error = why_not_trusted(connect(&known_hosts(&world, &text)).await);
+        assert_eq!(world.text("known_hosts"), text, "something was written");
+        error
+    };
+    let name = format!("[127.0.0.1]:{port}");
+    assert!(matches!(refused(String::new()).await, HostKeyError::Unknown { .. }));
+    assert!(matches!(refused(format!("!{name},* {right}")).await, HostKeyError::Unknown { .. }));
+    assert!(matches!(refused(format!("{name} {wrong}")).await, HostKeyError::Changed { .. }));
+    let rsa = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQC7";
+    assert!(matches!(refused(format!("{name} {rsa}")).await, HostKeyError::Changed { .. }));
+    let revoked = format!("{name} {right}\n@revoked * {right}");
+    assert!(matches!(refused(revoked).await, HostKeyError::Revoked { .. }));
+    let authority = format!("@cert-authority * {right}");
+    assert!(matches!(refused(authority).await, HostKeyError::Authority { .. }));
+    let host_keys = HostKeys::KnownHosts { files: vec![world.home()], host: "127.0.0.1".into(), port };
+    let unreadable = connect(&Target { host_keys, ..world.target() }).await;
+    assert!(matches!(why_not_trusted(unreadable), HostKeyError::Unreadable { .. }));
+    let host_keys = HostKeys::Exactly(wrong);
+    let unexpected = connect(&Target { host_keys, ..world.target() }).await;
+    assert!(matches!(why_not_trusted(unexpected), HostKeyError::NotExpected { .. }));
+}
+
+#[tokio::test]
+async fn the_first_key_is_kept_and_a_later_one_refused() {
+    let Some(mut world) = World::new() else { return };
+    let store = world.path("state/ksync/hosts");
+    let host_keys = HostKeys::PinOnFirstUse { store: store.clone(), endpoint: "vm 1".into() };
+    let target = Target { host_keys, ..world.target() };
+    for _ in 0..2 {
+        connect(&target).await.unwrap();
+    }
+    let pinned = std::fs::read_to_string(&store).unwrap();
+    assert_eq!(pinned.lines().count(), 1);
+    // The same type, then the other type only.
+    world.keygen("host", "ed25519");
+    world.start("");
+    assert!(matches!(why_not_trusted(connect(&target).await), HostKeyError::Changed { line: 1, .. }));
+    world.start("HostKeyAlgorithms ecdsa-sha2-nistp256");
+    assert!(matches!(why_not_trusted(connect(&target).await), HostKeyError::Changed { line: 1, .. }));
+    assert_eq!(std::fs::read_to_string(&store).unwrap(), pinned);
+}
+
+#[tokio::test]
+async fn a_key_that_the_server_does_not_know_is_not_authorised() {
+    let Some(world) = World::new() else { return };
+    let target = Target { identities: vec![world.path("other")], ..world.target() };
+    let error = connect(&target).await.map(|_| ()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotAuthorised, "{error:?}");
+    let user = target.user.clone();
+    let expected = format!(
+        "could not log in as {user} on 127.0.0.1:{}: it did not accept the key (it accepts: publickey)",
+        world.port()
+    );
+    assert_eq!(error.to_string(), expected);
+    // The same server takes the right one, also from memory, and after a wrong one.
+    connect(&Target { identities: vec![world.path("other"), world.path("key")], ..world.target() })
+        .await
+        .unwrap();
+    let identity_text = Some(world.text("key"));
+    connect(&Target { identities: Vec::new(), identity_text, ..world.target() }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_be_used_is_named() {
+    let Some(world) = World::new() else { return };
+    let secret = world.path("secret");
+    let mut making = Command::new("ssh-keygen");
+    making.args(["-q", "-t", "ed25519", "-N", "passphrase", "-f"]).arg(&secret);
+    assert!(making.status().unwrap().success());
+    for (file, hint) in
+        [(secret, "ssh-add"), (world.path("missing"), "ssh-keygen"), (world.path("log"), "ssh-keygen")]
+    {
+        let target = Target { identities: vec![file.clone()], ..world.target() };
+        let error = connect(&target).await.map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains(&file.display().to_string()), "{error}");
+        assert!(error.hint().contains(hint), "{}", error.hint());
+        assert_eq!(error.kind(), ErrorKind::NotAuthorised);
+    }
+}
+
+/// ssh-agent is found by the environment, so this test runs itself again in another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn ssh_agent_opens_the_door() {
+    const INNER: &str = "KSYNC_TEST_SSH_AGENT_KEY";
+    let Some(mut world) = World::new() else { return };
+    if let Some(key) = std::env::var_os(INNER) {
+        std::fs::copy(std::path::Path::new(&key).with_extension("pub"), world.path("key.pub")).unwrap();
+        let image = world.image(ECHO);
+        for identities in [Vec::new(), vec![key.into()]] {
+            let target = Target { identities, use_ssh_agent: true, ..world.target() };
+            let connection = connect(&target).await.unwrap();
+            echoes(connection.agent_from(image.clone()).await.unwrap(), noise(100)).await;
+        }
+        return;
+    }
+    if peer("ssh-agent").is_none() || peer("ssh-add").is_none() {
+        return;
+    }
+    let (socket, key) = (world.path("socket"), world.path("locked"));
+    let mut agent =
+        Command::new("ssh-agent").arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn().unwrap();
+    while !socket.exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    world.keygen("locked", "ed25519");
+    let add = Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).status().unwrap();
+    assert!(add.success());
+    // The file alone is of no use any more.
+    let lock = Command::new("ssh-keygen").args(["-q", "-p", "-N", "passphrase", "-f"]).arg(&key).status();
+    assert!(lock.unwrap().success());
+    let inner = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "trust::ssh_agent_opens_the_door"])
+        .env("SSH_AUTH_SOCK", &socket)
+        .env(INNER, &key)
+        .output()
+        .unwrap();
+    let _ = agent.kill();
+    let _ = agent.wait();
+    let told = String::from_utf8_lossy(&inner.stdout).into_owned();
+    assert!(inner.status.success() && told.contains("1 passed"), "{told}");
+}

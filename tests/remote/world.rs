@@ -1,0 +1,366 @@
+//! A real sshd with keys, a home and a cache of its own, and what stands on the way to it.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use flate2::{Compression, GzBuilder};
+use ksync::remote::{Agent, AgentImage, BLOCK_BYTES, Connection, End, HostKeys, Target, Transport, connect};
+
+/// What an agent says first.
+pub(crate) const MAGIC: &[u8] = b"\0KSYNC\r\n";
+
+/// Far longer than anything here takes, and short enough to tell a hang from a slow machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// An agent that repeats what it is told.
+pub(crate) const ECHO: &str = "exec cat";
+
+/// Where `name` is; `None`, after a line that says so, where it is nowhere and need not be.
+pub(crate) fn peer(name: &str) -> Option<PathBuf> {
+    let found = find(name);
+    if found.is_none() {
+        skip(&format!("no {name}"));
+    }
+    found
+}
+
+/// Where `name` is; for what few machines have, so that nothing can be required.
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
+    let mut folders: Vec<PathBuf> =
+        std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
+    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    folders.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    folders.into_iter().map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// Says why a test does not run, or fails it where all must run.
+pub(crate) fn skip(why: &str) {
+    assert!(std::env::var_os("KSYNC_REQUIRE_PEERS").is_none_or(|value| value != "1"), "{why}");
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
+
+pub(crate) struct World {
+    folder: tempfile::TempDir,
+    sshd: PathBuf,
+    server: Option<Child>,
+    port: u16,
+    images: Vec<String>,
+}
+
+impl World {
+    pub(crate) fn new() -> Option<Self> {
+        Self::with("")
+    }
+
+    /// With further lines for sshd's configuration.
+    pub(crate) fn with(config: &str) -> Option<Self> {
+        let (sshd, _) = (peer("sshd")?, peer("ssh-keygen")?);
+        // Where sshd changes its root to while nobody is logged in.
+        let _ = std::fs::create_dir_all("/run/sshd");
+        let folder = tempfile::tempdir().unwrap();
+        let mut world = Self { folder, sshd, server: None, port: free_port(), images: Vec::new() };
+        for (name, kind) in
+            [("host", "ed25519"), ("host_ecdsa", "ecdsa"), ("key", "ed25519"), ("other", "ed25519")]
+        {
+            world.keygen(name, kind);
+        }
+        std::fs::create_dir(world.home()).unwrap();
+        world.start(config);
+        Some(world)
+    }
+
+    pub(crate) fn keygen(&self, name: &str, kind: &str) {
+        for file in [self.path(name), self.path(&format!("{name}.pub"))] {
+            let _ = std::fs::remove_file(file);
+        }
+        let path = self.path(name);
+        let status = Command::new("ssh-keygen").args(["-q", "-N", "", "-t", kind, "-f"]).arg(path).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Starts sshd anew.
+    pub(crate) fn start(&mut self, config: &str) {
+        self.stop();
+        let path = |name: &str| self.path(name).display().to_string();
+        // The first SetEnv counts, so one that is given replaces this one.
+        let text = format!(
+            "{config}\nListenAddress 127.0.0.1:{}\nHostKey {}\nHostKey {}\nAuthorizedKeysFile {}\n\
+             StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n\
+             SetEnv HOME={} XDG_CACHE_HOME={}\n",
+            self.port,
+            path("host"),
+            path("host_ecdsa"),
+            path("key.pub"),
+            self.home().display(),
+            self.cache().display(),
+        );
+        std::fs::write(self.path("sshd_config"), text).unwrap();
+        let log = std::fs::File::create(self.path("log")).unwrap();
+        let mut command = Command::new(&self.sshd);
+        command.arg("-D").arg("-e").arg("-f").arg(self.path("sshd_config"));
+        self.server = Some(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
+        wait_for(self.port);
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The far side's home.
+    pub(crate) fn home(&self) -> PathBuf {
+        self.path("home")
+    }
+
+    /// The far side's cache.
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.path("cache")
+    }
+
+    /// The far side's first choice for agents.
+    pub(crate) fn agents(&self) -> PathBuf {
+        self.cache().join("ksync")
+    }
+
+    pub(crate) fn text(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The way straight to sshd, with the right keys.
+    pub(crate) fn target(&self) -> Target {
+        self.target_at(self.address())
+    }
+
+    pub(crate) fn target_at(&self, address: SocketAddr) -> Target {
+        Target {
+            transport: Transport::Tcp { host: address.ip().to_string(), port: address.port() },
+            user: user(),
+            host_keys: HostKeys::Exactly(self.text("host.pub")),
+            identities: vec![self.path("key")],
+            identity_text: None,
+            use_ssh_agent: false,
+            connect_timeout: Duration::from_secs(20),
+            silence_timeout: Duration::from_secs(60),
+        }
+    }
+
+    pub(crate) fn target_over(&self, url: &str, ca_cert: Option<PathBuf>) -> Target {
+        Target { transport: Transport::WebSocket { url: url.into(), ca_cert }, ..self.target() }
+    }
+
+    pub(crate) async fn connect(&self) -> Connection {
+        connect(&self.target()).await.unwrap()
+    }
+
+    /// An agent, as a script that goes on like this after the magic word. No two are alike.
+    pub(crate) fn image(&mut self, then: &str) -> AgentImage {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let unique = format!("{} {}", self.folder.path().display(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let script = format!(
+            "#!/bin/sh\n# {unique}\n[ \"$1\" = --version ] && exit 0\nprintf '\\000KSYNC\\r\\n'\n{then}\n"
+        );
+        let image = pack(script.as_bytes());
+        self.images.push(image.sha256.to_string());
+        image
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop();
+        // Where agents go when the cache will not do.
+        for directory in ["/var/tmp", "/tmp", "/dev/shm"] {
+            for image in &self.images {
+                let _ = std::fs::remove_file(format!("{directory}/ksync-0/agent-{image}"));
+            }
+            let _ = std::fs::remove_dir(format!("{directory}/ksync-0"));
+        }
+    }
+}
+
+pub(crate) fn pack(program: &[u8]) -> AgentImage {
+    let gzip = |padding: usize| {
+        let mut packer = GzBuilder::new().extra(vec![0; padding]).write(Vec::new(), Compression::default());
+        packer.write_all(program).unwrap();
+        packer.finish().unwrap()
+    };
+    let padding = (BLOCK_BYTES - gzip(0).len() % BLOCK_BYTES) % BLOCK_BYTES;
+    let mut sum = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    sum.stdin.take().unwrap().write_all(program).unwrap();
+    let sum = String::from_utf8(sum.wait_with_output().unwrap().stdout).unwrap();
+    AgentImage { sha256: sum[..64].to_owned().into(), gzip: gzip(padding).into() }
+}
+
+pub(crate) fn user() -> String {
+    let output = Command::new("id").arg("-un").output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+pub(crate) fn is_root() -> bool {
+    user() == "root"
+}
+
+/// Says `words` to the agent, ends its input, and answers all that it said, with how it ended.
+pub(crate) async fn talk(agent: Agent, words: Vec<u8>) -> (std::io::Result<Vec<u8>>, End) {
+    let Agent { mut reader, mut writer, end, .. } = agent;
+    let speaking = tokio::task::spawn_blocking(move || writer.write_all(&words));
+    let listening = tokio::task::spawn_blocking(move || {
+        let mut heard = Vec::new();
+        reader.read_to_end(&mut heard).map(|_| heard)
+    });
+    let heard = tokio::time::timeout(DEADLINE, listening).await.expect("no end").unwrap();
+    // An agent that could not be started is told by the reader.
+    let _ = speaking.await.unwrap();
+    (heard, tokio::time::timeout(DEADLINE, end.wait()).await.expect("no end"))
+}
+
+/// The agent must repeat `words` after its magic word and end well.
+pub(crate) async fn echoes(agent: Agent, words: Vec<u8>) {
+    let (heard, end) = talk(agent, words.clone()).await;
+    let heard = heard.unwrap_or_else(|error| panic!("{error}: {:?} {end:?}", error.get_ref()));
+    assert_eq!(heard.len(), MAGIC.len() + words.len());
+    assert!(heard.starts_with(MAGIC) && heard.ends_with(&words));
+    assert_eq!((end.exit_status, end.signal), (Some(0), None));
+}
+
+/// Bytes of all kinds, among them line ends and zeros.
+pub(crate) fn noise(count: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut bytes = Vec::with_capacity(count + 8);
+    while bytes.len() < count {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(count);
+    bytes
+}
+
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+pub(crate) fn wait_for(port: u16) {
+    let begin = Instant::now();
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        assert!(begin.elapsed() < DEADLINE, "nothing listens on {port}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub(crate) fn chmod(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+/// `websocat` as a VM runs it; ends with the value.
+pub(crate) struct Websocat(Child, u16);
+
+impl Websocat {
+    pub(crate) fn to(address: SocketAddr) -> Option<Self> {
+        let websocat = peer("websocat")?;
+        let port = free_port();
+        let (listen, to) = (format!("ws-l:127.0.0.1:{port}"), format!("tcp:{address}"));
+        let child = Command::new(websocat).arg("--binary").arg(listen).arg(to).spawn().unwrap();
+        let websocat = Self(child, port);
+        wait_for(port);
+        Some(websocat)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("ws://127.0.0.1:{}", self.1)
+    }
+}
+
+impl Drop for Websocat {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A proxy that delays, swallows, or cuts what passes.
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    black: Arc<AtomicBool>,
+    sockets: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Proxy {
+    /// To `target`, with this delay each way.
+    pub(crate) fn to(target: SocketAddr, delay: Duration) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (black, sockets) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let proxy = Self { address, black: black.clone(), sockets: sockets.clone() };
+        thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let Ok(far) = TcpStream::connect(target) else { return };
+                for socket in [&near, &far] {
+                    socket.set_nodelay(true).unwrap();
+                    sockets.lock().unwrap().push(socket.try_clone().unwrap());
+                }
+                carry(near.try_clone().unwrap(), far.try_clone().unwrap(), delay, black.clone());
+                carry(far, near, delay, black.clone());
+            }
+        });
+        proxy
+    }
+
+    /// From now on nothing passes, and nobody is told.
+    pub(crate) fn go_black(&self) {
+        self.black.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends all connections.
+    pub(crate) fn cut(&self) {
+        for socket in self.sockets.lock().unwrap().drain(..) {
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, delay: Duration, black: Arc<AtomicBool>) {
+    let (sender, receiver) = std::sync::mpsc::sync_channel::<(Instant, Vec<u8>)>(1024);
+    thread::spawn(move || {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            while black.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(20));
+            }
+            if sender.send((Instant::now() + delay, buffer[..count].to_vec())).is_err() {
+                return;
+            }
+        }
+    });
+    thread::spawn(move || {
+        for (due, bytes) in receiver {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if to.write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(std::net::Shutdown::Both);
+    });
+}
