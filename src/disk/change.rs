@@ -2,7 +2,9 @@
 
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{AtFlags, Mode, fchmod, fstat, futimens, mkdirat, openat, symlinkat, unlinkat, utimensat};
+use rustix::fs::{
+    AtFlags, Mode, chownat, fchmod, fstat, futimens, mkdirat, openat, symlinkat, unlinkat, utimensat,
+};
 use rustix::io::Errno;
 
 use crate::disk::error::{DiskError, During, Fault};
@@ -27,7 +29,13 @@ impl Root {
         let place = self.place(path).during(VERB, path.as_bytes())?;
         let raw = mode_bits(self.policy().mode(mode) | FILLING_BITS);
         match mkdirat(&place, place.name, raw) {
-            Ok(()) => return Ok(true),
+            Ok(()) => {
+                if let Some((user, group)) = self.owner() {
+                    chownat(&place, place.name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+                        .during("set the owner of", path.as_bytes())?;
+                }
+                return Ok(true);
+            }
             Err(Errno::EXIST) => {}
             Err(error) => return Err(error).during(VERB, path.as_bytes()),
         }
@@ -149,6 +157,10 @@ impl Root {
         let name = staged_name(path, LINK);
         state.remove(name.as_bytes())?;
         symlinkat(target, &state, &*name).during(VERB, path.as_bytes())?;
+        if let Some((user, group)) = self.owner() {
+            chownat(&state, &*name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+                .during("set the owner of", path.as_bytes())?;
+        }
         utimensat(&state, &*name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW).during(VERB, path.as_bytes())?;
         state.install(&name, self, path, seen).inspect_err(|_| {
             // A link is cheap to make again, and the first error is the one that matters.

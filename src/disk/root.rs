@@ -9,6 +9,7 @@ use rustix::fs::{
     AtFlags, CWD, FlockOperation, Mode, OFlags, flock, fstat, fstatvfs, openat, readlinkat, statat,
 };
 use rustix::io::Errno;
+use rustix::process::{Gid, Uid, getegid, geteuid};
 
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::resolve::{PASSAGE, Resolver};
@@ -58,6 +59,7 @@ pub struct Root {
     path: PathBuf,
     resolver: Resolver,
     policy: Policy,
+    owner: Option<(u32, u32)>,
     dev: u64,
     ino: u64,
 }
@@ -88,16 +90,37 @@ impl Root {
         let stat = Stat::of(&stat).ok_or_else(|| DiskError::new("look at", bytes, Fault::OutOfRange))?;
         let resolver = Resolver::probe(descriptor.as_fd());
         let Identity { dev, ino, .. } = stat.identity;
-        Ok(Self { descriptor, path: path.to_owned(), resolver, policy: Policy::default(), dev, ino })
+        let is_foreign = stat.uid != geteuid().as_raw() || stat.gid != getegid().as_raw();
+        let owner = (geteuid().is_root() && is_foreign).then_some((stat.uid, stat.gid));
+        let policy = Policy::default();
+        Ok(Self { descriptor, path: path.to_owned(), resolver, policy, owner, dev, ino })
     }
 
-    /// As [`Root::open`], but makes the directory and its parents where they are missing.
+    /// As [`Root::open`], but makes the directory and its parents where they are missing. What the superuser
+    /// makes belongs to whom the nearest directory belongs that was there.
     ///
     /// # Errors
     /// It cannot be made or opened.
     pub fn create(path: &Path) -> Result<Self, DiskError> {
+        let named = || path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty());
+        let missing = named().take_while(|ancestor| !ancestor.exists()).count();
+        let above = named().nth(missing).unwrap_or(Path::new("."));
         std::fs::create_dir_all(path).during("make", path.as_os_str().as_bytes())?;
+        if missing > 0
+            && let Some((user, group)) = Self::open(above)?.owner
+        {
+            for made in named().take(missing) {
+                std::os::unix::fs::lchown(made, Some(user), Some(group))
+                    .during("set the owner of", made.as_os_str().as_bytes())?;
+            }
+        }
         Self::open(path)
+    }
+
+    /// To whom what is made here belongs, where that is not us: the superuser's files go to whom the root
+    /// belongs, so that a browser's user can use what was put into its home.
+    pub(crate) fn owner(&self) -> Option<(Uid, Gid)> {
+        self.owner.map(|(user, group)| (Uid::from_raw(user), Gid::from_raw(group)))
     }
 
     /// The same root with other rules for what may be set in it.

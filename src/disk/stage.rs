@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{AtFlags, Gid, Uid, fchmod, fchown, fsync, futimens, statat};
+use rustix::fs::{AtFlags, fchmod, fchown, fsync, futimens, statat};
 use rustix::io::Errno;
 
 use crate::disk::error::{DiskError, During};
@@ -27,8 +27,6 @@ pub struct Metadata {
     pub mode: u16,
     /// Modification time.
     pub mtime: Time,
-    /// User and group, where they are to be other than ours.
-    pub owner: Option<(u32, u32)>,
 }
 
 /// When a finished file is safe from a power cut.
@@ -175,9 +173,8 @@ impl Staging {
         durability: Durability,
     ) -> Result<Stat, DiskError> {
         let path = self.path.as_bytes();
-        if let Some((user, group)) = metadata.owner {
-            fchown(&self.file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))
-                .during("set the owner of", path)?;
+        if let Some((user, group)) = root.owner() {
+            fchown(&self.file, Some(user), Some(group)).during("set the owner of", path)?;
         }
         let mode = mode_bits(root.policy().mode(metadata.mode));
         fchmod(&self.file, mode).during("set the mode of", path)?;
@@ -264,6 +261,23 @@ mod tests {
         assert_eq!((stat.mode, stat.mtime()), (0o644, time(1)));
         assert_eq!(seen(&place), Some(stat.identity));
         assert_eq!(fs::read_dir(place.at(".ksync")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_the_superuser_makes_belongs_to_whom_the_directory_belongs() {
+        let place = Place::new();
+        if chown(place.at("."), Some(65534), Some(65534)).is_err() {
+            return;
+        }
+        let root = Root::create(&place.at("new/root")).unwrap();
+        root.make_directory(&path("d"), 0o755).unwrap();
+        root.make_symlink(&path("l"), b"d", time(1), None).unwrap();
+        let (staging, _) = Staging::open(&root, &path("f")).unwrap();
+        staging.finish(&root, &metadata(), None, Durability::Eventually).unwrap();
+        for made in ["new", "new/root", "new/root/d", "new/root/l", "new/root/f"] {
+            let metadata = fs::symlink_metadata(place.at(made)).unwrap();
+            assert_eq!((metadata.uid(), metadata.gid()), (65534, 65534), "{made}");
+        }
     }
 
     #[test]

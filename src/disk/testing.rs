@@ -77,7 +77,7 @@ impl Place {
 
 /// Of an ordinary file.
 pub(crate) fn metadata() -> Metadata {
-    Metadata { mode: 0o644, mtime: time(1), owner: None }
+    Metadata { mode: 0o644, mtime: time(1) }
 }
 
 pub(crate) fn path(text: impl AsRef<[u8]>) -> TreePath {

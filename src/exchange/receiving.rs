@@ -236,7 +236,7 @@ impl Receiving {
 
     fn install(&self, id: u32, staging: Staging) -> Result<(), Fault> {
         let entry = self.entry(id)?;
-        let metadata = Metadata { mode: entry.mode, mtime: entry.mtime, owner: None };
+        let metadata = Metadata { mode: entry.mode, mtime: entry.mtime };
         let seen = self.seen(id)?;
         staging
             .finish(self.root()?, &metadata, seen.as_ref(), Durability::Eventually)

@@ -14,6 +14,9 @@ pub enum SyncError {
     /// Both ends are somewhere else.
     #[error("both ends are remote")]
     BothRemote,
+    /// One end lies in the other.
+    #[error("source and destination are the same, or one lies in the other")]
+    Overlap,
     /// A Kernel session is named, which needs the API.
     #[error("connecting to session \"{0}\" through the Kernel API is not there yet")]
     NoSessions(String),
@@ -80,6 +83,7 @@ impl SyncError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::BothRemote
+            | Self::Overlap
             | Self::NoSessions(_)
             | Self::NoSetup(_)
             | Self::Setup(_)
@@ -111,6 +115,8 @@ impl SyncError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Remote(error) => return Some(error.hint()),
+            Self::Overlap => "choose a destination beside the source",
+            Self::Overlap => "choose a destination beside the source",
             Self::BothRemote => "copy to a local directory first, then from there",
             Self::NoSessions(_) => {
                 "run `kernel browsers ssh ID --setup-only -o json > setup.json`, then use --setup setup.json \

@@ -10,14 +10,14 @@ mod remote;
 mod target;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use endpoint::Endpoint;
 pub use error::SyncError;
 
-use crate::engine::Summary;
-use crate::monitor::{Monitor, Trouble};
+use crate::engine::{PROBLEMS_MAX, Summary};
+use crate::monitor::{Event, Monitor, Trouble};
 use crate::wire::hello::Options;
 
 /// How often a run is repeated because files changed while they were read.
@@ -67,7 +67,7 @@ impl Default for Way {
 }
 
 /// How a job ended.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Report {
     /// What was done, of all repeats together.
     pub summary: Summary,
@@ -100,23 +100,23 @@ struct Round {
 /// [`SyncError`]: why it ended early. What went wrong without ending it is in the report's summary.
 pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
     let start = Instant::now();
-    let (source, destination) = (&job.source, &job.destination);
+    let (source, destination, options) = (&job.source, &job.destination, &job.options);
     let mut report = match (source, destination) {
         (Endpoint::Local(from), Endpoint::Local(to)) => {
-            let (from, to, options) = (from.clone(), to.clone(), job.options.clone());
-            repeat(async || local::exchange(&from, &to, &options, &monitor).await).await?
+            local::check_apart(from, to)?;
+            repeat(monitor, async |monitor| local::exchange(from, to, options, monitor).await).await?
         }
         (Endpoint::Local(path), remote) => {
             let session = remote::Session::open(remote, &job.way).await?;
-            let result =
-                repeat(async || session.upload(path, remote.path(), &job.options, &monitor).await).await;
+            let round = async |monitor| session.upload(path, remote.path(), options, monitor).await;
+            let result = repeat(monitor, round).await;
             session.close().await;
             result?
         }
         (remote, Endpoint::Local(path)) => {
             let session = remote::Session::open(remote, &job.way).await?;
-            let result =
-                repeat(async || session.download(remote.path(), path, &job.options, &monitor).await).await;
+            let round = async |monitor| session.download(remote.path(), path, options, monitor).await;
+            let result = repeat(monitor, round).await;
             session.close().await;
             result?
         }
@@ -128,19 +128,19 @@ pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
 }
 
 /// Runs rounds until no file of the source changed while it was read, or it has been tried often enough.
-async fn repeat(round: impl AsyncFn() -> Result<Round, SyncError>) -> Result<Report, SyncError> {
-    let mut report: Option<Report> = None;
+async fn repeat(
+    monitor: Watcher,
+    round: impl AsyncFn(Watcher) -> Result<Round, SyncError>,
+) -> Result<Report, SyncError> {
+    let mut report = Report::default();
     for attempt in 0..=REPEATS_MAX {
-        let Round { summary, wire_up_bytes, wire_down_bytes, agent_installed_bytes } = round().await?;
-        let again = attempt < REPEATS_MAX && only_moved(&summary);
-        let report = report.get_or_insert_with(|| Report {
-            summary: Summary::default(),
-            elapsed: Duration::ZERO,
-            wire_up_bytes: 0,
-            wire_down_bytes: 0,
-            agent_installed_bytes: 0,
-            dry_run: false,
-        });
+        let patience = Arc::new(Patience::new(Watcher::clone(&monitor)));
+        let done = round(Watcher::clone(&(Arc::clone(&patience) as Watcher))).await;
+        let again = attempt < REPEATS_MAX && done.is_ok() && patience.has_withheld();
+        if !again {
+            patience.release();
+        }
+        let Round { summary, wire_up_bytes, wire_down_bytes, agent_installed_bytes } = done?;
         add(&mut report.summary, summary);
         report.wire_up_bytes += wire_up_bytes;
         report.wire_down_bytes += wire_down_bytes;
@@ -149,12 +149,44 @@ async fn repeat(round: impl AsyncFn() -> Result<Round, SyncError>) -> Result<Rep
             break;
         }
     }
-    report.ok_or(SyncError::BothRemote)
+    Ok(report)
 }
 
-/// Whether a repeat may help: something changed while it was read.
-fn only_moved(summary: &Summary) -> bool {
-    summary.problems.iter().any(|problem| matches!(problem.trouble, Trouble::Changed | Trouble::Vanished))
+/// Passes events on, but for problems that may be gone when the round is repeated.
+struct Patience {
+    monitor: Watcher,
+    withheld: Mutex<Vec<Event>>,
+}
+
+impl Patience {
+    fn new(monitor: Watcher) -> Self {
+        Self { monitor, withheld: Mutex::default() }
+    }
+
+    fn has_withheld(&self) -> bool {
+        !self.lock().is_empty()
+    }
+
+    /// Passes on what was withheld.
+    fn release(&self) {
+        self.lock().drain(..).for_each(|event| self.monitor.observe(event));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Monitor for Patience {
+    fn observe(&self, event: Event) {
+        let moved = matches!(&event, Event::Problem(problem)
+            if matches!(problem.trouble, Trouble::Changed | Trouble::Vanished));
+        if moved && self.lock().len() < PROBLEMS_MAX {
+            self.lock().push(event);
+        } else {
+            self.monitor.observe(event);
+        }
+    }
 }
 
 /// Adds a later round: what it did counts on top, what went wrong is only what still does.

@@ -58,11 +58,12 @@ impl Session {
         from: &Path,
         to: &[u8],
         options: &Options,
-        monitor: &Watcher,
+        monitor: Watcher,
     ) -> Result<Round, SyncError> {
+        let options = Options { special_bits: true, ..options.clone() };
         let engine = Sender::new(&Config { options: options.clone(), relay: false });
         let disk = Sending::new(from.to_owned(), options.clone());
-        self.exchange(Role::Receiver, to, options, engine, disk, monitor).await
+        self.exchange(Role::Receiver, to, &options, engine, disk, monitor).await
     }
 
     /// Fetches what is at `from` on the other machine to `to`. What comes from there is not trusted: set-id
@@ -72,7 +73,7 @@ impl Session {
         from: &[u8],
         to: &Path,
         options: &Options,
-        monitor: &Watcher,
+        monitor: Watcher,
     ) -> Result<Round, SyncError> {
         let options = Options { special_bits: false, safe_links: true, ..options.clone() };
         let engine = Receiver::new(&Config { options: options.clone(), relay: false });
@@ -87,14 +88,13 @@ impl Session {
         options: &Options,
         engine: impl Engine + 'static,
         disk: impl Perform,
-        monitor: &Watcher,
+        monitor: Watcher,
     ) -> Result<Round, SyncError> {
         let agent = self.connection.agent().await?;
         let (reader, down_bytes) = Meter::new(agent.reader);
         let (mut writer, up_bytes) = Meter::new(agent.writer);
         let order = Order { role, path: path.to_vec(), options: options.clone() };
         let compress = options.compress;
-        let monitor = Watcher::clone(monitor);
         let result = super::blocking(move || {
             // A writer that is gone shows in what the reader says.
             let _ = hello::write(&mut writer, Some(order));
