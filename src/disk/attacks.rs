@@ -189,9 +189,20 @@ fn a_planted_part_is_never_written_through() {
     fs::hard_link(place.outside().join("f"), &part).unwrap();
     let (staging, have) = Staging::open(&place.root, &path("x")).unwrap();
     assert_eq!((have, staging.len()), (0, 0));
+    drop(staging);
     write(&place.root, &path("x")).unwrap();
     assert_eq!(fs::read(place.outside().join("f")).unwrap(), b"canary");
     assert_eq!(place.outside().join("f").metadata().unwrap().nlink(), 1);
+}
+
+#[test]
+fn what_one_run_stages_no_other_run_touches() {
+    let place = Place::new();
+    let (mut first, _) = Staging::open(&place.root, &path("x")).unwrap();
+    first.append(b"one").unwrap();
+    assert!(Staging::open(&place.root, &path("x")).unwrap_err().is_busy());
+    drop(first);
+    assert_eq!(Staging::open(&place.root, &path("x")).unwrap().1, 3);
 }
 
 #[test]

@@ -116,7 +116,6 @@ impl SyncError {
         let hint = match self {
             Self::Remote(error) => return Some(error.hint()),
             Self::Overlap => "choose a destination beside the source",
-            Self::Overlap => "choose a destination beside the source",
             Self::BothRemote => "copy to a local directory first, then from there",
             Self::NoSessions(_) => {
                 "run `kernel browsers ssh ID --setup-only -o json > setup.json`, then use --setup setup.json \
