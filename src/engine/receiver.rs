@@ -74,8 +74,8 @@ pub struct Receiver {
 enum Phase {
     /// The offer is on its way.
     Offer,
-    /// The disk is being told what the trees are.
-    Planning,
+    /// The performer is told both manifests; nothing else may start before it knows them.
+    Plan,
     /// Directories are being made; wants go out already.
     Directories,
     /// Contents arrive.
@@ -248,7 +248,7 @@ impl Receiver {
             self.desk.send(Message::Finished(self.tally));
             return self.desk.finish(self.tally);
         }
-        self.phase = Phase::Planning;
+        self.phase = Phase::Plan;
         self.desk.start(Work::Plan { wanted, present });
     }
 
@@ -280,14 +280,14 @@ impl Receiver {
             Phase::Adjust => &mut self.plan.adjust,
             Phase::Remove => &mut self.plan.remove,
             Phase::DirectoryTimes => &mut self.plan.directory_times,
-            Phase::Offer | Phase::Planning | Phase::Content | Phase::Close => return false,
+            Phase::Offer | Phase::Plan | Phase::Content | Phase::Close => return false,
         };
         if steps.is_empty() {
             return false;
         }
         let later = steps.split_off(steps.len().min(STEPS_MAX));
         let now = std::mem::replace(steps, later);
-        self.desk.start(Work::Apply(now));
+        self.desk.start(Work::Apply(now.into()));
         true
     }
 
@@ -336,7 +336,7 @@ impl Receiver {
                 Phase::Adjust => Phase::Remove,
                 Phase::Remove => Phase::DirectoryTimes,
                 Phase::DirectoryTimes => Phase::Close,
-                Phase::Offer | Phase::Planning | Phase::Directories | Phase::Close => return,
+                Phase::Offer | Phase::Plan | Phase::Directories | Phase::Close => return,
             };
             if self.phase == Phase::Close {
                 if let Some(subject) = self.subject.clone() {
@@ -398,7 +398,7 @@ impl Receiver {
     }
 
     fn sign_request(&mut self, id: u32, windows: Vec<OldWindow>) {
-        if self.asked.get(&id).is_none_or(|ask| ask.old_hash.is_none()) {
+        if !self.asked.get(&id).is_some_and(|ask| ask.old_hash.is_some()) {
             return self.desk.protocol_error("signatures are asked for where there is no old version");
         }
         self.signs += 1;
