@@ -354,7 +354,7 @@ impl Receiver {
 
     /// Sends wants while the window is open.
     fn ask(&mut self) {
-        while self.signs < SIGNS_MAX && self.window.has_room() {
+        while self.signs < SIGNS_MAX && self.window.has_room(self.signs) {
             let Some(fetch) = self.plan.fetch.pop_front() else { break };
             if fetch.at.is_some() || self.plan.has_staged {
                 self.signs += 1;

@@ -15,11 +15,11 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Whether another want may be sent.
-    pub(super) fn has_room(&mut self) -> bool {
+    /// Whether another want may be sent, when so many are being prepared already.
+    pub(super) fn has_room(&mut self, prepared: usize) -> bool {
         let (count_max, bytes_max) =
             if self.waiting { (WANTS_MAX / 2, WEIGHT_BYTES_MAX / 2) } else { (WANTS_MAX, WEIGHT_BYTES_MAX) };
-        self.waiting = self.open_count >= count_max || self.open_bytes >= bytes_max;
+        self.waiting = self.open_count + prepared >= count_max || self.open_bytes >= bytes_max;
         !self.waiting
     }
 
@@ -49,25 +49,35 @@ mod tests {
     fn a_full_window_opens_again_when_half_is_answered() {
         let mut window = Window::default();
         for _ in 0..WANTS_MAX {
-            assert!(window.has_room());
+            assert!(window.has_room(0));
             window.open(1);
         }
-        assert!(!window.has_room());
+        assert!(!window.has_room(0));
         for _ in 0..WANTS_MAX / 2 {
-            assert!(!window.has_room());
+            assert!(!window.has_room(0));
             window.close(1);
         }
         window.close(1);
-        assert!(window.has_room());
+        assert!(window.has_room(0));
+    }
+
+    #[test]
+    fn what_is_being_prepared_counts() {
+        let mut window = Window::default();
+        for _ in 0..WANTS_MAX - 4 {
+            window.open(1);
+        }
+        assert!(window.has_room(3));
+        assert!(!window.has_room(4));
     }
 
     #[test]
     fn one_heavy_want_fills_the_window_but_is_let_in() {
         let mut window = Window::default();
-        assert!(window.has_room());
+        assert!(window.has_room(0));
         window.open(usize::MAX / 2);
-        assert!(!window.has_room());
+        assert!(!window.has_room(0));
         window.close(usize::MAX / 2);
-        assert!(window.has_room() && window.is_empty());
+        assert!(window.has_room(0) && window.is_empty());
     }
 }
