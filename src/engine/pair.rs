@@ -1,1 +1,332 @@
-//! Two machines in a jar (to be filled).
+//! Two machines in a jar: both engines, two trees in memory, and a scheduler that picks, from a seed, in
+//! which order messages arrive and works end.
+
+mod claims;
+mod cuts;
+mod disk;
+mod tree;
+
+use std::collections::VecDeque;
+
+use self::disk::{Source, Target};
+use self::tree::Dice;
+use crate::engine::{Config, Engine, Failure, Input, Output, Receiver, Sender, Summary, Work};
+use crate::monitor::Event;
+use crate::wire::hello::Options;
+use crate::wire::message::{Message, Op};
+
+/// In which order messages arrive and works end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// Any.
+    Random,
+    /// Works end in the order in which they were started, and before any message arrives.
+    WorksFirst,
+    /// Works end only when there is nothing else to do, the last one first.
+    WorksLast,
+    /// The sender goes on only when the receiver cannot.
+    SenderStarved,
+    /// The receiver goes on only when the sender cannot.
+    ReceiverStarved,
+}
+
+const ORDERS: [Order; 5] =
+    [Order::Random, Order::WorksFirst, Order::WorksLast, Order::SenderStarved, Order::ReceiverStarved];
+
+const SENDER: usize = 0;
+const RECEIVER: usize = 1;
+
+/// One machine.
+struct Side {
+    engine: Box<dyn Engine>,
+    works: Vec<Work>,
+    inbox: VecDeque<Message>,
+    only_outcomes: bool,
+    closed: bool,
+    done: Option<Result<Summary, Failure>>,
+    events: Vec<Event>,
+}
+
+impl Side {
+    fn new(engine: impl Engine + 'static) -> Self {
+        Self {
+            engine: Box::new(engine),
+            works: Vec::new(),
+            inbox: VecDeque::new(),
+            only_outcomes: false,
+            closed: false,
+            done: None,
+            events: Vec::new(),
+        }
+    }
+
+    /// Takes all answers of the engine, up to where it waits or ends; what is to be said comes back.
+    fn drain(&mut self) -> Vec<Message> {
+        let mut said = Vec::new();
+        loop {
+            match self.engine.poll() {
+                Output::Send(message) => said.push(message),
+                Output::Report(event) => self.events.push(event),
+                Output::Start(work) => {
+                    assert_apart(&self.works, &work);
+                    self.works.push(work);
+                }
+                Output::Wait => {
+                    self.only_outcomes = false;
+                    return said;
+                }
+                Output::WaitForWork => {
+                    assert!(!self.works.is_empty(), "it waits for a work, and none is under way");
+                    self.only_outcomes = true;
+                    return said;
+                }
+                Output::Done(result) => {
+                    self.done = Some(result);
+                    return said;
+                }
+            }
+        }
+    }
+}
+
+/// No two works may change the same file at a time, steps go one after the other, and nothing goes before
+/// the plan.
+fn assert_apart(under_way: &[Work], new: &Work) {
+    let ids = |work: &Work| match work {
+        Work::Sign { id, .. } | Work::Sink { id, .. } | Work::Source { id, .. } => vec![*id],
+        Work::Store(files) => files.iter().map(|file| file.id).collect(),
+        Work::Read(wants) => wants.iter().map(|want| want.id).collect(),
+        _ => Vec::new(),
+    };
+    let is_steps = |work: &Work| matches!(work, Work::Apply(_) | Work::Plan { .. } | Work::Close(_));
+    for work in under_way {
+        assert!(!(is_steps(work) && is_steps(new)), "{new:?} beside {work:?}");
+        assert!(!matches!(work, Work::Plan { .. }), "{new:?} before the plan is known");
+        let taken = ids(work);
+        assert!(ids(new).iter().all(|id| !taken.contains(id)), "{new:?} beside {work:?}");
+    }
+}
+
+/// What happened in a run.
+#[derive(Debug, Default)]
+struct Log {
+    /// Messages that were delivered.
+    delivered: usize,
+    /// Messages by name.
+    wants: usize,
+    contents: usize,
+    sign_requests: usize,
+    /// Content that left the sender.
+    sent_bytes: u64,
+    /// Most wants without an answer.
+    open_wants_max: usize,
+    open_wants: usize,
+    /// Content that reached the receiver and no work has taken.
+    held_bytes: usize,
+    held_bytes_max: usize,
+    /// Works that write.
+    writes: usize,
+}
+
+struct Pair {
+    sides: [Side; 2],
+    source: Source,
+    target: Target,
+    order: Order,
+    dice: Dice,
+    log: Log,
+}
+
+/// How a run ended, on both sides.
+struct Ended {
+    source: Source,
+    target: Target,
+    log: Log,
+    sender: Result<Summary, Failure>,
+    receiver: Result<Summary, Failure>,
+    /// What the client was told.
+    events: Vec<Event>,
+}
+
+impl Pair {
+    fn new(source: Source, target: Target, options: &Options, order: Order, seed: u64) -> Self {
+        // The sender is the client's here, so the receiver relays.
+        let client = Config { options: options.clone(), relay: false };
+        let agent = Config { options: options.clone(), relay: true };
+        let sides = [Side::new(Sender::new(&client)), Side::new(Receiver::new(&agent))];
+        Self { sides, source, target, order, dice: Dice::new(seed), log: Log::default() }
+    }
+
+    /// Runs to the end, or until so many messages have been delivered and the connection is cut.
+    fn run(mut self, cut_after: Option<usize>) -> Ended {
+        self.answer(SENDER);
+        self.answer(RECEIVER);
+        while self.sides.iter().any(|side| side.done.is_none()) {
+            if cut_after == Some(self.log.delivered) {
+                self.cut();
+                break;
+            }
+            let actions = self.actions();
+            assert!(!actions.is_empty(), "both sides wait for each other");
+            let picked = self.pick(&actions);
+            self.act(actions[picked]);
+        }
+        let [sender, receiver] = self.sides;
+        Ended {
+            source: self.source,
+            target: self.target,
+            log: self.log,
+            sender: sender.done.unwrap(),
+            receiver: receiver.done.unwrap(),
+            events: sender.events,
+        }
+    }
+
+    /// The connection is gone. What is under way on the disk still ends.
+    fn cut(&mut self) {
+        for side in [SENDER, RECEIVER] {
+            self.sides[side].inbox.clear();
+            if self.sides[side].done.is_none() {
+                self.sides[side].engine.input(Input::Closed("cut".to_owned()));
+                self.answer(side);
+            }
+            for work in std::mem::take(&mut self.sides[side].works) {
+                if side == RECEIVER {
+                    let _ = self.target.perform(work);
+                }
+            }
+        }
+    }
+
+    fn actions(&self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for (index, side) in self.sides.iter().enumerate().filter(|(_, side)| side.done.is_none()) {
+            actions.extend((0..side.works.len()).map(|work| Action::End(index, work)));
+            if side.only_outcomes || side.closed {
+                continue;
+            }
+            if !side.inbox.is_empty() {
+                actions.push(Action::Deliver(index));
+            } else if self.sides[1 - index].done.is_some() {
+                actions.push(Action::Close(index));
+            }
+        }
+        actions
+    }
+
+    fn pick(&mut self, actions: &[Action]) -> usize {
+        let (is_work, side_of) = (|action: &Action| matches!(action, Action::End(..)), Action::side);
+        let any = self.dice.below(actions.len());
+        let prefer = |wanted: &dyn Fn(&Action) -> bool| actions.iter().position(wanted);
+        match self.order {
+            Order::Random => any,
+            Order::WorksFirst => prefer(&is_work).unwrap_or(any),
+            Order::WorksLast => prefer(&|action| !is_work(action)).unwrap_or(actions.len() - 1),
+            Order::SenderStarved => prefer(&|action| side_of(action) == RECEIVER).unwrap_or(any),
+            Order::ReceiverStarved => prefer(&|action| side_of(action) == SENDER).unwrap_or(any),
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::End(side, index) => {
+                let work = self.sides[side].works.remove(index);
+                self.log.held_bytes -= content_of_work(&work).min(self.log.held_bytes);
+                let outcome = if side == SENDER {
+                    self.source.perform(work)
+                } else {
+                    self.log.writes += usize::from(writes(&work));
+                    self.target.perform(work)
+                };
+                self.sides[side].engine.input(Input::Outcome(outcome));
+            }
+            Action::Deliver(side) => {
+                let Some(message) = self.sides[side].inbox.pop_front() else { return };
+                self.log.delivered += 1;
+                if side == RECEIVER {
+                    self.log.held_bytes += content_of(&message);
+                    self.log.held_bytes_max = self.log.held_bytes_max.max(self.log.held_bytes);
+                }
+                self.sides[side].engine.input(Input::Message(message));
+            }
+            Action::Close(side) => {
+                self.sides[side].closed = true;
+                self.sides[side].engine.input(Input::Closed("the other side is gone".to_owned()));
+            }
+        }
+        self.answer(action.side());
+    }
+
+    /// Takes a side's answers and puts what it says on its way, as it comes out of the wire.
+    fn answer(&mut self, side: usize) {
+        for message in self.sides[side].drain() {
+            self.count(&message);
+            let message = Message::decode(&message.encode()).expect("what an engine says is within limits");
+            self.sides[1 - side].inbox.push_back(message);
+        }
+    }
+
+    fn count(&mut self, message: &Message) {
+        let log = &mut self.log;
+        match message {
+            Message::Wants(wants) => {
+                log.wants += wants.len();
+                log.open_wants += wants.len();
+                log.open_wants_max = log.open_wants_max.max(log.open_wants);
+            }
+            Message::Files(files) => {
+                log.contents += 1;
+                log.open_wants -= files.len();
+            }
+            Message::Pieces { end, .. } => {
+                log.contents += 1;
+                log.open_wants -= usize::from(end.is_some());
+            }
+            Message::SignRequest { .. } => log.sign_requests += 1,
+            _ => {}
+        }
+        log.sent_bytes += content_of(message) as u64;
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Action {
+    Deliver(usize),
+    End(usize, usize),
+    Close(usize),
+}
+
+impl Action {
+    fn side(&self) -> usize {
+        let (Self::Deliver(side) | Self::End(side, _) | Self::Close(side)) = *self;
+        side
+    }
+}
+
+fn content_of(message: &Message) -> usize {
+    use crate::wire::message::Body;
+    match message {
+        Message::Files(files) => files
+            .iter()
+            .map(|(_, body)| if let Body::Whole { data, .. } = body { data.len() } else { 0 })
+            .sum(),
+        Message::Pieces { ops, .. } => content_of_ops(ops),
+        _ => 0,
+    }
+}
+
+fn content_of_work(work: &Work) -> usize {
+    match work {
+        Work::Store(files) => files.iter().map(|file| file.data.len()).sum(),
+        Work::Sink { ops, .. } => content_of_ops(ops),
+        _ => 0,
+    }
+}
+
+fn content_of_ops(ops: &[Op]) -> usize {
+    ops.iter().map(|op| op.sent_bytes() as usize).sum()
+}
+
+fn writes(work: &Work) -> bool {
+    matches!(work, Work::Store(_) | Work::Sink { .. } | Work::Apply(_) | Work::Close(_))
+}

@@ -1,0 +1,471 @@
+//! Performs works on trees in memory.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use serde_bytes::ByteBuf;
+
+use super::tree::{Node, Tree, What, manifest, remove_with_all_below, time};
+use crate::content::chunk::{self, Average, Chunk, ChunkId};
+use crate::content::delta;
+use crate::content::hash::Hash;
+use crate::engine::work::{Fault, Opened, Outcome, Scanned, SmallFile, SourceNext, SourceStep, Step, Work};
+use crate::monitor::Trouble;
+use crate::tree::entry::{Kind, Time};
+use crate::tree::filter::Filter;
+use crate::tree::manifest::Manifest;
+use crate::tree::path::TreePath;
+use crate::wire::message::{Old, Op, Staged, Subject, Want, Window};
+
+/// Small, so that a file travels in many pieces.
+const PIECE_BYTES: usize = 24 << 10;
+
+/// How a source lies about a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lie {
+    /// It says that the old version is the same.
+    Same,
+    /// It announces another hash.
+    Hash,
+}
+
+/// The sender's disk.
+pub(super) struct Source {
+    pub(super) tree: Tree,
+    pub(super) root: (u16, Time),
+    pub(super) complete: bool,
+    /// What cannot be read.
+    pub(super) unreadable: HashSet<TreePath>,
+    /// What is lied about, and how many times.
+    pub(super) lies: HashMap<TreePath, (Lie, usize)>,
+    pub(super) filter: Filter,
+    pub(super) piece_bytes: usize,
+    offered: Arc<Manifest>,
+    streams: HashMap<u32, Stream>,
+}
+
+/// A file on its way out.
+struct Stream {
+    content: Arc<Vec<u8>>,
+    at: usize,
+    ops: Vec<Op>,
+    window: Option<Window>,
+    signed: bool,
+    signature: Option<Vec<u8>>,
+    same: bool,
+}
+
+impl Source {
+    pub(super) fn new(tree: Tree) -> Self {
+        Self {
+            tree,
+            root: (0o755, time(77)),
+            complete: true,
+            unreadable: HashSet::new(),
+            lies: HashMap::new(),
+            filter: Filter::default(),
+            piece_bytes: PIECE_BYTES,
+            offered: Arc::default(),
+            streams: HashMap::new(),
+        }
+    }
+
+    pub(super) fn perform(&mut self, work: Work) -> Outcome {
+        match work {
+            Work::Find => Outcome::Find(Ok(Subject::directory(self.root.0, self.root.1))),
+            Work::Scan => Outcome::Scan(Ok(self.scan())),
+            Work::Read(wants) => {
+                Outcome::Read(wants.into_iter().map(|want| (want.id, self.read(&want))).collect())
+            }
+            Work::Source { id, step } => Outcome::Source(id, self.step(id, step)),
+            other => panic!("not a sender's: {other:?}"),
+        }
+    }
+
+    fn scan(&mut self) -> Scanned {
+        let seen: Tree = self
+            .tree
+            .iter()
+            .filter(|(path, node)| !self.filter.excludes_within(path, node.is_directory()))
+            .map(|(path, node)| (path.clone(), node.clone()))
+            .collect();
+        self.offered = manifest(&seen);
+        Scanned {
+            manifest: Arc::clone(&self.offered),
+            ignores: self.filter.files().to_vec(),
+            problems: Vec::new(),
+            complete: self.complete,
+            excluded: (self.tree.len() - seen.len()) as u64,
+        }
+    }
+
+    fn content(&self, id: u32) -> Result<Arc<Vec<u8>>, Fault> {
+        let path = &self.offered.get(id).unwrap().path;
+        match &self.tree[path].what {
+            What::File(content) if !self.unreadable.contains(path) => Ok(Arc::clone(content)),
+            _ => Err(Fault::Entry(Trouble::Unreadable, "it cannot be read".to_owned())),
+        }
+    }
+
+    /// The lie about this file, if it is time for one.
+    fn lie(&mut self, id: u32) -> Option<Lie> {
+        let (lie, count) = self.lies.get_mut(&self.offered.get(id).unwrap().path)?;
+        *count = count.checked_sub(1)?;
+        Some(*lie)
+    }
+
+    fn read(&mut self, want: &Want) -> Result<(Option<Vec<u8>>, Hash), Fault> {
+        let content = self.content(want.id)?;
+        let hash = Hash::of(&content);
+        let same = want.old.as_ref().is_some_and(|old| old.chunks == chunks(&content).chunks);
+        Ok(match self.lie(want.id) {
+            Some(Lie::Same) => (None, Hash::of(b"a lie")),
+            Some(Lie::Hash) => (Some(content.to_vec()), Hash::of(b"a lie")),
+            None if same => (None, hash),
+            None => (Some(content.to_vec()), hash),
+        })
+    }
+
+    fn step(&mut self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), Fault> {
+        match step {
+            SourceStep::Begin(want) => {
+                let stream = Stream::begin(self.content(id)?, &want);
+                self.streams.insert(id, stream);
+            }
+            SourceStep::Signatures(signatures) => {
+                let stream = self.streams.get_mut(&id).unwrap();
+                (stream.signed, stream.signature) = (true, signatures.into_iter().next());
+            }
+            SourceStep::More => {}
+        }
+        self.content(id)?;
+        let (ops, next) = self.streams.get_mut(&id).unwrap().produce(self.piece_bytes);
+        let wrong = Hash::of(b"a lie");
+        let next = match next {
+            SourceNext::End(_) if self.lie(id).is_some() => SourceNext::End(wrong),
+            SourceNext::Same(_) if self.lie(id).is_some() => SourceNext::Same(wrong),
+            next => next,
+        };
+        Ok((ops, next))
+    }
+}
+
+impl Stream {
+    fn begin(content: Arc<Vec<u8>>, want: &Want) -> Self {
+        let mut stream = Self {
+            content,
+            at: 0,
+            ops: Vec::new(),
+            window: None,
+            signed: false,
+            signature: None,
+            same: false,
+        };
+        if let Some(staged) = &want.staged {
+            let kept = stream.matching(staged);
+            if kept > 0 {
+                stream.at = kept;
+                stream.ops.push(Op::Keep { length: kept as u64 });
+            }
+        }
+        if let Some(old) = &want.old {
+            let length: u32 = old.chunks.iter().map(|chunk| chunk.length).sum();
+            stream.same = stream.at == 0 && old.chunks == chunks(&stream.content).chunks;
+            stream.window = (length > 0).then_some(Window { offset: 0, length });
+            let new = chunks(&stream.content).chunks;
+            let shared = new.iter().zip(&old.chunks).take_while(|(new, old)| new == old);
+            let shared: usize = shared.map(|(chunk, _)| chunk.length as usize).sum();
+            if stream.at == 0 && shared > 0 {
+                stream.at = shared;
+                stream.ops.push(Op::Copy { offset: 0, length: shared as u64 });
+            }
+        }
+        stream
+    }
+
+    fn matching(&self, staged: &Staged) -> usize {
+        let block_bytes = Staged::block_bytes(staged.length) as usize;
+        let Some(start) = self.content.get(..staged.length as usize) else { return 0 };
+        let blocks = start.chunks(block_bytes).zip(&staged.blocks);
+        blocks.take_while(|(block, id)| ChunkId::of(block) == **id).map(|(block, _)| block.len()).sum()
+    }
+
+    fn produce(&mut self, piece_bytes: usize) -> (Vec<Op>, SourceNext) {
+        if self.same {
+            return (Vec::new(), SourceNext::Same(Hash::of(&self.content)));
+        }
+        let mut ops = std::mem::take(&mut self.ops);
+        if let (Some(window), false) = (self.window, self.signed || self.at == self.content.len()) {
+            return (ops, SourceNext::Sign(vec![window]));
+        }
+        let end = (self.at + piece_bytes).min(self.content.len());
+        let piece = &self.content[self.at..end];
+        let delta = self.window.zip(self.signature.as_ref()).and_then(|(window, signature)| {
+            let signature = delta::Signature::check(signature, window.length as usize).unwrap();
+            Some((window, signature.diff(piece).unwrap()?))
+        });
+        match delta {
+            _ if piece.is_empty() => {}
+            Some((window, delta)) => {
+                let length = piece.len() as u32;
+                ops.push(Op::Delta { window, length, delta: ByteBuf::from(delta) });
+            }
+            None => ops.push(Op::Data(ByteBuf::from(piece))),
+        }
+        self.at = end;
+        let ended = self.at == self.content.len();
+        (ops, if ended { SourceNext::End(Hash::of(&self.content)) } else { SourceNext::More })
+    }
+}
+
+/// The receiver's disk.
+pub(super) struct Target {
+    pub(super) tree: Tree,
+    pub(super) root: (u16, Time),
+    pub(super) complete: bool,
+    /// What lies aside, by path.
+    pub(super) staged: BTreeMap<TreePath, Vec<u8>>,
+    wanted: Option<Arc<Manifest>>,
+    present: Arc<Manifest>,
+    /// The tree when it was listed: what may be replaced.
+    listed: Tree,
+    begun: HashSet<u32>,
+}
+
+type Done = Result<(), Fault>;
+
+fn corrupt() -> Fault {
+    Fault::Entry(Trouble::Corrupt, "it is not what was announced".to_owned())
+}
+
+fn unwritable(cause: &str) -> Fault {
+    Fault::Entry(Trouble::Unwritable, cause.to_owned())
+}
+
+impl Target {
+    pub(super) fn new(tree: Tree) -> Self {
+        Self {
+            tree,
+            root: (0o700, time(0)),
+            complete: true,
+            staged: BTreeMap::new(),
+            wanted: None,
+            present: Arc::default(),
+            listed: Tree::new(),
+            begun: HashSet::new(),
+        }
+    }
+
+    /// The same disk, for another run.
+    pub(super) fn again(self) -> Self {
+        Self { wanted: None, begun: HashSet::new(), ..self }
+    }
+
+    pub(super) fn perform(&mut self, work: Work) -> Outcome {
+        match work {
+            Work::Open(_) => Outcome::Open(Ok(self.open())),
+            Work::Plan { wanted, present } => {
+                self.wanted = Some(wanted);
+                assert_eq!(present, self.present);
+                Outcome::Plan
+            }
+            Work::Sign { id, at } => Outcome::Sign(id, Ok(self.sign(id, at))),
+            Work::SignWindows { id, windows } => Outcome::SignWindows(id, self.sign_windows(id, &windows)),
+            Work::Store(files) => Outcome::Store(files.into_iter().map(|file| self.store(file)).collect()),
+            Work::Sink { id, ops, end } => Outcome::Sink(id, self.sink(id, ops, end)),
+            Work::Apply(steps) => {
+                Outcome::Apply(steps.into_iter().map(|step| (step, self.apply(step))).collect())
+            }
+            Work::Close(subject) => {
+                self.staged.clear();
+                if let Subject::Directory { mode, seconds, nanos } = subject {
+                    self.root = (mode, Time::new(seconds, nanos).unwrap());
+                }
+                Outcome::Close(Ok(()))
+            }
+            other => panic!("not a receiver's: {other:?}"),
+        }
+    }
+
+    fn open(&mut self) -> Opened {
+        self.present = manifest(&self.tree);
+        self.listed = self.tree.clone();
+        Opened {
+            manifest: Arc::clone(&self.present),
+            path: b"/jar".to_vec(),
+            problems: Vec::new(),
+            complete: self.complete,
+            has_staged: !self.staged.is_empty(),
+        }
+    }
+
+    fn wanted(&self, id: u32) -> &crate::tree::entry::Entry {
+        let wanted = self.wanted.as_ref().expect("works on the tree come after the plan");
+        wanted.get(id).expect("ids are those of the manifest")
+    }
+
+    fn old(&self, id: u32) -> Option<Arc<Vec<u8>>> {
+        match &self.listed.get(&self.wanted(id).path)?.what {
+            What::File(content) => Some(Arc::clone(content)),
+            _ => None,
+        }
+    }
+
+    fn sign(&self, id: u32, at: Option<u32>) -> (Want, Option<Hash>) {
+        let staged = self.staged.get(&self.wanted(id).path).filter(|bytes| !bytes.is_empty());
+        let staged = staged.map(|bytes| {
+            let length = bytes.len() as u64;
+            let blocks = bytes.chunks(Staged::block_bytes(length) as usize).map(ChunkId::of).collect();
+            Staged { length, blocks }
+        });
+        let old = at.and_then(|_| self.old(id));
+        let want = Want { id, staged, old: old.as_ref().map(|content| chunks(content)) };
+        (want, old.map(|content| Hash::of(&content)))
+    }
+
+    fn sign_windows(&self, id: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
+        let old = self.old(id).ok_or_else(corrupt)?;
+        let sign = |window: &Window| {
+            let old = window_of(&old, *window).ok_or_else(corrupt)?;
+            delta::sign(old).map_err(|_| corrupt())
+        };
+        windows.iter().map(sign).collect()
+    }
+
+    fn store(&mut self, file: SmallFile) -> (u32, Done) {
+        let result =
+            if Hash::of(&file.data) == file.hash { self.install(file.id, file.data) } else { Err(corrupt()) };
+        (file.id, result)
+    }
+
+    fn sink(&mut self, id: u32, ops: Vec<Op>, end: Option<Hash>) -> Done {
+        let path = self.wanted(id).path.clone();
+        let old = self.old(id);
+        let mut content = self.staged.remove(&path).unwrap_or_default();
+        let mut failed = false;
+        if self.begun.insert(id) {
+            let kept = if let Some(Op::Keep { length }) = ops.first() { *length } else { 0 };
+            failed = kept > content.len() as u64;
+            content.truncate(kept as usize);
+        }
+        for op in ops {
+            let old = old.as_ref().map(|old| old.as_slice()).unwrap_or_default();
+            let more = match &op {
+                Op::Keep { .. } => Some(Vec::new()),
+                Op::Data(bytes) => Some(bytes.to_vec()),
+                Op::Copy { offset, length } => usize::try_from(*offset).ok().and_then(|offset| {
+                    Some(old.get(offset..offset.checked_add(usize::try_from(*length).ok()?)?)?.to_vec())
+                }),
+                Op::Delta { window, length, delta } => window_of(old, *window)
+                    .and_then(|window| delta::apply(window, delta, *length as usize).ok()),
+            };
+            failed |= more.is_none();
+            content.extend(more.unwrap_or_default());
+        }
+        let wrong = end.is_some_and(|hash| Hash::of(&content) != hash);
+        if end.is_some() || failed {
+            self.begun.remove(&id);
+        }
+        if wrong || failed {
+            return Err(corrupt());
+        }
+        if end.is_some() {
+            self.install(id, content)
+        } else {
+            self.staged.insert(path, content);
+            Ok(())
+        }
+    }
+
+    fn install(&mut self, id: u32, content: Vec<u8>) -> Done {
+        let entry = self.wanted(id).clone();
+        self.put(
+            &entry.path,
+            Node { what: What::File(Arc::new(content)), mode: entry.mode, mtime: entry.mtime },
+        )
+    }
+
+    /// Puts something into its place. Nothing may be put in place of a directory, or where there is none.
+    fn put(&mut self, path: &TreePath, node: Node) -> Done {
+        let there = path.parent().is_none_or(|parent| self.tree.get(&parent).is_some_and(Node::is_directory));
+        if !there || self.tree.get(path).is_some_and(Node::is_directory) {
+            return Err(unwritable("its directory is not there"));
+        }
+        self.tree.insert(path.clone(), node);
+        self.touch(path);
+        Ok(())
+    }
+
+    /// What changes in a directory moves its time.
+    fn touch(&mut self, path: &TreePath) {
+        let now = time(999);
+        match path.parent() {
+            Some(parent) => {
+                if let Some(node) = self.tree.get_mut(&parent) {
+                    node.mtime = now;
+                }
+            }
+            None => self.root.1 = now,
+        }
+    }
+
+    fn apply(&mut self, step: Step) -> Done {
+        match step {
+            Step::Clear { at } => {
+                let path = self.present.get(at).unwrap().path.clone();
+                remove_with_all_below(&mut self.tree, &path);
+                self.touch(&path);
+                Ok(())
+            }
+            Step::MakeDirectory { id } => {
+                let entry = self.wanted(id).clone();
+                match self.tree.get_mut(&entry.path) {
+                    Some(node) if node.is_directory() => {
+                        node.mode |= 0o700;
+                        Ok(())
+                    }
+                    Some(_) => Err(unwritable("something is in the way")),
+                    None => {
+                        let node = Node { what: What::Directory, mode: entry.mode | 0o700, mtime: time(999) };
+                        self.put(&entry.path, node)
+                    }
+                }
+            }
+            Step::MakeLink { id } => {
+                let entry = self.wanted(id).clone();
+                let Kind::Symlink { target } = entry.kind else { panic!("a link that is none") };
+                let node = Node { what: What::Link(target.into()), mode: 0o777, mtime: entry.mtime };
+                self.put(&entry.path, node)
+            }
+            Step::Adjust { id } => {
+                let entry = self.wanted(id).clone();
+                let node = self.tree.get_mut(&entry.path).ok_or_else(|| unwritable("it is not there"))?;
+                (node.mode, node.mtime) = (entry.mode, entry.mtime);
+                Ok(())
+            }
+            Step::Remove { at } => {
+                let path = self.present.get(at).unwrap().path.clone();
+                let holds = self.tree.keys().any(|below| below.is_below(&path));
+                assert!(!holds, "{path} is removed before what is in it");
+                self.tree.remove(&path);
+                self.touch(&path);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn window_of(old: &[u8], window: Window) -> Option<&[u8]> {
+    let offset = usize::try_from(window.offset).ok()?;
+    old.get(offset..offset.checked_add(window.length as usize)?)
+}
+
+fn chunks(content: &[u8]) -> Old {
+    let average = Average::for_size(content.len() as u64).unwrap();
+    let mut chunks = Vec::new();
+    chunk::cut(content, average, |bytes| {
+        chunks.push(Chunk { length: bytes.len() as u32, id: ChunkId::of(bytes) });
+    })
+    .unwrap();
+    Old { average, chunks }
+}
