@@ -96,6 +96,8 @@ struct Ask {
     weight: usize,
     /// The hash of the old version, to check the answer "the same".
     old_hash: Option<Hash>,
+    /// Everything of it has arrived, and a work on it is under way: the sender has no more to say of it.
+    given: bool,
 }
 
 /// A larger file on its way.
@@ -382,7 +384,7 @@ impl Receiver {
     fn want(&mut self, want: Want, old_hash: Option<Hash>) {
         let weight = want.weight();
         self.window.open(weight);
-        self.asked.insert(want.id, Ask { weight, old_hash });
+        self.asked.insert(want.id, Ask { weight, old_hash, given: false });
         if self.batch_bytes + weight > BATCH_BYTES {
             self.send_batch();
         }
@@ -398,7 +400,7 @@ impl Receiver {
     }
 
     fn sign_request(&mut self, id: u32, windows: Vec<OldWindow>) {
-        if !self.asked.get(&id).is_some_and(|ask| ask.old_hash.is_some()) {
+        if !self.asked.get(&id).is_some_and(|ask| ask.old_hash.is_some() && !ask.given) {
             return self.desk.protocol_error("signatures are asked for where there is no old version");
         }
         self.signs += 1;
@@ -413,10 +415,11 @@ impl Receiver {
     fn files(&mut self, files: Vec<(u32, Body)>) {
         let mut store = Vec::new();
         for (id, body) in files {
-            let Some(ask) = self.asked.get(&id) else {
+            let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
                 return self.desk.protocol_error("a file that nobody asked for");
             };
             let old_hash = ask.old_hash;
+            ask.given = true;
             if self.sinks.contains_key(&id) && body != Body::Skipped {
                 return self.desk.protocol_error("a file in two ways at once");
             }
@@ -459,9 +462,10 @@ impl Receiver {
     }
 
     fn pieces(&mut self, id: u32, ops: Vec<Op>, end: Option<Hash>) {
-        if !self.asked.contains_key(&id) {
+        let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
             return self.desk.protocol_error("content that nobody asked for");
-        }
+        };
+        ask.given = end.is_some();
         let size = self.size(id);
         if !self.sinks.contains_key(&id) && self.sinks.len() == STREAMS_MAX {
             return self.desk.protocol_error("too many files at once");
@@ -476,7 +480,7 @@ impl Receiver {
         sink.made_bytes = sink.made_bytes.saturating_add(made);
         sink.sent_bytes += sent;
         let length_fits = if end.is_some() { sink.made_bytes == size } else { sink.made_bytes <= size };
-        if !length_fits || sink.ended {
+        if !length_fits {
             return self.desk.protocol_error("a file of another size than offered");
         }
         sink.ended = end.is_some();
