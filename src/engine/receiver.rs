@@ -38,6 +38,14 @@ const BATCH_BYTES: usize = 64 << 10;
 /// Steps of one `Apply`: short enough that a cut connection is noticed.
 const STEPS_MAX: usize = 1024;
 
+/// What steps take while they wait, in bytes: their content, and themselves, since a peer may send as many
+/// as it likes that hold none.
+fn held_bytes(ops: &[Op]) -> usize {
+    const MESSAGE_BYTES: usize = 128;
+    let content: u64 = ops.iter().map(Op::sent_bytes).sum();
+    MESSAGE_BYTES + size_of_val(ops) + content as usize
+}
+
 /// The side that wants the files.
 #[derive(Debug)]
 pub struct Receiver {
@@ -484,7 +492,7 @@ impl Receiver {
             return self.desk.protocol_error("a file of another size than offered");
         }
         sink.ended = end.is_some();
-        self.held_bytes += sent as usize;
+        self.held_bytes += held_bytes(&ops);
         self.tally.sent_bytes += sent;
         self.tally.matched_bytes += made.saturating_sub(sent);
         sink.waiting.push_back((ops, end));
@@ -500,8 +508,7 @@ impl Receiver {
         }
         let Some(sink) = self.sinks.get_mut(&id).filter(|sink| !sink.busy) else { return };
         while let Some((ops, end)) = sink.waiting.pop_front() {
-            let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
-            self.held_bytes -= sent as usize;
+            self.held_bytes -= held_bytes(&ops);
             if sink.failed.is_none() && !sink.skipped {
                 sink.busy = true;
                 return self.desk.start(Work::Sink { id, ops, end });
