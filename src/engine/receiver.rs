@@ -240,8 +240,8 @@ impl Receiver {
         };
         let withheld = options.delete && !may_delete;
         self.wanted = Arc::new(std::mem::take(&mut self.builder).finish());
-        if !self.is_directory() && self.wanted.len() > 1 {
-            return self.desk.protocol_error("several entries where one was announced");
+        if !self.is_what_was_announced() {
+            return self.desk.protocol_error("other entries than the one that was announced");
         }
         let (links, staged) = (options.safe_links, opened.has_staged);
         self.plan = Plan::new(&self.wanted, &opened.manifest, rules, &self.filter, links, staged);
@@ -260,6 +260,15 @@ impl Receiver {
         }
         self.phase = Phase::Plan;
         self.desk.start(Work::Plan { wanted, present });
+    }
+
+    /// A single file or link comes alone and under its own name.
+    fn is_what_was_announced(&self) -> bool {
+        match (&self.subject, self.wanted.entries()) {
+            (Some(Subject::File { name }), [entry]) => entry.path.as_bytes() == name && !entry.is_directory(),
+            (Some(Subject::File { .. }), entries) => entries.is_empty(),
+            _ => true,
+        }
     }
 
     fn announce_plan(&mut self, present: &Manifest) {
