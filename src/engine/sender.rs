@@ -6,7 +6,7 @@
 //! Finished ─► done
 //! ```
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
@@ -17,7 +17,8 @@ use crate::monitor::{Event, Problem};
 use crate::tree::entry::{Entry, Kind};
 use crate::tree::manifest::Manifest;
 use crate::wire::message::{
-    AbortKind, Body, CONTENT_BYTES_MAX, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, Subject, WANTS_MAX, Want,
+    AbortKind, Body, CONTENT_BYTES_MAX, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, Subject, WANTS_BYTES_MAX,
+    WANTS_MAX, Want,
 };
 
 /// Longest file that is sent whole although the receiver has an old version: asking for signatures costs a
@@ -45,8 +46,9 @@ pub struct Sender {
     streams: HashMap<u32, Stream>,
     /// How often each file was asked for.
     asks: HashMap<u32, u8>,
-    /// Files that were asked for and not answered.
-    unanswered: HashSet<u32>,
+    /// Files that were asked for and not answered, with the weights of the wants.
+    unanswered: HashMap<u32, usize>,
+    unanswered_bytes: usize,
     reads: usize,
 }
 
@@ -72,7 +74,8 @@ impl Sender {
             large: VecDeque::new(),
             streams: HashMap::new(),
             asks: HashMap::new(),
-            unanswered: HashSet::new(),
+            unanswered: HashMap::new(),
+            unanswered_bytes: 0,
             reads: 0,
         }
     }
@@ -115,10 +118,12 @@ impl Sender {
         };
         let asked = self.asks.entry(want.id).or_default();
         *asked += 1;
-        if *asked > ASKS_MAX || !self.unanswered.insert(want.id) {
+        let weight = want.weight();
+        if *asked > ASKS_MAX || self.unanswered.insert(want.id, weight).is_some() {
             return self.desk.protocol_error("a file was asked for too often");
         }
-        if self.unanswered.len() > WANTS_MAX {
+        self.unanswered_bytes += weight;
+        if self.unanswered.len() > WANTS_MAX || self.unanswered_bytes > WANTS_BYTES_MAX {
             return self.desk.protocol_error("too many wants without an answer");
         }
         self.desk.progress(Event::Planned { files: 1, bytes: size });
@@ -140,7 +145,7 @@ impl Sender {
             Outcome::Source(id, Err(fault)) => {
                 self.streams.remove(&id);
                 if self.complain(id, fault) {
-                    self.unanswered.remove(&id);
+                    self.answered(id);
                     self.desk.send(Message::Files(vec![(id, Body::Skipped)]));
                 }
             }
@@ -191,7 +196,7 @@ impl Sender {
                     Body::Skipped
                 }
             };
-            self.unanswered.remove(&id);
+            self.answered(id);
             answers.push((id, body));
         }
         self.desk.send(Message::Files(answers));
@@ -221,8 +226,12 @@ impl Sender {
             }
         };
         self.streams.remove(&id);
-        self.unanswered.remove(&id);
+        self.answered(id);
         self.desk.send(end);
+    }
+
+    fn answered(&mut self, id: u32) {
+        self.unanswered_bytes -= self.unanswered.remove(&id).unwrap_or(0);
     }
 
     /// The receiver has all of this file.

@@ -17,6 +17,10 @@ use crate::tree::path::TreePath;
 /// their way, 3,000 files of 4 KiB; and a want takes some 100 bytes on each side.
 pub const WANTS_MAX: usize = 8192;
 
+/// Most bytes of wants without an answer, by [`Want::weight`]: chunk lists, mostly. A receiver stops asking at
+/// 4 MiB; the few wants that it prepares meanwhile weigh up to 1.4 MB each.
+pub const WANTS_BYTES_MAX: usize = 10 << 20;
+
 /// Most files whose content is on its way in pieces at a time.
 pub const STREAMS_MAX: usize = 8;
 
