@@ -4,6 +4,7 @@
 mod claims;
 mod cuts;
 mod disk;
+mod liars;
 mod tree;
 
 use std::collections::VecDeque;

@@ -1,0 +1,530 @@
+//! A peer that lies, against one engine: an error of the protocol, and nothing else.
+
+use serde_bytes::ByteBuf;
+
+use super::disk::{Source, Target};
+use super::tree::{Dice, Tree, directory, file, link, manifest, path, time, tree};
+use super::{RECEIVER, SENDER, Side};
+use crate::content::chunk::{Average, Chunk, ChunkId};
+use crate::content::hash::Hash;
+use crate::engine::{Config, Input, Outcome, Receiver, Sender, Work};
+use crate::monitor::Event;
+use crate::tree::filter::IgnoreFile;
+use crate::wire::message::{
+    AbortKind, Body, Message, Old, Op, STREAMS_MAX, Staged, Subject, Tally, WANTS_MAX, Want, Window,
+};
+
+// The files of `offered`, by id.
+pub(super) const DIRECTORY: u32 = 0;
+pub(super) const SMALL: u32 = 1;
+pub(super) const LARGE: u32 = 2;
+pub(super) const LINK: u32 = 3;
+pub(super) const UPDATED: u32 = 4;
+pub(super) const SAME: u32 = 5;
+
+const LARGE_BYTES: usize = 300_000;
+const UPDATED_BYTES: usize = 20_000;
+
+/// What is offered: one of everything.
+pub(super) fn offered() -> Tree {
+    let mut dice = Dice::new(1);
+    tree([
+        ("dir", directory()),
+        ("dir/small", file(b"small")),
+        ("large", file(&dice.bytes(LARGE_BYTES))),
+        ("link", link("dir")),
+        ("updated", file(&dice.bytes(UPDATED_BYTES))),
+        ("zsame", file(b"same")),
+    ])
+}
+
+fn present() -> Tree {
+    tree([("updated", file(b"an older version")), ("zsame", file(b"same"))])
+}
+
+/// How far an honest exchange has come when the lie is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Fresh,
+    /// S: the source is being listed. R: the destination is being listed.
+    Listing,
+    /// S: everything is offered. R: so, and wants are out while directories are made.
+    Offered,
+    /// S: wants are being answered. R: directories are there.
+    Content,
+    /// A large file is on its way.
+    Streaming,
+    /// S: signatures are awaited. R: all content is there, and steps are under way.
+    Late,
+}
+
+pub(super) const STAGES: [Stage; 6] =
+    [Stage::Fresh, Stage::Listing, Stage::Offered, Stage::Content, Stage::Streaming, Stage::Late];
+
+/// An engine and its disk.
+pub(super) struct Victim {
+    pub(super) side: Side,
+    disk: Box<dyn FnMut(Work) -> Outcome>,
+    pub(super) said: Vec<Message>,
+}
+
+impl Victim {
+    pub(super) fn sender(config: &Config, source: Tree) -> Self {
+        let mut source = Source::new(source);
+        Self::new(Side::new(Sender::new(config)), move |work| source.perform(work))
+    }
+
+    pub(super) fn receiver(config: &Config, target: Tree) -> Self {
+        let mut target = Target::new(target);
+        Self::new(Side::new(Receiver::new(config)), move |work| target.perform(work))
+    }
+
+    fn new(mut side: Side, disk: impl FnMut(Work) -> Outcome + 'static) -> Self {
+        let said = side.drain();
+        Self { side, disk: Box::new(disk), said }
+    }
+
+    /// Goes on as an honest peer would make it, up to this stage.
+    pub(super) fn at(which: usize, stage: Stage) -> Self {
+        let config = Config::default();
+        if which == SENDER { Self::sender_at(&config, stage) } else { Self::receiver_at(&config, stage) }
+    }
+
+    fn sender_at(config: &Config, stage: Stage) -> Self {
+        let mut victim = Self::sender(config, offered());
+        if stage == Stage::Fresh {
+            return victim;
+        }
+        victim.end_one();
+        if stage == Stage::Listing {
+            return victim;
+        }
+        victim.end_one();
+        if stage == Stage::Offered {
+            return victim;
+        }
+        victim.hear(Message::Wants(vec![Want::whole(SMALL)]));
+        if stage == Stage::Content {
+            return victim;
+        }
+        victim.end_one();
+        victim.hear(Message::Wants(vec![Want::whole(LARGE)]));
+        victim.end_one();
+        if stage == Stage::Streaming {
+            return victim;
+        }
+        victim.end_all();
+        victim.hear(Message::Wants(vec![want_with_old(UPDATED, 1)]));
+        victim.end_all();
+        assert!(matches!(victim.said.last(), Some(Message::SignRequest { id: UPDATED, .. })));
+        victim
+    }
+
+    fn receiver_at(config: &Config, stage: Stage) -> Self {
+        let mut victim = Self::receiver(config, present());
+        if stage == Stage::Fresh {
+            return victim;
+        }
+        victim.hear(subject());
+        if stage == Stage::Listing {
+            return victim;
+        }
+        victim.end_all();
+        for block in manifest(&offered()).blocks() {
+            victim.hear(Message::Entries(ByteBuf::from(block)));
+        }
+        victim.hear(Message::Offered { complete: true });
+        victim.end_one();
+        if stage == Stage::Offered {
+            victim.end_where(|work| matches!(work, Work::Sign { .. }));
+            assert!(matches!(victim.said.last(), Some(Message::Wants(_))), "{:?}", victim.said);
+            return victim;
+        }
+        victim.end_all();
+        if stage == Stage::Content {
+            return victim;
+        }
+        victim.hear(pieces(LARGE, 1000, false));
+        if stage == Stage::Streaming {
+            return victim;
+        }
+        let tree = offered();
+        let content = |name: &str| match &tree[&path(name)].what {
+            super::tree::What::File(content) => content.to_vec(),
+            _ => unreachable!(),
+        };
+        victim.end_all();
+        let large = content("large");
+        let ops = vec![Op::Data(ByteBuf::from(&large[1000..]))];
+        // The first thousand bytes were wrong, so it comes once more.
+        victim.hear(Message::Pieces { id: LARGE, ops, end: Some(Hash::of(&large)) });
+        victim.end_all();
+        let ops = vec![Op::Data(ByteBuf::from(large.clone()))];
+        victim.hear(Message::Pieces { id: LARGE, ops, end: Some(Hash::of(&large)) });
+        victim.hear(Message::Files(vec![
+            (SMALL, whole(&content("dir/small"))),
+            (UPDATED, whole(&content("updated"))),
+        ]));
+        victim.end_where(|work| matches!(work, Work::Store(_) | Work::Sink { .. }));
+        assert!(matches!(victim.side.works[..], [Work::Apply(_)]), "{:?}", victim.side.works);
+        victim
+    }
+
+    pub(super) fn hear(&mut self, message: Message) {
+        if self.side.done.is_none() {
+            self.side.engine.input(Input::Message(message));
+            self.said.extend(self.side.drain());
+        }
+    }
+
+    fn end_one(&mut self) {
+        self.end(0);
+    }
+
+    pub(super) fn end(&mut self, index: usize) {
+        let outcome = (self.disk)(self.side.works.remove(index));
+        self.side.engine.input(Input::Outcome(outcome));
+        self.said.extend(self.side.drain());
+    }
+
+    pub(super) fn end_all(&mut self) {
+        self.end_where(|_| true);
+    }
+
+    fn end_where(&mut self, which: impl Fn(&Work) -> bool) {
+        while let Some(index) = self.side.works.iter().position(&which) {
+            self.end(index);
+        }
+    }
+
+    /// Whether the run ended because the peer broke the protocol; the peer is told so.
+    fn is_offended(&self) -> bool {
+        let Some(Err(failure)) = &self.side.done else { return false };
+        let told = matches!(self.said.last(), Some(Message::Abort { kind: AbortKind::Protocol, .. }));
+        failure.kind == AbortKind::Protocol && !failure.by_peer && told
+    }
+}
+
+pub(super) fn subject() -> Message {
+    Message::Subject(Subject::directory(0o755, time(3)))
+}
+
+pub(super) fn whole(content: &[u8]) -> Body {
+    Body::Whole { hash: Hash::of(content), data: ByteBuf::from(content) }
+}
+
+pub(super) fn pieces(id: u32, length: usize, end: bool) -> Message {
+    let data = vec![7; length];
+    let end = end.then(|| Hash::of(&data));
+    Message::Pieces { id, ops: vec![Op::Data(ByteBuf::from(data))], end }
+}
+
+fn want_with_old(id: u32, chunk_count: usize) -> Want {
+    let chunk = Chunk { length: 1000, id: ChunkId::of(b"chunk") };
+    let old = Old { average: Average::for_size(0).unwrap(), chunks: vec![chunk; chunk_count] };
+    Want { id, staged: None, old: Some(old) }
+}
+
+fn sign_request(id: u32) -> Message {
+    Message::SignRequest { id, windows: vec![Window { offset: 0, length: 10 }] }
+}
+
+/// One message of every kind, as it may be right at some time.
+fn every_kind() -> Vec<(&'static str, Message)> {
+    let block = manifest(&offered()).blocks().next().unwrap();
+    vec![
+        ("Subject", subject()),
+        ("Ignores", Message::Ignores(vec![IgnoreFile { directory: Vec::new(), text: b"x".to_vec() }])),
+        ("Entries", Message::Entries(ByteBuf::from(block))),
+        ("Offered", Message::Offered { complete: true }),
+        ("Wants", Message::Wants(vec![Want::whole(UPDATED)])),
+        ("Files", Message::Files(vec![(SMALL, whole(b"small"))])),
+        ("SignRequest", sign_request(UPDATED)),
+        ("Signatures", Message::Signatures { id: UPDATED, signatures: vec![ByteBuf::from(vec![0; 48])] }),
+        ("Pieces", pieces(LARGE, 1000, false)),
+        ("Finished", Message::Finished(Tally::default())),
+        ("Note", Message::Note(Event::Excluded { entries: 1 })),
+    ]
+}
+
+#[test]
+fn every_message_out_of_turn_breaks_the_protocol() {
+    let senders = [
+        (Stage::Fresh, &["Note"][..]),
+        (Stage::Listing, &["Note"]),
+        (Stage::Offered, &["Note", "Wants", "Finished"]),
+        (Stage::Content, &["Note", "Wants"]),
+        (Stage::Streaming, &["Note", "Wants"]),
+        (Stage::Late, &["Note", "Signatures"]),
+    ];
+    let receivers = [
+        (Stage::Fresh, &["Note", "Subject", "Ignores", "Entries"][..]),
+        (Stage::Listing, &["Note", "Ignores", "Entries", "Offered"]),
+        (Stage::Offered, &["Note", "Files", "SignRequest", "Pieces"]),
+        (Stage::Content, &["Note", "Files", "SignRequest", "Pieces"]),
+        (Stage::Streaming, &["Note", "Files", "SignRequest", "Pieces"]),
+        (Stage::Late, &["Note"]),
+    ];
+    for (which, table) in [(SENDER, senders), (RECEIVER, receivers)] {
+        for (stage, allowed) in table {
+            for (name, message) in every_kind() {
+                let mut victim = Victim::at(which, stage);
+                victim.hear(message);
+                let expected = !allowed.contains(&name);
+                assert_eq!(
+                    victim.is_offended(),
+                    expected,
+                    "{name} at {which} {stage:?}: {:?}",
+                    victim.side.done
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_abort_ends_the_run_at_any_time_and_is_not_answered() {
+    for which in [SENDER, RECEIVER] {
+        for stage in STAGES {
+            let mut victim = Victim::at(which, stage);
+            let said = victim.said.len();
+            victim.hear(Message::Abort { kind: AbortKind::Busy, text: "busy".to_owned() });
+            let failure = victim.side.done.unwrap().unwrap_err();
+            assert!(failure.by_peer && failure.kind == AbortKind::Busy, "{failure:?}");
+            assert_eq!(victim.said.len(), said);
+        }
+    }
+}
+
+/// Tells each of these to a victim at this stage; the last one breaks the protocol, and none before it.
+fn offend(which: usize, stage: Stage, claim: &str, messages: Vec<Message>) {
+    let mut victim = Victim::at(which, stage);
+    let last = messages.len() - 1;
+    for (index, message) in messages.into_iter().enumerate() {
+        assert!(victim.side.done.is_none(), "{claim}: ended before the lie: {:?}", victim.side.done);
+        victim.hear(message);
+        assert_eq!(victim.is_offended(), index == last, "{claim}: {:?}", victim.side.done);
+    }
+}
+
+#[test]
+fn a_sender_cannot_make_a_receiver_take_what_it_did_not_ask_for() {
+    let files = |files: &[(u32, Body)]| Message::Files(files.to_vec());
+    let small = || (SMALL, whole(b"small"));
+    let updated = || Op::Data(ByteBuf::from(vec![1; UPDATED_BYTES]));
+    let copy = |offset, length| Op::Copy { offset, length };
+    let of_small = |ops| Message::Pieces { id: SMALL, ops, end: None };
+    for stage in [Stage::Offered, Stage::Content, Stage::Streaming] {
+        let lies: Vec<(&str, Vec<Message>)> = vec![
+            ("a file that is there already", vec![files(&[(SAME, whole(b"same"))])]),
+            ("a directory", vec![files(&[(DIRECTORY, whole(b""))])]),
+            ("a link", vec![files(&[(LINK, Body::Skipped)])]),
+            ("an id beyond the manifest", vec![files(&[(6, whole(b""))])]),
+            ("the largest id", vec![files(&[(u32::MAX, Body::Skipped)])]),
+            ("another size", vec![files(&[(SMALL, whole(b"smaller"))])]),
+            ("an empty one", vec![files(&[(SMALL, whole(b""))])]),
+            ("twice in one message", vec![files(&[small(), small()])]),
+            ("twice in two messages", vec![files(&[small()]), files(&[small()])]),
+            ("given, then skipped", vec![files(&[small()]), files(&[(SMALL, Body::Skipped)])]),
+            ("given, then in pieces", vec![files(&[small()]), pieces(SMALL, 5, true)]),
+            ("in pieces, then given", vec![pieces(SMALL, 1, false), files(&[small()])]),
+            ("skipped twice", vec![files(&[(SMALL, Body::Skipped)]), files(&[(SMALL, Body::Skipped)])]),
+            (
+                "skipped on the way, twice",
+                vec![
+                    pieces(LARGE, 1, false),
+                    files(&[(LARGE, Body::Skipped)]),
+                    files(&[(LARGE, Body::Skipped)]),
+                ],
+            ),
+            ("skipped, then in pieces", vec![files(&[(LARGE, Body::Skipped)]), pieces(LARGE, 1, false)]),
+            ("pieces that nobody asked for", vec![pieces(SAME, 1, false)]),
+            ("pieces of a directory", vec![pieces(DIRECTORY, 1, false)]),
+            ("longer pieces", vec![pieces(SMALL, 6, false)]),
+            ("longer pieces, one by one", vec![pieces(SMALL, 5, false), pieces(SMALL, 1, false)]),
+            ("shorter pieces", vec![pieces(SMALL, 4, true)]),
+            (
+                "pieces after the end",
+                vec![
+                    Message::Pieces { id: UPDATED, ops: vec![updated()], end: Some(Hash::of(b"wrong")) },
+                    Message::Pieces { id: UPDATED, ops: Vec::new(), end: None },
+                ],
+            ),
+            ("a copy of everything there can be", vec![of_small(vec![copy(0, u64::MAX)])]),
+            ("copies that add up beyond 64 bits", vec![of_small(vec![copy(0, u64::MAX), copy(0, 2)])]),
+            ("more kept than there is to be", vec![of_small(vec![Op::Keep { length: 6 }])]),
+            ("signatures of what has no old version", vec![sign_request(SMALL)]),
+            ("signatures of what is there", vec![sign_request(SAME)]),
+            (
+                "signatures of what is given",
+                vec![files(&[(UPDATED, whole(&[1; UPDATED_BYTES]))]), sign_request(UPDATED)],
+            ),
+            ("another offer", vec![subject()]),
+        ];
+        for (claim, messages) in lies {
+            offend(RECEIVER, stage, &format!("{claim} ({stage:?})"), messages);
+        }
+    }
+}
+
+#[test]
+fn a_sender_cannot_have_signatures_made_without_end() {
+    let mut victim = Victim::at(RECEIVER, Stage::Content);
+    for count in 0.. {
+        victim.hear(sign_request(UPDATED));
+        if victim.is_offended() {
+            break;
+        }
+        assert!(count < 2 * STREAMS_MAX);
+    }
+}
+
+#[test]
+fn a_sender_cannot_send_more_files_at_once_than_allowed() {
+    let source: Tree = (0..=STREAMS_MAX).map(|n| (path(&format!("{n}")), file(&[1; 200_000]))).collect();
+    let mut victim = Victim::receiver(&Config::default(), Tree::new());
+    victim.hear(subject());
+    victim.hear(Message::Entries(ByteBuf::from(manifest(&source).blocks().next().unwrap())));
+    victim.hear(Message::Offered { complete: true });
+    victim.end_all();
+    for id in 0..=STREAMS_MAX {
+        assert!(victim.side.done.is_none());
+        victim.hear(pieces(id as u32, 1, false));
+    }
+    assert!(victim.is_offended());
+}
+
+#[test]
+fn pieces_that_hold_no_content_do_not_pile_up() {
+    for ops in [Vec::new(), vec![Op::Copy { offset: 0, length: 0 }; 8000]] {
+        let mut victim = Victim::at(RECEIVER, Stage::Streaming);
+        let mut waiting = 0;
+        while !victim.side.only_outcomes {
+            let message = Message::Pieces { id: LARGE, ops: ops.clone(), end: None };
+            waiting += message.encode().len();
+            victim.hear(message);
+            assert!(victim.side.done.is_none() && waiting < 16 << 20, "{waiting} bytes wait");
+        }
+        victim.end_where(|work| matches!(work, Work::Sink { .. }));
+        assert!(!victim.side.only_outcomes, "and then it goes on");
+    }
+}
+
+#[test]
+fn a_single_file_is_offered_under_the_name_that_was_announced_or_not_at_all() {
+    let single = |entries: Tree| {
+        let mut victim = Victim::receiver(&Config::default(), Tree::new());
+        victim.hear(Message::Subject(Subject::File { name: b"f".to_vec() }));
+        for block in manifest(&entries).blocks() {
+            victim.hear(Message::Entries(ByteBuf::from(block)));
+        }
+        victim.hear(Message::Offered { complete: true });
+        victim.end_all();
+        victim
+    };
+    for lie in [
+        tree([("g", file(b"1"))]),
+        tree([("f", directory())]),
+        tree([("d", directory()), ("d/f", file(b"1"))]),
+        tree([("f", file(b"1")), ("g", file(b"2"))]),
+    ] {
+        assert!(single(lie).is_offended());
+    }
+    for truth in [tree([("f", file(b"1"))]), tree([("f", link("x"))]), Tree::new()] {
+        assert!(!single(truth).is_offended());
+    }
+}
+
+#[test]
+fn a_manifest_that_is_none_breaks_the_protocol() {
+    let block = manifest(&offered()).blocks().next().unwrap();
+    let garbage = Message::Entries(ByteBuf::from(vec![0xff; 30]));
+    offend(RECEIVER, Stage::Listing, "garbage", vec![garbage]);
+    let again = Message::Entries(ByteBuf::from(block));
+    offend(RECEIVER, Stage::Listing, "a block twice", vec![again.clone(), again]);
+    let long = IgnoreFile { directory: Vec::new(), text: vec![b'a'; 100_000] };
+    offend(RECEIVER, Stage::Listing, "a long ignore file", vec![Message::Ignores(vec![long])]);
+}
+
+#[test]
+fn a_receiver_cannot_ask_for_what_was_not_offered_as_a_file() {
+    let wants = |ids: &[u32]| Message::Wants(ids.iter().map(|&id| Want::whole(id)).collect());
+    for (claim, messages) in [
+        ("a directory", vec![wants(&[DIRECTORY])]),
+        ("a link", vec![wants(&[LINK])]),
+        ("an id beyond the manifest", vec![wants(&[6])]),
+        ("the largest id", vec![wants(&[u32::MAX])]),
+        ("twice in one message", vec![wants(&[SMALL, SMALL])]),
+        ("twice in two messages", vec![wants(&[SMALL]), wants(&[SMALL])]),
+        ("finished before it was answered", vec![wants(&[SMALL]), Message::Finished(Tally::default())]),
+    ] {
+        offend(SENDER, Stage::Offered, claim, messages);
+    }
+}
+
+#[test]
+fn a_file_may_be_asked_for_twice_and_not_more() {
+    let mut victim = Victim::at(SENDER, Stage::Offered);
+    for _ in 0..2 {
+        victim.hear(Message::Wants(vec![Want::whole(SMALL)]));
+        victim.end_all();
+        assert!(victim.side.done.is_none());
+    }
+    victim.hear(Message::Wants(vec![Want::whole(SMALL)]));
+    assert!(victim.is_offended());
+}
+
+#[test]
+fn signatures_are_taken_once_and_in_the_number_that_was_asked_for() {
+    let signatures =
+        |id, count| Message::Signatures { id, signatures: vec![ByteBuf::from(vec![0; 48]); count] };
+    for (claim, messages) in [
+        ("of another file", vec![signatures(SMALL, 1)]),
+        ("of no file", vec![signatures(99, 1)]),
+        ("too many", vec![signatures(UPDATED, 2)]),
+        ("twice", vec![signatures(UPDATED, 1), signatures(UPDATED, 1)]),
+    ] {
+        offend(SENDER, Stage::Late, claim, messages);
+    }
+}
+
+#[test]
+fn a_receiver_cannot_leave_more_wants_open_than_allowed() {
+    let source: Tree = (0..=WANTS_MAX).map(|n| (path(&format!("{n:05}")), file(b""))).collect();
+    let mut victim = Victim::sender(&Config::default(), source);
+    victim.end_one();
+    victim.end_one();
+    victim.hear(Message::Wants((0..WANTS_MAX as u32).map(Want::whole).collect()));
+    assert!(victim.side.done.is_none());
+    victim.hear(Message::Wants(vec![Want::whole(WANTS_MAX as u32)]));
+    assert!(victim.is_offended());
+}
+
+#[test]
+fn a_receiver_cannot_make_a_sender_hold_chunk_lists_without_end() {
+    let source: Tree = (0..100).map(|n| (path(&format!("{n:05}")), file(&[1; 17_000]))).collect();
+    let mut victim = Victim::sender(&Config::default(), source);
+    victim.end_one();
+    victim.end_one();
+    let mut held = 0;
+    for id in 0..100 {
+        let mut want = want_with_old(id, 1 << 16);
+        want.staged = Some(Staged { length: 0, blocks: Vec::new() });
+        held += want.weight();
+        victim.hear(Message::Wants(vec![want]));
+        if victim.is_offended() {
+            break;
+        }
+        assert!(held < 16 << 20, "{held} bytes are held");
+    }
+    assert!(victim.is_offended());
+}
+
+#[test]
+fn an_agent_takes_no_notes() {
+    let config = Config { relay: true, ..Config::default() };
+    for mut victim in [Victim::sender(&config, Tree::new()), Victim::receiver(&config, Tree::new())] {
+        victim.hear(Message::Note(Event::Moved { bytes: 1 }));
+        assert!(victim.is_offended());
+    }
+}
