@@ -5,6 +5,7 @@ mod claims;
 mod cuts;
 mod disk;
 mod liars;
+mod noise;
 mod tree;
 
 use std::collections::VecDeque;

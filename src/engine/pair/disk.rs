@@ -15,7 +15,7 @@ use crate::tree::entry::{Kind, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::wire::message::{Old, Op, Staged, Subject, Want, Window};
+use crate::wire::message::{AbortKind, Old, Op, Staged, Subject, Want, Window};
 
 /// Small, so that a file travels in many pieces.
 const PIECE_BYTES: usize = 24 << 10;
@@ -139,7 +139,7 @@ impl Source {
             SourceStep::More => {}
         }
         self.content(id)?;
-        let (ops, next) = self.streams.get_mut(&id).unwrap().produce(self.piece_bytes);
+        let (ops, next) = self.streams.get_mut(&id).unwrap().produce(self.piece_bytes)?;
         let wrong = Hash::of(b"a lie");
         let next = match next {
             SourceNext::End(_) if self.lie(id).is_some() => SourceNext::End(wrong),
@@ -190,20 +190,24 @@ impl Stream {
         blocks.take_while(|(block, id)| ChunkId::of(block) == **id).map(|(block, _)| block.len()).sum()
     }
 
-    fn produce(&mut self, piece_bytes: usize) -> (Vec<Op>, SourceNext) {
+    fn produce(&mut self, piece_bytes: usize) -> Result<(Vec<Op>, SourceNext), Fault> {
         if self.same {
-            return (Vec::new(), SourceNext::Same(Hash::of(&self.content)));
+            return Ok((Vec::new(), SourceNext::Same(Hash::of(&self.content))));
         }
         let mut ops = std::mem::take(&mut self.ops);
         if let (Some(window), false) = (self.window, self.signed || self.at == self.content.len()) {
-            return (ops, SourceNext::Sign(vec![window]));
+            return Ok((ops, SourceNext::Sign(vec![window])));
         }
         let end = (self.at + piece_bytes).min(self.content.len());
         let piece = &self.content[self.at..end];
-        let delta = self.window.zip(self.signature.as_ref()).and_then(|(window, signature)| {
-            let signature = delta::Signature::check(signature, window.length as usize).unwrap();
-            Some((window, signature.diff(piece).unwrap()?))
-        });
+        let delta = match (self.window, &self.signature) {
+            (Some(window), Some(signature)) => {
+                let signature = delta::Signature::check(signature, window.length as usize)
+                    .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
+                signature.diff(piece).unwrap().map(|delta| (window, delta))
+            }
+            _ => None,
+        };
         match delta {
             _ if piece.is_empty() => {}
             Some((window, delta)) => {
@@ -214,7 +218,7 @@ impl Stream {
         }
         self.at = end;
         let ended = self.at == self.content.len();
-        (ops, if ended { SourceNext::End(Hash::of(&self.content)) } else { SourceNext::More })
+        Ok((ops, if ended { SourceNext::End(Hash::of(&self.content)) } else { SourceNext::More }))
     }
 }
 

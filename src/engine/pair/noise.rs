@@ -1,1 +1,126 @@
-//! Arbitrary messages.
+//! A peer that says anything: no panic, no two works on one file, no queue without end.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::strategy::Union;
+use serde_bytes::ByteBuf;
+
+use super::liars::{STAGES, Victim, offered, subject};
+use super::tree::manifest;
+use super::{RECEIVER, SENDER, content_of_work};
+use crate::content::chunk::{Average, Chunk, ChunkId};
+use crate::content::hash::Hash;
+use crate::monitor::{Event, Problem, Trouble};
+use crate::tree::filter::IgnoreFile;
+use crate::wire::message::{AbortKind, Body, Message, Old, Op, Staged, Tally, Want, Window};
+
+fn id() -> impl Strategy<Value = u32> + Clone {
+    prop_oneof![8 => 0_u32..7, 1 => any::<u32>()]
+}
+
+/// Numbers that fit, that nearly fit, and the largest.
+fn number() -> impl Strategy<Value = u64> + Clone {
+    prop_oneof![4 => 0_u64..10, 4 => 0_u64..400_000, 1 => any::<u64>(), 1 => Just(u64::MAX)]
+}
+
+fn bytes() -> impl Strategy<Value = ByteBuf> + Clone {
+    let content = |length: u64| ByteBuf::from(vec![3; length.min(1 << 20) as usize]);
+    prop_oneof![2 => Just(ByteBuf::from(&b"small"[..])), 1 => number().prop_map(content)]
+}
+
+fn hash() -> impl Strategy<Value = Hash> + Clone {
+    bytes().prop_map(|bytes| Hash::of(&bytes))
+}
+
+fn window() -> impl Strategy<Value = Window> + Clone {
+    (number(), number()).prop_map(|(offset, length)| Window { offset, length: length.min(1 << 21) as u32 })
+}
+
+fn want() -> impl Strategy<Value = Want> {
+    let staged = number().prop_map(|length| {
+        let blocks = length.div_ceil(Staged::block_bytes(length));
+        Staged { length, blocks: vec![ChunkId::of(b""); blocks as usize] }
+    });
+    let chunk = (number(), bytes())
+        .prop_map(|(length, bytes)| Chunk { length: length as u32, id: ChunkId::of(&bytes) });
+    let old = vec(chunk, 0..4).prop_map(|chunks| Old { average: Average::for_size(0).unwrap(), chunks });
+    (id(), proptest::option::of(staged), proptest::option::of(old)).prop_map(|(id, staged, old)| Want {
+        id,
+        staged,
+        old,
+    })
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        number().prop_map(|length| Op::Keep { length }),
+        (number(), number()).prop_map(|(offset, length)| Op::Copy { offset, length }),
+        bytes().prop_map(Op::Data),
+        (window(), number(), bytes()).prop_map(|(window, length, delta)| Op::Delta {
+            window,
+            length: length.min(512 << 10) as u32,
+            delta,
+        }),
+    ]
+}
+
+fn body() -> impl Strategy<Value = Body> {
+    prop_oneof![
+        (hash(), bytes()).prop_map(|(hash, data)| Body::Whole { hash, data }),
+        hash().prop_map(|hash| Body::Same { hash }),
+        Just(Body::Skipped),
+    ]
+}
+
+fn message() -> Union<BoxedStrategy<Message>> {
+    let block = manifest(&offered()).blocks().next().unwrap();
+    let problem = Problem { trouble: Trouble::Unreadable, path: b"p".to_vec(), cause: "c".to_owned() };
+    Union::new([
+        Just(subject()).boxed(),
+        Just(Message::Ignores(vec![IgnoreFile { directory: Vec::new(), text: b"x".to_vec() }])).boxed(),
+        Just(Message::Entries(ByteBuf::from(block))).boxed(),
+        vec(any::<u8>(), 0..20).prop_map(|bytes| Message::Entries(ByteBuf::from(bytes))).boxed(),
+        any::<bool>().prop_map(|complete| Message::Offered { complete }).boxed(),
+        vec(want(), 0..4).prop_map(Message::Wants).boxed(),
+        vec((id(), body()), 0..4).prop_map(Message::Files).boxed(),
+        (id(), vec(window(), 0..4)).prop_map(|(id, windows)| Message::SignRequest { id, windows }).boxed(),
+        (id(), vec(bytes(), 0..3))
+            .prop_map(|(id, signatures)| Message::Signatures { id, signatures })
+            .boxed(),
+        (id(), vec(op(), 0..4), proptest::option::of(hash()))
+            .prop_map(|(id, ops, end)| Message::Pieces { id, ops, end })
+            .boxed(),
+        Just(Message::Finished(Tally::default())).boxed(),
+        Just(Message::Note(Event::Problem(problem))).boxed(),
+        Just(Message::Abort { kind: AbortKind::Busy, text: String::new() }).boxed(),
+    ])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_messages_at_any_stage_end_in_an_error_or_are_borne(
+        which in prop_oneof![Just(SENDER), Just(RECEIVER)],
+        stage in 0..STAGES.len(),
+        messages in vec((message(), any::<bool>(), any::<prop::sample::Index>()), 1..40),
+    ) {
+        let mut victim = Victim::at(which, STAGES[stage]);
+        for (message, ends_work, index) in messages {
+            // The frame is what a peer can send: everything else ends at the door.
+            if let (Ok(message), false) = (Message::decode(&message.encode()), victim.side.only_outcomes) {
+                victim.hear(message);
+            }
+            if victim.side.done.is_some() {
+                break;
+            }
+            let works = &victim.side.works;
+            prop_assert!(works.len() <= 40, "{works:?}");
+            prop_assert!(works.iter().map(content_of_work).sum::<usize>() <= 24 << 20);
+            if (ends_work || victim.side.only_outcomes) && !works.is_empty() {
+                let index = index.index(works.len());
+                victim.end(index);
+            }
+        }
+    }
+}
