@@ -306,7 +306,7 @@ impl Receiver {
         }
         let later = steps.split_off(steps.len().min(STEPS_MAX));
         let now = std::mem::replace(steps, later);
-        self.desk.start(Work::Apply(now.into()));
+        self.desk.start(Work::Apply(now));
         true
     }
 

@@ -9,7 +9,9 @@ use super::tree::{Node, Tree, What, manifest, remove_with_all_below, time};
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::Hash;
-use crate::engine::work::{Fault, Opened, Outcome, Scanned, SmallFile, SourceNext, SourceStep, Step, Work};
+use crate::engine::work::{
+    Fault, Opened, Outcome, ReadFile, Scanned, SmallFile, SourceNext, SourceStep, Step, Work,
+};
 use crate::monitor::Trouble;
 use crate::tree::entry::{Kind, Time};
 use crate::tree::filter::Filter;
@@ -114,16 +116,17 @@ impl Source {
         Some(*lie)
     }
 
-    fn read(&mut self, want: &Want) -> Result<(Option<Vec<u8>>, Hash), Fault> {
+    fn read(&mut self, want: &Want) -> Result<ReadFile, Fault> {
         let content = self.content(want.id)?;
         let hash = Hash::of(&content);
         let same = want.old.as_ref().is_some_and(|old| old.chunks == chunks(&content).chunks);
-        Ok(match self.lie(want.id) {
+        let (data, hash) = match self.lie(want.id) {
             Some(Lie::Same) => (None, Hash::of(b"a lie")),
             Some(Lie::Hash) => (Some(content.to_vec()), Hash::of(b"a lie")),
             None if same => (None, hash),
             None => (Some(content.to_vec()), hash),
-        })
+        };
+        Ok(ReadFile { data, hash })
     }
 
     fn step(&mut self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), Fault> {
