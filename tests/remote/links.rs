@@ -137,6 +137,31 @@ async fn a_link_that_goes_black_is_noticed() {
     }
 }
 
+/// More is on its way than the kernel keeps, so the session is stuck in a write, where it counts no keepalives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_goes_black_under_load_is_noticed() {
+    let Some(mut world) = World::new() else { return };
+    let image = world.image("exec cat >/dev/null");
+    let proxy = Proxy::to(world.address(), Duration::ZERO);
+    let target = Target { silence_timeout: Duration::from_secs(2), ..world.target_at(proxy.address) };
+    let connection = connect(&target).await.unwrap();
+    proxy.slow_down();
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let Agent { mut reader, mut writer, .. } = connection.agent_from(image.clone()).await.unwrap();
+        all.spawn_blocking(move || reader.read_to_end(&mut Vec::new()).map(|_| ()));
+        all.spawn_blocking(move || std::io::copy(&mut std::io::repeat(7), &mut writer).map(|_| ()));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let begin = Instant::now();
+    proxy.go_black();
+    let ends = tokio::time::timeout(DEADLINE, all.join_all()).await.expect("it hangs");
+    assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
+    for end in ends {
+        assert!(end.unwrap_err().to_string().starts_with("lost the connection"));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_and_somebody_who_is_silent_are_told_apart() {
     let Some(world) = World::new() else { return };

@@ -300,10 +300,17 @@ impl Drop for Websocat {
     }
 }
 
+/// What a proxy does to what passes.
+#[derive(Default)]
+struct Harm {
+    black: AtomicBool,
+    slow: AtomicBool,
+}
+
 /// A proxy that delays, swallows, or cuts what passes.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
-    black: Arc<AtomicBool>,
+    harm: Arc<Harm>,
     sockets: Arc<Mutex<Vec<TcpStream>>>,
 }
 
@@ -312,8 +319,8 @@ impl Proxy {
     pub(crate) fn to(target: SocketAddr, delay: Duration) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let (black, sockets) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-        let proxy = Self { address, black: black.clone(), sockets: sockets.clone() };
+        let (harm, sockets) = (Arc::new(Harm::default()), Arc::new(Mutex::new(Vec::new())));
+        let proxy = Self { address, harm: harm.clone(), sockets: sockets.clone() };
         thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
                 let Ok(far) = TcpStream::connect(target) else { return };
@@ -321,8 +328,10 @@ impl Proxy {
                     socket.set_nodelay(true).unwrap();
                     sockets.lock().unwrap().push(socket.try_clone().unwrap());
                 }
-                carry(near.try_clone().unwrap(), far.try_clone().unwrap(), delay, black.clone());
-                carry(far, near, delay, black.clone());
+                // Else the kernel takes in 32 MB by itself, and hides what happens beyond.
+                rustix::net::sockopt::set_socket_recv_buffer_size(&near, 64 * 1024).unwrap();
+                carry(near.try_clone().unwrap(), far.try_clone().unwrap(), delay, harm.clone());
+                carry(far, near, delay, harm.clone());
             }
         });
         proxy
@@ -330,7 +339,12 @@ impl Proxy {
 
     /// From now on nothing passes, and nobody is told.
     pub(crate) fn go_black(&self) {
-        self.black.store(true, Ordering::SeqCst);
+        self.harm.black.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on about 10 MB/s pass, so that the link is what everybody waits for.
+    pub(crate) fn slow_down(&self) {
+        self.harm.slow.store(true, Ordering::SeqCst);
     }
 
     /// Ends all connections.
@@ -341,12 +355,15 @@ impl Proxy {
     }
 }
 
-fn carry(mut from: TcpStream, mut to: TcpStream, delay: Duration, black: Arc<AtomicBool>) {
+fn carry(mut from: TcpStream, mut to: TcpStream, delay: Duration, harm: Arc<Harm>) {
     let (sender, receiver) = std::sync::mpsc::sync_channel::<(Instant, Vec<u8>)>(1024);
     thread::spawn(move || {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
-            while black.load(Ordering::SeqCst) {
+            if harm.slow.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(count as u64 / 10_000));
+            }
+            while harm.black.load(Ordering::SeqCst) {
                 thread::sleep(Duration::from_millis(20));
             }
             if sender.send((Instant::now() + delay, buffer[..count].to_vec())).is_err() {
