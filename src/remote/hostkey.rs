@@ -3,18 +3,15 @@
 //! Three ways to know, and no way to not care: OpenSSH's `known_hosts`, a key that was read through another
 //! trusted channel, or a store of our own that keeps the first key it sees.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use russh::keys::ssh_key::Algorithm;
 use russh::keys::{HashAlg, PublicKey};
 
-use crate::remote::known_hosts::{KeyText, Meaning, Record, records};
+use crate::remote::known_hosts::{KeyText, Meaning, Record, read, records};
+use crate::remote::pins::{pin, pins};
 use crate::tree::path::escape;
-
-/// Largest file of known keys that is read: a hundred thousand hosts.
-const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// How a host proves that it is the right one.
 #[derive(Debug, Clone)]
@@ -224,106 +221,15 @@ fn expected(keys: &str) -> Result<Vec<KeyText>, HostKeyError> {
     keys.filter(|keys| !keys.is_empty()).ok_or(HostKeyError::Malformed)
 }
 
-/// The whole of `file` as text; empty if there is none.
-fn read(file: &Path) -> io::Result<String> {
-    match File::open(file) {
-        Ok(open) => read_open(&open),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(error),
-    }
-}
-
-fn read_open(file: &File) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 16 MiB"));
-    }
-    // Comments may be in any encoding; a name or key that is not ASCII matches nothing.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// The keys pinned for `endpoint`, with their line numbers.
-fn pins<'a>(text: &'a str, endpoint: &str) -> impl Iterator<Item = (usize, KeyText)> + 'a {
-    let endpoint = pin_name(endpoint);
-    text.lines().enumerate().filter_map(move |(index, line)| {
-        let (name, key) = line.split_once(' ')?;
-        // A line that was cut off is a key that cannot match, not a host that was never seen.
-        let nothing = || KeyText { kind: "no whole key".into(), base64: String::new() };
-        (name == endpoint).then(|| (index + 1, KeyText::parse(key).unwrap_or_else(nothing)))
-    })
-}
-
-/// An endpoint as one word.
-fn pin_name(endpoint: &str) -> String {
-    escape(endpoint.as_bytes()).replace(' ', "\\x20")
-}
-
-/// Compares with the pinned key, or pins `key` if there is none.
-fn pin(store: &Path, endpoint: &str, key: KeyText, fingerprint: String) -> Result<(), HostKeyError> {
-    let unreadable = |source| HostKeyError::Unreadable { path: store.into(), source };
-    let text = read(store).map_err(unreadable)?;
-    if let Some(verdict) = compare(store, &text, endpoint, &key, &fingerprint) {
-        return verdict;
-    }
-    let not_kept = |source| HostKeyError::NotKept { path: store.into(), source };
-    let mut file = open_store(store).map_err(not_kept)?;
-    // Two first connections at once: the second one must find what the first one wrote.
-    file.lock().map_err(not_kept)?;
-    let text = read_open(&file).map_err(unreadable)?;
-    if let Some(verdict) = compare(store, &text, endpoint, &key, &fingerprint) {
-        return verdict;
-    }
-    // A line that was cut off by a power failure must not swallow this one.
-    let start = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-    let line = format!("{start}{} {} {}\n", pin_name(endpoint), key.kind, key.base64);
-    file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).map_err(not_kept)
-}
-
-fn compare(
-    store: &Path,
-    text: &str,
-    endpoint: &str,
-    key: &KeyText,
-    fingerprint: &str,
-) -> Option<Result<(), HostKeyError>> {
-    let (line, known) = pins(text, endpoint).next()?;
-    if known == *key {
-        return Some(Ok(()));
-    }
-    Some(Err(HostKeyError::Changed {
-        kind: key.kind.clone(),
-        fingerprint: fingerprint.into(),
-        path: store.into(),
-        line,
-        known_kind: known.kind,
-    }))
-}
-
-/// Opens the store for appending; makes it, and its directory, for this user only.
-fn open_store(store: &Path) -> io::Result<File> {
-    let mut directory = DirBuilder::new();
-    let mut options = OpenOptions::new();
-    options.read(true).append(true).create(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-        directory.mode(0o700);
-        options.mode(0o600);
-    }
-    if let Some(parent) = store.parent() {
-        directory.recursive(true).create(parent)?;
-    }
-    options.open(store)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
-    const OTHER: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINfh+nCmeeIEKp2guV1TdNDWLK7IrJcNfkNPaMGBoRyS";
-    const ECDSA: &str = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBIMU3cq0fIwY/tWcjFKGi+oNgPmiCFH/KJnjP+U8yWA26ZsM+M3cNhCREQACQfQxxysaQFgGlBW0+aZ3PePVeNw=";
+    pub(in crate::remote) const ED25519: &str =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
+    pub(in crate::remote) const OTHER: &str =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINfh+nCmeeIEKp2guV1TdNDWLK7IrJcNfkNPaMGBoRyS";
+    pub(in crate::remote) const ECDSA: &str = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBIMU3cq0fIwY/tWcjFKGi+oNgPmiCFH/KJnjP+U8yWA26ZsM+M3cNhCREQACQfQxxysaQFgGlBW0+aZ3PePVeNw=";
 
     fn check(lines: &str, host: &str, port: u16, shown: &str) -> Result<(), HostKeyError> {
         let directory = tempfile::tempdir().unwrap();
@@ -394,41 +300,5 @@ mod tests {
             assert!(HostKeys::Exactly(text.into()).known_kinds().is_err(), "{text:?}");
         }
         assert_eq!(keys.known_kinds().unwrap().len(), 2);
-    }
-
-    #[test]
-    fn the_first_key_is_pinned_privately_and_no_other_taken_after_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = directory.path().join("a/b/hosts");
-        let keys =
-            |endpoint: &str| HostKeys::PinOnFirstUse { store: store.clone(), endpoint: endpoint.into() };
-        let shown = |text| PublicKey::from_openssh(text).unwrap();
-        keys("wss://vm:2222").check(&shown(ED25519)).unwrap();
-        keys("wss://vm:2222").check(&shown(ED25519)).unwrap();
-        keys("a b").check(&shown(OTHER)).unwrap();
-        for other in [OTHER, ECDSA] {
-            let error = keys("wss://vm:2222").check(&shown(other)).unwrap_err();
-            assert!(matches!(error, HostKeyError::Changed { line: 1, .. }), "{error}");
-        }
-        assert_eq!(
-            std::fs::read_to_string(&store).unwrap(),
-            format!("wss://vm:2222 {ED25519}\na\\x20b {OTHER}\n")
-        );
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
-            assert_eq!((mode(&store), mode(store.parent().unwrap())), (0o600, 0o700));
-        }
-    }
-
-    #[test]
-    fn a_torn_line_does_not_swallow_the_next() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = directory.path().join("hosts");
-        std::fs::write(&store, "wss://old ssh-ed2").unwrap();
-        let keys = HostKeys::PinOnFirstUse { store: store.clone(), endpoint: "vm".into() };
-        keys.check(&PublicKey::from_openssh(ED25519).unwrap()).unwrap();
-        assert_eq!(std::fs::read_to_string(&store).unwrap(), format!("wss://old ssh-ed2\nvm {ED25519}\n"));
     }
 }

@@ -3,10 +3,15 @@
 //! russh has one of its own, which takes a changed key of another type for an unknown host and overlooks
 //! `@revoked`, wildcards and negation.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 use aws_lc_rs::hmac;
 use russh::keys::ssh_key::known_hosts::HostPatterns;
+
+/// Largest file of known keys that is read: a hundred thousand hosts.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// A key as it stands in a file: its type and its base64 text. Compared as text: one key has one such text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +56,7 @@ pub(super) struct Record {
 /// The lines of `text`, the content of `file`, that concern `host` at `port`.
 ///
 /// A line that makes no sense says nothing, as with OpenSSH: what is not found is refused.
-pub(super) fn records(file: &std::path::Path, text: &str, host: &str, port: u16) -> Vec<Record> {
+pub(super) fn records(file: &Path, text: &str, host: &str, port: u16) -> Vec<Record> {
     let host = host.to_ascii_lowercase();
     let name = if port == 22 { host.clone() } else { format!("[{host}]:{port}") };
     let mut records = Vec::new();
@@ -77,6 +82,26 @@ pub(super) fn records(file: &std::path::Path, text: &str, host: &str, port: u16)
         records.push(Record { meaning, key, file: file.into(), line: index + 1, portless });
     }
     records
+}
+
+/// The whole of `file` as text; empty if there is none.
+pub(super) fn read(file: &Path) -> io::Result<String> {
+    match File::open(file) {
+        Ok(open) => read_open(&open),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The whole of an open file as text.
+pub(super) fn read_open(file: &File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 16 MiB"));
+    }
+    // Comments may be in any encoding; a name or key that is not ASCII matches nothing.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Whether a line's first field means `name`, or takes it out; `None` where it says nothing of it.
@@ -133,8 +158,6 @@ pub(super) fn pattern_matches(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn found(text: &str, host: &str, port: u16) -> Vec<(Meaning, String, bool)> {

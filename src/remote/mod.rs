@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! tcp ─┬───────────────────────────┬─ ssh ─ auth ─ exec channel ─ bootstrap ─ agent
-//!      └─ (tls) ─ websocket ───────┘   └─ hostkey (known_hosts)      └─ agent_image
+//!      └─ (tls) ─ websocket ───────┘   └─ hostkey (known_hosts)     └─ agent_image
 //! ```
 //!
 //! [`connect`] makes an SSH session with a [`Target`]; [`Connection::agent`] starts an [`Agent`] on a channel
@@ -22,6 +22,8 @@ mod bootstrap;
 mod error;
 mod hostkey;
 mod known_hosts;
+mod pins;
+mod pump;
 mod ssh;
 pub mod ssh_config;
 mod tcp;
@@ -188,7 +190,7 @@ impl Connection {
         })?;
         let (read, write) = channel.split();
         let (patience, budget, fate) = (self.patience, self.budget.clone(), self.fate.clone());
-        Ok(agent::start(read, write, agent::Start { image, marker, endpoint, patience, budget, fate }))
+        Ok(pump::start(read, write, pump::Start { image, marker, endpoint, patience, budget, fate }))
     }
 
     /// Whether the session has ended.

@@ -1,0 +1,309 @@
+//! What stands behind a running agent's reader and writer.
+//!
+//! Two tasks. One takes all that comes over the channel, at once, whether anybody reads or not: a channel
+//! that is not drained stops the whole SSH session, its sends included. The other one sends. In between are
+//! queues, bounded in bytes.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use russh::client::Msg;
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::remote::agent::{
+    Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Installed, WRITE_BYTES_MAX,
+};
+use crate::remote::agent_image::AgentImage;
+use crate::remote::bootstrap::{FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner};
+use crate::remote::error::{Fate, RemoteError};
+use crate::tree::path::escape;
+
+/// Writes that may wait to be sent.
+const WRITES_QUEUED: usize = 8;
+
+/// What is kept of the other side's stderr: its end, where the reason stands.
+const STDERR_BYTES_MAX: usize = 8 * 1024;
+
+/// The slowest link on which an agent can be installed; on slower ones the deadline strikes.
+const INSTALL_BYTES_PER_SECOND_MIN: u64 = 8 * 1024;
+
+/// How long closing a channel may take where the session is busy. It is politeness.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the receiving task tells the sending one.
+#[derive(Debug)]
+enum Step {
+    /// Send the agent.
+    Install,
+    /// The agent speaks: nothing need be kept any more.
+    Started,
+}
+
+/// What is known when an agent is started.
+pub(super) struct Start {
+    pub(super) image: AgentImage,
+    pub(super) marker: String,
+    pub(super) endpoint: String,
+    /// How long the first answer may take.
+    pub(super) patience: Duration,
+    /// What may wait to be read from all agents of the connection.
+    pub(super) budget: Arc<Semaphore>,
+    pub(super) fate: Fate,
+}
+
+/// Takes over a channel on which the command was just sent.
+pub(super) fn start(read: ChannelReadHalf, write: ChannelWriteHalf<Msg>, start: Start) -> Agent {
+    let (chunk_sender, chunks) = mpsc::unbounded_channel();
+    let (writes, write_receiver) = mpsc::channel(WRITES_QUEUED);
+    let (step_sender, steps) = mpsc::unbounded_channel();
+    let (over_sender, over) = watch::channel(false);
+    let (end_sender, end) = oneshot::channel();
+    let error = Arc::new(OnceLock::new());
+    let installed = Installed::default();
+    let sending = Sending {
+        write,
+        writes: write_receiver,
+        steps,
+        over,
+        image: start.image.clone(),
+        marker: start.marker.clone(),
+    };
+    tokio::spawn(sending.run());
+    let deadline = Instant::now() + start.patience;
+    let receiving = Receiving {
+        start,
+        chunks: Some(chunk_sender),
+        steps: step_sender,
+        installed: installed.clone(),
+        scanner: Some(Scanner::default()),
+        needs: 0,
+        deadline,
+        stderr: VecDeque::new(),
+        end: End::default(),
+    };
+    let reader_error = error.clone();
+    tokio::spawn(async move {
+        let (end, clean) = receiving.run(read, &reader_error).await;
+        // Wakes a sender that waits for room which a dead session will never give.
+        let _ = over_sender.send(clean);
+        let _ = end_sender.send(end);
+    });
+    let reader = AgentReader { chunks, current: None, error: error.clone() };
+    Agent { reader, writer: AgentWriter { writes, error }, end: AgentEnd(end), installed }
+}
+
+/// The task that takes all that comes.
+struct Receiving {
+    start: Start,
+    chunks: Option<mpsc::UnboundedSender<Chunk>>,
+    steps: mpsc::UnboundedSender<Step>,
+    installed: Installed,
+    /// There until the agent speaks.
+    scanner: Option<Scanner>,
+    needs: usize,
+    deadline: Instant,
+    stderr: VecDeque<u8>,
+    end: End,
+}
+
+impl Receiving {
+    /// Runs until the channel is closed; answers how it ended, and whether the other side closed it.
+    async fn run(mut self, mut read: ChannelReadHalf, error: &OnceLock<Arc<RemoteError>>) -> (End, bool) {
+        let (failure, closed) = self.receive(&mut read).await;
+        self.end.stderr = lines(self.stderr.make_contiguous());
+        let failure = match failure {
+            None if self.scanner.is_some() => Some(self.not_started()),
+            failure => failure,
+        };
+        if let Some(failure) = failure.map(Arc::new) {
+            self.end.error = Some(failure.clone());
+            // Before the queue ends with this task, so that whoever sees its end finds the reason.
+            let _ = error.set(failure);
+        }
+        (self.end, closed)
+    }
+
+    async fn receive(&mut self, read: &mut ChannelReadHalf) -> (Option<RemoteError>, bool) {
+        loop {
+            let message = tokio::select! {
+                message = read.wait() => message,
+                () = sleep_until(self.deadline), if self.scanner.is_some() => {
+                    let (endpoint, after) = (self.start.endpoint.clone(), self.start.patience);
+                    return (Some(RemoteError::TimedOut { verb: "start the agent on", endpoint, after }), false);
+                }
+            };
+            match message {
+                Some(ChannelMsg::Data { data }) => {
+                    if let Err(error) = self.take(data).await {
+                        return (Some(error), false);
+                    }
+                }
+                Some(ChannelMsg::ExtendedData { data, .. }) => {
+                    self.stderr.extend(data.iter());
+                    let surplus = self.stderr.len().saturating_sub(STDERR_BYTES_MAX);
+                    self.stderr.drain(..surplus);
+                }
+                Some(ChannelMsg::ExitStatus { exit_status }) => self.end.exit_status = Some(exit_status),
+                Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+                    self.end.signal = Some(escape(format!("{signal_name:?}").as_bytes()).into_owned());
+                }
+                // The status comes after it, so go on; the reader need not wait for it.
+                Some(ChannelMsg::Eof) if self.scanner.is_none() => self.chunks = None,
+                Some(ChannelMsg::Close) => return (None, true),
+                Some(_) => {}
+                None => return (Some(self.start.fate.error(&self.start.endpoint)), false),
+            }
+        }
+    }
+
+    /// Takes in what came on stdout.
+    async fn take(&mut self, data: Bytes) -> Result<(), RemoteError> {
+        let Some(scanner) = &mut self.scanner else {
+            self.pass_on(data).await;
+            return Ok(());
+        };
+        scanner.push(&data);
+        loop {
+            let endpoint = self.start.endpoint.clone();
+            match scanner.next() {
+                Found::Nothing => return Ok(()),
+                Found::Need if self.needs == NEEDS_MAX => {
+                    let reason = "it asked for the agent again and again".into();
+                    return Err(RemoteError::NotInstalled { endpoint, reason });
+                }
+                Found::Need => {
+                    self.needs += 1;
+                    let seconds = self.start.image.gzip.len() as u64 / INSTALL_BYTES_PER_SECOND_MIN;
+                    self.deadline = Instant::now() + self.start.patience + Duration::from_secs(seconds);
+                    let _ = self.steps.send(Step::Install);
+                }
+                Found::Agent(bytes) => {
+                    self.scanner = None;
+                    let sent = self.needs as u64 * self.start.image.gzip.len() as u64;
+                    let _ = self.installed.0.set((sent > 0).then_some(sent));
+                    let _ = self.steps.send(Step::Started);
+                    self.pass_on(bytes).await;
+                    return Ok(());
+                }
+                Found::Fail(reason) => return Err(RemoteError::NotInstalled { endpoint, reason }),
+                Found::Noise(beginning) => return Err(RemoteError::Noise { endpoint, beginning }),
+            }
+        }
+    }
+
+    /// Hands bytes to the reader. Waits only where it is very far behind.
+    async fn pass_on(&mut self, bytes: Bytes) {
+        let Some(chunks) = &self.chunks else { return };
+        if chunks.is_closed() {
+            // Nobody reads any more; drain it all the same.
+            self.chunks = None;
+            return;
+        }
+        let count = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let share = tokio::select! {
+            share = self.start.budget.clone().acquire_many_owned(count) => share.ok(),
+            () = chunks.closed() => None,
+        };
+        let _ = chunks.send(Chunk { bytes, _share: share });
+    }
+
+    /// Why there never was an agent, though the command ended well.
+    fn not_started(&self) -> RemoteError {
+        let mut reason = match (self.end.exit_status, &self.end.signal) {
+            (Some(status), _) => format!("the command ended with {status} before the agent answered"),
+            (None, Some(signal)) => format!("the command was killed ({signal}) before the agent answered"),
+            (None, None) => "the channel was closed before the agent answered".to_owned(),
+        };
+        let noise = self.scanner.as_ref().map(Scanner::beginning).unwrap_or_default();
+        for text in [&self.end.stderr, &noise] {
+            if !text.is_empty() {
+                reason = format!("{reason}: {text}");
+            }
+        }
+        RemoteError::NotStarted { endpoint: self.start.endpoint.clone(), reason }
+    }
+}
+
+/// The task that sends.
+struct Sending {
+    write: ChannelWriteHalf<Msg>,
+    writes: mpsc::Receiver<Bytes>,
+    steps: mpsc::UnboundedReceiver<Step>,
+    /// Answers once the channel is over: whether the other side closed it.
+    over: watch::Receiver<bool>,
+    image: AgentImage,
+    marker: String,
+}
+
+impl Sending {
+    async fn run(mut self) {
+        let mut over = self.over.clone();
+        let closed = tokio::select! {
+            _ = over.changed() => *over.borrow(),
+            // Sends the end of input, and is then of no more use.
+            () = self.send_all() => {
+                let _ = over.changed().await;
+                *over.borrow()
+            }
+        };
+        if !closed {
+            let _ = timeout(CLOSE_PATIENCE, self.write.close()).await;
+        }
+    }
+
+    /// Sends all that is written, and then the end of it, until the session does not take it any more.
+    async fn send_all(&mut self) {
+        let mut flight: Vec<Bytes> = Vec::new();
+        let mut started = false;
+        let mut ended = false;
+        while !(started && ended) {
+            let room = flight.iter().map(Bytes::len).sum::<usize>() + WRITE_BYTES_MAX <= FLIGHT_BYTES_MAX;
+            let sent = tokio::select! {
+                step = self.steps.recv(), if !started => match step {
+                    Some(Step::Started) => {
+                        (started, flight) = (true, Vec::new());
+                        Ok(())
+                    }
+                    Some(Step::Install) => self.send_agent(&flight).await,
+                    None => return,
+                },
+                bytes = self.writes.recv(), if !ended && (started || room) => match bytes {
+                    Some(bytes) => {
+                        if !started {
+                            flight.push(bytes.clone());
+                        }
+                        self.write.data_bytes(bytes).await
+                    }
+                    None => {
+                        ended = true;
+                        Ok(())
+                    }
+                },
+            };
+            if sent.is_err() {
+                return;
+            }
+        }
+        // Only now: before the agent has started, an end of input would end the shell that installs it.
+        let _ = self.write.eof().await;
+    }
+
+    async fn send_agent(&self, flight: &[Bytes]) -> Result<(), russh::Error> {
+        self.write.data_bytes(format!("\n{}\n", self.marker).into_bytes()).await?;
+        self.write.data_bytes(self.image.gzip.clone()).await?;
+        for bytes in flight {
+            self.write.data_bytes(bytes.clone()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Text for eyes that keeps its lines apart.
+fn lines(bytes: &[u8]) -> String {
+    let lines = bytes.split(|&byte| byte == b'\n').map(|line| escape(line.trim_ascii_end()));
+    lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+}
