@@ -3,6 +3,7 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ksync::remote::{AgentImage, ErrorKind, RemoteError};
@@ -27,7 +28,7 @@ async fn is_installed_now(world: &World, image: &AgentImage) -> bool {
     sent.is_some()
 }
 
-async fn failure(world: &World, image: AgentImage) -> RemoteError {
+async fn failure(world: &World, image: AgentImage) -> Arc<RemoteError> {
     let connection = world.connect().await;
     let agent = connection.agent_from(image).await.unwrap();
     let (heard, end) = talk(agent, noise(1000)).await;
@@ -36,11 +37,7 @@ async fn failure(world: &World, image: AgentImage) -> RemoteError {
     let error = end.error.expect("an error");
     assert_eq!(heard.to_string(), error.to_string());
     connection.close().await;
-    std::sync::Arc::into_inner({
-        drop(heard);
-        error
-    })
-    .expect("nobody else has it")
+    error
 }
 
 #[tokio::test(flavor = "multi_thread")]
