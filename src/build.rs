@@ -136,7 +136,7 @@ fn build_agent() -> Result<PathBuf, String> {
              It needs Rust's standard library for that target (rustup target add {TARGET}), a linker for it, \
              and glibc's static libraries (Fedora: glibc-static).\n\
              Or set {OVERRIDE} to the path of a ksync-agent that was built on x86_64 Linux with \
-             RUSTFLAGS='-C target-feature=+crt-static' cargo build --no-default-features --bin ksync-agent \
+             RUSTFLAGS='-C target-feature=+crt-static' cargo build --no-default-features --features agent --bin ksync-agent \
              --profile agent --target {TARGET}"
         ));
     }
@@ -145,7 +145,14 @@ fn build_agent() -> Result<PathBuf, String> {
 
 fn inner_cargo(root: &Path, target_dir: &Path, script: &Path) -> Result<Command, String> {
     let mut cargo = Command::new(variable("CARGO")?);
-    cargo.current_dir(root).args(["build", "--no-default-features", "--bin", "ksync-agent"]);
+    cargo.current_dir(root).args([
+        "build",
+        "--no-default-features",
+        "--features",
+        "agent",
+        "--bin",
+        "ksync-agent",
+    ]);
     // With an explicit target the flags below do not reach build scripts and procedural macros, which
     // cannot be static.
     cargo.args(["--profile", "agent", "--target", TARGET]).arg("--target-dir").arg(target_dir);
