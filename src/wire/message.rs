@@ -9,7 +9,7 @@ use crate::content::chunk::{Average, CHUNKS_MAX, Chunk, ChunkId};
 use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX};
 use crate::content::hash::Hash;
 use crate::monitor::Event;
-use crate::tree::entry::Time;
+use crate::tree::entry::{SIZE_MAX, Time};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::path::TreePath;
 
@@ -32,6 +32,10 @@ pub const CONTENT_BYTES_MAX: usize = 1 << 20;
 
 /// Most windows of one [`Message::SignRequest`]: their signatures must fit in a frame.
 pub const WINDOWS_MAX: usize = 48;
+
+/// Longest path or text in a note or an abort, in bytes. The longest path, escaped, with words around it, is
+/// half of that; and a side keeps up to a thousand of them.
+pub const TEXT_BYTES_MAX: usize = 64 << 10;
 
 /// Most elements of every other list in a message.
 const LIST_MAX: usize = 1 << 13;
@@ -348,23 +352,43 @@ impl Message {
                         Op::Delta { window, length, .. } => {
                             window_is_within_limits(window) && *length as usize <= NEW_BYTES_MAX
                         }
-                        Op::Keep { .. } | Op::Copy { .. } | Op::Data(_) => true,
+                        Op::Copy { offset, length } => is_stretch(*offset, *length),
+                        Op::Keep { .. } | Op::Data(_) => true,
                     })
             }
             Self::Subject(Subject::File { name }) => {
                 !name.contains(&b'/') && TreePath::new(name.as_slice()).is_ok()
             }
-            Self::Entries(_)
-            | Self::Offered { .. }
-            | Self::Finished(_)
-            | Self::Note(_)
-            | Self::Abort { .. } => true,
+            Self::Note(event) => event_is_within_limits(event),
+            Self::Abort { text, .. } => text.len() <= TEXT_BYTES_MAX,
+            Self::Entries(_) | Self::Offered { .. } | Self::Finished(_) => true,
         }
     }
 }
 
 fn window_is_within_limits(window: &Window) -> bool {
-    window.length as usize <= OLD_BYTES_MAX
+    window.length as usize <= OLD_BYTES_MAX && is_stretch(window.offset, window.length.into())
+}
+
+/// Whether a file can have such a stretch; offsets that pass here can be added to.
+fn is_stretch(offset: u64, length: u64) -> bool {
+    offset.checked_add(length).is_some_and(|end| end <= SIZE_MAX)
+}
+
+fn event_is_within_limits(event: &Event) -> bool {
+    match event {
+        Event::Resolved { path } | Event::Change { path, .. } | Event::Began { path } => {
+            path.len() <= TEXT_BYTES_MAX
+        }
+        Event::Problem(problem) => {
+            problem.path.len() <= TEXT_BYTES_MAX && problem.cause.len() <= TEXT_BYTES_MAX
+        }
+        Event::Scanned { .. }
+        | Event::Excluded { .. }
+        | Event::Planned { .. }
+        | Event::Moved { .. }
+        | Event::Matched { .. } => true,
+    }
 }
 
 fn want_is_within_limits(want: &Want) -> bool {
