@@ -1,0 +1,322 @@
+//! The wire: golden bytes, limits, and what no decoder may be made to do.
+//!
+//! With `KSYNC_WRITE_FIXTURES=1` the golden bytes in `fixtures/wire/` are written anew, for a change of the
+//! protocol that is meant.
+
+use std::fs;
+use std::path::Path;
+
+use ksync::content::chunk::{Average, CHUNKS_MAX, Chunk, ChunkId};
+use ksync::content::hash::Hash;
+use ksync::monitor::{Action, Event, Problem, Trouble, What};
+use ksync::tree::entry::Time;
+use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
+use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter};
+use ksync::wire::hello::{self, Options, Order, Role};
+use ksync::wire::message::{
+    AbortKind, Body, Message, MessageError, Old, Op, SMALL_BYTES_MAX, Staged, Subject, TEXT_BYTES_MAX, Tally,
+    WANTS_MAX, WINDOWS_MAX, Want, Window,
+};
+use proptest::prelude::*;
+use serde_bytes::ByteBuf;
+
+fn data(bytes: &[u8]) -> ByteBuf {
+    ByteBuf::from(bytes)
+}
+
+fn window(offset: u64, length: u32) -> Window {
+    Window { offset, length }
+}
+
+fn old(count: usize) -> Old {
+    let chunk = Chunk { length: 70_000, id: ChunkId::of(b"chunk") };
+    Old { average: Average::for_size(0).unwrap(), chunks: vec![chunk; count] }
+}
+
+fn event(name: &str) -> Event {
+    let path = b"d/\xff".to_vec();
+    match name {
+        "resolved" => Event::Resolved { path },
+        "scanned" => Event::Scanned { entries: 300, bytes: 1 << 40 },
+        "excluded" => Event::Excluded { entries: 2 },
+        "planned" => Event::Planned { files: 3, bytes: 4 },
+        "change" => Event::Change { action: Action::Adjust, what: What::Symlink, path },
+        "began" => Event::Began { path },
+        "moved" => Event::Moved { bytes: 5 },
+        "matched" => Event::Matched { bytes: 6 },
+        _ => Event::Problem(Problem { trouble: Trouble::NotDeleted, path, cause: "cause".to_owned() }),
+    }
+}
+
+/// At least one message of each variant, by the name of its fixture.
+fn messages() -> Vec<(String, Message)> {
+    let hash = Hash::of(b"content");
+    let want = Want {
+        id: 300,
+        staged: Some(Staged { length: 5, blocks: vec![ChunkId::of(b"block")] }),
+        old: Some(old(1)),
+    };
+    let tally = Tally {
+        entries: 1,
+        total_bytes: 2,
+        created: 3,
+        updated: 4,
+        adjusted: 5,
+        deleted: 6,
+        files: 7,
+        sent_bytes: 8,
+        matched_bytes: 300,
+    };
+    let ops = vec![
+        Op::Keep { length: 1 << 20 },
+        Op::Copy { offset: 70_000, length: 5 },
+        Op::Data(data(b"data")),
+        Op::Delta { window: window(1, 2), length: 3, delta: data(b"delta") },
+    ];
+    let bodies = vec![
+        (0, Body::Whole { hash, data: data(b"content") }),
+        (1, Body::Same { hash }),
+        (u32::MAX, Body::Skipped),
+    ];
+    let ignore = IgnoreFile { directory: b"d".to_vec(), text: b"*.o\n".to_vec() };
+    let time = Time::new(-1, 999_999_999).unwrap();
+    let mut messages = vec![
+        ("subject-directory", Message::Subject(Subject::directory(0o755, time))),
+        ("subject-file", Message::Subject(Subject::File { name: b"n\xff".to_vec() })),
+        ("ignores", Message::Ignores(vec![ignore])),
+        ("entries", Message::Entries(data(b"block"))),
+        ("offered", Message::Offered { complete: true }),
+        ("wants", Message::Wants(vec![Want::whole(1), want])),
+        ("files", Message::Files(bodies)),
+        ("sign-request", Message::SignRequest { id: 1, windows: vec![window(300, 1 << 20)] }),
+        ("signatures", Message::Signatures { id: 1, signatures: vec![data(b"signature")] }),
+        ("pieces", Message::Pieces { id: 1, ops, end: None }),
+        ("pieces-end", Message::Pieces { id: 1, ops: Vec::new(), end: Some(hash) }),
+        ("finished", Message::Finished(tally)),
+        ("abort", Message::Abort { kind: AbortKind::Connection, text: "gone".to_owned() }),
+    ]
+    .into_iter()
+    .map(|(name, message)| (name.to_owned(), message))
+    .collect::<Vec<_>>();
+    for name in
+        ["resolved", "scanned", "excluded", "planned", "change", "began", "moved", "matched", "problem"]
+    {
+        messages.push((format!("note-{name}"), Message::Note(event(name))));
+    }
+    messages
+}
+
+fn assert_golden(name: &str, bytes: &[u8]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/wire").join(format!("{name}.bin"));
+    if std::env::var_os("KSYNC_WRITE_FIXTURES").is_some() {
+        fs::write(&path, bytes).unwrap();
+    }
+    let golden = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert_eq!(golden, bytes, "{name} has other bytes on the wire than it had");
+}
+
+#[test]
+fn every_message_has_its_golden_bytes_and_comes_back() {
+    for (name, message) in messages() {
+        let bytes = message.encode();
+        assert_golden(&name, &bytes);
+        assert_eq!(Message::decode(&bytes), Ok(message), "{name}");
+    }
+}
+
+#[test]
+fn every_golden_file_belongs_to_a_message() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/wire");
+    let mut names: Vec<String> = messages().into_iter().map(|(name, _)| format!("{name}.bin")).collect();
+    names.push("hello.bin".to_owned());
+    for entry in fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(names.contains(&name), "{name}");
+    }
+}
+
+fn order() -> Order {
+    let rule = Rule { include: true, pattern: b"*.rs".to_vec() };
+    let options = Options { delete: true, checksum: true, rules: vec![rule], ..Options::default() };
+    Order { role: Role::Receiver, path: b"~/\xff".to_vec(), options }
+}
+
+#[test]
+fn the_hello_has_its_golden_bytes_and_comes_back() {
+    let mut bytes = Vec::new();
+    hello::write(&mut bytes, Some(order())).unwrap();
+    assert_golden("hello", &bytes);
+    assert_eq!(hello::read(&mut bytes.as_slice()).unwrap().order, Some(order()));
+}
+
+#[test]
+fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
+    let wants = |count| Message::Wants(vec![Want::whole(0); count]);
+    let want = |staged, old| Message::Wants(vec![Want { id: 0, staged, old }]);
+    let chunks = |count| want(None, Some(old(count)));
+    let staged = |length, count| want(Some(Staged { length, blocks: vec![ChunkId::of(b""); count] }), None);
+    let average = |average: u32| {
+        // An average is private where it is made, so it is put together from its bytes.
+        let average = postcard::from_bytes(&postcard::to_stdvec(&average).unwrap()).unwrap();
+        want(None, Some(Old { average, chunks: Vec::new() }))
+    };
+    let whole = |length: u64| {
+        let data = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
+        Message::Files(vec![(0, Body::Whole { hash: Hash::of(b""), data })])
+    };
+    let files = |count| Message::Files(vec![(0, Body::Skipped); count]);
+    let windows = |count| Message::SignRequest { id: 0, windows: vec![window(0, 0); count] };
+    let request = |offset, length| Message::SignRequest { id: 0, windows: vec![window(offset, length)] };
+    let signatures = |count| Message::Signatures { id: 0, signatures: vec![data(b""); count] };
+    let pieces = |ops| Message::Pieces { id: 0, ops, end: None };
+    let delta = |window, length| pieces(vec![Op::Delta { window, length, delta: data(b"") }]);
+    let copy = |offset, length| pieces(vec![Op::Copy { offset, length }]);
+    let ops = |count| pieces(vec![Op::Keep { length: 0 }; count]);
+    let directory = |mode, seconds, nanos| Message::Subject(Subject::Directory { mode, seconds, nanos });
+    let file = |name: &[u8]| Message::Subject(Subject::File { name: name.to_vec() });
+    let text = |count| "x".repeat(count);
+    let abort = |count| Message::Abort { kind: AbortKind::Busy, text: text(count) };
+    let problem = |path, cause| {
+        let problem = Problem { trouble: Trouble::Changed, path: vec![b'x'; path], cause: text(cause) };
+        Message::Note(Event::Problem(problem))
+    };
+    let resolved = |count| Message::Note(Event::Resolved { path: vec![b'x'; count] });
+    let i64_max = i64::MAX as u64;
+    for (allowed, refused) in [
+        (wants(WANTS_MAX), wants(WANTS_MAX + 1)),
+        (chunks(CHUNKS_MAX), chunks(CHUNKS_MAX + 1)),
+        (staged(0, 0), staged(0, 1)),
+        (staged(1 << 20, 1), staged((1 << 20) + 1, 1)),
+        (staged(u64::MAX, 8192), staged(u64::MAX, 8191)),
+        (average(256 << 10), average((256 << 10) - 1)),
+        (average(4 << 20), average(8 << 20)),
+        (average(256 << 10), average(0)),
+        (whole(SMALL_BYTES_MAX), whole(SMALL_BYTES_MAX + 1)),
+        (files(8192), files(8193)),
+        (windows(WINDOWS_MAX), windows(WINDOWS_MAX + 1)),
+        (request(0, 2 << 20), request(0, (2 << 20) + 1)),
+        (request(i64_max - 9, 9), request(i64_max - 8, 9)),
+        (request(0, 9), request(u64::MAX, 9)),
+        (signatures(WINDOWS_MAX), signatures(WINDOWS_MAX + 1)),
+        (ops(8192), ops(8193)),
+        (copy(i64_max - 9, 9), copy(i64_max - 8, 9)),
+        (copy(0, i64_max), copy(u64::MAX, u64::MAX)),
+        (delta(window(0, 2 << 20), 512 << 10), delta(window(0, (2 << 20) + 1), 0)),
+        (delta(window(0, 0), 0), delta(window(0, 0), (512 << 10) + 1)),
+        (delta(window(i64_max, 0), 0), delta(window(i64_max, 1), 0)),
+        (directory(0o7777, 0, 0), directory(0o10000, 0, 0)),
+        (directory(0, 1 << 40, 999_999_999), directory(0, (1 << 40) + 1, 0)),
+        (directory(0, -(1 << 40), 0), directory(0, i64::MIN, 0)),
+        (directory(0, 0, 0), directory(0, 0, 1_000_000_000)),
+        (file(b"n"), file(b"")),
+        (file(&[b'n'; 255]), file(&[b'n'; 256])),
+        (file(b"..."), file(b"..")),
+        (file(b"a"), file(b"a/b")),
+        (file(b"a"), file(b"/a")),
+        (file(b"a"), file(b"a\0")),
+        (file(b"ksync"), file(b".KSYNC")),
+        (abort(TEXT_BYTES_MAX), abort(TEXT_BYTES_MAX + 1)),
+        (problem(TEXT_BYTES_MAX, TEXT_BYTES_MAX), problem(TEXT_BYTES_MAX + 1, 0)),
+        (problem(0, 0), problem(0, TEXT_BYTES_MAX + 1)),
+        (resolved(TEXT_BYTES_MAX), resolved(TEXT_BYTES_MAX + 1)),
+    ] {
+        assert_eq!(Message::decode(&allowed.encode()).as_ref(), Ok(&allowed));
+        let shown = format!("{refused:?}").chars().take(200).collect::<String>();
+        assert_eq!(Message::decode(&refused.encode()), Err(MessageError::Limit), "{shown}");
+    }
+}
+
+#[test]
+fn what_follows_a_message_makes_it_malformed() {
+    for (name, message) in messages() {
+        let mut bytes = message.encode();
+        bytes.push(0);
+        assert_eq!(Message::decode(&bytes), Err(MessageError::Malformed), "{name}");
+        for end in 0..bytes.len() - 1 {
+            assert!(Message::decode(&bytes[..end]).is_err(), "{name} cut at {end}");
+        }
+    }
+}
+
+#[test]
+fn a_list_that_declares_more_than_there_is_takes_no_memory_for_it() {
+    // Variant, then a length of 2^32-1: reading it must fail at once.
+    for variant in 0..12 {
+        let bytes = [variant, 0xff, 0xff, 0xff, 0xff, 0x0f, 0xff, 0xff, 0xff, 0xff, 0x0f];
+        let _ = Message::decode(&bytes);
+    }
+}
+
+#[test]
+fn a_hello_with_too_many_rules_is_malformed() {
+    let mut order = order();
+    order.options.rules = vec![Rule { include: false, pattern: Vec::new() }; RULES_MAX + 1];
+    let mut bytes = Vec::new();
+    hello::write(&mut bytes, Some(order)).unwrap();
+    assert!(matches!(hello::read(&mut bytes.as_slice()), Err(hello::HelloError::Malformed)));
+}
+
+/// Reads frames to the first error, as a reader does.
+fn read_all(bytes: &[u8]) {
+    let mut frames = FrameReader::new(bytes);
+    while let Ok(frame) = frames.read() {
+        assert!(frame.len() <= FRAME_BYTES_MAX);
+        let _ = Message::decode(&frame);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_bytes_are_a_message_or_an_error(variant in 0_u8..14, rest in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let mut bytes = vec![variant];
+        bytes.extend(&rest);
+        if let Ok(message) = Message::decode(&bytes) {
+            prop_assert_eq!(Message::decode(&message.encode()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn any_damage_to_a_message_is_a_message_or_an_error(
+        index in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
+    ) {
+        let mut bytes = index.get(&messages()).1.encode();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        let _ = Message::decode(&bytes);
+    }
+
+    #[test]
+    fn any_bytes_are_frames_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        read_all(&bytes);
+    }
+
+    #[test]
+    fn any_damage_to_a_frame_is_a_frame_or_an_error(
+        length in 0_usize..2000, at in any::<prop::sample::Index>(), byte in any::<u8>(),
+    ) {
+        let mut bytes = Vec::new();
+        FrameWriter::new(&mut bytes, true).write(&b"text ".repeat(length / 5)).unwrap();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        read_all(&bytes);
+    }
+
+    #[test]
+    fn any_bytes_are_a_hello_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..100), good in 0..3) {
+        let mut stream = Vec::new();
+        match good {
+            0 => {}
+            1 => stream.extend(hello::MAGIC),
+            _ => {
+                stream.extend(hello::MAGIC);
+                let mut frame = vec![1];
+                frame.extend(&bytes);
+                FrameWriter::new(&mut stream, false).write(&frame).unwrap();
+            }
+        }
+        stream.extend(&bytes);
+        let _ = hello::read(&mut stream.as_slice());
+    }
+}
