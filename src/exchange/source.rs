@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 
 use serde_bytes::ByteBuf;
@@ -112,7 +113,9 @@ impl Source {
             want.old.as_ref().map(|old| old.average).or_else(|| Average::for_size(self.identity.size));
         let average = average.ok_or_else(|| SourceError::Peer("a file too long to be cut".to_owned()))?;
         let (mut at, mut expected) = (0, None);
-        chunk::cut(&self.file, average, |bytes| {
+        // What is appended meanwhile was not offered; that it was shows in the end.
+        let offered = (&self.file).take(self.identity.size);
+        chunk::cut(offered, average, |bytes| {
             hasher.update(bytes);
             prefix.update(bytes);
             let length = bytes.len() as u64;
@@ -406,4 +409,38 @@ fn gaps(offset: u64, length: u64, old: std::ops::Range<u64>) -> impl Iterator<It
         let window = Window { offset: start, length: (end - start) as u32 };
         Segment::Gap { offset: offset + from, length: piece, window }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, Write};
+
+    use super::*;
+    use crate::disk::stat::identity_of;
+    use crate::exchange::sink::chunks_of;
+
+    #[test]
+    fn a_file_that_grows_gives_no_more_than_was_offered() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; 3_000_000]).unwrap();
+        let identity = identity_of(&file).unwrap();
+        file.rewind().unwrap();
+        let (old, _) = chunks_of(&file.try_clone().unwrap(), Average::for_size(0).unwrap()).unwrap();
+        file.write_all(&vec![8; 3_000_000]).unwrap();
+        file.rewind().unwrap();
+
+        let want = Want { id: 0, staged: None, old: Some(old) };
+        let mut source = Source::begin(file, identity, &want).unwrap();
+        let mut made = 0;
+        loop {
+            let (ops, next) = source.produce().unwrap();
+            made += ops.iter().map(Op::made_bytes).sum::<u64>();
+            match next {
+                SourceNext::More => {}
+                SourceNext::Sign(_) => source.signatures(Vec::new()),
+                SourceNext::End(_) | SourceNext::Same(_) => break,
+            }
+        }
+        assert!(made <= identity.size, "{made}");
+    }
 }
