@@ -126,6 +126,8 @@ struct Log {
     /// Content that reached the receiver and no work has taken.
     held_bytes: usize,
     held_bytes_max: usize,
+    /// Content that reached the receiver, all in all.
+    received_bytes: usize,
     /// Works that write.
     writes: usize,
 }
@@ -163,15 +165,21 @@ impl Pair {
     fn run(mut self, cut_after: Option<usize>) -> Ended {
         self.answer(SENDER);
         self.answer(RECEIVER);
+        let mut cut_after = cut_after;
         while self.sides.iter().any(|side| side.done.is_none()) {
             if cut_after == Some(self.log.delivered) {
+                cut_after = None;
                 self.cut();
-                break;
+                continue;
             }
             let actions = self.actions();
-            assert!(!actions.is_empty(), "both sides wait for each other");
+            assert!(!actions.is_empty(), "a side waits for what never comes");
             let picked = self.pick(&actions);
             self.act(actions[picked]);
+        }
+        // What is under way on the disk still ends.
+        for work in std::mem::take(&mut self.sides[RECEIVER].works) {
+            let _ = self.target.perform(work);
         }
         let [sender, receiver] = self.sides;
         Ended {
@@ -184,18 +192,14 @@ impl Pair {
         }
     }
 
-    /// The connection is gone. What is under way on the disk still ends.
+    /// The connection is gone, and with it what was on its way.
     fn cut(&mut self) {
         for side in [SENDER, RECEIVER] {
             self.sides[side].inbox.clear();
+            self.sides[side].closed = true;
             if self.sides[side].done.is_none() {
                 self.sides[side].engine.input(Input::Closed("cut".to_owned()));
                 self.answer(side);
-            }
-            for work in std::mem::take(&mut self.sides[side].works) {
-                if side == RECEIVER {
-                    let _ = self.target.perform(work);
-                }
             }
         }
     }
@@ -246,6 +250,7 @@ impl Pair {
                 let Some(message) = self.sides[side].inbox.pop_front() else { return };
                 self.log.delivered += 1;
                 if side == RECEIVER {
+                    self.log.received_bytes += content_of(&message);
                     self.log.held_bytes += content_of(&message);
                     self.log.held_bytes_max = self.log.held_bytes_max.max(self.log.held_bytes);
                 }

@@ -76,6 +76,8 @@ pub struct Receiver {
     held_bytes: usize,
     /// Files whose content arrived damaged once.
     retried: BTreeSet<u32>,
+    /// The connection is gone, for this cause; what has arrived is still put aside for the next run.
+    closing: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +151,7 @@ impl Receiver {
             stores: 0,
             held_bytes: 0,
             retried: BTreeSet::new(),
+            closing: None,
         }
     }
 
@@ -582,6 +585,24 @@ impl Receiver {
         }
     }
 
+    fn go_on(&mut self) {
+        if matches!(self.phase, Phase::Directories | Phase::Content) {
+            self.ask();
+        }
+        if self.contents_are_there() && self.desk.queue.is_empty() {
+            self.next_phase();
+        }
+    }
+
+    /// Whether content that has arrived is not on the disk yet.
+    fn puts_content_aside(&self) -> bool {
+        match self.phase {
+            Phase::Directories => !self.early.is_empty() || !self.sinks.is_empty(),
+            Phase::Content => self.stores > 0 || self.sinks.values().any(|sink| sink.busy),
+            _ => false,
+        }
+    }
+
     fn contents_are_there(&self) -> bool {
         self.phase == Phase::Content
             && self.plan.fetch.is_empty()
@@ -646,20 +667,20 @@ impl Engine for Receiver {
         match input {
             Input::Message(message) => self.message(message),
             Input::Outcome(outcome) => self.outcome(outcome),
-            Input::Closed(cause) => self.desk.peer_failed(AbortKind::Connection, cause),
+            Input::Closed(cause) => self.closing = Some(cause),
         }
     }
 
     fn poll(&mut self) -> Output {
         if self.desk.ended.is_none() && self.desk.queue.is_empty() {
-            if matches!(self.phase, Phase::Directories | Phase::Content) {
-                self.ask();
-            }
-            if self.contents_are_there() && self.desk.queue.is_empty() {
-                self.next_phase();
+            if let Some(cause) = self.closing.clone().filter(|_| !self.puts_content_aside()) {
+                self.desk.peer_failed(AbortKind::Connection, cause);
+            } else if self.closing.is_none() {
+                self.go_on();
             }
         }
-        let idle = if self.held_bytes > HELD_BYTES_MAX { Output::WaitForWork } else { Output::Wait };
+        let waits_for_work = self.held_bytes > HELD_BYTES_MAX || self.closing.is_some();
+        let idle = if waits_for_work { Output::WaitForWork } else { Output::Wait };
         self.desk.next().unwrap_or(idle)
     }
 }

@@ -49,6 +49,8 @@ fn what_is_staged_is_not_sent_again_wherever_the_run_was_cut() {
             let staged: usize = cut.target.staged.values().map(Vec::len).sum();
             let missing: usize = manifest_bytes(&source) - manifest_bytes(&cut.target.tree);
             kept_something |= staged > 0;
+            let installed = manifest_bytes(&cut.target.tree);
+            assert_eq!(staged + installed, cut.log.received_bytes, "{order:?} cut after {at}");
             let again = run(cut.source, cut.target.again(), &delete(), order, 3);
             assert_eq!(differences(&source, &again.target.tree), Vec::<String>::new());
             assert_eq!(again.log.sent_bytes as usize, missing - staged, "{order:?} cut after {at}");
