@@ -27,7 +27,7 @@ pub(super) struct Fetch {
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     changes: Vec<Change>,
-    /// Clear the way and make directories, in path order.
+    /// Unlock directories; then clear the way and make directories, in path order.
     pub(super) first: Vec<Step>,
     pub(super) fetch: VecDeque<Fetch>,
     pub(super) adjust: Vec<Step>,
@@ -56,10 +56,13 @@ impl Plan {
         let changes = compare(wanted, present, rules, protects);
         let mut plan = Self { has_staged, ..Self::default() };
         let mut touched = Touched::new(wanted);
+        let mut locked = Locked::new(present);
         for change in &changes {
             plan.add(*change, wanted, present, safe_links);
             touched.add(*change, present);
+            locked.add(*change, wanted);
         }
+        plan.first.splice(..0, locked.directories.into_iter().map(|at| Step::Unlock { at }));
         plan.remove.reverse();
         plan.directory_times = touched.directories.into_iter().rev().map(|id| Step::Adjust { id }).collect();
         plan.changes = changes;
@@ -238,6 +241,60 @@ impl<'a> Touched<'a> {
         if parent != self.last_parent.as_deref() {
             self.last_parent = parent.map(<[u8]>::to_vec);
             self.directories.extend(entry.path.parent().and_then(|parent| self.wanted.position(&parent)));
+        }
+    }
+}
+
+/// What an owner needs to change what is in a directory.
+const CHANGE_BITS: u16 = 0o300;
+
+/// Collects the directories in which a plan changes something and whose modes forbid it.
+struct Locked<'a> {
+    present: &'a Manifest,
+    directories: BTreeSet<u32>,
+    /// The parent that was looked up last: neighbours share it.
+    last_parent: Option<Vec<u8>>,
+}
+
+impl<'a> Locked<'a> {
+    fn new(present: &'a Manifest) -> Self {
+        Self { present, directories: BTreeSet::new(), last_parent: None }
+    }
+
+    fn add(&mut self, change: Change, wanted: &Manifest) {
+        let entry = match change {
+            Change::Create { id } | Change::Update { id, .. } => wanted.get(id),
+            Change::Replace { at, .. } => {
+                self.add_all_below(at);
+                self.present.get(at)
+            }
+            Change::Remove { at } => self.present.get(at),
+            Change::Adjust { .. } | Change::Obstacle { .. } => None,
+        };
+        let Some(parent) = entry.map(|entry| entry.path.split_last().0) else { return };
+        if parent != self.last_parent.as_deref() {
+            self.last_parent = parent.map(<[u8]>::to_vec);
+            let at = entry.and_then(|entry| self.present.position(&entry.path.parent()?));
+            at.into_iter().for_each(|at| self.add_directory(at));
+        }
+    }
+
+    fn add_all_below(&mut self, top: u32) {
+        let path = self.present.get(top).map(|entry| &entry.path);
+        let rest = top..u32::try_from(self.present.len()).unwrap_or(u32::MAX);
+        for at in rest {
+            let below = self.present.get(at).zip(path);
+            if !below.is_some_and(|(entry, path)| at == top || entry.path.is_below(path)) {
+                return;
+            }
+            self.add_directory(at);
+        }
+    }
+
+    fn add_directory(&mut self, at: u32) {
+        let is_locked = |entry: &Entry| entry.is_directory() && entry.mode & CHANGE_BITS != CHANGE_BITS;
+        if self.present.get(at).is_some_and(is_locked) {
+            self.directories.insert(at);
         }
     }
 }

@@ -315,13 +315,16 @@ impl Receiver {
 
     fn applied(&mut self, results: Vec<(Step, Result<(), Fault>)>) {
         for (step, result) in results {
+            if matches!(step, Step::Unlock { .. }) && !matches!(result, Err(Fault::Fatal(..))) {
+                continue;
+            }
             let counter = match step {
                 Step::MakeDirectory { .. } => &mut self.tally.created,
                 Step::MakeLink { id } if self.plan.is_update(id) => &mut self.tally.updated,
                 Step::MakeLink { .. } => &mut self.tally.created,
                 Step::Adjust { id } if self.plan.is_adjust(id) => &mut self.tally.adjusted,
                 Step::Clear { .. } | Step::Remove { .. } => &mut self.tally.deleted,
-                Step::Adjust { .. } => &mut 0,
+                Step::Adjust { .. } | Step::Unlock { .. } => &mut 0,
             };
             match result {
                 Ok(()) => *counter += 1,
@@ -651,7 +654,7 @@ impl Receiver {
     fn step_path(&self, step: Step) -> Vec<u8> {
         match step {
             Step::MakeDirectory { id } | Step::MakeLink { id } | Step::Adjust { id } => self.path(id),
-            Step::Clear { at } | Step::Remove { at } => {
+            Step::Clear { at } | Step::Remove { at } | Step::Unlock { at } => {
                 let entry = self.opened.as_ref().and_then(|opened| opened.manifest.get(at));
                 entry.map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default()
             }

@@ -116,6 +116,11 @@ pub enum Step {
         /// What.
         at: u32,
     },
+    /// Make a directory that is there writable, for now; where that fails, what needs it fails too and says so.
+    Unlock {
+        /// Which.
+        at: u32,
+    },
     /// Make a directory, writable for now.
     MakeDirectory {
         /// Which.

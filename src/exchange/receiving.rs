@@ -249,6 +249,10 @@ impl Receiving {
     fn apply(&self, step: Step) -> Result<(), Fault> {
         let done = match step {
             Step::Clear { at } => return self.clear(at),
+            Step::Unlock { at } => {
+                let entry = self.trees()?.present.get(at).ok_or_else(out_of_turn)?;
+                self.root()?.make_directory(&entry.path, entry.mode).map(drop)
+            }
             Step::MakeDirectory { id } => {
                 let mode = self.entry(id)?.mode;
                 self.root()?.make_directory(self.path(id)?, mode).map(drop)

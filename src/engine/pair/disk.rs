@@ -394,13 +394,18 @@ impl Target {
 
     /// Puts something into its place. Nothing may be put in place of a directory, or where there is none.
     fn put(&mut self, path: &TreePath, node: Node) -> Done {
-        let there = path.parent().is_none_or(|parent| self.tree.get(&parent).is_some_and(Node::is_directory));
-        if !there || self.tree.get(path).is_some_and(Node::is_directory) {
+        if !self.may_change(path) || self.tree.get(path).is_some_and(Node::is_directory) {
             return Err(unwritable("its directory is not there"));
         }
         self.tree.insert(path.clone(), node);
         self.touch(path);
         Ok(())
+    }
+
+    /// Whether the directory of this path is there and may be written to.
+    fn may_change(&self, path: &TreePath) -> bool {
+        let may = |node: &Node| node.is_directory() && node.mode & 0o300 == 0o300;
+        path.parent().is_none_or(|parent| self.tree.get(&parent).is_some_and(may))
     }
 
     /// What changes in a directory moves its time.
@@ -420,8 +425,15 @@ impl Target {
         match step {
             Step::Clear { at } => {
                 let path = self.present.get(at).unwrap().path.clone();
+                let mut gone = self.tree.keys().filter(|below| **below == path || below.is_below(&path));
+                assert!(gone.all(|path| self.may_change(path)), "{path} holds a locked directory");
                 remove_with_all_below(&mut self.tree, &path);
                 self.touch(&path);
+                Ok(())
+            }
+            Step::Unlock { at } => {
+                let path = self.present.get(at).unwrap().path.clone();
+                self.tree.get_mut(&path).unwrap().mode |= 0o700;
                 Ok(())
             }
             Step::MakeDirectory { id } => {
@@ -454,6 +466,7 @@ impl Target {
                 let path = self.present.get(at).unwrap().path.clone();
                 let holds = self.tree.keys().any(|below| below.is_below(&path));
                 assert!(!holds, "{path} is removed before what is in it");
+                assert!(self.may_change(&path), "{path} is in a locked directory");
                 self.tree.remove(&path);
                 self.touch(&path);
                 Ok(())
