@@ -1,0 +1,89 @@
+//! How much travels.
+
+use crate::world::{World, noise, set_time};
+
+const MB: usize = 1 << 20;
+
+/// Copies one content, changes it, copies again; answers what the second run cost and its tally.
+fn change(length: usize, change: impl FnOnce(&mut Vec<u8>)) -> (u64, ksync::wire::message::Tally) {
+    let world = World::new();
+    let mut content = noise(1, length);
+    world.write("f", &content);
+    world.run_and_check();
+    change(&mut content);
+    world.write("f", &content);
+    let ran = world.run_and_check();
+    (ran.bytes, ran.summary().tally)
+}
+
+#[test]
+fn one_changed_block_of_64_mb_costs_less_than_a_hundredth() {
+    let (bytes, tally) = change(64 * MB, |content| content[30 * MB..][..4096].fill(7));
+    assert!(bytes < 64 * MB as u64 / 100, "{bytes}");
+    assert_eq!((tally.updated, tally.files), (1, 1));
+    assert!(tally.matched_bytes > 63 * MB as u64 && tally.sent_bytes < 100_000, "{tally:?}");
+}
+
+#[test]
+fn an_insertion_at_the_front_moves_everything_and_costs_little() {
+    let (bytes, _) = change(20 * MB, |content| drop(content.splice(..0, *b"at the very front")));
+    assert!(bytes < 200_000, "{bytes}");
+}
+
+#[test]
+fn an_append_costs_what_is_new() {
+    let (bytes, _) = change(20 * MB, |content| content.extend(noise(2, 300_000)));
+    assert!(bytes < 500_000, "{bytes}");
+}
+
+#[test]
+fn a_truncation_costs_little() {
+    let (bytes, _) = change(20 * MB, |content| content.truncate(13 * MB + 5));
+    assert!(bytes < 200_000, "{bytes}");
+}
+
+#[test]
+fn a_small_edit_in_a_middling_file_costs_little() {
+    let (bytes, _) = change(100_000, |content| content[50_000] ^= 1);
+    assert!(bytes < 10_000, "{bytes}");
+}
+
+#[test]
+fn another_time_alone_moves_no_content() {
+    for length in [0, 5, 20_000, 3 * MB] {
+        let world = World::new();
+        world.write("f", &noise(1, length));
+        world.run_and_check();
+        set_time(&world.source.join("f"), -86_400, 123_456_789);
+        let ran = world.run_and_check();
+        let tally = ran.summary().tally;
+        assert_eq!((tally.sent_bytes, tally.updated, tally.adjusted), (0, 0, 1), "{length}");
+        assert!(ran.bytes < 1500, "{length}: {}", ran.bytes);
+    }
+}
+
+#[test]
+fn unrelated_content_costs_hardly_more_than_itself() {
+    let (bytes, _) = change(12 * MB, |content| *content = noise(3, 12 * MB));
+    assert!(bytes < 12 * MB as u64 + 600_000, "{bytes}");
+}
+
+#[test]
+fn text_shrinks_when_it_is_to_be_compressed() {
+    let mut world = World::new();
+    world.options.compress = true;
+    world.write("f", &b"the quick brown fox ".repeat(100_000));
+    let ran = world.run_and_check();
+    assert!(ran.bytes < 20_000, "{}", ran.bytes);
+}
+
+#[test]
+fn nothing_changed_costs_some_bytes_an_entry() {
+    let world = World::new();
+    for n in 0..1000 {
+        world.write(&format!("d{}/file-{n}", n % 10), b"x");
+    }
+    world.run_and_check();
+    let ran = world.run();
+    assert!(ran.bytes < 40_000, "{}", ran.bytes);
+}

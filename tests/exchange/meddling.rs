@@ -1,0 +1,216 @@
+//! Somebody changes files while they are on their way.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use ksync::engine::{Outcome, SourceStep, Work};
+use ksync::exchange::{Perform, Receiving, Sending};
+use ksync::monitor::Trouble;
+
+use crate::world::{Ran, World, noise};
+
+/// Does something before certain works.
+struct Meddling<P, M> {
+    inner: P,
+    meddle: M,
+}
+
+impl<P: Perform, M: Fn(&Work) + Send + Sync + 'static> Perform for Meddling<P, M> {
+    fn perform(&self, work: Work) -> Outcome {
+        (self.meddle)(&work);
+        self.inner.perform(work)
+    }
+}
+
+fn run_meddling_with_source(world: &World, meddle: impl Fn(&Work) + Send + Sync + 'static) -> Ran {
+    let inner = Sending::new(world.source.clone(), world.options.clone());
+    let receiving = Receiving::new(world.target.clone(), world.options.clone());
+    world.run_with(Meddling { inner, meddle }, receiving)
+}
+
+fn run_meddling_with_target(world: &World, meddle: impl Fn(&Work) + Send + Sync + 'static) -> Ran {
+    let sending = Sending::new(world.source.clone(), world.options.clone());
+    let inner = Receiving::new(world.target.clone(), world.options.clone());
+    world.run_with(sending, Meddling { inner, meddle })
+}
+
+const LARGE_BYTES: usize = 5 << 20;
+
+/// One small and one large file that are updated.
+fn world() -> World {
+    let world = World::deleting();
+    let mut content = noise(1, LARGE_BYTES);
+    world.write("large", &content);
+    content[LARGE_BYTES / 2] ^= 1;
+    world.write_target("large", &content[..LARGE_BYTES - 1]);
+    world.write("small", b"new and small");
+    world.write_target("small", b"old");
+    world.write("untouched", b"arrives");
+    world
+}
+
+#[test]
+fn an_edit_of_the_target_during_the_run_is_a_conflict_and_stays() {
+    let world = world();
+    let target = world.target.clone();
+    let done = Once::new();
+    let ran = run_meddling_with_target(&world, move |work| {
+        if matches!(work, Work::Store(_) | Work::Sink { .. }) {
+            done.call_once(|| {
+                fs::write(target.join("small"), "edited here").unwrap();
+                fs::write(target.join("large"), "edited here, too").unwrap();
+            });
+        }
+    });
+    let mut problems = ran.problems();
+    problems.sort_by(|one, other| one.1.cmp(&other.1));
+    let conflict = |name: &str| (Trouble::Conflict, name.to_owned());
+    assert_eq!(problems, [conflict("large"), conflict("small")]);
+    assert_eq!(world.read_target("small"), b"edited here");
+    assert_eq!(world.read_target("large"), b"edited here, too");
+    assert_eq!(world.read_target("untouched"), b"arrives");
+    // With that known, the next run does what it is told.
+    assert_eq!(world.run().problems(), []);
+    world.assert_same();
+}
+
+#[test]
+fn an_old_version_that_changes_in_place_while_it_is_copied_mixes_into_nothing() {
+    // Before each of the works that look at it: signing, copying, installing.
+    for step in 0..6 {
+        let world = world();
+        let target = world.target.clone();
+        let works = std::sync::atomic::AtomicUsize::new(0);
+        let ran = run_meddling_with_target(&world, move |work| {
+            let about_content = matches!(
+                work,
+                Work::Sign { .. } | Work::SignWindows { .. } | Work::Sink { .. } | Work::Store(_)
+            );
+            if about_content && works.fetch_add(1, Ordering::Relaxed) == step {
+                let file = File::options().write(true).open(target.join("large")).unwrap();
+                file.write_all_at(b"changed in place", 1_000_000).unwrap();
+            }
+        });
+        assert!(ran.agent.is_ok(), "{step}: {ran:?}");
+        let content = world.read_target("large");
+        let is_new = content == fs::read(world.source.join("large")).unwrap();
+        let is_edited = content.len() == LARGE_BYTES - 1 && content[1_000_000..].starts_with(b"changed in");
+        assert!(is_new || is_edited, "{step}: mixed content");
+        assert!(is_new || ran.problems().iter().any(|(trouble, _)| *trouble == Trouble::Conflict), "{step}");
+        assert_eq!(world.read_target("untouched"), b"arrives");
+        world.run();
+        world.assert_same();
+    }
+}
+
+#[test]
+fn a_new_file_in_the_place_of_one_that_arrives_is_a_conflict_and_stays() {
+    let world = World::new();
+    world.write("f", b"arrives");
+    let target = world.target.clone();
+    let ran = run_meddling_with_target(&world, move |work| {
+        if matches!(work, Work::Store(_)) {
+            fs::write(target.join("f"), "was first").unwrap();
+        }
+    });
+    assert_eq!(ran.problems(), [(Trouble::Conflict, "f".to_owned())]);
+    assert_eq!(world.read_target("f"), b"was first");
+}
+
+#[test]
+fn what_is_edited_after_it_was_listed_is_not_removed() {
+    let world = World::deleting();
+    world.write("f", b"1");
+    world.write_target("extra", b"goes");
+    let target = world.target.clone();
+    let ran = run_meddling_with_target(&world, move |work| {
+        if matches!(work, Work::Store(_)) {
+            fs::write(target.join("extra"), "still needed").unwrap();
+        }
+    });
+    assert_eq!(ran.problems(), [(Trouble::Conflict, "extra".to_owned())]);
+    assert_eq!(world.read_target("extra"), b"still needed");
+}
+
+#[test]
+fn a_source_that_changes_or_vanishes_before_it_is_read_is_named_and_the_old_version_stays() {
+    for (vanishes, trouble) in [(true, Trouble::Vanished), (false, Trouble::Changed)] {
+        let world = world();
+        let source = world.source.clone();
+        let done = Once::new();
+        let ran = run_meddling_with_source(&world, move |work| {
+            if matches!(work, Work::Read(_) | Work::Source { .. }) {
+                // The others wait meanwhile.
+                done.call_once(|| {
+                    for path in ["small", "large"].map(|name| source.join(name)) {
+                        if vanishes {
+                            fs::remove_file(path).unwrap();
+                        } else {
+                            fs::write(path, "another one").unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        let mut problems = ran.problems();
+        problems.sort_by(|one, other| one.1.cmp(&other.1));
+        assert_eq!(problems, [(trouble, "large".to_owned()), (trouble, "small".to_owned())]);
+        assert_eq!(world.read_target("small"), b"old");
+        assert_eq!(world.read_target("large").len(), LARGE_BYTES - 1);
+        assert_eq!(world.read_target("untouched"), b"arrives");
+    }
+}
+
+#[test]
+fn a_source_that_changes_half_way_is_named_and_nothing_of_it_is_installed() {
+    for cut in [false, true] {
+        let world = World::new();
+        world.write("large", &noise(1, LARGE_BYTES));
+        world.write("other", b"arrives");
+        let source = world.source.clone();
+        let done = AtomicBool::new(false);
+        let ran = run_meddling_with_source(&world, move |work| {
+            let half_way = matches!(work, Work::Source { step: SourceStep::More, .. });
+            if half_way && !done.swap(true, Ordering::Relaxed) {
+                let file = File::options().write(true).open(source.join("large")).unwrap();
+                if cut { file.set_len(2_000_000).unwrap() } else { file.write_all_at(b"changed", 0).unwrap() }
+            }
+        });
+        assert_eq!(ran.problems(), [(Trouble::Changed, "large".to_owned())]);
+        assert!(!world.target.join("large").exists() && world.target.join("other").exists());
+        world.run_and_check();
+    }
+}
+
+#[test]
+fn a_source_that_grows_all_the_time_does_not_end_the_run() {
+    for has_old in [false, true] {
+        let world = World::new();
+        world.write("log", &noise(1, LARGE_BYTES));
+        world.write("other", b"arrives");
+        if has_old {
+            world.write_target("log", &noise(1, LARGE_BYTES / 2));
+        }
+        let stop = AtomicBool::new(false);
+        let ran = thread::scope(|scope| {
+            let mut log = File::options().append(true).open(world.source.join("log")).unwrap();
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    log.write_all(&[7; 10_000]).unwrap();
+                    thread::sleep(std::time::Duration::from_micros(200));
+                }
+            });
+            let ran = world.run();
+            stop.store(true, Ordering::Relaxed);
+            ran
+        });
+        assert_eq!(ran.problems(), [(Trouble::Changed, "log".to_owned())]);
+        assert_eq!(world.read_target("other"), b"arrives");
+        world.run_and_check();
+    }
+}

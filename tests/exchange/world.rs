@@ -1,0 +1,255 @@
+//! A source, a target, a way between them that counts and can be cut, and a walker that shares no code with
+//! what it checks.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
+use ksync::exchange::{Perform, Receiving, Sending, run};
+use ksync::monitor::{Quiet, Trouble};
+use ksync::wire::hello::{self, Options, Order, Role};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+use tempfile::TempDir;
+
+/// A user that is not us.
+pub(crate) const NOBODY: u32 = 65534;
+
+pub(crate) struct World {
+    pub(crate) folder: TempDir,
+    pub(crate) options: Options,
+    /// The path of the source as it is typed.
+    pub(crate) source: PathBuf,
+    pub(crate) target: PathBuf,
+    /// Bytes from sender to receiver before the way is cut.
+    pub(crate) cut_after: Option<u64>,
+    /// Runs both sides as somebody whom modes bind.
+    pub(crate) as_nobody: bool,
+    /// The sender is the agent.
+    pub(crate) download: bool,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) client: Result<Summary, Failure>,
+    pub(crate) agent: Result<Summary, Failure>,
+    /// Both directions together.
+    pub(crate) bytes: u64,
+}
+
+impl Ran {
+    /// What the client knows of a run that came to its end.
+    pub(crate) fn summary(&self) -> &Summary {
+        self.client.as_ref().unwrap()
+    }
+
+    pub(crate) fn problems(&self) -> Vec<(Trouble, String)> {
+        let shown = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+        let problems = self.summary().problems.iter();
+        problems.map(|problem| (problem.trouble, shown(&problem.path))).collect()
+    }
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let (source, target) = (folder.path().join("source"), folder.path().join("target"));
+        fs::create_dir(&source).unwrap();
+        Self {
+            folder,
+            options: Options::default(),
+            source,
+            target,
+            cut_after: None,
+            as_nobody: false,
+            download: false,
+        }
+    }
+
+    pub(crate) fn deleting() -> Self {
+        let options = Options { delete: true, ..Options::default() };
+        Self { options, ..Self::new() }
+    }
+
+    pub(crate) fn write(&self, name: &str, content: &[u8]) {
+        write(&self.source.join(name), content);
+    }
+
+    pub(crate) fn write_target(&self, name: &str, content: &[u8]) {
+        write(&self.target.join(name), content);
+    }
+
+    pub(crate) fn read_target(&self, name: &str) -> Vec<u8> {
+        fs::read(self.target.join(name)).unwrap()
+    }
+
+    /// Bytes that lie aside in the target.
+    pub(crate) fn staged_bytes(&self) -> u64 {
+        let Ok(staged) = fs::read_dir(self.target.join(".ksync")) else { return 0 };
+        staged.map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+    }
+
+    pub(crate) fn run(&self) -> Ran {
+        self.run_with(
+            Sending::new(self.source.clone(), self.options.clone()),
+            Receiving::new(self.target.clone(), self.options.clone()),
+        )
+    }
+
+    /// Runs with these performers.
+    pub(crate) fn run_with(&self, sending: impl Perform, receiving: impl Perform) -> Ran {
+        let bytes = Arc::new(AtomicU64::new(0));
+        let (there_reader, there_writer) = io::pipe().unwrap();
+        let (back_reader, back_writer) = io::pipe().unwrap();
+        let there = Counted { stream: there_writer, left: self.cut_after, bytes: Arc::clone(&bytes) };
+        let back = Counted { stream: back_writer, left: None, bytes: Arc::clone(&bytes) };
+        let config = |relay| Config { options: self.options.clone(), relay };
+        let (sender, receiver) =
+            (Sender::new(&config(self.download)), Receiver::new(&config(!self.download)));
+        let (options, nobody) = (&self.options, self.as_nobody);
+        let (sent, received) = thread::scope(|scope| {
+            let sending = scope.spawn(move || {
+                become_nobody(nobody);
+                one_side(back_reader, there, sender, sending, self.download, options)
+            });
+            let receiving = scope.spawn(move || {
+                become_nobody(nobody);
+                one_side(there_reader, back, receiver, receiving, !self.download, options)
+            });
+            (sending.join().unwrap(), receiving.join().unwrap())
+        });
+        let (client, agent) = if self.download { (received, sent) } else { (sent, received) };
+        Ran { client, agent, bytes: bytes.load(Ordering::Relaxed) }
+    }
+
+    /// Runs; then nothing differs, nothing is left over, and another run finds nothing to do.
+    pub(crate) fn run_and_check(&self) -> Ran {
+        let ran = self.run();
+        assert!(ran.agent.is_ok(), "{ran:?}");
+        assert_eq!(ran.problems(), []);
+        self.assert_same();
+        let again = self.run();
+        let tally = again.summary().tally;
+        let changed = (tally.created, tally.updated, tally.adjusted, tally.deleted, tally.files);
+        assert_eq!(changed, (0, 0, 0, 0, 0), "a second run finds something to do");
+        self.assert_same();
+        ran
+    }
+
+    pub(crate) fn assert_same(&self) {
+        assert_eq!(differences(&self.source, &self.target), Vec::<String>::new());
+    }
+}
+
+/// Does what `ksync` or `ksync-agent` do with their end of the connection.
+fn one_side(
+    mut reader: impl Read + Send + 'static,
+    mut writer: impl Write + Send + 'static,
+    engine: impl ksync::engine::Engine,
+    performer: impl Perform,
+    is_agent: bool,
+    options: &Options,
+) -> Result<Summary, Failure> {
+    let closed =
+        |text: String| Failure { kind: ksync::wire::message::AbortKind::Connection, by_peer: true, text };
+    let order = Order { role: Role::Receiver, path: Vec::new(), options: options.clone() };
+    hello::write(&mut writer, (!is_agent).then_some(order)).map_err(|error| closed(error.to_string()))?;
+    if is_agent {
+        hello::read(&mut reader).map_err(|error| closed(error.to_string()))?;
+    }
+    run(reader, writer, engine, performer, !is_agent, options.compress, &Quiet)
+}
+
+/// The threads that this one starts are that user's too.
+fn become_nobody(nobody: bool) {
+    if nobody {
+        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(NOBODY)).unwrap();
+    }
+}
+
+/// Counts, and breaks when so many bytes have passed.
+struct Counted<W> {
+    stream: W,
+    left: Option<u64>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.left.map_or(bytes.len(), |left| bytes.len().min(left as usize));
+        if length == 0 && !bytes.is_empty() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let written = self.stream.write(&bytes[..length])?;
+        self.left = self.left.map(|left| left - written as u64);
+        self.bytes.fetch_add(written as u64, Ordering::Relaxed);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+pub(crate) fn write(path: &Path, content: &[u8]) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+/// Bytes that do not repeat and do not shrink.
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+pub(crate) fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Sets the time of a path itself, not of what it may point to.
+pub(crate) fn set_time(path: &Path, seconds: i64, nanos: u32) {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
+    let times = Timestamps { last_access: time, last_modification: time };
+    utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+}
+
+/// Everything below and with a directory, as it is.
+pub(crate) fn facts(root: &Path) -> BTreeMap<PathBuf, String> {
+    let mut facts = BTreeMap::new();
+    for entry in walkdir::WalkDir::new(root) {
+        let entry = entry.unwrap();
+        let metadata = entry.path().symlink_metadata().unwrap();
+        let what = if metadata.is_dir() {
+            "directory".to_owned()
+        } else if metadata.is_symlink() {
+            format!("link to {:?}", fs::read_link(entry.path()).unwrap())
+        } else {
+            let content = fs::read(entry.path()).unwrap();
+            format!("file of {} bytes {}", content.len(), blake3::hash(&content))
+        };
+        let fact = format!("{what} {:o} {}.{:09}", metadata.mode(), metadata.mtime(), metadata.mtime_nsec());
+        facts.insert(entry.path().strip_prefix(root).unwrap().to_owned(), fact);
+    }
+    facts
+}
+
+pub(crate) fn differences(source: &Path, target: &Path) -> Vec<String> {
+    let (source, target) = (facts(source), facts(target));
+    let paths: std::collections::BTreeSet<_> = source.keys().chain(target.keys()).collect();
+    paths
+        .into_iter()
+        .filter(|path| source.get(*path) != target.get(*path))
+        .map(|path| {
+            let name = path.as_os_str().as_bytes().escape_ascii();
+            format!("{name}: {:?} != {:?}", source.get(path), target.get(path))
+        })
+        .collect()
+}
