@@ -2,6 +2,7 @@
 //!
 //! With `KSYNC_WRITE_FIXTURES=1` the golden bytes in `fixtures/wire/` are written anew, for a change of the
 //! protocol that is meant.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
 use std::path::Path;
