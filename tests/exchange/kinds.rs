@@ -273,7 +273,7 @@ fn links_that_lead_out_can_be_left_out() {
 
 #[test]
 fn twenty_thousand_small_files_arrive() {
-    let world = World::new();
+    let world = World::in_memory();
     for directory in 0..100 {
         let directory = world.source.join(format!("d{directory}"));
         fs::create_dir(&directory).unwrap();
