@@ -22,6 +22,10 @@ pub const BLOCK_ENTRIES: usize = 2048;
 /// Most entries of one tree. At some 110 bytes each this is what a receiver can be made to hold.
 pub const ENTRIES_MAX: usize = 4_000_000;
 
+/// Most bytes of paths and link targets of one tree. Front coding makes a path of 8 KiB out of ten bytes on
+/// the wire, so the number of entries alone bounds nothing; this is 128 bytes for each of the most entries.
+pub const TEXT_BYTES_MAX: usize = 512 << 20;
+
 /// Why bytes are not a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
@@ -43,6 +47,9 @@ pub enum ManifestError {
     /// More than [`ENTRIES_MAX`] entries.
     #[error("the manifest has more than {ENTRIES_MAX} entries")]
     TooMany,
+    /// Paths and link targets of more than [`TEXT_BYTES_MAX`] bytes.
+    #[error("the manifest's paths have more than {TEXT_BYTES_MAX} bytes")]
+    TooLong,
 }
 
 /// A sorted, closed list of entries. An entry's index is its id in an exchange.
@@ -174,10 +181,11 @@ impl Builder {
     }
 }
 
-/// Checks order and closure as entries come by; holds the directories above the current entry.
+/// Checks order, closure and length as entries come by; holds the directories above the current entry.
 #[derive(Debug, Default)]
 struct Checker {
     ancestors: Vec<TreePath>,
+    text_bytes: usize,
 }
 
 impl Checker {
@@ -191,6 +199,11 @@ impl Checker {
         let parent = entry.path.split_last().0;
         if parent != self.ancestors.last().map(TreePath::as_bytes) {
             return Err(ManifestError::Orphan(entry.path.clone()));
+        }
+        let target_bytes = if let Kind::Symlink { target } = &entry.kind { target.len() } else { 0 };
+        self.text_bytes += entry.path.as_bytes().len() + target_bytes;
+        if self.text_bytes > TEXT_BYTES_MAX {
+            return Err(ManifestError::TooLong);
         }
         if entry.is_directory() {
             self.ancestors.push(entry.path.clone());
@@ -336,6 +349,22 @@ mod tests {
             assert!(decode(std::iter::once(encode_block(&entries))).is_err(), "{entries:?}");
             assert!(Manifest::new(entries).is_err());
         }
+    }
+
+    #[test]
+    fn paths_are_bounded_by_their_bytes_and_not_by_their_number() {
+        // One deep directory, and in it a file a few bytes long on the wire and 8,000 in memory.
+        let deep: Vec<String> = (1..=32).map(|depth| vec!["d".repeat(249); depth].join("/")).collect();
+        let mut builder = Builder::default();
+        let directories: Vec<Entry> = deep.iter().map(|path| entry(path, Kind::Directory)).collect();
+        builder.push(&encode_block(&directories)).unwrap();
+        // The text is counted before it is kept, so it is enough to begin near the limit.
+        builder.checker.text_bytes = TEXT_BYTES_MAX - 1_000_000;
+        let files: Vec<Entry> = (0..1000).map(|n| file(&format!("{}/{n:03}", deep[31]))).collect();
+        let block = encode_block(&files);
+        assert!(block.len() < 60_000, "{}", block.len());
+        assert_eq!(builder.push(&block), Err(ManifestError::TooLong));
+        assert!(builder.len() < 32 + 130);
     }
 
     #[test]
