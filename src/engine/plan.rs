@@ -58,7 +58,10 @@ impl Plan {
         let mut touched = Touched::new(wanted);
         let mut locked = Locked::new(present);
         for change in &changes {
-            plan.add(*change, wanted, present, safe_links);
+            if safe_links && plan.is_unsafe(*change, wanted) {
+                continue;
+            }
+            plan.add(*change, wanted, present);
             touched.add(*change, present);
             locked.add(*change, wanted);
         }
@@ -69,13 +72,26 @@ impl Plan {
         plan
     }
 
-    fn add(&mut self, change: Change, wanted: &Manifest, present: &Manifest, safe_links: bool) {
+    /// Whether a change would make a link that leads out; takes note of it.
+    fn is_unsafe(&mut self, change: Change, wanted: &Manifest) -> bool {
+        let (Change::Create { id } | Change::Update { id, .. } | Change::Replace { id, .. }) = change else {
+            return false;
+        };
+        let leads_out = wanted.get(id).is_some_and(|entry| match &entry.kind {
+            Kind::Symlink { target } => leads_out(&entry.path, target),
+            Kind::Directory | Kind::File { .. } => false,
+        });
+        self.unsafe_links.extend(leads_out.then_some(id));
+        leads_out
+    }
+
+    fn add(&mut self, change: Change, wanted: &Manifest, present: &Manifest) {
         match change {
-            Change::Create { id } => self.make(id, None, wanted, safe_links),
+            Change::Create { id } => self.make(id, None, wanted),
             Change::Update { id, at } => {
                 self.updates.insert(id);
                 let old_is_file = present.get(at).is_some_and(|old| matches!(old.kind, Kind::File { .. }));
-                self.make(id, old_is_file.then_some(at), wanted, safe_links);
+                self.make(id, old_is_file.then_some(at), wanted);
             }
             Change::Adjust { id, .. } => {
                 self.adjusts.insert(id);
@@ -84,22 +100,25 @@ impl Plan {
                 }
             }
             Change::Replace { id, at } => {
-                self.first.push(Step::Clear { at });
-                self.make(id, None, wanted, safe_links);
+                // A directory must be there before what is in it. A link has its own step. For a file whoever
+                // puts it in place clears the way, when its content is there and not before.
+                match wanted.get(id).map(|entry| &entry.kind) {
+                    Some(Kind::Directory) => self.first.push(Step::Clear { at }),
+                    Some(Kind::Symlink { .. }) => self.adjust.push(Step::Clear { at }),
+                    Some(Kind::File { .. }) | None => {}
+                }
+                self.make(id, None, wanted);
             }
             Change::Obstacle { .. } => {}
             Change::Remove { at } => self.remove.push(Step::Remove { at }),
         }
     }
 
-    fn make(&mut self, id: u32, at: Option<u32>, wanted: &Manifest, safe_links: bool) {
+    fn make(&mut self, id: u32, at: Option<u32>, wanted: &Manifest) {
         let Some(entry) = wanted.get(id) else { return };
         match &entry.kind {
             Kind::Directory => self.first.push(Step::MakeDirectory { id }),
             Kind::File { .. } => self.fetch.push_back(Fetch { id, at }),
-            Kind::Symlink { target } if safe_links && leads_out(&entry.path, target) => {
-                self.unsafe_links.push(id);
-            }
             Kind::Symlink { .. } => self.adjust.push(Step::MakeLink { id }),
         }
     }

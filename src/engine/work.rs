@@ -47,7 +47,8 @@ pub enum Work {
         /// The stretches.
         windows: Vec<Window>,
     },
-    /// Receiver: put small files in place.
+    /// Receiver: put small files in place. A directory in the place of one goes first, with what was listed
+    /// in it: so too with [`Work::Sink`].
     Store(Vec<SmallFile>),
     /// Receiver: the next steps in making a larger file.
     Sink {

@@ -238,6 +238,12 @@ impl Receiving {
         let entry = self.entry(id)?;
         let metadata = Metadata { mode: entry.mode, mtime: entry.mtime };
         let seen = self.seen(id)?;
+        let present = &self.trees()?.present;
+        if let Some(at) = present.position(&entry.path)
+            && present.get(at).is_some_and(Entry::is_directory)
+        {
+            self.clear(at)?;
+        }
         staging
             .finish(self.root()?, &metadata, seen.as_ref(), Durability::Eventually)
             .map(drop)
@@ -277,9 +283,26 @@ impl Receiving {
             Kind::Symlink { .. } => root.set_link_time(path, entry.mtime),
             Kind::File { .. } => {
                 let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
-                root.set_file(path, entry.mode, entry.mtime, &seen).map(drop)
+                match root.set_file(path, entry.mode, entry.mtime, &seen) {
+                    // Its other names may lie outside and are not to change: it becomes a file of its own.
+                    Err(error) if error.is_linked() => return self.separate(id, &seen).map(Ok),
+                    result => result.map(drop),
+                }
             }
         })
+    }
+
+    /// Writes a file that has other names anew, with the same content.
+    fn separate(&self, id: u32, seen: &Identity) -> Result<(), Fault> {
+        let unwritable = |error: &DiskError| fault(error, Trouble::Unwritable);
+        let (root, path) = (self.root()?, self.path(id)?);
+        let old = open_old(root, path, seen).map_err(sink_fault)?;
+        let (mut staging, _) = patiently(|| Staging::open(root, path)).map_err(|error| unwritable(&error))?;
+        staging
+            .keep(0)
+            .and_then(|()| staging.append_from(&old, 0, seen.size))
+            .map_err(|error| unwritable(&error))?;
+        self.install(id, staging)
     }
 
     /// Removes what was listed at and below an entry, and nothing else.

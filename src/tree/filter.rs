@@ -17,6 +17,9 @@ pub const IGNORE_FILE: &str = ".ksyncignore";
 /// Longest ignore file that is honoured, in bytes.
 pub const IGNORE_BYTES_MAX: usize = 64 << 10;
 
+/// Most bytes of all ignore files of a tree.
+pub const IGNORE_TOTAL_BYTES_MAX: usize = 4 << 20;
+
 /// Most rules of a command line, and most ignore files of a tree.
 pub const RULES_MAX: usize = 10_000;
 
@@ -47,6 +50,7 @@ pub struct Filter {
     rules: Vec<(bool, Pattern)>,
     ignores: BTreeMap<Vec<u8>, Vec<(bool, Pattern)>>,
     files: Vec<IgnoreFile>,
+    files_bytes: usize,
 }
 
 impl Filter {
@@ -60,10 +64,14 @@ impl Filter {
         Self { rules: compiled.collect(), ..Self::default() }
     }
 
-    /// Takes in an ignore file. What is longer than [`IGNORE_BYTES_MAX`], or one file too many, is not
+    /// Takes in an ignore file. What is longer than [`IGNORE_BYTES_MAX`], or more than all may have together, is not
     /// honoured: then the answer is `false`.
     pub fn add(&mut self, file: IgnoreFile) -> bool {
-        if file.text.len() > IGNORE_BYTES_MAX || self.files.len() == RULES_MAX {
+        self.files_bytes += file.text.len();
+        if file.text.len() > IGNORE_BYTES_MAX
+            || self.files_bytes > IGNORE_TOTAL_BYTES_MAX
+            || self.files.len() == RULES_MAX
+        {
             return false;
         }
         let lines = file.text.split(|&byte| byte == b'\n').filter_map(parse_line);

@@ -386,6 +386,11 @@ impl Target {
 
     fn install(&mut self, id: u32, content: Vec<u8>) -> Done {
         let entry = self.wanted(id).clone();
+        if let Some(at) = self.present.position(&entry.path)
+            && self.present.get(at).is_some_and(|old| old.is_directory())
+        {
+            self.apply(Step::Clear { at })?;
+        }
         self.put(
             &entry.path,
             Node { what: What::File(Arc::new(content)), mode: entry.mode, mtime: entry.mtime },
