@@ -38,6 +38,8 @@ pub enum Input {
     Outcome(Outcome),
     /// Nothing more will come from the peer; the cause in words.
     Closed(String),
+    /// What comes from the peer makes no sense; which kind of fault that is, and the cause in words.
+    Broken(AbortKind, String),
 }
 
 /// What an engine answers.

@@ -325,6 +325,7 @@ impl Engine for Sender {
             Input::Closed(cause) => {
                 self.desk.peer_failed(AbortKind::Connection, cause);
             }
+            Input::Broken(kind, cause) => self.desk.fail(kind, cause),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::engine::{Input, Outcome};
-use crate::wire::message::Message;
+use crate::wire::message::{AbortKind, Message};
 
 /// Most bytes of messages that wait. More than all the wants that may be without an answer, so that a sender
 /// never keeps a receiver from sending them; and enough content to keep a receiver's disk busy.
@@ -21,7 +21,7 @@ struct State {
     outcomes: VecDeque<Outcome>,
     messages: VecDeque<(Message, usize)>,
     message_bytes: usize,
-    closed: Option<String>,
+    closed: Option<(AbortKind, String)>,
     abandoned: bool,
 }
 
@@ -43,9 +43,9 @@ impl Inbox {
         self.changed.notify_all();
     }
 
-    /// Says that no message follows, and why.
-    pub(super) fn close(&self, cause: String) {
-        self.lock().closed.get_or_insert(cause);
+    /// Says that no message follows, and why: the connection ended, or what comes on it makes no sense.
+    pub(super) fn close(&self, kind: AbortKind, cause: String) {
+        self.lock().closed.get_or_insert((kind, cause));
         self.changed.notify_all();
     }
 
@@ -68,8 +68,10 @@ impl Inbox {
                     self.changed.notify_all();
                     return Input::Message(message);
                 }
-                if let Some(cause) = &state.closed {
-                    return Input::Closed(cause.clone());
+                match &state.closed {
+                    Some((AbortKind::Connection, cause)) => return Input::Closed(cause.clone()),
+                    Some((kind, cause)) => return Input::Broken(*kind, cause.clone()),
+                    None => {}
                 }
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);

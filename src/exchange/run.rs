@@ -15,7 +15,7 @@ use crate::engine::{Engine, Failure, Outcome, Output, Summary, Work};
 use crate::exchange::chain;
 use crate::exchange::inbox::Inbox;
 use crate::monitor::Monitor;
-use crate::wire::frame::{FrameReader, FrameWriter};
+use crate::wire::frame::{FrameError, FrameReader, FrameWriter};
 use crate::wire::hello::{self, Hello};
 use crate::wire::message::{AbortKind, Message};
 
@@ -110,14 +110,13 @@ fn read_messages(mut reader: impl Read, expect_hello: bool, inbox: &Inbox) {
     if expect_hello {
         match hello::read(&mut reader) {
             Ok(Hello { .. }) => {}
-            Err(hello::HelloError::Stream(error)) => return inbox.close(chain(&error)),
+            Err(hello::HelloError::Stream(error)) => return inbox.close(kind(&error), chain(&error)),
             Err(error) => {
                 let kind = match error {
                     hello::HelloError::Version(_) => AbortKind::Version,
                     _ => AbortKind::Protocol,
                 };
-                inbox.put_message(Message::Abort { kind, text: error.to_string() }, 0);
-                return;
+                return inbox.close(kind, error.to_string());
             }
         }
     }
@@ -125,11 +124,11 @@ fn read_messages(mut reader: impl Read, expect_hello: bool, inbox: &Inbox) {
     loop {
         let frame = match frames.read() {
             Ok(frame) => frame,
-            Err(error) => return inbox.close(chain(&error)),
+            Err(error) => return inbox.close(kind(&error), chain(&error)),
         };
         let message = match Message::decode(&frame) {
             Ok(message) => message,
-            Err(error) => Message::Abort { kind: AbortKind::Protocol, text: error.to_string() },
+            Err(error) => return inbox.close(AbortKind::Protocol, error.to_string()),
         };
         let ends = matches!(message, Message::Abort { .. });
         if !inbox.put_message(message, frame.len()) || ends {
@@ -138,18 +137,26 @@ fn read_messages(mut reader: impl Read, expect_hello: bool, inbox: &Inbox) {
     }
 }
 
+/// Whether a stream that cannot be read any further ended, or is in disorder.
+fn kind(error: &FrameError) -> AbortKind {
+    match error {
+        FrameError::Closed | FrameError::Io(_) => AbortKind::Connection,
+        FrameError::TooLong { .. } | FrameError::Damaged => AbortKind::Protocol,
+    }
+}
+
 fn write_messages(writer: impl Write, compress: bool, messages: &Receiver<Message>, inbox: &Inbox) {
     let mut frames = FrameWriter::new(writer, compress);
     let mut next = messages.recv().ok();
     while let Some(message) = next {
         if let Err(error) = frames.write(&message.encode()) {
-            return inbox.close(format!("writing to the connection: {error}"));
+            return inbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
         }
         // Small messages that follow at once share a packet.
         next = messages.try_recv().ok();
         if next.is_none() {
             if let Err(error) = frames.flush() {
-                return inbox.close(format!("writing to the connection: {error}"));
+                return inbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
             }
             next = messages.recv().ok();
         }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::engine::{Config, Engine, Receiver, Sender};
 use crate::exchange::{self, Perform, Receiving, Sending};
@@ -11,6 +12,10 @@ use crate::sync::meter::Meter;
 use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, target};
 use crate::wire::hello::{self, Options, Order, Role};
 use crate::wire::message::AbortKind;
+
+/// How long the far side may take to say how the agent ended, once it has closed its output. A peer that never
+/// says so must not keep us.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection to where the agent runs, and the sandbox behind it if that is where it leads.
 pub(super) struct Session {
@@ -118,7 +123,7 @@ impl Session {
 
 /// Why an agent's stream ended, from what the connection and the agent itself left behind.
 async fn explain(end: AgentEnd) -> Option<SyncError> {
-    let end = end.wait().await;
+    let end = tokio::time::timeout(END_PATIENCE, end.wait()).await.ok()?;
     if let Some(error) = end.error {
         return Some(SyncError::Remote(error));
     }
