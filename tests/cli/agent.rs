@@ -1,0 +1,93 @@
+//! The program that ksync puts on the other side.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::PathBuf;
+
+use crate::world::{Run, World};
+
+/// What it may weigh on the wire: 800 KiB, told in units of a thousand bytes.
+const PACKED_KILOBYTES_MAX: f64 = 819.2;
+
+/// The one agent in the cache of the far home.
+fn installed(world: &World) -> PathBuf {
+    let cache = world.far_home().join(".cache/ksync");
+    let mut files = fs::read_dir(cache).expect("a cache").map(|entry| entry.unwrap().path());
+    let agent = files.next().expect("an agent");
+    assert_eq!(files.next(), None, "and nothing else");
+    agent
+}
+
+fn installed_once() -> World {
+    let world = World::new();
+    world.tree("src").file("a", "text");
+    world.sync("src", world.far("dst"));
+    world
+}
+
+#[test]
+fn it_lies_in_a_private_directory_under_its_hash() {
+    let world = installed_once();
+    let agent = installed(&world);
+    let directory = agent.parent().unwrap().metadata().unwrap();
+    assert_eq!(directory.mode() & 0o7777, 0o700);
+    assert_eq!(agent.metadata().unwrap().mode() & 0o7777, 0o700);
+    let sum = Run::of({
+        let mut command = world.command("sha256sum");
+        command.arg(&agent);
+        command
+    });
+    let sum = sum.stdout.split(' ').next().unwrap();
+    assert_eq!(agent.file_name().unwrap().to_str().unwrap(), format!("agent-{sum}"));
+}
+
+#[test]
+fn it_is_installed_again_when_it_is_corrupt_and_only_then() {
+    let world = installed_once();
+    let agent = installed(&world);
+    let sound = fs::read(&agent).unwrap();
+    assert_eq!(world.sync("src", world.far("dst")).agent, "was there");
+    let mut flipped = sound.clone();
+    flipped[sound.len() / 2] ^= 1;
+    for corrupt in [&flipped[..], &sound[..sound.len() / 2], b"", b"#!/bin/sh\ntouch \"$HOME/pwned\"\n"] {
+        fs::write(&agent, corrupt).unwrap();
+        let stats = world.sync("src", world.far("dst"));
+        assert!(stats.agent.starts_with("installed, "), "{stats:?}");
+        assert_eq!(fs::read(&agent).unwrap(), sound);
+    }
+    assert!(!world.far_home().join("pwned").exists());
+}
+
+#[test]
+fn a_planted_link_is_replaced_and_not_run() {
+    let world = installed_once();
+    let agent = installed(&world);
+    let elsewhere = world.path("elsewhere");
+    fs::rename(&agent, &elsewhere).unwrap();
+    symlink(&elsewhere, &agent).unwrap();
+    assert!(world.sync("src", world.far("dst")).agent.starts_with("installed"));
+    assert!(agent.symlink_metadata().unwrap().is_file());
+}
+
+#[test]
+fn it_runs_in_an_empty_chroot() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let world = installed_once();
+    world.tree("jail");
+    fs::copy(installed(&world), world.path("jail/agent")).unwrap();
+    let mut command = world.command("chroot");
+    command.arg(world.path("jail")).args(["/agent", "--version"]);
+    assert_eq!(Run::of(command).ok().stdout, "ksync-agent\n");
+}
+
+#[test]
+fn it_travels_in_at_most_800_kb() {
+    let world = World::new();
+    world.tree("src").file("a", "text");
+    let told = world.sync("src", world.far("dst")).agent;
+    let size = told.strip_prefix("installed, ").and_then(|told| told.strip_suffix(" kB"));
+    let kilobytes: f64 = size.and_then(|size| size.parse().ok()).unwrap_or_else(|| panic!("{told}"));
+    assert!(kilobytes <= PACKED_KILOBYTES_MAX, "{told}");
+}

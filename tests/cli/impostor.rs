@@ -1,0 +1,117 @@
+//! An SSH server on which something else answers in the agent's place.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::{Algorithm, PrivateKey, key::safe_rng};
+use russh::server::{
+    Auth, ChannelOpenHandle, Config, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey, run_stream,
+};
+use russh::{Channel, ChannelId, ChannelMsg};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+use crate::world::{Run, World};
+
+/// Ends when it is dropped.
+pub(crate) struct Impostor {
+    address: SocketAddr,
+    host_key: String,
+    _runtime: Runtime,
+}
+
+impl Impostor {
+    /// A server on loopback that lets everybody in and answers every command with `script`, then listens
+    /// until the client has had enough. Leaves a key for the client in the world.
+    pub(crate) fn start(world: &World, script: Vec<u8>) -> Impostor {
+        let fresh_key = || PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).expect("a key");
+        let client_key = fresh_key().to_openssh(LineEnding::LF).expect("text");
+        world.tree(".").file("key", client_key.as_bytes()).mode("key", 0o600);
+        let server_key = fresh_key();
+        let host_key = server_key.public_key().to_openssh().expect("text");
+        let config = Arc::new(Config { keys: vec![server_key], ..Config::default() });
+        let runtime = Runtime::new().expect("a runtime");
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let connection = Connection { script: script.clone() };
+                let running = run_stream(Arc::clone(&config), stream, connection);
+                tokio::spawn(async move {
+                    if let Ok(session) = running.await {
+                        let _ = session.await;
+                    }
+                });
+            }
+        });
+        Impostor { address, host_key, _runtime: runtime }
+    }
+
+    fn place(&self) -> String {
+        format!("ssh://me@{}/anywhere", self.address)
+    }
+
+    /// Runs `ksync` to get what it offers.
+    pub(crate) fn download(&self, world: &World, destination: &str) -> Run {
+        let key = ["--identity", "key", "--host-key", &self.host_key];
+        world.run(key.into_iter().chain([&*self.place(), destination]))
+    }
+
+    /// Runs `ksync` to give it what it asks for.
+    pub(crate) fn upload(&self, world: &World, source: &str) -> Run {
+        let key = ["--identity", "key", "--host-key", &self.host_key];
+        world.run(key.into_iter().chain([source, &*self.place()]))
+    }
+}
+
+struct Connection {
+    script: Vec<u8>,
+}
+
+impl Handler for Connection {
+    type Error = russh::Error;
+
+    async fn auth_publickey_offered(
+        &mut self,
+        _user: &str,
+        _offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, russh::Error> {
+        Ok(Auth::Accept)
+    }
+
+    async fn auth_publickey(
+        &mut self,
+        _user: &str,
+        _key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, russh::Error> {
+        Ok(Auth::Accept)
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        mut channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        reply.accept().await;
+        let script = self.script.clone();
+        tokio::spawn(async move {
+            while let Some(message) = channel.wait().await {
+                if matches!(message, ChannelMsg::Exec { .. }) {
+                    let _ = channel.data(&script[..]).await;
+                }
+            }
+        });
+        Ok(())
+    }
+
+    async fn exec_request(
+        &mut self,
+        channel: ChannelId,
+        _command: &[u8],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)
+    }
+}

@@ -1,0 +1,153 @@
+//! What can lie in a tree.
+
+use std::os::unix::net::UnixListener;
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use crate::world::{Run, World};
+
+/// Up, down, and compares both with the source.
+#[track_caller]
+fn goes_both_ways(world: &World) {
+    world.sync("src", world.far("up"));
+    world.assert_same("src", "up");
+    world.sync(world.far("up"), "down");
+    world.assert_same("src", "down");
+}
+
+#[test]
+fn links_are_copied_as_they_are_and_never_followed() {
+    let world = World::new();
+    world
+        .tree("src")
+        .file("dir/file", "text")
+        .link("to-file", "dir/file")
+        .link("to-dir", "dir")
+        .link("dir/up", "../to-file")
+        .link("dangling", "not/there")
+        .link("itself", "itself")
+        .link(b"raw", b"\xff\xfe");
+    goes_both_ways(&world);
+    assert!(world.path("down/to-dir").symlink_metadata().unwrap().is_symlink());
+}
+
+#[test]
+fn links_that_lead_out_are_sent_and_not_taken() {
+    let world = World::new();
+    world.tree("src").file("a", "text").link("abs", "/etc/passwd").link("up", "../../x").link("in", "a");
+    world.sync("src", world.far("up"));
+    world.assert_same("src", "up");
+    let run = Run::of(world.ksync([world.far("up"), "down".into()])).fails(23);
+    for name in ["abs", "up"] {
+        assert!(run.stderr.contains(&format!("ksync: cannot copy the link: {name}: ")), "{}", run.stderr);
+        assert!(world.path("down").join(name).symlink_metadata().is_err());
+    }
+    assert!(world.path("down/in").symlink_metadata().is_ok());
+}
+
+#[test]
+fn names_are_bytes() {
+    let world = World::new();
+    let mut tree = world.tree("src");
+    for name in [
+        &b"\xff"[..],
+        b"latin \xe9",
+        "grüße".as_bytes(),
+        b"new\nline",
+        b"-n",
+        b"*",
+        b"\\",
+        b"\x1b[2J",
+        b" ",
+        &[b'n'; 255],
+        b"d\xfe/\xfd/\xfc",
+    ] {
+        tree = tree.file(name, name);
+    }
+    goes_both_ways(&world);
+}
+
+#[test]
+fn names_that_could_steer_a_terminal_are_shown_escaped() {
+    let world = World::new();
+    world.tree("src").file(b"a\x1b[2J\xff", "").file("b\u{202e}", "");
+    let run = Run::of(world.ksync(["-v".into(), "src".into(), world.far("dst")])).ok();
+    assert!(run.stdout.contains("create  a\\u{1b}[2J\\xff\n"), "{}", run.stdout);
+    assert!(run.stdout.contains("create  b\\u{202e}\n"), "{}", run.stdout);
+}
+
+#[test]
+fn empty_directories_and_empty_trees_are_trees() {
+    let world = World::new();
+    world.tree("src").dir("a/b/c").dir("d").time("a/b", 1, 1);
+    goes_both_ways(&world);
+    world.tree("nothing");
+    world.sync("nothing", world.far("empty"));
+    world.assert_same("nothing", "empty");
+}
+
+#[test]
+fn modes_are_kept_and_changed_ones_follow() {
+    let world = World::new();
+    let mut tree = world.tree("src").dir("dir/locked").file("dir/locked/f", "x");
+    for mode in [0o400, 0o444, 0o600, 0o644, 0o755, 0o777, 0o000] {
+        tree = tree.file(format!("{mode:03o}"), "x").mode(format!("{mode:03o}"), mode);
+    }
+    tree.mode("dir/locked", 0o555).mode("dir", 0o711);
+    goes_both_ways(&world);
+    world.tree("src").mode("600", 0o640).mode("dir/locked", 0o500);
+    goes_both_ways(&world);
+    // So that the folder can be removed by those who are not root.
+    for name in ["src", "up", "down"] {
+        world.tree(name).mode("dir/locked", 0o755);
+    }
+}
+
+#[test]
+fn times_are_kept_to_the_nanosecond() {
+    let world = World::new();
+    world
+        .tree("src")
+        .file("now", "x")
+        .file("nano", "x")
+        .file("old", "x")
+        .file("before", "x")
+        .file("late", "x")
+        .link("link", "now")
+        .dir("dir")
+        .time("nano", 1_700_000_000, 999_999_999)
+        .time("old", 0, 1)
+        .time("before", -86_400, 500)
+        .time("late", 4_102_444_800, 123_456_789)
+        .time("link", 1_600_000_000, 987_654_321)
+        .time("dir", 1_650_000_000, 1);
+    goes_both_ways(&world);
+}
+
+#[test]
+fn what_cannot_travel_is_named_and_the_rest_arrives() {
+    let world = World::new();
+    world.tree("src").file("a", "text").file("z", "text");
+    let mode = Mode::from_raw_mode(0o644);
+    mknodat(CWD, world.path("src/fifo"), FileType::Fifo, mode, 0).unwrap();
+    let _socket = UnixListener::bind(world.path("src/socket")).unwrap();
+    for (source, destination) in [("src".into(), world.far("up")), (world.far("src"), "down".into())] {
+        let run = Run::of(world.ksync([source, destination])).fails(23);
+        assert!(run.stderr.contains("ksync: cannot copy: fifo: "), "{}", run.stderr);
+        assert!(run.stderr.contains("ksync: cannot copy: socket: "), "{}", run.stderr);
+    }
+    for name in ["up", "down"] {
+        assert_eq!(world.snapshot(name).len(), 3, "{:?}", world.snapshot(name));
+    }
+}
+
+#[test]
+fn a_kind_that_changed_is_replaced() {
+    let world = World::new();
+    world.tree("src").file("a", "file").dir("b").link("c", "a").file("d/inner", "x");
+    world.sync("src", world.far("dst"));
+    std::fs::remove_dir_all(world.path("src")).unwrap();
+    world.tree("src").link("a", "b").file("b", "file").dir("c").file("d", "file");
+    world.sync_with(&["--delete"], "src", world.far("dst"));
+    world.assert_same("src", "dst");
+}

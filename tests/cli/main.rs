@@ -1,0 +1,19 @@
+//! The `ksync` that people run, from the outside: each test is a claim about it, each module a subject.
+//!
+//! Hermetic: a test touches nothing but its own [`world`], and what stands for the VM is `sandbox:`.
+#![cfg(feature = "sandbox")]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+#[path = "../world/mod.rs"]
+mod world;
+
+mod agent;
+mod hostile;
+mod impostor;
+mod interrupted;
+mod kinds;
+mod mapping;
+mod rules;
+mod told;
+mod transfer;
+mod wire;

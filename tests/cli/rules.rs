@@ -1,0 +1,94 @@
+//! Which entries take part, also when others are deleted.
+
+use std::ffi::OsString;
+
+use crate::world::{Run, World};
+
+/// Whether these are in `dst`.
+#[track_caller]
+fn assert_there(world: &World, expected: &[(&str, bool)]) {
+    for &(name, is_there) in expected {
+        assert_eq!(world.path("dst").join(name).symlink_metadata().is_ok(), is_there, "{name}");
+    }
+}
+
+/// A sync from `src` to `dst`, in either direction.
+fn run(world: &World, up: bool, options: &[&str]) -> Run {
+    let (source, destination): (OsString, OsString) =
+        if up { ("src".into(), world.far("dst")) } else { (world.far("src"), "dst".into()) };
+    let mut command = world.ksync(options);
+    command.arg(source).arg(destination);
+    Run::of(command).ok()
+}
+
+#[test]
+fn excluded_entries_stay_away_and_their_number_is_told() {
+    for up in [true, false] {
+        let world = World::new();
+        world.tree("src").file("a.log", "").file("b.txt", "").file("target/x", "").file("d/c.log", "");
+        let told = run(&world, up, &["--exclude", "*.log", "--exclude=/target"]);
+        assert_there(&world, &[("b.txt", true), ("d", true), ("a.log", false), ("target", false)]);
+        assert_there(&world, &[("d/c.log", false)]);
+        assert!(told.stderr.contains("3 entries left out by rules\n"), "{}", told.stderr);
+    }
+}
+
+#[test]
+fn excluded_entries_survive_delete_on_both_sides() {
+    for up in [true, false] {
+        let world = World::new();
+        world.tree("src").file("keep", "").file("mine.log", "");
+        world.tree("dst").file("old", "").file("theirs.log", "log").file("cache/x", "x").file("d/e.log", "");
+        run(&world, up, &["--delete", "--exclude=*.log", "--exclude=cache/"]);
+        assert_there(&world, &[("keep", true), ("theirs.log", true), ("cache/x", true), ("d/e.log", true)]);
+        assert_there(&world, &[("old", false), ("mine.log", false)]);
+    }
+}
+
+#[test]
+fn the_first_rule_that_matches_wins() {
+    let world = World::new();
+    world.tree("src").file("a.log", "").file("b.log", "").file("c", "");
+    run(&world, true, &["--include=a.log", "--exclude=*.log", "--include=b.log"]);
+    assert_there(&world, &[("a.log", true), ("b.log", false), ("c", true)]);
+}
+
+#[test]
+fn rules_come_from_files_too() {
+    let world = World::new();
+    world.tree("src").file("a", "").file("b", "").file("c", "");
+    world.tree(".").file("rules", "# no comment\n\na\n+ b\n").file("more", "b\nc\n");
+    run(&world, true, &["--exclude-from=rules", "--exclude-from", "more"]);
+    assert_there(&world, &[("a", false), ("b", true), ("c", false)]);
+}
+
+#[test]
+fn ksyncignore_files_are_honoured_nested_and_with_exceptions() {
+    for up in [true, false] {
+        let world = World::new();
+        world
+            .tree("src")
+            .file(".ksyncignore", "*.log\nbuild/\n!good.log\n")
+            .file("a.log", "")
+            .file("good.log", "")
+            .file("build/x", "")
+            .file("d/.ksyncignore", "!kept.log\n/only-here\n")
+            .file("d/kept.log", "")
+            .file("d/only-here", "")
+            .file("d/e/only-here", "");
+        world.tree("dst").file("old.log", "").file("build/y", "").file("gone", "").file("d/only-here", "x");
+        run(&world, up, &["--delete"]);
+        assert_there(&world, &[(".ksyncignore", true), ("a.log", false), ("good.log", true)]);
+        assert_there(&world, &[("build/x", false), ("build/y", true), ("d/kept.log", true)]);
+        assert_there(&world, &[("d/e/only-here", true), ("old.log", true), ("gone", false)]);
+        assert_eq!(std::fs::read(world.path("dst/d/only-here")).unwrap(), b"x");
+    }
+}
+
+#[test]
+fn a_rule_of_the_command_line_overrules_ksyncignore() {
+    let world = World::new();
+    world.tree("src").file(".ksyncignore", "*.log\n").file("a.log", "").file("b.log", "");
+    run(&world, true, &["--include=a.log"]);
+    assert_there(&world, &[("a.log", true), ("b.log", false)]);
+}

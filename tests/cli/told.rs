@@ -1,0 +1,188 @@
+//! What people read: results on stdout, all else on stderr, and every mistake with what to do about it.
+
+use std::ffi::OsString;
+
+use crate::world::{Run, World};
+
+fn world() -> World {
+    let world = World::new();
+    world.tree("src").file("a", "text");
+    world
+}
+
+#[test]
+fn results_go_to_stdout_and_the_mapping_to_stderr() {
+    let world = world();
+    let run = Run::of(world.ksync(["-v".into(), "src".into(), world.far("dst")])).ok();
+    assert!(
+        run.stdout.starts_with("create  a\n1 entry changed (1 new), 4 B sent of 4 B, "),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(run.stdout.lines().count(), 2);
+    assert_eq!(run.stderr, format!("src → sandbox:{}\n", world.path("dst").display()));
+}
+
+#[test]
+fn quiet_says_nothing_unless_something_is_wrong() {
+    let world = world();
+    for _ in 0..2 {
+        let run = Run::of(world.ksync(["-q".into(), "src".into(), world.far("dst")])).ok();
+        assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""));
+    }
+    let run = world.run(["-q", "nowhere", "dst"]).fails(3);
+    assert_eq!(run.stdout, "");
+    assert!(run.stderr.starts_with("ksync: "), "{}", run.stderr);
+}
+
+#[test]
+fn a_missing_source_is_named() {
+    let world = world();
+    let missing = world.path("nowhere");
+    let text = format!("cannot read {}: No such file or directory (os error 2)\n", missing.display());
+    let run = Run::of(world.ksync([missing.clone().into(), world.far("dst")])).fails(3);
+    assert_eq!((run.stdout.as_str(), run.stderr), ("", format!("ksync: {text}")));
+    assert!(!world.path("dst").exists());
+    let run = Run::of(world.ksync([world.far("nowhere"), "dst".into()])).fails(3);
+    assert_eq!((run.stdout.as_str(), run.stderr), ("", format!("ksync: the other side stopped: {text}")));
+    assert!(!world.path("dst").exists());
+}
+
+#[test]
+fn a_missing_source_deletes_nothing() {
+    let world = world();
+    world.tree("dst").file("precious", "text");
+    for (source, destination) in
+        [("nowhere".into(), world.far("dst")), (world.far("nowhere"), OsString::from("dst"))]
+    {
+        Run::of(world.ksync(["--delete".into(), source, destination])).fails(3);
+        assert!(world.path("dst/precious").exists());
+    }
+}
+
+#[test]
+fn a_kernel_session_is_not_reached_yet_and_setup_is_named() {
+    world().run(["src", "session:/tmp/dir"]).fails(1).says(
+        "ksync: session:/tmp/dir is a Kernel session, and ksync cannot look sessions up yet\n  \
+         hint: kernel browsers ssh ID --setup-only -o json | ksync ... --setup - with :/path as the place; \
+         an SSH host is user@session:/path, a local file ./session:/tmp/dir\n",
+    );
+}
+
+#[test]
+fn common_mistakes_are_answered_with_what_to_do() {
+    let world = world();
+    world.tree(".").file("file", "x");
+    for (args, text) in [
+        (
+            &[][..],
+            "ksync: there is no SOURCE and no DEST\n  \
+             hint: write ksync SOURCE... DEST; ksync --help has examples\n",
+        ),
+        (
+            &["src"],
+            "ksync: there is no DEST\n  hint: write ksync SOURCE... DEST; ksync --help has examples\n",
+        ),
+        (
+            &["sandbox:a", "me@host:b"],
+            "ksync: both sandbox:a and me@host:b are remote\n  \
+             hint: copy to a local directory first, and from there in a second run\n",
+        ),
+        (
+            &["src", ":/tmp/x"],
+            "ksync: a place that begins with : is in the VM of --setup, and there is none\n  \
+             hint: add --setup FILE with what `kernel browsers ssh ID --setup-only -o json` prints\n",
+        ),
+        (
+            &["--setup", "missing.json", "src", ":/tmp/x"],
+            "ksync: cannot read missing.json: No such file or directory (os error 2)\n",
+        ),
+        (
+            &["src", "src/", "file"],
+            "ksync: file is not a directory, and several SOURCEs go into one\n  \
+             hint: name a directory as the last place\n",
+        ),
+        (
+            &["src", "src/", "dst"],
+            "ksync: two SOURCEs would both become dst/src\n  \
+             hint: sync them one after the other, to two places\n",
+        ),
+        (
+            &["src", "rsync://host/module"],
+            "ksync: \"rsync://host/module\" is no place to sync with: \
+             it names an rsync daemon, whose protocol ksync does not speak\n  \
+             hint: reach the machine over SSH: user@host:/path\n",
+        ),
+        (
+            &["src", "http://host/path"],
+            "ksync: \"http://host/path\" is no place to sync with: its scheme is not ssh, ws or wss\n  \
+             hint: write ssh://user@host:port/path or wss://host:port/path\n",
+        ),
+        (
+            &["src", "wss://host:99999/path"],
+            "ksync: \"wss://host:99999/path\" is no place to sync with: \
+             its port is not a number from 1 to 65535\n",
+        ),
+        (
+            &["-e", "ssh -p 22", "src", "me@host:/x"],
+            "ksync: ksync speaks SSH itself and starts no remote shell (-e)\n  \
+             hint: write ssh://user@host:port/path or wss://host:port/path, with --identity FILE for a key\n",
+        ),
+        (
+            &["--rsync-path=/bin/rsync", "src", "me@host:/x"],
+            "ksync: ksync runs its own agent on the other side, not rsync (--rsync-path)\n  \
+             hint: leave it out: nothing has to be installed there\n",
+        ),
+        (&["--daemon"], "ksync: ksync is no daemon\n  hint: reach the machine over SSH: user@host:/path\n"),
+        (
+            &["--exclude-from=missing", "src", "dst"],
+            "ksync: cannot read missing: No such file or directory (os error 2)\n",
+        ),
+        (
+            &["--host-key=abc", "src", "me@host:/x"],
+            "ksync: --host-key is not a public key\n  \
+             hint: give the type and the key, as in \"ssh-ed25519 AAAA...\": \
+             a line of ssh-keyscan without its host\n",
+        ),
+    ] {
+        let run = world.run(args).fails(1);
+        assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", text), "{args:?}");
+    }
+    assert!(!world.path("dst").exists());
+}
+
+#[test]
+fn an_unknown_option_is_a_mistake_and_help_is_none() {
+    let world = world();
+    let run = world.run(["--frobnicate", "src", "dst"]).fails(1);
+    assert!(run.stderr.contains("unexpected argument '--frobnicate' found"), "{}", run.stderr);
+    for option in ["--help", "-h"] {
+        let run = world.run([option]).ok();
+        assert!(run.stdout.contains("ksync [OPTIONS] SOURCE... DEST"), "{}", run.stdout);
+        assert_eq!(run.stderr, "");
+    }
+    assert_eq!(world.run(["--version"]).ok().stdout, concat!("ksync ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn a_file_in_the_way_of_the_destination_is_named_and_stays() {
+    let world = world();
+    world.tree(".").file("dst", "precious");
+    let run = Run::of(world.ksync(["src".into(), world.far("dst")])).fails(11);
+    assert!(run.stderr.contains(&*world.path("dst").to_string_lossy()), "{}", run.stderr);
+    assert_eq!(std::fs::read(world.path("dst")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_closed_port_is_named() {
+    let world = world();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let run = world.run(["src", &format!("ws://127.0.0.1:{port}/x")]).fails(10);
+    let text = format!(
+        "ksync: could not connect to ws://127.0.0.1:{port}: Connection refused (os error 111)\n  \
+         hint: Check the host, the port, and that the network leads there.\n"
+    );
+    assert_eq!(run.stderr, text);
+}

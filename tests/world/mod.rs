@@ -1,0 +1,154 @@
+//! The world of a test: a folder that holds everything it touches, the real `ksync` in an environment of its
+//! own, and trees that can be made, looked at and compared without any of ksync's code.
+//!
+//! Each integration binary uses its own part of this.
+#![allow(dead_code, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+mod run;
+mod tree;
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+pub(crate) use run::{Run, Stats};
+pub(crate) use tree::{Snapshot, Tree, assert_same, noise, snapshot};
+
+/// Far longer than anything here takes, and short enough to tell a hang from a slow machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A folder with a home, XDG directories and whatever trees a test makes in it.
+pub(crate) struct World {
+    folder: tempfile::TempDir,
+    root: PathBuf,
+}
+
+impl World {
+    /// An empty world.
+    pub(crate) fn new() -> World {
+        let folder = tempfile::Builder::new().prefix("ksync-test-").tempdir().expect("a folder");
+        // Canonical, since a mapping shows what a path resolved to.
+        let root = folder.path().canonicalize().expect("its path");
+        for name in ["home", "tmp", "cache", "config", "state", "data"] {
+            std::fs::create_dir(root.join(name)).expect("a directory");
+        }
+        World { folder, root }
+    }
+
+    /// Something in the world.
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// A directory of the world as a place in the stand-in VM.
+    pub(crate) fn far(&self, name: impl AsRef<Path>) -> OsString {
+        let mut place = OsString::from("sandbox:");
+        place.push(self.path(name));
+        place
+    }
+
+    /// The home directory of whoever types.
+    pub(crate) fn home(&self) -> PathBuf {
+        self.path("home")
+    }
+
+    /// The home directory in the stand-in VM.
+    pub(crate) fn far_home(&self) -> PathBuf {
+        self.path("cache/ksync/sandbox")
+    }
+
+    /// A tree to be filled, made if it is missing.
+    pub(crate) fn tree(&self, name: impl AsRef<Path>) -> Tree {
+        Tree::at(self.path(name))
+    }
+
+    /// What a tree is now.
+    pub(crate) fn snapshot(&self, name: impl AsRef<Path>) -> Snapshot {
+        snapshot(&self.path(name))
+    }
+
+    /// Asserts that two trees are alike to the last bit, mode and nanosecond.
+    #[track_caller]
+    pub(crate) fn assert_same(&self, one: impl AsRef<Path>, other: impl AsRef<Path>) {
+        assert_same(&self.path(one), &self.path(other));
+    }
+
+    /// `program` in the environment of this world and with nothing of the real one but `PATH`.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .env("PATH", path())
+            .env("HOME", self.home())
+            .env("TMPDIR", self.path("tmp"))
+            .env("USER", "root")
+            .current_dir(&self.root);
+        for (variable, name) in [
+            ("XDG_CACHE_HOME", "cache"),
+            ("XDG_CONFIG_HOME", "config"),
+            ("XDG_STATE_HOME", "state"),
+            ("XDG_DATA_HOME", "data"),
+        ] {
+            command.env(variable, self.path(name));
+        }
+        command
+    }
+
+    /// `ksync` with these arguments, not started yet; its working directory is the world.
+    pub(crate) fn ksync<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
+        let mut command = self.command(env!("CARGO_BIN_EXE_ksync"));
+        command.args(args);
+        command
+    }
+
+    /// Runs `ksync` to its end.
+    pub(crate) fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Run {
+        Run::of(self.ksync(args))
+    }
+
+    /// Runs `ksync --stats` from one place to another, which has to go well.
+    #[track_caller]
+    pub(crate) fn sync(&self, source: impl AsRef<OsStr>, destination: impl AsRef<OsStr>) -> Stats {
+        self.sync_with(&[], source, destination)
+    }
+
+    /// The same with options.
+    #[track_caller]
+    pub(crate) fn sync_with(
+        &self,
+        options: &[&str],
+        source: impl AsRef<OsStr>,
+        destination: impl AsRef<OsStr>,
+    ) -> Stats {
+        let mut command = self.ksync(options);
+        Run::of({
+            command.arg("--stats").arg(source).arg(destination);
+            command
+        })
+        .ok()
+        .stats()
+    }
+}
+
+/// Where programs are looked for: `KSYNC_PEERS_BIN`, then `PATH`, then where sshd lies.
+pub(crate) fn path() -> OsString {
+    let mut folders: Vec<PathBuf> =
+        std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
+    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    folders.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    std::env::join_paths(folders).expect("a path")
+}
+
+/// Looks again and again until there is something to see.
+#[track_caller]
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(start.elapsed() < DEADLINE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
