@@ -490,7 +490,9 @@ impl Receiver {
         };
         ask.given = end.is_some();
         let size = self.size(id);
-        if !self.sinks.contains_key(&id) && self.sinks.len() == STREAMS_MAX {
+        // One of which all has come, and which the disk has still to take in, is none to the sender any more.
+        let open_count = self.sinks.values().filter(|sink| !sink.ended).count();
+        if !self.sinks.contains_key(&id) && open_count >= STREAMS_MAX {
             return self.desk.protocol_error("too many files at once");
         }
         let path = self.path(id);

@@ -143,6 +143,19 @@ fn twenty_thousand_small_files_take_seconds() {
 }
 
 #[test]
+fn files_that_travel_in_pieces_may_arrive_faster_than_the_disk_takes_them() {
+    let world = World::new();
+    let mut tree = world.tree("src");
+    for number in 0..400 {
+        tree = tree.file(format!("{number}"), noise(number, 150_000));
+    }
+    world.sync("src", world.far("up"));
+    world.assert_same("src", "up");
+    world.sync(world.far("src"), "down");
+    world.assert_same("src", "down");
+}
+
+#[test]
 fn checksum_finds_an_edit_that_size_and_time_hide() {
     let world = World::new();
     world.tree("src").file("a", "before").file("b", "same");
