@@ -1,0 +1,137 @@
+//! Who is let in, and who is trusted.
+
+use crate::machine::{Machine, closed_port, make_key};
+use crate::tls::Tls;
+
+/// A machine with a source tree, and that nothing was made on it.
+fn machine() -> Option<Machine> {
+    let machine = Machine::start()?;
+    machine.world.tree("src").file("a", "text");
+    Some(machine)
+}
+
+#[track_caller]
+fn assert_nothing_written(machine: &Machine) {
+    assert!(!machine.world.path("dst").exists());
+    // Not even the agent.
+    assert_eq!(std::fs::read_dir(machine.world.path("machine/home")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_changed_host_key_is_refused_and_nothing_written() {
+    let Some(machine) = machine() else { return };
+    machine.distrust();
+    let run = machine.run(["src", &machine.ssh("dst")]).fails(43);
+    let known_hosts = machine.world.path("home/.ssh/known_hosts");
+    assert!(run.stderr.contains("its key has changed: it shows ssh-ed25519 SHA256:"), "{}", run.stderr);
+    assert!(run.stderr.contains(&format!("{}:1 has another", known_hosts.display())), "{}", run.stderr);
+    assert_nothing_written(&machine);
+}
+
+#[test]
+fn an_unknown_host_is_refused_and_not_learnt() {
+    let Some(machine) = machine() else { return };
+    let known_hosts = machine.world.path("home/.ssh/known_hosts");
+    std::fs::remove_file(&known_hosts).unwrap();
+    let run = machine.run(["src", &machine.ssh("dst")]).fails(43);
+    assert!(run.stderr.contains("stands in none of the known_hosts files"), "{}", run.stderr);
+    assert!(!known_hosts.exists());
+    assert_nothing_written(&machine);
+}
+
+#[test]
+fn behind_a_bridge_the_key_of_the_first_time_counts() {
+    let Some(machine) = machine() else { return };
+    let (bridge, _service) = machine.bridge();
+    machine.run(["src", &machine.behind(&bridge, "dst")]).ok();
+    let pins = machine.world.path("state/ksync/known_hosts");
+    let pinned = std::fs::read_to_string(&pins).expect("a pin");
+    make_key(&machine.world, "other-key");
+    let text = |name: &str| std::fs::read_to_string(machine.world.path(name)).unwrap();
+    let base64 = |name: &str| text(name).split(' ').nth(1).unwrap().to_owned();
+    assert!(pinned.contains(&base64("host-key.pub")), "{pinned}");
+    std::fs::write(&pins, pinned.replace(&base64("host-key.pub"), &base64("other-key.pub"))).unwrap();
+    machine.run(["src", &machine.behind(&bridge, "second")]).fails(43);
+    assert!(!machine.world.path("second").exists());
+}
+
+#[test]
+fn a_key_given_by_option_is_the_only_one_that_counts() {
+    let Some(machine) = machine() else { return };
+    make_key(&machine.world, "other-key");
+    let public = |name: &str| std::fs::read_to_string(machine.world.path(name)).unwrap();
+    let place = machine.ssh("dst");
+    machine.run(["--host-key", &public("other-key.pub"), "src", &place]).fails(43);
+    assert_nothing_written(&machine);
+    machine.distrust();
+    machine.run(["--host-key", &public("host-key.pub"), "src", &place]).ok();
+    machine.rsync_finds_no_difference("src", "dst");
+}
+
+#[test]
+fn a_wrong_key_is_not_let_in() {
+    let Some(machine) = machine() else { return };
+    make_key(&machine.world, "stranger");
+    let run = machine.world.run(["--identity", "stranger", "src", &machine.ssh("dst")]).fails(40);
+    let start = format!("ksync: could not log in as root on 127.0.0.1:{}: ", machine.port);
+    assert!(run.stderr.starts_with(&start), "{}", run.stderr);
+    assert!(
+        run.stderr.ends_with(
+            "\n  hint: Give a key that the server knows with --identity, or add it to ssh-agent.\n"
+        )
+    );
+    assert_nothing_written(&machine);
+}
+
+#[test]
+fn a_closed_port_is_exit_10_on_every_way() {
+    let Some(machine) = machine() else { return };
+    let port = closed_port();
+    for scheme in ["ssh", "ws", "wss"] {
+        let place = format!("{scheme}://root@127.0.0.1:{port}/tmp/x");
+        let run = machine.run(["src", &place]).fails(10);
+        assert!(run.stderr.contains("Connection refused"), "{}", run.stderr);
+    }
+    assert_nothing_written(&machine);
+}
+
+#[test]
+fn a_bridge_that_leads_nowhere_is_exit_10() {
+    let Some(mut machine) = machine() else { return };
+    let real = std::mem::replace(&mut machine.port, closed_port());
+    let (bridge, _service) = machine.bridge();
+    machine.port = real;
+    machine.run(["src", &machine.behind(&bridge, "dst")]).fails(10);
+    assert_nothing_written(&machine);
+}
+
+#[test]
+fn a_certificate_of_an_unknown_authority_is_refused() {
+    let Some(machine) = machine() else { return };
+    let (bridge, _service) = machine.bridge();
+    let tls = Tls::before(&bridge, &machine.world);
+    let place = machine.behind(&tls.url, "dst");
+    for options in [&[][..], &["--ca-cert", "other-ca.pem"]] {
+        let run = machine.run(options.iter().copied().chain(["src", &place])).fails(10);
+        assert!(run.stderr.contains("could not make a TLS connection to wss://localhost:"), "{}", run.stderr);
+        assert!(run.stderr.contains("--ca-cert"), "{}", run.stderr);
+    }
+    // Good for localhost, not for its address.
+    let by_address = place.replace("localhost", "127.0.0.1");
+    machine.run(["--ca-cert", "ca.pem", "src", &by_address]).fails(10);
+    assert_nothing_written(&machine);
+}
+
+#[test]
+fn settings_of_ssh_are_honoured() {
+    let Some(machine) = machine() else { return };
+    let config = format!(
+        "Host vm\n  HostName 127.0.0.1\n  Port {}\n  User root\n  IdentityFile {}\n",
+        machine.port,
+        machine.world.path("key").display()
+    );
+    machine.world.tree("home/.ssh").file("config", config).mode("config", 0o600);
+    let place = format!("ssh://vm{}", machine.world.path("dst").display());
+    machine.world.run(["src", &place]).ok();
+    machine.rsync_finds_no_difference("src", "dst");
+}

@@ -1,0 +1,182 @@
+//! A machine to sync with: sshd on loopback with one key that is let in, and bridges of websocat before it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::world::{Run, World, path, wait_for};
+
+/// Whether all these programs are there. Says so if not, and fails where they must be.
+pub(crate) fn are_there(programs: &[&str]) -> bool {
+    let folders: Vec<PathBuf> = std::env::split_paths(&path()).collect();
+    let missing = programs.iter().find(|name| !folders.iter().any(|folder| folder.join(name).is_file()));
+    if let Some(missing) = missing {
+        let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
+        assert!(!required, "{missing} is missing");
+        let _ = writeln!(std::io::stderr(), "skipped: {missing} is missing");
+    }
+    missing.is_none()
+}
+
+/// Something that is ended with the test.
+pub(crate) struct Service(Child);
+
+impl Service {
+    pub(crate) fn start(mut command: Command) -> Service {
+        Service(command.stdin(Stdio::null()).spawn().expect("start"))
+    }
+
+    /// The first line that it prints.
+    pub(crate) fn first_line(&mut self) -> String {
+        let mut line = String::new();
+        BufReader::new(self.0.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
+        line
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// An sshd, and what is needed to get into it.
+pub(crate) struct Machine {
+    pub(crate) world: World,
+    pub(crate) port: u16,
+    _sshd: Service,
+}
+
+impl Machine {
+    /// `None` where peers are missing.
+    pub(crate) fn start() -> Option<Machine> {
+        if !are_there(&["sshd", "ssh", "ssh-keygen", "websocat", "rsync"]) {
+            return None;
+        }
+        let world = World::new();
+        world.tree("machine/home");
+        make_key(&world, "host-key");
+        make_key(&world, "key");
+        fs::copy(world.path("key.pub"), world.path("machine/authorized")).expect("a key");
+        let (port, sshd) = listening(|port| Service::start(sshd(&world, port, "host-key")));
+        let machine = Machine { world, port, _sshd: sshd };
+        machine.trust("host-key");
+        Some(machine)
+    }
+
+    /// Puts a key of the world into `known_hosts` as that of the machine.
+    pub(crate) fn trust(&self, key: &str) {
+        let text = fs::read_to_string(self.world.path(format!("{key}.pub"))).expect("a key");
+        let line = format!("[127.0.0.1]:{} {text}", self.port);
+        self.world.tree("home/.ssh").file("known_hosts", line).mode("known_hosts", 0o600);
+    }
+
+    /// Puts another key into the place of what `known_hosts` has.
+    pub(crate) fn distrust(&self) {
+        if !self.world.path("other-key").exists() {
+            make_key(&self.world, "other-key");
+        }
+        self.trust("other-key");
+    }
+
+    /// A place there, straight over TCP.
+    pub(crate) fn ssh(&self, name: &str) -> String {
+        format!("ssh://root@127.0.0.1:{}{}", self.port, self.world.path(name).display())
+    }
+
+    /// A place there behind a bridge.
+    pub(crate) fn behind(&self, bridge: &str, name: &str) -> String {
+        format!("{}{}", bridge.replace("://", "://root@"), self.world.path(name).display())
+    }
+
+    /// Starts a bridge and answers where it listens: `ws://127.0.0.1:PORT`.
+    pub(crate) fn bridge(&self) -> (String, Service) {
+        let (port, service) = listening(|port| {
+            let mut command = self.world.command("websocat");
+            command.args(["--binary", "--exit-on-eof"]);
+            command.arg(format!("ws-l:127.0.0.1:{port}")).arg(format!("tcp:127.0.0.1:{}", self.port));
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            Service::start(command)
+        });
+        (format!("ws://127.0.0.1:{port}"), service)
+    }
+
+    /// Runs `ksync --identity key` with these arguments.
+    pub(crate) fn run<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Run {
+        self.world.run(["--identity", "key", "--stats"].into_iter().chain(args))
+    }
+
+    /// Asserts that rsync, which looks with eyes of its own, finds no difference between two directories.
+    #[track_caller]
+    pub(crate) fn rsync_finds_no_difference(&self, one: &str, other: &str) {
+        let mut command = self.world.command("rsync");
+        command.args(["-anic", "--delete", &format!("{one}/"), &format!("{other}/")]);
+        let run = Run::of(command).ok();
+        assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""));
+    }
+}
+
+/// An ed25519 key without a passphrase.
+pub(crate) fn make_key(world: &World, name: &str) {
+    let mut command = world.command("ssh-keygen");
+    command.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(world.path(name));
+    Run::of(command).ok();
+}
+
+fn sshd(world: &World, port: u16, host_key: &str) -> Command {
+    let option = |name: &str, value: &Path| format!("{name}={}", value.display());
+    let mut command = world.command(program("sshd"));
+    // No settings of the machine that runs the tests, and an empty home: start files of a shell cost time.
+    command.args(["-D", "-e", "-f", "/dev/null", "-o", "ListenAddress=127.0.0.1", "-p", &port.to_string()]);
+    for set in [
+        option("HostKey", &world.path(host_key)),
+        option("AuthorizedKeysFile", &world.path("machine/authorized")),
+        option("SetEnv", Path::new(&format!("HOME={}", world.path("machine/home").display()))),
+        "PidFile=none".to_owned(),
+        "StrictModes=no".to_owned(),
+        "UsePAM=no".to_owned(),
+        "PermitRootLogin=prohibit-password".to_owned(),
+        "PasswordAuthentication=no".to_owned(),
+        "KbdInteractiveAuthentication=no".to_owned(),
+        // Several tests connect at once.
+        "MaxStartups=100".to_owned(),
+    ] {
+        command.args(["-o", &set]);
+    }
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// sshd wants to be called by its whole path.
+fn program(name: &str) -> PathBuf {
+    let folders: Vec<PathBuf> = std::env::split_paths(&path()).collect();
+    folders.iter().map(|folder| folder.join(name)).find(|file| file.is_file()).expect("a program")
+}
+
+/// Starts a service on a port that the kernel chose, and waits until it answers there. Somebody else can take
+/// the port in between: then on another one.
+fn listening(start: impl Fn(u16) -> Service) -> (u16, Service) {
+    for _ in 0..10 {
+        let chosen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let address = chosen.local_addr().expect("an address");
+        drop(chosen);
+        let mut service = start(address.port());
+        let answers = wait_for("a service", || match service.0.try_wait().expect("wait") {
+            Some(_) => Some(false),
+            None => TcpStream::connect(address).is_ok().then_some(true),
+        });
+        if answers {
+            return (address.port(), service);
+        }
+    }
+    panic!("no port is free")
+}
+
+/// The port of a listener that is closed again.
+pub(crate) fn closed_port() -> u16 {
+    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a port");
+    listener.local_addr().expect("an address").port()
+}

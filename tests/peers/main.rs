@@ -1,0 +1,15 @@
+//! Does ksync get along with what real VMs run? OpenSSH's sshd behind websocat, and rsync as the judge.
+//!
+//! A test whose peers are missing says so and passes, unless `KSYNC_REQUIRE_PEERS=1`. They are looked for in
+//! `KSYNC_PEERS_BIN`, in `PATH` and where sshd lies.
+#![cfg(feature = "sandbox")]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+mod machine;
+mod tls;
+#[path = "../world/mod.rs"]
+mod world;
+
+mod login;
+mod round_trip;
+mod stand_in;

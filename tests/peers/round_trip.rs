@@ -1,0 +1,121 @@
+//! Up and down over every way there is; afterwards rsync finds no difference.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::machine::Machine;
+use crate::tls::Tls;
+use crate::world::noise;
+
+/// So many files of other people's sources.
+const SOURCE_FILES_MAX: usize = 3000;
+
+/// Up to the machine, down again, and once more with changes, judged by rsync each time. `place` makes a
+/// place of a directory there.
+#[track_caller]
+fn goes_round(machine: &Machine, options: &[&str], place: impl Fn(&str) -> String) {
+    let world = &machine.world;
+    world.tree("src").with_everything().file("large", noise(1, 3 << 20));
+    for round in 0..2_usize {
+        let up = place("up");
+        let sync = |source: &str, destination: &str| {
+            let places = ["--delete", source, destination];
+            machine.run(options.iter().copied().chain(places)).ok().stats()
+        };
+        sync("src", &up);
+        machine.rsync_finds_no_difference("src", "up");
+        world.assert_same("src", "up");
+        sync(&up, "back");
+        machine.rsync_finds_no_difference("src", "back");
+        world.assert_same("src", "back");
+        let again = sync("src", &up);
+        assert_eq!(again.sent_bytes, 0);
+        assert!(again.summary.starts_with("nothing to do: "), "{}", again.summary);
+        let mut large = fs::read(world.path("src/large")).unwrap();
+        large[(round + 1) << 20] ^= 1;
+        fs::remove_dir_all(world.path("src/nothing")).unwrap_or_default();
+        world.tree("src").file("large", large).file("new/file", "new").mode("read me.txt", 0o600);
+    }
+}
+
+#[test]
+fn through_sshd_behind_websocat() {
+    let Some(machine) = Machine::start() else { return };
+    let (bridge, _service) = machine.bridge();
+    goes_round(&machine, &[], |name| machine.behind(&bridge, name));
+}
+
+#[test]
+fn through_sshd_behind_websocat_and_tls() {
+    let Some(machine) = Machine::start() else { return };
+    let (bridge, _service) = machine.bridge();
+    let tls = Tls::before(&bridge, &machine.world);
+    goes_round(&machine, &["--ca-cert", "ca.pem"], |name| machine.behind(&tls.url, name));
+}
+
+#[test]
+fn through_sshd_alone() {
+    let Some(machine) = Machine::start() else { return };
+    goes_round(&machine, &[], |name| machine.ssh(name));
+}
+
+#[test]
+fn with_the_setup_that_the_kernel_cli_prints() {
+    let Some(machine) = Machine::start() else { return };
+    let (bridge, _service) = machine.bridge();
+    let key = machine.world.path("key");
+    let setup = format!(
+        r#"{{
+  "vm_domain": "127.0.0.1",
+  "session_id": "abcdef",
+  "ssh_key_file": "{key}",
+  "proxy_command": "websocat --binary {bridge}",
+  "ssh_command": "ssh -o 'ProxyCommand=websocat --binary {bridge}' -i {key} root@localhost"
+}}
+"#,
+        key = key.display()
+    );
+    machine.world.tree(".").file("setup.json", setup);
+    let place = |name: &str| format!(":{}", machine.world.path(name).display());
+    goes_round(&machine, &["--setup", "setup.json"], place);
+}
+
+#[test]
+fn other_peoples_sources_arrive_as_they_are() {
+    let Some(machine) = Machine::start() else { return };
+    let world = &machine.world;
+    copy_sources(&world.path("src"));
+    let (bridge, _service) = machine.bridge();
+    let up = machine.behind(&bridge, "up");
+    machine.run(["src", &up]).ok();
+    machine.rsync_finds_no_difference("src", "up");
+    machine.run([&up, "back"]).ok();
+    machine.rsync_finds_no_difference("src", "back");
+    let again = machine.run(["src", &up]).ok().stats();
+    assert_eq!(again.sent_bytes, 0);
+}
+
+/// Copies the sources that cargo has unpacked on this machine: real names, sizes and modes.
+fn copy_sources(to: &Path) {
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo_home = cargo_home.or_else(|| Some(std::env::home_dir()?.join(".cargo"))).expect("a home");
+    let root = cargo_home.join("registry/src");
+    let mut files = 0;
+    for entry in walkdir::WalkDir::new(&root).sort_by_file_name() {
+        let entry = entry.expect("an entry");
+        let place = to.join(entry.path().strip_prefix(&root).expect("below the root"));
+        if entry.file_type().is_dir() {
+            fs::create_dir_all(place).expect("a directory");
+        } else if entry.file_type().is_symlink() {
+            symlink(fs::read_link(entry.path()).expect("a link"), place).expect("a link");
+        } else {
+            fs::copy(entry.path(), place).expect("a file");
+            files += 1;
+        }
+        if files == SOURCE_FILES_MAX {
+            return;
+        }
+    }
+    assert!(files > 0, "there are no sources in {}", root.display());
+}

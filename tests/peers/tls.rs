@@ -1,0 +1,67 @@
+//! TLS before a bridge, with a certificate of a CA that only this test knows.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::ServerConfig;
+use rustls_pki_types::PrivateKeyDer;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio_rustls::TlsAcceptor;
+
+use crate::world::World;
+
+/// Takes TLS off what comes and passes it on. Ends when it is dropped.
+pub(crate) struct Tls {
+    /// `wss://localhost:PORT`.
+    pub(crate) url: String,
+    _runtime: Runtime,
+}
+
+impl Tls {
+    /// TLS before the bridge at `url`, good for `localhost`. Leaves the CA's certificate as `ca.pem`, and as
+    /// `other-ca.pem` that of one that has nothing to do with it.
+    pub(crate) fn before(url: &str, world: &World) -> Tls {
+        let target: SocketAddr = url.strip_prefix("ws://").expect("ws").parse().expect("an address");
+        let (ca, other) = (authority(), authority());
+        world.tree(".").file("ca.pem", ca.1).file("other-ca.pem", other.1);
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &ca.0).expect("a certificate");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
+            )
+            .expect("a configuration");
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let runtime = Runtime::new().expect("a runtime");
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let Ok(mut inside) = acceptor.accept(stream).await else { return };
+                    let Ok(mut outside) = TcpStream::connect(target).await else { return };
+                    let _ = copy_bidirectional(&mut inside, &mut outside).await;
+                });
+            }
+        });
+        Tls { url: format!("wss://localhost:{port}"), _runtime: runtime }
+    }
+}
+
+fn authority() -> (Issuer<'static, KeyPair>, String) {
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().expect("a key");
+    let certificate = params.self_signed(&key).expect("a certificate");
+    (Issuer::new(params, key), certificate.pem())
+}
