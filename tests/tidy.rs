@@ -1,0 +1,350 @@
+//! The rules of the house that neither compiler nor clippy knows. Each is a function over the text of a file,
+//! and each is shown a bad text, so that it can fail.
+//!
+//! The layers are those of `lib.rs`: an import may only point up the table. It says a little more than "what
+//! stands above": `disk` and `engine` do not know each other, `exchange` is where they meet; `remote` knows of
+//! the wire only what a handshake looks like; `sandbox` shares no code with anything, so it shares no mistake;
+//! `sync` alone starts one. `monitor` stands before `wire`, since what is observed also travels.
+
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A part of `src/` and what it may know.
+struct Layer {
+    name: &'static str,
+    /// The layers that it may import, besides itself.
+    imports: &'static [&'static str],
+    /// What its text may not name.
+    strangers: &'static [&'static str],
+}
+
+/// `content` may look at a clock: its tests measure what hostile input may cost.
+const FILES_AND_PEERS: &[&str] = &["std::fs", "rustix", "std::net", "tokio"];
+const PEERS: &[&str] = &["std::net", "tokio"];
+const NOTHING_OUTSIDE: &[&str] =
+    &["std::fs", "std::net", "std::time", "Instant", "SystemTime", "rustix", "rand", "tokio"];
+const TERMINAL: &[&str] = &["tokio", "indicatif", "clap", "IsTerminal", "std::io::stdout", "std::io::stderr"];
+
+/// In the order of the map. A directory that is not in it fails.
+const LAYERS: &[Layer] = &[
+    Layer { name: "content", imports: &[], strangers: FILES_AND_PEERS },
+    Layer { name: "tree", imports: &["content"], strangers: NOTHING_OUTSIDE },
+    Layer { name: "monitor", imports: &["content", "tree"], strangers: TERMINAL },
+    Layer { name: "wire", imports: &["content", "tree", "monitor"], strangers: NOTHING_OUTSIDE },
+    Layer { name: "engine", imports: &["content", "tree", "monitor", "wire"], strangers: NOTHING_OUTSIDE },
+    Layer { name: "disk", imports: &["content", "tree"], strangers: PEERS },
+    Layer {
+        name: "exchange",
+        imports: &["content", "tree", "monitor", "wire", "engine", "disk"],
+        strangers: PEERS,
+    },
+    Layer { name: "remote", imports: &["tree", "wire"], strangers: &["indicatif", "clap"] },
+    Layer { name: "kernel", imports: &["tree", "wire", "remote"], strangers: &["indicatif", "clap"] },
+    Layer { name: "watch", imports: &["content", "tree", "monitor", "disk"], strangers: &["std::net"] },
+    Layer { name: "sandbox", imports: &[], strangers: &["indicatif", "clap"] },
+    Layer {
+        name: "sync",
+        imports: &[
+            "content", "tree", "monitor", "wire", "engine", "disk", "exchange", "remote", "kernel", "watch",
+            "sandbox",
+        ],
+        strangers: &["indicatif", "clap", "IsTerminal"],
+    },
+];
+
+/// A file has one subject, and one that is longer has two.
+const LINES_MAX: usize = 700;
+
+#[test]
+fn imports_point_up_the_table_of_layers() {
+    assert_clean("src", |path, text| {
+        // `src/NAME.rs` and `src/NAME/…` are a layer; what lies in `src` otherwise puts layers together.
+        let name =
+            path.iter().nth(1).and_then(|name| Path::new(name).file_stem()).and_then(|name| name.to_str());
+        match name {
+            Some("lib" | "build" | "bin") => Vec::new(),
+            Some(name) => match LAYERS.iter().find(|layer| layer.name == name) {
+                Some(layer) => layering_faults(layer, text),
+                None => vec![format!("the layer {name} is not in the table")],
+            },
+            None => Vec::new(),
+        }
+    });
+}
+
+#[test]
+fn the_agent_knows_nothing_of_the_client() {
+    let text = fs::read_to_string(root().join("src/bin/ksync-agent.rs")).expect("the agent");
+    let code = code_of(&text);
+    for stranger in ["tokio", "std::net", "ksync::remote", "ksync::sync", "ksync::sandbox", "ksync::kernel"] {
+        assert!(!names(&code, stranger), "{stranger}");
+    }
+}
+
+#[test]
+fn files_are_short_and_hold_no_leftovers() {
+    for folder in ["src", "tests", "benches", "examples"] {
+        assert_clean(folder, |_, text| [length_faults(text), leftover_faults(text)].concat());
+    }
+}
+
+#[test]
+fn what_the_readme_tells_people_to_run_is_run() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
+    let script = fs::read_to_string(root().join(".ci/run")).expect(".ci/run");
+    assert_eq!(promise_faults(&readme, &script), Vec::<String>::new());
+}
+
+/// What a layer's text names and may not.
+fn layering_faults(layer: &Layer, text: &str) -> Vec<String> {
+    let code = code_of(text);
+    let imports = imported_layers(&code).into_iter().filter(|name| {
+        name != layer.name
+            && !layer.imports.contains(&name.as_str())
+            && LAYERS.iter().any(|layer| layer.name == name)
+    });
+    let strangers = layer.strangers.iter().filter(|stranger| names(&code, stranger));
+    let climbs = names(&code, "super::super").then(|| "super::super".to_owned());
+    imports
+        .map(|name| format!("crate::{name}"))
+        .chain(strangers.map(|&name| name.to_owned()))
+        .chain(climbs)
+        .map(|what| format!("{} may not name {what}", layer.name))
+        .collect()
+}
+
+/// The first components of all paths that begin with `crate::`, also of those in braces.
+fn imported_layers(code: &str) -> BTreeSet<String> {
+    let mut layers = BTreeSet::new();
+    for (start, _) in code.match_indices("crate::") {
+        let rest = &code[start + "crate::".len()..];
+        let mut depth = 0;
+        let mut at_start = true;
+        for (index, character) in rest.char_indices() {
+            match character {
+                '{' => (depth, at_start) = (depth + 1, depth == 0),
+                '}' => depth -= 1,
+                ',' => at_start = depth == 1,
+                _ if character.is_whitespace() => {}
+                _ if is_of_name(character) && at_start => {
+                    let name = &rest[index..];
+                    let end = name.find(|character| !is_of_name(character)).unwrap_or(name.len());
+                    layers.insert(name[..end].to_owned());
+                    at_start = false;
+                }
+                _ => {}
+            }
+            if depth == 0 && !character.is_whitespace() {
+                break;
+            }
+        }
+    }
+    layers
+}
+
+fn is_of_name(character: char) -> bool {
+    character.is_alphanumeric() || character == '_'
+}
+
+/// Whether `code` names this, and not only something that contains it.
+fn names(code: &str, what: &str) -> bool {
+    code.match_indices(what).any(|(start, _)| {
+        let before = code[..start].chars().next_back();
+        let after = code[start + what.len()..].chars().next();
+        !before.is_some_and(is_of_name) && (what.ends_with(':') || !after.is_some_and(is_of_name))
+    })
+}
+
+/// The text without comments and without what stands in quotes on one line.
+fn code_of(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    for line in text.lines() {
+        let (mut quoted, mut previous) = (false, ' ');
+        for (index, character) in line.char_indices() {
+            if !quoted && line[index..].starts_with("//") {
+                break;
+            }
+            // Not the quote in '"', and not one that is escaped.
+            if character == '"' && previous != '\\' && previous != '\'' {
+                quoted = !quoted;
+            }
+            if !quoted {
+                code.push(character);
+            }
+            previous = if previous == '\\' { ' ' } else { character };
+        }
+        code.push('\n');
+    }
+    code
+}
+
+fn length_faults(text: &str) -> Vec<String> {
+    let lines = text.lines().count();
+    let fault = format!("{lines} lines are more than {LINES_MAX}");
+    (lines > LINES_MAX).then_some(fault).into_iter().collect()
+}
+
+/// Tests that do not run, promises instead of work, code that is not code, and imports of nobody knows what.
+fn leftover_faults(text: &str) -> Vec<String> {
+    // In two parts, since this file is looked at too.
+    let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:"), concat!("HA", "CK")];
+    let ignored = concat!("#[", "ignore");
+    let mut faults = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let trimmed = line.trim();
+        let comment = trimmed.strip_prefix("//").filter(|rest| !rest.starts_with(['/', '!'])).map(str::trim);
+        let is_glob = trimmed.starts_with("use ") && trimmed.ends_with("::*;") && trimmed != "use super::*;";
+        let fault = if marks.iter().any(|mark| trimmed.contains(mark)) {
+            "something is left to do"
+        } else if trimmed.starts_with(ignored) {
+            "a test does not run"
+        } else if comment.is_some_and(is_code) {
+            "code is commented out"
+        } else if is_glob && trimmed != "use proptest::prelude::*;" {
+            "an import says not what"
+        } else {
+            continue;
+        };
+        faults.push(format!("line {}: {fault}: {trimmed}", index + 1));
+    }
+    faults
+}
+
+/// Whether the text of a comment looks like code: sentences end otherwise.
+fn is_code(comment: &str) -> bool {
+    let ends = [";", "{", "}", "});", "),"];
+    let starts = ["let ", "use ", "pub ", "fn ", "mod ", "#[", "return ", "assert"];
+    ends.iter().any(|end| comment.ends_with(end)) && !comment.contains(". ")
+        || starts.iter().any(|start| comment.starts_with(start)) && comment.ends_with([';', ')', '{'])
+}
+
+/// The commands of the README's first block that the script does not run as they stand.
+fn promise_faults(readme: &str, script: &str) -> Vec<String> {
+    let block = readme.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap_or_default();
+    let commands = block.lines().map(|line| line.split(" #").next().unwrap_or_default().trim());
+    let commands: Vec<_> = commands.filter(|command| !command.is_empty()).collect();
+    let missing = commands.iter().filter(|command| !script.contains(**command));
+    let mut faults: Vec<_> = missing.map(|command| format!("not in .ci/run: {command}")).collect();
+    if commands.is_empty() {
+        faults.push("the README begins with no command".to_owned());
+    }
+    faults
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Asserts that no Rust file of a folder has a fault.
+#[track_caller]
+fn assert_clean(folder: &str, faults_of: impl Fn(&Path, &str) -> Vec<String>) {
+    let mut faults = Vec::new();
+    let mut files = 0;
+    for path in rust_files(folder) {
+        let text = fs::read_to_string(root().join(&path)).expect("a file");
+        faults
+            .extend(faults_of(&path, &text).into_iter().map(|fault| format!("{}: {fault}", path.display())));
+        files += 1;
+    }
+    assert!(files > 0 || !root().join(folder).exists(), "nothing was looked at in {folder}");
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// All Rust files below a folder of the repository, by their paths in it.
+fn rust_files(folder: &str) -> Vec<PathBuf> {
+    let walk = walkdir::WalkDir::new(root().join(folder)).sort_by_file_name();
+    let paths = walk.into_iter().filter_map(|entry| Some(entry.ok()?.into_path()));
+    let files = paths.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    files.map(|path| path.strip_prefix(root()).expect("below the root").to_owned()).collect()
+}
+
+mod the_rules_themselves {
+    use super::*;
+
+    fn faults_in(layer: &str, text: &str) -> Vec<String> {
+        layering_faults(LAYERS.iter().find(|known| known.name == layer).expect("a layer"), text)
+    }
+
+    #[test]
+    fn see_an_import_that_points_down() {
+        assert_eq!(faults_in("engine", "use crate::disk::Root;"), ["engine may not name crate::disk"]);
+        assert_eq!(faults_in("disk", "use crate::engine::Work;"), ["disk may not name crate::engine"]);
+        assert_eq!(
+            faults_in("sandbox", "crate::tree::path::escape(b)"),
+            ["sandbox may not name crate::tree"]
+        );
+        assert_eq!(
+            faults_in("remote", "use crate::{tree::path, exchange};"),
+            ["remote may not name crate::exchange"]
+        );
+        assert_eq!(
+            faults_in("tree", "use crate::{\n    content::{hash, wire},\n    monitor::Event,\n};"),
+            ["tree may not name crate::monitor"]
+        );
+    }
+
+    #[test]
+    fn see_clocks_files_and_runtimes_where_none_belong() {
+        assert_eq!(faults_in("engine", "let start = Instant::now();"), ["engine may not name Instant"]);
+        assert_eq!(faults_in("wire", "use std::net::TcpStream;"), ["wire may not name std::net"]);
+        assert_eq!(faults_in("exchange", "tokio::spawn(run);"), ["exchange may not name tokio"]);
+        assert_eq!(faults_in("sync", "std::io::stderr().is_terminal()"), Vec::<String>::new());
+        assert_eq!(faults_in("sync", "use std::io::IsTerminal;"), ["sync may not name IsTerminal"]);
+        assert_eq!(faults_in("tree", "use super::super::x;"), ["tree may not name super::super"]);
+    }
+
+    #[test]
+    fn take_comments_quotes_and_longer_names_for_what_they_are() {
+        for text in [
+            "// use crate::disk::Root;",
+            "//! [`crate::disk`]",
+            "let text = \"crate::disk and std::fs\";",
+            "let quote = '\"'; // crate::disk",
+            "let tokio_like = my_std::fsx();",
+            "use crate::engine::disk_like;",
+        ] {
+            assert_eq!(faults_in("engine", text), Vec::<String>::new(), "{text}");
+        }
+        assert_eq!(faults_in("engine", "let q = '\"'; use crate::exchange::run;").len(), 1);
+    }
+
+    #[test]
+    fn see_files_that_are_too_long() {
+        assert_eq!(length_faults(&"\n".repeat(LINES_MAX)), Vec::<String>::new());
+        assert_eq!(length_faults(&"\n".repeat(LINES_MAX + 1)).len(), 1);
+    }
+
+    #[test]
+    fn see_leftovers() {
+        for text in [
+            concat!("// TO", "DO: later"),
+            concat!("todo: FIX", "ME"),
+            concat!("    #[", "ignore]"),
+            concat!("    #[", "ignore = \"slow\"]"),
+            "    // let x = 1;",
+            "// foo(bar);",
+            "// if x {",
+            "// }",
+            "// assert_eq!(a, b)",
+            "use crate::tree::*;",
+        ] {
+            assert_eq!(leftover_faults(text).len(), 1, "{text}");
+        }
+        for text in
+            ["// So that it holds; and is short.", "/// let x = 1;", "use super::*;", "let x = 1; // one"]
+        {
+            assert_eq!(leftover_faults(text), Vec::<String>::new(), "{text}");
+        }
+    }
+
+    #[test]
+    fn see_a_promise_that_is_not_kept() {
+        let readme = "# x\n```sh\ncargo run -- a b   # try it\ncargo test\n```\n```sh\nother\n```";
+        assert_eq!(promise_faults(readme, "cargo run -- a b\ncargo test\n"), Vec::<String>::new());
+        assert_eq!(promise_faults(readme, "cargo test"), ["not in .ci/run: cargo run -- a b"]);
+        assert_eq!(promise_faults("", "cargo test").len(), 1);
+    }
+}
