@@ -672,7 +672,7 @@ impl Engine for Receiver {
         match input {
             Input::Message(message) => self.message(message),
             Input::Outcome(outcome) => self.outcome(outcome),
-Input::Closed(cause) => self.closing = Some(cause),
+            Input::Closed(cause) => self.closing = Some(cause),
             Input::Broken(kind, cause) => self.desk.fail(kind, cause),
         }
     }
