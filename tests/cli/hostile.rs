@@ -1,7 +1,13 @@
 //! Either side may lie. Whatever is said, nothing outside the destination changes.
 
+use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Stdio;
+
+use flate2::read::GzDecoder;
+use ksync::remote::AgentImage;
 
 use crate::impostor::Impostor;
 use crate::wire::{Kind, Role, Wire, abort_in, agent_hello, content, offer, order, wants};
@@ -17,20 +23,30 @@ fn besieged() -> (World, Snapshot) {
     world.tree("box/dst").file("old", "old");
     // What starting an impostor leaves there is not the client's doing.
     world.tree(".").file("key", "");
+    unpack_agent(&world.path("agent"));
     let before = outside(&world);
     (world, before)
 }
 
 /// The trees, without what ksync may keep in its own directories.
 fn outside(world: &World) -> Snapshot {
-    let ours = ["cache", "state", "key", "tmp"];
+    let ours = ["agent", "cache", "state", "key", "tmp"];
     let all = world.snapshot(".");
     all.into_iter().filter(|(path, _)| !ours.iter().any(|name| path.starts_with(name))).collect()
 }
 
+/// Puts the agent that ksync carries into a file.
+fn unpack_agent(path: &Path) {
+    let packed = AgentImage::embedded().gzip;
+    let mut binary = Vec::new();
+    GzDecoder::new(&packed[..]).read_to_end(&mut binary).expect("gzip");
+    fs::write(path, binary).expect("write");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).expect("chmod");
+}
+
 /// Says all of `said` to an agent and answers what it wrote.
 fn tell_agent(world: &World, said: &[u8]) -> Vec<u8> {
-    let mut command = world.command(env!("CARGO_BIN_EXE_ksync-agent"));
+    let mut command = world.command(world.path("agent"));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut agent = command.spawn().expect("start");
     let mut stdin = agent.stdin.take().expect("stdin");
