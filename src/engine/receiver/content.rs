@@ -1,0 +1,300 @@
+//! The receiver's half that asks for contents and takes them in.
+//!
+//! Wants leave in batches, as the window allows. What arrives goes to the disk at once, or waits: small files
+//! until their directories are there, the steps of a larger file until those before them are done. All that
+//! waits is counted in `held_bytes`.
+
+use std::collections::VecDeque;
+
+use super::{Phase, Receiver};
+use crate::content::hash::Hash;
+use crate::engine::work::{Fault, SmallFile, Work};
+use crate::monitor::{Event, Problem, Trouble};
+use crate::wire::message::{Body, Message, Op, STREAMS_MAX, Want, Window};
+
+/// Most bytes of content that wait for the disk before messages have to wait.
+pub(super) const HELD_BYTES_MAX: usize = 8 << 20;
+
+/// Most works that look at old versions at a time.
+const SIGNS_MAX: usize = 4;
+
+/// A batch of wants is sent when it weighs this many bytes.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// What steps take while they wait, in bytes: their content, and themselves, since a peer may send as many
+/// as it likes that hold none.
+fn held_bytes(ops: &[Op]) -> usize {
+    const MESSAGE_BYTES: usize = 128;
+    let content: u64 = ops.iter().map(Op::sent_bytes).sum();
+    MESSAGE_BYTES + size_of_val(ops) + content as usize
+}
+
+/// A want that was sent.
+#[derive(Debug)]
+pub(super) struct Ask {
+    weight: usize,
+    /// The hash of the old version, to check the answer "the same".
+    old_hash: Option<Hash>,
+    /// Everything of it has arrived, and a work on it is under way: the sender has no more to say of it.
+    given: bool,
+}
+
+/// A larger file on its way.
+#[derive(Debug, Default)]
+pub(super) struct Sink {
+    busy: bool,
+    waiting: VecDeque<(Vec<Op>, Option<Hash>)>,
+    made_bytes: u64,
+    sent_bytes: u64,
+    /// The last steps have arrived.
+    ended: bool,
+    /// It cannot be made; what still comes of it is dropped.
+    failed: Option<Fault>,
+    /// The sender gave it up, and has said why.
+    skipped: bool,
+}
+
+impl Receiver {
+    // Asking.
+
+    /// Sends wants while the window is open.
+    pub(super) fn ask(&mut self) {
+        while self.signs < SIGNS_MAX && self.window.has_room(self.signs) {
+            let Some(fetch) = self.plan.fetch.pop_front() else { break };
+            if fetch.at.is_some() || self.plan.has_staged {
+                self.signs += 1;
+                self.desk.start(Work::Sign { id: fetch.id, at: fetch.at });
+            } else {
+                self.want(Want::whole(fetch.id), None);
+            }
+        }
+        // A batch leaves when it is full, or when nothing that is under way will add to it.
+        if self.batch_bytes > 0 && self.signs == 0 {
+            self.send_batch();
+        }
+    }
+
+    pub(super) fn signed(&mut self, id: u32, result: Result<(Want, Option<Hash>), Fault>) {
+        self.signs -= 1;
+        match result {
+            Ok((want, old_hash)) => self.want(want, old_hash),
+            // What cannot be read cannot serve as basis; the content comes whole.
+            Err(Fault::Entry(..)) => self.want(Want::whole(id), None),
+            Err(fault) => self.fatal(fault),
+        }
+    }
+
+    fn want(&mut self, want: Want, old_hash: Option<Hash>) {
+        let weight = want.weight();
+        self.window.open(weight);
+        self.asked.insert(want.id, Ask { weight, old_hash, given: false });
+        if self.batch_bytes + weight > BATCH_BYTES {
+            self.send_batch();
+        }
+        self.batch.push(want);
+        self.batch_bytes += weight;
+    }
+
+    fn send_batch(&mut self) {
+        if !self.batch.is_empty() {
+            self.desk.send(Message::Wants(std::mem::take(&mut self.batch)));
+            self.batch_bytes = 0;
+        }
+    }
+
+    pub(super) fn sign_request(&mut self, id: u32, windows: Vec<Window>) {
+        if !self.asked.get(&id).is_some_and(|ask| ask.old_hash.is_some() && !ask.given) {
+            return self.desk.protocol_error("signatures are asked for where there is no old version");
+        }
+        self.signs += 1;
+        if self.signs > SIGNS_MAX + STREAMS_MAX {
+            return self.desk.protocol_error("too many signatures are asked for at once");
+        }
+        self.desk.start(Work::SignWindows { id, windows });
+    }
+
+    // Answers.
+
+    pub(super) fn files(&mut self, files: Vec<(u32, Body)>) {
+        let mut store = Vec::new();
+        for (id, body) in files {
+            let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
+                return self.desk.protocol_error("a file that nobody asked for");
+            };
+            let old_hash = ask.old_hash;
+            ask.given = true;
+            if self.sinks.contains_key(&id) && body != Body::Skipped {
+                return self.desk.protocol_error("a file in two ways at once");
+            }
+            match body {
+                Body::Whole { hash, data } => {
+                    if data.len() as u64 != self.size(id) {
+                        return self.desk.protocol_error("a file of another size than offered");
+                    }
+                    self.held_bytes += data.len();
+                    self.tally.sent_bytes += data.len() as u64;
+                    self.desk.progress(Event::Moved { bytes: data.len() as u64 });
+                    store.push(SmallFile { id, hash, data: data.into_vec() });
+                }
+                Body::Same { hash } if old_hash == Some(hash) => {
+                    self.tally.matched_bytes += self.size(id);
+                    self.desk.progress(Event::Matched { bytes: self.size(id) });
+                    self.tally.files += 1;
+                    self.plan.only_adjust(id);
+                    self.answered(id);
+                }
+                Body::Same { .. } => self.retry(id, "what was said to be the same is not"),
+                Body::Skipped => match self.sinks.get_mut(&id) {
+                    Some(sink) => {
+                        (sink.ended, sink.skipped) = (true, true);
+                        self.feed_sink(id);
+                    }
+                    None => self.answered(id),
+                },
+            }
+        }
+        if store.is_empty() {
+            return;
+        }
+        if self.phase == Phase::Directories { self.early.push(store) } else { self.store(store) }
+    }
+
+    pub(super) fn store(&mut self, files: Vec<SmallFile>) {
+        self.stores += 1;
+        self.desk.start(Work::Store(files));
+    }
+
+    pub(super) fn pieces(&mut self, id: u32, ops: Vec<Op>, end: Option<Hash>) {
+        let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
+            return self.desk.protocol_error("content that nobody asked for");
+        };
+        ask.given = end.is_some();
+        let size = self.size(id);
+        // One of which all has come, and which the disk has still to take in, is none to the sender any more.
+        let open_count = self.sinks.values().filter(|sink| !sink.ended).count();
+        if !self.sinks.contains_key(&id) && open_count >= STREAMS_MAX {
+            return self.desk.protocol_error("too many files at once");
+        }
+        let path = self.path(id);
+        let sink = self.sinks.entry(id).or_insert_with(|| {
+            self.desk.progress(Event::Began { path });
+            Sink::default()
+        });
+        let made = ops.iter().map(Op::made_bytes).fold(0, u64::saturating_add);
+        let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
+        sink.made_bytes = sink.made_bytes.saturating_add(made);
+        sink.sent_bytes += sent;
+        let length_fits = if end.is_some() { sink.made_bytes == size } else { sink.made_bytes <= size };
+        if !length_fits {
+            return self.desk.protocol_error("a file of another size than offered");
+        }
+        sink.ended = end.is_some();
+        self.held_bytes += held_bytes(&ops);
+        self.tally.sent_bytes += sent;
+        self.tally.matched_bytes += made.saturating_sub(sent);
+        sink.waiting.push_back((ops, end));
+        self.desk.progress(Event::Moved { bytes: sent });
+        self.desk.progress(Event::Matched { bytes: made.saturating_sub(sent) });
+        self.feed_sink(id);
+    }
+
+    /// Starts the next work of a larger file, unless one is under way.
+    pub(super) fn feed_sink(&mut self, id: u32) {
+        if self.phase != Phase::Content {
+            return;
+        }
+        let Some(sink) = self.sinks.get_mut(&id).filter(|sink| !sink.busy) else { return };
+        while let Some((ops, end)) = sink.waiting.pop_front() {
+            self.held_bytes -= held_bytes(&ops);
+            if sink.failed.is_none() && !sink.skipped {
+                sink.busy = true;
+                return self.desk.start(Work::Sink { id, ops, end });
+            }
+        }
+        // Nothing waits: either more is on its way, or that was all.
+        if sink.ended {
+            let (failed, skipped) = (sink.failed.take(), sink.skipped);
+            self.sinks.remove(&id);
+            if skipped { self.answered(id) } else { self.settle(id, failed.map_or(Ok(()), Err)) }
+        }
+    }
+
+    pub(super) fn sunk(&mut self, id: u32, result: Result<(), Fault>) {
+        let Some(sink) = self.sinks.get_mut(&id) else { return };
+        sink.busy = false;
+        match result {
+            Err(Fault::Fatal(kind, text)) => return self.desk.fail(kind, text),
+            Err(fault) => sink.failed = Some(fault),
+            Ok(()) => {}
+        }
+        self.feed_sink(id);
+    }
+
+    /// The content of a file is in place, or is not.
+    pub(super) fn settle(&mut self, id: u32, result: Result<(), Fault>) {
+        match result {
+            Ok(()) => {
+                self.tally.files += 1;
+                if self.plan.is_update(id) {
+                    self.tally.updated += 1
+                } else {
+                    self.tally.created += 1
+                }
+                self.answered(id);
+            }
+            Err(Fault::Entry(Trouble::Corrupt, cause)) => self.retry(id, &cause),
+            Err(fault) => {
+                let path = self.path(id);
+                if self.complain(path, fault) {
+                    self.answered(id);
+                }
+            }
+        }
+    }
+
+    /// Asks once more for a file whose content did not verify, all of it this time.
+    fn retry(&mut self, id: u32, cause: &str) {
+        self.answered(id);
+        if self.retried.insert(id) {
+            self.want(Want::whole(id), None);
+            self.send_batch();
+        } else {
+            let path = self.path(id);
+            self.desk.problem(Problem { trouble: Trouble::Corrupt, path, cause: cause.to_owned() });
+        }
+    }
+
+    fn answered(&mut self, id: u32) {
+        if let Some(ask) = self.asked.remove(&id) {
+            self.window.close(ask.weight);
+        }
+    }
+
+    pub(super) fn go_on(&mut self) {
+        if matches!(self.phase, Phase::Directories | Phase::Content) {
+            self.ask();
+        }
+        if self.contents_are_there() && self.desk.queue.is_empty() {
+            self.next_phase();
+        }
+    }
+
+    /// Whether content that has arrived is not on the disk yet.
+    pub(super) fn puts_content_aside(&self) -> bool {
+        match self.phase {
+            Phase::Directories => !self.early.is_empty() || !self.sinks.is_empty(),
+            Phase::Content => self.stores > 0 || self.sinks.values().any(|sink| sink.busy),
+            _ => false,
+        }
+    }
+
+    pub(super) fn contents_are_there(&self) -> bool {
+        self.phase == Phase::Content
+            && self.plan.fetch.is_empty()
+            && self.batch.is_empty()
+            && self.signs == 0
+            && self.window.is_empty()
+            && self.stores == 0
+            && self.sinks.is_empty()
+    }
+}
