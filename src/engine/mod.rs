@@ -14,6 +14,7 @@
 
 mod plan;
 pub mod receiver;
+mod relations;
 pub mod sender;
 pub mod work;
 
@@ -23,7 +24,9 @@ mod window;
 
 pub use receiver::Receiver;
 pub use sender::Sender;
-pub use work::{Fault, Opened, Outcome, ReadFile, Scanned, SmallFile, SourceNext, SourceStep, Step, Work};
+pub use work::{
+    CopiedFile, Fault, Opened, Outcome, ReadFile, Scanned, SmallFile, SourceNext, SourceStep, Step, Work,
+};
 
 use crate::monitor::{Event, Problem};
 use crate::wire::hello::Options;

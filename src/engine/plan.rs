@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 
+use crate::engine::relations;
 use crate::engine::work::Step;
 use crate::monitor::{Action, Event, Problem, Trouble, What};
 use crate::tree::compare::{Change, Rules, compare};
@@ -19,8 +20,11 @@ use crate::wire::message::Tally;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fetch {
     pub(super) id: u32,
-    /// The old version, a position in the present manifest.
+    /// The basis, a position in the present manifest: the old version, or a file elsewhere that looks as if it
+    /// had been moved or copied from there.
     pub(super) at: Option<u32>,
+    /// Whether the basis lies elsewhere.
+    pub(super) elsewhere: bool,
 }
 
 /// What a receiver is going to do.
@@ -65,6 +69,7 @@ impl Plan {
             touched.add(*change, present);
             locked.add(*change, wanted);
         }
+        relations::find(&mut plan.fetch, wanted, present);
         plan.first.splice(..0, locked.directories.into_iter().map(|at| Step::Unlock { at }));
         plan.remove.reverse();
         plan.directory_times = touched.directories.into_iter().rev().map(|id| Step::Adjust { id }).collect();
@@ -118,7 +123,7 @@ impl Plan {
         let Some(entry) = wanted.get(id) else { return };
         match &entry.kind {
             Kind::Directory => self.first.push(Step::MakeDirectory { id }),
-            Kind::File { .. } => self.fetch.push_back(Fetch { id, at }),
+            Kind::File { .. } => self.fetch.push_back(Fetch { id, at, elsewhere: false }),
             Kind::Symlink { .. } => self.adjust.push(Step::MakeLink { id }),
         }
     }

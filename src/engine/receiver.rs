@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
 
-use crate::engine::plan::Plan;
+use crate::engine::plan::{Fetch, Plan};
 use crate::engine::window::Window;
-use crate::engine::work::{Fault, Opened, Outcome, SmallFile, Step, Work};
+use crate::engine::work::{CopiedFile, Fault, Opened, Outcome, SmallFile, Step, Work};
 use crate::engine::{Config, Desk, Engine, Input, Output};
 use crate::monitor::{Event, Problem, Trouble};
 use crate::tree::compare::Rules;
@@ -54,8 +54,12 @@ pub struct Receiver {
     signs: usize,
     /// Larger files on their way, with what waits for the work under way.
     sinks: HashMap<u32, Sink>,
+    /// Files of which is being found out what is there of them.
+    signing: HashMap<u32, Fetch>,
     /// Small files that wait until directories are there.
     early: Vec<Vec<SmallFile>>,
+    /// Copies that wait for the same.
+    early_copies: Vec<Vec<CopiedFile>>,
     stores: usize,
     held_bytes: usize,
     /// Files whose content arrived damaged once.
@@ -106,7 +110,9 @@ impl Receiver {
             window: Window::default(),
             signs: 0,
             sinks: HashMap::new(),
+            signing: HashMap::new(),
             early: Vec::new(),
+            early_copies: Vec::new(),
             stores: 0,
             held_bytes: 0,
             retried: BTreeSet::new(),
@@ -171,6 +177,10 @@ impl Receiver {
                     self.held_bytes -= self.size(id) as usize;
                     self.settle(id, result);
                 }
+            }
+            Outcome::Copy(results) => {
+                self.stores -= 1;
+                results.into_iter().for_each(|(id, result)| self.settle(id, result));
             }
             Outcome::Sink(id, result) => self.sunk(id, result),
             Outcome::Apply(results) => self.applied(results),
@@ -308,6 +318,9 @@ impl Receiver {
         self.phase = Phase::Content;
         for files in std::mem::take(&mut self.early) {
             self.store(files);
+        }
+        for files in std::mem::take(&mut self.early_copies) {
+            self.copy(files);
         }
         let ids: Vec<u32> = self.sinks.keys().copied().collect();
         ids.into_iter().for_each(|id| self.feed_sink(id));

@@ -37,13 +37,16 @@ pub enum Work {
     Sign {
         /// Which file.
         id: u32,
-        /// Its old version, a position in the present manifest.
+        /// Its basis, a position in the present manifest: the old version, or a file elsewhere that may have
+        /// the same content.
         at: Option<u32>,
     },
-    /// Receiver: sign stretches of the old version.
+    /// Receiver: sign stretches of the basis.
     SignWindows {
-        /// Which file.
+        /// Of which file.
         id: u32,
+        /// The basis.
+        at: u32,
         /// The stretches.
         windows: Vec<Window>,
     },
@@ -54,11 +57,15 @@ pub enum Work {
     Sink {
         /// Which file.
         id: u32,
+        /// Its basis.
+        at: Option<u32>,
         /// The steps.
         ops: Vec<Op>,
         /// With the last ones: the hash that must come out. Then the file is put in place.
         end: Option<Hash>,
     },
+    /// Receiver: put copies of their bases in place, which have the same content.
+    Copy(Vec<CopiedFile>),
     /// Receiver: change names, modes and times, in this order.
     Apply(Vec<Step>),
     /// Receiver: remove what is no longer needed and set the root's own mode and time.
@@ -107,6 +114,17 @@ pub struct SmallFile {
     pub hash: Hash,
     /// The content.
     pub data: Vec<u8>,
+}
+
+/// A file whose content lies elsewhere in the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopiedFile {
+    /// Which.
+    pub id: u32,
+    /// Where its content lies.
+    pub at: u32,
+    /// The hash that must come out.
+    pub hash: Hash,
 }
 
 /// A change of names, modes or times. `id` is an index into the wanted manifest, `at` into the present one.
@@ -165,6 +183,8 @@ pub enum Outcome {
     SignWindows(u32, Result<Vec<Vec<u8>>, Fault>),
     /// Whether each was put in place.
     Store(Vec<(u32, Result<(), Fault>)>),
+    /// Whether each was put in place.
+    Copy(Vec<(u32, Result<(), Fault>)>),
     /// Whether the steps could be done.
     Sink(u32, Result<(), Fault>),
     /// For each step whether it was done.

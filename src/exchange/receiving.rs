@@ -15,7 +15,7 @@ use crate::disk::scan::{self, ScanOptions, scan};
 use crate::disk::stage::{Durability, Metadata, Staging};
 use crate::disk::stat::Identity;
 use crate::disk::{clear_leftovers, has_staged};
-use crate::engine::{Fault, Opened, Outcome, SmallFile, Step, Work};
+use crate::engine::{CopiedFile, Fault, Opened, Outcome, SmallFile, Step, Work};
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, blocks_of, chunks_of, open_old, read_window};
 use crate::exchange::{chain, fault, patiently};
@@ -180,20 +180,19 @@ impl Receiving {
             None => None,
         };
         let mut want = Want { id, staged, old: None };
-        let Some(seen) = at.and_then(|at| self.identities.get()?.get(at as usize)) else {
-            return Ok((want, None));
-        };
+        let Some(at) = at else { return Ok((want, None)) };
+        let (basis, seen) = self.basis(at)?;
         let Some(average) = Average::for_size(seen.size) else { return Ok((want, None)) };
-        let file = open_old(root, path, seen).map_err(sink_fault)?;
+        let file = open_old(root, basis, seen).map_err(sink_fault)?;
         let (old, hash) = chunks_of(&file, average)
             .map_err(|error| Fault::Entry(Trouble::Unwritable, format!("cannot read it: {error}")))?;
         want.old = Some(old);
         Ok((want, Some(hash)))
     }
 
-    fn sign_windows(&self, id: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
-        let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
-        let file = open_old(self.root()?, self.path(id)?, &seen).map_err(sink_fault)?;
+    fn sign_windows(&self, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
+        let (basis, seen) = self.basis(at)?;
+        let file = open_old(self.root()?, basis, seen).map_err(sink_fault)?;
         windows
             .iter()
             .map(|&window| {
@@ -216,11 +215,20 @@ impl Receiving {
         self.install(file.id, staging)
     }
 
-    fn sink(&self, id: u32, ops: Vec<Op>, end: Option<Hash>) -> Result<(), Fault> {
+    fn copy(&self, file: CopiedFile) -> Result<(), Fault> {
+        let (_, seen) = self.basis(file.at)?;
+        let ops = vec![Op::Copy { offset: 0, length: seen.size }];
+        self.sink(file.id, Some(file.at), ops, Some(file.hash))
+    }
+
+    fn sink(&self, id: u32, at: Option<u32>, ops: Vec<Op>, end: Option<Hash>) -> Result<(), Fault> {
         let taken = self.sinks().remove(&id);
         let mut sink = match taken {
             Some(sink) => sink,
-            None => Sink::begin(self.root()?, self.path(id)?, self.seen(id)?.as_ref()).map_err(sink_fault)?,
+            None => {
+                let basis = at.map(|at| self.basis(at)).transpose()?;
+                Sink::begin(self.root()?, self.path(id)?, basis).map_err(sink_fault)?
+            }
         };
         for op in ops {
             sink.apply(op).map_err(sink_fault)?;
@@ -353,6 +361,14 @@ impl Receiving {
         Ok(self.place()?.single.as_ref().unwrap_or(&entry.path))
     }
 
+    /// Where a basis lies, and what was seen there.
+    fn basis(&self, at: u32) -> Result<(&TreePath, &Identity), Fault> {
+        let entry = self.trees()?.present.get(at);
+        let seen = self.identities.get().and_then(|identities| identities.get(at as usize));
+        let (Some(entry), Some(seen)) = (entry, seen) else { return Err(out_of_turn()) };
+        Ok((self.place()?.single.as_ref().unwrap_or(&entry.path), seen))
+    }
+
     /// What was seen in an entry's place that a rename is going to replace: a file, a link or nothing. (A
     /// directory in its place has been removed.)
     fn seen(&self, id: u32) -> Result<Option<Identity>, Fault> {
@@ -376,11 +392,16 @@ impl Perform for Receiving {
                 Outcome::Plan
             }
             Work::Sign { id, at } => Outcome::Sign(id, self.sign(id, at)),
-            Work::SignWindows { id, windows } => Outcome::SignWindows(id, self.sign_windows(id, &windows)),
+            Work::SignWindows { id, at, windows } => {
+                Outcome::SignWindows(id, self.sign_windows(at, &windows))
+            }
             Work::Store(files) => {
                 Outcome::Store(files.iter().map(|file| (file.id, self.store(file))).collect())
             }
-            Work::Sink { id, ops, end } => Outcome::Sink(id, self.sink(id, ops, end)),
+            Work::Sink { id, at, ops, end } => Outcome::Sink(id, self.sink(id, at, ops, end)),
+            Work::Copy(files) => {
+                Outcome::Copy(files.into_iter().map(|file| (file.id, self.copy(file))).collect())
+            }
             Work::Apply(steps) => {
                 Outcome::Apply(steps.into_iter().map(|step| (step, self.apply(step))).collect())
             }

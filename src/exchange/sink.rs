@@ -40,11 +40,15 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// Begins to make `path`; `seen` is the old version, if one serves as basis.
-    pub(super) fn begin(root: &Root, path: &TreePath, seen: Option<&Identity>) -> Result<Self, SinkError> {
+    /// Begins to make `path`; `basis` is a file that it can be made from, and what was seen of it.
+    pub(super) fn begin(
+        root: &Root,
+        path: &TreePath,
+        basis: Option<(&TreePath, &Identity)>,
+    ) -> Result<Self, SinkError> {
         let (staging, _) = patiently(|| Staging::open(root, path))?;
-        let old = seen.map(|seen| open_old(root, path, seen)).transpose();
-        // Without an old version everything may still come whole; what copies from it fails then.
+        let old = basis.map(|(basis, seen)| open_old(root, basis, seen)).transpose();
+        // Without a basis everything may still come whole; what copies from it fails then.
         Ok(Self { staging, hasher: Hasher::new(), old: old.ok().flatten(), begun: false })
     }
 

@@ -13,6 +13,7 @@ mod impostor;
 mod interrupted;
 mod kinds;
 mod mapping;
+mod moved;
 mod rules;
 mod told;
 mod transfer;

@@ -10,7 +10,7 @@ use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::engine::work::{
-    Fault, Opened, Outcome, ReadFile, Scanned, SmallFile, SourceNext, SourceStep, Step, Work,
+    CopiedFile, Fault, Opened, Outcome, ReadFile, Scanned, SmallFile, SourceNext, SourceStep, Step, Work,
 };
 use crate::monitor::Trouble;
 use crate::tree::entry::{Kind, Time};
@@ -277,9 +277,12 @@ impl Target {
                 Outcome::Plan
             }
             Work::Sign { id, at } => Outcome::Sign(id, Ok(self.sign(id, at))),
-            Work::SignWindows { id, windows } => Outcome::SignWindows(id, self.sign_windows(id, &windows)),
+            Work::SignWindows { id, at, windows } => {
+                Outcome::SignWindows(id, self.sign_windows(at, &windows))
+            }
             Work::Store(files) => Outcome::Store(files.into_iter().map(|file| self.store(file)).collect()),
-            Work::Sink { id, ops, end } => Outcome::Sink(id, self.sink(id, ops, end)),
+            Work::Sink { id, at, ops, end } => Outcome::Sink(id, self.sink(id, at, ops, end)),
+            Work::Copy(files) => Outcome::Copy(files.into_iter().map(|file| self.copy(file)).collect()),
             Work::Apply(steps) => {
                 Outcome::Apply(steps.into_iter().map(|step| (step, self.apply(step))).collect())
             }
@@ -311,8 +314,8 @@ impl Target {
         wanted.get(id).expect("ids are those of the manifest")
     }
 
-    fn old(&self, id: u32) -> Option<Arc<Vec<u8>>> {
-        match &self.listed.get(&self.wanted(id).path)?.what {
+    fn old(&self, at: u32) -> Option<Arc<Vec<u8>>> {
+        match &self.listed.get(&self.present.get(at)?.path)?.what {
             What::File(content) => Some(Arc::clone(content)),
             _ => None,
         }
@@ -325,13 +328,13 @@ impl Target {
             let blocks = bytes.chunks(Staged::block_bytes(length) as usize).map(ChunkId::of).collect();
             Staged { length, blocks }
         });
-        let old = at.and_then(|_| self.old(id));
+        let old = at.and_then(|at| self.old(at));
         let want = Want { id, staged, old: old.as_ref().map(|content| chunks(content)) };
         (want, old.map(|content| Hash::of(&content)))
     }
 
-    fn sign_windows(&self, id: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
-        let old = self.old(id).ok_or_else(corrupt)?;
+    fn sign_windows(&self, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
+        let old = self.old(at).ok_or_else(corrupt)?;
         let sign = |window: &Window| {
             let old = window_of(&old, *window).ok_or_else(corrupt)?;
             delta::sign(old).map_err(|_| corrupt())
@@ -345,9 +348,15 @@ impl Target {
         (file.id, result)
     }
 
-    fn sink(&mut self, id: u32, ops: Vec<Op>, end: Option<Hash>) -> Done {
+    fn copy(&mut self, file: CopiedFile) -> (u32, Done) {
+        let content = self.old(file.at).filter(|content| Hash::of(content) == file.hash);
+        let result = content.ok_or_else(corrupt);
+        (file.id, result.and_then(|content| self.install(file.id, content.to_vec())))
+    }
+
+    fn sink(&mut self, id: u32, at: Option<u32>, ops: Vec<Op>, end: Option<Hash>) -> Done {
         let path = self.wanted(id).path.clone();
-        let old = self.old(id);
+        let old = at.and_then(|at| self.old(at));
         let mut content = self.staged.remove(&path).unwrap_or_default();
         let mut failed = false;
         if self.begun.insert(id) {

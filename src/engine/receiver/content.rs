@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
-use crate::engine::work::{Fault, SmallFile, Work};
+use crate::engine::work::{CopiedFile, Fault, SmallFile, Work};
 use crate::monitor::{Event, Problem, Trouble};
 use crate::wire::message::{Body, Message, Op, STREAMS_MAX, Want, Window};
 
@@ -33,10 +33,20 @@ fn held_bytes(ops: &[Op]) -> usize {
 #[derive(Debug)]
 pub(super) struct Ask {
     weight: usize,
-    /// The hash of the old version, to check the answer "the same".
-    old_hash: Option<Hash>,
+    basis: Option<Basis>,
     /// Everything of it has arrived, and a work on it is under way: the sender has no more to say of it.
     given: bool,
+}
+
+/// What a file can be made from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Basis {
+    /// A position in the present manifest.
+    at: u32,
+    /// The hash of its content, to check the answer "the same".
+    hash: Hash,
+    /// Whether it is another file than the one in whose place the new one goes.
+    elsewhere: bool,
 }
 
 /// A larger file on its way.
@@ -63,6 +73,7 @@ impl Receiver {
             let Some(fetch) = self.plan.fetch.pop_front() else { break };
             if fetch.at.is_some() || self.plan.has_staged {
                 self.signs += 1;
+                self.signing.insert(fetch.id, fetch);
                 self.desk.start(Work::Sign { id: fetch.id, at: fetch.at });
             } else {
                 self.want(Want::whole(fetch.id), None);
@@ -76,18 +87,23 @@ impl Receiver {
 
     pub(super) fn signed(&mut self, id: u32, result: Result<(Want, Option<Hash>), Fault>) {
         self.signs -= 1;
+        let fetch = self.signing.remove(&id);
         match result {
-            Ok((want, old_hash)) => self.want(want, old_hash),
+            Ok((want, hash)) => {
+                let basis = fetch
+                    .and_then(|fetch| Some(Basis { at: fetch.at?, hash: hash?, elsewhere: fetch.elsewhere }));
+                self.want(want, basis);
+            }
             // What cannot be read cannot serve as basis; the content comes whole.
             Err(Fault::Entry(..)) => self.want(Want::whole(id), None),
             Err(fault) => self.fatal(fault),
         }
     }
 
-    fn want(&mut self, want: Want, old_hash: Option<Hash>) {
+    fn want(&mut self, want: Want, basis: Option<Basis>) {
         let weight = want.weight();
         self.window.open(weight);
-        self.asked.insert(want.id, Ask { weight, old_hash, given: false });
+        self.asked.insert(want.id, Ask { weight, basis, given: false });
         if self.batch_bytes + weight > BATCH_BYTES {
             self.send_batch();
         }
@@ -103,25 +119,26 @@ impl Receiver {
     }
 
     pub(super) fn sign_request(&mut self, id: u32, windows: Vec<Window>) {
-        if !self.asked.get(&id).is_some_and(|ask| ask.old_hash.is_some() && !ask.given) {
+        let basis = self.asked.get(&id).filter(|ask| !ask.given).and_then(|ask| ask.basis);
+        let Some(Basis { at, .. }) = basis else {
             return self.desk.protocol_error("signatures are asked for where there is no old version");
-        }
+        };
         self.signs += 1;
         if self.signs > SIGNS_MAX + STREAMS_MAX {
             return self.desk.protocol_error("too many signatures are asked for at once");
         }
-        self.desk.start(Work::SignWindows { id, windows });
+        self.desk.start(Work::SignWindows { id, at, windows });
     }
 
     // Answers.
 
     pub(super) fn files(&mut self, files: Vec<(u32, Body)>) {
-        let mut store = Vec::new();
+        let (mut store, mut copies) = (Vec::new(), Vec::new());
         for (id, body) in files {
             let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
                 return self.desk.protocol_error("a file that nobody asked for");
             };
-            let old_hash = ask.old_hash;
+            let basis = ask.basis;
             ask.given = true;
             if self.sinks.contains_key(&id) && body != Body::Skipped {
                 return self.desk.protocol_error("a file in two ways at once");
@@ -136,12 +153,17 @@ impl Receiver {
                     self.desk.progress(Event::Moved { bytes: data.len() as u64 });
                     store.push(SmallFile { id, hash, data: data.into_vec() });
                 }
-                Body::Same { hash } if old_hash == Some(hash) => {
+                Body::Same { hash } if basis.is_some_and(|basis| basis.hash == hash) => {
                     self.tally.matched_bytes += self.size(id);
                     self.desk.progress(Event::Matched { bytes: self.size(id) });
-                    self.tally.files += 1;
-                    self.plan.only_adjust(id);
-                    self.answered(id);
+                    match basis {
+                        Some(Basis { at, elsewhere: true, .. }) => copies.push(CopiedFile { id, at, hash }),
+                        _ => {
+                            self.tally.files += 1;
+                            self.plan.only_adjust(id);
+                            self.answered(id);
+                        }
+                    }
                 }
                 Body::Same { .. } => self.retry(id, "what was said to be the same is not"),
                 Body::Skipped => match self.sinks.get_mut(&id) {
@@ -153,10 +175,17 @@ impl Receiver {
                 },
             }
         }
-        if store.is_empty() {
-            return;
+        if !copies.is_empty() {
+            if self.phase == Phase::Directories { self.early_copies.push(copies) } else { self.copy(copies) }
         }
-        if self.phase == Phase::Directories { self.early.push(store) } else { self.store(store) }
+        if !store.is_empty() {
+            if self.phase == Phase::Directories { self.early.push(store) } else { self.store(store) }
+        }
+    }
+
+    pub(super) fn copy(&mut self, files: Vec<CopiedFile>) {
+        self.stores += 1;
+        self.desk.start(Work::Copy(files));
     }
 
     pub(super) fn store(&mut self, files: Vec<SmallFile>) {
@@ -208,7 +237,8 @@ impl Receiver {
             self.held_bytes -= held_bytes(&ops);
             if sink.failed.is_none() && !sink.skipped {
                 sink.busy = true;
-                return self.desk.start(Work::Sink { id, ops, end });
+                let at = self.asked.get(&id).and_then(|ask| ask.basis).map(|basis| basis.at);
+                return self.desk.start(Work::Sink { id, at, ops, end });
             }
         }
         // Nothing waits: either more is on its way, or that was all.

@@ -1,0 +1,68 @@
+//! What was moved or copied is found where it lies, and does not travel again.
+
+use std::fs;
+
+use crate::world::{World, noise};
+
+/// Trees with small and large files, equal on both sides.
+fn synced() -> World {
+    let world = World::new();
+    let mut tree = world.tree("src").file("top/large", noise(1, 3_000_000)).dir("top/empty");
+    for number in 0..200_u64 {
+        tree = tree.file(format!("top/{}/{number}", number % 7), noise(number, 3000 + number as usize));
+    }
+    world.sync("src", world.far("dst"));
+    world
+}
+
+#[test]
+fn a_renamed_directory_sends_no_content_either_way() {
+    let world = synced();
+    fs::rename(world.path("src/top"), world.path("src/renamed")).unwrap();
+    let up = world.sync_with(&["--delete"], "src", world.far("dst"));
+    world.assert_same("src", "dst");
+    assert_eq!(up.sent_bytes, 0, "{up:?}");
+    assert!(up.wire_bytes() < up.total_bytes / 100, "{up:?}");
+
+    fs::rename(world.path("src/renamed"), world.path("src/again")).unwrap();
+    let down = world.sync_with(&["--delete"], world.far("src"), "dst");
+    world.assert_same("src", "dst");
+    assert_eq!(down.sent_bytes, 0, "{down:?}");
+}
+
+#[test]
+fn a_copied_file_sends_no_content() {
+    let world = synced();
+    fs::copy(world.path("src/top/large"), world.path("src/copy")).unwrap();
+    let stats = world.sync("src", world.far("dst"));
+    world.assert_same("src", "dst");
+    assert_eq!(stats.sent_bytes, 0, "{stats:?}");
+}
+
+#[test]
+fn what_only_looks_moved_comes_whole() {
+    let world = synced();
+    // Another content under the same name, of the same size and time, in another directory.
+    let content = fs::read(world.path("src/top/1/1")).unwrap();
+    let mtime = fs::metadata(world.path("src/top/1/1")).unwrap().modified().unwrap();
+    world.tree("src").file("other/1", noise(999, content.len()));
+    fs::File::options().write(true).open(world.path("src/other/1")).unwrap().set_modified(mtime).unwrap();
+    let stats = world.sync("src", world.far("dst"));
+    world.assert_same("src", "dst");
+    assert_eq!(stats.sent_bytes, content.len() as u64, "{stats:?}");
+}
+
+#[test]
+fn files_that_changed_places_end_in_their_new_ones() {
+    let world = synced();
+    let [one, other] = ["src/top/large", "src/top/0/0"].map(|name| world.path(name));
+    world.tree("src").file("top/twin", noise(2, 3_000_000));
+    world.sync("src", world.far("dst"));
+    let aside = world.path("src/aside");
+    fs::rename(&one, &aside).unwrap();
+    fs::rename(world.path("src/top/twin"), &one).unwrap();
+    fs::rename(&aside, world.path("src/top/twin")).unwrap();
+    fs::remove_file(&other).unwrap();
+    world.sync_with(&["--delete"], "src", world.far("dst"));
+    world.assert_same("src", "dst");
+}
