@@ -1,8 +1,9 @@
-//! The agent: one side of an exchange over stdin and stdout, on the machine that `ksync` put it on.
+//! The agent: one side of an exchange over stdin and stdout, on the machine that `ksync` put it on. The first
+//! bytes of its input may come, in hex, as its argument: so they arrive a round trip earlier.
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Cursor, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -14,21 +15,23 @@ use ksync::monitor::Quiet;
 use ksync::wire::hello::{self, Order, Role};
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--version") {
+    let argument = std::env::args().nth(1).unwrap_or_default();
+    if argument == "--version" {
         let answered = io::Write::write_all(&mut io::stdout(), b"ksync-agent\n");
         return if answered.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     // Why a run failed has been told over the wire.
-    match serve() {
+    match serve(&argument) {
         Ok(Ok(_)) => ExitCode::SUCCESS,
         Ok(Err(_)) | Err(_) => ExitCode::FAILURE,
     }
 }
 
 /// Says hello, takes the order, runs it.
-fn serve() -> io::Result<Result<Summary, Failure>> {
+fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
     // Unbuffered: frames are read and written whole.
-    let mut reader = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut reader = Cursor::new(from_hex(first)?).chain(stdin);
     let mut writer = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     hello::write(&mut writer, None)?;
     let order = hello::read(&mut reader).map_err(io::Error::other)?.order;
@@ -48,6 +51,15 @@ fn serve() -> io::Result<Result<Summary, Failure>> {
             run(reader, writer, Receiver::new(&config), disk, false, compress, &Quiet)
         }
     })
+}
+
+fn from_hex(text: &str) -> io::Result<Vec<u8>> {
+    let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "the argument is not hex");
+    let digits: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();
+    let digits = digits.filter(|digits| digits.len().is_multiple_of(2)).ok_or_else(wrong)?;
+    let bytes =
+        digits.chunks_exact(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | *digit as u8));
+    Ok(bytes.collect())
 }
 
 /// `~` and `~/…` are the home directory, as a shell would have it; other relative paths lie there anyway,

@@ -7,6 +7,7 @@ use bytes::{Buf, Bytes};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::remote::error::RemoteError;
+use crate::remote::pump::{self, Waiting};
 
 /// Largest write handed to SSH: its packet. Larger ones are cut there, and hold up others.
 pub(super) const WRITE_BYTES_MAX: usize = 32 * 1024;
@@ -22,6 +23,15 @@ pub struct Agent {
     pub end: AgentEnd,
     /// Whether it had to be installed.
     pub installed: Installed,
+}
+
+impl Agent {
+    /// An agent that there is no connection for yet. Its writer can be written to already; its reader ends if
+    /// what waits is dropped instead of being given to [`Connection::start`](crate::remote::Connection::start).
+    #[must_use]
+    pub fn waiting() -> (Self, Waiting) {
+        pump::waiting()
+    }
 }
 
 /// Whether the agent had to be put on the other side. Known as soon as its first byte was read.

@@ -2,8 +2,8 @@
 //!
 //! 1. The command is one line of POSIX shell ([`command`]). It starts the agent if it is there, under a name
 //!    that holds its SHA-256, in a private directory.
-//! 2. The client does not wait: it writes what it has to say to the agent at once, and keeps up to
-//!    [`FLIGHT_BYTES_MAX`] of it.
+//! 2. The client does not wait: what it has to say to the agent goes along with the command, as its last
+//!    argument, and then over the channel; up to [`FLIGHT_BYTES_MAX`] of the latter are kept.
 //! 3. If the agent is not there, the shell says NEED. The client sends a line that nobody else could know,
 //!    then the compressed agent, then once more what it had to say. The shell skips everything up to that
 //!    line, installs the agent and becomes it. It may say NEED again, where a disk was full, and FAIL in the
@@ -21,6 +21,10 @@ use crate::wire::hello::MAGIC;
 /// What is kept of the first flight, to be sent again behind the agent.
 pub(super) const FLIGHT_BYTES_MAX: usize = 64 * 1024;
 
+/// What of the first flight travels with the command. OpenSSH opens a channel without any room: what is sent on
+/// it waits for a round trip, what is part of the command does not.
+pub(super) const COMMAND_FLIGHT_BYTES_MAX: usize = 8 * 1024;
+
 /// What a login shell may print before the agent speaks.
 pub(super) const NOISE_BYTES_MAX: usize = 64 * 1024;
 
@@ -37,13 +41,14 @@ const NEED: &[u8] = b"\0KSYNC-NEED\n";
 const FAIL: &[u8] = b"\0KSYNC-FAIL ";
 const SCRIPT: &str = include_str!("bootstrap.sh");
 
-/// The line that is executed on the other side. It holds a constant script, a hash, a number and the marker:
-/// no name or path that anybody could choose.
-pub(super) fn command(image: &AgentImage, marker: &str) -> String {
+/// The line that is executed on the other side. It holds a constant script, a hash, a number, the marker, and
+/// in hex the first bytes that the agent is told: no name or path that anybody could choose.
+pub(super) fn command(image: &AgentImage, marker: &str, first: &[u8]) -> String {
     let lines = SCRIPT.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let script = lines.collect::<Vec<_>>().join(" ");
     let blocks = image.gzip.len().div_ceil(BLOCK_BYTES);
-    format!("exec sh -c '{script}' ksync {} {blocks} {marker}", image.sha256)
+    let first: String = first.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("exec sh -c '{script}' ksync {} {blocks} {marker} '{first}'", image.sha256)
 }
 
 /// A marker: a line that no first flight holds.
@@ -202,10 +207,10 @@ mod tests {
     fn the_command_is_one_line_that_any_login_shell_can_pass_on() {
         let image =
             AgentImage { sha256: "ab".repeat(32).into(), gzip: Bytes::from(vec![0; 2 * BLOCK_BYTES]) };
-        let command = command(&image, "feed");
+        let command = command(&image, "feed", b"\0a\n");
         let script = command.strip_prefix("exec sh -c '").unwrap();
         let (script, arguments) = script.split_once('\'').unwrap();
-        assert_eq!(arguments, format!(" ksync {} 2 feed", "ab".repeat(32)));
+        assert_eq!(arguments, format!(" ksync {} 2 feed '00610a'", "ab".repeat(32)));
         assert!(!script.contains(['\n', '!', '\'']) && !script.contains("\\\\"), "{script}");
         assert!(command.len() < 8192);
     }

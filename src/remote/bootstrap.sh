@@ -1,10 +1,10 @@
-# Starts the agent, or asks for it. Run on the other side as: sh -c 'this' ksync SHA256 BLOCKS MARKER
+# Starts the agent, or asks for it. Run on the other side as: sh -c 'this' ksync SHA256 BLOCKS MARKER FIRST
 #
 # Comments and line ends are taken out before it is sent, since some login shells take no line ends in quotes:
 # so each line ends where a blank may follow. For the same reason there is no single quote, no exclamation mark
-# (csh) and no doubled backslash (fish) in it. Nothing but the three arguments varies.
+# (csh) and no doubled backslash (fish) in it. Nothing but the four arguments varies.
 
-umask 077; LC_ALL=C; h=$1; n=$2; m=$3; e=; u=$(id -u);
+umask 077; LC_ALL=C; h=$1; n=$2; m=$3; a=$4; e=; u=$(id -u);
 
 # Says why a directory will not do, for the one who has to find out in the end.
 no() { e="$e$d: $1; "; };
@@ -36,7 +36,7 @@ set -- "${XDG_CACHE_HOME:-${HOME:-.}/.cache}/ksync" "/var/tmp/ksync-$u" "/tmp/ks
 for d in "$@"; do
   f=$d/agent-$h;
   private "$d" && [ -e "$f" ] || continue;
-  if sound "$f"; then runs "$f" && exec "$f"; else rm -f "$f"; fi;
+  if sound "$f"; then runs "$f" && exec "$f" "$a"; else rm -f "$f"; fi;
 done;
 
 command -v gzip >/dev/null 2>&1 || { printf "\000KSYNC-FAIL there is no gzip\n"; exit 1; };
@@ -64,7 +64,7 @@ for d in "$@"; do
     chmod 700 "$t" && mv -f "$t" "$f" && runs "$f" && {
       find "$d" -type f "(" -name "agent-*" -mtime +30 -o -name ".new-*" -mtime +1 ")"
         -exec rm -f "{}" ";" </dev/null >/dev/null 2>&1;
-      exec "$f";
+      exec "$f" "$a";
     };
     rm -f "$f"; no "the agent does not run there";
   else

@@ -46,6 +46,7 @@ pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Installed};
 pub use agent_image::{AgentImage, BLOCK_BYTES};
 pub use error::{ErrorKind, Loss, RemoteError};
 pub use hostkey::{HostKeyError, HostKeys};
+pub use pump::Waiting;
 
 use crate::tree::path::escape;
 use error::Fate;
@@ -170,14 +171,25 @@ impl Connection {
     /// # Errors
     /// As there.
     pub async fn agent_from(&self, image: AgentImage) -> Result<Agent, RemoteError> {
+        let (agent, waiting) = Agent::waiting();
+        self.start(waiting, image).await?;
+        Ok(agent)
+    }
+
+    /// Starts the agent that a reader and a writer wait for. What was written already travels along with the
+    /// command, up to 8 KiB of it, and so arrives a round trip earlier.
+    ///
+    /// # Errors
+    /// As [`Connection::agent`].
+    pub async fn start(&self, mut waiting: Waiting, image: AgentImage) -> Result<(), RemoteError> {
         let endpoint = self.endpoint.clone();
         let marker = bootstrap::marker().map_err(|_| RemoteError::NotStarted {
             endpoint: endpoint.clone(),
             reason: "this machine gave no random number".into(),
         })?;
-        let command = bootstrap::command(&image, &marker);
         let opening = async {
             let channel = self.session.channel_open_session().await?;
+            let command = bootstrap::command(&image, &marker, &waiting.first_flight());
             // No reply is wanted: the first answer is the agent's own, a round trip earlier.
             channel.exec(false, command).await?;
             Ok(channel)
@@ -190,7 +202,8 @@ impl Connection {
         })?;
         let (read, write) = channel.split();
         let (patience, budget, fate) = (self.patience, self.budget.clone(), self.fate.clone());
-        Ok(pump::start(read, write, pump::Start { image, marker, endpoint, patience, budget, fate }))
+        waiting.start(read, write, pump::Start { image, marker, endpoint, patience, budget, fate });
+        Ok(())
     }
 
     /// Whether the session has ended.

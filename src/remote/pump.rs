@@ -18,7 +18,7 @@ use crate::remote::agent::{
     Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Installed, WRITE_BYTES_MAX,
 };
 use crate::remote::agent_image::AgentImage;
-use crate::remote::bootstrap::{FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner};
+use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner};
 use crate::remote::error::{Fate, RemoteError};
 use crate::tree::path::escape;
 
@@ -55,45 +55,87 @@ pub(super) struct Start {
     pub(super) fate: Fate,
 }
 
-/// Takes over a channel on which the command was just sent.
-pub(super) fn start(read: ChannelReadHalf, write: ChannelWriteHalf<Msg>, start: Start) -> Agent {
+/// What an agent's reader and writer are connected to while there is no agent yet.
+#[derive(Debug)]
+pub struct Waiting {
+    chunks: mpsc::UnboundedSender<Chunk>,
+    writes: mpsc::Receiver<Bytes>,
+    /// Of a write that only fits in part, the part that did not.
+    surplus: Option<Bytes>,
+    end: oneshot::Sender<End>,
+    installed: Installed,
+    error: Arc<OnceLock<Arc<RemoteError>>>,
+}
+
+/// An agent whose writer can be written to although nothing is connected, and what is to be connected.
+pub(super) fn waiting() -> (Agent, Waiting) {
     let (chunk_sender, chunks) = mpsc::unbounded_channel();
-    let (writes, write_receiver) = mpsc::channel(WRITES_QUEUED);
-    let (step_sender, steps) = mpsc::unbounded_channel();
-    let (over_sender, over) = watch::channel(false);
+    let (write_sender, writes) = mpsc::channel(WRITES_QUEUED);
     let (end_sender, end) = oneshot::channel();
     let error = Arc::new(OnceLock::new());
     let installed = Installed::default();
-    let sending = Sending {
-        write,
-        writes: write_receiver,
-        steps,
-        over,
-        image: start.image.clone(),
-        marker: start.marker.clone(),
-    };
-    tokio::spawn(sending.run());
-    let deadline = Instant::now() + start.patience;
-    let receiving = Receiving {
-        start,
-        chunks: Some(chunk_sender),
-        steps: step_sender,
+    let waiting = Waiting {
+        chunks: chunk_sender,
+        writes,
+        surplus: None,
+        end: end_sender,
         installed: installed.clone(),
-        scanner: Some(Scanner::default()),
-        needs: 0,
-        deadline,
-        stderr: VecDeque::new(),
-        end: End::default(),
+        error: error.clone(),
     };
-    let reader_error = error.clone();
-    tokio::spawn(async move {
-        let (end, clean) = receiving.run(read, &reader_error).await;
-        // Wakes a sender that waits for room which a dead session will never give.
-        let _ = over_sender.send(clean);
-        let _ = end_sender.send(end);
-    });
     let reader = AgentReader { chunks, current: None, error: error.clone() };
-    Agent { reader, writer: AgentWriter { writes, error }, end: AgentEnd(end), installed }
+    let writer = AgentWriter { writes: write_sender, error };
+    (Agent { reader, writer, end: AgentEnd(end), installed }, waiting)
+}
+
+impl Waiting {
+    /// Takes what was written so far, up to a limit: the first bytes that the agent is told.
+    pub(super) fn first_flight(&mut self) -> Vec<u8> {
+        let mut first = Vec::new();
+        while let Ok(mut bytes) = self.writes.try_recv() {
+            let room = COMMAND_FLIGHT_BYTES_MAX - first.len();
+            first.extend_from_slice(&bytes.split_to(room.min(bytes.len())));
+            if !bytes.is_empty() {
+                self.surplus = Some(bytes);
+                break;
+            }
+        }
+        first
+    }
+
+    /// Takes over a channel on which the command was just sent.
+    pub(super) fn start(self, read: ChannelReadHalf, write: ChannelWriteHalf<Msg>, start: Start) {
+        let (step_sender, steps) = mpsc::unbounded_channel();
+        let (over_sender, over) = watch::channel(false);
+        let sending = Sending {
+            write,
+            writes: self.writes,
+            surplus: self.surplus,
+            steps,
+            over,
+            image: start.image.clone(),
+            marker: start.marker.clone(),
+        };
+        tokio::spawn(sending.run());
+        let deadline = Instant::now() + start.patience;
+        let receiving = Receiving {
+            start,
+            chunks: Some(self.chunks),
+            steps: step_sender,
+            installed: self.installed,
+            scanner: Some(Scanner::default()),
+            needs: 0,
+            deadline,
+            stderr: VecDeque::new(),
+            end: End::default(),
+        };
+        let (error, end_sender) = (self.error, self.end);
+        tokio::spawn(async move {
+            let (end, clean) = receiving.run(read, &error).await;
+            // Wakes a sender that waits for room which a dead session will never give.
+            let _ = over_sender.send(clean);
+            let _ = end_sender.send(end);
+        });
+    }
 }
 
 /// The task that takes all that comes.
@@ -232,6 +274,7 @@ impl Receiving {
 struct Sending {
     write: ChannelWriteHalf<Msg>,
     writes: mpsc::Receiver<Bytes>,
+    surplus: Option<Bytes>,
     steps: mpsc::UnboundedReceiver<Step>,
     /// Answers once the channel is over: whether the other side closed it.
     over: watch::Receiver<bool>,
@@ -258,6 +301,12 @@ impl Sending {
     /// Sends all that is written, and then the end of it, until the session does not take it any more.
     async fn send_all(&mut self) {
         let mut flight: Vec<Bytes> = Vec::new();
+        if let Some(bytes) = self.surplus.take() {
+            flight.push(bytes.clone());
+            if self.write.data_bytes(bytes).await.is_err() {
+                return;
+            }
+        }
         let mut started = false;
         let mut ended = false;
         while !(started && ended) {

@@ -107,14 +107,14 @@ pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
             repeat(monitor, async |monitor| local::exchange(from, to, options, monitor).await).await?
         }
         (Endpoint::Local(path), remote) => {
-            let session = remote::Session::open(remote, &job.way).await?;
+            let session = remote::Session::new(remote, &job.way);
             let round = async |monitor| session.upload(path, remote.path(), options, monitor).await;
             let result = repeat(monitor, round).await;
             session.close().await;
             result?
         }
         (remote, Endpoint::Local(path)) => {
-            let session = remote::Session::open(remote, &job.way).await?;
+            let session = remote::Session::new(remote, &job.way);
             let round = async |monitor| session.download(remote.path(), path, options, monitor).await;
             let result = repeat(monitor, round).await;
             session.close().await;

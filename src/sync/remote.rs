@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
+
 use crate::engine::{Config, Engine, Receiver, Sender};
 use crate::exchange::{self, Perform, Receiving, Sending};
-use crate::remote::{self, AgentEnd, Connection, HostKeys, Transport};
+use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection, HostKeys, Transport};
 use crate::sandbox::{self, Sandbox, Weather};
 use crate::sync::meter::Meter;
 use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, target};
@@ -17,42 +19,55 @@ use crate::wire::message::AbortKind;
 /// says so must not keep us.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A connection to where the agent runs, and the sandbox behind it if that is where it leads.
-pub(super) struct Session {
+/// The way to where the agent runs: connected when it is first needed, while the first exchange already reads
+/// its source.
+pub(super) struct Session<'a> {
+    endpoint: &'a Endpoint,
+    way: &'a Way,
+    connected: OnceCell<Connected>,
+}
+
+/// A connection, and the sandbox behind it if that is where it leads.
+struct Connected {
     connection: Connection,
     sandbox: Option<Sandbox>,
 }
 
-impl Session {
-    /// Connects.
-    pub(super) async fn open(endpoint: &Endpoint, way: &Way) -> Result<Self, SyncError> {
-        if let Endpoint::Sandbox { .. } = endpoint {
-            return Self::open_sandbox(way).await;
+impl<'a> Session<'a> {
+    /// A session with the machine of `endpoint`.
+    pub(super) fn new(endpoint: &'a Endpoint, way: &'a Way) -> Self {
+        Self { endpoint, way, connected: OnceCell::new() }
+    }
+
+    async fn connect(&self) -> Result<Connected, SyncError> {
+        if let Endpoint::Sandbox { .. } = self.endpoint {
+            return self.connect_to_sandbox().await;
         }
-        let target = target::target(endpoint, way)?;
-        Ok(Self { connection: remote::connect(&target).await?, sandbox: None })
+        let target = target::target(self.endpoint, self.way)?;
+        Ok(Connected { connection: remote::connect(&target).await?, sandbox: None })
     }
 
     /// Starts a sandbox in this process and connects to it as to any VM.
-    async fn open_sandbox(way: &Way) -> Result<Self, SyncError> {
+    async fn connect_to_sandbox(&self) -> Result<Connected, SyncError> {
         let options = sandbox::Options {
             listen: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
             home: target::cache_dir()?.join("sandbox"),
             weather: Weather::default(),
         };
         let sandbox = Sandbox::start(options).await.map_err(|error| SyncError::Sandbox(Box::new(error)))?;
-        let mut target = target::common(way, HostKeys::Exactly(sandbox.host_key()));
+        let mut target = target::common(self.way, HostKeys::Exactly(sandbox.host_key()));
         target.transport = Transport::WebSocket { url: sandbox.url(), ca_cert: None };
         target.identity_text = Some(sandbox.client_key().to_owned());
         target.use_ssh_agent = false;
         target.identities.clear();
-        Ok(Self { connection: remote::connect(&target).await?, sandbox: Some(sandbox) })
+        Ok(Connected { connection: remote::connect(&target).await?, sandbox: Some(sandbox) })
     }
 
     /// Ends the connection.
     pub(super) async fn close(self) {
-        self.connection.close().await;
-        if let Some(sandbox) = self.sandbox {
+        let Some(Connected { connection, sandbox }) = self.connected.into_inner() else { return };
+        connection.close().await;
+        if let Some(sandbox) = sandbox {
             sandbox.stop().await;
         }
     }
@@ -95,17 +110,30 @@ impl Session {
         disk: impl Perform,
         monitor: Watcher,
     ) -> Result<Round, SyncError> {
-        let agent = self.connection.agent().await?;
+        let (agent, waiting) = Agent::waiting();
         let (reader, down_bytes) = Meter::new(agent.reader);
         let (mut writer, up_bytes) = Meter::new(agent.writer);
         let order = Order { role, path: path.to_vec(), options: options.clone() };
         let compress = options.compress;
-        let result = super::blocking(move || {
+        let running = super::blocking(move || {
             // A writer that is gone shows in what the reader says.
             let _ = hello::write(&mut writer, Some(order));
             exchange::run(reader, writer, engine, disk, true, compress, &*monitor)
         });
-        let summary = match result.await? {
+        tokio::pin!(running);
+        let starting = async {
+            let connected = self.connected.get_or_try_init(|| self.connect()).await?;
+            connected.connection.start(waiting, AgentImage::embedded()).await.map_err(SyncError::from)
+        };
+        let result = tokio::select! {
+            // Nothing can come of it before it has started, save that there is nothing to send.
+            result = &mut running => result,
+            started = starting => {
+                started?;
+                running.await
+            }
+        };
+        let summary = match result? {
             Ok(summary) => summary,
             Err(failure) if failure.kind == AbortKind::Connection => {
                 return Err(explain(agent.end).await.unwrap_or(SyncError::Run(failure)));
