@@ -68,11 +68,15 @@ impl World {
         command
     }
 
+    /// `ssh` through `websocat`, which is told not to make its standard output non-blocking. Otherwise, as of
+    /// 1.14.1, it keeps the end of what came for itself until more comes, which is never: up to 1 KiB stays in
+    /// the buffer of Rust's `stdout` when the pipe to a busy `ssh` is full, since websocat does not repeat a
+    /// flush that would have blocked.
     fn ssh_with(&self, options: &[&str], remote: &str) -> Command {
         let mut command = self.peer("ssh");
         command
             .args(["-F", "none", "-o"])
-            .arg(format!("ProxyCommand=websocat --binary {}", self.sandbox.url()));
+            .arg(format!("ProxyCommand=websocat --no-async-stdio --binary {}", self.sandbox.url()));
         command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
         command.args(["-o", "LogLevel=ERROR", "-o", "BatchMode=yes"]).args(options);
         command.arg("root@localhost").args((!remote.is_empty()).then_some(remote));
