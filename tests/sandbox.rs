@@ -20,6 +20,9 @@ use tokio::process::{Child, Command};
 /// Far longer than anything here takes, and short enough to tell a hang from a slow machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// What `websocat` needs so that nothing stays behind in it.
+const STEADY: &str = "--no-async-stdio --ping-interval 1";
+
 /// A sandbox, a client's home with its key, and the way to the peers.
 struct World {
     sandbox: Sandbox,
@@ -68,15 +71,16 @@ impl World {
         command
     }
 
-    /// `ssh` through `websocat`, which is told not to make its standard output non-blocking. Otherwise, as of
-    /// 1.14.1, it keeps the end of what came for itself until more comes, which is never: up to 1 KiB stays in
-    /// the buffer of Rust's `stdout` when the pipe to a busy `ssh` is full, since websocat does not repeat a
-    /// flush that would have blocked.
+    /// `ssh` through `websocat`, which is asked not to make its standard output non-blocking and to ping each
+    /// second. Otherwise, as of 1.14.1, it keeps the end of what came for itself until more comes, which may be
+    /// never, since it does not repeat a flush that would have blocked: up to 1 KiB on the way down, in the
+    /// buffer of Rust's `stdout`, when the pipe to a busy `ssh` is full, and up to a frame on the way up, when
+    /// the socket is.
     fn ssh_with(&self, options: &[&str], remote: &str) -> Command {
         let mut command = self.peer("ssh");
         command
             .args(["-F", "none", "-o"])
-            .arg(format!("ProxyCommand=websocat --no-async-stdio --binary {}", self.sandbox.url()));
+            .arg(format!("ProxyCommand=websocat {STEADY} --binary {}", self.sandbox.url()));
         command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
         command.args(["-o", "LogLevel=ERROR", "-o", "BatchMode=yes"]).args(options);
         command.arg("root@localhost").args((!remote.is_empty()).then_some(remote));
