@@ -4,6 +4,7 @@
 //! ping goes out, and the other side's are answered, whatever SSH is waiting for, and no send is ever
 //! cancelled halfway.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -32,6 +33,9 @@ const WRITE_BUFFER_BYTES_MAX: usize = 8 * SENT_MESSAGE_BYTES_MAX;
 
 /// What the pipe between SSH and the socket's task holds in each direction.
 const PIPE_BYTES: usize = 4 * SENT_MESSAGE_BYTES_MAX;
+
+/// How long after the last data the first ping goes out.
+const FIRST_PING: Duration = Duration::from_secs(1);
 
 /// Pings in the time after which silence means death: one that gets lost or late does no harm.
 const PINGS_PER_SILENCE: u32 = 3;
@@ -123,11 +127,13 @@ where
     let (mut sink, mut stream) = socket.split();
     let (mut pipe_reader, mut pipe_writer) = tokio::io::split(pipe);
     let loss = {
-        let receiving = receive(&mut stream, &mut pipe_writer, silence);
+        let heard = AtomicBool::new(false);
+        let receiving = receive(&mut stream, &mut pipe_writer, silence, &heard);
         tokio::pin!(receiving);
+        let pings = Pings::new(silence / PINGS_PER_SILENCE);
         tokio::select! {
             loss = &mut receiving => loss,
-            sent = send(&mut pipe_reader, &mut sink, silence / PINGS_PER_SILENCE) => match sent {
+            sent = send(&mut pipe_reader, &mut sink, pings, &heard) => match sent {
                 Ok(()) => match timeout(CLOSE_PATIENCE, receiving).await {
                     Ok(loss) => loss,
                     Err(_) => Loss::Broken("the connection was closed by this side".into()),
@@ -140,14 +146,50 @@ where
     fate.settle(loss);
 }
 
+/// When to ping: soon after data stopped coming, then ever more rarely.
+///
+/// websocat 1.14 forgets to flush when the socket was full, so the end of what a server sent may stay behind in
+/// it until it has something else to write. The answer to a ping is something else.
+struct Pings {
+    tick: Duration,
+    /// Ticks between two pings, at most.
+    ticks_max: u32,
+    wait_ticks: u32,
+    left_ticks: u32,
+}
+
+impl Pings {
+    /// Pings at least once in `interval`.
+    fn new(interval: Duration) -> Self {
+        let tick = interval.min(FIRST_PING).max(Duration::from_millis(1));
+        let ticks = interval.as_millis() / tick.as_millis();
+        Self { tick, ticks_max: u32::try_from(ticks).unwrap_or(u32::MAX), wait_ticks: 1, left_ticks: 1 }
+    }
+
+    /// Whether to ping at this tick, given that data came since the last one or not.
+    fn is_due(&mut self, heard: bool) -> bool {
+        if heard {
+            (self.wait_ticks, self.left_ticks) = (1, 1);
+            return false;
+        }
+        self.left_ticks = self.left_ticks.saturating_sub(1);
+        if self.left_ticks > 0 {
+            return false;
+        }
+        self.wait_ticks = self.wait_ticks.saturating_mul(2).min(self.ticks_max).max(1);
+        self.left_ticks = self.wait_ticks;
+        true
+    }
+}
+
 /// From SSH to the socket, with pings in between; ends well when SSH has no more to say.
-async fn send<R, W>(pipe: &mut R, sink: &mut W, ping_interval: Duration) -> Result<(), Error>
+async fn send<R, W>(pipe: &mut R, sink: &mut W, mut pings: Pings, heard: &AtomicBool) -> Result<(), Error>
 where
     R: AsyncRead + Unpin,
     W: Sink<Message, Error = Error> + Unpin,
 {
-    let mut pings = interval_at(Instant::now() + ping_interval, ping_interval);
-    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = interval_at(Instant::now() + pings.tick, pings.tick);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(SENT_MESSAGE_BYTES_MAX);
@@ -157,7 +199,12 @@ where
                 Ok(0) | Err(_) => return sink.close().await,
                 Ok(_) => Message::Binary(buffer.split().freeze()),
             },
-            _ = pings.tick() => Message::Ping(Bytes::new()),
+            _ = ticks.tick() => {
+                if !pings.is_due(heard.swap(false, Ordering::Relaxed)) {
+                    continue;
+                }
+                Message::Ping(Bytes::new())
+            }
         };
         // Waits until the socket took it, so never more than one message is in the write buffer.
         sink.send(message).await?;
@@ -165,7 +212,7 @@ where
 }
 
 /// From the socket to SSH, until it ends or falls silent.
-async fn receive<R, W>(stream: &mut R, pipe: &mut W, silence: Duration) -> Loss
+async fn receive<R, W>(stream: &mut R, pipe: &mut W, silence: Duration, heard: &AtomicBool) -> Loss
 where
     R: Stream<Item = Result<Message, Error>> + Unpin,
     W: AsyncWrite + Unpin,
@@ -180,6 +227,7 @@ where
         };
         match message {
             Message::Binary(bytes) => {
+                heard.store(true, Ordering::Relaxed);
                 if pipe.write_all(&bytes).await.is_err() {
                     return Loss::Broken("the connection was closed by this side".into());
                 }
@@ -207,6 +255,16 @@ fn broken(error: &Error) -> Loss {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pings_come_soon_after_data_and_ever_more_rarely() {
+        let mut pings = Pings::new(Duration::from_secs(20));
+        let mut due = |heard| pings.is_due(heard);
+        assert!(!due(true) && !due(true));
+        let times: Vec<_> = (1..=100).filter(|_| due(false)).collect();
+        assert_eq!(times, [1, 3, 7, 15, 31, 51, 71, 91]);
+        assert!(!due(true) && due(false), "a second after the data");
+    }
 
     #[test]
     fn an_endpoint_shows_no_token() {
