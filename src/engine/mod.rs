@@ -182,6 +182,28 @@ impl Desk {
         }
     }
 
+    /// Reports what is wrong with one entry; `false` if that ends the run.
+    fn complain(&mut self, path: Vec<u8>, fault: Fault) -> bool {
+        match fault {
+            Fault::Entry(trouble, cause) => {
+                self.problem(Problem { trouble, path, cause });
+                true
+            }
+            Fault::Fatal(kind, text) => {
+                self.fail(kind, text);
+                false
+            }
+        }
+    }
+
+    /// Ends the run: what failed is not one entry, but what everything hangs on.
+    fn fatal(&mut self, of_what: AbortKind, fault: Fault) {
+        match fault {
+            Fault::Fatal(kind, text) => self.fail(kind, text),
+            Fault::Entry(_, text) => self.fail(of_what, text),
+        }
+    }
+
     fn protocol_error(&mut self, text: &str) {
         self.fail(AbortKind::Protocol, format!("the other side broke the protocol: {text}"));
     }

@@ -157,7 +157,7 @@ impl Receiver {
     fn outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Open(Ok(opened)) => self.opened(opened),
-            Outcome::Open(Err(fault)) => self.fatal(fault),
+            Outcome::Open(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
             Outcome::Plan => self.planned(),
             Outcome::Sign(id, result) => self.signed(id, result),
             Outcome::SignWindows(id, result) => {
@@ -188,7 +188,7 @@ impl Receiver {
                 self.desk.send(Message::Finished(self.tally));
                 self.desk.finish(self.tally);
             }
-            Outcome::Close(Err(fault)) => self.fatal(fault),
+            Outcome::Close(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
             other => self.desk.protocol_error(&format!("an outcome that no receiver asked for: {other:?}")),
         }
     }
@@ -299,7 +299,7 @@ impl Receiver {
                 Ok(()) => *counter += 1,
                 Err(fault) => {
                     let path = self.step_path(step);
-                    if !self.complain(path, fault) {
+                    if !self.desk.complain(path, fault) {
                         return;
                     }
                 }
@@ -347,28 +347,7 @@ impl Receiver {
         }
     }
 
-    // Trouble.
-
-    /// Reports what is wrong with one entry; `false` if that ends the run.
-    fn complain(&mut self, path: Vec<u8>, fault: Fault) -> bool {
-        match fault {
-            Fault::Entry(trouble, cause) => {
-                self.desk.problem(Problem { trouble, path, cause });
-                true
-            }
-            Fault::Fatal(kind, text) => {
-                self.desk.fail(kind, text);
-                false
-            }
-        }
-    }
-
-    fn fatal(&mut self, fault: Fault) {
-        match fault {
-            Fault::Fatal(kind, text) => self.desk.fail(kind, text),
-            Fault::Entry(_, text) => self.desk.fail(AbortKind::Destination, text),
-        }
-    }
+    // Looking up.
 
     fn is_directory(&self) -> bool {
         matches!(self.subject, Some(Subject::Directory { .. }))

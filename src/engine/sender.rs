@@ -13,7 +13,7 @@ use serde_bytes::ByteBuf;
 
 use crate::engine::work::{Fault, Outcome, ReadFile, Scanned, SourceNext, SourceStep, Work};
 use crate::engine::{Config, Desk, Engine, Input, Output};
-use crate::monitor::{Event, Problem};
+use crate::monitor::Event;
 use crate::tree::entry::{Entry, Kind};
 use crate::tree::manifest::Manifest;
 use crate::wire::message::{
@@ -139,12 +139,14 @@ impl Sender {
         match outcome {
             Outcome::Find(Ok(subject)) => self.found(subject),
             Outcome::Scan(Ok(scanned)) => self.scanned(scanned),
-            Outcome::Find(Err(fault)) | Outcome::Scan(Err(fault)) => self.fatal(fault),
+            Outcome::Find(Err(fault)) | Outcome::Scan(Err(fault)) => {
+                self.desk.fatal(AbortKind::Selection, fault)
+            }
             Outcome::Read(files) => self.read(files),
             Outcome::Source(id, Ok((ops, next))) => self.source(id, ops, next),
             Outcome::Source(id, Err(fault)) => {
                 self.streams.remove(&id);
-                if self.complain(id, fault) {
+                if self.desk.complain(self.path(id), fault) {
                     self.answered(id);
                     self.desk.send(Message::Files(vec![(id, Body::Skipped)]));
                 }
@@ -190,7 +192,7 @@ impl Sender {
                     Body::Same { hash }
                 }
                 Err(fault) => {
-                    if !self.complain(id, fault) {
+                    if !self.desk.complain(self.path(id), fault) {
                         return;
                     }
                     Body::Skipped
@@ -238,28 +240,6 @@ impl Sender {
     fn matched(&mut self, id: u32) {
         let bytes = self.manifest.as_ref().and_then(|manifest| manifest.get(id)).map_or(0, Entry::size);
         self.desk.progress(Event::Matched { bytes });
-    }
-
-    /// Reports what is wrong with one file; `false` if that ends the run.
-    fn complain(&mut self, id: u32, fault: Fault) -> bool {
-        match fault {
-            Fault::Entry(trouble, cause) => {
-                let path = self.path(id);
-                self.desk.problem(Problem { trouble, path, cause });
-                true
-            }
-            Fault::Fatal(kind, text) => {
-                self.desk.fail(kind, text);
-                false
-            }
-        }
-    }
-
-    fn fatal(&mut self, fault: Fault) {
-        match fault {
-            Fault::Fatal(kind, text) => self.desk.fail(kind, text),
-            Fault::Entry(_, text) => self.desk.fail(AbortKind::Selection, text),
-        }
     }
 
     fn path(&self, id: u32) -> Vec<u8> {

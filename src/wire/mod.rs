@@ -30,6 +30,9 @@
 //!  Pieces … Pieces with the hash ────────────► stages, verifies, renames
 //!    ◄──────────────────────────────── Finished, when times are set and what was not wanted is removed
 //! ```
+//! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
+//! had been moved or copied from there; the sender need not know which.
+//!
 //! The agent passes on what it observes as `Note`. A side that has to stop says why with `Abort`.
 //!
 //! # Flow control

@@ -10,7 +10,7 @@ use super::{Phase, Receiver};
 use crate::content::hash::Hash;
 use crate::engine::work::{CopiedFile, Fault, SmallFile, Work};
 use crate::monitor::{Event, Problem, Trouble};
-use crate::wire::message::{Body, Message, Op, STREAMS_MAX, Want, Window};
+use crate::wire::message::{AbortKind, Body, Message, Op, STREAMS_MAX, Want, Window};
 
 /// Most bytes of content that wait for the disk before messages have to wait.
 pub(super) const HELD_BYTES_MAX: usize = 8 << 20;
@@ -96,7 +96,7 @@ impl Receiver {
             }
             // What cannot be read cannot serve as basis; the content comes whole.
             Err(Fault::Entry(..)) => self.want(Want::whole(id), None),
-            Err(fault) => self.fatal(fault),
+            Err(fault) => self.desk.fatal(AbortKind::Destination, fault),
         }
     }
 
@@ -275,7 +275,7 @@ impl Receiver {
             Err(Fault::Entry(Trouble::Corrupt, cause)) => self.retry(id, &cause),
             Err(fault) => {
                 let path = self.path(id);
-                if self.complain(path, fault) {
+                if self.desk.complain(path, fault) {
                     self.answered(id);
                 }
             }
