@@ -26,6 +26,9 @@ pub const ENTRIES_MAX: usize = 4_000_000;
 /// the wire, so the number of entries alone bounds nothing; this is 128 bytes for each of the most entries.
 pub const TEXT_BYTES_MAX: usize = 512 << 20;
 
+/// Most bytes of all files of one tree together: an exbibyte, so that sums of them never overflow.
+pub const CONTENT_BYTES_MAX: u64 = 1 << 60;
+
 /// Why bytes are not a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
@@ -47,6 +50,9 @@ pub enum ManifestError {
     /// More than [`ENTRIES_MAX`] entries.
     #[error("the manifest has more than {ENTRIES_MAX} entries")]
     TooMany,
+    /// All files together are longer than [`CONTENT_BYTES_MAX`].
+    #[error("the files of the manifest are longer than {CONTENT_BYTES_MAX} bytes together")]
+    TooLarge,
     /// Paths and link targets of more than [`TEXT_BYTES_MAX`] bytes.
     #[error("the manifest's paths have more than {TEXT_BYTES_MAX} bytes")]
     TooLong,
@@ -186,6 +192,7 @@ impl Builder {
 struct Checker {
     ancestors: Vec<TreePath>,
     text_bytes: usize,
+    content_bytes: u64,
 }
 
 impl Checker {
@@ -204,6 +211,10 @@ impl Checker {
         self.text_bytes += entry.path.as_bytes().len() + target_bytes;
         if self.text_bytes > TEXT_BYTES_MAX {
             return Err(ManifestError::TooLong);
+        }
+        self.content_bytes = self.content_bytes.saturating_add(entry.size());
+        if self.content_bytes > CONTENT_BYTES_MAX {
+            return Err(ManifestError::TooLarge);
         }
         if entry.is_directory() {
             self.ancestors.push(entry.path.clone());
@@ -365,6 +376,14 @@ mod tests {
         assert!(block.len() < 60_000, "{}", block.len());
         assert_eq!(builder.push(&block), Err(ManifestError::TooLong));
         assert!(builder.len() < 32 + 130);
+    }
+
+    #[test]
+    fn files_longer_than_any_disk_are_refused_together() {
+        let half = |path: &str| entry(path, Kind::File { size: CONTENT_BYTES_MAX / 2 + 1, hash: None });
+        assert!(decode(std::iter::once(encode_block(&[half("a")]))).is_ok());
+        let error = decode([half("a"), half("b")].map(|entry| encode_block(&[entry])).into_iter());
+        assert_eq!(error, Err(ManifestError::TooLarge));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::content::hash::Hash;
 use crate::monitor::Event;
 use crate::tree::entry::{SIZE_MAX, Time};
 use crate::tree::filter::IgnoreFile;
+use crate::tree::manifest;
 use crate::tree::path::TreePath;
 
 /// Most wants without an answer. On the fastest link that was planned for (1 Gbit/s, 100 ms) 12 MB are on
@@ -220,6 +221,19 @@ pub struct Tally {
     pub matched_bytes: u64,
 }
 
+impl Tally {
+    /// Whether the numbers are such that sums of a few of them do not overflow. Content counts twice at most,
+    /// when it arrives damaged and is asked for again.
+    fn is_within_limits(&self) -> bool {
+        let Self { entries, total_bytes, created, updated, adjusted, deleted, files, .. } = *self;
+        let numbers = [entries, total_bytes, created, updated, adjusted, deleted, files];
+        numbers
+            .into_iter()
+            .chain([self.sent_bytes, self.matched_bytes])
+            .all(|n| n <= 2 * manifest::CONTENT_BYTES_MAX)
+    }
+}
+
 /// Why a side stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AbortKind {
@@ -361,7 +375,8 @@ impl Message {
             }
             Self::Note(event) => event_is_within_limits(event),
             Self::Abort { text, .. } => text.len() <= TEXT_BYTES_MAX,
-            Self::Entries(_) | Self::Offered { .. } | Self::Finished(_) => true,
+            Self::Finished(tally) => tally.is_within_limits(),
+            Self::Entries(_) | Self::Offered { .. } => true,
         }
     }
 }
