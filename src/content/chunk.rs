@@ -73,6 +73,12 @@ impl Average {
         self.0.is_power_of_two() && (AVERAGE_BYTES..=AVERAGE_BYTES_MAX).contains(&self.0)
     }
 
+    /// Whether content that is cut so can have such a chunk.
+    #[must_use]
+    pub fn allows(self, chunk: &Chunk) -> bool {
+        chunk.length as usize <= self.maximum()
+    }
+
     fn minimum(self) -> usize {
         self.0 as usize / 4
     }

@@ -410,7 +410,10 @@ fn want_is_within_limits(want: &Want) -> bool {
     let staged_fits = want.staged.as_ref().is_none_or(|staged| {
         staged.length.div_ceil(Staged::block_bytes(staged.length)) == staged.blocks.len() as u64
     });
-    let old_fits =
-        want.old.as_ref().is_none_or(|old| old.average.is_valid() && old.chunks.len() <= CHUNKS_MAX);
+    let old_fits = want.old.as_ref().is_none_or(|old| {
+        old.average.is_valid()
+            && old.chunks.len() <= CHUNKS_MAX
+            && old.chunks.iter().all(|chunk| old.average.allows(chunk))
+    });
     staged_fits && old_fits
 }

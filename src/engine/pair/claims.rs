@@ -1,6 +1,7 @@
 //! Two honest machines: what holds after a run, whatever the order.
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::disk::{Lie, Source, Target};
 use super::tree::{
@@ -40,7 +41,7 @@ fn assert_same(expected: &Tree, actual: &Tree) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
     #[test]
     fn the_target_becomes_the_source_in_any_order_and_a_second_run_sends_nothing(

@@ -172,7 +172,8 @@ impl Stream {
             }
         }
         if let Some(old) = &want.old {
-            let length: u32 = old.chunks.iter().map(|chunk| chunk.length).sum();
+            let length: u64 = old.chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
+            let length = u32::try_from(length).unwrap_or(u32::MAX);
             stream.same = stream.at == 0 && old.chunks == chunks(&stream.content).chunks;
             stream.window = (length > 0).then_some(Window { offset: 0, length });
             let new = chunks(&stream.content).chunks;
