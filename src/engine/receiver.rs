@@ -17,7 +17,7 @@ use serde_bytes::ByteBuf;
 
 use crate::engine::plan::{Fetch, Plan};
 use crate::engine::window::Window;
-use crate::engine::work::{CopiedFile, Fault, Opened, Outcome, SmallFile, Step, Work};
+use crate::engine::work::{Fault, Opened, Outcome, Step, Work};
 use crate::engine::{Config, Desk, Engine, Input, Output};
 use crate::monitor::{Event, Problem, Trouble};
 use crate::tree::compare::Rules;
@@ -56,10 +56,8 @@ pub struct Receiver {
     sinks: HashMap<u32, Sink>,
     /// Files of which is being found out what is there of them.
     signing: HashMap<u32, Fetch>,
-    /// Small files that wait until directories are there.
-    early: Vec<Vec<SmallFile>>,
-    /// Copies that wait for the same.
-    early_copies: Vec<Vec<CopiedFile>>,
+    /// Works on contents that wait until directories are there.
+    early: Vec<Work>,
     stores: usize,
     held_bytes: usize,
     /// Files whose content arrived damaged once.
@@ -112,7 +110,6 @@ impl Receiver {
             sinks: HashMap::new(),
             signing: HashMap::new(),
             early: Vec::new(),
-            early_copies: Vec::new(),
             stores: 0,
             held_bytes: 0,
             retried: BTreeSet::new(),
@@ -316,11 +313,8 @@ impl Receiver {
 
     fn directories_are_there(&mut self) {
         self.phase = Phase::Content;
-        for files in std::mem::take(&mut self.early) {
-            self.store(files);
-        }
-        for files in std::mem::take(&mut self.early_copies) {
-            self.copy(files);
+        for work in std::mem::take(&mut self.early) {
+            self.put(work);
         }
         let ids: Vec<u32> = self.sinks.keys().copied().collect();
         ids.into_iter().for_each(|id| self.feed_sink(id));

@@ -57,7 +57,8 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, 
 }
 
 /// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

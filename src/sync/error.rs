@@ -1,7 +1,6 @@
 //! `SyncError`: why a job ended early, for people and programs.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::engine::Failure;
@@ -55,14 +54,6 @@ pub enum SyncError {
     /// The system gives no pipes or threads.
     #[error("cannot set up the exchange")]
     Pipe(#[source] io::Error),
-    /// A file that the way there needs.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
 }
 
 impl From<Failure> for SyncError {
@@ -89,7 +80,6 @@ impl SyncError {
             | Self::Setup(_)
             | Self::Proxy { .. } => 1,
             Self::SshConfig(_) | Self::NoHome(_) | Self::Sandbox(_) | Self::Pipe(_) | Self::Agent(_) => 5,
-            Self::Read { .. } => 3,
             Self::Remote(error) => match error.kind() {
                 ErrorKind::Usage => 1,
                 ErrorKind::CouldNotStart => 5,
@@ -133,7 +123,7 @@ impl SyncError {
                 AbortKind::Connection => "run the same command again: what has arrived is not sent twice",
                 _ => return None,
             },
-            Self::SshConfig(_) | Self::Sandbox(_) | Self::Agent(_) | Self::Pipe(_) | Self::Read { .. } => {
+            Self::SshConfig(_) | Self::Sandbox(_) | Self::Agent(_) | Self::Pipe(_) => {
                 return None;
             }
         };

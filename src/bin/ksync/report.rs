@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use ksync::engine::Summary;
+use ksync::exchange::chain;
 use ksync::monitor::Trouble;
 use ksync::sync::{Report, SyncError};
 use ksync::wire::message::Tally;
@@ -77,17 +78,7 @@ impl Complaint {
 
     /// The error and its causes on one line.
     pub(crate) fn caused(exit: u8, error: &dyn Error) -> Self {
-        let mut what = error.to_string();
-        let mut next = error.source();
-        while let Some(cause) = next {
-            let text = cause.to_string();
-            // Some errors repeat their cause in their own text.
-            if !what.ends_with(&text) {
-                what = format!("{what}: {text}");
-            }
-            next = cause.source();
-        }
-        Self::new(exit, what)
+        Self::new(exit, chain(error))
     }
 }
 

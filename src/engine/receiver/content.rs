@@ -55,7 +55,6 @@ pub(super) struct Sink {
     busy: bool,
     waiting: VecDeque<(Vec<Op>, Option<Hash>)>,
     made_bytes: u64,
-    sent_bytes: u64,
     /// The last steps have arrived.
     ended: bool,
     /// It cannot be made; what still comes of it is dropped.
@@ -176,21 +175,21 @@ impl Receiver {
             }
         }
         if !copies.is_empty() {
-            if self.phase == Phase::Directories { self.early_copies.push(copies) } else { self.copy(copies) }
+            self.put(Work::Copy(copies));
         }
         if !store.is_empty() {
-            if self.phase == Phase::Directories { self.early.push(store) } else { self.store(store) }
+            self.put(Work::Store(store));
         }
     }
 
-    pub(super) fn copy(&mut self, files: Vec<CopiedFile>) {
-        self.stores += 1;
-        self.desk.start(Work::Copy(files));
-    }
-
-    pub(super) fn store(&mut self, files: Vec<SmallFile>) {
-        self.stores += 1;
-        self.desk.start(Work::Store(files));
+    /// Starts a work that puts files in place, or keeps it until their directories are there.
+    pub(super) fn put(&mut self, work: Work) {
+        if self.phase == Phase::Directories {
+            self.early.push(work);
+        } else {
+            self.stores += 1;
+            self.desk.start(work);
+        }
     }
 
     pub(super) fn pieces(&mut self, id: u32, ops: Vec<Op>, end: Option<Hash>) {
@@ -212,7 +211,6 @@ impl Receiver {
         let made = ops.iter().map(Op::made_bytes).fold(0, u64::saturating_add);
         let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
         sink.made_bytes = sink.made_bytes.saturating_add(made);
-        sink.sent_bytes += sent;
         let length_fits = if end.is_some() { sink.made_bytes == size } else { sink.made_bytes <= size };
         if !length_fits {
             return self.desk.protocol_error("a file of another size than offered");
