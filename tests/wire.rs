@@ -7,7 +7,8 @@
 use std::fs;
 use std::path::Path;
 
-use ksync::content::chunk::{Average, CHUNKS_MAX, Chunk, ChunkId};
+use ksync::content::blocks::{BLOCKS_MAX, BlockId};
+use ksync::content::chunk::{CHUNKS_MAX, Chunk, ChunkId};
 use ksync::content::hash::Hash;
 use ksync::monitor::{Action, Event, Problem, Trouble, What};
 use ksync::tree::entry::Time;
@@ -15,8 +16,8 @@ use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter};
 use ksync::wire::hello::{self, Options, Order, Role};
 use ksync::wire::message::{
-    AbortKind, Body, Message, MessageError, Old, Op, SMALL_BYTES_MAX, Staged, Subject, TEXT_BYTES_MAX, Tally,
-    WANTS_MAX, WINDOWS_MAX, Want, Window,
+    AbortKind, Blocks, Body, Message, MessageError, Op, SMALL_BYTES_MAX, Stretch, Subject, TEXT_BYTES_MAX,
+    Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -30,9 +31,12 @@ fn window(offset: u64, length: u32) -> Window {
     Window { offset, length }
 }
 
-fn old(count: usize) -> Old {
-    let chunk = Chunk { length: 70_000, id: ChunkId::of(b"chunk") };
-    Old { average: Average::for_size(0).unwrap(), chunks: vec![chunk; count] }
+fn blocks(length: u64, count: u64) -> Blocks {
+    Blocks { length, ids: vec![BlockId::of(0, b"block"); usize::try_from(count).unwrap()] }
+}
+
+fn chunks(count: usize) -> Message {
+    Message::Chunks { id: 1, chunks: vec![Chunk { length: 300_000, id: ChunkId::of(b"chunk") }; count] }
 }
 
 fn event(name: &str) -> Event {
@@ -53,11 +57,7 @@ fn event(name: &str) -> Event {
 /// At least one message of each variant, by the name of its fixture.
 fn messages() -> Vec<(String, Message)> {
     let hash = Hash::of(b"content");
-    let want = Want {
-        id: 300,
-        staged: Some(Staged { length: 5, blocks: vec![ChunkId::of(b"block")] }),
-        old: Some(old(1)),
-    };
+    let want = Want { id: 300, staged: Some(blocks(5, 1)), old: Some(blocks(70_000, 2)) };
     let tally = Tally {
         entries: 1,
         total_bytes: 2,
@@ -92,6 +92,8 @@ fn messages() -> Vec<(String, Message)> {
         ("files", Message::Files(bodies)),
         ("sign-request", Message::SignRequest { id: 1, windows: vec![window(300, 1 << 20)] }),
         ("signatures", Message::Signatures { id: 1, signatures: vec![data(b"signature")] }),
+        ("cut-request", Message::CutRequest { id: 1, stretch: Stretch { offset: 300, length: 1 << 30 } }),
+        ("chunks", chunks(2)),
         ("pieces", Message::Pieces { id: 1, ops, end: None }),
         ("pieces-end", Message::Pieces { id: 1, ops: Vec::new(), end: Some(hash) }),
         ("finished", Message::Finished(tally)),
@@ -155,13 +157,9 @@ fn the_hello_has_its_golden_bytes_and_comes_back() {
 fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
     let wants = |count| Message::Wants(vec![Want::whole(0); count]);
     let want = |staged, old| Message::Wants(vec![Want { id: 0, staged, old }]);
-    let chunks = |count| want(None, Some(old(count)));
-    let staged = |length, count| want(Some(Staged { length, blocks: vec![ChunkId::of(b""); count] }), None);
-    let average = |average: u32| {
-        // An average is private where it is made, so it is put together from its bytes.
-        let average = postcard::from_bytes(&postcard::to_stdvec(&average).unwrap()).unwrap();
-        want(None, Some(Old { average, chunks: Vec::new() }))
-    };
+    let staged = |length, count| want(Some(blocks(length, count)), None);
+    let old = |length, count| want(None, Some(blocks(length, count)));
+    let cut = |offset, length| Message::CutRequest { id: 0, stretch: Stretch { offset, length } };
     let whole = |length: u64| {
         let data = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
         Message::Files(vec![(0, Body::Whole { hash: Hash::of(b""), data })])
@@ -187,12 +185,12 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
     for (allowed, refused) in [
         (wants(WANTS_MAX), wants(WANTS_MAX + 1)),
         (chunks(CHUNKS_MAX), chunks(CHUNKS_MAX + 1)),
-        (staged(0, 0), staged(0, 1)),
-        (staged(1 << 20, 1), staged((1 << 20) + 1, 1)),
-        (staged(u64::MAX, 8192), staged(u64::MAX, 8191)),
-        (average(256 << 10), average((256 << 10) - 1)),
-        (average(4 << 20), average(8 << 20)),
-        (average(256 << 10), average(0)),
+        (staged(0, BLOCKS_MAX), staged(0, BLOCKS_MAX + 1)),
+        (old(0, BLOCKS_MAX), old(0, BLOCKS_MAX + 1)),
+        (staged(i64_max, 0), staged(i64_max + 1, 0)),
+        (old(i64_max, 0), old(i64_max + 1, 0)),
+        (cut(0, 1 << 37), cut(0, (1 << 37) + (1 << 15))),
+        (cut(i64_max - 9, 9), cut(i64_max - 8, 9)),
         (whole(SMALL_BYTES_MAX), whole(SMALL_BYTES_MAX + 1)),
         (files(8192), files(8193)),
         (windows(WINDOWS_MAX), windows(WINDOWS_MAX + 1)),

@@ -1,8 +1,8 @@
 //! Where a content is cut: content-defined chunks by FastCDC (Xia et al., 2020), named by BLAKE3.
 //!
 //! Chunks find what two versions share however far it moved, for 20 bytes per 256 KiB; the finer delta then
-//! works only on what lies between. Measured on 1 GiB with ten small edits: 178 KB in all, against 850 KB
-//! for the best single block size of an rsync-style signature.
+//! works only on what lies between. They are for what [`blocks`](crate::content::blocks) did not find in its
+//! old place, since cutting costs four times as much as hashing.
 
 use std::io::{self, Read};
 
@@ -50,8 +50,9 @@ pub struct Chunk {
     pub id: ChunkId,
 }
 
-/// How long chunks are: the average, a quarter of it as minimum, four times as maximum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How long chunks are: the average, half of it as minimum, four times as maximum. The minimum is never looked
+/// at: a quarter cut 3.3 GB/s, a half 4.2, and finds about as much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Average(u32);
 
 impl Average {
@@ -67,12 +68,6 @@ impl Average {
             .map(Self)
     }
 
-    /// Whether a peer may ask for this average.
-    #[must_use]
-    pub fn is_valid(self) -> bool {
-        self.0.is_power_of_two() && (AVERAGE_BYTES..=AVERAGE_BYTES_MAX).contains(&self.0)
-    }
-
     /// Whether content that is cut so can have such a chunk.
     #[must_use]
     pub fn allows(self, chunk: &Chunk) -> bool {
@@ -80,7 +75,7 @@ impl Average {
     }
 
     fn minimum(self) -> usize {
-        self.0 as usize / 4
+        self.0 as usize / 2
     }
 
     fn maximum(self) -> usize {
@@ -150,7 +145,7 @@ mod tests {
             let chunks = chunks(&noise(length));
             assert_eq!(chunks.iter().map(|chunk| chunk.length as usize).sum::<usize>(), length);
             assert!(chunks.iter().all(|chunk| chunk.length <= 1 << 20));
-            assert!(chunks.iter().rev().skip(1).all(|chunk| chunk.length >= 1 << 16));
+            assert!(chunks.iter().rev().skip(1).all(|chunk| chunk.length >= 1 << 17));
         }
     }
 
@@ -188,6 +183,5 @@ mod tests {
         assert_eq!(Average::for_size(10 << 30), Some(Average(512 << 10)));
         assert_eq!(Average::for_size(100 << 30), Some(Average(4 << 20)));
         assert_eq!(Average::for_size(u64::MAX / 2), None);
-        assert!(!Average(0).is_valid() && !Average(100).is_valid() && !Average(1 << 31).is_valid());
     }
 }

@@ -1,5 +1,6 @@
 //! Content: what the bytes of one file are. Knows no files and no peers.
 
+pub mod blocks;
 pub mod chunk;
 pub mod delta;
 pub mod hash;

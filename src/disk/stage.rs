@@ -2,7 +2,11 @@
 //! renamed into place when it is complete.
 
 use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc;
+use std::thread;
 
 use rustix::fs::{AtFlags, fchmod, fchown, fsync, futimens, statat};
 use rustix::io::Errno;
@@ -13,6 +17,9 @@ use crate::disk::stat::{Identity, Stat, mode_bits, times};
 use crate::disk::state::{PART, StateDir, in_state, staged_name};
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
+
+/// How much is copied before it is read back.
+const COPY_BYTES: u64 = 8 << 20;
 
 /// How much is read back at a time.
 const READ_BYTES: usize = 128 * 1024;
@@ -94,21 +101,20 @@ impl Staging {
         self.len == 0
     }
 
-    /// Hands all staged bytes to `visit`, those at `from` first, in pieces of at most 128 KiB.
+    /// Hands all staged bytes to `visit`, in pieces of at most 128 KiB.
     ///
     /// # Errors
     /// They cannot be read, or are fewer than they were.
-    pub fn read_back(&self, from: u64, mut visit: impl FnMut(&[u8])) -> Result<(), DiskError> {
-        let mut buffer = vec![0; READ_BYTES];
-        let mut at = from;
-        while at < self.len {
-            let want = usize::try_from(self.len - at).unwrap_or(READ_BYTES).min(READ_BYTES);
-            let piece = buffer.get_mut(..want).unwrap_or_default();
-            self.file.read_exact_at(piece, at).during("read back", &self.staged_path())?;
-            visit(piece);
-            at += piece.len() as u64;
-        }
-        Ok(())
+    pub fn read_back(&self, visit: impl FnMut(&[u8])) -> Result<(), DiskError> {
+        read_stretch(&self.file, 0..self.len, visit).during("read back", &self.staged_path())
+    }
+
+    /// Fills `buffer` with the staged bytes from `offset` on.
+    ///
+    /// # Errors
+    /// They cannot be read, or are fewer than that.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
     }
 
     /// Keeps only the first `len` bytes; more than there are is all of them.
@@ -129,12 +135,7 @@ impl Staging {
     /// Above all [`DiskError::is_no_space`].
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
         let end = self.len + bytes.len() as u64;
-        if bytes.len() >= HOLE_BYTES_MIN && bytes.iter().all(|&byte| byte == 0) {
-            self.file.set_len(end)
-        } else {
-            self.file.write_all_at(bytes, self.len)
-        }
-        .during("write", self.path.as_bytes())?;
+        write_at_end(&self.file, bytes, self.len).during("write", self.path.as_bytes())?;
         self.len = end;
         Ok(())
     }
@@ -145,17 +146,47 @@ impl Staging {
     /// # Errors
     /// The source is shorter than that, or as [`Staging::append`].
     pub fn append_from(&mut self, source: &File, offset: u64, len: u64) -> Result<(), DiskError> {
-        let copied = copy_in_kernel(source, offset, &self.file, self.len, len);
-        self.len += copied;
-        let mut buffer = vec![0; READ_BYTES];
-        let (mut at, end) = (offset + copied, offset + len);
-        while at < end {
-            let want = usize::try_from(end - at).unwrap_or(READ_BYTES).min(READ_BYTES);
-            let piece = buffer.get_mut(..want).unwrap_or_default();
-            source.read_exact_at(piece, at).during("read the old version of", self.path.as_bytes())?;
-            self.append(piece)?;
-            at += piece.len() as u64;
+        self.len += copy(source, offset, &self.file, self.len, len).during("copy", self.path.as_bytes())?;
+        Ok(())
+    }
+
+    /// As [`Staging::append_from`]; and hands what was written, read back, to `visit`, in pieces of at most
+    /// 128 KiB and while the next bytes are copied.
+    ///
+    /// # Errors
+    /// As [`Staging::append_from`] and [`Staging::read_back`].
+    pub fn append_from_and_read_back(
+        &mut self,
+        source: &File,
+        offset: u64,
+        len: u64,
+        mut visit: impl FnMut(&[u8]) + Send,
+    ) -> Result<(), DiskError> {
+        let (start, file) = (self.len, &self.file);
+        if len <= COPY_BYTES {
+            copy(source, offset, file, start, len).during("copy", self.path.as_bytes())?;
+            self.len += len;
+            return read_stretch(&self.file, start..self.len, visit).during("read back", &self.staged_path());
         }
+        let (copied, read) = thread::scope(|scope| {
+            let (written, stretches) = mpsc::sync_channel(1);
+            let reader = scope.spawn(move || {
+                stretches.into_iter().try_for_each(|stretch| read_stretch(file, stretch, &mut visit))
+            });
+            let copied = (0..len).step_by(COPY_BYTES as usize).try_for_each(|at| {
+                let now = COPY_BYTES.min(len - at);
+                copy(source, offset + at, file, start + at, now)?;
+                // A reader that is gone has met an error.
+                let _ = written.send(start + at..start + at + now);
+                io::Result::Ok(())
+            });
+            drop(written);
+            let read = reader.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
+            (copied, read)
+        });
+        copied.during("copy", self.path.as_bytes())?;
+        read.during("read back", &self.staged_path())?;
+        self.len += len;
         Ok(())
     }
 
@@ -204,6 +235,43 @@ impl Staging {
     }
 }
 
+/// Hands a stretch of a file to `visit`.
+fn read_stretch(file: &File, stretch: Range<u64>, mut visit: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut buffer = vec![0; READ_BYTES];
+    let mut at = stretch.start;
+    while at < stretch.end {
+        let want = usize::try_from(stretch.end - at).unwrap_or(READ_BYTES).min(READ_BYTES);
+        let piece = buffer.get_mut(..want).unwrap_or_default();
+        file.read_exact_at(piece, at)?;
+        visit(piece);
+        at += piece.len() as u64;
+    }
+    Ok(())
+}
+
+/// Writes at `end`, the end of the file. Long runs of zeros become holes.
+fn write_at_end(file: &File, bytes: &[u8], end: u64) -> io::Result<()> {
+    if bytes.len() >= HOLE_BYTES_MIN && bytes.iter().all(|&byte| byte == 0) {
+        file.set_len(end + bytes.len() as u64)
+    } else {
+        file.write_all_at(bytes, end)
+    }
+}
+
+/// Copies `len` bytes, by the kernel as far as it can; answers how many that were: all.
+fn copy(source: &File, offset: u64, target: &File, at: u64, len: u64) -> io::Result<u64> {
+    let by_kernel = copy_in_kernel(source, offset, target, at, len);
+    let mut to = at + by_kernel;
+    let mut written = Ok(());
+    read_stretch(source, offset + by_kernel..offset + len, |piece| {
+        if written.is_ok() {
+            written = write_at_end(target, piece, to);
+            to += piece.len() as u64;
+        }
+    })?;
+    written.map(|()| len)
+}
+
 /// How many bytes the kernel copied by itself: all, or fewer where it cannot.
 #[cfg(target_os = "linux")]
 fn copy_in_kernel(source: &File, offset: u64, target: &File, at: u64, len: u64) -> u64 {
@@ -249,7 +317,7 @@ mod tests {
 
     fn read_back(staging: &Staging) -> Vec<u8> {
         let mut bytes = Vec::new();
-        staging.read_back(0, |piece| bytes.extend_from_slice(piece)).unwrap();
+        staging.read_back(|piece| bytes.extend_from_slice(piece)).unwrap();
         bytes
     }
 

@@ -4,7 +4,7 @@
 //! ```text
 //! Subject ─► Open   Entries… Offered ─► compare ─► Apply (clear, directories)
 //!                                              └► [Sign ─►] Wants
-//! Files ─► Store    Pieces ─► Sink    SignRequest ─► SignWindows ─► Signatures
+//! Files ─► Store    Pieces ─► Sink    SignRequest ─► SignWindows ─► Signatures    CutRequest ─► Cut ─► Chunks
 //! all answered ─► Apply (links, times) ─► Apply (removals) ─► Apply (directory times) ─► Close ─► Finished
 //! ```
 
@@ -139,13 +139,17 @@ impl Receiver {
             }
             Message::Files(files) => self.files(files),
             Message::SignRequest { id, windows } => self.sign_request(id, windows),
+            Message::CutRequest { id, stretch } => self.cut_request(id, stretch),
             Message::Pieces { id, ops, end } => self.pieces(id, ops, end),
             Message::Note(event) => self.desk.note(event),
             Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
             Message::Subject(_) | Message::Ignores(_) | Message::Entries(_) | Message::Offered { .. } => {
                 self.desk.protocol_error("an offer out of turn");
             }
-            Message::Wants(_) | Message::Signatures { .. } | Message::Finished(_) => {
+            Message::Wants(_)
+            | Message::Signatures { .. }
+            | Message::Chunks { .. }
+            | Message::Finished(_) => {
                 self.desk.protocol_error("a message that only a receiver sends");
             }
         }
@@ -165,6 +169,15 @@ impl Receiver {
                     result => {
                         let signatures = result.unwrap_or_default().into_iter().map(ByteBuf::from).collect();
                         self.desk.send(Message::Signatures { id, signatures });
+                    }
+                }
+            }
+            Outcome::Cut(id, result) => {
+                self.signs -= 1;
+                match result {
+                    Err(Fault::Fatal(kind, text)) => self.desk.fail(kind, text),
+                    result => {
+                        self.desk.send(Message::Chunks { id, chunks: result.unwrap_or_default() });
                     }
                 }
             }

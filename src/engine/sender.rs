@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
 
+use crate::content::chunk::Chunk;
 use crate::engine::work::{Fault, Outcome, ReadFile, Scanned, SourceNext, SourceStep, Work};
 use crate::engine::{Config, Desk, Engine, Input, Output};
 use crate::monitor::Event;
@@ -53,12 +54,16 @@ pub struct Sender {
 }
 
 /// Where a larger file stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Stream {
     /// A work is under way.
     Working,
     /// The receiver is to sign this many windows.
     Signing(usize),
+    /// Both sides cut; the chunks of the receiver may be there first.
+    Cutting(Option<Vec<Chunk>>),
+    /// The receiver is to send its chunks; ours are there.
+    Cut,
 }
 
 impl Sender {
@@ -92,6 +97,11 @@ impl Sender {
                 }
                 _ => self.desk.protocol_error("signatures that nobody asked for"),
             },
+            Message::Chunks { id, chunks } => match self.streams.get_mut(&id) {
+                Some(Stream::Cutting(theirs @ None)) => *theirs = Some(chunks),
+                Some(Stream::Cut) => self.compare_chunks(id, chunks),
+                _ => self.desk.protocol_error("chunks that nobody asked for"),
+            },
             Message::Finished(_) if !self.unanswered.is_empty() || self.manifest.is_none() => {
                 self.desk.protocol_error("finished before everything was answered");
             }
@@ -104,6 +114,7 @@ impl Sender {
             | Message::Offered { .. }
             | Message::Files(_)
             | Message::SignRequest { .. }
+            | Message::CutRequest { .. }
             | Message::Pieces { .. } => self.desk.protocol_error("a message that only a sender sends"),
         }
     }
@@ -116,6 +127,9 @@ impl Sender {
         }) else {
             return self.desk.protocol_error("a want for what was not offered as a file");
         };
+        if !want.fits(size) {
+            return self.desk.protocol_error("a want names other blocks than the file can have");
+        }
         let asked = self.asks.entry(want.id).or_default();
         *asked += 1;
         let weight = want.weight();
@@ -221,6 +235,17 @@ impl Sender {
                 self.streams.insert(id, Stream::Signing(windows.len()));
                 return self.desk.send(Message::SignRequest { id, windows });
             }
+            SourceNext::Cut(stretch) => {
+                self.streams.insert(id, Stream::Cutting(None));
+                self.desk.send(Message::CutRequest { id, stretch });
+                return self.desk.start(Work::Source { id, step: SourceStep::Cut });
+            }
+            SourceNext::Chunks => {
+                return match self.streams.insert(id, Stream::Cut) {
+                    Some(Stream::Cutting(Some(theirs))) => self.compare_chunks(id, theirs),
+                    _ => {}
+                };
+            }
             SourceNext::End(hash) => Message::Pieces { id, ops, end: Some(hash) },
             SourceNext::Same(hash) => {
                 self.matched(id);
@@ -230,6 +255,11 @@ impl Sender {
         self.streams.remove(&id);
         self.answered(id);
         self.desk.send(end);
+    }
+
+    fn compare_chunks(&mut self, id: u32, theirs: Vec<Chunk>) {
+        self.streams.insert(id, Stream::Working);
+        self.desk.start(Work::Source { id, step: SourceStep::Chunks(theirs) });
     }
 
     fn answered(&mut self, id: u32) {
@@ -275,7 +305,8 @@ impl Sender {
     }
 
     fn is_working(&self) -> bool {
-        self.reads > 0 || self.streams.values().any(|stream| *stream == Stream::Working)
+        self.reads > 0
+            || self.streams.values().any(|stream| matches!(stream, Stream::Working | Stream::Cutting(_)))
     }
 
     /// Small files that together make about one message.

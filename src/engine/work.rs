@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::content::chunk::Chunk;
 use crate::content::hash::Hash;
 use crate::monitor::{Problem, Trouble};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
-use crate::wire::message::{AbortKind, Op, Subject, Want, Window};
+use crate::wire::message::{AbortKind, Op, Stretch, Subject, Want, Window};
 
 /// Something to be done. Each brings back the [`Outcome`] of the same name.
 #[derive(Debug)]
@@ -50,6 +51,15 @@ pub enum Work {
         /// The stretches.
         windows: Vec<Window>,
     },
+    /// Receiver: cut a stretch of the basis.
+    Cut {
+        /// Of which file.
+        id: u32,
+        /// The basis.
+        at: u32,
+        /// The stretch.
+        stretch: Stretch,
+    },
     /// Receiver: put small files in place. A directory in the place of one goes first, with what was listed
     /// in it: so too with [`Work::Sink`].
     Store(Vec<SmallFile>),
@@ -79,6 +89,10 @@ pub enum SourceStep {
     Begin(Want),
     /// Go on with these signatures.
     Signatures(Vec<Vec<u8>>),
+    /// Cut what the receiver cuts of its old version meanwhile.
+    Cut,
+    /// Go on with these chunks of the old version.
+    Chunks(Vec<Chunk>),
     /// Go on.
     More,
 }
@@ -90,6 +104,10 @@ pub enum SourceNext {
     More,
     /// Signatures of these stretches of the old version.
     Sign(Vec<Window>),
+    /// The chunks of this stretch of the old version, and [`SourceStep::Cut`] at the same time.
+    Cut(Stretch),
+    /// Chunks, which were asked for: its own are there.
+    Chunks,
     /// Nothing: this is its hash.
     End(Hash),
     /// Nothing: it is the old version, with this hash.
@@ -181,6 +199,8 @@ pub enum Outcome {
     Sign(u32, Result<(Want, Option<Hash>), Fault>),
     /// Signatures, in the order of the windows.
     SignWindows(u32, Result<Vec<Vec<u8>>, Fault>),
+    /// The chunks of a stretch.
+    Cut(u32, Result<Vec<Chunk>, Fault>),
     /// Whether each was put in place.
     Store(Vec<(u32, Result<(), Fault>)>),
     /// Whether each was put in place.

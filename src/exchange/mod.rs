@@ -5,6 +5,7 @@
 //! between two threads of one process. [`Sending`] and [`Receiving`] perform the works of the two engines.
 
 mod inbox;
+mod layout;
 mod receiving;
 mod run;
 mod sending;

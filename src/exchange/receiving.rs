@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::content::chunk::Average;
+use crate::content::chunk::{Average, Chunk};
 use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::disk::error::DiskError;
@@ -17,14 +18,14 @@ use crate::disk::stat::Identity;
 use crate::disk::{clear_leftovers, has_staged};
 use crate::engine::{CopiedFile, Fault, Opened, Outcome, SmallFile, Step, Work};
 use crate::exchange::run::Perform;
-use crate::exchange::sink::{Sink, SinkError, blocks_of, chunks_of, open_old, read_window};
+use crate::exchange::sink::{Sink, SinkError, blocks_of, chunks_of, no_old, open_old, read_window};
 use crate::exchange::{chain, fault, patiently};
 use crate::monitor::{Problem, Trouble};
 use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::wire::hello::Options;
-use crate::wire::message::{AbortKind, Op, Subject, Want, Window};
+use crate::wire::message::{AbortKind, Op, Stretch, Subject, Want, Window};
 
 /// Writes a destination.
 pub struct Receiving {
@@ -175,19 +176,34 @@ impl Receiving {
         let root = self.root()?;
         let path = self.path(id)?;
         let unreadable = |error: &DiskError| fault(error, Trouble::Unwritable);
+        let size = self.entry(id)?.size();
         let staged = match patiently(|| Staging::find(root, path)).map_err(|error| unreadable(&error))? {
-            Some(staging) => blocks_of(&staging).map_err(|error| unreadable(&error))?,
-            None => None,
+            Some(staging) if !staging.is_empty() => {
+                let (blocks, _) = blocks_of(staging.len(), size, |buffer, at| staging.read_at(buffer, at))
+                    .map_err(|error| unwritable(&error))?;
+                Some(blocks)
+            }
+            _ => None,
         };
         let mut want = Want { id, staged, old: None };
         let Some(at) = at else { return Ok((want, None)) };
         let (basis, seen) = self.basis(at)?;
-        let Some(average) = Average::for_size(seen.size) else { return Ok((want, None)) };
         let file = open_old(root, basis, seen).map_err(sink_fault)?;
-        let (old, hash) = chunks_of(&file, average)
-            .map_err(|error| Fault::Entry(Trouble::Unwritable, format!("cannot read it: {error}")))?;
+        let (old, hash) = blocks_of(seen.size, size, |buffer, at| file.read_exact_at(buffer, at))
+            .map_err(|error| unwritable(&error))?;
         want.old = Some(old);
-        Ok((want, Some(hash)))
+        Ok((want, hash))
+    }
+
+    fn cut(&self, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, Fault> {
+        let (basis, seen) = self.basis(at)?;
+        let file = open_old(self.root()?, basis, seen).map_err(sink_fault)?;
+        let average = Average::for_size(stretch.length)
+            .ok_or_else(|| Fault::Fatal(AbortKind::Protocol, "a stretch too long to be cut".to_owned()))?;
+        let chunks = chunks_of(&file, stretch.offset..stretch.offset + stretch.length, average)
+            .map_err(|error| unwritable(&error))?;
+        let length: u64 = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
+        if length == stretch.length { Ok(chunks) } else { Err(sink_fault(no_old())) }
     }
 
     fn sign_windows(&self, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
@@ -395,6 +411,7 @@ impl Perform for Receiving {
             Work::SignWindows { id, at, windows } => {
                 Outcome::SignWindows(id, self.sign_windows(at, &windows))
             }
+            Work::Cut { id, at, stretch } => Outcome::Cut(id, self.cut(at, stretch)),
             Work::Store(files) => {
                 Outcome::Store(files.iter().map(|file| (file.id, self.store(file))).collect())
             }
@@ -435,6 +452,10 @@ fn sink_fault(error: SinkError) -> Fault {
         SinkError::Basis(text) => Fault::Entry(Trouble::Corrupt, text),
         SinkError::Peer(text) => Fault::Fatal(AbortKind::Protocol, text.to_owned()),
     }
+}
+
+fn unwritable(error: &std::io::Error) -> Fault {
+    Fault::Entry(Trouble::Unwritable, format!("cannot read it: {error}"))
 }
 
 fn corrupt() -> Fault {

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::content::chunk::ChunkId;
+use crate::content::blocks::BlockId;
 use crate::content::hash::Hash;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, ScanOptions, scan};
@@ -127,12 +127,14 @@ impl Sending {
         (&file).take(identity.size + 1).read_to_end(&mut data).map_err(|error| unreadable(&error))?;
         self.check_unchanged(&file, &identity)?;
         let hash = Hash::of(&data);
-        let old = want.old.as_ref().map(|old| old.chunks.as_slice());
-        let same = match old {
-            Some([]) => data.is_empty(),
-            Some([chunk]) => chunk.length as usize == data.len() && chunk.id == ChunkId::of(&data),
-            _ => false,
-        };
+        let same = want.old.as_ref().is_some_and(|old| {
+            old.length == data.len() as u64
+                && match old.ids.as_slice() {
+                    [] => true,
+                    [id] => *id == BlockId::of(0, &data),
+                    _ => false,
+                }
+        });
         Ok(ReadFile { data: (!same).then_some(data), hash })
     }
 
@@ -147,18 +149,33 @@ impl Sending {
                 source.signatures(signatures);
                 source
             }
+            SourceStep::Cut => {
+                let mut source = self.take_source(id)?;
+                source.cut().map_err(source_fault)?;
+                self.keep_source(id, source);
+                return Ok((Vec::new(), SourceNext::Chunks));
+            }
+            SourceStep::Chunks(chunks) => {
+                let mut source = self.take_source(id)?;
+                source.chunks(&chunks).map_err(source_fault)?;
+                source
+            }
             SourceStep::More => self.take_source(id)?,
         };
         let (ops, next) = source.produce().map_err(source_fault)?;
         match next {
-            SourceNext::More | SourceNext::Sign(_) => {
-                self.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(id, source);
+            SourceNext::More | SourceNext::Sign(_) | SourceNext::Cut(_) | SourceNext::Chunks => {
+                self.keep_source(id, source);
             }
             SourceNext::End(_) | SourceNext::Same(_) => {
                 self.check_unchanged(source.file(), &source.identity)?;
             }
         }
         Ok((ops, next))
+    }
+
+    fn keep_source(&self, id: u32, source: Source) {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(id, source);
     }
 
     fn take_source(&self, id: u32) -> Result<Source, Fault> {

@@ -1,8 +1,11 @@
 //! `Sink`: one larger file on its way in.
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use crate::content::blocks::{BlockSize, outline};
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::{Hash, Hasher};
@@ -12,7 +15,7 @@ use crate::disk::stage::Staging;
 use crate::disk::stat::Identity;
 use crate::exchange::patiently;
 use crate::tree::path::TreePath;
-use crate::wire::message::{Old, Op, Staged, Window};
+use crate::wire::message::{Blocks, Op, Window};
 
 /// Why a file cannot be made.
 #[derive(Debug)]
@@ -61,7 +64,7 @@ impl Sink {
             if self.staging.len() < kept {
                 return Err(SinkError::Basis("what was staged is not there any more".to_owned()));
             }
-            self.staging.read_back(0, |bytes| self.hasher.update(bytes))?;
+            self.staging.read_back(|bytes| self.hasher.update(bytes))?;
         }
         match op {
             Op::Keep { .. } if begun => Err(SinkError::Peer("keeping what is staged is only ever first")),
@@ -94,12 +97,10 @@ impl Sink {
         self.staging.append(bytes)
     }
 
-    /// Copies in the kernel, then hashes what was written.
+    /// Copies in the kernel, and hashes what was written.
     fn copy(&mut self, offset: u64, length: u64) -> Result<(), SinkError> {
-        let start = self.staging.len();
         let old = self.old.as_ref().ok_or_else(no_old)?;
-        self.staging.append_from(old, offset, length)?;
-        self.staging.read_back(start, |bytes| self.hasher.update(bytes))?;
+        self.staging.append_from_and_read_back(old, offset, length, |bytes| self.hasher.update(bytes))?;
         Ok(())
     }
 
@@ -108,7 +109,7 @@ impl Sink {
     }
 }
 
-fn no_old() -> SinkError {
+pub(super) fn no_old() -> SinkError {
     SinkError::Basis("the old version is not what it was".to_owned())
 }
 
@@ -118,42 +119,30 @@ pub(super) fn open_old(root: &Root, path: &TreePath, seen: &Identity) -> Result<
     if stat.identity == *seen { Ok(file) } else { Err(no_old()) }
 }
 
-/// The chunks and the hash of an old version.
-pub(super) fn chunks_of(file: &File, average: Average) -> std::io::Result<(Old, Hash)> {
-    let mut old = Old { average, chunks: Vec::new() };
-    let mut hasher = Hasher::new();
-    chunk::cut(file, average, |bytes| {
-        hasher.update(bytes);
-        // A chunk is at most 16 MiB long.
-        old.chunks.push(Chunk { length: bytes.len() as u32, id: ChunkId::of(bytes) });
-    })?;
-    Ok((old, hasher.finish()))
+/// The blocks of an old version or of what is staged, `length` bytes that `read_at` reads, for a wanted file of
+/// `size` bytes; and the hash of all of it, unless it is longer than that.
+pub(super) fn blocks_of(
+    length: u64,
+    size: u64,
+    read_at: impl Fn(&mut [u8], u64) -> std::io::Result<()> + Sync,
+) -> std::io::Result<(Blocks, Option<Hash>)> {
+    let outline = outline(length.min(size), BlockSize::for_size(size), read_at)?;
+    Ok((Blocks { length, ids: outline.ids }, (length <= size).then_some(outline.hash)))
 }
 
-/// The blocks of what is staged; `None` where that is nothing.
-pub(super) fn blocks_of(staging: &Staging) -> Result<Option<Staged>, DiskError> {
-    let length = staging.len();
-    if length == 0 {
-        return Ok(None);
-    }
-    let block_bytes = usize::try_from(Staged::block_bytes(length)).unwrap_or(usize::MAX);
-    let mut blocks = Vec::new();
-    let mut block = Vec::new();
-    staging.read_back(0, |mut bytes| {
-        while !bytes.is_empty() {
-            let (now, later) = bytes.split_at((block_bytes - block.len()).min(bytes.len()));
-            block.extend_from_slice(now);
-            bytes = later;
-            if block.len() == block_bytes {
-                blocks.push(ChunkId::of(&block));
-                block.clear();
-            }
-        }
+/// The chunks of a stretch of a file.
+pub(super) fn chunks_of(
+    mut file: &File,
+    stretch: Range<u64>,
+    average: Average,
+) -> std::io::Result<Vec<Chunk>> {
+    let mut chunks = Vec::new();
+    file.seek(SeekFrom::Start(stretch.start))?;
+    chunk::cut(file.take(stretch.end - stretch.start), average, |bytes| {
+        // A chunk is at most 16 MiB long.
+        chunks.push(Chunk { length: bytes.len() as u32, id: ChunkId::of(bytes) });
     })?;
-    if !block.is_empty() {
-        blocks.push(ChunkId::of(&block));
-    }
-    Ok(Some(Staged { length, blocks }))
+    Ok(chunks)
 }
 
 /// The bytes of a stretch of an old version.

@@ -1,30 +1,24 @@
 //! `Source`: one larger file on its way out.
 //!
-//! Where the receiver has nothing of it, it is read and sent once. Otherwise it is read once to find, chunk
-//! by chunk, what the receiver has (and to hash it), and a second time for what is missing. What lies
-//! between found chunks is a *gap*; if the old version has something in the same place, the fine delta is
-//! tried on it.
+//! Where the receiver has nothing of it, it is read and sent once. Otherwise it is read to find what the
+//! receiver has (and to hash it), in the steps that [`layout`](super::layout) tells, and once more for what is
+//! missing.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 
 use serde_bytes::ByteBuf;
 
-use crate::content::chunk::{self, Average, ChunkId};
-use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX, Signature};
+use crate::content::blocks::{BlockId, BlockSize, Outline, block_id, outline};
+use crate::content::chunk::{Average, Chunk};
+use crate::content::delta::Signature;
 use crate::content::hash::{Hash, Hasher};
 use crate::disk::stat::Identity;
 use crate::engine::SourceNext;
-use crate::wire::message::{CONTENT_BYTES_MAX, Old, Op, Staged, WINDOWS_MAX, Want, Window};
-
-/// How far to both sides of a gap's place in the old version the delta looks, in bytes, where the gap is too
-/// long to compare as a whole.
-const SLACK_BYTES: u64 = 64 << 10;
-
-/// A gap shorter than this, in bytes, is sent as it is: its signature would cost as much.
-const GAP_BYTES_MIN: u64 = 1 << 10;
+use crate::exchange::layout::{self, Segment, ToCut};
+use crate::exchange::sink::chunks_of;
+use crate::wire::message::{Blocks, CONTENT_BYTES_MAX, Op, WINDOWS_MAX, Want, Window};
 
 /// After so many bytes of gaps without success the delta is given up for this file: searching costs 2 s for
 /// 100 MB, sending does not.
@@ -48,17 +42,6 @@ impl From<std::io::Error> for SourceError {
     }
 }
 
-/// A stretch of the new content and where it comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Segment {
-    /// It stands in the old version.
-    Old { offset: u64, length: u64 },
-    /// It has to be sent.
-    New { offset: u64, length: u64 },
-    /// It may resemble a stretch of the old version; at most [`NEW_BYTES_MAX`] long.
-    Gap { offset: u64, length: u64, window: Window },
-}
-
 pub(super) struct Source {
     file: File,
     /// What was offered; the file must still be that in the end.
@@ -69,6 +52,11 @@ pub(super) struct Source {
     hasher: Hasher,
     first_ops: Vec<Op>,
     same: bool,
+    old_length: u64,
+    /// What is to be cut, with all segments.
+    cut: Option<(ToCut, Vec<Segment>)>,
+    /// The chunks of that.
+    chunks: Vec<Chunk>,
     /// Signatures that came, by window.
     signatures: HashMap<(u64, u32), Vec<u8>>,
     asked: Vec<Window>,
@@ -89,6 +77,9 @@ impl Source {
             hasher: Hasher::new(),
             first_ops: Vec::new(),
             same: false,
+            old_length: want.old.as_ref().map_or(0, |old| old.length),
+            cut: None,
+            chunks: Vec::new(),
             signatures: HashMap::new(),
             asked: Vec::new(),
             gap_bytes: 0,
@@ -98,44 +89,69 @@ impl Source {
         if want.old.is_none() && want.staged.is_none() {
             source.plan.extend((size > 0).then_some(Segment::New { offset: 0, length: size }));
         } else {
-            source.match_old(want)?;
+            source.find(want)?;
         }
         Ok(source)
     }
 
-    /// Reads the file once and finds what the receiver has of it.
-    fn match_old(&mut self, want: &Want) -> Result<(), SourceError> {
-        let old = OldIndex::new(want.old.as_ref());
-        let mut prefix = Prefix::new(want.staged.as_ref());
-        let mut found = Vec::new();
-        let mut hasher = Hasher::new();
-        let average =
-            want.old.as_ref().map(|old| old.average).or_else(|| Average::for_size(self.identity.size));
-        let average = average.ok_or_else(|| SourceError::Peer("a file too long to be cut".to_owned()))?;
-        let (mut at, mut expected) = (0, None);
-        // What is appended meanwhile was not offered; that it was shows in the end.
-        let offered = (&self.file).take(self.identity.size);
-        chunk::cut(offered, average, |bytes| {
-            hasher.update(bytes);
-            prefix.update(bytes);
-            let length = bytes.len() as u64;
-            let here = if old.is_empty() { None } else { old.find(ChunkId::of(bytes), length, expected) };
-            expected = here.map(|offset| offset + length);
-            found.push(match here {
-                Some(offset) => Segment::Old { offset, length },
-                None => Segment::New { offset: at, length },
-            });
-            at += length;
-        })?;
-        self.hash = Some(hasher.finish());
-        let kept = prefix.finish();
+    /// Finds which blocks the receiver has.
+    fn find(&mut self, want: &Want) -> Result<(), SourceError> {
+        let size = self.identity.size;
+        let block = BlockSize::for_size(size);
+        let Outline { ids, hash } =
+            outline(size, block, |buffer, offset| self.file.read_exact_at(buffer, offset))?;
+        self.hash = Some(hash);
+        let kept = match &want.staged {
+            Some(staged) => self.kept(staged, block, &ids)?,
+            None => 0,
+        };
         if kept > 0 {
             self.first_ops.push(Op::Keep { length: kept });
         }
-        let merged = merge(found, kept);
-        let whole = Segment::Old { offset: 0, length: at };
-        self.same = kept == 0 && old.length == at && (merged == [whole] || at == 0);
-        self.plan = with_gaps(merged, old.length);
+        let nothing = Blocks { length: 0, ids: Vec::new() };
+        let old = want.old.as_ref().unwrap_or(&nothing);
+        self.same = want.old.is_some() && kept == 0 && old.length == size && old.ids == ids;
+        let segments = layout::without_prefix(layout::aligned(size, block, &ids, old), kept);
+        match layout::to_cut(&segments, kept, old.length) {
+            Some(cut) => self.cut = Some((cut, segments)),
+            None => self.plan = layout::with_gaps(&segments, old.length),
+        }
+        Ok(())
+    }
+
+    /// How many bytes of a staged prefix are right.
+    fn kept(&self, staged: &Blocks, block: BlockSize, ids: &[BlockId]) -> Result<u64, SourceError> {
+        let length = staged.length.min(self.identity.size);
+        let same = staged.ids.iter().zip(ids).take_while(|(staged, new)| staged == new).count();
+        let kept = (same as u64 * block.bytes()).min(length);
+        let rest = length - kept;
+        if rest == 0 || rest >= block.bytes() {
+            return Ok(kept);
+        }
+        // The last block of a prefix is mostly the beginning of one.
+        let beginning = block_id(kept, rest, |buffer, offset| self.file.read_exact_at(buffer, offset))?;
+        Ok(if staged.ids.get(same) == Some(&beginning) { length } else { kept })
+    }
+
+    /// Cuts what the receiver cuts meanwhile.
+    pub(super) fn cut(&mut self) -> Result<(), SourceError> {
+        if let Some((ToCut { new, old, .. }, _)) = &self.cut {
+            self.chunks = chunks_of(&self.file, new.clone(), average(old.length)?)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in the chunks that were asked for; none means that they cannot be had.
+    pub(super) fn chunks(&mut self, theirs: &[Chunk]) -> Result<(), SourceError> {
+        let Some((cut, segments)) = self.cut.take() else { return Ok(()) };
+        let length: u64 = theirs.iter().map(|chunk| u64::from(chunk.length)).sum();
+        if !theirs.is_empty() && length != cut.old.length {
+            return Err(SourceError::Peer("chunks do not cover what was to be cut".to_owned()));
+        }
+        self.futile = theirs.is_empty();
+        let ours = std::mem::take(&mut self.chunks);
+        let inside = layout::matched(&ours, cut.new.start, theirs, cut.old.offset);
+        self.plan = layout::with_gaps(&layout::recut(&segments, &cut, inside), self.old_length);
         Ok(())
     }
 
@@ -153,6 +169,9 @@ impl Source {
     pub(super) fn produce(&mut self) -> Result<(Vec<Op>, SourceNext), SourceError> {
         if let (true, Some(hash)) = (self.same, self.hash) {
             return Ok((Vec::new(), SourceNext::Same(hash)));
+        }
+        if let Some((cut, _)) = &self.cut {
+            return Ok((Vec::new(), SourceNext::Cut(cut.old)));
         }
         let mut ops = std::mem::take(&mut self.first_ops);
         let mut bytes = 0;
@@ -250,165 +269,9 @@ impl Source {
     }
 }
 
-/// Where each chunk of the old version stands.
-struct OldIndex {
-    offsets: HashMap<(ChunkId, u64), u64>,
-    at: HashMap<u64, (ChunkId, u64)>,
-    length: u64,
-}
-
-impl OldIndex {
-    fn new(old: Option<&Old>) -> Self {
-        let mut index = Self { offsets: HashMap::new(), at: HashMap::new(), length: 0 };
-        for chunk in old.map(|old| old.chunks.as_slice()).unwrap_or_default() {
-            let name = (chunk.id, u64::from(chunk.length));
-            index.offsets.entry(name).or_insert(index.length);
-            index.at.insert(index.length, name);
-            index.length += u64::from(chunk.length);
-        }
-        index
-    }
-
-    fn is_empty(&self) -> bool {
-        self.offsets.is_empty()
-    }
-
-    /// An offset of this chunk: `expected`, which continues what came before, if it stands there.
-    fn find(&self, id: ChunkId, length: u64, expected: Option<u64>) -> Option<u64> {
-        let name = (id, length);
-        expected.filter(|at| self.at.get(at) == Some(&name)).or_else(|| self.offsets.get(&name).copied())
-    }
-}
-
-/// Compares the content, as it goes by, with the blocks of a staged prefix.
-struct Prefix<'a> {
-    staged: Option<&'a Staged>,
-    block_bytes: u64,
-    block: Vec<u8>,
-    next: usize,
-    kept: u64,
-    broken: bool,
-}
-
-impl<'a> Prefix<'a> {
-    fn new(staged: Option<&'a Staged>) -> Self {
-        let block_bytes = staged.map_or(0, |staged| Staged::block_bytes(staged.length));
-        Self { staged, block_bytes, block: Vec::new(), next: 0, kept: 0, broken: staged.is_none() }
-    }
-
-    fn update(&mut self, mut bytes: &[u8]) {
-        while !self.broken && !bytes.is_empty() {
-            let due = self.due();
-            let room = usize::try_from(due - self.block.len() as u64).unwrap_or(usize::MAX);
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.block.extend_from_slice(now);
-            bytes = later;
-            if self.block.len() as u64 == due {
-                self.close_block();
-            }
-        }
-    }
-
-    /// The length of the block that is being filled.
-    fn due(&self) -> u64 {
-        let left = self.staged.map_or(0, |staged| staged.length) - self.kept;
-        left.min(self.block_bytes)
-    }
-
-    fn close_block(&mut self) {
-        let wanted = self.staged.and_then(|staged| staged.blocks.get(self.next));
-        if wanted == Some(&ChunkId::of(&self.block)) {
-            self.kept += self.block.len() as u64;
-            self.next += 1;
-            self.block.clear();
-        } else {
-            self.broken = true;
-        }
-        self.broken |= self.due() == 0;
-    }
-
-    /// How many bytes of the prefix are right.
-    fn finish(self) -> u64 {
-        self.kept
-    }
-}
-
-/// Joins neighbours that continue each other and leaves out the first `kept` bytes.
-fn merge(segments: Vec<Segment>, kept: u64) -> Vec<Segment> {
-    let mut merged: Vec<Segment> = Vec::new();
-    let mut at = 0;
-    for segment in segments {
-        let (Segment::Old { length, .. } | Segment::New { length, .. } | Segment::Gap { length, .. }) =
-            segment;
-        let cut = kept.saturating_sub(at).min(length);
-        at += length;
-        if cut == length {
-            continue;
-        }
-        match (merged.last_mut(), segment) {
-            (Some(Segment::Old { offset: last, length: so_far }), Segment::Old { offset, .. })
-                if *last + *so_far == offset =>
-            {
-                *so_far += length;
-            }
-            (Some(Segment::New { length: so_far, .. }), Segment::New { .. }) => *so_far += length,
-            (_, Segment::Old { offset, .. }) => {
-                merged.push(Segment::Old { offset: offset + cut, length: length - cut });
-            }
-            (_, Segment::New { offset, .. } | Segment::Gap { offset, .. }) => {
-                merged.push(Segment::New { offset: offset + cut, length: length - cut });
-            }
-        }
-    }
-    merged
-}
-
-/// Turns what has to be sent into gaps where the old version has something in the same place.
-fn with_gaps(segments: Vec<Segment>, old_length: u64) -> VecDeque<Segment> {
-    let mut plan = VecDeque::new();
-    // Where in the old version the last found chunk ends.
-    let mut old_end = 0;
-    for (index, segment) in segments.iter().enumerate() {
-        match *segment {
-            Segment::Old { offset, length } => {
-                old_end = offset + length;
-                plan.push_back(*segment);
-            }
-            Segment::New { offset, length } | Segment::Gap { offset, length, .. } => {
-                let next_start = match segments.get(index + 1) {
-                    Some(Segment::Old { offset, .. }) => *offset,
-                    _ => old_length,
-                };
-                let old = old_end..next_start.max(old_end);
-                if length < GAP_BYTES_MIN || old.is_empty() {
-                    plan.push_back(Segment::New { offset, length });
-                } else {
-                    plan.extend(gaps(offset, length, old));
-                }
-            }
-        }
-    }
-    plan
-}
-
-/// Cuts a gap into pieces that one delta can cover.
-fn gaps(offset: u64, length: u64, old: std::ops::Range<u64>) -> impl Iterator<Item = Segment> {
-    let old_length = old.end - old.start;
-    (0..length).step_by(NEW_BYTES_MAX).map(move |from| {
-        let piece = (length - from).min(NEW_BYTES_MAX as u64);
-        let (start, end) = if old_length <= OLD_BYTES_MAX as u64 {
-            (old.start, old.end)
-        } else {
-            let start = (old.start + from).saturating_sub(SLACK_BYTES).clamp(old.start, old.end);
-            (start, (old.start + from + piece + SLACK_BYTES).min(old.end))
-        };
-        if start >= end {
-            return Segment::New { offset: offset + from, length: piece };
-        }
-        // At most `OLD_BYTES_MAX`.
-        let window = Window { offset: start, length: (end - start) as u32 };
-        Segment::Gap { offset: offset + from, length: piece, window }
-    })
+/// How a stretch of this length is cut.
+fn average(length: u64) -> Result<Average, SourceError> {
+    Average::for_size(length).ok_or_else(|| SourceError::Peer("a stretch too long to be cut".to_owned()))
 }
 
 #[cfg(test)]
@@ -417,7 +280,6 @@ mod tests {
 
     use super::*;
     use crate::disk::stat::identity_of;
-    use crate::exchange::sink::chunks_of;
 
     #[test]
     fn a_file_that_grows_gives_no_more_than_was_offered() {
@@ -425,10 +287,13 @@ mod tests {
         file.write_all(&vec![7; 3_000_000]).unwrap();
         let identity = identity_of(&file).unwrap();
         file.rewind().unwrap();
-        let (old, _) = chunks_of(&file.try_clone().unwrap(), Average::for_size(0).unwrap()).unwrap();
+        let block = BlockSize::for_size(identity.size);
+        let outline =
+            outline(identity.size, block, |buffer, offset| file.read_exact_at(buffer, offset)).unwrap();
         file.write_all(&vec![8; 3_000_000]).unwrap();
         file.rewind().unwrap();
 
+        let old = Blocks { length: identity.size, ids: outline.ids };
         let want = Want { id: 0, staged: None, old: Some(old) };
         let mut source = Source::begin(file, identity, &want).unwrap();
         let mut made = 0;
@@ -438,6 +303,7 @@ mod tests {
             match next {
                 SourceNext::More => {}
                 SourceNext::Sign(_) => source.signatures(Vec::new()),
+                SourceNext::Cut(_) | SourceNext::Chunks => source.chunks(&[]).unwrap(),
                 SourceNext::End(_) | SourceNext::Same(_) => break,
             }
         }

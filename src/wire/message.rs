@@ -5,7 +5,8 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::content::chunk::{Average, CHUNKS_MAX, Chunk, ChunkId};
+use crate::content::blocks::{BLOCKS_MAX, BlockId, BlockSize};
+use crate::content::chunk::{Average, CHUNKS_MAX, Chunk};
 use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX};
 use crate::content::hash::Hash;
 use crate::monitor::Event;
@@ -18,8 +19,8 @@ use crate::tree::path::TreePath;
 /// their way, 3,000 files of 4 KiB; and a want takes some 100 bytes on each side.
 pub const WANTS_MAX: usize = 8192;
 
-/// Most bytes of wants without an answer, by [`Want::weight`]: chunk lists, mostly. A receiver stops asking at
-/// 4 MiB; the few wants that it prepares meanwhile weigh up to 1.4 MB each.
+/// Most bytes of wants without an answer, by [`Want::weight`]: names of blocks, mostly. A receiver stops asking
+/// at 4 MiB; the few wants that it prepares meanwhile weigh up to 1 MiB each.
 pub const WANTS_BYTES_MAX: usize = 10 << 20;
 
 /// Most files whose content is on its way in pieces at a time.
@@ -74,10 +75,10 @@ impl Subject {
 pub struct Want {
     /// Which.
     pub id: u32,
-    /// What an earlier run staged of it.
-    pub staged: Option<Staged>,
-    /// The chunks of the version that is there now.
-    pub old: Option<Old>,
+    /// What an earlier run staged of it: a prefix.
+    pub staged: Option<Blocks>,
+    /// The version that is there now.
+    pub old: Option<Blocks>,
 }
 
 impl Want {
@@ -90,35 +91,27 @@ impl Want {
     /// About how many bytes the want takes in a message.
     #[must_use]
     pub fn weight(&self) -> usize {
-        8 + self.staged.as_ref().map_or(0, |staged| 10 + staged.blocks.len() * 16)
-            + self.old.as_ref().map_or(0, |old| 8 + old.chunks.len() * 19)
+        let blocks = [&self.staged, &self.old].into_iter().flatten();
+        8 + blocks.map(|blocks| 10 + blocks.ids.len() * size_of::<BlockId>()).sum::<usize>()
     }
-}
 
-/// A staged prefix of a content, in blocks of [`Staged::block_bytes`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Staged {
-    /// Bytes staged.
-    pub length: u64,
-    /// Names of the blocks, of which the last may be short.
-    pub blocks: Vec<ChunkId>,
-}
-
-impl Staged {
-    /// Length of the blocks of a staged prefix: a megabyte, more where that gave over 8,192 blocks.
+    /// Whether it names the blocks that a file of `size` bytes has.
     #[must_use]
-    pub fn block_bytes(length: u64) -> u64 {
-        (length / 8192).max(1 << 20).next_power_of_two()
+    pub fn fits(&self, size: u64) -> bool {
+        [&self.staged, &self.old]
+            .into_iter()
+            .flatten()
+            .all(|blocks| BlockSize::for_size(size).count(blocks.length.min(size)) == blocks.ids.len() as u64)
     }
 }
 
-/// The chunks of an old version.
+/// What a receiver has of a file, in blocks of the [`BlockSize`] for the wanted size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Old {
-    /// How it was cut.
-    pub average: Average,
-    /// The chunks in order.
-    pub chunks: Vec<Chunk>,
+pub struct Blocks {
+    /// Its length in bytes.
+    pub length: u64,
+    /// The blocks of as much of it as the wanted file is long.
+    pub ids: Vec<BlockId>,
 }
 
 /// A stretch of an old version that is to be signed.
@@ -128,6 +121,15 @@ pub struct Window {
     pub offset: u64,
     /// Its length in bytes, at most [`OLD_BYTES_MAX`].
     pub length: u32,
+}
+
+/// A long stretch of an old version, beyond what one signature can cover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stretch {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub length: u64,
 }
 
 /// A step in making a new content.
@@ -285,6 +287,20 @@ pub enum Message {
         /// One for each window.
         signatures: Vec<ByteBuf>,
     },
+    /// S: cut a stretch of the old version into content-defined chunks, with the [`Average`] for its length.
+    CutRequest {
+        /// Of which file.
+        id: u32,
+        /// The stretch.
+        stretch: Stretch,
+    },
+    /// R: the chunks in order; none if the old version cannot be read any more.
+    Chunks {
+        /// Of which file.
+        id: u32,
+        /// The chunks.
+        chunks: Vec<Chunk>,
+    },
     /// S: the next steps of one file.
     Pieces {
         /// Which file.
@@ -360,6 +376,10 @@ impl Message {
                 windows.len() <= WINDOWS_MAX && windows.iter().all(window_is_within_limits)
             }
             Self::Signatures { signatures, .. } => signatures.len() <= WINDOWS_MAX,
+            Self::CutRequest { stretch: Stretch { offset, length }, .. } => {
+                is_stretch(*offset, *length) && Average::for_size(*length).is_some()
+            }
+            Self::Chunks { chunks, .. } => chunks.len() <= CHUNKS_MAX,
             Self::Pieces { ops, .. } => {
                 ops.len() <= LIST_MAX
                     && ops.iter().all(|op| match op {
@@ -406,14 +426,10 @@ fn event_is_within_limits(event: &Event) -> bool {
     }
 }
 
+/// Whether it is what any file could have; [`Want::fits`] tells whether it is what this one has.
 fn want_is_within_limits(want: &Want) -> bool {
-    let staged_fits = want.staged.as_ref().is_none_or(|staged| {
-        staged.length.div_ceil(Staged::block_bytes(staged.length)) == staged.blocks.len() as u64
-    });
-    let old_fits = want.old.as_ref().is_none_or(|old| {
-        old.average.is_valid()
-            && old.chunks.len() <= CHUNKS_MAX
-            && old.chunks.iter().all(|chunk| old.average.allows(chunk))
-    });
-    staged_fits && old_fits
+    [&want.staged, &want.old]
+        .into_iter()
+        .flatten()
+        .all(|blocks| blocks.length <= SIZE_MAX && blocks.ids.len() as u64 <= BLOCKS_MAX)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use super::tree::{Node, Tree, What, manifest, remove_with_all_below, time};
+use crate::content::blocks::{BlockSize, outline};
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::Hash;
@@ -17,7 +18,7 @@ use crate::tree::entry::{Kind, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::wire::message::{AbortKind, Old, Op, Staged, Subject, Want, Window};
+use crate::wire::message::{AbortKind, Blocks, Op, Stretch, Subject, Want, Window};
 
 /// Small, so that a file travels in many pieces.
 const PIECE_BYTES: usize = 24 << 10;
@@ -55,7 +56,11 @@ struct Stream {
     signed: bool,
     signature: Option<Vec<u8>>,
     same: bool,
+    to_cut: Option<u64>,
 }
+
+/// An old version of so many bytes is cut into chunks.
+const CUT_BYTES_MIN: u32 = 100_000;
 
 impl Source {
     pub(super) fn new(tree: Tree) -> Self {
@@ -119,7 +124,7 @@ impl Source {
     fn read(&mut self, want: &Want) -> Result<ReadFile, Fault> {
         let content = self.content(want.id)?;
         let hash = Hash::of(&content);
-        let same = want.old.as_ref().is_some_and(|old| old.chunks == chunks(&content).chunks);
+        let same = want.old.as_ref().is_some_and(|old| *old == blocks(&content, content.len()));
         let (data, hash) = match self.lie(want.id) {
             Some(Lie::Same) => (None, Hash::of(b"a lie")),
             Some(Lie::Hash) => (Some(content.to_vec()), Hash::of(b"a lie")),
@@ -139,6 +144,8 @@ impl Source {
                 let stream = self.streams.get_mut(&id).unwrap();
                 (stream.signed, stream.signature) = (true, signatures.into_iter().next());
             }
+            SourceStep::Cut => return Ok((Vec::new(), SourceNext::Chunks)),
+            SourceStep::Chunks(theirs) => self.streams.get_mut(&id).unwrap().continue_at(&theirs),
             SourceStep::More => {}
         }
         self.content(id)?;
@@ -163,6 +170,7 @@ impl Stream {
             signed: false,
             signature: None,
             same: false,
+            to_cut: None,
         };
         if let Some(staged) = &want.staged {
             let kept = stream.matching(staged);
@@ -172,13 +180,12 @@ impl Stream {
             }
         }
         if let Some(old) = &want.old {
-            let length: u64 = old.chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
-            let length = u32::try_from(length).unwrap_or(u32::MAX);
-            stream.same = stream.at == 0 && old.chunks == chunks(&stream.content).chunks;
+            let length = u32::try_from(old.length).unwrap_or(u32::MAX);
+            stream.same = stream.at == 0 && *old == blocks(&stream.content, stream.content.len());
             stream.window = (length > 0).then_some(Window { offset: 0, length });
-            let new = chunks(&stream.content).chunks;
-            let shared = new.iter().zip(&old.chunks).take_while(|(new, old)| new == old);
-            let shared: usize = shared.map(|(chunk, _)| chunk.length as usize).sum();
+            // Any stretch would do; the engines do not look at it.
+            stream.to_cut = (length > CUT_BYTES_MIN && !stream.same).then_some(old.length);
+            let shared = stream.matching(old);
             if stream.at == 0 && shared > 0 {
                 stream.at = shared;
                 stream.ops.push(Op::Copy { offset: 0, length: shared as u64 });
@@ -187,16 +194,32 @@ impl Stream {
         stream
     }
 
-    fn matching(&self, staged: &Staged) -> usize {
-        let block_bytes = Staged::block_bytes(staged.length) as usize;
-        let Some(start) = self.content.get(..staged.length as usize) else { return 0 };
-        let blocks = start.chunks(block_bytes).zip(&staged.blocks);
-        blocks.take_while(|(block, id)| ChunkId::of(block) == **id).map(|(block, _)| block.len()).sum()
+    /// Takes over what it has in common with the old version's chunks.
+    fn continue_at(&mut self, theirs: &[Chunk]) {
+        self.to_cut = None;
+        let ours = chunks(&self.content);
+        let shared = ours.iter().zip(theirs).take_while(|(ours, theirs)| ours == theirs);
+        let shared: usize = shared.map(|(chunk, _)| chunk.length as usize).sum();
+        if self.at == 0 && shared > 0 {
+            self.at = shared;
+            self.ops.push(Op::Copy { offset: 0, length: shared as u64 });
+        }
+    }
+
+    /// How many bytes the beginning has in common with this, in whole blocks of it.
+    fn matching(&self, other: &Blocks) -> usize {
+        let size = self.content.len();
+        let beginning = self.content.get(..other.length as usize).unwrap_or(&self.content);
+        let same = blocks(beginning, size).ids.iter().zip(&other.ids).take_while(|(a, b)| a == b).count();
+        (same * BlockSize::for_size(size as u64).bytes() as usize).min(beginning.len())
     }
 
     fn produce(&mut self, piece_bytes: usize) -> Result<(Vec<Op>, SourceNext), Fault> {
         if self.same {
             return Ok((Vec::new(), SourceNext::Same(Hash::of(&self.content))));
+        }
+        if let Some(length) = self.to_cut {
+            return Ok((Vec::new(), SourceNext::Cut(Stretch { offset: 0, length })));
         }
         let mut ops = std::mem::take(&mut self.ops);
         if let (Some(window), false) = (self.window, self.signed || self.at == self.content.len()) {
@@ -281,6 +304,7 @@ impl Target {
             Work::SignWindows { id, at, windows } => {
                 Outcome::SignWindows(id, self.sign_windows(at, &windows))
             }
+            Work::Cut { id, at, stretch } => Outcome::Cut(id, self.cut(at, stretch).ok_or_else(corrupt)),
             Work::Store(files) => Outcome::Store(files.into_iter().map(|file| self.store(file)).collect()),
             Work::Sink { id, at, ops, end } => Outcome::Sink(id, self.sink(id, at, ops, end)),
             Work::Copy(files) => Outcome::Copy(files.into_iter().map(|file| self.copy(file)).collect()),
@@ -324,14 +348,16 @@ impl Target {
 
     fn sign(&self, id: u32, at: Option<u32>) -> (Want, Option<Hash>) {
         let staged = self.staged.get(&self.wanted(id).path).filter(|bytes| !bytes.is_empty());
-        let staged = staged.map(|bytes| {
-            let length = bytes.len() as u64;
-            let blocks = bytes.chunks(Staged::block_bytes(length) as usize).map(ChunkId::of).collect();
-            Staged { length, blocks }
-        });
+        let size = self.wanted(id).size() as usize;
+        let staged = staged.map(|bytes| blocks(bytes, size));
         let old = at.and_then(|at| self.old(at));
-        let want = Want { id, staged, old: old.as_ref().map(|content| chunks(content)) };
+        let want = Want { id, staged, old: old.as_ref().map(|content| blocks(content, size)) };
         (want, old.map(|content| Hash::of(&content)))
+    }
+
+    fn cut(&self, at: u32, stretch: Stretch) -> Option<Vec<Chunk>> {
+        let (offset, length) = (usize::try_from(stretch.offset).ok()?, usize::try_from(stretch.length).ok()?);
+        self.old(at)?.get(offset..offset.checked_add(length)?).map(chunks)
     }
 
     fn sign_windows(&self, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
@@ -495,12 +521,23 @@ fn window_of(old: &[u8], window: Window) -> Option<&[u8]> {
     old.get(offset..offset.checked_add(window.length as usize)?)
 }
 
-fn chunks(content: &[u8]) -> Old {
-    let average = Average::for_size(content.len() as u64).unwrap();
+fn chunks(content: &[u8]) -> Vec<Chunk> {
     let mut chunks = Vec::new();
-    chunk::cut(content, average, |bytes| {
+    chunk::cut(content, Average::for_size(content.len() as u64).unwrap(), |bytes| {
         chunks.push(Chunk { length: bytes.len() as u32, id: ChunkId::of(bytes) });
     })
     .unwrap();
-    Old { average, chunks }
+    chunks
+}
+
+/// The blocks of what there is of a content of `size` bytes.
+fn blocks(content: &[u8], size: usize) -> Blocks {
+    let read_at = |buffer: &mut [u8], offset: u64| {
+        let offset = offset as usize;
+        buffer.copy_from_slice(&content[offset..offset + buffer.len()]);
+        Ok(())
+    };
+    let seen = content.len().min(size) as u64;
+    let outline = outline(seen, BlockSize::for_size(size as u64), read_at).unwrap();
+    Blocks { length: content.len() as u64, ids: outline.ids }
 }

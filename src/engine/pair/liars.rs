@@ -5,13 +5,14 @@ use serde_bytes::ByteBuf;
 use super::disk::{Source, Target};
 use super::tree::{Dice, Tree, directory, file, link, manifest, path, time, tree};
 use super::{RECEIVER, SENDER, Side};
-use crate::content::chunk::{Average, Chunk, ChunkId};
+use crate::content::blocks::BlockId;
+use crate::content::chunk::{Chunk, ChunkId};
 use crate::content::hash::Hash;
 use crate::engine::{Config, Input, Outcome, Receiver, Sender, Work};
 use crate::monitor::Event;
 use crate::tree::filter::IgnoreFile;
 use crate::wire::message::{
-    AbortKind, Body, Message, Old, Op, STREAMS_MAX, Staged, Subject, Tally, WANTS_MAX, Want, Window,
+    AbortKind, Blocks, Body, Message, Op, STREAMS_MAX, Stretch, Subject, Tally, WANTS_MAX, Want, Window,
 };
 
 // The files of `offered`, by id.
@@ -114,7 +115,7 @@ impl Victim {
             return victim;
         }
         victim.end_all();
-        victim.hear(Message::Wants(vec![want_with_old(UPDATED, 1)]));
+        victim.hear(Message::Wants(vec![want_with_old(UPDATED)]));
         victim.end_all();
         assert!(matches!(victim.said.last(), Some(Message::SignRequest { id: UPDATED, .. })));
         victim
@@ -219,10 +220,20 @@ pub(super) fn pieces(id: u32, length: usize, end: bool) -> Message {
     Message::Pieces { id, ops: vec![Op::Data(ByteBuf::from(data))], end }
 }
 
-fn want_with_old(id: u32, chunk_count: usize) -> Want {
-    let chunk = Chunk { length: 1000, id: ChunkId::of(b"chunk") };
-    let old = Old { average: Average::for_size(0).unwrap(), chunks: vec![chunk; chunk_count] };
-    Want { id, staged: None, old: Some(old) }
+fn blocks(length: u64, count: usize) -> Blocks {
+    Blocks { length, ids: vec![BlockId::of(0, b"block"); count] }
+}
+
+fn want_with_old(id: u32) -> Want {
+    Want { id, staged: None, old: Some(blocks(1000, 1)) }
+}
+
+fn cut_request(id: u32) -> Message {
+    Message::CutRequest { id, stretch: Stretch { offset: 0, length: 10 } }
+}
+
+fn chunks(id: u32) -> Message {
+    Message::Chunks { id, chunks: vec![Chunk { length: 10, id: ChunkId::of(b"chunk") }] }
 }
 
 fn sign_request(id: u32) -> Message {
@@ -241,6 +252,8 @@ fn every_kind() -> Vec<(&'static str, Message)> {
         ("Files", Message::Files(vec![(SMALL, whole(b"small"))])),
         ("SignRequest", sign_request(UPDATED)),
         ("Signatures", Message::Signatures { id: UPDATED, signatures: vec![ByteBuf::from(vec![0; 48])] }),
+        ("CutRequest", cut_request(UPDATED)),
+        ("Chunks", chunks(UPDATED)),
         ("Pieces", pieces(LARGE, 1000, false)),
         ("Finished", Message::Finished(Tally::default())),
         ("Note", Message::Note(Event::Excluded { entries: 1 })),
@@ -260,9 +273,9 @@ fn every_message_out_of_turn_breaks_the_protocol() {
     let receivers = [
         (Stage::Fresh, &["Note", "Subject", "Ignores", "Entries"][..]),
         (Stage::Listing, &["Note", "Ignores", "Entries", "Offered"]),
-        (Stage::Offered, &["Note", "Files", "SignRequest", "Pieces"]),
-        (Stage::Content, &["Note", "Files", "SignRequest", "Pieces"]),
-        (Stage::Streaming, &["Note", "Files", "SignRequest", "Pieces"]),
+        (Stage::Offered, &["Note", "Files", "SignRequest", "CutRequest", "Pieces"]),
+        (Stage::Content, &["Note", "Files", "SignRequest", "CutRequest", "Pieces"]),
+        (Stage::Streaming, &["Note", "Files", "SignRequest", "CutRequest", "Pieces"]),
         (Stage::Late, &["Note"]),
     ];
     for (which, table) in [(SENDER, senders), (RECEIVER, receivers)] {
@@ -355,6 +368,9 @@ fn a_sender_cannot_make_a_receiver_take_what_it_did_not_ask_for() {
             ("more kept than there is to be", vec![of_small(vec![Op::Keep { length: 6 }])]),
             ("signatures of what has no old version", vec![sign_request(SMALL)]),
             ("signatures of what is there", vec![sign_request(SAME)]),
+            ("chunks of what has no old version", vec![cut_request(SMALL)]),
+            ("chunks of what is there", vec![cut_request(SAME)]),
+            ("chunks twice", vec![cut_request(UPDATED), cut_request(UPDATED)]),
             (
                 "signatures of what is given",
                 vec![files(&[(UPDATED, whole(&[1; UPDATED_BYTES]))]), sign_request(UPDATED)],
@@ -488,6 +504,55 @@ fn signatures_are_taken_once_and_in_the_number_that_was_asked_for() {
     }
 }
 
+/// A sender that waits for the chunks of a large old version; `cuts` is whether it still cuts its own.
+fn cutting(cuts: bool) -> Victim {
+    let mut victim = Victim::at(SENDER, Stage::Offered);
+    let old = blocks(200_000, 13);
+    victim.hear(Message::Wants(vec![Want { id: LARGE, staged: None, old: Some(old) }]));
+    victim.end_one();
+    assert!(matches!(victim.said.last(), Some(Message::CutRequest { id: LARGE, .. })));
+    if !cuts {
+        victim.end_all();
+    }
+    victim
+}
+
+#[test]
+fn chunks_are_taken_once_before_or_after_the_own_ones_are_there() {
+    for cuts in [true, false] {
+        let mut victim = cutting(cuts);
+        victim.hear(chunks(LARGE));
+        victim.end_all();
+        assert!(matches!(victim.said.last(), Some(Message::SignRequest { id: LARGE, .. })), "{cuts}");
+
+        for (claim, second) in [("twice", chunks(LARGE)), ("of no file", chunks(99))] {
+            let mut victim = cutting(cuts);
+            victim.hear(chunks(LARGE));
+            assert!(victim.side.done.is_none());
+            victim.hear(second);
+            assert!(victim.is_offended(), "{claim}");
+        }
+        let mut victim = cutting(cuts);
+        victim.hear(Message::Signatures { id: LARGE, signatures: Vec::new() });
+        assert!(victim.is_offended(), "signatures instead");
+    }
+}
+
+#[test]
+fn a_want_names_the_blocks_that_the_file_can_have() {
+    let want = |staged, old| Message::Wants(vec![Want { id: UPDATED, staged, old }]);
+    for (length, count) in [(0, 0), (1, 1), (16 << 10, 1), ((16 << 10) + 1, 2), (u64::MAX >> 1, 2)] {
+        let mut victim = Victim::at(SENDER, Stage::Offered);
+        victim.hear(want(Some(blocks(length, count)), Some(blocks(length, count))));
+        assert!(victim.side.done.is_none(), "{length}");
+        for count in [count + 1, count.wrapping_sub(1)].into_iter().filter(|&count| count < 100) {
+            let wrong = || Some(blocks(length, count));
+            offend(SENDER, Stage::Offered, "of what is staged", vec![want(wrong(), None)]);
+            offend(SENDER, Stage::Offered, "of the old version", vec![want(None, wrong())]);
+        }
+    }
+}
+
 #[test]
 fn a_receiver_cannot_leave_more_wants_open_than_allowed() {
     let source: Tree = (0..=WANTS_MAX).map(|n| (path(&format!("{n:05}")), file(b""))).collect();
@@ -501,15 +566,16 @@ fn a_receiver_cannot_leave_more_wants_open_than_allowed() {
 }
 
 #[test]
-fn a_receiver_cannot_make_a_sender_hold_chunk_lists_without_end() {
-    let source: Tree = (0..100).map(|n| (path(&format!("{n:05}")), file(&[1; 17_000]))).collect();
+fn a_receiver_cannot_make_a_sender_hold_names_of_blocks_without_end() {
+    let megabyte = file(&vec![1; 1 << 20]);
+    let source: Tree = (0..WANTS_MAX).map(|n| (path(&format!("{n:05}")), megabyte.clone())).collect();
     let mut victim = Victim::sender(&Config::default(), source);
     victim.end_one();
     victim.end_one();
     let mut held = 0;
-    for id in 0..100 {
-        let mut want = want_with_old(id, 1 << 16);
-        want.staged = Some(Staged { length: 0, blocks: Vec::new() });
+    for id in 0..WANTS_MAX as u32 {
+        let all = || Some(blocks(1 << 20, 64));
+        let want = Want { id, staged: all(), old: all() };
         held += want.weight();
         victim.hear(Message::Wants(vec![want]));
         if victim.is_offended() {

@@ -9,11 +9,12 @@ use serde_bytes::ByteBuf;
 use super::liars::{STAGES, Victim, offered, subject};
 use super::tree::manifest;
 use super::{RECEIVER, SENDER, content_of_work};
-use crate::content::chunk::{Average, Chunk, ChunkId};
+use crate::content::blocks::{BlockId, BlockSize};
+use crate::content::chunk::{Chunk, ChunkId};
 use crate::content::hash::Hash;
 use crate::monitor::{Event, Problem, Trouble};
 use crate::tree::filter::IgnoreFile;
-use crate::wire::message::{AbortKind, Body, Message, Old, Op, Staged, Tally, Want, Window};
+use crate::wire::message::{AbortKind, Blocks, Body, Message, Op, Stretch, Tally, Want, Window};
 
 fn id() -> impl Strategy<Value = u32> + Clone {
     prop_oneof![8 => 0_u32..7, 1 => any::<u32>()]
@@ -38,18 +39,17 @@ fn window() -> impl Strategy<Value = Window> + Clone {
 }
 
 fn want() -> impl Strategy<Value = Want> {
-    let staged = number().prop_map(|length| {
-        let blocks = length.div_ceil(Staged::block_bytes(length));
-        Staged { length, blocks: vec![ChunkId::of(b""); blocks as usize] }
+    // As many blocks as one of the files has, or as many as it likes.
+    let blocks = (number(), proptest::option::weighted(0.2, 0_u64..5)).prop_map(|(length, count)| {
+        let count = count.unwrap_or(BlockSize::for_size(0).count(length.min(20_000)));
+        Blocks { length, ids: vec![BlockId::of(0, b"block"); count as usize] }
     });
-    let chunk = (number(), bytes())
-        .prop_map(|(length, bytes)| Chunk { length: length as u32, id: ChunkId::of(&bytes) });
-    let old = vec(chunk, 0..4).prop_map(|chunks| Old { average: Average::for_size(0).unwrap(), chunks });
-    (id(), proptest::option::of(staged), proptest::option::of(old)).prop_map(|(id, staged, old)| Want {
-        id,
-        staged,
-        old,
-    })
+    (id(), proptest::option::of(blocks.clone()), proptest::option::of(blocks))
+        .prop_map(|(id, staged, old)| Want { id, staged, old })
+}
+
+fn chunk() -> impl Strategy<Value = Chunk> + Clone {
+    number().prop_map(|length| Chunk { length: length as u32, id: ChunkId::of(b"chunk") })
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -88,6 +88,10 @@ fn message() -> Union<BoxedStrategy<Message>> {
         (id(), vec(bytes(), 0..3))
             .prop_map(|(id, signatures)| Message::Signatures { id, signatures })
             .boxed(),
+        (id(), number(), number())
+            .prop_map(|(id, offset, length)| Message::CutRequest { id, stretch: Stretch { offset, length } })
+            .boxed(),
+        (id(), vec(chunk(), 0..4)).prop_map(|(id, chunks)| Message::Chunks { id, chunks }).boxed(),
         (id(), vec(op(), 0..4), proptest::option::of(hash()))
             .prop_map(|(id, ops, end)| Message::Pieces { id, ops, end })
             .boxed(),

@@ -10,7 +10,7 @@ use super::{Phase, Receiver};
 use crate::content::hash::Hash;
 use crate::engine::work::{CopiedFile, Fault, SmallFile, Work};
 use crate::monitor::{Event, Problem, Trouble};
-use crate::wire::message::{AbortKind, Body, Message, Op, STREAMS_MAX, Want, Window};
+use crate::wire::message::{AbortKind, Body, Message, Op, STREAMS_MAX, Stretch, Want, Window};
 
 /// Most bytes of content that wait for the disk before messages have to wait.
 pub(super) const HELD_BYTES_MAX: usize = 8 << 20;
@@ -34,6 +34,8 @@ fn held_bytes(ops: &[Op]) -> usize {
 pub(super) struct Ask {
     weight: usize,
     basis: Option<Basis>,
+    /// Its basis was cut already: that is asked for once.
+    was_cut: bool,
     /// Everything of it has arrived, and a work on it is under way: the sender has no more to say of it.
     given: bool,
 }
@@ -43,8 +45,8 @@ pub(super) struct Ask {
 pub(super) struct Basis {
     /// A position in the present manifest.
     at: u32,
-    /// The hash of its content, to check the answer "the same".
-    hash: Hash,
+    /// The hash of its content, to check the answer "the same"; `None` if that cannot be, as it is longer.
+    hash: Option<Hash>,
     /// Whether it is another file than the one in whose place the new one goes.
     elsewhere: bool,
 }
@@ -89,8 +91,8 @@ impl Receiver {
         let fetch = self.signing.remove(&id);
         match result {
             Ok((want, hash)) => {
-                let basis = fetch
-                    .and_then(|fetch| Some(Basis { at: fetch.at?, hash: hash?, elsewhere: fetch.elsewhere }));
+                let basis =
+                    fetch.and_then(|fetch| Some(Basis { at: fetch.at?, hash, elsewhere: fetch.elsewhere }));
                 self.want(want, basis);
             }
             // What cannot be read cannot serve as basis; the content comes whole.
@@ -102,7 +104,7 @@ impl Receiver {
     fn want(&mut self, want: Want, basis: Option<Basis>) {
         let weight = want.weight();
         self.window.open(weight);
-        self.asked.insert(want.id, Ask { weight, basis, given: false });
+        self.asked.insert(want.id, Ask { weight, basis, was_cut: false, given: false });
         if self.batch_bytes + weight > BATCH_BYTES {
             self.send_batch();
         }
@@ -118,15 +120,32 @@ impl Receiver {
     }
 
     pub(super) fn sign_request(&mut self, id: u32, windows: Vec<Window>) {
+        if let Some(at) = self.basis_to_look_at(id) {
+            self.desk.start(Work::SignWindows { id, at, windows });
+        }
+    }
+
+    pub(super) fn cut_request(&mut self, id: u32, stretch: Stretch) {
+        let Some(at) = self.basis_to_look_at(id) else { return };
+        if self.asked.get_mut(&id).is_some_and(|ask| std::mem::replace(&mut ask.was_cut, true)) {
+            return self.desk.protocol_error("an old version is to be cut twice");
+        }
+        self.desk.start(Work::Cut { id, at, stretch });
+    }
+
+    /// The basis that the sender asks to look at closer; counts the look.
+    fn basis_to_look_at(&mut self, id: u32) -> Option<u32> {
         let basis = self.asked.get(&id).filter(|ask| !ask.given).and_then(|ask| ask.basis);
         let Some(Basis { at, .. }) = basis else {
-            return self.desk.protocol_error("signatures are asked for where there is no old version");
+            self.desk.protocol_error("a look at an old version is asked for where there is none");
+            return None;
         };
         self.signs += 1;
         if self.signs > SIGNS_MAX + STREAMS_MAX {
-            return self.desk.protocol_error("too many signatures are asked for at once");
+            self.desk.protocol_error("too many looks at old versions are asked for at once");
+            return None;
         }
-        self.desk.start(Work::SignWindows { id, at, windows });
+        Some(at)
     }
 
     // Answers.
@@ -152,7 +171,7 @@ impl Receiver {
                     self.desk.progress(Event::Moved { bytes: data.len() as u64 });
                     store.push(SmallFile { id, hash, data: data.into_vec() });
                 }
-                Body::Same { hash } if basis.is_some_and(|basis| basis.hash == hash) => {
+                Body::Same { hash } if basis.is_some_and(|basis| basis.hash == Some(hash)) => {
                     self.tally.matched_bytes += self.size(id);
                     self.desk.progress(Event::Matched { bytes: self.size(id) });
                     match basis {

@@ -1,0 +1,284 @@
+//! Aligned blocks of a content, named by the inner nodes of BLAKE3's tree (section 2.1 of its paper).
+//!
+//! The nodes are by-products of the hash that verifies the whole, so naming blocks costs nothing, and since
+//! each can be found alone, several threads share the work. Two versions of a file that was edited in place or
+//! appended to, as most large ones are, differ in few of them. A node depends on where its block lies: what was
+//! moved by an insertion is found by [`chunk`](crate::content::chunk) instead.
+
+use std::io;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+use serde::{Deserialize, Serialize};
+
+use crate::content::hash::Hash;
+
+/// Most blocks of one content: half a megabyte of names.
+pub const BLOCKS_MAX: u64 = 1 << 15;
+
+/// Shortest block in bytes.
+const BLOCK_BYTES_MIN: u64 = 16 << 10;
+
+/// Most threads on one content. Two hash faster than most disks read.
+const THREADS_MAX: usize = 4;
+
+/// What a thread has to do at least, in bytes, to be worth its start.
+const THREAD_BYTES_MIN: u64 = 4 << 20;
+
+/// What is read at a time.
+const READ_BYTES: u64 = 256 << 10;
+
+/// The first 16 bytes of a block's node: enough to find equal blocks (what is found is still verified by the
+/// whole hash), and half of what a list costs to send.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct BlockId([u8; 16]);
+
+impl BlockId {
+    /// The name of a block with this content that begins at `offset`, a multiple of the block size. Nothing
+    /// has no name that is ever used.
+    #[must_use]
+    pub fn of(offset: u64, bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            return Self([0; 16]);
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.set_input_offset(offset).update(bytes);
+        Self::short(&hasher.finalize_non_root())
+    }
+
+    fn short(node: &Node) -> Self {
+        let mut id = [0; 16];
+        id.copy_from_slice(node.split_at(16).0);
+        Self(id)
+    }
+}
+
+impl std::fmt::Debug for BlockId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A chaining value.
+type Node = [u8; 32];
+
+/// How long blocks are: a power of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockSize(u64);
+
+impl BlockSize {
+    /// The block size for a content of `size` bytes: 8·√size, as a power of two. A list of names costs
+    /// 16 bytes a block, an edit the signature of a block (12 bytes for 1 KiB): so that both are cheap from a
+    /// megabyte (1 KB and 200 B) to a terabyte.
+    #[must_use]
+    pub fn for_size(size: u64) -> Self {
+        let balanced = size.isqrt().saturating_mul(8);
+        let fewest = size.div_ceil(BLOCKS_MAX);
+        Self(balanced.max(fewest).max(BLOCK_BYTES_MIN).next_power_of_two())
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+
+    /// How many blocks `length` bytes have, the last of which may be short.
+    #[must_use]
+    pub fn count(self, length: u64) -> u64 {
+        length.div_ceil(self.0)
+    }
+}
+
+/// The blocks of a content, or of its beginning, and the hash of all of that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outline {
+    /// The blocks' names, in order.
+    pub ids: Vec<BlockId>,
+    /// The hash.
+    pub hash: Hash,
+}
+
+/// Finds the blocks and the hash of `length` bytes, which `read_at` reads: it is to fill what it is given from
+/// an offset on, and is called from several threads.
+///
+/// # Errors
+/// What `read_at` gives.
+pub fn outline(
+    length: u64,
+    block: BlockSize,
+    read_at: impl Fn(&mut [u8], u64) -> io::Result<()> + Sync,
+) -> io::Result<Outline> {
+    let count = block.count(length);
+    if count <= 1 {
+        let hasher = hash_block(0, length, &read_at)?;
+        let ids = if count == 0 { Vec::new() } else { vec![BlockId::short(&hasher.finalize_non_root())] };
+        return Ok(Outline { ids, hash: Hash::from_bytes(*hasher.finalize().as_bytes()) });
+    }
+    let next = AtomicU64::new(0);
+    let work = || -> io::Result<Vec<(u64, Node)>> {
+        let mut nodes = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return Ok(nodes);
+            }
+            let offset = index * block.0;
+            let hasher = hash_block(offset, block.0.min(length - offset), &read_at)?;
+            nodes.push((index, hasher.finalize_non_root()));
+        }
+    };
+    let mut nodes = thread::scope(|scope| {
+        let others: Vec<_> = (1..threads(length)).map(|_| scope.spawn(&work)).collect();
+        let mut nodes = work()?;
+        for other in others {
+            nodes.extend(other.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?);
+        }
+        io::Result::Ok(nodes)
+    })?;
+    nodes.sort_unstable_by_key(|&(index, _)| index);
+    let nodes: Vec<Node> = nodes.into_iter().map(|(_, node)| node).collect();
+    let hash = Hash::from_bytes(*root(&nodes).as_bytes());
+    Ok(Outline { ids: nodes.iter().map(BlockId::short).collect(), hash })
+}
+
+/// The name of the block of `length` bytes that begins at `offset`, a multiple of the block size.
+///
+/// # Errors
+/// What `read_at` gives, which is as for [`outline`].
+pub fn block_id(
+    offset: u64,
+    length: u64,
+    read_at: impl Fn(&mut [u8], u64) -> io::Result<()>,
+) -> io::Result<BlockId> {
+    Ok(BlockId::short(&hash_block(offset, length, read_at)?.finalize_non_root()))
+}
+
+/// How many threads share the work.
+fn threads(length: u64) -> usize {
+    let worth = usize::try_from(length / THREAD_BYTES_MIN).unwrap_or(THREADS_MAX);
+    let there = thread::available_parallelism().map_or(1, NonZero::get);
+    worth.min(there).clamp(1, THREADS_MAX)
+}
+
+fn hash_block(
+    offset: u64,
+    length: u64,
+    read_at: impl Fn(&mut [u8], u64) -> io::Result<()>,
+) -> io::Result<blake3::Hasher> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(offset);
+    // At most `READ_BYTES`.
+    let mut buffer = vec![0; length.min(READ_BYTES) as usize];
+    let mut at = 0;
+    while at < length {
+        let now = (length - at).min(READ_BYTES) as usize;
+        let piece = buffer.get_mut(..now).unwrap_or_default();
+        read_at(piece, offset + at)?;
+        hasher.update(piece);
+        at += now as u64;
+    }
+    Ok(hasher)
+}
+
+/// The root above two or more blocks' nodes. Each left subtree is the largest complete one that leaves
+/// something for the right one.
+fn root(nodes: &[Node]) -> blake3::Hash {
+    let (left, right) = nodes.split_at(left_count(nodes.len()));
+    merge_subtrees_root(&inner(left), &inner(right), Mode::Hash)
+}
+
+fn inner(nodes: &[Node]) -> Node {
+    match nodes {
+        [node] => *node,
+        _ => {
+            let (left, right) = nodes.split_at(left_count(nodes.len()));
+            merge_subtrees_non_root(&inner(left), &inner(right), Mode::Hash)
+        }
+    }
+}
+
+/// The largest power of two below `count`, which is at least two.
+fn left_count(count: usize) -> usize {
+    count.div_ceil(2).next_power_of_two()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    fn outline_of(content: &[u8], block: BlockSize) -> Outline {
+        let read_at = |buffer: &mut [u8], offset: u64| {
+            let offset = offset as usize;
+            buffer.copy_from_slice(&content[offset..offset + buffer.len()]);
+            Ok(())
+        };
+        outline(content.len() as u64, block, read_at).unwrap()
+    }
+
+    #[test]
+    fn the_hash_is_the_one_of_the_whole_content() {
+        let content = noise(9 << 20);
+        let block = BlockSize(16 << 10);
+        let edges = [0, 1, 1024, 16 << 10, (16 << 10) + 1, 32 << 10, (48 << 10) - 1, 48 << 10, 80 << 10];
+        for length in edges.into_iter().chain([1_000_000, 5 << 20, content.len()]) {
+            let content = &content[..length];
+            let outline = outline_of(content, block);
+            assert_eq!(outline.hash, Hash::of(content), "{length}");
+            let ids: Vec<_> = content
+                .chunks(16 << 10)
+                .enumerate()
+                .map(|(index, bytes)| BlockId::of(index as u64 * block.bytes(), bytes))
+                .collect();
+            assert_eq!(outline.ids, ids, "{length}");
+        }
+    }
+
+    #[test]
+    fn an_edit_changes_the_name_of_its_block_only() {
+        let mut content = noise(3 << 20);
+        let block = BlockSize::for_size(content.len() as u64);
+        let before = outline_of(&content, block);
+        content[1_000_000] ^= 1;
+        let after = outline_of(&content, block);
+        let changed: Vec<_> = (0..before.ids.len()).filter(|&i| before.ids[i] != after.ids[i]).collect();
+        assert_eq!(changed, [1_000_000 / block.bytes() as usize]);
+        assert_ne!(before.hash, after.hash);
+    }
+
+    #[test]
+    fn equal_blocks_in_different_places_have_different_names() {
+        let outline = outline_of(&vec![0; 64 << 10], BlockSize(16 << 10));
+        assert!(outline.ids.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error_from_every_thread() {
+        for bad in [0, 5 << 20, 40 << 20] {
+            let read_at =
+                |_: &mut [u8], offset| if offset == bad { Err(io::ErrorKind::Other.into()) } else { Ok(()) };
+            assert!(outline(64 << 20, BlockSize(1 << 20), read_at).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn lists_stay_short_whatever_the_size() {
+        for (size, bytes) in
+            [(0, 16 << 10), (1 << 20, 16 << 10), (100_000_000, 128 << 10), (1 << 30, 256 << 10)]
+        {
+            assert_eq!(BlockSize::for_size(size).bytes(), bytes, "{size}");
+        }
+        for bits in 0..63 {
+            let size = (1 << bits) + 1;
+            assert!(BlockSize::for_size(size).count(size) <= BLOCKS_MAX, "{size}");
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! What a new content consists of, beside what the receiver has: a row of segments, found coarsely first.
+//!
+//! 1. *Blocks* that are what they were, in their old places ([`aligned`]).
+//! 2. Where a long stretch is left over, something was inserted or removed: both sides cut it into
+//!    content-defined *chunks* ([`to_cut`], [`matched`], [`recut`]).
+//! 3. What still lies between is a *gap*: if the old version has something in the same place, the fine delta
+//!    is tried on it ([`with_gaps`]).
+//!
+//! Nothing here touches a file.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+
+use crate::content::blocks::{BlockId, BlockSize};
+use crate::content::chunk::{Average, Chunk, ChunkId};
+use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX};
+use crate::wire::message::{Blocks, Stretch, Window};
+
+/// How far to both sides of a gap's place in the old version the delta looks, in bytes, where the gap is too
+/// long to compare as a whole.
+const SLACK_BYTES: u64 = 64 << 10;
+
+/// A gap shorter than this, in bytes, is sent as it is: its signature would cost as much.
+const GAP_BYTES_MIN: u64 = 1 << 10;
+
+/// What is left over is cut into chunks if it is longer than this, in bytes, in both versions: signatures cover
+/// anything shorter as a whole.
+const CUT_BYTES_MIN: u64 = OLD_BYTES_MAX as u64;
+
+/// A stretch of the new content and where it comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Segment {
+    /// It stands in the old version.
+    Old { offset: u64, length: u64 },
+    /// It has to be sent.
+    New { offset: u64, length: u64 },
+    /// It may resemble a stretch of the old version; at most [`NEW_BYTES_MAX`] long.
+    Gap { offset: u64, length: u64, window: Window },
+}
+
+impl Segment {
+    fn length(&self) -> u64 {
+        match *self {
+            Self::Old { length, .. } | Self::New { length, .. } | Self::Gap { length, .. } => length,
+        }
+    }
+}
+
+/// Adds a segment, joined with the last one if it continues it.
+fn push(segments: &mut Vec<Segment>, next: Segment) {
+    if next.length() == 0 {
+        return;
+    }
+    match (segments.last_mut(), next) {
+        (Some(Segment::Old { offset: last, length: so_far }), Segment::Old { offset, length })
+            if *last + *so_far == offset =>
+        {
+            *so_far += length;
+        }
+        (Some(Segment::New { length: so_far, .. }), Segment::New { length, .. }) => *so_far += length,
+        _ => segments.push(next),
+    }
+}
+
+/// The blocks of a content of `size` bytes that stand in the old version where they stand in the new one.
+pub(super) fn aligned(size: u64, block: BlockSize, new: &[BlockId], old: &Blocks) -> Vec<Segment> {
+    let mut segments = Vec::new();
+    for (index, id) in (0..).zip(new) {
+        let offset = index * block.bytes();
+        let length = block.bytes().min(size - offset);
+        // A short last block is no beginning of a longer one: their names differ.
+        let is_there = old.ids.get(index as usize) == Some(id);
+        push(
+            &mut segments,
+            if is_there { Segment::Old { offset, length } } else { Segment::New { offset, length } },
+        );
+    }
+    segments
+}
+
+/// Leaves out the first `kept` bytes.
+pub(super) fn without_prefix(segments: Vec<Segment>, kept: u64) -> Vec<Segment> {
+    let mut rest = Vec::new();
+    let mut at = 0;
+    for segment in segments {
+        let cut = kept.saturating_sub(at).min(segment.length());
+        at += segment.length();
+        push(
+            &mut rest,
+            match segment {
+                Segment::Old { offset, length } => {
+                    Segment::Old { offset: offset + cut, length: length - cut }
+                }
+                Segment::New { offset, length } | Segment::Gap { offset, length, .. } => {
+                    Segment::New { offset: offset + cut, length: length - cut }
+                }
+            },
+        );
+    }
+    rest
+}
+
+/// What is to be cut into chunks, in both versions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ToCut {
+    /// Which segments it covers.
+    segments: Range<usize>,
+    /// Where they lie in the new content.
+    pub(super) new: Range<u64>,
+    /// What the old version has between their neighbours.
+    pub(super) old: Stretch,
+}
+
+/// From the first long stretch that has to be sent, though the old version has a long one in its place, to the
+/// last. Mostly there is one, behind what was inserted. The segments begin at `start` in the new content.
+pub(super) fn to_cut(segments: &[Segment], start: u64, old_length: u64) -> Option<ToCut> {
+    let mut found: Option<ToCut> = None;
+    let mut at = start;
+    for (index, segment) in segments.iter().enumerate() {
+        let end = at + segment.length();
+        let old = old_place(segments, index, old_length);
+        let is_long = segment.length() > CUT_BYTES_MIN && old.end - old.start > CUT_BYTES_MIN;
+        if is_long && !matches!(segment, Segment::Old { .. }) {
+            let (first, from, offset) = match &found {
+                Some(found) => (found.segments.start, found.new.start, found.old.offset),
+                None => (index, at, old.start),
+            };
+            let old = Stretch { offset, length: old.end.saturating_sub(offset) };
+            found = Some(ToCut { segments: first..index + 1, new: from..end, old });
+        }
+        at = end;
+    }
+    found.filter(|found| Average::for_size(found.old.length).is_some())
+}
+
+/// What the old version has between the neighbours of a segment.
+fn old_place(segments: &[Segment], index: usize, old_length: u64) -> Range<u64> {
+    let start = match index.checked_sub(1).and_then(|before| segments.get(before)) {
+        Some(Segment::Old { offset, length }) => offset + length,
+        _ => 0,
+    };
+    let end = match segments.get(index + 1) {
+        Some(Segment::Old { offset, .. }) => *offset,
+        _ => old_length,
+    };
+    start..end.max(start)
+}
+
+/// Finds the chunks of the new content among those of the old version, which lie from `old_offset` on.
+/// `new_offset` is where the new ones begin.
+pub(super) fn matched(new: &[Chunk], new_offset: u64, old: &[Chunk], old_offset: u64) -> Vec<Segment> {
+    let old = OldIndex::new(old, old_offset);
+    let mut segments = Vec::new();
+    let (mut at, mut expected) = (new_offset, None);
+    for chunk in new {
+        let length = u64::from(chunk.length);
+        let here = old.find(chunk, expected);
+        expected = here.map(|offset| offset + length);
+        push(
+            &mut segments,
+            match here {
+                Some(offset) => Segment::Old { offset, length },
+                None => Segment::New { offset: at, length },
+            },
+        );
+        at += length;
+    }
+    segments
+}
+
+/// Puts what was found in chunks in the place of what was cut.
+pub(super) fn recut(segments: &[Segment], cut: &ToCut, inside: Vec<Segment>) -> Vec<Segment> {
+    let before = segments.get(..cut.segments.start).unwrap_or_default();
+    let after = segments.get(cut.segments.end..).unwrap_or_default();
+    let mut all = Vec::new();
+    before.iter().copied().chain(inside).chain(after.iter().copied()).for_each(|next| push(&mut all, next));
+    all
+}
+
+/// Where each chunk of the old version stands.
+struct OldIndex {
+    offsets: HashMap<(ChunkId, u32), u64>,
+    at: HashMap<u64, (ChunkId, u32)>,
+}
+
+impl OldIndex {
+    fn new(chunks: &[Chunk], mut offset: u64) -> Self {
+        let mut index = Self { offsets: HashMap::new(), at: HashMap::new() };
+        for &Chunk { id, length } in chunks {
+            index.offsets.entry((id, length)).or_insert(offset);
+            index.at.insert(offset, (id, length));
+            offset += u64::from(length);
+        }
+        index
+    }
+
+    /// An offset of this chunk: `expected`, which continues what came before, if it stands there.
+    fn find(&self, chunk: &Chunk, expected: Option<u64>) -> Option<u64> {
+        let name = (chunk.id, chunk.length);
+        expected.filter(|at| self.at.get(at) == Some(&name)).or_else(|| self.offsets.get(&name).copied())
+    }
+}
+
+/// Turns what has to be sent into gaps where the old version has something in the same place.
+pub(super) fn with_gaps(segments: &[Segment], old_length: u64) -> VecDeque<Segment> {
+    let mut plan = VecDeque::new();
+    for (index, segment) in segments.iter().enumerate() {
+        match *segment {
+            Segment::Old { .. } => plan.push_back(*segment),
+            Segment::New { offset, length } | Segment::Gap { offset, length, .. } => {
+                let old = old_place(segments, index, old_length);
+                if length < GAP_BYTES_MIN || old.is_empty() {
+                    plan.push_back(Segment::New { offset, length });
+                } else {
+                    plan.extend(gaps(offset, length, old));
+                }
+            }
+        }
+    }
+    plan
+}
+
+/// Cuts a gap into pieces that one delta can cover.
+fn gaps(offset: u64, length: u64, old: Range<u64>) -> impl Iterator<Item = Segment> {
+    let old_length = old.end - old.start;
+    (0..length).step_by(NEW_BYTES_MAX).map(move |from| {
+        let piece = (length - from).min(NEW_BYTES_MAX as u64);
+        let (start, end) = if old_length <= OLD_BYTES_MAX as u64 {
+            (old.start, old.end)
+        } else {
+            let start = (old.start + from).saturating_sub(SLACK_BYTES).clamp(old.start, old.end);
+            (start, (old.start + from + piece + SLACK_BYTES).min(old.end))
+        };
+        if start >= end {
+            return Segment::New { offset: offset + from, length: piece };
+        }
+        // At most `OLD_BYTES_MAX`.
+        let window = Window { offset: start, length: (end - start) as u32 };
+        Segment::Gap { offset: offset + from, length: piece, window }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: u64 = 16 << 10;
+    const MIB: u64 = 1 << 20;
+
+    fn old(offset: u64, length: u64) -> Segment {
+        Segment::Old { offset, length }
+    }
+
+    fn new(offset: u64, length: u64) -> Segment {
+        Segment::New { offset, length }
+    }
+
+    fn ids(contents: &str) -> Vec<BlockId> {
+        contents.bytes().map(|byte| BlockId::of(0, &[byte])).collect()
+    }
+
+    fn chunks(contents: &str) -> Vec<Chunk> {
+        contents.bytes().map(|byte| Chunk { length: 10, id: ChunkId::of(&[byte]) }).collect()
+    }
+
+    #[test]
+    fn blocks_are_found_in_their_places_only() {
+        let block = BlockSize::for_size(0);
+        let there = Blocks { length: 5 * BLOCK, ids: ids("abcde") };
+        let found = aligned(4 * BLOCK + 7, block, &ids("axcdz"), &there);
+        assert_eq!(found, [old(0, BLOCK), new(BLOCK, BLOCK), old(2 * BLOCK, 2 * BLOCK), new(4 * BLOCK, 7)]);
+        assert_eq!(aligned(2 * BLOCK, block, &ids("ba"), &there), [new(0, 2 * BLOCK)]);
+    }
+
+    #[test]
+    fn a_prefix_that_is_kept_is_cut_off_anywhere() {
+        let segments = vec![old(0, 10), new(10, 10), old(50, 10)];
+        assert_eq!(without_prefix(segments.clone(), 0), segments);
+        assert_eq!(without_prefix(segments.clone(), 5), [old(5, 5), new(10, 10), old(50, 10)]);
+        assert_eq!(without_prefix(segments.clone(), 13), [new(13, 7), old(50, 10)]);
+        assert_eq!(without_prefix(segments.clone(), 20), [old(50, 10)]);
+        assert_eq!(without_prefix(segments, 30), []);
+    }
+
+    #[test]
+    fn an_insertion_leaves_all_behind_it_to_be_cut() {
+        let segments = [old(0, 10 * MIB), new(10 * MIB, 91 * MIB)];
+        let cut = to_cut(&segments, 0, 100 * MIB).unwrap();
+        assert_eq!(cut.new, 10 * MIB..101 * MIB);
+        assert_eq!(cut.old, Stretch { offset: 10 * MIB, length: 90 * MIB });
+        let inside = vec![new(10 * MIB, MIB), old(10 * MIB, 90 * MIB)];
+        assert_eq!(
+            recut(&segments, &cut, inside),
+            [old(0, 10 * MIB), new(10 * MIB, MIB), old(10 * MIB, 90 * MIB)]
+        );
+    }
+
+    #[test]
+    fn what_is_appended_or_short_is_not_cut() {
+        assert_eq!(to_cut(&[old(0, 10 * MIB), new(10 * MIB, 50 * MIB)], 0, 10 * MIB), None);
+        assert_eq!(to_cut(&[old(0, 10 * MIB), new(10 * MIB, MIB), old(11 * MIB, MIB)], 0, 12 * MIB), None);
+        assert_eq!(to_cut(&[new(0, MIB)], 0, 100 * MIB), None);
+    }
+
+    #[test]
+    fn what_lies_between_two_long_stretches_is_cut_with_them() {
+        let segments = [new(5, 4 * MIB), old(6 * MIB, MIB), new(9, 8 * MIB), old(20 * MIB, 1)];
+        let cut = to_cut(&segments, 5, 21 * MIB).unwrap();
+        assert_eq!((cut.segments.clone(), cut.new.clone()), (0..3, 5..13 * MIB + 5));
+        assert_eq!(cut.old, Stretch { offset: 0, length: 20 * MIB });
+        assert_eq!(recut(&segments, &cut, vec![new(5, 13 * MIB)]), [new(5, 13 * MIB), old(20 * MIB, 1)]);
+    }
+
+    #[test]
+    fn chunks_are_found_wherever_they_stand_and_in_a_row_where_they_can() {
+        let found = matched(&chunks("xabcab"), 100, &chunks("ababc"), 1000);
+        assert_eq!(found, [new(100, 10), old(1000, 20), old(1040, 10), old(1000, 20)]);
+    }
+
+    #[test]
+    fn a_gap_is_compared_with_what_stood_in_its_place() {
+        let plan = with_gaps(&[old(0, 10), new(10, 5000), old(9000, 10), new(5020, 100)], 20_000);
+        let window = Window { offset: 10, length: 8990 };
+        let gap = Segment::Gap { offset: 10, length: 5000, window };
+        assert_eq!(plan, [old(0, 10), gap, old(9000, 10), new(5020, 100)]);
+    }
+
+    #[test]
+    fn a_long_gap_is_compared_piece_by_piece_with_some_slack() {
+        let plan = with_gaps(&[new(0, 2 * MIB)], 8 * MIB);
+        assert_eq!(plan.len(), 4);
+        assert_eq!(plan.iter().map(Segment::length).sum::<u64>(), 2 * MIB);
+        let Segment::Gap { window, .. } = plan[1] else { panic!("{plan:?}") };
+        assert_eq!(window.offset, NEW_BYTES_MAX as u64 - SLACK_BYTES);
+        assert_eq!(u64::from(window.length), NEW_BYTES_MAX as u64 + 2 * SLACK_BYTES);
+    }
+}
