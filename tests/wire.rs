@@ -68,6 +68,8 @@ fn messages() -> Vec<(String, Message)> {
         files: 7,
         sent_bytes: 8,
         matched_bytes: 300,
+        moved: 9,
+        copied: 10,
     };
     let ops = vec![
         Op::Keep { length: 1 << 20 },

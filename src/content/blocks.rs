@@ -118,7 +118,8 @@ pub fn outline(
         return Ok(Outline { ids, hash: Hash::from_bytes(*hasher.finalize().as_bytes()) });
     }
     let next = AtomicU64::new(0);
-    let work = || -> io::Result<Vec<(u64, Node)>> {
+    // Several threads share it, so it is not moved into one.
+    let work = &|| -> io::Result<Vec<(u64, Node)>> {
         let mut nodes = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
@@ -131,7 +132,7 @@ pub fn outline(
         }
     };
     let mut nodes = thread::scope(|scope| {
-        let others: Vec<_> = (1..threads(length)).map(|_| scope.spawn(&work)).collect();
+        let others: Vec<_> = (1..threads(length)).map(|_| scope.spawn(work)).collect();
         let mut nodes = work()?;
         for other in others {
             nodes.extend(other.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?);

@@ -8,7 +8,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::disk::error::{DiskError, During, Fault};
-use crate::disk::root::{DIRECTORY, Root, check_unchanged, stat_of};
+use crate::disk::root::{DIRECTORY, Root, check_unchanged, rename_into, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
 use crate::disk::state::{LINK, StateDir, staged_name};
 use crate::tree::entry::Time;
@@ -105,6 +105,27 @@ impl Root {
         fchmod(&file, raw).during(VERB, path.as_bytes())?;
         futimens(&file, &times(mtime)).during(VERB, path.as_bytes())?;
         stat_of(&file, path)
+    }
+
+    /// Moves a regular file to where nothing is, and gives it its mode and modification time there; `seen` is
+    /// what the decision was made on.
+    ///
+    /// # Errors
+    /// As [`Root::set_file`]; and something is there by now ([`DiskError::is_conflict`]).
+    pub fn move_file(
+        &self,
+        from: &TreePath,
+        seen: &Identity,
+        to: &TreePath,
+        mode: u16,
+        mtime: Time,
+    ) -> Result<(), DiskError> {
+        const VERB: &str = "move";
+        let old = self.place(from).during(VERB, from.as_bytes())?;
+        let new = self.place(to).during(VERB, to.as_bytes())?;
+        let stat = self.set_file(from, mode, mtime, seen)?;
+        check_unchanged(&old, from, VERB, Some(&stat.identity))?;
+        rename_into(&old, old.name, &new, to, VERB, None)
     }
 
     /// A symbolic link's own modification time.

@@ -6,7 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Mode, OFlags, flock, fstat, fstatvfs, openat, readlinkat, statat,
+    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, fstatvfs, openat, readlinkat,
+    renameat, renameat_with, statat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, getegid, geteuid};
@@ -276,6 +277,27 @@ pub(crate) fn check_unchanged(
 ) -> Result<(), DiskError> {
     let now = stat_in(place, path)?.map(|stat| stat.identity);
     if now.as_ref() == seen { Ok(()) } else { Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)) }
+}
+
+/// Renames `name` in the directory `from` to a place, if that still holds what was `seen` there.
+pub(crate) fn rename_into(
+    from: impl AsFd,
+    name: &[u8],
+    place: &Place<'_>,
+    path: &TreePath,
+    verb: &'static str,
+    seen: Option<&Identity>,
+) -> Result<(), DiskError> {
+    if seen.is_none() {
+        // The kernel checks and renames in one step, where the filesystem can.
+        match renameat_with(&from, name, place, place.name, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
+            Err(Errno::EXIST) => return Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)),
+            result => return result.during(verb, path.as_bytes()),
+        }
+    }
+    check_unchanged(place, path, verb, seen)?;
+    renameat(from, name, place, place.name).during(verb, path.as_bytes())
 }
 
 #[cfg(test)]

@@ -3,15 +3,14 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FlockOperation, Mode, OFlags, RenameFlags, fchmod, flock, fstat, mkdirat, openat, renameat,
-    renameat_with, statat, unlinkat,
+    AtFlags, Dir, FlockOperation, Mode, OFlags, fchmod, flock, fstat, mkdirat, openat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use crate::content::hash::Hash;
 use crate::disk::error::{DiskError, During, Fault};
-use crate::disk::root::{Root, check_unchanged};
+use crate::disk::root::{Root, rename_into};
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::tree::path::{STATE_DIR, TreePath};
 
@@ -117,16 +116,7 @@ impl StateDir {
     ) -> Result<(), DiskError> {
         const VERB: &str = "replace";
         let place = root.place(path).during(VERB, path.as_bytes())?;
-        if seen.is_none() {
-            // The kernel checks and renames in one step, where the filesystem can.
-            match renameat_with(&self.0, name, place.as_fd(), place.name, RenameFlags::NOREPLACE) {
-                Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
-                Err(Errno::EXIST) => return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict)),
-                result => return result.during(VERB, path.as_bytes()),
-            }
-        }
-        check_unchanged(&place, path, VERB, seen)?;
-        renameat(&self.0, name, place.as_fd(), place.name).during(VERB, path.as_bytes())
+        rename_into(&self.0, name.as_bytes(), &place, path, VERB, seen)
     }
 }
 

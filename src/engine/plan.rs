@@ -1,11 +1,13 @@
 //! The plan: the decisions of a comparison, put in the order in which they are safe to carry out.
 //!
 //! First what stands in the way goes and directories are made; then contents come; then links and times;
-//! then, when everything has arrived and is verified, what is not wanted goes; directory times last and
-//! deepest first, since every change inside a directory moves its time.
+//! then, when everything has arrived and is verified, what has only another name moves, and what is not wanted
+//! goes; directory times last and deepest first, since every change inside a directory moves its time.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashSet, VecDeque};
 
+use crate::content::hash::Hash;
 use crate::engine::relations;
 use crate::engine::work::Step;
 use crate::monitor::{Action, Event, Problem, Trouble, What};
@@ -35,6 +37,9 @@ pub(super) struct Plan {
     pub(super) first: Vec<Step>,
     pub(super) fetch: VecDeque<Fetch>,
     pub(super) adjust: Vec<Step>,
+    /// Files that are not wanted here and have the content that is wanted there.
+    pub(super) moves: Vec<Step>,
+    moved: HashSet<u32>,
     /// Children before their directories.
     pub(super) remove: Vec<Step>,
     /// Children before their directories.
@@ -126,6 +131,27 @@ impl Plan {
             Kind::File { .. } => self.fetch.push_back(Fetch { id, at, elsewhere: false }),
             Kind::Symlink { .. } => self.adjust.push(Step::MakeLink { id }),
         }
+    }
+
+    /// Plans to have a new file by moving the one at `at`, which has its content, if that is to be removed
+    /// anyway and is not moved already.
+    pub(super) fn move_here(&mut self, id: u32, at: u32, hash: Hash) -> bool {
+        // Positions descend, since the removals are in reverse order.
+        let place = self.remove.binary_search_by(|step| match *step {
+            Step::Remove { at: other } => at.cmp(&other),
+            _ => Ordering::Less,
+        });
+        let is_free = place.is_ok() && self.moved.insert(at);
+        if is_free {
+            self.moves.push(Step::Move { id, at, hash });
+        }
+        is_free
+    }
+
+    /// What was to be moved is not to be removed: it is gone, or could not be moved and is better kept.
+    pub(super) fn spare_moved(&mut self) {
+        let moved = &self.moved;
+        self.remove.retain(|step| !matches!(step, Step::Remove { at } if moved.contains(at)));
     }
 
     /// A file turned out to have the right content already.

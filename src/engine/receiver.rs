@@ -5,7 +5,7 @@
 //! Subject ─► Open   Entries… Offered ─► compare ─► Apply (clear, directories)
 //!                                              └► [Sign ─►] Wants
 //! Files ─► Store    Pieces ─► Sink    SignRequest ─► SignWindows ─► Signatures    CutRequest ─► Cut ─► Chunks
-//! all answered ─► Apply (links, times) ─► Apply (removals) ─► Apply (directory times) ─► Close ─► Finished
+//! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals) ─► Apply (directory times) ─► Close ─► Finished
 //! ```
 
 mod content;
@@ -78,6 +78,8 @@ enum Phase {
     Content,
     /// Links, modes and times.
     Adjust,
+    /// Files of which only the name changes.
+    Move,
     /// What is not wanted goes.
     Remove,
     /// Modes and times of directories, deepest first.
@@ -190,7 +192,10 @@ impl Receiver {
             }
             Outcome::Copy(results) => {
                 self.stores -= 1;
-                results.into_iter().for_each(|(id, result)| self.settle(id, result));
+                for (id, result) in results {
+                    self.tally.copied += u64::from(result.is_ok());
+                    self.settle(id, result);
+                }
             }
             Outcome::Sink(id, result) => self.sunk(id, result),
             Outcome::Apply(results) => self.applied(results),
@@ -279,6 +284,7 @@ impl Receiver {
         let steps = match self.phase {
             Phase::Directories => &mut self.plan.first,
             Phase::Adjust => &mut self.plan.adjust,
+            Phase::Move => &mut self.plan.moves,
             Phase::Remove => &mut self.plan.remove,
             Phase::DirectoryTimes => &mut self.plan.directory_times,
             Phase::Offer | Phase::Plan | Phase::Content | Phase::Close => return false,
@@ -300,6 +306,14 @@ impl Receiver {
             let counter = match step {
                 Step::MakeDirectory { .. } => &mut self.tally.created,
                 Step::MakeLink { id } if self.plan.is_update(id) => &mut self.tally.updated,
+                Step::Move { .. } => {
+                    if result.is_ok() {
+                        self.tally.files += 1;
+                        self.tally.moved += 1;
+                        self.tally.created += 1;
+                    }
+                    &mut self.tally.deleted
+                }
                 Step::MakeLink { .. } => &mut self.tally.created,
                 Step::Adjust { id } if self.plan.is_adjust(id) => &mut self.tally.adjusted,
                 Step::Clear { .. } | Step::Remove { .. } => &mut self.tally.deleted,
@@ -337,7 +351,11 @@ impl Receiver {
         loop {
             self.phase = match self.phase {
                 Phase::Content => Phase::Adjust,
-                Phase::Adjust => Phase::Remove,
+                Phase::Adjust => Phase::Move,
+                Phase::Move => {
+                    self.plan.spare_moved();
+                    Phase::Remove
+                }
                 Phase::Remove => Phase::DirectoryTimes,
                 Phase::DirectoryTimes => Phase::Close,
                 Phase::Offer | Phase::Plan | Phase::Directories | Phase::Close => return,
@@ -360,6 +378,13 @@ impl Receiver {
         matches!(self.subject, Some(Subject::Directory { .. }))
     }
 
+    /// Whether nothing stands in an entry's place.
+    fn is_new(&self, id: u32) -> bool {
+        let present = self.opened.as_ref().map(|opened| &opened.manifest);
+        let entry = self.wanted.get(id);
+        entry.zip(present).is_some_and(|(entry, present)| present.position(&entry.path).is_none())
+    }
+
     fn size(&self, id: u32) -> u64 {
         self.wanted.get(id).map_or(0, Entry::size)
     }
@@ -370,7 +395,10 @@ impl Receiver {
 
     fn step_path(&self, step: Step) -> Vec<u8> {
         match step {
-            Step::MakeDirectory { id } | Step::MakeLink { id } | Step::Adjust { id } => self.path(id),
+            Step::MakeDirectory { id }
+            | Step::MakeLink { id }
+            | Step::Adjust { id }
+            | Step::Move { id, .. } => self.path(id),
             Step::Clear { at } | Step::Remove { at } | Step::Unlock { at } => {
                 let entry = self.opened.as_ref().and_then(|opened| opened.manifest.get(at));
                 entry.map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default()

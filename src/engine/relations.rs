@@ -3,64 +3,78 @@
 //! Names, sizes and times only say where to look; whether the content is the same is settled by its hash.
 //! rsync sends the content of a renamed directory again; here only names travel.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::engine::plan::Fetch;
-use crate::tree::entry::{Entry, Kind};
+use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::manifest::Manifest;
 
 /// From this size on, in bytes, an equal size alone is worth a look: hashing is cheaper than sending. Below it
 /// the name or the time must fit too.
 const TELLING_BYTES_MIN: u64 = 64 << 10;
 
-/// Most files of one size that are looked at for one new name.
+/// Most files with one size and time, one size and name, or one size that are looked at for one new name.
 const LOOKS_MAX: usize = 64;
 
 /// Gives new files a basis elsewhere, where one looks like it.
 pub(super) fn find(fetches: &mut VecDeque<Fetch>, wanted: &Manifest, present: &Manifest) {
     let new_sizes = |fetch: &Fetch| wanted.get(fetch.id).filter(|_| fetch.at.is_none()).map(Entry::size);
-    let mut by_size: HashMap<u64, Vec<u32>> = fetches
-        .iter()
-        .filter_map(new_sizes)
-        .filter(|&size| size > 0)
-        .map(|size| (size, Vec::new()))
-        .collect();
-    if by_size.is_empty() {
+    let sizes: HashSet<u64> = fetches.iter().filter_map(new_sizes).filter(|&size| size > 0).collect();
+    if sizes.is_empty() {
         return;
     }
+    let mut places: HashMap<Trait<'_>, Vec<u32>> = HashMap::new();
     for (at, entry) in present.iter() {
-        if let (Kind::File { size, .. }, Some(found)) = (&entry.kind, by_size.get_mut(&entry.size()))
-            && *size > 0
-        {
-            found.push(at);
+        if matches!(entry.kind, Kind::File { .. }) && sizes.contains(&entry.size()) {
+            for one in Trait::of(entry) {
+                let known = places.entry(one).or_default();
+                if known.len() < LOOKS_MAX {
+                    known.push(at);
+                }
+            }
         }
     }
     for fetch in fetches.iter_mut().filter(|fetch| fetch.at.is_none()) {
-        let Some(entry) = wanted.get(fetch.id) else { continue };
-        let candidates = by_size.get(&entry.size()).map(Vec::as_slice).unwrap_or_default();
+        let Some(entry) = wanted.get(fetch.id).filter(|entry| entry.size() > 0) else { continue };
+        let candidates = Trait::of(entry).filter_map(|one| places.get(&one)).flatten();
         let best = candidates
-            .iter()
-            .take(LOOKS_MAX)
-            .filter_map(|&at| Some((likeness(entry, present.get(at)?)?, at)))
-            .max_by_key(|(likeness, _)| *likeness);
+            .filter_map(|&at| Some((likeness(entry, present.get(at)?), at)))
+            .max_by_key(|&(likeness, _)| likeness);
         if let Some((_, at)) = best {
             (fetch.at, fetch.elsewhere) = (Some(at), true);
         }
     }
 }
 
-/// How much two files of one size look alike; `None` where it is not worth a look.
-fn likeness(entry: &Entry, other: &Entry) -> Option<u8> {
-    let same_name = entry.path.name() == other.path.name();
-    let same_time = entry.mtime == other.mtime;
-    let likeness = u8::from(same_name) + 2 * u8::from(same_time);
-    (likeness > 0 || entry.size() >= TELLING_BYTES_MIN).then_some(likeness)
+/// What makes it worth a look whether two files have the same content.
+#[derive(PartialEq, Eq, Hash)]
+enum Trait<'a> {
+    SizeAndTime(u64, Time),
+    SizeAndName(u64, &'a [u8]),
+    Size(u64),
+}
+
+impl<'a> Trait<'a> {
+    fn of(entry: &'a Entry) -> impl Iterator<Item = Self> {
+        let size = entry.size();
+        let telling = (size >= TELLING_BYTES_MIN).then_some(Self::Size(size));
+        [Self::SizeAndTime(size, entry.mtime), Self::SizeAndName(size, entry.path.name())]
+            .into_iter()
+            .chain(telling)
+    }
+}
+
+/// How much two files of one size look alike: their times, then as much of their paths as is the same at the
+/// end, since what is moved are mostly directories.
+fn likeness<'a>(entry: &'a Entry, other: &'a Entry) -> (bool, usize) {
+    let from_the_end = |entry: &'a Entry| entry.path.as_bytes().rsplit(|&byte| byte == b'/');
+    let pairs = from_the_end(entry).zip(from_the_end(other));
+    (entry.mtime == other.mtime, pairs.take_while(|(one, other)| one == other).count())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::entry::Time;
     use crate::tree::path::TreePath;
 
     fn tree(files: &[(&str, u64, i64)]) -> Manifest {
@@ -73,10 +87,10 @@ mod tests {
         Manifest::new(entries).unwrap()
     }
 
-    /// Where the content of the first wanted entry is looked for.
+    /// Where the content of the last wanted entry is looked for.
     fn basis(wanted: &[(&str, u64, i64)], present: &[(&str, u64, i64)]) -> Option<String> {
         let (wanted, present) = (tree(wanted), tree(present));
-        let mut fetches = VecDeque::from([Fetch { id: 0, at: None, elsewhere: false }]);
+        let mut fetches = VecDeque::from([Fetch { id: wanted.len() as u32 - 1, at: None, elsewhere: false }]);
         find(&mut fetches, &wanted, &present);
         let fetch = fetches[0];
         assert_eq!(fetch.at.is_some(), fetch.elsewhere);
@@ -97,6 +111,28 @@ mod tests {
     fn of_several_the_most_alike_is_taken() {
         let present = [("a", 5, 1), ("d/", 0, 0), ("d/new", 5, 2), ("e/", 0, 0), ("e/new", 5, 1)];
         assert_eq!(basis(&[("new", 5, 1)], &present), Some("e/new".into()));
+    }
+
+    #[test]
+    fn what_lay_in_a_directory_of_the_same_name_is_taken_first() {
+        let present =
+            [("a/", 0, 0), ("a/x/", 0, 0), ("a/x/f", 5, 1), ("a/y/", 0, 0), ("a/y/f", 5, 1), ("a/y/z", 5, 1)];
+        for (directory, new, old) in
+            [("b/x/", "b/x/f", "a/x/f"), ("b/y/", "b/y/f", "a/y/f"), ("b/v/", "b/v/z", "a/y/z")]
+        {
+            let wanted = [("b/", 0, 0), (directory, 0, 0), (new, 5, 1)];
+            assert_eq!(basis(&wanted, &present), Some(old.into()));
+        }
+    }
+
+    #[test]
+    fn a_crowd_of_one_size_hides_nothing() {
+        let mut present: Vec<(String, u64, i64)> = (0..500).map(|n| (format!("f{n:03}"), 5, n)).collect();
+        present.sort();
+        let present: Vec<_> =
+            present.iter().map(|(name, size, time)| (name.as_str(), *size, *time)).collect();
+        assert_eq!(basis(&[("new", 5, 499)], &present), Some("f499".into()));
+        assert_eq!(basis(&[("f470", 5, 1000)], &present[..470]), None);
     }
 
     #[test]

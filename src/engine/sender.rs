@@ -241,10 +241,10 @@ impl Sender {
                 return self.desk.start(Work::Source { id, step: SourceStep::Cut });
             }
             SourceNext::Chunks => {
-                return match self.streams.insert(id, Stream::Cut) {
-                    Some(Stream::Cutting(Some(theirs))) => self.compare_chunks(id, theirs),
-                    _ => {}
-                };
+                if let Some(Stream::Cutting(Some(theirs))) = self.streams.insert(id, Stream::Cut) {
+                    self.compare_chunks(id, theirs);
+                }
+                return;
             }
             SourceNext::End(hash) => Message::Pieces { id, ops, end: Some(hash) },
             SourceNext::Same(hash) => {

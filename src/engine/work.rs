@@ -173,6 +173,15 @@ pub enum Step {
         /// Of what.
         id: u32,
     },
+    /// Move a file to where nothing is.
+    Move {
+        /// What it becomes.
+        id: u32,
+        /// What it is.
+        at: u32,
+        /// The hash of its content.
+        hash: Hash,
+    },
     /// Remove a file, a link or an empty directory.
     Remove {
         /// What.

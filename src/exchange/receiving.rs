@@ -289,6 +289,7 @@ impl Receiving {
             }
             Step::MakeLink { id } => self.make_link(id)?,
             Step::Adjust { id } => self.adjust(id)?,
+            Step::Move { id, at, hash } => return self.move_file(CopiedFile { id, at, hash }),
             Step::Remove { at } => return self.remove(at),
         };
         done.map_err(|error| fault(&error, Trouble::Unwritable))
@@ -314,6 +315,19 @@ impl Receiving {
                 }
             }
         })
+    }
+
+    fn move_file(&self, file: CopiedFile) -> Result<(), Fault> {
+        let (entry, (from, seen)) = (self.entry(file.id)?, self.basis(file.at)?);
+        let to = self.path(file.id)?;
+        match self.root()?.move_file(from, seen, to, entry.mode, entry.mtime) {
+            // Its other names may lie outside and are not to change with it.
+            Err(error) if error.is_linked() => {
+                self.copy(file)?;
+                self.remove(file.at)
+            }
+            result => result.map_err(|error| fault(&error, Trouble::Unwritable)),
+        }
     }
 
     /// Writes a file that has other names anew, with the same content.

@@ -219,8 +219,12 @@ pub struct Tally {
     pub files: u64,
     /// Bytes of content that travelled, before compression.
     pub sent_bytes: u64,
-    /// Bytes of content that were there already: staged, or in the old version.
+    /// Bytes of content that were there already: staged, in the old version, or elsewhere.
     pub matched_bytes: u64,
+    /// Files that were made by moving one that was to be removed; they count as created and deleted too.
+    pub moved: u64,
+    /// Files that were made by copying one that lies elsewhere.
+    pub copied: u64,
 }
 
 impl Tally {
@@ -228,11 +232,11 @@ impl Tally {
     /// when it arrives damaged and is asked for again.
     fn is_within_limits(&self) -> bool {
         let Self { entries, total_bytes, created, updated, adjusted, deleted, files, .. } = *self;
-        let numbers = [entries, total_bytes, created, updated, adjusted, deleted, files];
-        numbers
+        let Self { sent_bytes, matched_bytes, moved, copied, .. } = *self;
+        [entries, total_bytes, created, updated, adjusted, deleted, files]
             .into_iter()
-            .chain([self.sent_bytes, self.matched_bytes])
-            .all(|n| n <= 2 * manifest::CONTENT_BYTES_MAX)
+            .chain([sent_bytes, matched_bytes, moved, copied])
+            .all(|number| number <= 2 * manifest::CONTENT_BYTES_MAX)
     }
 }
 

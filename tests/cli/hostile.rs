@@ -10,7 +10,7 @@ use flate2::read::GzDecoder;
 use ksync::remote::AgentImage;
 
 use crate::impostor::Impostor;
-use crate::wire::{Kind, Role, Wire, abort_in, agent_hello, content, offer, order, wants};
+use crate::wire::{ABORT, Kind, Role, Wire, abort_in, agent_hello, content, offer, order, wants};
 use crate::world::{Snapshot, World, wait_for};
 
 /// The kind of an Abort that says that the protocol was broken.
@@ -261,7 +261,7 @@ fn another_version_and_a_noisy_shell_are_told_apart() {
 #[test]
 fn what_a_peer_says_cannot_steer_the_terminal() {
     let (world, _) = besieged();
-    let abort = Wire::of(11).raw(&[0]).bytes(b"\x1b[2J\x07\xe2\x80\xaegnp.exe").frame();
+    let abort = Wire::of(ABORT).raw(&[0]).bytes(b"\x1b[2J\x07\xe2\x80\xaegnp.exe").frame();
     let run = Impostor::start(&world, [agent_hello(1), abort].concat()).download(&world, "box/dst").fails(12);
     assert!(!run.stderr.contains(['\x1b', '\x07', '\u{202e}']), "{:?}", run.stderr);
     assert!(run.stderr.contains("ksync: the other side stopped: \\u{1b}[2J\\u{7}\\u{202e}gnp.exe\n"));

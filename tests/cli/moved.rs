@@ -1,6 +1,7 @@
 //! What was moved or copied is found where it lies, and does not travel again.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use crate::world::{World, noise};
 
@@ -18,16 +19,44 @@ fn synced() -> World {
 #[test]
 fn a_renamed_directory_sends_no_content_either_way() {
     let world = synced();
+    let inode = |name: &str| fs::metadata(world.path(name)).unwrap().ino();
+    let before = inode("dst/top/large");
     fs::rename(world.path("src/top"), world.path("src/renamed")).unwrap();
     let up = world.sync_with(&["--delete"], "src", world.far("dst"));
     world.assert_same("src", "dst");
     assert_eq!(up.sent_bytes, 0, "{up:?}");
     assert!(up.wire_bytes() < up.total_bytes / 100, "{up:?}");
+    assert_eq!(inode("dst/renamed/large"), before, "it was copied");
 
     fs::rename(world.path("src/renamed"), world.path("src/again")).unwrap();
     let down = world.sync_with(&["--delete"], world.far("src"), "dst");
     world.assert_same("src", "dst");
     assert_eq!(down.sent_bytes, 0, "{down:?}");
+}
+
+#[test]
+fn what_moved_and_has_other_names_is_copied_so_that_they_stay_what_they_are() {
+    let world = synced();
+    fs::hard_link(world.path("dst/top/large"), world.path("outside")).unwrap();
+    fs::rename(world.path("src/top/large"), world.path("src/large")).unwrap();
+    fs::set_permissions(world.path("src/large"), fs::Permissions::from_mode(0o640)).unwrap();
+    let before = fs::metadata(world.path("outside")).unwrap();
+    let stats = world.sync_with(&["--delete"], "src", world.far("dst"));
+    world.assert_same("src", "dst");
+    assert_eq!(stats.sent_bytes, 0, "{stats:?}");
+    let after = fs::metadata(world.path("outside")).unwrap();
+    assert_eq!((after.nlink(), after.mode(), after.mtime()), (1, before.mode(), before.mtime()));
+}
+
+#[test]
+fn without_delete_what_moved_stays_in_its_old_place_too() {
+    let world = synced();
+    fs::rename(world.path("src/top/large"), world.path("src/large")).unwrap();
+    let stats = world.sync("src", world.far("dst"));
+    assert_eq!(stats.sent_bytes, 0, "{stats:?}");
+    for name in ["dst/top/large", "dst/large"] {
+        assert_eq!(fs::read(world.path(name)).unwrap(), fs::read(world.path("src/large")).unwrap());
+    }
 }
 
 #[test]

@@ -3,6 +3,9 @@
 /// What either side sends first.
 const MAGIC: &[u8] = b"\0KSYNC\r\n";
 
+/// The number of an `Abort`.
+pub(crate) const ABORT: u8 = 13;
+
 /// Bit of a frame's length that says that it is packed.
 const PACKED: u32 = 1 << 31;
 
@@ -116,7 +119,7 @@ pub(crate) fn abort_in(mut output: &[u8]) -> Option<(u8, String)> {
         assert_eq!(length & PACKED, 0, "nothing was to be packed");
         let (frame, rest) = rest.split_at_checked(length as usize)?;
         // An Abort's text is shorter than 128 bytes, or has a length of two bytes.
-        if let [11, kind, text @ ..] = frame {
+        if let [ABORT, kind, text @ ..] = frame {
             let start = if text.first().is_some_and(|&byte| byte >= 0x80) { 2 } else { 1 };
             return Some((*kind, String::from_utf8_lossy(&text[start..]).into_owned()));
         }

@@ -149,11 +149,18 @@ fn unchanged(tally: &Tally, problems: u64) -> String {
 
 /// How many changes, and of which kinds; `None` if there are none.
 fn changes(tally: &Tally) -> Option<(u64, String)> {
-    let Tally { created, updated, adjusted, deleted, .. } = *tally;
-    let kinds = [(created, "new"), (updated, "updated"), (adjusted, "adjusted"), (deleted, "deleted")];
+    let Tally { created, updated, adjusted, deleted, moved, .. } = *tally;
+    let (created, deleted) = (created.saturating_sub(moved), deleted.saturating_sub(moved));
+    let kinds = [
+        (created, "new"),
+        (updated, "updated"),
+        (moved, "moved"),
+        (adjusted, "adjusted"),
+        (deleted, "deleted"),
+    ];
     let present = kinds.iter().filter(|(number, _)| *number > 0);
     let text: Vec<_> = present.map(|(number, kind)| format!("{} {kind}", count(*number))).collect();
-    (!text.is_empty()).then(|| (created + updated + adjusted + deleted, text.join(", ")))
+    (!text.is_empty()).then(|| (created + updated + moved + adjusted + deleted, text.join(", ")))
 }
 
 /// What `--stats` adds.
@@ -179,6 +186,8 @@ fn stats_block(tally: &Tally, wire: [u64; 2], agent: Option<u64>, elapsed: Durat
         ("total size", exact(tally.total_bytes)),
         ("sent content", exact(tally.sent_bytes)),
         ("matched content", exact(tally.matched_bytes)),
+        ("moved files", count(tally.moved)),
+        ("copied files", count(tally.copied)),
         ("wire up", up),
         ("wire down", down),
         ("agent", agent),

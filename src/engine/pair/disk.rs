@@ -503,6 +503,19 @@ impl Target {
                 (node.mode, node.mtime) = (entry.mode, entry.mtime);
                 Ok(())
             }
+            Step::Move { id, at, hash } => {
+                let entry = self.wanted(id).clone();
+                let from = self.present.get(at).unwrap().path.clone();
+                assert!(!self.tree.contains_key(&entry.path), "{from} is moved onto something");
+                assert!(self.may_change(&from), "{from} is in a locked directory");
+                let Some(Node { what: What::File(content), .. }) = self.tree.remove(&from) else {
+                    panic!("{from} is moved and is no file")
+                };
+                assert_eq!(Hash::of(&content), hash);
+                self.touch(&from);
+                let what = What::File(content);
+                self.put(&entry.path, Node { what, mode: entry.mode, mtime: entry.mtime })
+            }
             Step::Remove { at } => {
                 let path = self.present.get(at).unwrap().path.clone();
                 let holds = self.tree.keys().any(|below| below.is_below(&path));

@@ -175,7 +175,13 @@ impl Receiver {
                     self.tally.matched_bytes += self.size(id);
                     self.desk.progress(Event::Matched { bytes: self.size(id) });
                     match basis {
-                        Some(Basis { at, elsewhere: true, .. }) => copies.push(CopiedFile { id, at, hash }),
+                        Some(Basis { at, elsewhere: true, .. }) => {
+                            if self.is_new(id) && self.plan.move_here(id, at, hash) {
+                                self.answered(id);
+                            } else {
+                                copies.push(CopiedFile { id, at, hash });
+                            }
+                        }
                         _ => {
                             self.tally.files += 1;
                             self.plan.only_adjust(id);
