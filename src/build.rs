@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use flate2::{Compression, GzBuilder};
+use libdeflater::{CompressionLvl, Compressor, crc32};
 use sha2::{Digest, Sha256};
 
 /// What every VM runs, whatever the host that builds.
@@ -213,25 +213,32 @@ fn check_machine(binary: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Gzip without name and time, made a whole number of blocks by an extra field in the header: every gunzip
-/// skips that, whereas many complain of zeros after the end.
-fn pack(binary: &[u8]) -> io::Result<Vec<u8>> {
-    /// The field's own length, then the name and length of its one subfield.
+/// Gzip (RFC 1952) without name and time, made a whole number of blocks by an extra field in the header: every
+/// gunzip skips that, whereas many complain of zeros after the end. libdeflate finds 3 % more than zlib does.
+fn pack(binary: &[u8]) -> Result<Vec<u8>, String> {
+    /// Magic, method "deflate", the flag of an extra field, no time, the slowest method, an unknown system.
+    const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 2, 255];
+    /// The extra field's own length, then the name and length of its one subfield.
     const FIELD_BYTES: usize = 2 + 4;
-    let bare = gzip(binary, GzBuilder::new())?;
-    let padding = (bare.len() + FIELD_BYTES).next_multiple_of(BLOCK_BYTES) - (bare.len() + FIELD_BYTES);
-    let length = u16::try_from(padding).map_err(io::Error::other)?;
-    let mut extra = b"ks".to_vec();
-    extra.extend(length.to_le_bytes());
-    extra.resize(extra.len() + padding, 0);
-    gzip(binary, GzBuilder::new().extra(extra))
-}
+    const TRAILER_BYTES: usize = 4 + 4;
+    let mut compressor = Compressor::new(CompressionLvl::best());
+    let mut body = vec![0; compressor.deflate_compress_bound(binary.len())];
+    let length = compressor.deflate_compress(binary, &mut body).map_err(|error| error.to_string())?;
+    body.truncate(length);
 
-fn gzip(binary: &[u8], header: GzBuilder) -> io::Result<Vec<u8>> {
-    const UNKNOWN_SYSTEM: u8 = 255;
-    let mut encoder = header.mtime(0).operating_system(UNKNOWN_SYSTEM).write(Vec::new(), Compression::best());
-    encoder.write_all(binary)?;
-    encoder.finish()
+    let bare = HEADER.len() + FIELD_BYTES + body.len() + TRAILER_BYTES;
+    let padding = bare.next_multiple_of(BLOCK_BYTES) - bare;
+    let short = |length: usize| u16::try_from(length).map_err(|error| error.to_string());
+    let mut packed = HEADER.to_vec();
+    packed.extend(short(4 + padding)?.to_le_bytes());
+    packed.extend(b"ks");
+    packed.extend(short(padding)?.to_le_bytes());
+    packed.resize(packed.len() + padding, 0);
+    packed.extend(body);
+    packed.extend(crc32(binary).to_le_bytes());
+    let whole = u32::try_from(binary.len()).map_err(|error| error.to_string())?;
+    packed.extend(whole.to_le_bytes());
+    Ok(packed)
 }
 
 fn variable(name: &str) -> Result<PathBuf, String> {

@@ -80,6 +80,8 @@ fn messages() -> Vec<(String, Message)> {
     let bodies = vec![
         (0, Body::Whole { hash, data: data(b"content") }),
         (1, Body::Same { hash }),
+        (2, Body::Differs),
+        (3, Body::Delta { hash, delta: data(b"delta") }),
         (u32::MAX, Body::Skipped),
     ];
     let ignore = IgnoreFile { directory: b"d".to_vec(), text: b"*.o\n".to_vec() };
@@ -92,6 +94,7 @@ fn messages() -> Vec<(String, Message)> {
         ("offered", Message::Offered { complete: true }),
         ("wants", Message::Wants(vec![Want::whole(1), want])),
         ("files", Message::Files(bodies)),
+        ("file-signatures", Message::FileSignatures(vec![(300, data(b"signature")), (2, data(b""))])),
         ("sign-request", Message::SignRequest { id: 1, windows: vec![window(300, 1 << 20)] }),
         ("signatures", Message::Signatures { id: 1, signatures: vec![data(b"signature")] }),
         ("cut-request", Message::CutRequest { id: 1, stretch: Stretch { offset: 300, length: 1 << 30 } }),
@@ -166,6 +169,11 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
         let data = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
         Message::Files(vec![(0, Body::Whole { hash: Hash::of(b""), data })])
     };
+    let small_delta = |length: u64| {
+        let delta = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
+        Message::Files(vec![(0, Body::Delta { hash: Hash::of(b""), delta })])
+    };
+    let file_signatures = |count| Message::FileSignatures(vec![(0, data(b"")); count]);
     let files = |count| Message::Files(vec![(0, Body::Skipped); count]);
     let windows = |count| Message::SignRequest { id: 0, windows: vec![window(0, 0); count] };
     let request = |offset, length| Message::SignRequest { id: 0, windows: vec![window(offset, length)] };
@@ -194,6 +202,8 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
         (cut(0, 1 << 37), cut(0, (1 << 37) + (1 << 15))),
         (cut(i64_max - 9, 9), cut(i64_max - 8, 9)),
         (whole(SMALL_BYTES_MAX), whole(SMALL_BYTES_MAX + 1)),
+        (small_delta(SMALL_BYTES_MAX), small_delta(SMALL_BYTES_MAX + 1)),
+        (file_signatures(8192), file_signatures(8193)),
         (files(8192), files(8193)),
         (windows(WINDOWS_MAX), windows(WINDOWS_MAX + 1)),
         (request(0, 2 << 20), request(0, (2 << 20) + 1)),

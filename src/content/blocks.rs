@@ -101,19 +101,18 @@ pub struct Outline {
     pub hash: Hash,
 }
 
-/// Finds the blocks and the hash of `length` bytes, which `read_at` reads: it is to fill what it is given from
-/// an offset on, and is called from several threads.
+/// Reads a content: fills what it is given from an offset on. Called from several threads. (Not generic, so that
+/// the agent holds what follows once.)
+pub type ReadAt<'a> = &'a (dyn Fn(&mut [u8], u64) -> io::Result<()> + Sync);
+
+/// Finds the blocks and the hash of `length` bytes.
 ///
 /// # Errors
 /// What `read_at` gives.
-pub fn outline(
-    length: u64,
-    block: BlockSize,
-    read_at: impl Fn(&mut [u8], u64) -> io::Result<()> + Sync,
-) -> io::Result<Outline> {
+pub fn outline(length: u64, block: BlockSize, read_at: ReadAt<'_>) -> io::Result<Outline> {
     let count = block.count(length);
     if count <= 1 {
-        let hasher = hash_block(0, length, &read_at)?;
+        let hasher = hash_block(0, length, read_at)?;
         let ids = if count == 0 { Vec::new() } else { vec![BlockId::short(&hasher.finalize_non_root())] };
         return Ok(Outline { ids, hash: Hash::from_bytes(*hasher.finalize().as_bytes()) });
     }
@@ -127,20 +126,24 @@ pub fn outline(
                 return Ok(nodes);
             }
             let offset = index * block.0;
-            let hasher = hash_block(offset, block.0.min(length - offset), &read_at)?;
+            let hasher = hash_block(offset, block.0.min(length - offset), read_at)?;
             nodes.push((index, hasher.finalize_non_root()));
         }
     };
-    let mut nodes = thread::scope(|scope| {
+    let found = thread::scope(|scope| {
         let others: Vec<_> = (1..threads(length)).map(|_| scope.spawn(work)).collect();
-        let mut nodes = work()?;
+        let mut found = work()?;
         for other in others {
-            nodes.extend(other.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?);
+            found.extend(other.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?);
         }
-        io::Result::Ok(nodes)
+        io::Result::Ok(found)
     })?;
-    nodes.sort_unstable_by_key(|&(index, _)| index);
-    let nodes: Vec<Node> = nodes.into_iter().map(|(_, node)| node).collect();
+    let mut nodes = vec![[0; 32]; found.len()];
+    for (index, node) in found {
+        if let Some(place) = nodes.get_mut(index as usize) {
+            *place = node;
+        }
+    }
     let hash = Hash::from_bytes(*root(&nodes).as_bytes());
     Ok(Outline { ids: nodes.iter().map(BlockId::short).collect(), hash })
 }
@@ -148,12 +151,8 @@ pub fn outline(
 /// The name of the block of `length` bytes that begins at `offset`, a multiple of the block size.
 ///
 /// # Errors
-/// What `read_at` gives, which is as for [`outline`].
-pub fn block_id(
-    offset: u64,
-    length: u64,
-    read_at: impl Fn(&mut [u8], u64) -> io::Result<()>,
-) -> io::Result<BlockId> {
+/// What `read_at` gives.
+pub fn block_id(offset: u64, length: u64, read_at: ReadAt<'_>) -> io::Result<BlockId> {
     Ok(BlockId::short(&hash_block(offset, length, read_at)?.finalize_non_root()))
 }
 
@@ -164,11 +163,7 @@ fn threads(length: u64) -> usize {
     worth.min(there).clamp(1, THREADS_MAX)
 }
 
-fn hash_block(
-    offset: u64,
-    length: u64,
-    read_at: impl Fn(&mut [u8], u64) -> io::Result<()>,
-) -> io::Result<blake3::Hasher> {
+fn hash_block(offset: u64, length: u64, read_at: ReadAt<'_>) -> io::Result<blake3::Hasher> {
     let mut hasher = blake3::Hasher::new();
     hasher.set_input_offset(offset);
     // At most `READ_BYTES`.
@@ -222,7 +217,7 @@ mod tests {
             buffer.copy_from_slice(&content[offset..offset + buffer.len()]);
             Ok(())
         };
-        outline(content.len() as u64, block, read_at).unwrap()
+        outline(content.len() as u64, block, &read_at).unwrap()
     }
 
     #[test]
@@ -266,7 +261,7 @@ mod tests {
         for bad in [0, 5 << 20, 40 << 20] {
             let read_at =
                 |_: &mut [u8], offset| if offset == bad { Err(io::ErrorKind::Other.into()) } else { Ok(()) };
-            assert!(outline(64 << 20, BlockSize(1 << 20), read_at).is_err(), "{bad}");
+            assert!(outline(64 << 20, BlockSize(1 << 20), &read_at).is_err(), "{bad}");
         }
     }
 

@@ -14,8 +14,9 @@ pub const NEW_BYTES_MAX: usize = 512 << 10;
 /// Longest old content of one signature, in bytes: two of the longest chunks and some slack.
 pub const OLD_BYTES_MAX: usize = 2 << 20;
 
-/// Bytes of MD4 in a signature entry. With the weak hash 96 bits: a false match costs one retry.
-const STRONG_BYTES: u32 = 8;
+/// Bytes of MD4 in a signature entry. With the weak hash 64 bits, for at most 2^11 blocks and 2^19 places: a
+/// false match among a billion deltas, and it costs one retry.
+const STRONG_BYTES: u32 = 4;
 
 /// Bytes of one signature entry: the weak hash and the strong one.
 const ENTRY_BYTES: usize = 4 + STRONG_BYTES as usize;
@@ -46,7 +47,7 @@ pub enum DeltaError {
 }
 
 /// Length of the blocks of a signature over `length` bytes: near the optimum for one edit, where signature
-/// and the block that is sent anew cost the same, √(12·length), as a power of two.
+/// and the block that is sent anew cost the same, √(8·length), as a power of two.
 fn block_bytes(length: usize) -> u32 {
     let optimum = (length * ENTRY_BYTES).isqrt().clamp(256, 1024);
     // Between 256 and 1,024: fits.
@@ -55,7 +56,13 @@ fn block_bytes(length: usize) -> u32 {
     1 << optimum.ilog2()
 }
 
-/// Signs `old`, of at most [`OLD_BYTES_MAX`] bytes: 12 bytes for each block.
+/// Bytes of the signature of `length` bytes.
+#[must_use]
+pub fn signature_bytes(length: usize) -> usize {
+    length.div_ceil(block_bytes(length) as usize) * ENTRY_BYTES
+}
+
+/// Signs `old`, of at most [`OLD_BYTES_MAX`] bytes: 8 bytes for each block.
 ///
 /// # Errors
 /// [`DeltaError::TooLong`].
@@ -81,13 +88,12 @@ impl Signature {
         if old_length > OLD_BYTES_MAX {
             return Err(DeltaError::TooLong);
         }
-        let block_bytes = block_bytes(old_length);
-        let wanted = old_length.div_ceil(block_bytes as usize) * ENTRY_BYTES;
+        let wanted = signature_bytes(old_length);
         if entries.len() != wanted {
             return Err(DeltaError::Signature { wanted, actual: entries.len() });
         }
         let mut bytes = Vec::with_capacity(HEADER_BYTES + entries.len());
-        for word in [MD4_MAGIC, block_bytes, STRONG_BYTES] {
+        for word in [MD4_MAGIC, block_bytes(old_length), STRONG_BYTES] {
             bytes.extend_from_slice(&word.to_be_bytes());
         }
         bytes.extend_from_slice(entries);

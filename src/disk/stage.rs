@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc;
 use std::thread;
 
 use rustix::fs::{AtFlags, fchmod, fchown, fsync, futimens, statat};
@@ -105,7 +104,7 @@ impl Staging {
     ///
     /// # Errors
     /// They cannot be read, or are fewer than they were.
-    pub fn read_back(&self, visit: impl FnMut(&[u8])) -> Result<(), DiskError> {
+    pub fn read_back(&self, visit: &mut dyn FnMut(&[u8])) -> Result<(), DiskError> {
         read_stretch(&self.file, 0..self.len, visit).during("read back", &self.staged_path())
     }
 
@@ -160,33 +159,29 @@ impl Staging {
         source: &File,
         offset: u64,
         len: u64,
-        mut visit: impl FnMut(&[u8]) + Send,
+        visit: &mut (dyn FnMut(&[u8]) + Send),
     ) -> Result<(), DiskError> {
-        let (start, file) = (self.len, &self.file);
-        if len <= COPY_BYTES {
-            copy(source, offset, file, start, len).during("copy", self.path.as_bytes())?;
-            self.len += len;
-            return read_stretch(&self.file, start..self.len, visit).during("read back", &self.staged_path());
+        let (start, end, file) = (self.len, self.len + len, &self.file);
+        let mut copied = start..start;
+        while copied.end < end {
+            let next = copied.end..end.min(copied.end + COPY_BYTES);
+            let from = offset + (next.start - start);
+            let copy_next = || copy(source, from, file, next.start, next.end - next.start);
+            // What was copied last is read while the next piece is copied.
+            let (copying, reading) = if copied.is_empty() {
+                (copy_next(), Ok(()))
+            } else {
+                thread::scope(|scope| {
+                    let reader = scope.spawn(|| read_stretch(file, copied, visit));
+                    (copy_next(), reader.join().unwrap_or_else(|_| Err(panicked())))
+                })
+            };
+            copying.during("copy", self.path.as_bytes())?;
+            reading.during("read back", &self.staged_path())?;
+            copied = next;
         }
-        let (copied, read) = thread::scope(|scope| {
-            let (written, stretches) = mpsc::sync_channel(1);
-            let reader = scope.spawn(move || {
-                stretches.into_iter().try_for_each(|stretch| read_stretch(file, stretch, &mut visit))
-            });
-            let copied = (0..len).step_by(COPY_BYTES as usize).try_for_each(|at| {
-                let now = COPY_BYTES.min(len - at);
-                copy(source, offset + at, file, start + at, now)?;
-                // A reader that is gone has met an error.
-                let _ = written.send(start + at..start + at + now);
-                io::Result::Ok(())
-            });
-            drop(written);
-            let read = reader.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
-            (copied, read)
-        });
-        copied.during("copy", self.path.as_bytes())?;
-        read.during("read back", &self.staged_path())?;
-        self.len += len;
+        read_stretch(file, copied, visit).during("read back", &self.staged_path())?;
+        self.len = end;
         Ok(())
     }
 
@@ -235,8 +230,12 @@ impl Staging {
     }
 }
 
+fn panicked() -> io::Error {
+    io::Error::other("a thread panicked")
+}
+
 /// Hands a stretch of a file to `visit`.
-fn read_stretch(file: &File, stretch: Range<u64>, mut visit: impl FnMut(&[u8])) -> io::Result<()> {
+fn read_stretch(file: &File, stretch: Range<u64>, visit: &mut dyn FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0; READ_BYTES];
     let mut at = stretch.start;
     while at < stretch.end {
@@ -263,7 +262,7 @@ fn copy(source: &File, offset: u64, target: &File, at: u64, len: u64) -> io::Res
     let by_kernel = copy_in_kernel(source, offset, target, at, len);
     let mut to = at + by_kernel;
     let mut written = Ok(());
-    read_stretch(source, offset + by_kernel..offset + len, |piece| {
+    read_stretch(source, offset + by_kernel..offset + len, &mut |piece| {
         if written.is_ok() {
             written = write_at_end(target, piece, to);
             to += piece.len() as u64;
@@ -317,7 +316,7 @@ mod tests {
 
     fn read_back(staging: &Staging) -> Vec<u8> {
         let mut bytes = Vec::new();
-        staging.read_back(|piece| bytes.extend_from_slice(piece)).unwrap();
+        staging.read_back(&mut |piece| bytes.extend_from_slice(piece)).unwrap();
         bytes
     }
 

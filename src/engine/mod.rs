@@ -25,7 +25,8 @@ mod window;
 pub use receiver::Receiver;
 pub use sender::Sender;
 pub use work::{
-    CopiedFile, Fault, Opened, Outcome, ReadFile, Scanned, SmallFile, SourceNext, SourceStep, Step, Work,
+    CopiedFile, Fault, Opened, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SmallContent,
+    SmallFile, SourceNext, SourceStep, Step, Work,
 };
 
 use crate::monitor::{Event, Problem};

@@ -12,10 +12,10 @@ use std::collections::VecDeque;
 
 use self::disk::{Source, Target};
 use self::tree::Dice;
-use crate::engine::{Config, Engine, Failure, Input, Output, Receiver, Sender, Summary, Work};
+use crate::engine::{Config, Engine, Failure, Input, Output, Receiver, Sender, SmallContent, Summary, Work};
 use crate::monitor::Event;
 use crate::wire::hello::Options;
-use crate::wire::message::{Message, Op};
+use crate::wire::message::{Body, Message, Op};
 
 /// In which order messages arrive and works end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +97,8 @@ fn assert_apart(under_way: &[Work], new: &Work) {
     let ids = |work: &Work| match work {
         Work::Sign { id, .. } | Work::Sink { id, .. } | Work::Source { id, .. } => vec![*id],
         Work::Store(files) => files.iter().map(|file| file.id).collect(),
-        Work::Read(wants) => wants.iter().map(|want| want.id).collect(),
+        Work::Read(orders) => orders.iter().map(|order| order.want.id).collect(),
+        Work::Diff(files) => files.iter().map(|file| file.id).collect(),
         _ => Vec::new(),
     };
     let is_steps = |work: &Work| matches!(work, Work::Apply(_) | Work::Plan { .. } | Work::Close(_));
@@ -283,7 +284,7 @@ impl Pair {
             }
             Message::Files(files) => {
                 log.contents += 1;
-                log.open_wants -= files.len();
+                log.open_wants -= files.iter().filter(|(_, body)| *body != Body::Differs).count();
             }
             Message::Pieces { end, .. } => {
                 log.contents += 1;
@@ -315,7 +316,10 @@ fn content_of(message: &Message) -> usize {
     match message {
         Message::Files(files) => files
             .iter()
-            .map(|(_, body)| if let Body::Whole { data, .. } = body { data.len() } else { 0 })
+            .map(|(_, body)| match body {
+                Body::Whole { data: bytes, .. } | Body::Delta { delta: bytes, .. } => bytes.len(),
+                Body::Same { .. } | Body::Differs | Body::Skipped => 0,
+            })
             .sum(),
         Message::Pieces { ops, .. } => content_of_ops(ops),
         _ => 0,
@@ -324,9 +328,15 @@ fn content_of(message: &Message) -> usize {
 
 fn content_of_work(work: &Work) -> usize {
     match work {
-        Work::Store(files) => files.iter().map(|file| file.data.len()).sum(),
+        Work::Store(files) => files.iter().map(|file| content_of_small(&file.content)).sum(),
         Work::Sink { ops, .. } => content_of_ops(ops),
         _ => 0,
+    }
+}
+
+fn content_of_small(content: &SmallContent) -> usize {
+    match content {
+        SmallContent::Whole(bytes) | SmallContent::Delta { delta: bytes, .. } => bytes.len(),
     }
 }
 

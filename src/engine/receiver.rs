@@ -4,7 +4,7 @@
 //! ```text
 //! Subject ─► Open   Entries… Offered ─► compare ─► Apply (clear, directories)
 //!                                              └► [Sign ─►] Wants
-//! Files ─► Store    Pieces ─► Sink    SignRequest ─► SignWindows ─► Signatures    CutRequest ─► Cut ─► Chunks
+//! Files ─► Store, SignFiles ─► FileSignatures    Pieces ─► Sink    SignRequest ─► SignWindows ─► Signatures    CutRequest ─► Cut ─► Chunks
 //! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals) ─► Apply (directory times) ─► Close ─► Finished
 //! ```
 
@@ -52,6 +52,7 @@ pub struct Receiver {
     asked: HashMap<u32, Ask>,
     window: Window,
     signs: usize,
+    file_signs: usize,
     /// Larger files on their way, with what waits for the work under way.
     sinks: HashMap<u32, Sink>,
     /// Files of which is being found out what is there of them.
@@ -109,6 +110,7 @@ impl Receiver {
             asked: HashMap::new(),
             window: Window::default(),
             signs: 0,
+            file_signs: 0,
             sinks: HashMap::new(),
             signing: HashMap::new(),
             early: Vec::new(),
@@ -149,6 +151,7 @@ impl Receiver {
                 self.desk.protocol_error("an offer out of turn");
             }
             Message::Wants(_)
+            | Message::FileSignatures(_)
             | Message::Signatures { .. }
             | Message::Chunks { .. }
             | Message::Finished(_) => {
@@ -174,6 +177,7 @@ impl Receiver {
                     }
                 }
             }
+            Outcome::SignFiles(results) => self.signed_files(results),
             Outcome::Cut(id, result) => {
                 self.signs -= 1;
                 match result {

@@ -12,19 +12,29 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use crate::content::chunk::Chunk;
-use crate::engine::work::{Fault, Outcome, ReadFile, Scanned, SourceNext, SourceStep, Work};
+use crate::content::delta::signature_bytes;
+use crate::engine::work::{
+    Fault, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext, SourceStep, Work,
+};
 use crate::engine::{Config, Desk, Engine, Input, Output};
 use crate::monitor::Event;
 use crate::tree::entry::{Entry, Kind};
 use crate::tree::manifest::Manifest;
 use crate::wire::message::{
-    AbortKind, Body, CONTENT_BYTES_MAX, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, Subject, WANTS_BYTES_MAX,
-    WANTS_MAX, Want,
+    AbortKind, Body, CONTENT_BYTES_MAX, Message, Op, SMALL_BYTES_MAX, SMALL_OLD_BYTES_MAX, STREAMS_MAX,
+    Subject, WANTS_BYTES_MAX, WANTS_MAX, Want,
 };
 
-/// Longest file that is sent whole although the receiver has an old version: asking for signatures costs a
+/// Longest file that is sent whole although the receiver has an old version: asking for a signature costs a
 /// round trip and saves little.
 const WHOLE_BYTES_MAX: u64 = 16 << 10;
+
+/// When more than this of such files waits, in bytes, the signatures cost less than the files: packed, that is
+/// about what 20 Mbit/s carry in 50 ms.
+const WHOLE_QUEUE_BYTES_MAX: u64 = 512 << 10;
+
+/// Files shorter than this are always sent whole, in bytes: the signature would cost as much.
+const DELTA_BYTES_MIN: u64 = 1 << 10;
 
 /// Most small files in one `Read`.
 const READ_FILES_MAX: usize = 512;
@@ -42,6 +52,12 @@ pub struct Sender {
     manifest: Option<Arc<Manifest>>,
     /// Wants that wait for their turn.
     small: VecDeque<Want>,
+    /// Bytes of those files that have an old version.
+    small_old_bytes: u64,
+    /// Small files of which the receiver is to sign the old version, and its length.
+    differing: HashMap<u32, u64>,
+    /// Small files of which it has.
+    signed: VecDeque<SignedFile>,
     large: VecDeque<Want>,
     /// Larger files on their way.
     streams: HashMap<u32, Stream>,
@@ -76,6 +92,9 @@ impl Sender {
             desk,
             manifest: None,
             small: VecDeque::new(),
+            small_old_bytes: 0,
+            differing: HashMap::new(),
+            signed: VecDeque::new(),
             large: VecDeque::new(),
             streams: HashMap::new(),
             asks: HashMap::new(),
@@ -97,6 +116,9 @@ impl Sender {
                 }
                 _ => self.desk.protocol_error("signatures that nobody asked for"),
             },
+            Message::FileSignatures(files) => {
+                files.into_iter().for_each(|(id, signature)| self.file_signature(id, signature.into_vec()));
+            }
             Message::Chunks { id, chunks } => match self.streams.get_mut(&id) {
                 Some(Stream::Cutting(theirs @ None)) => *theirs = Some(chunks),
                 Some(Stream::Cut) => self.compare_chunks(id, chunks),
@@ -141,12 +163,28 @@ impl Sender {
             return self.desk.protocol_error("too many wants without an answer");
         }
         self.desk.progress(Event::Planned { files: 1, bytes: size });
-        let nothing_there = want.staged.is_none() && want.old.is_none();
-        if size <= if nothing_there { SMALL_BYTES_MAX } else { WHOLE_BYTES_MAX } {
+        let is_small = size <= SMALL_BYTES_MAX
+            && match (&want.staged, &want.old) {
+                (None, None) => true,
+                (None, Some(old)) => old.length <= SMALL_OLD_BYTES_MAX || size <= WHOLE_BYTES_MAX,
+                (Some(_), _) => size <= WHOLE_BYTES_MAX,
+            };
+        if is_small {
+            self.small_old_bytes += want.old.as_ref().map_or(0, |_| size);
             self.small.push_back(want);
         } else {
             self.large.push_back(want);
         }
+    }
+
+    fn file_signature(&mut self, id: u32, signature: Vec<u8>) {
+        let Some(old_length) = self.differing.remove(&id) else {
+            return self.desk.protocol_error("a signature that nobody asked for");
+        };
+        if !signature.is_empty() && signature.len() != signature_bytes(old_length as usize) {
+            return self.desk.protocol_error("a signature of another length than due");
+        }
+        self.signed.push_back(SignedFile { id, old_length, signature });
     }
 
     fn outcome(&mut self, outcome: Outcome) {
@@ -197,13 +235,24 @@ impl Sender {
         let mut answers = Vec::with_capacity(files.len());
         for (id, result) in files {
             let body = match result {
-                Ok(ReadFile { data: Some(data), hash }) => {
+                Ok(ReadFile { content: ReadContent::Whole(data), hash }) => {
                     self.desk.progress(Event::Moved { bytes: data.len() as u64 });
                     Body::Whole { hash, data: ByteBuf::from(data) }
                 }
-                Ok(ReadFile { data: None, hash }) => {
-                    self.matched(id);
+                Ok(ReadFile { content: ReadContent::Delta(delta), hash }) => {
+                    let sent = delta.len() as u64;
+                    self.desk.progress(Event::Moved { bytes: sent });
+                    self.desk.progress(Event::Matched { bytes: self.size(id).saturating_sub(sent) });
+                    Body::Delta { hash, delta: ByteBuf::from(delta) }
+                }
+                Ok(ReadFile { content: ReadContent::Same, hash }) => {
+                    self.desk.progress(Event::Matched { bytes: self.size(id) });
                     Body::Same { hash }
+                }
+                Ok(ReadFile { content: ReadContent::Differs { old_length }, .. }) => {
+                    self.differing.insert(id, old_length);
+                    answers.push((id, Body::Differs));
+                    continue;
                 }
                 Err(fault) => {
                     if !self.desk.complain(self.path(id), fault) {
@@ -248,7 +297,7 @@ impl Sender {
             }
             SourceNext::End(hash) => Message::Pieces { id, ops, end: Some(hash) },
             SourceNext::Same(hash) => {
-                self.matched(id);
+                self.desk.progress(Event::Matched { bytes: self.size(id) });
                 Message::Files(vec![(id, Body::Same { hash })])
             }
         };
@@ -266,10 +315,8 @@ impl Sender {
         self.unanswered_bytes -= self.unanswered.remove(&id).unwrap_or(0);
     }
 
-    /// The receiver has all of this file.
-    fn matched(&mut self, id: u32) {
-        let bytes = self.manifest.as_ref().and_then(|manifest| manifest.get(id)).map_or(0, Entry::size);
-        self.desk.progress(Event::Matched { bytes });
+    fn size(&self, id: u32) -> u64 {
+        self.manifest.as_ref().and_then(|manifest| manifest.get(id)).map_or(0, Entry::size)
     }
 
     fn path(&self, id: u32) -> Vec<u8> {
@@ -277,23 +324,28 @@ impl Sender {
         entry.map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default()
     }
 
-    /// Starts works while there is room for them.
+    /// Starts works while there is room for them. Files that wait for the receiver keep no disk or channel busy.
     fn pump(&mut self) {
-        while self.reads + self.streams.len() < WORKS_MAX {
-            if let Some(batch) = self.next_batch() {
+        while self.works() < WORKS_MAX {
+            if let Some(batch) = self.next_signed() {
+                self.reads += 1;
+                self.desk.start(Work::Diff(batch));
+            } else if let Some(batch) = self.next_batch() {
                 self.reads += 1;
                 self.desk.start(Work::Read(batch));
-            } else if let Some(want) = self.large.pop_front() {
+            } else if self.streams.len() < STREAMS_MAX
+                && let Some(want) = self.large.pop_front()
+            {
                 self.begin(want);
             } else {
                 return;
             }
         }
-        // Files that wait for signatures keep no disk or channel busy: others may go on meanwhile.
-        while self.streams.len() < STREAMS_MAX && !self.is_working() {
-            let Some(want) = self.large.pop_front() else { return };
-            self.begin(want);
-        }
+    }
+
+    fn works(&self) -> usize {
+        let is_working = |stream: &&Stream| matches!(stream, Stream::Working | Stream::Cutting(_));
+        self.reads + self.streams.values().filter(is_working).count()
     }
 
     fn begin(&mut self, want: Want) {
@@ -304,24 +356,41 @@ impl Sender {
         self.desk.start(Work::Source { id, step: SourceStep::Begin(want) });
     }
 
-    fn is_working(&self) -> bool {
-        self.reads > 0
-            || self.streams.values().any(|stream| matches!(stream, Stream::Working | Stream::Cutting(_)))
-    }
-
     /// Small files that together make about one message.
-    fn next_batch(&mut self) -> Option<Vec<Want>> {
-        let manifest = self.manifest.as_ref()?;
+    fn next_batch(&mut self) -> Option<Vec<ReadOrder>> {
+        let in_bulk = self.small_old_bytes > WHOLE_QUEUE_BYTES_MAX;
         let mut batch = Vec::new();
         let mut bytes = 0;
         while let Some(want) = self.small.front() {
-            bytes += manifest.get(want.id).map_or(0, Entry::size) as usize + 64;
+            let size = self.size(want.id);
+            bytes += size as usize + 64;
             if batch.len() == READ_FILES_MAX || (bytes > CONTENT_BYTES_MAX && !batch.is_empty()) {
                 break;
             }
-            batch.extend(self.small.pop_front());
+            let Some(want) = self.small.pop_front() else { break };
+            let may_ask = match &want.old {
+                Some(old) => {
+                    self.small_old_bytes -= size;
+                    let worth = if in_bulk { DELTA_BYTES_MIN } else { WHOLE_BYTES_MAX + 1 };
+                    size >= worth && (1..=SMALL_OLD_BYTES_MAX).contains(&old.length) && want.staged.is_none()
+                }
+                None => false,
+            };
+            batch.push(ReadOrder { want, may_ask });
         }
         (!batch.is_empty()).then_some(batch)
+    }
+
+    /// Small files whose old versions are signed.
+    fn next_signed(&mut self) -> Option<Vec<SignedFile>> {
+        let mut bytes = 0;
+        let sizes = self.signed.iter().map(|signed| self.size(signed.id) as usize);
+        let count = sizes.take_while(|size| {
+            bytes += size;
+            bytes <= CONTENT_BYTES_MAX
+        });
+        let count = count.count().clamp(1, READ_FILES_MAX).min(self.signed.len());
+        (count > 0).then(|| self.signed.drain(..count).collect())
     }
 }
 

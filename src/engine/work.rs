@@ -17,7 +17,9 @@ pub enum Work {
     /// Sender: list the source.
     Scan,
     /// Sender: read small files to their end; for each want decide between its content and "the same".
-    Read(Vec<Want>),
+    Read(Vec<ReadOrder>),
+    /// Sender: find what makes small files out of their old versions.
+    Diff(Vec<SignedFile>),
     /// Sender: one step in sending a larger file.
     Source {
         /// Which file.
@@ -51,6 +53,8 @@ pub enum Work {
         /// The stretches.
         windows: Vec<Window>,
     },
+    /// Receiver: sign the bases of small files as a whole.
+    SignFiles(Vec<(u32, u32)>),
     /// Receiver: cut a stretch of the basis.
     Cut {
         /// Of which file.
@@ -114,13 +118,49 @@ pub enum SourceNext {
     Same(Hash),
 }
 
+/// A small file to be read.
+#[derive(Debug)]
+pub struct ReadOrder {
+    /// Which, and what the receiver has.
+    pub want: Want,
+    /// Where the old version differs, its signature is worth a round trip.
+    pub may_ask: bool,
+}
+
+/// A small file whose old version was signed.
+#[derive(Debug)]
+pub struct SignedFile {
+    /// Which.
+    pub id: u32,
+    /// The length of the old version, in bytes.
+    pub old_length: u64,
+    /// The signature; empty where it cannot be had.
+    pub signature: Vec<u8>,
+}
+
 /// A small file that was read.
 #[derive(Debug)]
 pub struct ReadFile {
-    /// The content; `None` where the receiver's old version is the same.
-    pub data: Option<Vec<u8>>,
+    /// What of it has to travel.
+    pub content: ReadContent,
     /// Its hash.
     pub hash: Hash,
+}
+
+/// What of a small file has to travel.
+#[derive(Debug)]
+pub enum ReadContent {
+    /// Nothing: the receiver's old version is the same.
+    Same,
+    /// All.
+    Whole(Vec<u8>),
+    /// What makes it out of the old version.
+    Delta(Vec<u8>),
+    /// That shows with the signature of the old version.
+    Differs {
+        /// The length of the old version, in bytes.
+        old_length: u64,
+    },
 }
 
 /// A small file that arrived.
@@ -131,7 +171,21 @@ pub struct SmallFile {
     /// The hash that was announced.
     pub hash: Hash,
     /// The content.
-    pub data: Vec<u8>,
+    pub content: SmallContent,
+}
+
+/// The content of a small file that arrived.
+#[derive(Debug)]
+pub enum SmallContent {
+    /// All of it.
+    Whole(Vec<u8>),
+    /// What makes it out of its basis.
+    Delta {
+        /// The basis.
+        at: u32,
+        /// The delta.
+        delta: Vec<u8>,
+    },
 }
 
 /// A file whose content lies elsewhere in the destination.
@@ -208,6 +262,8 @@ pub enum Outcome {
     Sign(u32, Result<(Want, Option<Hash>), Fault>),
     /// Signatures, in the order of the windows.
     SignWindows(u32, Result<Vec<Vec<u8>>, Fault>),
+    /// The signatures.
+    SignFiles(Vec<(u32, Result<Vec<u8>, Fault>)>),
     /// The chunks of a stretch.
     Cut(u32, Result<Vec<Chunk>, Fault>),
     /// Whether each was put in place.

@@ -16,7 +16,7 @@ use crate::disk::scan::{self, ScanOptions, scan};
 use crate::disk::stage::{Durability, Metadata, Staging};
 use crate::disk::stat::Identity;
 use crate::disk::{clear_leftovers, has_staged};
-use crate::engine::{CopiedFile, Fault, Opened, Outcome, SmallFile, Step, Work};
+use crate::engine::{CopiedFile, Fault, Opened, Outcome, SmallContent, SmallFile, Step, Work};
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, blocks_of, chunks_of, no_old, open_old, read_window};
 use crate::exchange::{chain, fault, patiently};
@@ -25,7 +25,7 @@ use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::wire::hello::Options;
-use crate::wire::message::{AbortKind, Op, Stretch, Subject, Want, Window};
+use crate::wire::message::{AbortKind, Op, SMALL_OLD_BYTES_MAX, Stretch, Subject, Want, Window};
 
 /// Writes a destination.
 pub struct Receiving {
@@ -179,7 +179,7 @@ impl Receiving {
         let size = self.entry(id)?.size();
         let staged = match patiently(|| Staging::find(root, path)).map_err(|error| unreadable(&error))? {
             Some(staging) if !staging.is_empty() => {
-                let (blocks, _) = blocks_of(staging.len(), size, |buffer, at| staging.read_at(buffer, at))
+                let (blocks, _) = blocks_of(staging.len(), size, &|buffer, at| staging.read_at(buffer, at))
                     .map_err(|error| unwritable(&error))?;
                 Some(blocks)
             }
@@ -189,10 +189,28 @@ impl Receiving {
         let Some(at) = at else { return Ok((want, None)) };
         let (basis, seen) = self.basis(at)?;
         let file = open_old(root, basis, seen).map_err(sink_fault)?;
-        let (old, hash) = blocks_of(seen.size, size, |buffer, at| file.read_exact_at(buffer, at))
+        let (old, hash) = blocks_of(seen.size, size, &|buffer, at| file.read_exact_at(buffer, at))
             .map_err(|error| unwritable(&error))?;
         want.old = Some(old);
         Ok((want, hash))
+    }
+
+    fn sign_file(&self, at: u32) -> Result<Vec<u8>, Fault> {
+        delta::sign(&self.read_basis(at)?).map_err(|error| sink_fault(SinkError::Basis(error.to_string())))
+    }
+
+    /// All of a small basis.
+    fn read_basis(&self, at: u32) -> Result<Vec<u8>, Fault> {
+        let (basis, seen) = self.basis(at)?;
+        if seen.size > SMALL_OLD_BYTES_MAX {
+            return Err(Fault::Fatal(
+                AbortKind::Protocol,
+                "a signature of what is too long for one".to_owned(),
+            ));
+        }
+        let file = open_old(self.root()?, basis, seen).map_err(sink_fault)?;
+        let window = Window { offset: 0, length: seen.size as u32 };
+        read_window(&file, window).map_err(sink_fault)
     }
 
     fn cut(&self, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, Fault> {
@@ -221,14 +239,29 @@ impl Receiving {
     // Contents.
 
     fn store(&self, file: &SmallFile) -> Result<(), Fault> {
-        if Hash::of(&file.data) != file.hash {
+        let made;
+        let data = match &file.content {
+            SmallContent::Whole(data) => data,
+            SmallContent::Delta { at, delta } => {
+                made = self.apply_delta(file.id, *at, delta)?;
+                &made
+            }
+        };
+        if Hash::of(data) != file.hash {
             return Err(corrupt());
         }
         let unwritable = |error: &DiskError| fault(error, Trouble::Unwritable);
         let (mut staging, _) =
             Staging::open(self.root()?, self.path(file.id)?).map_err(|error| unwritable(&error))?;
-        staging.keep(0).and_then(|()| staging.append(&file.data)).map_err(|error| unwritable(&error))?;
+        staging.keep(0).and_then(|()| staging.append(data)).map_err(|error| unwritable(&error))?;
         self.install(file.id, staging)
+    }
+
+    fn apply_delta(&self, id: u32, at: u32, delta: &[u8]) -> Result<Vec<u8>, Fault> {
+        let old = self.read_basis(at)?;
+        // Checked to be small when it came.
+        let size = self.entry(id)?.size() as usize;
+        delta::apply(&old, delta, size).map_err(|error| sink_fault(SinkError::Basis(error.to_string())))
     }
 
     fn copy(&self, file: CopiedFile) -> Result<(), Fault> {
@@ -424,6 +457,9 @@ impl Perform for Receiving {
             Work::Sign { id, at } => Outcome::Sign(id, self.sign(id, at)),
             Work::SignWindows { id, at, windows } => {
                 Outcome::SignWindows(id, self.sign_windows(at, &windows))
+            }
+            Work::SignFiles(files) => {
+                Outcome::SignFiles(files.into_iter().map(|(id, at)| (id, self.sign_file(at))).collect())
             }
             Work::Cut { id, at, stretch } => Outcome::Cut(id, self.cut(at, stretch)),
             Work::Store(files) => {

@@ -7,12 +7,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::content::blocks::BlockId;
+use crate::content::blocks::{BlockId, BlockSize};
+use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::Hash;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, ScanOptions, scan};
 use crate::disk::stat::Identity;
-use crate::engine::{Fault, Outcome, ReadFile, Scanned, SourceNext, SourceStep, Work};
+use crate::engine::{
+    Fault, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext, SourceStep, Work,
+};
 use crate::exchange::run::Perform;
 use crate::exchange::source::{Source, SourceError};
 use crate::exchange::{chain, fault};
@@ -22,7 +25,7 @@ use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::wire::hello::Options;
-use crate::wire::message::{AbortKind, Op, Subject, Want};
+use crate::wire::message::{AbortKind, Op, Subject};
 
 /// Reads a source: a directory, or one file.
 pub struct Sending {
@@ -120,22 +123,43 @@ impl Sending {
         })
     }
 
-    fn read(&self, want: &Want) -> Result<ReadFile, Fault> {
-        let (file, identity) = self.open(want.id)?;
+    fn read(&self, order: &ReadOrder) -> Result<ReadFile, Fault> {
+        let ReadOrder { want, may_ask } = order;
+        let (data, hash) = self.read_small(want.id)?;
+        let old_length = want.old.as_ref().map(|old| old.length);
+        let same = want.old.as_ref().is_some_and(|old| {
+            old.length == data.len() as u64 && block_ids(&data).eq(old.ids.iter().copied())
+        });
+        let content = match old_length {
+            _ if same => ReadContent::Same,
+            Some(old_length) if *may_ask => ReadContent::Differs { old_length },
+            _ => ReadContent::Whole(data),
+        };
+        Ok(ReadFile { content, hash })
+    }
+
+    /// Finds what makes a small file out of its old version.
+    fn diff(&self, signed: &SignedFile) -> Result<ReadFile, Fault> {
+        let (data, hash) = self.read_small(signed.id)?;
+        let peer = |error: DeltaError| Fault::Fatal(AbortKind::Protocol, error.to_string());
+        let delta = if signed.signature.is_empty() {
+            None
+        } else {
+            // At most `SMALL_OLD_BYTES_MAX`.
+            let signature = Signature::check(&signed.signature, signed.old_length as usize).map_err(peer)?;
+            signature.diff(&data).map_err(peer)?
+        };
+        Ok(ReadFile { content: delta.map_or(ReadContent::Whole(data), ReadContent::Delta), hash })
+    }
+
+    fn read_small(&self, id: u32) -> Result<(Vec<u8>, Hash), Fault> {
+        let (file, identity) = self.open(id)?;
         // One byte more than there should be shows a file that grew.
         let mut data = Vec::with_capacity(identity.size as usize + 1);
         (&file).take(identity.size + 1).read_to_end(&mut data).map_err(|error| unreadable(&error))?;
         self.check_unchanged(&file, &identity)?;
         let hash = Hash::of(&data);
-        let same = want.old.as_ref().is_some_and(|old| {
-            old.length == data.len() as u64
-                && match old.ids.as_slice() {
-                    [] => true,
-                    [id] => *id == BlockId::of(0, &data),
-                    _ => false,
-                }
-        });
-        Ok(ReadFile { data: (!same).then_some(data), hash })
+        Ok((data, hash))
     }
 
     fn source(&self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), Fault> {
@@ -211,7 +235,12 @@ impl Perform for Sending {
         match work {
             Work::Find => Outcome::Find(self.find()),
             Work::Scan => Outcome::Scan(self.scan()),
-            Work::Read(wants) => Outcome::Read(wants.iter().map(|want| (want.id, self.read(want))).collect()),
+            Work::Read(orders) => {
+                Outcome::Read(orders.iter().map(|order| (order.want.id, self.read(order))).collect())
+            }
+            Work::Diff(files) => {
+                Outcome::Read(files.iter().map(|signed| (signed.id, self.diff(signed))).collect())
+            }
             Work::Source { id, step } => Outcome::Source(id, self.source(id, step)),
             other => Outcome::Scan(Err(Fault::Fatal(
                 AbortKind::Protocol,
@@ -244,6 +273,12 @@ fn find_single(path: &Path) -> Result<(Found, Vec<u8>), Box<dyn std::error::Erro
     let root = Root::open(real.parent().unwrap_or(Path::new("/")))?;
     let name = offered.as_bytes().to_vec();
     Ok((Found { root, single: Some(Single { local, offered }) }, name))
+}
+
+/// The names of a small file's blocks.
+fn block_ids(data: &[u8]) -> impl Iterator<Item = BlockId> {
+    let block = BlockSize::for_size(data.len() as u64).bytes();
+    data.chunks(block as usize).zip(0..).map(move |(bytes, index)| BlockId::of(index * block, bytes))
 }
 
 fn source_fault(error: SourceError) -> Fault {

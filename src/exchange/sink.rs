@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use crate::content::blocks::{BlockSize, outline};
+use crate::content::blocks::{BlockSize, ReadAt, outline};
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::{Hash, Hasher};
@@ -64,7 +64,7 @@ impl Sink {
             if self.staging.len() < kept {
                 return Err(SinkError::Basis("what was staged is not there any more".to_owned()));
             }
-            self.staging.read_back(|bytes| self.hasher.update(bytes))?;
+            self.staging.read_back(&mut |bytes| self.hasher.update(bytes))?;
         }
         match op {
             Op::Keep { .. } if begun => Err(SinkError::Peer("keeping what is staged is only ever first")),
@@ -100,7 +100,8 @@ impl Sink {
     /// Copies in the kernel, and hashes what was written.
     fn copy(&mut self, offset: u64, length: u64) -> Result<(), SinkError> {
         let old = self.old.as_ref().ok_or_else(no_old)?;
-        self.staging.append_from_and_read_back(old, offset, length, |bytes| self.hasher.update(bytes))?;
+        self.staging
+            .append_from_and_read_back(old, offset, length, &mut |bytes| self.hasher.update(bytes))?;
         Ok(())
     }
 
@@ -124,7 +125,7 @@ pub(super) fn open_old(root: &Root, path: &TreePath, seen: &Identity) -> Result<
 pub(super) fn blocks_of(
     length: u64,
     size: u64,
-    read_at: impl Fn(&mut [u8], u64) -> std::io::Result<()> + Sync,
+    read_at: ReadAt<'_>,
 ) -> std::io::Result<(Blocks, Option<Hash>)> {
     let outline = outline(length.min(size), BlockSize::for_size(size), read_at)?;
     Ok((Blocks { length, ids: outline.ids }, (length <= size).then_some(outline.hash)))

@@ -99,7 +99,7 @@ impl Source {
         let size = self.identity.size;
         let block = BlockSize::for_size(size);
         let Outline { ids, hash } =
-            outline(size, block, |buffer, offset| self.file.read_exact_at(buffer, offset))?;
+            outline(size, block, &|buffer, offset| self.file.read_exact_at(buffer, offset))?;
         self.hash = Some(hash);
         let kept = match &want.staged {
             Some(staged) => self.kept(staged, block, &ids)?,
@@ -129,7 +129,7 @@ impl Source {
             return Ok(kept);
         }
         // The last block of a prefix is mostly the beginning of one.
-        let beginning = block_id(kept, rest, |buffer, offset| self.file.read_exact_at(buffer, offset))?;
+        let beginning = block_id(kept, rest, &|buffer, offset| self.file.read_exact_at(buffer, offset))?;
         Ok(if staged.ids.get(same) == Some(&beginning) { length } else { kept })
     }
 
@@ -289,7 +289,7 @@ mod tests {
         file.rewind().unwrap();
         let block = BlockSize::for_size(identity.size);
         let outline =
-            outline(identity.size, block, |buffer, offset| file.read_exact_at(buffer, offset)).unwrap();
+            outline(identity.size, block, &|buffer, offset| file.read_exact_at(buffer, offset)).unwrap();
         file.write_all(&vec![8; 3_000_000]).unwrap();
         file.rewind().unwrap();
 

@@ -23,11 +23,15 @@ pub const WANTS_MAX: usize = 8192;
 /// at 4 MiB; the few wants that it prepares meanwhile weigh up to 1 MiB each.
 pub const WANTS_BYTES_MAX: usize = 10 << 20;
 
-/// Most files whose content is on its way in pieces at a time.
-pub const STREAMS_MAX: usize = 8;
+/// Most files whose content is on its way in pieces at a time. Most of them wait for signatures: with a hundred
+/// milliseconds between question and answer eight would be 80 files a second.
+pub const STREAMS_MAX: usize = 32;
 
 /// Longest file that travels whole in [`Message::Files`], in bytes.
 pub const SMALL_BYTES_MAX: u64 = 128 << 10;
+
+/// Longest old version that a file which travels so is compared with as a whole, in bytes.
+pub const SMALL_OLD_BYTES_MAX: u64 = 256 << 10;
 
 /// Most bytes of content in one message.
 pub const CONTENT_BYTES_MAX: usize = 1 << 20;
@@ -181,7 +185,7 @@ impl Op {
     }
 }
 
-/// The answer to a want, complete in one message.
+/// The answer to a want, complete in one message; or the step before it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
     /// The content.
@@ -195,6 +199,15 @@ pub enum Body {
     Same {
         /// Its hash.
         hash: Hash,
+    },
+    /// The old version differs: its signature is needed to say in what. This is no answer yet.
+    Differs,
+    /// What makes the content out of the old version.
+    Delta {
+        /// Its hash.
+        hash: Hash,
+        /// The delta as `fast_rsync` writes it.
+        delta: ByteBuf,
     },
     /// It cannot be had; the sender has said why.
     Skipped,
@@ -277,6 +290,8 @@ pub enum Message {
     Wants(Vec<Want>),
     /// S: whole answers.
     Files(Vec<(u32, Body)>),
+    /// R: signatures of the old versions of files that differ; an empty one where it cannot be read any more.
+    FileSignatures(Vec<(u32, ByteBuf)>),
     /// S: sign stretches of the old version.
     SignRequest {
         /// Of which file.
@@ -373,9 +388,11 @@ impl Message {
                 files.len() <= LIST_MAX
                     && files.iter().all(|(_, body)| match body {
                         Body::Whole { data, .. } => data.len() as u64 <= SMALL_BYTES_MAX,
-                        Body::Same { .. } | Body::Skipped => true,
+                        Body::Delta { delta, .. } => delta.len() as u64 <= SMALL_BYTES_MAX,
+                        Body::Same { .. } | Body::Differs | Body::Skipped => true,
                     })
             }
+            Self::FileSignatures(signatures) => signatures.len() <= LIST_MAX,
             Self::SignRequest { windows, .. } => {
                 windows.len() <= WINDOWS_MAX && windows.iter().all(window_is_within_limits)
             }

@@ -67,6 +67,33 @@ fn a_small_edit_in_a_middling_file_costs_little() {
 }
 
 #[test]
+fn many_small_edits_cost_a_little_each() {
+    let world = World::new();
+    let text = |n: usize| -> Vec<u8> {
+        (0..200 + n % 300)
+            .flat_map(|line| format!("line {line} of {n}: {}\n", line * n * 7919).into_bytes())
+            .collect()
+    };
+    let mut total = 0;
+    for n in 0..800 {
+        total += text(n).len();
+        world.write(&format!("d{}/{n}", n % 10), &text(n));
+    }
+    world.run_and_check();
+    for n in 0..800 {
+        let mut edited = text(n);
+        let middle = edited.len() / 2;
+        edited.splice(middle..middle + 3, *b"another line\n");
+        world.write(&format!("d{}/{n}", n % 10), &edited);
+    }
+    let ran = world.run_and_check();
+    let tally = ran.summary().tally;
+    assert_eq!(tally.updated, 800);
+    assert!(ran.bytes < total as u64 / 6, "{} of {total}", ran.bytes);
+    assert!(tally.sent_bytes < total as u64 / 6, "{tally:?}");
+}
+
+#[test]
 fn another_time_alone_moves_no_content() {
     for length in [0, 5, 20_000, 3 * MB] {
         let world = World::new();

@@ -11,7 +11,8 @@ use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::engine::work::{
-    CopiedFile, Fault, Opened, Outcome, ReadFile, Scanned, SmallFile, SourceNext, SourceStep, Step, Work,
+    CopiedFile, Fault, Opened, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SmallContent,
+    SmallFile, SourceNext, SourceStep, Step, Work,
 };
 use crate::monitor::Trouble;
 use crate::tree::entry::{Kind, Time};
@@ -81,8 +82,11 @@ impl Source {
         match work {
             Work::Find => Outcome::Find(Ok(Subject::directory(self.root.0, self.root.1))),
             Work::Scan => Outcome::Scan(Ok(self.scan())),
-            Work::Read(wants) => {
-                Outcome::Read(wants.into_iter().map(|want| (want.id, self.read(&want))).collect())
+            Work::Read(orders) => {
+                Outcome::Read(orders.into_iter().map(|order| (order.want.id, self.read(&order))).collect())
+            }
+            Work::Diff(files) => {
+                Outcome::Read(files.into_iter().map(|signed| (signed.id, self.diff(&signed))).collect())
             }
             Work::Source { id, step } => Outcome::Source(id, self.step(id, step)),
             other => panic!("not a sender's: {other:?}"),
@@ -121,17 +125,34 @@ impl Source {
         Some(*lie)
     }
 
-    fn read(&mut self, want: &Want) -> Result<ReadFile, Fault> {
+    fn read(&mut self, order: &ReadOrder) -> Result<ReadFile, Fault> {
+        let ReadOrder { want, may_ask } = order;
         let content = self.content(want.id)?;
         let hash = Hash::of(&content);
         let same = want.old.as_ref().is_some_and(|old| *old == blocks(&content, content.len()));
-        let (data, hash) = match self.lie(want.id) {
-            Some(Lie::Same) => (None, Hash::of(b"a lie")),
-            Some(Lie::Hash) => (Some(content.to_vec()), Hash::of(b"a lie")),
-            None if same => (None, hash),
-            None => (Some(content.to_vec()), hash),
+        let whole = || ReadContent::Whole(content.to_vec());
+        let (content, hash) = match (self.lie(want.id), &want.old) {
+            (Some(Lie::Same), _) => (ReadContent::Same, Hash::of(b"a lie")),
+            (Some(Lie::Hash), _) => (whole(), Hash::of(b"a lie")),
+            (None, _) if same => (ReadContent::Same, hash),
+            (None, Some(old)) if *may_ask => (ReadContent::Differs { old_length: old.length }, hash),
+            (None, _) => (whole(), hash),
         };
-        Ok(ReadFile { data, hash })
+        Ok(ReadFile { content, hash })
+    }
+
+    fn diff(&mut self, signed: &SignedFile) -> Result<ReadFile, Fault> {
+        let content = self.content(signed.id)?;
+        let hash = Hash::of(&content);
+        let protocol = |error: delta::DeltaError| Fault::Fatal(AbortKind::Protocol, error.to_string());
+        let delta = if signed.signature.is_empty() {
+            None
+        } else {
+            let signature = delta::Signature::check(&signed.signature, signed.old_length as usize);
+            signature.map_err(protocol)?.diff(&content).map_err(protocol)?
+        };
+        let content = delta.map_or_else(|| ReadContent::Whole(content.to_vec()), ReadContent::Delta);
+        Ok(ReadFile { content, hash })
     }
 
     fn step(&mut self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), Fault> {
@@ -304,6 +325,10 @@ impl Target {
             Work::SignWindows { id, at, windows } => {
                 Outcome::SignWindows(id, self.sign_windows(at, &windows))
             }
+            Work::SignFiles(files) => {
+                let sign = |at| delta::sign(&self.old(at).ok_or_else(corrupt)?).map_err(|_| corrupt());
+                Outcome::SignFiles(files.into_iter().map(|(id, at)| (id, sign(at))).collect())
+            }
             Work::Cut { id, at, stretch } => Outcome::Cut(id, self.cut(at, stretch).ok_or_else(corrupt)),
             Work::Store(files) => Outcome::Store(files.into_iter().map(|file| self.store(file)).collect()),
             Work::Sink { id, at, ops, end } => Outcome::Sink(id, self.sink(id, at, ops, end)),
@@ -370,9 +395,15 @@ impl Target {
     }
 
     fn store(&mut self, file: SmallFile) -> (u32, Done) {
-        let result =
-            if Hash::of(&file.data) == file.hash { self.install(file.id, file.data) } else { Err(corrupt()) };
-        (file.id, result)
+        let data = match file.content {
+            SmallContent::Whole(data) => Some(data),
+            SmallContent::Delta { at, delta } => {
+                let size = self.wanted(file.id).size() as usize;
+                self.old(at).and_then(|old| delta::apply(&old, &delta, size).ok())
+            }
+        };
+        let data = data.filter(|data| Hash::of(data) == file.hash);
+        (file.id, data.ok_or_else(corrupt).and_then(|data| self.install(file.id, data)))
     }
 
     fn copy(&mut self, file: CopiedFile) -> (u32, Done) {
@@ -551,6 +582,6 @@ fn blocks(content: &[u8], size: usize) -> Blocks {
         Ok(())
     };
     let seen = content.len().min(size) as u64;
-    let outline = outline(seen, BlockSize::for_size(size as u64), read_at).unwrap();
+    let outline = outline(seen, BlockSize::for_size(size as u64), &read_at).unwrap();
     Blocks { length: content.len() as u64, ids: outline.ids }
 }

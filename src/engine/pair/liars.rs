@@ -7,6 +7,7 @@ use super::tree::{Dice, Tree, directory, file, link, manifest, path, time, tree}
 use super::{RECEIVER, SENDER, Side};
 use crate::content::blocks::BlockId;
 use crate::content::chunk::{Chunk, ChunkId};
+use crate::content::delta::signature_bytes;
 use crate::content::hash::Hash;
 use crate::engine::{Config, Input, Outcome, Receiver, Sender, Work};
 use crate::monitor::Event;
@@ -115,7 +116,8 @@ impl Victim {
             return victim;
         }
         victim.end_all();
-        victim.hear(Message::Wants(vec![want_with_old(UPDATED)]));
+        let staged = Some(blocks(1, 1));
+        victim.hear(Message::Wants(vec![Want { staged, ..want_with_old(UPDATED) }]));
         victim.end_all();
         assert!(matches!(victim.said.last(), Some(Message::SignRequest { id: UPDATED, .. })));
         victim
@@ -252,6 +254,7 @@ fn every_kind() -> Vec<(&'static str, Message)> {
         ("Files", Message::Files(vec![(SMALL, whole(b"small"))])),
         ("SignRequest", sign_request(UPDATED)),
         ("Signatures", Message::Signatures { id: UPDATED, signatures: vec![ByteBuf::from(vec![0; 48])] }),
+        ("FileSignatures", Message::FileSignatures(vec![(UPDATED, ByteBuf::new())])),
         ("CutRequest", cut_request(UPDATED)),
         ("Chunks", chunks(UPDATED)),
         ("Pieces", pieces(LARGE, 1000, false)),
@@ -535,6 +538,54 @@ fn chunks_are_taken_once_before_or_after_the_own_ones_are_there() {
         let mut victim = cutting(cuts);
         victim.hear(Message::Signatures { id: LARGE, signatures: Vec::new() });
         assert!(victim.is_offended(), "signatures instead");
+    }
+}
+
+/// A sender that waits for the signature of a small old version of 1,000 bytes.
+fn asking() -> Victim {
+    let mut victim = Victim::at(SENDER, Stage::Offered);
+    victim.hear(Message::Wants(vec![want_with_old(UPDATED)]));
+    victim.end_all();
+    assert_eq!(victim.said.last(), Some(&Message::Files(vec![(UPDATED, Body::Differs)])));
+    victim
+}
+
+#[test]
+fn the_signature_of_a_file_is_taken_once_and_in_the_length_that_is_due() {
+    let signature = |id, length| Message::FileSignatures(vec![(id, ByteBuf::from(vec![0; length]))]);
+    for due in [0, signature_bytes(1000)] {
+        let mut victim = asking();
+        victim.hear(signature(UPDATED, due));
+        victim.end_all();
+        assert!(matches!(victim.said.last(), Some(Message::Files(files)) if files[0].0 == UPDATED));
+        victim.hear(signature(UPDATED, due));
+        assert!(victim.is_offended(), "twice");
+    }
+    for (claim, lie) in [
+        ("shorter", signature(UPDATED, signature_bytes(1000) - 1)),
+        ("longer", signature(UPDATED, signature_bytes(1000) + 1)),
+        ("of another file", signature(SMALL, 0)),
+        ("of no file", signature(99, 0)),
+        ("asked for again", Message::Wants(vec![want_with_old(UPDATED)])),
+    ] {
+        let mut victim = asking();
+        victim.hear(lie);
+        assert!(victim.is_offended(), "{claim}");
+    }
+}
+
+#[test]
+fn a_delta_is_taken_once_and_only_of_what_was_signed() {
+    let files = |id, body: Body| Message::Files(vec![(id, body)]);
+    let delta = || Body::Delta { hash: Hash::of(b"new"), delta: ByteBuf::from(vec![0; 9]) };
+    for (claim, messages) in [
+        ("not signed", vec![files(UPDATED, delta())]),
+        ("no old version", vec![files(SMALL, Body::Differs)]),
+        ("what is there", vec![files(SAME, Body::Differs)]),
+        ("signed twice", vec![files(UPDATED, Body::Differs), files(UPDATED, Body::Differs)]),
+        ("twice", vec![files(UPDATED, Body::Differs), files(UPDATED, delta()), files(UPDATED, delta())]),
+    ] {
+        offend(RECEIVER, Stage::Content, claim, messages);
     }
 }
 

@@ -70,6 +70,8 @@ fn body() -> impl Strategy<Value = Body> {
         (hash(), bytes()).prop_map(|(hash, data)| Body::Whole { hash, data }),
         hash().prop_map(|hash| Body::Same { hash }),
         Just(Body::Skipped),
+        Just(Body::Differs),
+        (hash(), bytes()).prop_map(|(hash, delta)| Body::Delta { hash, delta }),
     ]
 }
 
@@ -88,6 +90,7 @@ fn message() -> Union<BoxedStrategy<Message>> {
         (id(), vec(bytes(), 0..3))
             .prop_map(|(id, signatures)| Message::Signatures { id, signatures })
             .boxed(),
+        vec((id(), bytes()), 0..3).prop_map(Message::FileSignatures).boxed(),
         (id(), number(), number())
             .prop_map(|(id, offset, length)| Message::CutRequest { id, stretch: Stretch { offset, length } })
             .boxed(),

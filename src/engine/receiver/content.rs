@@ -6,11 +6,15 @@
 
 use std::collections::VecDeque;
 
+use serde_bytes::ByteBuf;
+
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
-use crate::engine::work::{CopiedFile, Fault, SmallFile, Work};
+use crate::engine::work::{CopiedFile, Fault, SmallContent, SmallFile, Work};
 use crate::monitor::{Event, Problem, Trouble};
-use crate::wire::message::{AbortKind, Body, Message, Op, STREAMS_MAX, Stretch, Want, Window};
+use crate::wire::message::{
+    AbortKind, Body, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window,
+};
 
 /// Most bytes of content that wait for the disk before messages have to wait.
 pub(super) const HELD_BYTES_MAX: usize = 8 << 20;
@@ -36,6 +40,8 @@ pub(super) struct Ask {
     basis: Option<Basis>,
     /// Its basis was cut already: that is asked for once.
     was_cut: bool,
+    /// Its basis was signed as a whole: that is asked for once.
+    was_signed: bool,
     /// Everything of it has arrived, and a work on it is under way: the sender has no more to say of it.
     given: bool,
 }
@@ -104,7 +110,7 @@ impl Receiver {
     fn want(&mut self, want: Want, basis: Option<Basis>) {
         let weight = want.weight();
         self.window.open(weight);
-        self.asked.insert(want.id, Ask { weight, basis, was_cut: false, given: false });
+        self.asked.insert(want.id, Ask { weight, basis, was_cut: false, was_signed: false, given: false });
         if self.batch_bytes + weight > BATCH_BYTES {
             self.send_batch();
         }
@@ -151,17 +157,43 @@ impl Receiver {
     // Answers.
 
     pub(super) fn files(&mut self, files: Vec<(u32, Body)>) {
-        let (mut store, mut copies) = (Vec::new(), Vec::new());
+        let (mut store, mut copies, mut to_sign) = (Vec::new(), Vec::new(), Vec::new());
         for (id, body) in files {
             let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
                 return self.desk.protocol_error("a file that nobody asked for");
             };
             let basis = ask.basis;
+            if body == Body::Differs {
+                let Some(Basis { at, .. }) = basis.filter(|_| !ask.was_signed) else {
+                    return self.desk.protocol_error("a signature is asked for where it cannot be");
+                };
+                ask.was_signed = true;
+                to_sign.push((id, at));
+                continue;
+            }
+            let was_signed = ask.was_signed;
             ask.given = true;
             if self.sinks.contains_key(&id) && body != Body::Skipped {
                 return self.desk.protocol_error("a file in two ways at once");
             }
             match body {
+                Body::Differs => {}
+                Body::Delta { hash, delta } => {
+                    let Some(Basis { at, .. }) = basis.filter(|_| was_signed) else {
+                        return self.desk.protocol_error("a delta that nobody can apply");
+                    };
+                    let (size, sent) = (self.size(id), delta.len() as u64);
+                    if size > SMALL_BYTES_MAX {
+                        return self.desk.protocol_error("a delta of what is too long for one");
+                    }
+                    self.held_bytes += size as usize;
+                    self.tally.sent_bytes += sent;
+                    self.tally.matched_bytes += size.saturating_sub(sent);
+                    self.desk.progress(Event::Moved { bytes: sent });
+                    self.desk.progress(Event::Matched { bytes: size.saturating_sub(sent) });
+                    let content = SmallContent::Delta { at, delta: delta.into_vec() };
+                    store.push(SmallFile { id, hash, content });
+                }
                 Body::Whole { hash, data } => {
                     if data.len() as u64 != self.size(id) {
                         return self.desk.protocol_error("a file of another size than offered");
@@ -169,7 +201,8 @@ impl Receiver {
                     self.held_bytes += data.len();
                     self.tally.sent_bytes += data.len() as u64;
                     self.desk.progress(Event::Moved { bytes: data.len() as u64 });
-                    store.push(SmallFile { id, hash, data: data.into_vec() });
+                    let content = SmallContent::Whole(data.into_vec());
+                    store.push(SmallFile { id, hash, content });
                 }
                 Body::Same { hash } if basis.is_some_and(|basis| basis.hash == Some(hash)) => {
                     self.tally.matched_bytes += self.size(id);
@@ -199,12 +232,29 @@ impl Receiver {
                 },
             }
         }
+        if !to_sign.is_empty() {
+            self.file_signs += 1;
+            self.desk.start(Work::SignFiles(to_sign));
+        }
         if !copies.is_empty() {
             self.put(Work::Copy(copies));
         }
         if !store.is_empty() {
             self.put(Work::Store(store));
         }
+    }
+
+    pub(super) fn signed_files(&mut self, results: Vec<(u32, Result<Vec<u8>, Fault>)>) {
+        self.file_signs -= 1;
+        let mut signatures = Vec::with_capacity(results.len());
+        for (id, result) in results {
+            match result {
+                Err(Fault::Fatal(kind, text)) => return self.desk.fail(kind, text),
+                // The basis changed or went away: no signature.
+                result => signatures.push((id, ByteBuf::from(result.unwrap_or_default()))),
+            }
+        }
+        self.desk.send(Message::FileSignatures(signatures));
     }
 
     /// Starts a work that puts files in place, or keeps it until their directories are there.
@@ -345,7 +395,7 @@ impl Receiver {
         self.phase == Phase::Content
             && self.plan.fetch.is_empty()
             && self.batch.is_empty()
-            && self.signs == 0
+            && self.signs + self.file_signs == 0
             && self.window.is_empty()
             && self.stores == 0
             && self.sinks.is_empty()
