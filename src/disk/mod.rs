@@ -8,6 +8,7 @@
 mod change;
 pub mod error;
 mod levels;
+pub mod memory;
 mod resolve;
 pub mod root;
 pub mod scan;

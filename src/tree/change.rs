@@ -210,7 +210,7 @@ impl Rebuild {
 
 /// Entries and records for tests.
 #[cfg(test)]
-pub(super) mod testing {
+pub(crate) mod testing {
     use super::*;
     use crate::tree::entry::{Kind, Time};
     use crate::tree::path::TreePath;
