@@ -25,7 +25,8 @@ mod window;
 pub use receiver::Receiver;
 pub use sender::Sender;
 pub use work::{
-    CopiedFile, Fault, Opened, Outcome, ReadFile, Scanned, SmallFile, SourceNext, SourceStep, Step, Work,
+    Changed, CopiedFile, Fault, Found, Opened, Outcome, ReadFile, Scanned, SmallFile, SourceNext, SourceStep,
+    Step, Work,
 };
 
 use crate::monitor::{Event, Problem};

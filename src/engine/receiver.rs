@@ -1,14 +1,18 @@
 //! The receiver: decides what has to change, asks for what is missing, puts it in place. Here is what happens
-//! once, in order; `content` has what goes on between: asking and taking in.
+//! once, in order; `content` has what goes on between: asking and taking in; `offer`
+//! how the manifest arrives.
 //!
 //! ```text
 //! Subject ─► Open   Entries… Offered ─► compare ─► Apply (clear, directories)
+//! Base ─► Recall ─► [Forgotten]   Changes… Changed ─┘
 //!                                              └► [Sign ─►] Wants
 //! Files ─► Store    Pieces ─► Sink    SignRequest ─► SignWindows ─► Signatures
-//! all answered ─► Apply (links, times) ─► Apply (removals) ─► Apply (directory times) ─► Close ─► Finished
+//! all answered ─► Apply (links, times) ─► Apply (removals) ─► Apply (directory times) ─► Close
+//!                                                                          ─► Remember ─► Finished
 //! ```
 
 mod content;
+mod offer;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,9 +27,10 @@ use crate::monitor::{Event, Problem, Trouble};
 use crate::tree::compare::Rules;
 use crate::tree::entry::Entry;
 use crate::tree::filter::Filter;
-use crate::tree::manifest::{Builder, Manifest};
+use crate::tree::manifest::Manifest;
 use crate::wire::message::{AbortKind, Message, Subject, Tally, Want};
 use content::{Ask, HELD_BYTES_MAX, Sink};
+use offer::Offer;
 
 /// Steps of one `Apply`: short enough that a cut connection is noticed.
 const STEPS_MAX: usize = 1024;
@@ -37,7 +42,7 @@ pub struct Receiver {
     desk: Desk,
     phase: Phase,
     subject: Option<Subject>,
-    builder: Builder,
+    offer: Offer,
     filter: Filter,
     /// Whether the sender could list everything.
     offered: Option<bool>,
@@ -96,7 +101,7 @@ impl Receiver {
             config: config.clone(),
             phase: Phase::Offer,
             subject: None,
-            builder: Builder::default(),
+            offer: Offer::default(),
             offered: None,
             opened: None,
             wanted: Arc::default(),
@@ -123,29 +128,27 @@ impl Receiver {
                 self.subject = Some(subject.clone());
                 self.desk.start(Work::Open(subject));
             }
-            Message::Ignores(files) if self.offered.is_none() => {
-                if !files.into_iter().all(|file| self.filter.add(file)) {
-                    self.desk.protocol_error("more ignore files than allowed");
-                }
-            }
-            Message::Entries(block) if self.offered.is_none() => {
-                if let Err(error) = self.builder.push(&block) {
-                    self.desk.fail(AbortKind::Protocol, error.to_string());
-                }
-            }
+            Message::Ignores(files) if self.offered.is_none() => self.ignores(files),
+            Message::Entries(block) if self.offered.is_none() => self.entries(&block),
             Message::Offered { complete } if self.subject.is_some() && self.offered.is_none() => {
-                self.offered = Some(complete);
-                self.compare_when_ready();
+                self.offered_all(complete);
             }
+            Message::Base { digest } if self.subject.is_some() && self.offered.is_none() => self.base(digest),
+            Message::Changes(change) if self.offered.is_none() => self.changes(&change),
+            Message::Changed { complete, digest } if self.offered.is_none() => self.changed(complete, digest),
             Message::Files(files) => self.files(files),
             Message::SignRequest { id, windows } => self.sign_request(id, windows),
             Message::Pieces { id, ops, end } => self.pieces(id, ops, end),
             Message::Note(event) => self.desk.note(event),
             Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
-            Message::Subject(_) | Message::Ignores(_) | Message::Entries(_) | Message::Offered { .. } => {
-                self.desk.protocol_error("an offer out of turn");
-            }
-            Message::Wants(_) | Message::Signatures { .. } | Message::Finished(_) => {
+            Message::Subject(_)
+            | Message::Ignores(_)
+            | Message::Entries(_)
+            | Message::Offered { .. }
+            | Message::Base { .. }
+            | Message::Changes(_)
+            | Message::Changed { .. } => self.desk.protocol_error("an offer out of turn"),
+            Message::Wants(_) | Message::Signatures { .. } | Message::Finished(_) | Message::Forgotten => {
                 self.desk.protocol_error("a message that only a receiver sends");
             }
         }
@@ -155,6 +158,7 @@ impl Receiver {
         match outcome {
             Outcome::Open(Ok(opened)) => self.opened(opened),
             Outcome::Open(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
+            Outcome::Recall(record) => self.recalled(record),
             Outcome::Plan => self.planned(),
             Outcome::Sign(id, result) => self.signed(id, result),
             Outcome::SignWindows(id, result) => {
@@ -181,7 +185,8 @@ impl Receiver {
             }
             Outcome::Sink(id, result) => self.sunk(id, result),
             Outcome::Apply(results) => self.applied(results),
-            Outcome::Close(Ok(())) => {
+            Outcome::Close(Ok(())) => self.remember(),
+            Outcome::Remember => {
                 self.desk.send(Message::Finished(self.tally));
                 self.desk.finish(self.tally);
             }
@@ -208,7 +213,6 @@ impl Receiver {
             mode_mask: if options.special_bits { 0o7777 } else { 0o1777 },
         };
         let withheld = options.delete && !may_delete;
-        self.wanted = Arc::new(std::mem::take(&mut self.builder).finish());
         if !self.is_what_was_announced() {
             return self.desk.protocol_error("other entries than the one that was announced");
         }
@@ -387,7 +391,8 @@ impl Engine for Receiver {
                 self.go_on();
             }
         }
-        let waits_for_work = self.held_bytes > HELD_BYTES_MAX || self.closing.is_some();
+        let waits_for_work =
+            self.held_bytes > HELD_BYTES_MAX || self.closing.is_some() || self.offer.is_recalling();
         let idle = if waits_for_work { Output::WaitForWork } else { Output::Wait };
         self.desk.next().unwrap_or(idle)
     }

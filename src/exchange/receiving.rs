@@ -10,6 +10,7 @@ use crate::content::chunk::Average;
 use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::disk::error::DiskError;
+use crate::disk::memory::Memory;
 use crate::disk::root::{Policy, Root};
 use crate::disk::scan::{self, ScanOptions, scan};
 use crate::disk::stage::{Durability, Metadata, Staging};
@@ -30,6 +31,7 @@ use crate::wire::message::{AbortKind, Op, Subject, Want, Window};
 pub struct Receiving {
     path: PathBuf,
     options: Options,
+    memory: Option<Memory>,
     opened: OnceLock<Place>,
     identities: OnceLock<Vec<Identity>>,
     trees: OnceLock<Trees>,
@@ -58,11 +60,18 @@ impl Receiving {
         Self {
             path,
             options,
+            memory: None,
             opened: OnceLock::new(),
             identities: OnceLock::new(),
             trees: OnceLock::new(),
             sinks: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// The same, if there is a memory, with what it holds in mind.
+    #[must_use]
+    pub fn remembering(self, memory: Option<Memory>) -> Self {
+        Self { memory, ..self }
     }
 
     // The destination.
@@ -406,6 +415,10 @@ impl Perform for Receiving {
                 Outcome::Apply(steps.into_iter().map(|step| (step, self.apply(step))).collect())
             }
             Work::Close(subject) => Outcome::Close(self.close(&subject)),
+            Work::Recall(_) => Outcome::Recall(self.memory.as_ref().and_then(Memory::recall)),
+            Work::Remember { manifest, ignores } => {
+                super::remember(self.memory.as_ref(), &manifest, &ignores)
+            }
             other => Outcome::Close(Err(Fault::Fatal(
                 AbortKind::Protocol,
                 format!("a work that is not a receiver's: {other:?}"),

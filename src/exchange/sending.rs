@@ -9,18 +9,21 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::content::chunk::ChunkId;
 use crate::content::hash::Hash;
+use crate::disk::memory::Memory;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, ScanOptions, scan};
 use crate::disk::stat::Identity;
-use crate::engine::{Fault, Outcome, ReadFile, Scanned, SourceNext, SourceStep, Work};
+use crate::engine::{self, Changed, Fault, Outcome, ReadFile, Scanned, SourceNext, SourceStep, Work};
 use crate::exchange::run::Perform;
 use crate::exchange::source::{Source, SourceError};
 use crate::exchange::{chain, fault};
 use crate::monitor::{Problem, Trouble};
+use crate::tree::change;
 use crate::tree::entry::Time;
-use crate::tree::filter::Filter;
+use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
+use crate::tree::record;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Op, Subject, Want};
 
@@ -28,6 +31,7 @@ use crate::wire::message::{AbortKind, Op, Subject, Want};
 pub struct Sending {
     path: PathBuf,
     options: Options,
+    memory: Option<Memory>,
     found: OnceLock<Found>,
     listed: OnceLock<Listed>,
     sources: Mutex<HashMap<u32, Source>>,
@@ -38,6 +42,8 @@ struct Found {
     root: Root,
     /// A single file: its name here, and the name under which it is offered.
     single: Option<Single>,
+    /// The digest of the record of what was offered last.
+    base: Option<Hash>,
 }
 
 struct Single {
@@ -58,13 +64,20 @@ impl Sending {
         Self {
             path,
             options,
+            memory: None,
             found: OnceLock::new(),
             listed: OnceLock::new(),
             sources: Mutex::new(HashMap::new()),
         }
     }
 
-    fn find(&self) -> Result<Subject, Fault> {
+    /// The same, if there is a memory, with what it holds in mind.
+    #[must_use]
+    pub fn remembering(self, memory: Option<Memory>) -> Self {
+        Self { memory, ..self }
+    }
+
+    fn find(&self) -> Result<engine::Found, Fault> {
         let missing = |error: &dyn std::error::Error| {
             let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
             Fault::Fatal(AbortKind::Selection, format!("cannot read {shown}: {}", chain(error)))
@@ -73,14 +86,16 @@ impl Sending {
         let (found, subject) = if metadata.is_dir() {
             let root = Root::open(&self.path).map_err(|error| missing(&error))?;
             let subject = directory_subject(&metadata).map_err(|error| missing(&error))?;
-            (Found { root, single: None }, subject)
+            let base = self.memory.as_ref().and_then(Memory::digest);
+            (Found { root, single: None, base }, subject)
         } else {
             let (found, name) = find_single(&self.path).map_err(|error| missing(&*error))?;
             (found, Subject::File { name })
         };
+        let base = found.base;
         // `Find` is asked for once.
         let _ = self.found.set(found);
-        Ok(subject)
+        Ok(engine::Found { subject, base })
     }
 
     fn scan(&self) -> Result<Scanned, Fault> {
@@ -109,15 +124,42 @@ impl Sending {
             path: path.as_bytes().to_vec(),
             cause: format!("{kind} are not copied"),
         });
+        let ignores = filter.files().to_vec();
+        let (digest, changed) = self.compare_with_memory(found, &manifest, &ignores);
         let listed = Listed { manifest: Arc::clone(&manifest), identities: scanned.identities };
         let _ = self.listed.set(listed);
         Ok(Scanned {
             manifest,
-            ignores: filter.files().to_vec(),
+            ignores,
             complete: scanned.problems.is_empty(),
             excluded: scanned.skipped.excluded,
             problems: unreadable.chain(unsupported).collect(),
+            digest,
+            changed,
         })
+    }
+
+    /// The digest of what is to be offered, and what differs from the base.
+    fn compare_with_memory(
+        &self,
+        found: &Found,
+        manifest: &Manifest,
+        ignores: &[IgnoreFile],
+    ) -> (Option<Hash>, Option<Changed>) {
+        let Some(memory) = self.memory.as_ref().filter(|_| found.single.is_none()) else {
+            return (None, None);
+        };
+        let digest = record::digest(manifest, ignores);
+        // Where nothing changed, the record need not be read: its digest says it all.
+        if found.base == Some(digest) {
+            return (Some(digest), Some(Changed::default()));
+        }
+        let base = found.base.and_then(|base| memory.recall().filter(|record| record.digest() == base));
+        let changed = base.and_then(|base| {
+            let (old_ignores, entries) = base.into_parts();
+            Some(Changed { changes: change::between(entries, manifest)?, ignores: old_ignores != ignores })
+        });
+        (Some(digest), changed)
     }
 
     fn read(&self, want: &Want) -> Result<ReadFile, Fault> {
@@ -196,6 +238,9 @@ impl Perform for Sending {
             Work::Scan => Outcome::Scan(self.scan()),
             Work::Read(wants) => Outcome::Read(wants.iter().map(|want| (want.id, self.read(want))).collect()),
             Work::Source { id, step } => Outcome::Source(id, self.source(id, step)),
+            Work::Remember { manifest, ignores } => {
+                super::remember(self.memory.as_ref(), &manifest, &ignores)
+            }
             other => Outcome::Scan(Err(Fault::Fatal(
                 AbortKind::Protocol,
                 format!("a work that is not a sender's: {other:?}"),
@@ -226,7 +271,7 @@ fn find_single(path: &Path) -> Result<(Found, Vec<u8>), Box<dyn std::error::Erro
     let local = name_of(&real)?;
     let root = Root::open(real.parent().unwrap_or(Path::new("/")))?;
     let name = offered.as_bytes().to_vec();
-    Ok((Found { root, single: Some(Single { local, offered }) }, name))
+    Ok((Found { root, single: Some(Single { local, offered }), base: None }, name))
 }
 
 fn source_fault(error: SourceError) -> Fault {

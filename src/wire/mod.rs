@@ -30,6 +30,19 @@
 //!  Pieces … Pieces with the hash ────────────► stages, verifies, renames
 //!    ◄──────────────────────────────── Finished, when times are set and what was not wanted is removed
 //! ```
+//! Where both sides remember what was offered last, only what differs from that is told. The sender names it by
+//! the digest of its [`record`](crate::tree::record) as early as it can, and does not wait:
+//!
+//! ```text
+//!  Subject · Base ───────────────────────────► looks for a record with that digest
+//!  Changes… · Changed ───────────────────────► makes the manifest of both, and compares the digest
+//!    ◄─────────────────────────────── Forgotten, if there is no such record; then
+//!  Ignores · Entries… · Offered ─────────────► as above; changes that were on their way are passed over
+//! ```
+//! `Ignores` before `Changes` take the place of all that are remembered. A sender may also offer everything
+//! after it has named a base. Both sides remember what was offered when the run has come to its end, the
+//! receiver first.
+//!
 //! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
 //! had been moved or copied from there; the sender need not know which.
 //!

@@ -58,9 +58,11 @@ pub(crate) enum Role {
     Receiver = 1,
 }
 
-/// What a client says first: what the agent is to do. All options are off but these.
+/// What a client says first: what the agent is to do. All options are off but these, and nothing is
+/// remembered.
 pub(crate) fn order(role: Role, path: &[u8], delete: bool) -> Vec<u8> {
-    let order = Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete), 0, 0, 0, 0, 0, 0, 0]);
+    let order =
+        Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete), 0, 0, 0, 0, 0, 0, 0, 0]);
     [MAGIC, &order.frame()].concat()
 }
 

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
 
+use super::memory::Kept;
 use super::tree::{Node, Tree, What, manifest, remove_with_all_below, time};
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::engine::work::{
-    CopiedFile, Fault, Opened, Outcome, ReadFile, Scanned, SmallFile, SourceNext, SourceStep, Step, Work,
+    CopiedFile, Fault, Found, Opened, Outcome, ReadFile, Scanned, SmallFile, SourceNext, SourceStep, Step,
+    Work,
 };
 use crate::monitor::Trouble;
 use crate::tree::entry::{Kind, Time};
@@ -42,6 +44,7 @@ pub(super) struct Source {
     pub(super) lies: HashMap<TreePath, (Lie, usize)>,
     pub(super) filter: Filter,
     pub(super) piece_bytes: usize,
+    pub(super) memory: Kept,
     offered: Arc<Manifest>,
     streams: HashMap<u32, Stream>,
 }
@@ -67,6 +70,7 @@ impl Source {
             lies: HashMap::new(),
             filter: Filter::default(),
             piece_bytes: PIECE_BYTES,
+            memory: Kept::default(),
             offered: Arc::default(),
             streams: HashMap::new(),
         }
@@ -74,7 +78,11 @@ impl Source {
 
     pub(super) fn perform(&mut self, work: Work) -> Outcome {
         match work {
-            Work::Find => Outcome::Find(Ok(Subject::directory(self.root.0, self.root.1))),
+            Work::Find => {
+                let subject = Subject::directory(self.root.0, self.root.1);
+                Outcome::Find(Ok(Found { subject, base: self.memory.digest() }))
+            }
+            Work::Remember { manifest, ignores } => self.memory.remember(&manifest, &ignores),
             Work::Scan => Outcome::Scan(Ok(self.scan())),
             Work::Read(wants) => {
                 Outcome::Read(wants.into_iter().map(|want| (want.id, self.read(&want))).collect())
@@ -98,6 +106,8 @@ impl Source {
             problems: Vec::new(),
             complete: self.complete,
             excluded: (self.tree.len() - seen.len()) as u64,
+            digest: self.memory.would_be(&self.offered, self.filter.files()),
+            changed: self.memory.changed(&self.offered, self.filter.files()),
         }
     }
 
@@ -233,6 +243,7 @@ pub(super) struct Target {
     pub(super) complete: bool,
     /// What lies aside, by path.
     pub(super) staged: BTreeMap<TreePath, Vec<u8>>,
+    pub(super) memory: Kept,
     wanted: Option<Arc<Manifest>>,
     present: Arc<Manifest>,
     /// The tree when it was listed: what may be replaced.
@@ -257,6 +268,7 @@ impl Target {
             root: (0o700, time(0)),
             complete: true,
             staged: BTreeMap::new(),
+            memory: Kept::default(),
             wanted: None,
             present: Arc::default(),
             listed: Tree::new(),
@@ -294,6 +306,8 @@ impl Target {
                 }
                 Outcome::Close(Ok(()))
             }
+            Work::Recall(_) => Outcome::Recall(self.memory.recall()),
+            Work::Remember { manifest, ignores } => self.memory.remember(&manifest, &ignores),
             other => panic!("not a receiver's: {other:?}"),
         }
     }
