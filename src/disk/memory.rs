@@ -5,10 +5,10 @@
 //! meanwhile, the disk is full) has one consequence: nothing is remembered, and everything is offered.
 
 use std::ffi::{CStr, CString};
-use std::fs::{DirBuilder, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -59,7 +59,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The memory called `key` in `directory`. Nothing is made before there is something to be kept.
+    /// The memory called `key` in `directory`, which is made when there is something to be kept. The directory
+    /// above it is there, or nothing is kept.
     #[must_use]
     pub fn new(directory: PathBuf, key: &[u8; 16]) -> Self {
         Self { directory, name: key.iter().map(|byte| format!("{byte:02x}")).collect() }
@@ -118,9 +119,6 @@ impl Memory {
     }
 
     fn make_directory(&self) -> io::Result<OwnedFd> {
-        if let Some(parent) = self.directory.parent() {
-            DirBuilder::new().recursive(true).mode(PRIVATE).create(parent)?;
-        }
         match mkdirat(CWD, &self.directory, Mode::from_raw_mode(PRIVATE as _)) {
             Ok(()) | Err(Errno::EXIST) => self.open_directory(),
             Err(error) => Err(error.into()),
@@ -146,45 +144,46 @@ fn write_new(directory: &OwnedFd, name: &str, manifest: &Manifest, ignores: &[Ig
     // Of a process that was killed and had our number.
     let _ = unlinkat(directory, name, AtFlags::empty());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = File::from(openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?);
-    let mut writer = BufWriter::with_capacity(128 << 10, &file);
-    writer.write_all(&[0; HEADER_BYTES])?;
+    let mut file = File::from(openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?);
+    file.write_all(&[0; HEADER_BYTES])?;
     let (mut hasher, mut length) = (Hasher::new(), 0_u64);
-    record::write(manifest, ignores, |bytes| {
+    record::write(manifest, ignores, &mut |bytes| {
         length += bytes.len() as u64;
         if length > RECORD_BYTES_MAX {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge));
         }
         hasher.update(bytes);
-        writer.write_all(bytes)
+        file.write_all(bytes)
     })?;
-    writer.flush()?;
-    drop(writer);
     let header = [&MAGIC[..], hasher.finish().as_bytes()].concat();
     file.write_all_at(&header, 0)
 }
 
-/// Removes what has not been used for long, and of the rest the oldest where there is too much.
+/// Removes what has not been used for long, and of the rest the oldest as long as there is too much.
 fn clear_old(directory: &OwnedFd, own: &[u8]) -> io::Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let mut kept = Vec::new();
-    for (name, used, length) in records(directory)? {
-        // What is dated in the future was used just now.
-        let unused = now.saturating_sub(used);
+    let mut others = records(directory)?;
+    let own_bytes = others.iter().find(|(name, ..)| name.to_bytes() == own).map_or(0, |(.., length)| *length);
+    others.retain(|(name, ..)| name.to_bytes() != own);
+    others.retain(|(name, used, _)| {
         let unfinished = name.to_bytes().ends_with(NEW.as_bytes());
-        if name.to_bytes() != own && unused > if unfinished { UNFINISHED_MAX } else { UNUSED_MAX } {
-            let _ = unlinkat(directory, &name, AtFlags::empty());
-        } else {
-            kept.push((name.to_bytes() == own, used, length, name));
+        // What is dated in the future was used just now.
+        let stays = now.saturating_sub(*used) <= if unfinished { UNFINISHED_MAX } else { UNUSED_MAX };
+        if !stays {
+            let _ = unlinkat(directory, name, AtFlags::empty());
         }
-    }
-    kept.sort_unstable_by(|one, other| other.cmp(one));
-    let mut bytes = 0;
-    for (index, (is_own, _, length, name)) in kept.into_iter().enumerate() {
-        bytes += length;
-        if !is_own && (index >= FILES_MAX || bytes > TOTAL_BYTES_MAX) {
-            let _ = unlinkat(directory, &name, AtFlags::empty());
-        }
+        stays
+    });
+    let too_much = |others: &[(CString, Duration, u64)]| {
+        let bytes: u64 = others.iter().map(|(.., length)| length).sum();
+        others.len() >= FILES_MAX || own_bytes + bytes > TOTAL_BYTES_MAX
+    };
+    // There are hardly more than allowed, unless somebody else put them there: no need to sort.
+    while too_much(&others) {
+        let oldest = others.iter().enumerate().min_by_key(|(_, (_, used, _))| *used);
+        let Some(oldest) = oldest.map(|(index, _)| index) else { break };
+        let (name, ..) = others.swap_remove(oldest);
+        let _ = unlinkat(directory, &name, AtFlags::empty());
     }
     Ok(())
 }
@@ -239,6 +238,7 @@ mod tests {
     impl Place {
         fn new() -> Self {
             let folder = TempDir::new().unwrap();
+            fs::create_dir(folder.path().join("state")).unwrap();
             let memory = Memory::new(folder.path().join("state/offers"), &KEY);
             Self { folder, memory }
         }
@@ -284,7 +284,7 @@ mod tests {
     fn what_is_kept_comes_back_and_is_private() {
         let place = Place::new();
         place.recalls_nothing();
-        assert!(!place.folder.path().join("state").exists(), "nothing is made before there is need");
+        assert!(!place.directory().exists(), "nothing is made before there is need");
         for count in [5000, 3] {
             let manifest = tree(count);
             assert!(place.memory.remember(&manifest, &ignores("x")));
@@ -296,8 +296,16 @@ mod tests {
         }
         let mode = |path: PathBuf| path.metadata().unwrap().mode() & 0o7777;
         assert_eq!((mode(place.directory()), mode(place.file())), (0o700, 0o600));
-        assert_eq!(mode(place.folder.path().join("state")), 0o700);
         assert_eq!(place.names(), ["a7".repeat(16)]);
+    }
+
+    #[test]
+    fn where_there_is_no_place_nothing_is_kept() {
+        let place = Place::new();
+        fs::remove_dir(place.folder.path().join("state")).unwrap();
+        assert!(!place.memory.remember(&tree(1), &[]));
+        place.recalls_nothing();
+        assert!(!place.folder.path().join("state").exists());
     }
 
     #[test]

@@ -7,9 +7,9 @@
 //! Base ─► Recall ─► [Forgotten]   Changes… Changed ─┘
 //!                                              └► [Sign ─►] Wants
 //! Files ─► Store    Pieces ─► Sink    SignRequest ─► SignWindows ─► Signatures
-//! all answered ─► Apply (links, times) ─► Apply (removals) ─► Apply (directory times) ─► Close
-//!                                                                          ─► Remember ─► Finished
+//! all answered ─► Apply (links, times) ─► Apply (removals) ─► Apply (directory times) ─► Close ─► Finished
 //! ```
+//! What was offered is remembered meanwhile (`Remember`), from when it is known what has to change.
 
 mod content;
 mod offer;
@@ -50,6 +50,8 @@ pub struct Receiver {
     wanted: Arc<Manifest>,
     plan: Plan,
     tally: Tally,
+    /// The destination is in order.
+    closed: bool,
     /// Wants that are not sent yet.
     batch: Vec<Want>,
     batch_bytes: usize,
@@ -107,6 +109,7 @@ impl Receiver {
             wanted: Arc::default(),
             plan: Plan::default(),
             tally: Tally::default(),
+            closed: false,
             batch: Vec::new(),
             batch_bytes: 0,
             asked: HashMap::new(),
@@ -185,10 +188,13 @@ impl Receiver {
             }
             Outcome::Sink(id, result) => self.sunk(id, result),
             Outcome::Apply(results) => self.applied(results),
-            Outcome::Close(Ok(())) => self.remember(),
+            Outcome::Close(Ok(())) => {
+                self.closed = true;
+                self.finish_when_ready();
+            }
             Outcome::Remember => {
-                self.desk.send(Message::Finished(self.tally));
-                self.desk.finish(self.tally);
+                self.offer.is_being_kept = false;
+                self.finish_when_ready();
             }
             Outcome::Close(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
             other => self.desk.protocol_error(&format!("an outcome that no receiver asked for: {other:?}")),
@@ -257,8 +263,17 @@ impl Receiver {
         self.desk.progress(Event::Planned { files, bytes });
     }
 
+    /// Once it has been told that everything is done, the sender may cut us off.
+    fn finish_when_ready(&mut self) {
+        if self.closed && !self.offer.is_being_kept {
+            self.desk.send(Message::Finished(self.tally));
+            self.desk.finish(self.tally);
+        }
+    }
+
     fn planned(&mut self) {
         self.phase = Phase::Directories;
+        self.remember();
         // What must be there before anything can be put in place.
         if !self.start_steps() {
             self.directories_are_there();

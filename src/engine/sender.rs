@@ -3,7 +3,7 @@
 //! ```text
 //! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Read ─► Files
 //!      └► Base            └► Changes… Changed                  └► Source… ─► SignRequest / Pieces / Files
-//! Finished ─► Remember ─► done
+//! Finished ─► done
 //! ```
 
 use std::collections::{HashMap, VecDeque};
@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
 
-use crate::content::hash::Hash;
 use crate::engine::work::{Changed, Fault, Found, Outcome, ReadFile, Scanned, SourceNext, SourceStep, Work};
 use crate::engine::{Config, Desk, Engine, Input, Output};
 use crate::monitor::Event;
@@ -19,7 +18,7 @@ use crate::tree::entry::{Entry, Kind};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
 use crate::wire::message::{
-    AbortKind, Body, CONTENT_BYTES_MAX, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, Tally, WANTS_BYTES_MAX,
+    AbortKind, Body, CONTENT_BYTES_MAX, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, WANTS_BYTES_MAX,
     WANTS_MAX, Want,
 };
 
@@ -40,18 +39,13 @@ const ASKS_MAX: u8 = 2;
 #[derive(Debug)]
 pub struct Sender {
     desk: Desk,
-    dry_run: bool,
     manifest: Option<Arc<Manifest>>,
     /// What else was offered.
     ignores: Vec<IgnoreFile>,
     complete: bool,
     offered_all: bool,
-    /// The digest of its record, where that can be remembered.
-    digest: Option<Hash>,
-    /// The digest of the base that was named to the receiver, and is not known to be forgotten there.
-    base: Option<Hash>,
-    /// What the receiver did, once it has said so; what was offered is being remembered then.
-    finished: Option<Tally>,
+    /// A base was named to the receiver, and is not known to be forgotten there.
+    has_base: bool,
     /// Wants that wait for their turn.
     small: VecDeque<Want>,
     large: VecDeque<Want>,
@@ -82,14 +76,11 @@ impl Sender {
         desk.start(Work::Find);
         Self {
             desk,
-            dry_run: config.options.dry_run,
             manifest: None,
             ignores: Vec::new(),
             complete: false,
             offered_all: false,
-            digest: None,
-            base: None,
-            finished: None,
+            has_base: false,
             small: VecDeque::new(),
             large: VecDeque::new(),
             streams: HashMap::new(),
@@ -115,7 +106,7 @@ impl Sender {
             Message::Finished(_) if !self.unanswered.is_empty() || self.manifest.is_none() => {
                 self.desk.protocol_error("finished before everything was answered");
             }
-            Message::Finished(tally) => self.finish(tally),
+            Message::Finished(tally) => self.desk.finish(tally),
             Message::Forgotten => self.forgotten(),
             Message::Note(event) => self.desk.note(event),
             Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
@@ -166,7 +157,6 @@ impl Sender {
             Outcome::Find(Err(fault)) | Outcome::Scan(Err(fault)) => {
                 self.desk.fatal(AbortKind::Selection, fault)
             }
-            Outcome::Remember => self.desk.finish(self.finished.unwrap_or_default()),
             Outcome::Read(files) => self.read(files),
             Outcome::Source(id, Ok((ops, next))) => self.source(id, ops, next),
             Outcome::Source(id, Err(fault)) => {
@@ -184,14 +174,14 @@ impl Sender {
         self.desk.send(Message::Subject(found.subject));
         // Long before it is known what differs, so that a receiver that does not have it says so meanwhile.
         if let Some(digest) = found.base {
-            self.base = Some(digest);
+            self.has_base = true;
             self.desk.send(Message::Base { digest });
         }
         self.desk.start(Work::Scan);
     }
 
     fn scanned(&mut self, scanned: Scanned) {
-        let Scanned { manifest, ignores, problems, complete, excluded, digest, changed } = scanned;
+        let Scanned { manifest, ignores, problems, complete, excluded, changed } = scanned;
         let bytes = manifest.entries().iter().map(Entry::size).sum();
         self.desk.report(Event::Scanned { entries: manifest.len() as u64, bytes });
         if excluded > 0 {
@@ -199,9 +189,9 @@ impl Sender {
         }
         problems.into_iter().for_each(|problem| self.desk.problem(problem));
         (self.manifest, self.ignores) = (Some(manifest), ignores);
-        (self.complete, self.digest) = (complete, digest);
-        match (self.base, digest, changed) {
-            (Some(_), Some(digest), Some(Changed { changes, ignores })) => {
+        self.complete = complete;
+        match changed {
+            Some(Changed { changes, ignores, digest }) if self.has_base => {
                 if ignores {
                     self.offer_ignores();
                 }
@@ -235,25 +225,13 @@ impl Sender {
 
     /// The receiver does not have the base.
     fn forgotten(&mut self) {
-        if self.base.take().is_none() || !self.asks.is_empty() {
+        if !std::mem::take(&mut self.has_base) || !self.asks.is_empty() {
             return self.desk.protocol_error("it forgot what it was not told, or knew before");
         }
         // What is still being listed will be offered as a whole.
         if self.manifest.is_some() && !self.offered_all {
             self.offer_all();
         }
-    }
-
-    /// Everything is done, and what was offered last is on both sides what was offered now.
-    fn finish(&mut self, tally: Tally) {
-        let (Some(manifest), true) = (self.manifest.clone(), self.digest.is_some() && !self.dry_run) else {
-            return self.desk.finish(tally);
-        };
-        if self.digest == self.base {
-            return self.desk.finish(tally);
-        }
-        self.finished = Some(tally);
-        self.desk.start(Work::Remember { manifest, ignores: std::mem::take(&mut self.ignores) });
     }
 
     fn read(&mut self, files: Vec<(u32, Result<ReadFile, Fault>)>) {
@@ -378,8 +356,6 @@ impl Engine for Sender {
             return;
         }
         match input {
-            // Nothing that the receiver says or does after it has finished counts.
-            Input::Message(_) | Input::Closed(_) | Input::Broken(..) if self.finished.is_some() => {}
             Input::Message(message) => self.message(message),
             Input::Outcome(outcome) => self.outcome(outcome),
             Input::Closed(cause) => {
@@ -393,8 +369,6 @@ impl Engine for Sender {
         if self.desk.ended.is_none() && self.desk.queue.is_empty() {
             self.pump();
         }
-        // A stream that ended would be told again and again.
-        let idle = if self.finished.is_some() { Output::WaitForWork } else { Output::Wait };
-        self.desk.next().unwrap_or(idle)
+        self.desk.next().unwrap_or(Output::Wait)
     }
 }

@@ -15,7 +15,8 @@ use crate::wire::message::{AbortKind, Op, Subject, Want, Window};
 pub enum Work {
     /// Sender: find out what the source is.
     Find,
-    /// Sender: list the source.
+    /// Sender: list the source, and remember what is going to be offered. A sender must have done so before
+    /// anything is: when the receiver has finished, it may be cut off.
     Scan,
     /// Sender: read small files to their end; for each want decide between its content and "the same".
     Read(Vec<Want>),
@@ -74,7 +75,7 @@ pub enum Work {
     Close(Subject),
     /// Receiver: find the record with this digest.
     Recall(Hash),
-    /// Either: keep a record of what was offered, for the next run. What cannot be kept is forgotten.
+    /// Receiver: keep a record of what was offered, for the next run. What cannot be kept is forgotten.
     Remember {
         /// The tree that was offered.
         manifest: Arc<Manifest>,
@@ -230,19 +231,19 @@ pub struct Scanned {
     pub complete: bool,
     /// Entries that were left out by rules.
     pub excluded: u64,
-    /// The digest of its record, where that can be remembered.
-    pub digest: Option<Hash>,
     /// What differs from the base that was found; `None` where everything is to be offered.
     pub changed: Option<Changed>,
 }
 
 /// What differs from an earlier offer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Changed {
     /// The changes of the manifest.
     pub changes: Vec<Change>,
     /// Whether the ignore files are others.
     pub ignores: bool,
+    /// The digest of the record of what is offered now.
+    pub digest: Hash,
 }
 
 /// A destination that was opened.

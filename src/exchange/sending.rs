@@ -125,7 +125,8 @@ impl Sending {
             cause: format!("{kind} are not copied"),
         });
         let ignores = filter.files().to_vec();
-        let (digest, changed) = self.compare_with_memory(found, &manifest, &ignores);
+        let changed =
+            self.memory.as_ref().and_then(|memory| self.remember(memory, found, &manifest, &ignores));
         let listed = Listed { manifest: Arc::clone(&manifest), identities: scanned.identities };
         let _ = self.listed.set(listed);
         Ok(Scanned {
@@ -134,32 +135,37 @@ impl Sending {
             complete: scanned.problems.is_empty(),
             excluded: scanned.skipped.excluded,
             problems: unreadable.chain(unsupported).collect(),
-            digest,
             changed,
         })
     }
 
-    /// The digest of what is to be offered, and what differs from the base.
-    fn compare_with_memory(
+    /// Remembers what is going to be offered, and answers what differs from the base.
+    fn remember(
         &self,
+        memory: &Memory,
         found: &Found,
         manifest: &Manifest,
         ignores: &[IgnoreFile],
-    ) -> (Option<Hash>, Option<Changed>) {
-        let Some(memory) = self.memory.as_ref().filter(|_| found.single.is_none()) else {
-            return (None, None);
-        };
+    ) -> Option<Changed> {
+        if found.single.is_some() {
+            return None;
+        }
         let digest = record::digest(manifest, ignores);
         // Where nothing changed, the record need not be read: its digest says it all.
         if found.base == Some(digest) {
-            return (Some(digest), Some(Changed::default()));
+            return Some(Changed { changes: Vec::new(), ignores: false, digest });
         }
         let base = found.base.and_then(|base| memory.recall().filter(|record| record.digest() == base));
         let changed = base.and_then(|base| {
             let (old_ignores, entries) = base.into_parts();
-            Some(Changed { changes: change::between(entries, manifest)?, ignores: old_ignores != ignores })
+            let changes = change::between(entries, manifest)?;
+            Some(Changed { changes, ignores: old_ignores != ignores, digest })
         });
-        (Some(digest), changed)
+        if !self.options.dry_run {
+            // What cannot be kept costs the next run bytes and nothing else, so nobody is told.
+            let _ = memory.remember(manifest, ignores);
+        }
+        changed
     }
 
     fn read(&self, want: &Want) -> Result<ReadFile, Fault> {
@@ -238,9 +244,6 @@ impl Perform for Sending {
             Work::Scan => Outcome::Scan(self.scan()),
             Work::Read(wants) => Outcome::Read(wants.iter().map(|want| (want.id, self.read(want))).collect()),
             Work::Source { id, step } => Outcome::Source(id, self.source(id, step)),
-            Work::Remember { manifest, ignores } => {
-                super::remember(self.memory.as_ref(), &manifest, &ignores)
-            }
             other => Outcome::Scan(Err(Fault::Fatal(
                 AbortKind::Protocol,
                 format!("a work that is not a sender's: {other:?}"),

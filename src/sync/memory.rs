@@ -46,7 +46,7 @@ pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
     hasher.finish().as_bytes().first_chunk().copied()
 }
 
-/// The memory of this name on this side.
+/// The memory of this name on this side, in the directory where our number is.
 pub(super) fn open(key: Option<Key>) -> Option<Memory> {
     Some(Memory::new(target::state_dir().ok()?.join("offers"), &key?))
 }

@@ -234,13 +234,18 @@ pub(crate) mod testing {
         vec![IgnoreFile { directory: b"d".to_vec(), text: text.as_bytes().to_vec() }]
     }
 
-    pub(crate) fn record(manifest: &Manifest, ignores: &[IgnoreFile]) -> Record {
+    pub(crate) fn record_bytes(manifest: &Manifest, ignores: &[IgnoreFile]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let Ok(()) = crate::tree::record::write(manifest, ignores, |piece| {
+        crate::tree::record::write(manifest, ignores, &mut |piece| {
             bytes.extend_from_slice(piece);
-            Ok::<_, std::convert::Infallible>(())
-        });
-        Record::new(bytes).unwrap()
+            Ok(())
+        })
+        .unwrap();
+        bytes
+    }
+
+    pub(crate) fn record(manifest: &Manifest, ignores: &[IgnoreFile]) -> Record {
+        Record::new(record_bytes(manifest, ignores)).unwrap()
     }
 }
 
@@ -249,7 +254,7 @@ mod tests {
     use proptest::prelude::*;
     use proptest::test_runner::RngSeed;
 
-    use super::testing::{entries, entry, file, record};
+    use super::testing::{entries, entry, file, record, record_bytes};
     use super::*;
     use crate::tree::entry::Kind;
 
@@ -353,11 +358,7 @@ mod tests {
 
     #[test]
     fn a_damaged_base_is_told_from_a_wrong_change() {
-        let mut bytes = Vec::new();
-        let Ok(()) = crate::tree::record::write(&base(), &[], |piece| {
-            bytes.extend_from_slice(piece);
-            Ok::<_, std::convert::Infallible>(())
-        });
+        let mut bytes = record_bytes(&base(), &[]);
         bytes.pop();
         let rebuild = Rebuild::new(Record::new(bytes.clone()).unwrap());
         assert_eq!(rebuild.finish(), Err(ChangeError::Base));

@@ -8,6 +8,7 @@
 //! ```
 
 use std::fmt;
+use std::io;
 
 use crate::content::hash::{Hash, Hasher};
 use crate::tree::block::Decoder;
@@ -19,32 +20,37 @@ use crate::tree::manifest::{Manifest, ManifestError};
 ///
 /// # Errors
 /// What `sink` gives.
-pub fn write<E>(
+pub fn write(
     manifest: &Manifest,
     ignores: &[IgnoreFile],
-    mut sink: impl FnMut(&[u8]) -> Result<(), E>,
-) -> Result<(), E> {
+    sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let ignores = match postcard::to_stdvec(ignores) {
         Ok(bytes) => bytes,
         // Writing plain data to a `Vec` cannot fail.
         Err(error) => unreachable!("encoding ignore files: {error}"),
     };
-    std::iter::once(ignores).chain(manifest.blocks()).try_for_each(|section| {
+    for section in std::iter::once(ignores).chain(manifest.blocks()) {
         // A block has a megabyte or so, all ignore files together have a few.
         sink(&u32::try_from(section.len()).unwrap_or(u32::MAX).to_le_bytes())?;
-        sink(&section)
-    })
+        sink(&section)?;
+    }
+    Ok(())
 }
 
 /// The digest of the record of `manifest` and `ignores`.
 #[must_use]
 pub fn digest(manifest: &Manifest, ignores: &[IgnoreFile]) -> Hash {
     let mut hasher = Hasher::new();
-    let Ok(()) = write(manifest, ignores, |bytes| {
+    let hashed = write(manifest, ignores, &mut |bytes| {
         hasher.update(bytes);
-        Ok::<_, std::convert::Infallible>(())
+        Ok(())
     });
-    hasher.finish()
+    match hashed {
+        Ok(()) => hasher.finish(),
+        // Nothing above can fail.
+        Err(error) => unreachable!("hashing a record: {error}"),
+    }
 }
 
 /// A record that was read back. Its entries stay encoded until they are needed, one after the other: a third
@@ -148,23 +154,14 @@ impl fmt::Debug for Entries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::change::testing::{entries, ignores};
-
-    fn bytes_of(manifest: &Manifest, ignores: &[IgnoreFile]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let Ok(()) = write(manifest, ignores, |piece| {
-            bytes.extend_from_slice(piece);
-            Ok::<_, std::convert::Infallible>(())
-        });
-        bytes
-    }
+    use crate::tree::change::testing::{entries, ignores, record_bytes};
 
     #[test]
     fn a_record_comes_back_and_its_digest_names_it() {
         for count in [0, 1, 5000] {
             let manifest = Manifest::new(entries(count)).unwrap();
             for ignores in [Vec::new(), ignores("*.o\n")] {
-                let record = Record::new(bytes_of(&manifest, &ignores)).unwrap();
+                let record = Record::new(record_bytes(&manifest, &ignores)).unwrap();
                 assert_eq!(record.digest(), digest(&manifest, &ignores));
                 assert_eq!(record.ignores(), ignores);
                 let entries: Result<Vec<_>, _> = record.into_parts().1.collect();
@@ -178,7 +175,7 @@ mod tests {
 
     #[test]
     fn any_bytes_are_a_record_or_none_and_its_entries_end() {
-        let valid = bytes_of(&Manifest::new(entries(5)).unwrap(), &ignores("x"));
+        let valid = record_bytes(&Manifest::new(entries(5)).unwrap(), &ignores("x"));
         let read = |bytes: Vec<u8>| {
             let length = bytes.len();
             if let Some(record) = Record::new(bytes) {

@@ -40,8 +40,8 @@
 //!  Ignores · Entries… · Offered ─────────────► as above; changes that were on their way are passed over
 //! ```
 //! `Ignores` before `Changes` take the place of all that are remembered. A sender may also offer everything
-//! after it has named a base. Both sides remember what was offered when the run has come to its end, the
-//! receiver first.
+//! after it has named a base. The sender remembers what it is going to offer before it does, the
+//! receiver when it has taken it in; if a run ends in between, the next one finds out.
 //!
 //! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
 //! had been moved or copied from there; the sender need not know which.

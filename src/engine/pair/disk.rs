@@ -82,7 +82,6 @@ impl Source {
                 let subject = Subject::directory(self.root.0, self.root.1);
                 Outcome::Find(Ok(Found { subject, base: self.memory.digest() }))
             }
-            Work::Remember { manifest, ignores } => self.memory.remember(&manifest, &ignores),
             Work::Scan => Outcome::Scan(Ok(self.scan())),
             Work::Read(wants) => {
                 Outcome::Read(wants.into_iter().map(|want| (want.id, self.read(&want))).collect())
@@ -100,14 +99,16 @@ impl Source {
             .map(|(path, node)| (path.clone(), node.clone()))
             .collect();
         self.offered = manifest(&seen);
+        let ignores = self.filter.files();
+        let changed = self.memory.changed(&self.offered, ignores);
+        self.memory.remember(&self.offered, ignores);
         Scanned {
             manifest: Arc::clone(&self.offered),
             ignores: self.filter.files().to_vec(),
             problems: Vec::new(),
             complete: self.complete,
             excluded: (self.tree.len() - seen.len()) as u64,
-            digest: self.memory.would_be(&self.offered, self.filter.files()),
-            changed: self.memory.changed(&self.offered, self.filter.files()),
+            changed,
         }
     }
 

@@ -20,6 +20,8 @@ pub(super) struct Offer {
     has_ignores: bool,
     /// It is the very one that is remembered already.
     is_remembered: bool,
+    /// It is being written down.
+    pub(super) is_being_kept: bool,
 }
 
 impl Offer {
@@ -175,12 +177,14 @@ impl Receiver {
         self.compare_when_ready();
     }
 
-    /// What was offered is what both sides know from now on.
+    /// What was offered is what both sides know from now on, whatever becomes of this run: the sender
+    /// remembered it before it was offered.
     pub(super) fn remember(&mut self) {
         // A single file is told in fewer bytes than a digest has.
         if self.offer.is_remembered || !self.is_directory() {
-            return self.outcome(Outcome::Remember);
+            return;
         }
+        self.offer.is_being_kept = true;
         let (manifest, ignores) = (Arc::clone(&self.wanted), self.filter.files().to_vec());
         self.desk.start(Work::Remember { manifest, ignores });
     }
