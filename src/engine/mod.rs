@@ -209,6 +209,13 @@ impl Desk {
         self.fail(AbortKind::Protocol, format!("the other side broke the protocol: {text}"));
     }
 
+    /// Ends the run: whoever performs our works is out of order. Only which kind of outcome it is is told: what
+    /// can print all of it takes 10 kB in an agent that is never going to.
+    fn stray_outcome(&mut self, outcome: &Outcome) {
+        let kind = std::mem::discriminant(outcome);
+        self.fail(AbortKind::Protocol, format!("an outcome that nobody asked for: {kind:?}"));
+    }
+
     /// Ends the run for a reason that lies at the peer's.
     fn peer_failed(&mut self, kind: AbortKind, text: String) {
         if self.ended.is_none() {

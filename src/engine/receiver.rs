@@ -197,7 +197,7 @@ impl Receiver {
                 self.finish_when_ready();
             }
             Outcome::Close(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
-            other => self.desk.protocol_error(&format!("an outcome that no receiver asked for: {other:?}")),
+            other => self.desk.stray_outcome(&other),
         }
     }
 

@@ -166,7 +166,7 @@ impl Sender {
                     self.desk.send(Message::Files(vec![(id, Body::Skipped)]));
                 }
             }
-            other => self.desk.protocol_error(&format!("an outcome that no sender asked for: {other:?}")),
+            other => self.desk.stray_outcome(&other),
         }
     }
 

@@ -423,7 +423,7 @@ impl Perform for Receiving {
             }
             other => Outcome::Close(Err(Fault::Fatal(
                 AbortKind::Protocol,
-                format!("a work that is not a receiver's: {other:?}"),
+                format!("a work that is not a receiver's: {:?}", std::mem::discriminant(&other)),
             ))),
         }
     }

@@ -246,7 +246,7 @@ impl Perform for Sending {
             Work::Source { id, step } => Outcome::Source(id, self.source(id, step)),
             other => Outcome::Scan(Err(Fault::Fatal(
                 AbortKind::Protocol,
-                format!("a work that is not a sender's: {other:?}"),
+                format!("a work that is not a sender's: {:?}", std::mem::discriminant(&other)),
             ))),
         }
     }

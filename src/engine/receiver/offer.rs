@@ -94,8 +94,7 @@ impl Receiver {
 
     pub(super) fn recalled(&mut self, record: Option<Record>) {
         let Base::Recalling(digest) = self.offer.base else {
-            let outcome = Outcome::Recall(record);
-            return self.desk.protocol_error(&format!("an outcome that nobody asked for: {outcome:?}"));
+            return self.desk.stray_outcome(&Outcome::Recall(record));
         };
         match record.filter(|record| record.digest() == digest) {
             Some(record) => self.offer.base = Base::Known(Box::new(Rebuild::new(record))),
