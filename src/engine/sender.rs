@@ -3,7 +3,7 @@
 //! ```text
 //! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Read ─► Files
 //!      └► Base            └► Changes… Changed                  └► Source… ─► SignRequest / Pieces / Files
-//! Finished ─► done
+//! [Remember ─►] Finished ─► done
 //! ```
 
 use std::collections::{HashMap, VecDeque};
@@ -18,7 +18,7 @@ use crate::tree::entry::{Entry, Kind};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
 use crate::wire::message::{
-    AbortKind, Body, CONTENT_BYTES_MAX, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, WANTS_BYTES_MAX,
+    AbortKind, Body, CONTENT_BYTES_MAX, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, Tally, WANTS_BYTES_MAX,
     WANTS_MAX, Want,
 };
 
@@ -46,6 +46,13 @@ pub struct Sender {
     offered_all: bool,
     /// A base was named to the receiver, and is not known to be forgotten there.
     has_base: bool,
+    /// Whether this is the agent.
+    relay: bool,
+    keeping: Keeping,
+    /// What was listed, until it may be offered.
+    listed: Option<Scanned>,
+    /// What the receiver did, once it has said so.
+    finished: Option<Tally>,
     /// Wants that wait for their turn.
     small: VecDeque<Want>,
     large: VecDeque<Want>,
@@ -57,6 +64,21 @@ pub struct Sender {
     unanswered: HashMap<u32, usize>,
     unanswered_bytes: usize,
     reads: usize,
+}
+
+/// Whether what is offered is remembered.
+///
+/// On the client that waits until the receiver has shown that it took the offer in: else each run that does not
+/// get as far as that would make the two remember different things. An agent cannot wait: when the client has
+/// finished, it may be cut off. So it remembers before it offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeping {
+    /// It is, or is not to be.
+    Settled,
+    /// It is to be.
+    Due,
+    /// A work is under way.
+    UnderWay,
 }
 
 /// Where a larger file stands.
@@ -81,6 +103,10 @@ impl Sender {
             complete: false,
             offered_all: false,
             has_base: false,
+            relay: config.relay,
+            keeping: Keeping::Settled,
+            listed: None,
+            finished: None,
             small: VecDeque::new(),
             large: VecDeque::new(),
             streams: HashMap::new(),
@@ -93,7 +119,10 @@ impl Sender {
 
     fn message(&mut self, message: Message) {
         match message {
-            Message::Wants(wants) => wants.into_iter().for_each(|want| self.want(want)),
+            Message::Wants(wants) => {
+                wants.into_iter().for_each(|want| self.want(want));
+                self.remember();
+            }
             Message::Signatures { id, signatures } => match self.streams.get(&id) {
                 // No signatures at all: the old version cannot be read any more.
                 Some(Stream::Signing(count)) if signatures.is_empty() || signatures.len() == *count => {
@@ -106,7 +135,11 @@ impl Sender {
             Message::Finished(_) if !self.unanswered.is_empty() || self.manifest.is_none() => {
                 self.desk.protocol_error("finished before everything was answered");
             }
-            Message::Finished(tally) => self.desk.finish(tally),
+            Message::Finished(tally) => {
+                self.finished = Some(tally);
+                self.remember();
+                self.finish_when_ready();
+            }
             Message::Forgotten => self.forgotten(),
             Message::Note(event) => self.desk.note(event),
             Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
@@ -157,6 +190,13 @@ impl Sender {
             Outcome::Find(Err(fault)) | Outcome::Scan(Err(fault)) => {
                 self.desk.fatal(AbortKind::Selection, fault)
             }
+            Outcome::Remember => {
+                self.keeping = Keeping::Settled;
+                if let Some(scanned) = self.listed.take() {
+                    self.offer(scanned);
+                }
+                self.finish_when_ready();
+            }
             Outcome::Read(files) => self.read(files),
             Outcome::Source(id, Ok((ops, next))) => self.source(id, ops, next),
             Outcome::Source(id, Err(fault)) => {
@@ -180,14 +220,45 @@ impl Sender {
         self.desk.start(Work::Scan);
     }
 
-    fn scanned(&mut self, scanned: Scanned) {
-        let Scanned { manifest, ignores, problems, complete, excluded, changed } = scanned;
+    fn scanned(&mut self, mut scanned: Scanned) {
+        let Scanned { manifest, problems, excluded, is_new, .. } = &mut scanned;
         let bytes = manifest.entries().iter().map(Entry::size).sum();
         self.desk.report(Event::Scanned { entries: manifest.len() as u64, bytes });
-        if excluded > 0 {
-            self.desk.report(Event::Excluded { entries: excluded });
+        if *excluded > 0 {
+            self.desk.report(Event::Excluded { entries: *excluded });
         }
-        problems.into_iter().for_each(|problem| self.desk.problem(problem));
+        std::mem::take(problems).into_iter().for_each(|problem| self.desk.problem(problem));
+        if *is_new {
+            self.keeping = Keeping::Due;
+        }
+        if self.relay && *is_new {
+            self.keep(Arc::clone(&scanned.manifest), scanned.ignores.clone());
+            self.listed = Some(scanned);
+        } else {
+            self.offer(scanned);
+        }
+    }
+
+    fn keep(&mut self, manifest: Arc<Manifest>, ignores: Vec<IgnoreFile>) {
+        self.keeping = Keeping::UnderWay;
+        self.desk.start(Work::Remember { manifest, ignores });
+    }
+
+    /// Remembers what was offered, now that it has been taken in.
+    fn remember(&mut self) {
+        if let (Keeping::Due, Some(manifest)) = (self.keeping, self.manifest.clone()) {
+            self.keep(manifest, self.ignores.clone());
+        }
+    }
+
+    fn finish_when_ready(&mut self) {
+        if let (Keeping::Settled, Some(tally)) = (self.keeping, self.finished) {
+            self.desk.finish(tally);
+        }
+    }
+
+    fn offer(&mut self, scanned: Scanned) {
+        let Scanned { manifest, ignores, complete, changed, .. } = scanned;
         (self.manifest, self.ignores) = (Some(manifest), ignores);
         self.complete = complete;
         match changed {
@@ -356,6 +427,8 @@ impl Engine for Sender {
             return;
         }
         match input {
+            // Nothing that the receiver says or does after it has finished counts.
+            Input::Message(_) | Input::Closed(_) | Input::Broken(..) if self.finished.is_some() => {}
             Input::Message(message) => self.message(message),
             Input::Outcome(outcome) => self.outcome(outcome),
             Input::Closed(cause) => {
@@ -369,6 +442,8 @@ impl Engine for Sender {
         if self.desk.ended.is_none() && self.desk.queue.is_empty() {
             self.pump();
         }
-        self.desk.next().unwrap_or(Output::Wait)
+        // A stream that has ended would be told again and again.
+        let idle = if self.finished.is_some() { Output::WaitForWork } else { Output::Wait };
+        self.desk.next().unwrap_or(idle)
     }
 }

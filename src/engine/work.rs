@@ -15,8 +15,7 @@ use crate::wire::message::{AbortKind, Op, Subject, Want, Window};
 pub enum Work {
     /// Sender: find out what the source is.
     Find,
-    /// Sender: list the source, and remember what is going to be offered. A sender must have done so before
-    /// anything is: when the receiver has finished, it may be cut off.
+    /// Sender: list the source.
     Scan,
     /// Sender: read small files to their end; for each want decide between its content and "the same".
     Read(Vec<Want>),
@@ -75,7 +74,7 @@ pub enum Work {
     Close(Subject),
     /// Receiver: find the record with this digest.
     Recall(Hash),
-    /// Receiver: keep a record of what was offered, for the next run. What cannot be kept is forgotten.
+    /// Either: keep a record of what is offered, for the next run. What cannot be kept is forgotten.
     Remember {
         /// The tree that was offered.
         manifest: Arc<Manifest>,
@@ -233,6 +232,8 @@ pub struct Scanned {
     pub excluded: u64,
     /// What differs from the base that was found; `None` where everything is to be offered.
     pub changed: Option<Changed>,
+    /// Whether it can be remembered, and is not yet.
+    pub is_new: bool,
 }
 
 /// What differs from an earlier offer.

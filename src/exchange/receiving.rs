@@ -417,9 +417,7 @@ impl Perform for Receiving {
             Work::Close(subject) => Outcome::Close(self.close(&subject)),
             Work::Recall(_) => Outcome::Recall(self.memory.as_ref().and_then(Memory::recall)),
             Work::Remember { manifest, ignores } => {
-                // What cannot be kept costs the next run bytes and nothing else, so nobody is told.
-                let _ = self.memory.as_ref().is_some_and(|memory| memory.remember(&manifest, &ignores));
-                Outcome::Remember
+                super::remember(self.memory.as_ref(), &manifest, &ignores)
             }
             other => Outcome::Close(Err(Fault::Fatal(
                 AbortKind::Protocol,

@@ -125,8 +125,7 @@ impl Sending {
             cause: format!("{kind} are not copied"),
         });
         let ignores = filter.files().to_vec();
-        let changed =
-            self.memory.as_ref().and_then(|memory| self.remember(memory, found, &manifest, &ignores));
+        let (changed, is_new) = self.compare_with_memory(found, &manifest, &ignores);
         let listed = Listed { manifest: Arc::clone(&manifest), identities: scanned.identities };
         let _ = self.listed.set(listed);
         Ok(Scanned {
@@ -136,24 +135,25 @@ impl Sending {
             excluded: scanned.skipped.excluded,
             problems: unreadable.chain(unsupported).collect(),
             changed,
+            is_new,
         })
     }
 
-    /// Remembers what is going to be offered, and answers what differs from the base.
-    fn remember(
+    /// What differs from the base, and whether what was listed is to be remembered.
+    fn compare_with_memory(
         &self,
-        memory: &Memory,
         found: &Found,
         manifest: &Manifest,
         ignores: &[IgnoreFile],
-    ) -> Option<Changed> {
-        if found.single.is_some() {
-            return None;
-        }
+    ) -> (Option<Changed>, bool) {
+        // A single file is told in fewer bytes than a digest has.
+        let Some(memory) = self.memory.as_ref().filter(|_| found.single.is_none()) else {
+            return (None, false);
+        };
         let digest = record::digest(manifest, ignores);
         // Where nothing changed, the record need not be read: its digest says it all.
         if found.base == Some(digest) {
-            return Some(Changed { changes: Vec::new(), ignores: false, digest });
+            return (Some(Changed { changes: Vec::new(), ignores: false, digest }), false);
         }
         let base = found.base.and_then(|base| memory.recall().filter(|record| record.digest() == base));
         let changed = base.and_then(|base| {
@@ -161,11 +161,7 @@ impl Sending {
             let changes = change::between(entries, manifest)?;
             Some(Changed { changes, ignores: old_ignores != ignores, digest })
         });
-        if !self.options.dry_run {
-            // What cannot be kept costs the next run bytes and nothing else, so nobody is told.
-            let _ = memory.remember(manifest, ignores);
-        }
-        changed
+        (changed, !self.options.dry_run)
     }
 
     fn read(&self, want: &Want) -> Result<ReadFile, Fault> {
@@ -244,6 +240,9 @@ impl Perform for Sending {
             Work::Scan => Outcome::Scan(self.scan()),
             Work::Read(wants) => Outcome::Read(wants.iter().map(|want| (want.id, self.read(want))).collect()),
             Work::Source { id, step } => Outcome::Source(id, self.source(id, step)),
+            Work::Remember { manifest, ignores } => {
+                super::remember(self.memory.as_ref(), &manifest, &ignores)
+            }
             other => Outcome::Scan(Err(Fault::Fatal(
                 AbortKind::Protocol,
                 format!("a work that is not a sender's: {:?}", std::mem::discriminant(&other)),

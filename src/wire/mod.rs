@@ -40,8 +40,9 @@
 //!  Ignores · Entries… · Offered ─────────────► as above; changes that were on their way are passed over
 //! ```
 //! `Ignores` before `Changes` take the place of all that are remembered. A sender may also offer everything
-//! after it has named a base. The sender remembers what it is going to offer before it does, the
-//! receiver when it has taken it in; if a run ends in between, the next one finds out.
+//! after it has named a base. Both sides remember what was offered once the receiver has
+//! taken it in, whatever becomes of the run; an agent that sends remembers it before, since the client that has
+//! finished cuts it off. If a run ends in between, the next one finds out.
 //!
 //! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
 //! had been moved or copied from there; the sender need not know which.

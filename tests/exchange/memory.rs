@@ -188,16 +188,20 @@ fn a_run_in_which_some_entries_failed_is_remembered_all_the_same() {
 #[test]
 fn a_run_that_was_interrupted_goes_on_without_the_manifest() {
     for download in [false, true] {
-        let mut world = World { download, ..world_of(3000) };
+        let mut world = World { download, ..world_of(0) };
+        for number in 0..3000 {
+            fs::create_dir(world.source.join(format!("{number}"))).unwrap();
+        }
         world.write("large", &crate::world::noise(1, 8 << 20));
         world.cut_after = Some(4 << 20);
         assert!(run(&world).client.is_err());
+        let remembered = ["sender", "receiver"].map(|side| memory(&world, side).digest());
+        assert!(remembered[0].is_some() && remembered[0] == remembered[1]);
         world.cut_after = None;
         let staged = world.staged_bytes();
         let ran = run_ok(&world);
         let rest = ran.bytes - ((8 << 20) - staged);
-        // The manifest has six bytes an entry at the very least.
-        assert!(staged > 0 && rest < 3000 * 6, "{rest} bytes besides content");
+        assert!(staged > 0 && rest < 3 * NOTHING_BYTES, "{rest} bytes besides content");
     }
 }
 
@@ -243,4 +247,20 @@ fn ignore_files_are_remembered_and_still_protect() {
     assert_eq!(world.read_target("03/x.keep"), b"stays");
     fs::remove_file(world.source.join("03/.ksyncignore")).unwrap();
     run_ok(&world);
+}
+
+#[test]
+fn a_run_that_does_not_reach_the_receiver_changes_no_memory() {
+    let world = world_of(3000);
+    run_ok(&world);
+    let before = memory(&world, "sender").digest();
+    fs::rename(&world.target, world.folder.path().join("aside")).unwrap();
+    write(&world.target, b"in the way");
+    world.write("new", b"");
+    assert!(run(&world).client.is_err());
+    assert_eq!(memory(&world, "sender").digest(), before);
+    fs::remove_file(&world.target).unwrap();
+    fs::rename(world.folder.path().join("aside"), &world.target).unwrap();
+    let ran = run_ok(&world);
+    assert!(ran.bytes < 2 * NOTHING_BYTES, "{} bytes", ran.bytes);
 }

@@ -19,6 +19,7 @@ use crate::tree::entry::{Kind, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
+use crate::tree::record;
 use crate::wire::message::{AbortKind, Old, Op, Staged, Subject, Want, Window};
 
 /// Small, so that a file travels in many pieces.
@@ -82,6 +83,7 @@ impl Source {
                 let subject = Subject::directory(self.root.0, self.root.1);
                 Outcome::Find(Ok(Found { subject, base: self.memory.digest() }))
             }
+            Work::Remember { manifest, ignores } => self.memory.remember(&manifest, &ignores),
             Work::Scan => Outcome::Scan(Ok(self.scan())),
             Work::Read(wants) => {
                 Outcome::Read(wants.into_iter().map(|want| (want.id, self.read(&want))).collect())
@@ -101,7 +103,8 @@ impl Source {
         self.offered = manifest(&seen);
         let ignores = self.filter.files();
         let changed = self.memory.changed(&self.offered, ignores);
-        self.memory.remember(&self.offered, ignores);
+        let is_new =
+            self.memory.remembers && self.memory.digest() != Some(record::digest(&self.offered, ignores));
         Scanned {
             manifest: Arc::clone(&self.offered),
             ignores: self.filter.files().to_vec(),
@@ -109,6 +112,7 @@ impl Source {
             complete: self.complete,
             excluded: (self.tree.len() - seen.len()) as u64,
             changed,
+            is_new,
         }
     }
 

@@ -11,14 +11,14 @@ use super::tree::{Dice, Tree, change, differences, directory, file, grow, manife
 use super::{Ended, ORDERS, Order, Pair, RECEIVER, SENDER};
 use crate::content::hash::Hash;
 use crate::engine::Config;
-use crate::engine::work::{Changed, Outcome};
+use crate::engine::work::{Changed, Outcome, Work};
 use crate::tree::change::testing::record_bytes;
 use crate::tree::change::{Change, Edit, between};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::record::{self, Record};
 use crate::wire::hello::Options;
-use crate::wire::message::{Message, Want};
+use crate::wire::message::{AbortKind, Message, Tally, Want};
 
 /// What a disk remembers; nothing at all by default, not even if it is told to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -393,4 +393,56 @@ fn a_receiver_can_forget_once_and_only_before_it_asks() {
     offend(sender(Kept::of(&offered())), "twice", vec![Message::Forgotten, Message::Forgotten]);
     offend(sender(Kept::of(&offered())), "after asking", vec![wants(), Message::Forgotten]);
     offend(Victim::at(SENDER, Stage::Fresh), "at once", vec![Message::Forgotten]);
+}
+
+/// A sender that has listed its source, and remembers nothing yet.
+fn listed(relay: bool) -> Victim {
+    let mut source = Source::new(offered());
+    source.memory = Kept::empty();
+    let mut victim = Victim::sender_on(&Config { relay, ..Config::default() }, source);
+    victim.end(0);
+    victim.end(0);
+    victim
+}
+
+fn is_being_kept(victim: &Victim) -> bool {
+    victim.side.works.iter().any(|work| matches!(work, Work::Remember { .. }))
+}
+
+#[test]
+fn a_client_remembers_when_the_receiver_has_taken_in_the_offer() {
+    let tally = || Tally { entries: 6, ..Tally::default() };
+    let mut victim = listed(false);
+    assert!(matches!(victim.said.last(), Some(Message::Offered { .. })) && !is_being_kept(&victim));
+    victim.hear(Message::Finished(tally()));
+    assert!(is_being_kept(&victim) && victim.side.only_outcomes && victim.side.done.is_none());
+    // Nothing that the other side does now undoes what it has finished.
+    victim.hear(Message::Abort { kind: AbortKind::Busy, text: String::new() });
+    victim.hear(Message::Forgotten);
+    victim.side.engine.input(super::Input::Closed("gone".to_owned()));
+    victim.end_all();
+    assert_eq!(victim.side.done.unwrap().unwrap().tally, tally());
+
+    let mut victim = listed(false);
+    victim.hear(Message::Wants(vec![Want::whole(1)]));
+    assert!(is_being_kept(&victim));
+    victim.hear(Message::Wants(vec![Want::whole(2)]));
+    victim.end_all();
+    victim.hear(Message::Finished(tally()));
+    assert_eq!(victim.side.done.unwrap().unwrap().tally, tally());
+}
+
+#[test]
+fn an_agent_remembers_before_it_offers() {
+    let mut victim = listed(true);
+    assert!(is_being_kept(&victim));
+    let offers = |victim: &Victim| {
+        victim.said.iter().any(|said| matches!(said, Message::Offered { .. } | Message::Entries(_)))
+    };
+    assert!(!offers(&victim));
+    victim.end_all();
+    assert!(offers(&victim));
+    victim.hear(Message::Finished(Tally::default()));
+    assert!(victim.side.done.is_some_and(|done| done.is_ok()), "and not once more");
+    offend(listed(true), "a want of what is not offered yet", vec![Message::Wants(vec![Want::whole(1)])]);
 }

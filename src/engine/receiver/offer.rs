@@ -176,8 +176,8 @@ impl Receiver {
         self.compare_when_ready();
     }
 
-    /// What was offered is what both sides know from now on, whatever becomes of this run: the sender
-    /// remembered it before it was offered.
+    /// What was offered is what both sides know from now on, whatever becomes of this run: one that is cut and
+    /// begins again need not be told once more.
     pub(super) fn remember(&mut self) {
         // A single file is told in fewer bytes than a digest has.
         if self.offer.is_remembered || !self.is_directory() {
