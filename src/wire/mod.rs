@@ -6,9 +6,11 @@
 //! the other. In a local copy both are threads of one process.
 //!
 //! # Goals
-//! One round trip from the first byte to the list of what has to travel; nothing that grows with the tree
-//! waits for an answer; every length is bounded before memory is taken for it; a receiver can be made to
-//! name nothing but what it was offered, and a sender to read nothing but what it offered.
+//! One round trip from the first byte to the list of what has to travel, and another one where the receiver
+//! has forgotten what the sender takes for known; nothing that grows with the tree waits for an answer, and a
+//! run that finds nothing to do says nothing that grows with it; every length is bounded before memory is taken
+//! for it; a receiver can be made to name nothing but what it was offered, and a sender to read nothing but what
+//! it offered.
 //!
 //! # Non-goals
 //! Authentication and secrecy are SSH's. Compatibility between versions is not needed, since the client
@@ -40,9 +42,9 @@
 //!  Ignores · Entries… · Offered ─────────────► as above; changes that were on their way are passed over
 //! ```
 //! `Ignores` before `Changes` take the place of all that are remembered. A sender may also offer everything
-//! after it has named a base. Both sides remember what was offered once the receiver has
-//! taken it in, whatever becomes of the run; an agent that sends remembers it before, since the client that has
-//! finished cuts it off. If a run ends in between, the next one finds out.
+//! after it has named a base. Both sides remember what was offered once the receiver has taken it in, whatever
+//! becomes of the run; an agent that sends remembers it before, since the client that has finished cuts it off.
+//! If a run ends in between, the next one finds out.
 //!
 //! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
 //! had been moved or copied from there; the sender need not know which.
