@@ -351,7 +351,10 @@ mod tests {
         place.recalls_nothing();
         fs::remove_file(place.file()).unwrap();
         fs::create_dir(place.file()).unwrap();
+        let untouched = SystemTime::UNIX_EPOCH + UNUSED_MAX;
+        File::open(place.file()).unwrap().set_modified(untouched).unwrap();
         place.recalls_nothing();
+        assert_eq!(place.file().metadata().unwrap().modified().unwrap(), untouched);
         assert!(!place.memory.remember(&tree(2), &[]));
         assert_eq!(place.names(), ["a7".repeat(16)], "nothing half is left behind");
     }

@@ -264,3 +264,30 @@ fn a_run_that_does_not_reach_the_receiver_changes_no_memory() {
     let ran = run_ok(&world);
     assert!(ran.bytes < 2 * NOTHING_BYTES, "{} bytes", ran.bytes);
 }
+
+#[test]
+fn a_memory_that_another_run_replaces_meanwhile_is_not_taken_for_the_one_that_was_named() {
+    let world = world_of(1000);
+    run_ok(&world);
+    let replaced = fs::read_dir(place(&world, "sender")).unwrap().next().unwrap().unwrap().path();
+    let by = world.folder.path().join("an earlier one");
+    fs::copy(&replaced, &by).unwrap();
+    fs::remove_file(world.source.join("01/000001")).unwrap();
+    run_ok(&world);
+    world.write("new", b"");
+    let meddling = crate::meddling::Meddling {
+        inner: Sending::new(world.source.clone(), world.options.clone())
+            .remembering(Some(memory(&world, "sender"))),
+        meddle: move |work: &ksync::engine::Work| {
+            if matches!(work, ksync::engine::Work::Scan) {
+                fs::copy(&by, &replaced).unwrap();
+            }
+        },
+    };
+    let receiving = Receiving::new(world.target.clone(), world.options.clone())
+        .remembering(Some(memory(&world, "receiver")));
+    let ran = world.run_with(meddling, receiving);
+    assert!(ran.agent.is_ok() && ran.problems().is_empty(), "{ran:?}");
+    world.assert_same();
+    assert!(run_ok(&world).bytes < NOTHING_BYTES);
+}

@@ -446,3 +446,19 @@ fn an_agent_remembers_before_it_offers() {
     assert!(victim.side.done.is_some_and(|done| done.is_ok()), "and not once more");
     offend(listed(true), "a want of what is not offered yet", vec![Message::Wants(vec![Want::whole(1)])]);
 }
+
+#[test]
+fn a_receiver_has_not_finished_before_it_remembers() {
+    let mut target = Target::new(Tree::new());
+    target.memory = Kept::empty();
+    let mut victim = Victim::receiver_on(&Config::default(), target);
+    victim.hear(subject());
+    victim.hear(Message::Offered { complete: true });
+    let has_finished = |victim: &Victim| victim.said.iter().any(|said| matches!(said, Message::Finished(_)));
+    while let Some(other) = victim.side.works.iter().position(|work| !matches!(work, Work::Remember { .. })) {
+        victim.end(other);
+    }
+    assert!(is_being_kept(&victim) && !has_finished(&victim));
+    victim.end_all();
+    assert!(has_finished(&victim));
+}
