@@ -85,7 +85,8 @@ impl<'a> Session<'a> {
         let options = Options { special_bits: true, ..options.clone() };
         let engine = Sender::new(&Config { options: options.clone(), relay: false });
         let disk = Sending::new(from.to_owned(), options.clone()).remembering(memory::open(key));
-        self.exchange(Role::Receiver, to, &options, key, engine, disk, monitor).await
+        let order = Order { role: Role::Receiver, path: to.to_vec(), options, memory: key };
+        self.exchange(order, engine, disk, monitor).await
     }
 
     /// Fetches what is at `from` on the other machine to `to`. What comes from there is not trusted: set-id
@@ -101,15 +102,13 @@ impl<'a> Session<'a> {
         let options = Options { special_bits: false, safe_links: true, ..options.clone() };
         let engine = Receiver::new(&Config { options: options.clone(), relay: false });
         let disk = Receiving::new(PathBuf::from(to), options.clone()).remembering(memory::open(key));
-        self.exchange(Role::Sender, from, &options, key, engine, disk, monitor).await
+        let order = Order { role: Role::Sender, path: from.to_vec(), options, memory: key };
+        self.exchange(order, engine, disk, monitor).await
     }
 
     async fn exchange(
         &self,
-        role: Role,
-        path: &[u8],
-        options: &Options,
-        memory: Option<Key>,
+        order: Order,
         engine: impl Engine + 'static,
         disk: impl Perform,
         monitor: Watcher,
@@ -117,8 +116,7 @@ impl<'a> Session<'a> {
         let (agent, waiting) = Agent::waiting();
         let (reader, down_bytes) = Meter::new(agent.reader);
         let (mut writer, up_bytes) = Meter::new(agent.writer);
-        let order = Order { role, path: path.to_vec(), options: options.clone(), memory };
-        let compress = options.compress;
+        let compress = order.options.compress;
         let running = super::blocking(move || {
             // A writer that is gone shows in what the reader says.
             let _ = hello::write(&mut writer, Some(order));
