@@ -19,11 +19,11 @@
 //! | layer | what it is | what it does not know |
 //! |---|---|---|
 //! | [`content`] | hashes, chunks, deltas, compression | files, peers |
-//! | [`tree`] | paths, entries, manifests, comparison, filters | the disk, peers |
+//! | [`tree`] | paths, entries, manifests and changes of them, comparison, filters | the disk, peers |
 //! | [`monitor`] | what happens, as events | the terminal |
 //! | [`wire`] | messages, frames, the hello; the protocol in prose | who speaks |
 //! | [`engine`] | decides what is said and done | files, sockets, clocks, threads, dice |
-//! | [`disk`] | a root that nothing climbs out of, scanning, staging | engine, wire |
+//! | [`disk`] | a root that nothing climbs out of, scanning, staging, what was offered last | engine, wire |
 //! | [`exchange`] | one engine, one disk, one stream in, one stream out | how the bytes travel |
 //! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
 //! | `sandbox` | a stand-in VM; shares no code with the rest, so it shares no mistake | everything else |
@@ -35,6 +35,8 @@
 //! - No path of a destination ever holds a content that did not verify: files are written aside, hashed by
 //!   BLAKE3 and renamed.
 //! - Nothing below a destination is reached but through [`disk::root::Root`], which follows no link.
+//! - What is remembered of earlier runs saves bytes and decides nothing: it counts only where both sides have
+//!   it to the last bit, and the destination is listed each time.
 //! - Nothing is deleted that the plan did not list, before everything else is in place, or after a scan
 //!   that was not complete.
 

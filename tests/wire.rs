@@ -11,6 +11,7 @@ use ksync::content::blocks::{BLOCKS_MAX, BlockId};
 use ksync::content::chunk::{CHUNKS_MAX, Chunk, ChunkId};
 use ksync::content::hash::Hash;
 use ksync::monitor::{Action, Event, Problem, Trouble, What};
+use ksync::tree::change::{Change, EDITS_MAX, Edit};
 use ksync::tree::entry::Time;
 use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter};
@@ -37,6 +38,10 @@ fn blocks(length: u64, count: u64) -> Blocks {
 
 fn chunks(count: usize) -> Message {
     Message::Chunks { id: 1, chunks: vec![Chunk { length: 300_000, id: ChunkId::of(b"chunk") }; count] }
+}
+
+fn change(count: usize) -> Change {
+    Change { edits: vec![Edit { keep: 300, drop: 1, add: 2 }; count], entries: b"block".to_vec() }
 }
 
 fn event(name: &str) -> Event {
@@ -103,6 +108,10 @@ fn messages() -> Vec<(String, Message)> {
         ("pieces-end", Message::Pieces { id: 1, ops: Vec::new(), end: Some(hash) }),
         ("finished", Message::Finished(tally)),
         ("abort", Message::Abort { kind: AbortKind::Connection, text: "gone".to_owned() }),
+        ("base", Message::Base { digest: hash }),
+        ("changes", Message::Changes(change(1))),
+        ("changed", Message::Changed { complete: true, digest: hash }),
+        ("forgotten", Message::Forgotten),
     ]
     .into_iter()
     .map(|(name, message)| (name.to_owned(), message))
@@ -147,7 +156,7 @@ fn every_golden_file_belongs_to_a_message() {
 fn order() -> Order {
     let rule = Rule { include: true, pattern: b"*.rs".to_vec() };
     let options = Options { delete: true, checksum: true, rules: vec![rule], ..Options::default() };
-    Order { role: Role::Receiver, path: b"~/\xff".to_vec(), options }
+    Order { role: Role::Receiver, path: b"~/\xff".to_vec(), options, memory: Some([7; 16]) }
 }
 
 #[test]
@@ -191,6 +200,7 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
         Message::Note(Event::Problem(problem))
     };
     let resolved = |count| Message::Note(Event::Resolved { path: vec![b'x'; count] });
+    let changes = |count| Message::Changes(change(count));
     let i64_max = i64::MAX as u64;
     for (allowed, refused) in [
         (wants(WANTS_MAX), wants(WANTS_MAX + 1)),
@@ -227,6 +237,8 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
         (file(b"a"), file(b"/a")),
         (file(b"a"), file(b"a\0")),
         (file(b"ksync"), file(b".KSYNC")),
+        (changes(1), changes(0)),
+        (changes(EDITS_MAX), changes(EDITS_MAX + 1)),
         (abort(TEXT_BYTES_MAX), abort(TEXT_BYTES_MAX + 1)),
         (problem(TEXT_BYTES_MAX, TEXT_BYTES_MAX), problem(TEXT_BYTES_MAX + 1, 0)),
         (problem(0, 0), problem(0, TEXT_BYTES_MAX + 1)),
@@ -253,7 +265,7 @@ fn what_follows_a_message_makes_it_malformed() {
 #[test]
 fn a_list_that_declares_more_than_there_is_takes_no_memory_for_it() {
     // Variant, then a length of 2^32-1: reading it must fail at once.
-    for variant in 0..12 {
+    for variant in 0..16 {
         let bytes = [variant, 0xff, 0xff, 0xff, 0xff, 0x0f, 0xff, 0xff, 0xff, 0xff, 0x0f];
         let _ = Message::decode(&bytes);
     }
@@ -281,7 +293,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
     #[test]
-    fn any_bytes_are_a_message_or_an_error(variant in 0_u8..14, rest in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_are_a_message_or_an_error(variant in 0_u8..18, rest in proptest::collection::vec(any::<u8>(), 0..200)) {
         let mut bytes = vec![variant];
         bytes.extend(&rest);
         if let Ok(message) = Message::decode(&bytes) {

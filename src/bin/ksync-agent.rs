@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use ksync::disk::memory::Memory;
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
 use ksync::exchange::{Receiving, Sending, run};
 use ksync::monitor::Quiet;
@@ -35,22 +36,28 @@ fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
     let mut writer = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     hello::write(&mut writer, None)?;
     let order = hello::read(&mut reader).map_err(io::Error::other)?.order;
-    let Some(Order { role, path, options }) = order else {
+    let Some(Order { role, path, options, memory }) = order else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no order"));
     };
     let path = expand_home(path);
+    let memory = memory.and_then(|key| Some(Memory::new(offers()?, &key)));
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true };
     Ok(match role {
         Role::Sender => {
-            let disk = Sending::new(path, options);
+            let disk = Sending::new(path, options).remembering(memory);
             run(reader, writer, Sender::new(&config), disk, false, compress, &Quiet)
         }
         Role::Receiver => {
-            let disk = Receiving::new(path, options);
+            let disk = Receiving::new(path, options).remembering(memory);
             run(reader, writer, Receiver::new(&config), disk, false, compress, &Quiet)
         }
     })
+}
+
+/// What was offered is kept beside our own binary: in the private directory where the client put it.
+fn offers() -> Option<PathBuf> {
+    Some(std::env::current_exe().ok()?.parent()?.join("offers"))
 }
 
 fn from_hex(text: &str) -> io::Result<Vec<u8>> {

@@ -25,8 +25,8 @@ mod window;
 pub use receiver::Receiver;
 pub use sender::Sender;
 pub use work::{
-    CopiedFile, Fault, Opened, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SmallContent,
-    SmallFile, SourceNext, SourceStep, Step, Work,
+    Changed, CopiedFile, Fault, Found, Opened, Outcome, ReadContent, ReadFile, ReadOrder, Scanned,
+    SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Work,
 };
 
 use crate::monitor::{Event, Problem};
@@ -207,6 +207,13 @@ impl Desk {
 
     fn protocol_error(&mut self, text: &str) {
         self.fail(AbortKind::Protocol, format!("the other side broke the protocol: {text}"));
+    }
+
+    /// Ends the run: whoever performs our works is out of order. Only which kind of outcome it is is told: what
+    /// can print all of it takes 10 kB in an agent that is never going to.
+    fn stray_outcome(&mut self, outcome: &Outcome) {
+        let kind = std::mem::discriminant(outcome);
+        self.fail(AbortKind::Protocol, format!("an outcome that nobody asked for: {kind:?}"));
     }
 
     /// Ends the run for a reason that lies at the peer's.

@@ -5,6 +5,7 @@ mod claims;
 mod cuts;
 mod disk;
 mod liars;
+mod memory;
 mod noise;
 mod tree;
 
@@ -131,6 +132,15 @@ struct Log {
     received_bytes: usize,
     /// Works that write.
     writes: usize,
+    /// Bytes of all messages, both ways.
+    wire_bytes: usize,
+    /// Bytes of blocks of manifests.
+    entries_bytes: usize,
+    /// Messages by name.
+    ignores: usize,
+    changes: usize,
+    changed: usize,
+    forgotten: usize,
 }
 
 struct Pair {
@@ -269,7 +279,9 @@ impl Pair {
     fn answer(&mut self, side: usize) {
         for message in self.sides[side].drain() {
             self.count(&message);
-            let message = Message::decode(&message.encode()).expect("what an engine says is within limits");
+            let bytes = message.encode();
+            self.log.wire_bytes += bytes.len();
+            let message = Message::decode(&bytes).expect("what an engine says is within limits");
             self.sides[1 - side].inbox.push_back(message);
         }
     }
@@ -291,6 +303,11 @@ impl Pair {
                 log.open_wants -= usize::from(end.is_some());
             }
             Message::SignRequest { .. } => log.sign_requests += 1,
+            Message::Entries(block) => log.entries_bytes += block.len(),
+            Message::Ignores(_) => log.ignores += 1,
+            Message::Changes(_) => log.changes += 1,
+            Message::Changed { .. } => log.changed += 1,
+            Message::Forgotten => log.forgotten += 1,
             _ => {}
         }
         log.sent_bytes += content_of(message) as u64;

@@ -1,14 +1,18 @@
 //! The receiver: decides what has to change, asks for what is missing, puts it in place. Here is what happens
-//! once, in order; `content` has what goes on between: asking and taking in.
+//! once, in order; `content` has what goes on between: asking and taking in; `offer`
+//! how the manifest arrives.
 //!
 //! ```text
 //! Subject ─► Open   Entries… Offered ─► compare ─► Apply (clear, directories)
+//! Base ─► Recall ─► [Forgotten]   Changes… Changed ─┘
 //!                                              └► [Sign ─►] Wants
 //! Files ─► Store, SignFiles ─► FileSignatures    Pieces ─► Sink    SignRequest ─► SignWindows ─► Signatures    CutRequest ─► Cut ─► Chunks
 //! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals) ─► Apply (directory times) ─► Close ─► Finished
 //! ```
+//! What was offered is remembered meanwhile (`Remember`), from when it is known what has to change.
 
 mod content;
+mod offer;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,9 +27,10 @@ use crate::monitor::{Event, Problem, Trouble};
 use crate::tree::compare::Rules;
 use crate::tree::entry::Entry;
 use crate::tree::filter::Filter;
-use crate::tree::manifest::{Builder, Manifest};
+use crate::tree::manifest::Manifest;
 use crate::wire::message::{AbortKind, Message, Subject, Tally, Want};
 use content::{Ask, HELD_BYTES_MAX, Sink};
+use offer::Offer;
 
 /// Steps of one `Apply`: short enough that a cut connection is noticed.
 const STEPS_MAX: usize = 1024;
@@ -37,7 +42,7 @@ pub struct Receiver {
     desk: Desk,
     phase: Phase,
     subject: Option<Subject>,
-    builder: Builder,
+    offer: Offer,
     filter: Filter,
     /// Whether the sender could list everything.
     offered: Option<bool>,
@@ -45,6 +50,8 @@ pub struct Receiver {
     wanted: Arc<Manifest>,
     plan: Plan,
     tally: Tally,
+    /// The destination is in order.
+    closed: bool,
     /// Wants that are not sent yet.
     batch: Vec<Want>,
     batch_bytes: usize,
@@ -99,12 +106,13 @@ impl Receiver {
             config: config.clone(),
             phase: Phase::Offer,
             subject: None,
-            builder: Builder::default(),
+            offer: Offer::default(),
             offered: None,
             opened: None,
             wanted: Arc::default(),
             plan: Plan::default(),
             tally: Tally::default(),
+            closed: false,
             batch: Vec::new(),
             batch_bytes: 0,
             asked: HashMap::new(),
@@ -127,34 +135,33 @@ impl Receiver {
                 self.subject = Some(subject.clone());
                 self.desk.start(Work::Open(subject));
             }
-            Message::Ignores(files) if self.offered.is_none() => {
-                if !files.into_iter().all(|file| self.filter.add(file)) {
-                    self.desk.protocol_error("more ignore files than allowed");
-                }
-            }
-            Message::Entries(block) if self.offered.is_none() => {
-                if let Err(error) = self.builder.push(&block) {
-                    self.desk.fail(AbortKind::Protocol, error.to_string());
-                }
-            }
+            Message::Ignores(files) if self.offered.is_none() => self.ignores(files),
+            Message::Entries(block) if self.offered.is_none() => self.entries(&block),
             Message::Offered { complete } if self.subject.is_some() && self.offered.is_none() => {
-                self.offered = Some(complete);
-                self.compare_when_ready();
+                self.offered_all(complete);
             }
+            Message::Base { digest } if self.subject.is_some() && self.offered.is_none() => self.base(digest),
+            Message::Changes(change) if self.offered.is_none() => self.changes(&change),
+            Message::Changed { complete, digest } if self.offered.is_none() => self.changed(complete, digest),
             Message::Files(files) => self.files(files),
             Message::SignRequest { id, windows } => self.sign_request(id, windows),
             Message::CutRequest { id, stretch } => self.cut_request(id, stretch),
             Message::Pieces { id, ops, end } => self.pieces(id, ops, end),
             Message::Note(event) => self.desk.note(event),
             Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
-            Message::Subject(_) | Message::Ignores(_) | Message::Entries(_) | Message::Offered { .. } => {
-                self.desk.protocol_error("an offer out of turn");
-            }
+            Message::Subject(_)
+            | Message::Ignores(_)
+            | Message::Entries(_)
+            | Message::Offered { .. }
+            | Message::Base { .. }
+            | Message::Changes(_)
+            | Message::Changed { .. } => self.desk.protocol_error("an offer out of turn"),
             Message::Wants(_)
             | Message::FileSignatures(_)
             | Message::Signatures { .. }
             | Message::Chunks { .. }
-            | Message::Finished(_) => {
+            | Message::Finished(_)
+            | Message::Forgotten => {
                 self.desk.protocol_error("a message that only a receiver sends");
             }
         }
@@ -164,6 +171,7 @@ impl Receiver {
         match outcome {
             Outcome::Open(Ok(opened)) => self.opened(opened),
             Outcome::Open(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
+            Outcome::Recall(record) => self.recalled(record),
             Outcome::Plan => self.planned(),
             Outcome::Sign(id, result) => self.signed(id, result),
             Outcome::SignWindows(id, result) => {
@@ -204,11 +212,15 @@ impl Receiver {
             Outcome::Sink(id, result) => self.sunk(id, result),
             Outcome::Apply(results) => self.applied(results),
             Outcome::Close(Ok(())) => {
-                self.desk.send(Message::Finished(self.tally));
-                self.desk.finish(self.tally);
+                self.closed = true;
+                self.finish_when_ready();
+            }
+            Outcome::Remember => {
+                self.offer.is_being_kept = false;
+                self.finish_when_ready();
             }
             Outcome::Close(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
-            other => self.desk.protocol_error(&format!("an outcome that no receiver asked for: {other:?}")),
+            other => self.desk.stray_outcome(&other),
         }
     }
 
@@ -230,7 +242,6 @@ impl Receiver {
             mode_mask: if options.special_bits { 0o7777 } else { 0o1777 },
         };
         let withheld = options.delete && !may_delete;
-        self.wanted = Arc::new(std::mem::take(&mut self.builder).finish());
         if !self.is_what_was_announced() {
             return self.desk.protocol_error("other entries than the one that was announced");
         }
@@ -275,8 +286,17 @@ impl Receiver {
         self.desk.progress(Event::Planned { files, bytes });
     }
 
+    /// Once it has been told that everything is done, the sender may cut us off.
+    fn finish_when_ready(&mut self) {
+        if self.closed && !self.offer.is_being_kept {
+            self.desk.send(Message::Finished(self.tally));
+            self.desk.finish(self.tally);
+        }
+    }
+
     fn planned(&mut self) {
         self.phase = Phase::Directories;
+        self.remember();
         // What must be there before anything can be put in place.
         if !self.start_steps() {
             self.directories_are_there();
@@ -432,7 +452,8 @@ impl Engine for Receiver {
                 self.go_on();
             }
         }
-        let waits_for_work = self.held_bytes > HELD_BYTES_MAX || self.closing.is_some();
+        let waits_for_work =
+            self.held_bytes > HELD_BYTES_MAX || self.closing.is_some() || self.offer.is_recalling();
         let idle = if waits_for_work { Output::WaitForWork } else { Output::Wait };
         self.desk.next().unwrap_or(idle)
     }

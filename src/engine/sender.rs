@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Read ─► Files
-//!                                                              └► Source… ─► SignRequest / Pieces / Files
-//! Finished ─► done
+//!      └► Base            └► Changes… Changed                  └► Source… ─► SignRequest / Pieces / Files
+//! [Remember ─►] Finished ─► done
 //! ```
 
 use std::collections::{HashMap, VecDeque};
@@ -14,15 +14,17 @@ use serde_bytes::ByteBuf;
 use crate::content::chunk::Chunk;
 use crate::content::delta::signature_bytes;
 use crate::engine::work::{
-    Fault, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext, SourceStep, Work,
+    Changed, Fault, Found, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext,
+    SourceStep, Work,
 };
 use crate::engine::{Config, Desk, Engine, Input, Output};
 use crate::monitor::Event;
 use crate::tree::entry::{Entry, Kind};
+use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
 use crate::wire::message::{
     AbortKind, Body, CONTENT_BYTES_MAX, Message, Op, SMALL_BYTES_MAX, SMALL_OLD_BYTES_MAX, STREAMS_MAX,
-    Subject, WANTS_BYTES_MAX, WANTS_MAX, Want,
+    Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
 };
 
 /// Longest file that is sent whole although the receiver has an old version: asking for a signature costs a
@@ -50,6 +52,19 @@ const ASKS_MAX: u8 = 2;
 pub struct Sender {
     desk: Desk,
     manifest: Option<Arc<Manifest>>,
+    /// What else was offered.
+    ignores: Vec<IgnoreFile>,
+    complete: bool,
+    offered_all: bool,
+    /// A base was named to the receiver, and is not known to be forgotten there.
+    has_base: bool,
+    /// Whether this is the agent.
+    relay: bool,
+    keeping: Keeping,
+    /// What was listed, until it may be offered.
+    listed: Option<Scanned>,
+    /// What the receiver did, once it has said so.
+    finished: Option<Tally>,
     /// Wants that wait for their turn.
     small: VecDeque<Want>,
     /// Bytes of those files that have an old version.
@@ -67,6 +82,21 @@ pub struct Sender {
     unanswered: HashMap<u32, usize>,
     unanswered_bytes: usize,
     reads: usize,
+}
+
+/// Whether what is offered is remembered.
+///
+/// On the client that waits until the receiver has shown that it took the offer in: else each run that does not
+/// get as far as that would make the two remember different things. An agent cannot wait: when the client has
+/// finished, it may be cut off. So it remembers before it offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeping {
+    /// It is, or is not to be.
+    Settled,
+    /// It is to be.
+    Due,
+    /// A work is under way.
+    UnderWay,
 }
 
 /// Where a larger file stands.
@@ -91,6 +121,14 @@ impl Sender {
         Self {
             desk,
             manifest: None,
+            ignores: Vec::new(),
+            complete: false,
+            offered_all: false,
+            has_base: false,
+            relay: config.relay,
+            keeping: Keeping::Settled,
+            listed: None,
+            finished: None,
             small: VecDeque::new(),
             small_old_bytes: 0,
             differing: HashMap::new(),
@@ -106,7 +144,10 @@ impl Sender {
 
     fn message(&mut self, message: Message) {
         match message {
-            Message::Wants(wants) => wants.into_iter().for_each(|want| self.want(want)),
+            Message::Wants(wants) => {
+                wants.into_iter().for_each(|want| self.want(want));
+                self.remember();
+            }
             Message::Signatures { id, signatures } => match self.streams.get(&id) {
                 // No signatures at all: the old version cannot be read any more.
                 Some(Stream::Signing(count)) if signatures.is_empty() || signatures.len() == *count => {
@@ -127,13 +168,21 @@ impl Sender {
             Message::Finished(_) if !self.unanswered.is_empty() || self.manifest.is_none() => {
                 self.desk.protocol_error("finished before everything was answered");
             }
-            Message::Finished(tally) => self.desk.finish(tally),
+            Message::Finished(tally) => {
+                self.finished = Some(tally);
+                self.remember();
+                self.finish_when_ready();
+            }
+            Message::Forgotten => self.forgotten(),
             Message::Note(event) => self.desk.note(event),
             Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
             Message::Subject(_)
             | Message::Ignores(_)
             | Message::Entries(_)
             | Message::Offered { .. }
+            | Message::Base { .. }
+            | Message::Changes(_)
+            | Message::Changed { .. }
             | Message::Files(_)
             | Message::SignRequest { .. }
             | Message::CutRequest { .. }
@@ -189,10 +238,17 @@ impl Sender {
 
     fn outcome(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Find(Ok(subject)) => self.found(subject),
+            Outcome::Find(Ok(found)) => self.found(found),
             Outcome::Scan(Ok(scanned)) => self.scanned(scanned),
             Outcome::Find(Err(fault)) | Outcome::Scan(Err(fault)) => {
                 self.desk.fatal(AbortKind::Selection, fault)
+            }
+            Outcome::Remember => {
+                self.keeping = Keeping::Settled;
+                if let Some(scanned) = self.listed.take() {
+                    self.offer(scanned);
+                }
+                self.finish_when_ready();
             }
             Outcome::Read(files) => self.read(files),
             Outcome::Source(id, Ok((ops, next))) => self.source(id, ops, next),
@@ -203,31 +259,103 @@ impl Sender {
                     self.desk.send(Message::Files(vec![(id, Body::Skipped)]));
                 }
             }
-            other => self.desk.protocol_error(&format!("an outcome that no sender asked for: {other:?}")),
+            other => self.desk.stray_outcome(&other),
         }
     }
 
-    fn found(&mut self, subject: Subject) {
-        self.desk.send(Message::Subject(subject));
+    fn found(&mut self, found: Found) {
+        self.desk.send(Message::Subject(found.subject));
+        // Long before it is known what differs, so that a receiver that does not have it says so meanwhile.
+        if let Some(digest) = found.base {
+            self.has_base = true;
+            self.desk.send(Message::Base { digest });
+        }
         self.desk.start(Work::Scan);
     }
 
-    fn scanned(&mut self, scanned: Scanned) {
-        let Scanned { manifest, ignores, problems, complete, excluded } = scanned;
+    fn scanned(&mut self, mut scanned: Scanned) {
+        let Scanned { manifest, problems, excluded, is_new, .. } = &mut scanned;
         let bytes = manifest.entries().iter().map(Entry::size).sum();
         self.desk.report(Event::Scanned { entries: manifest.len() as u64, bytes });
-        if excluded > 0 {
-            self.desk.report(Event::Excluded { entries: excluded });
+        if *excluded > 0 {
+            self.desk.report(Event::Excluded { entries: *excluded });
         }
-        problems.into_iter().for_each(|problem| self.desk.problem(problem));
-        for files in ignores.chunks(16) {
-            self.desk.send(Message::Ignores(files.to_vec()));
+        std::mem::take(problems).into_iter().for_each(|problem| self.desk.problem(problem));
+        if *is_new {
+            self.keeping = Keeping::Due;
+        }
+        if self.relay && *is_new {
+            self.keep(Arc::clone(&scanned.manifest), scanned.ignores.clone());
+            self.listed = Some(scanned);
+        } else {
+            self.offer(scanned);
+        }
+    }
+
+    fn keep(&mut self, manifest: Arc<Manifest>, ignores: Vec<IgnoreFile>) {
+        self.keeping = Keeping::UnderWay;
+        self.desk.start(Work::Remember { manifest, ignores });
+    }
+
+    /// Remembers what was offered, now that it has been taken in.
+    fn remember(&mut self) {
+        if let (Keeping::Due, Some(manifest)) = (self.keeping, self.manifest.clone()) {
+            self.keep(manifest, self.ignores.clone());
+        }
+    }
+
+    fn finish_when_ready(&mut self) {
+        if let (Keeping::Settled, Some(tally)) = (self.keeping, self.finished) {
+            self.desk.finish(tally);
+        }
+    }
+
+    fn offer(&mut self, scanned: Scanned) {
+        let Scanned { manifest, ignores, complete, changed, .. } = scanned;
+        (self.manifest, self.ignores) = (Some(manifest), ignores);
+        self.complete = complete;
+        match changed {
+            Some(Changed { changes, ignores, digest }) if self.has_base => {
+                if ignores {
+                    self.offer_ignores();
+                }
+                changes.into_iter().for_each(|change| self.desk.send(Message::Changes(change)));
+                self.desk.send(Message::Changed { complete, digest });
+            }
+            _ => self.offer_all(),
+        }
+    }
+
+    fn offer_all(&mut self) {
+        let Some(manifest) = self.manifest.clone() else { return };
+        self.offered_all = true;
+        if !self.ignores.is_empty() {
+            self.offer_ignores();
         }
         for block in manifest.blocks() {
             self.desk.send(Message::Entries(ByteBuf::from(block)));
         }
-        self.desk.send(Message::Offered { complete });
-        self.manifest = Some(manifest);
+        self.desk.send(Message::Offered { complete: self.complete });
+    }
+
+    /// At least one message, so that the receiver learns that there are none any more.
+    fn offer_ignores(&mut self) {
+        let mut files = self.ignores.chunks(16);
+        let first = files.next().unwrap_or_default();
+        for files in std::iter::once(first).chain(files) {
+            self.desk.send(Message::Ignores(files.to_vec()));
+        }
+    }
+
+    /// The receiver does not have the base.
+    fn forgotten(&mut self) {
+        if !std::mem::take(&mut self.has_base) || !self.asks.is_empty() {
+            return self.desk.protocol_error("it forgot what it was not told, or knew before");
+        }
+        // What is still being listed will be offered as a whole.
+        if self.manifest.is_some() && !self.offered_all {
+            self.offer_all();
+        }
     }
 
     fn read(&mut self, files: Vec<(u32, Result<ReadFile, Fault>)>) {
@@ -400,6 +528,8 @@ impl Engine for Sender {
             return;
         }
         match input {
+            // Nothing that the receiver says or does after it has finished counts.
+            Input::Message(_) | Input::Closed(_) | Input::Broken(..) if self.finished.is_some() => {}
             Input::Message(message) => self.message(message),
             Input::Outcome(outcome) => self.outcome(outcome),
             Input::Closed(cause) => {
@@ -413,6 +543,8 @@ impl Engine for Sender {
         if self.desk.ended.is_none() && self.desk.queue.is_empty() {
             self.pump();
         }
-        self.desk.next().unwrap_or(Output::Wait)
+        // A stream that has ended would be told again and again.
+        let idle = if self.finished.is_some() { Output::WaitForWork } else { Output::Wait };
+        self.desk.next().unwrap_or(idle)
     }
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use crate::content::chunk::Chunk;
 use crate::content::hash::Hash;
 use crate::monitor::{Problem, Trouble};
+use crate::tree::change::Change;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
+use crate::tree::record::Record;
 use crate::wire::message::{AbortKind, Op, Stretch, Subject, Want, Window};
 
 /// Something to be done. Each brings back the [`Outcome`] of the same name.
@@ -84,6 +86,15 @@ pub enum Work {
     Apply(Vec<Step>),
     /// Receiver: remove what is no longer needed and set the root's own mode and time.
     Close(Subject),
+    /// Receiver: find the record with this digest.
+    Recall(Hash),
+    /// Either: keep a record of what is offered, for the next run. What cannot be kept is forgotten.
+    Remember {
+        /// The tree that was offered.
+        manifest: Arc<Manifest>,
+        /// Its ignore files.
+        ignores: Vec<IgnoreFile>,
+    },
 }
 
 /// One step in sending a larger file.
@@ -247,7 +258,7 @@ pub enum Step {
 #[derive(Debug)]
 pub enum Outcome {
     /// What the source is.
-    Find(Result<Subject, Fault>),
+    Find(Result<Found, Fault>),
     /// What is in the source.
     Scan(Result<Scanned, Fault>),
     /// What was read.
@@ -276,6 +287,19 @@ pub enum Outcome {
     Apply(Vec<(Step, Result<(), Fault>)>),
     /// Whether the destination is in order.
     Close(Result<(), Fault>),
+    /// The record, if it is there.
+    Recall(Option<Record>),
+    /// It is kept, or not.
+    Remember,
+}
+
+/// A source that was found.
+#[derive(Debug)]
+pub struct Found {
+    /// What it is.
+    pub subject: Subject,
+    /// The digest of the record of what was offered of it last, if that is remembered.
+    pub base: Option<Hash>,
 }
 
 /// A source that was listed.
@@ -291,6 +315,21 @@ pub struct Scanned {
     pub complete: bool,
     /// Entries that were left out by rules.
     pub excluded: u64,
+    /// What differs from the base that was found; `None` where everything is to be offered.
+    pub changed: Option<Changed>,
+    /// Whether it can be remembered, and is not yet.
+    pub is_new: bool,
+}
+
+/// What differs from an earlier offer.
+#[derive(Debug)]
+pub struct Changed {
+    /// The changes of the manifest.
+    pub changes: Vec<Change>,
+    /// Whether the ignore files are others.
+    pub ignores: bool,
+    /// The digest of the record of what is offered now.
+    pub digest: Hash,
 }
 
 /// A destination that was opened.

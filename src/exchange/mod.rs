@@ -19,8 +19,11 @@ pub use sending::Sending;
 use std::time::{Duration, Instant};
 
 use crate::disk::error::DiskError;
-use crate::engine::Fault;
+use crate::disk::memory::Memory;
+use crate::engine::{Fault, Outcome};
 use crate::monitor::Trouble;
+use crate::tree::filter::IgnoreFile;
+use crate::tree::manifest::Manifest;
 use crate::wire::message::AbortKind;
 
 /// What a failure of the disk means for a run: a full or failing filesystem ends it, everything else is the
@@ -55,6 +58,13 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, 
             result => return result,
         }
     }
+}
+
+/// Keeps what is offered, where there is a memory. What cannot be kept costs the next run bytes and nothing
+/// else, so nobody is told.
+fn remember(memory: Option<&Memory>, manifest: &Manifest, ignores: &[IgnoreFile]) -> Outcome {
+    let _ = memory.is_some_and(|memory| memory.remember(manifest, ignores));
+    Outcome::Remember
 }
 
 /// An error with its causes, on one line.

@@ -11,6 +11,7 @@ use crate::content::chunk::{Average, Chunk};
 use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::disk::error::DiskError;
+use crate::disk::memory::Memory;
 use crate::disk::root::{Policy, Root};
 use crate::disk::scan::{self, ScanOptions, scan};
 use crate::disk::stage::{Durability, Metadata, Staging};
@@ -31,6 +32,7 @@ use crate::wire::message::{AbortKind, Op, SMALL_OLD_BYTES_MAX, Stretch, Subject,
 pub struct Receiving {
     path: PathBuf,
     options: Options,
+    memory: Option<Memory>,
     opened: OnceLock<Place>,
     identities: OnceLock<Vec<Identity>>,
     trees: OnceLock<Trees>,
@@ -59,11 +61,18 @@ impl Receiving {
         Self {
             path,
             options,
+            memory: None,
             opened: OnceLock::new(),
             identities: OnceLock::new(),
             trees: OnceLock::new(),
             sinks: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// The same, if there is a memory, with what it holds in mind.
+    #[must_use]
+    pub fn remembering(self, memory: Option<Memory>) -> Self {
+        Self { memory, ..self }
     }
 
     // The destination.
@@ -473,9 +482,13 @@ impl Perform for Receiving {
                 Outcome::Apply(steps.into_iter().map(|step| (step, self.apply(step))).collect())
             }
             Work::Close(subject) => Outcome::Close(self.close(&subject)),
+            Work::Recall(_) => Outcome::Recall(self.memory.as_ref().and_then(Memory::recall)),
+            Work::Remember { manifest, ignores } => {
+                super::remember(self.memory.as_ref(), &manifest, &ignores)
+            }
             other => Outcome::Close(Err(Fault::Fatal(
                 AbortKind::Protocol,
-                format!("a work that is not a receiver's: {other:?}"),
+                format!("a work that is not a receiver's: {:?}", std::mem::discriminant(&other)),
             ))),
         }
     }

@@ -10,20 +10,24 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::content::blocks::{BlockId, BlockSize};
 use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::Hash;
+use crate::disk::memory::Memory;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, ScanOptions, scan};
 use crate::disk::stat::Identity;
 use crate::engine::{
-    Fault, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext, SourceStep, Work,
+    self, Changed, Fault, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext,
+    SourceStep, Work,
 };
 use crate::exchange::run::Perform;
 use crate::exchange::source::{Source, SourceError};
 use crate::exchange::{chain, fault};
 use crate::monitor::{Problem, Trouble};
+use crate::tree::change;
 use crate::tree::entry::Time;
-use crate::tree::filter::Filter;
+use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
+use crate::tree::record;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Op, Subject};
 
@@ -31,6 +35,7 @@ use crate::wire::message::{AbortKind, Op, Subject};
 pub struct Sending {
     path: PathBuf,
     options: Options,
+    memory: Option<Memory>,
     found: OnceLock<Found>,
     listed: OnceLock<Listed>,
     sources: Mutex<HashMap<u32, Source>>,
@@ -41,6 +46,8 @@ struct Found {
     root: Root,
     /// A single file: its name here, and the name under which it is offered.
     single: Option<Single>,
+    /// The digest of the record of what was offered last.
+    base: Option<Hash>,
 }
 
 struct Single {
@@ -61,13 +68,20 @@ impl Sending {
         Self {
             path,
             options,
+            memory: None,
             found: OnceLock::new(),
             listed: OnceLock::new(),
             sources: Mutex::new(HashMap::new()),
         }
     }
 
-    fn find(&self) -> Result<Subject, Fault> {
+    /// The same, if there is a memory, with what it holds in mind.
+    #[must_use]
+    pub fn remembering(self, memory: Option<Memory>) -> Self {
+        Self { memory, ..self }
+    }
+
+    fn find(&self) -> Result<engine::Found, Fault> {
         let missing = |error: &dyn std::error::Error| {
             let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
             Fault::Fatal(AbortKind::Selection, format!("cannot read {shown}: {}", chain(error)))
@@ -76,14 +90,16 @@ impl Sending {
         let (found, subject) = if metadata.is_dir() {
             let root = Root::open(&self.path).map_err(|error| missing(&error))?;
             let subject = directory_subject(&metadata).map_err(|error| missing(&error))?;
-            (Found { root, single: None }, subject)
+            let base = self.memory.as_ref().and_then(Memory::digest);
+            (Found { root, single: None, base }, subject)
         } else {
             let (found, name) = find_single(&self.path).map_err(|error| missing(&*error))?;
             (found, Subject::File { name })
         };
+        let base = found.base;
         // `Find` is asked for once.
         let _ = self.found.set(found);
-        Ok(subject)
+        Ok(engine::Found { subject, base })
     }
 
     fn scan(&self) -> Result<Scanned, Fault> {
@@ -112,15 +128,44 @@ impl Sending {
             path: path.as_bytes().to_vec(),
             cause: format!("{kind} are not copied"),
         });
+        let ignores = filter.files().to_vec();
+        let (changed, is_new) = self.compare_with_memory(found, &manifest, &ignores);
         let listed = Listed { manifest: Arc::clone(&manifest), identities: scanned.identities };
         let _ = self.listed.set(listed);
         Ok(Scanned {
             manifest,
-            ignores: filter.files().to_vec(),
+            ignores,
             complete: scanned.problems.is_empty(),
             excluded: scanned.skipped.excluded,
             problems: unreadable.chain(unsupported).collect(),
+            changed,
+            is_new,
         })
+    }
+
+    /// What differs from the base, and whether what was listed is to be remembered.
+    fn compare_with_memory(
+        &self,
+        found: &Found,
+        manifest: &Manifest,
+        ignores: &[IgnoreFile],
+    ) -> (Option<Changed>, bool) {
+        // A single file is told in fewer bytes than a digest has.
+        let Some(memory) = self.memory.as_ref().filter(|_| found.single.is_none()) else {
+            return (None, false);
+        };
+        let digest = record::digest(manifest, ignores);
+        // Where nothing changed, the record need not be read: its digest says it all.
+        if found.base == Some(digest) {
+            return (Some(Changed { changes: Vec::new(), ignores: false, digest }), false);
+        }
+        let base = found.base.and_then(|base| memory.recall().filter(|record| record.digest() == base));
+        let changed = base.and_then(|base| {
+            let (old_ignores, entries) = base.into_parts();
+            let changes = change::between(entries, manifest)?;
+            Some(Changed { changes, ignores: old_ignores != ignores, digest })
+        });
+        (changed, !self.options.dry_run)
     }
 
     fn read(&self, order: &ReadOrder) -> Result<ReadFile, Fault> {
@@ -242,9 +287,12 @@ impl Perform for Sending {
                 Outcome::Read(files.iter().map(|signed| (signed.id, self.diff(signed))).collect())
             }
             Work::Source { id, step } => Outcome::Source(id, self.source(id, step)),
+            Work::Remember { manifest, ignores } => {
+                super::remember(self.memory.as_ref(), &manifest, &ignores)
+            }
             other => Outcome::Scan(Err(Fault::Fatal(
                 AbortKind::Protocol,
-                format!("a work that is not a sender's: {other:?}"),
+                format!("a work that is not a sender's: {:?}", std::mem::discriminant(&other)),
             ))),
         }
     }
@@ -272,7 +320,7 @@ fn find_single(path: &Path) -> Result<(Found, Vec<u8>), Box<dyn std::error::Erro
     let local = name_of(&real)?;
     let root = Root::open(real.parent().unwrap_or(Path::new("/")))?;
     let name = offered.as_bytes().to_vec();
-    Ok((Found { root, single: Some(Single { local, offered }) }, name))
+    Ok((Found { root, single: Some(Single { local, offered }), base: None }, name))
 }
 
 /// The names of a small file's blocks.

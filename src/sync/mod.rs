@@ -5,6 +5,7 @@
 pub mod endpoint;
 mod error;
 mod local;
+mod memory;
 mod meter;
 mod remote;
 mod target;
@@ -18,7 +19,7 @@ pub use error::SyncError;
 
 use crate::engine::{PROBLEMS_MAX, Summary};
 use crate::monitor::{Event, Monitor, Trouble};
-use crate::wire::hello::Options;
+use crate::wire::hello::{Options, Role};
 
 /// How often a run is repeated because files changed while they were read.
 const REPEATS_MAX: usize = 2;
@@ -108,14 +109,16 @@ pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
         }
         (Endpoint::Local(path), remote) => {
             let session = remote::Session::new(remote, &job.way);
-            let round = async |monitor| session.upload(path, remote.path(), options, monitor).await;
+            let key = memory::key(job, Role::Sender, path);
+            let round = async |monitor| session.upload(path, remote.path(), options, key, monitor).await;
             let result = repeat(monitor, round).await;
             session.close().await;
             result?
         }
         (remote, Endpoint::Local(path)) => {
             let session = remote::Session::new(remote, &job.way);
-            let round = async |monitor| session.download(remote.path(), path, options, monitor).await;
+            let key = memory::key(job, Role::Receiver, path);
+            let round = async |monitor| session.download(remote.path(), path, options, key, monitor).await;
             let result = repeat(monitor, round).await;
             session.close().await;
             result?

@@ -10,6 +10,7 @@ use crate::engine::{Config, Engine, Receiver, Sender};
 use crate::exchange::{self, Perform, Receiving, Sending};
 use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection, HostKeys, Transport};
 use crate::sandbox::{self, Sandbox, Weather};
+use crate::sync::memory::{self, Key};
 use crate::sync::meter::Meter;
 use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, target};
 use crate::wire::hello::{self, Options, Order, Role};
@@ -78,12 +79,14 @@ impl<'a> Session<'a> {
         from: &Path,
         to: &[u8],
         options: &Options,
+        key: Option<Key>,
         monitor: Watcher,
     ) -> Result<Round, SyncError> {
         let options = Options { special_bits: true, ..options.clone() };
         let engine = Sender::new(&Config { options: options.clone(), relay: false });
-        let disk = Sending::new(from.to_owned(), options.clone());
-        self.exchange(Role::Receiver, to, &options, engine, disk, monitor).await
+        let disk = Sending::new(from.to_owned(), options.clone()).remembering(memory::open(key));
+        let order = Order { role: Role::Receiver, path: to.to_vec(), options, memory: key };
+        self.exchange(order, engine, disk, monitor).await
     }
 
     /// Fetches what is at `from` on the other machine to `to`. What comes from there is not trusted: set-id
@@ -93,19 +96,19 @@ impl<'a> Session<'a> {
         from: &[u8],
         to: &Path,
         options: &Options,
+        key: Option<Key>,
         monitor: Watcher,
     ) -> Result<Round, SyncError> {
         let options = Options { special_bits: false, safe_links: true, ..options.clone() };
         let engine = Receiver::new(&Config { options: options.clone(), relay: false });
-        let disk = Receiving::new(PathBuf::from(to), options.clone());
-        self.exchange(Role::Sender, from, &options, engine, disk, monitor).await
+        let disk = Receiving::new(PathBuf::from(to), options.clone()).remembering(memory::open(key));
+        let order = Order { role: Role::Sender, path: from.to_vec(), options, memory: key };
+        self.exchange(order, engine, disk, monitor).await
     }
 
     async fn exchange(
         &self,
-        role: Role,
-        path: &[u8],
-        options: &Options,
+        order: Order,
         engine: impl Engine + 'static,
         disk: impl Perform,
         monitor: Watcher,
@@ -113,8 +116,7 @@ impl<'a> Session<'a> {
         let (agent, waiting) = Agent::waiting();
         let (reader, down_bytes) = Meter::new(agent.reader);
         let (mut writer, up_bytes) = Meter::new(agent.writer);
-        let order = Order { role, path: path.to_vec(), options: options.clone() };
-        let compress = options.compress;
+        let compress = order.options.compress;
         let running = super::blocking(move || {
             // A writer that is gone shows in what the reader says.
             let _ = hello::write(&mut writer, Some(order));

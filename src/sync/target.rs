@@ -134,6 +134,11 @@ pub(super) fn cache_dir() -> Result<PathBuf, SyncError> {
     xdg_dir("XDG_CACHE_HOME", ".cache", "the sandbox")
 }
 
+/// Which of all VMs a setup means, where it says so: it is told apart from those before it under the same name.
+pub(super) fn session_of(way: &Way) -> Option<String> {
+    way.setup.as_ref().and_then(|text| Setup::parse(text).ok()).map(|setup| setup.session_id)
+}
+
 fn xdg_dir(variable: &str, below_home: &str, what: &'static str) -> Result<PathBuf, SyncError> {
     let named = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = named.map_or_else(|| home(what).map(|home| home.join(below_home)), Ok)?;

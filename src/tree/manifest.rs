@@ -5,19 +5,11 @@
 //! entry whose parent it has not seen. Both are checked when it is decoded: a symlink `d` followed by `d/f`
 //! is not a manifest.
 //!
-//! On the wire it is cut into blocks of at most [`BLOCK_ENTRIES`] entries. In a block each path is
-//! front-coded (how many bytes it shares with the one before, then the rest) and each time is the difference
-//! to the one before; postcard makes varints of the numbers. Blocks decode by themselves, so memory for the
-//! encoded form is bounded by one block.
+//! On the wire it is cut into [`block`](crate::tree::block)s.
 
-use serde::{Deserialize, Serialize};
-
-use crate::content::hash::Hash;
-use crate::tree::entry::{Entry, Kind, LINK_BYTES_MAX, MODE_MASK, SIZE_MAX, Time};
+use crate::tree::block::{BlockReader, BlockWriter};
+use crate::tree::entry::{Entry, Kind};
 use crate::tree::path::{PathError, TreePath};
-
-/// Entries in one block: about 64 KiB encoded for a source tree.
-pub const BLOCK_ENTRIES: usize = 2048;
 
 /// Most entries of one tree. At some 110 bytes each this is what a receiver can be made to hold.
 pub const ENTRIES_MAX: usize = 4_000_000;
@@ -120,9 +112,18 @@ impl Manifest {
         u32::try_from(index).ok()
     }
 
-    /// The wire form, block by block.
+    /// The wire form, block by block: the same for equal manifests.
     pub fn blocks(&self) -> impl Iterator<Item = Vec<u8>> {
-        self.entries.chunks(BLOCK_ENTRIES).map(encode_block)
+        let mut entries = self.entries.iter();
+        std::iter::from_fn(move || {
+            let mut block = BlockWriter::default();
+            while !block.is_full()
+                && let Some(entry) = entries.next()
+            {
+                block.push(entry);
+            }
+            Some(block.take()).filter(|block| !block.is_empty())
+        })
     }
 }
 
@@ -140,32 +141,20 @@ impl Builder {
     /// [`ManifestError`] for anything that is not the next block of a manifest; nothing of it is to be used
     /// afterwards.
     pub fn push(&mut self, block: &[u8]) -> Result<(), ManifestError> {
-        let mut rest = block;
-        let mut path_bytes = Vec::new();
-        let mut seconds = 0_i64;
-        for _ in 0..BLOCK_ENTRIES {
-            if rest.is_empty() {
-                return Ok(());
-            }
-            let (wire, after): (WireEntry<'_>, _) =
-                postcard::take_from_bytes(rest).map_err(|_| ManifestError::Malformed)?;
-            rest = after;
-            let shared = usize::from(wire.shared);
-            if shared > path_bytes.len() {
-                return Err(ManifestError::Malformed);
-            }
-            path_bytes.truncate(shared);
-            path_bytes.extend_from_slice(wire.suffix);
-            let path = TreePath::new(path_bytes.as_slice())?;
-            seconds = seconds.wrapping_add(wire.seconds_delta);
-            let entry = wire.into_entry(path, seconds)?;
-            self.checker.check(self.entries.last().map(|last| &last.path), &entry)?;
-            if self.entries.len() == ENTRIES_MAX {
-                return Err(ManifestError::TooMany);
-            }
-            self.entries.push(entry);
+        BlockReader::new(block).try_for_each(|entry| self.add(entry?))
+    }
+
+    /// Takes in the next entry.
+    ///
+    /// # Errors
+    /// As [`Builder::push`].
+    pub fn add(&mut self, entry: Entry) -> Result<(), ManifestError> {
+        self.checker.check(self.entries.last().map(|last| &last.path), &entry)?;
+        if self.entries.len() == ENTRIES_MAX {
+            return Err(ManifestError::TooMany);
         }
-        if rest.is_empty() { Ok(()) } else { Err(ManifestError::Malformed) }
+        self.entries.push(entry);
+        Ok(())
     }
 
     /// How many entries have arrived.
@@ -223,96 +212,12 @@ impl Checker {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct WireEntry<'a> {
-    shared: u16,
-    #[serde(borrow, with = "serde_bytes")]
-    suffix: &'a [u8],
-    mode: u16,
-    seconds_delta: i64,
-    nanos: u32,
-    #[serde(borrow)]
-    kind: WireKind<'a>,
-}
-
-#[derive(Serialize, Deserialize)]
-enum WireKind<'a> {
-    Directory,
-    File {
-        size: u64,
-    },
-    HashedFile {
-        size: u64,
-        hash: Hash,
-    },
-    Symlink {
-        #[serde(borrow, with = "serde_bytes")]
-        target: &'a [u8],
-    },
-}
-
-impl WireEntry<'_> {
-    fn into_entry(self, path: TreePath, seconds: i64) -> Result<Entry, ManifestError> {
-        let kind = match self.kind {
-            WireKind::Directory => Kind::Directory,
-            WireKind::File { size } => Kind::File { size, hash: None },
-            WireKind::HashedFile { size, hash } => Kind::File { size, hash: Some(hash) },
-            WireKind::Symlink { target } => Kind::Symlink { target: target.into() },
-        };
-        let Some(mtime) = Time::new(seconds, self.nanos) else {
-            return Err(ManifestError::Field(path, "modification time"));
-        };
-        if self.mode & !MODE_MASK != 0 {
-            return Err(ManifestError::Field(path, "mode"));
-        }
-        match &kind {
-            Kind::File { size, .. } if *size > SIZE_MAX => return Err(ManifestError::Field(path, "size")),
-            Kind::Symlink { target }
-                if target.is_empty() || target.len() > LINK_BYTES_MAX || target.contains(&0) =>
-            {
-                return Err(ManifestError::Field(path, "link target"));
-            }
-            _ => {}
-        }
-        Ok(Entry { path, kind, mode: self.mode, mtime })
-    }
-}
-
-fn encode_block(entries: &[Entry]) -> Vec<u8> {
-    let mut block = Vec::with_capacity(entries.len() * 32);
-    let mut previous: &[u8] = &[];
-    let mut seconds = 0_i64;
-    for entry in entries {
-        let path = entry.path.as_bytes();
-        let shared = path.iter().zip(previous).take_while(|(a, b)| a == b).count();
-        let wire = WireEntry {
-            // A path is at most 8,192 bytes long.
-            shared: u16::try_from(shared).unwrap_or(0),
-            suffix: path.get(shared..).unwrap_or_default(),
-            mode: entry.mode,
-            seconds_delta: entry.mtime.seconds().wrapping_sub(seconds),
-            nanos: entry.mtime.nanos(),
-            kind: match &entry.kind {
-                Kind::Directory => WireKind::Directory,
-                Kind::File { size, hash: None } => WireKind::File { size: *size },
-                Kind::File { size, hash: Some(hash) } => WireKind::HashedFile { size: *size, hash: *hash },
-                Kind::Symlink { target } => WireKind::Symlink { target },
-            },
-        };
-        block = match postcard::to_extend(&wire, block) {
-            Ok(block) => block,
-            // Writing numbers and bytes to a `Vec` cannot fail.
-            Err(error) => unreachable!("encoding a manifest entry: {error}"),
-        };
-        previous = path;
-        seconds = entry.mtime.seconds();
-    }
-    block
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::hash::Hash;
+    use crate::tree::block::encode_block;
+    use crate::tree::entry::Time;
 
     fn entry(path: &str, kind: Kind) -> Entry {
         Entry {

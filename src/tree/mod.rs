@@ -1,8 +1,11 @@
 //! Trees: names, entries and what differs between two of them. Knows no disk and no peers.
 
+pub mod block;
+pub mod change;
 pub mod compare;
 pub mod entry;
 pub mod filter;
 pub mod manifest;
 pub mod path;
 pub mod pattern;
+pub mod record;

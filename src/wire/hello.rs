@@ -54,6 +54,9 @@ pub struct Order {
     pub path: Vec<u8>,
     /// What both sides go by.
     pub options: Options,
+    /// Under which name the agent remembers what was offered, if the client remembers it too. It is no secret,
+    /// and says nothing to anybody else.
+    pub memory: Option<[u8; 16]>,
 }
 
 /// What a side says first.
@@ -124,7 +127,12 @@ mod tests {
     use super::*;
 
     fn order() -> Order {
-        Order { role: Role::Receiver, path: b"/tmp/\xff".to_vec(), options: Options::default() }
+        Order {
+            role: Role::Receiver,
+            path: b"/tmp/\xff".to_vec(),
+            options: Options::default(),
+            memory: Some([7; 16]),
+        }
     }
 
     #[test]

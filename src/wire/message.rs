@@ -10,6 +10,7 @@ use crate::content::chunk::{Average, CHUNKS_MAX, Chunk};
 use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX};
 use crate::content::hash::Hash;
 use crate::monitor::Event;
+use crate::tree::change::{Change, EDITS_MAX};
 use crate::tree::entry::{SIZE_MAX, Time};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest;
@@ -286,6 +287,22 @@ pub enum Message {
         /// Whether everything below the source could be listed. If not, nothing may be deleted.
         complete: bool,
     },
+    /// S: what follows may be told as changes to the offer whose record has this digest.
+    Base {
+        /// The digest.
+        digest: Hash,
+    },
+    /// S: the next part of what differs from the base.
+    Changes(Change),
+    /// S: the changes end.
+    Changed {
+        /// As in [`Message::Offered`].
+        complete: bool,
+        /// The digest of the record of what is offered now.
+        digest: Hash,
+    },
+    /// R: the base is not known here, so all of the offer is needed.
+    Forgotten,
     /// R: what has to travel.
     Wants(Vec<Want>),
     /// S: whole answers.
@@ -417,7 +434,12 @@ impl Message {
             Self::Note(event) => event_is_within_limits(event),
             Self::Abort { text, .. } => text.len() <= TEXT_BYTES_MAX,
             Self::Finished(tally) => tally.is_within_limits(),
-            Self::Entries(_) | Self::Offered { .. } => true,
+            Self::Changes(change) => (1..=EDITS_MAX).contains(&change.edits.len()),
+            Self::Entries(_)
+            | Self::Offered { .. }
+            | Self::Base { .. }
+            | Self::Changed { .. }
+            | Self::Forgotten => true,
         }
     }
 }

@@ -6,9 +6,11 @@
 //! the other. In a local copy both are threads of one process.
 //!
 //! # Goals
-//! One round trip from the first byte to the list of what has to travel; nothing that grows with the tree
-//! waits for an answer; every length is bounded before memory is taken for it; a receiver can be made to
-//! name nothing but what it was offered, and a sender to read nothing but what it offered.
+//! One round trip from the first byte to the list of what has to travel, and another one where the receiver
+//! has forgotten what the sender takes for known; nothing that grows with the tree waits for an answer, and a
+//! run that finds nothing to do says nothing that grows with it; every length is bounded before memory is taken
+//! for it; a receiver can be made to name nothing but what it was offered, and a sender to read nothing but what
+//! it offered.
 //!
 //! # Non-goals
 //! Authentication and secrecy are SSH's. Compatibility between versions is not needed, since the client
@@ -30,6 +32,20 @@
 //!  Pieces … Pieces with the hash ────────────► stages, verifies, renames
 //!    ◄──────────────────────────────── Finished, when times are set and what was not wanted is removed
 //! ```
+//! Where both sides remember what was offered last, only what differs from that is told. The sender names it by
+//! the digest of its [`record`](crate::tree::record) as early as it can, and does not wait:
+//!
+//! ```text
+//!  Subject · Base ───────────────────────────► looks for a record with that digest
+//!  Changes… · Changed ───────────────────────► makes the manifest of both, and compares the digest
+//!    ◄─────────────────────────────── Forgotten, if there is no such record; then
+//!  Ignores · Entries… · Offered ─────────────► as above; changes that were on their way are passed over
+//! ```
+//! `Ignores` before `Changes` take the place of all that are remembered. A sender may also offer everything
+//! after it has named a base. Both sides remember what was offered once the receiver has taken it in, whatever
+//! becomes of the run; an agent that sends remembers it before, since the client that has finished cuts it off.
+//! If a run ends in between, the next one finds out.
+//!
 //! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
 //! had been moved or copied from there; the sender need not know which.
 //!

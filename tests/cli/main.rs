@@ -14,6 +14,7 @@ mod interrupted;
 mod kinds;
 mod mapping;
 mod moved;
+mod remembered;
 mod rules;
 mod told;
 mod transfer;

@@ -4,7 +4,7 @@
 const MAGIC: &[u8] = b"\0KSYNC\r\n";
 
 /// The number of an `Abort`.
-pub(crate) const ABORT: u8 = 14;
+pub(crate) const ABORT: u8 = 18;
 
 /// Bit of a frame's length that says that it is packed.
 const PACKED: u32 = 1 << 31;
@@ -61,9 +61,11 @@ pub(crate) enum Role {
     Receiver = 1,
 }
 
-/// What a client says first: what the agent is to do. All options are off but these.
+/// What a client says first: what the agent is to do. All options are off but these, and nothing is
+/// remembered.
 pub(crate) fn order(role: Role, path: &[u8], delete: bool) -> Vec<u8> {
-    let order = Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete), 0, 0, 0, 0, 0, 0, 0]);
+    let order =
+        Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete), 0, 0, 0, 0, 0, 0, 0, 0]);
     [MAGIC, &order.frame()].concat()
 }
 
@@ -101,14 +103,14 @@ pub(crate) fn offer(entries: &[(&[u8], Kind<'_>)]) -> Vec<u8> {
 
 /// A receiver's wish for the files with these ids, of which it has nothing.
 pub(crate) fn wants(ids: &[u64]) -> Vec<u8> {
-    let all = Wire::of(4).number(ids.len() as u64);
+    let all = Wire::of(8).number(ids.len() as u64);
     ids.iter().fold(all, |wire, &id| wire.number(id).raw(&[0, 0])).frame()
 }
 
 /// The whole content of a file.
 pub(crate) fn content(id: u64, content: &[u8]) -> Vec<u8> {
     let hash = blake3::hash(content);
-    Wire::of(5).number(1).number(id).raw(&[0]).raw(hash.as_bytes()).bytes(content).frame()
+    Wire::of(9).number(1).number(id).raw(&[0]).raw(hash.as_bytes()).bytes(content).frame()
 }
 
 /// The reason of the first Abort in what an agent wrote, as its kind and text.

@@ -5,5 +5,6 @@ mod cuts;
 mod deltas;
 mod kinds;
 mod meddling;
+mod memory;
 mod random;
 mod world;

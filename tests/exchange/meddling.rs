@@ -14,9 +14,9 @@ use ksync::monitor::Trouble;
 use crate::world::{Ran, World, noise};
 
 /// Does something before certain works.
-struct Meddling<P, M> {
-    inner: P,
-    meddle: M,
+pub(crate) struct Meddling<P, M> {
+    pub(crate) inner: P,
+    pub(crate) meddle: M,
 }
 
 impl<P: Perform, M: Fn(&Work) + Send + Sync + 'static> Perform for Meddling<P, M> {

@@ -5,20 +5,22 @@ use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
 
+use super::memory::Kept;
 use super::tree::{Node, Tree, What, manifest, remove_with_all_below, time};
 use crate::content::blocks::{BlockSize, outline};
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::engine::work::{
-    CopiedFile, Fault, Opened, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SmallContent,
-    SmallFile, SourceNext, SourceStep, Step, Work,
+    CopiedFile, Fault, Found, Opened, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
+    SmallContent, SmallFile, SourceNext, SourceStep, Step, Work,
 };
 use crate::monitor::Trouble;
 use crate::tree::entry::{Kind, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
+use crate::tree::record;
 use crate::wire::message::{AbortKind, Blocks, Op, Stretch, Subject, Want, Window};
 
 /// Small, so that a file travels in many pieces.
@@ -44,6 +46,7 @@ pub(super) struct Source {
     pub(super) lies: HashMap<TreePath, (Lie, usize)>,
     pub(super) filter: Filter,
     pub(super) piece_bytes: usize,
+    pub(super) memory: Kept,
     offered: Arc<Manifest>,
     streams: HashMap<u32, Stream>,
 }
@@ -73,6 +76,7 @@ impl Source {
             lies: HashMap::new(),
             filter: Filter::default(),
             piece_bytes: PIECE_BYTES,
+            memory: Kept::default(),
             offered: Arc::default(),
             streams: HashMap::new(),
         }
@@ -80,7 +84,11 @@ impl Source {
 
     pub(super) fn perform(&mut self, work: Work) -> Outcome {
         match work {
-            Work::Find => Outcome::Find(Ok(Subject::directory(self.root.0, self.root.1))),
+            Work::Find => {
+                let subject = Subject::directory(self.root.0, self.root.1);
+                Outcome::Find(Ok(Found { subject, base: self.memory.digest() }))
+            }
+            Work::Remember { manifest, ignores } => self.memory.remember(&manifest, &ignores),
             Work::Scan => Outcome::Scan(Ok(self.scan())),
             Work::Read(orders) => {
                 Outcome::Read(orders.into_iter().map(|order| (order.want.id, self.read(&order))).collect())
@@ -101,12 +109,18 @@ impl Source {
             .map(|(path, node)| (path.clone(), node.clone()))
             .collect();
         self.offered = manifest(&seen);
+        let ignores = self.filter.files();
+        let changed = self.memory.changed(&self.offered, ignores);
+        let is_new =
+            self.memory.remembers && self.memory.digest() != Some(record::digest(&self.offered, ignores));
         Scanned {
             manifest: Arc::clone(&self.offered),
             ignores: self.filter.files().to_vec(),
             problems: Vec::new(),
             complete: self.complete,
             excluded: (self.tree.len() - seen.len()) as u64,
+            changed,
+            is_new,
         }
     }
 
@@ -277,6 +291,7 @@ pub(super) struct Target {
     pub(super) complete: bool,
     /// What lies aside, by path.
     pub(super) staged: BTreeMap<TreePath, Vec<u8>>,
+    pub(super) memory: Kept,
     wanted: Option<Arc<Manifest>>,
     present: Arc<Manifest>,
     /// The tree when it was listed: what may be replaced.
@@ -301,6 +316,7 @@ impl Target {
             root: (0o700, time(0)),
             complete: true,
             staged: BTreeMap::new(),
+            memory: Kept::default(),
             wanted: None,
             present: Arc::default(),
             listed: Tree::new(),
@@ -343,6 +359,8 @@ impl Target {
                 }
                 Outcome::Close(Ok(()))
             }
+            Work::Recall(_) => Outcome::Recall(self.memory.recall()),
+            Work::Remember { manifest, ignores } => self.memory.remember(&manifest, &ignores),
             other => panic!("not a receiver's: {other:?}"),
         }
     }

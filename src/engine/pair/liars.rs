@@ -3,6 +3,7 @@
 use serde_bytes::ByteBuf;
 
 use super::disk::{Source, Target};
+use super::memory::Kept;
 use super::tree::{Dice, Tree, directory, file, link, manifest, path, time, tree};
 use super::{RECEIVER, SENDER, Side};
 use crate::content::blocks::BlockId;
@@ -11,6 +12,7 @@ use crate::content::delta::signature_bytes;
 use crate::content::hash::Hash;
 use crate::engine::{Config, Input, Outcome, Receiver, Sender, Work};
 use crate::monitor::Event;
+use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::wire::message::{
     AbortKind, Blocks, Body, Message, Op, STREAMS_MAX, Stretch, Subject, Tally, WANTS_MAX, Want, Window,
@@ -72,12 +74,18 @@ pub(super) struct Victim {
 
 impl Victim {
     pub(super) fn sender(config: &Config, source: Tree) -> Self {
-        let mut source = Source::new(source);
+        Self::sender_on(config, Source::new(source))
+    }
+
+    pub(super) fn sender_on(config: &Config, mut source: Source) -> Self {
         Self::new(Side::new(Sender::new(config)), move |work| source.perform(work))
     }
 
     pub(super) fn receiver(config: &Config, target: Tree) -> Self {
-        let mut target = Target::new(target);
+        Self::receiver_on(config, Target::new(target))
+    }
+
+    pub(super) fn receiver_on(config: &Config, mut target: Target) -> Self {
         Self::new(Side::new(Receiver::new(config)), move |work| target.perform(work))
     }
 
@@ -124,7 +132,9 @@ impl Victim {
     }
 
     fn receiver_at(config: &Config, stage: Stage) -> Self {
-        let mut victim = Self::receiver(config, present());
+        let mut target = Target::new(present());
+        target.memory = Kept::of(&offered());
+        let mut victim = Self::receiver_on(config, target);
         if stage == Stage::Fresh {
             return victim;
         }
@@ -260,6 +270,10 @@ fn every_kind() -> Vec<(&'static str, Message)> {
         ("Pieces", pieces(LARGE, 1000, false)),
         ("Finished", Message::Finished(Tally::default())),
         ("Note", Message::Note(Event::Excluded { entries: 1 })),
+        ("Base", Message::Base { digest: Hash::of(b"base") }),
+        ("Changes", Message::Changes(Change { edits: vec![Edit::default()], entries: Vec::new() })),
+        ("Changed", Message::Changed { complete: true, digest: Hash::of(b"base") }),
+        ("Forgotten", Message::Forgotten),
     ]
 }
 
@@ -275,7 +289,7 @@ fn every_message_out_of_turn_breaks_the_protocol() {
     ];
     let receivers = [
         (Stage::Fresh, &["Note", "Subject", "Ignores", "Entries"][..]),
-        (Stage::Listing, &["Note", "Ignores", "Entries", "Offered"]),
+        (Stage::Listing, &["Note", "Ignores", "Entries", "Offered", "Base"]),
         (Stage::Offered, &["Note", "Files", "SignRequest", "CutRequest", "Pieces"]),
         (Stage::Content, &["Note", "Files", "SignRequest", "CutRequest", "Pieces"]),
         (Stage::Streaming, &["Note", "Files", "SignRequest", "CutRequest", "Pieces"]),
@@ -312,9 +326,8 @@ fn an_abort_ends_the_run_at_any_time_and_is_not_answered() {
     }
 }
 
-/// Tells each of these to a victim at this stage; the last one breaks the protocol, and none before it.
-fn offend(which: usize, stage: Stage, claim: &str, messages: Vec<Message>) {
-    let mut victim = Victim::at(which, stage);
+/// Tells each of these to a victim; the last one breaks the protocol, and none before it.
+pub(super) fn offend(mut victim: Victim, claim: &str, messages: Vec<Message>) {
     let last = messages.len() - 1;
     for (index, message) in messages.into_iter().enumerate() {
         assert!(victim.side.done.is_none(), "{claim}: ended before the lie: {:?}", victim.side.done);
@@ -381,7 +394,7 @@ fn a_sender_cannot_make_a_receiver_take_what_it_did_not_ask_for() {
             ("another offer", vec![subject()]),
         ];
         for (claim, messages) in lies {
-            offend(RECEIVER, stage, &format!("{claim} ({stage:?})"), messages);
+            offend(Victim::at(RECEIVER, stage), &format!("{claim} ({stage:?})"), messages);
         }
     }
 }
@@ -458,11 +471,11 @@ fn a_single_file_is_offered_under_the_name_that_was_announced_or_not_at_all() {
 fn a_manifest_that_is_none_breaks_the_protocol() {
     let block = manifest(&offered()).blocks().next().unwrap();
     let garbage = Message::Entries(ByteBuf::from(vec![0xff; 30]));
-    offend(RECEIVER, Stage::Listing, "garbage", vec![garbage]);
+    offend(Victim::at(RECEIVER, Stage::Listing), "garbage", vec![garbage]);
     let again = Message::Entries(ByteBuf::from(block));
-    offend(RECEIVER, Stage::Listing, "a block twice", vec![again.clone(), again]);
+    offend(Victim::at(RECEIVER, Stage::Listing), "a block twice", vec![again.clone(), again]);
     let long = IgnoreFile { directory: Vec::new(), text: vec![b'a'; 100_000] };
-    offend(RECEIVER, Stage::Listing, "a long ignore file", vec![Message::Ignores(vec![long])]);
+    offend(Victim::at(RECEIVER, Stage::Listing), "a long ignore file", vec![Message::Ignores(vec![long])]);
 }
 
 #[test]
@@ -477,7 +490,7 @@ fn a_receiver_cannot_ask_for_what_was_not_offered_as_a_file() {
         ("twice in two messages", vec![wants(&[SMALL]), wants(&[SMALL])]),
         ("finished before it was answered", vec![wants(&[SMALL]), Message::Finished(Tally::default())]),
     ] {
-        offend(SENDER, Stage::Offered, claim, messages);
+        offend(Victim::at(SENDER, Stage::Offered), claim, messages);
     }
 }
 
@@ -503,7 +516,7 @@ fn signatures_are_taken_once_and_in_the_number_that_was_asked_for() {
         ("too many", vec![signatures(UPDATED, 2)]),
         ("twice", vec![signatures(UPDATED, 1), signatures(UPDATED, 1)]),
     ] {
-        offend(SENDER, Stage::Late, claim, messages);
+        offend(Victim::at(SENDER, Stage::Late), claim, messages);
     }
 }
 
@@ -585,7 +598,7 @@ fn a_delta_is_taken_once_and_only_of_what_was_signed() {
         ("signed twice", vec![files(UPDATED, Body::Differs), files(UPDATED, Body::Differs)]),
         ("twice", vec![files(UPDATED, Body::Differs), files(UPDATED, delta()), files(UPDATED, delta())]),
     ] {
-        offend(RECEIVER, Stage::Content, claim, messages);
+        offend(Victim::at(RECEIVER, Stage::Content), claim, messages);
     }
 }
 
@@ -598,8 +611,8 @@ fn a_want_names_the_blocks_that_the_file_can_have() {
         assert!(victim.side.done.is_none(), "{length}");
         for count in [count + 1, count.wrapping_sub(1)].into_iter().filter(|&count| count < 100) {
             let wrong = || Some(blocks(length, count));
-            offend(SENDER, Stage::Offered, "of what is staged", vec![want(wrong(), None)]);
-            offend(SENDER, Stage::Offered, "of the old version", vec![want(None, wrong())]);
+            offend(Victim::at(SENDER, Stage::Offered), "of what is staged", vec![want(wrong(), None)]);
+            offend(Victim::at(SENDER, Stage::Offered), "of the old version", vec![want(None, wrong())]);
         }
     }
 }

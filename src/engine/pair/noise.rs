@@ -13,7 +13,9 @@ use crate::content::blocks::{BlockId, BlockSize};
 use crate::content::chunk::{Chunk, ChunkId};
 use crate::content::hash::Hash;
 use crate::monitor::{Event, Problem, Trouble};
+use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
+use crate::tree::record;
 use crate::wire::message::{AbortKind, Blocks, Body, Message, Op, Stretch, Tally, Want, Window};
 
 fn id() -> impl Strategy<Value = u32> + Clone {
@@ -75,6 +77,10 @@ fn body() -> impl Strategy<Value = Body> {
     ]
 }
 
+fn edit() -> impl Strategy<Value = Edit> {
+    (id(), id(), id()).prop_map(|(keep, drop, add)| Edit { keep, drop, add })
+}
+
 fn message() -> Union<BoxedStrategy<Message>> {
     let block = manifest(&offered()).blocks().next().unwrap();
     let problem = Problem { trouble: Trouble::Unreadable, path: b"p".to_vec(), cause: "c".to_owned() };
@@ -98,6 +104,14 @@ fn message() -> Union<BoxedStrategy<Message>> {
         (id(), vec(op(), 0..4), proptest::option::of(hash()))
             .prop_map(|(id, ops, end)| Message::Pieces { id, ops, end })
             .boxed(),
+        Just(Message::Base { digest: record::digest(&manifest(&offered()), &[]) }).boxed(),
+        (vec(edit(), 1..4), vec(any::<u8>(), 0..20))
+            .prop_map(|(edits, entries)| Message::Changes(Change { edits, entries }))
+            .boxed(),
+        (any::<bool>(), prop_oneof![hash(), Just(record::digest(&manifest(&offered()), &[]))])
+            .prop_map(|(complete, digest)| Message::Changed { complete, digest })
+            .boxed(),
+        Just(Message::Forgotten).boxed(),
         Just(Message::Finished(Tally::default())).boxed(),
         Just(Message::Note(Event::Problem(problem))).boxed(),
         Just(Message::Abort { kind: AbortKind::Busy, text: String::new() }).boxed(),

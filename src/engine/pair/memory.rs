@@ -1,0 +1,464 @@
+//! Both machines remember what was offered last, or do not.
+
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+use serde_bytes::ByteBuf;
+
+use super::claims::{delete, run};
+use super::disk::{Source, Target};
+use super::liars::{Stage, Victim, offend, offered, subject};
+use super::tree::{Dice, Tree, change, differences, directory, file, grow, manifest, path, tree};
+use super::{Ended, ORDERS, Order, Pair, RECEIVER, SENDER};
+use crate::content::hash::Hash;
+use crate::engine::Config;
+use crate::engine::work::{Changed, Outcome, Work};
+use crate::tree::change::testing::record_bytes;
+use crate::tree::change::{Change, Edit, between};
+use crate::tree::filter::{Filter, IgnoreFile};
+use crate::tree::manifest::Manifest;
+use crate::tree::record::{self, Record};
+use crate::wire::hello::Options;
+use crate::wire::message::{AbortKind, Message, Tally, Want};
+
+/// What a disk remembers; nothing at all by default, not even if it is told to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub(super) remembers: bool,
+    pub(super) record: Option<Vec<u8>>,
+}
+
+impl Kept {
+    fn empty() -> Self {
+        Self { remembers: true, record: None }
+    }
+
+    pub(super) fn of(tree: &Tree) -> Self {
+        let mut kept = Self::empty();
+        kept.remember(&manifest(tree), &[]);
+        kept
+    }
+
+    pub(super) fn recall(&self) -> Option<Record> {
+        Record::new(self.record.clone()?)
+    }
+
+    pub(super) fn digest(&self) -> Option<Hash> {
+        self.recall().map(|record| record.digest())
+    }
+
+    pub(super) fn changed(&self, manifest: &Manifest, ignores: &[IgnoreFile]) -> Option<Changed> {
+        let (old_ignores, entries) = self.recall()?.into_parts();
+        let changes = between(entries, manifest)?;
+        let digest = record::digest(manifest, ignores);
+        Some(Changed { changes, ignores: old_ignores != ignores, digest })
+    }
+
+    pub(super) fn remember(&mut self, manifest: &Manifest, ignores: &[IgnoreFile]) -> Outcome {
+        self.record = Some(record_bytes(manifest, ignores)).filter(|_| self.remembers);
+        Outcome::Remember
+    }
+}
+
+/// What memories can be like when a run begins.
+fn memories(dice: &mut Dice, source: &Tree) -> [Kept; 2] {
+    let earlier = |dice: &mut Dice| {
+        let mut tree = source.clone();
+        change(dice, &mut tree);
+        Kept::of(&tree)
+    };
+    let damaged = |mut kept: Kept, dice: &mut Dice| {
+        if let Some(bytes) = &mut kept.record {
+            let at = dice.below(bytes.len());
+            bytes[at] ^= 1 << dice.below(8);
+        }
+        kept
+    };
+    let same = earlier(dice);
+    match dice.below(8) {
+        0 => [Kept::empty(), Kept::empty()],
+        1 => [same, Kept::empty()],
+        2 => [Kept::empty(), same],
+        3 => [same, Kept::default()],
+        4 => [same, earlier(dice)],
+        5 => [damaged(same.clone(), dice), same],
+        6 => [same.clone(), damaged(same, dice)],
+        _ => [same.clone(), same],
+    }
+}
+
+fn run_with(source: Tree, target: Tree, [of_source, of_target]: [Kept; 2], order: Order, seed: u64) -> Ended {
+    let (mut source, mut target) = (Source::new(source), Target::new(target));
+    (source.memory, target.memory) = (of_source, of_target);
+    run(source, target, &delete(), order, seed)
+}
+
+/// Bytes that a run with nothing to do costs, and those of its entries.
+fn nothing_to_do(tree: &Tree, memory: [Kept; 2]) -> (usize, usize) {
+    let ended = run_with(tree.clone(), tree.clone(), memory, Order::Random, 1);
+    assert_eq!(differences(tree, &ended.target.tree), Vec::<String>::new());
+    (ended.log.wire_bytes, ended.log.entries_bytes)
+}
+
+fn large(count: usize) -> Tree {
+    (0..count).map(|number| (path(&format!("{number:06}")), file(b"1"))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_they_remember_the_target_becomes_the_source_and_then_both_remember_it(
+        seed in any::<u64>(), order in 0..ORDERS.len(), ignores in any::<bool>(),
+    ) {
+        let mut dice = Dice::new(seed);
+        let source = grow(&mut dice);
+        let mut target = source.clone();
+        change(&mut dice, &mut target);
+        let [of_source, of_target] = memories(&mut dice, &source);
+        let (mut source, mut target) = (Source::new(source), Target::new(target));
+        (source.memory, target.memory) = (of_source, of_target);
+        if ignores {
+            source.filter = ignoring("a\n");
+        }
+        let ended = run(source, target, &delete(), ORDERS[order], seed);
+        let mut expected = ended.source.tree.clone();
+        expected.retain(|path, node| !ended.source.filter.excludes_within(path, node.is_directory()));
+        let mut actual = ended.target.tree.clone();
+        actual.retain(|path, node| !ended.source.filter.excludes_within(path, node.is_directory()));
+        prop_assert_eq!(differences(&expected, &actual), Vec::<String>::new());
+        prop_assert_eq!(ended.source.memory.digest().is_some(), ended.source.memory.remembers);
+        if ended.source.memory.remembers && ended.target.memory.remembers {
+            prop_assert_eq!(&ended.source.memory, &ended.target.memory);
+            let again = run(ended.source, ended.target.again(), &delete(), ORDERS[order], seed);
+            prop_assert_eq!((again.log.entries_bytes, again.log.changes, again.log.forgotten), (0, 0, 0));
+        }
+    }
+
+    #[test]
+    fn a_run_that_was_cut_anywhere_leaves_memories_that_are_of_use_or_do_no_harm(
+        seed in any::<u64>(), order in 0..ORDERS.len(), at in 0_usize..40,
+    ) {
+        let mut dice = Dice::new(seed);
+        let source = grow(&mut dice);
+        let mut target = source.clone();
+        change(&mut dice, &mut target);
+        let memories = memories(&mut dice, &source);
+        let (mut from, mut to) = (Source::new(source.clone()), Target::new(target));
+        [from.memory, to.memory] = memories;
+        let cut = Pair::new(from, to, &delete(), ORDERS[order], seed).run(Some(at));
+        let again = run(cut.source, cut.target.again(), &delete(), ORDERS[order], seed);
+        prop_assert_eq!(differences(&source, &again.target.tree), Vec::<String>::new());
+    }
+}
+
+fn ignoring(text: &str) -> Filter {
+    let mut filter = Filter::default();
+    assert!(filter.add(IgnoreFile { directory: Vec::new(), text: text.as_bytes().to_vec() }));
+    filter
+}
+
+#[test]
+fn with_nothing_to_do_the_bytes_do_not_depend_on_the_tree() {
+    let few = large(3);
+    let many = large(20_000);
+    let (few_bytes, _) = nothing_to_do(&few, [Kept::of(&few), Kept::of(&few)]);
+    let (many_bytes, entries) = nothing_to_do(&many, [Kept::of(&many), Kept::of(&many)]);
+    assert_eq!(entries, 0);
+    // Numbers in notes and tally take a byte or two more.
+    assert!(many_bytes <= few_bytes + 16 && many_bytes < 200, "{few_bytes} {many_bytes}");
+    let (_, all) = nothing_to_do(&many, [Kept::empty(), Kept::empty()]);
+    assert!(all > 100_000);
+}
+
+#[test]
+fn what_changed_travels_alone() {
+    let old = large(5000);
+    let mut new = old.clone();
+    new.remove(&path("001000"));
+    new.insert(path("002000x"), file(b"added"));
+    new.insert(path("zd"), directory());
+    new.insert(path("zd/f"), file(b"added"));
+    new.get_mut(&path("003000")).unwrap().mode = 0o600;
+    for order in ORDERS {
+        let ended = run_with(new.clone(), old.clone(), [Kept::of(&old), Kept::of(&old)], order, 3);
+        assert_eq!(differences(&new, &ended.target.tree), Vec::<String>::new());
+        assert_eq!((ended.log.entries_bytes, ended.log.changes, ended.log.forgotten), (0, 1, 0));
+        assert!(ended.log.wire_bytes < 1000, "{:?}", ended.log);
+        assert_eq!(ended.target.memory, Kept::of(&new));
+        assert_eq!(ended.source.memory, Kept::of(&new));
+    }
+}
+
+#[test]
+fn a_receiver_that_forgot_is_told_everything_once() {
+    let tree = large(100);
+    let mut other = tree.clone();
+    other.remove(&path("000050"));
+    let mut both_ways = [false; 2];
+    for order in ORDERS {
+        for memory in [Kept::default(), Kept::empty(), Kept::of(&other)] {
+            let ended = run_with(tree.clone(), other.clone(), [Kept::of(&tree), memory], order, 4);
+            assert_eq!(differences(&tree, &ended.target.tree), Vec::<String>::new());
+            let once: usize = manifest(&tree).blocks().map(|block| block.len()).sum();
+            assert_eq!((ended.log.entries_bytes, ended.log.forgotten), (once, 1), "{order:?}");
+            both_ways[usize::from(ended.log.changed > 0)] = true;
+        }
+    }
+    assert_eq!(both_ways, [true; 2], "it says so before and after the sender has listed everything");
+}
+
+#[test]
+fn an_outdated_target_is_found_although_the_offer_is_known() {
+    let source = large(50);
+    let mut target = source.clone();
+    target.remove(&path("000007"));
+    target.insert(path("000009"), file(b"another content"));
+    let ended = run_with(source.clone(), target, [Kept::of(&source), Kept::of(&source)], Order::Random, 5);
+    assert_eq!(differences(&source, &ended.target.tree), Vec::<String>::new());
+    assert_eq!(ended.log.wants, 2);
+}
+
+#[test]
+fn ignore_files_are_remembered_and_replaced() {
+    let all = tree([("keep", file(b"1")), ("x.o", file(b"2"))]);
+    let run = |text: Option<&str>, memory: [Kept; 2]| {
+        let mut source = Source::new(tree([("keep", file(b"1"))]));
+        source.filter = text.map_or_else(Filter::default, ignoring);
+        let mut target = Target::new(all.clone());
+        [source.memory, target.memory] = memory;
+        let ended = run(source, target, &delete(), Order::Random, 6);
+        assert_eq!(ended.source.memory, ended.target.memory);
+        let stays = ended.target.tree.contains_key(&path("x.o"));
+        (stays, ended.log.ignores, [ended.source.memory, ended.target.memory])
+    };
+    let (stays, sent, memory) = run(Some("*.o"), [Kept::empty(), Kept::empty()]);
+    assert_eq!((stays, sent), (true, 1));
+    let (stays, sent, memory) = run(Some("*.o"), memory);
+    assert_eq!((stays, sent), (true, 0), "what is remembered still protects");
+    let (stays, sent, memory) = run(Some("*.a"), memory);
+    assert_eq!((stays, sent), (false, 1));
+    let (stays, sent, _) = run(None, memory);
+    assert_eq!((stays, sent), (false, 1), "that there are none is told");
+}
+
+#[test]
+fn a_dry_run_uses_what_is_remembered_and_leaves_it() {
+    let old = large(10);
+    let mut new = old.clone();
+    new.remove(&path("000003"));
+    let (mut source, mut target) = (Source::new(new), Target::new(old.clone()));
+    (source.memory, target.memory) = (Kept::of(&old), Kept::of(&old));
+    let ended = run(source, target, &Options { dry_run: true, ..delete() }, Order::Random, 7);
+    assert_eq!((ended.log.entries_bytes, ended.log.changes), (0, 1));
+    assert_eq!(ended.target.memory, Kept::of(&old));
+}
+
+// Lies.
+
+/// A receiver that remembers `offered` and was told so.
+fn told() -> Victim {
+    let mut target = Target::new(Tree::new());
+    target.memory = Kept::of(&offered());
+    let mut victim = Victim::receiver_on(&Config::default(), target);
+    victim.hear(subject());
+    victim.hear(Message::Base { digest: digest() });
+    assert!(victim.side.only_outcomes, "changes have to wait until it is known what is remembered");
+    victim.end_all();
+    assert!(!victim.side.only_outcomes && victim.said.iter().all(|said| !matches!(said, Message::Forgotten)));
+    victim
+}
+
+fn digest() -> Hash {
+    record::digest(&manifest(&offered()), &[])
+}
+
+fn changed(digest: Hash) -> Message {
+    Message::Changed { complete: true, digest }
+}
+
+fn edits(edits: &[(u32, u32, u32)]) -> Message {
+    let edits = edits.iter().map(|&(keep, drop, add)| Edit { keep, drop, add }).collect();
+    Message::Changes(Change { edits, entries: Vec::new() })
+}
+
+#[test]
+fn a_sender_cannot_have_anything_made_of_a_base_but_what_it_announced() {
+    let without_last = || {
+        let mut tree = offered();
+        tree.pop_last();
+        record::digest(&manifest(&tree), &[])
+    };
+    let block = || Message::Entries(ByteBuf::from(manifest(&offered()).blocks().next().unwrap()));
+    let garbage = Change { edits: vec![Edit { keep: 6, drop: 0, add: 1 }], entries: vec![0xff; 20] };
+    for (claim, messages) in [
+        ("another digest", vec![changed(Hash::of(b""))]),
+        ("the digest of the base, after a change", vec![edits(&[(5, 1, 0)]), changed(digest())]),
+        ("another digest after a change", vec![edits(&[(5, 1, 0)]), changed(Hash::of(b"x"))]),
+        ("a digest of no ignore files, after some", vec![ignores(), changed(digest())]),
+        ("a step that does nothing", vec![edits(&[(1, 0, 0)])]),
+        ("a step beyond the end", vec![edits(&[(6, 1, 0)])]),
+        ("steps beyond the end", vec![edits(&[(5, 1, 0)]), edits(&[(0, 1, 0)])]),
+        ("the largest step", vec![edits(&[(u32::MAX, u32::MAX, u32::MAX)])]),
+        ("the largest drop", vec![edits(&[(0, u32::MAX, 0)])]),
+        ("entries that are not there", vec![edits(&[(0, 0, u32::MAX)])]),
+        ("what is in a directory that goes", vec![edits(&[(0, 1, 0)]), changed(digest())]),
+        ("garbage", vec![Message::Changes(garbage)]),
+        ("a second base", vec![Message::Base { digest: digest() }]),
+        ("everything after a part", vec![edits(&[(5, 1, 0)]), block()]),
+        ("nothing after a part", vec![edits(&[(5, 1, 0)]), Message::Offered { complete: true }]),
+        ("changes after everything", vec![block(), edits(&[(5, 1, 0)])]),
+        ("the end of changes after everything", vec![block(), changed(digest())]),
+        ("an end after the end", vec![changed(digest()), changed(digest())]),
+        ("changes after the end", vec![edits(&[(5, 1, 0)]), changed(without_last()), edits(&[(0, 1, 0)])]),
+    ] {
+        offend(told(), claim, messages);
+    }
+}
+
+fn ignores() -> Message {
+    Message::Ignores(vec![IgnoreFile { directory: Vec::new(), text: b"x".to_vec() }])
+}
+
+#[test]
+fn changes_need_a_base_that_comes_first() {
+    let base = || Message::Base { digest: digest() };
+    for (claim, messages) in [
+        ("changes of nothing", vec![edits(&[(0, 1, 0)])]),
+        ("no changes of nothing", vec![changed(digest())]),
+        ("a base behind ignore files", vec![ignores(), base()]),
+        ("two bases", vec![base(), base()]),
+    ] {
+        offend(Victim::at(RECEIVER, Stage::Listing), claim, messages);
+    }
+    offend(Victim::at(RECEIVER, Stage::Fresh), "a base of what is not announced", vec![base()]);
+}
+
+#[test]
+fn a_receiver_that_forgot_passes_over_changes_once_and_not_more() {
+    let forgetful = || {
+        let mut victim = Victim::at(RECEIVER, Stage::Listing);
+        victim.hear(Message::Base { digest: Hash::of(b"another") });
+        victim.end_all();
+        assert_eq!(victim.said.last(), Some(&Message::Forgotten));
+        victim
+    };
+    let wrong = || vec![ignores(), edits(&[(u32::MAX, 1, 0)]), changed(Hash::of(b""))];
+    for last in [edits(&[(0, 1, 0)]), changed(digest()), Message::Base { digest: digest() }] {
+        offend(forgetful(), "again", [wrong(), vec![last]].concat());
+    }
+    let mut victim = forgetful();
+    wrong().into_iter().for_each(|message| victim.hear(message));
+    assert!(victim.side.done.is_none());
+    for block in manifest(&offered()).blocks() {
+        victim.hear(Message::Entries(ByteBuf::from(block)));
+    }
+    victim.hear(Message::Offered { complete: true });
+    victim.end_all();
+    assert!(matches!(victim.said.last(), Some(Message::Wants(_))), "{:?}", victim.said);
+}
+
+#[test]
+fn a_memory_that_is_damaged_within_is_forgotten_late_and_everything_comes() {
+    // Its digest is right, so it was kept like this; no honest run does that.
+    let mut bytes = Kept::of(&offered()).record.unwrap();
+    bytes.truncate(bytes.len() - 3);
+    let digest = Hash::of(&bytes);
+    for changes in [vec![edits(&[(5, 1, 0)]), changed(digest)], vec![changed(digest)]] {
+        let mut target = Target::new(Tree::new());
+        target.memory = Kept { remembers: true, record: Some(bytes.clone()) };
+        let mut victim = Victim::receiver_on(&Config::default(), target);
+        victim.hear(subject());
+        victim.hear(Message::Base { digest });
+        victim.end_all();
+        changes.into_iter().for_each(|message| victim.hear(message));
+        assert_eq!(victim.said.last(), Some(&Message::Forgotten));
+        victim.hear(Message::Entries(ByteBuf::from(manifest(&offered()).blocks().next().unwrap())));
+        victim.hear(Message::Offered { complete: true });
+        victim.end_all();
+        assert!(matches!(victim.said.last(), Some(Message::Wants(_))), "{:?}", victim.said);
+    }
+}
+
+#[test]
+fn a_receiver_can_forget_once_and_only_before_it_asks() {
+    let sender = |kept: Kept| {
+        let mut source = Source::new(offered());
+        source.memory = kept;
+        let mut victim = Victim::sender_on(&Config::default(), source);
+        victim.end_all();
+        victim
+    };
+    let wants = || Message::Wants(vec![Want::whole(1)]);
+    offend(sender(Kept::empty()), "forgets what was not named", vec![Message::Forgotten]);
+    offend(sender(Kept::of(&offered())), "twice", vec![Message::Forgotten, Message::Forgotten]);
+    offend(sender(Kept::of(&offered())), "after asking", vec![wants(), Message::Forgotten]);
+    offend(Victim::at(SENDER, Stage::Fresh), "at once", vec![Message::Forgotten]);
+}
+
+/// A sender that has listed its source, and remembers nothing yet.
+fn listed(relay: bool) -> Victim {
+    let mut source = Source::new(offered());
+    source.memory = Kept::empty();
+    let mut victim = Victim::sender_on(&Config { relay, ..Config::default() }, source);
+    victim.end(0);
+    victim.end(0);
+    victim
+}
+
+fn is_being_kept(victim: &Victim) -> bool {
+    victim.side.works.iter().any(|work| matches!(work, Work::Remember { .. }))
+}
+
+#[test]
+fn a_client_remembers_when_the_receiver_has_taken_in_the_offer() {
+    let tally = || Tally { entries: 6, ..Tally::default() };
+    let mut victim = listed(false);
+    assert!(matches!(victim.said.last(), Some(Message::Offered { .. })) && !is_being_kept(&victim));
+    victim.hear(Message::Finished(tally()));
+    assert!(is_being_kept(&victim) && victim.side.only_outcomes && victim.side.done.is_none());
+    // Nothing that the other side does now undoes what it has finished.
+    victim.hear(Message::Abort { kind: AbortKind::Busy, text: String::new() });
+    victim.hear(Message::Forgotten);
+    victim.side.engine.input(super::Input::Closed("gone".to_owned()));
+    victim.end_all();
+    assert_eq!(victim.side.done.unwrap().unwrap().tally, tally());
+
+    let mut victim = listed(false);
+    victim.hear(Message::Wants(vec![Want::whole(1)]));
+    assert!(is_being_kept(&victim));
+    victim.hear(Message::Wants(vec![Want::whole(2)]));
+    victim.end_all();
+    victim.hear(Message::Finished(tally()));
+    assert_eq!(victim.side.done.unwrap().unwrap().tally, tally());
+}
+
+#[test]
+fn an_agent_remembers_before_it_offers() {
+    let mut victim = listed(true);
+    assert!(is_being_kept(&victim));
+    let offers = |victim: &Victim| {
+        victim.said.iter().any(|said| matches!(said, Message::Offered { .. } | Message::Entries(_)))
+    };
+    assert!(!offers(&victim));
+    victim.end_all();
+    assert!(offers(&victim));
+    victim.hear(Message::Finished(Tally::default()));
+    assert!(victim.side.done.is_some_and(|done| done.is_ok()), "and not once more");
+    offend(listed(true), "a want of what is not offered yet", vec![Message::Wants(vec![Want::whole(1)])]);
+}
+
+#[test]
+fn a_receiver_has_not_finished_before_it_remembers() {
+    let mut target = Target::new(Tree::new());
+    target.memory = Kept::empty();
+    let mut victim = Victim::receiver_on(&Config::default(), target);
+    victim.hear(subject());
+    victim.hear(Message::Offered { complete: true });
+    let has_finished = |victim: &Victim| victim.said.iter().any(|said| matches!(said, Message::Finished(_)));
+    while let Some(other) = victim.side.works.iter().position(|work| !matches!(work, Work::Remember { .. })) {
+        victim.end(other);
+    }
+    assert!(is_being_kept(&victim) && !has_finished(&victim));
+    victim.end_all();
+    assert!(has_finished(&victim));
+}

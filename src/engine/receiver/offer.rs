@@ -1,0 +1,190 @@
+//! The receiver's half that takes in what is offered: all of it, or what differs from what it remembers.
+
+use std::sync::Arc;
+
+use super::Receiver;
+use crate::content::hash::Hash;
+use crate::engine::work::{Outcome, Work};
+use crate::tree::change::{Change, ChangeError, Rebuild};
+use crate::tree::filter::{Filter, IgnoreFile};
+use crate::tree::manifest::{Builder, Manifest};
+use crate::tree::record::{self, Record};
+use crate::wire::message::{AbortKind, Message};
+
+/// An offer on its way.
+#[derive(Debug, Default)]
+pub(super) struct Offer {
+    base: Base,
+    builder: Builder,
+    /// Ignore files have come, if only to say that there are none.
+    has_ignores: bool,
+    /// It is the very one that is remembered already.
+    is_remembered: bool,
+    /// It is being written down.
+    pub(super) is_being_kept: bool,
+}
+
+impl Offer {
+    /// Whether it is being found out what is remembered: changes have to wait for that.
+    pub(super) fn is_recalling(&self) -> bool {
+        matches!(self.base, Base::Recalling(_))
+    }
+}
+
+/// What the sender takes for known.
+#[derive(Debug, Default)]
+enum Base {
+    /// Nothing so far.
+    #[default]
+    Unnamed,
+    /// This record, which is being looked for.
+    Recalling(Hash),
+    /// This one, which is there.
+    Known(Box<Rebuild>),
+    /// One that is not there. The sender was told; what it says of changes meanwhile is passed over.
+    Forgotten,
+    /// Everything comes.
+    Passed,
+}
+
+impl Receiver {
+    // Everything.
+
+    pub(super) fn ignores(&mut self, files: Vec<IgnoreFile>) {
+        self.offer.has_ignores = true;
+        let _ = self.take_ignores(files);
+    }
+
+    pub(super) fn entries(&mut self, block: &[u8]) {
+        if !self.pass_base() {
+            return;
+        }
+        if let Err(error) = self.offer.builder.push(block) {
+            self.desk.fail(AbortKind::Protocol, error.to_string());
+        }
+    }
+
+    pub(super) fn offered_all(&mut self, complete: bool) {
+        if self.pass_base() {
+            let manifest = std::mem::take(&mut self.offer.builder).finish();
+            self.take_offer(manifest, complete);
+        }
+    }
+
+    /// From here on no changes may come; `false` if some have already.
+    fn pass_base(&mut self) -> bool {
+        match std::mem::replace(&mut self.offer.base, Base::Passed) {
+            Base::Known(rebuild) if rebuild.unchanged().is_none() => {
+                self.desk.protocol_error("everything after a part of the changes");
+                false
+            }
+            _ => true,
+        }
+    }
+
+    // Changes.
+
+    pub(super) fn base(&mut self, digest: Hash) {
+        if !matches!(self.offer.base, Base::Unnamed) || self.offer.has_ignores {
+            return self.desk.protocol_error("a base out of turn");
+        }
+        self.offer.base = Base::Recalling(digest);
+        self.desk.start(Work::Recall(digest));
+    }
+
+    pub(super) fn recalled(&mut self, record: Option<Record>) {
+        let Base::Recalling(digest) = self.offer.base else {
+            return self.desk.stray_outcome(&Outcome::Recall(record));
+        };
+        match record.filter(|record| record.digest() == digest) {
+            Some(record) => self.offer.base = Base::Known(Box::new(Rebuild::new(record))),
+            None => self.forget(),
+        }
+    }
+
+    /// Asks for everything.
+    fn forget(&mut self) {
+        self.offer.base = Base::Forgotten;
+        self.desk.send(Message::Forgotten);
+    }
+
+    pub(super) fn changes(&mut self, change: &Change) {
+        match &mut self.offer.base {
+            Base::Known(rebuild) => match rebuild.apply(change) {
+                Ok(()) => {}
+                Err(ChangeError::Base) => self.forget(),
+                Err(error) => self.desk.fail(AbortKind::Protocol, error.to_string()),
+            },
+            Base::Forgotten => {}
+            Base::Unnamed | Base::Recalling(_) | Base::Passed => {
+                self.desk.protocol_error("changes of nothing");
+            }
+        }
+    }
+
+    pub(super) fn changed(&mut self, complete: bool, digest: Hash) {
+        let rebuild = match std::mem::replace(&mut self.offer.base, Base::Passed) {
+            Base::Known(rebuild) => rebuild,
+            Base::Forgotten => return self.begin_again(),
+            Base::Unnamed | Base::Recalling(_) | Base::Passed => {
+                return self.desk.protocol_error("changes of nothing");
+            }
+        };
+        let unchanged = rebuild.unchanged().filter(|_| !self.offer.has_ignores);
+        let ignores = rebuild.ignores().to_vec();
+        let manifest = match rebuild.finish() {
+            Ok(manifest) => manifest,
+            Err(ChangeError::Base) => {
+                self.forget();
+                return self.begin_again();
+            }
+            Err(error) => return self.desk.fail(AbortKind::Protocol, error.to_string()),
+        };
+        if !self.offer.has_ignores && !self.take_ignores(ignores) {
+            return;
+        }
+        // Ids are positions in the manifest, so both sides must have the very same.
+        let made = unchanged.unwrap_or_else(|| record::digest(&manifest, self.filter.files()));
+        if made != digest {
+            return self.desk.protocol_error("changes that do not give what was announced");
+        }
+        self.offer.is_remembered = unchanged.is_some();
+        self.take_offer(manifest, complete);
+    }
+
+    /// The changes that were on their way have all come; now comes everything.
+    fn begin_again(&mut self) {
+        self.offer.base = Base::Passed;
+        self.offer.has_ignores = false;
+        self.filter = Filter::new(&self.config.options.rules);
+    }
+
+    // Either.
+
+    /// `false` if that ends the run.
+    fn take_ignores(&mut self, files: Vec<IgnoreFile>) -> bool {
+        let taken = files.into_iter().all(|file| self.filter.add(file));
+        if !taken {
+            self.desk.protocol_error("more ignore files than allowed");
+        }
+        taken
+    }
+
+    fn take_offer(&mut self, manifest: Manifest, complete: bool) {
+        self.wanted = Arc::new(manifest);
+        self.offered = Some(complete);
+        self.compare_when_ready();
+    }
+
+    /// What was offered is what both sides know from now on, whatever becomes of this run: one that is cut and
+    /// begins again need not be told once more.
+    pub(super) fn remember(&mut self) {
+        // A single file is told in fewer bytes than a digest has.
+        if self.offer.is_remembered || !self.is_directory() {
+            return;
+        }
+        self.offer.is_being_kept = true;
+        let (manifest, ignores) = (Arc::clone(&self.wanted), self.filter.files().to_vec());
+        self.desk.start(Work::Remember { manifest, ignores });
+    }
+}

@@ -1,0 +1,234 @@
+//! Blocks: how the entries of a manifest lie in bytes, on the wire and where they are kept.
+//!
+//! In a block each path is front-coded (how many bytes it shares with the one before, then the rest) and each
+//! time is the difference to the one before; postcard makes varints of the numbers. Blocks decode by
+//! themselves, so memory for the encoded form is bounded by one block.
+
+use serde::{Deserialize, Serialize};
+
+use crate::content::hash::Hash;
+use crate::tree::entry::{Entry, Kind, LINK_BYTES_MAX, MODE_MASK, SIZE_MAX, Time};
+use crate::tree::manifest::ManifestError;
+use crate::tree::path::TreePath;
+
+/// Most entries in one block: about 64 KiB encoded for a source tree.
+pub const BLOCK_ENTRIES: usize = 2048;
+
+/// A block of so many bytes takes no further entry: with the longest one it still fits in a frame.
+pub const BLOCK_BYTES: usize = 1 << 20;
+
+/// Writes blocks.
+#[derive(Debug, Default)]
+pub struct BlockWriter<'a> {
+    bytes: Vec<u8>,
+    count: usize,
+    previous: &'a [u8],
+    seconds: i64,
+}
+
+impl<'a> BlockWriter<'a> {
+    /// Appends an entry.
+    pub fn push(&mut self, entry: &'a Entry) {
+        let path = entry.path.as_bytes();
+        let shared = path.iter().zip(self.previous).take_while(|(a, b)| a == b).count();
+        let wire = WireEntry {
+            // A path is at most 8,192 bytes long.
+            shared: u16::try_from(shared).unwrap_or(0),
+            suffix: path.get(shared..).unwrap_or_default(),
+            mode: entry.mode,
+            seconds_delta: entry.mtime.seconds().wrapping_sub(self.seconds),
+            nanos: entry.mtime.nanos(),
+            kind: match &entry.kind {
+                Kind::Directory => WireKind::Directory,
+                Kind::File { size, hash: None } => WireKind::File { size: *size },
+                Kind::File { size, hash: Some(hash) } => WireKind::HashedFile { size: *size, hash: *hash },
+                Kind::Symlink { target } => WireKind::Symlink { target },
+            },
+        };
+        self.bytes = match postcard::to_extend(&wire, std::mem::take(&mut self.bytes)) {
+            Ok(bytes) => bytes,
+            // Writing numbers and bytes to a `Vec` cannot fail.
+            Err(error) => unreachable!("encoding a manifest entry: {error}"),
+        };
+        self.count += 1;
+        self.previous = path;
+        self.seconds = entry.mtime.seconds();
+    }
+
+    /// Whether the block is to be taken before another entry is appended.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.count == BLOCK_ENTRIES || self.bytes.len() >= BLOCK_BYTES
+    }
+
+    /// The block, empty if there is no entry in it; the next one begins.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(self).bytes
+    }
+}
+
+/// Reads the entries of a block: each is right by itself; whether they make a manifest is another question.
+/// Nothing follows an error.
+#[derive(Debug)]
+pub struct BlockReader<'a> {
+    rest: &'a [u8],
+    decoder: Decoder,
+}
+
+impl<'a> BlockReader<'a> {
+    /// Reads `block`.
+    #[must_use]
+    pub fn new(block: &'a [u8]) -> Self {
+        Self { rest: block, decoder: Decoder::default() }
+    }
+}
+
+impl Iterator for BlockReader<'_> {
+    type Item = Result<Entry, ManifestError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let (entry, rest) = self
+            .decoder
+            .decode(self.rest)
+            .map_or_else(|error| (Err(error), &[][..]), |(entry, rest)| (Ok(entry), rest));
+        self.rest = rest;
+        Some(entry)
+    }
+}
+
+/// What is carried from one entry of a block to the next.
+#[derive(Debug, Default)]
+pub(super) struct Decoder {
+    count: usize,
+    path: Vec<u8>,
+    seconds: i64,
+}
+
+impl Decoder {
+    /// The entry with which `bytes` begin, and what follows it.
+    pub(super) fn decode<'b>(&mut self, bytes: &'b [u8]) -> Result<(Entry, &'b [u8]), ManifestError> {
+        if self.count == BLOCK_ENTRIES {
+            return Err(ManifestError::Malformed);
+        }
+        self.count += 1;
+        let (wire, rest): (WireEntry<'b>, _) =
+            postcard::take_from_bytes(bytes).map_err(|_| ManifestError::Malformed)?;
+        let shared = usize::from(wire.shared);
+        if shared > self.path.len() {
+            return Err(ManifestError::Malformed);
+        }
+        self.path.truncate(shared);
+        self.path.extend_from_slice(wire.suffix);
+        let path = TreePath::new(self.path.as_slice())?;
+        self.seconds = self.seconds.wrapping_add(wire.seconds_delta);
+        Ok((wire.into_entry(path, self.seconds)?, rest))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireEntry<'a> {
+    shared: u16,
+    #[serde(borrow, with = "serde_bytes")]
+    suffix: &'a [u8],
+    mode: u16,
+    seconds_delta: i64,
+    nanos: u32,
+    #[serde(borrow)]
+    kind: WireKind<'a>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum WireKind<'a> {
+    Directory,
+    File {
+        size: u64,
+    },
+    HashedFile {
+        size: u64,
+        hash: Hash,
+    },
+    Symlink {
+        #[serde(borrow, with = "serde_bytes")]
+        target: &'a [u8],
+    },
+}
+
+impl WireEntry<'_> {
+    fn into_entry(self, path: TreePath, seconds: i64) -> Result<Entry, ManifestError> {
+        let kind = match self.kind {
+            WireKind::Directory => Kind::Directory,
+            WireKind::File { size } => Kind::File { size, hash: None },
+            WireKind::HashedFile { size, hash } => Kind::File { size, hash: Some(hash) },
+            WireKind::Symlink { target } => Kind::Symlink { target: target.into() },
+        };
+        let Some(mtime) = Time::new(seconds, self.nanos) else {
+            return Err(ManifestError::Field(path, "modification time"));
+        };
+        if self.mode & !MODE_MASK != 0 {
+            return Err(ManifestError::Field(path, "mode"));
+        }
+        match &kind {
+            Kind::File { size, .. } if *size > SIZE_MAX => return Err(ManifestError::Field(path, "size")),
+            Kind::Symlink { target }
+                if target.is_empty() || target.len() > LINK_BYTES_MAX || target.contains(&0) =>
+            {
+                return Err(ManifestError::Field(path, "link target"));
+            }
+            _ => {}
+        }
+        Ok(Entry { path, kind, mode: self.mode, mtime })
+    }
+}
+
+/// All of `entries` as one block.
+#[cfg(test)]
+pub(super) fn encode_block(entries: &[Entry]) -> Vec<u8> {
+    let mut block = BlockWriter::default();
+    entries.iter().for_each(|entry| block.push(entry));
+    block.take()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_with_the_longest_entries_fits_in_a_frame() {
+        let link = |number: u32| Entry {
+            path: TreePath::new(format!("{number:08}").into_bytes()).unwrap(),
+            kind: Kind::Symlink { target: vec![b'x'; LINK_BYTES_MAX].into() },
+            mode: 0o777,
+            mtime: Time::new(0, 0).unwrap(),
+        };
+        let entries: Vec<Entry> = (0..1000).map(link).collect();
+        let mut block = BlockWriter::default();
+        let taken = entries.iter().take_while(|entry| {
+            let room = !block.is_full();
+            if room {
+                block.push(entry);
+            }
+            room
+        });
+        let taken = taken.count();
+        let block = block.take();
+        assert!((BLOCK_BYTES..BLOCK_BYTES + 16_384).contains(&block.len()), "{}", block.len());
+        assert!(BlockReader::new(&block).map(Result::unwrap).eq(entries.into_iter().take(taken)));
+    }
+
+    #[test]
+    fn a_block_of_more_entries_than_allowed_is_malformed() {
+        let entry = |number: usize| Entry {
+            path: TreePath::new(format!("{number:08}").into_bytes()).unwrap(),
+            kind: Kind::Directory,
+            mode: 0o755,
+            mtime: Time::new(0, 0).unwrap(),
+        };
+        let entries: Vec<Entry> = (0..=BLOCK_ENTRIES).map(entry).collect();
+        let read = |count| BlockReader::new(&encode_block(&entries[..count])).collect::<Result<Vec<_>, _>>();
+        assert_eq!(read(BLOCK_ENTRIES).unwrap().len(), BLOCK_ENTRIES);
+        assert_eq!(read(BLOCK_ENTRIES + 1), Err(ManifestError::Malformed));
+    }
+}

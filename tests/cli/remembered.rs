@@ -1,0 +1,124 @@
+//! What was offered last is remembered by the client and by the agent, so a run that finds nothing to do says
+//! next to nothing.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::world::{Stats, World};
+
+const FILES: usize = 2000;
+
+/// More than what is said where nothing changed.
+const NOTHING_BYTES: u64 = 400;
+
+fn world() -> World {
+    let world = World::new();
+    let mut tree = world.tree("src");
+    for number in 0..FILES {
+        tree = tree.file(format!("{}/{number}", number % 20), "");
+    }
+    world
+}
+
+/// Where the agent remembers.
+fn far_offers(world: &World) -> PathBuf {
+    world.far_home().join(".cache/ksync/offers")
+}
+
+fn offers(world: &World) -> PathBuf {
+    world.path("state/ksync/offers")
+}
+
+fn count(folder: &Path) -> usize {
+    fs::read_dir(folder).map_or(0, Iterator::count)
+}
+
+/// What an upload or a download takes, of which the trees are alike afterwards.
+fn sync(world: &World, download: bool) -> Stats {
+    let (source, destination): (OsString, OsString) =
+        if download { (world.far("src"), "dst".into()) } else { ("src".into(), world.far("dst")) };
+    let stats = world.sync_with(&["--delete"], source, destination);
+    world.assert_same("src", "dst");
+    stats
+}
+
+#[test]
+fn the_second_run_says_next_to_nothing_either_way() {
+    for download in [false, true] {
+        let world = world();
+        let first = sync(&world, download);
+        for _ in 0..2 {
+            let again = sync(&world, download);
+            assert!(again.wire_bytes() < NOTHING_BYTES, "{again:?} after {first:?}");
+        }
+        assert_eq!((count(&offers(&world)), count(&far_offers(&world))), (1, 1));
+        let mode = |path: PathBuf| fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!((mode(offers(&world)), mode(far_offers(&world))), (0o700, 0o700));
+
+        fs::rename(world.path("src/7/7"), world.path("src/8/renamed")).unwrap();
+        let changed = sync(&world, download);
+        assert!(changed.wire_bytes() < 2 * NOTHING_BYTES && changed.sent_bytes == 0, "{changed:?}");
+        let again = sync(&world, download);
+        assert!(again.wire_bytes() < NOTHING_BYTES, "{again:?}");
+    }
+}
+
+#[test]
+fn a_side_that_forgot_is_told_everything_and_remembers_again() {
+    for download in [false, true] {
+        let world = world();
+        sync(&world, download);
+        for folder in [offers(&world), far_offers(&world)] {
+            fs::remove_dir_all(folder).unwrap();
+            let forgotten = sync(&world, download);
+            assert!(forgotten.wire_bytes() > FILES as u64 * 2, "{forgotten:?}");
+            let again = sync(&world, download);
+            assert!(again.wire_bytes() < NOTHING_BYTES, "{again:?}");
+        }
+    }
+}
+
+#[test]
+fn each_client_and_each_selection_has_a_memory_of_its_own() {
+    let world = world();
+    sync(&world, false);
+    world.sync_with(&["--exclude", "/3"], "src", world.far("dst"));
+    world.sync_with(&["--checksum"], "src", world.far("dst"));
+    world.sync("src/5", world.far("dst/5"));
+    assert_eq!((count(&offers(&world)), count(&far_offers(&world))), (4, 4));
+    for options in [&["--exclude", "/3"][..], &["--checksum"], &["--delete"]] {
+        let again = world.sync_with(options, "src", world.far("dst"));
+        assert!(again.wire_bytes() < NOTHING_BYTES, "{options:?}: {again:?}");
+    }
+    // Another client: the same paths, another number.
+    fs::rename(world.path("state/ksync/id"), world.path("id")).unwrap();
+    sync(&world, false);
+    assert_eq!((count(&offers(&world)), count(&far_offers(&world))), (5, 5));
+    fs::rename(world.path("id"), world.path("state/ksync/id")).unwrap();
+    let again = sync(&world, false);
+    assert!(again.wire_bytes() < NOTHING_BYTES, "{again:?}");
+}
+
+#[test]
+fn without_a_place_to_remember_everything_works_as_before() {
+    let world = world();
+    fs::remove_dir(world.path("state")).unwrap();
+    fs::write(world.path("state"), "in the way").unwrap();
+    for download in [false, true] {
+        for _ in 0..2 {
+            let stats = sync(&world, download);
+            assert!(stats.wire_bytes() > FILES as u64 * 2, "{stats:?}");
+        }
+    }
+    assert!(!far_offers(&world).exists(), "nobody asked the agent to remember");
+}
+
+#[test]
+fn a_local_copy_remembers_nothing() {
+    let world = world();
+    world.sync("src", "dst");
+    world.assert_same("src", "dst");
+    assert!(!offers(&world).exists() && !world.path("state/ksync").exists());
+}

@@ -1,0 +1,293 @@
+//! What was offered last is remembered on both sides, and then only what differs travels.
+
+use std::fs;
+use std::path::PathBuf;
+
+use ksync::disk::memory::Memory;
+use ksync::exchange::{Receiving, Sending};
+use ksync::wire::hello::Options;
+
+use crate::world::{NOBODY, Ran, World, facts, set_mode, write};
+
+const KEY: [u8; 16] = [9; 16];
+
+/// More than all that is said of a tree in which nothing changed: hello, digests, notes, tally.
+const NOTHING_BYTES: u64 = 350;
+
+fn place(world: &World, side: &str) -> PathBuf {
+    world.folder.path().join(format!("{side}-state/offers"))
+}
+
+fn memory(world: &World, side: &str) -> Memory {
+    let place = place(world, side);
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    Memory::new(place, &KEY)
+}
+
+fn run(world: &World) -> Ran {
+    world.run_with(
+        Sending::new(world.source.clone(), world.options.clone()).remembering(Some(memory(world, "sender"))),
+        Receiving::new(world.target.clone(), world.options.clone())
+            .remembering(Some(memory(world, "receiver"))),
+    )
+}
+
+#[track_caller]
+fn run_ok(world: &World) -> Ran {
+    let ran = run(world);
+    assert!(ran.agent.is_ok(), "{ran:?}");
+    assert_eq!(ran.problems(), []);
+    world.assert_same();
+    ran
+}
+
+/// A directory with so many files in it, so small that the manifest is what counts.
+fn world_of(count: usize) -> World {
+    let world = World { options: deleting(), ..World::in_memory() };
+    for number in 0..count {
+        write(&world.source.join(format!("{:02}/{number:06}", number % 50)), b"");
+    }
+    world
+}
+
+fn deleting() -> Options {
+    Options { delete: true, ..Options::default() }
+}
+
+#[test]
+fn with_nothing_to_do_a_large_tree_costs_what_a_small_one_does_either_way() {
+    for download in [false, true] {
+        let small = World { download, ..world_of(3) };
+        let large = World { download, ..world_of(20_000) };
+        let first = run_ok(&large).bytes;
+        assert!(first > 200_000, "{first}");
+        run_ok(&small);
+        for _ in 0..2 {
+            let (few, many) = (run_ok(&small).bytes, run_ok(&large).bytes);
+            assert!(few < NOTHING_BYTES && many <= few + 16, "{few} and {many} bytes");
+        }
+        assert_eq!(memory(&large, "sender").digest(), memory(&large, "receiver").digest());
+    }
+}
+
+#[test]
+fn what_changed_costs_itself() {
+    let world = world_of(3000);
+    run_ok(&world);
+    fs::remove_file(world.source.join("07/000007")).unwrap();
+    world.write("08/new", b"arrives");
+    world.write("new/f", b"arrives");
+    fs::rename(world.source.join("09/000009"), world.source.join("09/renamed")).unwrap();
+    set_mode(&world.source.join("10/000010"), 0o600);
+    let changed = run_ok(&world);
+    assert!(changed.bytes < 3 * NOTHING_BYTES, "{} bytes", changed.bytes);
+    let again = run_ok(&world);
+    assert!(again.bytes < NOTHING_BYTES, "{} bytes", again.bytes);
+}
+
+#[test]
+fn a_target_that_was_changed_meanwhile_is_found() {
+    let world = world_of(3000);
+    run_ok(&world);
+    fs::remove_file(world.target.join("07/000007")).unwrap();
+    world.write_target("08/000008", b"edited");
+    world.write_target("extra", b"goes");
+    let ran = run_ok(&world);
+    let tally = ran.summary().tally;
+    assert_eq!((tally.created, tally.updated, tally.deleted), (1, 1, 1));
+    assert!(ran.bytes < 2 * NOTHING_BYTES, "{} bytes", ran.bytes);
+}
+
+#[test]
+fn a_memory_that_is_gone_or_damaged_costs_the_manifest_once() {
+    let world = world_of(3000);
+    let all = run_ok(&world).bytes;
+    for side in ["sender", "receiver"] {
+        let file = || fs::read_dir(place(&world, side)).unwrap().next().unwrap().unwrap().path();
+        let damages: [&dyn Fn(); 5] = [
+            &|| fs::remove_dir_all(place(&world, side)).unwrap(),
+            &|| fs::remove_file(file()).unwrap(),
+            &|| fs::write(file(), b"something else").unwrap(),
+            &|| {
+                let mut bytes = fs::read(file()).unwrap();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                fs::write(file(), bytes).unwrap();
+            },
+            &|| {
+                // An older one: as if the other side had been in a run that this one was not.
+                let other = world_of(2999);
+                run_ok(&other);
+                let older = fs::read_dir(place(&other, side)).unwrap().next().unwrap().unwrap().path();
+                fs::copy(older, file()).unwrap();
+            },
+        ];
+        for (index, damage) in damages.iter().enumerate() {
+            damage();
+            // The sender looks at the digest alone if nothing changed; so something does.
+            let name = world.source.join(format!("{side}{index}"));
+            write(&name, b"");
+            let ran = run_ok(&world);
+            assert!(ran.bytes > all / 4, "{side} {index}: {} of {all} bytes", ran.bytes);
+            let again = run_ok(&world);
+            assert!(again.bytes < NOTHING_BYTES, "{side} {index}: {} bytes", again.bytes);
+        }
+    }
+}
+
+#[test]
+fn a_memory_that_cannot_be_kept_is_nobodys_concern() {
+    let as_nobody = |world: &World| {
+        for path in [world.folder.path(), &world.source] {
+            std::os::unix::fs::chown(path, Some(NOBODY), None).unwrap();
+        }
+    };
+    for side in ["sender", "receiver"] {
+        let mut world = world_of(100);
+        world.as_nobody = true;
+        as_nobody(&world);
+        let other = if side == "sender" { "receiver" } else { "sender" };
+        let _ = (memory(&world, side), memory(&world, other));
+        // It belongs to us, and nobody may only read it.
+        set_mode(place(&world, side).parent().unwrap(), 0o555);
+        set_mode(place(&world, other).parent().unwrap(), 0o777);
+        for _ in 0..2 {
+            let ran = run(&world);
+            assert!(ran.agent.is_ok() && ran.problems().is_empty(), "{side}: {ran:?}");
+            world.assert_same();
+        }
+        assert!(!place(&world, side).exists() && place(&world, other).exists());
+    }
+}
+
+#[test]
+fn a_run_in_which_some_entries_failed_is_remembered_all_the_same() {
+    let world = world_of(3000);
+    let ran = {
+        // It changes between being listed and being read.
+        let sending = Sending::new(world.source.clone(), world.options.clone())
+            .remembering(Some(memory(&world, "sender")));
+        let receiving = Receiving::new(world.target.clone(), world.options.clone())
+            .remembering(Some(memory(&world, "receiver")));
+        let source = world.source.clone();
+        let meddling = crate::meddling::Meddling {
+            inner: sending,
+            meddle: move |work: &ksync::engine::Work| {
+                if matches!(work, ksync::engine::Work::Read(_)) {
+                    let _ = fs::remove_file(source.join("07/000007"));
+                }
+            },
+        };
+        world.run_with(meddling, receiving)
+    };
+    assert_eq!(ran.problems().len(), 1, "{ran:?}");
+    let again = run_ok(&world);
+    assert!(again.bytes < 2 * NOTHING_BYTES, "{} bytes", again.bytes);
+}
+
+#[test]
+fn a_run_that_was_interrupted_goes_on_without_the_manifest() {
+    for download in [false, true] {
+        let mut world = World { download, ..world_of(0) };
+        for number in 0..3000 {
+            fs::create_dir(world.source.join(format!("{number}"))).unwrap();
+        }
+        world.write("large", &crate::world::noise(1, 8 << 20));
+        world.cut_after = Some(4 << 20);
+        assert!(run(&world).client.is_err());
+        let remembered = ["sender", "receiver"].map(|side| memory(&world, side).digest());
+        assert!(remembered[0].is_some() && remembered[0] == remembered[1]);
+        world.cut_after = None;
+        let staged = world.staged_bytes();
+        let ran = run_ok(&world);
+        let rest = ran.bytes - ((8 << 20) - staged);
+        assert!(staged > 0 && rest < 3 * NOTHING_BYTES, "{rest} bytes besides content");
+    }
+}
+
+#[test]
+fn a_dry_run_and_a_single_file_leave_no_memory() {
+    let mut world = world_of(100);
+    world.options.dry_run = true;
+    run(&world);
+    assert!(!place(&world, "sender").exists() && !place(&world, "receiver").exists());
+    world.options.dry_run = false;
+    run_ok(&world);
+    let before = [facts(&place(&world, "sender")), facts(&place(&world, "receiver"))];
+    world.write("another", b"");
+    world.options.dry_run = true;
+    let ran = run(&world);
+    assert_eq!(ran.summary().tally.created, 1);
+    assert!(ran.bytes < 2 * NOTHING_BYTES, "{} bytes", ran.bytes);
+    let contents = |facts: &std::collections::BTreeMap<PathBuf, String>| -> Vec<String> {
+        facts.values().map(|fact| fact.split_whitespace().take(5).collect()).collect()
+    };
+    for (side, before) in ["sender", "receiver"].into_iter().zip(before) {
+        assert_eq!(contents(&facts(&place(&world, side))), contents(&before), "{side}");
+    }
+
+    let mut world = world_of(0);
+    world.write("f", b"alone");
+    world.source = world.source.join("f");
+    assert!(run(&world).agent.is_ok());
+    assert!(!place(&world, "sender").exists() && !place(&world, "receiver").exists());
+}
+
+#[test]
+fn ignore_files_are_remembered_and_still_protect() {
+    let world = world_of(10);
+    let text = "*.keep\n".repeat(2000);
+    for directory in 0..10 {
+        world.write(&format!("{directory:02}/.ksyncignore"), text.as_bytes());
+    }
+    world.write_target("03/x.keep", b"stays");
+    run(&world);
+    let ran = run(&world);
+    assert!(ran.agent.is_ok() && ran.bytes < NOTHING_BYTES, "{ran:?}");
+    assert_eq!(world.read_target("03/x.keep"), b"stays");
+    fs::remove_file(world.source.join("03/.ksyncignore")).unwrap();
+    run_ok(&world);
+}
+
+#[test]
+fn a_run_that_does_not_reach_the_receiver_changes_no_memory() {
+    let world = world_of(3000);
+    run_ok(&world);
+    let before = memory(&world, "sender").digest();
+    fs::rename(&world.target, world.folder.path().join("aside")).unwrap();
+    write(&world.target, b"in the way");
+    world.write("new", b"");
+    assert!(run(&world).client.is_err());
+    assert_eq!(memory(&world, "sender").digest(), before);
+    fs::remove_file(&world.target).unwrap();
+    fs::rename(world.folder.path().join("aside"), &world.target).unwrap();
+    let ran = run_ok(&world);
+    assert!(ran.bytes < 2 * NOTHING_BYTES, "{} bytes", ran.bytes);
+}
+
+#[test]
+fn a_memory_that_another_run_replaces_meanwhile_is_not_taken_for_the_one_that_was_named() {
+    let world = world_of(1000);
+    run_ok(&world);
+    let replaced = fs::read_dir(place(&world, "sender")).unwrap().next().unwrap().unwrap().path();
+    let by = world.folder.path().join("an earlier one");
+    fs::copy(&replaced, &by).unwrap();
+    fs::remove_file(world.source.join("01/000001")).unwrap();
+    run_ok(&world);
+    world.write("new", b"");
+    let meddling = crate::meddling::Meddling {
+        inner: Sending::new(world.source.clone(), world.options.clone())
+            .remembering(Some(memory(&world, "sender"))),
+        meddle: move |work: &ksync::engine::Work| {
+            if matches!(work, ksync::engine::Work::Scan) {
+                fs::copy(&by, &replaced).unwrap();
+            }
+        },
+    };
+    let receiving = Receiving::new(world.target.clone(), world.options.clone())
+        .remembering(Some(memory(&world, "receiver")));
+    let ran = world.run_with(meddling, receiving);
+    assert!(ran.agent.is_ok() && ran.problems().is_empty(), "{ran:?}");
+    world.assert_same();
+    assert!(run_ok(&world).bytes < NOTHING_BYTES);
+}
