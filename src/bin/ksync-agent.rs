@@ -1,5 +1,6 @@
 //! The agent: one side of an exchange over stdin and stdout, on the machine that `ksync` put it on. The first
-//! bytes of its input may come, in hex, as its argument: so they arrive a round trip earlier.
+//! bytes of its input may come, in hex, as its argument: so they arrive a round trip earlier. With the argument
+//! `lane:TOKEN` it is only a further lane to such an agent.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -10,9 +11,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
-use ksync::exchange::{Receiving, Sending, run};
+use ksync::exchange::{Lanes, Receiving, Sending, Streams, run_over};
 use ksync::monitor::Quiet;
+use ksync::rendezvous::{Rendezvous, serve_lane};
 use ksync::wire::hello::{self, Order, Role};
+use ksync::wire::lanes::Token;
+use ksync::wire::message::AbortKind;
 
 fn main() -> ExitCode {
     let argument = std::env::args().nth(1).unwrap_or_default();
@@ -20,10 +24,23 @@ fn main() -> ExitCode {
         let answered = io::Write::write_all(&mut io::stdout(), b"ksync-agent\n");
         return if answered.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    // Why a run failed has been told over the wire.
+    if let Some(token) = argument.strip_prefix("lane:") {
+        // Whoever opened it sees that it did not answer, or that it ended.
+        let served = Token::parse(token).is_some_and(|token| {
+            serve_lane(token, io::stdin(), &mut io::stdout()).is_ok()
+        });
+        return if served { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     match serve(&argument) {
         Ok(Ok(_)) => ExitCode::SUCCESS,
-        Ok(Err(_)) | Err(_) => ExitCode::FAILURE,
+        Ok(Err(failure)) => {
+            // Why a run failed has been told over the wire, if it was not the wire.
+            if failure.kind == AbortKind::Connection {
+                let _ = io::Write::write_all(&mut io::stderr(), failure.text.as_bytes());
+            }
+            ExitCode::FAILURE
+        }
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
@@ -41,14 +58,16 @@ fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
     let path = expand_home(path);
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true };
+    let lanes = Lanes::Join(Box::new(Rendezvous));
+    let streams = Streams { reader: Box::new(reader), writer: Box::new(writer), lanes };
     Ok(match role {
         Role::Sender => {
             let disk = Sending::new(path, options);
-            run(reader, writer, Sender::new(&config), disk, false, compress, &Quiet)
+            run_over(streams, Sender::new(&config), disk, false, compress, &Quiet)
         }
         Role::Receiver => {
             let disk = Receiving::new(path, options);
-            run(reader, writer, Receiver::new(&config), disk, false, compress, &Quiet)
+            run_over(streams, Receiver::new(&config), disk, false, compress, &Quiet)
         }
     })
 }

@@ -23,6 +23,8 @@ struct State {
     message_bytes: usize,
     closed: Option<(AbortKind, String)>,
     abandoned: bool,
+    /// What this side failed of: then nothing else counts.
+    failed: Option<String>,
 }
 
 impl Inbox {
@@ -49,6 +51,12 @@ impl Inbox {
         self.changed.notify_all();
     }
 
+    /// Says that this side cannot go on, whatever it waits for.
+    pub(super) fn fail(&self, cause: String) {
+        self.lock().failed.get_or_insert(cause);
+        self.changed.notify_all();
+    }
+
     /// Says that nothing will be taken any more.
     pub(super) fn abandon(&self) {
         self.lock().abandoned = true;
@@ -59,6 +67,9 @@ impl Inbox {
     pub(super) fn take(&self, only_outcomes: bool) -> Input {
         let mut state = self.lock();
         loop {
+            if let Some(cause) = &state.failed {
+                return Input::Broken(AbortKind::Protocol, cause.clone());
+            }
             if let Some(outcome) = state.outcomes.pop_front() {
                 return Input::Outcome(outcome);
             }

@@ -5,6 +5,7 @@
 //! between two threads of one process. [`Sending`] and [`Receiving`] perform the works of the two engines.
 
 mod inbox;
+pub mod lanes;
 mod receiving;
 mod run;
 mod sending;
@@ -12,7 +13,7 @@ mod sink;
 mod source;
 
 pub use receiving::Receiving;
-pub use run::{Perform, run};
+pub use run::{Lanes, Perform, Streams, run, run_over};
 pub use sending::Sending;
 
 use std::time::{Duration, Instant};

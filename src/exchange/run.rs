@@ -1,21 +1,23 @@
 //! Reader, writer and workers around one engine.
 //!
 //! ```text
-//! stream ─► reader ─► inbox ─► engine ─► outgoing ─► writer ─► stream
+//! stream ─► reader ─► inbox ─► engine ─► outgoing ─► writer ─► stream (or lanes)
 //!                       ▲         └────► works ─► workers ─┐
 //!                       └──────────── outcomes ◄───────────┘
 //! ```
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use crate::engine::{Engine, Failure, Outcome, Output, Summary, Work};
 use crate::exchange::chain;
 use crate::exchange::inbox::Inbox;
+use crate::exchange::lanes::{JoinLanes, Merged, OpenLanes, Striped};
 use crate::monitor::Monitor;
-use crate::wire::frame::{FrameError, FrameReader, FrameWriter};
+use crate::wire::frame::{FrameError, FrameReader, FrameWriter, Next};
 use crate::wire::hello::{self, Hello};
 use crate::wire::message::{AbortKind, Message};
 
@@ -26,23 +28,63 @@ const WORKERS: usize = 4;
 /// the next one is read.
 const OUTGOING_MESSAGES: usize = 4;
 
+/// How long what was said last may take to leave once the run is over. A peer that reads no more must not keep
+/// us; a slow one has four messages to take.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The streams of an exchange.
+pub struct Streams {
+    /// What the peer says.
+    pub reader: Box<dyn Read + Send>,
+    /// What the peer is told.
+    pub writer: Box<dyn Write + Send>,
+    /// Whether there may be more of them.
+    pub lanes: Lanes,
+}
+
+/// Further streams of an exchange.
+pub enum Lanes {
+    /// There are none.
+    None,
+    /// This side opens them, to write.
+    Open(Box<dyn OpenLanes>),
+    /// The other side opens them, and this one reads.
+    Join(Box<dyn JoinLanes>),
+}
+
 /// Performs works.
 pub trait Perform: Send + Sync + 'static {
     /// Performs one; called from several threads.
     fn perform(&self, work: Work) -> Outcome;
 }
 
-/// Runs an exchange to its end, after our own hello has been written. `agreed` looks at the peer's hello
-/// (`None` where that has been read already).
-///
-/// The reader is left behind, waiting for its stream, when the run ends before the stream does; it ends
-/// with the stream.
+/// Runs an exchange over one stream in and one out; else as [`run_over`].
 ///
 /// # Errors
-/// [`Failure`]: why the run ended early.
+/// As there.
 pub fn run(
     reader: impl Read + Send + 'static,
     writer: impl Write + Send + 'static,
+    engine: impl Engine,
+    performer: impl Perform,
+    expect_hello: bool,
+    compress: bool,
+    monitor: &dyn Monitor,
+) -> Result<Summary, Failure> {
+    let streams = Streams { reader: Box::new(reader), writer: Box::new(writer), lanes: Lanes::None };
+    run_over(streams, engine, performer, expect_hello, compress, monitor)
+}
+
+/// Runs an exchange to its end, after our own hello has been written. The peer's has been read already, or is
+/// looked at first (`expect_hello`).
+///
+/// The reader is left behind, waiting for its stream, when the run ends before the stream does; it ends
+/// with the stream. So is a writer whose peer takes nothing more.
+///
+/// # Errors
+/// [`Failure`]: why the run ended early.
+pub fn run_over(
+    streams: Streams,
     mut engine: impl Engine,
     performer: impl Perform,
     expect_hello: bool,
@@ -54,15 +96,26 @@ pub fn run(
     let (outgoing, messages) = sync_channel(OUTGOING_MESSAGES);
     let (works, queue) = channel();
 
+    let Streams { reader, writer, lanes } = streams;
+    let (opener, joiner) = match lanes {
+        Lanes::None => (None, None),
+        Lanes::Open(opener) => (Some(opener), None),
+        Lanes::Join(joiner) => (None, Some(joiner)),
+    };
     let reading = Arc::clone(&inbox);
-    thread::spawn(move || read_messages(reader, expect_hello, &reading));
+    thread::spawn(move || guarded(&reading, || read_messages(reader, joiner, expect_hello, &reading)));
     let writing = Arc::clone(&inbox);
-    let writer = thread::spawn(move || write_messages(writer, compress, &messages, &writing));
+    let (leaving, left) = channel::<()>();
+    thread::spawn(move || {
+        // Dropped last: then all has left.
+        let _leaving = leaving;
+        guarded(&writing, || write_messages(Striped::new(writer, opener), compress, &messages, &writing));
+    });
     let queue = Arc::new(Mutex::new(queue));
     let workers: Vec<_> = (0..WORKERS)
         .map(|_| {
             let (queue, inbox, performer) = (Arc::clone(&queue), Arc::clone(&inbox), Arc::clone(&performer));
-            thread::spawn(move || perform_works(&queue, &*performer, &inbox))
+            thread::spawn(move || guarded(&inbox, || perform_works(&queue, &*performer, &inbox)))
         })
         .collect();
 
@@ -71,7 +124,7 @@ pub fn run(
     // What was said last has to leave, and what was begun on the disk has to end, before the run is over.
     drop((outgoing, works));
     inbox.abandon();
-    let _ = writer.join();
+    let _ = left.recv_timeout(LEAVING_PATIENCE);
     workers.into_iter().for_each(|worker| drop(worker.join()));
     result
 }
@@ -106,7 +159,26 @@ fn drive(
     }
 }
 
-fn read_messages(mut reader: impl Read, expect_hello: bool, inbox: &Inbox) {
+/// Does the work of a thread that the run depends on: if it panics, the run ends with an error.
+fn guarded(inbox: &Inbox, work: impl FnOnce()) {
+    struct Guard<'a>(&'a Inbox);
+    impl Drop for Guard<'_> {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                self.0.fail("a thread of this side panicked".to_owned());
+            }
+        }
+    }
+    let _guard = Guard(inbox);
+    work();
+}
+
+fn read_messages(
+    mut reader: Box<dyn Read + Send>,
+    mut joiner: Option<Box<dyn JoinLanes>>,
+    expect_hello: bool,
+    inbox: &Inbox,
+) {
     if expect_hello {
         match hello::read(&mut reader) {
             Ok(Hello { .. }) => {}
@@ -122,8 +194,21 @@ fn read_messages(mut reader: impl Read, expect_hello: bool, inbox: &Inbox) {
     }
     let mut frames = FrameReader::new(reader);
     loop {
-        let frame = match frames.read() {
-            Ok(frame) => frame,
+        let next = match &joiner {
+            Some(_) => frames.read_next(),
+            None => frames.read().map(Next::Frame),
+        };
+        let frame = match next {
+            Ok(Next::Frame(frame)) => frame,
+            Ok(Next::Lanes(announcement)) => {
+                let (merged, joining) = Merged::new(frames.into_inner(), announcement);
+                // They are announced once.
+                if let Some(joiner) = joiner.take() {
+                    joiner.join(announcement, joining);
+                }
+                frames = FrameReader::new(Box::new(merged));
+                continue;
+            }
             Err(error) => return inbox.close(kind(&error), chain(&error)),
         };
         let message = match Message::decode(&frame) {
@@ -140,8 +225,10 @@ fn read_messages(mut reader: impl Read, expect_hello: bool, inbox: &Inbox) {
 /// Whether a stream that cannot be read any further ended, or is in disorder.
 fn kind(error: &FrameError) -> AbortKind {
     match error {
+        // Of lanes whose segments make no sense.
+        FrameError::Io(error) if error.kind() == io::ErrorKind::InvalidData => AbortKind::Protocol,
         FrameError::Closed | FrameError::Io(_) => AbortKind::Connection,
-        FrameError::TooLong { .. } | FrameError::Damaged => AbortKind::Protocol,
+        FrameError::TooLong { .. } | FrameError::Lanes | FrameError::Damaged => AbortKind::Protocol,
     }
 }
 

@@ -1,4 +1,4 @@
-# Starts the agent, or asks for it. Run on the other side as: sh -c 'this' ksync SHA256 BLOCKS MARKER FIRST
+# Starts the agent, or asks for it. Run on the other side as: sh -c 'this' ksync SHA256 BLOCKS MARKER ARGUMENT
 #
 # Comments and line ends are taken out before it is sent, since some login shells take no line ends in quotes:
 # so each line ends where a blank may follow. For the same reason there is no single quote, no exclamation mark

@@ -202,6 +202,9 @@ pub(crate) struct WayArgs {
     /// Further roots to trust for wss://
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_cert: Option<PathBuf>,
+    /// Channels that carry an upload, 1 to 8: chosen from the round trip by itself
+    #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub(crate) connections: Option<u8>,
     /// Give up when nothing comes for so long; 0 is never
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) timeout: u64,

@@ -193,6 +193,7 @@ fn way(args: WayArgs) -> Result<Way, Complaint> {
         host_key: args.host_key,
         connect_timeout: seconds(args.contimeout),
         timeout: seconds(args.timeout),
+        connections: args.connections.map(usize::from),
     })
 }
 
