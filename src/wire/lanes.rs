@@ -9,8 +9,8 @@
 //! ```
 //! Behind the announcement the bytes of the frames go on in segments, numbered from 0 over all lanes together.
 //! Each segment goes over whichever lane has room first, and each lane keeps its order; so the next number is
-//! always the first on some lane, and whoever puts them back in order need hold one segment of each lane and
-//! no more.
+//! always the first on some lane, and whoever puts them back in order need hold no more than one segment of
+//! each lane to get on.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -19,8 +19,7 @@ use std::io::{self, Read};
 /// and an sshd allows ten sessions unless it is told otherwise.
 pub const LANES_MAX: usize = 8;
 
-/// Longest segment, in bytes. Lanes × this is what the receiving end holds; shorter ones, which keep the lanes
-/// closer together, were no faster.
+/// Longest segment, in bytes: so much may wait in a lane whose window is used up.
 pub const SEGMENT_BYTES_MAX: usize = 128 << 10;
 
 /// Stands where a frame would say its length, and is longer than any of them.

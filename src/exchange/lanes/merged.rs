@@ -1,12 +1,18 @@
 //! The receiving end: a reader that puts the segments of all lanes back in order.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use crate::wire::lanes::{Announcement, SegmentError, read_segment};
 
-/// Reads what was written, whichever lanes it came over. Holds one segment of each lane and one more.
+/// Most bytes that are held of one lane while another brings what comes before them. As much as OpenSSH's window:
+/// a lane whose window is used up delays the rest by a round trip, and without room for that the others would
+/// use up theirs and stand still too (100 MB/s instead of 120 at 100 ms round trip).
+const HELD_BYTES_MAX: usize = 2 << 20;
+
+/// Reads what was written, whichever lanes it came over. Holds at most [`HELD_BYTES_MAX`] of each.
 pub(in crate::exchange) struct Merged {
     shared: Arc<Shared>,
     current: io::Cursor<Vec<u8>>,
@@ -14,7 +20,7 @@ pub(in crate::exchange) struct Merged {
 
 struct Shared {
     state: Mutex<State>,
-    /// The next segment is there, or none will come.
+    /// A segment is there, or none will come.
     arrived: Condvar,
 }
 
@@ -32,18 +38,14 @@ struct State {
 }
 
 struct Lane {
-    holds: Holds,
-    /// Tells its thread that what it holds was taken.
+    /// Segments that wait for their turn, in order.
+    held: VecDeque<(u64, Vec<u8>)>,
+    held_bytes: usize,
+    /// The lowest number that may come next.
+    next_min: u64,
+    ended: bool,
+    /// Tells its thread that there is room.
     taken: Arc<Condvar>,
-}
-
-enum Holds {
-    /// Nothing: it waits for its lane.
-    Nothing,
-    /// A segment that waits for its turn.
-    Segment(u64, Vec<u8>),
-    /// Nothing ever again.
-    Ended,
 }
 
 /// What can be said of the next segment.
@@ -57,34 +59,61 @@ impl State {
     /// Takes the segment whose turn it is, if some lane holds it.
     fn take(&mut self) -> Next {
         let turn = self.turn;
-        let holder = self.lanes.iter_mut().find(|lane| matches!(lane.holds, Holds::Segment(n, _) if n == turn));
-        if let Some(lane) = holder
-            && let Holds::Segment(_, bytes) = std::mem::replace(&mut lane.holds, Holds::Nothing)
+        let is_next = |lane: &&mut Lane| lane.held.front().is_some_and(|(number, _)| *number == turn);
+        if let Some(lane) = self.lanes.iter_mut().find(is_next)
+            && let Some((_, bytes)) = lane.held.pop_front()
         {
+            lane.held_bytes -= bytes.len();
             lane.taken.notify_one();
             // Only with 2^64 segments would it end here.
             self.turn = turn.saturating_add(1);
             return Next::Arrived(bytes);
         }
-        if self.lanes.iter().any(|lane| matches!(lane.holds, Holds::Nothing)) { Next::NotYet } else { Next::Never }
+        // A lane that holds something brings nothing that comes before that.
+        if self.lanes.iter().any(|lane| lane.held.is_empty() && !lane.ended) { Next::NotYet } else { Next::Never }
     }
 
-    /// Whether a lane may hold a segment of this number: one that has not come before.
-    fn is_new(&self, number: u64) -> bool {
-        let held = |lane: &Lane| matches!(lane.holds, Holds::Segment(n, _) if n == number);
-        number >= self.turn && !self.lanes.iter().any(held)
+    /// Puts in what came on a lane; `false` where nothing more will.
+    fn put(&mut self, index: usize, segment: Result<Option<(u64, Vec<u8>)>, SegmentError>) -> bool {
+        let turn = self.turn;
+        let Some(lane) = self.lanes.get_mut(index) else { return false };
+        match segment {
+            Ok(Some((number, bytes))) if number >= lane.next_min.max(turn) => {
+                lane.next_min = number.saturating_add(1);
+                lane.held_bytes += bytes.len();
+                lane.held.push_back((number, bytes));
+                return true;
+            }
+            Ok(Some((number, _))) => {
+                self.nonsense.get_or_insert_with(|| format!("segment {number} came late, or twice"));
+            }
+            Ok(None) => {}
+            Err(SegmentError::Io(error)) => {
+                self.broken.get_or_insert_with(|| (error.kind(), error.to_string()));
+            }
+            Err(error @ SegmentError::Length { .. }) => {
+                self.nonsense.get_or_insert_with(|| error.to_string());
+            }
+        }
+        lane.ended = true;
+        false
+    }
+
+    /// Whether a lane may read on.
+    fn has_room(&self, index: usize) -> bool {
+        self.lanes.get(index).is_none_or(|lane| lane.held_bytes < HELD_BYTES_MAX)
     }
 
     /// Why nothing more comes: `Ok` where all lanes ended with nothing left.
     fn end(&self) -> io::Result<()> {
-        if self.lanes.iter().any(|lane| matches!(lane.holds, Holds::Segment(..))) && self.broken.is_none() {
-            let text = format!("no lane brings segment {}", self.turn);
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+        if let Some((kind, text)) = &self.broken {
+            return Err(io::Error::new(*kind, format!("a lane broke: {text}")));
         }
-        match &self.broken {
-            Some((kind, text)) => Err(io::Error::new(*kind, format!("a lane broke: {text}"))),
-            None => Ok(()),
+        if self.lanes.iter().all(|lane| lane.held.is_empty()) {
+            return Ok(());
         }
+        let text = format!("a lane ended early: segment {} did not come", self.turn);
+        Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))
     }
 }
 
@@ -159,13 +188,19 @@ impl Joining {
         }
         let taken = Arc::new(Condvar::new());
         let index = state.lanes.len();
-        state.lanes.push(Lane { holds: Holds::Nothing, taken: Arc::clone(&taken) });
+        state.lanes.push(Lane {
+            held: VecDeque::new(),
+            held_bytes: 0,
+            next_min: 0,
+            ended: false,
+            taken: Arc::clone(&taken),
+        });
         drop(state);
         let shared = Arc::clone(&self.0);
         if let Err(error) = thread::Builder::new().spawn(move || shared.carry(lane, index, &taken)) {
             let mut state = self.0.lock();
             state.broken.get_or_insert((error.kind(), error.to_string()));
-            state.lanes.get_mut(index).into_iter().for_each(|own| own.holds = Holds::Ended);
+            state.lanes.get_mut(index).into_iter().for_each(|own| own.ended = true);
             return false;
         }
         true
@@ -180,38 +215,17 @@ impl Joining {
 }
 
 impl Shared {
-    /// Reads one segment after the other and holds each until it is taken.
+    /// Reads one segment after the other, as long as there is room for them.
     fn carry(&self, mut lane: Box<dyn Read + Send>, index: usize, taken: &Condvar) {
         loop {
             let segment = read_segment(&mut lane);
             let mut state = self.lock();
-            let holds = match segment {
-                Ok(Some((number, _))) if !state.is_new(number) => {
-                    state.nonsense.get_or_insert_with(|| format!("segment {number} came twice"));
-                    Holds::Ended
-                }
-                Ok(Some((number, bytes))) => Holds::Segment(number, bytes),
-                Ok(None) => Holds::Ended,
-                Err(SegmentError::Io(error)) => {
-                    state.broken.get_or_insert_with(|| (error.kind(), error.to_string()));
-                    Holds::Ended
-                }
-                Err(error @ SegmentError::Length { .. }) => {
-                    state.nonsense.get_or_insert_with(|| error.to_string());
-                    Holds::Ended
-                }
-            };
-            let ended = matches!(holds, Holds::Ended);
-            let Some(own) = state.lanes.get_mut(index) else { return };
-            own.holds = holds;
+            let goes_on = state.put(index, segment);
             self.arrived.notify_one();
-            if ended {
-                return;
-            }
-            while !state.abandoned && state.lanes.get(index).is_some_and(|own| matches!(own.holds, Holds::Segment(..))) {
+            while !state.abandoned && !state.has_room(index) {
                 state = taken.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            if state.abandoned {
+            if state.abandoned || !goes_on {
                 return;
             }
         }
