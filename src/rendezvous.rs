@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 
 use crate::exchange::lanes::{JoinLanes, Joining};
@@ -160,4 +160,118 @@ fn take_over(socket: &UnixStream) -> io::Result<OwnedFd> {
         _ => None,
     });
     descriptor.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::Uid;
+
+    use super::*;
+    use crate::exchange::lanes::Merged;
+    use crate::wire::lanes::encode_segment;
+
+    const NOBODY: u32 = 65534;
+
+    fn announcement(number: u8) -> Announcement {
+        let mut random = [number; 16];
+        random[..4].copy_from_slice(&std::process::id().to_le_bytes());
+        Announcement { token: Token::new(random), lanes: 2 }
+    }
+
+    /// What a lane of this token carries, read by the agent's end; how the lane ended, and what it answered.
+    fn carries(token: Token, merged: &mut Merged) -> (io::Result<()>, Vec<u8>) {
+        let (input, mut far) = io::pipe().unwrap();
+        let lane = thread::spawn(move || {
+            let mut answer = Vec::new();
+            (serve_lane(token, input, &mut answer), answer)
+        });
+        far.write_all(&encode_segment(0, b"over the lane")).unwrap();
+        let mut text = [0; 13];
+        merged.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"over the lane");
+        // The end of the lane lets its process go, and only that.
+        thread::sleep(Duration::from_millis(50));
+        assert!(!lane.is_finished());
+        drop(far);
+        lane.join().unwrap()
+    }
+
+    /// Does something as another user, on a thread of its own.
+    fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let working = scope.spawn(|| {
+                rustix::thread::set_thread_uid(Uid::from_raw(NOBODY)).unwrap();
+                work()
+            });
+            working.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn a_lane_hands_its_input_over_and_goes_when_that_has_ended() {
+        let announcement = announcement(1);
+        let (reader, _main) = io::pipe().unwrap();
+        let (mut merged, joining) = Merged::new(Box::new(reader), announcement);
+        Rendezvous.join(announcement, joining);
+        let (ended, answer) = carries(announcement.token, &mut merged);
+        ended.unwrap();
+        assert_eq!(answer, MAGIC);
+        // All have joined: nobody listens any more.
+        let mut refused = UnixStream::connect_addr(&name(announcement.token).unwrap());
+        while refused.is_ok() {
+            thread::sleep(LOOK);
+            refused = UnixStream::connect_addr(&name(announcement.token).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_lane_that_comes_before_the_announcement_waits_for_it() {
+        let announcement = announcement(2);
+        let (reader, _main) = io::pipe().unwrap();
+        let (mut merged, joining) = Merged::new(Box::new(reader), announcement);
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            Rendezvous.join(announcement, joining);
+        });
+        carries(announcement.token, &mut merged).0.unwrap();
+    }
+
+    #[test]
+    fn another_user_can_neither_join_nor_keep_a_lane_out() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let announcement = announcement(3);
+        let (reader, _main) = io::pipe().unwrap();
+        let (mut merged, joining) = Merged::new(Box::new(reader), announcement);
+        Rendezvous.join(announcement, joining);
+        as_nobody(|| {
+            let (input, _) = io::pipe().unwrap();
+            // The way that a lane goes, by somebody who does not look whom he talks to.
+            for _ in 0..100 {
+                let mut agent = connect(announcement.token).unwrap();
+                let _ = hand_over(&agent, input.as_fd());
+                assert!(agent.read_exact(&mut [0]).is_err(), "it was let in");
+            }
+        });
+        carries(announcement.token, &mut merged).0.unwrap();
+    }
+
+    #[test]
+    fn another_user_who_has_the_name_is_handed_nothing() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let token = announcement(4).token;
+        let impostor = as_nobody(|| listen(token).unwrap());
+        let accepting = thread::spawn(move || {
+            let (lane, _) = impostor.accept().unwrap();
+            take_over(&lane).map(|_| ())
+        });
+        let (input, _far) = io::pipe().unwrap();
+        let mut answer = Vec::new();
+        let error = serve_lane(token, input, &mut answer).unwrap_err();
+        assert_eq!((error.kind(), answer.len()), (io::ErrorKind::PermissionDenied, 0));
+        accepting.join().unwrap().unwrap_err();
+    }
 }

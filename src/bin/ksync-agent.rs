@@ -26,9 +26,8 @@ fn main() -> ExitCode {
     }
     if let Some(token) = argument.strip_prefix("lane:") {
         // Whoever opened it sees that it did not answer, or that it ended.
-        let served = Token::parse(token).is_some_and(|token| {
-            serve_lane(token, io::stdin(), &mut io::stdout()).is_ok()
-        });
+        let served = Token::parse(token)
+            .is_some_and(|token| serve_lane(token, io::stdin(), &mut io::stdout()).is_ok());
         return if served { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     match serve(&argument) {

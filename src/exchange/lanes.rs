@@ -13,9 +13,10 @@
 
 mod merged;
 mod striped;
+#[cfg(test)]
+mod tests;
 
-pub use merged::Joining;
-pub(super) use merged::Merged;
+pub use merged::{Joining, Merged};
 pub use striped::Entrance;
 pub(super) use striped::Striped;
 

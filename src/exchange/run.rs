@@ -30,7 +30,7 @@ const OUTGOING_MESSAGES: usize = 4;
 
 /// How long what was said last may take to leave once the run is over. A peer that reads no more must not keep
 /// us; a slow one has four messages to take.
-const LEAVING_PATIENCE: Duration = Duration::from_secs(10);
+const LEAVING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The streams of an exchange.
 pub struct Streams {

@@ -71,8 +71,13 @@ impl OpenLanes for Asking {
 
 impl Opening {
     /// Opens lanes over `connection` when it is asked to, as many as were chosen, or as pay. Never ends.
-    pub(super) async fn run(mut self, connection: &Connection, chosen: Option<usize>) -> std::convert::Infallible {
-        let lanes = chosen.map_or_else(|| worthwhile(connection.round_trip()), |lanes| lanes.clamp(1, LANES_MAX));
+    pub(super) async fn run(
+        mut self,
+        connection: &Connection,
+        chosen: Option<usize>,
+    ) -> std::convert::Infallible {
+        let lanes =
+            chosen.map_or_else(|| worthwhile(connection.round_trip()), |lanes| lanes.clamp(1, LANES_MAX));
         self.worthwhile.store(lanes, Ordering::Relaxed);
         if let Some(request) = self.requests.recv().await {
             let lanes = (1..request.lanes).map(|_| self.open_one(connection, &request));
@@ -102,7 +107,9 @@ mod tests {
 
     #[test]
     fn the_longer_the_way_the_more_lanes() {
-        for (round_trip_ms, lanes) in [(0, 1), (14, 1), (15, 2), (25, 2), (50, 4), (80, 7), (100, 8), (300, 8)] {
+        for (round_trip_ms, lanes) in
+            [(0, 1), (14, 1), (15, 2), (25, 2), (50, 4), (80, 7), (100, 8), (300, 8)]
+        {
             assert_eq!(worthwhile(Duration::from_millis(round_trip_ms)), lanes, "{round_trip_ms}");
         }
         assert_eq!(worthwhile(Duration::MAX), LANES_MAX);

@@ -47,7 +47,8 @@ impl Token {
     pub fn parse(text: &str) -> Option<Self> {
         // `from_str_radix` alone would take a sign, and fewer digits.
         let is_hex = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        let number = u128::from_str_radix(text, 16).ok().filter(|_| is_hex && text.len() == 2 * TOKEN_BYTES)?;
+        let number =
+            u128::from_str_radix(text, 16).ok().filter(|_| is_hex && text.len() == 2 * TOKEN_BYTES)?;
         Some(Self(number.to_be_bytes()))
     }
 }
@@ -152,7 +153,13 @@ mod tests {
         let token = Token::new([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xff]);
         assert_eq!(token.to_string(), "000102030405060708090a0b0c0d0eff");
         assert_eq!(Token::parse(&token.to_string()), Some(token));
-        for text in ["", "00", "+00102030405060708090a0b0c0d0eff", "000102030405060708090A0B0C0D0EFF", &"0".repeat(33)] {
+        for text in [
+            "",
+            "00",
+            "+00102030405060708090a0b0c0d0eff",
+            "000102030405060708090A0B0C0D0EFF",
+            &"0".repeat(33),
+        ] {
             assert_eq!(Token::parse(text), None, "{text}");
         }
     }

@@ -4,6 +4,8 @@
 mod cuts;
 mod deltas;
 mod kinds;
+mod lanes;
 mod meddling;
+mod panics;
 mod random;
 mod world;

@@ -12,8 +12,8 @@ use crate::wire::lanes::{Announcement, SegmentError, read_segment};
 /// use up theirs and stand still too (100 MB/s instead of 120 at 100 ms round trip).
 const HELD_BYTES_MAX: usize = 2 << 20;
 
-/// Reads what was written, whichever lanes it came over. Holds at most [`HELD_BYTES_MAX`] of each.
-pub(in crate::exchange) struct Merged {
+/// Reads what was written, whichever lanes it came over. Holds at most 2 MiB of each.
+pub struct Merged {
     shared: Arc<Shared>,
     current: io::Cursor<Vec<u8>>,
 }
@@ -70,7 +70,11 @@ impl State {
             return Next::Arrived(bytes);
         }
         // A lane that holds something brings nothing that comes before that.
-        if self.lanes.iter().any(|lane| lane.held.is_empty() && !lane.ended) { Next::NotYet } else { Next::Never }
+        if self.lanes.iter().any(|lane| lane.held.is_empty() && !lane.ended) {
+            Next::NotYet
+        } else {
+            Next::Never
+        }
     }
 
     /// Puts in what came on a lane; `false` where nothing more will.
@@ -119,7 +123,8 @@ impl State {
 
 impl Merged {
     /// Reads from `main` and from the lanes that join it, as many as were announced.
-    pub(in crate::exchange) fn new(main: Box<dyn Read + Send>, announcement: Announcement) -> (Self, Joining) {
+    #[must_use]
+    pub fn new(main: Box<dyn Read + Send>, announcement: Announcement) -> (Self, Joining) {
         let state = State {
             turn: 0,
             lanes: Vec::new(),
