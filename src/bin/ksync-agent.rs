@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
-use ksync::exchange::{Lanes, Receiving, Sending, Streams, run_over};
+use ksync::exchange::{Incoming, Receiving, Sending, run_over};
 use ksync::monitor::Quiet;
 use ksync::rendezvous::{Rendezvous, serve_lane};
 use ksync::wire::hello::{self, Order, Role};
@@ -57,16 +57,15 @@ fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
     let path = expand_home(path);
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true };
-    let lanes = Lanes::Join(Box::new(Rendezvous));
-    let streams = Streams { reader: Box::new(reader), writer: Box::new(writer), lanes };
+    let incoming = Incoming { main: Box::new(reader), joiner: Some(Box::new(Rendezvous)) };
     Ok(match role {
         Role::Sender => {
             let disk = Sending::new(path, options);
-            run_over(streams, Sender::new(&config), disk, false, compress, &Quiet)
+            run_over(incoming, writer, Sender::new(&config), disk, false, compress, &Quiet)
         }
         Role::Receiver => {
             let disk = Receiving::new(path, options);
-            run_over(streams, Receiver::new(&config), disk, false, compress, &Quiet)
+            run_over(incoming, writer, Receiver::new(&config), disk, false, compress, &Quiet)
         }
     })
 }

@@ -9,7 +9,7 @@
 //! Above are frames, below are bytes; the engine knows nothing of it. A thread for each lane, at both ends:
 //! at the near one it takes the next segment when its lane has taken the last one, at the far one it holds one
 //! until that one's turn comes. Where lanes come from is the business of whoever calls
-//! [`run_over`](super::run_over).
+//! [`run`](super::run) with a [`Striped`], or [`run_over`](super::run_over) with somebody who lets lanes in.
 
 mod merged;
 mod striped;
@@ -17,8 +17,7 @@ mod striped;
 mod tests;
 
 pub use merged::{Joining, Merged};
-pub use striped::Entrance;
-pub(super) use striped::Striped;
+pub use striped::{Entrance, Striped};
 
 use crate::wire::lanes::Announcement;
 

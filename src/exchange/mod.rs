@@ -13,7 +13,7 @@ mod sink;
 mod source;
 
 pub use receiving::Receiving;
-pub use run::{Lanes, Perform, Streams, run, run_over};
+pub use run::{Incoming, Perform, run, run_over};
 pub use sending::Sending;
 
 use std::time::{Duration, Instant};

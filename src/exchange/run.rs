@@ -1,7 +1,7 @@
 //! Reader, writer and workers around one engine.
 //!
 //! ```text
-//! stream ─► reader ─► inbox ─► engine ─► outgoing ─► writer ─► stream (or lanes)
+//! stream ─► reader ─► inbox ─► engine ─► outgoing ─► writer ─► stream
 //!                       ▲         └────► works ─► workers ─┐
 //!                       └──────────── outcomes ◄───────────┘
 //! ```
@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::engine::{Engine, Failure, Outcome, Output, Summary, Work};
 use crate::exchange::chain;
 use crate::exchange::inbox::Inbox;
-use crate::exchange::lanes::{JoinLanes, Merged, OpenLanes, Striped};
+use crate::exchange::lanes::{JoinLanes, Merged};
 use crate::monitor::Monitor;
 use crate::wire::frame::{FrameError, FrameReader, FrameWriter, Next};
 use crate::wire::hello::{self, Hello};
@@ -32,47 +32,10 @@ const OUTGOING_MESSAGES: usize = 4;
 /// us; a slow one has four messages to take.
 const LEAVING_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The streams of an exchange.
-pub struct Streams {
-    /// What the peer says.
-    pub reader: Box<dyn Read + Send>,
-    /// What the peer is told.
-    pub writer: Box<dyn Write + Send>,
-    /// Whether there may be more of them.
-    pub lanes: Lanes,
-}
-
-/// Further streams of an exchange.
-pub enum Lanes {
-    /// There are none.
-    None,
-    /// This side opens them, to write.
-    Open(Box<dyn OpenLanes>),
-    /// The other side opens them, and this one reads.
-    Join(Box<dyn JoinLanes>),
-}
-
 /// Performs works.
 pub trait Perform: Send + Sync + 'static {
     /// Performs one; called from several threads.
     fn perform(&self, work: Work) -> Outcome;
-}
-
-/// Runs an exchange over one stream in and one out; else as [`run_over`].
-///
-/// # Errors
-/// As there.
-pub fn run(
-    reader: impl Read + Send + 'static,
-    writer: impl Write + Send + 'static,
-    engine: impl Engine,
-    performer: impl Perform,
-    expect_hello: bool,
-    compress: bool,
-    monitor: &dyn Monitor,
-) -> Result<Summary, Failure> {
-    let streams = Streams { reader: Box::new(reader), writer: Box::new(writer), lanes: Lanes::None };
-    run_over(streams, engine, performer, expect_hello, compress, monitor)
 }
 
 /// Runs an exchange to its end, after our own hello has been written. The peer's has been read already, or is
@@ -83,8 +46,34 @@ pub fn run(
 ///
 /// # Errors
 /// [`Failure`]: why the run ended early.
+pub fn run(
+    reader: impl Read + Send + 'static,
+    writer: impl Write + Send + 'static,
+    engine: impl Engine,
+    performer: impl Perform,
+    expect_hello: bool,
+    compress: bool,
+    monitor: &dyn Monitor,
+) -> Result<Summary, Failure> {
+    let reader = Incoming { main: Box::new(reader), joiner: None };
+    run_over(reader, writer, engine, performer, expect_hello, compress, monitor)
+}
+
+/// What a peer says, on one stream or on several.
+pub struct Incoming {
+    /// The stream that is there from the beginning.
+    pub main: Box<dyn Read + Send>,
+    /// Who lets announced lanes in; with nobody there can be none.
+    pub joiner: Option<Box<dyn JoinLanes>>,
+}
+
+/// Runs an exchange whose peer may spread what it says over lanes; else as [`run`].
+///
+/// # Errors
+/// As there.
 pub fn run_over(
-    streams: Streams,
+    incoming: Incoming,
+    writer: impl Write + Send + 'static,
     mut engine: impl Engine,
     performer: impl Perform,
     expect_hello: bool,
@@ -96,20 +85,14 @@ pub fn run_over(
     let (outgoing, messages) = sync_channel(OUTGOING_MESSAGES);
     let (works, queue) = channel();
 
-    let Streams { reader, writer, lanes } = streams;
-    let (opener, joiner) = match lanes {
-        Lanes::None => (None, None),
-        Lanes::Open(opener) => (Some(opener), None),
-        Lanes::Join(joiner) => (None, Some(joiner)),
-    };
     let reading = Arc::clone(&inbox);
-    thread::spawn(move || guarded(&reading, || read_messages(reader, joiner, expect_hello, &reading)));
+    thread::spawn(move || guarded(&reading, || read_messages(incoming, expect_hello, &reading)));
     let writing = Arc::clone(&inbox);
     let (leaving, left) = channel::<()>();
     thread::spawn(move || {
         // Dropped last: then all has left.
         let _leaving = leaving;
-        guarded(&writing, || write_messages(Striped::new(writer, opener), compress, &messages, &writing));
+        guarded(&writing, || write_messages(writer, compress, &messages, &writing));
     });
     let queue = Arc::new(Mutex::new(queue));
     let workers: Vec<_> = (0..WORKERS)
@@ -173,12 +156,8 @@ fn guarded(inbox: &Inbox, work: impl FnOnce()) {
     work();
 }
 
-fn read_messages(
-    mut reader: Box<dyn Read + Send>,
-    mut joiner: Option<Box<dyn JoinLanes>>,
-    expect_hello: bool,
-    inbox: &Inbox,
-) {
+fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox) {
+    let Incoming { main: mut reader, mut joiner } = incoming;
     if expect_hello {
         match hello::read(&mut reader) {
             Ok(Hello { .. }) => {}

@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 
 use crate::engine::{Config, Engine, Receiver, Sender};
-use crate::exchange::{self, Lanes, Perform, Receiving, Sending, Streams};
+use crate::exchange::lanes::Striped;
+use crate::exchange::{self, Perform, Receiving, Sending};
 use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection, HostKeys, Transport};
 use crate::sandbox::{self, Sandbox, Weather};
 use crate::sync::meter::Count;
@@ -119,9 +120,8 @@ impl<'a> Session<'a> {
         let running = super::blocking(move || {
             // A writer that is gone shows in what the reader says.
             let _ = hello::write(&mut writer, Some(order));
-            let lanes = Lanes::Open(Box::new(asking));
-            let streams = Streams { reader: Box::new(reader), writer: Box::new(writer), lanes };
-            exchange::run_over(streams, engine, disk, true, compress, &*monitor)
+            let writer = Striped::new(Box::new(writer), Box::new(asking));
+            exchange::run(reader, writer, engine, disk, true, compress, &*monitor)
         });
         tokio::pin!(running);
         let starting = async {

@@ -1,14 +1,14 @@
 //! An upload whose stream lies in several lanes.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
-use ksync::exchange::lanes::{Entrance, JoinLanes, Joining, OpenLanes};
-use ksync::exchange::{Lanes, Receiving, Sending, Streams, run_over};
+use ksync::exchange::lanes::{Entrance, JoinLanes, Joining, OpenLanes, Striped};
+use ksync::exchange::{Incoming, Receiving, Sending, run, run_over};
 use ksync::monitor::Quiet;
 use ksync::wire::hello::{self, Order, Role};
 use ksync::wire::lanes::{Announcement, Token};
@@ -86,16 +86,11 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<
     hello::write(&mut there, Some(order)).unwrap();
     hello::write(&mut back, None).unwrap();
     hello::read(&mut there_reader).unwrap();
-    let streams = |reader: io::PipeReader, writer: Box<dyn Write + Send>, lanes| Streams {
-        reader: Box::new(reader) as Box<dyn Read + Send>,
-        writer,
-        lanes,
-    };
-    let client = streams(back_reader, Box::new(there), Lanes::Open(Box::new(meeting.clone())));
-    let agent = streams(there_reader, Box::new(back), Lanes::Join(Box::new(meeting.clone())));
+    let writer = Striped::new(Box::new(there), Box::new(meeting.clone()));
+    let incoming = Incoming { main: Box::new(there_reader), joiner: Some(Box::new(meeting.clone())) };
     thread::scope(|scope| {
-        let client = scope.spawn(move || run_over(client, sender, sending, true, false, &Quiet));
-        let agent = scope.spawn(move || run_over(agent, receiver, receiving, false, false, &Quiet));
+        let client = scope.spawn(move || run(back_reader, writer, sender, sending, true, false, &Quiet));
+        let agent = scope.spawn(move || run_over(incoming, back, receiver, receiving, false, false, &Quiet));
         (client.join().unwrap(), agent.join().unwrap(), meeting.joined.load(Ordering::SeqCst))
     })
 }

@@ -67,11 +67,15 @@ fn connect(near: TcpStream, target: SocketAddr, delay: Duration, passed: &Arc<Pa
         up.up_bytes.fetch_add(bytes as u64, Ordering::SeqCst);
         up.near_depth.load(Ordering::SeqCst) + 1
     };
-    let reaches_far = move |depth| drop(there.far_depth.fetch_max(depth, Ordering::SeqCst));
+    let reaches_far = move |depth| {
+        there.far_depth.fetch_max(depth, Ordering::SeqCst);
+    };
     carry(clone(&near), clone(&far), delay, leaves_near, reaches_far);
     let (down, here) = (Arc::clone(passed), Arc::clone(passed));
     let leaves_far = move |_| down.far_depth.load(Ordering::SeqCst);
-    let reaches_near = move |depth| drop(here.near_depth.fetch_max(depth, Ordering::SeqCst));
+    let reaches_near = move |depth| {
+        here.near_depth.fetch_max(depth, Ordering::SeqCst);
+    };
     carry(far, near, delay, leaves_far, reaches_near);
 }
 

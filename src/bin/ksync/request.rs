@@ -339,5 +339,8 @@ mod tests {
         assert_eq!(request.show, Show { quiet: false, itemize: true, stats: false, progress: true });
         assert!(!built("ksync -nq a b").unwrap().jobs[0].options.list_changes);
         assert!(built("ksync a b").unwrap().jobs[0].options.compress);
+        let connections = |line| built(line).unwrap().jobs[0].way.connections;
+        assert_eq!((connections("ksync a b"), connections("ksync -j 1 a b")), (None, Some(1)));
+        assert_eq!(connections("ksync --connections 8 a b"), Some(8));
     }
 }

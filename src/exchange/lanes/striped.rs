@@ -23,7 +23,7 @@ const QUEUED_BYTES_MAX: usize = 4 << 20;
 
 /// Writes straight to the main lane, then through a queue, then in segments over all lanes. Each write is a
 /// frame: the announcement stands between two.
-pub(in crate::exchange) struct Striped {
+pub struct Striped {
     stage: Stage,
     opener: Option<Box<dyn OpenLanes>>,
     straight_bytes: usize,
@@ -71,9 +71,15 @@ impl State {
 }
 
 impl Striped {
-    /// Writes to `main`, and to more if there is somebody who can open them.
-    pub(in crate::exchange) fn new(main: Box<dyn Write + Send>, opener: Option<Box<dyn OpenLanes>>) -> Self {
-        Self { stage: Stage::Straight(Some(main)), opener, straight_bytes: 0, shared: Arc::default() }
+    /// Writes to `main`, and to what `opener` opens.
+    #[must_use]
+    pub fn new(main: Box<dyn Write + Send>, opener: Box<dyn OpenLanes>) -> Self {
+        Self {
+            stage: Stage::Straight(Some(main)),
+            opener: Some(opener),
+            straight_bytes: 0,
+            shared: Arc::default(),
+        }
     }
 
     /// Puts the main lane behind the queue.

@@ -84,7 +84,7 @@ fn pass(count: usize, lanes: &[Speed]) -> Passed {
     let main = Slow { pipe: main, pause: Duration::from_millis(2), writes_left: usize::MAX };
     let opener = Opener { lanes: lanes.len() + 1, entrances };
     let writing = thread::spawn(move || {
-        let mut frames = FrameWriter::new(Striped::new(Box::new(main), Some(Box::new(opener))), false);
+        let mut frames = FrameWriter::new(Striped::new(Box::new(main), Box::new(opener)), false);
         (0..count).try_for_each(|number| frames.write(&frame(number)))?;
         frames.flush()
     });
@@ -177,7 +177,7 @@ fn what_passes_at_once_never_asks_for_lanes() {
     let reading = thread::spawn(move || io::copy(&mut reader, &mut io::sink()));
     let (entrances, opened) = mpsc::channel();
     let opener = Opener { lanes: 8, entrances };
-    let mut frames = FrameWriter::new(Striped::new(Box::new(main), Some(Box::new(opener))), false);
+    let mut frames = FrameWriter::new(Striped::new(Box::new(main), Box::new(opener)), false);
     for number in 0..100 {
         frames.write(&frame(number)).unwrap();
         // As slow as whoever makes them.
