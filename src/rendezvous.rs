@@ -24,7 +24,7 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use crate::exchange::lanes::{JoinLanes, Joining};
+use crate::exchange::lanes::{JoinLanes, Joining, Lane};
 use crate::wire::hello::MAGIC;
 use crate::wire::lanes::{Announcement, Token};
 
@@ -89,7 +89,7 @@ fn admit(lane: UnixStream, joining: &Joining) -> io::Result<()> {
     lane.set_read_timeout(Some(HAND_OVER_PATIENCE))?;
     let input = File::from(take_over(&lane)?);
     let mut answer = lane.try_clone()?;
-    if joining.add(Box::new(Handed { input, _lane: lane })) {
+    if joining.add(Lane::new(Handed { input, _lane: lane })) {
         // The lane is used once this has arrived.
         answer.write_all(&WORD)?;
     }
@@ -211,7 +211,7 @@ mod tests {
     fn a_lane_hands_its_input_over_and_goes_when_that_has_ended() {
         let announcement = announcement(1);
         let (reader, _main) = io::pipe().unwrap();
-        let (mut merged, joining) = Merged::new(Box::new(reader), announcement);
+        let (mut merged, joining) = Merged::new(Lane::new(reader), announcement);
         Rendezvous.join(announcement, joining);
         let (ended, answer) = carries(announcement.token, &mut merged);
         ended.unwrap();
@@ -228,7 +228,7 @@ mod tests {
     fn a_lane_that_comes_before_the_announcement_waits_for_it() {
         let announcement = announcement(2);
         let (reader, _main) = io::pipe().unwrap();
-        let (mut merged, joining) = Merged::new(Box::new(reader), announcement);
+        let (mut merged, joining) = Merged::new(Lane::new(reader), announcement);
         thread::spawn(move || {
             thread::sleep(Duration::from_millis(100));
             Rendezvous.join(announcement, joining);
@@ -243,7 +243,7 @@ mod tests {
         }
         let announcement = announcement(3);
         let (reader, _main) = io::pipe().unwrap();
-        let (mut merged, joining) = Merged::new(Box::new(reader), announcement);
+        let (mut merged, joining) = Merged::new(Lane::new(reader), announcement);
         Rendezvous.join(announcement, joining);
         as_nobody(|| {
             let (input, _) = io::pipe().unwrap();

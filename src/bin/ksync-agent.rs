@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
+use ksync::exchange::lanes::Lane;
 use ksync::exchange::{Incoming, Receiving, Sending, run_over};
 use ksync::monitor::Quiet;
 use ksync::rendezvous::{Rendezvous, serve_lane};
@@ -26,8 +27,11 @@ fn main() -> ExitCode {
     }
     if let Some(token) = argument.strip_prefix("lane:") {
         // Whoever opened it sees that it did not answer, or that it ended.
-        let served = Token::parse(token)
-            .is_some_and(|token| serve_lane(token, io::stdin(), &mut io::stdout()).is_ok());
+        let served = Token::parse(token).is_some_and(|token| {
+            unbuffered(io::stdout())
+                .and_then(|mut output| serve_lane(token, io::stdin(), &mut output))
+                .is_ok()
+        });
         return if served { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     match serve(&argument) {
@@ -35,7 +39,9 @@ fn main() -> ExitCode {
         Ok(Err(failure)) => {
             // Why a run failed has been told over the wire, if it was not the wire.
             if failure.kind == AbortKind::Connection {
-                let _ = io::Write::write_all(&mut io::stderr(), failure.text.as_bytes());
+                let text = failure.text.as_bytes();
+                let _ =
+                    unbuffered(io::stderr()).and_then(|mut stderr| io::Write::write_all(&mut stderr, text));
             }
             ExitCode::FAILURE
         }
@@ -45,10 +51,8 @@ fn main() -> ExitCode {
 
 /// Says hello, takes the order, runs it.
 fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
-    // Unbuffered: frames are read and written whole.
-    let stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut reader = Cursor::new(from_hex(first)?).chain(stdin);
-    let mut writer = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let mut reader = Cursor::new(from_hex(first)?).chain(unbuffered(io::stdin())?);
+    let mut writer = unbuffered(io::stdout())?;
     hello::write(&mut writer, None)?;
     let order = hello::read(&mut reader).map_err(io::Error::other)?.order;
     let Some(Order { role, path, options }) = order else {
@@ -57,7 +61,7 @@ fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
     let path = expand_home(path);
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true };
-    let incoming = Incoming { main: Box::new(reader), joiner: Some(Box::new(Rendezvous)) };
+    let incoming = Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)) };
     Ok(match role {
         Role::Sender => {
             let disk = Sending::new(path, options);
@@ -68,6 +72,11 @@ fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
             run_over(incoming, writer, Receiver::new(&config), disk, false, compress, &Quiet)
         }
     })
+}
+
+/// A standard stream without a buffer: frames are read and written whole.
+fn unbuffered(stream: impl AsFd) -> io::Result<File> {
+    Ok(File::from(stream.as_fd().try_clone_to_owned()?))
 }
 
 fn from_hex(text: &str) -> io::Result<Vec<u8>> {

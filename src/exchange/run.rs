@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::engine::{Engine, Failure, Outcome, Output, Summary, Work};
 use crate::exchange::chain;
 use crate::exchange::inbox::Inbox;
-use crate::exchange::lanes::{JoinLanes, Merged};
+use crate::exchange::lanes::{JoinLanes, Lane, Merged};
 use crate::monitor::Monitor;
 use crate::wire::frame::{FrameError, FrameReader, FrameWriter, Next};
 use crate::wire::hello::{self, Hello};
@@ -55,14 +55,14 @@ pub fn run(
     compress: bool,
     monitor: &dyn Monitor,
 ) -> Result<Summary, Failure> {
-    let reader = Incoming { main: Box::new(reader), joiner: None };
-    run_over(reader, writer, engine, performer, expect_hello, compress, monitor)
+    let incoming = Incoming { main: Lane::new(reader), joiner: None };
+    run_over(incoming, writer, engine, performer, expect_hello, compress, monitor)
 }
 
 /// What a peer says, on one stream or on several.
 pub struct Incoming {
     /// The stream that is there from the beginning.
-    pub main: Box<dyn Read + Send>,
+    pub main: Lane,
     /// Who lets announced lanes in; with nobody there can be none.
     pub joiner: Option<Box<dyn JoinLanes>>,
 }
@@ -88,11 +88,9 @@ pub fn run_over(
     let reading = Arc::clone(&inbox);
     thread::spawn(move || guarded(&reading, || read_messages(incoming, expect_hello, &reading)));
     let writing = Arc::clone(&inbox);
-    let (leaving, left) = channel::<()>();
     thread::spawn(move || {
-        // Dropped last: then all has left.
-        let _leaving = leaving;
         guarded(&writing, || write_messages(writer, compress, &messages, &writing));
+        writing.end_writing();
     });
     let queue = Arc::new(Mutex::new(queue));
     let workers: Vec<_> = (0..WORKERS)
@@ -107,7 +105,7 @@ pub fn run_over(
     // What was said last has to leave, and what was begun on the disk has to end, before the run is over.
     drop((outgoing, works));
     inbox.abandon();
-    let _ = left.recv_timeout(LEAVING_PATIENCE);
+    inbox.wait_for_writer(LEAVING_PATIENCE);
     workers.into_iter().for_each(|worker| drop(worker.join()));
     result
 }
@@ -185,7 +183,7 @@ fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox) {
                 if let Some(joiner) = joiner.take() {
                     joiner.join(announcement, joining);
                 }
-                frames = FrameReader::new(Box::new(merged));
+                frames = FrameReader::new(Lane::new(merged));
                 continue;
             }
             Err(error) => return inbox.close(kind(&error), chain(&error)),

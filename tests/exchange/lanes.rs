@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
-use ksync::exchange::lanes::{Entrance, JoinLanes, Joining, OpenLanes, Striped};
+use ksync::exchange::lanes::{Entrance, JoinLanes, Joining, Lane, OpenLanes, Striped};
 use ksync::exchange::{Incoming, Receiving, Sending, run, run_over};
 use ksync::monitor::Quiet;
 use ksync::wire::hello::{self, Order, Role};
@@ -47,7 +47,7 @@ impl JoinLanes for Meeting {
         let entrance = self.entrance.lock().unwrap().clone().expect("it was announced");
         for &writes in &self.lanes[1..] {
             let (reader, pipe) = io::pipe().unwrap();
-            assert!(joining.add(Box::new(reader)));
+            assert!(joining.add(Lane::new(reader)));
             entrance.add(Box::new(Slow { pipe, writes }));
             self.joined.fetch_add(1, Ordering::SeqCst);
         }
@@ -87,7 +87,7 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<
     hello::write(&mut back, None).unwrap();
     hello::read(&mut there_reader).unwrap();
     let writer = Striped::new(Box::new(there), Box::new(meeting.clone()));
-    let incoming = Incoming { main: Box::new(there_reader), joiner: Some(Box::new(meeting.clone())) };
+    let incoming = Incoming { main: Lane::new(there_reader), joiner: Some(Box::new(meeting.clone())) };
     thread::scope(|scope| {
         let client = scope.spawn(move || run(back_reader, writer, sender, sending, true, false, &Quiet));
         let agent = scope.spawn(move || run_over(incoming, back, receiver, receiving, false, false, &Quiet));

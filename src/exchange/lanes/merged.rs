@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use crate::exchange::lanes::Lane;
 use crate::wire::lanes::{Announcement, SegmentError, read_segment};
 
 /// Most bytes that are held of one lane while another brings what comes before them. As much as OpenSSH's window:
@@ -27,7 +28,7 @@ struct Shared {
 struct State {
     /// The number of the segment whose turn it is.
     turn: u64,
-    lanes: Vec<Lane>,
+    lanes: Vec<Held>,
     lanes_max: usize,
     /// Why a lane ended before its time. What came before on all of them still counts.
     broken: Option<(io::ErrorKind, String)>,
@@ -37,7 +38,8 @@ struct State {
     abandoned: bool,
 }
 
-struct Lane {
+/// What is known of a lane.
+struct Held {
     /// Segments that wait for their turn, in order.
     held: VecDeque<(u64, Vec<u8>)>,
     held_bytes: usize,
@@ -59,7 +61,7 @@ impl State {
     /// Takes the segment whose turn it is, if some lane holds it.
     fn take(&mut self) -> Next {
         let turn = self.turn;
-        let is_next = |lane: &&mut Lane| lane.held.front().is_some_and(|(number, _)| *number == turn);
+        let is_next = |lane: &&mut Held| lane.held.front().is_some_and(|(number, _)| *number == turn);
         if let Some(lane) = self.lanes.iter_mut().find(is_next)
             && let Some((_, bytes)) = lane.held.pop_front()
         {
@@ -124,7 +126,7 @@ impl State {
 impl Merged {
     /// Reads from `main` and from the lanes that join it, as many as were announced.
     #[must_use]
-    pub fn new(main: Box<dyn Read + Send>, announcement: Announcement) -> (Self, Joining) {
+    pub fn new(main: Lane, announcement: Announcement) -> (Self, Joining) {
         let state = State {
             turn: 0,
             lanes: Vec::new(),
@@ -186,14 +188,14 @@ pub struct Joining(Arc<Shared>);
 impl Joining {
     /// Adds a lane; `false` where there are as many as were announced, or nobody reads any more. Its thread is
     /// left behind, waiting for it, when the run ends before the lane does.
-    pub fn add(&self, lane: Box<dyn Read + Send>) -> bool {
+    pub fn add(&self, lane: Lane) -> bool {
         let mut state = self.0.lock();
         if state.lanes.len() >= state.lanes_max || state.abandoned {
             return false;
         }
         let taken = Arc::new(Condvar::new());
         let index = state.lanes.len();
-        state.lanes.push(Lane {
+        state.lanes.push(Held {
             held: VecDeque::new(),
             held_bytes: 0,
             next_min: 0,
@@ -221,7 +223,7 @@ impl Joining {
 
 impl Shared {
     /// Reads one segment after the other, as long as there is room for them.
-    fn carry(&self, mut lane: Box<dyn Read + Send>, index: usize, taken: &Condvar) {
+    fn carry(&self, mut lane: Lane, index: usize, taken: &Condvar) {
         loop {
             let segment = read_segment(&mut lane);
             let mut state = self.lock();

@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use super::{Entrance, Joining, Merged, OpenLanes, Striped};
+use super::{Entrance, Joining, Lane, Merged, OpenLanes, Striped};
 use crate::wire::frame::{FrameReader, FrameWriter, Next};
 use crate::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment};
 
@@ -88,7 +88,7 @@ fn pass(count: usize, lanes: &[Speed]) -> Passed {
         (0..count).try_for_each(|number| frames.write(&frame(number)))?;
         frames.flush()
     });
-    let mut frames: FrameReader<Box<dyn Read + Send>> = FrameReader::new(Box::new(main_reader));
+    let mut frames = FrameReader::new(Lane::new(main_reader));
     let mut passed =
         Passed { written: Ok(()), frames: 0, error: None, carried: Vec::new(), announced: false };
     let counts: Vec<_> = lanes.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();
@@ -102,7 +102,7 @@ fn pass(count: usize, lanes: &[Speed]) -> Passed {
                 assert_eq!(told, announcement(lanes.len() as u8 + 1));
                 passed.announced = true;
                 let (merged, joining) = Merged::new(frames.into_inner(), told);
-                frames = FrameReader::new(Box::new(merged));
+                frames = FrameReader::new(Lane::new(merged));
                 let entrance = opened.recv().unwrap();
                 for (speed, count) in lanes.iter().zip(&counts) {
                     open(*speed, joining.clone(), entrance.clone(), Arc::clone(count));
@@ -125,7 +125,7 @@ fn open(speed: Speed, joining: Joining, entrance: Entrance, count: Arc<AtomicUsi
         thread::sleep(speed.opens_after);
         let reader = Counted { pipe: reader, count };
         // The answer to a lane goes out when it has been added.
-        if joining.add(Box::new(reader)) {
+        if joining.add(Lane::new(reader)) {
             entrance.add(Box::new(Slow { pipe: writer, pause: speed.pause, writes_left: speed.writes }));
         }
     });
@@ -201,7 +201,7 @@ fn a_lane_that_breaks_ends_the_stream_and_no_frame_is_wrong() {
 
 /// What a hostile peer writes on its lanes, read to the end: how much came, and what was wrong with it.
 fn read(lanes: &[Vec<u8>]) -> (usize, Option<String>) {
-    let mut lanes = lanes.iter().map(|lane| Box::new(io::Cursor::new(lane.clone())) as Box<dyn Read + Send>);
+    let mut lanes = lanes.iter().map(|lane| Lane::new(io::Cursor::new(lane.clone())));
     let (mut merged, joining) = Merged::new(lanes.next().unwrap(), announcement(8));
     lanes.for_each(|lane| assert!(joining.add(lane)));
     let mut all = Vec::new();
@@ -235,9 +235,9 @@ fn numbers_that_make_no_sense_are_an_error() {
 #[test]
 fn a_number_on_two_lanes_is_an_error_whoever_comes_first() {
     let (reader, mut writer) = io::pipe().unwrap();
-    let (mut merged, joining) = Merged::new(Box::new(reader), announcement(2));
+    let (mut merged, joining) = Merged::new(Lane::new(reader), announcement(2));
     let (second, mut second_writer) = io::pipe().unwrap();
-    assert!(joining.add(Box::new(second)));
+    assert!(joining.add(Lane::new(second)));
     second_writer.write_all(&encode_segment(0, b"second")).unwrap();
     let mut text = [0; 6];
     merged.read_exact(&mut text).unwrap();
@@ -270,13 +270,13 @@ impl Read for Endless {
 #[test]
 fn lanes_that_run_ahead_are_held_back_and_memory_is_bounded() {
     let (reader, mut main) = io::pipe().unwrap();
-    let (mut merged, joining) = Merged::new(Box::new(reader), announcement(8));
+    let (mut merged, joining) = Merged::new(Lane::new(reader), announcement(8));
     let count = Arc::new(AtomicUsize::new(0));
     for lane in 1..8 {
         let endless = Endless { rest: Vec::new(), next: lane << 32, count: Arc::clone(&count) };
-        assert!(joining.add(Box::new(endless)));
+        assert!(joining.add(Lane::new(endless)));
     }
-    assert!(!joining.is_open() && !joining.add(Box::new(io::empty())), "eight were announced");
+    assert!(!joining.is_open() && !joining.add(Lane::new(io::empty())), "eight were announced");
     main.write_all(&encode_segment(0, b"x")).unwrap();
     merged.read_exact(&mut [0]).unwrap();
     let mut seen = 0;
@@ -291,11 +291,11 @@ fn lanes_that_run_ahead_are_held_back_and_memory_is_bounded() {
 #[test]
 fn who_reads_no_more_lets_all_lanes_go() {
     let (reader, main) = io::pipe().unwrap();
-    let (merged, joining) = Merged::new(Box::new(reader), announcement(2));
+    let (merged, joining) = Merged::new(Lane::new(reader), announcement(2));
     let (lane, mut writer) = io::pipe().unwrap();
-    assert!(joining.add(Box::new(lane)));
+    assert!(joining.add(Lane::new(lane)));
     drop(merged);
-    assert!(!joining.add(Box::new(io::empty())));
+    assert!(!joining.add(Lane::new(io::empty())));
     // Its thread ends, and with it the reading end.
     let mut segment = Ok(());
     while segment.is_ok() {
