@@ -18,6 +18,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -29,11 +30,14 @@ use crate::wire::hello::MAGIC;
 use crate::wire::lanes::{Announcement, Token};
 
 /// How long agent and lanes wait for each other. The announcement leaves before any lane is started, but may
-/// queue behind 2 MiB.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// queue behind a few MiB; where those take longer, lanes are of no use.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often a lane looks whether the agent is there.
-const LOOK: Duration = Duration::from_millis(5);
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+
+/// How long the agent rests when it cannot let anybody in.
+const REST: Duration = Duration::from_millis(5);
 
 /// How long a lane that has connected may take to hand over its input.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(2);
@@ -47,7 +51,7 @@ const WORD: [u8; 1] = [1];
 /// # Errors
 /// Where there is no such agent, or it takes no further lane.
 pub fn serve_lane(token: Token, input: impl AsFd, output: &mut impl Write) -> io::Result<()> {
-    let mut agent = connect(token)?;
+    let mut agent = connect(token, input.as_fd())?;
     check_own(&agent)?;
     hand_over(&agent, input.as_fd())?;
     agent.read_exact(&mut WORD.clone())?;
@@ -79,7 +83,7 @@ fn let_in(listener: &UnixListener, joining: &Joining) {
             // One that is refused sees the end of its connection.
             Ok((lane, _)) => drop(admit(lane, joining)),
             // Nobody came for a while, or there is no descriptor for whoever did.
-            Err(_) => thread::sleep(LOOK),
+            Err(_) => thread::sleep(REST),
         }
     }
 }
@@ -119,13 +123,18 @@ fn listen(token: Token) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Connects to the agent; it may not have read the announcement yet.
-fn connect(token: Token) -> io::Result<UnixStream> {
+/// Connects to the agent. It may not have read the announcement yet; or it may be gone already, which shows in
+/// that `input` has ended too.
+fn connect(token: Token, input: BorrowedFd<'_>) -> io::Result<UnixStream> {
     let start = Instant::now();
     loop {
         match UnixStream::connect_addr(&name(token)?) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && start.elapsed() < PATIENCE => {
-                thread::sleep(LOOK);
+                // A pipe hangs up, a socket does only half of that.
+                let mut polled = [PollFd::from_borrowed_fd(input, PollFlags::RDHUP)];
+                if poll(&mut polled, Some(&LOOK))? > 0 {
+                    return Err(error);
+                }
             }
             result => return result,
         }
@@ -219,7 +228,7 @@ mod tests {
         // All have joined: nobody listens any more.
         let mut refused = UnixStream::connect_addr(&name(announcement.token).unwrap());
         while refused.is_ok() {
-            thread::sleep(LOOK);
+            thread::sleep(REST);
             refused = UnixStream::connect_addr(&name(announcement.token).unwrap());
         }
     }
@@ -237,6 +246,18 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_without_an_agent_ends_with_its_input() {
+        let start = Instant::now();
+        let (input, far) = io::pipe().unwrap();
+        let lane = thread::spawn(move || serve_lane(announcement(5).token, input, &mut Vec::new()));
+        thread::sleep(Duration::from_millis(100));
+        assert!(!lane.is_finished());
+        drop(far);
+        assert_eq!(lane.join().unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert!(start.elapsed() < PATIENCE / 2);
+    }
+
+    #[test]
     fn another_user_can_neither_join_nor_keep_a_lane_out() {
         if !rustix::process::geteuid().is_root() {
             return;
@@ -246,10 +267,10 @@ mod tests {
         let (mut merged, joining) = Merged::new(Lane::new(reader), announcement);
         Rendezvous.join(announcement, joining);
         as_nobody(|| {
-            let (input, _) = io::pipe().unwrap();
+            let (input, _far) = io::pipe().unwrap();
             // The way that a lane goes, by somebody who does not look whom he talks to.
             for _ in 0..100 {
-                let mut agent = connect(announcement.token).unwrap();
+                let mut agent = connect(announcement.token, input.as_fd()).unwrap();
                 let _ = hand_over(&agent, input.as_fd());
                 assert!(agent.read_exact(&mut [0]).is_err(), "it was let in");
             }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -28,8 +28,12 @@ fn machine(settings: &[&str]) -> Option<Machine> {
 /// Starts an upload over a way of this length.
 fn upload(machine: &Machine, round_trip: Duration, options: &[&str]) -> Child {
     let link = Link::to(([127, 0, 0, 1], machine.port).into(), round_trip / 2);
+    upload_over(machine, &format!("ssh://{}", link.address), options)
+}
+
+fn upload_over(machine: &Machine, way: &str, options: &[&str]) -> Child {
     let host_key = fs::read_to_string(machine.world.path("host-key.pub")).expect("a key");
-    let place = format!("ssh://root@{}{}", link.address, machine.world.path("dst").display());
+    let place = machine.behind(way, "dst");
     let mut command = machine.world.ksync(["--identity", "key", "--stats", "--host-key", &host_key]);
     command.args(options).args(["src", &place]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -95,6 +99,16 @@ fn over_a_long_way_further_channels_carry_an_upload() {
 }
 
 #[test]
+fn behind_a_bridge_too_further_channels_carry_an_upload() {
+    let Some(machine) = machine(&[]) else { return };
+    let (bridge, _service) = machine.bridge();
+    let link = Link::to(bridge.trim_start_matches("ws://").parse().expect("an address"), ROUND_TRIP / 2);
+    let client = upload_over(&machine, &format!("ws://{}", link.address), &[]);
+    let lanes = ends_well(&machine, client);
+    assert!((4..=7).contains(&lanes), "{lanes}");
+}
+
+#[test]
 fn over_a_short_way_one_channel_does() {
     let Some(machine) = machine(&[]) else { return };
     let client = upload(&machine, Duration::ZERO, &[]);
@@ -133,18 +147,52 @@ fn what_is_short_takes_one_channel_however_long_the_way() {
     leaves_nothing(&machine);
 }
 
+#[test]
+fn lanes_that_come_too_late_go_at_once() {
+    let Some(machine) = machine(&[]) else { return };
+    for size in [5 << 20, 6 << 20, 7 << 20] {
+        machine.world.tree("src").file("large", noise(size as u64, size));
+        let client = upload(&machine, ROUND_TRIP, &[]);
+        Run::end_of(client).ok();
+        let start = Instant::now();
+        leaves_nothing(&machine);
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+        machine.rsync_finds_no_difference("src", "dst");
+    }
+}
+
+/// Waits until lanes carry an upload.
+fn wait_for_lanes(machine: &Machine) -> (Vec<Pid>, Vec<Pid>) {
+    wait_for("lanes", || {
+        let agents = agents(machine);
+        let staged = fs::read_dir(machine.world.path("dst/.ksync")).ok()?;
+        let staged = staged.filter_map(|entry| entry.ok()?.metadata().ok()).map(|meta| meta.len()).max()?;
+        (agents.0.len() == 1 && agents.1.len() >= 4 && staged > 16 << 20).then_some(agents)
+    })
+}
+
+#[test]
+fn a_link_that_is_cut_ends_all_and_what_arrived_is_kept() {
+    let Some(machine) = machine(&[]) else { return };
+    machine.world.tree("src").file("large", noise(3, 4 * LARGE_BYTES));
+    let link = Link::to(([127, 0, 0, 1], machine.port).into(), ROUND_TRIP / 2);
+    let client = upload_over(&machine, &format!("ssh://{}", link.address), &[]);
+    wait_for_lanes(&machine);
+    link.cut();
+    let run = Run::end_of(client).fails(10);
+    assert!(run.stderr.contains("ksync: lost the connection to "), "{}", run.stderr);
+    leaves_nothing(&machine);
+    let stats = Run::end_of(upload(&machine, Duration::ZERO, &[])).ok().stats();
+    assert!(stats.matched_bytes > 15 << 20, "what arrived is not sent again: {stats:?}");
+    machine.rsync_finds_no_difference("src", "dst");
+}
+
 /// Starts an upload, kills what `choose` chooses once lanes are there, and runs it again.
 fn killed(choose: impl Fn((Vec<Pid>, Vec<Pid>)) -> Pid) -> Option<String> {
     let machine = machine(&[])?;
     machine.world.tree("src").file("large", noise(3, 4 * LARGE_BYTES));
     let client = upload(&machine, ROUND_TRIP, &[]);
-    let there = wait_for("lanes", || {
-        let agents = agents(&machine);
-        let staged = fs::read_dir(machine.world.path("dst/.ksync")).ok()?;
-        let staged = staged.filter_map(|entry| entry.ok()?.metadata().ok()).map(|meta| meta.len()).max()?;
-        (agents.0.len() == 1 && agents.1.len() >= 4 && staged > 16 << 20).then_some(agents)
-    });
-    kill_process(choose(there), Signal::KILL).expect("kill");
+    kill_process(choose(wait_for_lanes(&machine)), Signal::KILL).expect("kill");
     let run = Run::end_of(client);
     assert!(!run.status.success(), "{}", run.stdout);
     assert!(!machine.world.path("dst/large").exists());

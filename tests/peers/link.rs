@@ -2,9 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ struct Passed {
     connections: AtomicUsize,
     near_depth: AtomicUsize,
     far_depth: AtomicUsize,
+    sockets: Mutex<Vec<TcpStream>>,
 }
 
 /// A link with a delay each way and no other limit.
@@ -47,6 +48,13 @@ impl Link {
         self.passed.up_bytes.load(Ordering::SeqCst)
     }
 
+    /// Ends all connections.
+    pub(crate) fn cut(&self) {
+        for socket in self.passed.sockets.lock().expect("sockets").drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
     /// Round trips one after the other, that of connecting included.
     pub(crate) fn round_trips(&self) -> usize {
         let passed = &self.passed;
@@ -62,6 +70,7 @@ fn connect(near: TcpStream, target: SocketAddr, delay: Duration, passed: &Arc<Pa
         socket.set_nodelay(true).expect("nodelay");
     }
     let clone = |socket: &TcpStream| socket.try_clone().expect("a descriptor");
+    passed.sockets.lock().expect("sockets").extend([clone(&near), clone(&far)]);
     let (up, there) = (Arc::clone(passed), Arc::clone(passed));
     let leaves_near = move |bytes| {
         up.up_bytes.fetch_add(bytes as u64, Ordering::SeqCst);
