@@ -7,8 +7,9 @@
 //! ```
 //!
 //! [`connect`] makes an SSH session with a [`Target`]; [`Connection::agent`] starts an [`Agent`] on a channel
-//! of it, as often as wanted, [`Connection::lane_from`] one that is a further lane of another. Everything up to the agent is asynchronous; its reader and writer block, as the
-//! engine's driver needs them. What holds throughout:
+//! of it, as often as wanted, and [`Connection::lane_from`] one that is a further lane of another. Everything
+//! up to the agent is asynchronous; its reader and writer block, as the engine's driver needs them. What holds
+//! throughout:
 //!
 //! - no host is trusted without proof, and no proof is learned where one is expected;
 //! - every wait for the other side has an end;

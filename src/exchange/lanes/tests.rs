@@ -215,9 +215,9 @@ fn numbers_that_make_no_sense_are_an_error() {
     let lane = |numbers: &[u64]| numbers.iter().flat_map(|&number| segment(number)).collect::<Vec<_>>();
     assert_eq!(read(&[lane(&[0, 3]), lane(&[1, 2, 4])]), (20, None));
     for (lanes, came, told) in [
-        // Twice, on one lane and on two.
-        (vec![lane(&[0, 0])], 4, "came late, or twice"),
-        (vec![lane(&[0, 2, 1])], 4, "came late, or twice"),
+        (vec![lane(&[0, 0])], 4, "segment 0 came late, or twice"),
+        // Whether it is found missing behind 2, or late, depends on who is faster.
+        (vec![lane(&[0, 2, 1])], 4, "segment 1 "),
         // Missing: nobody can bring it any more.
         (vec![lane(&[0, 2]), lane(&[3])], 4, "segment 1 did not come"),
         (vec![lane(&[1])], 0, "segment 0 did not come"),
