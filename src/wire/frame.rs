@@ -118,9 +118,11 @@ impl<R: Read> FrameReader<R> {
     /// # Errors
     /// [`FrameError::Closed`] at the end of the stream, else what is wrong.
     pub fn read(&mut self) -> Result<Vec<u8>, FrameError> {
-        match self.read_next()? {
-            Next::Frame(frame) => Ok(frame),
-            Next::Lanes(_) => Err(FrameError::Lanes),
+        match self.read_first()? {
+            // At once, whether what belongs to it follows or not.
+            Some(ANNOUNCEMENT) => Err(FrameError::Lanes),
+            Some(first) => self.read_frame(first),
+            None => Err(FrameError::Closed),
         }
     }
 
@@ -214,7 +216,7 @@ mod tests {
         let announcement = Announcement { token: Token::new(*b"0123456789abcdef"), lanes: 8 };
         let bytes = announcement.encode();
         assert_eq!(FrameReader::new(&bytes[..]).read_next().unwrap(), Next::Lanes(announcement));
-        assert!(matches!(FrameReader::new(&bytes[..]).read(), Err(FrameError::Lanes)));
+        assert!(matches!(FrameReader::new(&bytes[..4]).read(), Err(FrameError::Lanes)));
         assert!(matches!(FrameReader::new(&bytes[..bytes.len() - 1]).read_next(), Err(FrameError::Io(_))));
         for lanes in [0, 9, 255] {
             let bytes = Announcement { lanes, ..announcement }.encode();

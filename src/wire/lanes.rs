@@ -4,7 +4,7 @@
 //! main   hello │ frames … │ announcement │ segments …
 //! lane                                     segments …
 //!
-//! announcement   u32 LE: 0x7fff_ffff │ 16 bytes: token │ u8: lanes in all, the main one included
+//! announcement   4 bytes: "LANE" │ 16 bytes: token │ u8: lanes in all, the main one included
 //! segment        u64 LE: number │ u32 LE: length │ bytes
 //! ```
 //! Behind the announcement the bytes of the frames go on in segments, numbered from 0 over all lanes together.
@@ -22,8 +22,8 @@ pub const LANES_MAX: usize = 8;
 /// Longest segment, in bytes: so much may wait in a lane whose window is used up.
 pub const SEGMENT_BYTES_MAX: usize = 128 << 10;
 
-/// Stands where a frame would say its length, and is longer than any of them.
-pub(super) const ANNOUNCEMENT: u32 = 0x7fff_ffff;
+/// Stands where a frame would say its length, and as a length is more than any of them has.
+pub(super) const ANNOUNCEMENT: u32 = u32::from_le_bytes(*b"LANE");
 
 /// Bytes of an announcement behind its first word.
 pub(super) const ANNOUNCEMENT_REST_BYTES: usize = TOKEN_BYTES + 1;
