@@ -26,7 +26,9 @@ use crate::wire::lanes::Announcement;
 /// A stream to read from, of any kind.
 ///
 /// Not a `Box<dyn Read>`, which brings along ten methods of each kind: the agent is 8 kB smaller without.
-pub struct Lane(Box<dyn FnMut(&mut [u8]) -> io::Result<usize> + Send>);
+pub struct Lane(Box<ReadBytes>);
+
+type ReadBytes = dyn FnMut(&mut [u8]) -> io::Result<usize> + Send;
 
 impl Lane {
     /// A lane that reads from this.
