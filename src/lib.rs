@@ -4,7 +4,7 @@
 //! ```text
 //!  laptop                                                               VM
 //!  ┌────────────────────────────── ksync ─────────────────────────┐     ┌─ sshd ─ ksync-agent ──────────┐
-//!  │ bin/ksync → sync → remote: websocket → ssh → exec channel    ╞═════╡ stdin/stdout → exchange::run  │
+//!  │ bin/ksync → sync → remote: websocket → ssh → exec channels   ╞═════╡ stdin/stdout → exchange::run  │
 //!  │                └── exchange::run(reader, writer, engine, disk)│ wss │   engine + disk (other role)  │
 //!  └──────────────────────────────────────────────────────────────┘     └───────────────────────────────┘
 //! ```
@@ -24,7 +24,8 @@
 //! | [`wire`] | messages, frames, the hello; the protocol in prose | who speaks |
 //! | [`engine`] | decides what is said and done | files, sockets, clocks, threads, dice |
 //! | [`disk`] | a root that nothing climbs out of, scanning, staging, what was offered last | engine, wire |
-//! | [`exchange`] | one engine, one disk, one stream in, one stream out | how the bytes travel |
+//! | [`exchange`] | one engine, one disk, one stream in, one out (over several lanes, where that pays) | how the bytes travel |
+//! | `rendezvous` | how the processes of lanes meet their agent; Linux, as all agents | what lanes carry |
 //! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
 //! | `sandbox` | a stand-in VM; shares no code with the rest, so it shares no mistake | everything else |
 //! | `sync` | a job from end to end | the terminal |
@@ -47,6 +48,8 @@ pub mod exchange;
 pub mod monitor;
 #[cfg(feature = "client")]
 pub mod remote;
+#[cfg(target_os = "linux")]
+pub mod rendezvous;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
 #[cfg(feature = "client")]

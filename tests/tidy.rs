@@ -23,6 +23,7 @@ struct Layer {
 
 /// `content` may look at a clock: its tests measure what hostile input may cost.
 const FILES_AND_PEERS: &[&str] = &["std::fs", "rustix", "std::net", "tokio"];
+/// A Unix socket, `std::os::unix::net`, is not among them: it leads to no other machine.
 const PEERS: &[&str] = &["std::net", "tokio"];
 const NOTHING_OUTSIDE: &[&str] =
     &["std::fs", "std::net", "std::time", "Instant", "SystemTime", "rustix", "rand", "tokio"];
@@ -41,6 +42,7 @@ const LAYERS: &[Layer] = &[
         imports: &["content", "tree", "monitor", "wire", "engine", "disk"],
         strangers: PEERS,
     },
+    Layer { name: "rendezvous", imports: &["wire", "exchange"], strangers: PEERS },
     Layer { name: "remote", imports: &["tree", "wire"], strangers: &["indicatif", "clap"] },
     Layer { name: "kernel", imports: &["tree", "wire", "remote"], strangers: &["indicatif", "clap"] },
     Layer { name: "watch", imports: &["content", "tree", "monitor", "disk"], strangers: &["std::net"] },

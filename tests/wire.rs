@@ -14,8 +14,9 @@ use ksync::monitor::{Action, Event, Problem, Trouble, What};
 use ksync::tree::change::{Change, EDITS_MAX, Edit};
 use ksync::tree::entry::Time;
 use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
-use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter};
+use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
 use ksync::wire::hello::{self, Options, Order, Role};
+use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
     AbortKind, Blocks, Body, Message, MessageError, Op, SMALL_BYTES_MAX, Stretch, Subject, TEXT_BYTES_MAX,
     Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
@@ -146,7 +147,7 @@ fn every_message_has_its_golden_bytes_and_comes_back() {
 fn every_golden_file_belongs_to_a_message() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/wire");
     let mut names: Vec<String> = messages().into_iter().map(|(name, _)| format!("{name}.bin")).collect();
-    names.push("hello.bin".to_owned());
+    names.extend(["hello.bin", "lanes.bin", "segment.bin"].map(str::to_owned));
     for entry in fs::read_dir(folder).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(names.contains(&name), "{name}");
@@ -165,6 +166,17 @@ fn the_hello_has_its_golden_bytes_and_comes_back() {
     hello::write(&mut bytes, Some(order())).unwrap();
     assert_golden("hello", &bytes);
     assert_eq!(hello::read(&mut bytes.as_slice()).unwrap().order, Some(order()));
+}
+
+#[test]
+fn lanes_have_their_golden_bytes_and_come_back() {
+    let announcement = Announcement { token: Token::new(*b"16 random bytes."), lanes: 8 };
+    let bytes = announcement.encode();
+    assert_golden("lanes", &bytes);
+    assert_eq!(FrameReader::new(bytes.as_slice()).read_next().unwrap(), Next::Lanes(announcement));
+    let bytes = encode_segment(300, b"bytes");
+    assert_golden("segment", &bytes);
+    assert_eq!(read_segment(&mut bytes.as_slice()).unwrap(), Some((300, b"bytes".to_vec())));
 }
 
 #[test]
@@ -325,6 +337,14 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] = byte;
         read_all(&bytes);
+    }
+
+    #[test]
+    fn any_bytes_are_segments_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let mut lane = bytes.as_slice();
+        while let Ok(Some((_, segment))) = read_segment(&mut lane) {
+            prop_assert!((1..=SEGMENT_BYTES_MAX).contains(&segment.len()));
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The agent: one side of an exchange over stdin and stdout, on the machine that `ksync` put it on. The first
-//! bytes of its input may come, in hex, as its argument: so they arrive a round trip earlier.
+//! bytes of its input may come, in hex, as its argument: so they arrive a round trip earlier. With the argument
+//! `lane:TOKEN` it is only a further lane to such an agent.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -11,9 +12,13 @@ use std::process::ExitCode;
 
 use ksync::disk::memory::Memory;
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
-use ksync::exchange::{Receiving, Sending, run};
+use ksync::exchange::lanes::Lane;
+use ksync::exchange::{Incoming, Receiving, Sending, run_over};
 use ksync::monitor::Quiet;
+use ksync::rendezvous::{Rendezvous, serve_lane};
 use ksync::wire::hello::{self, Order, Role};
+use ksync::wire::lanes::Token;
+use ksync::wire::message::AbortKind;
 
 fn main() -> ExitCode {
     let argument = std::env::args().nth(1).unwrap_or_default();
@@ -21,19 +26,34 @@ fn main() -> ExitCode {
         let answered = io::Write::write_all(&mut io::stdout(), b"ksync-agent\n");
         return if answered.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    // Why a run failed has been told over the wire.
+    if let Some(token) = argument.strip_prefix("lane:") {
+        // Whoever opened it sees that it did not answer, or that it ended.
+        let served = Token::parse(token).is_some_and(|token| {
+            unbuffered(io::stdout())
+                .and_then(|mut output| serve_lane(token, io::stdin(), &mut output))
+                .is_ok()
+        });
+        return if served { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     match serve(&argument) {
         Ok(Ok(_)) => ExitCode::SUCCESS,
-        Ok(Err(_)) | Err(_) => ExitCode::FAILURE,
+        Ok(Err(failure)) => {
+            // Why a run failed has been told over the wire, if it was not the wire.
+            if failure.kind == AbortKind::Connection {
+                let text = failure.text.as_bytes();
+                let _ =
+                    unbuffered(io::stderr()).and_then(|mut stderr| io::Write::write_all(&mut stderr, text));
+            }
+            ExitCode::FAILURE
+        }
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
 /// Says hello, takes the order, runs it.
 fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
-    // Unbuffered: frames are read and written whole.
-    let stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut reader = Cursor::new(from_hex(first)?).chain(stdin);
-    let mut writer = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let mut reader = Cursor::new(from_hex(first)?).chain(unbuffered(io::stdin())?);
+    let mut writer = unbuffered(io::stdout())?;
     hello::write(&mut writer, None)?;
     let order = hello::read(&mut reader).map_err(io::Error::other)?.order;
     let Some(Order { role, path, options, memory }) = order else {
@@ -43,14 +63,15 @@ fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
     let memory = memory.and_then(|key| Some(Memory::new(offers()?, &key)));
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true };
+    let incoming = Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)) };
     Ok(match role {
         Role::Sender => {
             let disk = Sending::new(path, options).remembering(memory);
-            run(reader, writer, Sender::new(&config), disk, false, compress, &Quiet)
+            run_over(incoming, writer, Sender::new(&config), disk, false, compress, &Quiet)
         }
         Role::Receiver => {
             let disk = Receiving::new(path, options).remembering(memory);
-            run(reader, writer, Receiver::new(&config), disk, false, compress, &Quiet)
+            run_over(incoming, writer, Receiver::new(&config), disk, false, compress, &Quiet)
         }
     })
 }
@@ -58,6 +79,11 @@ fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
 /// What was offered is kept beside our own binary: in the private directory where the client put it.
 fn offers() -> Option<PathBuf> {
     Some(std::env::current_exe().ok()?.parent()?.join("offers"))
+}
+
+/// A standard stream without a buffer: frames are read and written whole.
+fn unbuffered(stream: impl AsFd) -> io::Result<File> {
+    Ok(File::from(stream.as_fd().try_clone_to_owned()?))
 }
 
 fn from_hex(text: &str) -> io::Result<Vec<u8>> {

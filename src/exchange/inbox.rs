@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::engine::{Input, Outcome};
 use crate::wire::message::{AbortKind, Message};
@@ -23,6 +24,10 @@ struct State {
     message_bytes: usize,
     closed: Option<(AbortKind, String)>,
     abandoned: bool,
+    /// The writer has ended.
+    written: bool,
+    /// What this side failed of: then nothing else counts.
+    failed: Option<String>,
 }
 
 impl Inbox {
@@ -49,6 +54,24 @@ impl Inbox {
         self.changed.notify_all();
     }
 
+    /// Says that this side cannot go on, whatever it waits for.
+    pub(super) fn fail(&self, cause: String) {
+        self.lock().failed.get_or_insert(cause);
+        self.changed.notify_all();
+    }
+
+    /// Says that the writer has ended.
+    pub(super) fn end_writing(&self) {
+        self.lock().written = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for the end of the writer, but no longer than this.
+    pub(super) fn wait_for_writer(&self, patience: Duration) {
+        let waiting = |state: &mut State| !state.written;
+        drop(self.changed.wait_timeout_while(self.lock(), patience, waiting));
+    }
+
     /// Says that nothing will be taken any more.
     pub(super) fn abandon(&self) {
         self.lock().abandoned = true;
@@ -59,6 +82,9 @@ impl Inbox {
     pub(super) fn take(&self, only_outcomes: bool) -> Input {
         let mut state = self.lock();
         loop {
+            if let Some(cause) = &state.failed {
+                return Input::Broken(AbortKind::Protocol, cause.clone());
+            }
             if let Some(outcome) = state.outcomes.pop_front() {
                 return Input::Outcome(outcome);
             }

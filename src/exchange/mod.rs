@@ -5,6 +5,7 @@
 //! between two threads of one process. [`Sending`] and [`Receiving`] perform the works of the two engines.
 
 mod inbox;
+pub mod lanes;
 mod layout;
 mod receiving;
 mod run;
@@ -13,7 +14,7 @@ mod sink;
 mod source;
 
 pub use receiving::Receiving;
-pub use run::{Perform, run};
+pub use run::{Incoming, Perform, run, run_over};
 pub use sending::Sending;
 
 use std::time::{Duration, Instant};

@@ -6,16 +6,18 @@
 //!                       └──────────── outcomes ◄───────────┘
 //! ```
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use crate::engine::{Engine, Failure, Outcome, Output, Summary, Work};
 use crate::exchange::chain;
 use crate::exchange::inbox::Inbox;
+use crate::exchange::lanes::{JoinLanes, Lane, Merged};
 use crate::monitor::Monitor;
-use crate::wire::frame::{FrameError, FrameReader, FrameWriter};
+use crate::wire::frame::{FrameError, FrameReader, FrameWriter, Next};
 use crate::wire::hello::{self, Hello};
 use crate::wire::message::{AbortKind, Message};
 
@@ -26,22 +28,51 @@ const WORKERS: usize = 4;
 /// the next one is read.
 const OUTGOING_MESSAGES: usize = 4;
 
+/// How long what was said last may take to leave once the run is over. A peer that reads no more must not keep
+/// us; a slow one has four messages to take.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Performs works.
 pub trait Perform: Send + Sync + 'static {
     /// Performs one; called from several threads.
     fn perform(&self, work: Work) -> Outcome;
 }
 
-/// Runs an exchange to its end, after our own hello has been written. `agreed` looks at the peer's hello
-/// (`None` where that has been read already).
+/// Runs an exchange to its end, after our own hello has been written. The peer's has been read already, or is
+/// looked at first (`expect_hello`).
 ///
 /// The reader is left behind, waiting for its stream, when the run ends before the stream does; it ends
-/// with the stream.
+/// with the stream. So is a writer whose peer takes nothing more.
 ///
 /// # Errors
 /// [`Failure`]: why the run ended early.
 pub fn run(
     reader: impl Read + Send + 'static,
+    writer: impl Write + Send + 'static,
+    engine: impl Engine,
+    performer: impl Perform,
+    expect_hello: bool,
+    compress: bool,
+    monitor: &dyn Monitor,
+) -> Result<Summary, Failure> {
+    let incoming = Incoming { main: Lane::new(reader), joiner: None };
+    run_over(incoming, writer, engine, performer, expect_hello, compress, monitor)
+}
+
+/// What a peer says, on one stream or on several.
+pub struct Incoming {
+    /// The stream that is there from the beginning.
+    pub main: Lane,
+    /// Who lets announced lanes in; with nobody there can be none.
+    pub joiner: Option<Box<dyn JoinLanes>>,
+}
+
+/// Runs an exchange whose peer may spread what it says over lanes; else as [`run`].
+///
+/// # Errors
+/// As there.
+pub fn run_over(
+    incoming: Incoming,
     writer: impl Write + Send + 'static,
     mut engine: impl Engine,
     performer: impl Perform,
@@ -55,14 +86,17 @@ pub fn run(
     let (works, queue) = channel();
 
     let reading = Arc::clone(&inbox);
-    thread::spawn(move || read_messages(reader, expect_hello, &reading));
+    thread::spawn(move || guarded(&reading, || read_messages(incoming, expect_hello, &reading)));
     let writing = Arc::clone(&inbox);
-    let writer = thread::spawn(move || write_messages(writer, compress, &messages, &writing));
+    thread::spawn(move || {
+        guarded(&writing, || write_messages(writer, compress, &messages, &writing));
+        writing.end_writing();
+    });
     let queue = Arc::new(Mutex::new(queue));
     let workers: Vec<_> = (0..WORKERS)
         .map(|_| {
             let (queue, inbox, performer) = (Arc::clone(&queue), Arc::clone(&inbox), Arc::clone(&performer));
-            thread::spawn(move || perform_works(&queue, &*performer, &inbox))
+            thread::spawn(move || guarded(&inbox, || perform_works(&queue, &*performer, &inbox)))
         })
         .collect();
 
@@ -71,7 +105,7 @@ pub fn run(
     // What was said last has to leave, and what was begun on the disk has to end, before the run is over.
     drop((outgoing, works));
     inbox.abandon();
-    let _ = writer.join();
+    inbox.wait_for_writer(LEAVING_PATIENCE);
     workers.into_iter().for_each(|worker| drop(worker.join()));
     result
 }
@@ -106,7 +140,22 @@ fn drive(
     }
 }
 
-fn read_messages(mut reader: impl Read, expect_hello: bool, inbox: &Inbox) {
+/// Does the work of a thread that the run depends on: if it panics, the run ends with an error.
+fn guarded(inbox: &Inbox, work: impl FnOnce()) {
+    struct Guard<'a>(&'a Inbox);
+    impl Drop for Guard<'_> {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                self.0.fail("a thread of this side panicked".to_owned());
+            }
+        }
+    }
+    let _guard = Guard(inbox);
+    work();
+}
+
+fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox) {
+    let Incoming { main: mut reader, mut joiner } = incoming;
     if expect_hello {
         match hello::read(&mut reader) {
             Ok(Hello { .. }) => {}
@@ -122,8 +171,21 @@ fn read_messages(mut reader: impl Read, expect_hello: bool, inbox: &Inbox) {
     }
     let mut frames = FrameReader::new(reader);
     loop {
-        let frame = match frames.read() {
-            Ok(frame) => frame,
+        let next = match &joiner {
+            Some(_) => frames.read_next(),
+            None => frames.read().map(Next::Frame),
+        };
+        let frame = match next {
+            Ok(Next::Frame(frame)) => frame,
+            Ok(Next::Lanes(announcement)) => {
+                let (merged, joining) = Merged::new(frames.into_inner(), announcement);
+                // They are announced once.
+                if let Some(joiner) = joiner.take() {
+                    joiner.join(announcement, joining);
+                }
+                frames = FrameReader::new(Lane::new(merged));
+                continue;
+            }
             Err(error) => return inbox.close(kind(&error), chain(&error)),
         };
         let message = match Message::decode(&frame) {
@@ -140,8 +202,10 @@ fn read_messages(mut reader: impl Read, expect_hello: bool, inbox: &Inbox) {
 /// Whether a stream that cannot be read any further ended, or is in disorder.
 fn kind(error: &FrameError) -> AbortKind {
     match error {
+        // Of lanes whose segments make no sense.
+        FrameError::Io(error) if error.kind() == io::ErrorKind::InvalidData => AbortKind::Protocol,
         FrameError::Closed | FrameError::Io(_) => AbortKind::Connection,
-        FrameError::TooLong { .. } | FrameError::Damaged => AbortKind::Protocol,
+        FrameError::TooLong { .. } | FrameError::Lanes | FrameError::Damaged => AbortKind::Protocol,
     }
 }
 

@@ -12,11 +12,14 @@
 //!
 //! So an agent that is there costs no round trip of its own, and one that is not costs one.
 
+use std::fmt;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::remote::agent_image::{AgentImage, BLOCK_BYTES};
 use crate::tree::path::escape;
 use crate::wire::hello::MAGIC;
+use crate::wire::lanes::Token;
 
 /// What is kept of the first flight, to be sent again behind the agent.
 pub(super) const FLIGHT_BYTES_MAX: usize = 64 * 1024;
@@ -41,21 +44,43 @@ const NEED: &[u8] = b"\0KSYNC-NEED\n";
 const FAIL: &[u8] = b"\0KSYNC-FAIL ";
 const SCRIPT: &str = include_str!("bootstrap.sh");
 
+/// What an agent is started for.
+pub(super) enum Purpose {
+    /// An exchange, with the first bytes that it is told.
+    Exchange(Vec<u8>),
+    /// A further lane of one.
+    Lane(Token),
+}
+
+impl fmt::Display for Purpose {
+    /// The agent's argument.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exchange(first) => first.iter().try_for_each(|byte| write!(formatter, "{byte:02x}")),
+            Self::Lane(token) => write!(formatter, "lane:{token}"),
+        }
+    }
+}
+
 /// The line that is executed on the other side. It holds a constant script, a hash, a number, the marker, and
-/// in hex the first bytes that the agent is told: no name or path that anybody could choose.
-pub(super) fn command(image: &AgentImage, marker: &str, first: &[u8]) -> String {
+/// in hex the first bytes that the agent is told, or a token: no name or path that anybody could choose.
+pub(super) fn command(image: &AgentImage, marker: &str, purpose: &Purpose) -> String {
     let lines = SCRIPT.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let script = lines.collect::<Vec<_>>().join(" ");
     let blocks = image.gzip.len().div_ceil(BLOCK_BYTES);
-    let first: String = first.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("exec sh -c '{script}' ksync {} {blocks} {marker} '{first}'", image.sha256)
+    format!("exec sh -c '{script}' ksync {} {blocks} {marker} '{purpose}'", image.sha256)
 }
 
 /// A marker: a line that no first flight holds.
 pub(super) fn marker() -> Result<String, aws_lc_rs::error::Unspecified> {
+    Ok(token()?.to_string())
+}
+
+/// A token for the lanes of one exchange.
+pub(super) fn token() -> Result<Token, aws_lc_rs::error::Unspecified> {
     let mut bytes = [0; 16];
     aws_lc_rs::rand::fill(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(Token::new(bytes))
 }
 
 /// What was found in the output of the other side.
@@ -207,7 +232,7 @@ mod tests {
     fn the_command_is_one_line_that_any_login_shell_can_pass_on() {
         let image =
             AgentImage { sha256: "ab".repeat(32).into(), gzip: Bytes::from(vec![0; 2 * BLOCK_BYTES]) };
-        let command = command(&image, "feed", b"\0a\n");
+        let command = command(&image, "feed", &Purpose::Exchange(b"\0a\n".to_vec()));
         let script = command.strip_prefix("exec sh -c '").unwrap();
         let (script, arguments) = script.split_once('\'').unwrap();
         assert_eq!(arguments, format!(" ksync {} 2 feed '00610a'", "ab".repeat(32)));

@@ -1,10 +1,10 @@
-# Starts the agent, or asks for it. Run on the other side as: sh -c 'this' ksync SHA256 BLOCKS MARKER FIRST
+# Starts the agent, or asks for it. Run on the other side as: sh -c 'this' ksync SHA256 BLOCKS MARKER ARGUMENT
 #
 # Comments and line ends are taken out before it is sent, since some login shells take no line ends in quotes:
 # so each line ends where a blank may follow. For the same reason there is no single quote, no exclamation mark
 # (csh) and no doubled backslash (fish) in it. Nothing but the four arguments varies.
 
-umask 077; LC_ALL=C; h=$1; n=$2; m=$3; a=$4; e=; u=$(id -u);
+umask 077; LC_ALL=C; h=$1; n=$2; m=$3; a=$4; e=;
 
 # Says why a directory will not do, for the one who has to find out in the end.
 no() { e="$e$d: $1; "; };
@@ -31,13 +31,21 @@ sound() {
 # Tried before exec, since a shell that fails to exec is gone: no noexec mount, no other machine.
 runs() { "$1" --version </dev/null >/dev/null 2>&1; };
 
-set -- "${XDG_CACHE_HOME:-${HOME:-.}/.cache}/ksync" "/var/tmp/ksync-$u" "/tmp/ksync-$u" "/dev/shm/ksync-$u";
-
-for d in "$@"; do
-  f=$d/agent-$h;
-  private "$d" && [ -e "$f" ] || continue;
+# Becomes the agent, if it is there. A lane does so without looking at it again: somebody has just become it, and
+# where nobody else may enter it is still the same.
+become() {
+  f=$1/agent-$h;
+  private "$1" && [ -e "$f" ] || return 0;
+  case $a in lane:*) [ -x "$f" ] && exec "$f" "$a"; return 0;; esac;
   if sound "$f"; then runs "$f" && exec "$f" "$a"; else rm -f "$f"; fi;
-done;
+};
+
+c=${XDG_CACHE_HOME:-${HOME:-.}/.cache}/ksync;
+become "$c";
+u=$(id -u);
+set -- "/var/tmp/ksync-$u" "/tmp/ksync-$u" "/dev/shm/ksync-$u";
+for d in "$@"; do become "$d"; done;
+set -- "$c" "$@";
 
 command -v gzip >/dev/null 2>&1 || { printf "\000KSYNC-FAIL there is no gzip\n"; exit 1; };
 

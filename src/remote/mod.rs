@@ -7,8 +7,9 @@
 //! ```
 //!
 //! [`connect`] makes an SSH session with a [`Target`]; [`Connection::agent`] starts an [`Agent`] on a channel
-//! of it, as often as wanted. Everything up to the agent is asynchronous; its reader and writer block, as the
-//! engine's driver needs them. What holds throughout:
+//! of it, as often as wanted, and [`Connection::lane_from`] one that is a further lane of another. Everything
+//! up to the agent is asynchronous; its reader and writer block, as the engine's driver needs them. What holds
+//! throughout:
 //!
 //! - no host is trusted without proof, and no proof is learned where one is expected;
 //! - every wait for the other side has an end;
@@ -33,6 +34,7 @@ mod websocket;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use russh::Disconnect;
@@ -40,7 +42,7 @@ use russh::client::Handle;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Installed};
 pub use agent_image::{AgentImage, BLOCK_BYTES};
@@ -49,11 +51,16 @@ pub use hostkey::{HostKeyError, HostKeys};
 pub use pump::Waiting;
 
 use crate::tree::path::escape;
+use crate::wire::lanes::Token;
+use bootstrap::Purpose;
 use error::Fate;
 
 /// What may wait to be read from all agents of a connection together: a full window. Beyond it the session
 /// stands still until somebody reads, and so does what is sent.
 const UNREAD_BYTES_MAX: usize = ssh::WINDOW_BYTES as usize;
+
+/// Round trips that logging in takes at least: asking for it, offering the key, signing.
+const LOGIN_ROUND_TRIPS: u32 = 3;
 
 /// How long saying goodbye may take.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(2);
@@ -110,6 +117,8 @@ pub struct Connection {
     patience: Duration,
     budget: Arc<Semaphore>,
     fate: Fate,
+    /// The shortest round trip so far, in microseconds.
+    round_trip: AtomicU64,
 }
 
 /// Connects and logs in.
@@ -151,9 +160,13 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         text: target.identity_text.as_deref(),
         use_ssh_agent: target.use_ssh_agent,
     };
+    let begin = Instant::now();
     auth::authenticate(&mut session, &credentials, &endpoint, patience, &fate).await?;
     let budget = Arc::new(Semaphore::new(UNREAD_BYTES_MAX));
-    Ok(Connection { session, socket, endpoint, patience, budget, fate })
+    let round_trip = AtomicU64::new(u64::MAX);
+    let connection = Connection { session, socket, endpoint, patience, budget, fate, round_trip };
+    connection.took(begin.elapsed() / LOGIN_ROUND_TRIPS);
+    Ok(connection)
 }
 
 impl Connection {
@@ -181,15 +194,38 @@ impl Connection {
     ///
     /// # Errors
     /// As [`Connection::agent`].
-    pub async fn start(&self, mut waiting: Waiting, image: AgentImage) -> Result<(), RemoteError> {
+    pub async fn start(&self, waiting: Waiting, image: AgentImage) -> Result<(), RemoteError> {
+        let purpose = |waiting: &mut Waiting| Purpose::Exchange(waiting.first_flight());
+        self.start_for(purpose, waiting, image).await
+    }
+
+    /// Starts the agent `image` as a further lane of the exchange that announces `token`. It has joined when it
+    /// has answered; what it is told from then on belongs to that exchange.
+    ///
+    /// # Errors
+    /// As [`Connection::agent`].
+    pub async fn lane_from(&self, image: AgentImage, token: Token) -> Result<Agent, RemoteError> {
+        let (agent, waiting) = Agent::waiting();
+        self.start_for(|_| Purpose::Lane(token), waiting, image).await?;
+        Ok(agent)
+    }
+
+    async fn start_for(
+        &self,
+        purpose: impl FnOnce(&mut Waiting) -> Purpose,
+        mut waiting: Waiting,
+        image: AgentImage,
+    ) -> Result<(), RemoteError> {
         let endpoint = self.endpoint.clone();
         let marker = bootstrap::marker().map_err(|_| RemoteError::NotStarted {
             endpoint: endpoint.clone(),
             reason: "this machine gave no random number".into(),
         })?;
         let opening = async {
+            let begin = Instant::now();
             let channel = self.session.channel_open_session().await?;
-            let command = bootstrap::command(&image, &marker, &waiting.first_flight());
+            self.took(begin.elapsed());
+            let command = bootstrap::command(&image, &marker, &purpose(&mut waiting));
             // No reply is wanted: the first answer is the agent's own, a round trip earlier.
             channel.exec(false, command).await?;
             Ok(channel)
@@ -204,6 +240,18 @@ impl Connection {
         let (patience, budget, fate) = (self.patience, self.budget.clone(), self.fate.clone());
         waiting.start(read, write, pump::Start { image, marker, endpoint, patience, budget, fate });
         Ok(())
+    }
+
+    /// A round trip took so long, or less.
+    fn took(&self, elapsed: Duration) {
+        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        self.round_trip.fetch_min(micros, Ordering::Relaxed);
+    }
+
+    /// How long a round trip takes at most: the shortest that was seen of those that were needed anyway.
+    #[must_use]
+    pub fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
     }
 
     /// Whether the session has ended.
@@ -224,6 +272,12 @@ impl Connection {
         };
         let _ = timeout(GOODBYE_PATIENCE, goodbye).await;
     }
+}
+
+/// A token for the lanes of one exchange; `None` where this machine gives no random number.
+#[must_use]
+pub fn token() -> Option<Token> {
+    bootstrap::token().ok()
 }
 
 async fn dial(host: &str, port: u16, endpoint: &str, patience: Duration) -> Result<TcpStream, RemoteError> {

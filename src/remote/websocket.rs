@@ -40,9 +40,6 @@ const FIRST_PING: Duration = Duration::from_secs(1);
 /// Pings in the time after which silence means death: one that gets lost or late does no harm.
 const PINGS_PER_SILENCE: u32 = 3;
 
-/// How long the other side may take to answer our close. It is politeness: SSH has said goodbye before.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
-
 /// A WebSocket URL, taken apart.
 pub(super) struct Address {
     uri: Uri,
@@ -128,16 +125,13 @@ where
     let (mut pipe_reader, mut pipe_writer) = tokio::io::split(pipe);
     let loss = {
         let heard = AtomicBool::new(false);
-        let receiving = receive(&mut stream, &mut pipe_writer, silence, &heard);
-        tokio::pin!(receiving);
         let pings = Pings::new(silence / PINGS_PER_SILENCE);
         tokio::select! {
-            loss = &mut receiving => loss,
+            loss = receive(&mut stream, &mut pipe_writer, silence, &heard) => loss,
             sent = send(&mut pipe_reader, &mut sink, pings, &heard) => match sent {
-                Ok(()) => match timeout(CLOSE_PATIENCE, receiving).await {
-                    Ok(loss) => loss,
-                    Err(_) => Loss::Broken("the connection was closed by this side".into()),
-                },
+                // The other side's answer to our close would take a round trip, and says nothing: SSH has said
+                // goodbye before.
+                Ok(()) => Loss::Broken("the connection was closed by this side".into()),
                 Err(error) => broken(&error),
             },
         }

@@ -1,27 +1,39 @@
-//! Counts the bytes of a stream.
+//! Counts the bytes of a stream, or of several together.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// A count that streams add to.
+#[derive(Clone, Default)]
+pub(super) struct Count(Arc<AtomicU64>);
+
+impl Count {
+    /// A stream whose bytes are counted here.
+    pub(super) fn meter<S>(&self, stream: S) -> Meter<S> {
+        Meter { stream, count: self.clone() }
+    }
+
+    /// What was counted so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
 /// A stream that counts what passes.
 pub(super) struct Meter<S> {
     stream: S,
-    bytes: Arc<AtomicU64>,
-}
-
-impl<S> Meter<S> {
-    /// The stream, and where its count can be read.
-    pub(super) fn new(stream: S) -> (Self, Arc<AtomicU64>) {
-        let bytes = Arc::new(AtomicU64::new(0));
-        (Self { stream, bytes: Arc::clone(&bytes) }, bytes)
-    }
+    count: Count,
 }
 
 impl<S: Read> Read for Meter<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.stream.read(buffer)?;
-        self.bytes.fetch_add(count as u64, Ordering::Relaxed);
+        self.count.add(count);
         Ok(count)
     }
 }
@@ -29,7 +41,7 @@ impl<S: Read> Read for Meter<S> {
 impl<S: Write> Write for Meter<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.stream.write(bytes)?;
-        self.bytes.fetch_add(count as u64, Ordering::Relaxed);
+        self.count.add(count);
         Ok(count)
     }
 

@@ -4,6 +4,7 @@
 
 pub mod endpoint;
 mod error;
+mod lanes;
 mod local;
 mod memory;
 mod meter;
@@ -52,6 +53,8 @@ pub struct Way {
     pub connect_timeout: Duration,
     /// How long the other side may be silent.
     pub timeout: Duration,
+    /// How many channels may carry an upload; `None`: as many as the round trip is worth.
+    pub connections: Option<usize>,
 }
 
 impl Default for Way {
@@ -63,6 +66,7 @@ impl Default for Way {
             host_key: None,
             connect_timeout: Duration::from_secs(30),
             timeout: Duration::from_secs(60),
+            connections: None,
         }
     }
 }

@@ -1,18 +1,18 @@
 //! From or to another machine: a session with it, and exchanges with an agent on it.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
 use crate::engine::{Config, Engine, Receiver, Sender};
+use crate::exchange::lanes::Striped;
 use crate::exchange::{self, Perform, Receiving, Sending};
 use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection, HostKeys, Transport};
 use crate::sandbox::{self, Sandbox, Weather};
 use crate::sync::memory::{self, Key};
-use crate::sync::meter::Meter;
-use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, target};
+use crate::sync::meter::Count;
+use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, lanes, target};
 use crate::wire::hello::{self, Options, Order, Role};
 use crate::wire::message::AbortKind;
 
@@ -114,25 +114,31 @@ impl<'a> Session<'a> {
         monitor: Watcher,
     ) -> Result<Round, SyncError> {
         let (agent, waiting) = Agent::waiting();
-        let (reader, down_bytes) = Meter::new(agent.reader);
-        let (mut writer, up_bytes) = Meter::new(agent.writer);
+        let (up_bytes, down_bytes) = (Count::default(), Count::default());
+        let (reader, mut writer) = (down_bytes.meter(agent.reader), up_bytes.meter(agent.writer));
+        // Also for a download: which way much goes is seen where it is written.
+        let (asking, opening) = lanes::pair(up_bytes.clone());
         let compress = order.options.compress;
         let running = super::blocking(move || {
             // A writer that is gone shows in what the reader says.
             let _ = hello::write(&mut writer, Some(order));
+            let writer = Striped::new(Box::new(writer), Box::new(asking));
             exchange::run(reader, writer, engine, disk, true, compress, &*monitor)
         });
         tokio::pin!(running);
         let starting = async {
             let connected = self.connected.get_or_try_init(|| self.connect()).await?;
-            connected.connection.start(waiting, AgentImage::embedded()).await.map_err(SyncError::from)
+            connected.connection.start(waiting, AgentImage::embedded()).await?;
+            Ok::<_, SyncError>(&connected.connection)
         };
         let result = tokio::select! {
             // Nothing can come of it before it has started, save that there is nothing to send.
             result = &mut running => result,
             started = starting => {
-                started?;
-                running.await
+                tokio::select! {
+                    result = &mut running => result,
+                    never = opening.run(started?, self.way.connections) => match never {},
+                }
             }
         };
         let summary = match result? {
@@ -144,8 +150,8 @@ impl<'a> Session<'a> {
         };
         Ok(Round {
             summary,
-            wire_up_bytes: up_bytes.load(Ordering::Relaxed),
-            wire_down_bytes: down_bytes.load(Ordering::Relaxed),
+            wire_up_bytes: up_bytes.bytes(),
+            wire_down_bytes: down_bytes.bytes(),
             agent_installed_bytes: agent.installed.sent_bytes().flatten().unwrap_or(0),
         })
     }

@@ -3,11 +3,13 @@
 //! ```text
 //! u32 LE: stored length, bit 31 set if packed │ packed only: u32 LE raw length │ stored bytes
 //! ```
-//! Both lengths are checked against [`FRAME_BYTES_MAX`] before memory is taken.
+//! Both lengths are checked against [`FRAME_BYTES_MAX`] before memory is taken. In place of a frame an
+//! [`Announcement`] may stand: from there on the stream lies in [lanes](super::lanes).
 
 use std::io::{self, Read, Write};
 
 use crate::content::pack::{Packer, unpack};
+use crate::wire::lanes::{ANNOUNCEMENT, ANNOUNCEMENT_REST_BYTES, Announcement};
 
 /// Longest frame in bytes, raw or stored: a megabyte of content, or the chunk list of the longest file.
 pub const FRAME_BYTES_MAX: usize = 2 << 20;
@@ -29,12 +31,24 @@ pub enum FrameError {
         /// What it declares.
         declared: usize,
     },
+    /// Lanes are announced where there can be none, or too many of them.
+    #[error("lanes are announced out of turn, or too many of them")]
+    Lanes,
     /// A packed frame does not unpack to what it declares.
     #[error("a frame is damaged")]
     Damaged,
 }
 
-/// Writes frames.
+/// What stands next in a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// A frame.
+    Frame(Vec<u8>),
+    /// From here on the stream lies in lanes.
+    Lanes(Announcement),
+}
+
+/// Writes frames, each in one write: below, that may become a packet of its own, and lanes begin between two.
 pub struct FrameWriter<W> {
     writer: W,
     packer: Packer,
@@ -59,7 +73,6 @@ impl<W: Write> FrameWriter<W> {
                 .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a frame is too long"))
         };
         let raw_length = length(raw)?;
-        // Header and content in one write: below, each write may become a packet of its own.
         self.buffer.clear();
         match self.packer.pack(raw) {
             Some(packed) => {
@@ -95,12 +108,39 @@ impl<R: Read> FrameReader<R> {
         Self { reader }
     }
 
-    /// Reads the next frame.
+    /// The stream behind what was read so far.
+    pub fn into_inner(self) -> R {
+        self.reader
+    }
+
+    /// Reads the next frame, where there can be no lanes.
     ///
     /// # Errors
     /// [`FrameError::Closed`] at the end of the stream, else what is wrong.
     pub fn read(&mut self) -> Result<Vec<u8>, FrameError> {
+        match self.read_first()? {
+            // At once, whether what belongs to it follows or not.
+            Some(ANNOUNCEMENT) => Err(FrameError::Lanes),
+            Some(first) => self.read_frame(first),
+            None => Err(FrameError::Closed),
+        }
+    }
+
+    /// Reads the next frame, or the announcement of lanes.
+    ///
+    /// # Errors
+    /// As [`FrameReader::read`].
+    pub fn read_next(&mut self) -> Result<Next, FrameError> {
         let Some(first) = self.read_first()? else { return Err(FrameError::Closed) };
+        if first == ANNOUNCEMENT {
+            let mut rest = [0; ANNOUNCEMENT_REST_BYTES];
+            self.reader.read_exact(&mut rest)?;
+            return Announcement::decode_rest(rest).map(Next::Lanes).ok_or(FrameError::Lanes);
+        }
+        self.read_frame(first).map(Next::Frame)
+    }
+
+    fn read_frame(&mut self, first: u32) -> Result<Vec<u8>, FrameError> {
         let declared = (first & !PACKED) as usize;
         check_length(declared)?;
         if first & PACKED == 0 {
@@ -144,6 +184,7 @@ fn check_length(declared: usize) -> Result<(), FrameError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::lanes::Token;
 
     #[test]
     fn frames_come_back_packed_or_not() {
@@ -168,6 +209,19 @@ mod tests {
             assert!(matches!(error, FrameError::TooLong { .. }), "{error}");
         }
         assert!(FrameWriter::new(Vec::new(), true).write(&vec![0; FRAME_BYTES_MAX + 1]).is_err());
+    }
+
+    #[test]
+    fn an_announcement_comes_back_and_is_refused_where_there_can_be_no_lanes() {
+        let announcement = Announcement { token: Token::new(*b"0123456789abcdef"), lanes: 8 };
+        let bytes = announcement.encode();
+        assert_eq!(FrameReader::new(&bytes[..]).read_next().unwrap(), Next::Lanes(announcement));
+        assert!(matches!(FrameReader::new(&bytes[..4]).read(), Err(FrameError::Lanes)));
+        assert!(matches!(FrameReader::new(&bytes[..bytes.len() - 1]).read_next(), Err(FrameError::Io(_))));
+        for lanes in [0, 9, 255] {
+            let bytes = Announcement { lanes, ..announcement }.encode();
+            assert!(matches!(FrameReader::new(&bytes[..]).read_next(), Err(FrameError::Lanes)), "{lanes}");
+        }
     }
 
     #[test]

@@ -55,7 +55,15 @@
 //! A receiver has at most [`message::WANTS_MAX`] wants without an answer, so a sender can always take in
 //! what arrives; a sender stops when the channel does. A sender works on at most
 //! [`message::STREAMS_MAX`] files at a time.
+//!
+//! # Lanes
+//! SSH gives each channel a window, 2 MiB with OpenSSH, and so each channel carries at most that much in a round
+//! trip. Where the way is long and much goes from the client to the agent, the client opens further channels
+//! and spreads its stream over them: see [`lanes`]. What comes back stays one stream. A lane is used once the
+//! agent has answered that it joined, so nobody ever waits for one that does not come; one that breaks breaks
+//! the connection.
 
 pub mod frame;
 pub mod hello;
+pub mod lanes;
 pub mod message;

@@ -4,7 +4,9 @@
 mod cuts;
 mod deltas;
 mod kinds;
+mod lanes;
 mod meddling;
 mod memory;
+mod panics;
 mod random;
 mod world;

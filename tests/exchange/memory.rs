@@ -201,6 +201,8 @@ fn a_run_that_was_interrupted_goes_on_without_the_manifest() {
         let staged = world.staged_bytes();
         let ran = run_ok(&world);
         let rest = ran.bytes - ((8 << 20) - staged);
+        // Besides the names of the blocks that are staged.
+        let rest = rest - staged / 2000;
         assert!(staged > 0 && rest < 3 * NOTHING_BYTES, "{rest} bytes besides content");
     }
 }

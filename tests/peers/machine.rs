@@ -53,6 +53,11 @@ pub(crate) struct Machine {
 impl Machine {
     /// `None` where peers are missing.
     pub(crate) fn start() -> Option<Machine> {
+        Machine::with(&[])
+    }
+
+    /// With further settings of sshd.
+    pub(crate) fn with(settings: &[&str]) -> Option<Machine> {
         if !are_there(&["sshd", "ssh", "ssh-keygen", "websocat", "rsync"]) {
             return None;
         }
@@ -61,7 +66,13 @@ impl Machine {
         make_key(&world, "host-key");
         make_key(&world, "key");
         fs::copy(world.path("key.pub"), world.path("machine/authorized")).expect("a key");
-        let (port, sshd) = listening(|port| Service::start(sshd(&world, port, "host-key")));
+        let (port, sshd) = listening(|port| {
+            let mut command = sshd(&world, port, "host-key");
+            for setting in settings {
+                command.args(["-o", setting]);
+            }
+            Service::start(command)
+        });
         let machine = Machine { world, port, _sshd: sshd };
         machine.trust("host-key");
         Some(machine)

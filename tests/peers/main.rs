@@ -5,11 +5,14 @@
 #![cfg(feature = "sandbox")]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+mod link;
 mod machine;
 mod tls;
 #[path = "../world/mod.rs"]
 mod world;
 
+mod lanes;
 mod login;
 mod round_trip;
+mod round_trips;
 mod stand_in;

@@ -202,6 +202,9 @@ pub(crate) struct WayArgs {
     /// Further roots to trust for wss://
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_cert: Option<PathBuf>,
+    /// Channels that may carry an upload, 1 to 8: by itself, as many as pay
+    #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub(crate) connections: Option<u8>,
     /// Give up when nothing comes for so long; 0 is never
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) timeout: u64,
@@ -329,5 +332,9 @@ mod tests {
     #[test]
     fn what_is_unknown_is_an_error_that_names_it() {
         assert!(parsed("ksync --frobnicate a b").unwrap_err().contains("--frobnicate"));
+        for number in ["0", "9", "x", "-1"] {
+            let told = parsed(&format!("ksync -j={number} a b")).unwrap_err();
+            assert!(told.contains("--connections <N>"), "{told}");
+        }
     }
 }

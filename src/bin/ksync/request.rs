@@ -193,6 +193,7 @@ fn way(args: WayArgs) -> Result<Way, Complaint> {
         host_key: args.host_key,
         connect_timeout: seconds(args.contimeout),
         timeout: seconds(args.timeout),
+        connections: args.connections.map(usize::from),
     })
 }
 
@@ -338,5 +339,8 @@ mod tests {
         assert_eq!(request.show, Show { quiet: false, itemize: true, stats: false, progress: true });
         assert!(!built("ksync -nq a b").unwrap().jobs[0].options.list_changes);
         assert!(built("ksync a b").unwrap().jobs[0].options.compress);
+        let connections = |line| built(line).unwrap().jobs[0].way.connections;
+        assert_eq!((connections("ksync a b"), connections("ksync -j 1 a b")), (None, Some(1)));
+        assert_eq!(connections("ksync --connections 8 a b"), Some(8));
     }
 }

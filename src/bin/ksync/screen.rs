@@ -245,6 +245,7 @@ mod tests {
             host_key: None,
             connect_timeout: TEN,
             timeout: TEN,
+            connections: None,
         };
         let job = Job {
             source: Endpoint::parse("./dir".as_ref()).unwrap(),

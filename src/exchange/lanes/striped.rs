@@ -1,0 +1,264 @@
+//! The sending end: a writer that spreads what is written over lanes, once that pays.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use crate::exchange::lanes::OpenLanes;
+use crate::wire::lanes::{SEGMENT_BYTES_MAX, encode_segment};
+
+/// After so many bytes it is asked whether lanes would pay. Until then everything is written straight through:
+/// most runs never get that far. Together with one frame it still fits into OpenSSH's window, so no write
+/// has waited for a round trip by then.
+const STRAIGHT_BYTES: usize = 512 << 10;
+
+/// Lanes are announced when so much waits behind what the main lane could take. With OpenSSH's window of 2 MiB
+/// the whole is then more than 4 MiB, which would take the main lane two more round trips, and that is how
+/// long it takes to open lanes.
+const WAITING_BYTES: usize = 2 << 20;
+
+/// Most bytes that wait: enough for all lanes to find something when their windows open.
+const QUEUED_BYTES_MAX: usize = 4 << 20;
+
+/// Writes straight to the main lane, then through a queue, then in segments over all lanes. Each write is a
+/// frame: the announcement stands between two.
+pub struct Striped {
+    stage: Stage,
+    opener: Option<Box<dyn OpenLanes>>,
+    straight_bytes: usize,
+    shared: Arc<Shared>,
+}
+
+enum Stage {
+    /// To the main lane; empty only while it is handed over.
+    Straight(Option<Box<dyn Write + Send>>),
+    /// To the main lane's thread.
+    Queued,
+    /// To all lanes; the number of the next segment.
+    Numbered(u64),
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// A segment was put in, or none will follow.
+    filled: Condvar,
+    /// A segment was taken, or a lane left.
+    taken: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// For the main lane only: what was written before the announcement, and that.
+    main: VecDeque<Vec<u8>>,
+    /// For whoever comes first.
+    any: VecDeque<Vec<u8>>,
+    queued_bytes: usize,
+    lanes: usize,
+    closed: bool,
+    /// Why a lane broke: then all stop.
+    failure: Option<(io::ErrorKind, String)>,
+}
+
+impl State {
+    /// The next bytes for a lane. What only the main one may carry goes first there.
+    fn take(&mut self, is_main: bool) -> Option<Vec<u8>> {
+        let bytes = if is_main { self.main.pop_front() } else { None }.or_else(|| self.any.pop_front())?;
+        self.queued_bytes = self.queued_bytes.saturating_sub(bytes.len());
+        Some(bytes)
+    }
+}
+
+impl Striped {
+    /// Writes to `main`, and to what `opener` opens.
+    #[must_use]
+    pub fn new(main: Box<dyn Write + Send>, opener: Box<dyn OpenLanes>) -> Self {
+        Self {
+            stage: Stage::Straight(Some(main)),
+            opener: Some(opener),
+            straight_bytes: 0,
+            shared: Arc::default(),
+        }
+    }
+
+    /// Puts the main lane behind the queue.
+    fn queue(&mut self) {
+        if let Stage::Straight(main) = &mut self.stage
+            && let Some(main) = main.take()
+        {
+            Entrance(Arc::clone(&self.shared)).start(main, true);
+        }
+        self.stage = Stage::Queued;
+    }
+
+    /// Announces lanes, if they can be had.
+    fn announce(&mut self) -> io::Result<()> {
+        let entrance = Entrance(Arc::clone(&self.shared));
+        if let Some(announcement) = self.opener.take().and_then(|opener| opener.open(entrance)) {
+            self.put(announcement.encode())?;
+            self.stage = Stage::Numbered(0);
+        }
+        Ok(())
+    }
+
+    /// Puts bytes into the queue, when there is room.
+    fn put(&self, bytes: Vec<u8>) -> io::Result<()> {
+        let mut state = self.shared.lock();
+        while state.queued_bytes >= QUEUED_BYTES_MAX && state.failure.is_none() {
+            state = self.shared.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if let Some((kind, text)) = &state.failure {
+            return Err(io::Error::new(*kind, text.clone()));
+        }
+        state.queued_bytes += bytes.len();
+        if matches!(self.stage, Stage::Numbered(_)) {
+            state.any.push_back(bytes);
+            self.shared.filled.notify_one();
+        } else {
+            state.main.push_back(bytes);
+            self.shared.filled.notify_all();
+        }
+        Ok(())
+    }
+}
+
+impl Write for Striped {
+    /// Takes all of a frame.
+    fn write(&mut self, frame: &[u8]) -> io::Result<usize> {
+        if self.straight_bytes >= STRAIGHT_BYTES
+            && matches!(self.stage, Stage::Straight(_))
+            && self.opener.as_ref().is_some_and(|opener| opener.worthwhile() > 1)
+        {
+            self.queue();
+        }
+        if let Stage::Straight(main) = &mut self.stage {
+            main.as_mut().ok_or(io::ErrorKind::BrokenPipe)?.write_all(frame)?;
+            self.straight_bytes = self.straight_bytes.saturating_add(frame.len());
+            return Ok(frame.len());
+        }
+        if matches!(self.stage, Stage::Queued)
+            && self.opener.is_some()
+            && self.shared.lock().queued_bytes >= WAITING_BYTES
+        {
+            self.announce()?;
+        }
+        for bytes in frame.chunks(SEGMENT_BYTES_MAX) {
+            let bytes = match &mut self.stage {
+                Stage::Numbered(next) => {
+                    *next += 1;
+                    encode_segment(*next - 1, bytes)
+                }
+                _ => bytes.to_vec(),
+            };
+            self.put(bytes)?;
+        }
+        Ok(frame.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.stage {
+            Stage::Straight(Some(main)) => main.flush(),
+            // Each lane flushes when it has nothing more to write.
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What was written leaves, unless a lane is broken.
+impl Drop for Striped {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.closed = true;
+        self.shared.filled.notify_all();
+        while state.lanes > 0 && state.failure.is_none() {
+            state = self.shared.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Where opened lanes are put in, whenever they are ready.
+#[derive(Clone)]
+pub struct Entrance(Arc<Shared>);
+
+impl Entrance {
+    /// Puts in a lane. It is closed when all is written.
+    pub fn add(&self, lane: Box<dyn Write + Send>) {
+        self.start(lane, false);
+    }
+
+    fn start(&self, mut lane: Box<dyn Write + Send>, is_main: bool) {
+        self.0.lock().lanes += 1;
+        // Leaves even where the thread cannot be started, or panics.
+        let leaving = Leaving(Arc::clone(&self.0));
+        let carrying = move || {
+            let result = carry(&mut *lane, is_main, &leaving.0);
+            // The other side sees the end of the lane before anybody counts it as gone.
+            drop(lane);
+            leaving.leave(result);
+        };
+        if let Err(error) = thread::Builder::new().spawn(carrying)
+            && is_main
+        {
+            self.0.lock().failure.get_or_insert((error.kind(), error.to_string()));
+        }
+    }
+}
+
+/// Carries segments to the end of the queue, or until a lane breaks.
+fn carry(lane: &mut dyn Write, is_main: bool, shared: &Shared) -> io::Result<()> {
+    let mut flushed = true;
+    loop {
+        let mut state = shared.lock();
+        if state.failure.is_some() {
+            return Ok(());
+        }
+        let bytes = state.take(is_main);
+        if bytes.is_none() && flushed {
+            if state.closed {
+                return Ok(());
+            }
+            drop(shared.filled.wait(state).unwrap_or_else(PoisonError::into_inner));
+            continue;
+        }
+        drop(state);
+        if let Some(bytes) = bytes {
+            shared.taken.notify_all();
+            lane.write_all(&bytes)?;
+            flushed = false;
+        } else {
+            lane.flush()?;
+            flushed = true;
+        }
+    }
+}
+
+/// A lane's share in the count; gone without a word, it counts as broken.
+struct Leaving(Arc<Shared>);
+
+impl Leaving {
+    fn leave(self, result: io::Result<()>) {
+        if let Err(error) = result {
+            self.0.lock().failure.get_or_insert((error.kind(), error.to_string()));
+        }
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.lanes -= 1;
+        if thread::panicking() {
+            state.failure.get_or_insert((io::ErrorKind::Other, "a thread of this side panicked".to_owned()));
+        }
+        self.0.taken.notify_all();
+        self.0.filled.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that holds the lock can panic half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

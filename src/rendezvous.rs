@@ -1,0 +1,298 @@
+//! Where a lane meets the agent whose lane it is: two processes of one login, started over two channels.
+//!
+//! The process of a lane hands its standard input to the agent, waits until that has taken it, says so on its
+//! standard output, and stays until the agent is done with the lane. So no byte passes through it, and it ends
+//! by itself when the agent does, however that ends.
+//!
+//! They meet at a Unix socket with an abstract name, which leaves nothing on any disk. Anybody on the machine
+//! can connect to such a socket, or can have taken the name before; so both ends ask the kernel who the other
+//! one is, and have nothing to do with another user. That can at most keep lanes from joining, and an exchange
+//! does without them.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+use crate::exchange::lanes::{JoinLanes, Joining, Lane};
+use crate::wire::hello::MAGIC;
+use crate::wire::lanes::{Announcement, Token};
+
+/// How long agent and lanes wait for each other. The announcement leaves before any lane is started, but may
+/// queue behind a few MiB; where those take longer, lanes are of no use.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a lane looks whether the agent is there.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+
+/// How long the agent rests when it cannot let anybody in.
+const REST: Duration = Duration::from_millis(5);
+
+/// How long a lane that has connected may take to hand over its input.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The one byte of either message.
+const WORD: [u8; 1] = [1];
+
+/// The whole life of a lane's process: hands `input` to the agent that announced `token`, says on `output` when
+/// that has it, and returns when the agent is done with it.
+///
+/// # Errors
+/// Where there is no such agent, or it takes no further lane.
+pub fn serve_lane(token: Token, input: impl AsFd, output: &mut impl Write) -> io::Result<()> {
+    let mut agent = connect(token, input.as_fd())?;
+    check_own(&agent)?;
+    hand_over(&agent, input.as_fd())?;
+    agent.read_exact(&mut WORD.clone())?;
+    output.write_all(&MAGIC)?;
+    output.flush()?;
+    // Nothing more is said: this waits for the end. A broken connection is one too.
+    let _ = agent.read(&mut WORD.clone());
+    Ok(())
+}
+
+/// The agent's end: lets lanes in.
+#[derive(Debug)]
+pub struct Rendezvous;
+
+impl JoinLanes for Rendezvous {
+    fn join(&self, announcement: Announcement, joining: Joining) {
+        // Where nobody can listen no lane joins, and the exchange goes on without.
+        if let Ok(listener) = listen(announcement.token) {
+            let _ = thread::Builder::new().spawn(move || let_in(&listener, &joining));
+        }
+    }
+}
+
+/// Lets lanes in until all have joined.
+fn let_in(listener: &UnixListener, joining: &Joining) {
+    let start = Instant::now();
+    while joining.is_open() && start.elapsed() < PATIENCE {
+        match listener.accept() {
+            // One that is refused sees the end of its connection.
+            Ok((lane, _)) => drop(admit(lane, joining)),
+            // Nobody came for a while, or there is no descriptor for whoever did.
+            Err(_) => thread::sleep(REST),
+        }
+    }
+}
+
+fn admit(lane: UnixStream, joining: &Joining) -> io::Result<()> {
+    check_own(&lane)?;
+    lane.set_read_timeout(Some(HAND_OVER_PATIENCE))?;
+    let input = File::from(take_over(&lane)?);
+    let mut answer = lane.try_clone()?;
+    if joining.add(Lane::new(Handed { input, _lane: lane })) {
+        // The lane is used once this has arrived.
+        answer.write_all(&WORD)?;
+    }
+    Ok(())
+}
+
+/// A lane's input, and the connection whose end tells its process that it may go.
+struct Handed {
+    input: File,
+    _lane: UnixStream,
+}
+
+impl Read for Handed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.input.read(buffer)
+    }
+}
+
+fn name(token: Token) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("ksync-lane-{token}"))
+}
+
+fn listen(token: Token) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind_addr(&name(token)?)?;
+    // Also for accepting: whoever waits looks at the clock now and then.
+    set_socket_timeout(&listener, Timeout::Recv, Some(Duration::from_secs(1)))?;
+    Ok(listener)
+}
+
+/// Connects to the agent. It may not have read the announcement yet; or it may be gone already, which shows in
+/// that `input` has ended too.
+fn connect(token: Token, input: BorrowedFd<'_>) -> io::Result<UnixStream> {
+    let start = Instant::now();
+    loop {
+        match UnixStream::connect_addr(&name(token)?) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && start.elapsed() < PATIENCE => {
+                // A pipe hangs up, a socket does only half of that.
+                let mut polled = [PollFd::from_borrowed_fd(input, PollFlags::RDHUP)];
+                if poll(&mut polled, Some(&LOOK))? > 0 {
+                    return Err(error);
+                }
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Whether the other end is a process of the same user, by what the kernel knows.
+fn check_own(socket: &UnixStream) -> io::Result<()> {
+    if socket_peercred(socket)?.uid == rustix::process::geteuid() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+}
+
+fn hand_over(socket: &UnixStream, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let descriptors = [descriptor];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    sendmsg(socket, &[IoSlice::new(&WORD)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn take_over(socket: &UnixStream) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut word = WORD;
+    recvmsg(socket, &mut [IoSliceMut::new(&mut word)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    descriptor.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::Uid;
+
+    use super::*;
+    use crate::exchange::lanes::Merged;
+    use crate::wire::lanes::encode_segment;
+
+    const NOBODY: u32 = 65534;
+
+    fn announcement(number: u8) -> Announcement {
+        let mut random = [number; 16];
+        random[..4].copy_from_slice(&std::process::id().to_le_bytes());
+        Announcement { token: Token::new(random), lanes: 2 }
+    }
+
+    /// What a lane of this token carries, read by the agent's end; how the lane ended, and what it answered.
+    fn carries(token: Token, merged: &mut Merged) -> (io::Result<()>, Vec<u8>) {
+        let (input, mut far) = io::pipe().unwrap();
+        let lane = thread::spawn(move || {
+            let mut answer = Vec::new();
+            (serve_lane(token, input, &mut answer), answer)
+        });
+        far.write_all(&encode_segment(0, b"over the lane")).unwrap();
+        let mut text = [0; 13];
+        merged.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"over the lane");
+        // The end of the lane lets its process go, and only that.
+        thread::sleep(Duration::from_millis(50));
+        assert!(!lane.is_finished());
+        drop(far);
+        lane.join().unwrap()
+    }
+
+    /// Does something as another user, on a thread of its own.
+    fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let working = scope.spawn(|| {
+                rustix::thread::set_thread_uid(Uid::from_raw(NOBODY)).unwrap();
+                work()
+            });
+            working.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn a_lane_hands_its_input_over_and_goes_when_that_has_ended() {
+        let announcement = announcement(1);
+        let (reader, _main) = io::pipe().unwrap();
+        let (mut merged, joining) = Merged::new(Lane::new(reader), announcement);
+        Rendezvous.join(announcement, joining);
+        let (ended, answer) = carries(announcement.token, &mut merged);
+        ended.unwrap();
+        assert_eq!(answer, MAGIC);
+        // All have joined: nobody listens any more.
+        let mut refused = UnixStream::connect_addr(&name(announcement.token).unwrap());
+        while refused.is_ok() {
+            thread::sleep(REST);
+            refused = UnixStream::connect_addr(&name(announcement.token).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_lane_that_comes_before_the_announcement_waits_for_it() {
+        let announcement = announcement(2);
+        let (reader, _main) = io::pipe().unwrap();
+        let (mut merged, joining) = Merged::new(Lane::new(reader), announcement);
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            Rendezvous.join(announcement, joining);
+        });
+        carries(announcement.token, &mut merged).0.unwrap();
+    }
+
+    #[test]
+    fn a_lane_without_an_agent_ends_with_its_input() {
+        let start = Instant::now();
+        let (input, far) = io::pipe().unwrap();
+        let lane = thread::spawn(move || serve_lane(announcement(5).token, input, &mut Vec::new()));
+        thread::sleep(Duration::from_millis(100));
+        assert!(!lane.is_finished());
+        drop(far);
+        assert_eq!(lane.join().unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert!(start.elapsed() < PATIENCE / 2);
+    }
+
+    #[test]
+    fn another_user_can_neither_join_nor_keep_a_lane_out() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let announcement = announcement(3);
+        let (reader, _main) = io::pipe().unwrap();
+        let (mut merged, joining) = Merged::new(Lane::new(reader), announcement);
+        Rendezvous.join(announcement, joining);
+        as_nobody(|| {
+            let (input, _far) = io::pipe().unwrap();
+            // The way that a lane goes, by somebody who does not look whom he talks to.
+            for _ in 0..100 {
+                let mut agent = connect(announcement.token, input.as_fd()).unwrap();
+                let _ = hand_over(&agent, input.as_fd());
+                assert!(agent.read_exact(&mut [0]).is_err(), "it was let in");
+            }
+        });
+        carries(announcement.token, &mut merged).0.unwrap();
+    }
+
+    #[test]
+    fn another_user_who_has_the_name_is_handed_nothing() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let token = announcement(4).token;
+        let impostor = as_nobody(|| listen(token).unwrap());
+        let accepting = thread::spawn(move || {
+            let (lane, _) = impostor.accept().unwrap();
+            take_over(&lane).map(|_| ())
+        });
+        let (input, _far) = io::pipe().unwrap();
+        let mut answer = Vec::new();
+        let error = serve_lane(token, input, &mut answer).unwrap_err();
+        assert_eq!((error.kind(), answer.len()), (io::ErrorKind::PermissionDenied, 0));
+        accepting.join().unwrap().unwrap_err();
+    }
+}

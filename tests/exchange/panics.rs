@@ -1,0 +1,84 @@
+//! What must not happen happens: the run ends with an error all the same.
+
+use std::io::{self, Read};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ksync::engine::{Config, Outcome, Sender, Work};
+use ksync::exchange::{Perform, Receiving, Sending, run};
+use ksync::monitor::Quiet;
+use ksync::wire::frame::FrameWriter;
+use ksync::wire::hello;
+use ksync::wire::message::{AbortKind, Message};
+
+use crate::world::{World, noise};
+
+/// Panics instead of doing the works that it looks for.
+struct Panicking<P>(P, fn(&Work) -> bool);
+
+impl<P: Perform> Perform for Panicking<P> {
+    fn perform(&self, work: Work) -> Outcome {
+        assert!(!self.1(&work), "as the test wants it");
+        self.0.perform(work)
+    }
+}
+
+#[test]
+fn a_worker_that_panics_ends_the_run_with_an_error_on_both_sides() {
+    let panics: [fn(&Work) -> bool; 3] = [
+        |work| matches!(work, Work::Scan),
+        |work| matches!(work, Work::Read(_)),
+        |work| matches!(work, Work::Store(_)),
+    ];
+    for panics in panics {
+        let world = World::new();
+        world.write("a", b"text");
+        let ran = world.run_with(
+            Panicking(Sending::new(world.source.clone(), world.options.clone()), panics),
+            Panicking(Receiving::new(world.target.clone(), world.options.clone()), panics),
+        );
+        for failure in [ran.client.unwrap_err(), ran.agent.unwrap_err()] {
+            assert_eq!(failure.kind, AbortKind::Protocol);
+            assert!(failure.text.contains("a thread of this side panicked"), "{failure:?}");
+        }
+    }
+}
+
+/// A peer that reads nothing, and after a while says that it stops.
+struct Mute {
+    rest: io::Cursor<Vec<u8>>,
+    hello_bytes: u64,
+}
+
+impl Read for Mute {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.rest.position() == self.hello_bytes {
+            thread::sleep(Duration::from_secs(1));
+        }
+        self.rest.read(buffer)
+    }
+}
+
+#[test]
+fn a_peer_that_reads_nothing_does_not_hold_up_the_end() {
+    let world = World::in_memory();
+    // Names enough that a pipe does not take them in, whatever they are packed with.
+    for number in 0..2000 {
+        let name: String = noise(number, 100).iter().map(|byte| format!("{byte:02x}")).collect();
+        world.write(&name, b"");
+    }
+    let mut said = Vec::new();
+    hello::write(&mut said, None).unwrap();
+    let hello_bytes = said.len() as u64;
+    let abort = Message::Abort { kind: AbortKind::Busy, text: "enough".to_owned() };
+    FrameWriter::new(&mut said, false).write(&abort.encode()).unwrap();
+    let reader = Mute { rest: io::Cursor::new(said), hello_bytes };
+    let (_unread, writer) = io::pipe().unwrap();
+    let engine = Sender::new(&Config { options: world.options.clone(), relay: false });
+    let sending = Sending::new(world.source.clone(), world.options.clone());
+    let start = Instant::now();
+    let failure = run(reader, writer, engine, sending, true, false, &Quiet).unwrap_err();
+    assert_eq!((failure.kind, failure.by_peer, failure.text.as_str()), (AbortKind::Busy, true, "enough"));
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(start.elapsed() > Duration::from_secs(5), "nothing was held up: {:?}", start.elapsed());
+}

@@ -1,0 +1,229 @@
+//! An upload over a long way takes further channels, and leaves nothing behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::link::Link;
+use crate::machine::Machine;
+use crate::world::{Run, noise, wait_for};
+
+/// A round trip that is worth five lanes.
+const ROUND_TRIP: Duration = Duration::from_millis(60);
+
+const LARGE_BYTES: usize = 60 << 20;
+
+/// A machine with a large file to be sent there.
+fn machine(settings: &[&str]) -> Option<Machine> {
+    let machine = Machine::with(settings)?;
+    machine.world.tree("src").file("large", noise(3, LARGE_BYTES)).file("small", "text");
+    Some(machine)
+}
+
+/// Starts an upload over a way of this length.
+fn upload(machine: &Machine, round_trip: Duration, options: &[&str]) -> Child {
+    let link = Link::to(([127, 0, 0, 1], machine.port).into(), round_trip / 2);
+    upload_over(machine, &format!("ssh://{}", link.address), options)
+}
+
+fn upload_over(machine: &Machine, way: &str, options: &[&str]) -> Child {
+    let host_key = fs::read_to_string(machine.world.path("host-key.pub")).expect("a key");
+    let place = machine.behind(way, "dst");
+    let mut command = machine.world.ksync(["--identity", "key", "--stats", "--host-key", &host_key]);
+    command.args(options).args(["src", &place]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("start")
+}
+
+/// The agents that run on a machine: those that serve an exchange, and those that are lanes.
+fn agents(machine: &Machine) -> (Vec<Pid>, Vec<Pid>) {
+    let home = machine.world.path("machine/home");
+    let (mut mains, mut lanes) = (Vec::new(), Vec::new());
+    for process in fs::read_dir("/proc").expect("/proc").filter_map(|entry| Some(entry.ok()?.path())) {
+        if !fs::read_link(process.join("exe")).is_ok_and(|exe| exe.starts_with(&home)) {
+            continue;
+        }
+        let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
+        let argument = arguments.split(|&byte| byte == 0).nth(1).unwrap_or_default();
+        let id = process.file_name().and_then(|name| name.to_str()?.parse().ok()).and_then(Pid::from_raw);
+        match id {
+            Some(id) if argument.starts_with(b"lane:") => lanes.push(id),
+            // A process that ends has no arguments any more; one that begins is asked for its version.
+            Some(id) if !argument.is_empty() && argument != b"--version" => mains.push(id),
+            _ => {}
+        }
+    }
+    (mains, lanes)
+}
+
+/// Waits for the end of an upload that has to go well; how many lanes were seen.
+#[track_caller]
+fn ends_well(machine: &Machine, mut client: Child) -> usize {
+    let mut seen = BTreeSet::new();
+    while client.try_wait().expect("wait").is_none() {
+        seen.extend(agents(machine).1.iter().map(|lane| lane.as_raw_nonzero()));
+        thread::sleep(Duration::from_millis(2));
+    }
+    let stats = Run::end_of(client).ok().stats();
+    assert!(stats.wire_up_bytes > LARGE_BYTES as u64, "what goes over lanes counts: {stats:?}");
+    machine.rsync_finds_no_difference("src", "dst");
+    leaves_nothing(machine);
+    seen.len()
+}
+
+/// Nothing runs any more and nothing lies about.
+#[track_caller]
+fn leaves_nothing(machine: &Machine) {
+    wait_for("the end of all agents", || (agents(machine) == (Vec::new(), Vec::new())).then_some(()));
+    let mut files = Vec::new();
+    for entry in walkdir::WalkDir::new(machine.world.path("machine/home")) {
+        let entry = entry.expect("an entry");
+        if !entry.file_type().is_dir() {
+            files.push(entry.file_name().to_str().expect("a name").to_owned());
+        }
+    }
+    assert!(matches!(&files[..], [agent] if agent.starts_with("agent-")), "{files:?}");
+}
+
+#[test]
+fn over_a_long_way_further_channels_carry_an_upload() {
+    let Some(machine) = machine(&[]) else { return };
+    let client = upload(&machine, ROUND_TRIP, &[]);
+    let lanes = ends_well(&machine, client);
+    assert!((4..=7).contains(&lanes), "{lanes}");
+}
+
+#[test]
+fn behind_a_bridge_too_further_channels_carry_an_upload() {
+    let Some(machine) = machine(&[]) else { return };
+    let (bridge, _service) = machine.bridge();
+    let link = Link::to(bridge.trim_start_matches("ws://").parse().expect("an address"), ROUND_TRIP / 2);
+    let client = upload_over(&machine, &format!("ws://{}", link.address), &[]);
+    let lanes = ends_well(&machine, client);
+    assert!((4..=7).contains(&lanes), "{lanes}");
+}
+
+#[test]
+fn over_a_short_way_one_channel_does() {
+    let Some(machine) = machine(&[]) else { return };
+    let client = upload(&machine, Duration::ZERO, &[]);
+    assert_eq!(ends_well(&machine, client), 0);
+}
+
+#[test]
+fn a_chosen_number_of_channels_is_kept_to() {
+    let Some(machine) = machine(&[]) else { return };
+    for (chosen, lanes) in [("1", 0), ("3", 2)] {
+        let client = upload(&machine, ROUND_TRIP, &["-j", chosen]);
+        assert_eq!(ends_well(&machine, client), lanes, "-j {chosen}");
+        fs::remove_dir_all(machine.world.path("dst")).expect("the copy");
+    }
+}
+
+#[test]
+fn where_the_server_allows_no_more_those_that_there_are_carry_it() {
+    for (allowed, lanes) in [("MaxSessions=1", 0), ("MaxSessions=2", 1)] {
+        let Some(machine) = machine(&[allowed]) else { return };
+        let client = upload(&machine, ROUND_TRIP, &[]);
+        assert_eq!(ends_well(&machine, client), lanes, "{allowed}");
+    }
+}
+
+#[test]
+fn what_is_short_takes_one_channel_however_long_the_way() {
+    let Some(machine) = machine(&[]) else { return };
+    machine.world.tree("src").file("large", noise(3, 3 << 20));
+    let mut client = upload(&machine, ROUND_TRIP, &[]);
+    while client.try_wait().expect("wait").is_none() {
+        assert!(agents(&machine).1.is_empty(), "a lane");
+        thread::sleep(Duration::from_millis(2));
+    }
+    Run::end_of(client).ok();
+    leaves_nothing(&machine);
+}
+
+#[test]
+fn lanes_that_come_too_late_go_at_once() {
+    let Some(machine) = machine(&[]) else { return };
+    for size in [5 << 20, 6 << 20, 7 << 20] {
+        machine.world.tree("src").file("large", noise(size as u64, size));
+        let client = upload(&machine, ROUND_TRIP, &[]);
+        Run::end_of(client).ok();
+        let start = Instant::now();
+        leaves_nothing(&machine);
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+        machine.rsync_finds_no_difference("src", "dst");
+    }
+}
+
+/// Waits until lanes carry an upload.
+fn wait_for_lanes(machine: &Machine) -> (Vec<Pid>, Vec<Pid>) {
+    wait_for("lanes", || {
+        let agents = agents(machine);
+        let staged = fs::read_dir(machine.world.path("dst/.ksync")).ok()?;
+        let staged = staged.filter_map(|entry| entry.ok()?.metadata().ok()).map(|meta| meta.len()).max()?;
+        (agents.0.len() == 1 && agents.1.len() >= 4 && staged > 16 << 20).then_some(agents)
+    })
+}
+
+#[test]
+fn a_link_that_is_cut_ends_all_and_what_arrived_is_kept() {
+    let Some(machine) = machine(&[]) else { return };
+    machine.world.tree("src").file("large", noise(3, 4 * LARGE_BYTES));
+    let link = Link::to(([127, 0, 0, 1], machine.port).into(), ROUND_TRIP / 2);
+    let client = upload_over(&machine, &format!("ssh://{}", link.address), &[]);
+    wait_for_lanes(&machine);
+    link.cut();
+    let run = Run::end_of(client).fails(10);
+    assert!(run.stderr.contains("ksync: lost the connection to "), "{}", run.stderr);
+    leaves_nothing(&machine);
+    let stats = Run::end_of(upload(&machine, Duration::ZERO, &[])).ok().stats();
+    assert!(stats.matched_bytes > 15 << 20, "what arrived is not sent again: {stats:?}");
+    machine.rsync_finds_no_difference("src", "dst");
+}
+
+/// Starts an upload, kills what `choose` chooses once lanes are there, and runs it again.
+fn killed(choose: impl Fn((Vec<Pid>, Vec<Pid>)) -> Pid) -> Option<String> {
+    let machine = machine(&[])?;
+    machine.world.tree("src").file("large", noise(3, 4 * LARGE_BYTES));
+    let client = upload(&machine, ROUND_TRIP, &[]);
+    kill_process(choose(wait_for_lanes(&machine)), Signal::KILL).expect("kill");
+    let run = Run::end_of(client);
+    assert!(!run.status.success(), "{}", run.stdout);
+    assert!(!machine.world.path("dst/large").exists());
+    leaves_nothing(&machine);
+    let client = upload(&machine, Duration::ZERO, &[]);
+    let stats = Run::end_of(client).ok().stats();
+    assert!(stats.matched_bytes > 15 << 20, "what arrived is not sent again: {stats:?}");
+    machine.rsync_finds_no_difference("src", "dst");
+    Some(run.stderr)
+}
+
+#[test]
+fn an_agent_that_is_killed_takes_its_lanes_along() {
+    let Some(said) = killed(|(mains, _)| mains[0]) else { return };
+    assert!(said.contains("ksync: the agent ended before its time: signal KILL"), "{said}");
+}
+
+#[test]
+fn a_lane_that_is_killed_ends_the_run_with_a_cause() {
+    let Some(said) = killed(|(_, lanes)| lanes[1]) else { return };
+    assert!(said.contains("a lane broke") || said.contains("a lane ended early"), "{said}");
+}
+
+#[test]
+fn the_names_under_which_lanes_meet_are_gone_with_them() {
+    let Some(machine) = machine(&[]) else { return };
+    let client = upload(&machine, ROUND_TRIP, &[]);
+    assert!(ends_well(&machine, client) > 0);
+    // Other tests have lanes of their own: only those of processes that are gone would stay.
+    wait_for("the end of all names", || {
+        let sockets = fs::read_to_string(Path::new("/proc/net/unix")).expect("sockets");
+        (!sockets.contains("@ksync-lane-")).then_some(())
+    });
+}
