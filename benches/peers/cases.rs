@@ -28,6 +28,8 @@ pub(crate) enum Before {
     Nothing,
     /// The same sync.
     Same,
+    /// The same sync, which broke off at a quarter.
+    Cut,
     Edits,
     Insertion,
     Appendix,
@@ -46,9 +48,12 @@ pub(crate) struct Case {
 }
 
 const NOOP: &[&str] = &["ksync", "rsync", "rclone", "unison"];
-const NOOP_TREE: &[&str] = &["ksync", "rsync", "rsync-nir", "rclone", "unison"];
+const NOOP_TREE: &[&str] = &["ksync", "rsync", "rsync-nir", "unison"];
 const FIRST: &[&str] = &["ksync", "rsync", "rsync-z", "scp", "sftp", "tar-zstd", "rclone", "unison"];
+/// Without those that wait a round trip for every file or more: scp takes minutes even without any delay.
+const FIRST_TREE: &[&str] = &["ksync", "rsync", "rsync-z", "tar-zstd"];
 const DELTA: &[&str] = &["ksync", "rsync", "rsync-z", "rsync-inplace", "unison"];
+const CUT: &[&str] = &["ksync", "rsync", "rsync-partial", "rsync-append"];
 const MOVED: &[&str] = &["ksync", "rsync", "rsync-z", "unison"];
 
 const fn case(
@@ -67,10 +72,11 @@ pub(crate) const CASES: &[Case] = &[
     case("noop-300", Data::Small, Before::Same, NOOP, "nothing to do, 300 files"),
     case("agent-absent", Data::Small, Before::Same, &["ksync", "ksync-anew"], "first contact with a VM"),
     case("first-50m", Data::Noise, Before::Nothing, FIRST, "first copy of 50 MB of noise"),
+    case("cut-1g", Data::Large, Before::Cut, CUT, "1 GiB again, after the link broke at a quarter"),
     case("edits-1g", Data::Large, Before::Edits, DELTA, "ten edits of ten bytes in 1 GiB"),
     case("insert-1g", Data::Large, Before::Insertion, DELTA, "1 MB inserted at 100 MB in 1 GiB"),
     case("append-1g", Data::Large, Before::Appendix, DELTA, "100 MB appended to 1 GiB"),
-    case("first-tree", Data::Tree, Before::Nothing, FIRST, "first copy of a source tree"),
+    case("first-tree", Data::Tree, Before::Nothing, FIRST_TREE, "first copy of a source tree"),
     case("noop-tree", Data::Tree, Before::Same, NOOP_TREE, "nothing to do, a source tree"),
     case("rename-tree", Data::Tree, Before::NewTop, MOVED, "top directory of a source tree renamed"),
     case("move-files", Data::Tree, Before::Moves, MOVED, "files of a source tree moved"),
@@ -134,7 +140,7 @@ impl Sizes {
     /// What happens to the data at `root` before the sync that is measured, if anything.
     pub(crate) fn change(&self, before: Before, root: &Path, aside: &Path) -> Option<Change> {
         Some(match before {
-            Before::Nothing | Before::Same => return None,
+            Before::Nothing | Before::Same | Before::Cut => return None,
             Before::Edits => Change::edits(root, 10),
             Before::Insertion => Change::insertion(root, self.scaled(100_000_000), self.inserted() as usize),
             Before::Appendix => Change::appendix(root, self.appended() as usize),
@@ -145,6 +151,12 @@ impl Sizes {
                 _ => Change::release(root, aside),
             },
         })
+    }
+
+    /// After how many bytes a link breaks in the case that is about it: a quarter of a large file, still
+    /// within its noise, so that it is the same place for all.
+    pub(crate) fn cut_after(&self) -> u64 {
+        self.scaled(1 << 28)
     }
 
     fn inserted(&self) -> u64 {
@@ -161,6 +173,7 @@ impl Sizes {
         match (case.before, case.data) {
             (Before::Nothing, Data::Noise) => Some(self.scaled(50_000_000)),
             (Before::Nothing, _) | (Before::Release, _) => None,
+            (Before::Cut, _) => Some(self.scaled(1 << 28)),
             (Before::Insertion, _) => Some(self.inserted()),
             (Before::Appendix, _) => Some(self.appended()),
             (Before::Same | Before::Edits | Before::NewTop | Before::Moves, _) => Some(0),

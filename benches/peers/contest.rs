@@ -51,14 +51,16 @@ pub(crate) struct Contest<'a> {
     machine: &'a Machine,
     way: Way,
     source: PathBuf,
+    /// After how many bytes a link breaks where that is the case.
+    cut_after: u64,
     /// Who has a copy of the source in its old version.
     settled: HashSet<&'static str>,
 }
 
 impl<'a> Contest<'a> {
     /// A contest over what is at `source`, which is in its old version.
-    pub(crate) fn new(machine: &'a Machine, way: Way, source: PathBuf) -> Contest<'a> {
-        Contest { machine, way, source, settled: HashSet::new() }
+    pub(crate) fn new(machine: &'a Machine, way: Way, source: PathBuf, cut_after: u64) -> Contest<'a> {
+        Contest { machine, way, source, cut_after, settled: HashSet::new() }
     }
 
     /// Runs a case on one link: `runs` rounds, in each of which somebody else begins.
@@ -95,9 +97,10 @@ impl<'a> Contest<'a> {
         change: Option<&Change>,
     ) -> Result<Outcome, String> {
         let copy = destination(self.machine, contestant, self.way);
-        if case.before == Before::Nothing {
+        if matches!(case.before, Before::Nothing | Before::Cut) {
             self.forget(contestant);
-            let result = self.measured(link, contestant, &copy);
+            let is_ready = if case.before == Before::Cut { self.cut(contestant, &copy) } else { Ok(()) };
+            let result = is_ready.and_then(|()| self.measured(link, contestant, &copy));
             self.forget(contestant);
             return result;
         }
@@ -126,6 +129,15 @@ impl<'a> Contest<'a> {
         self.verify(copy)?;
         self.settled.insert(contestant.name);
         Ok(())
+    }
+
+    /// Lets a contestant begin on a link that breaks.
+    fn cut(&self, contestant: &Contestant, copy: &Path) -> Result<(), String> {
+        let link = Conditions { cut_after: Some(self.cut_after), ..RAW };
+        match self.sync(link, contestant, copy) {
+            Ok(_) => Err("the link did not break, or it went on by itself".to_owned()),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Takes away a contestant's copy and what it remembers of it.

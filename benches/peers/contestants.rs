@@ -97,6 +97,10 @@ pub(crate) const ALL: &[Contestant] = &[
         rsync(job, &["--no-inc-recursive"])
     }),
     stateless("rsync-inplace", "rsync -a --delete --inplace", &["rsync"], |job| rsync(job, &["--inplace"])),
+    stateless("rsync-partial", "rsync -a --delete --partial", &["rsync"], |job| rsync(job, &["--partial"])),
+    stateless("rsync-append", "rsync -a --delete --append-verify", &["rsync"], |job| {
+        rsync(job, &["--append-verify"])
+    }),
     stateless("scp", "scp -r -p", &["scp"], scp),
     stateless("sftp", "sftp -b (put -R -p)", &["sftp"], sftp),
     stateless("tar-zstd", "tar | zstd -1 | ssh tar", &["tar", "zstd"], tar),

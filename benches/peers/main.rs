@@ -38,6 +38,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use cases::{Case, Data};
 use contest::{Contest, Heat};
@@ -181,9 +182,10 @@ fn run_over(
     machine: &Machine,
 ) -> Vec<Heat> {
     let (sizes, source) = (options.sizes(), machine.world.path("from"));
-    eprintln!("making the data: {data:?}");
+    let start = Instant::now();
     sizes.make(data, &source);
-    let mut contest = Contest::new(machine, way, source.clone());
+    eprintln!("made the data ({data:?}) in {:.1} s", start.elapsed().as_secs_f64());
+    let mut contest = Contest::new(machine, way, source.clone(), sizes.cut_after());
     let mut heats = Vec::new();
     for &case in cases {
         let aside = machine.world.path("aside");

@@ -82,10 +82,13 @@ fn first_contact(heat: &Heat) -> String {
     let wire = |row: &Row| row.median(|outcome| outcome.carried.up_bytes + outcome.carried.down_bytes);
     let extra = anew_wall - warm_wall;
     let more = wire(anew).unwrap_or(0).saturating_sub(wire(warm).unwrap_or(0));
-    let round_trip = heat.link.round_trip.as_secs_f64();
-    let trips =
-        if round_trip > 0.0 { format!(" = {:.1} round trips", extra / round_trip) } else { String::new() };
-    format!("  first contact costs {extra:.3} s{trips} and {} more on the wire\n", bytes(more))
+    let mut text = format!("  first contact costs {extra:.3} s and {} more on the wire", bytes(more));
+    let trip = heat.link.round_trip.as_secs_f64();
+    if let Some(rate) = heat.link.up_rate {
+        let carrying = more as f64 * 8.0 / rate as f64;
+        text += &format!(": {carrying:.3} s for these and {:.1} round trips", (extra - carrying) / trip);
+    }
+    text + "\n"
 }
 
 /// A number of bytes with three digits.
