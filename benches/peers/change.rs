@@ -1,6 +1,7 @@
 //! What happens to a tree between two syncs, forwards and back again, on any copy of it.
 //!
-//! Going back restores contents and times, so that each round begins where the first one did.
+//! Going back restores contents and the times of files, so that each round begins where the first one did.
+//! Directories keep the time of their last change, as in life: unison looks into no directory without one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -186,50 +187,42 @@ impl Change {
 impl Step {
     fn apply(&self, tree: &Path, to: Version) -> io::Result<()> {
         let is_new = to == Version::New;
-        match self {
-            Step::Overwrite { path, offset, old, new } => {
-                let file = OpenOptions::new().write(true).open(tree.join(path))?;
-                file.write_all_at(if is_new { new } else { old }, *offset)?;
-            }
-            Step::Insert { path, offset, bytes } => {
-                let path = tree.join(path);
-                if is_new { insert(&path, *offset, bytes)? } else { take_out(&path, *offset, bytes.len())? }
-            }
-            Step::Append { path, bytes } => {
-                let mut file = OpenOptions::new().append(true).open(tree.join(path))?;
-                if is_new {
-                    file.write_all(bytes)?;
-                } else {
-                    file.set_len(file.metadata()?.len() - bytes.len() as u64)?;
-                }
-            }
+        let (path, old_time) = match self {
             Step::Rename { from, to } => {
                 let (from, to) = if is_new { (from, to) } else { (to, from) };
-                fs::rename(tree.join(from), tree.join(to))?;
-                for path in [from, to] {
-                    set_time(tree.join(path).parent().unwrap_or(tree), TIME_OLD);
-                }
-                return Ok(());
+                return fs::rename(tree.join(from), tree.join(to));
             }
-            Step::Swap { path, old, new, .. } => {
-                swap(&tree.join(path), if is_new { new.as_deref() } else { old.as_deref() })?;
-            }
-        }
-        let (path, old_time) = match self {
             Step::Overwrite { path, .. } | Step::Insert { path, .. } | Step::Append { path, .. } => {
-                (path, TIME_OLD)
+                (tree.join(path), TIME_OLD)
             }
-            Step::Swap { path, old_time, .. } => (path, *old_time),
-            Step::Rename { to, .. } => (to, TIME_OLD),
+            Step::Swap { path, old_time, .. } => (tree.join(path), *old_time),
         };
-        let path = tree.join(path);
+        self.write(&path, is_new)?;
         if path.exists() {
             set_time(&path, if is_new { TIME_NEW } else { old_time });
         }
-        if let Some(parent) = path.parent().filter(|parent| parent.exists()) {
-            set_time(parent, TIME_OLD);
-        }
         Ok(())
+    }
+
+    fn write(&self, path: &Path, is_new: bool) -> io::Result<()> {
+        match self {
+            Step::Rename { .. } => Ok(()),
+            Step::Overwrite { offset, old, new, .. } => {
+                let file = OpenOptions::new().write(true).open(path)?;
+                file.write_all_at(if is_new { new } else { old }, *offset)
+            }
+            Step::Insert { offset, bytes, .. } if is_new => insert(path, *offset, bytes),
+            Step::Insert { offset, bytes, .. } => take_out(path, *offset, bytes.len()),
+            Step::Append { bytes, .. } => {
+                let mut file = OpenOptions::new().append(true).open(path)?;
+                if is_new {
+                    file.write_all(bytes)
+                } else {
+                    file.set_len(file.metadata()?.len() - bytes.len() as u64)
+                }
+            }
+            Step::Swap { old, new, .. } => swap(path, if is_new { new.as_deref() } else { old.as_deref() }),
+        }
     }
 }
 

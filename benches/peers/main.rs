@@ -195,6 +195,9 @@ fn run_over(
         for &link in links {
             eprintln!("{} {} {}", case.name, way.name(), link.name);
             let rows = contest.run(case, link, &here, change.as_ref(), options.runs);
+            if is_interrupted() {
+                break;
+            }
             let limit = contest::limit(&sizes, case, link, way);
             let about = change.as_ref().map(|change| change.about.clone());
             let heat = Heat { case, link, way, change: about, limit, rows };
