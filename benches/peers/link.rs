@@ -26,9 +26,9 @@ const PIECE_MIN: usize = 1500;
 /// Receive buffer of a limited link, in bytes. The kernel's own would grow to megabytes, and hide the queue.
 const RECEIVE_BUFFER: usize = 256 << 10;
 
-/// How long one direction may stay silent once the other one has ended. A program that is gone closes both,
-/// but a relay sees two ends of input, and websocat takes one as no reason to go.
-const LINGER: Duration = Duration::from_millis(500);
+/// How long one direction may stay silent, beyond the delay, once the other one has ended. A program that is
+/// gone closes both, but a relay sees two ends of input, and websocat takes one as no reason to go.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// What a link is like.
 #[derive(Debug, Clone, Copy)]
@@ -189,7 +189,7 @@ fn connect(shared: &Arc<Shared>, client: TcpStream) -> std::io::Result<()> {
     let server = TcpStream::connect(shared.target)?;
     for socket in [&client, &server] {
         socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(LINGER))?;
+        socket.set_read_timeout(Some(LINGER + conditions.round_trip * 2))?;
         if conditions.up_rate.is_some() {
             set_socket_recv_buffer_size(socket, RECEIVE_BUFFER)?;
         }

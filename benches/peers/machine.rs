@@ -72,13 +72,17 @@ impl Machine {
     }
 
     /// What OpenSSH's programs need to know to get there.
+    ///
+    /// With its stdio in asynchronous mode, websocat 1.14.1 at times keeps its last bytes until more arrive:
+    /// one download in some thirty stood still until ssh's keep-alive came, 300 s later. Peers shall not lose
+    /// by that, and the other mode is as fast.
     fn configure_ssh(&self) {
         let path = |name: &str| self.world.path(name).display().to_string();
         let known_hosts = format!("{HOST} {}\n", self.host_key);
         fs::write(self.world.path("known_hosts"), known_hosts).expect("known_hosts");
         let config = format!(
             "Host {HOST}\n HostName 127.0.0.1\n HostKeyAlias {HOST}\n User {}\n \
-             ProxyCommand websocat --binary ws://127.0.0.1:{}\n IdentityFile {}\n IdentitiesOnly yes\n \
+             ProxyCommand websocat --binary --no-async-stdio ws://127.0.0.1:{}\n IdentityFile {}\n IdentitiesOnly yes\n \
              IdentityAgent none\n UserKnownHostsFile {}\n GlobalKnownHostsFile /dev/null\n \
              StrictHostKeyChecking yes\n BatchMode yes\n LogLevel ERROR\n",
             self.user,
