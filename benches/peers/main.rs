@@ -190,7 +190,8 @@ fn run_over(
     for &case in cases {
         let aside = machine.world.path("aside");
         let change = sizes.change(case.before, &source, &aside);
-        let takes_part = |one: &&&Contestant| case.contestants.contains(&one.name);
+        let takes_part =
+            |one: &&&Contestant| case.contestants.contains(&one.name) && options.takes_part(one, way);
         let here: Vec<&Contestant> = contestants.iter().filter(takes_part).copied().collect();
         for &link in links {
             eprintln!("{} {} {}", case.name, way.name(), link.name);

@@ -45,7 +45,7 @@ pub(crate) struct Options {
     /// Where everything is made and removed again [default: /dev/shm if it has room, else target]
     #[arg(long, value_name = "DIR")]
     pub(crate) work: Option<PathBuf>,
-    /// Everything once, up and down, with tiny data and no delay: does it work?
+    /// Everything once with tiny data and no delay, and ksync and rsync also down: does it work?
     #[arg(long)]
     smoke: bool,
     /// Draws the result
@@ -86,6 +86,12 @@ impl Options {
             (false, true) => &[Way::Down],
             (false, false) => &[Way::Up],
         }
+    }
+
+    /// Whether somebody takes part at all. A smoke run has to stay below a minute, and what peers do has been
+    /// seen on the way up.
+    pub(crate) fn takes_part(&self, contestant: &Contestant, way: Way) -> bool {
+        !(self.smoke && way == Way::Down) || contestant.is_ksync() || contestant.name == "rsync"
     }
 
     /// The cases that were named, or all.
