@@ -15,13 +15,12 @@ const RATIO_X: usize = WIDTH - MARGIN;
 const BAR_HEIGHT: usize = 11;
 const PAIR_HEIGHT: usize = 34;
 
-/// Readable on white and on black: an image follows the reader's scheme where its page does.
-const STYLE: &str = "text{font:12px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#1f2328}\
+/// Of a middle lightness, so that all of it can be read on white and on black: an image does not know the
+/// colour of its page, and not every viewer has a notion of dark.
+const STYLE: &str = "text{font:12px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#6e7681}\
     .title{font-size:16px;font-weight:600}.case{font-size:13px;font-weight:600}.end{text-anchor:end}\
-    .faint{fill:#59636e}.ksync{fill:#0969da}.peer{fill:#8c959f}.limit{stroke:#bc4c00;stroke-width:2}\
-    .won{font-weight:600}.lost{fill:#cf222e;font-weight:600}\
-    @media(prefers-color-scheme:dark){text{fill:#f0f6fc}.faint{fill:#9198a1}.ksync{fill:#4493f8}\
-    .peer{fill:#656c76}.limit{stroke:#f0883e}.lost{fill:#f85149}}";
+    .ksync{fill:#2f81f7}.peer{fill:#a0a8b0}.limit{stroke:#d97706;stroke-width:2}\
+    .won{font-weight:600;fill:#2f81f7}.lost{fill:#e5484d;font-weight:600}";
 
 /// Draws all heats in which there was somebody to compare with.
 pub(crate) fn draw(heats: &[Heat], about: &[(String, String)]) -> String {
