@@ -269,6 +269,8 @@ mod tests {
              total size:      3.4 MB (3,412,345 bytes)\n\
              sent content:    1.2 MB (1,200,000 bytes)\n\
              matched content: 0 B\n\
+             moved files:     0\n\
+             copied files:    0\n\
              wire up:         1.2 MB (1,250,000 bytes)\n\
              wire down:       980 B\n\
              agent:           installed, 632.0 kB\n\

@@ -1,0 +1,86 @@
+//! Deterministic data for benches: the same seed gives the same bytes on every machine, without a network.
+//!
+//! Each bench uses its own part of this. Something that cannot be written ends the bench, and whoever started
+//! it reads why: there is nobody else to tell.
+#![allow(dead_code, clippy::expect_used, clippy::indexing_slicing)]
+
+pub(crate) mod text;
+pub(crate) mod tree;
+
+use std::io::{self, Write};
+
+/// Modification times of all data, in seconds since 1970: long ago, since programs mistrust what has just been
+/// written, and whole, since some carry no more.
+pub(crate) const TIME_OLD: u64 = 1_600_000_000;
+
+/// A generator of pseudo-random numbers: SplitMix64 (Steele et al., 2014), a nanosecond for eight bytes.
+#[derive(Debug, Clone)]
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Dice {
+        Dice(seed.wrapping_mul(0xff51_afd7_ed55_8ccd) ^ 0x9e37_79b9_7f4a_7c15)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    }
+
+    /// A number below `bound`, which is far below 2^32: there the bias does not count.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        (((self.next() >> 32) * bound as u64) >> 32) as usize
+    }
+
+    /// A number in (0, 1].
+    pub(crate) fn unit(&mut self) -> f64 {
+        ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// A number below `bound`, small ones far more often: words and directories are not used evenly.
+    pub(crate) fn skewed(&mut self, bound: usize) -> usize {
+        let unit = self.unit();
+        ((unit * unit * unit * bound as f64) as usize).min(bound - 1)
+    }
+
+    /// A number of the normal distribution, by Box and Muller.
+    pub(crate) fn normal(&mut self) -> f64 {
+        (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos()
+    }
+}
+
+/// Bytes that no compression helps and no two places of which look alike.
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut dice = Dice::new(seed);
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        bytes.extend_from_slice(&dice.next().to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// Writes noise and then text, so many bytes of each, a megabyte at a time.
+pub(crate) fn write_mixed(
+    mut to: impl Write,
+    seed: u64,
+    noise_bytes: u64,
+    text_bytes: u64,
+) -> io::Result<()> {
+    const PIECE: u64 = 1 << 20;
+    for index in 0..noise_bytes.div_ceil(PIECE) {
+        let length = PIECE.min(noise_bytes - index * PIECE);
+        to.write_all(&noise(seed ^ (index << 20), length as usize))?;
+    }
+    let mut author = text::Author::new(seed);
+    let mut piece = Vec::new();
+    for index in 0..text_bytes.div_ceil(PIECE) {
+        piece.clear();
+        author.write(&mut piece, PIECE.min(text_bytes - index * PIECE) as usize);
+        to.write_all(&piece)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,291 @@
+//! How fast is each part by itself, and does it stay in proportion to what it is given?
+//!
+//! `cargo bench --bench kernels`, with a name behind it for some of them.
+//!
+//! What cannot be prepared ends the bench: there is nobody else to tell.
+#![allow(clippy::expect_used, clippy::indexing_slicing)]
+
+#[path = "data/mod.rs"]
+mod data;
+
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
+
+fn main() {
+    divan::main();
+}
+
+const MIB: usize = 1 << 20;
+
+/// Text as in source files.
+fn text(length: usize) -> Vec<u8> {
+    let mut text = Vec::new();
+    data::text::Author::new(1).write(&mut text, length);
+    text
+}
+
+/// `bytes` with one byte in the middle changed and ten put in front.
+fn edited(bytes: &[u8]) -> Vec<u8> {
+    let mut edited = [&[0; 10], bytes].concat();
+    let middle = edited.len() / 2;
+    edited[middle] ^= 1;
+    edited
+}
+
+mod scan {
+    use std::fs;
+
+    use ksync::disk::root::Root;
+    use ksync::disk::scan::{ScanOptions, Subject, scan};
+
+    use super::{Bencher, ItemsCount};
+
+    /// Does reading a tree of 20,000 files that the kernel has in memory take microseconds an entry?
+    #[divan::bench(sample_count = 10)]
+    fn names(bencher: Bencher) {
+        measure(bencher, ScanOptions { hash: false, cross_mounts: true });
+    }
+
+    /// What does it cost to hash small files as well?
+    #[divan::bench(sample_count = 5)]
+    fn names_and_hashes(bencher: Bencher) {
+        measure(bencher, ScanOptions { hash: true, cross_mounts: true });
+    }
+
+    fn measure(bencher: Bencher, options: ScanOptions) {
+        let folder = tempfile::tempdir().expect("a folder");
+        for directory in 0..1000 {
+            let directory = folder.path().join(format!("part-{directory}"));
+            fs::create_dir(&directory).expect("a directory");
+            for file in 0..20 {
+                fs::write(directory.join(format!("file-{file}")), "some text\n").expect("a file");
+            }
+        }
+        let root = Root::open(folder.path()).expect("a root");
+        bencher.counter(ItemsCount::new(21_000_usize)).bench(|| {
+            let scanned = scan(&root, &Subject::Whole, &options, None, &mut |_| {}).expect("a scan");
+            assert_eq!(scanned.entries.len(), 21_000);
+            scanned
+        });
+    }
+}
+
+mod manifest {
+    use ksync::tree::compare::{Rules, compare};
+    use ksync::tree::entry::{Entry, Kind, Time};
+    use ksync::tree::manifest::{Builder, Manifest};
+    use ksync::tree::path::TreePath;
+
+    use super::{Bencher, ItemsCount, data};
+
+    /// Twice the Linux source, and the largest trees that people have.
+    const ENTRIES: [usize; 2] = [100_000, 1_000_000];
+
+    /// How long does it take to check what was scanned: microseconds an entry, or less?
+    #[divan::bench(args = ENTRIES, sample_count = 10)]
+    fn build(bencher: Bencher, count: usize) {
+        let entries = entries(count);
+        bencher
+            .counter(ItemsCount::new(count))
+            .with_inputs(|| entries.clone())
+            .bench_values(|entries| Manifest::new(entries).expect("a manifest"));
+    }
+
+    /// Is the wire form made faster than a link takes it?
+    #[divan::bench(args = ENTRIES, sample_count = 10)]
+    fn encode(bencher: Bencher, count: usize) {
+        let manifest = Manifest::new(entries(count)).expect("a manifest");
+        bencher
+            .counter(ItemsCount::new(count))
+            .bench(|| manifest.blocks().map(|block| block.len()).sum::<usize>());
+    }
+
+    /// Is it read and checked as fast?
+    #[divan::bench(args = ENTRIES, sample_count = 10)]
+    fn decode(bencher: Bencher, count: usize) {
+        let manifest = Manifest::new(entries(count)).expect("a manifest");
+        let blocks: Vec<_> = manifest.blocks().collect();
+        bencher.counter(ItemsCount::new(count)).bench(|| {
+            let mut builder = Builder::default();
+            for block in &blocks {
+                builder.push(block).expect("a block");
+            }
+            builder.finish()
+        });
+    }
+
+    /// What does it cost to find that nothing is to be done?
+    #[divan::bench(args = ENTRIES, sample_count = 10)]
+    fn compare_equal(bencher: Bencher, count: usize) {
+        let manifest = Manifest::new(entries(count)).expect("a manifest");
+        measure_compare(bencher, &manifest, &manifest, 0);
+    }
+
+    /// And where one file in a hundred differs?
+    #[divan::bench(args = ENTRIES, sample_count = 10)]
+    fn compare_changed(bencher: Bencher, count: usize) {
+        let present = entries(count);
+        let mut wanted = present.clone();
+        for entry in wanted.iter_mut().skip(1).step_by(100) {
+            entry.mtime = Time::new(entry.mtime.seconds() + 1, 0).expect("a time");
+        }
+        let [wanted, present] = [wanted, present].map(|entries| Manifest::new(entries).expect("a manifest"));
+        measure_compare(bencher, &wanted, &present, count / 100);
+    }
+
+    fn measure_compare(bencher: Bencher, wanted: &Manifest, present: &Manifest, changes: usize) {
+        let rules = Rules { delete: true, checksum: false, mode_mask: 0o7777 };
+        bencher.counter(ItemsCount::new(wanted.len())).bench(|| {
+            let found = compare(wanted, present, rules, |_| false);
+            assert_eq!(found.len(), changes);
+            found
+        });
+    }
+
+    /// Directories with fifteen files each.
+    fn entries(count: usize) -> Vec<Entry> {
+        let mut dice = data::Dice::new(1);
+        let mut word = || data::text::WORDS[dice.below(data::text::WORDS.len())];
+        let mut directory = String::new();
+        let mut entries: Vec<Entry> = (0..count)
+            .map(|index| {
+                let is_directory = index % 16 == 0;
+                if is_directory {
+                    directory = format!("{}-{index}", word());
+                }
+                let path = match is_directory {
+                    true => directory.clone(),
+                    false => format!("{directory}/{}_{}-{index}.c", word(), word()),
+                };
+                Entry {
+                    path: TreePath::new(path.into_bytes()).expect("a path"),
+                    kind: match is_directory {
+                        true => Kind::Directory,
+                        false => Kind::File { size: index as u64, hash: None },
+                    },
+                    mode: 0o644,
+                    mtime: Time::new(1_600_000_000 + index as i64, 0).expect("a time"),
+                }
+            })
+            .collect();
+        entries.sort_by(|one, other| one.path.cmp(&other.path));
+        // Copied, so that they lie in memory in their order, as those of a scan do.
+        entries.clone()
+    }
+}
+
+mod content {
+    use ksync::content::chunk::{Average, ChunkId, cut};
+    use ksync::content::delta::{NEW_BYTES_MAX, Signature, apply, sign};
+    use ksync::content::hash::Hash;
+
+    use super::{Bencher, BytesCount, MIB, data, edited, text};
+
+    /// Is a file hashed faster than a disk reads it?
+    #[divan::bench]
+    fn hash(bencher: Bencher) {
+        let noise = data::noise(1, 16 * MIB);
+        bencher.counter(BytesCount::of_slice(&noise)).bench(|| Hash::of(&noise));
+    }
+
+    /// What does it cost to cut a file and to name its chunks, where nothing repeats?
+    #[divan::bench(sample_count = 20)]
+    fn chunks_of_noise(bencher: Bencher) {
+        measure_chunks(bencher, &data::noise(1, 64 * MIB));
+    }
+
+    /// The same for text.
+    #[divan::bench(sample_count = 20)]
+    fn chunks_of_text(bencher: Bencher) {
+        measure_chunks(bencher, &text(64 * MIB));
+    }
+
+    fn measure_chunks(bencher: Bencher, bytes: &[u8]) {
+        let average = Average::for_size(bytes.len() as u64).expect("an average");
+        bencher.counter(BytesCount::of_slice(bytes)).bench(|| {
+            let mut ids = Vec::new();
+            cut(bytes, average, |chunk| ids.push(ChunkId::of(chunk))).expect("chunks");
+            ids
+        });
+    }
+
+    /// How fast is the signature of a gap?
+    #[divan::bench]
+    fn signature(bencher: Bencher) {
+        let old = data::noise(1, MIB);
+        bencher.counter(BytesCount::of_slice(&old)).bench(|| sign(&old).expect("a signature"));
+    }
+
+    /// How fast is an edit found in a gap?
+    #[divan::bench]
+    fn diff_of_an_edit(bencher: Bencher) {
+        let old = data::noise(1, NEW_BYTES_MAX - 10);
+        measure_diff(bencher, &old, &edited(&old));
+    }
+
+    /// And what is the price where nothing matches, and every byte has to be tried?
+    #[divan::bench(sample_count = 20)]
+    fn diff_of_a_stranger(bencher: Bencher) {
+        measure_diff(bencher, &data::noise(1, NEW_BYTES_MAX), &data::noise(2, NEW_BYTES_MAX));
+    }
+
+    fn measure_diff(bencher: Bencher, old: &[u8], new: &[u8]) {
+        let entries = sign(old).expect("a signature");
+        bencher.counter(BytesCount::of_slice(new)).bench(|| {
+            let signature = Signature::check(&entries, old.len()).expect("a signature");
+            signature.diff(new).expect("a delta")
+        });
+    }
+
+    /// Is a gap put together faster than it arrives?
+    #[divan::bench]
+    fn patch(bencher: Bencher) {
+        let old = data::noise(1, NEW_BYTES_MAX - 10);
+        let new = edited(&old);
+        let signature = Signature::check(&sign(&old).expect("a signature"), old.len()).expect("a signature");
+        let delta = signature.diff(&new).expect("a delta").expect("a short one");
+        bencher
+            .counter(BytesCount::of_slice(&new))
+            .bench(|| apply(&old, &delta, new.len()).expect("the new content"));
+    }
+}
+
+mod frames {
+    use ksync::wire::frame::{FrameReader, FrameWriter};
+
+    use super::{Bencher, BytesCount, MIB, data, text};
+
+    /// Does packing keep up with a gigabit (125 MB/s) where it helps?
+    #[divan::bench]
+    fn write_text(bencher: Bencher) {
+        measure_write(bencher, &text(MIB));
+    }
+
+    /// Is it given up soon enough where it does not?
+    #[divan::bench]
+    fn write_noise(bencher: Bencher) {
+        measure_write(bencher, &data::noise(1, MIB));
+    }
+
+    /// What does the codec itself cost a small message?
+    #[divan::bench]
+    fn write_small(bencher: Bencher) {
+        measure_write(bencher, &text(100));
+    }
+
+    fn measure_write(bencher: Bencher, raw: &[u8]) {
+        let mut writer = FrameWriter::new(std::io::sink(), true);
+        bencher.counter(BytesCount::of_slice(raw)).bench_local(|| writer.write(raw).expect("a frame"));
+    }
+
+    /// Is unpacking as fast?
+    #[divan::bench]
+    fn read_text(bencher: Bencher) {
+        let raw = text(MIB);
+        let mut stored = Vec::new();
+        FrameWriter::new(&mut stored, true).write(&raw).expect("a frame");
+        bencher
+            .counter(BytesCount::of_slice(&raw))
+            .bench(|| FrameReader::new(stored.as_slice()).read().expect("a frame"));
+    }
+}

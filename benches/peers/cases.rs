@@ -1,0 +1,198 @@
+//! The cases: what is synced, what has happened before, who takes part.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use crate::change::{Change, copy_tree};
+use crate::data::text::Author;
+use crate::data::tree::{self, set_time};
+use crate::data::{TIME_OLD, noise, write_mixed};
+
+/// What is synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Data {
+    /// 300 files, 3 MB of text.
+    Small,
+    /// 50 MB of noise in one file.
+    Noise,
+    /// 1 GiB in one file, half noise and half text.
+    Large,
+    /// 80,000 files of text, like the Linux source.
+    Tree,
+}
+
+/// What has happened before the sync that is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// Nothing: the destination is not there.
+    Nothing,
+    /// The same sync.
+    Same,
+    /// The same sync, which broke off at a quarter.
+    Cut,
+    Edits,
+    Insertion,
+    Appendix,
+    NewTop,
+    Moves,
+    Release,
+}
+
+/// One row of the table.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) data: Data,
+    pub(crate) before: Before,
+    pub(crate) contestants: &'static [&'static str],
+}
+
+const NOOP: &[&str] = &["ksync", "rsync", "rclone", "unison"];
+const NOOP_TREE: &[&str] = &["ksync", "rsync", "rsync-nir", "unison"];
+const FIRST: &[&str] = &["ksync", "rsync", "rsync-z", "scp", "sftp", "tar-zstd", "rclone", "unison"];
+/// Without those that wait a round trip for every file or more: scp takes minutes even without any delay.
+const FIRST_TREE: &[&str] = &["ksync", "rsync", "rsync-z", "tar-zstd"];
+const DELTA: &[&str] = &["ksync", "rsync", "rsync-z", "rsync-inplace", "unison"];
+const CUT: &[&str] = &["ksync", "rsync", "rsync-partial", "rsync-append"];
+const MOVED: &[&str] = &["ksync", "rsync", "rsync-z", "unison"];
+
+const fn case(
+    name: &'static str,
+    data: Data,
+    before: Before,
+    contestants: &'static [&'static str],
+    about: &'static str,
+) -> Case {
+    Case { name, about, data, before, contestants }
+}
+
+/// Cases of the same data stand together, those that need an empty destination first.
+pub(crate) const CASES: &[Case] = &[
+    case("first-300", Data::Small, Before::Nothing, FIRST, "first copy of 300 files, 3 MB"),
+    case("noop-300", Data::Small, Before::Same, NOOP, "nothing to do, 300 files"),
+    case("agent-absent", Data::Small, Before::Same, &["ksync", "ksync-anew"], "first contact with a VM"),
+    case("first-50m", Data::Noise, Before::Nothing, FIRST, "first copy of 50 MB of noise"),
+    case("cut-1g", Data::Large, Before::Cut, CUT, "1 GiB again, after the link broke at a quarter"),
+    case("edits-1g", Data::Large, Before::Edits, DELTA, "ten edits of ten bytes in 1 GiB"),
+    case("insert-1g", Data::Large, Before::Insertion, DELTA, "1 MB inserted at 100 MB in 1 GiB"),
+    case("append-1g", Data::Large, Before::Appendix, DELTA, "100 MB appended to 1 GiB"),
+    case("first-tree", Data::Tree, Before::Nothing, FIRST_TREE, "first copy of a source tree"),
+    case("noop-tree", Data::Tree, Before::Same, NOOP_TREE, "nothing to do, a source tree"),
+    case("rename-tree", Data::Tree, Before::NewTop, MOVED, "top directory of a source tree renamed"),
+    case("move-files", Data::Tree, Before::Moves, MOVED, "files of a source tree moved"),
+    case("upgrade", Data::Tree, Before::Release, MOVED, "point release of a source tree"),
+];
+
+/// How much data there is.
+#[derive(Debug, Clone)]
+pub(crate) struct Sizes {
+    scale: f64,
+    /// A real tree in the place of the synthetic one, and its next release.
+    tree: Option<PathBuf>,
+    next_tree: Option<PathBuf>,
+}
+
+/// The only directory at the top of a tree.
+const TOP: &str = "source";
+
+impl Sizes {
+    pub(crate) fn new(scale: f64, tree: Option<PathBuf>, next_tree: Option<PathBuf>) -> Sizes {
+        Sizes { scale, tree, next_tree }
+    }
+
+    fn scaled(&self, bytes: u64) -> u64 {
+        (bytes as f64 * self.scale) as u64
+    }
+
+    /// About what a whole contest over this data takes on the disk: a source, a copy for each contestant,
+    /// and what is written aside.
+    pub(crate) fn bytes_needed(&self, data: Data) -> u64 {
+        self.scaled(match data {
+            Data::Small | Data::Noise => 1 << 30,
+            Data::Large => 10 << 30,
+            Data::Tree => 14 << 30,
+        })
+    }
+
+    /// Makes the data at `root`.
+    pub(crate) fn make(&self, data: Data, root: &Path) {
+        fs::create_dir_all(root).expect("a directory");
+        match data {
+            Data::Small => tree_of_equals(root, self.scaled(300).max(10)),
+            Data::Noise => {
+                fs::write(root.join("noise"), noise(1, self.scaled(50_000_000) as usize)).expect("a file");
+                set_time(&root.join("noise"), TIME_OLD);
+            }
+            Data::Large => {
+                let half = self.scaled(1 << 29);
+                let file = File::create(root.join("large")).expect("a file");
+                write_mixed(file, 2, half, half).expect("a file");
+                set_time(&root.join("large"), TIME_OLD);
+            }
+            Data::Tree => match &self.tree {
+                Some(real) => copy_tree(real, &root.join(TOP)),
+                None => tree::write(&root.join(TOP), self.scaled(80_000).max(100) as usize, 3),
+            },
+        }
+        set_time(root, TIME_OLD);
+    }
+
+    /// What happens to the data at `root` before the sync that is measured, if anything.
+    pub(crate) fn change(&self, before: Before, root: &Path, aside: &Path) -> Option<Change> {
+        Some(match before {
+            Before::Nothing | Before::Same | Before::Cut => return None,
+            Before::Edits => Change::edits(root, 10),
+            Before::Insertion => Change::insertion(root, self.scaled(100_000_000), self.inserted() as usize),
+            Before::Appendix => Change::appendix(root, self.appended() as usize),
+            Before::NewTop => Change::new_top(root),
+            Before::Moves => Change::moves(root),
+            Before::Release => match (&self.tree, &self.next_tree) {
+                (Some(tree), Some(next)) => Change::between(tree, next).below(Path::new(TOP)),
+                _ => Change::release(root, aside),
+            },
+        })
+    }
+
+    /// After how many bytes a link breaks in the case that is about it: a quarter of a large file, still
+    /// within its noise, so that it is the same place for all.
+    pub(crate) fn cut_after(&self) -> u64 {
+        self.scaled(1 << 28)
+    }
+
+    fn inserted(&self) -> u64 {
+        self.scaled(1_000_000)
+    }
+
+    fn appended(&self) -> u64 {
+        self.scaled(100_000_000)
+    }
+
+    /// How many bytes nobody can do without: the noise that the other side does not have. `None` where it
+    /// is text, of which nobody knows what the best compression makes.
+    pub(crate) fn new_bytes(&self, case: &Case) -> Option<u64> {
+        match (case.before, case.data) {
+            (Before::Nothing, Data::Noise) => Some(self.scaled(50_000_000)),
+            (Before::Nothing, _) | (Before::Release, _) => None,
+            (Before::Cut, _) => Some(self.scaled(1 << 28)),
+            (Before::Insertion, _) => Some(self.inserted()),
+            (Before::Appendix, _) => Some(self.appended()),
+            (Before::Same | Before::Edits | Before::NewTop | Before::Moves, _) => Some(0),
+        }
+    }
+}
+
+/// Files of 10 KB of text in directories of 20.
+fn tree_of_equals(root: &Path, files: u64) {
+    for index in 0..files {
+        let directory = root.join(format!("part-{}", index / 20));
+        fs::create_dir_all(&directory).expect("a directory");
+        let mut text = Vec::new();
+        Author::new(index).write(&mut text, 10_000);
+        let path = directory.join(format!("file-{index}.c"));
+        fs::write(&path, text).expect("a file");
+        set_time(&path, TIME_OLD);
+    }
+    for index in 0..files.div_ceil(20) {
+        set_time(&root.join(format!("part-{index}")), TIME_OLD);
+    }
+}

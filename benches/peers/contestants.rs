@@ -1,0 +1,270 @@
+//! Who takes part, and how each is called.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::machine::{HOST, Machine, Service};
+use crate::world::{memory_bytes, program};
+
+/// Which way the content goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Way {
+    Up,
+    Down,
+}
+
+impl Way {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Way::Up => "up",
+            Way::Down => "down",
+        }
+    }
+}
+
+/// One sync: `destination` becomes what `source` is.
+pub(crate) struct Job<'a> {
+    pub(crate) machine: &'a Machine,
+    pub(crate) way: Way,
+    pub(crate) source: &'a Path,
+    pub(crate) destination: &'a Path,
+}
+
+/// How a job is done.
+pub(crate) struct Plan {
+    pub(crate) command: Command,
+    /// What has to run beside it.
+    pub(crate) helper: Option<Service>,
+}
+
+impl From<Command> for Plan {
+    fn from(command: Command) -> Plan {
+        Plan { command, helper: None }
+    }
+}
+
+/// A way to sync.
+pub(crate) struct Contestant {
+    /// As `--peer` takes it and tables show it.
+    pub(crate) name: &'static str,
+    /// What is called, for those who read the table.
+    pub(crate) about: &'static str,
+    /// Without these there is nothing to measure.
+    programs: &'static [&'static str],
+    /// Whether it keeps records between runs. Then nothing but itself may change its destination.
+    pub(crate) remembers: bool,
+    plan: fn(&Job) -> Plan,
+    /// Done before each run, outside of the measurement.
+    pub(crate) prepare: fn(&Machine),
+}
+
+const KSYNC: &str = "ksync";
+const KSYNC_ANEW: &str = "ksync-anew";
+
+fn nothing(_: &Machine) {}
+
+const fn stateless(
+    name: &'static str,
+    about: &'static str,
+    programs: &'static [&'static str],
+    plan: fn(&Job) -> Plan,
+) -> Contestant {
+    Contestant { name, about, programs, remembers: false, plan, prepare: nothing }
+}
+
+/// Everybody. The first is the one that the others are compared with.
+pub(crate) const ALL: &[Contestant] = &[
+    Contestant {
+        name: KSYNC,
+        about: "ksync --delete",
+        programs: &[],
+        remembers: true,
+        plan: ksync,
+        prepare: nothing,
+    },
+    Contestant {
+        name: KSYNC_ANEW,
+        about: "ksync --delete, with no agent there yet",
+        programs: &[],
+        remembers: true,
+        plan: ksync,
+        prepare: Machine::forget_agent,
+    },
+    stateless("rsync", "rsync -a --delete", &["rsync"], |job| rsync(job, &[])),
+    stateless("rsync-z", "rsync -az --delete", &["rsync"], |job| rsync(job, &["-z"])),
+    stateless("rsync-nir", "rsync -a --delete --no-inc-recursive", &["rsync"], |job| {
+        rsync(job, &["--no-inc-recursive"])
+    }),
+    stateless("rsync-inplace", "rsync -a --delete --inplace", &["rsync"], |job| rsync(job, &["--inplace"])),
+    stateless("rsync-partial", "rsync -a --delete --partial", &["rsync"], |job| rsync(job, &["--partial"])),
+    stateless("rsync-append", "rsync -a --delete --append-verify", &["rsync"], |job| {
+        rsync(job, &["--append-verify"])
+    }),
+    stateless("scp", "scp -r -p", &["scp"], scp),
+    stateless("sftp", "sftp -b (put -R -p)", &["sftp"], sftp),
+    stateless("tar-zstd", "tar | zstd -1 | ssh tar", &["tar", "zstd"], tar),
+    stateless("rclone", "rclone sync over sftp", &["rclone"], rclone),
+    Contestant {
+        name: "unison",
+        about: "unison -batch -times",
+        programs: &["unison"],
+        remembers: true,
+        plan: unison,
+        prepare: nothing,
+    },
+];
+
+impl Contestant {
+    pub(crate) fn named(name: &str) -> Option<&'static Contestant> {
+        ALL.iter().find(|contestant| contestant.name == name)
+    }
+
+    /// Whether this is what the harness is there for.
+    pub(crate) fn is_ksync(&self) -> bool {
+        self.name == KSYNC || self.name == KSYNC_ANEW
+    }
+
+    /// Whether it finds the agent missing.
+    pub(crate) fn is_anew(&self) -> bool {
+        self.name == KSYNC_ANEW
+    }
+
+    /// The first program that is not installed.
+    pub(crate) fn missing(&self) -> Option<&'static str> {
+        self.programs.iter().copied().find(|name| program(name).is_none())
+    }
+
+    /// What its program says its version is.
+    pub(crate) fn version(&self) -> Option<String> {
+        let name = *self.programs.last()?;
+        let argument = match name {
+            "scp" | "sftp" => return first_line(Command::new(program("ssh")?).arg("-V")),
+            "unison" => "-version",
+            "rclone" => "version",
+            _ => "--version",
+        };
+        first_line(Command::new(program(name)?).arg(argument))
+    }
+
+    pub(crate) fn plan(&self, job: &Job) -> Plan {
+        (self.plan)(job)
+    }
+}
+
+/// What a program says first, on whichever stream.
+fn first_line(command: &mut Command) -> Option<String> {
+    let output = command.output().ok()?;
+    let text = [output.stdout, output.stderr].concat();
+    let line = String::from_utf8_lossy(&text).lines().find(|line| !line.trim().is_empty())?.to_owned();
+    Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// The two places of a job as `SCHEME path` and `path`, in the order of the way.
+fn places(job: &Job, far: impl Fn(&Path) -> String) -> [String; 2] {
+    let near = |path: &Path| path.display().to_string();
+    match job.way {
+        Way::Up => [near(job.source), far(job.destination)],
+        Way::Down => [far(job.source), near(job.destination)],
+    }
+}
+
+fn ksync(job: &Job) -> Plan {
+    let mut command = job.machine.ksync();
+    command.args(["--no-progress", "--delete"]).args(places(job, |path| job.machine.place(path)));
+    command.into()
+}
+
+fn rsync(job: &Job, options: &[&str]) -> Plan {
+    let mut command = job.machine.world.command("rsync");
+    command.args(["-a", "--delete"]).args(options).args(["-e", &job.machine.ssh()]);
+    let [source, destination] = places(job, |path| format!("{HOST}:{}", path.display()));
+    command.arg(format!("{source}/")).arg(format!("{destination}/"));
+    command.into()
+}
+
+fn scp(job: &Job) -> Plan {
+    let mut command = job.machine.world.command("scp");
+    command.arg("-F").arg(job.machine.ssh_config()).args(["-q", "-r", "-p"]);
+    command.args(places(job, |path| format!("{HOST}:{}", path.display())));
+    command.into()
+}
+
+/// A batch, since only a batch makes sftp fail where something fails.
+fn sftp(job: &Job) -> Plan {
+    let [source, destination] = [job.source, job.destination].map(Path::display);
+    let batch = match job.way {
+        Way::Up => format!("mkdir {destination}\nput -R -p {source}/. {destination}\n"),
+        Way::Down => format!("get -R -p {source}/. {destination}\n"),
+    };
+    let file = job.machine.world.path("batch");
+    fs::write(&file, batch).expect("a batch");
+    let mut command = job.machine.world.command("sftp");
+    command.arg("-F").arg(job.machine.ssh_config()).arg("-q").arg("-b").arg(file).arg(HOST);
+    command.into()
+}
+
+fn tar(job: &Job) -> Plan {
+    let pack = format!("tar -C {} -cf - . | zstd -1 -q -c", job.source.display());
+    let directory = job.destination.display();
+    let unpack = format!("mkdir -p {directory} && zstd -d -q -c | tar -C {directory} -xf -");
+    let ssh = job.machine.ssh();
+    let line = match job.way {
+        Way::Up => format!("{pack} | {ssh} {HOST} '{unpack}'"),
+        Way::Down => format!("{ssh} {HOST} '{pack}' | ({unpack})"),
+    };
+    let mut command = job.machine.world.command("sh");
+    command.arg("-c").arg(line);
+    command.into()
+}
+
+/// Over a port of its own to websocat: rclone can call an ssh since 1.64 only.
+fn rclone(job: &Job) -> Plan {
+    let (port, helper) = job.machine.plain_port();
+    let world = &job.machine.world;
+    let known_hosts = world.path("known_hosts_of_port");
+    let line = fs::read_to_string(world.path("known_hosts")).expect("known_hosts");
+    fs::write(&known_hosts, line.replacen(HOST, &format!("[127.0.0.1]:{port}"), 1)).expect("known_hosts");
+    let mut command = world.command("rclone");
+    command.args(["sync", "--create-empty-src-dirs", "--config", "/dev/null"]);
+    command.args(["--sftp-host", "127.0.0.1", "--sftp-port", &port.to_string()]);
+    command.args(["--sftp-user", job.machine.user()]).arg("--sftp-key-file").arg(world.path("key"));
+    command.arg("--sftp-known-hosts-file").arg(known_hosts);
+    command.args(places(job, |path| format!(":sftp:{}", path.display())));
+    Plan { command, helper: Some(helper) }
+}
+
+/// Its records lie in the homes of both sides.
+fn unison(job: &Job) -> Plan {
+    let mut command = job.machine.world.command("unison");
+    command.args(["-ui", "text", "-batch", "-times", "-confirmbigdel=false", "-silent"]);
+    command.arg("-sshargs").arg(format!("-F {}", job.machine.ssh_config().display()));
+    let [near, far] = match job.way {
+        Way::Up => [job.source, job.destination],
+        Way::Down => [job.destination, job.source],
+    };
+    command.arg(near).arg(format!("ssh://{HOST}/{}", far.display()));
+    command.into()
+}
+
+/// The machine in a line: what a number means depends on it.
+pub(crate) fn machine_line() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let field = |text: &str, name: &str, separator: char| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.trim_start().trim_start_matches(separator).trim().trim_matches('"').to_owned()
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory_gib = memory_bytes("MemTotal") / (1 << 30);
+    format!(
+        "{}, {cores} cores, {memory_gib} GiB, {}, Linux {}",
+        field(&read("/proc/cpuinfo"), "model name", ':'),
+        field(&read("/etc/os-release"), "PRETTY_NAME=", '='),
+        read("/proc/sys/kernel/osrelease").trim(),
+    )
+}
+
+/// Where a contestant's copy lies.
+pub(crate) fn destination(machine: &Machine, contestant: &Contestant, way: Way) -> PathBuf {
+    machine.world.path(format!("to-{}-{}", contestant.name, way.name()))
+}

@@ -1,0 +1,373 @@
+//! The link between client and VM: a TCP relay that delays bytes, lets no more through than a rate allows,
+//! counts them, and breaks where it is told to.
+//!
+//! What it is true to: the delay each way, the round trip of TCP's own handshake, a rate for each direction
+//! that all connections share, a queue of 50 ms in front of it that fills and then stops the sender. What it
+//! is not: no packet is lost and there is no slow start, so long links show their best case. Bytes are TCP
+//! payload; rates too.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
+
+/// How much waits for its turn in front of a slow link: what a router's queue holds.
+const QUEUE: Duration = Duration::from_millis(50);
+
+/// The most that is read at once, in bytes; less on slow links, where a piece is a millisecond.
+const PIECE_MAX: usize = 128 << 10;
+const PIECE_MIN: usize = 1500;
+
+/// Receive buffer of a limited link, in bytes. The kernel's own would grow to megabytes, and hide the queue.
+const RECEIVE_BUFFER: usize = 256 << 10;
+
+/// How long one direction may stay silent, beyond the delay, once the other one has ended. A program that is
+/// gone closes both, but a relay sees two ends of input, and websocat takes one as no reason to go.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// What a link is like.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Conditions {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    /// Bits a second from client to VM; `None` is as fast as it goes.
+    pub(crate) up_rate: Option<u64>,
+    pub(crate) down_rate: Option<u64>,
+    pub(crate) round_trip: Duration,
+    /// Breaks a connection once it carried so many bytes from client to VM and back.
+    pub(crate) cut_after: Option<u64>,
+}
+
+const fn conditions(
+    name: &'static str,
+    about: &'static str,
+    rates: Option<(u64, u64)>,
+    round_trip_ms: u64,
+) -> Conditions {
+    let (up_rate, down_rate) = match rates {
+        Some((up, down)) => (Some(up), Some(down)),
+        None => (None, None),
+    };
+    let round_trip = Duration::from_millis(round_trip_ms);
+    Conditions { name, about, up_rate, down_rate, round_trip, cut_after: None }
+}
+
+const MBIT: u64 = 1_000_000;
+
+/// The links of the table.
+pub(crate) const LINKS: &[Conditions] = &[
+    conditions("raw", "loopback", None, 0),
+    conditions("l100", "100 Mbit/s, 50 ms", Some((100 * MBIT, 100 * MBIT)), 50),
+    conditions("g1", "1 Gbit/s, 100 ms", Some((1000 * MBIT, 1000 * MBIT)), 100),
+    conditions("home", "20 Mbit/s up, 100 down, 80 ms", Some((20 * MBIT, 100 * MBIT)), 80),
+];
+
+/// What is used where nothing is measured.
+pub(crate) const RAW: Conditions = LINKS[0];
+
+/// What crossed the link since the last reset.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Carried {
+    pub(crate) up_bytes: u64,
+    pub(crate) down_bytes: u64,
+    pub(crate) connections: u64,
+}
+
+/// A relay in front of one address. Its conditions can be changed; a connection keeps those it began with.
+pub(crate) struct Link {
+    shared: Arc<Shared>,
+    pub(crate) port: u16,
+}
+
+struct Shared {
+    target: SocketAddr,
+    conditions: Mutex<Conditions>,
+    up: Direction,
+    down: Direction,
+    open: AtomicUsize,
+    connections: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// One direction of the link, which all connections share.
+struct Direction {
+    /// When the last byte that was let in will have left.
+    free_at: Mutex<Instant>,
+    bytes: AtomicU64,
+}
+
+impl Direction {
+    fn new() -> Direction {
+        Direction { free_at: Mutex::new(Instant::now()), bytes: AtomicU64::new(0) }
+    }
+
+    /// When so many bytes that are there now will have left.
+    fn book(&self, bytes: usize, rate: u64, earliest: Instant) -> Instant {
+        let mut free_at = self.free_at.lock().expect("the rate");
+        let takes = Duration::from_nanos(bytes as u64 * 8 * 1_000_000_000 / rate);
+        *free_at = (*free_at).max(earliest) + takes;
+        *free_at
+    }
+}
+
+impl Link {
+    /// A relay to `target`, without any bad conditions.
+    pub(crate) fn to(target: SocketAddr) -> Link {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let shared = Arc::new(Shared {
+            target,
+            conditions: Mutex::new(RAW),
+            up: Direction::new(),
+            down: Direction::new(),
+            open: AtomicUsize::new(0),
+            connections: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        });
+        let relay = Arc::clone(&shared);
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if relay.stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                relay.connections.fetch_add(1, Ordering::Relaxed);
+                relay.open.fetch_add(1, Ordering::SeqCst);
+                let relay = Arc::clone(&relay);
+                thread::spawn(move || {
+                    // Nobody behind it: the client sees its connection closed.
+                    let _ = connect(&relay, client);
+                    relay.open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        Link { shared, port }
+    }
+
+    /// What connections will meet from now on.
+    pub(crate) fn set(&self, conditions: Conditions) {
+        *self.shared.conditions.lock().expect("the conditions") = conditions;
+    }
+
+    /// Forgets what was carried.
+    pub(crate) fn reset(&self) {
+        self.shared.up.bytes.store(0, Ordering::Relaxed);
+        self.shared.down.bytes.store(0, Ordering::Relaxed);
+        self.shared.connections.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn carried(&self) -> Carried {
+        Carried {
+            up_bytes: self.shared.up.bytes.load(Ordering::Relaxed),
+            down_bytes: self.shared.down.bytes.load(Ordering::Relaxed),
+            connections: self.shared.connections.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether no connection is open.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.shared.open.load(Ordering::SeqCst) == 0
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        // So that the listener wakes up and sees it.
+        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
+    }
+}
+
+/// Carries one connection until both directions have ended.
+fn connect(shared: &Arc<Shared>, client: TcpStream) -> std::io::Result<()> {
+    let accepted = Instant::now();
+    let conditions = *shared.conditions.lock().expect("the conditions");
+    let server = TcpStream::connect(shared.target)?;
+    for socket in [&client, &server] {
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(LINGER + conditions.round_trip * 2))?;
+        if conditions.up_rate.is_some() {
+            set_socket_recv_buffer_size(socket, RECEIVE_BUFFER)?;
+        }
+    }
+    let ended = Arc::new(AtomicBool::new(false));
+    let left = Arc::new(AtomicU64::new(conditions.cut_after.unwrap_or(u64::MAX)));
+    let way = |from: &TcpStream, to: &TcpStream, rate| -> std::io::Result<OneWay> {
+        Ok(OneWay {
+            shared: Arc::clone(shared),
+            from: from.try_clone()?,
+            to: to.try_clone()?,
+            rate,
+            delay: conditions.round_trip / 2,
+            // The kernel has shaken hands at once; on a real link the first byte could leave only now.
+            opens_at: accepted + conditions.round_trip,
+            left: Arc::clone(&left),
+            ended: Arc::clone(&ended),
+        })
+    };
+    let up = way(&client, &server, conditions.up_rate)?;
+    let down = way(&server, &client, conditions.down_rate)?;
+    let up = thread::spawn(move || up.carry(|shared| &shared.up));
+    down.carry(|shared| &shared.down);
+    let _ = up.join();
+    if left.load(Ordering::SeqCst) == 0 {
+        // As on a broken link: what is in the buffers is lost, and whoever writes gets an error.
+        for socket in [&client, &server] {
+            set_socket_linger(socket, Some(Duration::ZERO))?;
+        }
+    }
+    Ok(())
+}
+
+/// One direction of one connection.
+struct OneWay {
+    shared: Arc<Shared>,
+    from: TcpStream,
+    to: TcpStream,
+    rate: Option<u64>,
+    delay: Duration,
+    opens_at: Instant,
+    /// What the connection may still carry, both directions together.
+    left: Arc<AtomicU64>,
+    /// Whether the other direction has ended.
+    ended: Arc<AtomicBool>,
+}
+
+impl OneWay {
+    fn carry(mut self, direction: fn(&Shared) -> &Direction) {
+        if self.rate.is_none() && self.delay.is_zero() {
+            let mut to = self.to.try_clone().expect("a socket");
+            self.read_all(direction, |_, piece| to.write_all(piece).is_ok());
+        } else {
+            self.carry_later(direction);
+        }
+        self.ended.store(true, Ordering::SeqCst);
+        let _ = self.to.shutdown(Shutdown::Write);
+        if self.left.load(Ordering::SeqCst) == 0 {
+            // Wakes the other direction.
+            let _ = self.from.shutdown(Shutdown::Both);
+            let _ = self.to.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Reads on this thread and writes on another one, when it is time.
+    fn carry_later(&mut self, direction: fn(&Shared) -> &Direction) {
+        let queue = Arc::new(Queue::for_link(self.rate, self.delay));
+        let due = Arc::clone(&queue);
+        let mut to = self.to.try_clone().expect("a socket");
+        let writer = thread::spawn(move || {
+            while let Some((at, piece)) = due.pop() {
+                thread::sleep(at.saturating_duration_since(Instant::now()));
+                if to.write_all(&piece).is_err() {
+                    return due.close();
+                }
+            }
+        });
+        let (rate, delay, opens_at) = (self.rate, self.delay, self.opens_at);
+        self.read_all(direction, |direction, piece| {
+            let now = Instant::now().max(opens_at);
+            let leaves = rate.map_or(now, |rate| direction.book(piece.len(), rate, now));
+            let taken = queue.push(leaves + delay, piece.to_vec());
+            // What does not fit into the link's queue stays with the sender.
+            thread::sleep(leaves.saturating_duration_since(Instant::now() + QUEUE));
+            taken
+        });
+        queue.close();
+        let _ = writer.join();
+    }
+
+    /// Reads to the end and passes on every piece, while anybody takes it.
+    fn read_all(
+        &mut self,
+        direction: fn(&Shared) -> &Direction,
+        mut pass: impl FnMut(&Direction, &[u8]) -> bool,
+    ) {
+        let piece_bytes = self.rate.map_or(PIECE_MAX, |rate| rate as usize / 8 / 1000);
+        let mut buffer = vec![0; piece_bytes.clamp(PIECE_MIN, PIECE_MAX)];
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let count = match self.from.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(count) => count,
+                Err(error) if is_timeout(&error) && !self.ended.load(Ordering::SeqCst) => continue,
+                Err(_) => return,
+            };
+            let direction = direction(&shared);
+            direction.bytes.fetch_add(count as u64, Ordering::Relaxed);
+            let taken = self.take(count);
+            if !pass(direction, &buffer[..taken]) || taken < count {
+                return;
+            }
+        }
+    }
+
+    /// How many of so many bytes the connection may still carry.
+    fn take(&self, count: usize) -> usize {
+        let less = |left: u64| Some(left.saturating_sub(count as u64));
+        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
+        count.min(left.map_or(0, |left| usize::try_from(left).unwrap_or(count)))
+    }
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+}
+
+/// What is on its way, with the time at which it arrives. Bounded by bytes: a long fast link holds many.
+struct Queue {
+    bytes_max: usize,
+    state: Mutex<UnderWay>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct UnderWay {
+    pieces: VecDeque<(Instant, Vec<u8>)>,
+    bytes: usize,
+    is_closed: bool,
+}
+
+impl Queue {
+    /// What a link of this rate and delay holds, its queue included, and some slack.
+    fn for_link(rate: Option<u64>, delay: Duration) -> Queue {
+        let rate = rate.unwrap_or(10_000 * MBIT);
+        let bytes_max = (rate as f64 / 8.0 * (delay + QUEUE).as_secs_f64()) as usize + (1 << 20);
+        Queue { bytes_max, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Waits while something holds, or until the queue is closed.
+    fn wait_while(&self, holds: impl Fn(&UnderWay) -> bool) -> MutexGuard<'_, UnderWay> {
+        let state = self.state.lock().expect("a queue");
+        self.changed.wait_while(state, |state| holds(state) && !state.is_closed).expect("a queue")
+    }
+
+    /// Waits for room and appends; false when nobody takes it any more.
+    fn push(&self, at: Instant, piece: Vec<u8>) -> bool {
+        let mut state = self.wait_while(|state| state.bytes > self.bytes_max);
+        if state.is_closed {
+            return false;
+        }
+        state.bytes += piece.len();
+        state.pieces.push_back((at, piece));
+        self.changed.notify_all();
+        true
+    }
+
+    /// Waits for a piece and takes it; `None` when it is empty and closed.
+    fn pop(&self) -> Option<(Instant, Vec<u8>)> {
+        let mut state = self.wait_while(|state| state.pieces.is_empty());
+        let (at, piece) = state.pieces.pop_front()?;
+        state.bytes -= piece.len();
+        self.changed.notify_all();
+        Some((at, piece))
+    }
+
+    fn close(&self) {
+        self.state.lock().expect("a queue").is_closed = true;
+        self.changed.notify_all();
+    }
+}

@@ -1,0 +1,213 @@
+//! Is ksync faster than what people chain together today, over the same tunnel?
+//!
+//! ```text
+//! client (ksync, or ssh with websocat as ProxyCommand) ─► link ─► websocat ─► sshd ─► agent, rsync, …
+//! ```
+//! Everything is on this machine and made by the harness: data, keys, homes, sshd, websocat and a link with
+//! delay and rates. Contestants take turns, each result is compared byte by byte with the source, and what
+//! does not verify is an error and no number. `cargo bench --bench peers -- --help` says what can be chosen.
+//!
+//! Programs are looked for in `KSYNC_PEERS_BIN`, in `PATH` and where sshd lies.
+//!
+//! A harness that cannot go on has nobody to tell but who started it, and its tables go to standard output.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
+
+mod cases;
+mod change;
+mod contest;
+mod contestants;
+#[path = "../data/mod.rs"]
+mod data;
+mod link;
+mod machine;
+mod memory;
+mod options;
+mod picture;
+mod table;
+mod verify;
+mod world;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use cases::{Case, Data};
+use contest::{Contest, Heat};
+use contestants::{Contestant, Job, Way};
+use link::Conditions;
+use machine::Machine;
+use options::Options;
+use world::World;
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether somebody wants all of this to end.
+fn is_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+fn main() -> ExitCode {
+    let options = Options::read();
+    if options.list {
+        print!("{}", options::list());
+        return ExitCode::SUCCESS;
+    }
+    if !options.bench {
+        // `cargo test --benches` must not take an hour.
+        println!("nothing is measured without cargo bench");
+        return ExitCode::SUCCESS;
+    }
+    end_orderly_when_interrupted();
+    match run(&options) {
+        Ok(heats) if heats.iter().all(is_sound) && !is_interrupted() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether ksync did what it should; what peers do not manage is in the table.
+fn is_sound(heat: &Heat) -> bool {
+    heat.rows.iter().all(|row| row.error.is_none() || !row.contestant.is_ksync())
+}
+
+/// What was started has to be stopped, and memory that is used as a disk has to be given back.
+fn end_orderly_when_interrupted() {
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let mut terminate = signal(SignalKind::terminate()).expect("a signal");
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        INTERRUPTED.store(true, Ordering::Relaxed);
+    });
+}
+
+fn run(options: &Options) -> Result<Vec<Heat>, String> {
+    let (cases, links, wanted) = (options.cases()?, options.links()?, options.contestants()?);
+    if let Some(missing) =
+        ["sshd", "ssh", "ssh-keygen", "websocat"].iter().find(|name| world::program(name).is_none())
+    {
+        return Err(format!("{missing} is not installed: without it there is no machine to sync with"));
+    }
+    let contestants: Vec<&Contestant> = wanted.into_iter().filter(|one| one.missing().is_none()).collect();
+    let sizes = options.sizes();
+    let needed = cases.iter().map(|case| sizes.bytes_needed(case.data)).max().unwrap_or(0);
+    let machine = Machine::start(World::new(options.work.as_deref(), needed));
+    let about = about(options, &machine)?;
+    for (name, value) in &about {
+        println!("{name}: {value}");
+    }
+    put_agent_there(&machine)?;
+    let mut heats = Vec::new();
+    for &way in options.ways() {
+        for data in [Data::Small, Data::Noise, Data::Large, Data::Tree] {
+            let cases: Vec<&Case> = cases.iter().copied().filter(|case| case.data == data).collect();
+            if !cases.is_empty() && !is_interrupted() {
+                heats.extend(run_over(data, &cases, way, &links, &contestants, options, &machine));
+            }
+        }
+    }
+    if let Some(file) = &options.json {
+        fs::write(file, table::json(&heats, &about))
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    if let Some(file) = &options.svg {
+        fs::write(file, picture::draw(&heats, &about))
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    Ok(heats)
+}
+
+/// What the numbers depend on, and who is missing.
+fn about(options: &Options, machine: &Machine) -> Result<Vec<(String, String)>, String> {
+    let mut about = vec![
+        ("machine".to_owned(), contestants::machine_line()),
+        ("date".to_owned(), picture::today()),
+        ("files on".to_owned(), machine.world.filesystem().to_owned()),
+        ("rounds".to_owned(), options.runs.to_string()),
+    ];
+    let mut seen = BTreeSet::new();
+    for contestant in options.contestants()? {
+        match contestant.missing() {
+            Some(program) if seen.insert(program.to_owned()) => {
+                about.push(("not installed".to_owned(), program.to_owned()));
+            }
+            Some(_) => {}
+            None => about.extend(
+                contestant
+                    .version()
+                    .filter(|version| seen.insert(version.clone()))
+                    .map(|version| (contestant.name.to_owned(), version)),
+            ),
+        }
+    }
+    Ok(about)
+}
+
+/// Only the case that is about it measures how the agent gets there.
+fn put_agent_there(machine: &Machine) -> Result<(), String> {
+    let (source, destination) = (machine.world.path("nothing"), machine.world.path("to-nothing"));
+    fs::create_dir_all(&source).expect("a directory");
+    let job = Job { machine, way: Way::Up, source: &source, destination: &destination };
+    let ksync = Contestant::named("ksync").expect("ksync");
+    let output = ksync.plan(&job).command.output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("ksync cannot reach the machine: {text}")) }
+}
+
+/// Runs all cases over the same data, on every link.
+fn run_over(
+    data: Data,
+    cases: &[&'static Case],
+    way: Way,
+    links: &[Conditions],
+    contestants: &[&'static Contestant],
+    options: &Options,
+    machine: &Machine,
+) -> Vec<Heat> {
+    let (sizes, source) = (options.sizes(), machine.world.path("from"));
+    let start = Instant::now();
+    sizes.make(data, &source);
+    eprintln!("made the data ({data:?}) in {:.1} s", start.elapsed().as_secs_f64());
+    let mut contest = Contest::new(machine, way, source.clone(), sizes.cut_after());
+    let mut heats = Vec::new();
+    for &case in cases {
+        let aside = machine.world.path("aside");
+        let change = sizes.change(case.before, &source, &aside);
+        let takes_part =
+            |one: &&&Contestant| case.contestants.contains(&one.name) && options.takes_part(one, way);
+        let here: Vec<&Contestant> = contestants.iter().filter(takes_part).copied().collect();
+        for &link in links {
+            eprintln!("{} {} {}", case.name, way.name(), link.name);
+            let rows = contest.run(case, link, &here, change.as_ref(), options.runs);
+            if is_interrupted() {
+                break;
+            }
+            let limit = contest::limit(&sizes, case, link, way);
+            let about = change.as_ref().map(|change| change.about.clone());
+            let heat = Heat { case, link, way, change: about, limit, rows };
+            print!("{}", table::of_heat(&heat));
+            heats.push(heat);
+        }
+        let _ = fs::remove_dir_all(aside);
+    }
+    contest.end();
+    let _ = fs::remove_dir_all(source);
+    heats
+}
