@@ -217,8 +217,8 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
     for (allowed, refused) in [
         (wants(WANTS_MAX), wants(WANTS_MAX + 1)),
         (chunks(CHUNKS_MAX), chunks(CHUNKS_MAX + 1)),
-        (staged(0, BLOCKS_MAX), staged(0, BLOCKS_MAX + 1)),
-        (old(0, BLOCKS_MAX), old(0, BLOCKS_MAX + 1)),
+        (staged(0, 2 * BLOCKS_MAX), staged(0, 2 * BLOCKS_MAX + 1)),
+        (old(0, 2 * BLOCKS_MAX), old(0, 2 * BLOCKS_MAX + 1)),
         (staged(i64_max, 0), staged(i64_max + 1, 0)),
         (old(i64_max, 0), old(i64_max + 1, 0)),
         (cut(0, 1 << 37), cut(0, (1 << 37) + (1 << 15))),

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::num::NonZero;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -112,26 +113,48 @@ pub type ReadAt<'a> = &'a (dyn Fn(&mut [u8], u64) -> io::Result<()> + Sync);
 pub fn outline(length: u64, block: BlockSize, read_at: ReadAt<'_>) -> io::Result<Outline> {
     let count = block.count(length);
     if count <= 1 {
-        let hasher = hash_block(0, length, read_at)?;
+        let hasher = hash_block(0, length, read_at, &mut Vec::new())?;
         let ids = if count == 0 { Vec::new() } else { vec![BlockId::short(&hasher.finalize_non_root())] };
         return Ok(Outline { ids, hash: Hash::from_bytes(*hasher.finalize().as_bytes()) });
     }
-    let next = AtomicU64::new(0);
-    // Several threads share it, so it is not moved into one.
+    let nodes = nodes(0..count, length, block, read_at)?;
+    let hash = Hash::from_bytes(*root(&nodes).as_bytes());
+    Ok(Outline { ids: nodes.iter().map(BlockId::short).collect(), hash })
+}
+
+/// The names of some blocks of a content of `length` bytes. `read_at` may read other bytes, to see whether they
+/// would be those blocks if they lay there.
+///
+/// # Errors
+/// What `read_at` gives.
+pub fn block_ids(
+    blocks: Range<u64>,
+    length: u64,
+    block: BlockSize,
+    read_at: ReadAt<'_>,
+) -> io::Result<Vec<BlockId>> {
+    Ok(nodes(blocks, length, block, read_at)?.iter().map(BlockId::short).collect())
+}
+
+/// Several threads share the work.
+fn nodes(blocks: Range<u64>, length: u64, block: BlockSize, read_at: ReadAt<'_>) -> io::Result<Vec<Node>> {
+    let next = AtomicU64::new(blocks.start);
     let work = &|| -> io::Result<Vec<(u64, Node)>> {
-        let mut nodes = Vec::new();
+        let (mut nodes, mut buffer) = (Vec::new(), Vec::new());
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= count {
+            if index >= blocks.end {
                 return Ok(nodes);
             }
             let offset = index * block.0;
-            let hasher = hash_block(offset, block.0.min(length - offset), read_at)?;
-            nodes.push((index, hasher.finalize_non_root()));
+            let length = block.0.min(length - offset);
+            let hasher = hash_block(offset, length, read_at, &mut buffer)?;
+            nodes.push((index - blocks.start, hasher.finalize_non_root()));
         }
     };
+    let bytes = (blocks.end - blocks.start).saturating_mul(block.0);
     let found = thread::scope(|scope| {
-        let others: Vec<_> = (1..threads(length)).map(|_| scope.spawn(work)).collect();
+        let others: Vec<_> = (1..threads(bytes)).map(|_| scope.spawn(work)).collect();
         let mut found = work()?;
         for other in others {
             found.extend(other.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?);
@@ -144,8 +167,7 @@ pub fn outline(length: u64, block: BlockSize, read_at: ReadAt<'_>) -> io::Result
             *place = node;
         }
     }
-    let hash = Hash::from_bytes(*root(&nodes).as_bytes());
-    Ok(Outline { ids: nodes.iter().map(BlockId::short).collect(), hash })
+    Ok(nodes)
 }
 
 /// The name of the block of `length` bytes that begins at `offset`, a multiple of the block size.
@@ -153,7 +175,7 @@ pub fn outline(length: u64, block: BlockSize, read_at: ReadAt<'_>) -> io::Result
 /// # Errors
 /// What `read_at` gives.
 pub fn block_id(offset: u64, length: u64, read_at: ReadAt<'_>) -> io::Result<BlockId> {
-    Ok(BlockId::short(&hash_block(offset, length, read_at)?.finalize_non_root()))
+    Ok(BlockId::short(&hash_block(offset, length, read_at, &mut Vec::new())?.finalize_non_root()))
 }
 
 /// How many threads share the work.
@@ -163,11 +185,17 @@ fn threads(length: u64) -> usize {
     worth.min(there).clamp(1, THREADS_MAX)
 }
 
-fn hash_block(offset: u64, length: u64, read_at: ReadAt<'_>) -> io::Result<blake3::Hasher> {
+/// `buffer` is for the next block too.
+fn hash_block(
+    offset: u64,
+    length: u64,
+    read_at: ReadAt<'_>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<blake3::Hasher> {
     let mut hasher = blake3::Hasher::new();
     hasher.set_input_offset(offset);
     // At most `READ_BYTES`.
-    let mut buffer = vec![0; length.min(READ_BYTES) as usize];
+    buffer.resize(buffer.len().max(length.min(READ_BYTES) as usize), 0);
     let mut at = 0;
     while at < length {
         let now = (length - at).min(READ_BYTES) as usize;
@@ -254,6 +282,21 @@ mod tests {
     fn equal_blocks_in_different_places_have_different_names() {
         let outline = outline_of(&vec![0; 64 << 10], BlockSize(16 << 10));
         assert!(outline.ids.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+
+    #[test]
+    fn blocks_are_recognised_where_they_were_moved_to() {
+        let content = noise(1_000_000);
+        let block = BlockSize(16 << 10);
+        let before = outline_of(&content, block).ids;
+        let moved = [&noise(5000)[..], &content].concat();
+        let read_at = |buffer: &mut [u8], offset: u64| {
+            let offset = offset as usize + 5000;
+            buffer.copy_from_slice(&moved[offset..offset + buffer.len()]);
+            Ok(())
+        };
+        let found = block_ids(7..block.count(1_000_000), 1_000_000, block, &read_at).unwrap();
+        assert_eq!(found, before[7..]);
     }
 
     #[test]

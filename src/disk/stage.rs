@@ -17,8 +17,9 @@ use crate::disk::state::{PART, StateDir, in_state, staged_name};
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
-/// How much is copied before it is read back.
-const COPY_BYTES: u64 = 8 << 20;
+/// How much is read and written at a time when copying through memory: a thread is started for each, which takes
+/// a hundredth of the time.
+const COPY_BYTES: u64 = 2 << 20;
 
 /// How much is read back at a time.
 const READ_BYTES: usize = 128 * 1024;
@@ -149,38 +150,27 @@ impl Staging {
         Ok(())
     }
 
-    /// As [`Staging::append_from`]; and hands what was written, read back, to `visit`, in pieces of at most
-    /// 128 KiB and while the next bytes are copied.
+    /// As [`Staging::append_from`]; and hands what was written to `visit`, in order. Where the filesystem can share
+    /// what is copied, that is read back; elsewhere it passes through memory, and the next piece is read while
+    /// one is written: on ext4 and tmpfs in two thirds of the time that the kernel takes.
     ///
     /// # Errors
     /// As [`Staging::append_from`] and [`Staging::read_back`].
-    pub fn append_from_and_read_back(
+    pub fn append_from_and_visit(
         &mut self,
         source: &File,
         offset: u64,
         len: u64,
         visit: &mut (dyn FnMut(&[u8]) + Send),
     ) -> Result<(), DiskError> {
-        let (start, end, file) = (self.len, self.len + len, &self.file);
-        let mut copied = start..start;
-        while copied.end < end {
-            let next = copied.end..end.min(copied.end + COPY_BYTES);
-            let from = offset + (next.start - start);
-            let copy_next = || copy(source, from, file, next.start, next.end - next.start);
-            // What was copied last is read while the next piece is copied.
-            let (copying, reading) = if copied.is_empty() {
-                (copy_next(), Ok(()))
-            } else {
-                thread::scope(|scope| {
-                    let reader = scope.spawn(|| read_stretch(file, copied, visit));
-                    (copy_next(), reader.join().unwrap_or_else(|_| Err(panicked())))
-                })
-            };
-            copying.during("copy", self.path.as_bytes())?;
-            reading.during("read back", &self.staged_path())?;
-            copied = next;
+        let (start, end) = (self.len, self.len + len);
+        if shares_extents(&self.file) {
+            copy(source, offset, &self.file, start, len).during("copy", self.path.as_bytes())?;
+            read_stretch(&self.file, start..end, visit).during("read back", &self.staged_path())?;
+        } else {
+            copy_through_memory(source, offset, &self.file, start..end, visit)
+                .during("copy", self.path.as_bytes())?;
         }
-        read_stretch(file, copied, visit).during("read back", &self.staged_path())?;
         self.len = end;
         Ok(())
     }
@@ -230,8 +220,57 @@ impl Staging {
     }
 }
 
-fn panicked() -> io::Error {
-    io::Error::other("a thread panicked")
+/// Copies to the end of a file, and hands all to `visit`.
+fn copy_through_memory(
+    source: &File,
+    offset: u64,
+    target: &File,
+    place: Range<u64>,
+    visit: &mut (dyn FnMut(&[u8]) + Send),
+) -> io::Result<()> {
+    let mut read = |at: u64, buffer: &mut Vec<u8>| {
+        // At most `COPY_BYTES`.
+        let now = COPY_BYTES.min(place.end - at) as usize;
+        buffer.resize(now, 0);
+        source.read_exact_at(buffer, offset + (at - place.start))?;
+        visit(buffer);
+        io::Result::Ok(())
+    };
+    let (mut next, mut now) = (Vec::new(), Vec::new());
+    let mut at = place.start;
+    if at < place.end {
+        read(at, &mut now)?;
+    }
+    while at < place.end {
+        let after = at + now.len() as u64;
+        if after < place.end {
+            let (written, read) = thread::scope(|scope| {
+                let reader = scope.spawn(|| read(after, &mut next));
+                let written = write_at_end(target, &now, at);
+                (written, reader.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))))
+            });
+            written.and(read)?;
+        } else {
+            write_at_end(target, &now, at)?;
+        }
+        std::mem::swap(&mut now, &mut next);
+        at = after;
+    }
+    Ok(())
+}
+
+/// Whether a copy within this file's filesystem need not copy anything.
+#[cfg(target_os = "linux")]
+fn shares_extents(file: &File) -> bool {
+    // Btrfs, XFS, bcachefs; and NFS and SMB, where the server copies. From statfs(2) and linux/magic.h.
+    const SHARING: [u32; 5] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e, 0x6969, 0xfe53_4d42];
+    // The type's width differs between machines, and no magic has more than 32 bits.
+    rustix::fs::fstatfs(file).is_ok_and(|stat| SHARING.contains(&(stat.f_type as u32)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn shares_extents(_file: &File) -> bool {
+    false
 }
 
 /// Hands a stretch of a file to `visit`.

@@ -1,9 +1,11 @@
 //! What a new content consists of, beside what the receiver has: a row of segments, found coarsely first.
 //!
 //! 1. *Blocks* that are what they were, in their old places ([`aligned`]).
-//! 2. Where a long stretch is left over, something was inserted or removed: both sides cut it into
+//! 2. If the two are not of one length, the same blocks moved by the difference ([`shifted`], [`reshift`]):
+//!    something was inserted or taken out in one place.
+//! 3. Where a long stretch is still left over, something was inserted or removed: both sides cut it into
 //!    content-defined *chunks* ([`to_cut`], [`matched`], [`recut`]).
-//! 3. What still lies between is a *gap*: if the old version has something in the same place, the fine delta
+//! 4. What still lies between is a *gap*: if the old version has something in the same place, the fine delta
 //!    is tried on it ([`with_gaps`]).
 //!
 //! Nothing here touches a file.
@@ -76,6 +78,72 @@ pub(super) fn aligned(size: u64, block: BlockSize, new: &[BlockId], old: &Blocks
         );
     }
     segments
+}
+
+/// Where all of the new content behind some place looks as if it had been moved as a whole: by as much as the two
+/// differ in length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shifted {
+    /// The old version's blocks that may be found again.
+    pub(super) blocks: Range<u64>,
+    /// The segment that they may be found in, the last one.
+    segment: usize,
+    /// Where it begins in the new content.
+    start: u64,
+}
+
+/// Whether the end of the new content is to be looked at as [`Shifted`]. The segments begin at `start`.
+pub(super) fn shifted(
+    segments: &[Segment],
+    start: u64,
+    size: u64,
+    block: BlockSize,
+    old: &Blocks,
+) -> Option<Shifted> {
+    let segment = segments.len().checked_sub(1)?;
+    let last = segments.get(segment).filter(|last| matches!(last, Segment::New { .. }))?;
+    let is_named = old.ids.len() as u64 == block.count(old.length);
+    if size == old.length || !is_named || last.length() <= CUT_BYTES_MIN {
+        return None;
+    }
+    let start = (size - last.length()).max(start);
+    // A block at `offset` in the old version would be at `offset + size - old.length` in the new one, and must
+    // lie within the segment there, and behind what was found in the old one.
+    let after = old_place(segments, segment, old.length).start.max((start + old.length).saturating_sub(size));
+    let blocks = after.div_ceil(block.bytes())..old.ids.len() as u64;
+    (blocks.end.saturating_sub(blocks.start) * block.bytes() > CUT_BYTES_MIN).then_some(Shifted {
+        blocks,
+        segment,
+        start,
+    })
+}
+
+/// Puts what was found of the blocks in the place of the last segment.
+pub(super) fn reshift(
+    segments: &[Segment],
+    shifted: &Shifted,
+    size: u64,
+    block: BlockSize,
+    new: &[BlockId],
+    old: &Blocks,
+) -> Vec<Segment> {
+    let mut all = segments.get(..shifted.segment).unwrap_or_default().to_vec();
+    let mut at = shifted.start;
+    for (index, id) in (shifted.blocks.start..).zip(new) {
+        let offset = index * block.bytes();
+        // Not negative: that is what the blocks were chosen by.
+        let place = offset + size - old.length;
+        let length = block.bytes().min(old.length - offset);
+        push(&mut all, Segment::New { offset: at, length: place - at });
+        let is_there = old.ids.get(index as usize) == Some(id);
+        push(
+            &mut all,
+            if is_there { Segment::Old { offset, length } } else { Segment::New { offset: place, length } },
+        );
+        at = place + length;
+    }
+    push(&mut all, Segment::New { offset: at, length: size - at });
+    all
 }
 
 /// Leaves out the first `kept` bytes.
@@ -293,6 +361,25 @@ mod tests {
             recut(&segments, &cut, inside),
             [old(0, 10 * MIB), new(10 * MIB, MIB), old(10 * MIB, 90 * MIB)]
         );
+    }
+
+    #[test]
+    fn blocks_behind_an_insertion_or_a_removal_are_looked_for_where_they_moved_to() {
+        let block = BlockSize::for_size(0);
+        let ids: Vec<_> = (0..640_u32).map(|n| BlockId::of(0, &n.to_le_bytes())).collect();
+        let there = Blocks { length: 640 * BLOCK - 5, ids };
+        for size in [there.length + 1000, there.length - 1000, there.length + 3 * BLOCK] {
+            let segments = [old(0, 10 * BLOCK), new(10 * BLOCK, size - 10 * BLOCK)];
+            let shifted = shifted(&segments, 0, size, block, &there).unwrap();
+            let found = &there.ids[shifted.blocks.start as usize..];
+            let all = reshift(&segments, &shifted, size, block, found, &there);
+            assert_eq!(all.iter().map(Segment::length).sum::<u64>(), size, "{all:?}");
+            let Some(&Segment::Old { offset, length }) = all.last() else { panic!("{all:?}") };
+            assert_eq!(offset + length, there.length);
+            assert!(length > 620 * BLOCK, "{all:?}");
+        }
+        let segments = [old(0, 10 * BLOCK), new(10 * BLOCK, there.length - 10 * BLOCK)];
+        assert_eq!(shifted(&segments, 0, there.length, block, &there), None);
     }
 
     #[test]

@@ -178,12 +178,13 @@ fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox) {
         let frame = match next {
             Ok(Next::Frame(frame)) => frame,
             Ok(Next::Lanes(announcement)) => {
-                let (merged, joining) = Merged::new(frames.into_inner(), announcement);
+                let (main, unpacker) = frames.into_parts();
+                let (merged, joining) = Merged::new(main, announcement);
                 // They are announced once.
                 if let Some(joiner) = joiner.take() {
                     joiner.join(announcement, joining);
                 }
-                frames = FrameReader::new(Lane::new(merged));
+                frames = FrameReader::continuing(Lane::new(merged), unpacker);
                 continue;
             }
             Err(error) => return inbox.close(kind(&error), chain(&error)),

@@ -80,13 +80,13 @@ impl Sink {
         }
     }
 
-    /// The finished file, if it has this hash.
-    pub(super) fn finish(mut self, hash: Hash) -> Result<Staging, SinkError> {
+    /// The finished file, if it has this hash; and the old version.
+    pub(super) fn finish(mut self, hash: Hash) -> Result<(Staging, Option<File>), SinkError> {
         if !self.begun {
             self.staging.keep(0)?;
         }
         if self.hasher.finish() == hash {
-            return Ok(self.staging);
+            return Ok((self.staging, self.old));
         }
         self.staging.discard()?;
         Err(SinkError::Basis("what arrived does not have the hash that was announced".to_owned()))
@@ -97,11 +97,10 @@ impl Sink {
         self.staging.append(bytes)
     }
 
-    /// Copies in the kernel, and hashes what was written.
+    /// Copies, and hashes what is written.
     fn copy(&mut self, offset: u64, length: u64) -> Result<(), SinkError> {
         let old = self.old.as_ref().ok_or_else(no_old)?;
-        self.staging
-            .append_from_and_read_back(old, offset, length, &mut |bytes| self.hasher.update(bytes))?;
+        self.staging.append_from_and_visit(old, offset, length, &mut |bytes| self.hasher.update(bytes))?;
         Ok(())
     }
 
@@ -121,14 +120,15 @@ pub(super) fn open_old(root: &Root, path: &TreePath, seen: &Identity) -> Result<
 }
 
 /// The blocks of an old version or of what is staged, `length` bytes that `read_at` reads, for a wanted file of
-/// `size` bytes; and the hash of all of it, unless it is longer than that.
+/// `size` bytes, at most `most` bytes of them; and the hash of all of it, unless it is longer than that.
 pub(super) fn blocks_of(
     length: u64,
     size: u64,
+    most: u64,
     read_at: ReadAt<'_>,
 ) -> std::io::Result<(Blocks, Option<Hash>)> {
-    let outline = outline(length.min(size), BlockSize::for_size(size), read_at)?;
-    Ok((Blocks { length, ids: outline.ids }, (length <= size).then_some(outline.hash)))
+    let outline = outline(length.min(most), BlockSize::for_size(size), read_at)?;
+    Ok((Blocks { length, ids: outline.ids }, (length <= most).then_some(outline.hash)))
 }
 
 /// The chunks of a stretch of a file.

@@ -6,11 +6,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use serde_bytes::ByteBuf;
 
-use crate::content::blocks::{BlockId, BlockSize, Outline, block_id, outline};
+use crate::content::blocks::{BlockId, BlockSize, Outline, block_id, block_ids, outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta::Signature;
 use crate::content::hash::{Hash, Hasher};
@@ -111,12 +112,39 @@ impl Source {
         let nothing = Blocks { length: 0, ids: Vec::new() };
         let old = want.old.as_ref().unwrap_or(&nothing);
         self.same = want.old.is_some() && kept == 0 && old.length == size && old.ids == ids;
-        let segments = layout::without_prefix(layout::aligned(size, block, &ids, old), kept);
+        let mut segments = layout::without_prefix(layout::aligned(size, block, &ids, old), kept);
+        if let Some(shifted) = layout::shifted(&segments, kept, size, block, old)
+            && let Some(found) = self.find_shifted(shifted.blocks.clone(), block, old)?
+        {
+            segments = layout::reshift(&segments, &shifted, size, block, &found, old);
+        }
         match layout::to_cut(&segments, kept, old.length) {
             Some(cut) => self.cut = Some((cut, segments)),
             None => self.plan = layout::with_gaps(&segments, old.length),
         }
         Ok(())
+    }
+
+    /// The names that blocks of the old version would have, were they moved to the end; `None` if none of the
+    /// last few is there.
+    fn find_shifted(
+        &self,
+        blocks: Range<u64>,
+        block: BlockSize,
+        old: &Blocks,
+    ) -> Result<Option<Vec<BlockId>>, SourceError> {
+        const PROBE: u64 = 4;
+        let size = self.identity.size;
+        let find = |blocks: Range<u64>| {
+            block_ids(blocks, old.length, block, &|buffer, offset| {
+                self.file.read_exact_at(buffer, offset + size - old.length)
+            })
+        };
+        let last = blocks.end.saturating_sub(PROBE).max(blocks.start)..blocks.end;
+        let probed = find(last.clone())?;
+        let known = old.ids.get(last.start as usize..).unwrap_or_default();
+        let is_worth_it = probed.iter().zip(known).any(|(found, known)| found == known);
+        Ok(if is_worth_it { Some(find(blocks)?) } else { None })
     }
 
     /// How many bytes of a staged prefix are right.

@@ -8,10 +8,10 @@
 
 use std::io::{self, Read, Write};
 
-use crate::content::pack::{Packer, unpack};
+use crate::content::pack::{Packer, Unpacker};
 use crate::wire::lanes::{ANNOUNCEMENT, ANNOUNCEMENT_REST_BYTES, Announcement};
 
-/// Longest frame in bytes, raw or stored: a megabyte of content, or the chunk list of the longest file.
+/// Longest frame in bytes, raw or stored: a megabyte of content, or the names of all blocks of the longest file.
 pub const FRAME_BYTES_MAX: usize = 2 << 20;
 
 const PACKED: u32 = 1 << 31;
@@ -100,17 +100,23 @@ impl<W: Write> FrameWriter<W> {
 /// Reads frames.
 pub struct FrameReader<R> {
     reader: R,
+    unpacker: Unpacker,
 }
 
 impl<R: Read> FrameReader<R> {
     /// Reads from `reader`.
     pub fn new(reader: R) -> Self {
-        Self { reader }
+        Self::continuing(reader, Unpacker::new())
     }
 
-    /// The stream behind what was read so far.
-    pub fn into_inner(self) -> R {
-        self.reader
+    /// Reads from `reader` what follows frames that came another way.
+    pub fn continuing(reader: R, unpacker: Unpacker) -> Self {
+        Self { reader, unpacker }
+    }
+
+    /// The stream behind what was read so far, and what later frames may refer to.
+    pub fn into_parts(self) -> (R, Unpacker) {
+        (self.reader, self.unpacker)
     }
 
     /// Reads the next frame, where there can be no lanes.
@@ -151,7 +157,7 @@ impl<R: Read> FrameReader<R> {
         let raw_length = u32::from_le_bytes(raw_length) as usize;
         check_length(raw_length)?;
         let packed = self.read_bytes(declared)?;
-        unpack(&packed, raw_length).map_err(|_| FrameError::Damaged)
+        self.unpacker.unpack(&packed, raw_length).map_err(|_| FrameError::Damaged)
     }
 
     /// The first word of a frame; `None` where the stream ends before it.

@@ -21,8 +21,8 @@ use crate::tree::path::TreePath;
 pub const WANTS_MAX: usize = 8192;
 
 /// Most bytes of wants without an answer, by [`Want::weight`]: names of blocks, mostly. A receiver stops asking
-/// at 4 MiB; the few wants that it prepares meanwhile weigh up to 1 MiB each.
-pub const WANTS_BYTES_MAX: usize = 10 << 20;
+/// at 4 MiB; the few wants that it prepares meanwhile weigh up to 1.5 MiB each.
+pub const WANTS_BYTES_MAX: usize = 11 << 20;
 
 /// Most files whose content is on its way in pieces at a time. Most of them wait for signatures: with a hundred
 /// milliseconds between question and answer eight would be 80 files a second.
@@ -100,13 +100,15 @@ impl Want {
         8 + blocks.map(|blocks| 10 + blocks.ids.len() * size_of::<BlockId>()).sum::<usize>()
     }
 
-    /// Whether it names the blocks that a file of `size` bytes has.
+    /// Whether it names the blocks that are due for a file of `size` bytes.
     #[must_use]
     pub fn fits(&self, size: u64) -> bool {
-        [&self.staged, &self.old]
-            .into_iter()
-            .flatten()
-            .all(|blocks| BlockSize::for_size(size).count(blocks.length.min(size)) == blocks.ids.len() as u64)
+        let fits = |blocks: &Option<Blocks>, most: u64| {
+            blocks.as_ref().is_none_or(|blocks| {
+                BlockSize::for_size(size).count(blocks.length.min(most)) == blocks.ids.len() as u64
+            })
+        };
+        fits(&self.staged, size) && fits(&self.old, old_bytes_max(size))
     }
 }
 
@@ -115,8 +117,16 @@ impl Want {
 pub struct Blocks {
     /// Its length in bytes.
     pub length: u64,
-    /// The blocks of as much of it as the wanted file is long.
+    /// The blocks: of what is staged as much as the wanted file is long, of an old version as much as
+    /// [`old_bytes_max`] says.
     pub ids: Vec<BlockId>,
+}
+
+/// How much of an old version is named for a wanted file of `size` bytes: more than that has, since something may
+/// have been taken out near the beginning.
+#[must_use]
+pub fn old_bytes_max(size: u64) -> u64 {
+    size.saturating_mul(2)
 }
 
 /// A stretch of an old version that is to be signed.
@@ -474,5 +484,5 @@ fn want_is_within_limits(want: &Want) -> bool {
     [&want.staged, &want.old]
         .into_iter()
         .flatten()
-        .all(|blocks| blocks.length <= SIZE_MAX && blocks.ids.len() as u64 <= BLOCKS_MAX)
+        .all(|blocks| blocks.length <= SIZE_MAX && blocks.ids.len() as u64 <= 2 * BLOCKS_MAX)
 }

@@ -234,7 +234,7 @@ fn frames_that_declare_too_much_or_make_no_sense_are_refused_at_once() {
     let huge = [0xff, 0xff, 0xff, 0x7f].to_vec();
     let packed = [1, 0, 0, 0x80, 0xff, 0xff, 0xff, 0x7f, 0].to_vec();
     let unknown = Wire::of(99).frame();
-    let many = Wire::of(4).number(1 << 40).frame();
+    let many = Wire::of(8).number(1 << 40).frame();
     for (what, bytes) in
         [("huge", huge), ("packed", packed), ("unknown", unknown), ("many", many), ("empty", vec![0; 4])]
     {

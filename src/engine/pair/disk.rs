@@ -143,7 +143,8 @@ impl Source {
         let ReadOrder { want, may_ask } = order;
         let content = self.content(want.id)?;
         let hash = Hash::of(&content);
-        let same = want.old.as_ref().is_some_and(|old| *old == blocks(&content, content.len()));
+        let same =
+            want.old.as_ref().is_some_and(|old| *old == blocks(&content, content.len(), content.len()));
         let whole = || ReadContent::Whole(content.to_vec());
         let (content, hash) = match (self.lie(want.id), &want.old) {
             (Some(Lie::Same), _) => (ReadContent::Same, Hash::of(b"a lie")),
@@ -216,7 +217,8 @@ impl Stream {
         }
         if let Some(old) = &want.old {
             let length = u32::try_from(old.length).unwrap_or(u32::MAX);
-            stream.same = stream.at == 0 && *old == blocks(&stream.content, stream.content.len());
+            stream.same =
+                stream.at == 0 && *old == blocks(&stream.content, stream.content.len(), stream.content.len());
             stream.window = (length > 0).then_some(Window { offset: 0, length });
             // Any stretch would do; the engines do not look at it.
             stream.to_cut = (length > CUT_BYTES_MIN && !stream.same).then_some(old.length);
@@ -245,7 +247,8 @@ impl Stream {
     fn matching(&self, other: &Blocks) -> usize {
         let size = self.content.len();
         let beginning = self.content.get(..other.length as usize).unwrap_or(&self.content);
-        let same = blocks(beginning, size).ids.iter().zip(&other.ids).take_while(|(a, b)| a == b).count();
+        let same =
+            blocks(beginning, size, size).ids.iter().zip(&other.ids).take_while(|(a, b)| a == b).count();
         (same * BlockSize::for_size(size as u64).bytes() as usize).min(beginning.len())
     }
 
@@ -392,9 +395,9 @@ impl Target {
     fn sign(&self, id: u32, at: Option<u32>) -> (Want, Option<Hash>) {
         let staged = self.staged.get(&self.wanted(id).path).filter(|bytes| !bytes.is_empty());
         let size = self.wanted(id).size() as usize;
-        let staged = staged.map(|bytes| blocks(bytes, size));
+        let staged = staged.map(|bytes| blocks(bytes, size, size));
         let old = at.and_then(|at| self.old(at));
-        let want = Want { id, staged, old: old.as_ref().map(|content| blocks(content, size)) };
+        let want = Want { id, staged, old: old.as_ref().map(|content| blocks(content, size, 2 * size)) };
         (want, old.map(|content| Hash::of(&content)))
     }
 
@@ -592,14 +595,14 @@ fn chunks(content: &[u8]) -> Vec<Chunk> {
     chunks
 }
 
-/// The blocks of what there is of a content of `size` bytes.
-fn blocks(content: &[u8], size: usize) -> Blocks {
+/// The blocks of what there is of a content of `size` bytes, of at most `most` bytes.
+fn blocks(content: &[u8], size: usize, most: usize) -> Blocks {
     let read_at = |buffer: &mut [u8], offset: u64| {
         let offset = offset as usize;
         buffer.copy_from_slice(&content[offset..offset + buffer.len()]);
         Ok(())
     };
-    let seen = content.len().min(size) as u64;
+    let seen = content.len().min(most) as u64;
     let outline = outline(seen, BlockSize::for_size(size as u64), &read_at).unwrap();
     Blocks { length: content.len() as u64, ids: outline.ids }
 }

@@ -605,14 +605,21 @@ fn a_delta_is_taken_once_and_only_of_what_was_signed() {
 #[test]
 fn a_want_names_the_blocks_that_the_file_can_have() {
     let want = |staged, old| Message::Wants(vec![Want { id: UPDATED, staged, old }]);
-    for (length, count) in [(0, 0), (1, 1), (16 << 10, 1), ((16 << 10) + 1, 2), (u64::MAX >> 1, 2)] {
+    for (length, count, old_count) in
+        [(0, 0, 0), (1, 1, 1), (16 << 10, 1, 1), ((16 << 10) + 1, 2, 2), (u64::MAX >> 1, 2, 3)]
+    {
         let mut victim = Victim::at(SENDER, Stage::Offered);
-        victim.hear(want(Some(blocks(length, count)), Some(blocks(length, count))));
+        victim.hear(want(Some(blocks(length, count)), Some(blocks(length, old_count))));
         assert!(victim.side.done.is_none(), "{length}");
-        for count in [count + 1, count.wrapping_sub(1)].into_iter().filter(|&count| count < 100) {
-            let wrong = || Some(blocks(length, count));
+        for more in [true, false] {
+            if count == 0 && !more {
+                continue;
+            }
+            let wrong_count = |count: usize| if more { count + 1 } else { count - 1 };
+            let wrong = || Some(blocks(length, wrong_count(count)));
+            let wrong_old = || Some(blocks(length, wrong_count(old_count)));
             offend(Victim::at(SENDER, Stage::Offered), "of what is staged", vec![want(wrong(), None)]);
-            offend(Victim::at(SENDER, Stage::Offered), "of the old version", vec![want(None, wrong())]);
+            offend(Victim::at(SENDER, Stage::Offered), "of the old version", vec![want(None, wrong_old())]);
         }
     }
 }

@@ -101,8 +101,9 @@ fn pass(count: usize, lanes: &[Speed]) -> Passed {
             Ok(Next::Lanes(told)) => {
                 assert_eq!(told, announcement(lanes.len() as u8 + 1));
                 passed.announced = true;
-                let (merged, joining) = Merged::new(frames.into_inner(), told);
-                frames = FrameReader::new(Lane::new(merged));
+                let (main, unpacker) = frames.into_parts();
+                let (merged, joining) = Merged::new(main, told);
+                frames = FrameReader::continuing(Lane::new(merged), unpacker);
                 let entrance = opened.recv().unwrap();
                 for (speed, count) in lanes.iter().zip(&counts) {
                     open(*speed, joining.clone(), entrance.clone(), Arc::clone(count));
