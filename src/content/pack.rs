@@ -1,7 +1,7 @@
 //! Compression of what travels: one zstd stream for all blocks of one direction, each of which ends with a flush.
 //!
-//! So a block can refer to those before it: files of a tree resemble each other, and so do their edits. Data that
-//! does not shrink is found out by zstd itself and passes at some gigabytes a second, so there is no probing here.
+//! So a block can refer to those before it: files of a tree resemble each other, and so do their edits. Where blocks
+//! do not shrink, most of the next ones are not tried.
 //! Every block declares its length beforehand and unpacks to exactly that or not at all.
 
 use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
@@ -16,6 +16,12 @@ const LEVEL: i32 = 2;
 /// How far back a block may refer: 2 MiB, which the unpacking side holds. A power of two.
 const WINDOW_LOG: u32 = 21;
 
+/// From this length on, in bytes, a block tells whether its like shrinks at all.
+const TELLING_BYTES_MIN: usize = 64 << 10;
+
+/// Most such blocks that are not tried after some that did not shrink.
+const SKIPPED_MAX: u32 = 16;
+
 /// What zstd adds to a block at most, besides its 1/128: headers of its own blocks and of the stream.
 const OVERHEAD_BYTES: usize = 1 << 10;
 
@@ -27,6 +33,9 @@ pub struct UnpackError;
 /// Packs blocks, in the order in which they will be unpacked.
 pub struct Packer {
     encoder: Option<Encoder<'static>>,
+    /// How many telling blocks are not to be tried, and how many will not be after the next that does not shrink.
+    skipping: u32,
+    skips: u32,
 }
 
 impl Packer {
@@ -38,12 +47,17 @@ impl Packer {
             encoder.set_parameter(CParameter::WindowLog(WINDOW_LOG))?;
             std::io::Result::Ok(encoder)
         };
-        Self { encoder: if compress { encoder().ok() } else { None } }
+        Self { encoder: if compress { encoder().ok() } else { None }, skipping: 0, skips: 1 }
     }
 
     /// The packed form of `block`, which is to be unpacked before any later one; `None` where it travels as it is.
     pub fn pack(&mut self, block: &[u8]) -> Option<Vec<u8>> {
         if block.len() < WORTH_BYTES_MIN {
+            return None;
+        }
+        let is_telling = block.len() >= TELLING_BYTES_MIN;
+        if is_telling && self.skipping > 0 {
+            self.skipping -= 1;
             return None;
         }
         let encoder = self.encoder.as_mut()?;
@@ -63,6 +77,11 @@ impl Packer {
             // Out of memory, or a bug: what is left of the stream cannot be told from what was sent.
             self.encoder = None;
             return None;
+        }
+        if is_telling {
+            let shrinks = packed.len() < block.len() - block.len() / 32;
+            (self.skipping, self.skips) =
+                if shrinks { (0, 1) } else { (self.skips, SKIPPED_MAX.min(2 * self.skips)) };
         }
         Some(packed)
     }
@@ -144,14 +163,26 @@ mod tests {
     #[test]
     fn a_block_that_resembles_one_before_it_costs_hardly_anything() {
         let (mut packer, mut unpacker) = (Packer::new(true), Unpacker::new());
-        let block = noise(100_000);
+        let block = noise(60_000);
         let first = packer.pack(&block).unwrap();
         let second = packer.pack(&block).unwrap();
-        assert!(first.len() < 100_100 && second.len() < 200, "{} {}", first.len(), second.len());
+        assert!(first.len() < 60_100 && second.len() < 200, "{} {}", first.len(), second.len());
         assert_eq!(packer.pack(b"short"), None);
         for packed in [first, second] {
             assert_eq!(unpacker.unpack(&packed, block.len()).unwrap(), block);
         }
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_tried_less_and_less_often() {
+        let mut packer = Packer::new(true);
+        let noise = noise(20 << 20);
+        let tried = noise.chunks(1 << 20).filter(|block| packer.pack(block).is_some()).count();
+        assert!((3..=5).contains(&tried), "{tried}");
+        assert!(packer.pack(b"short text is packed all the same, again and again and again").is_some());
+        let text = b"text ".repeat(1 << 18);
+        let packed = (0..40).filter(|_| packer.pack(&text).is_some()).count();
+        assert!(packed > 20, "{packed}");
     }
 
     #[test]
@@ -160,7 +191,7 @@ mod tests {
         let content = [noise(3 << 20), b"text ".repeat(1 << 20)].concat();
         for length in [32, 33, 1000, 128 << 10, (128 << 10) + 1, 1 << 20, 3 << 20, content.len()] {
             for block in [&content[..length], &content[content.len() - length..]] {
-                let packed = packer.pack(block).unwrap();
+                let Some(packed) = packer.pack(block) else { continue };
                 assert!(packed.len() <= block.len() + block.len() / 128 + OVERHEAD_BYTES);
                 assert_eq!(unpacker.unpack(&packed, length).unwrap(), block, "{length}");
             }

@@ -25,9 +25,12 @@
 //!  SENDER                                     RECEIVER
 //!  Subject ──────────────────────────────────► opens the destination and lists it
 //!  Ignores · Entries… · Offered ─────────────► compares
-//!    ◄─────────────────────────────────── Wants (what is there already: staged prefix, old chunks)
-//!  Files (small ones whole, many at a time) ─►
-//!  SignRequest ──────────────────────────────► (only where chunks of an old version left gaps)
+//!    ◄─────────────────────────────────── Wants (what is there: blocks of a staged prefix, of an old version)
+//!  Files (small ones, many at a time) ───────► whole, or the same; or they differ from the old version: then
+//!    ◄────────────────────────── FileSignatures  of these, and Files with deltas
+//!  CutRequest ───────────────────────────────► (where a long stretch of a larger file is not where it was)
+//!    ◄────────────────────────────────── Chunks (cut on both sides at the same time)
+//!  SignRequest ──────────────────────────────► (where blocks and chunks of an old version left gaps)
 //!    ◄────────────────────────────── Signatures
 //!  Pieces … Pieces with the hash ────────────► stages, verifies, renames
 //!    ◄──────────────────────────────── Finished, when times are set and what was not wanted is removed
