@@ -90,6 +90,17 @@ pub struct Summary {
     pub problems: Vec<Problem>,
     /// How many problems there were in all.
     pub problem_count: u64,
+    /// What was counted on the way; an engine by itself leaves it empty.
+    pub traffic: Traffic,
+}
+
+/// What whoever runs an engine counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes of all messages, both ways, before they were packed.
+    pub raw_bytes: u64,
+    /// How often this side had said something and had nothing to do until the other one answered.
+    pub waits: u64,
 }
 
 /// Most problems that are kept; beyond that they are only counted.
@@ -227,7 +238,12 @@ impl Desk {
     fn finish(&mut self, tally: Tally) {
         if self.ended.is_none() {
             let problems = std::mem::take(&mut self.problems);
-            self.ended = Some(Ok(Summary { tally, problems, problem_count: self.problem_count }));
+            self.ended = Some(Ok(Summary {
+                tally,
+                problems,
+                problem_count: self.problem_count,
+                traffic: Traffic::default(),
+            }));
         }
     }
 

@@ -22,6 +22,8 @@ struct State {
     outcomes: VecDeque<Outcome>,
     messages: VecDeque<(Message, usize)>,
     message_bytes: usize,
+    /// Of all that were put in, and of all that were written.
+    raw_bytes: u64,
     closed: Option<(AbortKind, String)>,
     abandoned: bool,
     /// The writer has ended.
@@ -38,6 +40,7 @@ impl Inbox {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.message_bytes += bytes;
+        state.raw_bytes += bytes as u64;
         state.messages.push_back((message, bytes));
         self.changed.notify_all();
         !state.abandoned
@@ -58,6 +61,22 @@ impl Inbox {
     pub(super) fn fail(&self, cause: String) {
         self.lock().failed.get_or_insert(cause);
         self.changed.notify_all();
+    }
+
+    /// Counts a message that was written.
+    pub(super) fn count_written(&self, bytes: usize) {
+        self.lock().raw_bytes += bytes as u64;
+    }
+
+    /// Bytes of all messages, both ways.
+    pub(super) fn raw_bytes(&self) -> u64 {
+        self.lock().raw_bytes
+    }
+
+    /// Whether nothing waits to be taken.
+    pub(super) fn is_empty(&self) -> bool {
+        let state = self.lock();
+        state.outcomes.is_empty() && state.messages.is_empty()
     }
 
     /// Says that the writer has ended.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::{Engine, Failure, Outcome, Output, Summary, Work};
+use crate::engine::{Engine, Failure, Input, Outcome, Output, Summary, Traffic, Work};
 use crate::exchange::chain;
 use crate::exchange::inbox::Inbox;
 use crate::exchange::lanes::{JoinLanes, Lane, Merged};
@@ -100,14 +100,34 @@ pub fn run_over(
         })
         .collect();
 
-    let result = drive(&mut engine, &inbox, &outgoing, &works, monitor);
+    let mut waits = Waits::default();
+    let result = drive(&mut engine, &inbox, &outgoing, &works, &mut waits, monitor);
 
     // What was said last has to leave, and what was begun on the disk has to end, before the run is over.
     drop((outgoing, works));
     inbox.abandon();
     inbox.wait_for_writer(LEAVING_PATIENCE);
     workers.into_iter().for_each(|worker| drop(worker.join()));
-    result
+    let traffic = Traffic { raw_bytes: inbox.raw_bytes(), waits: waits.count };
+    result.map(|summary| Summary { traffic, ..summary })
+}
+
+/// Counts how often this side has said something and can do nothing until the other one answers.
+#[derive(Default)]
+struct Waits {
+    count: u64,
+    works: usize,
+    has_spoken: bool,
+}
+
+impl Waits {
+    /// The engine is going to be given what is in the inbox next.
+    fn wait(&mut self, inbox: &Inbox) {
+        if self.has_spoken && self.works == 0 && inbox.is_empty() {
+            self.count += 1;
+            self.has_spoken = false;
+        }
+    }
 }
 
 fn drive(
@@ -115,6 +135,7 @@ fn drive(
     inbox: &Inbox,
     outgoing: &SyncSender<Message>,
     works: &Sender<Work>,
+    waits: &mut Waits,
     monitor: &dyn Monitor,
 ) -> Result<Summary, Failure> {
     loop {
@@ -122,10 +143,12 @@ fn drive(
             // A writer that is gone has left word in the inbox.
             Output::Send(message) => {
                 let _ = outgoing.send(message);
+                waits.has_spoken = true;
                 continue;
             }
             Output::Start(work) => {
                 let _ = works.send(work);
+                waits.works += 1;
                 continue;
             }
             Output::Report(event) => {
@@ -136,7 +159,10 @@ fn drive(
             Output::Wait => false,
             Output::WaitForWork => true,
         };
-        engine.input(inbox.take(only_outcomes));
+        waits.wait(inbox);
+        let input = inbox.take(only_outcomes);
+        waits.works -= usize::from(matches!(input, Input::Outcome(_)));
+        engine.input(input);
     }
 }
 
@@ -214,7 +240,9 @@ fn write_messages(writer: impl Write, compress: bool, messages: &Receiver<Messag
     let mut frames = FrameWriter::new(writer, compress);
     let mut next = messages.recv().ok();
     while let Some(message) = next {
-        if let Err(error) = frames.write(&message.encode()) {
+        let raw = message.encode();
+        inbox.count_written(raw.len());
+        if let Err(error) = frames.write(&raw) {
             return inbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
         }
         // Small messages that follow at once share a packet.

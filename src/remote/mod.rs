@@ -59,8 +59,21 @@ use error::Fate;
 /// stands still until somebody reads, and so does what is sent.
 const UNREAD_BYTES_MAX: usize = ssh::WINDOW_BYTES as usize;
 
+/// Round trips that a TCP connection takes.
+const TCP_ROUND_TRIPS: u32 = 1;
+
+/// Round trips that a WebSocket takes on top: its own, and with TLS 1.3 another one.
+const WEBSOCKET_ROUND_TRIPS: u32 = 1;
+const TLS_ROUND_TRIPS: u32 = 1;
+
+/// Round trips until an SSH session has its keys: what both can, and the exchange of keys.
+const HANDSHAKE_ROUND_TRIPS: u32 = 2;
+
 /// Round trips that logging in takes at least: asking for it, offering the key, signing.
 const LOGIN_ROUND_TRIPS: u32 = 3;
+
+/// Round trips that opening a channel takes.
+const CHANNEL_ROUND_TRIPS: u32 = 1;
 
 /// How long saying goodbye may take.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(2);
@@ -119,6 +132,8 @@ pub struct Connection {
     fate: Fate,
     /// The shortest round trip so far, in microseconds.
     round_trip: AtomicU64,
+    /// How many it took until an agent was started.
+    round_trips: u32,
 }
 
 /// Connects and logs in.
@@ -128,6 +143,7 @@ pub struct Connection {
 pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
     let fate = Fate::default();
     let patience = target.connect_timeout;
+    let mut round_trips = TCP_ROUND_TRIPS + HANDSHAKE_ROUND_TRIPS + LOGIN_ROUND_TRIPS + CHANNEL_ROUND_TRIPS;
     let (mut session, socket, endpoint) = match &target.transport {
         Transport::Tcp { host, port } => {
             let endpoint = format!("{}:{port}", escape(host.as_bytes()));
@@ -138,6 +154,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         Transport::WebSocket { url, ca_cert } => {
             let address = websocket::Address::parse(url)?;
             let endpoint = address.endpoint();
+            round_trips += WEBSOCKET_ROUND_TRIPS + if address.encrypted { TLS_ROUND_TRIPS } else { 0 };
             let tls = address.encrypted.then(|| tls::Tls::new(ca_cert.as_deref(), &endpoint)).transpose()?;
             let stream = dial(&address.host, address.port, &endpoint, patience).await?;
             let (silence, ours) = (target.silence_timeout, fate.clone());
@@ -164,7 +181,8 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
     auth::authenticate(&mut session, &credentials, &endpoint, patience, &fate).await?;
     let budget = Arc::new(Semaphore::new(UNREAD_BYTES_MAX));
     let round_trip = AtomicU64::new(u64::MAX);
-    let connection = Connection { session, socket, endpoint, patience, budget, fate, round_trip };
+    let connection =
+        Connection { session, socket, endpoint, patience, budget, fate, round_trip, round_trips };
     connection.took(begin.elapsed() / LOGIN_ROUND_TRIPS);
     Ok(connection)
 }
@@ -252,6 +270,12 @@ impl Connection {
     #[must_use]
     pub fn round_trip(&self) -> Duration {
         Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
+    }
+
+    /// How many round trips it takes until an agent is started, with the first key accepted and TLS 1.3.
+    #[must_use]
+    pub fn round_trips(&self) -> u32 {
+        self.round_trips
     }
 
     /// Whether the session has ended.

@@ -43,5 +43,11 @@ pub(super) async fn exchange(
     let sender = Sender::new(&Config { options, relay: false });
     let run = move || exchange::run(down_reader, up_writer, sender, sending, false, false, &*monitor);
     let summary = super::blocking(run).await?.map_err(SyncError::from)?;
-    Ok(Round { summary, wire_up_bytes: 0, wire_down_bytes: 0, agent_installed_bytes: 0 })
+    Ok(Round {
+        summary,
+        wire_up_bytes: 0,
+        wire_down_bytes: 0,
+        agent_installed_bytes: 0,
+        connect_round_trips: 0,
+    })
 }

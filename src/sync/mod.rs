@@ -84,6 +84,8 @@ pub struct Report {
     pub wire_down_bytes: u64,
     /// Bytes of agent that had to be put there first.
     pub agent_installed_bytes: u64,
+    /// Round trips until the other side could answer; 0 where there is no other machine.
+    pub connect_round_trips: u32,
     /// Whether nothing was changed.
     pub dry_run: bool,
 }
@@ -97,6 +99,7 @@ struct Round {
     wire_up_bytes: u64,
     wire_down_bytes: u64,
     agent_installed_bytes: u64,
+    connect_round_trips: u32,
 }
 
 /// Does a job.
@@ -147,7 +150,9 @@ async fn repeat(
         if !again {
             patience.release();
         }
-        let Round { summary, wire_up_bytes, wire_down_bytes, agent_installed_bytes } = done?;
+        let Round { summary, wire_up_bytes, wire_down_bytes, agent_installed_bytes, connect_round_trips } =
+            done?;
+        report.connect_round_trips = connect_round_trips;
         add(&mut report.summary, summary);
         report.wire_up_bytes += wire_up_bytes;
         report.wire_down_bytes += wire_down_bytes;
@@ -208,6 +213,10 @@ fn add(summary: &mut Summary, later: Summary) {
     total.files += tally.files;
     total.sent_bytes += tally.sent_bytes;
     total.matched_bytes += tally.matched_bytes;
+    total.moved += tally.moved;
+    total.copied += tally.copied;
+    summary.traffic.raw_bytes += later.traffic.raw_bytes;
+    summary.traffic.waits += later.traffic.waits;
     summary.problems = later.problems;
     summary.problem_count = later.problem_count;
 }

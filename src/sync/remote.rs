@@ -152,6 +152,10 @@ impl<'a> Session<'a> {
             summary,
             wire_up_bytes: up_bytes.bytes(),
             wire_down_bytes: down_bytes.bytes(),
+            connect_round_trips: self
+                .connected
+                .get()
+                .map_or(0, |connected| connected.connection.round_trips()),
             agent_installed_bytes: agent.installed.sent_bytes().flatten().unwrap_or(0),
         })
     }

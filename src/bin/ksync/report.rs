@@ -166,16 +166,26 @@ fn changes(tally: &Tally) -> Option<(u64, String)> {
 /// What `--stats` adds.
 pub(crate) fn stats(report: &Report, direction: Direction) -> String {
     let agent = (direction != Direction::Local).then_some(report.agent_installed_bytes);
-    let wire = [report.wire_up_bytes, report.wire_down_bytes];
-    stats_block(&report.summary.tally, wire, agent, report.elapsed)
+    stats_block(report, agent)
 }
 
-fn stats_block(tally: &Tally, wire: [u64; 2], agent: Option<u64>, elapsed: Duration) -> String {
+fn stats_block(report: &Report, agent: Option<u64>) -> String {
+    let Report { summary: Summary { tally, traffic, .. }, wire_up_bytes, wire_down_bytes, elapsed, .. } =
+        report;
     let exact = |number: u64| match number {
         0..1000 => bytes(number),
         _ => format!("{} ({} bytes)", bytes(number), count(number)),
     };
-    let [up, down] = wire.map(exact);
+    let [up, down] = [*wire_up_bytes, *wire_down_bytes].map(exact);
+    let wire_bytes = wire_up_bytes + wire_down_bytes;
+    let (compressed, round_trips) = if wire_bytes == 0 {
+        ("not needed".to_owned(), "none".to_owned())
+    } else {
+        (
+            format!("{} to {}", bytes(traffic.raw_bytes), bytes(wire_bytes)),
+            format!("{} to connect, {} to agree", report.connect_round_trips, traffic.waits),
+        )
+    };
     let agent = match agent {
         None => "not needed".to_owned(),
         Some(0) => "was there".to_owned(),
@@ -190,8 +200,10 @@ fn stats_block(tally: &Tally, wire: [u64; 2], agent: Option<u64>, elapsed: Durat
         ("copied files", count(tally.copied)),
         ("wire up", up),
         ("wire down", down),
+        ("compressed", compressed),
+        ("round trips", round_trips),
         ("agent", agent),
-        ("elapsed", span(elapsed)),
+        ("elapsed", span(*elapsed)),
     ]
     .map(|(name, value)| format!("{:<17}{value}\n", format!("{name}:")))
     .concat()
@@ -211,6 +223,7 @@ pub(crate) fn exit_code(summary: &Summary) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use ksync::engine::Traffic;
     use ksync::monitor::Problem;
 
     use super::*;
@@ -263,8 +276,20 @@ mod tests {
 
     #[test]
     fn stats_give_every_number() {
+        let report = Report {
+            summary: Summary {
+                tally: tally(),
+                traffic: Traffic { raw_bytes: 4_000_000, waits: 2 },
+                ..Summary::default()
+            },
+            elapsed: SECOND,
+            wire_up_bytes: 1_250_000,
+            wire_down_bytes: 980,
+            connect_round_trips: 8,
+            ..Report::default()
+        };
         assert_eq!(
-            stats_block(&tally(), [1_250_000, 980], Some(632_000), SECOND),
+            stats_block(&report, Some(632_000)),
             "entries:         1,234\n\
              total size:      3.4 MB (3,412,345 bytes)\n\
              sent content:    1.2 MB (1,200,000 bytes)\n\
@@ -273,11 +298,18 @@ mod tests {
              copied files:    0\n\
              wire up:         1.2 MB (1,250,000 bytes)\n\
              wire down:       980 B\n\
+             compressed:      4.0 MB to 1.3 MB\n\
+             round trips:     8 to connect, 2 to agree\n\
              agent:           installed, 632.0 kB\n\
              elapsed:         0.8 s\n"
         );
-        assert!(stats_block(&tally(), [0, 0], Some(0), SECOND).contains("agent:           was there\n"));
-        assert!(stats_block(&tally(), [0, 0], None, SECOND).contains("agent:           not needed\n"));
+        assert!(stats_block(&report, Some(0)).contains("agent:           was there\n"));
+        let local = stats_block(&Report::default(), None);
+        for line in
+            ["agent:           not needed\n", "compressed:      not needed\n", "round trips:     none\n"]
+        {
+            assert!(local.contains(line), "{local}");
+        }
     }
 
     #[test]
@@ -286,7 +318,7 @@ mod tests {
             let problem = |&trouble| Problem { trouble, path: Vec::new(), cause: String::new() };
             let problems: Vec<_> = troubles.iter().map(problem).collect();
             let problem_count = problems.len() as u64 + more;
-            exit_code(&Summary { tally: Tally::default(), problems, problem_count })
+            exit_code(&Summary { problems, problem_count, ..Summary::default() })
         };
         assert_eq!(ended(&[], 0), 0);
         assert_eq!(ended(&[Trouble::Vanished, Trouble::Vanished], 0), 24);
