@@ -31,6 +31,10 @@ use crate::wire::message::{
     AbortKind, Op, SMALL_OLD_BYTES_MAX, Stretch, Subject, Want, Window, old_bytes_max,
 };
 
+/// With the last handle on a file that was replaced its pages are freed, 0.1 s for a gigabyte. From this length on,
+/// in bytes, nobody waits for that.
+const CLOSED_ASIDE_BYTES_MIN: u64 = 64 << 20;
+
 /// Writes a destination.
 pub struct Receiving {
     path: PathBuf,
@@ -299,9 +303,12 @@ impl Receiving {
         match end {
             Some(hash) => {
                 let (staging, old) = sink.finish(hash).map_err(sink_fault)?;
+                let is_long = staging.len() >= CLOSED_ASIDE_BYTES_MIN;
                 let installed = self.install(id, staging);
-                // With the last handle a large file's pages are freed, 0.1 s for a gigabyte: nobody waits for that.
-                thread::spawn(move || drop(old));
+                if is_long {
+                    // If there can be no thread, it is closed here.
+                    let _ = thread::Builder::new().spawn(move || drop(old));
+                }
                 installed
             }
             None => {
