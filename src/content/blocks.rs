@@ -2,8 +2,9 @@
 //!
 //! The nodes are by-products of the hash that verifies the whole, so naming blocks costs nothing, and since
 //! each can be found alone, several threads share the work. Two versions of a file that was edited in place or
-//! appended to, as most large ones are, differ in few of them. A node depends on where its block lies: what was
-//! moved by an insertion is found by [`chunk`](crate::content::chunk) instead.
+//! appended to, as most large ones are, differ in few of them. A node depends on where its block lies. So what one
+//! insertion moved is found by naming bytes as if they lay where they would without it ([`block_ids`]); what went
+//! elsewhere is found by [`chunk`](crate::content::chunk) instead.
 
 use std::io;
 use std::num::NonZero;

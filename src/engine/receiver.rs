@@ -1,13 +1,15 @@
 //! The receiver: decides what has to change, asks for what is missing, puts it in place. Here is what happens
-//! once, in order; `content` has what goes on between: asking and taking in; `offer`
-//! how the manifest arrives.
+//! once, in order; `content` has what goes on between: asking and taking in; `offer` how the manifest arrives.
 //!
 //! ```text
 //! Subject ─► Open   Entries… Offered ─► compare ─► Apply (clear, directories)
 //! Base ─► Recall ─► [Forgotten]   Changes… Changed ─┘
 //!                                              └► [Sign ─►] Wants
-//! Files ─► Store, SignFiles ─► FileSignatures    Pieces ─► Sink    SignRequest ─► SignWindows ─► Signatures    CutRequest ─► Cut ─► Chunks
-//! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals) ─► Apply (directory times) ─► Close ─► Finished
+//! Files ─► Store    Pieces ─► Sink
+//! Files (differing) ─► SignFiles ─► FileSignatures    SignRequest ─► SignWindows ─► Signatures
+//!                                                     CutRequest ─► Cut ─► Chunks
+//! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals) ─► Apply (directory times)
+//!              ─► Close ─► Finished
 //! ```
 //! What was offered is remembered meanwhile (`Remember`), from when it is known what has to change.
 

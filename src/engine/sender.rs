@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Read ─► Files
-//!      └► Base            └► Changes… Changed                  └► Source… ─► SignRequest / Pieces / Files
+//!      └► Base            └► Changes… Changed                  └► Source… ─► Files / Pieces /
+//! FileSignatures ─► Diff ─► Files                                            SignRequest / CutRequest
 //! [Remember ─►] Finished ─► done
 //! ```
 

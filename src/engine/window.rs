@@ -2,7 +2,7 @@
 
 use crate::wire::message::WANTS_MAX;
 
-/// Most bytes of wants (chunk lists, mostly) without an answer: what a sender has to hold.
+/// Most bytes of wants (names of blocks, mostly) without an answer: what a sender has to hold.
 const WEIGHT_BYTES_MAX: usize = 4 << 20;
 
 /// Counts wants that have no answer yet. It opens again when half of it is answered, so that wants travel
