@@ -233,12 +233,7 @@ fn left_count(count: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn noise(length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
-        bytes
-    }
+    use crate::content::testing::noise;
 
     fn outline_of(content: &[u8], block: BlockSize) -> Outline {
         let read_at = |buffer: &mut [u8], offset: u64| {

@@ -122,12 +122,7 @@ fn next_cut(window: &[u8], average: Average) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn noise(length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
-        bytes
-    }
+    use crate::content::testing::noise;
 
     fn chunks(content: &[u8]) -> Vec<Chunk> {
         let mut chunks = Vec::new();

@@ -132,13 +132,8 @@ pub fn apply(old: &[u8], delta: &[u8], length: usize) -> Result<Vec<u8>, DeltaEr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::testing::noise;
     use std::time::Instant;
-
-    fn noise(length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
-        bytes
-    }
 
     #[test]
     fn a_small_edit_makes_a_small_delta() {

@@ -5,3 +5,6 @@ pub mod chunk;
 pub mod delta;
 pub mod hash;
 pub mod pack;
+
+#[cfg(test)]
+mod testing;

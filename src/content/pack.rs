@@ -145,12 +145,7 @@ impl Unpacker {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn noise(length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
-        bytes
-    }
+    use crate::content::testing::noise;
 
     #[test]
     fn text_shrinks_and_comes_back() {

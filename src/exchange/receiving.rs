@@ -1,7 +1,7 @@
 //! `Receiving`: performs the works of a receiver.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -204,8 +204,7 @@ impl Receiving {
         };
         let mut want = Want { id, staged, old: None };
         let Some(at) = at else { return Ok((want, None)) };
-        let (basis, seen) = self.basis(at)?;
-        let file = open_old(root, basis, seen).map_err(sink_fault)?;
+        let (file, seen) = self.open_basis(at)?;
         let (old, hash) =
             blocks_of(seen.size, size, old_bytes_max(size), &|buffer, at| file.read_exact_at(buffer, at))
                 .map_err(|error| unwritable(&error))?;
@@ -219,21 +218,20 @@ impl Receiving {
 
     /// All of a small basis.
     fn read_basis(&self, at: u32) -> Result<Vec<u8>, Fault> {
-        let (basis, seen) = self.basis(at)?;
+        let (_, seen) = self.basis(at)?;
         if seen.size > SMALL_OLD_BYTES_MAX {
             return Err(Fault::Fatal(
                 AbortKind::Protocol,
                 "a signature of what is too long for one".to_owned(),
             ));
         }
-        let file = open_old(self.root()?, basis, seen).map_err(sink_fault)?;
+        let (file, _) = self.open_basis(at)?;
         let window = Window { offset: 0, length: seen.size as u32 };
         read_window(&file, window).map_err(sink_fault)
     }
 
     fn cut(&self, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, Fault> {
-        let (basis, seen) = self.basis(at)?;
-        let file = open_old(self.root()?, basis, seen).map_err(sink_fault)?;
+        let (file, _) = self.open_basis(at)?;
         let average = Average::for_size(stretch.length)
             .ok_or_else(|| Fault::Fatal(AbortKind::Protocol, "a stretch too long to be cut".to_owned()))?;
         let chunks = chunks_of(&file, stretch.offset..stretch.offset + stretch.length, average)
@@ -243,8 +241,7 @@ impl Receiving {
     }
 
     fn sign_windows(&self, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
-        let (basis, seen) = self.basis(at)?;
-        let file = open_old(self.root()?, basis, seen).map_err(sink_fault)?;
+        let (file, _) = self.open_basis(at)?;
         windows
             .iter()
             .map(|&window| {
@@ -457,6 +454,12 @@ impl Receiving {
         let seen = self.identities.get().and_then(|identities| identities.get(at as usize));
         let (Some(entry), Some(seen)) = (entry, seen) else { return Err(out_of_turn()) };
         Ok((self.place()?.single.as_ref().unwrap_or(&entry.path), seen))
+    }
+
+    /// A basis, if it is still what was seen.
+    fn open_basis(&self, at: u32) -> Result<(File, &Identity), Fault> {
+        let (path, seen) = self.basis(at)?;
+        Ok((open_old(self.root()?, path, seen).map_err(sink_fault)?, seen))
     }
 
     /// What was seen in an entry's place that a rename is going to replace: a file, a link or nothing. (A
