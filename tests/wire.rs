@@ -18,8 +18,8 @@ use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
 use ksync::wire::hello::{self, Options, Order, Role};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
-    AbortKind, Blocks, Body, Message, MessageError, Op, SMALL_BYTES_MAX, Stretch, Subject, TEXT_BYTES_MAX,
-    Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
+    AbortKind, Blocks, Body, Message, MessageError, Old, Op, SMALL_BYTES_MAX, Stretch, Subject,
+    TEXT_BYTES_MAX, Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -63,7 +63,9 @@ fn event(name: &str) -> Event {
 /// At least one message of each variant, by the name of its fixture.
 fn messages() -> Vec<(String, Message)> {
     let hash = Hash::of(b"content");
-    let want = Want { id: 300, staged: Some(blocks(5, 1)), old: Some(blocks(70_000, 2)) };
+    let want = Want { id: 300, staged: Some(blocks(5, 1)), old: Some(Old::Blocks(blocks(70_000, 2))) };
+    let signed = Old::Signed { length: 20_000, signature: data(b"signature") };
+    let signed = Want { id: 301, staged: None, old: Some(signed) };
     let tally = Tally {
         entries: 1,
         total_bytes: 2,
@@ -85,7 +87,6 @@ fn messages() -> Vec<(String, Message)> {
     ];
     let bodies = vec![
         (0, Body::Whole { hash, data: data(b"content") }),
-        (1, Body::Same { hash }),
         (2, Body::Differs),
         (3, Body::Delta { hash, delta: data(b"delta") }),
         (u32::MAX, Body::Skipped),
@@ -98,8 +99,9 @@ fn messages() -> Vec<(String, Message)> {
         ("ignores", Message::Ignores(vec![ignore])),
         ("entries", Message::Entries(data(b"block"))),
         ("offered", Message::Offered { complete: true }),
-        ("wants", Message::Wants(vec![Want::whole(1), want])),
+        ("wants", Message::Wants(vec![Want::whole(1), want, signed])),
         ("files", Message::Files(bodies)),
+        ("same", Message::same(&[(1, hash), (300, hash)])),
         ("file-signatures", Message::FileSignatures(vec![(300, data(b"signature")), (2, data(b""))])),
         ("sign-request", Message::SignRequest { id: 1, windows: vec![window(300, 1 << 20)] }),
         ("signatures", Message::Signatures { id: 1, signatures: vec![data(b"signature")] }),
@@ -184,7 +186,7 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
     let wants = |count| Message::Wants(vec![Want::whole(0); count]);
     let want = |staged, old| Message::Wants(vec![Want { id: 0, staged, old }]);
     let staged = |length, count| want(Some(blocks(length, count)), None);
-    let old = |length, count| want(None, Some(blocks(length, count)));
+    let old = |length, count| want(None, Some(Old::Blocks(blocks(length, count))));
     let cut = |offset, length| Message::CutRequest { id: 0, stretch: Stretch { offset, length } };
     let whole = |length: u64| {
         let data = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
@@ -194,6 +196,7 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
         let delta = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
         Message::Files(vec![(0, Body::Delta { hash: Hash::of(b""), delta })])
     };
+    let same = |count| Message::Same { ids: vec![0; count], digest: Hash::of(b"") };
     let file_signatures = |count| Message::FileSignatures(vec![(0, data(b"")); count]);
     let files = |count| Message::Files(vec![(0, Body::Skipped); count]);
     let windows = |count| Message::SignRequest { id: 0, windows: vec![window(0, 0); count] };
@@ -225,6 +228,7 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
         (cut(i64_max - 9, 9), cut(i64_max - 8, 9)),
         (whole(SMALL_BYTES_MAX), whole(SMALL_BYTES_MAX + 1)),
         (small_delta(SMALL_BYTES_MAX), small_delta(SMALL_BYTES_MAX + 1)),
+        (same(8192), same(8193)),
         (file_signatures(8192), file_signatures(8193)),
         (files(8192), files(8193)),
         (windows(WINDOWS_MAX), windows(WINDOWS_MAX + 1)),

@@ -14,9 +14,13 @@ pub const NEW_BYTES_MAX: usize = 512 << 10;
 /// Longest old content of one signature, in bytes: two of the longest chunks and some slack.
 pub const OLD_BYTES_MAX: usize = 2 << 20;
 
-/// Bytes of MD4 in a signature entry. With the weak hash 64 bits, for at most 2^11 blocks and 2^19 places: a
-/// false match among a billion deltas, and it costs one retry.
-const STRONG_BYTES: u32 = 4;
+/// Bytes of MD4 in a signature entry, as many as rsync takes at first. With the weak hash 48 bits, for at most 2^10
+/// blocks and 2^19 places: one of the longest deltas in half a million has a false match, and that costs a retry.
+const STRONG_BYTES: u32 = 2;
+
+/// Shortest and longest block that a signature has an entry for, in bytes.
+const BLOCK_BYTES_MIN: usize = 192;
+const BLOCK_BYTES_MAX: usize = 2048;
 
 /// Bytes of one signature entry: the weak hash and the strong one.
 const ENTRY_BYTES: usize = 4 + STRONG_BYTES as usize;
@@ -48,10 +52,10 @@ pub enum DeltaError {
 
 /// Length of the blocks of a signature over `length` bytes: near the optimum for one edit, where the signature and
 /// the block that is sent anew cost the same. The latter shrinks to about a third when it is packed, as text; the
-/// former does not: √(3·8·length).
+/// former does not: √(3·6·length).
 fn block_bytes(length: usize) -> u32 {
-    let optimum = (3 * ENTRY_BYTES * length).isqrt().clamp(256, 1024);
-    // Between 256 and 1,024: fits.
+    let optimum = (3 * ENTRY_BYTES * length).isqrt().clamp(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX);
+    // Fits.
     #[allow(clippy::cast_possible_truncation)]
     let optimum = optimum as u32;
     optimum
@@ -63,7 +67,7 @@ pub fn signature_bytes(length: usize) -> usize {
     length.div_ceil(block_bytes(length) as usize) * ENTRY_BYTES
 }
 
-/// Signs `old`, of at most [`OLD_BYTES_MAX`] bytes: 8 bytes for each block.
+/// Signs `old`, of at most [`OLD_BYTES_MAX`] bytes: 6 bytes for each block.
 ///
 /// # Errors
 /// [`DeltaError::TooLong`].
@@ -144,7 +148,7 @@ mod tests {
             new.splice(length / 3..length / 3, *b"inserted");
             let signature = Signature::check(&sign(&old).unwrap(), old.len()).unwrap();
             let delta = signature.diff(&new).unwrap().unwrap();
-            assert!(delta.len() < 3 * 1024, "{length}: {}", delta.len());
+            assert!(delta.len() < 3 * BLOCK_BYTES_MAX, "{length}: {}", delta.len());
             assert_eq!(apply(&old, &delta, new.len()).unwrap(), new);
         }
     }
@@ -190,8 +194,8 @@ mod tests {
         let period = noise(512);
         let new: Vec<u8> = period.iter().copied().cycle().take(NEW_BYTES_MAX).collect();
         let mut signature = Vec::new();
-        for shift in 0..OLD_BYTES_MAX / 1024 {
-            let window: Vec<u8> = new.iter().copied().skip(shift % 512).take(1024).collect();
+        for shift in 0..OLD_BYTES_MAX / BLOCK_BYTES_MAX {
+            let window: Vec<u8> = new.iter().copied().skip(shift % 512).take(BLOCK_BYTES_MAX).collect();
             let mut entry = sign(&[window.as_slice(), &noise(OLD_BYTES_MAX / 2)].concat()).unwrap();
             entry.truncate(ENTRY_BYTES);
             entry[4..].fill(shift as u8);
@@ -201,7 +205,7 @@ mod tests {
             }
         }
         let repeated: Vec<u8> =
-            signature.iter().copied().cycle().take(OLD_BYTES_MAX / 1024 * ENTRY_BYTES).collect();
+            signature.iter().copied().cycle().take(OLD_BYTES_MAX / BLOCK_BYTES_MAX * ENTRY_BYTES).collect();
         let signature = Signature::check(&repeated, OLD_BYTES_MAX).unwrap();
         let start = Instant::now();
         assert_eq!(signature.diff(&new), Ok(None));

@@ -298,6 +298,10 @@ impl Pair {
                 log.contents += 1;
                 log.open_wants -= files.iter().filter(|(_, body)| *body != Body::Differs).count();
             }
+            Message::Same { ids, .. } => {
+                log.contents += 1;
+                log.open_wants -= ids.len();
+            }
             Message::Pieces { end, .. } => {
                 log.contents += 1;
                 log.open_wants -= usize::from(end.is_some());
@@ -335,7 +339,7 @@ fn content_of(message: &Message) -> usize {
             .iter()
             .map(|(_, body)| match body {
                 Body::Whole { data: bytes, .. } | Body::Delta { delta: bytes, .. } => bytes.len(),
-                Body::Same { .. } | Body::Differs | Body::Skipped => 0,
+                Body::Differs | Body::Skipped => 0,
             })
             .sum(),
         Message::Pieces { ops, .. } => content_of_ops(ops),

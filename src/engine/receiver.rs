@@ -146,6 +146,7 @@ impl Receiver {
             Message::Changes(change) if self.offered.is_none() => self.changes(&change),
             Message::Changed { complete, digest } if self.offered.is_none() => self.changed(complete, digest),
             Message::Files(files) => self.files(files),
+            Message::Same { ids, digest } => self.same(&ids, digest),
             Message::SignRequest { id, windows } => self.sign_request(id, windows),
             Message::CutRequest { id, stretch } => self.cut_request(id, stretch),
             Message::Pieces { id, ops, end } => self.pieces(id, ops, end),

@@ -3,7 +3,7 @@
 //! ```text
 //! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Read ─► Files
 //!      └► Base            └► Changes… Changed                  └► Source… ─► Files / Pieces /
-//! FileSignatures ─► Diff ─► Files                                            SignRequest / CutRequest
+//! FileSignatures ─► Diff ─► Files                              / Same        SignRequest / CutRequest
 //! [Remember ─►] Finished ─► done
 //! ```
 
@@ -24,8 +24,8 @@ use crate::tree::entry::{Entry, Kind};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
 use crate::wire::message::{
-    AbortKind, Body, CONTENT_BYTES_MAX, Message, Op, SMALL_BYTES_MAX, SMALL_OLD_BYTES_MAX, STREAMS_MAX,
-    Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
+    AbortKind, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, Message, Old, Op, SMALL_BYTES_MAX,
+    SMALL_OLD_BYTES_MAX, STREAMS_MAX, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
 };
 
 /// Longest file that is sent whole although the receiver has an old version: asking for a signature costs a
@@ -35,9 +35,6 @@ const WHOLE_BYTES_MAX: u64 = 16 << 10;
 /// When more than this of such files waits, in bytes, the signatures cost less than the files: packed, that is
 /// about what 20 Mbit/s carry in 50 ms.
 const WHOLE_QUEUE_BYTES_MAX: u64 = 512 << 10;
-
-/// Files shorter than this are always sent whole, in bytes: the signature would cost as much.
-const DELTA_BYTES_MIN: u64 = 1 << 10;
 
 /// Most small files in one `Read`.
 const READ_FILES_MAX: usize = 512;
@@ -185,13 +182,14 @@ impl Sender {
             | Message::Changes(_)
             | Message::Changed { .. }
             | Message::Files(_)
+            | Message::Same { .. }
             | Message::SignRequest { .. }
             | Message::CutRequest { .. }
             | Message::Pieces { .. } => self.desk.protocol_error("a message that only a sender sends"),
         }
     }
 
-    fn want(&mut self, want: Want) {
+    fn want(&mut self, mut want: Want) {
         let entry = self.manifest.as_ref().and_then(|manifest| manifest.get(want.id));
         let Some(size) = entry.and_then(|entry| match entry.kind {
             Kind::File { size, .. } => Some(size),
@@ -213,8 +211,14 @@ impl Sender {
             return self.desk.protocol_error("too many wants without an answer");
         }
         self.desk.progress(Event::Planned { files: 1, bytes: size });
+        if let Some(Old::Signed { length, signature }) =
+            want.old.take_if(|old| matches!(old, Old::Signed { .. }))
+        {
+            let signature = signature.into_vec();
+            return self.signed.push_back(SignedFile { id: want.id, old_length: length, signature });
+        }
         let is_small = size <= SMALL_BYTES_MAX
-            && match (&want.staged, &want.old) {
+            && match (&want.staged, want.old_blocks()) {
                 (None, None) => true,
                 (None, Some(old)) => old.length <= SMALL_OLD_BYTES_MAX || size <= WHOLE_BYTES_MAX,
                 (Some(_), _) => size <= WHOLE_BYTES_MAX,
@@ -361,7 +365,7 @@ impl Sender {
 
     fn read(&mut self, files: Vec<(u32, Result<ReadFile, Fault>)>) {
         self.reads -= 1;
-        let mut answers = Vec::with_capacity(files.len());
+        let (mut answers, mut same) = (Vec::with_capacity(files.len()), Vec::new());
         for (id, result) in files {
             let body = match result {
                 Ok(ReadFile { content: ReadContent::Whole(data), hash }) => {
@@ -376,7 +380,9 @@ impl Sender {
                 }
                 Ok(ReadFile { content: ReadContent::Same, hash }) => {
                     self.desk.progress(Event::Matched { bytes: self.size(id) });
-                    Body::Same { hash }
+                    self.answered(id);
+                    same.push((id, hash));
+                    continue;
                 }
                 Ok(ReadFile { content: ReadContent::Differs { old_length }, .. }) => {
                     self.differing.insert(id, old_length);
@@ -393,7 +399,12 @@ impl Sender {
             self.answered(id);
             answers.push((id, body));
         }
-        self.desk.send(Message::Files(answers));
+        if !same.is_empty() {
+            self.desk.send(Message::same(&same));
+        }
+        if !answers.is_empty() {
+            self.desk.send(Message::Files(answers));
+        }
     }
 
     fn source(&mut self, id: u32, ops: Vec<Op>, next: SourceNext) {
@@ -427,7 +438,7 @@ impl Sender {
             SourceNext::End(hash) => Message::Pieces { id, ops, end: Some(hash) },
             SourceNext::Same(hash) => {
                 self.desk.progress(Event::Matched { bytes: self.size(id) });
-                Message::Files(vec![(id, Body::Same { hash })])
+                Message::same(&[(id, hash)])
             }
         };
         self.streams.remove(&id);
@@ -497,7 +508,7 @@ impl Sender {
                 break;
             }
             let Some(want) = self.small.pop_front() else { break };
-            let may_ask = match &want.old {
+            let may_ask = match want.old_blocks() {
                 Some(old) => {
                     self.small_old_bytes -= size;
                     let worth = if in_bulk { DELTA_BYTES_MIN } else { WHOLE_BYTES_MAX + 1 };

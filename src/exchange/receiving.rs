@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
+use serde_bytes::ByteBuf;
+
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta;
 use crate::content::hash::Hash;
@@ -28,7 +30,7 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::wire::hello::Options;
 use crate::wire::message::{
-    AbortKind, Op, SMALL_OLD_BYTES_MAX, Stretch, Subject, Want, Window, old_bytes_max,
+    AbortKind, Old, Op, SMALL_OLD_BYTES_MAX, Stretch, Subject, Want, Window, is_signed, old_bytes_max,
 };
 
 /// With the last handle on a file that was replaced its pages are freed, 0.1 s for a gigabyte. From this length on,
@@ -205,10 +207,15 @@ impl Receiving {
         let mut want = Want { id, staged, old: None };
         let Some(at) = at else { return Ok((want, None)) };
         let (file, seen) = self.open_basis(at)?;
+        if want.staged.is_none() && is_signed(size, seen.size) {
+            let signature = ByteBuf::from(self.sign_file(at)?);
+            want.old = Some(Old::Signed { length: seen.size, signature });
+            return Ok((want, None));
+        }
         let (old, hash) =
             blocks_of(seen.size, size, old_bytes_max(size), &|buffer, at| file.read_exact_at(buffer, at))
                 .map_err(|error| unwritable(&error))?;
-        want.old = Some(old);
+        want.old = Some(Old::Blocks(old));
         Ok((want, hash))
     }
 

@@ -171,13 +171,13 @@ impl Sending {
     fn read(&self, order: &ReadOrder) -> Result<ReadFile, Fault> {
         let ReadOrder { want, may_ask } = order;
         let (data, hash) = self.read_small(want.id)?;
-        let old_length = want.old.as_ref().map(|old| old.length);
-        let same = want.old.as_ref().is_some_and(|old| {
+        let old = want.old_blocks();
+        let same = old.is_some_and(|old| {
             old.length == data.len() as u64 && block_ids(&data).eq(old.ids.iter().copied())
         });
-        let content = match old_length {
+        let content = match old {
             _ if same => ReadContent::Same,
-            Some(old_length) if *may_ask => ReadContent::Differs { old_length },
+            Some(old) if *may_ask => ReadContent::Differs { old_length: old.length },
             _ => ReadContent::Whole(data),
         };
         Ok(ReadFile { content, hash })

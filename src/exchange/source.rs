@@ -78,7 +78,7 @@ impl Source {
             hasher: Hasher::new(),
             first_ops: Vec::new(),
             same: false,
-            old_length: want.old.as_ref().map_or(0, |old| old.length),
+            old_length: want.old_blocks().map_or(0, |old| old.length),
             cut: None,
             chunks: Vec::new(),
             signatures: HashMap::new(),
@@ -110,8 +110,8 @@ impl Source {
             self.first_ops.push(Op::Keep { length: kept });
         }
         let nothing = Blocks { length: 0, ids: Vec::new() };
-        let old = want.old.as_ref().unwrap_or(&nothing);
-        self.same = want.old.is_some() && kept == 0 && old.length == size && old.ids == ids;
+        let old = want.old_blocks().unwrap_or(&nothing);
+        self.same = want.old_blocks().is_some() && kept == 0 && old.length == size && old.ids == ids;
         let mut segments = layout::without_prefix(layout::aligned(size, block, &ids, old), kept);
         if let Some(shifted) = layout::shifted(&segments, kept, size, block, old)
             && let Some(found) = self.find_shifted(shifted.blocks.clone(), block, old)?
@@ -308,6 +308,7 @@ mod tests {
 
     use super::*;
     use crate::disk::stat::identity_of;
+    use crate::wire::message::Old;
 
     #[test]
     fn a_file_that_grows_gives_no_more_than_was_offered() {
@@ -322,7 +323,7 @@ mod tests {
         file.rewind().unwrap();
 
         let old = Blocks { length: identity.size, ids: outline.ids };
-        let want = Want { id: 0, staged: None, old: Some(old) };
+        let want = Want { id: 0, staged: None, old: Some(Old::Blocks(old)) };
         let mut source = Source::begin(file, identity, &want).unwrap();
         let mut made = 0;
         loop {

@@ -7,8 +7,8 @@ use serde_bytes::ByteBuf;
 
 use crate::content::blocks::{BLOCKS_MAX, BlockId, BlockSize};
 use crate::content::chunk::{Average, CHUNKS_MAX, Chunk};
-use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX};
-use crate::content::hash::Hash;
+use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX, signature_bytes};
+use crate::content::hash::{Hash, Hasher};
 use crate::monitor::Event;
 use crate::tree::change::{Change, EDITS_MAX};
 use crate::tree::entry::{SIZE_MAX, Time};
@@ -33,6 +33,9 @@ pub const SMALL_BYTES_MAX: u64 = 128 << 10;
 
 /// Longest old version that a file which travels so is compared with as a whole, in bytes.
 pub const SMALL_OLD_BYTES_MAX: u64 = 256 << 10;
+
+/// Files shorter than this are always sent whole, in bytes: the signature would cost as much.
+pub const DELTA_BYTES_MIN: u64 = 1 << 10;
 
 /// Most bytes of content in one message.
 pub const CONTENT_BYTES_MAX: usize = 1 << 20;
@@ -83,7 +86,21 @@ pub struct Want {
     /// What an earlier run staged of it: a prefix.
     pub staged: Option<Blocks>,
     /// The version that is there now.
-    pub old: Option<Blocks>,
+    pub old: Option<Old>,
+}
+
+/// What a receiver tells of an old version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Old {
+    /// Its blocks, where the new one may be the same.
+    Blocks(Blocks),
+    /// Its signature, where it cannot be ([`is_signed`]): so nobody has to ask for that.
+    Signed {
+        /// Its length in bytes.
+        length: u64,
+        /// The signature.
+        signature: ByteBuf,
+    },
 }
 
 impl Want {
@@ -96,19 +113,40 @@ impl Want {
     /// About how many bytes the want takes in a message.
     #[must_use]
     pub fn weight(&self) -> usize {
-        let blocks = [&self.staged, &self.old].into_iter().flatten();
-        8 + blocks.map(|blocks| 10 + blocks.ids.len() * size_of::<BlockId>()).sum::<usize>()
+        let blocks = |blocks: &Blocks| 10 + blocks.ids.len() * size_of::<BlockId>();
+        let old = match &self.old {
+            Some(Old::Blocks(old)) => blocks(old),
+            Some(Old::Signed { signature, .. }) => 10 + signature.len(),
+            None => 0,
+        };
+        8 + self.staged.as_ref().map_or(0, blocks) + old
+    }
+
+    /// The blocks of the old version, if they are told.
+    #[must_use]
+    pub fn old_blocks(&self) -> Option<&Blocks> {
+        match &self.old {
+            Some(Old::Blocks(blocks)) => Some(blocks),
+            Some(Old::Signed { .. }) | None => None,
+        }
     }
 
     /// Whether it names the blocks that are due for a file of `size` bytes.
     #[must_use]
     pub fn fits(&self, size: u64) -> bool {
-        let fits = |blocks: &Option<Blocks>, most: u64| {
-            blocks.as_ref().is_none_or(|blocks| {
-                BlockSize::for_size(size).count(blocks.length.min(most)) == blocks.ids.len() as u64
-            })
+        let fits = |blocks: &Blocks, most: u64| {
+            BlockSize::for_size(size).count(blocks.length.min(most)) == blocks.ids.len() as u64
         };
-        fits(&self.staged, size) && fits(&self.old, old_bytes_max(size))
+        let old_fits = match &self.old {
+            Some(Old::Blocks(old)) => fits(old, old_bytes_max(size)),
+            Some(Old::Signed { length, signature }) => {
+                self.staged.is_none()
+                    && is_signed(size, *length)
+                    && signature.len() == signature_bytes(*length as usize)
+            }
+            None => true,
+        };
+        old_fits && self.staged.as_ref().is_none_or(|staged| fits(staged, size))
     }
 }
 
@@ -127,6 +165,15 @@ pub struct Blocks {
 #[must_use]
 pub fn old_bytes_max(size: u64) -> u64 {
     size.saturating_mul(2)
+}
+
+/// Whether an old version of `length` bytes is signed at once for a wanted file of `size` bytes: both are small, the
+/// signature is shorter than the file, and their lengths say already that they differ.
+#[must_use]
+pub fn is_signed(size: u64, length: u64) -> bool {
+    size != length
+        && (DELTA_BYTES_MIN..=SMALL_BYTES_MAX).contains(&size)
+        && (1..=SMALL_OLD_BYTES_MAX).contains(&length)
 }
 
 /// A stretch of an old version that is to be signed.
@@ -205,11 +252,6 @@ pub enum Body {
         hash: Hash,
         /// Its bytes.
         data: ByteBuf,
-    },
-    /// The old version has this very content.
-    Same {
-        /// Its hash.
-        hash: Hash,
     },
     /// The old version differs: its signature is needed to say in what. This is no answer yet.
     Differs,
@@ -317,6 +359,13 @@ pub enum Message {
     Wants(Vec<Want>),
     /// S: whole answers.
     Files(Vec<(u32, Body)>),
+    /// S: the old versions of these files have their very content.
+    Same {
+        /// Which.
+        ids: Vec<u32>,
+        /// The hash of all their hashes.
+        digest: Hash,
+    },
     /// R: signatures of the old versions of files that differ; an empty one where it cannot be read any more.
     FileSignatures(Vec<(u32, ByteBuf)>),
     /// S: sign stretches of the old version.
@@ -381,6 +430,13 @@ pub enum MessageError {
 }
 
 impl Message {
+    /// That the old versions of these files have their very content, by their hashes.
+    #[must_use]
+    pub fn same(files: &[(u32, Hash)]) -> Self {
+        let ids = files.iter().map(|(id, _)| *id).collect();
+        Self::Same { ids, digest: digest_of(files.iter().map(|(_, hash)| hash)) }
+    }
+
     /// The wire form.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -416,9 +472,10 @@ impl Message {
                     && files.iter().all(|(_, body)| match body {
                         Body::Whole { data, .. } => data.len() as u64 <= SMALL_BYTES_MAX,
                         Body::Delta { delta, .. } => delta.len() as u64 <= SMALL_BYTES_MAX,
-                        Body::Same { .. } | Body::Differs | Body::Skipped => true,
+                        Body::Differs | Body::Skipped => true,
                     })
             }
+            Self::Same { ids, .. } => ids.len() <= LIST_MAX,
             Self::FileSignatures(signatures) => signatures.len() <= LIST_MAX,
             Self::SignRequest { windows, .. } => {
                 windows.len() <= WINDOWS_MAX && windows.iter().all(window_is_within_limits)
@@ -454,6 +511,13 @@ impl Message {
     }
 }
 
+/// The hash of hashes.
+pub fn digest_of<'a>(hashes: impl Iterator<Item = &'a Hash>) -> Hash {
+    let mut hasher = Hasher::new();
+    hashes.for_each(|hash| hasher.update(hash.as_bytes()));
+    hasher.finish()
+}
+
 fn window_is_within_limits(window: &Window) -> bool {
     window.length as usize <= OLD_BYTES_MAX && is_stretch(window.offset, window.length.into())
 }
@@ -481,7 +545,7 @@ fn event_is_within_limits(event: &Event) -> bool {
 
 /// Whether it is what any file could have; [`Want::fits`] tells whether it is what this one has.
 fn want_is_within_limits(want: &Want) -> bool {
-    [&want.staged, &want.old]
+    [want.staged.as_ref(), want.old_blocks()]
         .into_iter()
         .flatten()
         .all(|blocks| blocks.length <= SIZE_MAX && blocks.ids.len() as u64 <= 2 * BLOCKS_MAX)

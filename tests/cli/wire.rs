@@ -4,7 +4,7 @@
 const MAGIC: &[u8] = b"\0KSYNC\r\n";
 
 /// The number of an `Abort`.
-pub(crate) const ABORT: u8 = 18;
+pub(crate) const ABORT: u8 = 19;
 
 /// Bit of a frame's length that says that it is packed.
 const PACKED: u32 = 1 << 31;

@@ -21,7 +21,7 @@ use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::record;
-use crate::wire::message::{AbortKind, Blocks, Op, Stretch, Subject, Want, Window};
+use crate::wire::message::{AbortKind, Blocks, Old, Op, Stretch, Subject, Want, Window, is_signed};
 
 /// Small, so that a file travels in many pieces.
 const PIECE_BYTES: usize = 24 << 10;
@@ -144,9 +144,9 @@ impl Source {
         let content = self.content(want.id)?;
         let hash = Hash::of(&content);
         let same =
-            want.old.as_ref().is_some_and(|old| *old == blocks(&content, content.len(), content.len()));
+            want.old_blocks().is_some_and(|old| *old == blocks(&content, content.len(), content.len()));
         let whole = || ReadContent::Whole(content.to_vec());
-        let (content, hash) = match (self.lie(want.id), &want.old) {
+        let (content, hash) = match (self.lie(want.id), want.old_blocks()) {
             (Some(Lie::Same), _) => (ReadContent::Same, Hash::of(b"a lie")),
             (Some(Lie::Hash), _) => (whole(), Hash::of(b"a lie")),
             (None, _) if same => (ReadContent::Same, hash),
@@ -215,7 +215,7 @@ impl Stream {
                 stream.ops.push(Op::Keep { length: kept as u64 });
             }
         }
-        if let Some(old) = &want.old {
+        if let Some(old) = want.old_blocks() {
             let length = u32::try_from(old.length).unwrap_or(u32::MAX);
             stream.same =
                 stream.at == 0 && *old == blocks(&stream.content, stream.content.len(), stream.content.len());
@@ -397,8 +397,16 @@ impl Target {
         let size = self.wanted(id).size() as usize;
         let staged = staged.map(|bytes| blocks(bytes, size, size));
         let old = at.and_then(|at| self.old(at));
-        let want = Want { id, staged, old: old.as_ref().map(|content| blocks(content, size, 2 * size)) };
-        (want, old.map(|content| Hash::of(&content)))
+        let tell = |content: &Arc<Vec<u8>>| {
+            let length = content.len() as u64;
+            if staged.is_none() && is_signed(size as u64, length) {
+                return Old::Signed { length, signature: ByteBuf::from(delta::sign(content).unwrap()) };
+            }
+            Old::Blocks(blocks(content, size, 2 * size))
+        };
+        let told = old.as_ref().map(tell);
+        let hash = old.filter(|_| matches!(told, Some(Old::Blocks(_)))).map(|content| Hash::of(&content));
+        (Want { id, staged, old: told }, hash)
     }
 
     fn cut(&self, at: u32, stretch: Stretch) -> Option<Vec<Chunk>> {

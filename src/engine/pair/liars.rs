@@ -4,7 +4,7 @@ use serde_bytes::ByteBuf;
 
 use super::disk::{Source, Target};
 use super::memory::Kept;
-use super::tree::{Dice, Tree, directory, file, link, manifest, path, time, tree};
+use super::tree::{Dice, Node, Tree, directory, file, link, manifest, path, time, tree};
 use super::{RECEIVER, SENDER, Side};
 use crate::content::blocks::BlockId;
 use crate::content::chunk::{Chunk, ChunkId};
@@ -15,7 +15,7 @@ use crate::monitor::Event;
 use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::wire::message::{
-    AbortKind, Blocks, Body, Message, Op, STREAMS_MAX, Stretch, Subject, Tally, WANTS_MAX, Want, Window,
+    AbortKind, Blocks, Body, Message, Old, Op, STREAMS_MAX, Stretch, Subject, Tally, WANTS_MAX, Want, Window,
 };
 
 // The files of `offered`, by id.
@@ -43,7 +43,8 @@ pub(super) fn offered() -> Tree {
 }
 
 fn present() -> Tree {
-    tree([("updated", file(b"an older version")), ("zsame", file(b"same"))])
+    let older = Node { mtime: time(0), ..file(&[2; UPDATED_BYTES]) };
+    tree([("updated", older), ("zsame", file(b"same"))])
 }
 
 /// How far an honest exchange has come when the lie is told.
@@ -237,7 +238,7 @@ fn blocks(length: u64, count: usize) -> Blocks {
 }
 
 fn want_with_old(id: u32) -> Want {
-    Want { id, staged: None, old: Some(blocks(1000, 1)) }
+    Want { id, staged: None, old: Some(Old::Blocks(blocks(1000, 1))) }
 }
 
 fn cut_request(id: u32) -> Message {
@@ -262,6 +263,7 @@ fn every_kind() -> Vec<(&'static str, Message)> {
         ("Offered", Message::Offered { complete: true }),
         ("Wants", Message::Wants(vec![Want::whole(UPDATED)])),
         ("Files", Message::Files(vec![(SMALL, whole(b"small"))])),
+        ("Same", Message::same(&[(UPDATED, Hash::of(b"same"))])),
         ("SignRequest", sign_request(UPDATED)),
         ("Signatures", Message::Signatures { id: UPDATED, signatures: vec![ByteBuf::from(vec![0; 48])] }),
         ("FileSignatures", Message::FileSignatures(vec![(UPDATED, ByteBuf::new())])),
@@ -290,9 +292,9 @@ fn every_message_out_of_turn_breaks_the_protocol() {
     let receivers = [
         (Stage::Fresh, &["Note", "Subject", "Ignores", "Entries"][..]),
         (Stage::Listing, &["Note", "Ignores", "Entries", "Offered", "Base"]),
-        (Stage::Offered, &["Note", "Files", "SignRequest", "CutRequest", "Pieces"]),
-        (Stage::Content, &["Note", "Files", "SignRequest", "CutRequest", "Pieces"]),
-        (Stage::Streaming, &["Note", "Files", "SignRequest", "CutRequest", "Pieces"]),
+        (Stage::Offered, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
+        (Stage::Content, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
+        (Stage::Streaming, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
         (Stage::Late, &["Note"]),
     ];
     for (which, table) in [(SENDER, senders), (RECEIVER, receivers)] {
@@ -340,6 +342,10 @@ pub(super) fn offend(mut victim: Victim, claim: &str, messages: Vec<Message>) {
 fn a_sender_cannot_make_a_receiver_take_what_it_did_not_ask_for() {
     let files = |files: &[(u32, Body)]| Message::Files(files.to_vec());
     let small = || (SMALL, whole(b"small"));
+    let same = |ids: &[u32]| {
+        let hash = Hash::of(b"same");
+        Message::same(&ids.iter().map(|&id| (id, hash)).collect::<Vec<_>>())
+    };
     let updated = || Op::Data(ByteBuf::from(vec![1; UPDATED_BYTES]));
     let copy = |offset, length| Op::Copy { offset, length };
     let of_small = |ops| Message::Pieces { id: SMALL, ops, end: None };
@@ -357,6 +363,10 @@ fn a_sender_cannot_make_a_receiver_take_what_it_did_not_ask_for() {
             ("given, then skipped", vec![files(&[small()]), files(&[(SMALL, Body::Skipped)])]),
             ("given, then in pieces", vec![files(&[small()]), pieces(SMALL, 5, true)]),
             ("in pieces, then given", vec![pieces(SMALL, 1, false), files(&[small()])]),
+            ("the same, of what is there already", vec![same(&[SAME])]),
+            ("the same twice in one message", vec![same(&[UPDATED, UPDATED])]),
+            ("given, then the same", vec![files(&[small()]), same(&[SMALL])]),
+            ("in pieces, then the same", vec![pieces(SMALL, 1, false), same(&[SMALL])]),
             ("skipped twice", vec![files(&[(SMALL, Body::Skipped)]), files(&[(SMALL, Body::Skipped)])]),
             (
                 "skipped on the way, twice",
@@ -524,7 +534,7 @@ fn signatures_are_taken_once_and_in_the_number_that_was_asked_for() {
 fn cutting(cuts: bool) -> Victim {
     let mut victim = Victim::at(SENDER, Stage::Offered);
     let old = blocks(200_000, 13);
-    victim.hear(Message::Wants(vec![Want { id: LARGE, staged: None, old: Some(old) }]));
+    victim.hear(Message::Wants(vec![Want { id: LARGE, staged: None, old: Some(Old::Blocks(old)) }]));
     victim.end_one();
     assert!(matches!(victim.said.last(), Some(Message::CutRequest { id: LARGE, .. })));
     if !cuts {
@@ -604,7 +614,9 @@ fn a_delta_is_taken_once_and_only_of_what_was_signed() {
 
 #[test]
 fn a_want_names_the_blocks_that_the_file_can_have() {
-    let want = |staged, old| Message::Wants(vec![Want { id: UPDATED, staged, old }]);
+    let want = |staged, old: Option<Blocks>| {
+        Message::Wants(vec![Want { id: UPDATED, staged, old: old.map(Old::Blocks) }])
+    };
     for (length, count, old_count) in
         [(0, 0, 0), (1, 1, 1), (16 << 10, 1, 1), ((16 << 10) + 1, 2, 2), (u64::MAX >> 1, 2, 3)]
     {
@@ -622,6 +634,34 @@ fn a_want_names_the_blocks_that_the_file_can_have() {
             offend(Victim::at(SENDER, Stage::Offered), "of the old version", vec![want(None, wrong_old())]);
         }
     }
+}
+
+#[test]
+fn a_signature_that_comes_with_a_want_is_the_one_that_the_file_can_have() {
+    let signed = |staged, length: u64, signature| {
+        let old = Old::Signed { length, signature: ByteBuf::from(vec![0; signature]) };
+        Message::Wants(vec![Want { id: UPDATED, staged, old: Some(old) }])
+    };
+    let due = signature_bytes(1000);
+    let mut victim = Victim::at(SENDER, Stage::Offered);
+    victim.hear(signed(None, 1000, due));
+    victim.end_all();
+    assert!(matches!(victim.said.last(), Some(Message::Files(files)) if files[0].0 == UPDATED));
+
+    let same_length = UPDATED_BYTES as u64;
+    for (claim, lie) in [
+        ("shorter", signed(None, 1000, due - 1)),
+        ("longer", signed(None, 1000, due + 1)),
+        ("none", signed(None, 1000, 0)),
+        ("of nothing", signed(None, 0, 0)),
+        ("of what may be the same", signed(None, same_length, signature_bytes(UPDATED_BYTES))),
+        ("of what is too long", signed(None, u64::MAX, due)),
+        ("beside what is staged", signed(Some(blocks(5, 1)), 1000, due)),
+    ] {
+        offend(Victim::at(SENDER, Stage::Offered), claim, vec![lie]);
+    }
+    let asked_again = Message::FileSignatures(vec![(UPDATED, ByteBuf::from(vec![0; due]))]);
+    offend(Victim::at(SENDER, Stage::Offered), "twice", vec![signed(None, 1000, due), asked_again]);
 }
 
 #[test]
@@ -646,7 +686,7 @@ fn a_receiver_cannot_make_a_sender_hold_names_of_blocks_without_end() {
     let mut held = 0;
     for id in 0..WANTS_MAX as u32 {
         let all = || Some(blocks(1 << 20, 64));
-        let want = Want { id, staged: all(), old: all() };
+        let want = Want { id, staged: all(), old: all().map(Old::Blocks) };
         held += want.weight();
         victim.hear(Message::Wants(vec![want]));
         if victim.is_offended() {

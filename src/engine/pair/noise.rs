@@ -16,7 +16,7 @@ use crate::monitor::{Event, Problem, Trouble};
 use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::record;
-use crate::wire::message::{AbortKind, Blocks, Body, Message, Op, Stretch, Tally, Want, Window};
+use crate::wire::message::{AbortKind, Blocks, Body, Message, Old, Op, Stretch, Tally, Want, Window};
 
 fn id() -> impl Strategy<Value = u32> + Clone {
     prop_oneof![8 => 0_u32..7, 1 => any::<u32>()]
@@ -46,8 +46,13 @@ fn want() -> impl Strategy<Value = Want> {
         let count = count.unwrap_or(BlockSize::for_size(0).count(length.min(20_000)));
         Blocks { length, ids: vec![BlockId::of(0, b"block"); count as usize] }
     });
-    (id(), proptest::option::of(blocks.clone()), proptest::option::of(blocks))
-        .prop_map(|(id, staged, old)| Want { id, staged, old })
+    let signed = (number(), bytes()).prop_map(|(length, signature)| Old::Signed { length, signature });
+    let old = prop_oneof![2 => blocks.clone().prop_map(Old::Blocks), 1 => signed];
+    (id(), proptest::option::of(blocks), proptest::option::of(old)).prop_map(|(id, staged, old)| Want {
+        id,
+        staged,
+        old,
+    })
 }
 
 fn chunk() -> impl Strategy<Value = Chunk> + Clone {
@@ -70,7 +75,6 @@ fn op() -> impl Strategy<Value = Op> {
 fn body() -> impl Strategy<Value = Body> {
     prop_oneof![
         (hash(), bytes()).prop_map(|(hash, data)| Body::Whole { hash, data }),
-        hash().prop_map(|hash| Body::Same { hash }),
         Just(Body::Skipped),
         Just(Body::Differs),
         (hash(), bytes()).prop_map(|(hash, delta)| Body::Delta { hash, delta }),
@@ -92,6 +96,7 @@ fn message() -> Union<BoxedStrategy<Message>> {
         any::<bool>().prop_map(|complete| Message::Offered { complete }).boxed(),
         vec(want(), 0..4).prop_map(Message::Wants).boxed(),
         vec((id(), body()), 0..4).prop_map(Message::Files).boxed(),
+        vec((id(), hash()), 0..4).prop_map(|files| Message::same(&files)).boxed(),
         (id(), vec(window(), 0..4)).prop_map(|(id, windows)| Message::SignRequest { id, windows }).boxed(),
         (id(), vec(bytes(), 0..3))
             .prop_map(|(id, signatures)| Message::Signatures { id, signatures })

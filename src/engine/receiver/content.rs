@@ -13,7 +13,7 @@ use crate::content::hash::Hash;
 use crate::engine::work::{CopiedFile, Fault, SmallContent, SmallFile, Work};
 use crate::monitor::{Event, Problem, Trouble};
 use crate::wire::message::{
-    AbortKind, Body, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window,
+    AbortKind, Body, Message, Old, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
 };
 
 /// Most bytes of content that wait for the disk before messages have to wait.
@@ -110,7 +110,8 @@ impl Receiver {
     fn want(&mut self, want: Want, basis: Option<Basis>) {
         let weight = want.weight();
         self.window.open(weight);
-        self.asked.insert(want.id, Ask { weight, basis, was_cut: false, was_signed: false, given: false });
+        let was_signed = matches!(want.old, Some(Old::Signed { .. }));
+        self.asked.insert(want.id, Ask { weight, basis, was_cut: false, was_signed, given: false });
         if self.batch_bytes + weight > BATCH_BYTES {
             self.send_batch();
         }
@@ -157,7 +158,7 @@ impl Receiver {
     // Answers.
 
     pub(super) fn files(&mut self, files: Vec<(u32, Body)>) {
-        let (mut store, mut copies, mut to_sign) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut store, mut to_sign) = (Vec::new(), Vec::new());
         for (id, body) in files {
             let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
                 return self.desk.protocol_error("a file that nobody asked for");
@@ -204,25 +205,6 @@ impl Receiver {
                     let content = SmallContent::Whole(data.into_vec());
                     store.push(SmallFile { id, hash, content });
                 }
-                Body::Same { hash } if basis.is_some_and(|basis| basis.hash == Some(hash)) => {
-                    self.tally.matched_bytes += self.size(id);
-                    self.desk.progress(Event::Matched { bytes: self.size(id) });
-                    match basis {
-                        Some(Basis { at, elsewhere: true, .. }) => {
-                            if self.is_new(id) && self.plan.move_here(id, at, hash) {
-                                self.answered(id);
-                            } else {
-                                copies.push(CopiedFile { id, at, hash });
-                            }
-                        }
-                        _ => {
-                            self.tally.files += 1;
-                            self.plan.only_adjust(id);
-                            self.answered(id);
-                        }
-                    }
-                }
-                Body::Same { .. } => self.retry(id, "what was said to be the same is not"),
                 Body::Skipped => match self.sinks.get_mut(&id) {
                     Some(sink) => {
                         (sink.ended, sink.skipped) = (true, true);
@@ -236,11 +218,49 @@ impl Receiver {
             self.file_signs += 1;
             self.desk.start(Work::SignFiles(to_sign));
         }
-        if !copies.is_empty() {
-            self.put(Work::Copy(copies));
-        }
         if !store.is_empty() {
             self.put(Work::Store(store));
+        }
+    }
+
+    pub(super) fn same(&mut self, ids: &[u32], digest: Hash) {
+        let mut bases = Vec::with_capacity(ids.len());
+        for &id in ids {
+            let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
+                return self.desk.protocol_error("a file that nobody asked for");
+            };
+            if self.sinks.contains_key(&id) {
+                return self.desk.protocol_error("a file in two ways at once");
+            }
+            ask.given = true;
+            bases.push(ask.basis);
+        }
+        let hashes: Option<Vec<Hash>> =
+            bases.iter().map(|basis| basis.and_then(|basis| basis.hash)).collect();
+        let Some(hashes) = hashes.filter(|hashes| digest_of(hashes.iter()) == digest) else {
+            return ids.iter().for_each(|&id| self.retry(id, "what was said to be the same is not"));
+        };
+        let mut copies = Vec::new();
+        for ((&id, basis), hash) in ids.iter().zip(bases).zip(hashes) {
+            self.tally.matched_bytes += self.size(id);
+            self.desk.progress(Event::Matched { bytes: self.size(id) });
+            match basis {
+                Some(Basis { at, elsewhere: true, .. }) => {
+                    if self.is_new(id) && self.plan.move_here(id, at, hash) {
+                        self.answered(id);
+                    } else {
+                        copies.push(CopiedFile { id, at, hash });
+                    }
+                }
+                _ => {
+                    self.tally.files += 1;
+                    self.plan.only_adjust(id);
+                    self.answered(id);
+                }
+            }
+        }
+        if !copies.is_empty() {
+            self.put(Work::Copy(copies));
         }
     }
 
