@@ -112,15 +112,38 @@ pub type ReadAt<'a> = &'a (dyn Fn(&mut [u8], u64) -> io::Result<()> + Sync);
 /// # Errors
 /// What `read_at` gives.
 pub fn outline(length: u64, block: BlockSize, read_at: ReadAt<'_>) -> io::Result<Outline> {
+    if length <= READ_BYTES {
+        let mut content = vec![0; length as usize];
+        read_at(&mut content, 0)?;
+        return Ok(outline_of(&content, block));
+    }
     let count = block.count(length);
     if count <= 1 {
         let hasher = hash_block(0, length, read_at, &mut Vec::new())?;
-        let ids = if count == 0 { Vec::new() } else { vec![BlockId::short(&hasher.finalize_non_root())] };
+        let ids = vec![BlockId::short(&hasher.finalize_non_root())];
         return Ok(Outline { ids, hash: Hash::from_bytes(*hasher.finalize().as_bytes()) });
     }
     let nodes = nodes(0..count, length, block, read_at)?;
     let hash = Hash::from_bytes(*root(&nodes).as_bytes());
     Ok(Outline { ids: nodes.iter().map(BlockId::short).collect(), hash })
+}
+
+/// The blocks and the hash of a content in memory.
+#[must_use]
+pub fn outline_of(content: &[u8], block: BlockSize) -> Outline {
+    if content.len() as u64 <= block.0 {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(content);
+        let ids =
+            if content.is_empty() { Vec::new() } else { vec![BlockId::short(&hasher.finalize_non_root())] };
+        return Outline { ids, hash: Hash::from_bytes(*hasher.finalize().as_bytes()) };
+    }
+    let node = |(bytes, index): (&[u8], u64)| {
+        blake3::Hasher::new().set_input_offset(index * block.0).update(bytes).finalize_non_root()
+    };
+    let nodes: Vec<Node> = content.chunks(block.0 as usize).zip(0..).map(node).collect();
+    let hash = Hash::from_bytes(*root(&nodes).as_bytes());
+    Outline { ids: nodes.iter().map(BlockId::short).collect(), hash }
 }
 
 /// The names of some blocks of a content of `length` bytes. `read_at` may read other bytes, to see whether they
@@ -182,8 +205,12 @@ pub fn block_id(offset: u64, length: u64, read_at: ReadAt<'_>) -> io::Result<Blo
 /// How many threads share the work.
 fn threads(length: u64) -> usize {
     let worth = usize::try_from(length / THREAD_BYTES_MIN).unwrap_or(THREADS_MAX);
+    if worth <= 1 {
+        // To ask how many there are takes the system longer than to hash a small file.
+        return 1;
+    }
     let there = thread::available_parallelism().map_or(1, NonZero::get);
-    worth.min(there).clamp(1, THREADS_MAX)
+    worth.min(there).min(THREADS_MAX)
 }
 
 /// `buffer` is for the next block too.

@@ -1,6 +1,7 @@
 //! What changes a tree besides its files' content: directories, links, modes, times, removal.
 
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, Mode, chownat, fchmod, fstat, futimens, mkdirat, openat, symlinkat, unlinkat, utimensat,
@@ -10,7 +11,7 @@ use rustix::io::Errno;
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::root::{DIRECTORY, Root, check_unchanged, rename_into, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
-use crate::disk::state::{LINK, StateDir, staged_name};
+use crate::disk::state::{LINK, staged_name};
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
@@ -174,10 +175,12 @@ impl Root {
         seen: Option<&Identity>,
     ) -> Result<(), DiskError> {
         const VERB: &str = "make the link";
-        let state = StateDir::create(self)?;
         let name = staged_name(path, LINK);
-        state.remove(name.as_bytes())?;
-        symlinkat(target, &state, &*name).during(VERB, path.as_bytes())?;
+        let state = self.with_state(|state| {
+            state.remove(name.as_bytes())?;
+            symlinkat(target, state, &*name).during(VERB, path.as_bytes())?;
+            Ok(Arc::clone(state))
+        })?;
         if let Some((user, group)) = self.owner() {
             chownat(&state, &*name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
                 .during("set the owner of", path.as_bytes())?;

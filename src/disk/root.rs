@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{
     AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, fstatvfs, openat, readlinkat,
@@ -15,6 +16,7 @@ use rustix::process::{Gid, Uid, getegid, geteuid};
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::resolve::{PASSAGE, Resolver};
 use crate::disk::stat::{FileKind, Identity, Stat};
+use crate::disk::state::StateDir;
 use crate::tree::entry::MODE_MASK;
 use crate::tree::path::TreePath;
 
@@ -52,7 +54,8 @@ pub struct Space {
 /// A directory, and the only way to what is below it.
 ///
 /// Every operation starts at the directory's own descriptor and follows no link; nothing between root and
-/// entry is remembered from one operation to the next, since a remembered directory may have been moved.
+/// entry is remembered from one operation to the next, since a remembered directory may have been moved (but for
+/// the state directory).
 /// The price is one `openat2` an operation, about 1 µs.
 #[derive(Debug)]
 pub struct Root {
@@ -63,6 +66,9 @@ pub struct Root {
     owner: Option<(u32, u32)>,
     dev: u64,
     ino: u64,
+    /// The one directory that is: it is ours alone, and wherever it were moved, what is staged in it gets into its
+    /// place from there.
+    state: Mutex<Option<Arc<StateDir>>>,
 }
 
 /// The directory that holds an entry, and the entry's name in it.
@@ -94,7 +100,8 @@ impl Root {
         let is_foreign = stat.uid != geteuid().as_raw() || stat.gid != getegid().as_raw();
         let owner = (geteuid().is_root() && is_foreign).then_some((stat.uid, stat.gid));
         let policy = Policy::default();
-        Ok(Self { descriptor, path: path.to_owned(), resolver, policy, owner, dev, ino })
+        let (path, state) = (path.to_owned(), Mutex::default());
+        Ok(Self { descriptor, path, resolver, policy, owner, dev, ino, state })
     }
 
     /// As [`Root::open`], but makes the directory and its parents where they are missing. What the superuser
@@ -238,6 +245,28 @@ impl Root {
         let root = self.descriptor.as_fd();
         let directory = parent.map(|parent| self.resolver.open(root, parent, PASSAGE)).transpose()?;
         Ok(Place { directory, root, name })
+    }
+
+    /// Uses the state directory, which is made where it is missing.
+    ///
+    /// # Errors
+    /// It is not ours, cannot be made, or as `with`.
+    pub(crate) fn with_state<T>(
+        &self,
+        with: impl Fn(&Arc<StateDir>) -> Result<T, DiskError>,
+    ) -> Result<T, DiskError> {
+        let open = || {
+            let state = Arc::new(StateDir::create(self)?);
+            *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&state));
+            Ok(state)
+        };
+        let kept = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let was_kept = kept.is_some();
+        match with(&kept.map_or_else(open, Ok)?) {
+            // Another run ended, and took the directory away with it.
+            Err(error) if error.is_not_found() && was_kept => with(&open()?),
+            result => result,
+        }
     }
 
     /// The root's own descriptor.

@@ -25,7 +25,7 @@ mod window;
 pub use receiver::Receiver;
 pub use sender::Sender;
 pub use work::{
-    Changed, CopiedFile, Fault, Found, Opened, Outcome, ReadContent, ReadFile, ReadOrder, Scanned,
+    Changed, CopiedFile, Fault, Found, Opened, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignOrder,
     SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Work,
 };
 

@@ -96,7 +96,7 @@ impl Side {
 /// the plan.
 fn assert_apart(under_way: &[Work], new: &Work) {
     let ids = |work: &Work| match work {
-        Work::Sign { id, .. } | Work::Sink { id, .. } | Work::Source { id, .. } => vec![*id],
+        Work::Sink { id, .. } | Work::Source { id, .. } => vec![*id],
         Work::Store(files) => files.iter().map(|file| file.id).collect(),
         Work::Read(orders) => orders.iter().map(|order| order.want.id).collect(),
         Work::Diff(files) => files.iter().map(|file| file.id).collect(),

@@ -176,7 +176,7 @@ impl Receiver {
             Outcome::Open(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
             Outcome::Recall(record) => self.recalled(record),
             Outcome::Plan => self.planned(),
-            Outcome::Sign(id, result) => self.signed(id, result),
+            Outcome::Sign(results) => self.signed(results),
             Outcome::SignWindows(id, result) => {
                 self.signs -= 1;
                 match result {

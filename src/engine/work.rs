@@ -38,14 +38,8 @@ pub enum Work {
         /// The tree as it is.
         present: Arc<Manifest>,
     },
-    /// Receiver: say what is there of a file.
-    Sign {
-        /// Which file.
-        id: u32,
-        /// Its basis, a position in the present manifest: the old version, or a file elsewhere that may have
-        /// the same content.
-        at: Option<u32>,
-    },
+    /// Receiver: say what is there of files.
+    Sign(Vec<SignOrder>),
     /// Receiver: sign stretches of the basis.
     SignWindows {
         /// Of which file.
@@ -136,6 +130,18 @@ pub struct ReadOrder {
     pub want: Want,
     /// Where the old version differs, its signature is worth a round trip.
     pub may_ask: bool,
+}
+
+/// A file of which it is to be said what is there.
+#[derive(Debug, Clone, Copy)]
+pub struct SignOrder {
+    /// Which.
+    pub id: u32,
+    /// Its basis, a position in the present manifest: the old version, or a file elsewhere that may have the same
+    /// content.
+    pub at: Option<u32>,
+    /// Whether an earlier run left something staged, of this file or another.
+    pub may_be_staged: bool,
 }
 
 /// A small file whose old version was signed.
@@ -270,7 +276,7 @@ pub enum Outcome {
     /// The manifests are in place.
     Plan,
     /// What is there of a file; the hash of the old version.
-    Sign(u32, Result<(Want, Option<Hash>), Fault>),
+    Sign(Vec<(u32, Result<(Want, Option<Hash>), Fault>)>),
     /// Signatures, in the order of the windows.
     SignWindows(u32, Result<Vec<Vec<u8>>, Fault>),
     /// The signatures.

@@ -20,7 +20,7 @@ use crate::disk::scan::{self, ScanOptions, scan};
 use crate::disk::stage::{Durability, Metadata, Staging};
 use crate::disk::stat::Identity;
 use crate::disk::{clear_leftovers, has_staged};
-use crate::engine::{CopiedFile, Fault, Opened, Outcome, SmallContent, SmallFile, Step, Work};
+use crate::engine::{CopiedFile, Fault, Opened, Outcome, SignOrder, SmallContent, SmallFile, Step, Work};
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, blocks_of, chunks_of, no_old, open_old, read_window};
 use crate::exchange::{chain, fault, patiently};
@@ -30,7 +30,7 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::wire::hello::Options;
 use crate::wire::message::{
-    AbortKind, Old, Op, SMALL_OLD_BYTES_MAX, Stretch, Subject, Want, Window, is_signed, old_bytes_max,
+    AbortKind, Blocks, Old, Op, SMALL_OLD_BYTES_MAX, Stretch, Subject, Want, Window, is_signed, old_bytes_max,
 };
 
 /// With the last handle on a file that was replaced its pages are freed, 0.1 s for a gigabyte. From this length on,
@@ -190,20 +190,10 @@ impl Receiving {
 
     // What is there.
 
-    fn sign(&self, id: u32, at: Option<u32>) -> Result<(Want, Option<Hash>), Fault> {
-        let root = self.root()?;
-        let path = self.path(id)?;
-        let unreadable = |error: &DiskError| fault(error, Trouble::Unwritable);
+    fn sign(&self, order: SignOrder) -> Result<(Want, Option<Hash>), Fault> {
+        let SignOrder { id, at, may_be_staged } = order;
         let size = self.entry(id)?.size();
-        let staged = match patiently(|| Staging::find(root, path)).map_err(|error| unreadable(&error))? {
-            Some(staging) if !staging.is_empty() => {
-                let (blocks, _) =
-                    blocks_of(staging.len(), size, size, &|buffer, at| staging.read_at(buffer, at))
-                        .map_err(|error| unwritable(&error))?;
-                Some(blocks)
-            }
-            _ => None,
-        };
+        let staged = if may_be_staged { self.staged(id, size)? } else { None };
         let mut want = Want { id, staged, old: None };
         let Some(at) = at else { return Ok((want, None)) };
         let (file, seen) = self.open_basis(at)?;
@@ -217,6 +207,16 @@ impl Receiving {
                 .map_err(|error| unwritable(&error))?;
         want.old = Some(Old::Blocks(old));
         Ok((want, hash))
+    }
+
+    /// What an earlier run staged of a file.
+    fn staged(&self, id: u32, size: u64) -> Result<Option<Blocks>, Fault> {
+        let (root, path) = (self.root()?, self.path(id)?);
+        let found = patiently(|| Staging::find(root, path));
+        let found = found.map_err(|error| fault(&error, Trouble::Unwritable))?;
+        let Some(staging) = found.filter(|staging| !staging.is_empty()) else { return Ok(None) };
+        let blocks = blocks_of(staging.len(), size, size, &|buffer, at| staging.read_at(buffer, at));
+        Ok(Some(blocks.map_err(|error| unwritable(&error))?.0))
     }
 
     fn sign_file(&self, at: u32) -> Result<Vec<u8>, Fault> {
@@ -334,7 +334,6 @@ impl Receiving {
         }
         staging
             .finish(self.root()?, &metadata, seen.as_ref(), Durability::Eventually)
-            .map(drop)
             .map_err(|error| fault(&error, Trouble::Unwritable))
     }
 
@@ -491,7 +490,9 @@ impl Perform for Receiving {
                 let _ = self.trees.set(Trees { wanted, present });
                 Outcome::Plan
             }
-            Work::Sign { id, at } => Outcome::Sign(id, self.sign(id, at)),
+            Work::Sign(orders) => {
+                Outcome::Sign(orders.into_iter().map(|order| (order.id, self.sign(order))).collect())
+            }
             Work::SignWindows { id, at, windows } => {
                 Outcome::SignWindows(id, self.sign_windows(at, &windows))
             }

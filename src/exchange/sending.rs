@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::content::blocks::{BlockId, BlockSize};
+use crate::content::blocks::{BlockSize, Outline, outline_of};
 use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::Hash;
 use crate::disk::memory::Memory;
@@ -170,11 +171,13 @@ impl Sending {
 
     fn read(&self, order: &ReadOrder) -> Result<ReadFile, Fault> {
         let ReadOrder { want, may_ask } = order;
-        let (data, hash) = self.read_small(want.id)?;
+        let data = self.read_small(want.id)?;
         let old = want.old_blocks();
-        let same = old.is_some_and(|old| {
-            old.length == data.len() as u64 && block_ids(&data).eq(old.ids.iter().copied())
-        });
+        let Outline { ids, hash } = match old {
+            Some(_) => outline_of(&data, BlockSize::for_size(data.len() as u64)),
+            None => Outline { ids: Vec::new(), hash: Hash::of(&data) },
+        };
+        let same = old.is_some_and(|old| old.length == data.len() as u64 && old.ids == ids);
         let content = match old {
             _ if same => ReadContent::Same,
             Some(old) if *may_ask => ReadContent::Differs { old_length: old.length },
@@ -185,7 +188,8 @@ impl Sending {
 
     /// Finds what makes a small file out of its old version.
     fn diff(&self, signed: &SignedFile) -> Result<ReadFile, Fault> {
-        let (data, hash) = self.read_small(signed.id)?;
+        let data = self.read_small(signed.id)?;
+        let hash = Hash::of(&data);
         let peer = |error: DeltaError| Fault::Fatal(AbortKind::Protocol, error.to_string());
         let delta = if signed.signature.is_empty() {
             None
@@ -197,14 +201,12 @@ impl Sending {
         Ok(ReadFile { content: delta.map_or(ReadContent::Whole(data), ReadContent::Delta), hash })
     }
 
-    fn read_small(&self, id: u32) -> Result<(Vec<u8>, Hash), Fault> {
+    fn read_small(&self, id: u32) -> Result<Vec<u8>, Fault> {
         let (file, identity) = self.open(id)?;
-        // One byte more than there should be shows a file that grew.
-        let mut data = Vec::with_capacity(identity.size as usize + 1);
-        (&file).take(identity.size + 1).read_to_end(&mut data).map_err(|error| unreadable(&error))?;
+        let mut data = vec![0; identity.size as usize];
+        file.read_exact_at(&mut data, 0).map_err(|error| read_fault(&error))?;
         self.check_unchanged(&file, &identity)?;
-        let hash = Hash::of(&data);
-        Ok((data, hash))
+        Ok(data)
     }
 
     fn source(&self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), Fault> {
@@ -323,18 +325,16 @@ fn find_single(path: &Path) -> Result<(Found, Vec<u8>), Box<dyn std::error::Erro
     Ok((Found { root, single: Some(Single { local, offered }), base: None }, name))
 }
 
-/// The names of a small file's blocks.
-fn block_ids(data: &[u8]) -> impl Iterator<Item = BlockId> {
-    let block = BlockSize::for_size(data.len() as u64).bytes();
-    data.chunks(block as usize).zip(0..).map(move |(bytes, index)| BlockId::of(index * block, bytes))
-}
-
 fn source_fault(error: SourceError) -> Fault {
     match error {
-        SourceError::Read(error) if error.kind() == io::ErrorKind::UnexpectedEof => changed(),
-        SourceError::Read(error) => unreadable(&error),
+        SourceError::Read(error) => read_fault(&error),
         SourceError::Peer(text) => Fault::Fatal(AbortKind::Protocol, text),
     }
+}
+
+/// A file that is shorter than it was has changed.
+fn read_fault(error: &io::Error) -> Fault {
+    if error.kind() == io::ErrorKind::UnexpectedEof { changed() } else { unreadable(error) }
 }
 
 fn unreadable(error: &io::Error) -> Fault {

@@ -12,8 +12,8 @@ use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::engine::work::{
-    CopiedFile, Fault, Found, Opened, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
-    SmallContent, SmallFile, SourceNext, SourceStep, Step, Work,
+    CopiedFile, Fault, Found, Opened, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignOrder,
+    SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Work,
 };
 use crate::monitor::Trouble;
 use crate::tree::entry::{Kind, Time};
@@ -340,7 +340,10 @@ impl Target {
                 assert_eq!(present, self.present);
                 Outcome::Plan
             }
-            Work::Sign { id, at } => Outcome::Sign(id, Ok(self.sign(id, at))),
+            Work::Sign(orders) => {
+                let sign = |order: SignOrder| (order.id, Ok(self.sign(order.id, order.at)));
+                Outcome::Sign(orders.into_iter().map(sign).collect())
+            }
             Work::SignWindows { id, at, windows } => {
                 Outcome::SignWindows(id, self.sign_windows(at, &windows))
             }

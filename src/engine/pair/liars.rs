@@ -150,7 +150,7 @@ impl Victim {
         victim.hear(Message::Offered { complete: true });
         victim.end_one();
         if stage == Stage::Offered {
-            victim.end_where(|work| matches!(work, Work::Sign { .. }));
+            victim.end_where(|work| matches!(work, Work::Sign(_)));
             assert!(matches!(victim.said.last(), Some(Message::Wants(_))), "{:?}", victim.said);
             return victim;
         }

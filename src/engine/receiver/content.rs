@@ -10,8 +10,9 @@ use serde_bytes::ByteBuf;
 
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
-use crate::engine::work::{CopiedFile, Fault, SmallContent, SmallFile, Work};
+use crate::engine::work::{CopiedFile, Fault, SignOrder, SmallContent, SmallFile, Work};
 use crate::monitor::{Event, Problem, Trouble};
+use crate::tree::entry::Entry;
 use crate::wire::message::{
     AbortKind, Body, Message, Old, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
 };
@@ -21,6 +22,10 @@ pub(super) const HELD_BYTES_MAX: usize = 8 << 20;
 
 /// Most works that look at old versions at a time.
 const SIGNS_MAX: usize = 4;
+
+/// Most files in one of them, and the bytes from which on it takes no more.
+const SIGN_FILES_MAX: usize = 64;
+const SIGN_BYTES: u64 = 1 << 20;
 
 /// A batch of wants is sent when it weighs this many bytes.
 const BATCH_BYTES: usize = 64 << 10;
@@ -76,34 +81,51 @@ impl Receiver {
 
     /// Sends wants while the window is open.
     pub(super) fn ask(&mut self) {
-        while self.signs < SIGNS_MAX && self.window.has_room(self.signs) {
+        let (mut orders, mut bytes) = (Vec::new(), 0);
+        while self.signs < SIGNS_MAX && self.window.has_room(self.signing.len()) {
             let Some(fetch) = self.plan.fetch.pop_front() else { break };
-            if fetch.at.is_some() || self.plan.has_staged {
-                self.signs += 1;
-                self.signing.insert(fetch.id, fetch);
-                self.desk.start(Work::Sign { id: fetch.id, at: fetch.at });
-            } else {
+            let may_be_staged = self.plan.has_staged;
+            if fetch.at.is_none() && !may_be_staged {
                 self.want(Want::whole(fetch.id), None);
+                continue;
+            }
+            let old = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
+            bytes += old.map_or(0, Entry::size) + if may_be_staged { self.size(fetch.id) } else { 0 };
+            self.signing.insert(fetch.id, fetch);
+            orders.push(SignOrder { id: fetch.id, at: fetch.at, may_be_staged });
+            if orders.len() >= SIGN_FILES_MAX || bytes >= SIGN_BYTES {
+                self.sign(&mut orders);
+                bytes = 0;
             }
         }
+        self.sign(&mut orders);
         // A batch leaves when it is full, or when nothing that is under way will add to it.
         if self.batch_bytes > 0 && self.signs == 0 {
             self.send_batch();
         }
     }
 
-    pub(super) fn signed(&mut self, id: u32, result: Result<(Want, Option<Hash>), Fault>) {
+    fn sign(&mut self, orders: &mut Vec<SignOrder>) {
+        if !orders.is_empty() {
+            self.signs += 1;
+            self.desk.start(Work::Sign(std::mem::take(orders)));
+        }
+    }
+
+    pub(super) fn signed(&mut self, results: Vec<(u32, Result<(Want, Option<Hash>), Fault>)>) {
         self.signs -= 1;
-        let fetch = self.signing.remove(&id);
-        match result {
-            Ok((want, hash)) => {
-                let basis =
-                    fetch.and_then(|fetch| Some(Basis { at: fetch.at?, hash, elsewhere: fetch.elsewhere }));
-                self.want(want, basis);
+        for (id, result) in results {
+            let fetch = self.signing.remove(&id);
+            match result {
+                Ok((want, hash)) => {
+                    let basis = fetch
+                        .and_then(|fetch| Some(Basis { at: fetch.at?, hash, elsewhere: fetch.elsewhere }));
+                    self.want(want, basis);
+                }
+                // What cannot be read cannot serve as basis; the content comes whole.
+                Err(Fault::Entry(..)) => self.want(Want::whole(id), None),
+                Err(fault) => return self.desk.fatal(AbortKind::Destination, fault),
             }
-            // What cannot be read cannot serve as basis; the content comes whole.
-            Err(Fault::Entry(..)) => self.want(Want::whole(id), None),
-            Err(fault) => self.desk.fatal(AbortKind::Destination, fault),
         }
     }
 
