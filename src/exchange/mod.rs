@@ -4,6 +4,7 @@
 //! [`Write`](std::io::Write); how the bytes travel is not its business, so it is the same on both sides and
 //! between two threads of one process. [`Sending`] and [`Receiving`] perform the works of the two engines.
 
+mod ahead;
 mod inbox;
 pub mod lanes;
 mod layout;

@@ -1,5 +1,6 @@
 //! `Sending`: performs the works of a sender.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
@@ -19,12 +20,13 @@ use crate::engine::{
     self, Changed, Fault, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext,
     SourceStep, Work,
 };
+use crate::exchange::ahead::{AHEAD_BYTES_MIN, AHEAD_FILES_MAX, Ahead};
 use crate::exchange::run::Perform;
 use crate::exchange::source::{Source, SourceError};
 use crate::exchange::{chain, fault};
 use crate::monitor::{Problem, Trouble};
 use crate::tree::change;
-use crate::tree::entry::Time;
+use crate::tree::entry::{Entry, Time};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
@@ -40,6 +42,7 @@ pub struct Sending {
     found: OnceLock<Found>,
     listed: OnceLock<Listed>,
     sources: Mutex<HashMap<u32, Source>>,
+    ahead: Ahead,
 }
 
 /// Where the source is.
@@ -73,6 +76,7 @@ impl Sending {
             found: OnceLock::new(),
             listed: OnceLock::new(),
             sources: Mutex::new(HashMap::new()),
+            ahead: Ahead::default(),
         }
     }
 
@@ -133,6 +137,9 @@ impl Sending {
         let (changed, is_new) = self.compare_with_memory(found, &manifest, &ignores);
         let listed = Listed { manifest: Arc::clone(&manifest), identities: scanned.identities };
         let _ = self.listed.set(listed);
+        if !self.options.dry_run {
+            self.look_ahead(&manifest, changed.as_ref());
+        }
         Ok(Scanned {
             manifest,
             ignores,
@@ -167,6 +174,24 @@ impl Sending {
             Some(Changed { changes, ignores: old_ignores != ignores, digest })
         });
         (changed, !self.options.dry_run)
+    }
+
+    /// Begins to hash large files that the receiver will probably want to compare: those that are not what they were
+    /// at the last time, and any of which that is not known.
+    fn look_ahead(&self, manifest: &Manifest, changed: Option<&Changed>) {
+        let mut ids: Vec<u32> = match changed {
+            Some(changed) => change::added(&changed.changes).collect(),
+            None => (0..manifest.len() as u32).collect(),
+        };
+        let size = |id: &u32| manifest.get(*id).map_or(0, Entry::size);
+        ids.retain(|id| size(id) >= AHEAD_BYTES_MIN);
+        ids.sort_by_key(|id| Reverse(size(id)));
+        for &id in ids.iter().take(AHEAD_FILES_MAX) {
+            // Why it cannot be opened is said when it is asked for.
+            if let Ok((file, identity)) = self.open(id) {
+                self.ahead.begin(id, file, identity.size);
+            }
+        }
     }
 
     fn read(&self, order: &ReadOrder) -> Result<ReadFile, Fault> {
@@ -213,7 +238,10 @@ impl Sending {
         let mut source = match step {
             SourceStep::Begin(want) => {
                 let (file, identity) = self.open(id)?;
-                Source::begin(file, identity, &want).map_err(source_fault)?
+                if want.old.is_none() && want.staged.is_none() {
+                    self.ahead.cancel(id);
+                }
+                Source::begin(file, identity, &want, || self.ahead.take(id)).map_err(source_fault)?
             }
             SourceStep::Signatures(signatures) => {
                 let mut source = self.take_source(id)?;

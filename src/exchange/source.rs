@@ -67,8 +67,13 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Begins with a file of this identity.
-    pub(super) fn begin(file: File, identity: Identity, want: &Want) -> Result<Self, SourceError> {
+    /// Begins with a file of this identity; `ahead` is asked for its outline when that is needed.
+    pub(super) fn begin(
+        file: File,
+        identity: Identity,
+        want: &Want,
+        ahead: impl FnOnce() -> Option<Outline>,
+    ) -> Result<Self, SourceError> {
         let size = identity.size;
         let mut source = Self {
             file,
@@ -90,17 +95,19 @@ impl Source {
         if want.old.is_none() && want.staged.is_none() {
             source.plan.extend((size > 0).then_some(Segment::New { offset: 0, length: size }));
         } else {
-            source.find(want)?;
+            source.find(want, ahead())?;
         }
         Ok(source)
     }
 
     /// Finds which blocks the receiver has.
-    fn find(&mut self, want: &Want) -> Result<(), SourceError> {
+    fn find(&mut self, want: &Want, ahead: Option<Outline>) -> Result<(), SourceError> {
         let size = self.identity.size;
         let block = BlockSize::for_size(size);
-        let Outline { ids, hash } =
-            outline(size, block, &|buffer, offset| self.file.read_exact_at(buffer, offset))?;
+        let Outline { ids, hash } = match ahead {
+            Some(outline) => outline,
+            None => outline(size, block, &|buffer, offset| self.file.read_exact_at(buffer, offset))?,
+        };
         self.hash = Some(hash);
         let kept = match &want.staged {
             Some(staged) => self.kept(staged, block, &ids)?,
@@ -324,7 +331,7 @@ mod tests {
 
         let old = Blocks { length: identity.size, ids: outline.ids };
         let want = Want { id: 0, staged: None, old: Some(Old::Blocks(old)) };
-        let mut source = Source::begin(file, identity, &want).unwrap();
+        let mut source = Source::begin(file, identity, &want, || None).unwrap();
         let mut made = 0;
         loop {
             let (ops, next) = source.produce().unwrap();

@@ -51,6 +51,19 @@ pub enum ChangeError {
     Manifest(#[from] ManifestError),
 }
 
+/// The positions, in the manifest that the changes make, of the entries that come.
+pub fn added(changes: &[Change]) -> impl Iterator<Item = u32> {
+    changes
+        .iter()
+        .flat_map(|change| &change.edits)
+        .scan(0_u32, |at, edit| {
+            let begin = at.saturating_add(edit.keep);
+            *at = begin.saturating_add(edit.add);
+            Some(begin..*at)
+        })
+        .flatten()
+}
+
 /// What makes `manifest` of the entries of `base`, in parts that each fit in a message. `None` where it is not
 /// worth it, since more than half of the entries are new, or where `base` is damaged.
 #[must_use]
@@ -277,6 +290,14 @@ mod tests {
 
     fn between(base: &Manifest, manifest: &Manifest) -> Option<Vec<Change>> {
         super::between(record(base, &[]).into_parts().1, manifest)
+    }
+
+    #[test]
+    fn what_comes_is_told_by_its_position() {
+        let edit = |keep, drop, add| Edit { keep, drop, add };
+        let change = |edits: &[Edit]| Change { edits: edits.to_vec(), entries: Vec::new() };
+        let changes = [change(&[edit(2, 1, 1), edit(0, 5, 0)]), change(&[edit(1, 0, 2), edit(9, 1, 0)])];
+        assert_eq!(added(&changes).collect::<Vec<_>>(), [2, 4, 5]);
     }
 
     #[test]
