@@ -85,18 +85,14 @@ impl Pace {
         match effort {
             Effort::Quick if self.is_slow() => Effort::Usual,
             Effort::Usual if self.is_slow() => Effort::Thorough,
-            Effort::Thorough if self.is_fast() => Effort::Usual,
-            Effort::Usual if self.is_fast() => Effort::Quick,
+            Effort::Thorough if self.writing < self.packing => Effort::Usual,
+            Effort::Usual if self.writing < self.packing * 2 => Effort::Quick,
             _ => effort,
         }
     }
 
     fn is_slow(&self) -> bool {
         self.writing > self.packing * 4
-    }
-
-    fn is_fast(&self) -> bool {
-        self.writing < self.packing
     }
 }
 

@@ -26,7 +26,8 @@
 //!  Subject ──────────────────────────────────► opens the destination and lists it
 //!  Ignores · Entries… · Offered ─────────────► compares
 //!    ◄─────────────────────────────────── Wants (what is there: blocks of a staged prefix, of an old version)
-//!  Files (small ones, many at a time) ───────► whole, or the same; or they differ from the old version: then
+//!  Same (what is there is what is offered) ──► compares one hash for all of them
+//!  Files (small ones, many at a time) ───────► whole; or they differ from the old version: then
 //!    ◄────────────────────────── FileSignatures  of these, and Files with deltas
 //!  CutRequest ───────────────────────────────► (where a long stretch of a larger file is not where it was)
 //!    ◄────────────────────────────────── Chunks (cut on both sides at the same time)
@@ -48,6 +49,9 @@
 //! after it has named a base. Both sides remember what was offered once the receiver has taken it in, whatever
 //! becomes of the run; an agent that sends remembers it before, since the client that has finished cuts it off.
 //! If a run ends in between, the next one finds out.
+//!
+//! Of a small old version whose length is another than the wanted file's the want has the signature at once, in
+//! place of the blocks: they differ, so it will be needed.
 //!
 //! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
 //! had been moved or copied from there; the sender need not know which.
