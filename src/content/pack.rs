@@ -107,10 +107,9 @@ impl Packer {
         }
         let encoder = self.encoder.as_mut()?;
         let mut packed = vec![0; block.len() + block.len() / 128 + OVERHEAD_BYTES];
-        let epilogue = self.epilogue.len();
-        packed[..epilogue].copy_from_slice(&self.epilogue);
-        self.epilogue.clear();
-        let mut output = OutBuffer::around_pos(&mut packed, epilogue);
+        let epilogue = std::mem::take(&mut self.epilogue);
+        packed.splice(..epilogue.len(), epilogue.iter().copied());
+        let mut output = OutBuffer::around_pos(&mut packed, epilogue.len());
         let mut input = InBuffer::around(block);
         let mut failed = false;
         while input.pos() < block.len() && !failed {

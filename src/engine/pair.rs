@@ -1,6 +1,7 @@
 //! Two machines in a jar: both engines, two trees in memory, and a scheduler that picks, from a seed, in
 //! which order messages arrive and works end.
 
+mod bases;
 mod claims;
 mod cuts;
 mod disk;

@@ -144,6 +144,9 @@ pub struct SignOrder {
     pub may_be_staged: bool,
 }
 
+/// What is there of a file, and the hash of its basis, if the answer may be that it is the same.
+pub type Told = (Want, Option<Hash>);
+
 /// A small file whose old version was signed.
 #[derive(Debug)]
 pub struct SignedFile {
@@ -276,7 +279,7 @@ pub enum Outcome {
     /// The manifests are in place.
     Plan,
     /// What is there of a file; the hash of the old version.
-    Sign(Vec<(u32, Result<(Want, Option<Hash>), Fault>)>),
+    Sign(Vec<(u32, Result<Told, Fault>)>),
     /// Signatures, in the order of the windows.
     SignWindows(u32, Result<Vec<Vec<u8>>, Fault>),
     /// The signatures.

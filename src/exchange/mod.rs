@@ -8,6 +8,7 @@ mod ahead;
 mod inbox;
 pub mod lanes;
 mod layout;
+mod pace;
 mod receiving;
 mod run;
 mod sending;

@@ -16,8 +16,9 @@ use crate::engine::{Engine, Failure, Input, Outcome, Output, Summary, Traffic, W
 use crate::exchange::chain;
 use crate::exchange::inbox::Inbox;
 use crate::exchange::lanes::{JoinLanes, Lane, Merged};
+use crate::exchange::pace::PacedWriter;
 use crate::monitor::Monitor;
-use crate::wire::frame::{FrameError, FrameReader, FrameWriter, Next};
+use crate::wire::frame::{FrameError, FrameReader, Next};
 use crate::wire::hello::{self, Hello};
 use crate::wire::message::{AbortKind, Message};
 
@@ -237,7 +238,7 @@ fn kind(error: &FrameError) -> AbortKind {
 }
 
 fn write_messages(writer: impl Write, compress: bool, messages: &Receiver<Message>, inbox: &Inbox) {
-    let mut frames = FrameWriter::new(writer, compress);
+    let mut frames = PacedWriter::new(writer, compress);
     let mut next = messages.recv().ok();
     while let Some(message) = next {
         let raw = message.encode();

@@ -7,7 +7,6 @@
 //! [`Announcement`] may stand: from there on the stream lies in [lanes](super::lanes).
 
 use std::io::{self, Read, Write};
-use std::time::{Duration, Instant};
 
 use crate::content::pack::{Effort, Packer, Unpacker};
 use crate::wire::lanes::{ANNOUNCEMENT, ANNOUNCEMENT_REST_BYTES, Announcement};
@@ -16,14 +15,6 @@ use crate::wire::lanes::{ANNOUNCEMENT, ANNOUNCEMENT_REST_BYTES, Announcement};
 pub const FRAME_BYTES_MAX: usize = 2 << 20;
 
 const PACKED: u32 = 1 << 31;
-
-/// After so many bytes, if the stream below took most of the time, packing takes more. A new effort begins a new
-/// stream, which for a while cannot refer to what was before: so not too often.
-const SLOW_BYTES: usize = 8 << 20;
-
-/// After so many, if packing took most of the time, it takes less: where there is less than that to send, that
-/// would save a tenth of a second.
-const FAST_BYTES: usize = 64 << 20;
 
 /// Why no frame could be read.
 #[derive(Debug, thiserror::Error)]
@@ -61,45 +52,13 @@ pub enum Next {
 pub struct FrameWriter<W> {
     writer: W,
     packer: Packer,
-    pace: Pace,
     buffer: Vec<u8>,
-}
-
-/// Where the time went since it was last looked at.
-#[derive(Default)]
-struct Pace {
-    bytes: usize,
-    packing: Duration,
-    writing: Duration,
-}
-
-impl Pace {
-    /// Whether it is time to look.
-    fn is_due(&self, effort: Effort) -> bool {
-        let bytes = if self.is_slow() { SLOW_BYTES } else { FAST_BYTES };
-        self.bytes >= bytes && self.next(effort) != effort || self.bytes >= FAST_BYTES
-    }
-
-    /// The effort that fits: where the stream below takes its time there is time to pack.
-    fn next(&self, effort: Effort) -> Effort {
-        match effort {
-            Effort::Quick if self.is_slow() => Effort::Usual,
-            Effort::Usual if self.is_slow() => Effort::Thorough,
-            Effort::Thorough if self.writing < self.packing => Effort::Usual,
-            Effort::Usual if self.writing < self.packing * 2 => Effort::Quick,
-            _ => effort,
-        }
-    }
-
-    fn is_slow(&self) -> bool {
-        self.writing > self.packing * 4
-    }
 }
 
 impl<W: Write> FrameWriter<W> {
     /// Writes to `writer`; packs what shrinks if `compress` is on.
     pub fn new(writer: W, compress: bool) -> Self {
-        Self { writer, packer: Packer::new(compress), pace: Pace::default(), buffer: Vec::new() }
+        Self { writer, packer: Packer::new(compress), buffer: Vec::new() }
     }
 
     /// Writes one frame of at most [`FRAME_BYTES_MAX`] bytes.
@@ -114,11 +73,6 @@ impl<W: Write> FrameWriter<W> {
                 .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a frame is too long"))
         };
         let raw_length = length(raw)?;
-        if self.pace.is_due(self.packer.effort()) {
-            self.packer.set_effort(self.pace.next(self.packer.effort()));
-            self.pace = Pace::default();
-        }
-        let begun = Instant::now();
         self.buffer.clear();
         match self.packer.pack(raw) {
             Some(packed) => {
@@ -131,12 +85,18 @@ impl<W: Write> FrameWriter<W> {
                 self.buffer.extend_from_slice(raw);
             }
         }
-        let packed = Instant::now();
-        let written = self.writer.write_all(&self.buffer);
-        self.pace.bytes += raw.len();
-        self.pace.packing += packed - begun;
-        self.pace.writing += packed.elapsed();
-        written
+        self.writer.write_all(&self.buffer)
+    }
+
+    /// How much time packing takes.
+    #[must_use]
+    pub fn effort(&self) -> Effort {
+        self.packer.effort()
+    }
+
+    /// Packs later frames with another effort.
+    pub fn set_effort(&mut self, effort: Effort) {
+        self.packer.set_effort(effort);
     }
 
     /// Passes on everything that was written.

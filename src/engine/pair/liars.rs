@@ -8,7 +8,6 @@ use super::tree::{Dice, Node, Tree, directory, file, link, manifest, path, time,
 use super::{RECEIVER, SENDER, Side};
 use crate::content::blocks::BlockId;
 use crate::content::chunk::{Chunk, ChunkId};
-use crate::content::delta::signature_bytes;
 use crate::content::hash::Hash;
 use crate::engine::{Config, Input, Outcome, Receiver, Sender, Work};
 use crate::monitor::Event;
@@ -27,7 +26,7 @@ pub(super) const UPDATED: u32 = 4;
 pub(super) const SAME: u32 = 5;
 
 const LARGE_BYTES: usize = 300_000;
-const UPDATED_BYTES: usize = 20_000;
+pub(super) const UPDATED_BYTES: usize = 20_000;
 
 /// What is offered: one of everything.
 pub(super) fn offered() -> Tree {
@@ -191,7 +190,7 @@ impl Victim {
         }
     }
 
-    fn end_one(&mut self) {
+    pub(super) fn end_one(&mut self) {
         self.end(0);
     }
 
@@ -212,7 +211,7 @@ impl Victim {
     }
 
     /// Whether the run ended because the peer broke the protocol; the peer is told so.
-    fn is_offended(&self) -> bool {
+    pub(super) fn is_offended(&self) -> bool {
         let Some(Err(failure)) = &self.side.done else { return false };
         let told = matches!(self.said.last(), Some(Message::Abort { kind: AbortKind::Protocol, .. }));
         failure.kind == AbortKind::Protocol && !failure.by_peer && told
@@ -233,11 +232,11 @@ pub(super) fn pieces(id: u32, length: usize, end: bool) -> Message {
     Message::Pieces { id, ops: vec![Op::Data(ByteBuf::from(data))], end }
 }
 
-fn blocks(length: u64, count: usize) -> Blocks {
+pub(super) fn blocks(length: u64, count: usize) -> Blocks {
     Blocks { length, ids: vec![BlockId::of(0, b"block"); count] }
 }
 
-fn want_with_old(id: u32) -> Want {
+pub(super) fn want_with_old(id: u32) -> Want {
     Want { id, staged: None, old: Some(Old::Blocks(blocks(1000, 1))) }
 }
 
@@ -245,11 +244,11 @@ fn cut_request(id: u32) -> Message {
     Message::CutRequest { id, stretch: Stretch { offset: 0, length: 10 } }
 }
 
-fn chunks(id: u32) -> Message {
+pub(super) fn chunks(id: u32) -> Message {
     Message::Chunks { id, chunks: vec![Chunk { length: 10, id: ChunkId::of(b"chunk") }] }
 }
 
-fn sign_request(id: u32) -> Message {
+pub(super) fn sign_request(id: u32) -> Message {
     Message::SignRequest { id, windows: vec![Window { offset: 0, length: 10 }] }
 }
 
@@ -514,154 +513,6 @@ fn a_file_may_be_asked_for_twice_and_not_more() {
     }
     victim.hear(Message::Wants(vec![Want::whole(SMALL)]));
     assert!(victim.is_offended());
-}
-
-#[test]
-fn signatures_are_taken_once_and_in_the_number_that_was_asked_for() {
-    let signatures =
-        |id, count| Message::Signatures { id, signatures: vec![ByteBuf::from(vec![0; 48]); count] };
-    for (claim, messages) in [
-        ("of another file", vec![signatures(SMALL, 1)]),
-        ("of no file", vec![signatures(99, 1)]),
-        ("too many", vec![signatures(UPDATED, 2)]),
-        ("twice", vec![signatures(UPDATED, 1), signatures(UPDATED, 1)]),
-    ] {
-        offend(Victim::at(SENDER, Stage::Late), claim, messages);
-    }
-}
-
-/// A sender that waits for the chunks of a large old version; `cuts` is whether it still cuts its own.
-fn cutting(cuts: bool) -> Victim {
-    let mut victim = Victim::at(SENDER, Stage::Offered);
-    let old = blocks(200_000, 13);
-    victim.hear(Message::Wants(vec![Want { id: LARGE, staged: None, old: Some(Old::Blocks(old)) }]));
-    victim.end_one();
-    assert!(matches!(victim.said.last(), Some(Message::CutRequest { id: LARGE, .. })));
-    if !cuts {
-        victim.end_all();
-    }
-    victim
-}
-
-#[test]
-fn chunks_are_taken_once_before_or_after_the_own_ones_are_there() {
-    for cuts in [true, false] {
-        let mut victim = cutting(cuts);
-        victim.hear(chunks(LARGE));
-        victim.end_all();
-        assert!(matches!(victim.said.last(), Some(Message::SignRequest { id: LARGE, .. })), "{cuts}");
-
-        for (claim, second) in [("twice", chunks(LARGE)), ("of no file", chunks(99))] {
-            let mut victim = cutting(cuts);
-            victim.hear(chunks(LARGE));
-            assert!(victim.side.done.is_none());
-            victim.hear(second);
-            assert!(victim.is_offended(), "{claim}");
-        }
-        let mut victim = cutting(cuts);
-        victim.hear(Message::Signatures { id: LARGE, signatures: Vec::new() });
-        assert!(victim.is_offended(), "signatures instead");
-    }
-}
-
-/// A sender that waits for the signature of a small old version of 1,000 bytes.
-fn asking() -> Victim {
-    let mut victim = Victim::at(SENDER, Stage::Offered);
-    victim.hear(Message::Wants(vec![want_with_old(UPDATED)]));
-    victim.end_all();
-    assert_eq!(victim.said.last(), Some(&Message::Files(vec![(UPDATED, Body::Differs)])));
-    victim
-}
-
-#[test]
-fn the_signature_of_a_file_is_taken_once_and_in_the_length_that_is_due() {
-    let signature = |id, length| Message::FileSignatures(vec![(id, ByteBuf::from(vec![0; length]))]);
-    for due in [0, signature_bytes(1000)] {
-        let mut victim = asking();
-        victim.hear(signature(UPDATED, due));
-        victim.end_all();
-        assert!(matches!(victim.said.last(), Some(Message::Files(files)) if files[0].0 == UPDATED));
-        victim.hear(signature(UPDATED, due));
-        assert!(victim.is_offended(), "twice");
-    }
-    for (claim, lie) in [
-        ("shorter", signature(UPDATED, signature_bytes(1000) - 1)),
-        ("longer", signature(UPDATED, signature_bytes(1000) + 1)),
-        ("of another file", signature(SMALL, 0)),
-        ("of no file", signature(99, 0)),
-        ("asked for again", Message::Wants(vec![want_with_old(UPDATED)])),
-    ] {
-        let mut victim = asking();
-        victim.hear(lie);
-        assert!(victim.is_offended(), "{claim}");
-    }
-}
-
-#[test]
-fn a_delta_is_taken_once_and_only_of_what_was_signed() {
-    let files = |id, body: Body| Message::Files(vec![(id, body)]);
-    let delta = || Body::Delta { hash: Hash::of(b"new"), delta: ByteBuf::from(vec![0; 9]) };
-    for (claim, messages) in [
-        ("not signed", vec![files(UPDATED, delta())]),
-        ("no old version", vec![files(SMALL, Body::Differs)]),
-        ("what is there", vec![files(SAME, Body::Differs)]),
-        ("signed twice", vec![files(UPDATED, Body::Differs), files(UPDATED, Body::Differs)]),
-        ("twice", vec![files(UPDATED, Body::Differs), files(UPDATED, delta()), files(UPDATED, delta())]),
-    ] {
-        offend(Victim::at(RECEIVER, Stage::Content), claim, messages);
-    }
-}
-
-#[test]
-fn a_want_names_the_blocks_that_the_file_can_have() {
-    let want = |staged, old: Option<Blocks>| {
-        Message::Wants(vec![Want { id: UPDATED, staged, old: old.map(Old::Blocks) }])
-    };
-    for (length, count, old_count) in
-        [(0, 0, 0), (1, 1, 1), (16 << 10, 1, 1), ((16 << 10) + 1, 2, 2), (u64::MAX >> 1, 2, 3)]
-    {
-        let mut victim = Victim::at(SENDER, Stage::Offered);
-        victim.hear(want(Some(blocks(length, count)), Some(blocks(length, old_count))));
-        assert!(victim.side.done.is_none(), "{length}");
-        for more in [true, false] {
-            if count == 0 && !more {
-                continue;
-            }
-            let wrong_count = |count: usize| if more { count + 1 } else { count - 1 };
-            let wrong = || Some(blocks(length, wrong_count(count)));
-            let wrong_old = || Some(blocks(length, wrong_count(old_count)));
-            offend(Victim::at(SENDER, Stage::Offered), "of what is staged", vec![want(wrong(), None)]);
-            offend(Victim::at(SENDER, Stage::Offered), "of the old version", vec![want(None, wrong_old())]);
-        }
-    }
-}
-
-#[test]
-fn a_signature_that_comes_with_a_want_is_the_one_that_the_file_can_have() {
-    let signed = |staged, length: u64, signature| {
-        let old = Old::Signed { length, signature: ByteBuf::from(vec![0; signature]) };
-        Message::Wants(vec![Want { id: UPDATED, staged, old: Some(old) }])
-    };
-    let due = signature_bytes(1000);
-    let mut victim = Victim::at(SENDER, Stage::Offered);
-    victim.hear(signed(None, 1000, due));
-    victim.end_all();
-    assert!(matches!(victim.said.last(), Some(Message::Files(files)) if files[0].0 == UPDATED));
-
-    let same_length = UPDATED_BYTES as u64;
-    for (claim, lie) in [
-        ("shorter", signed(None, 1000, due - 1)),
-        ("longer", signed(None, 1000, due + 1)),
-        ("none", signed(None, 1000, 0)),
-        ("of nothing", signed(None, 0, 0)),
-        ("of what may be the same", signed(None, same_length, signature_bytes(UPDATED_BYTES))),
-        ("of what is too long", signed(None, u64::MAX, due)),
-        ("beside what is staged", signed(Some(blocks(5, 1)), 1000, due)),
-    ] {
-        offend(Victim::at(SENDER, Stage::Offered), claim, vec![lie]);
-    }
-    let asked_again = Message::FileSignatures(vec![(UPDATED, ByteBuf::from(vec![0; due]))]);
-    offend(Victim::at(SENDER, Stage::Offered), "twice", vec![signed(None, 1000, due), asked_again]);
 }
 
 #[test]

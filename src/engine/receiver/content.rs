@@ -10,7 +10,7 @@ use serde_bytes::ByteBuf;
 
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
-use crate::engine::work::{CopiedFile, Fault, SignOrder, SmallContent, SmallFile, Work};
+use crate::engine::work::{CopiedFile, Fault, SignOrder, SmallContent, SmallFile, Told, Work};
 use crate::monitor::{Event, Problem, Trouble};
 use crate::tree::entry::Entry;
 use crate::wire::message::{
@@ -112,7 +112,7 @@ impl Receiver {
         }
     }
 
-    pub(super) fn signed(&mut self, results: Vec<(u32, Result<(Want, Option<Hash>), Fault>)>) {
+    pub(super) fn signed(&mut self, results: Vec<(u32, Result<Told, Fault>)>) {
         self.signs -= 1;
         for (id, result) in results {
             let fetch = self.signing.remove(&id);

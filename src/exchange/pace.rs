@@ -1,0 +1,168 @@
+//! `PacedWriter`: frames, packed with as much effort as the stream below leaves time for.
+
+use std::cell::Cell;
+use std::io::{self, Write};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::content::pack::Effort;
+use crate::wire::frame::FrameWriter;
+
+/// After so many bytes, if the stream below took most of the time, packing takes more. A new effort begins a new
+/// stream, which for a while cannot refer to what was before: so not too often.
+const SLOW_BYTES: usize = 8 << 20;
+
+/// After so many, if packing took most of the time, it takes less: where there is less than that to send, that
+/// would save a tenth of a second.
+const FAST_BYTES: usize = 64 << 20;
+
+/// Writes frames, and looks where the time goes.
+pub(super) struct PacedWriter<W> {
+    frames: FrameWriter<Timed<W>>,
+    below: Rc<Cell<Duration>>,
+    pace: Pace,
+}
+
+impl<W: Write> PacedWriter<W> {
+    /// Writes to `writer`; packs what shrinks if `compress` is on.
+    pub(super) fn new(writer: W, compress: bool) -> Self {
+        let below = Rc::new(Cell::new(Duration::ZERO));
+        let timed = Timed { writer, spent: Rc::clone(&below) };
+        Self { frames: FrameWriter::new(timed, compress), below, pace: Pace::default() }
+    }
+
+    /// As [`FrameWriter::write`].
+    pub(super) fn write(&mut self, raw: &[u8]) -> io::Result<()> {
+        let effort = self.frames.effort();
+        if self.pace.is_due(effort) {
+            self.frames.set_effort(self.pace.next(effort));
+            self.pace = Pace::default();
+        }
+        let (begun, below) = (Instant::now(), self.below.get());
+        let written = self.frames.write(raw);
+        let writing = self.below.get() - below;
+        self.pace.bytes += raw.len();
+        self.pace.writing += writing;
+        self.pace.packing += begun.elapsed().saturating_sub(writing);
+        written
+    }
+
+    /// As [`FrameWriter::flush`].
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.frames.flush()
+    }
+}
+
+/// Where the time went since it was last looked at.
+#[derive(Default)]
+struct Pace {
+    bytes: usize,
+    packing: Duration,
+    writing: Duration,
+}
+
+impl Pace {
+    /// Whether it is time to look.
+    fn is_due(&self, effort: Effort) -> bool {
+        self.bytes >= FAST_BYTES
+            || (self.bytes >= SLOW_BYTES && self.is_slow() && self.next(effort) != effort)
+    }
+
+    /// The effort that fits: where the stream below takes its time there is time to pack.
+    fn next(&self, effort: Effort) -> Effort {
+        match effort {
+            Effort::Quick if self.is_slow() => Effort::Usual,
+            Effort::Usual if self.is_slow() => Effort::Thorough,
+            Effort::Thorough if self.writing < self.packing => Effort::Usual,
+            Effort::Usual if self.writing < self.packing * 2 => Effort::Quick,
+            _ => effort,
+        }
+    }
+
+    fn is_slow(&self) -> bool {
+        self.writing > self.packing * 4
+    }
+}
+
+/// A writer whose time is counted.
+struct Timed<W> {
+    writer: W,
+    spent: Rc<Cell<Duration>>,
+}
+
+impl<W: Write> Timed<W> {
+    fn count<T>(&mut self, work: impl FnOnce(&mut W) -> io::Result<T>) -> io::Result<T> {
+        let begun = Instant::now();
+        let result = work(&mut self.writer);
+        self.spent.set(self.spent.get() + begun.elapsed());
+        result
+    }
+}
+
+impl<W: Write> Write for Timed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.count(|writer| writer.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.count(Write::flush)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frame::FrameReader;
+
+    fn pace(bytes: usize, packing: u64, writing: u64) -> Pace {
+        Pace { bytes, packing: Duration::from_millis(packing), writing: Duration::from_millis(writing) }
+    }
+
+    #[test]
+    fn effort_follows_where_the_time_goes() {
+        use Effort::{Quick, Thorough, Usual};
+        for (packing, writing, steps) in [
+            (10, 1000, [(Quick, Usual), (Usual, Thorough), (Thorough, Thorough)]),
+            (10, 30, [(Quick, Quick), (Usual, Usual), (Thorough, Thorough)]),
+            (10, 15, [(Quick, Quick), (Usual, Quick), (Thorough, Thorough)]),
+            (10, 1, [(Quick, Quick), (Usual, Quick), (Thorough, Usual)]),
+        ] {
+            for (now, next) in steps {
+                assert_eq!(pace(0, packing, writing).next(now), next, "{packing} {writing} {now:?}");
+            }
+        }
+        assert!(pace(SLOW_BYTES, 1, 1000).is_due(Usual) && !pace(SLOW_BYTES - 1, 1, 1000).is_due(Usual));
+        assert!(!pace(SLOW_BYTES, 1000, 1).is_due(Usual) && pace(FAST_BYTES, 1000, 1).is_due(Usual));
+        assert!(!pace(SLOW_BYTES, 1, 1000).is_due(Thorough), "there is nothing beyond");
+    }
+
+    /// A stream that takes a while for each frame.
+    struct Slow(Vec<u8>);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            std::thread::sleep(Duration::from_millis(40));
+            self.0.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn on_a_slow_stream_packing_takes_its_time_and_all_arrives() {
+        let mut out = Slow(Vec::new());
+        let block = b"some text, and some more of it ".repeat(1 << 15);
+        let mut paced = PacedWriter::new(&mut out, true);
+        for _ in 0..20 {
+            paced.write(&block).unwrap();
+        }
+        assert_eq!(paced.frames.effort(), Effort::Thorough);
+        paced.flush().unwrap();
+        drop(paced);
+        let mut frames = FrameReader::new(out.0.as_slice());
+        assert!((0..20).all(|_| frames.read().unwrap() == block));
+    }
+}
