@@ -43,7 +43,10 @@ impl Tls {
 ///
 /// # Errors
 /// Where the file or the platform's roots cannot be used; `endpoint` is who could not be reached for that.
-fn client_config(ca_cert: Option<&Path>, endpoint: &str) -> Result<Arc<ClientConfig>, RemoteError> {
+pub(crate) fn client_config(
+    ca_cert: Option<&Path>,
+    endpoint: &str,
+) -> Result<Arc<ClientConfig>, RemoteError> {
     let roots = ca_cert.map_or_else(|| Ok(Vec::new()), read_roots)?;
     let failed = |error| RemoteError::Tls { endpoint: endpoint.into(), source: std::io::Error::other(error) };
     config(roots).map(Arc::new).map_err(failed)
