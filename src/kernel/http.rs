@@ -21,8 +21,8 @@ use crate::tree::path::escape;
 /// The header that names the project.
 const PROJECT_HEADER: &str = "X-Kernel-Project-Id";
 
-/// How long making a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long making a connection may take at most.
+const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(30);
 
 /// The longest wait for an answer: no session, and so no command, lasts longer.
 const TIMEOUT_MAX: Duration = Duration::from_secs(72 * 60 * 60);
@@ -178,7 +178,7 @@ impl Http {
         let request = builder.body(content)?;
         // A time that cannot be added to the present would be a panic down there.
         let timeout = timeout.min(TIMEOUT_MAX);
-        let connect_timeout = Some(CONNECT_TIMEOUT.min(timeout));
+        let connect_timeout = Some(connect_timeout(timeout));
         let config = self.agent.configure_request(request);
         let config = config.timeout_resolve(connect_timeout).timeout_connect(connect_timeout);
         self.agent.run(config.timeout_global(Some(timeout)).build())
@@ -203,7 +203,7 @@ impl Http {
         let text = |error: &ureq::Error| escape(self.key.hide_in(&error.to_string()).as_bytes()).into_owned();
         match error {
             ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
-                let after = CONNECT_TIMEOUT.min(request.timeout);
+                let after = connect_timeout(request.timeout);
                 ApiError::TimedOut { call, endpoint, after, is_connecting: true }
             }
             ureq::Error::Timeout(_) => {
@@ -224,6 +224,12 @@ impl Http {
             error => ApiError::Answer { call, endpoint, reason: text(&error) },
         }
     }
+}
+
+/// How long making a connection may take in a call that may take `timeout`: at most half of it, so that it is
+/// known what took too long.
+fn connect_timeout(timeout: Duration) -> Duration {
+    CONNECT_TIMEOUT_MAX.min(timeout / 2)
 }
 
 /// What an error means for another try.

@@ -397,6 +397,29 @@ fn the_key_is_shown_by_nothing() {
     }
 }
 
+#[test]
+fn a_handshake_that_never_ends_does() {
+    // The system makes the connection; nobody ever looks at it.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut settings = settings(format!("https://{}", listener.local_addr().unwrap()));
+    settings.timeout = Duration::from_millis(300);
+    let error = client(&settings).browser("s").unwrap_err();
+    assert!(matches!(error, ApiError::TimedOut { is_connecting: true, .. }), "{error:?}");
+    assert_eq!((error.exit_code(), slept().len()), (35, 2), "{}", all_of(&error));
+}
+
+#[test]
+fn no_proxy_gets_what_is_meant_for_this_machine() {
+    // Variables of the environment are those of a process, so this takes one of its own.
+    let test = "kernel::api::tests::the_project_is_named_if_there_is_one";
+    let proxy = Server::saying([Reply::new(502, "")]);
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = child.args(["--exact", test]).env("ALL_PROXY", proxy.url()).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    assert_eq!(proxy.seen().len(), 0);
+}
+
 /// A certificate for 127.0.0.1 by a CA of its own: what a server needs, and the CA's file.
 fn certificate(directory: &std::path::Path) -> (Arc<rustls::ServerConfig>, PathBuf) {
     let ca_key = rcgen::KeyPair::generate().unwrap();
