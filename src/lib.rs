@@ -27,6 +27,7 @@
 //! | [`exchange`] | one engine, one disk, one stream in, one out (over several lanes, where that pays) | how the bytes travel |
 //! | `rendezvous` | how the processes of lanes meet their agent; Linux, as all agents | what lanes carry |
 //! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
+//! | `kernel` | the platform's API: sessions, what runs in them | engine, disk |
 //! | `sandbox` | a stand-in VM; shares no code with the rest, so it shares no mistake | everything else |
 //! | `sync` | a job from end to end | the terminal |
 //!
@@ -45,6 +46,8 @@ pub mod content;
 pub mod disk;
 pub mod engine;
 pub mod exchange;
+#[cfg(feature = "client")]
+pub mod kernel;
 pub mod monitor;
 #[cfg(feature = "client")]
 pub mod remote;

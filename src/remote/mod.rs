@@ -49,6 +49,7 @@ pub use agent_image::{AgentImage, BLOCK_BYTES};
 pub use error::{ErrorKind, Loss, RemoteError};
 pub use hostkey::{HostKeyError, HostKeys};
 pub use pump::Waiting;
+pub(crate) use tls::client_config;
 
 use crate::tree::path::escape;
 use crate::wire::lanes::Token;

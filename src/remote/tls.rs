@@ -19,12 +19,7 @@ pub(super) struct Tls(TlsConnector);
 impl Tls {
     /// Trusts what the platform trusts, and `ca_cert`.
     pub(super) fn new(ca_cert: Option<&Path>, endpoint: &str) -> Result<Self, RemoteError> {
-        let roots = ca_cert.map_or_else(|| Ok(Vec::new()), read_roots)?;
-        let config = config(roots).map_err(|error| RemoteError::Tls {
-            endpoint: endpoint.into(),
-            source: std::io::Error::other(error),
-        })?;
-        Ok(Self(TlsConnector::from(Arc::new(config))))
+        client_config(ca_cert, endpoint).map(|config| Self(TlsConnector::from(config)))
     }
 
     /// Makes `stream` a TLS stream to `host`, whose certificate must be good for that name.
@@ -42,6 +37,19 @@ impl Tls {
             .await
             .map_err(|source| RemoteError::Tls { endpoint: endpoint.into(), source })
     }
+}
+
+/// How TLS is spoken by whoever trusts what the platform trusts, and `ca_cert`.
+///
+/// # Errors
+/// Where the file or the platform's roots cannot be used; `endpoint` is who could not be reached for that.
+pub(crate) fn client_config(
+    ca_cert: Option<&Path>,
+    endpoint: &str,
+) -> Result<Arc<ClientConfig>, RemoteError> {
+    let roots = ca_cert.map_or_else(|| Ok(Vec::new()), read_roots)?;
+    let failed = |error| RemoteError::Tls { endpoint: endpoint.into(), source: std::io::Error::other(error) };
+    config(roots).map(Arc::new).map_err(failed)
 }
 
 fn config(roots: Vec<CertificateDer<'static>>) -> Result<ClientConfig, rustls::Error> {

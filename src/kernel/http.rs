@@ -1,0 +1,253 @@
+//! One call over HTTP: what is sent, how long it is waited for, how much is read, and whether it is tried
+//! again.
+
+use std::io::{self, Read};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use ureq::http::{HeaderMap, HeaderValue, Method, Response, request};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, DefaultConnector};
+use ureq::{Agent, AsSendBody, Body, Timeout};
+
+use crate::kernel::error::{ApiError, Call, Refusal, Subject};
+use crate::kernel::retry::{Advice, Decision, Outcome, decide};
+use crate::kernel::settings::{ApiKey, Base, Settings};
+use crate::kernel::tls::TlsConnector;
+use crate::remote::client_config;
+use crate::tree::path::escape;
+
+/// The header that names the project.
+const PROJECT_HEADER: &str = "X-Kernel-Project-Id";
+
+/// How long making a connection may take at most.
+const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(30);
+
+/// The longest wait for an answer: no session, and so no command, lasts longer.
+const TIMEOUT_MAX: Duration = Duration::from_secs(72 * 60 * 60);
+
+/// How much is read of an answer that says no.
+const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
+
+/// Speaks HTTP with the API.
+pub(super) struct Http {
+    agent: Agent,
+    base: Base,
+    key: ApiKey,
+    authorization: HeaderValue,
+    project: Option<HeaderValue>,
+    /// How long to wait for an answer that takes no time.
+    pub(super) timeout: Duration,
+    /// How to wait; tests have no time for it.
+    pub(super) sleep: fn(Duration),
+}
+
+/// A request.
+pub(super) struct Request<'a> {
+    /// The method.
+    pub(super) method: Method,
+    /// What comes after the base URL, encoded.
+    pub(super) path: String,
+    /// What is sent.
+    pub(super) content: Content<'a>,
+    /// How much of the answer is read, in bytes.
+    pub(super) limit: u64,
+    /// How long to wait until the answer is there.
+    pub(super) timeout: Duration,
+    /// What is not tried again, whatever the rules say.
+    pub(super) is_final: fn(&ApiError) -> bool,
+}
+
+/// The body of a request.
+pub(super) enum Content<'a> {
+    /// None.
+    Nothing,
+    /// JSON text.
+    Json(Vec<u8>),
+    /// Anything.
+    Bytes(&'a [u8]),
+}
+
+/// An answer that says yes.
+pub(super) struct Answer {
+    /// The HTTP status.
+    pub(super) status: u16,
+    /// The headers.
+    pub(super) headers: HeaderMap,
+    /// All of the body.
+    pub(super) body: Vec<u8>,
+}
+
+impl Http {
+    /// Prepares for calls; makes no connection yet.
+    pub(super) fn new(settings: &Settings) -> Result<Self, ApiError> {
+        let base = Base::parse(&settings.base_url)?;
+        let authorization = settings.key.header()?;
+        let project = settings.project.as_deref().map(HeaderValue::from_str).transpose().map_err(|_| {
+            let call = Call::new("name the project", Subject::Account);
+            ApiError::Argument { call, reason: "its id does not fit in a header" }
+        })?;
+        let tls = base.encrypted.then(|| client_config(settings.ca_cert.as_deref(), &base.endpoint));
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            // The key would go along.
+            .max_redirects(0)
+            .user_agent(concat!("ksync/", env!("CARGO_PKG_VERSION")))
+            .accept("application/json");
+        if base.is_loopback {
+            // No proxy leads to this machine, and the key must not get there in clear.
+            config = config.proxy(None);
+        }
+        let connector = DefaultConnector::new().chain(TlsConnector(tls.transpose()?));
+        Ok(Self {
+            agent: Agent::with_parts(config.build(), connector, DefaultResolver::default()),
+            base,
+            key: settings.key.clone(),
+            authorization,
+            project,
+            timeout: settings.timeout,
+            sleep: thread::sleep,
+        })
+    }
+
+    /// Where the API is, for eyes.
+    pub(super) fn endpoint(&self) -> &str {
+        &self.base.endpoint
+    }
+
+    /// Makes a call, and makes it again as the rules say.
+    pub(super) fn send(&self, call: &Call, request: &Request<'_>) -> Result<Answer, ApiError> {
+        let mut attempts = 0;
+        loop {
+            let error = match self.send_once(call, request) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            attempts += 1;
+            match decide(attempts, outcome(&error), dice()) {
+                Decision::RetryAfter(delay) if !(request.is_final)(&error) => (self.sleep)(delay),
+                _ => return Err(error),
+            }
+        }
+    }
+
+    fn send_once(&self, call: &Call, request: &Request<'_>) -> Result<Answer, ApiError> {
+        let failed = |error| self.unanswered(call, request, error);
+        let builder = self.builder(request);
+        let mut response = match &request.content {
+            Content::Nothing => self.run(builder, (), request.timeout),
+            Content::Json(text) => {
+                self.run(builder.header(CONTENT_TYPE, "application/json"), text.as_slice(), request.timeout)
+            }
+            Content::Bytes(bytes) => {
+                self.run(builder.header(CONTENT_TYPE, "application/octet-stream"), *bytes, request.timeout)
+            }
+        }
+        .map_err(failed)?;
+        let status = response.status();
+        if status.is_success() {
+            let body =
+                response.body_mut().with_config().limit(request.limit).read_to_vec().map_err(failed)?;
+            return Ok(Answer { status: status.as_u16(), headers: response.headers().clone(), body });
+        }
+        if status.is_redirection() {
+            let (call, endpoint) = (call.clone(), self.base.endpoint.clone());
+            return Err(ApiError::Redirected { call, endpoint, status: status.as_u16() });
+        }
+        Err(self.refused(call, response))
+    }
+
+    fn builder(&self, request: &Request<'_>) -> request::Builder {
+        let builder = request::Builder::new()
+            .method(request.method.clone())
+            .uri(format!("{}{}", self.base.url, request.path))
+            .header(AUTHORIZATION, &self.authorization);
+        match &self.project {
+            Some(project) => builder.header(PROJECT_HEADER, project),
+            None => builder,
+        }
+    }
+
+    fn run(
+        &self,
+        builder: request::Builder,
+        content: impl AsSendBody,
+        timeout: Duration,
+    ) -> Result<Response<Body>, ureq::Error> {
+        let request = builder.body(content)?;
+        // A time that cannot be added to the present would be a panic down there.
+        let timeout = timeout.min(TIMEOUT_MAX);
+        let connect_timeout = Some(connect_timeout(timeout));
+        let config = self.agent.configure_request(request);
+        let config = config.timeout_resolve(connect_timeout).timeout_connect(connect_timeout);
+        self.agent.run(config.timeout_global(Some(timeout)).build())
+    }
+
+    /// An answer that says no.
+    fn refused(&self, call: &Call, mut response: Response<Body>) -> ApiError {
+        let status = response.status().as_u16();
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let advice = Advice::read(header, SystemTime::now());
+        let mut body = Vec::new();
+        // The status says enough: what can be had of the explanation is taken, and a lost connection is no
+        // worse than a short explanation.
+        let _ = response.body_mut().as_reader().take(REFUSAL_BYTES_MAX).read_to_end(&mut body);
+        let refusal = Refusal::read(status, &body, advice, &self.key);
+        ApiError::Refused { call: call.clone(), refusal }
+    }
+
+    /// No answer, or half of one.
+    fn unanswered(&self, call: &Call, request: &Request<'_>, error: ureq::Error) -> ApiError {
+        let (call, endpoint) = (call.clone(), self.base.endpoint.clone());
+        let text = |error: &ureq::Error| escape(self.key.hide_in(&error.to_string()).as_bytes()).into_owned();
+        match error {
+            ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
+                let after = connect_timeout(request.timeout);
+                ApiError::TimedOut { call, endpoint, after, is_connecting: true }
+            }
+            ureq::Error::Timeout(_) => {
+                ApiError::TimedOut { call, endpoint, after: request.timeout, is_connecting: false }
+            }
+            ureq::Error::Io(source) if source.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) => {
+                ApiError::Untrusted { call, endpoint, source }
+            }
+            ureq::Error::Io(source) => ApiError::Unreachable { call, endpoint, source },
+            error @ (ureq::Error::HostNotFound
+            | ureq::Error::ConnectionFailed
+            | ureq::Error::ConnectProxyFailed(_)) => {
+                ApiError::Unreachable { call, endpoint, source: io::Error::other(text(&error)) }
+            }
+            ureq::Error::BodyExceedsLimit(limit) => {
+                ApiError::Answer { call, endpoint, reason: format!("it is longer than {limit} bytes") }
+            }
+            error => ApiError::Answer { call, endpoint, reason: text(&error) },
+        }
+    }
+}
+
+/// How long making a connection may take in a call that may take `timeout`: at most half of it, so that it is
+/// known what took too long.
+fn connect_timeout(timeout: Duration) -> Duration {
+    CONNECT_TIMEOUT_MAX.min(timeout / 2)
+}
+
+/// What an error means for another try.
+fn outcome(error: &ApiError) -> Outcome {
+    match error {
+        ApiError::Unreachable { .. } | ApiError::TimedOut { .. } => Outcome::NoAnswer,
+        ApiError::Refused { refusal, .. } => {
+            Outcome::Answer { status: refusal.status, advice: refusal.advice }
+        }
+        _ => Outcome::Final,
+    }
+}
+
+/// A random number from 0 to 1. Where there is none, it is the middle: the wait is not a secret.
+fn dice() -> f64 {
+    let mut bytes = [0; 4];
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX),
+        Err(_) => 0.5,
+    }
+}

@@ -1,0 +1,35 @@
+//! The platform's API: sessions, and what runs in them. Knows neither the engine nor the disk, and nothing of
+//! SSH: it finds the VM and prepares it, `remote` goes there.
+//!
+//! ```text
+//! api ── types, domain     what is asked and answered
+//!  └─ http ── retry        one call, made again where that helps
+//!      ├─ settings         where the API is, and who asks
+//!      └─ tls              the roots that `remote` trusts too
+//! ```
+//!
+//! An [`Api`] makes the calls that ksync needs, each blocking until it has an answer or an [`ApiError`], for
+//! which there is always an end. What holds throughout:
+//!
+//! - the key goes to the configured host alone: never in clear but to this machine, never along with a
+//!   redirect, and into no error, no `Debug` and no log;
+//! - the same goes for the tokens in the URLs of a [`Browser`];
+//! - every answer is read with a limit, and what it says is escaped and cut before it is shown;
+//! - a field that is not known is not an error, and no name ever becomes part of a path unencoded.
+
+mod api;
+mod domain;
+mod error;
+mod http;
+mod retry;
+mod settings;
+#[cfg(test)]
+mod testing;
+mod tls;
+mod types;
+
+pub use api::Api;
+pub use domain::{DomainError, Vm, VmDomain};
+pub use error::{ApiError, ApiErrorKind, Call, Refusal};
+pub use settings::{ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
+pub use types::{Browser, Exec, Executed, NewBrowser, Pool};

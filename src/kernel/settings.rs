@@ -1,0 +1,187 @@
+//! Where the API is, and who asks.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ureq::http::{HeaderValue, Uri};
+
+use crate::kernel::error::ApiError;
+use crate::tree::path::escape;
+
+/// Where the API is, unless somebody says otherwise.
+pub const DEFAULT_BASE_URL: &str = "https://api.onkernel.com";
+
+/// How long to wait for an answer, unless somebody says otherwise: as long as the official SDKs.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How to reach the API.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `https://…`; `http://…` leads to this machine only. Usually [`DEFAULT_BASE_URL`].
+    pub base_url: String,
+    /// Who asks.
+    pub key: ApiKey,
+    /// The project that everything is done in, if not the key's own.
+    pub project: Option<String>,
+    /// A PEM file with roots that are trusted besides the platform's.
+    pub ca_cert: Option<PathBuf>,
+    /// How long to wait for the answer to one call, beyond the time that it is meant to take.
+    pub timeout: Duration,
+}
+
+/// What opens the account to whoever has it. Neither `Debug` nor anything else shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// Takes a key, without the white space that a file or a paste leaves around it.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(text.trim().to_owned())
+    }
+
+    /// The header that says who asks.
+    pub(super) fn header(&self) -> Result<HeaderValue, ApiError> {
+        if self.0.is_empty() {
+            return Err(ApiError::Key { reason: "it is empty" });
+        }
+        if !self.0.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(ApiError::Key { reason: "there are characters in it that no key has" });
+        }
+        let mut value = HeaderValue::try_from(format!("Bearer {}", self.0))
+            .map_err(|_| ApiError::Key { reason: "it fits in no header" })?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// `text` without the key: a server may well repeat what it did not accept.
+    pub(super) fn hide_in(&self, text: &str) -> String {
+        if self.0.is_empty() { text.to_owned() } else { text.replace(&self.0, "***") }
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A base URL that a key may be sent to.
+#[derive(Debug)]
+pub(super) struct Base {
+    /// The URL, without a slash at its end.
+    pub(super) url: String,
+    /// Scheme, host and port, for eyes.
+    pub(super) endpoint: String,
+    /// Whether it is `https`.
+    pub(super) encrypted: bool,
+    /// Whether it leads to this very machine.
+    pub(super) is_loopback: bool,
+}
+
+impl Base {
+    /// Takes `url` if nobody on the way can read what is sent there.
+    pub(super) fn parse(url: &str) -> Result<Self, ApiError> {
+        let wrong = |reason| ApiError::BaseUrl { reason };
+        let url = url.trim();
+        if url.contains(['?', '#']) {
+            return Err(wrong("it goes on after its path"));
+        }
+        let uri: Uri = url.parse().map_err(|_| wrong("it is not a URL"))?;
+        let encrypted = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(wrong("it begins with neither https:// nor http://")),
+        };
+        let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
+        if authority.contains('@') {
+            return Err(wrong("it holds a user name"));
+        }
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        if host.is_empty() {
+            return Err(wrong("it has no host"));
+        }
+        let is_loopback = host.eq_ignore_ascii_case("localhost")
+            || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        if !encrypted && !is_loopback {
+            return Err(wrong(
+                "without https:// the key would travel in clear, for everybody on the way to read",
+            ));
+        }
+        let scheme = if encrypted { "https" } else { "http" };
+        Ok(Self {
+            url: format!("{scheme}://{authority}{}", uri.path().trim_end_matches('/')),
+            endpoint: format!("{scheme}://{}", escape(authority.as_bytes())),
+            encrypted,
+            is_loopback,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_shown_nowhere() {
+        let key = ApiKey::new(" sk_secret\n");
+        assert_eq!(format!("{key:?} {key:#?}"), "*** ***");
+        assert_eq!(format!("{:?}", key.header().unwrap()), "Sensitive");
+        assert_eq!(key.header().unwrap().to_str().unwrap(), "Bearer sk_secret");
+        assert_eq!(key.hide_in("no such key: sk_secret!"), "no such key: ***!");
+        let settings = Settings {
+            base_url: DEFAULT_BASE_URL.into(),
+            key,
+            project: Some("p".into()),
+            ca_cert: None,
+            timeout: DEFAULT_TIMEOUT,
+        };
+        assert!(!format!("{settings:?}").contains("secret"));
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_refused() {
+        for text in ["", " \n", "sk secret", "sk_sécret", "secret\r\nX-Other: 1"] {
+            let error = ApiKey::new(text).header().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("cret"), "{error:?}");
+        }
+        assert_eq!(ApiKey::new("").hide_in("text"), "text");
+    }
+
+    #[test]
+    fn a_key_is_sent_in_clear_to_this_machine_only() {
+        for (url, expected, is_loopback) in [
+            (DEFAULT_BASE_URL, DEFAULT_BASE_URL, false),
+            ("https://api.onkernel.com/", DEFAULT_BASE_URL, false),
+            ("https://proxy.example:8443/kernel/", "https://proxy.example:8443/kernel", false),
+            ("http://127.0.0.1:8080", "http://127.0.0.1:8080", true),
+            ("http://127.8.9.1", "http://127.8.9.1", true),
+            ("http://localhost:80/x", "http://localhost:80/x", true),
+            ("http://[::1]:80", "http://[::1]:80", true),
+            ("https://127.0.0.1", "https://127.0.0.1", true),
+        ] {
+            let base = Base::parse(url).unwrap();
+            assert_eq!((base.url.as_str(), base.is_loopback), (expected, is_loopback), "{url}");
+            assert_eq!(base.encrypted, url.starts_with("https"));
+        }
+        for (url, reason) in [
+            ("http://api.onkernel.com", "in clear"),
+            ("http://127.0.0.1.example.com", "in clear"),
+            ("http://10.0.0.1", "in clear"),
+            ("http://[::2]", "in clear"),
+            ("ftp://127.0.0.1", "neither"),
+            ("api.onkernel.com", "neither"),
+            ("https://me:secret@api.onkernel.com", "user name"),
+            ("http://127.0.0.1@evil.example", "user name"),
+            ("https://api.onkernel.com/?a", "after its path"),
+            ("https://api.onkernel.com/#a", "after its path"),
+            ("https://", "not a URL"),
+            ("", "not a URL"),
+        ] {
+            let error = Base::parse(url).unwrap_err().to_string();
+            assert!(error.contains(reason) && !error.contains("secret"), "{url}: {error}");
+        }
+    }
+}

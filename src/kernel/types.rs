@@ -1,0 +1,199 @@
+//! What the API takes and gives, as far as ksync needs it. Fields that are not here are ignored.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use data_encoding::BASE64;
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::domain::{self, Vm};
+use crate::kernel::error::ApiError;
+use crate::tree::path::escape;
+
+/// A session: one browser VM.
+///
+/// Its URLs hold tokens that open the VM to whoever has them, so its `Debug` shows none of them.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+pub struct Browser {
+    /// What the session is known by.
+    pub session_id: String,
+    /// What it is also known by, as long as it is there.
+    pub name: Option<String>,
+    /// Where Chromium is spoken to. Holds a token.
+    pub cdp_ws_url: String,
+    /// When it was made, by RFC 3339.
+    pub created_at: String,
+    /// Whether it is without a screen.
+    pub headless: bool,
+    /// Whether it hides that it is automated.
+    pub stealth: bool,
+    /// How long it stays when nobody uses it, in seconds. SSH does not count as use.
+    pub timeout_seconds: u64,
+    /// The pool that it belongs to.
+    pub pool: Option<Pool>,
+    /// Where the VM's own API is. May hold a token.
+    pub base_url: Option<String>,
+    /// Where it can be watched. Holds a token; a headless one has none.
+    pub browser_live_view_url: Option<String>,
+    /// When it was deleted, by RFC 3339.
+    pub deleted_at: Option<String>,
+}
+
+impl Browser {
+    /// The VM that the session runs on.
+    ///
+    /// # Errors
+    /// Where `cdp_ws_url` does not say it.
+    pub fn vm(&self) -> Result<Vm, ApiError> {
+        domain::vm(&self.cdp_ws_url).map_err(|source| ApiError::Domain {
+            session: escape(self.session_id.as_bytes()).into_owned(),
+            source,
+        })
+    }
+}
+
+impl fmt::Debug for Browser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Browser")
+            .field("session_id", &self.session_id)
+            .field("name", &self.name)
+            .field("created_at", &self.created_at)
+            .field("headless", &self.headless)
+            .field("stealth", &self.stealth)
+            .field("timeout_seconds", &self.timeout_seconds)
+            .field("pool", &self.pool)
+            .field("deleted_at", &self.deleted_at)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A pool of sessions that wait to be used.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Pool {
+    /// What it is known by.
+    pub id: String,
+    /// What it is also known by.
+    pub name: Option<String>,
+}
+
+/// A session to be made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NewBrowser {
+    /// How long it stays when nobody uses it, in seconds: 10 to 259,200, or else 60.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u64>,
+    /// Whether it is without a screen, and has less memory.
+    pub headless: bool,
+    /// Whether it hides that it is automated.
+    pub stealth: bool,
+    /// What it is also known by: no other session may be called so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// A command to be run on a VM, without a shell. Its output is kept in the VM's memory until it has ended.
+///
+/// The call ends only when nobody has the command's output open any more, so what it leaves running must have
+/// its streams elsewhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Exec {
+    /// The program.
+    pub command: String,
+    /// What it is given.
+    pub args: Vec<String>,
+    /// The absolute path of the directory that it runs in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// What is added to its environment.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Whether it runs as root, whoever the default user is.
+    pub as_root: bool,
+    /// After how many seconds it is killed, though not what it has started.
+    pub timeout_sec: u64,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Executed {
+    /// Its exit code; -1 where a signal ended it.
+    pub exit_code: i32,
+    /// What it wrote to its standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to its standard error.
+    pub stderr: Vec<u8>,
+    /// How long it ran.
+    pub duration: Duration,
+}
+
+impl Executed {
+    /// Reads the API's answer.
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Fields {
+            exit_code: i32,
+            #[serde(default)]
+            stdout_b64: String,
+            #[serde(default)]
+            stderr_b64: String,
+            #[serde(default)]
+            duration_ms: f64,
+        }
+        let fields: Fields = serde_json::from_slice(text).ok()?;
+        Some(Self {
+            exit_code: fields.exit_code,
+            stdout: BASE64.decode(fields.stdout_b64.as_bytes()).ok()?,
+            stderr: BASE64.decode(fields.stderr_b64.as_bytes()).ok()?,
+            duration: Duration::try_from_secs_f64(fields.duration_ms / 1000.0).unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: &str = r#"{
+        "session_id": "htzv5orfit78e1m2biiifpbv",
+        "cdp_ws_url": "wss://proxy.x.onkernel.com:8443/browser/cdp?jwt=a.secret.c",
+        "webdriver_ws_url": "wss://proxy.x.onkernel.com/webdriver?jwt=a.secret.c",
+        "browser_live_view_url": "https://proxy.x.onkernel.com/live?jwt=a.secret.c",
+        "base_url": "https://proxy.x.onkernel.com/browser/kernel?jwt=a.secret.c",
+        "created_at": "2026-08-01T12:00:00Z", "headless": true, "stealth": false, "timeout_seconds": 3600,
+        "name": "mine", "pool": {"id": "p1", "name": null, "size": 3}, "usage": {"uptime_ms": 1},
+        "a field of the future": [1, {"x": null}]
+    }"#;
+
+    #[test]
+    fn a_browser_is_read_and_shows_no_token() {
+        let browser: Browser = serde_json::from_str(FULL).unwrap();
+        assert_eq!(browser.name.as_deref(), Some("mine"));
+        assert_eq!(browser.pool, Some(Pool { id: "p1".into(), name: None }));
+        assert_eq!((browser.headless, browser.stealth, browser.timeout_seconds), (true, false, 3600));
+        assert_eq!(browser.deleted_at, None);
+        let shown = format!("{browser:?} {browser:#?}");
+        assert!(shown.contains("htzv5orfit78e1m2biiifpbv") && !shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_not_asked_for_is_not_sent() {
+        let text = serde_json::to_string(&NewBrowser::default()).unwrap();
+        assert_eq!(text, r#"{"headless":false,"stealth":false}"#);
+        let exec = Exec { command: "true".into(), timeout_sec: 5, ..Exec::default() };
+        let text = serde_json::to_string(&exec).unwrap();
+        assert_eq!(text, r#"{"command":"true","args":[],"as_root":false,"timeout_sec":5}"#);
+    }
+
+    #[test]
+    fn output_is_bytes() {
+        let text = br#"{"exit_code":-1,"stdout_b64":"/wAK","stderr_b64":"","duration_ms":1500}"#;
+        let executed = Executed::parse(text).unwrap();
+        assert_eq!((executed.exit_code, executed.stdout.as_slice()), (-1, &b"\xff\0\n"[..]));
+        assert_eq!((executed.stderr.len(), executed.duration), (0, Duration::from_millis(1500)));
+        for bad in [r#"{}"#, r#"{"exit_code":0,"stdout_b64":"?"}"#, "", "null"] {
+            assert_eq!(Executed::parse(bad.as_bytes()), None, "{bad}");
+        }
+        assert!(Executed::parse(br#"{"exit_code":0,"duration_ms":-1}"#).is_some());
+    }
+}
