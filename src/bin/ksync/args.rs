@@ -234,6 +234,9 @@ pub(crate) struct SandboxArgs {
     /// The home directory of what runs there; without it, one in ksync's state directory
     #[arg(long, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
+    /// How many seconds of the sessions' clock pass in a real one
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    pub(crate) time_scale: f64,
     /// Print one line of JSON once it answers
     #[arg(long)]
     pub(crate) json: bool,
