@@ -27,7 +27,7 @@
 //! | [`exchange`] | one engine, one disk, one stream in, one out (over several lanes, where that pays) | how the bytes travel |
 //! | `rendezvous` | how the processes of lanes meet their agent; Linux, as all agents | what lanes carry |
 //! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
-//! | `sandbox` | a stand-in VM; shares no code with the rest, so it shares no mistake | everything else |
+//! | `sandbox` | stand-ins for a VM and for the platform of VMs; shares no code with the rest, so it shares no mistake | everything else |
 //! | `sync` | a job from end to end | the terminal |
 //!
 //! # What holds throughout

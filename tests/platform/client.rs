@@ -15,9 +15,10 @@ use tokio_tungstenite::WebSocketStream;
 
 /// A platform that runs until it is dropped.
 pub(crate) struct Cloud {
-    pub(crate) folder: tempfile::TempDir,
     pub(crate) runtime: Runtime,
     pub(crate) platform: Option<Platform>,
+    /// Holds its home.
+    _folder: tempfile::TempDir,
 }
 
 /// An answer.
@@ -48,7 +49,7 @@ impl Cloud {
             client_key: None,
         };
         let platform = runtime.block_on(Platform::start(options)).expect("a platform");
-        Cloud { folder, runtime, platform: Some(platform) }
+        Cloud { runtime, platform: Some(platform), _folder: folder }
     }
 
     pub(crate) fn platform(&self) -> &Platform {
@@ -67,6 +68,12 @@ impl Cloud {
     pub(crate) fn attempt(&self, method: &str, path: &str, body: &[u8]) -> io::Result<Reply> {
         let key = format!("Authorization: Bearer {}\r\n", self.platform().api_key());
         send(&self.address(), method, path, &key, body)
+    }
+
+    /// A call with the key whose answer nobody has waited for yet.
+    pub(crate) fn begin(&self, method: &str, path: &str, body: &Value) -> TcpStream {
+        let key = format!("Authorization: Bearer {}\r\n", self.platform().api_key());
+        request(&self.address(), method, path, &key, body.to_string().as_bytes()).expect("a connection")
     }
 
     /// A call with these lines for headers, and not the key.
@@ -214,6 +221,10 @@ pub(crate) fn decoded(value: &Value) -> Vec<u8> {
 }
 
 fn send(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> io::Result<Reply> {
+    receive(BufReader::new(request(address, method, path, headers, body)?))
+}
+
+fn request(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> io::Result<TcpStream> {
     let mut socket = TcpStream::connect(address)?;
     socket.set_read_timeout(Some(Duration::from_secs(60)))?;
     let length = body.len();
@@ -223,7 +234,7 @@ fn send(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> 
     )?;
     // Who is refused is answered before it has said all.
     let _ = socket.write_all(body);
-    receive(BufReader::new(socket))
+    Ok(socket)
 }
 
 fn receive(mut socket: impl BufRead) -> io::Result<Reply> {

@@ -78,9 +78,26 @@ fn exec_hangs_on_an_inherited_output_even_beyond_its_timeout() {
     assert!(timed("sleep 2 & echo done") >= Duration::from_secs(2));
     assert!(timed("setsid sleep 2 >/dev/null 2>&1 </dev/null & echo done") < Duration::from_secs(2));
     let begun = Instant::now();
-    let program = json!({ "command": "/bin/sh", "args": ["-c", "sleep 2 & sleep 1000"], "timeout_sec": 1 });
+    let program =
+        json!({ "command": "/bin/sh", "args": ["-c", "sleep 2 & exec sleep 1000"], "timeout_sec": 1 });
     cloud.post(&format!("/browsers/{id}/process/exec"), &program).says(500, "process timed out");
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn who_does_not_wait_for_an_answer_ends_the_process() {
+    let cloud = Cloud::new();
+    let id = cloud.session();
+    let program = json!({ "command": "/bin/sh", "args": ["-c", "echo $$ >pid; exec sleep 1000"] });
+    let call = cloud.begin("POST", &format!("/browsers/{id}/process/exec"), &program);
+    let root = text(&cloud.inside(&id)["root"]);
+    let pid = wait_for("its number", || {
+        let pid = std::fs::read_to_string(Path::new(&root).join("root/pid")).ok()?;
+        pid.strip_suffix('\n').map(str::to_owned)
+    });
+    assert!(is_alive(&pid));
+    drop(call);
+    wait_for("its end", || (!is_alive(&pid)).then_some(()));
 }
 
 #[test]

@@ -24,7 +24,7 @@ await assert.rejects(process.exec(session, { command: "/no/such/program" }), Bad
 
 const spawned = await process.spawn(session, { command: "echo", args: ["spawned"] });
 const events = [];
-for await (const event of await process.stdoutStream(spawned.process_id, { id_or_name: session })) events.push(event);
+for await (const event of await process.stdoutStream(spawned.process_id, { id: session })) events.push(event);
 assert.equal(Buffer.from(events[0].data_b64, "base64").toString(), "spawned\n");
 assert.deepEqual(events.at(-1), { event: "exit", exit_code: 0 });
 

@@ -4,6 +4,7 @@
 //! waiting, even beyond its timeout, at which only the process itself is killed.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -49,7 +50,7 @@ pub(super) struct Program {
 
 impl Program {
     /// A command that has what a process in the VM has, and nothing of this process's own.
-    fn command(&self, cloud: &Cloud, session: &Session) -> Result<(Command, PathBuf), Refusal> {
+    fn command(&self, session: &Session, search_path: &OsStr) -> Result<(Command, PathBuf), Refusal> {
         let refused = |message: String| Err(Refusal::in_vm(StatusCode::BAD_REQUEST, message));
         if self.command.is_empty() {
             return refused("command required".to_owned());
@@ -79,7 +80,7 @@ impl Program {
             .env("USER", "root")
             .env("LOGNAME", "root")
             .env("SHELL", "/bin/bash")
-            .env("PATH", &cloud.search_path)
+            .env("PATH", search_path)
             .env("DEBIAN_FRONTEND", "noninteractive")
             .envs(self.env.iter().flatten())
             .env(ROOT_VARIABLE, &session.root)
@@ -95,8 +96,13 @@ impl Program {
     ///
     /// # Errors
     /// 400 with what the system says, or when the request contradicts itself.
-    pub(super) fn start(&self, cloud: &Cloud, session: &Session, stdin: Stdio) -> Result<Child, Refusal> {
-        let (mut command, cwd) = self.command(cloud, session)?;
+    pub(super) async fn start(
+        &self,
+        cloud: &Cloud,
+        session: &Session,
+        stdin: Stdio,
+    ) -> Result<Child, Refusal> {
+        let (mut command, cwd) = self.command(session, cloud.search_path().await?)?;
         command
             .stdin(stdin)
             .spawn()
@@ -125,7 +131,7 @@ impl Program {
 pub(super) async fn exec(cloud: &Cloud, session: &Session, body: Incoming) -> Result<Answer, Refusal> {
     let program: Program = read_json(body).await?;
     let begun = Instant::now();
-    let mut child = program.start(cloud, session, Stdio::null())?;
+    let mut child = program.start(cloud, session, Stdio::null()).await?;
     let pid = pid_of(&child);
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let is_waited_for = AtomicBool::new(false);

@@ -61,6 +61,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use russh::keys::PublicKey;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OnceCell;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::sandbox::weather::Weather;
@@ -164,13 +165,13 @@ impl Platform {
         };
         let (listener, address) =
             listening.await.map_err(|source| PlatformError::Listen { address: listen, source })?;
-        let (folder, search_path) = make_folder(&home, address.port(), authority.certificate_pem())
+        let folder = make_folder(&home, address.port(), authority.certificate_pem())
             .map_err(|source| PlatformError::Home { path: home, source })?;
         let cloud = Arc::new(Cloud {
             api_key: format!("sk_sandbox_{secret}"),
             address,
             folder,
-            search_path,
+            search_path: OnceCell::new(),
             weather,
             client_key,
             authority,
@@ -242,8 +243,8 @@ struct Cloud {
     address: SocketAddr,
     /// Where the sessions have their directories.
     folder: PathBuf,
-    /// Where a VM's programs are looked for.
-    search_path: OsString,
+    /// Where a VM's programs are looked for, once somebody has asked.
+    search_path: OnceCell<OsString>,
     weather: Weather,
     client_key: Option<PublicKey>,
     authority: Authority,
@@ -305,6 +306,16 @@ impl Cloud {
         }
     }
 
+    /// Where a VM's programs are looked for. Made when it is first wanted: that may be thousands of links.
+    async fn search_path(&self) -> Result<&OsString, Refusal> {
+        let make = || async {
+            let folder = self.folder.clone();
+            let made = tokio::task::spawn_blocking(move || programs::search_path(&folder)).await;
+            made.map_err(Refusal::internal)?.map_err(Refusal::internal)
+        };
+        self.search_path.get_or_try_init(make).await
+    }
+
     fn listed(&self) -> MutexGuard<'_, Vec<Arc<Session>>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -360,8 +371,8 @@ async fn converse(cloud: Arc<Cloud>, socket: TcpStream, at: Option<String>) {
     let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service).with_upgrades().await;
 }
 
-/// Makes the platform's own directory with the CA's certificate in it, and says where programs are looked for.
-fn make_folder(home: &Path, port: u16, certificate_pem: &str) -> io::Result<(PathBuf, OsString)> {
+/// Makes the platform's own directory with the CA's certificate in it.
+fn make_folder(home: &Path, port: u16, certificate_pem: &str) -> io::Result<PathBuf> {
     DirBuilder::new().recursive(true).mode(0o700).create(home)?;
     let folder = home.canonicalize()?.join(format!("platform-{port}"));
     // One that was left behind has no owner any more: the port is ours.
@@ -370,8 +381,7 @@ fn make_folder(home: &Path, port: u16, certificate_pem: &str) -> io::Result<(Pat
         _ => DirBuilder::new().mode(0o700).create(&folder)?,
     }
     fs::write(ca_cert(&folder), certificate_pem)?;
-    let search_path = programs::search_path(&folder)?;
-    Ok((folder, search_path))
+    Ok(folder)
 }
 
 fn ca_cert(folder: &Path) -> PathBuf {

@@ -69,7 +69,7 @@ pub(super) async fn spawn(
         return Err(Refusal::in_vm(StatusCode::BAD_REQUEST, "the sandbox has no terminals"));
     }
     let id = dice::uuid().map_err(Refusal::internal)?;
-    let mut child = program.start(cloud, session, Stdio::piped())?;
+    let mut child = program.start(cloud, session, Stdio::piped()).await?;
     let started_at = stamp::rfc3339(SystemTime::now());
     let pid = pid_of(&child);
     let (sender, events) = mpsc::channel(EVENTS_MAX);
