@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::client::Cloud;
+use crate::client::{Cloud, text};
 
 #[test]
 fn too_many_requests_come_with_the_time_to_wait() {
@@ -67,4 +67,21 @@ fn calls_are_counted() {
     assert_eq!(counted, json!({ "total": 3, "calls": { "create": 1, "exec": 2 } }));
     cloud.call("DELETE", "/_sandbox/calls", b"").has(204);
     assert_eq!(cloud.get("/_sandbox/calls").json()["total"], 0);
+}
+
+#[test]
+fn a_cdp_socket_can_end_early_or_be_refused() {
+    let cloud = Cloud::new();
+    let browser = cloud.browser(&json!({}));
+    cloud.fault(&json!({ "call": "cdp", "after_seconds": 60 }));
+    let mut cdp = cloud.cdp(&browser);
+    cloud.pass(61.0);
+    cloud.ends(&mut cdp);
+    let path = text(&browser["cdp_ws_url"]).split_once("/browser").map(|(_, path)| format!("/browser{path}"));
+    let path = path.expect("a path");
+    let handshake = "Upgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    cloud.fault(&json!({ "call": "cdp", "status": 503 }));
+    cloud.bare("GET", &path, handshake).has(503);
+    cloud.bare("GET", &path, "").is_error(400, "bad_request");
+    cloud.bare("GET", "/browser/cdp?jwt=a.b.c", handshake).is_error(401, "unauthorized");
 }

@@ -73,7 +73,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Runs a stand-in VM on this machine until Ctrl-C: an SSH server behind a WebSocket
+    /// Runs a stand-in VM on this machine until Ctrl-C, an SSH server behind a WebSocket; and beside it a stand-in
+    /// for the platform's API, with VMs of its own
     #[cfg(feature = "sandbox")]
     #[command(hide = true, max_term_width = 80)]
     Sandbox(SandboxArgs),

@@ -183,12 +183,16 @@ pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Res
             }
             Turn::Fresh(wish) => {
                 let made = Session::start(cloud, wish).await;
-                with_pool(cloud, id, |pool| {
+                let recorded = with_pool(cloud, id, |pool| {
                     pool.lent.remove(&ticket);
                     pool.lent.extend(made.as_ref().ok().map(|session| session.id.clone()));
-                })?;
+                });
                 let session = made?;
-                cloud.keep(Arc::clone(&session), None)?;
+                // The pool may have been deleted meanwhile, which did not know of this one.
+                if let Err(refusal) = recorded.and_then(|()| cloud.keep(Arc::clone(&session), None)) {
+                    session.end().await;
+                    return Err(refusal);
+                }
                 return Ok(lent(cloud, &session));
             }
             Turn::Full if cloud.time.now() >= due => return Ok(empty(StatusCode::NO_CONTENT)),
