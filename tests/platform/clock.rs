@@ -59,7 +59,7 @@ fn a_cdp_socket_lasts_an_hour_or_as_long_as_its_session() {
     let mut cdp = cloud.cdp(&browser);
     cloud.pass(3601.0);
     cloud.ends(&mut cdp);
-    assert_eq!(cloud.stage(&id), "quiet");
+    wait_for("quiet", || (cloud.stage(&id) == "quiet").then_some(()));
     let mut cdp = cloud.cdp(&browser);
     cloud.call("DELETE", &format!("/browsers/{id}"), b"").has(204);
     cloud.ends(&mut cdp);

@@ -67,6 +67,7 @@ pub(super) async fn accept(
     set(&mut answer, SEC_WEBSOCKET_ACCEPT, &derive_accept_key(key.as_bytes()));
     let presence = Presence::new(Arc::clone(cloud), session);
     let after = fault.and_then(|fault| fault.after_seconds).map_or(AGE_MAX, Duration::from_secs);
+    let due = cloud.time.now().saturating_add(after);
     tokio::spawn(async move {
         let held = async {
             if let Ok(upgraded) = hyper::upgrade::on(request).await {
@@ -75,7 +76,7 @@ pub(super) async fn accept(
         };
         tokio::select! {
             () = held => {}
-            () = presence.cloud.time.sleep(after) => {}
+            () = presence.cloud.time.sleep_until(due) => {}
             () = presence.session.over() => {}
         }
     });

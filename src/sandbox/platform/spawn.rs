@@ -80,8 +80,8 @@ pub(super) async fn spawn(
     let (cloud, session_then, id_then) = (Arc::clone(cloud), Arc::clone(session), id.clone());
     tokio::spawn(async move {
         let lived = async {
-            follow(child, sender, end).await;
-            cloud.time.sleep(RETENTION).await;
+            let ended_at = follow(&cloud, child, sender, end).await;
+            cloud.time.sleep_until(ended_at.saturating_add(RETENTION)).await;
         };
         // With the session it is killed: dropping the child does that.
         tokio::select! {
@@ -94,8 +94,13 @@ pub(super) async fn spawn(
     Ok(json_answer(StatusCode::OK, &json!({ "process_id": id, "pid": pid, "started_at": started_at })))
 }
 
-/// Passes on what a process says, and its end.
-async fn follow(mut child: Child, events: mpsc::Sender<Value>, end: watch::Sender<Option<i32>>) {
+/// Passes on what a process says, and its end; answers when there was room to tell that.
+async fn follow(
+    cloud: &Cloud,
+    mut child: Child,
+    events: mpsc::Sender<Value>,
+    end: watch::Sender<Option<i32>>,
+) -> Duration {
     let outputs = [
         child.stdout.take().map(|output| tokio::spawn(pass_on("stdout", output, events.clone()))),
         child.stderr.take().map(|output| tokio::spawn(pass_on("stderr", output, events.clone()))),
@@ -108,7 +113,13 @@ async fn follow(mut child: Child, events: mpsc::Sender<Value>, end: watch::Sende
             output.abort();
         }
     }
-    let _ = events.send(json!({ "event": "exit", "exit_code": code })).await;
+    let room = events.reserve().await;
+    // Before anybody hears of it, and so lets time pass.
+    let ended_at = cloud.time.now();
+    if let Ok(room) = room {
+        room.send(json!({ "event": "exit", "exit_code": code }));
+    }
+    ended_at
 }
 
 /// One output to its end, as events.

@@ -33,8 +33,12 @@ impl Time {
 
     /// Sleeps until so much of its time has passed.
     pub(super) async fn sleep(&self, duration: Duration) {
+        self.sleep_until(self.now().saturating_add(duration)).await;
+    }
+
+    /// Sleeps until it has run so long. For what begins before the sleep does.
+    pub(super) async fn sleep_until(&self, due: Duration) {
         let mut advanced = self.advanced.subscribe();
-        let due = self.now().saturating_add(duration);
         loop {
             advanced.borrow_and_update();
             let left = due.saturating_sub(self.now());
