@@ -6,7 +6,7 @@
 use std::io;
 
 use futures_util::{SinkExt, StreamExt};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -21,11 +21,14 @@ const MESSAGE_MAX: usize = 1 << 20;
 ///
 /// # Errors
 /// When the handshake fails, or the connection breaks otherwise than by a close.
-pub(super) async fn bridge(
-    outside: DuplexStream,
+pub(super) async fn bridge<S>(
+    outside: S,
     mut from_server: DuplexStream,
     mut to_server: DuplexStream,
-) -> Result<(), tungstenite::Error> {
+) -> Result<(), tungstenite::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let websocket = tokio_tungstenite::accept_async_with_config(outside, Some(config())).await?;
     let (mut sink, mut stream) = websocket.split();
     let up = async {
@@ -57,12 +60,17 @@ pub(super) async fn bridge(
     };
     if let Ok(mut websocket) = sink.reunite(stream) {
         farewell(&mut websocket).await?;
+        // What lies below may have a farewell of its own: without TLS's, this end would look like an attack.
+        let _ = websocket.get_mut().shutdown().await;
     }
     ended
 }
 
 /// Sends what is left to send: the last data, or the answer to the client's close.
-async fn farewell(websocket: &mut WebSocketStream<DuplexStream>) -> Result<(), tungstenite::Error> {
+async fn farewell<S>(websocket: &mut WebSocketStream<S>) -> Result<(), tungstenite::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     match websocket.flush().await {
         Err(tungstenite::Error::ConnectionClosed) => Ok(()),
         Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

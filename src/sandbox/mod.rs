@@ -10,6 +10,9 @@
 //! it carries, and behind it an SSH server that takes one key and runs commands. What is executed is real and
 //! runs with the rights of whoever started the sandbox: the key is the only lock, so only loopback is served.
 //!
+//! That is one VM. [`platform`] is the cloud around such VMs: the HTTP API that makes them, gives them names and
+//! takes them away again.
+//!
 //! Where it differs from sshd: a process group is killed as soon as its channel or connection ends; there are
 //! no terminals, no forwarding and no subsystems; input counts as consumed when it arrived (see `backlog`); and
 //! the window is topped up only when half of it is used, so that a far client's upload reaches about 10 MB/s a
@@ -17,6 +20,8 @@
 
 mod backlog;
 mod gateway;
+pub mod platform;
+mod port;
 mod process;
 mod server;
 mod weather;
@@ -33,25 +38,15 @@ use russh::keys::key::safe_rng;
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, PrivateKey};
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
+use port::Port;
 use process::Processes;
-use server::Server;
+use server::{Lock, Server};
 use weather::Meter;
 pub use weather::Weather;
-
-/// What may wait between the gateway and the SSH server on its way up, in bytes: more than the windows of ten
-/// channels together. While russh writes it does not read; if this were small, two russh that both write much
-/// would wait for each other for ever. sshd reads while it writes.
-const PENDING_UP_MAX: usize = 32 << 20;
-
-/// The same for the way down and for both ways between weather and gateway, in bytes: a socket's buffer.
-const PENDING_MAX: usize = 256 * 1024;
-
-/// The connections that are served at a time; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 256;
 
 /// How long [`Sandbox::stop`] waits for killed processes to be gone.
 const STOP_MAX: Duration = Duration::from_secs(5);
@@ -118,6 +113,7 @@ pub struct Sandbox {
     address: SocketAddr,
     host_key: String,
     client_key: String,
+    client_public_key: String,
     meter: Arc<Meter>,
     processes: Arc<Processes>,
     /// Ends when the last channel's task has ended.
@@ -147,15 +143,22 @@ impl Sandbox {
         };
         let (listener, address) =
             listening.await.map_err(|source| SandboxError::Listen { address: listen, source })?;
-        let (processes, gone) = Processes::new(home);
+        let (processes, gone) = Processes::new(home, None);
         let processes = Arc::new(processes);
-        let server = Server::new(host_key, client_key.public_key().clone(), Arc::clone(&processes));
+        let lock = Lock { key: Some(client_key.public_key().clone()), authorized_keys: None };
         let meter = Arc::new(Meter::default());
-        let gateway = Gateway(tokio::spawn(accept(listener, Arc::new(server), weather, Arc::clone(&meter))));
+        let port = Port {
+            server: Server::new(host_key, lock, Arc::clone(&processes)),
+            meter: Arc::clone(&meter),
+            tls: None,
+            forecast: Box::new(move || weather),
+        };
+        let gateway = Gateway(tokio::spawn(port::accept(listener, Arc::new(port))));
         Ok(Sandbox {
             address,
             host_key: host_key_text,
             client_key: client_key_text,
+            client_public_key: client_key.public_key().to_openssh()?,
             meter,
             processes,
             gone,
@@ -179,6 +182,12 @@ impl Sandbox {
     #[must_use]
     pub fn client_key(&self) -> &str {
         &self.client_key
+    }
+
+    /// The public half of [`client_key`](Sandbox::client_key) in OpenSSH's one-line form.
+    #[must_use]
+    pub fn client_public_key(&self) -> &str {
+        &self.client_public_key
     }
 
     /// How to log in with the client key once it is in `key_file`. Writing it there is up to the caller.
@@ -242,40 +251,6 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// Accepts connections and serves them until it is aborted, which ends them all.
-async fn accept(listener: TcpListener, server: Arc<Server>, weather: Weather, meter: Arc<Meter>) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((socket, _)) => {
-                    meter.connections.fetch_add(1, Ordering::Relaxed);
-                    connections.spawn(serve(socket, Arc::clone(&server), weather, Arc::clone(&meter)));
-                }
-                // Out of descriptors, most likely: some will be free again.
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            },
-            Some(_) = connections.join_next() => {}
-        }
-    }
-}
-
-/// One connection, from the socket to the SSH server.
-async fn serve(socket: TcpStream, server: Arc<Server>, weather: Weather, meter: Arc<Meter>) {
-    let _ = socket.set_nodelay(true);
-    let (weather_end, websocket_end) = tokio::io::duplex(PENDING_MAX);
-    let (to_server, server_in) = tokio::io::duplex(PENDING_UP_MAX);
-    let (server_out, from_server) = tokio::io::duplex(PENDING_MAX);
-    // How a connection ended is the client's to find out, and a client's mistakes are no event here.
-    let inside = async {
-        let _ = tokio::join!(
-            gateway::bridge(websocket_end, from_server, to_server),
-            server.serve(tokio::io::join(server_in, server_out)),
-        );
-    };
-    tokio::join!(weather::carry(socket, weather_end, weather, meter), inside);
 }
 
 /// Makes the home directory, private, and gives its absolute path.

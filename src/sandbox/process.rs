@@ -27,7 +27,10 @@ const OUTPUT_SIZE: usize = 32 * 1024;
 const CANNOT_START: u32 = 127;
 
 /// Where sshd's children look for programs.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where a process of a session finds the directory that is its VM's root.
+pub(super) const ROOT_VARIABLE: &str = "KSYNC_SANDBOX_ROOT";
 
 /// The extended data type that SSH uses for standard error.
 const STDERR: u32 = 1;
@@ -36,6 +39,7 @@ const STDERR: u32 = 1;
 #[derive(Debug)]
 pub(super) struct Processes {
     home: PathBuf,
+    root: Option<PathBuf>,
     state: Mutex<State>,
 }
 
@@ -48,12 +52,13 @@ struct State {
 }
 
 impl Processes {
-    /// Processes with their home in `home`, and what ends (`recv` gives `None`) once they are stopped and the
-    /// last channel's task has ended.
-    pub(super) fn new(home: PathBuf) -> (Processes, mpsc::Receiver<()>) {
+    /// Processes with their home in `home` and, if they belong to a session, its directory `root` in their
+    /// environment; and what ends (`recv` gives `None`) once they are stopped and the last channel's task has
+    /// ended.
+    pub(super) fn new(home: PathBuf, root: Option<PathBuf>) -> (Processes, mpsc::Receiver<()>) {
         let (alive, gone) = mpsc::channel(1);
         let state = State { groups: BTreeSet::new(), alive: Some(alive) };
-        (Processes { home, state: Mutex::new(state) }, gone)
+        (Processes { home, root, state: Mutex::new(state) }, gone)
     }
 
     /// Kills every group that was started and may still have members, and lets no new one live.
@@ -83,6 +88,7 @@ impl Processes {
             .env("LOGNAME", "root")
             .env("SHELL", "/bin/sh")
             .env("PATH", PATH)
+            .envs(self.root.iter().map(|root| (ROOT_VARIABLE, root)))
             .current_dir(&self.home)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

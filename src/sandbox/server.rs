@@ -1,11 +1,14 @@
 //! The SSH server: who may log in, and which requests a session may make. It answers as the VM's sshd does:
-//! one public key and nothing else, ten sessions, 2 MiB of window, no forwarding, no compression.
+//! public keys and nothing else, ten sessions, 2 MiB of window, no forwarding, no compression.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use russh::keys::ssh_key::authorized_keys::Entry;
 use russh::keys::{Algorithm, PrivateKey, PublicKey};
 use russh::server::{
     Auth, ChannelOpenHandle, Config, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey, run_stream,
@@ -45,13 +48,44 @@ const COMPRESSIONS: &[compression::Name] = &[compression::NONE];
 #[derive(Debug)]
 pub(super) struct Server {
     config: Arc<Config>,
-    client_key: PublicKey,
+    lock: Arc<Lock>,
     processes: Arc<Processes>,
 }
 
+/// Who is let in: whoever holds the other half of one of these keys.
+#[derive(Debug)]
+pub(super) struct Lock {
+    /// The sandbox's own.
+    pub(super) key: Option<PublicKey>,
+    /// A file with more, in OpenSSH's format, read anew at each login. As with sshd's `StrictModes` it does not
+    /// count where others than its owner may write.
+    pub(super) authorized_keys: Option<PathBuf>,
+}
+
+impl Lock {
+    fn admits(&self, key: &PublicKey) -> bool {
+        // Not the keys themselves, which carry a comment.
+        let fits = |known: &PublicKey| known.key_data() == key.key_data();
+        self.key.as_ref().is_some_and(fits) || self.authorized().iter().any(fits)
+    }
+
+    fn authorized(&self) -> Vec<PublicKey> {
+        let Some(path) = &self.authorized_keys else { return Vec::new() };
+        let is_strict = |path: &Path| path.metadata().is_ok_and(|meta| meta.mode() & 0o022 == 0);
+        if !is_strict(path) || !path.parent().is_some_and(is_strict) {
+            return Vec::new();
+        }
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        // A line that makes no sense takes nothing from the others.
+        text.lines()
+            .filter_map(|line| Some(line.trim().parse::<Entry>().ok()?.public_key().clone()))
+            .collect()
+    }
+}
+
 impl Server {
-    /// A server that proves itself with `host_key` and lets in whoever holds the other half of `client_key`.
-    pub(super) fn new(host_key: PrivateKey, client_key: PublicKey, processes: Arc<Processes>) -> Server {
+    /// A server that proves itself with `host_key` and lets in whom `lock` admits.
+    pub(super) fn new(host_key: PrivateKey, lock: Lock, processes: Arc<Processes>) -> Server {
         let config = Config {
             server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-sandbox")),
             methods: MethodSet::from([MethodKind::PublicKey].as_slice()),
@@ -70,7 +104,7 @@ impl Server {
             nodelay: true,
             ..Config::default()
         };
-        Server { config: Arc::new(config), client_key, processes }
+        Server { config: Arc::new(config), lock: Arc::new(lock), processes }
     }
 
     /// Speaks SSH on `stream` until either side ends it.
@@ -82,7 +116,7 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let connection = Connection {
-            client_key: self.client_key.clone(),
+            lock: Arc::clone(&self.lock),
             processes: Arc::clone(&self.processes),
             sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
             busy: HashSet::new(),
@@ -93,7 +127,7 @@ impl Server {
 
 /// One client.
 struct Connection {
-    client_key: PublicKey,
+    lock: Arc<Lock>,
     processes: Arc<Processes>,
     sessions: Arc<Semaphore>,
     /// The channels that run something: each may ask for that once.
@@ -102,8 +136,7 @@ struct Connection {
 
 impl Connection {
     fn judge(&self, key: &PublicKey) -> Auth {
-        // Not the keys themselves, which carry a comment.
-        if key.key_data() == self.client_key.key_data() { Auth::Accept } else { Auth::reject() }
+        if self.lock.admits(key) { Auth::Accept } else { Auth::reject() }
     }
 
     fn begin(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {

@@ -36,6 +36,8 @@ pub struct Weather {
     pub cut_after: Option<u64>,
     /// The same for what goes from the server to the client.
     pub cut_down_after: Option<u64>,
+    /// The connection is reset once it is so old.
+    pub lasts: Option<Duration>,
 }
 
 /// What crossed the wire so far, over all connections.
@@ -83,9 +85,16 @@ pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, weather: Weat
                 meter.down_bytes.fetch_add(n, Ordering::Relaxed);
             },
         ));
+        let mut expired = pin!(async {
+            match weather.lasts {
+                Some(lasts) => tokio::time::sleep(lasts).await,
+                None => std::future::pending().await,
+            }
+        });
         let mut up_is_open = true;
         loop {
             tokio::select! {
+                () = &mut expired => break Ok(End::Cut),
                 end = &mut down => break end,
                 end = &mut up, if up_is_open => match end {
                     Ok(End::Eof) | Err(_) => up_is_open = false,

@@ -2,7 +2,14 @@
 //! own, and trees that can be made, looked at and compared without any of ksync's code.
 //!
 //! Each integration binary uses its own part of this.
-#![allow(dead_code, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+#![allow(
+    dead_code,
+    unused_imports,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 mod run;
 mod tree;

@@ -73,7 +73,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Runs a stand-in VM on this machine until Ctrl-C: an SSH server behind a WebSocket
+    /// Runs a stand-in VM on this machine until Ctrl-C, an SSH server behind a WebSocket; and beside it a stand-in
+    /// for the platform's API, with VMs of its own
     #[cfg(feature = "sandbox")]
     #[command(hide = true, max_term_width = 80)]
     Sandbox(SandboxArgs),
@@ -234,6 +235,9 @@ pub(crate) struct SandboxArgs {
     /// The home directory of what runs there; without it, one in ksync's state directory
     #[arg(long, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
+    /// How many seconds of the sessions' clock pass in a real one
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    pub(crate) time_scale: f64,
     /// Print one line of JSON once it answers
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,14 +1,16 @@
-//! `ksync sandbox`: the stand-in VM in the foreground.
+//! `ksync sandbox`: the stand-in VM in the foreground, and the stand-in for the platform beside it.
 //!
 //! stdout has the setup, so that `ksync sandbox > vm.json` is a file for `--setup`; stderr tells how to use it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use ksync::sandbox::platform::{Platform, PlatformError, PlatformOptions};
 use ksync::sandbox::{Options, Sandbox, SandboxError, Setup, Weather};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::args::SandboxArgs;
 use crate::out;
@@ -25,13 +27,28 @@ pub(crate) fn run(args: &SandboxArgs) -> Result<u8, Complaint> {
         let home = Home::new(args.home.clone())?;
         let options = Options { listen: args.listen, home: home.path.clone(), weather: Weather::default() };
         let sandbox = Sandbox::start(options).await?;
-        let served = serve(&sandbox, &home, args.json, &mut signals).await;
+        let platform = Platform::start(PlatformOptions {
+            listen: SocketAddr::new(args.listen.ip(), 0),
+            home: home.path.clone(),
+            weather: Weather::default(),
+            time_scale: args.time_scale,
+            client_key: Some(sandbox.client_public_key().to_owned()),
+        })
+        .await?;
+        let served = serve(&sandbox, &platform, &home, args.json, &mut signals).await;
+        platform.stop().await;
         sandbox.stop().await;
         served.map(|()| 0)
     })
 }
 
-async fn serve(sandbox: &Sandbox, home: &Home, json: bool, signals: &mut Signals) -> Result<(), Complaint> {
+async fn serve(
+    sandbox: &Sandbox,
+    platform: &Platform,
+    home: &Home,
+    json: bool,
+    signals: &mut Signals,
+) -> Result<(), Complaint> {
     let home = home.path.canonicalize().unwrap_or_else(|_| home.path.clone());
     // Named by the port, since several sandboxes may share a home.
     let url = sandbox.url();
@@ -39,20 +56,32 @@ async fn serve(sandbox: &Sandbox, home: &Home, json: bool, signals: &mut Signals
     let key = PrivateFile::write(home.join(format!("client-key-{port}")), sandbox.client_key())?;
     let setup = sandbox.setup(&key.0);
     if json {
-        out::result(&one_line(&setup));
+        out::result(&one_line(&setup, platform));
         signals.wait().await;
     } else {
         let text = pretty(&setup);
         let file = PrivateFile::write(home.join(format!("setup-{port}.json")), &text)?;
         out::result(&text);
         out::note(&usage(&url, &setup, &file.0, &sandbox.host_key()));
+        out::note(&platform_usage(platform));
         signals.wait().await;
     }
     Ok(())
 }
 
-fn one_line(setup: &Setup) -> String {
-    json!({ "setup": setup, "ssh_command": setup.ssh_command }).to_string()
+fn one_line(setup: &Setup, platform: &Platform) -> String {
+    let env: Map<String, Value> =
+        env(platform).into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    json!({ "setup": setup, "env": env, "ssh_command": setup.ssh_command }).to_string()
+}
+
+/// What a client of the platform needs in its environment to talk to the stand-in.
+fn env(platform: &Platform) -> [(&'static str, String); 3] {
+    [
+        ("KERNEL_BASE_URL", platform.base_url()),
+        ("KERNEL_API_KEY", platform.api_key().to_owned()),
+        ("KSYNC_CA_CERT", platform.ca_cert().display().to_string()),
+    ]
 }
 
 fn pretty(setup: &Setup) -> String {
@@ -68,6 +97,11 @@ fn usage(url: &str, setup: &Setup, file: &Path, host_key: &str) -> String {
         quoted(&file.display().to_string()),
         setup.ssh_command
     )
+}
+
+fn platform_usage(platform: &Platform) -> String {
+    let lines = env(platform).map(|(name, value)| format!("  export {name}={}\n", quoted(&value)));
+    format!("\nThe platform's API, with VMs of its own:\n{}", lines.concat())
 }
 
 /// `text` as one word of a POSIX shell.
@@ -144,6 +178,21 @@ impl From<SandboxError> for Complaint {
             SandboxError::Listen { .. } => Self::caused(report::NOT_STARTED, &error)
                 .with_hint(Some("with port 0 any free port is taken: --listen 127.0.0.1:0")),
             SandboxError::Home { .. } => Self::caused(report::NOT_STARTED, &error)
+                .with_hint(Some("name a directory that can be written: --home DIR")),
+            _ => Self::caused(report::NOT_STARTED, &error),
+        }
+    }
+}
+
+impl From<PlatformError> for Complaint {
+    fn from(error: PlatformError) -> Self {
+        match &error {
+            PlatformError::NotLoopback(_) => {
+                Self::caused(report::USAGE, &error).with_hint(Some("use --listen 127.0.0.1:PORT"))
+            }
+            PlatformError::TimeScale(_) => Self::caused(report::USAGE, &error)
+                .with_hint(Some("--time-scale takes a number from 0.001 to 1000000")),
+            PlatformError::Home { .. } => Self::caused(report::NOT_STARTED, &error)
                 .with_hint(Some("name a directory that can be written: --home DIR")),
             _ => Self::caused(report::NOT_STARTED, &error),
         }

@@ -1,0 +1,164 @@
+//! `/browsers`: sessions are made, shown, renamed and deleted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::header::HeaderName;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Cloud;
+use super::answer::{Answer, Refusal, empty, json_answer, read_json, set};
+use super::routes::Asked;
+use super::session::{Session, Wish};
+
+/// What `timeout_seconds` may be, in seconds.
+const TIMEOUT: std::ops::RangeInclusive<u64> = 10..=259_200;
+
+/// What `timeout_seconds` is when nobody says.
+const TIMEOUT_DEFAULT: u64 = 60;
+
+/// The sessions of a page when nobody says.
+const LIMIT_DEFAULT: usize = 20;
+
+/// The most sessions of a page.
+const LIMIT_MAX: usize = 100;
+
+/// The body of a creation. What it does not name is for browsers, and there is none here.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Create {
+    timeout_seconds: Option<u64>,
+    headless: Option<bool>,
+    stealth: Option<bool>,
+    pub(super) name: Option<String>,
+    tags: Option<BTreeMap<String, String>>,
+}
+
+impl Create {
+    /// Checked.
+    ///
+    /// # Errors
+    /// 400 when the timeout is out of its range or the name is empty.
+    pub(super) fn wish(self) -> Result<Wish, Refusal> {
+        let timeout_seconds = self.timeout_seconds.unwrap_or(TIMEOUT_DEFAULT);
+        if !TIMEOUT.contains(&timeout_seconds) {
+            let (least, most) = (TIMEOUT.start(), TIMEOUT.end());
+            let message = format!("timeout_seconds must be between {least} and {most}");
+            return Err(Refusal::bad_request(message));
+        }
+        if self.name.as_ref().is_some_and(String::is_empty) {
+            return Err(Refusal::bad_request("name must not be empty"));
+        }
+        Ok(Wish {
+            timeout: Duration::from_secs(timeout_seconds),
+            headless: self.headless.unwrap_or(false),
+            stealth: self.stealth.unwrap_or(false),
+            name: self.name,
+            tags: self.tags,
+            pool: None,
+            without_jwt: false,
+        })
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Patch {
+    name: Option<String>,
+    tags: Option<BTreeMap<String, String>>,
+    timeout_seconds: Option<Value>,
+}
+
+/// `POST /browsers`.
+pub(super) async fn create(cloud: &Arc<Cloud>, body: Incoming, without_jwt: bool) -> Result<Answer, Refusal> {
+    let wish = Wish { without_jwt, ..read_json::<Create>(body).await?.wish()? };
+    let name = wish.name.clone();
+    check_name(cloud, None, name.as_deref())?;
+    let session = Session::start(cloud, wish).await?;
+    // Somebody else may have had the same idea meanwhile.
+    if let Err(refusal) = cloud.keep(Arc::clone(&session), name.as_deref()) {
+        session.end().await;
+        return Err(refusal);
+    }
+    Ok(described(cloud, &session))
+}
+
+/// `GET /browsers`.
+pub(super) fn list(cloud: &Cloud, asked: &Asked<'_>) -> Result<Answer, Refusal> {
+    let status = asked.value("status").unwrap_or_else(|| "active".to_owned());
+    if !["active", "deleted", "all"].contains(&status.as_str()) {
+        return Err(Refusal::bad_request("status must be active, deleted or all"));
+    }
+    let number = |name: &str, default: usize| match asked.value(name) {
+        None => Ok(default),
+        Some(text) => text.parse().map_err(|_| Refusal::bad_request(format!("invalid {name}"))),
+    };
+    let (limit, offset) = (number("limit", LIMIT_DEFAULT)?, number("offset", 0)?);
+    if !(1..=LIMIT_MAX).contains(&limit) {
+        return Err(Refusal::bad_request(format!("limit must be between 1 and {LIMIT_MAX}")));
+    }
+    // Nothing is remembered of those that were deleted.
+    let sessions = if status == "deleted" { Vec::new() } else { cloud.sessions() };
+    let now = cloud.time.now();
+    let page: Vec<Value> =
+        sessions.iter().skip(offset).take(limit).map(|session| session.describe(now)).collect();
+    let next = offset.saturating_add(page.len());
+    let has_more = next < sessions.len();
+    let mut answer = json_answer(StatusCode::OK, &page);
+    set(&mut answer, HeaderName::from_static("x-has-more"), if has_more { "true" } else { "false" });
+    // On the last page the platform says 0.
+    let next = if has_more { next } else { 0 };
+    set(&mut answer, HeaderName::from_static("x-next-offset"), &next.to_string());
+    Ok(answer)
+}
+
+/// `GET /browsers/{id_or_name}`.
+pub(super) fn show(cloud: &Cloud, id: &str) -> Result<Answer, Refusal> {
+    Ok(described(cloud, &*cloud.session(id)?))
+}
+
+/// `DELETE /browsers/{id_or_name}`.
+pub(super) async fn delete(cloud: &Cloud, id: &str) -> Result<Answer, Refusal> {
+    let session = cloud.session(id)?;
+    cloud.end(&session.id).await;
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+/// `PATCH /browsers/{id_or_name}`.
+pub(super) async fn patch(cloud: &Cloud, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+    let session = cloud.session(id)?;
+    let patch: Patch = read_json(body).await?;
+    if patch.timeout_seconds.is_some() {
+        return Err(Refusal::bad_request("timeout_seconds cannot be changed"));
+    }
+    check_name(cloud, Some(&session.id), patch.name.as_deref())?;
+    {
+        let mut wish = session.wish();
+        // An empty name takes the name away.
+        if let Some(name) = patch.name {
+            wish.name = Some(name).filter(|name| !name.is_empty());
+        }
+        wish.tags = patch.tags.or(wish.tags.take());
+    }
+    Ok(described(cloud, &session))
+}
+
+fn described(cloud: &Cloud, session: &Session) -> Answer {
+    json_answer(StatusCode::OK, &session.describe(cloud.time.now()))
+}
+
+/// A name belongs to one session at a time.
+fn check_name(cloud: &Cloud, own_id: Option<&str>, name: Option<&str>) -> Result<(), Refusal> {
+    let Some(name) = name else { return Ok(()) };
+    match cloud.session(name) {
+        Ok(other) if own_id != Some(other.id.as_str()) => Err(name_is_taken(name)),
+        _ => Ok(()),
+    }
+}
+
+/// 409: another session has the name.
+pub(super) fn name_is_taken(name: &str) -> Refusal {
+    Refusal::new(StatusCode::CONFLICT, "conflict", format!("a browser named {name} is active already"))
+}

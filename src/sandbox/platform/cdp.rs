@@ -1,0 +1,97 @@
+//! The socket of `cdp_ws_url`: nobody speaks CDP here, but while it is open the session is active.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderMap, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use hyper::upgrade::Upgraded;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::answer::{Answer, Refusal, empty, set};
+use super::faults::Fault;
+use super::session::Session;
+use super::{Cloud, query};
+
+/// How long such a socket lasts, in the platform's time.
+const AGE_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// A client that is there. The session is active until this is dropped.
+struct Presence {
+    cloud: Arc<Cloud>,
+    session: Arc<Session>,
+}
+
+impl Presence {
+    fn new(cloud: Arc<Cloud>, session: Arc<Session>) -> Presence {
+        session.join();
+        Presence { cloud, session }
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.session.leave(self.cloud.time.now());
+    }
+}
+
+/// Answers the request for a socket. `at` is the session whose own address it came to; otherwise the token
+/// tells which it is.
+pub(super) async fn accept(
+    cloud: &Arc<Cloud>,
+    request: Request<Incoming>,
+    at: Option<String>,
+    fault: Option<Fault>,
+) -> Result<Answer, Refusal> {
+    let session = match at {
+        Some(id) => cloud.session(&id)?,
+        None => {
+            let jwt = query::value(request.uri().query(), "jwt").unwrap_or_default();
+            let mut sessions = cloud.sessions().into_iter();
+            let found = sessions.find(|session| session.token.as_ref() == Some(&jwt));
+            found.ok_or_else(|| {
+                Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", "no such session, or it has ended")
+            })?
+        }
+    };
+    let key =
+        upgrade_key(request.headers()).ok_or_else(|| Refusal::bad_request("a WebSocket is expected"))?;
+    let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
+    set(&mut answer, CONNECTION, "Upgrade");
+    set(&mut answer, UPGRADE, "websocket");
+    set(&mut answer, SEC_WEBSOCKET_ACCEPT, &derive_accept_key(key.as_bytes()));
+    let presence = Presence::new(Arc::clone(cloud), session);
+    let after = fault.and_then(|fault| fault.after_seconds).map_or(AGE_MAX, Duration::from_secs);
+    let due = cloud.time.now().saturating_add(after);
+    tokio::spawn(async move {
+        let held = async {
+            if let Ok(upgraded) = hyper::upgrade::on(request).await {
+                hold(upgraded).await;
+            }
+        };
+        tokio::select! {
+            () = held => {}
+            () = presence.cloud.time.sleep_until(due) => {}
+            () = presence.session.over() => {}
+        }
+    });
+    Ok(answer)
+}
+
+/// The key of a handshake, if it is one.
+fn upgrade_key(headers: &HeaderMap) -> Option<String> {
+    let asks = headers.get(UPGRADE)?.to_str().ok()?.eq_ignore_ascii_case("websocket");
+    asks.then_some(())?;
+    Some(headers.get(SEC_WEBSOCKET_KEY)?.to_str().ok()?.to_owned())
+}
+
+/// Answers pings and the close, and nothing else, until the client is gone.
+async fn hold(upgraded: Upgraded) {
+    let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+    while let Some(Ok(_)) = socket.next().await {}
+}

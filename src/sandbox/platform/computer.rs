@@ -1,0 +1,53 @@
+//! `computer/batch`: there is no screen to move a mouse on, so the actions are checked, and sleeps slept.
+
+use std::time::Duration;
+
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Cloud;
+use super::answer::{Answer, Refusal, empty, read_json};
+use super::session::Session;
+
+/// The kinds of action. Each has the field of its own name.
+const TYPES: [&str; 8] =
+    ["click_mouse", "move_mouse", "type_text", "press_key", "scroll", "drag_mouse", "set_cursor", "sleep"];
+
+/// The longest sleep, in milliseconds.
+const SLEEP_MAX: u64 = 30_000;
+
+#[derive(Debug, Deserialize)]
+struct Batch {
+    actions: Vec<Value>,
+}
+
+/// `POST computer/batch`: the actions in their order, to the first that makes no sense.
+pub(super) async fn batch(cloud: &Cloud, session: &Session, body: Incoming) -> Result<Answer, Refusal> {
+    session.touch(cloud.time.now());
+    let Batch { actions } = read_json(body).await?;
+    for (index, action) in actions.iter().enumerate() {
+        let refused = |what: &str| Refusal::in_vm(StatusCode::BAD_REQUEST, format!("action {index}: {what}"));
+        let kind = action.get("type").and_then(Value::as_str).unwrap_or_default();
+        if !TYPES.contains(&kind) {
+            return Err(refused(&format!("unknown type \"{kind}\"")));
+        }
+        let details = action.get(kind).filter(|details| details.is_object());
+        let details = details.ok_or_else(|| refused(&format!("{kind} is required")))?;
+        let number = |name| details.get(name).and_then(Value::as_u64);
+        match kind {
+            "sleep" => {
+                let millis = number("duration_ms").filter(|millis| *millis <= SLEEP_MAX);
+                let millis = millis.ok_or_else(|| refused("duration_ms must be between 0 and 30000"))?;
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+            }
+            "move_mouse" | "click_mouse" if number("x").or(number("y")).is_none() => {
+                return Err(refused("x and y are required"));
+            }
+            _ => {}
+        }
+    }
+    session.touch(cloud.time.now());
+    Ok(empty(StatusCode::OK))
+}

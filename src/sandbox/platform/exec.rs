@@ -1,0 +1,183 @@
+//! `process/exec`: a program is run to its end, without a shell, and what it said is answered in one piece.
+//!
+//! As in the VM: the end is that of its outputs, not of the process, so whatever inherited them keeps the call
+//! waiting, even beyond its timeout, at which only the process itself is killed.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::time::Instant;
+
+use super::Cloud;
+use super::answer::{Answer, Refusal, json_answer, read_json};
+use super::session::Session;
+use crate::sandbox::process::ROOT_VARIABLE;
+
+/// The most that an output may be, in bytes. A VM without a screen has 1 GB of memory for everything.
+const OUTPUT_MAX: u64 = 256 << 20;
+
+/// The users that a VM has. Here they are all whoever runs the sandbox.
+const USERS: [&str; 4] = ["root", "kernel", "0", "1000"];
+
+/// What is to be run.
+#[derive(Debug, Deserialize)]
+pub(super) struct Program {
+    #[serde(default)]
+    command: String,
+    args: Option<Vec<String>>,
+    cwd: Option<String>,
+    env: Option<BTreeMap<String, String>>,
+    as_user: Option<String>,
+    as_root: Option<bool>,
+    timeout_sec: Option<u64>,
+    pub(super) allocate_tty: Option<bool>,
+}
+
+impl Program {
+    /// A command that has what a process in the VM has, and nothing of this process's own.
+    fn command(&self, session: &Session, search_path: &OsStr) -> Result<(Command, PathBuf), Refusal> {
+        let refused = |message: String| Err(Refusal::in_vm(StatusCode::BAD_REQUEST, message));
+        if self.command.is_empty() {
+            return refused("command required".to_owned());
+        }
+        let user = self.as_user.as_deref().filter(|user| !user.is_empty());
+        if self.as_root == Some(true) && user.is_some() {
+            return refused("cannot specify both as_root and as_user".to_owned());
+        }
+        if let Some(user) = user.filter(|user| !USERS.contains(&user.split(':').next().unwrap_or_default())) {
+            return refused(format!("failed to lookup user \"{user}\": user: unknown user {user}"));
+        }
+        let home = session.root.join("root");
+        let cwd = match self.cwd.as_deref().filter(|cwd| !cwd.is_empty()) {
+            None => home.clone(),
+            Some(cwd) if cwd.starts_with('/') => session.place(cwd),
+            Some(cwd) => return refused(format!("cwd must be absolute: {cwd}")),
+        };
+        // What was put into the VM comes before what this machine has under the same name.
+        let in_vm = session.place(&self.command);
+        let is_path = self.command.starts_with('/');
+        let program = if is_path && in_vm.is_file() { in_vm } else { PathBuf::from(&self.command) };
+        let mut command = Command::new(program);
+        command
+            .args(self.args.iter().flatten())
+            .env_clear()
+            .env("HOME", &home)
+            .env("USER", "root")
+            .env("LOGNAME", "root")
+            .env("SHELL", "/bin/bash")
+            .env("PATH", search_path)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .envs(self.env.iter().flatten())
+            .env(ROOT_VARIABLE, &session.root)
+            .current_dir(&cwd)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        Ok((command, cwd))
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// 400 with what the system says, or when the request contradicts itself.
+    pub(super) async fn start(
+        &self,
+        cloud: &Cloud,
+        session: &Session,
+        stdin: Stdio,
+    ) -> Result<Child, Refusal> {
+        let (mut command, cwd) = self.command(session, cloud.search_path().await?)?;
+        command
+            .stdin(stdin)
+            .spawn()
+            .map_err(|error| Refusal::in_vm(StatusCode::BAD_REQUEST, self.cannot_start(&cwd, &error)))
+    }
+
+    /// What the VM says: it is written in Go.
+    fn cannot_start(&self, cwd: &Path, error: &io::Error) -> String {
+        let command = &self.command;
+        let cause = match error.kind() {
+            io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+            io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+            _ => error.to_string().to_lowercase(),
+        };
+        if !cwd.is_dir() {
+            format!("chdir {}: no such file or directory", self.cwd.as_deref().unwrap_or_default())
+        } else if !command.contains('/') && error.kind() == io::ErrorKind::NotFound {
+            format!("exec: \"{command}\": executable file not found in $PATH")
+        } else {
+            format!("fork/exec {command}: {cause}")
+        }
+    }
+}
+
+/// `POST process/exec`.
+pub(super) async fn exec(cloud: &Cloud, session: &Session, body: Incoming) -> Result<Answer, Refusal> {
+    let program: Program = read_json(body).await?;
+    let begun = Instant::now();
+    let mut child = program.start(cloud, session, Stdio::null()).await?;
+    let pid = pid_of(&child);
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let is_waited_for = AtomicBool::new(false);
+    let mut finished = pin!(async {
+        let status = async {
+            let status = child.wait().await;
+            is_waited_for.store(true, Ordering::Relaxed);
+            status
+        };
+        tokio::join!(read_all(stdout), read_all(stderr), status)
+    });
+    let timeout = program.timeout_sec.filter(|seconds| *seconds > 0).map(Duration::from_secs);
+    let ended = match timeout {
+        None => Some(finished.as_mut().await),
+        Some(timeout) => tokio::time::timeout(timeout, finished.as_mut()).await.ok(),
+    };
+    let Some((stdout, stderr, status)) = ended else {
+        // Once it was waited for, its number may be somebody else's.
+        if let Some(pid) = pid.filter(|_| !is_waited_for.load(Ordering::Relaxed)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        // Whatever it still has to say, nobody will hear it.
+        let (_, _, _) = finished.await;
+        return Err(Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "process timed out"));
+    };
+    let too_much = |_| Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "out of memory");
+    let (stdout, stderr) = (stdout.map_err(too_much)?, stderr.map_err(too_much)?);
+    let value = json!({
+        "exit_code": status.ok().and_then(|status| status.code()).unwrap_or(-1),
+        "stdout_b64": STANDARD.encode(stdout),
+        "stderr_b64": STANDARD.encode(stderr),
+        "duration_ms": u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+    });
+    Ok(json_answer(StatusCode::OK, &value))
+}
+
+/// The number of a process that was not waited for.
+pub(super) fn pid_of(child: &Child) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(child.id()?).ok()?)
+}
+
+/// An output to its end.
+async fn read_all(output: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(output) = output {
+        output.take(OUTPUT_MAX + 1).read_to_end(&mut bytes).await?;
+    }
+    if bytes.len() as u64 > OUTPUT_MAX { Err(io::ErrorKind::OutOfMemory.into()) } else { Ok(bytes) }
+}

@@ -1,0 +1,250 @@
+//! `fs/…`: files of the VM, that is, below the session's root.
+
+use std::fs::{self, Metadata, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::header::CONTENT_LENGTH;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::answer::{Answer, Refusal, empty, json_answer, read_json, set, streamed};
+use super::routes::{Asked, Call};
+use super::session::Session;
+use super::stamp;
+
+/// How much of a file is read at once, in bytes.
+const READ_SIZE: usize = 64 * 1024;
+
+#[derive(Debug, Deserialize)]
+struct Target {
+    #[serde(default)]
+    path: String,
+    mode: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Move {
+    #[serde(default)]
+    src_path: String,
+    #[serde(default)]
+    dest_path: String,
+}
+
+/// Answers a call about files.
+pub(super) async fn answer(
+    session: &Session,
+    call: Call,
+    asked: &Asked<'_>,
+    body: Incoming,
+) -> Result<Answer, Refusal> {
+    match call {
+        Call::WriteFile => write(session, asked, body).await,
+        Call::ReadFile => read(session, &path_of(asked)?).await,
+        Call::ListFiles => list(session, &path_of(asked)?),
+        Call::FileInfo => info(session, &path_of(asked)?),
+        Call::CreateDirectory => create_directory(session, &target(body).await?),
+        Call::DeleteFile => {
+            let path = session.place(&target(body).await?.path);
+            // As in Go, an empty directory is one, too.
+            done(
+                fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)),
+                "file not found",
+                "failed to delete file",
+            )
+        }
+        Call::DeleteDirectory => delete_directory(session, &target(body).await?),
+        Call::Move => {
+            let Move { src_path, dest_path } = read_json(body).await?;
+            if src_path.is_empty() || dest_path.is_empty() {
+                return Err(in_vm(StatusCode::BAD_REQUEST, "src_path and dest_path required"));
+            }
+            let moved = fs::rename(session.place(&src_path), session.place(&dest_path));
+            done(moved, "source not found", "failed to move path")
+        }
+        Call::SetFilePermissions => {
+            let target = target(body).await?;
+            let mode = mode_of(target.mode.as_deref())
+                .ok_or_else(|| in_vm(StatusCode::BAD_REQUEST, "invalid mode"))?;
+            // There is one user here: owner and group are taken note of as well as they can be, not at all.
+            let set = fs::set_permissions(session.place(&target.path), Permissions::from_mode(mode));
+            done(set, "path not found", "failed to chmod")
+        }
+        _ => Err(Refusal::not_found("route")),
+    }
+}
+
+/// Makes the parents, and writes into the file itself: who reads it meanwhile sees it grow.
+async fn write(session: &Session, asked: &Asked<'_>, mut body: Incoming) -> Result<Answer, Refusal> {
+    let path = session.place(&path_of(asked)?);
+    let mode = mode_of(asked.value("mode").as_deref()).unwrap_or(0o644);
+    let parent = path.parent().unwrap_or(&session.root);
+    fs::create_dir_all(parent).map_err(|_| in_vm(StatusCode::BAD_REQUEST, "unable to create directories"))?;
+    // Not for a program that runs: that is the error that the system has for it.
+    let opened =
+        tokio::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&path).await;
+    let mut file = opened.map_err(|_| in_vm(StatusCode::INTERNAL_SERVER_ERROR, "unable to create file"))?;
+    let failed = |_| in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to write data");
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| in_vm(StatusCode::BAD_REQUEST, error.to_string()))?;
+        if let Ok(bytes) = frame.into_data() {
+            file.write_all(&bytes).await.map_err(failed)?;
+        }
+    }
+    file.flush().await.map_err(failed)?;
+    Ok(empty(StatusCode::CREATED))
+}
+
+async fn read(session: &Session, path: &str) -> Result<Answer, Refusal> {
+    let file = tokio::fs::File::open(session.place(path)).await;
+    let file = file
+        .map_err(|error| fault(&error, "file not found", StatusCode::BAD_REQUEST, "unable to open file"))?;
+    let metadata = file.metadata().await.map_err(Refusal::internal)?;
+    if metadata.is_dir() {
+        return Err(in_vm(StatusCode::BAD_REQUEST, "unable to open file"));
+    }
+    let pieces = futures_util::stream::unfold(file, |mut file| async {
+        let mut buffer = bytes::BytesMut::with_capacity(READ_SIZE);
+        match file.read_buf(&mut buffer).await {
+            Ok(0) => None,
+            Ok(_) => Some((io::Result::<Bytes>::Ok(buffer.freeze()), file)),
+            Err(error) => Some((Err(error), file)),
+        }
+    });
+    let mut answer = streamed("application/octet-stream", pieces);
+    set(&mut answer, CONTENT_LENGTH, &metadata.len().to_string());
+    Ok(answer)
+}
+
+/// The entries by name; `null`, not `[]`, when there are none.
+fn list(session: &Session, path: &str) -> Result<Answer, Refusal> {
+    let failed = |error: io::Error| {
+        fault(&error, "directory not found", StatusCode::INTERNAL_SERVER_ERROR, "failed to read directory")
+    };
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(session.place(path)).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // Gone since it was listed, then.
+        let Ok(metadata) = entry.metadata() else { continue };
+        let path = format!("{}/{name}", path.trim_end_matches('/'));
+        entries.push((entry.file_name(), describe(&name, &path, &metadata)));
+    }
+    entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let entries: Vec<Value> = entries.into_iter().map(|(_, entry)| entry).collect();
+    let value = if entries.is_empty() { Value::Null } else { Value::Array(entries) };
+    Ok(json_answer(StatusCode::OK, &value))
+}
+
+fn info(session: &Session, path: &str) -> Result<Answer, Refusal> {
+    let metadata = fs::metadata(session.place(path)).map_err(|error| {
+        fault(&error, "path not found", StatusCode::INTERNAL_SERVER_ERROR, "failed to stat path")
+    })?;
+    let name = Path::new(path).file_name().map_or("/".into(), |name| name.to_string_lossy());
+    Ok(json_answer(StatusCode::OK, &describe(&name, path, &metadata)))
+}
+
+fn create_directory(session: &Session, target: &Target) -> Result<Answer, Refusal> {
+    let mode = mode_of(target.mode.as_deref()).unwrap_or(0o755);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(session.place(&target.path))
+        .map_err(|_| in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to create directory"))?;
+    Ok(empty(StatusCode::CREATED))
+}
+
+/// With all that is in it. One that is not there is as good as deleted, and a file counts as one.
+fn delete_directory(session: &Session, target: &Target) -> Result<Answer, Refusal> {
+    let path = session.place(&target.path);
+    if path == session.root {
+        return Err(in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to delete directory"));
+    }
+    let removed = match fs::symlink_metadata(&path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
+        Ok(_) => fs::remove_file(&path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    done(removed, "directory not found", "failed to delete directory")
+}
+
+/// What the API says of an entry.
+fn describe(name: &str, path: &str, metadata: &Metadata) -> Value {
+    json!({
+        "name": name,
+        "path": path,
+        "is_dir": metadata.is_dir(),
+        "size_bytes": metadata.len(),
+        "mod_time": stamp::rfc3339(metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH)),
+        "mode": letters(metadata),
+    })
+}
+
+/// A mode as Go writes it: the kinds and further bits that there are, or a dash, then nine letters.
+fn letters(metadata: &Metadata) -> String {
+    let (kind, mode) = (metadata.file_type(), metadata.permissions().mode());
+    let is_device = kind.is_block_device() || kind.is_char_device();
+    let marks = [
+        (kind.is_dir(), 'd'),
+        (kind.is_symlink(), 'L'),
+        (is_device, 'D'),
+        (kind.is_fifo(), 'p'),
+        (kind.is_socket(), 'S'),
+        (mode & 0o4000 != 0, 'u'),
+        (mode & 0o2000 != 0, 'g'),
+        (kind.is_char_device(), 'c'),
+        (mode & 0o1000 != 0, 't'),
+    ];
+    let mut text: String = marks.iter().filter(|(is_set, _)| *is_set).map(|(_, letter)| *letter).collect();
+    if text.is_empty() {
+        text.push('-');
+    }
+    let bits = "rwxrwxrwx".chars().enumerate();
+    text.extend(bits.map(|(index, letter)| if mode & (0o400 >> index) != 0 { letter } else { '-' }));
+    text
+}
+
+async fn target(body: Incoming) -> Result<Target, Refusal> {
+    let target: Target = read_json(body).await?;
+    if target.path.is_empty() { Err(no_path()) } else { Ok(target) }
+}
+
+fn path_of(asked: &Asked<'_>) -> Result<String, Refusal> {
+    asked.value("path").filter(|path| !path.is_empty()).ok_or_else(no_path)
+}
+
+fn no_path() -> Refusal {
+    in_vm(StatusCode::BAD_REQUEST, "path cannot be empty")
+}
+
+fn mode_of(text: Option<&str>) -> Option<u32> {
+    u32::from_str_radix(text?, 8).ok().map(|mode| mode & 0o7777)
+}
+
+fn done(result: io::Result<()>, missing: &str, otherwise: &str) -> Result<Answer, Refusal> {
+    match result {
+        Ok(()) => Ok(empty(StatusCode::OK)),
+        Err(error) => Err(fault(&error, missing, StatusCode::INTERNAL_SERVER_ERROR, otherwise)),
+    }
+}
+
+/// 404 for what is not there, and `status` for all else.
+fn fault(error: &io::Error, missing: &str, status: StatusCode, otherwise: &str) -> Refusal {
+    if error.kind() == io::ErrorKind::NotFound {
+        in_vm(StatusCode::NOT_FOUND, missing)
+    } else {
+        in_vm(status, otherwise)
+    }
+}
+
+fn in_vm(status: StatusCode, message: impl Into<String>) -> Refusal {
+    Refusal::in_vm(status, message)
+}

@@ -1,0 +1,243 @@
+//! `/browser_pools`: sessions that are lent.
+//!
+//! A session of a pool is made when it is first wanted. While it waits in the pool its clock stands, and its
+//! files are there for whoever gets it next, unless it was released with `reuse: false`.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::answer::{Answer, Refusal, empty, json_answer, read_json};
+use super::browsers::Create;
+use super::session::{Session, Wish};
+use super::{Cloud, dice, stamp};
+
+/// The largest pool.
+const SIZE_MAX: usize = 100;
+
+/// How long an acquisition waits when nobody says, in seconds of the platform's time.
+const ACQUIRE_DEFAULT: u64 = 60;
+
+/// How often it looks whether something has become free.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Sessions to lend.
+#[derive(Debug)]
+pub(super) struct Pool {
+    id: String,
+    name: Option<String>,
+    size: usize,
+    wish: Wish,
+    created_at: SystemTime,
+    idle: VecDeque<String>,
+    lent: BTreeSet<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PoolCreate {
+    size: usize,
+    #[serde(flatten)]
+    create: Create,
+}
+
+#[derive(Debug, Deserialize)]
+struct Acquire {
+    acquire_timeout_seconds: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Release {
+    session_id: String,
+    reuse: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Delete {
+    force: Option<bool>,
+}
+
+/// What an acquisition comes to.
+enum Turn {
+    /// One that has been there before.
+    Idle(String),
+    /// One that has yet to be made, for which there is room now.
+    Fresh(Wish),
+    Full,
+}
+
+impl Pool {
+    fn describe(&self) -> Value {
+        json!({
+            "id": self.id,
+            "name": self.name,
+            "created_at": stamp::rfc3339(self.created_at),
+            "available_count": self.size.saturating_sub(self.lent.len()),
+            "acquired_count": self.lent.len(),
+            "browser_pool_config": {
+                "size": self.size,
+                "name": self.name,
+                "headless": self.wish.headless,
+                "stealth": self.wish.stealth,
+                "timeout_seconds": self.wish.timeout.as_secs(),
+            },
+        })
+    }
+
+    fn is(&self, id_or_name: &str) -> bool {
+        self.id == id_or_name || self.name.as_deref() == Some(id_or_name)
+    }
+
+    /// What is to be had now. A place for one that has yet to be made is taken under `ticket`.
+    fn turn(&mut self, ticket: &str) -> Turn {
+        if let Some(id) = self.idle.pop_front() {
+            self.lent.insert(id.clone());
+            Turn::Idle(id)
+        } else if self.lent.len() < self.size {
+            self.lent.insert(ticket.to_owned());
+            Turn::Fresh(Wish { pool: Some((self.id.clone(), self.name.clone())), ..self.wish.clone() })
+        } else {
+            Turn::Full
+        }
+    }
+
+    /// Forgets a session that has ended.
+    pub(super) fn forget(&mut self, session_id: &str) {
+        self.lent.remove(session_id);
+        self.idle.retain(|id| id != session_id);
+    }
+}
+
+/// `POST /browser_pools`.
+pub(super) async fn create(cloud: &Cloud, body: Incoming) -> Result<Answer, Refusal> {
+    let PoolCreate { size, create } = read_json(body).await?;
+    if !(1..=SIZE_MAX).contains(&size) {
+        return Err(Refusal::bad_request(format!("size must be between 1 and {SIZE_MAX}")));
+    }
+    // The name is the pool's, not that of its sessions.
+    let wish = create.wish()?;
+    let name = wish.name.clone();
+    let pool = Pool {
+        id: dice::word(24).map_err(Refusal::internal)?,
+        name: name.clone(),
+        size,
+        wish: Wish { name: None, ..wish },
+        created_at: SystemTime::now(),
+        idle: VecDeque::new(),
+        lent: BTreeSet::new(),
+    };
+    let answer = json_answer(StatusCode::CREATED, &pool.describe());
+    let mut pools = cloud.pools();
+    if let Some(name) = name.filter(|name| pools.iter().any(|pool| pool.is(name))) {
+        let message = format!("a pool named {name} exists already");
+        return Err(Refusal::new(StatusCode::CONFLICT, "conflict", message));
+    }
+    pools.push(pool);
+    Ok(answer)
+}
+
+/// `GET /browser_pools`.
+pub(super) fn list(cloud: &Cloud) -> Answer {
+    json_answer(StatusCode::OK, &cloud.pools().iter().map(Pool::describe).collect::<Vec<_>>())
+}
+
+/// `GET /browser_pools/{id_or_name}`.
+pub(super) fn show(cloud: &Cloud, id: &str) -> Result<Answer, Refusal> {
+    with_pool(cloud, id, |pool| json_answer(StatusCode::OK, &pool.describe()))
+}
+
+/// `DELETE /browser_pools/{id_or_name}`: 409 while sessions are lent, unless it is forced.
+pub(super) async fn delete(cloud: &Cloud, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+    let Delete { force } = read_json(body).await?;
+    let pool = {
+        let mut pools = cloud.pools();
+        let index = pools.iter().position(|pool| pool.is(id)).ok_or_else(not_found)?;
+        let is_busy = pools.get(index).is_some_and(|pool| !pool.lent.is_empty());
+        if is_busy && force != Some(true) {
+            return Err(Refusal::new(StatusCode::CONFLICT, "conflict", "browsers of the pool are in use"));
+        }
+        pools.remove(index)
+    };
+    for session_id in pool.idle.iter().chain(&pool.lent) {
+        cloud.end(session_id).await;
+    }
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+/// `POST /browser_pools/{id_or_name}/acquire`: 204 when nothing has become free in time.
+pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+    let Acquire { acquire_timeout_seconds } = read_json(body).await?;
+    let patience = Duration::from_secs(acquire_timeout_seconds.unwrap_or(ACQUIRE_DEFAULT));
+    let due = cloud.time.now().saturating_add(patience);
+    let ticket = dice::word(24).map_err(Refusal::internal)?;
+    loop {
+        match with_pool(cloud, id, |pool| pool.turn(&ticket))? {
+            Turn::Idle(session_id) => {
+                let session = cloud.session(&session_id)?;
+                session.leave(cloud.time.now());
+                return Ok(lent(cloud, &session));
+            }
+            Turn::Fresh(wish) => {
+                let made = Session::start(cloud, wish).await;
+                let recorded = with_pool(cloud, id, |pool| {
+                    pool.lent.remove(&ticket);
+                    pool.lent.extend(made.as_ref().ok().map(|session| session.id.clone()));
+                });
+                let session = made?;
+                // The pool may have been deleted meanwhile, which did not know of this one.
+                if let Err(refusal) = recorded.and_then(|()| cloud.keep(Arc::clone(&session), None)) {
+                    session.end().await;
+                    return Err(refusal);
+                }
+                return Ok(lent(cloud, &session));
+            }
+            Turn::Full if cloud.time.now() >= due => return Ok(empty(StatusCode::NO_CONTENT)),
+            Turn::Full => {
+                let left = due.saturating_sub(cloud.time.now());
+                tokio::select! {
+                    () = cloud.time.sleep(left) => {}
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
+                }
+            }
+        }
+    }
+}
+
+/// `POST /browser_pools/{id_or_name}/release`.
+pub(super) async fn release(cloud: &Cloud, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+    let Release { session_id, reuse } = read_json(body).await?;
+    let session = cloud.session(&session_id)?;
+    let reuse = reuse.unwrap_or(true);
+    let was_lent = with_pool(cloud, id, |pool| {
+        let was_lent = pool.lent.contains(&session.id);
+        if was_lent && reuse {
+            pool.lent.remove(&session.id);
+            pool.idle.push_back(session.id.clone());
+            session.join();
+        }
+        was_lent
+    })?;
+    if !was_lent {
+        return Err(Refusal::bad_request("the browser was not acquired from this pool"));
+    }
+    if !reuse {
+        cloud.end(&session.id).await;
+    }
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+fn lent(cloud: &Cloud, session: &Session) -> Answer {
+    json_answer(StatusCode::OK, &session.describe(cloud.time.now()))
+}
+
+fn with_pool<T>(cloud: &Cloud, id: &str, act: impl FnOnce(&mut Pool) -> T) -> Result<T, Refusal> {
+    cloud.pools().iter_mut().find(|pool| pool.is(id)).map(act).ok_or_else(not_found)
+}
+
+fn not_found() -> Refusal {
+    Refusal::not_found("browser pool")
+}

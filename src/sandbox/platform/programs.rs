@@ -1,0 +1,62 @@
+//! Which programs a VM has: those of this machine but for what no VM has.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::sandbox::process::PATH;
+
+/// What is on no VM.
+const ABSENT: [&str; 6] = ["rsync", "zstd", "zstdcat", "zstdmt", "unzstd", "rclone"];
+
+/// Where to look for programs. A directory that has one of those that are absent is stood in for by one below
+/// `folder`, with a link to each of the others.
+pub(super) fn search_path(folder: &Path) -> io::Result<OsString> {
+    let mut mirrors: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+    let mut path = Vec::new();
+    for directory in std::env::split_paths(PATH) {
+        // `/bin` may be `/usr/bin`.
+        let Ok(real) = directory.canonicalize() else { continue };
+        if !ABSENT.iter().any(|name| real.join(name).exists()) {
+            path.push(directory);
+        } else if let Some(mirror) = mirrors.get(&real) {
+            path.push(mirror.clone());
+        } else {
+            let mirror = folder.join(format!("bin-{}", mirrors.len()));
+            make_mirror(&real, &mirror)?;
+            path.push(mirror.clone());
+            mirrors.insert(real, mirror);
+        }
+    }
+    std::env::join_paths(path).map_err(io::Error::other)
+}
+
+fn make_mirror(of: &Path, mirror: &Path) -> io::Result<()> {
+    fs::create_dir(mirror)?;
+    for entry in fs::read_dir(of)? {
+        let name = entry?.file_name();
+        if !ABSENT.iter().any(|absent| name == OsStr::new(absent)) {
+            symlink(of.join(&name), mirror.join(&name))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_vm_has_is_nowhere_and_the_rest_is_there() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = search_path(folder.path()).expect("a path");
+        let found = |name: &str| std::env::split_paths(&path).any(|directory| directory.join(name).exists());
+        for name in ABSENT {
+            assert!(!found(name), "{name}");
+        }
+        assert!(found("sh") && found("cat"));
+    }
+}

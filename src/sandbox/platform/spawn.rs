@@ -1,0 +1,225 @@
+//! `process/spawn` and what is done with a process that was spawned.
+//!
+//! All its output goes through one queue of 256 events of at most 4 KiB. When nobody reads them the process
+//! stands still; two that read share them. 10 s after its end the platform has forgotten it.
+
+use std::io;
+use std::process::Stdio;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::header::HeaderName;
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin};
+use tokio::sync::{Mutex, mpsc, watch};
+
+use super::answer::{Answer, Refusal, json_answer, read_json, set, streamed};
+use super::exec::{Program, pid_of};
+use super::session::Session;
+use super::{Cloud, dice, stamp};
+
+/// How many events wait to be read.
+const EVENTS_MAX: usize = 256;
+
+/// The most bytes of an event.
+const EVENT_SIZE: usize = 4096;
+
+/// How long a process that has ended is remembered, in the platform's time.
+const RETENTION: Duration = Duration::from_secs(10);
+
+/// How long after the end of a process its outputs are read, should somebody else hold them open.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
+
+/// A process that was spawned.
+#[derive(Debug)]
+pub(super) struct Spawned {
+    pid: Option<Pid>,
+    stdin: Mutex<Option<ChildStdin>>,
+    events: Mutex<mpsc::Receiver<Value>>,
+    /// Its exit code, once it has one.
+    ended: watch::Receiver<Option<i32>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Input {
+    data_b64: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Kill {
+    signal: String,
+}
+
+/// `POST process/spawn`.
+pub(super) async fn spawn(
+    cloud: &Arc<Cloud>,
+    session: &Arc<Session>,
+    body: Incoming,
+) -> Result<Answer, Refusal> {
+    let program: Program = read_json(body).await?;
+    if program.allocate_tty == Some(true) {
+        return Err(Refusal::in_vm(StatusCode::BAD_REQUEST, "the sandbox has no terminals"));
+    }
+    let id = dice::uuid().map_err(Refusal::internal)?;
+    let mut child = program.start(cloud, session, Stdio::piped()).await?;
+    let started_at = stamp::rfc3339(SystemTime::now());
+    let pid = pid_of(&child);
+    let (sender, events) = mpsc::channel(EVENTS_MAX);
+    let (end, ended) = watch::channel(None);
+    let stdin = Mutex::new(child.stdin.take());
+    let spawned = Arc::new(Spawned { pid, stdin, events: Mutex::new(events), ended });
+    processes(session).insert(id.clone(), spawned);
+    let (cloud, session_then, id_then) = (Arc::clone(cloud), Arc::clone(session), id.clone());
+    tokio::spawn(async move {
+        let lived = async {
+            let ended_at = follow(&cloud, child, sender, end).await;
+            cloud.time.sleep_until(ended_at.saturating_add(RETENTION)).await;
+        };
+        // With the session it is killed: dropping the child does that.
+        tokio::select! {
+            () = lived => {}
+            () = session_then.over() => {}
+        }
+        processes(&session_then).remove(&id_then);
+    });
+    let pid = pid.map(|pid| pid.as_raw_nonzero().get());
+    Ok(json_answer(StatusCode::OK, &json!({ "process_id": id, "pid": pid, "started_at": started_at })))
+}
+
+/// Passes on what a process says, and its end; answers when there was room to tell that.
+async fn follow(
+    cloud: &Cloud,
+    mut child: Child,
+    events: mpsc::Sender<Value>,
+    end: watch::Sender<Option<i32>>,
+) -> Duration {
+    let outputs = [
+        child.stdout.take().map(|output| tokio::spawn(pass_on("stdout", output, events.clone()))),
+        child.stderr.take().map(|output| tokio::spawn(pass_on("stderr", output, events.clone()))),
+    ];
+    let code = child.wait().await.ok().and_then(|status| status.code()).unwrap_or(-1);
+    end.send_replace(Some(code));
+    let due = tokio::time::Instant::now() + DRAIN_MAX;
+    for mut output in outputs.into_iter().flatten() {
+        if tokio::time::timeout_at(due, &mut output).await.is_err() {
+            output.abort();
+        }
+    }
+    let room = events.reserve().await;
+    // Before anybody hears of it, and so lets time pass.
+    let ended_at = cloud.time.now();
+    if let Ok(room) = room {
+        room.send(json!({ "event": "exit", "exit_code": code }));
+    }
+    ended_at
+}
+
+/// One output to its end, as events.
+async fn pass_on(stream: &'static str, mut output: impl AsyncRead + Unpin, events: mpsc::Sender<Value>) {
+    let mut buffer = [0; EVENT_SIZE];
+    while let Ok(length @ 1..) = output.read(&mut buffer).await {
+        let data = STANDARD.encode(buffer.get(..length).unwrap_or_default());
+        if events.send(json!({ "stream": stream, "data_b64": data })).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// `GET process/{id}/status`.
+pub(super) fn status(session: &Session, id: &str) -> Result<Answer, Refusal> {
+    let process = find(session, id)?;
+    let code = *process.ended.borrow();
+    let memory = process.pid.filter(|_| code.is_none()).and_then(resident_bytes);
+    let mut value = json!({
+        "state": if code.is_some() { "exited" } else { "running" },
+        "exit_code": code,
+        "cpu_pct": 0,
+    });
+    if let (Some(fields), Some(memory)) = (value.as_object_mut(), memory) {
+        fields.insert("mem_bytes".to_owned(), json!(memory));
+    }
+    Ok(json_answer(StatusCode::OK, &value))
+}
+
+/// What Linux says of a process's memory.
+fn resident_bytes(pid: Pid) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()?.saturating_mul(1024))
+}
+
+/// `POST process/{id}/stdin`.
+pub(super) async fn stdin(session: &Session, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+    let process = find(session, id)?;
+    let Input { data_b64 } = read_json(body).await?;
+    let data =
+        STANDARD.decode(data_b64).map_err(|_| Refusal::in_vm(StatusCode::BAD_REQUEST, "invalid base64"))?;
+    let mut stdin = process.stdin.lock().await;
+    let mut ended = process.ended.clone();
+    let written = async {
+        let stdin = stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        stdin.write_all(&data).await?;
+        stdin.flush().await
+    };
+    let written = tokio::select! {
+        written = written => written,
+        _ = ended.wait_for(Option::is_some) => Err(io::ErrorKind::BrokenPipe.into()),
+    };
+    written.map_err(|_| Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to write to stdin"))?;
+    Ok(json_answer(StatusCode::OK, &json!({ "written_bytes": data.len() })))
+}
+
+/// `POST process/{id}/kill`: the process alone gets the signal.
+pub(super) async fn kill(session: &Session, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+    let process = find(session, id)?;
+    let Kill { signal } = read_json(body).await?;
+    let signal = match signal.as_str() {
+        "TERM" => Signal::TERM,
+        "KILL" => Signal::KILL,
+        "INT" => Signal::INT,
+        "HUP" => Signal::HUP,
+        _ => return Err(Refusal::in_vm(StatusCode::BAD_REQUEST, "invalid signal")),
+    };
+    // What has ended was waited for: its number may be somebody else's.
+    let is_running = process.ended.borrow().is_none();
+    let killed = process.pid.filter(|_| is_running).is_some_and(|pid| kill_process(pid, signal).is_ok());
+    if killed {
+        Ok(json_answer(StatusCode::OK, &json!({ "ok": true })))
+    } else {
+        Err(Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to signal process"))
+    }
+}
+
+/// `GET process/{id}/stdout/stream`: server-sent events, to the exit's.
+pub(super) fn stream(session: &Session, id: &str) -> Result<Answer, Refusal> {
+    let process = find(session, id)?;
+    let pieces = futures_util::stream::unfold(Some(process), |process| async {
+        let process = process?;
+        let event = process.events.lock().await.recv().await?;
+        let piece: io::Result<Bytes> = Ok(format!("data: {event}\n\n").into());
+        let goes_on = event.get("event").is_none();
+        Some((piece, goes_on.then_some(process)))
+    });
+    let mut answer = streamed("text/event-stream", pieces);
+    set(&mut answer, HeaderName::from_static("x-sse-content-type"), "application/json");
+    Ok(answer)
+}
+
+fn find(session: &Session, id: &str) -> Result<Arc<Spawned>, Refusal> {
+    let found = processes(session).get(id).cloned();
+    found.ok_or_else(|| Refusal::in_vm(StatusCode::NOT_FOUND, "process not found"))
+}
+
+type Table<'a> = std::sync::MutexGuard<'a, std::collections::BTreeMap<String, Arc<Spawned>>>;
+
+fn processes(session: &Session) -> Table<'_> {
+    session.spawned.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,270 @@
+//! A platform of a test's own, and HTTP/1.1 by hand.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt;
+use ksync::sandbox::Weather;
+use ksync::sandbox::platform::{Platform, PlatformOptions};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tokio_tungstenite::WebSocketStream;
+
+/// A platform that runs until it is dropped.
+pub(crate) struct Cloud {
+    pub(crate) runtime: Runtime,
+    pub(crate) platform: Option<Platform>,
+    /// Holds its home.
+    _folder: tempfile::TempDir,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+/// A CDP client.
+pub(crate) type Cdp = WebSocketStream<tokio::net::TcpStream>;
+
+impl Cloud {
+    pub(crate) fn new() -> Cloud {
+        Cloud::with_time_scale(1.0)
+    }
+
+    /// One whose clock goes so many times as fast.
+    pub(crate) fn with_time_scale(time_scale: f64) -> Cloud {
+        let folder = tempfile::tempdir().expect("a folder");
+        let runtime = Runtime::new().expect("a runtime");
+        let options = PlatformOptions {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            home: folder.path().join("home"),
+            weather: Weather::default(),
+            time_scale,
+            client_key: None,
+        };
+        let platform = runtime.block_on(Platform::start(options)).expect("a platform");
+        Cloud { runtime, platform: Some(platform), _folder: folder }
+    }
+
+    pub(crate) fn platform(&self) -> &Platform {
+        self.platform.as_ref().expect("it runs")
+    }
+
+    fn address(&self) -> String {
+        self.platform().base_url().strip_prefix("http://").expect("a URL").to_owned()
+    }
+
+    /// A call with the key.
+    pub(crate) fn call(&self, method: &str, path: &str, body: &[u8]) -> Reply {
+        self.attempt(method, path, body).expect("an answer")
+    }
+
+    pub(crate) fn attempt(&self, method: &str, path: &str, body: &[u8]) -> io::Result<Reply> {
+        let key = format!("Authorization: Bearer {}\r\n", self.platform().api_key());
+        send(&self.address(), method, path, &key, body)
+    }
+
+    /// A call with the key whose answer nobody has waited for yet.
+    pub(crate) fn begin(&self, method: &str, path: &str, body: &Value) -> TcpStream {
+        let key = format!("Authorization: Bearer {}\r\n", self.platform().api_key());
+        request(&self.address(), method, path, &key, body.to_string().as_bytes()).expect("a connection")
+    }
+
+    /// A call with these lines for headers, and not the key.
+    pub(crate) fn bare(&self, method: &str, path: &str, headers: &str) -> Reply {
+        send(&self.address(), method, path, headers, b"").expect("an answer")
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Reply {
+        self.call("GET", path, b"")
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Reply {
+        self.call("POST", path, body.to_string().as_bytes())
+    }
+
+    pub(crate) fn put(&self, path: &str, body: &Value) -> Reply {
+        self.call("PUT", path, body.to_string().as_bytes())
+    }
+
+    /// A new session, as it is described.
+    pub(crate) fn browser(&self, wish: &Value) -> Value {
+        self.post("/browsers", wish).has(200).json()
+    }
+
+    /// The id of a new session that nothing special was wished for.
+    pub(crate) fn session(&self) -> String {
+        text(&self.browser(&json!({}))["session_id"])
+    }
+
+    /// Runs a line of shell in a session.
+    pub(crate) fn sh(&self, id: &str, line: &str) -> Ran {
+        self.exec(id, &json!({ "command": "/bin/sh", "args": ["-c", line] }))
+    }
+
+    /// Runs a program in a session, which has to go as far as an exit code.
+    #[track_caller]
+    pub(crate) fn exec(&self, id: &str, program: &Value) -> Ran {
+        let value = self.post(&format!("/browsers/{id}/process/exec"), program).has(200).json();
+        let stream = |name: &str| String::from_utf8(decoded(&value[name])).expect("UTF-8");
+        Ran {
+            exit_code: value["exit_code"].as_i64().expect("a code"),
+            stdout: stream("stdout_b64"),
+            stderr: stream("stderr_b64"),
+        }
+    }
+
+    /// Asks for a fault.
+    pub(crate) fn fault(&self, fault: &Value) {
+        self.post("/_sandbox/faults", fault).has(204);
+    }
+
+    /// Lets time pass on the platform.
+    pub(crate) fn pass(&self, seconds: f64) {
+        self.post("/_sandbox/clock", &json!({ "advance_seconds": seconds })).has(200);
+    }
+
+    /// What the stand-in itself knows of a session.
+    pub(crate) fn inside(&self, id: &str) -> Value {
+        self.get(&format!("/_sandbox/sessions/{id}")).has(200).json()
+    }
+
+    /// Where a session's clock is; `gone` when there is no session.
+    pub(crate) fn stage(&self, id: &str) -> String {
+        let reply = self.get(&format!("/_sandbox/sessions/{id}"));
+        if reply.status == 404 { "gone".to_owned() } else { text(&reply.json()["stage"]) }
+    }
+
+    /// Opens the socket of a session.
+    pub(crate) fn cdp(&self, browser: &Value) -> Cdp {
+        let url = text(&browser["cdp_ws_url"]);
+        let address =
+            url.strip_prefix("ws://").expect("ws").split('/').next().expect("an address").to_owned();
+        self.runtime.block_on(async {
+            let socket = tokio::net::TcpStream::connect(address).await.expect("a connection");
+            tokio_tungstenite::client_async(&url, socket).await.expect("a handshake").0
+        })
+    }
+
+    /// Waits for a socket to be closed by the other side.
+    pub(crate) fn ends(&self, cdp: &mut Cdp) {
+        self.runtime.block_on(async {
+            let ended = async { while let Some(Ok(_)) = cdp.next().await {} };
+            tokio::time::timeout(Duration::from_secs(30), ended).await.expect("an end");
+        });
+    }
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        if let Some(platform) = self.platform.take() {
+            self.runtime.block_on(platform.stop());
+        }
+    }
+}
+
+/// What a program came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ran {
+    pub(crate) exit_code: i64,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Reply {
+    /// Asserts the status.
+    #[track_caller]
+    pub(crate) fn has(self, status: u16) -> Reply {
+        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
+        self
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).expect("JSON")
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Asserts an error of the platform: a code and a message.
+    #[track_caller]
+    pub(crate) fn is_error(&self, status: u16, code: &str) {
+        assert_eq!((self.status, text(&self.json()["code"])), (status, code.to_owned()));
+        assert!(!text(&self.json()["message"]).is_empty());
+        assert_eq!(self.header("content-type"), Some("application/json"));
+    }
+
+    /// Asserts an error from inside of a VM: a message and nothing else.
+    #[track_caller]
+    pub(crate) fn says(&self, status: u16, message: &str) {
+        assert_eq!((self.status, self.json()), (status, json!({ "message": message })));
+    }
+}
+
+/// A string of an answer.
+#[track_caller]
+pub(crate) fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("no string: {value}")).to_owned()
+}
+
+/// What was in base64.
+#[track_caller]
+pub(crate) fn decoded(value: &Value) -> Vec<u8> {
+    STANDARD.decode(text(value)).expect("base64")
+}
+
+fn send(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> io::Result<Reply> {
+    receive(BufReader::new(request(address, method, path, headers, body)?))
+}
+
+fn request(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> io::Result<TcpStream> {
+    let mut socket = TcpStream::connect(address)?;
+    socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let length = body.len();
+    write!(
+        socket,
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n"
+    )?;
+    // Who is refused is answered before it has said all.
+    let _ = socket.write_all(body);
+    Ok(socket)
+}
+
+fn receive(mut socket: impl BufRead) -> io::Result<Reply> {
+    let mut line = || {
+        let mut line = String::new();
+        socket.read_line(&mut line)?;
+        Ok::<_, io::Error>(line.trim_end().to_owned())
+    };
+    let first = line()?;
+    let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let mut headers = Vec::new();
+    while let Some((name, value)) = line()?.split_once(": ") {
+        headers.push((name.to_lowercase(), value.to_owned()));
+    }
+    let mut body = Vec::new();
+    let is_chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
+    if is_chunked {
+        loop {
+            let mut size = String::new();
+            socket.read_line(&mut size)?;
+            let size = u64::from_str_radix(size.trim(), 16).map_err(io::Error::other)?;
+            if size == 0 {
+                break;
+            }
+            (&mut socket).take(size).read_to_end(&mut body)?;
+            socket.read_line(&mut String::new())?;
+        }
+    } else {
+        socket.read_to_end(&mut body)?;
+    }
+    Ok(Reply { status, headers, body })
+}

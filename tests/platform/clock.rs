@@ -1,0 +1,99 @@
+//! The life of a session: what keeps it, what does not, and what its end takes along.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::client::{Cloud, text};
+use crate::world::wait_for;
+
+#[test]
+fn standby_comes_after_five_seconds_and_the_end_when_the_timeout_has_run_after_that() {
+    let cloud = Cloud::new();
+    let id = text(&cloud.browser(&json!({ "timeout_seconds": 100 }))["session_id"]);
+    let root = PathBuf::from(text(&cloud.inside(&id)["root"]));
+    assert_eq!(cloud.stage(&id), "quiet");
+    cloud.pass(5.0);
+    assert_eq!(cloud.stage(&id), "standby");
+    // Neither programs nor files are activity.
+    assert_eq!(cloud.sh(&id, "echo in").stdout, "in\n");
+    cloud.pass(90.0);
+    assert_eq!(cloud.stage(&id), "standby");
+    assert!(root.exists());
+    cloud.pass(11.0);
+    assert_eq!(cloud.stage(&id), "gone");
+    assert!(!root.exists());
+    cloud.get(&format!("/browsers/{id}")).is_error(404, "not_found");
+}
+
+#[test]
+fn a_cdp_client_keeps_a_session_and_its_going_starts_the_clock_anew() {
+    let cloud = Cloud::new();
+    let browser = cloud.browser(&json!({ "timeout_seconds": 10 }));
+    let id = text(&browser["session_id"]);
+    let mut cdp = cloud.cdp(&browser);
+    assert_eq!(cloud.stage(&id), "active");
+    cloud.pass(3000.0);
+    assert_eq!(cloud.stage(&id), "active");
+    cloud.runtime.block_on(async {
+        cdp.send(Message::Text(r#"{"id":1,"method":"Browser.getVersion"}"#.into())).await.expect("a message");
+        cdp.send(Message::Ping("still there?".into())).await.expect("a ping");
+        let answer = cdp.next().await.expect("open").expect("a message");
+        assert_eq!(answer, Message::Pong("still there?".into()));
+        cdp.close(None).await.expect("a close");
+        while cdp.next().await.is_some() {}
+    });
+    wait_for("the socket's end", || (cloud.stage(&id) == "quiet").then_some(()));
+    cloud.pass(16.0);
+    assert_eq!(cloud.stage(&id), "gone");
+}
+
+#[test]
+fn a_cdp_socket_lasts_an_hour_or_as_long_as_its_session() {
+    let cloud = Cloud::new();
+    let browser = cloud.browser(&json!({ "timeout_seconds": 3600 }));
+    let id = text(&browser["session_id"]);
+    let mut cdp = cloud.cdp(&browser);
+    cloud.pass(3601.0);
+    cloud.ends(&mut cdp);
+    wait_for("quiet", || (cloud.stage(&id) == "quiet").then_some(()));
+    let mut cdp = cloud.cdp(&browser);
+    cloud.call("DELETE", &format!("/browsers/{id}"), b"").has(204);
+    cloud.ends(&mut cdp);
+}
+
+#[test]
+fn computer_control_is_activity() {
+    let cloud = Cloud::new();
+    let id = text(&cloud.browser(&json!({ "timeout_seconds": 10 }))["session_id"]);
+    let batch = format!("/browsers/{id}/computer/batch");
+    cloud.pass(14.0);
+    assert_eq!(cloud.stage(&id), "standby");
+    let begun = Instant::now();
+    let actions = json!({ "actions": [
+        { "type": "sleep", "sleep": { "duration_ms": 50 } },
+        { "type": "move_mouse", "move_mouse": { "x": 10, "y": 10 } },
+    ] });
+    assert!(cloud.post(&batch, &actions).has(200).body.is_empty());
+    assert!(begun.elapsed() >= Duration::from_millis(50));
+    assert_eq!(cloud.stage(&id), "quiet");
+    let unknown = json!({ "actions": [{ "type": "jump", "jump": {} }] });
+    cloud.post(&batch, &unknown).says(400, "action 0: unknown type \"jump\"");
+    let other = json!({ "actions": [{ "type": "sleep", "move_mouse": { "x": 1, "y": 1 } }] });
+    cloud.post(&batch, &other).says(400, "action 0: sleep is required");
+}
+
+#[test]
+fn an_end_comes_by_itself_and_sooner_on_a_clock_that_goes_faster() {
+    let cloud = Cloud::with_time_scale(30.0);
+    let begun = Instant::now();
+    let id = text(&cloud.browser(&json!({ "timeout_seconds": 10 }))["session_id"]);
+    wait_for("standby", || (cloud.stage(&id) == "standby").then_some(()));
+    wait_for("the end", || (cloud.stage(&id) == "gone").then_some(()));
+    // 15 s, and up to 5 more until somebody looks.
+    assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}

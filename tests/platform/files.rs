@@ -1,0 +1,130 @@
+//! `fs/…`.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::client::{Cloud, Reply, text};
+use crate::world::wait_for;
+
+struct Files {
+    cloud: Cloud,
+    id: String,
+    root: PathBuf,
+}
+
+impl Files {
+    fn new() -> Files {
+        let cloud = Cloud::new();
+        let id = cloud.session();
+        let root = text(&cloud.inside(&id)["root"]).into();
+        Files { cloud, id, root }
+    }
+
+    fn get(&self, call: &str, path: &str) -> Reply {
+        self.cloud.get(&format!("/browsers/{}/fs/{call}?path={path}", self.id))
+    }
+
+    fn put(&self, call: &str, body: &Value) -> Reply {
+        self.cloud.put(&format!("/browsers/{}/fs/{call}", self.id), body)
+    }
+
+    fn write(&self, query: &str, bytes: &[u8]) -> Reply {
+        self.cloud.call("PUT", &format!("/browsers/{}/fs/write_file?{query}", self.id), bytes)
+    }
+}
+
+#[test]
+fn what_is_written_is_read_and_lies_below_the_root() {
+    let files = Files::new();
+    let noise = crate::world::noise(1, 5_000_000);
+    files.write("path=%2Fdeep%2Fdown%2Fa%20b&mode=0640", &noise).has(201);
+    let read = files.get("read_file", "/deep/down/a+b").has(200);
+    assert!(read.body == noise);
+    assert_eq!(read.header("content-type"), Some("application/octet-stream"));
+    assert_eq!(read.header("content-length"), Some("5000000"));
+    let there = files.root.join("deep/down/a b");
+    assert_eq!(std::fs::metadata(&there).expect("a file").permissions().mode() & 0o777, 0o640);
+    // What is named as on this machine is the same file, and nothing climbs out.
+    let named = there.display().to_string().replace(' ', "%20");
+    assert_eq!(files.get("file_info", &named).has(200).json()["size_bytes"], 5_000_000);
+    files.write("path=/../../../../up", b"up").has(201);
+    assert_eq!(std::fs::read(files.root.join("up")).expect("a file"), b"up");
+    files.get("read_file", "/none").says(404, "file not found");
+    files.get("read_file", "/deep").says(400, "unable to open file");
+    files.get("read_file", "").says(400, "path cannot be empty");
+    files.write("path=/up/below", b"").says(400, "unable to create directories");
+}
+
+#[test]
+fn writing_truncates_in_place() {
+    let files = Files::new();
+    files.write("path=/tmp/a&mode=600", b"long content").has(201);
+    let before = std::fs::metadata(files.root.join("tmp/a")).expect("a file");
+    files.write("path=/tmp/a&mode=755", b"short").has(201);
+    let after = std::fs::metadata(files.root.join("tmp/a")).expect("a file");
+    assert_eq!((before.ino(), after.len(), after.mode() & 0o777), (after.ino(), 5, 0o600));
+}
+
+#[test]
+fn a_running_program_cannot_be_written() {
+    let files = Files::new();
+    let sleep = std::fs::read("/bin/sleep").expect("a program");
+    files.write("path=/usr/local/bin/own-sleep&mode=755", &sleep).has(201);
+    let spawn = format!("/browsers/{}/process/spawn", files.id);
+    let program = json!({ "command": "/usr/local/bin/own-sleep", "args": ["1000"] });
+    // Another thread may be starting something and hold the file open for a moment, as it may in the VM.
+    wait_for("its start", || (files.cloud.post(&spawn, &program).status == 200).then_some(()));
+    files.write("path=/usr/local/bin/own-sleep", &sleep).says(500, "unable to create file");
+}
+
+#[test]
+fn an_empty_directory_is_listed_as_null() {
+    let files = Files::new();
+    files.put("create_directory", &json!({ "path": "/a/b/c", "mode": "0700" })).has(201);
+    assert_eq!(files.get("list_files", "/a/b/c").has(200).body, b"null");
+    files.write("path=/a/b/z", b"123").has(201);
+    std::os::unix::fs::symlink("z", files.root.join("a/b/link")).expect("a link");
+    let listed = files.get("list_files", "/a/b/").has(200).json();
+    let brief: Vec<_> = listed
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|entry| ["name", "path", "mode"].map(|field| text(&entry[field])).join(" "))
+        .collect();
+    assert_eq!(brief, ["c /a/b/c drwx------", "link /a/b/link Lrwxrwxrwx", "z /a/b/z -rw-r--r--"]);
+    assert_eq!(
+        (&listed[0]["is_dir"], &listed[2]["is_dir"], &listed[2]["size_bytes"]),
+        (&json!(true), &json!(false), &json!(3))
+    );
+    assert!(text(&listed[0]["mod_time"]).ends_with('Z'));
+    let info = files.get("file_info", "/a/b/link").has(200).json();
+    assert_eq!((text(&info["name"]), text(&info["mode"])), ("link".to_owned(), "-rw-r--r--".to_owned()));
+    files.get("list_files", "/none").says(404, "directory not found");
+    files.get("list_files", "/a/b/z").says(500, "failed to read directory");
+    files.get("file_info", "/none").says(404, "path not found");
+}
+
+#[test]
+fn entries_are_moved_changed_and_deleted() {
+    let files = Files::new();
+    files.write("path=/a/one", b"1").has(201);
+    files.put("move", &json!({ "src_path": "/a/one", "dest_path": "/a/two" })).has(200);
+    files.put("move", &json!({ "src_path": "/a/one", "dest_path": "/a/two" })).says(404, "source not found");
+    files.put("move", &json!({ "src_path": "/a/one" })).says(400, "src_path and dest_path required");
+    let mode = json!({ "path": "/a/two", "mode": "1711", "owner": "root" });
+    files.put("set_file_permissions", &mode).has(200);
+    assert_eq!(text(&files.get("file_info", "/a/two").json()["mode"]), "trwx--x--x");
+    files.put("set_file_permissions", &json!({ "path": "/a/two", "mode": "rw" })).says(400, "invalid mode");
+    files.put("set_file_permissions", &json!({ "path": "/x", "mode": "600" })).says(404, "path not found");
+    files.put("delete_file", &json!({ "path": "/a" })).says(500, "failed to delete file");
+    files.put("delete_file", &json!({ "path": "/a/two" })).has(200);
+    files.put("delete_file", &json!({ "path": "/a/two" })).says(404, "file not found");
+    files.write("path=/a/deep/er", b"1").has(201);
+    files.put("delete_directory", &json!({ "path": "/a" })).has(200);
+    files.put("delete_directory", &json!({ "path": "/a" })).has(200);
+    files.put("delete_directory", &json!({})).says(400, "path cannot be empty");
+    files.put("delete_directory", &json!({ "path": "/" })).says(500, "failed to delete directory");
+    assert!(files.root.join("root").is_dir());
+}

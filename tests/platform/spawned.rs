@@ -1,0 +1,121 @@
+//! `process/spawn`, and what is done with such a process.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::client::{Cloud, decoded, text};
+use crate::world::wait_for;
+
+struct Process<'a> {
+    cloud: &'a Cloud,
+    base: String,
+}
+
+impl Process<'_> {
+    fn spawn<'a>(cloud: &'a Cloud, id: &str, line: &str) -> Process<'a> {
+        let program = json!({ "command": "/bin/sh", "args": ["-c", line] });
+        let made = cloud.post(&format!("/browsers/{id}/process/spawn"), &program).has(200).json();
+        assert!(made["pid"].as_i64() > Some(1) && text(&made["started_at"]).ends_with('Z'), "{made}");
+        let base = format!("/browsers/{id}/process/{}", text(&made["process_id"]));
+        Process { cloud, base }
+    }
+
+    fn status(&self) -> Value {
+        self.cloud.get(&format!("{}/status", self.base)).has(200).json()
+    }
+
+    fn exit_code(&self) -> Value {
+        wait_for("an exit", || Some(self.status()).filter(|status| status["state"] == "exited"))["exit_code"]
+            .clone()
+    }
+
+    fn post(&self, what: &str, body: &Value) -> crate::client::Reply {
+        self.cloud.post(&format!("{}/{what}", self.base), body)
+    }
+
+    /// The stream to its end, as the values of its events.
+    fn events(&self) -> Vec<Value> {
+        let reply = self.cloud.get(&format!("{}/stdout/stream", self.base)).has(200);
+        assert_eq!(reply.header("content-type"), Some("text/event-stream"));
+        let said = String::from_utf8(reply.body).expect("UTF-8");
+        let events = said.split("\n\n").filter(|event| !event.is_empty());
+        events
+            .map(|event| serde_json::from_str(event.strip_prefix("data: ").expect("data")).expect("JSON"))
+            .collect()
+    }
+}
+
+#[test]
+fn a_process_is_fed_watched_and_ends() {
+    let cloud = Cloud::new();
+    let id = cloud.session();
+    let process = Process::spawn(&cloud, &id, "read line; echo \"got $line\"; echo oops >&2; exit 3");
+    let status = process.status();
+    assert_eq!((&status["state"], &status["exit_code"]), (&json!("running"), &Value::Null));
+    assert!(status["mem_bytes"].as_u64() > Some(0), "{status}");
+    let written = process.post("stdin", &json!({ "data_b64": STANDARD.encode("hello\n") })).has(200).json();
+    assert_eq!(written, json!({ "written_bytes": 6 }));
+    let events = process.events();
+    let said = |stream: &str| -> Vec<u8> {
+        let events = events.iter().filter(|event| event["stream"] == stream);
+        events.flat_map(|event| decoded(&event["data_b64"])).collect()
+    };
+    assert_eq!((said("stdout"), said("stderr")), (b"got hello\n".to_vec(), b"oops\n".to_vec()));
+    assert_eq!(events.last(), Some(&json!({ "event": "exit", "exit_code": 3 })));
+    assert_eq!(process.exit_code(), 3);
+    process.post("stdin", &json!({ "data_b64": "!" })).says(400, "invalid base64");
+    process.post("stdin", &json!({ "data_b64": "YQ==" })).says(500, "failed to write to stdin");
+    process.post("kill", &json!({ "signal": "TERM" })).says(500, "failed to signal process");
+}
+
+#[test]
+fn signals_arrive_and_make_the_code_minus_one() {
+    let cloud = Cloud::new();
+    let id = cloud.session();
+    for signal in ["TERM", "KILL", "INT", "HUP"] {
+        let process = Process::spawn(&cloud, &id, "exec sleep 1000");
+        process.post("kill", &json!({ "signal": "USR1" })).says(400, "invalid signal");
+        assert_eq!(process.post("kill", &json!({ "signal": signal })).has(200).json(), json!({ "ok": true }));
+        assert_eq!(process.exit_code(), -1, "{signal}");
+    }
+}
+
+#[test]
+fn ten_seconds_after_its_end_nobody_knows_a_process() {
+    let cloud = Cloud::new();
+    let id = cloud.session();
+    let process = Process::spawn(&cloud, &id, "exit 0");
+    assert_eq!(process.exit_code(), 0);
+    // The clock runs from the last event, which comes just after the exit.
+    process.events();
+    cloud.pass(9.0);
+    process.status();
+    cloud.pass(2.0);
+    wait_for("forgetting", || {
+        let reply = cloud.get(&format!("{}/status", process.base));
+        (reply.status == 404).then(|| reply.says(404, "process not found"))
+    });
+    let unknown = Process { cloud: &cloud, base: format!("/browsers/{id}/process/none") };
+    unknown.post("stdin", &json!({ "data_b64": "" })).says(404, "process not found");
+    unknown.post("kill", &json!({ "signal": "TERM" })).says(404, "process not found");
+    cloud.get(&format!("{}/stdout/stream", unknown.base)).says(404, "process not found");
+}
+
+#[test]
+fn events_are_small_and_who_is_not_heard_stands_still() {
+    let cloud = Cloud::new();
+    let id = cloud.session();
+    let process = Process::spawn(&cloud, &id, "head -c 3000000 /dev/zero");
+    // More than 256 events and a pipe hold.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(process.status()["state"], "running");
+    let events = process.events();
+    let lengths: Vec<usize> = events
+        .iter()
+        .filter(|event| event["stream"] == "stdout")
+        .map(|event| decoded(&event["data_b64"]).len())
+        .collect();
+    assert!(lengths.iter().all(|length| (1..=4096).contains(length)));
+    assert_eq!(lengths.iter().sum::<usize>(), 3_000_000);
+}

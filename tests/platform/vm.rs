@@ -1,0 +1,99 @@
+//! A session's VM by `wss:` and SSH, as ksync reaches it.
+
+use russh::keys::key::safe_rng;
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::{Algorithm, PrivateKey};
+use serde_json::json;
+
+use crate::client::{Cloud, text};
+use crate::world::{Run, World};
+
+/// A client with a key, and a VM that may know it.
+struct Pair {
+    cloud: Cloud,
+    world: World,
+    id: String,
+    address: String,
+    public_key: String,
+    host_key: String,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let (cloud, world) = (Cloud::new(), World::new());
+        let id = cloud.session();
+        let address = text(&cloud.inside(&id)["ssh_address"]);
+        let key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).expect("a key");
+        let file = world.tree(".");
+        file.file("key", key.to_openssh(LineEnding::LF).expect("a text").as_bytes());
+        std::fs::set_permissions(world.path("key"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .expect("a mode");
+        let public_key = key.public_key().to_openssh().expect("a text");
+        let host_key = cloud.sh(&id, "cat \"$KSYNC_SANDBOX_ROOT/etc/ssh/ssh_host_ed25519_key.pub\"").stdout;
+        let host_key = host_key.trim().to_owned();
+        Pair { cloud, world, id, address, public_key, host_key }
+    }
+
+    /// What `ksync session setup` does, in short.
+    fn authorize(&self, mode: &str) {
+        let line = format!(
+            "umask 077; echo '{}' >>~/.ssh/authorized_keys; chmod {mode} ~/.ssh/authorized_keys",
+            self.public_key
+        );
+        assert_eq!(self.cloud.sh(&self.id, &line).exit_code, 0);
+    }
+
+    fn upload(&self) -> Run {
+        let ca = self.cloud.platform().ca_cert();
+        let place = format!("wss://{}{}", self.address, self.world.path("dst").display());
+        let mut command =
+            self.world.ksync(["src", &place, "--identity", "key", "--host-key", &self.host_key]);
+        command.arg("--ca-cert").arg(ca);
+        Run::of(command)
+    }
+}
+
+#[test]
+fn a_key_lets_in_once_it_is_in_the_vms_own_file_and_not_when_others_may_write_that() {
+    let pair = Pair::new();
+    pair.world.tree("src").with_everything();
+    assert!(!pair.upload().status.success());
+    pair.authorize("666");
+    assert!(!pair.upload().status.success());
+    pair.authorize("600");
+    pair.upload().ok();
+    pair.world.assert_same("src", "dst");
+}
+
+#[test]
+fn ssh_does_not_stop_the_clock_and_ends_with_the_session() {
+    let pair = Pair::new();
+    pair.authorize("600");
+    pair.world.tree("src").file("a", "1");
+    pair.upload().ok();
+    assert_eq!(pair.cloud.stage(&pair.id), "quiet");
+    pair.cloud.pass(70.0);
+    assert_eq!(pair.cloud.stage(&pair.id), "gone");
+    assert!(!pair.upload().status.success());
+}
+
+#[test]
+fn a_connection_breaks_after_so_many_bytes_and_only_the_one_that_was_asked_for() {
+    let pair = Pair::new();
+    pair.authorize("600");
+    pair.world.tree("src").file("large", crate::world::noise(1, 3_000_000));
+    pair.cloud.fault(&json!({ "call": "bridge", "after_bytes": 500_000 }));
+    pair.upload().fails(10);
+    pair.upload().ok();
+    pair.world.assert_same("src", "dst");
+}
+
+#[test]
+fn a_connection_breaks_after_so_long() {
+    let pair = Pair::new();
+    pair.authorize("600");
+    pair.world.tree("src").file("a", "1");
+    pair.cloud.fault(&json!({ "call": "bridge", "after_seconds": 0 }));
+    assert!(!pair.upload().status.success());
+    pair.upload().ok();
+}

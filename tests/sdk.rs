@@ -1,0 +1,104 @@
+//! Does the stand-in pass for the platform with clients that nobody here wrote? The official SDKs drive it.
+//!
+//! `KSYNC_SDK_PYTHON` is a Python that has the package `kernel`, `KSYNC_SDK_NODE_DIR` a directory whose
+//! `node_modules` has `@onkernel/sdk`. A test whose SDK is missing says so and passes, unless
+//! `KSYNC_REQUIRE_PEERS=1`.
+#![cfg(feature = "sandbox")]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+mod world;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use world::{Run, World};
+
+/// `ksync sandbox --json` until it is dropped.
+struct Sandbox {
+    child: Child,
+    told: Value,
+}
+
+impl Sandbox {
+    fn start(world: &World) -> Sandbox {
+        let mut command = world.ksync(["sandbox", "--json"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a sandbox");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
+        Sandbox { child, told: serde_json::from_str(&line).expect("JSON") }
+    }
+
+    /// A program with the printed environment.
+    fn client(&self, world: &World, program: impl AsRef<Path>) -> Command {
+        let mut command = world.command(program.as_ref());
+        for (name, value) in self.told["env"].as_object().expect("variables") {
+            command.env(name, value.as_str().expect("a string"));
+        }
+        command
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// What a variable names; `None`, after a line that says so, when it is not set and need not be.
+fn named(variable: &str) -> Option<PathBuf> {
+    let named = std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if named.is_none() {
+        assert!(std::env::var_os("KSYNC_REQUIRE_PEERS").is_none_or(|v| v != "1"), "no {variable}");
+        let _ = writeln!(std::io::stderr(), "skipped: no {variable}");
+    }
+    named
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(name)
+}
+
+#[test]
+fn the_python_sdk_takes_it_for_the_platform() {
+    let Some(python) = named("KSYNC_SDK_PYTHON") else { return };
+    let world = World::new();
+    let sandbox = Sandbox::start(&world);
+    let mut command = sandbox.client(&world, python);
+    command.arg("-B").arg(script("drive.py"));
+    assert_eq!(Run::of(command).ok().stdout, "all is well\n");
+}
+
+#[test]
+fn the_node_sdk_takes_it_for_the_platform() {
+    let Some(directory) = named("KSYNC_SDK_NODE_DIR") else { return };
+    let world = World::new();
+    let sandbox = Sandbox::start(&world);
+    // Modules are looked for from where a script lies.
+    std::fs::copy(script("drive.mjs"), world.path("drive.mjs")).expect("a copy");
+    std::os::unix::fs::symlink(directory.join("node_modules"), world.path("node_modules")).expect("a link");
+    let mut command = sandbox.client(&world, "node");
+    command.arg("drive.mjs");
+    assert_eq!(Run::of(command).ok().stdout, "all is well\n");
+}
+
+#[test]
+fn what_is_printed_has_a_name_for_each_thing_and_the_files_are_there() {
+    let world = World::new();
+    let (first, second) = (Sandbox::start(&world), Sandbox::start(&world));
+    let env = &first.told["env"];
+    let text = |name: &str| env[name].as_str().expect("a string").to_owned();
+    assert!(text("KERNEL_BASE_URL").starts_with("http://127.0.0.1:"));
+    assert_ne!(env["KERNEL_API_KEY"], second.told["env"]["KERNEL_API_KEY"]);
+    let certificate = std::fs::read_to_string(text("KSYNC_CA_CERT")).expect("a file");
+    assert!(certificate.starts_with("-----BEGIN CERTIFICATE-----"));
+    assert_eq!(first.told["setup"]["ssh_command"], first.told["ssh_command"]);
+    let file = text("KSYNC_CA_CERT");
+    drop(first);
+    assert!(!Path::new(&file).exists());
+}
