@@ -1,0 +1,129 @@
+//! A shell or a command on the other side, joined to standard input and output: what `ssh` is used for.
+
+use russh::ChannelMsg;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc::Receiver;
+
+use crate::remote::error::{Loss, RemoteError};
+use crate::remote::{Connection, within};
+
+/// What is read at a time.
+const READ_BYTES: usize = 32 << 10;
+
+/// Exit status of a command that was ended by a signal: what a shell says, without the signal's number.
+const BY_SIGNAL: u32 = 128;
+
+/// The size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// How wide it is.
+    pub columns: u32,
+    /// How high it is.
+    pub rows: u32,
+}
+
+/// The terminal that a shell runs in.
+#[derive(Debug)]
+pub struct Terminal {
+    /// Its type, as in `TERM`.
+    pub kind: String,
+    /// Its size.
+    pub size: Size,
+    /// Its sizes from then on.
+    pub resized: Receiver<Size>,
+}
+
+impl Connection {
+    /// Runs `command`, or the login shell if it is empty, and answers its exit status. Bytes go to and fro as they are;
+    /// with a `terminal` the other side echoes and edits lines.
+    ///
+    /// # Errors
+    /// The server opens no channel, or the connection is lost.
+    pub async fn shell(&self, command: &[u8], mut terminal: Option<Terminal>) -> Result<u32, RemoteError> {
+        let failed = |source| RemoteError::Channel { endpoint: self.endpoint.clone(), source };
+        let opening = async {
+            let channel = self.session.channel_open_session().await.map_err(failed)?;
+            if let Some(Terminal { kind, size, .. }) = &terminal {
+                channel.request_pty(false, kind, size.columns, size.rows, 0, 0, &[]).await.map_err(failed)?;
+            }
+            let asked = if command.is_empty() {
+                channel.request_shell(true).await
+            } else {
+                channel.exec(true, command).await
+            };
+            asked.map_err(failed).map(|()| channel)
+        };
+        let channel = within(self.patience, "open a channel to", &self.endpoint, opening).await?;
+        let (mut read, write) = channel.split();
+
+        let typing = async {
+            let (mut stdin, mut buffer) = (tokio::io::stdin(), vec![0; READ_BYTES]);
+            loop {
+                let resized = async {
+                    match &mut terminal {
+                        Some(terminal) => terminal.resized.recv().await,
+                        None => None,
+                    }
+                };
+                tokio::select! {
+                    count = stdin.read(&mut buffer) => {
+                        let bytes = buffer.get(..count.unwrap_or(0)).unwrap_or_default();
+                        let sent = if bytes.is_empty() { write.eof().await } else { write.data(bytes).await };
+                        if bytes.is_empty() || sent.is_err() {
+                            return;
+                        }
+                    }
+                    Some(size) = resized => {
+                        let _ = write.window_change(size.columns, size.rows, 0, 0).await;
+                    }
+                }
+            }
+        };
+        let showing = async {
+            let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+            let mut status = None;
+            while let Some(message) = read.wait().await {
+                // An output that is closed takes nothing more; the command will notice.
+                let _ = match message {
+                    ChannelMsg::Data { data } => {
+                        async {
+                            stdout.write_all(&data).await?;
+                            stdout.flush().await
+                        }
+                        .await
+                    }
+                    ChannelMsg::ExtendedData { data, .. } => {
+                        async {
+                            stderr.write_all(&data).await?;
+                            stderr.flush().await
+                        }
+                        .await
+                    }
+                    ChannelMsg::ExitStatus { exit_status } => {
+                        status = Some(exit_status);
+                        Ok(())
+                    }
+                    ChannelMsg::ExitSignal { .. } => {
+                        status = Some(BY_SIGNAL);
+                        Ok(())
+                    }
+                    _ => Ok(()),
+                };
+            }
+            status
+        };
+        tokio::pin!(showing);
+        let status = tokio::select! {
+            status = &mut showing => status,
+            // There is no more to say, but there may be more to hear.
+            () = typing => showing.await,
+        };
+        status.ok_or_else(|| RemoteError::Lost {
+            endpoint: self.endpoint.clone(),
+            source: self
+                .fate
+                .known()
+                .unwrap_or_else(|| Loss::Broken("the command's end was not told".into())),
+        })
+    }
+}
