@@ -2,6 +2,9 @@
 //! SSH: it finds the VM and prepares it, `remote` goes there.
 //!
 //! ```text
+//! reach ─ known, keys      from a name to a VM that lets us in
+//!  ├─ provision            what makes it do so
+//!  └─ alive                what keeps it awake
 //! api ── types, domain     what is asked and answered
 //!  └─ http ── retry        one call, made again where that helps
 //!      ├─ settings         where the API is, and who asks
@@ -17,10 +20,15 @@
 //! - every answer is read with a limit, and what it says is escaped and cut before it is shown;
 //! - a field that is not known is not an error, and no name ever becomes part of a path unencoded.
 
+mod alive;
 mod api;
 mod domain;
 mod error;
 mod http;
+mod keys;
+mod known;
+mod provision;
+mod reach;
 mod retry;
 mod settings;
 #[cfg(test)]
@@ -28,8 +36,13 @@ mod testing;
 mod tls;
 mod types;
 
+pub use alive::KeepAlive;
 pub use api::Api;
 pub use domain::{DomainError, Vm, VmDomain};
 pub use error::{ApiError, ApiErrorKind, Call, Refusal};
+pub use keys::{Key, KeyError};
+pub use known::{Known, Store};
+pub use provision::{ProvisionError, Provisioned};
+pub use reach::{Access, CURRENT, KernelError, Reached, Step};
 pub use settings::{ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 pub use types::{Browser, Exec, Executed, NewBrowser, Pool};

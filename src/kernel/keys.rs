@@ -1,0 +1,158 @@
+//! The keys that ksync logs in with: one of its own for each session, made on first use.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use russh::keys::key::safe_rng;
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::{Algorithm, PrivateKey, PublicKey};
+
+/// Longest key file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// What ksync's keys are called on the VM.
+const COMMENT: &str = "ksync";
+
+/// A key pair on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// The file with the private half.
+    pub file: PathBuf,
+    /// The public half, as a line of `authorized_keys`.
+    pub public: String,
+}
+
+/// Why there is no key to log in with.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The key that was named cannot be read, or tells no public half.
+    #[error("could not read the key {}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A key of our own cannot be made or kept.
+    #[error("could not make a key in {}", path.display())]
+    NotMade {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl Key {
+    /// The key `file`, which somebody named: its public half stands beside it, with `.pub`, or in itself.
+    ///
+    /// # Errors
+    /// [`KeyError::Unreadable`].
+    pub fn named(file: &Path) -> Result<Self, KeyError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| KeyError::Unreadable {
+            path: file.to_owned(),
+            source,
+        };
+        let mut beside = file.as_os_str().to_owned();
+        beside.push(".pub");
+        let public = match read(Path::new(&beside)) {
+            Ok(text) => PublicKey::from_openssh(text.trim()).map_err(|error| failed(Box::new(error)))?,
+            Err(_) => {
+                let text = read(file).map_err(|error| failed(Box::new(error)))?;
+                // OpenSSH's format shows the public half even where the private one has a passphrase.
+                let key = PrivateKey::from_openssh(&text).map_err(|error| failed(Box::new(error)))?;
+                key.public_key().clone()
+            }
+        };
+        let public = line(&public).map_err(|error| failed(Box::new(error)))?;
+        Ok(Self { file: file.to_owned(), public })
+    }
+
+    /// The key called `name` in `directory`, made where it is missing: Ed25519, readable by nobody else. Of two
+    /// that make it at once one wins, and both use that.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn own(directory: &Path, name: &str) -> Result<Self, KeyError> {
+        let file = directory.join(name);
+        if file.symlink_metadata().is_err() {
+            make(directory, &file).map_err(|source| KeyError::NotMade { path: file.clone(), source })?;
+        }
+        Self::named(&file)
+    }
+
+    /// Removes a key of our own.
+    pub fn forget(directory: &Path, name: &str) {
+        let _ = fs::remove_file(directory.join(name));
+    }
+}
+
+fn make(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let mut key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519)?;
+    key.set_comment(COMMENT);
+    let text = key.to_openssh(LineEnding::LF)?;
+    let new = file.with_extension(format!("{}.new", std::process::id()));
+    let _ = fs::remove_file(&new);
+    let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
+    let made =
+        written.and_then(|mut made| made.write_all(text.as_bytes())).and_then(|()| fs::hard_link(&new, file));
+    let _ = fs::remove_file(&new);
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+fn line(key: &PublicKey) -> Result<String, russh::keys::ssh_key::Error> {
+    let mut key = key.clone();
+    // A comment of somebody else's could say who and where they are.
+    key.set_comment(COMMENT);
+    key.to_openssh()
+}
+
+fn read(file: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(fs::File::open(file)?, FILE_BYTES_MAX), &mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_made_once_and_is_private() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("keys");
+        let key = Key::own(&directory, "abc").unwrap();
+        assert!(key.public.starts_with("ssh-ed25519 ") && key.public.ends_with(" ksync"), "{}", key.public);
+        assert_eq!(Key::own(&directory, "abc").unwrap(), key);
+        assert_ne!(Key::own(&directory, "def").unwrap().public, key.public);
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&directory), mode(&key.file)), (0o700, 0o600));
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
+        Key::forget(&directory, "abc");
+        assert_ne!(Key::own(&directory, "abc").unwrap().public, key.public);
+    }
+
+    #[test]
+    fn a_named_key_tells_its_public_half_from_beside_it_or_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = Key::own(folder.path(), "own").unwrap();
+        let other = Key::own(folder.path(), "other").unwrap();
+        fs::write(
+            folder.path().join("own.pub"),
+            format!("{} me@home\n", other.public.trim_end_matches(" ksync")),
+        )
+        .unwrap();
+        assert_eq!(Key::named(&key.file).unwrap().public, other.public);
+        fs::write(folder.path().join("own.pub"), "nonsense").unwrap();
+        assert!(matches!(Key::named(&key.file), Err(KeyError::Unreadable { .. })));
+        assert!(Key::named(&folder.path().join("none")).is_err());
+    }
+}
