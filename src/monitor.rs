@@ -123,10 +123,22 @@ pub enum Event {
     Problem(Problem),
 }
 
+/// What has to be done before anything can travel, and may take a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preparation {
+    /// The platform is asked for the session.
+    LookUp,
+    /// The session's VM is set up.
+    SetUp,
+}
+
 /// Looks on. Called from the threads of an exchange, so it must be quick.
 pub trait Monitor: Sync {
     /// Takes note of an event.
     fn observe(&self, event: Event);
+
+    /// Told by this side alone, before anything is under way.
+    fn prepare(&self, _preparation: Preparation) {}
 }
 
 /// Looks on and says nothing.

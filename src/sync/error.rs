@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::engine::Failure;
+use crate::kernel::KernelError;
 use crate::remote::{ErrorKind, RemoteError};
 use crate::wire::message::AbortKind;
 
@@ -16,9 +17,9 @@ pub enum SyncError {
     /// One end lies in the other.
     #[error("source and destination are the same, or one lies in the other")]
     Overlap,
-    /// A Kernel session is named, which needs the API.
-    #[error("connecting to session \"{0}\" through the Kernel API is not there yet")]
-    NoSessions(String),
+    /// A Kernel session cannot be reached.
+    #[error(transparent)]
+    Kernel(Arc<KernelError>),
     /// The endpoint `:/path` without anything that says where it is.
     #[error("the path :{0} is on the VM of a setup, and no setup is given")]
     NoSetup(String),
@@ -62,6 +63,12 @@ impl From<Failure> for SyncError {
     }
 }
 
+impl From<KernelError> for SyncError {
+    fn from(error: KernelError) -> Self {
+        Self::Kernel(Arc::new(error))
+    }
+}
+
 impl From<RemoteError> for SyncError {
     fn from(error: RemoteError) -> Self {
         Self::Remote(Arc::new(error))
@@ -73,13 +80,9 @@ impl SyncError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::BothRemote
-            | Self::Overlap
-            | Self::NoSessions(_)
-            | Self::NoSetup(_)
-            | Self::Setup(_)
-            | Self::Proxy { .. } => 1,
+            Self::BothRemote | Self::Overlap | Self::NoSetup(_) | Self::Setup(_) | Self::Proxy { .. } => 1,
             Self::SshConfig(_) | Self::NoHome(_) | Self::Sandbox(_) | Self::Pipe(_) | Self::Agent(_) => 5,
+            Self::Kernel(error) => error.exit_code(),
             Self::Remote(error) => match error.kind() {
                 ErrorKind::Usage => 1,
                 ErrorKind::CouldNotStart => 5,
@@ -105,12 +108,9 @@ impl SyncError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Remote(error) => return Some(error.hint()),
+            Self::Kernel(error) => return error.hint(),
             Self::Overlap => "choose a destination beside the source",
             Self::BothRemote => "copy to a local directory first, then from there",
-            Self::NoSessions(_) => {
-                "run `kernel browsers ssh ID --setup-only -o json > setup.json`, then use --setup setup.json \
-                 and the endpoint :/path"
-            }
             Self::NoSetup(_) => {
                 "give the JSON that `kernel browsers ssh ID --setup-only -o json` prints with --setup"
             }

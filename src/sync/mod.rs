@@ -4,12 +4,14 @@
 
 pub mod endpoint;
 mod error;
+mod kernel;
 mod lanes;
 mod local;
 mod memory;
 mod meter;
 mod remote;
 mod target;
+mod visit;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,9 +19,11 @@ use std::time::{Duration, Instant};
 
 pub use endpoint::Endpoint;
 pub use error::SyncError;
+pub use visit::Visit;
 
 use crate::engine::{PROBLEMS_MAX, Summary};
-use crate::monitor::{Event, Monitor, Trouble};
+use crate::kernel::{Access, Settings};
+use crate::monitor::{Event, Monitor, Preparation, Trouble};
 use crate::wire::hello::{Options, Role};
 
 /// How often a run is repeated because files changed while they were read.
@@ -55,6 +59,12 @@ pub struct Way {
     pub timeout: Duration,
     /// How many channels may carry an upload; `None`: as many as the round trip is worth.
     pub connections: Option<usize>,
+    /// The platform's API; without it only sessions that were used before can be reached.
+    pub api: Option<Settings>,
+    /// Which session `session:` means, if not the one that was chosen last.
+    pub session: Option<String>,
+    /// Whether a session is kept active meanwhile.
+    pub keep_alive: bool,
 }
 
 impl Default for Way {
@@ -67,6 +77,9 @@ impl Default for Way {
             connect_timeout: Duration::from_secs(30),
             timeout: Duration::from_secs(60),
             connections: None,
+            api: None,
+            session: None,
+            keep_alive: true,
         }
     }
 }
@@ -100,6 +113,14 @@ struct Round {
     wire_down_bytes: u64,
     agent_installed_bytes: u64,
     connect_round_trips: u32,
+}
+
+/// What is needed to get into Kernel sessions.
+///
+/// # Errors
+/// There is no directory to keep things in.
+pub fn access(way: &Way) -> Result<Access, SyncError> {
+    kernel::access(way)
 }
 
 /// Does a job.
@@ -198,6 +219,10 @@ impl Monitor for Patience {
         } else {
             self.monitor.observe(event);
         }
+    }
+
+    fn prepare(&self, preparation: Preparation) {
+        self.monitor.prepare(preparation);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection, HostKeys, Tra
 use crate::sandbox::{self, Sandbox, Weather};
 use crate::sync::memory::{self, Key};
 use crate::sync::meter::Count;
-use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, lanes, target};
+use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, kernel, lanes, target};
 use crate::wire::hello::{self, Options, Order, Role};
 use crate::wire::message::AbortKind;
 
@@ -28,10 +28,17 @@ pub(super) struct Session<'a> {
     connected: OnceCell<Connected>,
 }
 
-/// A connection, and the sandbox behind it if that is where it leads.
+/// A connection, and what is behind it.
 struct Connected {
     connection: Connection,
-    sandbox: Option<Sandbox>,
+    behind: Behind,
+}
+
+/// What a connection leads to, where there is more to it.
+enum Behind {
+    Host,
+    Sandbox(Sandbox),
+    Kernel(kernel::Session),
 }
 
 impl<'a> Session<'a> {
@@ -40,12 +47,16 @@ impl<'a> Session<'a> {
         Self { endpoint, way, connected: OnceCell::new() }
     }
 
-    async fn connect(&self) -> Result<Connected, SyncError> {
+    async fn connect(&self, monitor: &Watcher) -> Result<Connected, SyncError> {
         if let Endpoint::Sandbox { .. } = self.endpoint {
             return self.connect_to_sandbox().await;
         }
+        if let Endpoint::Session { name, .. } = self.endpoint {
+            let (connection, session) = kernel::Session::connect(name, self.way, monitor).await?;
+            return Ok(Connected { connection, behind: Behind::Kernel(session) });
+        }
         let target = target::target(self.endpoint, self.way)?;
-        Ok(Connected { connection: remote::connect(&target).await?, sandbox: None })
+        Ok(Connected { connection: remote::connect(&target).await?, behind: Behind::Host })
     }
 
     /// Starts a sandbox in this process and connects to it as to any VM.
@@ -61,14 +72,14 @@ impl<'a> Session<'a> {
         target.identity_text = Some(sandbox.client_key().to_owned());
         target.use_ssh_agent = false;
         target.identities.clear();
-        Ok(Connected { connection: remote::connect(&target).await?, sandbox: Some(sandbox) })
+        Ok(Connected { connection: remote::connect(&target).await?, behind: Behind::Sandbox(sandbox) })
     }
 
     /// Ends the connection.
     pub(super) async fn close(self) {
-        let Some(Connected { connection, sandbox }) = self.connected.into_inner() else { return };
+        let Some(Connected { connection, behind }) = self.connected.into_inner() else { return };
         connection.close().await;
-        if let Some(sandbox) = sandbox {
+        if let Behind::Sandbox(sandbox) = behind {
             sandbox.stop().await;
         }
     }
@@ -119,6 +130,7 @@ impl<'a> Session<'a> {
         // Also for a download: which way much goes is seen where it is written.
         let (asking, opening) = lanes::pair(up_bytes.clone());
         let compress = order.options.compress;
+        let preparing = Watcher::clone(&monitor);
         let running = super::blocking(move || {
             // A writer that is gone shows in what the reader says.
             let _ = hello::write(&mut writer, Some(order));
@@ -127,7 +139,7 @@ impl<'a> Session<'a> {
         });
         tokio::pin!(running);
         let starting = async {
-            let connected = self.connected.get_or_try_init(|| self.connect()).await?;
+            let connected = self.connected.get_or_try_init(|| self.connect(&preparing)).await?;
             connected.connection.start(waiting, AgentImage::embedded()).await?;
             Ok::<_, SyncError>(&connected.connection)
         };
@@ -144,7 +156,11 @@ impl<'a> Session<'a> {
         let summary = match result? {
             Ok(summary) => summary,
             Err(failure) if failure.kind == AbortKind::Connection => {
-                return Err(explain(agent.end).await.unwrap_or(SyncError::Run(failure)));
+                let error = explain(agent.end).await.unwrap_or(SyncError::Run(failure));
+                return Err(match self.connected.get() {
+                    Some(Connected { behind: Behind::Kernel(session), .. }) => session.explain(error).await,
+                    _ => error,
+                });
             }
             Err(failure) => return Err(SyncError::Run(failure)),
         };

@@ -12,7 +12,7 @@ const SSH_PORT: u16 = 22;
 /// The port of the bridge on a Kernel VM.
 const BRIDGE_PORT: u16 = 2222;
 
-/// How to reach an endpoint that is neither local nor the sandbox.
+/// How to reach an endpoint that is neither local nor the sandbox nor a session.
 pub(super) fn target(endpoint: &Endpoint, way: &Way) -> Result<Target, SyncError> {
     match endpoint {
         Endpoint::Ssh { user, host, port, .. } => ssh_target(user.as_deref(), host, *port, way),
@@ -26,8 +26,9 @@ pub(super) fn target(endpoint: &Endpoint, way: &Way) -> Result<Target, SyncError
             let pinned_as = format!("{} {}", setup.session_id, setup.url);
             bridge_target(setup.url, None, pinned_as, vec![setup.key_file], way)
         }
-        Endpoint::Session { name, .. } => Err(SyncError::NoSessions(name.clone())),
-        Endpoint::Local(_) | Endpoint::Sandbox { .. } => Err(SyncError::BothRemote),
+        Endpoint::Local(_) | Endpoint::Sandbox { .. } | Endpoint::Session { .. } => {
+            Err(SyncError::BothRemote)
+        }
     }
 }
 

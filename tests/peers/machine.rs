@@ -154,6 +154,7 @@ fn sshd(world: &World, port: u16, host_key: &str) -> Command {
         "KbdInteractiveAuthentication=no".to_owned(),
         // Several tests connect at once.
         "MaxStartups=100".to_owned(),
+        "Subsystem=sftp internal-sftp".to_owned(),
     ] {
         command.args(["-o", &set]);
     }

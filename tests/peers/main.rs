@@ -13,6 +13,7 @@ mod world;
 
 mod lanes;
 mod login;
+mod proxy;
 mod round_trip;
 mod round_trips;
 mod stand_in;

@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::rules::{self, Source};
+use crate::verbs::{DoctorArgs, ProxyArgs, SessionArgs, SshArgs};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -17,6 +18,14 @@ pub(crate) enum Mode {
     Show(String),
     /// A sync.
     Sync(Box<SyncArgs>),
+    /// Something with sessions.
+    Session(SessionArgs),
+    /// A shell or a command in a session.
+    Ssh(SshArgs),
+    /// An examination of a session.
+    Doctor(DoctorArgs),
+    /// A pipe to a bridge.
+    Proxy(ProxyArgs),
     /// The stand-in VM in the foreground.
     #[cfg(feature = "sandbox")]
     Sandbox(SandboxArgs),
@@ -31,12 +40,14 @@ const TEMPLATE: &str = "\
 Examples:
   ksync ./site sandbox:/tmp/site              try it: a stand-in VM, here
   ksync -n --delete ./site me@host:/srv/site  what would change over there?
-  ksync ./site :/tmp/site --setup vm.json     into a browser VM
+  ksync session create                        a browser VM (needs KERNEL_API_KEY)
+  ksync ./site session:/tmp/site              into it
   ksync wss://host:2222/tmp/out ./out         from a VM to this machine
 
 Places:
   ./dir  /dir             on this machine
   sandbox:/dir            in the stand-in VM that ksync carries
+  session:/dir            in the current Kernel session; ID:/dir, NAME:/dir in another
   :/dir                   in the VM that --setup describes
   user@host:/dir          on an SSH host; with a port ssh://user@host:22/dir
   wss://host:2222/dir     on an SSH host behind a WebSocket bridge
@@ -47,7 +58,8 @@ by name. A remote path without a leading slash is below the remote home.
 {all-args}
 
 Exit status: 0 done, 1 usage, 23 some entries failed, 24 source files vanished;
-others say why there was no run. ksync sandbox --help is about the stand-in VM.
+others say why there was no run. Further verbs, each with a --help of its own:
+ksync session, ssh, proxy, doctor, sandbox.
 ";
 
 #[derive(Debug, Parser)]
@@ -55,7 +67,7 @@ others say why there was no run. ksync sandbox --help is about the stand-in VM.
     name = "ksync",
     version,
     about = "Makes DEST a copy of SOURCE and sends only what changed.",
-    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync sandbox [OPTIONS]",
+    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync session|ssh|proxy|doctor|sandbox ...",
     help_template = TEMPLATE,
     max_term_width = 80,
     disable_help_flag = true,
@@ -73,6 +85,18 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Makes, lists, sets up and deletes Kernel sessions
+    #[command(hide = true, max_term_width = 80)]
+    Session(SessionArgs),
+    /// Runs a command or a shell on a session's VM
+    #[command(hide = true, max_term_width = 80)]
+    Ssh(SshArgs),
+    /// Tries each step from the API key to a file that goes there and back
+    #[command(hide = true, max_term_width = 80)]
+    Doctor(DoctorArgs),
+    /// Joins standard input and output to a bridge: a ProxyCommand for ssh, scp, sftp and rsync
+    #[command(hide = true, max_term_width = 80)]
+    Proxy(ProxyArgs),
     /// Runs a stand-in VM on this machine until Ctrl-C, an SSH server behind a WebSocket; and beside it a stand-in
     /// for the platform's API, with VMs of its own
     #[cfg(feature = "sandbox")]
@@ -201,8 +225,11 @@ pub(crate) struct WayArgs {
     #[arg(long, value_name = "KEY")]
     pub(crate) host_key: Option<String>,
     /// Further roots to trust for wss://
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "KSYNC_CA_CERT", hide_env_values = true)]
     pub(crate) ca_cert: Option<PathBuf>,
+    /// Let the session's clock run while ksync works
+    #[arg(long)]
+    pub(crate) no_keep_alive: bool,
     /// Channels that may carry an upload, 1 to 8: by itself, as many as pay
     #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
     pub(crate) connections: Option<u8>,
@@ -255,6 +282,10 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, St
         Ok(cli)
     });
     match parsed {
+        Ok(Cli { verb: Some(Verb::Session(args)), .. }) => Ok(Mode::Session(args)),
+        Ok(Cli { verb: Some(Verb::Ssh(args)), .. }) => Ok(Mode::Ssh(args)),
+        Ok(Cli { verb: Some(Verb::Doctor(args)), .. }) => Ok(Mode::Doctor(args)),
+        Ok(Cli { verb: Some(Verb::Proxy(args)), .. }) => Ok(Mode::Proxy(args)),
         #[cfg(feature = "sandbox")]
         Ok(Cli { verb: Some(Verb::Sandbox(args)), .. }) => Ok(Mode::Sandbox(args)),
         Ok(Cli { sync, .. }) if sync.output.human_readable && sync.places.is_empty() => {

@@ -2,9 +2,11 @@
 //! and what is seen.
 
 mod args;
+mod doctor;
 mod list;
 mod out;
 mod progress;
+mod proxy;
 mod report;
 mod request;
 mod rules;
@@ -12,7 +14,10 @@ mod run;
 #[cfg(feature = "sandbox")]
 mod sandbox;
 mod screen;
+mod session;
+mod ssh;
 mod units;
+mod verbs;
 
 use std::process::ExitCode;
 
@@ -24,6 +29,10 @@ fn main() -> ExitCode {
             out::result(&text);
             Ok(0)
         }
+        Ok(Mode::Session(args)) => session::run(args),
+        Ok(Mode::Ssh(args)) => ssh::run(&args),
+        Ok(Mode::Doctor(args)) => doctor::run(&args),
+        Ok(Mode::Proxy(args)) => proxy::run(&args),
         Ok(Mode::Sync(args)) => request::build(*args).and_then(|request| run::run(&request)),
         #[cfg(feature = "sandbox")]
         Ok(Mode::Sandbox(args)) => sandbox::run(&args),

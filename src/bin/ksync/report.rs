@@ -76,6 +76,16 @@ impl Complaint {
         self
     }
 
+    /// What happened.
+    pub(crate) fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// What to do.
+    pub(crate) fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// The error and its causes on one line.
     pub(crate) fn caused(exit: u8, error: &dyn Error) -> Self {
         Self::new(exit, chain(error))

@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
+use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 use ksync::sync::endpoint::{Endpoint, EndpointError};
 use ksync::sync::{Job, Way};
 use ksync::tree::filter::RULES_MAX;
@@ -16,6 +18,7 @@ use ksync::wire::hello::Options;
 use crate::args::{ForeignArgs, OutputArgs, SyncArgs, WayArgs};
 use crate::report::{Complaint, USAGE};
 use crate::rules;
+use crate::verbs::AccessArgs;
 
 /// Longest file that an option may name, in bytes: a setup has about one kilobyte, and [`RULES_MAX`] rules
 /// fit many times.
@@ -155,19 +158,7 @@ fn own_name(source: &Endpoint) -> Result<Vec<u8>, Complaint> {
 }
 
 fn place(text: &OsStr) -> Result<Endpoint, Complaint> {
-    let endpoint = Endpoint::parse(text)?;
-    if let Endpoint::Session { name, .. } = &endpoint {
-        return Err(Complaint::usage(
-            format!("{endpoint} is a Kernel session, and ksync cannot look sessions up yet"),
-            format!(
-                "kernel browsers ssh {} --setup-only -o json | ksync ... --setup - with :/path as the place; \
-                 an SSH host is user@{name}:/path, a local file ./{}",
-                if name == "session" { "ID" } else { name },
-                escape(text.as_bytes())
-            ),
-        ));
-    }
-    Ok(endpoint)
+    Ok(Endpoint::parse(text)?)
 }
 
 impl From<EndpointError> for Complaint {
@@ -185,6 +176,7 @@ fn way(args: WayArgs) -> Result<Way, Complaint> {
             "give the type and the key, as in \"ssh-ed25519 AAAA...\": a line of ssh-keyscan without its host",
         ));
     }
+    let api = api(args.ca_cert.as_deref());
     let seconds = |seconds: u64| if seconds == 0 { NEVER } else { NEVER.min(Duration::from_secs(seconds)) };
     Ok(Way {
         identities: args.identity,
@@ -194,7 +186,43 @@ fn way(args: WayArgs) -> Result<Way, Complaint> {
         connect_timeout: seconds(args.contimeout),
         timeout: seconds(args.timeout),
         connections: args.connections.map(usize::from),
+        api,
+        session: variable("KSYNC_SESSION"),
+        keep_alive: !args.no_keep_alive,
     })
+}
+
+/// What is needed to get at sessions.
+pub(crate) fn access(args: &AccessArgs) -> Result<Access, Complaint> {
+    Ok(ksync::sync::access(&access_way(args))?)
+}
+
+/// The way to a session, where nothing is to be synced.
+pub(crate) fn access_way(args: &AccessArgs) -> Way {
+    Way {
+        identities: args.identity.iter().cloned().collect(),
+        ca_cert: args.ca_cert.clone(),
+        api: api(args.ca_cert.as_deref()),
+        session: variable("KSYNC_SESSION"),
+        ..Way::default()
+    }
+}
+
+/// The platform's API, if there is a key for it. The key comes from the environment only: everybody can read the
+/// arguments of a process.
+fn api(ca_cert: Option<&Path>) -> Option<Settings> {
+    Some(Settings {
+        base_url: variable("KERNEL_BASE_URL").unwrap_or_else(|| DEFAULT_BASE_URL.to_owned()),
+        key: ApiKey::new(&variable("KERNEL_API_KEY")?),
+        project: variable("KERNEL_PROJECT"),
+        ca_cert: ca_cert.map(Path::to_owned),
+        timeout: DEFAULT_TIMEOUT,
+    })
+}
+
+/// An environment variable that says something.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// A file that an option names; `-` is stdin.
@@ -288,7 +316,6 @@ mod tests {
                 "ksync a http://b/c",
                 "\"http://b/c\" is no place to sync with: its scheme is not ssh, ws or wss",
             ),
-            ("ksync a session:/b", "session:/b is a Kernel session, and ksync cannot look sessions up yet"),
             ("ksync --daemon a b", "ksync is no daemon"),
             ("ksync -e ssh a b", "ksync speaks SSH itself and starts no remote shell (-e)"),
             (
@@ -302,15 +329,6 @@ mod tests {
             assert_eq!(what, format!("ksync: {text}"));
             assert!(!hint.is_empty());
         }
-    }
-
-    #[test]
-    fn a_session_is_refused_with_the_way_that_works() {
-        assert_eq!(
-            complaint("ksync a abc:/b").lines().nth(1).unwrap(),
-            "  hint: kernel browsers ssh abc --setup-only -o json | ksync ... --setup - with :/path as the \
-             place; an SSH host is user@abc:/path, a local file ./abc:/b"
-        );
     }
 
     #[test]

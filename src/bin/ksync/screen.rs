@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ksync::monitor::{Event, Monitor};
+use ksync::monitor::{Event, Monitor, Preparation};
 use ksync::sync::Job;
 use ksync::sync::endpoint::Endpoint;
 use ksync::tree::path::escape;
@@ -176,6 +176,17 @@ impl Monitor for Screen {
         }
         state.progress.observe(event);
     }
+
+    fn prepare(&self, preparation: Preparation) {
+        if !self.show.quiet {
+            let state = self.state();
+            let print = || out::note(prepared(preparation));
+            match &state.bar {
+                Some(bar) => bar.suspend(print),
+                None => print(),
+            }
+        }
+    }
 }
 
 impl State {
@@ -202,6 +213,14 @@ impl State {
         }
         bar.set_length(progress.total_bytes());
         bar.tick();
+    }
+}
+
+/// What is said of what has to be done first.
+pub(crate) fn prepared(preparation: Preparation) -> &'static str {
+    match preparation {
+        Preparation::LookUp => "asking for the session",
+        Preparation::SetUp => "setting its VM up: a second, or a minute where something has to be installed",
     }
 }
 
@@ -235,18 +254,8 @@ mod tests {
 
     use super::*;
 
-    const TEN: Duration = Duration::from_secs(10);
-
     fn screen(quiet: bool) -> Screen {
-        let way = Way {
-            identities: Vec::new(),
-            setup: None,
-            ca_cert: None,
-            host_key: None,
-            connect_timeout: TEN,
-            timeout: TEN,
-            connections: None,
-        };
+        let way = Way::default();
         let job = Job {
             source: Endpoint::parse("./dir".as_ref()).unwrap(),
             destination: Endpoint::parse("sandbox:x".as_ref()).unwrap(),

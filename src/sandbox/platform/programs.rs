@@ -1,10 +1,10 @@
-//! Which programs a VM has: those of this machine but for what no VM has.
+//! Which programs a VM has: those of this machine but for what no VM has, and one that every VM has.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::sandbox::process::PATH;
@@ -12,11 +12,20 @@ use crate::sandbox::process::PATH;
 /// What is on no VM.
 const ABSENT: [&str; 6] = ["rsync", "zstd", "zstdcat", "zstdmt", "unzstd", "rclone"];
 
+/// The SSH server and its bridge are there from the beginning and are no services of this machine; asked for
+/// them, a VM's supervisor says that they run.
+const SUPERVISORCTL: &str = "#!/bin/sh\n[ \"$1\" != status ] || echo \"$2 RUNNING pid 1, uptime 0:00:01\"\n";
+
 /// Where to look for programs. A directory that has one of those that are absent is stood in for by one below
 /// `folder`, with a link to each of the others.
 pub(super) fn search_path(folder: &Path) -> io::Result<OsString> {
     let mut mirrors: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
-    let mut path = Vec::new();
+    let own = folder.join("bin");
+    fs::create_dir(&own)?;
+    let supervisorctl = own.join("supervisorctl");
+    fs::write(&supervisorctl, SUPERVISORCTL)?;
+    fs::set_permissions(&supervisorctl, Permissions::from_mode(0o755))?;
+    let mut path = vec![own];
     for directory in std::env::split_paths(PATH) {
         // `/bin` may be `/usr/bin`.
         let Ok(real) = directory.canonicalize() else { continue };
@@ -57,6 +66,6 @@ mod tests {
         for name in ABSENT {
             assert!(!found(name), "{name}");
         }
-        assert!(found("sh") && found("cat"));
+        assert!(found("sh") && found("cat") && found("supervisorctl"));
     }
 }

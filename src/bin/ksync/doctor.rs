@@ -1,0 +1,193 @@
+//! `ksync doctor`: each step from the API key to a file that went there and back, with its time and what to do.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ksync::kernel::{Access, Browser, KernelError, Reached};
+use ksync::monitor::Quiet;
+use ksync::sync::{self, Endpoint, Job, Visit, Watcher, Way};
+use ksync::wire::hello::Options;
+use serde_json::json;
+
+use crate::out;
+use crate::report::{Complaint, NOT_STARTED};
+use crate::request;
+use crate::run::block_on;
+use crate::verbs::DoctorArgs;
+
+/// What goes there and back, in bytes.
+const PROBE_BYTES: usize = 1 << 20;
+
+/// The harmless actions of `--full`: nothing is clicked, nothing is typed.
+fn actions() -> serde_json::Value {
+    json!({ "actions": [
+        { "type": "sleep", "sleep": { "duration_ms": 50 } },
+        { "type": "move_mouse", "move_mouse": { "x": 10, "y": 10 } },
+    ] })
+}
+
+/// Runs all steps; those behind one that failed are not tried.
+pub(crate) fn run(args: &DoctorArgs) -> Result<u8, Complaint> {
+    let way = request::access_way(&args.way);
+    let access = sync::access(&way)?;
+    let mut checks = Checks { json: args.json, failed: None };
+    // Each step hands on what the next one needs.
+    let _ = examine(args, &way, &access, &mut checks);
+    Ok(checks.failed.unwrap_or(0))
+}
+
+/// Tells the steps, and remembers the exit code of the first that failed.
+struct Checks {
+    json: bool,
+    failed: Option<u8>,
+}
+
+impl Checks {
+    /// Does one step; `None` where it failed.
+    fn step<T>(&mut self, name: &str, step: impl FnOnce() -> Result<(T, String), Complaint>) -> Option<T> {
+        let begun = Instant::now();
+        let result = step();
+        let took = begun.elapsed();
+        match result {
+            Ok((value, detail)) => {
+                self.tell(name, took, "ok", &detail, None);
+                Some(value)
+            }
+            Err(complaint) => {
+                self.failed.get_or_insert(complaint.exit);
+                self.tell(name, took, "failed", complaint.what(), complaint.hint());
+                None
+            }
+        }
+    }
+
+    fn tell(&self, name: &str, took: Duration, verdict: &str, detail: &str, remedy: Option<&str>) {
+        let seconds = took.as_secs_f64();
+        if self.json {
+            let check = json!({
+                "check": name, "verdict": verdict, "seconds": seconds, "detail": detail, "remedy": remedy,
+            });
+            return out::result(&check.to_string());
+        }
+        out::result(&format!("{verdict:>6}  {seconds:7.3} s  {name}: {detail}"));
+        if let Some(remedy) = remedy {
+            out::result(&format!("        remedy: {remedy}"));
+        }
+    }
+}
+
+fn examine(args: &DoctorArgs, way: &Way, access: &Access, checks: &mut Checks) -> Option<()> {
+    let api = checks.step("API key", || {
+        let api = access.api()?;
+        Ok((api, "KERNEL_API_KEY is set".to_owned()))
+    })?;
+    checks.step("API", || {
+        let sessions = api.browsers().map_err(KernelError::from)?;
+        Ok(((), format!("it answers; active sessions: {}", sessions.len())))
+    })?;
+    let browser: Browser = checks.step("session", || {
+        let session = access.meant(&args.session)?;
+        let browser = api.browser(&session).map_err(KernelError::from)?;
+        let detail = format!("{}, made {}", browser.session_id, browser.created_at);
+        Ok((browser, detail))
+    })?;
+    let Reached { known, .. } = checks.step("VM", || {
+        let reached = access.set_up(&api, &browser)?;
+        let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "?".to_owned());
+        let told = &reached.provisioned;
+        let detail = format!("sshd {}, bridge {}", version(&told.sshd), version(&told.websocat));
+        Ok((reached, detail))
+    })?;
+    checks.step("connection", || {
+        let bridge = known.bridge_url();
+        block_on(async {
+            let visit = Visit::begin(&browser.session_id, way, &quiet()).await?;
+            visit.end().await;
+            Ok(((), format!("{bridge}, with the host key that the API told")))
+        })
+    })?;
+    checks.step("there and back", || {
+        round_trip(&browser.session_id, way)?;
+        Ok(((), "a megabyte, every byte the same".to_owned()))
+    })?;
+    if args.full {
+        checks.step("computer controls", || {
+            api.batch(&browser.session_id, &actions()).map_err(KernelError::from)?;
+            Ok(((), "a batch of two actions".to_owned()))
+        })?;
+    }
+    Some(())
+}
+
+/// Sends a file of noise to the VM and fetches it back.
+fn round_trip(session: &str, way: &Way) -> Result<(), Complaint> {
+    let failed = |what: &'static str| {
+        move |error: std::io::Error| Complaint::new(NOT_STARTED, format!("{what}: {error}"))
+    };
+    let folder = Folder::new().map_err(failed("cannot make a directory"))?;
+    let (sent, back) = (folder.0.join("sent"), folder.0.join("back"));
+    let probe = noise();
+    fs::write(&sent, &probe).map_err(failed("cannot write"))?;
+    let name = format!("ksync-probe-{}", std::process::id());
+    let there = Endpoint::Session { name: session.to_owned(), path: format!("/tmp/{name}").into_bytes() };
+    let job = |source: Endpoint, destination: Endpoint| Job {
+        source,
+        destination,
+        options: Options::default(),
+        way: way.clone(),
+    };
+    block_on(async {
+        let done = async {
+            sync::run(&job(Endpoint::Local(sent), there.clone()), quiet()).await?;
+            sync::run(&job(there, Endpoint::Local(back.clone())), quiet()).await
+        };
+        let done = done.await;
+        let visit = Visit::begin(session, way, &quiet()).await?;
+        let _ = visit.shell(format!("rm -f /tmp/{name}").as_bytes(), None).await;
+        visit.end().await;
+        done.map_err(Complaint::from)
+    })?;
+    if fs::read(&back).map_err(failed("cannot read what came back"))? == probe {
+        Ok(())
+    } else {
+        Err(Complaint::new(VERIFICATION, "what came back is not what was sent"))
+    }
+}
+
+/// Exit code: a content is not what it should be.
+const VERIFICATION: u8 = 44;
+
+fn quiet() -> Watcher {
+    Arc::new(Quiet)
+}
+
+/// Bytes that do not shrink, the same in each run.
+fn noise() -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut next = || {
+        // Knuth's MMIX generator; its upper bits are the good ones.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..PROBE_BYTES).map(|_| next()).collect()
+}
+
+/// A private directory that goes with us.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> std::io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        let path: &Path = &std::env::temp_dir().join(format!("ksync-doctor-{}", std::process::id()));
+        fs::DirBuilder::new().mode(0o700).create(path)?;
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,42 @@
+//! `ksync proxy`: standard input and output joined to a bridge, for the `ProxyCommand` of ssh and its kin.
+
+use std::time::Duration;
+
+use ksync::kernel::{KeepAlive, KernelError, Known};
+use ksync::remote;
+
+use crate::report::Complaint;
+use crate::request;
+use crate::run::{Signals, block_on};
+use crate::verbs::ProxyArgs;
+
+/// How long opening may take, and how long the bridge may be silent.
+const PATIENCE: Duration = Duration::from_secs(30);
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Carries bytes until either side ends.
+pub(crate) fn run(args: &ProxyArgs) -> Result<u8, Complaint> {
+    let ca_cert = args.way.ca_cert.clone();
+    let is_url = args.place.contains("://");
+    let known = if is_url { None } else { Some(known(args)?) };
+    let url = known.as_ref().map_or_else(|| args.place.clone(), Known::bridge_url);
+    block_on(async {
+        let mut signals = Signals::new()?;
+        let _alive = known.map(|known| KeepAlive::begin(known.cdp_ws_url, ca_cert.clone()));
+        let carried = tokio::select! {
+            carried = remote::proxy(&url, ca_cert.as_deref(), PATIENCE, SILENCE) => carried,
+            () = signals.wait() => Ok(()),
+        };
+        carried.map(|()| 0).map_err(|error| Complaint::from(ksync::sync::SyncError::from(error)))
+    })
+}
+
+/// The session, by what is remembered of it: ssh then finds out whether that still holds.
+fn known(args: &ProxyArgs) -> Result<Known, Complaint> {
+    let access = request::access(&args.way)?;
+    let session = access.meant(&args.place)?;
+    let known = access
+        .remembered(&session)
+        .map_or_else(|| Ok::<_, KernelError>(access.reach(&session, |_| {})?.known), Ok)?;
+    Ok(known)
+}

@@ -1,0 +1,219 @@
+//! `ksync session`: the browser sessions of a Kernel account, and their VMs.
+
+use std::time::Duration;
+
+use ksync::kernel::{Access, Api, Browser, KernelError, Known, NewBrowser, Reached};
+use serde_json::{Value, json};
+
+use crate::out;
+use crate::report::Complaint;
+use crate::request;
+use crate::verbs::{SessionArgs, SessionVerb};
+
+/// How long a pool may take to have a session free.
+const POOL_PATIENCE: Duration = Duration::from_secs(300);
+
+impl From<KernelError> for Complaint {
+    fn from(error: KernelError) -> Self {
+        Self::caused(error.exit_code(), &error).with_hint(error.hint())
+    }
+}
+
+/// Does what one of the verbs says.
+pub(crate) fn run(args: SessionArgs) -> Result<u8, Complaint> {
+    let access = request::access(&args.way)?;
+    match args.verb {
+        SessionVerb::Create { timeout, headless, name, pool, json } => {
+            let new = NewBrowser { timeout_seconds: Some(timeout), headless, stealth: false, name };
+            create(&access, &new, pool.as_deref(), json)
+        }
+        SessionVerb::List { json } => list(&access, json),
+        SessionVerb::Show { session, ssh_config, json } => {
+            let session = access.meant(&session)?;
+            if ssh_config { show_ssh_config(&access, &session) } else { show(&access, &session, json) }
+        }
+        SessionVerb::Use { session } => choose(&access, &session),
+        SessionVerb::Setup { session, json } => setup(&access, &session, json),
+        SessionVerb::Delete { session } => delete(&access, &session),
+        SessionVerb::Cleanup { session } => clean_up(&access, &session),
+    }
+}
+
+fn create(access: &Access, new: &NewBrowser, pool: Option<&str>, json: bool) -> Result<u8, Complaint> {
+    let api = access.api()?;
+    let browser = match pool {
+        Some(pool) => api.acquire(pool, POOL_PATIENCE).map_err(KernelError::from)?,
+        None => api.create(new).map_err(KernelError::from)?,
+    };
+    access.store().set_current(&browser.session_id).map_err(|error| access.state_error(error))?;
+    if json {
+        out::result(&of_browser(&browser).to_string());
+    } else {
+        out::result(&browser.session_id);
+        out::note(&format!(
+            "ksync: session {} is there, and is what session: means from now on\n  \
+             sync with it:  ksync ./dir session:/tmp/dir",
+            browser.name.as_deref().unwrap_or(&browser.session_id)
+        ));
+    }
+    Ok(0)
+}
+
+fn list(access: &Access, json: bool) -> Result<u8, Complaint> {
+    let browsers = access.api()?.browsers().map_err(KernelError::from)?;
+    let current = access.meant(ksync::kernel::CURRENT).ok();
+    let is_current = |browser: &Browser| {
+        current.as_ref().is_some_and(|id| *id == browser.session_id || Some(id) == browser.name.as_ref())
+    };
+    for browser in &browsers {
+        if json {
+            out::result(&of_browser(browser).to_string());
+        } else {
+            let mark = if is_current(browser) { '*' } else { ' ' };
+            let kind = if browser.headless { "headless" } else { "headful" };
+            let name = browser.name.as_deref().unwrap_or("-");
+            out::result(&format!("{mark} {}  {name}  {kind}  {}", browser.session_id, browser.created_at));
+        }
+    }
+    Ok(0)
+}
+
+fn show(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
+    let browser = access.api()?.browser(session).map_err(KernelError::from)?;
+    let mut told = of_browser(&browser);
+    if let (Value::Object(fields), Some(known)) = (&mut told, access.store().find(&browser.session_id)) {
+        fields.insert("vm_domain".to_owned(), known.vm_domain.into());
+        fields.insert("host_key".to_owned(), known.host_key.into());
+    }
+    if json {
+        out::result(&told.to_string());
+    } else if let Value::Object(fields) = told {
+        for (name, value) in fields {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            out::result(&format!("{name}: {value}"));
+        }
+    }
+    Ok(0)
+}
+
+/// A Host block for `~/.ssh/config`.
+fn show_ssh_config(access: &Access, session: &str) -> Result<u8, Complaint> {
+    let Known { session_id, name, host_key, key_file, .. } = reached(access, session)?.known;
+    let host = name.unwrap_or_else(|| session_id.clone());
+    let known_hosts = access.directory.join("sessions").join(format!("{session_id}.hosts"));
+    std::fs::write(&known_hosts, format!("{session_id} {host_key}\n"))
+        .map_err(|error| access.state_error(error))?;
+    out::result(&format!(
+        "Host {host}\n  HostName {session_id}\n  User root\n  ProxyCommand {} proxy {session_id}\n  \
+         IdentityFile {}\n  IdentitiesOnly yes\n  UserKnownHostsFile {}\n  StrictHostKeyChecking yes",
+        quoted(&own_path()),
+        quoted(&key_file.display().to_string()),
+        quoted(&known_hosts.display().to_string()),
+    ));
+    Ok(0)
+}
+
+fn choose(access: &Access, session: &str) -> Result<u8, Complaint> {
+    let session = access.meant(session)?;
+    // What is known from here need not be asked for.
+    let id = match access.store().find(&session) {
+        Some(known) => known.session_id,
+        None => access.api()?.browser(&session).map_err(KernelError::from)?.session_id,
+    };
+    access.store().set_current(&id).map_err(|error| access.state_error(error))?;
+    out::result(&id);
+    Ok(0)
+}
+
+/// What the official CLI prints of a VM that it has set up, with ksync as the proxy.
+fn setup(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
+    let session = access.meant(session)?;
+    let Reached { known, provisioned } = reached(access, &session)?;
+    if json {
+        let proxy = format!("{} proxy {}", quoted(&own_path()), known.bridge_url());
+        let key_file = known.key_file.display().to_string();
+        let told = json!({
+            "vm_domain": known.vm_domain,
+            "session_id": known.session_id,
+            "ssh_key_file": key_file,
+            "proxy_command": proxy,
+            "ssh_command": format!("ssh -o 'ProxyCommand={proxy}' -i {} root@localhost", quoted(&key_file)),
+        });
+        out::result(&told.to_string());
+    } else {
+        let version = |version: Option<String>| version.unwrap_or_else(|| "of an unknown version".to_owned());
+        out::result(&format!("{} answers at {}", known.session_id, known.bridge_url()));
+        out::note(&format!(
+            "ksync: sshd {}, bridge {}; installed: {}",
+            version(provisioned.sshd),
+            version(provisioned.websocat),
+            if provisioned.installed.is_empty() {
+                "nothing".to_owned()
+            } else {
+                provisioned.installed.join(", ")
+            },
+        ));
+    }
+    Ok(0)
+}
+
+fn delete(access: &Access, session: &str) -> Result<u8, Complaint> {
+    let session = access.meant(session)?;
+    let api = access.api()?;
+    let known = access.store().find(&session);
+    let pool = known.as_ref().and_then(|known| known.pool.clone());
+    let id = known.map_or(session, |known| known.session_id);
+    match pool.map_or_else(|| of_pool(&api, &id), |pool| Ok(Some(pool)))? {
+        // Somebody else gets it next: nothing of ours may be left in it.
+        Some(pool) => api.release(&pool, &id, false),
+        None => api.delete(&id),
+    }
+    .map_err(KernelError::from)?;
+    access.forget(&id);
+    Ok(0)
+}
+
+/// The pool that a session belongs to.
+fn of_pool(api: &Api, id: &str) -> Result<Option<String>, KernelError> {
+    Ok(api.browser(id)?.pool.map(|pool| pool.id))
+}
+
+fn clean_up(access: &Access, session: &str) -> Result<u8, Complaint> {
+    let session = access.meant(session)?;
+    access.clean_up(&session)?;
+    Ok(0)
+}
+
+fn reached(access: &Access, session: &str) -> Result<Reached, KernelError> {
+    access.reach(session, |step| {
+        use ksync::kernel::Step;
+        out::note(match step {
+            Step::LookUp => "ksync: asking for the session",
+            Step::SetUp => "ksync: setting the VM up",
+        });
+    })
+}
+
+/// A session without what is secret.
+fn of_browser(browser: &Browser) -> Value {
+    json!({
+        "session_id": browser.session_id,
+        "name": browser.name,
+        "created_at": browser.created_at,
+        "headless": browser.headless,
+        "stealth": browser.stealth,
+        "timeout_seconds": browser.timeout_seconds,
+        "pool": browser.pool.as_ref().map(|pool| pool.id.as_str()),
+        "live_view_url": browser.browser_live_view_url,
+    })
+}
+
+fn own_path() -> String {
+    std::env::current_exe().map_or_else(|_| "ksync".to_owned(), |path| path.display().to_string())
+}
+
+/// `text` as one word of a POSIX shell.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,".contains(c);
+    if text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}

@@ -1,0 +1,93 @@
+//! `ksync ssh`: a shell or a command on a session's VM.
+
+use std::io::IsTerminal;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use ksync::monitor::{Event, Monitor, Preparation};
+use ksync::remote::{Size, Terminal};
+use ksync::sync::{Visit, Watcher};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::out;
+use crate::report::{Complaint, NOT_STARTED};
+use crate::request;
+use crate::run::block_on;
+use crate::screen::prepared;
+use crate::verbs::SshArgs;
+
+/// Runs it; the answer is its exit status.
+pub(crate) fn run(args: &SshArgs) -> Result<u8, Complaint> {
+    let way = request::access_way(&args.way);
+    let command = args.command.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().join(&b' ');
+    let is_terminal = command.is_empty() && std::io::stdin().is_terminal();
+    let watcher: Watcher = Arc::new(Teller);
+    block_on(async {
+        let session = Visit::begin(&args.session, &way, &watcher).await?;
+        // From here on every key is the other side's, Ctrl-C too.
+        let raw = is_terminal.then(Raw::begin).transpose()?;
+        let terminal = is_terminal.then(terminal).transpose()?;
+        let status = session.shell(&command, terminal).await;
+        drop(raw);
+        session.end().await;
+        // Exit statuses are a byte.
+        Ok(u8::try_from(status? & 0xff).unwrap_or(u8::MAX))
+    })
+}
+
+/// Tells what has to be done first.
+struct Teller;
+
+impl Monitor for Teller {
+    fn observe(&self, _event: Event) {}
+
+    fn prepare(&self, preparation: Preparation) {
+        out::note(prepared(preparation));
+    }
+}
+
+fn terminal() -> Result<Terminal, Complaint> {
+    let failed =
+        |error: std::io::Error| Complaint::new(NOT_STARTED, format!("cannot use the terminal: {error}"));
+    let mut resizes = signal(SignalKind::window_change()).map_err(failed)?;
+    let (tell, resized) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while resizes.recv().await.is_some() {
+            if tell.send(size()).await.is_err() {
+                return;
+            }
+        }
+    });
+    let kind = std::env::var("TERM").unwrap_or_else(|_| "xterm-256color".to_owned());
+    Ok(Terminal { kind, size: size(), resized })
+}
+
+fn size() -> Size {
+    // What is no terminal of known size is one of the usual.
+    tcgetwinsize(std::io::stdin()).map_or(Size { columns: 80, rows: 24 }, |size| Size {
+        columns: size.ws_col.into(),
+        rows: size.ws_row.into(),
+    })
+}
+
+/// The terminal passes every key on, until this is dropped.
+struct Raw(Termios);
+
+impl Raw {
+    fn begin() -> Result<Self, Complaint> {
+        let failed = |error| Complaint::new(NOT_STARTED, format!("cannot use the terminal: {error}"));
+        let before = tcgetattr(std::io::stdin()).map_err(failed)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &raw).map_err(failed)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+    }
+}

@@ -1,0 +1,109 @@
+//! To a Kernel session: by what is remembered of it, else by asking the API.
+
+use std::sync::Arc;
+
+use crate::kernel::{Access, KeepAlive, KernelError, Known, Step};
+use crate::monitor::Preparation;
+use crate::remote::{self, Connection, ErrorKind, HostKeys, Target, Transport};
+use crate::sync::{SyncError, Watcher, Way, blocking, target};
+
+/// A session that is connected to, and what keeps its VM from falling asleep.
+pub(super) struct Session {
+    /// Held, not used.
+    _alive: Option<KeepAlive>,
+    id: String,
+    access: Access,
+}
+
+impl Session {
+    /// Connects to the session of this id or name.
+    pub(super) async fn connect(
+        name: &str,
+        way: &Way,
+        monitor: &Watcher,
+    ) -> Result<(Connection, Self), SyncError> {
+        let access = access(way)?;
+        let meant = access.meant(name)?;
+        if let Some(known) = access.remembered(&meant) {
+            match Self::connect_to(known, access.clone(), way).await {
+                // Without the API nothing else can be tried.
+                Err(SyncError::Remote(error)) if access.api.is_some() && may_be_outdated(error.kind()) => {}
+                result => return result,
+            }
+        }
+        let (asking, watching) = (access.clone(), Arc::clone(monitor));
+        let tell = move |step| watching.prepare(preparation(step));
+        let reached = blocking(move || asking.reach(&meant, tell)).await??;
+        Self::connect_to(reached.known, access, way).await
+    }
+
+    async fn connect_to(known: Known, access: Access, way: &Way) -> Result<(Connection, Self), SyncError> {
+        let alive = way.keep_alive.then(|| KeepAlive::begin(known.cdp_ws_url.clone(), way.ca_cert.clone()));
+        let connection = remote::connect(&target_of(&known, way)).await?;
+        Ok((connection, Self { _alive: alive, id: known.session_id, access }))
+    }
+
+    /// Why the connection was really lost: where the session is gone, that is the reason, and what was remembered of
+    /// it is of no use any more.
+    pub(super) async fn explain(&self, error: SyncError) -> SyncError {
+        let is_loss = matches!(&error, SyncError::Remote(error) if may_be_outdated(error.kind()));
+        if !is_loss || self.access.api.is_none() {
+            return error;
+        }
+        let (access, id) = (self.access.clone(), self.id.clone());
+        let asked = blocking(move || -> Result<(), KernelError> {
+            let found = access.api()?.browser(&id).map(drop).map_err(KernelError::from);
+            if found.as_ref().is_err_and(KernelError::is_gone) {
+                access.forget(&id);
+            }
+            found
+        });
+        match asked.await {
+            Ok(Err(gone)) if gone.is_gone() => gone.into(),
+            _ => error,
+        }
+    }
+}
+
+fn preparation(step: Step) -> Preparation {
+    match step {
+        Step::LookUp => Preparation::LookUp,
+        Step::SetUp => Preparation::SetUp,
+    }
+}
+
+/// What is needed to get into sessions.
+pub(super) fn access(way: &Way) -> Result<Access, SyncError> {
+    // It is remembered, and the next run may be in another directory.
+    let identity =
+        way.identities.first().map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone()));
+    Ok(Access {
+        api: way.api.clone(),
+        directory: target::state_dir()?,
+        identity,
+        current: way.session.clone(),
+    })
+}
+
+/// How to connect to a session that is known. Only the host key that the API told counts.
+pub(super) fn target_of(known: &Known, way: &Way) -> Target {
+    let mut target = target::common(way, HostKeys::Exactly(known.host_key.clone()));
+    target.transport = Transport::WebSocket { url: known.bridge_url(), ca_cert: way.ca_cert.clone() };
+    target.identities = vec![known.key_file.clone()];
+    target.use_ssh_agent = false;
+    target
+}
+
+/// Whether it may help to ask the API: the VM was made anew, moved, or does not know the key any more. A host key that
+/// is not the one that the API told does not get another chance by itself: asked anew, the API tells the key of the VM
+/// that there is now.
+fn may_be_outdated(kind: ErrorKind) -> bool {
+    match kind {
+        ErrorKind::Socket
+        | ErrorKind::Timeout
+        | ErrorKind::ConnectTimeout
+        | ErrorKind::NotAuthorised
+        | ErrorKind::HostKey => true,
+        ErrorKind::Usage | ErrorKind::CouldNotStart => false,
+    }
+}

@@ -1,0 +1,37 @@
+//! `Visit`: a session's VM, for a command on it rather than a sync.
+
+use crate::remote::{Connection, Terminal};
+use crate::sync::{SyncError, Watcher, Way, kernel};
+
+/// A connection to a session's VM.
+pub struct Visit {
+    connection: Connection,
+    session: kernel::Session,
+}
+
+impl Visit {
+    /// Connects to the session of this id or name.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub async fn begin(name: &str, way: &Way, monitor: &Watcher) -> Result<Self, SyncError> {
+        let (connection, session) = kernel::Session::connect(name, way, monitor).await?;
+        Ok(Self { connection, session })
+    }
+
+    /// Runs a command, or the login shell, there: see [`Connection::shell`].
+    ///
+    /// # Errors
+    /// The session is gone, or as there.
+    pub async fn shell(&self, command: &[u8], terminal: Option<Terminal>) -> Result<u32, SyncError> {
+        match self.connection.shell(command, terminal).await {
+            Ok(status) => Ok(status),
+            Err(error) => Err(self.session.explain(error.into()).await),
+        }
+    }
+
+    /// Ends the connection.
+    pub async fn end(self) {
+        self.connection.close().await;
+    }
+}

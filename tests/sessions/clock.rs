@@ -1,0 +1,50 @@
+//! The clock of a session: it stands while ksync works, and when it has run out that is what is said.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::platform::Platform;
+use crate::world::{World, wait_for};
+
+/// A command on the VM that ends when it is told to.
+fn begin(platform: &Platform, world: &World, id: &str) -> std::process::Child {
+    let wait = format!("while [ ! -e {} ]; do sleep 0.05; done", world.path("go").display());
+    platform.ksync(world, &["ssh", id, &wait]).spawn().unwrap()
+}
+
+#[test]
+fn a_session_in_use_is_not_deleted_and_one_that_is_not_is() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let id = platform.create(&world, &["--timeout", "10"]);
+    platform.calls();
+    let mut child = begin(&platform, &world, &id);
+    wait_for("the session to be held", || (platform.calls()["cdp"] == json!(1)).then_some(()));
+    platform.advance(3600);
+    assert_eq!(platform.ask("GET", &format!("/browsers/{id}"), &Value::Null).0, 200);
+    fs::write(world.path("go"), "").unwrap();
+    assert!(child.wait().unwrap().success());
+    platform.advance(3600);
+    wait_for("the end of the session", || {
+        (platform.ask("GET", &format!("/browsers/{id}"), &Value::Null).0 == 404).then_some(())
+    });
+}
+
+#[test]
+fn a_session_that_is_gone_is_told_so_and_takes_nothing_away() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let id = platform.create(&world, &["--timeout", "10"]);
+    let place = format!("{id}:{}", world.path("there").display());
+    platform.run(&world, &["src", &place]).ok();
+    platform.run(&world, &[&place, "back"]).ok();
+    platform.advance(3600);
+    wait_for("the end of the session", || {
+        (platform.ask("GET", &format!("/browsers/{id}"), &Value::Null).0 == 404).then_some(())
+    });
+    let run = platform.run(&world, &["--delete", &place, "back"]);
+    assert_eq!(run.status.code().unwrap_or(-1), 41, "{}", run.stderr);
+    world.assert_same("src", "back");
+}

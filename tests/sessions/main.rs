@@ -1,0 +1,12 @@
+//! Kernel sessions from the outside: `ksync` against the stand-in for the platform, with nothing else on the way.
+#![cfg(feature = "sandbox")]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+#[path = "../world/mod.rs"]
+mod world;
+
+mod clock;
+mod journey;
+mod platform;
+mod secrets;
+mod trouble;

@@ -1,0 +1,109 @@
+//! The stand-in for the platform, in a process of its own, and what is asked of it behind ksync's back.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::world::{Run, World};
+
+/// A running `ksync sandbox --json`.
+pub(crate) struct Platform {
+    child: Child,
+    /// What it told.
+    told: Value,
+}
+
+impl Platform {
+    pub(crate) fn start(world: &World) -> Platform {
+        let mut command = world.ksync(["sandbox", "--json", "--home"]);
+        let mut child =
+            command.arg(world.path("platform")).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Platform { child, told: serde_json::from_str(&line).expect("one line of JSON") }
+    }
+
+    /// The value of an environment variable that it told.
+    pub(crate) fn env(&self, name: &str) -> &str {
+        self.told["env"][name].as_str().unwrap_or_else(|| panic!("{name} in {}", self.told))
+    }
+
+    /// `ksync` with these arguments and what the platform told in its environment.
+    pub(crate) fn ksync(&self, world: &World, args: &[&str]) -> Command {
+        let mut command = world.ksync(args);
+        for (name, value) in self.told["env"].as_object().unwrap() {
+            command.env(name, value.as_str().unwrap());
+        }
+        command
+    }
+
+    pub(crate) fn run(&self, world: &World, args: &[&str]) -> Run {
+        Run::of(self.ksync(world, args))
+    }
+
+    /// Makes a session and answers its id.
+    pub(crate) fn create(&self, world: &World, args: &[&str]) -> String {
+        let run = self.run(world, &[&["session", "create"], args].concat()).ok();
+        run.stdout.trim().to_owned()
+    }
+
+    /// Asks the API itself, or the stand-in below `/_sandbox`; answers status and body.
+    pub(crate) fn ask(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let address = self.env("KERNEL_BASE_URL").strip_prefix("http://").unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            self.env("KERNEL_API_KEY"),
+            body.len(),
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            body.lines().skip(1).step_by(2).collect::<String>()
+        } else {
+            body.to_owned()
+        };
+        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+    }
+
+    /// How often a call was made since this was asked last.
+    pub(crate) fn calls(&self) -> Value {
+        let (_, told) = self.ask("GET", "/_sandbox/calls", &Value::Null);
+        self.ask("DELETE", "/_sandbox/calls", &Value::Null);
+        told["calls"].clone()
+    }
+
+    /// What the next calls meet.
+    pub(crate) fn fault(&self, fault: Value) {
+        assert!(self.ask("POST", "/_sandbox/faults", &fault).0 < 300, "{fault}");
+    }
+
+    /// Moves the platform's clock.
+    pub(crate) fn advance(&self, seconds: u64) {
+        let jump = serde_json::json!({ "advance_seconds": seconds });
+        assert!(self.ask("POST", "/_sandbox/clock", &jump).0 < 300);
+    }
+
+    /// What the stand-in knows of a session.
+    pub(crate) fn session(&self, id: &str) -> Value {
+        self.ask("GET", &format!("/_sandbox/sessions/{id}"), &Value::Null).1
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(
+            rustix::process::Pid::from_child(&self.child),
+            rustix::process::Signal::TERM,
+        );
+        let _ = self.child.wait();
+    }
+}

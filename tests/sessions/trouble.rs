@@ -1,0 +1,136 @@
+//! What goes wrong, and what is said then.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::platform::Platform;
+use crate::world::{Run, World};
+
+fn code_of(platform: &Platform, world: &World, args: &[&str]) -> (i32, String) {
+    let run = platform.run(world, args);
+    (run.status.code().unwrap_or(-1), run.stderr)
+}
+
+#[test]
+fn each_refusal_has_a_code_and_says_what_to_do() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    for (status, code) in [(401, 40), (403, 40), (404, 41), (500, 5), (529, 5)] {
+        let message = format!("the reason of {status}");
+        let headers = json!({ "retry-after-ms": "10" });
+        platform.fault(
+            json!({ "call": "get", "status": status, "times": 9, "message": message, "headers": headers }),
+        );
+        let (found, said) = code_of(&platform, &world, &["session", "show", "abc"]);
+        assert_eq!(found, code, "{status}: {said}");
+        assert!(said.contains(&message) && said.contains("hint: "), "{said}");
+        platform.ask("DELETE", "/_sandbox/faults", &Value::Null);
+    }
+}
+
+#[test]
+fn what_passes_is_tried_again() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    platform
+        .fault(json!({ "call": "create", "status": 429, "times": 1, "headers": { "retry-after-ms": "10" } }));
+    platform.create(&world, &[]);
+    assert_eq!(platform.calls()["create"], json!(2));
+    platform
+        .fault(json!({ "call": "create", "status": 529, "times": 9, "headers": { "retry-after-ms": "10" } }));
+    let (code, said) = code_of(&platform, &world, &["session", "create"]);
+    assert_eq!((code, platform.calls()["create"].clone()), (5, json!(3)), "{said}");
+}
+
+#[test]
+fn without_a_key_it_is_said_which_variable_is_missing() {
+    let world = World::new();
+    world.tree("src").with_everything();
+    for args in [&["src", "abc:/tmp/x"][..], &["session", "list"]] {
+        let run = world.run(args);
+        assert_eq!(run.status.code().unwrap_or(-1), 40, "{}", run.stderr);
+        assert!(run.stderr.contains("KERNEL_API_KEY"), "{}", run.stderr);
+    }
+    let run = world.run(["src", "session:/tmp/x"]);
+    assert_eq!(run.status.code().unwrap_or(-1), 1);
+    assert!(run.stderr.contains("there is no current session"), "{}", run.stderr);
+}
+
+#[test]
+fn a_session_that_was_made_anew_under_its_name_is_found() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let place = format!("mine:{}", world.path("there").display());
+    let first = platform.create(&world, &["--name", "mine"]);
+    platform.run(&world, &["src", &place]).ok();
+    assert_eq!(platform.ask("DELETE", &format!("/browsers/{first}"), &Value::Null).0, 204);
+    let second = platform.create(&world, &["--name", "mine"]);
+    assert_ne!(first, second);
+    platform.run(&world, &["src", &place]).ok();
+    let run = platform.run(&world, &["session", "show", "mine", "--json"]).ok();
+    assert_eq!(serde_json::from_str::<Value>(&run.stdout).unwrap()["session_id"], json!(second));
+}
+
+#[test]
+fn a_host_that_is_not_the_one_that_the_api_told_is_refused() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let id = platform.create(&world, &[]);
+    let root = std::path::PathBuf::from(platform.session(&id)["root"].as_str().unwrap());
+    let host_key = root.join("etc/ssh/ssh_host_ed25519_key.pub");
+    let other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJcS2Xc8cK2ZLxXlB2FKx2q4M4H6JqgJTc0nqvJg2aBy x\n";
+    fs::write(&host_key, other).unwrap();
+    let place = format!("{id}:{}", world.path("there").display());
+    let run = platform.run(&world, &["src", &place]);
+    assert_eq!(run.status.code().unwrap_or(-1), 43, "{}", run.stderr);
+    assert!(!world.path("there").exists());
+}
+
+#[test]
+fn a_vm_that_cannot_be_set_up_tells_the_step() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let id = platform.create(&world, &[]);
+    let root = std::path::PathBuf::from(platform.session(&id)["root"].as_str().unwrap());
+    fs::remove_file(root.join("etc/ssh/ssh_host_ed25519_key.pub")).unwrap();
+    let place = format!("{id}:{}", world.path("there").display());
+    let run = platform.run(&world, &["src", &place]);
+    assert_eq!(run.status.code().unwrap_or(-1), 42, "{}", run.stderr);
+    assert!(run.stderr.contains("could not read the host key on the VM"), "{}", run.stderr);
+}
+
+#[test]
+fn two_that_set_a_vm_up_at_once_both_get_in() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let id = platform.create(&world, &[]);
+    let others: Vec<World> = (0..3).map(|_| World::new()).collect();
+    let running: Vec<_> = others
+        .iter()
+        .map(|other| {
+            other.tree("src").with_everything();
+            let place = format!("{id}:{}", other.path("there").display());
+            platform.ksync(other, &["src", &place]).spawn().unwrap()
+        })
+        .collect();
+    for (mut child, other) in running.into_iter().zip(&others) {
+        assert!(child.wait().unwrap().success());
+        other.assert_same("src", "there");
+    }
+    let root = std::path::PathBuf::from(platform.session(&id)["root"].as_str().unwrap());
+    let keys = fs::read_to_string(root.join("root/.ssh/authorized_keys")).unwrap();
+    assert_eq!(keys.lines().count(), 3, "{keys}");
+}
+
+#[test]
+fn what_can_be_no_session_is_refused_before_anything_is_asked() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let run: Run = platform.run(&world, &["session", "show", "a/../b"]);
+    assert_eq!(run.status.code().unwrap_or(-1), 1, "{}", run.stderr);
+    assert_eq!(platform.calls(), json!({}));
+}
