@@ -61,11 +61,13 @@ fn a_missing_source_deletes_nothing() {
 }
 
 #[test]
-fn a_kernel_session_is_not_reached_yet_and_setup_is_named() {
+fn a_session_that_cannot_be_looked_up_says_what_is_missing() {
     world().run(["src", "session:/tmp/dir"]).fails(1).says(
-        "ksync: session:/tmp/dir is a Kernel session, and ksync cannot look sessions up yet\n  \
-         hint: kernel browsers ssh ID --setup-only -o json | ksync ... --setup - with :/path as the place; \
-         an SSH host is user@session:/path, a local file ./session:/tmp/dir\n",
+        "ksync: there is no current session\n  hint: name one: ksync session use ID, or KSYNC_SESSION=ID\n",
+    );
+    world().run(["src", "other:/tmp/dir"]).fails(40).says(
+        "ksync: session \"other\" is not one that was used from here before, and there is no API key to look it up\n  \
+         hint: set KERNEL_API_KEY to a key of your Kernel account\n",
     );
 }
 

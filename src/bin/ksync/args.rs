@@ -40,14 +40,14 @@ const TEMPLATE: &str = "\
 Examples:
   ksync ./site sandbox:/tmp/site              try it: a stand-in VM, here
   ksync -n --delete ./site me@host:/srv/site  what would change over there?
-  ksync session create                        a browser VM (needs KERNEL_API_KEY)
+  ksync session create                        a browser VM, by KERNEL_API_KEY
   ksync ./site session:/tmp/site              into it
   ksync wss://host:2222/tmp/out ./out         from a VM to this machine
 
 Places:
   ./dir  /dir             on this machine
   sandbox:/dir            in the stand-in VM that ksync carries
-  session:/dir            in the current Kernel session; ID:/dir, NAME:/dir in another
+  session:/dir            in the current Kernel session; else ID:/dir, NAME:/dir
   :/dir                   in the VM that --setup describes
   user@host:/dir          on an SSH host; with a port ssh://user@host:22/dir
   wss://host:2222/dir     on an SSH host behind a WebSocket bridge
