@@ -9,13 +9,13 @@
 # In the stand-in VM, which is no machine of its own, / lies elsewhere.
 
 key=$1; r=${KSYNC_SANDBOX_ROOT-}; log=$(mktemp) || exit 1
-trap 'rm -f "$log"' EXIT
 config=$r/etc/ssh/sshd_config.d/kernel.conf
 services=$r/etc/supervisor/conf.d/services
 host_key=$r/etc/ssh/ssh_host_ed25519_key
 websocat=$r/usr/local/bin/websocat
 websocat_url=https://github.com/vi/websocat/releases/download/v1.13.0/websocat.x86_64-unknown-linux-musl
-
+# A download that broke off may not stay either.
+trap 'rm -f "$log" "$log.made" "$websocat.new"' EXIT
 
 has_sshd() { command -v sshd >/dev/null || [ -x "$r/usr/sbin/sshd" ]; }
 has_websocat() { command -v websocat >/dev/null || [ -x "$websocat" ]; }
@@ -63,7 +63,7 @@ let_in() {
   step let the key in
   mkdir -p "$r/root/.ssh"
   chmod 700 "$r/root/.ssh"
-  touch "$r/root/.ssh/authorized_keys"
+  [ -f "$r/root/.ssh/authorized_keys" ] || touch "$r/root/.ssh/authorized_keys"
   chmod 600 "$r/root/.ssh/authorized_keys"
   grep -qxF "$key" "$r/root/.ssh/authorized_keys" && return
   # A last line without its end would swallow the key.
@@ -98,5 +98,5 @@ fi
 echo "KSYNC host-key $(cut -d ' ' -f 1,2 "$host_key.pub")"
 echo "KSYNC sshd $({ sshd -V || /usr/sbin/sshd -V; } 2>&1 </dev/null | grep -o 'OpenSSH_[^ ,]*' | head -n 1)"
 echo "KSYNC websocat $({ websocat --version || "$websocat" --version; } 2>/dev/null </dev/null | head -n 1)"
-[ ! -s "$log.made" ] || { echo "KSYNC installed $(tr '\n' ' ' <"$log.made")"; rm -f "$log.made"; }
+[ ! -s "$log.made" ] || echo "KSYNC installed $(tr '\n' ' ' <"$log.made")"
 exit 0

@@ -1,0 +1,61 @@
+# Makes a machine like a VM out of the one that it runs on, and becomes its first process. Run in namespaces of its
+# own for mounts, processes and the network, as:
+#   bash -c 'this' boot EMPTY_DIRECTORY WEBSOCAT PACKAGES VARIANT
+# What is written to / goes to a tmpfs and is gone with the last process. Exit code 77: it is not possible here.
+
+set -eu
+dir=$1 websocat=$2 packages=$3 variant=$4
+root=$dir/root
+cannot() { echo "cannot $1 here"; exit 77; }
+
+ip link set lo up || cannot "bring loopback up"
+# Where / is an overlay itself, as in a container, the upper layer must lie on something else.
+mount -t tmpfs none "$dir" || cannot "mount a tmpfs"
+mkdir "$dir/upper" "$dir/work" "$root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/work" "$root" || {
+  dmesg 2>/dev/null | grep -i overlay | tail -n 3 || true
+  cannot "mount an overlay over / of type $(stat -f -c %T /)"
+}
+mount -t proc proc "$root/proc" || cannot "mount /proc"
+mount --bind /dev "$root/dev" || cannot "bind /dev"
+mount -t tmpfs -o mode=1777 none "$root/dev/shm"
+mount -t tmpfs -o mode=755 none "$root/run"
+mount -t tmpfs -o mode=1777 none "$root/tmp"
+
+# Packages as in a container's image: nothing starts when it is installed.
+printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
+chmod 755 "$root/usr/sbin/policy-rc.d"
+mkdir -p "$root/var/cache/apt/archives"
+
+# What the machine has from its own life, the VM has not.
+rm -rf "$root/root/.ssh" "$root/var/log/supervisord"* "$root"/etc/ssh/sshd_config.d/*
+rm -f "$root"/etc/ssh/ssh_host_* "$root"/{usr/local/sbin,usr/local/bin,usr/sbin,usr/bin}/websocat
+[ "$variant" = no-websocat ] || install -m 755 "$websocat" "$root/usr/local/bin/websocat"
+if [ "$variant" = old ]; then
+  cp "$packages"/*.deb "$root/var/cache/apt/archives/"
+  chroot "$root" dpkg --purge --force-all openssh-server openssh-sftp-server
+  rm -rf "$root/etc/ssh/sshd_config.d" "$root"/etc/ssh/ssh_host_*
+fi
+
+# The VM's own configuration, which is not that of the package.
+mkdir -p "$root/etc/supervisor/conf.d/services"
+cat >"$root/etc/supervisor/supervisord.conf" <<'END'
+[unix_http_server]
+file=/var/run/supervisor.sock
+
+[supervisord]
+logfile=/var/log/supervisord.log
+pidfile=/var/run/supervisord.pid
+childlogdir=/var/log
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+
+[supervisorctl]
+serverurl=unix:///var/run/supervisor.sock
+
+[include]
+files = /etc/supervisor/conf.d/services/*.conf
+END
+touch "$root/run/vm-of-a-test"
+exec chroot "$root" /usr/bin/supervisord -n -c /etc/supervisor/supervisord.conf

@@ -1,0 +1,37 @@
+//! What is taken back.
+
+use crate::first::assert_lets_in;
+use crate::vm::{Image, on_vm};
+
+#[test]
+fn our_key_and_caches_go_and_all_else_stays() {
+    on_vm(Image::New, |vm| {
+        let (theirs, ours) = (vm.make_key("theirs"), vm.make_key("ours"));
+        vm.provision(&theirs).ok();
+        let host_key = vm.provision(&ours).ok().told("host-key").expect("a host key").to_owned();
+        let caches =
+            "/root/.cache/ksync /root/.local/state/ksync /var/tmp/ksync-0 /tmp/ksync-0 /dev/shm/ksync-0";
+        vm.sh(&format!("mkdir -p {caches} && touch /root/.cache/ksync/agent /root/.cache/other"));
+        let foreign = format!("from=\"127.0.0.1\",no-pty {theirs}");
+        vm.sh(&format!(
+            "echo '# a note' >>/root/.ssh/authorized_keys; echo '{foreign}' >>/root/.ssh/authorized_keys"
+        ));
+        let look = "chmod 640 /root/.ssh/authorized_keys; stat -c '%i %a %u:%g' /root/.ssh/authorized_keys";
+        let before = vm.sh(look);
+
+        let ran = vm.clean_up(&ours).ok();
+        assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
+        assert_eq!(vm.keys(), [theirs.as_str(), "# a note", &foreign]);
+        assert_eq!(
+            vm.sh("stat -c '%i %a %u:%g' /root/.ssh/authorized_keys; ls -A /root/.ssh"),
+            format!("{before}authorized_keys\n")
+        );
+        assert_eq!(vm.sh(&format!("ls -d {caches} 2>/dev/null || true")), "");
+        assert_eq!(vm.sh("ls /root/.cache/other"), "/root/.cache/other\n");
+        // The services stay, with who is still known to them.
+        assert_lets_in(vm, "theirs", &host_key);
+        assert_eq!(vm.log_in("ours", &host_key, "true").code, Some(255));
+        vm.clean_up(&ours).ok();
+        assert_eq!(vm.keys().len(), 3);
+    });
+}

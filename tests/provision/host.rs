@@ -1,0 +1,67 @@
+//! What the machine that runs the tests is like, to tell that it is the same afterwards.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// What the scripts, the services and apt-get write to on a VM.
+const WATCHED: [&str; 14] = [
+    "/root/.ssh",
+    "/etc/ssh",
+    "/etc/supervisor",
+    "/etc/passwd",
+    "/etc/pam.d",
+    "/usr/local/bin",
+    "/usr/sbin/policy-rc.d",
+    "/usr/sbin/sshd",
+    "/run/sshd",
+    "/run/supervisor.sock",
+    "/var/log/supervisord",
+    "/var/lib/dpkg/status",
+    "/var/lib/dpkg/info",
+    "/var/cache/apt/archives",
+];
+
+/// Larger files are believed to be the same by their times: nothing sets back when an inode was changed.
+const READ_BYTES_MAX: u64 = 64 << 10;
+
+/// Everything in those places: kind and mode, length, when it was written and when its inode was changed, and the text.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Host(BTreeMap<PathBuf, (u32, u64, [i64; 4], Vec<u8>)>);
+
+impl Host {
+    pub(crate) fn now() -> Host {
+        let mut found = BTreeMap::new();
+        for place in WATCHED {
+            for entry in walkdir::WalkDir::new(place).into_iter().filter_map(Result::ok) {
+                let Ok(meta) = fs::symlink_metadata(entry.path()) else { continue };
+                let is_read = meta.is_file() && meta.len() <= READ_BYTES_MAX;
+                let text = if is_read { fs::read(entry.path()).unwrap_or_default() } else { Vec::new() };
+                let times = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
+                found.insert(entry.into_path(), (meta.mode(), meta.len(), times, text));
+            }
+        }
+        Host(found)
+    }
+
+    /// Asserts that nothing has changed since.
+    #[track_caller]
+    pub(crate) fn assert_unchanged(&self) {
+        let now = Host::now();
+        let paths = self.0.keys().chain(now.0.keys());
+        let changed: Vec<_> = paths.filter(|path| self.0.get(*path) != now.0.get(*path)).collect();
+        assert!(changed.is_empty(), "changed on the machine that runs the tests: {changed:?}");
+    }
+}
+
+/// The namespace that a process lives in.
+pub(crate) fn namespace_of(process: impl AsRef<Path>) -> Option<PathBuf> {
+    fs::read_link(Path::new("/proc").join(process).join("ns/pid")).ok()
+}
+
+/// How many processes live in a namespace.
+pub(crate) fn processes_in(namespace: &Path) -> usize {
+    let all = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+    all.filter(|entry| namespace_of(entry.file_name()).as_deref() == Some(namespace)).count()
+}

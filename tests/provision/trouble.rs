@@ -1,0 +1,45 @@
+//! What cannot be installed.
+
+use std::time::Duration;
+
+use crate::vm::{Image, Ran, Vm, on_vm};
+
+/// Asserts that the download of websocat failed, with a reason, and that nothing is left of it.
+#[track_caller]
+fn assert_no_websocat(vm: &Vm, ran: &Ran, reason: &str) {
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{}", ran.stderr);
+    let (_, last) = ran.stderr.rsplit_once("== ").expect("a step");
+    assert!(last.starts_with("download websocat\n") && last.contains(reason), "{}", ran.stderr);
+    assert!(ran.took < Duration::from_secs(30), "{:?}", ran.took);
+    assert_eq!(vm.sh("ls /usr/local/bin | grep websocat || true; ls /tmp | grep '^tmp' || true"), "");
+}
+
+#[test]
+fn without_websocat_and_network_it_says_so_soon() {
+    on_vm(Image::NoWebsocat, |vm| {
+        let ran = vm.provision("ssh-ed25519 AAAA one");
+        assert_no_websocat(vm, &ran, "curl: (6) Could not resolve host");
+    });
+}
+
+#[test]
+fn a_download_that_breaks_off_leaves_nothing_and_the_next_one_goes_well() {
+    on_vm(Image::NoWebsocat, |vm| {
+        // A curl that writes the beginning of the file that it was told, and fails.
+        vm.sh("printf '%s\\n' '#!/bin/bash' 'while [ \"$1\" != -o ]; do shift; done; echo half >\"$2\"' \
+             'echo \"curl: (18) half of it is missing\" >&2; exit 18' >/usr/local/bin/curl && \
+             chmod 755 /usr/local/bin/curl");
+        let ran = vm.provision("ssh-ed25519 AAAA one");
+        assert_no_websocat(vm, &ran, "curl: (18)");
+        // And one that writes something that says that it is websocat, and waits.
+        vm.sh(
+            "printf '%s\\n' '#!/bin/bash' 'echo websocat 1.13.0; [ \"$1\" = --version ] || exec sleep 1000' \
+             >/tmp/fake && sed -i 's/^while.*/while [ \"$1\" != -o ]; do shift; done; cp \\/tmp\\/fake \"$2\"; exit/' \
+             /usr/local/bin/curl",
+        );
+        let ran = vm.provision("ssh-ed25519 AAAA one").ok();
+        assert_eq!(ran.told("installed"), Some("websocat"));
+        assert_eq!(ran.told("websocat"), Some("websocat 1.13.0"));
+        assert_eq!(vm.sh("stat -c %a /usr/local/bin/websocat*"), "755\n");
+    });
+}

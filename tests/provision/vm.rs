@@ -1,0 +1,315 @@
+//! A machine like a VM, and what can be done on it.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+
+use crate::host::{Host, namespace_of, processes_in};
+use crate::world::{World, path, wait_for};
+
+const BOOT: &str = include_str!("boot.sh");
+const OFFICIAL: &str = include_str!("official.sh");
+const PROVISION: &str = include_str!("../../src/kernel/provision.sh");
+const CLEANUP: &str = include_str!("../../src/kernel/cleanup.sh");
+
+/// What must be there on the machine that runs the tests.
+const PROGRAMS: [&str; 12] = [
+    "supervisord",
+    "supervisorctl",
+    "sshd",
+    "ssh",
+    "ssh-keygen",
+    "websocat",
+    "unshare",
+    "nsenter",
+    "flock",
+    "curl",
+    "apt-get",
+    "ip",
+];
+
+/// What is searched for programs on the VM.
+const VM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What `boot.sh` answers where no such machine can be made.
+const IMPOSSIBLE: i32 = 77;
+
+/// The script waits up to 80 s for apt-get, which has nothing to wait for here.
+const RUN_MAX: Duration = Duration::from_secs(60);
+
+/// One at a time: each keeps both cores of a small machine busy.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// What is on the VM before anybody set it up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Image {
+    /// sshd and websocat, unconfigured and without host keys.
+    New,
+    /// No sshd; apt-get can install it from what it has downloaded before.
+    Old,
+    /// No websocat.
+    NoWebsocat,
+}
+
+/// Runs a test on a VM, and asserts that nothing of it stays on the machine that runs the tests.
+#[track_caller]
+pub(crate) fn on_vm(image: Image, test: impl FnOnce(&Vm)) {
+    let _one: MutexGuard<'_, ()> = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let host = Host::now();
+    let vm = match Vm::start(image) {
+        Ok(vm) => vm,
+        Err(missing) => {
+            let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
+            assert!(!required, "{missing}");
+            let _ = writeln!(std::io::stderr(), "skipped: {missing}");
+            return;
+        }
+    };
+    let namespace = namespace_of(vm.first.to_string()).expect("a namespace");
+    assert_ne!(Some(namespace.as_path()), namespace_of("self").as_deref());
+    test(&vm);
+    drop(vm);
+    wait_for("the last process", || (processes_in(&namespace) == 0).then_some(()));
+    host.assert_unchanged();
+}
+
+/// A running machine; it ends with the value.
+pub(crate) struct Vm {
+    world: World,
+    unshare: Child,
+    /// The number of its first process, as the machine that runs the tests counts.
+    first: i32,
+}
+
+/// How a command ended and what it said.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    /// Until nobody held its output any more.
+    pub(crate) took: Duration,
+}
+
+impl Ran {
+    #[track_caller]
+    pub(crate) fn ok(self) -> Ran {
+        assert_eq!(self.code, Some(0), "stdout:\n{}stderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// What a line of the script's output tells.
+    pub(crate) fn told(&self, what: &str) -> Option<&str> {
+        self.stdout.lines().find_map(|line| line.strip_prefix("KSYNC ")?.strip_prefix(what)).map(str::trim)
+    }
+}
+
+impl Vm {
+    /// Boots one, or tells what is missing for that.
+    fn start(image: Image) -> Result<Vm, String> {
+        if !geteuid().is_root() {
+            return Err("only root can make a machine like a VM".to_owned());
+        }
+        let found: Vec<_> = PROGRAMS.iter().map(|name| program(name).ok_or(name)).collect();
+        if let Some(missing) = found.iter().find_map(|found| found.as_ref().err()) {
+            return Err(format!("{missing} is missing"));
+        }
+        let packages = match (image, std::env::var_os("KSYNC_PEERS_PACKAGES")) {
+            (Image::Old, None) => return Err("KSYNC_PEERS_PACKAGES is not set".to_owned()),
+            (_, packages) => packages.unwrap_or_default(),
+        };
+        let variant = match image {
+            Image::New => "new",
+            Image::Old => "old",
+            Image::NoWebsocat => "no-websocat",
+        };
+        let world = World::new();
+        world.tree("vm");
+        let log = File::create(world.path("boot.log")).expect("a log");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "--net", "bash", "-c", BOOT, "boot"]);
+        command.arg(world.path("vm")).arg(program("websocat").expect("websocat"));
+        command.arg(packages).arg(variant).env_clear().env("PATH", VM_PATH).env("HOME", "/root");
+        command.current_dir("/").stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a log")).stderr(log);
+        let mut vm = Vm { unshare: command.spawn().expect("unshare"), world, first: 0 };
+        wait_for("a machine", || vm.try_boot())?;
+        Ok(vm)
+    }
+
+    /// Whether it has come up, or cannot.
+    fn try_boot(&mut self) -> Option<Result<(), String>> {
+        if let Some(status) = self.unshare.try_wait().expect("wait") {
+            let said = fs::read_to_string(self.world.path("boot.log")).unwrap_or_default();
+            let is_impossible = status.code() == Some(IMPOSSIBLE) || said.starts_with("unshare: ");
+            assert!(is_impossible, "no machine: {status}\n{said}");
+            return Some(Err(format!("a machine like a VM cannot be made: {said}")));
+        }
+        let parent = self.unshare.id();
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+        self.first = children.split_whitespace().next()?.parse().ok()?;
+        // Only once it has changed its root: this is no file of the real machine.
+        let run = PathBuf::from(format!("/proc/{}/root/run", self.first));
+        let is_up = run.join("vm-of-a-test").exists() && run.join("supervisor.sock").exists();
+        is_up.then_some(Ok(()))
+    }
+
+    /// A command on it, with the environment of a service.
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args([
+            "--target",
+            &self.first.to_string(),
+            "--mount",
+            "--pid",
+            "--net",
+            "--root",
+            "--wd",
+            "--",
+        ]);
+        command.args(args).env_clear().env("PATH", VM_PATH).env("HOME", "/root");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a command until it has ended and nobody holds its output any more, as an exec does.
+    #[track_caller]
+    pub(crate) fn run(&self, args: &[&str]) -> Ran {
+        self.end_of(self.spawn(args))
+    }
+
+    fn spawn(&self, args: &[&str]) -> Child {
+        self.command(args).spawn().expect("nsenter")
+    }
+
+    #[track_caller]
+    fn end_of(&self, mut child: Child) -> Ran {
+        let start = Instant::now();
+        let stdout = drain(child.stdout.take().expect("stdout"));
+        let stderr = drain(child.stderr.take().expect("stderr"));
+        let mut output = |stream: Receiver<String>| {
+            stream.recv_timeout(RUN_MAX.saturating_sub(start.elapsed())).unwrap_or_else(|_| {
+                let ended = child.try_wait().expect("wait");
+                panic!("after {RUN_MAX:?} somebody holds the output; the command itself: {ended:?}");
+            })
+        };
+        let (stdout, stderr) = (output(stdout), output(stderr));
+        let took = start.elapsed();
+        Ran { code: child.wait().expect("wait").code(), stdout, stderr, took }
+    }
+
+    /// The output of a line of shell, which has to go well.
+    #[track_caller]
+    pub(crate) fn sh(&self, line: &str) -> String {
+        self.run(&["bash", "-c", line]).ok().stdout
+    }
+
+    /// Sets it up, as the platform is asked to.
+    #[track_caller]
+    pub(crate) fn provision(&self, key: &str) -> Ran {
+        self.provision_at_once(&[key]).remove(0)
+    }
+
+    /// The same for several at once.
+    #[track_caller]
+    pub(crate) fn provision_at_once(&self, keys: &[&str]) -> Vec<Ran> {
+        let lock = ["flock", "-o", "-w", "60", "-E", "75", "/run/ksync-provision.lock"];
+        let script = ["bash", "-c", PROVISION, "ksync"];
+        let call = |key: &&str| self.spawn(&[&lock[..], &script[..], &[*key][..]].concat());
+        let running: Vec<_> = keys.iter().map(call).collect();
+        running.into_iter().map(|child| self.end_of(child)).collect()
+    }
+
+    #[track_caller]
+    pub(crate) fn clean_up(&self, key: &str) -> Ran {
+        self.run(&["bash", "-c", CLEANUP, "ksync", key])
+    }
+
+    /// Does what the official CLI does.
+    #[track_caller]
+    pub(crate) fn provision_officially(&self, key: &str) -> Ran {
+        self.run(&["bash", "-c", OFFICIAL, "official", key])
+    }
+
+    /// Makes a key and answers its public half.
+    #[track_caller]
+    pub(crate) fn make_key(&self, name: &str) -> String {
+        let line = format!("ssh-keygen -q -t ed25519 -N '' -C {name} -f /tmp/{name} && cat /tmp/{name}.pub");
+        self.sh(&line).trim_end().to_owned()
+    }
+
+    /// Logs in with a key, through the bridge, to the host with this key, and runs a command.
+    #[track_caller]
+    pub(crate) fn log_in(&self, name: &str, host_key: &str, command: &str) -> Ran {
+        self.sh(&format!("echo 'localhost {host_key}' >/tmp/known_hosts"));
+        let (identity, bridge) =
+            (format!("/tmp/{name}"), "ProxyCommand=websocat --binary ws://127.0.0.1:2222");
+        let mut args = vec!["timeout", "20", "ssh", "-F", "/dev/null", "-i", &identity, "-o", bridge];
+        for option in [
+            "BatchMode=yes",
+            "IdentitiesOnly=yes",
+            "HostKeyAlgorithms=ssh-ed25519",
+            "StrictHostKeyChecking=yes",
+        ] {
+            args.extend(["-o", option]);
+        }
+        args.extend(["-o", "UserKnownHostsFile=/tmp/known_hosts", "root@localhost", command]);
+        self.run(&args)
+    }
+
+    /// The process of a service that runs.
+    #[track_caller]
+    pub(crate) fn service(&self, name: &str) -> u32 {
+        let status = self.sh(&format!("supervisorctl status {name}"));
+        assert!(status.contains("RUNNING"), "{status}");
+        self.sh(&format!("supervisorctl pid {name}")).trim().parse().expect("a process")
+    }
+
+    /// How often supervisord has started a service.
+    #[track_caller]
+    pub(crate) fn starts_of(&self, name: &str) -> usize {
+        let log = self.sh("cat /var/log/supervisord.log");
+        log.lines().filter(|line| line.contains(&format!("spawned: '{name}'"))).count()
+    }
+
+    /// The lines of `authorized_keys`.
+    #[track_caller]
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.sh("cat /root/.ssh/authorized_keys").lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // With its first process all others of its namespace end, and with the last one its mounts.
+        if let Some(first) = Pid::from_raw(self.first) {
+            let _ = kill_process(first, Signal::KILL);
+        } else {
+            let _ = self.unshare.kill();
+        }
+        let _ = self.unshare.wait();
+    }
+}
+
+/// Reads a stream to its end, beside.
+fn drain(mut stream: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+    });
+    receiver
+}
+
+/// Where a program lies on the machine that runs the tests.
+fn program(name: &str) -> Option<PathBuf> {
+    let folders: Vec<PathBuf> = std::env::split_paths(&path()).collect();
+    folders.iter().map(|folder| folder.join(name)).find(|file: &PathBuf| Path::is_file(file))
+}
