@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// What the scripts, the services and apt-get write to on a VM.
@@ -32,8 +32,12 @@ pub(crate) struct Host(BTreeMap<PathBuf, (u32, u64, [i64; 4], Vec<u8>)>);
 
 impl Host {
     pub(crate) fn now() -> Host {
+        Host::at(WATCHED)
+    }
+
+    fn at<P: AsRef<Path>>(places: impl IntoIterator<Item = P>) -> Host {
         let mut found = BTreeMap::new();
-        for place in WATCHED {
+        for place in places {
             for entry in walkdir::WalkDir::new(place).into_iter().filter_map(Result::ok) {
                 let Ok(meta) = fs::symlink_metadata(entry.path()) else { continue };
                 let is_read = meta.is_file() && meta.len() <= READ_BYTES_MAX;
@@ -53,6 +57,27 @@ impl Host {
         let changed: Vec<_> = paths.filter(|path| self.0.get(*path) != now.0.get(*path)).collect();
         assert!(changed.is_empty(), "changed on the machine that runs the tests: {changed:?}");
     }
+}
+
+#[test]
+fn each_kind_of_change_is_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    let mut before = Host::at([folder.path()]);
+    let mut assert_seen = |what: &str| {
+        let now = Host::at([folder.path()]);
+        assert_ne!(now, before, "{what}");
+        before = now;
+    };
+    fs::write(&file, "a").unwrap();
+    assert_seen("a new file");
+    fs::write(&file, "b").unwrap();
+    assert_seen("another text");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    assert_seen("another mode");
+    fs::remove_file(&file).unwrap();
+    assert_seen("no file");
+    assert_eq!(Host::at([folder.path()]), before);
 }
 
 /// The namespace that a process lives in.

@@ -74,6 +74,7 @@ pub(crate) fn on_vm(image: Image, test: impl FnOnce(&Vm)) {
     let namespace = namespace_of(vm.first.to_string()).expect("a namespace");
     assert_ne!(Some(namespace.as_path()), namespace_of("self").as_deref());
     test(&vm);
+    assert!(processes_in(&namespace) > 0);
     drop(vm);
     wait_for("the last process", || (processes_in(&namespace) == 0).then_some(()));
     host.assert_unchanged();
