@@ -29,7 +29,8 @@ install_sshd() {
   export DEBIAN_FRONTEND=noninteractive
   set -- apt-get -q -y -o DPkg::Lock::Timeout=30 -o Acquire::Retries=2 --no-install-recommends
   # Lists of packages that are old name versions that are gone.
-  timeout 80 "$@" install openssh-server || { timeout 30 "$@" update && timeout 80 "$@" install openssh-server; }
+  # Together no longer than the call may take.
+  timeout 50 "$@" install openssh-server || { timeout 20 "$@" update && timeout 50 "$@" install openssh-server; }
 }
 
 install_websocat() {
