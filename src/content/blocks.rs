@@ -103,6 +103,20 @@ pub struct Outline {
     pub hash: Hash,
 }
 
+impl Outline {
+    /// Of a content that is one block, or nothing.
+    fn of_one(hasher: &blake3::Hasher) -> Self {
+        let block = (hasher.count() > 0).then(|| BlockId::short(&hasher.finalize_non_root()));
+        Self { ids: block.into_iter().collect(), hash: Hash::from_bytes(*hasher.finalize().as_bytes()) }
+    }
+
+    /// Of two blocks or more.
+    fn of_several(nodes: &[Node]) -> Self {
+        let hash = Hash::from_bytes(*root(nodes).as_bytes());
+        Self { ids: nodes.iter().map(BlockId::short).collect(), hash }
+    }
+}
+
 /// Reads a content: fills what it is given from an offset on. Called from several threads. (Not generic, so that
 /// the agent holds what follows once.)
 pub type ReadAt<'a> = &'a (dyn Fn(&mut [u8], u64) -> io::Result<()> + Sync);
@@ -120,12 +134,9 @@ pub fn outline(length: u64, block: BlockSize, read_at: ReadAt<'_>) -> io::Result
     let count = block.count(length);
     if count <= 1 {
         let hasher = hash_block(0, length, read_at, &mut Vec::new())?;
-        let ids = vec![BlockId::short(&hasher.finalize_non_root())];
-        return Ok(Outline { ids, hash: Hash::from_bytes(*hasher.finalize().as_bytes()) });
+        return Ok(Outline::of_one(&hasher));
     }
-    let nodes = nodes(0..count, length, block, read_at)?;
-    let hash = Hash::from_bytes(*root(&nodes).as_bytes());
-    Ok(Outline { ids: nodes.iter().map(BlockId::short).collect(), hash })
+    Ok(Outline::of_several(&nodes(0..count, length, block, read_at)?))
 }
 
 /// The blocks and the hash of a content in memory.
@@ -134,16 +145,13 @@ pub fn outline_of(content: &[u8], block: BlockSize) -> Outline {
     if content.len() as u64 <= block.0 {
         let mut hasher = blake3::Hasher::new();
         hasher.update(content);
-        let ids =
-            if content.is_empty() { Vec::new() } else { vec![BlockId::short(&hasher.finalize_non_root())] };
-        return Outline { ids, hash: Hash::from_bytes(*hasher.finalize().as_bytes()) };
+        return Outline::of_one(&hasher);
     }
     let node = |(bytes, index): (&[u8], u64)| {
         blake3::Hasher::new().set_input_offset(index * block.0).update(bytes).finalize_non_root()
     };
     let nodes: Vec<Node> = content.chunks(block.0 as usize).zip(0..).map(node).collect();
-    let hash = Hash::from_bytes(*root(&nodes).as_bytes());
-    Outline { ids: nodes.iter().map(BlockId::short).collect(), hash }
+    Outline::of_several(&nodes)
 }
 
 /// The names of some blocks of a content of `length` bytes. `read_at` may read other bytes, to see whether they

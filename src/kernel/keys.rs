@@ -1,16 +1,14 @@
 //! The keys that ksync logs in with: one of its own for each session, made on first use.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use russh::keys::key::safe_rng;
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, PrivateKey, PublicKey};
 
-/// Longest key file that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 64 << 10;
+use crate::kernel::files;
 
 /// What ksync's keys are called on the VM.
 const COMMENT: &str = "ksync";
@@ -57,10 +55,10 @@ impl Key {
         };
         let mut beside = file.as_os_str().to_owned();
         beside.push(".pub");
-        let public = match read(Path::new(&beside)) {
+        let public = match files::read(Path::new(&beside)) {
             Ok(text) => PublicKey::from_openssh(text.trim()).map_err(|error| failed(Box::new(error)))?,
             Err(_) => {
-                let text = read(file).map_err(|error| failed(Box::new(error)))?;
+                let text = files::read(file).map_err(|error| failed(Box::new(error)))?;
                 // OpenSSH's format shows the public half even where the private one has a passphrase.
                 let key = PrivateKey::from_openssh(&text).map_err(|error| failed(Box::new(error)))?;
                 key.public_key().clone()
@@ -78,7 +76,7 @@ impl Key {
     pub fn own(directory: &Path, name: &str) -> Result<Self, KeyError> {
         let file = directory.join(name);
         if file.symlink_metadata().is_err() {
-            make(directory, &file).map_err(|source| KeyError::NotMade { path: file.clone(), source })?;
+            make(&file).map_err(|source| KeyError::NotMade { path: file.clone(), source })?;
         }
         Self::named(&file)
     }
@@ -89,18 +87,11 @@ impl Key {
     }
 }
 
-fn make(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+fn make(file: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519)?;
     key.set_comment(COMMENT);
     let text = key.to_openssh(LineEnding::LF)?;
-    let new = file.with_extension(format!("{}.new", std::process::id()));
-    let _ = fs::remove_file(&new);
-    let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
-    let made =
-        written.and_then(|mut made| made.write_all(text.as_bytes())).and_then(|()| fs::hard_link(&new, file));
-    let _ = fs::remove_file(&new);
-    match made {
+    match files::make(file, &text) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         result => Ok(result?),
     }
@@ -111,12 +102,6 @@ fn line(key: &PublicKey) -> Result<String, russh::keys::ssh_key::Error> {
     // A comment of somebody else's could say who and where they are.
     key.set_comment(COMMENT);
     key.to_openssh()
-}
-
-fn read(file: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    io::Read::read_to_string(&mut io::Read::take(fs::File::open(file)?, FILE_BYTES_MAX), &mut text)?;
-    Ok(text)
 }
 
 #[cfg(test)]

@@ -5,15 +5,13 @@
 //! only ever a shortcut: a VM that shows another host key than this one, or is not there, is asked for anew.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Longest file that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 64 << 10;
+use crate::kernel::files;
 
 /// Most sessions that are remembered: the ones used last.
 const SESSIONS_MAX: usize = 256;
@@ -23,6 +21,9 @@ const BRIDGE_PORT: u16 = 2222;
 
 /// Ends the name of a session's file.
 const ENDING: &str = ".json";
+
+/// Ends the name of the file with a session's host key.
+const HOSTS: &str = "hosts";
 
 /// The file that names the current session.
 const CURRENT: &str = "current";
@@ -62,8 +63,14 @@ impl Known {
     /// The bridge to its SSH server.
     #[must_use]
     pub fn bridge_url(&self) -> String {
-        format!("wss://{}:{BRIDGE_PORT}", self.vm_domain)
+        bridge_url(&self.vm_domain)
     }
+}
+
+/// The bridge to the SSH server of a VM.
+#[must_use]
+pub fn bridge_url(vm_domain: &str) -> String {
+    format!("wss://{vm_domain}:{BRIDGE_PORT}")
 }
 
 /// Where sessions are remembered.
@@ -104,16 +111,27 @@ impl Store {
     pub fn keep(&self, known: &Known) -> io::Result<()> {
         let file = self.file(&known.session_id).ok_or(io::ErrorKind::InvalidInput)?;
         let text = serde_json::to_string_pretty(known)?;
-        self.write(&file, &text)?;
+        files::replace(&file, &text)?;
         for old in self.files().into_iter().skip(SESSIONS_MAX) {
             let _ = fs::remove_file(old);
         }
         Ok(())
     }
 
+    /// Writes a session's host key where OpenSSH can read it; answers the file, which goes with the session.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep_host_key(&self, session_id: &str, host_key: &str) -> io::Result<PathBuf> {
+        let file = self.file(session_id).ok_or(io::ErrorKind::InvalidInput)?.with_extension(HOSTS);
+        files::replace(&file, &format!("{session_id} {host_key}\n"))?;
+        Ok(file)
+    }
+
     /// Forgets a session; nothing there is fine.
     pub fn forget(&self, session_id: &str) {
         if let Some(file) = self.file(session_id) {
+            let _ = fs::remove_file(file.with_extension(HOSTS));
             let _ = fs::remove_file(file);
         }
         if self.current().as_deref() == Some(session_id) {
@@ -124,7 +142,7 @@ impl Store {
     /// The id of the current session.
     #[must_use]
     pub fn current(&self) -> Option<String> {
-        let text = read(&self.directory.join(CURRENT)).ok()?;
+        let text = files::read(&self.directory.join(CURRENT)).ok()?;
         Some(text.trim().to_owned()).filter(|id| !id.is_empty())
     }
 
@@ -133,7 +151,7 @@ impl Store {
     /// # Errors
     /// It cannot be written.
     pub fn set_current(&self, session_id: &str) -> io::Result<()> {
-        self.write(&self.directory.join(CURRENT), session_id)
+        files::replace(&self.directory.join(CURRENT), session_id)
     }
 
     /// The file of a session; `None` for what can be no id.
@@ -151,17 +169,6 @@ impl Store {
         files.sort();
         files.into_iter().rev().map(|(_, file)| file).collect()
     }
-
-    /// Writes a file as a whole.
-    fn write(&self, file: &Path, text: &str) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-        let new = file.with_extension(format!("{}.new", std::process::id()));
-        let _ = fs::remove_file(&new);
-        let mut made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        made.write_all(text.as_bytes()).and_then(|()| fs::rename(&new, file)).inspect_err(|_| {
-            let _ = fs::remove_file(&new);
-        })
-    }
 }
 
 /// Whether a text can be a file name as it is, and an id: no separator, no leading dot.
@@ -172,13 +179,7 @@ pub(super) fn is_plain(text: &str) -> bool {
 }
 
 fn load(file: &Path) -> Option<Known> {
-    serde_json::from_str(&read(file).ok()?).ok()
-}
-
-fn read(file: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    fs::File::open(file)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
-    Ok(text)
+    serde_json::from_str(&files::read(file).ok()?).ok()
 }
 
 #[cfg(test)]
@@ -214,9 +215,12 @@ mod tests {
         assert_eq!(store.find("b"), Some(two));
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&store.directory), mode(&store.directory.join("a.json"))), (0o700, 0o600));
+        let hosts = store.keep_host_key("a", "ssh-ed25519 AAAA").unwrap();
+        assert_eq!(fs::read_to_string(&hosts).unwrap(), "a ssh-ed25519 AAAA\n");
         store.set_current("b").unwrap();
         assert_eq!(store.current().as_deref(), Some("b"));
         store.forget("a");
+        assert!(!hosts.exists());
         assert_eq!((store.find("site"), store.current().as_deref()), (None, Some("b")));
         store.forget("b");
         assert_eq!(store.current(), None);

@@ -2,15 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::kernel::bridge_url;
 use crate::remote::{HostKeys, Target, Transport, ssh_config};
 use crate::sync::{Endpoint, SyncError, Way};
 use crate::tree::path::escape;
 
 /// The port of OpenSSH.
 const SSH_PORT: u16 = 22;
-
-/// The port of the bridge on a Kernel VM.
-const BRIDGE_PORT: u16 = 2222;
 
 /// How to reach an endpoint that is neither local nor the sandbox nor a session.
 pub(super) fn target(endpoint: &Endpoint, way: &Way) -> Result<Target, SyncError> {
@@ -117,7 +115,7 @@ impl Setup {
         let url = named.rev().find(|word| word.starts_with("wss://") || word.starts_with("ws://"));
         let url = match (url, fields.vm_domain) {
             (Some(url), _) => url.to_owned(),
-            (None, Some(domain)) => format!("wss://{domain}:{BRIDGE_PORT}"),
+            (None, Some(domain)) => bridge_url(&domain),
             (None, None) => return Err(SyncError::Setup("it names no VM".to_owned())),
         };
         let key_file = fields.ssh_key_file.ok_or_else(|| SyncError::Setup("it names no key".to_owned()))?;

@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::platform::Platform;
+use crate::platform::{Platform, place};
 use crate::world::{World, wait_for};
 
 /// A command on the VM that ends when it is told to.
@@ -22,13 +22,11 @@ fn a_session_in_use_is_not_deleted_and_one_that_is_not_is() {
     let mut child = begin(&platform, &world, &id);
     wait_for("the session to be held", || (platform.calls()["cdp"] == json!(1)).then_some(()));
     platform.advance(3600);
-    assert_eq!(platform.ask("GET", &format!("/browsers/{id}"), &Value::Null).0, 200);
+    assert_eq!(platform.status(&id), 200);
     fs::write(world.path("go"), "").unwrap();
     assert!(child.wait().unwrap().success());
     platform.advance(3600);
-    wait_for("the end of the session", || {
-        (platform.ask("GET", &format!("/browsers/{id}"), &Value::Null).0 == 404).then_some(())
-    });
+    wait_for("the end of the session", || (platform.status(&id) == 404).then_some(()));
 }
 
 #[test]
@@ -37,14 +35,12 @@ fn a_session_that_is_gone_is_told_so_and_takes_nothing_away() {
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
     let id = platform.create(&world, &["--timeout", "10"]);
-    let place = format!("{id}:{}", world.path("there").display());
-    platform.run(&world, &["src", &place]).ok();
-    platform.run(&world, &[&place, "back"]).ok();
+    let there = place(&world, &id, "there");
+    platform.run(&world, &["src", &there]).ok();
+    platform.run(&world, &[&there, "back"]).ok();
     platform.advance(3600);
-    wait_for("the end of the session", || {
-        (platform.ask("GET", &format!("/browsers/{id}"), &Value::Null).0 == 404).then_some(())
-    });
-    let run = platform.run(&world, &["--delete", &place, "back"]);
+    wait_for("the end of the session", || (platform.status(&id) == 404).then_some(()));
+    let run = platform.run(&world, &["--delete", &there, "back"]);
     assert_eq!(run.status.code().unwrap_or(-1), 41, "{}", run.stderr);
     world.assert_same("src", "back");
 }

@@ -4,12 +4,8 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::platform::Platform;
+use crate::platform::{Platform, place};
 use crate::world::{World, noise};
-
-fn place(world: &World, session: &str, name: &str) -> String {
-    format!("{session}:{}", world.path(name).display())
-}
 
 #[test]
 fn create_upload_download_delete() {
@@ -26,7 +22,7 @@ fn create_upload_download_delete() {
         world.assert_same("src", format!("back-{name}"));
     }
     platform.run(&world, &["session", "delete"]).ok();
-    assert_eq!(platform.ask("GET", &format!("/browsers/{id}"), &Value::Null).0, 404);
+    assert_eq!(platform.status(&id), 404);
     let run = platform.run(&world, &["src", &place(&world, &id, "there")]);
     assert_eq!(run.status.code().unwrap_or(-1), 41, "{}", run.stderr);
 }
@@ -85,7 +81,7 @@ fn the_key_is_ours_alone_and_goes_with_a_cleanup() {
     world.tree("src").with_everything();
     let id = platform.create(&world, &[]);
     platform.run(&world, &["src", &place(&world, &id, "there")]).ok();
-    let root = std::path::PathBuf::from(platform.session(&id)["root"].as_str().unwrap());
+    let root = platform.root(&id);
     let authorized = || fs::read_to_string(root.join("root/.ssh/authorized_keys")).unwrap_or_default();
     assert!(authorized().ends_with(" ksync\n"), "{}", authorized());
     platform.run(&world, &["session", "setup"]).ok();
@@ -141,7 +137,7 @@ fn a_pool_lends_a_session_that_is_not_used_again() {
     world.tree("src").with_everything();
     platform.run(&world, &["src", &place(&world, "session", "there")]).ok();
     platform.run(&world, &["session", "delete", &id]).ok();
-    assert_eq!(platform.ask("GET", &format!("/browsers/{id}"), &Value::Null).0, 404);
+    assert_eq!(platform.status(&id), 404);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
@@ -47,6 +48,16 @@ impl Platform {
     pub(crate) fn create(&self, world: &World, args: &[&str]) -> String {
         let run = self.run(world, &[&["session", "create"], args].concat()).ok();
         run.stdout.trim().to_owned()
+    }
+
+    /// The directory that is the root of a session's VM.
+    pub(crate) fn root(&self, id: &str) -> PathBuf {
+        PathBuf::from(self.session(id)["root"].as_str().expect("a root"))
+    }
+
+    /// The status with which the API answers to a session.
+    pub(crate) fn status(&self, id: &str) -> u16 {
+        self.ask("GET", &format!("/browsers/{id}"), &Value::Null).0
     }
 
     /// Asks the API itself, or the stand-in below `/_sandbox`; answers status and body.
@@ -96,6 +107,11 @@ impl Platform {
     pub(crate) fn session(&self, id: &str) -> Value {
         self.ask("GET", &format!("/_sandbox/sessions/{id}"), &Value::Null).1
     }
+}
+
+/// Something in the world as a place in a session.
+pub(crate) fn place(world: &World, session: &str, name: &str) -> String {
+    format!("{session}:{}", world.path(name).display())
 }
 
 impl Drop for Platform {

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::platform::Platform;
+use crate::platform::{Platform, place};
 use crate::world::World;
 
 #[test]
@@ -14,13 +14,13 @@ fn neither_key_nor_token_is_ever_printed_or_an_argument() {
     world.tree("src").with_everything();
     let key = platform.env("KERNEL_API_KEY").to_owned();
     let id = platform.create(&world, &[]);
-    let place = format!("{id}:{}", world.path("there").display());
+    let there = place(&world, &id, "there");
     let mut said = Vec::new();
     let mut run = |args: &[&str]| {
         let run = platform.run(&world, args);
         said.push(format!("{args:?}: {}{}", run.stdout, run.stderr));
     };
-    run(&["-vv", "--stats", "src", &place]);
+    run(&["-vv", "--stats", "src", &there]);
     run(&["session", "list", "--json"]);
     run(&["session", "show", &id]);
     run(&["session", "setup", "--json"]);
@@ -43,7 +43,7 @@ fn what_is_kept_is_private() {
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
     let id = platform.create(&world, &[]);
-    platform.run(&world, &["src", &format!("{id}:{}", world.path("there").display())]).ok();
+    platform.run(&world, &["src", &place(&world, &id, "there")]).ok();
     let mode = |name: String| world.path(name).metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(format!("state/ksync/sessions/{id}.json")), 0o600);
     assert_eq!(mode(format!("state/ksync/keys/{id}")), 0o600);

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::platform::Platform;
+use crate::platform::{Platform, place};
 use crate::world::{Run, World};
 
 fn code_of(platform: &Platform, world: &World, args: &[&str]) -> (i32, String) {
@@ -62,13 +62,13 @@ fn a_session_that_was_made_anew_under_its_name_is_found() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
-    let place = format!("mine:{}", world.path("there").display());
+    let there = place(&world, "mine", "there");
     let first = platform.create(&world, &["--name", "mine"]);
-    platform.run(&world, &["src", &place]).ok();
+    platform.run(&world, &["src", &there]).ok();
     assert_eq!(platform.ask("DELETE", &format!("/browsers/{first}"), &Value::Null).0, 204);
     let second = platform.create(&world, &["--name", "mine"]);
     assert_ne!(first, second);
-    platform.run(&world, &["src", &place]).ok();
+    platform.run(&world, &["src", &there]).ok();
     let run = platform.run(&world, &["session", "show", "mine", "--json"]).ok();
     assert_eq!(serde_json::from_str::<Value>(&run.stdout).unwrap()["session_id"], json!(second));
 }
@@ -79,12 +79,12 @@ fn a_host_that_is_not_the_one_that_the_api_told_is_refused() {
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
     let id = platform.create(&world, &[]);
-    let root = std::path::PathBuf::from(platform.session(&id)["root"].as_str().unwrap());
+    let root = platform.root(&id);
     let host_key = root.join("etc/ssh/ssh_host_ed25519_key.pub");
     let other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJcS2Xc8cK2ZLxXlB2FKx2q4M4H6JqgJTc0nqvJg2aBy x\n";
     fs::write(&host_key, other).unwrap();
-    let place = format!("{id}:{}", world.path("there").display());
-    let run = platform.run(&world, &["src", &place]);
+    let there = place(&world, &id, "there");
+    let run = platform.run(&world, &["src", &there]);
     assert_eq!(run.status.code().unwrap_or(-1), 43, "{}", run.stderr);
     assert!(!world.path("there").exists());
 }
@@ -95,10 +95,10 @@ fn a_vm_that_cannot_be_set_up_tells_the_step() {
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
     let id = platform.create(&world, &[]);
-    let root = std::path::PathBuf::from(platform.session(&id)["root"].as_str().unwrap());
+    let root = platform.root(&id);
     fs::remove_file(root.join("etc/ssh/ssh_host_ed25519_key.pub")).unwrap();
-    let place = format!("{id}:{}", world.path("there").display());
-    let run = platform.run(&world, &["src", &place]);
+    let there = place(&world, &id, "there");
+    let run = platform.run(&world, &["src", &there]);
     assert_eq!(run.status.code().unwrap_or(-1), 42, "{}", run.stderr);
     assert!(run.stderr.contains("could not read the host key on the VM"), "{}", run.stderr);
 }
@@ -113,15 +113,15 @@ fn two_that_set_a_vm_up_at_once_both_get_in() {
         .iter()
         .map(|other| {
             other.tree("src").with_everything();
-            let place = format!("{id}:{}", other.path("there").display());
-            platform.ksync(other, &["src", &place]).spawn().unwrap()
+            let there = place(other, &id, "there");
+            platform.ksync(other, &["src", &there]).spawn().unwrap()
         })
         .collect();
     for (mut child, other) in running.into_iter().zip(&others) {
         assert!(child.wait().unwrap().success());
         other.assert_same("src", "there");
     }
-    let root = std::path::PathBuf::from(platform.session(&id)["root"].as_str().unwrap());
+    let root = platform.root(&id);
     let keys = fs::read_to_string(root.join("root/.ssh/authorized_keys")).unwrap();
     assert_eq!(keys.lines().count(), 3, "{keys}");
 }

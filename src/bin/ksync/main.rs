@@ -15,6 +15,7 @@ mod run;
 mod sandbox;
 mod screen;
 mod session;
+mod shell;
 mod ssh;
 mod units;
 mod verbs;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ksync::engine::Summary;
 use ksync::exchange::chain;
+use ksync::kernel::KernelError;
 use ksync::monitor::Trouble;
 use ksync::sync::{Report, SyncError};
 use ksync::wire::message::Tally;
@@ -94,6 +95,12 @@ impl Complaint {
 
 impl From<SyncError> for Complaint {
     fn from(error: SyncError) -> Self {
+        Self::caused(error.exit_code(), &error).with_hint(error.hint())
+    }
+}
+
+impl From<KernelError> for Complaint {
+    fn from(error: KernelError) -> Self {
         Self::caused(error.exit_code(), &error).with_hint(error.hint())
     }
 }

@@ -16,6 +16,7 @@ use crate::args::SandboxArgs;
 use crate::out;
 use crate::report::{self, Complaint};
 use crate::run::{Signals, block_on};
+use crate::shell::quoted;
 
 /// Exit code: a local file could not be written.
 const FILE: u8 = 11;
@@ -102,12 +103,6 @@ fn usage(url: &str, setup: &Setup, file: &Path, host_key: &str) -> String {
 fn platform_usage(platform: &Platform) -> String {
     let lines = env(platform).map(|(name, value)| format!("  export {name}={}\n", quoted(&value)));
     format!("\nThe platform's API, with VMs of its own:\n{}", lines.concat())
-}
-
-/// `text` as one word of a POSIX shell.
-fn quoted(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,".contains(c);
-    if text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// The home directory of what runs in the VM.

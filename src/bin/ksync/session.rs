@@ -8,16 +8,11 @@ use serde_json::{Value, json};
 use crate::out;
 use crate::report::Complaint;
 use crate::request;
+use crate::shell::quoted;
 use crate::verbs::{SessionArgs, SessionVerb};
 
 /// How long a pool may take to have a session free.
 const POOL_PATIENCE: Duration = Duration::from_secs(300);
-
-impl From<KernelError> for Complaint {
-    fn from(error: KernelError) -> Self {
-        Self::caused(error.exit_code(), &error).with_hint(error.hint())
-    }
-}
 
 /// Does what one of the verbs says.
 pub(crate) fn run(args: SessionArgs) -> Result<u8, Complaint> {
@@ -100,9 +95,8 @@ fn show(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
 fn show_ssh_config(access: &Access, session: &str) -> Result<u8, Complaint> {
     let Known { session_id, name, host_key, key_file, .. } = reached(access, session)?.known;
     let host = name.unwrap_or_else(|| session_id.clone());
-    let known_hosts = access.directory.join("sessions").join(format!("{session_id}.hosts"));
-    std::fs::write(&known_hosts, format!("{session_id} {host_key}\n"))
-        .map_err(|error| access.state_error(error))?;
+    let known_hosts =
+        access.store().keep_host_key(&session_id, &host_key).map_err(|error| access.state_error(error))?;
     out::result(&format!(
         "Host {host}\n  HostName {session_id}\n  User root\n  ProxyCommand {} proxy {session_id}\n  \
          IdentityFile {}\n  IdentitiesOnly yes\n  UserKnownHostsFile {}\n  StrictHostKeyChecking yes",
@@ -210,10 +204,4 @@ fn of_browser(browser: &Browser) -> Value {
 
 fn own_path() -> String {
     std::env::current_exe().map_or_else(|_| "ksync".to_owned(), |path| path.display().to_string())
-}
-
-/// `text` as one word of a POSIX shell.
-fn quoted(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,".contains(c);
-    if text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
