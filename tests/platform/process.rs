@@ -12,8 +12,12 @@ fn ran(exit_code: i64, stdout: &str, stderr: &str) -> Ran {
     Ran { exit_code, stdout: stdout.to_owned(), stderr: stderr.to_owned() }
 }
 
+/// Whether there is such a process that has not ended. Its state says so at every moment: its command line is empty
+/// while it executes another program.
 fn is_alive(pid: &str) -> bool {
-    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    let state = state.as_deref().and_then(|line| line.rsplit_once(") ")).map(|(_, rest)| rest);
+    state.is_some_and(|rest| !rest.starts_with(['Z', 'X']))
 }
 
 #[test]
