@@ -36,7 +36,7 @@ mod scan {
     use std::fs;
 
     use ksync::disk::root::Root;
-    use ksync::disk::scan::{ScanOptions, Subject, scan};
+    use ksync::disk::scan::{Away, ScanOptions, Subject, scan};
 
     use super::{Bencher, ItemsCount};
 
@@ -63,7 +63,7 @@ mod scan {
         }
         let root = Root::open(folder.path()).expect("a root");
         bencher.counter(ItemsCount::new(21_000_usize)).bench(|| {
-            let scanned = scan(&root, &Subject::Whole, &options, None, &mut |_| {}).expect("a scan");
+            let scanned = scan(&root, &Subject::Whole, &options, None, &mut Away).expect("a scan");
             assert_eq!(scanned.entries.len(), 21_000);
             scanned
         });

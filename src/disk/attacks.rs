@@ -11,7 +11,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
-use crate::disk::scan::{ScanOptions, Scanned, Subject, scan};
+use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, scan};
 use crate::disk::stage::{Durability, Metadata, Staging};
 use crate::disk::testing::{Place, metadata, path, time};
 use crate::tree::path::TreePath;
@@ -44,7 +44,7 @@ fn everything(root: &Root, at: &TreePath) -> Vec<(&'static str, Result<(), DiskE
 
 fn whole(root: &Root) -> Scanned {
     let options = ScanOptions { hash: true, ..ScanOptions::default() };
-    scan(root, &Subject::Whole, &options, None, &mut |_| {}).unwrap()
+    scan(root, &Subject::Whole, &options, None, &mut Away).unwrap()
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, readlinkat, statat};
 use rustix::io::Errno;
@@ -15,6 +15,7 @@ use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::tree::entry::{Entry, Kind};
 use crate::tree::filter::{Filter, IGNORE_BYTES_MAX, IGNORE_FILE, IgnoreFile};
 use crate::tree::path::{PathError, TreePath};
+use crate::tree::scope::{Reach, Scope};
 
 /// How many entries come between two reports of progress.
 const REPORT_ENTRIES: usize = 1024;
@@ -29,6 +30,8 @@ pub enum Subject {
     Whole,
     /// One entry, and if it is a directory all that is below it.
     One(TreePath),
+    /// Parts, and the directories above them.
+    Parts(Scope),
 }
 
 /// How to read it.
@@ -48,6 +51,22 @@ pub struct ScanProgress {
     /// Length of the files among them, in bytes.
     pub bytes: u64,
 }
+
+/// Looks on while a tree is read.
+pub trait Look {
+    /// Told about every thousand entries and at the end.
+    fn progress(&mut self, _progress: ScanProgress) {}
+
+    /// A directory was opened and its names are going to be read: whatever is done in it from now on is seen by
+    /// somebody who begins to watch it now, or by the scan. `None` is the root.
+    fn enter(&mut self, _directory: BorrowedFd<'_>, _path: Option<&TreePath>) {}
+}
+
+/// Does not look.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Away;
+
+impl Look for Away {}
 
 /// What a scan passed over on purpose, by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,7 +97,7 @@ pub struct Scanned {
 }
 
 /// Reads `subject` below `root`, without what `filter` leaves out; the filter takes in the ignore files on the
-/// way. Calls `on_progress` about every thousand entries and at the end.
+/// way.
 ///
 /// # Errors
 /// The root itself cannot be read. Everything else that fails is a problem in the answer.
@@ -87,20 +106,24 @@ pub fn scan(
     subject: &Subject,
     options: &ScanOptions,
     filter: Option<&mut Filter>,
-    on_progress: &mut dyn FnMut(ScanProgress),
+    look: &mut dyn Look,
 ) -> Result<Scanned, DiskError> {
     let mut scanner = Scanner {
         root,
         options,
         filter,
-        on_progress,
+        look,
+        scope: match subject {
+            Subject::Parts(scope) => Some(scope),
+            Subject::Whole | Subject::One(_) => None,
+        },
         bytes: 0,
         buffer: Vec::new(),
         scanned: Scanned::default(),
     };
     let mut levels = Levels::default();
     match subject {
-        Subject::Whole => {
+        Subject::Whole | Subject::Parts(_) => {
             let directory = root.open_directory(None)?;
             levels.push(scanner.list(directory, None)?);
         }
@@ -119,7 +142,9 @@ struct Scanner<'a> {
     root: &'a Root,
     options: &'a ScanOptions,
     filter: Option<&'a mut Filter>,
-    on_progress: &'a mut dyn FnMut(ScanProgress),
+    look: &'a mut dyn Look,
+    /// All that there is to be read, where that is not everything.
+    scope: Option<&'a Scope>,
     bytes: u64,
     buffer: Vec<u8>,
     scanned: Scanned,
@@ -199,6 +224,9 @@ impl Scanner<'_> {
         match stat.kind() {
             FileKind::Directory => {
                 self.add(path.clone(), Kind::Directory, &stat);
+                if self.reach(Some(&path)) == Reach::Alone {
+                    return Ok(None);
+                }
                 if stat.identity.dev != self.root.dev() && !self.options.cross_mounts {
                     self.scanned.skipped.mounts += 1;
                     return Ok(None);
@@ -238,19 +266,45 @@ impl Scanner<'_> {
 
     fn report(&mut self) {
         let entries = self.scanned.entries.len() as u64;
-        (self.on_progress)(ScanProgress { entries, bytes: self.bytes });
+        self.look.progress(ScanProgress { entries, bytes: self.bytes });
     }
 
-    /// Begins to read a directory: all its names, sorted, after its ignore file.
+    /// How far what is to be read reaches from here; `None` is the root.
+    fn reach(&self, path: Option<&TreePath>) -> Reach {
+        match (self.scope, path) {
+            (None, _) => Reach::Deep,
+            (Some(_), None) => Reach::Above,
+            (Some(scope), Some(path)) => scope.reach(path),
+        }
+    }
+
+    /// Begins to read a directory: all its names that count, sorted, after its ignore file.
     fn list(&mut self, directory: OwnedFd, path: Option<(TreePath, Identity)>) -> Result<Level, DiskError> {
         let (path, inode) = path.map(|(path, is)| (path, (is.dev, is.ino))).unzip();
+        self.look.enter(directory.as_fd(), path.as_ref());
         let shown = path.as_ref().map_or(&b"."[..], |path| path.as_bytes());
-        let mut names = names(&directory).during("list", shown)?;
-        names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-        if self.filter.is_some() && names.iter().any(|name| name.name.as_bytes() == IGNORE_FILE.as_bytes()) {
+        let (names, may_ignore) = match self.scope {
+            Some(scope) if self.reach(path.as_ref()) == Reach::Above => {
+                (self.names_of_parts(scope, path.as_ref()), true)
+            }
+            _ => {
+                let mut names = names(&directory).during("list", shown)?;
+                names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+                let may_ignore = names.iter().any(|name| name.name.as_bytes() == IGNORE_FILE.as_bytes());
+                (names, may_ignore)
+            }
+        };
+        if self.filter.is_some() && may_ignore {
             self.read_ignore_file(path.as_ref())?;
         }
         Ok(Level { path, directory: Some(directory), inode, names: names.into_iter() })
+    }
+
+    /// The names that lead to parts, whether or not they are there.
+    fn names_of_parts(&self, scope: &Scope, directory: Option<&TreePath>) -> Vec<Name> {
+        // No component of a path holds a NUL.
+        let names = scope.names_in(directory).into_iter().filter_map(|name| CString::new(name).ok());
+        names.map(|name| Name { name, kind: None }).collect()
     }
 
     /// Hands a directory's ignore file to the filter, if there is one. One that cannot be read is an error:

@@ -16,7 +16,7 @@ use crate::content::hash::Hash;
 use crate::disk::error::DiskError;
 use crate::disk::memory::Memory;
 use crate::disk::root::{Policy, Root};
-use crate::disk::scan::{self, ScanOptions, scan};
+use crate::disk::scan::{self, Away, ScanOptions, scan};
 use crate::disk::stage::{Durability, Metadata, Staging};
 use crate::disk::stat::Identity;
 use crate::disk::{clear_leftovers, has_staged};
@@ -152,7 +152,7 @@ impl Receiving {
         let which = single.map_or(scan::Subject::Whole, |single| scan::Subject::One(single.clone()));
         let options = ScanOptions { hash: self.options.checksum, cross_mounts: true };
         let mut scanned =
-            scan(root, &which, &options, None, &mut |_| {}).map_err(|error| destination_fault(&error))?;
+            scan(root, &which, &options, None, &mut Away).map_err(|error| destination_fault(&error))?;
         if let (Subject::File { name }, Some(entry)) = (subject, scanned.entries.first_mut()) {
             // It is compared under the name that it is offered under.
             entry.path = TreePath::new(name.as_slice())

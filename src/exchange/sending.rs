@@ -14,7 +14,7 @@ use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::Hash;
 use crate::disk::memory::Memory;
 use crate::disk::root::Root;
-use crate::disk::scan::{self, ScanOptions, scan};
+use crate::disk::scan::{self, Away, ScanOptions, scan};
 use crate::disk::stat::Identity;
 use crate::engine::{
     self, Changed, Fault, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext,
@@ -115,7 +115,7 @@ impl Sending {
         };
         let options = ScanOptions { hash: self.options.checksum, cross_mounts: true };
         let mut filter = Filter::new(&self.options.rules);
-        let mut scanned = scan(&found.root, &subject, &options, Some(&mut filter), &mut |_| {})
+        let mut scanned = scan(&found.root, &subject, &options, Some(&mut filter), &mut Away)
             .map_err(|error| Fault::Fatal(AbortKind::Selection, chain(&error)))?;
         if let (Some(single), Some(entry)) = (&found.single, scanned.entries.first_mut()) {
             entry.path = single.offered.clone();

@@ -9,3 +9,4 @@ pub mod manifest;
 pub mod path;
 pub mod pattern;
 pub mod record;
+pub mod scope;

@@ -12,7 +12,7 @@ fn without_targets() -> Filter {
 }
 
 fn read(place: &Place, subject: &Subject, filter: Option<&mut Filter>) -> Scanned {
-    scan(&place.root, subject, &ScanOptions::default(), filter, &mut |_| {}).unwrap()
+    scan(&place.root, subject, &ScanOptions::default(), filter, &mut Away).unwrap()
 }
 
 fn whole(place: &Place) -> Scanned {
@@ -21,6 +21,24 @@ fn whole(place: &Place) -> Scanned {
 
 fn paths(scanned: &Scanned) -> Vec<String> {
     scanned.entries.iter().map(|entry| entry.path.to_string()).collect()
+}
+
+/// Keeps what it is told.
+#[derive(Default)]
+struct Seen {
+    last: ScanProgress,
+    entered: Vec<String>,
+}
+
+impl Look for Seen {
+    fn progress(&mut self, progress: ScanProgress) {
+        self.last = progress;
+    }
+
+    fn enter(&mut self, directory: BorrowedFd<'_>, path: Option<&TreePath>) {
+        assert!(rustix::fs::fstat(directory).is_ok());
+        self.entered.push(path.map_or_else(|| ".".to_owned(), TreePath::to_string));
+    }
 }
 
 fn fill(place: &Place) {
@@ -84,10 +102,10 @@ fn contents_are_hashed_when_asked_for() {
     let content = vec![b'x'; 300_000];
     fs::write(place.at("f"), &content).unwrap();
     let options = ScanOptions { hash: true, ..ScanOptions::default() };
-    let mut last = ScanProgress::default();
-    let scanned = scan(&place.root, &Subject::Whole, &options, None, &mut |now| last = now).unwrap();
+    let mut seen = Seen::default();
+    let scanned = scan(&place.root, &Subject::Whole, &options, None, &mut seen).unwrap();
     assert_eq!(scanned.entries[0].kind, Kind::File { size: 300_000, hash: Some(Hash::of(&content)) });
-    assert_eq!(last, ScanProgress { entries: 1, bytes: 300_000 });
+    assert_eq!(seen.last, ScanProgress { entries: 1, bytes: 300_000 });
 }
 
 #[test]
@@ -156,7 +174,7 @@ fn other_filesystems_are_entered_only_when_asked_for() {
         return;
     }
     let subject = Subject::One(path("proc"));
-    let scanned = scan(&root, &subject, &ScanOptions::default(), None, &mut |_| {}).unwrap();
+    let scanned = scan(&root, &subject, &ScanOptions::default(), None, &mut Away).unwrap();
     assert_eq!((paths(&scanned), scanned.skipped.mounts), (vec!["proc".to_owned()], 1));
 }
 
@@ -220,4 +238,26 @@ fn a_directory_that_may_not_be_read_is_a_problem_and_no_end() {
     assert_eq!(scanned.problems.len(), 1);
     assert!(scanned.problems[0].is_permission());
     assert_eq!(scanned.problems[0].path(), b"a");
+}
+
+#[test]
+fn of_parts_only_what_leads_to_them_is_read() {
+    let place = Place::new();
+    fill(&place);
+    fs::write(place.at("a/.ksyncignore"), "b.c").unwrap();
+    let scope = Scope::new([
+        (path("a/b.c"), true),
+        (path("a/link"), false),
+        (path("a/gone/x"), false),
+        (path("a.b"), false),
+        (path("f/x"), true),
+        (path("target"), true),
+    ]);
+    let (mut seen, mut filter) = (Seen::default(), Filter::default());
+    let subject = Subject::Parts(scope);
+    let scanned = scan(&place.root, &subject, &ScanOptions::default(), Some(&mut filter), &mut seen).unwrap();
+    assert_eq!(paths(&scanned), ["a", "a/link", "a.b", "f", "target", "target/x", "target/x/f"]);
+    assert_eq!(seen.entered, [".", "a", "target", "target/x"]);
+    assert_eq!((scanned.problems.len(), scanned.skipped.vanished, scanned.skipped.excluded), (0, 1, 1));
+    assert_eq!(filter.files().len(), 1);
 }
