@@ -14,6 +14,7 @@ use ksync::monitor::{Action, Event, Problem, Trouble, What};
 use ksync::tree::change::{Change, EDITS_MAX, Edit};
 use ksync::tree::entry::Time;
 use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
+use ksync::tree::scope::Part;
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
 use ksync::wire::hello::{self, Options, Order, Role};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
@@ -115,6 +116,9 @@ fn messages() -> Vec<(String, Message)> {
         ("changes", Message::Changes(change(1))),
         ("changed", Message::Changed { complete: true, digest: hash }),
         ("forgotten", Message::Forgotten),
+        ("scope", Message::Scope(vec![Part { path: b"d/\xff".to_vec(), deep: true }])),
+        ("pushed", Message::Pushed(vec![(300, hash, data(b"content"))])),
+        ("rescan", Message::Rescan),
     ]
     .into_iter()
     .map(|(name, message)| (name.to_owned(), message))
@@ -159,7 +163,7 @@ fn every_golden_file_belongs_to_a_message() {
 fn order() -> Order {
     let rule = Rule { include: true, pattern: b"*.rs".to_vec() };
     let options = Options { delete: true, checksum: true, rules: vec![rule], ..Options::default() };
-    Order { role: Role::Receiver, path: b"~/\xff".to_vec(), options, memory: Some([7; 16]) }
+    Order { role: Role::Receiver, path: b"~/\xff".to_vec(), options, memory: Some([7; 16]), watch: true }
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
     let mut writer = unbuffered(io::stdout())?;
     hello::write(&mut writer, None)?;
     let order = hello::read(&mut reader).map_err(io::Error::other)?.order;
-    let Some(Order { role, path, options, memory }) = order else {
+    let Some(Order { role, path, options, memory, watch: _ }) = order else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no order"));
     };
     let path = expand_home(path);

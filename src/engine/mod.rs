@@ -25,8 +25,8 @@ mod window;
 pub use receiver::Receiver;
 pub use sender::Sender;
 pub use work::{
-    Changed, CopiedFile, Fault, Found, Opened, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignOrder,
-    SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Work,
+    Changed, CopiedFile, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder,
+    Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Work,
 };
 
 use crate::monitor::{Event, Problem};

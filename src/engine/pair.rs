@@ -8,6 +8,7 @@ mod disk;
 mod liars;
 mod memory;
 mod noise;
+mod parts;
 mod tree;
 
 use std::collections::VecDeque;
@@ -344,6 +345,7 @@ fn content_of(message: &Message) -> usize {
             })
             .sum(),
         Message::Pieces { ops, .. } => content_of_ops(ops),
+        Message::Pushed(files) => files.iter().map(|(_, _, data)| data.len()).sum(),
         _ => 0,
     }
 }

@@ -30,6 +30,7 @@ use crate::tree::compare::Rules;
 use crate::tree::entry::Entry;
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
+use crate::tree::scope::Part;
 use crate::wire::message::{AbortKind, Message, Subject, Tally, Want};
 use content::{Ask, HELD_BYTES_MAX, Sink};
 use offer::Offer;
@@ -44,6 +45,8 @@ pub struct Receiver {
     desk: Desk,
     phase: Phase,
     subject: Option<Subject>,
+    /// The parts that are offered, as they arrive.
+    parts: Vec<Part>,
     offer: Offer,
     filter: Filter,
     /// Whether the sender could list everything.
@@ -108,6 +111,7 @@ impl Receiver {
             config: config.clone(),
             phase: Phase::Offer,
             subject: None,
+            parts: Vec::new(),
             offer: Offer::default(),
             offered: None,
             opened: None,
@@ -133,10 +137,9 @@ impl Receiver {
 
     fn message(&mut self, message: Message) {
         match message {
-            Message::Subject(subject) if self.subject.is_none() => {
-                self.subject = Some(subject.clone());
-                self.desk.start(Work::Open(subject));
-            }
+            Message::Scope(parts) if self.subject.is_none() => self.parts(parts),
+            Message::Subject(subject) if self.subject.is_none() => self.subject(subject),
+            Message::Pushed(files) if self.subject.is_some() && self.offered.is_none() => self.pushed(files),
             Message::Ignores(files) if self.offered.is_none() => self.ignores(files),
             Message::Entries(block) if self.offered.is_none() => self.entries(&block),
             Message::Offered { complete } if self.subject.is_some() && self.offered.is_none() => {
@@ -152,7 +155,9 @@ impl Receiver {
             Message::Pieces { id, ops, end } => self.pieces(id, ops, end),
             Message::Note(event) => self.desk.note(event),
             Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
-            Message::Subject(_)
+            Message::Scope(_)
+            | Message::Subject(_)
+            | Message::Pushed(_)
             | Message::Ignores(_)
             | Message::Entries(_)
             | Message::Offered { .. }
@@ -164,6 +169,7 @@ impl Receiver {
             | Message::Signatures { .. }
             | Message::Chunks { .. }
             | Message::Finished(_)
+            | Message::Rescan
             | Message::Forgotten => {
                 self.desk.protocol_error("a message that only a receiver sends");
             }
@@ -245,6 +251,9 @@ impl Receiver {
             mode_mask: if options.special_bits { 0o7777 } else { 0o1777 },
         };
         let withheld = options.delete && !may_delete;
+        if !self.offer.pushed.fit(&self.wanted) {
+            return self.desk.protocol_error("contents of what was not offered with that length");
+        }
         if !self.is_what_was_announced() {
             return self.desk.protocol_error("other entries than the one that was announced");
         }

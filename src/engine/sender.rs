@@ -15,17 +15,18 @@ use serde_bytes::ByteBuf;
 use crate::content::chunk::Chunk;
 use crate::content::delta::signature_bytes;
 use crate::engine::work::{
-    Changed, Fault, Found, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext,
-    SourceStep, Work,
+    Changed, Fault, Found, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
+    SourceNext, SourceStep, Work,
 };
 use crate::engine::{Config, Desk, Engine, Input, Output};
 use crate::monitor::Event;
 use crate::tree::entry::{Entry, Kind};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
+use crate::tree::scope::Part;
 use crate::wire::message::{
-    AbortKind, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, Message, Old, Op, SMALL_BYTES_MAX,
-    SMALL_OLD_BYTES_MAX, STREAMS_MAX, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
+    AbortKind, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, LIST_MAX, Message, Old, Op, SMALL_BYTES_MAX,
+    SMALL_OLD_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
 };
 
 /// Longest file that is sent whole although the receiver has an old version: asking for a signature costs a
@@ -61,6 +62,10 @@ pub struct Sender {
     keeping: Keeping,
     /// What was listed, until it may be offered.
     listed: Option<Scanned>,
+    /// What is going to be offered in parts.
+    subject: Option<Subject>,
+    /// Contents that go along with the offer.
+    pushed: Vec<PushedFile>,
     /// What the receiver did, once it has said so.
     finished: Option<Tally>,
     /// Wants that wait for their turn.
@@ -126,6 +131,8 @@ impl Sender {
             relay: config.relay,
             keeping: Keeping::Settled,
             listed: None,
+            subject: None,
+            pushed: Vec::new(),
             finished: None,
             small: VecDeque::new(),
             small_old_bytes: 0,
@@ -172,6 +179,7 @@ impl Sender {
                 self.finish_when_ready();
             }
             Message::Forgotten => self.forgotten(),
+            Message::Rescan => self.desk.protocol_error("a further round is asked for where there is none"),
             Message::Note(event) => self.desk.note(event),
             Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
             Message::Subject(_)
@@ -185,7 +193,9 @@ impl Sender {
             | Message::Same { .. }
             | Message::SignRequest { .. }
             | Message::CutRequest { .. }
-            | Message::Pieces { .. } => self.desk.protocol_error("a message that only a sender sends"),
+            | Message::Pieces { .. }
+            | Message::Scope(_)
+            | Message::Pushed(_) => self.desk.protocol_error("a message that only a sender sends"),
         }
     }
 
@@ -269,6 +279,10 @@ impl Sender {
     }
 
     fn found(&mut self, found: Found) {
+        if found.is_partial {
+            self.subject = Some(found.subject);
+            return self.desk.start(Work::Scan);
+        }
         self.desk.send(Message::Subject(found.subject));
         // Long before it is known what differs, so that a receiver that does not have it says so meanwhile.
         if let Some(digest) = found.base {
@@ -316,9 +330,20 @@ impl Sender {
     }
 
     fn offer(&mut self, scanned: Scanned) {
-        let Scanned { manifest, ignores, complete, changed, .. } = scanned;
+        let Scanned { manifest, ignores, complete, changed, scope, pushed, .. } = scanned;
         (self.manifest, self.ignores) = (Some(manifest), ignores);
         self.complete = complete;
+        if let (Some(scope), Some(subject)) = (scope, self.subject.take()) {
+            let parts: Vec<Part> = scope.encode().collect();
+            let mut parts = parts.chunks(LIST_MAX);
+            // At least one: an offer without any is one of everything.
+            let first = parts.next().unwrap_or_default();
+            std::iter::once(first)
+                .chain(parts)
+                .for_each(|parts| self.desk.send(Message::Scope(parts.to_vec())));
+            self.desk.send(Message::Subject(subject));
+        }
+        self.pushed = pushed;
         match changed {
             Some(Changed { changes, ignores, digest }) if self.has_base => {
                 if ignores {
@@ -340,7 +365,17 @@ impl Sender {
         for block in manifest.blocks() {
             self.desk.send(Message::Entries(ByteBuf::from(block)));
         }
+        self.push();
         self.desk.send(Message::Offered { complete: self.complete });
+    }
+
+    /// Gives contents along.
+    fn push(&mut self) {
+        let pushed = std::mem::take(&mut self.pushed);
+        if !pushed.is_empty() {
+            let files = pushed.into_iter().map(|file| (file.id, file.hash, ByteBuf::from(file.data)));
+            self.desk.send(Message::Pushed(files.collect()));
+        }
     }
 
     /// At least one message, so that the receiver learns that there are none any more.

@@ -9,6 +9,7 @@ use crate::tree::change::Change;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
 use crate::tree::record::Record;
+use crate::tree::scope::Scope;
 use crate::wire::message::{AbortKind, Op, Stretch, Subject, Want, Window};
 
 /// Something to be done. Each brings back the [`Outcome`] of the same name.
@@ -30,7 +31,12 @@ pub enum Work {
         step: SourceStep,
     },
     /// Receiver: find or make the destination, lock and list it.
-    Open(Subject),
+    Open {
+        /// What is offered.
+        subject: Subject,
+        /// The parts to be listed; `None`: everything.
+        scope: Option<Scope>,
+    },
     /// Receiver, once, before all other works on the tree: both manifests are known now.
     Plan {
         /// The tree as it shall be.
@@ -309,6 +315,8 @@ pub struct Found {
     pub subject: Subject,
     /// The digest of the record of what was offered of it last, if that is remembered.
     pub base: Option<Hash>,
+    /// Whether only parts of it are going to be listed.
+    pub is_partial: bool,
 }
 
 /// A source that was listed.
@@ -328,6 +336,21 @@ pub struct Scanned {
     pub changed: Option<Changed>,
     /// Whether it can be remembered, and is not yet.
     pub is_new: bool,
+    /// The parts of the tree that were listed, if that is not everything.
+    pub scope: Option<Scope>,
+    /// Contents of small files that go along with the offer.
+    pub pushed: Vec<PushedFile>,
+}
+
+/// A small file whose content goes along with the offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushedFile {
+    /// Which.
+    pub id: u32,
+    /// Its hash.
+    pub hash: Hash,
+    /// Its content.
+    pub data: Vec<u8>,
 }
 
 /// What differs from an earlier offer.

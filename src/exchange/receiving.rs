@@ -28,6 +28,7 @@ use crate::monitor::{Problem, Trouble};
 use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
+use crate::tree::scope::Scope;
 use crate::wire::hello::Options;
 use crate::wire::message::{
     AbortKind, Blocks, Old, Op, SMALL_OLD_BYTES_MAX, Stretch, Subject, Want, Window, is_signed, old_bytes_max,
@@ -86,7 +87,7 @@ impl Receiving {
 
     // The destination.
 
-    fn open(&self, subject: &Subject) -> Result<Opened, Fault> {
+    fn open(&self, subject: &Subject, scope: Option<Scope>) -> Result<Opened, Fault> {
         let place = match subject {
             Subject::Directory { .. } => self.open_directory()?,
             Subject::File { name } => self.open_parent(name)?,
@@ -104,7 +105,7 @@ impl Receiving {
                 patiently(|| root.lock()).map_err(|error| destination_fault(&error))?;
             }
             opened.has_staged = has_staged(root).map_err(|error| destination_fault(&error))?;
-            self.list(root, place.single.as_ref(), subject, &mut opened)?;
+            self.list(root, place.single.as_ref(), subject, scope, &mut opened)?;
         }
         let _ = self.opened.set(place);
         Ok(opened)
@@ -147,9 +148,14 @@ impl Receiving {
         root: &Root,
         single: Option<&TreePath>,
         subject: &Subject,
+        scope: Option<Scope>,
         opened: &mut Opened,
     ) -> Result<(), Fault> {
-        let which = single.map_or(scan::Subject::Whole, |single| scan::Subject::One(single.clone()));
+        let which = match (single, scope) {
+            (Some(single), _) => scan::Subject::One(single.clone()),
+            (None, Some(scope)) => scan::Subject::Parts(scope),
+            (None, None) => scan::Subject::Whole,
+        };
         let options = ScanOptions { hash: self.options.checksum, cross_mounts: true };
         let mut scanned =
             scan(root, &which, &options, None, &mut Away).map_err(|error| destination_fault(&error))?;
@@ -485,7 +491,7 @@ impl Receiving {
 impl Perform for Receiving {
     fn perform(&self, work: Work) -> Outcome {
         match work {
-            Work::Open(subject) => Outcome::Open(self.open(&subject)),
+            Work::Open { subject, scope } => Outcome::Open(self.open(&subject, scope)),
             Work::Plan { wanted, present } => {
                 let _ = self.trees.set(Trees { wanted, present });
                 Outcome::Plan

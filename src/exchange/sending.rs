@@ -104,7 +104,7 @@ impl Sending {
         let base = found.base;
         // `Find` is asked for once.
         let _ = self.found.set(found);
-        Ok(engine::Found { subject, base })
+        Ok(engine::Found { subject, base, is_partial: false })
     }
 
     fn scan(&self) -> Result<Scanned, Fault> {
@@ -148,6 +148,8 @@ impl Sending {
             problems: unreadable.chain(unsupported).collect(),
             changed,
             is_new,
+            scope: None,
+            pushed: Vec::new(),
         })
     }
 

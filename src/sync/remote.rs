@@ -96,7 +96,7 @@ impl<'a> Session<'a> {
         let options = Options { special_bits: true, ..options.clone() };
         let engine = Sender::new(&Config { options: options.clone(), relay: false });
         let disk = Sending::new(from.to_owned(), options.clone()).remembering(memory::open(key));
-        let order = Order { role: Role::Receiver, path: to.to_vec(), options, memory: key };
+        let order = Order { role: Role::Receiver, path: to.to_vec(), options, memory: key, watch: false };
         self.exchange(order, engine, disk, monitor).await
     }
 
@@ -113,7 +113,7 @@ impl<'a> Session<'a> {
         let options = Options { special_bits: false, safe_links: true, ..options.clone() };
         let engine = Receiver::new(&Config { options: options.clone(), relay: false });
         let disk = Receiving::new(PathBuf::from(to), options.clone()).remembering(memory::open(key));
-        let order = Order { role: Role::Sender, path: from.to_vec(), options, memory: key };
+        let order = Order { role: Role::Sender, path: from.to_vec(), options, memory: key, watch: false };
         self.exchange(order, engine, disk, monitor).await
     }
 

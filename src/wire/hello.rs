@@ -57,6 +57,8 @@ pub struct Order {
     /// Under which name the agent remembers what was offered, if the client remembers it too. It is no secret,
     /// and says nothing to anybody else.
     pub memory: Option<[u8; 16]>,
+    /// Whether rounds follow each other until the connection ends: the sender watches its tree.
+    pub watch: bool,
 }
 
 /// What a side says first.
@@ -132,6 +134,7 @@ mod tests {
             path: b"/tmp/\xff".to_vec(),
             options: Options::default(),
             memory: Some([7; 16]),
+            watch: false,
         }
     }
 

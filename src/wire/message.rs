@@ -15,6 +15,7 @@ use crate::tree::entry::{SIZE_MAX, Time};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest;
 use crate::tree::path::TreePath;
+use crate::tree::scope::Part;
 
 /// Most wants without an answer. On the fastest link that was planned for (1 Gbit/s, 100 ms) 12 MB are on
 /// their way, 3,000 files of 4 KiB; and a want takes some 100 bytes on each side.
@@ -47,8 +48,12 @@ pub const WINDOWS_MAX: usize = 48;
 /// half of that; and a side keeps up to a thousand of them.
 pub const TEXT_BYTES_MAX: usize = 64 << 10;
 
+/// Most bytes of content that a sender gives with an offer, before anybody has asked for it: so that a file that was
+/// just saved is there half a round trip later. What a slow link (20 Mbit/s) carries in a tenth of a second.
+pub const PUSHED_BYTES_MAX: usize = 256 << 10;
+
 /// Most elements of every other list in a message.
-const LIST_MAX: usize = 1 << 13;
+pub const LIST_MAX: usize = 1 << 13;
 
 /// What is offered: a directory with everything in it, or one file or link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -416,6 +421,13 @@ pub enum Message {
         /// The reason in words.
         text: String,
     },
+    /// S, before the subject: only these parts of the directory are offered, with the directories above them; one of
+    /// several such messages.
+    Scope(Vec<Part>),
+    /// S: contents of small files of the offer, before it ends. What of it is not needed is passed over.
+    Pushed(Vec<(u32, Hash, ByteBuf)>),
+    /// R, at any time where rounds follow each other: the next round is to be about everything.
+    Rescan,
 }
 
 /// A message that does not decode, or exceeds a limit.
@@ -502,7 +514,13 @@ impl Message {
             Self::Abort { text, .. } => text.len() <= TEXT_BYTES_MAX,
             Self::Finished(tally) => tally.is_within_limits(),
             Self::Changes(change) => (1..=EDITS_MAX).contains(&change.edits.len()),
-            Self::Entries(_)
+            Self::Scope(parts) => parts.len() <= LIST_MAX,
+            Self::Pushed(files) => {
+                files.iter().map(|(_, _, data)| data.len()).sum::<usize>() <= PUSHED_BYTES_MAX
+                    && files.len() <= LIST_MAX
+            }
+            Self::Rescan
+            | Self::Entries(_)
             | Self::Offered { .. }
             | Self::Base { .. }
             | Self::Changed { .. }

@@ -56,6 +56,20 @@
 //! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
 //! had been moved or copied from there; the sender need not know which.
 //!
+//! # Watching
+//! Where the order says so, the exchange above is the first round of many: after `Finished` the sender offers again
+//! whenever something in its tree was touched, on the same streams. Such a round is about the parts that were touched,
+//! or, now and then, about everything:
+//!
+//! ```text
+//!  Scope… · Subject ─────────────────────────► opens the destination and lists these parts of it
+//!  Ignores · Entries… · Pushed · Offered ────► compares; contents of small files are there already
+//!    …                                         the rest as above
+//!    ◄──────────────────────────────── Finished
+//! ```
+//! What is not in the scope is neither compared nor changed. Nothing of it is remembered for the next run. A receiver
+//! may ask for a round about everything with `Rescan`.
+//!
 //! The agent passes on what it observes as `Note`. A side that has to stop says why with `Abort`.
 //!
 //! # Flow control

@@ -82,8 +82,13 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<
     let sending = Sending::new(world.source.clone(), world.options.clone());
     let receiving = Receiving::new(world.target.clone(), world.options.clone());
     let (sender, receiver) = (Sender::new(&config(false)), Receiver::new(&config(true)));
-    let order =
-        Order { role: Role::Receiver, path: Vec::new(), options: world.options.clone(), memory: None };
+    let order = Order {
+        role: Role::Receiver,
+        path: Vec::new(),
+        options: world.options.clone(),
+        memory: None,
+        watch: false,
+    };
     hello::write(&mut there, Some(order)).unwrap();
     hello::write(&mut back, None).unwrap();
     hello::read(&mut there_reader).unwrap();

@@ -36,7 +36,7 @@ fn tally(result: &Result<crate::engine::Summary, Failure>) -> Tally {
     result.as_ref().unwrap().tally
 }
 
-fn assert_same(expected: &Tree, actual: &Tree) {
+pub(super) fn assert_same(expected: &Tree, actual: &Tree) {
     assert_eq!(differences(expected, actual), Vec::<String>::new());
 }
 

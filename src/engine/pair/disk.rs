@@ -12,8 +12,8 @@ use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::engine::work::{
-    CopiedFile, Fault, Found, Opened, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignOrder,
-    SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Work,
+    CopiedFile, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned,
+    SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Work,
 };
 use crate::monitor::Trouble;
 use crate::tree::entry::{Kind, Time};
@@ -21,6 +21,7 @@ use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::record;
+use crate::tree::scope::{Reach, Scope};
 use crate::wire::message::{AbortKind, Blocks, Old, Op, Stretch, Subject, Want, Window, is_signed};
 
 /// Small, so that a file travels in many pieces.
@@ -47,6 +48,12 @@ pub(super) struct Source {
     pub(super) filter: Filter,
     pub(super) piece_bytes: usize,
     pub(super) memory: Kept,
+    /// What of the tree is offered, if that is not all.
+    pub(super) scope: Option<Scope>,
+    /// Files up to this length go along with an offer of parts.
+    pub(super) pushed_bytes_max: usize,
+    /// With another hash than theirs.
+    pub(super) pushes_lies: bool,
     offered: Arc<Manifest>,
     streams: HashMap<u32, Stream>,
 }
@@ -79,6 +86,9 @@ impl Source {
             memory: Kept::default(),
             offered: Arc::default(),
             streams: HashMap::new(),
+            scope: None,
+            pushed_bytes_max: 0,
+            pushes_lies: false,
         }
     }
 
@@ -86,7 +96,9 @@ impl Source {
         match work {
             Work::Find => {
                 let subject = Subject::directory(self.root.0, self.root.1);
-                Outcome::Find(Ok(Found { subject, base: self.memory.digest() }))
+                let is_partial = self.scope.is_some();
+                let base = self.memory.digest().filter(|_| !is_partial);
+                Outcome::Find(Ok(Found { subject, base, is_partial }))
             }
             Work::Remember { manifest, ignores } => self.memory.remember(&manifest, &ignores),
             Work::Scan => Outcome::Scan(Ok(self.scan())),
@@ -106,13 +118,15 @@ impl Source {
             .tree
             .iter()
             .filter(|(path, node)| !self.filter.excludes_within(path, node.is_directory()))
+            .filter(|(path, _)| self.scope.as_ref().is_none_or(|scope| scope.reach(path) != Reach::Outside))
             .map(|(path, node)| (path.clone(), node.clone()))
             .collect();
         self.offered = manifest(&seen);
         let ignores = self.filter.files();
         let changed = self.memory.changed(&self.offered, ignores);
-        let is_new =
-            self.memory.remembers && self.memory.digest() != Some(record::digest(&self.offered, ignores));
+        let is_new = self.scope.is_none()
+            && self.memory.remembers
+            && self.memory.digest() != Some(record::digest(&self.offered, ignores));
         Scanned {
             manifest: Arc::clone(&self.offered),
             ignores: self.filter.files().to_vec(),
@@ -121,7 +135,21 @@ impl Source {
             excluded: (self.tree.len() - seen.len()) as u64,
             changed,
             is_new,
+            scope: self.scope.as_ref().map(|scope| scope.as_found(&self.offered)),
+            pushed: self.pushed(),
         }
+    }
+
+    /// Contents of files that are short enough to go along.
+    fn pushed(&self) -> Vec<PushedFile> {
+        let files = self.offered.iter().filter_map(|(id, entry)| match &self.tree[&entry.path].what {
+            What::File(content) if content.len() <= self.pushed_bytes_max => {
+                let hash = Hash::of(if self.pushes_lies { b"another" } else { content });
+                Some(PushedFile { id, hash, data: content.to_vec() })
+            }
+            _ => None,
+        });
+        files.collect()
     }
 
     fn content(&self, id: u32) -> Result<Arc<Vec<u8>>, Fault> {
@@ -334,7 +362,7 @@ impl Target {
 
     pub(super) fn perform(&mut self, work: Work) -> Outcome {
         match work {
-            Work::Open(_) => Outcome::Open(Ok(self.open())),
+            Work::Open { scope, .. } => Outcome::Open(Ok(self.open(scope.as_ref()))),
             Work::Plan { wanted, present } => {
                 self.wanted = Some(wanted);
                 assert_eq!(present, self.present);
@@ -371,8 +399,10 @@ impl Target {
         }
     }
 
-    fn open(&mut self) -> Opened {
-        self.present = manifest(&self.tree);
+    fn open(&mut self, scope: Option<&Scope>) -> Opened {
+        let mut seen = self.tree.clone();
+        seen.retain(|path, _| scope.is_none_or(|scope| scope.reach(path) != Reach::Outside));
+        self.present = manifest(&seen);
         self.listed = self.tree.clone();
         Opened {
             manifest: Arc::clone(&self.present),

@@ -16,6 +16,7 @@ use crate::monitor::{Event, Problem, Trouble};
 use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::record;
+use crate::tree::scope::Part;
 use crate::wire::message::{AbortKind, Blocks, Body, Message, Old, Op, Stretch, Tally, Want, Window};
 
 fn id() -> impl Strategy<Value = u32> + Clone {
@@ -117,6 +118,12 @@ fn message() -> Union<BoxedStrategy<Message>> {
             .prop_map(|(complete, digest)| Message::Changed { complete, digest })
             .boxed(),
         Just(Message::Forgotten).boxed(),
+        Just(Message::Rescan).boxed(),
+        vec((vec(any::<u8>(), 0..4), any::<bool>()), 0..4)
+            .prop_map(|parts| parts.into_iter().map(|(path, deep)| Part { path, deep }).collect())
+            .prop_map(Message::Scope)
+            .boxed(),
+        vec((id(), hash(), bytes()), 0..3).prop_map(Message::Pushed).boxed(),
         Just(Message::Finished(Tally::default())).boxed(),
         Just(Message::Note(Event::Problem(problem))).boxed(),
         Just(Message::Abort { kind: AbortKind::Busy, text: String::new() }).boxed(),

@@ -81,9 +81,16 @@ impl Receiver {
 
     /// Sends wants while the window is open.
     pub(super) fn ask(&mut self) {
-        let (mut orders, mut bytes) = (Vec::new(), 0);
+        let (mut orders, mut bytes, mut pushed) = (Vec::new(), 0, Vec::new());
         while self.signs < SIGNS_MAX && self.window.has_room(self.signing.len()) {
             let Some(fetch) = self.plan.fetch.pop_front() else { break };
+            if let Some((hash, data)) = self.offer.pushed.take(fetch.id) {
+                self.held_bytes += data.len();
+                self.tally.sent_bytes += data.len() as u64;
+                self.desk.progress(Event::Moved { bytes: data.len() as u64 });
+                pushed.push(SmallFile { id: fetch.id, hash, content: SmallContent::Whole(data) });
+                continue;
+            }
             let may_be_staged = self.plan.has_staged;
             if fetch.at.is_none() && !may_be_staged {
                 self.want(Want::whole(fetch.id), None);
@@ -99,6 +106,9 @@ impl Receiver {
             }
         }
         self.sign(&mut orders);
+        if !pushed.is_empty() {
+            self.put(Work::Store(pushed));
+        }
         // A batch leaves when it is full, or when nothing that is under way will add to it.
         if self.batch_bytes > 0 && self.signs == 0 {
             self.send_batch();

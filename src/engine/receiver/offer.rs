@@ -1,15 +1,20 @@
 //! The receiver's half that takes in what is offered: all of it, or what differs from what it remembers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use serde_bytes::ByteBuf;
 
 use super::Receiver;
 use crate::content::hash::Hash;
 use crate::engine::work::{Outcome, Work};
 use crate::tree::change::{Change, ChangeError, Rebuild};
+use crate::tree::entry::Kind;
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::record::{self, Record};
-use crate::wire::message::{AbortKind, Message};
+use crate::tree::scope::{PARTS_MAX, Part, Scope};
+use crate::wire::message::{AbortKind, Message, PUSHED_BYTES_MAX, Subject};
 
 /// An offer on its way.
 #[derive(Debug, Default)]
@@ -20,6 +25,10 @@ pub(super) struct Offer {
     has_ignores: bool,
     /// It is the very one that is remembered already.
     is_remembered: bool,
+    /// Only parts of the tree are offered.
+    is_partial: bool,
+    /// Contents that came along.
+    pub(super) pushed: Pushed,
     /// It is being written down.
     pub(super) is_being_kept: bool,
 }
@@ -47,7 +56,63 @@ enum Base {
     Passed,
 }
 
+/// Contents of small files that came along with the offer, by id.
+#[derive(Debug, Default)]
+pub(super) struct Pushed {
+    files: HashMap<u32, (Hash, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Pushed {
+    /// Whether they are of files that were offered, and of their length.
+    pub(super) fn fit(&self, offered: &Manifest) -> bool {
+        self.files.iter().all(|(id, (_, data))| {
+            let kind = offered.get(*id).map(|entry| &entry.kind);
+            matches!(kind, Some(Kind::File { size, .. }) if *size == data.len() as u64)
+        })
+    }
+
+    /// The content of a file, if it is here.
+    pub(super) fn take(&mut self, id: u32) -> Option<(Hash, Vec<u8>)> {
+        self.files.remove(&id)
+    }
+}
+
 impl Receiver {
+    // What it is about.
+
+    pub(super) fn parts(&mut self, parts: Vec<Part>) {
+        self.offer.is_partial = true;
+        self.parts.extend(parts);
+        if self.parts.len() > PARTS_MAX {
+            self.desk.protocol_error("a scope of too many parts");
+        }
+    }
+
+    pub(super) fn subject(&mut self, subject: Subject) {
+        self.subject = Some(subject.clone());
+        let parts = std::mem::take(&mut self.parts);
+        if self.offer.is_partial && !self.is_directory() {
+            return self.desk.protocol_error("parts of what is no directory");
+        }
+        let scope = if self.offer.is_partial { Scope::decode(parts).map(Some) } else { Ok(None) };
+        match scope {
+            Ok(scope) => self.desk.start(Work::Open { subject, scope }),
+            Err(error) => self.desk.fail(AbortKind::Protocol, error.to_string()),
+        }
+    }
+
+    pub(super) fn pushed(&mut self, files: Vec<(u32, Hash, ByteBuf)>) {
+        let Pushed { files: held, bytes } = &mut self.offer.pushed;
+        for (id, hash, data) in files {
+            *bytes += data.len();
+            held.insert(id, (hash, data.into_vec()));
+        }
+        if *bytes > PUSHED_BYTES_MAX {
+            self.desk.protocol_error("more contents along with an offer than allowed");
+        }
+    }
+
     // Everything.
 
     pub(super) fn ignores(&mut self, files: Vec<IgnoreFile>) {
@@ -180,7 +245,7 @@ impl Receiver {
     /// begins again need not be told once more.
     pub(super) fn remember(&mut self) {
         // A single file is told in fewer bytes than a digest has.
-        if self.offer.is_remembered || !self.is_directory() {
+        if self.offer.is_remembered || self.offer.is_partial || !self.is_directory() {
             return;
         }
         self.offer.is_being_kept = true;

@@ -1,0 +1,105 @@
+//! Rounds over parts of a tree: they make the same as a round over everything, and touch nothing else.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+
+use super::claims::{assert_same, delete, run, troubles};
+use super::disk::{Source, Target};
+use super::tree::{Dice, Tree, change, directory, expected, file, grow, path, tree};
+use super::{ORDERS, Order};
+use crate::monitor::Trouble;
+use crate::tree::path::TreePath;
+use crate::tree::scope::{Reach, Scope};
+use crate::wire::hello::Options;
+use crate::wire::message::Tally;
+
+/// What somebody who watches would say was touched.
+fn touched(before: &Tree, after: &Tree) -> Scope {
+    let paths: BTreeSet<&TreePath> = before.keys().chain(after.keys()).collect();
+    let changed = paths.into_iter().filter(|path| before.get(path) != after.get(path));
+    let is_directory = |tree: &Tree, path: &TreePath| tree.get(path).is_some_and(|node| node.is_directory());
+    Scope::new(changed.map(|path| (path.clone(), is_directory(after, path) && !is_directory(before, path))))
+}
+
+fn source(tree: Tree, scope: Scope, pushed_bytes_max: usize) -> Source {
+    let mut source = Source::new(tree);
+    (source.scope, source.pushed_bytes_max) = (Some(scope), pushed_bytes_max);
+    source
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_round_over_what_was_touched_makes_the_same_as_one_over_everything(
+        seed in any::<u64>(), order in 0..ORDERS.len(), delete in any::<bool>(),
+        pushed in prop_oneof![Just(0_usize), Just(1000), Just(20_000)],
+    ) {
+        let mut dice = Dice::new(seed);
+        let before = grow(&mut dice);
+        let mut after = before.clone();
+        change(&mut dice, &mut after);
+        let scope = touched(&before, &after);
+        let options = Options { delete, ..Options::default() };
+        let expected = expected(&after, &before, delete);
+
+        let ended = run(source(after, scope, pushed), Target::new(before), &options, ORDERS[order], seed);
+        assert_same(&expected, &ended.target.tree);
+        prop_assert_eq!(ended.target.root, ended.source.root);
+        prop_assert!(troubles(&ended).iter().all(|(trouble, _)| *trouble == Trouble::Obstacle));
+    }
+
+    #[test]
+    fn what_is_not_in_the_scope_stays_whatever_it_is(
+        seed in any::<u64>(), order in 0..ORDERS.len(), options in prop_oneof![Just(Options::default()), Just(delete())],
+    ) {
+        let mut dice = Dice::new(seed);
+        let before = grow(&mut dice);
+        let (mut after, mut target) = (before.clone(), before.clone());
+        change(&mut dice, &mut after);
+        change(&mut dice, &mut target);
+        let scope = touched(&before, &after);
+
+        let ended = run(source(after, scope, 20_000), Target::new(target.clone()), &options, ORDERS[order], seed);
+        let effective = touched(&before, &ended.source.tree).as_found(&super::tree::manifest(&ended.source.tree));
+        let outside = |tree: &Tree| -> Tree {
+            let is_outside = |path: &&TreePath| effective.reach(path) == Reach::Outside;
+            tree.iter().filter(|(path, _)| is_outside(path)).map(|(path, node)| (path.clone(), node.clone())).collect()
+        };
+        assert_same(&outside(&target), &outside(&ended.target.tree));
+    }
+}
+
+#[test]
+fn a_small_file_needs_no_answer_and_one_that_is_damaged_is_asked_for() {
+    let before = || tree([("d", directory()), ("d/old", file(b"old"))]);
+    let after = tree([("d", directory()), ("d/old", file(b"new!"))]);
+    let scope = || Scope::new([(path("d/old"), false)]);
+
+    let ended = run(source(after.clone(), scope(), 100), Target::new(before()), &delete(), Order::Random, 1);
+    assert_same(&after, &ended.target.tree);
+    assert_eq!((ended.log.wants, ended.log.contents, ended.log.sent_bytes), (0, 0, 4));
+    let Tally { updated, files, sent_bytes, entries, .. } = ended.sender.unwrap().tally;
+    assert_eq!((updated, files, sent_bytes, entries), (1, 1, 4, 2));
+
+    let mut liar = source(after.clone(), scope(), 100);
+    liar.pushes_lies = true;
+    let ended = run(liar, Target::new(before()), &delete(), Order::Random, 1);
+    assert_same(&after, &ended.target.tree);
+    assert_eq!((ended.log.wants, ended.log.contents), (1, 1));
+}
+
+#[test]
+fn what_is_pushed_and_not_needed_is_passed_over() {
+    let same = || tree([("d", directory()), ("d/f", file(b"content"))]);
+    let scope = Scope::new([(path("d/f"), false)]);
+    let ended = run(source(same(), scope, 100), Target::new(same()), &delete(), Order::Random, 1);
+    assert_same(&same(), &ended.target.tree);
+    assert_eq!(
+        (ended.log.writes, ended.sender.unwrap().tally.files),
+        (1, 0),
+        "the root's own time, and no file"
+    );
+}
