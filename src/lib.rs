@@ -24,6 +24,7 @@
 //! | [`wire`] | messages, frames, the hello; the protocol in prose | who speaks |
 //! | [`engine`] | decides what is said and done | files, sockets, clocks, threads, dice |
 //! | [`disk`] | a root that nothing climbs out of, scanning, staging, what was offered last | engine, wire |
+//! | [`watch`] | what is touched in a tree, a moment after it was | engine, wire |
 //! | [`exchange`] | one engine, one disk, one stream in, one out (over several lanes, where that pays) | how the bytes travel |
 //! | `rendezvous` | how the processes of lanes meet their agent; Linux, as all agents | what lanes carry |
 //! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
@@ -58,4 +59,5 @@ pub mod sandbox;
 #[cfg(feature = "client")]
 pub mod sync;
 pub mod tree;
+pub mod watch;
 pub mod wire;

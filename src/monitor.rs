@@ -121,6 +121,11 @@ pub enum Event {
     },
     /// Something went wrong and the run goes on.
     Problem(Problem),
+    /// Not everything that is touched in a watched tree is seen, so all of it is looked at again and again.
+    Polling {
+        /// Why, and what to do.
+        cause: String,
+    },
 }
 
 /// What has to be done before anything can travel, and may take a while.

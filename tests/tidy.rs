@@ -37,15 +37,15 @@ const LAYERS: &[Layer] = &[
     Layer { name: "wire", imports: &["content", "tree", "monitor"], strangers: NOTHING_OUTSIDE },
     Layer { name: "engine", imports: &["content", "tree", "monitor", "wire"], strangers: NOTHING_OUTSIDE },
     Layer { name: "disk", imports: &["content", "tree"], strangers: PEERS },
+    Layer { name: "watch", imports: &["tree", "disk"], strangers: PEERS },
     Layer {
         name: "exchange",
-        imports: &["content", "tree", "monitor", "wire", "engine", "disk"],
+        imports: &["content", "tree", "monitor", "wire", "engine", "disk", "watch"],
         strangers: PEERS,
     },
     Layer { name: "rendezvous", imports: &["wire", "exchange"], strangers: PEERS },
     Layer { name: "remote", imports: &["tree", "wire"], strangers: &["indicatif", "clap"] },
     Layer { name: "kernel", imports: &["tree", "wire", "remote"], strangers: &["indicatif", "clap"] },
-    Layer { name: "watch", imports: &["content", "tree", "monitor", "disk"], strangers: &["std::net"] },
     Layer { name: "sandbox", imports: &[], strangers: &["indicatif", "clap"] },
     Layer {
         name: "sync",

@@ -16,7 +16,7 @@ use ksync::tree::entry::Time;
 use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
 use ksync::tree::scope::Part;
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
-use ksync::wire::hello::{self, Options, Order, Role};
+use ksync::wire::hello::{self, Options, Order, Role, Watching};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
     AbortKind, Blocks, Body, Message, MessageError, Old, Op, SMALL_BYTES_MAX, Stretch, Subject,
@@ -57,6 +57,7 @@ fn event(name: &str) -> Event {
         "began" => Event::Began { path },
         "moved" => Event::Moved { bytes: 5 },
         "matched" => Event::Matched { bytes: 6 },
+        "polling" => Event::Polling { cause: "cause".to_owned() },
         _ => Event::Problem(Problem { trouble: Trouble::NotDeleted, path, cause: "cause".to_owned() }),
     }
 }
@@ -123,9 +124,10 @@ fn messages() -> Vec<(String, Message)> {
     .into_iter()
     .map(|(name, message)| (name.to_owned(), message))
     .collect::<Vec<_>>();
-    for name in
-        ["resolved", "scanned", "excluded", "planned", "change", "began", "moved", "matched", "problem"]
-    {
+    for name in [
+        "resolved", "scanned", "excluded", "planned", "change", "began", "moved", "matched", "polling",
+        "problem",
+    ] {
         messages.push((format!("note-{name}"), Message::Note(event(name))));
     }
     messages
@@ -163,7 +165,13 @@ fn every_golden_file_belongs_to_a_message() {
 fn order() -> Order {
     let rule = Rule { include: true, pattern: b"*.rs".to_vec() };
     let options = Options { delete: true, checksum: true, rules: vec![rule], ..Options::default() };
-    Order { role: Role::Receiver, path: b"~/\xff".to_vec(), options, memory: Some([7; 16]), watch: true }
+    Order {
+        role: Role::Receiver,
+        path: b"~/\xff".to_vec(),
+        options,
+        memory: Some([7; 16]),
+        watch: Some(Watching { quiet_ms: 300, poll: true }),
+    }
 }
 
 #[test]

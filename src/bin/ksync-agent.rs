@@ -13,7 +13,8 @@ use std::process::ExitCode;
 use ksync::disk::memory::Memory;
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
 use ksync::exchange::lanes::Lane;
-use ksync::exchange::{Incoming, Receiving, Sending, run_over};
+use ksync::exchange::rounds::{self, Watched};
+use ksync::exchange::{Incoming, Link, Receiving, Sending, run_over};
 use ksync::monitor::Quiet;
 use ksync::rendezvous::{Rendezvous, serve_lane};
 use ksync::wire::hello::{self, Order, Role};
@@ -56,21 +57,33 @@ fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
     let mut writer = unbuffered(io::stdout())?;
     hello::write(&mut writer, None)?;
     let order = hello::read(&mut reader).map_err(io::Error::other)?.order;
-    let Some(Order { role, path, options, memory, watch: _ }) = order else {
+    let Some(Order { role, path, options, memory, watch }) = order else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no order"));
     };
     let path = expand_home(path);
-    let memory = memory.and_then(|key| Some(Memory::new(offers()?, &key)));
+    let memory = || memory.and_then(|key| Some(Memory::new(offers()?, &key)));
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true };
     let incoming = Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)) };
+    if let Some(watching) = watch {
+        let link = Link::new(incoming, writer, false, compress);
+        let failure = match role {
+            Role::Sender => match Watched::new(&path, watching) {
+                Ok(source) => source.send(&link, &config, memory, &Quiet, &mut drop),
+                Err(failure) => link.refuse(failure),
+            },
+            Role::Receiver => rounds::receive(&link, &path, &config, memory, &Quiet, &mut drop),
+        };
+        link.close();
+        return Ok(Err(failure));
+    }
     Ok(match role {
         Role::Sender => {
-            let disk = Sending::new(path, options).remembering(memory);
+            let disk = Sending::new(path, options).remembering(memory());
             run_over(incoming, writer, Sender::new(&config), disk, false, compress, &Quiet)
         }
         Role::Receiver => {
-            let disk = Receiving::new(path, options).remembering(memory);
+            let disk = Receiving::new(path, options).remembering(memory());
             run_over(incoming, writer, Receiver::new(&config), disk, false, compress, &Quiet)
         }
     })

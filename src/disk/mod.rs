@@ -20,6 +20,6 @@ mod state;
 #[cfg(test)]
 mod attacks;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use state::{clear_leftovers, has_staged};

@@ -161,6 +161,12 @@ impl Root {
         self.dev
     }
 
+    /// Which directory this is: the numbers of its filesystem and of its inode.
+    #[must_use]
+    pub fn inode(&self) -> (u64, u64) {
+        (self.dev, self.ino)
+    }
+
     /// Whether the path still leads to this directory: it was not replaced, removed or unmounted.
     #[must_use]
     pub fn is_still_there(&self) -> bool {

@@ -30,6 +30,23 @@ struct State {
     written: bool,
     /// What this side failed of: then nothing else counts.
     failed: Option<String>,
+    /// Somebody has something to do between two rounds.
+    woken: bool,
+    /// The peer wants a round about everything.
+    rescan: bool,
+}
+
+/// Why a wait between two rounds is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Idle {
+    /// Somebody woke it.
+    Woken,
+    /// The peer wants a round about everything.
+    Rescan,
+    /// The time is over.
+    Late,
+    /// Nothing more will come, for this cause.
+    Closed(AbortKind, String),
 }
 
 impl Inbox {
@@ -44,6 +61,43 @@ impl Inbox {
         state.messages.push_back((message, bytes));
         self.changed.notify_all();
         !state.abandoned
+    }
+
+    /// Ends a wait between two rounds, or the next one.
+    pub(super) fn wake(&self) {
+        self.lock().woken = true;
+        self.changed.notify_all();
+    }
+
+    /// The peer wants a round about everything.
+    pub(super) fn ask_for_rescan(&self) {
+        self.lock().rescan = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits between two rounds, where this side begins the next one.
+    pub(super) fn idle(&self, patience: Duration) -> Idle {
+        let waiting = |state: &mut State| {
+            !state.woken && !state.rescan && state.closed.is_none() && state.failed.is_none()
+        };
+        let waited = self.changed.wait_timeout_while(self.lock(), patience, waiting);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if let Some(cause) = &state.failed {
+            Idle::Closed(AbortKind::Protocol, cause.clone())
+        } else if let Some((kind, cause)) = &state.closed {
+            Idle::Closed(*kind, cause.clone())
+        } else if std::mem::take(&mut state.rescan) {
+            Idle::Rescan
+        } else if std::mem::take(&mut state.woken) {
+            Idle::Woken
+        } else {
+            Idle::Late
+        }
+    }
+
+    /// Forgets outcomes that came after their engine had ended.
+    pub(super) fn clear_outcomes(&self) {
+        self.lock().outcomes.clear();
     }
 
     pub(super) fn put_outcome(&self, outcome: Outcome) {

@@ -2,7 +2,8 @@
 //!
 //! [`run`] drives an engine with plain threads over blocking [`Read`](std::io::Read) and
 //! [`Write`](std::io::Write); how the bytes travel is not its business, so it is the same on both sides and
-//! between two threads of one process. [`Sending`] and [`Receiving`] perform the works of the two engines.
+//! between two threads of one process. [`Sending`] and [`Receiving`] perform the works of the two engines. Where a
+//! tree is watched, exchanges follow each other on one [`Link`]: see [`rounds`].
 
 mod ahead;
 mod inbox;
@@ -10,13 +11,14 @@ pub mod lanes;
 mod layout;
 mod pace;
 mod receiving;
+pub mod rounds;
 mod run;
 mod sending;
 mod sink;
 mod source;
 
 pub use receiving::Receiving;
-pub use run::{Incoming, Perform, run, run_over};
+pub use run::{Asker, Incoming, Link, Perform, run, run_over};
 pub use sending::Sending;
 
 use std::time::{Duration, Instant};

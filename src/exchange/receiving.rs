@@ -21,6 +21,7 @@ use crate::disk::stage::{Durability, Metadata, Staging};
 use crate::disk::stat::Identity;
 use crate::disk::{clear_leftovers, has_staged};
 use crate::engine::{CopiedFile, Fault, Opened, Outcome, SignOrder, SmallContent, SmallFile, Step, Work};
+use crate::exchange::rounds::Standing;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, blocks_of, chunks_of, no_old, open_old, read_window};
 use crate::exchange::{chain, fault, patiently};
@@ -43,6 +44,7 @@ pub struct Receiving {
     path: PathBuf,
     options: Options,
     memory: Option<Memory>,
+    standing: Option<Arc<Standing>>,
     opened: OnceLock<Place>,
     identities: OnceLock<Vec<Identity>>,
     trees: OnceLock<Trees>,
@@ -72,6 +74,7 @@ impl Receiving {
             path,
             options,
             memory: None,
+            standing: None,
             opened: OnceLock::new(),
             identities: OnceLock::new(),
             trees: OnceLock::new(),
@@ -85,6 +88,11 @@ impl Receiving {
         Self { memory, ..self }
     }
 
+    /// The same, as one of several rounds.
+    pub(super) fn standing(self, standing: Arc<Standing>) -> Self {
+        Self { standing: Some(standing), ..self }
+    }
+
     // The destination.
 
     fn open(&self, subject: &Subject, scope: Option<Scope>) -> Result<Opened, Fault> {
@@ -92,6 +100,11 @@ impl Receiving {
             Subject::Directory { .. } => self.open_directory()?,
             Subject::File { name } => self.open_parent(name)?,
         };
+        let inode = place.root.as_ref().map(Root::inode);
+        if self.standing.as_ref().is_some_and(|standing| !standing.begin(inode, scope.is_none())) {
+            let text = format!("{} is not the directory that it was", place.shown.display());
+            return Err(Fault::Fatal(AbortKind::Destination, text));
+        }
         let mut opened = Opened {
             manifest: Arc::default(),
             path: place.shown.as_os_str().as_bytes().to_vec(),

@@ -56,8 +56,7 @@ pub fn run(
     compress: bool,
     monitor: &dyn Monitor,
 ) -> Result<Summary, Failure> {
-    let incoming = Incoming { main: Lane::new(reader), joiner: None };
-    run_over(incoming, writer, engine, performer, expect_hello, compress, monitor)
+    run_over(Incoming::alone(reader), writer, engine, performer, expect_hello, compress, monitor)
 }
 
 /// What a peer says, on one stream or on several.
@@ -68,6 +67,13 @@ pub struct Incoming {
     pub joiner: Option<Box<dyn JoinLanes>>,
 }
 
+impl Incoming {
+    /// On one.
+    pub fn alone(reader: impl Read + Send + 'static) -> Self {
+        Self { main: Lane::new(reader), joiner: None }
+    }
+}
+
 /// Runs an exchange whose peer may spread what it says over lanes; else as [`run`].
 ///
 /// # Errors
@@ -75,42 +81,129 @@ pub struct Incoming {
 pub fn run_over(
     incoming: Incoming,
     writer: impl Write + Send + 'static,
-    mut engine: impl Engine,
+    engine: impl Engine,
     performer: impl Perform,
     expect_hello: bool,
     compress: bool,
     monitor: &dyn Monitor,
 ) -> Result<Summary, Failure> {
-    let inbox = Arc::new(Inbox::default());
-    let performer = Arc::new(performer);
-    let (outgoing, messages) = sync_channel(OUTGOING_MESSAGES);
-    let (works, queue) = channel();
+    let link = Link::new(incoming, writer, expect_hello, compress);
+    let result = link.run(engine, performer, monitor);
+    let raw_bytes = link.close();
+    result.map(|summary| Summary { traffic: Traffic { raw_bytes, ..summary.traffic }, ..summary })
+}
 
-    let reading = Arc::clone(&inbox);
-    thread::spawn(move || guarded(&reading, || read_messages(incoming, expect_hello, &reading)));
-    let writing = Arc::clone(&inbox);
-    thread::spawn(move || {
-        guarded(&writing, || write_messages(writer, compress, &messages, &writing));
-        writing.end_writing();
-    });
-    let queue = Arc::new(Mutex::new(queue));
-    let workers: Vec<_> = (0..WORKERS)
-        .map(|_| {
-            let (queue, inbox, performer) = (Arc::clone(&queue), Arc::clone(&inbox), Arc::clone(&performer));
-            thread::spawn(move || guarded(&inbox, || perform_works(&queue, &*performer, &inbox)))
-        })
-        .collect();
+/// A stream in and a stream out, for one exchange or for several that follow each other.
+pub struct Link {
+    inbox: Arc<Inbox>,
+    outgoing: SyncSender<Message>,
+    asker: Asker,
+}
 
-    let mut waits = Waits::default();
-    let result = drive(&mut engine, &inbox, &outgoing, &works, &mut waits, monitor);
+impl Link {
+    /// Begins to read and to write.
+    #[must_use]
+    pub fn new(
+        incoming: Incoming,
+        writer: impl Write + Send + 'static,
+        expect_hello: bool,
+        compress: bool,
+    ) -> Self {
+        let inbox = Arc::new(Inbox::default());
+        let (outgoing, messages) = sync_channel(OUTGOING_MESSAGES);
+        let reading = Arc::clone(&inbox);
+        thread::spawn(move || guarded(&reading, || read_messages(incoming, expect_hello, &reading)));
+        let writing = Arc::clone(&inbox);
+        thread::spawn(move || {
+            guarded(&writing, || write_messages(writer, compress, &messages, &writing));
+            writing.end_writing();
+        });
+        let asker = Asker(Arc::new(Mutex::new(Some(outgoing.clone()))));
+        Self { inbox, outgoing, asker }
+    }
 
-    // What was said last has to leave, and what was begun on the disk has to end, before the run is over.
-    drop((outgoing, works));
-    inbox.abandon();
-    inbox.wait_for_writer(LEAVING_PATIENCE);
-    workers.into_iter().for_each(|worker| drop(worker.join()));
-    let traffic = Traffic { raw_bytes: inbox.raw_bytes(), waits: waits.count };
-    result.map(|summary| Summary { traffic, ..summary })
+    /// Runs one exchange to its end.
+    ///
+    /// # Errors
+    /// [`Failure`]: why it ended early. Then there can be no other on this link.
+    pub fn run(
+        &self,
+        mut engine: impl Engine,
+        performer: impl Perform,
+        monitor: &dyn Monitor,
+    ) -> Result<Summary, Failure> {
+        let (works, queue) = channel();
+        let (performer, queue) = (Arc::new(performer), Arc::new(Mutex::new(queue)));
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|_| {
+                let (queue, inbox) = (Arc::clone(&queue), Arc::clone(&self.inbox));
+                let performer = Arc::clone(&performer);
+                thread::spawn(move || guarded(&inbox, || perform_works(&queue, &*performer, &inbox)))
+            })
+            .collect();
+        let before_bytes = self.inbox.raw_bytes();
+        let mut waits = Waits::default();
+        let result = drive(&mut engine, &self.inbox, &self.outgoing, &works, &mut waits, monitor);
+
+        // What was begun on the disk has to end before the run is over.
+        drop(works);
+        workers.into_iter().for_each(|worker| drop(worker.join()));
+        self.inbox.clear_outcomes();
+        let traffic = Traffic { raw_bytes: self.inbox.raw_bytes() - before_bytes, waits: waits.count };
+        result.map(|summary| Summary { traffic, ..summary })
+    }
+
+    /// What runs between two exchanges uses this.
+    pub(super) fn inbox(&self) -> &Arc<Inbox> {
+        &self.inbox
+    }
+
+    /// Tells the peer why there will be no exchange.
+    #[must_use]
+    pub fn refuse(&self, failure: Failure) -> Failure {
+        self.say(Message::Abort { kind: failure.kind, text: failure.text.clone() });
+        failure
+    }
+
+    /// Says something between two exchanges.
+    pub(super) fn say(&self, message: Message) {
+        // A writer that is gone has left word in the inbox.
+        let _ = self.outgoing.send(message);
+    }
+
+    /// What asks the peer for a round about everything, from another thread.
+    #[must_use]
+    pub fn asker(&self) -> Asker {
+        self.asker.clone()
+    }
+
+    /// Ends it, once what was said last has left; the bytes of all messages come back, both ways.
+    pub fn close(self) -> u64 {
+        let Self { inbox, outgoing, asker } = self;
+        asker.end();
+        drop(outgoing);
+        inbox.abandon();
+        inbox.wait_for_writer(LEAVING_PATIENCE);
+        inbox.raw_bytes()
+    }
+}
+
+/// Asks the peer of a link, which watches its tree, for a round about everything.
+#[derive(Debug, Clone)]
+pub struct Asker(Arc<Mutex<Option<SyncSender<Message>>>>);
+
+impl Asker {
+    /// Asks; `false` where nobody can answer any more.
+    #[must_use]
+    pub fn ask(&self) -> bool {
+        let outgoing = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        outgoing.is_some_and(|outgoing| outgoing.send(Message::Rescan).is_ok())
+    }
+
+    /// The link ends, and nothing may keep its writer waiting.
+    fn end(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 /// Counts how often this side has said something and can do nothing until the other one answers.
@@ -220,6 +313,10 @@ fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox) {
             Ok(message) => message,
             Err(error) => return inbox.close(AbortKind::Protocol, error.to_string()),
         };
+        if message == Message::Rescan {
+            inbox.ask_for_rescan();
+            continue;
+        }
         let ends = matches!(message, Message::Abort { .. });
         if !inbox.put_message(message, frame.len()) || ends {
             return;

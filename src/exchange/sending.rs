@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -14,31 +15,35 @@ use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::Hash;
 use crate::disk::memory::Memory;
 use crate::disk::root::Root;
-use crate::disk::scan::{self, Away, ScanOptions, scan};
+use crate::disk::scan::{self, Look, ScanOptions, scan};
 use crate::disk::stat::Identity;
 use crate::engine::{
-    self, Changed, Fault, Outcome, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext,
-    SourceStep, Work,
+    self, Changed, Fault, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
+    SourceNext, SourceStep, Work,
 };
 use crate::exchange::ahead::{AHEAD_BYTES_MIN, AHEAD_FILES_MAX, Ahead};
+use crate::exchange::rounds::About;
 use crate::exchange::run::Perform;
 use crate::exchange::source::{Source, SourceError};
 use crate::exchange::{chain, fault};
 use crate::monitor::{Problem, Trouble};
 use crate::tree::change;
-use crate::tree::entry::{Entry, Time};
+use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::record;
+use crate::tree::scope::Scope;
+use crate::watch::Watch;
 use crate::wire::hello::Options;
-use crate::wire::message::{AbortKind, Op, Subject};
+use crate::wire::message::{AbortKind, LIST_MAX, Op, PUSHED_BYTES_MAX, SMALL_BYTES_MAX, Subject};
 
 /// Reads a source: a directory, or one file.
 pub struct Sending {
     path: PathBuf,
     options: Options,
     memory: Option<Memory>,
+    about: Option<About>,
     found: OnceLock<Found>,
     listed: OnceLock<Listed>,
     sources: Mutex<HashMap<u32, Source>>,
@@ -73,6 +78,7 @@ impl Sending {
             path,
             options,
             memory: None,
+            about: None,
             found: OnceLock::new(),
             listed: OnceLock::new(),
             sources: Mutex::new(HashMap::new()),
@@ -86,7 +92,27 @@ impl Sending {
         Self { memory, ..self }
     }
 
+    /// The same, as a round of a watched source.
+    pub(super) fn about(self, about: About) -> Self {
+        Self { about: Some(about), ..self }
+    }
+
+    /// A watched source that was replaced, or unmounted, is not an emptied one.
+    fn check_still_there(&self) -> Result<(), Fault> {
+        if self.about.as_ref().is_none_or(|about| about.root.is_still_there()) {
+            return Ok(());
+        }
+        let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
+        let text = format!("{shown} is gone, or is another directory than it was: nothing was changed");
+        Err(Fault::Fatal(AbortKind::Selection, text))
+    }
+
+    fn scope(&self) -> Option<&Scope> {
+        self.about.as_ref()?.scope.as_ref()
+    }
+
     fn find(&self) -> Result<engine::Found, Fault> {
+        self.check_still_there()?;
         let missing = |error: &dyn std::error::Error| {
             let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
             Fault::Fatal(AbortKind::Selection, format!("cannot read {shown}: {}", chain(error)))
@@ -95,6 +121,7 @@ impl Sending {
         let (found, subject) = if metadata.is_dir() {
             let root = Root::open(&self.path).map_err(|error| missing(&error))?;
             let subject = directory_subject(&metadata).map_err(|error| missing(&error))?;
+            // A round about parts is not remembered, and knows nothing of what is.
             let base = self.memory.as_ref().and_then(Memory::digest);
             (Found { root, single: None, base }, subject)
         } else {
@@ -104,19 +131,22 @@ impl Sending {
         let base = found.base;
         // `Find` is asked for once.
         let _ = self.found.set(found);
-        Ok(engine::Found { subject, base, is_partial: false })
+        Ok(engine::Found { subject, base, is_partial: self.scope().is_some() })
     }
 
     fn scan(&self) -> Result<Scanned, Fault> {
         let found = self.found()?;
-        let subject = match &found.single {
-            Some(single) => scan::Subject::One(single.local.clone()),
-            None => scan::Subject::Whole,
+        let subject = match (&found.single, self.scope()) {
+            (Some(single), _) => scan::Subject::One(single.local.clone()),
+            (None, Some(scope)) => scan::Subject::Parts(scope.clone()),
+            (None, None) => scan::Subject::Whole,
         };
         let options = ScanOptions { hash: self.options.checksum, cross_mounts: true };
         let mut filter = Filter::new(&self.options.rules);
-        let mut scanned = scan(&found.root, &subject, &options, Some(&mut filter), &mut Away)
+        let mut entering = Entering(self.about.as_ref().map(|about| &*about.watch));
+        let mut scanned = scan(&found.root, &subject, &options, Some(&mut filter), &mut entering)
             .map_err(|error| Fault::Fatal(AbortKind::Selection, chain(&error)))?;
+        self.check_still_there()?;
         if let (Some(single), Some(entry)) = (&found.single, scanned.entries.first_mut()) {
             entry.path = single.offered.clone();
         }
@@ -141,15 +171,15 @@ impl Sending {
             self.look_ahead(&manifest, changed.as_ref());
         }
         Ok(Scanned {
-            manifest,
             ignores,
             complete: scanned.problems.is_empty(),
             excluded: scanned.skipped.excluded,
             problems: unreadable.chain(unsupported).collect(),
             changed,
             is_new,
-            scope: None,
-            pushed: Vec::new(),
+            scope: self.scope().map(|scope| scope.as_found(&manifest)),
+            pushed: self.push(&manifest),
+            manifest,
         })
     }
 
@@ -161,7 +191,8 @@ impl Sending {
         ignores: &[IgnoreFile],
     ) -> (Option<Changed>, bool) {
         // A single file is told in fewer bytes than a digest has.
-        let Some(memory) = self.memory.as_ref().filter(|_| found.single.is_none()) else {
+        let is_whole = found.single.is_none() && self.scope().is_none();
+        let Some(memory) = self.memory.as_ref().filter(|_| is_whole) else {
             return (None, false);
         };
         let digest = record::digest(manifest, ignores);
@@ -194,6 +225,28 @@ impl Sending {
                 self.ahead.begin(id, file, identity.size);
             }
         }
+    }
+
+    /// Contents that go along with an offer of what was touched, as far as they are small.
+    fn push(&self, manifest: &Manifest) -> Vec<PushedFile> {
+        let is_single = self.found().is_ok_and(|found| found.single.is_some());
+        if self.about.is_none() || self.scope().is_none() && !is_single || self.options.dry_run {
+            return Vec::new();
+        }
+        let mut pushed = Vec::new();
+        let mut left = PUSHED_BYTES_MAX as u64;
+        for (id, entry) in manifest.iter().filter(|(_, entry)| matches!(entry.kind, Kind::File { .. })) {
+            // What cannot be read now is asked for, and then it is told why.
+            if entry.size() <= left.min(SMALL_BYTES_MAX)
+                && let Ok(data) = self.read_small(id)
+            {
+                left -= data.len() as u64;
+                pushed.push(PushedFile { id, hash: Hash::of(&data), data });
+            }
+        }
+        // As many as fit in a message.
+        pushed.truncate(LIST_MAX);
+        pushed
     }
 
     fn read(&self, order: &ReadOrder) -> Result<ReadFile, Fault> {
@@ -326,6 +379,17 @@ impl Perform for Sending {
                 AbortKind::Protocol,
                 format!("a work that is not a sender's: {:?}", std::mem::discriminant(&other)),
             ))),
+        }
+    }
+}
+
+/// Lets whoever watches a tree enter what is read.
+struct Entering<'a>(Option<&'a Watch>);
+
+impl Look for Entering<'_> {
+    fn enter(&mut self, directory: BorrowedFd<'_>, path: Option<&TreePath>) {
+        if let Some(watch) = self.0 {
+            watch.enter(directory, path);
         }
     }
 }

@@ -20,6 +20,7 @@ mod agent;
 mod agent_image;
 mod auth;
 mod bootstrap;
+mod command;
 mod error;
 mod hostkey;
 mod known_hosts;
@@ -48,6 +49,7 @@ use tokio::time::{Instant, timeout};
 
 pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Installed};
 pub use agent_image::{AgentImage, BLOCK_BYTES};
+pub use command::Lines;
 pub use error::{ErrorKind, Loss, RemoteError};
 pub use hostkey::{HostKeyError, HostKeys};
 pub use pump::Waiting;

@@ -12,6 +12,7 @@ mod meter;
 mod remote;
 mod target;
 mod visit;
+pub mod watch;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

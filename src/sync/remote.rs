@@ -1,24 +1,30 @@
 //! From or to another machine: a session with it, and exchanges with an agent on it.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
-use crate::engine::{Config, Engine, Receiver, Sender};
+use crate::engine::{Config, Engine, Failure, Receiver, Sender, Summary};
 use crate::exchange::lanes::Striped;
-use crate::exchange::{self, Perform, Receiving, Sending};
+use crate::exchange::rounds::{Watched, receive};
+use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending};
 use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection, HostKeys, Transport};
 use crate::sandbox::{self, Sandbox, Weather};
 use crate::sync::memory::{self, Key};
 use crate::sync::meter::Count;
 use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, kernel, lanes, target};
-use crate::wire::hello::{self, Options, Order, Role};
+use crate::wire::hello::{self, Options, Order, Role, Watching};
 use crate::wire::message::AbortKind;
 
 /// How long the far side may take to say how the agent ended, once it has closed its output. A peer that never
 /// says so must not keep us.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+
+type Reader = Box<dyn Read + Send>;
+type Writer = Striped;
 
 /// The way to where the agent runs: connected when it is first needed, while the first exchange already reads
 /// its source.
@@ -93,11 +99,76 @@ impl<'a> Session<'a> {
         key: Option<Key>,
         monitor: Watcher,
     ) -> Result<Round, SyncError> {
-        let options = Options { special_bits: true, ..options.clone() };
-        let engine = Sender::new(&Config { options: options.clone(), relay: false });
-        let disk = Sending::new(from.to_owned(), options.clone()).remembering(memory::open(key));
-        let order = Order { role: Role::Receiver, path: to.to_vec(), options, memory: key, watch: false };
+        let config = sending(options);
+        let engine = Sender::new(&config);
+        let disk = Sending::new(from.to_owned(), config.options.clone()).remembering(memory::open(key));
+        let order = order(Role::Receiver, to, &config, key, None);
         self.exchange(order, engine, disk, monitor).await
+    }
+
+    /// Keeps `to` on the other machine a copy of a source that is watched here, until that ends. Tells each round.
+    pub(super) async fn upload_live(
+        &self,
+        source: Arc<Watched>,
+        to: &[u8],
+        options: &Options,
+        key: Option<Key>,
+        monitor: Watcher,
+        mut done: impl FnMut(exchange::rounds::Round) + Send + 'static,
+    ) -> SyncError {
+        let config = sending(options);
+        let watch = Some(Watching { quiet_ms: 0, poll: false });
+        let order = order(Role::Receiver, to, &config, key, watch);
+        let looking = Watcher::clone(&monitor);
+        let run = move |reader, writer| {
+            let link = Link::new(Incoming::alone(reader), writer, true, config.options.compress);
+            let failure = source.send(&link, &config, || memory::open(key), &*looking, &mut done);
+            link.close();
+            Err(failure)
+        };
+        self.until_it_ends(order, monitor, run).await
+    }
+
+    /// The same the other way: the source is watched on the other machine. `began` is given what asks it to look at
+    /// everything.
+    pub(super) async fn download_live(
+        &self,
+        from: &[u8],
+        to: &Path,
+        options: &Options,
+        live: (Option<Key>, Watching),
+        monitor: Watcher,
+        began: impl FnOnce(Asker) + Send + 'static,
+        mut done: impl FnMut(exchange::rounds::Round) + Send + 'static,
+    ) -> SyncError {
+        let (config, (key, watching), to) = (receiving(options), live, to.to_owned());
+        let order = order(Role::Sender, from, &config, key, Some(watching));
+        let looking = Watcher::clone(&monitor);
+        let run = move |reader, writer| {
+            let link = Link::new(Incoming::alone(reader), writer, true, config.options.compress);
+            began(link.asker());
+            let failure = receive(&link, &to, &config, || memory::open(key), &*looking, &mut done);
+            link.close();
+            Err(failure)
+        };
+        self.until_it_ends(order, monitor, run).await
+    }
+
+    async fn until_it_ends(
+        &self,
+        order: Order,
+        monitor: Watcher,
+        run: impl FnOnce(Reader, Writer) -> Result<Summary, Failure> + Send + 'static,
+    ) -> SyncError {
+        match self.over(order, &monitor, run).await {
+            Err(error) => error,
+            Ok(_) => SyncError::Agent("it ended the watch".to_owned()),
+        }
+    }
+
+    /// The connection, once there is one.
+    pub(super) fn connection(&self) -> Option<&Connection> {
+        self.connected.get().map(|connected| &connected.connection)
     }
 
     /// Fetches what is at `from` on the other machine to `to`. What comes from there is not trusted: set-id
@@ -110,10 +181,10 @@ impl<'a> Session<'a> {
         key: Option<Key>,
         monitor: Watcher,
     ) -> Result<Round, SyncError> {
-        let options = Options { special_bits: false, safe_links: true, ..options.clone() };
-        let engine = Receiver::new(&Config { options: options.clone(), relay: false });
-        let disk = Receiving::new(PathBuf::from(to), options.clone()).remembering(memory::open(key));
-        let order = Order { role: Role::Sender, path: from.to_vec(), options, memory: key, watch: false };
+        let config = receiving(options);
+        let engine = Receiver::new(&config);
+        let disk = Receiving::new(PathBuf::from(to), config.options.clone()).remembering(memory::open(key));
+        let order = order(Role::Sender, from, &config, key, None);
         self.exchange(order, engine, disk, monitor).await
     }
 
@@ -124,22 +195,33 @@ impl<'a> Session<'a> {
         disk: impl Perform,
         monitor: Watcher,
     ) -> Result<Round, SyncError> {
+        let (compress, looking) = (order.options.compress, Watcher::clone(&monitor));
+        let run =
+            move |reader, writer| exchange::run(reader, writer, engine, disk, true, compress, &*looking);
+        self.over(order, &monitor, run).await
+    }
+
+    /// Starts an agent with this order, connecting first where that is still to be done, and runs this side over the
+    /// streams to it.
+    async fn over(
+        &self,
+        order: Order,
+        monitor: &Watcher,
+        run: impl FnOnce(Reader, Writer) -> Result<Summary, Failure> + Send + 'static,
+    ) -> Result<Round, SyncError> {
         let (agent, waiting) = Agent::waiting();
         let (up_bytes, down_bytes) = (Count::default(), Count::default());
         let (reader, mut writer) = (down_bytes.meter(agent.reader), up_bytes.meter(agent.writer));
         // Also for a download: which way much goes is seen where it is written.
         let (asking, opening) = lanes::pair(up_bytes.clone());
-        let compress = order.options.compress;
-        let preparing = Watcher::clone(&monitor);
         let running = super::blocking(move || {
             // A writer that is gone shows in what the reader says.
             let _ = hello::write(&mut writer, Some(order));
-            let writer = Striped::new(Box::new(writer), Box::new(asking));
-            exchange::run(reader, writer, engine, disk, true, compress, &*monitor)
+            run(Box::new(reader), Striped::new(Box::new(writer), Box::new(asking)))
         });
         tokio::pin!(running);
         let starting = async {
-            let connected = self.connected.get_or_try_init(|| self.connect(&preparing)).await?;
+            let connected = self.connected.get_or_try_init(|| self.connect(monitor)).await?;
             connected.connection.start(waiting, AgentImage::embedded()).await?;
             Ok::<_, SyncError>(&connected.connection)
         };
@@ -175,6 +257,21 @@ impl<'a> Session<'a> {
             agent_installed_bytes: agent.installed.sent_bytes().flatten().unwrap_or(0),
         })
     }
+}
+
+/// What this side goes by when it sends.
+fn sending(options: &Options) -> Config {
+    Config { options: Options { special_bits: true, ..options.clone() }, relay: false }
+}
+
+/// The same when it receives.
+fn receiving(options: &Options) -> Config {
+    let options = Options { special_bits: false, safe_links: true, ..options.clone() };
+    Config { options, relay: false }
+}
+
+fn order(role: Role, path: &[u8], config: &Config, memory: Option<Key>, watch: Option<Watching>) -> Order {
+    Order { role, path: path.to_vec(), options: config.options.clone(), memory, watch }
 }
 
 /// Why an agent's stream ended, from what the connection and the agent itself left behind.

@@ -57,8 +57,17 @@ pub struct Order {
     /// Under which name the agent remembers what was offered, if the client remembers it too. It is no secret,
     /// and says nothing to anybody else.
     pub memory: Option<[u8; 16]>,
-    /// Whether rounds follow each other until the connection ends: the sender watches its tree.
-    pub watch: bool,
+    /// If rounds follow each other until the connection ends: how the sender watches its tree.
+    pub watch: Option<Watching>,
+}
+
+/// How a sender watches its tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watching {
+    /// For how many milliseconds nothing may have been touched before what was is looked at.
+    pub quiet_ms: u32,
+    /// Look at everything again and again.
+    pub poll: bool,
 }
 
 /// What a side says first.
@@ -134,7 +143,7 @@ mod tests {
             path: b"/tmp/\xff".to_vec(),
             options: Options::default(),
             memory: Some([7; 16]),
-            watch: false,
+            watch: None,
         }
     }
 

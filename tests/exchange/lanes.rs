@@ -87,7 +87,7 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<
         path: Vec::new(),
         options: world.options.clone(),
         memory: None,
-        watch: false,
+        watch: None,
     };
     hello::write(&mut there, Some(order)).unwrap();
     hello::write(&mut back, None).unwrap();

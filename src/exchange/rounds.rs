@@ -1,0 +1,280 @@
+//! Rounds: exchanges that follow each other on one link, as the sender's tree is touched.
+//!
+//! The first one is about everything. The next ones are about what was touched, and begin when that has settled; now
+//! and then one is about everything again, since events are only hints. Between two rounds nothing is held: no lock
+//! on the destination, no manifest.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::disk::memory::Memory;
+use crate::disk::root::Root;
+use crate::engine::{Config, Failure, Receiver, Sender, Summary};
+use crate::exchange::inbox::Idle;
+use crate::exchange::run::Link;
+use crate::exchange::{Receiving, Sending, chain};
+use crate::monitor::{Event, Monitor, Trouble};
+use crate::tree::filter::IGNORE_FILE;
+use crate::tree::path::TreePath;
+use crate::tree::scope::Scope;
+use crate::watch::settle::Touched;
+use crate::watch::{Options as WatchOptions, Watch};
+use crate::wire::hello::Watching;
+use crate::wire::message::{AbortKind, Message};
+
+/// How long at most until everything is looked at again: what is written through a mapping, or in a filesystem that
+/// others write to, makes no event.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
+
+/// The same where nothing is seen. A look takes at most a twentieth of the time.
+const POLL: Duration = Duration::from_secs(2);
+const POLL_SHARE: u32 = 20;
+
+/// After a round that took longer than this the next one waits as long as it took: a file that is written all the time
+/// must not keep both sides busy all the time.
+const LONG_ROUND: Duration = Duration::from_millis(200);
+
+/// A round that is over.
+#[derive(Debug, Clone)]
+pub struct Round {
+    /// How it ended.
+    pub summary: Summary,
+    /// Whether it was about everything.
+    pub whole: bool,
+    /// When it began, here.
+    pub begun: Instant,
+    /// How long it took from then on.
+    pub elapsed: Duration,
+}
+
+impl Round {
+    /// Whether the destination is another than before.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        let tally = &self.summary.tally;
+        tally.created + tally.updated + tally.adjusted + tally.deleted > 0
+    }
+}
+
+/// A source that is watched, over as many links as it takes.
+#[derive(Debug)]
+pub struct Watched {
+    path: PathBuf,
+    /// What has to stay there. For a single file: the directory it is in.
+    root: Arc<Root>,
+    /// A single file's name there.
+    single: Option<TreePath>,
+    watch: Arc<Watch>,
+}
+
+/// What one round of a watched source is about.
+#[derive(Debug, Clone)]
+pub(super) struct About {
+    pub(super) watch: Arc<Watch>,
+    pub(super) root: Arc<Root>,
+    /// `None`: everything.
+    pub(super) scope: Option<Scope>,
+}
+
+impl Watched {
+    /// Begins to watch what is at `path`.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn new(path: &Path, watching: Watching) -> Result<Self, Failure> {
+        let failure = |cause: &dyn std::error::Error| Failure {
+            kind: AbortKind::Selection,
+            by_peer: false,
+            text: format!(
+                "cannot read {}: {}",
+                crate::tree::path::escape(path.as_os_str().as_bytes()),
+                chain(cause)
+            ),
+        };
+        let real = fs::canonicalize(path).map_err(|error| failure(&error))?;
+        let is_directory = real.is_dir();
+        let directory = if is_directory { path } else { real.parent().unwrap_or(Path::new("/")) };
+        let root = Root::open(directory).map_err(|error| failure(&error))?;
+        let name = real.file_name().map(OsStr::as_bytes).unwrap_or_default();
+        let single = (!is_directory).then(|| TreePath::new(name)).transpose();
+        let single = single.map_err(|error| failure(&error))?;
+        let quiet = Duration::from_millis(watching.quiet_ms.into());
+        let watch = Watch::new(directory, WatchOptions { quiet, poll: watching.poll });
+        if single.is_some() {
+            let directory = root.open_directory(None).map_err(|error| failure(&error))?;
+            watch.enter(std::os::fd::AsFd::as_fd(&directory), None);
+        }
+        Ok(Self { path: path.to_owned(), root: Arc::new(root), single, watch: Arc::new(watch) })
+    }
+
+    /// The next round is about everything, and begins at once.
+    pub fn rescan(&self) {
+        self.watch.everything();
+    }
+
+    /// Offers what is there over a link, and again what was touched whenever it was. Tells each round when it is over.
+    /// `memory` is asked for before each round about everything.
+    pub fn send(
+        &self,
+        link: &Link,
+        config: &Config,
+        memory: impl Fn() -> Option<Memory>,
+        monitor: &dyn Monitor,
+        done: &mut dyn FnMut(Round),
+    ) -> Failure {
+        let inbox = Arc::clone(link.inbox());
+        self.watch.wake(move || inbox.wake());
+        let monitor = Patient(monitor);
+        let mut scope = None;
+        let mut has_told = false;
+        loop {
+            let begun = Instant::now();
+            let about =
+                About { watch: Arc::clone(&self.watch), root: Arc::clone(&self.root), scope: scope.clone() };
+            let whole = scope.is_none();
+            let sending = Sending::new(self.path.clone(), config.options.clone()).about(about);
+            let sending = if whole { sending.remembering(memory()) } else { sending };
+            let summary = match link.run(Sender::new(config), sending, &monitor) {
+                Ok(summary) => summary,
+                Err(failure) => return failure,
+            };
+            let elapsed = begun.elapsed();
+            self.look_again_at(&summary);
+            done(Round { summary, whole, begun, elapsed });
+            if let Some(cause) = self.watch.blindness().filter(|_| !std::mem::replace(&mut has_told, true)) {
+                tell(link, config, &monitor, Event::Polling { cause });
+            }
+            scope = match self.next(link, elapsed) {
+                Ok(scope) => scope,
+                Err(failure) => return failure,
+            };
+        }
+    }
+
+    /// What was being changed while it was read is looked at again, even if nobody touches it any more.
+    fn look_again_at(&self, summary: &Summary) {
+        for problem in summary.problems.iter().filter(|problem| is_passing(problem.trouble)) {
+            if let Ok(path) = TreePath::new(problem.path.clone()) {
+                self.watch.touch(path);
+            }
+        }
+    }
+
+    /// Waits until there is something to look at: parts, or everything.
+    fn next(&self, link: &Link, last: Duration) -> Result<Option<Scope>, Failure> {
+        if last > LONG_ROUND {
+            // What ends meanwhile ends a little later.
+            std::thread::sleep(last.min(LOOK_AGAIN));
+        }
+        let patience = match self.watch.blindness() {
+            Some(_) => POLL.max(last * POLL_SHARE),
+            None => LOOK_AGAIN,
+        };
+        let deadline = Instant::now() + patience;
+        loop {
+            match link.inbox().idle(deadline.saturating_duration_since(Instant::now())) {
+                Idle::Closed(kind, text) => return Err(Failure { kind, by_peer: false, text }),
+                Idle::Rescan | Idle::Late => return Ok(None),
+                Idle::Woken => match self.watch.take() {
+                    Some(Touched::Everything) => return Ok(None),
+                    Some(Touched::Parts(scope)) => match self.of_interest(scope) {
+                        Interest::Parts(scope) => return Ok(Some(scope)),
+                        Interest::Everything => return Ok(None),
+                        Interest::Nothing => {}
+                    },
+                    None => {}
+                },
+            }
+        }
+    }
+
+    fn of_interest(&self, scope: Scope) -> Interest {
+        let mut parts = scope.parts().iter();
+        match &self.single {
+            Some(single) if parts.any(|(path, _)| path == single) => Interest::Everything,
+            Some(_) => Interest::Nothing,
+            // Other rules may let in or leave out anything.
+            None if parts.any(|(path, _)| path.name() == IGNORE_FILE.as_bytes()) => Interest::Everything,
+            None => Interest::Parts(scope),
+        }
+    }
+}
+
+enum Interest {
+    Parts(Scope),
+    Everything,
+    Nothing,
+}
+
+/// Tells something between two rounds, wherever those are who look on.
+fn tell(link: &Link, config: &Config, monitor: &dyn Monitor, event: Event) {
+    if config.relay { link.say(Message::Note(event)) } else { monitor.observe(event) }
+}
+
+/// Whether what went wrong with an entry is likely to be over soon: then it is tried again, and nobody is told.
+fn is_passing(trouble: Trouble) -> bool {
+    matches!(trouble, Trouble::Changed | Trouble::Vanished)
+}
+
+/// Passes on what is not likely to be over soon.
+struct Patient<'a>(&'a dyn Monitor);
+
+impl Monitor for Patient<'_> {
+    fn observe(&self, event: Event) {
+        if !matches!(&event, Event::Problem(problem) if is_passing(problem.trouble)) {
+            self.0.observe(event);
+        }
+    }
+}
+
+/// What a receiver knows from one round to the next.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    /// The directory that the rounds go into.
+    root: Mutex<Option<(u64, u64)>>,
+    begun: Mutex<Option<Instant>>,
+    whole: AtomicBool,
+}
+
+impl Standing {
+    /// A round begins, into this root; `false` if parts of a tree are to go into another one than the rest did.
+    pub(super) fn begin(&self, root: Option<(u64, u64)>, whole: bool) -> bool {
+        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.whole.store(whole, Ordering::Relaxed);
+        let mut last = self.root.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = whole || *last == root;
+        *last = root;
+        fits
+    }
+}
+
+/// Receives round after round into `path`. Tells each one when it is over. `memory` is asked for before each.
+pub fn receive(
+    link: &Link,
+    path: &Path,
+    config: &Config,
+    memory: impl Fn() -> Option<Memory>,
+    monitor: &dyn Monitor,
+    done: &mut dyn FnMut(Round),
+) -> Failure {
+    let (standing, monitor) = (Arc::new(Standing::default()), Patient(monitor));
+    loop {
+        let receiving = Receiving::new(path.to_owned(), config.options.clone())
+            .remembering(memory())
+            .standing(Arc::clone(&standing));
+        match link.run(Receiver::new(config), receiving, &monitor) {
+            Ok(summary) => {
+                let begun = standing.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let begun = begun.unwrap_or_else(Instant::now);
+                let whole = standing.whole.load(Ordering::Relaxed);
+                done(Round { summary, whole, begun, elapsed: begun.elapsed() });
+            }
+            Err(failure) => return failure,
+        }
+    }
+}

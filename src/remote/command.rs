@@ -1,0 +1,94 @@
+//! A command on the other side whose output is heard a line at a time.
+
+use russh::ChannelMsg;
+
+use crate::remote::error::{Loss, RemoteError};
+use crate::remote::{Connection, within};
+
+/// Longest line that is passed on as one, in bytes.
+const LINE_BYTES_MAX: usize = 4096;
+
+/// Exit status of a command that was ended by a signal: what a shell says, without the signal's number.
+const BY_SIGNAL: u32 = 128;
+
+/// Cuts what arrives into lines.
+#[derive(Debug, Default)]
+pub struct Lines(Vec<u8>);
+
+impl Lines {
+    /// Takes in bytes, and passes on the lines that they complete, without their ends.
+    pub fn push(&mut self, bytes: &[u8], hear: &mut impl FnMut(&[u8])) {
+        for &byte in bytes {
+            if byte != b'\n' {
+                self.0.push(byte);
+            }
+            if byte == b'\n' || self.0.len() == LINE_BYTES_MAX {
+                hear(self.0.strip_suffix(b"\r").unwrap_or(&self.0));
+                self.0.clear();
+            }
+        }
+    }
+
+    /// Passes on a last line that has no end.
+    pub fn end(self, hear: &mut impl FnMut(&[u8])) {
+        if !self.0.is_empty() {
+            hear(&self.0);
+        }
+    }
+}
+
+impl Connection {
+    /// Runs a command with nothing to read, and answers its exit status. What it says is heard line by line, its
+    /// output and its errors.
+    ///
+    /// # Errors
+    /// The server opens no channel, or the connection is lost.
+    pub async fn run(&self, command: &[u8], hear: &mut impl FnMut(&[u8])) -> Result<u32, RemoteError> {
+        let failed = |source| RemoteError::Channel { endpoint: self.endpoint.clone(), source };
+        let opening = async {
+            let channel = self.session.channel_open_session().await.map_err(failed)?;
+            channel.exec(false, command).await.map_err(failed)?;
+            channel.eof().await.map_err(failed)?;
+            Ok(channel)
+        };
+        let mut channel = within(self.patience, "open a channel to", &self.endpoint, opening).await?;
+        let (mut out, mut err) = (Lines::default(), Lines::default());
+        let mut status = None;
+        while let Some(message) = channel.wait().await {
+            match message {
+                ChannelMsg::Data { data } => out.push(&data, hear),
+                ChannelMsg::ExtendedData { data, .. } => err.push(&data, hear),
+                ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status),
+                ChannelMsg::ExitSignal { .. } => status = Some(BY_SIGNAL),
+                _ => {}
+            }
+        }
+        out.end(hear);
+        err.end(hear);
+        status.ok_or_else(|| RemoteError::Lost {
+            endpoint: self.endpoint.clone(),
+            source: self
+                .fate
+                .known()
+                .unwrap_or_else(|| Loss::Broken("the command's end was not told".into())),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_cut_where_they_end_or_are_too_long() {
+        let mut heard = Vec::new();
+        let mut hear = |line: &[u8]| heard.push(line.to_vec());
+        let mut lines = Lines::default();
+        for bytes in [&b"a\nb"[..], b"", b"c\r\n\n", &[b'x'; LINE_BYTES_MAX + 1], b"\nend"] {
+            lines.push(bytes, &mut hear);
+        }
+        lines.end(&mut hear);
+        let long = vec![b'x'; LINE_BYTES_MAX];
+        assert_eq!(heard, [&b"a"[..], b"bc", b"", &long, b"x", b"end"]);
+    }
+}

@@ -1,0 +1,211 @@
+//! Watching: a destination stays a copy of a source, over as many connections as it takes.
+//!
+//! An upload watches here, over one connection after the other; a download lets the agent watch. When a connection is
+//! lost, another is made, and its first round looks at everything: nothing that happened meanwhile is missed.
+
+mod backoff;
+mod command;
+mod control;
+mod flush;
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+pub use command::{AfterRound, Said};
+pub use control::{NotFlushed, request_flush};
+
+use crate::exchange::rounds::{Round, Watched};
+use crate::remote::ErrorKind;
+use crate::sync::remote::Session;
+use crate::sync::{Endpoint, Job, SyncError, Watcher, blocking, local, memory, target};
+use crate::wire::hello::{Role, Watching};
+use crate::wire::message::AbortKind;
+use backoff::Backoff;
+use command::Commands;
+use flush::Flushes;
+
+/// How a job is kept done.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// How the source is watched.
+    pub watching: Watching,
+    /// What runs after each round that changed something.
+    pub after: Option<AfterRound>,
+}
+
+/// What happens while a destination is kept a copy.
+#[derive(Debug)]
+pub enum News<'a> {
+    /// A round is over. The first one of all makes the destination a copy; the next ones keep it one.
+    Round(&'a Round),
+    /// The connection is lost, and another one is made after so long.
+    Lost {
+        /// Why.
+        error: &'a SyncError,
+        /// How long.
+        wait: Duration,
+    },
+    /// The command that runs after a round.
+    Command(Said<'a>),
+}
+
+/// Hears the news. Called from the threads of an exchange, so it must be quick.
+pub type Listener = Arc<dyn Fn(News<'_>) + Send + Sync>;
+
+/// Makes the destination a copy of the source and keeps it one, until that cannot go on.
+///
+/// # Errors
+/// [`SyncError`], always: why it ended. A connection that is lost once it has worked is no reason; that the source is
+/// gone, or the host's key another one, is.
+pub async fn watch(
+    job: &Job,
+    live: &Live,
+    monitor: Watcher,
+    listener: Listener,
+) -> Result<Infallible, SyncError> {
+    let local = match (&job.source, &job.destination) {
+        (Endpoint::Local(from), Endpoint::Local(to)) => {
+            local::check_apart(from, to)?;
+            from.clone()
+        }
+        (Endpoint::Local(path), _) | (_, Endpoint::Local(path)) => path.clone(),
+        _ => return Err(SyncError::BothRemote),
+    };
+    let source = match &job.source {
+        Endpoint::Local(path) => {
+            let (path, watching) = (path.clone(), live.watching);
+            Some(Arc::new(blocking(move || Watched::new(&path, watching)).await??))
+        }
+        _ => None,
+    };
+    let flushes = Arc::new(Flushes::new(source.clone()));
+    // Without a socket nobody can ask for a flush; everything else works.
+    let _control = target::state_dir().ok().and_then(|state| control::serve(&state, &local, &flushes).ok());
+    let commands = Commands::new(live.after.clone(), Listener::clone(&listener));
+    let mut backoff = Backoff::default();
+    let mut has_worked = false;
+    loop {
+        let works = Arc::new(AtomicBool::new(false));
+        let done = {
+            let (works, flushes, listener) =
+                (Arc::clone(&works), Arc::clone(&flushes), Listener::clone(&listener));
+            let changed = commands.changed();
+            move |round: Round| {
+                works.store(true, Ordering::Relaxed);
+                flushes.seen(&round);
+                listener(News::Round(&round));
+                if round.has_changed() {
+                    changed.notify_one();
+                }
+            }
+        };
+        let monitor = Watcher::clone(&monitor);
+        let error = once(job, live.watching, source.clone(), &flushes, &commands, monitor, done).await;
+        let worked = works.load(Ordering::Relaxed);
+        has_worked |= worked;
+        if !has_worked || !is_passing(&error, worked) {
+            return Err(error);
+        }
+        if worked {
+            backoff = Backoff::default();
+        }
+        let wait = backoff.next();
+        listener(News::Lost { error: &error, wait });
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Over one connection, until it ends.
+async fn once(
+    job: &Job,
+    watching: Watching,
+    source: Option<Arc<Watched>>,
+    flushes: &Arc<Flushes>,
+    commands: &Commands,
+    monitor: Watcher,
+    done: impl FnMut(Round) + Send + 'static,
+) -> SyncError {
+    let options = &job.options;
+    let remote = match (&job.source, &job.destination) {
+        (Endpoint::Local(_), Endpoint::Local(to)) => {
+            let Some(source) = source else { return SyncError::BothRemote };
+            let (to, options) = (PathBuf::from(to), options.clone());
+            return tokio::select! {
+                error = local::live(source, to, options, monitor, done) => error,
+                never = commands.run(None) => match never {},
+            };
+        }
+        (Endpoint::Local(_), remote) | (remote, _) => remote,
+    };
+    let session = Session::new(remote, &job.way);
+    let running = async {
+        match (&job.source, &job.destination, source) {
+            (Endpoint::Local(path), remote, Some(source)) => {
+                let key = memory::key(job, Role::Sender, path);
+                session.upload_live(source, remote.path(), options, key, monitor, done).await
+            }
+            (remote, Endpoint::Local(path), _) => {
+                let live = (memory::key(job, Role::Receiver, path), watching);
+                let flushes = Arc::clone(flushes);
+                let began = move |asker| flushes.ask_with(asker);
+                session.download_live(remote.path(), path, options, live, monitor, began, done).await
+            }
+            _ => SyncError::BothRemote,
+        }
+    };
+    let error = tokio::select! {
+        error = running => error,
+        never = commands.run(Some(&session)) => match never {},
+    };
+    session.close().await;
+    error
+}
+
+/// Whether another connection may be better, after one that `worked` or did not.
+fn is_passing(error: &SyncError, worked: bool) -> bool {
+    match error {
+        SyncError::Remote(error) => match error.kind() {
+            ErrorKind::Socket | ErrorKind::Timeout | ErrorKind::ConnectTimeout | ErrorKind::CouldNotStart => {
+                true
+            }
+            ErrorKind::Usage | ErrorKind::NotAuthorised | ErrorKind::HostKey => false,
+        },
+        // Sockets and time; a session that is gone, and a key that is not accepted, stay so.
+        SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),
+        SyncError::Run(failure) => match failure.kind {
+            AbortKind::Connection | AbortKind::Busy => true,
+            // A destination that was replaced is filled anew.
+            AbortKind::Destination => worked,
+            AbortKind::Protocol | AbortKind::Version | AbortKind::Selection | AbortKind::Storage => false,
+        },
+        SyncError::Agent(_) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Failure;
+
+    #[test]
+    fn what_may_pass_is_tried_again_and_what_will_not_ends_it() {
+        let run = |kind| SyncError::Run(Failure { kind, by_peer: false, text: String::new() });
+        for (error, worked, expected) in [
+            (run(AbortKind::Connection), false, true),
+            (run(AbortKind::Busy), false, true),
+            (run(AbortKind::Destination), true, true),
+            (run(AbortKind::Destination), false, false),
+            (run(AbortKind::Selection), true, false),
+            (run(AbortKind::Storage), true, false),
+            (run(AbortKind::Protocol), true, false),
+            (SyncError::Agent("signal KILL".to_owned()), true, true),
+            (SyncError::Overlap, true, false),
+        ] {
+            assert_eq!(is_passing(&error, worked), expected, "{error:?} {worked}");
+        }
+    }
+}

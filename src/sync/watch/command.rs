@@ -1,0 +1,133 @@
+//! The command that runs after each round that changed something: one at a time, and of those that become due while
+//! one runs only the last.
+
+use std::convert::Infallible;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+use tokio::sync::Notify;
+
+use crate::remote::Lines;
+use crate::sync::SyncError;
+use crate::sync::remote::Session;
+use crate::sync::watch::{Listener, News};
+
+/// Where a command runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AfterRound {
+    /// On the other machine, by the login shell.
+    There(String),
+    /// On this one, by `sh`.
+    Here(String),
+}
+
+/// What is heard of a command.
+#[derive(Debug)]
+pub enum Said<'a> {
+    /// It begins.
+    Begins(&'a str),
+    /// A line of its output or of its errors, without its end.
+    Line(&'a [u8]),
+    /// It ended, with this status; by a signal with 128.
+    Ended(u32),
+    /// It could not be run, or nobody knows how it ended.
+    Failed(&'a SyncError),
+}
+
+/// Runs a command whenever it is due.
+pub(super) struct Commands {
+    after: Option<AfterRound>,
+    due: Arc<Notify>,
+    listener: Listener,
+}
+
+impl Commands {
+    /// Runs this command, if there is one.
+    pub(super) fn new(after: Option<AfterRound>, listener: Listener) -> Self {
+        Self { after, due: Arc::default(), listener }
+    }
+
+    /// To be notified when the command is due.
+    pub(super) fn changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.due)
+    }
+
+    /// Runs the command whenever it is due, for as long as the session lasts. One that is broken off with it is due
+    /// again in the next one.
+    pub(super) async fn run(&self, session: Option<&Session<'_>>) -> Infallible {
+        let Some(after) = &self.after else { return std::future::pending().await };
+        loop {
+            self.due.notified().await;
+            let owed = Owed(&self.due);
+            let (AfterRound::There(command) | AfterRound::Here(command)) = after;
+            (self.listener)(News::Command(Said::Begins(command)));
+            let mut hear = |line: &[u8]| (self.listener)(News::Command(Said::Line(line)));
+            let ended = match (after, session.and_then(Session::connection)) {
+                (AfterRound::There(command), Some(connection)) => {
+                    connection.run(command.as_bytes(), &mut hear).await.map_err(SyncError::from)
+                }
+                // The connection is made by the first round, and this comes after one.
+                (AfterRound::There(_), None) => Err(SyncError::BothRemote),
+                (AfterRound::Here(command), _) => here(command, &mut hear).await.map_err(SyncError::Pipe),
+            };
+            owed.is_settled();
+            (self.listener)(News::Command(match &ended {
+                Ok(status) => Said::Ended(*status),
+                Err(error) => Said::Failed(error),
+            }));
+        }
+    }
+}
+
+/// A command that was begun and may not get to its end.
+struct Owed<'a>(&'a Notify);
+
+impl Owed<'_> {
+    /// It got there.
+    fn is_settled(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+/// Runs a command on this machine.
+async fn here(command: &str, hear: &mut impl FnMut(&[u8])) -> std::io::Result<u32> {
+    let mut child = Command::new("sh")
+        .args(["-c", command])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (mut out, mut err) = (Lines::default(), Lines::default());
+    let (mut from_out, mut from_err) = ([0; 8192], [0; 8192]);
+    let (mut stdout, mut stderr) = (stdout, stderr);
+    while stdout.is_some() || stderr.is_some() {
+        tokio::select! {
+            count = read(&mut stdout, &mut from_out) => out.push(from_out.get(..count?).unwrap_or_default(), hear),
+            count = read(&mut stderr, &mut from_err) => err.push(from_err.get(..count?).unwrap_or_default(), hear),
+        }
+    }
+    out.end(hear);
+    err.end(hear);
+    let status = child.wait().await?;
+    Ok(status.code().and_then(|code| u32::try_from(code).ok()).unwrap_or(128))
+}
+
+/// Reads some bytes; a stream that has ended is taken away.
+async fn read(stream: &mut Option<impl AsyncRead + Unpin>, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let Some(open) = stream else { return std::future::pending().await };
+    let count = open.read(buffer).await?;
+    if count == 0 {
+        *stream = None;
+    }
+    Ok(count)
+}

@@ -1,0 +1,117 @@
+//! How another process asks one that watches for a flush: a Unix socket in the state directory, named after the
+//! watched tree. Whoever connects is told, in one byte, when everything that was saved before is there.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+
+use crate::content::hash::Hash;
+use crate::sync::watch::flush::Flushes;
+use crate::sync::{SyncError, target};
+
+/// Hexadecimal digits of a tree's name: socket paths may have some hundred bytes, and few trees are watched.
+const NAME_DIGITS: usize = 16;
+
+/// The answer.
+const DONE: u8 = b'!';
+
+/// Why nothing was flushed.
+#[derive(Debug, thiserror::Error)]
+pub enum NotFlushed {
+    /// Nobody watches that tree.
+    #[error("no ksync --watch keeps {} in sync", .0.display())]
+    NotWatched(PathBuf),
+    /// It took too long.
+    #[error("not everything was there in time")]
+    Late,
+    /// Whoever watched has ended.
+    #[error("the ksync that watched has ended")]
+    Ended,
+    /// There is no directory to look in.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+}
+
+/// A socket that is served until this is dropped.
+pub(super) struct Control {
+    path: PathBuf,
+    serving: JoinHandle<()>,
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.serving.abort();
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Lets other processes of this user flush the tree at `local`.
+///
+/// # Errors
+/// The socket cannot be made.
+pub(super) fn serve(state: &Path, local: &Path, flushes: &Arc<Flushes>) -> io::Result<Control> {
+    let directory = directory(state);
+    // Nobody else may connect.
+    DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+    let path = directory.join(format!("{}.{}", name(local), std::process::id()));
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(&path)?;
+    let flushes = Arc::clone(flushes);
+    let serving = tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let flushes = Arc::clone(&flushes);
+            tokio::spawn(async move {
+                flushes.flush().await;
+                let _ = client.write_all(&[DONE]).await;
+            });
+        }
+    });
+    Ok(Control { path, serving })
+}
+
+/// Waits until everything that has been saved so far in the watched tree at `local` is in its copies.
+///
+/// # Errors
+/// [`NotFlushed`].
+pub async fn request_flush(local: &Path, patience: Duration) -> Result<(), NotFlushed> {
+    let (directory, name) = (directory(&target::state_dir()?), name(local));
+    let sockets = fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_of_tree = |path: &PathBuf| path.file_stem().is_some_and(|stem| stem.as_bytes() == name.as_bytes());
+    let mut clients = Vec::new();
+    for path in sockets.filter(is_of_tree) {
+        match UnixStream::connect(&path).await {
+            Ok(client) => clients.push(client),
+            // Of a process that was killed.
+            Err(_) => drop(fs::remove_file(&path)),
+        }
+    }
+    if clients.is_empty() {
+        return Err(NotFlushed::NotWatched(local.to_owned()));
+    }
+    let all = async {
+        for mut client in clients {
+            client.read_u8().await.map_err(|_| NotFlushed::Ended)?;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(patience, all).await.unwrap_or(Err(NotFlushed::Late))
+}
+
+fn directory(state: &Path) -> PathBuf {
+    state.join("watch")
+}
+
+/// What a tree is called here, by its real path.
+fn name(local: &Path) -> String {
+    let real = fs::canonicalize(local).or_else(|_| std::path::absolute(local));
+    let real = real.unwrap_or_else(|_| local.to_owned());
+    Hash::of(real.as_os_str().as_bytes()).to_string().chars().take(NAME_DIGITS).collect()
+}

@@ -1,0 +1,97 @@
+//! Watching by whatever the system has, for other systems than Linux: the whole tree below a root at once.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+
+use super::Shared;
+use super::settle::How;
+use crate::tree::path::TreePath;
+
+/// How often it is looked whether what was touched has settled.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// A watcher of a whole tree.
+pub(super) struct Source {
+    _watcher: RecommendedWatcher,
+    clock: thread::Thread,
+}
+
+impl Source {
+    /// Watches everything below `root`.
+    pub(super) fn begin(root: &Path, shared: Arc<Shared>) -> io::Result<Self> {
+        // Events name what is there by its real path.
+        let root = std::fs::canonicalize(root)?;
+        let clock = {
+            let shared = Arc::downgrade(&shared);
+            thread::Builder::new().name("watch".to_owned()).spawn(move || tick(&shared))?.thread().clone()
+        };
+        let (below, roused) = (root.clone(), clock.clone());
+        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            match event {
+                Ok(event) => take(&shared, &below, &event),
+                Err(_) => shared.everything(),
+            }
+            roused.unpark();
+        });
+        let begun = watcher.and_then(|mut watcher| {
+            watcher.watch(&root, RecursiveMode::Recursive)?;
+            Ok(Self { _watcher: watcher, clock })
+        });
+        begun.map_err(io::Error::other)
+    }
+
+    /// The whole tree is watched already.
+    pub(super) fn enter(&self, _directory: BorrowedFd<'_>, _path: Option<&TreePath>) {}
+
+    /// Lets the thread look at the time.
+    pub(super) fn rouse(&self) {
+        self.clock.unpark();
+    }
+}
+
+/// Looks at the time for as long as somebody wants to know what was touched.
+fn tick(shared: &Weak<Shared>) {
+    while let Some(shared) = shared.upgrade() {
+        let wait = shared.settle();
+        drop(shared);
+        match wait {
+            Some(wait) => thread::park_timeout(wait.min(LOOK)),
+            // Now and then, to see whether that is still so.
+            None => thread::park_timeout(Duration::from_secs(1)),
+        }
+    }
+}
+
+fn take(shared: &Shared, root: &Path, event: &Event) {
+    if event.need_rescan() {
+        return shared.everything();
+    }
+    let how = match event.kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => How::Whole,
+        EventKind::Access(_) => return,
+        EventKind::Create(CreateKind::File) | EventKind::Modify(ModifyKind::Metadata(_)) => How::Whole,
+        EventKind::Modify(ModifyKind::Data(_)) => How::Writing,
+        // A directory may have come with everything in it.
+        _ => How::Deep,
+    };
+    for path in &event.paths {
+        match below(root, path) {
+            Some(path) => shared.touch(path, how),
+            None if path == root => shared.everything(),
+            None => {}
+        }
+    }
+}
+
+/// The path in the tree; `None` where it is none.
+fn below(root: &Path, path: &PathBuf) -> Option<TreePath> {
+    TreePath::new(path.strip_prefix(root).ok()?.as_os_str().as_bytes()).ok()
+}

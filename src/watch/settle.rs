@@ -1,0 +1,237 @@
+//! `Settle`: when what was touched is quiet enough to be looked at. Pure: it is told what time it is.
+//!
+//! An editor touches a file several times in a few milliseconds, a checkout touches thousands in a second. What is
+//! touched waits until nothing else is, but never long. A file that somebody is still writing waits a little longer,
+//! and goes as it is when that takes too long: a recording arrives while it grows.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use crate::tree::path::TreePath;
+use crate::tree::scope::{PARTS_MAX, Scope};
+
+/// How long nothing may have been touched, unless something else is asked for.
+pub const QUIET: Duration = Duration::from_millis(10);
+
+/// How long something that was touched waits at most.
+const WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// How long a file that is being written may pause before it goes as it is, and how long it waits at most.
+const PAUSE: Duration = Duration::from_millis(100);
+const WRITING_MAX: Duration = Duration::from_secs(1);
+
+/// What is to be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Touched {
+    /// These parts.
+    Parts(Scope),
+    /// All of it: too much happened, or nobody knows what.
+    Everything,
+}
+
+/// How something was touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// An entry came, went, got another name or other metadata, or its writer closed it.
+    Whole,
+    /// The same, and everything below it is new as well.
+    Deep,
+    /// A file was written to, and its writer may go on.
+    Writing,
+}
+
+/// Collects what was touched until it is time to look. Times are since a moment of the caller's choice.
+#[derive(Debug, Default)]
+pub struct Settle {
+    quiet: Duration,
+    everything: bool,
+    parts: BTreeMap<TreePath, bool>,
+    /// When the first and the last of them was touched.
+    span: Option<(Duration, Duration)>,
+    /// Files that are being written: since when, and when last.
+    writing: HashMap<TreePath, (Duration, Duration)>,
+}
+
+impl Settle {
+    /// Collects, and waits until nothing has been touched for so long.
+    #[must_use]
+    pub fn new(quiet: Duration) -> Self {
+        Self { quiet: quiet.min(WAIT_MAX), ..Self::default() }
+    }
+
+    /// Something was touched.
+    pub fn touch(&mut self, path: TreePath, how: How, now: Duration) {
+        if how == How::Writing {
+            let since = self.writing.get(&path).map_or(now, |(since, _)| *since);
+            self.writing.insert(path, (since, now));
+            // However many are being written: memory is bounded.
+            if self.writing.len() > PARTS_MAX {
+                self.everything(now);
+            }
+            return;
+        }
+        self.writing.remove(&path);
+        self.add(path, how == How::Deep, now);
+    }
+
+    /// Nobody knows what was touched.
+    pub fn everything(&mut self, now: Duration) {
+        self.everything = true;
+        self.parts.clear();
+        self.writing.clear();
+        self.extend(now);
+    }
+
+    fn add(&mut self, path: TreePath, deep: bool, now: Duration) {
+        self.extend(now);
+        if self.everything {
+            return;
+        }
+        *self.parts.entry(path).or_default() |= deep;
+        if self.parts.len() > PARTS_MAX {
+            self.everything(now);
+        }
+    }
+
+    fn extend(&mut self, now: Duration) {
+        let first = self.span.map_or(now, |(first, _)| first);
+        self.span = Some((first, now));
+    }
+
+    /// What is to be looked at now; after that it is forgotten here.
+    pub fn due(&mut self, now: Duration) -> Option<Touched> {
+        let is_over =
+            |&(since, last): &(Duration, Duration)| now >= last + PAUSE || now >= since + WRITING_MAX;
+        let over: Vec<TreePath> =
+            self.writing.iter().filter(|(_, span)| is_over(span)).map(|(path, _)| path.clone()).collect();
+        let has_waited = !over.is_empty();
+        for path in over {
+            self.writing.remove(&path);
+            self.add(path, false, now);
+        }
+        let (first, last) = self.span?;
+        if !has_waited && now < last + self.quiet && now < first + WAIT_MAX {
+            return None;
+        }
+        self.span = None;
+        let parts = std::mem::take(&mut self.parts);
+        Some(if std::mem::take(&mut self.everything) {
+            Touched::Everything
+        } else {
+            Touched::Parts(Scope::new(parts))
+        })
+    }
+
+    /// When to ask again, if nothing is touched before.
+    #[must_use]
+    pub fn next(&self) -> Option<Duration> {
+        let batch = self.span.map(|(first, last)| (last + self.quiet).min(first + WAIT_MAX));
+        let writing =
+            self.writing.values().map(|(since, last)| (*last + PAUSE).min(*since + WRITING_MAX)).min();
+        batch.into_iter().chain(writing).min()
+    }
+}
+
+impl Touched {
+    /// This and what was touched later, together.
+    #[must_use]
+    pub fn and(self, later: Self) -> Self {
+        match (self, later) {
+            (Self::Parts(one), Self::Parts(other)) => {
+                let scope = Scope::new(one.parts().iter().chain(other.parts()).cloned());
+                if scope.parts().len() > PARTS_MAX { Self::Everything } else { Self::Parts(scope) }
+            }
+            _ => Self::Everything,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> TreePath {
+        TreePath::new(text.as_bytes()).unwrap()
+    }
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn parts(parts: &[(&str, bool)]) -> Option<Touched> {
+        Some(Touched::Parts(Scope::new(parts.iter().map(|(name, deep)| (path(name), *deep)))))
+    }
+
+    #[test]
+    fn what_was_touched_waits_for_quiet() {
+        let mut settle = Settle::new(QUIET);
+        assert_eq!((settle.next(), settle.due(ms(0))), (None, None));
+        settle.touch(path("a"), How::Whole, ms(0));
+        assert_eq!((settle.next(), settle.due(ms(9))), (Some(ms(10)), None));
+        settle.touch(path("b"), How::Deep, ms(9));
+        assert_eq!((settle.next(), settle.due(ms(18))), (Some(ms(19)), None));
+        assert_eq!(settle.due(ms(19)), parts(&[("a", false), ("b", true)]));
+        assert_eq!((settle.next(), settle.due(ms(500))), (None, None), "once");
+    }
+
+    #[test]
+    fn but_never_long() {
+        let mut settle = Settle::new(QUIET);
+        for time in 0..100 {
+            settle.touch(path("a"), How::Whole, ms(time));
+            assert_eq!(settle.due(ms(time)), None, "{time}");
+        }
+        settle.touch(path("b"), How::Whole, ms(100));
+        assert_eq!(settle.due(ms(100)), parts(&[("a", false), ("b", false)]));
+        let mut slow = Settle::new(Duration::from_secs(9));
+        slow.touch(path("a"), How::Whole, ms(0));
+        assert_eq!(slow.next(), Some(WAIT_MAX));
+    }
+
+    #[test]
+    fn a_file_that_is_written_waits_for_its_writer() {
+        let mut settle = Settle::new(QUIET);
+        settle.touch(path("f"), How::Writing, ms(0));
+        settle.touch(path("a"), How::Whole, ms(0));
+        assert_eq!(settle.due(ms(10)), parts(&[("a", false)]), "others do not wait for it");
+        settle.touch(path("f"), How::Whole, ms(50));
+        assert_eq!((settle.due(ms(59)), settle.due(ms(60))), (None, parts(&[("f", false)])));
+        assert_eq!(settle.next(), None);
+    }
+
+    #[test]
+    fn a_writer_that_pauses_or_never_ends_is_not_waited_for() {
+        let mut settle = Settle::new(QUIET);
+        settle.touch(path("f"), How::Writing, ms(0));
+        assert_eq!((settle.next(), settle.due(ms(99))), (Some(ms(100)), None));
+        assert_eq!(settle.due(ms(100)), parts(&[("f", false)]));
+        for time in (200..1200).step_by(50) {
+            settle.touch(path("f"), How::Writing, ms(time));
+            assert_eq!(settle.due(ms(time)), None, "{time}");
+        }
+        assert_eq!((settle.next(), settle.due(ms(1200))), (Some(ms(1200)), parts(&[("f", false)])));
+    }
+
+    #[test]
+    fn too_much_is_everything() {
+        let mut settle = Settle::new(QUIET);
+        for number in 0..=PARTS_MAX {
+            settle.touch(path(&number.to_string()), How::Whole, ms(0));
+        }
+        settle.touch(path("x"), How::Whole, ms(1));
+        assert_eq!(settle.due(ms(11)), Some(Touched::Everything));
+        for number in 0..=PARTS_MAX {
+            settle.touch(path(&number.to_string()), How::Writing, ms(20));
+        }
+        assert_eq!(settle.due(ms(30)), Some(Touched::Everything));
+        assert_eq!(settle.next(), None);
+    }
+
+    #[test]
+    fn what_was_touched_twice_is_looked_at_once() {
+        let one = |name, deep| Touched::Parts(Scope::new([(path(name), deep)]));
+        assert_eq!(Some(one("a", true).and(one("a/b", false))), parts(&[("a", true)]));
+        assert_eq!(one("a", true).and(Touched::Everything), Touched::Everything);
+        assert_eq!(Touched::Everything.and(one("a", true)), Touched::Everything);
+    }
+}

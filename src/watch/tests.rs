@@ -1,0 +1,196 @@
+use std::fs;
+use std::os::fd::AsFd;
+use std::sync::mpsc;
+
+use super::*;
+use crate::disk::scan::{Look, ScanOptions, Subject, scan};
+use crate::disk::testing::{Place, path};
+use crate::tree::scope::{Reach, Scope};
+
+/// How long something that was touched may take to be seen on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const OPTIONS: Options = Options { quiet: settle::QUIET, poll: false };
+
+/// Lets a watch enter what is read.
+struct Entering<'a>(&'a Watch);
+
+impl Look for Entering<'_> {
+    fn enter(&mut self, directory: BorrowedFd<'_>, path: Option<&TreePath>) {
+        self.0.enter(directory, path);
+    }
+}
+
+/// A place that is watched.
+struct Watched {
+    place: Place,
+    watch: Watch,
+    woken: mpsc::Receiver<()>,
+}
+
+impl Watched {
+    fn new(fill: impl FnOnce(&Place)) -> Self {
+        let place = Place::new();
+        fill(&place);
+        let watch = Watch::new(place.root.path(), OPTIONS);
+        let (wake, woken) = mpsc::channel();
+        watch.wake(move || wake.send(()).unwrap_or_default());
+        let watched = Self { place, watch, woken };
+        watched.read(&Subject::Whole);
+        watched
+    }
+
+    fn read(&self, subject: &Subject) {
+        let look = &mut Entering(&self.watch);
+        scan(&self.place.root, subject, &ScanOptions::default(), None, look).unwrap();
+    }
+
+    /// Waits until something was touched, reads it, and says what it was.
+    fn next(&self) -> Touched {
+        loop {
+            self.woken.recv_timeout(PATIENCE).expect("nothing was touched");
+            if let Some(touched) = self.watch.take() {
+                if let Touched::Parts(scope) = &touched {
+                    self.read(&Subject::Parts(scope.clone()));
+                }
+                return touched;
+            }
+        }
+    }
+
+    /// Waits until all of these were touched, each in time.
+    fn sees(&self, names: &[&str]) {
+        let mut missing: Vec<TreePath> = names.iter().map(|name| path(name)).collect();
+        while !missing.is_empty() {
+            match self.next() {
+                Touched::Parts(scope) => missing.retain(|path| scope.reach(path) == Reach::Outside),
+                Touched::Everything => return,
+            }
+        }
+    }
+}
+
+fn two_directories(place: &Place) {
+    fs::create_dir_all(place.at("d/e")).unwrap();
+    fs::write(place.at("d/e/f"), "f").unwrap();
+    fs::write(place.at("g"), "g").unwrap();
+}
+
+#[test]
+fn what_is_written_made_moved_or_removed_is_seen() {
+    let watched = Watched::new(two_directories);
+    let at = |name: &str| watched.place.at(name);
+    fs::write(at("d/e/f"), "other").unwrap();
+    watched.sees(&["d/e/f"]);
+    fs::set_permissions(at("g"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    watched.sees(&["g"]);
+    fs::rename(at("g"), at("d/h")).unwrap();
+    watched.sees(&["g", "d/h"]);
+    fs::remove_file(at("d/h")).unwrap();
+    watched.sees(&["d/h"]);
+    std::os::unix::fs::symlink("d", at("l")).unwrap();
+    watched.sees(&["l"]);
+    fs::remove_dir_all(at("d")).unwrap();
+    watched.sees(&["d"]);
+    assert_eq!(watched.watch.blindness(), None);
+}
+
+#[test]
+fn a_new_directory_is_watched_as_soon_as_it_is_read() {
+    let watched = Watched::new(two_directories);
+    let at = |name: &str| watched.place.at(name);
+    fs::create_dir_all(at("n/m")).unwrap();
+    watched.sees(&["n"]);
+    fs::write(at("n/m/f"), "f").unwrap();
+    watched.sees(&["n/m/f"]);
+    // One that comes with everything in it, and one that gets another name.
+    fs::create_dir_all(watched.place.outside().join("o/p")).unwrap();
+    fs::rename(watched.place.outside().join("o"), at("o")).unwrap();
+    watched.sees(&["o"]);
+    fs::write(at("o/p/f"), "f").unwrap();
+    watched.sees(&["o/p/f"]);
+    fs::rename(at("o"), at("q")).unwrap();
+    watched.sees(&["o", "q"]);
+    fs::write(at("q/p/f"), "other").unwrap();
+    watched.sees(&["q/p/f"]);
+}
+
+#[test]
+fn a_directory_that_left_the_tree_is_not_seen_any_more() {
+    let watched = Watched::new(two_directories);
+    let outside = watched.place.outside().join("left");
+    fs::rename(watched.place.at("d"), &outside).unwrap();
+    watched.sees(&["d"]);
+    fs::write(outside.join("e/f"), "other").unwrap();
+    fs::write(watched.place.at("g"), "other").unwrap();
+    let touched = watched.next();
+    assert_eq!(touched, Touched::Parts(Scope::new([(path("g"), false)])));
+}
+
+#[test]
+fn reading_is_no_touch_and_neither_is_our_own_state() {
+    let watched = Watched::new(|place| {
+        two_directories(place);
+        fs::create_dir(place.at(".ksync")).unwrap();
+    });
+    fs::read(watched.place.at("g")).unwrap();
+    fs::create_dir(watched.place.at(".ksync/x")).unwrap();
+    fs::write(watched.place.at("d/n"), "n").unwrap();
+    assert_eq!(watched.next(), Touched::Parts(Scope::new([(path("d/n"), false)])));
+}
+
+#[test]
+fn a_root_that_goes_is_everything() {
+    let watched = Watched::new(two_directories);
+    fs::rename(watched.place.root.path(), watched.place.outside().join("gone")).unwrap();
+    while watched.next() != Touched::Everything {}
+    assert!(!watched.place.root.is_still_there());
+}
+
+#[test]
+fn what_was_being_changed_is_looked_at_again() {
+    let watched = Watched::new(two_directories);
+    watched.watch.touch(path("g"));
+    assert_eq!(watched.next(), Touched::Parts(Scope::new([(path("g"), false)])));
+}
+
+#[test]
+fn one_that_polls_is_blind_and_says_so() {
+    let place = Place::new();
+    let watch = Watch::new(place.root.path(), Options { poll: true, ..OPTIONS });
+    watch.enter(place.root.open_directory(None).unwrap().as_fd(), None);
+    assert_eq!(watch.blindness().as_deref(), Some("it was asked for"));
+}
+
+#[test]
+fn the_portable_watcher_sees_what_is_written_and_made() {
+    let place = Place::new();
+    two_directories(&place);
+    let state = State { settle: Settle::new(settle::QUIET), due: None, blind: None, waker: None };
+    let shared = Arc::new(Shared { begun: Instant::now(), state: Mutex::new(state) });
+    let (wake, woken) = mpsc::channel();
+    shared.state().waker = Some(Box::new(move || wake.send(()).unwrap_or_default()));
+    let source = portable::Source::begin(place.root.path(), Arc::clone(&shared)).unwrap();
+    let sees = |name: &str| {
+        let is_in = |touched: Touched| match touched {
+            Touched::Parts(scope) => scope.reach(&path(name)) != Reach::Outside,
+            Touched::Everything => true,
+        };
+        loop {
+            woken.recv_timeout(PATIENCE).expect("nothing was touched");
+            let due = shared.state().due.take();
+            if due.is_some_and(is_in) {
+                return;
+            }
+        }
+    };
+    source.enter(place.root.open_directory(None).unwrap().as_fd(), None);
+    source.rouse();
+    fs::write(place.at("d/e/f"), "other").unwrap();
+    sees("d/e/f");
+    fs::create_dir(place.at("n")).unwrap();
+    sees("n");
+    fs::remove_file(place.at("g")).unwrap();
+    sees("g");
+    drop(source);
+}
