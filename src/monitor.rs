@@ -121,6 +121,15 @@ pub enum Event {
     },
     /// Something went wrong and the run goes on.
     Problem(Problem),
+    /// Something that the source does not have any more stays, since nothing is to be deleted. Told by rounds of a
+    /// watch, of what is not in a directory of which that is told.
+    Left {
+        /// What it is.
+        what: What,
+        /// The path as bytes.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+    },
     /// Not everything that is touched in a watched tree is seen, so all of it is looked at again and again.
     Polling {
         /// Why, and what to do.

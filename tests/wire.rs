@@ -57,6 +57,7 @@ fn event(name: &str) -> Event {
         "began" => Event::Began { path },
         "moved" => Event::Moved { bytes: 5 },
         "matched" => Event::Matched { bytes: 6 },
+        "left" => Event::Left { what: What::File, path },
         "polling" => Event::Polling { cause: "cause".to_owned() },
         _ => Event::Problem(Problem { trouble: Trouble::NotDeleted, path, cause: "cause".to_owned() }),
     }
@@ -125,8 +126,8 @@ fn messages() -> Vec<(String, Message)> {
     .map(|(name, message)| (name.to_owned(), message))
     .collect::<Vec<_>>();
     for name in [
-        "resolved", "scanned", "excluded", "planned", "change", "began", "moved", "matched", "polling",
-        "problem",
+        "resolved", "scanned", "excluded", "planned", "change", "began", "moved", "matched", "left",
+        "polling", "problem",
     ] {
         messages.push((format!("note-{name}"), Message::Note(event(name))));
     }

@@ -211,6 +211,21 @@ impl Plan {
         obstacles.chain(links).collect()
     }
 
+    /// What is present and not wanted, where nothing is removed: the uppermost, and no more than a person reads.
+    pub(super) fn left(&self, wanted: &Manifest, present: &Manifest, filter: &Filter) -> Vec<Event> {
+        const LEFT_MAX: usize = 100;
+        let is_wanted = |path: &TreePath| wanted.position(path).is_some();
+        let left = present.entries().iter().filter(|entry| {
+            let is_uppermost = entry.path.parent().is_none_or(|parent| is_wanted(&parent));
+            is_uppermost
+                && !is_wanted(&entry.path)
+                && !filter.excludes_within(&entry.path, entry.is_directory())
+        });
+        left.take(LEFT_MAX)
+            .map(|entry| Event::Left { what: what(entry), path: entry.path.as_bytes().to_vec() })
+            .collect()
+    }
+
     /// The decisions in path order, for eyes.
     pub(super) fn events(&self, wanted: &Manifest, present: &Manifest) -> Vec<Event> {
         let event = |action, entry: Option<&Entry>| {

@@ -294,6 +294,11 @@ impl Receiver {
                 self.desk.report(event);
             }
         }
+        if self.offer.is_partial && !self.config.options.delete {
+            for event in self.plan.left(&self.wanted, present, &self.filter) {
+                self.desk.report(event);
+            }
+        }
         let (files, bytes) = self.plan.content(&self.wanted);
         self.desk.progress(Event::Planned { files, bytes });
     }

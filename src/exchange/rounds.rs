@@ -56,8 +56,7 @@ impl Round {
     /// Whether the destination is another than before.
     #[must_use]
     pub fn has_changed(&self) -> bool {
-        let tally = &self.summary.tally;
-        tally.created + tally.updated + tally.adjusted + tally.deleted > 0
+        self.summary.tally.has_changed()
     }
 }
 

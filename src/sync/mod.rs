@@ -25,6 +25,7 @@ pub use visit::Visit;
 use crate::engine::{PROBLEMS_MAX, Summary};
 use crate::kernel::{Access, Settings};
 use crate::monitor::{Event, Monitor, Preparation, Trouble};
+use crate::sync::watch::{AfterRound, Listener, News};
 use crate::wire::hello::{Options, Role};
 
 /// How often a run is repeated because files changed while they were read.
@@ -102,6 +103,8 @@ pub struct Report {
     pub connect_round_trips: u32,
     /// Whether nothing was changed.
     pub dry_run: bool,
+    /// How the command ended that ran afterwards, if one did: its exit status.
+    pub command_status: Option<u32>,
 }
 
 /// Who looks on while a job runs.
@@ -129,18 +132,33 @@ pub fn access(way: &Way) -> Result<Access, SyncError> {
 /// # Errors
 /// [`SyncError`]: why it ended early. What went wrong without ending it is in the report's summary.
 pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
+    run_and_then(job, None, monitor, Arc::new(|_: News<'_>| {})).await
+}
+
+/// Does a job, and runs a command after it if it changed something.
+///
+/// # Errors
+/// As [`run`]; or the command could not be run.
+pub async fn run_and_then(
+    job: &Job,
+    after: Option<&AfterRound>,
+    monitor: Watcher,
+    listener: Listener,
+) -> Result<Report, SyncError> {
     let start = Instant::now();
     let (source, destination, options) = (&job.source, &job.destination, &job.options);
     let mut report = match (source, destination) {
         (Endpoint::Local(from), Endpoint::Local(to)) => {
             local::check_apart(from, to)?;
-            repeat(monitor, async |monitor| local::exchange(from, to, options, monitor).await).await?
+            let round = async |monitor| local::exchange(from, to, options, monitor).await;
+            then(repeat(monitor, round).await, after, None, &listener).await?
         }
         (Endpoint::Local(path), remote) => {
             let session = remote::Session::new(remote, &job.way);
             let key = memory::key(job, Role::Sender, path);
             let round = async |monitor| session.upload(path, remote.path(), options, key, monitor).await;
             let result = repeat(monitor, round).await;
+            let result = then(result, after, Some(&session), &listener).await;
             session.close().await;
             result?
         }
@@ -148,7 +166,7 @@ pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
             let session = remote::Session::new(remote, &job.way);
             let key = memory::key(job, Role::Receiver, path);
             let round = async |monitor| session.download(remote.path(), path, options, key, monitor).await;
-            let result = repeat(monitor, round).await;
+            let result = then(repeat(monitor, round).await, after, None, &listener).await;
             session.close().await;
             result?
         }
@@ -156,6 +174,20 @@ pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
     };
     report.elapsed = start.elapsed();
     report.dry_run = job.options.dry_run;
+    Ok(report)
+}
+
+/// Runs the command that is due when something has changed.
+async fn then(
+    result: Result<Report, SyncError>,
+    after: Option<&AfterRound>,
+    session: Option<&remote::Session<'_>>,
+    listener: &Listener,
+) -> Result<Report, SyncError> {
+    let mut report = result?;
+    if let Some(after) = after.filter(|_| report.summary.tally.has_changed()) {
+        report.command_status = Some(after.run(session, listener).await?);
+    }
     Ok(report)
 }
 

@@ -299,6 +299,12 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Whether the destination is another than before.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        self.created + self.updated + self.adjusted + self.deleted > 0
+    }
+
     /// Whether the numbers are such that sums of a few of them do not overflow. Content counts twice at most,
     /// when it arrives damaged and is asked for again.
     fn is_within_limits(&self) -> bool {
@@ -547,9 +553,10 @@ fn is_stretch(offset: u64, length: u64) -> bool {
 
 fn event_is_within_limits(event: &Event) -> bool {
     match event {
-        Event::Resolved { path } | Event::Change { path, .. } | Event::Began { path } => {
-            path.len() <= TEXT_BYTES_MAX
-        }
+        Event::Resolved { path }
+        | Event::Change { path, .. }
+        | Event::Left { path, .. }
+        | Event::Began { path } => path.len() <= TEXT_BYTES_MAX,
         Event::Polling { cause } => cause.len() <= TEXT_BYTES_MAX,
         Event::Problem(problem) => {
             problem.path.len() <= TEXT_BYTES_MAX && problem.cause.len() <= TEXT_BYTES_MAX

@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::rules::{self, Source};
-use crate::verbs::{DoctorArgs, ProxyArgs, SessionArgs, SshArgs};
+use crate::verbs::{DoctorArgs, FlushArgs, ProxyArgs, SessionArgs, SshArgs};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub(crate) enum Mode {
     Doctor(DoctorArgs),
     /// A pipe to a bridge.
     Proxy(ProxyArgs),
+    /// A wait for a watch.
+    Flush(FlushArgs),
     /// The stand-in VM in the foreground.
     #[cfg(feature = "sandbox")]
     Sandbox(SandboxArgs),
@@ -40,6 +42,7 @@ const TEMPLATE: &str = "\
 Examples:
   ksync ./site sandbox:/tmp/site              try it: a stand-in VM, here
   ksync -n --delete ./site me@host:/srv/site  what would change over there?
+  ksync -w ./site session:/srv/site           and each save, a moment later
   ksync session create                        a browser VM, by KERNEL_API_KEY
   ksync ./site session:/tmp/site              into it
   ksync wss://host:2222/tmp/out ./out         from a VM to this machine
@@ -59,7 +62,7 @@ by name. A remote path without a leading slash is below the remote home.
 
 Exit status: 0 done, 1 usage, 23 some entries failed, 24 source files vanished;
 others say why there was no run. Further verbs, each with a --help of its own:
-ksync session, ssh, proxy, doctor, sandbox.
+ksync session, ssh, proxy, doctor, flush, sandbox.
 ";
 
 #[derive(Debug, Parser)]
@@ -67,7 +70,7 @@ ksync session, ssh, proxy, doctor, sandbox.
     name = "ksync",
     version,
     about = "Makes DEST a copy of SOURCE and sends only what changed.",
-    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync session|ssh|proxy|doctor|sandbox ...",
+    override_usage = "ksync [OPTIONS] SOURCE... DEST\n       ksync session|ssh|proxy|doctor|flush|sandbox ...",
     help_template = TEMPLATE,
     max_term_width = 80,
     disable_help_flag = true,
@@ -97,6 +100,9 @@ enum Verb {
     /// Joins standard input and output to a bridge: a ProxyCommand for ssh, scp, sftp and rsync
     #[command(hide = true, max_term_width = 80)]
     Proxy(ProxyArgs),
+    /// Waits until everything that was saved so far is in its copy, where ksync --watch keeps one
+    #[command(hide = true, max_term_width = 80)]
+    Flush(FlushArgs),
     /// Runs a stand-in VM on this machine until Ctrl-C, an SSH server behind a WebSocket; and beside it a stand-in
     /// for the platform's API, with VMs of its own
     #[cfg(feature = "sandbox")]
@@ -113,6 +119,8 @@ pub(crate) struct SyncArgs {
     pub(crate) what: WhatArgs,
     #[command(flatten)]
     pub(crate) which: WhichArgs,
+    #[command(flatten)]
+    pub(crate) watch: WatchArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]
@@ -176,6 +184,29 @@ pub(crate) struct WhichArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Watching")]
+pub(crate) struct WatchArgs {
+    /// Keep DEST a copy: what is saved is there a moment later
+    #[arg(short = 'w', long)]
+    pub(crate) watch: bool,
+    /// Look for changes instead of being told of them
+    #[arg(long, requires = "watch")]
+    pub(crate) poll: bool,
+    /// For how long nothing may have been touched before it is looked at
+    #[arg(long, value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=100))]
+    pub(crate) debounce: u32,
+    /// Also fetch what a browser has not finished downloading
+    #[arg(long, requires = "watch")]
+    pub(crate) partial_downloads: bool,
+    /// Run CMD on the VM when something has changed there; with --watch, each time
+    #[arg(long, value_name = "CMD", allow_hyphen_values = true)]
+    pub(crate) exec: Option<String>,
+    /// The same on this machine, when something has changed here
+    #[arg(long, value_name = "CMD", allow_hyphen_values = true, conflicts_with = "exec")]
+    pub(crate) on_change: Option<String>,
+}
+
+#[derive(Debug, Args)]
 #[command(next_help_heading = "What is shown")]
 pub(crate) struct OutputArgs {
     /// List each change
@@ -190,6 +221,9 @@ pub(crate) struct OutputArgs {
     /// Numbers at the end
     #[arg(long)]
     pub(crate) stats: bool,
+    /// One JSON object a line instead, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
     /// Show progress: on by itself
     #[arg(long, overrides_with = "no_progress", hide = true)]
     progress: bool,
@@ -286,6 +320,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, St
         Ok(Cli { verb: Some(Verb::Ssh(args)), .. }) => Ok(Mode::Ssh(args)),
         Ok(Cli { verb: Some(Verb::Doctor(args)), .. }) => Ok(Mode::Doctor(args)),
         Ok(Cli { verb: Some(Verb::Proxy(args)), .. }) => Ok(Mode::Proxy(args)),
+        Ok(Cli { verb: Some(Verb::Flush(args)), .. }) => Ok(Mode::Flush(args)),
         #[cfg(feature = "sandbox")]
         Ok(Cli { verb: Some(Verb::Sandbox(args)), .. }) => Ok(Mode::Sandbox(args)),
         Ok(Cli { sync, .. }) if sync.output.human_readable && sync.places.is_empty() => {

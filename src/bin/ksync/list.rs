@@ -74,6 +74,11 @@ pub(crate) fn visible(text: &str) -> String {
     parts.join("\\")
 }
 
+/// Something that the source does not have any more: `left    css/`.
+pub(crate) fn left(what: What, path: &[u8]) -> String {
+    format!("left    {} (--delete would remove it)", shown(what, path))
+}
+
 fn shown(what: What, path: &[u8]) -> String {
     let slash = if what == What::Directory { "/" } else { "" };
     let path = if path.is_empty() { ".".into() } else { escape(path) };

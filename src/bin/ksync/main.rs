@@ -3,7 +3,10 @@
 
 mod args;
 mod doctor;
+mod flush;
+mod json;
 mod list;
+mod live;
 mod out;
 mod progress;
 mod proxy;
@@ -19,6 +22,7 @@ mod shell;
 mod ssh;
 mod units;
 mod verbs;
+mod view;
 
 use std::process::ExitCode;
 
@@ -34,6 +38,7 @@ fn main() -> ExitCode {
         Ok(Mode::Ssh(args)) => ssh::run(&args),
         Ok(Mode::Doctor(args)) => doctor::run(&args),
         Ok(Mode::Proxy(args)) => proxy::run(&args),
+        Ok(Mode::Flush(args)) => flush::run(&args),
         Ok(Mode::Sync(args)) => request::build(*args).and_then(|request| run::run(&request)),
         #[cfg(feature = "sandbox")]
         Ok(Mode::Sandbox(args)) => sandbox::run(&args),

@@ -38,7 +38,11 @@ impl Progress {
             Event::Moved { bytes } => self.moved_bytes = self.moved_bytes.saturating_add(bytes),
             Event::Began { path } => self.name = path,
             Event::Resolved { .. } => self.is_connected = true,
-            Event::Excluded { .. } | Event::Change { .. } | Event::Problem(_) => {}
+            Event::Excluded { .. }
+            | Event::Change { .. }
+            | Event::Left { .. }
+            | Event::Polling { .. }
+            | Event::Problem(_) => {}
         }
     }
 

@@ -18,6 +18,10 @@ use crate::units::{bytes, count, counted, span};
 pub(crate) const USAGE: u8 = 1;
 /// Exit code: something could not be started.
 pub(crate) const NOT_STARTED: u8 = 5;
+/// Exit code: nothing came for too long.
+pub(crate) const TIMEOUT: u8 = 30;
+/// Exit code: the command of `--exec` or `--on-change` failed.
+pub(crate) const COMMAND: u8 = 47;
 /// Exit code: ended by a signal.
 pub(crate) const SIGNAL: u8 = 20;
 /// Exit code: some entries failed.

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 use ksync::sync::endpoint::{Endpoint, EndpointError};
+use ksync::sync::watch::{AfterRound, Live};
 use ksync::sync::{Job, Way};
-use ksync::tree::filter::RULES_MAX;
+use ksync::tree::filter::{RULES_MAX, Rule};
 use ksync::tree::path::escape;
-use ksync::wire::hello::Options;
+use ksync::wire::hello::{Options, Watching};
 
-use crate::args::{ForeignArgs, OutputArgs, SyncArgs, WayArgs};
+use crate::args::{ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WayArgs, WhatArgs};
 use crate::report::{Complaint, USAGE};
 use crate::rules;
 use crate::verbs::AccessArgs;
@@ -32,12 +33,16 @@ const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(crate) struct Request {
     /// One for each SOURCE, in order.
     pub(crate) jobs: Vec<Job>,
+    /// How DEST is kept a copy, if it is.
+    pub(crate) live: Option<Live>,
+    /// What runs after a sync that changed something.
+    pub(crate) after: Option<AfterRound>,
     /// What is shown of it.
     pub(crate) show: Show,
 }
 
 /// What is shown of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Show {
     /// Nothing but errors.
     pub(crate) quiet: bool,
@@ -47,23 +52,32 @@ pub(crate) struct Show {
     pub(crate) stats: bool,
     /// How far it has come.
     pub(crate) progress: bool,
+    /// Everything for programs.
+    pub(crate) json: bool,
 }
 
 /// Makes a request of what was typed.
 pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
     refuse_foreign(&args.foreign)?;
     let pairs = pair(&args.places, args.way.setup.is_some())?;
-    let rules = rules::compile(&args.rules, load)?;
+    let mut rules = rules::compile(&args.rules, load)?;
+    let after = after(&args.watch, &pairs)?;
+    let live = live(&args.watch, &args.what, &pairs, after.clone())?;
+    let is_pull = pairs.iter().any(|(source, _)| source.is_remote());
+    if live.is_some() && is_pull && !args.watch.partial_downloads {
+        let pattern = |pattern: &&str| Rule { include: false, pattern: pattern.as_bytes().to_vec() };
+        rules.extend(PARTIAL_DOWNLOADS.iter().map(pattern));
+    }
     if rules.len() > RULES_MAX {
         let what = format!("{} rules are more than the {RULES_MAX} that are honoured", rules.len());
         return Err(Complaint::usage(what, "join patterns, or put them into a .ksyncignore file"));
     }
-    let OutputArgs { verbose, itemize_changes, quiet, stats, no_progress, .. } = args.output;
+    let OutputArgs { verbose, itemize_changes, quiet, stats, no_progress, json, .. } = args.output;
     let options = Options {
         delete: args.what.delete,
         dry_run: args.what.dry_run,
         checksum: args.what.checksum,
-        list_changes: (verbose > 0 || itemize_changes || args.what.dry_run) && !quiet,
+        list_changes: (verbose > 0 || itemize_changes || args.what.dry_run || json) && !quiet,
         compress: !args.what.no_compress,
         rules,
         ..Options::default()
@@ -72,8 +86,53 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
     let job = |(source, destination)| Job { source, destination, options: options.clone(), way: way.clone() };
     Ok(Request {
         jobs: pairs.into_iter().map(job).collect(),
-        show: Show { quiet, itemize: itemize_changes, stats, progress: !no_progress && !quiet },
+        live,
+        after,
+        show: Show { quiet, itemize: itemize_changes, stats, progress: !no_progress && !quiet, json },
     })
+}
+
+/// What a browser calls files that it has not finished downloading.
+const PARTIAL_DOWNLOADS: [&str; 2] = ["*.crdownload", ".com.google.Chrome.*"];
+
+/// What runs when something has changed, and where.
+fn after(args: &WatchArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Option<AfterRound>, Complaint> {
+    let is_remote = pairs.iter().any(|(_, destination)| destination.is_remote());
+    match (&args.exec, &args.on_change) {
+        (Some(_), _) if !is_remote => Err(Complaint::usage(
+            "--exec runs on the VM when something has changed there, and DEST is on this machine",
+            "--on-change CMD runs here",
+        )),
+        (_, Some(_)) if is_remote => Err(Complaint::usage(
+            "--on-change runs on this machine when something has changed here, and DEST is on the VM",
+            "--exec CMD runs there",
+        )),
+        (Some(command), _) => Ok(Some(AfterRound::There(command.clone()))),
+        (None, Some(command)) => Ok(Some(AfterRound::Here(command.clone()))),
+        (None, None) => Ok(None),
+    }
+}
+
+/// How DEST is kept a copy, if that was asked for.
+fn live(
+    args: &WatchArgs,
+    what: &WhatArgs,
+    pairs: &[(Endpoint, Endpoint)],
+    after: Option<AfterRound>,
+) -> Result<Option<Live>, Complaint> {
+    if !args.watch {
+        return Ok(None);
+    }
+    if what.dry_run {
+        return Err(Complaint::usage("--watch and --dry-run exclude each other", "leave one of them out"));
+    }
+    if pairs.len() > 1 {
+        return Err(Complaint::usage(
+            "--watch takes one SOURCE",
+            "watch the directory that holds them, with --include and --exclude; or run one ksync for each",
+        ));
+    }
+    Ok(Some(Live { watching: Watching { quiet_ms: args.debounce, poll: args.poll }, after }))
 }
 
 /// What each SOURCE goes to.

@@ -1,17 +1,19 @@
 //! One sync after the other, each with a screen of its own.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
-use ksync::sync::{self, Job};
+use ksync::sync::watch::{self, Listener, News};
+use ksync::sync::{self, Job, Watcher};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::out;
+use crate::json;
 use crate::report::{self, Complaint};
-use crate::request::{Request, Show};
-use crate::screen::{self, Screen};
+use crate::request::Request;
+use crate::view::{self, View};
 
 /// Runs `future` on this thread: measured, a runtime of one thread is the cheapest for a single connection,
 /// and what blocks has threads of its own.
@@ -27,37 +29,47 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Complaint>>) ->
 
 /// Does what was requested; the answer is the exit code. What ends one sync early ends the ones after it.
 pub(crate) fn run(request: &Request) -> Result<u8, Complaint> {
-    block_on(async {
+    let done = block_on(async {
         let mut signals = Signals::new()?;
         let mut exit = 0;
         for job in &request.jobs {
-            exit = worse(exit, one(job, request.show, &mut signals).await?);
+            exit = worse(exit, one(job, request, &mut signals).await?);
         }
         Ok(exit)
-    })
+    });
+    if request.show.json {
+        done.as_ref().map_or_else(json::complain, |_| ());
+    }
+    done
 }
 
-async fn one(job: &Job, show: Show, signals: &mut Signals) -> Result<u8, Complaint> {
-    let screen = Arc::new(Screen::new(job, show));
+async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<u8, Complaint> {
+    let view = view::of(job, request.show, request.live.is_some());
+    let listening = Arc::clone(&view);
+    let listener: Listener = Arc::new(move |news: News<'_>| listening.news(news));
+    let running = async {
+        let watcher: Watcher = Arc::clone(&view) as Watcher;
+        match &request.live {
+            Some(live) => match watch::watch(job, live, watcher, listener).await? {},
+            None => Ok(sync::run_and_then(job, request.after.as_ref(), watcher, listener).await?),
+        }
+    };
     let ended = tokio::select! {
-        ended = sync::run(job, Arc::<Screen>::clone(&screen)) => ended.map_err(Complaint::from),
-        never = draw(&screen) => match never {},
+        ended = running => ended,
+        never = draw(&*view) => match never {},
         () = signals.wait() => Err(Complaint::new(report::SIGNAL, "stopped by a signal")
             .with_hint(Some("what has arrived is kept: the same command goes on from there"))),
     };
-    screen.finish();
+    view.finish();
     let report = ended?;
-    let direction = screen::direction(job);
-    if !show.quiet {
-        out::result(&report::line(&report, direction));
-        if show.stats {
-            out::result(&report::stats(&report, direction));
-        }
+    view.report(&report);
+    if report.command_status.is_some_and(|status| status != 0) {
+        return Ok(report::COMMAND);
     }
     Ok(report::exit_code(&report.summary))
 }
 
-async fn draw(screen: &Screen) -> std::convert::Infallible {
+async fn draw(screen: &dyn View) -> Infallible {
     let mut ticks = tokio::time::interval(screen.period());
     // The first comes at once, when there is nothing to show.
     ticks.tick().await;

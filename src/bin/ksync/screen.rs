@@ -9,15 +9,17 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ksync::monitor::{Event, Monitor, Preparation};
-use ksync::sync::Job;
 use ksync::sync::endpoint::Endpoint;
+use ksync::sync::watch::News;
+use ksync::sync::{Job, Report};
 use ksync::tree::path::escape;
 
 use crate::progress::{Pace, Progress};
-use crate::report::Direction;
+use crate::report::{self, Direction};
 use crate::request::Show;
 use crate::units::counted;
-use crate::{list, out};
+use crate::view::View;
+use crate::{list, live, out};
 
 /// How often the bar is drawn at most, in Hz.
 const DRAWS_PER_SECOND: u8 = 10;
@@ -86,40 +88,6 @@ impl Screen {
         }
     }
 
-    /// How often to call [`Screen::tick`].
-    pub(crate) fn period(&self) -> Duration {
-        match self.mode {
-            Mode::Bar => Duration::from_secs(1) / u32::from(DRAWS_PER_SECOND),
-            Mode::Lines | Mode::Nothing => LINE_PERIOD,
-        }
-    }
-
-    /// Draws how far it has come.
-    pub(crate) fn tick(&self) {
-        let mut state = self.state();
-        match self.mode {
-            Mode::Bar if self.started.elapsed() >= BAR_DELAY => state.draw(),
-            Mode::Bar | Mode::Nothing => {}
-            // Looking before anything is planned would begin the pace too early.
-            Mode::Lines if !state.progress.is_planned => out::note(&state.progress.line(0.0)),
-            Mode::Lines => {
-                let rate = state.rate();
-                out::note(&state.progress.line(rate));
-            }
-        }
-    }
-
-    /// Takes the bar away and counts the problems that were not shown.
-    pub(crate) fn finish(&self) {
-        let mut state = self.state();
-        if let Some(bar) = state.bar.take() {
-            bar.finish_and_clear();
-        }
-        if let Some(line) = further_problems(state.problems) {
-            out::note(&line);
-        }
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -185,6 +153,57 @@ impl Monitor for Screen {
                 Some(bar) => bar.suspend(print),
                 None => print(),
             }
+        }
+    }
+}
+
+impl View for Screen {
+    fn period(&self) -> Duration {
+        match self.mode {
+            Mode::Bar => Duration::from_secs(1) / u32::from(DRAWS_PER_SECOND),
+            Mode::Lines | Mode::Nothing => LINE_PERIOD,
+        }
+    }
+
+    fn tick(&self) {
+        let mut state = self.state();
+        match self.mode {
+            Mode::Bar if self.started.elapsed() >= BAR_DELAY => state.draw(),
+            Mode::Bar | Mode::Nothing => {}
+            // Looking before anything is planned would begin the pace too early.
+            Mode::Lines if !state.progress.is_planned => out::note(&state.progress.line(0.0)),
+            Mode::Lines => {
+                let rate = state.rate();
+                out::note(&state.progress.line(rate));
+            }
+        }
+    }
+
+    /// Takes the bar away and counts the problems that were not shown.
+    fn finish(&self) {
+        let mut state = self.state();
+        if let Some(bar) = state.bar.take() {
+            bar.finish_and_clear();
+        }
+        if let Some(line) = further_problems(state.problems) {
+            out::note(&line);
+        }
+    }
+
+    fn report(&self, report: &Report) {
+        if !self.show.quiet {
+            out::result(&report::line(report, self.direction));
+            if self.show.stats {
+                out::result(&report::stats(report, self.direction));
+            }
+        }
+    }
+
+    fn news(&self, news: News<'_>) {
+        if let News::Command(said) = news
+            && let (Some(line), print) = live::command(&said)
+        {
+            print(&line);
         }
     }
 }
@@ -262,7 +281,7 @@ mod tests {
             options: Options::default(),
             way,
         };
-        Screen::new(&job, Show { quiet, itemize: false, stats: false, progress: false })
+        Screen::new(&job, Show { quiet, ..Show::default() })
     }
 
     fn told(screen: &Screen, event: &Event) -> (Option<String>, Option<String>) {

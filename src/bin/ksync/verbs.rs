@@ -5,6 +5,17 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand};
 
+/// `ksync flush`.
+#[derive(Debug, Args)]
+pub(crate) struct FlushArgs {
+    /// The local side of what is kept in sync
+    #[arg(value_name = "PLACE", default_value = ".")]
+    pub(crate) place: OsString,
+    /// Give up after so long
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) timeout: u64,
+}
+
 /// `ksync session`.
 #[derive(Debug, Args)]
 #[command(disable_help_subcommand = true)]

@@ -26,7 +26,7 @@ pub(super) struct Offer {
     /// It is the very one that is remembered already.
     is_remembered: bool,
     /// Only parts of the tree are offered.
-    is_partial: bool,
+    pub(super) is_partial: bool,
     /// Contents that came along.
     pub(super) pushed: Pushed,
     /// It is being written down.

@@ -61,23 +61,36 @@ impl Commands {
         loop {
             self.due.notified().await;
             let owed = Owed(&self.due);
-            let (AfterRound::There(command) | AfterRound::Here(command)) = after;
-            (self.listener)(News::Command(Said::Begins(command)));
-            let mut hear = |line: &[u8]| (self.listener)(News::Command(Said::Line(line)));
-            let ended = match (after, session.and_then(Session::connection)) {
-                (AfterRound::There(command), Some(connection)) => {
-                    connection.run(command.as_bytes(), &mut hear).await.map_err(SyncError::from)
-                }
-                // The connection is made by the first round, and this comes after one.
-                (AfterRound::There(_), None) => Err(SyncError::BothRemote),
-                (AfterRound::Here(command), _) => here(command, &mut hear).await.map_err(SyncError::Pipe),
-            };
+            // What became of it has been told.
+            let _ = after.run(session, &self.listener).await;
             owed.is_settled();
-            (self.listener)(News::Command(match &ended {
-                Ok(status) => Said::Ended(*status),
-                Err(error) => Said::Failed(error),
-            }));
         }
+    }
+}
+
+impl AfterRound {
+    /// Runs it once, tells what it says and how it ends, and answers its exit status.
+    pub(in crate::sync) async fn run(
+        &self,
+        session: Option<&Session<'_>>,
+        listener: &Listener,
+    ) -> Result<u32, SyncError> {
+        let (Self::There(command) | Self::Here(command)) = self;
+        listener(News::Command(Said::Begins(command)));
+        let mut hear = |line: &[u8]| listener(News::Command(Said::Line(line)));
+        let ended = match (self, session.and_then(Session::connection)) {
+            (Self::There(command), Some(connection)) => {
+                connection.run(command.as_bytes(), &mut hear).await.map_err(SyncError::from)
+            }
+            // The connection is made by the first round, and this comes after one.
+            (Self::There(_), None) => Err(SyncError::BothRemote),
+            (Self::Here(command), _) => here(command, &mut hear).await.map_err(SyncError::Pipe),
+        };
+        listener(News::Command(match &ended {
+            Ok(status) => Said::Ended(*status),
+            Err(error) => Said::Failed(error),
+        }));
+        ended
     }
 }
 

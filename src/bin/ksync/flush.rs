@@ -1,0 +1,31 @@
+//! `ksync flush`: waits until everything that was saved is there.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ksync::sync::watch::{NotFlushed, request_flush};
+
+use crate::report::{Complaint, NOT_STARTED, TIMEOUT, USAGE};
+use crate::run::block_on;
+use crate::verbs::FlushArgs;
+
+/// Does it.
+pub(crate) fn run(args: &FlushArgs) -> Result<u8, Complaint> {
+    let local = PathBuf::from(&args.place);
+    let patience = Duration::from_secs(args.timeout);
+    block_on(async {
+        request_flush(&local, patience).await.map(|()| 0).map_err(|error| {
+            let (exit, hint) = match &error {
+                NotFlushed::NotWatched(_) => {
+                    (USAGE, "begin with ksync --watch, and name its local side here")
+                }
+                NotFlushed::Late => {
+                    (TIMEOUT, "look at what the ksync that watches says, or give it more with --timeout")
+                }
+                NotFlushed::Ended => (NOT_STARTED, "begin again with ksync --watch"),
+                NotFlushed::Sync(_) => (NOT_STARTED, "set HOME"),
+            };
+            Complaint::caused(exit, &error).with_hint(Some(hint))
+        })
+    })
+}

@@ -1,0 +1,198 @@
+//! `--json`: one object a line on stdout, for programs. Each has `v` (1), `ts` (seconds since 1970) and `event`.
+//!
+//! A path is a string; where its bytes are not UTF-8, the string is lossy and `path_base64` has the bytes.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use data_encoding::BASE64;
+use ksync::engine::Summary;
+use ksync::exchange::rounds::Round;
+use ksync::monitor::{Action, Event, Monitor, Preparation, Trouble, What};
+use ksync::sync::watch::{News, Said};
+use ksync::sync::{Job, Report};
+use ksync::wire::message::Tally;
+use serde_json::{Map, Value, json};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::out;
+use crate::report::Complaint;
+use crate::view::View;
+
+/// A view for programs.
+#[derive(Default)]
+pub(crate) struct Json {
+    is_mapped: AtomicBool,
+    is_ready: AtomicBool,
+}
+
+impl Json {
+    /// Tells what is going to be done.
+    pub(crate) fn begin(job: &Job) -> Self {
+        tell(
+            "start",
+            json!({ "source": job.source.to_string(), "destination": job.destination.to_string() }),
+        );
+        Self::default()
+    }
+}
+
+/// Tells why there was no run, or why it ended early.
+pub(crate) fn complain(complaint: &Complaint) {
+    tell("error", json!({ "exit": complaint.exit, "message": complaint.what(), "hint": complaint.hint() }));
+}
+
+fn tell(event: &str, fields: Value) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut object = Map::new();
+    object.insert("v".to_owned(), 1.into());
+    // Milliseconds are enough for eyes and programs.
+    object.insert("ts".to_owned(), (now.as_millis() as f64 / 1000.0).into());
+    object.insert("event".to_owned(), event.into());
+    if let Value::Object(fields) = fields {
+        object.extend(fields);
+    }
+    out::result(&Value::Object(object).to_string());
+}
+
+/// Fields with a path among them.
+fn with_path(mut fields: Value, path: &[u8]) -> Value {
+    if let Some(object) = fields.as_object_mut() {
+        object.insert("path".to_owned(), String::from_utf8_lossy(path).into());
+        if std::str::from_utf8(path).is_err() {
+            object.insert("path_base64".to_owned(), BASE64.encode(path).into());
+        }
+    }
+    fields
+}
+
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1_000_000.0).round() / 1000.0
+}
+
+fn numbers(summary: &Summary, elapsed: Duration) -> Value {
+    let Tally { entries, total_bytes, created, updated, adjusted, deleted, .. } = summary.tally;
+    let Tally { files, sent_bytes, matched_bytes, moved, copied, .. } = summary.tally;
+    json!({
+        "entries": entries, "total_bytes": total_bytes, "created": created, "updated": updated,
+        "adjusted": adjusted, "deleted": deleted, "moved": moved, "copied": copied, "files": files,
+        "sent_bytes": sent_bytes, "matched_bytes": matched_bytes, "problems": summary.problem_count,
+        "ms": millis(elapsed),
+    })
+}
+
+fn round(round: &Round) -> Value {
+    let mut fields = numbers(&round.summary, round.elapsed);
+    if let Some(object) = fields.as_object_mut() {
+        object.insert("whole".to_owned(), round.whole.into());
+    }
+    fields
+}
+
+fn kind(what: What) -> &'static str {
+    match what {
+        What::Directory => "directory",
+        What::File => "file",
+        What::Symlink => "symlink",
+    }
+}
+
+fn trouble(trouble: Trouble) -> &'static str {
+    match trouble {
+        Trouble::Unreadable => "unreadable",
+        Trouble::Vanished => "vanished",
+        Trouble::Changed => "changed",
+        Trouble::Unwritable => "unwritable",
+        Trouble::Conflict => "conflict",
+        Trouble::Obstacle => "obstacle",
+        Trouble::Corrupt => "corrupt",
+        Trouble::Unsafe => "unsafe",
+        Trouble::Unsupported => "unsupported",
+        Trouble::NotDeleted => "not-deleted",
+    }
+}
+
+impl Monitor for Json {
+    fn observe(&self, event: Event) {
+        match event {
+            Event::Resolved { path } => {
+                if !self.is_mapped.swap(true, Ordering::Relaxed) {
+                    tell("resolved", with_path(json!({}), &path));
+                }
+            }
+            Event::Change { action, what, path } => {
+                let action = match action {
+                    Action::Create => "create",
+                    Action::Update => "update",
+                    Action::Adjust => "adjust",
+                    Action::Delete => {
+                        return tell("delete", with_path(json!({ "kind": kind(what) }), &path));
+                    }
+                };
+                tell("file", with_path(json!({ "action": action, "kind": kind(what) }), &path));
+            }
+            Event::Problem(problem) => {
+                let fields = json!({ "kind": trouble(problem.trouble), "message": problem.cause });
+                tell("warning", with_path(fields, &problem.path));
+            }
+            Event::Left { what, path } => {
+                tell("left", with_path(json!({ "kind": kind(what) }), &path));
+            }
+            Event::Polling { cause } => tell("warning", json!({ "kind": "polling", "message": cause })),
+            Event::Scanned { entries, bytes } if !self.is_ready.load(Ordering::Relaxed) => {
+                tell("scan", json!({ "entries": entries, "bytes": bytes }));
+            }
+            Event::Planned { files, bytes } if bytes > 0 && !self.is_ready.load(Ordering::Relaxed) => {
+                tell("plan", json!({ "files": files, "bytes": bytes }));
+            }
+            Event::Scanned { .. }
+            | Event::Planned { .. }
+            | Event::Excluded { .. }
+            | Event::Began { .. }
+            | Event::Moved { .. }
+            | Event::Matched { .. } => {}
+        }
+    }
+
+    fn prepare(&self, preparation: Preparation) {
+        let step = match preparation {
+            Preparation::LookUp => "look-up",
+            Preparation::SetUp => "set-up",
+        };
+        tell("provision", json!({ "step": step }));
+    }
+}
+
+impl View for Json {
+    fn period(&self) -> Duration {
+        Duration::from_secs(3600)
+    }
+
+    fn report(&self, report: &Report) {
+        let mut fields = numbers(&report.summary, report.elapsed);
+        if let Some(object) = fields.as_object_mut() {
+            object.insert("dry_run".to_owned(), report.dry_run.into());
+            object.insert("wire_up_bytes".to_owned(), report.wire_up_bytes.into());
+            object.insert("wire_down_bytes".to_owned(), report.wire_down_bytes.into());
+        }
+        tell("summary", fields);
+    }
+
+    fn news(&self, news: News<'_>) {
+        match news {
+            News::Round(of) if !self.is_ready.swap(true, Ordering::Relaxed) => tell("ready", round(of)),
+            News::Round(of) if of.has_changed() || of.summary.problem_count > 0 => tell("round", round(of)),
+            News::Round(_) => {}
+            News::Lost { error, wait } => {
+                tell("retry", json!({ "message": ksync::exchange::chain(error), "wait_ms": millis(wait) }));
+            }
+            News::Command(Said::Begins(command)) => tell("exec", json!({ "command": command })),
+            News::Command(Said::Line(line)) => {
+                tell("exec-output", json!({ "line": String::from_utf8_lossy(line) }));
+            }
+            News::Command(Said::Ended(status)) => tell("exec-end", json!({ "status": status })),
+            News::Command(Said::Failed(error)) => {
+                tell("exec-end", json!({ "status": null, "message": ksync::exchange::chain(error) }));
+            }
+        }
+    }
+}

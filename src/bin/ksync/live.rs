@@ -1,0 +1,258 @@
+//! The terminal while a destination is kept a copy: as for one sync up to the first round, then a line for each round
+//! and one that tells what is going on.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ksync::exchange::chain;
+use ksync::exchange::rounds::Round;
+use ksync::monitor::{Event, Monitor, Preparation};
+use ksync::sync::watch::{News, Said};
+use ksync::sync::{Job, Report};
+
+use crate::list::{self, visible};
+use crate::report;
+use crate::request::Show;
+use crate::screen::Screen;
+use crate::units::{bytes, counted, span};
+use crate::view::View;
+use crate::{out, screen};
+
+/// How often the last line is drawn.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// A view for eyes.
+pub(crate) struct LiveScreen {
+    /// Shows the first round.
+    first: Screen,
+    direction: report::Direction,
+    show: Show,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The destination is a copy.
+    is_ready: bool,
+    /// Only where there is a terminal.
+    bar: Option<ProgressBar>,
+}
+
+impl LiveScreen {
+    /// A screen for a job, with nothing on it yet.
+    pub(crate) fn new(job: &Job, show: Show) -> Self {
+        Self {
+            first: Screen::new(job, show),
+            direction: screen::direction(job),
+            show,
+            state: Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ready(&self, state: &mut State, round: &Round) {
+        self.first.finish();
+        state.is_ready = true;
+        if self.show.quiet {
+            return;
+        }
+        let report = Report { summary: round.summary.clone(), elapsed: round.elapsed, ..Report::default() };
+        out::result(&report::line(&report, self.direction));
+        if self.show.progress && std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+            let style = ProgressStyle::with_template("{spinner} {wide_msg}");
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10))
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()).tick_chars("|/-\\ "));
+            bar.set_message("watching");
+            state.bar = Some(bar);
+        } else {
+            out::note("watching; Ctrl-C ends it");
+        }
+    }
+}
+
+impl State {
+    /// Prints above the last line.
+    fn print(&self, line: &str, print: fn(&str)) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| print(line)),
+            None => print(line),
+        }
+    }
+
+    /// What the last line says.
+    fn is_doing(&self, what: impl Into<String>) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(what.into());
+        }
+    }
+}
+
+/// `3 files, 4.1 kB, 23 ms`; `None` where nothing changed.
+fn line(round: &Round) -> Option<String> {
+    if !round.has_changed() {
+        return None;
+    }
+    let tally = &round.summary.tally;
+    let others = (tally.created + tally.updated + tally.adjusted + tally.deleted).saturating_sub(tally.files);
+    let mut parts = Vec::new();
+    if tally.files > 0 {
+        parts.push(counted(tally.files, "file", "files"));
+    }
+    if tally.deleted > 0 {
+        parts.push(format!("{} deleted", tally.deleted));
+    }
+    if tally.files + tally.deleted == 0 {
+        parts.push(counted(others, "entry", "entries"));
+    }
+    if tally.sent_bytes > 0 {
+        parts.push(bytes(tally.sent_bytes));
+    }
+    parts.push(match round.elapsed {
+        short if short < Duration::from_secs(1) => format!("{} ms", short.as_millis()),
+        long => span(long),
+    });
+    Some(parts.join(", "))
+}
+
+impl Monitor for LiveScreen {
+    fn observe(&self, event: Event) {
+        let state = self.state();
+        match event {
+            Event::Polling { cause } => {
+                let line = format!("ksync: not told of changes, so it looks for them: {}", visible(&cause));
+                state.print(&line, out::note);
+            }
+            Event::Left { what, path } if !self.show.quiet => {
+                state.print(&list::left(what, &path), out::result)
+            }
+            event if !state.is_ready => {
+                drop(state);
+                self.first.observe(event);
+            }
+            Event::Change { action, what, path } if !self.show.quiet => {
+                let line = if self.show.itemize {
+                    list::itemized(action, what, &path, self.direction, false)
+                } else {
+                    list::plain(action, what, &path)
+                };
+                state.print(&line, out::result);
+            }
+            Event::Problem(problem) => state.print(&list::problem(&problem), out::note),
+            Event::Planned { files, .. } if files > 0 => {
+                state.is_doing(format!("syncing {}", counted(files, "file", "files")));
+            }
+            _ => {}
+        }
+    }
+
+    fn prepare(&self, preparation: Preparation) {
+        let state = self.state();
+        if state.is_ready {
+            state.is_doing(screen::prepared(preparation));
+        } else {
+            drop(state);
+            self.first.prepare(preparation);
+        }
+    }
+}
+
+impl View for LiveScreen {
+    fn period(&self) -> Duration {
+        PERIOD
+    }
+
+    fn tick(&self) {
+        let state = self.state();
+        match &state.bar {
+            Some(bar) => bar.tick(),
+            None if state.is_ready => {}
+            None => {
+                drop(state);
+                self.first.tick();
+            }
+        }
+    }
+
+    fn finish(&self) {
+        let mut state = self.state();
+        if let Some(bar) = state.bar.take() {
+            bar.finish_and_clear();
+        }
+        if !state.is_ready {
+            self.first.finish();
+        }
+    }
+
+    fn report(&self, report: &Report) {
+        self.first.report(report);
+    }
+
+    fn news(&self, news: News<'_>) {
+        let mut state = self.state();
+        match news {
+            News::Round(round) if !state.is_ready => self.ready(&mut state, round),
+            News::Round(round) => {
+                if let Some(line) = line(round).filter(|_| !self.show.quiet) {
+                    state.print(&line, out::result);
+                }
+                state.is_doing("watching");
+            }
+            News::Lost { error, wait } => {
+                let cause = visible(&chain(error)).clone();
+                state.print(&format!("ksync: {cause}; trying again in {}", span(wait)), out::note);
+                state.is_doing("reconnecting");
+            }
+            News::Command(said) => {
+                let is_output = matches!(said, Said::Line(_));
+                let (line, print) = command(&said);
+                if let Some(line) = line.filter(|_| !(self.show.quiet && is_output)) {
+                    state.print(&line, print);
+                }
+            }
+        }
+    }
+}
+
+/// The line for what a command said, and where it goes.
+pub(crate) fn command(said: &Said<'_>) -> (Option<String>, fn(&str)) {
+    match said {
+        Said::Begins(_) => (None, out::result),
+        Said::Line(line) => (Some(format!("| {}", ksync::tree::path::escape(line))), out::result),
+        Said::Ended(0) => (None, out::result),
+        Said::Ended(status) => (Some(format!("ksync: the command ended with exit code {status}")), out::note),
+        Said::Failed(error) => {
+            (Some(format!("ksync: the command could not be run: {}", visible(&chain(*error)))), out::note)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use ksync::engine::Summary;
+    use ksync::wire::message::Tally;
+
+    use super::*;
+
+    fn told(tally: Tally, ms: u64) -> Option<String> {
+        let summary = Summary { tally, ..Summary::default() };
+        let elapsed = Duration::from_millis(ms);
+        line(&Round { summary, whole: false, begun: Instant::now(), elapsed })
+    }
+
+    #[test]
+    fn a_round_is_a_line() {
+        let tally = Tally { files: 3, created: 1, updated: 2, sent_bytes: 4100, ..Tally::default() };
+        assert_eq!(told(tally, 23).as_deref(), Some("3 files, 4.1 kB, 23 ms"));
+        let tally = Tally { deleted: 2, ..Tally::default() };
+        assert_eq!(told(tally, 1500).as_deref(), Some("2 deleted, 1.5 s"));
+        let tally = Tally { created: 1, ..Tally::default() };
+        assert_eq!(told(tally, 5).as_deref(), Some("1 entry, 5 ms"));
+        assert_eq!(told(Tally { entries: 9, ..Tally::default() }, 5), None);
+    }
+}
