@@ -112,7 +112,7 @@ fn line(round: &Round) -> Option<String> {
         parts.push(bytes(tally.sent_bytes));
     }
     parts.push(match round.elapsed {
-        short if short < Duration::from_secs(1) => format!("{} ms", short.as_millis()),
+        short if short < Duration::from_secs(1) => format!("{} ms", short.as_millis().max(1)),
         long => span(long),
     });
     Some(parts.join(", "))
@@ -162,7 +162,7 @@ impl Monitor for LiveScreen {
 
 impl View for LiveScreen {
     fn period(&self) -> Duration {
-        PERIOD
+        if self.state().is_ready { PERIOD } else { self.first.period() }
     }
 
     fn tick(&self) {

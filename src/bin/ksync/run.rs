@@ -70,11 +70,8 @@ async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<u8, 
 }
 
 async fn draw(screen: &dyn View) -> Infallible {
-    let mut ticks = tokio::time::interval(screen.period());
-    // The first comes at once, when there is nothing to show.
-    ticks.tick().await;
     loop {
-        ticks.tick().await;
+        tokio::time::sleep(screen.period()).await;
         screen.tick();
     }
 }
