@@ -9,7 +9,7 @@ use tokio::sync::OnceCell;
 
 use crate::engine::{Config, Engine, Failure, Receiver, Sender, Summary};
 use crate::exchange::lanes::Striped;
-use crate::exchange::rounds::{Watched, receive};
+use crate::exchange::rounds::{self, Watched};
 use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending};
 use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection, HostKeys, Transport};
 use crate::sandbox::{self, Sandbox, Weather};
@@ -45,6 +45,18 @@ enum Behind {
     Host,
     Sandbox(Sandbox),
     Kernel(kernel::Session),
+}
+
+/// What the rounds of a watch go by, on one connection.
+pub(super) struct Rounds<F> {
+    /// Under which name both sides remember what was offered.
+    pub(super) key: Option<Key>,
+    /// How the source is watched.
+    pub(super) watching: Watching,
+    /// Who looks on.
+    pub(super) monitor: Watcher,
+    /// Told of each round when it is over.
+    pub(super) done: F,
 }
 
 impl<'a> Session<'a> {
@@ -106,19 +118,16 @@ impl<'a> Session<'a> {
         self.exchange(order, engine, disk, monitor).await
     }
 
-    /// Keeps `to` on the other machine a copy of a source that is watched here, until that ends. Tells each round.
+    /// Keeps `to` on the other machine a copy of a source that is watched here, until that ends.
     pub(super) async fn upload_live(
         &self,
         source: Arc<Watched>,
         to: &[u8],
         options: &Options,
-        key: Option<Key>,
-        monitor: Watcher,
-        mut done: impl FnMut(exchange::rounds::Round) + Send + 'static,
+        rounds: Rounds<impl FnMut(rounds::Round) + Send + 'static>,
     ) -> SyncError {
-        let config = sending(options);
-        let watch = Some(Watching { quiet_ms: 0, poll: false });
-        let order = order(Role::Receiver, to, &config, key, watch);
+        let (config, Rounds { key, watching, monitor, mut done }) = (sending(options), rounds);
+        let order = order(Role::Receiver, to, &config, key, Some(watching));
         let looking = Watcher::clone(&monitor);
         let run = move |reader, writer| {
             let link = Link::new(Incoming::alone(reader), writer, true, config.options.compress);
@@ -136,18 +145,17 @@ impl<'a> Session<'a> {
         from: &[u8],
         to: &Path,
         options: &Options,
-        live: (Option<Key>, Watching),
-        monitor: Watcher,
         began: impl FnOnce(Asker) + Send + 'static,
-        mut done: impl FnMut(exchange::rounds::Round) + Send + 'static,
+        rounds: Rounds<impl FnMut(rounds::Round) + Send + 'static>,
     ) -> SyncError {
-        let (config, (key, watching), to) = (receiving(options), live, to.to_owned());
+        let (config, to) = (receiving(options), to.to_owned());
+        let Rounds { key, watching, monitor, mut done } = rounds;
         let order = order(Role::Sender, from, &config, key, Some(watching));
         let looking = Watcher::clone(&monitor);
         let run = move |reader, writer| {
             let link = Link::new(Incoming::alone(reader), writer, true, config.options.compress);
             began(link.asker());
-            let failure = receive(&link, &to, &config, || memory::open(key), &*looking, &mut done);
+            let failure = rounds::receive(&link, &to, &config, || memory::open(key), &*looking, &mut done);
             link.close();
             Err(failure)
         };

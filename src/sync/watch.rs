@@ -19,7 +19,7 @@ pub use control::{NotFlushed, request_flush};
 
 use crate::exchange::rounds::{Round, Watched};
 use crate::remote::ErrorKind;
-use crate::sync::remote::Session;
+use crate::sync::remote::{Rounds, Session};
 use crate::sync::{Endpoint, Job, SyncError, Watcher, blocking, local, memory, target};
 use crate::wire::hello::{Role, Watching};
 use crate::wire::message::AbortKind;
@@ -145,13 +145,15 @@ async fn once(
         match (&job.source, &job.destination, source) {
             (Endpoint::Local(path), remote, Some(source)) => {
                 let key = memory::key(job, Role::Sender, path);
-                session.upload_live(source, remote.path(), options, key, monitor, done).await
+                let rounds = Rounds { key, watching, monitor, done };
+                session.upload_live(source, remote.path(), options, rounds).await
             }
             (remote, Endpoint::Local(path), _) => {
-                let live = (memory::key(job, Role::Receiver, path), watching);
+                let key = memory::key(job, Role::Receiver, path);
+                let rounds = Rounds { key, watching, monitor, done };
                 let flushes = Arc::clone(flushes);
                 let began = move |asker| flushes.ask_with(asker);
-                session.download_live(remote.path(), path, options, live, monitor, began, done).await
+                session.download_live(remote.path(), path, options, began, rounds).await
             }
             _ => SyncError::BothRemote,
         }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
@@ -92,6 +92,6 @@ fn take(shared: &Shared, root: &Path, event: &Event) {
 }
 
 /// The path in the tree; `None` where it is none.
-fn below(root: &Path, path: &PathBuf) -> Option<TreePath> {
+fn below(root: &Path, path: &Path) -> Option<TreePath> {
     TreePath::new(path.strip_prefix(root).ok()?.as_os_str().as_bytes()).ok()
 }

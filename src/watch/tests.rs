@@ -60,7 +60,7 @@ impl Watched {
 
     /// Waits until all of these were touched, each in time.
     fn sees(&self, names: &[&str]) {
-        let mut missing: Vec<TreePath> = names.iter().map(|name| path(name)).collect();
+        let mut missing: Vec<TreePath> = names.iter().copied().map(path).collect();
         while !missing.is_empty() {
             match self.next() {
                 Touched::Parts(scope) => missing.retain(|path| scope.reach(path) == Reach::Outside),

@@ -413,7 +413,7 @@ mod tests {
         };
         assert_eq!(job.options, options);
         assert_eq!((job.way.timeout, job.way.connect_timeout), (NEVER, Duration::from_secs(30)));
-        assert_eq!(request.show, Show { quiet: false, itemize: true, stats: false, progress: true });
+        assert_eq!(request.show, Show { itemize: true, progress: true, ..Show::default() });
         assert!(!built("ksync -nq a b").unwrap().jobs[0].options.list_changes);
         assert!(built("ksync a b").unwrap().jobs[0].options.compress);
         let connections = |line| built(line).unwrap().jobs[0].way.connections;

@@ -63,7 +63,7 @@ impl Commands {
             let owed = Owed(&self.due);
             // What became of it has been told.
             let _ = after.run(session, &self.listener).await;
-            owed.is_settled();
+            owed.settle();
         }
     }
 }
@@ -99,7 +99,7 @@ struct Owed<'a>(&'a Notify);
 
 impl Owed<'_> {
     /// It got there.
-    fn is_settled(self) {
+    fn settle(self) {
         std::mem::forget(self);
     }
 }
