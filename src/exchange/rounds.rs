@@ -19,7 +19,7 @@ use crate::exchange::inbox::Idle;
 use crate::exchange::run::Link;
 use crate::exchange::{Receiving, Sending, chain};
 use crate::monitor::{Event, Monitor, Trouble};
-use crate::tree::filter::IGNORE_FILE;
+use crate::tree::filter::{Filter, IGNORE_FILE};
 use crate::tree::path::TreePath;
 use crate::tree::scope::Scope;
 use crate::watch::settle::Touched;
@@ -35,9 +35,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_secs(2);
 const POLL_SHARE: u32 = 20;
 
-/// After a round that took longer than this the next one waits as long as it took: a file that is written all the time
-/// must not keep both sides busy all the time.
+/// After a round about parts that took longer than this the next one waits as long as it took, but no longer than that:
+/// a file that is written all the time must not keep both sides busy all the time.
 const LONG_ROUND: Duration = Duration::from_millis(200);
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// A round that is over.
 #[derive(Debug, Clone)]
@@ -69,6 +70,8 @@ pub struct Watched {
     /// A single file's name there.
     single: Option<TreePath>,
     watch: Arc<Watch>,
+    /// What was left out of the last round about everything.
+    filter: Arc<Mutex<Filter>>,
 }
 
 /// What one round of a watched source is about.
@@ -78,6 +81,8 @@ pub(super) struct About {
     pub(super) root: Arc<Root>,
     /// `None`: everything.
     pub(super) scope: Option<Scope>,
+    /// Where to say what was left out of a round about everything.
+    pub(super) filter: Arc<Mutex<Filter>>,
 }
 
 impl Watched {
@@ -108,7 +113,8 @@ impl Watched {
             let directory = root.open_directory(None).map_err(|error| failure(&error))?;
             watch.enter(std::os::fd::AsFd::as_fd(&directory), None);
         }
-        Ok(Self { path: path.to_owned(), root: Arc::new(root), single, watch: Arc::new(watch) })
+        let filter = Arc::new(Mutex::new(Filter::default()));
+        Ok(Self { path: path.to_owned(), root: Arc::new(root), single, watch: Arc::new(watch), filter })
     }
 
     /// The next round is about everything, and begins at once.
@@ -133,8 +139,12 @@ impl Watched {
         let mut has_told = false;
         loop {
             let begun = Instant::now();
-            let about =
-                About { watch: Arc::clone(&self.watch), root: Arc::clone(&self.root), scope: scope.clone() };
+            let about = About {
+                watch: Arc::clone(&self.watch),
+                root: Arc::clone(&self.root),
+                scope: scope.clone(),
+                filter: Arc::clone(&self.filter),
+            };
             let whole = scope.is_none();
             let sending = Sending::new(self.path.clone(), config.options.clone()).about(about);
             let sending = if whole { sending.remembering(memory()) } else { sending };
@@ -147,6 +157,10 @@ impl Watched {
             done(Round { summary, whole, begun, elapsed });
             if let Some(cause) = self.watch.blindness().filter(|_| !std::mem::replace(&mut has_told, true)) {
                 tell(link, config, &monitor, Event::Polling { cause });
+            }
+            if !whole && elapsed > LONG_ROUND {
+                // What ends meanwhile is seen a little later.
+                std::thread::sleep(elapsed.min(REST_MAX));
             }
             scope = match self.next(link, elapsed) {
                 Ok(scope) => scope,
@@ -166,10 +180,6 @@ impl Watched {
 
     /// Waits until there is something to look at: parts, or everything.
     fn next(&self, link: &Link, last: Duration) -> Result<Option<Scope>, Failure> {
-        if last > LONG_ROUND {
-            // What ends meanwhile ends a little later.
-            std::thread::sleep(last.min(LOOK_AGAIN));
-        }
         let patience = match self.watch.blindness() {
             Some(_) => POLL.max(last * POLL_SHARE),
             None => LOOK_AGAIN,
@@ -199,7 +209,16 @@ impl Watched {
             Some(_) => Interest::Nothing,
             // Other rules may let in or leave out anything.
             None if parts.any(|(path, _)| path.name() == IGNORE_FILE.as_bytes()) => Interest::Everything,
-            None => Interest::Parts(scope),
+            None => {
+                // A log that nobody wants may be written all the time. Whether what is gone was a directory is not
+                // known, and there are rules for directories alone.
+                let filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_out = |path: &TreePath| {
+                    filter.excludes_within(path, false) && filter.excludes_within(path, true)
+                };
+                let parts: Vec<_> = scope.parts().iter().filter(|(path, _)| !is_out(path)).cloned().collect();
+                if parts.is_empty() { Interest::Nothing } else { Interest::Parts(Scope::new(parts)) }
+            }
         }
     }
 }

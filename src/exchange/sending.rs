@@ -164,6 +164,9 @@ impl Sending {
             cause: format!("{kind} are not copied"),
         });
         let ignores = filter.files().to_vec();
+        if let Some(about) = self.about.as_ref().filter(|about| about.scope.is_none()) {
+            *about.filter.lock().unwrap_or_else(PoisonError::into_inner) = filter;
+        }
         let (changed, is_new) = self.compare_with_memory(found, &manifest, &ignores);
         let listed = Listed { manifest: Arc::clone(&manifest), identities: scanned.identities };
         let _ = self.listed.set(listed);

@@ -39,7 +39,7 @@ pub(super) const WINDOW_BYTES: u32 = 32 * 1024 * 1024;
 const CHANNEL_MESSAGES: usize = 16;
 
 /// How often a keepalive goes unanswered before the connection counts as dead.
-const KEEPALIVES: u32 = 3;
+const KEEPALIVES: u32 = 2;
 
 /// Makes an SSH session over `stream`, with a host that `host_keys` knows.
 pub(super) async fn handshake<S>(
@@ -78,7 +78,7 @@ fn config(known_kinds: Vec<Algorithm>, silence: Duration) -> Config {
             compression: Cow::Borrowed(COMPRESSIONS),
             ..Preferred::default()
         },
-        // The one after the last unanswered keepalive ends it: 15 s each for a silence of 60 s.
+        // The one after the last unanswered keepalive ends it: 20 s each for a silence of 60 s.
         keepalive_interval: Some(silence / (KEEPALIVES + 1)),
         keepalive_max: KEEPALIVES as usize,
         nodelay: true,

@@ -267,9 +267,9 @@ pub(crate) struct WayArgs {
     /// Channels that may carry an upload, 1 to 8: by itself, as many as pay
     #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
     pub(crate) connections: Option<u8>,
-    /// Give up when nothing comes for so long; 0 is never
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    pub(crate) timeout: u64,
+    /// Give up when nothing comes for so long: 60, with --watch 30; 0 is never
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u64>,
     /// Give up connecting after so long; 0 is never
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) contimeout: u64,

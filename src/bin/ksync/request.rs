@@ -25,6 +25,11 @@ use crate::verbs::AccessArgs;
 /// fit many times.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
+/// How long nothing may come. Who watches is told of nothing for hours, and wants to know soon when that has another
+/// reason than that nothing happens.
+const TIMEOUT_SECONDS: u64 = 60;
+const WATCH_TIMEOUT_SECONDS: u64 = 30;
+
 /// A year stands for never: it can be added to any clock without overflow.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -82,7 +87,11 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
         rules,
         ..Options::default()
     };
-    let way = way(args.way)?;
+    let mut args_way = args.way;
+    if live.is_some() {
+        args_way.timeout = args_way.timeout.or(Some(WATCH_TIMEOUT_SECONDS));
+    }
+    let way = way(args_way)?;
     let job = |(source, destination)| Job { source, destination, options: options.clone(), way: way.clone() };
     Ok(Request {
         jobs: pairs.into_iter().map(job).collect(),
@@ -243,7 +252,7 @@ fn way(args: WayArgs) -> Result<Way, Complaint> {
         ca_cert: args.ca_cert,
         host_key: args.host_key,
         connect_timeout: seconds(args.contimeout),
-        timeout: seconds(args.timeout),
+        timeout: seconds(args.timeout.unwrap_or(TIMEOUT_SECONDS)),
         connections: args.connections.map(usize::from),
         api,
         session: variable("KSYNC_SESSION"),
