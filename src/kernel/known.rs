@@ -47,6 +47,10 @@ pub struct Known {
     pub cdp_ws_url: String,
     /// Which API it belongs to.
     pub base_url: String,
+    /// When it was made, by RFC 3339; an older ksync did not remember that.
+    pub created_at: Option<String>,
+    /// How long it stays when nobody uses it, in seconds; an older ksync did not remember that.
+    pub timeout_seconds: Option<u64>,
 }
 
 impl fmt::Debug for Known {
@@ -198,6 +202,8 @@ mod tests {
             key_file: "/k".into(),
             cdp_ws_url: "wss://proxy.example/browser/cdp?jwt=a.secret.c".to_owned(),
             base_url: "https://api.example".to_owned(),
+            created_at: Some("2026-08-05T13:37:00Z".to_owned()),
+            timeout_seconds: Some(300),
         }
     }
 
@@ -224,6 +230,20 @@ mod tests {
         assert_eq!((store.find("site"), store.current().as_deref()), (None, Some("b")));
         store.forget("b");
         assert_eq!(store.current(), None);
+    }
+
+    #[test]
+    fn what_an_older_ksync_remembered_is_still_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().to_owned());
+        let text = r#"{"session_id":"a","name":null,"pool":null,"vm_domain":"vm.example","key_file":"/k",
+            "host_key":"ssh-ed25519 AAAA","base_url":"https://api.example",
+            "cdp_ws_url":"wss://proxy.example/browser/cdp?jwt=a.secret.c"}"#;
+        fs::write(folder.path().join("a.json"), text).unwrap();
+        assert_eq!(
+            store.find("a"),
+            Some(Known { created_at: None, timeout_seconds: None, ..known("a", None) })
+        );
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub use visit::Visit;
 
 use crate::engine::{PROBLEMS_MAX, Summary};
 use crate::kernel::{Access, Settings};
-use crate::monitor::{Event, Monitor, Preparation, Trouble};
+use crate::monitor::{Event, Monitor, Preparation, Trouble, Warning};
 use crate::wire::hello::{Options, Role};
 
 /// How often a run is repeated because files changed while they were read.
@@ -223,6 +223,10 @@ impl Monitor for Patience {
 
     fn prepare(&self, preparation: Preparation) {
         self.monitor.prepare(preparation);
+    }
+
+    fn warn(&self, warning: Warning) {
+        self.monitor.warn(warning);
     }
 }
 

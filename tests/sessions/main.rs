@@ -7,6 +7,7 @@ mod world;
 
 mod clock;
 mod journey;
+mod life;
 mod platform;
 mod secrets;
 mod trouble;

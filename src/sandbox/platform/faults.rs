@@ -9,6 +9,7 @@
 //! {"call":"bridge","after_bytes":100000}                           the SSH connection is reset there
 //! {"call":"cdp","after_seconds":60}                                so is the CDP socket, in platform time
 //! {"call":"create","without_jwt":true}                             a cdp_ws_url whose host is the VM's domain
+//! {"call":"create","token_seconds":60}                             one that opens the socket for so long only
 //! ```
 
 use std::collections::BTreeMap;
@@ -56,6 +57,8 @@ pub(super) struct Fault {
     pub(super) after_seconds: Option<u64>,
     #[serde(default)]
     pub(super) without_jwt: bool,
+    /// How long the token of a new session is good, in the platform's time.
+    pub(super) token_seconds: Option<u64>,
 }
 
 const fn once() -> u32 {

@@ -11,6 +11,7 @@ use hyper::{Method, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, Refusal};
+use super::faults::Fault;
 use super::session::Session;
 use super::{Cloud, admin, browsers, cdp, computer, exec, files, pools, query, spawn};
 
@@ -114,10 +115,9 @@ pub(super) async fn answer(
     let done = if call == Call::Cdp {
         cdp::accept(&cloud, request, at, fault).await
     } else {
-        let without_jwt = fault.is_some_and(|fault| fault.without_jwt);
         let (parts, body) = request.into_parts();
         let asked = Asked { id, process_id, query: parts.uri.query() };
-        dispatch(&cloud, call, &asked, body, without_jwt).await
+        dispatch(&cloud, call, &asked, body, fault.as_ref()).await
     };
     Ok(done.unwrap_or_else(|refusal| refusal.answer()))
 }
@@ -165,10 +165,10 @@ async fn dispatch(
     call: Call,
     asked: &Asked<'_>,
     body: Incoming,
-    without_jwt: bool,
+    fault: Option<&Fault>,
 ) -> Result<Answer, Refusal> {
     match call {
-        Call::Create => browsers::create(cloud, body, without_jwt).await,
+        Call::Create => browsers::create(cloud, body, fault).await,
         Call::List => browsers::list(cloud, asked),
         Call::Get => browsers::show(cloud, asked.id),
         Call::Delete => browsers::delete(cloud, asked.id).await,

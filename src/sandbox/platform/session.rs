@@ -17,9 +17,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::answer::Refusal;
-use super::life::{Life, Stage};
+use super::life::{self, Life, Stage};
 use super::routes::Call;
 use super::spawn::Spawned;
+use super::time::Time;
 use super::{Cloud, dice, stamp, survivors, token};
 use crate::sandbox::port::{self, Port};
 use crate::sandbox::process::Processes;
@@ -57,6 +58,8 @@ pub(super) struct Wish {
     pub(super) pool: Option<(String, Option<String>)>,
     /// Whether `cdp_ws_url` tells by its host where the VM is, and not by a token.
     pub(super) without_jwt: bool,
+    /// How long that token is good; without it, for as long as a session can live.
+    pub(super) token_good_for: Option<Duration>,
 }
 
 /// A VM that was made and not deleted yet.
@@ -69,9 +72,13 @@ pub(super) struct Session {
     pub(super) address: SocketAddr,
     /// What the `jwt` of a CDP socket has to be.
     pub(super) token: Option<String>,
+    /// Until when that is good, since the platform began.
+    pub(super) token_expires: Duration,
     pub(super) spawned: Mutex<BTreeMap<String, Arc<Spawned>>>,
     cdp_url: String,
     created_at: SystemTime,
+    /// By how much the platform's clock had been moved when it was made.
+    advanced_then: Duration,
     life: Mutex<Life>,
     is_over: watch::Sender<bool>,
     processes: Arc<Processes>,
@@ -109,7 +116,9 @@ impl Session {
         let mut tasks = vec![tokio::spawn(port::accept(listener, Arc::new(port)))];
 
         let fqdn = address.ip();
-        let created_at = SystemTime::now();
+        let (created_at, advanced_then) = (SystemTime::now(), cloud.time.advanced());
+        let token_good_for = wish.token_good_for.unwrap_or(life::AGE_MAX);
+        let token_expires = cloud.time.now().saturating_add(token_good_for);
         let (token, cdp_url) = if wish.without_jwt {
             // Whoever finds no token takes the host for the VM, so the socket has to be there.
             let listener = TcpListener::bind((fqdn, 0)).await.map_err(Refusal::internal)?;
@@ -120,7 +129,7 @@ impl Session {
         } else {
             let signature = dice::word(43).map_err(Refusal::internal)?;
             let expires = created_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            let expires = expires.as_secs() + 72 * 60 * 60;
+            let expires = expires.saturating_add(token_good_for).as_secs();
             let token = token::token(&id, &fqdn.to_string(), expires, &signature);
             let url = format!("ws://{}/browser/cdp?jwt={token}", cloud.address);
             (Some(token), url)
@@ -132,9 +141,11 @@ impl Session {
             root,
             address,
             token,
+            token_expires,
             spawned: Mutex::default(),
             cdp_url,
             created_at,
+            advanced_then,
             life: Mutex::new(life),
             is_over: watch::Sender::new(false),
             processes,
@@ -144,13 +155,16 @@ impl Session {
     }
 
     /// What the API says of it.
-    pub(super) fn describe(&self, now: Duration) -> Value {
-        let wish = self.wish();
+    pub(super) fn describe(&self, time: &Time) -> Value {
+        let (wish, now) = (self.wish(), time.now());
+        // Whoever asks goes by the clock on the wall, which nobody moved: to them it was made longer ago.
+        let advanced = time.advanced().saturating_sub(self.advanced_then);
+        let created_at = self.created_at.checked_sub(advanced).unwrap_or(self.created_at);
         let mut value = json!({
             "session_id": self.id,
             "cdp_ws_url": self.cdp_url,
             "webdriver_ws_url": self.cdp_url.replace("/browser/cdp", "/browser/webdriver"),
-            "created_at": stamp::rfc3339(self.created_at),
+            "created_at": stamp::rfc3339(created_at),
             "headless": wish.headless,
             "memory": if wish.headless { "1GiB" } else { "8GiB" },
             "region": "us-east",
