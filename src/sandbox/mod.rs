@@ -13,8 +13,8 @@
 //! That is one VM. [`platform`] is the cloud around such VMs: the HTTP API that makes them, gives them names and
 //! takes them away again.
 //!
-//! Where it differs from sshd: a process group is killed as soon as its channel or connection ends; there are
-//! no terminals, no forwarding and no subsystems; input counts as consumed when it arrived (see `backlog`); and
+//! Where it differs from sshd: a process group is killed as soon as its channel or connection ends; a terminal
+//! has the system's modes and not the client's; there is no forwarding and there are no subsystems; input counts as consumed when it arrived (see `backlog`); and
 //! the window is topped up only when half of it is used, so that a far client's upload reaches about 10 MB/s a
 //! channel at 100 ms round trip, where sshd lets it reach 17.
 
@@ -24,6 +24,7 @@ pub mod platform;
 mod port;
 mod process;
 mod server;
+mod terminal;
 mod weather;
 
 use std::io;

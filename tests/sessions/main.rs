@@ -10,4 +10,5 @@ mod journey;
 mod life;
 mod platform;
 mod secrets;
+mod terminal;
 mod trouble;

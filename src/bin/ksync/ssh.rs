@@ -12,9 +12,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::out;
-use crate::report::{Complaint, NOT_STARTED};
+use crate::report::{Complaint, NOT_STARTED, SIGNAL};
 use crate::request;
-use crate::run::block_on;
+use crate::run::{Signals, block_on};
 use crate::screen::{prepared, warned};
 use crate::verbs::SshArgs;
 
@@ -26,14 +26,20 @@ pub(crate) fn run(args: &SshArgs) -> Result<u8, Complaint> {
     let watcher: Watcher = Arc::new(Teller { is_terminal });
     block_on(async {
         let session = Visit::begin(&args.session, &way, &watcher).await?;
+        // Before the terminal is changed: whatever ends us has to change it back.
+        let mut signals = Signals::new()?;
         // From here on every key is the other side's, Ctrl-C too.
         let raw = is_terminal.then(Raw::begin).transpose()?;
         let terminal = is_terminal.then(terminal).transpose()?;
-        let status = session.shell(&command, terminal).await;
+        let status = tokio::select! {
+            status = session.shell(&command, terminal) => Some(status),
+            () = signals.wait() => None,
+        };
         drop(raw);
         session.end().await;
+        let status = status.ok_or_else(|| Complaint::new(SIGNAL, "stopped by a signal"))??;
         // Exit statuses are a byte.
-        Ok(u8::try_from(status? & 0xff).unwrap_or(u8::MAX))
+        Ok(u8::try_from(status & 0xff).unwrap_or(u8::MAX))
     })
 }
 
