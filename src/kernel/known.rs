@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::files;
+use crate::private;
 
 /// Most sessions that are remembered: the ones used last.
 const SESSIONS_MAX: usize = 256;
@@ -115,7 +115,7 @@ impl Store {
     pub fn keep(&self, known: &Known) -> io::Result<()> {
         let file = self.file(&known.session_id).ok_or(io::ErrorKind::InvalidInput)?;
         let text = serde_json::to_string_pretty(known)?;
-        files::replace(&file, &text)?;
+        private::replace(&file, text.as_bytes())?;
         for old in self.files().into_iter().skip(SESSIONS_MAX) {
             let _ = fs::remove_file(old);
         }
@@ -128,7 +128,7 @@ impl Store {
     /// It cannot be written.
     pub fn keep_host_key(&self, session_id: &str, host_key: &str) -> io::Result<PathBuf> {
         let file = self.file(session_id).ok_or(io::ErrorKind::InvalidInput)?.with_extension(HOSTS);
-        files::replace(&file, &format!("{session_id} {host_key}\n"))?;
+        private::replace(&file, format!("{session_id} {host_key}\n").as_bytes())?;
         Ok(file)
     }
 
@@ -146,7 +146,7 @@ impl Store {
     /// The id of the current session.
     #[must_use]
     pub fn current(&self) -> Option<String> {
-        let text = files::read(&self.directory.join(CURRENT)).ok()?;
+        let text = private::read(&self.directory.join(CURRENT)).ok()?;
         Some(text.trim().to_owned()).filter(|id| !id.is_empty())
     }
 
@@ -155,7 +155,7 @@ impl Store {
     /// # Errors
     /// It cannot be written.
     pub fn set_current(&self, session_id: &str) -> io::Result<()> {
-        files::replace(&self.directory.join(CURRENT), session_id)
+        private::replace(&self.directory.join(CURRENT), session_id.as_bytes())
     }
 
     /// The file of a session; `None` for what can be no id.
@@ -183,7 +183,7 @@ pub(super) fn is_plain(text: &str) -> bool {
 }
 
 fn load(file: &Path) -> Option<Known> {
-    serde_json::from_str(&files::read(file).ok()?).ok()
+    serde_json::from_str(&private::read(file).ok()?).ok()
 }
 
 #[cfg(test)]

@@ -24,7 +24,6 @@ mod alive;
 mod api;
 mod domain;
 mod error;
-mod files;
 mod http;
 mod keys;
 mod known;
