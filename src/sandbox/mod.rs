@@ -63,11 +63,11 @@ pub struct Options {
     pub weather: Weather,
 }
 
-/// Why a sandbox could not start.
+/// Why a stand-in, of a VM or of the platform, could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SandboxError {
-    /// The address can be reached from elsewhere, and whoever logs in can run anything.
+    /// The address can be reached from elsewhere, and whoever has the key can run anything.
     #[error("the sandbox listens on loopback only, not on {0}")]
     NotLoopback(SocketAddr),
     /// The address is not to be had.
@@ -78,17 +78,29 @@ pub enum SandboxError {
         /// What the system said.
         source: io::Error,
     },
-    /// The home directory cannot be made.
-    #[error("cannot make the home directory {}", path.display())]
+    /// What it needs in its home directory cannot be made there.
+    #[error("cannot write in the home directory {}", path.display())]
     Home {
         /// The directory that was asked for.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
-    /// The fresh keys cannot be made or written as text.
+    /// There is no such speed for the platform's clock.
+    #[error("the clock cannot go {0} times as fast")]
+    TimeScale(f64),
+    /// The key that every VM of the platform is to let in is none.
+    #[error("cannot read the client key")]
+    ClientKey(#[source] russh::keys::ssh_key::Error),
+    /// Fresh keys, or the CA, cannot be made or written as text.
     #[error("cannot make keys")]
-    Keys(#[from] russh::keys::ssh_key::Error),
+    Keys(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<russh::keys::ssh_key::Error> for SandboxError {
+    fn from(error: russh::keys::ssh_key::Error) -> Self {
+        Self::Keys(error.into())
+    }
 }
 
 /// How to reach the sandbox, with the keys of `kernel browsers ssh ID --setup-only -o json`.
