@@ -10,6 +10,7 @@ mod local;
 mod memory;
 mod meter;
 mod remote;
+mod stand_in;
 mod target;
 mod visit;
 
