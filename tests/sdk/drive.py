@@ -38,6 +38,14 @@ events = list(process.stdout_stream(spawned.process_id, id_or_name=session))
 assert base64.b64decode(events[0].data_b64) == b"got it\n", events
 assert events[-1].event == "exit" and events[-1].exit_code == 0, events
 
+shell = process.spawn(session, command="sh", args=["-c", "stty size; read a; stty size"], allocate_tty=True, rows=5, cols=66)
+assert process.resize(shell.process_id, id_or_name=session, rows=6, cols=77).ok
+process.stdin(shell.process_id, id_or_name=session, data_b64=base64.b64encode(b"\r").decode())
+events = list(process.stdout_stream(shell.process_id, id_or_name=session))
+said = b"".join(base64.b64decode(event.data_b64) for event in events[:-1])
+assert said.endswith(b"6 77\r\n"), said
+assert events[-1].exit_code == 0, events
+
 fs = client.browsers.fs
 content = bytes(range(256)) * 4096
 fs.create_directory(session, path="/tmp/new")

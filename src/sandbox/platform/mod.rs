@@ -20,7 +20,7 @@
 //! reset, every process with its `KSYNC_SANDBOX_ROOT` is killed, and the directory is removed.
 //!
 //! # What is not there
-//! Browsers, terminals, multipart uploads and archives, WebDriver and live view but for a socket, profiles,
+//! Browsers, multipart uploads and archives, WebDriver and live view but for a socket, profiles,
 //! proxies, extensions: a request may name them, and nothing comes of it.
 
 mod admin;
