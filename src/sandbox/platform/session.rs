@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use russh::keys::key::safe_rng;
@@ -25,7 +25,7 @@ use super::{Cloud, dice, stamp, survivors, token};
 use crate::sandbox::port::{self, Port};
 use crate::sandbox::process::Processes;
 use crate::sandbox::server::{Lock, Server};
-use crate::sandbox::weather::{Meter, Weather};
+use crate::sandbox::weather::{Forecast, Meter, StandsStill, Weather};
 
 /// Where a VM's SSH is bridged.
 const SSH_PORT: u16 = 2222;
@@ -111,7 +111,7 @@ impl Session {
             server: Server::new(host_key, lock, Arc::clone(&processes)),
             meter: Arc::new(Meter::default()),
             tls: Some(tls),
-            forecast: forecast(cloud),
+            forecast: forecast(cloud, id.clone()),
         };
         let mut tasks = vec![tokio::spawn(port::accept(listener, Arc::new(port)))];
 
@@ -291,17 +291,24 @@ async fn listen() -> Result<TcpListener, Refusal> {
     Err(Refusal::new(status, "no_capacity", "no address is free for another VM"))
 }
 
-/// The weather of the next connection: the platform's, or what a fault says.
-fn forecast(cloud: &Arc<Cloud>) -> Box<dyn Fn() -> Weather + Send + Sync> {
+/// The weather of the next connection to a session: the platform's, or what a fault says.
+fn forecast(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> Forecast + Send + Sync> {
     // Weak, since the cloud holds the session whose port has this.
     let cloud = Arc::downgrade(cloud);
     Box::new(move || {
-        let Some(cloud) = cloud.upgrade() else { return Weather::default() };
-        let Some(fault) = cloud.faults.take(Call::Bridge) else { return cloud.weather };
-        Weather {
-            cut_after: fault.after_bytes.or(cloud.weather.cut_after),
-            lasts: fault.after_seconds.map(|seconds| cloud.time.real(Duration::from_secs(seconds))),
-            ..cloud.weather
-        }
+        let Some(there) = cloud.upgrade() else { return Weather::default().into() };
+        let Some(fault) = there.faults.take(Call::Bridge) else { return there.weather.into() };
+        let weather = Weather {
+            cut_after: fault.after_bytes.or(there.weather.cut_after),
+            lasts: fault.after_seconds.map(|seconds| there.time.real(Duration::from_secs(seconds))),
+            ..there.weather
+        };
+        let (cloud, id) = (Weak::clone(&cloud), id.clone());
+        let is_in_standby = move || {
+            let Some(cloud) = cloud.upgrade() else { return false };
+            cloud.session(&id).is_ok_and(|session| session.stage(cloud.time.now()) == Stage::Standby)
+        };
+        let stands_still = fault.freezes_in_standby.then(|| Box::new(is_in_standby) as StandsStill);
+        Forecast { weather, stands_still }
     })
 }
