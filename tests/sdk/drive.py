@@ -1,6 +1,8 @@
 """Drives the platform that the environment names with its official Python SDK, as people do."""
 
 import base64
+import io
+import zipfile
 
 import kernel
 
@@ -64,6 +66,17 @@ try:
     raise AssertionError("it is still there")
 except kernel.NotFoundError:
     pass
+
+pairs = [{"file": content, "dest_path": "/tmp/up/a"}, {"file": b"b", "dest_path": "/tmp/up/sub/b"}]
+fs.upload(session, files=pairs)
+assert fs.read_file(session, path="/tmp/up/a").read() == content
+with zipfile.ZipFile(io.BytesIO(fs.download_dir_zip(session, path="/tmp/up").read())) as packed:
+    assert packed.testzip() is None and packed.namelist() == ["a", "sub/", "sub/b"], packed.namelist()
+made = io.BytesIO()
+with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
+    packed.writestr("deep/ä", content)
+fs.upload_zip(session, dest_path="/tmp/unpacked", zip_file=made.getvalue())
+assert fs.read_file(session, path="/tmp/unpacked/deep/ä").read() == content
 
 client.browsers.computer.batch(session, actions=[{"type": "sleep", "sleep": {"duration_ms": 1}}])
 

@@ -20,11 +20,12 @@
 //! reset, every process with its `KSYNC_SANDBOX_ROOT` is killed, and the directory is removed.
 //!
 //! # What is not there
-//! Browsers, multipart uploads and archives, WebDriver and live view but for a socket, profiles,
+//! Browsers, WebDriver and live view but for a socket, profiles,
 //! proxies, extensions: a request may name them, and nothing comes of it.
 
 mod admin;
 mod answer;
+mod archive;
 mod authority;
 mod browsers;
 mod cdp;
@@ -34,6 +35,7 @@ mod exec;
 mod faults;
 mod files;
 mod life;
+mod multipart;
 mod pools;
 mod programs;
 mod query;
@@ -44,6 +46,7 @@ mod stamp;
 mod survivors;
 mod time;
 mod token;
+mod uploads;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HeaderMap};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
 use hyper::{Method, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, Refusal};
 use super::faults::Fault;
 use super::session::Session;
-use super::{Cloud, admin, browsers, cdp, computer, exec, files, pools, query, spawn};
+use super::{Cloud, admin, browsers, cdp, computer, exec, files, pools, query, spawn, uploads};
 
 /// The calls by the names that `/_sandbox/faults` and `/_sandbox/calls` have for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub(super) enum Call {
     DeleteDirectory,
     Move,
     SetFilePermissions,
+    Upload,
+    UploadZip,
+    DownloadDirZip,
     Batch,
     /// The socket of `cdp_ws_url`.
     Cdp,
@@ -72,6 +75,7 @@ pub(super) struct Asked<'a> {
     /// The id of a process.
     pub(super) process_id: &'a str,
     pub(super) query: Option<&'a str>,
+    pub(super) content_type: &'a str,
 }
 
 impl Asked<'_> {
@@ -117,7 +121,9 @@ pub(super) async fn answer(
         cdp::accept(&cloud, request, at, fault).await
     } else {
         let (parts, body) = request.into_parts();
-        let asked = Asked { id, process_id, query: parts.uri.query() };
+        let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let content_type = content_type.unwrap_or_default();
+        let asked = Asked { id, process_id, query: parts.uri.query(), content_type };
         dispatch(&cloud, call, &asked, body, fault.as_ref()).await
     };
     Ok(done.unwrap_or_else(|refusal| refusal.answer()))
@@ -156,6 +162,9 @@ fn call_of<'a>(method: &Method, segments: &[&'a str]) -> Option<(Call, &'a str, 
         ["browsers", id, "fs", "delete_directory"] if put => (Call::DeleteDirectory, id, ""),
         ["browsers", id, "fs", "move"] if put => (Call::Move, id, ""),
         ["browsers", id, "fs", "set_file_permissions"] if put => (Call::SetFilePermissions, id, ""),
+        ["browsers", id, "fs", "upload"] if post => (Call::Upload, id, ""),
+        ["browsers", id, "fs", "upload_zip"] if post => (Call::UploadZip, id, ""),
+        ["browsers", id, "fs", "download_dir_zip"] if get => (Call::DownloadDirZip, id, ""),
         ["browsers", id, "computer", "batch"] if post => (Call::Batch, id, ""),
         _ => return None,
     };
@@ -204,6 +213,9 @@ async fn in_session(
             Call::Resize => spawn::resize(session, asked.process_id, body).await,
             Call::Stream => spawn::stream(session, asked.process_id),
             Call::Batch => computer::batch(cloud, session, body).await,
+            Call::Upload => uploads::upload(session, asked, body).await,
+            Call::UploadZip => uploads::upload_zip(session, asked, body).await,
+            Call::DownloadDirZip => uploads::download_dir_zip(session, asked),
             _ => files::answer(session, call, asked, body).await,
         }
     };
