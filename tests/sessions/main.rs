@@ -12,3 +12,4 @@ mod platform;
 mod secrets;
 mod terminal;
 mod trouble;
+mod ways;
