@@ -26,6 +26,7 @@
 //! | [`disk`] | a root that nothing climbs out of, scanning, staging, what was offered last | engine, wire |
 //! | [`watch`] | what is touched in a tree, a moment after it was | engine, wire |
 //! | [`exchange`] | one engine, one disk, one stream in, one out (over several lanes, where that pays) | how the bytes travel |
+//! | `private` | small files for nobody but us | what is in them |
 //! | `rendezvous` | how the processes of lanes meet their agent; Linux, as all agents | what lanes carry |
 //! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
 //! | `kernel` | the platform's API: sessions, what runs in them | engine, disk |
@@ -50,6 +51,8 @@ pub mod exchange;
 #[cfg(feature = "client")]
 pub mod kernel;
 pub mod monitor;
+#[cfg(feature = "client")]
+mod private;
 #[cfg(feature = "client")]
 pub mod remote;
 #[cfg(target_os = "linux")]

@@ -146,6 +146,15 @@ pub enum Preparation {
     SetUp,
 }
 
+/// Something that a person should know before it happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// What will happen, and why.
+    pub what: String,
+    /// What to do about it.
+    pub hint: String,
+}
+
 /// Looks on. Called from the threads of an exchange, so it must be quick.
 pub trait Monitor: Sync {
     /// Takes note of an event.
@@ -153,6 +162,9 @@ pub trait Monitor: Sync {
 
     /// Told by this side alone, before anything is under way.
     fn prepare(&self, _preparation: Preparation) {}
+
+    /// Told by this side alone, at any time.
+    fn warn(&self, _warning: Warning) {}
 }
 
 /// Looks on and says nothing.

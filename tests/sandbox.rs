@@ -186,6 +186,36 @@ async fn the_setup_logs_in_as_it_stands() {
 }
 
 #[tokio::test]
+async fn a_terminal_is_there_for_who_asks_for_one() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let look = "test -t 0 && test -t 2 && echo $TERM; tty >/dev/tty; exit 3";
+    let key = world.key();
+    let mut ssh = world.ssh_with(&["-tt", "-i", key.to_str().expect("UTF-8")], look);
+    ssh.env("TERM", "vt220");
+    let done = output(ssh).await;
+    let said = text(&done.stdout);
+    assert!(said.starts_with("vt220\r\n/dev/pts/") && said.ends_with("\r\n"), "{said:?}");
+    assert_eq!(done.status.code(), Some(3));
+    let done = output(world.ssh("test -t 0 || echo none")).await;
+    assert_eq!(text(&done.stdout), "none\n");
+    world.sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn a_terminal_takes_what_runs_in_it_along() {
+    let Some(world) = World::new(Weather::default()).await else { return };
+    let key = world.key();
+    let line = "echo $$; sleep 1000";
+    let mut ssh = world.ssh_with(&["-tt", "-i", key.to_str().expect("UTF-8")], line);
+    let mut child = ssh.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("spawn");
+    let leader = first_line(&mut child).await;
+    assert!(is_alive(&leader));
+    child.start_kill().expect("kill");
+    gone(&leader).await;
+    world.sandbox.stop().await;
+}
+
+#[tokio::test]
 async fn twenty_megabytes_come_back_intact_through_cat() {
     let Some(world) = World::new(Weather::default()).await else { return };
     let sent = noise(20_000_000);

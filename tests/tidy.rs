@@ -44,14 +44,19 @@ const LAYERS: &[Layer] = &[
         strangers: PEERS,
     },
     Layer { name: "rendezvous", imports: &["wire", "exchange"], strangers: PEERS },
-    Layer { name: "remote", imports: &["tree", "wire"], strangers: &["indicatif", "clap"] },
-    Layer { name: "kernel", imports: &["tree", "wire", "remote"], strangers: &["indicatif", "clap"] },
+    Layer { name: "private", imports: &[], strangers: PEERS },
+    Layer { name: "remote", imports: &["tree", "wire", "private"], strangers: &["indicatif", "clap"] },
+    Layer {
+        name: "kernel",
+        imports: &["tree", "wire", "private", "remote"],
+        strangers: &["indicatif", "clap"],
+    },
     Layer { name: "sandbox", imports: &[], strangers: &["indicatif", "clap"] },
     Layer {
         name: "sync",
         imports: &[
-            "content", "tree", "monitor", "wire", "engine", "disk", "exchange", "remote", "kernel", "watch",
-            "sandbox",
+            "content", "tree", "monitor", "wire", "engine", "disk", "exchange", "private", "remote",
+            "kernel", "watch", "sandbox",
         ],
         strangers: &["indicatif", "clap", "IsTerminal"],
     },

@@ -8,7 +8,7 @@ use russh::keys::key::safe_rng;
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, PrivateKey, PublicKey};
 
-use crate::kernel::files;
+use crate::private;
 
 /// What ksync's keys are called on the VM.
 const COMMENT: &str = "ksync";
@@ -55,10 +55,10 @@ impl Key {
         };
         let mut beside = file.as_os_str().to_owned();
         beside.push(".pub");
-        let public = match files::read(Path::new(&beside)) {
+        let public = match private::read(Path::new(&beside)) {
             Ok(text) => PublicKey::from_openssh(text.trim()).map_err(|error| failed(Box::new(error)))?,
             Err(_) => {
-                let text = files::read(file).map_err(|error| failed(Box::new(error)))?;
+                let text = private::read(file).map_err(|error| failed(Box::new(error)))?;
                 // OpenSSH's format shows the public half even where the private one has a passphrase.
                 let key = PrivateKey::from_openssh(&text).map_err(|error| failed(Box::new(error)))?;
                 key.public_key().clone()
@@ -91,7 +91,7 @@ fn make(file: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519)?;
     key.set_comment(COMMENT);
     let text = key.to_openssh(LineEnding::LF)?;
-    match files::make(file, &text) {
+    match private::make(file, text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         result => Ok(result?),
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::files;
+use crate::private;
 
 /// Most sessions that are remembered: the ones used last.
 const SESSIONS_MAX: usize = 256;
@@ -47,6 +47,10 @@ pub struct Known {
     pub cdp_ws_url: String,
     /// Which API it belongs to.
     pub base_url: String,
+    /// When it was made, by RFC 3339; an older ksync did not remember that.
+    pub created_at: Option<String>,
+    /// How long it stays when nobody uses it, in seconds; an older ksync did not remember that.
+    pub timeout_seconds: Option<u64>,
 }
 
 impl fmt::Debug for Known {
@@ -111,7 +115,7 @@ impl Store {
     pub fn keep(&self, known: &Known) -> io::Result<()> {
         let file = self.file(&known.session_id).ok_or(io::ErrorKind::InvalidInput)?;
         let text = serde_json::to_string_pretty(known)?;
-        files::replace(&file, &text)?;
+        private::replace(&file, text.as_bytes())?;
         for old in self.files().into_iter().skip(SESSIONS_MAX) {
             let _ = fs::remove_file(old);
         }
@@ -124,7 +128,7 @@ impl Store {
     /// It cannot be written.
     pub fn keep_host_key(&self, session_id: &str, host_key: &str) -> io::Result<PathBuf> {
         let file = self.file(session_id).ok_or(io::ErrorKind::InvalidInput)?.with_extension(HOSTS);
-        files::replace(&file, &format!("{session_id} {host_key}\n"))?;
+        private::replace(&file, format!("{session_id} {host_key}\n").as_bytes())?;
         Ok(file)
     }
 
@@ -142,7 +146,7 @@ impl Store {
     /// The id of the current session.
     #[must_use]
     pub fn current(&self) -> Option<String> {
-        let text = files::read(&self.directory.join(CURRENT)).ok()?;
+        let text = private::read(&self.directory.join(CURRENT)).ok()?;
         Some(text.trim().to_owned()).filter(|id| !id.is_empty())
     }
 
@@ -151,7 +155,7 @@ impl Store {
     /// # Errors
     /// It cannot be written.
     pub fn set_current(&self, session_id: &str) -> io::Result<()> {
-        files::replace(&self.directory.join(CURRENT), session_id)
+        private::replace(&self.directory.join(CURRENT), session_id.as_bytes())
     }
 
     /// The file of a session; `None` for what can be no id.
@@ -179,7 +183,7 @@ pub(super) fn is_plain(text: &str) -> bool {
 }
 
 fn load(file: &Path) -> Option<Known> {
-    serde_json::from_str(&files::read(file).ok()?).ok()
+    serde_json::from_str(&private::read(file).ok()?).ok()
 }
 
 #[cfg(test)]
@@ -198,6 +202,8 @@ mod tests {
             key_file: "/k".into(),
             cdp_ws_url: "wss://proxy.example/browser/cdp?jwt=a.secret.c".to_owned(),
             base_url: "https://api.example".to_owned(),
+            created_at: Some("2026-08-05T13:37:00Z".to_owned()),
+            timeout_seconds: Some(300),
         }
     }
 
@@ -224,6 +230,20 @@ mod tests {
         assert_eq!((store.find("site"), store.current().as_deref()), (None, Some("b")));
         store.forget("b");
         assert_eq!(store.current(), None);
+    }
+
+    #[test]
+    fn what_an_older_ksync_remembered_is_still_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().to_owned());
+        let text = r#"{"session_id":"a","name":null,"pool":null,"vm_domain":"vm.example","key_file":"/k",
+            "host_key":"ssh-ed25519 AAAA","base_url":"https://api.example",
+            "cdp_ws_url":"wss://proxy.example/browser/cdp?jwt=a.secret.c"}"#;
+        fs::write(folder.path().join("a.json"), text).unwrap();
+        assert_eq!(
+            store.find("a"),
+            Some(Known { created_at: None, timeout_seconds: None, ..known("a", None) })
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! ```text
 //! reach ─ known, keys      from a name to a VM that lets us in
 //!  ├─ provision            what makes it do so
-//!  └─ alive                what keeps it awake
+//!  └─ alive, life          what keeps it awake, and for how long
 //! api ── types, domain     what is asked and answered
 //!  └─ http ── retry        one call, made again where that helps
 //!      ├─ settings         where the API is, and who asks
@@ -24,10 +24,10 @@ mod alive;
 mod api;
 mod domain;
 mod error;
-mod files;
 mod http;
 mod keys;
 mod known;
+mod life;
 mod provision;
 mod reach;
 mod retry;
@@ -43,6 +43,7 @@ pub use domain::{DomainError, Vm, VmDomain};
 pub use error::{ApiError, ApiErrorKind, Call, Refusal};
 pub use keys::{Key, KeyError};
 pub use known::{Known, Store, bridge_url};
+pub use life::{Cause, End, Life, SHORT};
 pub use provision::{ProvisionError, Provisioned};
 pub use reach::{Access, CURRENT, KernelError, Reached, Step};
 pub use settings::{ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};

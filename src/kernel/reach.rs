@@ -200,6 +200,8 @@ impl Access {
             key_file: key.file,
             cdp_ws_url: browser.cdp_ws_url.clone(),
             base_url: self.api.as_ref().map(|api| api.base_url.clone()).unwrap_or_default(),
+            created_at: Some(browser.created_at.clone()),
+            timeout_seconds: Some(browser.timeout_seconds),
         };
         self.store().keep(&known).map_err(|source| self.state_error(source))?;
         Ok(Reached { known, provisioned })

@@ -20,6 +20,7 @@ mod agent;
 mod agent_image;
 mod auth;
 mod bootstrap;
+mod bridge;
 mod command;
 mod error;
 mod hostkey;
@@ -34,14 +35,13 @@ mod tls;
 mod websocket;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use russh::Disconnect;
 use russh::client::Handle;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -49,6 +49,7 @@ use tokio::time::{Instant, timeout};
 
 pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Installed};
 pub use agent_image::{AgentImage, BLOCK_BYTES};
+pub use bridge::{hold_open, proxy};
 pub use command::Lines;
 pub use error::{ErrorKind, Loss, RemoteError};
 pub use hostkey::{HostKeyError, HostKeys};
@@ -80,13 +81,6 @@ const LOGIN_ROUND_TRIPS: u32 = 3;
 
 /// Round trips that opening a channel takes.
 const CHANNEL_ROUND_TRIPS: u32 = 1;
-
-/// What a proxy reads at a time.
-const PROXY_BYTES: usize = 64 << 10;
-
-/// How long a WebSocket that is only held open may take to open, and how long it may be silent.
-const HOLD_PATIENCE: Duration = Duration::from_secs(10);
-const HOLD_SILENCE: Duration = Duration::from_secs(60);
 
 /// How long saying goodbye may take.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(2);
@@ -169,7 +163,8 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             let endpoint = address.endpoint();
             round_trips += WEBSOCKET_ROUND_TRIPS + if address.encrypted { TLS_ROUND_TRIPS } else { 0 };
             let silence = target.silence_timeout;
-            let (stream, socket) = bridge(&address, ca_cert.as_deref(), patience, silence, &fate).await?;
+            let (stream, socket) =
+                bridge::open(&address, ca_cert.as_deref(), patience, silence, &fate).await?;
             (handshake(target, stream, &endpoint, &fate).await?, Some(socket), endpoint)
         }
     };
@@ -304,87 +299,6 @@ impl Connection {
 #[must_use]
 pub fn token() -> Option<Token> {
     bootstrap::token().ok()
-}
-
-/// Carries bytes between standard input and output and the bridge at `url`, until either ends: what `websocat
-/// --binary` is used for as a `ProxyCommand`.
-///
-/// # Errors
-/// It cannot be opened, or broke.
-pub async fn proxy(
-    url: &str,
-    ca_cert: Option<&Path>,
-    patience: Duration,
-    silence: Duration,
-) -> Result<(), RemoteError> {
-    let (address, fate) = (websocket::Address::parse(url)?, Fate::default());
-    let (stream, socket) = bridge(&address, ca_cert, patience, silence, &fate).await?;
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let up = async {
-        tokio::io::copy(&mut tokio::io::stdin(), &mut writer).await?;
-        writer.shutdown().await
-    };
-    let down = async {
-        let mut stdout = tokio::io::stdout();
-        let mut buffer = vec![0; PROXY_BYTES];
-        loop {
-            let count = reader.read(&mut buffer).await?;
-            if count == 0 {
-                return io::Result::Ok(());
-            }
-            stdout.write_all(buffer.get(..count).unwrap_or_default()).await?;
-            // Somebody waits for each packet.
-            stdout.flush().await?;
-        }
-    };
-    tokio::select! {
-        // SSH has said goodbye; a bridge knows no half-closed connection.
-        _ = up => {}
-        _ = down => {}
-    }
-    let _ = timeout(GOODBYE_PATIENCE, socket).await;
-    match fate.known() {
-        Some(Loss::Broken(_)) | None => Ok(()),
-        Some(source) => Err(RemoteError::Lost { endpoint: address.endpoint(), source }),
-    }
-}
-
-/// Opens a WebSocket and holds it open, saying nothing but pings, until the other side closes it.
-///
-/// # Errors
-/// It cannot be opened.
-pub async fn hold_open(url: &str, ca_cert: Option<&Path>) -> Result<(), RemoteError> {
-    let (address, fate) = (websocket::Address::parse(url)?, Fate::default());
-    let (stream, socket) = bridge(&address, ca_cert, HOLD_PATIENCE, HOLD_SILENCE, &fate).await?;
-    let (mut reader, _writer) = tokio::io::split(stream);
-    // What is said is of no interest.
-    let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
-    socket.abort();
-    Ok(())
-}
-
-/// Opens the WebSocket at `address`; answers it as a stream of bytes, and the task that owns it.
-async fn bridge(
-    address: &websocket::Address,
-    ca_cert: Option<&Path>,
-    patience: Duration,
-    silence: Duration,
-    fate: &Fate,
-) -> Result<(DuplexStream, JoinHandle<()>), RemoteError> {
-    let endpoint = address.endpoint();
-    let tls = address.encrypted.then(|| tls::Tls::new(ca_cert, &endpoint)).transpose()?;
-    let stream = dial(&address.host, address.port, &endpoint, patience).await?;
-    let ours = fate.clone();
-    let opening = async {
-        match tls {
-            Some(tls) => {
-                let stream = tls.connect(&address.host, stream, &endpoint).await?;
-                websocket::open(address, stream, silence, ours).await
-            }
-            None => websocket::open(address, stream, silence, ours).await,
-        }
-    };
-    within(patience, "open a WebSocket to", &endpoint, opening).await
 }
 
 async fn dial(host: &str, port: u16, endpoint: &str, patience: Duration) -> Result<TcpStream, RemoteError> {

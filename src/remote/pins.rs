@@ -1,9 +1,9 @@
 //! A store of our own that keeps the first key that an endpoint shows, and takes no other after it.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 
+use crate::private;
 use crate::remote::hostkey::HostKeyError;
 use crate::remote::known_hosts::{KeyText, read, read_open};
 use crate::tree::path::escape;
@@ -37,7 +37,7 @@ pub(super) fn pin(
         return verdict;
     }
     let not_kept = |source| HostKeyError::NotKept { path: store.into(), source };
-    let mut file = open_store(store).map_err(not_kept)?;
+    let mut file = private::grow(store).map_err(not_kept)?;
     // Two first connections at once: the second one must find what the first one wrote.
     file.lock().map_err(not_kept)?;
     let text = read_open(&file).map_err(unreadable)?;
@@ -68,23 +68,6 @@ fn compare(
         line,
         known_kind: known.kind,
     }))
-}
-
-/// Opens the store for appending; makes it, and its directory, for this user only.
-fn open_store(store: &Path) -> io::Result<File> {
-    let mut directory = DirBuilder::new();
-    let mut options = OpenOptions::new();
-    options.read(true).append(true).create(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-        directory.mode(0o700);
-        options.mode(0o600);
-    }
-    if let Some(parent) = store.parent() {
-        directory.recursive(true).create(parent)?;
-    }
-    options.open(store)
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@
 //! That is one VM. [`platform`] is the cloud around such VMs: the HTTP API that makes them, gives them names and
 //! takes them away again.
 //!
-//! Where it differs from sshd: a process group is killed as soon as its channel or connection ends; there are
-//! no terminals, no forwarding and no subsystems; input counts as consumed when it arrived (see `backlog`); and
+//! Where it differs from sshd: a process group is killed as soon as its channel or connection ends; a terminal
+//! has the system's modes and not the client's; there is no forwarding and there are no subsystems; input counts as consumed when it arrived (see `backlog`); and
 //! the window is topped up only when half of it is used, so that a far client's upload reaches about 10 MB/s a
 //! channel at 100 ms round trip, where sshd lets it reach 17.
 
@@ -24,6 +24,7 @@ pub mod platform;
 mod port;
 mod process;
 mod server;
+mod terminal;
 mod weather;
 
 use std::io;
@@ -62,11 +63,11 @@ pub struct Options {
     pub weather: Weather,
 }
 
-/// Why a sandbox could not start.
+/// Why a stand-in, of a VM or of the platform, could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SandboxError {
-    /// The address can be reached from elsewhere, and whoever logs in can run anything.
+    /// The address can be reached from elsewhere, and whoever has the key can run anything.
     #[error("the sandbox listens on loopback only, not on {0}")]
     NotLoopback(SocketAddr),
     /// The address is not to be had.
@@ -77,17 +78,29 @@ pub enum SandboxError {
         /// What the system said.
         source: io::Error,
     },
-    /// The home directory cannot be made.
-    #[error("cannot make the home directory {}", path.display())]
+    /// What it needs in its home directory cannot be made there.
+    #[error("cannot write in the home directory {}", path.display())]
     Home {
         /// The directory that was asked for.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
-    /// The fresh keys cannot be made or written as text.
+    /// There is no such speed for the platform's clock.
+    #[error("the clock cannot go {0} times as fast")]
+    TimeScale(f64),
+    /// The key that every VM of the platform is to let in is none.
+    #[error("cannot read the client key")]
+    ClientKey(#[source] russh::keys::ssh_key::Error),
+    /// Fresh keys, or the CA, cannot be made or written as text.
     #[error("cannot make keys")]
-    Keys(#[from] russh::keys::ssh_key::Error),
+    Keys(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<russh::keys::ssh_key::Error> for SandboxError {
+    fn from(error: russh::keys::ssh_key::Error) -> Self {
+        Self::Keys(error.into())
+    }
 }
 
 /// How to reach the sandbox, with the keys of `kernel browsers ssh ID --setup-only -o json`.
@@ -151,7 +164,7 @@ impl Sandbox {
             server: Server::new(host_key, lock, Arc::clone(&processes)),
             meter: Arc::clone(&meter),
             tls: None,
-            forecast: Box::new(move || weather),
+            forecast: Box::new(move || weather.into()),
         };
         let gateway = Gateway(tokio::spawn(port::accept(listener, Arc::new(port))));
         Ok(Sandbox {

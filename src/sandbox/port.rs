@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::gateway;
 use super::server::Server;
-use super::weather::{self, Meter, Weather};
+use super::weather::{self, Forecast, Meter};
 
 /// What may wait between the gateway and the SSH server on its way up, in bytes: more than the windows of ten
 /// channels together. While russh writes it does not read; if this were small, two russh that both write much
@@ -31,7 +31,7 @@ pub(super) struct Port {
     /// For a VM that is reached by `wss:`.
     pub(super) tls: Option<TlsAcceptor>,
     /// Says for each connection what weather it meets.
-    pub(super) forecast: Box<dyn Fn() -> Weather + Send + Sync>,
+    pub(super) forecast: Box<dyn Fn() -> Forecast + Send + Sync>,
 }
 
 /// Accepts connections and serves them until it is aborted, which ends them all.

@@ -14,11 +14,12 @@ use bytes::{Buf, Bytes};
 use russh::server::{Handle, Msg};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
-use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
 use super::backlog::Backlog;
+use super::terminal::{self, Size, Terminal};
 
 /// How much of an output is read at once, in bytes: what fits into one SSH packet.
 const OUTPUT_SIZE: usize = 32 * 1024;
@@ -75,27 +76,38 @@ impl Processes {
     }
 
     /// Starts `sh` with the environment that sshd would give it, and nothing of this process's own.
-    fn start(&self, request: &Request) -> io::Result<(Child, i32)> {
+    fn start(&self, request: &Request, wish: Option<&Wish>) -> io::Result<Started> {
         let mut command = Command::new("/bin/sh");
+        let mut terminal = None;
+        if let Some(Wish { kind, size }) = wish {
+            let [maker, option] = terminal::leader_maker()?;
+            command = Command::new(maker);
+            command.args([option, "/bin/sh"]);
+            let (ours, theirs) = Terminal::open(*size)?;
+            command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
+            terminal = Some((ours, kind));
+        } else {
+            // The leader of a session leads a group already, and only who leads none can become one.
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        }
         match request {
             Request::Exec(line) => command.arg("-c").arg(OsStr::from_bytes(line)),
             Request::Shell => command.arg("-l"),
         };
-        let child = command
+        let mut child = command
             .env_clear()
             .env("HOME", &self.home)
             .env("USER", "root")
             .env("LOGNAME", "root")
             .env("SHELL", "/bin/sh")
             .env("PATH", PATH)
+            .envs(terminal.iter().map(|(_, kind)| ("TERM", kind)))
             .envs(self.root.iter().map(|root| (ROOT_VARIABLE, root)))
             .current_dir(&self.home)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
+        // It holds the program's end of the terminal, which is to close with the program.
+        drop(command);
         let group = child.id().and_then(|id| i32::try_from(id).ok()).ok_or(io::ErrorKind::NotFound)?;
         let mut state = self.state();
         if state.alive.is_some() {
@@ -104,7 +116,19 @@ impl Processes {
             signal_group(group, Signal::KILL);
         }
         drop(state);
-        Ok((child, group))
+        let terminal = terminal.map(|(terminal, _)| terminal);
+        let ends = match &terminal {
+            Some(terminal) => {
+                let (reader, writer) = terminal.ends()?;
+                Ends { stdin: Some(Box::new(writer)), stdout: Some(Box::new(reader)), stderr: None }
+            }
+            None => Ends {
+                stdin: child.stdin.take().map(|end| Box::new(end) as _),
+                stdout: child.stdout.take().map(|end| Box::new(end) as _),
+                stderr: child.stderr.take().map(|end| Box::new(end) as _),
+            },
+        };
+        Ok(Started { child, group, ends, terminal })
     }
 
     /// Forgets a group whose leader was waited for, unless it has other members: as long as it has, its id
@@ -115,6 +139,28 @@ impl Processes {
             state.groups.remove(&group);
         }
     }
+}
+
+/// The terminal that a client wants.
+struct Wish {
+    kind: String,
+    size: Size,
+}
+
+/// What was started.
+struct Started {
+    child: Child,
+    /// The id of its group.
+    group: i32,
+    ends: Ends,
+    terminal: Option<Terminal>,
+}
+
+/// Our ends of its three streams, as far as it has them.
+struct Ends {
+    stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
 }
 
 /// What a client can ask to be run.
@@ -131,8 +177,12 @@ pub(super) async fn serve(channel: Channel<Msg>, session: Handle, processes: Arc
         return;
     };
     let (mut reader, writer) = channel.split();
+    let mut wish = None;
     let request = loop {
         match reader.wait().await {
+            Some(ChannelMsg::RequestPty { term, col_width, row_height, .. }) => {
+                wish = Some(Wish { kind: term, size: Size::of(col_width, row_height) });
+            }
             Some(ChannelMsg::Exec { command, .. }) => break Request::Exec(command),
             Some(ChannelMsg::RequestShell { .. }) => break Request::Shell,
             Some(ChannelMsg::Close) | None => return,
@@ -140,9 +190,10 @@ pub(super) async fn serve(channel: Channel<Msg>, session: Handle, processes: Arc
         }
     };
     // A send fails only when the connection is gone, and then nobody is left to tell.
-    let _ = match processes.start(&request) {
-        Ok((child, group)) => {
-            let ended = run(child, group, &mut reader, &writer).await;
+    let _ = match processes.start(&request, wish.as_ref()) {
+        Ok(started) => {
+            let group = started.group;
+            let ended = run(started, &mut reader, &writer).await;
             // Nobody reads any more, and a channel that is not drained would stall the session: what the
             // client still sends is dropped.
             drop(reader);
@@ -158,12 +209,10 @@ pub(super) async fn serve(channel: Channel<Msg>, session: Handle, processes: Arc
 
 /// Runs a process to its end; `None` when its channel ended first, or its status was lost.
 async fn run(
-    mut child: Child,
-    group: i32,
+    Started { mut child, group, ends: Ends { stdin, stdout, stderr }, terminal }: Started,
     reader: &mut ChannelReadHalf,
     writer: &ChannelWriteHalf<Msg>,
 ) -> Option<ExitStatus> {
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let ended = {
         let finished = async {
             tokio::join!(output(stdout, writer, None), output(stderr, writer, Some(STDERR)));
@@ -173,18 +222,25 @@ async fn run(
         // for window.
         tokio::select! {
             status = finished => status,
-            () = input(reader, stdin, group) => None,
+            () = input(reader, stdin, terminal.as_ref(), group) => None,
         }
     };
     if ended.is_none() {
         signal_group(group, Signal::KILL);
+        // One that is about to lead a session has no group yet.
+        let _ = child.start_kill();
         let _ = child.wait().await;
     }
     ended
 }
 
-/// Feeds the process from the channel and passes on signals, until the channel ends.
-async fn input(reader: &mut ChannelReadHalf, mut stdin: Option<ChildStdin>, group: i32) {
+/// Feeds the process from the channel and passes on signals and sizes, until the channel ends.
+async fn input(
+    reader: &mut ChannelReadHalf,
+    mut stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    terminal: Option<&Terminal>,
+    group: i32,
+) {
     let mut backlog = Backlog::default();
     let mut next = Bytes::new();
     let mut at_eof = false;
@@ -224,6 +280,11 @@ async fn input(reader: &mut ChannelReadHalf, mut stdin: Option<ChildStdin>, grou
                 Some(ChannelMsg::Signal { signal }) => {
                     if let Some(signal) = signal_number(&signal) {
                         signal_group(group, signal);
+                    }
+                }
+                Some(ChannelMsg::WindowChange { col_width, row_height, .. }) => {
+                    if let Some(terminal) = terminal {
+                        let _ = terminal.resize(Size::of(col_width, row_height));
                     }
                 }
                 Some(ChannelMsg::Close) | None => return,

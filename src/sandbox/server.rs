@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
 use super::process::{self, Processes};
+use super::terminal;
 
 /// OpenSSH's channel window, in bytes (`CHAN_SES_WINDOW_DEFAULT`): what every client of the VM is limited by.
 const WINDOW: u32 = 2 << 20;
@@ -221,7 +222,12 @@ impl Handler for Connection {
         _modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        session.channel_failure(channel)
+        // The channel's own task makes it, once it is known what for.
+        if terminal::leader_maker().is_ok() {
+            session.channel_success(channel)
+        } else {
+            session.channel_failure(channel)
+        }
     }
 
     async fn env_request(

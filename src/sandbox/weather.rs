@@ -21,6 +21,9 @@ const UNDER_WAY_MAX: usize = 64 << 20;
 /// What a delayed chunk costs at least, in bytes, so that tiny chunks cannot fill the memory with bookkeeping.
 const CHUNK_COST_MIN: usize = 256;
 
+/// How often a machine that stands still is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
 /// How long the socket stays open after the last byte was sent. Closing it with unread input would reset the
 /// connection, and a reset may destroy what the client has not read yet.
 const LINGER: Duration = Duration::from_secs(1);
@@ -38,6 +41,22 @@ pub struct Weather {
     pub cut_down_after: Option<u64>,
     /// The connection is reset once it is so old.
     pub lasts: Option<Duration>,
+}
+
+/// What the weather is, and whether the machine behind a connection stands still now: then nothing arrives, either way,
+/// until it goes on. Asked again and again, if there is anybody to ask.
+pub(super) struct Forecast {
+    pub(super) weather: Weather,
+    pub(super) stands_still: Option<StandsStill>,
+}
+
+/// See [`Forecast`].
+pub(super) type StandsStill = Box<dyn Fn() -> bool + Send + Sync>;
+
+impl From<Weather> for Forecast {
+    fn from(weather: Weather) -> Self {
+        Self { weather, stands_still: None }
+    }
 }
 
 /// What crossed the wire so far, over all connections.
@@ -60,7 +79,8 @@ enum End {
 /// Carries bytes between `socket` and `inside` until the inside closes, the client is gone or a cut is due.
 ///
 /// The end of the client's input is passed on to the inside; the end of the inside closes the socket.
-pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, weather: Weather, meter: Arc<Meter>) {
+pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, forecast: Forecast, meter: Arc<Meter>) {
+    let Forecast { weather, stands_still } = forecast;
     let mut wire = Wire { socket, at_peace: false };
     let (mut from_client, mut to_client) = wire.socket.split();
     let (mut from_inside, mut to_inside) = tokio::io::split(inside);
@@ -70,6 +90,7 @@ pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, weather: Weat
             &mut to_inside,
             weather.delay,
             weather.cut_after,
+            stands_still.as_ref(),
             |n| {
                 meter.up_bytes.fetch_add(n, Ordering::Relaxed);
             },
@@ -80,6 +101,7 @@ pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, weather: Weat
             &mut to_client,
             weather.delay,
             weather.cut_down_after,
+            stands_still.as_ref(),
             |_| {},
             |n| {
                 meter.down_bytes.fetch_add(n, Ordering::Relaxed);
@@ -127,12 +149,13 @@ impl Drop for Wire {
     }
 }
 
-/// One direction: reads, waits, writes. `on_read` and `on_written` are told how many bytes.
+/// One direction: reads, waits, waits for the machine to go on, writes. `on_read` and `on_written` are told how many bytes.
 async fn one_way<R, W>(
     reader: &mut R,
     writer: &mut W,
     delay: Duration,
     cut_after: Option<u64>,
+    stands_still: Option<&StandsStill>,
     on_read: impl Fn(u64),
     on_written: impl Fn(u64),
 ) -> io::Result<End>
@@ -164,6 +187,9 @@ where
     let put = async move {
         let mut line_out = line_out;
         while let Some(chunk) = line_out.receive().await {
+            while stands_still.is_some_and(|stands_still| stands_still()) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
             writer.write_all(&chunk).await?;
             writer.flush().await?;
             on_written(chunk.len() as u64);

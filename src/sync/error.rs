@@ -43,6 +43,9 @@ pub enum SyncError {
     /// The sandbox does not start.
     #[error("cannot start the sandbox")]
     Sandbox(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// There is none to start.
+    #[error("this ksync was built without the sandbox")]
+    NoSandbox,
     /// The way there.
     #[error(transparent)]
     Remote(#[from] Arc<RemoteError>),
@@ -81,6 +84,7 @@ impl SyncError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::BothRemote | Self::Overlap | Self::NoSetup(_) | Self::Setup(_) | Self::Proxy { .. } => 1,
+            Self::NoSandbox => 1,
             Self::SshConfig(_) | Self::NoHome(_) | Self::Sandbox(_) | Self::Pipe(_) | Self::Agent(_) => 5,
             Self::Kernel(error) => error.exit_code(),
             Self::Remote(error) => match error.kind() {
@@ -117,6 +121,7 @@ impl SyncError {
             Self::Setup(_) => "it must be the JSON that `kernel browsers ssh ID --setup-only -o json` prints",
             Self::Proxy { .. } => "name the host that can be reached directly, or use a wss:// endpoint",
             Self::NoHome(_) => "set HOME",
+            Self::NoSandbox => "build it with the feature sandbox, which is on by default",
             Self::Run(failure) => match failure.kind {
                 AbortKind::Busy => "wait until the other run has ended",
                 AbortKind::Storage => "make room there and run the same command again: what arrived is kept",

@@ -1,16 +1,24 @@
 //! To a Kernel session: by what is remembered of it, else by asking the API.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use crate::kernel::{Access, KeepAlive, KernelError, Known, Step};
-use crate::monitor::Preparation;
+use tokio::task::JoinHandle;
+
+use crate::kernel::{Access, KeepAlive, KernelError, Known, Life, Step};
+use crate::monitor::{Preparation, Warning};
 use crate::remote::{self, Connection, ErrorKind, HostKeys, Target, Transport};
 use crate::sync::{SyncError, Watcher, Way, blocking, target};
+
+/// How often the clock on the wall is looked at: the one that sleeps go by stands while this machine sleeps.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// A session that is connected to, and what keeps its VM from falling asleep.
 pub(super) struct Session {
     /// Held, not used.
     _alive: Option<KeepAlive>,
+    /// Held, not used.
+    _watch: Watch,
     id: String,
     access: Access,
 }
@@ -24,8 +32,13 @@ impl Session {
     ) -> Result<(Connection, Self), SyncError> {
         let access = access(way)?;
         let meant = access.meant(name)?;
-        if let Some(known) = access.remembered(&meant) {
-            match Self::connect_to(known, access.clone(), way).await {
+        // One whose URL does not keep it awake any more is looked up where that is possible: there is a new URL then.
+        let is_of_use = |known: &Known| {
+            let can_ask = way.keep_alive && access.api.is_some();
+            !(can_ask && Life::of(known).is_token_expired(SystemTime::now()))
+        };
+        if let Some(known) = access.remembered(&meant).filter(is_of_use) {
+            match Self::connect_to(known, access.clone(), way, monitor).await {
                 // Without the API nothing else can be tried.
                 Err(SyncError::Remote(error)) if access.api.is_some() && may_be_outdated(error.kind()) => {}
                 result => return result,
@@ -34,13 +47,20 @@ impl Session {
         let (asking, watching) = (access.clone(), Arc::clone(monitor));
         let tell = move |step| watching.prepare(preparation(step));
         let reached = blocking(move || asking.reach(&meant, tell)).await??;
-        Self::connect_to(reached.known, access, way).await
+        Self::connect_to(reached.known, access, way, monitor).await
     }
 
-    async fn connect_to(known: Known, access: Access, way: &Way) -> Result<(Connection, Self), SyncError> {
+    async fn connect_to(
+        known: Known,
+        access: Access,
+        way: &Way,
+        monitor: &Watcher,
+    ) -> Result<(Connection, Self), SyncError> {
         let alive = way.keep_alive.then(|| KeepAlive::begin(known.cdp_ws_url.clone(), way.ca_cert.clone()));
         let connection = remote::connect(&target_of(&known, way)).await?;
-        Ok((connection, Self { _alive: alive, id: known.session_id, access }))
+        // Not before: a session that is gone has no end to come.
+        let watch = Watch::begin(&known, way.keep_alive, Arc::clone(monitor));
+        Ok((connection, Self { _alive: alive, _watch: watch, id: known.session_id, access }))
     }
 
     /// Why the connection was really lost: where the session is gone, that is the reason, and what was remembered of
@@ -61,6 +81,40 @@ impl Session {
         match asked.await {
             Ok(Err(gone)) if gone.is_gone() => gone.into(),
             _ => error,
+        }
+    }
+}
+
+/// Waits for the time when a session's end is near, and warns once.
+struct Watch(Option<JoinHandle<()>>);
+
+impl Watch {
+    fn begin(known: &Known, is_kept_awake: bool, monitor: Watcher) -> Self {
+        let mut now = SystemTime::now();
+        let Some(end) = Life::of(known).end(now, is_kept_awake) else { return Self(None) };
+        let name = known.name.as_ref().unwrap_or(&known.session_id).clone();
+        let warn = move |now| {
+            let (what, hint) = end.told(&name, now);
+            monitor.warn(Warning { what, hint });
+        };
+        if end.is_short_in(now).is_zero() {
+            warn(now);
+            return Self(None);
+        }
+        Self(Some(tokio::spawn(async move {
+            while !end.is_short_in(now).is_zero() {
+                tokio::time::sleep(end.is_short_in(now).min(LOOK_EVERY)).await;
+                now = SystemTime::now();
+            }
+            warn(now);
+        })))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Where the client remembers what was offered, and under which name: see [`crate::disk::memory`].
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::content::hash::Hasher;
 use crate::disk::memory::Memory;
+use crate::private;
 use crate::sync::{Endpoint, Job, target};
 use crate::wire::hello::Role;
 
@@ -69,21 +69,13 @@ fn client_id(state: &Path) -> io::Result<[u8; ID_BYTES]> {
     if let Ok(id) = read_id(&path) {
         return Ok(id);
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(state)?;
     let mut id = [0; ID_BYTES];
     aws_lc_rs::rand::fill(&mut id).map_err(io::Error::other)?;
-    // Made whole under a name of its own: of two that begin at once one wins, and both go by its number.
-    let new = state.join(format!("id.{}.new", std::process::id()));
-    let _ = fs::remove_file(&new);
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?.write_all(&id)?;
-    // What is no number is replaced.
-    let made = match fs::hard_link(&new, &path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && read_id(&path).is_err() => {
-            fs::rename(&new, &path)
-        }
-        _ => fs::remove_file(&new),
-    };
-    made.and_then(|()| read_id(&path))
+    // Of two that begin at once one wins, and both go by its number. What is no number is replaced.
+    if private::make(&path, &id).is_err() && read_id(&path).is_err() {
+        private::replace(&path, &id)?;
+    }
+    read_id(&path)
 }
 
 fn read_id(path: &Path) -> io::Result<[u8; ID_BYTES]> {

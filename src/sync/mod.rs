@@ -10,6 +10,7 @@ mod local;
 mod memory;
 mod meter;
 mod remote;
+mod stand_in;
 mod target;
 mod visit;
 pub mod watch;
@@ -24,7 +25,7 @@ pub use visit::Visit;
 
 use crate::engine::{PROBLEMS_MAX, Summary};
 use crate::kernel::{Access, Settings};
-use crate::monitor::{Event, Monitor, Preparation, Trouble};
+use crate::monitor::{Event, Monitor, Preparation, Trouble, Warning};
 use crate::sync::watch::{AfterRound, Listener, News};
 use crate::wire::hello::{Options, Role};
 
@@ -256,6 +257,10 @@ impl Monitor for Patience {
 
     fn prepare(&self, preparation: Preparation) {
         self.monitor.prepare(preparation);
+    }
+
+    fn warn(&self, warning: Warning) {
+        self.monitor.warn(warning);
     }
 }
 

@@ -11,10 +11,10 @@ use crate::engine::{Config, Engine, Failure, Receiver, Sender, Summary};
 use crate::exchange::lanes::Striped;
 use crate::exchange::rounds::{self, Watched};
 use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending};
-use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection, HostKeys, Transport};
-use crate::sandbox::{self, Sandbox, Weather};
+use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection};
 use crate::sync::memory::{self, Key};
 use crate::sync::meter::Count;
+use crate::sync::stand_in::StandIn;
 use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, kernel, lanes, target};
 use crate::wire::hello::{self, Options, Order, Role, Watching};
 use crate::wire::message::AbortKind;
@@ -43,8 +43,8 @@ struct Connected {
 /// What a connection leads to, where there is more to it.
 enum Behind {
     Host,
-    Sandbox(Sandbox),
-    Kernel(kernel::Session),
+    Sandbox(StandIn),
+    Kernel(Box<kernel::Session>),
 }
 
 /// What the rounds of a watch go by, on one connection.
@@ -67,38 +67,23 @@ impl<'a> Session<'a> {
 
     async fn connect(&self, monitor: &Watcher) -> Result<Connected, SyncError> {
         if let Endpoint::Sandbox { .. } = self.endpoint {
-            return self.connect_to_sandbox().await;
+            let (connection, stand_in) = StandIn::connect(self.way).await?;
+            return Ok(Connected { connection, behind: Behind::Sandbox(stand_in) });
         }
         if let Endpoint::Session { name, .. } = self.endpoint {
             let (connection, session) = kernel::Session::connect(name, self.way, monitor).await?;
-            return Ok(Connected { connection, behind: Behind::Kernel(session) });
+            return Ok(Connected { connection, behind: Behind::Kernel(Box::new(session)) });
         }
         let target = target::target(self.endpoint, self.way)?;
         Ok(Connected { connection: remote::connect(&target).await?, behind: Behind::Host })
-    }
-
-    /// Starts a sandbox in this process and connects to it as to any VM.
-    async fn connect_to_sandbox(&self) -> Result<Connected, SyncError> {
-        let options = sandbox::Options {
-            listen: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
-            home: target::cache_dir()?.join("sandbox"),
-            weather: Weather::default(),
-        };
-        let sandbox = Sandbox::start(options).await.map_err(|error| SyncError::Sandbox(Box::new(error)))?;
-        let mut target = target::common(self.way, HostKeys::Exactly(sandbox.host_key()));
-        target.transport = Transport::WebSocket { url: sandbox.url(), ca_cert: None };
-        target.identity_text = Some(sandbox.client_key().to_owned());
-        target.use_ssh_agent = false;
-        target.identities.clear();
-        Ok(Connected { connection: remote::connect(&target).await?, behind: Behind::Sandbox(sandbox) })
     }
 
     /// Ends the connection.
     pub(super) async fn close(self) {
         let Some(Connected { connection, behind }) = self.connected.into_inner() else { return };
         connection.close().await;
-        if let Behind::Sandbox(sandbox) = behind {
-            sandbox.stop().await;
+        if let Behind::Sandbox(stand_in) = behind {
+            stand_in.stop().await;
         }
     }
 

@@ -129,6 +129,7 @@ pub(super) fn state_dir() -> Result<PathBuf, SyncError> {
 }
 
 /// Where ksync keeps what can be made again.
+#[cfg(feature = "sandbox")]
 pub(super) fn cache_dir() -> Result<PathBuf, SyncError> {
     xdg_dir("XDG_CACHE_HOME", ".cache", "the sandbox")
 }

@@ -16,4 +16,5 @@ mod login;
 mod proxy;
 mod round_trip;
 mod round_trips;
+mod shell;
 mod stand_in;

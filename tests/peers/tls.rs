@@ -1,6 +1,6 @@
 //! TLS before a bridge, with a certificate of a CA that only this test knows.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -24,11 +24,23 @@ impl Tls {
     /// TLS before the bridge at `url`, good for `localhost`. Leaves the CA's certificate as `ca.pem`, and as
     /// `other-ca.pem` that of one that has nothing to do with it.
     pub(crate) fn before(url: &str, world: &World) -> Tls {
+        Tls::at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), "localhost", url, world)
+    }
+
+    /// The same at the port of the bridges of VMs, and good for its address, which is one of those that lead home.
+    pub(crate) fn as_of_a_vm(url: &str, world: &World) -> (Tls, IpAddr) {
+        // The port is always the same, so each process has an address of its own.
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let address = IpAddr::from([127, 32, high, low]);
+        (Tls::at((address, 2222).into(), &address.to_string(), url, world), address)
+    }
+
+    fn at(address: SocketAddr, name: &str, url: &str, world: &World) -> Tls {
         let target: SocketAddr = url.strip_prefix("ws://").expect("ws").parse().expect("an address");
         let (ca, other) = (authority(), authority());
         world.tree(".").file("ca.pem", ca.1).file("other-ca.pem", other.1);
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+        let params = CertificateParams::new([name.to_owned()]).expect("a name");
         let certificate = params.signed_by(&key, &ca.0).expect("a certificate");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
@@ -42,7 +54,7 @@ impl Tls {
             .expect("a configuration");
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let runtime = Runtime::new().expect("a runtime");
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
+        let listener = runtime.block_on(TcpListener::bind(address)).expect("a port");
         let port = listener.local_addr().expect("an address").port();
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -54,7 +66,7 @@ impl Tls {
                 });
             }
         });
-        Tls { url: format!("wss://localhost:{port}"), _runtime: runtime }
+        Tls { url: format!("wss://{name}:{port}"), _runtime: runtime }
     }
 }
 

@@ -65,6 +65,21 @@ impl Cloud {
         self.attempt(method, path, body).expect("an answer")
     }
 
+    /// A form with the key.
+    pub(crate) fn form(&self, path: &str, fields: &[(&str, &[u8])]) -> Reply {
+        let mut body = Vec::new();
+        for (name, content) in fields {
+            let head = format!("--border\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n");
+            body.extend([head.as_bytes(), content, b"\r\n"].concat());
+        }
+        body.extend(b"--border--\r\n");
+        let headers = format!(
+            "Authorization: Bearer {}\r\nContent-Type: multipart/form-data; boundary=border\r\n",
+            self.platform().api_key()
+        );
+        send(&self.address(), "POST", path, &headers, &body).expect("an answer")
+    }
+
     pub(crate) fn attempt(&self, method: &str, path: &str, body: &[u8]) -> io::Result<Reply> {
         let key = format!("Authorization: Bearer {}\r\n", self.platform().api_key());
         send(&self.address(), method, path, &key, body)

@@ -66,6 +66,37 @@ fn a_cdp_socket_lasts_an_hour_or_as_long_as_its_session() {
 }
 
 #[test]
+fn a_token_is_good_for_as_long_as_was_asked_for() {
+    let cloud = Cloud::new();
+    cloud.fault(&json!({ "call": "create", "token_seconds": 60 }));
+    let browser = cloud.browser(&json!({ "timeout_seconds": 3600 }));
+    let path =
+        text(&browser["cdp_ws_url"]).splitn(4, '/').nth(3).map(|path| format!("/{path}")).expect("a path");
+    let mut cdp = cloud.cdp(&browser);
+    cloud.pass(61.0);
+    // Whoever came in time stays.
+    cloud.runtime.block_on(cdp.send(Message::Ping("still there?".into()))).expect("a ping");
+    cloud.get(&path).is_error(401, "unauthorized");
+}
+
+#[test]
+fn a_session_gets_older_when_the_clock_is_moved() {
+    let cloud = Cloud::new();
+    let created = |browser: &serde_json::Value| text(&browser["created_at"]);
+    let day_of = |text: &str| text[8..10].parse::<i32>().expect("a day");
+    cloud.pass(1000.0);
+    let browser = cloud.browser(&json!({ "timeout_seconds": 259_200 }));
+    let path = format!("/browsers/{}", text(&browser["session_id"]));
+    assert_eq!(created(&cloud.get(&path).json()), created(&browser));
+    cloud.pass(2.0 * 86_400.0);
+    let later = created(&cloud.get(&path).json());
+    // Or there is the end of a month between them.
+    let apart = day_of(&created(&browser)) - day_of(&later);
+    assert!(apart == 2 || apart < -25, "{later}");
+    assert_eq!(later[11..], created(&browser)[11..]);
+}
+
+#[test]
 fn computer_control_is_activity() {
     let cloud = Cloud::new();
     let id = text(&cloud.browser(&json!({ "timeout_seconds": 10 }))["session_id"]);

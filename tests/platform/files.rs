@@ -128,3 +128,68 @@ fn entries_are_moved_changed_and_deleted() {
     files.put("delete_directory", &json!({ "path": "/" })).says(500, "failed to delete directory");
     assert!(files.root.join("root").is_dir());
 }
+
+#[test]
+fn many_files_are_uploaded_in_one_form_or_none() {
+    let files = Files::new();
+    let upload =
+        |fields: &[(&str, &[u8])]| files.cloud.form(&format!("/browsers/{}/fs/upload", files.id), fields);
+    let noise = crate::world::noise(2, 1_000_000);
+    // In any order, and with anything in them.
+    let fields: [(&str, &[u8]); 4] = [
+        ("files[0][file]", &noise),
+        ("files[1][dest_path]", b"/tmp/b"),
+        ("files[0][dest_path]", b"/deep/down/a"),
+        ("files[1][file]", b""),
+    ];
+    assert!(upload(&fields).has(201).body.is_empty());
+    assert!(std::fs::read(files.root.join("deep/down/a")).expect("a file") == noise);
+    assert_eq!(std::fs::read(files.root.join("tmp/b")).expect("a file"), b"");
+    upload(&fields[..3]).says(400, "each file needs a file and a dest_path");
+    upload(&[("file", b"x")]).says(400, "invalid form field");
+    upload(&[("files[0][file]", b"x"), ("files[0][dest_path]", b"tmp/c")])
+        .says(400, "dest_path must be absolute");
+    files
+        .cloud
+        .post(&format!("/browsers/{}/fs/upload", files.id), &json!({}))
+        .says(400, "invalid multipart form");
+    upload(&[("files[0][file]", b"x"), ("files[0][dest_path]", b"/../../up")]).has(201);
+    assert_eq!(std::fs::read(files.root.join("up")).expect("a file"), b"x");
+}
+
+#[test]
+fn a_directory_comes_as_an_archive_and_goes_back_as_one() {
+    let files = Files::new();
+    files.write("path=/tmp/d/sub/a&mode=700", b"content").has(201);
+    files.write("path=/tmp/d/b", &crate::world::noise(3, 100_000)).has(201);
+    let packed = files.get("download_dir_zip", "/tmp/d").has(200);
+    assert_eq!(packed.header("content-type"), Some("application/zip"));
+    let upload = format!("/browsers/{}/fs/upload_zip", files.id);
+    files.cloud.form(&upload, &[("dest_path", b"/new/place"), ("zip_file", &packed.body)]).has(201);
+    for name in ["sub/a", "b"] {
+        let read = |place: &str| std::fs::read(files.root.join(place).join(name)).expect("a file");
+        assert!(read("tmp/d") == read("new/place"), "{name}");
+    }
+    let mode = std::fs::metadata(files.root.join("new/place/sub/a")).expect("a file").mode() & 0o777;
+    assert_eq!(mode, 0o700);
+    // Nothing leads out of where it is unpacked.
+    let climbing: Vec<u8> =
+        packed.body.windows(5).enumerate().fold(packed.body.clone(), |mut body, (at, name)| {
+            if name == b"sub/a" {
+                body[at..at + 5].copy_from_slice(b"../aa");
+            }
+            body
+        });
+    files
+        .cloud
+        .form(&upload, &[("dest_path", b"/other"), ("zip_file", &climbing)])
+        .says(400, "invalid path in zip: ../aa");
+    files
+        .cloud
+        .form(&upload, &[("dest_path", b"/other"), ("zip_file", b"no zip")])
+        .says(400, "zip: not a valid zip file");
+    files.cloud.form(&upload, &[("dest_path", b"/other")]).says(400, "zip_file and dest_path required");
+    assert!(!files.root.join("other").exists());
+    files.get("download_dir_zip", "/none").says(404, "directory not found");
+    files.get("download_dir_zip", "/tmp/d/b").says(400, "path is not a directory");
+}

@@ -14,8 +14,11 @@ struct Process<'a> {
 
 impl Process<'_> {
     fn spawn<'a>(cloud: &'a Cloud, id: &str, line: &str) -> Process<'a> {
-        let program = json!({ "command": "/bin/sh", "args": ["-c", line] });
-        let made = cloud.post(&format!("/browsers/{id}/process/spawn"), &program).has(200).json();
+        Process::of(cloud, id, &json!({ "command": "/bin/sh", "args": ["-c", line] }))
+    }
+
+    fn of<'a>(cloud: &'a Cloud, id: &str, program: &Value) -> Process<'a> {
+        let made = cloud.post(&format!("/browsers/{id}/process/spawn"), program).has(200).json();
         assert!(made["pid"].as_i64() > Some(1) && text(&made["started_at"]).ends_with('Z'), "{made}");
         let base = format!("/browsers/{id}/process/{}", text(&made["process_id"]));
         Process { cloud, base }
@@ -118,4 +121,50 @@ fn events_are_small_and_who_is_not_heard_stands_still() {
         .collect();
     assert!(lengths.iter().all(|length| (1..=4096).contains(length)));
     assert_eq!(lengths.iter().sum::<usize>(), 3_000_000);
+}
+
+#[test]
+fn a_process_can_have_a_terminal_that_is_typed_into_and_resized() {
+    let cloud = Cloud::new();
+    let id = cloud.session();
+    let line = "stty size; read line; echo \"got $line\" >&2; trap 'stty size; exit 5' WINCH; : >ready
+                while :; do sleep 0.01; done";
+    let program = json!({
+        "command": "sh", "args": ["-c", line], "allocate_tty": true, "rows": 17, "cols": 91,
+    });
+    let process = Process::of(&cloud, &id, &program);
+    process.post("stdin", &json!({ "data_b64": STANDARD.encode("it\r") })).has(200);
+    let ready = std::path::PathBuf::from(text(&cloud.inside(&id)["root"])).join("root/ready");
+    wait_for("the trap", || ready.exists().then_some(()));
+    let answer = process.post("resize", &json!({ "rows": 50, "cols": 132 })).has(200).json();
+    assert_eq!(answer, json!({ "ok": true }));
+    assert_eq!(process.exit_code(), json!(5));
+    let mut events = process.events();
+    assert_eq!(events.pop(), Some(json!({ "event": "exit", "exit_code": 5 })));
+    // All of it is one output, also what is typed, and what goes to standard error.
+    assert!(events.iter().all(|event| event["stream"] == "stdout"), "{events:?}");
+    let said: Vec<u8> = events.iter().flat_map(|event| decoded(&event["data_b64"])).collect();
+    let mut lines: Vec<_> = std::str::from_utf8(&said).expect("UTF-8").split_terminator("\r\n").collect();
+    // What was typed may be shown before the first size.
+    lines[..2].sort_unstable();
+    assert_eq!(lines, ["17 91", "it", "got it", "50 132"]);
+}
+
+#[test]
+fn without_a_terminal_there_is_none_to_resize_and_what_is_not_there_is_told_as_ever() {
+    let cloud = Cloud::new();
+    let id = cloud.session();
+    let process = Process::spawn(&cloud, &id, "test -t 0 || exit 4");
+    process.post("resize", &json!({ "rows": 1, "cols": 1 })).says(400, "process has no terminal");
+    assert_eq!(process.exit_code(), json!(4));
+    let spawn = format!("/browsers/{id}/process/spawn");
+    for (program, message) in [
+        ("no-such-program", "exec: \"no-such-program\": executable file not found in $PATH"),
+        ("/no/such/program", "fork/exec /no/such/program: no such file or directory"),
+    ] {
+        for allocate_tty in [false, true] {
+            let program = json!({ "command": program, "allocate_tty": allocate_tty });
+            cloud.post(&spawn, &program).says(400, message);
+        }
+    }
 }

@@ -44,11 +44,15 @@ impl Pair {
     }
 
     fn upload(&self) -> Run {
+        self.upload_with(&[])
+    }
+
+    fn upload_with(&self, options: &[&str]) -> Run {
         let ca = self.cloud.platform().ca_cert();
         let place = format!("wss://{}{}", self.address, self.world.path("dst").display());
         let mut command =
             self.world.ksync(["src", &place, "--identity", "key", "--host-key", &self.host_key]);
-        command.arg("--ca-cert").arg(ca);
+        command.arg("--ca-cert").arg(ca).args(options);
         Run::of(command)
     }
 }
@@ -95,5 +99,19 @@ fn a_connection_breaks_after_so_long() {
     pair.world.tree("src").file("a", "1");
     pair.cloud.fault(&json!({ "call": "bridge", "after_seconds": 0 }));
     assert!(!pair.upload().status.success());
+    pair.upload().ok();
+}
+
+#[test]
+fn a_vm_in_standby_can_stand_still_until_somebody_comes() {
+    let pair = Pair::new();
+    pair.authorize("600");
+    pair.world.tree("src").file("a", "1");
+    pair.cloud.fault(&json!({ "call": "bridge", "freezes_in_standby": true, "times": 9 }));
+    pair.upload().ok();
+    pair.cloud.pass(5.0);
+    assert_eq!(pair.cloud.stage(&pair.id), "standby");
+    pair.upload_with(&["--contimeout", "1"]).fails(35);
+    let _cdp = pair.cloud.cdp(&pair.cloud.get(&format!("/browsers/{}", pair.id)).has(200).json());
     pair.upload().ok();
 }

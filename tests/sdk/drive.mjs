@@ -1,7 +1,7 @@
 // Drives the platform that the environment names with its official Node SDK, as people do.
 
 import assert from "node:assert/strict";
-import Kernel, { AuthenticationError, BadRequestError, NotFoundError } from "@onkernel/sdk";
+import Kernel, { AuthenticationError, BadRequestError, NotFoundError, toFile } from "@onkernel/sdk";
 
 const client = new Kernel();
 
@@ -39,6 +39,16 @@ const [entry, ...rest] = await fs.listFiles(session, { path: "/tmp/new" });
 assert.deepEqual([entry.name, entry.size_bytes, rest], ["a b", content.length, []]);
 await fs.deleteFile(session, { path: "/tmp/new/a b" });
 await assert.rejects(fs.readFile(session, { path: "/tmp/new/a b" }), NotFoundError);
+
+const file = await toFile(content, "a");
+await fs.upload(session, { files: [{ dest_path: "/tmp/up/a", file }, { dest_path: "/tmp/up/b", file }] });
+for (const name of ["a", "b"]) {
+  const there = await (await fs.readFile(session, { path: `/tmp/up/${name}` })).arrayBuffer();
+  assert.ok(content.equals(Buffer.from(there)));
+}
+const packed = await (await fs.downloadDirZip(session, { path: "/tmp/up" })).arrayBuffer();
+await fs.uploadZip(session, { dest_path: "/tmp/unpacked", zip_file: await toFile(packed, "up.zip") });
+assert.deepEqual((await fs.listFiles(session, { path: "/tmp/unpacked" })).map((one) => one.name), ["a", "b"]);
 
 for (const one of [session, ...others]) await client.browsers.deleteByID(one);
 await assert.rejects(client.browsers.retrieve(session), NotFoundError);

@@ -1,6 +1,8 @@
 """Drives the platform that the environment names with its official Python SDK, as people do."""
 
 import base64
+import io
+import zipfile
 
 import kernel
 
@@ -38,6 +40,14 @@ events = list(process.stdout_stream(spawned.process_id, id_or_name=session))
 assert base64.b64decode(events[0].data_b64) == b"got it\n", events
 assert events[-1].event == "exit" and events[-1].exit_code == 0, events
 
+shell = process.spawn(session, command="sh", args=["-c", "stty size; read a; stty size"], allocate_tty=True, rows=5, cols=66)
+assert process.resize(shell.process_id, id_or_name=session, rows=6, cols=77).ok
+process.stdin(shell.process_id, id_or_name=session, data_b64=base64.b64encode(b"\r").decode())
+events = list(process.stdout_stream(shell.process_id, id_or_name=session))
+said = b"".join(base64.b64decode(event.data_b64) for event in events[:-1])
+assert said.endswith(b"6 77\r\n"), said
+assert events[-1].exit_code == 0, events
+
 fs = client.browsers.fs
 content = bytes(range(256)) * 4096
 fs.create_directory(session, path="/tmp/new")
@@ -56,6 +66,17 @@ try:
     raise AssertionError("it is still there")
 except kernel.NotFoundError:
     pass
+
+pairs = [{"file": content, "dest_path": "/tmp/up/a"}, {"file": b"b", "dest_path": "/tmp/up/sub/b"}]
+fs.upload(session, files=pairs)
+assert fs.read_file(session, path="/tmp/up/a").read() == content
+with zipfile.ZipFile(io.BytesIO(fs.download_dir_zip(session, path="/tmp/up").read())) as packed:
+    assert packed.testzip() is None and packed.namelist() == ["a", "sub/", "sub/b"], packed.namelist()
+made = io.BytesIO()
+with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
+    packed.writestr("deep/ä", content)
+fs.upload_zip(session, dest_path="/tmp/unpacked", zip_file=made.getvalue())
+assert fs.read_file(session, path="/tmp/unpacked/deep/ä").read() == content
 
 client.browsers.computer.batch(session, actions=[{"type": "sleep", "sleep": {"duration_ms": 1}}])
 

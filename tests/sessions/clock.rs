@@ -1,14 +1,16 @@
 //! The clock of a session: it stands while ksync works, and when it has run out that is what is said.
 
 use std::fs;
+use std::process::{Child, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::platform::{Platform, place};
-use crate::world::{World, wait_for};
+use crate::world::{Run, World, noise, wait_for};
 
 /// A command on the VM that ends when it is told to.
-fn begin(platform: &Platform, world: &World, id: &str) -> std::process::Child {
+fn begin(platform: &Platform, world: &World, id: &str) -> Child {
     let wait = format!("while [ ! -e {} ]; do sleep 0.05; done", world.path("go").display());
     platform.ksync(world, &["ssh", id, &wait]).spawn().unwrap()
 }
@@ -18,9 +20,8 @@ fn a_session_in_use_is_not_deleted_and_one_that_is_not_is() {
     let world = World::new();
     let platform = Platform::start(&world);
     let id = platform.create(&world, &["--timeout", "10"]);
-    platform.calls();
     let mut child = begin(&platform, &world, &id);
-    wait_for("the session to be held", || (platform.calls()["cdp"] == json!(1)).then_some(()));
+    wait_for("the session to be held", || (platform.session(&id)["stage"] == "active").then_some(()));
     platform.advance(3600);
     assert_eq!(platform.status(&id), 200);
     fs::write(world.path("go"), "").unwrap();
@@ -43,4 +44,93 @@ fn a_session_that_is_gone_is_told_so_and_takes_nothing_away() {
     let run = platform.run(&world, &["--delete", &there, "back"]);
     assert_eq!(run.status.code().unwrap_or(-1), 41, "{}", run.stderr);
     world.assert_same("src", "back");
+}
+
+#[test]
+fn a_vm_in_standby_is_woken_unless_that_is_not_wanted() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let id = platform.create(&world, &["--timeout", "300"]);
+    platform.run(&world, &["session", "setup", &id]).ok();
+    platform.fault(json!({ "call": "bridge", "freezes_in_standby": true, "times": 9 }));
+    platform.advance(5);
+    assert_eq!(platform.session(&id)["stage"], "standby");
+    let there = place(&world, &id, "there");
+    platform.run(&world, &["--no-keep-alive", "--contimeout", "1", "src", &there]).fails(35);
+    platform.run(&world, &["src", &there]).ok();
+    world.assert_same("src", "there");
+}
+
+#[test]
+fn a_socket_that_is_closed_and_refused_for_a_while_costs_time_and_nothing_else() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let id = platform.create(&world, &["--timeout", "300"]);
+    platform.run(&world, &["session", "setup", &id]).ok();
+    platform.fault(json!({ "call": "bridge", "freezes_in_standby": true }));
+    platform.fault(json!({ "call": "cdp", "after_seconds": 60 }));
+    platform.fault(json!({ "call": "cdp", "status": 503, "times": 2 }));
+    platform.calls();
+    let mut child = begin(&platform, &world, &id);
+    let stage = |wanted: &str| (platform.session(&id)["stage"] == wanted).then_some(());
+    wait_for("the session to be held", || stage("active"));
+    platform.advance(61);
+    wait_for("the end of the socket", || stage("quiet"));
+    platform.advance(5);
+    // It stands still in the middle of what it does, and for as long as the socket is refused.
+    assert_eq!(platform.session(&id)["stage"], "standby");
+    fs::write(world.path("go"), "").unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(platform.calls()["cdp"], json!(4));
+}
+
+/// An upload to a session that is stopped in its middle for longer than the session's timeout; answers how it ends.
+fn stopped_in_the_middle(options: &[&str], status: u16) -> (World, Run) {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").file("large", noise(1, 50_000_000));
+    let id = platform.create(&world, &["--timeout", "300"]);
+    platform.run(&world, &["session", "setup", &id]).ok();
+    let there = place(&world, &id, "there");
+    let args = [options, &["src", &there]].concat();
+    let child = wait_for("a stop that comes in time", || stopped(&world, platform.ksync(&world, &args)));
+    platform.advance(3600);
+    assert_eq!(platform.status(&id), status);
+    kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
+    (world, Run::end_of(child))
+}
+
+/// Starts an upload and stops it once a part of it is there; `None` if it was over before.
+fn stopped(world: &World, mut upload: Command) -> Option<Child> {
+    let mut child =
+        upload.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let is_staged = || {
+        let staged = fs::read_dir(world.path("there/.ksync")).into_iter().flatten().flatten();
+        staged.filter_map(|entry| entry.metadata().ok()).any(|entry| entry.is_file() && entry.len() > 0)
+    };
+    let is_over = || world.path("there/large").exists();
+    wait_for("something to arrive", || (is_staged() || is_over()).then_some(()));
+    kill_process(Pid::from_child(&child), Signal::STOP).unwrap();
+    if !is_over() {
+        return Some(child);
+    }
+    kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
+    child.wait().unwrap();
+    fs::remove_dir_all(world.path("there")).unwrap();
+    None
+}
+
+#[test]
+fn a_transfer_outlives_the_timeout() {
+    let (world, run) = stopped_in_the_middle(&[], 200);
+    run.ok();
+    world.assert_same("src", "there");
+}
+
+#[test]
+fn a_transfer_that_does_not_keep_its_session_is_told_that_it_is_gone() {
+    let (world, run) = stopped_in_the_middle(&["--no-keep-alive"], 404);
+    run.fails(41);
+    assert!(world.path("src/large").exists() && !world.path("there/large").exists());
 }

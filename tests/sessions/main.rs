@@ -7,6 +7,9 @@ mod world;
 
 mod clock;
 mod journey;
+mod life;
 mod platform;
 mod secrets;
+mod terminal;
 mod trouble;
+mod ways;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ksync::kernel::{Access, Browser, KernelError, Reached};
-use ksync::monitor::Quiet;
+use ksync::monitor::{Event, Monitor, Quiet, Warning};
 use ksync::sync::{self, Endpoint, Job, Visit, Watcher, Way};
 use ksync::wire::hello::Options;
 use serde_json::json;
@@ -15,6 +15,7 @@ use crate::out;
 use crate::report::{Complaint, NOT_STARTED};
 use crate::request;
 use crate::run::block_on;
+use crate::screen::warned;
 use crate::verbs::DoctorArgs;
 
 /// What goes there and back, in bytes.
@@ -103,7 +104,8 @@ fn examine(args: &DoctorArgs, way: &Way, access: &Access, checks: &mut Checks) -
     checks.step("connection", || {
         let bridge = known.bridge_url();
         block_on(async {
-            let visit = Visit::begin(&browser.session_id, way, &quiet()).await?;
+            let watcher: Watcher = Arc::new(Warner);
+            let visit = Visit::begin(&browser.session_id, way, &watcher).await?;
             visit.end().await;
             Ok(((), format!("{bridge}, with the host key that the API told")))
         })
@@ -156,11 +158,23 @@ fn round_trip(session: &str, way: &Way) -> Result<(), Complaint> {
     }
 }
 
+/// For the connections after the first, which has warned.
+fn quiet() -> Watcher {
+    Arc::new(Quiet)
+}
+
 /// Exit code: a content is not what it should be.
 const VERIFICATION: u8 = 44;
 
-fn quiet() -> Watcher {
-    Arc::new(Quiet)
+/// Says nothing but what the steps do not.
+struct Warner;
+
+impl Monitor for Warner {
+    fn observe(&self, _event: Event) {}
+
+    fn warn(&self, warning: Warning) {
+        out::note(&warned(&warning));
+    }
 }
 
 /// Bytes that do not shrink, the same in each run.

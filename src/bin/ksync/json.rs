@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use data_encoding::BASE64;
 use ksync::engine::Summary;
 use ksync::exchange::rounds::Round;
-use ksync::monitor::{Action, Event, Monitor, Preparation, Trouble, What};
+use ksync::monitor::{Action, Event, Monitor, Preparation, Trouble, Warning, What};
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
 use ksync::wire::message::Tally;
@@ -159,6 +159,10 @@ impl Monitor for Json {
             Preparation::SetUp => "set-up",
         };
         tell("provision", json!({ "step": step }));
+    }
+
+    fn warn(&self, warning: Warning) {
+        tell("warning", json!({ "kind": "session", "message": warning.what, "hint": warning.hint }));
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ksync::exchange::chain;
 use ksync::exchange::rounds::Round;
-use ksync::monitor::{Event, Monitor, Preparation};
+use ksync::monitor::{Event, Monitor, Preparation, Warning};
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
 
@@ -156,6 +156,12 @@ impl Monitor for LiveScreen {
         } else {
             drop(state);
             self.first.prepare(preparation);
+        }
+    }
+
+    fn warn(&self, warning: Warning) {
+        if !self.show.quiet {
+            self.state().print(&screen::warned(&warning), out::note);
         }
     }
 }

@@ -1,13 +1,16 @@
 //! `ksync proxy`: standard input and output joined to a bridge, for the `ProxyCommand` of ssh and its kin.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use ksync::kernel::{KeepAlive, KernelError, Known};
+use ksync::kernel::{KeepAlive, KernelError, Known, Life};
+use ksync::monitor::Warning;
 use ksync::remote;
 
+use crate::out;
 use crate::report::Complaint;
 use crate::request;
 use crate::run::{Signals, block_on};
+use crate::screen::warned;
 use crate::verbs::ProxyArgs;
 
 /// How long opening may take, and how long the bridge may be silent.
@@ -20,6 +23,9 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<u8, Complaint> {
     let is_url = args.place.contains("://");
     let known = if is_url { None } else { Some(known(args)?) };
     let url = known.as_ref().map_or_else(|| args.place.clone(), Known::bridge_url);
+    if let Some(warning) = known.as_ref().and_then(warning) {
+        out::note(&warned(&warning));
+    }
     block_on(async {
         let mut signals = Signals::new()?;
         let _alive = known.map(|known| KeepAlive::begin(known.cdp_ws_url, ca_cert.clone()));
@@ -39,4 +45,12 @@ fn known(args: &ProxyArgs) -> Result<Known, Complaint> {
         .remembered(&session)
         .map_or_else(|| Ok::<_, KernelError>(access.reach(&session, |_| {})?.known), Ok)?;
     Ok(known)
+}
+
+/// What is to be said of a session that ends soon. Only at the beginning: later the terminal is somebody else's.
+fn warning(known: &Known) -> Option<Warning> {
+    let now = SystemTime::now();
+    let end = Life::of(known).end(now, true).filter(|end| end.is_short_in(now).is_zero())?;
+    let (what, hint) = end.told(known.name.as_ref().unwrap_or(&known.session_id), now);
+    Some(Warning { what, hint })
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use ksync::sandbox::platform::{Platform, PlatformError, PlatformOptions};
+use ksync::sandbox::platform::{Platform, PlatformOptions};
 use ksync::sandbox::{Options, Sandbox, SandboxError, Setup, Weather};
 use serde_json::{Map, Value, json};
 
@@ -172,22 +172,9 @@ impl From<SandboxError> for Complaint {
             }
             SandboxError::Listen { .. } => Self::caused(report::NOT_STARTED, &error)
                 .with_hint(Some("with port 0 any free port is taken: --listen 127.0.0.1:0")),
-            SandboxError::Home { .. } => Self::caused(report::NOT_STARTED, &error)
-                .with_hint(Some("name a directory that can be written: --home DIR")),
-            _ => Self::caused(report::NOT_STARTED, &error),
-        }
-    }
-}
-
-impl From<PlatformError> for Complaint {
-    fn from(error: PlatformError) -> Self {
-        match &error {
-            PlatformError::NotLoopback(_) => {
-                Self::caused(report::USAGE, &error).with_hint(Some("use --listen 127.0.0.1:PORT"))
-            }
-            PlatformError::TimeScale(_) => Self::caused(report::USAGE, &error)
+            SandboxError::TimeScale(_) => Self::caused(report::USAGE, &error)
                 .with_hint(Some("--time-scale takes a number from 0.001 to 1000000")),
-            PlatformError::Home { .. } => Self::caused(report::NOT_STARTED, &error)
+            SandboxError::Home { .. } => Self::caused(report::NOT_STARTED, &error)
                 .with_hint(Some("name a directory that can be written: --home DIR")),
             _ => Self::caused(report::NOT_STARTED, &error),
         }

@@ -8,12 +8,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ksync::monitor::{Event, Monitor, Preparation};
+use ksync::monitor::{Event, Monitor, Preparation, Warning};
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::News;
 use ksync::sync::{Job, Report};
 use ksync::tree::path::escape;
 
+use crate::list::visible;
 use crate::progress::{Pace, Progress};
 use crate::report::{self, Direction};
 use crate::request::Show;
@@ -88,6 +89,18 @@ impl Screen {
         }
     }
 
+    /// A line for eyes, above the bar if there is one.
+    fn note(&self, text: &str) {
+        if !self.show.quiet {
+            let state = self.state();
+            let print = || out::note(text);
+            match &state.bar {
+                Some(bar) => bar.suspend(print),
+                None => print(),
+            }
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -146,14 +159,11 @@ impl Monitor for Screen {
     }
 
     fn prepare(&self, preparation: Preparation) {
-        if !self.show.quiet {
-            let state = self.state();
-            let print = || out::note(prepared(preparation));
-            match &state.bar {
-                Some(bar) => bar.suspend(print),
-                None => print(),
-            }
-        }
+        self.note(prepared(preparation));
+    }
+
+    fn warn(&self, warning: Warning) {
+        self.note(&warned(&warning));
     }
 }
 
@@ -241,6 +251,11 @@ pub(crate) fn prepared(preparation: Preparation) -> &'static str {
         Preparation::LookUp => "asking for the session",
         Preparation::SetUp => "setting its VM up: a second, or a minute where something has to be installed",
     }
+}
+
+/// What is said of what will happen.
+pub(crate) fn warned(warning: &Warning) -> String {
+    format!("ksync: warning: {}\n  hint: {}", visible(&warning.what), visible(&warning.hint))
 }
 
 /// Which way a job's content goes.

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use ksync::monitor::{Event, Monitor, Preparation};
+use ksync::monitor::{Event, Monitor, Preparation, Warning};
 use ksync::remote::{Size, Terminal};
 use ksync::sync::{Visit, Watcher};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
@@ -12,10 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::out;
-use crate::report::{Complaint, NOT_STARTED};
+use crate::report::{Complaint, NOT_STARTED, SIGNAL};
 use crate::request;
-use crate::run::block_on;
-use crate::screen::prepared;
+use crate::run::{Signals, block_on};
+use crate::screen::{prepared, warned};
 use crate::verbs::SshArgs;
 
 /// Runs it; the answer is its exit status.
@@ -23,28 +23,42 @@ pub(crate) fn run(args: &SshArgs) -> Result<u8, Complaint> {
     let way = request::access_way(&args.way);
     let command = args.command.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().join(&b' ');
     let is_terminal = command.is_empty() && std::io::stdin().is_terminal();
-    let watcher: Watcher = Arc::new(Teller);
+    let watcher: Watcher = Arc::new(Teller { is_terminal });
     block_on(async {
         let session = Visit::begin(&args.session, &way, &watcher).await?;
+        // Before the terminal is changed: whatever ends us has to change it back.
+        let mut signals = Signals::new()?;
         // From here on every key is the other side's, Ctrl-C too.
         let raw = is_terminal.then(Raw::begin).transpose()?;
         let terminal = is_terminal.then(terminal).transpose()?;
-        let status = session.shell(&command, terminal).await;
+        let status = tokio::select! {
+            status = session.shell(&command, terminal) => Some(status),
+            () = signals.wait() => None,
+        };
         drop(raw);
         session.end().await;
+        let status = status.ok_or_else(|| Complaint::new(SIGNAL, "stopped by a signal"))??;
         // Exit statuses are a byte.
-        Ok(u8::try_from(status? & 0xff).unwrap_or(u8::MAX))
+        Ok(u8::try_from(status & 0xff).unwrap_or(u8::MAX))
     })
 }
 
-/// Tells what has to be done first.
-struct Teller;
+/// Tells what has to be done first, and what will happen.
+struct Teller {
+    /// Whether a line's end is one only with a carriage return, since the terminal makes none.
+    is_terminal: bool,
+}
 
 impl Monitor for Teller {
     fn observe(&self, _event: Event) {}
 
     fn prepare(&self, preparation: Preparation) {
         out::note(prepared(preparation));
+    }
+
+    fn warn(&self, warning: Warning) {
+        let text = warned(&warning);
+        out::note(&if self.is_terminal { format!("{}\r\n", text.replace('\n', "\r\n")) } else { text });
     }
 }
 

@@ -72,6 +72,13 @@ pub(super) fn empty(status: StatusCode) -> Answer {
     with_bytes(status, Bytes::new())
 }
 
+/// An answer of some other type.
+pub(super) fn bytes_answer(content_type: &str, bytes: impl Into<Bytes>) -> Answer {
+    let mut answer = with_bytes(StatusCode::OK, bytes.into());
+    set(&mut answer, CONTENT_TYPE, content_type);
+    answer
+}
+
 /// An answer in JSON. What cannot be said in JSON is `null`.
 pub(super) fn json_answer(status: StatusCode, value: &impl Serialize) -> Answer {
     let mut answer =
@@ -105,13 +112,21 @@ fn with_bytes(status: StatusCode, bytes: Bytes) -> Answer {
     answer
 }
 
+/// Reads a request's body of up to `limit` bytes.
+///
+/// # Errors
+/// 400 when it is too long or breaks off.
+pub(super) async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, Refusal> {
+    let collected = Limited::new(body, limit).collect().await;
+    Ok(collected.map_err(|error| Refusal::bad_request(error.to_string()))?.to_bytes())
+}
+
 /// Reads a request's body as JSON; none is an empty object.
 ///
 /// # Errors
 /// 400 when it is no JSON, is too long or breaks off, 422 when it is JSON of another kind.
 pub(super) async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
-    let collected = Limited::new(body, REQUEST_MAX).collect().await;
-    let bytes = collected.map_err(|error| Refusal::bad_request(error.to_string()))?.to_bytes();
+    let bytes = read_body(body, REQUEST_MAX).await?;
     let value: Value = if bytes.is_empty() {
         json!({})
     } else {

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::Cloud;
 use super::answer::{Answer, Refusal, empty, json_answer, read_json, set};
+use super::faults::Fault;
 use super::routes::Asked;
 use super::session::{Session, Wish};
 
@@ -60,6 +61,7 @@ impl Create {
             tags: self.tags,
             pool: None,
             without_jwt: false,
+            token_good_for: None,
         })
     }
 }
@@ -72,8 +74,16 @@ struct Patch {
 }
 
 /// `POST /browsers`.
-pub(super) async fn create(cloud: &Arc<Cloud>, body: Incoming, without_jwt: bool) -> Result<Answer, Refusal> {
-    let wish = Wish { without_jwt, ..read_json::<Create>(body).await?.wish()? };
+pub(super) async fn create(
+    cloud: &Arc<Cloud>,
+    body: Incoming,
+    fault: Option<&Fault>,
+) -> Result<Answer, Refusal> {
+    let wish = Wish {
+        without_jwt: fault.is_some_and(|fault| fault.without_jwt),
+        token_good_for: fault.and_then(|fault| fault.token_seconds).map(Duration::from_secs),
+        ..read_json::<Create>(body).await?.wish()?
+    };
     let name = wish.name.clone();
     check_name(cloud, None, name.as_deref())?;
     let session = Session::start(cloud, wish).await?;
@@ -101,9 +111,8 @@ pub(super) fn list(cloud: &Cloud, asked: &Asked<'_>) -> Result<Answer, Refusal> 
     }
     // Nothing is remembered of those that were deleted.
     let sessions = if status == "deleted" { Vec::new() } else { cloud.sessions() };
-    let now = cloud.time.now();
     let page: Vec<Value> =
-        sessions.iter().skip(offset).take(limit).map(|session| session.describe(now)).collect();
+        sessions.iter().skip(offset).take(limit).map(|session| session.describe(&cloud.time)).collect();
     let next = offset.saturating_add(page.len());
     let has_more = next < sessions.len();
     let mut answer = json_answer(StatusCode::OK, &page);
@@ -146,7 +155,7 @@ pub(super) async fn patch(cloud: &Cloud, id: &str, body: Incoming) -> Result<Ans
 }
 
 fn described(cloud: &Cloud, session: &Session) -> Answer {
-    json_answer(StatusCode::OK, &session.describe(cloud.time.now()))
+    json_answer(StatusCode::OK, &session.describe(&cloud.time))
 }
 
 /// A name belongs to one session at a time.

@@ -53,7 +53,10 @@ pub(super) async fn accept(
         None => {
             let jwt = query::value(request.uri().query(), "jwt").unwrap_or_default();
             let mut sessions = cloud.sessions().into_iter();
-            let found = sessions.find(|session| session.token.as_ref() == Some(&jwt));
+            let now = cloud.time.now();
+            let is_good =
+                |session: &Session| session.token.as_ref() == Some(&jwt) && now < session.token_expires;
+            let found = sessions.find(|session| is_good(session));
             found.ok_or_else(|| {
                 Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", "no such session, or it has ended")
             })?

@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
@@ -27,6 +27,7 @@ use super::Cloud;
 use super::answer::{Answer, Refusal, json_answer, read_json};
 use super::session::Session;
 use crate::sandbox::process::ROOT_VARIABLE;
+use crate::sandbox::terminal::{self, Size, Terminal};
 
 /// The most that an output may be, in bytes. A VM without a screen has 1 GB of memory for everything.
 const OUTPUT_MAX: u64 = 256 << 20;
@@ -45,12 +46,33 @@ pub(super) struct Program {
     as_user: Option<String>,
     as_root: Option<bool>,
     timeout_sec: Option<u64>,
-    pub(super) allocate_tty: Option<bool>,
+    allocate_tty: Option<bool>,
+    rows: Option<u16>,
+    cols: Option<u16>,
+}
+
+/// What is written to a program, and what it says.
+pub(super) type Input = Box<dyn AsyncWrite + Send + Unpin>;
+pub(super) type Output = Box<dyn AsyncRead + Send + Unpin>;
+
+/// A program that was started, with our ends of its streams.
+pub(super) struct Started {
+    pub(super) child: Child,
+    pub(super) stdin: Option<Input>,
+    pub(super) stdout: Option<Output>,
+    /// One in a terminal has but one output.
+    pub(super) stderr: Option<Output>,
+    pub(super) terminal: Option<Terminal>,
 }
 
 impl Program {
     /// A command that has what a process in the VM has, and nothing of this process's own.
-    fn command(&self, session: &Session, search_path: &OsStr) -> Result<(Command, PathBuf), Refusal> {
+    fn command(
+        &self,
+        session: &Session,
+        search_path: &OsStr,
+        in_terminal: bool,
+    ) -> Result<(Command, PathBuf), Refusal> {
         let refused = |message: String| Err(Refusal::in_vm(StatusCode::BAD_REQUEST, message));
         if self.command.is_empty() {
             return refused("command required".to_owned());
@@ -72,7 +94,20 @@ impl Program {
         let in_vm = session.place(&self.command);
         let is_path = self.command.starts_with('/');
         let program = if is_path && in_vm.is_file() { in_vm } else { PathBuf::from(&self.command) };
-        let mut command = Command::new(program);
+        let mut command = if in_terminal {
+            // What is not there has to be found out now: who starts it there would only say that it failed.
+            if !is_there(&program, &cwd, search_path) {
+                return Err(self.not_started(&cwd, &io::ErrorKind::NotFound.into()));
+            }
+            let [maker, option] = terminal::leader_maker().map_err(Refusal::internal)?;
+            let mut command = Command::new(maker);
+            command.arg(option).arg(program);
+            command
+        } else {
+            let mut command = Command::new(program);
+            command.process_group(0);
+            command
+        };
         command
             .args(self.args.iter().flatten())
             .env_clear()
@@ -82,31 +117,65 @@ impl Program {
             .env("SHELL", "/bin/bash")
             .env("PATH", search_path)
             .env("DEBIAN_FRONTEND", "noninteractive")
+            .envs(in_terminal.then_some(("TERM", "xterm-256color")))
             .envs(self.env.iter().flatten())
             .env(ROOT_VARIABLE, &session.root)
             .current_dir(&cwd)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
             .kill_on_drop(true);
         Ok((command, cwd))
     }
 
-    /// Starts it.
+    /// Starts it with nothing to read and nobody to type.
     ///
     /// # Errors
     /// 400 with what the system says, or when the request contradicts itself.
-    pub(super) async fn start(
-        &self,
-        cloud: &Cloud,
-        session: &Session,
-        stdin: Stdio,
-    ) -> Result<Child, Refusal> {
-        let (mut command, cwd) = self.command(session, cloud.search_path().await?)?;
-        command
-            .stdin(stdin)
-            .spawn()
-            .map_err(|error| Refusal::in_vm(StatusCode::BAD_REQUEST, self.cannot_start(&cwd, &error)))
+    async fn start(&self, cloud: &Cloud, session: &Session) -> Result<Child, Refusal> {
+        let (mut command, cwd) = self.command(session, cloud.search_path().await?, false)?;
+        command.stdin(Stdio::null()).spawn().map_err(|error| self.not_started(&cwd, &error))
+    }
+
+    /// Starts it with somebody who writes to it, in a terminal if it is to have one.
+    ///
+    /// # Errors
+    /// As for an `exec`, or 500 when the system has no terminals.
+    pub(super) async fn start_fed(&self, cloud: &Cloud, session: &Session) -> Result<Started, Refusal> {
+        let in_terminal = self.allocate_tty == Some(true);
+        let (mut command, cwd) = self.command(session, cloud.search_path().await?, in_terminal)?;
+        if !in_terminal {
+            let mut child =
+                command.stdin(Stdio::piped()).spawn().map_err(|error| self.not_started(&cwd, &error))?;
+            return Ok(Started {
+                stdin: child.stdin.take().map(|end| Box::new(end) as _),
+                stdout: child.stdout.take().map(|end| Box::new(end) as _),
+                stderr: child.stderr.take().map(|end| Box::new(end) as _),
+                terminal: None,
+                child,
+            });
+        }
+        let usual = Size::default();
+        let size =
+            Size { columns: self.cols.unwrap_or(usual.columns), rows: self.rows.unwrap_or(usual.rows) };
+        let mut opened = || {
+            let (terminal, theirs) = Terminal::open(size)?;
+            let (reader, writer) = terminal.ends()?;
+            command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
+            io::Result::Ok((terminal, reader, writer))
+        };
+        let (terminal, reader, writer) = opened().map_err(Refusal::internal)?;
+        let child = command.spawn().map_err(|error| self.not_started(&cwd, &error))?;
+        Ok(Started {
+            child,
+            stdin: Some(Box::new(writer)),
+            stdout: Some(Box::new(reader)),
+            stderr: None,
+            terminal: Some(terminal),
+        })
+    }
+
+    fn not_started(&self, cwd: &Path, error: &io::Error) -> Refusal {
+        Refusal::in_vm(StatusCode::BAD_REQUEST, self.cannot_start(cwd, error))
     }
 
     /// What the VM says: it is written in Go.
@@ -131,7 +200,7 @@ impl Program {
 pub(super) async fn exec(cloud: &Cloud, session: &Session, body: Incoming) -> Result<Answer, Refusal> {
     let program: Program = read_json(body).await?;
     let begun = Instant::now();
-    let mut child = program.start(cloud, session, Stdio::null()).await?;
+    let mut child = program.start(cloud, session).await?;
     let pid = pid_of(&child);
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let is_waited_for = AtomicBool::new(false);
@@ -166,6 +235,15 @@ pub(super) async fn exec(cloud: &Cloud, session: &Session, body: Incoming) -> Re
         "duration_ms": u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     });
     Ok(json_answer(StatusCode::OK, &value))
+}
+
+/// Whether there is such a program: a path, or a name that is looked for.
+fn is_there(program: &Path, cwd: &Path, search_path: &OsStr) -> bool {
+    if program.components().count() > 1 {
+        cwd.join(program).is_file()
+    } else {
+        std::env::split_paths(search_path).any(|directory| directory.join(program).is_file())
+    }
 }
 
 /// The number of a process that was not waited for.

@@ -7,8 +7,10 @@
 //! {"call":"get","delay_ms":3000}                                   slow, but right
 //! {"call":"get","hang_up":true}                                    the connection ends without an answer
 //! {"call":"bridge","after_bytes":100000}                           the SSH connection is reset there
+//! {"call":"bridge","freezes_in_standby":true}                      it stands still while the VM stands by
 //! {"call":"cdp","after_seconds":60}                                so is the CDP socket, in platform time
 //! {"call":"create","without_jwt":true}                             a cdp_ws_url whose host is the VM's domain
+//! {"call":"create","token_seconds":60}                             one that opens the socket for so long only
 //! ```
 
 use std::collections::BTreeMap;
@@ -54,8 +56,13 @@ pub(super) struct Fault {
     pub(super) after_bytes: Option<u64>,
     /// A VM's port or a CDP socket: it is reset after so many seconds of the platform's time.
     pub(super) after_seconds: Option<u64>,
+    /// A VM's port: nothing arrives, either way, while the VM is in standby.
+    #[serde(default)]
+    pub(super) freezes_in_standby: bool,
     #[serde(default)]
     pub(super) without_jwt: bool,
+    /// How long the token of a new session is good, in the platform's time.
+    pub(super) token_seconds: Option<u64>,
 }
 
 const fn once() -> u32 {

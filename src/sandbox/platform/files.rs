@@ -217,7 +217,8 @@ async fn target(body: Incoming) -> Result<Target, Refusal> {
     if target.path.is_empty() { Err(no_path()) } else { Ok(target) }
 }
 
-fn path_of(asked: &Asked<'_>) -> Result<String, Refusal> {
+/// The path that a call is about.
+pub(super) fn path_of(asked: &Asked<'_>) -> Result<String, Refusal> {
     asked.value("path").filter(|path| !path.is_empty()).ok_or_else(no_path)
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 const QUIET: Duration = Duration::from_secs(5);
 
 /// How old a session gets, whatever it does.
-const AGE_MAX: Duration = Duration::from_secs(72 * 60 * 60);
+pub(super) const AGE_MAX: Duration = Duration::from_secs(72 * 60 * 60);
 
 /// What a session is in the middle of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -20,11 +20,12 @@
 //! reset, every process with its `KSYNC_SANDBOX_ROOT` is killed, and the directory is removed.
 //!
 //! # What is not there
-//! Browsers, terminals, multipart uploads and archives, WebDriver and live view but for a socket, profiles,
+//! Browsers, WebDriver and live view but for a socket, profiles,
 //! proxies, extensions: a request may name them, and nothing comes of it.
 
 mod admin;
 mod answer;
+mod archive;
 mod authority;
 mod browsers;
 mod cdp;
@@ -34,6 +35,7 @@ mod exec;
 mod faults;
 mod files;
 mod life;
+mod multipart;
 mod pools;
 mod programs;
 mod query;
@@ -44,6 +46,7 @@ mod stamp;
 mod survivors;
 mod time;
 mod token;
+mod uploads;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -64,6 +67,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OnceCell;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::sandbox::SandboxError;
 use crate::sandbox::weather::Weather;
 use answer::Refusal;
 use authority::Authority;
@@ -98,40 +102,6 @@ pub struct PlatformOptions {
     pub client_key: Option<String>,
 }
 
-/// Why a platform could not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PlatformError {
-    /// The address can be reached from elsewhere, and whoever has the key can run anything.
-    #[error("the sandbox listens on loopback only, not on {0}")]
-    NotLoopback(SocketAddr),
-    /// The address is not to be had.
-    #[error("cannot listen on {address}")]
-    Listen {
-        /// The address that was asked for.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// What it needs in its home cannot be made there.
-    #[error("cannot write in {}", path.display())]
-    Home {
-        /// The directory that was asked for.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// There is no such speed.
-    #[error("the clock cannot go {0} times as fast")]
-    TimeScale(f64),
-    /// The client key is none.
-    #[error("cannot read the client key")]
-    ClientKey(#[source] russh::keys::ssh_key::Error),
-    /// The CA or the API key cannot be made.
-    #[error("cannot make keys")]
-    Keys(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
 /// A running platform. Dropping it ends it too, but neither waits for what it started nor removes the files:
 /// see [`stop`](Platform::stop).
 #[derive(Debug)]
@@ -145,28 +115,28 @@ impl Platform {
     /// runtime.
     ///
     /// # Errors
-    /// [`PlatformError`]: the address is not loopback or not free, or something cannot be made.
-    pub async fn start(options: PlatformOptions) -> Result<Platform, PlatformError> {
+    /// [`SandboxError`]: the address is not loopback or not free, or something cannot be made.
+    pub async fn start(options: PlatformOptions) -> Result<Platform, SandboxError> {
         let PlatformOptions { listen, home, weather, time_scale, client_key } = options;
         if !listen.ip().is_loopback() {
-            return Err(PlatformError::NotLoopback(listen));
+            return Err(SandboxError::NotLoopback(listen));
         }
         if !TIME_SCALE.contains(&time_scale) {
-            return Err(PlatformError::TimeScale(time_scale));
+            return Err(SandboxError::TimeScale(time_scale));
         }
         let client_key = client_key.map(|key| PublicKey::from_openssh(&key)).transpose();
-        let client_key = client_key.map_err(PlatformError::ClientKey)?;
-        let authority = Authority::new().map_err(|error| PlatformError::Keys(error.into()))?;
-        let secret = dice::word(40).map_err(|error| PlatformError::Keys(error.into()))?;
+        let client_key = client_key.map_err(SandboxError::ClientKey)?;
+        let authority = Authority::new().map_err(|error| SandboxError::Keys(error.into()))?;
+        let secret = dice::word(40).map_err(|error| SandboxError::Keys(error.into()))?;
         let listening = async {
             let listener = TcpListener::bind(listen).await?;
             let address = listener.local_addr()?;
             Ok((listener, address))
         };
         let (listener, address) =
-            listening.await.map_err(|source| PlatformError::Listen { address: listen, source })?;
+            listening.await.map_err(|source| SandboxError::Listen { address: listen, source })?;
         let folder = make_folder(&home, address.port(), authority.certificate_pem())
-            .map_err(|source| PlatformError::Home { path: home, source })?;
+            .map_err(|source| SandboxError::Home { path: home, source })?;
         let cloud = Arc::new(Cloud {
             api_key: format!("sk_sandbox_{secret}"),
             address,

@@ -231,7 +231,7 @@ pub(super) async fn release(cloud: &Cloud, id: &str, body: Incoming) -> Result<A
 }
 
 fn lent(cloud: &Cloud, session: &Session) -> Answer {
-    json_answer(StatusCode::OK, &session.describe(cloud.time.now()))
+    json_answer(StatusCode::OK, &session.describe(&cloud.time))
 }
 
 fn with_pool<T>(cloud: &Cloud, id: &str, act: impl FnOnce(&mut Pool) -> T) -> Result<T, Refusal> {

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HeaderMap};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
 use hyper::{Method, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, Refusal};
+use super::faults::Fault;
 use super::session::Session;
-use super::{Cloud, admin, browsers, cdp, computer, exec, files, pools, query, spawn};
+use super::{Cloud, admin, browsers, cdp, computer, exec, files, pools, query, spawn, uploads};
 
 /// The calls by the names that `/_sandbox/faults` and `/_sandbox/calls` have for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -34,6 +35,7 @@ pub(super) enum Call {
     Status,
     Stdin,
     Kill,
+    Resize,
     Stream,
     WriteFile,
     ReadFile,
@@ -44,6 +46,9 @@ pub(super) enum Call {
     DeleteDirectory,
     Move,
     SetFilePermissions,
+    Upload,
+    UploadZip,
+    DownloadDirZip,
     Batch,
     /// The socket of `cdp_ws_url`.
     Cdp,
@@ -70,6 +75,7 @@ pub(super) struct Asked<'a> {
     /// The id of a process.
     pub(super) process_id: &'a str,
     pub(super) query: Option<&'a str>,
+    pub(super) content_type: &'a str,
 }
 
 impl Asked<'_> {
@@ -114,10 +120,11 @@ pub(super) async fn answer(
     let done = if call == Call::Cdp {
         cdp::accept(&cloud, request, at, fault).await
     } else {
-        let without_jwt = fault.is_some_and(|fault| fault.without_jwt);
         let (parts, body) = request.into_parts();
-        let asked = Asked { id, process_id, query: parts.uri.query() };
-        dispatch(&cloud, call, &asked, body, without_jwt).await
+        let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let content_type = content_type.unwrap_or_default();
+        let asked = Asked { id, process_id, query: parts.uri.query(), content_type };
+        dispatch(&cloud, call, &asked, body, fault.as_ref()).await
     };
     Ok(done.unwrap_or_else(|refusal| refusal.answer()))
 }
@@ -144,6 +151,7 @@ fn call_of<'a>(method: &Method, segments: &[&'a str]) -> Option<(Call, &'a str, 
         ["browsers", id, "process", process, "status"] if get => (Call::Status, id, process),
         ["browsers", id, "process", process, "stdin"] if post => (Call::Stdin, id, process),
         ["browsers", id, "process", process, "kill"] if post => (Call::Kill, id, process),
+        ["browsers", id, "process", process, "resize"] if post => (Call::Resize, id, process),
         ["browsers", id, "process", process, "stdout", "stream"] if get => (Call::Stream, id, process),
         ["browsers", id, "fs", "write_file"] if put => (Call::WriteFile, id, ""),
         ["browsers", id, "fs", "read_file"] if get => (Call::ReadFile, id, ""),
@@ -154,6 +162,9 @@ fn call_of<'a>(method: &Method, segments: &[&'a str]) -> Option<(Call, &'a str, 
         ["browsers", id, "fs", "delete_directory"] if put => (Call::DeleteDirectory, id, ""),
         ["browsers", id, "fs", "move"] if put => (Call::Move, id, ""),
         ["browsers", id, "fs", "set_file_permissions"] if put => (Call::SetFilePermissions, id, ""),
+        ["browsers", id, "fs", "upload"] if post => (Call::Upload, id, ""),
+        ["browsers", id, "fs", "upload_zip"] if post => (Call::UploadZip, id, ""),
+        ["browsers", id, "fs", "download_dir_zip"] if get => (Call::DownloadDirZip, id, ""),
         ["browsers", id, "computer", "batch"] if post => (Call::Batch, id, ""),
         _ => return None,
     };
@@ -165,10 +176,10 @@ async fn dispatch(
     call: Call,
     asked: &Asked<'_>,
     body: Incoming,
-    without_jwt: bool,
+    fault: Option<&Fault>,
 ) -> Result<Answer, Refusal> {
     match call {
-        Call::Create => browsers::create(cloud, body, without_jwt).await,
+        Call::Create => browsers::create(cloud, body, fault).await,
         Call::List => browsers::list(cloud, asked),
         Call::Get => browsers::show(cloud, asked.id),
         Call::Delete => browsers::delete(cloud, asked.id).await,
@@ -199,8 +210,12 @@ async fn in_session(
             Call::Status => spawn::status(session, asked.process_id),
             Call::Stdin => spawn::stdin(session, asked.process_id, body).await,
             Call::Kill => spawn::kill(session, asked.process_id, body).await,
+            Call::Resize => spawn::resize(session, asked.process_id, body).await,
             Call::Stream => spawn::stream(session, asked.process_id),
             Call::Batch => computer::batch(cloud, session, body).await,
+            Call::Upload => uploads::upload(session, asked, body).await,
+            Call::UploadZip => uploads::upload_zip(session, asked, body).await,
+            Call::DownloadDirZip => uploads::download_dir_zip(session, asked),
             _ => files::answer(session, call, asked, body).await,
         }
     };

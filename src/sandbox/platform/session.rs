@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use russh::keys::key::safe_rng;
@@ -17,14 +17,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::answer::Refusal;
-use super::life::{Life, Stage};
+use super::life::{self, Life, Stage};
 use super::routes::Call;
 use super::spawn::Spawned;
+use super::time::Time;
 use super::{Cloud, dice, stamp, survivors, token};
 use crate::sandbox::port::{self, Port};
 use crate::sandbox::process::Processes;
 use crate::sandbox::server::{Lock, Server};
-use crate::sandbox::weather::{Meter, Weather};
+use crate::sandbox::weather::{Forecast, Meter, StandsStill, Weather};
 
 /// Where a VM's SSH is bridged.
 const SSH_PORT: u16 = 2222;
@@ -57,6 +58,8 @@ pub(super) struct Wish {
     pub(super) pool: Option<(String, Option<String>)>,
     /// Whether `cdp_ws_url` tells by its host where the VM is, and not by a token.
     pub(super) without_jwt: bool,
+    /// How long that token is good; without it, for as long as a session can live.
+    pub(super) token_good_for: Option<Duration>,
 }
 
 /// A VM that was made and not deleted yet.
@@ -69,9 +72,13 @@ pub(super) struct Session {
     pub(super) address: SocketAddr,
     /// What the `jwt` of a CDP socket has to be.
     pub(super) token: Option<String>,
+    /// Until when that is good, since the platform began.
+    pub(super) token_expires: Duration,
     pub(super) spawned: Mutex<BTreeMap<String, Arc<Spawned>>>,
     cdp_url: String,
     created_at: SystemTime,
+    /// By how much the platform's clock had been moved when it was made.
+    advanced_then: Duration,
     life: Mutex<Life>,
     is_over: watch::Sender<bool>,
     processes: Arc<Processes>,
@@ -104,12 +111,14 @@ impl Session {
             server: Server::new(host_key, lock, Arc::clone(&processes)),
             meter: Arc::new(Meter::default()),
             tls: Some(tls),
-            forecast: forecast(cloud),
+            forecast: forecast(cloud, id.clone()),
         };
         let mut tasks = vec![tokio::spawn(port::accept(listener, Arc::new(port)))];
 
         let fqdn = address.ip();
-        let created_at = SystemTime::now();
+        let (created_at, advanced_then) = (SystemTime::now(), cloud.time.advanced());
+        let token_good_for = wish.token_good_for.unwrap_or(life::AGE_MAX);
+        let token_expires = cloud.time.now().saturating_add(token_good_for);
         let (token, cdp_url) = if wish.without_jwt {
             // Whoever finds no token takes the host for the VM, so the socket has to be there.
             let listener = TcpListener::bind((fqdn, 0)).await.map_err(Refusal::internal)?;
@@ -120,7 +129,7 @@ impl Session {
         } else {
             let signature = dice::word(43).map_err(Refusal::internal)?;
             let expires = created_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            let expires = expires.as_secs() + 72 * 60 * 60;
+            let expires = expires.saturating_add(token_good_for).as_secs();
             let token = token::token(&id, &fqdn.to_string(), expires, &signature);
             let url = format!("ws://{}/browser/cdp?jwt={token}", cloud.address);
             (Some(token), url)
@@ -132,9 +141,11 @@ impl Session {
             root,
             address,
             token,
+            token_expires,
             spawned: Mutex::default(),
             cdp_url,
             created_at,
+            advanced_then,
             life: Mutex::new(life),
             is_over: watch::Sender::new(false),
             processes,
@@ -144,13 +155,16 @@ impl Session {
     }
 
     /// What the API says of it.
-    pub(super) fn describe(&self, now: Duration) -> Value {
-        let wish = self.wish();
+    pub(super) fn describe(&self, time: &Time) -> Value {
+        let (wish, now) = (self.wish(), time.now());
+        // Whoever asks goes by the clock on the wall, which nobody moved: to them it was made longer ago.
+        let advanced = time.advanced().saturating_sub(self.advanced_then);
+        let created_at = self.created_at.checked_sub(advanced).unwrap_or(self.created_at);
         let mut value = json!({
             "session_id": self.id,
             "cdp_ws_url": self.cdp_url,
             "webdriver_ws_url": self.cdp_url.replace("/browser/cdp", "/browser/webdriver"),
-            "created_at": stamp::rfc3339(self.created_at),
+            "created_at": stamp::rfc3339(created_at),
             "headless": wish.headless,
             "memory": if wish.headless { "1GiB" } else { "8GiB" },
             "region": "us-east",
@@ -277,17 +291,24 @@ async fn listen() -> Result<TcpListener, Refusal> {
     Err(Refusal::new(status, "no_capacity", "no address is free for another VM"))
 }
 
-/// The weather of the next connection: the platform's, or what a fault says.
-fn forecast(cloud: &Arc<Cloud>) -> Box<dyn Fn() -> Weather + Send + Sync> {
+/// The weather of the next connection to a session: the platform's, or what a fault says.
+fn forecast(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> Forecast + Send + Sync> {
     // Weak, since the cloud holds the session whose port has this.
     let cloud = Arc::downgrade(cloud);
     Box::new(move || {
-        let Some(cloud) = cloud.upgrade() else { return Weather::default() };
-        let Some(fault) = cloud.faults.take(Call::Bridge) else { return cloud.weather };
-        Weather {
-            cut_after: fault.after_bytes.or(cloud.weather.cut_after),
-            lasts: fault.after_seconds.map(|seconds| cloud.time.real(Duration::from_secs(seconds))),
-            ..cloud.weather
-        }
+        let Some(there) = cloud.upgrade() else { return Weather::default().into() };
+        let Some(fault) = there.faults.take(Call::Bridge) else { return there.weather.into() };
+        let weather = Weather {
+            cut_after: fault.after_bytes.or(there.weather.cut_after),
+            lasts: fault.after_seconds.map(|seconds| there.time.real(Duration::from_secs(seconds))),
+            ..there.weather
+        };
+        let (cloud, id) = (Weak::clone(&cloud), id.clone());
+        let is_in_standby = move || {
+            let Some(cloud) = cloud.upgrade() else { return false };
+            cloud.session(&id).is_ok_and(|session| session.stage(cloud.time.now()) == Stage::Standby)
+        };
+        let stands_still = fault.freezes_in_standby.then(|| Box::new(is_in_standby) as StandsStill);
+        Forecast { weather, stands_still }
     })
 }

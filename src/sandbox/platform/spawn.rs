@@ -1,10 +1,11 @@
 //! `process/spawn` and what is done with a process that was spawned.
 //!
+//! It may have a terminal; then it has one output, which is its standard one, and what is written to it is typed.
 //! All its output goes through one queue of 256 events of at most 4 KiB. When nobody reads them the process
 //! stands still; two that read share them. 10 s after its end the platform has forgotten it.
 
+use std::fmt;
 use std::io;
-use std::process::Stdio;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -18,13 +19,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStdin};
+use tokio::process::Child;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::answer::{Answer, Refusal, json_answer, read_json, set, streamed};
-use super::exec::{Program, pid_of};
+use super::exec::{Input, Output, Program, Started, pid_of};
 use super::session::Session;
 use super::{Cloud, dice, stamp};
+use crate::sandbox::terminal::{Size, Terminal};
 
 /// How many events wait to be read.
 const EVENTS_MAX: usize = 256;
@@ -39,18 +41,30 @@ const RETENTION: Duration = Duration::from_secs(10);
 const DRAIN_MAX: Duration = Duration::from_secs(1);
 
 /// A process that was spawned.
-#[derive(Debug)]
 pub(super) struct Spawned {
     pid: Option<Pid>,
-    stdin: Mutex<Option<ChildStdin>>,
+    stdin: Mutex<Option<Input>>,
+    terminal: Option<Terminal>,
     events: Mutex<mpsc::Receiver<Value>>,
     /// Its exit code, once it has one.
     ended: watch::Receiver<Option<i32>>,
 }
 
+impl fmt::Debug for Spawned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spawned").field("pid", &self.pid).field("ended", &self.ended).finish_non_exhaustive()
+    }
+}
+
 #[derive(Debug, Deserialize)]
-struct Input {
+struct Typed {
     data_b64: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Resize {
+    rows: u16,
+    cols: u16,
 }
 
 #[derive(Debug, Deserialize)]
@@ -65,22 +79,19 @@ pub(super) async fn spawn(
     body: Incoming,
 ) -> Result<Answer, Refusal> {
     let program: Program = read_json(body).await?;
-    if program.allocate_tty == Some(true) {
-        return Err(Refusal::in_vm(StatusCode::BAD_REQUEST, "the sandbox has no terminals"));
-    }
     let id = dice::uuid().map_err(Refusal::internal)?;
-    let mut child = program.start(cloud, session, Stdio::piped()).await?;
+    let Started { child, stdin, stdout, stderr, terminal } = program.start_fed(cloud, session).await?;
     let started_at = stamp::rfc3339(SystemTime::now());
     let pid = pid_of(&child);
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let (end, ended) = watch::channel(None);
-    let stdin = Mutex::new(child.stdin.take());
-    let spawned = Arc::new(Spawned { pid, stdin, events: Mutex::new(events), ended });
+    let spawned =
+        Arc::new(Spawned { pid, stdin: Mutex::new(stdin), terminal, events: Mutex::new(events), ended });
     processes(session).insert(id.clone(), spawned);
     let (cloud, session_then, id_then) = (Arc::clone(cloud), Arc::clone(session), id.clone());
     tokio::spawn(async move {
         let lived = async {
-            let ended_at = follow(&cloud, child, sender, end).await;
+            let ended_at = follow(&cloud, child, [stdout, stderr], sender, end).await;
             cloud.time.sleep_until(ended_at.saturating_add(RETENTION)).await;
         };
         // With the session it is killed: dropping the child does that.
@@ -98,12 +109,13 @@ pub(super) async fn spawn(
 async fn follow(
     cloud: &Cloud,
     mut child: Child,
+    [stdout, stderr]: [Option<Output>; 2],
     events: mpsc::Sender<Value>,
     end: watch::Sender<Option<i32>>,
 ) -> Duration {
     let outputs = [
-        child.stdout.take().map(|output| tokio::spawn(pass_on("stdout", output, events.clone()))),
-        child.stderr.take().map(|output| tokio::spawn(pass_on("stderr", output, events.clone()))),
+        stdout.map(|output| tokio::spawn(pass_on("stdout", output, events.clone()))),
+        stderr.map(|output| tokio::spawn(pass_on("stderr", output, events.clone()))),
     ];
     let code = child.wait().await.ok().and_then(|status| status.code()).unwrap_or(-1);
     end.send_replace(Some(code));
@@ -159,7 +171,7 @@ fn resident_bytes(pid: Pid) -> Option<u64> {
 /// `POST process/{id}/stdin`.
 pub(super) async fn stdin(session: &Session, id: &str, body: Incoming) -> Result<Answer, Refusal> {
     let process = find(session, id)?;
-    let Input { data_b64 } = read_json(body).await?;
+    let Typed { data_b64 } = read_json(body).await?;
     let data =
         STANDARD.decode(data_b64).map_err(|_| Refusal::in_vm(StatusCode::BAD_REQUEST, "invalid base64"))?;
     let mut stdin = process.stdin.lock().await;
@@ -175,6 +187,17 @@ pub(super) async fn stdin(session: &Session, id: &str, body: Incoming) -> Result
     };
     written.map_err(|_| Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to write to stdin"))?;
     Ok(json_answer(StatusCode::OK, &json!({ "written_bytes": data.len() })))
+}
+
+/// `POST process/{id}/resize`: its terminal gets another size.
+pub(super) async fn resize(session: &Session, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+    let process = find(session, id)?;
+    let Resize { rows, cols } = read_json(body).await?;
+    let terminal = process.terminal.as_ref();
+    let terminal =
+        terminal.ok_or_else(|| Refusal::in_vm(StatusCode::BAD_REQUEST, "process has no terminal"))?;
+    terminal.resize(Size { columns: cols, rows }).map_err(Refusal::internal)?;
+    Ok(json_answer(StatusCode::OK, &json!({ "ok": true })))
 }
 
 /// `POST process/{id}/kill`: the process alone gets the signal.

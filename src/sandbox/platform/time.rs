@@ -23,7 +23,12 @@ impl Time {
 
     /// How long it has run.
     pub(super) fn now(&self) -> Duration {
-        self.scaled(self.begun.elapsed(), self.scale).saturating_add(*self.advanced.borrow())
+        self.scaled(self.begun.elapsed(), self.scale).saturating_add(self.advanced())
+    }
+
+    /// By how much it was moved forward.
+    pub(super) fn advanced(&self) -> Duration {
+        *self.advanced.borrow()
     }
 
     /// Moves it forward. Who sleeps and is due by then wakes.

@@ -1,0 +1,290 @@
+//! How long a session lives: what is known of it, when it ends, and what is said when that is soon.
+//!
+//! A session ends 72 hours after it was made, whatever happens. Before that it ends when nobody has used it for as
+//! long as its timeout says, and SSH is no use. ksync holds the CDP WebSocket for that (see `alive`), which can be opened
+//! only until the token in its URL expires.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::kernel::domain;
+use crate::kernel::known::Known;
+
+/// How old a session gets at most.
+const AGE_MAX: Duration = Duration::from_secs(72 * 60 * 60);
+
+/// With less than this left a warning is due: time enough to fetch what is worth it.
+pub const SHORT: Duration = Duration::from_secs(15 * 60);
+
+/// What is known of a session's life, by the platform's clock, which ours is taken to agree with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Life {
+    /// When it was made.
+    pub made: Option<SystemTime>,
+    /// How long it stays when nobody uses it.
+    pub timeout: Option<Duration>,
+    /// Until when it can be kept awake.
+    pub awake_until: Option<SystemTime>,
+}
+
+/// Why a session ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It is as old as they get.
+    Age,
+    /// It can be kept awake no longer, and then its timeout runs.
+    Token,
+    /// It is not kept awake, so its timeout runs now.
+    Timeout,
+}
+
+/// A session's end: that it is over by then, unless somebody else uses it where the cause is not its age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// When.
+    pub at: SystemTime,
+    /// Why.
+    pub cause: Cause,
+}
+
+impl Life {
+    /// What is remembered of a session's life. A session that was remembered by an older ksync has less of one.
+    #[must_use]
+    pub fn of(known: &Known) -> Self {
+        Self {
+            made: known.created_at.as_deref().and_then(time),
+            timeout: known.timeout_seconds.map(Duration::from_secs),
+            awake_until: domain::vm(&known.cdp_ws_url).ok().and_then(|vm| vm.expires),
+        }
+    }
+
+    /// Whether the URL that keeps it awake is none any more.
+    #[must_use]
+    pub fn is_token_expired(&self, now: SystemTime) -> bool {
+        self.awake_until.is_some_and(|until| until <= now)
+    }
+
+    /// The first end that can be foreseen at `now`, if the session is in use from now on and kept awake or not.
+    #[must_use]
+    pub fn end(&self, now: SystemTime, is_kept_awake: bool) -> Option<End> {
+        let age = self.made.and_then(|made| made.checked_add(AGE_MAX));
+        let age = age.map(|at| End { at, cause: Cause::Age });
+        let timeout = self.timeout.and_then(|timeout| {
+            let (from, cause) = match (is_kept_awake, self.awake_until) {
+                (false, _) => (now, Cause::Timeout),
+                (true, Some(until)) => (until.max(now), Cause::Token),
+                (true, None) => return None,
+            };
+            Some(End { at: from.checked_add(timeout)?, cause })
+        });
+        // Of two at the same time the one that nothing can be done about.
+        age.into_iter().chain(timeout).min_by_key(|end| end.at)
+    }
+}
+
+impl End {
+    /// How long it is until then.
+    #[must_use]
+    pub fn left(&self, now: SystemTime) -> Duration {
+        self.at.duration_since(now).unwrap_or_default()
+    }
+
+    /// How long it is until a warning is due; zero where it is due now.
+    #[must_use]
+    pub fn is_short_in(&self, now: SystemTime) -> Duration {
+        self.left(now).saturating_sub(SHORT)
+    }
+
+    /// What a person has to know of it: what happens when, and what to do.
+    #[must_use]
+    pub fn told(&self, session: &str, now: SystemTime) -> (String, String) {
+        let left = Left(self.left(now));
+        match self.cause {
+            Cause::Age => (
+                format!(
+                    "session {session} ends {left} at the latest, and its files with it: no session gets older \
+                     than 72 hours"
+                ),
+                "fetch what is of use, and go on in a new one: ksync session create".to_owned(),
+            ),
+            Cause::Token => (
+                format!(
+                    "session {session} may end {left}, and its files with it: the token that keeps it awake \
+                     expires"
+                ),
+                format!("ksync session setup {session} asks for another token"),
+            ),
+            Cause::Timeout => (
+                format!(
+                    "session {session} may end {left}, and its files with it: it is not kept awake, and SSH \
+                     does not count as use"
+                ),
+                "leave --no-keep-alive out, or make the session with a longer --timeout".to_owned(),
+            ),
+        }
+    }
+}
+
+/// A time to come, in whole minutes: never later than it is.
+struct Left(Duration);
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_secs() / 60 {
+            0 => f.write_str("in less than a minute"),
+            1 => f.write_str("in 1 minute"),
+            minutes => write!(f, "in {minutes} minutes"),
+        }
+    }
+}
+
+/// Reads a point in time of RFC 3339, as `2026-08-05T13:37:00.123Z`; `None` for what is none, or before 1970.
+pub(super) fn time(text: &str) -> Option<SystemTime> {
+    let (date, rest) = text.trim().split_once(['T', 't', ' '])?;
+    let zone = rest.find(['Z', 'z', '+', '-'])?;
+    let (clock, zone) = rest.split_at_checked(zone)?;
+    let [year, month, day] = numbers(date, '-')?;
+    let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
+    let [hour, minute, second] = numbers(clock, ':')?;
+    // A leap second is the one after it.
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let nanos = format!("{:0<9.9}", fraction).parse().ok()?;
+    let seconds = day_number(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset(zone)?;
+    UNIX_EPOCH.checked_add(Duration::new(u64::try_from(seconds).ok()?, nanos))
+}
+
+/// How many seconds a zone is ahead of UTC: `Z`, `+01:00`.
+fn offset(zone: &str) -> Option<i64> {
+    if zone.eq_ignore_ascii_case("z") {
+        return Some(0);
+    }
+    let (sign, rest) = zone.split_at_checked(1)?;
+    let [hours, minutes] = numbers(rest, ':')?;
+    let ahead = hours * 3600 + minutes * 60;
+    Some(if sign == "-" { -ahead } else { ahead })
+}
+
+/// So many numbers of at most four digits each.
+fn numbers<const N: usize>(text: &str, between: char) -> Option<[i64; N]> {
+    let number = |part: &str| {
+        let is_number = (1..=4).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
+        is_number.then(|| part.parse().ok())?
+    };
+    text.split(between).map(number).collect::<Option<Vec<i64>>>()?.try_into().ok()
+}
+
+/// Days since 1970 of a date in the Gregorian calendar, by years that begin in March.
+fn day_number(year: i64, month: i64, day: i64) -> i64 {
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
+    365 * year + leap_days + (153 * month + 2) / 5 + day - 1 - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
+    }
+
+    #[test]
+    fn the_first_end_counts_and_what_is_not_known_ends_nothing() {
+        let secs = Duration::from_secs;
+        let life = |made: Option<u64>, timeout: Option<u64>, awake_until: Option<u64>| Life {
+            made: made.map(at),
+            timeout: timeout.map(secs),
+            awake_until: awake_until.map(at),
+        };
+        let all = life(Some(0), Some(300), Some(72 * HOUR));
+        let short_token = life(Some(0), Some(300), Some(HOUR));
+        use Cause::{Age, Timeout, Token};
+        for (life, now, is_kept_awake, end) in [
+            (Life::default(), 0, true, None),
+            (Life::default(), 0, false, None),
+            // The token is good for as long as the session: then it is the age that ends it.
+            (all, 0, true, Some((72 * HOUR, Age))),
+            (all, 71 * HOUR, true, Some((72 * HOUR, Age))),
+            (all, 80 * HOUR, true, Some((72 * HOUR, Age))),
+            (all, 0, false, Some((300, Timeout))),
+            (all, 72 * HOUR - 100, false, Some((72 * HOUR, Age))),
+            (short_token, 0, true, Some((HOUR + 300, Token))),
+            (short_token, 2 * HOUR, true, Some((2 * HOUR + 300, Token))),
+            (life(None, Some(300), None), 7, true, None),
+            (life(None, Some(300), None), 7, false, Some((307, Timeout))),
+            (life(None, None, Some(HOUR)), 0, true, None),
+            (life(Some(0), None, None), 0, false, Some((72 * HOUR, Age))),
+            (life(Some(0), Some(72 * HOUR), None), 0, false, Some((72 * HOUR, Age))),
+        ] {
+            let expected = end.map(|(seconds, cause)| End { at: at(seconds), cause });
+            assert_eq!(life.end(at(now), is_kept_awake), expected, "{life:?} at {now}, {is_kept_awake}");
+        }
+    }
+
+    #[test]
+    fn a_warning_is_due_a_quarter_of_an_hour_before_the_end() {
+        let end = End { at: at(HOUR), cause: Cause::Age };
+        let short_in = [0, 30 * MINUTE, 45 * MINUTE, 50 * MINUTE, 2 * HOUR];
+        let short_in = short_in.map(|now| end.is_short_in(at(now)).as_secs() / MINUTE);
+        assert_eq!(short_in, [45, 15, 0, 0, 0]);
+    }
+
+    #[test]
+    fn each_end_is_told_with_what_to_do() {
+        let told = |cause, left: u64| {
+            let (what, hint) = End { at: at(left), cause }.told("x", at(0));
+            format!("{what}; {hint}")
+        };
+        assert_eq!(
+            told(Cause::Age, 9 * MINUTE + 59),
+            "session x ends in 9 minutes at the latest, and its files with it: no session gets older than \
+             72 hours; fetch what is of use, and go on in a new one: ksync session create"
+        );
+        assert_eq!(
+            told(Cause::Token, 61),
+            "session x may end in 1 minute, and its files with it: the token that keeps it awake expires; \
+             ksync session setup x asks for another token"
+        );
+        assert_eq!(
+            told(Cause::Timeout, 59),
+            "session x may end in less than a minute, and its files with it: it is not kept awake, and SSH does \
+             not count as use; leave --no-keep-alive out, or make the session with a longer --timeout"
+        );
+    }
+
+    #[test]
+    fn times_are_read_as_date_reads_them() {
+        for (text, millis) in [
+            ("1970-01-01T00:00:00Z", 0),
+            ("2000-02-28T23:59:59.999Z", 951_782_399_999),
+            ("2000-02-29T00:00:00.000Z", 951_782_400_000),
+            ("2026-08-05T13:37:00.123456789123Z", 1_785_937_020_123),
+            ("2026-08-05t15:37:00.1+02:00", 1_785_937_020_100),
+            ("2026-08-05 08:07:00-05:30", 1_785_937_020_000),
+            ("2100-03-01T00:00:00Z", 4_107_542_400_000),
+        ] {
+            let read = time(text).map(|time| time.duration_since(UNIX_EPOCH).unwrap().as_millis());
+            assert_eq!(read, Some(millis), "{text}");
+        }
+        for text in [
+            "",
+            "now",
+            "2026-08-05",
+            "2026-08-05T13:37:00",
+            "2026-13-05T13:37:00Z",
+            "2026-08-05T13:37Z",
+            "2026-08-05T13:37:00+1",
+            "1969-12-31T23:59:59Z",
+            "2026-08-05T13:37:00.xZ",
+            "99999-08-05T13:37:00Z",
+            "2026-08-05T13:37:00é",
+        ] {
+            assert_eq!(time(text), None, "{text}");
+        }
+    }
+}

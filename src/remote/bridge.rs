@@ -1,0 +1,101 @@
+//! A bridge by itself: a WebSocket that bytes go through, whatever they mean. SSH goes through one, and so does what
+//! others speak through `ksync proxy`; one that is only held open keeps a session awake.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::remote::error::{Fate, Loss, RemoteError};
+use crate::remote::{GOODBYE_PATIENCE, dial, tls, websocket, within};
+
+/// What a proxy reads at a time.
+const PROXY_BYTES: usize = 64 << 10;
+
+/// How long a WebSocket that is only held open may take to open, and how long it may be silent.
+const HOLD_PATIENCE: Duration = Duration::from_secs(10);
+const HOLD_SILENCE: Duration = Duration::from_secs(60);
+
+/// Carries bytes between standard input and output and the bridge at `url`, until either ends: what `websocat
+/// --binary` is used for as a `ProxyCommand`.
+///
+/// # Errors
+/// It cannot be opened, or broke.
+pub async fn proxy(
+    url: &str,
+    ca_cert: Option<&Path>,
+    patience: Duration,
+    silence: Duration,
+) -> Result<(), RemoteError> {
+    let (address, fate) = (websocket::Address::parse(url)?, Fate::default());
+    let (stream, socket) = open(&address, ca_cert, patience, silence, &fate).await?;
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let up = async {
+        tokio::io::copy(&mut tokio::io::stdin(), &mut writer).await?;
+        writer.shutdown().await
+    };
+    let down = async {
+        let mut stdout = tokio::io::stdout();
+        let mut buffer = vec![0; PROXY_BYTES];
+        loop {
+            let count = reader.read(&mut buffer).await?;
+            if count == 0 {
+                return io::Result::Ok(());
+            }
+            stdout.write_all(buffer.get(..count).unwrap_or_default()).await?;
+            // Somebody waits for each packet.
+            stdout.flush().await?;
+        }
+    };
+    tokio::select! {
+        // SSH has said goodbye; a bridge knows no half-closed connection.
+        _ = up => {}
+        _ = down => {}
+    }
+    let _ = timeout(GOODBYE_PATIENCE, socket).await;
+    match fate.known() {
+        Some(Loss::Broken(_)) | None => Ok(()),
+        Some(source) => Err(RemoteError::Lost { endpoint: address.endpoint(), source }),
+    }
+}
+
+/// Opens a WebSocket and holds it open, saying nothing but pings, until the other side closes it.
+///
+/// # Errors
+/// It cannot be opened.
+pub async fn hold_open(url: &str, ca_cert: Option<&Path>) -> Result<(), RemoteError> {
+    let (address, fate) = (websocket::Address::parse(url)?, Fate::default());
+    let (stream, socket) = open(&address, ca_cert, HOLD_PATIENCE, HOLD_SILENCE, &fate).await?;
+    let (mut reader, _writer) = tokio::io::split(stream);
+    // What is said is of no interest.
+    let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
+    socket.abort();
+    Ok(())
+}
+
+/// Opens the bridge at `address`; answers it as a stream of bytes, and the task that owns it.
+pub(super) async fn open(
+    address: &websocket::Address,
+    ca_cert: Option<&Path>,
+    patience: Duration,
+    silence: Duration,
+    fate: &Fate,
+) -> Result<(DuplexStream, JoinHandle<()>), RemoteError> {
+    let endpoint = address.endpoint();
+    let tls = address.encrypted.then(|| tls::Tls::new(ca_cert, &endpoint)).transpose()?;
+    let stream = dial(&address.host, address.port, &endpoint, patience).await?;
+    let ours = fate.clone();
+    let opening = async {
+        match tls {
+            Some(tls) => {
+                let stream = tls.connect(&address.host, stream, &endpoint).await?;
+                websocket::open(address, stream, silence, ours).await
+            }
+            None => websocket::open(address, stream, silence, ours).await,
+        }
+    };
+    within(patience, "open a WebSocket to", &endpoint, opening).await
+}

@@ -1,0 +1,143 @@
+//! `fs/upload`, `fs/upload_zip`, `fs/download_dir_zip`: many files in one call.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Component, Path};
+
+use hyper::StatusCode;
+use hyper::body::Incoming;
+
+use super::answer::{Answer, Refusal, bytes_answer, empty, read_body};
+use super::archive::{self, Entry};
+use super::files::path_of;
+use super::multipart::{self, Field};
+use super::routes::Asked;
+use super::session::Session;
+
+/// The largest body, in bytes: more than tests need, less than hurts.
+const UPLOAD_MAX: usize = 256 << 20;
+
+/// The mode of a file that nothing else is said of.
+const MODE: u32 = 0o644;
+
+/// `POST fs/upload`: pairs of `files[N][file]` and `files[N][dest_path]`.
+pub(super) async fn upload(session: &Session, asked: &Asked<'_>, body: Incoming) -> Result<Answer, Refusal> {
+    let body = read_body(body, UPLOAD_MAX).await?;
+    let mut pairs: BTreeMap<&str, [Option<&[u8]>; 2]> = BTreeMap::new();
+    let fields = form(asked, &body)?;
+    for Field { name, content } in &fields {
+        let (number, what) = element(name).ok_or_else(|| bad_request("invalid form field"))?;
+        let [file, place] = pairs.entry(number).or_default();
+        match what {
+            "file" => *file = Some(*content),
+            "dest_path" => *place = Some(*content),
+            _ => return Err(bad_request("invalid form field")),
+        }
+    }
+    // Before anything is written.
+    let pairs = pairs.into_values().map(|pair| match pair {
+        [Some(content), Some(place)] => Ok((absolute(place)?, content)),
+        _ => Err(bad_request("each file needs a file and a dest_path")),
+    });
+    for (place, content) in pairs.collect::<Result<Vec<_>, _>>()? {
+        write(&session.place(place), content, MODE)?;
+    }
+    Ok(empty(StatusCode::CREATED))
+}
+
+/// `POST fs/upload_zip`: `zip_file` is unpacked into `dest_path`.
+pub(super) async fn upload_zip(
+    session: &Session,
+    asked: &Asked<'_>,
+    body: Incoming,
+) -> Result<Answer, Refusal> {
+    let body = read_body(body, UPLOAD_MAX).await?;
+    let fields = form(asked, &body)?;
+    let field = |name: &str| fields.iter().find(|field| field.name == name).map(|field| field.content);
+    let (Some(packed), Some(place)) = (field("zip_file"), field("dest_path")) else {
+        return Err(bad_request("zip_file and dest_path required"));
+    };
+    let place = session.place(absolute(place)?);
+    let entries = archive::unpack(packed).map_err(|error| bad_request(error.to_string()))?;
+    let leads_out = |entry: &&Entry| {
+        !Path::new(&entry.name).components().all(|component| matches!(component, Component::Normal(_)))
+    };
+    if let Some(entry) = entries.iter().find(leads_out) {
+        return Err(bad_request(format!("invalid path in zip: {}", entry.name)));
+    }
+    make_directory(&place)?;
+    for Entry { name, mode, content } in &entries {
+        if name.ends_with('/') {
+            make_directory(&place.join(name))?;
+        } else {
+            write(&place.join(name), content, mode.unwrap_or(MODE))?;
+        }
+    }
+    Ok(empty(StatusCode::CREATED))
+}
+
+/// `GET fs/download_dir_zip`: a directory with all that is in it, but for what is neither file nor directory.
+pub(super) fn download_dir_zip(session: &Session, asked: &Asked<'_>) -> Result<Answer, Refusal> {
+    let place = session.place(&path_of(asked)?);
+    if !place.exists() {
+        return Err(Refusal::in_vm(StatusCode::NOT_FOUND, "directory not found"));
+    }
+    if !place.is_dir() {
+        return Err(bad_request("path is not a directory"));
+    }
+    let mut entries = Vec::new();
+    collect(&place, "", &mut entries).map_err(Refusal::internal)?;
+    let packed = archive::pack(&entries).map_err(Refusal::internal)?;
+    Ok(bytes_answer("application/zip", packed))
+}
+
+fn collect(directory: &Path, name: &str, entries: &mut Vec<Entry>) -> io::Result<()> {
+    let mut there = fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>()?;
+    there.sort_by_key(fs::DirEntry::file_name);
+    for entry in there {
+        let metadata = entry.metadata()?;
+        let name = format!("{name}{}", entry.file_name().to_string_lossy());
+        let mode = Some(metadata.permissions().mode() & 0o777);
+        if metadata.is_dir() {
+            entries.push(Entry { name: format!("{name}/"), mode, content: Vec::new() });
+            collect(&entry.path(), &format!("{name}/"), entries)?;
+        } else if metadata.is_file() {
+            entries.push(Entry { name, mode, content: fs::read(entry.path())? });
+        }
+    }
+    Ok(())
+}
+
+fn form<'a>(asked: &Asked<'_>, body: &'a [u8]) -> Result<Vec<Field<'a>>, Refusal> {
+    let fields = multipart::fields(asked.content_type, body);
+    fields.ok_or_else(|| bad_request("invalid multipart form"))
+}
+
+/// The number and the field of `files[0][file]`.
+fn element(name: &str) -> Option<(&str, &str)> {
+    name.strip_prefix("files[")?.strip_suffix(']')?.split_once("][")
+}
+
+/// A path from the root on.
+fn absolute(path: &[u8]) -> Result<&str, Refusal> {
+    let path = std::str::from_utf8(path).ok().filter(|path| path.starts_with('/'));
+    path.ok_or_else(|| bad_request("dest_path must be absolute"))
+}
+
+/// Into the file itself, as `write_file` does.
+fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Refusal> {
+    make_directory(path.parent().unwrap_or(path))?;
+    let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path);
+    let failed = |_| Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "unable to create file");
+    opened.and_then(|mut file| file.write_all(content)).map_err(failed)
+}
+
+fn make_directory(path: &Path) -> Result<(), Refusal> {
+    fs::create_dir_all(path).map_err(|_| bad_request("unable to create directories"))
+}
+
+fn bad_request(message: impl Into<String>) -> Refusal {
+    Refusal::in_vm(StatusCode::BAD_REQUEST, message)
+}

@@ -1,0 +1,55 @@
+//! `sandbox:`: a stand-in VM that is started in this process, and connected to as to any other.
+
+use crate::remote::Connection;
+use crate::sync::{SyncError, Way};
+
+#[cfg(feature = "sandbox")]
+pub(super) use there::StandIn;
+
+/// The stand-in of a ksync that was built without one.
+#[cfg(not(feature = "sandbox"))]
+pub(super) enum StandIn {}
+
+#[cfg(feature = "sandbox")]
+mod there {
+    use super::{Connection, SyncError, Way};
+    use crate::remote::{self, HostKeys, Transport};
+    use crate::sandbox::{Options, Sandbox, Weather};
+    use crate::sync::target;
+
+    /// A stand-in that runs.
+    pub(in crate::sync) struct StandIn(Sandbox);
+
+    impl StandIn {
+        pub(in crate::sync) async fn connect(way: &Way) -> Result<(Connection, Self), SyncError> {
+            let options = Options {
+                listen: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
+                home: target::cache_dir()?.join("sandbox"),
+                weather: Weather::default(),
+            };
+            let sandbox =
+                Sandbox::start(options).await.map_err(|error| SyncError::Sandbox(Box::new(error)))?;
+            let mut target = target::common(way, HostKeys::Exactly(sandbox.host_key()));
+            target.transport = Transport::WebSocket { url: sandbox.url(), ca_cert: None };
+            target.identity_text = Some(sandbox.client_key().to_owned());
+            target.use_ssh_agent = false;
+            target.identities.clear();
+            Ok((remote::connect(&target).await?, Self(sandbox)))
+        }
+
+        pub(in crate::sync) async fn stop(self) {
+            self.0.stop().await;
+        }
+    }
+}
+
+#[cfg(not(feature = "sandbox"))]
+impl StandIn {
+    pub(super) async fn connect(_way: &Way) -> Result<(Connection, Self), SyncError> {
+        Err(SyncError::NoSandbox)
+    }
+
+    pub(super) async fn stop(self) {
+        match self {}
+    }
+}

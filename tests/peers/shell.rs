@@ -1,0 +1,56 @@
+//! `ksync ssh SESSION` on a real sshd: a session that is remembered leads there, without any API.
+
+use crate::machine::Machine;
+use crate::tls::Tls;
+use crate::world::{Desk, Run};
+
+const PROMPT: &str = "vm> ";
+
+/// A machine that is the VM of the session `vm`.
+fn machine() -> Option<(Machine, impl Sized)> {
+    let machine = Machine::start()?;
+    let (bridge, service) = machine.bridge();
+    let world = &machine.world;
+    let (tls, address) = Tls::as_of_a_vm(&bridge, world);
+    let host_key = std::fs::read_to_string(world.path("host-key.pub")).expect("a key");
+    let known = serde_json::json!({
+        "session_id": "vm",
+        "name": null,
+        "pool": null,
+        "vm_domain": address,
+        "host_key": host_key.trim(),
+        "key_file": world.path("key"),
+        // Nobody is there; that is told nobody.
+        "cdp_ws_url": format!("ws://{address}:1/"),
+        "base_url": "https://api.example",
+    });
+    world.tree("state/ksync/sessions").file("vm.json", known.to_string());
+    world.tree("machine/home").file(".bash_profile", format!("PS1='{PROMPT}'\n"));
+    world.tree("machine/home").file(".profile", format!("PS1='{PROMPT}'\n"));
+    Some((machine, (tls, service)))
+}
+
+#[test]
+fn a_shell_has_a_terminal_of_its_own_and_a_command_has_none() {
+    let Some((machine, _services)) = machine() else { return };
+    let ssh = |args: &[&str]| machine.world.ksync(["ssh", "--ca-cert", "ca.pem", "vm"].iter().chain(args));
+    let run = Run::of(ssh(&["test -t 0 || echo none; echo oops >&2; exit 3"]));
+    assert_eq!((run.status.code(), run.stdout.as_str(), run.stderr.as_str()), (Some(3), "none\n", "oops\n"));
+
+    let mut desk = Desk::new(&machine.world, &ssh(&[]));
+    desk.sees(PROMPT);
+    assert!(desk.is_changed());
+    desk.types("test -t 0 && stty size && echo $TERM\n");
+    desk.sees("17 91\r\nvt220\r\n");
+    desk.sees(PROMPT);
+    desk.resize(132, 50);
+    // It is told of it before it is told of what is typed afterwards, but not before somebody looks.
+    desk.types("until [ \"$(stty size)\" = '50 132' ]; do :; done; echo re\"\"sized\n");
+    desk.sees("resized\r\n");
+    desk.types("echo be\"\"gun; sleep 1000\n");
+    desk.sees("begun\r\n");
+    desk.types("\x03");
+    desk.sees(PROMPT);
+    desk.types("exit 7\n");
+    desk.ends_with(7);
+}

@@ -1,0 +1,104 @@
+//! `ksync ssh SESSION` as somebody uses it who sits at a terminal: a real one, on both sides.
+
+use std::fs;
+
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::platform::Platform;
+use crate::world::{Desk, World, wait_for};
+
+/// What the shell on the VM shows when it waits for a line.
+const PROMPT: &str = "vm> ";
+
+/// A session that needs no asking, and a shell on it that waits for a line.
+fn at_the_prompt(world: &World, platform: &Platform) -> (String, Desk) {
+    let id = platform.create(world, &[]);
+    platform.run(world, &["session", "setup", &id]).ok();
+    let profile = platform.root(&id).join("root/.profile");
+    fs::write(profile, format!("PS1='{PROMPT}'\n")).unwrap();
+    let mut desk = Desk::new(world, &platform.ksync(world, &["ssh", &id]));
+    desk.sees(PROMPT);
+    assert!(desk.is_changed());
+    (id, desk)
+}
+
+#[test]
+fn lines_are_typed_and_answered_and_the_exit_status_is_that_of_the_shell() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let (_, mut desk) = at_the_prompt(&world, &platform);
+    desk.types("echo $((6 * 7)) $TERM; test -t 0 && test -t 2 && tty\n");
+    // The line is shown once, by the terminal on the VM.
+    assert_eq!(desk.sees("42 vt220\r\n"), "echo $((6 * 7)) $TERM; test -t 0 && test -t 2 && tty\r\n");
+    assert!(desk.sees("\r\n").starts_with("/dev/pts/"));
+    desk.sees(PROMPT);
+    desk.types("exit 7\n");
+    assert_eq!(desk.ends_with(7), "exit 7\r\n");
+}
+
+#[test]
+fn the_size_is_that_of_the_terminal_also_when_it_changes() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let (_, mut desk) = at_the_prompt(&world, &platform);
+    desk.types("stty size\n");
+    desk.sees("17 91\r\n");
+    desk.sees(PROMPT);
+    desk.types("trap 'stty size' WINCH\n");
+    desk.sees(PROMPT);
+    desk.resize(132, 50);
+    // The shell runs a trap once it has a line to run.
+    wait_for("the new size", || {
+        desk.types("\n");
+        desk.has_shown("50 132\r\n").then_some(())
+    });
+    desk.types("exit\n");
+    desk.ends_with(0);
+}
+
+#[test]
+fn ctrl_c_and_the_end_of_input_are_the_vms() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let (_, mut desk) = at_the_prompt(&world, &platform);
+    desk.types("echo on its \"\"way; sleep 1000\n");
+    desk.sees("on its way\r\n");
+    desk.types("\x03");
+    desk.sees(PROMPT);
+    desk.types("echo code $?\n");
+    desk.sees("code 130\r\n");
+    desk.sees(PROMPT);
+    desk.types("\x04");
+    desk.ends_with(0);
+}
+
+#[test]
+fn the_terminal_is_what_it_was_when_the_connection_is_lost() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let (id, mut desk) = at_the_prompt(&world, &platform);
+    assert_eq!(platform.ask("DELETE", &format!("/browsers/{id}"), &Value::Null).0, 204);
+    let told = desk.ends_with(41);
+    // Each line begins where lines begin.
+    assert!(told.contains("ksync: ") && told.contains("\r\n  hint: "), "{told:?}");
+}
+
+#[test]
+fn the_terminal_is_what_it_was_when_a_signal_comes() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let (_, mut desk) = at_the_prompt(&world, &platform);
+    kill_process(desk.program(), Signal::TERM).unwrap();
+    assert_eq!(desk.ends_with(20), "ksync: stopped by a signal\r\n");
+}
+
+#[test]
+fn the_terminal_is_what_it_was_when_there_is_no_way_in() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let id = platform.create(&world, &[]);
+    platform.fault(json!({ "call": "get", "status": 403 }));
+    let mut desk = Desk::new(&world, &platform.ksync(&world, &["ssh", &id]));
+    desk.ends_with(40);
+}
