@@ -4,6 +4,7 @@
 //! ```text
 //! reach ─ known, keys      from a name to a VM that lets us in
 //!  ├─ provision            what makes it do so
+//!  ├─ bridge_image         what is put there where it has no bridge
 //!  └─ alive                what keeps it awake
 //! api ── types, domain     what is asked and answered
 //!  └─ http ── retry        one call, made again where that helps
@@ -22,6 +23,7 @@
 
 mod alive;
 mod api;
+mod bridge_image;
 mod domain;
 mod error;
 mod files;
@@ -39,6 +41,7 @@ mod types;
 
 pub use alive::KeepAlive;
 pub use api::Api;
+pub use bridge_image::BridgeImage;
 pub use domain::{DomainError, Vm, VmDomain};
 pub use error::{ApiError, ApiErrorKind, Call, Refusal};
 pub use keys::{Key, KeyError};
