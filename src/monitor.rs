@@ -130,6 +130,8 @@ pub enum Preparation {
     LookUp,
     /// The session's VM is set up.
     SetUp,
+    /// A bridge is brought to the session's VM, which has none.
+    BringBridge,
 }
 
 /// Looks on. Called from the threads of an exchange, so it must be quick.

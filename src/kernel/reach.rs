@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::kernel::api::Api;
+use crate::kernel::bridge_image::BridgeImage;
 use crate::kernel::error::ApiError;
 use crate::kernel::keys::{Key, KeyError};
 use crate::kernel::known::{Known, Store};
@@ -93,6 +94,9 @@ impl KernelError {
             Self::Name(_) => "ksync session list shows those that there are",
             Self::Key(_) => "name another one with --identity",
             Self::Provision(ProvisionError::Busy) => "run the same command again",
+            Self::Provision(ProvisionError::NoSshd { .. }) => {
+                "take an image with openssh-server, which newer ones have, or let the VM reach its package servers"
+            }
             Self::Provision(_) => "run the same command again; ksync doctor SESSION tells which step fails",
             Self::State { .. } => return None,
         };
@@ -113,6 +117,8 @@ pub enum Step {
     LookUp,
     /// The VM is being set up.
     SetUp,
+    /// A bridge of ksync's own is brought to the VM, which has none and cannot download one.
+    BringBridge,
 }
 
 /// A session that was looked up and set up.
@@ -175,22 +181,33 @@ impl Access {
         let api = self.api()?;
         say(Step::LookUp);
         let browser = api.browser(id_or_name)?;
-        say(Step::SetUp);
-        self.set_up(&api, &browser)
+        self.set_up(&api, &browser, say)
     }
 
     /// Sets a session's VM up and remembers it.
     ///
     /// # Errors
     /// [`KernelError`].
-    pub fn set_up(&self, api: &Api, browser: &Browser) -> Result<Reached, KernelError> {
+    pub fn set_up(
+        &self,
+        api: &Api,
+        browser: &Browser,
+        mut say: impl FnMut(Step),
+    ) -> Result<Reached, KernelError> {
         let vm = browser.vm()?;
         let key = match &self.identity {
             Some(file) => Key::named(file)?,
             None => Key::own(&self.keys(), self.key_name(browser)?)?,
         };
-        let executed = api.exec(&browser.session_id, &provision::provision(&key.public))?;
-        let provisioned = provision::read(&executed)?;
+        say(Step::SetUp);
+        let executed = api.exec(&browser.session_id, &provision::provision(&key.public, None))?;
+        let provisioned = match provision::read(&executed) {
+            Err(ProvisionError::NoBridge { .. }) => {
+                say(Step::BringBridge);
+                bring_bridge(api, &browser.session_id, &key.public)?
+            }
+            result => result?,
+        };
         let known = Known {
             session_id: browser.session_id.clone(),
             name: browser.name.clone(),
@@ -252,4 +269,23 @@ impl Access {
     pub fn state_error(&self, source: io::Error) -> KernelError {
         KernelError::State { path: self.directory.clone(), source }
     }
+}
+
+/// Writes our own bridge to the VM, and sets it up with that.
+fn bring_bridge(api: &Api, session_id: &str, public_key: &str) -> Result<Provisioned, KernelError> {
+    let image = BridgeImage::embedded();
+    // One who is at the same writes to a file of another name.
+    let file = provision::place(&format!("{}.gz", unique()));
+    api.write_file(session_id, &file, 0o600, image.gzip)?;
+    let bridge = provision::Brought { sha256: image.sha256, file: &file };
+    let executed = api.exec(session_id, &provision::provision(public_key, Some(bridge)))?;
+    Ok(provision::read(&executed)?)
+}
+
+/// A word that nobody else comes up with at the same time.
+fn unique() -> String {
+    let mut bytes = [0; 8];
+    // Where there are no random numbers, others are unlikely enough to have our number, too.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    format!("{:x}-{:016x}", std::process::id(), u64::from_le_bytes(bytes))
 }

@@ -69,6 +69,7 @@ fn preparation(step: Step) -> Preparation {
     match step {
         Step::LookUp => Preparation::LookUp,
         Step::SetUp => Preparation::SetUp,
+        Step::BringBridge => Preparation::BringBridge,
     }
 }
 
