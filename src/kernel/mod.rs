@@ -5,6 +5,7 @@
 //! reach ─ known, keys      from a name to a VM that lets us in
 //!  ├─ provision            what makes it do so
 //!  ├─ bridge_image         what is put there where it has no bridge
+//!  ├─ look                 what it says of itself when nobody gets in
 //!  └─ alive                what keeps it awake
 //! api ── types, domain     what is asked and answered
 //!  └─ http ── retry        one call, made again where that helps
@@ -30,6 +31,7 @@ mod files;
 mod http;
 mod keys;
 mod known;
+mod look;
 mod provision;
 mod reach;
 mod retry;
@@ -46,6 +48,7 @@ pub use domain::{DomainError, Vm, VmDomain};
 pub use error::{ApiError, ApiErrorKind, Call, Refusal};
 pub use keys::{Key, KeyError};
 pub use known::{Known, Store, bridge_url};
+pub use look::Look;
 pub use provision::{ProvisionError, Provisioned};
 pub use reach::{Access, CURRENT, KernelError, Reached, Step};
 pub use settings::{ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use crate::kernel::api::Api;
 use crate::kernel::bridge_image::BridgeImage;
-use crate::kernel::error::ApiError;
+use crate::kernel::error::{ApiError, ApiErrorKind};
 use crate::kernel::keys::{Key, KeyError};
 use crate::kernel::known::{Known, Store};
+use crate::kernel::look::{self, Look};
 use crate::kernel::provision::{self, ProvisionError, Provisioned};
 use crate::kernel::settings::Settings;
 use crate::kernel::types::Browser;
@@ -55,6 +56,9 @@ pub enum KernelError {
     /// The VM could not be set up.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
+    /// The VM needs a bridge of ours, and it cannot be written there.
+    #[error("could not bring a bridge to the VM, which has no websocat that runs and could not download one")]
+    NotBrought(#[source] Box<ApiError>),
     /// What is to be remembered cannot be.
     #[error("could not write to {}", path.display())]
     State {
@@ -80,7 +84,7 @@ impl KernelError {
             Self::NoCurrent | Self::Name(_) => 1,
             Self::Api(error) => error.exit_code(),
             Self::Key(_) | Self::State { .. } => 11,
-            Self::Provision(_) => 42,
+            Self::Provision(_) | Self::NotBrought(_) => 42,
         }
     }
 
@@ -97,7 +101,9 @@ impl KernelError {
             Self::Provision(ProvisionError::NoSshd { .. }) => {
                 "take an image with openssh-server, which newer ones have, or let the VM reach its package servers"
             }
-            Self::Provision(_) => "run the same command again; ksync doctor SESSION tells which step fails",
+            Self::Provision(_) | Self::NotBrought(_) => {
+                "run the same command again; ksync doctor SESSION tells which step fails"
+            }
             Self::State { .. } => return None,
         };
         Some(hint.to_owned())
@@ -222,6 +228,14 @@ impl Access {
         Ok(Reached { known, provisioned })
     }
 
+    /// Asks a session's VM, through the API, what of all that others connect to runs there. Takes seconds.
+    ///
+    /// # Errors
+    /// [`KernelError`]: it cannot be asked, or the session is gone.
+    pub fn look(&self, session_id: &str) -> Result<Look, KernelError> {
+        Ok(look::read(&self.api()?.exec(session_id, &look::look())?))
+    }
+
     /// Takes back what ksync left on a session's VM, and forgets the session.
     ///
     /// # Errors
@@ -276,7 +290,10 @@ fn bring_bridge(api: &Api, session_id: &str, public_key: &str) -> Result<Provisi
     let image = BridgeImage::embedded();
     // One who is at the same writes to a file of another name.
     let file = provision::place(&format!("{}.gz", unique()));
-    api.write_file(session_id, &file, 0o600, image.gzip)?;
+    api.write_file(session_id, &file, 0o600, image.gzip).map_err(|error| match error.kind() {
+        ApiErrorKind::SessionGone | ApiErrorKind::NotAuthorised => error.into(),
+        _ => KernelError::NotBrought(Box::new(error)),
+    })?;
     let bridge = provision::Brought { sha256: image.sha256, file: &file };
     let executed = api.exec(session_id, &provision::provision(public_key, Some(bridge)))?;
     Ok(provision::read(&executed)?)

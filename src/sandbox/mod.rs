@@ -151,7 +151,7 @@ impl Sandbox {
             server: Server::new(host_key, lock, Arc::clone(&processes)),
             meter: Arc::clone(&meter),
             tls: None,
-            forecast: Box::new(move || weather),
+            forecast: Box::new(move || weather.into()),
         };
         let gateway = Gateway(tokio::spawn(port::accept(listener, Arc::new(port))));
         Ok(Sandbox {

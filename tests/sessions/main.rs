@@ -10,3 +10,4 @@ mod journey;
 mod platform;
 mod secrets;
 mod trouble;
+mod way_in;

@@ -7,6 +7,8 @@
 //! {"call":"get","delay_ms":3000}                                   slow, but right
 //! {"call":"get","hang_up":true}                                    the connection ends without an answer
 //! {"call":"bridge","after_bytes":100000}                           the SSH connection is reset there
+//! {"call":"bridge","status":403}                                   no WebSocket, but HTTP with that status
+//! {"call":"bridge","delay_ms":60000}                               everything arrives so much later
 //! {"call":"cdp","after_seconds":60}                                so is the CDP socket, in platform time
 //! {"call":"create","without_jwt":true}                             a cdp_ws_url whose host is the VM's domain
 //! ```
@@ -37,7 +39,7 @@ pub(super) struct Fault {
     #[serde(default)]
     skip: u32,
     /// The status of the answer; without one the call is answered as ever.
-    status: Option<u16>,
+    pub(super) status: Option<u16>,
     #[serde(default)]
     headers: BTreeMap<String, String>,
     code: Option<String>,

@@ -21,7 +21,7 @@ use super::life::{Life, Stage};
 use super::routes::Call;
 use super::spawn::Spawned;
 use super::{Cloud, dice, stamp, survivors, token};
-use crate::sandbox::port::{self, Port};
+use crate::sandbox::port::{self, Forecast, Port};
 use crate::sandbox::process::Processes;
 use crate::sandbox::server::{Lock, Server};
 use crate::sandbox::weather::{Meter, Weather};
@@ -223,6 +223,13 @@ impl Session {
         let _ = self.is_over.subscribe().wait_for(|is_over| *is_over).await;
     }
 
+    /// Lets nobody in through its port any more, from the network on: connections end, and new ones are refused.
+    pub(super) fn close_port(&self) {
+        if let Some(accept) = self.tasks.first() {
+            accept.abort();
+        }
+    }
+
     /// Ends its connections, kills its processes and removes its files. Whoever ends it has to have taken it
     /// off the list before.
     pub(super) async fn end(&self) {
@@ -277,17 +284,19 @@ async fn listen() -> Result<TcpListener, Refusal> {
     Err(Refusal::new(status, "no_capacity", "no address is free for another VM"))
 }
 
-/// The weather of the next connection: the platform's, or what a fault says.
-fn forecast(cloud: &Arc<Cloud>) -> Box<dyn Fn() -> Weather + Send + Sync> {
+/// What the next connection meets: the platform's weather, or what a fault says.
+fn forecast(cloud: &Arc<Cloud>) -> Box<dyn Fn() -> Forecast + Send + Sync> {
     // Weak, since the cloud holds the session whose port has this.
     let cloud = Arc::downgrade(cloud);
     Box::new(move || {
-        let Some(cloud) = cloud.upgrade() else { return Weather::default() };
-        let Some(fault) = cloud.faults.take(Call::Bridge) else { return cloud.weather };
-        Weather {
+        let Some(cloud) = cloud.upgrade() else { return Forecast::default() };
+        let Some(fault) = cloud.faults.take(Call::Bridge) else { return cloud.weather.into() };
+        let weather = Weather {
+            delay: cloud.weather.delay + Duration::from_millis(fault.delay_ms),
             cut_after: fault.after_bytes.or(cloud.weather.cut_after),
             lasts: fault.after_seconds.map(|seconds| cloud.time.real(Duration::from_secs(seconds))),
             ..cloud.weather
-        }
+        };
+        Forecast { weather, status: fault.status }
     })
 }
