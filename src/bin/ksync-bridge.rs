@@ -431,9 +431,11 @@ impl Bridge {
         let _ = self.websocket.close(Some(CloseFrame { code, reason: "".into() }));
     }
 
-    /// Ends the client's connection. A socket that is closed with something unread in it is reset, and that may take
+    /// Ends both connections, the client's last. A socket that is closed with something unread in it is reset, and that may take
     /// away what the client has not read yet.
     fn part(&mut self) {
+        // What it still has to say nobody hears; what it has been told it keeps.
+        let _ = self.target.shutdown(Shutdown::Write);
         let socket = &mut self.websocket.get_mut().socket;
         let deadline = Instant::now() + LAST_MAX;
         let _ = socket.shutdown(Shutdown::Write);

@@ -2,7 +2,7 @@
 # port there. Changes nothing. Run on the VM as:
 #   bash -c 'this'
 
-status() { supervisorctl status "$1" 2>&1 </dev/null | head -n 1 | awk '{ $1 = ""; print }'; }
+status() { supervisorctl status "$1" 2>&1 </dev/null | head -n 1 | awk '{ $1 = ""; sub(/^ /, ""); print }'; }
 
 # Asks for a WebSocket as any client does; the answer's first line is enough.
 answer() {

@@ -43,3 +43,22 @@ fn a_download_that_breaks_off_leaves_nothing_and_the_next_one_goes_well() {
         assert_eq!(vm.sh("stat -c %a /usr/local/bin/websocat*"), "755\n");
     });
 }
+
+#[test]
+fn a_vm_tells_what_of_it_runs_and_answers() {
+    on_vm(Image::New, |vm| {
+        assert_eq!(
+            vm.look(),
+            "KSYNC sshd ERROR (no such process)\nKSYNC bridge ERROR (no such process)\nKSYNC answer \n"
+        );
+        vm.provision(&vm.make_key("one")).ok();
+        let told = vm.look();
+        let lines: Vec<_> = told.lines().collect();
+        assert!(lines[0].starts_with("KSYNC sshd RUNNING pid "), "{told}");
+        assert!(lines[1].starts_with("KSYNC bridge RUNNING pid "), "{told}");
+        assert_eq!(lines[2..], ["KSYNC answer HTTP/1.1 101 Switching Protocols"]);
+        vm.sh("supervisorctl stop websocat-ssh");
+        assert!(vm.look().contains("\nKSYNC bridge STOPPED "), "{}", vm.look());
+        assert!(vm.look().ends_with("\nKSYNC answer \n"), "{}", vm.look());
+    });
+}

@@ -18,6 +18,7 @@ const BOOT: &str = include_str!("boot.sh");
 const OFFICIAL: &str = include_str!("official.sh");
 const PROVISION: &str = include_str!("../../src/kernel/provision.sh");
 const CLEANUP: &str = include_str!("../../src/kernel/cleanup.sh");
+const LOOK: &str = include_str!("../../src/kernel/look.sh");
 
 /// What must be there on the machine that runs the tests.
 const PROGRAMS: [&str; 12] = [
@@ -238,6 +239,12 @@ impl Vm {
         let ran = self.run(&call(PROVISION, &[key, sha256, file]));
         assert!(!there.exists(), "what was brought stays packed");
         ran
+    }
+
+    /// What it says of itself.
+    #[track_caller]
+    pub(crate) fn look(&self) -> String {
+        self.run(&["bash", "-c", LOOK]).ok().stdout
     }
 
     #[track_caller]
