@@ -41,8 +41,10 @@ install_sshd() {
   timeout 50 "$@" install openssh-server || { timeout 20 "$@" update && timeout 50 "$@" install openssh-server; }
 }
 
+# apt-get says so, or had no time to.
 is_offline() {
-  grep -qE 'Temporary failure resolving|Could not resolve|Could not connect|Network is unreachable' "$log"
+  grep -qE 'Temporary failure resolving|Could not resolve|Could not connect|Network is unreachable' "$log" ||
+    ! curl -sS --connect-timeout 5 --max-time 10 -o /dev/null "$websocat_url"
 }
 
 # Where nothing answers it is known soon, since there is another way.
@@ -97,16 +99,21 @@ describe() {
   mv -f "$services/$1.conf.new" "$services/$1.conf"
 }
 
+start_service() {
+  runs "$1" || supervisorctl start "$1" || runs "$1" || {
+    tail -n 2 "$r/var/log/supervisord/$1"
+    return 1
+  }
+}
+
+# Both at once: a service counts as started when it has run for 2 s.
 start() {
   step start sshd and its bridge
   supervisorctl reread
   supervisorctl update
-  for service in sshd websocat-ssh; do
-    runs "$service" || supervisorctl start "$service" || runs "$service" || {
-      tail -n 2 "$r/var/log/supervisord/$service"
-      return 1
-    }
-  done
+  start_service sshd &
+  start_service websocat-ssh || { wait; return 1; }
+  wait $!
 }
 
 let_in() {

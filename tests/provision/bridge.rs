@@ -2,6 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use ksync::kernel::BridgeImage;
 
@@ -174,5 +175,22 @@ fn with_neither_sshd_nor_network_nothing_is_brought() {
         let (_, last) = ran.stderr.rsplit_once("== ").expect("a step");
         assert!(last.starts_with("install openssh-server\n"), "{last}");
         assert_eq!(vm.sh(LEFT), "");
+    });
+}
+
+#[test]
+fn where_nothing_ever_answers_it_is_known_soon() {
+    on_vm(Image::NoWebsocat, |vm| {
+        // A name server that takes questions and says nothing, as where a firewall swallows everything.
+        let silent = "IO::Socket::INET->new(LocalAddr => q(127.0.0.1:53), Proto => q(udp)) or die; print qq(up\\n); \
+                      close STDOUT; sleep 1000";
+        vm.sh(&format!(
+            "echo nameserver 127.0.0.1 >/etc/resolv.conf; mkfifo /tmp/up; \
+             setsid perl -MIO::Socket::INET -e '$s = {silent}' >/tmp/up 2>/dev/null </dev/null & read -r up </tmp/up"
+        ));
+        let ran = vm.provision("ssh-ed25519 AAAA one");
+        assert_eq!(ran.code, Some(NO_BRIDGE), "{}", ran.stderr);
+        assert!(ran.stderr.contains("curl: (28) "), "{}", ran.stderr);
+        assert!(ran.took < Duration::from_secs(30), "{:?}", ran.took);
     });
 }
