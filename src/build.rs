@@ -1,6 +1,7 @@
-//! Builds the agent that `ksync` carries inside: this crate again, without its client half, as a static
-//! x86_64 Linux binary. Leaves it compressed in `$OUT_DIR/agent.gz`, and the SHA-256 of the uncompressed
-//! binary in the compile-time variable `KSYNC_AGENT_SHA256`.
+//! Builds the programs that `ksync` carries inside: the agent, which is this crate again without its client half,
+//! and the bridge, both as static x86_64 Linux binaries. Leaves them compressed in `$OUT_DIR/agent.gz` and
+//! `$OUT_DIR/bridge.gz`, and the SHA-256 of the uncompressed binaries in the compile-time variables
+//! `KSYNC_AGENT_SHA256` and `KSYNC_BRIDGE_SHA256`.
 //!
 //! The image's glibc is older than most build machines', so a dynamic agent would not start there.
 
@@ -16,7 +17,7 @@ use sha2::{Digest, Sha256};
 /// What every VM runs, whatever the host that builds.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Names a prebuilt agent, for hosts that cannot build for [`TARGET`].
+/// Names a prebuilt agent, for hosts that cannot build for [`TARGET`]. The bridge lies beside it.
 const OVERRIDE: &str = "KSYNC_AGENT";
 
 /// Set for the inner build, so that a mistake in its features ends in an error and not in a fork bomb.
@@ -26,16 +27,31 @@ const GUARD: &str = "KSYNC_AGENT_BUILD";
 /// with `dd`, whose blocks are of one size.
 const BLOCK_BYTES: usize = 4096;
 
-/// Largest `agent.gz`: it is sent to every new VM.
-const PACKED_BYTES_MAX: usize = 840 * 1024;
+/// A program that is carried.
+struct Program {
+    /// The name of its binary.
+    binary: &'static str,
+    /// What it is called here.
+    name: &'static str,
+    /// Largest size when compressed, in bytes.
+    packed_bytes_max: usize,
+}
 
-/// What the agent is made of. A change elsewhere does not build it again.
-const SOURCES: [&str; 14] = [
+/// The agent is sent to every new VM.
+const AGENT: Program = Program { binary: "ksync-agent", name: "agent", packed_bytes_max: 840 * 1024 };
+
+/// The bridge is sent to those that have no other. A program that does nothing has nine tenths of its size, for std
+/// and glibc.
+const BRIDGE: Program = Program { binary: "ksync-bridge", name: "bridge", packed_bytes_max: 560 * 1024 };
+
+/// What they are made of. A change elsewhere does not build them again.
+const SOURCES: [&str; 15] = [
     "Cargo.toml",
     "Cargo.lock",
     "src/build.rs",
     "src/lib.rs",
     "src/bin/ksync-agent.rs",
+    "src/bin/ksync-bridge.rs",
     "src/monitor.rs",
     "src/content",
     "src/tree",
@@ -77,7 +93,7 @@ const CLEARED_PREFIXES: [&str; 4] =
 
 fn main() -> ExitCode {
     let done = if env::var_os("CARGO_FEATURE_CLIENT").is_some() {
-        pack_agent()
+        pack_all()
     } else {
         tell("cargo::rerun-if-changed=src/build.rs")
     };
@@ -89,35 +105,48 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The whole job: find or build the agent, compress it, name its hash.
-fn pack_agent() -> Result<(), String> {
+/// The whole job: find or build the programs, compress them, name their hashes.
+fn pack_all() -> Result<(), String> {
     tell(&format!("cargo::rerun-if-env-changed={OVERRIDE}"))?;
-    let agent = match env::var_os(OVERRIDE).filter(|value| !value.is_empty()) {
+    let (agent, bridge) = match env::var_os(OVERRIDE).filter(|value| !value.is_empty()) {
         Some(path) => {
+            let agent = PathBuf::from(path);
+            let bridge = agent.with_file_name(BRIDGE.binary);
             tell("cargo::rerun-if-changed=src/build.rs")?;
-            tell(&format!("cargo::rerun-if-changed={}", Path::new(&path).display()))?;
-            PathBuf::from(path)
+            for file in [&agent, &bridge] {
+                tell(&format!("cargo::rerun-if-changed={}", file.display()))?;
+            }
+            (agent, bridge)
         }
-        None => build_agent()?,
+        None => {
+            let folder = build()?;
+            (folder.join(AGENT.binary), folder.join(BRIDGE.binary))
+        }
     };
-    let binary = fs::read(&agent).map_err(|error| format!("cannot read {}: {error}", agent.display()))?;
-    check_machine(&binary).map_err(|what| format!("{} {what}", agent.display()))?;
+    pack_one(&AGENT, &agent)?;
+    pack_one(&BRIDGE, &bridge)
+}
 
-    let packed = pack(&binary).map_err(|error| format!("cannot compress the agent: {error}"))?;
-    if packed.len() > PACKED_BYTES_MAX {
-        return Err(format!("agent.gz is {} bytes, more than {PACKED_BYTES_MAX}", packed.len()));
+fn pack_one(program: &Program, file: &Path) -> Result<(), String> {
+    let Program { name, packed_bytes_max, .. } = *program;
+    let binary = fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    check_machine(&binary).map_err(|what| format!("{} {what}", file.display()))?;
+
+    let packed = pack(&binary).map_err(|error| format!("cannot compress the {name}: {error}"))?;
+    if packed.len() > packed_bytes_max {
+        return Err(format!("{name}.gz is {} bytes, more than {packed_bytes_max}", packed.len()));
     }
-    let out = variable("OUT_DIR")?.join("agent.gz");
+    let out = variable("OUT_DIR")?.join(format!("{name}.gz"));
     fs::write(&out, packed).map_err(|error| format!("cannot write {}: {error}", out.display()))?;
 
     let sha256: String = Sha256::digest(&binary).iter().map(|byte| format!("{byte:02x}")).collect();
-    tell(&format!("cargo::rustc-env=KSYNC_AGENT_SHA256={sha256}"))
+    tell(&format!("cargo::rustc-env=KSYNC_{}_SHA256={sha256}", name.to_uppercase()))
 }
 
-/// Runs the inner cargo and answers where it left the binary.
-fn build_agent() -> Result<PathBuf, String> {
+/// Runs the inner cargo and answers where it left the binaries.
+fn build() -> Result<PathBuf, String> {
     if env::var_os(GUARD).is_some() {
-        return Err(format!("{GUARD} is set: the agent's own build must not ask for the feature `client`"));
+        return Err(format!("{GUARD} is set: the inner build must not ask for the feature `client`"));
     }
     let root = variable("CARGO_MANIFEST_DIR")?;
     for source in SOURCES.iter().filter(|source| root.join(source).exists()) {
@@ -131,30 +160,24 @@ fn build_agent() -> Result<PathBuf, String> {
         .map_err(|error| format!("cannot write {}: {error}", script.display()))?;
     let status = inner_cargo(&root, &target_dir, &script)?
         .status()
-        .map_err(|error| format!("cannot run cargo for the agent: {error}"))?;
+        .map_err(|error| format!("cannot run cargo for the agent and the bridge: {error}"))?;
     if !status.success() {
         return Err(format!(
-            "the agent for {TARGET} could not be built ({status}); the compiler's messages follow.\n\
+            "the agent and the bridge for {TARGET} could not be built ({status}); the compiler's messages follow.\n\
              It needs Rust's standard library for that target (rustup target add {TARGET}), a linker for it, \
              and glibc's static libraries (Fedora: glibc-static).\n\
-             Or set {OVERRIDE} to the path of a ksync-agent that was built on x86_64 Linux with \
-             RUSTFLAGS='-C target-feature=+crt-static' cargo build --no-default-features --features agent --bin ksync-agent \
-             --profile agent --target {TARGET}"
+             Or set {OVERRIDE} to the path of a ksync-agent that lies beside a ksync-bridge and was built on x86_64 Linux \
+             with RUSTFLAGS='-C target-feature=+crt-static' cargo build --no-default-features \
+             --features agent,bridge --bin ksync-agent --bin ksync-bridge --profile agent --target {TARGET}"
         ));
     }
-    Ok(target_dir.join(TARGET).join("agent").join("ksync-agent"))
+    Ok(target_dir.join(TARGET).join("agent"))
 }
 
 fn inner_cargo(root: &Path, target_dir: &Path, script: &Path) -> Result<Command, String> {
     let mut cargo = Command::new(variable("CARGO")?);
-    cargo.current_dir(root).args([
-        "build",
-        "--no-default-features",
-        "--features",
-        "agent",
-        "--bin",
-        "ksync-agent",
-    ]);
+    cargo.current_dir(root).args(["build", "--no-default-features", "--features", "agent,bridge"]);
+    cargo.args(["--bin", AGENT.binary, "--bin", BRIDGE.binary]);
     // With an explicit target the flags below do not reach build scripts and procedural macros, which
     // cannot be static.
     cargo.args(["--profile", "agent", "--target", TARGET]).arg("--target-dir").arg(target_dir);

@@ -9,6 +9,9 @@
 //!  └──────────────────────────────────────────────────────────────┘     └───────────────────────────────┘
 //! ```
 //!
+//! Where a VM has no WebSocket bridge before its sshd and cannot download one, `kernel` brings `bin/ksync-bridge`, a
+//! program of its own that ksync carries along with the agent.
+//!
 //! Two axes. *Role*: the sender has the files, the receiver wants them. *Place*: the client is where a
 //! person typed `ksync`, the agent is on the other machine. Upload and download are the same exchange with
 //! the roles swapped; a local copy runs both roles in one process.

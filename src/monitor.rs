@@ -144,6 +144,8 @@ pub enum Preparation {
     LookUp,
     /// The session's VM is set up.
     SetUp,
+    /// A bridge is brought to the session's VM, which has none.
+    BringBridge,
 }
 
 /// Something that a person should know before it happens.

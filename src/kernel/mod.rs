@@ -4,6 +4,8 @@
 //! ```text
 //! reach ─ known, keys      from a name to a VM that lets us in
 //!  ├─ provision            what makes it do so
+//!  ├─ bridge_image         what is put there where it has no bridge
+//!  ├─ look                 what it says of itself when nobody gets in
 //!  └─ alive, life          what keeps it awake, and for how long
 //! api ── types, domain     what is asked and answered
 //!  └─ http ── retry        one call, made again where that helps
@@ -22,12 +24,14 @@
 
 mod alive;
 mod api;
+mod bridge_image;
 mod domain;
 mod error;
 mod http;
 mod keys;
 mod known;
 mod life;
+mod look;
 mod provision;
 mod reach;
 mod retry;
@@ -39,11 +43,13 @@ mod types;
 
 pub use alive::KeepAlive;
 pub use api::Api;
+pub use bridge_image::BridgeImage;
 pub use domain::{DomainError, Vm, VmDomain};
 pub use error::{ApiError, ApiErrorKind, Call, Refusal};
 pub use keys::{Key, KeyError};
 pub use known::{Known, Store, bridge_url};
 pub use life::{Cause, End, Life, SHORT};
+pub use look::Look;
 pub use provision::{ProvisionError, Provisioned};
 pub use reach::{Access, CURRENT, KernelError, Reached, Step};
 pub use settings::{ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};

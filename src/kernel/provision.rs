@@ -18,14 +18,20 @@ const LOCK: &str = "/run/ksync-provision.lock";
 /// How long one waits for another one.
 const LOCK_PATIENCE_SECONDS: u64 = 60;
 
-/// How long it may take with all downloads, as with the official CLI, and waiting for another one before.
-const PROVISION_SECONDS: u64 = 120 + LOCK_PATIENCE_SECONDS;
+/// How long it may take with all downloads, as with the official CLI.
+const PROVISION_SECONDS: u64 = 120;
 
 /// How long cleaning up may take.
 const CLEANUP_SECONDS: u64 = 30;
 
 /// What flock answers when it has waited long enough.
 const LOCKED: i32 = 75;
+
+/// What the script answers where there is no websocat that runs, and none to be had.
+const NO_BRIDGE: i32 = 73;
+
+/// What the script answers where there is no sshd, and no network to install it from.
+const NO_SSHD: i32 = 74;
 
 /// Longest line and text that are believed to be a script's, in bytes.
 const LINE_BYTES_MAX: usize = 4 << 10;
@@ -56,6 +62,18 @@ pub enum ProvisionError {
         /// What the step said last.
         said: String,
     },
+    /// There is no websocat that runs, and none could be downloaded: a bridge has to be brought.
+    #[error("the VM has no websocat that runs, and could not download one: {said}")]
+    NoBridge {
+        /// What was said last.
+        said: String,
+    },
+    /// There is no sshd, and no network to install it from, so nothing can be done from here.
+    #[error("the VM has neither sshd nor a network to install it from: {said}")]
+    NoSshd {
+        /// What was said last.
+        said: String,
+    },
     /// Others are at it.
     #[error("another client has been setting this VM up for {LOCK_PATIENCE_SECONDS} s")]
     Busy,
@@ -64,27 +82,45 @@ pub enum ProvisionError {
     NoHostKey,
 }
 
-/// The call that sets a VM up and lets `public_key`, a line of OpenSSH, in.
+/// A bridge that was written to the VM.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Brought<'a> {
+    /// The SHA-256 of the program, in hex.
+    pub(super) sha256: &'a str,
+    /// Where it lies, compressed.
+    pub(super) file: &'a str,
+}
+
+/// Where `name` is written on the VM: in the directory that the script makes its own of.
+pub(super) fn place(name: &str) -> String {
+    format!("/usr/local/lib/ksync/{name}")
+}
+
+/// The call that sets a VM up and lets `public_key`, a line of OpenSSH, in; with the bridge that was brought, if one
+/// was.
 #[must_use]
-pub(super) fn provision(public_key: &str) -> Exec {
-    let wait = LOCK_PATIENCE_SECONDS.to_string();
-    let locked = LOCKED.to_string();
-    let args = ["-o", "-w", &wait, "-E", &locked, LOCK, "bash", "-c", PROVISION, "ksync", public_key];
-    call("flock", &args, PROVISION_SECONDS)
+pub(super) fn provision(public_key: &str, bridge: Option<Brought<'_>>) -> Exec {
+    let bridge = bridge.map(|bridge| [bridge.sha256, bridge.file]);
+    let args = [public_key].into_iter().chain(bridge.into_iter().flatten());
+    call(PROVISION, args, PROVISION_SECONDS)
 }
 
 /// The call that takes back what ksync left, and shuts `public_key` out.
 #[must_use]
 pub(super) fn cleanup(public_key: &str) -> Exec {
-    call("bash", &["-c", CLEANUP, "ksync", public_key], CLEANUP_SECONDS)
+    call(CLEANUP, [public_key], CLEANUP_SECONDS)
 }
 
-fn call(command: &str, args: &[&str], seconds: u64) -> Exec {
+/// A script, run by one at a time.
+fn call<'a>(script: &str, args: impl IntoIterator<Item = &'a str>, seconds: u64) -> Exec {
+    let wait = LOCK_PATIENCE_SECONDS.to_string();
+    let locked = LOCKED.to_string();
+    let before = ["-o", "-w", &wait, "-E", &locked, LOCK, "bash", "-c", script, "ksync"].map(str::to_owned);
     Exec {
-        command: command.to_owned(),
-        args: args.iter().map(|&arg| arg.to_owned()).collect(),
+        command: "flock".to_owned(),
+        args: before.into_iter().chain(args.into_iter().map(str::to_owned)).collect(),
         as_root: true,
-        timeout_sec: seconds,
+        timeout_sec: LOCK_PATIENCE_SECONDS + seconds,
         ..Exec::default()
     }
 }
@@ -100,7 +136,11 @@ pub(super) fn read(executed: &Executed) -> Result<Provisioned, ProvisionError> {
         exit_code => {
             let text = String::from_utf8_lossy(&executed.stderr);
             let (step, said) = last_step(&text);
-            return Err(ProvisionError::Failed { step, exit_code, said });
+            return Err(match exit_code {
+                NO_BRIDGE => ProvisionError::NoBridge { said },
+                NO_SSHD => ProvisionError::NoSshd { said },
+                _ => ProvisionError::Failed { step, exit_code, said },
+            });
         }
     }
     let mut told = Provisioned { host_key: String::new(), sshd: None, websocat: None, installed: Vec::new() };
@@ -197,13 +237,23 @@ mod tests {
         let error = read(&executed(-1, b"", "")).unwrap_err().to_string();
         assert_eq!(error, "could not start on the VM (exit code -1): it said nothing");
         assert_eq!(read(&executed(LOCKED, b"", "")), Err(ProvisionError::Busy));
+        let log = "== download websocat\ncurl: (6) no host\n";
+        let error = read(&executed(NO_BRIDGE, b"", log)).unwrap_err();
+        assert_eq!(error, ProvisionError::NoBridge { said: "curl: (6) no host".to_owned() });
+        let error = read(&executed(NO_SSHD, b"", "== install openssh-server\nE: no network\n")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the VM has neither sshd nor a network to install it from: E: no network"
+        );
     }
 
     #[test]
     fn the_calls_hold_no_word_of_the_key_in_the_script() {
-        let exec = provision("ssh-ed25519 AAAA $(touch x)");
+        let exec = provision("ssh-ed25519 AAAA $(touch x)", None);
         assert_eq!(exec.args.last().map(String::as_str), Some("ssh-ed25519 AAAA $(touch x)"));
         assert!(exec.as_root && !exec.args.iter().rev().skip(1).any(|arg| arg.contains("AAAA")));
+        let exec = provision("k", Some(Brought { sha256: "5", file: "/f" }));
+        assert_eq!(exec.args.get(10..).map(<[_]>::concat).as_deref(), Some("k5/f"));
         assert_eq!(cleanup("k").args.last().map(String::as_str), Some("k"));
     }
 }

@@ -4,9 +4,11 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::kernel::api::Api;
-use crate::kernel::error::ApiError;
+use crate::kernel::bridge_image::BridgeImage;
+use crate::kernel::error::{ApiError, ApiErrorKind};
 use crate::kernel::keys::{Key, KeyError};
 use crate::kernel::known::{Known, Store};
+use crate::kernel::look::{self, Look};
 use crate::kernel::provision::{self, ProvisionError, Provisioned};
 use crate::kernel::settings::Settings;
 use crate::kernel::types::Browser;
@@ -54,6 +56,9 @@ pub enum KernelError {
     /// The VM could not be set up.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
+    /// The VM needs a bridge of ours, and it cannot be written there.
+    #[error("could not bring a bridge to the VM, which has no websocat that runs and could not download one")]
+    NotBrought(#[source] Box<ApiError>),
     /// What is to be remembered cannot be.
     #[error("could not write to {}", path.display())]
     State {
@@ -79,7 +84,7 @@ impl KernelError {
             Self::NoCurrent | Self::Name(_) => 1,
             Self::Api(error) => error.exit_code(),
             Self::Key(_) | Self::State { .. } => 11,
-            Self::Provision(_) => 42,
+            Self::Provision(_) | Self::NotBrought(_) => 42,
         }
     }
 
@@ -93,7 +98,12 @@ impl KernelError {
             Self::Name(_) => "ksync session list shows those that there are",
             Self::Key(_) => "name another one with --identity",
             Self::Provision(ProvisionError::Busy) => "run the same command again",
-            Self::Provision(_) => "run the same command again; ksync doctor SESSION tells which step fails",
+            Self::Provision(ProvisionError::NoSshd { .. }) => {
+                "take an image with openssh-server, which newer ones have, or let the VM reach its package servers"
+            }
+            Self::Provision(_) | Self::NotBrought(_) => {
+                "run the same command again; ksync doctor SESSION tells which step fails"
+            }
             Self::State { .. } => return None,
         };
         Some(hint.to_owned())
@@ -113,6 +123,8 @@ pub enum Step {
     LookUp,
     /// The VM is being set up.
     SetUp,
+    /// A bridge of ksync's own is brought to the VM, which has none and cannot download one.
+    BringBridge,
 }
 
 /// A session that was looked up and set up.
@@ -175,22 +187,33 @@ impl Access {
         let api = self.api()?;
         say(Step::LookUp);
         let browser = api.browser(id_or_name)?;
-        say(Step::SetUp);
-        self.set_up(&api, &browser)
+        self.set_up(&api, &browser, say)
     }
 
     /// Sets a session's VM up and remembers it.
     ///
     /// # Errors
     /// [`KernelError`].
-    pub fn set_up(&self, api: &Api, browser: &Browser) -> Result<Reached, KernelError> {
+    pub fn set_up(
+        &self,
+        api: &Api,
+        browser: &Browser,
+        mut say: impl FnMut(Step),
+    ) -> Result<Reached, KernelError> {
         let vm = browser.vm()?;
         let key = match &self.identity {
             Some(file) => Key::named(file)?,
             None => Key::own(&self.keys(), self.key_name(browser)?)?,
         };
-        let executed = api.exec(&browser.session_id, &provision::provision(&key.public))?;
-        let provisioned = provision::read(&executed)?;
+        say(Step::SetUp);
+        let executed = api.exec(&browser.session_id, &provision::provision(&key.public, None))?;
+        let provisioned = match provision::read(&executed) {
+            Err(ProvisionError::NoBridge { .. }) => {
+                say(Step::BringBridge);
+                bring_bridge(api, &browser.session_id, &key.public)?
+            }
+            result => result?,
+        };
         let known = Known {
             session_id: browser.session_id.clone(),
             name: browser.name.clone(),
@@ -205,6 +228,14 @@ impl Access {
         };
         self.store().keep(&known).map_err(|source| self.state_error(source))?;
         Ok(Reached { known, provisioned })
+    }
+
+    /// Asks a session's VM, through the API, what of all that others connect to runs there. Takes seconds.
+    ///
+    /// # Errors
+    /// [`KernelError`]: it cannot be asked, or the session is gone.
+    pub fn look(&self, session_id: &str) -> Result<Look, KernelError> {
+        Ok(look::read(&self.api()?.exec(session_id, &look::look())?))
     }
 
     /// Takes back what ksync left on a session's VM, and forgets the session.
@@ -254,4 +285,26 @@ impl Access {
     pub fn state_error(&self, source: io::Error) -> KernelError {
         KernelError::State { path: self.directory.clone(), source }
     }
+}
+
+/// Writes our own bridge to the VM, and sets it up with that.
+fn bring_bridge(api: &Api, session_id: &str, public_key: &str) -> Result<Provisioned, KernelError> {
+    let image = BridgeImage::embedded();
+    // One who is at the same writes to a file of another name.
+    let file = provision::place(&format!("{}.gz", unique()));
+    api.write_file(session_id, &file, 0o600, image.gzip).map_err(|error| match error.kind() {
+        ApiErrorKind::SessionGone | ApiErrorKind::NotAuthorised => error.into(),
+        _ => KernelError::NotBrought(Box::new(error)),
+    })?;
+    let bridge = provision::Brought { sha256: image.sha256, file: &file };
+    let executed = api.exec(session_id, &provision::provision(public_key, Some(bridge)))?;
+    Ok(provision::read(&executed)?)
+}
+
+/// A word that nobody else comes up with at the same time.
+fn unique() -> String {
+    let mut bytes = [0; 8];
+    // Where there are no random numbers, others are unlikely enough to have our number, too.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    format!("{:x}-{:016x}", std::process::id(), u64::from_le_bytes(bytes))
 }

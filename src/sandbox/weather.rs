@@ -48,6 +48,8 @@ pub struct Weather {
 pub(super) struct Forecast {
     pub(super) weather: Weather,
     pub(super) stands_still: Option<StandsStill>,
+    /// The status that an HTTP server answers with, where there is one in place of the gateway.
+    pub(super) status: Option<u16>,
 }
 
 /// See [`Forecast`].
@@ -55,7 +57,7 @@ pub(super) type StandsStill = Box<dyn Fn() -> bool + Send + Sync>;
 
 impl From<Weather> for Forecast {
     fn from(weather: Weather) -> Self {
-        Self { weather, stands_still: None }
+        Self { weather, stands_still: None, status: None }
     }
 }
 
@@ -80,7 +82,7 @@ enum End {
 ///
 /// The end of the client's input is passed on to the inside; the end of the inside closes the socket.
 pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, forecast: Forecast, meter: Arc<Meter>) {
-    let Forecast { weather, stands_still } = forecast;
+    let Forecast { weather, stands_still, .. } = forecast;
     let mut wire = Wire { socket, at_peace: false };
     let (mut from_client, mut to_client) = wire.socket.split();
     let (mut from_inside, mut to_inside) = tokio::io::split(inside);

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::engine::Failure;
-use crate::kernel::KernelError;
+use crate::kernel::{KernelError, Look};
 use crate::remote::{ErrorKind, RemoteError};
 use crate::wire::message::AbortKind;
 
@@ -49,6 +49,16 @@ pub enum SyncError {
     /// The way there.
     #[error(transparent)]
     Remote(#[from] Arc<RemoteError>),
+    /// A session's VM was set up, and yet there is no way in from here.
+    #[error("could not get into the VM of the session {session}, {}", says(look.as_ref()))]
+    NoWayIn {
+        /// The session's id.
+        session: String,
+        /// What the VM says of itself, if it could be asked.
+        look: Option<Look>,
+        /// What was tried and how that ended.
+        source: Arc<RemoteError>,
+    },
     /// What one of the sides says.
     #[error("{}{}", if .0.by_peer { "the other side stopped: " } else { "" }, .0.text)]
     Run(Failure),
@@ -87,7 +97,7 @@ impl SyncError {
             Self::NoSandbox => 1,
             Self::SshConfig(_) | Self::NoHome(_) | Self::Sandbox(_) | Self::Pipe(_) | Self::Agent(_) => 5,
             Self::Kernel(error) => error.exit_code(),
-            Self::Remote(error) => match error.kind() {
+            Self::Remote(error) | Self::NoWayIn { source: error, .. } => match error.kind() {
                 ErrorKind::Usage => 1,
                 ErrorKind::CouldNotStart => 5,
                 ErrorKind::Socket => 10,
@@ -112,6 +122,9 @@ impl SyncError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Remote(error) => return Some(error.hint()),
+            Self::NoWayIn { session, look, source } => {
+                return Some(way_in(session, look.as_ref(), source));
+            }
             Self::Kernel(error) => return error.hint(),
             Self::Overlap => "choose a destination beside the source",
             Self::BothRemote => "copy to a local directory first, then from there",
@@ -134,4 +147,32 @@ impl SyncError {
         };
         Some(hint.to_owned())
     }
+}
+
+fn says(look: Option<&Look>) -> String {
+    look.map_or_else(
+        || "which could not be asked what runs there".to_owned(),
+        |look| format!("which says that {look}"),
+    )
+}
+
+/// What to do where there is no way into a session's VM.
+fn way_in(session: &str, look: Option<&Look>, error: &RemoteError) -> String {
+    let what = match error {
+        _ if look.is_some_and(|look| !look.is_well()) => {
+            return format!(
+                "ksync session setup {session} starts what is missing there; if that is no help, take a new session"
+            );
+        }
+        RemoteError::Connect { .. } | RemoteError::TimedOut { .. } => {
+            "something on the way lets no connection through to port 2222: look at the firewall and the VPN on this side, \
+             or try another network; ksync goes through no proxy there"
+        }
+        RemoteError::Tls { .. } | RemoteError::WebSocket { .. } | RemoteError::Redirected { .. } => {
+            "something on the way answers in the VM's place: look at the proxy and the firewall on this side, or try \
+             another network"
+        }
+        error => return error.hint(),
+    };
+    format!("{what}; ksync doctor {session} tries each step")
 }

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use crate::kernel::{Access, KeepAlive, KernelError, Known, Life, Step};
 use crate::monitor::{Preparation, Warning};
-use crate::remote::{self, Connection, ErrorKind, HostKeys, Target, Transport};
+use crate::remote::{self, Connection, ErrorKind, HostKeys, RemoteError, Target, Transport};
 use crate::sync::{SyncError, Watcher, Way, blocking, target};
 
 /// How often the clock on the wall is looked at: the one that sleeps go by stands while this machine sleeps.
@@ -46,8 +46,24 @@ impl Session {
         }
         let (asking, watching) = (access.clone(), Arc::clone(monitor));
         let tell = move |step| watching.prepare(preparation(step));
-        let reached = blocking(move || asking.reach(&meant, tell)).await??;
-        Self::connect_to(reached.known, access, way, monitor).await
+        let known = blocking(move || asking.reach(&meant, tell)).await??.known;
+        let id = known.session_id.clone();
+        match Self::connect_to(known, access.clone(), way, monitor).await {
+            Err(SyncError::Remote(error)) if is_no_way_in(error.kind()) => {
+                Err(Self::ask_why(access, id, error).await)
+            }
+            result => result,
+        }
+    }
+
+    /// Why there is no way into a VM that was set up a moment ago: what it says of itself, or that it is gone.
+    async fn ask_why(access: Access, session: String, source: Arc<RemoteError>) -> SyncError {
+        let id = session.clone();
+        match blocking(move || access.look(&id)).await {
+            Ok(Err(gone)) if gone.is_gone() => gone.into(),
+            Ok(Ok(look)) => SyncError::NoWayIn { session, look: Some(look), source },
+            _ => SyncError::NoWayIn { session, look: None, source },
+        }
     }
 
     async fn connect_to(
@@ -123,6 +139,7 @@ fn preparation(step: Step) -> Preparation {
     match step {
         Step::LookUp => Preparation::LookUp,
         Step::SetUp => Preparation::SetUp,
+        Step::BringBridge => Preparation::BringBridge,
     }
 }
 
@@ -146,6 +163,11 @@ pub(super) fn target_of(known: &Known, way: &Way) -> Target {
     target.identities = vec![known.key_file.clone()];
     target.use_ssh_agent = false;
     target
+}
+
+/// Whether it was the way there that failed, and not what was found at its end.
+fn is_no_way_in(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Socket | ErrorKind::Timeout | ErrorKind::ConnectTimeout)
 }
 
 /// Whether it may help to ask the API: the VM was made anew, moved, or does not know the key any more. A host key that

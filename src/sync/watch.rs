@@ -183,7 +183,8 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
             AbortKind::Destination => worked,
             AbortKind::Protocol | AbortKind::Version | AbortKind::Selection | AbortKind::Storage => false,
         },
-        SyncError::Agent(_) => true,
+        // It may be waking up.
+        SyncError::NoWayIn { .. } | SyncError::Agent(_) => true,
         _ => false,
     }
 }

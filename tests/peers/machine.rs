@@ -6,6 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use ksync::kernel::BridgeImage;
+
 use crate::world::{Run, World, path, wait_for};
 
 /// Whether all these programs are there. Says so if not, and fails where they must be.
@@ -109,6 +111,18 @@ impl Machine {
             let mut command = self.world.command("websocat");
             command.args(["--binary", "--exit-on-eof"]);
             command.arg(format!("ws-l:127.0.0.1:{port}")).arg(format!("tcp:127.0.0.1:{}", self.port));
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            Service::start(command)
+        });
+        (format!("ws://127.0.0.1:{port}"), service)
+    }
+
+    /// The same with the bridge that ksync brings to where there is no websocat.
+    pub(crate) fn own_bridge(&self) -> (String, Service) {
+        let program = self.world.unpack("ksync-bridge", BridgeImage::embedded().gzip);
+        let (port, service) = listening(|port| {
+            let mut command = self.world.command(&program);
+            command.arg(format!("127.0.0.1:{port}")).arg(format!("127.0.0.1:{}", self.port));
             command.stdout(Stdio::null()).stderr(Stdio::null());
             Service::start(command)
         });

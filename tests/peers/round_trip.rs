@@ -47,6 +47,13 @@ fn through_sshd_behind_websocat() {
 }
 
 #[test]
+fn through_sshd_behind_our_own_bridge() {
+    let Some(machine) = Machine::start() else { return };
+    let (bridge, _service) = machine.own_bridge();
+    goes_round(&machine, &[], |name| machine.behind(&bridge, name));
+}
+
+#[test]
 fn through_sshd_behind_websocat_and_tls() {
     let Some(machine) = Machine::start() else { return };
     let (bridge, _service) = machine.bridge();

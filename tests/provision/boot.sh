@@ -30,9 +30,12 @@ mkdir -p "$root/var/cache/apt/archives"
 # What the machine has from its own life, the VM has not.
 rm -rf "$root/root/.ssh" "$root/var/log/supervisord"* "$root"/etc/ssh/sshd_config.d/*
 rm -f "$root"/etc/ssh/ssh_host_* "$root"/{usr/local/sbin,usr/local/bin,usr/sbin,usr/bin}/websocat
-[ "$variant" = no-websocat ] || install -m 755 "$websocat" "$root/usr/local/bin/websocat"
-if [ "$variant" = old ]; then
-  cp "$packages"/*.deb "$root/var/cache/apt/archives/"
+# What clients connect with, where nobody finds it who looks for a bridge.
+install -D -m 755 "$websocat" "$root/opt/client/websocat-of-a-client"
+[ "$variant" = no-websocat ] || [ "$variant" = bare ] || install -m 755 "$websocat" "$root/usr/local/bin/websocat"
+if [ "$variant" = old ] || [ "$variant" = bare ]; then
+  rm -f "$root"/var/cache/apt/archives/*.deb
+  [ "$variant" = bare ] || cp "$packages"/*.deb "$root/var/cache/apt/archives/"
   chroot "$root" dpkg --purge --force-all openssh-server openssh-sftp-server
   rm -rf "$root/etc/ssh/sshd_config.d" "$root"/etc/ssh/ssh_host_*
 fi

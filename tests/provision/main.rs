@@ -15,6 +15,7 @@ mod vm;
 #[path = "../world/mod.rs"]
 mod world;
 
+mod bridge;
 mod cleanup;
 mod first;
 mod official;

@@ -7,7 +7,7 @@ use crate::vm::{Image, Ran, Vm, on_vm};
 /// Asserts that the download of websocat failed, with a reason, and that nothing is left of it.
 #[track_caller]
 fn assert_no_websocat(vm: &Vm, ran: &Ran, reason: &str) {
-    assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{}", ran.stderr);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(73), ""), "{}", ran.stderr);
     let (_, last) = ran.stderr.rsplit_once("== ").expect("a step");
     assert!(last.starts_with("download websocat\n") && last.contains(reason), "{}", ran.stderr);
     assert!(ran.took < Duration::from_secs(30), "{:?}", ran.took);
@@ -41,5 +41,24 @@ fn a_download_that_breaks_off_leaves_nothing_and_the_next_one_goes_well() {
         assert_eq!(ran.told("installed"), Some("websocat"));
         assert_eq!(ran.told("websocat"), Some("websocat 1.13.0"));
         assert_eq!(vm.sh("stat -c %a /usr/local/bin/websocat*"), "755\n");
+    });
+}
+
+#[test]
+fn a_vm_tells_what_of_it_runs_and_answers() {
+    on_vm(Image::New, |vm| {
+        assert_eq!(
+            vm.look(),
+            "KSYNC sshd ERROR (no such process)\nKSYNC bridge ERROR (no such process)\nKSYNC answer \n"
+        );
+        vm.provision(&vm.make_key("one")).ok();
+        let told = vm.look();
+        let lines: Vec<_> = told.lines().collect();
+        assert!(lines[0].starts_with("KSYNC sshd RUNNING pid "), "{told}");
+        assert!(lines[1].starts_with("KSYNC bridge RUNNING pid "), "{told}");
+        assert_eq!(lines[2..], ["KSYNC answer HTTP/1.1 101 Switching Protocols"]);
+        vm.sh("supervisorctl stop websocat-ssh");
+        assert!(vm.look().contains("\nKSYNC bridge STOPPED "), "{}", vm.look());
+        assert!(vm.look().ends_with("\nKSYNC answer \n"), "{}", vm.look());
     });
 }

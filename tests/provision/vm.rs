@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ksync::kernel::BridgeImage;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use crate::host::{Host, namespace_of, processes_in};
@@ -17,6 +18,7 @@ const BOOT: &str = include_str!("boot.sh");
 const OFFICIAL: &str = include_str!("official.sh");
 const PROVISION: &str = include_str!("../../src/kernel/provision.sh");
 const CLEANUP: &str = include_str!("../../src/kernel/cleanup.sh");
+const LOOK: &str = include_str!("../../src/kernel/look.sh");
 
 /// What must be there on the machine that runs the tests.
 const PROGRAMS: [&str; 12] = [
@@ -55,6 +57,8 @@ pub(crate) enum Image {
     Old,
     /// No websocat.
     NoWebsocat,
+    /// Neither sshd nor websocat, and nothing to install them from.
+    Bare,
 }
 
 /// Runs a test on a VM, and asserts that nothing of it stays on the machine that runs the tests.
@@ -129,6 +133,7 @@ impl Vm {
             Image::New => "new",
             Image::Old => "old",
             Image::NoWebsocat => "no-websocat",
+            Image::Bare => "bare",
         };
         let world = World::new();
         world.tree("vm");
@@ -220,16 +225,51 @@ impl Vm {
     /// The same for several at once.
     #[track_caller]
     pub(crate) fn provision_at_once(&self, keys: &[&str]) -> Vec<Ran> {
-        let lock = ["flock", "-o", "-w", "60", "-E", "75", "/run/ksync-provision.lock"];
-        let script = ["bash", "-c", PROVISION, "ksync"];
-        let call = |key: &&str| self.spawn(&[&lock[..], &script[..], &[*key][..]].concat());
-        let running: Vec<_> = keys.iter().map(call).collect();
+        let running: Vec<_> = keys.iter().map(|key| self.spawn(&call(PROVISION, &[*key]))).collect();
         running.into_iter().map(|child| self.end_of(child)).collect()
+    }
+
+    /// Sets it up with a bridge that is brought: written as the files API writes, and named along with its hash.
+    #[track_caller]
+    pub(crate) fn provision_with_bridge(&self, key: &str, sha256: &str) -> Ran {
+        let file = "/usr/local/lib/ksync/brought.gz";
+        let there = PathBuf::from(format!("/proc/{}/root{file}", self.first));
+        fs::create_dir_all(there.parent().expect("a parent")).expect("a directory");
+        fs::write(&there, BridgeImage::embedded().gzip).expect("a file");
+        let ran = self.run(&call(PROVISION, &[key, sha256, file]));
+        assert!(!there.exists(), "what was brought stays packed");
+        ran
+    }
+
+    /// What it says of itself.
+    #[track_caller]
+    pub(crate) fn look(&self) -> String {
+        self.run(&["bash", "-c", LOOK]).ok().stdout
     }
 
     #[track_caller]
     pub(crate) fn clean_up(&self, key: &str) -> Ran {
-        self.run(&["bash", "-c", CLEANUP, "ksync", key])
+        self.run(&call(CLEANUP, &[key]))
+    }
+
+    /// `ksync` on the machine that runs the tests, where the network is the one of this machine.
+    pub(crate) fn ksync(&self, args: &[&str]) -> crate::world::Run {
+        let plain = self.world.ksync(args);
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.first.to_string(), "--net", "--"]);
+        command.arg(plain.get_program()).args(plain.get_args()).env_clear();
+        for (name, value) in plain.get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        command.current_dir(self.world.path(""));
+        crate::world::Run::of(command)
+    }
+
+    /// The files that a test has beside the machine.
+    pub(crate) fn world(&self) -> &World {
+        &self.world
     }
 
     /// Does what the official CLI does.
@@ -249,8 +289,10 @@ impl Vm {
     #[track_caller]
     pub(crate) fn log_in(&self, name: &str, host_key: &str, command: &str) -> Ran {
         self.sh(&format!("echo 'localhost {host_key}' >/tmp/known_hosts"));
-        let (identity, bridge) =
-            (format!("/tmp/{name}"), "ProxyCommand=websocat --binary ws://127.0.0.1:2222");
+        let (identity, bridge) = (
+            format!("/tmp/{name}"),
+            "ProxyCommand=/opt/client/websocat-of-a-client --binary ws://127.0.0.1:2222",
+        );
         let mut args = vec!["timeout", "20", "ssh", "-F", "/dev/null", "-i", &identity, "-o", bridge];
         for option in [
             "BatchMode=yes",
@@ -296,6 +338,12 @@ impl Drop for Vm {
         }
         let _ = self.unshare.wait();
     }
+}
+
+/// A script, called as the platform is asked to.
+fn call<'a>(script: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+    let lock = ["flock", "-o", "-w", "60", "-E", "75", "/run/ksync-provision.lock"];
+    [&lock[..], &["bash", "-c", script, "ksync"], args].concat()
 }
 
 /// Reads a stream to its end, beside.

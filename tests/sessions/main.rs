@@ -12,4 +12,5 @@ mod platform;
 mod secrets;
 mod terminal;
 mod trouble;
+mod way_in;
 mod ways;

@@ -16,6 +16,7 @@ mod run;
 mod tree;
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -102,6 +103,19 @@ impl World {
             command.env(variable, self.path(name));
         }
         command
+    }
+
+    /// A program that is carried compressed, made ready to be run. Not written by this process: while another test
+    /// starts something, a file that is open for writing could not be run.
+    pub(crate) fn unpack(&self, name: &str, gzip: &[u8]) -> PathBuf {
+        let packed = self.path(format!("{name}.gz"));
+        std::fs::write(&packed, gzip).expect("a file");
+        let mut gunzip = self.command("gzip");
+        gunzip.arg("-d").arg(&packed);
+        Run::of(gunzip).ok();
+        let program = self.path(name);
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("a mode");
+        program
     }
 
     /// `ksync` with these arguments, not started yet; its working directory is the world.

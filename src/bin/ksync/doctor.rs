@@ -95,7 +95,7 @@ fn examine(args: &DoctorArgs, way: &Way, access: &Access, checks: &mut Checks) -
         Ok((browser, detail))
     })?;
     let Reached { known, .. } = checks.step("VM", || {
-        let reached = access.set_up(&api, &browser)?;
+        let reached = access.set_up(&api, &browser, |_| ())?;
         let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "?".to_owned());
         let told = &reached.provisioned;
         let detail = format!("sshd {}, bridge {}", version(&told.sshd), version(&told.websocat));

@@ -157,6 +157,7 @@ impl Monitor for Json {
         let step = match preparation {
             Preparation::LookUp => "look-up",
             Preparation::SetUp => "set-up",
+            Preparation::BringBridge => "bring-bridge",
         };
         tell("provision", json!({ "step": step }));
     }

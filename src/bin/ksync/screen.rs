@@ -250,6 +250,7 @@ pub(crate) fn prepared(preparation: Preparation) -> &'static str {
     match preparation {
         Preparation::LookUp => "asking for the session",
         Preparation::SetUp => "setting its VM up: a second, or a minute where something has to be installed",
+        Preparation::BringBridge => "bringing a bridge: its VM has no websocat and cannot download it",
     }
 }
 

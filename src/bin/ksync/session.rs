@@ -184,6 +184,7 @@ fn reached(access: &Access, session: &str) -> Result<Reached, KernelError> {
         out::note(match step {
             Step::LookUp => "ksync: asking for the session",
             Step::SetUp => "ksync: setting the VM up",
+            Step::BringBridge => "ksync: bringing a bridge: the VM has no websocat and cannot download it",
         });
     })
 }

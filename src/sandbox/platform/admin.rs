@@ -6,6 +6,7 @@
 //! | `POST faults`, `DELETE faults` | what the next calls meet (see `faults`); nothing any more |
 //! | `GET calls`, `DELETE calls` | `{"total":N,"calls":{"exec":2,…}}`: how often each was made; from zero again |
 //! | `GET clock`, `POST clock {"advance_seconds":60}` | `{"now_seconds":…}`: the platform's time; moves it forward |
+//! | `DELETE sessions/ID/port` | the VM's port refuses connections from then on |
 //! | `GET sessions/ID` | `{"stage":"standby",…}`: where its clock is, its directory on this machine, its address |
 
 use std::sync::Arc;
@@ -74,6 +75,10 @@ pub(super) async fn answer(
                 "ssh_address": session.address.to_string(),
             });
             Ok(json_answer(StatusCode::OK, &value))
+        }
+        ["sessions", id, "port"] if delete => {
+            cloud.session(id)?.close_port();
+            Ok(empty(StatusCode::NO_CONTENT))
         }
         _ => Err(Refusal::not_found("route")),
     }

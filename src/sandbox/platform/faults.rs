@@ -8,6 +8,8 @@
 //! {"call":"get","hang_up":true}                                    the connection ends without an answer
 //! {"call":"bridge","after_bytes":100000}                           the SSH connection is reset there
 //! {"call":"bridge","freezes_in_standby":true}                      it stands still while the VM stands by
+//! {"call":"bridge","status":403}                                   no WebSocket, but HTTP with that status
+//! {"call":"bridge","delay_ms":60000}                               everything arrives so much later
 //! {"call":"cdp","after_seconds":60}                                so is the CDP socket, in platform time
 //! {"call":"create","without_jwt":true}                             a cdp_ws_url whose host is the VM's domain
 //! {"call":"create","token_seconds":60}                             one that opens the socket for so long only
@@ -39,7 +41,7 @@ pub(super) struct Fault {
     #[serde(default)]
     skip: u32,
     /// The status of the answer; without one the call is answered as ever.
-    status: Option<u16>,
+    pub(super) status: Option<u16>,
     #[serde(default)]
     headers: BTreeMap<String, String>,
     code: Option<String>,

@@ -237,6 +237,13 @@ impl Session {
         let _ = self.is_over.subscribe().wait_for(|is_over| *is_over).await;
     }
 
+    /// Lets nobody in through its port any more, from the network on: connections end, and new ones are refused.
+    pub(super) fn close_port(&self) {
+        if let Some(accept) = self.tasks.first() {
+            accept.abort();
+        }
+    }
+
     /// Ends its connections, kills its processes and removes its files. Whoever ends it has to have taken it
     /// off the list before.
     pub(super) async fn end(&self) {
@@ -291,7 +298,7 @@ async fn listen() -> Result<TcpListener, Refusal> {
     Err(Refusal::new(status, "no_capacity", "no address is free for another VM"))
 }
 
-/// The weather of the next connection to a session: the platform's, or what a fault says.
+/// What the next connection to a session meets: the platform's weather, or what a fault says.
 fn forecast(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> Forecast + Send + Sync> {
     // Weak, since the cloud holds the session whose port has this.
     let cloud = Arc::downgrade(cloud);
@@ -299,6 +306,7 @@ fn forecast(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> Forecast + Send +
         let Some(there) = cloud.upgrade() else { return Weather::default().into() };
         let Some(fault) = there.faults.take(Call::Bridge) else { return there.weather.into() };
         let weather = Weather {
+            delay: there.weather.delay + Duration::from_millis(fault.delay_ms),
             cut_after: fault.after_bytes.or(there.weather.cut_after),
             lasts: fault.after_seconds.map(|seconds| there.time.real(Duration::from_secs(seconds))),
             ..there.weather
@@ -309,6 +317,6 @@ fn forecast(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> Forecast + Send +
             cloud.session(&id).is_ok_and(|session| session.stage(cloud.time.now()) == Stage::Standby)
         };
         let stands_still = fault.freezes_in_standby.then(|| Box::new(is_in_standby) as StandsStill);
-        Forecast { weather, stands_still }
+        Forecast { weather, stands_still, status: fault.status }
     })
 }

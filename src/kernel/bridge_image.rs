@@ -1,0 +1,21 @@
+//! The bridge that travels to a VM which has none: its compressed bytes and its hash.
+
+/// A program that carries what comes in WebSocket messages to sshd, and back.
+#[derive(Debug, Clone, Copy)]
+pub struct BridgeImage {
+    /// SHA-256 of the program, in lower-case hex.
+    pub sha256: &'static str,
+    /// The program, compressed with gzip.
+    pub gzip: &'static [u8],
+}
+
+impl BridgeImage {
+    /// The bridge that was built along with this client: a static x86-64 Linux program.
+    #[must_use]
+    pub const fn embedded() -> Self {
+        Self {
+            sha256: env!("KSYNC_BRIDGE_SHA256"),
+            gzip: include_bytes!(concat!(env!("OUT_DIR"), "/bridge.gz")),
+        }
+    }
+}

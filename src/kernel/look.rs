@@ -1,0 +1,130 @@
+//! What a VM says of itself, asked through the API, when nobody gets in.
+
+use std::fmt;
+
+use crate::kernel::types::{Exec, Executed};
+use crate::tree::path::escape;
+
+/// The script that asks.
+const LOOK: &str = include_str!("look.sh");
+
+/// How long it may take: it waits 5 s for an answer.
+const LOOK_SECONDS: u64 = 20;
+
+/// How much of a line is kept, in characters.
+const SAID_CHARS_MAX: usize = 120;
+
+/// What a VM says of its own SSH server and of the bridge to it. Its `Display` goes on after "which says that".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    sshd: String,
+    bridge: String,
+    /// What answered on the bridge's port, with an empty text for nothing; `None` where that was not asked.
+    answer: Option<String>,
+}
+
+impl Look {
+    /// Whether everything is there that others connect to.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        let answers = self.answer.as_ref().is_none_or(|answer| answer.starts_with("HTTP/1.1 101"));
+        runs(&self.sshd) && runs(&self.bridge) && answers
+    }
+}
+
+impl fmt::Display for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sshd, bridge, answer } = self;
+        match answer.as_deref() {
+            _ if self.is_well() => f.write_str("sshd and its bridge run"),
+            _ if !runs(sshd) => write!(f, "sshd does not run ({sshd})"),
+            _ if !runs(bridge) => write!(f, "the bridge to sshd does not run ({bridge})"),
+            Some(answer) if !answer.is_empty() => {
+                write!(f, "its own port 2222 answers with \"{answer}\", which is no bridge to sshd")
+            }
+            _ => f.write_str("sshd and its bridge run, but nothing answers on its own port 2222"),
+        }
+    }
+}
+
+/// Whether that is what a supervisor says of a service that runs.
+fn runs(status: &str) -> bool {
+    status.starts_with("RUNNING")
+}
+
+/// The call that asks.
+pub(super) fn look() -> Exec {
+    Exec {
+        command: "bash".to_owned(),
+        args: vec!["-c".to_owned(), LOOK.to_owned()],
+        as_root: true,
+        timeout_sec: LOOK_SECONDS,
+        ..Exec::default()
+    }
+}
+
+/// What the script's output says.
+pub(super) fn read(executed: &Executed) -> Look {
+    let mut look = Look { sshd: String::new(), bridge: String::new(), answer: None };
+    let text = String::from_utf8_lossy(&executed.stdout);
+    for line in text.lines() {
+        let Some((what, said)) = line.strip_prefix("KSYNC ").and_then(|line| line.split_once(' ')) else {
+            continue;
+        };
+        let said: String = said.trim().chars().take(SAID_CHARS_MAX).collect();
+        let said = escape(said.as_bytes()).into_owned();
+        match what {
+            "sshd" => look.sshd = said,
+            "bridge" => look.bridge = said,
+            "answer" => look.answer = Some(said),
+            _ => {}
+        }
+    }
+    for status in [&mut look.sshd, &mut look.bridge] {
+        if status.is_empty() {
+            "no status".clone_into(status);
+        }
+    }
+    look
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_on_the_vm_is_told_and_the_first_cause_first() {
+        let run = "RUNNING pid 1, uptime 0:00:01";
+        for (sshd, bridge, answer, said) in [
+            (run, run, "\nKSYNC answer HTTP/1.1 101 Switching Protocols", "sshd and its bridge run"),
+            (run, run, "", "sshd and its bridge run"),
+            (
+                "FATAL Exited too quickly",
+                run,
+                "\nKSYNC answer ",
+                "sshd does not run (FATAL Exited too quickly)",
+            ),
+            (run, "STOPPED", "\nKSYNC answer ", "the bridge to sshd does not run (STOPPED)"),
+            (run, "", "", "the bridge to sshd does not run (no status)"),
+            (
+                run,
+                run,
+                "\nKSYNC answer ",
+                "sshd and its bridge run, but nothing answers on its own port 2222",
+            ),
+            (
+                run,
+                run,
+                "\nKSYNC answer HTTP/1.1 502 \x1bBad",
+                "its own port 2222 answers with \"HTTP/1.1 502 \\u{1b}Bad\", which is no bridge to sshd",
+            ),
+        ] {
+            let stdout = format!("noise\nKSYNC sshd {sshd}\nKSYNC bridge  {bridge}{answer}\n").into_bytes();
+            let look = read(&Executed { exit_code: 0, stdout, stderr: Vec::new(), duration: Duration::ZERO });
+            assert_eq!(look.to_string(), said);
+            assert_eq!(look.is_well(), said == "sshd and its bridge run");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! A running bridge, and the target behind it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use ksync::kernel::BridgeImage;
+
+use crate::client::Client;
+use crate::world::{DEADLINE, World, wait_for};
+
+/// A bridge; it ends with the value.
+pub(crate) struct Served {
+    process: Child,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// What comes to its target.
+    arrivals: Receiver<TcpStream>,
+    _world: World,
+}
+
+impl Served {
+    /// A bridge to a target that the test plays.
+    pub(crate) fn start() -> Served {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let target = listener.local_addr().expect("an address");
+        let (sender, arrivals) = channel();
+        // It ends when nobody wants to know of arrivals any more, at the latest with the test.
+        std::thread::spawn(move || {
+            for arrival in listener.incoming().map_while(Result::ok) {
+                if sender.send(arrival).is_err() {
+                    break;
+                }
+            }
+        });
+        Served::before(target, arrivals)
+    }
+
+    /// A bridge to a target that sends everything back.
+    pub(crate) fn echoing() -> Served {
+        let mut served = Served::start();
+        let arrivals = std::mem::replace(&mut served.arrivals, channel().1);
+        std::thread::spawn(move || {
+            for mut arrival in arrivals {
+                std::thread::spawn(move || {
+                    let mut back = arrival.try_clone().expect("a descriptor");
+                    let _ = std::io::copy(&mut arrival, &mut back);
+                    let _ = back.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        });
+        served
+    }
+
+    /// A bridge to where nobody listens.
+    pub(crate) fn to_nobody() -> (Served, SocketAddr) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let target = listener.local_addr().expect("an address");
+        drop(listener);
+        (Served::before(target, channel().1), target)
+    }
+
+    fn before(target: SocketAddr, arrivals: Receiver<TcpStream>) -> Served {
+        let world = World::new();
+        let program = world.unpack("ksync-bridge", BridgeImage::embedded().gzip);
+        // Somebody else can take the port in between: then on another one.
+        for _ in 0..10 {
+            let chosen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+            let address = chosen.local_addr().expect("an address");
+            drop(chosen);
+            let mut command = world.command(&program);
+            command.arg(address.to_string()).arg(target.to_string()).stderr(Stdio::null());
+            let mut process = command.spawn().expect("start");
+            let answers = wait_for("the bridge", || match process.try_wait().expect("wait") {
+                Some(_) => Some(false),
+                None => TcpStream::connect(address).is_ok().then_some(true),
+            });
+            if answers {
+                return Served { process, address, arrivals, _world: world };
+            }
+        }
+        panic!("no port is free")
+    }
+
+    /// A client and what it has reached.
+    #[track_caller]
+    pub(crate) fn pair(&self) -> (Client, TcpStream) {
+        let client = Client::open(self.address);
+        (client, self.arrival())
+    }
+
+    /// What has come to the target next.
+    #[track_caller]
+    pub(crate) fn arrival(&self) -> TcpStream {
+        let arrival = self.arrivals.recv_timeout(DEADLINE).expect("an arrival");
+        arrival.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        arrival
+    }
+
+    /// How much memory it has, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("a status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+        let kilobytes: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kilobytes << 10
+    }
+
+    /// Asserts that it still serves.
+    #[track_caller]
+    pub(crate) fn assert_serves(&self) {
+        let (mut client, mut target) = self.pair();
+        client.send(crate::client::BINARY, b"still");
+        let mut heard = [0; 5];
+        target.read_exact(&mut heard).expect("what was said");
+        assert_eq!(&heard, b"still");
+        target.write_all(b"there").expect("an answer");
+        assert_eq!(client.receive_bytes(5), b"there");
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
