@@ -1,6 +1,7 @@
 //! A shell or a command on the other side, joined to standard input and output: what `ssh` is used for.
 
-use russh::ChannelMsg;
+use russh::{ChannelMsg, Pty};
+use rustix::termios::{InputModes, SpecialCodeIndex, Termios};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::Receiver;
 
@@ -29,8 +30,37 @@ pub struct Terminal {
     pub kind: String,
     /// Its size.
     pub size: Size,
+    /// Which keys mean what to it, and whether its characters are UTF-8: before it passes every key on.
+    pub modes: Termios,
     /// Its sizes from then on.
     pub resized: Receiver<Size>,
+}
+
+/// The modes that the other side's terminal should have, too. It edits the lines that are typed, so it has to know
+/// which key erases and how long a character is; for all else its own are as good.
+fn told(modes: &Termios) -> Vec<(Pty, u32)> {
+    use SpecialCodeIndex as Key;
+    let keys = [
+        (Pty::VINTR, Key::VINTR),
+        (Pty::VQUIT, Key::VQUIT),
+        (Pty::VERASE, Key::VERASE),
+        (Pty::VKILL, Key::VKILL),
+        (Pty::VEOF, Key::VEOF),
+        (Pty::VSTART, Key::VSTART),
+        (Pty::VSTOP, Key::VSTOP),
+        (Pty::VSUSP, Key::VSUSP),
+        (Pty::VREPRINT, Key::VREPRINT),
+        (Pty::VWERASE, Key::VWERASE),
+        (Pty::VLNEXT, Key::VLNEXT),
+    ];
+    // RFC 4254 has another number than Linux for a key that is none.
+    let code = |key| match modes.special_codes[key] {
+        0 => u32::from(u8::MAX),
+        code => code.into(),
+    };
+    let keys = keys.map(|(name, key)| (name, code(key)));
+    let is_utf8 = modes.input_modes.contains(InputModes::IUTF8);
+    keys.into_iter().chain([(Pty::IUTF8, is_utf8.into())]).collect()
 }
 
 impl Connection {
@@ -43,8 +73,10 @@ impl Connection {
         let failed = |source| RemoteError::Channel { endpoint: self.endpoint.clone(), source };
         let opening = async {
             let channel = self.session.channel_open_session().await.map_err(failed)?;
-            if let Some(Terminal { kind, size, .. }) = &terminal {
-                channel.request_pty(false, kind, size.columns, size.rows, 0, 0, &[]).await.map_err(failed)?;
+            if let Some(Terminal { kind, size, modes, .. }) = &terminal {
+                let (columns, rows) = (size.columns, size.rows);
+                let modes = told(modes);
+                channel.request_pty(false, kind, columns, rows, 0, 0, &modes).await.map_err(failed)?;
             }
             let asked = if command.is_empty() {
                 channel.request_shell(true).await

@@ -54,3 +54,23 @@ fn a_shell_has_a_terminal_of_its_own_and_a_command_has_none() {
     desk.types("exit 7\n");
     desk.ends_with(7);
 }
+
+#[test]
+fn the_keys_that_edit_a_line_are_those_of_the_terminal() {
+    let Some((machine, _services)) = machine() else { return };
+    let ssh = machine.world.ksync(["ssh", "--ca-cert", "ca.pem", "vm"]);
+    let mut program = machine.world.command("sh");
+    let line =
+        "before=$(stty -g); stty erase ^H kill undef iutf8; \"$@\"; status=$?; stty $before; exit $status";
+    program.args(["-c", line, "sh"]).arg(ssh.get_program()).args(ssh.get_args());
+    let mut desk = Desk::new(&machine.world, &program);
+    desk.sees(PROMPT);
+    desk.types("stty -a; echo en\"\"ded\n");
+    let told = desk.sees("ended\r\n");
+    for mode in ["erase = ^H;", "kill = <undef>;", "intr = ^C;", " iutf8"] {
+        assert!(told.contains(mode), "{mode} in {told}");
+    }
+    desk.sees(PROMPT);
+    desk.types("exit\n");
+    desk.ends_with(0);
+}

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
@@ -29,9 +30,10 @@ impl Tls {
 
     /// The same at the port of the bridges of VMs, and good for its address, which is one of those that lead home.
     pub(crate) fn as_of_a_vm(url: &str, world: &World) -> (Tls, IpAddr) {
-        // The port is always the same, so each process has an address of its own.
+        // The port is always the same, so each test of each process has an address of its own.
+        static COUNT: AtomicU8 = AtomicU8::new(32);
         let [_, _, high, low] = std::process::id().to_be_bytes();
-        let address = IpAddr::from([127, 32, high, low]);
+        let address = IpAddr::from([127, COUNT.fetch_add(1, Ordering::Relaxed), high, low]);
         (Tls::at((address, 2222).into(), &address.to_string(), url, world), address)
     }
 

@@ -30,7 +30,7 @@ pub(crate) fn run(args: &SshArgs) -> Result<u8, Complaint> {
         let mut signals = Signals::new()?;
         // From here on every key is the other side's, Ctrl-C too.
         let raw = is_terminal.then(Raw::begin).transpose()?;
-        let terminal = is_terminal.then(terminal).transpose()?;
+        let terminal = raw.as_ref().map(|Raw(before)| terminal(before)).transpose()?;
         let status = tokio::select! {
             status = session.shell(&command, terminal) => Some(status),
             () = signals.wait() => None,
@@ -62,7 +62,7 @@ impl Monitor for Teller {
     }
 }
 
-fn terminal() -> Result<Terminal, Complaint> {
+fn terminal(modes: &Termios) -> Result<Terminal, Complaint> {
     let failed =
         |error: std::io::Error| Complaint::new(NOT_STARTED, format!("cannot use the terminal: {error}"));
     let mut resizes = signal(SignalKind::window_change()).map_err(failed)?;
@@ -75,7 +75,7 @@ fn terminal() -> Result<Terminal, Complaint> {
         }
     });
     let kind = std::env::var("TERM").unwrap_or_else(|_| "xterm-256color".to_owned());
-    Ok(Terminal { kind, size: size(), resized })
+    Ok(Terminal { kind, size: size(), modes: modes.clone(), resized })
 }
 
 fn size() -> Size {
