@@ -169,8 +169,9 @@ fn a_bridge_that_cannot_be_written_is_told_so() {
     let expected = "ksync: could not bring a bridge to the VM, which has no websocat that runs and could not download one: \
                     could not write \"";
     assert_eq!((code, begin), (42, expected), "{said}");
-    let expected = ".gz\" in the session \"ID\": the API answered 400: unable to create directories\n  hint: run the \
-                    same command again; ksync doctor SESSION tells which step fails\n";
+    // The answer is seen only by chance: it comes, and the connection ends, while the bridge is still being sent.
+    let expected = "\n  hint: run the same command again; ksync doctor SESSION tells which step fails\n";
+    assert!(end.contains(".gz\" in the session \"ID\": "), "{said}");
     assert!(end.ends_with(expected), "{said}");
 }
 
