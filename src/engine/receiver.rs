@@ -251,9 +251,6 @@ impl Receiver {
             mode_mask: if options.special_bits { 0o7777 } else { 0o1777 },
         };
         let withheld = options.delete && !may_delete;
-        if !self.offer.pushed.fit(&self.wanted) {
-            return self.desk.protocol_error("contents of what was not offered with that length");
-        }
         if !self.is_what_was_announced() {
             return self.desk.protocol_error("other entries than the one that was announced");
         }

@@ -10,7 +10,9 @@ use flate2::read::GzDecoder;
 use ksync::remote::AgentImage;
 
 use crate::impostor::Impostor;
-use crate::wire::{ABORT, Kind, Role, Wire, abort_in, agent_hello, content, offer, order, wants};
+use crate::wire::{
+    ABORT, Kind, Role, Wire, abort_in, agent_hello, content, offer, order, pushed, scope, wants,
+};
 use crate::world::{Snapshot, World, wait_for};
 
 /// The kind of an Abort that says that the protocol was broken.
@@ -199,6 +201,37 @@ fn content_that_was_not_asked_for_is_refused() {
         canary.retain(|path, _| path.starts_with("canary"));
         canary.into_iter().map(|(path, seen)| (path.strip_prefix("canary").unwrap().into(), seen)).collect()
     });
+}
+
+#[test]
+fn parts_of_a_tree_lie_below_its_root_and_what_is_pushed_is_what_is_offered() {
+    let (world, before) = besieged();
+    let offer = offer(&[(b"d", Kind::Directory), (b"d/f", Kind::File(4))]);
+    let (subject, entries) = offer.split_at(offer.len() - entries_bytes(&offer));
+    for (what, said) in [
+        ("the parent", [scope(&[b".."]).as_slice(), &offer].concat()),
+        ("beside the root", [scope(&[b"old", b"../canary"]).as_slice(), &offer].concat()),
+        ("an absolute path", [scope(&[b"/etc"]).as_slice(), &offer].concat()),
+        ("what ksync keeps", [scope(&[b".ksync"]).as_slice(), &offer].concat()),
+        ("parts of what is known already", [offer.as_slice(), &scope(&[b"old"])].concat()),
+        ("a content before the subject", [pushed(1, b"evil").as_slice(), &offer].concat()),
+        ("of a directory", [subject, &pushed(0, b""), entries].concat()),
+        ("of another length", [subject, &pushed(1, b"longer"), entries].concat()),
+        ("of nothing", [subject, &pushed(9, b"evil"), entries].concat()),
+        ("too much", [subject, &pushed(1, &vec![0; 300 << 10]), entries].concat()),
+    ] {
+        let script = [agent_hello(1), said.clone()].concat();
+        Impostor::start(&world, script).download(&world, "box/dst").fails(12);
+        let (kind, text) = offer_to_agent(&world, &said);
+        assert_eq!(kind, PROTOCOL, "{what}: {text}");
+        assert_eq!(outside(&world), before, "{what}: {text}");
+    }
+}
+
+/// The bytes of an offer behind its subject.
+fn entries_bytes(offer: &[u8]) -> usize {
+    let length = u32::from_le_bytes(*offer.first_chunk().expect("a frame"));
+    offer.len() - 4 - length as usize
 }
 
 #[test]

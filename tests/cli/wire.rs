@@ -62,10 +62,10 @@ pub(crate) enum Role {
 }
 
 /// What a client says first: what the agent is to do. All options are off but these, and nothing is
-/// remembered.
+/// remembered or watched.
 pub(crate) fn order(role: Role, path: &[u8], delete: bool) -> Vec<u8> {
     let order =
-        Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete), 0, 0, 0, 0, 0, 0, 0, 0]);
+        Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete), 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     [MAGIC, &order.frame()].concat()
 }
 
@@ -111,6 +111,18 @@ pub(crate) fn wants(ids: &[u64]) -> Vec<u8> {
 pub(crate) fn content(id: u64, content: &[u8]) -> Vec<u8> {
     let hash = blake3::hash(content);
     Wire::of(9).number(1).number(id).raw(&[0]).raw(hash.as_bytes()).bytes(content).frame()
+}
+
+/// That only these parts of a tree are offered, each with everything below it.
+pub(crate) fn scope(parts: &[&[u8]]) -> Vec<u8> {
+    let all = Wire::of(ABORT + 1).number(parts.len() as u64);
+    parts.iter().fold(all, |wire, part| wire.bytes(part).raw(&[1])).frame()
+}
+
+/// The content of a file, before the offer ends and before anybody asked for it.
+pub(crate) fn pushed(id: u64, content: &[u8]) -> Vec<u8> {
+    let hash = blake3::hash(content);
+    Wire::of(ABORT + 2).number(1).number(id).raw(hash.as_bytes()).bytes(content).frame()
 }
 
 /// The reason of the first Abort in what an agent wrote, as its kind and text.

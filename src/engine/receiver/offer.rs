@@ -236,6 +236,9 @@ impl Receiver {
     }
 
     fn take_offer(&mut self, manifest: Manifest, complete: bool) {
+        if !self.offer.pushed.fit(&manifest) {
+            return self.desk.protocol_error("contents of what was not offered with that length");
+        }
         self.wanted = Arc::new(manifest);
         self.offered = Some(complete);
         self.compare_when_ready();
