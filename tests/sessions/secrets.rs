@@ -25,12 +25,15 @@ fn neither_key_nor_token_is_ever_printed_or_an_argument() {
     run(&["session", "show", &id]);
     run(&["session", "setup", "--json"]);
     run(&["session", "show", "--ssh-config"]);
+    // The process list, with this very run in it: what stands for a VM is this machine.
+    run(&["ssh", &id, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"]);
     let message = format!("no such key: {key}");
     platform.fault(json!({ "call": "get", "status": 401, "times": 9, "message": message }));
     run(&["session", "show", "other"]);
     let known = fs::read_to_string(world.path(format!("state/ksync/sessions/{id}.json"))).unwrap();
     let token = known.split("jwt=").nth(1).unwrap().split('"').next().unwrap();
     assert!(token.len() > 20);
+    assert!(said.iter().any(|text| text.contains(&format!("ksync ssh {id} cat /proc"))), "{said:?}");
     for text in &said {
         assert!(!text.contains(&key) && !text.contains(token), "{text}");
     }
