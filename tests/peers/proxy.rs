@@ -1,9 +1,12 @@
 //! `ksync proxy` in the place of websocat: a ProxyCommand for ssh and whatever goes over it.
 
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::thread;
 
-use crate::machine::{Machine, Service, are_there};
+use crate::machine::{Machine, Service, are_there, closed_port};
 use crate::world::{Run, noise};
 
 /// A machine behind a bridge, and the options with which OpenSSH's programs get there through ksync.
@@ -115,10 +118,60 @@ fn rsync_copies_through_it() {
     }
 }
 
+/// What VS Code does: a shell that is fed a script and stays, and beside it connections to a server on the VM that the
+/// script started, by SOCKS.
+#[test]
+fn an_editor_reaches_its_server_through_it() {
+    for way in [Way::new(), Way::of_others()].into_iter().flatten() {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = server.local_addr().unwrap().port();
+        let serving = thread::spawn(move || {
+            let (mut client, _) = server.accept().unwrap();
+            let mut said = [0; 5];
+            client.read_exact(&mut said).unwrap();
+            client.write_all(&said.map(|byte| byte.to_ascii_uppercase())).unwrap();
+        });
+        let socks = closed_port();
+        let mut ssh = way.command("ssh");
+        ssh.args([
+            "-T",
+            "-o",
+            "ExitOnForwardFailure=yes",
+            "-D",
+            &format!("127.0.0.1:{socks}"),
+            "root@vm",
+            "bash",
+        ]);
+        let mut shell = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut script = shell.stdin.take().unwrap();
+        script.write_all(b"echo ready\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+
+        let mut tunnel = TcpStream::connect((Ipv4Addr::LOCALHOST, socks)).unwrap();
+        // SOCKS 5 (RFC 1928): no authentication, then a connection to an IPv4 address.
+        tunnel.write_all(&[5, 1, 0]).unwrap();
+        let mut answer = [0; 12];
+        tunnel.read_exact(&mut answer[..2]).unwrap();
+        let [high, low] = port.to_be_bytes();
+        tunnel.write_all(&[5, 1, 0, 1, 127, 0, 0, 1, high, low]).unwrap();
+        tunnel.read_exact(&mut answer[2..]).unwrap();
+        assert_eq!((&answer[..2], &answer[2..4]), (&[5, 0][..], &[5, 0][..]));
+        tunnel.write_all(b"hello").unwrap();
+        let mut said = [0; 5];
+        tunnel.read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"HELLO");
+        serving.join().unwrap();
+        drop((tunnel, script));
+        assert!(shell.wait().unwrap().success());
+    }
+}
+
 #[test]
 fn a_bridge_that_is_not_there_is_told() {
     let Some(machine) = Machine::start() else { return };
-    let url = format!("ws://127.0.0.1:{}", crate::machine::closed_port());
+    let url = format!("ws://127.0.0.1:{}", closed_port());
     let run = machine.world.run(["proxy", &url]).fails(10);
     assert!(run.stderr.contains(&url) && run.stderr.contains("hint: "), "{}", run.stderr);
 }
