@@ -1,0 +1,222 @@
+//! Whatever happens in the source, in the end the destination is the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::watcher::{Watcher, Way, is_there, run};
+use crate::world::{World, noise, wait_for};
+
+/// A watch with `--delete` that is ready.
+fn each_way(story: impl Fn(&World, &Watcher<'_>)) {
+    for way in Way::ALL {
+        let world = World::new();
+        world.tree("src").with_everything();
+        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        story(&world, &watcher);
+        watcher.is_there();
+    }
+}
+
+/// Waits for it without a flush: by events alone.
+#[track_caller]
+fn follows(world: &World) {
+    let glance = |name: &str| glance(&world.path(name));
+    wait_for("the destination to follow", || (glance("src")? == glance("dst")?).then_some(()));
+    world.assert_same("src", "dst");
+}
+
+/// Names, kinds, sizes, modes and times; `None` if something goes away meanwhile.
+fn glance(root: &Path) -> Option<BTreeMap<PathBuf, (u32, u64, i64, i64)>> {
+    let walk = walkdir::WalkDir::new(root).into_iter().filter_entry(|entry| entry.file_name() != ".ksync");
+    walk.map(|entry| {
+        let entry = entry.ok()?;
+        let meta = entry.path().symlink_metadata().ok()?;
+        let size = if meta.is_dir() { 0 } else { meta.len() };
+        let path = entry.path().strip_prefix(root).ok()?.to_owned();
+        Some((path, (meta.mode(), size, meta.mtime(), meta.mtime_nsec())))
+    })
+    .collect()
+}
+
+#[test]
+fn directories_that_are_made_and_filled_at_once() {
+    each_way(|world, _| {
+        for number in 0..20 {
+            let name = format!("new-{number}/a/b/c/d");
+            world.tree("src").file(format!("{name}/deep"), "x").file(format!("new-{number}/a/file"), "y");
+        }
+        follows(world);
+        // They are watched by now, the deepest too.
+        for number in 0..20 {
+            fs::write(world.path(format!("src/new-{number}/a/b/c/d/deep")), format!("again {number}"))
+                .unwrap();
+        }
+        follows(world);
+    });
+}
+
+#[test]
+fn directories_that_come_go_and_get_other_names() {
+    each_way(|world, _| {
+        world.tree("outside/in").file("sub/file", "came").link("sub/link", "file");
+        fs::rename(world.path("outside/in"), world.path("src/in")).unwrap();
+        follows(world);
+        fs::write(world.path("src/in/sub/file"), "came, then changed").unwrap();
+        follows(world);
+        fs::rename(world.path("src/in"), world.path("src/nothing/moved")).unwrap();
+        follows(world);
+        fs::write(world.path("src/nothing/moved/sub/file"), "changed under another name").unwrap();
+        follows(world);
+        fs::rename(world.path("src/nothing/moved"), world.path("outside/out")).unwrap();
+        follows(world);
+        // What happens in it now is nobody's concern; what comes to its place is.
+        fs::write(world.path("outside/out/sub/file"), "far away").unwrap();
+        world.tree("src/nothing/moved").file("sub/file", "another");
+        follows(world);
+        fs::remove_dir_all(world.path("src/nothing/moved")).unwrap();
+        world.tree("src").file("nothing/moved", "a file now");
+        follows(world);
+        // Two change places.
+        for (from, to) in [("src", "swap"), ("nothing", "src"), ("swap", "nothing")] {
+            fs::rename(world.path(format!("src/{from}")), world.path(format!("src/{to}"))).unwrap();
+        }
+        world.tree("src").file("nothing/main.rs", "// after the change").file("src/x", "x");
+        follows(world);
+    });
+}
+
+#[test]
+fn files_that_are_saved_as_editors_save_them() {
+    each_way(|world, watcher| {
+        let path = |name: &str| world.path(format!("src/src/{name}"));
+        for round in 0..5 {
+            let text = format!("fn main() {{ {round} }}\n");
+            // Vim: a swap file comes and goes, the old version becomes a backup, a new file comes.
+            fs::write(path(".main.rs.swp"), "swap").unwrap();
+            fs::write(path("4913"), "").unwrap();
+            fs::remove_file(path("4913")).unwrap();
+            fs::rename(path("main.rs"), path("main.rs~")).unwrap();
+            fs::write(path("main.rs"), &text).unwrap();
+            fs::remove_file(path("main.rs~")).unwrap();
+            fs::remove_file(path(".main.rs.swp")).unwrap();
+            // Others: a temporary is renamed over the file.
+            fs::write(path("other.tmp"), &text).unwrap();
+            fs::rename(path("other.tmp"), path("other.rs")).unwrap();
+            // Others again: the file is truncated and written.
+            fs::write(path("third.rs"), &text).unwrap();
+            follows(world);
+            assert_eq!(fs::read_to_string(world.path("dst/src/main.rs")).unwrap(), text);
+        }
+        assert_eq!(watcher.events("warning"), [0; 0], "passing trouble is not told");
+    });
+}
+
+#[test]
+fn metadata_links_and_kinds_that_change() {
+    each_way(|world, _| {
+        let path = |name: &str| world.path(format!("src/{name}"));
+        world
+            .tree("src")
+            .mode("src/main.rs", 0o640)
+            .time("read me.txt", 1_100_000_000, 5)
+            .mode("nothing", 0o711);
+        follows(world);
+        fs::remove_file(path("link")).unwrap();
+        symlink("read me.txt", path("link")).unwrap();
+        fs::remove_file(path("dangling")).unwrap();
+        world.tree("src").file("dangling/now/a", "directory");
+        fs::remove_file(path("empty")).unwrap();
+        symlink("nothing", path("empty")).unwrap();
+        follows(world);
+        world.tree("src").mode(".", 0o700);
+        follows(world);
+    });
+}
+
+#[test]
+fn a_change_of_ignore_rules_takes_effect() {
+    for way in Way::ALL {
+        let world = World::new();
+        world.tree("src").file("a.log", "a").file("b.txt", "b").file("sub/c.log", "c");
+        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        world.assert_same("src", "dst");
+        world.tree("src").file(".ksyncignore", "*.log\n");
+        watcher.flush();
+        fs::write(world.path("src/a.log"), "left out").unwrap();
+        fs::write(world.path("src/sub/new.log"), "left out").unwrap();
+        watcher.flush();
+        assert!(!world.path("dst/sub/new.log").exists(), "{way:?}");
+        assert_ne!(fs::read(world.path("dst/a.log")).unwrap_or_default(), b"left out", "{way:?}");
+        fs::write(world.path("src/.ksyncignore"), "nothing\n").unwrap();
+        wait_for("what was left out", || world.path("dst/sub/new.log").exists().then_some(()));
+        watcher.is_there();
+        fs::remove_file(world.path("src/.ksyncignore")).unwrap();
+        watcher.is_there();
+    }
+}
+
+#[test]
+fn thousands_of_files_that_come_and_go_at_once() {
+    for way in Way::ALL {
+        let world = World::new();
+        world.tree("src").file("first", "x");
+        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        let tree = |name: &str| {
+            for number in 0..3000 {
+                let path = format!("{name}/{}/{}/file-{number}", number % 13, number % 5);
+                world.tree("src").file(path, format!("content of {number}"));
+            }
+        };
+        tree("many");
+        watcher.is_there();
+        fs::remove_dir_all(world.path("src/many")).unwrap();
+        watcher.is_there();
+        tree("many");
+        fs::rename(world.path("src/many"), world.path("src/others")).unwrap();
+        watcher.is_there();
+    }
+}
+
+#[test]
+fn a_checkout_of_another_revision() {
+    if !is_there("git", &["--version"]) {
+        return;
+    }
+    for way in Way::ALL {
+        let world = World::new();
+        let git = |args: &[&str]| run(&world, "git", &[&["-C", "src"], args].concat());
+        let commit = |message: &str| {
+            git(&["add", "-A"]);
+            let author = ["-c", "user.name=x", "-c", "user.email=x@example.com"];
+            git(&[&author[..], &["commit", "-qm", message]].concat());
+        };
+        world.tree("src");
+        git(&["init", "-q", "-b", "main"]);
+        git(&["config", "gc.auto", "0"]);
+        for number in 0..1500 {
+            let path = format!("{}/file-{number}", number % 37);
+            world.tree("src").file(path, noise(number, 200));
+        }
+        commit("one");
+        git(&["checkout", "-q", "-b", "other"]);
+        for number in (0..1500).step_by(3) {
+            fs::remove_file(world.path(format!("src/{}/file-{number}", number % 37))).unwrap();
+            world.tree("src").file(format!("new/{}/file-{number}", number % 11), noise(number, 100));
+        }
+        for number in (1..1500).step_by(3) {
+            world.tree("src").file(format!("{}/file-{number}", number % 37), noise(number + 9999, 300));
+        }
+        commit("two");
+        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        let (whole, mark) = (watcher.events("round").len(), watcher.mark());
+        for branch in ["main", "other", "main"] {
+            git(&["checkout", "-q", branch]);
+            follows(&world);
+        }
+        let rounds = watcher.events("round").split_off(whole);
+        assert!(rounds.iter().all(|round| round["whole"] == false), "{way:?} from {mark}: {rounds:#?}");
+        watcher.is_there();
+    }
+}

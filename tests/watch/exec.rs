@@ -1,0 +1,138 @@
+//! `--exec` on the VM and `--on-change` here: after rounds that changed something, one at a time, the newest wins.
+
+use std::fs;
+
+use crate::watcher::{Watcher, Way};
+use crate::world::{Run, World, wait_for};
+
+/// The option that takes a command, for a way.
+fn option(way: Way) -> &'static str {
+    if way == Way::Up { "--exec" } else { "--on-change" }
+}
+
+fn world() -> World {
+    let world = World::new();
+    world.tree("src").file("a", "x");
+    world
+}
+
+/// How often a command has noted that it ran.
+fn runs(world: &World) -> usize {
+    fs::read_to_string(world.path("runs")).unwrap_or_default().lines().count()
+}
+
+#[test]
+fn it_runs_after_rounds_that_changed_something_and_is_heard() {
+    for way in Way::ALL {
+        let world = world();
+        let command = format!("cat {}; echo no >&2; exit 3", world.path("dst/a").display());
+        let watcher = Watcher::ready(&world, way, &[option(way), &command]);
+        let ended = watcher.event("exec-end");
+        assert_eq!(ended["status"], 3, "{way:?}");
+        let output = |mark: usize, text: &str| {
+            watcher.event_where("exec-output", mark, |output| output["line"] == text);
+        };
+        output(0, "x");
+        output(0, "no");
+        let mark = watcher.mark();
+        fs::write(world.path("src/a"), "changed\n").unwrap();
+        output(mark, "changed");
+        watcher.event_where("exec-end", mark, |ended| ended["status"] == 3);
+        // A round that finds nothing to do is none.
+        let count = watcher.events("exec").len();
+        watcher.flush();
+        watcher.flush();
+        assert_eq!(watcher.events("exec").len(), count, "{way:?}");
+    }
+}
+
+#[test]
+fn never_two_at_once_and_the_newest_wins() {
+    for way in Way::ALL {
+        let world = world();
+        let path = |name: &str| world.path(name).display().to_string();
+        // One that runs into another would say so.
+        let command = format!(
+            "mkdir {busy} || echo twice; cat {file}; echo; echo run >> {runs}; \
+             while [ ! -e {go} ]; do sleep 0.02; done; rmdir {busy}",
+            busy = path("busy"),
+            file = path("dst/a"),
+            runs = path("runs"),
+            go = path("go"),
+        );
+        let watcher = Watcher::ready(&world, way, &[option(way), &command]);
+        wait_for("the first run", || (runs(&world) == 1).then_some(()));
+        for number in 0..20 {
+            fs::write(world.path("src/a"), format!("save {number}")).unwrap();
+            watcher.flush();
+        }
+        assert_eq!(runs(&world), 1, "{way:?}");
+        fs::write(world.path("go"), "").unwrap();
+        watcher.event_where("exec-output", 0, |output| output["line"] == "save 19");
+        let ends = || (watcher.events("exec-end").len() == 2).then_some(());
+        wait_for("the end of the second run", ends);
+        watcher.flush();
+        assert_eq!((runs(&world), watcher.events("exec").len()), (2, 2), "{way:?}");
+        assert!(watcher.events("exec-output").iter().all(|output| output["line"] != "twice"));
+    }
+}
+
+#[test]
+fn once_it_runs_once_and_its_failure_is_47() {
+    for way in [Way::Up, Way::Down] {
+        let world = world();
+        let run = |command: &str| {
+            let mut ksync = world.ksync([option(way), command]);
+            ksync.args(way.places(&world));
+            Run::of(ksync)
+        };
+        let failed = run("echo out; echo err >&2; exit 9").fails(47);
+        assert!(failed.stdout.contains("| out\n") && failed.stdout.contains("| err\n"), "{failed:?}");
+        assert!(failed.stderr.contains("ksync: the command ended with exit code 9\n"), "{failed:?}");
+        world.assert_same("src", "dst");
+        let idle = run("echo out").ok();
+        assert!(!idle.stdout.contains('|'), "nothing has changed: {idle:?}");
+        world.tree("src").file("b", "y");
+        let worked = run("printf 'with\\033an escape'").ok();
+        assert!(worked.stdout.contains("| with\\u{1b}an escape\n"), "{worked:?}");
+    }
+}
+
+#[test]
+fn a_command_for_the_wrong_side_is_refused() {
+    let world = world();
+    for (way, option, expected) in [
+        (
+            Way::Down,
+            "--exec",
+            "--exec runs on the VM when something has changed there, and DEST is on this machine",
+        ),
+        (
+            Way::Local,
+            "--exec",
+            "--exec runs on the VM when something has changed there, and DEST is on this machine",
+        ),
+        (
+            Way::Up,
+            "--on-change",
+            "--on-change runs on this machine when something has changed here, and DEST is on the VM",
+        ),
+    ] {
+        for watch in [&["--watch"][..], &[]] {
+            let mut ksync = world.ksync(watch);
+            ksync.args([option, "true"]).args(way.places(&world));
+            let run = Run::of(ksync).fails(1);
+            assert!(run.stderr.starts_with(&format!("ksync: {expected}\n  hint: ")), "{}", run.stderr);
+        }
+    }
+    let run = world.run(["--exec", "true", "--on-change", "true", "src", "dst"]).fails(1);
+    assert!(run.stderr.contains("cannot be used with"), "{}", run.stderr);
+    for args in [&["--poll"][..], &["--partial-downloads"]] {
+        let run = world.run(args.iter().chain(&["src", "dst"])).fails(1);
+        assert!(run.stderr.contains("--watch"), "{}", run.stderr);
+    }
+    world
+        .run(["--watch", "--dry-run", "src", "dst"])
+        .fails(1)
+        .says("ksync: --watch and --dry-run exclude each other\n  hint: leave one of them out\n");
+}

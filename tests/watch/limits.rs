@@ -1,0 +1,235 @@
+//! What the system does not tell: queues that run over, directories that cannot be watched, roots that go away.
+
+use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::vm::ticks;
+use crate::watcher::{Watcher, Way, is_there};
+use crate::world::{World, wait_for};
+
+/// More events than the queue of an inotify instance holds (`fs.inotify.max_queued_events`).
+pub(crate) fn overflow(world: &World) {
+    let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("a limit");
+    let most: usize = most.trim().parse().expect("a number");
+    // Each makes three events at least: it comes, is closed and goes.
+    for number in 0..most / 3 + 100 {
+        let path = world.path(format!("src/passing-{number}"));
+        fs::write(&path, "").unwrap();
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+/// `ksync` with at most so many watches, in a user namespace of its own.
+fn with_watches(world: &World, most: u32, way: Way, options: &[&str]) -> Command {
+    let mut command = world.command("unshare");
+    let limit = format!("echo {most} > /proc/sys/user/max_inotify_watches && exec \"$@\"");
+    command.args(["--user", "--map-root-user", "sh", "-c", &limit, "sh", env!("CARGO_BIN_EXE_ksync")]);
+    command.args(options).args(way.places(world));
+    command
+}
+
+fn can_limit_watches() -> bool {
+    is_there(
+        "unshare",
+        &["--user", "--map-root-user", "sh", "-c", "echo 5 > /proc/sys/user/max_inotify_watches"],
+    )
+}
+
+#[test]
+fn a_queue_that_ran_over_loses_nothing() {
+    for way in Way::ALL {
+        let world = World::new();
+        world.tree("src").with_everything();
+        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        // A pull is watched by the agent, and the sandbox that started it is the client.
+        let stopped = if way == Way::Down {
+            let [agent] = crate::vm::programs_below(&world.far_home())[..] else { panic!("one agent") };
+            agent
+        } else {
+            watcher.pid()
+        };
+        let mark = watcher.mark();
+        rustix::process::kill_process(stopped, Signal::STOP).expect("a signal");
+        overflow(&world);
+        // Nothing of this is told.
+        world.tree("src").file("late/and/deep", "x").file("src/main.rs", "changed");
+        fs::remove_file(world.path("src/empty")).unwrap();
+        fs::rename(world.path("src/nothing"), world.path("src/something")).unwrap();
+        rustix::process::kill_process(stopped, Signal::CONT).expect("a signal");
+        watcher.event_where("round", mark, |round| round["whole"] == true);
+        world.assert_same("src", "dst");
+        // What came while nobody looked is watched by now.
+        let mark = watcher.mark();
+        fs::write(world.path("src/late/and/deep"), "later").unwrap();
+        let round = watcher.event_where("round", mark, |_| true);
+        assert_eq!(round["whole"], false, "{way:?}");
+        watcher.is_there();
+    }
+}
+
+#[test]
+fn more_directories_than_can_be_watched_are_polled_and_that_is_told_once() {
+    if !can_limit_watches() {
+        return;
+    }
+    for way in Way::ALL {
+        let world = World::new();
+        for number in 0..30 {
+            world.tree("src").file(format!("{number}/file"), "x");
+        }
+        let command = with_watches(&world, 10, way, &["--watch", "--json", "--delete"]);
+        let watcher = Watcher::of(&world, way.near(), command);
+        watcher.event("ready");
+        let told = watcher.event("warning");
+        let message = told["message"].as_str().unwrap();
+        assert!(message.contains("sudo sysctl fs.inotify.max_user_watches=1048576"), "{way:?}: {message}");
+        // By polling alone.
+        fs::write(world.path("src/29/file"), "seen by looking").unwrap();
+        fs::write(world.path("src/0/file"), "seen or told").unwrap();
+        fs::remove_dir_all(world.path("src/15")).unwrap();
+        let is_done = || {
+            let is_there =
+                |name: &str, text: &str| fs::read_to_string(world.path(name)).is_ok_and(|is| is == text);
+            let is_there =
+                is_there("dst/29/file", "seen by looking") && is_there("dst/0/file", "seen or told");
+            (is_there && !world.path("dst/15").exists()).then_some(())
+        };
+        wait_for("what nobody told", is_done);
+        watcher.is_there();
+        let polling = watcher.events("warning");
+        assert_eq!(polling.len(), 1, "{way:?}: {polling:#?}");
+    }
+    let world = World::new();
+    world.tree("src").file("a/file", "x").file("b/file", "x");
+    let watcher = Watcher::of(&world, "src", with_watches(&world, 1, Way::Up, &["--watch"]));
+    watcher.note("how to be told of changes", |line| {
+        let cause = "ksync: not told of changes, so it looks for them: only 1 directories can be watched: raise \
+                     fs.inotify.max_user_watches (sudo sysctl fs.inotify.max_user_watches=1048576)";
+        (line == cause).then_some(())
+    });
+}
+
+#[test]
+fn it_can_be_told_to_poll() {
+    for way in Way::ALL {
+        let world = World::new();
+        world.tree("src").with_everything();
+        let watcher = Watcher::ready(&world, way, &["--poll", "--delete"]);
+        world.tree("src").file("new/file", "x");
+        fs::remove_file(world.path("src/empty")).unwrap();
+        let is_done = || world.path("dst/new/file").exists() && !world.path("dst/empty").exists();
+        wait_for("what nobody told", || is_done().then_some(()));
+        watcher.is_there();
+    }
+}
+
+#[test]
+fn a_root_that_is_moved_away_or_replaced_ends_it_and_nothing_is_deleted() {
+    for way in Way::ALL {
+        for is_replaced in [false, true] {
+            let world = World::new();
+            world.tree("src").with_everything();
+            let watcher = Watcher::ready(&world, way, &["--delete"]);
+            fs::rename(world.path("src"), world.path("elsewhere")).unwrap();
+            if is_replaced {
+                world.tree("src").file("another", "tree");
+            }
+            let error = watcher.event("error");
+            let shown =
+                if way == Way::Down { world.path("src").display().to_string() } else { "src".to_owned() };
+            let expected =
+                format!("{shown} is gone, or is another directory than it was: nothing was changed");
+            assert!(error["message"].as_str().unwrap().ends_with(&expected), "{way:?}: {error}");
+            assert_eq!(error["exit"], 3, "{way:?}: {error}");
+            watcher.ends(3);
+            world.assert_same("elsewhere", "dst");
+        }
+    }
+}
+
+#[test]
+fn a_filesystem_that_is_unmounted_below_the_root_ends_it_and_nothing_is_deleted() {
+    let namespace = ["--user", "--map-root-user", "--mount"];
+    let mounts = "mount -t tmpfs none /mnt && umount -l /mnt";
+    if !is_there("unshare", &[&namespace[..], &["sh", "-c", mounts]].concat()) {
+        return;
+    }
+    let world = World::new();
+    world.tree("src").file("under", "the mount");
+    world.tree("go");
+    // Its own mount: from outside only the copy is seen.
+    let script = "mount -t tmpfs none src && mkdir src/dir && echo x > src/dir/file && touch src/other && \
+                  { (while [ ! -e go/umount ]; do sleep 0.02; done; umount -l src; touch go/done) & } && \
+                  exec \"$@\"";
+    let mut command = world.command("unshare");
+    command.args(namespace).args(["sh", "-c", script, "sh", env!("CARGO_BIN_EXE_ksync")]);
+    command.args(["--watch", "--json", "--delete", "src", "dst"]);
+    let watcher = Watcher::of(&world, "src", command);
+    watcher.event("ready");
+    fs::write(world.path("go/umount"), "").unwrap();
+    wait_for("the end of the mount", || world.path("go/done").exists().then_some(()));
+    // No event tells of it; the next round of any kind sees it.
+    let _ = world.run(["flush", "src"]);
+    let error = watcher.event("error");
+    assert_eq!(error["exit"], 3, "{error}");
+    watcher.ends(3);
+    assert_eq!(fs::read_to_string(world.path("dst/dir/file")).unwrap(), "x\n");
+    assert!(!world.path("dst/under").exists());
+}
+
+#[test]
+fn a_destination_that_goes_away_is_filled_anew() {
+    for way in Way::ALL {
+        let world = World::new();
+        world.tree("src").with_everything();
+        let watcher = Watcher::ready(&world, way, &[]);
+        fs::remove_dir_all(world.path("dst")).unwrap();
+        world.tree("src").file("a", "one small change");
+        wait_for("all of it", || world.path("dst/src/data.bin").exists().then_some(()));
+        watcher.is_there();
+        // Replaced by one of somebody else.
+        fs::rename(world.path("dst"), world.path("aside")).unwrap();
+        world.tree("dst").file("foreign", "stays");
+        world.tree("src").file("b", "another small change");
+        wait_for("all of it", || world.path("dst/src/data.bin").exists().then_some(()));
+        watcher.flush();
+        assert_eq!(fs::read_to_string(world.path("dst/foreign")).unwrap(), "stays", "{way:?}");
+        fs::remove_file(world.path("dst/foreign")).unwrap();
+        watcher.is_there();
+    }
+}
+
+#[test]
+fn two_watches_against_each_other_come_to_rest() {
+    let world = World::new();
+    world.tree("src").with_everything();
+    let one = Watcher::ready(&world, Way::Local, &[]);
+    let mut back = world.ksync(["--watch", "--json", "dst"]);
+    back.arg("src");
+    let other = Watcher::of(&world, "dst", back);
+    other.event("ready");
+    let both = [&one, &other];
+    for number in 0..5 {
+        world.tree("src").file(format!("from-src/{number}"), "x").file("src/main.rs", format!("{number}"));
+        wait_for("the way there", || world.path(format!("dst/from-src/{number}")).exists().then_some(()));
+        one.flush();
+        world.tree("dst").file(format!("from-dst/{number}"), "y").time("empty", 1_000_000 + number, 7);
+        wait_for("the way back", || world.path(format!("src/from-dst/{number}")).exists().then_some(()));
+        other.flush();
+    }
+    both.iter().for_each(|watcher| watcher.flush());
+    world.assert_same("src", "dst");
+    let rounds = || both.map(|watcher| watcher.mark());
+    let worked = || both.map(|watcher| ticks(watcher.pid()));
+    let (at_rest, worked_before) = (rounds(), worked());
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(rounds(), at_rest, "nothing is told");
+    // Rounds that find nothing to do are not told, but cost time.
+    let spent = [worked()[0] - worked_before[0], worked()[1] - worked_before[1]];
+    assert!(spent.iter().all(|ticks| *ticks <= 10), "{spent:?} hundredths of a second");
+    world.assert_same("src", "dst");
+}

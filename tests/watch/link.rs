@@ -1,0 +1,239 @@
+//! The link goes, and comes again or does not.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::machine::{Machine, make_key};
+use crate::platform::{Platform, place};
+use crate::vm::{Line, Vm, ticks};
+use crate::watcher::{Watcher, Way};
+use crate::world::{World, noise, wait_for};
+
+const REMOTE: [Way; 2] = [Way::Up, Way::Down];
+
+fn world() -> World {
+    let world = World::new();
+    world.tree("src").with_everything();
+    world
+}
+
+#[test]
+fn all_that_is_saved_goes_over_one_connection() {
+    for way in REMOTE {
+        let world = world();
+        let vm = Vm::start(&world);
+        let watcher = vm.watch(way, &[]);
+        let agent = vm.agent();
+        for number in 0..10 {
+            fs::write(world.path("src/note"), format!("saved {number} times")).unwrap();
+            watcher.flush();
+            assert_eq!(fs::read_to_string(world.path("dst/note")).unwrap(), format!("saved {number} times"));
+        }
+        world.assert_same("src", "dst");
+        assert_eq!((vm.line.connections(), vm.agent()), (1, agent), "{way:?}");
+    }
+}
+
+#[test]
+fn whatever_is_killed_or_cut_nothing_is_lost() {
+    for way in REMOTE {
+        let world = world();
+        let vm = Vm::start(&world);
+        let watcher = vm.watch(way, &["--delete"]);
+        for round in 0..6 {
+            let lost = watcher.events("retry").len();
+            let save = |when: &str| {
+                let name = format!("src/{when}/{round}");
+                world
+                    .tree("src")
+                    .file(format!("{when}/{round}"), noise(round, 100 + 30_000 * round as usize));
+                fs::write(world.path("src/note"), &name).unwrap();
+                let _ = fs::remove_file(world.path(format!("src/{when}/{}", round.wrapping_sub(1))));
+            };
+            save("before");
+            if round % 2 == 0 {
+                let _ = kill_process(vm.agent(), Signal::KILL);
+            } else {
+                vm.line.cut();
+            }
+            save("meanwhile");
+            // It is noticed, and is no end.
+            let is_noticed = || (watcher.events("retry").len() > lost).then_some(());
+            wait_for("a retry", is_noticed);
+            save("after");
+            watcher.is_there();
+        }
+        // A first try after each that worked.
+        for retry in watcher.events("retry") {
+            assert!(retry["wait_ms"].as_f64().unwrap() <= 313.0, "{retry}");
+        }
+        assert_eq!(watcher.events("ready").len(), 1);
+    }
+}
+
+#[test]
+fn a_link_that_stays_away_is_tried_again_with_growing_waits() {
+    for way in REMOTE {
+        let world = world();
+        let vm = Vm::start(&world);
+        let watcher = vm.watch(way, &["--delete"]);
+        vm.line.set_down(true);
+        let wait = |retry: &Value| retry["wait_ms"].as_f64().unwrap();
+        watcher.event_where("retry", 0, |retry| wait(retry) >= 1500.0);
+        let waits: Vec<f64> = watcher.events("retry").iter().map(wait).collect();
+        for (expected, wait) in [250.0, 500.0, 1000.0, 2000.0].iter().zip(&waits) {
+            assert!((0.74 * expected..1.26 * expected).contains(wait), "{waits:?}");
+        }
+        world.tree("src").file("meanwhile", "saved while nobody listened");
+        fs::remove_file(world.path("src/empty")).unwrap();
+        vm.line.set_down(false);
+        watcher.is_there();
+        // It has worked, so it begins with short waits.
+        let mark = watcher.mark();
+        vm.line.cut();
+        let retry = watcher.event_where("retry", mark, |_| true);
+        assert!(wait(&retry) < 313.0, "{retry}");
+        watcher.is_there();
+    }
+}
+
+#[test]
+fn a_bridge_that_is_killed_is_gone_for_a_moment_only() {
+    let Some(machine) = Machine::start() else { return };
+    let world = &machine.world;
+    world.tree("src").with_everything();
+    let (url, bridge) = machine.bridge();
+    let port = |url: &str| url.rsplit(':').next().unwrap().parse().unwrap();
+    let line = Line::to(port(&url));
+    let known = fs::read_to_string(world.path("home/.ssh/known_hosts")).unwrap();
+    let known = known.replace(&format!(":{} ", machine.port), &format!(":{} ", line.port));
+    fs::write(world.path("home/.ssh/known_hosts"), known).unwrap();
+    let there = machine.behind(&format!("ws://127.0.0.1:{}", line.port), "dst");
+    let command = world.ksync(["--watch", "--json", "--identity", "key", "src", &there]);
+    let watcher = Watcher::of(world, "src", command);
+    watcher.event("ready");
+    drop(bridge);
+    let (url, _bridge) = machine.bridge();
+    line.lead_to(port(&url));
+    world.tree("src").file("after", "the bridge was another one");
+    watcher.event("retry");
+    watcher.is_there();
+    machine.rsync_finds_no_difference("src", "dst");
+}
+
+#[test]
+fn another_host_key_ends_it_with_43() {
+    for way in REMOTE {
+        let world = world();
+        let mut vm = Vm::start(&world);
+        let watcher = vm.watch(way, &["--delete"]);
+        world.tree("src").file("later", "x");
+        watcher.is_there();
+        vm.line.set_down(true);
+        vm.replace();
+        fs::remove_file(world.path("src/empty")).unwrap();
+        vm.line.set_down(false);
+        let said = watcher.ends(43);
+        assert!(said.contains("ksync: "), "{said}");
+        assert!(world.path("dst/empty").exists(), "whoever it is was told nothing");
+    }
+}
+
+#[test]
+fn a_key_that_is_let_in_no_more_ends_it_with_40() {
+    let Some(machine) = Machine::start() else { return };
+    let world = &machine.world;
+    world.tree("src").with_everything();
+    let line = Line::to(machine.port);
+    let known = fs::read_to_string(world.path("home/.ssh/known_hosts")).unwrap();
+    let known = known.replace(&format!(":{} ", machine.port), &format!(":{} ", line.port));
+    fs::write(world.path("home/.ssh/known_hosts"), known).unwrap();
+    for (source, destination) in [("src", "dst-far"), ("dst-far", "dst-near")] {
+        let there = |name: &str| format!("ssh://root@127.0.0.1:{}{}", line.port, world.path(name).display());
+        let places = if source == "src" {
+            [source.to_owned(), there(destination)]
+        } else {
+            [there(source), destination.to_owned()]
+        };
+        let command =
+            world.ksync(["--watch", "--json", "--identity", "key"].map(String::from).iter().chain(&places));
+        let near = if source == "src" { source } else { destination };
+        let watcher = Watcher::of(world, near, command);
+        watcher.event("ready");
+        make_key(world, &format!("other-{near}"));
+        fs::copy(world.path(format!("other-{near}.pub")), world.path("machine/authorized")).unwrap();
+        line.cut();
+        let error = watcher.event("error");
+        assert_eq!(error["exit"], 40, "{error}");
+        watcher.ends(40);
+        world.assert_same("src", "dst-far");
+        fs::copy(world.path("key.pub"), world.path("machine/authorized")).unwrap();
+    }
+}
+
+#[test]
+fn a_session_that_is_deleted_ends_it_with_41() {
+    for way in REMOTE {
+        let world = world();
+        let platform = Platform::start(&world);
+        let id = platform.create(&world, &[]);
+        let far = |name: &str| place(&world, &id, name);
+        let places =
+            if way == Way::Up { ["src".to_owned(), far("dst")] } else { [far("src"), "dst".to_owned()] };
+        let command = platform.ksync(&world, &["--watch", "--json", "--delete", &places[0], &places[1]]);
+        let watcher = Watcher::of(&world, way.near(), command);
+        watcher.event("ready");
+        world.tree("src").file("later", "x");
+        watcher.is_there();
+        assert_eq!(platform.ask("DELETE", &format!("/browsers/{id}"), &Value::Null).0, 204);
+        let error = watcher.event("error");
+        assert_eq!(error["exit"], json!(41), "{error}");
+        watcher.ends(41);
+        world.assert_same("src", "dst");
+    }
+}
+
+#[test]
+fn a_session_is_kept_while_it_is_watched_and_survives_cuts() {
+    let world = world();
+    let platform = Platform::start(&world);
+    let id = platform.create(&world, &["--timeout", "10"]);
+    // The agent and the first sync get through, and then a few saves each time.
+    platform.fault(json!({ "call": "bridge", "after_bytes": 1_600_000 }));
+    platform.fault(json!({ "call": "bridge", "after_bytes": 400_000, "times": 2 }));
+    let there = place(&world, &id, "dst");
+    let watcher = Watcher::of(&world, "src", platform.ksync(&world, &["--watch", "--json", "src", &there]));
+    watcher.event("ready");
+    for round in 0..8 {
+        world.tree("src").file("noise", noise(round, 200_000));
+        watcher.is_there();
+        platform.advance(60);
+    }
+    assert_eq!(platform.status(&id), 200);
+    assert!(!watcher.events("retry").is_empty());
+}
+
+#[test]
+fn quiet_costs_next_to_nothing() {
+    for way in REMOTE {
+        let world = world();
+        let vm = Vm::start(&world);
+        let watcher = vm.watch(way, &[]);
+        world.tree("src").file("later", "x");
+        watcher.is_there();
+        let (client, agent) = (watcher.pid(), vm.agent());
+        let worked = || [client, agent].map(ticks);
+        // What the flush said last is still on its way.
+        std::thread::sleep(Duration::from_secs(1));
+        let (bytes, before) = (vm.line.bytes(), worked());
+        std::thread::sleep(Duration::from_secs(10));
+        // 1 % of a core and 1 KB a minute, or one sign of life in these ten seconds.
+        let spent = [worked()[0] - before[0], worked()[1] - before[1]];
+        assert!(spent.iter().all(|ticks| *ticks <= 10), "{way:?}: {spent:?} hundredths of a second");
+        let bytes = vm.line.bytes() - bytes;
+        assert!(bytes <= 1024 / 6, "{way:?}: {bytes} bytes");
+    }
+}

@@ -1,0 +1,30 @@
+//! `ksync --watch` from the outside: what is saved here is there a moment later, whatever happens in between.
+//!
+//! No test sleeps to give something time. It waits for what is told (`--json`), for `ksync flush`, or for what is to be
+//! seen, with a deadline that tells a hang from a slow machine. Where nothing may happen, a while is measured.
+//!
+//! What needs a user namespace, git or an sshd says so where that is missing and passes, unless `KSYNC_REQUIRE_PEERS=1`.
+#![cfg(feature = "sandbox")]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+#[path = "../world/mod.rs"]
+mod world;
+
+// Each integration binary uses its own part of these two.
+#[path = "../peers/machine.rs"]
+#[allow(dead_code)]
+mod machine;
+#[path = "../sessions/platform.rs"]
+#[allow(dead_code)]
+mod platform;
+mod vm;
+mod watcher;
+
+mod converges;
+mod exec;
+mod limits;
+mod link;
+mod live;
+mod random;
+mod told;
+mod torn;

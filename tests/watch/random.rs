@@ -1,0 +1,172 @@
+//! Whatever is done to a tree, in the end both are the same: random operations from a seed, with queues that run over
+//! in between, judged by eyes that share no code with ksync.
+//!
+//! `KSYNC_WATCH_OPERATIONS` and `KSYNC_WATCH_SEED` ask for more, or for other ones.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Signal, kill_process};
+
+use crate::vm::{Vm, memory_bytes};
+use crate::watcher::Way;
+use crate::world::{World, noise};
+
+const OPERATIONS: u64 = 20_000;
+const SEED: u64 = 5;
+
+/// So much more may be in memory at the end than after a quarter: what the allocator holds back.
+const GROWTH_BYTES_MAX: u64 = 24 << 20;
+
+/// A source of numbers that are the same for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, most: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % most as u64) as usize
+    }
+}
+
+/// Does things to a tree. Most of them fail now and then, as they do to anybody.
+struct Monkey {
+    root: PathBuf,
+    dice: Dice,
+    /// Paths that are or were directories.
+    directories: Vec<PathBuf>,
+}
+
+impl Monkey {
+    fn new(root: PathBuf, seed: u64) -> Monkey {
+        let directories = vec![root.clone()];
+        Monkey { root, dice: Dice(0x9e37_79b9_7f4a_7c15 ^ seed), directories }
+    }
+
+    /// A directory, mostly one that is there.
+    fn parent(&mut self) -> PathBuf {
+        let mut picked = self.directories[self.dice.below(self.directories.len())].clone();
+        for _ in 0..20 {
+            if picked.is_dir() {
+                break;
+            }
+            picked = self.directories[self.dice.below(self.directories.len())].clone();
+        }
+        picked
+    }
+
+    /// A path of something that may be there or not: few names, so that they meet.
+    fn somewhere(&mut self) -> PathBuf {
+        let directory = self.parent();
+        directory.join(format!("f{}", self.dice.below(30)))
+    }
+
+    fn directory(&mut self) -> PathBuf {
+        let parent = self.parent();
+        let depth = parent.strip_prefix(&self.root).expect("below the root").components().count();
+        let parent = if depth > 4 { self.root.clone() } else { parent };
+        parent.join(format!("d{}", self.dice.below(8)))
+    }
+
+    fn act(&mut self) {
+        let (one, other, directory) = (self.somewhere(), self.somewhere(), self.directory());
+        let size = [0, 1, 60, 900, 5_000, 40_000][self.dice.below(6)];
+        let content = noise(self.dice.0, size);
+        let _ = match self.dice.below(200) {
+            0..=59 => fs::write(&one, content),
+            60..=79 => {
+                OpenOptions::new().append(true).open(&one).and_then(|mut file| file.write_all(&content))
+            }
+            80..=89 => {
+                OpenOptions::new().write(true).open(&one).and_then(|file| file.set_len(size as u64 / 2))
+            }
+            90..=114 => fs::rename(&one, &other),
+            115..=139 => self.make(directory),
+            140..=149 => fs::remove_dir(&directory),
+            150 if self.dice.below(6) == 0 => fs::remove_dir_all(&directory),
+            151..=160 => symlink(other.file_name().expect("a name"), &one),
+            161..=170 => mode(&one, [0o644, 0o600, 0o755, 0o444][self.dice.below(4)]),
+            171..=172 => self.rename_directory(&directory),
+            _ => fs::remove_file(&one),
+        };
+    }
+
+    fn make(&mut self, directory: PathBuf) -> std::io::Result<()> {
+        fs::create_dir(&directory)?;
+        if !self.directories.contains(&directory) {
+            self.directories.push(directory);
+        }
+        Ok(())
+    }
+
+    fn rename_directory(&mut self, directory: &Path) -> std::io::Result<()> {
+        let to = self.directory();
+        // Not the root, and not into itself.
+        fs::rename(directory, &to)?;
+        if !self.directories.contains(&to) {
+            self.directories.push(to);
+        }
+        Ok(())
+    }
+}
+
+fn mode(path: &Path, mode: u32) -> std::io::Result<()> {
+    if path.symlink_metadata()?.is_symlink() {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().expect(name))
+}
+
+fn converges(way: Way, operations: u64) {
+    let seed = number("KSYNC_WATCH_SEED", SEED);
+    let told = format!("{way:?}: KSYNC_WATCH_SEED={seed} KSYNC_WATCH_OPERATIONS={operations}\n");
+    std::io::stderr().write_all(told.as_bytes()).unwrap();
+    let world = World::new();
+    world.tree("src");
+    let vm = Vm::start(&world);
+    let watcher = vm.watch(way, &["--delete"]);
+    let agent = vm.agent();
+    let looks = if way == Way::Down { agent } else { watcher.pid() };
+    let mut monkey = Monkey::new(world.path("src"), seed);
+    let mut in_memory = Vec::new();
+    let parts = 8;
+    for part in 0..parts {
+        let runs_over = part % 3 == 1;
+        if runs_over {
+            kill_process(looks, Signal::STOP).expect("a signal");
+            crate::limits::overflow(&world);
+        }
+        for done in 0..operations / parts {
+            monkey.act();
+            if runs_over && done == operations / parts / 2 {
+                kill_process(looks, Signal::CONT).expect("a signal");
+            }
+        }
+        watcher.is_there();
+        in_memory.push([watcher.pid(), agent].map(memory_bytes));
+    }
+    let entries = world.snapshot("src").len();
+    assert!((200..20_000).contains(&entries), "{entries} are a tree to compare");
+    let (early, late) = (in_memory[1], in_memory[parts as usize - 1]);
+    for (early, late) in early.iter().zip(&late) {
+        assert!(*late < early + GROWTH_BYTES_MAX, "{way:?}: {in_memory:?}");
+    }
+    assert_eq!((vm.agent(), vm.line.connections()), (agent, 1), "the link held");
+}
+
+#[test]
+fn random_operations_here_are_there_in_the_end() {
+    converges(Way::Up, number("KSYNC_WATCH_OPERATIONS", OPERATIONS));
+}
+
+#[test]
+fn random_operations_there_are_here_in_the_end() {
+    converges(Way::Down, number("KSYNC_WATCH_OPERATIONS", OPERATIONS) / 4);
+}

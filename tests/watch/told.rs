@@ -1,0 +1,168 @@
+//! What a watch tells, how a flush waits for it, and what becomes of deletions.
+
+use std::fs;
+
+use crate::vm::Vm;
+use crate::watcher::{Watcher, Way};
+use crate::world::World;
+
+/// `ksync --watch` as people run it.
+fn for_eyes<'w>(world: &'w World, way: Way, options: &[&str]) -> Watcher<'w> {
+    let mut command = world.ksync(["--watch"]);
+    command.args(options).args(way.places(world));
+    let watcher = Watcher::of(world, way.near(), command);
+    watcher.note("that it watches", |line| (line == "watching; Ctrl-C ends it").then_some(()));
+    watcher
+}
+
+/// Whether a line is `what` and then how long it took.
+fn is_round(line: &str, what: &str) -> bool {
+    let time = line.strip_prefix(what).unwrap_or_default().trim_end_matches(" ms").trim_end_matches(" s");
+    line.starts_with(what) && time.parse::<f64>().is_ok()
+}
+
+#[test]
+fn a_round_is_a_line() {
+    for way in Way::ALL {
+        let world = World::new();
+        world.tree("src").file("a", "first");
+        let watcher = for_eyes(&world, way, &["--delete", "--debounce", "100"]);
+        watcher.line("the first sync", 0, |line| line.starts_with("1 entry changed (1 new), ").then_some(()));
+        let round = |what: &str| watcher.line(what, 0, |line| is_round(line, what).then_some(()));
+        fs::write(world.path("src/a"), "a later text").unwrap();
+        round("1 file, 12 B, ");
+        fs::remove_file(world.path("src/a")).unwrap();
+        round("1 deleted, ");
+        fs::create_dir(world.path("src/directory")).unwrap();
+        round("1 entry, ");
+        world.tree("outside/new").file("b", "1").file("c", "22").file("d", "333");
+        fs::rename(world.path("outside/new"), world.path("src/new")).unwrap();
+        round("3 files, 6 B, ");
+    }
+}
+
+#[test]
+fn a_list_and_a_quiet_watch() {
+    let world = World::new();
+    world.tree("src").file("a", "first");
+    let watcher = for_eyes(&world, Way::Up, &["--delete", "-v"]);
+    world.tree("src").file("b", "1");
+    watcher.line("b", 0, |line| (line == "create  b").then_some(()));
+    fs::remove_file(world.path("src/a")).unwrap();
+    watcher.line("a", 0, |line| (line == "delete  a").then_some(()));
+    drop(watcher);
+    let mut command = world.ksync(["--watch", "-q"]);
+    command.args(Way::Up.places(&world));
+    let quiet = Watcher::of(&world, "src", command);
+    // Nothing tells when it has begun; a flush is refused until then.
+    crate::world::wait_for("a flush", || world.run(["flush", "src"]).status.success().then_some(()));
+    world.tree("src").file("c", "1");
+    quiet.is_there();
+    assert_eq!(quiet.mark(), 0);
+}
+
+#[test]
+fn what_a_command_says_has_a_prefix() {
+    for (way, option) in [(Way::Up, "--exec"), (Way::Down, "--on-change")] {
+        let world = World::new();
+        world.tree("src").file("a", "first");
+        let watcher = for_eyes(&world, way, &[option, "echo built; exit 4"]);
+        watcher.line("the output", 0, |line| (line == "| built").then_some(()));
+        let code = "ksync: the command ended with exit code 4";
+        watcher.note("the exit code", |line| (line == code).then_some(()));
+    }
+}
+
+#[test]
+fn a_lost_link_is_one_line() {
+    let world = World::new();
+    world.tree("src").file("a", "first");
+    let vm = Vm::start(&world);
+    let there = format!(":{}", world.path("dst").display());
+    let command = world.ksync(["--watch", "--setup", "vm.json", "src", &there]);
+    let watcher = Watcher::of(&world, "src", command);
+    watcher.note("that it watches", |line| (line == "watching; Ctrl-C ends it").then_some(()));
+    let before = watcher.notes().len();
+    vm.line.cut();
+    watcher.note("that the link is lost", |line| line.contains("; trying again in 0.").then_some(()));
+    world.tree("src").file("b", "second");
+    watcher.is_there();
+    assert_eq!(watcher.notes().len(), before + 1, "{:?}", watcher.notes());
+}
+
+#[test]
+fn a_hundred_saves_are_there_when_a_flush_says_so() {
+    for way in [Way::Up, Way::Down] {
+        let world = World::new();
+        world.tree("src").file("note", "").file("other", "x");
+        let watcher = Watcher::ready(&world, way, &[]);
+        for number in 0..100 {
+            let text = format!("saved {number} times");
+            fs::write(world.path("src/note"), &text).unwrap();
+            watcher.flush();
+            assert_eq!(fs::read_to_string(world.path("dst/note")).unwrap(), text, "{way:?}");
+        }
+        world.assert_same("src", "dst");
+    }
+}
+
+#[test]
+fn a_flush_of_what_nobody_watches_says_so() {
+    let world = World::new();
+    world.tree("src").file("a", "x");
+    world.tree("other");
+    let expected = |name: &str| {
+        format!(
+            "ksync: no ksync --watch keeps {name} in sync\n  \
+             hint: begin with ksync --watch, and name its local side here\n"
+        )
+    };
+    world.run(["flush", "src"]).fails(1).says(&expected("src"));
+    let watcher = Watcher::ready(&world, Way::Up, &[]);
+    world.run(["flush", "src"]).ok().says("");
+    world.run(["flush", "src/."]).ok().says("");
+    world.run(["flush", "other"]).fails(1).says(&expected("other"));
+    drop(watcher);
+    world.run(["flush", "src"]).fails(1).says(&expected("src"));
+}
+
+#[test]
+fn a_flush_gives_up_in_time() {
+    let world = World::new();
+    world.tree("src").file("a", "x");
+    let vm = Vm::start(&world);
+    let _watcher = vm.watch(Way::Up, &[]);
+    vm.line.set_down(true);
+    world.run(["flush", "--timeout", "1", "src"]).fails(30).says(
+        "ksync: not everything was there in time\n  \
+         hint: look at what the ksync that watches says, or give it more with --timeout\n",
+    );
+}
+
+#[test]
+fn deletions_are_listed_unless_they_are_asked_for() {
+    for way in Way::ALL {
+        let world = World::new();
+        world.tree("src").file("gone", "x").file("dir/inner", "y").file("stays", "z");
+        world.tree("dst").file("foreign", "was there before");
+        let watcher = for_eyes(&world, way, &[]);
+        fs::remove_file(world.path("src/gone")).unwrap();
+        watcher.line("what is left", 0, |line| {
+            (line == "left    gone (--delete would remove it)").then_some(())
+        });
+        fs::remove_dir_all(world.path("src/dir")).unwrap();
+        watcher.line("what is left", 0, |line| {
+            (line == "left    dir/ (--delete would remove it)").then_some(())
+        });
+        watcher.flush();
+        for name in ["gone", "dir/inner", "stays", "foreign"] {
+            assert!(world.path("dst").join(name).exists(), "{way:?}: {name}");
+        }
+        drop(watcher);
+
+        let watcher = for_eyes(&world, way, &["--delete"]);
+        world.assert_same("src", "dst");
+        fs::remove_file(world.path("src/stays")).unwrap();
+        watcher.is_there();
+    }
+}

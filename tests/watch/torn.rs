@@ -1,0 +1,137 @@
+//! What is still being written is never there with a content that it did not have.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::watcher::{Watcher, Way};
+use crate::world::{World, noise, wait_for};
+
+/// Looks at a file of the destination all the time, and answers all contents that it had.
+fn seen_meanwhile(world: &World, name: &str, story: impl FnOnce()) -> BTreeSet<Vec<u8>> {
+    let (path, ended) = (world.path(name), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let mut seen = BTreeSet::new();
+            while !ended.load(Ordering::SeqCst) {
+                if let Ok(content) = fs::read(&path) {
+                    seen.insert(content);
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+            seen
+        });
+        story();
+        ended.store(true, Ordering::SeqCst);
+        looking.join().unwrap()
+    })
+}
+
+#[test]
+fn a_file_that_is_written_in_pieces_is_there_in_prefixes_and_whole() {
+    for way in Way::ALL {
+        let world = World::new();
+        world.tree("src").file("other", "x");
+        let watcher = Watcher::ready(&world, way, &[]);
+        let content = noise(3, 2_000_000);
+        let seen = seen_meanwhile(&world, "dst/recording", || {
+            let mut file = File::create(world.path("src/recording")).unwrap();
+            for (number, piece) in content.chunks(100_000).enumerate() {
+                file.write_all(piece).unwrap();
+                // Its writer pauses: sometimes longer than is waited for.
+                thread::sleep(Duration::from_millis(if number % 5 == 0 { 250 } else { 60 }));
+            }
+            // Nobody has to close it.
+            watcher.flush();
+            assert_eq!(fs::read(world.path("dst/recording")).unwrap().len(), content.len());
+        });
+        watcher.is_there();
+        for version in &seen {
+            assert!(content.starts_with(version), "{way:?}: {} bytes that never were", version.len());
+            assert_eq!(version.len() % 100_000, 0, "{way:?}: half a piece");
+        }
+        assert!(seen.contains(&content), "{way:?}");
+        assert!(seen.len() > 2, "{way:?}: it arrives while it grows");
+    }
+}
+
+#[test]
+fn a_file_that_is_overwritten_in_place_is_there_in_versions_that_were() {
+    for way in Way::ALL {
+        let world = World::new();
+        let version = |number: usize| format!("version {number:06}\n").repeat(20_000 + number);
+        world.tree("src").file("file", version(0));
+        let watcher = Watcher::ready(&world, way, &[]);
+        let seen = seen_meanwhile(&world, "dst/file", || {
+            for number in 1..30 {
+                // Truncated, then written in pieces.
+                let mut file = File::create(world.path("src/file")).unwrap();
+                for piece in version(number).as_bytes().chunks(100_000) {
+                    file.write_all(piece).unwrap();
+                    thread::sleep(Duration::from_millis(4));
+                }
+            }
+            watcher.flush();
+        });
+        watcher.is_there();
+        for content in &seen {
+            let is_prefix = (0..30).any(|number| version(number).as_bytes().starts_with(content));
+            assert!(is_prefix, "{way:?}: {} bytes that never were", content.len());
+        }
+    }
+}
+
+#[test]
+fn a_file_without_a_writer_that_closes_it_arrives() {
+    for way in Way::ALL {
+        let world = World::new();
+        world.tree("src").file("log", "begin\n");
+        let watcher = Watcher::ready(&world, way, &[]);
+        let mut log = OpenOptions::new().append(true).open(world.path("src/log")).unwrap();
+        let mark = watcher.mark();
+        log.write_all(b"a line\n").unwrap();
+        // By events alone.
+        watcher.event_where("round", mark, |_| true);
+        assert_eq!(fs::read(world.path("dst/log")).unwrap(), b"begin\na line\n", "{way:?}");
+        log.set_len(3).unwrap();
+        let shortened = || (fs::read(world.path("dst/log")).unwrap() == b"beg").then_some(());
+        wait_for("what was cut off", shortened);
+    }
+}
+
+#[test]
+fn what_a_browser_has_not_finished_is_left_out_of_pulls_until_it_has() {
+    for (options, are_left_out) in [(&["--delete"][..], true), (&["--delete", "--partial-downloads"], false)]
+    {
+        let world = World::new();
+        world
+            .tree("src")
+            .file("a.crdownload", "half")
+            .file(".com.google.Chrome.abc", "half")
+            .file("done", "x");
+        let watcher = Watcher::ready(&world, Way::Down, options);
+        let is_there = |name: &str| world.path("dst").join(name).exists();
+        for name in ["a.crdownload", ".com.google.Chrome.abc"] {
+            assert_eq!(is_there(name), !are_left_out, "{name}");
+        }
+        world.tree("src").file("b.crdownload", "half").file("sub/.com.google.Chrome.xyz", "half");
+        watcher.flush();
+        for name in ["b.crdownload", "sub/.com.google.Chrome.xyz"] {
+            assert_eq!(is_there(name), !are_left_out, "{name}");
+        }
+        for (partial, whole) in [("a.crdownload", "a.zip"), ("sub/.com.google.Chrome.xyz", "sub/b.pdf")] {
+            let mark = watcher.mark();
+            fs::rename(world.path("src").join(partial), world.path("src").join(whole)).unwrap();
+            watcher.event_where("round", mark, |_| true);
+            wait_for("a download that is finished", || is_there(whole).then_some(()));
+            wait_for("the end of the part", || (!is_there(partial)).then_some(()));
+        }
+    }
+    // An upload leaves out nothing.
+    let world = World::new();
+    world.tree("src").file("a.crdownload", "half");
+    Watcher::ready(&world, Way::Up, &[]).is_there();
+}

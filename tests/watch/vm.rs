@@ -1,0 +1,204 @@
+//! A stand-in VM in a process of its own, and the line to it: bytes and connections are counted, and it can be cut.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::watcher::{Watcher, Way};
+use crate::world::{World, wait_for};
+
+/// A line to where something listens.
+pub(crate) struct Line {
+    pub(crate) port: u16,
+    state: Arc<State>,
+}
+
+struct State {
+    target: Mutex<SocketAddr>,
+    bytes: AtomicU64,
+    connections: AtomicUsize,
+    is_down: AtomicBool,
+    sockets: Mutex<Vec<TcpStream>>,
+}
+
+impl Line {
+    pub(crate) fn to(port: u16) -> Line {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let state = Arc::new(State {
+            target: Mutex::new((Ipv4Addr::LOCALHOST, port).into()),
+            bytes: AtomicU64::new(0),
+            connections: AtomicUsize::new(0),
+            is_down: AtomicBool::new(false),
+            sockets: Mutex::default(),
+        });
+        let line =
+            Line { port: listener.local_addr().expect("an address").port(), state: Arc::clone(&state) };
+        thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                if state.is_down.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let target = *state.target.lock().unwrap();
+                let Ok(far) = TcpStream::connect(target) else { continue };
+                state.connections.fetch_add(1, Ordering::SeqCst);
+                let clone = |socket: &TcpStream| socket.try_clone().expect("a descriptor");
+                state.sockets.lock().unwrap().extend([clone(&near), clone(&far)]);
+                for (from, to) in [(clone(&near), clone(&far)), (far, near)] {
+                    let state = Arc::clone(&state);
+                    thread::spawn(move || carry(from, to, &state));
+                }
+            }
+        });
+        line
+    }
+
+    /// From the next connection on.
+    pub(crate) fn lead_to(&self, port: u16) {
+        *self.state.target.lock().unwrap() = (Ipv4Addr::LOCALHOST, port).into();
+    }
+
+    /// TCP's payload so far, both ways.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.state.bytes.load(Ordering::SeqCst)
+    }
+
+    /// How many were made so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.state.connections.load(Ordering::SeqCst)
+    }
+
+    /// Ends all connections. New ones can be made at once.
+    pub(crate) fn cut(&self) {
+        for socket in self.state.sockets.lock().unwrap().drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Whether new connections end at once.
+    pub(crate) fn set_down(&self, is_down: bool) {
+        self.state.is_down.store(is_down, Ordering::SeqCst);
+        if is_down {
+            self.cut();
+        }
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, state: &State) {
+    let _ = to.set_nodelay(true);
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        state.bytes.fetch_add(count as u64, Ordering::SeqCst);
+        if to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    for socket in [from, to] {
+        let _ = socket.shutdown(Shutdown::Both);
+    }
+}
+
+/// A running `ksync sandbox`, reached over a line.
+pub(crate) struct Vm<'w> {
+    world: &'w World,
+    pub(crate) line: Line,
+    child: Child,
+}
+
+impl<'w> Vm<'w> {
+    /// Starts one, and writes `vm.json` for `--setup`.
+    pub(crate) fn start(world: &'w World) -> Vm<'w> {
+        let (child, port, setup) = serve(world, 0);
+        let line = Line::to(port);
+        let setup = setup.replace(&format!(":{port}"), &format!(":{}", line.port));
+        fs::write(world.path("vm.json"), setup).unwrap();
+        Vm { world, line, child }
+    }
+
+    /// Ends it and starts another one in its place, with other keys.
+    pub(crate) fn replace(&mut self) {
+        self.end();
+        let (child, port, _) = serve(self.world, 0);
+        self.line.lead_to(port);
+        self.child = child;
+    }
+
+    /// Watches over the line.
+    pub(crate) fn watch(&self, way: Way, options: &[&str]) -> Watcher<'w> {
+        let far = |name: &str| format!(":{}", self.world.path(name).display());
+        let (source, destination) = match way {
+            Way::Down => (far("src"), "dst".to_owned()),
+            _ => ("src".to_owned(), far("dst")),
+        };
+        let mut command = self.world.ksync(["--watch", "--json", "--setup", "vm.json"]);
+        command.args(options).args([source, destination]);
+        let watcher = Watcher::of(self.world, way.near(), command);
+        watcher.event("ready");
+        watcher
+    }
+
+    /// The one agent that runs in it.
+    #[track_caller]
+    pub(crate) fn agent(&self) -> Pid {
+        let home = self.world.path("vm");
+        wait_for("one agent", || match programs_below(&home)[..] {
+            [agent] => Some(agent),
+            _ => None,
+        })
+    }
+
+    fn end(&mut self) {
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Vm<'_> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Starts a sandbox; answers its port, and the setup that it told.
+fn serve(world: &World, port: u16) -> (Child, u16, String) {
+    let mut command: Command =
+        world.ksync(["sandbox", "--json", "--listen", &format!("127.0.0.1:{port}"), "--home"]);
+    command.arg(world.path("vm")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("start");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
+    let told: Value = serde_json::from_str(&line).expect("one line of JSON");
+    let setup = told["setup"].to_string();
+    let digits = setup.split("ws://127.0.0.1:").nth(1).expect("a URL").chars();
+    let digits: String = digits.take_while(char::is_ascii_digit).collect();
+    (child, digits.parse().expect("a port"), setup)
+}
+
+/// Processes whose program lies there.
+pub(crate) fn programs_below(folder: &Path) -> Vec<Pid> {
+    let is_one = |process: &Path| fs::read_link(process.join("exe")).is_ok_and(|exe| exe.starts_with(folder));
+    let processes = fs::read_dir("/proc").expect("/proc").filter_map(|entry| Some(entry.ok()?.path()));
+    let number = |process: PathBuf| process.file_name()?.to_str()?.parse().ok();
+    processes.filter(|process| is_one(process)).filter_map(number).filter_map(Pid::from_raw).collect()
+}
+
+/// How long a process has worked so far, in hundredths of a second.
+pub(crate) fn ticks(process: Pid) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/stat")).expect("a process");
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// What a process has in memory, in bytes, without what it maps of files.
+pub(crate) fn memory_bytes(process: Pid) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/status")).expect("a process");
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
