@@ -9,7 +9,7 @@ use crate::remote::{Connection, within};
 const LINE_BYTES_MAX: usize = 4096;
 
 /// Exit status of a command that was ended by a signal: what a shell says, without the signal's number.
-const BY_SIGNAL: u32 = 128;
+pub(super) const BY_SIGNAL: u32 = 128;
 
 /// Cuts what arrives into lines.
 #[derive(Debug, Default)]
@@ -65,6 +65,11 @@ impl Connection {
         }
         out.end(hear);
         err.end(hear);
+        self.told(status)
+    }
+
+    /// The exit status of a command that has ended, if that was told.
+    pub(super) fn told(&self, status: Option<u32>) -> Result<u32, RemoteError> {
         status.ok_or_else(|| RemoteError::Lost {
             endpoint: self.endpoint.clone(),
             source: self

@@ -5,14 +5,12 @@ use rustix::termios::{InputModes, SpecialCodeIndex, Termios};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::Receiver;
 
-use crate::remote::error::{Loss, RemoteError};
+use crate::remote::command::BY_SIGNAL;
+use crate::remote::error::RemoteError;
 use crate::remote::{Connection, within};
 
 /// What is read at a time.
 const READ_BYTES: usize = 32 << 10;
-
-/// Exit status of a command that was ended by a signal: what a shell says, without the signal's number.
-const BY_SIGNAL: u32 = 128;
 
 /// The size of a terminal, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,12 +148,6 @@ impl Connection {
             // There is no more to say, but there may be more to hear.
             () = typing => showing.await,
         };
-        status.ok_or_else(|| RemoteError::Lost {
-            endpoint: self.endpoint.clone(),
-            source: self
-                .fate
-                .known()
-                .unwrap_or_else(|| Loss::Broken("the command's end was not told".into())),
-        })
+        self.told(status)
     }
 }
