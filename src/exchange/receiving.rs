@@ -10,6 +10,7 @@ use std::thread;
 
 use serde_bytes::ByteBuf;
 
+use crate::content::blocks::{BlockSize, Outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta;
 use crate::content::hash::Hash;
@@ -21,6 +22,8 @@ use crate::disk::stage::{Durability, Metadata, Staging};
 use crate::disk::stat::Identity;
 use crate::disk::{clear_leftovers, has_staged};
 use crate::engine::{CopiedFile, Fault, Opened, Outcome, SignOrder, SmallContent, SmallFile, Step, Work};
+use crate::exchange::ahead::{Ahead, Likely};
+use crate::exchange::guess::large_files;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, blocks_of, chunks_of, no_old, open_old, read_window};
 use crate::exchange::{chain, fault, patiently};
@@ -46,6 +49,7 @@ pub struct Receiving {
     identities: OnceLock<Vec<Identity>>,
     trees: OnceLock<Trees>,
     sinks: Mutex<HashMap<u32, Sink>>,
+    ahead: Arc<Ahead>,
 }
 
 /// Where the tree goes.
@@ -75,6 +79,7 @@ impl Receiving {
             identities: OnceLock::new(),
             trees: OnceLock::new(),
             sinks: Mutex::new(HashMap::new()),
+            ahead: Arc::default(),
         }
     }
 
@@ -82,6 +87,27 @@ impl Receiving {
     #[must_use]
     pub fn remembering(self, memory: Option<Memory>) -> Self {
         Self { memory, ..self }
+    }
+
+    /// The same, which begins at once to hash large files of the destination that will probably be asked about.
+    /// For a receiver that has to wait until somebody makes an offer, of a single file called `name`, say.
+    #[must_use]
+    pub fn looking_ahead(self, name: Option<Vec<u8>>) -> Self {
+        // With --checksum all is hashed anyway.
+        if self.options.dry_run || self.options.checksum {
+            return self;
+        }
+        let (ahead, path) = (Arc::clone(&self.ahead), self.path.clone());
+        let begin = move || {
+            for (file, identity) in large_files(&path, name.as_deref()) {
+                // Blocks are as long as the new content's length wants them, which may be less than the old one's.
+                let block = BlockSize::for_size(identity.size).halved();
+                ahead.begin(identity, file, block, Likely::Perhaps);
+            }
+        };
+        // Without a thread they are hashed when they are asked for.
+        let _ = thread::Builder::new().spawn(begin);
+        self
     }
 
     // The destination.
@@ -196,17 +222,38 @@ impl Receiving {
         let staged = if may_be_staged { self.staged(id, size)? } else { None };
         let mut want = Want { id, staged, old: None };
         let Some(at) = at else { return Ok((want, None)) };
+        let ahead = self.ahead.take(self.basis(at)?.1);
+        // Opened after it was hashed: it is still what it was when that began.
         let (file, seen) = self.open_basis(at)?;
         if want.staged.is_none() && is_signed(size, seen.size) {
             let signature = ByteBuf::from(self.sign_file(at)?);
             want.old = Some(Old::Signed { length: seen.size, signature });
             return Ok((want, None));
         }
-        let (old, hash) =
-            blocks_of(seen.size, size, old_bytes_max(size), &|buffer, at| file.read_exact_at(buffer, at))
-                .map_err(|error| unwritable(&error))?;
+        let most = old_bytes_max(size);
+        let outline =
+            ahead.filter(|_| seen.size <= most).and_then(|nodes| nodes.outline(BlockSize::for_size(size)));
+        let (old, hash) = match outline {
+            Some(Outline { ids, hash }) => (Blocks { length: seen.size, ids }, Some(hash)),
+            None => blocks_of(seen.size, size, most, &|buffer, at| file.read_exact_at(buffer, at))
+                .map_err(|error| unwritable(&error))?,
+        };
         want.old = Some(Old::Blocks(old));
         Ok((want, hash))
+    }
+
+    /// Lets go of files that were hashed ahead and that nobody will ask about: those that are what they shall be,
+    /// and those that are not what they were.
+    fn stop_looking_ahead(&self) {
+        let (Ok(Trees { wanted, present }), Some(identities)) = (self.trees(), self.identities.get()) else {
+            return;
+        };
+        self.ahead.only(|begun| {
+            let at = identities.iter().position(|identity| identity == begun);
+            let old = at.and_then(|at| present.get(u32::try_from(at).ok()?));
+            let new = old.and_then(|old| wanted.get(wanted.position(&old.path)?));
+            old.is_some_and(|old| new.is_none_or(|new| (new.size(), new.mtime) != (old.size(), old.mtime)))
+        });
     }
 
     /// What an earlier run staged of a file.
@@ -488,6 +535,7 @@ impl Perform for Receiving {
             Work::Open(subject) => Outcome::Open(self.open(&subject)),
             Work::Plan { wanted, present } => {
                 let _ = self.trees.set(Trees { wanted, present });
+                self.stop_looking_ahead();
                 Outcome::Plan
             }
             Work::Sign(orders) => {

@@ -112,7 +112,10 @@ impl<'a> Session<'a> {
     ) -> Result<Round, SyncError> {
         let options = Options { special_bits: false, safe_links: true, ..options.clone() };
         let engine = Receiver::new(&Config { options: options.clone(), relay: false });
-        let disk = Receiving::new(PathBuf::from(to), options.clone()).remembering(memory::open(key));
+        let name = from.rsplit(|&byte| byte == b'/').next().map(<[u8]>::to_vec);
+        let disk = Receiving::new(PathBuf::from(to), options.clone())
+            .remembering(memory::open(key))
+            .looking_ahead(name);
         let order = Order { role: Role::Sender, path: from.to_vec(), options, memory: key };
         self.exchange(order, engine, disk, monitor).await
     }
