@@ -27,7 +27,7 @@ const GUARD: &str = "KSYNC_AGENT_BUILD";
 const BLOCK_BYTES: usize = 4096;
 
 /// Largest `agent.gz`: it is sent to every new VM.
-const PACKED_BYTES_MAX: usize = 800 * 1024;
+const PACKED_BYTES_MAX: usize = 840 * 1024;
 
 /// What the agent is made of. A change elsewhere does not build it again.
 const SOURCES: [&str; 13] = [

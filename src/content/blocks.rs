@@ -128,6 +128,7 @@ impl Outline {
 /// known how long blocks shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nodes {
+    length: u64,
     block: BlockSize,
     nodes: Vec<Node>,
 }
@@ -143,6 +144,19 @@ impl Nodes {
         }
         let ids = self.nodes.chunks(each).map(|nodes| BlockId::short(&inner(nodes))).collect();
         Some(Outline { ids, hash: Hash::from_bytes(*root(&self.nodes).as_bytes()) })
+    }
+
+    /// Finds the nodes of some bytes' blocks anew, since those bytes have changed.
+    ///
+    /// # Errors
+    /// What `read_at` gives.
+    pub fn renew(&mut self, bytes: &Range<u64>, read_at: ReadAt<'_>) -> io::Result<()> {
+        let blocks = bytes.start / self.block.0..self.block.count(bytes.end);
+        let found = nodes(blocks.clone(), self.length, self.block, read_at)?;
+        for (place, node) in self.nodes.iter_mut().skip(blocks.start as usize).zip(found) {
+            *place = node;
+        }
+        Ok(())
     }
 }
 
@@ -216,7 +230,7 @@ impl Finding {
                 *place = node;
             }
         }
-        is_all.then_some(Nodes { block: self.block, nodes })
+        is_all.then_some(Nodes { length: self.length, block: self.block, nodes })
     }
 }
 
@@ -346,13 +360,16 @@ mod tests {
     use super::*;
     use crate::content::testing::noise;
 
-    fn outline_of(content: &[u8], block: BlockSize) -> Outline {
-        let read_at = |buffer: &mut [u8], offset: u64| {
+    fn reader(content: &[u8]) -> impl Fn(&mut [u8], u64) -> io::Result<()> + Sync {
+        |buffer, offset| {
             let offset = offset as usize;
             buffer.copy_from_slice(&content[offset..offset + buffer.len()]);
             Ok(())
-        };
-        outline(content.len() as u64, block, &read_at).unwrap()
+        }
+    }
+
+    fn outline_of(content: &[u8], block: BlockSize) -> Outline {
+        outline(content.len() as u64, block, &reader(content)).unwrap()
     }
 
     #[test]
@@ -377,20 +394,32 @@ mod tests {
     fn longer_blocks_follow_from_shorter_ones() {
         for length in [3 << 20, (3 << 20) + 1, 5_000_000, (16 << 10) + 1] {
             let content = noise(length);
-            let read_at = |buffer: &mut [u8], offset: u64| {
-                let offset = offset as usize;
-                buffer.copy_from_slice(&content[offset..offset + buffer.len()]);
-                Ok(())
-            };
             let finding = Finding::of_all(length as u64, BlockSize(32 << 10));
             assert_eq!(finding.finish(), None, "nobody has helped");
-            finding.help(&read_at).unwrap();
+            finding.help(&reader(&content)).unwrap();
             let nodes = finding.finish().unwrap();
             for block in [16, 32, 64, 256, 4096] {
                 let block = BlockSize(block << 10);
                 let can_be = block.bytes() >= 32 << 10 && length > 32 << 10;
                 assert_eq!(nodes.outline(block), can_be.then(|| outline_of(&content, block)), "{length}");
             }
+        }
+    }
+
+    #[test]
+    fn what_changed_is_found_anew() {
+        let mut content = noise(3_000_001);
+        let block = BlockSize(32 << 10);
+        let find = |content: &[u8]| {
+            let finding = Finding::of_all(content.len() as u64, block);
+            finding.help(&reader(content)).unwrap();
+            finding.finish().unwrap()
+        };
+        let mut nodes = find(&content);
+        for changed in [5..6, 32_767..32_769, 1_000_000..1_500_000, 3_000_000..3_000_001] {
+            content[changed.clone()].fill(7);
+            nodes.renew(&(changed.start as u64..changed.end as u64), &reader(&content)).unwrap();
+            assert_eq!(nodes, find(&content), "{changed:?}");
         }
     }
 

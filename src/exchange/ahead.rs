@@ -103,6 +103,11 @@ impl Ahead {
         helped.ok().and_then(|()| job.finding.finish())
     }
 
+    /// Whether there is nothing to wait for.
+    pub(super) fn is_done(&self, identity: &Identity) -> bool {
+        self.state().begun.get(identity).is_some_and(|begun| begun.thread.is_finished())
+    }
+
     /// Nobody will ask for a file.
     pub(super) fn cancel(&self, identity: &Identity) {
         self.state().begun.remove(identity).inspect(Begun::end);

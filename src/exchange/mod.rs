@@ -5,6 +5,7 @@
 //! between two threads of one process. [`Sending`] and [`Receiving`] perform the works of the two engines.
 
 mod ahead;
+mod draft;
 mod guess;
 mod inbox;
 pub mod lanes;

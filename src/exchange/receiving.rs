@@ -23,6 +23,7 @@ use crate::disk::stat::Identity;
 use crate::disk::{clear_leftovers, has_staged};
 use crate::engine::{CopiedFile, Fault, Opened, Outcome, SignOrder, SmallContent, SmallFile, Step, Work};
 use crate::exchange::ahead::{Ahead, Likely};
+use crate::exchange::draft::{Draft, Drafts};
 use crate::exchange::guess::large_files;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, blocks_of, chunks_of, no_old, open_old, read_window};
@@ -50,6 +51,7 @@ pub struct Receiving {
     trees: OnceLock<Trees>,
     sinks: Mutex<HashMap<u32, Sink>>,
     ahead: Arc<Ahead>,
+    drafts: Drafts,
 }
 
 /// Where the tree goes.
@@ -80,6 +82,7 @@ impl Receiving {
             trees: OnceLock::new(),
             sinks: Mutex::new(HashMap::new()),
             ahead: Arc::default(),
+            drafts: Drafts::default(),
         }
     }
 
@@ -222,6 +225,12 @@ impl Receiving {
         let staged = if may_be_staged { self.staged(id, size)? } else { None };
         let mut want = Want { id, staged, old: None };
         let Some(at) = at else { return Ok((want, None)) };
+        if want.staged.is_none()
+            && let Some(Outline { ids, hash }) = self.drafts.make(id, || self.draft(id, at))
+        {
+            want.old = Some(Old::Blocks(Blocks { length: size, ids }));
+            return Ok((want, Some(hash)));
+        }
         let ahead = self.ahead.take(self.basis(at)?.1);
         // Opened after it was hashed: it is still what it was when that began.
         let (file, seen) = self.open_basis(at)?;
@@ -240,6 +249,25 @@ impl Receiving {
         };
         want.old = Some(Old::Blocks(old));
         Ok((want, hash))
+    }
+
+    /// A copy of the old version of a large file, made while that is named, where it looks as if it had been edited in
+    /// place.
+    fn draft(&self, id: u32, at: u32) -> Option<Draft> {
+        let (root, path, size) = (self.root().ok()?, self.path(id).ok()?, self.entry(id).ok()?.size());
+        let (basis, seen) = self.basis(at).ok()?;
+        let is_edited = seen.size == size && basis == path && Draft::is_worth_it(size);
+        // Named already; and there must be room for more than what is needed anyway.
+        if !is_edited || self.ahead.is_done(seen) || root.space().ok()?.bytes / 2 < size {
+            return None;
+        }
+        let old = open_old(root, basis, seen).ok()?;
+        let (staging, _) = Staging::open(root, path).ok()?;
+        if staging.shares_extents() {
+            return None;
+        }
+        self.ahead.cancel(seen);
+        Draft::of(&old, size, staging)
     }
 
     /// Lets go of files that were hashed ahead and that nobody will ask about: those that are what they shall be,
@@ -345,7 +373,7 @@ impl Receiving {
             Some(sink) => sink,
             None => {
                 let basis = at.map(|at| self.basis(at)).transpose()?;
-                Sink::begin(self.root()?, self.path(id)?, basis).map_err(sink_fault)?
+                Sink::begin(self.root()?, self.path(id)?, basis, self.drafts.take(id)).map_err(sink_fault)?
             }
         };
         for op in ops {
@@ -417,6 +445,10 @@ impl Receiving {
             Kind::Directory => root.set_directory(path, entry.mode, entry.mtime),
             Kind::Symlink { .. } => root.set_link_time(path, entry.mtime),
             Kind::File { .. } => {
+                // It turned out to be the same.
+                if let Some(draft) = self.drafts.take(id) {
+                    draft.discard();
+                }
                 let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
                 match root.set_file(path, entry.mode, entry.mtime, &seen) {
                     // Its other names may lie outside and are not to change: it becomes a file of its own.

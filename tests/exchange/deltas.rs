@@ -180,3 +180,36 @@ fn what_changed_after_the_look_ahead_is_seen() {
     };
     assert!(change_with_a_look_ahead(|_| {}, swap) < 100_000);
 }
+
+#[test]
+fn a_large_file_that_only_has_another_time_leaves_nothing_behind() {
+    let world = World::new();
+    let content = noise(1, 33 * MB);
+    world.write("f", &content);
+    world.write_target("f", &content);
+    set_time(&world.target.join("f"), 1_000_000_000, 0);
+    let ran = world.run_and_check();
+    assert!(ran.bytes < 50_000, "{}", ran.bytes);
+    assert_eq!((ran.summary().tally.updated, ran.summary().tally.adjusted), (0, 1));
+    assert_eq!(world.staged_bytes(), 0);
+}
+
+#[test]
+fn large_files_that_were_edited_in_place_cost_their_edits() {
+    let world = World::new();
+    // More than are copied before it is known what differs.
+    let names = ["a", "b", "c", "d"];
+    for (seed, name) in (1..).zip(names) {
+        let mut content = noise(seed, 33 * MB);
+        world.write_target(name, &content);
+        content[20 * MB - 5..][..10].fill(7);
+        content[5 * MB..][..MB / 2].fill(0);
+        // What moved within it is found in the old version, not in what was made of its copy.
+        content[10 * MB..12 * MB].rotate_left(MB);
+        world.write(name, &content);
+    }
+    let ran = world.run_and_check();
+    assert!(ran.bytes < 20 * MB as u64, "{}", ran.bytes);
+    assert_eq!(ran.summary().tally.updated, 4);
+    assert_eq!(world.staged_bytes(), 0);
+}
