@@ -95,23 +95,23 @@ mod tests {
         thread::sleep(2 * YOUNG);
         assert_eq!(sizes(folder.path(), None), [AHEAD_BYTES_MIN + 1]);
         assert_eq!(sizes(&at("large"), None), [AHEAD_BYTES_MIN + 1]);
-        assert_eq!(sizes(&at("small"), None), []);
-        assert_eq!(sizes(&at("nothing"), Some(b"large")), []);
+        assert!(sizes(&at("small"), None).is_empty());
+        assert!(sizes(&at("nothing"), Some(b"large")).is_empty());
         fs::create_dir(at("many")).unwrap();
         for n in 0..10 {
             make(&at("many").join(n.to_string()), 2 * AHEAD_BYTES_MIN);
         }
         thread::sleep(2 * YOUNG);
-        assert_eq!(sizes(folder.path(), None), []);
+        assert!(sizes(folder.path(), None).is_empty());
         assert_eq!(sizes(folder.path(), Some(b"large")), [AHEAD_BYTES_MIN + 1]);
-        assert_eq!(sizes(folder.path(), Some(b"../x")), []);
+        assert!(sizes(folder.path(), Some(b"../x")).is_empty());
     }
 
     #[test]
     fn what_changed_a_moment_ago_is_not_looked_at() {
         let folder = tempfile::tempdir().unwrap();
         make(&folder.path().join("f"), AHEAD_BYTES_MIN);
-        assert_eq!(sizes(folder.path(), None), []);
+        assert!(sizes(folder.path(), None).is_empty());
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let time = |seconds, nanos| Time::new(seconds, nanos).unwrap();
         assert!(is_young(time(999, 950_000_000), now) && !is_young(time(999, 850_000_000), now));
