@@ -10,6 +10,7 @@ use std::io;
 use std::num::NonZero;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
@@ -81,6 +82,12 @@ impl BlockSize {
         Self(balanced.max(fewest).max(BLOCK_BYTES_MIN).next_power_of_two())
     }
 
+    /// Half of it, but for the shortest.
+    #[must_use]
+    pub fn halved(self) -> Self {
+        Self((self.0 / 2).max(BLOCK_BYTES_MIN))
+    }
+
     /// Its bytes.
     #[must_use]
     pub fn bytes(self) -> u64 {
@@ -114,6 +121,116 @@ impl Outline {
     fn of_several(nodes: &[Node]) -> Self {
         let hash = Hash::from_bytes(*root(nodes).as_bytes());
         Self { ids: nodes.iter().map(BlockId::short).collect(), hash }
+    }
+}
+
+/// The nodes of a content's blocks. From them follow the names of longer blocks, so they can be found before it is
+/// known how long blocks shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nodes {
+    length: u64,
+    block: BlockSize,
+    nodes: Vec<Node>,
+}
+
+impl Nodes {
+    /// The outline in blocks of this size; `None` if they are shorter than those that were looked at, or if there
+    /// was only one of those.
+    #[must_use]
+    pub fn outline(&self, block: BlockSize) -> Option<Outline> {
+        let each = usize::try_from(block.0 / self.block.0).ok().filter(|&each| each > 0)?;
+        if self.nodes.len() < 2 {
+            return None;
+        }
+        let ids = self.nodes.chunks(each).map(|nodes| BlockId::short(&inner(nodes))).collect();
+        Some(Outline { ids, hash: Hash::from_bytes(*root(&self.nodes).as_bytes()) })
+    }
+
+    /// Finds the nodes of some bytes' blocks anew, since those bytes have changed.
+    ///
+    /// # Errors
+    /// What `read_at` gives.
+    pub fn renew(&mut self, bytes: &Range<u64>, read_at: ReadAt<'_>) -> io::Result<()> {
+        let blocks = bytes.start / self.block.0..self.block.count(bytes.end);
+        let found = nodes(blocks.clone(), self.length, self.block, read_at)?;
+        for (place, node) in self.nodes.iter_mut().skip(blocks.start as usize).zip(found) {
+            *place = node;
+        }
+        Ok(())
+    }
+}
+
+/// Finds nodes of a content's blocks, on as many threads as help: each takes the block that is next.
+#[derive(Debug)]
+pub struct Finding {
+    blocks: Range<u64>,
+    length: u64,
+    block: BlockSize,
+    next: AtomicU64,
+    found: Mutex<Vec<(u64, Node)>>,
+}
+
+impl Finding {
+    /// Of all blocks of a content of `length` bytes.
+    #[must_use]
+    pub fn of_all(length: u64, block: BlockSize) -> Self {
+        Self::new(0..block.count(length), length, block)
+    }
+
+    fn new(blocks: Range<u64>, length: u64, block: BlockSize) -> Self {
+        let next = AtomicU64::new(blocks.start);
+        Self { blocks, length, block, next, found: Mutex::default() }
+    }
+
+    /// Helps until no block is left, on several threads.
+    ///
+    /// # Errors
+    /// What `read_at` gives. What this one has found is lost then.
+    pub fn help(&self, read_at: ReadAt<'_>) -> io::Result<()> {
+        let bytes = (self.blocks.end - self.blocks.start).saturating_mul(self.block.0);
+        thread::scope(|scope| {
+            let others: Vec<_> =
+                (1..threads(bytes)).map(|_| scope.spawn(|| self.take_turns(read_at))).collect();
+            self.take_turns(read_at)?;
+            let join = |other: thread::ScopedJoinHandle<'_, _>| {
+                other.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
+            };
+            others.into_iter().try_for_each(join)
+        })
+    }
+
+    /// Helps until no block is left, on this thread.
+    ///
+    /// # Errors
+    /// As [`Finding::help`].
+    pub fn take_turns(&self, read_at: ReadAt<'_>) -> io::Result<()> {
+        let (mut nodes, mut buffer) = (Vec::new(), Vec::new());
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            if index >= self.blocks.end {
+                break;
+            }
+            let offset = index * self.block.0;
+            let length = self.block.0.min(self.length - offset);
+            let hasher = hash_block(offset, length, read_at, &mut buffer)?;
+            nodes.push((index, hasher.finalize_non_root()));
+        }
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).append(&mut nodes);
+        Ok(())
+    }
+
+    /// What was found, if that is all. For when nobody helps any more.
+    #[must_use]
+    pub fn finish(&self) -> Option<Nodes> {
+        let found = std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner));
+        let is_all = found.len() as u64 == self.blocks.end - self.blocks.start;
+        let mut nodes = vec![[0; 32]; found.len()];
+        for (index, node) in found {
+            if let Some(place) = nodes.get_mut((index - self.blocks.start) as usize) {
+                *place = node;
+            }
+        }
+        is_all.then_some(Nodes { length: self.length, block: self.block, nodes })
     }
 }
 
@@ -168,38 +285,11 @@ pub fn block_ids(
     Ok(nodes(blocks, length, block, read_at)?.iter().map(BlockId::short).collect())
 }
 
-/// Several threads share the work.
 fn nodes(blocks: Range<u64>, length: u64, block: BlockSize, read_at: ReadAt<'_>) -> io::Result<Vec<Node>> {
-    let next = AtomicU64::new(blocks.start);
-    let work = &|| -> io::Result<Vec<(u64, Node)>> {
-        let (mut nodes, mut buffer) = (Vec::new(), Vec::new());
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= blocks.end {
-                return Ok(nodes);
-            }
-            let offset = index * block.0;
-            let length = block.0.min(length - offset);
-            let hasher = hash_block(offset, length, read_at, &mut buffer)?;
-            nodes.push((index - blocks.start, hasher.finalize_non_root()));
-        }
-    };
-    let bytes = (blocks.end - blocks.start).saturating_mul(block.0);
-    let found = thread::scope(|scope| {
-        let others: Vec<_> = (1..threads(bytes)).map(|_| scope.spawn(work)).collect();
-        let mut found = work()?;
-        for other in others {
-            found.extend(other.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?);
-        }
-        io::Result::Ok(found)
-    })?;
-    let mut nodes = vec![[0; 32]; found.len()];
-    for (index, node) in found {
-        if let Some(place) = nodes.get_mut(index as usize) {
-            *place = node;
-        }
-    }
-    Ok(nodes)
+    let finding = Finding::new(blocks, length, block);
+    finding.help(read_at)?;
+    let lost = || io::Error::other("a block was not looked at");
+    Ok(finding.finish().ok_or_else(lost)?.nodes)
 }
 
 /// The name of the block of `length` bytes that begins at `offset`, a multiple of the block size.
@@ -270,13 +360,16 @@ mod tests {
     use super::*;
     use crate::content::testing::noise;
 
-    fn outline_of(content: &[u8], block: BlockSize) -> Outline {
-        let read_at = |buffer: &mut [u8], offset: u64| {
+    fn reader(content: &[u8]) -> impl Fn(&mut [u8], u64) -> io::Result<()> + Sync {
+        |buffer, offset| {
             let offset = offset as usize;
             buffer.copy_from_slice(&content[offset..offset + buffer.len()]);
             Ok(())
-        };
-        outline(content.len() as u64, block, &read_at).unwrap()
+        }
+    }
+
+    fn outline_of(content: &[u8], block: BlockSize) -> Outline {
+        outline(content.len() as u64, block, &reader(content)).unwrap()
     }
 
     #[test]
@@ -294,6 +387,39 @@ mod tests {
                 .map(|(index, bytes)| BlockId::of(index as u64 * block.bytes(), bytes))
                 .collect();
             assert_eq!(outline.ids, ids, "{length}");
+        }
+    }
+
+    #[test]
+    fn longer_blocks_follow_from_shorter_ones() {
+        for length in [3 << 20, (3 << 20) + 1, 5_000_000, (16 << 10) + 1] {
+            let content = noise(length);
+            let finding = Finding::of_all(length as u64, BlockSize(32 << 10));
+            assert_eq!(finding.finish(), None, "nobody has helped");
+            finding.help(&reader(&content)).unwrap();
+            let nodes = finding.finish().unwrap();
+            for block in [16, 32, 64, 256, 4096] {
+                let block = BlockSize(block << 10);
+                let can_be = block.bytes() >= 32 << 10 && length > 32 << 10;
+                assert_eq!(nodes.outline(block), can_be.then(|| outline_of(&content, block)), "{length}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_changed_is_found_anew() {
+        let mut content = noise(3_000_001);
+        let block = BlockSize(32 << 10);
+        let find = |content: &[u8]| {
+            let finding = Finding::of_all(content.len() as u64, block);
+            finding.help(&reader(content)).unwrap();
+            finding.finish().unwrap()
+        };
+        let mut nodes = find(&content);
+        for changed in [5..6, 32_767..32_769, 1_000_000..1_500_000, 3_000_000..3_000_001] {
+            content[changed.clone()].fill(7);
+            nodes.renew(&(changed.start as u64..changed.end as u64), &reader(&content)).unwrap();
+            assert_eq!(nodes, find(&content), "{changed:?}");
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod change;
 pub mod error;
+pub mod glance;
 mod levels;
 pub mod memory;
 mod resolve;

@@ -176,6 +176,42 @@ impl Staging {
         Ok(())
     }
 
+    /// Whether a copy from a file beside it need not copy anything.
+    #[must_use]
+    pub fn shares_extents(&self) -> bool {
+        shares_extents(&self.file)
+    }
+
+    /// Begins anew with `len` zeros, which take no space.
+    ///
+    /// # Errors
+    /// The file cannot be cut or made so long.
+    pub fn begin_with_zeros(&mut self, len: u64) -> Result<(), DiskError> {
+        self.keep(0)?;
+        self.file.set_len(len).during("write", self.path.as_bytes())?;
+        self.len = len;
+        Ok(())
+    }
+
+    /// Puts `bytes` where still are zeros. Long runs of zeros go on taking no space.
+    ///
+    /// # Errors
+    /// The disk is full, or the file is shorter than that.
+    pub fn fill(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.len) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if is_hole(bytes) { Ok(()) } else { self.file.write_all_at(bytes, offset) }
+    }
+
+    /// Puts `bytes` in the place of others.
+    ///
+    /// # Errors
+    /// As [`Staging::append`].
+    pub fn overwrite(&self, bytes: &[u8], offset: u64) -> Result<(), DiskError> {
+        self.file.write_all_at(bytes, offset).during("write", self.path.as_bytes())
+    }
+
     /// Puts the file into its place, complete with its metadata, if what is there is still what was `seen`
     /// there (`None`: nothing). After a conflict the staged bytes stay.
     ///
@@ -215,7 +251,8 @@ impl Staging {
         self.state.remove(self.name.as_bytes())
     }
 
-    fn staged_path(&self) -> Vec<u8> {
+    /// Its name below the root, for errors.
+    pub(crate) fn staged_path(&self) -> Vec<u8> {
         in_state(self.name.as_bytes())
     }
 }
@@ -287,13 +324,13 @@ fn read_stretch(file: &File, stretch: Range<u64>, visit: &mut dyn FnMut(&[u8])) 
     Ok(())
 }
 
+fn is_hole(bytes: &[u8]) -> bool {
+    bytes.len() >= HOLE_BYTES_MIN && bytes.iter().all(|&byte| byte == 0)
+}
+
 /// Writes at `end`, the end of the file. Long runs of zeros become holes.
 fn write_at_end(file: &File, bytes: &[u8], end: u64) -> io::Result<()> {
-    if bytes.len() >= HOLE_BYTES_MIN && bytes.iter().all(|&byte| byte == 0) {
-        file.set_len(end + bytes.len() as u64)
-    } else {
-        file.write_all_at(bytes, end)
-    }
+    if is_hole(bytes) { file.set_len(end + bytes.len() as u64) } else { file.write_all_at(bytes, end) }
 }
 
 /// Copies `len` bytes, by the kernel as far as it can; answers how many that were: all.

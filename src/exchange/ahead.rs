@@ -1,7 +1,7 @@
-//! `Ahead`: hashes large files that will probably be asked for while the connection is made.
+//! `Ahead`: hashes large files that will probably be asked about while the connection is made.
 //!
-//! To compare a file with an old version its sender hashes it first, 0.14 s for a gigabyte, while the receiver waits.
-//! Before that the sender waits for the receiver.
+//! To compare a file with an old version its sender hashes it first, 0.14 s for a gigabyte, and before that the
+//! receiver hashed the old one, each while the other waits. Before that the sender waits for the receiver.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,60 +11,123 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use crate::content::blocks::{BlockSize, Outline, outline};
+use crate::content::blocks::{BlockSize, Finding, Nodes, ReadAt};
+use crate::disk::stat::Identity;
 
 /// Shortest file, in bytes, for which that is worth a thread.
 pub(super) const AHEAD_BYTES_MIN: u64 = 8 << 20;
 
-/// Most files at a time: each keeps all processors busy.
+/// Most files at a time.
 pub(super) const AHEAD_FILES_MAX: usize = 2;
 
-/// Outlines that are being made.
+/// How likely it is that a file will be asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Likely {
+    /// It changed: worth all processors.
+    Very,
+    /// It is large. That is worth one: with all of them the connection took 12 ms longer on a machine with two, on
+    /// which the other side was as well.
+    Perhaps,
+}
+
+/// Files that are being hashed.
 #[derive(Default)]
 pub(super) struct Ahead {
-    begun: Mutex<HashMap<u32, Begun>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    begun: HashMap<Identity, Begun>,
+    /// It is known what is asked about, so nothing is begun any more.
+    is_late: bool,
 }
 
 struct Begun {
-    thread: JoinHandle<io::Result<Outline>>,
-    is_over: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+    job: Arc<Job>,
+}
+
+struct Job {
+    file: File,
+    finding: Finding,
+    is_over: AtomicBool,
+}
+
+impl Job {
+    fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.is_over.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        self.file.read_exact_at(buffer, offset)
+    }
+}
+
+impl Begun {
+    fn end(&self) {
+        self.job.is_over.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Ahead {
-    /// Begins to read a file of `size` bytes.
-    pub(super) fn begin(&self, id: u32, file: File, size: u64) {
-        let is_over = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&is_over);
-        let make = move || {
+    /// Begins to read a file, in blocks of this size.
+    pub(super) fn begin(&self, identity: Identity, file: File, block: BlockSize, likely: Likely) {
+        let mut state = self.state();
+        if state.is_late {
+            return;
+        }
+        let finding = Finding::of_all(identity.size, block);
+        let job = Arc::new(Job { file, finding, is_over: AtomicBool::new(false) });
+        let beginning = Arc::clone(&job);
+        let help = move || {
             give_way();
-            outline(size, BlockSize::for_size(size), &|buffer, offset| {
-                if stop.load(Ordering::Relaxed) {
-                    return Err(io::ErrorKind::Interrupted.into());
-                }
-                file.read_exact_at(buffer, offset)
-            })
+            // What it could not read is missing in the end.
+            let read_at: ReadAt<'_> = &|buffer, offset| beginning.read(buffer, offset);
+            let _ = match likely {
+                Likely::Very => beginning.finding.help(read_at),
+                Likely::Perhaps => beginning.finding.take_turns(read_at),
+            };
         };
         // Without a thread it is read when it is asked for.
-        if let Ok(thread) = thread::Builder::new().spawn(make) {
-            self.begun().insert(id, Begun { thread, is_over });
+        if let Ok(thread) = thread::Builder::new().spawn(help) {
+            state.begun.insert(identity, Begun { thread, job });
         }
     }
 
-    /// The outline of a file, when it is done; `None` where it was not begun, or could not be made.
-    pub(super) fn take(&self, id: u32) -> Option<Outline> {
-        let begun = self.begun().remove(&id)?;
-        begun.thread.join().ok()?.ok()
+    /// The nodes of a file, when they are all there; `None` where that was not begun, or cannot be.
+    pub(super) fn take(&self, identity: &Identity) -> Option<Nodes> {
+        let Begun { thread, job } = self.state().begun.remove(identity)?;
+        // Now somebody waits, who gives way to nobody: on a busy machine that makes all the difference.
+        let helped = job.finding.help(&|buffer, offset| job.read(buffer, offset));
+        thread.join().ok()?;
+        helped.ok().and_then(|()| job.finding.finish())
     }
 
-    /// Nobody will ask for the outline of a file.
-    pub(super) fn cancel(&self, id: u32) {
-        if let Some(begun) = self.begun().remove(&id) {
-            begun.is_over.store(true, Ordering::Relaxed);
-        }
+    /// Whether there is nothing to wait for.
+    pub(super) fn is_done(&self, identity: &Identity) -> bool {
+        self.state().begun.get(identity).is_some_and(|begun| begun.thread.is_finished())
     }
 
-    fn begun(&self) -> MutexGuard<'_, HashMap<u32, Begun>> {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Nobody will ask for a file.
+    pub(super) fn cancel(&self, identity: &Identity) {
+        self.state().begun.remove(identity).inspect(Begun::end);
+    }
+
+    /// Nobody will ask for other files than these.
+    pub(super) fn only(&self, may_be_asked_for: impl Fn(&Identity) -> bool) {
+        let mut state = self.state();
+        state.is_late = true;
+        state.begun.retain(|identity, begun| {
+            let stays = may_be_asked_for(identity);
+            if !stays {
+                begun.end();
+            }
+            stays
+        });
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,7 +139,7 @@ fn give_way() {
 
 impl Drop for Ahead {
     fn drop(&mut self) {
-        self.begun().values().for_each(|begun| begun.is_over.store(true, Ordering::Relaxed));
+        self.state().begun.values().for_each(Begun::end);
     }
 }
 
@@ -85,22 +148,53 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::content::blocks::outline;
+    use crate::disk::stat::identity_of;
+
+    const SIZE: u64 = 3_000_000;
+
+    fn file() -> (File, Identity) {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; SIZE as usize]).unwrap();
+        let identity = identity_of(&file).unwrap();
+        (file, identity)
+    }
+
+    /// The same file, or a part of it, in other words.
+    fn other(identity: Identity, size: u64) -> Identity {
+        Identity { size, ..identity }
+    }
 
     #[test]
-    fn an_outline_is_there_once_and_only_of_what_was_begun() {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&vec![7; 3_000_000]).unwrap();
-        let block = BlockSize::for_size(3_000_000);
-        let due = outline(3_000_000, block, &|buffer, at| file.read_exact_at(buffer, at)).unwrap();
+    fn nodes_are_there_once_and_only_of_what_was_begun() {
+        let (file, identity) = file();
+        let block = BlockSize::for_size(SIZE);
+        let due = outline(SIZE, block, &|buffer, at| file.read_exact_at(buffer, at)).unwrap();
         let ahead = Ahead::default();
-        ahead.begin(5, file.try_clone().unwrap(), 3_000_000);
-        assert_eq!(ahead.take(4), None);
-        assert_eq!(ahead.take(5), Some(due));
-        assert_eq!(ahead.take(5), None);
-        ahead.begin(5, file.try_clone().unwrap(), 3_000_000);
-        ahead.cancel(5);
-        assert_eq!(ahead.take(5), None);
-        ahead.begin(6, file, 3_000_001);
-        assert_eq!(ahead.take(6), None, "a file that shrank");
+        ahead.begin(identity, file.try_clone().unwrap(), block, Likely::Very);
+        assert_eq!(ahead.take(&other(identity, 1)), None);
+        assert_eq!(ahead.take(&identity).unwrap().outline(block), Some(due));
+        assert_eq!(ahead.take(&identity), None);
+        ahead.begin(identity, file.try_clone().unwrap(), block, Likely::Very);
+        ahead.cancel(&identity);
+        assert_eq!(ahead.take(&identity), None);
+        let longer = other(identity, SIZE + 1);
+        ahead.begin(longer, file, block, Likely::Perhaps);
+        assert_eq!(ahead.take(&longer), None, "a file that shrank");
+    }
+
+    #[test]
+    fn once_it_is_known_what_is_asked_for_nothing_else_is_read() {
+        let (file, identity) = file();
+        let (block, shorter) = (BlockSize::for_size(SIZE), other(identity, SIZE - 1));
+        let ahead = Ahead::default();
+        for begun in [identity, shorter] {
+            ahead.begin(begun, file.try_clone().unwrap(), block, Likely::Very);
+        }
+        ahead.only(|&begun| begun == shorter);
+        assert_eq!(ahead.take(&identity), None);
+        ahead.begin(identity, file, block, Likely::Perhaps);
+        assert_eq!(ahead.take(&identity), None);
+        assert!(ahead.take(&shorter).is_some());
     }
 }

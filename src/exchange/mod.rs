@@ -6,6 +6,8 @@
 //! tree is watched, exchanges follow each other on one [`Link`]: see [`rounds`].
 
 mod ahead;
+mod draft;
+mod guess;
 mod inbox;
 pub mod lanes;
 mod layout;

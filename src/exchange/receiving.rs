@@ -10,6 +10,7 @@ use std::thread;
 
 use serde_bytes::ByteBuf;
 
+use crate::content::blocks::{BlockSize, Outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta;
 use crate::content::hash::Hash;
@@ -21,6 +22,9 @@ use crate::disk::stage::{Durability, Metadata, Staging};
 use crate::disk::stat::Identity;
 use crate::disk::{clear_leftovers, has_staged};
 use crate::engine::{CopiedFile, Fault, Opened, Outcome, SignOrder, SmallContent, SmallFile, Step, Work};
+use crate::exchange::ahead::{Ahead, Likely};
+use crate::exchange::draft::{Draft, Drafts};
+use crate::exchange::guess::large_files;
 use crate::exchange::rounds::Standing;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, blocks_of, chunks_of, no_old, open_old, read_window};
@@ -49,6 +53,8 @@ pub struct Receiving {
     identities: OnceLock<Vec<Identity>>,
     trees: OnceLock<Trees>,
     sinks: Mutex<HashMap<u32, Sink>>,
+    ahead: Arc<Ahead>,
+    drafts: Drafts,
 }
 
 /// Where the tree goes.
@@ -79,6 +85,8 @@ impl Receiving {
             identities: OnceLock::new(),
             trees: OnceLock::new(),
             sinks: Mutex::new(HashMap::new()),
+            ahead: Arc::default(),
+            drafts: Drafts::default(),
         }
     }
 
@@ -91,6 +99,27 @@ impl Receiving {
     /// The same, as one of several rounds.
     pub(super) fn standing(self, standing: Arc<Standing>) -> Self {
         Self { standing: Some(standing), ..self }
+    }
+
+    /// The same, which begins at once to hash large files of the destination that will probably be asked about.
+    /// For a receiver that has to wait until somebody makes an offer, of a single file called `name`, say.
+    #[must_use]
+    pub fn looking_ahead(self, name: Option<Vec<u8>>) -> Self {
+        // With --checksum all is hashed anyway.
+        if self.options.dry_run || self.options.checksum {
+            return self;
+        }
+        let (ahead, path) = (Arc::clone(&self.ahead), self.path.clone());
+        let begin = move || {
+            for (file, identity) in large_files(&path, name.as_deref()) {
+                // Blocks are as long as the new content's length wants them, which may be less than the old one's.
+                let block = BlockSize::for_size(identity.size).halved();
+                ahead.begin(identity, file, block, Likely::Perhaps);
+            }
+        };
+        // Without a thread they are hashed when they are asked for.
+        let _ = thread::Builder::new().spawn(begin);
+        self
     }
 
     // The destination.
@@ -215,17 +244,63 @@ impl Receiving {
         let staged = if may_be_staged { self.staged(id, size)? } else { None };
         let mut want = Want { id, staged, old: None };
         let Some(at) = at else { return Ok((want, None)) };
+        if want.staged.is_none()
+            && let Some(Outline { ids, hash }) = self.drafts.make(id, || self.draft(id, at))
+        {
+            want.old = Some(Old::Blocks(Blocks { length: size, ids }));
+            return Ok((want, Some(hash)));
+        }
+        let ahead = self.ahead.take(self.basis(at)?.1);
+        // Opened after it was hashed: it is still what it was when that began.
         let (file, seen) = self.open_basis(at)?;
         if want.staged.is_none() && is_signed(size, seen.size) {
             let signature = ByteBuf::from(self.sign_file(at)?);
             want.old = Some(Old::Signed { length: seen.size, signature });
             return Ok((want, None));
         }
-        let (old, hash) =
-            blocks_of(seen.size, size, old_bytes_max(size), &|buffer, at| file.read_exact_at(buffer, at))
-                .map_err(|error| unwritable(&error))?;
+        let most = old_bytes_max(size);
+        let outline =
+            ahead.filter(|_| seen.size <= most).and_then(|nodes| nodes.outline(BlockSize::for_size(size)));
+        let (old, hash) = match outline {
+            Some(Outline { ids, hash }) => (Blocks { length: seen.size, ids }, Some(hash)),
+            None => blocks_of(seen.size, size, most, &|buffer, at| file.read_exact_at(buffer, at))
+                .map_err(|error| unwritable(&error))?,
+        };
         want.old = Some(Old::Blocks(old));
         Ok((want, hash))
+    }
+
+    /// A copy of the old version of a large file, made while that is named, where it looks as if it had been edited in
+    /// place.
+    fn draft(&self, id: u32, at: u32) -> Option<Draft> {
+        let (root, path, size) = (self.root().ok()?, self.path(id).ok()?, self.entry(id).ok()?.size());
+        let (basis, seen) = self.basis(at).ok()?;
+        let is_edited = seen.size == size && basis == path && Draft::is_worth_it(size);
+        // Named already; and there must be room for more than what is needed anyway.
+        if !is_edited || self.ahead.is_done(seen) || root.space().ok()?.bytes / 2 < size {
+            return None;
+        }
+        let old = open_old(root, basis, seen).ok()?;
+        let (staging, _) = Staging::open(root, path).ok()?;
+        if staging.shares_extents() {
+            return None;
+        }
+        self.ahead.cancel(seen);
+        Draft::of(&old, size, staging)
+    }
+
+    /// Lets go of files that were hashed ahead and that nobody will ask about: those that are what they shall be,
+    /// and those that are not what they were.
+    fn stop_looking_ahead(&self) {
+        let (Ok(Trees { wanted, present }), Some(identities)) = (self.trees(), self.identities.get()) else {
+            return;
+        };
+        self.ahead.only(|begun| {
+            let at = identities.iter().position(|identity| identity == begun);
+            let old = at.and_then(|at| present.get(u32::try_from(at).ok()?));
+            let new = old.and_then(|old| wanted.get(wanted.position(&old.path)?));
+            old.is_some_and(|old| new.is_none_or(|new| (new.size(), new.mtime) != (old.size(), old.mtime)))
+        });
     }
 
     /// What an earlier run staged of a file.
@@ -317,7 +392,7 @@ impl Receiving {
             Some(sink) => sink,
             None => {
                 let basis = at.map(|at| self.basis(at)).transpose()?;
-                Sink::begin(self.root()?, self.path(id)?, basis).map_err(sink_fault)?
+                Sink::begin(self.root()?, self.path(id)?, basis, self.drafts.take(id)).map_err(sink_fault)?
             }
         };
         for op in ops {
@@ -389,6 +464,10 @@ impl Receiving {
             Kind::Directory => root.set_directory(path, entry.mode, entry.mtime),
             Kind::Symlink { .. } => root.set_link_time(path, entry.mtime),
             Kind::File { .. } => {
+                // It turned out to be the same.
+                if let Some(draft) = self.drafts.take(id) {
+                    draft.discard();
+                }
                 let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
                 match root.set_file(path, entry.mode, entry.mtime, &seen) {
                     // Its other names may lie outside and are not to change: it becomes a file of its own.
@@ -507,6 +586,7 @@ impl Perform for Receiving {
             Work::Open { subject, scope } => Outcome::Open(self.open(&subject, scope)),
             Work::Plan { wanted, present } => {
                 let _ = self.trees.set(Trees { wanted, present });
+                self.stop_looking_ahead();
                 Outcome::Plan
             }
             Work::Sign(orders) => {

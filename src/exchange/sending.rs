@@ -21,7 +21,7 @@ use crate::engine::{
     self, Changed, Fault, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
     SourceNext, SourceStep, Work,
 };
-use crate::exchange::ahead::{AHEAD_BYTES_MIN, AHEAD_FILES_MAX, Ahead};
+use crate::exchange::ahead::{AHEAD_BYTES_MIN, AHEAD_FILES_MAX, Ahead, Likely};
 use crate::exchange::rounds::About;
 use crate::exchange::run::Perform;
 use crate::exchange::source::{Source, SourceError};
@@ -222,10 +222,13 @@ impl Sending {
         let size = |id: &u32| manifest.get(*id).map_or(0, Entry::size);
         ids.retain(|id| size(id) >= AHEAD_BYTES_MIN);
         ids.sort_by_key(|id| Reverse(size(id)));
+        let has_changed = changed.is_some() || self.scope().is_some();
+        let likely = if has_changed { Likely::Very } else { Likely::Perhaps };
         for &id in ids.iter().take(AHEAD_FILES_MAX) {
             // Why it cannot be opened is said when it is asked for.
             if let Ok((file, identity)) = self.open(id) {
-                self.ahead.begin(id, file, identity.size);
+                let block = BlockSize::for_size(identity.size);
+                self.ahead.begin(identity, file, block, likely);
             }
         }
     }
@@ -297,9 +300,11 @@ impl Sending {
             SourceStep::Begin(want) => {
                 let (file, identity) = self.open(id)?;
                 if want.old.is_none() && want.staged.is_none() {
-                    self.ahead.cancel(id);
+                    self.ahead.cancel(&identity);
                 }
-                Source::begin(file, identity, &want, || self.ahead.take(id)).map_err(source_fault)?
+                let block = BlockSize::for_size(identity.size);
+                let ahead = || self.ahead.take(&identity)?.outline(block);
+                Source::begin(file, identity, &want, ahead).map_err(source_fault)?
             }
             SourceStep::Signatures(signatures) => {
                 let mut source = self.take_source(id)?;

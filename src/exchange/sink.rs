@@ -13,6 +13,7 @@ use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::stage::Staging;
 use crate::disk::stat::Identity;
+use crate::exchange::draft::Draft;
 use crate::exchange::patiently;
 use crate::tree::path::TreePath;
 use crate::wire::message::{Blocks, Op, Window};
@@ -36,27 +37,65 @@ impl From<DiskError> for SinkError {
 }
 
 pub(super) struct Sink {
+    growing: Growing,
+    old: Option<File>,
+}
+
+/// How it becomes what it shall be.
+enum Growing {
+    /// From nothing, or from what an earlier run staged.
+    Anew(Box<Anew>),
+    /// From a copy of the old version.
+    Draft(Draft),
+}
+
+struct Anew {
     staging: Staging,
     hasher: Hasher,
-    old: Option<File>,
     begun: bool,
 }
 
 impl Sink {
-    /// Begins to make `path`; `basis` is a file that it can be made from, and what was seen of it.
+    /// Begins to make `path`; `basis` is a file that it can be made from, and what was seen of it; `draft` a copy of
+    /// that.
     pub(super) fn begin(
         root: &Root,
         path: &TreePath,
         basis: Option<(&TreePath, &Identity)>,
+        draft: Option<Draft>,
     ) -> Result<Self, SinkError> {
-        let (staging, _) = patiently(|| Staging::open(root, path))?;
+        let growing = match draft {
+            Some(draft) => Growing::Draft(draft),
+            None => {
+                let (staging, _) = patiently(|| Staging::open(root, path))?;
+                Growing::Anew(Box::new(Anew { staging, hasher: Hasher::new(), begun: false }))
+            }
+        };
         let old = basis.map(|(basis, seen)| open_old(root, basis, seen)).transpose();
         // Without a basis everything may still come whole; what copies from it fails then.
-        Ok(Self { staging, hasher: Hasher::new(), old: old.ok().flatten(), begun: false })
+        Ok(Self { growing, old: old.ok().flatten() })
     }
 
     /// Performs one step.
     pub(super) fn apply(&mut self, op: Op) -> Result<(), SinkError> {
+        match &mut self.growing {
+            Growing::Anew(anew) => anew.apply(op, self.old.as_ref()),
+            Growing::Draft(draft) => draft.apply(op, self.old.as_ref()),
+        }
+    }
+
+    /// The finished file, if it has this hash; and the old version.
+    pub(super) fn finish(self, hash: Hash) -> Result<(Staging, Option<File>), SinkError> {
+        let staging = match self.growing {
+            Growing::Anew(anew) => anew.finish(hash)?,
+            Growing::Draft(draft) => draft.finish(hash)?,
+        };
+        Ok((staging, self.old))
+    }
+}
+
+impl Anew {
+    fn apply(&mut self, op: Op, old: Option<&File>) -> Result<(), SinkError> {
         let begun = std::mem::replace(&mut self.begun, true);
         if !begun {
             let kept = if let Op::Keep { length } = op { length } else { 0 };
@@ -70,43 +109,48 @@ impl Sink {
             Op::Keep { .. } if begun => Err(SinkError::Peer("keeping what is staged is only ever first")),
             Op::Keep { .. } => Ok(()),
             Op::Data(bytes) => Ok(self.append(&bytes)?),
-            Op::Copy { offset, length } => self.copy(offset, length),
+            Op::Copy { offset, length } => {
+                let (old, hasher) = (old.ok_or_else(no_old)?, &mut self.hasher);
+                // Hashed is what is written.
+                self.staging.append_from_and_visit(old, offset, length, &mut |bytes| hasher.update(bytes))?;
+                Ok(())
+            }
             Op::Delta { window, length, delta } => {
-                let old = read_window(self.old()?, window)?;
-                let bytes = delta::apply(&old, &delta, length as usize)
-                    .map_err(|error| SinkError::Basis(error.to_string()))?;
-                Ok(self.append(&bytes)?)
+                Ok(self.append(&apply_delta(old, window, length, &delta)?)?)
             }
         }
     }
 
-    /// The finished file, if it has this hash; and the old version.
-    pub(super) fn finish(mut self, hash: Hash) -> Result<(Staging, Option<File>), SinkError> {
+    fn finish(mut self, hash: Hash) -> Result<Staging, SinkError> {
         if !self.begun {
             self.staging.keep(0)?;
         }
         if self.hasher.finish() == hash {
-            return Ok((self.staging, self.old));
+            return Ok(self.staging);
         }
         self.staging.discard()?;
-        Err(SinkError::Basis("what arrived does not have the hash that was announced".to_owned()))
+        Err(wrong_hash())
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
         self.hasher.update(bytes);
         self.staging.append(bytes)
     }
+}
 
-    /// Copies, and hashes what is written.
-    fn copy(&mut self, offset: u64, length: u64) -> Result<(), SinkError> {
-        let old = self.old.as_ref().ok_or_else(no_old)?;
-        self.staging.append_from_and_visit(old, offset, length, &mut |bytes| self.hasher.update(bytes))?;
-        Ok(())
-    }
+/// What a delta makes of a stretch of the old version.
+pub(super) fn apply_delta(
+    old: Option<&File>,
+    window: Window,
+    length: u32,
+    delta: &[u8],
+) -> Result<Vec<u8>, SinkError> {
+    let old = read_window(old.ok_or_else(no_old)?, window)?;
+    delta::apply(&old, delta, length as usize).map_err(|error| SinkError::Basis(error.to_string()))
+}
 
-    fn old(&self) -> Result<&File, SinkError> {
-        self.old.as_ref().ok_or_else(no_old)
-    }
+pub(super) fn wrong_hash() -> SinkError {
+    SinkError::Basis("what arrived does not have the hash that was announced".to_owned())
 }
 
 pub(super) fn no_old() -> SinkError {

@@ -176,7 +176,10 @@ impl<'a> Session<'a> {
     ) -> Result<Round, SyncError> {
         let config = receiving(options);
         let engine = Receiver::new(&config);
-        let disk = Receiving::new(PathBuf::from(to), config.options.clone()).remembering(memory::open(key));
+        let name = from.rsplit(|&byte| byte == b'/').next().map(<[u8]>::to_vec);
+        let disk = Receiving::new(PathBuf::from(to), config.options.clone())
+            .remembering(memory::open(key))
+            .looking_ahead(name);
         let order = order(Role::Sender, from, &config, key, None);
         self.exchange(order, engine, disk, monitor).await
     }

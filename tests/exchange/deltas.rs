@@ -1,5 +1,10 @@
 //! How much travels.
 
+use std::thread;
+use std::time::Duration;
+
+use ksync::exchange::{Receiving, Sending};
+
 use crate::world::{World, noise, set_time};
 
 const MB: usize = 1 << 20;
@@ -131,4 +136,80 @@ fn nothing_changed_costs_some_bytes_an_entry() {
     world.run_and_check();
     let ran = world.run();
     assert!(ran.bytes < 40_000, "{}", ran.bytes);
+}
+
+/// Copies one content, changes it, copies again to a receiver that has looked ahead; `meddle` may change the copy
+/// after that.
+fn change_with_a_look_ahead(change: impl FnOnce(&mut Vec<u8>), meddle: impl FnOnce(&World)) -> u64 {
+    let world = World::new();
+    let mut content = noise(1, 20 * MB);
+    world.write("f", &content);
+    world.run_and_check();
+    change(&mut content);
+    world.write("f", &content);
+    // What changed a moment ago is not looked at.
+    thread::sleep(Duration::from_millis(200));
+    let receiving = Receiving::new(world.target.clone(), world.options.clone()).looking_ahead(None);
+    thread::sleep(Duration::from_millis(100));
+    meddle(&world);
+    let ran = world.run_with(Sending::new(world.source.clone(), world.options.clone()), receiving);
+    assert_eq!(ran.problems(), []);
+    world.assert_same();
+    ran.bytes
+}
+
+#[test]
+fn who_looks_ahead_finds_the_same() {
+    let edit = |content: &mut Vec<u8>| content[7 * MB..][..10].fill(7);
+    assert!(change_with_a_look_ahead(edit, |_| {}) < 100_000);
+    // So long that its blocks are; and so short.
+    let append = |content: &mut Vec<u8>| content.extend(vec![7; 60 * MB]);
+    assert!(change_with_a_look_ahead(append, |_| {}) < 200_000 + 60 * MB as u64);
+    let cut = |content: &mut Vec<u8>| content.truncate(11 * MB);
+    assert!(change_with_a_look_ahead(cut, |_| {}) < 100_000);
+    assert!(change_with_a_look_ahead(|content| content.truncate(MB), |_| {}) < 100_000);
+}
+
+#[test]
+fn what_changed_after_the_look_ahead_is_seen() {
+    // It would be taken for the same, were the copy what it was.
+    let swap = |world: &World| {
+        let mut copy = world.read_target("f");
+        copy[3 * MB] ^= 1;
+        world.write_target("f", &copy);
+    };
+    assert!(change_with_a_look_ahead(|_| {}, swap) < 100_000);
+}
+
+#[test]
+fn a_large_file_that_only_has_another_time_leaves_nothing_behind() {
+    let world = World::new();
+    let content = noise(1, 33 * MB);
+    world.write("f", &content);
+    world.write_target("f", &content);
+    set_time(&world.target.join("f"), 1_000_000_000, 0);
+    let ran = world.run_and_check();
+    assert!(ran.bytes < 50_000, "{}", ran.bytes);
+    assert_eq!((ran.summary().tally.updated, ran.summary().tally.adjusted), (0, 1));
+    assert_eq!(world.staged_bytes(), 0);
+}
+
+#[test]
+fn large_files_that_were_edited_in_place_cost_their_edits() {
+    let world = World::new();
+    // More than are copied before it is known what differs.
+    let names = ["a", "b", "c", "d"];
+    for (seed, name) in (1..).zip(names) {
+        let mut content = noise(seed, 33 * MB);
+        world.write_target(name, &content);
+        content[20 * MB - 5..][..10].fill(7);
+        content[5 * MB..][..MB / 2].fill(0);
+        // What moved within it is found in the old version, not in what was made of its copy.
+        content[10 * MB..12 * MB].rotate_left(MB);
+        world.write(name, &content);
+    }
+    let ran = world.run_and_check();
+    assert!(ran.bytes < 20 * MB as u64, "{}", ran.bytes);
+    assert_eq!(ran.summary().tally.updated, 4);
+    assert_eq!(world.staged_bytes(), 0);
 }

@@ -1,0 +1,65 @@
+//! A glance at a tree: which files it has, and how long they are, if they are few. For guesses: nothing of it is
+//! complete or final.
+
+use rustix::fs::{AtFlags, statat};
+
+use crate::disk::levels::names;
+use crate::disk::root::Root;
+use crate::disk::stat::{FileKind, Stat};
+use crate::tree::path::TreePath;
+
+/// The files below `root` with their lengths in bytes; `None` where there are more than `entries_max` entries.
+/// What cannot be read is passed over.
+#[must_use]
+pub fn glance(root: &Root, entries_max: usize) -> Option<Vec<(TreePath, u64)>> {
+    let (mut files, mut seen) = (Vec::new(), 0);
+    let mut directories: Vec<Option<TreePath>> = vec![None];
+    while let Some(path) = directories.pop() {
+        let Ok(directory) = root.open_directory(path.as_ref()) else { continue };
+        let names = names(&directory).unwrap_or_default();
+        seen += names.len();
+        if seen > entries_max {
+            return None;
+        }
+        for name in names {
+            let bytes = name.name.as_bytes();
+            let Ok(path) = path.as_ref().map_or_else(|| TreePath::new(bytes), |path| path.join(bytes)) else {
+                continue;
+            };
+            if name.kind == Some(FileKind::Directory) {
+                directories.push(Some(path));
+                continue;
+            }
+            let stat = statat(&directory, &*name.name, AtFlags::SYMLINK_NOFOLLOW).ok();
+            match stat.and_then(|stat| Stat::of(&stat)) {
+                Some(stat) if stat.kind() == FileKind::File => files.push((path, stat.size())),
+                Some(stat) if stat.kind() == FileKind::Directory => directories.push(Some(path)),
+                _ => {}
+            }
+        }
+    }
+    Some(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::disk::testing::{Place, path};
+
+    #[test]
+    fn files_of_a_small_tree_are_seen_and_links_are_not_followed() {
+        let place = Place::new();
+        fs::create_dir_all(place.at("a/b")).unwrap();
+        fs::write(place.at("a/b/f"), "12345").unwrap();
+        fs::write(place.at("f"), "1").unwrap();
+        symlink(place.outside(), place.at("out")).unwrap();
+        symlink("f", place.at("link")).unwrap();
+        let mut files = glance(&place.root, 6).unwrap();
+        files.sort_by_key(|&(_, size)| size);
+        assert_eq!(files, [(path("f"), 1), (path("a/b/f"), 5)]);
+        assert_eq!(glance(&place.root, 5), None);
+    }
+}

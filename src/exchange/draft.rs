@@ -1,0 +1,295 @@
+//! `Draft`: a copy of an old version that is made while the old version is hashed.
+//!
+//! Most large files that change and keep their length were edited in place. To read, hash and write such a file once
+//! and then to mend the copy takes two thirds of what it takes to hash the old version first and then to copy, hash
+//! and write: on two processors 0.4 s for a gigabyte instead of 0.15 + 0.4. The hash of the copy follows from its
+//! blocks' nodes, which were found over the very bytes that were written; those that were mended are read back.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::content::blocks::{BlockSize, Finding, Nodes, Outline};
+use crate::content::hash::Hash;
+use crate::disk::error::During;
+use crate::disk::stage::Staging;
+use crate::exchange::sink::{SinkError, apply_delta, no_old, wrong_hash};
+use crate::wire::message::Op;
+
+/// Lengths, in bytes, of files for which that is done. A shorter one is copied in a moment. If it turns out that the
+/// file only has another time, the copy was made in vain; of a longer one that would be too much.
+const DRAFT_BYTES: Range<u64> = 32 << 20..4 << 30;
+
+/// Most drafts at a time, and in vain.
+const DRAFTS_MAX: usize = 2;
+
+/// How much is copied at a time where what is mended comes from elsewhere in the old version.
+const COPY_BYTES: u64 = 1 << 20;
+
+/// A copy, and what of it has been made what it shall be.
+pub(super) struct Draft {
+    staging: Staging,
+    block: BlockSize,
+    nodes: Nodes,
+    made_bytes: u64,
+    /// What was written over, in order.
+    mended: Vec<Range<u64>>,
+}
+
+impl Draft {
+    /// Whether a file of this length is worth one.
+    pub(super) fn is_worth_it(size: u64) -> bool {
+        DRAFT_BYTES.contains(&size)
+    }
+
+    /// Copies `old`, which is `size` bytes long. If it cannot, nothing is lost: `None`.
+    pub(super) fn of(old: &File, size: u64, mut staging: Staging) -> Option<Self> {
+        let block = BlockSize::for_size(size);
+        let finding = Finding::of_all(size, block);
+        let copied = staging.begin_with_zeros(size).is_ok()
+            && finding
+                .help(&|buffer, offset| {
+                    old.read_exact_at(buffer, offset)?;
+                    staging.fill(buffer, offset)
+                })
+                .is_ok();
+        match finding.finish().filter(|_| copied) {
+            Some(nodes) => Some(Self { staging, block, nodes, made_bytes: 0, mended: Vec::new() }),
+            None => {
+                // It may be the disk that is full: the content may still find room some other way.
+                let _ = staging.discard();
+                None
+            }
+        }
+    }
+
+    pub(super) fn outline(&self) -> Option<Outline> {
+        self.nodes.outline(self.block)
+    }
+
+    /// Performs one step. `old` is what it is a copy of.
+    pub(super) fn apply(&mut self, op: Op, old: Option<&File>) -> Result<(), SinkError> {
+        match op {
+            Op::Keep { .. } => Err(SinkError::Peer("keeping what was not staged")),
+            Op::Data(bytes) => self.mend(&bytes),
+            Op::Copy { offset, length } if offset == self.made_bytes => self.go_on(length).map(drop),
+            Op::Copy { offset, length } => {
+                let old = old.ok_or_else(no_old)?;
+                let mut buffer = Vec::new();
+                let mut done = 0;
+                while done < length {
+                    // At most `COPY_BYTES`.
+                    buffer.resize(COPY_BYTES.min(length - done) as usize, 0);
+                    old.read_exact_at(&mut buffer, offset.saturating_add(done)).map_err(basis)?;
+                    self.mend(&buffer)?;
+                    done += buffer.len() as u64;
+                }
+                Ok(())
+            }
+            Op::Delta { window, length, delta } => self.mend(&apply_delta(old, window, length, &delta)?),
+        }
+    }
+
+    /// The finished file, if it has this hash.
+    pub(super) fn finish(mut self, hash: Hash) -> Result<Staging, SinkError> {
+        for mended in &self.mended {
+            let staging = &self.staging;
+            self.nodes
+                .renew(mended, &|buffer, offset| staging.read_at(buffer, offset))
+                .during("read back", &staging.staged_path())?;
+        }
+        let is_whole = self.made_bytes == self.staging.len();
+        if is_whole && self.outline().is_some_and(|outline| outline.hash == hash) {
+            return Ok(self.staging);
+        }
+        self.staging.discard()?;
+        Err(wrong_hash())
+    }
+
+    /// Nobody needs it.
+    pub(super) fn discard(self) {
+        // What stays goes at the end of the run.
+        let _ = self.staging.discard();
+    }
+
+    fn mend(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        let place = self.go_on(bytes.len() as u64)?;
+        self.staging.overwrite(bytes, place.start)?;
+        match self.mended.last_mut() {
+            Some(last) if last.end == place.start => last.end = place.end,
+            _ => self.mended.push(place),
+        }
+        Ok(())
+    }
+
+    /// The next `length` bytes are what they shall be.
+    fn go_on(&mut self, length: u64) -> Result<Range<u64>, SinkError> {
+        let start = self.made_bytes;
+        let end = start.checked_add(length).filter(|&end| end <= self.staging.len());
+        self.made_bytes = end.ok_or(SinkError::Peer("more than the file is long"))?;
+        Ok(start..self.made_bytes)
+    }
+}
+
+fn basis(error: io::Error) -> SinkError {
+    SinkError::Basis(error.to_string())
+}
+
+/// The drafts that wait for what is to be mended.
+#[derive(Default)]
+pub(super) struct Drafts {
+    kept: Mutex<HashMap<u32, Option<Draft>>>,
+}
+
+impl Drafts {
+    /// Makes one for a file and keeps it, if there is room for another one.
+    pub(super) fn make(&self, id: u32, make: impl FnOnce() -> Option<Draft>) -> Option<Outline> {
+        {
+            let mut kept = self.kept();
+            if kept.len() >= DRAFTS_MAX {
+                return None;
+            }
+            kept.insert(id, None);
+        }
+        let draft = make();
+        let outline = draft.as_ref().and_then(Draft::outline);
+        let mut kept = self.kept();
+        kept.remove(&id);
+        kept.extend(draft.map(|draft| (id, Some(draft))));
+        outline
+    }
+
+    pub(super) fn take(&self, id: u32) -> Option<Draft> {
+        self.kept().remove(&id).flatten()
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<u32, Option<Draft>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+
+    use serde_bytes::ByteBuf;
+
+    use super::*;
+    use crate::disk::root::Root;
+    use crate::tree::path::TreePath;
+
+    const SIZE: usize = 3_000_001;
+
+    /// A draft of a content, and its old version.
+    fn draft(folder: &Path, content: &[u8]) -> (Draft, File) {
+        fs::write(folder.join("old"), content).unwrap();
+        let old = File::open(folder.join("old")).unwrap();
+        let (root, path) = (Root::open(folder).unwrap(), TreePath::new(&b"new"[..]).unwrap());
+        let (staging, _) = Staging::open(&root, &path).unwrap();
+        (Draft::of(&old, content.len() as u64, staging).unwrap(), old)
+    }
+
+    fn staged_bytes(folder: &Path) -> Option<u64> {
+        fs::read_dir(folder.join(".ksync"))
+            .unwrap()
+            .next()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+    }
+
+    fn content() -> Vec<u8> {
+        (0..SIZE as u32).flat_map(|n| (n / 1000).wrapping_mul(0x9e37_79b9).to_le_bytes()).take(SIZE).collect()
+    }
+
+    #[test]
+    fn what_is_mended_is_hashed_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let old_content = content();
+        let (mut draft, old) = draft(folder.path(), &old_content);
+        let outline = draft.outline().unwrap();
+        assert_eq!(outline.hash, Hash::of(&old_content));
+        let data = |length| Op::Data(ByteBuf::from(vec![7; length]));
+        let copy = |offset, length| Op::Copy { offset, length };
+        // In place; written over, twice in a row; from elsewhere; in place to the end.
+        let steps = [copy(0, 100_000), data(5), data(10), copy(1_000_000, 99_985), copy(200_000, 2_800_001)];
+        for step in steps {
+            draft.apply(step, Some(&old)).unwrap();
+        }
+        let mut new = old_content.clone();
+        new[100_000..100_015].fill(7);
+        new[100_015..200_000].copy_from_slice(&old_content[1_000_000..1_099_985]);
+        let staging = draft.finish(Hash::of(&new)).unwrap();
+        let mut made = vec![0; SIZE];
+        staging.read_at(&mut made, 0).unwrap();
+        assert!(made == new);
+    }
+
+    #[test]
+    fn another_hash_or_too_few_bytes_make_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let hash = Hash::of(&content());
+        for (length, hash) in [(SIZE as u64, Hash::of(b"")), (SIZE as u64 - 1, hash)] {
+            let (mut draft, _) = draft(folder.path(), &content());
+            draft.apply(Op::Copy { offset: 0, length }, None).unwrap();
+            assert!(matches!(draft.finish(hash), Err(SinkError::Basis(_))));
+            assert_eq!(staged_bytes(folder.path()), None);
+        }
+    }
+
+    #[test]
+    fn no_step_leads_beyond_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut draft, old) = draft(folder.path(), &content());
+        let too_long = SIZE as u64 + 1;
+        for step in [
+            Op::Copy { offset: 0, length: too_long },
+            Op::Copy { offset: 0, length: u64::MAX },
+            Op::Keep { length: 5 },
+        ] {
+            assert!(matches!(draft.apply(step, Some(&old)), Err(SinkError::Peer(_))));
+        }
+        draft.apply(Op::Copy { offset: 0, length: SIZE as u64 - 1 }, None).unwrap();
+        assert!(draft.apply(Op::Data(ByteBuf::from(vec![7; 2])), None).is_err());
+        assert!(draft.apply(Op::Copy { offset: u64::MAX - 1, length: 1 }, Some(&old)).is_err());
+        assert_eq!(staged_bytes(folder.path()), Some(SIZE as u64));
+    }
+
+    #[test]
+    fn zeros_take_no_space() {
+        let folder = tempfile::tempdir().unwrap();
+        let (draft, _) = draft(folder.path(), &vec![0; 8 << 20]);
+        let staged = fs::read_dir(folder.path().join(".ksync")).unwrap().next().unwrap().unwrap();
+        assert_eq!((staged.metadata().unwrap().len(), staged.metadata().unwrap().blocks()), (8 << 20, 0));
+        draft.discard();
+        assert_eq!(staged_bytes(folder.path()), None);
+    }
+
+    #[test]
+    fn an_old_version_that_is_not_as_long_makes_none() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("old"), content()).unwrap();
+        let old = File::open(folder.path().join("old")).unwrap();
+        let (root, path) = (Root::open(folder.path()).unwrap(), TreePath::new(&b"new"[..]).unwrap());
+        let (staging, _) = Staging::open(&root, &path).unwrap();
+        assert!(Draft::of(&old, SIZE as u64 + 1, staging).is_none());
+        assert_eq!(staged_bytes(folder.path()), None);
+    }
+
+    #[test]
+    fn few_are_made_and_what_could_not_be_made_takes_no_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let drafts = Drafts::default();
+        assert!(drafts.make(1, || None).is_none());
+        for id in 0..3 {
+            let place = folder.path().join(id.to_string());
+            fs::create_dir(&place).unwrap();
+            let made = drafts.make(id, || Some(draft(&place, &content()).0));
+            assert_eq!(made.is_some(), id < DRAFTS_MAX as u32);
+        }
+        assert!(drafts.take(0).is_some() && drafts.take(0).is_none() && drafts.take(2).is_none());
+    }
+}
