@@ -83,7 +83,7 @@ fn look(process: u32, peaks: &mut HashMap<u32, u64>, counts: &dyn Fn(&str) -> bo
 }
 
 /// Whether a program does the work, and is not only the way to it.
-fn is_work(name: &str) -> bool {
+pub(crate) fn is_work(name: &str) -> bool {
     !name.starts_with("sshd") && !["sh", "bash", "dash", "zsh"].contains(&name)
 }
 

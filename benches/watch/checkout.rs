@@ -105,25 +105,43 @@ pub(crate) fn measure(
 ) -> (Vec<Row>, Vec<Fact>, String) {
     let releases = Releases::make(machine, tree);
     let mut rows: Vec<Row> = [Some(ksync), rsync].into_iter().flatten().map(Row::of).collect();
-    let (mut checkouts, mut scans) = (Vec::new(), 0);
+    let (mut watched, mut alone, mut scans) = (Vec::new(), Vec::new(), 0);
     for _ in 0..runs {
         for row in rows.iter_mut().filter(|row| row.error.is_none()) {
             if crate::lab::is_interrupted() {
                 break;
             }
             let result = if row.watcher.is_ksync() {
-                by_ksync(machine, &releases, destination, row, &mut checkouts, &mut scans)
+                by_ksync(machine, &releases, destination, row, &mut watched, &mut scans)
             } else {
-                by_rsync(machine, &releases, destination, row)
+                by_rsync(machine, &releases, destination, row, &mut alone)
             };
             row.error = result.err();
         }
     }
-    let checkout = median(checkouts.iter().map(Duration::as_secs_f64)).unwrap_or(f64::NAN);
-    let facts = vec![
-        Fact::new("the checkout itself", checkout * 1000.0, "ms"),
+    let seconds = |times: &[Duration]| median(times.iter().map(Duration::as_secs_f64)).unwrap_or(f64::NAN);
+    let mut facts = vec![
+        Fact::new("the checkout, watched", seconds(&watched) * 1000.0, "ms"),
+        Fact::new("the checkout alone", seconds(&alone) * 1000.0, "ms"),
         Fact::new("full scans after ready", scans as f64, "").asked(0.0),
     ];
+    if let [ksync, rsync] = &rows[..]
+        && let (Some(converged), Some(called)) = (ksync.percentile(50), rsync.percentile(50))
+    {
+        // Nobody can be done before the checkout is: rsync is called then.
+        let after = median(
+            ksync
+                .walls
+                .iter()
+                .zip(&watched)
+                .map(|(wall, checkout)| wall.saturating_sub(*checkout).as_secs_f64() * 1000.0),
+        );
+        let after = after.unwrap_or(f64::NAN);
+        facts.push(Fact::new("ksync, after its end", after, "ms"));
+        facts.push(Fact::new("the same, of rsync", after / called, "").asked(0.5));
+        let both = seconds(&alone) * 1000.0 + called;
+        facts.push(Fact::new("of checkout and rsync", converged / both, ""));
+    }
     (rows, facts, releases.about)
 }
 
@@ -169,9 +187,15 @@ fn scans_told(running: &Running) -> Option<u64> {
     running.told().iter().rev().find_map(|event: &Value| event["scans"].as_u64())
 }
 
-fn by_rsync(machine: &Machine, releases: &Releases, destination: &Path, row: &mut Row) -> Result<(), String> {
+fn by_rsync(
+    machine: &Machine,
+    releases: &Releases,
+    destination: &Path,
+    row: &mut Row,
+    checkouts: &mut Vec<Duration>,
+) -> Result<(), String> {
     for name in RELEASES {
-        releases.check_out(machine, name);
+        checkouts.push(releases.check_out(machine, name));
         machine.link.reset();
         let start = Instant::now();
         let job = Job { machine, way: Way::Up, source: &releases.tree, destination };

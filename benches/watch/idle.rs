@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::lab::machine::Machine;
-use crate::lab::memory::children;
+use crate::lab::memory::{children, is_work};
 use crate::table::Fact;
 
 /// How often the kernel's clock of processor time ticks: `USER_HZ`, which is the same on all that Linux runs on now.
@@ -12,7 +12,7 @@ const TICKS_A_SECOND: f64 = 100.0;
 
 /// Looks for so long at a client and at what runs for it on the machine.
 pub(crate) fn measure(machine: &Machine, client: u32, span: Duration) -> Vec<Fact> {
-    let agents: Vec<u32> = below(machine.sshd()).into_iter().filter(|&id| is_agent(id)).collect();
+    let agents: Vec<u32> = below(machine.sshd()).into_iter().filter(|&id| is_work(&name(id))).collect();
     let sides = [("client", vec![client]), ("agent", agents)];
     let before = sides.each_ref().map(|(_, ids)| sum(ids, ticks));
     machine.link.reset();
@@ -45,8 +45,8 @@ fn below(process: u32) -> Vec<u32> {
     children(process).into_iter().flat_map(|child| [vec![child], below(child)].concat()).collect()
 }
 
-fn is_agent(process: u32) -> bool {
-    fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name.contains("ksync"))
+fn name(process: u32) -> String {
+    fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default().trim().to_owned()
 }
 
 /// Processor time so far, in ticks.

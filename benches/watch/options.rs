@@ -11,6 +11,9 @@ use crate::watchers::{ALL, Watcher};
 /// What a smoke run makes of the data: it shall show that everything works, not how fast.
 const SMOKE_SCALE: f64 = 0.005;
 
+/// How often a large file is saved, at most: that takes a peer close to a second.
+const LARGE_SAMPLES_MAX: usize = 11;
+
 /// How long does it take until a save is there, and what does it cost to wait for one?
 ///
 /// Lets ksync and every installed peer keep a copy through websocat and sshd on loopback, saves in turn, and verifies
@@ -78,7 +81,7 @@ impl Options {
 
     /// How many saves ksync carries, and how many a peer: those take ten times as long.
     pub(crate) fn counts(&self, is_large: bool) -> (usize, usize) {
-        let count = if is_large { self.samples.div_ceil(10) } else { self.samples };
+        let count = if is_large { self.samples.min(LARGE_SAMPLES_MAX) } else { self.samples };
         (count, if is_large { count } else { count.div_ceil(5) })
     }
 

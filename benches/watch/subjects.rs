@@ -210,7 +210,9 @@ fn in_turn(
             append(machine, &sessions, length, count)
         }
         (_, Some(session)) => {
-            let text = |number: usize| format!("line {number} of a note that is written now\n").into_bytes();
+            // Another one for each of those that share a tree.
+            let author = session.watcher.name;
+            let text = |number: usize| format!("line {number} of a note by {author}\n").into_bytes();
             let path = deep_directory(session.job.source).join("note.txt");
             let save = Save {
                 path: &path,
@@ -285,7 +287,13 @@ fn nothing(
 fn asked(subject: &Subject, heat: &mut Heat) {
     let Some(ksync) = heat.ksync() else { return };
     let (Some(median), Some(high)) = (ksync.percentile(50), ksync.percentile(95)) else { return };
-    let ratio = heat.best_peer().map(|best| median / best);
+    // Of the large files it is asked for beside the plain one.
+    let plain = heat.rows.iter().find(|row| row.watcher.name == "inotify-rsync");
+    let (peer, best) = match subject.happens {
+        Happens::Edit | Happens::Append => ("of inotify-rsync", plain.and_then(|row| row.percentile(50))),
+        _ => ("of the best peer", heat.best_peer()),
+    };
+    let ratio = best.map(|best| median / best);
     let round_trip = LINKS.iter().find(|link| link.name == subject.link).map(|link| link.round_trip);
     let half_trip = round_trip.unwrap_or(Duration::ZERO).as_secs_f64() * 1000.0 / 2.0;
     let mut facts = Vec::new();
@@ -308,7 +316,7 @@ fn asked(subject: &Subject, heat: &mut Heat) {
         Happens::Nothing => None,
     };
     if let (Some(ratio), Some(most)) = (ratio, most_of_best) {
-        facts.push(Fact::new("of the best peer", ratio, "").asked(most));
+        facts.push(Fact::new(peer, ratio, "").asked(most));
     }
     heat.facts.extend(facts);
 }
