@@ -152,6 +152,7 @@ impl<W: Write> Write for Timed<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::hash::Hash;
     use crate::wire::frame::FrameReader;
 
     fn pace(bytes: usize, packing: u64, writing: u64) -> Pace {
@@ -225,7 +226,10 @@ mod tests {
     #[test]
     fn on_a_slow_stream_packing_takes_its_time_and_all_arrives() {
         let mut out = Slow(Vec::new());
-        let block = b"some text, and some more of it ".repeat(1 << 15);
+        // Packed it is still long enough for a write of its own.
+        let mut block = b"some text, and some more of it ".repeat(1 << 15);
+        let noise = |index: u32| Hash::of(&index.to_le_bytes());
+        block.extend((0..1024).flat_map(|index| *noise(index).as_bytes()));
         let mut paced = PacedWriter::new(&mut out, true);
         for _ in 0..20 {
             paced.write(&block).unwrap();

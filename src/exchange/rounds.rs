@@ -310,3 +310,18 @@ pub fn receive(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_is_again_about_the_same_where_nothing_else_was_touched() {
+        let scope = |names: &[&str]| {
+            Scope::new(names.iter().map(|name| (TreePath::new(name.as_bytes()).unwrap(), false)))
+        };
+        assert!(is_again(&scope(&["a", "log"]), &scope(&["log"])));
+        assert!(!is_again(&scope(&["log"]), &scope(&["a", "log"])));
+        assert!(!is_again(&scope(&["a"]), &scope(&["b"])));
+    }
+}
