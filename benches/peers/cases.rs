@@ -3,10 +3,10 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::change::{Change, copy_tree};
 use crate::data::text::Author;
 use crate::data::tree::{self, set_time};
 use crate::data::{TIME_OLD, noise, write_mixed};
+use crate::lab::change::{Change, copy_tree};
 
 /// What is synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

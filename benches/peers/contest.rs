@@ -8,12 +8,13 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::cases::{Before, Case, Sizes};
-use crate::change::{Change, Version};
-use crate::contestants::{Contestant, Job, Way, destination};
-use crate::link::{Carried, Conditions, RAW};
-use crate::machine::Machine;
-use crate::memory::{Observer, Peaks};
-use crate::verify::difference;
+use crate::contestants::{Contestant, destination};
+use crate::lab::change::{Change, Version};
+use crate::lab::figures::median;
+use crate::lab::link::{Carried, Conditions, RAW};
+use crate::lab::machine::{Job, Machine, Way};
+use crate::lab::memory::{Observer, Peaks};
+use crate::lab::verify::difference;
 
 /// A run that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(1200);
@@ -77,7 +78,7 @@ impl<'a> Contest<'a> {
         let count = rows.len();
         for turn in 0..runs * count {
             let row = &mut rows[(turn + turn / count) % count];
-            if row.error.is_some() || crate::is_interrupted() {
+            if row.error.is_some() || crate::lab::is_interrupted() {
                 continue;
             }
             match self.once(case, link, row.contestant, change) {
@@ -225,13 +226,6 @@ pub(crate) fn limit(sizes: &Sizes, case: &Case, link: Conditions, way: Way) -> O
     };
     let bytes = sizes.new_bytes(case)?;
     Some(link.round_trip * 9 + Duration::from_secs_f64(bytes as f64 * 8.0 / rate as f64))
-}
-
-/// The middle of some values; of an even number the higher one of the two.
-pub(crate) fn median<T: PartialOrd + Copy>(values: impl IntoIterator<Item = T>) -> Option<T> {
-    let mut values: Vec<T> = values.into_iter().collect();
-    values.sort_by(|one, other| one.partial_cmp(other).unwrap_or(std::cmp::Ordering::Equal));
-    values.get(values.len() / 2).copied()
 }
 
 impl Row {

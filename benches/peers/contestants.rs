@@ -4,32 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::machine::{HOST, Machine, Service};
-use crate::world::{memory_bytes, program};
-
-/// Which way the content goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Way {
-    Up,
-    Down,
-}
-
-impl Way {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Way::Up => "up",
-            Way::Down => "down",
-        }
-    }
-}
-
-/// One sync: `destination` becomes what `source` is.
-pub(crate) struct Job<'a> {
-    pub(crate) machine: &'a Machine,
-    pub(crate) way: Way,
-    pub(crate) source: &'a Path,
-    pub(crate) destination: &'a Path,
-}
+use crate::lab::figures::first_line;
+use crate::lab::machine::{HOST, Job, Machine, Service, Way};
+use crate::lab::world::program;
 
 /// How a job is done.
 pub(crate) struct Plan {
@@ -116,10 +93,6 @@ pub(crate) const ALL: &[Contestant] = &[
 ];
 
 impl Contestant {
-    pub(crate) fn named(name: &str) -> Option<&'static Contestant> {
-        ALL.iter().find(|contestant| contestant.name == name)
-    }
-
     /// Whether this is what the harness is there for.
     pub(crate) fn is_ksync(&self) -> bool {
         self.name == KSYNC || self.name == KSYNC_ANEW
@@ -150,14 +123,6 @@ impl Contestant {
     pub(crate) fn plan(&self, job: &Job) -> Plan {
         (self.plan)(job)
     }
-}
-
-/// What a program says first, on whichever stream.
-fn first_line(command: &mut Command) -> Option<String> {
-    let output = command.output().ok()?;
-    let text = [output.stdout, output.stderr].concat();
-    let line = String::from_utf8_lossy(&text).lines().find(|line| !line.trim().is_empty())?.to_owned();
-    Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// The two places of a job as `SCHEME path` and `path`, in the order of the way.
@@ -245,23 +210,6 @@ fn unison(job: &Job) -> Plan {
     };
     command.arg(near).arg(format!("ssh://{HOST}/{}", far.display()));
     command.into()
-}
-
-/// The machine in a line: what a number means depends on it.
-pub(crate) fn machine_line() -> String {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let field = |text: &str, name: &str, separator: char| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        line.trim_start().trim_start_matches(separator).trim().trim_matches('"').to_owned()
-    };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let memory_gib = memory_bytes("MemTotal") / (1 << 30);
-    format!(
-        "{}, {cores} cores, {memory_gib} GiB, {}, Linux {}",
-        field(&read("/proc/cpuinfo"), "model name", ':'),
-        field(&read("/etc/os-release"), "PRETTY_NAME=", '='),
-        read("/proc/sys/kernel/osrelease").trim(),
-    )
 }
 
 /// Where a contestant's copy lies.

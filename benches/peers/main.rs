@@ -20,40 +20,29 @@
 )]
 
 mod cases;
-mod change;
 mod contest;
 mod contestants;
 #[path = "../data/mod.rs"]
 mod data;
-mod link;
-mod machine;
-mod memory;
+#[path = "../lab/mod.rs"]
+mod lab;
 mod options;
 mod picture;
 mod table;
-mod verify;
-mod world;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use cases::{Case, Data};
 use contest::{Contest, Heat};
-use contestants::{Contestant, Job, Way};
-use link::Conditions;
-use machine::Machine;
+use contestants::Contestant;
+use lab::link::Conditions;
+use lab::machine::{Machine, Way};
+use lab::world::World;
+use lab::{figures, is_interrupted};
 use options::Options;
-use world::World;
-
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Whether somebody wants all of this to end.
-fn is_interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
-}
 
 fn main() -> ExitCode {
     let options = Options::read();
@@ -66,7 +55,7 @@ fn main() -> ExitCode {
         println!("nothing is measured without cargo bench");
         return ExitCode::SUCCESS;
     }
-    end_orderly_when_interrupted();
+    lab::end_orderly_when_interrupted();
     match run(&options) {
         Ok(heats) if heats.iter().all(is_sound) && !is_interrupted() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
@@ -82,27 +71,9 @@ fn is_sound(heat: &Heat) -> bool {
     heat.rows.iter().all(|row| row.error.is_none() || !row.contestant.is_ksync())
 }
 
-/// What was started has to be stopped, and memory that is used as a disk has to be given back.
-fn end_orderly_when_interrupted() {
-    std::thread::spawn(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            use tokio::signal::unix::{SignalKind, signal};
-            let mut terminate = signal(SignalKind::terminate()).expect("a signal");
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-        });
-        INTERRUPTED.store(true, Ordering::Relaxed);
-    });
-}
-
 fn run(options: &Options) -> Result<Vec<Heat>, String> {
     let (cases, links, wanted) = (options.cases()?, options.links()?, options.contestants()?);
-    if let Some(missing) =
-        ["sshd", "ssh", "ssh-keygen", "websocat"].iter().find(|name| world::program(name).is_none())
-    {
+    if let Some(missing) = lab::missing_program() {
         return Err(format!("{missing} is not installed: without it there is no machine to sync with"));
     }
     let contestants: Vec<&Contestant> = wanted.into_iter().filter(|one| one.missing().is_none()).collect();
@@ -113,7 +84,8 @@ fn run(options: &Options) -> Result<Vec<Heat>, String> {
     for (name, value) in &about {
         println!("{name}: {value}");
     }
-    put_agent_there(&machine)?;
+    // Only the case that is about it measures how the agent gets there.
+    machine.put_agent_there()?;
     let mut heats = Vec::new();
     for &way in options.ways() {
         for data in [Data::Small, Data::Noise, Data::Large, Data::Tree] {
@@ -137,8 +109,8 @@ fn run(options: &Options) -> Result<Vec<Heat>, String> {
 /// What the numbers depend on, and who is missing.
 fn about(options: &Options, machine: &Machine) -> Result<Vec<(String, String)>, String> {
     let mut about = vec![
-        ("machine".to_owned(), contestants::machine_line()),
-        ("date".to_owned(), picture::today()),
+        ("machine".to_owned(), figures::machine_line()),
+        ("date".to_owned(), figures::today()),
         ("files on".to_owned(), machine.world.filesystem().to_owned()),
         ("rounds".to_owned(), options.runs.to_string()),
     ];
@@ -158,17 +130,6 @@ fn about(options: &Options, machine: &Machine) -> Result<Vec<(String, String)>, 
         }
     }
     Ok(about)
-}
-
-/// Only the case that is about it measures how the agent gets there.
-fn put_agent_there(machine: &Machine) -> Result<(), String> {
-    let (source, destination) = (machine.world.path("nothing"), machine.world.path("to-nothing"));
-    fs::create_dir_all(&source).expect("a directory");
-    let job = Job { machine, way: Way::Up, source: &source, destination: &destination };
-    let ksync = Contestant::named("ksync").expect("ksync");
-    let output = ksync.plan(&job).command.output().map_err(|error| error.to_string())?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(()) } else { Err(format!("ksync cannot reach the machine: {text}")) }
 }
 
 /// Runs all cases over the same data, on every link.

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::cases::{CASES, Case, Sizes};
-use crate::contestants::{ALL, Contestant, Way};
-use crate::link::{Conditions, LINKS};
+use crate::contestants::{ALL, Contestant};
+use crate::lab::link::{Conditions, LINKS};
+use crate::lab::machine::Way;
 
 /// What a smoke run makes of the data: it shall show that everything works, not how fast.
 const SMOKE_SCALE: f64 = 0.005;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::contest::{Heat, Outcome, Row};
+use crate::lab::figures::bytes;
 
 /// A heat as a table, the fastest first.
 pub(crate) fn of_heat(heat: &Heat) -> String {
@@ -89,19 +90,6 @@ fn first_contact(heat: &Heat) -> String {
         text += &format!(": {carrying:.3} s for these and {:.1} round trips", (extra - carrying) / trip);
     }
     text + "\n"
-}
-
-/// A number of bytes with three digits.
-pub(crate) fn bytes(count: u64) -> String {
-    let units = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")];
-    match units.iter().find(|(unit, _)| count >= *unit) {
-        Some(&(unit, name)) => {
-            let value = count as f64 / unit as f64;
-            let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
-            format!("{value:.digits$} {name}")
-        }
-        None => format!("{count} B"),
-    }
 }
 
 /// All heats with every single run.

@@ -16,9 +16,13 @@ const SLOW_BYTES: usize = 8 << 20;
 /// would save a tenth of a second.
 const FAST_BYTES: usize = 64 << 20;
 
+/// What is written below is a packet of its own there. Frames that are shorter than this, in bytes, share one until they
+/// are flushed, or make as many bytes together.
+const GATHERED_BYTES: usize = 16 << 10;
+
 /// Writes frames, and looks where the time goes.
-pub(super) struct PacedWriter<W> {
-    frames: FrameWriter<Timed<W>>,
+pub(super) struct PacedWriter<W: Write> {
+    frames: FrameWriter<Gathered<Timed<W>>>,
     below: Rc<Cell<Duration>>,
     pace: Pace,
 }
@@ -28,7 +32,8 @@ impl<W: Write> PacedWriter<W> {
     pub(super) fn new(writer: W, compress: bool) -> Self {
         let below = Rc::new(Cell::new(Duration::ZERO));
         let timed = Timed { writer, spent: Rc::clone(&below) };
-        Self { frames: FrameWriter::new(timed, compress), below, pace: Pace::default() }
+        let gathered = Gathered { writer: timed, bytes: Vec::new() };
+        Self { frames: FrameWriter::new(gathered, compress), below, pace: Pace::default() }
     }
 
     /// As [`FrameWriter::write`].
@@ -84,6 +89,41 @@ impl Pace {
     }
 }
 
+/// A writer that small frames are gathered before.
+struct Gathered<W> {
+    writer: W,
+    bytes: Vec<u8>,
+}
+
+impl<W: Write> Gathered<W> {
+    fn pass_on(&mut self) -> io::Result<()> {
+        let written = self.writer.write_all(&self.bytes);
+        self.bytes.clear();
+        written
+    }
+}
+
+impl<W: Write> Write for Gathered<W> {
+    fn write(&mut self, frame: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + frame.len() > GATHERED_BYTES && !self.bytes.is_empty() {
+            self.pass_on()?;
+        }
+        if frame.len() > GATHERED_BYTES {
+            self.writer.write_all(frame)?;
+        } else {
+            self.bytes.extend_from_slice(frame);
+        }
+        Ok(frame.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.bytes.is_empty() {
+            self.pass_on()?;
+        }
+        self.writer.flush()
+    }
+}
+
 /// A writer whose time is counted.
 struct Timed<W> {
     writer: W,
@@ -112,6 +152,7 @@ impl<W: Write> Write for Timed<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::hash::Hash;
     use crate::wire::frame::FrameReader;
 
     fn pace(bytes: usize, packing: u64, writing: u64) -> Pace {
@@ -136,6 +177,37 @@ mod tests {
         assert!(!pace(SLOW_BYTES, 1, 1000).is_due(Thorough), "there is nothing beyond");
     }
 
+    /// What is written at once.
+    #[derive(Default)]
+    struct Writes(Vec<usize>);
+
+    impl Write for Writes {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.push(bytes.len());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn small_frames_share_a_write_until_they_are_flushed() {
+        let mut writes = Writes::default();
+        let mut paced = PacedWriter::new(&mut writes, false);
+        for length in [10, 20, 30, GATHERED_BYTES, 40, 50] {
+            paced.write(&vec![7; length]).unwrap();
+        }
+        for _ in 0..2 {
+            paced.flush().unwrap();
+        }
+        paced.write(&[7; 5]).unwrap();
+        paced.flush().unwrap();
+        drop(paced);
+        assert_eq!(writes.0, [10 + 20 + 30 + 3 * 4, GATHERED_BYTES + 4, 40 + 50 + 2 * 4, 5 + 4]);
+    }
+
     /// A stream that takes a while for each frame.
     struct Slow(Vec<u8>);
 
@@ -154,7 +226,10 @@ mod tests {
     #[test]
     fn on_a_slow_stream_packing_takes_its_time_and_all_arrives() {
         let mut out = Slow(Vec::new());
-        let block = b"some text, and some more of it ".repeat(1 << 15);
+        // Packed it is still long enough for a write of its own.
+        let mut block = b"some text, and some more of it ".repeat(1 << 15);
+        let noise = |index: u32| Hash::of(&index.to_le_bytes());
+        block.extend((0..1024).flat_map(|index| *noise(index).as_bytes()));
         let mut paced = PacedWriter::new(&mut out, true);
         for _ in 0..20 {
             paced.write(&block).unwrap();

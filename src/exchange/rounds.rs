@@ -4,6 +4,7 @@
 //! and then one is about everything again, since events are only hints. Between two rounds nothing is held: no lock
 //! on the destination, no manifest.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -35,8 +36,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_secs(2);
 const POLL_SHARE: u32 = 20;
 
-/// After a round about parts that took longer than this the next one waits as long as it took, but no longer than that:
-/// a file that is written all the time must not keep both sides busy all the time.
+/// After a round about parts that took longer than this the next one waits as long as it took, but no longer than that,
+/// if it is about nothing but them: a file that is written all the time must not keep both sides busy all the time. A
+/// checkout that goes on does not wait.
 const LONG_ROUND: Duration = Duration::from_millis(200);
 const REST_MAX: Duration = Duration::from_secs(1);
 
@@ -158,14 +160,20 @@ impl Watched {
             if let Some(cause) = self.watch.blindness().filter(|_| !std::mem::replace(&mut has_told, true)) {
                 tell(link, config, &monitor, Event::Polling { cause });
             }
-            if !whole && elapsed > LONG_ROUND {
-                // What ends meanwhile is seen a little later.
-                std::thread::sleep(elapsed.min(REST_MAX));
-            }
-            scope = match self.next(link, elapsed) {
-                Ok(scope) => scope,
+            let next = match self.next(link, elapsed) {
+                Ok(next) => next,
                 Err(failure) => return failure,
             };
+            if let (Some(last), Some(next)) = (&scope, &next)
+                && elapsed > LONG_ROUND
+                && is_again(last, next)
+            {
+                // What ends meanwhile is seen a little later.
+                std::thread::sleep(
+                    (begun + elapsed * 2).saturating_duration_since(Instant::now()).min(REST_MAX),
+                );
+            }
+            scope = next;
         }
     }
 
@@ -221,6 +229,12 @@ impl Watched {
             }
         }
     }
+}
+
+/// Whether a scope has no part that an earlier one had not.
+fn is_again(last: &Scope, next: &Scope) -> bool {
+    let paths: HashSet<_> = last.parts().iter().map(|(path, _)| path).collect();
+    next.parts().iter().all(|(path, _)| paths.contains(path))
 }
 
 enum Interest {
@@ -294,5 +308,20 @@ pub fn receive(
             }
             Err(failure) => return failure,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_is_again_about_the_same_where_nothing_else_was_touched() {
+        let scope = |names: &[&str]| {
+            Scope::new(names.iter().map(|name| (TreePath::new(name.as_bytes()).unwrap(), false)))
+        };
+        assert!(is_again(&scope(&["a", "log"]), &scope(&["log"])));
+        assert!(!is_again(&scope(&["log"]), &scope(&["a", "log"])));
+        assert!(!is_again(&scope(&["a"]), &scope(&["b"])));
     }
 }

@@ -93,10 +93,15 @@ pub fn run_over(
     result.map(|summary| Summary { traffic: Traffic { raw_bytes, ..summary.traffic }, ..summary })
 }
 
+/// What goes to the writer: a message, and whether another one follows at once. Each packet costs both sides and all
+/// that lies between them, and where a relay has Nagle's algorithm on, a second one waits up to 40 ms until the first is
+/// acknowledged.
+type Outgoing = (Message, bool);
+
 /// A stream in and a stream out, for one exchange or for several that follow each other.
 pub struct Link {
     inbox: Arc<Inbox>,
-    outgoing: SyncSender<Message>,
+    outgoing: SyncSender<Outgoing>,
     asker: Asker,
 }
 
@@ -168,7 +173,7 @@ impl Link {
     /// Says something between two exchanges.
     pub(super) fn say(&self, message: Message) {
         // A writer that is gone has left word in the inbox.
-        let _ = self.outgoing.send(message);
+        let _ = self.outgoing.send((message, false));
     }
 
     /// What asks the peer for a round about everything, from another thread.
@@ -190,14 +195,14 @@ impl Link {
 
 /// Asks the peer of a link, which watches its tree, for a round about everything.
 #[derive(Debug, Clone)]
-pub struct Asker(Arc<Mutex<Option<SyncSender<Message>>>>);
+pub struct Asker(Arc<Mutex<Option<SyncSender<Outgoing>>>>);
 
 impl Asker {
     /// Asks; `false` where nobody can answer any more.
     #[must_use]
     pub fn ask(&self) -> bool {
         let outgoing = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        outgoing.is_some_and(|outgoing| outgoing.send(Message::Rescan).is_ok())
+        outgoing.is_some_and(|outgoing| outgoing.send((Message::Rescan, false)).is_ok())
     }
 
     /// The link ends, and nothing may keep its writer waiting.
@@ -227,16 +232,27 @@ impl Waits {
 fn drive(
     engine: &mut impl Engine,
     inbox: &Inbox,
-    outgoing: &SyncSender<Message>,
+    outgoing: &SyncSender<Outgoing>,
     works: &Sender<Work>,
     waits: &mut Waits,
     monitor: &dyn Monitor,
 ) -> Result<Summary, Failure> {
+    // A writer that is gone has left word in the inbox.
+    let send = |message, follows| drop(outgoing.send((message, follows)));
+    // Held back until it is known whether another one follows.
+    let mut last: Option<Message> = None;
     loop {
-        let only_outcomes = match engine.poll() {
-            // A writer that is gone has left word in the inbox.
+        let output = engine.poll();
+        if let Output::Wait | Output::WaitForWork | Output::Done(_) = output
+            && let Some(message) = last.take()
+        {
+            send(message, false);
+        }
+        let only_outcomes = match output {
             Output::Send(message) => {
-                let _ = outgoing.send(message);
+                if let Some(earlier) = last.replace(message) {
+                    send(earlier, true);
+                }
                 waits.has_spoken = true;
                 continue;
             }
@@ -334,17 +350,17 @@ fn kind(error: &FrameError) -> AbortKind {
     }
 }
 
-fn write_messages(writer: impl Write, compress: bool, messages: &Receiver<Message>, inbox: &Inbox) {
+fn write_messages(writer: impl Write, compress: bool, messages: &Receiver<Outgoing>, inbox: &Inbox) {
     let mut frames = PacedWriter::new(writer, compress);
     let mut next = messages.recv().ok();
-    while let Some(message) = next {
+    while let Some((message, follows)) = next {
         let raw = message.encode();
         inbox.count_written(raw.len());
         if let Err(error) = frames.write(&raw) {
             return inbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
         }
         // Small messages that follow at once share a packet.
-        next = messages.try_recv().ok();
+        next = if follows { messages.recv().ok() } else { messages.try_recv().ok() };
         if next.is_none() {
             if let Err(error) = frames.flush() {
                 return inbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));

@@ -12,7 +12,7 @@ use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
 use ksync::wire::message::Tally;
 use serde_json::{Map, Value, json};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::out;
 use crate::report::Complaint;
@@ -23,6 +23,8 @@ use crate::view::View;
 pub(crate) struct Json {
     is_mapped: AtomicBool,
     is_ready: AtomicBool,
+    /// How often everything was looked at.
+    scans: AtomicU64,
 }
 
 impl Json {
@@ -80,10 +82,12 @@ fn numbers(summary: &Summary, elapsed: Duration) -> Value {
     })
 }
 
-fn round(round: &Round) -> Value {
+/// A round, and how often everything has been looked at so far: rounds that change nothing are not told.
+fn round(round: &Round, scans: u64) -> Value {
     let mut fields = numbers(&round.summary, round.elapsed);
     if let Some(object) = fields.as_object_mut() {
         object.insert("whole".to_owned(), round.whole.into());
+        object.insert("scans".to_owned(), scans.into());
     }
     fields
 }
@@ -184,9 +188,15 @@ impl View for Json {
 
     fn news(&self, news: News<'_>) {
         match news {
-            News::Round(of) if !self.is_ready.swap(true, Ordering::Relaxed) => tell("ready", round(of)),
-            News::Round(of) if of.has_changed() || of.summary.problem_count > 0 => tell("round", round(of)),
-            News::Round(_) => {}
+            News::Round(of) => {
+                let whole = u64::from(of.whole);
+                let scans = self.scans.fetch_add(whole, Ordering::Relaxed) + whole;
+                if !self.is_ready.swap(true, Ordering::Relaxed) {
+                    tell("ready", round(of, scans));
+                } else if of.has_changed() || of.summary.problem_count > 0 {
+                    tell("round", round(of, scans));
+                }
+            }
             News::Lost { error, wait } => {
                 tell("retry", json!({ "message": ksync::exchange::chain(error), "wait_ms": millis(wait) }));
             }

@@ -45,7 +45,7 @@ impl Observer {
                 for child in children(sshd) {
                     look(child, &mut far, &is_work);
                 }
-                if start.elapsed() > patience || crate::is_interrupted() {
+                if start.elapsed() > patience || crate::lab::is_interrupted() {
                     end_group(client);
                 }
                 thread::sleep(INTERVAL);
@@ -62,7 +62,7 @@ impl Observer {
 }
 
 /// Takes down a process and all that it started.
-fn end_group(leader: u32) {
+pub(crate) fn end_group(leader: u32) {
     if let Some(pid) = i32::try_from(leader).ok().and_then(Pid::from_raw) {
         let _ = kill_process_group(pid, Signal::KILL);
     }
@@ -83,7 +83,7 @@ fn look(process: u32, peaks: &mut HashMap<u32, u64>, counts: &dyn Fn(&str) -> bo
 }
 
 /// Whether a program does the work, and is not only the way to it.
-fn is_work(name: &str) -> bool {
+pub(crate) fn is_work(name: &str) -> bool {
     !name.starts_with("sshd") && !["sh", "bash", "dash", "zsh"].contains(&name)
 }
 

@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::link::Link;
-use crate::world::{World, path, program, user};
+use super::link::Link;
+use super::world::{World, path, program, user};
 
 /// The name by which OpenSSH knows the machine.
 pub(crate) const HOST: &str = "vm";
@@ -18,13 +18,37 @@ pub(crate) const HOST: &str = "vm";
 /// How long a service may take to answer, and a machine to become quiet.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Which way the content goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Way {
+    Up,
+    Down,
+}
+
+impl Way {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Way::Up => "up",
+            Way::Down => "down",
+        }
+    }
+}
+
+/// One sync: `destination` becomes what `source` is.
+pub(crate) struct Job<'a> {
+    pub(crate) machine: &'a Machine,
+    pub(crate) way: Way,
+    pub(crate) source: &'a Path,
+    pub(crate) destination: &'a Path,
+}
+
 /// A program in the background; ended with its owner.
 pub(crate) struct Service(Child);
 
 impl Service {
     /// Starts it in a process group of its own: a key that interrupts the harness must not stop the VM while
     /// a run is still being measured.
-    fn start(mut command: Command) -> Service {
+    pub(crate) fn start(mut command: Command) -> Service {
         let null = command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         Service(null.spawn().expect("start"))
     }
@@ -115,6 +139,17 @@ impl Machine {
         command
     }
 
+    /// Lets `ksync` put its agent there.
+    pub(crate) fn put_agent_there(&self) -> Result<(), String> {
+        let source = self.world.path("nothing");
+        fs::create_dir_all(&source).expect("a directory");
+        let mut command = self.ksync();
+        command.arg("--no-progress").arg(&source).arg(self.place(&self.world.path("to-nothing")));
+        let output = command.output().map_err(|error| error.to_string())?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() { Ok(()) } else { Err(format!("ksync cannot reach the machine: {text}")) }
+    }
+
     /// The whole link as a plain TCP port, for programs that know no ProxyCommand.
     pub(crate) fn plain_port(&self) -> (u16, Service) {
         listening(|port| {
@@ -138,7 +173,7 @@ impl Machine {
     /// Waits until nobody is connected any more.
     pub(crate) fn wait_until_quiet(&self) -> bool {
         let start = Instant::now();
-        while !(self.link.is_quiet() && crate::memory::children(self.sshd()).is_empty()) {
+        while !(self.link.is_quiet() && super::memory::children(self.sshd()).is_empty()) {
             if start.elapsed() > PATIENCE {
                 return false;
             }
