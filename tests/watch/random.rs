@@ -38,12 +38,13 @@ struct Monkey {
     dice: Dice,
     /// Paths that are or were directories.
     directories: Vec<PathBuf>,
+    acts: usize,
 }
 
 impl Monkey {
     fn new(root: PathBuf, seed: u64) -> Monkey {
         let directories = vec![root.clone()];
-        Monkey { root, dice: Dice(0x9e37_79b9_7f4a_7c15 ^ seed), directories }
+        Monkey { root, dice: Dice(0x9e37_79b9_7f4a_7c15 ^ seed), directories, acts: 0 }
     }
 
     /// A directory, mostly one that is there.
@@ -73,16 +74,16 @@ impl Monkey {
 
     fn act(&mut self) {
         let (one, other, directory) = (self.somewhere(), self.somewhere(), self.directory());
-        let size = [0, 1, 60, 900, 5_000, 40_000][self.dice.below(6)];
+        // No two contents of one moment are as long as each other: of equal size and time they count as the same.
+        self.acts += 1;
+        let size = [0, 1, 3_000, 20_000, 130_000][self.dice.below(5)] + self.acts % 1000;
         let content = noise(self.dice.0, size);
         let _ = match self.dice.below(200) {
             0..=59 => fs::write(&one, content),
             60..=79 => {
                 OpenOptions::new().append(true).open(&one).and_then(|mut file| file.write_all(&content))
             }
-            80..=89 => {
-                OpenOptions::new().write(true).open(&one).and_then(|file| file.set_len(size as u64 / 2))
-            }
+            80..=89 => OpenOptions::new().write(true).open(&one).and_then(|file| file.set_len(size as u64)),
             90..=114 => fs::rename(&one, &other),
             115..=139 => self.make(directory),
             140..=149 => fs::remove_dir(&directory),
