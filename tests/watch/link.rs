@@ -1,7 +1,7 @@
 //! The link goes, and comes again or does not.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
@@ -96,6 +96,39 @@ fn a_link_that_stays_away_is_tried_again_with_growing_waits() {
         vm.line.cut();
         let retry = watcher.event_where("retry", mark, |_| true);
         assert!(wait(&retry) < 313.0, "{retry}");
+        watcher.is_there();
+    }
+}
+
+#[test]
+fn a_link_that_swallows_everything_is_noticed() {
+    for way in REMOTE {
+        let world = world();
+        let vm = Vm::start(&world);
+        let watcher = vm.watch(way, &["--delete", "--timeout", "3"]);
+        vm.line.set_black(true);
+        let begun = Instant::now();
+        world.tree("src").file("meanwhile", "saved into the dark");
+        watcher.event("retry");
+        // No sooner than it said, and not much later.
+        assert!(begun.elapsed() < Duration::from_secs(15), "{way:?}: {:?}", begun.elapsed());
+        vm.line.set_black(false);
+        watcher.is_there();
+    }
+}
+
+#[test]
+fn whoever_slept_meanwhile_catches_up() {
+    for way in REMOTE {
+        let world = world();
+        let vm = Vm::start(&world);
+        let watcher = vm.watch(way, &["--delete"]);
+        watcher.signal(Signal::STOP);
+        world.tree("src").file("meanwhile", "saved while it slept");
+        fs::remove_file(world.path("src/empty")).unwrap();
+        vm.line.cut();
+        watcher.signal(Signal::CONT);
+        watcher.event("retry");
         watcher.is_there();
     }
 }

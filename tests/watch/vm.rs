@@ -26,6 +26,7 @@ struct State {
     bytes: AtomicU64,
     connections: AtomicUsize,
     is_down: AtomicBool,
+    is_black: AtomicBool,
     sockets: Mutex<Vec<TcpStream>>,
 }
 
@@ -37,6 +38,7 @@ impl Line {
             bytes: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             is_down: AtomicBool::new(false),
+            is_black: AtomicBool::new(false),
             sockets: Mutex::default(),
         });
         let line =
@@ -91,11 +93,21 @@ impl Line {
     }
 }
 
+impl Line {
+    /// Whether whatever is sent is lost, and nobody is told. What is lost leaves a connection useless.
+    pub(crate) fn set_black(&self, is_black: bool) {
+        self.state.is_black.store(is_black, Ordering::SeqCst);
+    }
+}
+
 fn carry(mut from: TcpStream, mut to: TcpStream, state: &State) {
     let _ = to.set_nodelay(true);
     let mut buffer = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         state.bytes.fetch_add(count as u64, Ordering::SeqCst);
+        if state.is_black.load(Ordering::SeqCst) {
+            continue;
+        }
         if to.write_all(&buffer[..count]).is_err() {
             break;
         }
