@@ -213,7 +213,7 @@ fn parts_of_a_tree_lie_below_its_root_and_what_is_pushed_is_what_is_offered() {
         ("beside the root", [scope(&[b"old", b"../canary"]).as_slice(), &offer].concat()),
         ("an absolute path", [scope(&[b"/etc"]).as_slice(), &offer].concat()),
         ("what ksync keeps", [scope(&[b".ksync"]).as_slice(), &offer].concat()),
-        ("parts of what is known already", [offer.as_slice(), &scope(&[b"old"])].concat()),
+        ("parts after the subject", [subject, &scope(&[b"old"])].concat()),
         ("a content before the subject", [pushed(1, b"evil").as_slice(), &offer].concat()),
         ("of a directory", [subject, &pushed(0, b""), entries].concat()),
         ("of another length", [subject, &pushed(1, b"longer"), entries].concat()),
