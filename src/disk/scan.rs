@@ -39,6 +39,8 @@ pub enum Subject {
 pub struct ScanOptions {
     /// Read and hash the content of every file.
     pub hash: bool,
+    /// The same, where it can be read in peace, with files of at most so many bytes.
+    pub hash_bytes_max: u64,
     /// Enter directories in which another filesystem is mounted.
     pub cross_mounts: bool,
 }
@@ -240,7 +242,16 @@ impl Scanner<'_> {
                 let (hash, stat) = self.hash(&path)?;
                 self.add(path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
             }
-            FileKind::File => self.add(path, Kind::File { size: stat.size(), hash: None }, &stat),
+            FileKind::File => {
+                let is_short = stat.size() <= self.options.hash_bytes_max && stat.size() > 0;
+                match is_short.then(|| self.hash(&path)) {
+                    Some(Ok((hash, stat))) => {
+                        self.add(path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
+                    }
+                    // Whoever asks for its content learns why it cannot be read.
+                    _ => self.add(path, Kind::File { size: stat.size(), hash: None }, &stat),
+                }
+            }
             FileKind::Symlink => {
                 let target =
                     readlinkat(parent, &**name, Vec::new()).during("read the link", path.as_bytes())?;

@@ -27,11 +27,12 @@ use std::time::{Duration, Instant};
 
 use crate::disk::error::DiskError;
 use crate::disk::memory::Memory;
+use crate::disk::scan::{ScanOptions, Subject};
 use crate::engine::{Fault, Outcome};
 use crate::monitor::Trouble;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
-use crate::wire::message::AbortKind;
+use crate::wire::message::{AbortKind, SMALL_BYTES_MAX};
 
 /// What a failure of the disk means for a run: a full or failing filesystem ends it, everything else is the
 /// trouble of one entry.
@@ -72,6 +73,14 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, 
 fn remember(memory: Option<&Memory>, manifest: &Manifest, ignores: &[IgnoreFile]) -> Outcome {
     let _ = memory.is_some_and(|memory| memory.remember(manifest, ignores));
     Outcome::Remember
+}
+
+/// How either side reads its tree. What was touched may be another file of the same length and the same time: a
+/// checkout writes many within one tick of the clock, and they get each other's names. Of small ones the content
+/// decides; it is sent along anyway.
+fn scan_options(checksum: bool, subject: &Subject) -> ScanOptions {
+    let hash_bytes_max = if matches!(subject, Subject::Parts(_)) { SMALL_BYTES_MAX } else { 0 };
+    ScanOptions { hash: checksum, hash_bytes_max, cross_mounts: true }
 }
 
 /// An error with its causes, on one line.

@@ -17,7 +17,7 @@ use crate::content::hash::Hash;
 use crate::disk::error::DiskError;
 use crate::disk::memory::Memory;
 use crate::disk::root::{Policy, Root};
-use crate::disk::scan::{self, Away, ScanOptions, scan};
+use crate::disk::scan::{self, Away, scan};
 use crate::disk::stage::{Durability, Metadata, Staging};
 use crate::disk::stat::Identity;
 use crate::disk::{clear_leftovers, has_staged};
@@ -28,7 +28,7 @@ use crate::exchange::guess::large_files;
 use crate::exchange::rounds::Standing;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, blocks_of, chunks_of, no_old, open_old, read_window};
-use crate::exchange::{chain, fault, patiently};
+use crate::exchange::{chain, fault, patiently, scan_options};
 use crate::monitor::{Problem, Trouble};
 use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::manifest::Manifest;
@@ -198,7 +198,7 @@ impl Receiving {
             (None, Some(scope)) => scan::Subject::Parts(scope),
             (None, None) => scan::Subject::Whole,
         };
-        let options = ScanOptions { hash: self.options.checksum, cross_mounts: true };
+        let options = scan_options(self.options.checksum, &which);
         let mut scanned =
             scan(root, &which, &options, None, &mut Away).map_err(|error| destination_fault(&error))?;
         if let (Subject::File { name }, Some(entry)) = (subject, scanned.entries.first_mut()) {

@@ -15,7 +15,7 @@ use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::Hash;
 use crate::disk::memory::Memory;
 use crate::disk::root::Root;
-use crate::disk::scan::{self, Look, ScanOptions, scan};
+use crate::disk::scan::{self, Look, scan};
 use crate::disk::stat::Identity;
 use crate::engine::{
     self, Changed, Fault, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
@@ -25,7 +25,7 @@ use crate::exchange::ahead::{AHEAD_BYTES_MIN, AHEAD_FILES_MAX, Ahead, Likely};
 use crate::exchange::rounds::About;
 use crate::exchange::run::Perform;
 use crate::exchange::source::{Source, SourceError};
-use crate::exchange::{chain, fault};
+use crate::exchange::{chain, fault, scan_options};
 use crate::monitor::{Problem, Trouble};
 use crate::tree::change;
 use crate::tree::entry::{Entry, Kind, Time};
@@ -141,7 +141,7 @@ impl Sending {
             (None, Some(scope)) => scan::Subject::Parts(scope.clone()),
             (None, None) => scan::Subject::Whole,
         };
-        let options = ScanOptions { hash: self.options.checksum, cross_mounts: true };
+        let options = scan_options(self.options.checksum, &subject);
         let mut filter = Filter::new(&self.options.rules);
         let mut entering = Entering(self.about.as_ref().map(|about| &*about.watch));
         let mut scanned = scan(&found.root, &subject, &options, Some(&mut filter), &mut entering)

@@ -9,7 +9,7 @@
 //! | directory | directory | `Adjust` if mode or time differ |
 //! | directory | file, link | `Replace` (removed, then made) |
 //! | file | nothing | `Create` |
-//! | file | file of equal size and time (`checksum`: hash) | `Adjust` if mode or time differ |
+//! | file | file of equal size and time, and hash where both have one (`checksum`: hash) | `Adjust` if mode or time differ |
 //! | file | file, differing | `Update` (the old content serves as basis) |
 //! | file, link | link, file | `Update` without basis (a rename replaces it) |
 //! | link | link, same target | `Adjust` if the time differs |
@@ -131,8 +131,13 @@ fn decide(
         (_, Kind::Directory) if may_remove() => Some(Change::Replace { id, at }),
         (_, Kind::Directory) => Some(Change::Obstacle { id, at }),
         (Kind::File { size, hash }, Kind::File { size: old_size, hash: old_hash }) => {
+            let same_hash = hash == old_hash;
             let same_content = size == old_size
-                && if rules.checksum { hash.is_some() && hash == old_hash } else { same_time };
+                && if rules.checksum {
+                    hash.is_some() && same_hash
+                } else {
+                    same_time && (same_hash || hash.is_none() || old_hash.is_none())
+                };
             if same_content { adjust(same_time && same_mode) } else { Some(Change::Update { id, at }) }
         }
         (Kind::Symlink { target }, Kind::Symlink { target: old_target }) if target == old_target => {
@@ -304,5 +309,9 @@ mod tests {
         assert_eq!(decide(&hashed(1, b"x"), &hashed(1, b"x")), []);
         assert_eq!(decide(&hashed(1, b"x"), &hashed(1, b"y")), [Change::Update { id: 0, at: 0 }]);
         assert_eq!(decide(&hashed(1, b"x"), &hashed(2, b"x")), [Change::Adjust { id: 0, at: 0 }]);
+        let decide = |a: &Manifest, b: &Manifest| compare(a, b, RULES, |_| false);
+        assert_eq!(decide(&hashed(1, b"x"), &hashed(1, b"y")), [Change::Update { id: 0, at: 0 }]);
+        assert_eq!(decide(&hashed(1, b"x"), &tree("a:1")), [Change::Adjust { id: 0, at: 0 }], "its mode");
+        assert_eq!(decide(&hashed(1, b"x"), &hashed(2, b"x")), [Change::Update { id: 0, at: 0 }]);
     }
 }

@@ -136,6 +136,31 @@ fn metadata_links_and_kinds_that_change() {
 }
 
 #[test]
+fn files_that_get_each_other_s_names_though_they_look_alike() {
+    each_way(|world, _| {
+        // As after a checkout, which writes many within one tick of the clock.
+        for (name, text) in [("one", "a text"), ("two", "b text"), ("three", "c text")] {
+            world.tree("src").file(format!("alike/{name}"), text).time(
+                format!("alike/{name}"),
+                1_700_000_000,
+                5,
+            );
+        }
+        follows(world);
+        let path = |name: &str| world.path(format!("src/alike/{name}"));
+        for (from, to) in [("one", "aside"), ("two", "one"), ("three", "two"), ("aside", "three")] {
+            fs::rename(path(from), path(to)).unwrap();
+        }
+        let is_there = |name: &str, text: &str| {
+            fs::read_to_string(world.path(format!("dst/alike/{name}"))).is_ok_and(|is| is == text)
+        };
+        let are_there =
+            || is_there("one", "b text") && is_there("two", "c text") && is_there("three", "a text");
+        wait_for("the contents", || are_there().then_some(()));
+    });
+}
+
+#[test]
 fn a_change_of_ignore_rules_takes_effect() {
     for way in Way::ALL {
         let world = World::new();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::vm::ticks;
+use crate::vm::{stop, ticks};
 use crate::watcher::{Watcher, Way, is_there};
 use crate::world::{World, wait_for};
 
@@ -16,7 +16,7 @@ pub(crate) fn overflow(world: &World) {
     let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("a limit");
     let most: usize = most.trim().parse().expect("a number");
     // Each makes three events at least: it comes, is closed and goes.
-    for number in 0..most / 3 + 100 {
+    for number in 0..most / 3 + 1000 {
         let path = world.path(format!("src/passing-{number}"));
         fs::write(&path, "").unwrap();
         fs::remove_file(&path).unwrap();
@@ -53,7 +53,7 @@ fn a_queue_that_ran_over_loses_nothing() {
             watcher.pid()
         };
         let mark = watcher.mark();
-        rustix::process::kill_process(stopped, Signal::STOP).expect("a signal");
+        stop(stopped);
         overflow(&world);
         // Nothing of this is told.
         world.tree("src").file("late/and/deep", "x").file("src/main.rs", "changed");

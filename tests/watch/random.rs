@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Signal, kill_process};
 
-use crate::vm::{Vm, memory_bytes};
+use crate::vm::{Vm, memory_bytes, stop};
 use crate::watcher::Way;
 use crate::world::{World, noise};
 
@@ -142,7 +142,7 @@ fn converges(way: Way, operations: u64) {
     for part in 0..parts {
         let runs_over = part % 3 == 1;
         if runs_over {
-            kill_process(looks, Signal::STOP).expect("a signal");
+            stop(looks);
             crate::limits::overflow(&world);
         }
         for done in 0..operations / parts {

@@ -16,9 +16,14 @@ fn seen_meanwhile(world: &World, name: &str, story: impl FnOnce()) -> BTreeSet<V
     thread::scope(|scope| {
         let looking = scope.spawn(|| {
             let mut seen = BTreeSet::new();
-            while !ended.load(Ordering::SeqCst) {
+            loop {
+                // Once more after the end.
+                let is_last = ended.load(Ordering::SeqCst);
                 if let Ok(content) = fs::read(&path) {
                     seen.insert(content);
+                }
+                if is_last {
+                    break;
                 }
                 thread::sleep(Duration::from_millis(2));
             }

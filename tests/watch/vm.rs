@@ -201,6 +201,18 @@ pub(crate) fn programs_below(folder: &Path) -> Vec<Pid> {
     processes.filter(|process| is_one(process)).filter_map(number).filter_map(Pid::from_raw).collect()
 }
 
+/// Stops a process, and waits until each of its threads stands still: until then it may read what is meant to pile up.
+#[track_caller]
+pub(crate) fn stop(process: Pid) {
+    kill_process(process, Signal::STOP).expect("a signal");
+    let stands = |task: fs::DirEntry| {
+        let text = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        text.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"))
+    };
+    let tasks = || fs::read_dir(format!("/proc/{process}/task")).expect("a process").map_while(Result::ok);
+    wait_for("a process to stand still", || tasks().all(stands).then_some(()));
+}
+
 /// How long a process has worked so far, in hundredths of a second.
 pub(crate) fn ticks(process: Pid) -> u64 {
     let text = fs::read_to_string(format!("/proc/{process}/stat")).expect("a process");

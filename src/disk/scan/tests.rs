@@ -109,6 +109,23 @@ fn contents_are_hashed_when_asked_for() {
 }
 
 #[test]
+fn short_contents_are_hashed_when_that_is_asked_for() {
+    let place = Place::new();
+    for (name, size) in [("a", 0), ("b", 1000), ("c", 1001)] {
+        fs::write(place.at(name), vec![b'x'; size]).unwrap();
+    }
+    let options = ScanOptions { hash_bytes_max: 1000, ..ScanOptions::default() };
+    let scanned = scan(&place.root, &Subject::Whole, &options, None, &mut Seen::default()).unwrap();
+    let hash = |name: &str, size: usize| {
+        let entry = scanned.entries.iter().find(|entry| entry.path.as_bytes() == name.as_bytes()).unwrap();
+        assert_eq!(entry.size(), size as u64);
+        if let Kind::File { hash, .. } = entry.kind { hash } else { None }
+    };
+    assert_eq!((hash("a", 0), hash("c", 1001)), (None, None));
+    assert_eq!(hash("b", 1000), Some(Hash::of(&[b'x'; 1000])));
+}
+
+#[test]
 fn what_is_left_out_is_counted_and_not_entered() {
     let place = Place::new();
     fill(&place);
