@@ -36,7 +36,8 @@ impl Row {
     pub(crate) fn percentile(&self, hundredths: usize) -> Option<f64> {
         let mut walls = self.walls.clone();
         walls.sort();
-        let at = (walls.len() * hundredths).div_ceil(100).max(1) - 1;
+        // Between two of them the higher one counts.
+        let at = (walls.len() * hundredths / 100).min(walls.len().saturating_sub(1));
         walls.get(at).filter(|_| self.error.is_none()).map(|wall| wall.as_secs_f64() * 1000.0)
     }
 

@@ -49,7 +49,9 @@ fn a_list_and_a_quiet_watch() {
     world.tree("src").file("b", "1");
     watcher.line("b", 0, |line| (line == "create  b").then_some(()));
     fs::remove_file(world.path("src/a")).unwrap();
+    // It is listed before it is done.
     watcher.line("a", 0, |line| (line == "delete  a").then_some(()));
+    watcher.line("the round", 0, |line| line.starts_with("1 deleted, ").then_some(()));
     drop(watcher);
     let mut command = world.ksync(["--watch", "-q"]);
     command.args(Way::Up.places(&world));
