@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use crate::world::{Run, World};
 
-/// What it may weigh on the wire: 840 KiB, told in units of a thousand bytes.
-const PACKED_KILOBYTES_MAX: f64 = 860.16;
+/// What it may weigh on the wire: 900 KiB, told in units of a thousand bytes.
+const PACKED_KILOBYTES_MAX: f64 = 921.6;
 
 /// The one agent in the cache of the far home. Beside it lies what it remembers.
 fn installed(world: &World) -> PathBuf {
