@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
@@ -20,7 +20,7 @@ use crate::watchers::{PATIENCE, Running, Watcher};
 const PAUSE_MS: usize = 100;
 
 /// How long a watcher has, once a save was seen, until it is looked whether all of it is right.
-const SETTLED: Duration = Duration::from_millis(500);
+const SETTLED: Duration = Duration::from_millis(250);
 
 /// A watcher and its two trees.
 pub(crate) struct Session<'a> {
@@ -90,11 +90,15 @@ pub(crate) fn measure(
 ) -> Vec<Row> {
     let mut dice = Dice::new(20);
     let mut rows: Vec<Row> = sessions.iter().map(|session| Row::of(session.watcher)).collect();
+    let mut seconds = vec![0; sessions.len()];
     for number in 0..count {
-        for (row, session) in rows.iter_mut().zip(sessions) {
+        for ((row, session), last_second) in rows.iter_mut().zip(sessions).zip(&mut seconds) {
             let has_turn = session.watcher.is_ksync() || takes_turn(number, count, peer_count);
             if !has_turn || row.error.is_some() || crate::lab::is_interrupted() {
                 continue;
+            }
+            if !session.watcher.is_ksync() {
+                *last_second = another_second(*last_second);
             }
             machine.link.reset();
             match once(session, save, number) {
@@ -111,6 +115,18 @@ pub(crate) fn measure(
         }
     }
     rows
+}
+
+/// Waits until it is another second than that one. rsync takes a file of the same length and the same second for the
+/// same, and a peer that never sees a save has no number.
+fn another_second(last: u64) -> u64 {
+    loop {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_secs();
+        if now != last || crate::lab::is_interrupted() {
+            return now;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Whether so many turns, spread evenly, include this one.
