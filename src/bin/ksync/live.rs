@@ -134,12 +134,7 @@ impl Monitor for LiveScreen {
                 self.first.observe(event);
             }
             Event::Change { action, what, path } if !self.show.quiet => {
-                let line = if self.show.itemize {
-                    list::itemized(action, what, &path, self.direction, false)
-                } else {
-                    list::plain(action, what, &path)
-                };
-                state.print(&line, out::result);
+                state.print(&self.first.change(action, what, &path), out::result);
             }
             Event::Problem(problem) => state.print(&list::problem(&problem), out::note),
             Event::Planned { files, .. } if files > 0 => {
@@ -208,7 +203,7 @@ impl View for LiveScreen {
                 state.is_doing("watching");
             }
             News::Lost { error, wait } => {
-                let cause = visible(&chain(error)).clone();
+                let cause = visible(&chain(error));
                 state.print(&format!("ksync: {cause}; trying again in {}", span(wait)), out::note);
                 state.is_doing("reconnecting");
             }

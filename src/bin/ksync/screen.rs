@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ksync::monitor::{Event, Monitor, Preparation, Warning};
+use ksync::monitor::{Action, Event, Monitor, Preparation, Warning, What};
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::News;
 use ksync::sync::{Job, Report};
@@ -111,6 +111,15 @@ impl Screen {
         format!("{} → {}", self.source, self.destination.clone().with_path(path))
     }
 
+    /// A change as it is listed here.
+    pub(crate) fn change(&self, action: Action, what: What, path: &[u8]) -> String {
+        if self.show.itemize {
+            list::itemized(action, what, path, self.direction, self.checksum)
+        } else {
+            list::plain(action, what, path)
+        }
+    }
+
     /// What an event prints: a line for stdout, or one for stderr.
     fn told(&self, state: &mut State, event: &Event) -> (Option<String>, Option<String>) {
         match event {
@@ -119,12 +128,7 @@ impl Screen {
                 (None, (!self.show.quiet).then(|| self.mapping(path)))
             }
             Event::Change { action, what, path } if !self.show.quiet => {
-                let line = if self.show.itemize {
-                    list::itemized(*action, *what, path, self.direction, self.checksum)
-                } else {
-                    list::plain(*action, *what, path)
-                };
-                (Some(line), None)
+                (Some(self.change(*action, *what, path)), None)
             }
             Event::Excluded { entries } if !self.show.quiet => {
                 (None, Some(format!("{} left out by rules", counted(*entries, "entry", "entries"))))
@@ -283,7 +287,7 @@ fn style(template: &str) -> ProgressStyle {
 
 #[cfg(test)]
 mod tests {
-    use ksync::monitor::{Action, Problem, Trouble, What};
+    use ksync::monitor::{Problem, Trouble};
     use ksync::sync::Way;
     use ksync::wire::hello::Options;
 
