@@ -35,6 +35,8 @@ fn everything(root: &Root, at: &TreePath) -> Vec<(&'static str, Result<(), DiskE
         ("set_link_time", root.set_link_time(at, time(1))),
         ("set_file", seen.map_or(Ok(()), |seen| root.set_file(at, 0o600, time(1), &seen).map(drop))),
         ("write", write(root, at)),
+        // Of which there may be none, or which may be there.
+        ("put_new", root.put_new(at, b"attack", &metadata()).map(drop)),
         ("make_symlink", root.make_symlink(at, b"/etc/passwd", time(1), seen.as_ref())),
         ("remove_file", root.remove_file(at, None)),
         ("make_directory", root.make_directory(at, 0o755).map(drop)),

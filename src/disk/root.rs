@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid, getegid, geteuid};
 
 use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::nameless::Nameless;
 use crate::disk::resolve::{PASSAGE, Resolver};
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::state::StateDir;
@@ -69,6 +70,7 @@ pub struct Root {
     /// The one directory that is: it is ours alone, and wherever it were moved, what is staged in it gets into its
     /// place from there.
     state: Mutex<Option<Arc<StateDir>>>,
+    nameless: Nameless,
 }
 
 /// The directory that holds an entry, and the entry's name in it.
@@ -100,8 +102,8 @@ impl Root {
         let is_foreign = stat.uid != geteuid().as_raw() || stat.gid != getegid().as_raw();
         let owner = (geteuid().is_root() && is_foreign).then_some((stat.uid, stat.gid));
         let policy = Policy::default();
-        let (path, state) = (path.to_owned(), Mutex::default());
-        Ok(Self { descriptor, path, resolver, policy, owner, dev, ino, state })
+        let (path, state, nameless) = (path.to_owned(), Mutex::default(), Nameless::default());
+        Ok(Self { descriptor, path, resolver, policy, owner, dev, ino, state, nameless })
     }
 
     /// As [`Root::open`], but makes the directory and its parents where they are missing. What the superuser
@@ -273,6 +275,10 @@ impl Root {
             Err(error) if error.is_not_found() && was_kept => with(&open()?),
             result => result,
         }
+    }
+
+    pub(crate) fn nameless(&self) -> &Nameless {
+        &self.nameless
     }
 
     /// The root's own descriptor.

@@ -226,12 +226,7 @@ impl Staging {
         durability: Durability,
     ) -> Result<(), DiskError> {
         let path = self.path.as_bytes();
-        if let Some((user, group)) = root.owner() {
-            fchown(&self.file, Some(user), Some(group)).during("set the owner of", path)?;
-        }
-        let mode = mode_bits(root.policy().mode(metadata.mode));
-        fchmod(&self.file, mode).during("set the mode of", path)?;
-        futimens(&self.file, &times(metadata.mtime)).during("set the time of", path)?;
+        set_metadata(&self.file, root, &self.path, metadata)?;
         if durability == Durability::Immediately {
             fsync(&self.file).during("write to the disk", path)?;
         }
@@ -255,6 +250,22 @@ impl Staging {
     pub(crate) fn staged_path(&self) -> Vec<u8> {
         in_state(self.name.as_bytes())
     }
+}
+
+/// Gives a file that is not in its place yet what it will have there besides its content.
+pub(crate) fn set_metadata(
+    file: &File,
+    root: &Root,
+    path: &TreePath,
+    metadata: &Metadata,
+) -> Result<(), DiskError> {
+    let path = path.as_bytes();
+    if let Some((user, group)) = root.owner() {
+        fchown(file, Some(user), Some(group)).during("set the owner of", path)?;
+    }
+    let mode = mode_bits(root.policy().mode(metadata.mode));
+    fchmod(file, mode).during("set the mode of", path)?;
+    futimens(file, &times(metadata.mtime)).during("set the time of", path)
 }
 
 /// Copies to the end of a file, and hands all to `visit`.
@@ -329,7 +340,7 @@ fn is_hole(bytes: &[u8]) -> bool {
 }
 
 /// Writes at `end`, the end of the file. Long runs of zeros become holes.
-fn write_at_end(file: &File, bytes: &[u8], end: u64) -> io::Result<()> {
+pub(crate) fn write_at_end(file: &File, bytes: &[u8], end: u64) -> io::Result<()> {
     if is_hole(bytes) { file.set_len(end + bytes.len() as u64) } else { file.write_all_at(bytes, end) }
 }
 

@@ -367,8 +367,14 @@ impl Receiving {
             return Err(corrupt());
         }
         let unwritable = |error: &DiskError| fault(error, Trouble::Unwritable);
-        let (mut staging, _) =
-            Staging::open(self.root()?, self.path(file.id)?).map_err(|error| unwritable(&error))?;
+        let (root, path) = (self.root()?, self.path(file.id)?);
+        if self.trees()?.present.position(&self.entry(file.id)?.path).is_none() {
+            let metadata = self.metadata(file.id)?;
+            if root.put_new(path, data, &metadata).map_err(|error| unwritable(&error))? {
+                return Ok(());
+            }
+        }
+        let (mut staging, _) = Staging::open(root, path).map_err(|error| unwritable(&error))?;
         staging.keep(0).and_then(|()| staging.append(data)).map_err(|error| unwritable(&error))?;
         self.install(file.id, staging)
     }
@@ -417,11 +423,10 @@ impl Receiving {
     }
 
     fn install(&self, id: u32, staging: Staging) -> Result<(), Fault> {
-        let entry = self.entry(id)?;
-        let metadata = Metadata { mode: entry.mode, mtime: entry.mtime };
+        let metadata = self.metadata(id)?;
         let seen = self.seen(id)?;
         let present = &self.trees()?.present;
-        if let Some(at) = present.position(&entry.path)
+        if let Some(at) = present.position(&self.entry(id)?.path)
             && present.get(at).is_some_and(Entry::is_directory)
         {
             self.clear(at)?;
@@ -544,6 +549,11 @@ impl Receiving {
 
     fn entry(&self, id: u32) -> Result<&Entry, Fault> {
         self.trees()?.wanted.get(id).ok_or_else(out_of_turn)
+    }
+
+    fn metadata(&self, id: u32) -> Result<Metadata, Fault> {
+        let entry = self.entry(id)?;
+        Ok(Metadata { mode: entry.mode, mtime: entry.mtime })
     }
 
     /// Where an entry goes.

@@ -1,0 +1,148 @@
+//! New files that have no name until they are complete.
+//!
+//! A file that is written aside under a name is made, locked, checked to be ours, filled and renamed: twelve calls of
+//! the system. One without a name can be nobody else's and needs no lock; it is linked into its place, which fails
+//! where something is. That is eight calls, and where many small files are made it takes the receiver's system a third
+//! less. If the run ends before, nothing of it stays, which is right for what arrives in one message anyway.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::disk::error::DiskError;
+use crate::disk::root::Root;
+use crate::disk::stage::Metadata;
+use crate::tree::path::TreePath;
+
+/// Whether a root's filesystem has files without names, as far as is known.
+#[derive(Debug)]
+pub(crate) struct Nameless(AtomicBool);
+
+impl Default for Nameless {
+    fn default() -> Self {
+        Self(AtomicBool::new(cfg!(target_os = "linux")))
+    }
+}
+
+impl Nameless {
+    fn may_be(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// It was tried in vain.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+    fn never_again(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Root {
+    /// Puts a whole file where nothing is. Answers `false`, and has changed nothing, where that takes a
+    /// [`Staging`](crate::disk::stage::Staging).
+    ///
+    /// # Errors
+    /// [`DiskError::is_conflict`] if something is there, or the content cannot be written. Nothing has changed then.
+    pub fn put_new(&self, path: &TreePath, content: &[u8], metadata: &Metadata) -> Result<bool, DiskError> {
+        if self.nameless().may_be() { self.put_nameless(path, content, metadata) } else { Ok(false) }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn put_nameless(&self, path: &TreePath, content: &[u8], metadata: &Metadata) -> Result<bool, DiskError> {
+        use std::fs::File;
+
+        use rustix::fs::{AtFlags, Mode, OFlags, linkat, openat};
+        use rustix::io::Errno;
+
+        use crate::disk::error::{During, Fault};
+        use crate::disk::stage::{set_metadata, write_at_end};
+
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let Ok(descriptor) = openat(self.descriptor(), c".", flags, Mode::RUSR | Mode::WUSR) else {
+            self.nameless().never_again();
+            return Ok(false);
+        };
+        let file = File::from(descriptor);
+        write_at_end(&file, content, 0).during("write", path.as_bytes())?;
+        set_metadata(&file, self, path, metadata)?;
+        let place = self.place(path).during("make", path.as_bytes())?;
+        match linkat(&file, c"", &place, place.name, AtFlags::EMPTY_PATH) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Err(DiskError::new("make", path.as_bytes(), Fault::Conflict)),
+            // Before Linux 6.10 the superuser alone may do that.
+            Err(_) => {
+                self.nameless().never_again();
+                Ok(false)
+            }
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    #[allow(clippy::unused_self)]
+    fn put_nameless(&self, _: &TreePath, _: &[u8], _: &Metadata) -> Result<bool, DiskError> {
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, chown, symlink};
+    use std::path::Path;
+
+    use super::*;
+    use crate::disk::testing::{Place, metadata, path, time};
+
+    /// Whether this system has what is tested: for the superuser, on any filesystem that tests run on.
+    fn put(root: &Root, name: &str, content: &[u8]) -> Result<bool, DiskError> {
+        root.put_new(&path(name), content, &metadata())
+    }
+
+    #[test]
+    fn a_new_file_is_there_with_mode_and_time_and_was_never_seen_before() {
+        let place = Place::new();
+        fs::create_dir(place.at("d")).unwrap();
+        let zeros = vec![0; 100_000];
+        for (name, content) in [("f", &b"new"[..]), ("d/f", b""), ("d/zeros", &zeros)] {
+            if !put(&place.root, name, content).unwrap() {
+                return;
+            }
+            let stat = place.root.stat(&path(name)).unwrap().unwrap();
+            assert_eq!(fs::read(place.at(name)).unwrap(), content);
+            assert_eq!((stat.mode, stat.mtime(), stat.nlink), (0o644, time(1), 1));
+        }
+        assert_eq!(place.at("d/zeros").metadata().unwrap().blocks(), 0);
+        assert!(!place.at(".ksync").exists());
+    }
+
+    #[test]
+    fn what_is_there_already_stays() {
+        let place = Place::new();
+        fs::write(place.at("f"), "old").unwrap();
+        fs::create_dir(place.at("d")).unwrap();
+        symlink("nowhere", place.at("l")).unwrap();
+        for name in ["f", "d", "l"] {
+            match put(&place.root, name, b"new") {
+                Ok(made) => assert!(!made, "{name}"),
+                Err(error) => assert!(error.is_conflict(), "{error}"),
+            }
+        }
+        assert_eq!(fs::read(place.at("f")).unwrap(), b"old");
+    }
+
+    #[test]
+    fn what_the_superuser_makes_belongs_to_whom_the_directory_belongs() {
+        let place = Place::new();
+        if chown(place.at("."), Some(65534), Some(65534)).is_err() {
+            return;
+        }
+        let root = Root::open(&place.at(".")).unwrap();
+        assert!(put(&root, "f", b"new").unwrap());
+        let made = place.at("f").metadata().unwrap();
+        assert_eq!((made.uid(), made.gid()), (65534, 65534));
+    }
+
+    #[test]
+    fn where_there_are_no_files_without_names_it_says_so() {
+        let root = Root::open(Path::new("/proc")).unwrap();
+        assert!(!put(&root, "ksync-test", b"").unwrap());
+        assert!(!root.nameless().may_be());
+    }
+}
