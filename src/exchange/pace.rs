@@ -14,7 +14,7 @@ const SLOW_BYTES: usize = 8 << 20;
 
 /// After so many, if packing took most of the time, it takes less: where there is less than that to send, that
 /// would save a tenth of a second.
-const FAST_BYTES: usize = 64 << 20;
+const FAST_BYTES: usize = 32 << 20;
 
 /// What is written below is a packet of its own there. Frames that are shorter than this, in bytes, share one until they
 /// are flushed, or make as many bytes together.
@@ -213,7 +213,7 @@ mod tests {
 
     impl Write for Slow {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            std::thread::sleep(Duration::from_millis(40));
+            std::thread::sleep(Duration::from_millis(100));
             self.0.extend_from_slice(bytes);
             Ok(bytes.len())
         }

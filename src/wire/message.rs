@@ -458,10 +458,29 @@ impl Message {
     /// The wire form.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        match postcard::to_stdvec(self) {
+        let room = Vec::with_capacity(self.content_bytes() + 64);
+        match postcard::to_extend(self, room) {
             Ok(bytes) => bytes,
             // Writing plain data to a `Vec` cannot fail.
             Err(error) => unreachable!("encoding a message: {error}"),
+        }
+    }
+
+    /// About how many bytes the contents take that it carries, so that they are copied into one place at once.
+    fn content_bytes(&self) -> usize {
+        const EACH_BYTES: usize = size_of::<Hash>() + 16;
+        match self {
+            Self::Files(files) => {
+                let each = |body: &Body| match body {
+                    Body::Whole { data: bytes, .. } | Body::Delta { delta: bytes, .. } => bytes.len(),
+                    Body::Differs | Body::Skipped => 0,
+                };
+                files.iter().map(|(_, body)| EACH_BYTES + each(body)).sum()
+            }
+            // At most `CONTENT_BYTES_MAX`.
+            Self::Pieces { ops, .. } => ops.iter().map(|op| EACH_BYTES + op.sent_bytes() as usize).sum(),
+            Self::Pushed(files) => files.iter().map(|(_, _, data)| EACH_BYTES + data.len()).sum(),
+            _ => 0,
         }
     }
 
