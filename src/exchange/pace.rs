@@ -25,6 +25,7 @@ pub(super) struct PacedWriter<W: Write> {
     frames: FrameWriter<Gathered<Timed<W>>>,
     below: Rc<Cell<Duration>>,
     pace: Pace,
+    had_deltas: bool,
 }
 
 impl<W: Write> PacedWriter<W> {
@@ -33,11 +34,16 @@ impl<W: Write> PacedWriter<W> {
         let below = Rc::new(Cell::new(Duration::ZERO));
         let timed = Timed { writer, spent: Rc::clone(&below) };
         let gathered = Gathered { writer: timed, bytes: Vec::new() };
-        Self { frames: FrameWriter::new(gathered, compress), below, pace: Pace::default() }
+        Self { frames: FrameWriter::new(gathered, compress), below, pace: Pace::default(), had_deltas: false }
     }
 
-    /// As [`FrameWriter::write`].
-    pub(super) fn write(&mut self, raw: &[u8]) -> io::Result<()> {
+    /// As [`FrameWriter::write`]. Deltas of small files are few bytes, of which thorough packing saves a tenth and
+    /// more: that begins with the first of them, however fast the stream below is.
+    pub(super) fn write(&mut self, raw: &[u8], has_deltas: bool) -> io::Result<()> {
+        if has_deltas && !std::mem::replace(&mut self.had_deltas, true) {
+            self.frames.set_effort(Effort::Thorough);
+            self.pace = Pace::default();
+        }
         let effort = self.frames.effort();
         if self.pace.is_due(effort) {
             self.frames.set_effort(self.pace.next(effort));
@@ -70,7 +76,9 @@ impl Pace {
     /// Whether it is time to look.
     fn is_due(&self, effort: Effort) -> bool {
         self.bytes >= FAST_BYTES
-            || (self.bytes >= SLOW_BYTES && self.is_slow() && self.next(effort) != effort)
+            || (self.bytes >= SLOW_BYTES
+                && (self.is_slow() || effort == Effort::Thorough)
+                && self.next(effort) != effort)
     }
 
     /// The effort that fits: where the stream below takes its time there is time to pack.
@@ -175,6 +183,7 @@ mod tests {
         assert!(pace(SLOW_BYTES, 1, 1000).is_due(Usual) && !pace(SLOW_BYTES - 1, 1, 1000).is_due(Usual));
         assert!(!pace(SLOW_BYTES, 1000, 1).is_due(Usual) && pace(FAST_BYTES, 1000, 1).is_due(Usual));
         assert!(!pace(SLOW_BYTES, 1, 1000).is_due(Thorough), "there is nothing beyond");
+        assert!(pace(SLOW_BYTES, 1000, 1).is_due(Thorough), "a fast stream has not time for that much");
     }
 
     /// What is written at once.
@@ -197,15 +206,29 @@ mod tests {
         let mut writes = Writes::default();
         let mut paced = PacedWriter::new(&mut writes, false);
         for length in [10, 20, 30, GATHERED_BYTES, 40, 50] {
-            paced.write(&vec![7; length]).unwrap();
+            paced.write(&vec![7; length], false).unwrap();
         }
         for _ in 0..2 {
             paced.flush().unwrap();
         }
-        paced.write(&[7; 5]).unwrap();
+        paced.write(&[7; 5], false).unwrap();
         paced.flush().unwrap();
         drop(paced);
         assert_eq!(writes.0, [10 + 20 + 30 + 3 * 4, GATHERED_BYTES + 4, 40 + 50 + 2 * 4, 5 + 4]);
+    }
+
+    #[test]
+    fn deltas_are_packed_thoroughly_from_the_first_on() {
+        let mut paced = PacedWriter::new(Vec::new(), true);
+        paced.write(&[7; 1000], false).unwrap();
+        assert_eq!(paced.frames.effort(), Effort::Usual);
+        paced.write(&[7; 1000], true).unwrap();
+        assert_eq!(paced.frames.effort(), Effort::Thorough);
+        // Nothing is as fast as this stream.
+        for _ in 0..40 {
+            paced.write(&vec![7; 1 << 20], true).unwrap();
+        }
+        assert_ne!(paced.frames.effort(), Effort::Thorough);
     }
 
     /// A stream that takes a while for each frame.
@@ -232,7 +255,7 @@ mod tests {
         block.extend((0..1024).flat_map(|index| *noise(index).as_bytes()));
         let mut paced = PacedWriter::new(&mut out, true);
         for _ in 0..20 {
-            paced.write(&block).unwrap();
+            paced.write(&block, false).unwrap();
         }
         assert_eq!(paced.frames.effort(), Effort::Thorough);
         paced.flush().unwrap();

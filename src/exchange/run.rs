@@ -356,7 +356,7 @@ fn write_messages(writer: impl Write, compress: bool, messages: &Receiver<Outgoi
     while let Some((message, follows)) = next {
         let raw = message.encode();
         inbox.count_written(raw.len());
-        if let Err(error) = frames.write(&raw) {
+        if let Err(error) = frames.write(&raw, message.has_deltas()) {
             return inbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
         }
         // Small messages that follow at once share a packet.

@@ -466,6 +466,13 @@ impl Message {
         }
     }
 
+    /// Whether it carries deltas of small files. They are short and resemble each other.
+    #[must_use]
+    pub fn has_deltas(&self) -> bool {
+        let Self::Files(files) = self else { return false };
+        files.iter().any(|(_, body)| matches!(body, Body::Delta { .. }))
+    }
+
     /// About how many bytes the contents take that it carries, so that they are copied into one place at once.
     fn content_bytes(&self) -> usize {
         const EACH_BYTES: usize = size_of::<Hash>() + 16;
