@@ -50,11 +50,12 @@ pub enum DeltaError {
     Delta,
 }
 
-/// Length of the blocks of a signature over `length` bytes: near the optimum for one edit, where the signature and
-/// the block that is sent anew cost the same. The latter shrinks to about a third when it is packed, as text; the
-/// former does not: √(3·6·length).
+/// Length of the blocks of a signature over `length` bytes: near the optimum for two edits, where the signature and
+/// the blocks that are sent anew cost the same. The latter shrink to about a third when they are packed, as text; the
+/// former does not: √(3·6·length/2). Around it the sum is flat: of a dozen upgrades of source trees none takes a
+/// hundredth less with one edit in mind, and that of a kernel takes four hundredths more.
 fn block_bytes(length: usize) -> u32 {
-    let optimum = (3 * ENTRY_BYTES * length).isqrt().clamp(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX);
+    let optimum = (3 * ENTRY_BYTES * length / 2).isqrt().clamp(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX);
     // Fits.
     #[allow(clippy::cast_possible_truncation)]
     let optimum = optimum as u32;
