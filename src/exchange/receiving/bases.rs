@@ -1,0 +1,136 @@
+//! Tells what there is of the files that are wanted.
+
+use std::os::unix::fs::FileExt;
+
+use serde_bytes::ByteBuf;
+
+use crate::content::blocks::{BlockSize, Outline};
+use crate::content::chunk::{Average, Chunk};
+use crate::content::delta;
+use crate::content::hash::Hash;
+use crate::disk::stage::Staging;
+use crate::engine::{Fault, SignOrder};
+use crate::exchange::draft::Draft;
+use crate::exchange::receiving::{Receiving, Trees, sink_fault, unwritable};
+use crate::exchange::sink::{SinkError, blocks_of, chunks_of, no_old, open_old, read_window};
+use crate::exchange::{fault, patiently};
+use crate::monitor::Trouble;
+use crate::wire::message::{
+    AbortKind, Blocks, Old, SMALL_OLD_BYTES_MAX, Stretch, Want, Window, is_signed, old_bytes_max,
+};
+
+impl Receiving {
+    pub(super) fn sign(&self, order: SignOrder) -> Result<(Want, Option<Hash>), Fault> {
+        let SignOrder { id, at, may_be_staged } = order;
+        let size = self.entry(id)?.size();
+        let staged = if may_be_staged { self.staged(id, size)? } else { None };
+        let mut want = Want { id, staged, old: None };
+        let Some(at) = at else { return Ok((want, None)) };
+        if want.staged.is_none()
+            && let Some(Outline { ids, hash }) = self.drafts.make(id, || self.draft(id, at))
+        {
+            want.old = Some(Old::Blocks(Blocks { length: size, ids }));
+            return Ok((want, Some(hash)));
+        }
+        let ahead = self.ahead.take(self.basis(at)?.1);
+        // Opened after it was hashed: it is still what it was when that began.
+        let (file, seen) = self.open_basis(at)?;
+        if want.staged.is_none() && is_signed(size, seen.size) {
+            let signature = ByteBuf::from(self.sign_file(at)?);
+            want.old = Some(Old::Signed { length: seen.size, signature });
+            return Ok((want, None));
+        }
+        let most = old_bytes_max(size);
+        let outline =
+            ahead.filter(|_| seen.size <= most).and_then(|nodes| nodes.outline(BlockSize::for_size(size)));
+        let (old, hash) = match outline {
+            Some(Outline { ids, hash }) => (Blocks { length: seen.size, ids }, Some(hash)),
+            None => blocks_of(seen.size, size, most, &|buffer, at| file.read_exact_at(buffer, at))
+                .map_err(|error| unwritable(&error))?,
+        };
+        want.old = Some(Old::Blocks(old));
+        Ok((want, hash))
+    }
+
+    /// A copy of the old version of a large file, made while that is named, where it looks as if it had been edited in
+    /// place.
+    fn draft(&self, id: u32, at: u32) -> Option<Draft> {
+        let (root, path, size) = (self.root().ok()?, self.path(id).ok()?, self.entry(id).ok()?.size());
+        let (basis, seen) = self.basis(at).ok()?;
+        let is_edited = seen.size == size && basis == path && Draft::is_worth_it(size);
+        // Named already; and there must be room for more than what is needed anyway.
+        if !is_edited || self.ahead.is_done(seen) || root.space().ok()?.bytes / 2 < size {
+            return None;
+        }
+        let old = open_old(root, basis, seen).ok()?;
+        let (staging, _) = Staging::open(root, path).ok()?;
+        if staging.shares_extents() {
+            return None;
+        }
+        self.ahead.cancel(seen);
+        Draft::of(&old, size, staging)
+    }
+
+    /// Lets go of files that were hashed ahead and that nobody will ask about: those that are what they shall be,
+    /// and those that are not what they were.
+    pub(super) fn stop_looking_ahead(&self) {
+        let (Ok(Trees { wanted, present }), Some(identities)) = (self.trees(), self.identities.get()) else {
+            return;
+        };
+        self.ahead.only(|begun| {
+            let at = identities.iter().position(|identity| identity == begun);
+            let old = at.and_then(|at| present.get(u32::try_from(at).ok()?));
+            let new = old.and_then(|old| wanted.get(wanted.position(&old.path)?));
+            old.is_some_and(|old| new.is_none_or(|new| (new.size(), new.mtime) != (old.size(), old.mtime)))
+        });
+    }
+
+    /// What an earlier run staged of a file.
+    fn staged(&self, id: u32, size: u64) -> Result<Option<Blocks>, Fault> {
+        let (root, path) = (self.root()?, self.path(id)?);
+        let found = patiently(|| Staging::find(root, path));
+        let found = found.map_err(|error| fault(&error, Trouble::Unwritable))?;
+        let Some(staging) = found.filter(|staging| !staging.is_empty()) else { return Ok(None) };
+        let blocks = blocks_of(staging.len(), size, size, &|buffer, at| staging.read_at(buffer, at));
+        Ok(Some(blocks.map_err(|error| unwritable(&error))?.0))
+    }
+
+    pub(super) fn sign_file(&self, at: u32) -> Result<Vec<u8>, Fault> {
+        delta::sign(&self.read_basis(at)?).map_err(|error| sink_fault(SinkError::Basis(error.to_string())))
+    }
+
+    /// All of a small basis.
+    pub(super) fn read_basis(&self, at: u32) -> Result<Vec<u8>, Fault> {
+        let (_, seen) = self.basis(at)?;
+        if seen.size > SMALL_OLD_BYTES_MAX {
+            return Err(Fault::Fatal(
+                AbortKind::Protocol,
+                "a signature of what is too long for one".to_owned(),
+            ));
+        }
+        let (file, _) = self.open_basis(at)?;
+        let window = Window { offset: 0, length: seen.size as u32 };
+        read_window(&file, window).map_err(sink_fault)
+    }
+
+    pub(super) fn cut(&self, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, Fault> {
+        let (file, _) = self.open_basis(at)?;
+        let average = Average::for_size(stretch.length)
+            .ok_or_else(|| Fault::Fatal(AbortKind::Protocol, "a stretch too long to be cut".to_owned()))?;
+        let chunks = chunks_of(&file, stretch.offset..stretch.offset + stretch.length, average)
+            .map_err(|error| unwritable(&error))?;
+        let length: u64 = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
+        if length == stretch.length { Ok(chunks) } else { Err(sink_fault(no_old())) }
+    }
+
+    pub(super) fn sign_windows(&self, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
+        let (file, _) = self.open_basis(at)?;
+        windows
+            .iter()
+            .map(|&window| {
+                let old = read_window(&file, window).map_err(sink_fault)?;
+                delta::sign(&old).map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))
+            })
+            .collect()
+    }
+}

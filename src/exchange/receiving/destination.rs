@@ -1,0 +1,151 @@
+//! Opens, lists and closes the destination.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::error::DiskError;
+use crate::disk::root::{Policy, Root};
+use crate::disk::scan::{self, Away, scan};
+use crate::disk::stage::Staging;
+use crate::disk::{clear_leftovers, has_staged};
+use crate::engine::{Fault, Opened};
+use crate::exchange::receiving::{Place, Receiving};
+use crate::exchange::{chain, patiently, scan_options};
+use crate::monitor::{Problem, Trouble};
+use crate::tree::entry::Time;
+use crate::tree::manifest::Manifest;
+use crate::tree::path::{TreePath, escape};
+use crate::tree::scope::Scope;
+use crate::wire::message::{AbortKind, Subject};
+
+impl Receiving {
+    pub(super) fn open(&self, subject: &Subject, scope: Option<Scope>) -> Result<Opened, Fault> {
+        let place = match subject {
+            Subject::Directory { .. } => self.open_directory()?,
+            Subject::File { name } => self.open_parent(name)?,
+        };
+        let inode = place.root.as_ref().map(Root::inode);
+        if self.standing.as_ref().is_some_and(|standing| !standing.begin(inode, scope.is_none())) {
+            let text = format!("{} is not the directory that it was", place.shown.display());
+            return Err(Fault::Fatal(AbortKind::Destination, text));
+        }
+        let mut opened = Opened {
+            manifest: Arc::default(),
+            path: place.shown.as_os_str().as_bytes().to_vec(),
+            problems: Vec::new(),
+            complete: true,
+            has_staged: false,
+        };
+        if let Some(root) = &place.root {
+            // Runs of single files into one directory do not disturb each other.
+            if place.single.is_none() && !self.options.dry_run {
+                patiently(|| root.lock()).map_err(|error| destination_fault(&error))?;
+            }
+            opened.has_staged = has_staged(root).map_err(|error| destination_fault(&error))?;
+            self.list(root, place.single.as_ref(), subject, scope, &mut opened)?;
+        }
+        let _ = self.opened.set(place);
+        Ok(opened)
+    }
+
+    fn open_directory(&self) -> Result<Place, Fault> {
+        let root = self.open_root(&self.path)?;
+        Ok(Place { root, single: None, shown: absolute(&self.path) })
+    }
+
+    /// Finds where a single file of this name goes: into an existing directory or one that is written with a
+    /// slash at its end, else to the path itself.
+    fn open_parent(&self, name: &[u8]) -> Result<Place, Fault> {
+        let into = self.path.as_os_str().as_bytes().ends_with(b"/") || self.path.is_dir();
+        let (directory, name) = if into {
+            (self.path.as_path(), name)
+        } else {
+            let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let name = self.path.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
+            (parent.unwrap_or(Path::new(".")), name)
+        };
+        let single = TreePath::new(name)
+            .map_err(|error| Fault::Fatal(AbortKind::Destination, format!("{}: {error}", escape(name))))?;
+        let root = self.open_root(directory)?;
+        let shown = absolute(directory).join(OsStr::from_bytes(name));
+        Ok(Place { root, single: Some(single), shown })
+    }
+
+    fn open_root(&self, path: &Path) -> Result<Option<Root>, Fault> {
+        if self.options.dry_run && !path.exists() {
+            return Ok(None);
+        }
+        let root = if self.options.dry_run { Root::open(path) } else { Root::create(path) };
+        let policy = Policy { special_bits: self.options.special_bits };
+        root.map(|root| Some(root.with_policy(policy))).map_err(|error| destination_fault(&error))
+    }
+
+    fn list(
+        &self,
+        root: &Root,
+        single: Option<&TreePath>,
+        subject: &Subject,
+        scope: Option<Scope>,
+        opened: &mut Opened,
+    ) -> Result<(), Fault> {
+        let which = match (single, scope) {
+            (Some(single), _) => scan::Subject::One(single.clone()),
+            (None, Some(scope)) => scan::Subject::Parts(scope),
+            (None, None) => scan::Subject::Whole,
+        };
+        let options = scan_options(self.options.checksum, &which);
+        let mut scanned =
+            scan(root, &which, &options, None, &mut Away).map_err(|error| destination_fault(&error))?;
+        if let (Subject::File { name }, Some(entry)) = (subject, scanned.entries.first_mut()) {
+            // It is compared under the name that it is offered under.
+            entry.path = TreePath::new(name.as_slice())
+                .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
+            scanned.entries.truncate(1);
+        }
+        // What is not there cannot have been unreadable.
+        scanned.problems.retain(|error| single.is_none() || !error.is_not_found());
+        opened.complete = scanned.problems.is_empty();
+        opened.problems.extend(scanned.problems.iter().map(|error| Problem {
+            trouble: Trouble::Unwritable,
+            path: error.path().to_vec(),
+            cause: chain(error),
+        }));
+        let manifest = Manifest::new(scanned.entries)
+            .map_err(|error| Fault::Fatal(AbortKind::Destination, error.to_string()))?;
+        opened.manifest = Arc::new(manifest);
+        let _ = self.identities.set(scanned.identities);
+        Ok(())
+    }
+
+    pub(super) fn close(&self, subject: &Subject) -> Result<(), Fault> {
+        let root = self.root()?;
+        let own = self.place()?.single.as_ref().map(Staging::name);
+        // In a directory that several runs share, what the others stage stays.
+        clear_leftovers(root, |name| own.as_ref().is_some_and(|own| own.as_bytes() != name))
+            .map_err(|error| destination_fault(&error))?;
+        if let Subject::Directory { mode, seconds, nanos } = *subject
+            && let Some(mtime) = Time::new(seconds, nanos)
+        {
+            root.set_self(mode, mtime).map_err(|error| destination_fault(&error))?;
+        }
+        Ok(())
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
+}
+
+fn destination_fault(error: &DiskError) -> Fault {
+    let kind = if error.is_busy() {
+        AbortKind::Busy
+    } else if error.is_no_space() || error.is_broken() {
+        AbortKind::Storage
+    } else {
+        AbortKind::Destination
+    };
+    Fault::Fatal(kind, chain(error))
+}

@@ -1,0 +1,108 @@
+//! Makes, changes and removes names, modes and times.
+
+use crate::disk::error::DiskError;
+use crate::disk::stage::Staging;
+use crate::disk::stat::Identity;
+use crate::engine::{CopiedFile, Fault, Step};
+use crate::exchange::receiving::{Receiving, out_of_turn, sink_fault};
+use crate::exchange::sink::open_old;
+use crate::exchange::{fault, patiently};
+use crate::monitor::Trouble;
+use crate::tree::entry::Kind;
+
+impl Receiving {
+    pub(super) fn apply(&self, step: Step) -> Result<(), Fault> {
+        let done = match step {
+            Step::Clear { at } => return self.clear(at),
+            Step::Unlock { at } => {
+                let entry = self.trees()?.present.get(at).ok_or_else(out_of_turn)?;
+                self.root()?.make_directory(&entry.path, entry.mode).map(drop)
+            }
+            Step::MakeDirectory { id } => {
+                let mode = self.entry(id)?.mode;
+                self.root()?.make_directory(self.path(id)?, mode).map(drop)
+            }
+            Step::MakeLink { id } => self.make_link(id)?,
+            Step::Adjust { id } => self.adjust(id)?,
+            Step::Move { id, at, hash } => return self.move_file(CopiedFile { id, at, hash }),
+            Step::Remove { at } => return self.remove(at),
+        };
+        done.map_err(|error| fault(&error, Trouble::Unwritable))
+    }
+
+    fn make_link(&self, id: u32) -> Result<Result<(), DiskError>, Fault> {
+        let entry = self.entry(id)?;
+        let Kind::Symlink { target } = &entry.kind else { return Err(out_of_turn()) };
+        Ok(self.root()?.make_symlink(self.path(id)?, target, entry.mtime, self.seen(id)?.as_ref()))
+    }
+
+    fn adjust(&self, id: u32) -> Result<Result<(), DiskError>, Fault> {
+        let (root, path, entry) = (self.root()?, self.path(id)?, self.entry(id)?);
+        Ok(match &entry.kind {
+            Kind::Directory => root.set_directory(path, entry.mode, entry.mtime),
+            Kind::Symlink { .. } => root.set_link_time(path, entry.mtime),
+            Kind::File { .. } => {
+                // It turned out to be the same.
+                if let Some(draft) = self.drafts.take(id) {
+                    draft.discard();
+                }
+                let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
+                match root.set_file(path, entry.mode, entry.mtime, &seen) {
+                    // Its other names may lie outside and are not to change: it becomes a file of its own.
+                    Err(error) if error.is_linked() => return self.separate(id, &seen).map(Ok),
+                    result => result.map(drop),
+                }
+            }
+        })
+    }
+
+    fn move_file(&self, file: CopiedFile) -> Result<(), Fault> {
+        let (entry, (from, seen)) = (self.entry(file.id)?, self.basis(file.at)?);
+        let to = self.path(file.id)?;
+        match self.root()?.move_file(from, seen, to, entry.mode, entry.mtime) {
+            // Its other names may lie outside and are not to change with it.
+            Err(error) if error.is_linked() => {
+                self.copy(file)?;
+                self.remove(file.at)
+            }
+            result => result.map_err(|error| fault(&error, Trouble::Unwritable)),
+        }
+    }
+
+    /// Writes a file that has other names anew, with the same content.
+    fn separate(&self, id: u32, seen: &Identity) -> Result<(), Fault> {
+        let unwritable = |error: &DiskError| fault(error, Trouble::Unwritable);
+        let (root, path) = (self.root()?, self.path(id)?);
+        let old = open_old(root, path, seen).map_err(sink_fault)?;
+        let (mut staging, _) = patiently(|| Staging::open(root, path)).map_err(|error| unwritable(&error))?;
+        staging
+            .keep(0)
+            .and_then(|()| staging.append_from(&old, 0, seen.size))
+            .map_err(|error| unwritable(&error))?;
+        self.install(id, staging)
+    }
+
+    /// Removes what was listed at and below an entry, and nothing else.
+    pub(super) fn clear(&self, at: u32) -> Result<(), Fault> {
+        let present = &self.trees()?.present;
+        let rest = present.entries().get(at as usize..).unwrap_or_default();
+        let Some(top) = rest.first() else { return Err(out_of_turn()) };
+        let below = rest.iter().skip(1).take_while(|entry| entry.path.is_below(&top.path)).count();
+        for position in (at..=at + u32::try_from(below).unwrap_or(0)).rev() {
+            self.remove(position)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self, at: u32) -> Result<(), Fault> {
+        let entry = self.trees()?.present.get(at).ok_or_else(out_of_turn)?;
+        let seen = self.identities.get().and_then(|identities| identities.get(at as usize));
+        let path = self.place()?.single.as_ref().unwrap_or(&entry.path);
+        let root = self.root()?;
+        let removed = match entry.kind {
+            Kind::Directory => root.remove_directory(path),
+            Kind::File { .. } | Kind::Symlink { .. } => root.remove_file(path, seen),
+        };
+        removed.map_err(|error| fault(&error, Trouble::Unwritable))
+    }
+}
