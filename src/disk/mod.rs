@@ -3,8 +3,8 @@
 //! All access to a tree goes through one [`root::Root`], a directory handle that nothing climbs out of:
 //! names are [`TreePath`](crate::tree::path::TreePath)s, and no symbolic link in them is ever followed,
 //! whoever swaps directories for links meanwhile. What is written is written aside, in
-//! [`STATE_DIR`](crate::tree::path::STATE_DIR) or without a name, and gets into place when it is complete. What is remembered
-//! from one run to the next lies outside of every tree: see [`memory`].
+//! [`STATE_DIR`](crate::tree::path::STATE_DIR) or without a name, and gets into place when it is complete. What is
+//! remembered from one run to the next lies outside of every tree: see [`memory`].
 
 mod change;
 pub mod error;

@@ -2,8 +2,8 @@
 //!
 //! A file that is written aside under a name is made, locked, checked to be ours, filled and renamed: twelve calls of
 //! the system. One without a name can be nobody else's and needs no lock; it is linked into its place, which fails
-//! where something is. That is eight calls, and where many small files are made it takes the receiver's system a third
-//! less. If the run ends before, nothing of it stays, which is right for what arrives in one message anyway.
+//! where something is. That is eight calls: 80,000 files of 12 kB took 2.5 s on tmpfs instead of 2.9, most of which is
+//! their content. If the run ends before, nothing of it stays, which is right for what arrives in one message anyway.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

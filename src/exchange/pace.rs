@@ -37,8 +37,8 @@ impl<W: Write> PacedWriter<W> {
         Self { frames: FrameWriter::new(gathered, compress), below, pace: Pace::default(), had_deltas: false }
     }
 
-    /// As [`FrameWriter::write`]. Deltas of small files are few bytes, of which thorough packing saves a tenth and
-    /// more: that begins with the first of them, however fast the stream below is.
+    /// As [`FrameWriter::write`]. Deltas of small files are few bytes, of which thorough packing saves a tenth:
+    /// that begins with the first of them, however fast the stream below is.
     pub(super) fn write(&mut self, raw: &[u8], has_deltas: bool) -> io::Result<()> {
         if has_deltas && !std::mem::replace(&mut self.had_deltas, true) {
             self.frames.set_effort(Effort::Thorough);

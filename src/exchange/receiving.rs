@@ -1,4 +1,4 @@
-//! `Receiving`: performs the works of a receiver.
+//! `Receiving`: performs the works of a receiver. What they need of each other is here; how each is done, below.
 
 mod bases;
 mod contents;

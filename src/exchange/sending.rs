@@ -9,9 +9,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rustix::buffer::spare_capacity;
-use rustix::io::Errno;
-
 use crate::content::blocks::{BlockSize, Outline, outline_of};
 use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::Hash;
@@ -26,6 +23,7 @@ use crate::engine::{
 use crate::exchange::ahead::{AHEAD_BYTES_MIN, AHEAD_FILES_MAX, Ahead, Likely};
 use crate::exchange::rounds::About;
 use crate::exchange::run::Perform;
+use crate::exchange::sink::read_bytes;
 use crate::exchange::source::{Source, SourceError};
 use crate::exchange::{chain, fault, scan_options};
 use crate::monitor::{Problem, Trouble};
@@ -291,7 +289,7 @@ impl Sending {
 
     fn read_small(&self, id: u32) -> Result<Vec<u8>, Fault> {
         let (file, identity) = self.open(id)?;
-        let data = read_whole(&file, identity.size as usize).map_err(|error| read_fault(&error))?;
+        let data = read_bytes(&file, 0, identity.size as usize).map_err(|error| read_fault(&error))?;
         self.check_unchanged(&file, &identity)?;
         Ok(data)
     }
@@ -390,22 +388,6 @@ impl Perform for Sending {
             ))),
         }
     }
-}
-
-/// The first `length` bytes of a file. (Memory that is filled with zeros first would be touched twice.)
-fn read_whole(file: &File, length: usize) -> io::Result<Vec<u8>> {
-    let mut data = Vec::with_capacity(length);
-    while data.len() < length {
-        let offset = data.len() as u64;
-        match rustix::io::pread(file, spare_capacity(&mut data), offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    // There may be room for more than was asked for.
-    data.truncate(length);
-    Ok(data)
 }
 
 /// Lets whoever watches a tree enter what is read.

@@ -1,9 +1,11 @@
 //! `Sink`: one larger file on its way in.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
 
 use crate::content::blocks::{BlockSize, ReadAt, outline};
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
@@ -193,7 +195,22 @@ pub(super) fn chunks_of(
 /// The bytes of a stretch of an old version.
 pub(super) fn read_window(old: &File, window: Window) -> Result<Vec<u8>, SinkError> {
     // At most `OLD_BYTES_MAX`: checked when the message came.
-    let mut bytes = vec![0; window.length as usize];
-    old.read_exact_at(&mut bytes, window.offset).map_err(|error| SinkError::Basis(error.to_string()))?;
+    read_bytes(old, window.offset, window.length as usize)
+        .map_err(|error| SinkError::Basis(error.to_string()))
+}
+
+/// The `length` bytes of a file from `offset` on. (Memory that is filled with zeros first would be touched twice.)
+pub(super) fn read_bytes(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let at = offset.saturating_add(bytes.len() as u64);
+        match rustix::io::pread(file, spare_capacity(&mut bytes), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // There may be room for more than was asked for.
+    bytes.truncate(length);
     Ok(bytes)
 }
