@@ -24,8 +24,11 @@ impl Way {
     }
 
     /// Through websocat, as people do without ksync, and the bridge that ksync brings to where there is none.
+    ///
+    /// The second option is of the test: without it websocat keeps, at times and whatever is at the other end, what did
+    /// not go into a full pipe at once, and every longer download may stand still.
     fn of_others() -> Option<Way> {
-        Way::with("websocat --binary", Machine::own_bridge)
+        Way::with("websocat --binary --no-async-stdio", Machine::own_bridge)
     }
 
     fn with(proxy: &str, bridge: impl FnOnce(&Machine) -> (String, Service)) -> Option<Way> {
