@@ -77,7 +77,8 @@ fn signals_arrive_and_make_the_code_minus_one() {
     let cloud = Cloud::new();
     let id = cloud.session();
     for signal in ["TERM", "KILL", "INT", "HUP"] {
-        let process = Process::spawn(&cloud, &id, "exec sleep 1000");
+        // Whoever runs the tests may ignore SIGHUP, as below nohup, which is inherited.
+        let process = Process::spawn(&cloud, &id, "exec env --default-signal sleep 1000");
         process.post("kill", &json!({ "signal": "USR1" })).says(400, "invalid signal");
         assert_eq!(process.post("kill", &json!({ "signal": signal })).has(200).json(), json!({ "ok": true }));
         assert_eq!(process.exit_code(), -1, "{signal}");
