@@ -34,8 +34,8 @@ pub enum Effort {
     Quick,
     /// Level 3: half as fast, to .208.
     Usual,
-    /// Level 6: a quarter as fast, and deltas of many files that resemble each other to three quarters. Where zstd was
-    /// built without the strategies of this level it falls back to the best that is there.
+    /// Level 6: a quarter as fast, and deltas of many files that resemble each other to three quarters. The agent's zstd
+    /// has nothing beyond it.
     Thorough,
 }
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use crate::world::{Run, World};
 
-/// What it may weigh on the wire: 900 KiB, told in units of a thousand bytes.
-const PACKED_KILOBYTES_MAX: f64 = 921.6;
+/// What it may weigh on the wire: 912 KiB, told in units of a thousand bytes.
+const PACKED_KILOBYTES_MAX: f64 = 933.9;
 
 /// The one agent in the cache of the far home. Beside it lies what it remembers.
 fn installed(world: &World) -> PathBuf {
@@ -84,7 +84,7 @@ fn it_runs_in_an_empty_chroot() {
 }
 
 #[test]
-fn it_travels_in_at_most_800_kb() {
+fn it_weighs_on_the_wire_no_more_than_it_may() {
     let world = World::new();
     world.tree("src").file("a", "text");
     let told = world.sync("src", world.far("dst")).agent;
