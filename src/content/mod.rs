@@ -3,6 +3,7 @@
 pub mod blocks;
 pub mod chunk;
 pub mod delta;
+pub mod encode;
 pub mod hash;
 pub mod pack;
 

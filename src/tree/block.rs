@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::content::encode;
 use crate::content::hash::Hash;
 use crate::tree::entry::{Entry, Kind, LINK_BYTES_MAX, MODE_MASK, SIZE_MAX, Time};
 use crate::tree::manifest::ManifestError;
@@ -45,7 +46,7 @@ impl<'a> BlockWriter<'a> {
                 Kind::Symlink { target } => WireKind::Symlink { target },
             },
         };
-        self.bytes = match postcard::to_extend(&wire, std::mem::take(&mut self.bytes)) {
+        self.bytes = match encode::append(std::mem::take(&mut self.bytes), &wire) {
             Ok(bytes) => bytes,
             // Writing numbers and bytes to a `Vec` cannot fail.
             Err(error) => unreachable!("encoding a manifest entry: {error}"),

@@ -8,6 +8,7 @@ use serde_bytes::ByteBuf;
 use crate::content::blocks::{BLOCKS_MAX, BlockId, BlockSize};
 use crate::content::chunk::{Average, CHUNKS_MAX, Chunk};
 use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX, signature_bytes};
+use crate::content::encode;
 use crate::content::hash::{Hash, Hasher};
 use crate::monitor::Event;
 use crate::tree::change::{Change, EDITS_MAX};
@@ -459,7 +460,7 @@ impl Message {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let room = Vec::with_capacity(self.content_bytes() + 64);
-        match postcard::to_extend(self, room) {
+        match encode::append(room, self) {
             Ok(bytes) => bytes,
             // Writing plain data to a `Vec` cannot fail.
             Err(error) => unreachable!("encoding a message: {error}"),
