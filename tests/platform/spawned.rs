@@ -77,8 +77,11 @@ fn signals_arrive_and_make_the_code_minus_one() {
     let cloud = Cloud::new();
     let id = cloud.session();
     for signal in ["TERM", "KILL", "INT", "HUP"] {
-        // Whoever runs the tests may ignore SIGHUP, as below nohup, which is inherited.
-        let process = Process::spawn(&cloud, &id, "exec env --default-signal sleep 1000");
+        // What whoever runs the tests ignores is inherited: SIGHUP below nohup, SIGINT in the background of a script.
+        let line = format!("exec env --default-signal sh -c ': >{signal}; exec sleep 1000'");
+        let process = Process::spawn(&cloud, &id, &line);
+        let ready = std::path::PathBuf::from(text(&cloud.inside(&id)["root"])).join("root").join(signal);
+        wait_for("a process that can be signalled", || ready.exists().then_some(()));
         process.post("kill", &json!({ "signal": "USR1" })).says(400, "invalid signal");
         assert_eq!(process.post("kill", &json!({ "signal": signal })).has(200).json(), json!({ "ok": true }));
         assert_eq!(process.exit_code(), -1, "{signal}");
