@@ -63,8 +63,8 @@ const SOURCES: [&str; 15] = [
     "src/rendezvous.rs",
 ];
 
-/// C flags of the agent: of what zstd does above level 4 only level 6 is in, and no tables for unwinding are. (That level is
-/// 41 KB of what travels. It takes 7 % off the deltas of an upgrade, and off whatever comes over a slow link.)
+/// C flags of the agent: of what zstd does above level 4 only level 6 is in, and no tables for unwinding are. (That
+/// level is 41 KB of what travels, and took 7 % off what an upgrade of a kernel's source brought down.)
 const C_FLAGS: &str = "-ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables \
     -DZSTD_EXCLUDE_GREEDY_BLOCK_COMPRESSOR \
     -DZSTD_EXCLUDE_LAZY2_BLOCK_COMPRESSOR -DZSTD_EXCLUDE_BTLAZY2_BLOCK_COMPRESSOR \
