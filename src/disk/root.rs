@@ -73,6 +73,23 @@ pub struct Root {
     nameless: Nameless,
 }
 
+/// Which directory a root was. While this is held, no other directory can get its numbers: a filesystem gives the
+/// inode of one that was removed to the next one that is made, often at once.
+#[derive(Debug)]
+pub struct Pin {
+    _held: OwnedFd,
+    dev: u64,
+    ino: u64,
+}
+
+impl Pin {
+    /// Whether this is that directory.
+    #[must_use]
+    pub fn is(&self, root: &Root) -> bool {
+        (self.dev, self.ino) == (root.dev, root.ino)
+    }
+}
+
 /// The directory that holds an entry, and the entry's name in it.
 pub(crate) struct Place<'a> {
     directory: Option<OwnedFd>,
@@ -163,10 +180,16 @@ impl Root {
         self.dev
     }
 
-    /// Which directory this is: the numbers of its filesystem and of its inode.
-    #[must_use]
-    pub fn inode(&self) -> (u64, u64) {
-        (self.dev, self.ino)
+    /// Keeps hold of which directory this is, but not of a lock on it.
+    ///
+    /// # Errors
+    /// It cannot be opened once more.
+    pub fn pin(&self) -> Result<Pin, DiskError> {
+        // A copy of the descriptor would share its lock.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let held = openat(&self.descriptor, c".", flags, Mode::empty())
+            .during("open", self.path.as_os_str().as_bytes())?;
+        Ok(Pin { _held: held, dev: self.dev, ino: self.ino })
     }
 
     /// Whether the path still leads to this directory: it was not replaced, removed or unmounted.
@@ -366,6 +389,24 @@ mod tests {
         symlink("real", place.at("link")).unwrap();
         let root = Root::create(&place.at("link/below")).unwrap();
         assert!(place.at("real/below").is_dir() && root.is_still_there());
+    }
+
+    #[test]
+    fn a_root_that_is_made_anew_is_another_one() {
+        let place = Place::new();
+        let pins = [1, 2, 3].map(|_| {
+            let root = Root::create(&place.at("root")).unwrap();
+            root.lock().unwrap();
+            let pin = root.pin().unwrap();
+            drop(root);
+            let again = Root::open(&place.at("root")).unwrap();
+            again.lock().unwrap();
+            assert!(pin.is(&again));
+            fs::remove_dir(place.at("root")).unwrap();
+            pin
+        });
+        let root = Root::create(&place.at("root")).unwrap();
+        assert!(pins.iter().all(|pin| !pin.is(&root)));
     }
 
     #[test]

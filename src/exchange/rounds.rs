@@ -1,8 +1,8 @@
 //! Rounds: exchanges that follow each other on one link, as the sender's tree is touched.
 //!
 //! The first one is about everything. The next ones are about what was touched, and begin when that has settled; now
-//! and then one is about everything again, since events are only hints. Between two rounds nothing is held: no lock
-//! on the destination, no manifest.
+//! and then one is about everything again, since events are only hints. Between two rounds no lock on the destination
+//! is held and no manifest; only which directory it was.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::disk::error::DiskError;
 use crate::disk::memory::Memory;
-use crate::disk::root::Root;
+use crate::disk::root::{Pin, Root};
 use crate::engine::{Config, Failure, Receiver, Sender, Summary};
 use crate::exchange::inbox::Idle;
 use crate::exchange::run::Link;
@@ -268,20 +269,26 @@ impl Monitor for Patient<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Standing {
     /// The directory that the rounds go into.
-    root: Mutex<Option<(u64, u64)>>,
+    root: Mutex<Option<Pin>>,
     begun: Mutex<Option<Instant>>,
     whole: AtomicBool,
 }
 
 impl Standing {
     /// A round begins, into this root; `false` if parts of a tree are to go into another one than the rest did.
-    pub(super) fn begin(&self, root: Option<(u64, u64)>, whole: bool) -> bool {
+    pub(super) fn begin(&self, root: Option<&Root>, whole: bool) -> Result<bool, DiskError> {
         *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.whole.store(whole, Ordering::Relaxed);
         let mut last = self.root.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = whole || *last == root;
-        *last = root;
-        fits
+        let is_same = match (&*last, root) {
+            (Some(last), Some(root)) => last.is(root),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same {
+            *last = root.map(Root::pin).transpose()?;
+        }
+        Ok(whole || is_same)
     }
 }
 

@@ -210,6 +210,11 @@ impl<'w> Watcher<'w> {
 
 impl Drop for Watcher<'_> {
     fn drop(&mut self) {
+        if thread::panicking() {
+            let told =
+                format!("stdout:\n{}\nstderr:\n{}\n", self.out.all().join("\n"), self.notes().join("\n"));
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), told.as_bytes());
+        }
         // It takes its agent along.
         let _ = kill_process(self.pid(), Signal::CONT);
         let _ = kill_process(self.pid(), Signal::TERM);

@@ -27,8 +27,11 @@ impl Receiving {
             Subject::Directory { .. } => self.open_directory()?,
             Subject::File { name } => self.open_parent(name)?,
         };
-        let inode = place.root.as_ref().map(Root::inode);
-        if self.standing.as_ref().is_some_and(|standing| !standing.begin(inode, scope.is_none())) {
+        if let Some(standing) = &self.standing
+            && !standing
+                .begin(place.root.as_ref(), scope.is_none())
+                .map_err(|error| destination_fault(&error))?
+        {
             let text = format!("{} is not the directory that it was", place.shown.display());
             return Err(Fault::Fatal(AbortKind::Destination, text));
         }
