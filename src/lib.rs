@@ -21,7 +21,7 @@
 //!
 //! | layer | what it is | what it does not know |
 //! |---|---|---|
-//! | [`content`] | hashes, chunks, deltas, compression, encoding | files, peers |
+//! | [`content`] | hashes, chunks, samples, deltas, compression, encoding | files, peers |
 //! | [`tree`] | paths, entries, manifests and changes of them, comparison, filters | the disk, peers |
 //! | [`monitor`] | what happens, as events | the terminal |
 //! | [`wire`] | messages, frames, the hello; the protocol in prose | who speaks |

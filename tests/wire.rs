@@ -10,6 +10,7 @@ use std::path::Path;
 use ksync::content::blocks::{BLOCKS_MAX, BlockId};
 use ksync::content::chunk::{CHUNKS_MAX, Chunk, ChunkId};
 use ksync::content::hash::Hash;
+use ksync::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use ksync::monitor::{Action, Event, Problem, Trouble, What};
 use ksync::tree::change::{Change, EDITS_MAX, Edit};
 use ksync::tree::entry::Time;
@@ -94,6 +95,11 @@ fn messages() -> Vec<(String, Message)> {
         (3, Body::Delta { hash, delta: data(b"delta") }),
         (u32::MAX, Body::Skipped),
     ];
+    let samples = |buffer: &mut [u8], offset: u64| {
+        buffer.fill((offset >> 20) as u8);
+        Ok(())
+    };
+    let samples = Samples::of(SAMPLED_BYTES_MIN, &samples).unwrap();
     let ignore = IgnoreFile { directory: b"d".to_vec(), text: b"*.o\n".to_vec() };
     let time = Time::new(-1, 999_999_999).unwrap();
     let mut messages = vec![
@@ -121,6 +127,7 @@ fn messages() -> Vec<(String, Message)> {
         ("scope", Message::Scope(vec![Part { path: b"d/\xff".to_vec(), deep: true }])),
         ("pushed", Message::Pushed(vec![(300, hash, data(b"content"))])),
         ("rescan", Message::Rescan),
+        ("sampled", Message::Sampled(vec![(300, samples)])),
     ]
     .into_iter()
     .map(|(name, message)| (name.to_owned(), message))

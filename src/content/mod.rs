@@ -6,6 +6,8 @@ pub mod delta;
 pub mod encode;
 pub mod hash;
 pub mod pack;
+pub mod sample;
+pub mod widened;
 
 #[cfg(test)]
 mod testing;

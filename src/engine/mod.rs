@@ -26,7 +26,7 @@ pub use receiver::Receiver;
 pub use sender::Sender;
 pub use work::{
     Changed, CopiedFile, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder,
-    Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Work,
+    Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Told, Work,
 };
 
 use crate::monitor::{Event, Problem};

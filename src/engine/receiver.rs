@@ -140,6 +140,9 @@ impl Receiver {
             Message::Scope(parts) if self.subject.is_none() => self.parts(parts),
             Message::Subject(subject) if self.subject.is_none() => self.subject(subject),
             Message::Pushed(files) if self.subject.is_some() && self.offered.is_none() => self.pushed(files),
+            Message::Sampled(files) if self.subject.is_some() && self.offered.is_none() => {
+                self.sampled(files);
+            }
             Message::Ignores(files) if self.offered.is_none() => self.ignores(files),
             Message::Entries(block) if self.offered.is_none() => self.entries(&block),
             Message::Offered { complete } if self.subject.is_some() && self.offered.is_none() => {
@@ -158,6 +161,7 @@ impl Receiver {
             Message::Scope(_)
             | Message::Subject(_)
             | Message::Pushed(_)
+            | Message::Sampled(_)
             | Message::Ignores(_)
             | Message::Entries(_)
             | Message::Offered { .. }

@@ -195,7 +195,8 @@ impl Sender {
             | Message::CutRequest { .. }
             | Message::Pieces { .. }
             | Message::Scope(_)
-            | Message::Pushed(_) => self.desk.protocol_error("a message that only a sender sends"),
+            | Message::Pushed(_)
+            | Message::Sampled(_) => self.desk.protocol_error("a message that only a sender sends"),
         }
     }
 
@@ -330,7 +331,7 @@ impl Sender {
     }
 
     fn offer(&mut self, scanned: Scanned) {
-        let Scanned { manifest, ignores, complete, changed, scope, pushed, .. } = scanned;
+        let Scanned { manifest, ignores, complete, changed, scope, pushed, sampled, .. } = scanned;
         (self.manifest, self.ignores) = (Some(manifest), ignores);
         self.complete = complete;
         if let (Some(scope), Some(subject)) = (scope, self.subject.take()) {
@@ -344,6 +345,10 @@ impl Sender {
             self.desk.send(Message::Subject(subject));
         }
         self.pushed = pushed;
+        // Once, whatever becomes of what differs from the base.
+        if !sampled.is_empty() {
+            self.desk.send(Message::Sampled(sampled));
+        }
         match changed {
             Some(Changed { changes, ignores, digest }) if self.has_base => {
                 if ignores {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::content::chunk::Chunk;
 use crate::content::hash::Hash;
+use crate::content::sample::Samples;
 use crate::monitor::{Problem, Trouble};
 use crate::tree::change::Change;
 use crate::tree::filter::IgnoreFile;
@@ -139,7 +140,7 @@ pub struct ReadOrder {
 }
 
 /// A file of which it is to be said what is there.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct SignOrder {
     /// Which.
     pub id: u32,
@@ -148,10 +149,21 @@ pub struct SignOrder {
     pub at: Option<u32>,
     /// Whether an earlier run left something staged, of this file or another.
     pub may_be_staged: bool,
+    /// Samples of the new content, if they came with the offer.
+    pub samples: Option<Samples>,
 }
 
-/// What is there of a file, and the hash of its basis, if the answer may be that it is the same.
-pub type Told = (Want, Option<Hash>);
+/// What is there of a file.
+#[derive(Debug)]
+pub struct Told {
+    /// That, as it is told to the sender.
+    pub want: Want,
+    /// The hash of what is told of its old version, if the answer may be that the file is the same.
+    pub hash: Option<Hash>,
+    /// Whether that is not the old version as it is, but as it was [widened](crate::content::widened): what is the
+    /// same has to be put in place, then.
+    pub is_widened: bool,
+}
 
 /// A small file whose old version was signed.
 #[derive(Debug)]
@@ -340,6 +352,8 @@ pub struct Scanned {
     pub scope: Option<Scope>,
     /// Contents of small files that go along with the offer.
     pub pushed: Vec<PushedFile>,
+    /// Samples of large files that do.
+    pub sampled: Vec<(u32, Samples)>,
 }
 
 /// A small file whose content goes along with the offer.

@@ -11,6 +11,7 @@ mod guess;
 mod inbox;
 pub mod lanes;
 mod layout;
+mod old;
 mod pace;
 mod receiving;
 pub mod rounds;

@@ -175,15 +175,15 @@ impl Perform for Receiving {
                 Outcome::Plan
             }
             Work::Sign(orders) => {
-                Outcome::Sign(orders.into_iter().map(|order| (order.id, self.sign(order))).collect())
+                Outcome::Sign(orders.iter().map(|order| (order.id, self.sign(order))).collect())
             }
             Work::SignWindows { id, at, windows } => {
-                Outcome::SignWindows(id, self.sign_windows(at, &windows))
+                Outcome::SignWindows(id, self.sign_windows(id, at, &windows))
             }
             Work::SignFiles(files) => {
                 Outcome::SignFiles(files.into_iter().map(|(id, at)| (id, self.sign_file(at))).collect())
             }
-            Work::Cut { id, at, stretch } => Outcome::Cut(id, self.cut(at, stretch)),
+            Work::Cut { id, at, stretch } => Outcome::Cut(id, self.cut(id, at, stretch)),
             Work::Store(files) => {
                 Outcome::Store(files.iter().map(|file| (file.id, self.store(file))).collect())
             }

@@ -6,12 +6,14 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::content::blocks::{BlockSize, Outline, outline_of};
 use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::Hash;
+use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::disk::memory::Memory;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, Look, scan};
@@ -36,7 +38,9 @@ use crate::tree::record;
 use crate::tree::scope::Scope;
 use crate::watch::Watch;
 use crate::wire::hello::Options;
-use crate::wire::message::{AbortKind, LIST_MAX, Op, PUSHED_BYTES_MAX, SMALL_BYTES_MAX, Subject};
+use crate::wire::message::{
+    AbortKind, LIST_MAX, Op, PUSHED_BYTES_MAX, SAMPLED_MAX, SMALL_BYTES_MAX, Subject,
+};
 
 /// Reads a source: a directory, or one file.
 pub struct Sending {
@@ -170,9 +174,8 @@ impl Sending {
         let (changed, is_new) = self.compare_with_memory(found, &manifest, &ignores);
         let listed = Listed { manifest: Arc::clone(&manifest), identities: scanned.identities };
         let _ = self.listed.set(listed);
-        if !self.options.dry_run {
-            self.look_ahead(&manifest, changed.as_ref());
-        }
+        let sampled =
+            if self.options.dry_run { Vec::new() } else { self.look_ahead(&manifest, changed.as_ref()) };
         Ok(Scanned {
             ignores,
             complete: scanned.problems.is_empty(),
@@ -182,6 +185,7 @@ impl Sending {
             is_new,
             scope: self.scope().map(|scope| scope.as_found(&manifest)),
             pushed: self.push(&manifest),
+            sampled,
             manifest,
         })
     }
@@ -213,8 +217,8 @@ impl Sending {
     }
 
     /// Begins to hash large files that the receiver will probably want to compare: those that are not what they were
-    /// at the last time, and any of which that is not known.
-    fn look_ahead(&self, manifest: &Manifest, changed: Option<&Changed>) {
+    /// at the last time, and any of which that is not known. Gives samples of them.
+    fn look_ahead(&self, manifest: &Manifest, changed: Option<&Changed>) -> Vec<(u32, Samples)> {
         let mut ids: Vec<u32> = match changed {
             Some(changed) => change::added(&changed.changes).collect(),
             None => (0..manifest.len() as u32).collect(),
@@ -224,13 +228,23 @@ impl Sending {
         ids.sort_by_key(|id| Reverse(size(id)));
         let has_changed = changed.is_some() || self.scope().is_some();
         let likely = if has_changed { Likely::Very } else { Likely::Perhaps };
+        let mut sampled = Vec::new();
         for &id in ids.iter().take(AHEAD_FILES_MAX) {
-            // Why it cannot be opened is said when it is asked for.
+            // Why it cannot be opened or read is said when it is asked for.
             if let Ok((file, identity)) = self.open(id) {
+                if identity.size >= SAMPLED_BYTES_MIN
+                    && let Ok(samples) =
+                        Samples::of(identity.size, &|buffer, at| file.read_exact_at(buffer, at))
+                {
+                    sampled.push((id, samples));
+                }
                 let block = BlockSize::for_size(identity.size);
                 self.ahead.begin(identity, file, block, likely);
             }
         }
+        // As many as fit in a message.
+        sampled.truncate(SAMPLED_MAX);
+        sampled
     }
 
     /// Contents that go along with an offer of what was touched, as far as they are small.

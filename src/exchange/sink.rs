@@ -1,21 +1,21 @@
 //! `Sink`: one larger file on its way in.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::Range;
+use std::io;
 
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
 use crate::content::blocks::{BlockSize, ReadAt, outline};
-use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::{Hash, Hasher};
+use crate::content::widened::Widened;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::stage::Staging;
 use crate::disk::stat::Identity;
 use crate::exchange::draft::Draft;
+use crate::exchange::old::OldFile;
 use crate::exchange::patiently;
 use crate::tree::path::TreePath;
 use crate::wire::message::{Blocks, Op, Window};
@@ -40,7 +40,7 @@ impl From<DiskError> for SinkError {
 
 pub(super) struct Sink {
     growing: Growing,
-    old: Option<File>,
+    old: Option<OldFile>,
 }
 
 /// How it becomes what it shall be.
@@ -73,9 +73,16 @@ impl Sink {
                 Growing::Anew(Box::new(Anew { staging, hasher: Hasher::new(), begun: false }))
             }
         };
-        let old = basis.map(|(basis, seen)| open_old(root, basis, seen)).transpose();
+        let shape = match &growing {
+            Growing::Draft(draft) => Some(draft.shape()),
+            Growing::Anew(_) => None,
+        };
+        let old = basis.and_then(|(basis, seen)| {
+            let file = open_old(root, basis, seen).ok()?;
+            Some(OldFile::new(file, shape.unwrap_or(Widened::same(seen.size))))
+        });
         // Without a basis everything may still come whole; what copies from it fails then.
-        Ok(Self { growing, old: old.ok().flatten() })
+        Ok(Self { growing, old })
     }
 
     /// Performs one step.
@@ -92,12 +99,12 @@ impl Sink {
             Growing::Anew(anew) => anew.finish(hash)?,
             Growing::Draft(draft) => draft.finish(hash)?,
         };
-        Ok((staging, self.old))
+        Ok((staging, self.old.map(OldFile::into_file)))
     }
 }
 
 impl Anew {
-    fn apply(&mut self, op: Op, old: Option<&File>) -> Result<(), SinkError> {
+    fn apply(&mut self, op: Op, old: Option<&OldFile>) -> Result<(), SinkError> {
         let begun = std::mem::replace(&mut self.begun, true);
         if !begun {
             let kept = if let Op::Keep { length } = op { length } else { 0 };
@@ -114,7 +121,8 @@ impl Anew {
             Op::Copy { offset, length } => {
                 let (old, hasher) = (old.ok_or_else(no_old)?, &mut self.hasher);
                 // Hashed is what is written.
-                self.staging.append_from_and_visit(old, offset, length, &mut |bytes| hasher.update(bytes))?;
+                self.staging
+                    .append_from_and_visit(old.file(), offset, length, &mut |bytes| hasher.update(bytes))?;
                 Ok(())
             }
             Op::Delta { window, length, delta } => {
@@ -142,12 +150,12 @@ impl Anew {
 
 /// What a delta makes of a stretch of the old version.
 pub(super) fn apply_delta(
-    old: Option<&File>,
+    old: Option<&OldFile>,
     window: Window,
     length: u32,
     delta: &[u8],
 ) -> Result<Vec<u8>, SinkError> {
-    let old = read_window(old.ok_or_else(no_old)?, window)?;
+    let old = old.ok_or_else(no_old)?.window(window)?;
     delta::apply(&old, delta, length as usize).map_err(|error| SinkError::Basis(error.to_string()))
 }
 
@@ -175,28 +183,6 @@ pub(super) fn blocks_of(
 ) -> std::io::Result<(Blocks, Option<Hash>)> {
     let outline = outline(length.min(most), BlockSize::for_size(size), read_at)?;
     Ok((Blocks { length, ids: outline.ids }, (length <= most).then_some(outline.hash)))
-}
-
-/// The chunks of a stretch of a file.
-pub(super) fn chunks_of(
-    mut file: &File,
-    stretch: Range<u64>,
-    average: Average,
-) -> std::io::Result<Vec<Chunk>> {
-    let mut chunks = Vec::new();
-    file.seek(SeekFrom::Start(stretch.start))?;
-    chunk::cut(file.take(stretch.end - stretch.start), average, |bytes| {
-        // A chunk is at most 16 MiB long.
-        chunks.push(Chunk { length: bytes.len() as u32, id: ChunkId::of(bytes) });
-    })?;
-    Ok(chunks)
-}
-
-/// The bytes of a stretch of an old version.
-pub(super) fn read_window(old: &File, window: Window) -> Result<Vec<u8>, SinkError> {
-    // At most `OLD_BYTES_MAX`: checked when the message came.
-    read_bytes(old, window.offset, window.length as usize)
-        .map_err(|error| SinkError::Basis(error.to_string()))
 }
 
 /// The `length` bytes of a file from `offset` on. (Memory that is filled with zeros first would be touched twice.)

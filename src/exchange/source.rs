@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -18,7 +19,7 @@ use crate::content::hash::{Hash, Hasher};
 use crate::disk::stat::Identity;
 use crate::engine::SourceNext;
 use crate::exchange::layout::{self, Segment, ToCut};
-use crate::exchange::sink::chunks_of;
+use crate::exchange::old::chunks_of;
 use crate::wire::message::{Blocks, CONTENT_BYTES_MAX, Op, WINDOWS_MAX, Want, Window};
 
 /// After so many bytes of gaps without success the delta is given up for this file: searching costs 2 s for
@@ -171,7 +172,9 @@ impl Source {
     /// Cuts what the receiver cuts meanwhile.
     pub(super) fn cut(&mut self) -> Result<(), SourceError> {
         if let Some((ToCut { new, old, .. }, _)) = &self.cut {
-            self.chunks = chunks_of(&self.file, new.clone(), average(old.length)?)?;
+            let mut file = &self.file;
+            file.seek(SeekFrom::Start(new.start))?;
+            self.chunks = chunks_of(&mut file.take(new.end - new.start), average(old.length)?)?;
         }
         Ok(())
     }
@@ -311,7 +314,7 @@ fn average(length: u64) -> Result<Average, SourceError> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Seek, Write};
+    use std::io::Write;
 
     use super::*;
     use crate::disk::stat::identity_of;

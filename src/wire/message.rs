@@ -10,6 +10,7 @@ use crate::content::chunk::{Average, CHUNKS_MAX, Chunk};
 use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX, signature_bytes};
 use crate::content::encode;
 use crate::content::hash::{Hash, Hasher};
+use crate::content::sample::Samples;
 use crate::monitor::Event;
 use crate::tree::change::{Change, EDITS_MAX};
 use crate::tree::entry::{SIZE_MAX, Time};
@@ -52,6 +53,9 @@ pub const TEXT_BYTES_MAX: usize = 64 << 10;
 /// Most bytes of content that a sender gives with an offer, before anybody has asked for it: so that a file that was
 /// just saved is there half a round trip later. What a slow link (20 Mbit/s) carries in a tenth of a second.
 pub const PUSHED_BYTES_MAX: usize = 256 << 10;
+
+/// Most files that samples come of with an offer: half a kilobyte each, which most of the time nobody needs.
+pub const SAMPLED_MAX: usize = 2;
 
 /// Most elements of every other list in a message.
 pub const LIST_MAX: usize = 1 << 13;
@@ -435,6 +439,8 @@ pub enum Message {
     Pushed(Vec<(u32, Hash, ByteBuf)>),
     /// R, at any time where rounds follow each other: the next round is to be about everything.
     Rescan,
+    /// S: samples of large files of the offer that have changed, or may have, before it ends.
+    Sampled(Vec<(u32, Samples)>),
 }
 
 /// A message that does not decode, or exceeds a limit.
@@ -551,6 +557,9 @@ impl Message {
             Self::Pushed(files) => {
                 files.iter().map(|(_, _, data)| data.len()).sum::<usize>() <= PUSHED_BYTES_MAX
                     && files.len() <= LIST_MAX
+            }
+            Self::Sampled(files) => {
+                files.len() <= SAMPLED_MAX && files.iter().all(|(_, samples)| samples.is_complete())
             }
             Self::Rescan
             | Self::Entries(_)

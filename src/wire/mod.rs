@@ -53,6 +53,10 @@
 //! Of a small old version whose length is another than the wanted file's the want has the signature at once, in
 //! place of the blocks: they differ, so it will be needed.
 //!
+//! Of large files that have changed, or may have, a few [samples](crate::content::sample) go along with the offer
+//! (`Sampled`). If they show that the file became longer in one place, the want names the blocks of the old version as
+//! it was made as long by then: all that is said of it afterwards is about that.
+//!
 //! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
 //! had been moved or copied from there; the sender need not know which.
 //!

@@ -1,9 +1,12 @@
 //! How much travels.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ksync::exchange::{Receiving, Sending};
+use ksync::engine::{Outcome, Work};
+use ksync::exchange::{Perform, Receiving, Sending};
 
 use crate::world::{World, noise, set_time};
 
@@ -212,4 +215,67 @@ fn large_files_that_were_edited_in_place_cost_their_edits() {
     assert!(ran.bytes < 20 * MB as u64, "{}", ran.bytes);
     assert_eq!(ran.summary().tally.updated, 4);
     assert_eq!(world.staged_bytes(), 0);
+}
+
+/// A receiver, and of how many files it told the old version as it was widened.
+struct Widening(Receiving, Arc<AtomicUsize>);
+
+impl Perform for Widening {
+    fn perform(&self, work: Work) -> Outcome {
+        let outcome = self.0.perform(work);
+        if let Outcome::Sign(told) = &outcome {
+            let widened = told.iter().filter(|(_, told)| told.as_ref().is_ok_and(|told| told.is_widened));
+            self.1.fetch_add(widened.count(), Ordering::Relaxed);
+        }
+        outcome
+    }
+}
+
+#[test]
+fn what_was_inserted_into_or_appended_to_a_large_file_costs_itself() {
+    const SIZE: usize = 40 * MB;
+    let old = noise(1, SIZE);
+    let insert = |at: usize, inserted: &[u8]| [&old[..at], inserted, &old[at..]].concat();
+    let mut edited = insert(20 * MB, &noise(2, MB));
+    for edit in edited.chunks_mut(9 * MB) {
+        edit[77] ^= 1;
+    }
+    let twice = [&old[..7 * MB], &noise(2, 5000), &old[7 * MB..8 * MB], b"and", &old[8 * MB..]].concat();
+    for (what, new, most) in [
+        ("inserted", insert(13 * MB + 5, &noise(2, MB)), MB),
+        ("at the front", insert(0, b"at the very front"), 0),
+        ("near the end", insert(SIZE - 5, &noise(2, 3 * MB)), 3 * MB),
+        ("appended", insert(SIZE, &noise(2, 3 * MB)), 3 * MB),
+        ("zeros", insert(SIZE, &vec![0; 3 * MB]), 0),
+        ("edited too", edited, MB + 50_000),
+        ("in two places", twice, 5000),
+    ] {
+        let world = World::new();
+        world.write_target("f", &old);
+        world.write("f", &new);
+        let widened = Arc::new(AtomicUsize::new(0));
+        let sending = Sending::new(world.source.clone(), world.options.clone());
+        let receiving = Receiving::new(world.target.clone(), world.options.clone());
+        let ran = world.run_with(sending, Widening(receiving, Arc::clone(&widened)));
+        world.assert_same();
+        assert_eq!((widened.load(Ordering::Relaxed), ran.problems()), (1, vec![]), "{what}");
+        let tally = ran.summary().tally;
+        assert_eq!((tally.updated, tally.sent_bytes + tally.matched_bytes), (1, new.len() as u64), "{what}");
+        assert!(ran.bytes < most as u64 + 60_000, "{what}: {}", ran.bytes);
+        assert_eq!(world.staged_bytes(), 0, "{what}");
+    }
+}
+
+#[test]
+fn an_append_to_a_large_file_goes_on_where_it_was_cut() {
+    let mut world = World::new();
+    let old = noise(1, 40 * MB);
+    world.write_target("f", &old);
+    world.write("f", &[&old[..], &noise(2, 20 * MB)].concat());
+    world.cut_after = Some(12 * MB as u64);
+    let cut = world.run();
+    assert!(cut.client.is_err() && world.read_target("f") == old);
+    world.cut_after = None;
+    let ran = world.run_and_check();
+    assert!(ran.bytes < 11 * MB as u64, "{}", ran.bytes);
 }

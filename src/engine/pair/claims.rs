@@ -282,3 +282,37 @@ fn the_list_of_changes_names_each_once_in_path_order() {
     ];
     assert_eq!(changes, expected.map(|(action, path)| (action, path.to_vec())));
 }
+
+#[test]
+fn what_was_widened_is_mended_or_put_in_place_as_it_is() {
+    let mut dice = Dice::new(8);
+    let old = dice.bytes(300_000);
+    let inserted = [&old[..100_000], &dice.bytes(1_000), &old[100_000..]].concat();
+    for order in ORDERS {
+        for new in [[&old[..], &[0; 70_000]].concat(), [&old[..], &[7; 70_000]].concat(), inserted.clone()] {
+            let is_the_widened_one = new.ends_with(&[0; 70_000]);
+            let mut source = Source::new(tree([("f", file(&new))]));
+            source.samples = true;
+            let target = Target::new(tree([("f", file(&old))]));
+            let ended = run(source, target, &delete(), order, 9);
+            assert_same(&ended.source.tree, &ended.target.tree);
+            let Tally { updated, sent_bytes, matched_bytes, .. } = tally(&ended.sender);
+            assert_eq!((updated, sent_bytes + matched_bytes), (1, new.len() as u64));
+            assert_eq!(sent_bytes == 0, is_the_widened_one);
+            assert!(troubles(&ended).is_empty());
+        }
+    }
+}
+
+#[test]
+fn what_was_widened_and_does_not_become_what_was_announced_comes_whole() {
+    let old = Dice::new(8).bytes(300_000);
+    let new = [&old[..], &[7; 70_000]].concat();
+    for order in ORDERS {
+        let mut source = Source::new(tree([("f", file(&new))]));
+        (source.samples, source.lies) = (true, [(path("f"), (Lie::Hash, 1))].into());
+        let ended = run(source, Target::new(tree([("f", file(&old))])), &delete(), order, 9);
+        assert_same(&ended.source.tree, &ended.target.tree);
+        assert!(tally(&ended.sender).sent_bytes > new.len() as u64);
+    }
+}

@@ -11,12 +11,13 @@ use crate::content::blocks::{BlockSize, outline};
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::Hash;
+use crate::content::sample::Samples;
 use crate::engine::work::{
     CopiedFile, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned,
-    SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Work,
+    SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Told, Work,
 };
 use crate::monitor::Trouble;
-use crate::tree::entry::{Kind, Time};
+use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
@@ -54,6 +55,8 @@ pub(super) struct Source {
     pub(super) pushed_bytes_max: usize,
     /// With another hash than theirs.
     pub(super) pushes_lies: bool,
+    /// Samples of all its files, which are long enough and not too many, go along.
+    pub(super) samples: bool,
     offered: Arc<Manifest>,
     streams: HashMap<u32, Stream>,
 }
@@ -89,6 +92,7 @@ impl Source {
             scope: None,
             pushed_bytes_max: 0,
             pushes_lies: false,
+            samples: false,
         }
     }
 
@@ -137,7 +141,17 @@ impl Source {
             is_new,
             scope: self.scope.as_ref().map(|scope| scope.as_found(&self.offered)),
             pushed: self.pushed(),
+            sampled: self.offered.iter().filter_map(|(id, entry)| Some((id, self.samples(entry)?))).collect(),
         }
+    }
+
+    fn samples(&self, entry: &Entry) -> Option<Samples> {
+        let What::File(content) = &self.tree[&entry.path].what else { return None };
+        let read_at = |buffer: &mut [u8], offset: u64| {
+            buffer.copy_from_slice(&content[offset as usize..][..buffer.len()]);
+            Ok(())
+        };
+        self.samples.then(|| Samples::of(content.len() as u64, &read_at).unwrap())
     }
 
     /// Contents of files that are short enough to go along.
@@ -328,6 +342,8 @@ pub(super) struct Target {
     /// The tree when it was listed: what may be replaced.
     listed: Tree,
     begun: HashSet<u32>,
+    /// Old versions of which samples of the new one came, with zeros at their ends, by position.
+    widened: HashMap<u32, Arc<Vec<u8>>>,
 }
 
 type Done = Result<(), Fault>;
@@ -352,12 +368,13 @@ impl Target {
             present: Arc::default(),
             listed: Tree::new(),
             begun: HashSet::new(),
+            widened: HashMap::new(),
         }
     }
 
     /// The same disk, for another run.
     pub(super) fn again(self) -> Self {
-        Self { wanted: None, begun: HashSet::new(), ..self }
+        Self { wanted: None, begun: HashSet::new(), widened: HashMap::new(), ..self }
     }
 
     pub(super) fn perform(&mut self, work: Work) -> Outcome {
@@ -369,8 +386,7 @@ impl Target {
                 Outcome::Plan
             }
             Work::Sign(orders) => {
-                let sign = |order: SignOrder| (order.id, Ok(self.sign(order.id, order.at)));
-                Outcome::Sign(orders.into_iter().map(sign).collect())
+                Outcome::Sign(orders.iter().map(|order| (order.id, Ok(self.sign(order)))).collect())
             }
             Work::SignWindows { id, at, windows } => {
                 Outcome::SignWindows(id, self.sign_windows(at, &windows))
@@ -419,17 +435,26 @@ impl Target {
     }
 
     fn old(&self, at: u32) -> Option<Arc<Vec<u8>>> {
+        if let Some(widened) = self.widened.get(&at) {
+            return Some(Arc::clone(widened));
+        }
         match &self.listed.get(&self.present.get(at)?.path)?.what {
             What::File(content) => Some(Arc::clone(content)),
             _ => None,
         }
     }
 
-    fn sign(&self, id: u32, at: Option<u32>) -> (Want, Option<Hash>) {
+    fn sign(&mut self, order: &SignOrder) -> Told {
+        let SignOrder { id, at, .. } = *order;
         let staged = self.staged.get(&self.wanted(id).path).filter(|bytes| !bytes.is_empty());
         let size = self.wanted(id).size() as usize;
         let staged = staged.map(|bytes| blocks(bytes, size, size));
-        let old = at.and_then(|at| self.old(at));
+        let mut old = at.and_then(|at| self.old(at));
+        let is_widened = order.samples.is_some() && old.as_ref().is_some_and(|old| old.len() < size);
+        if let (Some(at), Some(old), true) = (at, &mut old, is_widened) {
+            Arc::make_mut(old).resize(size, 0);
+            self.widened.insert(at, Arc::clone(old));
+        }
         let tell = |content: &Arc<Vec<u8>>| {
             let length = content.len() as u64;
             if staged.is_none() && is_signed(size as u64, length) {
@@ -439,7 +464,7 @@ impl Target {
         };
         let told = old.as_ref().map(tell);
         let hash = old.filter(|_| matches!(told, Some(Old::Blocks(_)))).map(|content| Hash::of(&content));
-        (Want { id, staged, old: told }, hash)
+        Told { want: Want { id, staged, old: told }, hash, is_widened }
     }
 
     fn cut(&self, at: u32, stretch: Stretch) -> Option<Vec<Chunk>> {

@@ -60,6 +60,8 @@ pub(super) struct Basis {
     hash: Option<Hash>,
     /// Whether it is another file than the one in whose place the new one goes.
     elsewhere: bool,
+    /// Whether the sender was told of it as it was widened.
+    is_widened: bool,
 }
 
 /// A larger file on its way.
@@ -74,6 +76,13 @@ pub(super) struct Sink {
     failed: Option<Fault>,
     /// The sender gave it up, and has said why.
     skipped: bool,
+}
+
+impl Sink {
+    /// One of which all that has to be done is known at once.
+    fn of(ops: Vec<Op>, hash: Hash) -> Self {
+        Self { waiting: VecDeque::from([(ops, Some(hash))]), ended: true, ..Self::default() }
+    }
 }
 
 impl Receiver {
@@ -99,7 +108,8 @@ impl Receiver {
             let old = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
             bytes += old.map_or(0, Entry::size) + if may_be_staged { self.size(fetch.id) } else { 0 };
             self.signing.insert(fetch.id, fetch);
-            orders.push(SignOrder { id: fetch.id, at: fetch.at, may_be_staged });
+            let samples = self.offer.samples.remove(&fetch.id);
+            orders.push(SignOrder { id: fetch.id, at: fetch.at, may_be_staged, samples });
             if orders.len() >= SIGN_FILES_MAX || bytes >= SIGN_BYTES {
                 self.sign(&mut orders);
                 bytes = 0;
@@ -127,9 +137,10 @@ impl Receiver {
         for (id, result) in results {
             let fetch = self.signing.remove(&id);
             match result {
-                Ok((want, hash)) => {
-                    let basis = fetch
-                        .and_then(|fetch| Some(Basis { at: fetch.at?, hash, elsewhere: fetch.elsewhere }));
+                Ok(Told { want, hash, is_widened }) => {
+                    let basis = fetch.and_then(|fetch| {
+                        Some(Basis { at: fetch.at?, hash, elsewhere: fetch.elsewhere, is_widened })
+                    });
                     self.want(want, basis);
                 }
                 // What cannot be read cannot serve as basis; the content comes whole.
@@ -283,6 +294,13 @@ impl Receiver {
                     } else {
                         copies.push(CopiedFile { id, at, hash });
                     }
+                }
+                Some(Basis { is_widened: true, .. }) => {
+                    // What is the same is not there yet.
+                    let ops = vec![Op::Copy { offset: 0, length: self.size(id) }];
+                    self.held_bytes += held_bytes(&ops);
+                    self.sinks.insert(id, Sink::of(ops, hash));
+                    self.feed_sink(id);
                 }
                 _ => {
                     self.tally.files += 1;

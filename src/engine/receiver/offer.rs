@@ -7,6 +7,7 @@ use serde_bytes::ByteBuf;
 
 use super::Receiver;
 use crate::content::hash::Hash;
+use crate::content::sample::Samples;
 use crate::engine::work::{Outcome, Work};
 use crate::tree::change::{Change, ChangeError, Rebuild};
 use crate::tree::entry::Kind;
@@ -14,7 +15,7 @@ use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::record::{self, Record};
 use crate::tree::scope::{PARTS_MAX, Part, Scope};
-use crate::wire::message::{AbortKind, Message, PUSHED_BYTES_MAX, Subject};
+use crate::wire::message::{AbortKind, Message, PUSHED_BYTES_MAX, SAMPLED_MAX, Subject};
 
 /// An offer on its way.
 #[derive(Debug, Default)]
@@ -29,6 +30,8 @@ pub(super) struct Offer {
     pub(super) is_partial: bool,
     /// Contents that came along.
     pub(super) pushed: Pushed,
+    /// Samples of large files that did, by id.
+    pub(super) samples: HashMap<u32, Samples>,
     /// It is being written down.
     pub(super) is_being_kept: bool,
 }
@@ -114,6 +117,13 @@ impl Receiver {
     }
 
     // Everything.
+
+    pub(super) fn sampled(&mut self, files: Vec<(u32, Samples)>) {
+        self.offer.samples.extend(files);
+        if self.offer.samples.len() > SAMPLED_MAX {
+            self.desk.protocol_error("samples of too many files");
+        }
+    }
 
     pub(super) fn ignores(&mut self, files: Vec<IgnoreFile>) {
         self.offer.has_ignores = true;

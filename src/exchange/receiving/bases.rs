@@ -7,12 +7,14 @@ use serde_bytes::ByteBuf;
 use crate::content::blocks::{BlockSize, Outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta;
-use crate::content::hash::Hash;
+use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
+use crate::content::widened::Widened;
 use crate::disk::stage::Staging;
-use crate::engine::{Fault, SignOrder};
+use crate::engine::{Fault, SignOrder, Told};
 use crate::exchange::draft::Draft;
+use crate::exchange::old::OldFile;
 use crate::exchange::receiving::{Receiving, Trees, sink_fault, unwritable};
-use crate::exchange::sink::{SinkError, blocks_of, chunks_of, no_old, open_old, read_window};
+use crate::exchange::sink::{SinkError, blocks_of, no_old, open_old};
 use crate::exchange::{fault, patiently};
 use crate::monitor::Trouble;
 use crate::wire::message::{
@@ -20,17 +22,18 @@ use crate::wire::message::{
 };
 
 impl Receiving {
-    pub(super) fn sign(&self, order: SignOrder) -> Result<(Want, Option<Hash>), Fault> {
-        let SignOrder { id, at, may_be_staged } = order;
+    pub(super) fn sign(&self, order: &SignOrder) -> Result<Told, Fault> {
+        let SignOrder { id, at, may_be_staged, ref samples } = *order;
         let size = self.entry(id)?.size();
         let staged = if may_be_staged { self.staged(id, size)? } else { None };
         let mut want = Want { id, staged, old: None };
-        let Some(at) = at else { return Ok((want, None)) };
+        let Some(at) = at else { return Ok(Told { want, hash: None, is_widened: false }) };
         if want.staged.is_none()
-            && let Some(Outline { ids, hash }) = self.drafts.make(id, || self.draft(id, at))
+            && let Some(Outline { ids, hash }) = self.drafts.make(id, || self.draft(id, at, samples.as_ref()))
         {
             want.old = Some(Old::Blocks(Blocks { length: size, ids }));
-            return Ok((want, Some(hash)));
+            let is_widened = self.basis(at)?.1.size != size;
+            return Ok(Told { want, hash: Some(hash), is_widened });
         }
         let ahead = self.ahead.take(self.basis(at)?.1);
         // Opened after it was hashed: it is still what it was when that began.
@@ -38,7 +41,7 @@ impl Receiving {
         if want.staged.is_none() && is_signed(size, seen.size) {
             let signature = ByteBuf::from(self.sign_file(at)?);
             want.old = Some(Old::Signed { length: seen.size, signature });
-            return Ok((want, None));
+            return Ok(Told { want, hash: None, is_widened: false });
         }
         let most = old_bytes_max(size);
         let outline =
@@ -49,26 +52,32 @@ impl Receiving {
                 .map_err(|error| unwritable(&error))?,
         };
         want.old = Some(Old::Blocks(old));
-        Ok((want, hash))
+        Ok(Told { want, hash, is_widened: false })
     }
 
     /// A copy of the old version of a large file, made while that is named, where it looks as if it had been edited in
-    /// place.
-    fn draft(&self, id: u32, at: u32) -> Option<Draft> {
+    /// place, or as if something had been inserted or appended.
+    fn draft(&self, id: u32, at: u32, samples: Option<&Samples>) -> Option<Draft> {
         let (root, path, size) = (self.root().ok()?, self.path(id).ok()?, self.entry(id).ok()?.size());
         let (basis, seen) = self.basis(at).ok()?;
-        let is_edited = seen.size == size && basis == path && Draft::is_worth_it(size);
-        // Named already; and there must be room for more than what is needed anyway.
-        if !is_edited || self.ahead.is_done(seen) || root.space().ok()?.bytes / 2 < size {
+        // There must be room for more than what is needed anyway.
+        if basis != path || size < SAMPLED_BYTES_MIN || root.space().ok()?.bytes / 2 < size {
             return None;
         }
         let old = open_old(root, basis, seen).ok()?;
+        let shape = if seen.size == size {
+            // Of one that is named already most is done.
+            let is_worth_it = Draft::is_worth_it(size) && !self.ahead.is_done(seen);
+            is_worth_it.then(|| Widened::same(size))?
+        } else {
+            samples?.widen(size, seen.size, &|buffer, at| old.read_exact_at(buffer, at)).ok()??
+        };
         let (staging, _) = Staging::open(root, path).ok()?;
         if staging.shares_extents() {
             return None;
         }
         self.ahead.cancel(seen);
-        Draft::of(&old, size, staging)
+        Draft::of(&old, shape, staging)
     }
 
     /// Lets go of files that were hashed ahead and that nobody will ask about: those that are what they shall be,
@@ -110,25 +119,32 @@ impl Receiving {
         }
         let (file, _) = self.open_basis(at)?;
         let window = Window { offset: 0, length: seen.size as u32 };
-        read_window(&file, window).map_err(sink_fault)
+        OldFile::new(file, Widened::same(seen.size)).window(window).map_err(sink_fault)
     }
 
-    pub(super) fn cut(&self, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, Fault> {
-        let (file, _) = self.open_basis(at)?;
+    /// A basis as the sender was told of it.
+    fn old(&self, id: u32, at: u32) -> Result<OldFile, Fault> {
+        let (file, seen) = self.open_basis(at)?;
+        Ok(OldFile::new(file, self.drafts.shape(id).unwrap_or(Widened::same(seen.size))))
+    }
+
+    pub(super) fn cut(&self, id: u32, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, Fault> {
+        let old = self.old(id, at)?;
         let average = Average::for_size(stretch.length)
             .ok_or_else(|| Fault::Fatal(AbortKind::Protocol, "a stretch too long to be cut".to_owned()))?;
-        let chunks = chunks_of(&file, stretch.offset..stretch.offset + stretch.length, average)
+        let chunks = old
+            .chunks(stretch.offset..stretch.offset + stretch.length, average)
             .map_err(|error| unwritable(&error))?;
         let length: u64 = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
         if length == stretch.length { Ok(chunks) } else { Err(sink_fault(no_old())) }
     }
 
-    pub(super) fn sign_windows(&self, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
-        let (file, _) = self.open_basis(at)?;
+    pub(super) fn sign_windows(&self, id: u32, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
+        let old = self.old(id, at)?;
         windows
             .iter()
             .map(|&window| {
-                let old = read_window(&file, window).map_err(sink_fault)?;
+                let old = old.window(window).map_err(sink_fault)?;
                 delta::sign(&old).map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))
             })
             .collect()

@@ -1,0 +1,168 @@
+//! Samples of a content, by which another version of it is seen to be the same but for one place.
+//!
+//! Whoever has the other version can then make it as long as this one before anything is compared. A wrong guess costs
+//! time, nothing else.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::content::blocks::ReadAt;
+use crate::content::hash::Hash;
+use crate::content::widened::Widened;
+
+/// Shortest content, in bytes, that samples are taken of.
+pub const SAMPLED_BYTES_MIN: u64 = 32 << 20;
+
+/// How many there are of one content. So many name the place to a sixty-fourth of it, which is then cut into chunks.
+const COUNT: usize = 64;
+
+/// How long each is.
+const BYTES: usize = 4 << 10;
+
+/// What a sample is named by: the beginning of its hash.
+const NAME_BYTES: usize = 8;
+
+/// Fewest that have to be found again.
+const FOUND_MIN: usize = 8;
+
+/// The names of a content's samples, which lie evenly in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Samples(ByteBuf);
+
+impl Samples {
+    /// Of a content of `size` bytes.
+    ///
+    /// # Errors
+    /// What `read_at` gives.
+    pub fn of(size: u64, read_at: ReadAt<'_>) -> io::Result<Self> {
+        let mut names = Vec::with_capacity(COUNT * NAME_BYTES);
+        for index in 0..COUNT {
+            names.extend(name(position(index, size), read_at)?);
+        }
+        Ok(Self(ByteBuf::from(names)))
+    }
+
+    /// Whether there are as many as there have to be.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.0.len() == COUNT * NAME_BYTES
+    }
+
+    /// How an older version of `old` bytes becomes one of `size` bytes that resembles the content which these samples
+    /// are of; `None` if it does not look as if there were such a way. `read_old` reads the older version.
+    ///
+    /// # Errors
+    /// What `read_old` gives.
+    pub fn widen(&self, size: u64, old: u64, read_old: ReadAt<'_>) -> io::Result<Option<Widened>> {
+        let Some(by) = size.checked_sub(old).filter(|_| self.is_complete()) else { return Ok(None) };
+        let is_at = |name_there: &[u8], offset: Option<u64>| match offset {
+            Some(offset) if offset.saturating_add(BYTES as u64) <= old => {
+                Ok::<_, io::Error>(name(offset, read_old)?.as_slice() == name_there)
+            }
+            _ => Ok(false),
+        };
+        let (mut in_place, mut moved) = (Vec::with_capacity(COUNT), Vec::with_capacity(COUNT));
+        for (index, name_there) in self.0.chunks(NAME_BYTES).enumerate() {
+            let offset = position(index, size);
+            in_place.push(is_at(name_there, Some(offset))?);
+            moved.push(is_at(name_there, offset.checked_sub(by))?);
+        }
+        // Before which one most of them stand in place and from which on most were moved; the last such one, so that
+        // what lies between is there where it was.
+        let mut found: usize = moved.iter().filter(|&&found| found).count();
+        let (mut most, mut split) = (found, 0);
+        for (index, (in_place, moved)) in in_place.into_iter().zip(&moved).enumerate() {
+            found = found + usize::from(in_place) - usize::from(*moved);
+            if found >= most {
+                (most, split) = (found, index + 1);
+            }
+        }
+        // So many there can be: what is new has none.
+        let due = (COUNT as u64).saturating_mul(old) / size.max(1);
+        if most < FOUND_MIN || (most as u64) < due * 3 / 4 {
+            return Ok(None);
+        }
+        Ok(Widened::new(old, size, if split == COUNT { size } else { position(split, size) }))
+    }
+}
+
+/// Where a sample lies.
+fn position(index: usize, size: u64) -> u64 {
+    size / COUNT as u64 * index as u64
+}
+
+fn name(offset: u64, read_at: ReadAt<'_>) -> io::Result<[u8; NAME_BYTES]> {
+    let mut sample = [0; BYTES];
+    read_at(&mut sample, offset)?;
+    let mut name = [0; NAME_BYTES];
+    name.copy_from_slice(Hash::of(&sample).as_bytes().split_at(NAME_BYTES).0);
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::testing::noise;
+
+    fn reader(content: &[u8]) -> impl Fn(&mut [u8], u64) -> io::Result<()> + Sync {
+        |buffer, offset| {
+            let offset = offset as usize;
+            buffer.copy_from_slice(&content[offset..offset + buffer.len()]);
+            Ok(())
+        }
+    }
+
+    /// How `old` is widened, and how many bytes of that stand where they do in `new`.
+    fn widened(old: &[u8], new: &[u8]) -> Option<(Widened, usize)> {
+        let (old_length, size) = (old.len() as u64, new.len() as u64);
+        let samples = Samples::of(size, &reader(new)).unwrap();
+        let widened = samples.widen(size, old_length, &reader(old)).unwrap()?;
+        let mut made = vec![0; new.len()];
+        widened.read_at(&mut made, 0, &reader(old)).unwrap();
+        Some((widened, made.iter().zip(new).filter(|(made, new)| made == new).count()))
+    }
+
+    const SIZE: usize = 4_000_000;
+
+    #[test]
+    fn what_was_inserted_or_appended_leaves_the_rest_where_it_is_made_to_stand() {
+        let old = noise(SIZE);
+        for at in [0, 5, 100_000, SIZE / 2, SIZE - 5, SIZE] {
+            for inserted in [1, 1000, 77_777, SIZE / 3] {
+                let new = [&old[..at], &vec![7; inserted], &old[at..]].concat();
+                let (widened, right) = widened(&old, &new).unwrap();
+                assert_eq!(widened.size(), new.len() as u64);
+                // All but what is new and what lies between two samples; of that all is there once.
+                let between = new.len().div_ceil(64);
+                assert!(right + 2 * between > SIZE, "{inserted} at {at}: {right}");
+            }
+        }
+        assert_eq!(widened(&old, &old), Some((Widened::same(SIZE as u64), SIZE)));
+    }
+
+    #[test]
+    fn some_edits_do_no_harm() {
+        let old = noise(SIZE);
+        let mut new = [&old[..1_000_000], &[7; 500], &old[1_000_000..]].concat();
+        for edit in new.chunks_mut(SIZE / 7) {
+            edit[0] ^= 1;
+        }
+        let (_, right) = widened(&old, &new).unwrap();
+        assert!(right > SIZE * 31 / 32, "{right}");
+    }
+
+    #[test]
+    fn what_is_shorter_or_mostly_another_one_is_not_widened() {
+        let old = noise(SIZE);
+        assert_eq!(widened(&old, &old[..SIZE - 1]), None);
+        let other = [&old[..SIZE / 2], &vec![7; SIZE / 2 + 10]].concat();
+        assert_eq!(widened(&old, &other), None);
+        assert_eq!(widened(&[], &old), None);
+        // As long as it is now there are too few samples of what was there.
+        assert_eq!(widened(&old[..SIZE / 10], &old), None);
+        let cut_short = Samples(ByteBuf::from(vec![0; 8]));
+        assert_eq!(cut_short.widen(SIZE as u64, SIZE as u64, &reader(&old)).unwrap(), None);
+    }
+}

@@ -1,0 +1,120 @@
+//! A content that is made as long as another one by a gap: where something was inserted, or appended.
+
+use std::io;
+use std::ops::Range;
+
+use crate::content::blocks::ReadAt;
+
+/// A content of `old` bytes, widened to `size` bytes: from `split` on it stands as much later as it is longer now.
+/// Before that it stands where it stood. What that leaves open is zeros, and what both reach stands there twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Widened {
+    old: u64,
+    size: u64,
+    split: u64,
+}
+
+impl Widened {
+    /// The same content: nothing is moved.
+    #[must_use]
+    pub fn same(length: u64) -> Self {
+        Self { old: length, size: length, split: length }
+    }
+
+    /// A content of `old` bytes, made `size` bytes long; what stands from `split` on, then, is what was moved.
+    /// `None` if that is before its beginning, or `size` shorter than it is.
+    #[must_use]
+    pub fn new(old: u64, size: u64, split: u64) -> Option<Self> {
+        let by = size.checked_sub(old)?;
+        (by..=size).contains(&split).then_some(Self { old, size, split })
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Where in the content that it was made of the bytes from `offset` on stand, `None` where they are zeros; and how
+    /// many such bytes there are, 0 from the end on.
+    #[must_use]
+    pub fn piece(&self, offset: u64) -> (Option<u64>, u64) {
+        let (from, end) = if offset >= self.split {
+            (Some(offset - (self.size - self.old)), self.size)
+        } else if offset < self.old {
+            (Some(offset), self.split.min(self.old))
+        } else {
+            (None, self.split)
+        };
+        (from, end.saturating_sub(offset))
+    }
+
+    /// The pieces of a stretch: what of it stands where.
+    pub fn pieces(&self, stretch: Range<u64>) -> impl Iterator<Item = (Range<u64>, Option<u64>)> {
+        let mut at = stretch.start;
+        std::iter::from_fn(move || {
+            let (from, length) = self.piece(at);
+            let piece = at..at.saturating_add(length).min(stretch.end);
+            at = piece.end;
+            (piece.start < piece.end).then_some((piece, from))
+        })
+    }
+
+    /// Fills a buffer from `offset` on. `read_old` reads the content that it was made of.
+    ///
+    /// # Errors
+    /// What `read_old` gives; or it ends before the buffer is full.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64, read_old: ReadAt<'_>) -> io::Result<()> {
+        let mut rest = buffer;
+        for (piece, from) in self.pieces(offset..offset.saturating_add(rest.len() as u64)) {
+            // At most what is left of the buffer.
+            let (now, later) = rest.split_at_mut((piece.end - piece.start) as usize);
+            match from {
+                Some(from) => read_old(now, from)?,
+                None => now.fill(0),
+            }
+            rest = later;
+        }
+        if rest.is_empty() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(old: &[u8], size: u64, split: u64) -> Vec<u8> {
+        let widened = Widened::new(old.len() as u64, size, split).unwrap();
+        let mut made = vec![b'?'; size as usize];
+        let read = |buffer: &mut [u8], offset: u64| {
+            buffer.copy_from_slice(&old[offset as usize..][..buffer.len()]);
+            Ok(())
+        };
+        widened.read_at(&mut made, 0, &read).unwrap();
+        // Read in parts it is the same.
+        for (start, end) in (0..=size).flat_map(|start| (start..=size).map(move |end| (start, end))) {
+            let mut part = vec![0; (end - start) as usize];
+            widened.read_at(&mut part, start, &read).unwrap();
+            assert_eq!(part, made[start as usize..end as usize]);
+        }
+        assert!(widened.read_at(&mut [0; 2], size - 1, &read).is_err());
+        made
+    }
+
+    #[test]
+    fn what_stands_behind_the_split_is_moved() {
+        assert_eq!(all(b"abcdef", 6, 6), b"abcdef");
+        assert_eq!(all(b"abcdef", 8, 8), b"abcdef\0\0", "appended to");
+        assert_eq!(all(b"abcdef", 8, 2), b"ababcdef", "at the beginning");
+        assert_eq!(all(b"abcdef", 8, 5), b"abcdedef");
+        assert_eq!(all(b"abcdef", 20, 18), b"abcdef\0\0\0\0\0\0\0\0\0\0\0\0ef");
+    }
+
+    #[test]
+    fn what_would_begin_before_its_beginning_or_be_shorter_is_none() {
+        assert_eq!(Widened::new(6, 8, 1), None);
+        assert_eq!(Widened::new(6, 8, 9), None);
+        assert_eq!(Widened::new(6, 5, 5), None);
+        assert_eq!(Widened::new(6, 6, 6), Some(Widened::same(6)));
+    }
+}

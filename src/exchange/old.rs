@@ -1,0 +1,94 @@
+//! `OldFile`: an old version of a larger file, as the sender was told of it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use crate::content::chunk::{self, Average, Chunk, ChunkId};
+use crate::content::widened::Widened;
+use crate::exchange::sink::{SinkError, no_old, read_bytes};
+use crate::wire::message::Window;
+
+/// An old version, as the sender was told of it: as it is, or in the shape of a draft.
+pub(super) struct OldFile {
+    file: File,
+    shape: Widened,
+}
+
+impl OldFile {
+    pub(super) fn new(file: File, shape: Widened) -> Self {
+        Self { file, shape }
+    }
+
+    /// The file as it is.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn into_file(self) -> File {
+        self.file
+    }
+
+    pub(super) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.shape.read_at(buffer, offset, &|buffer, at| self.file.read_exact_at(buffer, at))
+    }
+
+    /// The bytes of a window.
+    pub(super) fn window(&self, window: Window) -> Result<Vec<u8>, SinkError> {
+        let mut bytes = Vec::new();
+        for (piece, from) in self.shape.pieces(window.offset..window.offset + u64::from(window.length)) {
+            // At most `OLD_BYTES_MAX`: checked when the message came.
+            let length = (piece.end - piece.start) as usize;
+            match from {
+                Some(from) => {
+                    let read = read_bytes(&self.file, from, length);
+                    let read = read.map_err(|error| SinkError::Basis(error.to_string()))?;
+                    if bytes.is_empty() { bytes = read } else { bytes.extend(read) }
+                }
+                None => bytes.resize(bytes.len() + length, 0),
+            }
+        }
+        if bytes.len() == window.length as usize { Ok(bytes) } else { Err(no_old()) }
+    }
+
+    /// The chunks of a stretch; of less where it ends before that.
+    pub(super) fn chunks(&self, stretch: Range<u64>, average: Average) -> io::Result<Vec<Chunk>> {
+        chunks_of(&mut Reading { old: self, at: stretch.start, end: stretch.end }, average)
+    }
+}
+
+/// Reads a stretch of an old version.
+struct Reading<'a> {
+    old: &'a OldFile,
+    at: u64,
+    end: u64,
+}
+
+impl Read for Reading<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (from, length) = self.old.shape.piece(self.at);
+        let length = length.min(self.end - self.at).min(buffer.len() as u64);
+        // At most what the buffer holds.
+        let buffer = buffer.get_mut(..length as usize).unwrap_or_default();
+        let count = match from {
+            Some(from) => self.old.file.read_at(buffer, from)?,
+            None => {
+                buffer.fill(0);
+                buffer.len()
+            }
+        };
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+/// The chunks of what is read. (Not generic, so that the agent holds this once.)
+pub(super) fn chunks_of(content: &mut dyn Read, average: Average) -> io::Result<Vec<Chunk>> {
+    let mut chunks = Vec::new();
+    chunk::cut(content, average, |bytes| {
+        // A chunk is at most 16 MiB long.
+        chunks.push(Chunk { length: bytes.len() as u32, id: ChunkId::of(bytes) });
+    })?;
+    Ok(chunks)
+}
