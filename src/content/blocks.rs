@@ -146,13 +146,17 @@ impl Nodes {
         Some(Outline { ids, hash: Hash::from_bytes(*root(&self.nodes).as_bytes()) })
     }
 
-    /// Finds the nodes of some bytes' blocks anew, since those bytes have changed.
+    /// Finds the nodes of some bytes' blocks anew, since those bytes have changed; or for the first time.
     ///
     /// # Errors
     /// What `read_at` gives.
     pub fn renew(&mut self, bytes: &Range<u64>, read_at: ReadAt<'_>) -> io::Result<()> {
         let blocks = bytes.start / self.block.0..self.block.count(bytes.end);
         let found = nodes(blocks.clone(), self.length, self.block, read_at)?;
+        if (self.nodes.len() as u64) < blocks.end {
+            // At most as many as were found before, and now.
+            self.nodes.resize(blocks.end as usize, [0; 32]);
+        }
         for (place, node) in self.nodes.iter_mut().skip(blocks.start as usize).zip(found) {
             *place = node;
         }
@@ -174,7 +178,13 @@ impl Finding {
     /// Of all blocks of a content of `length` bytes.
     #[must_use]
     pub fn of_all(length: u64, block: BlockSize) -> Self {
-        Self::new(0..block.count(length), length, block)
+        Self::of_first(length, length, block)
+    }
+
+    /// Of the blocks of a content of `length` bytes that hold its first `first` bytes.
+    #[must_use]
+    pub fn of_first(first: u64, length: u64, block: BlockSize) -> Self {
+        Self::new(0..block.count(first.min(length)), length, block)
     }
 
     fn new(blocks: Range<u64>, length: u64, block: BlockSize) -> Self {
@@ -420,6 +430,14 @@ mod tests {
             content[changed.clone()].fill(7);
             nodes.renew(&(changed.start as u64..changed.end as u64), &reader(&content)).unwrap();
             assert_eq!(nodes, find(&content), "{changed:?}");
+        }
+        // What was not looked at yet is found like what has changed.
+        for first in [1_000_000, 1_015_808, 2_999_999] {
+            let finding = Finding::of_first(first, content.len() as u64, block);
+            finding.help(&reader(&content)).unwrap();
+            let mut nodes = finding.finish().unwrap();
+            nodes.renew(&(first..content.len() as u64), &reader(&content)).unwrap();
+            assert_eq!(nodes, find(&content), "{first}");
         }
     }
 

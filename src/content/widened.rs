@@ -35,6 +35,12 @@ impl Widened {
         self.size
     }
 
+    /// How many bytes of the content that it was made of it begins with, if those are all of it.
+    #[must_use]
+    pub fn appended_to(&self) -> Option<u64> {
+        (self.split == self.size && self.old < self.size).then_some(self.old)
+    }
+
     /// Where in the content that it was made of the bytes from `offset` on stand, `None` where they are zeros; and how
     /// many such bytes there are, 0 from the end on.
     #[must_use]
@@ -111,10 +117,13 @@ mod tests {
     }
 
     #[test]
-    fn what_would_begin_before_its_beginning_or_be_shorter_is_none() {
+    fn what_would_begin_before_its_beginning_or_be_shorter_is_none_and_what_is_appended_is_told() {
         assert_eq!(Widened::new(6, 8, 1), None);
         assert_eq!(Widened::new(6, 8, 9), None);
         assert_eq!(Widened::new(6, 5, 5), None);
         assert_eq!(Widened::new(6, 6, 6), Some(Widened::same(6)));
+        assert_eq!(Widened::new(6, 8, 8).unwrap().appended_to(), Some(6));
+        assert_eq!(Widened::new(6, 8, 7).unwrap().appended_to(), None);
+        assert_eq!(Widened::same(6).appended_to(), None);
     }
 }

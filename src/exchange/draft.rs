@@ -14,14 +14,14 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::content::blocks::{BlockSize, Finding, Nodes, Outline};
+use crate::content::blocks::{BlockSize, Finding, Nodes, Outline, ReadAt, block_id};
 use crate::content::hash::Hash;
 use crate::content::widened::Widened;
 use crate::disk::error::During;
 use crate::disk::stage::Staging;
 use crate::exchange::old::OldFile;
 use crate::exchange::sink::{SinkError, apply_delta, no_old, wrong_hash};
-use crate::wire::message::Op;
+use crate::wire::message::{Blocks, Op};
 
 /// Lengths, in bytes, of files for which that is done. A shorter one is copied in a moment. If it turns out that the
 /// file only has another time, the copy was made in vain; of a longer one that would be too much.
@@ -54,7 +54,8 @@ impl Draft {
     pub(super) fn of(old: &File, shape: Widened, mut staging: Staging) -> Option<Self> {
         let size = shape.size();
         let block = BlockSize::for_size(size);
-        let finding = Finding::of_all(size, block);
+        // What is appended is not there yet.
+        let finding = Finding::of_first(shape.appended_to().unwrap_or(size), size, block);
         // The kernel lets one thread write to a file at a time, and a second one waits with its processor: a tenth of
         // all that there is, where the other side has use for it.
         let turn = Mutex::new(());
@@ -81,8 +82,24 @@ impl Draft {
         self.shape
     }
 
-    pub(super) fn outline(&self) -> Option<Outline> {
+    fn outline(&self) -> Option<Outline> {
         self.nodes.outline(self.block)
+    }
+
+    /// What the sender is told of the old version: the draft as it is, and its hash; or, where something is appended
+    /// to it, just the old version, since with what comes there is nothing to compare.
+    fn told(&self) -> Option<(Blocks, Option<Hash>)> {
+        let Outline { mut ids, hash } = self.outline()?;
+        let Some(length) = self.shape.appended_to() else {
+            return Some((Blocks { length: self.shape.size(), ids }, Some(hash)));
+        };
+        let rest = length % self.block.bytes();
+        if rest > 0 {
+            // The last block is a longer one by now.
+            let read_at: ReadAt<'_> = &|buffer, offset| self.staging.read_at(buffer, offset);
+            *ids.last_mut()? = block_id(length - rest, rest, read_at).ok()?;
+        }
+        Some((Blocks { length, ids }, None))
     }
 
     /// Performs one step. `old` is what it is a copy of, in its shape.
@@ -162,8 +179,13 @@ pub(super) struct Drafts {
 }
 
 impl Drafts {
-    /// Makes one for a file and keeps it, if there is room for another one.
-    pub(super) fn make(&self, id: u32, make: impl FnOnce() -> Option<Draft>) -> Option<Outline> {
+    /// Makes one for a file and keeps it, if there is room for another one. Gives what the sender is told of the old
+    /// version, and the hash of that, if the answer may be that it is the same.
+    pub(super) fn make(
+        &self,
+        id: u32,
+        make: impl FnOnce() -> Option<Draft>,
+    ) -> Option<(Blocks, Option<Hash>)> {
         {
             let mut kept = self.kept();
             if kept.len() >= DRAFTS_MAX {
@@ -172,14 +194,15 @@ impl Drafts {
             kept.insert(id, None);
         }
         let draft = make();
-        let outline = draft.as_ref().and_then(Draft::outline);
+        let told = draft.as_ref().and_then(Draft::told);
+        let draft = draft.filter(|_| told.is_some());
         if let Some(draft) = &draft {
             self.shapes.lock().unwrap_or_else(PoisonError::into_inner).insert(id, draft.shape());
         }
         let mut kept = self.kept();
         kept.remove(&id);
         kept.extend(draft.map(|draft| (id, Some(draft))));
-        outline
+        told
     }
 
     /// How the draft of a file was made, if there was one.
@@ -269,7 +292,8 @@ mod tests {
         let shape = Widened::new(SIZE as u64, size, split).unwrap();
         let (mut draft, old) = draft_as(folder.path(), &old_content, shape);
         let made = [&old_content[..split as usize], &old_content[split as usize - inserted.len()..]].concat();
-        assert_eq!(draft.outline().unwrap().hash, Hash::of(&made));
+        let (told, hash) = draft.told().unwrap();
+        assert_eq!((told.length, hash), (size, Some(Hash::of(&made))));
         // What the sender may ask to see of it is just that.
         let window = Window { offset: split - 50_000, length: 100_000 };
         let stretch = window.offset as usize..window.offset as usize + window.length as usize;
@@ -286,6 +310,24 @@ mod tests {
         for step in steps {
             draft.apply(step, Some(&old)).unwrap();
         }
+        let staging = draft.finish(Hash::of(&new)).unwrap();
+        let mut made = vec![0; new.len()];
+        staging.read_at(&mut made, 0).unwrap();
+        assert!(made == new);
+    }
+
+    #[test]
+    fn what_is_appended_is_no_part_of_the_old_version() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old_content, appended) = (content(), vec![7; 500_000]);
+        let new = [&old_content[..], &appended].concat();
+        let shape = Widened::new(SIZE as u64, new.len() as u64, new.len() as u64).unwrap();
+        let (mut draft, old) = draft_as(folder.path(), &old_content, shape);
+        let block = BlockSize::for_size(new.len() as u64);
+        let ids = crate::content::blocks::outline_of(&old_content, block).ids;
+        assert_eq!(draft.told().unwrap(), (Blocks { length: SIZE as u64, ids }, None));
+        draft.apply(Op::Copy { offset: 0, length: SIZE as u64 }, Some(&old)).unwrap();
+        draft.apply(Op::Data(ByteBuf::from(appended)), Some(&old)).unwrap();
         let staging = draft.finish(Hash::of(&new)).unwrap();
         let mut made = vec![0; new.len()];
         staging.read_at(&mut made, 0).unwrap();

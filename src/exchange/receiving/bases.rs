@@ -29,11 +29,11 @@ impl Receiving {
         let mut want = Want { id, staged, old: None };
         let Some(at) = at else { return Ok(Told { want, hash: None, is_widened: false }) };
         if want.staged.is_none()
-            && let Some(Outline { ids, hash }) = self.drafts.make(id, || self.draft(id, at, samples.as_ref()))
+            && let Some((old, hash)) = self.drafts.make(id, || self.draft(id, at, samples.as_ref()))
         {
-            want.old = Some(Old::Blocks(Blocks { length: size, ids }));
-            let is_widened = self.basis(at)?.1.size != size;
-            return Ok(Told { want, hash: Some(hash), is_widened });
+            let is_widened = self.basis(at)?.1.size != old.length;
+            want.old = Some(Old::Blocks(old));
+            return Ok(Told { want, hash, is_widened });
         }
         let ahead = self.ahead.take(self.basis(at)?.1);
         // Opened after it was hashed: it is still what it was when that began.
