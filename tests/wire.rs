@@ -20,7 +20,7 @@ use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
 use ksync::wire::hello::{self, Options, Order, Role, Watching};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
-    AbortKind, Blocks, Body, Message, MessageError, Old, Op, SMALL_BYTES_MAX, Stretch, Subject,
+    AbortKind, Blocks, Body, Message, MessageError, Old, Op, SAMPLED_MAX, SMALL_BYTES_MAX, Stretch, Subject,
     TEXT_BYTES_MAX, Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
 };
 use proptest::prelude::*;
@@ -64,6 +64,14 @@ fn event(name: &str) -> Event {
     }
 }
 
+fn samples() -> Samples {
+    let read_at = |buffer: &mut [u8], offset: u64| {
+        buffer.fill((offset >> 20) as u8);
+        Ok(())
+    };
+    Samples::of(SAMPLED_BYTES_MIN, &read_at).unwrap()
+}
+
 /// At least one message of each variant, by the name of its fixture.
 fn messages() -> Vec<(String, Message)> {
     let hash = Hash::of(b"content");
@@ -95,11 +103,6 @@ fn messages() -> Vec<(String, Message)> {
         (3, Body::Delta { hash, delta: data(b"delta") }),
         (u32::MAX, Body::Skipped),
     ];
-    let samples = |buffer: &mut [u8], offset: u64| {
-        buffer.fill((offset >> 20) as u8);
-        Ok(())
-    };
-    let samples = Samples::of(SAMPLED_BYTES_MIN, &samples).unwrap();
     let ignore = IgnoreFile { directory: b"d".to_vec(), text: b"*.o\n".to_vec() };
     let time = Time::new(-1, 999_999_999).unwrap();
     let mut messages = vec![
@@ -127,7 +130,7 @@ fn messages() -> Vec<(String, Message)> {
         ("scope", Message::Scope(vec![Part { path: b"d/\xff".to_vec(), deep: true }])),
         ("pushed", Message::Pushed(vec![(300, hash, data(b"content"))])),
         ("rescan", Message::Rescan),
-        ("sampled", Message::Sampled(vec![(300, samples)])),
+        ("sampled", Message::Sampled(vec![(300, samples())])),
     ]
     .into_iter()
     .map(|(name, message)| (name.to_owned(), message))
@@ -236,6 +239,7 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
     };
     let resolved = |count| Message::Note(Event::Resolved { path: vec![b'x'; count] });
     let changes = |count| Message::Changes(change(count));
+    let sampled = |count| Message::Sampled(vec![(0, samples()); count]);
     let i64_max = i64::MAX as u64;
     for (allowed, refused) in [
         (wants(WANTS_MAX), wants(WANTS_MAX + 1)),
@@ -274,6 +278,7 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
         (file(b"a"), file(b"a\0")),
         (file(b"ksync"), file(b".KSYNC")),
         (changes(1), changes(0)),
+        (sampled(SAMPLED_MAX), sampled(SAMPLED_MAX + 1)),
         (changes(EDITS_MAX), changes(EDITS_MAX + 1)),
         (abort(TEXT_BYTES_MAX), abort(TEXT_BYTES_MAX + 1)),
         (problem(TEXT_BYTES_MAX, TEXT_BYTES_MAX), problem(TEXT_BYTES_MAX + 1, 0)),

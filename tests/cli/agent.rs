@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use crate::world::{Run, World};
 
-/// What it may weigh on the wire: 912 KiB, told in units of a thousand bytes.
-const PACKED_KILOBYTES_MAX: f64 = 933.9;
+/// What it may weigh on the wire: 924 KiB, told in units of a thousand bytes.
+const PACKED_KILOBYTES_MAX: f64 = 946.2;
 
 /// The one agent in the cache of the far home. Beside it lies what it remembers.
 fn installed(world: &World) -> PathBuf {

@@ -9,12 +9,14 @@ use super::{RECEIVER, SENDER, Side};
 use crate::content::blocks::BlockId;
 use crate::content::chunk::{Chunk, ChunkId};
 use crate::content::hash::Hash;
+use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::engine::{Config, Input, Outcome, Receiver, Sender, Work};
 use crate::monitor::Event;
 use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::wire::message::{
-    AbortKind, Blocks, Body, Message, Old, Op, STREAMS_MAX, Stretch, Subject, Tally, WANTS_MAX, Want, Window,
+    AbortKind, Blocks, Body, Message, Old, Op, SAMPLED_MAX, STREAMS_MAX, Stretch, Subject, Tally, WANTS_MAX,
+    Want, Window,
 };
 
 // The files of `offered`, by id.
@@ -252,6 +254,15 @@ pub(super) fn sign_request(id: u32) -> Message {
     Message::SignRequest { id, windows: vec![Window { offset: 0, length: 10 }] }
 }
 
+/// Of a large file in which all bytes are the same.
+pub(super) fn samples() -> Samples {
+    let read_at = |buffer: &mut [u8], _: u64| {
+        buffer.fill(3);
+        Ok(())
+    };
+    Samples::of(SAMPLED_BYTES_MIN, &read_at).unwrap()
+}
+
 /// One message of every kind, as it may be right at some time.
 fn every_kind() -> Vec<(&'static str, Message)> {
     let block = manifest(&offered()).blocks().next().unwrap();
@@ -275,6 +286,7 @@ fn every_kind() -> Vec<(&'static str, Message)> {
         ("Changes", Message::Changes(Change { edits: vec![Edit::default()], entries: Vec::new() })),
         ("Changed", Message::Changed { complete: true, digest: Hash::of(b"base") }),
         ("Forgotten", Message::Forgotten),
+        ("Sampled", Message::Sampled(vec![(LARGE, samples())])),
     ]
 }
 
@@ -290,7 +302,7 @@ fn every_message_out_of_turn_breaks_the_protocol() {
     ];
     let receivers = [
         (Stage::Fresh, &["Note", "Subject", "Ignores", "Entries"][..]),
-        (Stage::Listing, &["Note", "Ignores", "Entries", "Offered", "Base"]),
+        (Stage::Listing, &["Note", "Ignores", "Entries", "Offered", "Base", "Sampled"]),
         (Stage::Offered, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
         (Stage::Content, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
         (Stage::Streaming, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
@@ -485,6 +497,18 @@ fn a_manifest_that_is_none_breaks_the_protocol() {
     offend(Victim::at(RECEIVER, Stage::Listing), "a block twice", vec![again.clone(), again]);
     let long = IgnoreFile { directory: Vec::new(), text: vec![b'a'; 100_000] };
     offend(Victim::at(RECEIVER, Stage::Listing), "a long ignore file", vec![Message::Ignores(vec![long])]);
+}
+
+#[test]
+fn a_sender_cannot_make_a_receiver_keep_samples_without_end() {
+    let sampled = |id| Message::Sampled(vec![(id, samples())]);
+    let claim = "samples of too many files";
+    offend(Victim::at(RECEIVER, Stage::Listing), claim, (0..=SAMPLED_MAX as u32).map(sampled).collect());
+    // Of no file they are of no use.
+    let mut victim = Victim::at(RECEIVER, Stage::Listing);
+    victim.hear(sampled(99));
+    victim.hear(Message::Offered { complete: true });
+    assert!(!victim.is_offended());
 }
 
 #[test]

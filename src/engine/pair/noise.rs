@@ -6,13 +6,12 @@ use proptest::strategy::Union;
 use proptest::test_runner::RngSeed;
 use serde_bytes::ByteBuf;
 
-use super::liars::{STAGES, Victim, offered, subject};
+use super::liars::{STAGES, Victim, offered, samples, subject};
 use super::tree::manifest;
 use super::{RECEIVER, SENDER, content_of_work};
 use crate::content::blocks::{BlockId, BlockSize};
 use crate::content::chunk::{Chunk, ChunkId};
 use crate::content::hash::Hash;
-use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::monitor::{Event, Problem, Trouble};
 use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
@@ -36,14 +35,6 @@ fn bytes() -> impl Strategy<Value = ByteBuf> + Clone {
 
 fn hash() -> impl Strategy<Value = Hash> + Clone {
     bytes().prop_map(|bytes| Hash::of(&bytes))
-}
-
-fn samples() -> impl Strategy<Value = Samples> + Clone {
-    let read_at = |buffer: &mut [u8], _: u64| {
-        buffer.fill(3);
-        Ok(())
-    };
-    Just(Samples::of(SAMPLED_BYTES_MIN, &read_at).unwrap())
 }
 
 fn window() -> impl Strategy<Value = Window> + Clone {
@@ -133,7 +124,7 @@ fn message() -> Union<BoxedStrategy<Message>> {
             .prop_map(Message::Scope)
             .boxed(),
         vec((id(), hash(), bytes()), 0..3).prop_map(Message::Pushed).boxed(),
-        vec((id(), samples()), 0..3).prop_map(Message::Sampled).boxed(),
+        vec((id(), Just(samples())), 0..3).prop_map(Message::Sampled).boxed(),
         Just(Message::Finished(Tally::default())).boxed(),
         Just(Message::Note(Event::Problem(problem))).boxed(),
         Just(Message::Abort { kind: AbortKind::Busy, text: String::new() }).boxed(),
