@@ -368,15 +368,7 @@ fn left_count(count: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::content::testing::noise;
-
-    fn reader(content: &[u8]) -> impl Fn(&mut [u8], u64) -> io::Result<()> + Sync {
-        |buffer, offset| {
-            let offset = offset as usize;
-            buffer.copy_from_slice(&content[offset..offset + buffer.len()]);
-            Ok(())
-        }
-    }
+    use crate::content::testing::{noise, reader};
 
     fn outline_of(content: &[u8], block: BlockSize) -> Outline {
         outline(content.len() as u64, block, &reader(content)).unwrap()

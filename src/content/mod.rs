@@ -10,4 +10,4 @@ pub mod sample;
 pub mod widened;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

@@ -104,15 +104,7 @@ fn name(offset: u64, read_at: ReadAt<'_>) -> io::Result<[u8; NAME_BYTES]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::content::testing::noise;
-
-    fn reader(content: &[u8]) -> impl Fn(&mut [u8], u64) -> io::Result<()> + Sync {
-        |buffer, offset| {
-            let offset = offset as usize;
-            buffer.copy_from_slice(&content[offset..offset + buffer.len()]);
-            Ok(())
-        }
-    }
+    use crate::content::testing::{noise, reader};
 
     /// How `old` is widened, and how many bytes of that stand where they do in `new`.
     fn widened(old: &[u8], new: &[u8]) -> Option<(Widened, usize)> {

@@ -88,14 +88,12 @@ impl Widened {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::testing::reader;
 
     fn all(old: &[u8], size: u64, split: u64) -> Vec<u8> {
         let widened = Widened::new(old.len() as u64, size, split).unwrap();
         let mut made = vec![b'?'; size as usize];
-        let read = |buffer: &mut [u8], offset: u64| {
-            buffer.copy_from_slice(&old[offset as usize..][..buffer.len()]);
-            Ok(())
-        };
+        let read = reader(old);
         widened.read_at(&mut made, 0, &read).unwrap();
         // Read in parts it is the same.
         for (start, end) in (0..=size).flat_map(|start| (start..=size).map(move |end| (start, end))) {

@@ -186,10 +186,7 @@ impl Root {
     /// It cannot be opened once more.
     pub fn pin(&self) -> Result<Pin, DiskError> {
         // A copy of the descriptor would share its lock.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let held = openat(&self.descriptor, c".", flags, Mode::empty())
-            .during("open", self.path.as_os_str().as_bytes())?;
-        Ok(Pin { _held: held, dev: self.dev, ino: self.ino })
+        Ok(Pin { _held: self.open_directory(None)?, dev: self.dev, ino: self.ino })
     }
 
     /// Whether the path still leads to this directory: it was not replaced, removed or unmounted.

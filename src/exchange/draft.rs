@@ -16,6 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::content::blocks::{BlockSize, Finding, Nodes, Outline, ReadAt, block_id};
 use crate::content::hash::Hash;
+use crate::content::sample::SAMPLED_BYTES_MIN;
 use crate::content::widened::Widened;
 use crate::disk::error::During;
 use crate::disk::stage::Staging;
@@ -23,9 +24,9 @@ use crate::exchange::old::OldFile;
 use crate::exchange::sink::{SinkError, apply_delta, no_old, wrong_hash};
 use crate::wire::message::{Blocks, Op};
 
-/// Lengths, in bytes, of files for which that is done. A shorter one is copied in a moment. If it turns out that the
+/// Lengths, in bytes, of files that kept theirs for which that is done. A shorter one is copied in a moment. If it turns out that the
 /// file only has another time, the copy was made in vain; of a longer one that would be too much.
-const DRAFT_BYTES: Range<u64> = 32 << 20..4 << 30;
+const DRAFT_BYTES: Range<u64> = SAMPLED_BYTES_MIN..4 << 30;
 
 /// Most drafts at a time, and in vain.
 const DRAFTS_MAX: usize = 2;
@@ -256,6 +257,12 @@ mod tests {
             .map(|entry| entry.unwrap().metadata().unwrap().len())
     }
 
+    fn made(staging: &Staging) -> Vec<u8> {
+        let mut made = vec![0; staging.len() as usize];
+        staging.read_at(&mut made, 0).unwrap();
+        made
+    }
+
     fn content() -> Vec<u8> {
         (0..SIZE as u32).flat_map(|n| (n / 1000).wrapping_mul(0x9e37_79b9).to_le_bytes()).take(SIZE).collect()
     }
@@ -278,9 +285,7 @@ mod tests {
         new[100_000..100_015].fill(7);
         new[100_015..200_000].copy_from_slice(&old_content[1_000_000..1_099_985]);
         let staging = draft.finish(Hash::of(&new)).unwrap();
-        let mut made = vec![0; SIZE];
-        staging.read_at(&mut made, 0).unwrap();
-        assert!(made == new);
+        assert!(made(&staging) == new);
     }
 
     #[test]
@@ -291,15 +296,16 @@ mod tests {
         let (size, split) = (new.len() as u64, 1_100_000);
         let shape = Widened::new(SIZE as u64, size, split).unwrap();
         let (mut draft, old) = draft_as(folder.path(), &old_content, shape);
-        let made = [&old_content[..split as usize], &old_content[split as usize - inserted.len()..]].concat();
+        let widened =
+            [&old_content[..split as usize], &old_content[split as usize - inserted.len()..]].concat();
         let (told, hash) = draft.told().unwrap();
-        assert_eq!((told.length, hash), (size, Some(Hash::of(&made))));
+        assert_eq!((told.length, hash), (size, Some(Hash::of(&widened))));
         // What the sender may ask to see of it is just that.
         let window = Window { offset: split - 50_000, length: 100_000 };
         let stretch = window.offset as usize..window.offset as usize + window.length as usize;
-        assert!(old.window(window).unwrap() == made[stretch.clone()]);
+        assert!(old.window(window).unwrap() == widened[stretch.clone()]);
         let average = Average::for_size(u64::from(window.length)).unwrap();
-        let due = chunks_of(&mut &made[stretch.clone()], average).unwrap();
+        let due = chunks_of(&mut &widened[stretch.clone()], average).unwrap();
         assert_eq!(old.chunks(stretch.start as u64..stretch.end as u64, average).unwrap(), due);
         assert!(old.window(Window { offset: size - 5, length: 6 }).is_err());
         assert!(old.chunks(size - 5..size + 1, average).unwrap().iter().all(|chunk| chunk.length == 5));
@@ -311,9 +317,7 @@ mod tests {
             draft.apply(step, Some(&old)).unwrap();
         }
         let staging = draft.finish(Hash::of(&new)).unwrap();
-        let mut made = vec![0; new.len()];
-        staging.read_at(&mut made, 0).unwrap();
-        assert!(made == new);
+        assert!(made(&staging) == new);
     }
 
     #[test]
@@ -329,9 +333,7 @@ mod tests {
         draft.apply(Op::Copy { offset: 0, length: SIZE as u64 }, Some(&old)).unwrap();
         draft.apply(Op::Data(ByteBuf::from(appended)), Some(&old)).unwrap();
         let staging = draft.finish(Hash::of(&new)).unwrap();
-        let mut made = vec![0; new.len()];
-        staging.read_at(&mut made, 0).unwrap();
-        assert!(made == new);
+        assert!(made(&staging) == new);
     }
 
     #[test]

@@ -66,16 +66,13 @@ impl Sink {
         basis: Option<(&TreePath, &Identity)>,
         draft: Option<Draft>,
     ) -> Result<Self, SinkError> {
+        let shape = draft.as_ref().map(Draft::shape);
         let growing = match draft {
             Some(draft) => Growing::Draft(draft),
             None => {
                 let (staging, _) = patiently(|| Staging::open(root, path))?;
                 Growing::Anew(Box::new(Anew { staging, hasher: Hasher::new(), begun: false }))
             }
-        };
-        let shape = match &growing {
-            Growing::Draft(draft) => Some(draft.shape()),
-            Growing::Anew(_) => None,
         };
         let old = basis.and_then(|(basis, seen)| {
             let file = open_old(root, basis, seen).ok()?;

@@ -1,6 +1,5 @@
 //! How much travels.
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +9,7 @@ use std::time::Duration;
 use ksync::engine::{Outcome, Work};
 use ksync::exchange::{Perform, Receiving, Sending};
 
-use crate::world::{World, noise, set_time};
+use crate::world::{World, noise, set_time, staged_bytes};
 
 const MB: usize = 1 << 20;
 
@@ -219,16 +218,14 @@ fn large_files_that_were_edited_in_place_cost_their_edits() {
     assert_eq!(world.staged_bytes(), 0);
 }
 
-/// A receiver, and the longest that was staged when it had told what is there.
+/// A receiver, its target, and how much was staged when it had told what is there.
 struct Drafting(Receiving, PathBuf, Arc<AtomicU64>);
 
 impl Perform for Drafting {
     fn perform(&self, work: Work) -> Outcome {
         let outcome = self.0.perform(work);
         if matches!(&outcome, Outcome::Sign(_)) {
-            let staged = fs::read_dir(self.1.join(".ksync")).into_iter().flatten();
-            let longest = staged.map(|entry| entry.unwrap().metadata().unwrap().len()).max();
-            self.2.fetch_max(longest.unwrap_or(0), Ordering::Relaxed);
+            self.2.fetch_max(staged_bytes(&self.1), Ordering::Relaxed);
         }
         outcome
     }

@@ -101,8 +101,7 @@ impl World {
 
     /// Bytes that lie aside in the target.
     pub(crate) fn staged_bytes(&self) -> u64 {
-        let Ok(staged) = fs::read_dir(self.target.join(".ksync")) else { return 0 };
-        staged.map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+        staged_bytes(&self.target)
     }
 
     pub(crate) fn run(&self) -> Ran {
@@ -206,6 +205,12 @@ impl<W: Write> Write for Counted<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.stream.flush()
     }
+}
+
+/// Bytes that lie aside in a target.
+pub(crate) fn staged_bytes(target: &Path) -> u64 {
+    let Ok(staged) = fs::read_dir(target.join(".ksync")) else { return 0 };
+    staged.map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
 }
 
 pub(crate) fn write(path: &Path, content: &[u8]) {

@@ -1,11 +1,18 @@
 //! `process/spawn`, and what is done with such a process.
 
+use std::path::PathBuf;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::client::{Cloud, decoded, text};
 use crate::world::wait_for;
+
+/// A file in the home of a session's VM, as it is called here.
+fn in_home(cloud: &Cloud, id: &str, name: &str) -> PathBuf {
+    PathBuf::from(text(&cloud.inside(id)["root"])).join("root").join(name)
+}
 
 struct Process<'a> {
     cloud: &'a Cloud,
@@ -80,7 +87,7 @@ fn signals_arrive_and_make_the_code_minus_one() {
         // What whoever runs the tests ignores is inherited: SIGHUP below nohup, SIGINT in the background of a script.
         let line = format!("exec env --default-signal sh -c ': >{signal}; exec sleep 1000'");
         let process = Process::spawn(&cloud, &id, &line);
-        let ready = std::path::PathBuf::from(text(&cloud.inside(&id)["root"])).join("root").join(signal);
+        let ready = in_home(&cloud, &id, signal);
         wait_for("a process that can be signalled", || ready.exists().then_some(()));
         process.post("kill", &json!({ "signal": "USR1" })).says(400, "invalid signal");
         assert_eq!(process.post("kill", &json!({ "signal": signal })).has(200).json(), json!({ "ok": true }));
@@ -138,7 +145,7 @@ fn a_process_can_have_a_terminal_that_is_typed_into_and_resized() {
     });
     let process = Process::of(&cloud, &id, &program);
     process.post("stdin", &json!({ "data_b64": STANDARD.encode("it\r") })).has(200);
-    let ready = std::path::PathBuf::from(text(&cloud.inside(&id)["root"])).join("root/ready");
+    let ready = in_home(&cloud, &id, "ready");
     wait_for("the trap", || ready.exists().then_some(()));
     let answer = process.post("resize", &json!({ "rows": 50, "cols": 132 })).has(200).json();
     assert_eq!(answer, json!({ "ok": true }));

@@ -12,6 +12,7 @@ use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::content::sample::Samples;
+use crate::content::testing::reader;
 use crate::engine::work::{
     CopiedFile, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned,
     SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Told, Work,
@@ -147,11 +148,7 @@ impl Source {
 
     fn samples(&self, entry: &Entry) -> Option<Samples> {
         let What::File(content) = &self.tree[&entry.path].what else { return None };
-        let read_at = |buffer: &mut [u8], offset: u64| {
-            buffer.copy_from_slice(&content[offset as usize..][..buffer.len()]);
-            Ok(())
-        };
-        self.samples.then(|| Samples::of(content.len() as u64, &read_at).unwrap())
+        self.samples.then(|| Samples::of(content.len() as u64, &reader(content)).unwrap())
     }
 
     /// Contents of files that are short enough to go along.
