@@ -37,6 +37,11 @@ enum Step {
         offset: u64,
         bytes: Vec<u8>,
     },
+    TakeOut {
+        path: PathBuf,
+        offset: u64,
+        bytes: Vec<u8>,
+    },
     Append {
         path: PathBuf,
         bytes: Vec<u8>,
@@ -84,6 +89,16 @@ impl Change {
     pub(crate) fn insertion(tree: &Path, offset: u64, length: usize) -> Change {
         let step = Step::Insert { path: files(tree).remove(0), offset, bytes: noise(11, length) };
         Change { steps: vec![step], about: format!("{length} bytes inserted at {offset}") }
+    }
+
+    /// A piece taken out of the first file.
+    pub(crate) fn removal(tree: &Path, offset: u64, length: usize) -> Change {
+        let path = files(tree).remove(0);
+        let mut bytes = vec![0; length];
+        let file = File::open(tree.join(&path)).expect("a file");
+        file.read_exact_at(&mut bytes, offset).expect("a piece");
+        let step = Step::TakeOut { path, offset, bytes };
+        Change { steps: vec![step], about: format!("{length} bytes taken out at {offset}") }
     }
 
     /// Noise put behind the first file.
@@ -192,9 +207,10 @@ impl Step {
                 let (from, to) = if is_new { (from, to) } else { (to, from) };
                 return fs::rename(tree.join(from), tree.join(to));
             }
-            Step::Overwrite { path, .. } | Step::Insert { path, .. } | Step::Append { path, .. } => {
-                (tree.join(path), TIME_OLD)
-            }
+            Step::Overwrite { path, .. }
+            | Step::Insert { path, .. }
+            | Step::TakeOut { path, .. }
+            | Step::Append { path, .. } => (tree.join(path), TIME_OLD),
             Step::Swap { path, old_time, .. } => (tree.join(path), *old_time),
         };
         self.write(&path, is_new)?;
@@ -212,7 +228,10 @@ impl Step {
                 file.write_all_at(if is_new { new } else { old }, *offset)
             }
             Step::Insert { offset, bytes, .. } if is_new => insert(path, *offset, bytes),
-            Step::Insert { offset, bytes, .. } => take_out(path, *offset, bytes.len()),
+            Step::TakeOut { offset, bytes, .. } if !is_new => insert(path, *offset, bytes),
+            Step::Insert { offset, bytes, .. } | Step::TakeOut { offset, bytes, .. } => {
+                take_out(path, *offset, bytes.len())
+            }
             Step::Append { bytes, .. } => {
                 let mut file = OpenOptions::new().append(true).open(path)?;
                 if is_new {

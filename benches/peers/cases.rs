@@ -32,6 +32,7 @@ pub(crate) enum Before {
     Cut,
     Edits,
     Insertion,
+    Removal,
     Appendix,
     NewTop,
     Moves,
@@ -75,6 +76,7 @@ pub(crate) const CASES: &[Case] = &[
     case("cut-1g", Data::Large, Before::Cut, CUT, "1 GiB again, after the link broke at a quarter"),
     case("edits-1g", Data::Large, Before::Edits, DELTA, "ten edits of ten bytes in 1 GiB"),
     case("insert-1g", Data::Large, Before::Insertion, DELTA, "1 MB inserted at 100 MB in 1 GiB"),
+    case("remove-1g", Data::Large, Before::Removal, DELTA, "1 MB taken out at 100 MB in 1 GiB"),
     case("append-1g", Data::Large, Before::Appendix, DELTA, "100 MB appended to 1 GiB"),
     case("first-tree", Data::Tree, Before::Nothing, FIRST_TREE, "first copy of a source tree"),
     case("noop-tree", Data::Tree, Before::Same, NOOP_TREE, "nothing to do, a source tree"),
@@ -143,6 +145,7 @@ impl Sizes {
             Before::Nothing | Before::Same | Before::Cut => return None,
             Before::Edits => Change::edits(root, 10),
             Before::Insertion => Change::insertion(root, self.scaled(100_000_000), self.inserted() as usize),
+            Before::Removal => Change::removal(root, self.scaled(100_000_000), self.inserted() as usize),
             Before::Appendix => Change::appendix(root, self.appended() as usize),
             Before::NewTop => Change::new_top(root),
             Before::Moves => Change::moves(root),
@@ -176,7 +179,7 @@ impl Sizes {
             (Before::Cut, _) => Some(self.scaled(1 << 28)),
             (Before::Insertion, _) => Some(self.inserted()),
             (Before::Appendix, _) => Some(self.appended()),
-            (Before::Same | Before::Edits | Before::NewTop | Before::Moves, _) => Some(0),
+            (Before::Same | Before::Edits | Before::Removal | Before::NewTop | Before::Moves, _) => Some(0),
         }
     }
 }
