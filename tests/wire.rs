@@ -76,6 +76,8 @@ fn samples() -> Samples {
 fn messages() -> Vec<(String, Message)> {
     let hash = Hash::of(b"content");
     let want = Want { id: 300, staged: Some(blocks(5, 1)), old: Some(Old::Blocks(blocks(70_000, 2))) };
+    let narrowed = Old::Narrowed { blocks: blocks(70_000, 2), split: 16_384 };
+    let narrowed = Want { id: 302, staged: None, old: Some(narrowed) };
     let signed = Old::Signed { length: 20_000, signature: data(b"signature") };
     let signed = Want { id: 301, staged: None, old: Some(signed) };
     let tally = Tally {
@@ -111,7 +113,7 @@ fn messages() -> Vec<(String, Message)> {
         ("ignores", Message::Ignores(vec![ignore])),
         ("entries", Message::Entries(data(b"block"))),
         ("offered", Message::Offered { complete: true }),
-        ("wants", Message::Wants(vec![Want::whole(1), want, signed])),
+        ("wants", Message::Wants(vec![Want::whole(1), want, signed, narrowed])),
         ("files", Message::Files(bodies)),
         ("same", Message::same(&[(1, hash), (300, hash)])),
         ("file-signatures", Message::FileSignatures(vec![(300, data(b"signature")), (2, data(b""))])),
@@ -210,6 +212,8 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
     let want = |staged, old| Message::Wants(vec![Want { id: 0, staged, old }]);
     let staged = |length, count| want(Some(blocks(length, count)), None);
     let old = |length, count| want(None, Some(Old::Blocks(blocks(length, count))));
+    let narrowed =
+        |length, count| want(None, Some(Old::Narrowed { blocks: blocks(length, count), split: 0 }));
     let cut = |offset, length| Message::CutRequest { id: 0, stretch: Stretch { offset, length } };
     let whole = |length: u64| {
         let data = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
@@ -248,6 +252,8 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
         (old(0, 2 * BLOCKS_MAX), old(0, 2 * BLOCKS_MAX + 1)),
         (staged(i64_max, 0), staged(i64_max + 1, 0)),
         (old(i64_max, 0), old(i64_max + 1, 0)),
+        (narrowed(i64_max, 2 * BLOCKS_MAX), narrowed(i64_max, 2 * BLOCKS_MAX + 1)),
+        (narrowed(i64_max, 0), narrowed(i64_max + 1, 0)),
         (cut(0, 1 << 37), cut(0, (1 << 37) + (1 << 15))),
         (cut(i64_max - 9, 9), cut(i64_max - 8, 9)),
         (whole(SMALL_BYTES_MAX), whole(SMALL_BYTES_MAX + 1)),

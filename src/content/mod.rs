@@ -4,10 +4,10 @@ pub mod blocks;
 pub mod chunk;
 pub mod delta;
 pub mod encode;
+pub mod fitted;
 pub mod hash;
 pub mod pack;
 pub mod sample;
-pub mod widened;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -8,9 +8,9 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::content::blocks::ReadAt;
+use crate::content::blocks::{BlockSize, ReadAt};
+use crate::content::fitted::Fitted;
 use crate::content::hash::Hash;
-use crate::content::widened::Widened;
 
 /// Shortest content, in bytes, that samples are taken of.
 pub const SAMPLED_BYTES_MIN: u64 = 32 << 20;
@@ -18,7 +18,7 @@ pub const SAMPLED_BYTES_MIN: u64 = 32 << 20;
 /// How many there are of one content. So many name the place to a sixty-fourth of it, which is then cut into chunks.
 const COUNT: usize = 64;
 
-/// How long each is.
+/// How long each is, in bytes.
 const BYTES: usize = 4 << 10;
 
 /// What a sample is named by: the beginning of its hash.
@@ -55,8 +55,10 @@ impl Samples {
     ///
     /// # Errors
     /// What `read_old` gives.
-    pub fn widen(&self, size: u64, old: u64, read_old: ReadAt<'_>) -> io::Result<Option<Widened>> {
-        let Some(by) = size.checked_sub(old).filter(|_| self.is_complete()) else { return Ok(None) };
+    pub fn fit(&self, size: u64, old: u64, read_old: ReadAt<'_>) -> io::Result<Option<Fitted>> {
+        if !self.is_complete() {
+            return Ok(None);
+        }
         let is_at = |name_there: &[u8], offset: Option<u64>| match offset {
             Some(offset) if offset.saturating_add(BYTES as u64) <= old => {
                 Ok::<_, io::Error>(name(offset, read_old)?.as_slice() == name_there)
@@ -67,7 +69,7 @@ impl Samples {
         for (index, name_there) in self.0.chunks(NAME_BYTES).enumerate() {
             let offset = position(index, size);
             in_place.push(is_at(name_there, Some(offset))?);
-            moved.push(is_at(name_there, offset.checked_sub(by))?);
+            moved.push(is_at(name_there, (offset + old).checked_sub(size))?);
         }
         // Before which one most of them stand in place and from which on most were moved; the last such one, so that
         // what lies between is there where it was.
@@ -80,11 +82,21 @@ impl Samples {
             }
         }
         // So many there can be: what is new has none.
-        let due = (COUNT as u64).saturating_mul(old) / size.max(1);
+        let due = (COUNT as u64).saturating_mul(old.min(size)) / size.max(1);
         if most < FOUND_MIN || (most as u64) < due * 3 / 4 {
             return Ok(None);
         }
-        Ok(Widened::new(old, size, if split == COUNT { size } else { position(split, size) }))
+        let split = match split {
+            COUNT => size,
+            // Without a piece what lies between cannot be there in any case. It is looked for from where the piece
+            // begins, and no block is to hold what stood on both sides of that.
+            split if old > size => {
+                let block = BlockSize::for_size(size).bytes();
+                position(split.saturating_sub(1), size) / block * block
+            }
+            split => position(split, size),
+        };
+        Ok(Fitted::new(old, size, split))
     }
 }
 
@@ -106,14 +118,14 @@ mod tests {
     use super::*;
     use crate::content::testing::{noise, reader};
 
-    /// How `old` is widened, and how many bytes of that stand where they do in `new`.
-    fn widened(old: &[u8], new: &[u8]) -> Option<(Widened, usize)> {
+    /// How `old` is fitted, and how many bytes of that stand where they do in `new`.
+    fn fitted(old: &[u8], new: &[u8]) -> Option<(Fitted, usize)> {
         let (old_length, size) = (old.len() as u64, new.len() as u64);
         let samples = Samples::of(size, &reader(new)).unwrap();
-        let widened = samples.widen(size, old_length, &reader(old)).unwrap()?;
+        let fitted = samples.fit(size, old_length, &reader(old)).unwrap()?;
         let mut made = vec![0; new.len()];
-        widened.read_at(&mut made, 0, &reader(old)).unwrap();
-        Some((widened, made.iter().zip(new).filter(|(made, new)| made == new).count()))
+        fitted.read_at(&mut made, 0, &reader(old)).unwrap();
+        Some((fitted, made.iter().zip(new).filter(|(made, new)| made == new).count()))
     }
 
     const SIZE: usize = 4_000_000;
@@ -124,14 +136,14 @@ mod tests {
         for at in [0, 5, 100_000, SIZE / 2, SIZE - 5, SIZE] {
             for inserted in [1, 1000, 77_777, SIZE / 3] {
                 let new = [&old[..at], &vec![7; inserted], &old[at..]].concat();
-                let (widened, right) = widened(&old, &new).unwrap();
-                assert_eq!(widened.size(), new.len() as u64);
+                let (fitted, right) = fitted(&old, &new).unwrap();
+                assert_eq!(fitted.size(), new.len() as u64);
                 // All but what is new and what lies between two samples; of that all is there once.
                 let between = new.len().div_ceil(64);
                 assert!(right + 2 * between > SIZE, "{inserted} at {at}: {right}");
             }
         }
-        assert_eq!(widened(&old, &old), Some((Widened::same(SIZE as u64), SIZE)));
+        assert_eq!(fitted(&old, &old), Some((Fitted::same(SIZE as u64), SIZE)));
     }
 
     #[test]
@@ -141,20 +153,43 @@ mod tests {
         for edit in new.chunks_mut(SIZE / 7) {
             edit[0] ^= 1;
         }
-        let (_, right) = widened(&old, &new).unwrap();
+        let (_, right) = fitted(&old, &new).unwrap();
         assert!(right > SIZE * 31 / 32, "{right}");
     }
 
     #[test]
-    fn what_is_shorter_or_mostly_another_one_is_not_widened() {
+    fn what_was_taken_out_or_cut_off_leaves_the_rest_where_it_is_made_to_stand() {
         let old = noise(SIZE);
-        assert_eq!(widened(&old, &old[..SIZE - 1]), None);
+        for at in [0, 5, 100_000, SIZE / 2, SIZE * 2 / 3] {
+            for taken in [1, 1000, 77_777, SIZE / 3] {
+                let new = [&old[..at], &old[at + taken..]].concat();
+                let (fitted, right) = fitted(&old, &new).unwrap();
+                assert_eq!(fitted.size(), new.len() as u64);
+                let without = fitted.without().unwrap();
+                assert_eq!(without.end - without.start, taken as u64);
+                let block = BlockSize::for_size(new.len() as u64).bytes();
+                assert!(without.start % block == 0 || without.start == fitted.size());
+                // All but what lies between two samples, and in a block.
+                let between = 2 * new.len().div_ceil(64) + block as usize;
+                assert!(right + between >= new.len(), "{taken} at {at}: {right}");
+            }
+        }
+        for cut_off in [1, 77_777, SIZE / 2] {
+            let new = &old[..SIZE - cut_off];
+            assert_eq!(fitted(&old, new).unwrap().1, new.len());
+        }
+    }
+
+    #[test]
+    fn what_is_mostly_another_one_is_not_fitted() {
+        let old = noise(SIZE);
         let other = [&old[..SIZE / 2], &vec![7; SIZE / 2 + 10]].concat();
-        assert_eq!(widened(&old, &other), None);
-        assert_eq!(widened(&[], &old), None);
+        assert_eq!(fitted(&old, &other), None);
+        assert_eq!(fitted(&[], &old), None);
         // As long as it is now there are too few samples of what was there.
-        assert_eq!(widened(&old[..SIZE / 10], &old), None);
+        assert_eq!(fitted(&old[..SIZE / 10], &old), None);
+        assert_eq!(fitted(&old, &noise(SIZE * 2)[SIZE + 5..]), None);
         let cut_short = Samples(ByteBuf::from(vec![0; 8]));
-        assert_eq!(cut_short.widen(SIZE as u64, SIZE as u64, &reader(&old)).unwrap(), None);
+        assert_eq!(cut_short.fit(SIZE as u64, SIZE as u64, &reader(&old)).unwrap(), None);
     }
 }

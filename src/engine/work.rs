@@ -160,7 +160,7 @@ pub struct Told {
     pub want: Want,
     /// The hash of what is told of its old version, if the answer may be that the file is the same.
     pub hash: Option<Hash>,
-    /// Whether that is not the old version as it is, but as it was [widened](crate::content::widened): what is the
+    /// Whether that is not the old version as it is, but as it was [widened](crate::content::fitted): what is the
     /// same has to be put in place, then.
     pub is_widened: bool,
 }

@@ -1,10 +1,11 @@
 //! `Draft`: a copy of an old version that is made while the old version is hashed.
 //!
-//! Most large files that change and keep their length were edited in place; where something was inserted or appended,
-//! the [samples](crate::content::sample) that came with the offer tell where. To read, hash and write such a file once
+//! Most large files that change and keep their length were edited in place; where something was inserted, appended or
+//! taken out, the [samples](crate::content::sample) that came with the offer tell where. To read, hash and write such a file once
 //! and then to mend the copy takes two thirds of what it takes to hash the old version first and then to copy, hash
 //! and write: on two processors 0.4 s for a gigabyte instead of 0.15 + 0.4. What is told of the old version
-//! then, and what is copied, signed or cut of it, is the copy as it was made. The hash of the copy follows from its
+//! then, and what is copied, signed or cut of it, is the copy as it was made, or, where that lacks a piece, the old
+//! version again: the piece may be needed, since samples name its place only roughly. The hash of the copy follows from its
 //! blocks' nodes, which were found over the very bytes that were written; those that were mended are read back.
 
 use std::collections::HashMap;
@@ -15,17 +16,17 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::content::blocks::{BlockSize, Finding, Nodes, Outline, ReadAt, block_id};
+use crate::content::fitted::Fitted;
 use crate::content::hash::Hash;
 use crate::content::sample::SAMPLED_BYTES_MIN;
-use crate::content::widened::Widened;
 use crate::disk::error::During;
 use crate::disk::stage::Staging;
 use crate::exchange::old::OldFile;
 use crate::exchange::sink::{SinkError, apply_delta, no_old, wrong_hash};
-use crate::wire::message::{Blocks, Op};
+use crate::wire::message::{Blocks, Old, Op};
 
-/// Lengths, in bytes, of files that kept theirs for which that is done. A shorter one is copied in a moment. If it turns out that the
-/// file only has another time, the copy was made in vain; of a longer one that would be too much.
+/// Lengths, in bytes, of files that kept theirs for which that is done. A shorter one is copied in a moment. If it turns
+/// out that the file only has another time, the copy was made in vain; of a longer one that would be too much.
 const DRAFT_BYTES: Range<u64> = SAMPLED_BYTES_MIN..4 << 30;
 
 /// Most drafts at a time, and in vain.
@@ -37,7 +38,7 @@ const COPY_BYTES: u64 = 1 << 20;
 /// A copy, and what of it has been made what it shall be.
 pub(super) struct Draft {
     staging: Staging,
-    shape: Widened,
+    shape: Fitted,
     block: BlockSize,
     nodes: Nodes,
     made_bytes: u64,
@@ -52,7 +53,7 @@ impl Draft {
     }
 
     /// Copies `old` in this shape. If it cannot, nothing is lost: `None`.
-    pub(super) fn of(old: &File, shape: Widened, mut staging: Staging) -> Option<Self> {
+    pub(super) fn of(old: &File, shape: Fitted, mut staging: Staging) -> Option<Self> {
         let size = shape.size();
         let block = BlockSize::for_size(size);
         // What is appended is not there yet.
@@ -78,9 +79,13 @@ impl Draft {
         }
     }
 
-    /// How it was made of the old version.
-    pub(super) fn shape(&self) -> Widened {
-        self.shape
+    /// In what shape the sender was told of the old version.
+    pub(super) fn told_shape(&self) -> Fitted {
+        // The piece that it is made without may be needed in another place: it was told where that is.
+        match self.shape.without() {
+            Some(piece) => Fitted::same(self.shape.size() + (piece.end - piece.start)),
+            None => self.shape,
+        }
     }
 
     fn outline(&self) -> Option<Outline> {
@@ -88,11 +93,16 @@ impl Draft {
     }
 
     /// What the sender is told of the old version: the draft as it is, and its hash; or, where something is appended
-    /// to it, just the old version, since with what comes there is nothing to compare.
-    fn told(&self) -> Option<(Blocks, Option<Hash>)> {
+    /// to it, just the old version, since with what comes there is nothing to compare; or where it is made without a
+    /// piece, that.
+    fn told(&self) -> Option<(Old, Option<Hash>)> {
         let Outline { mut ids, hash } = self.outline()?;
+        if let Some(Range { start: split, .. }) = self.shape.without() {
+            let blocks = Blocks { length: self.told_shape().size(), ids };
+            return Some((Old::Narrowed { blocks, split }, None));
+        }
         let Some(length) = self.shape.appended_to() else {
-            return Some((Blocks { length: self.shape.size(), ids }, Some(hash)));
+            return Some((Old::Blocks(Blocks { length: self.shape.size(), ids }), Some(hash)));
         };
         let rest = length % self.block.bytes();
         if rest > 0 {
@@ -100,19 +110,22 @@ impl Draft {
             let read_at: ReadAt<'_> = &|buffer, offset| self.staging.read_at(buffer, offset);
             *ids.last_mut()? = block_id(length - rest, rest, read_at).ok()?;
         }
-        Some((Blocks { length, ids }, None))
+        Some((Old::Blocks(Blocks { length, ids }), None))
     }
 
-    /// Performs one step. `old` is what it is a copy of, in its shape.
+    /// Performs one step. `old` is what it is a copy of, as the sender was told of it.
     pub(super) fn apply(&mut self, op: Op, old: Option<&OldFile>) -> Result<(), SinkError> {
         match op {
             Op::Keep { .. } => Err(SinkError::Peer("keeping what was not staged")),
             Op::Data(bytes) => self.mend(&bytes),
-            Op::Copy { offset, length } if offset == self.made_bytes => self.go_on(length).map(drop),
             Op::Copy { offset, length } => {
+                let mut done = self.in_place(offset).min(length);
+                self.go_on(done)?;
+                if done == length {
+                    return Ok(());
+                }
                 let old = old.ok_or_else(no_old)?;
                 let mut buffer = Vec::new();
-                let mut done = 0;
                 while done < length {
                     // At most `COPY_BYTES`.
                     buffer.resize(COPY_BYTES.min(length - done) as usize, 0);
@@ -158,6 +171,15 @@ impl Draft {
         Ok(())
     }
 
+    /// How many of the next bytes are those of the old version from `offset` on, as the sender was told of it.
+    fn in_place(&self, offset: u64) -> u64 {
+        let (from, reach) = match self.shape.without() {
+            Some(_) => self.shape.piece(self.made_bytes),
+            None => (Some(self.made_bytes), u64::MAX),
+        };
+        if from == Some(offset) { reach } else { 0 }
+    }
+
     /// The next `length` bytes are what they shall be.
     fn go_on(&mut self, length: u64) -> Result<Range<u64>, SinkError> {
         let start = self.made_bytes;
@@ -175,18 +197,15 @@ fn basis(error: io::Error) -> SinkError {
 #[derive(Default)]
 pub(super) struct Drafts {
     kept: Mutex<HashMap<u32, Option<Draft>>>,
-    /// How each was made, for whoever looks at the old version while the copy is being mended.
-    shapes: Mutex<HashMap<u32, Widened>>,
+    /// In what shape the sender was told of what each was made of, for whoever looks at that while the copy is being
+    /// mended.
+    told_shapes: Mutex<HashMap<u32, Fitted>>,
 }
 
 impl Drafts {
     /// Makes one for a file and keeps it, if there is room for another one. Gives what the sender is told of the old
     /// version, and the hash of that, if the answer may be that it is the same.
-    pub(super) fn make(
-        &self,
-        id: u32,
-        make: impl FnOnce() -> Option<Draft>,
-    ) -> Option<(Blocks, Option<Hash>)> {
+    pub(super) fn make(&self, id: u32, make: impl FnOnce() -> Option<Draft>) -> Option<(Old, Option<Hash>)> {
         {
             let mut kept = self.kept();
             if kept.len() >= DRAFTS_MAX {
@@ -198,7 +217,8 @@ impl Drafts {
         let told = draft.as_ref().and_then(Draft::told);
         let draft = draft.filter(|_| told.is_some());
         if let Some(draft) = &draft {
-            self.shapes.lock().unwrap_or_else(PoisonError::into_inner).insert(id, draft.shape());
+            let mut shapes = self.told_shapes.lock().unwrap_or_else(PoisonError::into_inner);
+            shapes.insert(id, draft.told_shape());
         }
         let mut kept = self.kept();
         kept.remove(&id);
@@ -206,9 +226,9 @@ impl Drafts {
         told
     }
 
-    /// How the draft of a file was made, if there was one.
-    pub(super) fn shape(&self, id: u32) -> Option<Widened> {
-        self.shapes.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+    /// In what shape the sender was told of what the draft of a file was made of, if there was one.
+    pub(super) fn told_shape(&self, id: u32) -> Option<Fitted> {
+        self.told_shapes.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
 
     pub(super) fn take(&self, id: u32) -> Option<Draft> {
@@ -239,15 +259,24 @@ mod tests {
 
     /// A draft of a content, and its old version.
     fn draft(folder: &Path, content: &[u8]) -> (Draft, OldFile) {
-        draft_as(folder, content, Widened::same(content.len() as u64))
+        draft_as(folder, content, Fitted::same(content.len() as u64))
     }
 
-    fn draft_as(folder: &Path, content: &[u8], shape: Widened) -> (Draft, OldFile) {
+    fn draft_as(folder: &Path, content: &[u8], shape: Fitted) -> (Draft, OldFile) {
         fs::write(folder.join("old"), content).unwrap();
         let old = File::open(folder.join("old")).unwrap();
         let (root, path) = (Root::open(folder).unwrap(), TreePath::new(&b"new"[..]).unwrap());
         let (staging, _) = Staging::open(&root, &path).unwrap();
-        (Draft::of(&old, shape, staging).unwrap(), OldFile::new(old, shape))
+        let draft = Draft::of(&old, shape, staging).unwrap();
+        let told_shape = draft.told_shape();
+        (draft, OldFile::new(old, told_shape))
+    }
+
+    fn blocks(told: &Old) -> &Blocks {
+        match told {
+            Old::Blocks(blocks) | Old::Narrowed { blocks, .. } => blocks,
+            Old::Signed { .. } => panic!("a draft is not signed"),
+        }
     }
 
     fn staged_bytes(folder: &Path) -> Option<u64> {
@@ -294,12 +323,12 @@ mod tests {
         let (old_content, inserted) = (content(), vec![7; 70_000]);
         let new = [&old_content[..950_000], &inserted, &old_content[950_000..]].concat();
         let (size, split) = (new.len() as u64, 1_100_000);
-        let shape = Widened::new(SIZE as u64, size, split).unwrap();
+        let shape = Fitted::new(SIZE as u64, size, split).unwrap();
         let (mut draft, old) = draft_as(folder.path(), &old_content, shape);
         let widened =
             [&old_content[..split as usize], &old_content[split as usize - inserted.len()..]].concat();
         let (told, hash) = draft.told().unwrap();
-        assert_eq!((told.length, hash), (size, Some(Hash::of(&widened))));
+        assert_eq!((blocks(&told).length, hash), (size, Some(Hash::of(&widened))));
         // What the sender may ask to see of it is just that.
         let window = Window { offset: split - 50_000, length: 100_000 };
         let stretch = window.offset as usize..window.offset as usize + window.length as usize;
@@ -325,13 +354,42 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (old_content, appended) = (content(), vec![7; 500_000]);
         let new = [&old_content[..], &appended].concat();
-        let shape = Widened::new(SIZE as u64, new.len() as u64, new.len() as u64).unwrap();
+        let shape = Fitted::new(SIZE as u64, new.len() as u64, new.len() as u64).unwrap();
         let (mut draft, old) = draft_as(folder.path(), &old_content, shape);
         let block = BlockSize::for_size(new.len() as u64);
         let ids = crate::content::blocks::outline_of(&old_content, block).ids;
-        assert_eq!(draft.told().unwrap(), (Blocks { length: SIZE as u64, ids }, None));
+        assert_eq!(draft.told().unwrap(), (Old::Blocks(Blocks { length: SIZE as u64, ids }), None));
         draft.apply(Op::Copy { offset: 0, length: SIZE as u64 }, Some(&old)).unwrap();
         draft.apply(Op::Data(ByteBuf::from(appended)), Some(&old)).unwrap();
+        let staging = draft.finish(Hash::of(&new)).unwrap();
+        assert!(made(&staging) == new);
+    }
+
+    #[test]
+    fn what_was_left_out_is_there_where_it_was_needed_after_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old_content, taken) = (content(), 70_000);
+        let (place, split) = (950_000, 917_504);
+        let new = [&old_content[..place], &old_content[place + taken..]].concat();
+        let size = new.len() as u64;
+        let shape = Fitted::new(SIZE as u64, size, split as u64).unwrap();
+        let (mut draft, old) = draft_as(folder.path(), &old_content, shape);
+        let narrowed = [&old_content[..split], &old_content[split + taken..]].concat();
+        let block = BlockSize::for_size(size);
+        let ids = crate::content::blocks::outline_of(&narrowed, block).ids;
+        let blocks = Blocks { length: SIZE as u64, ids };
+        assert_eq!(draft.told().unwrap(), (Old::Narrowed { blocks, split: split as u64 }, None));
+        // Everything else is told of the old version as it is.
+        let window = Window { offset: split as u64 + 5, length: 1000 };
+        assert!(old.window(window).unwrap() == old_content[split + 5..split + 1005]);
+
+        let copy = |offset, length: usize| Op::Copy { offset: offset as u64, length: length as u64 };
+        // Across the piece: in place, and then out of it; and behind it in place again, in two steps.
+        let behind = place + taken;
+        for step in [copy(0, place), copy(behind, 100_000), copy(behind + 100_000, SIZE - behind - 100_000)] {
+            draft.apply(step, Some(&old)).unwrap();
+        }
+        assert_eq!(draft.mended, [split as u64..place as u64]);
         let staging = draft.finish(Hash::of(&new)).unwrap();
         assert!(made(&staging) == new);
     }
@@ -383,7 +441,7 @@ mod tests {
         let old = File::open(folder.path().join("old")).unwrap();
         let (root, path) = (Root::open(folder.path()).unwrap(), TreePath::new(&b"new"[..]).unwrap());
         let (staging, _) = Staging::open(&root, &path).unwrap();
-        assert!(Draft::of(&old, Widened::same(SIZE as u64 + 1), staging).is_none());
+        assert!(Draft::of(&old, Fitted::same(SIZE as u64 + 1), staging).is_none());
         assert_eq!(staged_bytes(folder.path()), None);
     }
 

@@ -16,6 +16,7 @@ use std::ops::Range;
 use crate::content::blocks::{BlockId, BlockSize};
 use crate::content::chunk::{Average, Chunk, ChunkId};
 use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX};
+use crate::content::fitted::Fitted;
 use crate::wire::message::{Blocks, Stretch, Window};
 
 /// How far to both sides of a gap's place in the old version the delta looks, in bytes, where the gap is too
@@ -64,8 +65,15 @@ fn push(segments: &mut Vec<Segment>, next: Segment) {
     }
 }
 
-/// The blocks of a content of `size` bytes that stand in the old version where they stand in the new one.
-pub(super) fn aligned(size: u64, block: BlockSize, new: &[BlockId], old: &Blocks) -> Vec<Segment> {
+/// The blocks of a content of `size` bytes that stand in the old version, as it was told of in this `shape`, where they
+/// stand in the new one.
+pub(super) fn aligned(
+    size: u64,
+    block: BlockSize,
+    new: &[BlockId],
+    old: &Blocks,
+    shape: Fitted,
+) -> Vec<Segment> {
     let mut segments = Vec::new();
     for (index, id) in (0..).zip(new) {
         let offset = index * block.bytes();
@@ -74,7 +82,10 @@ pub(super) fn aligned(size: u64, block: BlockSize, new: &[BlockId], old: &Blocks
         let is_there = old.ids.get(index as usize) == Some(id);
         push(
             &mut segments,
-            if is_there { Segment::Old { offset, length } } else { Segment::New { offset, length } },
+            match shape.piece(offset) {
+                (Some(place), reach) if is_there && length <= reach => Segment::Old { offset: place, length },
+                _ => Segment::New { offset, length },
+            },
         );
     }
     segments
@@ -335,9 +346,26 @@ mod tests {
     fn blocks_are_found_in_their_places_only() {
         let block = BlockSize::for_size(0);
         let there = Blocks { length: 5 * BLOCK, ids: ids("abcde") };
-        let found = aligned(4 * BLOCK + 7, block, &ids("axcdz"), &there);
+        let same = Fitted::same(there.length);
+        let found = aligned(4 * BLOCK + 7, block, &ids("axcdz"), &there, same);
         assert_eq!(found, [old(0, BLOCK), new(BLOCK, BLOCK), old(2 * BLOCK, 2 * BLOCK), new(4 * BLOCK, 7)]);
-        assert_eq!(aligned(2 * BLOCK, block, &ids("ba"), &there), [new(0, 2 * BLOCK)]);
+        assert_eq!(aligned(2 * BLOCK, block, &ids("ba"), &there, same), [new(0, 2 * BLOCK)]);
+    }
+
+    #[test]
+    fn what_stands_behind_a_piece_that_was_left_out_is_found_there() {
+        let (block, size) = (BlockSize::for_size(0), 4 * BLOCK + 7);
+        let there = Blocks { length: size + 1000, ids: ids("abcde") };
+        let without = |split| Fitted::new(there.length, size, split).unwrap();
+        let found = aligned(size, block, &ids("abcxe"), &there, without(2 * BLOCK));
+        let behind = 2 * BLOCK + 1000;
+        assert_eq!(
+            found,
+            [old(0, 2 * BLOCK), old(behind, BLOCK), new(3 * BLOCK, BLOCK), old(behind + 2 * BLOCK, 7)]
+        );
+        // No block stands on both sides of it, whatever a peer says.
+        let found = aligned(size, block, &ids("abcde"), &there, without(BLOCK + 1));
+        assert_eq!(found, [old(0, BLOCK), new(BLOCK, BLOCK), old(behind, 2 * BLOCK + 7)]);
     }
 
     #[test]

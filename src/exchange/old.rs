@@ -6,18 +6,18 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
-use crate::content::widened::Widened;
+use crate::content::fitted::Fitted;
 use crate::exchange::sink::{SinkError, no_old, read_bytes};
 use crate::wire::message::Window;
 
 /// An old version, as the sender was told of it: as it is, or in the shape of a draft.
 pub(super) struct OldFile {
     file: File,
-    shape: Widened,
+    shape: Fitted,
 }
 
 impl OldFile {
-    pub(super) fn new(file: File, shape: Widened) -> Self {
+    pub(super) fn new(file: File, shape: Fitted) -> Self {
         Self { file, shape }
     }
 

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 
 use crate::content::blocks::{BlockSize, ReadAt, outline};
 use crate::content::delta;
+use crate::content::fitted::Fitted;
 use crate::content::hash::{Hash, Hasher};
-use crate::content::widened::Widened;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::stage::Staging;
@@ -66,7 +66,7 @@ impl Sink {
         basis: Option<(&TreePath, &Identity)>,
         draft: Option<Draft>,
     ) -> Result<Self, SinkError> {
-        let shape = draft.as_ref().map(Draft::shape);
+        let shape = draft.as_ref().map(Draft::told_shape);
         let growing = match draft {
             Some(draft) => Growing::Draft(draft),
             None => {
@@ -76,7 +76,7 @@ impl Sink {
         };
         let old = basis.and_then(|(basis, seen)| {
             let file = open_old(root, basis, seen).ok()?;
-            Some(OldFile::new(file, shape.unwrap_or(Widened::same(seen.size))))
+            Some(OldFile::new(file, shape.unwrap_or(Fitted::same(seen.size))))
         });
         // Without a basis everything may still come whole; what copies from it fails then.
         Ok(Self { growing, old })

@@ -15,12 +15,13 @@ use serde_bytes::ByteBuf;
 use crate::content::blocks::{BlockId, BlockSize, Outline, block_id, block_ids, outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta::Signature;
+use crate::content::fitted::Fitted;
 use crate::content::hash::{Hash, Hasher};
 use crate::disk::stat::Identity;
 use crate::engine::SourceNext;
 use crate::exchange::layout::{self, Segment, ToCut};
 use crate::exchange::old::chunks_of;
-use crate::wire::message::{Blocks, CONTENT_BYTES_MAX, Op, WINDOWS_MAX, Want, Window};
+use crate::wire::message::{Blocks, CONTENT_BYTES_MAX, Old, Op, WINDOWS_MAX, Want, Window};
 
 /// After so many bytes of gaps without success the delta is given up for this file: searching costs 2 s for
 /// 100 MB, sending does not.
@@ -120,8 +121,15 @@ impl Source {
         let nothing = Blocks { length: 0, ids: Vec::new() };
         let old = want.old_blocks().unwrap_or(&nothing);
         self.same = want.old_blocks().is_some() && kept == 0 && old.length == size && old.ids == ids;
-        let mut segments = layout::without_prefix(layout::aligned(size, block, &ids, old), kept);
-        if let Some(shifted) = layout::shifted(&segments, kept, size, block, old)
+        let narrowed = match &want.old {
+            // Whether it makes sense was checked when it came.
+            Some(Old::Narrowed { blocks, split }) => Fitted::new(blocks.length, size, *split),
+            _ => None,
+        };
+        let shape = narrowed.unwrap_or(Fitted::same(old.length));
+        let mut segments = layout::without_prefix(layout::aligned(size, block, &ids, old, shape), kept);
+        if narrowed.is_none()
+            && let Some(shifted) = layout::shifted(&segments, kept, size, block, old)
             && let Some(found) = self.find_shifted(shifted.blocks.clone(), block, old)?
         {
             segments = layout::reshift(&segments, &shifted, size, block, &found, old);
@@ -318,7 +326,6 @@ mod tests {
 
     use super::*;
     use crate::disk::stat::identity_of;
-    use crate::wire::message::Old;
 
     #[test]
     fn a_file_that_grows_gives_no_more_than_was_offered() {

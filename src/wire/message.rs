@@ -111,6 +111,13 @@ pub enum Old {
         /// The signature.
         signature: ByteBuf,
     },
+    /// Its blocks without a piece, as if what follows that followed at once: where something was taken out.
+    Narrowed {
+        /// Its length, with the piece, and the blocks of all the rest. That is as long as the wanted file.
+        blocks: Blocks,
+        /// Where the piece begins.
+        split: u64,
+    },
 }
 
 impl Want {
@@ -126,6 +133,7 @@ impl Want {
         let blocks = |blocks: &Blocks| 10 + blocks.ids.len() * size_of::<BlockId>();
         let old = match &self.old {
             Some(Old::Blocks(old)) => blocks(old),
+            Some(Old::Narrowed { blocks: old, .. }) => blocks(old) + 10,
             Some(Old::Signed { signature, .. }) => 10 + signature.len(),
             None => 0,
         };
@@ -136,7 +144,7 @@ impl Want {
     #[must_use]
     pub fn old_blocks(&self) -> Option<&Blocks> {
         match &self.old {
-            Some(Old::Blocks(blocks)) => Some(blocks),
+            Some(Old::Blocks(blocks) | Old::Narrowed { blocks, .. }) => Some(blocks),
             Some(Old::Signed { .. }) | None => None,
         }
     }
@@ -149,6 +157,9 @@ impl Want {
         };
         let old_fits = match &self.old {
             Some(Old::Blocks(old)) => fits(old, old_bytes_max(size)),
+            Some(Old::Narrowed { blocks, split }) => {
+                self.staged.is_none() && size < blocks.length && *split <= size && fits(blocks, size)
+            }
             Some(Old::Signed { length, signature }) => {
                 self.staged.is_none()
                     && is_signed(size, *length)

@@ -232,12 +232,17 @@ impl Perform for Drafting {
 }
 
 #[test]
-fn what_was_inserted_into_or_appended_to_a_large_file_costs_itself() {
+fn what_was_inserted_into_appended_to_or_taken_out_of_a_large_file_costs_itself() {
     const SIZE: usize = 40 * MB;
     let old = noise(1, SIZE);
     let insert = |at: usize, inserted: &[u8]| [&old[..at], inserted, &old[at..]].concat();
     let mut edited = insert(20 * MB, &noise(2, MB));
     for edit in edited.chunks_mut(9 * MB) {
+        edit[77] ^= 1;
+    }
+    let without = |from: usize, to: usize| [&old[..from], &old[to..]].concat();
+    let mut narrowed = without(20 * MB, 21 * MB);
+    for edit in narrowed.chunks_mut(9 * MB) {
         edit[77] ^= 1;
     }
     let twice = [&old[..7 * MB], &noise(2, 5000), &old[7 * MB..8 * MB], b"and", &old[8 * MB..]].concat();
@@ -249,6 +254,12 @@ fn what_was_inserted_into_or_appended_to_a_large_file_costs_itself() {
         ("zeros", insert(SIZE, &vec![0; 3 * MB]), 3 * MB),
         ("edited too", edited, MB + 50_000),
         ("in two places", twice, 5000),
+        ("taken out", without(13 * MB + 5, 14 * MB + 5), 0),
+        ("taken out at the front", without(0, MB), 0),
+        ("a few bytes taken out", without(30 * MB, 30 * MB + 7), 0),
+        ("much taken out", without(5 * MB, 12 * MB), 0),
+        ("cut off", without(35 * MB, SIZE), 0),
+        ("taken out and edited", narrowed, 50_000),
     ] {
         let world = World::new();
         world.write_target("f", &old);

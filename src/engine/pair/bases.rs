@@ -6,6 +6,7 @@ use super::liars::{
     LARGE, SAME, SMALL, Stage, UPDATED, UPDATED_BYTES, Victim, blocks, chunks, offend, want_with_old,
 };
 use super::{RECEIVER, SENDER};
+use crate::content::blocks::BlockSize;
 use crate::content::delta::signature_bytes;
 use crate::content::hash::Hash;
 use crate::wire::message::{Blocks, Body, Message, Old, Want};
@@ -127,6 +128,31 @@ fn a_want_names_the_blocks_that_the_file_can_have() {
             offend(Victim::at(SENDER, Stage::Offered), "of what is staged", vec![want(wrong(), None)]);
             offend(Victim::at(SENDER, Stage::Offered), "of the old version", vec![want(None, wrong_old())]);
         }
+    }
+}
+
+#[test]
+fn a_want_without_a_piece_names_the_blocks_of_all_the_rest() {
+    let size = UPDATED_BYTES as u64;
+    let count = BlockSize::for_size(size).count(size) as usize;
+    let narrowed = |staged, length, count, split| {
+        let old = Old::Narrowed { blocks: blocks(length, count), split };
+        Message::Wants(vec![Want { id: UPDATED, staged, old: Some(old) }])
+    };
+    for split in [0, size] {
+        let mut victim = Victim::at(SENDER, Stage::Offered);
+        victim.hear(narrowed(None, size + 1, count, split));
+        victim.end_all();
+        assert!(victim.side.done.is_none());
+    }
+    for (claim, lie) in [
+        ("fewer", narrowed(None, size + 1, count - 1, 0)),
+        ("more", narrowed(None, size + 1, count + 1, 0)),
+        ("without nothing", narrowed(None, size, count, 0)),
+        ("behind the end", narrowed(None, size + 1, count, size + 1)),
+        ("beside what is staged", narrowed(Some(blocks(5, 1)), size + 1, count, 0)),
+    ] {
+        offend(Victim::at(SENDER, Stage::Offered), claim, vec![lie]);
     }
 }
 

@@ -48,7 +48,8 @@ fn want() -> impl Strategy<Value = Want> {
         Blocks { length, ids: vec![BlockId::of(0, b"block"); count as usize] }
     });
     let signed = (number(), bytes()).prop_map(|(length, signature)| Old::Signed { length, signature });
-    let old = prop_oneof![2 => blocks.clone().prop_map(Old::Blocks), 1 => signed];
+    let narrowed = (blocks.clone(), number()).prop_map(|(blocks, split)| Old::Narrowed { blocks, split });
+    let old = prop_oneof![2 => blocks.clone().prop_map(Old::Blocks), 1 => signed, 1 => narrowed];
     (id(), proptest::option::of(blocks), proptest::option::of(old)).prop_map(|(id, staged, old)| Want {
         id,
         staged,

@@ -7,8 +7,8 @@ use serde_bytes::ByteBuf;
 use crate::content::blocks::{BlockSize, Outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta;
+use crate::content::fitted::Fitted;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
-use crate::content::widened::Widened;
 use crate::disk::stage::Staging;
 use crate::engine::{Fault, SignOrder, Told};
 use crate::exchange::draft::Draft;
@@ -31,8 +31,9 @@ impl Receiving {
         if want.staged.is_none()
             && let Some((old, hash)) = self.drafts.make(id, || self.draft(id, at, samples.as_ref()))
         {
-            let is_widened = self.basis(at)?.1.size != old.length;
-            want.old = Some(Old::Blocks(old));
+            want.old = Some(old);
+            let told_length = want.old_blocks().map(|old| old.length);
+            let is_widened = told_length != Some(self.basis(at)?.1.size);
             return Ok(Told { want, hash, is_widened });
         }
         let ahead = self.ahead.take(self.basis(at)?.1);
@@ -68,9 +69,9 @@ impl Receiving {
         let shape = if seen.size == size {
             // Of one that is named already most is done.
             let is_worth_it = Draft::is_worth_it(size) && !self.ahead.is_done(seen);
-            is_worth_it.then(|| Widened::same(size))?
+            is_worth_it.then(|| Fitted::same(size))?
         } else {
-            samples?.widen(size, seen.size, &|buffer, at| old.read_exact_at(buffer, at)).ok()??
+            samples?.fit(size, seen.size, &|buffer, at| old.read_exact_at(buffer, at)).ok()??
         };
         let (staging, _) = Staging::open(root, path).ok()?;
         if staging.shares_extents() {
@@ -119,13 +120,13 @@ impl Receiving {
         }
         let (file, _) = self.open_basis(at)?;
         let window = Window { offset: 0, length: seen.size as u32 };
-        OldFile::new(file, Widened::same(seen.size)).window(window).map_err(sink_fault)
+        OldFile::new(file, Fitted::same(seen.size)).window(window).map_err(sink_fault)
     }
 
     /// A basis as the sender was told of it.
     fn old(&self, id: u32, at: u32) -> Result<OldFile, Fault> {
         let (file, seen) = self.open_basis(at)?;
-        Ok(OldFile::new(file, self.drafts.shape(id).unwrap_or(Widened::same(seen.size))))
+        Ok(OldFile::new(file, self.drafts.told_shape(id).unwrap_or(Fitted::same(seen.size))))
     }
 
     pub(super) fn cut(&self, id: u32, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, Fault> {

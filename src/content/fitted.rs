@@ -1,20 +1,22 @@
-//! A content that is made as long as another one by a gap: where something was inserted, or appended.
+//! A content that is made as long as another one: by a gap where something was inserted or appended, or without the
+//! piece that was taken out.
 
 use std::io;
 use std::ops::Range;
 
 use crate::content::blocks::ReadAt;
 
-/// A content of `old` bytes, widened to `size` bytes: from `split` on it stands as much later as it is longer now.
-/// Before that it stands where it stood. What that leaves open is zeros, and what both reach stands there twice.
+/// A content of `old` bytes, fitted to `size` bytes: before `split` it stands where it stood, and from there on as it
+/// ends. If it was the shorter one, what that leaves open is zeros, and what both reach stands there twice; if it was
+/// the longer one, what lies between is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Widened {
+pub struct Fitted {
     old: u64,
     size: u64,
     split: u64,
 }
 
-impl Widened {
+impl Fitted {
     /// The same content: nothing is moved.
     #[must_use]
     pub fn same(length: u64) -> Self {
@@ -22,11 +24,11 @@ impl Widened {
     }
 
     /// A content of `old` bytes, made `size` bytes long; what stands from `split` on, then, is what was moved.
-    /// `None` if that is before its beginning, or `size` shorter than it is.
+    /// `None` if that is before its beginning, or behind its end.
     #[must_use]
     pub fn new(old: u64, size: u64, split: u64) -> Option<Self> {
-        let by = size.checked_sub(old)?;
-        (by..=size).contains(&split).then_some(Self { old, size, split })
+        let first = size.saturating_sub(old);
+        (first..=size).contains(&split).then_some(Self { old, size, split })
     }
 
     /// Its length in bytes.
@@ -41,12 +43,21 @@ impl Widened {
         (self.split == self.size && self.old < self.size).then_some(self.old)
     }
 
+    /// Where the piece was that it is made without, if there was one.
+    #[must_use]
+    pub fn without(&self) -> Option<Range<u64>> {
+        (self.old > self.size).then(|| self.split..self.split + (self.old - self.size))
+    }
+
     /// Where in the content that it was made of the bytes from `offset` on stand, `None` where they are zeros; and how
     /// many such bytes there are, 0 from the end on.
     #[must_use]
     pub fn piece(&self, offset: u64) -> (Option<u64>, u64) {
-        let (from, end) = if offset >= self.split {
-            (Some(offset - (self.size - self.old)), self.size)
+        let (from, end) = if offset >= self.size {
+            (None, self.size)
+        } else if offset >= self.split {
+            // What is moved on begins behind its beginning.
+            (Some(offset + self.old - self.size), self.size)
         } else if offset < self.old {
             (Some(offset), self.split.min(self.old))
         } else {
@@ -91,7 +102,7 @@ mod tests {
     use crate::content::testing::reader;
 
     fn all(old: &[u8], size: u64, split: u64) -> Vec<u8> {
-        let widened = Widened::new(old.len() as u64, size, split).unwrap();
+        let widened = Fitted::new(old.len() as u64, size, split).unwrap();
         let mut made = vec![b'?'; size as usize];
         let read = reader(old);
         widened.read_at(&mut made, 0, &read).unwrap();
@@ -112,16 +123,22 @@ mod tests {
         assert_eq!(all(b"abcdef", 8, 2), b"ababcdef", "at the beginning");
         assert_eq!(all(b"abcdef", 8, 5), b"abcdedef");
         assert_eq!(all(b"abcdef", 20, 18), b"abcdef\0\0\0\0\0\0\0\0\0\0\0\0ef");
+        assert_eq!(all(b"abcdef", 4, 0), b"cdef", "taken out at the beginning");
+        assert_eq!(all(b"abcdef", 4, 1), b"adef");
+        assert_eq!(all(b"abcdef", 4, 4), b"abcd", "at the end");
     }
 
     #[test]
-    fn what_would_begin_before_its_beginning_or_be_shorter_is_none_and_what_is_appended_is_told() {
-        assert_eq!(Widened::new(6, 8, 1), None);
-        assert_eq!(Widened::new(6, 8, 9), None);
-        assert_eq!(Widened::new(6, 5, 5), None);
-        assert_eq!(Widened::new(6, 6, 6), Some(Widened::same(6)));
-        assert_eq!(Widened::new(6, 8, 8).unwrap().appended_to(), Some(6));
-        assert_eq!(Widened::new(6, 8, 7).unwrap().appended_to(), None);
-        assert_eq!(Widened::same(6).appended_to(), None);
+    fn what_would_begin_before_its_beginning_is_none_and_what_is_appended_or_left_out_is_told() {
+        assert_eq!(Fitted::new(6, 8, 1), None);
+        assert_eq!(Fitted::new(6, 8, 9), None);
+        assert_eq!(Fitted::new(6, 5, 6), None);
+        assert_eq!(Fitted::new(6, 6, 6), Some(Fitted::same(6)));
+        assert_eq!(Fitted::new(6, 8, 8).unwrap().appended_to(), Some(6));
+        assert_eq!(Fitted::new(6, 8, 7).unwrap().appended_to(), None);
+        assert_eq!(Fitted::same(6).appended_to(), None);
+        assert_eq!(Fitted::new(6, 4, 4).unwrap().appended_to(), None);
+        assert_eq!(Fitted::new(6, 4, 1).unwrap().without(), Some(1..3));
+        assert_eq!((Fitted::same(6).without(), Fitted::new(6, 8, 8).unwrap().without()), (None, None));
     }
 }
