@@ -31,6 +31,12 @@ impl Fitted {
         (first..=size).contains(&split).then_some(Self { old, size, split })
     }
 
+    /// The length in bytes of the content that it is made of.
+    #[must_use]
+    pub fn old(&self) -> u64 {
+        self.old
+    }
+
     /// Its length in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {

@@ -1,4 +1,4 @@
-//! `Draft`: a copy of an old version that is made while the old version is hashed.
+//! `Draft`: a copy of an old version that is made before it is known what differs.
 //!
 //! Most large files that change and keep their length were edited in place; where something was inserted, appended or
 //! taken out, the [samples](crate::content::sample) that came with the offer tell where. To read, hash and write such a file once
@@ -8,12 +8,12 @@
 //! version again: the piece may be needed, since samples name its place only roughly. The hash of the copy follows from its
 //! blocks' nodes, which were found over the very bytes that were written; those that were mended are read back.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::content::blocks::{BlockSize, Finding, Nodes, Outline, ReadAt, block_id};
 use crate::content::fitted::Fitted;
@@ -29,16 +29,25 @@ use crate::wire::message::{Blocks, Old, Op};
 /// out that the file only has another time, the copy was made in vain; of a longer one that would be too much.
 const DRAFT_BYTES: Range<u64> = SAMPLED_BYTES_MIN..4 << 30;
 
-/// Most drafts at a time, and in vain.
-const DRAFTS_MAX: usize = 2;
-
 /// How much is copied at a time where what is mended comes from elsewhere in the old version.
 const COPY_BYTES: u64 = 1 << 20;
+
+/// What a draft is made of.
+pub(super) struct Blank {
+    /// The old version.
+    pub(super) old: File,
+    /// How that is laid out.
+    pub(super) shape: Fitted,
+    /// Where.
+    pub(super) staging: Staging,
+}
 
 /// A copy, and what of it has been made what it shall be.
 pub(super) struct Draft {
     staging: Staging,
     shape: Fitted,
+    /// In what shape the sender was told of the old version.
+    told_shape: Fitted,
     block: BlockSize,
     nodes: Nodes,
     made_bytes: u64,
@@ -52,8 +61,9 @@ impl Draft {
         DRAFT_BYTES.contains(&size)
     }
 
-    /// Copies `old` in this shape. If it cannot, nothing is lost: `None`.
-    pub(super) fn of(old: &File, shape: Fitted, mut staging: Staging) -> Option<Self> {
+    /// Copies the old version. If that cannot be done, or `is_over` before it is, nothing is lost: `None`.
+    pub(super) fn of(blank: Blank, is_over: &AtomicBool) -> Option<Self> {
+        let Blank { old, shape, mut staging } = blank;
         let size = shape.size();
         let block = BlockSize::for_size(size);
         // What is appended is not there yet.
@@ -64,13 +74,20 @@ impl Draft {
         let copied = staging.begin_with_zeros(size).is_ok()
             && finding
                 .help(&|buffer, offset| {
+                    if is_over.load(Ordering::Relaxed) {
+                        return Err(io::ErrorKind::Interrupted.into());
+                    }
                     shape.read_at(buffer, offset, &|buffer, at| old.read_exact_at(buffer, at))?;
                     let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
                     staging.fill(buffer, offset)
                 })
                 .is_ok();
         match finding.finish().filter(|_| copied) {
-            Some(nodes) => Some(Self { staging, shape, block, nodes, made_bytes: 0, mended: Vec::new() }),
+            Some(nodes) => {
+                // The piece that it is made without may be needed: the sender is told of it too.
+                let told_shape = if shape.without().is_some() { Fitted::same(shape.old()) } else { shape };
+                Some(Self { staging, shape, told_shape, block, nodes, made_bytes: 0, mended: Vec::new() })
+            }
             None => {
                 // It may be the disk that is full: the content may still find room some other way.
                 let _ = staging.discard();
@@ -79,13 +96,14 @@ impl Draft {
         }
     }
 
+    /// The same, of an old version that the sender is told of as it is.
+    pub(super) fn told_as_it_is(self) -> Self {
+        Self { told_shape: Fitted::same(self.shape.old()), ..self }
+    }
+
     /// In what shape the sender was told of the old version.
     pub(super) fn told_shape(&self) -> Fitted {
-        // The piece that it is made without may be needed in another place: it was told where that is.
-        match self.shape.without() {
-            Some(piece) => Fitted::same(self.shape.size() + (piece.end - piece.start)),
-            None => self.shape,
-        }
+        self.told_shape
     }
 
     fn outline(&self) -> Option<Outline> {
@@ -95,10 +113,10 @@ impl Draft {
     /// What the sender is told of the old version: the draft as it is, and its hash; or, where something is appended
     /// to it, just the old version, since with what comes there is nothing to compare; or where it is made without a
     /// piece, that.
-    fn told(&self) -> Option<(Old, Option<Hash>)> {
+    pub(super) fn told(&self) -> Option<(Old, Option<Hash>)> {
         let Outline { mut ids, hash } = self.outline()?;
         if let Some(Range { start: split, .. }) = self.shape.without() {
-            let blocks = Blocks { length: self.told_shape().size(), ids };
+            let blocks = Blocks { length: self.shape.old(), ids };
             return Some((Old::Narrowed { blocks, split }, None));
         }
         let Some(length) = self.shape.appended_to() else {
@@ -173,9 +191,10 @@ impl Draft {
 
     /// How many of the next bytes are those of the old version from `offset` on, as the sender was told of it.
     fn in_place(&self, offset: u64) -> u64 {
-        let (from, reach) = match self.shape.without() {
-            Some(_) => self.shape.piece(self.made_bytes),
-            None => (Some(self.made_bytes), u64::MAX),
+        let (from, reach) = if self.told_shape == self.shape {
+            (Some(self.made_bytes), u64::MAX)
+        } else {
+            self.shape.piece(self.made_bytes)
         };
         if from == Some(offset) { reach } else { 0 }
     }
@@ -191,53 +210,6 @@ impl Draft {
 
 fn basis(error: io::Error) -> SinkError {
     SinkError::Basis(error.to_string())
-}
-
-/// The drafts that wait for what is to be mended.
-#[derive(Default)]
-pub(super) struct Drafts {
-    kept: Mutex<HashMap<u32, Option<Draft>>>,
-    /// In what shape the sender was told of what each was made of, for whoever looks at that while the copy is being
-    /// mended.
-    told_shapes: Mutex<HashMap<u32, Fitted>>,
-}
-
-impl Drafts {
-    /// Makes one for a file and keeps it, if there is room for another one. Gives what the sender is told of the old
-    /// version, and the hash of that, if the answer may be that it is the same.
-    pub(super) fn make(&self, id: u32, make: impl FnOnce() -> Option<Draft>) -> Option<(Old, Option<Hash>)> {
-        {
-            let mut kept = self.kept();
-            if kept.len() >= DRAFTS_MAX {
-                return None;
-            }
-            kept.insert(id, None);
-        }
-        let draft = make();
-        let told = draft.as_ref().and_then(Draft::told);
-        let draft = draft.filter(|_| told.is_some());
-        if let Some(draft) = &draft {
-            let mut shapes = self.told_shapes.lock().unwrap_or_else(PoisonError::into_inner);
-            shapes.insert(id, draft.told_shape());
-        }
-        let mut kept = self.kept();
-        kept.remove(&id);
-        kept.extend(draft.map(|draft| (id, Some(draft))));
-        told
-    }
-
-    /// In what shape the sender was told of what the draft of a file was made of, if there was one.
-    pub(super) fn told_shape(&self, id: u32) -> Option<Fitted> {
-        self.told_shapes.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
-    }
-
-    pub(super) fn take(&self, id: u32) -> Option<Draft> {
-        self.kept().remove(&id).flatten()
-    }
-
-    fn kept(&self) -> MutexGuard<'_, HashMap<u32, Option<Draft>>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[cfg(test)]
@@ -267,7 +239,8 @@ mod tests {
         let old = File::open(folder.join("old")).unwrap();
         let (root, path) = (Root::open(folder).unwrap(), TreePath::new(&b"new"[..]).unwrap());
         let (staging, _) = Staging::open(&root, &path).unwrap();
-        let draft = Draft::of(&old, shape, staging).unwrap();
+        let blank = Blank { old: old.try_clone().unwrap(), shape, staging };
+        let draft = Draft::of(blank, &AtomicBool::new(false)).unwrap();
         let told_shape = draft.told_shape();
         (draft, OldFile::new(old, told_shape))
     }
@@ -343,6 +316,27 @@ mod tests {
         let data = Op::Data(ByteBuf::from(inserted));
         let steps = [copy(0, 950_000), data, copy(950_000, 80_000), copy(split, size - split)];
         for step in steps {
+            draft.apply(step, Some(&old)).unwrap();
+        }
+        let staging = draft.finish(Hash::of(&new)).unwrap();
+        assert!(made(&staging) == new);
+    }
+
+    #[test]
+    fn of_what_was_widened_the_sender_may_know_the_old_version_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old_content, inserted) = (content(), vec![7; 70_000]);
+        let new = [&old_content[..950_000], &inserted, &old_content[950_000..]].concat();
+        let (size, split) = (new.len() as u64, 1_100_000);
+        let shape = Fitted::new(SIZE as u64, size, split).unwrap();
+        let (draft, _) = draft_as(folder.path(), &old_content, shape);
+        let mut draft = draft.told_as_it_is();
+        let old = OldFile::new(File::open(folder.path().join("old")).unwrap(), draft.told_shape());
+        let copy = |offset, length| Op::Copy { offset, length };
+        // What was inserted is not there, and what comes then lies in place only behind the split.
+        for step in
+            [copy(0, 950_000), Op::Data(ByteBuf::from(inserted)), copy(950_000, SIZE as u64 - 950_000)]
+        {
             draft.apply(step, Some(&old)).unwrap();
         }
         let staging = draft.finish(Hash::of(&new)).unwrap();
@@ -441,21 +435,8 @@ mod tests {
         let old = File::open(folder.path().join("old")).unwrap();
         let (root, path) = (Root::open(folder.path()).unwrap(), TreePath::new(&b"new"[..]).unwrap());
         let (staging, _) = Staging::open(&root, &path).unwrap();
-        assert!(Draft::of(&old, Fitted::same(SIZE as u64 + 1), staging).is_none());
+        let blank = Blank { old, shape: Fitted::same(SIZE as u64 + 1), staging };
+        assert!(Draft::of(blank, &AtomicBool::new(false)).is_none());
         assert_eq!(staged_bytes(folder.path()), None);
-    }
-
-    #[test]
-    fn few_are_made_and_what_could_not_be_made_takes_no_place() {
-        let folder = tempfile::tempdir().unwrap();
-        let drafts = Drafts::default();
-        assert!(drafts.make(1, || None).is_none());
-        for id in 0..3 {
-            let place = folder.path().join(id.to_string());
-            fs::create_dir(&place).unwrap();
-            let made = drafts.make(id, || Some(draft(&place, &content()).0));
-            assert_eq!(made.is_some(), id < DRAFTS_MAX as u32);
-        }
-        assert!(drafts.take(0).is_some() && drafts.take(0).is_none() && drafts.take(2).is_none());
     }
 }

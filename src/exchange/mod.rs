@@ -7,6 +7,7 @@
 
 mod ahead;
 mod draft;
+mod drafts;
 mod guess;
 mod inbox;
 pub mod lanes;

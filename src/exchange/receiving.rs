@@ -18,7 +18,7 @@ use crate::disk::stage::Metadata;
 use crate::disk::stat::Identity;
 use crate::engine::{Fault, Outcome, Work};
 use crate::exchange::ahead::{Ahead, Likely};
-use crate::exchange::draft::Drafts;
+use crate::exchange::drafts::Drafts;
 use crate::exchange::fault;
 use crate::exchange::guess::large_files;
 use crate::exchange::rounds::Standing;

@@ -1,15 +1,11 @@
 //! How much travels.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ksync::engine::{Outcome, Work};
-use ksync::exchange::{Perform, Receiving, Sending};
+use ksync::exchange::{Receiving, Sending};
 
-use crate::world::{World, noise, set_time, staged_bytes};
+use crate::world::{World, noise, set_time};
 
 const MB: usize = 1 << 20;
 
@@ -183,112 +179,4 @@ fn what_changed_after_the_look_ahead_is_seen() {
         world.write_target("f", &copy);
     };
     assert!(change_with_a_look_ahead(|_| {}, swap) < 100_000);
-}
-
-#[test]
-fn a_large_file_that_only_has_another_time_leaves_nothing_behind() {
-    let world = World::new();
-    let content = noise(1, 33 * MB);
-    world.write("f", &content);
-    world.write_target("f", &content);
-    set_time(&world.target.join("f"), 1_000_000_000, 0);
-    let ran = world.run_and_check();
-    assert!(ran.bytes < 50_000, "{}", ran.bytes);
-    assert_eq!((ran.summary().tally.updated, ran.summary().tally.adjusted), (0, 1));
-    assert_eq!(world.staged_bytes(), 0);
-}
-
-#[test]
-fn large_files_that_were_edited_in_place_cost_their_edits() {
-    let world = World::new();
-    // More than are copied before it is known what differs.
-    let names = ["a", "b", "c", "d"];
-    for (seed, name) in (1..).zip(names) {
-        let mut content = noise(seed, 33 * MB);
-        world.write_target(name, &content);
-        content[20 * MB - 5..][..10].fill(7);
-        content[5 * MB..][..MB / 2].fill(0);
-        // What moved within it is found in the old version, not in what was made of its copy.
-        content[10 * MB..12 * MB].rotate_left(MB);
-        world.write(name, &content);
-    }
-    let ran = world.run_and_check();
-    assert!(ran.bytes < 20 * MB as u64, "{}", ran.bytes);
-    assert_eq!(ran.summary().tally.updated, 4);
-    assert_eq!(world.staged_bytes(), 0);
-}
-
-/// A receiver, its target, and how much was staged when it had told what is there.
-struct Drafting(Receiving, PathBuf, Arc<AtomicU64>);
-
-impl Perform for Drafting {
-    fn perform(&self, work: Work) -> Outcome {
-        let outcome = self.0.perform(work);
-        if matches!(&outcome, Outcome::Sign(_)) {
-            self.2.fetch_max(staged_bytes(&self.1), Ordering::Relaxed);
-        }
-        outcome
-    }
-}
-
-#[test]
-fn what_was_inserted_into_appended_to_or_taken_out_of_a_large_file_costs_itself() {
-    const SIZE: usize = 40 * MB;
-    let old = noise(1, SIZE);
-    let insert = |at: usize, inserted: &[u8]| [&old[..at], inserted, &old[at..]].concat();
-    let mut edited = insert(20 * MB, &noise(2, MB));
-    for edit in edited.chunks_mut(9 * MB) {
-        edit[77] ^= 1;
-    }
-    let without = |from: usize, to: usize| [&old[..from], &old[to..]].concat();
-    let mut narrowed = without(20 * MB, 21 * MB);
-    for edit in narrowed.chunks_mut(9 * MB) {
-        edit[77] ^= 1;
-    }
-    let twice = [&old[..7 * MB], &noise(2, 5000), &old[7 * MB..8 * MB], b"and", &old[8 * MB..]].concat();
-    for (what, new, most) in [
-        ("inserted", insert(13 * MB + 5, &noise(2, MB)), MB),
-        ("at the front", insert(0, b"at the very front"), 0),
-        ("near the end", insert(SIZE - 5, &noise(2, 3 * MB)), 3 * MB),
-        ("appended", insert(SIZE, &noise(2, 3 * MB)), 3 * MB),
-        ("zeros", insert(SIZE, &vec![0; 3 * MB]), 3 * MB),
-        ("edited too", edited, MB + 50_000),
-        ("in two places", twice, 5000),
-        ("taken out", without(13 * MB + 5, 14 * MB + 5), 0),
-        ("taken out at the front", without(0, MB), 0),
-        ("a few bytes taken out", without(30 * MB, 30 * MB + 7), 0),
-        ("much taken out", without(5 * MB, 12 * MB), 0),
-        ("cut off", without(35 * MB, SIZE), 0),
-        ("taken out and edited", narrowed, 50_000),
-    ] {
-        let world = World::new();
-        world.write_target("f", &old);
-        world.write("f", &new);
-        let staged = Arc::new(AtomicU64::new(0));
-        let sending = Sending::new(world.source.clone(), world.options.clone());
-        let receiving = Receiving::new(world.target.clone(), world.options.clone());
-        let receiving = Drafting(receiving, world.target.clone(), Arc::clone(&staged));
-        let ran = world.run_with(sending, receiving);
-        world.assert_same();
-        // The copy is made before anybody says what differs.
-        assert_eq!((staged.load(Ordering::Relaxed), ran.problems()), (new.len() as u64, vec![]), "{what}");
-        let tally = ran.summary().tally;
-        assert_eq!((tally.updated, tally.sent_bytes + tally.matched_bytes), (1, new.len() as u64), "{what}");
-        assert!(ran.bytes < most as u64 + 60_000, "{what}: {}", ran.bytes);
-        assert_eq!(world.staged_bytes(), 0, "{what}");
-    }
-}
-
-#[test]
-fn an_append_to_a_large_file_goes_on_where_it_was_cut() {
-    let mut world = World::new();
-    let old = noise(1, 40 * MB);
-    world.write_target("f", &old);
-    world.write("f", &[&old[..], &noise(2, 20 * MB)].concat());
-    world.cut_after = Some(12 * MB as u64);
-    let cut = world.run();
-    assert!(cut.client.is_err() && world.read_target("f") == old);
-    world.cut_after = None;
-    let ran = world.run_and_check();
-    assert!(ran.bytes < 11 * MB as u64, "{}", ran.bytes);
 }

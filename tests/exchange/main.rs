@@ -5,6 +5,7 @@ mod cuts;
 mod deltas;
 mod kinds;
 mod lanes;
+mod large;
 mod meddling;
 mod memory;
 mod panics;

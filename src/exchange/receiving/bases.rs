@@ -11,7 +11,7 @@ use crate::content::fitted::Fitted;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::disk::stage::Staging;
 use crate::engine::{Fault, SignOrder, Told};
-use crate::exchange::draft::Draft;
+use crate::exchange::draft::{Blank, Draft};
 use crate::exchange::old::OldFile;
 use crate::exchange::receiving::{Receiving, Trees, sink_fault, unwritable};
 use crate::exchange::sink::{SinkError, blocks_of, no_old, open_old};
@@ -28,15 +28,18 @@ impl Receiving {
         let staged = if may_be_staged { self.staged(id, size)? } else { None };
         let mut want = Want { id, staged, old: None };
         let Some(at) = at else { return Ok(Told { want, hash: None, is_widened: false }) };
-        if want.staged.is_none()
-            && let Some((old, hash)) = self.drafts.make(id, || self.draft(id, at, samples.as_ref()))
+        let (_, seen) = self.basis(at)?;
+        let blank = || self.blank(id, at, samples.as_ref());
+        if want.staged.is_none() && self.ahead.is_done(seen) {
+            self.drafts.make_beside(id, blank);
+        } else if want.staged.is_none()
+            && let Some((old, hash)) = self.drafts.make(id, || blank().inspect(|_| self.ahead.cancel(seen)))
         {
             want.old = Some(old);
-            let told_length = want.old_blocks().map(|old| old.length);
-            let is_widened = told_length != Some(self.basis(at)?.1.size);
+            let is_widened = want.old_blocks().is_some_and(|old| old.length != seen.size);
             return Ok(Told { want, hash, is_widened });
         }
-        let ahead = self.ahead.take(self.basis(at)?.1);
+        let ahead = self.ahead.take(seen);
         // Opened after it was hashed: it is still what it was when that began.
         let (file, seen) = self.open_basis(at)?;
         if want.staged.is_none() && is_signed(size, seen.size) {
@@ -56,9 +59,9 @@ impl Receiving {
         Ok(Told { want, hash, is_widened: false })
     }
 
-    /// A copy of the old version of a large file, made while that is named, where it looks as if it had been edited in
-    /// place, or as if something had been inserted or appended.
-    fn draft(&self, id: u32, at: u32, samples: Option<&Samples>) -> Option<Draft> {
+    /// What a copy of the old version of a large file is made of, where it looks as if it had been edited in place, or as
+    /// if something had been inserted, appended or taken out.
+    fn blank(&self, id: u32, at: u32, samples: Option<&Samples>) -> Option<Blank> {
         let (root, path, size) = (self.root().ok()?, self.path(id).ok()?, self.entry(id).ok()?.size());
         let (basis, seen) = self.basis(at).ok()?;
         // There must be room for more than what is needed anyway.
@@ -67,18 +70,12 @@ impl Receiving {
         }
         let old = open_old(root, basis, seen).ok()?;
         let shape = if seen.size == size {
-            // Of one that is named already most is done.
-            let is_worth_it = Draft::is_worth_it(size) && !self.ahead.is_done(seen);
-            is_worth_it.then(|| Fitted::same(size))?
+            Draft::is_worth_it(size).then(|| Fitted::same(size))?
         } else {
             samples?.fit(size, seen.size, &|buffer, at| old.read_exact_at(buffer, at)).ok()??
         };
         let (staging, _) = Staging::open(root, path).ok()?;
-        if staging.shares_extents() {
-            return None;
-        }
-        self.ahead.cancel(seen);
-        Draft::of(&old, shape, staging)
+        (!staging.shares_extents()).then_some(Blank { old, shape, staging })
     }
 
     /// Lets go of files that were hashed ahead and that nobody will ask about: those that are what they shall be,

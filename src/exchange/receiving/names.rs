@@ -43,9 +43,7 @@ impl Receiving {
             Kind::Symlink { .. } => root.set_link_time(path, entry.mtime),
             Kind::File { .. } => {
                 // It turned out to be the same.
-                if let Some(draft) = self.drafts.take(id) {
-                    draft.discard();
-                }
+                self.drafts.discard(id);
                 let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
                 match root.set_file(path, entry.mode, entry.mtime, &seen) {
                     // Its other names may lie outside and are not to change: it becomes a file of its own.

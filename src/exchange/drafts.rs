@@ -1,0 +1,201 @@
+//! `Drafts`: the drafts of a run, from when they are begun until somebody mends them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use crate::content::fitted::Fitted;
+use crate::content::hash::Hash;
+use crate::exchange::draft::{Blank, Draft};
+use crate::wire::message::Old;
+
+/// Most drafts at a time, and in vain.
+const DRAFTS_MAX: usize = 2;
+
+/// The drafts of the files of a run.
+#[derive(Default)]
+pub(super) struct Drafts {
+    kept: Mutex<HashMap<u32, Kept>>,
+    /// In what shape the sender was told of what each was made of, for whoever looks at that while the copy is being
+    /// mended.
+    told_shapes: Mutex<HashMap<u32, Fitted>>,
+}
+
+enum Kept {
+    /// Nothing yet, but its place is taken.
+    Promised,
+    Made(Draft),
+    Beside(Beside),
+}
+
+/// A draft that is being made.
+struct Beside {
+    thread: JoinHandle<Option<Draft>>,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Beside {
+    fn begin(blank: Blank) -> Option<Self> {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&is_over);
+        let make = move || Some(Draft::of(blank, &seen)?.told_as_it_is());
+        Some(Self { thread: thread::Builder::new().spawn(make).ok()?, is_over })
+    }
+
+    fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drafts {
+    /// Makes one for a file and keeps it, if there is room for another one. Gives what the sender is told of the old
+    /// version, and the hash of that, if the answer may be that it is the same.
+    pub(super) fn make(&self, id: u32, blank: impl FnOnce() -> Option<Blank>) -> Option<(Old, Option<Hash>)> {
+        if !self.promise(id) {
+            return None;
+        }
+        let draft = blank().and_then(|blank| Draft::of(blank, &AtomicBool::new(false)));
+        let told = draft.as_ref().and_then(Draft::told);
+        let draft = draft.filter(|_| told.is_some());
+        if let Some(draft) = &draft {
+            let mut shapes = self.told_shapes.lock().unwrap_or_else(PoisonError::into_inner);
+            shapes.insert(id, draft.told_shape());
+        }
+        self.settle(id, draft.map(Kept::Made));
+        told
+    }
+
+    /// Begins to make one of an old version that is named already, if there is room for another one: while the sender
+    /// is told of that, as it is, and answers.
+    pub(super) fn make_beside(&self, id: u32, blank: impl FnOnce() -> Option<Blank>) {
+        if self.promise(id) {
+            // Without a thread the file is made when it comes.
+            self.settle(id, blank().and_then(Beside::begin).map(Kept::Beside));
+        }
+    }
+
+    /// Takes a place.
+    fn promise(&self, id: u32) -> bool {
+        let mut kept = self.kept();
+        let is_free = kept.len() < DRAFTS_MAX;
+        if is_free {
+            kept.insert(id, Kept::Promised);
+        }
+        is_free
+    }
+
+    /// Fills it, or gives it back.
+    fn settle(&self, id: u32, draft: Option<Kept>) {
+        let mut kept = self.kept();
+        kept.remove(&id);
+        kept.extend(draft.map(|draft| (id, draft)));
+    }
+
+    /// In what shape the sender was told of what the draft of a file was made of, if that is not as it is.
+    pub(super) fn told_shape(&self, id: u32) -> Option<Fitted> {
+        self.told_shapes.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+    }
+
+    /// The draft of a file, if there is one; waits until it is made.
+    pub(super) fn take(&self, id: u32) -> Option<Draft> {
+        // The lock is not held while it waits.
+        let kept = self.kept().remove(&id)?;
+        match kept {
+            Kept::Promised => None,
+            Kept::Made(draft) => Some(draft),
+            Kept::Beside(Beside { thread, .. }) => thread.join().ok().flatten(),
+        }
+    }
+
+    /// Nobody needs the draft of a file, if there is one.
+    pub(super) fn discard(&self, id: u32) {
+        if let Some(Kept::Beside(beside)) = self.kept().get(&id) {
+            beside.end();
+        }
+        if let Some(draft) = self.take(id) {
+            draft.discard();
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<u32, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Drafts {
+    fn drop(&mut self) {
+        let kept = std::mem::take(&mut *self.kept());
+        for kept in kept.into_values() {
+            if let Kept::Beside(beside) = kept {
+                beside.end();
+                // No thread outlives the run.
+                let _ = beside.thread.join();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+
+    use super::*;
+    use crate::disk::root::Root;
+    use crate::disk::stage::Staging;
+    use crate::tree::path::TreePath;
+
+    const SIZE: usize = 3_000_001;
+
+    /// What a draft of a few megabytes is made of.
+    fn blank(folder: &Path) -> Blank {
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join("old"), vec![7; SIZE]).unwrap();
+        let root = Root::open(folder).unwrap();
+        let (staging, _) = Staging::open(&root, &TreePath::new(&b"new"[..]).unwrap()).unwrap();
+        Blank { old: File::open(folder.join("old")).unwrap(), shape: Fitted::same(SIZE as u64), staging }
+    }
+
+    fn has_staged(folder: &Path) -> bool {
+        fs::read_dir(folder.join(".ksync")).unwrap().next().is_some()
+    }
+
+    #[test]
+    fn few_are_made_and_what_could_not_be_made_takes_no_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let drafts = Drafts::default();
+        assert!(drafts.make(1, || None).is_none());
+        drafts.make_beside(1, || None);
+        for id in 0..3 {
+            let made = drafts.make(id, || Some(blank(&folder.path().join(id.to_string()))));
+            assert_eq!(made.is_some(), id < DRAFTS_MAX as u32);
+        }
+        drafts.make_beside(2, || panic!("there is no room"));
+        assert!(drafts.take(0).is_some() && drafts.take(0).is_none() && drafts.take(2).is_none());
+    }
+
+    #[test]
+    fn one_that_is_made_beside_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let drafts = Drafts::default();
+        drafts.make_beside(1, || Some(blank(folder.path())));
+        assert_eq!(drafts.told_shape(1), None, "the sender is told of the old version as it is");
+        let draft = drafts.take(1).unwrap();
+        assert!(draft.told().is_some_and(|(_, hash)| hash == Some(Hash::of(&vec![7; SIZE]))));
+        assert!(drafts.take(1).is_none());
+    }
+
+    #[test]
+    fn one_that_nobody_needs_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let drafts = Drafts::default();
+        drafts.make_beside(1, || Some(blank(folder.path())));
+        drafts.discard(1);
+        assert!(!has_staged(folder.path()));
+        drafts.make(1, || Some(blank(folder.path())));
+        drafts.discard(1);
+        assert!(!has_staged(folder.path()));
+        drafts.discard(1);
+    }
+}

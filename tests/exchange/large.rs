@@ -1,0 +1,171 @@
+//! Large files that changed: they are copied, from samples of what changed, before it is known what differs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use ksync::engine::{Outcome, Work};
+use ksync::exchange::{Perform, Receiving, Sending};
+
+use crate::world::{World, noise, set_time, staged_bytes};
+
+const MB: usize = 1 << 20;
+
+#[test]
+fn a_large_file_that_only_has_another_time_leaves_nothing_behind() {
+    for is_looking_ahead in [false, true] {
+        let world = World::new();
+        let content = noise(1, 33 * MB);
+        world.write("f", &content);
+        world.write_target("f", &content);
+        set_time(&world.target.join("f"), 1_000_000_000, 0);
+        let mut receiving = Receiving::new(world.target.clone(), world.options.clone());
+        if is_looking_ahead {
+            // What changed a moment ago is not looked at.
+            thread::sleep(Duration::from_millis(200));
+            receiving = receiving.looking_ahead(None);
+            thread::sleep(Duration::from_millis(300));
+        }
+        let ran = world.run_with(Sending::new(world.source.clone(), world.options.clone()), receiving);
+        world.assert_same();
+        assert!(ran.bytes < 50_000, "{}", ran.bytes);
+        assert_eq!((ran.summary().tally.updated, ran.summary().tally.adjusted), (0, 1));
+        assert_eq!(world.staged_bytes(), 0);
+    }
+}
+
+#[test]
+fn large_files_that_were_edited_in_place_cost_their_edits() {
+    let world = World::new();
+    // More than are copied before it is known what differs.
+    let names = ["a", "b", "c", "d"];
+    for (seed, name) in (1..).zip(names) {
+        let mut content = noise(seed, 33 * MB);
+        world.write_target(name, &content);
+        content[20 * MB - 5..][..10].fill(7);
+        content[5 * MB..][..MB / 2].fill(0);
+        // What moved within it is found in the old version, not in what was made of its copy.
+        content[10 * MB..12 * MB].rotate_left(MB);
+        world.write(name, &content);
+    }
+    let ran = world.run_and_check();
+    assert!(ran.bytes < 20 * MB as u64, "{}", ran.bytes);
+    assert_eq!(ran.summary().tally.updated, 4);
+    assert_eq!(world.staged_bytes(), 0);
+}
+
+/// What a receiver had done when it had told what is there of a large file.
+#[derive(Default)]
+struct Watched {
+    staged_bytes: AtomicU64,
+    /// How long it said that its old version is.
+    told_bytes: AtomicU64,
+}
+
+/// A receiver that is watched, and its target.
+struct Drafting(Receiving, PathBuf, Arc<Watched>);
+
+impl Perform for Drafting {
+    fn perform(&self, work: Work) -> Outcome {
+        let outcome = self.0.perform(work);
+        if let Outcome::Sign(signed) = &outcome {
+            let Self(_, target, watched) = self;
+            watched.staged_bytes.fetch_max(staged_bytes(target), Ordering::Relaxed);
+            let told = signed.iter().flat_map(|(_, told)| told.as_ref().unwrap().want.old_blocks());
+            told.for_each(|old| watched.told_bytes.store(old.length, Ordering::Relaxed));
+        }
+        outcome
+    }
+}
+
+const LARGE_BYTES: usize = 40 * MB;
+
+/// Later versions of a large file, and about how many bytes each has to cost.
+fn changed(old: &[u8]) -> Vec<(&'static str, Vec<u8>, usize)> {
+    let insert = |at: usize, inserted: &[u8]| [&old[..at], inserted, &old[at..]].concat();
+    let without = |from: usize, to: usize| [&old[..from], &old[to..]].concat();
+    let edited = |mut content: Vec<u8>| {
+        content.chunks_mut(9 * MB).for_each(|chunk| chunk[77] ^= 1);
+        content
+    };
+    let twice = [&old[..7 * MB], &noise(2, 5000), &old[7 * MB..8 * MB], b"and", &old[8 * MB..]].concat();
+    vec![
+        ("inserted", insert(13 * MB + 5, &noise(2, MB)), MB),
+        ("at the front", insert(0, b"at the very front"), 0),
+        ("near the end", insert(old.len() - 5, &noise(2, 3 * MB)), 3 * MB),
+        ("appended", insert(old.len(), &noise(2, 3 * MB)), 3 * MB),
+        ("zeros", insert(old.len(), &vec![0; 3 * MB]), 3 * MB),
+        ("inserted and edited", edited(insert(20 * MB, &noise(2, MB))), MB + 50_000),
+        ("in two places", twice, 5000),
+        ("taken out", without(13 * MB + 5, 14 * MB + 5), 0),
+        ("taken out at the front", without(0, MB), 0),
+        ("a few bytes taken out", without(30 * MB, 30 * MB + 7), 0),
+        ("much taken out", without(5 * MB, 12 * MB), 0),
+        ("cut off", without(35 * MB, old.len()), 0),
+        ("taken out and edited", edited(without(20 * MB, 21 * MB)), 50_000),
+    ]
+}
+
+/// Changes a large file, syncs it to a receiver that looked ahead for so long, if at all, and checks what that cost.
+fn change_large(old: &[u8], what: &str, new: &[u8], most: usize, ahead: Option<Duration>) -> Arc<Watched> {
+    let world = World::new();
+    world.write_target("f", old);
+    world.write("f", new);
+    let watched = Arc::new(Watched::default());
+    let sending = Sending::new(world.source.clone(), world.options.clone());
+    let mut receiving = Receiving::new(world.target.clone(), world.options.clone());
+    if let Some(time) = ahead {
+        // What changed a moment ago is not looked at.
+        thread::sleep(Duration::from_millis(200));
+        receiving = receiving.looking_ahead(None);
+        thread::sleep(time);
+    }
+    let receiving = Drafting(receiving, world.target.clone(), Arc::clone(&watched));
+    let ran = world.run_with(sending, receiving);
+    world.assert_same();
+    assert_eq!(ran.problems(), vec![], "{what}");
+    let tally = ran.summary().tally;
+    assert_eq!((tally.updated, tally.sent_bytes + tally.matched_bytes), (1, new.len() as u64), "{what}");
+    assert!(ran.bytes < most as u64 + 60_000, "{what}: {}", ran.bytes);
+    assert_eq!(world.staged_bytes(), 0, "{what}");
+    watched
+}
+
+#[test]
+fn what_was_inserted_into_appended_to_or_taken_out_of_a_large_file_costs_itself() {
+    let old = noise(1, LARGE_BYTES);
+    for (what, new, most) in changed(&old) {
+        let watched = change_large(&old, what, &new, most, None);
+        // The copy is made before anybody says what differs.
+        assert_eq!(watched.staged_bytes.load(Ordering::Relaxed), new.len() as u64, "{what}");
+    }
+}
+
+#[test]
+fn a_large_file_that_was_named_ahead_is_told_of_as_it_is_while_it_is_copied() {
+    let old = noise(1, LARGE_BYTES);
+    for (what, new, most) in changed(&old) {
+        // It gives way to everything else that this machine does.
+        let is_told_as_it_is = [20, 500, 2000, 10_000].into_iter().any(|time| {
+            let watched = change_large(&old, what, &new, most, Some(Duration::from_millis(time)));
+            watched.told_bytes.load(Ordering::Relaxed) == LARGE_BYTES as u64
+        });
+        assert!(is_told_as_it_is, "{what}");
+    }
+}
+
+#[test]
+fn an_append_to_a_large_file_goes_on_where_it_was_cut() {
+    let mut world = World::new();
+    let old = noise(1, 40 * MB);
+    world.write_target("f", &old);
+    world.write("f", &[&old[..], &noise(2, 20 * MB)].concat());
+    world.cut_after = Some(12 * MB as u64);
+    let cut = world.run();
+    assert!(cut.client.is_err() && world.read_target("f") == old);
+    world.cut_after = None;
+    let ran = world.run_and_check();
+    assert!(ran.bytes < 11 * MB as u64, "{}", ran.bytes);
+}
