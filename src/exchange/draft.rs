@@ -137,17 +137,20 @@ impl Draft {
             Op::Keep { .. } => Err(SinkError::Peer("keeping what was not staged")),
             Op::Data(bytes) => self.mend(&bytes),
             Op::Copy { offset, length } => {
-                let mut done = self.in_place(offset).min(length);
-                self.go_on(done)?;
-                if done == length {
-                    return Ok(());
-                }
-                let old = old.ok_or_else(no_old)?;
                 let mut buffer = Vec::new();
+                let mut done = 0;
                 while done < length {
-                    // At most `COPY_BYTES`.
-                    buffer.resize(COPY_BYTES.min(length - done) as usize, 0);
-                    old.read_exact_at(&mut buffer, offset.saturating_add(done)).map_err(basis)?;
+                    let from = offset.saturating_add(done);
+                    let (is_in_place, reach) = self.in_place(from);
+                    let now = reach.min(length - done);
+                    if is_in_place {
+                        self.go_on(now)?;
+                        done += now;
+                        continue;
+                    }
+                    // At most `COPY_BYTES`; and something, so that what leads beyond the end is seen.
+                    buffer.resize(now.clamp(1, COPY_BYTES) as usize, 0);
+                    old.ok_or_else(no_old)?.read_exact_at(&mut buffer, from).map_err(basis)?;
                     self.mend(&buffer)?;
                     done += buffer.len() as u64;
                 }
@@ -189,14 +192,15 @@ impl Draft {
         Ok(())
     }
 
-    /// How many of the next bytes are those of the old version from `offset` on, as the sender was told of it.
-    fn in_place(&self, offset: u64) -> u64 {
+    /// Whether the next bytes are those of the old version from `offset` on, as the sender was told of it; and for how
+    /// many of them that holds.
+    fn in_place(&self, offset: u64) -> (bool, u64) {
         let (from, reach) = if self.told_shape == self.shape {
             (Some(self.made_bytes), u64::MAX)
         } else {
             self.shape.piece(self.made_bytes)
         };
-        if from == Some(offset) { reach } else { 0 }
+        (from == Some(offset), reach)
     }
 
     /// The next `length` bytes are what they shall be.
@@ -339,6 +343,7 @@ mod tests {
         {
             draft.apply(step, Some(&old)).unwrap();
         }
+        assert_eq!(draft.mended, [950_000..split]);
         let staging = draft.finish(Hash::of(&new)).unwrap();
         assert!(made(&staging) == new);
     }
