@@ -1,12 +1,15 @@
 //! `Draft`: a copy of an old version that is made before it is known what differs.
 //!
 //! Most large files that change and keep their length were edited in place; where something was inserted, appended or
-//! taken out, the [samples](crate::content::sample) that came with the offer tell where. To read, hash and write such a file once
-//! and then to mend the copy takes two thirds of what it takes to hash the old version first and then to copy, hash
-//! and write: on two processors 0.4 s for a gigabyte instead of 0.15 + 0.4. What is told of the old version
-//! then, and what is copied, signed or cut of it, is the copy as it was made, or, where that lacks a piece, the old
-//! version again: the piece may be needed, since samples name its place only roughly. The hash of the copy follows from its
-//! blocks' nodes, which were found over the very bytes that were written; those that were mended are read back.
+//! taken out, the [samples](crate::content::sample) that came with the offer tell where. To read, hash and write such
+//! a file once and then to mend the copy takes two thirds of what it takes to hash the old version first and then to
+//! copy, hash and write: on two processors 0.4 s for a gigabyte instead of 0.15 + 0.4. What is told of the old version
+//! then, and what is copied, signed or cut of it, is the copy as it was made; or, where that lacks a piece, the old
+//! version as it is: the piece may be needed, since samples name its place only roughly. An old version that was hashed
+//! before is told of as it is, too, while it is copied.
+//!
+//! The hash of the copy follows from its blocks' nodes, which were found over the very bytes that were written; those
+//! that were mended are read back.
 
 use std::fs::File;
 use std::io;

@@ -54,8 +54,10 @@
 //! place of the blocks: they differ, so it will be needed.
 //!
 //! Of large files that have changed, or may have, a few [samples](crate::content::sample) go along with the offer
-//! (`Sampled`). If they show that the file became longer in one place, the want names the blocks of the old version as
-//! it was made as long by then: all that is said of it afterwards is about that.
+//! (`Sampled`). If they show that the file became longer in one place, the want may name the blocks of the old version as
+//! it was made as long by then: all that is said of it afterwards is about that. If they show that it became shorter, the
+//! want may name the blocks of the old version without the piece that is probably missing, and where that begins: what is
+//! said afterwards is about the old version as it is.
 //!
 //! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
 //! had been moved or copied from there; the sender need not know which.
