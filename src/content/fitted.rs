@@ -108,17 +108,17 @@ mod tests {
     use crate::content::testing::reader;
 
     fn all(old: &[u8], size: u64, split: u64) -> Vec<u8> {
-        let widened = Fitted::new(old.len() as u64, size, split).unwrap();
+        let fitted = Fitted::new(old.len() as u64, size, split).unwrap();
         let mut made = vec![b'?'; size as usize];
         let read = reader(old);
-        widened.read_at(&mut made, 0, &read).unwrap();
+        fitted.read_at(&mut made, 0, &read).unwrap();
         // Read in parts it is the same.
         for (start, end) in (0..=size).flat_map(|start| (start..=size).map(move |end| (start, end))) {
             let mut part = vec![0; (end - start) as usize];
-            widened.read_at(&mut part, start, &read).unwrap();
+            fitted.read_at(&mut part, start, &read).unwrap();
             assert_eq!(part, made[start as usize..end as usize]);
         }
-        assert!(widened.read_at(&mut [0; 2], size - 1, &read).is_err());
+        assert!(fitted.read_at(&mut [0; 2], size - 1, &read).is_err());
         made
     }
 

@@ -276,6 +276,13 @@ mod tests {
         (0..SIZE as u32).flat_map(|n| (n / 1000).wrapping_mul(0x9e37_79b9).to_le_bytes()).take(SIZE).collect()
     }
 
+    /// A content, what is inserted into it at 950,000, and what becomes of it.
+    fn insertion() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+        let (old, inserted) = (content(), vec![7; 70_000]);
+        let new = [&old[..950_000], &inserted, &old[950_000..]].concat();
+        (old, inserted, new)
+    }
+
     #[test]
     fn what_is_mended_is_hashed_as_it_was_written() {
         let folder = tempfile::tempdir().unwrap();
@@ -300,8 +307,7 @@ mod tests {
     #[test]
     fn what_was_widened_is_mended_where_it_lies_now() {
         let folder = tempfile::tempdir().unwrap();
-        let (old_content, inserted) = (content(), vec![7; 70_000]);
-        let new = [&old_content[..950_000], &inserted, &old_content[950_000..]].concat();
+        let (old_content, inserted, new) = insertion();
         let (size, split) = (new.len() as u64, 1_100_000);
         let shape = Fitted::new(SIZE as u64, size, split).unwrap();
         let (mut draft, old) = draft_as(folder.path(), &old_content, shape);
@@ -332,8 +338,7 @@ mod tests {
     #[test]
     fn of_what_was_widened_the_sender_may_know_the_old_version_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
-        let (old_content, inserted) = (content(), vec![7; 70_000]);
-        let new = [&old_content[..950_000], &inserted, &old_content[950_000..]].concat();
+        let (old_content, inserted, new) = insertion();
         let (size, split) = (new.len() as u64, 1_100_000);
         let shape = Fitted::new(SIZE as u64, size, split).unwrap();
         let (draft, _) = draft_as(folder.path(), &old_content, shape);

@@ -1,9 +1,8 @@
 //! How much travels.
 
-use std::thread;
 use std::time::Duration;
 
-use ksync::exchange::{Receiving, Sending};
+use ksync::exchange::Sending;
 
 use crate::world::{World, noise, set_time};
 
@@ -147,10 +146,7 @@ fn change_with_a_look_ahead(change: impl FnOnce(&mut Vec<u8>), meddle: impl FnOn
     world.run_and_check();
     change(&mut content);
     world.write("f", &content);
-    // What changed a moment ago is not looked at.
-    thread::sleep(Duration::from_millis(200));
-    let receiving = Receiving::new(world.target.clone(), world.options.clone()).looking_ahead(None);
-    thread::sleep(Duration::from_millis(100));
+    let receiving = world.looking_ahead(Duration::from_millis(100));
     meddle(&world);
     let ran = world.run_with(Sending::new(world.source.clone(), world.options.clone()), receiving);
     assert_eq!(ran.problems(), []);

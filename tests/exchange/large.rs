@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use ksync::engine::{Outcome, Work};
 use ksync::exchange::{Perform, Receiving, Sending};
+use ksync::wire::message::Old;
 
 use crate::world::{World, noise, set_time, staged_bytes};
 
@@ -21,13 +21,11 @@ fn a_large_file_that_only_has_another_time_leaves_nothing_behind() {
         world.write("f", &content);
         world.write_target("f", &content);
         set_time(&world.target.join("f"), 1_000_000_000, 0);
-        let mut receiving = Receiving::new(world.target.clone(), world.options.clone());
-        if is_looking_ahead {
-            // What changed a moment ago is not looked at.
-            thread::sleep(Duration::from_millis(200));
-            receiving = receiving.looking_ahead(None);
-            thread::sleep(Duration::from_millis(300));
-        }
+        let receiving = if is_looking_ahead {
+            world.looking_ahead(Duration::from_millis(300))
+        } else {
+            Receiving::new(world.target.clone(), world.options.clone())
+        };
         let ran = world.run_with(Sending::new(world.source.clone(), world.options.clone()), receiving);
         world.assert_same();
         assert!(ran.bytes < 50_000, "{}", ran.bytes);
@@ -73,8 +71,12 @@ impl Perform for Drafting {
         if let Outcome::Sign(signed) = &outcome {
             let Self(_, target, watched) = self;
             watched.staged_bytes.fetch_max(staged_bytes(target), Ordering::Relaxed);
-            let told = signed.iter().flat_map(|(_, told)| told.as_ref().unwrap().want.old_blocks());
-            told.for_each(|old| watched.told_bytes.store(old.length, Ordering::Relaxed));
+            for (_, told) in signed {
+                // Without a piece it is not told of as it is.
+                if let Some(Old::Blocks(old)) = &told.as_ref().unwrap().want.old {
+                    watched.told_bytes.store(old.length, Ordering::Relaxed);
+                }
+            }
         }
         outcome
     }
@@ -115,13 +117,10 @@ fn change_large(old: &[u8], what: &str, new: &[u8], most: usize, ahead: Option<D
     world.write("f", new);
     let watched = Arc::new(Watched::default());
     let sending = Sending::new(world.source.clone(), world.options.clone());
-    let mut receiving = Receiving::new(world.target.clone(), world.options.clone());
-    if let Some(time) = ahead {
-        // What changed a moment ago is not looked at.
-        thread::sleep(Duration::from_millis(200));
-        receiving = receiving.looking_ahead(None);
-        thread::sleep(time);
-    }
+    let receiving = match ahead {
+        Some(time) => world.looking_ahead(time),
+        None => Receiving::new(world.target.clone(), world.options.clone()),
+    };
     let receiving = Drafting(receiving, world.target.clone(), Arc::clone(&watched));
     let ran = world.run_with(sending, receiving);
     world.assert_same();

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
 use ksync::exchange::{Perform, Receiving, Sending, run};
@@ -97,6 +98,15 @@ impl World {
 
     pub(crate) fn read_target(&self, name: &str) -> Vec<u8> {
         fs::read(self.target.join(name)).unwrap()
+    }
+
+    /// A receiver that has looked ahead for so long.
+    pub(crate) fn looking_ahead(&self, time: Duration) -> Receiving {
+        // What changed a moment ago is not looked at.
+        thread::sleep(Duration::from_millis(200));
+        let receiving = Receiving::new(self.target.clone(), self.options.clone()).looking_ahead(None);
+        thread::sleep(time);
+        receiving
     }
 
     /// Bytes that lie aside in the target.
