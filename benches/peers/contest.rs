@@ -162,6 +162,8 @@ impl<'a> Contest<'a> {
 
     fn measured(&self, link: Conditions, contestant: &Contestant, copy: &Path) -> Result<Outcome, String> {
         (contestant.prepare)(self.machine);
+        // What an earlier run left to be written to the disk is no part of this one.
+        rustix::fs::sync();
         let outcome = self.sync(link, contestant, copy)?;
         if contestant.is_anew() && !self.machine.has_agent() {
             return Err("the agent was already somewhere on this machine".to_owned());

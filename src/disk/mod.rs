@@ -18,6 +18,7 @@ pub mod scan;
 pub mod stage;
 pub mod stat;
 mod state;
+mod writeback;
 
 #[cfg(test)]
 mod attacks;

@@ -15,6 +15,7 @@ use crate::disk::error::{DiskError, During};
 use crate::disk::root::Root;
 use crate::disk::stat::{Identity, mode_bits, times};
 use crate::disk::state::{PART, StateDir, in_state, staged_name};
+use crate::disk::writeback::WriteBack;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
@@ -55,6 +56,7 @@ pub struct Staging {
     path: TreePath,
     name: String,
     len: u64,
+    write_back: Option<WriteBack>,
 }
 
 impl Staging {
@@ -73,7 +75,7 @@ impl Staging {
         let name = Self::name(path);
         let (state, (descriptor, len)) =
             root.with_state(|state| Ok((Arc::clone(state), state.open_part(&name)?)))?;
-        Ok((Self { state, file: descriptor.into(), path: path.clone(), name, len }, len))
+        Ok((Self { state, file: descriptor.into(), path: path.clone(), name, len, write_back: None }, len))
     }
 
     /// What an earlier run staged for `path`, if anything; nothing is made.
@@ -88,6 +90,12 @@ impl Staging {
             Err(error) => Err(error).during("look at", &in_state(name.as_bytes())),
             Ok(_) => Self::open(root, path).map(|(staging, _)| Some(staging)),
         }
+    }
+
+    /// It will replace another file: then the disk had better begin early.
+    #[must_use]
+    pub fn replacing(self) -> Self {
+        Self { write_back: Some(WriteBack::from(self.len)), ..self }
     }
 
     /// How many bytes are staged.
@@ -126,6 +134,7 @@ impl Staging {
         if len < self.len {
             self.file.set_len(len).during("cut", &self.staged_path())?;
             self.len = len;
+            self.write_back = self.write_back.take().map(|_| WriteBack::from(len));
         }
         Ok(())
     }
@@ -138,6 +147,7 @@ impl Staging {
         let end = self.len + bytes.len() as u64;
         write_at_end(&self.file, bytes, self.len).during("write", self.path.as_bytes())?;
         self.len = end;
+        self.reached(end);
         Ok(())
     }
 
@@ -148,6 +158,7 @@ impl Staging {
     /// The source is shorter than that, or as [`Staging::append`].
     pub fn append_from(&mut self, source: &File, offset: u64, len: u64) -> Result<(), DiskError> {
         self.len += copy(source, offset, &self.file, self.len, len).during("copy", self.path.as_bytes())?;
+        self.reached(self.len);
         Ok(())
     }
 
@@ -169,7 +180,7 @@ impl Staging {
             copy(source, offset, &self.file, start, len).during("copy", self.path.as_bytes())?;
             read_stretch(&self.file, start..end, visit).during("read back", &self.staged_path())?;
         } else {
-            copy_through_memory(source, offset, &self.file, start..end, visit)
+            self.copy_through_memory(source, offset, start..end, visit)
                 .during("copy", self.path.as_bytes())?;
         }
         self.len = end;
@@ -201,7 +212,11 @@ impl Staging {
         if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.len) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        if is_hole(bytes) { Ok(()) } else { self.file.write_all_at(bytes, offset) }
+        if !is_hole(bytes) {
+            self.file.write_all_at(bytes, offset)?;
+        }
+        self.reached(offset + bytes.len() as u64);
+        Ok(())
     }
 
     /// Puts `bytes` in the place of others.
@@ -246,6 +261,53 @@ impl Staging {
         self.state.remove(self.name.as_bytes())
     }
 
+    /// Copies to the end, at `place`, and hands all to `visit`.
+    fn copy_through_memory(
+        &self,
+        source: &File,
+        offset: u64,
+        place: Range<u64>,
+        visit: &mut (dyn FnMut(&[u8]) + Send),
+    ) -> io::Result<()> {
+        let mut read = |at: u64, buffer: &mut Vec<u8>| {
+            // At most `COPY_BYTES`.
+            let now = COPY_BYTES.min(place.end - at) as usize;
+            buffer.resize(now, 0);
+            source.read_exact_at(buffer, offset + (at - place.start))?;
+            visit(buffer);
+            io::Result::Ok(())
+        };
+        let (mut next, mut now) = (Vec::new(), Vec::new());
+        let mut at = place.start;
+        if at < place.end {
+            read(at, &mut now)?;
+        }
+        while at < place.end {
+            let after = at + now.len() as u64;
+            if after < place.end {
+                let (written, read) = thread::scope(|scope| {
+                    let reader = scope.spawn(|| read(after, &mut next));
+                    let written = write_at_end(&self.file, &now, at);
+                    (written, reader.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))))
+                });
+                written.and(read)?;
+            } else {
+                write_at_end(&self.file, &now, at)?;
+            }
+            self.reached(after);
+            std::mem::swap(&mut now, &mut next);
+            at = after;
+        }
+        Ok(())
+    }
+
+    /// All up to `end` has been written, or nearly all.
+    fn reached(&self, end: u64) {
+        if let Some(write_back) = &self.write_back {
+            write_back.reached(&self.file, end);
+        }
+    }
+
     /// Its name below the root, for errors.
     pub(crate) fn staged_path(&self) -> Vec<u8> {
         in_state(self.name.as_bytes())
@@ -266,45 +328,6 @@ pub(crate) fn set_metadata(
     let mode = mode_bits(root.policy().mode(metadata.mode));
     fchmod(file, mode).during("set the mode of", path)?;
     futimens(file, &times(metadata.mtime)).during("set the time of", path)
-}
-
-/// Copies to the end of a file, and hands all to `visit`.
-fn copy_through_memory(
-    source: &File,
-    offset: u64,
-    target: &File,
-    place: Range<u64>,
-    visit: &mut (dyn FnMut(&[u8]) + Send),
-) -> io::Result<()> {
-    let mut read = |at: u64, buffer: &mut Vec<u8>| {
-        // At most `COPY_BYTES`.
-        let now = COPY_BYTES.min(place.end - at) as usize;
-        buffer.resize(now, 0);
-        source.read_exact_at(buffer, offset + (at - place.start))?;
-        visit(buffer);
-        io::Result::Ok(())
-    };
-    let (mut next, mut now) = (Vec::new(), Vec::new());
-    let mut at = place.start;
-    if at < place.end {
-        read(at, &mut now)?;
-    }
-    while at < place.end {
-        let after = at + now.len() as u64;
-        if after < place.end {
-            let (written, read) = thread::scope(|scope| {
-                let reader = scope.spawn(|| read(after, &mut next));
-                let written = write_at_end(target, &now, at);
-                (written, reader.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))))
-            });
-            written.and(read)?;
-        } else {
-            write_at_end(target, &now, at)?;
-        }
-        std::mem::swap(&mut now, &mut next);
-        at = after;
-    }
-    Ok(())
 }
 
 /// Whether a copy within this file's filesystem need not copy anything.

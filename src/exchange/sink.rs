@@ -71,6 +71,8 @@ impl Sink {
             Some(draft) => Growing::Draft(draft),
             None => {
                 let (staging, _) = patiently(|| Staging::open(root, path))?;
+                let is_replaced = basis.is_some_and(|(basis, _)| basis == path);
+                let staging = if is_replaced { staging.replacing() } else { staging };
                 Growing::Anew(Box::new(Anew { staging, hasher: Hasher::new(), begun: false }))
             }
         };

@@ -75,7 +75,7 @@ impl Receiving {
             samples?.fit(size, seen.size, &|buffer, at| old.read_exact_at(buffer, at)).ok()??
         };
         let (staging, _) = Staging::open(root, path).ok()?;
-        (!staging.shares_extents()).then_some(Blank { old, shape, staging })
+        (!staging.shares_extents()).then(|| Blank { old, shape, staging: staging.replacing() })
     }
 
     /// Lets go of files that were hashed ahead and that nobody will ask about: those that are what they shall be,
