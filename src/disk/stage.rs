@@ -56,7 +56,7 @@ pub struct Staging {
     path: TreePath,
     name: String,
     len: u64,
-    write_back: Option<WriteBack>,
+    write_back: Option<Box<WriteBack>>,
 }
 
 impl Staging {
@@ -95,7 +95,7 @@ impl Staging {
     /// It will replace another file: then the disk had better begin early.
     #[must_use]
     pub fn replacing(self) -> Self {
-        Self { write_back: Some(WriteBack::from(self.len)), ..self }
+        Self { write_back: Some(Box::new(WriteBack::from(self.len))), ..self }
     }
 
     /// How many bytes are staged.
@@ -134,7 +134,7 @@ impl Staging {
         if len < self.len {
             self.file.set_len(len).during("cut", &self.staged_path())?;
             self.len = len;
-            self.write_back = self.write_back.take().map(|_| WriteBack::from(len));
+            self.write_back = self.write_back.take().map(|_| Box::new(WriteBack::from(len)));
         }
         Ok(())
     }
@@ -465,6 +465,27 @@ mod tests {
         assert_eq!(fs::read(place.at("f")).unwrap(), b"old");
         finish(&place, staging, seen(&place).as_ref()).unwrap();
         assert_eq!(fs::read(place.at("f")).unwrap(), b"new");
+    }
+
+    #[test]
+    fn what_is_handed_to_the_disk_early_is_let_go_of_at_once() {
+        let place = Place::new();
+        fs::write(place.at("f"), "old").unwrap();
+        let content: Vec<u8> = (0..20_u8).flat_map(|mib| vec![mib + 1; 1 << 20]).collect();
+        let stage = |have| {
+            let (staging, there) = Staging::open(&place.root, &path("f")).unwrap();
+            assert_eq!(there, have);
+            let mut staging = staging.replacing();
+            content[have as usize..].chunks(3 << 19).for_each(|bytes| staging.append(bytes).unwrap());
+            staging
+        };
+        // Had a thread still the file open, it would be busy.
+        drop(stage(0));
+        let (mut staging, _) = Staging::open(&place.root, &path("f")).unwrap();
+        staging.keep(9 << 20).unwrap();
+        drop(staging);
+        finish(&place, stage(9 << 20), seen(&place).as_ref()).unwrap();
+        assert!(fs::read(place.at("f")).unwrap() == content);
     }
 
     #[test]

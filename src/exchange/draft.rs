@@ -1,12 +1,13 @@
 //! `Draft`: a copy of an old version that is made before it is known what differs.
 //!
-//! Most large files that change and keep their length were edited in place; where something was inserted, appended or
-//! taken out, the [samples](crate::content::sample) that came with the offer tell where. To read, hash and write such
-//! a file once and then to mend the copy takes two thirds of what it takes to hash the old version first and then to
-//! copy, hash and write: on two processors 0.4 s for a gigabyte instead of 0.15 + 0.4. What is told of the old version
-//! then, and what is copied, signed or cut of it, is the copy as it was made; or, where that lacks a piece, the old
-//! version as it is: the piece may be needed, since samples name its place only roughly. An old version that was hashed
-//! before is told of as it is, too, while it is copied.
+//! Most large files that change and keep their length were edited in place (if one only has another time, its copy
+//! was made in vain, as rsync makes it); where something was inserted, appended or taken out, the
+//! [samples](crate::content::sample) that came with the offer tell where. To read, hash and write such a file once
+//! and then to mend the copy takes two thirds of what it takes to hash the old version first and then to copy, hash
+//! and write: on two processors 0.4 s for a gigabyte instead of 0.15 + 0.4; and what does not fit into memory comes
+//! from the disk once. What is told of the old version then, and what is copied, signed or cut of it, is the copy
+//! as it was made; or, where that lacks a piece, the old version as it is: the piece may be needed, since samples
+//! name its place only roughly. An old version that was hashed before is told of as it is, too, while it is copied.
 //!
 //! The hash of the copy follows from its blocks' nodes, which were found over the very bytes that were written; those
 //! that were mended are read back.
@@ -21,16 +22,11 @@ use std::sync::{Mutex, PoisonError};
 use crate::content::blocks::{BlockSize, Finding, Nodes, Outline, ReadAt, block_id};
 use crate::content::fitted::Fitted;
 use crate::content::hash::Hash;
-use crate::content::sample::SAMPLED_BYTES_MIN;
 use crate::disk::error::During;
 use crate::disk::stage::Staging;
 use crate::exchange::old::OldFile;
 use crate::exchange::sink::{SinkError, apply_delta, no_old, wrong_hash};
 use crate::wire::message::{Blocks, Old, Op};
-
-/// Lengths, in bytes, of files that kept theirs for which that is done. A shorter one is copied in a moment. If it turns
-/// out that the file only has another time, the copy was made in vain; of a longer one that would be too much.
-const DRAFT_BYTES: Range<u64> = SAMPLED_BYTES_MIN..4 << 30;
 
 /// How much is copied at a time where what is mended comes from elsewhere in the old version.
 const COPY_BYTES: u64 = 1 << 20;
@@ -59,11 +55,6 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Whether a file of this length is worth one.
-    pub(super) fn is_worth_it(size: u64) -> bool {
-        DRAFT_BYTES.contains(&size)
-    }
-
     /// Copies the old version. If that cannot be done, or `is_over` before it is, nothing is lost: `None`.
     pub(super) fn of(blank: Blank, is_over: &AtomicBool) -> Option<Self> {
         let Blank { old, shape, mut staging } = blank;

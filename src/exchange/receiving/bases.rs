@@ -11,7 +11,7 @@ use crate::content::fitted::Fitted;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::disk::stage::Staging;
 use crate::engine::{Fault, SignOrder, Told};
-use crate::exchange::draft::{Blank, Draft};
+use crate::exchange::draft::Blank;
 use crate::exchange::old::OldFile;
 use crate::exchange::receiving::{Receiving, Trees, sink_fault, unwritable};
 use crate::exchange::sink::{SinkError, blocks_of, no_old, open_old};
@@ -70,7 +70,7 @@ impl Receiving {
         }
         let old = open_old(root, basis, seen).ok()?;
         let shape = if seen.size == size {
-            Draft::is_worth_it(size).then(|| Fitted::same(size))?
+            Fitted::same(size)
         } else {
             samples?.fit(size, seen.size, &|buffer, at| old.read_exact_at(buffer, at)).ok()??
         };
