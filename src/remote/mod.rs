@@ -25,6 +25,7 @@ mod command;
 mod error;
 mod hostkey;
 mod known_hosts;
+mod pace;
 mod pins;
 mod pump;
 mod shell;
@@ -252,8 +253,13 @@ impl Connection {
             None => RemoteError::Channel { endpoint: endpoint.clone(), source },
         })?;
         let (read, write) = channel.split();
-        let (patience, budget, fate) = (self.patience, self.budget.clone(), self.fate.clone());
-        waiting.start(read, write, pump::Start { image, marker, endpoint, patience, budget, fate });
+        let (patience, round_trip) = (self.patience, self.round_trip());
+        let (budget, fate) = (self.budget.clone(), self.fate.clone());
+        waiting.start(
+            read,
+            write,
+            pump::Start { image, marker, endpoint, patience, round_trip, budget, fate },
+        );
         Ok(())
     }
 

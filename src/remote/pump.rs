@@ -20,10 +20,14 @@ use crate::remote::agent::{
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner};
 use crate::remote::error::{Fate, RemoteError};
+use crate::remote::pace::Pace;
 use crate::tree::path::escape;
 
 /// Writes that may wait to be sent.
 const WRITES_QUEUED: usize = 8;
+
+/// What is sent at a time: a packet, for OpenSSH.
+const SEND_BYTES_MAX: usize = 32 * 1024;
 
 /// What is kept of the other side's stderr: its end, where the reason stands.
 const STDERR_BYTES_MAX: usize = 8 * 1024;
@@ -50,6 +54,8 @@ pub(super) struct Start {
     pub(super) endpoint: String,
     /// How long the first answer may take.
     pub(super) patience: Duration,
+    /// How long a round trip takes at most.
+    pub(super) round_trip: Duration,
     /// What may wait to be read from all agents of the connection.
     pub(super) budget: Arc<Semaphore>,
     pub(super) fate: Fate,
@@ -106,6 +112,7 @@ impl Waiting {
     pub(super) fn start(self, read: ChannelReadHalf, write: ChannelWriteHalf<Msg>, start: Start) {
         let (step_sender, steps) = mpsc::unbounded_channel();
         let (over_sender, over) = watch::channel(false);
+        let pace = Arc::new(Pace::over(start.round_trip));
         let sending = Sending {
             write,
             writes: self.writes,
@@ -114,6 +121,7 @@ impl Waiting {
             over,
             image: start.image.clone(),
             marker: start.marker.clone(),
+            pace: pace.clone(),
         };
         tokio::spawn(sending.run());
         let deadline = Instant::now() + start.patience;
@@ -127,6 +135,7 @@ impl Waiting {
             deadline,
             stderr: VecDeque::new(),
             end: End::default(),
+            pace,
         };
         let (error, end_sender) = (self.error, self.end);
         tokio::spawn(async move {
@@ -150,6 +159,7 @@ struct Receiving {
     deadline: Instant,
     stderr: VecDeque<u8>,
     end: End,
+    pace: Arc<Pace>,
 }
 
 impl Receiving {
@@ -196,6 +206,7 @@ impl Receiving {
                 // The status comes after it, so go on; the reader need not wait for it.
                 Some(ChannelMsg::Eof) if self.scanner.is_none() => self.chunks = None,
                 Some(ChannelMsg::Close) => return (None, true),
+                Some(ChannelMsg::WindowAdjusted { new_size }) => self.pace.has_room(new_size),
                 Some(_) => {}
                 None => return (Some(self.start.fate.error(&self.start.endpoint)), false),
             }
@@ -280,6 +291,7 @@ struct Sending {
     over: watch::Receiver<bool>,
     image: AgentImage,
     marker: String,
+    pace: Arc<Pace>,
 }
 
 impl Sending {
@@ -303,7 +315,7 @@ impl Sending {
         let mut flight: Vec<Bytes> = Vec::new();
         if let Some(bytes) = self.surplus.take() {
             flight.push(bytes.clone());
-            if self.write.data_bytes(bytes).await.is_err() {
+            if self.send(bytes).await.is_err() {
                 return;
             }
         }
@@ -325,7 +337,7 @@ impl Sending {
                         if !started {
                             flight.push(bytes.clone());
                         }
-                        self.write.data_bytes(bytes).await
+                        self.send(bytes).await
                     }
                     None => {
                         ended = true;
@@ -341,11 +353,20 @@ impl Sending {
         let _ = self.write.eof().await;
     }
 
+    async fn send(&self, mut bytes: Bytes) -> Result<(), russh::Error> {
+        while !bytes.is_empty() {
+            let now = bytes.split_to(bytes.len().min(SEND_BYTES_MAX));
+            self.pace.admit(now.len()).await;
+            self.write.data_bytes(now).await?;
+        }
+        Ok(())
+    }
+
     async fn send_agent(&self, flight: &[Bytes]) -> Result<(), russh::Error> {
-        self.write.data_bytes(format!("\n{}\n", self.marker).into_bytes()).await?;
-        self.write.data_bytes(self.image.gzip.clone()).await?;
+        self.send(format!("\n{}\n", self.marker).into()).await?;
+        self.send(self.image.gzip.clone()).await?;
         for bytes in flight {
-            self.write.data_bytes(bytes.clone()).await?;
+            self.send(bytes.clone()).await?;
         }
         Ok(())
     }

@@ -1,0 +1,152 @@
+//! `Pace`: keeps what was sent from piling up before an agent that has not read it yet.
+//!
+//! sshd keeps that in a buffer that grows by a packet at a time and is copied as a whole each time (`sshbuf_allocate`
+//! in OpenSSH's sshbuf.c). Until it holds a window, 2 MiB, 64 MiB have been copied, to fresh pages: a tenth of a
+//! second on one processor for the first 2 MiB of an upload that the agent does not read at once. Over a short way
+//! little need be under way for nobody to wait, so no more is.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+/// The window that OpenSSH gives a session's channel (`CHAN_SES_WINDOW_DEFAULT` in its channels.h). Of another server
+/// less is known: [`Pace`] gives up soon if its window is smaller, and admits more if it is larger.
+const WINDOW_BYTES: usize = 2 << 20;
+
+/// OpenSSH tells what was read when it has got more than three packets (`channel_check_window`).
+const TOLD_BYTES_MIN: usize = 96 << 10;
+
+/// What may always be under way: several times that.
+const AHEAD_BYTES_MIN: usize = 512 << 10;
+
+/// More than comes through a WebSocket and sshd in a second: so much times the round trip may be under way.
+const BYTES_PER_SECOND_MAX: f64 = 250e6;
+
+/// Over a way that is surely longer than this nobody is to wait. (It looks longer than it is where sshd is at work.)
+const ROUND_TRIP_MAX: Duration = Duration::from_millis(30);
+
+/// For so long nothing is heard of an agent that reads before more is sent all the same.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// How far a sender is ahead of whoever reads on the other side, and may be.
+#[derive(Debug)]
+pub(super) struct Pace {
+    unread: AtomicUsize,
+    ahead_max: AtomicUsize,
+    first: Mutex<First>,
+    read: Notify,
+}
+
+/// What tells how long the way is: when so much had been sent that the other side tells of it, and when it did.
+#[derive(Debug)]
+enum First {
+    Sent(usize),
+    Due(Instant),
+    Told,
+}
+
+impl Pace {
+    /// For a way with this round trip, or a shorter one.
+    pub(super) fn over(round_trip: Duration) -> Self {
+        let ahead_max = if round_trip > ROUND_TRIP_MAX { WINDOW_BYTES } else { AHEAD_BYTES_MIN };
+        Self {
+            unread: AtomicUsize::new(0),
+            ahead_max: AtomicUsize::new(ahead_max),
+            first: Mutex::new(First::Sent(0)),
+            read: Notify::new(),
+        }
+    }
+
+    /// Waits until `count` bytes more may be under way.
+    pub(super) async fn admit(&self, count: usize) {
+        loop {
+            let ahead_max = self.ahead_max.load(Ordering::Relaxed);
+            let ahead = self.unread.load(Ordering::Relaxed) + count;
+            if ahead <= ahead_max || ahead_max >= WINDOW_BYTES {
+                break;
+            }
+            if timeout(PATIENCE, self.read.notified()).await.is_err() {
+                // The way is long, the agent has other things to do, or the server seldom tells.
+                self.ahead_max.store(2 * ahead_max, Ordering::Relaxed);
+            }
+        }
+        self.unread.fetch_add(count, Ordering::Relaxed);
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if let First::Sent(sent) = &mut *first {
+            *sent += count;
+            if *sent > TOLD_BYTES_MIN {
+                *first = First::Due(Instant::now());
+            }
+        }
+    }
+
+    /// The other side told that it has room for so much.
+    pub(super) fn has_room(&self, window: u32) {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if let First::Due(since) = *first {
+            *first = First::Told;
+            let under_way = (since.elapsed().as_secs_f64() * BYTES_PER_SECOND_MAX) as usize;
+            self.ahead_max.fetch_max(under_way, Ordering::Relaxed);
+        }
+        self.unread.store(WINDOW_BYTES.saturating_sub(window as usize), Ordering::Relaxed);
+        self.read.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACKET: usize = 32 << 10;
+
+    /// How many packets are admitted without waiting, of so many.
+    async fn admitted(pace: &Pace, most: usize) -> usize {
+        for count in 0..most {
+            if timeout(PATIENCE / 4, pace.admit(PACKET)).await.is_err() {
+                return count;
+            }
+        }
+        most
+    }
+
+    /// There is room for all but so many packets.
+    fn unread(pace: &Pace, packets: usize) {
+        pace.has_room((WINDOW_BYTES - packets * PACKET) as u32);
+    }
+
+    #[tokio::test]
+    async fn over_a_short_way_little_is_under_way_until_it_was_read() {
+        let (pace, most) = (Pace::over(ROUND_TRIP_MAX), AHEAD_BYTES_MIN / PACKET);
+        assert_eq!(admitted(&pace, 4).await, 4);
+        unread(&pace, 0);
+        assert_eq!(admitted(&pace, 1000).await, most);
+        unread(&pace, most - 3);
+        assert_eq!(admitted(&pace, 1000).await, 3);
+    }
+
+    #[tokio::test]
+    async fn over_a_long_way_nobody_waits() {
+        let pace = Pace::over(2 * ROUND_TRIP_MAX);
+        assert_eq!(admitted(&pace, 1000).await, 1000);
+        let pace = Pace::over(Duration::ZERO);
+        assert_eq!(admitted(&pace, 4).await, 4);
+        // That is more than a window at that rate.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        unread(&pace, 0);
+        assert_eq!(admitted(&pace, 1000).await, 1000);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_tells_nothing_stops_nobody() {
+        let pace = Pace::over(Duration::ZERO);
+        let begin = Instant::now();
+        for _ in 0..1000 {
+            pace.admit(PACKET).await;
+        }
+        let waited = begin.elapsed();
+        assert!(waited >= 2 * PATIENCE && waited < 50 * PATIENCE, "{waited:?}");
+    }
+}
