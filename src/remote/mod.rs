@@ -19,13 +19,13 @@
 mod agent;
 mod agent_image;
 mod auth;
+mod backlog;
 mod bootstrap;
 mod bridge;
 mod command;
 mod error;
 mod hostkey;
 mod known_hosts;
-mod pace;
 mod pins;
 mod pump;
 mod shell;

@@ -1,4 +1,4 @@
-//! `Pace`: keeps what was sent from piling up before an agent that has not read it yet.
+//! `Backlog`: keeps what was sent from piling up before an agent that has not read it yet.
 //!
 //! sshd keeps that in a buffer that grows by a packet at a time and is copied as a whole each time (`sshbuf_allocate`
 //! in OpenSSH's sshbuf.c). Until it holds a window, 2 MiB, 64 MiB have been copied, to fresh pages: a tenth of a
@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 /// The window that OpenSSH gives a session's channel (`CHAN_SES_WINDOW_DEFAULT` in its channels.h). Of another server
-/// less is known: [`Pace`] gives up soon if its window is smaller, and admits more if it is larger.
-const WINDOW_BYTES: usize = 2 << 20;
+/// less is known: [`Backlog`] gives up soon if its window is smaller, and admits more if it is larger.
+const SERVER_WINDOW_BYTES: usize = 2 << 20;
 
 /// OpenSSH tells what was read when it has got more than three packets (`channel_check_window`).
 const TOLD_BYTES_MIN: usize = 96 << 10;
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 /// How far a sender is ahead of whoever reads on the other side, and may be.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct Backlog {
     unread: AtomicUsize,
     ahead_max: AtomicUsize,
     first: Mutex<First>,
@@ -48,10 +48,10 @@ enum First {
     Told,
 }
 
-impl Pace {
+impl Backlog {
     /// For a way with this round trip, or a shorter one.
     pub(super) fn over(round_trip: Duration) -> Self {
-        let ahead_max = if round_trip > ROUND_TRIP_MAX { WINDOW_BYTES } else { AHEAD_BYTES_MIN };
+        let ahead_max = if round_trip > ROUND_TRIP_MAX { SERVER_WINDOW_BYTES } else { AHEAD_BYTES_MIN };
         Self {
             unread: AtomicUsize::new(0),
             ahead_max: AtomicUsize::new(ahead_max),
@@ -65,7 +65,7 @@ impl Pace {
         loop {
             let ahead_max = self.ahead_max.load(Ordering::Relaxed);
             let ahead = self.unread.load(Ordering::Relaxed) + count;
-            if ahead <= ahead_max || ahead_max >= WINDOW_BYTES {
+            if ahead <= ahead_max || ahead_max >= SERVER_WINDOW_BYTES {
                 break;
             }
             if timeout(PATIENCE, self.read.notified()).await.is_err() {
@@ -91,7 +91,7 @@ impl Pace {
             let under_way = (since.elapsed().as_secs_f64() * BYTES_PER_SECOND_MAX) as usize;
             self.ahead_max.fetch_max(under_way, Ordering::Relaxed);
         }
-        self.unread.store(WINDOW_BYTES.saturating_sub(window as usize), Ordering::Relaxed);
+        self.unread.store(SERVER_WINDOW_BYTES.saturating_sub(window as usize), Ordering::Relaxed);
         self.read.notify_one();
     }
 }
@@ -103,9 +103,9 @@ mod tests {
     const PACKET: usize = 32 << 10;
 
     /// How many packets are admitted without waiting, of so many.
-    async fn admitted(pace: &Pace, most: usize) -> usize {
+    async fn admitted(backlog: &Backlog, most: usize) -> usize {
         for count in 0..most {
-            if timeout(PATIENCE / 4, pace.admit(PACKET)).await.is_err() {
+            if timeout(PATIENCE / 4, backlog.admit(PACKET)).await.is_err() {
                 return count;
             }
         }
@@ -113,38 +113,38 @@ mod tests {
     }
 
     /// There is room for all but so many packets.
-    fn unread(pace: &Pace, packets: usize) {
-        pace.has_room((WINDOW_BYTES - packets * PACKET) as u32);
+    fn unread(backlog: &Backlog, packets: usize) {
+        backlog.has_room((SERVER_WINDOW_BYTES - packets * PACKET) as u32);
     }
 
     #[tokio::test]
     async fn over_a_short_way_little_is_under_way_until_it_was_read() {
-        let (pace, most) = (Pace::over(ROUND_TRIP_MAX), AHEAD_BYTES_MIN / PACKET);
-        assert_eq!(admitted(&pace, 4).await, 4);
-        unread(&pace, 0);
-        assert_eq!(admitted(&pace, 1000).await, most);
-        unread(&pace, most - 3);
-        assert_eq!(admitted(&pace, 1000).await, 3);
+        let (backlog, most) = (Backlog::over(ROUND_TRIP_MAX), AHEAD_BYTES_MIN / PACKET);
+        assert_eq!(admitted(&backlog, 4).await, 4);
+        unread(&backlog, 0);
+        assert_eq!(admitted(&backlog, 1000).await, most);
+        unread(&backlog, most - 3);
+        assert_eq!(admitted(&backlog, 1000).await, 3);
     }
 
     #[tokio::test]
     async fn over_a_long_way_nobody_waits() {
-        let pace = Pace::over(2 * ROUND_TRIP_MAX);
-        assert_eq!(admitted(&pace, 1000).await, 1000);
-        let pace = Pace::over(Duration::ZERO);
-        assert_eq!(admitted(&pace, 4).await, 4);
+        let backlog = Backlog::over(2 * ROUND_TRIP_MAX);
+        assert_eq!(admitted(&backlog, 1000).await, 1000);
+        let backlog = Backlog::over(Duration::ZERO);
+        assert_eq!(admitted(&backlog, 4).await, 4);
         // That is more than a window at that rate.
         tokio::time::sleep(Duration::from_millis(10)).await;
-        unread(&pace, 0);
-        assert_eq!(admitted(&pace, 1000).await, 1000);
+        unread(&backlog, 0);
+        assert_eq!(admitted(&backlog, 1000).await, 1000);
     }
 
     #[tokio::test]
     async fn a_server_that_tells_nothing_stops_nobody() {
-        let pace = Pace::over(Duration::ZERO);
+        let backlog = Backlog::over(Duration::ZERO);
         let begin = Instant::now();
         for _ in 0..1000 {
-            pace.admit(PACKET).await;
+            backlog.admit(PACKET).await;
         }
         let waited = begin.elapsed();
         assert!(waited >= 2 * PATIENCE && waited < 50 * PATIENCE, "{waited:?}");
