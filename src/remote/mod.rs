@@ -19,11 +19,11 @@
 mod agent;
 mod agent_image;
 mod auth;
-mod backlog;
 mod bootstrap;
 mod bridge;
 mod command;
 mod error;
+mod headroom;
 mod hostkey;
 mod known_hosts;
 mod pins;

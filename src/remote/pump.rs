@@ -18,9 +18,9 @@ use crate::remote::agent::{
     Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Installed, WRITE_BYTES_MAX,
 };
 use crate::remote::agent_image::AgentImage;
-use crate::remote::backlog::Backlog;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner};
 use crate::remote::error::{Fate, RemoteError};
+use crate::remote::headroom::Headroom;
 use crate::tree::path::escape;
 
 /// Writes that may wait to be sent.
@@ -112,7 +112,7 @@ impl Waiting {
     pub(super) fn start(self, read: ChannelReadHalf, write: ChannelWriteHalf<Msg>, start: Start) {
         let (step_sender, steps) = mpsc::unbounded_channel();
         let (over_sender, over) = watch::channel(false);
-        let backlog = Arc::new(Backlog::over(start.round_trip));
+        let headroom = Arc::new(Headroom::over(start.round_trip));
         let sending = Sending {
             write,
             writes: self.writes,
@@ -121,7 +121,7 @@ impl Waiting {
             over,
             image: start.image.clone(),
             marker: start.marker.clone(),
-            backlog: backlog.clone(),
+            headroom: headroom.clone(),
         };
         tokio::spawn(sending.run());
         let deadline = Instant::now() + start.patience;
@@ -135,7 +135,7 @@ impl Waiting {
             deadline,
             stderr: VecDeque::new(),
             end: End::default(),
-            backlog,
+            headroom,
         };
         let (error, end_sender) = (self.error, self.end);
         tokio::spawn(async move {
@@ -159,7 +159,7 @@ struct Receiving {
     deadline: Instant,
     stderr: VecDeque<u8>,
     end: End,
-    backlog: Arc<Backlog>,
+    headroom: Arc<Headroom>,
 }
 
 impl Receiving {
@@ -206,7 +206,7 @@ impl Receiving {
                 // The status comes after it, so go on; the reader need not wait for it.
                 Some(ChannelMsg::Eof) if self.scanner.is_none() => self.chunks = None,
                 Some(ChannelMsg::Close) => return (None, true),
-                Some(ChannelMsg::WindowAdjusted { new_size }) => self.backlog.has_room(new_size),
+                Some(ChannelMsg::WindowAdjusted { new_size }) => self.headroom.has_room(new_size),
                 Some(_) => {}
                 None => return (Some(self.start.fate.error(&self.start.endpoint)), false),
             }
@@ -291,7 +291,7 @@ struct Sending {
     over: watch::Receiver<bool>,
     image: AgentImage,
     marker: String,
-    backlog: Arc<Backlog>,
+    headroom: Arc<Headroom>,
 }
 
 impl Sending {
@@ -356,7 +356,7 @@ impl Sending {
     async fn send(&self, mut bytes: Bytes) -> Result<(), russh::Error> {
         while !bytes.is_empty() {
             let now = bytes.split_to(bytes.len().min(SEND_BYTES_MAX));
-            self.backlog.admit(now.len()).await;
+            self.headroom.admit(now.len()).await;
             self.write.data_bytes(now).await?;
         }
         Ok(())

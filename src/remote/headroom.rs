@@ -1,4 +1,4 @@
-//! `Backlog`: keeps what was sent from piling up before an agent that has not read it yet.
+//! `Headroom`: keeps what was sent from piling up before an agent that has not read it yet.
 //!
 //! sshd keeps that in a buffer that grows by a packet at a time and is copied as a whole each time (`sshbuf_allocate`
 //! in OpenSSH's sshbuf.c). Until it holds a window, 2 MiB, 64 MiB have been copied, to fresh pages: a tenth of a
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 /// The window that OpenSSH gives a session's channel (`CHAN_SES_WINDOW_DEFAULT` in its channels.h). Of another server
-/// less is known: [`Backlog`] gives up soon if its window is smaller, and admits more if it is larger.
+/// less is known: [`Headroom`] gives up soon if its window is smaller, and admits more if it is larger.
 const SERVER_WINDOW_BYTES: usize = 2 << 20;
 
 /// OpenSSH tells what was read when it has got more than three packets (`channel_check_window`).
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 /// How far a sender is ahead of whoever reads on the other side, and may be.
 #[derive(Debug)]
-pub(super) struct Backlog {
+pub(super) struct Headroom {
     unread: AtomicUsize,
     ahead_max: AtomicUsize,
     first: Mutex<First>,
@@ -48,7 +48,7 @@ enum First {
     Told,
 }
 
-impl Backlog {
+impl Headroom {
     /// For a way with this round trip, or a shorter one.
     pub(super) fn over(round_trip: Duration) -> Self {
         let ahead_max = if round_trip > ROUND_TRIP_MAX { SERVER_WINDOW_BYTES } else { AHEAD_BYTES_MIN };
@@ -98,53 +98,49 @@ impl Backlog {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     const PACKET: usize = 32 << 10;
 
     /// How many packets are admitted without waiting, of so many.
-    async fn admitted(backlog: &Backlog, most: usize) -> usize {
-        for count in 0..most {
-            if timeout(PATIENCE / 4, backlog.admit(PACKET)).await.is_err() {
-                return count;
-            }
-        }
-        most
+    fn admitted(headroom: &Headroom, most: usize) -> usize {
+        (0..most).take_while(|_| headroom.admit(PACKET).now_or_never().is_some()).count()
     }
 
     /// There is room for all but so many packets.
-    fn unread(backlog: &Backlog, packets: usize) {
-        backlog.has_room((SERVER_WINDOW_BYTES - packets * PACKET) as u32);
+    fn unread(headroom: &Headroom, packets: usize) {
+        headroom.has_room((SERVER_WINDOW_BYTES - packets * PACKET) as u32);
     }
 
     #[tokio::test]
     async fn over_a_short_way_little_is_under_way_until_it_was_read() {
-        let (backlog, most) = (Backlog::over(ROUND_TRIP_MAX), AHEAD_BYTES_MIN / PACKET);
-        assert_eq!(admitted(&backlog, 4).await, 4);
-        unread(&backlog, 0);
-        assert_eq!(admitted(&backlog, 1000).await, most);
-        unread(&backlog, most - 3);
-        assert_eq!(admitted(&backlog, 1000).await, 3);
+        let most = AHEAD_BYTES_MIN / PACKET;
+        let headroom = Headroom { first: Mutex::new(First::Told), ..Headroom::over(ROUND_TRIP_MAX) };
+        assert_eq!(admitted(&headroom, 1000), most);
+        unread(&headroom, most - 3);
+        assert_eq!(admitted(&headroom, 1000), 3);
     }
 
     #[tokio::test]
     async fn over_a_long_way_nobody_waits() {
-        let backlog = Backlog::over(2 * ROUND_TRIP_MAX);
-        assert_eq!(admitted(&backlog, 1000).await, 1000);
-        let backlog = Backlog::over(Duration::ZERO);
-        assert_eq!(admitted(&backlog, 4).await, 4);
+        let headroom = Headroom::over(2 * ROUND_TRIP_MAX);
+        assert_eq!(admitted(&headroom, 1000), 1000);
+        let headroom = Headroom::over(Duration::ZERO);
+        assert_eq!(admitted(&headroom, 4), 4);
         // That is more than a window at that rate.
         tokio::time::sleep(Duration::from_millis(10)).await;
-        unread(&backlog, 0);
-        assert_eq!(admitted(&backlog, 1000).await, 1000);
+        unread(&headroom, 0);
+        assert_eq!(admitted(&headroom, 1000), 1000);
     }
 
     #[tokio::test]
     async fn a_server_that_tells_nothing_stops_nobody() {
-        let backlog = Backlog::over(Duration::ZERO);
+        let headroom = Headroom::over(Duration::ZERO);
         let begin = Instant::now();
         for _ in 0..1000 {
-            backlog.admit(PACKET).await;
+            headroom.admit(PACKET).await;
         }
         let waited = begin.elapsed();
         assert!(waited >= 2 * PATIENCE && waited < 50 * PATIENCE, "{waited:?}");
