@@ -5,8 +5,7 @@
 //! second on one processor for the first 2 MiB of an upload that the agent does not read at once. Over a short way
 //! little need be under way for nobody to wait, so no more is.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -34,10 +33,15 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// How far a sender is ahead of whoever reads on the other side, and may be.
 #[derive(Debug)]
 pub(super) struct Headroom {
-    unread: AtomicUsize,
-    ahead_max: AtomicUsize,
-    first: Mutex<First>,
+    state: Mutex<State>,
     read: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    unread: usize,
+    ahead_max: usize,
+    first: First,
 }
 
 /// What tells how long the way is: when so much had been sent that the other side tells of it, and when it did.
@@ -52,47 +56,48 @@ impl Headroom {
     /// For a way with this round trip, or a shorter one.
     pub(super) fn over(round_trip: Duration) -> Self {
         let ahead_max = if round_trip > ROUND_TRIP_MAX { SERVER_WINDOW_BYTES } else { AHEAD_BYTES_MIN };
-        Self {
-            unread: AtomicUsize::new(0),
-            ahead_max: AtomicUsize::new(ahead_max),
-            first: Mutex::new(First::Sent(0)),
-            read: Notify::new(),
-        }
+        let state = State { unread: 0, ahead_max, first: First::Sent(0) };
+        Self { state: Mutex::new(state), read: Notify::new() }
     }
 
     /// Waits until `count` bytes more may be under way.
     pub(super) async fn admit(&self, count: usize) {
-        loop {
-            let ahead_max = self.ahead_max.load(Ordering::Relaxed);
-            let ahead = self.unread.load(Ordering::Relaxed) + count;
-            if ahead <= ahead_max || ahead_max >= SERVER_WINDOW_BYTES {
-                break;
-            }
+        while !self.state().admits(count) {
             if timeout(PATIENCE, self.read.notified()).await.is_err() {
                 // The way is long, the agent has other things to do, or the server seldom tells.
-                self.ahead_max.store(2 * ahead_max, Ordering::Relaxed);
+                self.state().ahead_max *= 2;
             }
         }
-        self.unread.fetch_add(count, Ordering::Relaxed);
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        if let First::Sent(sent) = &mut *first {
+        let mut state = self.state();
+        state.unread += count;
+        if let First::Sent(sent) = &mut state.first {
             *sent += count;
             if *sent > TOLD_BYTES_MIN {
-                *first = First::Due(Instant::now());
+                state.first = First::Due(Instant::now());
             }
         }
     }
 
     /// The other side told that it has room for so much.
     pub(super) fn has_room(&self, window: u32) {
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        if let First::Due(since) = *first {
-            *first = First::Told;
+        let mut state = self.state();
+        if let First::Due(since) = state.first {
+            state.first = First::Told;
             let under_way = (since.elapsed().as_secs_f64() * BYTES_PER_SECOND_MAX) as usize;
-            self.ahead_max.fetch_max(under_way, Ordering::Relaxed);
+            state.ahead_max = state.ahead_max.max(under_way);
         }
-        self.unread.store(SERVER_WINDOW_BYTES.saturating_sub(window as usize), Ordering::Relaxed);
+        state.unread = SERVER_WINDOW_BYTES.saturating_sub(window as usize);
         self.read.notify_one();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn admits(&self, count: usize) -> bool {
+        self.unread + count <= self.ahead_max || self.ahead_max >= SERVER_WINDOW_BYTES
     }
 }
 
@@ -117,7 +122,8 @@ mod tests {
     #[tokio::test]
     async fn over_a_short_way_little_is_under_way_until_it_was_read() {
         let most = AHEAD_BYTES_MIN / PACKET;
-        let headroom = Headroom { first: Mutex::new(First::Told), ..Headroom::over(ROUND_TRIP_MAX) };
+        let headroom = Headroom::over(ROUND_TRIP_MAX);
+        headroom.state().first = First::Told;
         assert_eq!(admitted(&headroom, 1000), most);
         unread(&headroom, most - 3);
         assert_eq!(admitted(&headroom, 1000), 3);
