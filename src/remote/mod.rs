@@ -65,7 +65,7 @@ use error::Fate;
 
 /// What may wait to be read from all agents of a connection together: a full window. Beyond it the session
 /// stands still until somebody reads, and so does what is sent.
-const UNREAD_BYTES_MAX: usize = ssh::WINDOW_BYTES as usize;
+const UNREAD_BYTES_MAX: usize = ssh::WINDOW_BYTES_MAX as usize;
 
 /// Round trips that a TCP connection takes.
 const TCP_ROUND_TRIPS: u32 = 1;
@@ -155,18 +155,22 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
     let (mut session, socket, endpoint) = match &target.transport {
         Transport::Tcp { host, port } => {
             let endpoint = format!("{}:{port}", escape(host.as_bytes()));
+            let begin = Instant::now();
             let stream = dial(host, *port, &endpoint, patience).await?;
+            let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
             let stream = tcp::Watched::new(stream, target.silence_timeout);
-            (handshake(target, stream, &endpoint, &fate).await?, None, endpoint)
+            (handshake(target, stream, round_trip, &endpoint, &fate).await?, None, endpoint)
         }
         Transport::WebSocket { url, ca_cert } => {
             let address = websocket::Address::parse(url)?;
             let endpoint = address.endpoint();
-            round_trips += WEBSOCKET_ROUND_TRIPS + if address.encrypted { TLS_ROUND_TRIPS } else { 0 };
-            let silence = target.silence_timeout;
+            let on_top = WEBSOCKET_ROUND_TRIPS + if address.encrypted { TLS_ROUND_TRIPS } else { 0 };
+            round_trips += on_top;
+            let (silence, begin) = (target.silence_timeout, Instant::now());
             let (stream, socket) =
                 bridge::open(&address, ca_cert.as_deref(), patience, silence, &fate).await?;
-            (handshake(target, stream, &endpoint, &fate).await?, Some(socket), endpoint)
+            let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
+            (handshake(target, stream, round_trip, &endpoint, &fate).await?, Some(socket), endpoint)
         }
     };
     let credentials = auth::Credentials {
@@ -315,6 +319,7 @@ async fn dial(host: &str, port: u16, endpoint: &str, patience: Duration) -> Resu
 async fn handshake<S>(
     target: &Target,
     stream: S,
+    round_trip: Duration,
     endpoint: &str,
     fate: &Fate,
 ) -> Result<Handle<ssh::Client>, RemoteError>
@@ -322,7 +327,7 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
-    let handshake = ssh::handshake(stream, host_keys, silence, endpoint, fate.clone());
+    let handshake = ssh::handshake(stream, round_trip, host_keys, silence, endpoint, fate.clone());
     within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake).await
 }
 

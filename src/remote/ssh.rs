@@ -30,9 +30,14 @@ const HOST_KEYS: [Algorithm; 4] = [
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
 ];
 
-/// What the server may send unasked. A download runs at half a window per round trip, and 32 MiB give
-/// 150 MB/s at 100 ms, where russh's default of 2 MiB gives 10.
-pub(super) const WINDOW_BYTES: u32 = 32 * 1024 * 1024;
+/// What the server may send unasked: at least what OpenSSH's client lets it (and russh, at any time), at most what may
+/// wait here.
+const WINDOW_BYTES_MIN: u32 = 2 << 20;
+pub(super) const WINDOW_BYTES_MAX: u32 = 32 << 20;
+
+/// For how many bytes per second a window is made. A download runs at half of that at least, since the window is
+/// opened again when half of it was used.
+const WINDOW_BYTES_PER_SECOND: u128 = 200_000_000;
 
 /// Messages that wait for whoever reads a channel. With such a window 16 were faster (430–568 MB/s) than the
 /// default of 100 (236–342).
@@ -41,9 +46,20 @@ const CHANNEL_MESSAGES: usize = 16;
 /// How often a keepalive goes unanswered before the connection counts as dead.
 const KEEPALIVES: u32 = 2;
 
-/// Makes an SSH session over `stream`, with a host that `host_keys` knows.
+/// What the server may send unasked where a round trip takes so long.
+///
+/// No more than that: what the link does not take lies in sshd, and each packet by which that buffer grows has all of
+/// it copied (`sshbuf_allocate` in OpenSSH's sshbuf.c). Until it holds 32 MiB, 16 GiB are copied: 50 MB over
+/// 100 Mbit/s and 50 ms took 4.6 to 7.2 s, because sshd had no time to send; with 20 MiB and less always 4.6.
+fn window_bytes(round_trip: Duration) -> u32 {
+    let bytes = round_trip.as_micros() * WINDOW_BYTES_PER_SECOND / 1_000_000;
+    u32::try_from(bytes).unwrap_or(u32::MAX).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
+}
+
+/// Makes an SSH session over `stream`, a round trip of which takes so long, with a host that `host_keys` knows.
 pub(super) async fn handshake<S>(
     stream: S,
+    round_trip: Duration,
     host_keys: HostKeys,
     silence: Duration,
     endpoint: &str,
@@ -53,7 +69,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let untrusted = |error| RemoteError::HostKey { endpoint: endpoint.into(), source: Box::new(error) };
-    let config = Arc::new(config(host_keys.known_kinds().map_err(untrusted)?, silence));
+    let known_kinds = host_keys.known_kinds().map_err(untrusted)?;
+    let config = Arc::new(config(known_kinds, window_bytes(round_trip), silence));
     let client = Client { host_keys, silence, fate: fate.clone() };
     connect_stream(config, stream, client).await.map_err(|error| match error {
         ClientError::HostKey(source) => untrusted(source),
@@ -64,13 +81,13 @@ where
     })
 }
 
-fn config(known_kinds: Vec<Algorithm>, silence: Duration) -> Config {
+fn config(known_kinds: Vec<Algorithm>, window_size: u32, silence: Duration) -> Config {
     let (mut host_keys, others): (Vec<_>, Vec<_>) =
         HOST_KEYS.into_iter().partition(|kind| known_kinds.contains(kind));
     host_keys.extend(others);
     Config {
         client_id: SshId::Standard(Cow::Borrowed(concat!("SSH-2.0-ksync_", env!("CARGO_PKG_VERSION")))),
-        window_size: WINDOW_BYTES,
+        window_size,
         channel_buffer_size: CHANNEL_MESSAGES,
         preferred: Preferred {
             key: Cow::Owned(host_keys),
@@ -152,9 +169,17 @@ mod tests {
     #[test]
     fn a_known_type_of_key_is_asked_for_first_and_rsa_never() {
         let p384 = Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 };
-        let config = config(vec![Algorithm::Rsa { hash: None }, p384.clone()], Duration::from_secs(60));
+        let known_kinds = vec![Algorithm::Rsa { hash: None }, p384.clone()];
+        let config = config(known_kinds, WINDOW_BYTES_MIN, Duration::from_secs(60));
         assert_eq!(config.preferred.key.first(), Some(&p384));
         assert_eq!(config.preferred.key.len(), HOST_KEYS.len());
         assert!(!config.preferred.key.iter().any(|kind| matches!(kind, Algorithm::Rsa { .. })));
+    }
+
+    #[test]
+    fn the_window_is_as_long_as_the_way() {
+        let windows = [0, 1, 50, 100, 10_000].map(|millis| window_bytes(Duration::from_millis(millis)));
+        assert_eq!(windows, [WINDOW_BYTES_MIN, WINDOW_BYTES_MIN, 10_000_000, 20_000_000, WINDOW_BYTES_MAX]);
+        assert_eq!(window_bytes(Duration::MAX), WINDOW_BYTES_MAX);
     }
 }
