@@ -1,7 +1,8 @@
 //! Compression of what travels: one zstd stream for all blocks of one direction, each of which ends with a flush.
 //!
-//! So a block can refer to those before it: files of a tree resemble each other, and so do their edits. Where blocks
-//! do not shrink, most of the next ones are not tried.
+//! So a block can refer to those before it: files of a tree resemble each other, and so do their edits. (Another stream
+//! begins where the effort changes, and with little effort after each window.) Where blocks do not shrink, most of the
+//! next ones are not tried.
 //! Every block declares its length beforehand and unpacks to exactly that or not at all.
 
 use std::io;
