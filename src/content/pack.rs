@@ -2,8 +2,8 @@
 //!
 //! So a block can refer to those before it: files of a tree resemble each other, and so do their edits. (Another stream
 //! begins where the effort changes, and with little effort after each window.) Where blocks do not shrink, most of the
-//! next ones are not tried.
-//! Every block declares its length beforehand and unpacks to exactly that or not at all.
+//! next ones are not tried. Every block declares its length beforehand and unpacks to exactly that or not at
+//! all.
 
 use std::io;
 
@@ -136,8 +136,8 @@ impl Packer {
             self.skipping -= 1;
             return None;
         }
-        // zstd's buffer holds a window: what comes then lies before what it refers to, and is packed a tenth slower
-        // for that. Level 1 has long forgotten by then what the stream began with.
+        // zstd's buffer holds one window. Once it has wrapped around, what is referred to lies in two pieces, and all
+        // takes a tenth longer. Level 1 has long forgotten by then what the stream began with.
         if self.effort == Effort::Quick && self.streamed + block.len() > 1 << WINDOW_LOG {
             self.end_stream();
         }
