@@ -12,6 +12,7 @@
 //! engine's business, but for one promise: it never has two works on the same file under way, and works of
 //! [`Step`]s go one after the other. A dead connection arrives as [`Input::Closed`].
 
+mod links;
 mod plan;
 pub mod receiver;
 mod relations;

@@ -151,6 +151,24 @@ fn a_link_that_leads_out_is_not_taken_from_a_hostile_agent() {
 }
 
 #[test]
+fn a_link_that_leads_out_behind_another_link_is_not_taken() {
+    let (world, _) = besieged();
+    let links: [(&[u8], Kind<'_>); 4] = [
+        (b"d", Kind::Directory),
+        (b"d/up", Kind::Link(b"..")),
+        (b"esc", Kind::Link(b"d/up/../canary")),
+        (b"esc2", Kind::Link(b"d/..")),
+    ];
+    let script = [agent_hello(1), offer(&links)].concat();
+    let run = Impostor::start(&world, script).download(&world, "box/dst").fails(23);
+    for name in ["esc", "esc2"] {
+        assert!(run.stderr.contains(&format!("ksync: cannot copy the link: {name}: ")), "{}", run.stderr);
+        assert!(!world.path("box/dst").join(name).is_symlink(), "{name}");
+    }
+    assert!(world.path("box/dst/d/up").is_symlink());
+}
+
+#[test]
 fn a_link_in_the_destination_leads_nowhere() {
     for up in [true, false] {
         let (world, _) = besieged();
