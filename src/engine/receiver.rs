@@ -107,7 +107,7 @@ impl Receiver {
     pub fn new(config: &Config) -> Self {
         Self {
             desk: Desk::new(config.relay),
-            filter: Filter::new(&config.options.rules),
+            filter: Filter::anchored(&config.options.rules, &config.options.anchor),
             config: config.clone(),
             phase: Phase::Offer,
             subject: None,

@@ -16,7 +16,7 @@ use crate::content::hash::Hash;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::disk::memory::Memory;
 use crate::disk::root::Root;
-use crate::disk::scan::{self, Look, scan};
+use crate::disk::scan::{self, Look, Skipped, scan};
 use crate::disk::stat::Identity;
 use crate::engine::{
     self, Changed, Fault, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
@@ -146,10 +146,23 @@ impl Sending {
             (None, None) => scan::Subject::Whole,
         };
         let options = scan_options(self.options.checksum, &subject);
-        let mut filter = Filter::new(&self.options.rules);
+        // A single file lies in the transfer root itself.
+        let anchor = if found.single.is_some() { &b""[..] } else { &self.options.anchor };
+        let mut filter = Filter::anchored(&self.options.rules, anchor);
+        let is_excluded = match &found.single {
+            Some(single) => filter.excludes(&single.offered, false),
+            None => filter.excludes_tree(),
+        };
         let mut entering = Entering(self.about.as_ref().map(|about| &*about.watch));
-        let mut scanned = scan(&found.root, &subject, &options, Some(&mut filter), &mut entering)
-            .map_err(|error| Fault::Fatal(AbortKind::Selection, chain(&error)))?;
+        let mut scanned = if is_excluded {
+            scan::Scanned {
+                skipped: Skipped { excluded: 1, ..Skipped::default() },
+                ..scan::Scanned::default()
+            }
+        } else {
+            scan(&found.root, &subject, &options, Some(&mut filter), &mut entering)
+                .map_err(|error| Fault::Fatal(AbortKind::Selection, chain(&error)))?
+        };
         self.check_still_there()?;
         if let (Some(single), Some(entry)) = (&found.single, scanned.entries.first_mut()) {
             entry.path = single.offered.clone();

@@ -3,13 +3,17 @@
 //! The rules of the command line go first and the first match wins, as with rsync; where none matches, the
 //! nearest `.ksyncignore` with an opinion decides, its last matching line first, as with git. An excluded
 //! directory takes everything below it along.
+//!
+//! Rules see an entry's path in the transfer root, as rsync's do: where several SOURCEs go into DEST by name, that name
+//! is the path's first component. Ignore files see paths below their own directory.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::tree::path::TreePath;
-use crate::tree::pattern::{Dialect, Pattern};
+use crate::tree::pattern::{Dialect, Named, Pattern};
 
 /// The name of ignore files.
 pub const IGNORE_FILE: &str = ".ksyncignore";
@@ -17,11 +21,17 @@ pub const IGNORE_FILE: &str = ".ksyncignore";
 /// Longest ignore file that is honoured, in bytes.
 pub const IGNORE_BYTES_MAX: usize = 64 << 10;
 
-/// Most bytes of all ignore files of a tree.
-pub const IGNORE_TOTAL_BYTES_MAX: usize = 4 << 20;
+/// Most bytes of all ignore files of a tree. Each name may be compared with each of their lines.
+pub const IGNORE_TOTAL_BYTES_MAX: usize = 1 << 20;
 
 /// Most rules of a command line, and most ignore files of a tree.
 pub const RULES_MAX: usize = 10_000;
+
+/// Most bytes of a command line's patterns: they travel in one frame, and each name may be compared with each of them.
+pub const RULES_BYTES_MAX: usize = 1 << 20;
+
+/// UTF-8's byte order mark, which some editors put at the beginning of a text.
+pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A rule of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,20 +58,28 @@ pub struct IgnoreFile {
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     rules: Vec<(bool, Pattern)>,
+    /// The tree's own path in the transfer root; empty if it is the transfer root.
+    anchor: Vec<u8>,
     ignores: BTreeMap<Vec<u8>, Vec<(bool, Pattern)>>,
     files: Vec<IgnoreFile>,
     files_bytes: usize,
 }
 
 impl Filter {
-    /// A filter of the command line's rules. Rules with empty patterns are left out.
+    /// A filter of the command line's rules for a tree that is the transfer root. Rules with empty patterns are skipped.
     #[must_use]
     pub fn new(rules: &[Rule]) -> Self {
+        Self::anchored(rules, b"")
+    }
+
+    /// A filter of the command line's rules for the tree at `anchor` in the transfer root.
+    #[must_use]
+    pub fn anchored(rules: &[Rule], anchor: &[u8]) -> Self {
         let compiled = rules
             .iter()
             .take(RULES_MAX)
             .filter_map(|rule| Some((rule.include, Pattern::new(&rule.pattern, Dialect::Rsync)?)));
-        Self { rules: compiled.collect(), ..Self::default() }
+        Self { rules: compiled.collect(), anchor: anchor.to_vec(), ..Self::default() }
     }
 
     /// Takes in an ignore file. What is longer than [`IGNORE_BYTES_MAX`], or more than all may have together, is not
@@ -74,7 +92,8 @@ impl Filter {
         {
             return false;
         }
-        let lines = file.text.split(|&byte| byte == b'\n').filter_map(parse_line);
+        let text = file.text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&file.text);
+        let lines = text.split(|&byte| byte == b'\n').filter_map(parse_line);
         self.ignores.insert(file.directory.clone(), lines.collect());
         self.files.push(file);
         true
@@ -90,10 +109,8 @@ impl Filter {
     #[must_use]
     pub fn excludes(&self, path: &TreePath, is_directory: bool) -> bool {
         let bytes = path.as_bytes();
-        if let Some((include, _)) =
-            self.rules.iter().find(|(_, pattern)| pattern.matches(bytes, is_directory))
-        {
-            return !include;
+        if let Some(excludes) = self.ruled(&self.in_transfer_root(bytes), is_directory) {
+            return excludes;
         }
         if self.ignores.is_empty() {
             return false;
@@ -106,11 +123,8 @@ impl Filter {
             .chain(std::iter::once((&b""[..], bytes)))
             .find_map(|(directory, rest)| {
                 let lines = self.ignores.get(directory)?;
-                lines
-                    .iter()
-                    .rev()
-                    .find(|(_, pattern)| pattern.matches(rest, is_directory))
-                    .map(|(include, _)| !include)
+                let named = Named::new(rest, is_directory);
+                lines.iter().rev().find(|(_, pattern)| pattern.matches(&named)).map(|(include, _)| !include)
             })
             .unwrap_or(false)
     }
@@ -119,23 +133,46 @@ impl Filter {
     #[must_use]
     pub fn excludes_within(&self, path: &TreePath, is_directory: bool) -> bool {
         let parents = std::iter::successors(path.parent(), TreePath::parent);
-        self.excludes(path, is_directory) || parents.into_iter().any(|parent| self.excludes(&parent, true))
+        self.excludes(path, is_directory)
+            || parents.into_iter().any(|parent| self.excludes(&parent, true))
+            || self.excludes_tree()
+    }
+
+    /// Whether the tree as a whole is excluded: by its own name, where that counts.
+    #[must_use]
+    pub fn excludes_tree(&self) -> bool {
+        !self.anchor.is_empty() && self.ruled(&self.anchor, true) == Some(true)
+    }
+
+    /// Whether the rules exclude a path of the transfer root; `None` where none matches.
+    fn ruled(&self, path: &[u8], is_directory: bool) -> Option<bool> {
+        let named = Named::new(path, is_directory);
+        self.rules.iter().find(|(_, pattern)| pattern.matches(&named)).map(|(include, _)| !include)
+    }
+
+    fn in_transfer_root<'a>(&self, path: &'a [u8]) -> Cow<'a, [u8]> {
+        if self.anchor.is_empty() { path.into() } else { [&self.anchor, &b"/"[..], path].concat().into() }
     }
 }
 
 /// One line of an ignore file: whether it includes, and the pattern; `None` for blanks and comments.
 fn parse_line(line: &[u8]) -> Option<(bool, Pattern)> {
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    let mut end = line.len();
-    while line.get(..end).is_some_and(|head| head.ends_with(b" ") && !head.ends_with(b"\\ ")) {
-        end -= 1;
-    }
-    let line = line.get(..end)?;
+    // To git a line ends at a NUL.
+    let line = line.split(|&byte| byte == 0).next()?;
+    let line = without_trailing_spaces(line.strip_suffix(b"\r").unwrap_or(line));
     if line.starts_with(b"#") {
         return None;
     }
     let (include, text) = line.strip_prefix(b"!").map_or((false, line), |rest| (true, rest));
     Some((include, Pattern::new(text, Dialect::Gitignore)?))
+}
+
+/// A line without the spaces at its end, save one that a `\` stands before.
+fn without_trailing_spaces(line: &[u8]) -> &[u8] {
+    let Some(end) = line.iter().rposition(|&byte| byte != b' ') else { return &[] };
+    let escapes =
+        line.get(..=end).unwrap_or_default().iter().rev().take_while(|&&byte| byte == b'\\').count();
+    line.get(..(end + 1 + escapes % 2).min(line.len())).unwrap_or(line)
 }
 
 #[cfg(test)]
@@ -194,6 +231,45 @@ mod tests {
         let filter = filter(&[], &[("", "node_modules/")]);
         assert!(filter.excludes_within(&path("a/node_modules/b/c.js"), false));
         assert!(!filter.excludes_within(&path("a/modules/b/c.js"), false));
+    }
+
+    #[test]
+    fn rules_see_the_path_in_the_transfer_root() {
+        let rule = |pattern: &[u8]| Rule { include: false, pattern: pattern.to_vec() };
+        let excludes = |pattern: &[u8], name: &str| {
+            Filter::anchored(&[rule(pattern)], b"a").excludes_within(&path(name), false)
+        };
+        assert!(excludes(b"/a/foo", "foo") && excludes(b"a/foo", "foo") && excludes(b"foo", "b/foo"));
+        assert!(!excludes(b"/foo", "foo") && !excludes(b"/a/foo", "b/foo"));
+        assert!(excludes(b"a", "foo") && excludes(b"/a/", "foo") && !excludes(b"b", "foo"));
+        assert!(Filter::anchored(&[rule(b"a/")], b"a").excludes_tree());
+        assert!(!Filter::new(&[rule(b"*")]).excludes_tree());
+        let mut ignoring = Filter::anchored(&[], b"a");
+        assert!(ignoring.add(IgnoreFile { directory: Vec::new(), text: b"/foo".to_vec() }));
+        assert!(ignoring.excludes(&path("foo"), false) && !ignoring.excludes(&path("a/foo"), false));
+    }
+
+    #[test]
+    fn lines_of_ignore_files_are_read_as_git_reads_them() {
+        for (text, excluded, kept) in [
+            (&b"\xef\xbb\xbffoo"[..], "foo", "\u{feff}foo"),
+            (b"foo \t", "foo \t", "foo"),
+            (b"foo  \r\n", "foo", "foo  "),
+            (b"foo\\ ", "foo ", "foo"),
+            (b"foo\\  ", "foo ", "foo\\"),
+            (b"foo\\\\ ", "foo\\", "foo\\ "),
+            (b"\\#x", "#x", "\\#x"),
+            (b"\\!x", "!x", "\\!x"),
+            (b"x\n#x\n  \n!\n", "x", "#x"),
+            (b"x\0y", "x", "y"),
+            (b"[x\ny\\\nz", "z", "y\\"),
+            (b"[x\nz", "z", "[x"),
+        ] {
+            let mut filter = Filter::default();
+            assert!(filter.add(IgnoreFile { directory: Vec::new(), text: text.to_vec() }));
+            assert!(filter.excludes(&path(excluded), false), "{} {excluded}", text.escape_ascii());
+            assert!(!filter.excludes(&path(kept), false), "{} {kept}", text.escape_ascii());
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod change;
 pub mod compare;
 pub mod entry;
 pub mod filter;
+mod glob;
 pub mod manifest;
 pub mod path;
 pub mod pattern;

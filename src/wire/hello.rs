@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
-use crate::tree::filter::{RULES_MAX, Rule};
+use crate::tree::filter::{RULES_BYTES_MAX, RULES_MAX, Rule};
 use crate::wire::frame::{FrameError, FrameReader, FrameWriter};
 
 /// The first bytes that either side sends. The NUL keeps it out of any login banner; the CR LF shows a
@@ -42,6 +42,9 @@ pub struct Options {
     pub safe_links: bool,
     /// Which entries take part.
     pub rules: Vec<Rule>,
+    /// The SOURCE directory's path in the transfer root, where the rules' anchors are; empty if it is the root.
+    #[serde(with = "serde_bytes")]
+    pub anchor: Vec<u8>,
 }
 
 /// What the agent is to do.
@@ -129,8 +132,9 @@ pub fn read(reader: &mut impl Read) -> Result<Hello, HelloError> {
         return Err(HelloError::Version(version));
     }
     let hello: Hello = postcard::from_bytes(&bytes).map_err(|_| HelloError::Malformed)?;
-    let rules = hello.order.as_ref().map_or(0, |order| order.options.rules.len());
-    if rules > RULES_MAX { Err(HelloError::Malformed) } else { Ok(hello) }
+    let rules = hello.order.as_ref().map(|order| &*order.options.rules).unwrap_or_default();
+    let bytes = rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
+    if rules.len() > RULES_MAX || bytes > RULES_BYTES_MAX { Err(HelloError::Malformed) } else { Ok(hello) }
 }
 
 #[cfg(test)]

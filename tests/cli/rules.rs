@@ -92,3 +92,68 @@ fn a_rule_of_the_command_line_overrules_ksyncignore() {
     run(&world, true, &["--include=a.log"]);
     assert_there(&world, &[("a.log", true), ("b.log", false)]);
 }
+
+#[test]
+fn a_leading_double_star_protects_at_the_top_too() {
+    for up in [true, false] {
+        let world = World::new();
+        world.tree("src").file("node_modules/s", "").file("a/node_modules/s", "").file("f", "");
+        world.tree("dst").file("node_modules/precious", "").file("old", "");
+        run(&world, up, &["--delete", "--exclude=**/node_modules"]);
+        assert_there(&world, &[("node_modules/precious", true), ("node_modules/s", false), ("old", false)]);
+        assert_there(&world, &[("a/node_modules", false), ("f", true)]);
+    }
+}
+
+#[test]
+fn with_several_sources_rules_are_anchored_at_the_destination() {
+    for up in [true, false] {
+        let world = World::new();
+        world.tree("a").file("foo", "").file("x", "").file("b", "");
+        world.tree("b").file("foo", "");
+        world.tree("c").file("foo", "");
+        world.tree(".").file("f", "").file("g", "");
+        let at = |name: &str| if up { name.into() } else { world.far(name) };
+        let mut command = world.ksync(["--exclude=/a/foo", "--exclude=/x", "--exclude=c", "--exclude=g"]);
+        command.args(["a", "b", "c", "f", "g"].map(at));
+        command.arg(if up { world.far("dst") } else { OsString::from("dst") });
+        Run::of(command).ok();
+        assert_there(&world, &[("a/foo", false), ("a/x", true), ("a/b", true), ("b/foo", true)]);
+        assert_there(&world, &[("c", false), ("f", true), ("g", false)]);
+    }
+}
+
+#[test]
+fn rules_count_for_a_source_that_is_a_file() {
+    for up in [true, false] {
+        let world = World::new();
+        world.tree("src").file("f.log", "new").file("g", "new");
+        world.tree("dst").file("there", "old").file("g", "old");
+        let sync = |options: &[&str], name: &str, target: &str| {
+            let (source, target) = (format!("src/{name}"), format!("dst/{target}"));
+            let mut command = world.ksync(options);
+            if up {
+                command.arg(source).arg(world.far(target))
+            } else {
+                command.arg(world.far(source)).arg(target)
+            };
+            Run::of(command).ok();
+        };
+        sync(&["--exclude=*.log", "--delete"], "f.log", "there");
+        sync(&["--exclude=/f.log"], "f.log", "");
+        sync(&["--exclude=f.log/"], "g", "");
+        assert_there(&world, &[("f.log", false)]);
+        let read = |name: &str| std::fs::read_to_string(world.path("dst").join(name)).unwrap();
+        assert_eq!([read("there"), read("g")], ["old", "new"]);
+    }
+}
+
+#[test]
+fn a_rule_file_with_a_sign_and_no_pattern_is_an_error() {
+    let world = World::new();
+    world.tree("src").file("a", "");
+    world.tree(".").file("rules", "b\n- \n");
+    let run = Run::of(world.ksync(["--delete", "--exclude-from=rules", "src", "dst"])).fails(1);
+    assert!(run.stderr.contains("rules: line 2: the rule \"- \" has no pattern"), "{}", run.stderr);
+    assert!(!world.path("dst").exists());
+}

@@ -3,6 +3,7 @@
 
 mod cuts;
 mod deltas;
+mod filters;
 mod kinds;
 mod lanes;
 mod large;

@@ -169,7 +169,7 @@ pub(crate) struct WhatArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What takes part (rsync's patterns, the first that matches wins)")]
 pub(crate) struct WhichArgs {
-    /// Leave out what matches
+    /// Leave out what matches; a leading / is SOURCE, or DEST if several SOURCEs go into it
     #[arg(long, value_name = "PATTERN", allow_hyphen_values = true, action = ArgAction::Append)]
     exclude: Vec<OsString>,
     /// Do not leave out what matches

@@ -12,8 +12,8 @@ use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings}
 use ksync::sync::endpoint::{Endpoint, EndpointError};
 use ksync::sync::watch::{AfterRound, Live};
 use ksync::sync::{Job, Way};
-use ksync::tree::filter::{RULES_MAX, Rule};
-use ksync::tree::path::escape;
+use ksync::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
+use ksync::tree::path::{TreePath, escape};
 use ksync::wire::hello::{Options, Watching};
 
 use crate::args::{ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WayArgs, WhatArgs};
@@ -77,6 +77,12 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
         let what = format!("{} rules are more than the {RULES_MAX} that are honoured", rules.len());
         return Err(Complaint::usage(what, "join patterns, or put them into a .ksyncignore file"));
     }
+    if rules.iter().map(|rule| rule.pattern.len()).sum::<usize>() > RULES_BYTES_MAX {
+        return Err(Complaint::usage(
+            "all patterns together are longer than the 1 MiB that is honoured",
+            "join patterns, or put them into .ksyncignore files",
+        ));
+    }
     let OutputArgs { verbose, itemize_changes, quiet, stats, no_progress, json, .. } = args.output;
     let options = Options {
         delete: args.what.delete,
@@ -92,13 +98,32 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
         args_way.timeout = args_way.timeout.or(Some(WATCH_TIMEOUT_SECONDS));
     }
     let way = way(args_way)?;
-    let job = |(source, destination)| Job { source, destination, options: options.clone(), way: way.clone() };
+    let several = pairs.len() > 1;
+    let job = |(source, destination): (Endpoint, Endpoint)| {
+        let mut options = options.clone();
+        if several {
+            // It goes into DEST, the transfer root, by this name.
+            options.anchor = destination.name().unwrap_or_default().to_vec();
+        }
+        Job { source, destination, options, way: way.clone() }
+    };
     Ok(Request {
-        jobs: pairs.into_iter().map(job).collect(),
+        jobs: pairs.into_iter().map(job).filter(|job| !is_excluded(job)).collect(),
         live,
         after,
         show: Show { quiet, itemize: itemize_changes, stats, progress: !no_progress && !quiet, json },
     })
+}
+
+/// Whether the rules exclude a SOURCE as a whole, as far as this side can tell: what a remote SOURCE is, its own side
+/// finds out.
+fn is_excluded(job: &Job) -> bool {
+    let Ok(path) = TreePath::new(&*job.options.anchor) else { return false };
+    let filter = Filter::new(&job.options.rules);
+    match &job.source {
+        Endpoint::Local(source) => filter.excludes(&path, source.is_dir()),
+        _ => filter.excludes(&path, false) && filter.excludes(&path, true),
+    }
 }
 
 /// What a browser calls files that it has not finished downloading.

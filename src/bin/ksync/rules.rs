@@ -5,7 +5,10 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use clap::ArgMatches;
-use ksync::tree::filter::Rule;
+use ksync::tree::filter::{BYTE_ORDER_MARK, Rule};
+use ksync::tree::path::escape;
+
+use crate::report::Complaint;
 
 /// Where rules come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,21 +46,27 @@ pub(crate) fn in_order(matches: &ArgMatches) -> Vec<Source> {
 /// The rules of all sources; `read` gives a file's bytes.
 ///
 /// # Errors
-/// The first that `read` gives.
-pub(crate) fn compile<E>(
+/// The first that `read` gives, or a rule that has a prefix and no pattern.
+pub(crate) fn compile(
     sources: &[Source],
-    mut read: impl FnMut(&OsStr) -> Result<Vec<u8>, E>,
-) -> Result<Vec<Rule>, E> {
+    mut read: impl FnMut(&OsStr) -> Result<Vec<u8>, Complaint>,
+) -> Result<Vec<Rule>, Complaint> {
     let mut rules = Vec::new();
     for source in sources {
         match source {
-            Source::Pattern { include, pattern } => add(&mut rules, *include, pattern.as_bytes()),
+            Source::Pattern { include, pattern } => {
+                let option = if *include { "--include" } else { "--exclude" };
+                add(&mut rules, *include, pattern.as_bytes(), || option.to_owned())?;
+            }
             Source::File { include, file } => {
-                for line in read(file)?.split(|&byte| byte == b'\n') {
-                    let line = line.strip_suffix(b"\r").unwrap_or(line);
-                    // Blank lines and comments, as rsync has them.
-                    if !matches!(line.first(), None | Some(b'#' | b';')) {
-                        add(&mut rules, *include, line);
+                let text = read(file)?;
+                let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
+                // To rsync a line ends at CR too, and its text at NUL.
+                for (number, line) in text.split(|byte| b"\n\r".contains(byte)).enumerate() {
+                    let line = line.split(|&byte| byte == 0).next().unwrap_or_default();
+                    if !matches!(line.first(), Some(b'#' | b';')) {
+                        let place = || format!("{}: line {}", escape(file.as_bytes()), number + 1);
+                        add(&mut rules, *include, line, place)?;
                     }
                 }
             }
@@ -66,23 +75,36 @@ pub(crate) fn compile<E>(
     Ok(rules)
 }
 
-/// Adds a rule. As with rsync, `+ ` and `- ` before a pattern overrule the option, and `!` forgets all rules
-/// so far.
-fn add(rules: &mut Vec<Rule>, include: bool, text: &[u8]) {
+/// Adds a rule. As with rsync, `+ ` and `- ` before a pattern overrule the option, `!` forgets all rules so far, and an
+/// empty text is no rule.
+fn add(
+    rules: &mut Vec<Rule>,
+    include: bool,
+    text: &[u8],
+    place: impl Fn() -> String,
+) -> Result<(), Complaint> {
     let (include, pattern) = match text {
-        b"!" => return rules.clear(),
+        b"" => return Ok(()),
+        b"!" => {
+            rules.clear();
+            return Ok(());
+        }
         [b'+', b' ', pattern @ ..] => (true, pattern),
         [b'-', b' ', pattern @ ..] => (false, pattern),
         pattern => (include, pattern),
     };
-    if !pattern.is_empty() {
-        rules.push(Rule { include, pattern: pattern.to_vec() });
+    if pattern.is_empty() {
+        return Err(Complaint::usage(
+            format!("{}: the rule \"{}\" has no pattern", place(), escape(text)),
+            "Write a pattern behind the sign and its space, or remove the rule.",
+        ));
     }
+    rules.push(Rule { include, pattern: pattern.to_vec() });
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
@@ -91,7 +113,7 @@ mod tests {
     fn compiled(args: &[&str], file: &[u8]) -> Vec<String> {
         let all = ["ksync", "a", "b"].iter().chain(args).map(OsString::from);
         let Ok(Mode::Sync(parsed)) = parse(all) else { panic!("{args:?}") };
-        let rules = compile(&parsed.rules, |_| Ok::<_, Infallible>(file.to_vec())).unwrap();
+        let rules = compile(&parsed.rules, |_| Ok(file.to_vec())).unwrap();
         let shown =
             |rule: &Rule| format!("{} {}", if rule.include { '+' } else { '-' }, rule.pattern.escape_ascii());
         rules.iter().map(shown).collect()
@@ -122,10 +144,27 @@ mod tests {
 
     #[test]
     fn patterns_are_bytes() {
-        let rules = compile(
-            &[Source::Pattern { include: false, pattern: OsString::from_vec(b"\xff".to_vec()) }],
-            |_| Ok::<_, Infallible>(Vec::new()),
-        );
-        assert_eq!(rules, Ok(vec![Rule { include: false, pattern: b"\xff".to_vec() }]));
+        let pattern = Source::Pattern { include: false, pattern: OsString::from_vec(b"\xff".to_vec()) };
+        let rules = compile(&[pattern], |_| Ok(Vec::new())).unwrap();
+        assert_eq!(rules, vec![Rule { include: false, pattern: b"\xff".to_vec() }]);
+    }
+
+    #[test]
+    fn files_are_read_as_rsync_reads_them() {
+        let from = |text: &[u8]| compiled(&["--exclude-from=f"], text);
+        assert_eq!(from(b"a\rb\r\n\n;c\n#d\n e \n"), ["- a", "- b", "-  e "]);
+        assert_eq!(from(b"a\0b\n!x\n! \n-\n+x\n- !"), ["- a", "- !x", "- ! ", "- -", "- +x", "- !"]);
+        assert_eq!(from(b"\xef\xbb\xbf# no\n\xef\xbb\xbfb"), ["- \\xef\\xbb\\xbfb"]);
+    }
+
+    #[test]
+    fn a_sign_without_a_pattern_is_an_error_and_nothing_at_all_is_no_rule() {
+        assert_eq!(compiled(&["--exclude=", "--include=", "--exclude=a"], b""), ["- a"]);
+        let complaint =
+            |sources: &[Source]| compile(sources, |_| Ok(b"a\n\n- \n".to_vec())).unwrap_err().to_string();
+        let file = Source::File { include: false, file: "rules".into() };
+        assert!(complaint(&[file]).contains("rules: line 3: the rule \"- \" has no pattern"));
+        let option = Source::Pattern { include: true, pattern: "+ ".into() };
+        assert!(complaint(&[option]).contains("--include: the rule \"+ \" has no pattern"));
     }
 }

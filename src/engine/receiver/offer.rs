@@ -231,7 +231,7 @@ impl Receiver {
     fn begin_again(&mut self) {
         self.offer.base = Base::Passed;
         self.offer.has_ignores = false;
-        self.filter = Filter::new(&self.config.options.rules);
+        self.filter = Filter::anchored(&self.config.options.rules, &self.config.options.anchor);
     }
 
     // Either.
