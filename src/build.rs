@@ -14,6 +14,11 @@ use std::process::{Command, ExitCode};
 use libdeflater::{CompressionLvl, Compressor, crc32};
 use sha2::{Digest, Sha256};
 
+use probe::Probe;
+
+#[path = "build/probe.rs"]
+mod probe;
+
 /// What every VM runs, whatever the host that builds.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -52,10 +57,11 @@ const AGENT: Program = Program { binary: "ksync-agent", name: "agent", packed_by
 const BRIDGE: Program = Program { binary: "ksync-bridge", name: "bridge", packed_bytes_max: 600 * 1024 };
 
 /// What they are made of. A change elsewhere does not build them again.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 16] = [
     "Cargo.toml",
     "Cargo.lock",
     "src/build.rs",
+    "src/build",
     "src/lib.rs",
     "src/bin/ksync-agent.rs",
     "src/bin/ksync-bridge.rs",
@@ -82,6 +88,26 @@ const C_FLAGS: &str = "-ffunction-sections -fdata-sections -fno-asynchronous-unw
 /// on panic, so nothing reads them; they are 50 KB of the 830 KB that would travel.
 const WITHOUT_UNWINDING: &str = "SECTIONS { /DISCARD/ : { *(.eh_frame) *(.eh_frame_hdr) \
     *(.gcc_except_table) *(.gcc_except_table.*) } }\nINSERT AFTER .text;\n";
+
+/// A flag that makes the programs smaller, which some linkers do not take.
+struct Optional {
+    /// The flag; `SCRIPT` stands for the path of the linker script.
+    flag: &'static str,
+    /// What it takes off a program when compressed, at most, in bytes.
+    saved_bytes: usize,
+}
+
+/// GNU ld folds no code; gold and mold know no `INSERT`.
+const OPTIONAL: [Optional; 2] = [
+    Optional { flag: "-Clink-arg=-TSCRIPT", saved_bytes: 64 * 1024 },
+    // Functions that became the same code are kept once.
+    Optional { flag: "-Clink-arg=-Wl,--icf=all", saved_bytes: 16 * 1024 },
+];
+
+/// The way out where nothing can be built.
+const PREBUILT: &str = "Or set KSYNC_AGENT to the path of a ksync-agent that lies beside a ksync-bridge, both built on x86_64 Linux \
+    with RUSTFLAGS='-C target-feature=+crt-static' cargo build --no-default-features \
+    --features agent,bridge --bin ksync-agent --bin ksync-bridge --profile agent --target x86_64-unknown-linux-gnu";
 
 /// Settings of the outer build that would leak into the agent: wrappers and flags of clippy, coverage and
 /// cross builds, features and profiles.
@@ -117,7 +143,8 @@ fn main() -> ExitCode {
 fn pack_all() -> Result<(), String> {
     tell(&format!("cargo::rerun-if-env-changed={OVERRIDE}"))?;
     tell(&format!("cargo::rerun-if-env-changed={PROFILE}"))?;
-    let (agent, bridge) = match env::var_os(OVERRIDE).filter(|value| !value.is_empty()) {
+    tell(&format!("cargo::rerun-if-env-changed={}", probe::linker_variable(TARGET)))?;
+    let (agent, bridge, room_bytes) = match env::var_os(OVERRIDE).filter(|value| !value.is_empty()) {
         Some(path) => {
             let agent = PathBuf::from(path);
             let bridge = agent.with_file_name(BRIDGE.binary);
@@ -125,19 +152,22 @@ fn pack_all() -> Result<(), String> {
             for file in [&agent, &bridge] {
                 tell(&format!("cargo::rerun-if-changed={}", file.display()))?;
             }
-            (agent, bridge)
+            // How it was linked is not known here.
+            (agent, bridge, OPTIONAL.iter().map(|flag| flag.saved_bytes).sum())
         }
         None => {
-            let folder = build()?;
-            (folder.join(AGENT.binary), folder.join(BRIDGE.binary))
+            let (folder, room_bytes) = build()?;
+            (folder.join(AGENT.binary), folder.join(BRIDGE.binary), room_bytes)
         }
     };
-    pack_one(&AGENT, &agent)?;
-    pack_one(&BRIDGE, &bridge)
+    pack_one(&AGENT, &agent, room_bytes)?;
+    pack_one(&BRIDGE, &bridge, room_bytes)
 }
 
-fn pack_one(program: &Program, file: &Path) -> Result<(), String> {
-    let Program { name, packed_bytes_max, .. } = *program;
+/// `room_bytes` is what the limit gains for flags that the linker did not take.
+fn pack_one(program: &Program, file: &Path, room_bytes: usize) -> Result<(), String> {
+    let Program { name, .. } = *program;
+    let packed_bytes_max = program.packed_bytes_max + room_bytes;
     let binary = fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
     check_machine(&binary).map_err(|what| format!("{} {what}", file.display()))?;
 
@@ -152,8 +182,8 @@ fn pack_one(program: &Program, file: &Path) -> Result<(), String> {
     tell(&format!("cargo::rustc-env=KSYNC_{}_SHA256={sha256}", name.to_uppercase()))
 }
 
-/// Runs the inner cargo and answers where it left the binaries.
-fn build() -> Result<PathBuf, String> {
+/// Runs the inner cargo and answers where it left the binaries, and how much larger they may be for want of flags.
+fn build() -> Result<(PathBuf, usize), String> {
     if env::var_os(GUARD).is_some() {
         return Err(format!("{GUARD} is set: the inner build must not ask for the feature `client`"));
     }
@@ -167,20 +197,16 @@ fn build() -> Result<PathBuf, String> {
     fs::create_dir_all(&target_dir)
         .and_then(|()| fs::write(&script, WITHOUT_UNWINDING))
         .map_err(|error| format!("cannot write {}: {error}", script.display()))?;
-    let status = inner_cargo(&root, &target_dir, &script)?
+    let (flags, room_bytes) = rust_flags(&root, &target_dir, &script)?;
+    let status = agent_cargo(&root, &target_dir, &flags)?
         .status()
         .map_err(|error| format!("cannot run cargo for the agent and the bridge: {error}"))?;
     if !status.success() {
         return Err(format!(
-            "the agent and the bridge for {TARGET} could not be built ({status}); the compiler's messages follow.\n\
-             It needs Rust's standard library for that target (rustup target add {TARGET}), a linker for it, \
-             and glibc's static libraries (Fedora: glibc-static).\n\
-             Or set {OVERRIDE} to the path of a ksync-agent that lies beside a ksync-bridge and was built on x86_64 Linux \
-             with RUSTFLAGS='-C target-feature=+crt-static' cargo build --no-default-features \
-             --features agent,bridge --bin ksync-agent --bin ksync-bridge --profile agent --target {TARGET}"
+            "the agent and the bridge for {TARGET} could not be built ({status}); the compiler's messages follow.\n{PREBUILT}"
         ));
     }
-    Ok(target_dir.join(TARGET).join(profile()))
+    Ok((target_dir.join(TARGET).join(profile()), room_bytes))
 }
 
 /// The profile of the inner build.
@@ -188,9 +214,23 @@ fn profile() -> String {
     env::var(PROFILE).ok().filter(|name| !name.is_empty()).unwrap_or_else(|| PROFILE_DEFAULT.to_owned())
 }
 
-fn inner_cargo(root: &Path, target_dir: &Path, script: &Path) -> Result<Command, String> {
-    let mut cargo = Command::new(variable("CARGO")?);
-    cargo.current_dir(root).args(["build", "--no-default-features", "--features", "agent,bridge"]);
+/// A cargo for programs of [`TARGET`], without the settings of the outer build.
+fn inner_cargo(program: &Path, root: &Path) -> Command {
+    let mut cargo = Command::new(program);
+    cargo.current_dir(root).env(GUARD, "1");
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if CLEARED.contains(&&*text) || CLEARED_PREFIXES.iter().any(|prefix| text.starts_with(prefix)) {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
+}
+
+/// The cargo that builds agent and bridge.
+fn agent_cargo(root: &Path, target_dir: &Path, flags: &[String]) -> Result<Command, String> {
+    let mut cargo = inner_cargo(&variable("CARGO")?, root);
+    cargo.args(["build", "--no-default-features", "--features", "agent,bridge"]);
     cargo.args(["--bin", AGENT.binary, "--bin", BRIDGE.binary]);
     // With an explicit target the flags below do not reach build scripts and procedural macros, which
     // cannot be static.
@@ -199,29 +239,34 @@ fn inner_cargo(root: &Path, target_dir: &Path, script: &Path) -> Result<Command,
         // The outer build has fetched all of it, so this also works without a network.
         cargo.arg("--locked");
     }
-    for (name, _) in env::vars_os() {
-        let text = name.to_string_lossy();
-        if CLEARED.contains(&&*text) || CLEARED_PREFIXES.iter().any(|prefix| text.starts_with(prefix)) {
-            cargo.env_remove(&name);
-        }
-    }
-    cargo.env(GUARD, "1").env(format!("CFLAGS_{}", TARGET.replace('-', "_")), C_FLAGS);
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", rust_flags(root, target_dir, script)?);
+    cargo.env(format!("CFLAGS_{}", TARGET.replace('-', "_")), C_FLAGS);
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     Ok(cargo)
 }
 
-/// The agent's compiler flags, in the encoded form: it goes before every other source of flags, and paths
-/// may hold spaces.
-fn rust_flags(root: &Path, target_dir: &Path, script: &Path) -> Result<String, String> {
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
+/// The compiler flags of agent and bridge, to be encoded: that form goes before every other source of flags, and paths
+/// may hold spaces. The linker is tried, and the flags that it does not take are left out; how many bytes the programs
+/// may be larger for that comes back too.
+fn rust_flags(root: &Path, target_dir: &Path, script: &Path) -> Result<(Vec<String>, usize), String> {
     let script = script.to_str().ok_or_else(|| format!("{} is not UTF-8", script.display()))?;
-    let mut flags = vec![
-        "-Ctarget-feature=+crt-static".to_owned(),
-        "-Cforce-unwind-tables=no".to_owned(),
-        format!("-Clink-arg=-T{script}"),
-        // Functions that became the same code are kept once.
-        "-Clink-arg=-Wl,--icf=all".to_owned(),
-    ];
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned(), "-Cforce-unwind-tables=no".to_owned()];
+    let optional = OPTIONAL.map(|optional| optional.flag.replace("SCRIPT", script));
+    let accepted = {
+        let program = variable("CARGO")?;
+        let cargo = || inner_cargo(&program, root);
+        let is_native = env::var_os("HOST").is_some_and(|host| host == TARGET);
+        let folder = probe::folder(target_dir);
+        let probe = Probe { cargo: &cargo, target: TARGET, folder, flags: &flags, is_native };
+        let accepted = probe.accepted(&optional);
+        accepted.and_then(|accepted| probe.check_c_compiler().map(|()| accepted))
+    };
+    let accepted = accepted.map_err(|what| {
+        format!("the agent and the bridge, static programs for {TARGET}, cannot be built here.\n{what}\n{PREBUILT}")
+    })?;
+    let missing = OPTIONAL.iter().zip(&optional).filter(|(_, flag)| !accepted.contains(flag));
+    let room_bytes = missing.map(|(optional, _)| optional.saved_bytes).sum();
+    flags.extend(accepted);
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
     // The last prefix that fits is the one that counts, so the more particular ones come last.
     for (from, to) in [(home.as_deref(), "/cargo"), (Some(root), "/ksync"), (Some(target_dir), "/target")] {
         if let Some(from) = from.filter(|from| from.is_absolute()) {
@@ -229,7 +274,7 @@ fn rust_flags(root: &Path, target_dir: &Path, script: &Path) -> Result<String, S
             flags.push(format!("--remap-path-prefix={from}={to}"));
         }
     }
-    Ok(flags.join("\x1f"))
+    Ok((flags, room_bytes))
 }
 
 /// The folder that all profiles of the outer build share: the nearest that cargo marked as a cache, or else
