@@ -20,8 +20,8 @@ use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
 use ksync::wire::hello::{self, Options, Order, Role, Watching};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
-    AbortKind, Blocks, Body, Message, MessageError, Old, Op, SAMPLED_MAX, SMALL_BYTES_MAX, Stretch, Subject,
-    TEXT_BYTES_MAX, Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
+    AbortKind, Blocks, Body, HOLES_MAX, Holes, Message, MessageError, Old, Op, SAMPLED_MAX, SMALL_BYTES_MAX,
+    Stretch, Subject, TEXT_BYTES_MAX, Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -133,6 +133,7 @@ fn messages() -> Vec<(String, Message)> {
         ("pushed", Message::Pushed(vec![(300, hash, data(b"content"))])),
         ("rescan", Message::Rescan),
         ("sampled", Message::Sampled(vec![(300, samples())])),
+        ("holes", Message::Holes(Holes { files: vec![(300, 1 << 40)], others_bytes: 70_000 })),
     ]
     .into_iter()
     .map(|(name, message)| (name.to_owned(), message))
@@ -244,10 +245,19 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
     let resolved = |count| Message::Note(Event::Resolved { path: vec![b'x'; count] });
     let changes = |count| Message::Changes(change(count));
     let sampled = |count| Message::Sampled(vec![(0, samples()); count]);
+    let holes = |count| {
+        let files = (0..u32::try_from(count).unwrap()).map(|id| (id, 1)).collect();
+        Message::Holes(Holes { files, others_bytes: 1 })
+    };
+    let unsorted =
+        |ids: [u32; 2]| Message::Holes(Holes { files: ids.map(|id| (id, 1)).to_vec(), others_bytes: 0 });
     let i64_max = i64::MAX as u64;
     for (allowed, refused) in [
         (wants(WANTS_MAX), wants(WANTS_MAX + 1)),
         (chunks(CHUNKS_MAX), chunks(CHUNKS_MAX + 1)),
+        (holes(HOLES_MAX), holes(HOLES_MAX + 1)),
+        (unsorted([1, 2]), unsorted([2, 1])),
+        (unsorted([1, 2]), unsorted([1, 1])),
         (staged(0, 2 * BLOCKS_MAX), staged(0, 2 * BLOCKS_MAX + 1)),
         (old(0, 2 * BLOCKS_MAX), old(0, 2 * BLOCKS_MAX + 1)),
         (staged(i64_max, 0), staged(i64_max + 1, 0)),

@@ -34,6 +34,12 @@ pub enum Fault {
     /// A file with other names, which may be outside.
     #[error("it has other hard links")]
     Linked,
+    /// Only what stays free for others is left: so many bytes.
+    #[error("only {0} bytes are free, and they stay in reserve")]
+    Reserve(u64),
+    /// Longer than a file may be.
+    #[error("it is longer than the filesystem or the limit for files (ulimit -f) allows")]
+    TooLong,
     /// Another run works in this directory.
     #[error("another run is using it")]
     Busy,
@@ -81,6 +87,13 @@ impl DiskError {
     #[must_use]
     pub fn is_no_space(&self) -> bool {
         matches!(self.kind(), Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+            || matches!(self.fault, Fault::Reserve(_))
+    }
+
+    /// Longer than a file may be here.
+    #[must_use]
+    pub fn is_too_long(&self) -> bool {
+        matches!(self.fault, Fault::TooLong)
     }
 
     /// The device failed.
@@ -149,6 +162,7 @@ fn classify(error: io::Error) -> Fault {
         Some(Errno::LOOP | Errno::NOTDIR) => Fault::InTheWay,
         // Opening a socket, or a device without a driver.
         Some(Errno::NXIO) => Fault::NotRegular,
+        Some(Errno::FBIG) => Fault::TooLong,
         _ => Fault::System(error),
     }
 }
@@ -172,6 +186,8 @@ mod tests {
         assert!(failed(Errno::NOENT).is_not_found());
         assert!(failed(Errno::NOSPC).is_no_space());
         assert!(failed(Errno::DQUOT).is_no_space());
+        assert!(DiskError::new("write to", b"/", Fault::Reserve(1)).is_no_space());
+        assert!(failed(Errno::FBIG).is_too_long() && !failed(Errno::FBIG).is_no_space());
         assert!(failed(Errno::ACCESS).is_permission());
         assert!(failed(Errno::ROFS).is_permission());
         assert!(failed(Errno::NOTDIR).is_in_the_way());

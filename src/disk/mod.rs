@@ -15,6 +15,7 @@ mod nameless;
 mod resolve;
 pub mod root;
 pub mod scan;
+pub mod space;
 pub mod stage;
 pub mod stat;
 mod state;
@@ -25,4 +26,4 @@ mod attacks;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use state::{clear_leftovers, has_staged};
+pub use state::{Staged, clear_leftovers, staged};

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, fstatvfs, openat, readlinkat,
-    renameat, renameat_with, statat,
+    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, openat, readlinkat, renameat,
+    renameat_with, statat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, getegid, geteuid};
@@ -41,15 +41,6 @@ impl Policy {
     pub fn mode(self, mode: u16) -> u16 {
         mode & if self.special_bits { MODE_MASK } else { MODE_MASK & !SET_ID_BITS }
     }
-}
-
-/// What the filesystem has left for this user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Space {
-    /// Bytes.
-    pub bytes: u64,
-    /// Files and directories; `u64::MAX` where the filesystem does not count them.
-    pub inodes: u64,
 }
 
 /// A directory, and the only way to what is below it.
@@ -206,17 +197,6 @@ impl Root {
             Err(Errno::WOULDBLOCK) => Err(DiskError::new("lock", path, Fault::Busy)),
             result => result.during("lock", path),
         }
-    }
-
-    /// What the filesystem has left.
-    ///
-    /// # Errors
-    /// The filesystem does not say.
-    pub fn space(&self) -> Result<Space, DiskError> {
-        let space =
-            fstatvfs(&self.descriptor).during("ask for the space in", self.path.as_os_str().as_bytes())?;
-        let inodes = if space.f_files == 0 { u64::MAX } else { space.f_favail };
-        Ok(Space { bytes: space.f_bavail.saturating_mul(space.f_frsize), inodes })
     }
 
     /// A directory to be listed; `None` is the root.
@@ -425,11 +405,5 @@ mod tests {
             assert_eq!(place.root.stat(&path("a/b/c")).unwrap(), None);
             assert!(place.root.open_file(&path("a/b")).unwrap_err().is_not_found());
         }
-    }
-
-    #[test]
-    fn space_is_what_the_filesystem_says() {
-        let space = Place::new().root.space().unwrap();
-        assert!(space.bytes > 0 && space.inodes > 0);
     }
 }

@@ -11,6 +11,7 @@ use crate::content::hash::{Hash, Hasher};
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::levels::{Level, Levels, Name, names};
 use crate::disk::root::{Root, stat_of};
+use crate::disk::stage::HOLE_BYTES_MIN;
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::tree::entry::{Entry, Kind};
 use crate::tree::filter::{Filter, IGNORE_BYTES_MAX, IGNORE_FILE, IgnoreFile};
@@ -83,6 +84,33 @@ pub struct Skipped {
     pub vanished: u64,
 }
 
+/// Most files whose holes are kept one by one.
+const SPARSE_FILES_MAX: usize = 1 << 10;
+
+/// Files that take less room than they are long.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sparse {
+    /// The first of them, with the bytes that no block of the disk is behind.
+    pub files: Vec<(TreePath, u64)>,
+    /// The same, of all others together.
+    pub others_bytes: u64,
+}
+
+impl Sparse {
+    fn add(&mut self, path: &TreePath, stat: &Stat) {
+        let bytes = stat.size().saturating_sub(stat.allocated_bytes);
+        // A copy has no shorter holes.
+        if bytes < HOLE_BYTES_MIN as u64 {
+            return;
+        }
+        if self.files.len() < SPARSE_FILES_MAX {
+            self.files.push((path.clone(), bytes));
+        } else {
+            self.others_bytes = self.others_bytes.saturating_add(bytes);
+        }
+    }
+}
+
 /// A tree as it was found.
 #[derive(Debug, Default)]
 pub struct Scanned {
@@ -96,6 +124,8 @@ pub struct Scanned {
     pub unsupported: Vec<(TreePath, FileKind)>,
     /// What was passed over on purpose.
     pub skipped: Skipped,
+    /// What of its files takes no room.
+    pub sparse: Sparse,
 }
 
 /// Reads `subject` below `root`, without what `filter` leaves out; the filter takes in the ignore files on the
@@ -265,6 +295,9 @@ impl Scanner<'_> {
     }
 
     fn add(&mut self, path: TreePath, kind: Kind, stat: &Stat) {
+        if matches!(kind, Kind::File { .. }) {
+            self.scanned.sparse.add(&path, stat);
+        }
         let mode = if matches!(kind, Kind::Symlink { .. }) { 0o777 } else { stat.mode };
         let entry = Entry { path, kind, mode, mtime: stat.mtime() };
         self.bytes += entry.size();

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread;
@@ -27,7 +28,7 @@ const COPY_BYTES: u64 = 2 << 20;
 const READ_BYTES: usize = 128 * 1024;
 
 /// Runs of zeros from this length on become holes. Shorter ones are not worth a piece of the file's map.
-const HOLE_BYTES_MIN: usize = 32 * 1024;
+pub(crate) const HOLE_BYTES_MIN: usize = 32 * 1024;
 
 /// What a finished file is given besides its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -332,7 +333,7 @@ pub(crate) fn set_metadata(
 
 /// Whether a copy within this file's filesystem need not copy anything.
 #[cfg(target_os = "linux")]
-fn shares_extents(file: &File) -> bool {
+pub(crate) fn shares_extents(file: impl AsFd) -> bool {
     // Btrfs, XFS, bcachefs; and NFS and SMB, where the server copies. From statfs(2) and linux/magic.h.
     const SHARING: [u32; 5] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e, 0x6969, 0xfe53_4d42];
     // The type's width differs between machines, and no magic has more than 32 bits.
@@ -340,7 +341,7 @@ fn shares_extents(file: &File) -> bool {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn shares_extents(_file: &File) -> bool {
+pub(crate) fn shares_extents(_file: impl AsFd) -> bool {
     false
 }
 

@@ -4,6 +4,9 @@ use rustix::fs::{FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 
 use crate::tree::entry::{MODE_MASK, Time};
 
+/// The unit of `st_blocks`, in bytes, whatever a filesystem's own blocks are.
+const BLOCK_BYTES: u64 = 512;
+
 /// What kind of thing an entry is, including those that no tree can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FileKind {
@@ -92,6 +95,8 @@ pub struct Stat {
     pub gid: u32,
     /// Permission bits, within [`MODE_MASK`].
     pub mode: u16,
+    /// Bytes of the disk behind it.
+    pub allocated_bytes: u64,
 }
 
 impl Stat {
@@ -131,6 +136,7 @@ impl Stat {
             uid: raw.st_uid,
             gid: raw.st_gid,
             mode: (raw.st_mode as u16) & MODE_MASK,
+            allocated_bytes: u64::try_from(raw.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES),
         })
     }
 }

@@ -159,14 +159,31 @@ pub fn clear_leftovers(root: &Root, keep: impl Fn(&[u8]) -> bool) -> Result<usiz
     }
 }
 
-/// Whether an earlier run left something staged.
+/// What earlier runs left staged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Staged {
+    /// Files.
+    pub files: u64,
+    /// Bytes that they take on the disk.
+    pub bytes: u64,
+}
+
+/// What earlier runs left staged.
 ///
 /// # Errors
 /// The state directory is not ours.
-pub fn has_staged(root: &Root) -> Result<bool, DiskError> {
-    let Some(state) = StateDir::open(root)? else { return Ok(false) };
-    let mut entries = Dir::read_from(&state).during("list", STATE_DIR.as_bytes())?;
-    Ok(entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_bytes().ends_with(PART.as_bytes()))))
+pub fn staged(root: &Root) -> Result<Staged, DiskError> {
+    let mut staged = Staged::default();
+    let Some(state) = StateDir::open(root)? else { return Ok(staged) };
+    for entry in Dir::read_from(&state).during("list", STATE_DIR.as_bytes())?.filter_map(Result::ok) {
+        let name = entry.file_name();
+        if name.to_bytes().ends_with(PART.as_bytes()) {
+            let stat = statat(&state, name, AtFlags::SYMLINK_NOFOLLOW).ok();
+            staged.files += 1;
+            staged.bytes += stat.and_then(|stat| Stat::of(&stat)).map_or(0, |stat| stat.allocated_bytes);
+        }
+    }
+    Ok(staged)
 }
 
 fn own(descriptor: OwnedFd) -> Result<StateDir, DiskError> {

@@ -13,6 +13,7 @@
 //! [`Step`]s go one after the other. A dead connection arrives as [`Input::Closed`].
 
 mod links;
+mod need;
 mod plan;
 pub mod receiver;
 mod relations;
@@ -26,7 +27,7 @@ mod window;
 pub use receiver::Receiver;
 pub use sender::Sender;
 pub use work::{
-    Changed, CopiedFile, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder,
+    Changed, CopiedFile, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Room,
     Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Told, Work,
 };
 

@@ -9,6 +9,7 @@ mod liars;
 mod memory;
 mod noise;
 mod parts;
+mod room;
 mod tree;
 
 use std::collections::VecDeque;

@@ -125,6 +125,11 @@ impl Plan {
         }
     }
 
+    /// What differs, in path order.
+    pub(super) fn changes(&self) -> &[Change] {
+        &self.changes
+    }
+
     fn make(&mut self, id: u32, at: Option<u32>, wanted: &Manifest) {
         let Some(entry) = wanted.get(id) else { return };
         match &entry.kind {

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
 
+use crate::engine::need::Need;
 use crate::engine::plan::{Fetch, Plan};
 use crate::engine::window::Window;
 use crate::engine::work::{Fault, Opened, Outcome, Step, Work};
@@ -30,8 +31,9 @@ use crate::tree::compare::Rules;
 use crate::tree::entry::Entry;
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
+use crate::tree::path::escape;
 use crate::tree::scope::Part;
-use crate::wire::message::{AbortKind, Message, Subject, Tally, Want};
+use crate::wire::message::{AbortKind, Holes, Message, Subject, Tally, Want};
 use content::{Ask, HELD_BYTES_MAX, Sink};
 use offer::Offer;
 
@@ -48,6 +50,7 @@ pub struct Receiver {
     /// The parts that are offered, as they arrive.
     parts: Vec<Part>,
     offer: Offer,
+    holes: Holes,
     filter: Filter,
     /// Whether the sender could list everything.
     offered: Option<bool>,
@@ -113,6 +116,7 @@ impl Receiver {
             subject: None,
             parts: Vec::new(),
             offer: Offer::default(),
+            holes: Holes::default(),
             offered: None,
             opened: None,
             wanted: Arc::default(),
@@ -143,6 +147,7 @@ impl Receiver {
             Message::Sampled(files) if self.subject.is_some() && self.offered.is_none() => {
                 self.sampled(files);
             }
+            Message::Holes(holes) if self.subject.is_some() && self.offered.is_none() => self.holes = holes,
             Message::Ignores(files) if self.offered.is_none() => self.ignores(files),
             Message::Entries(block) if self.offered.is_none() => self.entries(&block),
             Message::Offered { complete } if self.subject.is_some() && self.offered.is_none() => {
@@ -162,6 +167,7 @@ impl Receiver {
             | Message::Subject(_)
             | Message::Pushed(_)
             | Message::Sampled(_)
+            | Message::Holes(_)
             | Message::Ignores(_)
             | Message::Entries(_)
             | Message::Offered { .. }
@@ -273,8 +279,20 @@ impl Receiver {
             self.desk.send(Message::Finished(self.tally));
             return self.desk.finish(self.tally);
         }
+        // Before anything is written.
+        if let Some(text) = self.missing_room() {
+            return self.desk.fail(AbortKind::Storage, text);
+        }
         self.phase = Phase::Plan;
         self.desk.start(Work::Plan { wanted, present });
+    }
+
+    /// In words what room the plan needs that is not there.
+    fn missing_room(&self) -> Option<String> {
+        let opened = self.opened.as_ref()?;
+        let room = opened.room.as_ref()?;
+        let need = Need::of(&self.plan, &self.wanted, &opened.manifest, &self.holes, room);
+        need.missing(room, &escape(&opened.path))
     }
 
     /// A single file or link comes alone and under its own name.

@@ -25,7 +25,7 @@ use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
 use crate::tree::scope::Part;
 use crate::wire::message::{
-    AbortKind, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, LIST_MAX, Message, Old, Op, SMALL_BYTES_MAX,
+    AbortKind, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, Holes, LIST_MAX, Message, Old, Op, SMALL_BYTES_MAX,
     SMALL_OLD_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
 };
 
@@ -196,7 +196,8 @@ impl Sender {
             | Message::Pieces { .. }
             | Message::Scope(_)
             | Message::Pushed(_)
-            | Message::Sampled(_) => self.desk.protocol_error("a message that only a sender sends"),
+            | Message::Sampled(_)
+            | Message::Holes(_) => self.desk.protocol_error("a message that only a sender sends"),
         }
     }
 
@@ -331,7 +332,7 @@ impl Sender {
     }
 
     fn offer(&mut self, scanned: Scanned) {
-        let Scanned { manifest, ignores, complete, changed, scope, pushed, sampled, .. } = scanned;
+        let Scanned { manifest, ignores, complete, changed, scope, pushed, sampled, holes, .. } = scanned;
         (self.manifest, self.ignores) = (Some(manifest), ignores);
         self.complete = complete;
         if let (Some(scope), Some(subject)) = (scope, self.subject.take()) {
@@ -348,6 +349,9 @@ impl Sender {
         // Once, whatever becomes of what differs from the base.
         if !sampled.is_empty() {
             self.desk.send(Message::Sampled(sampled));
+        }
+        if holes != Holes::default() {
+            self.desk.send(Message::Holes(holes));
         }
         match changed {
             Some(Changed { changes, ignores, digest }) if self.has_base => {

@@ -9,9 +9,10 @@ use crate::monitor::{Problem, Trouble};
 use crate::tree::change::Change;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
+use crate::tree::path::TreePath;
 use crate::tree::record::Record;
 use crate::tree::scope::Scope;
-use crate::wire::message::{AbortKind, Op, Stretch, Subject, Want, Window};
+use crate::wire::message::{AbortKind, Holes, Op, Stretch, Subject, Want, Window};
 
 /// Something to be done. Each brings back the [`Outcome`] of the same name.
 #[derive(Debug)]
@@ -354,6 +355,8 @@ pub struct Scanned {
     pub pushed: Vec<PushedFile>,
     /// Samples of large files that do.
     pub sampled: Vec<(u32, Samples)>,
+    /// What of its files takes no room.
+    pub holes: Holes,
 }
 
 /// A small file whose content goes along with the offer.
@@ -391,6 +394,29 @@ pub struct Opened {
     pub complete: bool,
     /// Whether an earlier run left something staged.
     pub has_staged: bool,
+    /// What its filesystem has left; `None` where that is not known well enough to go by.
+    pub room: Option<Room>,
+}
+
+/// What a destination's filesystem has left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes.
+    pub bytes: u64,
+    /// Bytes of these that stay free.
+    pub reserve_bytes: u64,
+    /// Files and directories; `u64::MAX` where the filesystem does not count them.
+    pub inodes: u64,
+    /// Bytes that a file's content is rounded up to.
+    pub block_bytes: u64,
+    /// Whether copies within the filesystem may take nothing.
+    pub shares_extents: bool,
+    /// Bytes that earlier runs left staged, and that this one uses or gives back.
+    pub staged_bytes: u64,
+    /// The files that these bytes lie in.
+    pub staged_files: u64,
+    /// Directories at which other filesystems are mounted: what goes below needs room there.
+    pub mounts: Vec<TreePath>,
 }
 
 /// Why a work failed.

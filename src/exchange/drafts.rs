@@ -118,6 +118,12 @@ impl Drafts {
         }
     }
 
+    /// Nobody needs any of them.
+    pub(super) fn discard_all(&self) {
+        let ids: Vec<u32> = self.kept().keys().copied().collect();
+        ids.into_iter().for_each(|id| self.discard(id));
+    }
+
     fn kept(&self) -> MutexGuard<'_, HashMap<u32, Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }

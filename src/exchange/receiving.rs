@@ -4,16 +4,19 @@ mod bases;
 mod contents;
 mod destination;
 mod names;
+mod room;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use crate::content::blocks::BlockSize;
 use crate::disk::memory::Memory;
 use crate::disk::root::Root;
+use crate::disk::space::Reserve;
 use crate::disk::stage::Metadata;
 use crate::disk::stat::Identity;
 use crate::engine::{Fault, Outcome, Work};
@@ -43,6 +46,9 @@ pub struct Receiving {
     sinks: Mutex<HashMap<u32, Sink>>,
     ahead: Arc<Ahead>,
     drafts: Drafts,
+    made: Made,
+    reserve: OnceLock<Reserve>,
+    is_full: AtomicBool,
 }
 
 /// Where the tree goes.
@@ -75,6 +81,9 @@ impl Receiving {
             sinks: Mutex::new(HashMap::new()),
             ahead: Arc::default(),
             drafts: Drafts::default(),
+            made: Made::default(),
+            reserve: OnceLock::new(),
+            is_full: AtomicBool::new(false),
         }
     }
 
@@ -171,6 +180,7 @@ impl Perform for Receiving {
             Work::Open { subject, scope } => Outcome::Open(self.open(&subject, scope)),
             Work::Plan { wanted, present } => {
                 let _ = self.trees.set(Trees { wanted, present });
+                self.made.keep();
                 self.stop_looking_ahead();
                 Outcome::Plan
             }
@@ -212,6 +222,30 @@ fn sink_fault(error: SinkError) -> Fault {
         SinkError::Disk(error) => fault(&error, Trouble::Unwritable),
         SinkError::Basis(text) => Fault::Entry(Trouble::Corrupt, text),
         SinkError::Peer(text) => Fault::Fatal(AbortKind::Protocol, text.to_owned()),
+    }
+}
+
+/// Directories that were made for a destination that may come to nothing.
+#[derive(Debug, Default)]
+struct Made(Mutex<Vec<PathBuf>>);
+
+impl Made {
+    /// These will be made, the deepest first.
+    fn note(&self, paths: Vec<PathBuf>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = paths;
+    }
+
+    /// Something is going to be in them, or they are what was wanted.
+    fn keep(&self) {
+        self.note(Vec::new());
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // One that is not empty is somebody else's by now.
+        let paths = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let _ = paths.iter().try_for_each(std::fs::remove_dir);
     }
 }
 

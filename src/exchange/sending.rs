@@ -16,7 +16,7 @@ use crate::content::hash::Hash;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::disk::memory::Memory;
 use crate::disk::root::Root;
-use crate::disk::scan::{self, Look, Skipped, scan};
+use crate::disk::scan::{self, Look, Skipped, Sparse, scan};
 use crate::disk::stat::Identity;
 use crate::engine::{
     self, Changed, Fault, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
@@ -39,7 +39,7 @@ use crate::tree::scope::Scope;
 use crate::watch::Watch;
 use crate::wire::hello::Options;
 use crate::wire::message::{
-    AbortKind, LIST_MAX, Op, PUSHED_BYTES_MAX, SAMPLED_MAX, SMALL_BYTES_MAX, Subject,
+    AbortKind, HOLES_MAX, Holes, LIST_MAX, Op, PUSHED_BYTES_MAX, SAMPLED_MAX, SMALL_BYTES_MAX, Subject,
 };
 
 /// Reads a source: a directory, or one file.
@@ -180,6 +180,7 @@ impl Sending {
             path: path.as_bytes().to_vec(),
             cause: format!("{kind} are not copied"),
         });
+        let holes = holes(scanned.sparse, &manifest, found.single.is_some());
         let ignores = filter.files().to_vec();
         if let Some(about) = self.about.as_ref().filter(|about| about.scope.is_none()) {
             *about.filter.lock().unwrap_or_else(PoisonError::into_inner) = filter;
@@ -199,6 +200,7 @@ impl Sending {
             scope: self.scope().map(|scope| scope.as_found(&manifest)),
             pushed: self.push(&manifest),
             sampled,
+            holes,
             manifest,
         })
     }
@@ -475,4 +477,19 @@ fn changed() -> Fault {
 
 fn out_of_turn() -> Fault {
     Fault::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
+}
+
+/// What of the files takes no room, as it is told to the receiver.
+fn holes(sparse: Sparse, manifest: &Manifest, is_single: bool) -> Holes {
+    let mut holes = Holes { files: Vec::new(), others_bytes: sparse.others_bytes };
+    for (path, bytes) in sparse.files {
+        // A single file may be offered under another name.
+        let id = if is_single { Some(0) } else { manifest.position(&path) };
+        match id.filter(|_| holes.files.len() < HOLES_MAX) {
+            Some(id) => holes.files.push((id, bytes)),
+            None => holes.others_bytes = holes.others_bytes.saturating_add(bytes),
+        }
+    }
+    holes.files.sort_unstable();
+    holes
 }

@@ -4,6 +4,8 @@
 # so each line ends where a blank may follow. For the same reason there is no single quote, no exclamation mark
 # (csh) and no doubled backslash (fish) in it. Nothing but the four arguments varies.
 
+# A file that is longer than the limit (ulimit -f) must not end the agent, which keeps ignoring what is ignored here.
+trap "" 25;
 umask 077; LC_ALL=C; h=$1; n=$2; m=$3; a=$4; e=;
 
 # Says why a directory will not do, for the one who has to find out in the end.

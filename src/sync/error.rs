@@ -137,7 +137,9 @@ impl SyncError {
             Self::NoSandbox => "build it with the feature sandbox, which is on by default",
             Self::Run(failure) => match failure.kind {
                 AbortKind::Busy => "wait until the other run has ended",
-                AbortKind::Storage => "make room there and run the same command again: what arrived is kept",
+                AbortKind::Storage => {
+                    "make room and run the same command again: files that are complete are kept"
+                }
                 AbortKind::Connection => "run the same command again: what has arrived is not sent twice",
                 _ => return None,
             },

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use crate::engine::{Config, Receiver, Sender};
+use crate::engine::{Config, Failure, Receiver, Sender};
 use crate::exchange::rounds::{self, Watched};
 use crate::exchange::{self, Incoming, Link, Receiving, Sending};
 use crate::monitor::Quiet;
 use crate::sync::{Round, SyncError, Watcher};
 use crate::wire::hello::Options;
+use crate::wire::message::AbortKind;
 
 /// Refuses to copy a directory into itself, or something onto what it lies in.
 pub(super) fn check_apart(from: &Path, to: &Path) -> Result<(), SyncError> {
@@ -41,19 +42,20 @@ pub(super) async fn live(
         Err(error) => return SyncError::Pipe(error),
     };
     let agent = Config { options: options.clone(), relay: true };
-    thread::spawn(move || {
+    let receiver = thread::spawn(move || {
         let link = Link::new(Incoming::alone(up_reader), down_writer, false, false);
-        let _ = rounds::receive(&link, &to, &agent, || None, &Quiet, &mut drop);
+        let failure = rounds::receive(&link, &to, &agent, || None, &Quiet, &mut drop);
         link.close();
+        failure
     });
     let client = Config { options, relay: false };
     let run = move || {
         let link = Link::new(Incoming::alone(down_reader), up_writer, false, false);
         let failure = source.send(&link, &client, || None, &*monitor, &mut done);
         link.close();
-        failure
+        own_failure(failure, receiver.join().ok())
     };
-    super::blocking(run).await.map_or_else(|error| error, SyncError::from)
+    super::blocking(run).await.unwrap_or_else(|error| error)
 }
 
 /// Copies `from` to `to`. The receiving side is the agent's part: it tells what it observes over the wire.
@@ -69,12 +71,17 @@ pub(super) async fn exchange(
 
     let receiving = Receiving::new(to.to_owned(), options.clone());
     let receiver = Receiver::new(&Config { options: options.clone(), relay: true });
-    thread::spawn(move || exchange::run(up_reader, down_writer, receiver, receiving, false, false, &Quiet));
+    let receiver = thread::spawn(move || {
+        exchange::run(up_reader, down_writer, receiver, receiving, false, false, &Quiet)
+    });
 
     let sending = Sending::new(from.to_owned(), options.clone());
     let sender = Sender::new(&Config { options, relay: false });
-    let run = move || exchange::run(down_reader, up_writer, sender, sending, false, false, &*monitor);
-    let summary = super::blocking(run).await?.map_err(SyncError::from)?;
+    let run = move || {
+        exchange::run(down_reader, up_writer, sender, sending, false, false, &*monitor)
+            .map_err(|failure| own_failure(failure, receiver.join().ok().and_then(Result::err)))
+    };
+    let summary = super::blocking(run).await??;
     Ok(Round {
         summary,
         wire_up_bytes: 0,
@@ -82,4 +89,44 @@ pub(super) async fn exchange(
         agent_installed_bytes: 0,
         connect_round_trips: 0,
     })
+}
+
+/// Why a run failed whose both sides are this process: there is no other side to name. `receiver` is what the
+/// receiving thread says; nothing, if it panicked.
+fn own_failure(sender: Failure, receiver: Option<Failure>) -> SyncError {
+    // Whichever did not learn it from the other knows why.
+    let cause = if sender.by_peer { receiver.filter(|receiver| !receiver.by_peer) } else { None };
+    let Failure { kind, text, .. } = cause.unwrap_or(sender);
+    match kind {
+        // The pipe between the two threads: one of them is gone.
+        AbortKind::Connection => SyncError::Pipe(io::Error::other(text)),
+        kind => SyncError::Run(Failure { kind, by_peer: false, text }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(kind: AbortKind, by_peer: bool, text: &str) -> Failure {
+        Failure { kind, by_peer, text: text.to_owned() }
+    }
+
+    #[test]
+    fn a_local_run_has_no_other_side() {
+        let told = failure(AbortKind::Destination, true, "cannot make b: permission denied");
+        let own = failure(AbortKind::Destination, false, "cannot make b: permission denied");
+        let closed = failure(AbortKind::Connection, true, "the connection was closed");
+        for (sender, receiver, expected, exit) in [
+            (told.clone(), Some(own.clone()), "cannot make b: permission denied", 11),
+            (told.clone(), None, "cannot make b: permission denied", 11),
+            (closed.clone(), Some(own.clone()), "cannot make b: permission denied", 11),
+            (own, Some(closed.clone()), "cannot make b: permission denied", 11),
+            (closed.clone(), None, "cannot set up the exchange", 5),
+            (closed.clone(), Some(closed), "cannot set up the exchange", 5),
+        ] {
+            let error = own_failure(sender, receiver);
+            assert_eq!((error.to_string().as_str(), error.exit_code()), (expected, exit));
+        }
+    }
 }

@@ -6,6 +6,7 @@ pub mod endpoint;
 mod error;
 mod kernel;
 mod lanes;
+mod limit;
 mod local;
 mod memory;
 mod meter;
@@ -147,6 +148,7 @@ pub async fn run_and_then(
     listener: Listener,
 ) -> Result<Report, SyncError> {
     let start = Instant::now();
+    limit::outlive();
     let (source, destination, options) = (&job.source, &job.destination, &job.options);
     let mut report = match (source, destination) {
         (Endpoint::Local(from), Endpoint::Local(to)) => {

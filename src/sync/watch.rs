@@ -20,7 +20,7 @@ pub use control::{NotFlushed, request_flush};
 use crate::exchange::rounds::{Round, Watched};
 use crate::remote::ErrorKind;
 use crate::sync::remote::{Rounds, Session};
-use crate::sync::{Endpoint, Job, SyncError, Watcher, blocking, local, memory, target};
+use crate::sync::{Endpoint, Job, SyncError, Watcher, blocking, limit, local, memory, target};
 use crate::wire::hello::{Role, Watching};
 use crate::wire::message::AbortKind;
 use backoff::Backoff;
@@ -66,6 +66,7 @@ pub async fn watch(
     monitor: Watcher,
     listener: Listener,
 ) -> Result<Infallible, SyncError> {
+    limit::outlive();
     let local = match (&job.source, &job.destination) {
         (Endpoint::Local(from), Endpoint::Local(to)) => {
             local::check_apart(from, to)?;

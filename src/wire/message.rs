@@ -57,6 +57,9 @@ pub const PUSHED_BYTES_MAX: usize = 256 << 10;
 /// Most files that samples come of with an offer: half a kilobyte each, which most of the time nobody needs.
 pub const SAMPLED_MAX: usize = 2;
 
+/// Most files whose holes are told one by one; those of all others are told as a sum.
+pub const HOLES_MAX: usize = 1 << 10;
+
 /// Most elements of every other list in a message.
 pub const LIST_MAX: usize = 1 << 13;
 
@@ -85,6 +88,24 @@ impl Subject {
     #[must_use]
     pub fn directory(mode: u16, mtime: Time) -> Self {
         Self::Directory { mode, seconds: mtime.seconds(), nanos: mtime.nanos() }
+    }
+}
+
+/// What of the files that are offered takes no room: by it a receiver tells whether the rest fits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holes {
+    /// Files, in ascending order, with the bytes of their lengths that no block of the filesystem is behind.
+    pub files: Vec<(u32, u64)>,
+    /// The same, of all other files together.
+    pub others_bytes: u64,
+}
+
+impl Holes {
+    /// Bytes of this file.
+    #[must_use]
+    pub fn of(&self, id: u32) -> u64 {
+        let found = self.files.binary_search_by_key(&id, |&(id, _)| id);
+        found.ok().and_then(|at| self.files.get(at)).map_or(0, |&(_, bytes)| bytes)
     }
 }
 
@@ -452,6 +473,8 @@ pub enum Message {
     Rescan,
     /// S: samples of large files of the offer that have changed, or may have, before it ends.
     Sampled(Vec<(u32, Samples)>),
+    /// S: what of the offer takes no room, before it ends, if anything does.
+    Holes(Holes),
 }
 
 /// A message that does not decode, or exceeds a limit.
@@ -571,6 +594,9 @@ impl Message {
             }
             Self::Sampled(files) => {
                 files.len() <= SAMPLED_MAX && files.iter().all(|(_, samples)| samples.is_complete())
+            }
+            Self::Holes(Holes { files, .. }) => {
+                files.len() <= HOLES_MAX && files.is_sorted_by(|(one, _), (next, _)| one < next)
             }
             Self::Rescan
             | Self::Entries(_)

@@ -59,6 +59,9 @@
 //! want may name the blocks of the old version without the piece that is probably missing, and where that begins: what is
 //! said afterwards is about the old version as it is.
 //!
+//! Where files of the offer take less room than they are long, the sender says so before the offer ends (`Holes`): the
+//! receiver refuses the run before it writes anything where the rest cannot fit.
+//!
 //! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
 //! had been moved or copied from there; the sender need not know which.
 //!

@@ -8,6 +8,7 @@
 mod world;
 
 mod agent;
+mod full;
 mod hostile;
 mod impostor;
 mod interrupted;

@@ -14,7 +14,7 @@ use crate::content::hash::Hash;
 use crate::content::sample::Samples;
 use crate::content::testing::reader;
 use crate::engine::work::{
-    CopiedFile, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned,
+    CopiedFile, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Room, Scanned,
     SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Told, Work,
 };
 use crate::monitor::Trouble;
@@ -24,7 +24,7 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::record;
 use crate::tree::scope::{Reach, Scope};
-use crate::wire::message::{AbortKind, Blocks, Old, Op, Stretch, Subject, Want, Window, is_signed};
+use crate::wire::message::{AbortKind, Blocks, Holes, Old, Op, Stretch, Subject, Want, Window, is_signed};
 
 /// Small, so that a file travels in many pieces.
 const PIECE_BYTES: usize = 24 << 10;
@@ -58,6 +58,8 @@ pub(super) struct Source {
     pub(super) pushes_lies: bool,
     /// Samples of all its files, which are long enough and not too many, go along.
     pub(super) samples: bool,
+    /// What of its files takes no room.
+    pub(super) holes: Holes,
     offered: Arc<Manifest>,
     streams: HashMap<u32, Stream>,
 }
@@ -94,6 +96,7 @@ impl Source {
             pushed_bytes_max: 0,
             pushes_lies: false,
             samples: false,
+            holes: Holes::default(),
         }
     }
 
@@ -143,6 +146,7 @@ impl Source {
             scope: self.scope.as_ref().map(|scope| scope.as_found(&self.offered)),
             pushed: self.pushed(),
             sampled: self.offered.iter().filter_map(|(id, entry)| Some((id, self.samples(entry)?))).collect(),
+            holes: self.holes.clone(),
         }
     }
 
@@ -334,6 +338,8 @@ pub(super) struct Target {
     /// What lies aside, by path.
     pub(super) staged: BTreeMap<TreePath, Vec<u8>>,
     pub(super) memory: Kept,
+    /// What there is room for, if that is known.
+    pub(super) room: Option<Room>,
     wanted: Option<Arc<Manifest>>,
     present: Arc<Manifest>,
     /// The tree when it was listed: what may be replaced.
@@ -361,6 +367,7 @@ impl Target {
             complete: true,
             staged: BTreeMap::new(),
             memory: Kept::default(),
+            room: None,
             wanted: None,
             present: Arc::default(),
             listed: Tree::new(),
@@ -423,6 +430,7 @@ impl Target {
             problems: Vec::new(),
             complete: self.complete,
             has_staged: !self.staged.is_empty(),
+            room: self.room.clone(),
         }
     }
 

@@ -15,8 +15,8 @@ use crate::monitor::Event;
 use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::wire::message::{
-    AbortKind, Blocks, Body, Message, Old, Op, SAMPLED_MAX, STREAMS_MAX, Stretch, Subject, Tally, WANTS_MAX,
-    Want, Window,
+    AbortKind, Blocks, Body, Holes, Message, Old, Op, SAMPLED_MAX, STREAMS_MAX, Stretch, Subject, Tally,
+    WANTS_MAX, Want, Window,
 };
 
 // The files of `offered`, by id.
@@ -287,6 +287,7 @@ fn every_kind() -> Vec<(&'static str, Message)> {
         ("Changed", Message::Changed { complete: true, digest: Hash::of(b"base") }),
         ("Forgotten", Message::Forgotten),
         ("Sampled", Message::Sampled(vec![(LARGE, samples())])),
+        ("Holes", Message::Holes(Holes { files: vec![(LARGE, 1)], others_bytes: 1 })),
     ]
 }
 
@@ -302,7 +303,7 @@ fn every_message_out_of_turn_breaks_the_protocol() {
     ];
     let receivers = [
         (Stage::Fresh, &["Note", "Subject", "Ignores", "Entries"][..]),
-        (Stage::Listing, &["Note", "Ignores", "Entries", "Offered", "Base", "Sampled"]),
+        (Stage::Listing, &["Note", "Ignores", "Entries", "Offered", "Base", "Sampled", "Holes"]),
         (Stage::Offered, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
         (Stage::Content, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
         (Stage::Streaming, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),

@@ -17,7 +17,7 @@ use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::record;
 use crate::tree::scope::Part;
-use crate::wire::message::{AbortKind, Blocks, Body, Message, Old, Op, Stretch, Tally, Want, Window};
+use crate::wire::message::{AbortKind, Blocks, Body, Holes, Message, Old, Op, Stretch, Tally, Want, Window};
 
 fn id() -> impl Strategy<Value = u32> + Clone {
     prop_oneof![8 => 0_u32..7, 1 => any::<u32>()]
@@ -126,6 +126,9 @@ fn message() -> Union<BoxedStrategy<Message>> {
             .boxed(),
         vec((id(), hash(), bytes()), 0..3).prop_map(Message::Pushed).boxed(),
         vec((id(), Just(samples())), 0..3).prop_map(Message::Sampled).boxed(),
+        (vec((id(), any::<u64>()), 0..3), any::<u64>())
+            .prop_map(|(files, others_bytes)| Message::Holes(Holes { files, others_bytes }))
+            .boxed(),
         Just(Message::Finished(Tally::default())).boxed(),
         Just(Message::Note(Event::Problem(problem))).boxed(),
         Just(Message::Abort { kind: AbortKind::Busy, text: String::new() }).boxed(),

@@ -7,7 +7,6 @@ use crate::content::hash::Hash;
 use crate::disk::error::DiskError;
 use crate::disk::stage::{Durability, Staging};
 use crate::engine::{CopiedFile, Fault, SmallContent, SmallFile};
-use crate::exchange::fault;
 use crate::exchange::receiving::{Receiving, sink_fault};
 use crate::exchange::sink::{Sink, SinkError};
 use crate::monitor::Trouble;
@@ -31,17 +30,21 @@ impl Receiving {
         if Hash::of(data) != file.hash {
             return Err(corrupt());
         }
-        let unwritable = |error: &DiskError| fault(error, Trouble::Unwritable);
+        let unwritable = |error: &DiskError| self.failed(file.id, error);
         let (root, path) = (self.root()?, self.path(file.id)?);
+        self.before_writing(data).map_err(|error| unwritable(&error))?;
         if self.trees()?.present.position(&self.entry(file.id)?.path).is_none() {
             let metadata = self.metadata(file.id)?;
             if root.put_new(path, data, &metadata).map_err(|error| unwritable(&error))? {
                 return Ok(());
             }
         }
-        let (mut staging, _) = Staging::open(root, path).map_err(|error| unwritable(&error))?;
-        staging.keep(0).and_then(|()| staging.append(data)).map_err(|error| unwritable(&error))?;
-        self.install(file.id, staging)
+        let staged = Staging::open(root, path).and_then(|(mut staging, _)| {
+            staging.keep(0)?;
+            staging.append(data)?;
+            Ok(staging)
+        });
+        self.install(file.id, staged.map_err(|error| unwritable(&error))?)
     }
 
     fn apply_delta(&self, id: u32, at: u32, delta: &[u8]) -> Result<Vec<u8>, Fault> {
@@ -69,15 +72,19 @@ impl Receiving {
             Some(sink) => sink,
             None => {
                 let basis = at.map(|at| self.basis(at)).transpose()?;
-                Sink::begin(self.root()?, self.path(id)?, basis, self.drafts.take(id)).map_err(sink_fault)?
+                Sink::begin(self.root()?, self.path(id)?, basis, self.drafts.take(id))
+                    .map_err(|error| self.sink_failed(id, error))?
             }
         };
         for op in ops {
-            sink.apply(op).map_err(sink_fault)?;
+            if let Err(error) = self.before_step(&op).and_then(|()| sink.apply(op)) {
+                drop(sink);
+                return Err(self.sink_failed(id, error));
+            }
         }
         match end {
             Some(hash) => {
-                let (staging, old) = sink.finish(hash).map_err(sink_fault)?;
+                let (staging, old) = sink.finish(hash).map_err(|error| self.sink_failed(id, error))?;
                 let is_long = staging.len() >= CLOSED_ASIDE_BYTES_MIN;
                 let installed = self.install(id, staging);
                 if is_long {
@@ -88,6 +95,7 @@ impl Receiving {
             }
             None => {
                 self.sinks().insert(id, sink);
+                self.give_up_if_full();
                 Ok(())
             }
         }
@@ -104,7 +112,7 @@ impl Receiving {
         }
         staging
             .finish(self.root()?, &metadata, seen.as_ref(), Durability::Eventually)
-            .map_err(|error| fault(&error, Trouble::Unwritable))
+            .map_err(|error| self.failed(id, &error))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::disk::error::DiskError;
 use crate::disk::root::{Policy, Root};
 use crate::disk::scan::{self, Away, scan};
 use crate::disk::stage::Staging;
-use crate::disk::{clear_leftovers, has_staged};
+use crate::disk::{clear_leftovers, staged};
 use crate::engine::{Fault, Opened};
 use crate::exchange::receiving::{Place, Receiving};
 use crate::exchange::{chain, patiently, scan_options};
@@ -41,14 +41,19 @@ impl Receiving {
             problems: Vec::new(),
             complete: true,
             has_staged: false,
+            room: None,
         };
         if let Some(root) = &place.root {
             // Runs of single files into one directory do not disturb each other.
             if place.single.is_none() && !self.options.dry_run {
                 patiently(|| root.lock()).map_err(|error| destination_fault(&error))?;
             }
-            opened.has_staged = has_staged(root).map_err(|error| destination_fault(&error))?;
+            let staged = staged(root).map_err(|error| destination_fault(&error))?;
+            opened.has_staged = staged.files > 0;
             self.list(root, place.single.as_ref(), subject, scope, &mut opened)?;
+            if !self.options.dry_run {
+                opened.room = self.room(root, staged, &opened.manifest);
+            }
         }
         let _ = self.opened.set(place);
         Ok(opened)
@@ -80,6 +85,10 @@ impl Receiving {
     fn open_root(&self, path: &Path) -> Result<Option<Root>, Fault> {
         if self.options.dry_run && !path.exists() {
             return Ok(None);
+        }
+        if !self.options.dry_run {
+            let named = path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty());
+            self.made.note(named.take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect());
         }
         let root = if self.options.dry_run { Root::open(path) } else { Root::create(path) };
         let policy = Policy { special_bits: self.options.special_bits };

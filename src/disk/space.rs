@@ -1,0 +1,174 @@
+//! What a filesystem has left, how far that number can be believed, and what stays free for others.
+
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::fstatvfs;
+use rustix::process::geteuid;
+
+use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::root::Root;
+use crate::disk::stage::shares_extents;
+
+/// Most bytes that a run leaves free: room for a shell, a log and a database's journal to say that
+/// the disk is full.
+const RESERVE_BYTES_MAX: u64 = 4 << 20;
+
+/// What part of a filesystem the reserve is at most: 64 KiB of 16 MiB.
+const RESERVE_OF_TOTAL: u64 = 256;
+
+/// What part of what is free when the run begins the reserve is at most, so that a nearly full disk
+/// still takes a small file.
+const RESERVE_OF_FREE: u64 = 16;
+
+/// Most bytes that are written between two looks at the filesystem: others write to it too.
+const UNWATCHED_BYTES_MAX: u64 = 64 << 20;
+
+/// What the filesystem has left for this user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes.
+    pub bytes: u64,
+    /// Bytes in all, used or not.
+    pub total_bytes: u64,
+    /// Files and directories; `u64::MAX` where the filesystem does not count them.
+    pub inodes: u64,
+    /// Bytes that a file's content is rounded up to.
+    pub block_bytes: u64,
+    /// Whether a file of so many bytes takes so many. Where content is packed, shared or stored
+    /// elsewhere, that is unknown.
+    pub is_exact: bool,
+    /// Whether copies within the filesystem may take nothing.
+    pub shares_extents: bool,
+}
+
+impl Space {
+    /// Bytes that a run leaves free.
+    #[must_use]
+    pub fn reserve_bytes(&self) -> u64 {
+        RESERVE_BYTES_MAX.min(self.total_bytes / RESERVE_OF_TOTAL).min(self.bytes / RESERVE_OF_FREE)
+    }
+}
+
+impl Root {
+    /// What the filesystem has left.
+    ///
+    /// # Errors
+    /// The filesystem does not say.
+    pub fn space(&self) -> Result<Space, DiskError> {
+        let path = self.path().as_os_str().as_bytes();
+        let stat = fstatvfs(self.descriptor()).during("ask for the space in", path)?;
+        // The superuser may use what is kept back for it.
+        let is_root = geteuid().is_root();
+        let (blocks, inodes) =
+            if is_root { (stat.f_bfree, stat.f_ffree) } else { (stat.f_bavail, stat.f_favail) };
+        Ok(Space {
+            bytes: blocks.saturating_mul(stat.f_frsize),
+            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+            inodes: if stat.f_files == 0 { u64::MAX } else { inodes },
+            block_bytes: stat.f_frsize.max(1),
+            is_exact: stat.f_blocks > 0 && self.stores_content_as_it_is(stat.f_files > 0),
+            shares_extents: shares_extents(self.descriptor()),
+        })
+    }
+
+    /// Whether this is a filesystem that neither packs content nor shares it unasked. An overlay
+    /// has the numbers of the filesystem below it, of which it is only known that Btrfs counts no
+    /// inodes.
+    #[cfg(target_os = "linux")]
+    fn stores_content_as_it_is(&self, counts_inodes: bool) -> bool {
+        // ext2 to ext4, XFS, tmpfs, vfat, exFAT. From linux/magic.h and statfs(2).
+        const PLAIN: [u32; 5] = [0xef53, 0x5846_5342, 0x0102_1994, 0x4d44, 0x2011_bab0];
+        const OVERLAY: u32 = 0x794c_7630;
+        // The type's width differs between machines, and no magic has more than 32 bits.
+        rustix::fs::fstatfs(self.descriptor()).is_ok_and(|stat| {
+            let kind = stat.f_type as u32;
+            PLAIN.contains(&kind) || kind == OVERLAY && counts_inodes
+        })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    #[allow(clippy::unused_self)]
+    fn stores_content_as_it_is(&self, _counts_inodes: bool) -> bool {
+        false
+    }
+}
+
+/// Keeps a run from filling a filesystem to its last block. The filesystem is asked only when what
+/// was free may have been written.
+#[derive(Debug)]
+pub struct Reserve {
+    bytes: u64,
+    /// Bytes that may be written before the filesystem is asked again.
+    unwatched: AtomicU64,
+}
+
+impl Reserve {
+    /// The reserve of a run that finds this space; `None` where its numbers say little.
+    #[must_use]
+    pub fn of(space: &Space) -> Option<Self> {
+        space.is_exact.then(|| Self { bytes: space.reserve_bytes(), unwatched: AtomicU64::new(0) })
+    }
+
+    /// Called before something is written below `root` that takes `at_least` and `at_most` so many
+    /// bytes.
+    ///
+    /// # Errors
+    /// [`DiskError::is_no_space`]: less than the reserve would be left.
+    pub fn before_writing(&self, root: &Root, at_least: u64, at_most: u64) -> Result<(), DiskError> {
+        let take = |left: u64| left.checked_sub(at_most);
+        if self.unwatched.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+            return Ok(());
+        }
+        // Where the filesystem does not say, writing tells.
+        let Ok(space) = root.space() else { return Ok(()) };
+        if space.bytes < self.bytes.saturating_add(at_least) {
+            let path = root.path().as_os_str().as_bytes();
+            return Err(DiskError::new("write to", path, Fault::Reserve(space.bytes)));
+        }
+        // Several threads write, so half of it is promised.
+        let free = space.bytes.saturating_sub(self.bytes).saturating_sub(at_most);
+        let promised = (free / 2).min(UNWATCHED_BYTES_MAX);
+        self.unwatched.store(promised, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::testing::Place;
+
+    fn space(bytes: u64, total_bytes: u64) -> Space {
+        Space { bytes, total_bytes, inodes: 10, block_bytes: 4096, is_exact: true, shares_extents: false }
+    }
+
+    #[test]
+    fn space_is_what_the_filesystem_says() {
+        let space = Place::new().root.space().unwrap();
+        assert!(space.bytes > 0 && space.inodes > 0 && space.block_bytes > 0);
+        assert!(space.total_bytes >= space.bytes);
+    }
+
+    #[test]
+    fn the_reserve_is_small_beside_what_is_free() {
+        assert_eq!(space(1 << 40, 1 << 41).reserve_bytes(), 4 << 20);
+        assert_eq!(space(16 << 20, 16 << 20).reserve_bytes(), 64 << 10);
+        assert_eq!(space(160 << 10, 1 << 40).reserve_bytes(), 10 << 10);
+        assert_eq!(space(0, 1 << 40).reserve_bytes(), 0);
+    }
+
+    #[test]
+    fn nothing_is_written_into_the_reserve() {
+        let place = Place::new();
+        let free = place.root.space().unwrap();
+        let reserve = Reserve { bytes: free.bytes / 2, unwatched: AtomicU64::new(0) };
+        reserve.before_writing(&place.root, 1 << 10, 1 << 10).unwrap();
+        assert!(reserve.unwatched.load(Ordering::Relaxed) <= UNWATCHED_BYTES_MAX);
+        // A hole may be longer than the disk.
+        reserve.before_writing(&place.root, 0, 1 << 60).unwrap();
+        let error = reserve.before_writing(&place.root, free.bytes, free.bytes).unwrap_err();
+        assert!(error.is_no_space(), "{error}");
+        assert!(error.to_string().contains("reserve"), "{error}");
+    }
+}

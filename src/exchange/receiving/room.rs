@@ -1,0 +1,106 @@
+//! The room that the destination has: what is known of it before anything is written, and what
+//! becomes of a disk that is full all the same.
+
+use std::sync::atomic::Ordering;
+
+use crate::disk::Staged;
+use crate::disk::error::DiskError;
+use crate::disk::root::Root;
+use crate::disk::space::Reserve;
+use crate::disk::stage::Staging;
+use crate::engine::{Fault, Room};
+use crate::exchange::fault;
+use crate::exchange::receiving::{Receiving, sink_fault};
+use crate::exchange::sink::SinkError;
+use crate::monitor::Trouble;
+use crate::tree::manifest::Manifest;
+use crate::tree::path::TreePath;
+use crate::wire::message::Op;
+
+impl Receiving {
+    /// What there is room for, where the filesystem says it well enough.
+    pub(super) fn room(&self, root: &Root, staged: Staged, present: &Manifest) -> Option<Room> {
+        let space = root.space().ok().filter(|space| space.is_exact)?;
+        if let Some(reserve) = Reserve::of(&space) {
+            // A round has one destination.
+            let _ = self.reserve.set(reserve);
+        }
+        let mut mounts: Vec<TreePath> = Vec::new();
+        for (entry, identity) in present.entries().iter().zip(self.identities.get()?) {
+            let is_known = mounts.last().is_some_and(|mount| entry.path.is_below(mount));
+            if entry.is_directory() && identity.dev != root.dev() && !is_known {
+                mounts.push(entry.path.clone());
+            }
+        }
+        Some(Room {
+            bytes: space.bytes,
+            reserve_bytes: space.reserve_bytes(),
+            inodes: space.inodes,
+            block_bytes: space.block_bytes,
+            shares_extents: space.shares_extents,
+            staged_bytes: staged.bytes,
+            staged_files: staged.files,
+            mounts,
+        })
+    }
+
+    /// Called before a small file is written.
+    pub(super) fn before_writing(&self, data: &[u8]) -> Result<(), DiskError> {
+        let bytes = data.len() as u64;
+        let is_zeros = || data.iter().all(|&byte| byte == 0);
+        match (self.reserve.get(), self.root()) {
+            (Some(reserve), Ok(root)) => {
+                reserve.before_writing(root, if is_zeros() { 0 } else { bytes }, bytes)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Called before a step in making a larger file. How much of it becomes holes is not known.
+    pub(super) fn before_step(&self, op: &Op) -> Result<(), SinkError> {
+        match (self.reserve.get(), self.root()) {
+            (Some(reserve), Ok(root)) => Ok(reserve.before_writing(root, 0, op.made_bytes())?),
+            _ => Ok(()),
+        }
+    }
+
+    /// What it means that a file cannot be made.
+    pub(super) fn sink_failed(&self, id: u32, error: SinkError) -> Fault {
+        match error {
+            SinkError::Disk(error) => self.failed(id, &error),
+            error => sink_fault(error),
+        }
+    }
+
+    /// What it means that a file cannot be written. A full disk is given back what this run has
+    /// begun, and no more is begun; so is what is longer than a file may be.
+    pub(super) fn failed(&self, id: u32, error: &DiskError) -> Fault {
+        if error.is_no_space() {
+            self.is_full.store(true, Ordering::Relaxed);
+            self.give_up_if_full();
+        }
+        if error.is_no_space() || error.is_too_long() {
+            self.give_up(id);
+        }
+        fault(error, Trouble::Unwritable)
+    }
+
+    /// Gives up all that is not complete, once the disk is full.
+    pub(super) fn give_up_if_full(&self) {
+        if self.is_full.load(Ordering::Relaxed) {
+            let begun: Vec<u32> = self.sinks().drain().map(|(id, _)| id).collect();
+            begun.into_iter().for_each(|id| self.give_up(id));
+            self.drafts.discard_all();
+        }
+    }
+
+    /// Gives up what is staged of a file that nobody writes to.
+    fn give_up(&self, id: u32) {
+        if let (Ok(root), Ok(path)) = (self.root(), self.path(id))
+            && let Ok(Some(part)) = Staging::find(root, path)
+        {
+            // What stays goes at the end of the next run.
+            let _ = part.discard();
+        }
+    }
+}

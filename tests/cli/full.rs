@@ -1,0 +1,165 @@
+//! A disk that has no room, and a limit for files: told before anything is written where it can be
+//! known, and no harm done where it cannot.
+//!
+//! Each run sees a small tmpfs in a namespace of its own, which the superuser alone can make:
+//! others try the rest.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
+
+use crate::world::{Run, World, noise};
+
+const MIB: usize = 1 << 20;
+
+/// Whether namespaces with mounts of their own can be made here.
+fn can_mount() -> bool {
+    let mut probe = Command::new("unshare");
+    probe.args(["-m", "sh", "-c", "mount -t tmpfs none /mnt && umount /mnt"]);
+    probe.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// Runs a shell script in which `dst` is a tmpfs made with these options, and `$KSYNC` is the
+/// program. A superuser must be able to.
+fn with_small_dst(world: &World, options: &str, script: &str) -> Option<Run> {
+    if !can_mount() {
+        assert!(!rustix::process::geteuid().is_root(), "the superuser can make no namespace");
+        return None;
+    }
+    fs::create_dir_all(world.path("dst")).unwrap();
+    let script = format!("mount -t tmpfs -o {options} none dst || exit 99\n{script}");
+    let mut command = world.command("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", &script]);
+    command.env("KSYNC", env!("CARGO_BIN_EXE_ksync"));
+    Some(Run::of(command))
+}
+
+/// The endpoints of the three directions: from `src` to `dst`.
+fn directions(world: &World) -> [(String, String); 3] {
+    let far = |name: &str| world.far(name).into_string().unwrap();
+    [("src".to_owned(), "dst".to_owned()), ("src".to_owned(), far("dst")), (far("src"), "dst".to_owned())]
+}
+
+#[test]
+fn what_does_not_fit_is_told_before_anything_is_written() {
+    let world = World::new();
+    world.tree("src").file("a", "small").file("b", noise(1, 6 * MIB)).file("c", noise(2, 6 * MIB));
+    for (from, to) in directions(&world) {
+        let script =
+            format!("echo old >dst/old; $KSYNC --delete {from} {to}; code=$?; ls -A dst; exit $code");
+        let Some(run) = with_small_dst(&world, "size=10M,mode=755", &script) else { return };
+        let run = run.fails(11);
+        assert!(run.stderr.contains("not enough space in "), "{to}: {}", run.stderr);
+        assert!(run.stderr.contains("12.5 MB are needed and 10.4 MB are free"), "{to}: {}", run.stderr);
+        assert_eq!(run.stderr.contains("the other side"), to.contains("sandbox:"), "{}", run.stderr);
+        assert_eq!(run.stdout.lines().last(), Some("old"), "{to}: {}", run.stdout);
+    }
+}
+
+#[test]
+fn missing_inodes_are_told_before_anything_is_written() {
+    let world = World::new();
+    let tree = world.tree("src");
+    (0..60).fold(tree, |tree, number| tree.file(format!("{number}"), "x"));
+    for (from, to) in directions(&world) {
+        let script = format!("$KSYNC {from} {to}; code=$?; ls -A dst; exit $code");
+        let Some(run) = with_small_dst(&world, "size=10M,nr_inodes=50,mode=755", &script) else { return };
+        let run = run.fails(11);
+        assert!(run.stderr.contains("not enough inodes in "), "{to}: {}", run.stderr);
+        assert!(run.stderr.contains("60 files and directories are to be made"), "{to}: {}", run.stderr);
+        assert!(!run.stdout.lines().any(|line| line == "1"), "{to}: {}", run.stdout);
+    }
+}
+
+#[test]
+fn a_destination_that_was_made_for_nothing_goes_again() {
+    let world = World::new();
+    world.tree("src").file("b", noise(1, 12 * MIB));
+    for (from, to) in directions(&world) {
+        let script = format!("$KSYNC {from} {to}/new/one; code=$?; ls -A dst; exit $code");
+        let Some(run) = with_small_dst(&world, "size=10M,mode=755", &script) else { return };
+        let run = run.fails(11);
+        assert!(!run.stdout.lines().any(|line| line == "new"), "{to}: {}", run.stdout);
+    }
+}
+
+#[test]
+fn a_sparse_file_that_is_longer_than_the_disk_is_copied() {
+    let world = World::new();
+    world.tree("src").file("sparse", noise(1, MIB));
+    File::options().write(true).open(world.path("src/sparse")).unwrap().set_len(64 * MIB as u64).unwrap();
+    if world.path("src/sparse").metadata().unwrap().blocks() * 512 > 4 * MIB as u64 {
+        // This filesystem has no holes.
+        return;
+    }
+    for (from, to) in directions(&world) {
+        let script = format!("$KSYNC {from} {to} && cmp src/sparse dst/sparse");
+        let Some(run) = with_small_dst(&world, "size=10M,mode=755", &script) else { return };
+        run.ok();
+    }
+}
+
+#[test]
+fn what_just_fits_is_copied_and_what_is_replaced_or_the_same_needs_no_more_than_it_does() {
+    let world = World::new();
+    world.tree("src").file("a", noise(1, 4 * MIB)).file("b", noise(2, 4 * MIB));
+    for (from, to) in directions(&world) {
+        // The second run touches both files and changes one: 8 MiB are there, and 4 MiB come.
+        let script = format!(
+            "$KSYNC {from} {to} && touch -d @5 src/a src/b && $KSYNC {from} {to} &&
+            printf x | dd of=src/a bs=1 seek=9 conv=notrunc status=none && $KSYNC {from} {to} && diff -r src dst"
+        );
+        let Some(run) = with_small_dst(&world, "size=13M,mode=755", &script) else { return };
+        run.ok();
+    }
+}
+
+#[test]
+fn a_disk_that_fills_all_the_same_is_given_back_the_part_and_nothing_is_deleted() {
+    let world = World::new();
+    // As long as the old one, so it may be the same: nobody knows before that it is not.
+    world.tree("src").file("a", "small").file("b", noise(1, 40 * MIB));
+    world.tree("old").file("b", noise(2, 40 * MIB)).file("gone", "old");
+    for (from, to) in directions(&world) {
+        let script = format!(
+            "cp old/* dst; touch -d @5 dst/b
+            $KSYNC --delete {from} {to}; code=$?
+            find dst -name '*.part'; cmp old/b dst/b || echo torn; cat dst/gone; echo
+            df --output=avail -B1 dst | tail -n 1; exit $code"
+        );
+        let Some(run) = with_small_dst(&world, "size=60M,mode=755", &script) else { return };
+        let run = run.fails(11);
+        let said = format!("{to}: {}{}", run.stdout, run.stderr);
+        assert!(!run.stdout.contains(".part") && !run.stdout.contains("torn"), "{said}");
+        assert!(run.stdout.lines().any(|line| line == "old"), "{said}");
+        let free: u64 = run.stdout.lines().last().unwrap().trim().parse().unwrap();
+        assert!(free > 15 * MIB as u64, "{said}");
+    }
+}
+
+#[test]
+fn a_file_beyond_the_limit_for_files_is_that_files_trouble() {
+    let world = World::new();
+    world.tree("src").file("a", "small").file("long", noise(1, 24 * MIB)).file("z", "small");
+    for (from, to) in directions(&world) {
+        let _ = fs::remove_dir_all(world.path("dst"));
+        // In blocks of 512 bytes; the agent itself has to fit.
+        let script = format!("ulimit -f 32768; exec $KSYNC {from} {to}");
+        let mut command = world.command("sh");
+        command.args(["-c", &script]).env("KSYNC", env!("CARGO_BIN_EXE_ksync"));
+        let run = Run::of(command).fails(23);
+        assert!(run.stderr.contains("long"), "{to}: {}", run.stderr);
+        assert!(run.stderr.contains("ulimit -f"), "{to}: {}", run.stderr);
+        assert_eq!(fs::read(world.path("dst/z")).unwrap(), b"small", "{to}");
+        assert!(!world.path("dst/long").exists() && !world.path("dst/.ksync").exists(), "{to}");
+    }
+}
+
+#[test]
+fn an_error_of_a_local_run_names_no_other_side() {
+    let world = World::new();
+    world.tree("src").file("a", "x");
+    world.tree("other").file("file", "x");
+    let run = world.run([world.path("src"), world.path("other/file/below")]).fails(11);
+    assert!(!run.stderr.contains("other side"), "{}", run.stderr);
+}
