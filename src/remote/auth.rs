@@ -12,13 +12,16 @@ use russh::keys::{
     Error as KeyError, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, decode_secret_key,
 };
 
-use crate::remote::error::{Fate, RemoteError};
+use crate::remote::error::{Fate, Loss, RemoteError};
 use crate::remote::ssh::Client;
 use crate::tree::path::escape;
 
 /// The files below the home directory that are tried where nothing else is said: OpenSSH's names, for the
 /// types that are understood.
 const DEFAULT_FILES: [&str; 2] = [".ssh/id_ed25519", ".ssh/id_ecdsa"];
+
+/// How long a session that has ended may take to say why.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 type SshAgent = AgentClient<Box<dyn AgentStream + Send + Unpin>>;
 
@@ -68,6 +71,19 @@ pub(super) async fn authenticate(
             endpoint: endpoint.into(),
             after: patience,
         })?;
+        // russh reports the end of the session as a failure that names no methods; a server that refuses a key does name
+        // some, or goes on.
+        let is_refusal = matches!(&result, Some(AuthResult::Failure { remaining_methods, .. })
+            if !remaining_methods.is_empty());
+        if session.is_closed() && !is_refusal && !matches!(result, Some(AuthResult::Success)) {
+            return Err(match ended(session, fate).await {
+                // sshd's way to say that it has seen enough keys.
+                Some(Loss::Dismissed(message)) => {
+                    refused(format!("it accepted none of the keys, and ended the session ({message})"))
+                }
+                _ => fate.error(endpoint),
+            });
+        }
         match result {
             Some(AuthResult::Success) => return Ok(()),
             Some(AuthResult::Failure { remaining_methods, partial_success }) => {
@@ -79,16 +95,19 @@ pub(super) async fn authenticate(
             // ssh-agent did not sign: the next key may do.
             None => {}
         }
-        if session.is_closed() {
-            // sshd's way to say that it has seen enough keys.
-            let reason = fate.known().map(|loss| loss.to_string()).unwrap_or_default();
-            return Err(refused(format!("it accepted none of the keys, and ended the session ({reason})")));
-        }
     }
     Err(refused(match tried {
         1 => format!("it did not accept the key (it accepts: {accepts})"),
         _ => format!("it accepted none of {tried} keys (it accepts: {accepts})"),
     }))
+}
+
+/// Why a session ended that is about to: its task leaves word behind as its last act.
+async fn ended(session: &mut Handle<Client>, fate: &Fate) -> Option<Loss> {
+    if fate.known().is_none() {
+        let _ = tokio::time::timeout(END_PATIENCE, session).await;
+    }
+    fate.known()
 }
 
 async fn offer(

@@ -44,7 +44,7 @@ impl Connection {
     /// # Errors
     /// The server opens no channel, or the connection is lost.
     pub async fn run(&self, command: &[u8], hear: &mut impl FnMut(&[u8])) -> Result<u32, RemoteError> {
-        let failed = |source| RemoteError::Channel { endpoint: self.endpoint.clone(), source };
+        let failed = |source| self.channel_error(source);
         let opening = async {
             let channel = self.session.channel_open_session().await.map_err(failed)?;
             channel.exec(false, command).await.map_err(failed)?;

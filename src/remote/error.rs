@@ -160,6 +160,9 @@ pub enum Loss {
     /// It was closed, or broke.
     #[error("{0}")]
     Broken(String),
+    /// The server ended the login on purpose: it takes no further key.
+    #[error("the server closed the session: {0}")]
+    Dismissed(String),
 }
 
 /// What kind of trouble a [`RemoteError`] is: one for each way in which a program ends.
@@ -286,6 +289,20 @@ impl Fate {
     /// The reason, if any is known.
     pub(super) fn known(&self) -> Option<Loss> {
         self.0.get().cloned()
+    }
+
+    /// The error of a channel that could not be opened or used. Only a server that says no to the channel is at
+    /// fault; all else means that the session is gone.
+    pub(super) fn channel_error(&self, endpoint: &str, source: russh::Error, is_closed: bool) -> RemoteError {
+        let is_refused = matches!(source, russh::Error::ChannelOpenFailure(_));
+        let is_gone = matches!(
+            source,
+            russh::Error::Disconnect | russh::Error::HUP | russh::Error::SendError | russh::Error::IO(_)
+        );
+        if !is_refused && (is_gone || is_closed || self.known().is_some()) {
+            return self.error(endpoint);
+        }
+        RemoteError::Channel { endpoint: endpoint.into(), source }
     }
 
     /// The reason as an error.

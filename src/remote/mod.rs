@@ -252,10 +252,7 @@ impl Connection {
         };
         let opened =
             within(self.patience, "open a channel to", &self.endpoint, async { Ok(opening.await) }).await?;
-        let channel = opened.map_err(|source: russh::Error| match self.fate.known() {
-            Some(source) => RemoteError::Lost { endpoint: endpoint.clone(), source },
-            None => RemoteError::Channel { endpoint: endpoint.clone(), source },
-        })?;
+        let channel = opened.map_err(|source: russh::Error| self.channel_error(source))?;
         let (read, write) = channel.split();
         let (patience, round_trip) = (self.patience, self.round_trip());
         let (budget, fate) = (self.budget.clone(), self.fate.clone());
@@ -265,6 +262,11 @@ impl Connection {
             pump::Start { image, marker, endpoint, patience, round_trip, budget, fate },
         );
         Ok(())
+    }
+
+    /// Why a channel could not be opened or used.
+    fn channel_error(&self, source: russh::Error) -> RemoteError {
+        self.fate.channel_error(&self.endpoint, source, self.session.is_closed())
     }
 
     /// A round trip took so long, or less.

@@ -68,7 +68,7 @@ impl Connection {
     /// # Errors
     /// The server opens no channel, or the connection is lost.
     pub async fn shell(&self, command: &[u8], mut terminal: Option<Terminal>) -> Result<u32, RemoteError> {
-        let failed = |source| RemoteError::Channel { endpoint: self.endpoint.clone(), source };
+        let failed = |source| self.channel_error(source);
         let opening = async {
             let channel = self.session.channel_open_session().await.map_err(failed)?;
             if let Some(Terminal { kind, size, modes, .. }) = &terminal {

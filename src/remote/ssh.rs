@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use russh::client::{Config, DisconnectReason, Handle, Handler, connect_stream};
+use russh::client::{Config, DisconnectReason, Handle, Handler, RemoteDisconnectInfo, connect_stream};
 use russh::keys::ssh_key::Algorithm;
 use russh::keys::{EcdsaCurve, PublicKeyOrCertificate};
-use russh::{Preferred, SshId, cipher, compression};
+use russh::{Disconnect, Preferred, SshId, cipher, compression};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::remote::error::{Fate, Loss, RemoteError};
@@ -138,7 +138,11 @@ impl Handler for Client {
         match reason {
             DisconnectReason::ReceivedDisconnect(info) => {
                 let message = escape(info.message.as_bytes()).into_owned();
-                self.fate.settle(Loss::Broken(format!("the server closed the session: {message}")));
+                self.fate.settle(if is_dismissal(&info) {
+                    Loss::Dismissed(message)
+                } else {
+                    Loss::Broken(format!("the server closed the session: {message}"))
+                });
                 Ok(())
             }
             DisconnectReason::Error(error) => {
@@ -150,6 +154,22 @@ impl Handler for Client {
                 Err(error)
             }
         }
+    }
+}
+
+/// Whether the server says that this client will not be let in, now or later. Every other reason to disconnect may
+/// have passed a moment later: too many connections, a timeout, a restart.
+fn is_dismissal(info: &RemoteDisconnectInfo) -> bool {
+    match info.reason_code {
+        Disconnect::NoMoreAuthMethodsAvailable
+        | Disconnect::IllegalUserName
+        | Disconnect::HostNotAllowedToConnect => true,
+        // OpenSSH gives all of its own reasons this number: auth_maxtries_exceeded, userauth_finish.
+        Disconnect::ProtocolError => {
+            let message = info.message.to_ascii_lowercase();
+            message.contains("too many authentication failures") || message.contains("access denied")
+        }
+        _ => false,
     }
 }
 
@@ -174,6 +194,29 @@ mod tests {
         assert_eq!(config.preferred.key.first(), Some(&p384));
         assert_eq!(config.preferred.key.len(), HOST_KEYS.len());
         assert!(!config.preferred.key.iter().any(|kind| matches!(kind, Algorithm::Rsa { .. })));
+    }
+
+    #[test]
+    fn only_a_refusal_is_one() {
+        let info = |reason_code, message: &str| RemoteDisconnectInfo {
+            reason_code,
+            message: message.into(),
+            lang_tag: String::new(),
+        };
+        for (code, message, expected) in [
+            (Disconnect::ProtocolError, "Too many authentication failures", true),
+            (Disconnect::ProtocolError, "Too many authentication failures for root", true),
+            (Disconnect::NoMoreAuthMethodsAvailable, "", true),
+            (Disconnect::IllegalUserName, "no", true),
+            (Disconnect::HostNotAllowedToConnect, "no", true),
+            (Disconnect::ProtocolError, "Connection corrupted", false),
+            (Disconnect::TooManyConnections, "Too many users", false),
+            (Disconnect::ByApplication, "server is going down", false),
+            (Disconnect::ServiceNotAvailable, "", false),
+            (Disconnect::ConnectionLost, "Too many connections", false),
+        ] {
+            assert_eq!(is_dismissal(&info(code, message)), expected, "{message}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 #![cfg(all(feature = "client", target_os = "linux"))]
 
+mod cut;
 mod install;
 mod links;
 mod trust;
