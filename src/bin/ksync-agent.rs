@@ -1,8 +1,8 @@
 //! The agent: one side of an exchange over stdin and stdout, on the machine that `ksync` put it on. The first
-//! bytes of its input may come, in hex, as its argument: so they arrive a round trip earlier. With the argument
-//! `lane:TOKEN` it is only a further lane to such an agent.
+//! bytes of its input may come, sealed, as its argument: so they arrive a round trip earlier (see
+//! [`flight`](ksync::wire::flight)). With the argument `lane:TOKEN` it is only a further lane to such an agent.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Cursor, Read};
 use std::os::fd::AsFd;
@@ -11,15 +11,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ksync::disk::memory::Memory;
+use ksync::disk::secret::secret_of;
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
 use ksync::exchange::lanes::Lane;
 use ksync::exchange::rounds::{self, Watched};
 use ksync::exchange::{Incoming, Link, Receiving, Sending, run_over};
 use ksync::monitor::Quiet;
 use ksync::rendezvous::{Rendezvous, serve_lane};
+use ksync::wire::flight::{self, Sealed};
 use ksync::wire::hello::{self, Order, Role};
 use ksync::wire::lanes::Token;
 use ksync::wire::message::AbortKind;
+
+/// What a client may have sent before it was asked to say it again: more than it keeps for that.
+const SKIPPED_BYTES_MAX: usize = 256 * 1024;
 
 fn main() -> ExitCode {
     let argument = std::env::args().nth(1).unwrap_or_default();
@@ -52,9 +57,10 @@ fn main() -> ExitCode {
 }
 
 /// Says hello, takes the order, runs it.
-fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
-    let mut reader = Cursor::new(from_hex(first)?).chain(unbuffered(io::stdin())?);
-    let mut writer = unbuffered(io::stdout())?;
+fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
+    let (mut input, mut writer) = (unbuffered(io::stdin())?, unbuffered(io::stdout())?);
+    let first = first_flight(argument, &mut input, &mut writer)?;
+    let mut reader = Cursor::new(first).chain(input);
     hello::write(&mut writer, None)?;
     let order = hello::read(&mut reader).map_err(io::Error::other)?.order;
     let Some(Order { role, path, options, memory, watch }) = order else {
@@ -89,6 +95,48 @@ fn serve(first: &str) -> io::Result<Result<Summary, Failure>> {
     })
 }
 
+/// The first bytes that we are told, as far as they stand in our argument and can be opened. A client that has another
+/// secret than we have, or none, is told ours, and says all of it over `input`.
+fn first_flight(argument: &str, input: &mut File, output: &mut File) -> io::Result<Vec<u8>> {
+    let sealed = Sealed::parse(argument);
+    if sealed.is_none() && argument != flight::UNSEALED {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the argument is no first flight"));
+    }
+    let exe = std::env::current_exe()?;
+    let secret = exe.parent().and_then(|directory| secret_of(directory).ok());
+    let name = exe.file_name().map(OsStr::to_string_lossy).unwrap_or_default();
+    let opened = secret.as_ref().and_then(|secret| sealed.as_ref()?.open(secret, &name));
+    if let Some(first) = opened {
+        return Ok(first);
+    }
+    let mut said = secret.as_ref().map(flight::tell).unwrap_or_default();
+    if sealed.is_some() {
+        said.extend_from_slice(flight::AGAIN);
+    }
+    io::Write::write_all(output, &said)?;
+    if let Some(sealed) = sealed {
+        skip(input, &sealed.marker())?;
+    }
+    Ok(Vec::new())
+}
+
+/// Reads up to a marker and not a byte further.
+fn skip(input: &mut File, marker: &[u8]) -> io::Result<()> {
+    let mut tail = Vec::new();
+    for _ in 0..SKIPPED_BYTES_MAX {
+        let mut byte = [0];
+        input.read_exact(&mut byte)?;
+        if tail.len() == marker.len() {
+            tail.remove(0);
+        }
+        tail.extend_from_slice(&byte);
+        if tail == marker {
+            return Ok(());
+        }
+    }
+    Err(io::ErrorKind::InvalidData.into())
+}
+
 /// What was offered is kept beside our own binary: in the private directory where the client put it.
 fn offers() -> Option<PathBuf> {
     Some(std::env::current_exe().ok()?.parent()?.join("offers"))
@@ -97,15 +145,6 @@ fn offers() -> Option<PathBuf> {
 /// A standard stream without a buffer: frames are read and written whole.
 fn unbuffered(stream: impl AsFd) -> io::Result<File> {
     Ok(File::from(stream.as_fd().try_clone_to_owned()?))
-}
-
-fn from_hex(text: &str) -> io::Result<Vec<u8>> {
-    let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "the argument is not hex");
-    let digits: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();
-    let digits = digits.filter(|digits| digits.len().is_multiple_of(2)).ok_or_else(wrong)?;
-    let bytes =
-        digits.chunks_exact(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | *digit as u8));
-    Ok(bytes.collect())
 }
 
 /// `~` and `~/…` are the home directory, as a shell would have it; other relative paths lie there anyway,

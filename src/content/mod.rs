@@ -6,8 +6,10 @@ pub mod delta;
 pub mod encode;
 pub mod fitted;
 pub mod hash;
+pub mod hex;
 pub mod pack;
 pub mod sample;
+pub mod seal;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -15,6 +15,7 @@ mod nameless;
 mod resolve;
 pub mod root;
 pub mod scan;
+pub mod secret;
 pub mod space;
 pub mod stage;
 pub mod stat;

@@ -2,8 +2,9 @@
 //!
 //! 1. The command is one line of POSIX shell ([`command`]). It starts the agent if it is there, under a name
 //!    that holds its SHA-256, in a private directory.
-//! 2. The client does not wait: what it has to say to the agent goes along with the command, as its last
-//!    argument, and then over the channel; up to [`FLIGHT_BYTES_MAX`] of the latter are kept.
+//! 2. The client does not wait: what it has to say to the agent goes along with the command, sealed, as its last
+//!    argument, and then over the channel; up to [`FLIGHT_BYTES_MAX`] of the latter are kept. Without a secret to
+//!    seal it with, all of it goes over the channel (see [`flight`](crate::wire::flight)).
 //! 3. If the agent is not there, the shell says NEED. The client sends a line that nobody else could know,
 //!    then the compressed agent, then once more what it had to say. The shell skips everything up to that
 //!    line, installs the agent and becomes it. It may say NEED again, where a disk was full, and FAIL in the
@@ -18,6 +19,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::remote::agent_image::{AgentImage, BLOCK_BYTES};
 use crate::tree::path::escape;
+use crate::wire::flight::{AGAIN, NONCE_BYTES, SECRET, SECRET_BYTES, Sealed, Secret, UNSEALED, agent_name};
 use crate::wire::hello::MAGIC;
 use crate::wire::lanes::Token;
 
@@ -40,14 +42,17 @@ const REASON_BYTES_MAX: usize = 2048;
 /// How often the agent is sent: once per directory that the shell knows.
 pub(super) const NEEDS_MAX: usize = 4;
 
+/// Digits of a secret.
+const SECRET_DIGITS: usize = 2 * SECRET_BYTES;
+
 const NEED: &[u8] = b"\0KSYNC-NEED\n";
 const FAIL: &[u8] = b"\0KSYNC-FAIL ";
 const SCRIPT: &str = include_str!("bootstrap.sh");
 
 /// What an agent is started for.
 pub(super) enum Purpose {
-    /// An exchange, with the first bytes that it is told.
-    Exchange(Vec<u8>),
+    /// An exchange, with the first bytes that it is told where they could be sealed.
+    Exchange(Option<Sealed>),
     /// A further lane of one.
     Lane(Token),
 }
@@ -56,14 +61,15 @@ impl fmt::Display for Purpose {
     /// The agent's argument.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exchange(first) => first.iter().try_for_each(|byte| write!(formatter, "{byte:02x}")),
+            Self::Exchange(Some(first)) => write!(formatter, "{first}"),
+            Self::Exchange(None) => formatter.write_str(UNSEALED),
             Self::Lane(token) => write!(formatter, "lane:{token}"),
         }
     }
 }
 
-/// The line that is executed on the other side. It holds a constant script, a hash, a number, the marker, and
-/// in hex the first bytes that the agent is told, or a token: no name or path that anybody could choose.
+/// The line that is executed on the other side, where all users can read it. It holds a constant script, a hash, a
+/// number, the marker, and the sealed first bytes that the agent is told, or a token: no name, no path and no content.
 pub(super) fn command(image: &AgentImage, marker: &str, purpose: &Purpose) -> String {
     let lines = SCRIPT.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let script = lines.collect::<Vec<_>>().join(" ");
@@ -83,6 +89,13 @@ pub(super) fn token() -> Result<Token, aws_lc_rs::error::Unspecified> {
     Ok(Token::new(bytes))
 }
 
+/// Seals the first bytes that the agent `image` is told.
+pub(super) fn seal(secret: &Secret, image: &AgentImage, first: &[u8]) -> Option<Sealed> {
+    let mut nonce = [0; NONCE_BYTES];
+    aws_lc_rs::rand::fill(&mut nonce).ok()?;
+    Sealed::new(secret, nonce, &agent_name(&image.sha256), first)
+}
+
 /// What was found in the output of the other side.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
@@ -90,6 +103,10 @@ pub(super) enum Found {
     Nothing,
     /// The shell asks for the agent.
     Need,
+    /// The agent could not open the first flight, and waits for all of it.
+    Again,
+    /// The agent tells its secret.
+    Secret(Secret),
     /// The agent speaks: its bytes from the first on.
     Agent(Bytes),
     /// The shell gave up, for this reason.
@@ -131,6 +148,20 @@ impl Scanner {
                 let _ = self.buffer.split_to(NEED.len());
                 return Found::Need;
             }
+            if self.buffer.starts_with(AGAIN) {
+                let _ = self.buffer.split_to(AGAIN.len());
+                return Found::Again;
+            }
+            if let Some(text) = self.buffer.strip_prefix(SECRET) {
+                if text.len() <= SECRET_DIGITS {
+                    return Found::Nothing;
+                }
+                let secret = text.get(..SECRET_DIGITS).and_then(Secret::from_hex);
+                if let Some(secret) = secret.filter(|_| text.get(SECRET_DIGITS) == Some(&b'\n')) {
+                    let _ = self.buffer.split_to(SECRET.len() + SECRET_DIGITS + 1);
+                    return Found::Secret(secret);
+                }
+            }
             if let Some(reason) = self.buffer.strip_prefix(FAIL) {
                 let end = reason.iter().position(|&byte| byte == b'\n');
                 if end.is_none() && reason.len() < REASON_BYTES_MAX {
@@ -139,7 +170,7 @@ impl Scanner {
                 let end = end.unwrap_or(REASON_BYTES_MAX).min(REASON_BYTES_MAX);
                 return Found::Fail(escape(reason.get(..end).unwrap_or(reason)).into_owned());
             }
-            if [&MAGIC[..], NEED, FAIL].iter().any(|word| word.starts_with(&self.buffer)) {
+            if [&MAGIC[..], NEED, FAIL, AGAIN, SECRET].iter().any(|word| word.starts_with(&self.buffer)) {
                 return Found::Nothing;
             }
             if let Some(noise) = self.skip_to(1) {
@@ -201,6 +232,39 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_and_the_wish_for_the_flight_are_found_however_they_are_cut() {
+        let secret = Secret::new([0xab; SECRET_BYTES]);
+        let told = crate::wire::flight::tell(&secret);
+        let output =
+            [b"noise\0KSYNC-SECRET zz".as_slice(), &[b'z'; 80], &told, AGAIN, &MAGIC, b"hello"].concat();
+        let agent = [&MAGIC[..], b"hello"].concat();
+        let expected = [Found::Secret(secret), Found::Again, Found::Agent(agent.into())];
+        for cut in 0..output.len() - 13 {
+            let (head, tail) = output.split_at(cut);
+            assert_eq!(scan(&[head, tail]), expected, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_sealed_flight_can_be_read_in_the_command() {
+        let image = AgentImage { sha256: "ab".repeat(32).into(), gzip: Bytes::from_static(b"x") };
+        let secret = Secret::new([7; SECRET_BYTES]);
+        let flight = b"/root/site .env API_KEY=sk-verysecret".repeat(100);
+        let seal = || seal(&secret, &image, &flight).unwrap();
+        let line = command(&image, "feed", &Purpose::Exchange(Some(seal())));
+        let argument = line.rsplit('\'').nth(1).unwrap();
+        assert_eq!(
+            Sealed::parse(argument).unwrap().open(&secret, &agent_name(&image.sha256)),
+            Some(flight.clone())
+        );
+        for part in flight.windows(4) {
+            let digits: String = part.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(!argument.contains(&digits) && !argument.contains(std::str::from_utf8(part).unwrap()));
+        }
+        assert_ne!(seal(), seal());
+    }
+
+    #[test]
     fn a_failure_tells_its_reason_escaped_and_bounded() {
         let found = scan(&[b"\0KSYNC-FAIL /tmp: no\x1b[2J", b" way\nrest"]);
         assert_eq!(found, [Found::Fail("/tmp: no\\u{1b}[2J way".into())]);
@@ -232,10 +296,10 @@ mod tests {
     fn the_command_is_one_line_that_any_login_shell_can_pass_on() {
         let image =
             AgentImage { sha256: "ab".repeat(32).into(), gzip: Bytes::from(vec![0; 2 * BLOCK_BYTES]) };
-        let command = command(&image, "feed", &Purpose::Exchange(b"\0a\n".to_vec()));
+        let command = command(&image, "feed", &Purpose::Exchange(None));
         let script = command.strip_prefix("exec sh -c '").unwrap();
         let (script, arguments) = script.split_once('\'').unwrap();
-        assert_eq!(arguments, format!(" ksync {} 2 feed '00610a'", "ab".repeat(32)));
+        assert_eq!(arguments, format!(" ksync {} 2 feed 'exchange'", "ab".repeat(32)));
         assert!(!script.contains(['\n', '!', '\'']) && !script.contains("\\\\"), "{script}");
         assert!(command.len() < 8192);
     }

@@ -28,6 +28,7 @@ mod hostkey;
 mod known_hosts;
 mod pins;
 mod pump;
+mod secrets;
 mod shell;
 mod ssh;
 pub mod ssh_config;
@@ -62,6 +63,7 @@ use crate::tree::path::escape;
 use crate::wire::lanes::Token;
 use bootstrap::Purpose;
 use error::Fate;
+use secrets::Secrets;
 
 /// What may wait to be read from all agents of a connection together: a full window. Beyond it the session
 /// stands still until somebody reads, and so does what is sent.
@@ -142,6 +144,9 @@ pub struct Connection {
     round_trip: AtomicU64,
     /// How many it took until an agent was started.
     round_trips: u32,
+    user: String,
+    shown: ssh::Shown,
+    secrets: Option<Secrets>,
 }
 
 /// Connects and logs in.
@@ -149,7 +154,7 @@ pub struct Connection {
 /// # Errors
 /// Where the network, the host's key, or the login is not as it has to be.
 pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
-    let fate = Fate::default();
+    let (fate, shown) = (Fate::default(), ssh::Shown::default());
     let patience = target.connect_timeout;
     let mut round_trips = TCP_ROUND_TRIPS + HANDSHAKE_ROUND_TRIPS + LOGIN_ROUND_TRIPS + CHANNEL_ROUND_TRIPS;
     let (mut session, socket, endpoint) = match &target.transport {
@@ -159,7 +164,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             let stream = dial(host, *port, &endpoint, patience).await?;
             let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
             let stream = tcp::Watched::new(stream, target.silence_timeout);
-            (handshake(target, stream, round_trip, &endpoint, &fate).await?, None, endpoint)
+            (handshake(target, stream, round_trip, &endpoint, &fate, &shown).await?, None, endpoint)
         }
         Transport::WebSocket { url, ca_cert } => {
             let address = websocket::Address::parse(url)?;
@@ -170,7 +175,8 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             let (stream, socket) =
                 bridge::open(&address, ca_cert.as_deref(), patience, silence, &fate).await?;
             let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
-            (handshake(target, stream, round_trip, &endpoint, &fate).await?, Some(socket), endpoint)
+            let session = handshake(target, stream, round_trip, &endpoint, &fate, &shown).await?;
+            (session, Some(socket), endpoint)
         }
     };
     let credentials = auth::Credentials {
@@ -183,13 +189,33 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
     auth::authenticate(&mut session, &credentials, &endpoint, patience, &fate).await?;
     let budget = Arc::new(Semaphore::new(UNREAD_BYTES_MAX));
     let round_trip = AtomicU64::new(u64::MAX);
-    let connection =
-        Connection { session, socket, endpoint, patience, budget, fate, round_trip, round_trips };
+    let (user, secrets) = (target.user.clone(), None);
+    let connection = Connection {
+        session,
+        socket,
+        endpoint,
+        patience,
+        budget,
+        fate,
+        round_trip,
+        round_trips,
+        user,
+        shown,
+        secrets,
+    };
     connection.took(begin.elapsed() / LOGIN_ROUND_TRIPS);
     Ok(connection)
 }
 
 impl Connection {
+    /// The same, with a file (0600) where secrets of agents are kept: what an agent is told first is sealed with its
+    /// secret, and so may travel with the command. Without one it comes a round trip later.
+    #[must_use]
+    pub fn with_secrets(self, file: PathBuf) -> Self {
+        let secrets = self.shown.get().map(|key| Secrets::of(file, key, &self.user));
+        Self { secrets, ..self }
+    }
+
     /// Starts an agent, and installs it first where it is not there. Does not wait until it has answered:
     /// what is written to it meanwhile, up to 64 KiB, is on its way.
     ///
@@ -210,12 +236,17 @@ impl Connection {
     }
 
     /// Starts the agent that a reader and a writer wait for. What was written already travels along with the
-    /// command, up to 8 KiB of it, and so arrives a round trip earlier.
+    /// command, up to 8 KiB of it, and so arrives a round trip earlier; where it can be sealed, since all users of
+    /// that machine can read its command lines.
     ///
     /// # Errors
     /// As [`Connection::agent`].
     pub async fn start(&self, waiting: Waiting, image: AgentImage) -> Result<(), RemoteError> {
-        let purpose = |waiting: &mut Waiting| Purpose::Exchange(waiting.first_flight());
+        let secret = self.secrets.as_ref().and_then(Secrets::recall);
+        let sealing = image.clone();
+        let purpose = move |waiting: &mut Waiting| {
+            Purpose::Exchange(secret.and_then(|secret| waiting.seal_first_flight(&secret, &sealing)))
+        };
         self.start_for(purpose, waiting, image).await
     }
 
@@ -255,11 +286,11 @@ impl Connection {
         let channel = opened.map_err(|source: russh::Error| self.channel_error(source))?;
         let (read, write) = channel.split();
         let (patience, round_trip) = (self.patience, self.round_trip());
-        let (budget, fate) = (self.budget.clone(), self.fate.clone());
+        let (budget, fate, secrets) = (self.budget.clone(), self.fate.clone(), self.secrets.clone());
         waiting.start(
             read,
             write,
-            pump::Start { image, marker, endpoint, patience, round_trip, budget, fate },
+            pump::Start { image, marker, endpoint, patience, round_trip, budget, fate, secrets },
         );
         Ok(())
     }
@@ -324,12 +355,14 @@ async fn handshake<S>(
     round_trip: Duration,
     endpoint: &str,
     fate: &Fate,
+    shown: &ssh::Shown,
 ) -> Result<Handle<ssh::Client>, RemoteError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
-    let handshake = ssh::handshake(stream, round_trip, host_keys, silence, endpoint, fate.clone());
+    let (fate, shown) = (fate.clone(), shown.clone());
+    let handshake = ssh::handshake(stream, round_trip, host_keys, silence, endpoint, fate, shown);
     within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake).await
 }
 

@@ -18,10 +18,12 @@ use crate::remote::agent::{
     Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Installed, WRITE_BYTES_MAX,
 };
 use crate::remote::agent_image::AgentImage;
-use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner};
+use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
 use crate::remote::error::{Fate, RemoteError};
 use crate::remote::headroom::Headroom;
+use crate::remote::secrets::Secrets;
 use crate::tree::path::escape;
+use crate::wire::flight::{Sealed, Secret};
 
 /// Writes that may wait to be sent.
 const WRITES_QUEUED: usize = 8;
@@ -43,6 +45,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 enum Step {
     /// Send the agent.
     Install,
+    /// Say all once more, since what was sealed could not be opened.
+    Again,
     /// The agent speaks: nothing need be kept any more.
     Started,
 }
@@ -59,6 +63,16 @@ pub(super) struct Start {
     /// What may wait to be read from all agents of the connection.
     pub(super) budget: Arc<Semaphore>,
     pub(super) fate: Fate,
+    /// Where the agent's secret is kept.
+    pub(super) secrets: Option<Secrets>,
+}
+
+/// A first flight that went along with the command.
+#[derive(Debug)]
+struct First {
+    /// What is said before it is said once more.
+    marker: Vec<u8>,
+    bytes: Bytes,
 }
 
 /// What an agent's reader and writer are connected to while there is no agent yet.
@@ -68,6 +82,7 @@ pub struct Waiting {
     writes: mpsc::Receiver<Bytes>,
     /// Of a write that only fits in part, the part that did not.
     surplus: Option<Bytes>,
+    first: Option<First>,
     end: oneshot::Sender<End>,
     installed: Installed,
     error: Arc<OnceLock<Arc<RemoteError>>>,
@@ -84,6 +99,7 @@ pub(super) fn waiting() -> (Agent, Waiting) {
         chunks: chunk_sender,
         writes,
         surplus: None,
+        first: None,
         end: end_sender,
         installed: installed.clone(),
         error: error.clone(),
@@ -94,8 +110,19 @@ pub(super) fn waiting() -> (Agent, Waiting) {
 }
 
 impl Waiting {
-    /// Takes what was written so far, up to a limit: the first bytes that the agent is told.
-    pub(super) fn first_flight(&mut self) -> Vec<u8> {
+    /// Seals what was written so far, up to a limit: the first bytes that the agent is told.
+    pub(super) fn seal_first_flight(&mut self, secret: &Secret, image: &AgentImage) -> Option<Sealed> {
+        let bytes = Bytes::from(self.take_first());
+        let sealed = seal(secret, image, &bytes);
+        match &sealed {
+            Some(sealed) => self.first = Some(First { marker: sealed.marker(), bytes }),
+            // Then it is said as all that follows it.
+            None => self.surplus = Some([bytes, self.surplus.take().unwrap_or_default()].concat().into()),
+        }
+        sealed
+    }
+
+    fn take_first(&mut self) -> Vec<u8> {
         let mut first = Vec::new();
         while let Ok(mut bytes) = self.writes.try_recv() {
             let room = COMMAND_FLIGHT_BYTES_MAX - first.len();
@@ -117,6 +144,7 @@ impl Waiting {
             write,
             writes: self.writes,
             surplus: self.surplus,
+            first: self.first,
             steps,
             over,
             image: start.image.clone(),
@@ -132,6 +160,8 @@ impl Waiting {
             installed: self.installed,
             scanner: Some(Scanner::default()),
             needs: 0,
+            is_again: false,
+            is_secret_told: false,
             deadline,
             stderr: VecDeque::new(),
             end: End::default(),
@@ -156,6 +186,10 @@ struct Receiving {
     /// There until the agent speaks.
     scanner: Option<Scanner>,
     needs: usize,
+    /// Whether the agent asked for the first flight once more.
+    is_again: bool,
+    /// Whether the agent told its secret.
+    is_secret_told: bool,
     deadline: Instant,
     stderr: VecDeque<u8>,
     end: End,
@@ -234,6 +268,26 @@ impl Receiving {
                     self.deadline = Instant::now() + self.start.patience + Duration::from_secs(seconds);
                     let _ = self.steps.send(Step::Install);
                 }
+                Found::Again if self.is_again => {
+                    let reason = "it asked for the first flight again and again".into();
+                    return Err(RemoteError::NotStarted { endpoint, reason });
+                }
+                Found::Again => {
+                    self.is_again = true;
+                    self.deadline = Instant::now() + self.start.patience;
+                    let _ = self.steps.send(Step::Again);
+                }
+                Found::Secret(_) if self.is_secret_told => {
+                    let reason = "it told its secret again and again".into();
+                    return Err(RemoteError::NotStarted { endpoint, reason });
+                }
+                Found::Secret(secret) => {
+                    self.is_secret_told = true;
+                    if let Some(secrets) = self.start.secrets.clone() {
+                        // Before anything else is said, so that a run that is cut short has learnt it too.
+                        let _ = tokio::task::spawn_blocking(move || secrets.remember(&secret)).await;
+                    }
+                }
                 Found::Agent(bytes) => {
                     self.scanner = None;
                     let sent = self.needs as u64 * self.start.image.gzip.len() as u64;
@@ -286,6 +340,7 @@ struct Sending {
     write: ChannelWriteHalf<Msg>,
     writes: mpsc::Receiver<Bytes>,
     surplus: Option<Bytes>,
+    first: Option<First>,
     steps: mpsc::UnboundedReceiver<Step>,
     /// Answers once the channel is over: whether the other side closed it.
     over: watch::Receiver<bool>,
@@ -330,6 +385,7 @@ impl Sending {
                         Ok(())
                     }
                     Some(Step::Install) => self.send_agent(&flight).await,
+                    Some(Step::Again) => self.send_again(&flight).await,
                     None => return,
                 },
                 bytes = self.writes.recv(), if !ended && (started || room) => match bytes {
@@ -358,6 +414,17 @@ impl Sending {
             let now = bytes.split_to(bytes.len().min(SEND_BYTES_MAX));
             self.headroom.admit(now.len()).await;
             self.write.data_bytes(now).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_again(&self, flight: &[Bytes]) -> Result<(), russh::Error> {
+        // Without a first flight there is nothing to ask for; the agent will be waited for in vain.
+        let Some(First { marker, bytes }) = &self.first else { return Ok(()) };
+        self.send(marker.clone().into()).await?;
+        self.send(bytes.clone()).await?;
+        for bytes in flight {
+            self.send(bytes.clone()).await?;
         }
         Ok(())
     }

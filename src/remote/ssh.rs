@@ -1,7 +1,7 @@
 //! The SSH session: how russh is set up, and whom it trusts.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use russh::client::{Config, DisconnectReason, Handle, Handler, RemoteDisconnectInfo, connect_stream};
@@ -64,6 +64,7 @@ pub(super) async fn handshake<S>(
     silence: Duration,
     endpoint: &str,
     fate: Fate,
+    shown: Shown,
 ) -> Result<Handle<Client>, RemoteError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -71,7 +72,7 @@ where
     let untrusted = |error| RemoteError::HostKey { endpoint: endpoint.into(), source: Box::new(error) };
     let known_kinds = host_keys.known_kinds().map_err(untrusted)?;
     let config = Arc::new(config(known_kinds, window_bytes(round_trip), silence));
-    let client = Client { host_keys, silence, fate: fate.clone() };
+    let client = Client { host_keys, silence, fate: fate.clone(), shown };
     connect_stream(config, stream, client).await.map_err(|error| match error {
         ClientError::HostKey(source) => untrusted(source),
         ClientError::Ssh(source) => match fate.known() {
@@ -108,7 +109,11 @@ pub(super) struct Client {
     host_keys: HostKeys,
     silence: Duration,
     fate: Fate,
+    shown: Shown,
 }
+
+/// The host key that was shown and trusted, as text.
+pub(super) type Shown = Arc<OnceLock<String>>;
 
 /// Why russh gave up: for a reason of its own, or because of the host key.
 #[derive(Debug, thiserror::Error)]
@@ -128,9 +133,13 @@ impl Handler for Client {
             return Ok(false);
         };
         // Files are read, and one may be locked by another run.
-        let (host_keys, key) = (self.host_keys.clone(), key.clone());
+        let (host_keys, key, shown) = (self.host_keys.clone(), key.clone(), key.to_openssh());
         let checked = tokio::task::spawn_blocking(move || host_keys.check(&key)).await;
         checked.map_err(|error| russh::Error::IO(std::io::Error::other(error)))??;
+        if let Ok(text) = shown {
+            // The key of the first exchange counts: russh takes no other afterwards.
+            let _ = self.shown.set(text);
+        }
         Ok(true)
     }
 

@@ -8,6 +8,10 @@ use crate::kernel::{KernelError, Look};
 use crate::remote::{ErrorKind, RemoteError};
 use crate::wire::message::AbortKind;
 
+/// What to do about a state directory that is not private.
+pub(super) const STATE_HINT: &str =
+    "make it yours alone (chown, chmod 700), or name another place with XDG_STATE_HOME";
+
 /// Why a job ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
@@ -40,6 +44,9 @@ pub enum SyncError {
     /// There is no directory to keep things in.
     #[error("there is no home directory to keep {0} in")]
     NoHome(&'static str),
+    /// The directory to keep things in is not ours alone.
+    #[error("cannot use the state directory: {0}")]
+    State(io::Error),
     /// The sandbox does not start.
     #[error("cannot start the sandbox")]
     Sandbox(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -95,7 +102,12 @@ impl SyncError {
         match self {
             Self::BothRemote | Self::Overlap | Self::NoSetup(_) | Self::Setup(_) | Self::Proxy { .. } => 1,
             Self::NoSandbox => 1,
-            Self::SshConfig(_) | Self::NoHome(_) | Self::Sandbox(_) | Self::Pipe(_) | Self::Agent(_) => 5,
+            Self::SshConfig(_)
+            | Self::NoHome(_)
+            | Self::State(_)
+            | Self::Sandbox(_)
+            | Self::Pipe(_)
+            | Self::Agent(_) => 5,
             Self::Kernel(error) => error.exit_code(),
             Self::Remote(error) | Self::NoWayIn { source: error, .. } => match error.kind() {
                 ErrorKind::Usage => 1,
@@ -134,6 +146,7 @@ impl SyncError {
             Self::Setup(_) => "it must be the JSON that `kernel browsers ssh ID --setup-only -o json` prints",
             Self::Proxy { .. } => "name the host that can be reached directly, or use a wss:// endpoint",
             Self::NoHome(_) => "set HOME",
+            Self::State(_) => STATE_HINT,
             Self::NoSandbox => "build it with the feature sandbox, which is on by default",
             Self::Run(failure) => match failure.kind {
                 AbortKind::Busy => "wait until the other run has ended",

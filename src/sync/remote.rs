@@ -11,7 +11,9 @@ use crate::engine::{Config, Engine, Failure, Receiver, Sender, Summary};
 use crate::exchange::lanes::Striped;
 use crate::exchange::rounds::{self, Watched};
 use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending};
+use crate::monitor::Warning;
 use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection};
+use crate::sync::error::STATE_HINT;
 use crate::sync::memory::{self, Key};
 use crate::sync::meter::Count;
 use crate::sync::stand_in::StandIn;
@@ -66,6 +68,22 @@ impl<'a> Session<'a> {
     }
 
     async fn connect(&self, monitor: &Watcher) -> Result<Connected, SyncError> {
+        let Connected { connection, behind } = self.connect_to(monitor).await?;
+        let connection = match target::state_dir() {
+            Ok(state) => connection.with_secrets(state.join("secrets")),
+            Err(SyncError::State(error)) => {
+                monitor.warn(Warning {
+                    what: format!("nothing is remembered for the next run: {error}"),
+                    hint: STATE_HINT.to_owned(),
+                });
+                connection
+            }
+            Err(_) => connection,
+        };
+        Ok(Connected { connection, behind })
+    }
+
+    async fn connect_to(&self, monitor: &Watcher) -> Result<Connected, SyncError> {
         if let Endpoint::Sandbox { .. } = self.endpoint {
             let (connection, stand_in) = StandIn::connect(self.way).await?;
             return Ok(Connected { connection, behind: Behind::Sandbox(stand_in) });

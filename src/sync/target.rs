@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::kernel::bridge_url;
+use crate::private;
 use crate::remote::{HostKeys, Target, Transport, ssh_config};
 use crate::sync::{Endpoint, SyncError, Way};
 use crate::tree::path::escape;
@@ -123,9 +124,11 @@ impl Setup {
     }
 }
 
-/// Where ksync keeps what has to last, by the XDG rules.
+/// Where ksync keeps what has to last, by the XDG rules: ours alone.
 pub(super) fn state_dir() -> Result<PathBuf, SyncError> {
-    xdg_dir("XDG_STATE_HOME", ".local/state", "known host keys")
+    let directory = xdg_dir("XDG_STATE_HOME", ".local/state", "known host keys")?;
+    private::check(&directory).map_err(SyncError::State)?;
+    Ok(directory)
 }
 
 /// Where ksync keeps what can be made again.

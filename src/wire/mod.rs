@@ -13,7 +13,8 @@
 //! it offered.
 //!
 //! # Non-goals
-//! Authentication and secrecy are SSH's. Compatibility between versions is not needed, since the client
+//! Authentication and secrecy are SSH's, but for the first bytes from the client, which travel sealed in a command
+//! line: see [`flight`]. Compatibility between versions is not needed, since the client
 //! puts the agent of its own build on the other machine and finds it by its hash; the version in the hello
 //! only turns a mistake into a clear error.
 //!
@@ -93,6 +94,7 @@
 //! agent has answered that it joined, so nobody ever waits for one that does not come; one that breaks breaks
 //! the connection.
 
+pub mod flight;
 pub mod frame;
 pub mod hello;
 pub mod lanes;

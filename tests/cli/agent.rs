@@ -9,11 +9,12 @@ use crate::world::{Run, World};
 /// What it may weigh on the wire: 924 KiB, told in units of a thousand bytes.
 const PACKED_KILOBYTES_MAX: f64 = 946.2;
 
-/// The one agent in the cache of the far home. Beside it lies what it remembers.
+/// The one agent in the cache of the far home. Beside it lies what it remembers, and its secret.
 fn installed(world: &World) -> PathBuf {
     let cache = world.far_home().join(".cache/ksync");
     let files = fs::read_dir(cache).expect("a cache").map(|entry| entry.unwrap().path());
-    let mut files = files.filter(|path| path.file_name().is_none_or(|name| name != "offers"));
+    let mut files =
+        files.filter(|path| path.file_name().is_none_or(|name| name != "offers" && name != "secret"));
     let agent = files.next().expect("an agent");
     assert_eq!(files.next(), None, "and nothing else");
     agent

@@ -83,8 +83,9 @@ fn leaves_nothing(machine: &Machine) {
     let mut files = Vec::new();
     for entry in walkdir::WalkDir::new(machine.world.path("machine/home")) {
         let entry = entry.expect("an entry");
-        // What the agent remembers stays.
-        let is_remembered = entry.path().parent().is_some_and(|parent| parent.ends_with("offers"));
+        // What the agent remembers stays, and its secret.
+        let is_remembered = entry.path().parent().is_some_and(|parent| parent.ends_with("offers"))
+            || entry.file_name() == "secret";
         if !entry.file_type().is_dir() && !is_remembered {
             files.push(entry.file_name().to_str().expect("a name").to_owned());
         }

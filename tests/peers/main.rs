@@ -11,6 +11,7 @@ mod tls;
 #[path = "../world/mod.rs"]
 mod world;
 
+mod command_lines;
 mod lanes;
 mod login;
 mod proxy;

@@ -1,0 +1,170 @@
+//! What other users of the machine can read in the command lines of its processes: nothing of what is copied.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use data_encoding::{BASE64_NOPAD, HEXLOWER};
+
+use crate::link::Link;
+use crate::machine::Machine;
+use crate::world::{Run, wait_for};
+
+/// Stands in a name, a rule, a path and a content each.
+const SECRETS: [&str; 5] =
+    ["name-verysecret", "rule-verysecret", "path-verysecret", "content-verysecret", "saved-verysecret"];
+
+/// The forms in which a secret could stand in a command line.
+fn forms(secret: &str) -> Vec<String> {
+    let mut forms = vec![secret.to_owned(), HEXLOWER.encode(secret.as_bytes())];
+    for before in 0..3 {
+        let text = BASE64_NOPAD.encode(&[&vec![0; before], secret.as_bytes()].concat());
+        // The first and the last digits depend on what stands beside it.
+        forms.push(text[4..text.len() - 4].to_owned());
+    }
+    forms
+}
+
+/// Reads all command lines again and again, but for those of `ksync` itself, which somebody typed.
+struct Spy {
+    stop: Arc<AtomicBool>,
+    seen: Arc<Mutex<BTreeSet<String>>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Spy {
+    fn start() -> Spy {
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(BTreeSet::new())));
+        let (stopped, kept) = (Arc::clone(&stop), Arc::clone(&seen));
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::SeqCst) {
+                for process in fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path())) {
+                    let Ok(line) = fs::read(process.join("cmdline")) else { continue };
+                    let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                    if line.contains("ksync") && !line.starts_with(env!("CARGO_BIN_EXE_ksync")) {
+                        kept.lock().unwrap().insert(line);
+                    }
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Spy { stop, seen, thread: Some(thread) }
+    }
+
+    /// The command lines since the last time.
+    fn take(&self) -> BTreeSet<String> {
+        std::mem::take(&mut *self.seen.lock().unwrap())
+    }
+}
+
+impl Drop for Spy {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
+/// Nothing secret stands in command lines, of which there are some of an agent; whether its first flight was sealed.
+#[track_caller]
+fn tell_nothing(lines: &BTreeSet<String>, when: &str) -> bool {
+    for secret in SECRETS {
+        for form in forms(secret) {
+            let line = lines.iter().find(|line| line.contains(&form));
+            assert!(line.is_none(), "{when}: {secret} stands in {line:?}");
+        }
+    }
+    let of = |word: &str| lines.iter().any(|line| line.contains("/agent-") && line.contains(word));
+    assert!(of("seal:") || of("exchange"), "{when}: no agent was seen among {lines:?}");
+    of("seal:")
+}
+
+struct Client(Child);
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn no_command_line_tells_a_name_a_rule_or_a_content() {
+    let Some(machine) = Machine::start() else { return };
+    let world = &machine.world;
+    world.tree("src").file("name-verysecret", "content-verysecret").file("other", "content-verysecret");
+    let link = Link::to(SocketAddr::from(([127, 0, 0, 1], machine.port)), Duration::ZERO);
+    let place = |name: &str| format!("ssh://root@{}{}", link.address, world.path(name).display());
+    let key = fs::read_to_string(world.path("host-key.pub")).unwrap();
+    let options = ["--identity", "key", "--host-key", key.trim(), "--exclude", "rule-verysecret", "--delete"];
+    let run = |arguments: &[&str]| Run::of(world.ksync(options.iter().chain(arguments))).ok();
+    let spy = Spy::start();
+    // So long that the spy comes by, however busy the machine is.
+    let up = place("path-verysecret");
+    run(&["src", &up]);
+    let first = spy.take();
+    assert!(!tell_nothing(&first, "first upload"), "nothing to seal it with was known: {first:?}");
+    for when in ["second upload", "upload of a change"] {
+        run(&["src", &up]);
+        assert!(tell_nothing(&spy.take(), when), "{when} was not sealed");
+        fs::write(world.path("src/other"), "content-verysecret anew").unwrap();
+    }
+    for when in ["first download", "second download"] {
+        run(&[&up, "back-verysecret"]);
+        assert!(tell_nothing(&spy.take(), when), "{when} was not sealed");
+    }
+
+    let mut watch = world.ksync(options);
+    watch.args(["--watch", "src", &up]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let client = Client(watch.spawn().unwrap());
+    let save = |text: &str| {
+        fs::write(world.path("src/other"), text).unwrap();
+        let far = world.path("path-verysecret/other");
+        wait_for("a save", || (fs::read_to_string(&far).ok()? == text).then_some(()));
+    };
+    save("saved-verysecret");
+    assert!(tell_nothing(&spy.take(), "watch"), "a watch was not sealed");
+    link.cut();
+    save("saved-verysecret again");
+    assert!(tell_nothing(&spy.take(), "reconnect"), "a reconnect was not sealed");
+    drop(client);
+}
+
+#[test]
+fn a_secret_that_is_another_one_costs_nothing_but_time() {
+    let Some(machine) = Machine::start() else { return };
+    let world = &machine.world;
+    let tree = (0..50).fold(world.tree("src"), |tree, number| tree.file(format!("name-{number}"), "text"));
+    drop(tree);
+    machine.run(["src", &machine.ssh("dst")]).ok();
+    let agents = world.path("machine/home/.cache/ksync");
+    let (far, near) = (agents.join("secret"), world.path("state/ksync/secrets"));
+    let secret = fs::read(&far).unwrap();
+    let known = fs::read_to_string(&near).unwrap();
+    assert!(known.contains(&HEXLOWER.encode(&secret)));
+    for (number, spoil) in
+        ["changed there", "gone there", "changed here", "gone here", "nonsense here"].into_iter().enumerate()
+    {
+        match spoil {
+            "changed there" => fs::write(&far, [7; 32]).unwrap(),
+            "gone there" => fs::remove_file(&far).unwrap(),
+            "changed here" => {
+                let known = fs::read_to_string(&near).unwrap();
+                let (name, _) = known.split_once(' ').unwrap();
+                fs::write(&near, format!("{name} {}\n", "7".repeat(64))).unwrap();
+            }
+            "gone here" => fs::remove_file(&near).unwrap(),
+            _ => fs::write(&near, "nonsense\n").unwrap(),
+        }
+        fs::write(world.path("src/changed"), format!("{number}")).unwrap();
+        machine.run(["src", &machine.ssh("dst")]).ok();
+        machine.rsync_finds_no_difference("src", "dst");
+        // Learnt again.
+        let known = fs::read_to_string(&near).unwrap();
+        assert!(known.contains(&HEXLOWER.encode(&fs::read(&far).unwrap())), "{spoil}");
+    }
+}
