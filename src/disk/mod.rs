@@ -10,6 +10,7 @@ mod change;
 pub mod error;
 pub mod glance;
 mod levels;
+mod lock;
 pub mod memory;
 mod nameless;
 mod resolve;

@@ -4,16 +4,16 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, openat, readlinkat, renameat,
-    renameat_with, statat,
+    AtFlags, CWD, Mode, OFlags, RenameFlags, fstat, openat, readlinkat, renameat, renameat_with, statat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, getegid, geteuid};
 
 use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::lock::Held;
 use crate::disk::nameless::Nameless;
 use crate::disk::resolve::{PASSAGE, Resolver};
 use crate::disk::stat::{FileKind, Identity, Stat};
@@ -62,6 +62,7 @@ pub struct Root {
     /// place from there.
     state: Mutex<Option<Arc<StateDir>>>,
     nameless: Nameless,
+    held: Mutex<Option<Held>>,
 }
 
 /// Which directory a root was. While this is held, no other directory can get its numbers: a filesystem gives the
@@ -111,7 +112,8 @@ impl Root {
         let owner = (geteuid().is_root() && is_foreign).then_some((stat.uid, stat.gid));
         let policy = Policy::default();
         let (path, state, nameless) = (path.to_owned(), Mutex::default(), Nameless::default());
-        Ok(Self { descriptor, path, resolver, policy, owner, dev, ino, state, nameless })
+        let held = Mutex::default();
+        Ok(Self { descriptor, path, resolver, policy, owner, dev, ino, state, nameless, held })
     }
 
     /// As [`Root::open`], but makes the directory and its parents where they are missing. What the superuser
@@ -176,7 +178,6 @@ impl Root {
     /// # Errors
     /// It cannot be opened once more.
     pub fn pin(&self) -> Result<Pin, DiskError> {
-        // A copy of the descriptor would share its lock.
         Ok(Pin { _held: self.open_directory(None)?, dev: self.dev, ino: self.ino })
     }
 
@@ -187,16 +188,9 @@ impl Root {
         there.is_some_and(|stat| (stat.identity.dev, stat.identity.ino) == (self.dev, self.ino))
     }
 
-    /// Keeps other runs out until this root is dropped.
-    ///
-    /// # Errors
-    /// [`DiskError::is_busy`] where another run is in.
-    pub fn lock(&self) -> Result<(), DiskError> {
-        let path = self.path.as_os_str().as_bytes();
-        match flock(&self.descriptor, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => Err(DiskError::new("lock", path, Fault::Busy)),
-            result => result.during("lock", path),
-        }
+    /// The lock on this root, if it is held.
+    pub(crate) fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A directory to be listed; `None` is the root.
@@ -379,7 +373,7 @@ mod tests {
             let again = Root::open(&place.at("root")).unwrap();
             again.lock().unwrap();
             assert!(pin.is(&again));
-            fs::remove_dir(place.at("root")).unwrap();
+            fs::remove_dir_all(place.at("root")).unwrap();
             pin
         });
         let root = Root::create(&place.at("root")).unwrap();

@@ -1,5 +1,6 @@
 //! Logging in: with key files, a key in memory, and ssh-agent.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -147,6 +148,7 @@ async fn keys(credentials: &Credentials<'_>, agent: Option<&mut SshAgent>) -> Re
         keys.push(parse(text, &in_agent).map_err(failed)?);
     }
     for file in credentials.files {
+        check_protected(file)?;
         let failed = |source| RemoteError::Identity { name: file.display().to_string(), source };
         keys.push(load(file, &in_agent).map_err(failed)?);
     }
@@ -155,9 +157,29 @@ async fn keys(credentials: &Credentials<'_>, agent: Option<&mut SshAgent>) -> Re
         let files: Vec<_> = DEFAULT_FILES.iter().map(|file| home.join(file)).collect();
         keys.extend(in_agent.iter().cloned().map(Key::InAgent));
         // Those that are not there, or wait for a passphrase, were not asked for.
-        keys.extend(files.iter().filter_map(|file| load(file, &[]).ok()));
+        let mut unprotected = None;
+        for file in &files {
+            match check_protected(file) {
+                Ok(()) => keys.extend(load(file, &[]).ok()),
+                Err(error) => unprotected = Some(error),
+            }
+        }
+        if let Some(error) = unprotected.filter(|_| keys.is_empty()) {
+            return Err(error);
+        }
     }
     Ok(keys)
+}
+
+/// A private key that others can read is nobody's proof. As with OpenSSH (`sshkey_perm_ok`) only a file of our own
+/// counts: another owner's mode is that owner's business.
+fn check_protected(file: &Path) -> Result<(), RemoteError> {
+    let Ok(data) = std::fs::metadata(file) else { return Ok(()) };
+    let mode = data.mode() & 0o7777;
+    if data.uid() == rustix::process::getuid().as_raw() && mode & 0o077 != 0 {
+        return Err(RemoteError::Unprotected { path: file.to_owned(), mode });
+    }
+    Ok(())
 }
 
 fn load(file: &Path, in_agent: &[PublicKey]) -> Result<Key, KeyError> {

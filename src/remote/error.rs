@@ -37,6 +37,14 @@ pub enum RemoteError {
         /// Why.
         source: russh::keys::Error,
     },
+    /// A private key file can be read by others.
+    #[error("the private key {} can be read by others (mode {mode:04o}), so it is not used", path.display())]
+    Unprotected {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
     /// No TCP connection.
     #[error("could not connect to {endpoint}")]
     Connect {
@@ -190,7 +198,9 @@ impl RemoteError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Url { .. } | Self::CaCert { .. } => ErrorKind::Usage,
-            Self::Identity { .. } | Self::NotAuthorised { .. } => ErrorKind::NotAuthorised,
+            Self::Identity { .. } | Self::Unprotected { .. } | Self::NotAuthorised { .. } => {
+                ErrorKind::NotAuthorised
+            }
             Self::HostKey { .. } => ErrorKind::HostKey,
             Self::TimedOut { .. } => ErrorKind::ConnectTimeout,
             Self::Lost { source: Loss::Silence(_), .. } => ErrorKind::Timeout,
@@ -242,6 +252,7 @@ impl RemoteError {
             Self::Identity { .. } => {
                 "Use an Ed25519 or ECDSA key in OpenSSH's format (ssh-keygen -t ed25519 makes one).".into()
             }
+            Self::Unprotected { path, .. } => format!("Run chmod 600 {}.", path.display()),
             Self::Connect { .. } => "Check the host, the port, and that the network leads there.".into(),
             Self::Tls { .. } => {
                 "Check the host name and the clock. For a private CA give its certificate with --ca-cert.".into()

@@ -13,6 +13,7 @@ mod hostile;
 mod impostor;
 mod interrupted;
 mod kinds;
+mod locked;
 mod mapping;
 mod moved;
 mod remembered;

@@ -14,6 +14,7 @@ mod world;
 mod command_lines;
 mod lanes;
 mod login;
+mod private;
 mod proxy;
 mod round_trip;
 mod round_trips;

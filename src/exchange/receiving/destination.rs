@@ -138,6 +138,8 @@ impl Receiving {
         // In a directory that several runs share, what the others stage stays.
         clear_leftovers(root, |name| own.as_ref().is_some_and(|own| own.as_bytes() != name))
             .map_err(|error| destination_fault(&error))?;
+        // Before the time is set, and before the peer is told: whoever is told may end this process.
+        root.unlock();
         if let Subject::Directory { mode, seconds, nanos } = *subject
             && let Some(mtime) = Time::new(seconds, nanos)
         {

@@ -1,0 +1,228 @@
+//! The lock of a destination: one run at a time, and nobody else can hold it.
+//!
+//! It is a `flock` on a file in the state directory, which only we can enter. A lock on the destination itself would be
+//! everybody's: whoever may read a directory may lock it, and keep all runs out for ever. The file is there as long as
+//! it is locked; a run that is killed leaves it behind, and the next one takes it over.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, FlockOperation, Mode, OFlags, Stat as RawStat, Timespec, Timestamps, UTIME_OMIT, flock, fstat,
+    futimens, openat, statat, unlinkat,
+};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::root::{DIRECTORY, Root};
+use crate::disk::stat::{FileKind, Stat};
+use crate::disk::state::{StateDir, in_state};
+use crate::tree::path::STATE_DIR;
+
+/// The lock's name in the state directory.
+const NAME: &str = "lock";
+
+/// How often a lock is taken that turns out to be the one of a run that ended meanwhile.
+const ATTEMPTS: usize = 16;
+
+/// A lock that is held. Dropping it gives it up.
+#[derive(Debug)]
+pub(crate) struct Held {
+    root: OwnedFd,
+    state: OwnedFd,
+    file: OwnedFd,
+}
+
+impl Root {
+    /// Keeps other runs out until this root is dropped or [unlocked](Root::unlock). A destination that we cannot have
+    /// a state directory in is not locked: there is nothing that two runs could stage in it.
+    ///
+    /// # Errors
+    /// [`DiskError::is_busy`] where another run is in.
+    pub fn lock(&self) -> Result<(), DiskError> {
+        match take(self) {
+            Ok(held) => {
+                *self.held() = Some(held);
+                Ok(())
+            }
+            Err(error) if error.is_busy() => {
+                Err(DiskError::new("lock", self.path().as_os_str().as_encoded_bytes(), Fault::Busy))
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Lets other runs in, and removes the state directory if it is empty.
+    pub fn unlock(&self) {
+        *self.held() = None;
+    }
+}
+
+fn take(root: &Root) -> Result<Held, DiskError> {
+    let path = in_state(NAME.as_bytes());
+    for _ in 0..ATTEMPTS {
+        let state = keeping_time(root.descriptor(), || StateDir::create(root))?;
+        // Without NONBLOCK a planted FIFO would keep us waiting.
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match openat(&state, NAME, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => file,
+            // The run that had it removed the directory just now.
+            Err(Errno::NOENT) => continue,
+            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::ACCESS) => {
+                state.remove(NAME.as_bytes())?;
+                continue;
+            }
+            Err(error) => return Err(error).during("make", &path),
+        };
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(DiskError::new("lock", &path, Fault::Busy)),
+            result => result.during("lock", &path)?,
+        }
+        let stat = fstat(&file).during("look at", &path)?;
+        if !is_named(&state, NAME, &stat) {
+            continue;
+        }
+        let is_ours = Stat::of(&stat).is_some_and(|stat| {
+            stat.kind() == FileKind::File && stat.nlink == 1 && stat.uid == geteuid().as_raw()
+        });
+        if !is_ours {
+            state.remove(NAME.as_bytes())?;
+            continue;
+        }
+        let state = openat(&state, c".", DIRECTORY, Mode::empty()).during("open", STATE_DIR.as_bytes())?;
+        let is_there = fstat(&state).is_ok_and(|stat| is_named(root.descriptor(), STATE_DIR, &stat));
+        if is_there {
+            return Ok(Held { root: root.open_directory(None)?, state, file });
+        }
+    }
+    Err(DiskError::new("lock", &path, Fault::Busy))
+}
+
+/// Whether a name leads to that very file or directory.
+fn is_named(directory: impl AsFd, name: &str, stat: &RawStat) -> bool {
+    let named = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
+    named.is_ok_and(|named| (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino))
+}
+
+/// Does what changes the entries of a directory, and sets its time back: a run that finds nothing to do leaves no
+/// trace. Where the directory is not ours its time cannot be set, and stays new.
+fn keeping_time<T>(directory: BorrowedFd<'_>, work: impl FnOnce() -> T) -> T {
+    let before = fstat(directory);
+    let result = work();
+    if let (Ok(before), Ok(after)) = (before, fstat(directory)) {
+        let time = |stat: &RawStat| (stat.st_mtime, stat.st_mtime_nsec);
+        if time(&before) != time(&after) {
+            let omitted = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+            #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
+            let kept = Timespec { tv_sec: before.st_mtime.into(), tv_nsec: before.st_mtime_nsec as _ };
+            let _ = futimens(directory, &Timestamps { last_access: omitted, last_modification: kept });
+        }
+    }
+    result
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Only our own: somebody who may write to the destination can have put another directory in its place.
+        if fstat(&self.file).is_ok_and(|stat| is_named(&self.state, NAME, &stat)) {
+            let _ = unlinkat(&self.state, NAME, AtFlags::empty());
+        }
+        keeping_time(self.root.as_fd(), || {
+            let _ = unlinkat(&self.root, STATE_DIR, AtFlags::REMOVEDIR);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::disk::clear_leftovers;
+    use crate::disk::testing::Place;
+
+    #[test]
+    fn whoever_may_read_the_destination_keeps_no_run_out() {
+        let place = Place::new();
+        fs::create_dir(place.at("below")).unwrap();
+        fs::write(place.at("below/file"), "").unwrap();
+        let held: Vec<File> = ["", "below", "below/file"]
+            .iter()
+            .map(|name| {
+                let file = File::open(place.at(name)).unwrap();
+                file.lock().unwrap();
+                file
+            })
+            .collect();
+        place.root.lock().unwrap();
+        assert!(Root::open(place.root.path()).unwrap().lock().unwrap_err().is_busy());
+        assert_eq!(place.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
+        assert_eq!(place.at(".ksync/lock").metadata().unwrap().mode() & 0o7777, 0o600);
+        drop(held);
+    }
+
+    #[test]
+    fn it_leaves_no_trace() {
+        let place = Place::new();
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let set = || File::open(place.root.path()).unwrap().set_modified(time).unwrap();
+        let is_set = || place.root.path().metadata().unwrap().modified().unwrap() == time;
+        set();
+        place.root.lock().unwrap();
+        assert!(is_set() && place.at(".ksync/lock").exists());
+        place.root.unlock();
+        assert!(is_set() && !place.at(".ksync").exists());
+        // What is staged stays, and what a killed run left is taken over.
+        fs::create_dir(place.at(".ksync")).unwrap();
+        fs::write(place.at(".ksync/lock"), "").unwrap();
+        fs::write(place.at(".ksync/0.part"), "").unwrap();
+        place.root.lock().unwrap();
+        assert_eq!(clear_leftovers(&place.root, |_| true).unwrap(), 0);
+        assert!(Root::open(place.root.path()).unwrap().lock().unwrap_err().is_busy());
+        place.root.unlock();
+        assert!(place.at(".ksync/0.part").exists() && !place.at(".ksync/lock").exists());
+    }
+
+    #[test]
+    fn what_is_planted_in_its_place_is_replaced() {
+        let place = Place::new();
+        fs::create_dir(place.at(".ksync")).unwrap();
+        symlink(place.outside(), place.at(".ksync/lock")).unwrap();
+        place.root.lock().unwrap();
+        place.root.unlock();
+        fs::create_dir(place.at(".ksync")).unwrap();
+        fs::write(place.at("other"), "").unwrap();
+        fs::hard_link(place.at("other"), place.at(".ksync/lock")).unwrap();
+        place.root.lock().unwrap();
+        place.root.unlock();
+        assert!(place.at("other").exists());
+        place.assert_canary_untouched();
+    }
+
+    #[test]
+    fn of_many_runs_one_is_in_at_a_time() {
+        let place = Place::new();
+        let (inside, entered) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let root = Root::open(place.root.path()).unwrap();
+                        if root.lock().is_ok() {
+                            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                            entered.fetch_add(1, Ordering::SeqCst);
+                            thread::yield_now();
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                        }
+                    }
+                });
+            }
+        });
+        assert!(entered.load(Ordering::SeqCst) > 0);
+        assert!(!place.at(".ksync").exists());
+    }
+}

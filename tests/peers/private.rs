@@ -1,0 +1,94 @@
+//! What only we may read or change at home: keys, and what is remembered.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::Path;
+
+use crate::machine::Machine;
+
+fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+/// A machine with a source tree.
+fn machine() -> Option<Machine> {
+    let machine = Machine::start()?;
+    machine.world.tree("src").file("a", "text");
+    Some(machine)
+}
+
+#[test]
+fn a_private_key_that_others_can_read_is_not_used() {
+    let Some(machine) = machine() else { return };
+    let (key, place) = (machine.world.path("key"), machine.ssh("dst"));
+    for mode in [0o644, 0o640, 0o604, 0o660, 0o601] {
+        chmod(&key, mode);
+        let run = machine.run(["src", &place]).fails(40);
+        let said = format!("the private key key can be read by others (mode {mode:04o}), so it is not used");
+        assert!(run.stderr.contains(&said) && run.stderr.contains("chmod 600 key"), "{}", run.stderr);
+    }
+    // Nor where nobody named it.
+    chmod(&key, 0o600);
+    let default = machine.world.home().join(".ssh/id_ed25519");
+    fs::copy(&key, &default).unwrap();
+    machine.world.run(["src", &place]).ok();
+    chmod(&default, 0o644);
+    let run = machine.world.run(["src", &place]).fails(40);
+    assert!(run.stderr.contains("id_ed25519 can be read by others"), "{}", run.stderr);
+    // As with ssh, another owner's mode is that owner's business.
+    if chown(&default, Some(65534), None).is_ok() {
+        machine.world.run(["src", &place]).ok();
+    }
+    chmod(&key, 0o400);
+    machine.run(["src", &place]).ok();
+}
+
+#[test]
+fn a_state_directory_of_others_keeps_no_pin_and_no_run_out_that_needs_none() {
+    let Some(machine) = machine() else { return };
+    let (bridge, _service) = machine.bridge();
+    let (pinned, known) = (machine.behind(&bridge, "dst"), machine.ssh("dst"));
+    let state = machine.world.path("state/ksync");
+    fs::create_dir(&state).unwrap();
+    let open: &dyn Fn() = &|| chmod(&state, 0o777);
+    let shared: &dyn Fn() = &|| chmod(&state, 0o770);
+    let foreign: &dyn Fn() = &|| {
+        chmod(&state, 0o700);
+        let _ = chown(&state, Some(65534), None);
+    };
+    let mut spoils = vec![(open, "can be changed by other users (mode 0777)"), (shared, "(mode 0770)")];
+    if rustix::process::geteuid().is_root() {
+        spoils.push((foreign, "belongs to another user (uid 65534, and this is uid 0)"));
+    }
+    for (spoil, why) in spoils {
+        spoil();
+        let run = machine.run(["src", &pinned]).fails(5);
+        let start = format!("ksync: cannot use the state directory: {} ", state.display());
+        assert!(run.stderr.starts_with(&start) && run.stderr.contains(why), "{}", run.stderr);
+        assert!(run.stderr.contains("chmod 700") && run.stderr.contains("XDG_STATE_HOME"), "{}", run.stderr);
+        // The key stands in the user's own known_hosts: nothing has to be kept.
+        let run = machine.run(["src", &known]).ok();
+        assert!(run.stderr.contains(why), "{}", run.stderr);
+        assert!(!machine.run(["src", "local"]).ok().stderr.contains("state"));
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_key_is_not_kept_through_a_link() {
+    let Some(machine) = machine() else { return };
+    let (bridge, _service) = machine.bridge();
+    let place = machine.behind(&bridge, "dst");
+    let (state, elsewhere) = (machine.world.path("state/ksync"), machine.world.path("elsewhere"));
+    fs::create_dir(&state).unwrap();
+    chmod(&state, 0o700);
+    fs::write(&elsewhere, "theirs\n").unwrap();
+    symlink(&elsewhere, state.join("known_hosts")).unwrap();
+    let run = machine.run(["src", &place]).fails(43);
+    assert!(run.stderr.contains("it is a symbolic link, which is not written through"), "{}", run.stderr);
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "theirs\n");
+    // Where the key is given otherwise there is nothing to keep.
+    let key = fs::read_to_string(machine.world.path("host-key.pub")).unwrap();
+    machine.run(["--host-key", &key, "src", &place]).ok();
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "theirs\n");
+}
