@@ -12,6 +12,7 @@ use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::root::{DIRECTORY, Root, check_unchanged, rename_into, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
 use crate::disk::state::{LINK, staged_name};
+use crate::disk::unconfirmed::Made;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
@@ -102,10 +103,29 @@ impl Root {
         if stat.nlink > 1 {
             return Err(DiskError::new(VERB, path.as_bytes(), Fault::Linked));
         }
+        // Whoever wrote it may have done so just now: then the time must not reach the disk before the content.
+        self.mark_change(path, seen.dev, Made::Now)?;
         let raw = mode_bits(self.policy().mode(mode));
         fchmod(&file, raw).during(VERB, path.as_bytes())?;
         futimens(&file, &times(mtime)).during(VERB, path.as_bytes())?;
-        stat_of(&file, path)
+        let now = stat_of(&file, path)?;
+        self.mark(path, &now.identity)?;
+        Ok(now)
+    }
+
+    /// A regular file was found to be what size and time say, as it was `seen`: it gets a new ctime, and so later runs
+    /// know. If it cannot have one, they look again.
+    ///
+    /// # Errors
+    /// It is not what was seen any more ([`DiskError::is_conflict`]), or cannot be opened.
+    pub fn vouch_for(&self, path: &TreePath, seen: &Identity) -> Result<(), DiskError> {
+        let (file, stat) = self.open_file(path)?;
+        if stat.identity != *seen {
+            return Err(DiskError::new("look at", path.as_bytes(), Fault::Conflict));
+        }
+        self.mark_change(path, seen.dev, Made::Before)?;
+        let _ = futimens(&file, &times(seen.mtime));
+        Ok(())
     }
 
     /// Moves a regular file to where nothing is, and gives it its mode and modification time there; `seen` is

@@ -138,6 +138,14 @@ impl DiskError {
         matches!(self.fault, Fault::InTheWay)
     }
 
+    /// The system's number of the error, if it is one of the system.
+    pub(crate) fn errno(&self) -> Option<Errno> {
+        match &self.fault {
+            Fault::System(error) => Errno::from_io_error(error),
+            _ => None,
+        }
+    }
+
     fn kind(&self) -> Option<io::ErrorKind> {
         match &self.fault {
             Fault::System(error) => Some(error.kind()),

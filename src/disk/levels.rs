@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::disk::error::{DiskError, Fault};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::stat::FileKind;
+use crate::disk::unconfirmed::Covers;
 use crate::tree::path::TreePath;
 
 /// How many directories stay open on the way down. A deeper tree opens the upper ones again on the way back.
@@ -19,6 +21,8 @@ pub(crate) struct Level {
     pub(crate) directory: Option<OwnedFd>,
     /// Which directory it is, so that opening it again finds the same one or fails.
     pub(crate) inode: Option<(u64, u64)>,
+    /// Which of the files in it are doubted.
+    pub(crate) covers: Option<Arc<Covers>>,
     /// What remains to be looked at, in order.
     pub(crate) names: std::vec::IntoIter<Name>,
 }

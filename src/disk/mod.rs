@@ -3,15 +3,19 @@
 //! All access to a tree goes through one [`root::Root`], a directory handle that nothing climbs out of:
 //! names are [`TreePath`](crate::tree::path::TreePath)s, and no symbolic link in them is ever followed,
 //! whoever swaps directories for links meanwhile. What is written is written aside, in
-//! [`STATE_DIR`](crate::tree::path::STATE_DIR) or without a name, and gets into place when it is complete. What is
+//! [`STATE_DIR`](crate::tree::path::STATE_DIR) or without a name, and gets into place when it is complete; which of
+//! it the disk may not have yet is marked (`unconfirmed`). What is
 //! remembered from one run to the next lies outside of every tree: see [`memory`].
 
 mod change;
+mod closing;
 pub mod error;
 pub mod glance;
 mod levels;
 mod lock;
+mod marker;
 pub mod memory;
+mod mount;
 mod nameless;
 mod resolve;
 pub mod root;
@@ -21,6 +25,7 @@ pub mod space;
 pub mod stage;
 pub mod stat;
 mod state;
+mod unconfirmed;
 mod writeback;
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::disk::nameless::Nameless;
 use crate::disk::resolve::{PASSAGE, Resolver};
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::state::StateDir;
+use crate::disk::unconfirmed::Unconfirmed;
 use crate::tree::entry::MODE_MASK;
 use crate::tree::path::TreePath;
 
@@ -63,6 +64,7 @@ pub struct Root {
     state: Mutex<Option<Arc<StateDir>>>,
     nameless: Nameless,
     held: Mutex<Option<Held>>,
+    unconfirmed: Unconfirmed,
 }
 
 /// Which directory a root was. While this is held, no other directory can get its numbers: a filesystem gives the
@@ -112,8 +114,8 @@ impl Root {
         let owner = (geteuid().is_root() && is_foreign).then_some((stat.uid, stat.gid));
         let policy = Policy::default();
         let (path, state, nameless) = (path.to_owned(), Mutex::default(), Nameless::default());
-        let held = Mutex::default();
-        Ok(Self { descriptor, path, resolver, policy, owner, dev, ino, state, nameless, held })
+        let (held, unconfirmed) = (Mutex::default(), Unconfirmed::default());
+        Ok(Self { descriptor, path, resolver, policy, owner, dev, ino, state, nameless, held, unconfirmed })
     }
 
     /// As [`Root::open`], but makes the directory and its parents where they are missing. What the superuser
@@ -273,6 +275,10 @@ impl Root {
 
     pub(crate) fn nameless(&self) -> &Nameless {
         &self.nameless
+    }
+
+    pub(crate) fn unconfirmed(&self) -> &Unconfirmed {
+        &self.unconfirmed
     }
 
     /// The root's own descriptor.

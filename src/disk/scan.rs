@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, readlinkat, statat};
 use rustix::io::Errno;
@@ -13,6 +14,8 @@ use crate::disk::levels::{Level, Levels, Name, names};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::stage::HOLE_BYTES_MIN;
 use crate::disk::stat::{FileKind, Identity, Stat};
+use crate::disk::unconfirmed::{Covers, Seen};
+use crate::tree::doubt::Doubts;
 use crate::tree::entry::{Entry, Kind};
 use crate::tree::filter::{Filter, IGNORE_BYTES_MAX, IGNORE_FILE, IgnoreFile};
 use crate::tree::path::{PathError, TreePath};
@@ -44,6 +47,8 @@ pub struct ScanOptions {
     pub hash_bytes_max: u64,
     /// Enter directories in which another filesystem is mounted.
     pub cross_mounts: bool,
+    /// Find out which files a power cut may have damaged.
+    pub doubts: bool,
 }
 
 /// How far a scan is.
@@ -118,6 +123,8 @@ pub struct Scanned {
     pub entries: Vec<Entry>,
     /// For each entry, in the same order, what tells whether it is later still the same.
     pub identities: Vec<Identity>,
+    /// Files that a power cut may have damaged, where that was asked for.
+    pub doubts: Doubts,
     /// What could not be read. A tree with problems is not complete, and nothing may be deleted for its sake.
     pub problems: Vec<DiskError>,
     /// What no tree can hold: pipes, sockets, devices.
@@ -151,8 +158,13 @@ pub fn scan(
         },
         bytes: 0,
         buffer: Vec::new(),
+        covers: None,
+        seen: Seen::default(),
         scanned: Scanned::default(),
     };
+    if options.doubts {
+        scanner.covers = Some(Arc::new(Covers::above(root)));
+    }
     let mut levels = Levels::default();
     match subject {
         Subject::Whole | Subject::Parts(_) => {
@@ -167,6 +179,9 @@ pub fn scan(
     }
     scanner.run(&mut levels);
     scanner.report();
+    if options.doubts {
+        root.seen_markers(scanner.seen);
+    }
     Ok(scanner.scanned)
 }
 
@@ -179,6 +194,9 @@ struct Scanner<'a> {
     scope: Option<&'a Scope>,
     bytes: u64,
     buffer: Vec<u8>,
+    /// Which files of the directory that is being read are doubted.
+    covers: Option<Arc<Covers>>,
+    seen: Seen,
     scanned: Scanned,
 }
 
@@ -219,6 +237,7 @@ impl Scanner<'_> {
                 level.names = Vec::new().into_iter();
             })?;
         }
+        self.covers.clone_from(&level.covers);
         let Some(directory) = &level.directory else { return Ok(None) };
         let stat = match statat(directory, &*name.name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => {
@@ -301,6 +320,12 @@ impl Scanner<'_> {
         let mode = if matches!(kind, Kind::Symlink { .. }) { 0o777 } else { stat.mode };
         let entry = Entry { path, kind, mode, mtime: stat.mtime() };
         self.bytes += entry.size();
+        if let (Some(covers), Kind::File { .. }) = (&self.covers, &entry.kind)
+            && let Some(doubt) = covers.doubt(&stat.identity, &mut self.seen)
+        {
+            // `ENTRIES_MAX` fits in 32 bits.
+            self.scanned.doubts.push(u32::try_from(self.scanned.entries.len()).unwrap_or(u32::MAX), doubt);
+        }
         self.scanned.entries.push(entry);
         self.scanned.identities.push(stat.identity);
         if self.scanned.entries.len().is_multiple_of(REPORT_ENTRIES) {
@@ -326,6 +351,9 @@ impl Scanner<'_> {
     fn list(&mut self, directory: OwnedFd, path: Option<(TreePath, Identity)>) -> Result<Level, DiskError> {
         let (path, inode) = path.map(|(path, is)| (path, (is.dev, is.ino))).unzip();
         self.look.enter(directory.as_fd(), path.as_ref());
+        let dev = inode.map_or(self.root.dev(), |(dev, _)| dev);
+        let covers =
+            self.covers.as_ref().map(|above| above.enter(&directory, path.as_ref(), dev, &mut self.seen));
         let shown = path.as_ref().map_or(&b"."[..], |path| path.as_bytes());
         let (names, may_ignore) = match self.scope {
             Some(scope) if self.reach(path.as_ref()) == Reach::Above => {
@@ -341,7 +369,7 @@ impl Scanner<'_> {
         if self.filter.is_some() && may_ignore {
             self.read_ignore_file(path.as_ref())?;
         }
-        Ok(Level { path, directory: Some(directory), inode, names: names.into_iter() })
+        Ok(Level { path, directory: Some(directory), inode, covers, names: names.into_iter() })
     }
 
     /// The names that lead to parts, whether or not they are there.
@@ -394,6 +422,9 @@ impl Scanner<'_> {
     fn one(&mut self, path: &TreePath, levels: &mut Levels) -> Result<(), DiskError> {
         let Some(stat) = self.root.stat(path)? else { return Ok(()) };
         let parent = self.root.open_directory(path.parent().as_ref())?;
+        if let Some(above) = self.covers.take() {
+            self.covers = Some(above.enter(&parent, path.parent().as_ref(), self.root.dev(), &mut self.seen));
+        }
         let name = CString::new(path.name()).map_err(std::io::Error::other);
         let name = name.during("name", path.as_bytes())?;
         if let Some(level) = self.entry(parent, &name, path.clone(), stat)? {

@@ -12,8 +12,9 @@ use std::thread;
 use rustix::fs::{AtFlags, fchmod, fchown, fsync, futimens, statat};
 use rustix::io::Errno;
 
+use crate::disk::closing::told_at_close;
 use crate::disk::error::{DiskError, During};
-use crate::disk::root::Root;
+use crate::disk::root::{Root, stat_of};
 use crate::disk::stat::{Identity, mode_bits, times};
 use crate::disk::state::{PART, StateDir, in_state, staged_name};
 use crate::disk::writeback::WriteBack;
@@ -45,7 +46,7 @@ pub enum Durability {
     /// When the system gets round to it.
     #[default]
     Eventually,
-    /// Before it is reported as finished: first its data, then its name.
+    /// Its data before it gets its name; its name by [`Root::settle`], with those of all others.
     Immediately,
 }
 
@@ -53,7 +54,7 @@ pub enum Durability {
 #[derive(Debug)]
 pub struct Staging {
     state: Arc<StateDir>,
-    file: File,
+    file: Arc<File>,
     path: TreePath,
     name: String,
     len: u64,
@@ -76,7 +77,8 @@ impl Staging {
         let name = Self::name(path);
         let (state, (descriptor, len)) =
             root.with_state(|state| Ok((Arc::clone(state), state.open_part(&name)?)))?;
-        Ok((Self { state, file: descriptor.into(), path: path.clone(), name, len, write_back: None }, len))
+        let file = Arc::new(File::from(descriptor));
+        Ok((Self { state, file, path: path.clone(), name, len, write_back: None }, len))
     }
 
     /// What an earlier run staged for `path`, if anything; nothing is made.
@@ -232,8 +234,7 @@ impl Staging {
     /// there (`None`: nothing). After a conflict the staged bytes stay.
     ///
     /// # Errors
-    /// [`DiskError::is_conflict`], or the place cannot be written to. Nothing has changed then, save that
-    /// a failure to make it durable comes after the rename.
+    /// [`DiskError::is_conflict`], or the place cannot be written to, or not all was taken. Nothing has changed then.
     pub fn finish(
         self,
         root: &Root,
@@ -241,17 +242,32 @@ impl Staging {
         seen: Option<&Identity>,
         durability: Durability,
     ) -> Result<(), DiskError> {
-        let path = self.path.as_bytes();
+        self.complete(root, metadata, durability)?.install(root, seen)
+    }
+
+    /// The file with all that it shall have but its name.
+    ///
+    /// # Errors
+    /// The disk or the filesystem did not take all of it. What it did not is not tried again.
+    pub fn complete(
+        self,
+        root: &Root,
+        metadata: &Metadata,
+        durability: Durability,
+    ) -> Result<Complete, DiskError> {
+        told_at_close(&self.file).during("write", self.path.as_bytes())?;
         set_metadata(&self.file, root, &self.path, metadata)?;
-        if durability == Durability::Immediately {
-            fsync(&self.file).during("write to the disk", path)?;
+        root.mark(&self.path, &stat_of(&*self.file, &self.path)?.identity)?;
+        if durability == Durability::Immediately
+            && let Err(error) = full_sync(&self.file)
+        {
+            // What is staged may look whole and not be on the disk.
+            root.mark_lost();
+            let path = self.path.clone();
+            let _ = self.discard();
+            return Err(error).during("write to the disk", path.as_bytes());
         }
-        self.state.install(&self.name, root, &self.path, seen)?;
-        if durability == Durability::Immediately {
-            let parent = root.open_directory(self.path.parent().as_ref())?;
-            fsync(parent).during("write to the disk", path)?;
-        }
-        Ok(())
+        Ok(Complete(self))
     }
 
     /// Gives up what is staged.
@@ -315,6 +331,41 @@ impl Staging {
     }
 }
 
+/// A staged file that needs nothing but its name.
+#[derive(Debug)]
+pub struct Complete(Staging);
+
+impl Complete {
+    /// Puts it into its place, as [`Staging::finish`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn install(self, root: &Root, seen: Option<&Identity>) -> Result<(), DiskError> {
+        let Self(Staging { state, name, path, .. }) = &self;
+        state.install(name, root, path, seen)
+    }
+
+    /// Gives it up.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn discard(self) -> Result<(), DiskError> {
+        self.0.discard()
+    }
+}
+
+/// Has a file's content written to the disk, not only to its cache.
+#[cfg(target_vendor = "apple")]
+fn full_sync(file: &File) -> rustix::io::Result<()> {
+    rustix::fs::fcntl_fullfsync(file)
+}
+
+/// Has a file's content written to the disk.
+#[cfg(not(target_vendor = "apple"))]
+fn full_sync(file: &File) -> rustix::io::Result<()> {
+    fsync(file)
+}
+
 /// Gives a file that is not in its place yet what it will have there besides its content.
 pub(crate) fn set_metadata(
     file: &File,
@@ -366,6 +417,18 @@ fn is_hole(bytes: &[u8]) -> bool {
 /// Writes at `end`, the end of the file. Long runs of zeros become holes.
 pub(crate) fn write_at_end(file: &File, bytes: &[u8], end: u64) -> io::Result<()> {
     if is_hole(bytes) { file.set_len(end + bytes.len() as u64) } else { file.write_all_at(bytes, end) }
+}
+
+/// Writes a file from its beginning to its end. Long runs of zeros become holes; the last block is written even so.
+/// Then the length reaches the disk together with what was written, and not before.
+#[cfg(target_os = "linux")]
+pub(crate) fn write_all(file: &File, bytes: &[u8]) -> io::Result<()> {
+    const BLOCK_BYTES: usize = 4096;
+    if !is_hole(bytes) {
+        return file.write_all_at(bytes, 0);
+    }
+    let (hole, last) = bytes.split_at(bytes.len().saturating_sub(1) / BLOCK_BYTES * BLOCK_BYTES);
+    file.write_all_at(last, hole.len() as u64)
 }
 
 /// Copies `len` bytes, by the kernel as far as it can; answers how many that were: all.

@@ -36,8 +36,13 @@ impl AsFd for StateDir {
 impl StateDir {
     /// The state directory if there is one.
     pub(crate) fn open(root: &Root) -> Result<Option<Self>, DiskError> {
+        Self::open_in(root.descriptor())
+    }
+
+    /// The state directory of a directory, if there is one.
+    pub(crate) fn open_in(directory: impl AsFd) -> Result<Option<Self>, DiskError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match openat(root.descriptor(), STATE_DIR, flags, Mode::empty()) {
+        match openat(directory, STATE_DIR, flags, Mode::empty()) {
             Ok(descriptor) => own(descriptor).map(Some),
             Err(Errno::NOENT) => Ok(None),
             Err(Errno::LOOP | Errno::NOTDIR) => Err(refused()),
@@ -47,14 +52,19 @@ impl StateDir {
 
     /// The state directory, made where it is missing.
     pub(crate) fn create(root: &Root) -> Result<Self, DiskError> {
-        if let Some(there) = Self::open(root)? {
+        Self::create_in(root.descriptor())
+    }
+
+    /// The state directory of a directory, made where it is missing.
+    pub(crate) fn create_in(directory: impl AsFd) -> Result<Self, DiskError> {
+        if let Some(there) = Self::open_in(&directory)? {
             return Ok(there);
         }
-        match mkdirat(root.descriptor(), STATE_DIR, Mode::from_raw_mode(PRIVATE as _)) {
+        match mkdirat(&directory, STATE_DIR, Mode::from_raw_mode(PRIVATE as _)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error).during("make the directory", STATE_DIR.as_bytes()),
         }
-        Self::open(root)?.ok_or_else(refused)
+        Self::open_in(directory)?.ok_or_else(refused)
     }
 
     /// Removes what is called `name`, whatever it is; nothing there is fine.

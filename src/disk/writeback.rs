@@ -33,7 +33,7 @@ impl WriteBack {
     }
 
     /// The file has been written up to `end`, or nearly: several threads may be at it.
-    pub(super) fn reached(&self, file: &File, end: u64) {
+    pub(super) fn reached(&self, file: &Arc<File>, end: u64) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(due) = state.due(end) else { return };
         if state.thread.is_none() {
@@ -68,8 +68,9 @@ struct Thread {
 }
 
 impl Thread {
-    fn start(file: &File) -> io::Result<Self> {
-        let (file, is_over) = (file.try_clone()?, Arc::new(AtomicBool::new(false)));
+    fn start(file: &Arc<File>) -> io::Result<Self> {
+        // No descriptor of its own: closing that would swallow what the filesystem tells at a `close`.
+        let (file, is_over) = (Arc::clone(file), Arc::new(AtomicBool::new(false)));
         let (sender, due) = mpsc::channel();
         let seen = Arc::clone(&is_over);
         let work = move || {

@@ -5,6 +5,7 @@ mod bases;
 mod claims;
 mod cuts;
 mod disk;
+mod doubts;
 mod liars;
 mod memory;
 mod noise;

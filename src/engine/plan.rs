@@ -5,14 +5,15 @@
 //! goes; directory times last and deepest first, since every change inside a directory moves its time.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::content::hash::Hash;
 use crate::engine::links::leads_out;
 use crate::engine::relations;
 use crate::engine::work::Step;
 use crate::monitor::{Action, Event, Problem, Trouble, What};
-use crate::tree::compare::{Change, Rules, compare};
+use crate::tree::compare::{Change, Rules, compare_doubting};
+use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{Entry, Kind};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
@@ -28,6 +29,8 @@ pub(super) struct Fetch {
     pub(super) at: Option<u32>,
     /// Whether the basis lies elsewhere.
     pub(super) elsewhere: bool,
+    /// Whether the basis is the file that is wanted, unless a power cut came between.
+    pub(super) is_doubted: bool,
 }
 
 /// What a receiver is going to do.
@@ -48,6 +51,8 @@ pub(super) struct Plan {
     /// Whether an earlier run left something staged.
     pub(super) has_staged: bool,
     updates: HashSet<u32>,
+    /// Files that are to be verified, and whether their modes differ.
+    verifies: HashMap<u32, bool>,
     adjusts: HashSet<u32>,
     unsafe_links: Vec<u32>,
 }
@@ -57,13 +62,16 @@ impl Plan {
     pub(super) fn new(
         wanted: &Manifest,
         present: &Manifest,
+        doubts: &Doubts,
         rules: Rules,
         filter: &Filter,
         safe_links: bool,
         has_staged: bool,
     ) -> Self {
         let protects = |entry: &Entry| filter.excludes_within(&entry.path, entry.is_directory());
-        let changes = compare(wanted, present, rules, protects);
+        let changes = compare_doubting(wanted, present, doubts, rules, protects);
+        // What the disk lost it may have lost of what is staged, too.
+        let has_staged = has_staged && !doubts.has_lost();
         let mut plan = Self { has_staged, ..Self::default() };
         let mut touched = Touched::new(wanted);
         let mut locked = Locked::new(present);
@@ -71,11 +79,11 @@ impl Plan {
             if safe_links && plan.is_unsafe(*change, wanted) {
                 continue;
             }
-            plan.add(*change, wanted, present);
+            plan.add(*change, wanted, present, doubts);
             touched.add(*change, present);
             locked.add(*change, wanted);
         }
-        relations::find(&mut plan.fetch, wanted, present);
+        relations::find(&mut plan.fetch, wanted, present, doubts);
         plan.first.splice(..0, locked.directories.into_iter().map(|at| Step::Unlock { at }));
         plan.remove.reverse();
         plan.directory_times = touched.directories.into_iter().rev().map(|id| Step::Adjust { id }).collect();
@@ -96,13 +104,20 @@ impl Plan {
         leads_out
     }
 
-    fn add(&mut self, change: Change, wanted: &Manifest, present: &Manifest) {
+    fn add(&mut self, change: Change, wanted: &Manifest, present: &Manifest, doubts: &Doubts) {
         match change {
             Change::Create { id } => self.make(id, None, wanted),
             Change::Update { id, at } => {
                 self.updates.insert(id);
                 let old_is_file = present.get(at).is_some_and(|old| matches!(old.kind, Kind::File { .. }));
-                self.make(id, old_is_file.then_some(at), wanted);
+                let is_basis = old_is_file && doubts.of(at) != Some(Doubt::Lost);
+                self.make(id, is_basis.then_some(at), wanted);
+            }
+            Change::Verify { id, at, adjust } => {
+                // Found to be the same, it is no update.
+                self.updates.insert(id);
+                self.verifies.insert(id, adjust);
+                self.fetch.push_back(Fetch { id, at: Some(at), elsewhere: false, is_doubted: true });
             }
             Change::Adjust { id, .. } => {
                 self.adjusts.insert(id);
@@ -134,7 +149,9 @@ impl Plan {
         let Some(entry) = wanted.get(id) else { return };
         match &entry.kind {
             Kind::Directory => self.first.push(Step::MakeDirectory { id }),
-            Kind::File { .. } => self.fetch.push_back(Fetch { id, at, elsewhere: false }),
+            Kind::File { .. } => {
+                self.fetch.push_back(Fetch { id, at, elsewhere: false, is_doubted: false });
+            }
             Kind::Symlink { .. } => self.adjust.push(Step::MakeLink { id }),
         }
     }
@@ -163,8 +180,15 @@ impl Plan {
     /// A file turned out to have the right content already.
     pub(super) fn only_adjust(&mut self, id: u32) {
         self.updates.remove(&id);
-        self.adjusts.insert(id);
+        if self.verifies.get(&id) != Some(&false) {
+            self.adjusts.insert(id);
+        }
         self.adjust.push(Step::Adjust { id });
+    }
+
+    /// Whether a file was only to be verified: if it is replaced, nobody was told before.
+    pub(super) fn is_verify(&self, id: u32) -> bool {
+        self.verifies.contains_key(&id)
     }
 
     pub(super) fn is_update(&self, id: u32) -> bool {
@@ -176,10 +200,11 @@ impl Plan {
         self.adjusts.contains(&id)
     }
 
-    /// How many files' content is missing, and their bytes.
-    pub(super) fn content(&self, wanted: &Manifest) -> (u64, u64) {
-        let sizes = self.fetch.iter().filter_map(|fetch| wanted.get(fetch.id)).map(Entry::size);
-        (self.fetch.len() as u64, sizes.sum())
+    /// How many files' content is missing or to be verified, and their bytes; of those that `counts` says.
+    pub(super) fn content(&self, wanted: &Manifest, counts: impl Fn(&Fetch) -> bool) -> (u64, u64) {
+        let files = self.fetch.iter().filter(|fetch| counts(fetch));
+        let sizes = files.filter_map(|fetch| wanted.get(fetch.id)).map(Entry::size);
+        sizes.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size))
     }
 
     /// Counts what would be done.
@@ -188,12 +213,12 @@ impl Plan {
             match change {
                 Change::Create { .. } | Change::Replace { .. } => tally.created += 1,
                 Change::Update { .. } => tally.updated += 1,
-                Change::Adjust { .. } => tally.adjusted += 1,
+                Change::Adjust { .. } | Change::Verify { adjust: true, .. } => tally.adjusted += 1,
                 Change::Remove { .. } => tally.deleted += 1,
-                Change::Obstacle { .. } => {}
+                Change::Verify { adjust: false, .. } | Change::Obstacle { .. } => {}
             }
         }
-        (tally.files, tally.sent_bytes) = self.content(wanted);
+        (tally.files, tally.sent_bytes) = self.content(wanted, |fetch| !fetch.is_doubted);
     }
 
     /// What the plan leaves out, and why.
@@ -244,9 +269,11 @@ impl Plan {
         let events = self.changes.iter().filter_map(|change| match *change {
             Change::Create { id } | Change::Replace { id, .. } => event(Action::Create, wanted.get(id)),
             Change::Update { id, .. } => event(Action::Update, wanted.get(id)),
-            Change::Adjust { id, .. } => event(Action::Adjust, wanted.get(id)),
+            Change::Adjust { id, .. } | Change::Verify { id, adjust: true, .. } => {
+                event(Action::Adjust, wanted.get(id))
+            }
             Change::Remove { at } => event(Action::Delete, present.get(at)),
-            Change::Obstacle { .. } => None,
+            Change::Verify { adjust: false, .. } | Change::Obstacle { .. } => None,
         });
         events.collect()
     }
@@ -275,9 +302,10 @@ impl<'a> Touched<'a> {
 
     fn add(&mut self, change: Change, present: &Manifest) {
         let entry = match change {
-            Change::Create { id } | Change::Update { id, .. } | Change::Replace { id, .. } => {
-                self.wanted.get(id)
-            }
+            Change::Create { id }
+            | Change::Update { id, .. }
+            | Change::Verify { id, .. }
+            | Change::Replace { id, .. } => self.wanted.get(id),
             Change::Adjust { id, .. } => {
                 if self.wanted.get(id).is_some_and(Entry::is_directory) {
                     self.directories.insert(id);
@@ -317,7 +345,7 @@ impl<'a> Locked<'a> {
 
     fn add(&mut self, change: Change, wanted: &Manifest) {
         let entry = match change {
-            Change::Create { id } | Change::Update { id, .. } => wanted.get(id),
+            Change::Create { id } | Change::Update { id, .. } | Change::Verify { id, .. } => wanted.get(id),
             Change::Replace { at, .. } => {
                 self.add_all_below(at);
                 self.present.get(at)

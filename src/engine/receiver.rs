@@ -265,7 +265,8 @@ impl Receiver {
             return self.desk.protocol_error("other entries than the one that was announced");
         }
         let (links, staged) = (options.safe_links, opened.has_staged);
-        self.plan = Plan::new(&self.wanted, &opened.manifest, rules, &self.filter, links, staged);
+        let (present, doubts) = (&opened.manifest, &opened.doubts);
+        self.plan = Plan::new(&self.wanted, present, doubts, rules, &self.filter, links, staged);
         self.tally.entries = self.wanted.len() as u64;
         self.tally.total_bytes = self.wanted.entries().iter().map(Entry::size).sum();
         let (wanted, present) = (Arc::clone(&self.wanted), Arc::clone(&opened.manifest));
@@ -284,7 +285,8 @@ impl Receiver {
             return self.desk.fail(AbortKind::Storage, text);
         }
         self.phase = Phase::Plan;
-        self.desk.start(Work::Plan { wanted, present });
+        let writes = !self.plan.fetch.is_empty();
+        self.desk.start(Work::Plan { wanted, present, writes });
     }
 
     /// In words what room the plan needs that is not there.
@@ -318,7 +320,7 @@ impl Receiver {
                 self.desk.report(event);
             }
         }
-        let (files, bytes) = self.plan.content(&self.wanted);
+        let (files, bytes) = self.plan.content(&self.wanted, |_| true);
         self.desk.progress(Event::Planned { files, bytes });
     }
 

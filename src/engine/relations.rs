@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::engine::plan::Fetch;
+use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::manifest::Manifest;
 
@@ -16,8 +17,8 @@ const TELLING_BYTES_MIN: u64 = 64 << 10;
 /// Most files with one size and time, one size and name, or one size that are looked at for one new name.
 const LOOKS_MAX: usize = 64;
 
-/// Gives new files a basis elsewhere, where one looks like it.
-pub(super) fn find(fetches: &mut VecDeque<Fetch>, wanted: &Manifest, present: &Manifest) {
+/// Gives new files a basis elsewhere, where one looks like it. A lost file is none: moved, it would stay lost.
+pub(super) fn find(fetches: &mut VecDeque<Fetch>, wanted: &Manifest, present: &Manifest, doubts: &Doubts) {
     let new_sizes = |fetch: &Fetch| wanted.get(fetch.id).filter(|_| fetch.at.is_none()).map(Entry::size);
     let sizes: HashSet<u64> = fetches.iter().filter_map(new_sizes).filter(|&size| size > 0).collect();
     if sizes.is_empty() {
@@ -25,7 +26,8 @@ pub(super) fn find(fetches: &mut VecDeque<Fetch>, wanted: &Manifest, present: &M
     }
     let mut places: HashMap<Trait<'_>, Vec<u32>> = HashMap::new();
     for (at, entry) in present.iter() {
-        if matches!(entry.kind, Kind::File { .. }) && sizes.contains(&entry.size()) {
+        let is_lost = || doubts.of(at) == Some(Doubt::Lost);
+        if matches!(entry.kind, Kind::File { .. }) && sizes.contains(&entry.size()) && !is_lost() {
             for one in Trait::of(entry) {
                 let known = places.entry(one).or_default();
                 if known.len() < LOOKS_MAX {
@@ -90,8 +92,9 @@ mod tests {
     /// Where the content of the last wanted entry is looked for.
     fn basis(wanted: &[(&str, u64, i64)], present: &[(&str, u64, i64)]) -> Option<String> {
         let (wanted, present) = (tree(wanted), tree(present));
-        let mut fetches = VecDeque::from([Fetch { id: wanted.len() as u32 - 1, at: None, elsewhere: false }]);
-        find(&mut fetches, &wanted, &present);
+        let id = wanted.len() as u32 - 1;
+        let mut fetches = VecDeque::from([Fetch { id, at: None, elsewhere: false, is_doubted: false }]);
+        find(&mut fetches, &wanted, &present, &Doubts::default());
         let fetch = fetches[0];
         assert_eq!(fetch.at.is_some(), fetch.elsewhere);
         Some(present.get(fetch.at?)?.path.to_string())

@@ -7,6 +7,7 @@ use crate::content::hash::Hash;
 use crate::content::sample::Samples;
 use crate::monitor::{Problem, Trouble};
 use crate::tree::change::Change;
+use crate::tree::doubt::Doubts;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
@@ -45,6 +46,8 @@ pub enum Work {
         wanted: Arc<Manifest>,
         /// The tree as it is.
         present: Arc<Manifest>,
+        /// Whether files are going to be put in place.
+        writes: bool,
     },
     /// Receiver: say what is there of files.
     Sign(Vec<SignOrder>),
@@ -150,6 +153,8 @@ pub struct SignOrder {
     pub at: Option<u32>,
     /// Whether an earlier run left something staged, of this file or another.
     pub may_be_staged: bool,
+    /// Whether the basis is probably the same: then a copy of it would be made in vain.
+    pub is_doubted: bool,
     /// Samples of the new content, if they came with the offer.
     pub samples: Option<Samples>,
 }
@@ -386,6 +391,8 @@ pub struct Changed {
 pub struct Opened {
     /// Everything in it.
     pub manifest: Arc<Manifest>,
+    /// Files in it that a power cut may have damaged.
+    pub doubts: Doubts,
     /// The absolute path, for eyes.
     pub path: Vec<u8>,
     /// What could not be listed.

@@ -6,7 +6,7 @@ mod destination;
 mod names;
 mod room;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -42,6 +42,10 @@ pub struct Receiving {
     standing: Option<Arc<Standing>>,
     opened: OnceLock<Place>,
     identities: OnceLock<Vec<Identity>>,
+    /// Files of the destination that a power cut may have damaged and that nobody has looked at yet.
+    doubted: Mutex<HashSet<u32>>,
+    /// Whether everything in the destination was listed.
+    is_whole: OnceLock<bool>,
     trees: OnceLock<Trees>,
     sinks: Mutex<HashMap<u32, Sink>>,
     ahead: Arc<Ahead>,
@@ -54,7 +58,7 @@ pub struct Receiving {
 /// Where the tree goes.
 struct Place {
     /// `None` where nothing is there and nothing is to be made.
-    root: Option<Root>,
+    root: Option<Arc<Root>>,
     /// A single file: its name here.
     single: Option<TreePath>,
     /// Its absolute path, for eyes.
@@ -77,6 +81,8 @@ impl Receiving {
             standing: None,
             opened: OnceLock::new(),
             identities: OnceLock::new(),
+            doubted: Mutex::default(),
+            is_whole: OnceLock::new(),
             trees: OnceLock::new(),
             sinks: Mutex::new(HashMap::new()),
             ahead: Arc::default(),
@@ -124,7 +130,7 @@ impl Receiving {
     }
 
     fn root(&self) -> Result<&Root, Fault> {
-        self.place()?.root.as_ref().ok_or_else(out_of_turn)
+        self.place()?.root.as_deref().ok_or_else(out_of_turn)
     }
 
     fn trees(&self) -> Result<&Trees, Fault> {
@@ -169,6 +175,18 @@ impl Receiving {
         Ok(replaced.and_then(|at| self.identities.get()?.get(at as usize).copied()))
     }
 
+    /// There is no doubt any more about what stands in an entry's place.
+    fn settle_doubt(&self, id: u32) {
+        let at = self.trees().ok().zip(self.entry(id).ok());
+        at.and_then(|(trees, entry)| trees.present.position(&entry.path)).into_iter().for_each(|at| {
+            self.doubted().remove(&at);
+        });
+    }
+
+    fn doubted(&self) -> std::sync::MutexGuard<'_, HashSet<u32>> {
+        self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn sinks(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Sink>> {
         self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -178,9 +196,12 @@ impl Perform for Receiving {
     fn perform(&self, work: Work) -> Outcome {
         match work {
             Work::Open { subject, scope } => Outcome::Open(self.open(&subject, scope)),
-            Work::Plan { wanted, present } => {
+            Work::Plan { wanted, present, writes } => {
                 let _ = self.trees.set(Trees { wanted, present });
                 self.made.keep();
+                if writes {
+                    self.expect_files();
+                }
                 self.stop_looking_ahead();
                 Outcome::Plan
             }
@@ -194,9 +215,7 @@ impl Perform for Receiving {
                 Outcome::SignFiles(files.into_iter().map(|(id, at)| (id, self.sign_file(at))).collect())
             }
             Work::Cut { id, at, stretch } => Outcome::Cut(id, self.cut(id, at, stretch)),
-            Work::Store(files) => {
-                Outcome::Store(files.iter().map(|file| (file.id, self.store(file))).collect())
-            }
+            Work::Store(files) => Outcome::Store(self.store_all(&files)),
             Work::Sink { id, at, ops, end } => Outcome::Sink(id, self.sink(id, at, ops, end)),
             Work::Copy(files) => {
                 Outcome::Copy(files.into_iter().map(|file| (file.id, self.copy(file))).collect())

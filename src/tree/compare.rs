@@ -10,12 +10,15 @@
 //! | directory | file, link | `Replace` (removed, then made) |
 //! | file | nothing | `Create` |
 //! | file | file of equal size and time, and hash where both have one (`checksum`: hash) | `Adjust` if mode or time differ |
+//! | file | the same by size and time alone, but doubted | `Verify` (its hash decides) |
+//! | file | file that was lost | `Update` without basis |
 //! | file | file, differing | `Update` (the old content serves as basis) |
 //! | file, link | link, file | `Update` without basis (a rename replaces it) |
 //! | link | link, same target | `Adjust` if the time differs |
 //! | file, link | directory | `Replace` if it is empty, or deleting is on and nothing in it is protected; else `Obstacle` |
 //! | nothing | anything | `Remove` if deleting is on, unless protected |
 
+use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{Entry, Kind};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
@@ -53,6 +56,15 @@ pub enum Change {
         /// What it is.
         at: u32,
     },
+    /// Type, size and time are right, and the content may not be: find out.
+    Verify {
+        /// What it becomes.
+        id: u32,
+        /// What it is.
+        at: u32,
+        /// Whether the mode differs.
+        adjust: bool,
+    },
     /// Something of another type stands there and has to go first.
     Replace {
         /// What it becomes.
@@ -84,6 +96,17 @@ pub fn compare(
     rules: Rules,
     protects: impl Fn(&Entry) -> bool,
 ) -> Vec<Change> {
+    compare_doubting(wanted, present, &Doubts::default(), rules, protects)
+}
+
+/// As [`compare`], where size and time of some of what is present are not believed.
+pub fn compare_doubting(
+    wanted: &Manifest,
+    present: &Manifest,
+    doubts: &Doubts,
+    rules: Rules,
+    protects: impl Fn(&Entry) -> bool,
+) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut lock_step = LockStep { wanted: wanted.entries(), present: present.entries(), id: 0, at: 0 };
     // A directory that goes, or stays, as a whole: what is present below it needs no decision of its own.
@@ -96,7 +119,7 @@ pub fn compare(
         match step {
             (Some((id, _)), None) => changes.push(Change::Create { id }),
             (Some((id, entry)), Some((at, old))) => {
-                let decision = decide(id, entry, at, old, rules, || may_remove(at));
+                let decision = decide((id, entry), (at, old), doubts.of(at), rules, || may_remove(at));
                 if old.is_directory() && !entry.is_directory() {
                     settled = Some(&old.path);
                 }
@@ -115,10 +138,9 @@ pub fn compare(
 }
 
 fn decide(
-    id: u32,
-    entry: &Entry,
-    at: u32,
-    old: &Entry,
+    (id, entry): (u32, &Entry),
+    (at, old): (u32, &Entry),
+    doubt: Option<Doubt>,
     rules: Rules,
     may_remove: impl Fn() -> bool,
 ) -> Option<Change> {
@@ -138,7 +160,16 @@ fn decide(
                 } else {
                     same_time && (same_hash || hash.is_none() || old_hash.is_none())
                 };
-            if same_content { adjust(same_time && same_mode) } else { Some(Change::Update { id, at }) }
+            // What the disk gave back has the hash that it shall have.
+            let is_verified = hash.is_some() && same_hash;
+            match doubt {
+                Some(Doubt::Lost) => Some(Change::Update { id, at }),
+                Some(Doubt::Unverified) if same_content && !is_verified => {
+                    Some(Change::Verify { id, at, adjust: !same_mode })
+                }
+                _ if same_content => adjust(same_time && same_mode),
+                _ => Some(Change::Update { id, at }),
+            }
         }
         (Kind::Symlink { target }, Kind::Symlink { target: old_target }) if target == old_target => {
             adjust(same_time)
@@ -252,6 +283,7 @@ mod tests {
                 Change::Create { id } => format!("create {}", name(&wanted, id)),
                 Change::Update { id, .. } => format!("update {}", name(&wanted, id)),
                 Change::Adjust { id, .. } => format!("adjust {}", name(&wanted, id)),
+                Change::Verify { id, .. } => format!("verify {}", name(&wanted, id)),
                 Change::Replace { id, .. } => format!("replace {}", name(&wanted, id)),
                 Change::Obstacle { id, .. } => format!("obstacle {}", name(&wanted, id)),
                 Change::Remove { at } => format!("remove {}", name(&present, at)),
@@ -298,6 +330,28 @@ mod tests {
     }
 
     #[test]
+    fn size_and_time_of_a_doubted_file_are_not_believed() {
+        let (unverified, lost) = (Some(Doubt::Unverified), Some(Doubt::Lost));
+        let verify = |adjust| vec![Change::Verify { id: 0, at: 0, adjust }];
+        let update = vec![Change::Update { id: 0, at: 0 }];
+        for (wanted, present, doubt, expected) in [
+            ("a:1", "a:1", None, vec![]),
+            ("a:1", "a:1", unverified, verify(false)),
+            ("a:1", "a:1", lost, update.clone()),
+            ("a:1@2", "a:1", unverified, update.clone()),
+            ("a:2", "a:1", unverified, update.clone()),
+            ("a>t", "a>t", unverified, vec![]),
+            ("a/", "a/", unverified, vec![]),
+        ] {
+            let mut doubts = Doubts::default();
+            doubt.into_iter().for_each(|doubt| doubts.push(0, doubt));
+            let (wanted, present) = (tree(wanted), tree(present));
+            let changes = compare_doubting(&wanted, &present, &doubts, RULES, |_| false);
+            assert_eq!(changes, expected, "{doubt:?}");
+        }
+    }
+
+    #[test]
     fn a_checksum_decides_alone() {
         let hashed = |seconds, content: &[u8]| {
             let kind = Kind::File { size: 1, hash: Some(crate::content::hash::Hash::of(content)) };
@@ -313,5 +367,16 @@ mod tests {
         assert_eq!(decide(&hashed(1, b"x"), &hashed(1, b"y")), [Change::Update { id: 0, at: 0 }]);
         assert_eq!(decide(&hashed(1, b"x"), &tree("a:1")), [Change::Adjust { id: 0, at: 0 }], "its mode");
         assert_eq!(decide(&hashed(1, b"x"), &hashed(2, b"x")), [Change::Update { id: 0, at: 0 }]);
+        // What was hashed needs no other look, unless the disk never took it.
+        for (doubt, expected) in
+            [(Doubt::Unverified, vec![]), (Doubt::Lost, vec![Change::Update { id: 0, at: 0 }])]
+        {
+            let mut doubts = Doubts::default();
+            doubts.push(0, doubt);
+            for rules in [rules, RULES] {
+                let (wanted, present) = (hashed(1, b"x"), hashed(1, b"x"));
+                assert_eq!(compare_doubting(&wanted, &present, &doubts, rules, |_| false), expected);
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 pub mod block;
 pub mod change;
 pub mod compare;
+pub mod doubt;
 pub mod entry;
 pub mod filter;
 mod glob;

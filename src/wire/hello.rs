@@ -40,6 +40,8 @@ pub struct Options {
     pub special_bits: bool,
     /// Leave out links that lead out of the tree.
     pub safe_links: bool,
+    /// Have everything on the disk before it is reported as done.
+    pub fsync: bool,
     /// Which entries take part.
     pub rules: Vec<Rule>,
     /// The SOURCE directory's path in the transfer root, where the rules' anchors are; empty if it is the root.

@@ -145,6 +145,9 @@ pub(crate) struct WhatArgs {
     /// Compare by content, not by size and time
     #[arg(short = 'c', long)]
     pub(crate) checksum: bool,
+    /// Done means on the disk: what is reported survives a power cut
+    #[arg(long)]
+    pub(crate) fsync: bool,
     /// Compress on the way: on by itself, given up where it does not pay
     #[arg(short = 'z', long, overrides_with = "no_compress")]
     pub(crate) compress: bool,

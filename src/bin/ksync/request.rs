@@ -88,6 +88,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
         delete: args.what.delete,
         dry_run: args.what.dry_run,
         checksum: args.what.checksum,
+        fsync: args.what.fsync,
         list_changes: (verbose > 0 || itemize_changes || args.what.dry_run || json) && !quiet,
         compress: !args.what.no_compress,
         rules,
@@ -434,13 +435,14 @@ mod tests {
 
     #[test]
     fn options_reach_both_ends() {
-        let request = built("ksync -nci --delete --no-compress --exclude=x --timeout 0 a b").unwrap();
+        let request = built("ksync -nci --fsync --delete --no-compress --exclude=x --timeout 0 a b").unwrap();
         let job = &request.jobs[0];
         let rules = vec![ksync::tree::filter::Rule { include: false, pattern: b"x".to_vec() }];
         let options = Options {
             delete: true,
             dry_run: true,
             checksum: true,
+            fsync: true,
             list_changes: true,
             rules,
             ..Options::default()

@@ -18,6 +18,7 @@ use crate::engine::work::{
     SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Told, Work,
 };
 use crate::monitor::Trouble;
+use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
@@ -340,6 +341,8 @@ pub(super) struct Target {
     pub(super) memory: Kept,
     /// What there is room for, if that is known.
     pub(super) room: Option<Room>,
+    /// What a power cut may have damaged.
+    pub(super) doubted: BTreeMap<TreePath, Doubt>,
     wanted: Option<Arc<Manifest>>,
     present: Arc<Manifest>,
     /// The tree when it was listed: what may be replaced.
@@ -368,6 +371,7 @@ impl Target {
             staged: BTreeMap::new(),
             memory: Kept::default(),
             room: None,
+            doubted: BTreeMap::new(),
             wanted: None,
             present: Arc::default(),
             listed: Tree::new(),
@@ -384,7 +388,7 @@ impl Target {
     pub(super) fn perform(&mut self, work: Work) -> Outcome {
         match work {
             Work::Open { scope, .. } => Outcome::Open(Ok(self.open(scope.as_ref()))),
-            Work::Plan { wanted, present } => {
+            Work::Plan { wanted, present, .. } => {
                 self.wanted = Some(wanted);
                 assert_eq!(present, self.present);
                 Outcome::Plan
@@ -424,8 +428,13 @@ impl Target {
         seen.retain(|path, _| scope.is_none_or(|scope| scope.reach(path) != Reach::Outside));
         self.present = manifest(&seen);
         self.listed = self.tree.clone();
+        let mut doubts = Doubts::default();
+        for (at, entry) in self.present.iter() {
+            self.doubted.get(&entry.path).into_iter().for_each(|&doubt| doubts.push(at, doubt));
+        }
         Opened {
             manifest: Arc::clone(&self.present),
+            doubts,
             path: b"/jar".to_vec(),
             problems: Vec::new(),
             complete: self.complete,

@@ -11,7 +11,7 @@ use serde_bytes::ByteBuf;
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
 use crate::engine::work::{CopiedFile, Fault, SignOrder, SmallContent, SmallFile, Told, Work};
-use crate::monitor::{Event, Problem, Trouble};
+use crate::monitor::{Action, Event, Problem, Trouble, What};
 use crate::tree::entry::Entry;
 use crate::wire::message::{
     AbortKind, Body, Message, Old, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
@@ -109,7 +109,8 @@ impl Receiver {
             bytes += old.map_or(0, Entry::size) + if may_be_staged { self.size(fetch.id) } else { 0 };
             self.signing.insert(fetch.id, fetch);
             let samples = self.offer.samples.remove(&fetch.id);
-            orders.push(SignOrder { id: fetch.id, at: fetch.at, may_be_staged, samples });
+            let is_doubted = fetch.is_doubted;
+            orders.push(SignOrder { id: fetch.id, at: fetch.at, may_be_staged, is_doubted, samples });
             if orders.len() >= SIGN_FILES_MAX || bytes >= SIGN_BYTES {
                 self.sign(&mut orders);
                 bytes = 0;
@@ -409,7 +410,8 @@ impl Receiver {
             Ok(()) => {
                 self.tally.files += 1;
                 if self.plan.is_update(id) {
-                    self.tally.updated += 1
+                    self.tally.updated += 1;
+                    self.tell_repair(id);
                 } else {
                     self.tally.created += 1
                 }
@@ -422,6 +424,14 @@ impl Receiver {
                     self.answered(id);
                 }
             }
+        }
+    }
+
+    /// A file that was only to be verified turned out to be another one, and was replaced.
+    fn tell_repair(&mut self, id: u32) {
+        if self.plan.is_verify(id) && self.config.options.list_changes {
+            let path = self.path(id);
+            self.desk.report(Event::Change { action: Action::Update, what: What::File, path });
         }
     }
 

@@ -1,13 +1,15 @@
 //! Takes contents in.
 
+use std::fs::File;
 use std::thread;
 
 use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::disk::error::DiskError;
-use crate::disk::stage::{Durability, Staging};
+use crate::disk::stage::{Complete, Durability, Staging};
 use crate::engine::{CopiedFile, Fault, SmallContent, SmallFile};
-use crate::exchange::receiving::{Receiving, sink_fault};
+use crate::exchange::fault;
+use crate::exchange::receiving::{Receiving, out_of_turn, sink_fault};
 use crate::exchange::sink::{Sink, SinkError};
 use crate::monitor::Trouble;
 use crate::tree::entry::Entry;
@@ -17,8 +19,56 @@ use crate::wire::message::Op;
 /// in bytes, nobody waits for that.
 const CLOSED_ASIDE_BYTES_MIN: u64 = 64 << 20;
 
+/// From how many small files on one `syncfs` for all is quicker than an `fsync` for each.
+const SYNC_FILES_MIN: usize = 4;
+
+/// Most files that are written before the first of them gets its name: each is open until then.
+const OPEN_FILES_MAX: usize = 128;
+
+/// A file that has everything but its name.
+enum Made {
+    Nameless(File),
+    Staged(Complete),
+}
+
 impl Receiving {
-    pub(super) fn store(&self, file: &SmallFile) -> Result<(), Fault> {
+    /// Puts small files in place. Where they have to be durable, all are on the disk before the first has its name.
+    pub(super) fn store_all(&self, files: &[SmallFile]) -> Vec<(u32, Result<(), Fault>)> {
+        let chunks = files.chunks(if self.options.fsync { OPEN_FILES_MAX } else { 1 });
+        chunks.flat_map(|chunk| self.store_together(chunk)).collect()
+    }
+
+    fn store_together(&self, files: &[SmallFile]) -> Vec<(u32, Result<(), Fault>)> {
+        let is_batch = self.options.fsync && files.len() >= SYNC_FILES_MIN;
+        let durability = if is_batch { Durability::Eventually } else { self.durability() };
+        let made: Vec<_> = files.iter().map(|file| (file, self.make(file, durability))).collect();
+        let synced = if is_batch {
+            self.root().and_then(|root| root.sync_written().map_err(|e| unwritable(&e)))
+        } else {
+            Ok(())
+        };
+        let name = |(file, made): (&SmallFile, Result<Made, Fault>)| {
+            let named = match (made, &synced) {
+                (Ok(Made::Staged(complete)), Err(fault)) => {
+                    // It may look whole and not be on the disk.
+                    let _ = complete.discard();
+                    Err(fault.clone())
+                }
+                (Ok(_), Err(fault)) => Err(fault.clone()),
+                (Ok(made), Ok(())) => self.name(file, made),
+                (Err(fault), _) => Err(fault),
+            };
+            (file.id, named)
+        };
+        made.into_iter().map(name).collect()
+    }
+
+    pub(super) fn durability(&self) -> Durability {
+        if self.options.fsync { Durability::Immediately } else { Durability::Eventually }
+    }
+
+    /// Makes a file that is still to get its name.
+    fn make(&self, file: &SmallFile, durability: Durability) -> Result<Made, Fault> {
         let made;
         let data = match &file.content {
             SmallContent::Whole(data) => data,
@@ -31,20 +81,42 @@ impl Receiving {
             return Err(corrupt());
         }
         let unwritable = |error: &DiskError| self.failed(file.id, error);
-        let (root, path) = (self.root()?, self.path(file.id)?);
+        let (root, path, metadata) = (self.root()?, self.path(file.id)?, self.metadata(file.id)?);
         self.before_writing(data).map_err(|error| unwritable(&error))?;
         if self.trees()?.present.position(&self.entry(file.id)?.path).is_none() {
-            let metadata = self.metadata(file.id)?;
-            if root.put_new(path, data, &metadata).map_err(|error| unwritable(&error))? {
-                return Ok(());
+            let new = root.make_new(path, data, &metadata, durability);
+            if let Some(new) = new.map_err(|error| unwritable(&error))? {
+                return Ok(Made::Nameless(new));
             }
         }
+        self.stage(data, file.id, durability).map(Made::Staged)
+    }
+
+    fn stage(&self, data: &[u8], id: u32, durability: Durability) -> Result<Complete, Fault> {
+        let (root, path, metadata) = (self.root()?, self.path(id)?, self.metadata(id)?);
         let staged = Staging::open(root, path).and_then(|(mut staging, _)| {
             staging.keep(0)?;
             staging.append(data)?;
-            Ok(staging)
+            staging.complete(root, &metadata, durability)
         });
-        self.install(file.id, staged.map_err(|error| unwritable(&error))?)
+        staged.map_err(|error| self.failed(id, &error))
+    }
+
+    /// Gives a file its name.
+    fn name(&self, file: &SmallFile, made: Made) -> Result<(), Fault> {
+        match made {
+            Made::Staged(complete) => self.place_complete(file.id, complete),
+            Made::Nameless(new) => {
+                let (root, path) = (self.root()?, self.path(file.id)?);
+                if root.name_new(path, &new).map_err(|error| self.failed(file.id, &error))? {
+                    return Ok(());
+                }
+                // Only the superuser may name it here. From now on such files are staged.
+                let made = self.make(file, self.durability())?;
+                let Made::Staged(complete) = made else { return Err(out_of_turn()) };
+                self.place_complete(file.id, complete)
+            }
+        }
     }
 
     fn apply_delta(&self, id: u32, at: u32, delta: &[u8]) -> Result<Vec<u8>, Fault> {
@@ -102,7 +174,12 @@ impl Receiving {
     }
 
     pub(super) fn install(&self, id: u32, staging: Staging) -> Result<(), Fault> {
-        let metadata = self.metadata(id)?;
+        let (root, metadata) = (self.root()?, self.metadata(id)?);
+        let complete = staging.complete(root, &metadata, self.durability());
+        self.place_complete(id, complete.map_err(|error| self.failed(id, &error))?)
+    }
+
+    fn place_complete(&self, id: u32, complete: Complete) -> Result<(), Fault> {
         let seen = self.seen(id)?;
         let present = &self.trees()?.present;
         if let Some(at) = present.position(&self.entry(id)?.path)
@@ -110,10 +187,14 @@ impl Receiving {
         {
             self.clear(at)?;
         }
-        staging
-            .finish(self.root()?, &metadata, seen.as_ref(), Durability::Eventually)
-            .map_err(|error| self.failed(id, &error))
+        complete.install(self.root()?, seen.as_ref()).map_err(|error| self.failed(id, &error))?;
+        self.settle_doubt(id);
+        Ok(())
     }
+}
+
+fn unwritable(error: &DiskError) -> Fault {
+    fault(error, Trouble::Unwritable)
 }
 
 fn corrupt() -> Fault {

@@ -5,16 +5,18 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use crate::disk::error::DiskError;
 use crate::disk::root::{Policy, Root};
-use crate::disk::scan::{self, Away, scan};
+use crate::disk::scan::{self, Away, ScanOptions, scan};
 use crate::disk::stage::Staging;
 use crate::disk::{clear_leftovers, staged};
 use crate::engine::{Fault, Opened};
 use crate::exchange::receiving::{Place, Receiving};
 use crate::exchange::{chain, patiently, scan_options};
 use crate::monitor::{Problem, Trouble};
+use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
@@ -29,7 +31,7 @@ impl Receiving {
         };
         if let Some(standing) = &self.standing
             && !standing
-                .begin(place.root.as_ref(), scope.is_none())
+                .begin(place.root.as_deref(), scope.is_none())
                 .map_err(|error| destination_fault(&error))?
         {
             let text = format!("{} is not the directory that it was", place.shown.display());
@@ -37,6 +39,7 @@ impl Receiving {
         }
         let mut opened = Opened {
             manifest: Arc::default(),
+            doubts: Doubts::default(),
             path: place.shown.as_os_str().as_bytes().to_vec(),
             problems: Vec::new(),
             complete: true,
@@ -47,6 +50,9 @@ impl Receiving {
             // Runs of single files into one directory do not disturb each other.
             if place.single.is_none() && !self.options.dry_run {
                 patiently(|| root.lock()).map_err(|error| destination_fault(&error))?;
+            }
+            if !self.options.dry_run {
+                root.begin_writing(place.single.is_none(), scope.is_none());
             }
             let staged = staged(root).map_err(|error| destination_fault(&error))?;
             opened.has_staged = staged.files > 0;
@@ -82,7 +88,7 @@ impl Receiving {
         Ok(Place { root, single: Some(single), shown })
     }
 
-    fn open_root(&self, path: &Path) -> Result<Option<Root>, Fault> {
+    fn open_root(&self, path: &Path) -> Result<Option<Arc<Root>>, Fault> {
         if self.options.dry_run && !path.exists() {
             return Ok(None);
         }
@@ -92,7 +98,7 @@ impl Receiving {
         }
         let root = if self.options.dry_run { Root::open(path) } else { Root::create(path) };
         let policy = Policy { special_bits: self.options.special_bits };
-        root.map(|root| Some(root.with_policy(policy))).map_err(|error| destination_fault(&error))
+        root.map(|root| Some(Arc::new(root.with_policy(policy)))).map_err(|error| destination_fault(&error))
     }
 
     fn list(
@@ -108,7 +114,7 @@ impl Receiving {
             (None, Some(scope)) => scan::Subject::Parts(scope),
             (None, None) => scan::Subject::Whole,
         };
-        let options = scan_options(self.options.checksum, &which);
+        let options = ScanOptions { doubts: true, ..scan_options(self.options.checksum, &which) };
         let mut scanned =
             scan(root, &which, &options, None, &mut Away).map_err(|error| destination_fault(&error))?;
         if let (Subject::File { name }, Some(entry)) = (subject, scanned.entries.first_mut()) {
@@ -116,10 +122,12 @@ impl Receiving {
             entry.path = TreePath::new(name.as_slice())
                 .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
             scanned.entries.truncate(1);
+            scanned.doubts.truncate(1);
         }
         // What is not there cannot have been unreadable.
         scanned.problems.retain(|error| single.is_none() || !error.is_not_found());
         opened.complete = scanned.problems.is_empty();
+        let _ = self.is_whole.set(opened.complete && which == scan::Subject::Whole);
         opened.problems.extend(scanned.problems.iter().map(|error| Problem {
             trouble: Trouble::Unwritable,
             path: error.path().to_vec(),
@@ -128,12 +136,27 @@ impl Receiving {
         let manifest = Manifest::new(scanned.entries)
             .map_err(|error| Fault::Fatal(AbortKind::Destination, error.to_string()))?;
         opened.manifest = Arc::new(manifest);
+        self.doubted().extend(scanned.doubts.positions());
+        opened.doubts = scanned.doubts;
         let _ = self.identities.set(scanned.identities);
         Ok(())
     }
 
+    /// Has the destination ready for files before the first one is there: that takes the disk a moment, and so does the
+    /// way to the peer.
+    pub(super) fn expect_files(&self) {
+        if let Some(root) = self.opened.get().and_then(|place| place.root.clone()) {
+            // Without a thread, or if it fails, that shows with the first file.
+            let _ = thread::Builder::new().spawn(move || drop(root.expect_files()));
+        }
+    }
+
     pub(super) fn close(&self, subject: &Subject) -> Result<(), Fault> {
         let root = self.root()?;
+        let is_verified = self.is_whole.get() == Some(&true) && self.doubted().is_empty();
+        if !self.options.fsync {
+            root.settle(is_verified, false).map_err(|error| destination_fault(&error))?;
+        }
         let own = self.place()?.single.as_ref().map(Staging::name);
         // In a directory that several runs share, what the others stage stays.
         clear_leftovers(root, |name| own.as_ref().is_some_and(|own| own.as_bytes() != name))
@@ -144,6 +167,10 @@ impl Receiving {
             && let Some(mtime) = Time::new(seconds, nanos)
         {
             root.set_self(mode, mtime).map_err(|error| destination_fault(&error))?;
+        }
+        if self.options.fsync {
+            // Names, modes and times of everything; and what was not written by this run and was not there yet.
+            root.settle(is_verified, true).map_err(|error| destination_fault(&error))?;
         }
         Ok(())
     }

@@ -45,6 +45,10 @@ impl Receiving {
                 // It turned out to be the same.
                 self.drafts.discard(id);
                 let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
+                self.settle_doubt(id);
+                if self.is_as_wanted(id)? {
+                    return Ok(root.vouch_for(path, &seen));
+                }
                 match root.set_file(path, entry.mode, entry.mtime, &seen) {
                     // Its other names may lie outside and are not to change: it becomes a file of its own.
                     Err(error) if error.is_linked() => return self.separate(id, &seen).map(Ok),
@@ -52,6 +56,14 @@ impl Receiving {
                 }
             }
         })
+    }
+
+    /// Whether what stands in a file's place has its mode and its time.
+    fn is_as_wanted(&self, id: u32) -> Result<bool, Fault> {
+        let (entry, present, policy) = (self.entry(id)?, &self.trees()?.present, self.root()?.policy());
+        let old = present.position(&entry.path).and_then(|at| present.get(at));
+        Ok(old
+            .is_some_and(|old| old.mtime == entry.mtime && policy.mode(old.mode) == policy.mode(entry.mode)))
     }
 
     fn move_file(&self, file: CopiedFile) -> Result<(), Fault> {
@@ -63,7 +75,10 @@ impl Receiving {
                 self.copy(file)?;
                 self.remove(file.at)
             }
-            result => result.map_err(|error| fault(&error, Trouble::Unwritable)),
+            result => {
+                self.doubted().remove(&file.at);
+                result.map_err(|error| fault(&error, Trouble::Unwritable))
+            }
         }
     }
 
@@ -101,6 +116,8 @@ impl Receiving {
             Kind::Directory => root.remove_directory(path),
             Kind::File { .. } | Kind::Symlink { .. } => root.remove_file(path, seen),
         };
-        removed.map_err(|error| fault(&error, Trouble::Unwritable))
+        removed.map_err(|error| fault(&error, Trouble::Unwritable))?;
+        self.doubted().remove(&at);
+        Ok(())
     }
 }

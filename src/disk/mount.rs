@@ -1,0 +1,139 @@
+//! Which mount a directory is in, and what can be relied on there.
+
+use std::os::fd::AsFd;
+
+use crate::disk::marker::Mount;
+
+/// What a filesystem keeps when the power goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Nature {
+    /// Nothing at all.
+    Volatile,
+    /// Files, with the ctimes that they had.
+    Lasting,
+    /// Files; their ctimes may be others after a mount.
+    Forgetful,
+}
+
+/// The filesystem of a directory. What is not known to keep ctimes is taken for one that does not.
+#[cfg(target_os = "linux")]
+pub(crate) fn nature(directory: impl AsFd) -> Nature {
+    // tmpfs, ramfs.
+    const VOLATILE: [u32; 2] = [0x0102_1994, 0x8584_58f6];
+    // ext2 to ext4, XFS, Btrfs, F2FS, overlayfs, ZFS, bcachefs, NFS. From statfs(2) and linux/magic.h.
+    const LASTING: [u32; 8] =
+        [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x794c_7630, 0x2fc1_2fc1, 0xca45_1a4e, 0x6969];
+    // The type's width differs between machines, and no magic has more than 32 bits.
+    match rustix::fs::fstatfs(directory).map(|stat| stat.f_type as u32) {
+        Ok(magic) if VOLATILE.contains(&magic) => Nature::Volatile,
+        Ok(magic) if LASTING.contains(&magic) => Nature::Lasting,
+        _ => Nature::Forgetful,
+    }
+}
+
+/// The mount of a directory; `None` where it cannot be told from others.
+///
+/// Before Linux 6.8 a mount may have the number of one that is gone. The boot is another one after every power cut
+/// but that of a disk that is pulled out.
+#[cfg(target_os = "linux")]
+pub(crate) fn mount_of(directory: impl AsFd) -> Option<Mount> {
+    use std::sync::OnceLock;
+
+    use rustix::fs::{AtFlags, StatxFlags, statx};
+
+    const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+    static BOOT: OnceLock<Option<[u8; 16]>> = OnceLock::new();
+
+    let boot = *BOOT.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let digits: String = text.trim().chars().filter(|&char| char != '-').collect();
+        u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)
+    });
+    // A kernel answers what it knows of what is asked for.
+    let wanted = [UNIQUE, StatxFlags::MNT_ID];
+    let id = wanted.into_iter().find_map(|wanted| {
+        let stat = statx(&directory, c"", AtFlags::EMPTY_PATH, wanted).ok()?;
+        (stat.stx_mask & wanted.bits() != 0).then_some(stat.stx_mnt_id)
+    })?;
+    Some(Mount { boot: boot?, id })
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn nature(_directory: impl AsFd) -> Nature {
+    Nature::Lasting
+}
+
+/// The mount of a directory. The boot is when it was, which moves as the clock is set; then files are verified once in
+/// vain.
+#[cfg(not(target_os = "linux"))]
+// The field's type differs between systems.
+#[allow(clippy::unnecessary_cast)]
+pub(crate) fn mount_of(directory: impl AsFd) -> Option<Mount> {
+    use rustix::time::{ClockId, clock_gettime};
+
+    /// How exactly the time of a boot is known, in seconds.
+    const GRAIN: i64 = 10;
+
+    let (now, up) = (clock_gettime(ClockId::Realtime), clock_gettime(ClockId::Monotonic));
+    let boot = i128::from((now.tv_sec as i64 - up.tv_sec as i64 + GRAIN / 2) / GRAIN);
+    let id = rustix::fs::fstat(directory).ok()?.st_dev as u64;
+    Some(Mount { boot: boot.to_be_bytes(), id })
+}
+
+/// Has everything of a filesystem written to the disk.
+///
+/// # Errors
+/// The disk did not take something, now or since somebody asked last.
+#[cfg(target_os = "linux")]
+pub(crate) fn sync(directory: impl AsFd) -> rustix::io::Result<()> {
+    rustix::fs::syncfs(directory)
+}
+
+/// Has everything of a filesystem written to the disk.
+///
+/// # Errors
+/// The disk did not take something.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn sync(directory: impl AsFd) -> rustix::io::Result<()> {
+    rustix::fs::sync();
+    #[cfg(target_vendor = "apple")]
+    return rustix::fs::fcntl_fullfsync(directory);
+    #[cfg(not(target_vendor = "apple"))]
+    return rustix::fs::fsync(directory);
+}
+
+/// Whether a [`sync`] would take a moment only: little waits for any disk.
+pub(crate) fn is_quiet() -> bool {
+    const QUIET_KIB: u64 = 32 << 10;
+    let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return !cfg!(target_os = "linux") };
+    let waiting = text.lines().filter_map(|line| {
+        let (name, rest) = line.split_once(':')?;
+        matches!(name, "Dirty" | "Writeback")
+            .then(|| rest.trim().trim_end_matches(" kB").parse::<u64>().ok())?
+    });
+    waiting.sum::<u64>() <= QUIET_KIB
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_mount_is_known_again_and_is_not_another_one() {
+        let mount = |path: &str| mount_of(File::open(path).unwrap()).unwrap();
+        assert_eq!(mount("/"), mount("/"));
+        if Path::new("/proc/self").exists() {
+            assert_ne!(mount("/"), mount("/proc"));
+        }
+    }
+
+    #[test]
+    fn what_keeps_no_ctimes_is_told_from_what_does() {
+        if cfg!(target_os = "linux") {
+            assert_eq!(nature(File::open("/proc").unwrap()), Nature::Forgetful);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+use std::fs;
+
+use super::*;
+use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, scan};
+use crate::disk::testing::{Place, metadata, path};
+
+/// A place whose filesystem keeps files; `None` where tests run in memory.
+fn lasting_place() -> Option<Place> {
+    let place = Place::new();
+    (nature(place.root.descriptor()) == Nature::Lasting).then_some(place)
+}
+
+fn scanned(root: &Root) -> Scanned {
+    let options = ScanOptions { doubts: true, cross_mounts: true, ..ScanOptions::default() };
+    scan(root, &Subject::Whole, &options, None, &mut Away).unwrap()
+}
+
+/// The doubted files of a root that is opened anew.
+fn doubted(place: &Place, below: &str) -> Vec<(String, Doubt)> {
+    let scanned = scanned(&Root::open(&place.at(below)).unwrap());
+    let name = |at: u32| scanned.entries[at as usize].path.to_string();
+    scanned.doubts.positions().map(|at| (name(at), scanned.doubts.of(at).unwrap())).collect()
+}
+
+fn unverified(names: &[&str]) -> Vec<(String, Doubt)> {
+    names.iter().map(|name| ((*name).to_owned(), Doubt::Unverified)).collect()
+}
+
+/// Puts a new file in place, as a run does.
+fn put(root: &Root, name: &str) {
+    let path = path(name);
+    if !root.put_new(&path, b"new", &metadata()).unwrap() {
+        let (mut staging, _) = crate::disk::stage::Staging::open(root, &path).unwrap();
+        staging.append(b"new").unwrap();
+        let durability = crate::disk::stage::Durability::Eventually;
+        staging.finish(root, &metadata(), None, durability).unwrap();
+    }
+}
+
+/// As if the power had gone: the marker is of another boot.
+fn lose_power(directory: &std::path::Path) {
+    let directory = OwnedFd::from(File::open(directory).unwrap());
+    let mut marker = read(&directory).unwrap();
+    for epoch in [&mut marker.own, &mut marker.failed].into_iter().flatten() {
+        epoch.mount.as_mut().unwrap().boot[0] ^= 1;
+    }
+    write(&directory, &marker).unwrap();
+}
+
+/// Until the clock of files has moved on.
+fn wait_a_tick() {
+    thread::sleep(Duration::from_millis(20));
+}
+
+#[test]
+fn what_was_put_in_place_is_doubted_after_a_power_cut_until_it_was_verified() {
+    let Some(place) = lasting_place() else { return };
+    fs::write(place.at("old"), "old").unwrap();
+    wait_a_tick();
+    let root = &place.root;
+    root.begin_writing(true, false);
+    put(root, "f");
+    assert_eq!(doubted(&place, "."), [], "this mount has it in memory");
+    lose_power(&place.at("."));
+    assert_eq!(doubted(&place, "."), unverified(&["f"]));
+
+    let again = Root::open(&place.at(".")).unwrap();
+    again.begin_writing(true, false);
+    let seen = scanned(&again);
+    wait_a_tick();
+    wait_a_second_if_whole(&again);
+    let at = seen.entries.iter().position(|entry| entry.path == path("f")).unwrap();
+    again.vouch_for(&path("f"), &seen.identities[at]).unwrap();
+    assert_eq!(doubted(&place, "."), []);
+    again.settle(true, false).unwrap();
+    let marker = read(again.descriptor()).unwrap();
+    assert!(marker.stale.is_none() && marker.own.is_some(), "{marker:?}");
+    // What is on the disk needs no marker.
+    again.settle(true, true).unwrap();
+    assert_eq!(read(again.descriptor()), None);
+    assert!(!place.at(".ksync").exists());
+}
+
+/// A change of metadata is marked from the beginning of its second on, so what is doubted must be older.
+fn wait_a_second_if_whole(_root: &Root) {
+    thread::sleep(Duration::from_millis(1100));
+}
+
+#[test]
+fn a_run_that_failed_to_write_makes_the_next_one_write_anew() {
+    let Some(place) = lasting_place() else { return };
+    place.root.begin_writing(true, false);
+    put(&place.root, "f");
+    place.root.mark_lost();
+    assert_eq!(doubted(&place, "."), [("f".to_owned(), Doubt::Lost)]);
+    lose_power(&place.at("."));
+    assert_eq!(doubted(&place, "."), unverified(&["f"]), "what can be read now is what the disk has");
+}
+
+#[test]
+fn markers_above_and_below_the_root_count() {
+    let Some(place) = lasting_place() else { return };
+    fs::create_dir_all(place.at("d/deep")).unwrap();
+    fs::write(place.at("f"), "").unwrap();
+    fs::write(place.at("d/deep/f"), "").unwrap();
+    let marker = |deep| Marker { stale: Some(Stamp::EVER), deep, ..Marker::default() };
+    let set = |at: &str, marker: &Marker| {
+        write(&OwnedFd::from(File::open(place.at(at)).unwrap()), marker).unwrap();
+    };
+    set("d", &marker(true));
+    assert_eq!(doubted(&place, "."), unverified(&["d/deep/f"]), "an earlier run was about d alone");
+    assert_eq!(doubted(&place, "d/deep"), unverified(&["f"]), "an earlier run was about more");
+    set("d", &marker(false));
+    assert_eq!(doubted(&place, "."), [], "it put single files into d");
+    fs::write(place.at("d/single"), "").unwrap();
+    assert_eq!(doubted(&place, "."), unverified(&["d/single"]));
+    rustix::fs::setxattr(place.at("."), ATTRIBUTE, b"garbage", XattrFlags::empty()).unwrap();
+    assert_eq!(doubted(&place, ".").len(), 3, "nothing is trusted");
+}
+
+#[test]
+fn where_there_are_no_attributes_a_file_has_the_marker() {
+    let place = Place::new();
+    let directory = OwnedFd::from(File::open(place.at(".")).unwrap());
+    let marker = Marker { deep: true, ..Marker::default() }.covering(None, Stamp(7, 8), None);
+    write_file(&directory, &marker.encode()).unwrap();
+    assert_eq!(read(&directory), Some(marker));
+    write_file(&directory, &[]).unwrap();
+    assert_eq!(read(&directory), Some(Marker::DISTRUST));
+    remove(&directory);
+    assert_eq!(read(&directory), None);
+    assert!(!place.at(".ksync").exists());
+}
+
+#[test]
+fn a_run_of_a_single_file_says_nothing_of_the_tree_beside_it() {
+    let Some(place) = lasting_place() else { return };
+    fs::create_dir(place.at("d")).unwrap();
+    place.root.begin_writing(false, true);
+    put(&place.root, "f");
+    assert!(!read(place.root.descriptor()).unwrap().deep);
+    // A run of everything takes the marker over.
+    let deep = Root::open(&place.at(".")).unwrap();
+    deep.begin_writing(true, false);
+    put(&deep, "d/f");
+    assert!(read(place.root.descriptor()).unwrap().deep);
+}

@@ -1,0 +1,52 @@
+//! Filesystems that tell only at `close` that they did not take what was written.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::fuse::{KEPT_BYTES, Quirky};
+
+/// The filesystem, or `None` where there can be none, which is said.
+fn mounted(place: &Path) -> Option<Quirky> {
+    match Quirky::mount(place) {
+        Ok(quirky) => Some(quirky),
+        Err(why) => {
+            let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
+            assert!(!required, "{why}");
+            eprintln!("SKIPPED: {why}");
+            None
+        }
+    }
+}
+
+#[test]
+fn what_is_told_only_at_close_is_a_failure_and_nothing_is_put_in_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("mount")).unwrap();
+    let Some(_quirky) = mounted(&at("mount")) else { return };
+    let run = |source: &str, target: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ksync"));
+        command.args(["-q", "--no-progress"]).arg(at(source)).arg(at(target)).env("HOME", at("home"));
+        command.output().unwrap()
+    };
+    let noise = |length: usize| (0..length).map(|n| (n / 3 * 7 + n) as u8).collect::<Vec<_>>();
+    let zeros_inside = [noise(9000), vec![0; 200_000], noise(9000)].concat();
+
+    // New ones, in one message, in many pieces, and with a hole.
+    for (name, content) in [("small", noise(90_000)), ("large", noise(5_000_000)), ("sparse", zeros_inside)] {
+        let (source, target) = (format!("src {name}"), format!("mount/{name}"));
+        fs::create_dir(at(&source)).unwrap();
+        fs::write(at(&source).join("f"), content).unwrap();
+        let output = run(&source, &target);
+        assert_eq!(output.status.code(), Some(11), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(!at(&target).join("f").exists(), "{name} is in place");
+    }
+    // One that replaces what is there.
+    fs::create_dir(at("src")).unwrap();
+    fs::write(at("src/f"), noise(KEPT_BYTES - 10)).unwrap();
+    assert!(run("src", "mount/dst").status.success());
+    fs::write(at("src/f"), noise(900_000)).unwrap();
+    assert_eq!(run("src", "mount/dst").status.code(), Some(11));
+    assert_eq!(fs::read(at("mount/dst/f")).unwrap(), noise(KEPT_BYTES - 10), "the old version stays");
+}

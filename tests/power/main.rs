@@ -1,0 +1,81 @@
+//! Power cuts: what a run leaves on an ext4 that loses its power at any moment is found and repaired by the next run.
+//!
+//! Each round has a filesystem of its own in a file, a way (local, upload, download, watch), mount options, kinds of
+//! files, and a moment, all of which follow from its seed. The power goes by ext4's shutdown ioctl. Then the next run
+//! has to exit with 0, and a comparison that shares no code with ksync has to find no difference.
+//!
+//! `cargo test --test power` runs 20 rounds. `KSYNC_POWER_ROUNDS=500 cargo test --test power campaign -- --nocapture`
+//! runs as many as it says; `KSYNC_POWER_SEED` is the first round's seed, so that one can be repeated. What needs root,
+//! loop devices, mkfs.ext4 and perl says so where they are missing and passes, unless `KSYNC_REQUIRE_PEERS=1`.
+
+#![cfg(feature = "sandbox")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    missing_docs
+)]
+
+mod closing;
+mod disk;
+mod fuse;
+mod round;
+
+use disk::Disk;
+use round::{Outcome, Round};
+
+/// Rounds where nobody says how many.
+const ROUNDS: u64 = 20;
+
+fn number(variable: &str, default: u64) -> u64 {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")),
+        Err(_) => default,
+    }
+}
+
+/// Whether this machine can cut the power of a filesystem.
+pub(crate) fn can_cut() -> bool {
+    match Disk::probe() {
+        Ok(()) => true,
+        Err(why) => {
+            let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
+            assert!(!required, "{why}");
+            eprintln!("SKIPPED: {why}");
+            false
+        }
+    }
+}
+
+#[test]
+fn campaign() {
+    if !can_cut() {
+        return;
+    }
+    let (first, rounds) = (number("KSYNC_POWER_SEED", 1), number("KSYNC_POWER_ROUNDS", ROUNDS));
+    let takes_markers = number("KSYNC_POWER_CONTROL", 0) == 1;
+    let mut failed = Vec::new();
+    for seed in first..first + rounds {
+        let round = Round::new(seed);
+        let outcome = round.run(takes_markers);
+        println!("{outcome:?}: {round}");
+        if outcome != Outcome::Repaired {
+            failed.push(seed);
+        }
+    }
+    println!("{rounds} rounds from seed {first}, {} failed: {failed:?}", failed.len());
+    assert!(failed.is_empty(), "KSYNC_POWER_SEED={} KSYNC_POWER_ROUNDS=1 repeats one", failed[0]);
+}
+
+#[test]
+fn without_its_markers_the_campaign_fails() {
+    if !can_cut() {
+        return;
+    }
+    let rounds = (1..=6).map(Round::that_shows_old_blocks);
+    let wrong = rounds.filter(|round| round.run(true) != Outcome::Repaired).count();
+    assert!(wrong > 0, "the campaign sees nothing");
+}
