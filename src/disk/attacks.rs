@@ -9,6 +9,7 @@ use std::thread;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use crate::disk::directory::Inode;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, scan};
@@ -27,12 +28,13 @@ fn write(root: &Root, at: &TreePath) -> Result<(), DiskError> {
 /// Everything that can be done to one path, with what came of it.
 fn everything(root: &Root, at: &TreePath) -> Vec<(&'static str, Result<(), DiskError>)> {
     let seen = root.stat(at).ok().flatten().map(|stat| stat.identity);
+    let nothing = Inode { dev: 0, ino: 0 };
     vec![
         ("open_directory", root.open_directory(Some(at)).map(drop)),
         ("open_file", root.open_file(at).map(drop)),
         ("read_link", root.read_link(at).map(drop)),
-        ("set_directory", root.set_directory(at, 0o700, time(1))),
-        ("set_link_time", root.set_link_time(at, time(1))),
+        ("set_directory", root.set_directory(at, 0o700, time(1), seen.as_ref().map_or(nothing, Inode::from))),
+        ("set_link_time", seen.map_or(Ok(()), |seen| root.set_link_time(at, b"f", time(1), &seen))),
         ("set_file", seen.map_or(Ok(()), |seen| root.set_file(at, 0o600, time(1), &seen).map(drop))),
         ("write", write(root, at)),
         // Of which there may be none, or which may be there.
@@ -66,7 +68,7 @@ fn a_link_on_the_way_stops_every_operation() {
             assert!(root_stat_fails(&place.root, &at), "stat {at}");
             for (verb, result) in everything(&place.root, &at) {
                 // Without an identity this was not tried.
-                if verb != "set_file" {
+                if !matches!(verb, "set_file" | "set_link_time") {
                     assert!(result.is_err_and(|error| error.is_in_the_way()), "{verb} {at}");
                 }
             }
@@ -89,9 +91,11 @@ fn a_link_at_the_end_is_itself_the_thing() {
             plant();
             assert!(place.root.open_file(&leaf).unwrap_err().is_in_the_way());
             assert!(place.root.open_directory(Some(&leaf)).unwrap_err().is_in_the_way());
-            assert!(place.root.set_directory(&leaf, 0o777, time(1)).unwrap_err().is_in_the_way());
+            let seen = place.root.stat(&leaf).unwrap().unwrap().identity;
+            let inode = Inode::from(&seen);
+            assert!(place.root.set_directory(&leaf, 0o777, time(1), inode).unwrap_err().is_in_the_way());
             assert!(place.root.make_directory(&leaf, 0o777).unwrap_err().is_in_the_way());
-            place.root.set_link_time(&leaf, time(1)).unwrap();
+            place.root.set_link_time(&leaf, b"elsewhere", time(1), &seen).unwrap();
             write(&place.root, &leaf).unwrap();
             assert!(place.at("leaf").symlink_metadata().unwrap().is_file());
             fs::remove_file(place.at("leaf")).unwrap();
@@ -212,7 +216,7 @@ fn a_file_with_other_names_is_replaced_and_never_changed() {
     let place = Place::new();
     fs::hard_link(place.outside().join("f"), place.at("f")).unwrap();
     let seen = place.root.stat(&path("f")).unwrap().unwrap().identity;
-    assert!(place.root.set_file(&path("f"), 0o777, time(1), &seen).unwrap_err().is_linked());
+    assert!(place.root.set_file(&path("f"), 0o777, time(1), &seen).unwrap_err().must_be_anew());
     write(&place.root, &path("f")).unwrap();
     let canary = place.outside().join("f");
     assert_eq!(fs::read(&canary).unwrap(), b"canary");
@@ -288,8 +292,8 @@ fn names_are_bytes() {
 #[test]
 fn set_id_bits_come_only_where_they_are_allowed() {
     let place = Place::new();
-    place.root.make_directory(&path("d"), 0o6755).unwrap();
-    place.root.set_directory(&path("d"), 0o6755, time(1)).unwrap();
+    let made = place.root.make_directory(&path("d"), 0o6755).unwrap();
+    place.root.set_directory(&path("d"), 0o6755, time(1), made.inode).unwrap();
     let (staging, _) = Staging::open(&place.root, &path("f")).unwrap();
     let metadata = Metadata { mode: 0o6755, ..metadata() };
     staging.finish(&place.root, &metadata, None, Durability::Eventually).unwrap();

@@ -40,6 +40,9 @@ pub enum Fault {
     /// Longer than a file may be.
     #[error("it is longer than the filesystem or the limit for files (ulimit -f) allows")]
     TooLong,
+    /// A file whose owner may not have the set-id bits that it shall get.
+    #[error("it belongs to somebody else")]
+    AnotherOwner,
     /// Another run works in this directory.
     #[error("another run is using it")]
     Busy,
@@ -126,10 +129,11 @@ impl DiskError {
         matches!(self.fault, Fault::NotRegular)
     }
 
-    /// A file with other hard links.
+    /// A file that must not be changed where it is, but may be written anew: it has other hard links, or an owner
+    /// who may not get the rights that it shall give.
     #[must_use]
-    pub fn is_linked(&self) -> bool {
-        matches!(self.fault, Fault::Linked)
+    pub fn must_be_anew(&self) -> bool {
+        matches!(self.fault, Fault::Linked | Fault::AnotherOwner)
     }
 
     /// A link or a file where a directory should be.

@@ -9,9 +9,11 @@
 
 mod change;
 mod closing;
+pub mod directory;
 pub mod error;
 pub mod glance;
 mod levels;
+mod link;
 mod lock;
 mod marker;
 pub mod memory;
@@ -21,6 +23,7 @@ mod resolve;
 pub mod root;
 pub mod scan;
 pub mod secret;
+pub mod set_id;
 pub mod space;
 pub mod stage;
 pub mod stat;
@@ -30,6 +33,8 @@ mod writeback;
 
 #[cfg(test)]
 mod attacks;
+#[cfg(test)]
+mod given_away;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -16,14 +16,14 @@ use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::lock::Held;
 use crate::disk::nameless::Nameless;
 use crate::disk::resolve::{PASSAGE, Resolver};
+use crate::disk::set_id::Owner;
 use crate::disk::stat::{FileKind, Identity, Stat};
-use crate::disk::state::StateDir;
+use crate::disk::state::{StateDir, clear_leftovers};
 use crate::disk::unconfirmed::Unconfirmed;
-use crate::tree::entry::MODE_MASK;
 use crate::tree::path::TreePath;
 
-/// Set-user-id and set-group-id: rights that a tree from elsewhere must not hand out.
-const SET_ID_BITS: u16 = 0o6000;
+/// The mode of a root that the superuser makes for somebody else.
+const NEW_ROOT_MODE: u16 = 0o755;
 
 /// Flags to read a directory or to set its metadata.
 pub(crate) const DIRECTORY: OFlags =
@@ -32,16 +32,8 @@ pub(crate) const DIRECTORY: OFlags =
 /// What a tree from elsewhere may set here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Policy {
-    /// Keep set-user-id and set-group-id bits.
-    pub special_bits: bool,
-}
-
-impl Policy {
-    /// `mode` without the bits that may not be set.
-    #[must_use]
-    pub fn mode(self, mode: u16) -> u16 {
-        mode & if self.special_bits { MODE_MASK } else { MODE_MASK & !SET_ID_BITS }
-    }
+    /// Set set-user-id and set-group-id bits on what belongs to this user and this group, and on nothing else.
+    pub set_id_owner: Option<Owner>,
 }
 
 /// A directory, and the only way to what is below it.
@@ -103,9 +95,15 @@ impl Root {
     /// # Errors
     /// Nothing is there, or no directory, or it cannot be read.
     pub fn open(path: &Path) -> Result<Self, DiskError> {
-        let bytes = path.as_os_str().as_bytes();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let descriptor = openat(CWD, path, flags, Mode::empty()).during("open", bytes)?;
+        let descriptor =
+            openat(CWD, path, flags, Mode::empty()).during("open", path.as_os_str().as_bytes())?;
+        Self::of(descriptor, path)
+    }
+
+    /// The open directory that was found at `path`.
+    fn of(descriptor: OwnedFd, path: &Path) -> Result<Self, DiskError> {
+        let bytes = path.as_os_str().as_bytes();
         let stat = fstat(&descriptor).during("look at", bytes)?;
         let stat = Stat::of(&stat).ok_or_else(|| DiskError::new("look at", bytes, Fault::OutOfRange))?;
         let resolver = Resolver::probe(descriptor.as_fd());
@@ -124,19 +122,33 @@ impl Root {
     /// # Errors
     /// It cannot be made or opened.
     pub fn create(path: &Path) -> Result<Self, DiskError> {
+        let bytes = path.as_os_str().as_bytes();
         let named = || path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty());
         let missing = named().take_while(|ancestor| !ancestor.exists()).count();
-        let above = named().nth(missing).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(path).during("make", path.as_os_str().as_bytes())?;
-        if missing > 0
-            && let Some((user, group)) = Self::open(above)?.owner
-        {
-            for made in named().take(missing) {
-                std::os::unix::fs::lchown(made, Some(user), Some(group))
-                    .during("set the owner of", made.as_os_str().as_bytes())?;
+        if missing > 0 {
+            let above = Self::open(named().nth(missing).unwrap_or(Path::new(".")))?;
+            if above.owner.is_some() {
+                let below = path.strip_prefix(above.path()).unwrap_or(path);
+                let below = TreePath::new(below.as_os_str().as_bytes());
+                let below = below.map_err(|error| DiskError::new("make", bytes, Fault::Path(error)))?;
+                return above.create_below(&below, path);
             }
         }
+        std::fs::create_dir_all(path).during("make", bytes)?;
         Self::open(path)
+    }
+
+    /// Makes `below` and what is missing above it, and opens it as the root that was asked for as `path`. Whoever
+    /// owns this directory may replace anything in it at any time, so no name is trusted twice.
+    fn create_below(&self, below: &TreePath, path: &Path) -> Result<Self, DiskError> {
+        let mut missing: Vec<TreePath> =
+            std::iter::successors(Some(below.clone()), TreePath::parent).collect();
+        missing.reverse();
+        let made = missing.iter().try_for_each(|path| self.make_directory(path, NEW_ROOT_MODE).map(drop));
+        // Another run may be at work in the directory above: what it stages stays.
+        let _ = clear_leftovers(self, |_| true);
+        made?;
+        Self::of(self.open_directory(Some(below))?, path)
     }
 
     /// To whom what is made here belongs, where that is not us: the superuser's files go to whom the root

@@ -12,6 +12,7 @@ use crate::content::hash::{Hash, Hasher};
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::levels::{Level, Levels, Name, names};
 use crate::disk::root::{Root, stat_of};
+use crate::disk::set_id::{Owner, mode_for};
 use crate::disk::stage::HOLE_BYTES_MIN;
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::unconfirmed::{Covers, Seen};
@@ -45,6 +46,8 @@ pub struct ScanOptions {
     pub hash: bool,
     /// The same, where it can be read in peace, with files of at most so many bytes.
     pub hash_bytes_max: u64,
+    /// Leave out set-id bits but of what belongs to this user and this group.
+    pub set_id_owner: Option<Owner>,
     /// Enter directories in which another filesystem is mounted.
     pub cross_mounts: bool,
     /// Find out which files a power cut may have damaged.
@@ -317,7 +320,11 @@ impl Scanner<'_> {
         if matches!(kind, Kind::File { .. }) {
             self.scanned.sparse.add(&path, stat);
         }
-        let mode = if matches!(kind, Kind::Symlink { .. }) { 0o777 } else { stat.mode };
+        let mode = match (&kind, self.options.set_id_owner) {
+            (Kind::Symlink { .. }, _) => 0o777,
+            (_, Some(owner)) => mode_for(stat.mode, (stat.uid, stat.gid), owner),
+            (_, None) => stat.mode,
+        };
         let entry = Entry { path, kind, mode, mtime: stat.mtime() };
         self.bytes += entry.size();
         if let (Some(covers), Kind::File { .. }) = (&self.covers, &entry.kind)

@@ -377,8 +377,8 @@ pub(crate) fn set_metadata(
     if let Some((user, group)) = root.owner() {
         fchown(file, Some(user), Some(group)).during("set the owner of", path)?;
     }
-    let mode = mode_bits(root.policy().mode(metadata.mode));
-    fchmod(file, mode).during("set the mode of", path)?;
+    let mode = root.policy().mode_of(file, metadata.mode).during("set the mode of", path)?;
+    fchmod(file, mode_bits(mode)).during("set the mode of", path)?;
     futimens(file, &times(metadata.mtime)).during("set the time of", path)
 }
 

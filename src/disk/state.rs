@@ -10,7 +10,7 @@ use rustix::process::geteuid;
 
 use crate::content::hash::Hash;
 use crate::disk::error::{DiskError, During, Fault};
-use crate::disk::root::{Root, rename_into};
+use crate::disk::root::{DIRECTORY, Root, rename_into};
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::tree::path::{STATE_DIR, TreePath};
 
@@ -19,6 +19,9 @@ pub(crate) const PART: &str = ".part";
 
 /// Ends the name of a symbolic link that is not in its place yet.
 pub(crate) const LINK: &str = ".link";
+
+/// Ends the name of a directory that is not in its place yet.
+pub(crate) const DIRECTORY_MADE: &str = ".dir";
 
 /// Only we may look in and change it.
 const PRIVATE: u32 = 0o700;
@@ -41,8 +44,7 @@ impl StateDir {
 
     /// The state directory of a directory, if there is one.
     pub(crate) fn open_in(directory: impl AsFd) -> Result<Option<Self>, DiskError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match openat(directory, STATE_DIR, flags, Mode::empty()) {
+        match openat(directory, STATE_DIR, DIRECTORY, Mode::empty()) {
             Ok(descriptor) => own(descriptor).map(Some),
             Err(Errno::NOENT) => Ok(None),
             Err(Errno::LOOP | Errno::NOTDIR) => Err(refused()),
@@ -116,6 +118,21 @@ impl StateDir {
         Err(DiskError::new("make", &staged_path, Fault::NotOurs))
     }
 
+    /// Makes an empty directory called `name` that we may fill, whatever an earlier run left there, and opens it.
+    pub(crate) fn make_directory(&self, name: &str) -> Result<OwnedFd, DiskError> {
+        let make = || mkdirat(&self.0, name, Mode::from_raw_mode(PRIVATE as _));
+        let staged_path = in_state(name.as_bytes());
+        match make() {
+            Err(Errno::EXIST) => {
+                self.remove(name.as_bytes())?;
+                make()
+            }
+            result => result,
+        }
+        .and_then(|()| openat(&self.0, name, DIRECTORY, Mode::empty()))
+        .during("make the directory", &staged_path)
+    }
+
     /// Renames what is staged under `name` to `path`.
     pub(crate) fn install(
         &self,
@@ -151,7 +168,8 @@ pub(crate) fn in_state(name: &[u8]) -> Vec<u8> {
 /// The state directory is not ours, or something in it cannot be removed.
 pub fn clear_leftovers(root: &Root, keep: impl Fn(&[u8]) -> bool) -> Result<usize, DiskError> {
     let Some(state) = StateDir::open(root)? else { return Ok(0) };
-    let is_staged = |name: &[u8]| name.ends_with(PART.as_bytes()) || name.ends_with(LINK.as_bytes());
+    let endings = [PART, LINK, DIRECTORY_MADE].map(str::as_bytes);
+    let is_staged = |name: &[u8]| endings.iter().any(|ending| name.ends_with(ending));
     let mut leftovers = Vec::new();
     for entry in Dir::read_from(&state).during("list", STATE_DIR.as_bytes())? {
         let entry = entry.during("list", STATE_DIR.as_bytes())?;

@@ -258,7 +258,7 @@ impl Receiver {
             delete: options.delete && may_delete && self.is_directory(),
             checksum: options.checksum,
             // Without them set-id bits are never set, so they must not count either.
-            mode_mask: if options.special_bits { 0o7777 } else { 0o1777 },
+            mode_mask: if options.set_id_owner.is_some() { 0o7777 } else { 0o1777 },
         };
         let withheld = options.delete && !may_delete;
         if !self.is_what_was_announced() {

@@ -82,7 +82,7 @@ fn remember(memory: Option<&Memory>, manifest: &Manifest, ignores: &[IgnoreFile]
 /// decides; it is sent along anyway.
 fn scan_options(checksum: bool, subject: &Subject) -> ScanOptions {
     let hash_bytes_max = if matches!(subject, Subject::Parts(_)) { SMALL_BYTES_MAX } else { 0 };
-    ScanOptions { hash: checksum, hash_bytes_max, cross_mounts: true, doubts: false }
+    ScanOptions { hash: checksum, hash_bytes_max, cross_mounts: true, ..ScanOptions::default() }
 }
 
 /// An error with its causes, on one line.

@@ -16,7 +16,8 @@ use crate::content::hash::Hash;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::disk::memory::Memory;
 use crate::disk::root::Root;
-use crate::disk::scan::{self, Look, Skipped, Sparse, scan};
+use crate::disk::scan::{self, Look, ScanOptions, Skipped, Sparse, scan};
+use crate::disk::set_id::{Owner, mode_for};
 use crate::disk::stat::Identity;
 use crate::engine::{
     self, Changed, Fault, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
@@ -124,7 +125,8 @@ impl Sending {
         let metadata = fs::metadata(&self.path).map_err(|error| missing(&error))?;
         let (found, subject) = if metadata.is_dir() {
             let root = Root::open(&self.path).map_err(|error| missing(&error))?;
-            let subject = directory_subject(&metadata).map_err(|error| missing(&error))?;
+            let subject =
+                directory_subject(&metadata, self.options.set_id_owner).map_err(|error| missing(&error))?;
             // A round about parts is not remembered, and knows nothing of what is.
             let base = self.memory.as_ref().and_then(Memory::digest);
             (Found { root, single: None, base }, subject)
@@ -145,7 +147,10 @@ impl Sending {
             (None, Some(scope)) => scan::Subject::Parts(scope.clone()),
             (None, None) => scan::Subject::Whole,
         };
-        let options = scan_options(self.options.checksum, &subject);
+        let options = ScanOptions {
+            set_id_owner: self.options.set_id_owner,
+            ..scan_options(self.options.checksum, &subject)
+        };
         // A single file lies in the transfer root itself.
         let anchor = if found.single.is_some() { &b""[..] } else { &self.options.anchor };
         let mut filter = Filter::anchored(&self.options.rules, anchor);
@@ -430,14 +435,16 @@ impl Look for Entering<'_> {
     }
 }
 
-fn directory_subject(metadata: &fs::Metadata) -> io::Result<Subject> {
+fn directory_subject(metadata: &fs::Metadata, set_id_owner: Option<Owner>) -> io::Result<Subject> {
     use std::os::unix::fs::MetadataExt;
     let nanos = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
     let mtime = Time::new(metadata.mtime(), nanos)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its time is out of range"))?;
     // The mask keeps what fits.
     #[allow(clippy::cast_possible_truncation)]
-    Ok(Subject::directory((metadata.mode() & 0o7777) as u16, mtime))
+    let mode = (metadata.mode() & 0o7777) as u16;
+    let of = (metadata.uid(), metadata.gid());
+    Ok(Subject::directory(set_id_owner.map_or(mode, |owner| mode_for(mode, of, owner)), mtime))
 }
 
 /// Finds a single file. A link that is named as source stands for what it points to, under its own name, as

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+use crate::disk::set_id::owner_of_copies;
 use crate::engine::{Config, Failure, Receiver, Sender};
 use crate::exchange::rounds::{self, Watched};
 use crate::exchange::{self, Incoming, Link, Receiving, Sending};
@@ -35,7 +36,7 @@ pub(super) async fn live(
     monitor: Watcher,
     mut done: impl FnMut(exchange::rounds::Round) + Send + 'static,
 ) -> SyncError {
-    let options = Options { compress: false, special_bits: true, ..options };
+    let options = Options { compress: false, set_id_owner: owner_of_copies(&to), ..options };
     let pipes = io::pipe().and_then(|up| Ok((up, io::pipe()?)));
     let ((up_reader, up_writer), (down_reader, down_writer)) = match pipes {
         Ok(pipes) => pipes,
@@ -65,7 +66,7 @@ pub(super) async fn exchange(
     options: &Options,
     monitor: Watcher,
 ) -> Result<Round, SyncError> {
-    let options = Options { compress: false, special_bits: true, ..options.clone() };
+    let options = Options { compress: false, set_id_owner: owner_of_copies(to), ..options.clone() };
     let (up_reader, up_writer) = io::pipe().map_err(SyncError::Pipe)?;
     let (down_reader, down_writer) = io::pipe().map_err(SyncError::Pipe)?;
 

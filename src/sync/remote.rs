@@ -275,12 +275,13 @@ impl<'a> Session<'a> {
 
 /// What this side goes by when it sends.
 fn sending(options: &Options) -> Config {
-    Config { options: Options { special_bits: true, ..options.clone() }, relay: false }
+    // Who is who over there is not known, so set-id bits go.
+    Config { options: Options { set_id_owner: None, ..options.clone() }, relay: false }
 }
 
 /// The same when it receives.
 fn receiving(options: &Options) -> Config {
-    let options = Options { special_bits: false, safe_links: true, ..options.clone() };
+    let options = Options { set_id_owner: None, safe_links: true, ..options.clone() };
     Config { options, relay: false }
 }
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use ksync::disk::set_id::owner_of_copies;
 use ksync::monitor::Trouble;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -167,7 +168,7 @@ fn a_single_file_goes_into_a_directory_to_a_new_name_or_over_a_file() {
 fn modes_arrive_and_set_id_bits_do_not_unless_asked_for() {
     for special_bits in [false, true] {
         let mut world = World::new();
-        world.options.special_bits = special_bits;
+        world.options.set_id_owner = owner_of_copies(&world.target).filter(|_| special_bits);
         for (name, mode) in [("a", 0o4755), ("b", 0o2750), ("c", 0o000), ("d", 0o444)] {
             world.write(name, b"1");
             set_mode(&world.source.join(name), mode);

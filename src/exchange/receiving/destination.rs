@@ -97,7 +97,7 @@ impl Receiving {
             self.made.note(named.take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect());
         }
         let root = if self.options.dry_run { Root::open(path) } else { Root::create(path) };
-        let policy = Policy { special_bits: self.options.special_bits };
+        let policy = Policy { set_id_owner: self.options.set_id_owner };
         root.map(|root| Some(Arc::new(root.with_policy(policy)))).map_err(|error| destination_fault(&error))
     }
 

@@ -1,8 +1,9 @@
 //! Makes, changes and removes names, modes and times.
 
+use crate::disk::directory::Inode;
 use crate::disk::error::DiskError;
 use crate::disk::stage::Staging;
-use crate::disk::stat::Identity;
+use crate::disk::stat::{FileKind, Identity};
 use crate::engine::{CopiedFile, Fault, Step};
 use crate::exchange::receiving::{Receiving, out_of_turn, sink_fault};
 use crate::exchange::sink::open_old;
@@ -20,7 +21,8 @@ impl Receiving {
             }
             Step::MakeDirectory { id } => {
                 let mode = self.entry(id)?.mode;
-                self.root()?.make_directory(self.path(id)?, mode).map(drop)
+                let made = self.root()?.make_directory(self.path(id)?, mode);
+                made.map(|made| self.made.add(id, made.inode))
             }
             Step::MakeLink { id } => self.make_link(id)?,
             Step::Adjust { id } => self.adjust(id)?,
@@ -39,8 +41,15 @@ impl Receiving {
     fn adjust(&self, id: u32) -> Result<Result<(), DiskError>, Fault> {
         let (root, path, entry) = (self.root()?, self.path(id)?, self.entry(id)?);
         Ok(match &entry.kind {
-            Kind::Directory => root.set_directory(path, entry.mode, entry.mtime),
-            Kind::Symlink { .. } => root.set_link_time(path, entry.mtime),
+            Kind::Directory => {
+                // Where it could not be made, that has been told.
+                let Some(expected) = self.expected_directory(id)? else { return Ok(Ok(())) };
+                root.set_directory(path, entry.mode, entry.mtime, expected)
+            }
+            Kind::Symlink { target } => {
+                let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
+                root.set_link_time(path, target, entry.mtime, &seen)
+            }
             Kind::File { .. } => {
                 // It turned out to be the same.
                 self.drafts.discard(id);
@@ -51,7 +60,7 @@ impl Receiving {
                 }
                 match root.set_file(path, entry.mode, entry.mtime, &seen) {
                     // Its other names may lie outside and are not to change: it becomes a file of its own.
-                    Err(error) if error.is_linked() => return self.separate(id, &seen).map(Ok),
+                    Err(error) if error.must_be_anew() => return self.separate(id, &seen).map(Ok),
                     result => result.map(drop),
                 }
             }
@@ -66,12 +75,22 @@ impl Receiving {
             .is_some_and(|old| old.mtime == entry.mtime && policy.mode(old.mode) == policy.mode(entry.mode)))
     }
 
+    /// The directory that was made for an entry, or was there.
+    fn expected_directory(&self, id: u32) -> Result<Option<Inode>, Fault> {
+        if let Some(made) = self.made.get(id) {
+            return Ok(Some(made));
+        }
+        let at = self.trees()?.present.position(&self.entry(id)?.path);
+        let seen = at.and_then(|at| self.identities.get()?.get(at as usize));
+        Ok(seen.filter(|seen| seen.kind == FileKind::Directory).map(Inode::from))
+    }
+
     fn move_file(&self, file: CopiedFile) -> Result<(), Fault> {
         let (entry, (from, seen)) = (self.entry(file.id)?, self.basis(file.at)?);
         let to = self.path(file.id)?;
         match self.root()?.move_file(from, seen, to, entry.mode, entry.mtime) {
             // Its other names may lie outside and are not to change with it.
-            Err(error) if error.is_linked() => {
+            Err(error) if error.must_be_anew() => {
                 self.copy(file)?;
                 self.remove(file.at)
             }

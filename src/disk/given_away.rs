@@ -1,0 +1,180 @@
+//! The superuser writes into a directory of a hostile user, who swaps names while that happens.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::process::{Gid, Uid};
+
+use crate::disk::root::Root;
+use crate::disk::testing::{Place, path, time};
+
+const NOBODY: u32 = 65534;
+
+/// Stops the other thread when the test is over, and also when it fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A root that belongs to nobody, on the way to which nobody may go; `None`, said aloud, without the rights for that.
+fn given_away() -> Option<Place> {
+    let mut place = Place::new();
+    if chown(place.at(""), Some(NOBODY), Some(NOBODY)).is_err() {
+        eprintln!("not tried: only the superuser can give a directory away");
+        return None;
+    }
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(place.outside().parent().unwrap(), open).unwrap();
+    place.root = Root::open(&place.at("")).unwrap();
+    Some(place)
+}
+
+/// Runs `work` while nobody goes on with `attack`.
+fn against_nobody(attack: impl Fn() + Send + Sync, work: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            rustix::thread::set_thread_gid(Gid::from_raw(NOBODY)).unwrap();
+            rustix::thread::set_thread_uid(Uid::from_raw(NOBODY)).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                attack();
+            }
+        });
+        let _stop = Stop(&stop);
+        work();
+    });
+}
+
+fn owner(at: &Path) -> (u32, u32) {
+    let is = at.symlink_metadata().unwrap();
+    (is.uid(), is.mode() & 0o7777)
+}
+
+/// What the superuser has in nobody's directory and does not give away: nobody may rename it, and no more.
+fn plant(place: &Place) {
+    fs::create_dir(place.at("secret")).unwrap();
+    fs::write(place.at("secret/key"), "canary").unwrap();
+    fs::write(place.at("file"), "canary").unwrap();
+    for (name, mode) in [("secret", 0o700), ("file", 0o600)] {
+        fs::set_permissions(place.at(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+}
+
+fn find(place: &Place, wanted: (u64, u64)) -> Option<(u32, u32)> {
+    let names = fs::read_dir(place.at("")).unwrap();
+    let paths = names.map(|name| name.unwrap().path());
+    paths
+        .filter(|path| path.symlink_metadata().is_ok_and(|is| (is.dev(), is.ino()) == wanted))
+        .map(|path| owner(&path))
+        .next()
+}
+
+#[test]
+fn what_is_swapped_for_a_directory_that_was_just_made_is_not_given_away() {
+    let Some(place) = given_away() else { return };
+    plant(&place);
+    let inode = |name: &str| {
+        let is = place.at(name).metadata().unwrap();
+        (is.dev(), is.ino())
+    };
+    let (secret, file) = (inode("secret"), inode("file"));
+    let (one, two, made) = (place.at("secret"), place.at("file"), place.at("d"));
+    let attack = || {
+        for swapped in [&one, &two] {
+            let _ = renameat_with(CWD, &made, CWD, swapped, RenameFlags::EXCHANGE);
+        }
+    };
+    let (mut done, mut refused) = (0, 0);
+    against_nobody(attack, || {
+        for _ in 0..3000 {
+            let result = place
+                .root
+                .make_directory(&path("d"), 0o777)
+                .and_then(|made| place.root.set_directory(&path("d"), 0o777, time(1), made.inode));
+            *if result.is_ok() { &mut done } else { &mut refused } += 1;
+            for name in ["d", "secret", "file"] {
+                let at = place.at(name);
+                let is = at.symlink_metadata().map(|is| (is.dev(), is.ino()));
+                // Only what was made goes; what was swapped is put back by the next attack.
+                if is.is_ok_and(|is| is != secret && is != file) {
+                    let _ = fs::remove_dir(at);
+                }
+            }
+        }
+    });
+    assert_eq!(find(&place, secret), Some((0, 0o700)), "{done} done, {refused} refused");
+    assert_eq!(find(&place, file), Some((0, 0o600)), "{done} done, {refused} refused");
+    assert!(done > 100, "{done} done, {refused} refused");
+}
+
+#[test]
+fn what_is_swapped_for_a_link_keeps_owner_and_time() {
+    let Some(place) = given_away() else { return };
+    plant(&place);
+    let before = place.at("file").metadata().unwrap();
+    let (made, swapped) = (place.at("l"), place.at("file"));
+    let attack = || {
+        let _ = renameat_with(CWD, &made, CWD, &swapped, RenameFlags::EXCHANGE);
+    };
+    against_nobody(attack, || {
+        for count in 0..2000 {
+            let seen = place.root.stat(&path("l")).unwrap().map(|stat| stat.identity);
+            let is_link = seen.is_none_or(|seen| seen.size != 6);
+            if is_link && count % 2 == 0 {
+                let _ = place.root.make_symlink(&path("l"), b"where", time(1), seen.as_ref());
+            } else if let Some(seen) = seen.filter(|_| is_link) {
+                let _ = place.root.set_link_time(&path("l"), b"where", time(2), &seen);
+            }
+        }
+    });
+    let after = find(&place, (before.dev(), before.ino()));
+    assert_eq!(after, Some((0, 0o600)));
+    let is = [&made, &swapped].map(|at| at.metadata());
+    let file = is.into_iter().flatten().find(|is| is.ino() == before.ino()).unwrap();
+    assert_eq!(file.mtime_nsec(), before.mtime_nsec());
+}
+
+#[test]
+fn a_root_that_is_made_below_a_foreign_directory_gives_nothing_else_away() {
+    let Some(place) = given_away() else { return };
+    plant(&place);
+    let (secret, made) = (place.at("secret"), place.at("a"));
+    let attack = || {
+        let _ = renameat_with(CWD, &made, CWD, &secret, RenameFlags::EXCHANGE);
+        let _ = fs::remove_dir(&made);
+    };
+    let inode = {
+        let is = place.at("secret").metadata().unwrap();
+        (is.dev(), is.ino())
+    };
+    let mut done = 0;
+    against_nobody(attack, || {
+        for _ in 0..1000 {
+            done += u32::from(Root::create(&place.at("a/b/c")).is_ok());
+            for at in ["a/b/c", "a/b", "a", "secret/b/c", "secret/b", "secret"] {
+                let _ = fs::remove_dir(place.at(at));
+            }
+        }
+    });
+    assert_eq!(find(&place, inode), Some((0, 0o700)), "{done} done");
+}
+
+#[test]
+fn a_root_below_a_foreign_directory_belongs_to_its_owner() {
+    let Some(place) = given_away() else { return };
+    let root = Root::create(&place.at("a/b/c")).unwrap();
+    for at in ["a", "a/b", "a/b/c"] {
+        assert_eq!(owner(&place.at(at)), (NOBODY, 0o755), "{at}");
+    }
+    assert!(root.is_still_there() && !place.at(".ksync").exists());
+    assert!(Root::create(&place.at("a/../x")).is_err() && !place.at("x").exists());
+    symlink("b", place.at("a/link")).unwrap();
+    assert!(Root::create(&place.at("a/link/d")).is_ok() && place.at("a/b/d").is_dir());
+}

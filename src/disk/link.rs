@@ -1,0 +1,136 @@
+//! Symbolic links: made aside, and given a time without trusting their name twice.
+
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, chownat, symlinkat, utimensat};
+
+use crate::disk::error::{DiskError, During};
+use crate::disk::root::Root;
+use crate::disk::stat::{Identity, times};
+use crate::disk::state::{LINK, staged_name};
+use crate::tree::entry::Time;
+use crate::tree::path::TreePath;
+
+impl Root {
+    /// Makes a symbolic link aside and renames it into place, if what is there is still what was `seen` there
+    /// (`None`: nothing). Its owner and time are set in the state directory, where nobody else can change names.
+    ///
+    /// # Errors
+    /// [`DiskError::is_conflict`], or the place cannot be written to.
+    pub fn make_symlink(
+        &self,
+        path: &TreePath,
+        target: &[u8],
+        mtime: Time,
+        seen: Option<&Identity>,
+    ) -> Result<(), DiskError> {
+        const VERB: &str = "make the link";
+        let name = staged_name(path, LINK);
+        let state = self.with_state(|state| {
+            state.remove(name.as_bytes())?;
+            symlinkat(target, state, &*name).during(VERB, path.as_bytes())?;
+            Ok(Arc::clone(state))
+        })?;
+        if let Some((user, group)) = self.owner() {
+            chownat(&state, &*name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+                .during("set the owner of", path.as_bytes())?;
+        }
+        utimensat(&state, &*name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW).during(VERB, path.as_bytes())?;
+        state.install(&name, self, path, seen).inspect_err(|_| {
+            // A link is cheap to make again, and the first error is the one that matters.
+            let _ = state.remove(name.as_bytes());
+        })
+    }
+
+    /// The modification time of the symbolic link that was `seen` there and leads to `target`. Where the system
+    /// cannot set it on an open link, the link is made anew.
+    ///
+    /// # Errors
+    /// It is another one ([`DiskError::is_conflict`]), or not ours to change.
+    pub fn set_link_time(
+        &self,
+        path: &TreePath,
+        target: &[u8],
+        mtime: Time,
+        seen: &Identity,
+    ) -> Result<(), DiskError> {
+        if self.set_open_link_time(path, mtime, seen)? {
+            return Ok(());
+        }
+        self.make_symlink(path, target, mtime, Some(seen))
+    }
+
+    /// The same on a descriptor of the link; `false` where the system cannot (Linux before 5.8).
+    #[cfg(target_os = "linux")]
+    fn set_open_link_time(&self, path: &TreePath, mtime: Time, seen: &Identity) -> Result<bool, DiskError> {
+        use rustix::fs::OFlags;
+        use rustix::io::Errno;
+
+        use crate::disk::error::Fault;
+        use crate::disk::root::stat_of;
+
+        const VERB: &str = "set the time of";
+        let link = self.descend(path, OFlags::PATH | OFlags::NOFOLLOW).during(VERB, path.as_bytes())?;
+        if stat_of(&link, path)?.identity != *seen {
+            return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict));
+        }
+        match utimensat(&link, c"", &times(mtime), AtFlags::EMPTY_PATH) {
+            Err(Errno::INVAL | Errno::BADF) => Ok(false),
+            result => result.map(|()| true).during(VERB, path.as_bytes()),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    #[allow(clippy::unused_self, clippy::unnecessary_wraps)]
+    fn set_open_link_time(&self, _: &TreePath, _: Time, _: &Identity) -> Result<bool, DiskError> {
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::disk::testing::{Place, path, time};
+
+    fn seen(place: &Place) -> Option<Identity> {
+        place.root.stat(&path("f")).unwrap().map(|stat| stat.identity)
+    }
+
+    #[test]
+    fn a_link_replaces_what_was_seen_and_nothing_else() {
+        let place = Place::new();
+        let make = |seen: Option<&Identity>| place.root.make_symlink(&path("f"), b"to/there", time(7), seen);
+        fs::write(place.at("f"), "old").unwrap();
+        assert!(make(None).unwrap_err().is_conflict());
+        make(seen(&place).as_ref()).unwrap();
+        assert_eq!(&*place.root.read_link(&path("f")).unwrap(), b"to/there");
+        assert_eq!(place.root.stat(&path("f")).unwrap().unwrap().mtime(), time(7));
+        assert_eq!(fs::read_dir(place.at(".ksync")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_link_keeps_its_target_when_its_time_is_set() {
+        let place = Place::new();
+        symlink("to/there", place.at("f")).unwrap();
+        let before = seen(&place).unwrap();
+        place.root.set_link_time(&path("f"), b"to/there", time(7), &before).unwrap();
+        assert_eq!(&*place.root.read_link(&path("f")).unwrap(), b"to/there");
+        assert_eq!(seen(&place).unwrap().mtime, time(7));
+    }
+
+    #[test]
+    fn what_took_a_links_place_keeps_its_time() {
+        let place = Place::new();
+        symlink("to/there", place.at("f")).unwrap();
+        let before = seen(&place).unwrap();
+        fs::remove_file(place.at("f")).unwrap();
+        fs::write(place.at("f"), "other").unwrap();
+        let written = seen(&place);
+        let error = place.root.set_link_time(&path("f"), b"to/there", time(7), &before).unwrap_err();
+        assert!(error.is_conflict(), "{error}");
+        assert_eq!(seen(&place), written);
+    }
+}

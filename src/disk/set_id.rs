@@ -1,0 +1,118 @@
+//! Set-user-id and set-group-id bits: a copy has them only where it belongs to the same user and group as the original.
+//!
+//! Owners are not copied. A set-user-id file of somebody that became one of the superuser would hand out the
+//! superuser's rights; so would the like of it with groups. Where both trees are on one machine, user and group of
+//! what is made are known before, and entries of just these keep their bits. Everywhere else the bits go.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::fs::{fchown, fstat};
+use rustix::process::{Gid, getegid, geteuid};
+
+use crate::disk::root::Policy;
+use crate::tree::entry::MODE_MASK;
+
+/// Runs with the rights of the file's owner.
+const SET_USER_ID: u16 = 0o4000;
+
+/// Runs with the rights of the file's group; what is made in such a directory gets its group.
+const SET_GROUP_ID: u16 = 0o2000;
+
+/// A user and a group, by number.
+pub type Owner = (u32, u32);
+
+/// `mode` of an entry that belongs to `user` and `group`, without the bits that a copy of `owner`'s may not have.
+pub(crate) fn mode_for(mode: u16, (user, group): Owner, owner: Owner) -> u16 {
+    let of_user = if user == owner.0 { SET_USER_ID } else { 0 };
+    let of_group = if group == owner.1 { SET_GROUP_ID } else { 0 };
+    mode & !(SET_USER_ID | SET_GROUP_ID) | mode & (of_user | of_group)
+}
+
+/// To whom belongs what a run of ours puts at `path` or below it: the superuser gives it to whom the nearest
+/// directory belongs. `None` where that cannot be found out.
+#[must_use]
+pub fn owner_of_copies(path: &Path) -> Option<Owner> {
+    if !geteuid().is_root() {
+        return Some((geteuid().as_raw(), getegid().as_raw()));
+    }
+    let named = path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty());
+    named
+        .chain([Path::new(".")])
+        .find_map(|above| fs::metadata(above).ok().filter(fs::Metadata::is_dir))
+        .map(|directory| (directory.uid(), directory.gid()))
+}
+
+impl Policy {
+    /// `mode` without the bits that may not be set.
+    #[must_use]
+    pub fn mode(self, mode: u16) -> u16 {
+        let kept = if self.set_id_owner.is_some() { MODE_MASK } else { !(SET_USER_ID | SET_GROUP_ID) };
+        mode & MODE_MASK & kept
+    }
+
+    /// The same for an open file or directory of ours. Its group becomes the one for which it shall have the bit:
+    /// the group of a new file may be its directory's.
+    pub(crate) fn mode_of(self, file: impl AsFd, mode: u16) -> rustix::io::Result<u16> {
+        let mode = self.mode(mode);
+        let Some(owner) = self.set_id_owner.filter(|_| mode & (SET_USER_ID | SET_GROUP_ID) != 0) else {
+            return Ok(mode);
+        };
+        let stat = fstat(&file)?;
+        let is_given = mode & SET_GROUP_ID != 0
+            && stat.st_uid == owner.0
+            && stat.st_gid != owner.1
+            && fchown(&file, None, Some(Gid::from_raw(owner.1))).is_ok();
+        let group = if is_given { owner.1 } else { stat.st_gid };
+        Ok(mode_for(mode, (stat.st_uid, group), owner))
+    }
+
+    /// Whether a file that is there, of this owner, may become one with `mode`; otherwise it has to be made anew.
+    pub(crate) fn fits(self, mode: u16, of: Owner) -> bool {
+        let mode = self.mode(mode);
+        self.set_id_owner.is_none_or(|owner| mode_for(mode, of, owner) == mode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::testing::Place;
+
+    #[test]
+    fn each_bit_stays_with_its_owner() {
+        for (owner, expected) in [((1, 2), 0o6755), ((1, 3), 0o4755), ((3, 2), 0o2755), ((3, 3), 0o755)] {
+            assert_eq!(mode_for(0o6755, (1, 2), owner), expected, "{owner:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_carried_over_is_never_set() {
+        let anybody = Policy::default();
+        assert_eq!(anybody.mode(0o7755), 0o1755);
+        assert!(anybody.fits(0o6755, (3, 3)));
+        let place = Place::new();
+        std::fs::write(place.at("f"), "").unwrap();
+        let (file, stat) = place.root.open_file(&crate::disk::testing::path("f")).unwrap();
+        let own = Policy { set_id_owner: Some((stat.uid, stat.gid)) };
+        assert_eq!(own.mode_of(&file, 0o6755).unwrap(), 0o6755);
+        assert!(own.fits(0o6755, (stat.uid, stat.gid)) && !own.fits(0o4755, (stat.uid + 1, stat.gid)));
+        let other = Policy { set_id_owner: Some((stat.uid + 1, stat.gid + 1)) };
+        assert_eq!(other.mode_of(&file, 0o6755).unwrap(), 0o755);
+    }
+
+    #[test]
+    fn copies_belong_to_whom_the_nearest_directory_belongs() {
+        let place = Place::new();
+        let own = place.at("").metadata().unwrap();
+        let own = Some((own.uid(), own.gid()));
+        assert_eq!(owner_of_copies(&place.at("a/b/c")), own);
+        std::fs::write(place.at("f"), "").unwrap();
+        assert_eq!(owner_of_copies(&place.at("f")), own);
+        if std::os::unix::fs::chown(place.at(""), Some(65534), Some(65533)).is_ok() {
+            assert_eq!(owner_of_copies(&place.at("a/b/c")), Some((65534, 65533)));
+        }
+    }
+}
