@@ -26,6 +26,8 @@ pub enum What {
     File,
     /// A symbolic link.
     Symlink,
+    /// A pipe, a socket, a device.
+    Special,
 }
 
 /// Why one entry, or a part of a run, could not be done.
@@ -51,6 +53,8 @@ pub enum Trouble {
     Unsupported,
     /// Nothing was deleted, since the list of what to keep is not complete.
     NotDeleted,
+    /// A directory of the destination could not be listed, so what is in it stays.
+    Unlisted,
 }
 
 /// One thing that went wrong without ending the run.

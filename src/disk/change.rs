@@ -1,13 +1,14 @@
-//! What changes a tree besides its files' content: modes, times, names, removal. Directories and links have files
-//! of their own.
+//! What changes a tree besides its files' content: modes, times, names, removal. Directories and
+//! links have files of their own.
 
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, fchmod, fstat, futimens, unlinkat};
 
 use crate::disk::error::{DiskError, During, Fault};
-use crate::disk::root::{Root, check_unchanged, rename_into, stat_of};
+use crate::disk::root::{Root, check_unchanged, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
+use crate::disk::swap::rename_into;
 use crate::disk::unconfirmed::Made;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
@@ -32,13 +33,13 @@ impl Root {
         Ok(())
     }
 
-    /// A regular file's mode and modification time, where its content is already right; `seen` is what the
-    /// decision was made on. Answers what it is now.
+    /// A regular file's mode and modification time, where its content is already right; `seen` is
+    /// what the decision was made on. Answers what it is now.
     ///
     /// # Errors
     /// It is no regular file, not ours to change, not what was seen ([`DiskError::is_conflict`]), or has
-    /// other names, which may lie outside, or an owner for whom it may not have this mode: so it must be written anew
-    /// ([`DiskError::must_be_anew`]).
+    /// other names, which may lie outside, or an owner for whom it may not have this mode: so it
+    /// must be written anew ([`DiskError::must_be_anew`]).
     pub fn set_file(
         &self,
         path: &TreePath,

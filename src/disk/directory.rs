@@ -1,8 +1,9 @@
 //! Directories: made, opened for filling, given their final mode and time.
 //!
-//! Owner, mode and time are set on the open descriptor of a directory that nobody else can have replaced. Where a
-//! destination belongs to somebody else, its owner may swap any name in it for a root-owned file between two of our
-//! calls: so there the superuser makes a directory in the state directory, gives it away there and renames it.
+//! Owner, mode and time are set on the open descriptor of a directory that nobody else can have
+//! replaced. Where a destination belongs to somebody else, its owner may swap any name in it for a
+//! root-owned file between two of our calls: so there the superuser makes a directory in the state
+//! directory, gives it away there and renames it.
 
 use rustix::fs::{Mode, fchmod, fchown, fstat, futimens, mkdirat, openat};
 use rustix::io::Errno;
@@ -11,7 +12,7 @@ use rustix::process::geteuid;
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::root::{DIRECTORY, Place, Root, stat_in, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
-use crate::disk::state::{DIRECTORY_MADE, staged_name};
+use crate::disk::state::DIRECTORY_MADE;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
@@ -52,7 +53,8 @@ impl From<&Stat> for Inode {
 
 impl Root {
     /// Makes a directory that we can fill, whatever its final `mode`; the final one comes with
-    /// [`Root::set_directory`]. A directory that is there already is fine and becomes writable for us.
+    /// [`Root::set_directory`]. A directory that is there already is fine and becomes writable for
+    /// us.
     ///
     /// # Errors
     /// Something else is there, or the parent is not.
@@ -83,10 +85,11 @@ impl Root {
         Ok(geteuid().is_root() && (self.owner().is_some() || fstat(place)?.st_uid != 0))
     }
 
-    /// Makes a directory, gives it away, and puts it into its place. `None`: something is there by now.
+    /// Makes a directory, gives it away, and puts it into its place. `None`: something is there by
+    /// now.
     fn make_directory_aside(&self, path: &TreePath, mode: u16) -> Result<Option<Inode>, DiskError> {
-        let name = staged_name(path, DIRECTORY_MADE);
-        self.with_state(|state| {
+        let name = self.staged_name(path, DIRECTORY_MADE);
+        self.with_state_for(path, |state| {
             let made = state.make_directory(&name)?;
             let inode = Inode::from(&stat_of(&made, path)?);
             if let Some((user, group)) = self.owner() {
@@ -103,7 +106,8 @@ impl Root {
         })
     }
 
-    /// A directory's final mode and modification time, if it still is the one that was listed or made.
+    /// A directory's final mode and modification time, if it still is the one that was listed or
+    /// made.
     ///
     /// # Errors
     /// It is no directory, another one ([`DiskError::is_conflict`]), or not ours to change.

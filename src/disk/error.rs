@@ -129,11 +129,17 @@ impl DiskError {
         matches!(self.fault, Fault::NotRegular)
     }
 
-    /// A file that must not be changed where it is, but may be written anew: it has other hard links, or an owner
-    /// who may not get the rights that it shall give.
+    /// A file that must not be changed where it is, but may be written anew: it has other hard
+    /// links, or an owner who may not get the rights that it shall give.
     #[must_use]
     pub fn must_be_anew(&self) -> bool {
         matches!(self.fault, Fault::Linked | Fault::AnotherOwner)
+    }
+
+    /// From one filesystem to another.
+    #[must_use]
+    pub fn is_cross_device(&self) -> bool {
+        matches!(&self.fault, Fault::System(error) if Errno::from_io_error(error) == Some(Errno::XDEV))
     }
 
     /// A link or a file where a directory should be.

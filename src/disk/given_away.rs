@@ -23,7 +23,8 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// A root that belongs to nobody, on the way to which nobody may go; `None`, said aloud, without the rights for that.
+/// A root that belongs to nobody, on the way to which nobody may go; `None`, said aloud, without
+/// the rights for that.
 fn given_away() -> Option<Place> {
     let mut place = Place::new();
     if chown(place.at(""), Some(NOBODY), Some(NOBODY)).is_err() {
@@ -57,7 +58,8 @@ fn owner(at: &Path) -> (u32, u32) {
     (is.uid(), is.mode() & 0o7777)
 }
 
-/// What the superuser has in nobody's directory and does not give away: nobody may rename it, and no more.
+/// What the superuser has in nobody's directory and does not give away: nobody may rename it, and
+/// no more.
 fn plant(place: &Place) {
     fs::create_dir(place.at("secret")).unwrap();
     fs::write(place.at("secret/key"), "canary").unwrap();

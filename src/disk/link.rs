@@ -7,13 +7,14 @@ use rustix::fs::{AtFlags, chownat, symlinkat, utimensat};
 use crate::disk::error::{DiskError, During};
 use crate::disk::root::Root;
 use crate::disk::stat::{Identity, times};
-use crate::disk::state::{LINK, staged_name};
+use crate::disk::state::LINK;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
 impl Root {
-    /// Makes a symbolic link aside and renames it into place, if what is there is still what was `seen` there
-    /// (`None`: nothing). Its owner and time are set in the state directory, where nobody else can change names.
+    /// Makes a symbolic link aside and renames it into place, if what is there is still what was
+    /// `seen` there (`None`: nothing). Its owner and time are set in the state directory, where
+    /// nobody else can change names.
     ///
     /// # Errors
     /// [`DiskError::is_conflict`], or the place cannot be written to.
@@ -25,8 +26,8 @@ impl Root {
         seen: Option<&Identity>,
     ) -> Result<(), DiskError> {
         const VERB: &str = "make the link";
-        let name = staged_name(path, LINK);
-        let state = self.with_state(|state| {
+        let name = self.staged_name(path, LINK);
+        let state = self.with_state_for(path, |state| {
             state.remove(name.as_bytes())?;
             symlinkat(target, state, &*name).during(VERB, path.as_bytes())?;
             Ok(Arc::clone(state))
@@ -42,8 +43,8 @@ impl Root {
         })
     }
 
-    /// The modification time of the symbolic link that was `seen` there and leads to `target`. Where the system
-    /// cannot set it on an open link, the link is made anew.
+    /// The modification time of the symbolic link that was `seen` there and leads to `target`.
+    /// Where the system cannot set it on an open link, the link is made anew.
     ///
     /// # Errors
     /// It is another one ([`DiskError::is_conflict`]), or not ours to change.

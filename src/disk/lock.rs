@@ -106,7 +106,7 @@ fn is_named(directory: impl AsFd, name: &str, stat: &RawStat) -> bool {
 
 /// Does what changes the entries of a directory, and sets its time back: a run that finds nothing to do leaves no
 /// trace. Where the directory is not ours its time cannot be set, and stays new.
-fn keeping_time<T>(directory: BorrowedFd<'_>, work: impl FnOnce() -> T) -> T {
+pub(crate) fn keeping_time<T>(directory: BorrowedFd<'_>, work: impl FnOnce() -> T) -> T {
     let before = fstat(directory);
     let result = work();
     if let (Ok(before), Ok(after)) = (before, fstat(directory)) {

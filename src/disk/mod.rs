@@ -7,6 +7,7 @@
 //! it the disk may not have yet is marked (`unconfirmed`). What is
 //! remembered from one run to the next lies outside of every tree: see [`memory`].
 
+mod boundaries;
 mod change;
 mod closing;
 pub mod directory;
@@ -28,6 +29,7 @@ pub mod space;
 pub mod stage;
 pub mod stat;
 mod state;
+mod swap;
 mod unconfirmed;
 mod writeback;
 

@@ -68,7 +68,7 @@ impl Root {
         use crate::disk::root::stat_of;
         use crate::disk::stage::{set_metadata, write_all};
 
-        if !self.nameless().may_be() {
+        if !self.nameless().may_be() || self.is_beyond_boundary(path) {
             return Ok(None);
         }
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;

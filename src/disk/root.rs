@@ -6,12 +6,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, RenameFlags, fstat, openat, readlinkat, renameat, renameat_with, statat,
-};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, getegid, geteuid};
 
+use crate::disk::boundaries::Boundaries;
+use crate::disk::directory::Inode;
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::lock::Held;
 use crate::disk::nameless::Nameless;
@@ -32,7 +32,8 @@ pub(crate) const DIRECTORY: OFlags =
 /// What a tree from elsewhere may set here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Policy {
-    /// Set set-user-id and set-group-id bits on what belongs to this user and this group, and on nothing else.
+    /// Set set-user-id and set-group-id bits on what belongs to this user and this group, and on
+    /// nothing else.
     pub set_id_owner: Option<Owner>,
 }
 
@@ -57,6 +58,7 @@ pub struct Root {
     nameless: Nameless,
     held: Mutex<Option<Held>>,
     unconfirmed: Unconfirmed,
+    boundaries: Boundaries,
 }
 
 /// Which directory a root was. While this is held, no other directory can get its numbers: a filesystem gives the
@@ -113,7 +115,21 @@ impl Root {
         let policy = Policy::default();
         let (path, state, nameless) = (path.to_owned(), Mutex::default(), Nameless::default());
         let (held, unconfirmed) = (Mutex::default(), Unconfirmed::default());
-        Ok(Self { descriptor, path, resolver, policy, owner, dev, ino, state, nameless, held, unconfirmed })
+        let boundaries = Boundaries::default();
+        Ok(Self {
+            descriptor,
+            path,
+            resolver,
+            policy,
+            owner,
+            dev,
+            ino,
+            state,
+            nameless,
+            held,
+            unconfirmed,
+            boundaries,
+        })
     }
 
     /// As [`Root::open`], but makes the directory and its parents where they are missing. What the superuser
@@ -138,8 +154,9 @@ impl Root {
         Self::open(path)
     }
 
-    /// Makes `below` and what is missing above it, and opens it as the root that was asked for as `path`. Whoever
-    /// owns this directory may replace anything in it at any time, so no name is trusted twice.
+    /// Makes `below` and what is missing above it, and opens it as the root that was asked for as
+    /// `path`. Whoever owns this directory may replace anything in it at any time, so no name is
+    /// trusted twice.
     fn create_below(&self, below: &TreePath, path: &Path) -> Result<Self, DiskError> {
         let mut missing: Vec<TreePath> =
             std::iter::successors(Some(below.clone()), TreePath::parent).collect();
@@ -185,6 +202,11 @@ impl Root {
     #[must_use]
     pub fn dev(&self) -> u64 {
         self.dev
+    }
+
+    /// Which directory this is.
+    pub(crate) fn inode(&self) -> Inode {
+        Inode { dev: self.dev, ino: self.ino }
     }
 
     /// Keeps hold of which directory this is, but not of a lock on it.
@@ -285,6 +307,10 @@ impl Root {
         }
     }
 
+    pub(crate) fn boundaries(&self) -> &Boundaries {
+        &self.boundaries
+    }
+
     pub(crate) fn nameless(&self) -> &Nameless {
         &self.nameless
     }
@@ -330,27 +356,6 @@ pub(crate) fn check_unchanged(
 ) -> Result<(), DiskError> {
     let now = stat_in(place, path)?.map(|stat| stat.identity);
     if now.as_ref() == seen { Ok(()) } else { Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)) }
-}
-
-/// Renames `name` in the directory `from` to a place, if that still holds what was `seen` there.
-pub(crate) fn rename_into(
-    from: impl AsFd,
-    name: &[u8],
-    place: &Place<'_>,
-    path: &TreePath,
-    verb: &'static str,
-    seen: Option<&Identity>,
-) -> Result<(), DiskError> {
-    if seen.is_none() {
-        // The kernel checks and renames in one step, where the filesystem can.
-        match renameat_with(&from, name, place, place.name, RenameFlags::NOREPLACE) {
-            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
-            Err(Errno::EXIST) => return Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)),
-            result => return result.during(verb, path.as_bytes()),
-        }
-    }
-    check_unchanged(place, path, verb, seen)?;
-    renameat(from, name, place, place.name).during(verb, path.as_bytes())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, readlinkat, statat};
 use rustix::io::Errno;
 
 use crate::content::hash::{Hash, Hasher};
+use crate::disk::boundaries::is_mount_root;
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::levels::{Level, Levels, Name, names};
 use crate::disk::root::{Root, stat_of};
@@ -52,6 +53,10 @@ pub struct ScanOptions {
     pub cross_mounts: bool,
     /// Find out which files a power cut may have damaged.
     pub doubts: bool,
+    /// Read a destination. What the filter excludes stays there, so it is listed, but neither
+    /// opened nor entered; ignore files decide nothing; what no tree can hold is listed as
+    /// [`Kind::special`].
+    pub is_destination: bool,
 }
 
 /// How far a scan is.
@@ -132,6 +137,9 @@ pub struct Scanned {
     pub problems: Vec<DiskError>,
     /// What no tree can hold: pipes, sockets, devices.
     pub unsupported: Vec<(TreePath, FileKind)>,
+    /// Directories that lie in another filesystem than their parents, or in another mount of it, in
+    /// order. Looked for in destinations only.
+    pub boundaries: Vec<TreePath>,
     /// What was passed over on purpose.
     pub skipped: Skipped,
     /// What of its files takes no room.
@@ -254,48 +262,64 @@ impl Scanner<'_> {
         if name.kind.is_none() && self.leaves_out(&path, stat.kind()) {
             return Ok(None);
         }
-        self.entry(directory, &name.name, path, stat)
+        let parent_dev = level.inode.map_or(self.root.dev(), |(dev, _)| dev);
+        self.entry(directory, parent_dev, &name.name, path, stat)
     }
 
-    /// Whether the filter excludes it. Counts it then.
+    /// Whether the filter excludes it from the tree. Counts it then.
     fn leaves_out(&mut self, path: &TreePath, kind: FileKind) -> bool {
-        let directory = kind == FileKind::Directory;
-        if self.filter.as_ref().is_some_and(|filter| filter.excludes(path, directory)) {
-            self.scanned.skipped.excluded += 1;
-            return true;
-        }
-        false
+        let leaves_out = !self.options.is_destination && self.is_excluded(path, kind);
+        self.scanned.skipped.excluded += u64::from(leaves_out);
+        leaves_out
+    }
+
+    fn is_excluded(&self, path: &TreePath, kind: FileKind) -> bool {
+        self.filter.as_ref().is_some_and(|filter| filter.excludes(path, kind == FileKind::Directory))
     }
 
     /// Adds what was found to the tree; a directory to be read next comes back.
     fn entry(
         &mut self,
         parent: impl AsFd,
+        parent_dev: u64,
         name: &CString,
         path: TreePath,
         stat: Stat,
     ) -> Result<Option<Level>, DiskError> {
+        let is_closed = self.options.is_destination && self.is_excluded(&path, stat.kind());
         match stat.kind() {
             FileKind::Directory => {
                 self.add(path.clone(), Kind::Directory, &stat);
+                if is_closed {
+                    self.scanned.skipped.excluded += 1;
+                    return Ok(None);
+                }
+                let is_destination = self.options.is_destination;
+                let is_other = is_destination && stat.identity.dev != parent_dev;
+                if is_other {
+                    self.scanned.boundaries.push(path.clone());
+                }
                 if self.reach(Some(&path)) == Reach::Alone {
                     return Ok(None);
                 }
                 if stat.identity.dev != self.root.dev() && !self.options.cross_mounts {
                     self.scanned.skipped.mounts += 1;
-                    return Ok(None);
+                    return self.protect_below(&path).map(|()| None);
                 }
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let directory =
                     openat(parent, &**name, flags, Mode::empty()).during("open", path.as_bytes())?;
+                if is_destination && !is_other && is_mount_root(&directory) {
+                    self.scanned.boundaries.push(path.clone());
+                }
                 return self.list(directory, Some((path, stat.identity))).map(Some);
             }
-            FileKind::File if self.options.hash => {
+            FileKind::File if self.options.hash && !is_closed => {
                 let (hash, stat) = self.hash(&path)?;
                 self.add(path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
             }
             FileKind::File => {
-                let is_short = stat.size() <= self.options.hash_bytes_max && stat.size() > 0;
+                let is_short = stat.size() <= self.options.hash_bytes_max && stat.size() > 0 && !is_closed;
                 match is_short.then(|| self.hash(&path)) {
                     Some(Ok((hash, stat))) => {
                         self.add(path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
@@ -308,6 +332,9 @@ impl Scanner<'_> {
                 let target =
                     readlinkat(parent, &**name, Vec::new()).during("read the link", path.as_bytes())?;
                 self.add(path, Kind::Symlink { target: target.into_bytes().into() }, &stat);
+            }
+            FileKind::Fifo | FileKind::Socket | FileKind::Device if self.options.is_destination => {
+                self.add(path, Kind::special(), &stat);
             }
             kind @ (FileKind::Fifo | FileKind::Socket | FileKind::Device) => {
                 self.scanned.unsupported.push((path, kind));
@@ -354,6 +381,14 @@ impl Scanner<'_> {
         }
     }
 
+    /// Tells the receiver, by a rule of its own, to leave alone what is below a directory that is
+    /// not entered.
+    fn protect_below(&mut self, path: &TreePath) -> Result<(), DiskError> {
+        let rule = || IgnoreFile { directory: path.as_bytes().to_vec(), text: b"*\n".to_vec() };
+        let taken = self.filter.as_mut().is_none_or(|filter| filter.add(rule()));
+        if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), Fault::OutOfRange)) }
+    }
+
     /// Begins to read a directory: all its names that count, sorted, after its ignore file.
     fn list(&mut self, directory: OwnedFd, path: Option<(TreePath, Identity)>) -> Result<Level, DiskError> {
         let (path, inode) = path.map(|(path, is)| (path, (is.dev, is.ino))).unzip();
@@ -373,7 +408,7 @@ impl Scanner<'_> {
                 (names, may_ignore)
             }
         };
-        if self.filter.is_some() && may_ignore {
+        if self.filter.is_some() && may_ignore && !self.options.is_destination {
             self.read_ignore_file(path.as_ref())?;
         }
         Ok(Level { path, directory: Some(directory), inode, covers, names: names.into_iter() })
@@ -434,7 +469,8 @@ impl Scanner<'_> {
         }
         let name = CString::new(path.name()).map_err(std::io::Error::other);
         let name = name.during("name", path.as_bytes())?;
-        if let Some(level) = self.entry(parent, &name, path.clone(), stat)? {
+        let parent_dev = stat_of(&parent, path)?.identity.dev;
+        if let Some(level) = self.entry(parent, parent_dev, &name, path.clone(), stat)? {
             levels.push(level);
         }
         Ok(())

@@ -1,8 +1,10 @@
-//! Set-user-id and set-group-id bits: a copy has them only where it belongs to the same user and group as the original.
+//! Set-user-id and set-group-id bits: a copy has them only where it belongs to the same user and
+//! group as the original.
 //!
-//! Owners are not copied. A set-user-id file of somebody that became one of the superuser would hand out the
-//! superuser's rights; so would the like of it with groups. Where both trees are on one machine, user and group of
-//! what is made are known before, and entries of just these keep their bits. Everywhere else the bits go.
+//! Owners are not copied. A set-user-id file of somebody that became one of the superuser would
+//! hand out the superuser's rights; so would the like of it with groups. Where both trees are on
+//! one machine, user and group of what is made are known before, and entries of just these keep
+//! their bits. Everywhere else the bits go.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -24,15 +26,16 @@ const SET_GROUP_ID: u16 = 0o2000;
 /// A user and a group, by number.
 pub type Owner = (u32, u32);
 
-/// `mode` of an entry that belongs to `user` and `group`, without the bits that a copy of `owner`'s may not have.
+/// `mode` of an entry that belongs to `user` and `group`, without the bits that a copy of `owner`'s
+/// may not have.
 pub(crate) fn mode_for(mode: u16, (user, group): Owner, owner: Owner) -> u16 {
     let of_user = if user == owner.0 { SET_USER_ID } else { 0 };
     let of_group = if group == owner.1 { SET_GROUP_ID } else { 0 };
     mode & !(SET_USER_ID | SET_GROUP_ID) | mode & (of_user | of_group)
 }
 
-/// To whom belongs what a run of ours puts at `path` or below it: the superuser gives it to whom the nearest
-/// directory belongs. `None` where that cannot be found out.
+/// To whom belongs what a run of ours puts at `path` or below it: the superuser gives it to whom
+/// the nearest directory belongs. `None` where that cannot be found out.
 #[must_use]
 pub fn owner_of_copies(path: &Path) -> Option<Owner> {
     if !geteuid().is_root() {
@@ -53,8 +56,8 @@ impl Policy {
         mode & MODE_MASK & kept
     }
 
-    /// The same for an open file or directory of ours. Its group becomes the one for which it shall have the bit:
-    /// the group of a new file may be its directory's.
+    /// The same for an open file or directory of ours. Its group becomes the one for which it shall
+    /// have the bit: the group of a new file may be its directory's.
     pub(crate) fn mode_of(self, file: impl AsFd, mode: u16) -> rustix::io::Result<u16> {
         let mode = self.mode(mode);
         let Some(owner) = self.set_id_owner.filter(|_| mode & (SET_USER_ID | SET_GROUP_ID) != 0) else {
@@ -69,7 +72,8 @@ impl Policy {
         Ok(mode_for(mode, (stat.st_uid, group), owner))
     }
 
-    /// Whether a file that is there, of this owner, may become one with `mode`; otherwise it has to be made anew.
+    /// Whether a file that is there, of this owner, may become one with `mode`; otherwise it has to
+    /// be made anew.
     pub(crate) fn fits(self, mode: u16, of: Owner) -> bool {
         let mode = self.mode(mode);
         self.set_id_owner.is_none_or(|owner| mode_for(mode, of, owner) == mode)

@@ -74,9 +74,9 @@ impl Staging {
     /// # Errors
     /// The state directory is not ours, or the disk is full or read-only.
     pub fn open(root: &Root, path: &TreePath) -> Result<(Self, u64), DiskError> {
-        let name = Self::name(path);
+        let name = root.staged_name(path, PART);
         let (state, (descriptor, len)) =
-            root.with_state(|state| Ok((Arc::clone(state), state.open_part(&name)?)))?;
+            root.with_state_for(path, |state| Ok((Arc::clone(state), state.open_part(&name)?)))?;
         let file = Arc::new(File::from(descriptor));
         Ok((Self { state, file, path: path.clone(), name, len, write_back: None }, len))
     }
@@ -86,8 +86,8 @@ impl Staging {
     /// # Errors
     /// The state directory is not ours.
     pub fn find(root: &Root, path: &TreePath) -> Result<Option<Self>, DiskError> {
-        let Some(state) = StateDir::open(root)? else { return Ok(None) };
-        let name = Self::name(path);
+        let Some(state) = root.find_state_for(path)? else { return Ok(None) };
+        let name = root.staged_name(path, PART);
         match statat(&state, &*name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error).during("look at", &in_state(name.as_bytes())),

@@ -9,9 +9,11 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use crate::content::hash::Hash;
+use crate::disk::boundaries::is_keyed;
 use crate::disk::error::{DiskError, During, Fault};
-use crate::disk::root::{DIRECTORY, Root, rename_into};
+use crate::disk::root::{DIRECTORY, Root};
 use crate::disk::stat::{FileKind, Identity, Stat};
+use crate::disk::swap::rename_into;
 use crate::tree::path::{STATE_DIR, TreePath};
 
 /// Ends the name of a file that is not complete yet.
@@ -118,7 +120,8 @@ impl StateDir {
         Err(DiskError::new("make", &staged_path, Fault::NotOurs))
     }
 
-    /// Makes an empty directory called `name` that we may fill, whatever an earlier run left there, and opens it.
+    /// Makes an empty directory called `name` that we may fill, whatever an earlier run left there,
+    /// and opens it.
     pub(crate) fn make_directory(&self, name: &str) -> Result<OwnedFd, DiskError> {
         let make = || mkdirat(&self.0, name, Mode::from_raw_mode(PRIVATE as _));
         let staged_path = in_state(name.as_bytes());
@@ -167,21 +170,32 @@ pub(crate) fn in_state(name: &[u8]) -> Vec<u8> {
 /// # Errors
 /// The state directory is not ours, or something in it cannot be removed.
 pub fn clear_leftovers(root: &Root, keep: impl Fn(&[u8]) -> bool) -> Result<usize, DiskError> {
-    let Some(state) = StateDir::open(root)? else { return Ok(0) };
+    let beyond = root.clear_boundaries()?;
+    let Some(state) = StateDir::open(root)? else { return Ok(beyond) };
+    let count = clear_in(root.descriptor(), &state, |name| !is_keyed(name) && !keep(name))?;
+    Ok(beyond + count)
+}
+
+/// The same for one state directory and the names that `is_left` says.
+pub(crate) fn clear_in(
+    directory: BorrowedFd<'_>,
+    state: &StateDir,
+    is_left: impl Fn(&[u8]) -> bool,
+) -> Result<usize, DiskError> {
     let endings = [PART, LINK, DIRECTORY_MADE].map(str::as_bytes);
     let is_staged = |name: &[u8]| endings.iter().any(|ending| name.ends_with(ending));
     let mut leftovers = Vec::new();
-    for entry in Dir::read_from(&state).during("list", STATE_DIR.as_bytes())? {
+    for entry in Dir::read_from(state).during("list", STATE_DIR.as_bytes())? {
         let entry = entry.during("list", STATE_DIR.as_bytes())?;
         let name = entry.file_name().to_bytes();
-        if is_staged(name) && !keep(name) {
+        if is_staged(name) && is_left(name) {
             leftovers.push(name.to_owned());
         }
     }
     for name in &leftovers {
         state.remove(name)?;
     }
-    match unlinkat(root.descriptor(), STATE_DIR, AtFlags::REMOVEDIR) {
+    match unlinkat(directory, STATE_DIR, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => Ok(leftovers.len()),
         Err(error) => Err(error).during("remove the directory", STATE_DIR.as_bytes()),
     }
@@ -196,20 +210,29 @@ pub struct Staged {
     pub bytes: u64,
 }
 
+impl Staged {
+    /// Adds the files of one state directory whose names `is_own` takes.
+    pub(crate) fn add(&mut self, state: &StateDir, is_own: impl Fn(&[u8]) -> bool) -> Result<(), DiskError> {
+        for entry in Dir::read_from(state).during("list", STATE_DIR.as_bytes())?.filter_map(Result::ok) {
+            let name = entry.file_name();
+            if name.to_bytes().ends_with(PART.as_bytes()) && is_own(name.to_bytes()) {
+                let stat = statat(state, name, AtFlags::SYMLINK_NOFOLLOW).ok();
+                self.files += 1;
+                self.bytes += stat.and_then(|stat| Stat::of(&stat)).map_or(0, |stat| stat.allocated_bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What earlier runs left staged.
 ///
 /// # Errors
 /// The state directory is not ours.
 pub fn staged(root: &Root) -> Result<Staged, DiskError> {
-    let mut staged = Staged::default();
-    let Some(state) = StateDir::open(root)? else { return Ok(staged) };
-    for entry in Dir::read_from(&state).during("list", STATE_DIR.as_bytes())?.filter_map(Result::ok) {
-        let name = entry.file_name();
-        if name.to_bytes().ends_with(PART.as_bytes()) {
-            let stat = statat(&state, name, AtFlags::SYMLINK_NOFOLLOW).ok();
-            staged.files += 1;
-            staged.bytes += stat.and_then(|stat| Stat::of(&stat)).map_or(0, |stat| stat.allocated_bytes);
-        }
+    let mut staged = root.staged_beyond();
+    if let Some(state) = StateDir::open(root)? {
+        staged.add(&state, |name| !is_keyed(name))?;
     }
     Ok(staged)
 }

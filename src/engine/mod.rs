@@ -31,7 +31,8 @@ pub use work::{
     Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Told, Work,
 };
 
-use crate::monitor::{Event, Problem};
+use crate::monitor::{Event, Problem, Trouble};
+use crate::tree::path::escape;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Message, Tally};
 
@@ -151,6 +152,7 @@ impl Desk {
 
     /// Tells an event to whoever looks on: here, or at the peer's.
     fn report(&mut self, event: Event) {
+        let event = self.explain(event);
         self.keep(&event);
         let output = if self.relay { Output::Send(Message::Note(event)) } else { Output::Report(event) };
         self.queue.push_back(output);
@@ -163,11 +165,31 @@ impl Desk {
         }
     }
 
+    /// Names what could not be read, in a problem that comes of it: the side that says it may not
+    /// know.
+    fn explain(&self, event: Event) -> Event {
+        match event {
+            Event::Problem(Problem { trouble: Trouble::NotDeleted, path, cause }) if path.is_empty() => {
+                let unread = |problem: &&Problem| problem.trouble == Trouble::Unreadable;
+                let cause = self.problems.iter().find(unread).map_or(cause, |problem| {
+                    let path = if problem.path.is_empty() { b"." } else { &*problem.path };
+                    format!(
+                        "nothing was deleted: {} could not be read, so what is missing from it is unknown",
+                        escape(path)
+                    )
+                });
+                Event::Problem(Problem { trouble: Trouble::NotDeleted, path, cause })
+            }
+            event => event,
+        }
+    }
+
     /// Passes on what the peer observed.
     fn note(&mut self, event: Event) {
         if self.relay {
             self.protocol_error("a note came to the side that writes them");
         } else {
+            let event = self.explain(event);
             self.keep(&event);
             self.queue.push_back(Output::Report(event));
         }

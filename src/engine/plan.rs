@@ -64,11 +64,10 @@ impl Plan {
         present: &Manifest,
         doubts: &Doubts,
         rules: Rules,
-        filter: &Filter,
+        protects: impl Fn(&Entry) -> bool,
         safe_links: bool,
         has_staged: bool,
     ) -> Self {
-        let protects = |entry: &Entry| filter.excludes_within(&entry.path, entry.is_directory());
         let changes = compare_doubting(wanted, present, doubts, rules, protects);
         // What the disk lost it may have lost of what is staged, too.
         let has_staged = has_staged && !doubts.has_lost();
@@ -231,7 +230,7 @@ impl Plan {
             Change::Obstacle { id, .. } => Some(problem(
                 *id,
                 Trouble::Obstacle,
-                "a directory that is not empty stands in its place, and its content may not be deleted",
+                "a directory stands in its place, with content that may not be deleted",
             )),
             _ => None,
         });
@@ -283,6 +282,7 @@ fn what(entry: &Entry) -> What {
     match entry.kind {
         Kind::Directory => What::Directory,
         Kind::File { .. } => What::File,
+        Kind::Symlink { .. } if entry.kind.is_special() => What::Special,
         Kind::Symlink { .. } => What::Symlink,
     }
 }

@@ -31,7 +31,7 @@ use crate::tree::compare::Rules;
 use crate::tree::entry::Entry;
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
-use crate::tree::path::escape;
+use crate::tree::path::{TreePath, escape};
 use crate::tree::scope::Part;
 use crate::wire::message::{AbortKind, Holes, Message, Subject, Tally, Want};
 use content::{Ask, HELD_BYTES_MAX, Sink};
@@ -243,9 +243,8 @@ impl Receiver {
         }
     }
 
-    fn opened(&mut self, mut opened: Opened) {
+    fn opened(&mut self, opened: Opened) {
         self.desk.report(Event::Resolved { path: opened.path.clone() });
-        std::mem::take(&mut opened.problems).into_iter().for_each(|problem| self.desk.problem(problem));
         self.opened = Some(opened);
         self.compare_when_ready();
     }
@@ -265,11 +264,15 @@ impl Receiver {
             return self.desk.protocol_error("other entries than the one that was announced");
         }
         let (links, staged) = (options.safe_links, opened.has_staged);
+        let protects = |entry: &Entry| {
+            opened.kept.holds(&entry.path) || self.filter.excludes_within(&entry.path, entry.is_directory())
+        };
         let (present, doubts) = (&opened.manifest, &opened.doubts);
-        self.plan = Plan::new(&self.wanted, present, doubts, rules, &self.filter, links, staged);
+        self.plan = Plan::new(&self.wanted, present, doubts, rules, protects, links, staged);
         self.tally.entries = self.wanted.len() as u64;
         self.tally.total_bytes = self.wanted.entries().iter().map(Entry::size).sum();
         let (wanted, present) = (Arc::clone(&self.wanted), Arc::clone(&opened.manifest));
+        self.tell_unlisted();
         if withheld {
             let cause = "nothing was deleted, since not everything could be listed".to_owned();
             self.desk.problem(Problem { trouble: Trouble::NotDeleted, path: Vec::new(), cause });
@@ -295,6 +298,22 @@ impl Receiver {
         let room = opened.room.as_ref()?;
         let need = Need::of(&self.plan, &self.wanted, &opened.manifest, &self.holes, room);
         need.missing(room, &escape(&opened.path))
+    }
+
+    /// Tells what of the destination could not be listed, where that matters: nothing is done with
+    /// what is excluded, nor with what is not wanted where nothing is deleted.
+    fn tell_unlisted(&mut self) {
+        let Some(opened) = &mut self.opened else { return };
+        for problem in std::mem::take(&mut opened.problems) {
+            let path = TreePath::new(&*problem.path).ok();
+            let matters = path.is_none_or(|path| {
+                !self.filter.excludes_within(&path, true)
+                    && (self.config.options.delete || self.wanted.position(&path).is_some())
+            });
+            if matters {
+                self.desk.problem(problem);
+            }
+        }
     }
 
     /// A single file or link comes alone and under its own name.

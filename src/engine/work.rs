@@ -9,6 +9,7 @@ use crate::monitor::{Problem, Trouble};
 use crate::tree::change::Change;
 use crate::tree::doubt::Doubts;
 use crate::tree::filter::IgnoreFile;
+use crate::tree::kept::Kept;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::record::Record;
@@ -397,8 +398,10 @@ pub struct Opened {
     pub path: Vec<u8>,
     /// What could not be listed.
     pub problems: Vec<Problem>,
-    /// Whether everything could be listed.
+    /// Whether it is known of everything that it can be listed, or stays.
     pub complete: bool,
+    /// What stays, whatever is wanted.
+    pub kept: Kept,
     /// Whether an earlier run left something staged.
     pub has_staged: bool,
     /// What its filesystem has left; `None` where that is not known well enough to go by.

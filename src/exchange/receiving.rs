@@ -3,7 +3,7 @@
 mod bases;
 mod contents;
 mod destination;
-mod made;
+mod directories;
 mod names;
 mod room;
 
@@ -25,7 +25,7 @@ use crate::exchange::ahead::{Ahead, Likely};
 use crate::exchange::drafts::Drafts;
 use crate::exchange::fault;
 use crate::exchange::guess::large_files;
-use crate::exchange::receiving::made::MadeDirectories;
+use crate::exchange::receiving::directories::MadeDirectories;
 use crate::exchange::rounds::Standing;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, open_old};
@@ -48,7 +48,7 @@ pub struct Receiving {
     doubted: Mutex<HashSet<u32>>,
     /// Whether everything in the destination was listed.
     is_whole: OnceLock<bool>,
-    made: MadeDirectories,
+    directories: MadeDirectories,
     trees: OnceLock<Trees>,
     sinks: Mutex<HashMap<u32, Sink>>,
     ahead: Arc<Ahead>,
@@ -86,7 +86,7 @@ impl Receiving {
             identities: OnceLock::new(),
             doubted: Mutex::default(),
             is_whole: OnceLock::new(),
-            made: MadeDirectories::default(),
+            directories: MadeDirectories::default(),
             trees: OnceLock::new(),
             sinks: Mutex::new(HashMap::new()),
             ahead: Arc::default(),

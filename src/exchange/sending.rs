@@ -149,6 +149,7 @@ impl Sending {
         };
         let options = ScanOptions {
             set_id_owner: self.options.set_id_owner,
+            cross_mounts: !self.options.one_file_system,
             ..scan_options(self.options.checksum, &subject)
         };
         // A single file lies in the transfer root itself.

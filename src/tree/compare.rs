@@ -113,7 +113,11 @@ pub fn compare_doubting(
     let mut settled: Option<&TreePath> = None;
     let may_remove = |at| {
         let mut below = below(present, at);
-        if rules.delete { !below.any(&protects) } else { below.next().is_none() }
+        if rules.delete {
+            !present.get(at).is_some_and(&protects) && !below.any(&protects)
+        } else {
+            below.next().is_none() && !present.get(at).is_some_and(&protects)
+        }
     };
     while let Some(step) = lock_step.next() {
         match step {

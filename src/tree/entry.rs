@@ -64,6 +64,22 @@ pub enum Kind {
     },
 }
 
+impl Kind {
+    /// What no tree can hold (a FIFO, a socket, a device) where it stands in a destination. It is
+    /// written as a link without a target, which no real link has and no peer can send: so it
+    /// differs from whatever is wanted, is no basis, and is removed without being opened.
+    #[must_use]
+    pub fn special() -> Self {
+        Self::Symlink { target: Box::default() }
+    }
+
+    /// Whether this is [`Kind::special`].
+    #[must_use]
+    pub fn is_special(&self) -> bool {
+        matches!(self, Self::Symlink { target } if target.is_empty())
+    }
+}
+
 /// One entry of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

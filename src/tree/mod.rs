@@ -7,6 +7,7 @@ pub mod doubt;
 pub mod entry;
 pub mod filter;
 mod glob;
+pub mod kept;
 pub mod manifest;
 pub mod path;
 pub mod pattern;

@@ -36,9 +36,11 @@ pub struct Options {
     pub list_changes: bool,
     /// Pass content through zstd.
     pub compress: bool,
-    /// Let set-user-id and set-group-id bits through, of what belongs to this user and group: to whom the copies
-    /// will belong, where that is known.
+    /// Let set-user-id and set-group-id bits through, of what belongs to this user and group: to
+    /// whom the copies will belong, where that is known.
     pub set_id_owner: Option<(u32, u32)>,
+    /// Do not enter directories of the source in which another filesystem is mounted.
+    pub one_file_system: bool,
     /// Leave out links that lead out of the tree.
     pub safe_links: bool,
     /// Have everything on the disk before it is reported as done.

@@ -8,6 +8,7 @@
 mod world;
 
 mod agent;
+mod below;
 mod full;
 mod hostile;
 mod impostor;

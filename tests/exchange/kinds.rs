@@ -9,6 +9,7 @@ use std::path::Path;
 
 use ksync::disk::set_id::owner_of_copies;
 use ksync::monitor::Trouble;
+use ksync::tree::filter::Rule;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::world::{NOBODY, World, differences, noise, set_mode, set_time, write};
@@ -225,6 +226,30 @@ fn nothing_is_deleted_when_a_source_directory_cannot_be_read() {
     assert_eq!(world.read_target("extra"), b"stays");
     assert_eq!(world.read_target("shut/f"), b"1");
     assert_eq!(world.read_target("open/f"), b"new");
+}
+
+#[test]
+fn a_directory_of_the_destination_that_cannot_be_listed_stays_and_the_rest_goes() {
+    for is_excluded in [false, true] {
+        let mut world = World::deleting();
+        if is_excluded {
+            world.options.rules = vec![Rule { include: false, pattern: b"lost+found".to_vec() }];
+        }
+        world.write("open/f", b"new");
+        world.write_target("open/lost+found/f", b"stays");
+        world.write_target("extra", b"goes");
+        world.write_target("old/f", b"goes");
+        let Some(world) = nobodys(world) else { return };
+        let shut = world.target.join("open/lost+found");
+        set_mode(&shut, 0o000);
+        let ran = world.run();
+        let told = [(Trouble::Unlisted, "open/lost+found".to_owned())];
+        assert_eq!(ran.problems(), if is_excluded { &[][..] } else { &told });
+        assert_eq!(world.read_target("open/f"), b"new");
+        assert!(!world.target.join("extra").exists() && !world.target.join("old").exists());
+        set_mode(&shut, 0o700);
+        assert_eq!(world.read_target("open/lost+found/f"), b"stays");
+    }
 }
 
 #[test]

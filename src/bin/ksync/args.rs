@@ -142,6 +142,9 @@ pub(crate) struct WhatArgs {
     #[arg(long, visible_alias = "del",
           aliases = ["delete-before", "delete-during", "delete-delay", "delete-after"])]
     pub(crate) delete: bool,
+    /// Copy directories in which SOURCE has another filesystem mounted without what is in them
+    #[arg(short = 'x', long)]
+    pub(crate) one_file_system: bool,
     /// Compare by content, not by size and time
     #[arg(short = 'c', long)]
     pub(crate) checksum: bool,

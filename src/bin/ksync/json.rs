@@ -97,6 +97,7 @@ fn kind(what: What) -> &'static str {
         What::Directory => "directory",
         What::File => "file",
         What::Symlink => "symlink",
+        What::Special => "special",
     }
 }
 
@@ -112,6 +113,7 @@ fn trouble(trouble: Trouble) -> &'static str {
         Trouble::Unsafe => "unsafe",
         Trouble::Unsupported => "unsupported",
         Trouble::NotDeleted => "not-deleted",
+        Trouble::Unlisted => "unlisted",
     }
 }
 

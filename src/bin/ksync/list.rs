@@ -37,6 +37,7 @@ pub(crate) fn itemized(
         What::Directory => ('d', 'c'),
         What::File => ('f', travels),
         What::Symlink => ('L', 'c'),
+        What::Special => ('S', 'c'),
     };
     let path = shown(what, path);
     match action {
@@ -61,7 +62,15 @@ pub(crate) fn problem(problem: &Problem) -> String {
         Trouble::Corrupt => "cannot verify",
         Trouble::Unsafe => "cannot copy the link",
         Trouble::Unsupported => "cannot copy",
+        // The cause says it all.
+        Trouble::NotDeleted if problem.path.is_empty() => {
+            return format!("ksync: {}", visible(&problem.cause));
+        }
         Trouble::NotDeleted => "cannot delete",
+        Trouble::Unlisted => {
+            let path = escape(&problem.path);
+            return format!("ksync: cannot list {path}, so what is in it stays: {}", visible(&problem.cause));
+        }
     };
     let path = if problem.path.is_empty() { ".".into() } else { escape(&problem.path) };
     format!("ksync: {what}: {path}: {}", visible(&problem.cause))
@@ -130,7 +139,7 @@ mod tests {
         );
         assert_eq!(
             told(Trouble::NotDeleted, b"", "\x1b]0;owned\x07 a\\nb"),
-            "ksync: cannot delete: .: \\u{1b}]0;owned\\u{7} a\\nb"
+            "ksync: \\u{1b}]0;owned\\u{7} a\\nb"
         );
     }
 }

@@ -89,6 +89,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
         dry_run: args.what.dry_run,
         checksum: args.what.checksum,
         fsync: args.what.fsync,
+        one_file_system: args.what.one_file_system,
         list_changes: (verbose > 0 || itemize_changes || args.what.dry_run || json) && !quiet,
         compress: !args.what.no_compress,
         rules,

@@ -438,6 +438,7 @@ impl Target {
             path: b"/jar".to_vec(),
             problems: Vec::new(),
             complete: self.complete,
+            kept: crate::tree::kept::Kept::default(),
             has_staged: !self.staged.is_empty(),
             room: self.room.clone(),
         }

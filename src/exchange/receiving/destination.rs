@@ -11,6 +11,7 @@ use crate::disk::error::DiskError;
 use crate::disk::root::{Policy, Root};
 use crate::disk::scan::{self, Away, ScanOptions, scan};
 use crate::disk::stage::Staging;
+use crate::disk::stat::FileKind;
 use crate::disk::{clear_leftovers, staged};
 use crate::engine::{Fault, Opened};
 use crate::exchange::receiving::{Place, Receiving};
@@ -18,6 +19,8 @@ use crate::exchange::{chain, patiently, scan_options};
 use crate::monitor::{Problem, Trouble};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
+use crate::tree::filter::Filter;
+use crate::tree::kept::Kept;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::scope::Scope;
@@ -43,6 +46,7 @@ impl Receiving {
             path: place.shown.as_os_str().as_bytes().to_vec(),
             problems: Vec::new(),
             complete: true,
+            kept: Kept::default(),
             has_staged: false,
             room: None,
         };
@@ -54,9 +58,9 @@ impl Receiving {
             if !self.options.dry_run {
                 root.begin_writing(place.single.is_none(), scope.is_none());
             }
+            self.list(root, place.single.as_ref(), subject, scope, &mut opened)?;
             let staged = staged(root).map_err(|error| destination_fault(&error))?;
             opened.has_staged = staged.files > 0;
-            self.list(root, place.single.as_ref(), subject, scope, &mut opened)?;
             if !self.options.dry_run {
                 opened.room = self.room(root, staged, &opened.manifest);
             }
@@ -114,9 +118,13 @@ impl Receiving {
             (None, Some(scope)) => scan::Subject::Parts(scope),
             (None, None) => scan::Subject::Whole,
         };
-        let options = ScanOptions { doubts: true, ..scan_options(self.options.checksum, &which) };
+        let options =
+            ScanOptions { doubts: true, is_destination: true, ..scan_options(self.options.checksum, &which) };
+        let mut filter = Filter::anchored(&self.options.rules, &self.options.anchor);
+        // A single file is named by itself, whatever rules say.
+        let filter = Some(&mut filter).filter(|_| single.is_none());
         let mut scanned =
-            scan(root, &which, &options, None, &mut Away).map_err(|error| destination_fault(&error))?;
+            scan(root, &which, &options, filter, &mut Away).map_err(|error| destination_fault(&error))?;
         if let (Subject::File { name }, Some(entry)) = (subject, scanned.entries.first_mut()) {
             // It is compared under the name that it is offered under.
             entry.path = TreePath::new(name.as_slice())
@@ -124,14 +132,22 @@ impl Receiving {
             scanned.entries.truncate(1);
             scanned.doubts.truncate(1);
         }
+        let device = scanned.identities.first().is_some_and(|identity| identity.kind == FileKind::Device);
+        if single.is_some() && device {
+            let text = format!("{} is a device, not a file", escape(self.path.as_os_str().as_bytes()));
+            return Err(Fault::Fatal(AbortKind::Destination, text));
+        }
         // What is not there cannot have been unreadable.
         scanned.problems.retain(|error| single.is_none() || !error.is_not_found());
-        opened.complete = scanned.problems.is_empty();
-        let _ = self.is_whole.set(opened.complete && which == scan::Subject::Whole);
+        let is_complete = scanned.problems.is_empty() && scanned.skipped.excluded == 0;
+        let _ = self.is_whole.set(is_complete && which == scan::Subject::Whole);
+        let unlisted = scanned.problems.iter().filter_map(|error| TreePath::new(error.path()).ok());
+        opened.kept = Kept::new(unlisted.chain(scanned.boundaries.iter().cloned()).collect());
+        root.set_boundaries(scanned.boundaries);
         opened.problems.extend(scanned.problems.iter().map(|error| Problem {
-            trouble: Trouble::Unwritable,
+            trouble: Trouble::Unlisted,
             path: error.path().to_vec(),
-            cause: chain(error),
+            cause: error.fault().to_string(),
         }));
         let manifest = Manifest::new(scanned.entries)
             .map_err(|error| Fault::Fatal(AbortKind::Destination, error.to_string()))?;

@@ -22,7 +22,7 @@ impl Receiving {
             Step::MakeDirectory { id } => {
                 let mode = self.entry(id)?.mode;
                 let made = self.root()?.make_directory(self.path(id)?, mode);
-                made.map(|made| self.made.add(id, made.inode))
+                made.map(|made| self.directories.add(id, made.inode))
             }
             Step::MakeLink { id } => self.make_link(id)?,
             Step::Adjust { id } => self.adjust(id)?,
@@ -77,7 +77,7 @@ impl Receiving {
 
     /// The directory that was made for an entry, or was there.
     fn expected_directory(&self, id: u32) -> Result<Option<Inode>, Fault> {
-        if let Some(made) = self.made.get(id) {
+        if let Some(made) = self.directories.get(id) {
             return Ok(Some(made));
         }
         let at = self.trees()?.present.position(&self.entry(id)?.path);
@@ -89,8 +89,9 @@ impl Receiving {
         let (entry, (from, seen)) = (self.entry(file.id)?, self.basis(file.at)?);
         let to = self.path(file.id)?;
         match self.root()?.move_file(from, seen, to, entry.mode, entry.mtime) {
-            // Its other names may lie outside and are not to change with it.
-            Err(error) if error.must_be_anew() => {
+            // Its other names may lie outside and are not to change with it; and no name leads to
+            // another filesystem.
+            Err(error) if error.must_be_anew() || error.is_cross_device() => {
                 self.copy(file)?;
                 self.remove(file.at)
             }

@@ -1,0 +1,239 @@
+//! Filesystems below a root: where a directory lies in another one than its parent.
+//!
+//! Nothing can be renamed from one filesystem, or from one mount of the same, into another. So what
+//! belongs below such a boundary is staged in a state directory of its own, at the top of that
+//! filesystem; or, where none can be made there, beside its place. Names in it begin with a key of
+//! the root that staged them: other roots may stage there too.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::content::hash::Hash;
+use crate::disk::error::{DiskError, During};
+use crate::disk::lock::keeping_time;
+use crate::disk::resolve::PASSAGE;
+use crate::disk::root::Root;
+use crate::disk::state::{Staged, StateDir, clear_in, staged_name};
+use crate::tree::path::TreePath;
+
+/// The boundaries below a root, once they are known.
+#[derive(Debug, Default)]
+pub(crate) struct Boundaries(OnceLock<Vec<Boundary>>);
+
+/// The top of a filesystem below a root.
+#[derive(Debug)]
+struct Boundary {
+    path: TreePath,
+    state: Mutex<Option<Arc<StateDir>>>,
+    /// Directories that have a state directory because the top cannot: what was staged there in
+    /// this run.
+    beside: Mutex<BTreeSet<TreePath>>,
+}
+
+impl Boundaries {
+    /// The innermost boundary above `path`.
+    fn above(&self, path: &TreePath) -> Option<&Boundary> {
+        self.0.get()?.iter().rev().find(|boundary| path.is_below(&boundary.path))
+    }
+
+    fn all(&self) -> &[Boundary] {
+        self.0.get().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Root {
+    /// Takes note of the boundaries that a scan found, in path order.
+    pub fn set_boundaries(&self, paths: Vec<TreePath>) {
+        let new = |path| Boundary { path, state: Mutex::default(), beside: Mutex::default() };
+        let _ = self.boundaries().0.set(paths.into_iter().map(new).collect());
+    }
+
+    /// Whether `path` lies in another filesystem than the root.
+    pub(crate) fn is_beyond_boundary(&self, path: &TreePath) -> bool {
+        self.boundaries().above(path).is_some()
+    }
+
+    /// The name under which `path` is staged.
+    pub(crate) fn staged_name(&self, path: &TreePath, ending: &str) -> String {
+        let name = staged_name(path, ending);
+        if self.is_beyond_boundary(path) { self.key() + &name } else { name }
+    }
+
+    /// What the names begin with that this root stages beyond boundaries.
+    fn key(&self) -> String {
+        let inode = self.inode();
+        let hash = Hash::of(&[inode.dev.to_le_bytes(), inode.ino.to_le_bytes()].concat());
+        let (key, _) = hash.as_bytes().split_at(8);
+        key.iter().map(|byte| format!("{byte:02x}")).chain(["-".to_owned()]).collect()
+    }
+
+    /// Uses the state directory of the filesystem that holds `path`; it is made where it is
+    /// missing.
+    ///
+    /// # Errors
+    /// It is not ours, cannot be made, or as `with`.
+    pub(crate) fn with_state_for<T>(
+        &self,
+        path: &TreePath,
+        with: impl Fn(&Arc<StateDir>) -> Result<T, DiskError>,
+    ) -> Result<T, DiskError> {
+        match self.boundaries().above(path) {
+            None => self.with_state(with),
+            Some(boundary) => self.with_state_beyond(boundary, path, with),
+        }
+    }
+
+    fn with_state_beyond<T>(
+        &self,
+        boundary: &Boundary,
+        path: &TreePath,
+        with: impl Fn(&Arc<StateDir>) -> Result<T, DiskError>,
+    ) -> Result<T, DiskError> {
+        let kept = boundary.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(state) = kept {
+            match with(&state) {
+                // Another run ended, and took the directory away with it.
+                Err(error) if error.is_not_found() => {}
+                result => return result,
+            }
+        }
+        let made = self.passage(&boundary.path).and_then(StateDir::create_in);
+        let Ok(state) = made.map(Arc::new) else {
+            let parent = path.parent().unwrap_or_else(|| boundary.path.clone());
+            let state = Arc::new(StateDir::create_in(self.passage(&parent)?)?);
+            boundary.beside.lock().unwrap_or_else(PoisonError::into_inner).insert(parent);
+            return with(&state);
+        };
+        *boundary.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&state));
+        with(&state)
+    }
+
+    /// The state directory of the filesystem that holds `path`, if there is one.
+    pub(crate) fn find_state_for(&self, path: &TreePath) -> Result<Option<StateDir>, DiskError> {
+        let Some(boundary) = self.boundaries().above(path) else { return StateDir::open(self) };
+        if let Ok(Some(state)) = self.passage(&boundary.path).and_then(StateDir::open_in) {
+            return Ok(Some(state));
+        }
+        let Some(parent) = path.parent() else { return Ok(None) };
+        match self.passage(&parent).and_then(StateDir::open_in) {
+            Err(error) if error.is_not_found() => Ok(None),
+            result => result,
+        }
+    }
+
+    /// A directory that serves as the base of names.
+    fn passage(&self, path: &TreePath) -> Result<OwnedFd, DiskError> {
+        self.descend(path, PASSAGE).during("open", path.as_bytes())
+    }
+
+    /// Removes what this root staged beyond boundaries.
+    pub(crate) fn clear_boundaries(&self) -> Result<usize, DiskError> {
+        let (key, mut count) = (self.key(), 0);
+        let is_own = |name: &[u8]| name.starts_with(key.as_bytes());
+        for boundary in self.boundaries().all() {
+            let beside = std::mem::take(&mut *boundary.beside.lock().unwrap_or_else(PoisonError::into_inner));
+            for directory in std::iter::once(boundary.path.clone()).chain(beside) {
+                // Where nobody can look, nothing was staged.
+                let Ok(directory) = self.open_directory(Some(&directory)) else { continue };
+                if let Ok(Some(state)) = StateDir::open_in(&directory) {
+                    count += keeping_time(directory.as_fd(), || clear_in(directory.as_fd(), &state, is_own))?;
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// What an earlier run of this root left staged beyond boundaries.
+    pub(crate) fn staged_beyond(&self) -> Staged {
+        let (key, mut staged) = (self.key(), Staged::default());
+        for boundary in self.boundaries().all() {
+            // Where nobody can look, nothing was staged.
+            if let Ok(Some(state)) = self.passage(&boundary.path).and_then(StateDir::open_in) {
+                let _ = staged.add(&state, |name| name.starts_with(key.as_bytes()));
+            }
+        }
+        staged
+    }
+}
+
+/// Whether an open directory is the top of a mount: of a filesystem, or of a part of one that is
+/// mounted once more.
+#[cfg(target_os = "linux")]
+pub(crate) fn is_mount_root(directory: impl AsFd) -> bool {
+    use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
+    let is = |stat: rustix::fs::Statx| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    // Linux before 5.8 does not say; then the numbers of filesystems decide alone.
+    statx(directory, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE).is_ok_and(is)
+}
+
+/// Elsewhere nothing is mounted twice.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn is_mount_root(_directory: impl AsFd) -> bool {
+    false
+}
+
+/// A name in a state directory that a root staged beyond a boundary, this one or another.
+pub(crate) fn is_keyed(name: &[u8]) -> bool {
+    name.contains(&b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::disk::stage::{Durability, Staging};
+    use crate::disk::testing::{Place, metadata, path, time};
+    use crate::disk::{clear_leftovers, staged};
+
+    fn divided() -> Place {
+        let place = Place::new();
+        fs::create_dir_all(place.at("m/d")).unwrap();
+        place.root.set_boundaries(vec![path("m")]);
+        place
+    }
+
+    #[test]
+    fn what_belongs_below_a_boundary_is_staged_below_it() {
+        let place = divided();
+        let (mut staging, _) = Staging::open(&place.root, &path("m/d/f")).unwrap();
+        staging.append(b"new").unwrap();
+        assert!(place.at("m/.ksync").is_dir() && !place.at(".ksync").exists());
+        drop(staging);
+        assert!(staged(&place.root).unwrap().files == 1);
+        let staging = Staging::find(&place.root, &path("m/d/f")).unwrap().unwrap();
+        assert_eq!(staging.len(), 3);
+        staging.finish(&place.root, &metadata(), None, Durability::Eventually).unwrap();
+        place.root.make_symlink(&path("m/l"), b"t", time(1), None).unwrap();
+        assert!(!place.root.put_new(&path("m/g"), b"1", &metadata()).unwrap());
+        assert!(staged(&place.root).unwrap().files == 0);
+        clear_leftovers(&place.root, |_| false).unwrap();
+        assert!(place.at("m/d/f").is_file() && !place.at("m/.ksync").exists());
+    }
+
+    #[test]
+    fn what_another_root_staged_there_stays() {
+        let place = divided();
+        drop(Staging::open(&place.root, &path("m/f")).unwrap());
+        let other = Root::open(&place.at("m")).unwrap();
+        drop(Staging::open(&other, &path("f")).unwrap());
+        clear_leftovers(&place.root, |_| false).unwrap();
+        assert_eq!(fs::read_dir(place.at("m/.ksync")).unwrap().count(), 1);
+        drop(Staging::open(&place.root, &path("m/f")).unwrap());
+        clear_leftovers(&other, |_| false).unwrap();
+        assert_eq!(fs::read_dir(place.at("m/.ksync")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn where_the_top_cannot_have_a_state_directory_it_is_staged_beside_its_place() {
+        let place = divided();
+        fs::write(place.at("m/.ksync"), "in the way").unwrap();
+        let (staging, _) = Staging::open(&place.root, &path("m/d/f")).unwrap();
+        assert!(place.at("m/d/.ksync").is_dir());
+        drop(staging);
+        assert!(Staging::find(&place.root, &path("m/d/f")).unwrap().is_some());
+        clear_leftovers(&place.root, |_| false).unwrap();
+        assert!(!place.at("m/d/.ksync").exists());
+    }
+}

@@ -1,0 +1,157 @@
+//! Replacing: what is staged takes the place of what was seen there, and of nothing else.
+//!
+//! Between a look at a name and a rename onto it somebody may save the file that stands there, and
+//! the rename would take his version away. So the two are exchanged, where the filesystem can, and
+//! what came out is looked at: if it is not what was seen, it goes back. What remains: programs
+//! that have the old version open and write to it later; a kill between the exchange and the way
+//! back; filesystems without exchange, where look and rename are two steps.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat, unlinkat};
+use rustix::io::Errno;
+
+use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::root::{Place, check_unchanged};
+use crate::disk::stat::{Identity, Stat};
+use crate::tree::path::TreePath;
+
+/// How often what came out is put back: each time somebody may have put another file there
+/// meanwhile.
+const WAYS_BACK: usize = 8;
+
+/// Renames `name` in the directory `from` to a place, if that still holds what was `seen` there.
+pub(crate) fn rename_into(
+    from: impl AsFd,
+    name: &[u8],
+    place: &Place<'_>,
+    path: &TreePath,
+    verb: &'static str,
+    seen: Option<&Identity>,
+) -> Result<(), DiskError> {
+    let Some(seen) = seen else {
+        // The kernel checks and renames in one step, where the filesystem can.
+        match renameat_with(&from, name, place, place.name, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
+            Err(Errno::EXIST) => return Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)),
+            result => return result.during(verb, path.as_bytes()),
+        }
+        check_unchanged(place, path, verb, None)?;
+        return renameat(from, name, place, place.name).during(verb, path.as_bytes());
+    };
+    check_unchanged(place, path, verb, Some(seen))?;
+    let staged = identity_in(&from, name);
+    match renameat_with(&from, name, place, place.name, RenameFlags::EXCHANGE) {
+        Ok(()) => {}
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+            return renameat(from, name, place, place.name).during(verb, path.as_bytes());
+        }
+        Err(Errno::NOENT) => return Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)),
+        Err(error) => return Err(error).during(verb, path.as_bytes()),
+    }
+    if identity_in(&from, name).is_some_and(|out| is_same(&out, seen)) {
+        // Should this fail, the end of a run that succeeds clears it away.
+        let _ = unlinkat(&from, name, AtFlags::empty());
+        return Ok(());
+    }
+    for _ in 0..WAYS_BACK {
+        let back = renameat_with(&from, name, place, place.name, RenameFlags::EXCHANGE);
+        let is_back =
+            identity_in(&from, name).zip(staged).is_some_and(|(out, staged)| is_same(&out, &staged));
+        if back.is_err() || is_back {
+            break;
+        }
+    }
+    Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict))
+}
+
+fn identity_in(directory: impl AsFd, name: &[u8]) -> Option<Identity> {
+    let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    Stat::of(&stat).map(|stat| stat.identity)
+}
+
+/// Whether it is the same file with the same content: a new name gives it a new ctime.
+fn is_same(one: &Identity, other: &Identity) -> bool {
+    Identity { ctime: other.ctime, ..*one } == *other
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use crate::disk::stage::{Durability, Staging};
+    use crate::disk::testing::{Place, metadata, path};
+
+    /// An editor that saves as fast as it can, by a new file in the place of the old one.
+    #[test]
+    fn no_save_of_an_editor_is_lost() {
+        const ROUNDS: usize = 4000;
+        let place = Place::new();
+        fs::create_dir(place.at("d")).unwrap();
+        fs::write(place.at("d/f"), "0").unwrap();
+        let stop = AtomicBool::new(false);
+        let (mut replaced, mut conflicts, mut lost) = (0, 0, Vec::new());
+        thread::scope(|scope| {
+            let (at, new) = (place.at("d/f"), place.at("d/new"));
+            let stop = &stop;
+            // The last save of which it is known that nobody saw it go.
+            let editor = scope.spawn(move || {
+                let (mut count, mut lost) = (0_u32, Vec::new());
+                while !stop.load(Ordering::Relaxed) {
+                    count += 1;
+                    // Of one length, so that no size tells one save from another.
+                    let text = format!("{count:09}");
+                    fs::write(&new, &text).unwrap();
+                    fs::rename(&new, &at).unwrap();
+                    for _ in 0..200 {
+                        std::hint::spin_loop();
+                    }
+                    let there = fs::read_to_string(&at).unwrap();
+                    if there.starts_with("ours") {
+                        lost.push((text, there));
+                    }
+                }
+                lost
+            });
+            for round in 0..ROUNDS {
+                let Some(seen) = place.root.stat(&path("d/f")).unwrap() else { continue };
+                let saved = place.root.open_file(&path("d/f"));
+                let Ok((file, stat)) = saved else { continue };
+                if stat.identity != seen.identity {
+                    continue;
+                }
+                let text = std::io::read_to_string(file).unwrap();
+                let (mut staging, _) = Staging::open(&place.root, &path("d/f")).unwrap();
+                staging.keep(0).unwrap();
+                staging.append(format!("ours over {text} {round}").as_bytes()).unwrap();
+                match staging.finish(&place.root, &metadata(), Some(&seen.identity), Durability::Eventually) {
+                    Ok(()) => replaced += 1,
+                    Err(error) => {
+                        assert!(error.is_conflict(), "{error}");
+                        conflicts += 1;
+                    }
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+            lost = editor.join().unwrap();
+        });
+        // What was replaced was known: ours names it.
+        lost.retain(|(text, there)| !there.starts_with(&format!("ours over {text}")));
+        assert!(replaced > 10 && conflicts > 10, "{replaced} replaced, {conflicts} conflicts");
+        assert_eq!(lost, [], "{replaced} replaced, {conflicts} conflicts");
+    }
+
+    #[test]
+    fn nothing_stays_behind_of_what_was_replaced() {
+        let place = Place::new();
+        fs::write(place.at("f"), "old").unwrap();
+        let seen = place.root.stat(&path("f")).unwrap().unwrap().identity;
+        let (mut staging, _) = Staging::open(&place.root, &path("f")).unwrap();
+        staging.append(b"new").unwrap();
+        staging.finish(&place.root, &metadata(), Some(&seen), Durability::Eventually).unwrap();
+        assert_eq!(fs::read(place.at("f")).unwrap(), b"new");
+        assert_eq!(fs::read_dir(place.at(".ksync")).unwrap().count(), 0);
+    }
+}
