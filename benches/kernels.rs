@@ -64,7 +64,7 @@ mod scan {
         let root = Root::open(folder.path()).expect("a root");
         bencher.counter(ItemsCount::new(21_000_usize)).bench(|| {
             let scanned = scan(&root, &Subject::Whole, &options, None, &mut Away).expect("a scan");
-            assert_eq!(scanned.entries.len(), 21_000);
+            assert_eq!(scanned.manifest.len(), 21_000);
             scanned
         });
     }

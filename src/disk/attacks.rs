@@ -156,7 +156,7 @@ fn a_directory_that_is_flipped_with_a_link_leads_nowhere() {
 fn a_scan_of_flipped_directories_sees_nothing_from_outside() {
     let place = Place::new();
     while_flipping(&place, || {
-        assert!(whole(&place.root).entries.iter().all(|entry| entry.path.name() != b"f"));
+        assert!(whole(&place.root).manifest.entries().all(|entry| entry.path.name() != b"f"));
     });
 }
 
@@ -171,7 +171,7 @@ fn fifos_hang_nobody() {
         assert!(place.root.open_file(&path("fifo")).unwrap_err().is_not_regular());
         assert!(place.root.open_directory(Some(&path("fifo/f"))).is_err());
         let scanned = whole(&place.root);
-        assert_eq!((scanned.entries.len(), scanned.unsupported.len()), (0, 1));
+        assert_eq!((scanned.manifest.len(), scanned.unsupported.len()), (0, 1));
         // As a staged file.
         let name = Staging::name(&path("x"));
         write(&place.root, &path("y")).unwrap();
@@ -250,13 +250,13 @@ fn a_tree_deeper_than_any_path_the_kernel_takes_is_read_written_and_removed() {
         }
         assert!(paths.last().unwrap().as_bytes().len() > 4096);
         let scanned = whole(&place.root);
-        assert_eq!((scanned.entries.len(), scanned.problems.len()), (2 * DEPTH, 0));
-        assert!(scanned.entries.is_sorted_by(|one, other| one.path < other.path));
+        assert_eq!((scanned.manifest.len(), scanned.problems.len()), (2 * DEPTH, 0));
+        assert!(scanned.manifest.entries().is_sorted_by(|one, other| one.path < other.path));
         for at in paths.iter().rev() {
             place.root.remove_file(&at.join(b"f").unwrap(), None).unwrap();
             place.root.remove_directory(at).unwrap();
         }
-        assert!(whole(&place.root).entries.is_empty());
+        assert!(whole(&place.root).manifest.is_empty());
     }
 }
 
@@ -272,8 +272,8 @@ fn more_levels_than_open_directories_come_back_to_each() {
         at = at.join(b"b").unwrap();
     }
     let scanned = whole(&place.root);
-    assert_eq!((scanned.entries.len(), scanned.problems.len()), (2 * DEPTH, 0));
-    assert!(scanned.entries.is_sorted_by(|one, other| one.path < other.path));
+    assert_eq!((scanned.manifest.len(), scanned.problems.len()), (2 * DEPTH, 0));
+    assert!(scanned.manifest.entries().is_sorted_by(|one, other| one.path < other.path));
 }
 
 // Apple's filesystems take only UTF-8.
@@ -284,7 +284,7 @@ fn names_are_bytes() {
         for name in [&b"\xff\xfe"[..], b"a\nb", b"-x", b"$(touch p)", &[b'n'; 255]] {
             write(&place.root, &path(name)).unwrap();
         }
-        let names: Vec<_> = whole(&place.root).entries.into_iter().map(|entry| entry.path).collect();
+        let names: Vec<_> = whole(&place.root).manifest.entries().map(|entry| entry.path.to_path()).collect();
         assert_eq!(names, [&b"$(touch p)"[..], b"-x", b"a\nb", &[b'n'; 255], b"\xff\xfe"].map(path));
     }
 }

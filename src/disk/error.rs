@@ -55,6 +55,9 @@ pub enum Fault {
     /// A path that is no [`TreePath`](crate::tree::path::TreePath).
     #[error(transparent)]
     Path(#[from] crate::tree::path::PathError),
+    /// More than a tree may hold.
+    #[error(transparent)]
+    Tree(#[from] crate::tree::manifest::ManifestError),
 }
 
 impl DiskError {

@@ -13,6 +13,7 @@ mod closing;
 pub mod directory;
 pub mod error;
 pub mod glance;
+pub mod identities;
 mod levels;
 mod link;
 mod lock;

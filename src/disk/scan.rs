@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use crate::content::hash::{Hash, Hasher};
 use crate::disk::boundaries::is_mount_root;
 use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::identities::Identities;
 use crate::disk::levels::{Level, Levels, Name, names};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::set_id::{Owner, mode_for};
@@ -18,8 +19,9 @@ use crate::disk::stage::HOLE_BYTES_MIN;
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::unconfirmed::{Covers, Seen};
 use crate::tree::doubt::Doubts;
-use crate::tree::entry::{Entry, Kind};
+use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::filter::{Filter, IGNORE_BYTES_MAX, IGNORE_FILE, IgnoreFile};
+use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::path::{PathError, TreePath};
 use crate::tree::scope::{Reach, Scope};
 
@@ -34,7 +36,7 @@ const HASH_BYTES: usize = 128 * 1024;
 pub enum Subject {
     /// All that is below the root.
     Whole,
-    /// One entry, and if it is a directory all that is below it.
+    /// One entry of the root directory, and if it is a directory all that is below it.
     One(TreePath),
     /// Parts, and the directories above them.
     Parts(Scope),
@@ -127,10 +129,10 @@ impl Sparse {
 /// A tree as it was found.
 #[derive(Debug, Default)]
 pub struct Scanned {
-    /// All entries, in the order of their paths.
-    pub entries: Vec<Entry>,
-    /// For each entry, in the same order, what tells whether it is later still the same.
-    pub identities: Vec<Identity>,
+    /// All entries.
+    pub manifest: Manifest,
+    /// For each entry, what tells whether it is later still the same.
+    pub identities: Identities,
     /// Files that a power cut may have damaged, where that was asked for.
     pub doubts: Doubts,
     /// What could not be read. A tree with problems is not complete, and nothing may be deleted for its sake.
@@ -150,7 +152,8 @@ pub struct Scanned {
 /// way.
 ///
 /// # Errors
-/// The root itself cannot be read. Everything else that fails is a problem in the answer.
+/// The root itself cannot be read, or there is more than a tree may hold. Everything else that fails is a problem in
+/// the answer.
 pub fn scan(
     root: &Root,
     subject: &Subject,
@@ -171,6 +174,8 @@ pub fn scan(
         buffer: Vec::new(),
         covers: None,
         seen: Seen::default(),
+        tree: Builder::default(),
+        overflow: None,
         scanned: Scanned::default(),
     };
     if options.doubts {
@@ -191,9 +196,9 @@ pub fn scan(
     scanner.run(&mut levels);
     scanner.report();
     if options.doubts {
-        root.seen_markers(scanner.seen);
+        root.seen_markers(std::mem::take(&mut scanner.seen));
     }
-    Ok(scanner.scanned)
+    scanner.finish()
 }
 
 struct Scanner<'a> {
@@ -208,12 +213,15 @@ struct Scanner<'a> {
     /// Which files of the directory that is being read are doubted.
     covers: Option<Arc<Covers>>,
     seen: Seen,
+    tree: Builder,
+    /// Why the tree takes no more entries.
+    overflow: Option<DiskError>,
     scanned: Scanned,
 }
 
 impl Scanner<'_> {
     fn run(&mut self, levels: &mut Levels) {
-        while let Some(level) = levels.open.back_mut() {
+        while let Some(level) = levels.open.back_mut().filter(|_| self.overflow.is_none()) {
             let step = level.names.next().map(|name| self.step(level, &name));
             match step {
                 None => levels.pop(),
@@ -289,7 +297,7 @@ impl Scanner<'_> {
         let is_closed = self.options.is_destination && self.is_excluded(&path, stat.kind());
         match stat.kind() {
             FileKind::Directory => {
-                self.add(path.clone(), Kind::Directory, &stat);
+                self.add(&path, Kind::Directory, &stat);
                 if is_closed {
                     self.scanned.skipped.excluded += 1;
                     return Ok(None);
@@ -316,25 +324,25 @@ impl Scanner<'_> {
             }
             FileKind::File if self.options.hash && !is_closed => {
                 let (hash, stat) = self.hash(&path)?;
-                self.add(path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
+                self.add(&path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
             }
             FileKind::File => {
                 let is_short = stat.size() <= self.options.hash_bytes_max && stat.size() > 0 && !is_closed;
                 match is_short.then(|| self.hash(&path)) {
                     Some(Ok((hash, stat))) => {
-                        self.add(path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
+                        self.add(&path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
                     }
                     // Whoever asks for its content learns why it cannot be read.
-                    _ => self.add(path, Kind::File { size: stat.size(), hash: None }, &stat),
+                    _ => self.add(&path, Kind::File { size: stat.size(), hash: None }, &stat),
                 }
             }
             FileKind::Symlink => {
                 let target =
                     readlinkat(parent, &**name, Vec::new()).during("read the link", path.as_bytes())?;
-                self.add(path, Kind::Symlink { target: target.into_bytes().into() }, &stat);
+                self.add(&path, Kind::Symlink { target: target.as_bytes() }, &stat);
             }
             FileKind::Fifo | FileKind::Socket | FileKind::Device if self.options.is_destination => {
-                self.add(path, Kind::special(), &stat);
+                self.add(&path, Kind::special(), &stat);
             }
             kind @ (FileKind::Fifo | FileKind::Socket | FileKind::Device) => {
                 self.scanned.unsupported.push((path, kind));
@@ -343,32 +351,41 @@ impl Scanner<'_> {
         Ok(None)
     }
 
-    fn add(&mut self, path: TreePath, kind: Kind, stat: &Stat) {
+    fn add(&mut self, path: &TreePath, kind: Kind<&[u8]>, stat: &Stat) {
         if matches!(kind, Kind::File { .. }) {
-            self.scanned.sparse.add(&path, stat);
+            self.scanned.sparse.add(path, stat);
         }
         let mode = match (&kind, self.options.set_id_owner) {
             (Kind::Symlink { .. }, _) => 0o777,
             (_, Some(owner)) => mode_for(stat.mode, (stat.uid, stat.gid), owner),
             (_, None) => stat.mode,
         };
-        let entry = Entry { path, kind, mode, mtime: stat.mtime() };
+        let entry = EntryRef { path: path.into(), kind, mode, mtime: stat.mtime() };
         self.bytes += entry.size();
         if let (Some(covers), Kind::File { .. }) = (&self.covers, &entry.kind)
             && let Some(doubt) = covers.doubt(&stat.identity, &mut self.seen)
         {
             // `ENTRIES_MAX` fits in 32 bits.
-            self.scanned.doubts.push(u32::try_from(self.scanned.entries.len()).unwrap_or(u32::MAX), doubt);
+            self.scanned.doubts.push(u32::try_from(self.tree.len()).unwrap_or(u32::MAX), doubt);
         }
-        self.scanned.entries.push(entry);
-        self.scanned.identities.push(stat.identity);
-        if self.scanned.entries.len().is_multiple_of(REPORT_ENTRIES) {
+        if let Err(error) = self.tree.add(entry) {
+            self.overflow = Some(DiskError::new("list", path.as_bytes(), Fault::Tree(error)));
+        } else if !self.scanned.identities.push(&stat.identity) {
+            self.overflow = Some(DiskError::new("list", path.as_bytes(), Fault::OutOfRange));
+        }
+        if self.tree.len().is_multiple_of(REPORT_ENTRIES) {
             self.report();
         }
     }
 
+    fn finish(mut self) -> Result<Scanned, DiskError> {
+        self.scanned.manifest = self.tree.finish();
+        self.scanned.identities.shrink();
+        self.overflow.map_or(Ok(self.scanned), Err)
+    }
+
     fn report(&mut self) {
-        let entries = self.scanned.entries.len() as u64;
+        let entries = self.tree.len() as u64;
         self.look.progress(ScanProgress { entries, bytes: self.bytes });
     }
 

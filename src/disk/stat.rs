@@ -74,7 +74,7 @@ pub struct Identity {
     pub ino: u64,
     /// What it is.
     pub kind: FileKind,
-    /// Length in bytes.
+    /// A regular file's length in bytes; 0 of everything else.
     pub size: u64,
     /// When the content last changed, which any program may set.
     pub mtime: Time,
@@ -106,7 +106,7 @@ impl Stat {
         self.identity.kind
     }
 
-    /// Length in bytes.
+    /// A regular file's length in bytes; 0 of everything else.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.identity.size
@@ -122,11 +122,12 @@ impl Stat {
     // The fields' types differ between systems.
     #[allow(clippy::unnecessary_cast)]
     pub(crate) fn of(raw: &rustix::fs::Stat) -> Option<Self> {
+        let kind = FileKind::of(FileType::from_raw_mode(raw.st_mode)).unwrap_or(FileKind::Device);
         let identity = Identity {
             dev: raw.st_dev as u64,
             ino: raw.st_ino as u64,
-            kind: FileKind::of(FileType::from_raw_mode(raw.st_mode)).unwrap_or(FileKind::Device),
-            size: u64::try_from(raw.st_size).ok()?,
+            kind,
+            size: if kind == FileKind::File { u64::try_from(raw.st_size).ok()? } else { 0 },
             mtime: Time::new(raw.st_mtime as i64, u32::try_from(raw.st_mtime_nsec).ok()?)?,
             ctime: Time::new(raw.st_ctime as i64, u32::try_from(raw.st_ctime_nsec).ok()?)?,
         };

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use crate::engine::plan::Plan;
 use crate::engine::work::{Room, Step};
 use crate::tree::compare::Change;
-use crate::tree::entry::Entry;
+use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
 use crate::wire::message::Holes;
 
@@ -28,7 +28,7 @@ pub(super) struct Need {
 impl Need {
     /// What this plan needs.
     pub(super) fn of(plan: &Plan, wanted: &Manifest, present: &Manifest, holes: &Holes, room: &Room) -> Self {
-        let elsewhere = |entry: &Entry| {
+        let elsewhere = |entry: &EntryRef<'_>| {
             room.mounts.iter().any(|mount| entry.path == *mount || entry.path.is_below(mount))
         };
         let removed: HashSet<u32> = plan
@@ -50,7 +50,7 @@ impl Need {
         for change in plan.changes() {
             match *change {
                 Change::Create { id } => {
-                    inodes += u64::from(wanted.get(id).is_some_and(|entry| !elsewhere(entry)));
+                    inodes += u64::from(wanted.get(id).is_some_and(|entry| !elsewhere(&entry)));
                 }
                 // What stands in the way goes first, with all that is in it.
                 Change::Replace { at, .. } => balance.frees(below(present, at).map(&old).sum()),
@@ -136,7 +136,7 @@ impl Balance {
 
 /// The entry at `top` and all below it.
 fn below(present: &Manifest, top: u32) -> impl Iterator<Item = u32> + '_ {
-    let path = present.get(top).map(|entry| &entry.path);
+    let path = present.path(top);
     (top..u32::try_from(present.len()).unwrap_or(u32::MAX)).take_while(move |&at| {
         let pair = present.get(at).zip(path);
         at == top || pair.is_some_and(|(entry, path)| entry.path.is_below(path))

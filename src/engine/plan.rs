@@ -14,10 +14,10 @@ use crate::engine::work::Step;
 use crate::monitor::{Action, Event, Problem, Trouble, What};
 use crate::tree::compare::{Change, Rules, compare_doubting};
 use crate::tree::doubt::{Doubt, Doubts};
-use crate::tree::entry::{Entry, Kind};
+use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
-use crate::tree::path::TreePath;
+use crate::tree::path_ref::PathRef;
 use crate::wire::message::Tally;
 
 /// A file whose content is missing.
@@ -64,7 +64,7 @@ impl Plan {
         present: &Manifest,
         doubts: &Doubts,
         rules: Rules,
-        protects: impl Fn(&Entry) -> bool,
+        protects: impl Fn(EntryRef<'_>) -> bool,
         safe_links: bool,
         has_staged: bool,
     ) -> Self {
@@ -95,8 +95,8 @@ impl Plan {
         let (Change::Create { id } | Change::Update { id, .. } | Change::Replace { id, .. }) = change else {
             return false;
         };
-        let leads_out = wanted.get(id).is_some_and(|entry| match &entry.kind {
-            Kind::Symlink { target } => leads_out(&entry.path, target),
+        let leads_out = wanted.get(id).is_some_and(|entry| match entry.kind {
+            Kind::Symlink { target } => leads_out(entry.path, target),
             Kind::Directory | Kind::File { .. } => false,
         });
         self.unsafe_links.extend(leads_out.then_some(id));
@@ -127,7 +127,7 @@ impl Plan {
             Change::Replace { id, at } => {
                 // A directory must be there before what is in it. A link has its own step. For a file whoever
                 // puts it in place clears the way, when its content is there and not before.
-                match wanted.get(id).map(|entry| &entry.kind) {
+                match wanted.get(id).map(|entry| entry.kind) {
                     Some(Kind::Directory) => self.first.push(Step::Clear { at }),
                     Some(Kind::Symlink { .. }) => self.adjust.push(Step::Clear { at }),
                     Some(Kind::File { .. }) | None => {}
@@ -202,7 +202,7 @@ impl Plan {
     /// How many files' content is missing or to be verified, and their bytes; of those that `counts` says.
     pub(super) fn content(&self, wanted: &Manifest, counts: impl Fn(&Fetch) -> bool) -> (u64, u64) {
         let files = self.fetch.iter().filter(|fetch| counts(fetch));
-        let sizes = files.filter_map(|fetch| wanted.get(fetch.id)).map(Entry::size);
+        let sizes = files.filter_map(|fetch| wanted.get(fetch.id)).map(|entry| entry.size());
         sizes.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size))
     }
 
@@ -223,7 +223,7 @@ impl Plan {
     /// What the plan leaves out, and why.
     pub(super) fn problems(&self, wanted: &Manifest) -> Vec<Problem> {
         let problem = |id: u32, trouble, cause: &str| {
-            let path = wanted.get(id).map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default();
+            let path = wanted.path(id).map(PathRef::to_vec).unwrap_or_default();
             Problem { trouble, path, cause: cause.to_owned() }
         };
         let obstacles = self.changes.iter().filter_map(|change| match change {
@@ -244,26 +244,22 @@ impl Plan {
     /// What is present and not wanted, where nothing is removed: the uppermost, and no more than a person reads.
     pub(super) fn left(&self, wanted: &Manifest, present: &Manifest, filter: &Filter) -> Vec<Event> {
         const LEFT_MAX: usize = 100;
-        let is_wanted = |path: &TreePath| wanted.position(path).is_some();
-        let left = present.entries().iter().filter(|entry| {
-            let is_uppermost = entry.path.parent().is_none_or(|parent| is_wanted(&parent));
+        let is_wanted = |path: PathRef<'_>| wanted.position(path).is_some();
+        let left = present.entries().filter(|entry| {
+            let is_uppermost = entry.path.parent().is_none_or(is_wanted);
             is_uppermost
-                && !is_wanted(&entry.path)
-                && !filter.excludes_within(&entry.path, entry.is_directory())
+                && !is_wanted(entry.path)
+                && !filter.excludes_within(&entry.path.to_path(), entry.is_directory())
         });
         left.take(LEFT_MAX)
-            .map(|entry| Event::Left { what: what(entry), path: entry.path.as_bytes().to_vec() })
+            .map(|entry| Event::Left { what: what(entry), path: entry.path.to_vec() })
             .collect()
     }
 
     /// The decisions in path order, for eyes.
     pub(super) fn events(&self, wanted: &Manifest, present: &Manifest) -> Vec<Event> {
-        let event = |action, entry: Option<&Entry>| {
-            entry.map(|entry| Event::Change {
-                action,
-                what: what(entry),
-                path: entry.path.as_bytes().to_vec(),
-            })
+        let event = |action, entry: Option<EntryRef<'_>>| {
+            entry.map(|entry| Event::Change { action, what: what(entry), path: entry.path.to_vec() })
         };
         let events = self.changes.iter().filter_map(|change| match *change {
             Change::Create { id } | Change::Replace { id, .. } => event(Action::Create, wanted.get(id)),
@@ -278,7 +274,7 @@ impl Plan {
     }
 }
 
-fn what(entry: &Entry) -> What {
+fn what(entry: EntryRef<'_>) -> What {
     match entry.kind {
         Kind::Directory => What::Directory,
         Kind::File { .. } => What::File,
@@ -307,7 +303,7 @@ impl<'a> Touched<'a> {
             | Change::Verify { id, .. }
             | Change::Replace { id, .. } => self.wanted.get(id),
             Change::Adjust { id, .. } => {
-                if self.wanted.get(id).is_some_and(Entry::is_directory) {
+                if self.wanted.get(id).is_some_and(|entry| entry.is_directory()) {
                     self.directories.insert(id);
                 }
                 return;
@@ -317,12 +313,12 @@ impl<'a> Touched<'a> {
         };
         let Some(entry) = entry else { return };
         if entry.is_directory() {
-            self.directories.extend(self.wanted.position(&entry.path));
+            self.directories.extend(self.wanted.position(entry.path));
         }
-        let parent = entry.path.split_last().0;
+        let parent = entry.path.directory();
         if parent != self.last_parent.as_deref() {
             self.last_parent = parent.map(<[u8]>::to_vec);
-            self.directories.extend(entry.path.parent().and_then(|parent| self.wanted.position(&parent)));
+            self.directories.extend(entry.path.parent().and_then(|parent| self.wanted.position(parent)));
         }
     }
 }
@@ -353,16 +349,16 @@ impl<'a> Locked<'a> {
             Change::Remove { at } => self.present.get(at),
             Change::Adjust { .. } | Change::Obstacle { .. } => None,
         };
-        let Some(parent) = entry.map(|entry| entry.path.split_last().0) else { return };
+        let Some(parent) = entry.map(|entry| entry.path.directory()) else { return };
         if parent != self.last_parent.as_deref() {
             self.last_parent = parent.map(<[u8]>::to_vec);
-            let at = entry.and_then(|entry| self.present.position(&entry.path.parent()?));
+            let at = entry.and_then(|entry| self.present.position(entry.path.parent()?));
             at.into_iter().for_each(|at| self.add_directory(at));
         }
     }
 
     fn add_all_below(&mut self, top: u32) {
-        let path = self.present.get(top).map(|entry| &entry.path);
+        let path = self.present.path(top);
         let rest = top..u32::try_from(self.present.len()).unwrap_or(u32::MAX);
         for at in rest {
             let below = self.present.get(at).zip(path);
@@ -374,7 +370,7 @@ impl<'a> Locked<'a> {
     }
 
     fn add_directory(&mut self, at: u32) {
-        let is_locked = |entry: &Entry| entry.is_directory() && entry.mode & CHANGE_BITS != CHANGE_BITS;
+        let is_locked = |entry: EntryRef<'_>| entry.is_directory() && entry.mode & CHANGE_BITS != CHANGE_BITS;
         if self.present.get(at).is_some_and(is_locked) {
             self.directories.insert(at);
         }

@@ -28,10 +28,11 @@ use crate::engine::work::{Fault, Opened, Outcome, Step, Work};
 use crate::engine::{Config, Desk, Engine, Input, Output};
 use crate::monitor::{Event, Problem, Trouble};
 use crate::tree::compare::Rules;
-use crate::tree::entry::Entry;
+use crate::tree::entry::EntryRef;
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
+use crate::tree::path_ref::PathRef;
 use crate::tree::scope::Part;
 use crate::wire::message::{AbortKind, Holes, Message, Subject, Tally, Want};
 use content::{Ask, HELD_BYTES_MAX, Sink};
@@ -264,13 +265,14 @@ impl Receiver {
             return self.desk.protocol_error("other entries than the one that was announced");
         }
         let (links, staged) = (options.safe_links, opened.has_staged);
-        let protects = |entry: &Entry| {
-            opened.kept.holds(&entry.path) || self.filter.excludes_within(&entry.path, entry.is_directory())
+        let protects = |entry: EntryRef<'_>| {
+            let path = entry.path.to_path();
+            opened.kept.holds(&path) || self.filter.excludes_within(&path, entry.is_directory())
         };
         let (present, doubts) = (&opened.manifest, &opened.doubts);
         self.plan = Plan::new(&self.wanted, present, doubts, rules, protects, links, staged);
         self.tally.entries = self.wanted.len() as u64;
-        self.tally.total_bytes = self.wanted.entries().iter().map(Entry::size).sum();
+        self.tally.total_bytes = self.wanted.content_bytes();
         let (wanted, present) = (Arc::clone(&self.wanted), Arc::clone(&opened.manifest));
         self.tell_unlisted();
         if withheld {
@@ -318,11 +320,9 @@ impl Receiver {
 
     /// A single file or link comes alone and under its own name.
     fn is_what_was_announced(&self) -> bool {
-        match (&self.subject, self.wanted.entries()) {
-            (Some(Subject::File { name }), [entry]) => entry.path.as_bytes() == name && !entry.is_directory(),
-            (Some(Subject::File { .. }), entries) => entries.is_empty(),
-            _ => true,
-        }
+        let Some(Subject::File { name }) = &self.subject else { return true };
+        let is_announced = |entry: EntryRef<'_>| entry.path.to_vec() == *name && !entry.is_directory();
+        self.wanted.len() <= 1 && self.wanted.entries().all(is_announced)
     }
 
     fn announce_plan(&mut self, present: &Manifest) {
@@ -463,15 +463,15 @@ impl Receiver {
     fn is_new(&self, id: u32) -> bool {
         let present = self.opened.as_ref().map(|opened| &opened.manifest);
         let entry = self.wanted.get(id);
-        entry.zip(present).is_some_and(|(entry, present)| present.position(&entry.path).is_none())
+        entry.zip(present).is_some_and(|(entry, present)| present.position(entry.path).is_none())
     }
 
     fn size(&self, id: u32) -> u64 {
-        self.wanted.get(id).map_or(0, Entry::size)
+        self.wanted.get(id).map_or(0, |entry| entry.size())
     }
 
     fn path(&self, id: u32) -> Vec<u8> {
-        self.wanted.get(id).map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default()
+        self.wanted.path(id).map(PathRef::to_vec).unwrap_or_default()
     }
 
     fn step_path(&self, step: Step) -> Vec<u8> {
@@ -481,8 +481,8 @@ impl Receiver {
             | Step::Adjust { id }
             | Step::Move { id, .. } => self.path(id),
             Step::Clear { at } | Step::Remove { at } | Step::Unlock { at } => {
-                let entry = self.opened.as_ref().and_then(|opened| opened.manifest.get(at));
-                entry.map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default()
+                let path = self.opened.as_ref().and_then(|opened| opened.manifest.path(at));
+                path.map(PathRef::to_vec).unwrap_or_default()
             }
         }
     }

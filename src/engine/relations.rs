@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::engine::plan::Fetch;
 use crate::tree::doubt::{Doubt, Doubts};
-use crate::tree::entry::{Entry, Kind, Time};
+use crate::tree::entry::{EntryRef, Kind, Time};
 use crate::tree::manifest::Manifest;
 
 /// From this size on, in bytes, an equal size alone is worth a look: hashing is cheaper than sending. Below it
@@ -19,7 +19,8 @@ const LOOKS_MAX: usize = 64;
 
 /// Gives new files a basis elsewhere, where one looks like it. A lost file is none: moved, it would stay lost.
 pub(super) fn find(fetches: &mut VecDeque<Fetch>, wanted: &Manifest, present: &Manifest, doubts: &Doubts) {
-    let new_sizes = |fetch: &Fetch| wanted.get(fetch.id).filter(|_| fetch.at.is_none()).map(Entry::size);
+    let new_sizes =
+        |fetch: &Fetch| wanted.get(fetch.id).filter(|_| fetch.at.is_none()).map(|entry| entry.size());
     let sizes: HashSet<u64> = fetches.iter().filter_map(new_sizes).filter(|&size| size > 0).collect();
     if sizes.is_empty() {
         return;
@@ -57,7 +58,7 @@ enum Trait<'a> {
 }
 
 impl<'a> Trait<'a> {
-    fn of(entry: &'a Entry) -> impl Iterator<Item = Self> {
+    fn of(entry: EntryRef<'a>) -> impl Iterator<Item = Self> {
         let size = entry.size();
         let telling = (size >= TELLING_BYTES_MIN).then_some(Self::Size(size));
         [Self::SizeAndTime(size, entry.mtime), Self::SizeAndName(size, entry.path.name())]
@@ -68,15 +69,15 @@ impl<'a> Trait<'a> {
 
 /// How much two files of one size look alike: their times, then as much of their paths as is the same at the
 /// end, since what is moved are mostly directories.
-fn likeness<'a>(entry: &'a Entry, other: &'a Entry) -> (bool, usize) {
-    let from_the_end = |entry: &'a Entry| entry.path.as_bytes().rsplit(|&byte| byte == b'/');
-    let pairs = from_the_end(entry).zip(from_the_end(other));
+fn likeness(entry: EntryRef<'_>, other: EntryRef<'_>) -> (bool, usize) {
+    let pairs = entry.path.components().rev().zip(other.path.components().rev());
     (entry.mtime == other.mtime, pairs.take_while(|(one, other)| one == other).count())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::entry::Entry;
     use crate::tree::path::TreePath;
 
     fn tree(files: &[(&str, u64, i64)]) -> Manifest {

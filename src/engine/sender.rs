@@ -20,9 +20,10 @@ use crate::engine::work::{
 };
 use crate::engine::{Config, Desk, Engine, Input, Output};
 use crate::monitor::Event;
-use crate::tree::entry::{Entry, Kind};
+use crate::tree::entry::Kind;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
+use crate::tree::path_ref::PathRef;
 use crate::tree::scope::Part;
 use crate::wire::message::{
     AbortKind, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, Holes, LIST_MAX, Message, Old, Op, SMALL_BYTES_MAX,
@@ -296,7 +297,7 @@ impl Sender {
 
     fn scanned(&mut self, mut scanned: Scanned) {
         let Scanned { manifest, problems, excluded, is_new, .. } = &mut scanned;
-        let bytes = manifest.entries().iter().map(Entry::size).sum();
+        let bytes = manifest.content_bytes();
         self.desk.report(Event::Scanned { entries: manifest.len() as u64, bytes });
         if *excluded > 0 {
             self.desk.report(Event::Excluded { entries: *excluded });
@@ -500,12 +501,12 @@ impl Sender {
     }
 
     fn size(&self, id: u32) -> u64 {
-        self.manifest.as_ref().and_then(|manifest| manifest.get(id)).map_or(0, Entry::size)
+        self.manifest.as_ref().and_then(|manifest| manifest.get(id)).map_or(0, |entry| entry.size())
     }
 
     fn path(&self, id: u32) -> Vec<u8> {
-        let entry = self.manifest.as_ref().and_then(|manifest| manifest.get(id));
-        entry.map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default()
+        let path = self.manifest.as_ref().and_then(|manifest| manifest.path(id));
+        path.map(PathRef::to_vec).unwrap_or_default()
     }
 
     /// Starts works while there is room for them. Files that wait for the receiver keep no disk or channel busy.

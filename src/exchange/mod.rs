@@ -32,8 +32,10 @@ use crate::disk::memory::Memory;
 use crate::disk::scan::{ScanOptions, Subject};
 use crate::engine::{Fault, Outcome};
 use crate::monitor::Trouble;
+use crate::tree::entry::Entry;
 use crate::tree::filter::IgnoreFile;
-use crate::tree::manifest::Manifest;
+use crate::tree::manifest::{Manifest, ManifestError};
+use crate::tree::path::TreePath;
 use crate::wire::message::{AbortKind, SMALL_BYTES_MAX};
 
 /// What a failure of the disk means for a run: a full or failing filesystem ends it, everything else is the
@@ -83,6 +85,12 @@ fn remember(memory: Option<&Memory>, manifest: &Manifest, ignores: &[IgnoreFile]
 fn scan_options(checksum: bool, subject: &Subject) -> ScanOptions {
     let hash_bytes_max = if matches!(subject, Subject::Parts(_)) { SMALL_BYTES_MAX } else { 0 };
     ScanOptions { hash: checksum, hash_bytes_max, cross_mounts: true, ..ScanOptions::default() }
+}
+
+/// A tree of one entry, under another name. What else was listed with it has no place there.
+fn renamed(manifest: &Manifest, name: &TreePath) -> Result<Manifest, ManifestError> {
+    let entry = manifest.get(0).map(|entry| Entry { path: name.clone(), ..entry.to_entry() });
+    Manifest::new(entry.into_iter().collect())
 }
 
 /// An error with its causes, on one line.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use crate::content::blocks::BlockSize;
+use crate::disk::identities::Identities;
 use crate::disk::memory::Memory;
 use crate::disk::root::Root;
 use crate::disk::space::Reserve;
@@ -30,7 +31,7 @@ use crate::exchange::rounds::Standing;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, open_old};
 use crate::monitor::Trouble;
-use crate::tree::entry::Entry;
+use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::wire::hello::Options;
@@ -43,7 +44,7 @@ pub struct Receiving {
     memory: Option<Memory>,
     standing: Option<Arc<Standing>>,
     opened: OnceLock<Place>,
-    identities: OnceLock<Vec<Identity>>,
+    identities: OnceLock<Identities>,
     /// Files of the destination that a power cut may have damaged and that nobody has looked at yet.
     doubted: Mutex<HashSet<u32>>,
     /// Whether everything in the destination was listed.
@@ -141,7 +142,7 @@ impl Receiving {
         self.trees.get().ok_or_else(out_of_turn)
     }
 
-    fn entry(&self, id: u32) -> Result<&Entry, Fault> {
+    fn entry(&self, id: u32) -> Result<EntryRef<'_>, Fault> {
         self.trees()?.wanted.get(id).ok_or_else(out_of_turn)
     }
 
@@ -151,38 +152,42 @@ impl Receiving {
     }
 
     /// Where an entry goes.
-    fn path(&self, id: u32) -> Result<&TreePath, Fault> {
+    fn path(&self, id: u32) -> Result<TreePath, Fault> {
         let entry = self.entry(id)?;
-        Ok(self.place()?.single.as_ref().unwrap_or(&entry.path))
+        Ok(self.place()?.single.clone().unwrap_or_else(|| entry.path.to_path()))
     }
 
     /// Where a basis lies, and what was seen there.
-    fn basis(&self, at: u32) -> Result<(&TreePath, &Identity), Fault> {
-        let entry = self.trees()?.present.get(at);
-        let seen = self.identities.get().and_then(|identities| identities.get(at as usize));
-        let (Some(entry), Some(seen)) = (entry, seen) else { return Err(out_of_turn()) };
-        Ok((self.place()?.single.as_ref().unwrap_or(&entry.path), seen))
+    fn basis(&self, at: u32) -> Result<(TreePath, Identity), Fault> {
+        let path = self.trees()?.present.path(at).ok_or_else(out_of_turn)?;
+        let seen = self.identity(at).ok_or_else(out_of_turn)?;
+        Ok((self.place()?.single.clone().unwrap_or_else(|| path.to_path()), seen))
+    }
+
+    /// What was seen of an entry that is present.
+    fn identity(&self, at: u32) -> Option<Identity> {
+        self.identities.get()?.get(&self.trees.get()?.present, at)
     }
 
     /// A basis, if it is still what was seen.
-    fn open_basis(&self, at: u32) -> Result<(File, &Identity), Fault> {
+    fn open_basis(&self, at: u32) -> Result<(File, Identity), Fault> {
         let (path, seen) = self.basis(at)?;
-        Ok((open_old(self.root()?, path, seen).map_err(sink_fault)?, seen))
+        Ok((open_old(self.root()?, &path, &seen).map_err(sink_fault)?, seen))
     }
 
     /// What was seen in an entry's place that a rename is going to replace: a file, a link or nothing. (A
     /// directory in its place has been removed.)
     fn seen(&self, id: u32) -> Result<Option<Identity>, Fault> {
         let present = &self.trees()?.present;
-        let at = present.position(&self.entry(id)?.path);
+        let at = present.position(self.entry(id)?.path);
         let replaced = at.filter(|&at| present.get(at).is_some_and(|entry| !entry.is_directory()));
-        Ok(replaced.and_then(|at| self.identities.get()?.get(at as usize).copied()))
+        Ok(replaced.and_then(|at| self.identity(at)))
     }
 
     /// There is no doubt any more about what stands in an entry's place.
     fn settle_doubt(&self, id: u32) {
         let at = self.trees().ok().zip(self.entry(id).ok());
-        at.and_then(|(trees, entry)| trees.present.position(&entry.path)).into_iter().for_each(|at| {
+        at.and_then(|(trees, entry)| trees.present.position(entry.path)).into_iter().for_each(|at| {
             self.doubted().remove(&at);
         });
     }

@@ -14,6 +14,7 @@ use crate::content::blocks::{BlockSize, Outline, outline_of};
 use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::Hash;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
+use crate::disk::identities::Identities;
 use crate::disk::memory::Memory;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, Look, ScanOptions, Skipped, Sparse, scan};
@@ -28,10 +29,10 @@ use crate::exchange::rounds::About;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::read_bytes;
 use crate::exchange::source::{Source, SourceError};
-use crate::exchange::{chain, fault, scan_options};
+use crate::exchange::{chain, fault, renamed, scan_options};
 use crate::monitor::{Problem, Trouble};
 use crate::tree::change;
-use crate::tree::entry::{Entry, Kind, Time};
+use crate::tree::entry::{Kind, Time};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
@@ -72,7 +73,7 @@ struct Single {
 /// What is in it.
 struct Listed {
     manifest: Arc<Manifest>,
-    identities: Vec<Identity>,
+    identities: Identities,
 }
 
 impl Sending {
@@ -170,12 +171,11 @@ impl Sending {
                 .map_err(|error| Fault::Fatal(AbortKind::Selection, chain(&error)))?
         };
         self.check_still_there()?;
-        if let (Some(single), Some(entry)) = (&found.single, scanned.entries.first_mut()) {
-            entry.path = single.offered.clone();
+        if let Some(single) = &found.single {
+            scanned.manifest = renamed(&scanned.manifest, &single.offered)
+                .map_err(|error| Fault::Fatal(AbortKind::Selection, error.to_string()))?;
         }
-        let manifest = Manifest::new(scanned.entries)
-            .map_err(|error| Fault::Fatal(AbortKind::Selection, error.to_string()))?;
-        let manifest = Arc::new(manifest);
+        let manifest = Arc::new(scanned.manifest);
         let unreadable = scanned.problems.iter().map(|error| Problem {
             trouble: Trouble::Unreadable,
             path: error.path().to_vec(),
@@ -244,7 +244,7 @@ impl Sending {
             Some(changed) => change::added(&changed.changes).collect(),
             None => (0..manifest.len() as u32).collect(),
         };
-        let size = |id: &u32| manifest.get(*id).map_or(0, Entry::size);
+        let size = |id: &u32| manifest.get(*id).map_or(0, |entry| entry.size());
         ids.retain(|id| size(id) >= AHEAD_BYTES_MIN);
         ids.sort_by_key(|id| Reverse(size(id)));
         let has_changed = changed.is_some() || self.scope().is_some();
@@ -383,13 +383,11 @@ impl Sending {
     fn open(&self, id: u32) -> Result<(File, Identity), Fault> {
         let found = self.found()?;
         let listed = self.listed.get().ok_or_else(out_of_turn)?;
-        let (Some(entry), Some(identity)) = (listed.manifest.get(id), listed.identities.get(id as usize))
-        else {
-            return Err(out_of_turn());
-        };
-        let path = found.single.as_ref().map_or(&entry.path, |single| &single.local);
-        let (file, stat) = found.root.open_file(path).map_err(|error| fault(&error, Trouble::Unreadable))?;
-        if stat.identity == *identity { Ok((file, *identity)) } else { Err(changed()) }
+        let path = listed.manifest.path(id).ok_or_else(out_of_turn)?;
+        let identity = listed.identities.get(&listed.manifest, id).ok_or_else(out_of_turn)?;
+        let path = found.single.as_ref().map_or_else(|| path.to_path(), |single| single.local.clone());
+        let (file, stat) = found.root.open_file(&path).map_err(|error| fault(&error, Trouble::Unreadable))?;
+        if stat.identity == identity { Ok((file, identity)) } else { Err(changed()) }
     }
 
     fn check_unchanged(&self, file: &File, identity: &Identity) -> Result<(), Fault> {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::encode;
 use crate::content::hash::Hash;
-use crate::tree::entry::{Entry, Kind, LINK_BYTES_MAX, MODE_MASK, SIZE_MAX, Time};
+use crate::tree::entry::{Entry, EntryRef, Kind, LINK_BYTES_MAX, MODE_MASK, SIZE_MAX, Time};
 use crate::tree::manifest::ManifestError;
 use crate::tree::path::TreePath;
 
@@ -20,29 +20,30 @@ pub const BLOCK_BYTES: usize = 1 << 20;
 
 /// Writes blocks.
 #[derive(Debug, Default)]
-pub struct BlockWriter<'a> {
+pub struct BlockWriter {
     bytes: Vec<u8>,
     count: usize,
-    previous: &'a [u8],
+    /// The path of the last entry.
+    path: Vec<u8>,
     seconds: i64,
 }
 
-impl<'a> BlockWriter<'a> {
+impl BlockWriter {
     /// Appends an entry.
-    pub fn push(&mut self, entry: &'a Entry) {
-        let path = entry.path.as_bytes();
-        let shared = path.iter().zip(self.previous).take_while(|(a, b)| a == b).count();
+    pub fn push(&mut self, entry: EntryRef<'_>) {
+        let shared = entry.path.shared_bytes(&self.path);
+        entry.path.write_to(&mut self.path, shared);
         let wire = WireEntry {
             // A path is at most 8,192 bytes long.
             shared: u16::try_from(shared).unwrap_or(0),
-            suffix: path.get(shared..).unwrap_or_default(),
+            suffix: self.path.get(shared..).unwrap_or_default(),
             mode: entry.mode,
             seconds_delta: entry.mtime.seconds().wrapping_sub(self.seconds),
             nanos: entry.mtime.nanos(),
-            kind: match &entry.kind {
+            kind: match entry.kind {
                 Kind::Directory => WireKind::Directory,
-                Kind::File { size, hash: None } => WireKind::File { size: *size },
-                Kind::File { size, hash: Some(hash) } => WireKind::HashedFile { size: *size, hash: *hash },
+                Kind::File { size, hash: None } => WireKind::File { size },
+                Kind::File { size, hash: Some(hash) } => WireKind::HashedFile { size, hash },
                 Kind::Symlink { target } => WireKind::Symlink { target },
             },
         };
@@ -52,7 +53,6 @@ impl<'a> BlockWriter<'a> {
             Err(error) => unreachable!("encoding a manifest entry: {error}"),
         };
         self.count += 1;
-        self.previous = path;
         self.seconds = entry.mtime.seconds();
     }
 
@@ -159,7 +159,7 @@ enum WireKind<'a> {
 
 impl WireEntry<'_> {
     fn into_entry(self, path: TreePath, seconds: i64) -> Result<Entry, ManifestError> {
-        let kind = match self.kind {
+        let kind: Kind = match self.kind {
             WireKind::Directory => Kind::Directory,
             WireKind::File { size } => Kind::File { size, hash: None },
             WireKind::HashedFile { size, hash } => Kind::File { size, hash: Some(hash) },
@@ -188,7 +188,7 @@ impl WireEntry<'_> {
 #[cfg(test)]
 pub(super) fn encode_block(entries: &[Entry]) -> Vec<u8> {
     let mut block = BlockWriter::default();
-    entries.iter().for_each(|entry| block.push(entry));
+    entries.iter().for_each(|entry| block.push(entry.view()));
     block.take()
 }
 
@@ -209,7 +209,7 @@ mod tests {
         let taken = entries.iter().take_while(|entry| {
             let room = !block.is_full();
             if room {
-                block.push(entry);
+                block.push(entry.view());
             }
             room
         });

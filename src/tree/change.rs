@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::hash::Hash;
 use crate::tree::block::{BlockReader, BlockWriter};
-use crate::tree::entry::Entry;
+use crate::tree::entry::{Entry, EntryRef};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::{Builder, Manifest, ManifestError};
+use crate::tree::path_ref::PathRef;
 use crate::tree::record::{Entries, Record};
 
 /// Most edits in one [`Change`].
@@ -72,16 +73,16 @@ pub fn between(base: Entries, manifest: &Manifest) -> Option<Vec<Change>> {
     let mut writer = ChangeWriter::default();
     let mut old = base.next().transpose().ok()?;
     for entry in manifest.entries() {
-        while old.as_ref().is_some_and(|old| old.path < entry.path) {
+        while old.as_ref().is_some_and(|old| PathRef::from(&old.path) < entry.path) {
             writer.edit.drop += 1;
             old = base.next().transpose().ok()?;
         }
         match &old {
-            Some(same) if same == entry => {
+            Some(same) if same.view() == entry => {
                 writer.keep();
                 old = base.next().transpose().ok()?;
             }
-            Some(other) if other.path == entry.path => {
+            Some(other) if entry.path == other.path => {
                 writer.edit.drop += 1;
                 writer.add(entry);
                 old = base.next().transpose().ok()?;
@@ -101,21 +102,21 @@ pub fn between(base: Entries, manifest: &Manifest) -> Option<Vec<Change>> {
 }
 
 #[derive(Default)]
-struct ChangeWriter<'a> {
+struct ChangeWriter {
     changes: Vec<Change>,
     edits: Vec<Edit>,
     edit: Edit,
-    block: BlockWriter<'a>,
+    block: BlockWriter,
     added: usize,
 }
 
-impl<'a> ChangeWriter<'a> {
+impl ChangeWriter {
     fn keep(&mut self) {
         self.end_edit();
         self.edit.keep += 1;
     }
 
-    fn add(&mut self, entry: &'a Entry) {
+    fn add(&mut self, entry: EntryRef<'_>) {
         self.edit.add += 1;
         self.added += 1;
         self.block.push(entry);
@@ -192,14 +193,14 @@ impl Rebuild {
             }
             for _ in 0..keep {
                 let entry = self.next_old()?.ok_or(ChangeError::Malformed)?;
-                self.builder.add(entry)?;
+                self.builder.add(entry.view())?;
             }
             for _ in 0..drop {
                 self.next_old()?.ok_or(ChangeError::Malformed)?;
             }
             for _ in 0..add {
                 let entry = new.next().ok_or(ChangeError::Malformed)??;
-                self.builder.add(entry)?;
+                self.builder.add(entry.view())?;
             }
         }
         if new.next().is_some() { Err(ChangeError::Malformed) } else { Ok(()) }
@@ -211,7 +212,7 @@ impl Rebuild {
     /// [`ChangeError`].
     pub fn finish(mut self) -> Result<Manifest, ChangeError> {
         while let Some(entry) = self.next_old()? {
-            self.builder.add(entry)?;
+            self.builder.add(entry.view())?;
         }
         Ok(self.builder.finish())
     }
@@ -277,7 +278,7 @@ mod tests {
 
     fn change(edits: &[(u32, u32, u32)], new: &[Entry]) -> Change {
         let mut block = BlockWriter::default();
-        new.iter().for_each(|entry| block.push(entry));
+        new.iter().for_each(|entry| block.push(entry.view()));
         let edits = edits.iter().map(|&(keep, drop, add)| Edit { keep, drop, add }).collect();
         Change { edits, entries: block.take() }
     }
@@ -412,7 +413,7 @@ mod tests {
         ) {
             let new: Vec<Entry> = names.iter().map(|name| file(&format!("d/{name:06}"), 7)).collect();
             if let Ok(manifest) = apply(&base(), &[change(&edits, &new)]) {
-                prop_assert!(Manifest::new(manifest.entries().to_vec()).is_ok());
+                prop_assert!(Manifest::new(manifest.entries().map(EntryRef::to_entry).collect()).is_ok());
             }
         }
     }

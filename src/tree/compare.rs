@@ -18,10 +18,12 @@
 //! | file, link | directory | `Replace` if it is empty, or deleting is on and nothing in it is protected; else `Obstacle` |
 //! | nothing | anything | `Remove` if deleting is on, unless protected |
 
+use std::cmp::Ordering;
+
 use crate::tree::doubt::{Doubt, Doubts};
-use crate::tree::entry::{Entry, Kind};
+use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::manifest::Manifest;
-use crate::tree::path::TreePath;
+use crate::tree::path_ref::PathRef;
 
 /// What `compare` goes by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,7 +96,7 @@ pub fn compare(
     wanted: &Manifest,
     present: &Manifest,
     rules: Rules,
-    protects: impl Fn(&Entry) -> bool,
+    protects: impl Fn(EntryRef<'_>) -> bool,
 ) -> Vec<Change> {
     compare_doubting(wanted, present, &Doubts::default(), rules, protects)
 }
@@ -105,12 +107,12 @@ pub fn compare_doubting(
     present: &Manifest,
     doubts: &Doubts,
     rules: Rules,
-    protects: impl Fn(&Entry) -> bool,
+    protects: impl Fn(EntryRef<'_>) -> bool,
 ) -> Vec<Change> {
     let mut changes = Vec::new();
-    let mut lock_step = LockStep { wanted: wanted.entries(), present: present.entries(), id: 0, at: 0 };
+    let mut lock_step = LockStep { wanted: wanted.iter().peekable(), present: present.iter().peekable() };
     // A directory that goes, or stays, as a whole: what is present below it needs no decision of its own.
-    let mut settled: Option<&TreePath> = None;
+    let mut settled: Option<PathRef<'_>> = None;
     let may_remove = |at| {
         let mut below = below(present, at);
         if rules.delete {
@@ -125,7 +127,7 @@ pub fn compare_doubting(
             (Some((id, entry)), Some((at, old))) => {
                 let decision = decide((id, entry), (at, old), doubts.of(at), rules, || may_remove(at));
                 if old.is_directory() && !entry.is_directory() {
-                    settled = Some(&old.path);
+                    settled = Some(old.path);
                 }
                 changes.extend(decision);
             }
@@ -142,8 +144,8 @@ pub fn compare_doubting(
 }
 
 fn decide(
-    (id, entry): (u32, &Entry),
-    (at, old): (u32, &Entry),
+    (id, entry): (u32, EntryRef<'_>),
+    (at, old): (u32, EntryRef<'_>),
     doubt: Option<Doubt>,
     rules: Rules,
     may_remove: impl Fn() -> bool,
@@ -151,7 +153,7 @@ fn decide(
     let adjust = |same: bool| (!same).then_some(Change::Adjust { id, at });
     let same_time = entry.mtime == old.mtime;
     let same_mode = (entry.mode ^ old.mode) & rules.mode_mask == 0;
-    match (&entry.kind, &old.kind) {
+    match (entry.kind, old.kind) {
         (Kind::Directory, Kind::Directory) => adjust(same_time && same_mode),
         (Kind::Directory, _) => Some(Change::Replace { id, at }),
         (_, Kind::Directory) if may_remove() => Some(Change::Replace { id, at }),
@@ -183,30 +185,29 @@ fn decide(
 }
 
 /// Everything that is present below the directory at `at`.
-fn below(present: &Manifest, at: u32) -> impl Iterator<Item = &Entry> {
-    let rest = present.entries().get(at as usize..).unwrap_or_default();
-    let directory = rest.first();
-    rest.iter()
-        .skip(1)
-        .take_while(move |entry| directory.is_some_and(|directory| entry.path.is_below(&directory.path)))
+fn below(present: &Manifest, at: u32) -> impl Iterator<Item = EntryRef<'_>> {
+    let directory = present.path(at);
+    present
+        .entries_from(at.saturating_add(1))
+        .take_while(move |entry| directory.is_some_and(|directory| entry.path.is_below(directory)))
 }
 
 /// Takes back the removals of what is protected, of what lies below it and of the directories above it.
 fn without_protected(
     changes: Vec<Change>,
     present: &Manifest,
-    protects: impl Fn(&Entry) -> bool,
+    protects: impl Fn(EntryRef<'_>) -> bool,
 ) -> Vec<Change> {
     // Backwards, so that children come before their directory.
-    let mut kept_below: Option<TreePath> = None;
+    let mut kept_below: Option<PathRef<'_>> = None;
     let mut kept: Vec<Change> = Vec::with_capacity(changes.len());
     for change in changes.into_iter().rev() {
         if let Change::Remove { at } = change
             && let Some(entry) = present.get(at)
         {
-            let holds_kept = kept_below.as_ref().is_some_and(|path| path.is_below(&entry.path));
+            let holds_kept = kept_below.is_some_and(|path| path.is_below(entry.path));
             if holds_kept || protects(entry) {
-                kept_below = Some(entry.path.clone());
+                kept_below = Some(entry.path);
                 continue;
             }
         }
@@ -216,46 +217,37 @@ fn without_protected(
     kept
 }
 
-/// Walks two sorted lists together.
-struct LockStep<'a> {
-    wanted: &'a [Entry],
-    present: &'a [Entry],
-    id: usize,
-    at: usize,
+/// Walks two manifests together.
+struct LockStep<W, P> {
+    wanted: W,
+    present: P,
 }
 
-type Indexed<'a> = Option<(u32, &'a Entry)>;
+type Indexed<'a> = (u32, EntryRef<'a>);
 
-impl<'a> LockStep<'a> {
-    fn next(&mut self) -> Option<(Indexed<'a>, Indexed<'a>)> {
-        let wanted = self.wanted.get(self.id);
-        let present = self.present.get(self.at);
-        let (take_wanted, take_present) = match (wanted, present) {
+impl<'a, W, P> LockStep<std::iter::Peekable<W>, std::iter::Peekable<P>>
+where
+    W: Iterator<Item = Indexed<'a>>,
+    P: Iterator<Item = Indexed<'a>>,
+{
+    fn next(&mut self) -> Option<(Option<Indexed<'a>>, Option<Indexed<'a>>)> {
+        let order = match (self.wanted.peek(), self.present.peek()) {
             (None, None) => return None,
-            (Some(_), None) => (true, false),
-            (None, Some(_)) => (false, true),
-            (Some(wanted), Some(present)) => {
-                let order = wanted.path.cmp(&present.path);
-                (order.is_le(), order.is_ge())
-            }
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((_, wanted)), Some((_, present))) => wanted.path.cmp(&present.path),
         };
-        let left = wanted.filter(|_| take_wanted).map(|entry| (index(self.id), entry));
-        let right = present.filter(|_| take_present).map(|entry| (index(self.at), entry));
-        self.id += usize::from(take_wanted);
-        self.at += usize::from(take_present);
-        Some((left, right))
+        let wanted = if order.is_le() { self.wanted.next() } else { None };
+        let present = if order.is_ge() { self.present.next() } else { None };
+        Some((wanted, present))
     }
-}
-
-fn index(position: usize) -> u32 {
-    // `ENTRIES_MAX` fits in 32 bits.
-    u32::try_from(position).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::entry::Time;
+    use crate::tree::entry::{Entry, Time};
+    use crate::tree::path::TreePath;
 
     const RULES: Rules = Rules { delete: false, checksum: false, mode_mask: 0o7777 };
     const DELETE: Rules = Rules { delete: true, ..RULES };

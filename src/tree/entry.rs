@@ -2,6 +2,7 @@
 
 use crate::content::hash::Hash;
 use crate::tree::path::TreePath;
+use crate::tree::path_ref::PathRef;
 
 /// Longest symlink target in bytes: Linux's `PATH_MAX`.
 pub const LINK_BYTES_MAX: usize = 4096;
@@ -46,8 +47,8 @@ impl Time {
 }
 
 /// What an entry is, with what is particular to that kind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind<T = Box<[u8]>> {
     /// A directory.
     Directory,
     /// A regular file.
@@ -60,40 +61,43 @@ pub enum Kind {
     /// A symbolic link.
     Symlink {
         /// The target's bytes as they stand in the link: 1 to [`LINK_BYTES_MAX`], no NUL.
-        target: Box<[u8]>,
+        target: T,
     },
 }
 
-impl Kind {
+impl<T: Default + AsRef<[u8]>> Kind<T> {
     /// What no tree can hold (a FIFO, a socket, a device) where it stands in a destination. It is
     /// written as a link without a target, which no real link has and no peer can send: so it
     /// differs from whatever is wanted, is no basis, and is removed without being opened.
     #[must_use]
     pub fn special() -> Self {
-        Self::Symlink { target: Box::default() }
+        Self::Symlink { target: T::default() }
     }
 
     /// Whether this is [`Kind::special`].
     #[must_use]
     pub fn is_special(&self) -> bool {
-        matches!(self, Self::Symlink { target } if target.is_empty())
+        matches!(self, Self::Symlink { target } if target.as_ref().is_empty())
     }
 }
 
 /// One entry of a tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry<P = TreePath, T = Box<[u8]>> {
     /// Where it is, below the root.
-    pub path: TreePath,
+    pub path: P,
     /// What it is.
-    pub kind: Kind,
+    pub kind: Kind<T>,
     /// Permission bits, within [`MODE_MASK`]; of a symlink always 0o777.
     pub mode: u16,
     /// When the content was last modified.
     pub mtime: Time,
 }
 
-impl Entry {
+/// An entry that lies in a manifest.
+pub type EntryRef<'a> = Entry<PathRef<'a>, &'a [u8]>;
+
+impl<P, T> Entry<P, T> {
     /// Whether this is a directory.
     #[must_use]
     pub fn is_directory(&self) -> bool {
@@ -107,5 +111,31 @@ impl Entry {
             Kind::File { size, .. } => size,
             Kind::Directory | Kind::Symlink { .. } => 0,
         }
+    }
+}
+
+impl Entry {
+    /// The same entry, borrowed.
+    #[must_use]
+    pub fn view(&self) -> EntryRef<'_> {
+        let kind = match &self.kind {
+            Kind::Directory => Kind::Directory,
+            Kind::File { size, hash } => Kind::File { size: *size, hash: *hash },
+            Kind::Symlink { target } => Kind::Symlink { target: &**target },
+        };
+        Entry { path: PathRef::from(&self.path), kind, mode: self.mode, mtime: self.mtime }
+    }
+}
+
+impl EntryRef<'_> {
+    /// The same entry with memory of its own.
+    #[must_use]
+    pub fn to_entry(self) -> Entry {
+        let kind = match self.kind {
+            Kind::Directory => Kind::Directory,
+            Kind::File { size, hash } => Kind::File { size, hash },
+            Kind::Symlink { target } => Kind::Symlink { target: target.into() },
+        };
+        Entry { path: self.path.to_path(), kind, mode: self.mode, mtime: self.mtime }
     }
 }

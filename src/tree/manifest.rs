@@ -7,11 +7,15 @@
 //!
 //! On the wire it is cut into [`block`](crate::tree::block)s.
 
-use crate::tree::block::{BlockReader, BlockWriter};
-use crate::tree::entry::{Entry, Kind};
-use crate::tree::path::{PathError, TreePath};
+use std::cmp::Ordering;
 
-/// Most entries of one tree. At some 110 bytes each this is what a receiver can be made to hold.
+use crate::tree::block::{BlockReader, BlockWriter};
+use crate::tree::entry::{Entry, EntryRef, Kind};
+use crate::tree::path::{PathError, TreePath};
+use crate::tree::path_ref::PathRef;
+use crate::tree::table::Table;
+
+/// Most entries of one tree. At 28 bytes and a name each this is what a receiver can be made to hold.
 pub const ENTRIES_MAX: usize = 4_000_000;
 
 /// Most bytes of paths and link targets of one tree. Front coding makes a path of 8 KiB out of ten bytes on
@@ -53,7 +57,7 @@ pub enum ManifestError {
 /// A sorted, closed list of entries. An entry's index is its id in an exchange.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Manifest {
-    entries: Vec<Entry>,
+    table: Table,
 }
 
 impl Manifest {
@@ -62,61 +66,77 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`] where they are not sorted, closed and within limits.
     pub fn new(entries: Vec<Entry>) -> Result<Self, ManifestError> {
-        let mut checker = Checker::default();
-        let mut previous = None;
-        for entry in &entries {
-            checker.check(previous, entry)?;
-            previous = Some(&entry.path);
-        }
-        if entries.len() > ENTRIES_MAX {
-            return Err(ManifestError::TooMany);
-        }
-        Ok(Self { entries })
+        let mut builder = Builder::default();
+        entries.iter().try_for_each(|entry| builder.add(entry.view()))?;
+        Ok(builder.finish())
     }
 
     /// The entries in order.
-    #[must_use]
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
+    pub fn entries(&self) -> impl DoubleEndedIterator<Item = EntryRef<'_>> {
+        self.iter().map(|(_, entry)| entry)
+    }
+
+    /// The entries from this id on, in order.
+    pub fn entries_from(&self, id: u32) -> impl DoubleEndedIterator<Item = EntryRef<'_>> {
+        (id..self.end()).filter_map(|id| self.get(id))
     }
 
     /// The entry with this id.
     #[must_use]
-    pub fn get(&self, id: u32) -> Option<&Entry> {
-        self.entries.get(id as usize)
+    pub fn get(&self, id: u32) -> Option<EntryRef<'_>> {
+        self.table.get(id)
+    }
+
+    /// The path of the entry with this id.
+    #[must_use]
+    pub fn path(&self, id: u32) -> Option<PathRef<'_>> {
+        self.table.path(id)
     }
 
     /// Every entry with its id, in order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (u32, &Entry)> {
-        // `ENTRIES_MAX` fits in 32 bits.
-        #[allow(clippy::cast_possible_truncation)]
-        self.entries.iter().enumerate().map(|(id, entry)| (id as u32, entry))
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (u32, EntryRef<'_>)> {
+        (0..self.end()).filter_map(|id| Some((id, self.get(id)?)))
     }
 
     /// How many entries there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.table.len()
     }
 
     /// Whether there is no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
+    }
+
+    /// How long all files together are, in bytes.
+    #[must_use]
+    pub fn content_bytes(&self) -> u64 {
+        self.entries().map(|entry| entry.size()).sum()
     }
 
     /// The id of the entry at `path`, by binary search.
     #[must_use]
-    pub fn position(&self, path: &TreePath) -> Option<u32> {
-        let index = self.entries.binary_search_by(|entry| entry.path.cmp(path)).ok()?;
-        u32::try_from(index).ok()
+    pub fn position<'p>(&self, path: impl Into<PathRef<'p>>) -> Option<u32> {
+        let path = path.into();
+        let (mut begin, mut end) = (0, self.end());
+        while begin < end {
+            let middle = begin + (end - begin) / 2;
+            match self.path(middle)?.cmp(&path) {
+                Ordering::Less => begin = middle + 1,
+                Ordering::Greater => end = middle,
+                Ordering::Equal => return Some(middle),
+            }
+        }
+        None
     }
 
     /// The wire form, block by block: the same for equal manifests.
     pub fn blocks(&self) -> impl Iterator<Item = Vec<u8>> {
-        let mut entries = self.entries.iter();
+        let mut entries = self.entries();
+        let mut block = BlockWriter::default();
         std::iter::from_fn(move || {
-            let mut block = BlockWriter::default();
             while !block.is_full()
                 && let Some(entry) = entries.next()
             {
@@ -125,13 +145,22 @@ impl Manifest {
             Some(block.take()).filter(|block| !block.is_empty())
         })
     }
+
+    /// One more than the last id.
+    fn end(&self) -> u32 {
+        // `ENTRIES_MAX` fits in 32 bits.
+        u32::try_from(self.len()).unwrap_or(u32::MAX)
+    }
 }
 
-/// Puts a manifest together from its blocks.
+/// Puts a manifest together, and checks that it becomes one.
 #[derive(Debug, Default)]
 pub struct Builder {
-    entries: Vec<Entry>,
-    checker: Checker,
+    manifest: Manifest,
+    /// The directories above the last entry, and itself if it is one.
+    ancestors: Vec<u32>,
+    text_bytes: usize,
+    content_bytes: u64,
 }
 
 impl Builder {
@@ -141,63 +170,30 @@ impl Builder {
     /// [`ManifestError`] for anything that is not the next block of a manifest; nothing of it is to be used
     /// afterwards.
     pub fn push(&mut self, block: &[u8]) -> Result<(), ManifestError> {
-        BlockReader::new(block).try_for_each(|entry| self.add(entry?))
+        BlockReader::new(block).try_for_each(|entry| self.add(entry?.view()))
     }
 
     /// Takes in the next entry.
     ///
     /// # Errors
     /// As [`Builder::push`].
-    pub fn add(&mut self, entry: Entry) -> Result<(), ManifestError> {
-        self.checker.check(self.entries.last().map(|last| &last.path), &entry)?;
-        if self.entries.len() == ENTRIES_MAX {
-            return Err(ManifestError::TooMany);
+    pub fn add(&mut self, entry: EntryRef<'_>) -> Result<(), ManifestError> {
+        let (path, id) = (entry.path, self.manifest.end());
+        let last = id.checked_sub(1).and_then(|last| self.manifest.path(last));
+        if last.is_some_and(|last| last >= path) {
+            return Err(ManifestError::Order(path.to_path()));
         }
-        self.entries.push(entry);
-        Ok(())
-    }
-
-    /// How many entries have arrived.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether nothing has arrived.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// The manifest of all blocks so far.
-    #[must_use]
-    pub fn finish(self) -> Manifest {
-        Manifest { entries: self.entries }
-    }
-}
-
-/// Checks order, closure and length as entries come by; holds the directories above the current entry.
-#[derive(Debug, Default)]
-struct Checker {
-    ancestors: Vec<TreePath>,
-    text_bytes: usize,
-    content_bytes: u64,
-}
-
-impl Checker {
-    fn check(&mut self, previous: Option<&TreePath>, entry: &Entry) -> Result<(), ManifestError> {
-        if previous.is_some_and(|previous| *previous >= entry.path) {
-            return Err(ManifestError::Order(entry.path.clone()));
-        }
-        while self.ancestors.last().is_some_and(|directory| !entry.path.is_below(directory)) {
-            self.ancestors.pop();
-        }
-        let parent = entry.path.split_last().0;
-        if parent != self.ancestors.last().map(TreePath::as_bytes) {
-            return Err(ManifestError::Orphan(entry.path.clone()));
-        }
-        let target_bytes = if let Kind::Symlink { target } = &entry.kind { target.len() } else { 0 };
-        self.text_bytes += entry.path.as_bytes().len() + target_bytes;
+        let parent = loop {
+            let top = self.ancestors.last().copied();
+            match (top.and_then(|top| self.manifest.path(top)), path.directory()) {
+                (None, None) => break None,
+                (None, Some(_)) => return Err(ManifestError::Orphan(path.to_path())),
+                (Some(top), Some(directory)) if top.is(directory) => break self.ancestors.last().copied(),
+                (Some(_), _) => self.ancestors.pop(),
+            };
+        };
+        let target_bytes = if let Kind::Symlink { target } = entry.kind { target.len() } else { 0 };
+        self.text_bytes += path.len() + target_bytes;
         if self.text_bytes > TEXT_BYTES_MAX {
             return Err(ManifestError::TooLong);
         }
@@ -205,10 +201,33 @@ impl Checker {
         if self.content_bytes > CONTENT_BYTES_MAX {
             return Err(ManifestError::TooLarge);
         }
+        if self.len() == ENTRIES_MAX {
+            return Err(ManifestError::TooMany);
+        }
+        self.manifest.table.push(parent, entry);
         if entry.is_directory() {
-            self.ancestors.push(entry.path.clone());
+            self.ancestors.push(id);
         }
         Ok(())
+    }
+
+    /// How many entries have arrived.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.manifest.len()
+    }
+
+    /// Whether nothing has arrived.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.manifest.is_empty()
+    }
+
+    /// The manifest of everything so far.
+    #[must_use]
+    pub fn finish(mut self) -> Manifest {
+        self.manifest.table.shrink();
+        self.manifest
     }
 }
 
@@ -275,7 +294,7 @@ mod tests {
         let directories: Vec<Entry> = deep.iter().map(|path| entry(path, Kind::Directory)).collect();
         builder.push(&encode_block(&directories)).unwrap();
         // The text is counted before it is kept, so it is enough to begin near the limit.
-        builder.checker.text_bytes = TEXT_BYTES_MAX - 1_000_000;
+        builder.text_bytes = TEXT_BYTES_MAX - 1_000_000;
         let files: Vec<Entry> = (0..1000).map(|n| file(&format!("{}/{n:03}", deep[31]))).collect();
         let block = encode_block(&files);
         assert!(block.len() < 60_000, "{}", block.len());

@@ -10,6 +10,8 @@ mod glob;
 pub mod kept;
 pub mod manifest;
 pub mod path;
+pub mod path_ref;
 pub mod pattern;
 pub mod record;
 pub mod scope;
+mod table;

@@ -72,6 +72,11 @@ impl TreePath {
         Ok(Self(bytes))
     }
 
+    /// The path of bytes that were checked already.
+    pub(super) fn of_checked(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
+
     /// The child `name` of this directory.
     ///
     /// # Errors

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::tree::entry::Entry;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{PathError, TreePath};
 
@@ -111,7 +110,7 @@ impl Scope {
     #[must_use]
     pub fn as_found(&self, found: &Manifest) -> Self {
         let is_directory = |path: &TreePath| {
-            found.position(path).and_then(|id| found.get(id)).is_some_and(Entry::is_directory)
+            found.position(path).and_then(|id| found.get(id)).is_some_and(|entry| entry.is_directory())
         };
         let parts = self.parts.iter().map(|(path, deep)| {
             let missing = ancestors(path).find(|above| !is_directory(above));
@@ -149,7 +148,7 @@ fn ancestors(path: &TreePath) -> impl Iterator<Item = TreePath> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::entry::{Kind, Time};
+    use crate::tree::entry::{Entry, Kind, Time};
 
     fn path(text: &str) -> TreePath {
         TreePath::new(text.as_bytes()).unwrap()

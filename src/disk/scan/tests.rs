@@ -20,7 +20,7 @@ fn whole(place: &Place) -> Scanned {
 }
 
 fn paths(scanned: &Scanned) -> Vec<String> {
-    scanned.entries.iter().map(|entry| entry.path.to_string()).collect()
+    scanned.manifest.entries().map(|entry| entry.path.to_string()).collect()
 }
 
 /// Keeps what it is told.
@@ -74,7 +74,7 @@ fn everything_is_found_in_order() {
             "target/x/f"
         ]
     );
-    assert!(scanned.entries.is_sorted_by(|one, other| one.path < other.path));
+    assert!(scanned.manifest.entries().is_sorted_by(|one, other| one.path < other.path));
     assert!(scanned.problems.is_empty());
     assert_eq!(scanned.skipped, Skipped::default());
 }
@@ -85,14 +85,15 @@ fn entries_say_what_the_filesystem_says() {
     fill(&place);
     fs::set_permissions(place.at("f"), fs::Permissions::from_mode(0o4640)).unwrap();
     let scanned = whole(&place);
-    for (entry, identity) in scanned.entries.iter().zip(&scanned.identities) {
-        let stat = place.root.stat(&entry.path).unwrap().unwrap();
-        assert_eq!((stat.identity, stat.mtime(), stat.mode), (*identity, entry.mtime, entry.mode));
+    for (at, entry) in scanned.manifest.iter() {
+        let stat = place.root.stat(&entry.path.to_path()).unwrap().unwrap();
+        let identity = scanned.identities.get(&scanned.manifest, at).unwrap();
+        assert_eq!((stat.identity, stat.mtime(), stat.mode), (identity, entry.mtime, entry.mode));
     }
-    let find = |name| scanned.entries.iter().find(|entry| entry.path == path(name)).unwrap();
+    let find = |name| scanned.manifest.entries().find(|entry| entry.path == path(name)).unwrap();
     assert_eq!((find("f").size(), find("f").mode), (1, 0o4640));
     assert!(find("a").is_directory());
-    assert_eq!(find("a/link").kind, Kind::Symlink { target: b"../outside"[..].into() });
+    assert_eq!(find("a/link").kind, Kind::Symlink { target: &b"../outside"[..] });
     assert_eq!(find("a/link").mode, 0o777);
 }
 
@@ -104,7 +105,10 @@ fn contents_are_hashed_when_asked_for() {
     let options = ScanOptions { hash: true, ..ScanOptions::default() };
     let mut seen = Seen::default();
     let scanned = scan(&place.root, &Subject::Whole, &options, None, &mut seen).unwrap();
-    assert_eq!(scanned.entries[0].kind, Kind::File { size: 300_000, hash: Some(Hash::of(&content)) });
+    assert_eq!(
+        scanned.manifest.get(0).unwrap().kind,
+        Kind::File { size: 300_000, hash: Some(Hash::of(&content)) }
+    );
     assert_eq!(seen.last, ScanProgress { entries: 1, bytes: 300_000 });
 }
 
@@ -117,7 +121,7 @@ fn short_contents_are_hashed_when_that_is_asked_for() {
     let options = ScanOptions { hash_bytes_max: 1000, ..ScanOptions::default() };
     let scanned = scan(&place.root, &Subject::Whole, &options, None, &mut Seen::default()).unwrap();
     let hash = |name: &str, size: usize| {
-        let entry = scanned.entries.iter().find(|entry| entry.path.as_bytes() == name.as_bytes()).unwrap();
+        let entry = scanned.manifest.entries().find(|entry| entry.path.name() == name.as_bytes()).unwrap();
         assert_eq!(entry.size(), size as u64);
         if let Kind::File { hash, .. } = entry.kind { hash } else { None }
     };
@@ -177,7 +181,7 @@ fn sockets_are_named_and_passed_over() {
     let place = Place::new();
     let _socket = UnixListener::bind(place.at("s")).unwrap();
     let scanned = whole(&place);
-    assert!(scanned.entries.is_empty());
+    assert!(scanned.manifest.is_empty());
     assert_eq!(scanned.unsupported, [(path("s"), FileKind::Socket)]);
 }
 
@@ -200,12 +204,11 @@ fn one_path_is_found_with_what_is_below_it() {
     let place = Place::new();
     fill(&place);
     let one = |at: &str| paths(&read(&place, &Subject::One(path(at)), Some(&mut without_targets())));
-    assert_eq!(one("a/b"), ["a/b", "a/b/f"]);
+    assert_eq!(one("a"), ["a", "a/b", "a/b/f", "a/b.c", "a/link"]);
     assert_eq!(one("f"), ["f"]);
-    assert_eq!(one("a/link"), ["a/link"]);
     assert_eq!(one("missing"), [""; 0]);
     assert_eq!(one("missing/too"), [""; 0]);
-    assert_eq!(one("target/x/f"), ["target/x/f"], "what is named by itself is meant");
+    assert_eq!(one("target"), ["target", "target/x", "target/x/f"], "what is named by itself is meant");
 }
 
 #[test]
@@ -213,7 +216,7 @@ fn one_path_behind_a_link_is_a_problem() {
     let place = Place::new();
     symlink(place.outside(), place.at("link")).unwrap();
     let scanned = read(&place, &Subject::One(path("link/f")), None);
-    assert!(scanned.entries.is_empty());
+    assert!(scanned.manifest.is_empty());
     assert!(scanned.problems[0].is_in_the_way());
 }
 

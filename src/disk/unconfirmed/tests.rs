@@ -18,7 +18,7 @@ fn scanned(root: &Root) -> Scanned {
 /// The doubted files of a root that is opened anew.
 fn doubted(place: &Place, below: &str) -> Vec<(String, Doubt)> {
     let scanned = scanned(&Root::open(&place.at(below)).unwrap());
-    let name = |at: u32| scanned.entries[at as usize].path.to_string();
+    let name = |at: u32| scanned.manifest.path(at).unwrap().to_string();
     scanned.doubts.positions().map(|at| (name(at), scanned.doubts.of(at).unwrap())).collect()
 }
 
@@ -69,8 +69,8 @@ fn what_was_put_in_place_is_doubted_after_a_power_cut_until_it_was_verified() {
     let seen = scanned(&again);
     wait_a_tick();
     wait_a_second_if_whole(&again);
-    let at = seen.entries.iter().position(|entry| entry.path == path("f")).unwrap();
-    again.vouch_for(&path("f"), &seen.identities[at]).unwrap();
+    let at = seen.manifest.position(&path("f")).unwrap();
+    again.vouch_for(&path("f"), &seen.identities.get(&seen.manifest, at).unwrap()).unwrap();
     assert_eq!(doubted(&place, "."), []);
     again.settle(true, false).unwrap();
     let marker = read(again.descriptor()).unwrap();

@@ -19,7 +19,7 @@ use crate::engine::work::{
 };
 use crate::monitor::Trouble;
 use crate::tree::doubt::{Doubt, Doubts};
-use crate::tree::entry::{Entry, Kind, Time};
+use crate::tree::entry::{Entry, EntryRef, Kind, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
@@ -151,25 +151,26 @@ impl Source {
         }
     }
 
-    fn samples(&self, entry: &Entry) -> Option<Samples> {
-        let What::File(content) = &self.tree[&entry.path].what else { return None };
+    fn samples(&self, entry: EntryRef<'_>) -> Option<Samples> {
+        let What::File(content) = &self.tree[&entry.path.to_path()].what else { return None };
         self.samples.then(|| Samples::of(content.len() as u64, &reader(content)).unwrap())
     }
 
     /// Contents of files that are short enough to go along.
     fn pushed(&self) -> Vec<PushedFile> {
-        let files = self.offered.iter().filter_map(|(id, entry)| match &self.tree[&entry.path].what {
-            What::File(content) if content.len() <= self.pushed_bytes_max => {
-                let hash = Hash::of(if self.pushes_lies { b"another" } else { content });
-                Some(PushedFile { id, hash, data: content.to_vec() })
-            }
-            _ => None,
-        });
+        let files =
+            self.offered.iter().filter_map(|(id, entry)| match &self.tree[&entry.path.to_path()].what {
+                What::File(content) if content.len() <= self.pushed_bytes_max => {
+                    let hash = Hash::of(if self.pushes_lies { b"another" } else { content });
+                    Some(PushedFile { id, hash, data: content.to_vec() })
+                }
+                _ => None,
+            });
         files.collect()
     }
 
     fn content(&self, id: u32) -> Result<Arc<Vec<u8>>, Fault> {
-        let path = &self.offered.get(id).unwrap().path;
+        let path = &self.offered.path(id).unwrap().to_path();
         match &self.tree[path].what {
             What::File(content) if !self.unreadable.contains(path) => Ok(Arc::clone(content)),
             _ => Err(Fault::Entry(Trouble::Unreadable, "it cannot be read".to_owned())),
@@ -178,7 +179,7 @@ impl Source {
 
     /// The lie about this file, if it is time for one.
     fn lie(&mut self, id: u32) -> Option<Lie> {
-        let (lie, count) = self.lies.get_mut(&self.offered.get(id).unwrap().path)?;
+        let (lie, count) = self.lies.get_mut(&self.offered.path(id).unwrap().to_path())?;
         *count = count.checked_sub(1)?;
         Some(*lie)
     }
@@ -430,7 +431,7 @@ impl Target {
         self.listed = self.tree.clone();
         let mut doubts = Doubts::default();
         for (at, entry) in self.present.iter() {
-            self.doubted.get(&entry.path).into_iter().for_each(|&doubt| doubts.push(at, doubt));
+            self.doubted.get(&entry.path.to_path()).into_iter().for_each(|&doubt| doubts.push(at, doubt));
         }
         Opened {
             manifest: Arc::clone(&self.present),
@@ -444,16 +445,16 @@ impl Target {
         }
     }
 
-    fn wanted(&self, id: u32) -> &crate::tree::entry::Entry {
+    fn wanted(&self, id: u32) -> Entry {
         let wanted = self.wanted.as_ref().expect("works on the tree come after the plan");
-        wanted.get(id).expect("ids are those of the manifest")
+        wanted.get(id).expect("ids are those of the manifest").to_entry()
     }
 
     fn old(&self, at: u32) -> Option<Arc<Vec<u8>>> {
         if let Some(widened) = self.widened.get(&at) {
             return Some(Arc::clone(widened));
         }
-        match &self.listed.get(&self.present.get(at)?.path)?.what {
+        match &self.listed.get(&self.present.path(at)?.to_path())?.what {
             What::File(content) => Some(Arc::clone(content)),
             _ => None,
         }
@@ -515,7 +516,7 @@ impl Target {
     }
 
     fn sink(&mut self, id: u32, at: Option<u32>, ops: Vec<Op>, end: Option<Hash>) -> Done {
-        let path = self.wanted(id).path.clone();
+        let path = self.wanted(id).path;
         let old = at.and_then(|at| self.old(at));
         let mut content = self.staged.remove(&path).unwrap_or_default();
         let mut failed = false;
@@ -554,7 +555,7 @@ impl Target {
     }
 
     fn install(&mut self, id: u32, content: Vec<u8>) -> Done {
-        let entry = self.wanted(id).clone();
+        let entry = self.wanted(id);
         if let Some(at) = self.present.position(&entry.path)
             && self.present.get(at).is_some_and(|old| old.is_directory())
         {
@@ -598,7 +599,7 @@ impl Target {
     fn apply(&mut self, step: Step) -> Done {
         match step {
             Step::Clear { at } => {
-                let path = self.present.get(at).unwrap().path.clone();
+                let path = self.present.path(at).unwrap().to_path();
                 let mut gone = self.tree.keys().filter(|below| **below == path || below.is_below(&path));
                 assert!(gone.all(|path| self.may_change(path)), "{path} holds a locked directory");
                 remove_with_all_below(&mut self.tree, &path);
@@ -606,12 +607,12 @@ impl Target {
                 Ok(())
             }
             Step::Unlock { at } => {
-                let path = self.present.get(at).unwrap().path.clone();
+                let path = self.present.path(at).unwrap().to_path();
                 self.tree.get_mut(&path).unwrap().mode |= 0o700;
                 Ok(())
             }
             Step::MakeDirectory { id } => {
-                let entry = self.wanted(id).clone();
+                let entry = self.wanted(id);
                 match self.tree.get_mut(&entry.path) {
                     Some(node) if node.is_directory() => {
                         node.mode |= 0o700;
@@ -625,20 +626,20 @@ impl Target {
                 }
             }
             Step::MakeLink { id } => {
-                let entry = self.wanted(id).clone();
+                let entry = self.wanted(id);
                 let Kind::Symlink { target } = entry.kind else { panic!("a link that is none") };
                 let node = Node { what: What::Link(target.into()), mode: 0o777, mtime: entry.mtime };
                 self.put(&entry.path, node)
             }
             Step::Adjust { id } => {
-                let entry = self.wanted(id).clone();
+                let entry = self.wanted(id);
                 let node = self.tree.get_mut(&entry.path).ok_or_else(|| unwritable("it is not there"))?;
                 (node.mode, node.mtime) = (entry.mode, entry.mtime);
                 Ok(())
             }
             Step::Move { id, at, hash } => {
-                let entry = self.wanted(id).clone();
-                let from = self.present.get(at).unwrap().path.clone();
+                let entry = self.wanted(id);
+                let from = self.present.path(at).unwrap().to_path();
                 assert!(!self.tree.contains_key(&entry.path), "{from} is moved onto something");
                 assert!(self.may_change(&from), "{from} is in a locked directory");
                 let Some(Node { what: What::File(content), .. }) = self.tree.remove(&from) else {
@@ -650,7 +651,7 @@ impl Target {
                 self.put(&entry.path, Node { what, mode: entry.mode, mtime: entry.mtime })
             }
             Step::Remove { at } => {
-                let path = self.present.get(at).unwrap().path.clone();
+                let path = self.present.path(at).unwrap().to_path();
                 let holds = self.tree.keys().any(|below| below.is_below(&path));
                 assert!(!holds, "{path} is removed before what is in it");
                 assert!(self.may_change(&path), "{path} is in a locked directory");

@@ -12,7 +12,6 @@ use super::{Phase, Receiver};
 use crate::content::hash::Hash;
 use crate::engine::work::{CopiedFile, Fault, SignOrder, SmallContent, SmallFile, Told, Work};
 use crate::monitor::{Action, Event, Problem, Trouble, What};
-use crate::tree::entry::Entry;
 use crate::wire::message::{
     AbortKind, Body, Message, Old, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
 };
@@ -106,7 +105,7 @@ impl Receiver {
                 continue;
             }
             let old = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
-            bytes += old.map_or(0, Entry::size) + if may_be_staged { self.size(fetch.id) } else { 0 };
+            bytes += old.map_or(0, |old| old.size()) + if may_be_staged { self.size(fetch.id) } else { 0 };
             self.signing.insert(fetch.id, fetch);
             let samples = self.offer.samples.remove(&fetch.id);
             let is_doubted = fetch.is_doubted;

@@ -70,8 +70,8 @@ impl Pushed {
     /// Whether they are of files that were offered, and of their length.
     pub(super) fn fit(&self, offered: &Manifest) -> bool {
         self.files.iter().all(|(id, (_, data))| {
-            let kind = offered.get(*id).map(|entry| &entry.kind);
-            matches!(kind, Some(Kind::File { size, .. }) if *size == data.len() as u64)
+            let kind = offered.get(*id).map(|entry| entry.kind);
+            matches!(kind, Some(Kind::File { size, .. }) if size == data.len() as u64)
         })
     }
 

@@ -32,16 +32,16 @@ impl Receiving {
         let blank = || self.blank(id, at, samples.as_ref());
         if is_doubted {
             // Probably it is the same.
-        } else if want.staged.is_none() && self.ahead.is_done(seen) {
+        } else if want.staged.is_none() && self.ahead.is_done(&seen) {
             self.drafts.make_beside(id, blank);
         } else if want.staged.is_none()
-            && let Some((old, hash)) = self.drafts.make(id, || blank().inspect(|_| self.ahead.cancel(seen)))
+            && let Some((old, hash)) = self.drafts.make(id, || blank().inspect(|_| self.ahead.cancel(&seen)))
         {
             want.old = Some(old);
             let is_widened = want.old_blocks().is_some_and(|old| old.length != seen.size);
             return Ok(Told { want, hash, is_widened });
         }
-        let ahead = self.ahead.take(seen);
+        let ahead = self.ahead.take(&seen);
         // Opened after it was hashed: it is still what it was when that began.
         let (file, seen) = self.open_basis(at)?;
         if want.staged.is_none() && is_signed(size, seen.size) {
@@ -70,13 +70,13 @@ impl Receiving {
         if basis != path || size < SAMPLED_BYTES_MIN || root.space().ok()?.bytes / 2 < size {
             return None;
         }
-        let old = open_old(root, basis, seen).ok()?;
+        let old = open_old(root, &basis, &seen).ok()?;
         let shape = if seen.size == size {
             Fitted::same(size)
         } else {
             samples?.fit(size, seen.size, &|buffer, at| old.read_exact_at(buffer, at)).ok()??
         };
-        let (staging, _) = Staging::open(root, path).ok()?;
+        let (staging, _) = Staging::open(root, &path).ok()?;
         (!staging.shares_extents()).then(|| Blank { old, shape, staging: staging.replacing() })
     }
 
@@ -87,9 +87,8 @@ impl Receiving {
             return;
         };
         self.ahead.only(|begun| {
-            let at = identities.iter().position(|identity| identity == begun);
-            let old = at.and_then(|at| present.get(u32::try_from(at).ok()?));
-            let new = old.and_then(|old| wanted.get(wanted.position(&old.path)?));
+            let old = identities.position(present, begun).and_then(|at| present.get(at));
+            let new = old.and_then(|old| wanted.get(wanted.position(old.path)?));
             old.is_some_and(|old| new.is_none_or(|new| (new.size(), new.mtime) != (old.size(), old.mtime)))
         });
     }
@@ -97,7 +96,7 @@ impl Receiving {
     /// What an earlier run staged of a file.
     fn staged(&self, id: u32, size: u64) -> Result<Option<Blocks>, Fault> {
         let (root, path) = (self.root()?, self.path(id)?);
-        let found = patiently(|| Staging::find(root, path));
+        let found = patiently(|| Staging::find(root, &path));
         let found = found.map_err(|error| fault(&error, Trouble::Unwritable))?;
         let Some(staging) = found.filter(|staging| !staging.is_empty()) else { return Ok(None) };
         let blocks = blocks_of(staging.len(), size, size, &|buffer, at| staging.read_at(buffer, at));

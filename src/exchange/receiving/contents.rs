@@ -12,7 +12,6 @@ use crate::exchange::fault;
 use crate::exchange::receiving::{Receiving, out_of_turn, sink_fault};
 use crate::exchange::sink::{Sink, SinkError};
 use crate::monitor::Trouble;
-use crate::tree::entry::Entry;
 use crate::wire::message::Op;
 
 /// With the last handle on a file that was replaced its pages are freed, 0.1 s for a gigabyte. From this length on,
@@ -83,8 +82,8 @@ impl Receiving {
         let unwritable = |error: &DiskError| self.failed(file.id, error);
         let (root, path, metadata) = (self.root()?, self.path(file.id)?, self.metadata(file.id)?);
         self.before_writing(data).map_err(|error| unwritable(&error))?;
-        if self.trees()?.present.position(&self.entry(file.id)?.path).is_none() {
-            let new = root.make_new(path, data, &metadata, durability);
+        if self.trees()?.present.position(self.entry(file.id)?.path).is_none() {
+            let new = root.make_new(&path, data, &metadata, durability);
             if let Some(new) = new.map_err(|error| unwritable(&error))? {
                 return Ok(Made::Nameless(new));
             }
@@ -94,7 +93,7 @@ impl Receiving {
 
     fn stage(&self, data: &[u8], id: u32, durability: Durability) -> Result<Complete, Fault> {
         let (root, path, metadata) = (self.root()?, self.path(id)?, self.metadata(id)?);
-        let staged = Staging::open(root, path).and_then(|(mut staging, _)| {
+        let staged = Staging::open(root, &path).and_then(|(mut staging, _)| {
             staging.keep(0)?;
             staging.append(data)?;
             staging.complete(root, &metadata, durability)
@@ -108,7 +107,7 @@ impl Receiving {
             Made::Staged(complete) => self.place_complete(file.id, complete),
             Made::Nameless(new) => {
                 let (root, path) = (self.root()?, self.path(file.id)?);
-                if root.name_new(path, &new).map_err(|error| self.failed(file.id, &error))? {
+                if root.name_new(&path, &new).map_err(|error| self.failed(file.id, &error))? {
                     return Ok(());
                 }
                 // Only the superuser may name it here. From now on such files are staged.
@@ -144,7 +143,8 @@ impl Receiving {
             Some(sink) => sink,
             None => {
                 let basis = at.map(|at| self.basis(at)).transpose()?;
-                Sink::begin(self.root()?, self.path(id)?, basis, self.drafts.take(id))
+                let basis = basis.as_ref().map(|(path, seen)| (path, seen));
+                Sink::begin(self.root()?, &self.path(id)?, basis, self.drafts.take(id))
                     .map_err(|error| self.sink_failed(id, error))?
             }
         };
@@ -182,8 +182,8 @@ impl Receiving {
     fn place_complete(&self, id: u32, complete: Complete) -> Result<(), Fault> {
         let seen = self.seen(id)?;
         let present = &self.trees()?.present;
-        if let Some(at) = present.position(&self.entry(id)?.path)
-            && present.get(at).is_some_and(Entry::is_directory)
+        if let Some(at) = present.position(self.entry(id)?.path)
+            && present.get(at).is_some_and(|entry| entry.is_directory())
         {
             self.clear(at)?;
         }

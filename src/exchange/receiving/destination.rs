@@ -15,13 +15,12 @@ use crate::disk::stat::FileKind;
 use crate::disk::{clear_leftovers, staged};
 use crate::engine::{Fault, Opened};
 use crate::exchange::receiving::{Place, Receiving};
-use crate::exchange::{chain, patiently, scan_options};
+use crate::exchange::{chain, patiently, renamed, scan_options};
 use crate::monitor::{Problem, Trouble};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
 use crate::tree::filter::Filter;
 use crate::tree::kept::Kept;
-use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::scope::Scope;
 use crate::wire::message::{AbortKind, Subject};
@@ -125,14 +124,16 @@ impl Receiving {
         let filter = Some(&mut filter).filter(|_| single.is_none());
         let mut scanned =
             scan(root, &which, &options, filter, &mut Away).map_err(|error| destination_fault(&error))?;
-        if let (Subject::File { name }, Some(entry)) = (subject, scanned.entries.first_mut()) {
+        if let Subject::File { name } = subject {
             // It is compared under the name that it is offered under.
-            entry.path = TreePath::new(name.as_slice())
+            let name = TreePath::new(name.as_slice())
                 .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
-            scanned.entries.truncate(1);
+            scanned.manifest = renamed(&scanned.manifest, &name)
+                .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
             scanned.doubts.truncate(1);
         }
-        let device = scanned.identities.first().is_some_and(|identity| identity.kind == FileKind::Device);
+        let first = scanned.identities.get(&scanned.manifest, 0);
+        let device = first.is_some_and(|identity| identity.kind == FileKind::Device);
         if single.is_some() && device {
             let text = format!("{} is a device, not a file", escape(self.path.as_os_str().as_bytes()));
             return Err(Fault::Fatal(AbortKind::Destination, text));
@@ -149,9 +150,7 @@ impl Receiving {
             path: error.path().to_vec(),
             cause: error.fault().to_string(),
         }));
-        let manifest = Manifest::new(scanned.entries)
-            .map_err(|error| Fault::Fatal(AbortKind::Destination, error.to_string()))?;
-        opened.manifest = Arc::new(manifest);
+        opened.manifest = Arc::new(scanned.manifest);
         self.doubted().extend(scanned.doubts.positions());
         opened.doubts = scanned.doubts;
         let _ = self.identities.set(scanned.identities);

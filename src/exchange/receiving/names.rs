@@ -17,11 +17,11 @@ impl Receiving {
             Step::Clear { at } => return self.clear(at),
             Step::Unlock { at } => {
                 let entry = self.trees()?.present.get(at).ok_or_else(out_of_turn)?;
-                self.root()?.make_directory(&entry.path, entry.mode).map(drop)
+                self.root()?.make_directory(&entry.path.to_path(), entry.mode).map(drop)
             }
             Step::MakeDirectory { id } => {
                 let mode = self.entry(id)?.mode;
-                let made = self.root()?.make_directory(self.path(id)?, mode);
+                let made = self.root()?.make_directory(&self.path(id)?, mode);
                 made.map(|made| self.directories.add(id, made.inode))
             }
             Step::MakeLink { id } => self.make_link(id)?,
@@ -34,21 +34,21 @@ impl Receiving {
 
     fn make_link(&self, id: u32) -> Result<Result<(), DiskError>, Fault> {
         let entry = self.entry(id)?;
-        let Kind::Symlink { target } = &entry.kind else { return Err(out_of_turn()) };
-        Ok(self.root()?.make_symlink(self.path(id)?, target, entry.mtime, self.seen(id)?.as_ref()))
+        let Kind::Symlink { target } = entry.kind else { return Err(out_of_turn()) };
+        Ok(self.root()?.make_symlink(&self.path(id)?, target, entry.mtime, self.seen(id)?.as_ref()))
     }
 
     fn adjust(&self, id: u32) -> Result<Result<(), DiskError>, Fault> {
         let (root, path, entry) = (self.root()?, self.path(id)?, self.entry(id)?);
-        Ok(match &entry.kind {
+        Ok(match entry.kind {
             Kind::Directory => {
                 // Where it could not be made, that has been told.
                 let Some(expected) = self.expected_directory(id)? else { return Ok(Ok(())) };
-                root.set_directory(path, entry.mode, entry.mtime, expected)
+                root.set_directory(&path, entry.mode, entry.mtime, expected)
             }
             Kind::Symlink { target } => {
                 let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
-                root.set_link_time(path, target, entry.mtime, &seen)
+                root.set_link_time(&path, target, entry.mtime, &seen)
             }
             Kind::File { .. } => {
                 // It turned out to be the same.
@@ -56,9 +56,9 @@ impl Receiving {
                 let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
                 self.settle_doubt(id);
                 if self.is_as_wanted(id)? {
-                    return Ok(root.vouch_for(path, &seen));
+                    return Ok(root.vouch_for(&path, &seen));
                 }
-                match root.set_file(path, entry.mode, entry.mtime, &seen) {
+                match root.set_file(&path, entry.mode, entry.mtime, &seen) {
                     // Its other names may lie outside and are not to change: it becomes a file of its own.
                     Err(error) if error.must_be_anew() => return self.separate(id, &seen).map(Ok),
                     result => result.map(drop),
@@ -81,14 +81,14 @@ impl Receiving {
             return Ok(Some(made));
         }
         let at = self.trees()?.present.position(&self.entry(id)?.path);
-        let seen = at.and_then(|at| self.identities.get()?.get(at as usize));
-        Ok(seen.filter(|seen| seen.kind == FileKind::Directory).map(Inode::from))
+        let seen = at.and_then(|at| self.identity(at));
+        Ok(seen.filter(|seen| seen.kind == FileKind::Directory).map(|seen| Inode::from(&seen)))
     }
 
     fn move_file(&self, file: CopiedFile) -> Result<(), Fault> {
         let (entry, (from, seen)) = (self.entry(file.id)?, self.basis(file.at)?);
         let to = self.path(file.id)?;
-        match self.root()?.move_file(from, seen, to, entry.mode, entry.mtime) {
+        match self.root()?.move_file(&from, &seen, &to, entry.mode, entry.mtime) {
             // Its other names may lie outside and are not to change with it; and no name leads to
             // another filesystem.
             Err(error) if error.must_be_anew() || error.is_cross_device() => {
@@ -106,8 +106,9 @@ impl Receiving {
     fn separate(&self, id: u32, seen: &Identity) -> Result<(), Fault> {
         let unwritable = |error: &DiskError| fault(error, Trouble::Unwritable);
         let (root, path) = (self.root()?, self.path(id)?);
-        let old = open_old(root, path, seen).map_err(sink_fault)?;
-        let (mut staging, _) = patiently(|| Staging::open(root, path)).map_err(|error| unwritable(&error))?;
+        let old = open_old(root, &path, seen).map_err(sink_fault)?;
+        let (mut staging, _) =
+            patiently(|| Staging::open(root, &path)).map_err(|error| unwritable(&error))?;
         staging
             .keep(0)
             .and_then(|()| staging.append_from(&old, 0, seen.size))
@@ -118,9 +119,8 @@ impl Receiving {
     /// Removes what was listed at and below an entry, and nothing else.
     pub(super) fn clear(&self, at: u32) -> Result<(), Fault> {
         let present = &self.trees()?.present;
-        let rest = present.entries().get(at as usize..).unwrap_or_default();
-        let Some(top) = rest.first() else { return Err(out_of_turn()) };
-        let below = rest.iter().skip(1).take_while(|entry| entry.path.is_below(&top.path)).count();
+        let top = present.path(at).ok_or_else(out_of_turn)?;
+        let below = present.entries_from(at + 1).take_while(|entry| entry.path.is_below(top)).count();
         for position in (at..=at + u32::try_from(below).unwrap_or(0)).rev() {
             self.remove(position)?;
         }
@@ -129,12 +129,12 @@ impl Receiving {
 
     fn remove(&self, at: u32) -> Result<(), Fault> {
         let entry = self.trees()?.present.get(at).ok_or_else(out_of_turn)?;
-        let seen = self.identities.get().and_then(|identities| identities.get(at as usize));
-        let path = self.place()?.single.as_ref().unwrap_or(&entry.path);
+        let seen = self.identity(at);
+        let path = self.place()?.single.clone().unwrap_or_else(|| entry.path.to_path());
         let root = self.root()?;
         let removed = match entry.kind {
-            Kind::Directory => root.remove_directory(path),
-            Kind::File { .. } | Kind::Symlink { .. } => root.remove_file(path, seen),
+            Kind::Directory => root.remove_directory(&path),
+            Kind::File { .. } | Kind::Symlink { .. } => root.remove_file(&path, seen.as_ref()),
         };
         removed.map_err(|error| fault(&error, Trouble::Unwritable))?;
         self.doubted().remove(&at);

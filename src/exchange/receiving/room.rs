@@ -26,10 +26,12 @@ impl Receiving {
             let _ = self.reserve.set(reserve);
         }
         let mut mounts: Vec<TreePath> = Vec::new();
-        for (entry, identity) in present.entries().iter().zip(self.identities.get()?) {
+        let identities = self.identities.get()?;
+        let directories = present.iter().filter(|(_, entry)| entry.is_directory());
+        for (at, entry) in directories.filter(|_| !identities.all_lie_on(root.dev())) {
             let is_known = mounts.last().is_some_and(|mount| entry.path.is_below(mount));
-            if entry.is_directory() && identity.dev != root.dev() && !is_known {
-                mounts.push(entry.path.clone());
+            if !is_known && identities.get(present, at)?.dev != root.dev() {
+                mounts.push(entry.path.to_path());
             }
         }
         Some(Room {
@@ -97,7 +99,7 @@ impl Receiving {
     /// Gives up what is staged of a file that nobody writes to.
     fn give_up(&self, id: u32) {
         if let (Ok(root), Ok(path)) = (self.root(), self.path(id))
-            && let Ok(Some(part)) = Staging::find(root, path)
+            && let Ok(Some(part)) = Staging::find(root, &path)
         {
             // What stays goes at the end of the next run.
             let _ = part.discard();
