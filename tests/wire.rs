@@ -132,6 +132,7 @@ fn messages() -> Vec<(String, Message)> {
         ("scope", Message::Scope(vec![Part { path: b"d/\xff".to_vec(), deep: true }])),
         ("pushed", Message::Pushed(vec![(300, hash, data(b"content"))])),
         ("rescan", Message::Rescan),
+        ("heartbeat", Message::Heartbeat { is_active: true }),
         ("sampled", Message::Sampled(vec![(300, samples())])),
         ("holes", Message::Holes(Holes { files: vec![(300, 1 << 40)], others_bytes: 70_000 })),
     ]
@@ -185,6 +186,7 @@ fn order() -> Order {
         options,
         memory: Some([7; 16]),
         watch: Some(Watching { quiet_ms: 300, poll: true }),
+        timeout_ms: 60_000,
     }
 }
 

@@ -9,13 +9,14 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use ksync::disk::memory::Memory;
 use ksync::disk::secret::secret_of;
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
 use ksync::exchange::lanes::Lane;
 use ksync::exchange::rounds::{self, Watched};
-use ksync::exchange::{Incoming, Link, Receiving, Sending, run_over};
+use ksync::exchange::{Incoming, Link, Receiving, Sending, Timeouts, run_over};
 use ksync::monitor::Quiet;
 use ksync::rendezvous::{Rendezvous, serve_lane};
 use ksync::wire::flight::{self, Sealed};
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
         Ok(Ok(_)) => ExitCode::SUCCESS,
         Ok(Err(failure)) => {
             // Why a run failed has been told over the wire, if it was not the wire.
-            if failure.kind == AbortKind::Connection {
+            if matches!(failure.kind, AbortKind::Connection | AbortKind::Timeout) {
                 let text = failure.text.as_bytes();
                 let _ =
                     unbuffered(io::stderr()).and_then(|mut stderr| io::Write::write_all(&mut stderr, text));
@@ -63,14 +64,15 @@ fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
     let mut reader = Cursor::new(first).chain(input);
     hello::write(&mut writer, None)?;
     let order = hello::read(&mut reader).map_err(io::Error::other)?.order;
-    let Some(Order { role, path, options, memory, watch }) = order else {
+    let Some(Order { role, path, options, memory, watch, timeout_ms }) = order else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no order"));
     };
     let path = expand_home(path);
     let memory = || memory.and_then(|key| Some(Memory::new(offers()?, &key)));
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true };
-    let incoming = Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)) };
+    let timeouts = Timeouts::of_agent(Duration::from_millis(timeout_ms.into()));
+    let incoming = Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)), timeouts };
     if let Some(watching) = watch {
         let link = Link::new(incoming, writer, false, compress);
         let failure = match role {

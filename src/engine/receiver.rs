@@ -181,6 +181,7 @@ impl Receiver {
             | Message::Chunks { .. }
             | Message::Finished(_)
             | Message::Rescan
+            | Message::Heartbeat { .. }
             | Message::Forgotten => {
                 self.desk.protocol_error("a message that only a receiver sends");
             }

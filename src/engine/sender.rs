@@ -197,6 +197,7 @@ impl Sender {
             | Message::Pieces { .. }
             | Message::Scope(_)
             | Message::Pushed(_)
+            | Message::Heartbeat { .. }
             | Message::Sampled(_)
             | Message::Holes(_) => self.desk.protocol_error("a message that only a sender sends"),
         }

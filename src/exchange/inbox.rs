@@ -139,9 +139,14 @@ impl Inbox {
         self.changed.notify_all();
     }
 
-    /// Waits for the end of the writer, but no longer than this.
+    /// That the peer was silent for too long, in words.
+    pub(super) fn silence(&self) -> Option<String> {
+        silence(&self.lock()).cloned()
+    }
+
+    /// Waits for the end of the writer, but no longer than this, and not if its peer is gone.
     pub(super) fn wait_for_writer(&self, patience: Duration) {
-        let waiting = |state: &mut State| !state.written;
+        let waiting = |state: &mut State| !state.written && silence(state).is_none();
         drop(self.changed.wait_timeout_while(self.lock(), patience, waiting));
     }
 
@@ -168,7 +173,9 @@ impl Inbox {
                     return Input::Message(message);
                 }
                 match &state.closed {
-                    Some((AbortKind::Connection, cause)) => return Input::Closed(cause.clone()),
+                    Some((AbortKind::Connection | AbortKind::Timeout, cause)) => {
+                        return Input::Closed(cause.clone());
+                    }
                     Some((kind, cause)) => return Input::Broken(*kind, cause.clone()),
                     None => {}
                 }
@@ -181,4 +188,8 @@ impl Inbox {
         // No code that holds the lock can panic half-way through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn silence(state: &State) -> Option<&String> {
+    state.closed.as_ref().and_then(|(kind, cause)| (*kind == AbortKind::Timeout).then_some(cause))
 }

@@ -12,7 +12,9 @@ mod guess;
 mod inbox;
 pub mod lanes;
 mod layout;
+mod liveness;
 mod old;
+mod outbox;
 mod pace;
 mod receiving;
 pub mod rounds;
@@ -21,6 +23,7 @@ mod sending;
 mod sink;
 mod source;
 
+pub use liveness::Timeouts;
 pub use receiving::Receiving;
 pub use run::{Asker, Incoming, Link, Perform, run, run_over};
 pub use sending::Sending;

@@ -194,6 +194,13 @@ impl Watched {
             None => LOOK_AGAIN,
         };
         let deadline = Instant::now() + patience;
+        link.rest(true);
+        let next = self.wait(link, deadline);
+        link.rest(false);
+        next
+    }
+
+    fn wait(&self, link: &Link, deadline: Instant) -> Result<Option<Scope>, Failure> {
         loop {
             match link.inbox().idle(deadline.saturating_duration_since(Instant::now())) {
                 Idle::Closed(kind, text) => return Err(Failure { kind, by_peer: false, text }),
@@ -311,6 +318,7 @@ pub fn receive(
                 let begun = standing.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let begun = begun.unwrap_or_else(Instant::now);
                 let whole = standing.whole.load(Ordering::Relaxed);
+                link.rest(true);
                 done(Round { summary, whole, begun, elapsed: begun.elapsed() });
             }
             Err(failure) => return failure,

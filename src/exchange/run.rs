@@ -7,7 +7,7 @@
 //! ```
 
 use std::io::{self, Read, Write};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use crate::engine::{Engine, Failure, Input, Outcome, Output, Summary, Traffic, W
 use crate::exchange::chain;
 use crate::exchange::inbox::Inbox;
 use crate::exchange::lanes::{JoinLanes, Lane, Merged};
+use crate::exchange::liveness::{Liveness, Timeouts};
+use crate::exchange::outbox::{Outbox, Taken};
 use crate::exchange::pace::PacedWriter;
 use crate::monitor::Monitor;
 use crate::wire::frame::{FrameError, FrameReader, Next};
@@ -24,10 +26,6 @@ use crate::wire::message::{AbortKind, Message};
 
 /// Threads that perform works: enough that one can wait for the disk while others hash.
 const WORKERS: usize = 4;
-
-/// Messages between engine and writer: with a megabyte of content in each, what keeps a writer busy while
-/// the next one is read.
-const OUTGOING_MESSAGES: usize = 4;
 
 /// How long what was said last may take to leave once the run is over. A peer that reads no more must not keep
 /// us; a slow one has four messages to take.
@@ -65,12 +63,20 @@ pub struct Incoming {
     pub main: Lane,
     /// Who lets announced lanes in; with nobody there can be none.
     pub joiner: Option<Box<dyn JoinLanes>>,
+    /// How long the peer may be silent; without any it may be for ever.
+    pub timeouts: Option<Timeouts>,
 }
 
 impl Incoming {
     /// On one.
     pub fn alone(reader: impl Read + Send + 'static) -> Self {
-        Self { main: Lane::new(reader), joiner: None }
+        Self { main: Lane::new(reader), joiner: None, timeouts: None }
+    }
+
+    /// The same, from a peer that may be silent only for so long.
+    #[must_use]
+    pub fn within(self, timeouts: Option<Timeouts>) -> Self {
+        Self { timeouts, ..self }
     }
 }
 
@@ -93,16 +99,11 @@ pub fn run_over(
     result.map(|summary| Summary { traffic: Traffic { raw_bytes, ..summary.traffic }, ..summary })
 }
 
-/// What goes to the writer: a message, and whether another one follows at once. Each packet costs both sides and all
-/// that lies between them, and where a relay has Nagle's algorithm on, a second one waits up to 40 ms until the first is
-/// acknowledged.
-type Outgoing = (Message, bool);
-
 /// A stream in and a stream out, for one exchange or for several that follow each other.
 pub struct Link {
     inbox: Arc<Inbox>,
-    outgoing: SyncSender<Outgoing>,
-    asker: Asker,
+    outbox: Arc<Outbox>,
+    liveness: Arc<Liveness>,
 }
 
 impl Link {
@@ -115,16 +116,17 @@ impl Link {
         compress: bool,
     ) -> Self {
         let inbox = Arc::new(Inbox::default());
-        let (outgoing, messages) = sync_channel(OUTGOING_MESSAGES);
-        let reading = Arc::clone(&inbox);
-        thread::spawn(move || guarded(&reading, || read_messages(incoming, expect_hello, &reading)));
-        let writing = Arc::clone(&inbox);
+        let outbox = Arc::new(Outbox::default());
+        let liveness = Liveness::new(incoming.timeouts, !expect_hello);
+        let (reading, heard) = (Arc::clone(&inbox), Arc::clone(&liveness));
+        thread::spawn(move || guarded(&reading, || read_messages(incoming, expect_hello, &reading, &heard)));
+        let (writing, messages, beating) = (Arc::clone(&inbox), Arc::clone(&outbox), Arc::clone(&liveness));
         thread::spawn(move || {
-            guarded(&writing, || write_messages(writer, compress, &messages, &writing));
-            writing.end_writing();
+            let _leaving = WriterLeaves { inbox: &writing, outbox: &messages };
+            guarded(&writing, || write_messages(writer, compress, &messages, &writing, &beating));
         });
-        let asker = Asker(Arc::new(Mutex::new(Some(outgoing.clone()))));
-        Self { inbox, outgoing, asker }
+        liveness.watch_over(&inbox, &outbox);
+        Self { inbox, outbox, liveness }
     }
 
     /// Runs one exchange to its end.
@@ -148,14 +150,24 @@ impl Link {
             .collect();
         let before_bytes = self.inbox.raw_bytes();
         let mut waits = Waits::default();
-        let result = drive(&mut engine, &self.inbox, &self.outgoing, &works, &mut waits, monitor);
+        let result = drive(&mut engine, self, &works, &mut waits, monitor);
 
         // What was begun on the disk has to end before the run is over.
         drop(works);
         workers.into_iter().for_each(|worker| drop(worker.join()));
         self.inbox.clear_outcomes();
+        self.liveness.set_works(0);
         let traffic = Traffic { raw_bytes: self.inbox.raw_bytes() - before_bytes, waits: waits.count };
-        result.map(|summary| Summary { traffic, ..summary })
+        match result {
+            Ok(summary) => Ok(Summary { traffic, ..summary }),
+            Err(failure) if failure.kind == AbortKind::Connection => Err(self.silence().unwrap_or(failure)),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Why the connection counts as lost, if the peer was silent for too long.
+    fn silence(&self) -> Option<Failure> {
+        self.inbox.silence().map(|text| Failure { kind: AbortKind::Timeout, by_peer: false, text })
     }
 
     /// What runs between two exchanges uses this.
@@ -173,41 +185,40 @@ impl Link {
     /// Says something between two exchanges.
     pub(super) fn say(&self, message: Message) {
         // A writer that is gone has left word in the inbox.
-        let _ = self.outgoing.send((message, false));
+        let _ = self.outbox.put(message, false);
+    }
+
+    /// A round is over and the next one has not begun, so neither side waits for the other; or it begins.
+    pub(super) fn rest(&self, is_resting: bool) {
+        self.liveness.rest(is_resting);
     }
 
     /// What asks the peer for a round about everything, from another thread.
     #[must_use]
     pub fn asker(&self) -> Asker {
-        self.asker.clone()
+        Asker(Arc::clone(&self.outbox))
     }
 
     /// Ends it, once what was said last has left; the bytes of all messages come back, both ways.
     pub fn close(self) -> u64 {
-        let Self { inbox, outgoing, asker } = self;
-        asker.end();
-        drop(outgoing);
+        let Self { inbox, outbox, liveness } = self;
+        outbox.end();
         inbox.abandon();
         inbox.wait_for_writer(LEAVING_PATIENCE);
+        liveness.end();
         inbox.raw_bytes()
     }
 }
 
 /// Asks the peer of a link, which watches its tree, for a round about everything.
 #[derive(Debug, Clone)]
-pub struct Asker(Arc<Mutex<Option<SyncSender<Outgoing>>>>);
+pub struct Asker(Arc<Outbox>);
 
 impl Asker {
     /// Asks; `false` where nobody can answer any more.
     #[must_use]
     pub fn ask(&self) -> bool {
-        let outgoing = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        outgoing.is_some_and(|outgoing| outgoing.send((Message::Rescan, false)).is_ok())
-    }
-
-    /// The link ends, and nothing may keep its writer waiting.
-    fn end(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.0.put(Message::Rescan, false)
     }
 }
 
@@ -231,14 +242,18 @@ impl Waits {
 
 fn drive(
     engine: &mut impl Engine,
-    inbox: &Inbox,
-    outgoing: &SyncSender<Outgoing>,
+    link: &Link,
     works: &Sender<Work>,
     waits: &mut Waits,
     monitor: &dyn Monitor,
 ) -> Result<Summary, Failure> {
+    let Link { inbox, outbox, liveness } = link;
     // A writer that is gone has left word in the inbox.
-    let send = |message, follows| drop(outgoing.send((message, follows)));
+    let send = |message, follows| {
+        liveness.wait(true);
+        outbox.put(message, follows);
+        liveness.wait(false);
+    };
     // Held back until it is known whether another one follows.
     let mut last: Option<Message> = None;
     loop {
@@ -259,6 +274,7 @@ fn drive(
             Output::Start(work) => {
                 let _ = works.send(work);
                 waits.works += 1;
+                liveness.set_works(waits.works);
                 continue;
             }
             Output::Report(event) => {
@@ -270,8 +286,15 @@ fn drive(
             Output::WaitForWork => true,
         };
         waits.wait(inbox);
+        liveness.wait(true);
         let input = inbox.take(only_outcomes);
+        liveness.wait(false);
+        // A note may come between two rounds.
+        if matches!(&input, Input::Message(message) if !matches!(message, Message::Note(_))) {
+            liveness.rest(false);
+        }
         waits.works -= usize::from(matches!(input, Input::Outcome(_)));
+        liveness.set_works(waits.works);
         engine.input(input);
     }
 }
@@ -290,11 +313,12 @@ fn guarded(inbox: &Inbox, work: impl FnOnce()) {
     work();
 }
 
-fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox) {
-    let Incoming { main: mut reader, mut joiner } = incoming;
+fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox, liveness: &Arc<Liveness>) {
+    let Incoming { main, mut joiner, .. } = incoming;
+    let mut reader = liveness.listen(main);
     if expect_hello {
         match hello::read(&mut reader) {
-            Ok(Hello { .. }) => {}
+            Ok(Hello { .. }) => liveness.heard_message(),
             Err(hello::HelloError::Stream(error)) => return inbox.close(kind(&error), chain(&error)),
             Err(error) => {
                 let kind = match error {
@@ -315,7 +339,7 @@ fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox) {
             Ok(Next::Frame(frame)) => frame,
             Ok(Next::Lanes(announcement)) => {
                 let (main, unpacker) = frames.into_parts();
-                let (merged, joining) = Merged::new(main, announcement);
+                let (merged, joining) = Merged::listening(main, announcement, liveness);
                 // They are announced once.
                 if let Some(joiner) = joiner.take() {
                     joiner.join(announcement, joining);
@@ -329,12 +353,20 @@ fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox) {
             Ok(message) => message,
             Err(error) => return inbox.close(AbortKind::Protocol, error.to_string()),
         };
+        if let Message::Heartbeat { is_active } = message {
+            liveness.heard_heartbeat(is_active);
+            continue;
+        }
+        liveness.heard_message();
         if message == Message::Rescan {
             inbox.ask_for_rescan();
             continue;
         }
         let ends = matches!(message, Message::Abort { .. });
-        if !inbox.put_message(message, frame.len()) || ends {
+        liveness.hold_up(true);
+        let is_taken = inbox.put_message(message, frame.len());
+        liveness.hold_up(false);
+        if !is_taken || ends {
             return;
         }
     }
@@ -350,22 +382,52 @@ fn kind(error: &FrameError) -> AbortKind {
     }
 }
 
-fn write_messages(writer: impl Write, compress: bool, messages: &Receiver<Outgoing>, inbox: &Inbox) {
+/// Whoever waits for the writer learns that it is gone, however it went.
+struct WriterLeaves<'a> {
+    inbox: &'a Inbox,
+    outbox: &'a Outbox,
+}
+
+impl Drop for WriterLeaves<'_> {
+    fn drop(&mut self) {
+        self.outbox.abandon();
+        self.inbox.end_writing();
+    }
+}
+
+fn write_messages(writer: impl Write, compress: bool, messages: &Outbox, inbox: &Inbox, liveness: &Liveness) {
     let mut frames = PacedWriter::new(writer, compress);
-    let mut next = messages.recv().ok();
-    while let Some((message, follows)) = next {
+    let failed =
+        |error: io::Error| inbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
+    let mut next = None;
+    loop {
+        let (message, follows) = match next.take() {
+            Some(message) => message,
+            None => match messages.take(liveness.heartbeat()) {
+                Taken::Message(message) => message,
+                Taken::Late => match liveness.beat() {
+                    Some(is_active) => (Message::Heartbeat { is_active }, false),
+                    None => continue,
+                },
+                Taken::End => return,
+            },
+        };
         let raw = message.encode();
-        inbox.count_written(raw.len());
+        if !matches!(message, Message::Heartbeat { .. }) {
+            inbox.count_written(raw.len());
+        }
         if let Err(error) = frames.write(&raw, message.has_deltas()) {
-            return inbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
+            return failed(error);
         }
         // Small messages that follow at once share a packet.
-        next = if follows { messages.recv().ok() } else { messages.try_recv().ok() };
-        if next.is_none() {
-            if let Err(error) = frames.flush() {
-                return inbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
-            }
-            next = messages.recv().ok();
+        if follows {
+            continue;
+        }
+        next = messages.try_take();
+        if next.is_none()
+            && let Err(error) = frames.flush()
+        {
+            return failed(error);
         }
     }
 }

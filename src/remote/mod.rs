@@ -163,7 +163,6 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             let begin = Instant::now();
             let stream = dial(host, *port, &endpoint, patience).await?;
             let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
-            let stream = tcp::Watched::new(stream, target.silence_timeout);
             (handshake(target, stream, round_trip, &endpoint, &fate, &shown).await?, None, endpoint)
         }
         Transport::WebSocket { url, ca_cert } => {
@@ -361,6 +360,7 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
+    let stream = tcp::Watched::new(stream, silence);
     let (fate, shown) = (fate.clone(), shown.clone());
     let handshake = ssh::handshake(stream, round_trip, host_keys, silence, endpoint, fate, shown);
     within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake).await

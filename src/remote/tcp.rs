@@ -1,13 +1,23 @@
-//! A TCP connection that notices when the other end is gone while we write.
+//! A stream that is read while a write has to wait, and that notices when the other end is gone meanwhile.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
+
+/// Most bytes that are kept of writes that wait. What SSH sends unasked fits: eight lanes with OpenSSH's window of 2 MiB.
+const KEPT_BYTES_MAX: usize = 32 << 20;
+
+/// After how long a write that waits is kept, if something can be read. On a link that goes on none waits so long.
+const KEPT_AFTER: Duration = Duration::from_secs(1);
+
+/// What is read ahead while a write waits.
+const AHEAD_BYTES: usize = 16 << 10;
 
 /// Connects, whichever of the host's addresses answers first in their order.
 ///
@@ -19,64 +29,151 @@ pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// A stream whose write fails when it could not go on for too long.
+/// A stream below russh, which reads nothing and counts no time while it writes.
 ///
-/// russh reads nothing and counts no time while it writes, so on a link that went black its keepalive would
-/// never speak up, and the kernel gives up only after a quarter of an hour.
+/// On a slow link a write may wait for half a minute until the kernel or a relay has room again. The other side's signs
+/// of life arrive meanwhile: then the write is kept here and passed on later, so russh goes on reading. Where nothing arrives and nothing can be written for too long, the write fails: on a link that went black
+/// russh's keepalive would never speak up, and the kernel gives up only after a quarter of an hour.
 pub(super) struct Watched<S> {
     stream: S,
     patience: Duration,
+    /// Until when a write waits before it is looked at, and for how long it has waited by then.
     stuck: Option<Pin<Box<Sleep>>>,
+    waited: Duration,
+    /// Was to be written, and is not.
+    kept: BytesMut,
+    /// Was read while a write waited.
+    ahead: BytesMut,
+    /// What came of reading ahead, where it was not bytes.
+    end: Option<io::Result<()>>,
 }
 
-impl<S> Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     /// Watches over `stream`, where a write may wait for `patience`.
     pub(super) fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, stuck: None }
+        let (kept, ahead) = Default::default();
+        Self { stream, patience, stuck: None, waited: Duration::ZERO, kept, ahead, end: None }
     }
 
-    fn watch<T>(&mut self, cx: &mut Context<'_>, progress: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if progress.is_ready() {
-            self.stuck = None;
-            return progress;
+    fn went_on(&mut self) {
+        (self.stuck, self.waited) = (None, Duration::ZERO);
+    }
+
+    /// Passes on what is kept.
+    fn poll_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.kept.is_empty() {
+            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.kept))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.kept.advance(count);
+            self.went_on();
         }
-        let patience = self.patience;
-        let sleep = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        ready!(sleep.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        // Its room is needed no more.
+        self.kept = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Waits until something is there to be read, the end included.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.ahead.is_empty() && self.end.is_none() {
+            let mut room = [0; AHEAD_BYTES];
+            let mut buffer = ReadBuf::new(&mut room);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
+            match read {
+                Ok(()) if !buffer.filled().is_empty() => self.ahead.extend_from_slice(buffer.filled()),
+                end => self.end = Some(end),
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Waits until something can be read although nothing can be written; fails when neither could for too long.
+    fn poll_stuck(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let step = KEPT_AFTER.min(self.patience);
+        let has_room = self.kept.len() < KEPT_BYTES_MAX;
+        loop {
+            if has_room && !self.kept.is_empty() && self.poll_ahead(cx).is_ready() {
+                break;
+            }
+            let sleep = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(step)));
+            ready!(sleep.as_mut().poll(cx));
+            self.stuck = None;
+            self.waited += step;
+            if has_room && self.poll_ahead(cx).is_ready() {
+                break;
+            }
+            if self.waited >= self.patience {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        self.went_on();
+        Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        // Whoever reads waits for either.
+        if let Poll::Ready(Err(error)) = self.poll_kept(cx) {
+            return Poll::Ready(Err(error));
+        }
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
+        match self.end.take() {
+            Some(end) => Poll::Ready(end),
+            None => Pin::new(&mut self.stream).poll_read(cx, buffer),
+        }
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let progress = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.watch(cx, progress)
+        if self.poll_kept(cx)?.is_ready()
+            && let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(cx, bytes)
+        {
+            self.went_on();
+            return Poll::Ready(written);
+        }
+        ready!(self.poll_stuck(cx))?;
+        let count = bytes.len().min(KEPT_BYTES_MAX - self.kept.len());
+        self.kept.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        Poll::Ready(Ok(count))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let progress = Pin::new(&mut self.stream).poll_flush(cx);
-        self.watch(cx, progress)
+        if self.poll_kept(cx)?.is_pending() {
+            // Whoever reads passes it on.
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let progress = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.watch(cx, progress)
+        if self.poll_kept(cx)?.is_ready()
+            && let Poll::Ready(shut) = Pin::new(&mut self.stream).poll_shutdown(cx)
+        {
+            self.went_on();
+            return Poll::Ready(shut);
+        }
+        // What comes now nobody wants.
+        match ready!(self.poll_stuck(cx)) {
+            Ok(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Err(error) => Poll::Ready(Err(error)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
@@ -86,5 +183,47 @@ mod tests {
         let mut near = Watched::new(near, Duration::from_millis(50));
         let error = near.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_waits_lets_its_writer_read_what_comes_and_all_arrives_in_order() {
+        let (near, mut far) = tokio::io::duplex(16);
+        let mut near = Watched::new(near, Duration::from_secs(60));
+        let sent: Vec<u8> = (0..200).collect();
+        far.write_all(b"alive").await.unwrap();
+        // The far side takes nothing.
+        near.write_all(&sent[..100]).await.unwrap();
+        near.flush().await.unwrap();
+        let mut heard = [0; 5];
+        near.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"alive");
+        let mut taken = vec![0; 200];
+        let taking = async {
+            far.read_exact(&mut taken[..120]).await.unwrap();
+            far.write_all(b"more").await.unwrap();
+            far.read_exact(&mut taken[120..]).await.unwrap();
+            // Nothing more can come.
+            drop(far);
+        };
+        let giving = async {
+            near.write_all(&sent[100..]).await.unwrap();
+            let mut rest = Vec::new();
+            near.read_to_end(&mut rest).await.unwrap();
+            assert_eq!(rest, b"more");
+        };
+        tokio::join!(taking, giving);
+        assert_eq!(taken, sent);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_gone_is_told_to_the_reader_once_what_it_said_was_read() {
+        let (near, mut far) = tokio::io::duplex(16);
+        let mut near = Watched::new(near, Duration::from_secs(60));
+        far.write_all(b"bye").await.unwrap();
+        near.write_all(&[0; 64]).await.unwrap();
+        drop(far);
+        let mut heard = Vec::new();
+        let error = near.read_to_end(&mut heard).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

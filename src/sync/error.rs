@@ -125,6 +125,7 @@ impl SyncError {
                 AbortKind::Destination | AbortKind::Storage => 11,
                 AbortKind::Busy => 5,
                 AbortKind::Connection => 10,
+                AbortKind::Timeout => 30,
             },
         }
     }
@@ -154,6 +155,10 @@ impl SyncError {
                     "make room and run the same command again: files that are complete are kept"
                 }
                 AbortKind::Connection => "run the same command again: what has arrived is not sent twice",
+                AbortKind::Timeout => {
+                    "the machine there, or the agent on it, is paused or too busy; run the same command again: what has \
+                     arrived is not sent twice; --timeout gives it more time"
+                }
                 _ => return None,
             },
             Self::SshConfig(_) | Self::Sandbox(_) | Self::Agent(_) | Self::Pipe(_) => {

@@ -9,6 +9,7 @@ use crate::kernel::{Access, KeepAlive, KernelError, Known, Life, Step};
 use crate::monitor::{Preparation, Warning};
 use crate::remote::{self, Connection, ErrorKind, HostKeys, RemoteError, Target, Transport};
 use crate::sync::{SyncError, Watcher, Way, blocking, target};
+use crate::wire::message::AbortKind;
 
 /// How often the clock on the wall is looked at: the one that sleeps go by stands while this machine sleeps.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -82,7 +83,11 @@ impl Session {
     /// Why the connection was really lost: where the session is gone, that is the reason, and what was remembered of
     /// it is of no use any more.
     pub(super) async fn explain(&self, error: SyncError) -> SyncError {
-        let is_loss = matches!(&error, SyncError::Remote(error) if may_be_outdated(error.kind()));
+        let is_loss = match &error {
+            SyncError::Remote(error) => may_be_outdated(error.kind()),
+            SyncError::Run(failure) => failure.kind == AbortKind::Timeout,
+            _ => false,
+        };
         if !is_loss || self.access.api.is_none() {
             return error;
         }

@@ -10,7 +10,7 @@ use tokio::sync::OnceCell;
 use crate::engine::{Config, Engine, Failure, Receiver, Sender, Summary};
 use crate::exchange::lanes::Striped;
 use crate::exchange::rounds::{self, Watched};
-use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending};
+use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending, Timeouts};
 use crate::monitor::Warning;
 use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection};
 use crate::sync::error::STATE_HINT;
@@ -24,6 +24,9 @@ use crate::wire::message::AbortKind;
 /// How long the far side may take to say how the agent ended, once it has closed its output. A peer that never
 /// says so must not keep us.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A time of this length or more stands for ever.
+const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
 
 type Reader = Box<dyn Read + Send>;
 type Writer = Striped;
@@ -131,9 +134,9 @@ impl<'a> Session<'a> {
     ) -> SyncError {
         let (config, Rounds { key, watching, monitor, mut done }) = (sending(options), rounds);
         let order = order(Role::Receiver, to, &config, key, Some(watching));
-        let looking = Watcher::clone(&monitor);
+        let (looking, incoming) = (Watcher::clone(&monitor), self.incoming());
         let run = move |reader, writer| {
-            let link = Link::new(Incoming::alone(reader), writer, true, config.options.compress);
+            let link = Link::new(incoming(reader), writer, true, config.options.compress);
             let failure = source.send(&link, &config, || memory::open(key), &*looking, &mut done);
             link.close();
             Err(failure)
@@ -154,9 +157,9 @@ impl<'a> Session<'a> {
         let (config, to) = (receiving(options), to.to_owned());
         let Rounds { key, watching, monitor, mut done } = rounds;
         let order = order(Role::Sender, from, &config, key, Some(watching));
-        let looking = Watcher::clone(&monitor);
+        let (looking, incoming) = (Watcher::clone(&monitor), self.incoming());
         let run = move |reader, writer| {
-            let link = Link::new(Incoming::alone(reader), writer, true, config.options.compress);
+            let link = Link::new(incoming(reader), writer, true, config.options.compress);
             began(link.asker());
             let failure = rounds::receive(&link, &to, &config, || memory::open(key), &*looking, &mut done);
             link.close();
@@ -175,6 +178,13 @@ impl<'a> Session<'a> {
             Err(error) => error,
             Ok(_) => SyncError::Agent("it ended the watch".to_owned()),
         }
+    }
+
+    /// What comes from the agent, which may be silent for as long as the way says.
+    fn incoming(&self) -> impl FnOnce(Reader) -> Incoming + Send + 'static {
+        let timeouts =
+            (self.way.timeout < FOR_EVER).then_some(self.way.timeout).and_then(Timeouts::of_client);
+        move |reader| Incoming::alone(reader).within(timeouts)
     }
 
     /// The connection, once there is one.
@@ -210,9 +220,19 @@ impl<'a> Session<'a> {
         monitor: Watcher,
     ) -> Result<Round, SyncError> {
         let (compress, looking) = (order.options.compress, Watcher::clone(&monitor));
-        let run =
-            move |reader, writer| exchange::run(reader, writer, engine, disk, true, compress, &*looking);
+        let incoming = self.incoming();
+        let run = move |reader, writer| {
+            exchange::run_over(incoming(reader), writer, engine, disk, true, compress, &*looking)
+        };
         self.over(order, &monitor, run).await
+    }
+
+    /// The same error, or what the platform knows of it.
+    async fn explain(&self, error: SyncError) -> SyncError {
+        match self.connected.get() {
+            Some(Connected { behind: Behind::Kernel(session), .. }) => session.explain(error).await,
+            _ => error,
+        }
     }
 
     /// Starts an agent with this order, connecting first where that is still to be done, and runs this side over the
@@ -223,6 +243,7 @@ impl<'a> Session<'a> {
         monitor: &Watcher,
         run: impl FnOnce(Reader, Writer) -> Result<Summary, Failure> + Send + 'static,
     ) -> Result<Round, SyncError> {
+        let order = Order { timeout_ms: millis(self.way.timeout), ..order };
         let (agent, waiting) = Agent::waiting();
         let (up_bytes, down_bytes) = (Count::default(), Count::default());
         let (reader, mut writer) = (down_bytes.meter(agent.reader), up_bytes.meter(agent.writer));
@@ -253,12 +274,10 @@ impl<'a> Session<'a> {
             Ok(summary) => summary,
             Err(failure) if failure.kind == AbortKind::Connection => {
                 let error = explain(agent.end).await.unwrap_or(SyncError::Run(failure));
-                return Err(match self.connected.get() {
-                    Some(Connected { behind: Behind::Kernel(session), .. }) => session.explain(error).await,
-                    _ => error,
-                });
+                return Err(self.explain(error).await);
             }
-            Err(failure) => return Err(SyncError::Run(failure)),
+            // Whoever is silent does not say how it ended.
+            Err(failure) => return Err(self.explain(SyncError::Run(failure)).await),
         };
         Ok(Round {
             summary,
@@ -271,6 +290,11 @@ impl<'a> Session<'a> {
             agent_installed_bytes: agent.installed.sent_bytes().flatten().unwrap_or(0),
         })
     }
+}
+
+/// A time on the wire; 0 is never.
+fn millis(time: Duration) -> u32 {
+    if time < FOR_EVER { u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1) } else { 0 }
 }
 
 /// What this side goes by when it sends.
@@ -286,7 +310,7 @@ fn receiving(options: &Options) -> Config {
 }
 
 fn order(role: Role, path: &[u8], config: &Config, memory: Option<Key>, watch: Option<Watching>) -> Order {
-    Order { role, path: path.to_vec(), options: config.options.clone(), memory, watch }
+    Order { role, path: path.to_vec(), options: config.options.clone(), memory, watch, timeout_ms: 0 }
 }
 
 /// Why an agent's stream ended, from what the connection and the agent itself left behind.

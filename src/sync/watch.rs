@@ -179,7 +179,7 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
         // Sockets and time; a session that is gone, and a key that is not accepted, stay so.
         SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),
         SyncError::Run(failure) => match failure.kind {
-            AbortKind::Connection | AbortKind::Busy => true,
+            AbortKind::Connection | AbortKind::Timeout | AbortKind::Busy => true,
             // A destination that was replaced is filled anew.
             AbortKind::Destination => worked,
             AbortKind::Protocol | AbortKind::Version | AbortKind::Selection | AbortKind::Storage => false,
@@ -200,6 +200,7 @@ mod tests {
         let run = |kind| SyncError::Run(Failure { kind, by_peer: false, text: String::new() });
         for (error, worked, expected) in [
             (run(AbortKind::Connection), false, true),
+            (run(AbortKind::Timeout), false, true),
             (run(AbortKind::Busy), false, true),
             (run(AbortKind::Destination), true, true),
             (run(AbortKind::Destination), false, false),

@@ -67,6 +67,8 @@ pub struct Order {
     pub memory: Option<[u8; 16]>,
     /// If rounds follow each other until the connection ends: how the sender watches its tree.
     pub watch: Option<Watching>,
+    /// After how many milliseconds of silence the client gives the agent up; 0 is never.
+    pub timeout_ms: u32,
 }
 
 /// How a sender watches its tree.
@@ -153,6 +155,7 @@ mod tests {
             options: Options::default(),
             memory: Some([7; 16]),
             watch: None,
+            timeout_ms: 60_000,
         }
     }
 

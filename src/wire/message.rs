@@ -371,6 +371,8 @@ pub enum AbortKind {
     Storage,
     /// The connection ended.
     Connection,
+    /// The other side was silent for too long.
+    Timeout,
 }
 
 /// Everything that is said.
@@ -475,6 +477,11 @@ pub enum Message {
     Sampled(Vec<(u32, Samples)>),
     /// S: what of the offer takes no room, before it ends, if anything does.
     Holes(Holes),
+    /// Either, when it has said nothing else for a while: that it lives. No engine sees it.
+    Heartbeat {
+        /// Whether it is at work, or something arrived since its last one.
+        is_active: bool,
+    },
 }
 
 /// A message that does not decode, or exceeds a limit.
@@ -599,6 +606,7 @@ impl Message {
                 files.len() <= HOLES_MAX && files.is_sorted_by(|(one, _), (next, _)| one < next)
             }
             Self::Rescan
+            | Self::Heartbeat { .. }
             | Self::Entries(_)
             | Self::Offered { .. }
             | Self::Base { .. }

@@ -80,7 +80,8 @@
 //! What is not in the scope is neither compared nor changed. Nothing of it is remembered for the next run. A receiver
 //! may ask for a round about everything with `Rescan`.
 //!
-//! The agent passes on what it observes as `Note`. A side that has to stop says why with `Abort`.
+//! The agent passes on what it observes as `Note`. A side that has to stop says why with `Abort`. A side that has
+//! written nothing for a while sends a `Heartbeat`, which no engine sees: see `exchange::liveness`.
 //!
 //! # Flow control
 //! A receiver has at most [`message::WANTS_MAX`] wants without an answer, so a sender can always take in

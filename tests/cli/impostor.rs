@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, PrivateKey, key::safe_rng};
@@ -25,6 +26,11 @@ impl Impostor {
     /// A server on loopback that lets everybody in and answers every command with `script`, then listens
     /// until the client has had enough. Leaves a key for the client in the world.
     pub(crate) fn start(world: &World, script: Vec<u8>) -> Impostor {
+        Self::dripping(world, script, Vec::new(), Duration::MAX)
+    }
+
+    /// The same, and then it says `drip` again and again.
+    pub(crate) fn dripping(world: &World, script: Vec<u8>, drip: Vec<u8>, pause: Duration) -> Impostor {
         let fresh_key = || PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).expect("a key");
         let client_key = fresh_key().to_openssh(LineEnding::LF).expect("text");
         world.tree(".").file("key", client_key.as_bytes()).mode("key", 0o600);
@@ -36,7 +42,7 @@ impl Impostor {
         let address = listener.local_addr().expect("an address");
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let connection = Connection { script: script.clone() };
+                let connection = Connection { script: script.clone(), drip: drip.clone(), pause };
                 let running = run_stream(Arc::clone(&config), stream, connection);
                 tokio::spawn(async move {
                     if let Ok(session) = running.await {
@@ -50,6 +56,21 @@ impl Impostor {
 
     fn place(&self) -> String {
         format!("ssh://me@{}/anywhere", self.address)
+    }
+
+    /// Runs `ksync` with options to get what it offers.
+    pub(crate) fn download_with(&self, world: &World, options: &[&str]) -> Run {
+        world.run(self.arguments(options))
+    }
+
+    /// What `ksync` is started with for that.
+    pub(crate) fn arguments(&self, options: &[&str]) -> Vec<String> {
+        let key = ["--identity", "key", "--host-key", &self.host_key];
+        key.iter()
+            .chain(options)
+            .map(|&text| text.to_owned())
+            .chain([self.place(), "box/dst".to_owned()])
+            .collect()
     }
 
     /// Runs `ksync` to get what it offers.
@@ -67,6 +88,8 @@ impl Impostor {
 
 struct Connection {
     script: Vec<u8>,
+    drip: Vec<u8>,
+    pause: Duration,
 }
 
 impl Handler for Connection {
@@ -95,11 +118,22 @@ impl Handler for Connection {
         _session: &mut Session,
     ) -> Result<(), russh::Error> {
         reply.accept().await;
-        let script = self.script.clone();
+        let (script, drip, pause) = (self.script.clone(), self.drip.clone(), self.pause);
         tokio::spawn(async move {
-            while let Some(message) = channel.wait().await {
-                if matches!(message, ChannelMsg::Exec { .. }) {
-                    let _ = channel.data(&script[..]).await;
+            let mut has_spoken = false;
+            loop {
+                tokio::select! {
+                    message = channel.wait() => match message {
+                        Some(ChannelMsg::Exec { .. }) => {
+                            let _ = channel.data(&script[..]).await;
+                            has_spoken = true;
+                        }
+                        Some(_) => {}
+                        None => return,
+                    },
+                    () = tokio::time::sleep(pause), if has_spoken => {
+                        let _ = channel.data(&drip[..]).await;
+                    }
                 }
             }
         });

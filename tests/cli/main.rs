@@ -19,6 +19,7 @@ mod mapping;
 mod moved;
 mod remembered;
 mod rules;
+mod silence;
 mod told;
 mod transfer;
 mod wire;

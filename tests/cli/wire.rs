@@ -65,7 +65,7 @@ pub(crate) enum Role {
 /// remembered or watched.
 pub(crate) fn order(role: Role, path: &[u8], delete: bool) -> Vec<u8> {
     let order =
-        Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete), 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     [MAGIC, &order.frame()].concat()
 }
 

@@ -88,12 +88,14 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<
         options: world.options.clone(),
         memory: None,
         watch: None,
+        timeout_ms: 0,
     };
     hello::write(&mut there, Some(order)).unwrap();
     hello::write(&mut back, None).unwrap();
     hello::read(&mut there_reader).unwrap();
     let writer = Striped::new(Box::new(there), Box::new(meeting.clone()));
-    let incoming = Incoming { main: Lane::new(there_reader), joiner: Some(Box::new(meeting.clone())) };
+    let incoming =
+        Incoming { main: Lane::new(there_reader), joiner: Some(Box::new(meeting.clone())), timeouts: None };
     thread::scope(|scope| {
         let client = scope.spawn(move || run(back_reader, writer, sender, sending, true, false, &Quiet));
         let agent = scope.spawn(move || run_over(incoming, back, receiver, receiving, false, false, &Quiet));

@@ -177,8 +177,14 @@ fn one_side(
 ) -> Result<Summary, Failure> {
     let closed =
         |text: String| Failure { kind: ksync::wire::message::AbortKind::Connection, by_peer: true, text };
-    let order =
-        Order { role: Role::Receiver, path: Vec::new(), options: options.clone(), memory: None, watch: None };
+    let order = Order {
+        role: Role::Receiver,
+        path: Vec::new(),
+        options: options.clone(),
+        memory: None,
+        watch: None,
+        timeout_ms: 0,
+    };
     hello::write(&mut writer, (!is_agent).then_some(order)).map_err(|error| closed(error.to_string()))?;
     if is_agent {
         hello::read(&mut reader).map_err(|error| closed(error.to_string()))?;

@@ -26,5 +26,6 @@ mod limits;
 mod link;
 mod live;
 mod random;
+mod silence;
 mod told;
 mod torn;

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -27,6 +28,11 @@ struct State {
     connections: AtomicUsize,
     is_down: AtomicBool,
     is_black: AtomicBool,
+    /// Bytes a second each way; 0: as many as come.
+    rate: AtomicU64,
+    /// Ends all connections again whenever so many bytes more have passed; 0: never.
+    cut_every: AtomicU64,
+    passed: AtomicU64,
     sockets: Mutex<Vec<TcpStream>>,
 }
 
@@ -39,6 +45,9 @@ impl Line {
             connections: AtomicUsize::new(0),
             is_down: AtomicBool::new(false),
             is_black: AtomicBool::new(false),
+            rate: AtomicU64::new(0),
+            cut_every: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
             sockets: Mutex::default(),
         });
         let line =
@@ -79,9 +88,18 @@ impl Line {
 
     /// Ends all connections. New ones can be made at once.
     pub(crate) fn cut(&self) {
-        for socket in self.state.sockets.lock().unwrap().drain(..) {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
+        self.state.cut();
+    }
+
+    /// Lets so many bytes a second through each way; 0: as many as come.
+    pub(crate) fn set_rate(&self, bytes: u64) {
+        self.state.rate.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Ends all connections whenever so many bytes more have passed; 0: never.
+    pub(crate) fn cut_every(&self, bytes: u64) {
+        self.state.passed.store(0, Ordering::SeqCst);
+        self.state.cut_every.store(bytes, Ordering::SeqCst);
     }
 
     /// Whether new connections end at once.
@@ -100,11 +118,32 @@ impl Line {
     }
 }
 
+impl State {
+    fn cut(&self) {
+        for socket in self.sockets.lock().unwrap().drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
 fn carry(mut from: TcpStream, mut to: TcpStream, state: &State) {
     let _ = to.set_nodelay(true);
     let mut buffer = vec![0; 64 << 10];
-    while let Ok(count @ 1..) = from.read(&mut buffer) {
+    loop {
+        let rate = state.rate.load(Ordering::SeqCst);
+        let room = if rate == 0 { buffer.len() } else { (rate as usize / 10).clamp(1, buffer.len()) };
+        let Ok(count @ 1..) = from.read(&mut buffer[..room]) else { break };
+        if rate > 0 {
+            thread::sleep(Duration::from_secs_f64(count as f64 / rate as f64));
+        }
         state.bytes.fetch_add(count as u64, Ordering::SeqCst);
+        let cut_every = state.cut_every.load(Ordering::SeqCst);
+        if cut_every > 0 && state.passed.fetch_add(count as u64, Ordering::SeqCst) + count as u64 >= cut_every
+        {
+            state.passed.store(0, Ordering::SeqCst);
+            state.cut();
+            break;
+        }
         if state.is_black.load(Ordering::SeqCst) {
             continue;
         }
@@ -154,6 +193,19 @@ impl<'w> Vm<'w> {
         let watcher = Watcher::of(self.world, way.near(), command);
         watcher.event("ready");
         watcher
+    }
+
+    /// `ksync` once over the line, not started yet.
+    pub(crate) fn sync(&self, way: Way, options: &[&str]) -> Command {
+        let far = |name: &str| format!(":{}", self.world.path(name).display());
+        let (source, destination) = match way {
+            Way::Down => (far("src"), "dst".to_owned()),
+            _ => ("src".to_owned(), far("dst")),
+        };
+        let mut command = self.world.ksync(["--setup", "vm.json"]);
+        command.args(options).args([source, destination]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
     }
 
     /// The one agent that runs in it.

@@ -120,6 +120,7 @@ fn message() -> Union<BoxedStrategy<Message>> {
             .boxed(),
         Just(Message::Forgotten).boxed(),
         Just(Message::Rescan).boxed(),
+        any::<bool>().prop_map(|is_active| Message::Heartbeat { is_active }).boxed(),
         vec((vec(any::<u8>(), 0..4), any::<bool>()), 0..4)
             .prop_map(|parts| parts.into_iter().map(|(path, deep)| Part { path, deep }).collect())
             .prop_map(Message::Scope)

@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use crate::exchange::lanes::Lane;
+use crate::exchange::liveness::Liveness;
 use crate::wire::lanes::{Announcement, SegmentError, read_segment};
 
 /// Most bytes that are held of one lane while another brings what comes before them. As much as OpenSSH's window:
@@ -23,6 +24,8 @@ struct Shared {
     state: Mutex<State>,
     /// A segment is there, or none will come.
     arrived: Condvar,
+    /// What comes on a lane is a sign of life, whether its turn has come or not.
+    liveness: Arc<Liveness>,
 }
 
 struct State {
@@ -127,6 +130,15 @@ impl Merged {
     /// Reads from `main` and from the lanes that join it, as many as were announced.
     #[must_use]
     pub fn new(main: Lane, announcement: Announcement) -> (Self, Joining) {
+        Self::listening(main, announcement, &Arc::default())
+    }
+
+    /// The same, noting what comes on the lanes that join.
+    pub(in crate::exchange) fn listening(
+        main: Lane,
+        announcement: Announcement,
+        liveness: &Arc<Liveness>,
+    ) -> (Self, Joining) {
         let state = State {
             turn: 0,
             lanes: Vec::new(),
@@ -135,9 +147,10 @@ impl Merged {
             nonsense: None,
             abandoned: false,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Condvar::new() });
+        let liveness = Arc::clone(liveness);
+        let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Condvar::new(), liveness });
         let joining = Joining(Arc::clone(&shared));
-        joining.add(main);
+        joining.begin(main);
         (Self { shared, current: io::Cursor::default() }, joining)
     }
 
@@ -189,6 +202,11 @@ impl Joining {
     /// Adds a lane; `false` where there are as many as were announced, or nobody reads any more. Its thread is
     /// left behind, waiting for it, when the run ends before the lane does.
     pub fn add(&self, lane: Lane) -> bool {
+        self.begin(self.0.liveness.listen(lane))
+    }
+
+    /// The same with a lane that is listened to already.
+    fn begin(&self, lane: Lane) -> bool {
         let mut state = self.0.lock();
         if state.lanes.len() >= state.lanes_max || state.abandoned {
             return false;

@@ -1,0 +1,135 @@
+//! What waits for the writer: a few messages, in order.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::wire::message::Message;
+
+/// Most messages that wait: with a megabyte of content in each, what keeps a writer busy while the next one is read.
+const MESSAGES_MAX: usize = 4;
+
+/// A message, and whether another one follows at once. Each packet costs both sides and all that lies between them, and
+/// where a relay has Nagle's algorithm on, a second one waits up to 40 ms until the first is acknowledged.
+pub(super) type Outgoing = (Message, bool);
+
+/// A queue with one reader, which either end can close.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    state: Mutex<State>,
+    /// A message was put in, or none will follow.
+    filled: Condvar,
+    /// A message was taken, or nobody takes any more.
+    taken: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    messages: VecDeque<Outgoing>,
+    /// No message is put in any more.
+    ended: bool,
+}
+
+/// What a writer finds.
+#[derive(Debug)]
+pub(super) enum Taken {
+    Message(Outgoing),
+    /// Nothing, for as long as it was to wait.
+    Late,
+    /// Nothing, and nothing will follow.
+    End,
+}
+
+impl Outbox {
+    /// Puts in a message, when there is room; `false` where nobody will take it.
+    pub(super) fn put(&self, message: Message, follows: bool) -> bool {
+        let mut state = self.lock();
+        while state.messages.len() >= MESSAGES_MAX && !state.ended {
+            state = self.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if !state.ended {
+            state.messages.push_back((message, follows));
+            self.filled.notify_one();
+        }
+        !state.ended
+    }
+
+    /// Waits for the next message, but no longer than `patience` if there is one.
+    pub(super) fn take(&self, patience: Option<Duration>) -> Taken {
+        let waiting = |state: &mut State| state.messages.is_empty() && !state.ended;
+        let state = self.lock();
+        let mut state = match patience {
+            Some(patience) => self
+                .filled
+                .wait_timeout_while(state, patience, waiting)
+                .map_or_else(|error| error.into_inner().0, |(state, _)| state),
+            None => self.filled.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner),
+        };
+        match state.messages.pop_front() {
+            Some(message) => {
+                self.taken.notify_all();
+                Taken::Message(message)
+            }
+            None if state.ended => Taken::End,
+            None => Taken::Late,
+        }
+    }
+
+    /// The next message, if one is there.
+    pub(super) fn try_take(&self) -> Option<Outgoing> {
+        let message = self.lock().messages.pop_front();
+        self.taken.notify_all();
+        message
+    }
+
+    /// Says that no message follows. Those that wait are still taken.
+    pub(super) fn end(&self) {
+        self.lock().ended = true;
+        self.filled.notify_all();
+        self.taken.notify_all();
+    }
+
+    /// Says that nothing is taken any more.
+    pub(super) fn abandon(&self) {
+        self.lock().messages.clear();
+        self.end();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that holds the lock can panic half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_box_waits_until_something_is_taken_or_nobody_takes_any_more() {
+        let outbox = Outbox::default();
+        assert!((0..MESSAGES_MAX).all(|_| outbox.put(Message::Rescan, false)));
+        std::thread::scope(|scope| {
+            let putting = scope.spawn(|| outbox.put(Message::Forgotten, true));
+            assert!(matches!(outbox.take(None), Taken::Message((Message::Rescan, false))));
+            assert!(putting.join().unwrap());
+            let putting = scope.spawn(|| outbox.put(Message::Forgotten, true));
+            outbox.abandon();
+            assert!(!putting.join().unwrap());
+        });
+        assert!(matches!(outbox.take(None), Taken::End));
+    }
+
+    #[test]
+    fn what_waits_is_taken_after_the_end() {
+        let outbox = Outbox::default();
+        assert!(matches!(outbox.take(Some(Duration::from_millis(1))), Taken::Late));
+        assert!(outbox.put(Message::Rescan, false));
+        outbox.end();
+        assert!(!outbox.put(Message::Rescan, false));
+        assert!(matches!(outbox.take(None), Taken::Message(_)));
+        assert!(
+            matches!(outbox.take(Some(Duration::from_secs(60))), Taken::End) && outbox.try_take().is_none()
+        );
+    }
+}

@@ -1,0 +1,51 @@
+//! A peer that says its hello and then nothing, or next to nothing.
+
+use std::time::{Duration, Instant};
+
+use crate::impostor::Impostor;
+use crate::wire::{Kind, Wire, agent_hello, offer};
+use crate::world::World;
+
+const HEARTBEAT: u8 = 24;
+
+#[test]
+fn a_peer_that_does_not_go_on_is_given_up_in_time() {
+    let second = Duration::from_secs(1);
+    let offered = [agent_hello(1), offer(&[(b"a", Kind::File(9))])].concat();
+    let large_frame = [agent_hello(1), (1u32 << 20).to_le_bytes().to_vec()].concat();
+    let beat = Wire::of(HEARTBEAT).raw(&[0]).frame();
+    for (what, script, drip, pause) in [
+        ("silent after the hello", agent_hello(1), vec![], Duration::MAX),
+        ("silent after its offer", offered.clone(), vec![], Duration::MAX),
+        ("a byte a second", large_frame, vec![0], second),
+        ("nothing but heartbeats", agent_hello(1), beat.clone(), second / 2),
+        ("nothing but heartbeats after its offer", offered, beat, second / 2),
+    ] {
+        let world = World::new();
+        let impostor = Impostor::dripping(&world, script, drip, pause);
+        let begun = Instant::now();
+        let run = impostor.download_with(&world, &["--timeout", "2", "--retries", "0"]).fails(30);
+        let elapsed = begun.elapsed();
+        assert!(elapsed >= 2 * second && elapsed < 7 * second, "{what}: {elapsed:?}");
+        assert!(run.stderr.contains(" for 2 s\n  hint: "), "{what}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn a_peer_that_is_at_work_is_waited_for() {
+    let world = World::new();
+    let working = Wire::of(HEARTBEAT).raw(&[1]).frame();
+    // Silent for longer than it may be, but for heartbeats.
+    let impostor = Impostor::dripping(&world, agent_hello(1), working, Duration::from_millis(500));
+    let begun = Instant::now();
+    let mut child = {
+        let mut command = world.ksync(impostor.arguments(&["--timeout", "1", "--retries", "0"]));
+        command.stdin(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().expect("start")
+    };
+    while begun.elapsed() < Duration::from_secs(5) {
+        assert!(child.try_wait().expect("wait").is_none(), "it was given up after {:?}", begun.elapsed());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    child.kill().expect("kill");
+    child.wait().expect("wait");
+}
