@@ -11,6 +11,7 @@ mod local;
 mod memory;
 mod meter;
 mod remote;
+mod retry;
 mod stand_in;
 mod target;
 mod visit;
@@ -61,6 +62,8 @@ pub struct Way {
     pub connect_timeout: Duration,
     /// How long the other side may be silent.
     pub timeout: Duration,
+    /// How often a connection that is lost once it has worked is made again without anything coming of it.
+    pub retries: u32,
     /// How many channels may carry an upload; `None`: as many as the round trip is worth.
     pub connections: Option<usize>,
     /// The platform's API; without it only sessions that were used before can be reached.
@@ -80,6 +83,7 @@ impl Default for Way {
             host_key: None,
             connect_timeout: Duration::from_secs(30),
             timeout: Duration::from_secs(60),
+            retries: 5,
             connections: None,
             api: None,
             session: None,
@@ -103,10 +107,35 @@ pub struct Report {
     pub agent_installed_bytes: u64,
     /// Round trips until the other side could answer; 0 where there is no other machine.
     pub connect_round_trips: u32,
+    /// How often the connection was lost and made again. What was done before that is in the destination, and in the
+    /// summary only as content that travelled.
+    pub retries: u32,
     /// Whether nothing was changed.
     pub dry_run: bool,
     /// How the command ended that ran afterwards, if one did: its exit status.
     pub command_status: Option<u32>,
+}
+
+impl Report {
+    /// Whether the destination is another than before, as far as is known.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        let tally = &self.summary.tally;
+        tally.has_changed() || (self.retries > 0 && tally.sent_bytes > 0)
+    }
+
+    /// Of attempts that were lost, and then of one that came to its end.
+    fn and(mut self, last: Self) -> Self {
+        add(&mut self.summary, last.summary);
+        Self {
+            summary: self.summary,
+            wire_up_bytes: self.wire_up_bytes + last.wire_up_bytes,
+            wire_down_bytes: self.wire_down_bytes + last.wire_down_bytes,
+            agent_installed_bytes: self.agent_installed_bytes + last.agent_installed_bytes,
+            retries: self.retries,
+            ..last
+        }
+    }
 }
 
 /// Who looks on while a job runs.
@@ -157,19 +186,24 @@ pub async fn run_and_then(
             then(repeat(monitor, round).await, after, None, &listener).await?
         }
         (Endpoint::Local(path), remote) => {
-            let session = remote::Session::new(remote, &job.way);
             let key = memory::key(job, Role::Sender, path);
-            let round = async |monitor| session.upload(path, remote.path(), options, key, monitor).await;
-            let result = repeat(monitor, round).await;
+            let round = async |session: &remote::Session<'_>, monitor| {
+                session.upload(path, remote.path(), options, key, monitor).await
+            };
+            let (session, result) =
+                retry::over_connections(remote, &job.way, monitor, &listener, round).await;
             let result = then(result, after, Some(&session), &listener).await;
             session.close().await;
             result?
         }
         (remote, Endpoint::Local(path)) => {
-            let session = remote::Session::new(remote, &job.way);
             let key = memory::key(job, Role::Receiver, path);
-            let round = async |monitor| session.download(remote.path(), path, options, key, monitor).await;
-            let result = then(repeat(monitor, round).await, after, None, &listener).await;
+            let round = async |session: &remote::Session<'_>, monitor| {
+                session.download(remote.path(), path, options, key, monitor).await
+            };
+            let (session, result) =
+                retry::over_connections(remote, &job.way, monitor, &listener, round).await;
+            let result = then(result, after, None, &listener).await;
             session.close().await;
             result?
         }
@@ -188,7 +222,7 @@ async fn then(
     listener: &Listener,
 ) -> Result<Report, SyncError> {
     let mut report = result?;
-    if let Some(after) = after.filter(|_| report.summary.tally.has_changed()) {
+    if let Some(after) = after.filter(|_| report.has_changed()) {
         report.command_status = Some(after.run(session, listener).await?);
     }
     Ok(report)

@@ -37,6 +37,8 @@ pub(super) struct Session<'a> {
     endpoint: &'a Endpoint,
     way: &'a Way,
     connected: OnceCell<Connected>,
+    up_bytes: Count,
+    down_bytes: Count,
 }
 
 /// A connection, and what is behind it.
@@ -67,7 +69,13 @@ pub(super) struct Rounds<F> {
 impl<'a> Session<'a> {
     /// A session with the machine of `endpoint`.
     pub(super) fn new(endpoint: &'a Endpoint, way: &'a Way) -> Self {
-        Self { endpoint, way, connected: OnceCell::new() }
+        let (up_bytes, down_bytes) = Default::default();
+        Self { endpoint, way, connected: OnceCell::new(), up_bytes, down_bytes }
+    }
+
+    /// Bytes to and from the other side so far.
+    pub(super) fn traffic(&self) -> (u64, u64) {
+        (self.up_bytes.bytes(), self.down_bytes.bytes())
     }
 
     async fn connect(&self, monitor: &Watcher) -> Result<Connected, SyncError> {
@@ -245,7 +253,8 @@ impl<'a> Session<'a> {
     ) -> Result<Round, SyncError> {
         let order = Order { timeout_ms: millis(self.way.timeout), ..order };
         let (agent, waiting) = Agent::waiting();
-        let (up_bytes, down_bytes) = (Count::default(), Count::default());
+        let (up_bytes, down_bytes) = (self.up_bytes.clone(), self.down_bytes.clone());
+        let before = self.traffic();
         let (reader, mut writer) = (down_bytes.meter(agent.reader), up_bytes.meter(agent.writer));
         // Also for a download: which way much goes is seen where it is written.
         let (asking, opening) = lanes::pair(up_bytes.clone());
@@ -281,8 +290,8 @@ impl<'a> Session<'a> {
         };
         Ok(Round {
             summary,
-            wire_up_bytes: up_bytes.bytes(),
-            wire_down_bytes: down_bytes.bytes(),
+            wire_up_bytes: up_bytes.bytes() - before.0,
+            wire_down_bytes: down_bytes.bytes() - before.1,
             connect_round_trips: self
                 .connected
                 .get()

@@ -3,7 +3,7 @@
 //! An upload watches here, over one connection after the other; a download lets the agent watch. When a connection is
 //! lost, another is made, and its first round looks at everything: nothing that happened meanwhile is missed.
 
-mod backoff;
+pub(super) mod backoff;
 mod command;
 mod control;
 mod flush;
@@ -41,7 +41,7 @@ pub struct Live {
 pub enum News<'a> {
     /// A round is over. The first one of all makes the destination a copy; the next ones keep it one.
     Round(&'a Round),
-    /// The connection is lost, and another one is made after so long.
+    /// The connection is lost, and another one is made after so long; also in a run that ends.
     Lost {
         /// Why.
         error: &'a SyncError,

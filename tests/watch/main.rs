@@ -26,6 +26,7 @@ mod limits;
 mod link;
 mod live;
 mod random;
+mod retried;
 mod silence;
 mod told;
 mod torn;

@@ -276,6 +276,9 @@ pub(crate) struct WayArgs {
     /// Give up when nothing comes for so long: 60, with --watch 30; 0 is never
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u64>,
+    /// Connect again so often, if a connection that worked is lost and nothing comes of it; 0 is never
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) retries: u32,
     /// Give up connecting after so long; 0 is never
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) contimeout: u64,

@@ -9,7 +9,7 @@ use ksync::exchange::chain;
 use ksync::exchange::rounds::Round;
 use ksync::monitor::{Event, Monitor, Preparation, Warning};
 use ksync::sync::watch::{News, Said};
-use ksync::sync::{Job, Report};
+use ksync::sync::{Job, Report, SyncError};
 
 use crate::list::{self, visible};
 use crate::report;
@@ -203,8 +203,7 @@ impl View for LiveScreen {
                 state.is_doing("watching");
             }
             News::Lost { error, wait } => {
-                let cause = visible(&chain(error));
-                state.print(&format!("ksync: {cause}; trying again in {}", span(wait)), out::note);
+                state.print(&lost(error, wait), out::note);
                 state.is_doing("reconnecting");
             }
             News::Command(said) => {
@@ -216,6 +215,11 @@ impl View for LiveScreen {
             }
         }
     }
+}
+
+/// The line for a connection that is lost and made again.
+pub(crate) fn lost(error: &SyncError, wait: Duration) -> String {
+    format!("ksync: {}; trying again in {}", visible(&chain(error)), span(wait))
 }
 
 /// The line for what a command said, and where it goes.

@@ -280,6 +280,7 @@ fn way(args: WayArgs) -> Result<Way, Complaint> {
         host_key: args.host_key,
         connect_timeout: seconds(args.contimeout),
         timeout: seconds(args.timeout.unwrap_or(TIMEOUT_SECONDS)),
+        retries: args.retries,
         connections: args.connections.map(usize::from),
         api,
         session: variable("KSYNC_SESSION"),

@@ -214,10 +214,23 @@ impl View for Screen {
     }
 
     fn news(&self, news: News<'_>) {
-        if let News::Command(said) = news
-            && let (Some(line), print) = live::command(&said)
-        {
-            print(&line);
+        match news {
+            News::Command(said) => {
+                if let (Some(line), print) = live::command(&said) {
+                    print(&line);
+                }
+            }
+            News::Lost { error, wait } => {
+                let mut state = self.state();
+                let line = live::lost(error, wait);
+                match &state.bar {
+                    Some(bar) => bar.suspend(|| out::note(&line)),
+                    None => out::note(&line),
+                }
+                // What is still missing is planned anew.
+                (state.progress, state.pace) = Default::default();
+            }
+            News::Round(_) => {}
         }
     }
 }

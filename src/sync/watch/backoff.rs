@@ -10,7 +10,7 @@ const MOST: Duration = Duration::from_secs(30);
 /// Doubles from a quarter of a second to half a minute, each taken at three quarters to five quarters of it: clients
 /// that were cut off together do not come back together.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub(in crate::sync) struct Backoff {
     wait: Duration,
     random: fn() -> u64,
 }
@@ -24,7 +24,7 @@ impl Default for Backoff {
 
 impl Backoff {
     /// How long to wait now.
-    pub(super) fn next(&mut self) -> Duration {
+    pub(in crate::sync) fn next(&mut self) -> Duration {
         let share = (self.random)() as f64 / u64::MAX as f64;
         let wait = self.wait.mul_f64(0.75 + share / 2.0);
         self.wait = MOST.min(self.wait * 2);

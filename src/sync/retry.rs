@@ -1,0 +1,266 @@
+//! Retries: a run whose connection breaks goes on over another one.
+//!
+//! What arrived is staged or in place, so the next connection carries the rest. Only a connection that has worked is
+//! made again: where nothing was reached yet, whoever waits wants to know at once.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::engine::PROBLEMS_MAX;
+use crate::monitor::{Event, Monitor, Preparation, Warning};
+use crate::remote::ErrorKind;
+use crate::sync::remote::Session;
+use crate::sync::watch::backoff::Backoff;
+use crate::sync::watch::{Listener, News};
+use crate::sync::{Endpoint, Report, Round, SyncError, Watcher, Way, repeat};
+use crate::wire::message::AbortKind;
+
+/// An agent that said more than its hello and a heartbeat was at work.
+const SAID_BYTES_MIN: u64 = 24;
+
+/// Runs rounds with the machine of `remote`, over as many connections as it takes. The last one stays open.
+pub(super) async fn over_connections<'a>(
+    remote: &'a Endpoint,
+    way: &'a Way,
+    monitor: Watcher,
+    listener: &Listener,
+    round: impl AsyncFn(&Session<'a>, Watcher) -> Result<Round, SyncError>,
+) -> (Session<'a>, Result<Report, SyncError>) {
+    let told = Arc::new(Told::new(monitor));
+    let (mut attempts, mut backoff) = (Attempts::new(way.retries), Backoff::default());
+    let (mut lost, mut last_loss) = (Report::default(), None);
+    loop {
+        let session = Session::new(remote, way);
+        told.begin();
+        let result =
+            repeat(Arc::clone(&told) as Watcher, async |monitor| round(&session, monitor).await).await;
+        let error = match result {
+            Ok(report) => return (session, Ok(lost.and(report))),
+            Err(error) => error,
+        };
+        let (up_bytes, down_bytes) = session.traffic();
+        let went = Went {
+            has_worked: down_bytes >= SAID_BYTES_MIN,
+            moved_bytes: told.moved_bytes(),
+            left_bytes: told.left_bytes(),
+        };
+        match attempts.failed(&error, went) {
+            Verdict::Again => {}
+            Verdict::End => return (session, Err(error)),
+            // That the lost agent still has the destination says less than why it was lost.
+            Verdict::EndAsLost => return (session, Err(last_loss.unwrap_or(error))),
+        }
+        if went.moved_bytes > 0 {
+            backoff = Backoff::default();
+        }
+        session.close().await;
+        lost.summary.tally.sent_bytes += went.moved_bytes;
+        lost.wire_up_bytes += up_bytes;
+        lost.wire_down_bytes += down_bytes;
+        lost.retries += 1;
+        let wait = backoff.next();
+        listener(News::Lost { error: &error, wait });
+        if is_loss(&error) {
+            last_loss = Some(error);
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// What an attempt did before its connection was lost.
+#[derive(Debug, Clone, Copy, Default)]
+struct Went {
+    /// The agent was at work.
+    has_worked: bool,
+    /// Content that travelled.
+    moved_bytes: u64,
+    /// Content that was missing when it began, as far as that was known.
+    left_bytes: u64,
+}
+
+/// Counts attempts that came to nothing.
+#[derive(Debug)]
+struct Attempts {
+    max: u32,
+    futile: u32,
+    has_worked: bool,
+    /// The least content that an attempt found missing.
+    left_bytes: u64,
+    was_lost: bool,
+}
+
+/// What becomes of a run after an attempt that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Again,
+    /// It ends with the error.
+    End,
+    /// It ends with why the connection was lost before.
+    EndAsLost,
+}
+
+impl Attempts {
+    fn new(max: u32) -> Self {
+        Self { max, futile: 0, has_worked: false, left_bytes: u64::MAX, was_lost: false }
+    }
+
+    /// An attempt failed.
+    fn failed(&mut self, error: &SyncError, went: Went) -> Verdict {
+        self.has_worked |= went.has_worked;
+        // What was sent is not what arrived: that there is less to do counts.
+        if went.moved_bytes > 0 && went.left_bytes < self.left_bytes {
+            self.left_bytes = went.left_bytes;
+            self.futile = 0;
+        }
+        let is_loss = is_loss(error);
+        if self.has_worked && self.futile < self.max && (is_loss || self.may_pass(error)) {
+            self.futile += 1;
+            self.was_lost = true;
+            return Verdict::Again;
+        }
+        let is_busy = matches!(error, SyncError::Run(failure) if failure.kind == AbortKind::Busy);
+        if is_busy && self.was_lost { Verdict::EndAsLost } else { Verdict::End }
+    }
+
+    /// Whether what keeps an attempt after the first from beginning may be over soon.
+    fn may_pass(&self, error: &SyncError) -> bool {
+        self.was_lost
+            && match error {
+                SyncError::Remote(error) => error.kind() == ErrorKind::ConnectTimeout,
+                // The agent whose connection was lost may not know it yet.
+                SyncError::Run(failure) => failure.kind == AbortKind::Busy,
+                SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),
+                SyncError::NoWayIn { .. } => true,
+                _ => false,
+            }
+    }
+}
+
+/// Whether it is the connection that was lost.
+fn is_loss(error: &SyncError) -> bool {
+    match error {
+        SyncError::Remote(error) => matches!(error.kind(), ErrorKind::Socket | ErrorKind::Timeout),
+        SyncError::Run(failure) => matches!(failure.kind, AbortKind::Connection | AbortKind::Timeout),
+        _ => false,
+    }
+}
+
+/// Passes events on, a problem once for all attempts, and keeps count of what moved.
+struct Told {
+    monitor: Watcher,
+    moved_bytes: AtomicU64,
+    left_bytes: AtomicU64,
+    problems: Mutex<HashSet<Vec<u8>>>,
+}
+
+impl Told {
+    fn new(monitor: Watcher) -> Self {
+        Self {
+            monitor,
+            moved_bytes: AtomicU64::new(0),
+            left_bytes: AtomicU64::new(0),
+            problems: Mutex::default(),
+        }
+    }
+
+    /// Another attempt begins.
+    fn begin(&self) {
+        self.moved_bytes.store(0, Ordering::Relaxed);
+        self.left_bytes.store(0, Ordering::Relaxed);
+    }
+
+    fn moved_bytes(&self) -> u64 {
+        self.moved_bytes.load(Ordering::Relaxed)
+    }
+
+    fn left_bytes(&self) -> u64 {
+        self.left_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Monitor for Told {
+    fn observe(&self, event: Event) {
+        match &event {
+            Event::Moved { bytes } => {
+                self.moved_bytes.fetch_add(*bytes, Ordering::Relaxed);
+            }
+            Event::Planned { bytes, .. } => {
+                self.left_bytes.fetch_add(*bytes, Ordering::Relaxed);
+            }
+            Event::Matched { bytes } => {
+                let less = |left: u64| Some(left.saturating_sub(*bytes));
+                let _ = self.left_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+            }
+            Event::Problem(problem) => {
+                let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+                if problems.len() < PROBLEMS_MAX && !problems.insert(problem.path.clone()) {
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.monitor.observe(event);
+    }
+
+    fn prepare(&self, preparation: Preparation) {
+        self.monitor.prepare(preparation);
+    }
+
+    fn warn(&self, warning: Warning) {
+        self.monitor.warn(warning);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Failure;
+
+    fn run(kind: AbortKind) -> SyncError {
+        SyncError::Run(Failure { kind, by_peer: false, text: String::new() })
+    }
+
+    fn went(moved_bytes: u64, left_bytes: u64) -> Went {
+        Went { has_worked: true, moved_bytes, left_bytes }
+    }
+
+    #[test]
+    fn a_connection_that_never_worked_is_not_made_again() {
+        let error = run(AbortKind::Connection);
+        assert_eq!(Attempts::new(5).failed(&error, Went::default()), Verdict::End);
+        assert_eq!(Attempts::new(0).failed(&error, went(9, 9)), Verdict::End);
+    }
+
+    #[test]
+    fn attempts_that_come_to_nothing_are_counted_anew_after_one_that_did_not() {
+        let mut attempts = Attempts::new(2);
+        let verdicts = [(5, 100), (0, 0), (5, 90), (5, 90), (5, 90)]
+            .map(|(moved, left)| attempts.failed(&run(AbortKind::Timeout), went(moved, left)));
+        assert_eq!(verdicts, [Verdict::Again, Verdict::Again, Verdict::Again, Verdict::Again, Verdict::End]);
+    }
+
+    #[test]
+    fn what_is_not_the_connections_fault_ends_it() {
+        for (kind, first, later) in [
+            (AbortKind::Connection, Verdict::Again, Verdict::Again),
+            (AbortKind::Timeout, Verdict::Again, Verdict::Again),
+            (AbortKind::Busy, Verdict::End, Verdict::Again),
+            (AbortKind::Storage, Verdict::End, Verdict::End),
+            (AbortKind::Protocol, Verdict::End, Verdict::End),
+            (AbortKind::Destination, Verdict::End, Verdict::End),
+        ] {
+            assert_eq!(Attempts::new(5).failed(&run(kind), went(1, 1)), first, "{kind:?}");
+            let mut attempts = Attempts::new(5);
+            assert_eq!(attempts.failed(&run(AbortKind::Connection), went(1, 1)), Verdict::Again);
+            assert_eq!(attempts.failed(&run(kind), went(0, 0)), later, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn at_the_end_the_loss_is_told_rather_than_that_the_lost_agent_is_still_there() {
+        let mut attempts = Attempts::new(1);
+        assert_eq!(attempts.failed(&run(AbortKind::Timeout), went(1, 1)), Verdict::Again);
+        assert_eq!(attempts.failed(&run(AbortKind::Busy), went(0, 0)), Verdict::EndAsLost);
+    }
+}

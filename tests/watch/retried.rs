@@ -1,0 +1,76 @@
+//! A run over a line that breaks again and again.
+
+use std::time::{Duration, Instant};
+
+use crate::vm::Vm;
+use crate::watcher::Way;
+use crate::world::{Run, World, noise, wait_for};
+
+const REMOTE: [Way; 2] = [Way::Up, Way::Down];
+
+#[test]
+fn a_large_file_gets_through_a_line_that_is_cut_again_and_again() {
+    const SIZE: usize = 64 << 20;
+    for way in REMOTE {
+        let world = World::new();
+        world.tree("src").file("large", noise(6, SIZE));
+        let vm = Vm::start(&world);
+        world.tree("dst").file("small", "text");
+        // The agent is put there first.
+        Run::end_of(vm.sync(way, &["--dry-run"]).spawn().expect("start")).ok();
+        let before = vm.line.bytes();
+        vm.line.cut_every(5 << 20);
+        let run = Run::end_of(vm.sync(way, &["--delete", "--json"]).spawn().expect("start")).ok();
+        let (bytes, retries) = (vm.line.bytes() - before, run.stdout.matches("\"event\":\"retry\"").count());
+        assert!(retries >= 10, "{way:?}: {retries}");
+        // What was under way at a cut is sent again.
+        let again = bytes.saturating_sub(SIZE as u64);
+        assert!(
+            again < SIZE as u64 / 4,
+            "{way:?}: {again} bytes more than the file has, with {retries} retries"
+        );
+        world.assert_same("src", "dst");
+    }
+}
+
+#[test]
+fn many_small_files_get_through_a_line_that_is_cut_again_and_again() {
+    for way in REMOTE {
+        let world = World::new();
+        for number in 0..1500 {
+            world.tree("src").file(format!("d{}/{number}", number % 7), noise(number, 8000));
+        }
+        let vm = Vm::start(&world);
+        vm.line.cut_every(3 << 20);
+        let run = Run::end_of(vm.sync(way, &[]).spawn().expect("start")).ok();
+        assert!(run.stderr.contains("; trying again in "), "{}", run.stderr);
+        world.assert_same("src", "dst");
+    }
+}
+
+#[test]
+fn a_line_that_stays_down_is_tried_as_often_as_was_asked_for() {
+    for (retries, expected) in [("0", 0), ("2", 2)] {
+        let world = World::new();
+        world.tree("src").file("large", noise(7, 24 << 20));
+        let vm = Vm::start(&world);
+        vm.line.set_rate(4 << 20);
+        let child = vm.sync(Way::Up, &["--retries", retries]).spawn().expect("start");
+        wait_for("content", || (vm.line.bytes() > 4 << 20).then_some(()));
+        vm.line.set_down(true);
+        let begun = Instant::now();
+        let run = Run::end_of(child).fails(10);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        assert_eq!(run.stderr.matches("; trying again in ").count(), expected, "{}", run.stderr);
+    }
+}
+
+#[test]
+fn a_line_that_never_worked_is_not_tried_again() {
+    let world = World::new();
+    world.tree("src").file("a", "text");
+    let vm = Vm::start(&world);
+    vm.line.set_down(true);
+    let run = Run::end_of(vm.sync(Way::Up, &[]).spawn().expect("start"));
+    assert!(!run.status.success() && !run.stderr.contains("trying again"), "{}", run.stderr);
+}
