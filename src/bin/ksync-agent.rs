@@ -72,7 +72,8 @@ fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true };
     let timeouts = Timeouts::of_agent(Duration::from_millis(timeout_ms.into()));
-    let incoming = Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)), timeouts };
+    let incoming =
+        Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)), timeouts, carried: None };
     if let Some(watching) = watch {
         let link = Link::new(incoming, writer, false, compress);
         let failure = match role {

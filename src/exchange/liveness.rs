@@ -6,12 +6,13 @@
 //! the writer's thread, so a peer that waits for a slow disk beats too; the message says whether its sender is at work.
 //!
 //! A peer counts as alive when
-//! - a message arrived from it, or 4 KiB more of one, on whichever lane;
+//! - a message arrived from it, or 4 KiB more of one, on whichever lane, or 16 KiB of whatever its connection carries;
 //! - it beats and is at work, or took in something of ours since its last heartbeat;
 //! - it beats and this side waits for nothing: it has works of its own under way, or rests between two rounds;
 //! - this side does not read, because its engine has not taken what arrived.
 //!
-//! A peer that beats and neither works nor takes anything in while this side waits for it has as good as died.
+//! A peer that beats and neither works nor takes anything in while this side waits for it has as good as died; it has a
+//! minute at least, since on a slow link a packet of SSH, 32 KiB, takes a while to be complete.
 //!
 //! Time is counted in ticks while this process runs. While it is stopped or its machine sleeps no time passes, and after
 //! that the peer gets a moment: what it said meanwhile may wait to be read.
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::exchange::inbox::Inbox;
 use crate::exchange::lanes::Lane;
 use crate::exchange::outbox::Outbox;
+use crate::exchange::run::Carried;
 use crate::wire::message::AbortKind;
 
 /// Most time between two writes: what notices a paused VM within half a minute costs some 60 bytes in ten seconds.
@@ -41,6 +43,12 @@ const AGENT_SILENCE_MIN: Duration = Duration::from_secs(180);
 /// So much more of a message is a sign of life. A link that carries a byte a second is none; one with 56 kbit/s takes
 /// two minutes for a message of a megabyte.
 const PROGRESS_BYTES: usize = 4 << 10;
+
+/// The same of what a connection carries, where packets, their padding and keepalives are counted too.
+const CARRIED_BYTES: u64 = 16 << 10;
+
+/// How long at least a peer may beat without going on.
+const STALL_MIN: Duration = Duration::from_secs(60);
 
 /// How often the clock is looked at.
 const TICK_MAX: Duration = Duration::from_secs(2);
@@ -85,8 +93,8 @@ pub(super) struct Liveness {
     has_begun: AtomicBool,
     /// The peer showed life since the last tick.
     is_alive: AtomicBool,
-    /// The last heartbeat came from a peer that neither worked nor took anything in.
-    is_idle: AtomicBool,
+    /// The peer beat since then, whatever it said.
+    has_beaten: AtomicBool,
     /// Bytes of a message that is not complete.
     unfinished_bytes: AtomicUsize,
     /// Something other than heartbeats arrived since our own last heartbeat.
@@ -126,7 +134,7 @@ impl Liveness {
         let is_strict = self.timeouts.is_some_and(|timeouts| timeouts.is_strict);
         let waits =
             self.is_waiting.load(Relaxed) && self.works.load(Relaxed) == 0 && !self.is_resting.load(Relaxed);
-        self.is_idle.store(!is_active, Relaxed);
+        self.has_beaten.store(true, Relaxed);
         if is_active || !waits || !is_strict {
             self.is_alive.store(true, Relaxed);
         }
@@ -146,7 +154,6 @@ impl Liveness {
     }
 
     fn went_on(&self) {
-        self.is_idle.store(false, Relaxed);
         self.has_heard.store(true, Relaxed);
         self.is_alive.store(true, Relaxed);
     }
@@ -187,12 +194,21 @@ impl Liveness {
 
     /// Looks at the time until the link ends, or the peer has been silent for too long: then nothing is read or written
     /// any more.
-    pub(super) fn watch_over(self: &Arc<Self>, inbox: &Arc<Inbox>, outbox: &Arc<Outbox>) {
+    pub(super) fn watch_over(
+        self: &Arc<Self>,
+        inbox: &Arc<Inbox>,
+        outbox: &Arc<Outbox>,
+        carried: Option<Carried>,
+    ) {
         let Some(Timeouts { silence, .. }) = self.timeouts else { return };
         let (liveness, inbox, outbox) = (Arc::clone(self), Arc::clone(inbox), Arc::clone(outbox));
         thread::spawn(move || {
             let mut clock = Clock::new(silence);
-            while !clock.is_over() {
+            let mut carried = Carriage { bytes: carried, last: 0 };
+            let what = loop {
+                if let Some(what) = clock.is_over() {
+                    break what;
+                }
                 let (begun, wall) = (Instant::now(), SystemTime::now());
                 thread::sleep(clock.tick);
                 if liveness.has_ended.load(Relaxed) {
@@ -200,14 +216,18 @@ impl Liveness {
                 }
                 // Only the wall clock goes on while a machine sleeps.
                 let passed = begun.elapsed().max(wall.elapsed().unwrap_or_default());
-                clock.pass(passed, liveness.take_life());
-            }
-            let what = if liveness.is_idle.load(Relaxed) {
-                "the other side answers, but has not gone on"
-            } else {
-                "nothing was heard from the other side"
+                let is_alive = liveness.take_life();
+                let sign = match (
+                    carried.has_come(is_alive) || is_alive,
+                    liveness.has_beaten.swap(false, Relaxed),
+                ) {
+                    (true, _) => Sign::Life,
+                    (false, true) => Sign::Heartbeat,
+                    (false, false) => Sign::None,
+                };
+                clock.pass(passed, sign);
             };
-            inbox.close(AbortKind::Timeout, format!("{what} for {} s", silence.as_secs()));
+            inbox.close(AbortKind::Timeout, what);
             outbox.abandon();
         });
     }
@@ -219,32 +239,73 @@ impl Liveness {
     }
 }
 
-/// Counts how long a peer was silent.
+/// What a connection carries.
+struct Carriage {
+    bytes: Option<Carried>,
+    last: u64,
+}
+
+impl Carriage {
+    /// Whether enough came since the peer showed life last.
+    fn has_come(&mut self, is_alive: bool) -> bool {
+        let now = self.bytes.as_ref().map_or(0, |bytes| bytes());
+        let has_come = now.saturating_sub(self.last) >= CARRIED_BYTES;
+        if is_alive || has_come {
+            self.last = now;
+        }
+        has_come
+    }
+}
+
+/// What a peer gave within a tick.
+#[derive(Debug, Clone, Copy)]
+enum Sign {
+    Life,
+    /// Of a peer that does not go on.
+    Heartbeat,
+    None,
+}
+
+/// Counts how long a peer was silent, and how long it has not gone on.
 #[derive(Debug)]
 struct Clock {
     tick: Duration,
     silence_max: Duration,
     silence: Duration,
+    stall: Duration,
 }
 
 impl Clock {
     fn new(silence_max: Duration) -> Self {
-        Self { tick: TICK_MAX.min(silence_max / TICKS_PER_SILENCE), silence_max, silence: Duration::ZERO }
+        let tick = TICK_MAX.min(silence_max / TICKS_PER_SILENCE);
+        Self { tick, silence_max, silence: Duration::ZERO, stall: Duration::ZERO }
     }
 
-    /// A tick took so long, and the peer showed life in it or not.
-    fn pass(&mut self, passed: Duration, is_alive: bool) {
-        self.silence = if is_alive {
-            Duration::ZERO
-        } else if passed > self.tick + SUSPENDED {
-            self.silence_max.saturating_sub(WAKING_PATIENCE)
-        } else {
-            self.silence + passed
+    /// A tick took so long.
+    fn pass(&mut self, passed: Duration, sign: Sign) {
+        let was_suspended = passed > self.tick + SUSPENDED;
+        self.silence = match sign {
+            Sign::Life | Sign::Heartbeat => Duration::ZERO,
+            Sign::None if was_suspended => self.silence_max.saturating_sub(WAKING_PATIENCE),
+            Sign::None => self.silence + passed,
+        };
+        self.stall = match sign {
+            Sign::Life => Duration::ZERO,
+            Sign::Heartbeat | Sign::None if was_suspended => self.stall,
+            Sign::Heartbeat | Sign::None => self.stall + passed,
         };
     }
 
-    fn is_over(&self) -> bool {
-        self.silence >= self.silence_max
+    /// In what the peer has failed for too long, in words.
+    fn is_over(&self) -> Option<String> {
+        let stall_max = STALL_MIN.max(self.silence_max);
+        if self.silence >= self.silence_max {
+            Some(format!("nothing was heard from the other side for {} s", self.silence_max.as_secs()))
+        } else if self.stall >= stall_max {
+            Some(format!("the other side answers, but has not gone on for {} s", stall_max.as_secs()))
+        } else {
+            None
+        }
     }
 }
 
@@ -362,22 +423,53 @@ mod tests {
     #[test]
     fn silence_counts_only_while_this_process_runs() {
         let mut clock = Clock::new(30 * SECOND);
-        let mut pass = |seconds: u32, is_alive| {
-            clock.pass(seconds * SECOND, is_alive);
+        let mut pass = |seconds: u32, sign| {
+            clock.pass(seconds * SECOND, sign);
             clock.silence.as_secs()
         };
-        assert_eq!([pass(2, false), pass(2, false), pass(2, true), pass(3, false)], [2, 4, 0, 3]);
-        assert_eq!(pass(3600, true), 0, "what was said meanwhile was read first");
-        assert_eq!(pass(3600, false), 15);
-        assert_eq!([pass(2, false), pass(2, true)], [17, 0]);
-        assert!(!clock.is_over());
-        clock.pass(5 * SECOND, false);
-        clock.pass(25 * SECOND, false);
-        assert!(!clock.is_over(), "it was stopped meanwhile");
-        (0..8).for_each(|_| clock.pass(2 * SECOND, false));
-        assert!(clock.is_over());
+        let none = Sign::None;
+        assert_eq!([pass(2, none), pass(2, none), pass(2, Sign::Life), pass(3, none)], [2, 4, 0, 3]);
+        assert_eq!(pass(3600, Sign::Life), 0, "what was said meanwhile was read first");
+        assert_eq!(pass(3600, none), 15);
+        assert_eq!([pass(2, none), pass(2, Sign::Heartbeat)], [17, 0]);
+        assert_eq!(clock.is_over(), None);
+        clock.pass(5 * SECOND, none);
+        clock.pass(25 * SECOND, none);
+        assert_eq!(clock.is_over(), None, "it was stopped meanwhile");
+        (0..8).for_each(|_| clock.pass(2 * SECOND, none));
+        assert_eq!(clock.is_over().unwrap(), "nothing was heard from the other side for 30 s");
         let mut short = Clock::new(5 * SECOND);
-        short.pass(60 * SECOND, false);
+        short.pass(60 * SECOND, none);
         assert_eq!(short.silence, Duration::ZERO);
+    }
+
+    #[test]
+    fn who_beats_and_does_not_go_on_is_given_up_after_a_minute_or_more() {
+        for (silence, given_up) in [(2, 60), (30, 60), (100, 100)] {
+            let mut clock = Clock::new(silence * SECOND);
+            let mut seconds = 0;
+            while clock.is_over().is_none() {
+                clock.pass(SECOND, Sign::Heartbeat);
+                seconds += 1;
+            }
+            let text = format!("the other side answers, but has not gone on for {given_up} s");
+            assert_eq!((seconds, clock.is_over()), (given_up, Some(text)));
+        }
+    }
+
+    #[test]
+    fn what_a_connection_carries_counts_from_the_last_sign_of_life() {
+        let came = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&came);
+        let bytes: Carried = Box::new(move || counted.load(Relaxed) as u64);
+        let mut carriage = Carriage { bytes: Some(bytes), last: 0 };
+        let mut comes = |count, is_alive| {
+            came.fetch_add(count, Relaxed);
+            carriage.has_come(is_alive)
+        };
+        let enough = usize::try_from(CARRIED_BYTES).unwrap();
+        assert!(!comes(enough - 1, false) && comes(1, false) && !comes(0, false));
+        assert!(!comes(enough - 1, true) && !comes(enough - 1, false));
+        assert!(!Carriage { bytes: None, last: 0 }.has_come(false));
     }
 }

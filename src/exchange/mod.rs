@@ -25,7 +25,7 @@ mod source;
 
 pub use liveness::Timeouts;
 pub use receiving::Receiving;
-pub use run::{Asker, Incoming, Link, Perform, run, run_over};
+pub use run::{Asker, Carried, Incoming, Link, Perform, run, run_over};
 pub use sending::Sending;
 
 use std::time::{Duration, Instant};

@@ -65,12 +65,23 @@ pub struct Incoming {
     pub joiner: Option<Box<dyn JoinLanes>>,
     /// How long the peer may be silent; without any it may be for ever.
     pub timeouts: Option<Timeouts>,
+    /// Counts the bytes that came to below the streams, if somebody does.
+    pub carried: Option<Carried>,
 }
+
+/// Answers how many bytes came so far.
+pub type Carried = Box<dyn Fn() -> u64 + Send>;
 
 impl Incoming {
     /// On one.
     pub fn alone(reader: impl Read + Send + 'static) -> Self {
-        Self { main: Lane::new(reader), joiner: None, timeouts: None }
+        Self { main: Lane::new(reader), joiner: None, timeouts: None, carried: None }
+    }
+
+    /// The same, over something that counts what it carries.
+    #[must_use]
+    pub fn carried(self, bytes: impl Fn() -> u64 + Send + 'static) -> Self {
+        Self { carried: Some(Box::new(bytes)), ..self }
     }
 
     /// The same, from a peer that may be silent only for so long.
@@ -110,11 +121,12 @@ impl Link {
     /// Begins to read and to write.
     #[must_use]
     pub fn new(
-        incoming: Incoming,
+        mut incoming: Incoming,
         writer: impl Write + Send + 'static,
         expect_hello: bool,
         compress: bool,
     ) -> Self {
+        let carried = incoming.carried.take();
         let inbox = Arc::new(Inbox::default());
         let outbox = Arc::new(Outbox::default());
         let liveness = Liveness::new(incoming.timeouts, !expect_hello);
@@ -125,7 +137,7 @@ impl Link {
             let _leaving = WriterLeaves { inbox: &writing, outbox: &messages };
             guarded(&writing, || write_messages(writer, compress, &messages, &writing, &beating));
         });
-        liveness.watch_over(&inbox, &outbox);
+        liveness.watch_over(&inbox, &outbox, carried);
         Self { inbox, outbox, liveness }
     }
 

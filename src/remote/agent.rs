@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::{Buf, Bytes};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::remote::error::RemoteError;
+use crate::remote::error::{Fate, RemoteError};
 use crate::remote::pump::{self, Waiting};
 
 /// Largest write handed to SSH: its packet. Larger ones are cut there, and hold up others.
@@ -23,6 +23,20 @@ pub struct Agent {
     pub end: AgentEnd,
     /// Whether it had to be installed.
     pub installed: Installed,
+    /// What came over its connection.
+    pub heard: Heard,
+}
+
+/// Counts what came over a connection, whatever it belongs to: on a slow link a packet takes a while to be complete.
+#[derive(Debug, Clone, Default)]
+pub struct Heard(pub(super) Arc<OnceLock<Fate>>);
+
+impl Heard {
+    /// Bytes so far; none while there is no connection.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.get().map_or(0, Fate::heard_bytes)
+    }
 }
 
 impl Agent {

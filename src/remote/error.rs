@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -286,20 +287,23 @@ impl RemoteError {
 }
 
 /// Where whoever first learns why a connection ended leaves the reason for all others. Only the one who
-/// sees it happen knows: through SSH's layers it is a mere "disconnected".
+/// sees it happen knows: through SSH's layers it is a mere "disconnected". Counts what came until then, too.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Fate(Arc<OnceLock<Loss>>);
+pub(super) struct Fate {
+    loss: Arc<OnceLock<Loss>>,
+    heard_bytes: Arc<AtomicU64>,
+}
 
 impl Fate {
     /// Leaves the reason, unless there is one.
     pub(super) fn settle(&self, loss: Loss) {
         // Whoever came first saw the cause, all others its consequences.
-        let _ = self.0.set(loss);
+        let _ = self.loss.set(loss);
     }
 
     /// The reason, if any is known.
     pub(super) fn known(&self) -> Option<Loss> {
-        self.0.get().cloned()
+        self.loss.get().cloned()
     }
 
     /// The error of a channel that could not be opened or used. Only a server that says no to the channel is at
@@ -314,6 +318,16 @@ impl Fate {
             return self.error(endpoint);
         }
         RemoteError::Channel { endpoint: endpoint.into(), source }
+    }
+
+    /// So many bytes more came over the connection, whatever they belong to.
+    pub(super) fn heard(&self, bytes: usize) {
+        self.heard_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// What came so far.
+    pub(super) fn heard_bytes(&self) -> u64 {
+        self.heard_bytes.load(Ordering::Relaxed)
     }
 
     /// The reason as an error.

@@ -49,7 +49,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Installed};
+pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Heard, Installed};
 pub use agent_image::{AgentImage, BLOCK_BYTES};
 pub use bridge::{hold_open, proxy};
 pub use command::Lines;
@@ -360,7 +360,7 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
-    let stream = tcp::Watched::new(stream, silence);
+    let stream = tcp::Watched::new(stream, silence, fate.clone());
     let (fate, shown) = (fate.clone(), shown.clone());
     let handshake = ssh::handshake(stream, round_trip, host_keys, silence, endpoint, fate, shown);
     within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake).await

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::remote::agent::{
-    Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Installed, WRITE_BYTES_MAX,
+    Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Heard, Installed, WRITE_BYTES_MAX,
 };
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
@@ -85,6 +85,7 @@ pub struct Waiting {
     first: Option<First>,
     end: oneshot::Sender<End>,
     installed: Installed,
+    heard: Heard,
     error: Arc<OnceLock<Arc<RemoteError>>>,
 }
 
@@ -94,7 +95,7 @@ pub(super) fn waiting() -> (Agent, Waiting) {
     let (write_sender, writes) = mpsc::channel(WRITES_QUEUED);
     let (end_sender, end) = oneshot::channel();
     let error = Arc::new(OnceLock::new());
-    let installed = Installed::default();
+    let (installed, heard) = (Installed::default(), Heard::default());
     let waiting = Waiting {
         chunks: chunk_sender,
         writes,
@@ -102,11 +103,12 @@ pub(super) fn waiting() -> (Agent, Waiting) {
         first: None,
         end: end_sender,
         installed: installed.clone(),
+        heard: heard.clone(),
         error: error.clone(),
     };
     let reader = AgentReader { chunks, current: None, error: error.clone() };
     let writer = AgentWriter { writes: write_sender, error };
-    (Agent { reader, writer, end: AgentEnd(end), installed }, waiting)
+    (Agent { reader, writer, end: AgentEnd(end), installed, heard }, waiting)
 }
 
 impl Waiting {
@@ -137,6 +139,7 @@ impl Waiting {
 
     /// Takes over a channel on which the command was just sent.
     pub(super) fn start(self, read: ChannelReadHalf, write: ChannelWriteHalf<Msg>, start: Start) {
+        let _ = self.heard.0.set(start.fate.clone());
         let (step_sender, steps) = mpsc::unbounded_channel();
         let (over_sender, over) = watch::channel(false);
         let headroom = Arc::new(Headroom::over(start.round_trip));

@@ -10,6 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use crate::remote::error::Fate;
+
 /// Most bytes that are kept of writes that wait. What SSH sends unasked fits: eight lanes with OpenSSH's window of 2 MiB.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 
@@ -37,6 +39,8 @@ pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 pub(super) struct Watched<S> {
     stream: S,
     patience: Duration,
+    /// Told what comes.
+    fate: Fate,
     /// Until when a write waits before it is looked at, and for how long it has waited by then.
     stuck: Option<Pin<Box<Sleep>>>,
     waited: Duration,
@@ -50,9 +54,9 @@ pub(super) struct Watched<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     /// Watches over `stream`, where a write may wait for `patience`.
-    pub(super) fn new(stream: S, patience: Duration) -> Self {
+    pub(super) fn new(stream: S, patience: Duration, fate: Fate) -> Self {
         let (kept, ahead) = Default::default();
-        Self { stream, patience, stuck: None, waited: Duration::ZERO, kept, ahead, end: None }
+        Self { stream, patience, fate, stuck: None, waited: Duration::ZERO, kept, ahead, end: None }
     }
 
     fn went_on(&mut self) {
@@ -81,7 +85,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             let mut buffer = ReadBuf::new(&mut room);
             let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
             match read {
-                Ok(()) if !buffer.filled().is_empty() => self.ahead.extend_from_slice(buffer.filled()),
+                Ok(()) if !buffer.filled().is_empty() => {
+                    self.fate.heard(buffer.filled().len());
+                    self.ahead.extend_from_slice(buffer.filled());
+                }
                 end => self.end = Some(end),
             }
         }
@@ -129,7 +136,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
         }
         match self.end.take() {
             Some(end) => Poll::Ready(end),
-            None => Pin::new(&mut self.stream).poll_read(cx, buffer),
+            None => {
+                let before = buffer.filled().len();
+                let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+                self.fate.heard(buffer.filled().len() - before);
+                Poll::Ready(read)
+            }
         }
     }
 }
@@ -180,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_nobody_takes_fails_after_a_while() {
         let (near, _far) = tokio::io::duplex(16);
-        let mut near = Watched::new(near, Duration::from_millis(50));
+        let mut near = Watched::new(near, Duration::from_millis(50), Fate::default());
         let error = near.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
@@ -188,7 +200,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_waits_lets_its_writer_read_what_comes_and_all_arrives_in_order() {
         let (near, mut far) = tokio::io::duplex(16);
-        let mut near = Watched::new(near, Duration::from_secs(60));
+        let mut near = Watched::new(near, Duration::from_secs(60), Fate::default());
         let sent: Vec<u8> = (0..200).collect();
         far.write_all(b"alive").await.unwrap();
         // The far side takes nothing.
@@ -218,7 +230,7 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_is_gone_is_told_to_the_reader_once_what_it_said_was_read() {
         let (near, mut far) = tokio::io::duplex(16);
-        let mut near = Watched::new(near, Duration::from_secs(60));
+        let mut near = Watched::new(near, Duration::from_secs(60), Fate::default());
         far.write_all(b"bye").await.unwrap();
         near.write_all(&[0; 64]).await.unwrap();
         drop(far);

@@ -37,6 +37,9 @@ const PIPE_BYTES: usize = 4 * SENT_MESSAGE_BYTES_MAX;
 /// How long after the last data the first ping goes out.
 const FIRST_PING: Duration = Duration::from_secs(1);
 
+/// A wait that took so much longer than it should: the process was stopped.
+const SUSPENDED: Duration = Duration::from_secs(4);
+
 /// Pings in the time after which silence means death: one that gets lost or late does no harm.
 const PINGS_PER_SILENCE: u32 = 3;
 
@@ -213,7 +216,10 @@ where
 {
     loop {
         // Only waiting for the socket counts as silence, not waiting for SSH to take what came.
+        let begun = Instant::now();
         let message = match timeout(silence, stream.next()).await {
+            // This process was stopped meanwhile, and what was said has yet to be read.
+            Err(_) if begun.elapsed() > silence + SUSPENDED => continue,
             Err(_) => return Loss::Silence(silence),
             Ok(None) => return Loss::Broken("the WebSocket ended".into()),
             Ok(Some(Err(error))) => return broken(&error),

@@ -1,6 +1,5 @@
 //! From or to another machine: a session with it, and exchanges with an agent on it.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +27,6 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 /// A time of this length or more stands for ever.
 const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
 
-type Reader = Box<dyn Read + Send>;
 type Writer = Striped;
 
 /// The way to where the agent runs: connected when it is first needed, while the first exchange already reads
@@ -142,9 +140,9 @@ impl<'a> Session<'a> {
     ) -> SyncError {
         let (config, Rounds { key, watching, monitor, mut done }) = (sending(options), rounds);
         let order = order(Role::Receiver, to, &config, key, Some(watching));
-        let (looking, incoming) = (Watcher::clone(&monitor), self.incoming());
-        let run = move |reader, writer| {
-            let link = Link::new(incoming(reader), writer, true, config.options.compress);
+        let looking = Watcher::clone(&monitor);
+        let run = move |incoming, writer| {
+            let link = Link::new(incoming, writer, true, config.options.compress);
             let failure = source.send(&link, &config, || memory::open(key), &*looking, &mut done);
             link.close();
             Err(failure)
@@ -165,9 +163,9 @@ impl<'a> Session<'a> {
         let (config, to) = (receiving(options), to.to_owned());
         let Rounds { key, watching, monitor, mut done } = rounds;
         let order = order(Role::Sender, from, &config, key, Some(watching));
-        let (looking, incoming) = (Watcher::clone(&monitor), self.incoming());
-        let run = move |reader, writer| {
-            let link = Link::new(incoming(reader), writer, true, config.options.compress);
+        let looking = Watcher::clone(&monitor);
+        let run = move |incoming, writer| {
+            let link = Link::new(incoming, writer, true, config.options.compress);
             began(link.asker());
             let failure = rounds::receive(&link, &to, &config, || memory::open(key), &*looking, &mut done);
             link.close();
@@ -180,19 +178,12 @@ impl<'a> Session<'a> {
         &self,
         order: Order,
         monitor: Watcher,
-        run: impl FnOnce(Reader, Writer) -> Result<Summary, Failure> + Send + 'static,
+        run: impl FnOnce(Incoming, Writer) -> Result<Summary, Failure> + Send + 'static,
     ) -> SyncError {
         match self.over(order, &monitor, run).await {
             Err(error) => error,
             Ok(_) => SyncError::Agent("it ended the watch".to_owned()),
         }
-    }
-
-    /// What comes from the agent, which may be silent for as long as the way says.
-    fn incoming(&self) -> impl FnOnce(Reader) -> Incoming + Send + 'static {
-        let timeouts =
-            (self.way.timeout < FOR_EVER).then_some(self.way.timeout).and_then(Timeouts::of_client);
-        move |reader| Incoming::alone(reader).within(timeouts)
     }
 
     /// The connection, once there is one.
@@ -228,9 +219,8 @@ impl<'a> Session<'a> {
         monitor: Watcher,
     ) -> Result<Round, SyncError> {
         let (compress, looking) = (order.options.compress, Watcher::clone(&monitor));
-        let incoming = self.incoming();
-        let run = move |reader, writer| {
-            exchange::run_over(incoming(reader), writer, engine, disk, true, compress, &*looking)
+        let run = move |incoming, writer| {
+            exchange::run_over(incoming, writer, engine, disk, true, compress, &*looking)
         };
         self.over(order, &monitor, run).await
     }
@@ -249,7 +239,7 @@ impl<'a> Session<'a> {
         &self,
         order: Order,
         monitor: &Watcher,
-        run: impl FnOnce(Reader, Writer) -> Result<Summary, Failure> + Send + 'static,
+        run: impl FnOnce(Incoming, Writer) -> Result<Summary, Failure> + Send + 'static,
     ) -> Result<Round, SyncError> {
         let order = Order { timeout_ms: millis(self.way.timeout), ..order };
         let (agent, waiting) = Agent::waiting();
@@ -258,10 +248,15 @@ impl<'a> Session<'a> {
         let (reader, mut writer) = (down_bytes.meter(agent.reader), up_bytes.meter(agent.writer));
         // Also for a download: which way much goes is seen where it is written.
         let (asking, opening) = lanes::pair(up_bytes.clone());
+        // As long as the way says the agent may be silent.
+        let timeouts =
+            (self.way.timeout < FOR_EVER).then_some(self.way.timeout).and_then(Timeouts::of_client);
+        let heard = agent.heard;
         let running = super::blocking(move || {
             // A writer that is gone shows in what the reader says.
             let _ = hello::write(&mut writer, Some(order));
-            run(Box::new(reader), Striped::new(Box::new(writer), Box::new(asking)))
+            let incoming = Incoming::alone(reader).within(timeouts).carried(move || heard.bytes());
+            run(incoming, Striped::new(Box::new(writer), Box::new(asking)))
         });
         tokio::pin!(running);
         let starting = async {

@@ -121,6 +121,7 @@ impl Handler for Connection {
         let (script, drip, pause) = (self.script.clone(), self.drip.clone(), self.pause);
         tokio::spawn(async move {
             let mut has_spoken = false;
+            let mut drips = tokio::time::interval(pause.min(Duration::from_secs(1 << 30)));
             loop {
                 tokio::select! {
                     message = channel.wait() => match message {
@@ -131,7 +132,7 @@ impl Handler for Connection {
                         Some(_) => {}
                         None => return,
                     },
-                    () = tokio::time::sleep(pause), if has_spoken => {
+                    _ = drips.tick(), if has_spoken && !drip.is_empty() => {
                         let _ = channel.data(&drip[..]).await;
                     }
                 }

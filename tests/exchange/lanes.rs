@@ -94,8 +94,12 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<
     hello::write(&mut back, None).unwrap();
     hello::read(&mut there_reader).unwrap();
     let writer = Striped::new(Box::new(there), Box::new(meeting.clone()));
-    let incoming =
-        Incoming { main: Lane::new(there_reader), joiner: Some(Box::new(meeting.clone())), timeouts: None };
+    let incoming = Incoming {
+        main: Lane::new(there_reader),
+        joiner: Some(Box::new(meeting.clone())),
+        timeouts: None,
+        carried: None,
+    };
     thread::scope(|scope| {
         let client = scope.spawn(move || run(back_reader, writer, sender, sending, true, false, &Quiet));
         let agent = scope.spawn(move || run_over(incoming, back, receiver, receiving, false, false, &Quiet));

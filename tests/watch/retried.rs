@@ -19,6 +19,8 @@ fn a_large_file_gets_through_a_line_that_is_cut_again_and_again() {
         // The agent is put there first.
         Run::end_of(vm.sync(way, &["--dry-run"]).spawn().expect("start")).ok();
         let before = vm.line.bytes();
+        // No faster than the agent puts aside what comes.
+        vm.line.set_rate(8 << 20);
         vm.line.cut_every(5 << 20);
         let run = Run::end_of(vm.sync(way, &["--delete", "--json"]).spawn().expect("start")).ok();
         let (bytes, retries) = (vm.line.bytes() - before, run.stdout.matches("\"event\":\"retry\"").count());

@@ -32,7 +32,8 @@ fn an_agent_that_is_stopped_amid_a_transfer_is_given_up_in_time() {
             "{}",
             run.stderr
         );
-        kill_process(agent, Signal::CONT).expect("a signal");
+        // The VM may have ended it.
+        let _ = kill_process(agent, Signal::CONT);
         vm.line.set_rate(0);
         Run::end_of(vm.sync(way, &[]).spawn().expect("start")).ok();
         world.assert_same("src", "dst");
@@ -56,7 +57,8 @@ fn a_watch_whose_agent_is_stopped_tries_again_and_goes_on() {
         assert!(begun.elapsed() < GIVEN_UP, "{way:?}: {:?}", begun.elapsed());
         assert_eq!(retry["message"], "nothing was heard from the other side for 2 s");
         world.tree("src").file("meanwhile", "saved while it stood still");
-        kill_process(agent, Signal::CONT).expect("a signal");
+        // The VM may have ended it.
+        let _ = kill_process(agent, Signal::CONT);
         watcher.is_there();
     }
 }
@@ -90,7 +92,7 @@ fn a_client_that_was_stopped_for_longer_than_the_timeout_goes_on() {
         wait_for("content", || (vm.line.bytes() > 4 << 20).then_some(()));
         let client = rustix::process::Pid::from_child(&child);
         stop(client);
-        std::thread::sleep(Duration::from_secs(7));
+        std::thread::sleep(Duration::from_secs(8));
         kill_process(client, Signal::CONT).expect("a signal");
         Run::end_of(child).ok();
         world.assert_same("src", "dst");
