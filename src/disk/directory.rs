@@ -62,7 +62,8 @@ impl Root {
         let place = self.place(path).during(VERB, path.as_bytes())?;
         // Set-id bits come last, when it is known whose they are.
         let mode = mode & 0o1777 | FILLING_BITS;
-        let made = if self.is_anothers(&place).during(VERB, path.as_bytes())? {
+        let is_anothers = self.is_anothers(&place).during(VERB, path.as_bytes())?;
+        let made = if is_anothers {
             match stat_in(&place, path)? {
                 Some(_) => None,
                 None => self.make_directory_aside(path, mode)?,
@@ -76,7 +77,7 @@ impl Root {
         };
         match made {
             Some(inode) => Ok(Made { is_new: true, inode }),
-            None => open_for_filling(&place, path),
+            None => open_for_filling(&place, path, is_anothers),
         }
     }
 
@@ -121,11 +122,19 @@ impl Root {
         const VERB: &str = "set mode and time of";
         let descriptor = self.descend(path, DIRECTORY).during(VERB, path.as_bytes())?;
         // Somebody who put another directory there may want to have its mode changed.
-        if Inode::from(&stat_of(&descriptor, path)?) != expected {
+        let stat = stat_of(&descriptor, path)?;
+        if Inode::from(&stat) != expected {
             return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict));
         }
-        let raw = mode_bits(self.policy().mode_of(&descriptor, mode).during(VERB, path.as_bytes())?);
-        fchmod(&descriptor, raw).during(VERB, path.as_bytes())?;
+        let mode = self.policy().mode_of(&descriptor, mode).during(VERB, path.as_bytes())?;
+        if mode != stat.mode {
+            // All that we made there was given to the destination's owner. A directory of the
+            // superuser's own may have been put there by him, to have it opened.
+            if self.owner().is_some_and(|(user, _)| user.as_raw() != stat.uid) {
+                return Err(DiskError::new(VERB, path.as_bytes(), Fault::NotOurs));
+            }
+            fchmod(&descriptor, mode_bits(mode)).during(VERB, path.as_bytes())?;
+        }
         futimens(&descriptor, &times(mtime)).during(VERB, path.as_bytes())
     }
 }
@@ -136,11 +145,12 @@ fn inode_in(place: &Place<'_>, path: &TreePath) -> Result<Inode, DiskError> {
     stat.as_ref().map(Inode::from).ok_or_else(|| DiskError::new(VERB, path.as_bytes(), Fault::Conflict))
 }
 
-/// A directory that is there already, writable for us from now on.
-fn open_for_filling(place: &Place<'_>, path: &TreePath) -> Result<Made, DiskError> {
+/// A directory that is there already, writable for us from now on. The superuser can write to it
+/// as it is, and opens nothing that somebody else may have put there.
+fn open_for_filling(place: &Place<'_>, path: &TreePath, is_anothers: bool) -> Result<Made, DiskError> {
     let descriptor = openat(place, place.name, DIRECTORY, Mode::empty()).during(VERB, path.as_bytes())?;
     let stat = stat_of(&descriptor, path)?;
-    if stat.mode & FILLING_BITS != FILLING_BITS {
+    if stat.mode & FILLING_BITS != FILLING_BITS && !is_anothers {
         fchmod(&descriptor, mode_bits(stat.mode | FILLING_BITS)).during(VERB, path.as_bytes())?;
     }
     Ok(Made { is_new: false, inode: Inode::from(&stat) })
