@@ -4,6 +4,8 @@ use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
+use crate::tree::place::Pair;
+
 /// How a change shows in a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
@@ -28,6 +30,65 @@ pub enum What {
     Symlink,
     /// A pipe, a socket, a device.
     Special,
+}
+
+/// In what two entries of one path differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Differs {
+    /// In length: files only.
+    pub size: bool,
+    /// In modification time.
+    pub time: bool,
+    /// In the mode bits that count.
+    pub mode: bool,
+}
+
+/// Most paths that [`Braked`] names.
+pub const HEAD_MAX: usize = 10;
+
+/// Why deletions need consent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason {
+    /// The destination is a directory that a machine cannot do without.
+    Protected,
+    /// More than `--max-delete` allows.
+    Limit {
+        /// What it allows.
+        limit: u64,
+    },
+    /// The VM is another one than at the last time.
+    OtherMachine,
+    /// The source is empty and was not.
+    Emptied,
+    /// The source is on another filesystem than it was.
+    OtherFilesystem,
+    /// The destination was never a copy of this source made by ksync.
+    Foreign,
+    /// More than half of the destination.
+    Most,
+}
+
+/// Deletions that wait for consent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Braked {
+    /// Why.
+    pub reason: Reason,
+    /// Entries that would go.
+    pub going: u64,
+    /// Entries of the destination that rules do not protect.
+    pub held: u64,
+    /// The first [`HEAD_MAX`] of those that would go.
+    pub head: Vec<Doomed>,
+}
+
+/// An entry that would go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doomed {
+    /// What it is.
+    pub what: What,
+    /// The path as bytes.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
 }
 
 /// Why one entry, or a part of a run, could not be done.
@@ -103,7 +164,9 @@ pub enum Event {
         action: Action,
         /// To what.
         what: What,
-        /// The path as bytes.
+        /// In what the old one differs, where there is one.
+        differs: Differs,
+        /// The path as bytes; empty where it is the root.
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
     },
@@ -139,6 +202,10 @@ pub enum Event {
         /// Why, and what to do.
         cause: String,
     },
+    /// Deletions wait for consent: the run does everything else and deletes nothing.
+    Braked(Braked),
+    /// What the client is to remember of source and copy.
+    Paired(Pair),
 }
 
 /// What has to be done before anything can travel, and may take a while.

@@ -11,13 +11,14 @@ use ksync::content::blocks::{BLOCKS_MAX, BlockId};
 use ksync::content::chunk::{CHUNKS_MAX, Chunk, ChunkId};
 use ksync::content::hash::Hash;
 use ksync::content::sample::{SAMPLED_BYTES_MIN, Samples};
-use ksync::monitor::{Action, Event, Problem, Trouble, What};
+use ksync::monitor::{Action, Braked, Differs, Doomed, Event, HEAD_MAX, Problem, Reason, Trouble, What};
 use ksync::tree::change::{Change, EDITS_MAX, Edit};
 use ksync::tree::entry::Time;
 use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
+use ksync::tree::place::{Pair, Place};
 use ksync::tree::scope::Part;
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
-use ksync::wire::hello::{self, Options, Order, Role, Watching};
+use ksync::wire::hello::{self, Baseline, Consent, FORCED_MAX, InSession, Options, Order, Role, Watching};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
     AbortKind, Blocks, Body, HOLES_MAX, Holes, Message, MessageError, Old, Op, SAMPLED_MAX, SMALL_BYTES_MAX,
@@ -47,6 +48,20 @@ fn change(count: usize) -> Change {
     Change { edits: vec![Edit { keep: 300, drop: 1, add: 2 }; count], entries: b"block".to_vec() }
 }
 
+const PLACE: Place = Place { filesystem: 1 << 60, inode: 300, born: 1 << 50, boot: 2 };
+
+const PAIR: Pair = Pair { source: PLACE, destination: PLACE, was_empty: false, is_own: true };
+
+fn braked(head: usize, path: usize) -> Event {
+    let doomed = Doomed { what: What::Directory, path: vec![b'x'; path] };
+    Event::Braked(Braked {
+        reason: Reason::Limit { limit: 5 },
+        going: 300,
+        held: 301,
+        head: vec![doomed; head],
+    })
+}
+
 fn event(name: &str) -> Event {
     let path = b"d/\xff".to_vec();
     match name {
@@ -54,7 +69,12 @@ fn event(name: &str) -> Event {
         "scanned" => Event::Scanned { entries: 300, bytes: 1 << 40 },
         "excluded" => Event::Excluded { entries: 2 },
         "planned" => Event::Planned { files: 3, bytes: 4 },
-        "change" => Event::Change { action: Action::Adjust, what: What::Symlink, path },
+        "change" => {
+            let differs = Differs { size: false, time: true, mode: false };
+            Event::Change { action: Action::Adjust, what: What::Symlink, differs, path }
+        }
+        "braked" => braked(2, 3),
+        "paired" => Event::Paired(PAIR),
         "began" => Event::Began { path },
         "moved" => Event::Moved { bytes: 5 },
         "matched" => Event::Matched { bytes: 6 },
@@ -108,7 +128,7 @@ fn messages() -> Vec<(String, Message)> {
     let ignore = IgnoreFile { directory: b"d".to_vec(), text: b"*.o\n".to_vec() };
     let time = Time::new(-1, 999_999_999).unwrap();
     let mut messages = vec![
-        ("subject-directory", Message::Subject(Subject::directory(0o755, time))),
+        ("subject-directory", Message::Subject(Subject::directory(0o755, time, PLACE))),
         ("subject-file", Message::Subject(Subject::File { name: b"n\xff".to_vec() })),
         ("ignores", Message::Ignores(vec![ignore])),
         ("entries", Message::Entries(data(b"block"))),
@@ -141,7 +161,7 @@ fn messages() -> Vec<(String, Message)> {
     .collect::<Vec<_>>();
     for name in [
         "resolved", "scanned", "excluded", "planned", "change", "began", "moved", "matched", "left",
-        "polling", "problem",
+        "polling", "problem", "braked", "paired",
     ] {
         messages.push((format!("note-{name}"), Message::Note(event(name))));
     }
@@ -179,7 +199,11 @@ fn every_golden_file_belongs_to_a_message() {
 
 fn order() -> Order {
     let rule = Rule { include: true, pattern: b"*.rs".to_vec() };
-    let options = Options { delete: true, checksum: true, rules: vec![rule], ..Options::default() };
+    let consent = Consent { yes: true, max_delete: Some(300), force_in: vec![data(b"/\xff")] };
+    let session = Some(InSession { is_source: true, is_other: false });
+    let baseline = Baseline { pair: Some(PAIR), session };
+    let rules = vec![rule];
+    let options = Options { delete: true, checksum: true, rules, consent, baseline, ..Options::default() };
     Order {
         role: Role::Receiver,
         path: b"~/\xff".to_vec(),
@@ -236,7 +260,9 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
     let delta = |window, length| pieces(vec![Op::Delta { window, length, delta: data(b"") }]);
     let copy = |offset, length| pieces(vec![Op::Copy { offset, length }]);
     let ops = |count| pieces(vec![Op::Keep { length: 0 }; count]);
-    let directory = |mode, seconds, nanos| Message::Subject(Subject::Directory { mode, seconds, nanos });
+    let directory =
+        |mode, seconds, nanos| Message::Subject(Subject::Directory { mode, seconds, nanos, place: PLACE });
+    let waiting = |head, path| Message::Note(braked(head, path));
     let file = |name: &[u8]| Message::Subject(Subject::File { name: name.to_vec() });
     let text = |count| "x".repeat(count);
     let abort = |count| Message::Abort { kind: AbortKind::Busy, text: text(count) };
@@ -296,6 +322,8 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
         (file(b"a"), file(b"a\0")),
         (file(b"ksync"), file(b".KSYNC")),
         (changes(1), changes(0)),
+        (waiting(HEAD_MAX, 1), waiting(HEAD_MAX + 1, 1)),
+        (waiting(1, TEXT_BYTES_MAX), waiting(1, TEXT_BYTES_MAX + 1)),
         (sampled(SAMPLED_MAX), sampled(SAMPLED_MAX + 1)),
         (changes(EDITS_MAX), changes(EDITS_MAX + 1)),
         (abort(TEXT_BYTES_MAX), abort(TEXT_BYTES_MAX + 1)),
@@ -331,12 +359,16 @@ fn a_list_that_declares_more_than_there_is_takes_no_memory_for_it() {
 }
 
 #[test]
-fn a_hello_with_too_many_rules_is_malformed() {
-    let mut order = order();
-    order.options.rules = vec![Rule { include: false, pattern: Vec::new() }; RULES_MAX + 1];
-    let mut bytes = Vec::new();
-    hello::write(&mut bytes, Some(order)).unwrap();
-    assert!(matches!(hello::read(&mut bytes.as_slice()), Err(hello::HelloError::Malformed)));
+fn a_hello_with_too_many_rules_or_places_is_malformed() {
+    let mut many_rules = order();
+    many_rules.options.rules = vec![Rule { include: false, pattern: Vec::new() }; RULES_MAX + 1];
+    let mut many_places = order();
+    many_places.options.consent.force_in = vec![data(b"/"); FORCED_MAX + 1];
+    for order in [many_rules, many_places] {
+        let mut bytes = Vec::new();
+        hello::write(&mut bytes, Some(order)).unwrap();
+        assert!(matches!(hello::read(&mut bytes.as_slice()), Err(hello::HelloError::Malformed)));
+    }
 }
 
 /// Reads frames to the first error, as a reader does.

@@ -14,17 +14,17 @@ use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
 impl Root {
-    /// The root's own mode and modification time, where they differ.
+    /// The root's own mode, if one is given, and modification time, where they differ.
     ///
     /// # Errors
     /// It is not ours to change.
-    pub fn set_self(&self, mode: u16, mtime: Time) -> Result<(), DiskError> {
+    pub fn set_self(&self, mode: Option<u16>, mtime: Time) -> Result<(), DiskError> {
         const VERB: &str = "set mode and time of";
         let path = self.path().as_os_str().as_bytes();
         let stat = fstat(self.descriptor()).during(VERB, path)?;
         let stat = Stat::of(&stat).ok_or_else(|| DiskError::new(VERB, path, Fault::OutOfRange))?;
-        let mode = self.policy().mode_of(self.descriptor(), mode).during(VERB, path)?;
-        if stat.mode != mode {
+        let mode = mode.map(|mode| self.policy().mode_of(self.descriptor(), mode)).transpose();
+        if let Some(mode) = mode.during(VERB, path)?.filter(|mode| stat.mode != *mode) {
             fchmod(self.descriptor(), mode_bits(mode)).during(VERB, path)?;
         }
         if stat.mtime() != mtime {

@@ -21,6 +21,8 @@ mod marker;
 pub mod memory;
 mod mount;
 mod nameless;
+mod place;
+mod protected;
 mod resolve;
 pub mod root;
 pub mod scan;
@@ -41,4 +43,5 @@ mod given_away;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use protected::home;
 pub use state::{Staged, clear_leftovers, staged};

@@ -12,6 +12,7 @@
 //! engine's business, but for one promise: it never has two works on the same file under way, and works of
 //! [`Step`]s go one after the other. A dead connection arrives as [`Input::Closed`].
 
+mod brake;
 mod links;
 mod need;
 mod plan;
@@ -27,11 +28,12 @@ mod window;
 pub use receiver::Receiver;
 pub use sender::Sender;
 pub use work::{
-    Changed, CopiedFile, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Room,
-    Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Told, Work,
+    Changed, CopiedFile, Destination, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile,
+    ReadOrder, Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step,
+    Told, Work,
 };
 
-use crate::monitor::{Event, Problem, Trouble};
+use crate::monitor::{Braked, Event, Problem, Trouble};
 use crate::tree::path::escape;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Message, Tally};
@@ -93,6 +95,8 @@ pub struct Summary {
     pub problems: Vec<Problem>,
     /// How many problems there were in all.
     pub problem_count: u64,
+    /// What was not deleted, and why it needs consent.
+    pub braked: Option<Braked>,
     /// What was counted on the way; an engine by itself leaves it empty.
     pub traffic: Traffic,
 }
@@ -128,6 +132,7 @@ struct Desk {
     relay: bool,
     problems: Vec<Problem>,
     problem_count: u64,
+    braked: Option<Braked>,
     ended: Option<Result<Summary, Failure>>,
 }
 
@@ -138,6 +143,7 @@ impl Desk {
             relay,
             problems: Vec::new(),
             problem_count: 0,
+            braked: None,
             ended: None,
         }
     }
@@ -200,11 +206,15 @@ impl Desk {
     }
 
     fn keep(&mut self, event: &Event) {
-        if let Event::Problem(problem) = event {
-            self.problem_count += 1;
-            if self.problems.len() < PROBLEMS_MAX {
-                self.problems.push(problem.clone());
+        match event {
+            Event::Problem(problem) => {
+                self.problem_count += 1;
+                if self.problems.len() < PROBLEMS_MAX {
+                    self.problems.push(problem.clone());
+                }
             }
+            Event::Braked(braked) => self.braked = Some(braked.clone()),
+            _ => {}
         }
     }
 
@@ -266,6 +276,7 @@ impl Desk {
                 tally,
                 problems,
                 problem_count: self.problem_count,
+                braked: self.braked.take(),
                 traffic: Traffic::default(),
             }));
         }

@@ -2,6 +2,7 @@
 //! which order messages arrive and works end.
 
 mod bases;
+mod brake;
 mod claims;
 mod cuts;
 mod disk;
@@ -106,7 +107,7 @@ fn assert_apart(under_way: &[Work], new: &Work) {
         Work::Diff(files) => files.iter().map(|file| file.id).collect(),
         _ => Vec::new(),
     };
-    let is_steps = |work: &Work| matches!(work, Work::Apply(_) | Work::Plan { .. } | Work::Close(_));
+    let is_steps = |work: &Work| matches!(work, Work::Apply(_) | Work::Plan { .. } | Work::Close { .. });
     for work in under_way {
         assert!(!(is_steps(work) && is_steps(new)), "{new:?} beside {work:?}");
         assert!(!matches!(work, Work::Plan { .. }), "{new:?} before the plan is known");
@@ -371,5 +372,5 @@ fn content_of_ops(ops: &[Op]) -> usize {
 }
 
 fn writes(work: &Work) -> bool {
-    matches!(work, Work::Store(_) | Work::Sink { .. } | Work::Apply(_) | Work::Close(_))
+    matches!(work, Work::Store(_) | Work::Sink { .. } | Work::Apply(_) | Work::Close { .. })
 }

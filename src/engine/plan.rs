@@ -4,21 +4,25 @@
 //! then, when everything has arrived and is verified, what has only another name moves, and what is not wanted
 //! goes; directory times last and deepest first, since every change inside a directory moves its time.
 
+mod directories;
+
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::content::hash::Hash;
 use crate::engine::links::leads_out;
 use crate::engine::relations;
 use crate::engine::work::Step;
-use crate::monitor::{Action, Event, Problem, Trouble, What};
-use crate::tree::compare::{Change, Rules, compare_doubting};
+use crate::monitor::{Action, Differs, Doomed, Event, HEAD_MAX, Problem, Trouble, What};
+use crate::tree::compare::{Change, Rules, below, compare_doubting};
 use crate::tree::doubt::{Doubt, Doubts};
-use crate::tree::entry::{EntryRef, Kind};
+use crate::tree::entry::{EntryRef, Kind, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
+use crate::tree::path::TreePath;
 use crate::tree::path_ref::PathRef;
 use crate::wire::message::Tally;
+use directories::{Locked, Touched};
 
 /// A file whose content is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +59,11 @@ pub(super) struct Plan {
     verifies: HashMap<u32, bool>,
     adjusts: HashSet<u32>,
     unsafe_links: Vec<u32>,
+    /// How many entries go with a directory in whose place something else is wanted, by wanted id.
+    cleared: HashMap<u32, u64>,
+    /// In what the root's own mode and time differ, if they are to be set.
+    root: Option<Differs>,
+    mode_mask: u16,
 }
 
 impl Plan {
@@ -71,22 +80,26 @@ impl Plan {
         let changes = compare_doubting(wanted, present, doubts, rules, protects);
         // What the disk lost it may have lost of what is staged, too.
         let has_staged = has_staged && !doubts.has_lost();
-        let mut plan = Self { has_staged, ..Self::default() };
+        let mut plan = Self { has_staged, mode_mask: rules.mode_mask, ..Self::default() };
         let mut touched = Touched::new(wanted);
         let mut locked = Locked::new(present);
-        for change in &changes {
-            if safe_links && plan.is_unsafe(*change, wanted) {
+        for change in changes {
+            if safe_links && plan.is_unsafe(change, wanted) {
                 continue;
             }
-            plan.add(*change, wanted, present, doubts);
-            touched.add(*change, present);
-            locked.add(*change, wanted);
+            plan.add(change, wanted, present, doubts);
+            touched.add(change, present);
+            locked.add(change, wanted);
+            plan.changes.push(change);
         }
         relations::find(&mut plan.fetch, wanted, present, doubts);
         plan.first.splice(..0, locked.directories.into_iter().map(|at| Step::Unlock { at }));
         plan.remove.reverse();
+        let stays = |at: &u32| plan.place_of_removal(*at).is_err();
+        let restored: Vec<Step> =
+            touched.kept.iter().rev().copied().filter(stays).map(|at| Step::Restore { at }).collect();
         plan.directory_times = touched.directories.into_iter().rev().map(|id| Step::Adjust { id }).collect();
-        plan.changes = changes;
+        plan.directory_times.extend(restored);
         plan
     }
 
@@ -132,6 +145,10 @@ impl Plan {
                     Some(Kind::Symlink { .. }) => self.adjust.push(Step::Clear { at }),
                     Some(Kind::File { .. }) | None => {}
                 }
+                let count = below(present, at).count() as u64;
+                if count > 0 {
+                    self.cleared.insert(id, count);
+                }
                 self.make(id, None, wanted);
             }
             Change::Obstacle { .. } => {}
@@ -158,16 +175,19 @@ impl Plan {
     /// Plans to have a new file by moving the one at `at`, which has its content, if that is to be removed
     /// anyway and is not moved already.
     pub(super) fn move_here(&mut self, id: u32, at: u32, hash: Hash) -> bool {
-        // Positions descend, since the removals are in reverse order.
-        let place = self.remove.binary_search_by(|step| match *step {
-            Step::Remove { at: other } => at.cmp(&other),
-            _ => Ordering::Less,
-        });
-        let is_free = place.is_ok() && self.moved.insert(at);
+        let is_free = self.place_of_removal(at).is_ok() && self.moved.insert(at);
         if is_free {
             self.moves.push(Step::Move { id, at, hash });
         }
         is_free
+    }
+
+    /// Where the removal of an entry stands. Positions descend, since the removals are in reverse order.
+    fn place_of_removal(&self, at: u32) -> Result<usize, usize> {
+        self.remove.binary_search_by(|step| match *step {
+            Step::Remove { at: other } => at.cmp(&other),
+            _ => Ordering::Less,
+        })
     }
 
     /// What was to be moved is not to be removed: it is gone, or could not be moved and is better kept.
@@ -199,6 +219,94 @@ impl Plan {
         self.adjusts.contains(&id)
     }
 
+    /// How many entries go with the directory in whose place this one is wanted.
+    pub(super) fn cleared(&self, id: u32) -> u64 {
+        self.cleared.get(&id).copied().unwrap_or(0)
+    }
+
+    /// The root's own mode and time are to become these.
+    pub(super) fn set_root(&mut self, (mode, time): (u16, Time), present: (u16, Time)) {
+        let (present_mode, present_time) = present;
+        let differs = Differs {
+            size: false,
+            time: time != present_time,
+            mode: (mode ^ present_mode) & self.mode_mask != 0,
+        };
+        self.root = Some(differs).filter(|differs| *differs != Differs::default());
+    }
+
+    /// Whether the root's own mode or time differ and are to be set.
+    pub(super) fn adjusts_root(&self) -> bool {
+        self.root.is_some()
+    }
+
+    /// How many entries would go.
+    pub(super) fn going(&self) -> u64 {
+        self.remove.len() as u64 + self.cleared.values().sum::<u64>()
+    }
+
+    /// How many entries would go and come back nowhere else, as far as it looks: where all files that go have only
+    /// other names, their directories have, too.
+    pub(super) fn lost(&self, present: &Manifest) -> u64 {
+        let goes = |at: &u32| self.place_of_removal(*at).is_ok();
+        let elsewhere = self.fetch.iter().filter(|fetch| fetch.elsewhere).filter_map(|fetch| fetch.at);
+        let moved: HashSet<u32> = elsewhere.filter(goes).collect();
+        let is_moved = |at: u32| {
+            moved.contains(&at)
+                || present.get(at).is_some_and(|entry| entry.is_directory()) && !moved.is_empty()
+        };
+        let is_all_moved = self.cleared.is_empty()
+            && self.remove.iter().all(|step| matches!(*step, Step::Remove { at } if is_moved(at)));
+        if is_all_moved { 0 } else { self.going().saturating_sub(moved.len() as u64) }
+    }
+
+    /// The first entries that would go.
+    pub(super) fn head(&self, present: &Manifest) -> Vec<Doomed> {
+        let doomed = self.changes.iter().flat_map(|change| {
+            let (own, at) = match *change {
+                Change::Remove { at } => (present.get(at), None),
+                Change::Replace { at, .. } => (None, Some(at)),
+                _ => (None, None),
+            };
+            own.into_iter().chain(at.into_iter().flat_map(|at| below(present, at)))
+        });
+        doomed.take(HEAD_MAX).map(|entry| Doomed { what: what(entry), path: entry.path.to_vec() }).collect()
+    }
+
+    /// What would go, the uppermost of it, in order.
+    pub(super) fn withheld(&self, present: &Manifest) -> Vec<TreePath> {
+        let mut paths: Vec<TreePath> = Vec::new();
+        for change in &self.changes {
+            let at = match *change {
+                Change::Remove { at } => at,
+                Change::Replace { id, at } if self.cleared.contains_key(&id) => at,
+                _ => continue,
+            };
+            if let Some(entry) = present.get(at)
+                && paths.last().is_none_or(|last| !entry.path.is_below(last))
+            {
+                paths.push(entry.path.to_path());
+            }
+        }
+        paths
+    }
+
+    /// Leaves alone what is wanted in the place of directories that may not be cleared.
+    pub(super) fn pass_over_obstacles(&mut self, full: &Plan) {
+        self.changes
+            .retain(|change| !matches!(change, Change::Obstacle { id, .. } if full.cleared.contains_key(id)));
+    }
+
+    /// Leaves alone whatever something stays in the place of.
+    pub(super) fn drop_obstacles(&mut self) {
+        self.changes.retain(|change| !matches!(change, Change::Obstacle { .. }));
+    }
+
+    /// Whether something stays in the place of what is wanted.
+    pub(super) fn has_obstacles(&self) -> bool {
+        self.changes.iter().any(|change| matches!(change, Change::Obstacle { .. }))
+    }
+
     /// How many files' content is missing or to be verified, and their bytes; of those that `counts` says.
     pub(super) fn content(&self, wanted: &Manifest, counts: impl Fn(&Fetch) -> bool) -> (u64, u64) {
         let files = self.fetch.iter().filter(|fetch| counts(fetch));
@@ -210,13 +318,18 @@ impl Plan {
     pub(super) fn count(&self, wanted: &Manifest, tally: &mut Tally) {
         for change in &self.changes {
             match change {
-                Change::Create { .. } | Change::Replace { .. } => tally.created += 1,
+                Change::Create { .. } => tally.created += 1,
+                Change::Replace { id, .. } => {
+                    tally.created += 1;
+                    tally.deleted += self.cleared(*id);
+                }
                 Change::Update { .. } => tally.updated += 1,
                 Change::Adjust { .. } | Change::Verify { adjust: true, .. } => tally.adjusted += 1,
                 Change::Remove { .. } => tally.deleted += 1,
                 Change::Verify { adjust: false, .. } | Change::Obstacle { .. } => {}
             }
         }
+        tally.adjusted += u64::from(self.adjusts_root());
         (tally.files, tally.sent_bytes) = self.content(wanted, |fetch| !fetch.is_doubted);
     }
 
@@ -256,21 +369,82 @@ impl Plan {
             .collect()
     }
 
-    /// The decisions in path order, for eyes.
+    /// The decisions in path order, for eyes; what is removed with a directory comes before it, as with rsync.
     pub(super) fn events(&self, wanted: &Manifest, present: &Manifest) -> Vec<Event> {
-        let event = |action, entry: Option<EntryRef<'_>>| {
-            entry.map(|entry| Event::Change { action, what: what(entry), path: entry.path.to_vec() })
+        let mut list = List::default();
+        if let Some(differs) = self.root {
+            let (action, what, path) = (Action::Adjust, What::Directory, Vec::new());
+            list.events.push(Event::Change { action, what, differs, path });
+        }
+        let differs = |id, at| {
+            let pair = wanted.get(id).zip(present.get(at));
+            pair.map_or(Differs::default(), |(entry, old)| differs(entry, old, self.mode_mask))
         };
-        let events = self.changes.iter().filter_map(|change| match *change {
-            Change::Create { id } | Change::Replace { id, .. } => event(Action::Create, wanted.get(id)),
-            Change::Update { id, .. } => event(Action::Update, wanted.get(id)),
-            Change::Adjust { id, .. } | Change::Verify { id, adjust: true, .. } => {
-                event(Action::Adjust, wanted.get(id))
+        for change in &self.changes {
+            match *change {
+                Change::Remove { at } => list.remove(present.get(at)),
+                Change::Create { id } => list.add(Action::Create, wanted.get(id), Differs::default()),
+                Change::Replace { id, at } => {
+                    below(present, at).for_each(|entry| list.remove(Some(entry)));
+                    list.add(Action::Create, wanted.get(id), Differs::default());
+                }
+                Change::Update { id, at } => list.add(Action::Update, wanted.get(id), differs(id, at)),
+                Change::Adjust { id, at } | Change::Verify { id, at, adjust: true } => {
+                    list.add(Action::Adjust, wanted.get(id), differs(id, at));
+                }
+                Change::Verify { adjust: false, .. } | Change::Obstacle { .. } => {}
             }
-            Change::Remove { at } => event(Action::Delete, present.get(at)),
-            Change::Verify { adjust: false, .. } | Change::Obstacle { .. } => None,
-        });
-        events.collect()
+        }
+        list.end()
+    }
+}
+
+/// A list of changes that grows.
+#[derive(Default)]
+struct List<'a> {
+    events: Vec<Event>,
+    /// What goes with a directory, which is the first of it.
+    removed: Vec<EntryRef<'a>>,
+}
+
+impl<'a> List<'a> {
+    fn remove(&mut self, entry: Option<EntryRef<'a>>) {
+        let Some(entry) = entry else { return };
+        if self.removed.first().is_some_and(|top| !entry.path.is_below(top.path)) {
+            self.flush();
+        }
+        self.removed.push(entry);
+    }
+
+    fn add(&mut self, action: Action, entry: Option<EntryRef<'_>>, differs: Differs) {
+        self.flush();
+        let change = |entry: EntryRef<'_>| {
+            let (what, path) = (what(entry), entry.path.to_vec());
+            Event::Change { action, what, differs, path }
+        };
+        self.events.extend(entry.map(change));
+    }
+
+    fn flush(&mut self) {
+        for entry in std::mem::take(&mut self.removed).into_iter().rev() {
+            let (action, differs) = (Action::Delete, Differs::default());
+            let (what, path) = (what(entry), entry.path.to_vec());
+            self.events.push(Event::Change { action, what, differs, path });
+        }
+    }
+
+    fn end(mut self) -> Vec<Event> {
+        self.flush();
+        self.events
+    }
+}
+
+fn differs(entry: EntryRef<'_>, old: EntryRef<'_>, mode_mask: u16) -> Differs {
+    let is_link = matches!(entry.kind, Kind::Symlink { .. });
+    Differs {
+        size: entry.size() != old.size(),
+        time: entry.mtime != old.mtime,
+        mode: !is_link && (entry.mode ^ old.mode) & mode_mask != 0,
     }
 }
 
@@ -280,99 +454,5 @@ fn what(entry: EntryRef<'_>) -> What {
         Kind::File { .. } => What::File,
         Kind::Symlink { .. } if entry.kind.is_special() => What::Special,
         Kind::Symlink { .. } => What::Symlink,
-    }
-}
-
-/// Collects the directories whose own times a plan moves.
-struct Touched<'a> {
-    wanted: &'a Manifest,
-    directories: BTreeSet<u32>,
-    /// The parent that was looked up last: neighbours share it.
-    last_parent: Option<Vec<u8>>,
-}
-
-impl<'a> Touched<'a> {
-    fn new(wanted: &'a Manifest) -> Self {
-        Self { wanted, directories: BTreeSet::new(), last_parent: None }
-    }
-
-    fn add(&mut self, change: Change, present: &Manifest) {
-        let entry = match change {
-            Change::Create { id }
-            | Change::Update { id, .. }
-            | Change::Verify { id, .. }
-            | Change::Replace { id, .. } => self.wanted.get(id),
-            Change::Adjust { id, .. } => {
-                if self.wanted.get(id).is_some_and(|entry| entry.is_directory()) {
-                    self.directories.insert(id);
-                }
-                return;
-            }
-            Change::Remove { at } => present.get(at),
-            Change::Obstacle { .. } => None,
-        };
-        let Some(entry) = entry else { return };
-        if entry.is_directory() {
-            self.directories.extend(self.wanted.position(entry.path));
-        }
-        let parent = entry.path.directory();
-        if parent != self.last_parent.as_deref() {
-            self.last_parent = parent.map(<[u8]>::to_vec);
-            self.directories.extend(entry.path.parent().and_then(|parent| self.wanted.position(parent)));
-        }
-    }
-}
-
-/// What an owner needs to change what is in a directory.
-const CHANGE_BITS: u16 = 0o300;
-
-/// Collects the directories in which a plan changes something and whose modes forbid it.
-struct Locked<'a> {
-    present: &'a Manifest,
-    directories: BTreeSet<u32>,
-    /// The parent that was looked up last: neighbours share it.
-    last_parent: Option<Vec<u8>>,
-}
-
-impl<'a> Locked<'a> {
-    fn new(present: &'a Manifest) -> Self {
-        Self { present, directories: BTreeSet::new(), last_parent: None }
-    }
-
-    fn add(&mut self, change: Change, wanted: &Manifest) {
-        let entry = match change {
-            Change::Create { id } | Change::Update { id, .. } | Change::Verify { id, .. } => wanted.get(id),
-            Change::Replace { at, .. } => {
-                self.add_all_below(at);
-                self.present.get(at)
-            }
-            Change::Remove { at } => self.present.get(at),
-            Change::Adjust { .. } | Change::Obstacle { .. } => None,
-        };
-        let Some(parent) = entry.map(|entry| entry.path.directory()) else { return };
-        if parent != self.last_parent.as_deref() {
-            self.last_parent = parent.map(<[u8]>::to_vec);
-            let at = entry.and_then(|entry| self.present.position(entry.path.parent()?));
-            at.into_iter().for_each(|at| self.add_directory(at));
-        }
-    }
-
-    fn add_all_below(&mut self, top: u32) {
-        let path = self.present.path(top);
-        let rest = top..u32::try_from(self.present.len()).unwrap_or(u32::MAX);
-        for at in rest {
-            let below = self.present.get(at).zip(path);
-            if !below.is_some_and(|(entry, path)| at == top || entry.path.is_below(path)) {
-                return;
-            }
-            self.add_directory(at);
-        }
-    }
-
-    fn add_directory(&mut self, at: u32) {
-        let is_locked = |entry: EntryRef<'_>| entry.is_directory() && entry.mode & CHANGE_BITS != CHANGE_BITS;
-        if self.present.get(at).is_some_and(is_locked) {
-            self.directories.insert(at);
-        }
     }
 }

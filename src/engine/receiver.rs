@@ -14,6 +14,7 @@
 //! What was offered is remembered meanwhile (`Remember`), from when it is known what has to change.
 
 mod content;
+mod decide;
 mod offer;
 
 use std::collections::{BTreeSet, HashMap};
@@ -26,13 +27,14 @@ use crate::engine::plan::{Fetch, Plan};
 use crate::engine::window::Window;
 use crate::engine::work::{Fault, Opened, Outcome, Step, Work};
 use crate::engine::{Config, Desk, Engine, Input, Output};
-use crate::monitor::{Event, Problem, Trouble};
-use crate::tree::compare::Rules;
-use crate::tree::entry::EntryRef;
+use crate::monitor::Event;
+use crate::tree::compare::below;
+use crate::tree::entry::{EntryRef, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::path_ref::PathRef;
+use crate::tree::place::Pair;
 use crate::tree::scope::Part;
 use crate::wire::message::{AbortKind, Holes, Message, Subject, Tally, Want};
 use content::{Ask, HELD_BYTES_MAX, Sink};
@@ -59,6 +61,12 @@ pub struct Receiver {
     wanted: Arc<Manifest>,
     plan: Plan,
     tally: Tally,
+    /// What is known of source and destination once this run is over.
+    pair: Option<Pair>,
+    /// The root's own mode and time, as far as they are to be set.
+    metadata: Option<(Option<u16>, Time)>,
+    /// Whether the destination will hold nothing but what is wanted and what is protected.
+    will_be_copy: bool,
     /// The destination is in order.
     closed: bool,
     /// Wants that are not sent yet.
@@ -123,6 +131,9 @@ impl Receiver {
             wanted: Arc::default(),
             plan: Plan::default(),
             tally: Tally::default(),
+            pair: None,
+            metadata: None,
+            will_be_copy: false,
             closed: false,
             batch: Vec::new(),
             batch_bytes: 0,
@@ -234,6 +245,10 @@ impl Receiver {
             Outcome::Apply(results) => self.applied(results),
             Outcome::Close(Ok(())) => {
                 self.closed = true;
+                self.tally.adjusted += u64::from(self.plan.adjusts_root());
+                if let Some(pair) = self.pair.filter(|_| self.will_be_copy) {
+                    self.desk.report(Event::Paired(pair));
+                }
                 self.finish_when_ready();
             }
             Outcome::Remember => {
@@ -249,50 +264,6 @@ impl Receiver {
         self.desk.report(Event::Resolved { path: opened.path.clone() });
         self.opened = Some(opened);
         self.compare_when_ready();
-    }
-
-    fn compare_when_ready(&mut self) {
-        let (Some(opened), Some(complete)) = (&self.opened, self.offered) else { return };
-        let options = &self.config.options;
-        let may_delete = complete && opened.complete;
-        let rules = Rules {
-            delete: options.delete && may_delete && self.is_directory(),
-            checksum: options.checksum,
-            // Without them set-id bits are never set, so they must not count either.
-            mode_mask: if options.set_id_owner.is_some() { 0o7777 } else { 0o1777 },
-        };
-        let withheld = options.delete && !may_delete;
-        if !self.is_what_was_announced() {
-            return self.desk.protocol_error("other entries than the one that was announced");
-        }
-        let (links, staged) = (options.safe_links, opened.has_staged);
-        let protects = |entry: EntryRef<'_>| {
-            let path = entry.path.to_path();
-            opened.kept.holds(&path) || self.filter.excludes_within(&path, entry.is_directory())
-        };
-        let (present, doubts) = (&opened.manifest, &opened.doubts);
-        self.plan = Plan::new(&self.wanted, present, doubts, rules, protects, links, staged);
-        self.tally.entries = self.wanted.len() as u64;
-        self.tally.total_bytes = self.wanted.content_bytes();
-        let (wanted, present) = (Arc::clone(&self.wanted), Arc::clone(&opened.manifest));
-        self.tell_unlisted();
-        if withheld {
-            let cause = "nothing was deleted, since not everything could be listed".to_owned();
-            self.desk.problem(Problem { trouble: Trouble::NotDeleted, path: Vec::new(), cause });
-        }
-        self.announce_plan(&present);
-        if self.config.options.dry_run {
-            self.plan.count(&self.wanted, &mut self.tally);
-            self.desk.send(Message::Finished(self.tally));
-            return self.desk.finish(self.tally);
-        }
-        // Before anything is written.
-        if let Some(text) = self.missing_room() {
-            return self.desk.fail(AbortKind::Storage, text);
-        }
-        self.phase = Phase::Plan;
-        let writes = !self.plan.fetch.is_empty();
-        self.desk.start(Work::Plan { wanted, present, writes });
     }
 
     /// In words what room the plan needs that is not there.
@@ -398,12 +369,20 @@ impl Receiver {
                 }
                 Step::MakeLink { .. } => &mut self.tally.created,
                 Step::Adjust { id } if self.plan.is_adjust(id) => &mut self.tally.adjusted,
-                Step::Clear { .. } | Step::Remove { .. } => &mut self.tally.deleted,
-                Step::Adjust { .. } | Step::Unlock { .. } => &mut 0,
+                Step::Remove { .. } => &mut self.tally.deleted,
+                Step::Clear { .. } | Step::Adjust { .. } | Step::Unlock { .. } | Step::Restore { .. } => {
+                    &mut 0
+                }
             };
             match result {
-                Ok(()) => *counter += 1,
+                Ok(()) => {
+                    *counter += 1;
+                    if let Step::Clear { at } = step {
+                        self.tally.deleted += self.count_below(at);
+                    }
+                }
                 Err(fault) => {
+                    self.will_be_copy &= matches!(step, Step::MakeDirectory { .. } | Step::Adjust { .. });
                     let path = self.step_path(step);
                     if !self.desk.complain(path, fault) {
                         return;
@@ -443,9 +422,8 @@ impl Receiver {
                 Phase::Offer | Phase::Plan | Phase::Directories | Phase::Close => return,
             };
             if self.phase == Phase::Close {
-                if let Some(subject) = self.subject.clone() {
-                    self.desk.start(Work::Close(subject));
-                }
+                let pair = self.pair.filter(|_| self.will_be_copy);
+                self.desk.start(Work::Close { metadata: self.metadata, pair });
                 return;
             }
             if self.start_steps() {
@@ -471,6 +449,11 @@ impl Receiver {
         self.wanted.get(id).map_or(0, |entry| entry.size())
     }
 
+    /// How many entries are present below one.
+    fn count_below(&self, at: u32) -> u64 {
+        self.opened.as_ref().map_or(0, |opened| below(&opened.manifest, at).count() as u64)
+    }
+
     fn path(&self, id: u32) -> Vec<u8> {
         self.wanted.path(id).map(PathRef::to_vec).unwrap_or_default()
     }
@@ -481,7 +464,7 @@ impl Receiver {
             | Step::MakeLink { id }
             | Step::Adjust { id }
             | Step::Move { id, .. } => self.path(id),
-            Step::Clear { at } | Step::Remove { at } | Step::Unlock { at } => {
+            Step::Clear { at } | Step::Remove { at } | Step::Unlock { at } | Step::Restore { at } => {
                 let path = self.opened.as_ref().and_then(|opened| opened.manifest.path(at));
                 path.map(PathRef::to_vec).unwrap_or_default()
             }

@@ -8,12 +8,15 @@ use crate::content::sample::Samples;
 use crate::monitor::{Problem, Trouble};
 use crate::tree::change::Change;
 use crate::tree::doubt::Doubts;
+use crate::tree::entry::Time;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::kept::Kept;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
+use crate::tree::place::{Pair, Place};
 use crate::tree::record::Record;
 use crate::tree::scope::Scope;
+use crate::wire::hello::Baseline;
 use crate::wire::message::{AbortKind, Holes, Op, Stretch, Subject, Want, Window};
 
 /// Something to be done. Each brings back the [`Outcome`] of the same name.
@@ -49,6 +52,10 @@ pub enum Work {
         present: Arc<Manifest>,
         /// Whether files are going to be put in place.
         writes: bool,
+        /// What would go and waits for consent, the uppermost of it.
+        withheld: Vec<TreePath>,
+        /// What is known of both from now on, if that is new.
+        pair: Option<Pair>,
     },
     /// Receiver: say what is there of files.
     Sign(Vec<SignOrder>),
@@ -90,8 +97,13 @@ pub enum Work {
     Copy(Vec<CopiedFile>),
     /// Receiver: change names, modes and times, in this order.
     Apply(Vec<Step>),
-    /// Receiver: remove what is no longer needed and set the root's own mode and time.
-    Close(Subject),
+    /// Receiver: remove what is no longer needed.
+    Close {
+        /// The root's own mode and time, as far as they are to be set.
+        metadata: Option<(Option<u16>, Time)>,
+        /// What is known of both from now on, if that is new.
+        pair: Option<Pair>,
+    },
     /// Receiver: find the record with this digest.
     Recall(Hash),
     /// Either: keep a record of what is offered, for the next run. What cannot be kept is forgotten.
@@ -286,6 +298,11 @@ pub enum Step {
         /// What.
         at: u32,
     },
+    /// Give a directory that is not wanted, and stays, the mode and time back that it had.
+    Restore {
+        /// Which.
+        at: u32,
+    },
 }
 
 /// How a work ended.
@@ -406,6 +423,8 @@ pub struct Opened {
     pub has_staged: bool,
     /// What its filesystem has left; `None` where that is not known well enough to go by.
     pub room: Option<Room>,
+    /// What it is, besides what is in it.
+    pub destination: Destination,
 }
 
 /// What a destination's filesystem has left.
@@ -427,6 +446,29 @@ pub struct Room {
     pub staged_files: u64,
     /// Directories at which other filesystems are mounted: what goes below needs room there.
     pub mounts: Vec<TreePath>,
+}
+
+/// What a destination is, besides what is in it.
+#[derive(Debug, Clone, Default)]
+pub struct Destination {
+    /// Whether this run made it, or would make it.
+    pub is_new: bool,
+    /// Its own mode and time; `None` where it is not there.
+    pub metadata: Option<(u16, Time)>,
+    /// Which directory it is.
+    pub place: Place,
+    /// Whether its mode and time are ours to set.
+    pub is_ours: bool,
+    /// Whether a machine cannot do without it.
+    pub is_protected: bool,
+    /// Whether deletions in it were allowed by its name.
+    pub is_forced: bool,
+    /// What was known of it and of its source.
+    pub baseline: Baseline,
+    /// What an earlier round of the same watch wanted to delete, and may not: in order.
+    pub withheld: Arc<Vec<TreePath>>,
+    /// Whether this is a round of a watch.
+    pub is_round: bool,
 }
 
 /// Why a work failed.

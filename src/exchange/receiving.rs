@@ -205,7 +205,8 @@ impl Perform for Receiving {
     fn perform(&self, work: Work) -> Outcome {
         match work {
             Work::Open { subject, scope } => Outcome::Open(self.open(&subject, scope)),
-            Work::Plan { wanted, present, writes } => {
+            Work::Plan { wanted, present, writes, withheld, pair } => {
+                self.keep(withheld, pair);
                 let _ = self.trees.set(Trees { wanted, present });
                 self.made.keep();
                 if writes {
@@ -232,7 +233,7 @@ impl Perform for Receiving {
             Work::Apply(steps) => {
                 Outcome::Apply(steps.into_iter().map(|step| (step, self.apply(step))).collect())
             }
-            Work::Close(subject) => Outcome::Close(self.close(&subject)),
+            Work::Close { metadata, pair } => Outcome::Close(self.close(metadata, pair)),
             Work::Recall(_) => Outcome::Recall(self.memory.as_ref().and_then(Memory::recall)),
             Work::Remember { manifest, ignores } => {
                 super::remember(self.memory.as_ref(), &manifest, &ignores)

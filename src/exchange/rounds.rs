@@ -23,10 +23,11 @@ use crate::exchange::{Receiving, Sending, chain};
 use crate::monitor::{Event, Monitor, Trouble};
 use crate::tree::filter::{Filter, IGNORE_FILE};
 use crate::tree::path::TreePath;
+use crate::tree::place::Pair;
 use crate::tree::scope::Scope;
 use crate::watch::settle::Touched;
 use crate::watch::{Options as WatchOptions, Watch};
-use crate::wire::hello::Watching;
+use crate::wire::hello::{Baseline, InSession, Watching};
 use crate::wire::message::{AbortKind, Message};
 
 /// How long at most until everything is looked at again: what is written through a mapping, or in a filesystem that
@@ -204,7 +205,8 @@ impl Watched {
         loop {
             match link.inbox().idle(deadline.saturating_duration_since(Instant::now())) {
                 Idle::Closed(kind, text) => return Err(Failure { kind, by_peer: false, text }),
-                Idle::Rescan | Idle::Late => return Ok(None),
+                // What was touched by then comes first.
+                Idle::Rescan | Idle::Late => self.watch.everything(),
                 Idle::Woken => match self.watch.take() {
                     Some(Touched::Everything) => return Ok(None),
                     Some(Touched::Parts(scope)) => match self.of_interest(scope) {
@@ -279,6 +281,10 @@ pub(super) struct Standing {
     root: Mutex<Option<Pin>>,
     begun: Mutex<Option<Instant>>,
     whole: AtomicBool,
+    /// What is known of both sides, once a round has found that out.
+    pair: Mutex<Option<Pair>>,
+    /// What the last round about everything wanted to delete, and may not.
+    withheld: Mutex<Arc<Vec<TreePath>>>,
 }
 
 impl Standing {
@@ -296,6 +302,31 @@ impl Standing {
             *last = root.map(Root::pin).transpose()?;
         }
         Ok(whole || is_same)
+    }
+
+    /// What was known at first with what was found out since, and what may not be deleted.
+    pub(super) fn remembered(&self, first: Baseline) -> (Baseline, Arc<Vec<TreePath>>) {
+        let pair = *self.pair.lock().unwrap_or_else(PoisonError::into_inner);
+        let baseline = match (pair, first.session) {
+            (None, _) => first,
+            // What was found out was found out about this very VM.
+            (Some(_), session) => {
+                Baseline { pair, session: session.map(|session| InSession { is_other: false, ..session }) }
+            }
+        };
+        (baseline, Arc::clone(&self.withheld.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// This is known from now on.
+    pub(super) fn remember(&self, pair: Pair) {
+        *self.pair.lock().unwrap_or_else(PoisonError::into_inner) = Some(pair);
+    }
+
+    /// A round about everything may not delete this; one about parts says nothing of it.
+    pub(super) fn withhold(&self, paths: Vec<TreePath>) {
+        if self.whole.load(Ordering::Relaxed) {
+            *self.withheld.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(paths);
+        }
     }
 }
 

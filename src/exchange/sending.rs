@@ -36,6 +36,7 @@ use crate::tree::entry::{Kind, Time};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
+use crate::tree::place::Place;
 use crate::tree::record;
 use crate::tree::scope::Scope;
 use crate::watch::Watch;
@@ -126,8 +127,8 @@ impl Sending {
         let metadata = fs::metadata(&self.path).map_err(|error| missing(&error))?;
         let (found, subject) = if metadata.is_dir() {
             let root = Root::open(&self.path).map_err(|error| missing(&error))?;
-            let subject =
-                directory_subject(&metadata, self.options.set_id_owner).map_err(|error| missing(&error))?;
+            let subject = directory_subject(&metadata, self.options.set_id_owner, root.whereabouts())
+                .map_err(|error| missing(&error))?;
             // A round about parts is not remembered, and knows nothing of what is.
             let base = self.memory.as_ref().and_then(Memory::digest);
             (Found { root, single: None, base }, subject)
@@ -434,7 +435,11 @@ impl Look for Entering<'_> {
     }
 }
 
-fn directory_subject(metadata: &fs::Metadata, set_id_owner: Option<Owner>) -> io::Result<Subject> {
+fn directory_subject(
+    metadata: &fs::Metadata,
+    set_id_owner: Option<Owner>,
+    place: Place,
+) -> io::Result<Subject> {
     use std::os::unix::fs::MetadataExt;
     let nanos = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
     let mtime = Time::new(metadata.mtime(), nanos)
@@ -443,7 +448,7 @@ fn directory_subject(metadata: &fs::Metadata, set_id_owner: Option<Owner>) -> io
     #[allow(clippy::cast_possible_truncation)]
     let mode = (metadata.mode() & 0o7777) as u16;
     let of = (metadata.uid(), metadata.gid());
-    Ok(Subject::directory(set_id_owner.map_or(mode, |owner| mode_for(mode, of, owner)), mtime))
+    Ok(Subject::directory(set_id_owner.map_or(mode, |owner| mode_for(mode, of, owner)), mtime, place))
 }
 
 /// Finds a single file. A link that is named as source stands for what it points to, under its own name, as

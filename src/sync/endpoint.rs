@@ -136,6 +136,20 @@ impl Endpoint {
         parse::parse(text).map_err(|fault| EndpointError { text: text.as_bytes().to_vec(), fault })
     }
 
+    /// Where such a text names a machine and no path there: how the home itself and a directory in it are written
+    /// instead. A URL that ends in the slash after its host says no more than one without.
+    #[must_use]
+    pub fn without_path(text: &OsStr, name: &str) -> Option<(String, String)> {
+        let start = parse::without_path(text)?;
+        let start = escape(start);
+        let is_url = start.contains("://");
+        Some(if is_url {
+            (format!("{start}/~"), format!("{start}/~/{name}"))
+        } else {
+            (format!("{start}."), format!("{start}{name}"))
+        })
+    }
+
     /// Whether it is anywhere but on this machine.
     #[must_use]
     pub fn is_remote(&self) -> bool {

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinHandle;
 
+use crate::content::hash::Hash;
 use crate::kernel::{Access, KeepAlive, KernelError, Known, Life, Step};
 use crate::monitor::{Preparation, Warning};
 use crate::remote::{self, Connection, ErrorKind, HostKeys, RemoteError, Target, Transport};
@@ -21,6 +22,8 @@ pub(super) struct Session {
     /// Held, not used.
     _watch: Watch,
     id: String,
+    /// What tells its VM from others.
+    machine: String,
     access: Access,
 }
 
@@ -77,7 +80,13 @@ impl Session {
         let connection = remote::connect(&target_of(&known, way)).await?;
         // Not before: a session that is gone has no end to come.
         let watch = Watch::begin(&known, way.keep_alive, Arc::clone(monitor));
-        Ok((connection, Self { _alive: alive, _watch: watch, id: known.session_id, access }))
+        let machine = Hash::of(format!("{}\n{}", known.session_id, known.host_key).as_bytes()).to_string();
+        Ok((connection, Self { _alive: alive, _watch: watch, id: known.session_id, machine, access }))
+    }
+
+    /// What tells its VM from every other one: the session's id and the host's key.
+    pub(super) fn machine(&self) -> &str {
+        &self.machine
     }
 
     /// Why the connection was really lost: where the session is gone, that is the reason, and what was remembered of

@@ -52,7 +52,7 @@ pub(super) fn open(key: Option<Key>) -> Option<Memory> {
 }
 
 /// An endpoint without its path.
-fn where_to(endpoint: &Endpoint) -> String {
+pub(super) fn where_to(endpoint: &Endpoint) -> String {
     match endpoint {
         Endpoint::Local(_) => String::new(),
         Endpoint::Sandbox { .. } => "sandbox".to_owned(),

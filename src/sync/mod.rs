@@ -10,6 +10,7 @@ mod limit;
 mod local;
 mod memory;
 mod meter;
+mod pairing;
 mod remote;
 mod retry;
 mod stand_in;
@@ -28,6 +29,7 @@ pub use visit::Visit;
 use crate::engine::{PROBLEMS_MAX, Summary};
 use crate::kernel::{Access, Settings};
 use crate::monitor::{Event, Monitor, Preparation, Trouble, Warning};
+use crate::sync::pairing::Pairing;
 use crate::sync::watch::{AfterRound, Listener, News};
 use crate::wire::hello::{Options, Role};
 
@@ -179,19 +181,22 @@ pub async fn run_and_then(
     let start = Instant::now();
     limit::outlive();
     let (source, destination, options) = (&job.source, &job.destination, &job.options);
+    let pairing = Pairing::of(job);
+    let monitor = pairing.watching(monitor);
     let mut report = match (source, destination) {
         (Endpoint::Local(from), Endpoint::Local(to)) => {
             local::check_apart(from, to)?;
-            let round = async |monitor| local::exchange(from, to, options, monitor).await;
+            let round = async |monitor| local::exchange(from, to, &pairing.options(options), monitor).await;
             then(repeat(monitor, round).await, after, None, &listener).await?
         }
         (Endpoint::Local(path), remote) => {
             let key = memory::key(job, Role::Sender, path);
             let round = async |session: &remote::Session<'_>, monitor| {
-                session.upload(path, remote.path(), options, key, monitor).await
+                session.meet(options, &monitor).await?;
+                session.upload(path, remote.path(), &pairing.options(options), key, monitor).await
             };
             let (session, result) =
-                retry::over_connections(remote, &job.way, monitor, &listener, round).await;
+                retry::over_connections(remote, &job.way, &pairing, monitor, &listener, round).await;
             let result = then(result, after, Some(&session), &listener).await;
             session.close().await;
             result?
@@ -199,10 +204,11 @@ pub async fn run_and_then(
         (remote, Endpoint::Local(path)) => {
             let key = memory::key(job, Role::Receiver, path);
             let round = async |session: &remote::Session<'_>, monitor| {
-                session.download(remote.path(), path, options, key, monitor).await
+                session.meet(options, &monitor).await?;
+                session.download(remote.path(), path, &pairing.options(options), key, monitor).await
             };
             let (session, result) =
-                retry::over_connections(remote, &job.way, monitor, &listener, round).await;
+                retry::over_connections(remote, &job.way, &pairing, monitor, &listener, round).await;
             let result = then(result, after, None, &listener).await;
             session.close().await;
             result?
@@ -267,7 +273,7 @@ impl Patience {
     }
 
     fn has_withheld(&self) -> bool {
-        !self.lock().is_empty()
+        self.lock().iter().any(|event| !matches!(event, Event::Braked(_)))
     }
 
     /// Passes on what was withheld.
@@ -284,7 +290,9 @@ impl Monitor for Patience {
     fn observe(&self, event: Event) {
         let moved = matches!(&event, Event::Problem(problem)
             if matches!(problem.trouble, Trouble::Changed | Trouble::Vanished));
-        if moved && self.lock().len() < PROBLEMS_MAX {
+        // What the last round says of deletions counts.
+        let withheld = moved || matches!(event, Event::Braked(_));
+        if withheld && self.lock().len() < PROBLEMS_MAX {
             self.lock().push(event);
         } else {
             self.monitor.observe(event);
@@ -316,6 +324,7 @@ fn add(summary: &mut Summary, later: Summary) {
     total.copied += tally.copied;
     summary.traffic.raw_bytes += later.traffic.raw_bytes;
     summary.traffic.waits += later.traffic.waits;
+    summary.braked = later.braked;
     summary.problems = later.problems;
     summary.problem_count = later.problem_count;
 }

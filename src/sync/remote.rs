@@ -15,6 +15,7 @@ use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection};
 use crate::sync::error::STATE_HINT;
 use crate::sync::memory::{self, Key};
 use crate::sync::meter::Count;
+use crate::sync::pairing::Pairing;
 use crate::sync::stand_in::StandIn;
 use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, kernel, lanes, target};
 use crate::wire::hello::{self, Options, Order, Role, Watching};
@@ -34,6 +35,7 @@ type Writer = Striped;
 pub(super) struct Session<'a> {
     endpoint: &'a Endpoint,
     way: &'a Way,
+    pairing: Arc<Pairing>,
     connected: OnceCell<Connected>,
     up_bytes: Count,
     down_bytes: Count,
@@ -66,14 +68,22 @@ pub(super) struct Rounds<F> {
 
 impl<'a> Session<'a> {
     /// A session with the machine of `endpoint`.
-    pub(super) fn new(endpoint: &'a Endpoint, way: &'a Way) -> Self {
+    pub(super) fn new(endpoint: &'a Endpoint, way: &'a Way, pairing: Arc<Pairing>) -> Self {
         let (up_bytes, down_bytes) = Default::default();
-        Self { endpoint, way, connected: OnceCell::new(), up_bytes, down_bytes }
+        Self { endpoint, way, pairing, connected: OnceCell::new(), up_bytes, down_bytes }
     }
 
     /// Bytes to and from the other side so far.
     pub(super) fn traffic(&self) -> (u64, u64) {
         (self.up_bytes.bytes(), self.down_bytes.bytes())
+    }
+
+    /// Connects before anything is ordered, where it matters for deletions which VM a session is on.
+    pub(super) async fn meet(&self, options: &Options, monitor: &Watcher) -> Result<(), SyncError> {
+        if options.delete && matches!(self.endpoint, Endpoint::Session { .. }) {
+            self.connected.get_or_try_init(|| self.connect(monitor)).await?;
+        }
+        Ok(())
     }
 
     async fn connect(&self, monitor: &Watcher) -> Result<Connected, SyncError> {
@@ -99,6 +109,7 @@ impl<'a> Session<'a> {
         }
         if let Endpoint::Session { name, .. } = self.endpoint {
             let (connection, session) = kernel::Session::connect(name, self.way, monitor).await?;
+            self.pairing.met(session.machine().to_owned());
             return Ok(Connected { connection, behind: Behind::Kernel(Box::new(session)) });
         }
         let target = target::target(self.endpoint, self.way)?;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::engine::PROBLEMS_MAX;
 use crate::monitor::{Event, Monitor, Preparation, Warning};
 use crate::remote::ErrorKind;
+use crate::sync::pairing::Pairing;
 use crate::sync::remote::Session;
 use crate::sync::watch::backoff::Backoff;
 use crate::sync::watch::{Listener, News};
@@ -23,6 +24,7 @@ const SAID_BYTES_MIN: u64 = 24;
 pub(super) async fn over_connections<'a>(
     remote: &'a Endpoint,
     way: &'a Way,
+    pairing: &Arc<Pairing>,
     monitor: Watcher,
     listener: &Listener,
     round: impl AsyncFn(&Session<'a>, Watcher) -> Result<Round, SyncError>,
@@ -31,7 +33,7 @@ pub(super) async fn over_connections<'a>(
     let (mut attempts, mut backoff) = (Attempts::new(way.retries), Backoff::default());
     let (mut lost, mut last_loss) = (Report::default(), None);
     loop {
-        let session = Session::new(remote, way);
+        let session = Session::new(remote, way, Arc::clone(pairing));
         told.begin();
         let result =
             repeat(Arc::clone(&told) as Watcher, async |monitor| round(&session, monitor).await).await;

@@ -19,6 +19,7 @@ pub use control::{NotFlushed, request_flush};
 
 use crate::exchange::rounds::{Round, Watched};
 use crate::remote::ErrorKind;
+use crate::sync::pairing::Pairing;
 use crate::sync::remote::{Rounds, Session};
 use crate::sync::{Endpoint, Job, SyncError, Watcher, blocking, limit, local, memory, target};
 use crate::wire::hello::{Role, Watching};
@@ -86,6 +87,7 @@ pub async fn watch(
     // Without a socket nobody can ask for a flush; everything else works.
     let _control = target::state_dir().ok().and_then(|state| control::serve(&state, &local, &flushes).ok());
     let commands = Commands::new(live.after.clone(), Listener::clone(&listener));
+    let pairing = Pairing::of(job);
     let mut backoff = Backoff::default();
     let mut has_worked = false;
     loop {
@@ -103,8 +105,9 @@ pub async fn watch(
                 }
             }
         };
-        let monitor = Watcher::clone(&monitor);
-        let error = once(job, live.watching, source.clone(), &flushes, &commands, monitor, done).await;
+        let monitor = pairing.watching(Watcher::clone(&monitor));
+        let error =
+            once(job, &pairing, live.watching, source.clone(), &flushes, &commands, monitor, done).await;
         let worked = works.load(Ordering::Relaxed);
         has_worked |= worked;
         if !has_worked || !is_passing(&error, worked) {
@@ -120,8 +123,10 @@ pub async fn watch(
 }
 
 /// Over one connection, until it ends.
+#[allow(clippy::too_many_arguments)]
 async fn once(
     job: &Job,
+    pairing: &Arc<Pairing>,
     watching: Watching,
     source: Option<Arc<Watched>>,
     flushes: &Arc<Flushes>,
@@ -129,11 +134,10 @@ async fn once(
     monitor: Watcher,
     done: impl FnMut(Round) + Send + 'static,
 ) -> SyncError {
-    let options = &job.options;
     let remote = match (&job.source, &job.destination) {
         (Endpoint::Local(_), Endpoint::Local(to)) => {
             let Some(source) = source else { return SyncError::BothRemote };
-            let (to, options) = (PathBuf::from(to), options.clone());
+            let (to, options) = (PathBuf::from(to), pairing.options(&job.options));
             return tokio::select! {
                 error = local::live(source, to, options, monitor, done) => error,
                 never = commands.run(None) => match never {},
@@ -141,8 +145,12 @@ async fn once(
         }
         (Endpoint::Local(_), remote) | (remote, _) => remote,
     };
-    let session = Session::new(remote, &job.way);
+    let session = Session::new(remote, &job.way, Arc::clone(pairing));
     let running = async {
+        if let Err(error) = session.meet(&job.options, &monitor).await {
+            return error;
+        }
+        let options = &pairing.options(&job.options);
         match (&job.source, &job.destination, source) {
             (Endpoint::Local(path), remote, Some(source)) => {
                 let key = memory::key(job, Role::Sender, path);

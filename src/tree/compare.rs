@@ -185,11 +185,20 @@ fn decide(
 }
 
 /// Everything that is present below the directory at `at`.
-fn below(present: &Manifest, at: u32) -> impl Iterator<Item = EntryRef<'_>> {
+pub fn below(present: &Manifest, at: u32) -> impl Iterator<Item = EntryRef<'_>> {
     let directory = present.path(at);
     present
         .entries_from(at.saturating_add(1))
         .take_while(move |entry| directory.is_some_and(|directory| entry.path.is_below(directory)))
+}
+
+/// Whether something is present that is neither wanted nor protected, nor holds something protected.
+pub fn has_more(wanted: &Manifest, present: &Manifest, protects: impl Fn(EntryRef<'_>) -> bool) -> bool {
+    let mut lock_step = LockStep { wanted: wanted.iter().peekable(), present: present.iter().peekable() };
+    std::iter::from_fn(|| lock_step.next()).any(|step| match step {
+        (None, Some((at, old))) => !protects(old) && !below(present, at).any(&protects),
+        _ => false,
+    })
 }
 
 /// Takes back the removals of what is protected, of what lies below it and of the directories above it.

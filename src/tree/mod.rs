@@ -12,6 +12,7 @@ pub mod manifest;
 pub mod path;
 pub mod path_ref;
 pub mod pattern;
+pub mod place;
 pub mod record;
 pub mod scope;
 mod table;

@@ -47,6 +47,8 @@ struct Inner {
     /// Written to when the thread is to look at the time, or to end.
     bell: OwnedFd,
     state: Mutex<State>,
+    /// Held while events are taken in, so that whoever has it knows of all that were before.
+    reading: Mutex<()>,
     shared: Arc<Shared>,
 }
 
@@ -65,7 +67,8 @@ impl Source {
             error => error.into(),
         })?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let inner = Arc::new(Inner { inotify, bell, state: Mutex::default(), shared });
+        let inner =
+            Arc::new(Inner { inotify, bell, state: Mutex::default(), reading: Mutex::default(), shared });
         let watching = Arc::clone(&inner);
         thread::Builder::new().name("watch".to_owned()).spawn(move || watching.run())?;
         Ok(Self { inner })
@@ -90,6 +93,12 @@ impl Source {
                 self.inner.shared.blind(format!("cannot watch {shown}: {error}"));
             }
         }
+    }
+
+    /// Takes in all events that there are, and waits for those that the thread is taking in.
+    pub(super) fn catch_up(&self) {
+        // What cannot be read the thread finds out about, too.
+        let _ = self.inner.read(&mut vec![MaybeUninit::uninit(); BUFFER_BYTES]);
     }
 
     /// Lets the thread look at the time.
@@ -143,6 +152,7 @@ impl Inner {
 
     /// Takes in all events that there are.
     fn read(&self, buffer: &mut [MaybeUninit<u8>]) -> rustix::io::Result<()> {
+        let _one_at_a_time = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         let mut events = Reader::new(&self.inotify, buffer);
         loop {
             match events.next() {

@@ -52,6 +52,8 @@ struct State {
     settle: Settle,
     /// What is to be looked at.
     due: Option<Touched>,
+    /// Somebody wants a look at everything, after what was touched before that.
+    is_asked: bool,
     /// Why not everything is seen.
     blind: Option<String>,
     waker: Option<Box<dyn Fn() + Send>>,
@@ -61,7 +63,13 @@ impl Watch {
     /// Begins to watch the tree below `root`: nothing of it so far, where directories are entered one by one.
     #[must_use]
     pub fn new(root: &std::path::Path, options: Options) -> Self {
-        let state = State { settle: Settle::new(options.quiet), due: None, blind: None, waker: None };
+        let state = State {
+            settle: Settle::new(options.quiet),
+            due: None,
+            is_asked: false,
+            blind: None,
+            waker: None,
+        };
         let shared = Arc::new(Shared { begun: Instant::now(), state: Mutex::new(state) });
         let source = if options.poll {
             shared.blind("it was asked for".to_owned());
@@ -80,12 +88,34 @@ impl Watch {
         }
     }
 
-    /// What is to be looked at.
+    /// What is to be looked at. Where everything is asked for, what was touched before comes first and by itself: what
+    /// was seen as it happened is told from what only a look at everything finds.
     #[must_use]
     pub fn take(&self) -> Option<Touched> {
+        let is_asked = self.shared.state().is_asked;
+        if let Some(source) = self.source.as_ref().filter(|_| is_asked) {
+            source.catch_up();
+        }
         let mut state = self.shared.state();
         state.collect(self.shared.now());
-        state.due.take()
+        if !state.is_asked {
+            return state.due.take();
+        }
+        if let Some(rest) = state.settle.rest() {
+            state.is_due(rest);
+        }
+        match state.due.take() {
+            Some(parts @ Touched::Parts(_)) => {
+                if let Some(waker) = &state.waker {
+                    waker();
+                }
+                Some(parts)
+            }
+            Some(Touched::Everything) | None => {
+                state.is_asked = false;
+                Some(Touched::Everything)
+            }
+        }
     }
 
     /// Something has to be looked at again: it was being changed when it was looked at.
@@ -100,7 +130,7 @@ impl Watch {
     /// Everything has to be looked at, now.
     pub fn everything(&self) {
         let mut state = self.shared.state();
-        state.due = Some(Touched::Everything);
+        state.is_asked = true;
         if let Some(waker) = &state.waker {
             waker();
         }
@@ -109,7 +139,7 @@ impl Watch {
     /// Calls `waker` whenever there is something to look at, and at once if there is already.
     pub fn wake(&self, waker: impl Fn() + Send + 'static) {
         let mut state = self.shared.state();
-        if state.due.is_some() {
+        if state.due.is_some() || state.is_asked {
             waker();
         }
         state.waker = Some(Box::new(waker));
@@ -167,11 +197,15 @@ impl Shared {
 impl State {
     fn collect(&mut self, now: Duration) -> bool {
         let Some(touched) = self.settle.due(now) else { return false };
+        self.is_due(touched);
+        true
+    }
+
+    fn is_due(&mut self, touched: Touched) {
         self.due = Some(match self.due.take() {
             Some(earlier) => earlier.and(touched),
             None => touched,
         });
-        true
     }
 }
 

@@ -51,6 +51,9 @@ impl Source {
     /// The whole tree is watched already.
     pub(super) fn enter(&self, _directory: BorrowedFd<'_>, _path: Option<&TreePath>) {}
 
+    /// What the system has not told yet cannot be asked for.
+    pub(super) fn catch_up(&self) {}
+
     /// Lets the thread look at the time.
     pub(super) fn rouse(&self) {
         self.clock.unpark();

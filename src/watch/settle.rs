@@ -113,13 +113,28 @@ impl Settle {
         if !has_waited && now < last + self.quiet && now < first + WAIT_MAX {
             return None;
         }
-        self.span = None;
+        self.hand_on()
+    }
+
+    /// What was collected; after that it is forgotten here.
+    fn hand_on(&mut self) -> Option<Touched> {
+        self.span.take()?;
         let parts = std::mem::take(&mut self.parts);
         Some(if std::mem::take(&mut self.everything) {
             Touched::Everything
         } else {
             Touched::Parts(Scope::new(parts))
         })
+    }
+
+    /// All that was touched, however quiet it is.
+    pub fn rest(&mut self) -> Option<Touched> {
+        let writing: Vec<TreePath> = std::mem::take(&mut self.writing).into_keys().collect();
+        let (now, _) = self.span.unwrap_or_default();
+        for path in writing {
+            self.add(path, false, now);
+        }
+        self.hand_on()
     }
 
     /// When to ask again, if nothing is touched before.

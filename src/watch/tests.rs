@@ -166,7 +166,8 @@ fn one_that_polls_is_blind_and_says_so() {
 fn the_portable_watcher_sees_what_is_written_and_made() {
     let place = Place::new();
     two_directories(&place);
-    let state = State { settle: Settle::new(settle::QUIET), due: None, blind: None, waker: None };
+    let state =
+        State { settle: Settle::new(settle::QUIET), due: None, is_asked: false, blind: None, waker: None };
     let shared = Arc::new(Shared { begun: Instant::now(), state: Mutex::new(state) });
     let (wake, woken) = mpsc::channel();
     shared.state().waker = Some(Box::new(move || wake.send(()).unwrap_or_default()));

@@ -3,8 +3,10 @@
 use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use crate::tree::filter::{RULES_BYTES_MAX, RULES_MAX, Rule};
+use crate::tree::place::Pair;
 use crate::wire::frame::{FrameError, FrameReader, FrameWriter};
 
 /// The first bytes that either side sends. The NUL keeps it out of any login banner; the CR LF shows a
@@ -50,7 +52,43 @@ pub struct Options {
     /// The SOURCE directory's path in the transfer root, where the rules' anchors are; empty if it is the root.
     #[serde(with = "serde_bytes")]
     pub anchor: Vec<u8>,
+    /// What the person who typed allows to be deleted.
+    pub consent: Consent,
+    /// What the client remembers of source and destination.
+    pub baseline: Baseline,
 }
+
+/// What may be deleted without a question.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Consent {
+    /// Everything that the plan lists, save in protected directories.
+    pub yes: bool,
+    /// At most so many entries.
+    pub max_delete: Option<u64>,
+    /// Everything in these directories: paths on the receiver's machine, as they were typed.
+    pub force_in: Vec<ByteBuf>,
+}
+
+/// What the client remembers of a source and a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Baseline {
+    /// Both, if the destination was a copy of this source made by ksync.
+    pub pair: Option<Pair>,
+    /// Which of them is in a session's VM, if one is.
+    pub session: Option<InSession>,
+}
+
+/// A side in a session's VM, which is one only until it is started or made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InSession {
+    /// Whether that is the sender.
+    pub is_source: bool,
+    /// Whether session id or host key are others than those of the pair.
+    pub is_other: bool,
+}
+
+/// Most directories of [`Consent::force_in`].
+pub const FORCED_MAX: usize = 64;
 
 /// What the agent is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,9 +177,17 @@ pub fn read(reader: &mut impl Read) -> Result<Hello, HelloError> {
         return Err(HelloError::Version(version));
     }
     let hello: Hello = postcard::from_bytes(&bytes).map_err(|_| HelloError::Malformed)?;
-    let rules = hello.order.as_ref().map(|order| &*order.options.rules).unwrap_or_default();
-    let bytes = rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
-    if rules.len() > RULES_MAX || bytes > RULES_BYTES_MAX { Err(HelloError::Malformed) } else { Ok(hello) }
+    let is_too_long = |options: &Options| {
+        let pattern_bytes = options.rules.iter().map(|rule| rule.pattern.len()).sum::<usize>();
+        options.rules.len() > RULES_MAX
+            || pattern_bytes > RULES_BYTES_MAX
+            || options.consent.force_in.len() > FORCED_MAX
+    };
+    if hello.order.as_ref().is_some_and(|order| is_too_long(&order.options)) {
+        Err(HelloError::Malformed)
+    } else {
+        Ok(hello)
+    }
 }
 
 #[cfg(test)]

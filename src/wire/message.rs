@@ -11,12 +11,13 @@ use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX, signature_bytes};
 use crate::content::encode;
 use crate::content::hash::{Hash, Hasher};
 use crate::content::sample::Samples;
-use crate::monitor::Event;
+use crate::monitor::{Event, HEAD_MAX};
 use crate::tree::change::{Change, EDITS_MAX};
 use crate::tree::entry::{SIZE_MAX, Time};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest;
 use crate::tree::path::TreePath;
+use crate::tree::place::Place;
 use crate::tree::scope::Part;
 
 /// Most wants without an answer. On the fastest link that was planned for (1 Gbit/s, 100 ms) 12 MB are on
@@ -74,6 +75,8 @@ pub enum Subject {
         seconds: i64,
         /// Nanoseconds after that.
         nanos: u32,
+        /// Which directory it is.
+        place: Place,
     },
     /// A single file or link; the manifest has exactly that entry, or none if it cannot be read.
     File {
@@ -86,8 +89,8 @@ pub enum Subject {
 impl Subject {
     /// A directory with this mode and time.
     #[must_use]
-    pub fn directory(mode: u16, mtime: Time) -> Self {
-        Self::Directory { mode, seconds: mtime.seconds(), nanos: mtime.nanos() }
+    pub fn directory(mode: u16, mtime: Time, place: Place) -> Self {
+        Self::Directory { mode, seconds: mtime.seconds(), nanos: mtime.nanos(), place }
     }
 }
 
@@ -554,7 +557,7 @@ impl Message {
 
     fn is_within_limits(&self) -> bool {
         match self {
-            Self::Subject(Subject::Directory { mode, seconds, nanos }) => {
+            Self::Subject(Subject::Directory { mode, seconds, nanos, place: _ }) => {
                 *mode <= 0o7777 && Time::new(*seconds, *nanos).is_some()
             }
             Self::Ignores(files) => files.len() <= LIST_MAX,
@@ -642,7 +645,12 @@ fn event_is_within_limits(event: &Event) -> bool {
         Event::Problem(problem) => {
             problem.path.len() <= TEXT_BYTES_MAX && problem.cause.len() <= TEXT_BYTES_MAX
         }
-        Event::Scanned { .. }
+        Event::Braked(braked) => {
+            braked.head.len() <= HEAD_MAX
+                && braked.head.iter().all(|doomed| doomed.path.len() <= TEXT_BYTES_MAX)
+        }
+        Event::Paired(_)
+        | Event::Scanned { .. }
         | Event::Excluded { .. }
         | Event::Planned { .. }
         | Event::Moved { .. }

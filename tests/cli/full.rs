@@ -46,7 +46,7 @@ fn what_does_not_fit_is_told_before_anything_is_written() {
     world.tree("src").file("a", "small").file("b", noise(1, 6 * MIB)).file("c", noise(2, 6 * MIB));
     for (from, to) in directions(&world) {
         let script =
-            format!("echo old >dst/old; $KSYNC --delete {from} {to}; code=$?; ls -A dst; exit $code");
+            format!("echo old >dst/old; $KSYNC --delete --yes {from} {to}; code=$?; ls -A dst; exit $code");
         let Some(run) = with_small_dst(&world, "size=10M,mode=755", &script) else { return };
         let run = run.fails(11);
         assert!(run.stderr.contains("not enough space in "), "{to}: {}", run.stderr);
@@ -123,7 +123,7 @@ fn a_disk_that_fills_all_the_same_is_given_back_the_part_and_nothing_is_deleted(
     for (from, to) in directions(&world) {
         let script = format!(
             "cp old/* dst; touch -d @5 dst/b
-            $KSYNC --delete {from} {to}; code=$?
+            $KSYNC --delete --yes {from} {to}; code=$?
             find dst -name '*.part'; cmp old/b dst/b || echo torn; cat dst/gone; echo
             df --output=avail -B1 dst | tail -n 1; exit $code"
         );

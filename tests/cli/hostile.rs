@@ -176,9 +176,9 @@ fn a_link_in_the_destination_leads_nowhere() {
         world.tree("box/dst").link("d", canary(&world)).link("dir", "../../canary/dir");
         let before = world.snapshot("canary");
         if up {
-            world.sync_with(&["--delete"], "src", world.far("box/dst"));
+            world.sync_with(&["--delete", "--yes"], "src", world.far("box/dst"));
         } else {
-            world.sync_with(&["--delete"], world.far("src"), "box/dst");
+            world.sync_with(&["--delete", "--yes"], world.far("src"), "box/dst");
         }
         world.assert_same("src", "box/dst");
         assert_eq!(world.snapshot("canary"), before);
@@ -193,9 +193,9 @@ fn deleting_a_link_leaves_what_it_leads_to() {
         world.tree("box/dst").link("d", canary(&world)).link("f", "../../canary/file");
         let before = world.snapshot("canary");
         if up {
-            world.sync_with(&["--delete"], "src", world.far("box/dst"));
+            world.sync_with(&["--delete", "--yes"], "src", world.far("box/dst"));
         } else {
-            world.sync_with(&["--delete"], world.far("src"), "box/dst");
+            world.sync_with(&["--delete", "--yes"], world.far("src"), "box/dst");
         }
         world.assert_same("src", "box/dst");
         assert_eq!(world.snapshot("canary"), before);

@@ -9,6 +9,7 @@ mod world;
 
 mod agent;
 mod below;
+mod brake;
 mod full;
 mod hostile;
 mod impostor;
@@ -17,6 +18,7 @@ mod kinds;
 mod locked;
 mod mapping;
 mod moved;
+mod plan;
 mod remembered;
 mod rules;
 mod silence;

@@ -39,7 +39,7 @@ fn excluded_entries_survive_delete_on_both_sides() {
         let world = World::new();
         world.tree("src").file("keep", "").file("mine.log", "");
         world.tree("dst").file("old", "").file("theirs.log", "log").file("cache/x", "x").file("d/e.log", "");
-        run(&world, up, &["--delete", "--exclude=*.log", "--exclude=cache/"]);
+        run(&world, up, &["--delete", "--yes", "--exclude=*.log", "--exclude=cache/"]);
         assert_there(&world, &[("keep", true), ("theirs.log", true), ("cache/x", true), ("d/e.log", true)]);
         assert_there(&world, &[("old", false), ("mine.log", false)]);
     }
@@ -77,7 +77,7 @@ fn ksyncignore_files_are_honoured_nested_and_with_exceptions() {
             .file("d/only-here", "")
             .file("d/e/only-here", "");
         world.tree("dst").file("old.log", "").file("build/y", "").file("gone", "").file("d/only-here", "x");
-        run(&world, up, &["--delete"]);
+        run(&world, up, &["--delete", "--yes"]);
         assert_there(&world, &[(".ksyncignore", true), ("a.log", false), ("good.log", true)]);
         assert_there(&world, &[("build/x", false), ("build/y", true), ("d/kept.log", true)]);
         assert_there(&world, &[("d/e/only-here", true), ("old.log", true), ("gone", false)]);
@@ -99,7 +99,7 @@ fn a_leading_double_star_protects_at_the_top_too() {
         let world = World::new();
         world.tree("src").file("node_modules/s", "").file("a/node_modules/s", "").file("f", "");
         world.tree("dst").file("node_modules/precious", "").file("old", "");
-        run(&world, up, &["--delete", "--exclude=**/node_modules"]);
+        run(&world, up, &["--delete", "--yes", "--exclude=**/node_modules"]);
         assert_there(&world, &[("node_modules/precious", true), ("node_modules/s", false), ("old", false)]);
         assert_there(&world, &[("a/node_modules", false), ("f", true)]);
     }

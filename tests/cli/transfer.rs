@@ -85,7 +85,7 @@ fn delete_removes_what_the_source_does_not_have_and_only_when_asked() {
     world.tree("dst").file("old/deep/file", "old").link("stale", "old").dir("gone");
     world.sync("src", world.far("dst"));
     assert!(world.path("dst/old/deep/file").exists());
-    let stats = world.sync_with(&["--delete"], "src", world.far("dst"));
+    let stats = world.sync_with(&["--delete", "--yes"], "src", world.far("dst"));
     assert!(stats.summary.contains("5 deleted"), "{}", stats.summary);
     world.assert_same("src", "dst");
 }

@@ -28,7 +28,7 @@ use std::thread;
 
 use ksync::tree::filter::{Filter, IgnoreFile, Rule};
 use ksync::tree::path::TreePath;
-use ksync::wire::hello::Options;
+use ksync::wire::hello::{Consent, Options};
 
 use crate::world::World;
 
@@ -245,7 +245,8 @@ fn rules_select_what_rsyncs_rules_select() {
         let slashed = |path: &Path| join(path, b"");
         let ran = rsync.arg(slashed(&world.source)).arg(slashed(&rsyncs)).output().unwrap();
         assert!(ran.status.success(), "{number}: {}", String::from_utf8_lossy(&ran.stderr));
-        world.options = Options { delete, rules: rules.clone(), ..Options::default() };
+        let consent = Consent { yes: true, ..Consent::default() };
+        world.options = Options { delete, rules: rules.clone(), consent, ..Options::default() };
         let ended = world.run();
         assert_eq!(ended.problems(), [], "{number}");
         let (ours, theirs) = (listed(&world.target), listed(&rsyncs));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use ksync::disk::memory::Memory;
 use ksync::exchange::{Receiving, Sending};
-use ksync::wire::hello::Options;
+use ksync::wire::hello::{Consent, Options};
 
 use crate::world::{NOBODY, Ran, World, facts, set_mode, write};
 
@@ -51,7 +51,8 @@ fn world_of(count: usize) -> World {
 }
 
 fn deleting() -> Options {
-    Options { delete: true, ..Options::default() }
+    let consent = Consent { yes: true, ..Consent::default() };
+    Options { delete: true, consent, ..Options::default() }
 }
 
 #[test]

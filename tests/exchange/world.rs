@@ -15,7 +15,7 @@ use std::time::Duration;
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
 use ksync::exchange::{Perform, Receiving, Sending, run};
 use ksync::monitor::{Quiet, Trouble};
-use ksync::wire::hello::{self, Options, Order, Role};
+use ksync::wire::hello::{self, Consent, Options, Order, Role};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use tempfile::TempDir;
 
@@ -84,7 +84,9 @@ impl World {
     }
 
     pub(crate) fn deleting() -> Self {
-        let options = Options { delete: true, ..Options::default() };
+        // Nobody is there who remembers that the target is a copy.
+        let consent = Consent { yes: true, ..Consent::default() };
+        let options = Options { delete: true, consent, ..Options::default() };
         Self { options, ..Self::new() }
     }
 

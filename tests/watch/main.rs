@@ -20,6 +20,7 @@ mod platform;
 mod vm;
 mod watcher;
 
+mod brake;
 mod converges;
 mod exec;
 mod limits;

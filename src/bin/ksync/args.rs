@@ -60,8 +60,8 @@ by name. A remote path without a leading slash is below the remote home.
 
 {all-args}
 
-Exit status: 0 done, 1 usage, 23 some entries failed, 24 source files vanished;
-others say why there was no run. Further verbs, each with a --help of its own:
+Exit status: 0 done, 1 usage, 23 some entries failed, 24 source files vanished,
+25 deletions wait for consent; others say why there was no run. Further verbs, each with a --help of its own:
 ksync session, ssh, proxy, doctor, flush, sandbox.
 ";
 
@@ -145,6 +145,16 @@ pub(crate) struct WhatArgs {
     /// Copy directories in which SOURCE has another filesystem mounted without what is in them
     #[arg(short = 'x', long)]
     pub(crate) one_file_system: bool,
+    /// Delete without a question: whatever --delete finds
+    #[arg(short = 'y', long)]
+    pub(crate) yes: bool,
+    /// Delete at most N entries; if there are more, delete none (exit 25)
+    #[arg(long, value_name = "N", value_parser = max_delete, allow_hyphen_values = true)]
+    pub(crate) max_delete: Option<u64>,
+    /// Delete in DEST even if it is a home or a directory of the system: PATH must
+    /// lead to it
+    #[arg(long, value_name = "PATH", action = ArgAction::Append)]
+    pub(crate) force_delete_in: Vec<OsString>,
     /// Compare by content, not by size and time
     #[arg(short = 'c', long)]
     pub(crate) checksum: bool,
@@ -316,6 +326,11 @@ pub(crate) struct SandboxArgs {
     help: Option<bool>,
 }
 
+/// How many entries may be deleted.
+fn max_delete(text: &str) -> Result<u64, &'static str> {
+    text.parse().map_err(|_| "--max-delete takes a number of entries, 0 or more")
+}
+
 /// Reads a command line. The error is a text for eyes.
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, String> {
     let mut command = Cli::command();
@@ -381,6 +396,16 @@ mod tests {
         assert!(sync("ksync -P --no-progress a b").output.no_progress);
         assert!(!sync("ksync --no-progress --progress a b").output.no_progress);
         assert!(!sync("ksync --no-progress -P a b").output.no_progress);
+    }
+
+    #[test]
+    fn how_many_may_be_deleted_is_a_number_from_zero_on() {
+        assert_eq!(sync("ksync --max-delete=5 a b").what.max_delete, Some(5));
+        assert_eq!(sync("ksync --max-delete 0 a b").what.max_delete, Some(0));
+        for wrong in ["--max-delete=-1", "--max-delete -1", "--max-delete=x", "--max-delete="] {
+            let told = parsed(&format!("ksync {wrong} a b")).unwrap_err();
+            assert!(told.contains("--max-delete takes a number of entries, 0 or more"), "{told}");
+        }
     }
 
     #[test]

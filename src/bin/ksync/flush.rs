@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ksync::sync::watch::{NotFlushed, request_flush};
 
-use crate::report::{Complaint, NOT_STARTED, TIMEOUT, USAGE};
+use crate::report::{BRAKE, Complaint, NOT_STARTED, TIMEOUT, USAGE};
 use crate::run::block_on;
 use crate::verbs::FlushArgs;
 
@@ -22,6 +22,10 @@ pub(crate) fn run(args: &FlushArgs) -> Result<u8, Complaint> {
                 NotFlushed::Late => {
                     (TIMEOUT, "look at what the ksync that watches says, or give it more with --timeout")
                 }
+                NotFlushed::Braked => (
+                    BRAKE,
+                    "Look at what the ksync that watches says; ksync --delete --yes SOURCE DEST deletes it.",
+                ),
                 NotFlushed::Ended => (NOT_STARTED, "begin again with ksync --watch"),
                 NotFlushed::Sync(_) => (NOT_STARTED, "set HOME"),
             };

@@ -7,34 +7,72 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use data_encoding::BASE64;
 use ksync::engine::Summary;
 use ksync::exchange::rounds::Round;
-use ksync::monitor::{Action, Event, Monitor, Preparation, Trouble, Warning, What};
+use ksync::monitor::{Action, Braked, Event, Monitor, Preparation, Reason, Trouble, Warning, What};
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
 use ksync::wire::message::Tally;
 use serde_json::{Map, Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::brake::{In, Words};
 use crate::out;
-use crate::report::Complaint;
+use crate::report::{self, Complaint};
 use crate::view::View;
 
 /// A view for programs.
-#[derive(Default)]
 pub(crate) struct Json {
     is_mapped: AtomicBool,
     is_ready: AtomicBool,
     /// How often everything was looked at.
     scans: AtomicU64,
+    words: Words,
+    /// What a watch said last of deletions that wait for consent.
+    braked: Mutex<Option<Braked>>,
 }
 
 impl Json {
     /// Tells what is going to be done.
-    pub(crate) fn begin(job: &Job) -> Self {
+    pub(crate) fn begin(job: &Job, watches: bool) -> Self {
         tell(
             "start",
             json!({ "source": job.source.to_string(), "destination": job.destination.to_string() }),
         );
-        Self::default()
+        Self {
+            is_mapped: AtomicBool::default(),
+            is_ready: AtomicBool::default(),
+            scans: AtomicU64::default(),
+            words: Words::new(job, watches),
+            braked: Mutex::default(),
+        }
+    }
+
+    /// Tells what waits for consent: a run ends with that, a watch goes on and says it once.
+    fn brake(&self, braked: &Braked) {
+        let (message, hint) = (self.words.what(braked), self.words.hint(braked));
+        let entries: Vec<_> = braked
+            .head
+            .iter()
+            .map(|doomed| with_path(json!({ "kind": kind(doomed.what) }), &doomed.path))
+            .collect();
+        let mut fields = json!({
+            "message": message, "hint": hint, "reason": reason(braked.reason), "entries": braked.going,
+            "of": braked.held, "first": entries,
+        });
+        let own = match self.words.of() {
+            In::Run => {
+                json!({ "code": "brake", "exit": report::BRAKE, "retryable": false })
+            }
+            In::DryRun | In::Watch => json!({ "kind": "brake" }),
+        };
+        if let (Some(fields), Value::Object(own)) = (fields.as_object_mut(), own) {
+            fields.extend(own);
+        }
+        tell(if self.words.of() == In::Run { "error" } else { "warning" }, fields);
+    }
+
+    fn told(&self) -> MutexGuard<'_, Option<Braked>> {
+        self.braked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -101,6 +139,18 @@ fn kind(what: What) -> &'static str {
     }
 }
 
+fn reason(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Protected => "protected",
+        Reason::Limit { .. } => "max-delete",
+        Reason::OtherMachine => "other-machine",
+        Reason::Emptied => "emptied",
+        Reason::OtherFilesystem => "other-filesystem",
+        Reason::Foreign => "foreign",
+        Reason::Most => "most",
+    }
+}
+
 fn trouble(trouble: Trouble) -> &'static str {
     match trouble {
         Trouble::Unreadable => "unreadable",
@@ -125,7 +175,14 @@ impl Monitor for Json {
                     tell("resolved", with_path(json!({}), &path));
                 }
             }
-            Event::Change { action, what, path } => {
+            Event::Braked(braked) => {
+                let is_new = self.told().as_ref() != Some(&braked);
+                if is_new {
+                    self.brake(&braked);
+                    *self.told() = Some(braked);
+                }
+            }
+            Event::Change { action, what, path, .. } => {
                 let action = match action {
                     Action::Create => "create",
                     Action::Update => "update",
@@ -155,7 +212,8 @@ impl Monitor for Json {
             | Event::Excluded { .. }
             | Event::Began { .. }
             | Event::Moved { .. }
-            | Event::Matched { .. } => {}
+            | Event::Matched { .. }
+            | Event::Paired(_) => {}
         }
     }
 
@@ -191,6 +249,9 @@ impl View for Json {
     fn news(&self, news: News<'_>) {
         match news {
             News::Round(of) => {
+                if of.whole && of.summary.braked.is_none() {
+                    *self.told() = None;
+                }
                 let whole = u64::from(of.whole);
                 let scans = self.scans.fetch_add(whole, Ordering::Relaxed) + whole;
                 if !self.is_ready.swap(true, Ordering::Relaxed) {

@@ -1,6 +1,6 @@
 //! Changes and problems as lines.
 
-use ksync::monitor::{Action, Problem, Trouble, What};
+use ksync::monitor::{Action, Differs, Problem, Trouble, What};
 use ksync::tree::path::escape;
 
 use crate::report::Direction;
@@ -18,12 +18,11 @@ pub(crate) fn plain(action: Action, what: What, path: &[u8]) -> String {
 
 /// A change in the eleven letters of `rsync --itemize-changes`: `<f+++++++++ a`.
 ///
-/// Who lists a change knows that the content, or only mode or time, differ, not which of them: what rsync
-/// would tell there is a `?`, which is its own letter for what is not known. Owner, group and the letters
-/// after them are not compared and stay dots. A link's target is not shown.
+/// Owner, group and the letters after them are not compared and stay dots. A link's target is not shown.
 pub(crate) fn itemized(
     action: Action,
     what: What,
+    differs: Differs,
     path: &[u8],
     direction: Direction,
     checksum: bool,
@@ -43,11 +42,20 @@ pub(crate) fn itemized(
     match action {
         Action::Delete => format!("*deleting   {path}"),
         Action::Create => format!("{made_by}{kind}+++++++++ {path}"),
-        Action::Update if what == What::File && checksum => format!("{made_by}{kind}c???..... {path}"),
-        Action::Update if what == What::File => format!("{made_by}{kind}.???..... {path}"),
-        Action::Update => format!("{made_by}{kind}c.?...... {path}"),
-        Action::Adjust => format!(".{kind}..??..... {path}"),
+        Action::Update if what == What::File => {
+            let content = if checksum { 'c' } else { '.' };
+            format!("{made_by}{kind}{content}{} {path}", letters(differs))
+        }
+        Action::Update => format!("{made_by}{kind}c{} {path}", letters(Differs { size: false, ..differs })),
+        Action::Adjust => format!(".{kind}.{} {path}", letters(differs)),
     }
+}
+
+/// Size, time and permissions, and the letters after them.
+fn letters(differs: Differs) -> String {
+    let letter = |differs, letter| if differs { letter } else { '.' };
+    let Differs { size, time, mode } = differs;
+    format!("{}{}{}.....", letter(size, 's'), letter(time, 't'), letter(mode, 'p'))
 }
 
 /// A problem: `ksync: cannot read: a/b: Permission denied`.
@@ -88,7 +96,7 @@ pub(crate) fn left(what: What, path: &[u8]) -> String {
     format!("left    {} (--delete would remove it)", shown(what, path))
 }
 
-fn shown(what: What, path: &[u8]) -> String {
+pub(crate) fn shown(what: What, path: &[u8]) -> String {
     let slash = if what == What::Directory { "/" } else { "" };
     let path = if path.is_empty() { ".".into() } else { escape(path) };
     format!("{path}{slash}")
@@ -115,17 +123,28 @@ mod tests {
             (Create, What::File, Local, false, ">f+++++++++ p"),
             (Create, What::Directory, Up, false, "cd+++++++++ p/"),
             (Create, What::Symlink, Up, false, "cL+++++++++ p"),
-            (Update, What::File, Up, false, "<f.???..... p"),
-            (Update, What::File, Up, true, "<fc???..... p"),
-            (Update, What::Symlink, Up, false, "cLc.?...... p"),
-            (Adjust, What::File, Up, false, ".f..??..... p"),
-            (Adjust, What::Directory, Down, false, ".d..??..... p/"),
+            (Update, What::File, Up, false, "<f.stp..... p"),
+            (Update, What::File, Up, true, "<fcstp..... p"),
+            (Update, What::Symlink, Up, false, "cLc.tp..... p"),
+            (Adjust, What::File, Up, false, ".f.stp..... p"),
+            (Adjust, What::Directory, Down, false, ".d.stp..... p/"),
             (Delete, What::File, Up, false, "*deleting   p"),
             (Delete, What::Directory, Up, false, "*deleting   p/"),
         ] {
-            assert_eq!(itemized(action, what, b"p", direction, checksum), line);
+            let differs = Differs { size: true, time: true, mode: true };
+            assert_eq!(itemized(action, what, differs, b"p", direction, checksum), line);
             assert_eq!(line.find('p'), Some(12), "{line}");
         }
+    }
+
+    #[test]
+    fn what_does_not_differ_is_a_dot() {
+        let time = Differs { time: true, ..Differs::default() };
+        let line = itemized(Action::Adjust, What::Directory, time, b"", Direction::Local, false);
+        assert_eq!(line, ".d..t...... ./");
+        let mode = Differs { mode: true, ..Differs::default() };
+        let line = itemized(Action::Update, What::File, mode, b"a", Direction::Local, false);
+        assert_eq!(line, ">f...p..... a");
     }
 
     #[test]

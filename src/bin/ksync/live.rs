@@ -11,6 +11,7 @@ use ksync::monitor::{Event, Monitor, Preparation, Warning};
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report, SyncError};
 
+use crate::brake::Words;
 use crate::list::{self, visible};
 use crate::report;
 use crate::request::Show;
@@ -27,6 +28,7 @@ pub(crate) struct LiveScreen {
     /// Shows the first round.
     first: Screen,
     direction: report::Direction,
+    words: Words,
     show: Show,
     state: Mutex<State>,
 }
@@ -35,6 +37,8 @@ pub(crate) struct LiveScreen {
 struct State {
     /// The destination is a copy.
     is_ready: bool,
+    /// What was said last of deletions that wait for consent.
+    braked: Option<String>,
     /// Only where there is a terminal.
     bar: Option<ProgressBar>,
 }
@@ -45,6 +49,7 @@ impl LiveScreen {
         Self {
             first: Screen::new(job, show),
             direction: screen::direction(job),
+            words: Words::new(job, true),
             show,
             state: Mutex::default(),
         }
@@ -120,7 +125,7 @@ fn line(round: &Round) -> Option<String> {
 
 impl Monitor for LiveScreen {
     fn observe(&self, event: Event) {
-        let state = self.state();
+        let mut state = self.state();
         match event {
             Event::Polling { cause } => {
                 let line = format!("ksync: not told of changes, so it looks for them: {}", visible(&cause));
@@ -129,12 +134,19 @@ impl Monitor for LiveScreen {
             Event::Left { what, path } if !self.show.quiet => {
                 state.print(&list::left(what, &path), out::result)
             }
+            Event::Braked(braked) => {
+                let text = self.words.text(&braked);
+                if state.braked.as_ref() != Some(&text) {
+                    state.print(&text, out::note);
+                    state.braked = Some(text);
+                }
+            }
             event if !state.is_ready => {
                 drop(state);
                 self.first.observe(event);
             }
-            Event::Change { action, what, path } if !self.show.quiet => {
-                state.print(&self.first.change(action, what, &path), out::result);
+            Event::Change { action, what, differs, path } if !self.show.quiet => {
+                state.print(&self.first.change(action, what, differs, &path), out::result);
             }
             Event::Problem(problem) => state.print(&list::problem(&problem), out::note),
             Event::Planned { files, .. } if files > 0 => {
@@ -194,6 +206,12 @@ impl View for LiveScreen {
 
     fn news(&self, news: News<'_>) {
         let mut state = self.state();
+        if let News::Round(round) = &news
+            && round.whole
+            && round.summary.braked.is_none()
+        {
+            state.braked = None;
+        }
         match news {
             News::Round(round) if !state.is_ready => self.ready(&mut state, round),
             News::Round(round) => {

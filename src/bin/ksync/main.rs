@@ -2,6 +2,7 @@
 //! and what is seen.
 
 mod args;
+mod brake;
 mod doctor;
 mod flush;
 mod json;

@@ -42,6 +42,8 @@ impl Progress {
             | Event::Change { .. }
             | Event::Left { .. }
             | Event::Polling { .. }
+            | Event::Braked(_)
+            | Event::Paired(_)
             | Event::Problem(_) => {}
         }
     }

@@ -18,6 +18,8 @@ use crate::units::{bytes, count, counted, span};
 pub(crate) const USAGE: u8 = 1;
 /// Exit code: something could not be started.
 pub(crate) const NOT_STARTED: u8 = 5;
+/// Exit code: deletions wait for consent, and everything else is done.
+pub(crate) const BRAKE: u8 = 25;
 /// Exit code: nothing came for too long.
 pub(crate) const TIMEOUT: u8 = 30;
 /// Exit code: the command of `--exec` or `--on-change` failed.
@@ -230,8 +232,12 @@ fn stats_block(report: &Report, agent: Option<u64>) -> String {
     .concat()
 }
 
-/// The exit code of a run that came to its end.
+/// The exit code of a run that came to its end. Deletions that wait for somebody come first: problems were told
+/// each.
 pub(crate) fn exit_code(summary: &Summary) -> u8 {
+    if summary.braked.is_some() {
+        return BRAKE;
+    }
     let all_are_known = summary.problem_count == summary.problems.len() as u64;
     if summary.problem_count == 0 {
         0

@@ -14,7 +14,8 @@ use ksync::sync::watch::{AfterRound, Live};
 use ksync::sync::{Job, Way};
 use ksync::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
 use ksync::tree::path::{TreePath, escape};
-use ksync::wire::hello::{Options, Watching};
+use ksync::wire::hello::{Consent, FORCED_MAX, Options, Watching};
+use serde_bytes::ByteBuf;
 
 use crate::args::{ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WayArgs, WhatArgs};
 use crate::report::{Complaint, USAGE};
@@ -93,6 +94,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
         list_changes: (verbose > 0 || itemize_changes || args.what.dry_run || json) && !quiet,
         compress: !args.what.no_compress,
         rules,
+        consent: consent(&args.what, &pairs)?,
         ..Options::default()
     };
     let mut args_way = args.way;
@@ -126,6 +128,22 @@ fn is_excluded(job: &Job) -> bool {
         Endpoint::Local(source) => filter.excludes(&path, source.is_dir()),
         _ => filter.excludes(&path, false) && filter.excludes(&path, true),
     }
+}
+
+/// What may be deleted. Only the command line says so: no file and no variable.
+fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, Complaint> {
+    if what.force_delete_in.len() > FORCED_MAX {
+        let told = format!("--force-delete-in is given more than {FORCED_MAX} times");
+        return Err(Complaint::usage(told, "run one ksync for each DEST"));
+    }
+    let is_remote = pairs.iter().any(|(_, destination)| destination.is_remote());
+    // A path is one on DEST's machine; it may be written as DEST is.
+    let path = |text: &OsString| match Endpoint::parse(text) {
+        Ok(endpoint) if is_remote && endpoint.is_remote() => endpoint.path().to_vec(),
+        _ => text.as_bytes().to_vec(),
+    };
+    let force_in = what.force_delete_in.iter().map(|text| ByteBuf::from(path(text))).collect();
+    Ok(Consent { yes: what.yes, max_delete: what.max_delete, force_in })
 }
 
 /// What a browser calls files that it has not finished downloading.
@@ -203,8 +221,26 @@ fn pair(places: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)
         _ => {}
     }
     match <[Endpoint; 1]>::try_from(sources) {
-        Ok([source]) => Ok(vec![(source, destination)]),
+        Ok([source]) => {
+            refuse_home(&source, places.last())?;
+            Ok(vec![(source, destination)])
+        }
         Err(sources) => into_directory(sources, destination),
+    }
+}
+
+/// A directory does not become the home by leaving something out. (A file goes into it, as with scp.)
+fn refuse_home(source: &Endpoint, destination: Option<&OsString>) -> Result<(), Complaint> {
+    let (Endpoint::Local(path), Some(destination)) = (source, destination) else { return Ok(()) };
+    let name = own_name(source).ok().and_then(|name| String::from_utf8(name).ok());
+    let is_plain = |name: &String| name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let name = name.filter(is_plain).unwrap_or_else(|| "site".to_owned());
+    match Endpoint::without_path(destination, &name) {
+        Some((home, inside)) if path.is_dir() => Err(Complaint::usage(
+            format!("{} names no directory to make a copy of {source}", escape(destination.as_bytes())),
+            format!("Write {home} for the home itself, or {inside}."),
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -425,6 +461,37 @@ mod tests {
             assert_eq!(what, format!("ksync: {text}"));
             assert!(!hint.is_empty());
         }
+    }
+
+    #[test]
+    fn a_directory_does_not_become_the_home_by_leaving_the_path_out() {
+        for destination in ["host:", "me@host:", "session:", "sandbox:", "ssh://me@host", "wss://vm:2222/"] {
+            let told = complaint(&format!("ksync src {destination}"));
+            assert!(told.starts_with(&format!("ksync: {destination} names no directory")), "{told}");
+            // A file goes there, and so do several by name; what comes from there is the home.
+            built(&format!("ksync Cargo.toml {destination}")).unwrap();
+            built(&format!("ksync src tests {destination}")).unwrap();
+            built(&format!("ksync {destination} src")).unwrap();
+        }
+        assert!(
+            complaint("ksync src host:").ends_with("hint: Write host:. for the home itself, or host:src.")
+        );
+        for destination in ["host:.", "host:~", "host:site", "ssh://host/~"] {
+            built(&format!("ksync src {destination}")).unwrap();
+        }
+    }
+
+    #[test]
+    fn consent_is_what_was_typed() {
+        let consent = |line: &str| built(line).unwrap().jobs[0].options.consent.clone();
+        assert_eq!(consent("ksync --delete a b"), Consent::default());
+        let all = consent(
+            "ksync --delete -y --max-delete=0 --force-delete-in=/x --force-delete-in me@host:y a me@host:y",
+        );
+        let force_in = vec![ByteBuf::from(b"/x"), ByteBuf::from(b"y")];
+        assert_eq!(all, Consent { yes: true, max_delete: Some(0), force_in });
+        // What looks like a remote place is a name here.
+        assert_eq!(consent("ksync --force-delete-in=a:b a b").force_in, [ByteBuf::from(b"a:b")]);
     }
 
     #[test]

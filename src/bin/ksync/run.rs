@@ -5,15 +5,17 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
+use ksync::engine::Summary;
+use ksync::monitor::Braked;
 use ksync::sync::watch::{self, Listener, News};
 use ksync::sync::{self, Job, Watcher};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::json;
 use crate::report::{self, Complaint};
 use crate::request::Request;
 use crate::view::{self, View};
+use crate::{brake, json};
 
 /// Runs `future` on this thread: measured, a runtime of one thread is the cheapest for a single connection,
 /// and what blocks has threads of its own.
@@ -33,7 +35,7 @@ pub(crate) fn run(request: &Request) -> Result<u8, Complaint> {
         let mut signals = Signals::new()?;
         let mut exit = 0;
         for job in &request.jobs {
-            exit = worse(exit, one(job, request, &mut signals).await?);
+            exit = worse(exit, with_consent(job, request, &mut signals).await?);
         }
         Ok(exit)
     });
@@ -43,7 +45,26 @@ pub(crate) fn run(request: &Request) -> Result<u8, Complaint> {
     done
 }
 
-async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<u8, Complaint> {
+/// Does a job; where deletions wait for consent and somebody can be asked, asks, and goes on with a yes: what is left
+/// to do by then are the deletions.
+async fn with_consent(job: &Job, request: &Request, signals: &mut Signals) -> Result<u8, Complaint> {
+    let (exit, braked) = one(job, request, signals).await?;
+    let Some(braked) = braked.filter(|braked| brake::can_ask(braked, request.show)) else { return Ok(exit) };
+    let asking = tokio::task::spawn_blocking(move || brake::ask(&braked));
+    let is_yes = tokio::select! {
+        answer = asking => answer.unwrap_or(false),
+        () = signals.wait() => return Err(Complaint::new(report::SIGNAL, "stopped by a signal")),
+    };
+    if !is_yes {
+        return Ok(exit);
+    }
+    let mut job = job.clone();
+    job.options.consent.yes = true;
+    one(&job, request, signals).await.map(|(exit, _)| exit)
+}
+
+/// Does a job: the exit code, and which deletions wait for consent.
+async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<(u8, Option<Braked>), Complaint> {
     let view = view::of(job, request.show, request.live.is_some());
     let listening = Arc::clone(&view);
     let listener: Listener = Arc::new(move |news: News<'_>| listening.news(news));
@@ -64,9 +85,14 @@ async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<u8, 
     let report = ended?;
     view.report(&report);
     if report.command_status.is_some_and(|status| status != 0) {
-        return Ok(report::COMMAND);
+        return Ok((report::COMMAND, None));
     }
-    Ok(report::exit_code(&report.summary))
+    if report.dry_run {
+        // Nothing was stopped: what a run would do is told, and that it would end with another code.
+        let summary = Summary { braked: None, ..report.summary };
+        return Ok((report::exit_code(&summary), None));
+    }
+    Ok((report::exit_code(&report.summary), report.summary.braked))
 }
 
 async fn draw(screen: &dyn View) -> Infallible {
@@ -101,9 +127,13 @@ impl Signals {
     }
 }
 
-/// Of two exit codes of complete runs the one that says more is amiss: 23 before 24 before 0.
+/// Of two exit codes of complete runs the one that says more is amiss: 25 before 23 before 24 before 0.
 fn worse(a: u8, b: u8) -> u8 {
-    if a == 0 || b == 0 { a.max(b) } else { a.min(b) }
+    if a == 0 || b == 0 || a == report::BRAKE || b == report::BRAKE && a != report::COMMAND {
+        a.max(b)
+    } else {
+        a.min(b)
+    }
 }
 
 #[cfg(test)]
@@ -112,7 +142,16 @@ mod tests {
 
     #[test]
     fn of_several_runs_the_worst_code_stays() {
-        for (a, b, code) in [(0, 0, 0), (0, 24, 24), (23, 0, 23), (24, 23, 23), (24, 24, 24)] {
+        for (a, b, code) in [
+            (0, 0, 0),
+            (0, 24, 24),
+            (23, 0, 23),
+            (24, 23, 23),
+            (24, 24, 24),
+            (25, 23, 25),
+            (24, 25, 25),
+            (0, 25, 25),
+        ] {
             assert_eq!(worse(a, b), code);
         }
     }

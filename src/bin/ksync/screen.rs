@@ -8,12 +8,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ksync::monitor::{Action, Event, Monitor, Preparation, Warning, What};
+use ksync::monitor::{Action, Differs, Event, Monitor, Preparation, Warning, What};
 use ksync::sync::endpoint::Endpoint;
 use ksync::sync::watch::News;
 use ksync::sync::{Job, Report};
 use ksync::tree::path::escape;
 
+use crate::brake::Words;
 use crate::list::visible;
 use crate::progress::{Pace, Progress};
 use crate::report::{self, Direction};
@@ -54,6 +55,7 @@ pub(crate) struct Screen {
     destination: Endpoint,
     direction: Direction,
     checksum: bool,
+    words: Words,
     show: Show,
     mode: Mode,
     started: Instant,
@@ -82,6 +84,7 @@ impl Screen {
             destination: job.destination.clone(),
             direction: direction(job),
             checksum: job.options.checksum,
+            words: Words::new(job, false),
             show,
             mode,
             started: Instant::now(),
@@ -112,9 +115,9 @@ impl Screen {
     }
 
     /// A change as it is listed here.
-    pub(crate) fn change(&self, action: Action, what: What, path: &[u8]) -> String {
+    pub(crate) fn change(&self, action: Action, what: What, differs: Differs, path: &[u8]) -> String {
         if self.show.itemize {
-            list::itemized(action, what, path, self.direction, self.checksum)
+            list::itemized(action, what, differs, path, self.direction, self.checksum)
         } else {
             list::plain(action, what, path)
         }
@@ -127,12 +130,13 @@ impl Screen {
                 state.is_mapped = true;
                 (None, (!self.show.quiet).then(|| self.mapping(path)))
             }
-            Event::Change { action, what, path } if !self.show.quiet => {
-                (Some(self.change(*action, *what, path)), None)
+            Event::Change { action, what, differs, path } if !self.show.quiet => {
+                (Some(self.change(*action, *what, *differs, path)), None)
             }
             Event::Excluded { entries } if !self.show.quiet => {
                 (None, Some(format!("{} left out by rules", counted(*entries, "entry", "entries"))))
             }
+            Event::Braked(braked) => (None, Some(self.words.text(braked))),
             Event::Problem(problem) => {
                 state.problems += 1;
                 (None, (state.problems <= PROBLEMS_SHOWN).then(|| list::problem(problem)))
@@ -321,6 +325,11 @@ mod tests {
         screen.told(&mut screen.state(), event)
     }
 
+    fn change() -> Event {
+        let (action, what, differs) = (Action::Create, What::File, Differs::default());
+        Event::Change { action, what, differs, path: b"a".to_vec() }
+    }
+
     fn problem() -> Event {
         let cause = "Permission denied".to_owned();
         Event::Problem(Problem { trouble: Trouble::Unreadable, path: b"a".to_vec(), cause })
@@ -338,7 +347,7 @@ mod tests {
     #[test]
     fn changes_are_results_and_problems_are_for_eyes() {
         let screen = screen(false);
-        let change = Event::Change { action: Action::Create, what: What::File, path: b"a".to_vec() };
+        let change = change();
         assert_eq!(told(&screen, &change), (Some("create  a".to_owned()), None));
         let line = "ksync: cannot read: a: Permission denied".to_owned();
         assert_eq!(told(&screen, &problem()), (None, Some(line)));
@@ -347,7 +356,7 @@ mod tests {
     #[test]
     fn quiet_shows_problems_only() {
         let screen = screen(true);
-        let change = Event::Change { action: Action::Create, what: What::File, path: b"a".to_vec() };
+        let change = change();
         assert_eq!(told(&screen, &change), (None, None));
         assert_eq!(told(&screen, &Event::Resolved { path: b"/x".to_vec() }), (None, None));
         assert!(told(&screen, &problem()).1.is_some());

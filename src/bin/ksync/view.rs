@@ -33,7 +33,7 @@ pub(crate) trait View: Monitor + Send + Sync {
 /// The view of one job.
 pub(crate) fn of(job: &Job, show: Show, watches: bool) -> Arc<dyn View> {
     if show.json {
-        Arc::new(Json::begin(job))
+        Arc::new(Json::begin(job, watches))
     } else if watches {
         Arc::new(LiveScreen::new(job, show))
     } else {

@@ -11,11 +11,12 @@ use super::{Ended, ORDERS, Order, Pair};
 use crate::engine::Failure;
 use crate::monitor::{Action, Event, Trouble};
 use crate::tree::filter::{Filter, Rule};
-use crate::wire::hello::Options;
+use crate::wire::hello::{Consent, Options};
 use crate::wire::message::{Tally, WANTS_MAX};
 
 pub(super) fn delete() -> Options {
-    Options { delete: true, ..Options::default() }
+    let consent = Consent { yes: true, ..Consent::default() };
+    Options { delete: true, consent, ..Options::default() }
 }
 
 pub(super) fn run(source: Source, target: Target, options: &Options, order: Order, seed: u64) -> Ended {
@@ -51,7 +52,7 @@ proptest! {
         let source = grow(&mut dice);
         let mut target = if related { source.clone() } else { grow(&mut dice) };
         change(&mut dice, &mut target);
-        let options = Options { delete, ..Options::default() };
+        let options = Options { delete, ..super::claims::delete() };
         let expected = expected(&source, &target, delete);
 
         let ended = run(Source::new(source), Target::new(target), &options, ORDERS[order], seed);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
 
+use super::brake::known;
 use super::memory::Kept;
 use super::tree::{Node, Tree, What, manifest, remove_with_all_below, time};
 use crate::content::blocks::{BlockSize, outline};
@@ -14,8 +15,8 @@ use crate::content::hash::Hash;
 use crate::content::sample::Samples;
 use crate::content::testing::reader;
 use crate::engine::work::{
-    CopiedFile, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Room, Scanned,
-    SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Told, Work,
+    CopiedFile, Destination, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder,
+    Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Told, Work,
 };
 use crate::monitor::Trouble;
 use crate::tree::doubt::{Doubt, Doubts};
@@ -23,6 +24,7 @@ use crate::tree::entry::{Entry, EntryRef, Kind, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
+use crate::tree::place::{Pair, Place};
 use crate::tree::record;
 use crate::tree::scope::{Reach, Scope};
 use crate::wire::message::{AbortKind, Blocks, Holes, Old, Op, Stretch, Subject, Want, Window, is_signed};
@@ -43,6 +45,7 @@ pub(super) enum Lie {
 pub(super) struct Source {
     pub(super) tree: Tree,
     pub(super) root: (u16, Time),
+    pub(super) place: Place,
     pub(super) complete: bool,
     /// What cannot be read.
     pub(super) unreadable: HashSet<TreePath>,
@@ -85,6 +88,7 @@ impl Source {
         Self {
             tree,
             root: (0o755, time(77)),
+            place: Place::default(),
             complete: true,
             unreadable: HashSet::new(),
             lies: HashMap::new(),
@@ -104,7 +108,7 @@ impl Source {
     pub(super) fn perform(&mut self, work: Work) -> Outcome {
         match work {
             Work::Find => {
-                let subject = Subject::directory(self.root.0, self.root.1);
+                let subject = Subject::directory(self.root.0, self.root.1, self.place);
                 let is_partial = self.scope.is_some();
                 let base = self.memory.digest().filter(|_| !is_partial);
                 Outcome::Find(Ok(Found { subject, base, is_partial }))
@@ -344,6 +348,8 @@ pub(super) struct Target {
     pub(super) room: Option<Room>,
     /// What a power cut may have damaged.
     pub(super) doubted: BTreeMap<TreePath, Doubt>,
+    /// What is known of it: that it is a copy, without more being said.
+    pub(super) destination: Destination,
     wanted: Option<Arc<Manifest>>,
     present: Arc<Manifest>,
     /// The tree when it was listed: what may be replaced.
@@ -373,6 +379,7 @@ impl Target {
             memory: Kept::default(),
             room: None,
             doubted: BTreeMap::new(),
+            destination: known(Pair { is_own: true, ..Pair::default() }),
             wanted: None,
             present: Arc::default(),
             listed: Tree::new(),
@@ -411,10 +418,10 @@ impl Target {
             Work::Apply(steps) => {
                 Outcome::Apply(steps.into_iter().map(|step| (step, self.apply(step))).collect())
             }
-            Work::Close(subject) => {
+            Work::Close { metadata, .. } => {
                 self.staged.clear();
-                if let Subject::Directory { mode, seconds, nanos } = subject {
-                    self.root = (mode, Time::new(seconds, nanos).unwrap());
+                if let Some((mode, time)) = metadata {
+                    self.root = (mode.unwrap_or(self.root.0), time);
                 }
                 Outcome::Close(Ok(()))
             }
@@ -442,6 +449,7 @@ impl Target {
             kept: crate::tree::kept::Kept::default(),
             has_staged: !self.staged.is_empty(),
             room: self.room.clone(),
+            destination: Destination { metadata: Some(self.root), ..self.destination.clone() },
         }
     }
 
@@ -596,6 +604,12 @@ impl Target {
         }
     }
 
+    fn set(&mut self, entry: Entry) -> Done {
+        let node = self.tree.get_mut(&entry.path).ok_or_else(|| unwritable("it is not there"))?;
+        (node.mode, node.mtime) = (entry.mode, entry.mtime);
+        Ok(())
+    }
+
     fn apply(&mut self, step: Step) -> Done {
         match step {
             Step::Clear { at } => {
@@ -631,12 +645,8 @@ impl Target {
                 let node = Node { what: What::Link(target.into()), mode: 0o777, mtime: entry.mtime };
                 self.put(&entry.path, node)
             }
-            Step::Adjust { id } => {
-                let entry = self.wanted(id);
-                let node = self.tree.get_mut(&entry.path).ok_or_else(|| unwritable("it is not there"))?;
-                (node.mode, node.mtime) = (entry.mode, entry.mtime);
-                Ok(())
-            }
+            Step::Restore { at } => self.set(self.present.get(at).unwrap().to_entry()),
+            Step::Adjust { id } => self.set(self.wanted(id)),
             Step::Move { id, at, hash } => {
                 let entry = self.wanted(id);
                 let from = self.present.path(at).unwrap().to_path();

@@ -42,7 +42,7 @@ proptest! {
         let mut after = before.clone();
         change(&mut dice, &mut after);
         let scope = touched(&before, &after);
-        let options = Options { delete, ..Options::default() };
+        let options = Options { delete, ..super::claims::delete() };
         let expected = expected(&after, &before, delete);
 
         let ended = run(source(after, scope, pushed), Target::new(before), &options, ORDERS[order], seed);

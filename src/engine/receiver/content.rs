@@ -11,7 +11,7 @@ use serde_bytes::ByteBuf;
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
 use crate::engine::work::{CopiedFile, Fault, SignOrder, SmallContent, SmallFile, Told, Work};
-use crate::monitor::{Action, Event, Problem, Trouble, What};
+use crate::monitor::{Action, Differs, Event, Problem, Trouble, What};
 use crate::wire::message::{
     AbortKind, Body, Message, Old, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
 };
@@ -408,6 +408,7 @@ impl Receiver {
         match result {
             Ok(()) => {
                 self.tally.files += 1;
+                self.tally.deleted += self.plan.cleared(id);
                 if self.plan.is_update(id) {
                     self.tally.updated += 1;
                     self.tell_repair(id);
@@ -430,7 +431,8 @@ impl Receiver {
     fn tell_repair(&mut self, id: u32) {
         if self.plan.is_verify(id) && self.config.options.list_changes {
             let path = self.path(id);
-            self.desk.report(Event::Change { action: Action::Update, what: What::File, path });
+            let (action, what, differs) = (Action::Update, What::File, Differs::default());
+            self.desk.report(Event::Change { action, what, differs, path });
         }
     }
 

@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+use serde_bytes::ByteBuf;
+
 use crate::disk::error::DiskError;
+use crate::disk::home;
 use crate::disk::root::{Policy, Root};
 use crate::disk::scan::{self, Away, ScanOptions, scan};
 use crate::disk::stage::Staging;
 use crate::disk::stat::FileKind;
 use crate::disk::{clear_leftovers, staged};
-use crate::engine::{Fault, Opened};
+use crate::engine::{Destination, Fault, Opened};
 use crate::exchange::receiving::{Place, Receiving};
 use crate::exchange::{chain, patiently, renamed, scan_options};
 use crate::monitor::{Problem, Trouble};
@@ -22,11 +25,14 @@ use crate::tree::entry::Time;
 use crate::tree::filter::Filter;
 use crate::tree::kept::Kept;
 use crate::tree::path::{TreePath, escape};
+use crate::tree::place::Pair;
 use crate::tree::scope::Scope;
+use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Subject};
 
 impl Receiving {
     pub(super) fn open(&self, subject: &Subject, scope: Option<Scope>) -> Result<Opened, Fault> {
+        let was_there = self.path.exists();
         let place = match subject {
             Subject::Directory { .. } => self.open_directory()?,
             Subject::File { name } => self.open_parent(name)?,
@@ -48,6 +54,8 @@ impl Receiving {
             kept: Kept::default(),
             has_staged: false,
             room: None,
+            destination: self
+                .destination(was_there, place.root.as_deref().filter(|_| place.single.is_none())),
         };
         if let Some(root) = &place.root {
             // Runs of single files into one directory do not disturb each other.
@@ -166,7 +174,38 @@ impl Receiving {
         }
     }
 
-    pub(super) fn close(&self, subject: &Subject) -> Result<(), Fault> {
+    /// What the destination is, besides what is in it.
+    fn destination(&self, was_there: bool, root: Option<&Root>) -> Destination {
+        let Options { delete, consent, baseline, .. } = &self.options;
+        let is_named = |path: &ByteBuf| root.is_some_and(|root| root.is_at(&expand_home(path)));
+        let remembered = self.standing.as_ref().map(|standing| standing.remembered(*baseline));
+        let (baseline, withheld) = remembered.unwrap_or_else(|| (*baseline, Arc::default()));
+        Destination {
+            is_new: !was_there,
+            metadata: root.and_then(Root::own_metadata),
+            place: root.map(Root::whereabouts).unwrap_or_default(),
+            is_ours: root.is_some_and(Root::is_ours),
+            is_protected: *delete && root.is_some_and(Root::is_protected),
+            is_forced: *delete && consent.force_in.iter().any(is_named),
+            baseline,
+            withheld,
+            is_round: self.standing.is_some(),
+        }
+    }
+
+    /// Keeps what later rounds go by.
+    pub(super) fn keep(&self, withheld: Vec<TreePath>, pair: Option<Pair>) {
+        if let Some(standing) = &self.standing {
+            standing.withhold(withheld);
+            pair.into_iter().for_each(|pair| standing.remember(pair));
+        }
+    }
+
+    pub(super) fn close(
+        &self,
+        metadata: Option<(Option<u16>, Time)>,
+        pair: Option<Pair>,
+    ) -> Result<(), Fault> {
         let root = self.root()?;
         let is_verified = self.is_whole.get() == Some(&true) && self.doubted().is_empty();
         if !self.options.fsync {
@@ -178,17 +217,28 @@ impl Receiving {
             .map_err(|error| destination_fault(&error))?;
         // Before the time is set, and before the peer is told: whoever is told may end this process.
         root.unlock();
-        if let Subject::Directory { mode, seconds, nanos } = *subject
-            && let Some(mtime) = Time::new(seconds, nanos)
-        {
+        if let Some((mode, mtime)) = metadata {
             root.set_self(mode, mtime).map_err(|error| destination_fault(&error))?;
         }
         if self.options.fsync {
             // Names, modes and times of everything; and what was not written by this run and was not there yet.
             root.settle(is_verified, true).map_err(|error| destination_fault(&error))?;
         }
+        if let (Some(standing), Some(pair)) = (&self.standing, pair) {
+            standing.remember(pair);
+        }
         Ok(())
     }
+}
+
+/// A path as it was typed for this machine; `~` is the home directory.
+fn expand_home(path: &[u8]) -> PathBuf {
+    let below_home = path.strip_prefix(b"~").filter(|rest| rest.is_empty() || rest.starts_with(b"/"));
+    let home = below_home.zip(home());
+    home.map_or_else(
+        || PathBuf::from(OsStr::from_bytes(if path.is_empty() { b"." } else { path })),
+        |(rest, home)| home.join(OsStr::from_bytes(rest.strip_prefix(b"/").unwrap_or(rest))),
+    )
 }
 
 fn absolute(path: &Path) -> PathBuf {

@@ -28,6 +28,7 @@ impl Receiving {
             Step::Adjust { id } => self.adjust(id)?,
             Step::Move { id, at, hash } => return self.move_file(CopiedFile { id, at, hash }),
             Step::Remove { at } => return self.remove(at),
+            Step::Restore { at } => self.restore(at)?,
         };
         done.map_err(|error| fault(&error, Trouble::Unwritable))
     }
@@ -100,6 +101,16 @@ impl Receiving {
                 result.map_err(|error| fault(&error, Trouble::Unwritable))
             }
         }
+    }
+
+    /// Gives a directory back what it had. Set-id bits that may not be set cannot be given back: it is left then.
+    fn restore(&self, at: u32) -> Result<Result<(), DiskError>, Fault> {
+        let (root, entry) = (self.root()?, self.trees()?.present.get(at).ok_or_else(out_of_turn)?);
+        let seen = self.identity(at).filter(|_| root.policy().mode(entry.mode) == entry.mode);
+        let Some(seen) = seen else {
+            return Ok(Ok(()));
+        };
+        Ok(root.set_directory(&entry.path.to_path(), entry.mode, entry.mtime, Inode::from(&seen)))
     }
 
     /// Writes a file that has other names anew, with the same content.

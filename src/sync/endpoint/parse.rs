@@ -20,6 +20,18 @@ pub(super) fn parse(text: &OsStr) -> Result<Endpoint, Fault> {
     }
 }
 
+/// Such a text up to its path, if that is missing.
+pub(super) fn without_path(text: &OsStr) -> Option<&[u8]> {
+    let bytes = text.as_bytes();
+    if let Some((_, rest)) = split_scheme(bytes) {
+        let start = bytes.strip_suffix(b"/").unwrap_or(bytes);
+        let authority = rest.strip_suffix(b"/").unwrap_or(rest);
+        return (!authority.contains(&b'/')).then_some(start);
+    }
+    let is_remote = parse_short(text).is_ok_and(|endpoint| endpoint.is_remote());
+    (is_remote && bytes.ends_with(b":")).then_some(bytes)
+}
+
 /// `scheme://rest`, if the text has that form.
 fn split_scheme(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let colon = bytes.iter().position(|&byte| byte == b':')?;

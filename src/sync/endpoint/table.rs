@@ -204,3 +204,30 @@ fn a_joined_name_lies_below() {
     assert_eq!(parse(b"sandbox:/").unwrap().join(b"b"), sandbox("/b"));
     assert_eq!(parse(b"a/").unwrap().join(b"b"), Endpoint::Local("a/b".into()));
 }
+
+#[test]
+fn what_names_no_path_is_told_with_the_two_forms_that_do() {
+    for (text, home, inside) in [
+        ("host:", "host:.", "host:site"),
+        ("me@host:", "me@host:.", "me@host:site"),
+        ("me@[::1]:", "me@[::1]:.", "me@[::1]:site"),
+        ("session:", "session:.", "session:site"),
+        ("sandbox:", "sandbox:.", "sandbox:site"),
+        (":", ":.", ":site"),
+        ("ssh://me@host", "ssh://me@host/~", "ssh://me@host/~/site"),
+        ("wss://vm:2222", "wss://vm:2222/~", "wss://vm:2222/~/site"),
+        ("wss://vm:2222/", "wss://vm:2222/~", "wss://vm:2222/~/site"),
+    ] {
+        let told = Endpoint::without_path(text.as_ref(), "site");
+        assert_eq!(told, Some((home.to_owned(), inside.to_owned())), "{text}");
+        for form in [home, inside] {
+            assert!(parse(form.as_bytes()).is_ok(), "{form}");
+            assert_eq!(Endpoint::without_path(form.as_ref(), "site"), None, "{form}");
+        }
+    }
+    for text in
+        ["host:.", "host:~", "host:/", "ssh://host//", "wss://vm/~", "dir", "dir/a:", "c:", "./x:", ""]
+    {
+        assert_eq!(Endpoint::without_path(text.as_ref(), "site"), None, "{text}");
+    }
+}

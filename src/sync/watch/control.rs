@@ -20,8 +20,9 @@ use crate::sync::{SyncError, target};
 /// Hexadecimal digits of a tree's name: socket paths may have some hundred bytes, and few trees are watched.
 const NAME_DIGITS: usize = 16;
 
-/// The answer.
+/// The answers: everything is there; everything but deletions, which wait for consent.
 const DONE: u8 = b'!';
+const BRAKED: u8 = b'?';
 
 /// Why nothing was flushed.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,9 @@ pub enum NotFlushed {
     /// Whoever watched has ended.
     #[error("the ksync that watched has ended")]
     Ended,
+    /// Everything but deletions is there, and those wait for consent.
+    #[error("deletions wait for consent; everything else is there")]
+    Braked,
     /// There is no directory to look in.
     #[error(transparent)]
     Sync(#[from] SyncError),
@@ -69,8 +73,8 @@ pub(super) fn serve(state: &Path, local: &Path, flushes: &Arc<Flushes>) -> io::R
         while let Ok((mut client, _)) = listener.accept().await {
             let flushes = Arc::clone(&flushes);
             tokio::spawn(async move {
-                flushes.flush().await;
-                let _ = client.write_all(&[DONE]).await;
+                let answer = if flushes.flush().await { DONE } else { BRAKED };
+                let _ = client.write_all(&[answer]).await;
             });
         }
     });
@@ -97,10 +101,11 @@ pub async fn request_flush(local: &Path, patience: Duration) -> Result<(), NotFl
         return Err(NotFlushed::NotWatched(local.to_owned()));
     }
     let all = async {
+        let mut is_braked = false;
         for mut client in clients {
-            client.read_u8().await.map_err(|_| NotFlushed::Ended)?;
+            is_braked |= client.read_u8().await.map_err(|_| NotFlushed::Ended)? == BRAKED;
         }
-        Ok(())
+        if is_braked { Err(NotFlushed::Braked) } else { Ok(()) }
     };
     tokio::time::timeout(patience, all).await.unwrap_or(Err(NotFlushed::Late))
 }

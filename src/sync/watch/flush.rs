@@ -20,6 +20,8 @@ struct Seen {
     count: u64,
     /// When the last of them began here.
     begun: Option<Instant>,
+    /// Whether deletions wait for consent.
+    is_braked: bool,
 }
 
 /// What flushes wait for.
@@ -45,19 +47,25 @@ impl Flushes {
     /// A round is over.
     pub(super) fn seen(&self, round: &Round) {
         if round.whole {
-            self.seen.send_modify(|seen| *seen = Seen { count: seen.count + 1, begun: Some(round.begun) });
+            self.seen.send_modify(|seen| {
+                let is_braked = round.summary.braked.is_some();
+                *seen = Seen { count: seen.count + 1, begun: Some(round.begun), is_braked };
+            });
         }
     }
 
-    /// Waits until everything that has been saved before this call is there.
-    pub(super) async fn flush(&self) {
+    /// Waits until everything that has been saved before this call is there; `false` where deletions wait for
+    /// consent.
+    pub(super) async fn flush(&self) -> bool {
         let (asked, mut seen) = (Instant::now(), self.seen.subscribe());
         if self.source.is_some() {
-            return self.wait(&mut seen, |seen| seen.begun.is_some_and(|begun| begun >= asked)).await;
+            self.wait(&mut seen, |seen| seen.begun.is_some_and(|begun| begun >= asked)).await;
+        } else {
+            let count = seen.borrow().count;
+            self.wait(&mut seen, |seen| seen.count > count).await;
+            self.wait(&mut seen, |seen| seen.count > count + 1).await;
         }
-        let count = seen.borrow().count;
-        self.wait(&mut seen, |seen| seen.count > count).await;
-        self.wait(&mut seen, |seen| seen.count > count + 1).await;
+        !seen.borrow().is_braked
     }
 
     async fn wait(&self, seen: &mut Receiver<Seen>, is_done: impl Fn(&Seen) -> bool) {

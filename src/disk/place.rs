@@ -1,0 +1,106 @@
+//! Which directory a root is, in numbers that last longer than a mount.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::time::UNIX_EPOCH;
+
+use rustix::fs::fstatvfs;
+use rustix::process::geteuid;
+
+use crate::content::hash::Hash;
+use crate::disk::root::Root;
+use crate::tree::entry::{MODE_MASK, Time};
+use crate::tree::place::Place;
+
+impl Root {
+    /// Which directory this is. What the system does not tell is 0.
+    #[must_use]
+    pub fn whereabouts(&self) -> Place {
+        let metadata = self.metadata();
+        let born = metadata.as_ref().and_then(|metadata| metadata.created().ok());
+        let born = born.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Place {
+            filesystem: self.filesystem(),
+            inode: metadata.map_or(0, |metadata| metadata.ino()),
+            born: born.and_then(|age| u64::try_from(age.as_nanos()).ok()).unwrap_or(0),
+            boot: boot(),
+        }
+    }
+
+    /// The directory's own mode and modification time, if a tree can hold them.
+    #[must_use]
+    pub fn own_metadata(&self) -> Option<(u16, Time)> {
+        let metadata = self.metadata()?;
+        let mtime = Time::new(metadata.mtime(), u32::try_from(metadata.mtime_nsec()).ok()?)?;
+        Some(((metadata.mode() & u32::from(MODE_MASK)) as u16, mtime))
+    }
+
+    /// Whether we may set the directory's mode and time.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        geteuid().is_root() || self.metadata().is_some_and(|metadata| metadata.uid() == geteuid().as_raw())
+    }
+
+    fn metadata(&self) -> Option<std::fs::Metadata> {
+        File::from(self.descriptor().try_clone_to_owned().ok()?).metadata().ok()
+    }
+
+    /// The filesystem's type and its own id, which most of them keep from one mount to the next.
+    fn filesystem(&self) -> u64 {
+        let id = fstatvfs(self.descriptor()).map_or(0, |stat| stat.f_fsid as u64);
+        number(&[id.to_le_bytes(), self.filesystem_type().to_le_bytes()].concat())
+    }
+
+    #[cfg(target_os = "linux")]
+    // The field's type differs between architectures.
+    #[allow(clippy::unnecessary_cast)]
+    fn filesystem_type(&self) -> u64 {
+        rustix::fs::fstatfs(self.descriptor()).map_or(0, |stat| stat.f_type as u64)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn filesystem_type(&self) -> u64 {
+        0
+    }
+}
+
+/// Which start of the machine this is; 0 where the system does not tell.
+fn boot() -> u64 {
+    let id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    if id.is_empty() { 0 } else { number(&id) }
+}
+
+/// A number that stands for these bytes.
+fn number(bytes: &[u8]) -> u64 {
+    Hash::of(bytes).as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::disk::testing::Place as Folder;
+
+    #[test]
+    fn a_directory_keeps_its_numbers_and_another_in_its_place_has_others() {
+        let folder = Folder::new();
+        let at = folder.at("root");
+        let first = Root::create(&at).unwrap().whereabouts();
+        assert!(Root::open(&at).unwrap().whereabouts().is_same_directory(&first));
+        fs::rename(&at, folder.at("moved")).unwrap();
+        let second = Root::create(&at).unwrap().whereabouts();
+        assert!(!second.is_same_directory(&first));
+        assert_eq!((second.filesystem, second.boot), (first.filesystem, first.boot));
+        assert!(Root::open(&folder.at("moved")).unwrap().whereabouts().is_same_directory(&first));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn another_filesystem_has_another_number() {
+        let folder = Folder::new();
+        let proc = Root::open("/proc".as_ref()).unwrap().whereabouts();
+        assert_ne!(folder.root.whereabouts().filesystem, proc.filesystem);
+        assert_ne!(proc.boot, 0);
+    }
+}

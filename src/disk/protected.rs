@@ -1,0 +1,164 @@
+//! Directories that a machine, or who logs in to it, cannot do without: nothing in them is deleted unless they are
+//! named for that. They are told by what they are, not by how they are spelled: links, bind mounts, `..` and slashes
+//! lead to the same directory.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, statat};
+use rustix::process::geteuid;
+
+use crate::disk::root::Root;
+use crate::disk::stat::Stat;
+
+/// What every machine needs.
+const OF_THE_SYSTEM: [&str; 7] = ["/", "/etc", "/usr", "/var", "/home", "/root", "/Users"];
+
+/// What holds the homes of people.
+const HOLD_HOMES: [&str; 2] = ["/home", "/Users"];
+
+/// Longest list of users that is read, in bytes.
+const USERS_BYTES_MAX: u64 = 4 << 20;
+
+impl Root {
+    /// Whether this is a directory of the system, a home, or holds the login's `.ssh`.
+    #[must_use]
+    pub fn is_protected(&self) -> bool {
+        let home = home();
+        OF_THE_SYSTEM.iter().any(|path| self.is_at(path.as_ref()))
+            || home.as_ref().is_some_and(|home| self.is_at(home))
+            || homes(&users()).iter().any(|(_, home)| self.is_at(home))
+            || HOLD_HOMES.iter().any(|path| self.is_directly_in(path.as_ref()))
+            || home.is_some_and(|home| self.holds(&home.join(".ssh")))
+    }
+
+    /// Whether this is the directory to which `path` leads.
+    #[must_use]
+    pub fn is_at(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|there| self.is(there.dev(), there.ino()))
+    }
+
+    fn is(&self, dev: u64, ino: u64) -> bool {
+        let own = self.whereabouts();
+        (self.dev(), own.inode) == (dev, ino)
+    }
+
+    /// Whether `directory` is the parent of this one, or has it among its names: a bind mount has another parent.
+    fn is_directly_in(&self, directory: &Path) -> bool {
+        let Ok(there) = fs::metadata(directory) else { return false };
+        let above = statat(self.descriptor(), c"..", AtFlags::empty()).ok().and_then(|stat| Stat::of(&stat));
+        if above.is_some_and(|stat| (stat.identity.dev, stat.identity.ino) == (there.dev(), there.ino())) {
+            return true;
+        }
+        let own = self.whereabouts().inode;
+        // Only what has the same number is looked at: homes may be mounted when they are.
+        let mut names = fs::read_dir(directory).into_iter().flatten().flatten();
+        names.any(|entry| entry.ino() == own && self.is_at(&entry.path()))
+    }
+
+    /// Whether `path` is there and lies in this directory, at any depth, itself or where its links lead.
+    fn holds(&self, path: &Path) -> bool {
+        if fs::symlink_metadata(path).is_err() {
+            return false;
+        }
+        let real = fs::canonicalize(path).ok();
+        let named = path.parent().and_then(|parent| fs::canonicalize(parent).ok());
+        let above = real.iter().flat_map(|real| real.ancestors().skip(1));
+        named.iter().flat_map(|named| named.ancestors()).chain(above).any(|above| self.is_at(above))
+    }
+}
+
+/// The home of whoever runs this. (The standard library asks glibc where `HOME` is not set, and that is 50 kB of an
+/// agent that is linked statically.)
+#[must_use]
+pub fn home() -> Option<PathBuf> {
+    let named = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    named.or_else(|| {
+        let own = geteuid().as_raw();
+        homes(&users()).into_iter().find_map(|(user, home)| (user == own).then_some(home))
+    })
+}
+
+/// The list of this machine's users.
+fn users() -> Vec<u8> {
+    let mut text = Vec::new();
+    let read =
+        fs::File::open("/etc/passwd").and_then(|file| file.take(USERS_BYTES_MAX).read_to_end(&mut text));
+    if read.is_ok() { text } else { Vec::new() }
+}
+
+/// The users of such a list with their homes.
+fn homes(users: &[u8]) -> Vec<(u32, PathBuf)> {
+    let home = |line: &[u8]| {
+        let mut fields = line.split(|&byte| byte == b':').skip(2);
+        let user = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+        let home = fields.nth(2)?;
+        home.starts_with(b"/").then(|| (user, PathBuf::from(OsStr::from_bytes(home))))
+    };
+    users.split(|&byte| byte == b'\n').filter_map(home).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::disk::testing::Place as Folder;
+
+    fn protected(path: impl AsRef<Path>) -> bool {
+        Root::open(path.as_ref()).unwrap().is_protected()
+    }
+
+    #[test]
+    fn directories_of_the_system_and_homes_are_protected_however_they_are_spelled() {
+        let folder = Folder::new();
+        for path in ["/", "/etc", "/usr", "/var", "//etc/", "/usr/../etc/.", "/var/.."] {
+            assert!(protected(path), "{path}");
+        }
+        for path in OF_THE_SYSTEM.iter().filter(|path| Path::new(path).is_dir()) {
+            let link = folder.at(&format!("link{}", path.replace('/', "-")));
+            symlink(path, &link).unwrap();
+            assert!(protected(&link), "{path}");
+        }
+        if let Some(home) = home().filter(|home| home.is_dir()) {
+            assert!(protected(home));
+        }
+    }
+
+    #[test]
+    fn other_directories_are_not() {
+        let folder = Folder::new();
+        assert!(!folder.root.is_protected());
+        assert!(!protected("/usr/lib"));
+    }
+
+    #[test]
+    fn what_holds_a_path_holds_where_its_links_lead_too() {
+        let folder = Folder::new();
+        fs::create_dir_all(folder.at("a/home")).unwrap();
+        fs::create_dir_all(folder.at("b/keys")).unwrap();
+        let holds = |name: &str| Root::open(&folder.at(name)).unwrap().holds(&folder.at("a/home/.ssh"));
+        assert!(!holds("a") && !holds("a/home"), "there is none");
+        symlink(folder.at("b/keys"), folder.at("a/home/.ssh")).unwrap();
+        assert!(holds("a") && holds("a/home") && holds("b"));
+        assert!(!holds("b/keys"), "it is the thing itself");
+    }
+
+    #[test]
+    fn what_is_directly_in_a_directory_is_told_from_what_is_deeper() {
+        let folder = Folder::new();
+        fs::create_dir_all(folder.at("homes/me/deep")).unwrap();
+        let is_in = |name: &str| Root::open(&folder.at(name)).unwrap().is_directly_in(&folder.at("homes"));
+        assert!(is_in("homes/me") && !is_in("homes/me/deep") && !is_in("homes"));
+    }
+
+    #[test]
+    fn homes_are_read_from_the_list_of_users() {
+        let users = b"root:x:0:0:root:/root:/bin/sh\nbad\nme:x:1:1::/srv/me:/bin/sh\nno:x:2:2:::/bin/sh\n";
+        assert_eq!(homes(users), [(0, PathBuf::from("/root")), (1, PathBuf::from("/srv/me"))]);
+    }
+}

@@ -1,0 +1,210 @@
+//! The receiver's half that decides what has to change, and whether what would go needs consent.
+
+use std::sync::Arc;
+
+use super::{Phase, Receiver};
+use crate::engine::brake::{self, Facts, Known, MANY};
+use crate::engine::plan::Plan;
+use crate::engine::work::{Destination, Work};
+use crate::monitor::{Braked, Event, Problem, Trouble};
+use crate::tree::compare::{Rules, has_more};
+use crate::tree::entry::{EntryRef, Time};
+use crate::tree::manifest::Manifest;
+use crate::tree::path::TreePath;
+use crate::tree::place::{Pair, Place};
+use crate::wire::message::{AbortKind, Message, Subject};
+
+impl Receiver {
+    pub(super) fn compare_when_ready(&mut self) {
+        let (Some(opened), Some(complete)) = (&self.opened, self.offered) else { return };
+        let options = &self.config.options;
+        let may_delete = complete && opened.complete;
+        let rules = Rules {
+            delete: options.delete && may_delete && self.is_directory(),
+            checksum: options.checksum,
+            // Without them set-id bits are never set, so they must not count either.
+            mode_mask: if options.set_id_owner.is_some() { 0o7777 } else { 0o1777 },
+        };
+        let withheld = options.delete && !may_delete;
+        if !self.is_what_was_announced() {
+            return self.desk.protocol_error("other entries than the one that was announced");
+        }
+        let (wanted, present) = (Arc::clone(&self.wanted), Arc::clone(&opened.manifest));
+        let destination = opened.destination.clone();
+        let known = self.known(&destination);
+        self.plan = self.plan_for(rules, &destination, &present);
+        let braked = self.brake(&destination, known, &present);
+        let mut waiting = Vec::new();
+        if braked.is_some() && !options.dry_run {
+            if destination.is_round {
+                waiting = self.plan.withheld(&present);
+            }
+            let mut plan = self.plan_for(Rules { delete: false, ..rules }, &destination, &present);
+            plan.pass_over_obstacles(&self.plan);
+            self.plan = plan;
+        }
+        self.look_at_root(&destination, known);
+        self.tally.entries = self.wanted.len() as u64;
+        self.tally.total_bytes = self.wanted.content_bytes();
+        self.tell_unlisted();
+        if withheld {
+            let cause = "nothing was deleted, since not everything could be listed".to_owned();
+            self.desk.problem(Problem { trouble: Trouble::NotDeleted, path: Vec::new(), cause });
+        }
+        self.announce_plan(&present);
+        let is_braked = braked.is_some();
+        if let Some(braked) = braked {
+            self.desk.report(Event::Braked(braked));
+        }
+        if self.config.options.dry_run {
+            self.plan.count(&self.wanted, &mut self.tally);
+            self.desk.send(Message::Finished(self.tally));
+            return self.desk.finish(self.tally);
+        }
+        // Before anything is written.
+        if let Some(text) = self.missing_room() {
+            return self.desk.fail(AbortKind::Storage, text);
+        }
+        let pair = self.pair_up(&destination, known, &present, rules.delete, may_delete, is_braked);
+        self.phase = Phase::Plan;
+        let writes = !self.plan.fetch.is_empty();
+        self.desk.start(Work::Plan { wanted, present, writes, withheld: waiting, pair });
+    }
+
+    fn plan_for(&self, rules: Rules, destination: &Destination, present: &Manifest) -> Plan {
+        let options = &self.config.options;
+        let has_staged = self.opened.as_ref().is_some_and(|opened| opened.has_staged);
+        // A round about parts must not do what a round about everything was not allowed to.
+        let waits: &[TreePath] = if self.offer.is_partial { &destination.withheld } else { &[] };
+        let protects = |entry: EntryRef<'_>| {
+            let path = entry.path.to_path();
+            is_at_or_below(waits, &path) || self.protects(&path, entry.is_directory())
+        };
+        let doubts = self.opened.as_ref().map(|opened| opened.doubts.clone()).unwrap_or_default();
+        let mut plan =
+            Plan::new(&self.wanted, present, &doubts, rules, protects, options.safe_links, has_staged);
+        if !waits.is_empty() {
+            // It was told already that they wait.
+            plan.drop_obstacles();
+        }
+        plan
+    }
+
+    /// Whether rules say that something stays, or nothing may be removed there.
+    fn protects(&self, path: &TreePath, is_directory: bool) -> bool {
+        self.opened.as_ref().is_some_and(|opened| opened.kept.holds(path))
+            || self.filter.excludes_within(path, is_directory)
+    }
+
+    /// Where the source is, and its own mode and time.
+    fn source(&self) -> Option<(Place, (u16, Time))> {
+        match self.subject {
+            Some(Subject::Directory { mode, seconds, nanos, place }) => {
+                Some((place, (mode, Time::new(seconds, nanos)?)))
+            }
+            _ => None,
+        }
+    }
+
+    fn known(&self, destination: &Destination) -> Known {
+        self.source().map_or(Known::default(), |(source, _)| Known::of(&source, destination))
+    }
+
+    /// What would be deleted and needs consent.
+    fn brake(&self, destination: &Destination, known: Known, present: &Manifest) -> Option<Braked> {
+        let (consent, going) = (&self.config.options.consent, self.plan.going());
+        if going == 0 {
+            return None;
+        }
+        let source = self.source().map(|(source, _)| source).unwrap_or_default();
+        let is_protected = |entry: &EntryRef<'_>| self.protects(&entry.path.to_path(), entry.is_directory());
+        let is_counted = going >= MANY && !consent.yes && !self.offer.is_partial;
+        // Where their number decides nothing, rules need not be asked about each entry.
+        let protected = if is_counted { present.entries().filter(is_protected).count() as u64 } else { 0 };
+        let facts = Facts {
+            going,
+            lost: self.plan.lost(present),
+            held: (present.len() as u64).saturating_sub(protected),
+            is_empty: self.wanted.is_empty(),
+            is_seen: self.offer.is_partial,
+            ..brake::facts(consent, destination, source, known)
+        };
+        let reason = brake::decide(&facts)?;
+        Some(Braked { reason, going, held: facts.held, head: self.plan.head(present) })
+    }
+
+    /// Decides what the root's own mode and time become: both the source's where ksync made it; else it keeps its
+    /// mode.
+    fn look_at_root(&mut self, destination: &Destination, known: Known) {
+        let Some((_, (mode, time))) = self.source() else { return };
+        let is_own = destination.is_new || known.pair.is_some_and(|pair| pair.is_own);
+        let metadata = match destination.metadata {
+            _ if is_own => (Some(mode), time),
+            Some(_) if destination.is_ours => (None, time),
+            _ => return,
+        };
+        self.metadata = Some(metadata);
+        // What is made with the tree is no change of its own.
+        if let Some(present) = destination.metadata.filter(|_| !destination.is_new) {
+            self.plan.set_root((metadata.0.unwrap_or(present.0), time), present);
+        }
+    }
+
+    /// What is known of both sides from now on: where the destination held nothing, everything in it will be the
+    /// source's, even if this run does not come to its end.
+    fn pair_up(
+        &mut self,
+        destination: &Destination,
+        known: Known,
+        present: &Manifest,
+        deletes: bool,
+        is_complete: bool,
+        is_braked: bool,
+    ) -> Option<Pair> {
+        let (source, _) = self.source().filter(|_| !self.offer.is_partial)?;
+        let pair = Pair {
+            source,
+            destination: destination.place,
+            was_empty: self.wanted.is_empty(),
+            is_own: destination.is_new || known.pair.is_some_and(|pair| pair.is_own),
+        };
+        self.pair = Some(pair);
+        let protects = |entry: EntryRef<'_>| self.protects(&entry.path.to_path(), entry.is_directory());
+        self.will_be_copy = is_complete
+            && !is_braked
+            && !self.plan.has_obstacles()
+            && (deletes || !has_more(&self.wanted, present, protects));
+        let was_empty = destination.is_new || present.is_empty() && self.is_listed() && known.pair.is_none();
+        if was_empty {
+            self.desk.report(Event::Paired(pair));
+        }
+        was_empty.then_some(pair)
+    }
+
+    fn is_listed(&self) -> bool {
+        self.opened.as_ref().is_some_and(|opened| opened.complete)
+    }
+}
+
+/// Whether a path is one of these, or below one: they are in order, and none is below another.
+fn is_at_or_below(paths: &[TreePath], path: &TreePath) -> bool {
+    let next = paths.partition_point(|other| other <= path);
+    let before = next.checked_sub(1).and_then(|last| paths.get(last));
+    before.is_some_and(|before| before == path || path.is_below(before))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_found_at_and_below_its_path() {
+        let path = |text: &str| TreePath::new(text.as_bytes()).unwrap();
+        let paths = [path("a/b"), path("c")];
+        for (text, expected) in
+            [("a", false), ("a/b", true), ("a/b/c", true), ("a/bc", false), ("c", true), ("d", false)]
+        {
+            assert_eq!(is_at_or_below(&paths, &path(text)), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! What the client remembers of a source and its copy: one small private file for each pair.
+//!
+//! It decides whether deletions need consent, so it is kept apart from the baselines of
+//! [`crate::disk::memory`], which save bytes and are pruned early. What cannot be read is not known, and what is
+//! not known needs consent.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::content::hash::Hasher;
+use crate::monitor::{Event, Monitor, Preparation, Warning};
+use crate::private;
+use crate::sync::{Endpoint, Job, Watcher, memory, target};
+use crate::tree::place::Pair;
+use crate::wire::hello::{Baseline, InSession, Options};
+
+/// Most pairs that are remembered: the ones used last.
+const PAIRS_MAX: usize = 10_000;
+
+/// After how long a pair that nobody synced is forgotten.
+const UNUSED_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A record is written anew after so long, so that its file's time tells when it was used.
+const FRESH: Duration = Duration::from_secs(24 * 3600);
+
+/// What is in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    pair: Pair,
+    /// The session's VM that one of them is in: a hash of the session's id and the host's key.
+    machine: Option<String>,
+}
+
+/// What is known of the source and the destination of a job.
+pub(super) struct Pairing {
+    /// `None` where nothing can be kept.
+    file: Option<PathBuf>,
+    /// Which side is in a session, if one is.
+    is_source_in_session: Option<bool>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    record: Option<Record>,
+    /// The session's VM that was reached.
+    machine: Option<String>,
+}
+
+impl Pairing {
+    /// What is remembered of a job's pair.
+    pub(super) fn of(job: &Job) -> Arc<Self> {
+        let is_in_session =
+            |endpoint: &Endpoint| matches!(endpoint, Endpoint::Session { .. } | Endpoint::Setup { .. });
+        let is_source_in_session = match (is_in_session(&job.source), is_in_session(&job.destination)) {
+            (false, false) => None,
+            (is_source, _) => Some(is_source),
+        };
+        let file = target::state_dir().ok().map(|state| state.join("copies").join(name(job)));
+        let record = file.as_deref().and_then(read);
+        // A setup says which session it means; of the others that is known once they are connected to.
+        let machine = target::session_of(&job.way);
+        let known = Mutex::new(Known { record, machine });
+        Arc::new(Self { file, is_source_in_session, known })
+    }
+
+    /// The session's VM that is connected to.
+    pub(super) fn met(&self, machine: String) {
+        self.known().machine = Some(machine);
+    }
+
+    /// Options with what is known.
+    pub(super) fn options(&self, options: &Options) -> Options {
+        let known = self.known();
+        let session = self.is_source_in_session.map(|is_source| {
+            let then = known.record.as_ref().and_then(|record| record.machine.as_ref());
+            let is_other = then.is_some_and(|then| known.machine.as_ref() != Some(then));
+            InSession { is_source, is_other }
+        });
+        let pair = known.record.as_ref().map(|record| record.pair);
+        Options { baseline: Baseline { pair, session }, ..options.clone() }
+    }
+
+    /// Passes on what is observed, and remembers what is to be remembered of the pair.
+    pub(super) fn watching(self: &Arc<Self>, monitor: Watcher) -> Watcher {
+        Arc::new(Learning { pairing: Arc::clone(self), monitor })
+    }
+
+    fn learn(&self, pair: Pair) {
+        let mut known = self.known();
+        let record = Record { pair, machine: known.machine.clone() };
+        let is_new = known.record.as_ref() != Some(&record);
+        known.record = Some(record.clone());
+        drop(known);
+        if let Some(file) = self.file.as_deref().filter(|file| is_new || !is_fresh(file)) {
+            // What cannot be kept needs consent the next time.
+            let _ = write(file, &record);
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks on for somebody else, and learns.
+struct Learning {
+    pairing: Arc<Pairing>,
+    monitor: Watcher,
+}
+
+impl Monitor for Learning {
+    fn observe(&self, event: Event) {
+        match event {
+            Event::Paired(pair) => self.pairing.learn(pair),
+            event => self.monitor.observe(event),
+        }
+    }
+
+    fn prepare(&self, preparation: Preparation) {
+        self.monitor.prepare(preparation);
+    }
+
+    fn warn(&self, warning: Warning) {
+        self.monitor.warn(warning);
+    }
+}
+
+/// What a job's pair is called: the same whatever rules and options the job has.
+fn name(job: &Job) -> String {
+    let mut hasher = Hasher::new();
+    for endpoint in [&job.source, &job.destination] {
+        let path = match endpoint {
+            Endpoint::Local(path) => real(path).into_os_string().as_bytes().to_vec(),
+            remote => plain(remote.path()),
+        };
+        for part in [memory::where_to(endpoint).as_bytes(), &path] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+    }
+    let digits = hasher.finish().to_string();
+    format!("{}.json", digits.get(..32).unwrap_or(&digits))
+}
+
+/// A path without links, as far as it leads to something: what is missing of it will be made there.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let existing = path.ancestors().find_map(|existing| {
+        let rest = path.strip_prefix(existing).ok()?;
+        let real = fs::canonicalize(existing).ok()?;
+        Some(if rest == Path::new("") { real } else { real.join(rest) })
+    });
+    existing.unwrap_or(path)
+}
+
+/// A path on another machine, without what says nothing: `a//b/.` is `a/b`.
+fn plain(path: &[u8]) -> Vec<u8> {
+    let is_absolute = path.starts_with(b"/");
+    let components = path.split(|&byte| byte == b'/').filter(|part| !part.is_empty() && *part != b".");
+    let joined = components.collect::<Vec<_>>().join(&b'/');
+    if is_absolute { [b"/", joined.as_slice()].concat() } else { joined }
+}
+
+fn read(file: &Path) -> Option<Record> {
+    serde_json::from_str(&private::read(file).ok()?).ok()
+}
+
+fn write(file: &Path, record: &Record) -> io::Result<()> {
+    let is_first = !file.exists();
+    private::replace(file, &serde_json::to_vec(record)?)?;
+    if let Some(directory) = file.parent().filter(|_| is_first) {
+        prune(directory, PAIRS_MAX);
+    }
+    Ok(())
+}
+
+fn is_fresh(file: &Path) -> bool {
+    let written = fs::metadata(file).and_then(|metadata| metadata.modified());
+    written.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < FRESH))
+}
+
+/// Removes what nobody used for long, and of the rest the oldest beyond so many.
+fn prune(directory: &Path, most: usize) {
+    let now = SystemTime::now();
+    let files = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut files: Vec<(SystemTime, PathBuf)> =
+        files.filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()))).collect();
+    files.sort_by(|one, other| other.cmp(one));
+    let is_old = |time: &SystemTime| now.duration_since(*time).is_ok_and(|age| age > UNUSED_MAX);
+    for (index, (time, path)) in files.iter().enumerate() {
+        if index >= most || is_old(time) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::sync::Way;
+    use crate::tree::filter::Rule;
+    use crate::tree::place::Place;
+
+    fn job(source: &str, destination: &str) -> Job {
+        let endpoint = |text: &str| Endpoint::parse(text.as_ref()).unwrap();
+        Job {
+            source: endpoint(source),
+            destination: endpoint(destination),
+            options: Options::default(),
+            way: Way::default(),
+        }
+    }
+
+    fn pairing(file: PathBuf, is_source_in_session: Option<bool>) -> Arc<Pairing> {
+        let record = read(&file);
+        let known = Mutex::new(Known { record, machine: None });
+        Arc::new(Pairing { file: Some(file), is_source_in_session, known })
+    }
+
+    const PAIR: Pair = Pair {
+        source: Place { filesystem: 1, inode: 2, born: 3, boot: 4 },
+        destination: Place { filesystem: 5, inode: 6, born: 7, boot: 8 },
+        was_empty: false,
+        is_own: true,
+    };
+
+    #[test]
+    fn a_pair_has_one_name_whatever_its_options_and_its_spelling() {
+        let one = name(&job("/a/b", "me@host:x/y"));
+        let mut other = job("/a/b/", "me@host:./x//y/");
+        other.options.checksum = true;
+        other.options.rules = vec![Rule { include: false, pattern: b"x".to_vec() }];
+        assert_eq!(name(&other), one);
+        for (source, destination) in [
+            ("/a/c", "me@host:x/y"),
+            ("/a/b", "me@host:/x/y"),
+            ("/a/b", "you@host:x/y"),
+            ("me@host:x/y", "/a/b"),
+        ] {
+            assert_ne!(name(&job(source, destination)), one, "{source} {destination}");
+        }
+    }
+
+    #[test]
+    fn a_destination_has_the_same_name_before_and_after_it_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("real")).unwrap();
+        symlink("real", folder.path().join("link")).unwrap();
+        let there = folder.path().join("link/new/dst");
+        let before = real(&there);
+        fs::create_dir_all(&there).unwrap();
+        assert_eq!(real(&there), before);
+        assert!(before.ends_with("real/new/dst"));
+    }
+
+    #[test]
+    fn what_is_learned_is_private_and_known_the_next_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("state/copies/a.json");
+        let first = pairing(file.clone(), None);
+        assert_eq!(first.options(&Options::default()).baseline, Baseline::default());
+        first.watching(Arc::new(crate::monitor::Quiet)).observe(Event::Paired(PAIR));
+        for pairing in [first, pairing(file.clone(), None)] {
+            assert_eq!(pairing.options(&Options::default()).baseline.pair, Some(PAIR));
+        }
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::write(&file, "{").unwrap();
+        assert_eq!(pairing(file, None).options(&Options::default()).baseline.pair, None, "damaged");
+    }
+
+    #[test]
+    fn another_vm_is_told_from_the_one_that_was_met() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.json");
+        let first = pairing(file.clone(), Some(true));
+        first.met("one".to_owned());
+        first.learn(PAIR);
+        for (machine, is_other) in [("one", false), ("two", true)] {
+            let again = pairing(file.clone(), Some(true));
+            again.met(machine.to_owned());
+            let session = again.options(&Options::default()).baseline.session;
+            assert_eq!(session, Some(InSession { is_source: true, is_other }));
+        }
+    }
+
+    #[test]
+    fn the_oldest_go_and_what_was_not_used_for_a_year() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = || {
+            let mut names: Vec<_> =
+                fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        for (name, days) in [("a", 1), ("b", 2), ("c", 3), ("d", 400)] {
+            let file = fs::File::create(folder.path().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(days * 24 * 3600)).unwrap();
+        }
+        prune(folder.path(), 3);
+        assert_eq!(names(), ["a", "b", "c"]);
+        prune(folder.path(), 2);
+        assert_eq!(names(), ["a", "b"]);
+    }
+}

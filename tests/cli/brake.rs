@@ -1,0 +1,253 @@
+//! Deletions that wait for consent: everything else is done, and the exit code is 25.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use serde_json::Value;
+
+use crate::world::{Run, World};
+
+/// SOURCE and DEST on this machine, on both, and the other way round.
+fn ways(world: &World) -> [[OsString; 2]; 3] {
+    [["src".into(), "dst".into()], ["src".into(), world.far("dst")], [world.far("src"), "dst".into()]]
+}
+
+fn run(world: &World, options: &[&str], places: &[OsString; 2]) -> Run {
+    let mut command = world.ksync(options);
+    command.args(places);
+    Run::of(command)
+}
+
+fn fill(world: &World, files: usize) {
+    (0..files).fold(world.tree("src"), |tree, number| tree.file(format!("f{number:02}"), "text"));
+}
+
+fn count(world: &World, name: &str) -> usize {
+    fs::read_dir(world.path(name)).unwrap().count()
+}
+
+fn empty(world: &World, name: &str) {
+    for entry in fs::read_dir(world.path(name)).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+}
+
+#[test]
+fn an_emptied_source_deletes_nothing_until_somebody_says_so() {
+    for way in 0..3 {
+        let world = World::new();
+        let places = &ways(&world)[way];
+        fill(&world, 3);
+        run(&world, &[], places).ok();
+        empty(&world, "src");
+        // Not once it was synced without --delete either.
+        for options in [&["--delete"][..], &[], &["--delete"]] {
+            let code = if options.is_empty() { 0 } else { 25 };
+            let told = run(&world, options, places).fails(code);
+            assert_eq!(count(&world, "dst"), 3);
+            if code == 25 {
+                assert!(told.stderr.contains("is empty and was not at the last sync; 3 entries would go"));
+                assert!(told.stderr.contains("\n  f00\n  f01\n  f02\n  hint: "), "{}", told.stderr);
+            }
+        }
+        run(&world, &["--delete", "--yes"], places).ok();
+        assert_eq!(count(&world, "dst"), 0);
+        // It was empty at the last sync now.
+        world.tree("dst").file("late", "");
+        run(&world, &["--delete"], places).ok();
+        assert_eq!(count(&world, "dst"), 0);
+    }
+}
+
+#[test]
+fn what_ksync_did_not_make_is_asked_about_and_known_afterwards() {
+    for way in 0..3 {
+        let world = World::new();
+        let places = &ways(&world)[way];
+        fill(&world, 2);
+        world.tree("dst").file("mine", "x");
+        let told = run(&world, &["--delete"], places).fails(25);
+        assert!(told.stderr.contains("was never a copy of"), "{}", told.stderr);
+        assert_eq!(count(&world, "dst"), 3, "everything else is done");
+        // That it holds the source too makes it no copy.
+        run(&world, &[], places).ok();
+        run(&world, &["--delete"], places).fails(25);
+        run(&world, &["--delete", "-y"], places).ok();
+        world.tree("dst").file("late", "");
+        run(&world, &["--delete"], places).ok();
+        assert_eq!(count(&world, "dst"), 2);
+    }
+}
+
+#[test]
+fn another_directory_in_the_place_of_a_copy_is_none() {
+    let world = World::new();
+    fill(&world, 2);
+    let places = &ways(&world)[0];
+    run(&world, &[], places).ok();
+    fs::rename(world.path("dst"), world.path("moved")).unwrap();
+    world.tree("dst").file("foreign", "x");
+    run(&world, &["--delete"], places).fails(25);
+    assert!(world.path("dst/foreign").exists());
+    // What held nothing holds nothing that could be missed.
+    fs::remove_dir_all(world.path("dst")).unwrap();
+    run(&world, &["--delete"], places).ok();
+    world.tree("dst").file("late", "");
+    run(&world, &["--delete"], places).ok();
+    assert!(!world.path("dst/late").exists());
+}
+
+#[test]
+fn what_cannot_be_remembered_is_not_known() {
+    let world = World::new();
+    fill(&world, 2);
+    let places = &ways(&world)[0];
+    run(&world, &[], places).ok();
+    let records = world.path("state/ksync/copies");
+    assert_eq!(fs::metadata(&records).unwrap().permissions().mode() & 0o777, 0o700);
+    world.tree("dst").file("late", "");
+    for entry in fs::read_dir(&records).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::write(path, "{").unwrap();
+    }
+    run(&world, &["--delete"], places).fails(25);
+    fs::remove_dir_all(&records).unwrap();
+    fs::write(&records, "in the way").unwrap();
+    run(&world, &["--delete"], places).fails(25);
+    assert!(world.path("dst/late").exists());
+}
+
+#[test]
+fn more_than_half_and_at_least_ten_need_consent() {
+    for (files, gone, code) in [(20, 10, 0), (19, 10, 25), (9, 8, 0), (30, 20, 25)] {
+        let world = World::new();
+        fill(&world, files);
+        let places = &ways(&world)[1];
+        run(&world, &[], places).ok();
+        (0..gone).for_each(|number| fs::remove_file(world.path(format!("src/f{number:02}"))).unwrap());
+        let told = run(&world, &["--delete"], places).fails(code);
+        let left = if code == 0 { files - gone } else { files };
+        assert_eq!(count(&world, "dst"), left, "{}", told.stderr);
+    }
+}
+
+#[test]
+fn a_limit_is_kept_or_nothing_is_deleted() {
+    let world = World::new();
+    fill(&world, 20);
+    let places = &ways(&world)[1];
+    run(&world, &[], places).ok();
+    (0..15).for_each(|number| fs::remove_file(world.path(format!("src/f{number:02}"))).unwrap());
+    for limit in ["--max-delete=0", "--max-delete=14"] {
+        let told = run(&world, &["--delete", limit], places).fails(25);
+        assert!(told.stderr.contains("allows less; 15 entries would go"), "{}", told.stderr);
+        assert!(told.stderr.contains("\n  and 5 more\n"), "{}", told.stderr);
+        assert_eq!(count(&world, "dst"), 20);
+    }
+    run(&world, &["--delete", "--max-delete=15"], places).ok();
+    assert_eq!(count(&world, "dst"), 5);
+    let told = run(&world, &["--delete", "--max-delete=-1"], places).fails(1);
+    assert!(told.stderr.contains("--max-delete takes a number of entries, 0 or more"), "{}", told.stderr);
+}
+
+#[test]
+fn all_but_deletions_is_done_and_what_would_take_the_place_of_a_directory_waits_too() {
+    let world = World::new();
+    world.tree("src").file("new", "new").file("a", "a file now").file("same", "changed").link("l", "new");
+    world.tree("dst").file("a/b/k", "").file("same", "old").file("old", "moved").dir("l/none");
+    world.tree("src").file("renamed", "moved").time("renamed", 1_000_000, 0);
+    world.tree("dst").time("old", 1_000_000, 0);
+    let told = run(&world, &["--delete", "-i"], &ways(&world)[1]).fails(25);
+    for (name, expected) in [("new", "new"), ("same", "changed"), ("old", "moved"), ("renamed", "moved")] {
+        assert_eq!(fs::read_to_string(world.path("dst").join(name)).unwrap(), expected, "{name}");
+    }
+    assert!(world.path("dst/a/b/k").exists() && world.path("dst/l/none").is_dir());
+    assert!(!told.stdout.contains("deleting"), "{}", told.stdout);
+    assert!(told.stderr.contains("4 entries would go"), "{}", told.stderr);
+    assert!(!told.stderr.contains("cannot"), "{}", told.stderr);
+}
+
+#[test]
+fn a_dry_run_shows_what_would_go_and_that_it_would_not() {
+    let world = World::new();
+    fill(&world, 1);
+    world.tree("dst").file("mine", "x");
+    let told = run(&world, &["-n", "-i", "--delete"], &ways(&world)[1]).ok();
+    assert!(told.stdout.contains("*deleting   mine\n"), "{}", told.stdout);
+    assert!(told.stderr.contains("the run would delete nothing and end with exit code 25: "));
+    let told = run(&world, &["-n", "-i", "--delete", "--yes"], &ways(&world)[1]).ok();
+    assert!(!told.stderr.contains("exit code 25"), "{}", told.stderr);
+}
+
+#[test]
+fn programs_are_told_with_a_code() {
+    let world = World::new();
+    fill(&world, 1);
+    world.tree("dst").file("mine", "x");
+    let told = run(&world, &["--json", "--delete"], &ways(&world)[1]).fails(25);
+    let events: Vec<Value> = told.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let errors: Vec<_> = events.iter().filter(|event| event["event"] == "error").collect();
+    let [error] = errors[..] else { panic!("{}", told.stdout) };
+    assert_eq!((&error["code"], &error["exit"]), (&"brake".into(), &25.into()));
+    assert_eq!((&error["retryable"], &error["reason"]), (&false.into(), &"foreign".into()));
+    assert_eq!((&error["entries"], &error["first"][0]["path"]), (&1.into(), &"mine".into()));
+    assert!(error["hint"].as_str().unwrap().contains("--yes"));
+}
+
+#[test]
+fn a_home_has_to_be_named_however_it_is_spelled() {
+    let world = World::new();
+    fill(&world, 1);
+    symlink(world.home(), world.path("link")).unwrap();
+    fs::create_dir_all(world.far_home()).unwrap();
+    let far = |path: &str| -> [OsString; 2] { ["src".into(), format!("sandbox:{path}").into()] };
+    let near = |path: &str| -> [OsString; 2] { ["src".into(), path.into()] };
+    let far_home = world.far_home();
+    for (places, home, named) in [
+        (near("home"), world.home(), "link"),
+        (near("link/"), world.home(), "home/../home//"),
+        (near("home/../home/."), world.home(), "home"),
+        (far("."), far_home.clone(), "."),
+        (far("~"), far_home.clone(), "sandbox:~"),
+        (far(far_home.to_str().unwrap()), far_home.clone(), "~"),
+    ] {
+        fs::write(home.join("precious"), "x").unwrap();
+        // The agent's own files are in the home that is far.
+        let delete = ["--delete", "--exclude=.cache", "--yes"];
+        for options in [&delete[..2], &delete, &["--delete", "-y", "--max-delete=9"]] {
+            let told = run(&world, options, &places).fails(25);
+            assert!(told.stderr.contains("is a home or a directory of the system"), "{}", told.stderr);
+            assert!(home.join("precious").exists());
+        }
+        run(&world, &[&delete[..], &["--force-delete-in", "dst"]].concat(), &places).fails(25);
+        run(&world, &[&delete[..], &["--force-delete-in", named]].concat(), &places).ok();
+        assert!(!home.join("precious").exists(), "{places:?}");
+        fs::create_dir_all(&home).unwrap();
+    }
+}
+
+#[test]
+fn a_directory_that_was_there_keeps_its_mode() {
+    let world = World::new();
+    fill(&world, 1);
+    world.tree("src").mode("", 0o755);
+    fs::create_dir(world.path("dst")).unwrap();
+    let set_mode = |name: &str, mode| {
+        fs::set_permissions(world.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let mode = |name: &str| fs::metadata(world.path(name)).unwrap().permissions().mode() & 0o7777;
+    set_mode("dst", 0o2770);
+    for _ in 0..2 {
+        run(&world, &[], &ways(&world)[1]).ok();
+        assert_eq!(mode("dst"), 0o2770);
+    }
+    // One that ksync made follows the source.
+    run(&world, &[], &["src".into(), world.far("own")]).ok();
+    assert_eq!(mode("own"), 0o755);
+    set_mode("src", 0o700);
+    let told = run(&world, &["-i"], &["src".into(), world.far("own")]).ok();
+    assert_eq!((mode("own"), mode("dst")), (0o700, 0o2770));
+    assert!(told.stdout.starts_with(".d...p..... ./\n1 entry changed (1 adjusted)"), "{}", told.stdout);
+}

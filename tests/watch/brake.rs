@@ -1,0 +1,55 @@
+//! Deletions in a watch: what was seen as it happened passes, what only a look at everything finds waits.
+
+use std::fs;
+
+use crate::watcher::{Watcher, Way};
+use crate::world::{Run, World, wait_for};
+
+fn flush(world: &World, way: Way) -> Run {
+    Run::of(world.ksync(["flush", way.near()]))
+}
+
+#[test]
+fn what_a_first_look_finds_waits_and_what_is_seen_passes() {
+    for way in Way::ALL {
+        let world = World::new();
+        world.tree("src").file("a", "a").file("b", "b").file("d/x", "x");
+        world.tree("dst").file("mine", "x").file("d/theirs", "x");
+        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        let waits = flush(&world, way).fails(25);
+        assert!(waits.stderr.contains("deletions wait for consent"), "{}", waits.stderr);
+        // It goes on.
+        world.tree("src").file("c", "c");
+        fs::remove_file(world.path("src/a")).unwrap();
+        fs::remove_dir_all(world.path("src/d")).unwrap();
+        wait_for("what was seen", || {
+            let is_there = |name: &str| world.path("dst").join(name).exists();
+            (is_there("c") && !is_there("a") && !is_there("d/x")).then_some(())
+        });
+        assert!(world.path("dst/mine").exists() && world.path("dst/d/theirs").exists());
+        flush(&world, way).fails(25);
+        // Somebody consents beside it.
+        let mut command = world.ksync(["--delete", "--yes"]);
+        command.args(way.places(&world));
+        Run::of(command).ok();
+        flush(&world, way).ok();
+        assert!(!world.path("dst/mine").exists() && !world.path("dst/d").exists());
+        drop(watcher);
+    }
+}
+
+#[test]
+fn a_source_that_is_emptied_before_its_eyes_empties_its_copy() {
+    for way in Way::ALL {
+        let world = World::new();
+        (0..40).fold(world.tree("src"), |tree, number| tree.file(format!("f{number}"), "text"));
+        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        for entry in fs::read_dir(world.path("src")).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        // At once: what was seen by then comes before the look at everything.
+        flush(&world, way).ok();
+        assert_eq!(fs::read_dir(world.path("dst")).unwrap().count(), 0, "{way:?}");
+        drop(watcher);
+    }
+}
