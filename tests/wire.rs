@@ -48,7 +48,7 @@ fn change(count: usize) -> Change {
     Change { edits: vec![Edit { keep: 300, drop: 1, add: 2 }; count], entries: b"block".to_vec() }
 }
 
-const PLACE: Place = Place { filesystem: 1 << 60, inode: 300, born: 1 << 50, boot: 2 };
+const PLACE: Place = Place { filesystem: 1 << 30, directory: 300, boot: 2 };
 
 const PAIR: Pair = Pair { source: PLACE, destination: PLACE, was_empty: false, is_own: true };
 

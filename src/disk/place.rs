@@ -17,12 +17,12 @@ impl Root {
     #[must_use]
     pub fn whereabouts(&self) -> Place {
         let metadata = self.metadata();
-        let born = metadata.as_ref().and_then(|metadata| metadata.created().ok());
-        let born = born.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let inode = metadata.as_ref().map_or(0, |metadata| metadata.ino());
+        let born = metadata.and_then(|metadata| metadata.created().ok()?.duration_since(UNIX_EPOCH).ok());
+        let born = born.unwrap_or_default().as_nanos().to_le_bytes();
         Place {
             filesystem: self.filesystem(),
-            inode: metadata.map_or(0, |metadata| metadata.ino()),
-            born: born.and_then(|age| u64::try_from(age.as_nanos()).ok()).unwrap_or(0),
+            directory: number(&[&inode.to_le_bytes()[..], &born].concat()),
             boot: boot(),
         }
     }
@@ -46,7 +46,7 @@ impl Root {
     }
 
     /// The filesystem's type and its own id, which most of them keep from one mount to the next.
-    fn filesystem(&self) -> u64 {
+    fn filesystem(&self) -> u32 {
         let id = fstatvfs(self.descriptor()).map_or(0, |stat| stat.f_fsid as u64);
         number(&[id.to_le_bytes(), self.filesystem_type().to_le_bytes()].concat())
     }
@@ -65,14 +65,14 @@ impl Root {
 }
 
 /// Which start of the machine this is; 0 where the system does not tell.
-fn boot() -> u64 {
+fn boot() -> u32 {
     let id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     if id.is_empty() { 0 } else { number(&id) }
 }
 
 /// A number that stands for these bytes.
-fn number(bytes: &[u8]) -> u64 {
-    Hash::of(bytes).as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
+fn number(bytes: &[u8]) -> u32 {
+    Hash::of(bytes).as_bytes().first_chunk().map_or(0, |first| u32::from_le_bytes(*first))
 }
 
 #[cfg(test)]

@@ -43,8 +43,7 @@ impl Root {
     }
 
     fn is(&self, dev: u64, ino: u64) -> bool {
-        let own = self.whereabouts();
-        (self.dev(), own.inode) == (dev, ino)
+        (self.dev(), self.inode().ino) == (dev, ino)
     }
 
     /// Whether `directory` is the parent of this one, or has it among its names: a bind mount has another parent.
@@ -54,7 +53,7 @@ impl Root {
         if above.is_some_and(|stat| (stat.identity.dev, stat.identity.ino) == (there.dev(), there.ino())) {
             return true;
         }
-        let own = self.whereabouts().inode;
+        let own = self.inode().ino;
         // Only what has the same number is looked at: homes may be mounted when they are.
         let mut names = fs::read_dir(directory).into_iter().flatten().flatten();
         names.any(|entry| entry.ino() == own && self.is_at(&entry.path()))

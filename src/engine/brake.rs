@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use crate::wire::hello::{Baseline, InSession};
 
-    const HERE: Place = Place { filesystem: 1, inode: 2, born: 3, boot: 4 };
+    const HERE: Place = Place { filesystem: 1, directory: 2, boot: 4 };
     const PAIR: Pair = Pair { source: HERE, destination: HERE, was_empty: false, is_own: true };
 
     /// Stands for: everything that goes only gets another name.
@@ -185,7 +185,7 @@ mod tests {
             (Facts { going: 1, is_empty: true, known: was_empty, ..harmless() }, None),
             (Facts { going: 1, is_empty: true, yes: true, ..harmless() }, None),
             (Facts { going: 1, source: elsewhere, ..harmless() }, Some(Reason::OtherFilesystem)),
-            (Facts { going: 1, source: Place { inode: 9, ..HERE }, ..harmless() }, None),
+            (Facts { going: 1, source: Place { directory: 9, ..HERE }, ..harmless() }, None),
             // Another VM.
             (Facts { going: 1, known: other_machine, ..harmless() }, Some(Reason::OtherMachine)),
             (Facts { known: other_machine, is_empty: true, ..harmless() }, Some(Reason::OtherMachine)),
@@ -205,7 +205,7 @@ mod tests {
             Known::of(&source, &Destination { place, baseline, ..Destination::default() })
         };
         let rebooted = Place { boot: 9, ..HERE };
-        let replaced = Place { inode: 9, ..HERE };
+        let replaced = Place { directory: 9, ..HERE };
         let pull = |is_other| Some(InSession { is_source: true, is_other });
         let push = |is_other| Some(InSession { is_source: false, is_other });
         let pair = Some(PAIR);

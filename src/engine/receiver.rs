@@ -246,7 +246,7 @@ impl Receiver {
             Outcome::Close(Ok(())) => {
                 self.closed = true;
                 self.tally.adjusted += u64::from(self.plan.adjusts_root());
-                if let Some(pair) = self.pair.filter(|_| self.will_be_copy) {
+                if let Some(pair) = self.pair.filter(|pair| self.will_be_copy && self.is_news(pair)) {
                     self.desk.report(Event::Paired(pair));
                 }
                 self.finish_when_ready();

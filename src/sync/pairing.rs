@@ -64,6 +64,12 @@ impl Pairing {
         };
         let file = target::state_dir().ok().map(|state| state.join("copies").join(name(job)));
         let record = file.as_deref().and_then(read);
+        // A pair that stays as it is is told once, and used all the same.
+        if let (Some(file), Some(record)) = (&file, &record)
+            && !is_fresh(file)
+        {
+            let _ = write(file, record);
+        }
         // A setup says which session it means; of the others that is known once they are connected to.
         let machine = target::session_of(&job.way);
         let known = Mutex::new(Known { record, machine });
@@ -80,7 +86,8 @@ impl Pairing {
         let known = self.known();
         let session = self.is_source_in_session.map(|is_source| {
             let then = known.record.as_ref().and_then(|record| record.machine.as_ref());
-            let is_other = then.is_some_and(|then| known.machine.as_ref() != Some(then));
+            // Where it does not matter for deletions, it is not known before the connection is made.
+            let is_other = then.zip(known.machine.as_ref()).is_some_and(|(then, now)| then != now);
             InSession { is_source, is_other }
         });
         let pair = known.record.as_ref().map(|record| record.pair);
@@ -227,8 +234,8 @@ mod tests {
     }
 
     const PAIR: Pair = Pair {
-        source: Place { filesystem: 1, inode: 2, born: 3, boot: 4 },
-        destination: Place { filesystem: 5, inode: 6, born: 7, boot: 8 },
+        source: Place { filesystem: 1, directory: 2, boot: 4 },
+        destination: Place { filesystem: 5, directory: 6, boot: 8 },
         was_empty: false,
         is_own: true,
     };

@@ -4,25 +4,22 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which directory, as its system names it. Numbers are compared for equality only; 0 is not known.
+/// Which directory, as hashes of what its system says. They are compared for equality only; 0 is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Place {
     /// The filesystem: its type and the id that it keeps from one mount to the next.
-    pub filesystem: u64,
-    /// The directory's inode.
-    pub inode: u64,
-    /// When the directory was made: filesystems give an inode number to a new directory again.
-    pub born: u64,
+    pub filesystem: u32,
+    /// The directory: its inode, and when that was made, since filesystems give its number to a new one again.
+    pub directory: u32,
     /// The machine, since it was started.
-    pub boot: u64,
+    pub boot: u32,
 }
 
 impl Place {
     /// Whether both are the same directory, as far as the filesystem tells.
     #[must_use]
     pub fn is_same_directory(&self, other: &Self) -> bool {
-        let alike = |one: u64, other: u64| one == 0 || other == 0 || one == other;
-        (self.filesystem, self.inode) == (other.filesystem, other.inode) && alike(self.born, other.born)
+        (self.filesystem, self.directory) == (other.filesystem, other.directory)
     }
 
     /// Whether the machine was started anew between both.
@@ -50,13 +47,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_told_from_others_by_filesystem_inode_and_birth() {
-        let place = Place { filesystem: 1, inode: 2, born: 3, boot: 4 };
+    fn a_directory_is_told_from_others_and_a_start_of_the_machine_too() {
+        let place = Place { filesystem: 1, directory: 2, boot: 4 };
         assert!(place.is_same_directory(&Place { boot: 9, ..place }));
-        assert!(place.is_same_directory(&Place { born: 0, ..place }), "not every filesystem tells");
-        for other in
-            [Place { filesystem: 9, ..place }, Place { inode: 9, ..place }, Place { born: 9, ..place }]
-        {
+        for other in [Place { filesystem: 9, ..place }, Place { directory: 9, ..place }] {
             assert!(!place.is_same_directory(&other), "{other:?}");
         }
         assert!(place.is_of_another_boot(&Place { boot: 9, ..place }));

@@ -116,9 +116,11 @@ fn without_a_place_to_remember_everything_works_as_before() {
 }
 
 #[test]
-fn a_local_copy_remembers_nothing() {
+fn a_local_copy_remembers_only_that_it_is_one() {
     let world = world();
     world.sync("src", "dst");
     world.assert_same("src", "dst");
-    assert!(!offers(&world).exists() && !world.path("state/ksync").exists());
+    let names = fs::read_dir(world.path("state/ksync")).unwrap();
+    let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["copies"]);
 }

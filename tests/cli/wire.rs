@@ -61,11 +61,13 @@ pub(crate) enum Role {
     Receiver = 1,
 }
 
+/// How many bytes say that all other options are off and nothing is known, remembered or watched.
+const OPTIONS_OFF: usize = 18;
+
 /// What a client says first: what the agent is to do. All options are off but these, and nothing is
 /// remembered or watched.
 pub(crate) fn order(role: Role, path: &[u8], delete: bool) -> Vec<u8> {
-    let order =
-        Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let order = Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete)]).raw(&[0; OPTIONS_OFF]);
     [MAGIC, &order.frame()].concat()
 }
 
@@ -84,7 +86,7 @@ pub(crate) enum Kind<'a> {
 
 /// All that a sender says of a directory tree with these entries, in this order, whatever they are.
 pub(crate) fn offer(entries: &[(&[u8], Kind<'_>)]) -> Vec<u8> {
-    let subject = Wire::of(0).raw(&[0]).number(0o755).signed(1_000_000_000).number(0);
+    let subject = Wire::of(0).raw(&[0]).number(0o755).signed(1_000_000_000).number(0).raw(&[0; 3]);
     let mut block = Wire::default();
     for (path, kind) in entries {
         // Nothing shared with the path before, then mode and time.

@@ -34,7 +34,8 @@ fn a_round_is_a_line() {
         fs::remove_file(world.path("src/a")).unwrap();
         round("1 deleted, ");
         fs::create_dir(world.path("src/directory")).unwrap();
-        round("1 entry, ");
+        // It, and the time of the directory that it is in.
+        round("2 entries, ");
         world.tree("outside/new").file("b", "1").file("c", "22").file("d", "333");
         fs::rename(world.path("outside/new"), world.path("src/new")).unwrap();
         round("3 files, 6 B, ");
@@ -162,7 +163,7 @@ fn deletions_are_listed_unless_they_are_asked_for() {
         }
         drop(watcher);
 
-        let watcher = for_eyes(&world, way, &["--delete"]);
+        let watcher = for_eyes(&world, way, &["--delete", "--yes"]);
         world.assert_same("src", "dst");
         fs::remove_file(world.path("src/stays")).unwrap();
         watcher.is_there();

@@ -276,7 +276,8 @@ fn the_list_of_changes_names_each_once_in_path_order() {
         })
         .collect();
     let expected = [
-        (Action::Create, &b"a"[..]),
+        (Action::Adjust, &b""[..]),
+        (Action::Create, b"a"),
         (Action::Create, b"a/f"),
         (Action::Update, b"l"),
         (Action::Delete, b"z"),

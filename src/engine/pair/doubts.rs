@@ -61,10 +61,11 @@ fn a_doubted_file_that_is_whole_is_no_change_and_does_not_travel() {
     let mut damaged = whole.clone();
     damaged.get_mut(&path("torn")).unwrap().what = What::File(Arc::new(vec![0, 0]));
     for order in ORDERS {
-        let mut target = Target::new(damaged.clone());
+        let (source, mut target) = (Source::new(whole.clone()), Target::new(damaged.clone()));
+        target.root = source.root;
         target.doubted = ["large", "small", "torn"].map(|name| (path(name), Doubt::Unverified)).into();
         let options = Options { list_changes: true, ..Options::default() };
-        let ended = run(Source::new(whole.clone()), target, &options, order, 1);
+        let ended = run(source, target, &options, order, 1);
         assert_same(&whole, &ended.target.tree);
         let Tally { created, updated, adjusted, deleted, .. } = ended.sender.unwrap().tally;
         assert_eq!((created, updated, adjusted, deleted), (0, 1, 0, 0), "{order:?}");

@@ -175,10 +175,18 @@ impl Receiver {
             && !self.plan.has_obstacles()
             && (deletes || !has_more(&self.wanted, present, protects));
         let was_empty = destination.is_new || present.is_empty() && self.is_listed() && known.pair.is_none();
-        if was_empty {
+        if was_empty && self.is_news(&pair) {
             self.desk.report(Event::Paired(pair));
         }
         was_empty.then_some(pair)
+    }
+
+    /// Whether the client does not know it already.
+    pub(super) fn is_news(&self, pair: &Pair) -> bool {
+        let baseline = self.opened.as_ref().map(|opened| opened.destination.baseline);
+        baseline.is_none_or(|baseline| {
+            baseline.pair != Some(*pair) || baseline.session.is_some_and(|session| session.is_other)
+        })
     }
 
     fn is_listed(&self) -> bool {
