@@ -50,7 +50,7 @@ struct Program {
 }
 
 /// The agent is sent to every new VM.
-const AGENT: Program = Program { binary: "ksync-agent", name: "agent", packed_bytes_max: 1000 * 1024 };
+const AGENT: Program = Program { binary: "ksync-agent", name: "agent", packed_bytes_max: 1024 * 1024 };
 
 /// The bridge is sent to those that have no other. A program that does nothing has nine tenths of its size, for std
 /// and glibc.
@@ -250,6 +250,8 @@ fn agent_cargo(root: &Path, target_dir: &Path, flags: &[String]) -> Result<Comma
 fn rust_flags(root: &Path, target_dir: &Path, script: &Path) -> Result<(Vec<String>, usize), String> {
     let script = script.to_str().ok_or_else(|| format!("{} is not UTF-8", script.display()))?;
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned(), "-Cforce-unwind-tables=no".to_owned()];
+    // The first flight has some kilobytes: vector code for its cipher would only travel.
+    flags.extend(["--cfg=chacha20_force_soft".to_owned(), "--cfg=poly1305_force_soft".to_owned()]);
     let optional = OPTIONAL.map(|optional| optional.flag.replace("SCRIPT", script));
     let accepted = {
         let program = variable("CARGO")?;

@@ -52,6 +52,12 @@ impl Root {
         }
     }
 
+    /// Whether this run keeps others out.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.held().is_some()
+    }
+
     /// Lets other runs in, and removes the state directory if it is empty.
     pub fn unlock(&self) {
         *self.held() = None;

@@ -47,7 +47,7 @@ impl Root {
 
     /// The filesystem's type and its own id, which most of them keep from one mount to the next.
     fn filesystem(&self) -> u32 {
-        let id = fstatvfs(self.descriptor()).map_or(0, |stat| stat.f_fsid as u64);
+        let id = fstatvfs(self.descriptor()).map_or(0, |stat| stat.f_fsid);
         number(&[id.to_le_bytes(), self.filesystem_type().to_le_bytes()].concat())
     }
 

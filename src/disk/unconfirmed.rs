@@ -240,7 +240,7 @@ impl Root {
     /// Has everything in the filesystems that this run wrote to written to the disk.
     ///
     /// # Errors
-    /// The disk did not take something: that is lost (see [`Root::mark_lost`]).
+    /// The disk did not take something: that is lost (see `mark_lost`).
     pub fn sync_written(&self) -> Result<(), DiskError> {
         let places: Vec<_> = {
             let state = self.unconfirmed().state();

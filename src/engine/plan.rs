@@ -210,6 +210,12 @@ impl Plan {
         self.verifies.contains_key(&id)
     }
 
+    /// Whether there is anything to do.
+    pub(super) fn changes_anything(&self) -> bool {
+        let steps = [&self.first, &self.adjust, &self.moves, &self.remove, &self.directory_times];
+        !self.fetch.is_empty() || steps.iter().any(|steps| !steps.is_empty())
+    }
+
     pub(super) fn is_update(&self, id: u32) -> bool {
         self.updates.contains(&id)
     }

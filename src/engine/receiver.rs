@@ -204,7 +204,8 @@ impl Receiver {
             Outcome::Open(Ok(opened)) => self.opened(opened),
             Outcome::Open(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
             Outcome::Recall(record) => self.recalled(record),
-            Outcome::Plan => self.planned(),
+            Outcome::Plan(Ok(())) => self.planned(),
+            Outcome::Plan(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
             Outcome::Sign(results) => self.signed(results),
             Outcome::SignWindows(id, result) => {
                 self.signs -= 1;

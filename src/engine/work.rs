@@ -50,6 +50,8 @@ pub enum Work {
         wanted: Arc<Manifest>,
         /// The tree as it is.
         present: Arc<Manifest>,
+        /// Whether anything is going to be changed.
+        changes: bool,
         /// Whether files are going to be put in place.
         writes: bool,
         /// What would go and waits for consent, the uppermost of it.
@@ -318,8 +320,8 @@ pub enum Outcome {
     Source(u32, Result<(Vec<Op>, SourceNext), Fault>),
     /// The destination.
     Open(Result<Opened, Fault>),
-    /// The manifests are in place.
-    Plan,
+    /// The manifests are in place, and the destination is this run's alone, if it is to be changed.
+    Plan(Result<(), Fault>),
     /// What is there of a file; the hash of the old version.
     Sign(Vec<(u32, Result<Told, Fault>)>),
     /// Signatures, in the order of the windows.

@@ -205,7 +205,11 @@ impl Perform for Receiving {
     fn perform(&self, work: Work) -> Outcome {
         match work {
             Work::Open { subject, scope } => Outcome::Open(self.open(&subject, scope)),
-            Work::Plan { wanted, present, writes, withheld, pair } => {
+            Work::Plan { wanted, present, changes, writes, withheld, pair } => {
+                // A round of a watch has not taken it yet.
+                if let Err(fault) = self.lock(changes) {
+                    return Outcome::Plan(Err(fault));
+                }
                 self.keep(withheld, pair);
                 let _ = self.trees.set(Trees { wanted, present });
                 self.made.keep();
@@ -213,7 +217,7 @@ impl Perform for Receiving {
                     self.expect_files();
                 }
                 self.stop_looking_ahead();
-                Outcome::Plan
+                Outcome::Plan(Ok(()))
             }
             Work::Sign(orders) => {
                 Outcome::Sign(orders.iter().map(|order| (order.id, self.sign(order))).collect())

@@ -1,12 +1,17 @@
 //! From an endpoint to a target: which host, over what, as whom, trusted why.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::kernel::bridge_url;
 use crate::private;
 use crate::remote::{HostKeys, Target, Transport, ssh_config};
 use crate::sync::{Endpoint, SyncError, Way};
 use crate::tree::path::escape;
+
+/// Least time without a byte after which the layers below the exchange give a connection up. On a slow link one packet
+/// takes several seconds; a silent agent is noticed by its missing heartbeats.
+const SILENCE_MIN: Duration = Duration::from_secs(30);
 
 /// The port of OpenSSH.
 const SSH_PORT: u16 = 22;
@@ -88,7 +93,7 @@ pub(super) fn common(way: &Way, host_keys: HostKeys) -> Target {
         identity_text: None,
         use_ssh_agent: way.identities.is_empty(),
         connect_timeout: way.connect_timeout,
-        silence_timeout: way.timeout,
+        silence_timeout: way.timeout.max(SILENCE_MIN),
     }
 }
 

@@ -441,7 +441,7 @@ fn class(text: &[u8]) -> Option<(Token, &[u8])> {
     }
     // No class matches the separator.
     if let Some(word) = set.get_mut(usize::from(b'/' / 64)) {
-        *word &= !(1 << (b'/' % 64));
+        *word &= !(1 << b'/');
     }
     let mut members = (0..=u8::MAX).filter(|&byte| has(&set, byte));
     let token = match (members.next(), members.next()) {

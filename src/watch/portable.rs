@@ -52,6 +52,7 @@ impl Source {
     pub(super) fn enter(&self, _directory: BorrowedFd<'_>, _path: Option<&TreePath>) {}
 
     /// What the system has not told yet cannot be asked for.
+    #[cfg_attr(target_os = "linux", allow(dead_code))]
     pub(super) fn catch_up(&self) {}
 
     /// Lets the thread look at the time.

@@ -17,7 +17,9 @@ fn with_mounts(world: &World, script: &str) -> Option<String> {
         .status()
         .is_ok_and(|status| status.success());
     if !can_mount {
-        eprintln!("not tried: nothing can be mounted here");
+        let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
+        assert!(!required, "nothing can be mounted here");
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"SKIPPED: nothing can be mounted here\n");
         return None;
     }
     let program = env!("CARGO_BIN_EXE_ksync");

@@ -8,6 +8,7 @@ use std::process::Stdio;
 
 use flate2::read::GzDecoder;
 use ksync::remote::AgentImage;
+use ksync::wire::hello::MAGIC;
 
 use crate::impostor::Impostor;
 use crate::wire::{
@@ -49,7 +50,7 @@ fn unpack_agent(path: &Path) {
 /// Says all of `said` to an agent and answers what it wrote.
 fn tell_agent(world: &World, said: &[u8]) -> Vec<u8> {
     let mut command = world.command(world.path("agent"));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.arg("exchange").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut agent = command.spawn().expect("start");
     let mut stdin = agent.stdin.take().expect("stdin");
     let mut stdout = agent.stdout.take().expect("stdout");
@@ -63,7 +64,10 @@ fn tell_agent(world: &World, said: &[u8]) -> Vec<u8> {
     drop(stdin);
     let status = wait_for("the end of the agent", || agent.try_wait().expect("wait"));
     assert!(!status.success(), "the agent believed it");
-    reading.join().expect("output")
+    let output = reading.join().expect("output");
+    // The agent may tell its secret first.
+    let hello = output.windows(MAGIC.len()).position(|bytes| bytes == MAGIC).unwrap_or(0);
+    output[hello..].to_vec()
 }
 
 /// Tells an agent that is to receive into `box/dst`, and answers why it stopped.

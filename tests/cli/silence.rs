@@ -6,7 +6,7 @@ use crate::impostor::Impostor;
 use crate::wire::{Kind, Wire, agent_hello, offer};
 use crate::world::World;
 
-const HEARTBEAT: u8 = 24;
+const HEARTBEAT: u8 = 25;
 
 #[test]
 fn a_peer_that_does_not_go_on_is_given_up_in_time() {

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use ksync::tree::filter::{Filter, IgnoreFile, Rule};
 use ksync::tree::path::TreePath;
@@ -325,4 +326,27 @@ fn ignore_files_select_what_gits_select() {
             .collect();
         (!differing.is_empty()).then(|| format!("case {number}, {shown:?}: {differing:?}"))
     });
+}
+
+/// What costs most where the leftmost place of a segment is not kept: exponential without any bound, 39 s with one of
+/// the pattern's length times the name's.
+#[test]
+fn no_pattern_costs_much_whoever_wrote_it() {
+    const BYTES: usize = 64 << 10;
+    let name =
+        |number: u32| TreePath::new(format!("{}b{number}", "a".repeat(250)).into_bytes()).expect("a path");
+    let names: Vec<_> = (1000..3000).map(name).collect();
+    for unit in ["*a", "*?", "**a", "**/", "a*", "?", "[a-c]*", "*[!b]", "**/*a", "*a/"] {
+        let text = [unit.repeat(BYTES / unit.len()), "*bb*".to_owned()].concat().into_bytes();
+        let rsync = Filter::new(&[Rule { include: false, pattern: text.clone() }]);
+        let mut git = Filter::new(&[]);
+        let text = text[text.len() - BYTES + 8..].to_vec();
+        assert!(git.add(IgnoreFile { directory: Vec::new(), text }));
+        for filter in [rsync, git] {
+            let start = Instant::now();
+            assert!(!names.iter().any(|name| filter.excludes(name, false)), "{unit}");
+            let took = start.elapsed();
+            assert!(took < Duration::from_secs(10), "{unit}: {took:?}");
+        }
+    }
 }

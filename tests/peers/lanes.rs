@@ -178,8 +178,10 @@ fn wait_for_lanes(machine: &Machine) -> (Vec<Pid>, Vec<Pid>) {
 fn a_link_that_is_cut_ends_all_and_what_arrived_is_kept() {
     let Some(machine) = machine(&[]) else { return };
     machine.world.tree("src").file("large", noise(3, 4 * LARGE_BYTES));
+    // One that is there keeps its mode; one that an interrupted run made would, too.
+    machine.world.tree("dst");
     let link = Link::to(([127, 0, 0, 1], machine.port).into(), ROUND_TRIP / 2);
-    let client = upload_over(&machine, &format!("ssh://{}", link.address), &[]);
+    let client = upload_over(&machine, &format!("ssh://{}", link.address), &["--retries", "0"]);
     wait_for_lanes(&machine);
     link.cut();
     let run = Run::end_of(client).fails(10);
@@ -194,7 +196,9 @@ fn a_link_that_is_cut_ends_all_and_what_arrived_is_kept() {
 fn killed(choose: impl Fn((Vec<Pid>, Vec<Pid>)) -> Pid) -> Option<String> {
     let machine = machine(&[])?;
     machine.world.tree("src").file("large", noise(3, 4 * LARGE_BYTES));
-    let client = upload(&machine, ROUND_TRIP, &[]);
+    // One that is there keeps its mode; one that an interrupted run made would, too.
+    machine.world.tree("dst");
+    let client = upload(&machine, ROUND_TRIP, &["--retries", "0"]);
     kill_process(choose(wait_for_lanes(&machine)), Signal::KILL).expect("kill");
     let run = Run::end_of(client);
     assert!(!run.status.success(), "{}", run.stdout);

@@ -24,6 +24,8 @@ mod disk;
 mod fuse;
 mod round;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use disk::Disk;
 use round::{Outcome, Round};
 
@@ -50,8 +52,15 @@ pub(crate) fn can_cut() -> bool {
     }
 }
 
+/// One at a time: two that look for a free loop device at once may find the same.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn campaign() {
+    let _turn = alone();
     if !can_cut() {
         return;
     }
@@ -72,6 +81,7 @@ fn campaign() {
 
 #[test]
 fn without_its_markers_the_campaign_fails() {
+    let _turn = alone();
     if !can_cut() {
         return;
     }

@@ -63,7 +63,7 @@ struct Rng(u64);
 impl Rng {
     fn new(seed: u64) -> Self {
         let mut rng = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        (0..4).for_each(|_| drop(rng.below(2)));
+        (0..4).for_each(|_| _ = rng.below(2));
         rng
     }
 
@@ -287,7 +287,7 @@ fn edit(source: &Path, rng: &mut Rng) {
             file.write_all_at(&bytes, rng.below(length - 50)).unwrap();
         }
     }
-    let mut append = |name: &str, bytes: Vec<u8>| {
+    let append = |name: &str, bytes: Vec<u8>| {
         let old = fs::read(source.join(name)).unwrap();
         fs::write(source.join(name), [old, bytes].concat()).unwrap();
     };

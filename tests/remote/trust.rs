@@ -1,5 +1,6 @@
 //! Who is trusted: hosts by their keys, and we by ours.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use ksync::remote::{ErrorKind, HostKeyError, HostKeys, RemoteError, Target, connect};
@@ -121,6 +122,8 @@ async fn a_key_that_cannot_be_used_is_named() {
     let mut making = Command::new("ssh-keygen");
     making.args(["-q", "-t", "ed25519", "-N", "passphrase", "-f"]).arg(&secret);
     assert!(making.status().unwrap().success());
+    // No key, but closed to others as one.
+    std::fs::set_permissions(world.path("log"), PermissionsExt::from_mode(0o600)).unwrap();
     for (file, hint) in
         [(secret, "ssh-add"), (world.path("missing"), "ssh-keygen"), (world.path("log"), "ssh-keygen")]
     {

@@ -22,7 +22,7 @@ fn a_large_file_gets_through_a_line_that_is_cut_again_and_again() {
         // No faster than the agent puts aside what comes.
         vm.line.set_rate(8 << 20);
         vm.line.cut_every(5 << 20);
-        let run = Run::end_of(vm.sync(way, &["--delete", "--json"]).spawn().expect("start")).ok();
+        let run = Run::end_of(vm.sync(way, &["--delete", "--yes", "--json"]).spawn().expect("start")).ok();
         let (bytes, retries) = (vm.line.bytes() - before, run.stdout.matches("\"event\":\"retry\"").count());
         assert!(retries >= 10, "{way:?}: {retries}");
         // What was under way at a cut is sent again.

@@ -71,10 +71,10 @@ fn a_link_that_is_only_slow_is_not_given_up() {
         let vm = Vm::start(&world);
         // The agent is put there at full speed.
         Run::end_of(vm.sync(way, &[]).spawn().expect("start")).ok();
-        world.tree("src").file("large", noise(4, 90_000));
-        vm.line.set_rate(4000);
+        world.tree("src").file("large", noise(4, 200_000));
+        vm.line.set_rate(8000);
         let begun = Instant::now();
-        let options = ["--timeout", "4", "--retries", "0", "--contimeout", "60"];
+        let options = ["--timeout", "10", "--retries", "0", "--contimeout", "60"];
         Run::end_of(vm.sync(way, &options).spawn().expect("start")).ok();
         assert!(begun.elapsed() > Duration::from_secs(15), "{:?}", begun.elapsed());
         world.assert_same("src", "dst");

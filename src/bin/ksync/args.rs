@@ -61,8 +61,9 @@ by name. A remote path without a leading slash is below the remote home.
 {all-args}
 
 Exit status: 0 done, 1 usage, 23 some entries failed, 24 source files vanished,
-25 deletions wait for consent; others say why there was no run. Further verbs, each with a --help of its own:
-ksync session, ssh, proxy, doctor, flush, sandbox.
+25 deletions wait for consent; others say why there was no run. Further verbs,
+each with a --help of its own: ksync session, ssh, proxy, doctor, flush,
+sandbox.
 ";
 
 #[derive(Debug, Parser)]

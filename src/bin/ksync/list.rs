@@ -133,7 +133,7 @@ mod tests {
         ] {
             let differs = Differs { size: true, time: true, mode: true };
             assert_eq!(itemized(action, what, differs, b"p", direction, checksum), line);
-            assert_eq!(line.find('p'), Some(12), "{line}");
+            assert_eq!(line.rfind(" p"), Some(11), "{line}");
         }
     }
 

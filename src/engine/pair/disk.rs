@@ -399,7 +399,7 @@ impl Target {
             Work::Plan { wanted, present, .. } => {
                 self.wanted = Some(wanted);
                 assert_eq!(present, self.present);
-                Outcome::Plan
+                Outcome::Plan(Ok(()))
             }
             Work::Sign(orders) => {
                 Outcome::Sign(orders.iter().map(|order| (order.id, Ok(self.sign(order)))).collect())

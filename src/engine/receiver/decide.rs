@@ -67,8 +67,8 @@ impl Receiver {
         }
         let pair = self.pair_up(&destination, known, &present, rules.delete, may_delete, is_braked);
         self.phase = Phase::Plan;
-        let writes = !self.plan.fetch.is_empty();
-        self.desk.start(Work::Plan { wanted, present, writes, withheld: waiting, pair });
+        let (writes, changes) = (!self.plan.fetch.is_empty(), self.plan.changes_anything());
+        self.desk.start(Work::Plan { wanted, present, changes, writes, withheld: waiting, pair });
     }
 
     fn plan_for(&self, rules: Rules, destination: &Destination, present: &Manifest) -> Plan {

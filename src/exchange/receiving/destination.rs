@@ -58,8 +58,10 @@ impl Receiving {
                 .destination(was_there, place.root.as_deref().filter(|_| place.single.is_none())),
         };
         if let Some(root) = &place.root {
-            // Runs of single files into one directory do not disturb each other.
-            if place.single.is_none() && !self.options.dry_run {
+            // Runs of single files into one directory do not disturb each other. A round of a watch
+            // takes the lock when it has something to do: a lock shows in the directory, and two
+            // watches against each other would not come to rest.
+            if place.single.is_none() && !self.options.dry_run && self.standing.is_none() {
                 patiently(|| root.lock()).map_err(|error| destination_fault(&error))?;
             }
             if !self.options.dry_run {
@@ -163,6 +165,17 @@ impl Receiving {
         opened.doubts = scanned.doubts;
         let _ = self.identities.set(scanned.identities);
         Ok(())
+    }
+
+    /// Keeps other runs out, if that is not so yet, of a directory that is going to be changed.
+    pub(super) fn lock(&self, changes: bool) -> Result<(), Fault> {
+        let place = self.place()?;
+        match &place.root {
+            Some(root) if changes && place.single.is_none() && !root.is_locked() => {
+                patiently(|| root.lock()).map_err(|error| destination_fault(&error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Has the destination ready for files before the first one is there: that takes the disk a moment, and so does the

@@ -71,7 +71,7 @@ impl Receiving {
     /// Whether what stands in a file's place has its mode and its time.
     fn is_as_wanted(&self, id: u32) -> Result<bool, Fault> {
         let (entry, present, policy) = (self.entry(id)?, &self.trees()?.present, self.root()?.policy());
-        let old = present.position(&entry.path).and_then(|at| present.get(at));
+        let old = present.position(entry.path).and_then(|at| present.get(at));
         Ok(old
             .is_some_and(|old| old.mtime == entry.mtime && policy.mode(old.mode) == policy.mode(entry.mode)))
     }
@@ -81,7 +81,7 @@ impl Receiving {
         if let Some(made) = self.directories.get(id) {
             return Ok(Some(made));
         }
-        let at = self.trees()?.present.position(&self.entry(id)?.path);
+        let at = self.trees()?.present.position(self.entry(id)?.path);
         let seen = at.and_then(|at| self.identity(at));
         Ok(seen.filter(|seen| seen.kind == FileKind::Directory).map(|seen| Inode::from(&seen)))
     }
