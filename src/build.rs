@@ -25,8 +25,8 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Names a prebuilt agent, for hosts that cannot build for [`TARGET`]. The bridge lies beside it.
 const OVERRIDE: &str = "KSYNC_AGENT";
 
-/// Names the cargo profile of the inner build. `agent-quick` builds in a tenth of the time, for the loop of edit and
-/// test; its size is not checked.
+/// Names the cargo profile of the inner build. `agent-quick` builds in a tenth of the time, for the
+/// loop of edit and test; its size is not checked.
 const PROFILE: &str = "KSYNC_AGENT_PROFILE";
 
 /// The profile of what is published.
@@ -182,7 +182,8 @@ fn pack_one(program: &Program, file: &Path, room_bytes: usize) -> Result<(), Str
     tell(&format!("cargo::rustc-env=KSYNC_{}_SHA256={sha256}", name.to_uppercase()))
 }
 
-/// Runs the inner cargo and answers where it left the binaries, and how much larger they may be for want of flags.
+/// Runs the inner cargo and answers where it left the binaries, and how much larger they may be for
+/// want of flags.
 fn build() -> Result<(PathBuf, usize), String> {
     if env::var_os(GUARD).is_some() {
         return Err(format!("{GUARD} is set: the inner build must not ask for the feature `client`"));
@@ -244,9 +245,9 @@ fn agent_cargo(root: &Path, target_dir: &Path, flags: &[String]) -> Result<Comma
     Ok(cargo)
 }
 
-/// The compiler flags of agent and bridge, to be encoded: that form goes before every other source of flags, and paths
-/// may hold spaces. The linker is tried, and the flags that it does not take are left out; how many bytes the programs
-/// may be larger for that comes back too.
+/// The compiler flags of agent and bridge, to be encoded: that form goes before every other source
+/// of flags, and paths may hold spaces. The linker is tried, and the flags that it does not take
+/// are left out; how many bytes the programs may be larger for that comes back too.
 fn rust_flags(root: &Path, target_dir: &Path, script: &Path) -> Result<(Vec<String>, usize), String> {
     let script = script.to_str().ok_or_else(|| format!("{} is not UTF-8", script.display()))?;
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned(), "-Cforce-unwind-tables=no".to_owned()];

@@ -47,8 +47,8 @@ pub(crate) fn make(file: &Path, content: &[u8]) -> io::Result<()> {
     aside(file, content, |new| fs::hard_link(new, file))
 }
 
-/// Whether a directory is ours, and nobody else can change it. One that others can look into is closed; one that is
-/// missing will be made private.
+/// Whether a directory is ours, and nobody else can change it. One that others can look into is
+/// closed; one that is missing will be made private.
 ///
 /// # Errors
 /// It is not, with its path and why; or it cannot be looked at.
@@ -79,8 +79,9 @@ pub(crate) fn check(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens a file for reading it and for writing behind what is there; it is made where it is missing. A symbolic link is
-/// not followed: it may lead to a file that is somebody else's business.
+/// Opens a file for reading it and for writing behind what is there; it is made where it is
+/// missing. A symbolic link is not followed: it may lead to a file that is somebody else's
+/// business.
 ///
 /// # Errors
 /// It cannot be opened.

@@ -1,16 +1,17 @@
-//! The agent: one side of an exchange over stdin and stdout, on the machine that `ksync` put it on. The first
-//! bytes of its input may come, sealed, as its argument: so they arrive a round trip earlier (see
-//! [`flight`](ksync::wire::flight)). With the argument `lane:TOKEN` it is only a further lane to such an agent.
+//! The agent: one side of an exchange over stdin and stdout, on the machine that `ksync` put it on.
+//! The first bytes of its input may come, sealed, as its argument: so they arrive a round trip
+//! earlier (see [`flight`](ksync::wire::flight)). With the argument `lane:TOKEN` it is only a
+//! further lane to such an agent.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Cursor, Read};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use ksync::disk::expand_home;
 use ksync::disk::memory::Memory;
 use ksync::disk::secret::secret_of;
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
@@ -24,7 +25,8 @@ use ksync::wire::hello::{self, Order, Role};
 use ksync::wire::lanes::Token;
 use ksync::wire::message::AbortKind;
 
-/// What a client may have sent before it was asked to say it again: more than it keeps for that.
+/// Most bytes that a client sent before it was asked to say them again: more than it keeps for
+/// that.
 const SKIPPED_BYTES_MAX: usize = 256 * 1024;
 
 fn main() -> ExitCode {
@@ -67,7 +69,7 @@ fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
     let Some(Order { role, path, options, memory, watch, timeout_ms }) = order else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no order"));
     };
-    let path = expand_home(path);
+    let path = expand_home(&path);
     let memory = || memory.and_then(|key| Some(Memory::new(offers()?, &key)));
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true };
@@ -98,8 +100,9 @@ fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
     })
 }
 
-/// The first bytes that we are told, as far as they stand in our argument and can be opened. A client that has another
-/// secret than we have, or none, is told ours, and says all of it over `input`.
+/// The first bytes that we are told, as far as they stand in our argument and can be opened. A
+/// client that has another secret than we have, or none, is told ours, and says all of it over
+/// `input`.
 fn first_flight(argument: &str, input: &mut File, output: &mut File) -> io::Result<Vec<u8>> {
     let sealed = Sealed::parse(argument);
     if sealed.is_none() && argument != flight::UNSEALED {
@@ -148,17 +151,4 @@ fn offers() -> Option<PathBuf> {
 /// A standard stream without a buffer: frames are read and written whole.
 fn unbuffered(stream: impl AsFd) -> io::Result<File> {
     Ok(File::from(stream.as_fd().try_clone_to_owned()?))
-}
-
-/// `~` and `~/…` are the home directory, as a shell would have it; other relative paths lie there anyway,
-/// since that is where sshd starts us.
-fn expand_home(path: Vec<u8>) -> PathBuf {
-    let home = std::env::var_os("HOME").filter(|_| path == b"~" || path.starts_with(b"~/"));
-    match home {
-        Some(home) => {
-            PathBuf::from(home).join(OsString::from_vec(path.get(2..).unwrap_or_default().to_vec()))
-        }
-        None if path.is_empty() => PathBuf::from("."),
-        None => PathBuf::from(OsString::from_vec(path)),
-    }
 }

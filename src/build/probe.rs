@@ -56,7 +56,8 @@ impl Probe<'_> {
     /// Those of the optional flags that the linker takes, in their order.
     ///
     /// # Errors
-    /// A static program cannot be linked at all; the message names what is missing and the package that has it.
+    /// A static program cannot be linked at all; the message names what is missing and the package
+    /// that has it.
     pub(crate) fn accepted(&self, optional: &[String]) -> Result<Vec<String>, String> {
         self.write().map_err(|error| format!("cannot write to {}: {error}", self.folder.display()))?;
         if matches!(self.link(optional)?, Built::Yes) {

@@ -1,7 +1,8 @@
-//! Sealing: bytes that only the holder of a secret can read, and that nobody else can make or change.
+//! Sealing: bytes that only the holder of a secret can read, and that nobody else can make or
+//! change.
 //!
-//! The cipher is XChaCha20-Poly1305. Its nonce of 192 bits may be random for every message under one secret: a nonce
-//! that repeats within 2^80 messages is as unlikely as a guessed key.
+//! The cipher is XChaCha20-Poly1305. Its nonce of 192 bits may be random for every message under
+//! one secret: a nonce that repeats within 2^80 messages is as unlikely as a guessed key.
 
 use std::fmt;
 
@@ -39,13 +40,15 @@ impl Secret {
         hex::to_hex(&self.0)
     }
 
-    /// Seals `plain` under a nonce that was never used before. [`Secret::open`] wants the same `context`.
+    /// Seals `plain` under a nonce that was never used before. [`Secret::open`] wants the same
+    /// `context`.
     #[must_use]
     pub fn seal(&self, nonce: &[u8; NONCE_BYTES], context: &[u8], plain: &[u8]) -> Option<Vec<u8>> {
         self.cipher().encrypt(&XNonce::from(*nonce), Payload { msg: plain, aad: context }).ok()
     }
 
-    /// The bytes that were sealed with this secret, this nonce and this context; `None` for all other bytes.
+    /// The bytes that were sealed with this secret, this nonce and this context; `None` for all
+    /// other bytes.
     #[must_use]
     pub fn open(&self, nonce: &[u8; NONCE_BYTES], context: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
         self.cipher().decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: context }).ok()

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::content::hash::Hash;
+use crate::content::hex::to_hex;
 use crate::disk::error::{DiskError, During};
 use crate::disk::lock::keeping_time;
 use crate::disk::resolve::PASSAGE;
@@ -65,7 +66,7 @@ impl Root {
         let inode = self.inode();
         let hash = Hash::of(&[inode.dev.to_le_bytes(), inode.ino.to_le_bytes()].concat());
         let (key, _) = hash.as_bytes().split_at(8);
-        key.iter().map(|byte| format!("{byte:02x}")).chain(["-".to_owned()]).collect()
+        to_hex(key) + "-"
     }
 
     /// Uses the state directory of the filesystem that holds `path`; it is made where it is

@@ -9,7 +9,7 @@ use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::root::{Root, check_unchanged, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
 use crate::disk::swap::rename_into;
-use crate::disk::unconfirmed::Made;
+use crate::disk::unconfirmed::Origin;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
@@ -58,8 +58,9 @@ impl Root {
         if !self.policy().fits(mode, (stat.uid, stat.gid)) {
             return Err(DiskError::new(VERB, path.as_bytes(), Fault::AnotherOwner));
         }
-        // Whoever wrote it may have done so just now: then the time must not reach the disk before the content.
-        self.mark_change(path, seen.dev, Made::Now)?;
+        // Whoever wrote it may have done so just now: then the time must not reach the disk before
+        // the content.
+        self.mark_change(path, seen.dev, Origin::Now)?;
         let raw = mode_bits(self.policy().mode(mode));
         fchmod(&file, raw).during(VERB, path.as_bytes())?;
         futimens(&file, &times(mtime)).during(VERB, path.as_bytes())?;
@@ -68,8 +69,8 @@ impl Root {
         Ok(now)
     }
 
-    /// A regular file was found to be what size and time say, as it was `seen`: it gets a new ctime, and so later runs
-    /// know. If it cannot have one, they look again.
+    /// A regular file was found to be what size and time say, as it was `seen`: it gets a new
+    /// ctime, and so later runs know. If it cannot have one, they look again.
     ///
     /// # Errors
     /// It is not what was seen any more ([`DiskError::is_conflict`]), or cannot be opened.
@@ -78,7 +79,7 @@ impl Root {
         if stat.identity != *seen {
             return Err(DiskError::new("look at", path.as_bytes(), Fault::Conflict));
         }
-        self.mark_change(path, seen.dev, Made::Before)?;
+        self.mark_change(path, seen.dev, Origin::Before)?;
         let _ = futimens(&file, &times(seen.mtime));
         Ok(())
     }

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// Has the filesystem tell what became of everything written to a file, as a `close` does: each `close` of any
-/// descriptor of a file makes it tell. The file stays open.
+/// Has the filesystem tell what became of everything written to a file, as a `close` does: each
+/// `close` of any descriptor of a file makes it tell. The file stays open.
 ///
 /// # Errors
 /// Something that was written is lost.

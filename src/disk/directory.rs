@@ -23,7 +23,7 @@ const VERB: &str = "make the directory";
 
 /// A directory that can be filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Made {
+pub struct OpenedDirectory {
     /// Whether it was made just now.
     pub is_new: bool,
     /// Which directory it is.
@@ -58,7 +58,7 @@ impl Root {
     ///
     /// # Errors
     /// Something else is there, or the parent is not.
-    pub fn make_directory(&self, path: &TreePath, mode: u16) -> Result<Made, DiskError> {
+    pub fn make_directory(&self, path: &TreePath, mode: u16) -> Result<OpenedDirectory, DiskError> {
         let place = self.place(path).during(VERB, path.as_bytes())?;
         // Set-id bits come last, when it is known whose they are.
         let mode = mode & 0o1777 | FILLING_BITS;
@@ -76,7 +76,7 @@ impl Root {
             }
         };
         match made {
-            Some(inode) => Ok(Made { is_new: true, inode }),
+            Some(inode) => Ok(OpenedDirectory { is_new: true, inode }),
             None => open_for_filling(&place, path, is_anothers),
         }
     }
@@ -147,13 +147,17 @@ fn inode_in(place: &Place<'_>, path: &TreePath) -> Result<Inode, DiskError> {
 
 /// A directory that is there already, writable for us from now on. The superuser can write to it
 /// as it is, and opens nothing that somebody else may have put there.
-fn open_for_filling(place: &Place<'_>, path: &TreePath, is_anothers: bool) -> Result<Made, DiskError> {
+fn open_for_filling(
+    place: &Place<'_>,
+    path: &TreePath,
+    is_anothers: bool,
+) -> Result<OpenedDirectory, DiskError> {
     let descriptor = openat(place, place.name, DIRECTORY, Mode::empty()).during(VERB, path.as_bytes())?;
     let stat = stat_of(&descriptor, path)?;
     if stat.mode & FILLING_BITS != FILLING_BITS && !is_anothers {
         fchmod(&descriptor, mode_bits(stat.mode | FILLING_BITS)).during(VERB, path.as_bytes())?;
     }
-    Ok(Made { is_new: false, inode: Inode::from(&stat) })
+    Ok(OpenedDirectory { is_new: false, inode: Inode::from(&stat) })
 }
 
 #[cfg(test)]
@@ -176,7 +180,7 @@ mod tests {
         assert_eq!(mode(), 0o555);
         assert_eq!(place.root.stat(&path("d")).unwrap().unwrap().mtime(), time(9));
         let again = place.root.make_directory(&path("d"), 0o555).unwrap();
-        assert_eq!(again, Made { is_new: false, ..made });
+        assert_eq!(again, OpenedDirectory { is_new: false, ..made });
         assert_eq!(mode(), 0o755);
     }
 

@@ -1,6 +1,8 @@
-//! `Identities`: what was seen of a tree's entries, in as little memory as it needs beside their manifest.
+//! `Identities`: what was seen of a tree's entries, in as little memory as it needs beside their
+//! manifest.
 //!
-//! Length and time of modification stand in the manifest; what remains takes 20 bytes an entry instead of 64.
+//! Length and time of modification stand in the manifest; what remains takes 20 bytes an entry
+//! instead of 64.
 
 use crate::disk::stat::{FileKind, Identity};
 use crate::tree::entry::{EntryRef, SECONDS_MAX, Time};

@@ -1,8 +1,9 @@
 //! The lock of a destination: one run at a time, and nobody else can hold it.
 //!
-//! It is a `flock` on a file in the state directory, which only we can enter. A lock on the destination itself would be
-//! everybody's: whoever may read a directory may lock it, and keep all runs out for ever. The file is there as long as
-//! it is locked; a run that is killed leaves it behind, and the next one takes it over.
+//! It is a `flock` on a file in the state directory, which only we can enter. A lock on the
+//! destination itself would be everybody's: whoever may read a directory may lock it, and keep all
+//! runs out for ever. The file is there as long as it is locked; a run that is killed leaves it
+//! behind, and the next one takes it over.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -34,8 +35,9 @@ pub(crate) struct Held {
 }
 
 impl Root {
-    /// Keeps other runs out until this root is dropped or [unlocked](Root::unlock). A destination that we cannot have
-    /// a state directory in is not locked: there is nothing that two runs could stage in it.
+    /// Keeps other runs out until this root is dropped or [unlocked](Root::unlock). A destination
+    /// that we cannot have a state directory in is not locked: there is nothing that two runs could
+    /// stage in it.
     ///
     /// # Errors
     /// [`DiskError::is_busy`] where another run is in.
@@ -110,8 +112,8 @@ fn is_named(directory: impl AsFd, name: &str, stat: &RawStat) -> bool {
     named.is_ok_and(|named| (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino))
 }
 
-/// Does what changes the entries of a directory, and sets its time back: a run that finds nothing to do leaves no
-/// trace. Where the directory is not ours its time cannot be set, and stays new.
+/// Does what changes the entries of a directory, and sets its time back: a run that finds nothing
+/// to do leaves no trace. Where the directory is not ours its time cannot be set, and stays new.
 pub(crate) fn keeping_time<T>(directory: BorrowedFd<'_>, work: impl FnOnce() -> T) -> T {
     let before = fstat(directory);
     let result = work();
@@ -129,7 +131,8 @@ pub(crate) fn keeping_time<T>(directory: BorrowedFd<'_>, work: impl FnOnce() -> 
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // Only our own: somebody who may write to the destination can have put another directory in its place.
+        // Only our own: somebody who may write to the destination can have put another directory in
+        // its place.
         if fstat(&self.file).is_ok_and(|stat| is_named(&self.state, NAME, &stat)) {
             let _ = unlinkat(&self.state, NAME, AtFlags::empty());
         }

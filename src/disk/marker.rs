@@ -1,12 +1,14 @@
-//! `Marker`: which files of a directory are not known to be durable. Pure; [`unconfirmed`](super::unconfirmed) keeps it
-//! on the disk.
+//! `Marker`: which files of a directory are not known to be durable. Pure;
+//! [`unconfirmed`](super::unconfirmed) keeps it on the disk.
 //!
-//! The kernel sets the change time of a file (ctime) at every write, rename, link and chmod, and nobody else can set
-//! it. So a marker lists no names. It says: *files whose ctime is not before this time may be lost with the power*. A
-//! marker is durable before the first file that it covers gets its name.
+//! The kernel sets the change time of a file (ctime) at every write, rename, link and chmod, and
+//! nobody else can set it. So a marker lists no names. It says: *files whose ctime is not before
+//! this time may be lost with the power*. A marker is durable before the first file that it covers
+//! gets its name.
 //!
-//! Times belong to a [`Mount`]: one mount of the filesystem, under one boot of the kernel. As long as that lasts,
-//! the page cache holds what was written. Under another mount only the disk is left, and covered files are doubted.
+//! Times belong to a [`Mount`]: one mount of the filesystem, under one boot of the kernel. As long
+//! as that lasts, the page cache holds what was written. Under another mount only the disk is left,
+//! and covered files are doubted.
 
 use serde::{Deserialize, Serialize};
 
@@ -62,16 +64,19 @@ impl Epoch {
 /// What is not known to be durable in a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Marker {
-    /// Files written or verified under the present mount: the page cache has them, the disk may not.
+    /// Files written or verified under the present mount: the page cache has them, the disk may
+    /// not.
     pub(crate) own: Option<Epoch>,
-    /// Files of which the disk did not take all, as it told under the present mount. The page cache may show them whole.
+    /// Files of which the disk did not take all, as it told under the present mount. The page cache
+    /// may show them whole.
     pub(crate) failed: Option<Epoch>,
     /// Files from this time on were written under earlier mounts, unless `own` covers them.
     pub(crate) stale: Option<Stamp>,
-    /// Whether `own` says nothing as long as something is stale or failed: the clock was set back since, or the
-    /// filesystem's ctimes do not outlive a mount.
+    /// Whether `own` says nothing as long as something is stale or failed: the clock was set back
+    /// since, or the filesystem's ctimes do not outlive a mount.
     pub(crate) tangled: bool,
-    /// Whether it speaks of everything below the directory, and not only of the files directly in it.
+    /// Whether it speaks of everything below the directory, and not only of the files directly in
+    /// it.
     pub(crate) deep: bool,
 }
 
@@ -88,7 +93,8 @@ impl Marker {
         check.chain(&body).copied().collect()
     }
 
-    /// Reads a marker. One that is damaged or of another version means that nothing is to be trusted.
+    /// Reads a marker. One that is damaged or of another version means that nothing is to be
+    /// trusted.
     pub(crate) fn decode(bytes: &[u8]) -> Self {
         let Some((check, body)) = bytes.split_at_checked(CHECK_BYTES) else { return Self::DISTRUST };
         match postcard::from_bytes::<(u8, Self)>(body) {
@@ -137,8 +143,9 @@ impl Marker {
         epochs.chain(self.stale).min()
     }
 
-    /// The same, which covers files from `since` on that are written under the present mount. `latest` is the latest
-    /// ctime of a doubted file: from there on, since the clock was set back, ours cannot be told from doubted ones.
+    /// The same, which covers files from `since` on that are written under the present mount.
+    /// `latest` is the latest ctime of a doubted file: from there on, since the clock was set back,
+    /// ours cannot be told from doubted ones.
     pub(crate) fn covering(mut self, mount: Option<Mount>, since: Stamp, latest: Option<Stamp>) -> Self {
         if self.own.is_none_or(|own| own.since > since) {
             let doubted = [latest, self.stale, self.failed.map(|failed| failed.since)];
@@ -150,7 +157,8 @@ impl Marker {
         self
     }
 
-    /// The same after the disk told that it did not take something: of whatever was on its way then.
+    /// The same after the disk told that it did not take something: of whatever was on its way
+    /// then.
     pub(crate) fn failing(mut self, mount: Option<Mount>) -> Self {
         if let Some(since) = self.earliest() {
             self.failed = Some(Epoch { mount, since });

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use crate::content::hash::{Hash, Hasher};
+use crate::content::hex::to_hex;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
 use crate::tree::record::{self, Record};
@@ -63,7 +64,7 @@ impl Memory {
     /// above it is there, or nothing is kept.
     #[must_use]
     pub fn new(directory: PathBuf, key: &[u8; 16]) -> Self {
-        Self { directory, name: key.iter().map(|byte| format!("{byte:02x}")).collect() }
+        Self { directory, name: to_hex(key) }
     }
 
     /// The digest of the record that is kept, by what stands before it.

@@ -1,11 +1,11 @@
 //! The disk: everything that touches files. Knows neither the engine nor the wire.
 //!
-//! All access to a tree goes through one [`root::Root`], a directory handle that nothing climbs out of:
-//! names are [`TreePath`](crate::tree::path::TreePath)s, and no symbolic link in them is ever followed,
-//! whoever swaps directories for links meanwhile. What is written is written aside, in
-//! [`STATE_DIR`](crate::tree::path::STATE_DIR) or without a name, and gets into place when it is complete; which of
-//! it the disk may not have yet is marked (`unconfirmed`). What is
-//! remembered from one run to the next lies outside of every tree: see [`memory`].
+//! All access to a tree goes through one [`root::Root`], a directory handle that nothing climbs out
+//! of: names are [`TreePath`](crate::tree::path::TreePath)s, and no symbolic link in them is ever
+//! followed, whoever swaps directories for links meanwhile. What is written is written aside, in
+//! [`STATE_DIR`](crate::tree::path::STATE_DIR) or without a name, and gets into place when it is
+//! complete; which of it the disk may not have yet is marked (`unconfirmed`). What is remembered
+//! from one run to the next lies outside of every tree: see [`memory`].
 
 mod boundaries;
 mod change;
@@ -13,6 +13,7 @@ mod closing;
 pub mod directory;
 pub mod error;
 pub mod glance;
+mod homes;
 pub mod identities;
 mod levels;
 mod link;
@@ -43,5 +44,5 @@ mod given_away;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use protected::home;
+pub use homes::{expand_home, home};
 pub use state::{Staged, clear_leftovers, staged};

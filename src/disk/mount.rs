@@ -20,7 +20,8 @@ pub(crate) enum Nature {
 pub(crate) fn nature(directory: impl AsFd) -> Nature {
     // tmpfs, ramfs.
     const VOLATILE: [u32; 2] = [0x0102_1994, 0x8584_58f6];
-    // ext2 to ext4, XFS, Btrfs, F2FS, overlayfs, ZFS, bcachefs, NFS. From statfs(2) and linux/magic.h.
+    // ext2 to ext4, XFS, Btrfs, F2FS, overlayfs, ZFS, bcachefs, NFS. From statfs(2) and
+    // linux/magic.h.
     const LASTING: [u32; 8] =
         [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x794c_7630, 0x2fc1_2fc1, 0xca45_1a4e, 0x6969];
     // The type's width differs between machines, and no magic has more than 32 bits.
@@ -33,8 +34,8 @@ pub(crate) fn nature(directory: impl AsFd) -> Nature {
 
 /// The mount of a directory; `None` where it cannot be told from others.
 ///
-/// Before Linux 6.8 a mount may have the number of one that is gone. The boot is another one after every power cut
-/// but that of a disk that is pulled out.
+/// Before Linux 6.8 a mount may have the number of one that is gone. The boot is another one after
+/// every power cut but that of a disk that is pulled out.
 #[cfg(target_os = "linux")]
 pub(crate) fn mount_of(directory: impl AsFd) -> Option<Mount> {
     use std::sync::OnceLock;
@@ -63,8 +64,8 @@ pub(crate) fn nature(_directory: impl AsFd) -> Nature {
     Nature::Lasting
 }
 
-/// The mount of a directory. The boot is when it was, which moves as the clock is set; then files are verified once in
-/// vain.
+/// The mount of a directory. The boot is when it was, which moves as the clock is set; then files
+/// are verified once in vain.
 #[cfg(not(target_os = "linux"))]
 // The field's type differs between systems.
 #[allow(clippy::unnecessary_cast)]

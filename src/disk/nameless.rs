@@ -87,8 +87,8 @@ impl Root {
         Ok(Some(file))
     }
 
-    /// Puts a file without a name where nothing is. Answers `false`, and has changed nothing, where that takes a
-    /// [`Staging`](crate::disk::stage::Staging).
+    /// Puts a file without a name where nothing is. Answers `false`, and has changed nothing, where
+    /// that takes a [`Staging`](crate::disk::stage::Staging).
     ///
     /// # Errors
     /// [`DiskError::is_conflict`] if something is there.

@@ -1,17 +1,14 @@
-//! Directories that a machine, or who logs in to it, cannot do without: nothing in them is deleted unless they are
-//! named for that. They are told by what they are, not by how they are spelled: links, bind mounts, `..` and slashes
-//! lead to the same directory.
+//! Directories that a machine, or who logs in to it, cannot do without: nothing in them is deleted
+//! unless they are named for that. They are told by what they are, not by how they are spelled:
+//! links, bind mounts, `..` and slashes lead to the same directory.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, statat};
-use rustix::process::geteuid;
 
+use crate::disk::homes::{home, homes, users};
 use crate::disk::root::Root;
 use crate::disk::stat::Stat;
 
@@ -20,9 +17,6 @@ const OF_THE_SYSTEM: [&str; 7] = ["/", "/etc", "/usr", "/var", "/home", "/root",
 
 /// What holds the homes of people.
 const HOLD_HOMES: [&str; 2] = ["/home", "/Users"];
-
-/// Longest list of users that is read, in bytes.
-const USERS_BYTES_MAX: u64 = 4 << 20;
 
 impl Root {
     /// Whether this is a directory of the system, a home, or holds the login's `.ssh`.
@@ -46,7 +40,8 @@ impl Root {
         (self.dev(), self.inode().ino) == (dev, ino)
     }
 
-    /// Whether `directory` is the parent of this one, or has it among its names: a bind mount has another parent.
+    /// Whether `directory` is the parent of this one, or has it among its names: a bind mount has
+    /// another parent.
     fn is_directly_in(&self, directory: &Path) -> bool {
         let Ok(there) = fs::metadata(directory) else { return false };
         let above = statat(self.descriptor(), c"..", AtFlags::empty()).ok().and_then(|stat| Stat::of(&stat));
@@ -59,7 +54,8 @@ impl Root {
         names.any(|entry| entry.ino() == own && self.is_at(&entry.path()))
     }
 
-    /// Whether `path` is there and lies in this directory, at any depth, itself or where its links lead.
+    /// Whether `path` is there and lies in this directory, at any depth, itself or where its links
+    /// lead.
     fn holds(&self, path: &Path) -> bool {
         if fs::symlink_metadata(path).is_err() {
             return false;
@@ -69,36 +65,6 @@ impl Root {
         let above = real.iter().flat_map(|real| real.ancestors().skip(1));
         named.iter().flat_map(|named| named.ancestors()).chain(above).any(|above| self.is_at(above))
     }
-}
-
-/// The home of whoever runs this. (The standard library asks glibc where `HOME` is not set, and that is 50 kB of an
-/// agent that is linked statically.)
-#[must_use]
-pub fn home() -> Option<PathBuf> {
-    let named = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-    named.or_else(|| {
-        let own = geteuid().as_raw();
-        homes(&users()).into_iter().find_map(|(user, home)| (user == own).then_some(home))
-    })
-}
-
-/// The list of this machine's users.
-fn users() -> Vec<u8> {
-    let mut text = Vec::new();
-    let read =
-        fs::File::open("/etc/passwd").and_then(|file| file.take(USERS_BYTES_MAX).read_to_end(&mut text));
-    if read.is_ok() { text } else { Vec::new() }
-}
-
-/// The users of such a list with their homes.
-fn homes(users: &[u8]) -> Vec<(u32, PathBuf)> {
-    let home = |line: &[u8]| {
-        let mut fields = line.split(|&byte| byte == b':').skip(2);
-        let user = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-        let home = fields.nth(2)?;
-        home.starts_with(b"/").then(|| (user, PathBuf::from(OsStr::from_bytes(home))))
-    };
-    users.split(|&byte| byte == b'\n').filter_map(home).collect()
 }
 
 #[cfg(test)]
@@ -153,11 +119,5 @@ mod tests {
         fs::create_dir_all(folder.at("homes/me/deep")).unwrap();
         let is_in = |name: &str| Root::open(&folder.at(name)).unwrap().is_directly_in(&folder.at("homes"));
         assert!(is_in("homes/me") && !is_in("homes/me/deep") && !is_in("homes"));
-    }
-
-    #[test]
-    fn homes_are_read_from_the_list_of_users() {
-        let users = b"root:x:0:0:root:/root:/bin/sh\nbad\nme:x:1:1::/srv/me:/bin/sh\nno:x:2:2:::/bin/sh\n";
-        assert_eq!(homes(users), [(0, PathBuf::from("/root")), (1, PathBuf::from("/srv/me"))]);
     }
 }

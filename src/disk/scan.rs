@@ -152,8 +152,8 @@ pub struct Scanned {
 /// way.
 ///
 /// # Errors
-/// The root itself cannot be read, or there is more than a tree may hold. Everything else that fails is a problem in
-/// the answer.
+/// The root itself cannot be read, or there is more than a tree may hold. Everything else that
+/// fails is a problem in the answer.
 pub fn scan(
     root: &Root,
     subject: &Subject,

@@ -1,4 +1,5 @@
-//! The secret of a private directory: random bytes that only its owner can read, made when they are first asked for.
+//! The secret of a private directory: random bytes that only its owner can read, made when they are
+//! first asked for.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -66,8 +67,8 @@ fn make(directory: &OwnedFd) -> io::Result<()> {
     written
 }
 
-/// Puts the new file there, unless another agent was faster. A file that is no secret, or was seen by others, is
-/// replaced.
+/// Puts the new file there, unless another agent was faster. A file that is no secret, or was seen
+/// by others, is replaced.
 fn place(directory: &OwnedFd, new: &str) -> io::Result<()> {
     match linkat(directory, new, directory, NAME, AtFlags::empty()) {
         Ok(()) => Ok(()),

@@ -234,7 +234,8 @@ impl Staging {
     /// there (`None`: nothing). After a conflict the staged bytes stay.
     ///
     /// # Errors
-    /// [`DiskError::is_conflict`], or the place cannot be written to, or not all was taken. Nothing has changed then.
+    /// [`DiskError::is_conflict`], or the place cannot be written to, or not all was taken. Nothing
+    /// has changed then.
     pub fn finish(
         self,
         root: &Root,
@@ -419,8 +420,9 @@ pub(crate) fn write_at_end(file: &File, bytes: &[u8], end: u64) -> io::Result<()
     if is_hole(bytes) { file.set_len(end + bytes.len() as u64) } else { file.write_all_at(bytes, end) }
 }
 
-/// Writes a file from its beginning to its end. Long runs of zeros become holes; the last block is written even so.
-/// Then the length reaches the disk together with what was written, and not before.
+/// Writes a file from its beginning to its end. Long runs of zeros become holes; the last block is
+/// written even so. Then the length reaches the disk together with what was written, and not
+/// before.
 #[cfg(target_os = "linux")]
 pub(crate) fn write_all(file: &File, bytes: &[u8]) -> io::Result<()> {
     const BLOCK_BYTES: usize = 4096;

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use crate::content::hash::Hash;
+use crate::content::hex::to_hex;
 use crate::disk::boundaries::is_keyed;
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::root::{DIRECTORY, Root};
@@ -155,7 +156,7 @@ impl StateDir {
 pub(crate) fn staged_name(path: &TreePath, ending: &str) -> String {
     let hash = Hash::of(path.as_bytes());
     let (half, _) = hash.as_bytes().split_at(16);
-    half.iter().map(|byte| format!("{byte:02x}")).chain([ending.to_owned()]).collect()
+    to_hex(half) + ending
 }
 
 /// The name below the root, for errors.

@@ -55,8 +55,9 @@ pub(crate) fn rename_into(
         let _ = unlinkat(&from, name, AtFlags::empty());
         return Ok(());
     }
-    // Each exchange puts back what is held. If it takes out what the one before put in, that was the
-    // end of it. Else somebody saved meanwhile, and his version, which is held now, goes back next.
+    // Each exchange puts back what is held. If it takes out what the one before put in, that was
+    // the end of it. Else somebody saved meanwhile, and his version, which is held now, goes back
+    // next.
     let mut put = staged;
     for _ in 0..WAYS_BACK {
         let back = renameat_with(&from, name, place, place.name, RenameFlags::EXCHANGE);

@@ -1,13 +1,14 @@
 //! Which files of a destination are not known to be durable: keeps [`Marker`]s on the disk.
 //!
-//! A run marks the destination before its first file gets its name, and once: an `fsync` of one directory. The next
-//! run of this mount lets a `syncfs` go beside its scan, where that takes a moment only, and takes the marker away. The
-//! next run of another mount or another boot doubts the files that the marker covers, so that their contents are
-//! compared; each one that is right gets a new ctime, by which later runs know it. When all are, the marker goes.
+//! A run marks the destination before its first file gets its name, and once: an `fsync` of one
+//! directory. The next run of this mount lets a `syncfs` go beside its scan, where that takes a
+//! moment only, and takes the marker away. The next run of another mount or another boot doubts the
+//! files that the marker covers, so that their contents are compared; each one that is right gets a
+//! new ctime, by which later runs know it. When all are, the marker goes.
 //!
-//! A marker is an extended attribute of the directory, so that a finished copy holds nothing of ours. Where there can be
-//! none, it is a file in the state directory. A filesystem that is mounted below the root has its own marker, in its
-//! topmost directory.
+//! A marker is an extended attribute of the directory, so that a finished copy holds nothing of
+//! ours. Where there can be none, it is a file in the state directory. A filesystem that is mounted
+//! below the root has its own marker, in its topmost directory.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -160,7 +161,7 @@ struct Keeper {
 
 /// How a file came to be what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Made {
+pub(crate) enum Origin {
     /// It is being put in place, or changed.
     Now,
     /// It was there and was verified.
@@ -168,8 +169,9 @@ pub(crate) enum Made {
 }
 
 impl Root {
-    /// A run begins that writes here: into the tree if it is `deep`, or a single file. If it looks at the `whole` tree
-    /// and something there is not known to be durable, that is brought to the disk meanwhile, unless it would take long.
+    /// A run begins that writes here: into the tree if it is `deep`, or a single file. If it looks
+    /// at the `whole` tree and something there is not known to be durable, that is brought to the
+    /// disk meanwhile, unless it would take long.
     pub fn begin_writing(&self, deep: bool, whole: bool) {
         let mut state = self.unconfirmed().state();
         (state.deep, state.confirms) = (deep, deep && whole);
@@ -198,34 +200,34 @@ impl Root {
         state.mark(self, None, self.dev(), now()).map(drop)
     }
 
-    /// A file that `is` this, and was made just now, is going to have its name. When this returns, the marker that
-    /// covers it is durable.
+    /// A file that `is` this, and was made just now, is going to have its name. When this returns,
+    /// the marker that covers it is durable.
     ///
     /// # Errors
     /// The disk does not take the marker.
     pub(crate) fn mark(&self, path: &TreePath, is: &Identity) -> Result<(), DiskError> {
-        self.mark_from(path, is.dev, Stamp::of(is), Made::Now)
+        self.mark_from(path, is.dev, Stamp::of(is), Origin::Now)
     }
 
     /// A file of a filesystem is going to have new metadata, and with them a new ctime.
     ///
     /// # Errors
     /// As [`Root::mark`].
-    pub(crate) fn mark_change(&self, path: &TreePath, dev: u64, made: Made) -> Result<(), DiskError> {
+    pub(crate) fn mark_change(&self, path: &TreePath, dev: u64, made: Origin) -> Result<(), DiskError> {
         self.mark_from(path, dev, now(), made)
     }
 
-    fn mark_from(&self, path: &TreePath, dev: u64, ctime: Stamp, made: Made) -> Result<(), DiskError> {
+    fn mark_from(&self, path: &TreePath, dev: u64, ctime: Stamp, made: Origin) -> Result<(), DiskError> {
         let mut state = self.unconfirmed().state();
         let keeper = state.mark(self, Some(path), dev, ctime)?;
-        if made == Made::Now && keeper.first.is_none_or(|first| first > ctime) {
+        if made == Origin::Now && keeper.first.is_none_or(|first| first > ctime) {
             keeper.first = Some(ctime);
         }
         Ok(())
     }
 
-    /// The disk did not take something that this run wrote. Whatever is not known to be durable is written anew by the
-    /// next run, since the page cache may show what the disk has not.
+    /// The disk did not take something that this run wrote. Whatever is not known to be durable is
+    /// written anew by the next run, since the page cache may show what the disk has not.
     pub(crate) fn mark_lost(&self) {
         let state = &mut *self.unconfirmed().state();
         for keeper in state.keepers.values_mut().filter(|keeper| !keeper.is_off) {
@@ -260,8 +262,8 @@ impl Root {
         Ok(())
     }
 
-    /// The run is over. `verified`: there is no doubt left about anything in the tree. `durable`: everything of it has
-    /// to be on the disk now.
+    /// The run is over. `verified`: there is no doubt left about anything in the tree. `durable`:
+    /// everything of it has to be on the disk now.
     ///
     /// # Errors
     /// The disk did not take something, of this run or an earlier one.
@@ -298,7 +300,8 @@ impl Root {
                 // Below the root another run may be at work, and speak for itself.
                 Ok(true) if path.is_some() && keeper.is_none() => {}
                 Ok(true) => {
-                    // What this run put in place came after the sync began, unless that is what it waited for.
+                    // What this run put in place came after the sync began, unless that is what it
+                    // waited for.
                     let first = keeper.and_then(|keeper| keeper.first).filter(|_| !durable);
                     let forgetful = keeper.is_some_and(|keeper| keeper.nature == Nature::Forgetful);
                     marker.own = marker.own.filter(|_| first.is_some()).map(|mut own| {
@@ -307,7 +310,8 @@ impl Root {
                         own
                     });
                 }
-                // A run beside this one may have taken the marker away while this one put a file in place.
+                // A run beside this one may have taken the marker away while this one put a file in
+                // place.
                 Ok(false) if !state.deep => {
                     let missing = keeper.filter(|keeper| {
                         let covers =
@@ -350,7 +354,8 @@ impl Unconfirmed {
 }
 
 impl State {
-    /// Begins to bring what is in the filesystem of a directory to the disk, on a thread of its own.
+    /// Begins to bring what is in the filesystem of a directory to the disk, on a thread of its
+    /// own.
     fn confirm(&mut self, root: &Root, path: Option<&TreePath>, dev: u64) {
         // A descriptor of its own, which shares no lock.
         let Ok(directory) = root.open_directory(path) else { return };
@@ -394,7 +399,8 @@ impl State {
             marker.deep |= deep;
             keeper.marker = marker;
             if let Err(error) = write(&directory, &marker) {
-                // What this user cannot mark, and what has no room for a mark, cannot be looked after.
+                // What this user cannot mark, and what has no room for a mark, cannot be looked
+                // after.
                 keeper.is_off = !matches!(error, Errno::IO | Errno::NOSPC | Errno::DQUOT);
                 return if keeper.is_off {
                     Ok(keeper)
@@ -424,7 +430,8 @@ impl Keeper {
     }
 }
 
-/// The present time by the clock of this machine, which is that of most filesystems. Some keep whole seconds.
+/// The present time by the clock of this machine, which is that of most filesystems. Some keep
+/// whole seconds.
 fn now() -> Stamp {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     Stamp(i64::try_from(now).unwrap_or(0), 0)

@@ -69,7 +69,8 @@ struct Thread {
 
 impl Thread {
     fn start(file: &Arc<File>) -> io::Result<Self> {
-        // No descriptor of its own: closing that would swallow what the filesystem tells at a `close`.
+        // No descriptor of its own: closing that would swallow what the filesystem tells at a
+        // `close`.
         let (file, is_over) = (Arc::clone(file), Arc::new(AtomicBool::new(false)));
         let (sender, due) = mpsc::channel();
         let seen = Arc::clone(&is_over);

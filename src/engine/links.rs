@@ -1,13 +1,15 @@
 //! Links that lead out of the tree, which a download does not take.
 //!
-//! A target stays inside if it climbs first and descends then: `..` stands at its front only, no more often than the
-//! link lies deep, and what follows are names. A tree whose links are all of this form is closed: a link's own
-//! directories are directories, so each `..` at the front goes one directory up; a name leads down, or to another link
-//! that stays inside. A `..` behind a name is refused, wherever the name seems to lead: it goes up from what the name
-//! *is*, which may be a link in this tree, in the destination, or one that comes to stand there later.
+//! A target stays inside if it climbs first and descends then: `..` stands at its front only, no
+//! more often than the link lies deep, and what follows are names. A tree whose links are all of
+//! this form is closed: a link's own directories are directories, so each `..` at the front goes
+//! one directory up; a name leads down, or to another link that stays inside. A `..` behind a name
+//! is refused, wherever the name seems to lead: it goes up from what the name *is*, which may be a
+//! link in this tree, in the destination, or one that comes to stand there later.
 //!
-//! The decision goes by names alone, as rsync's `--safe-links` does. A link of the destination's owner that leads out
-//! and is not part of the sync leads out for whoever goes through it, also by way of a link that was synced.
+//! The decision goes by names alone, as rsync's `--safe-links` does. A link of the destination's
+//! owner that leads out and is not part of the sync leads out for whoever goes through it, also by
+//! way of a link that was synced.
 
 use crate::tree::path_ref::PathRef;
 

@@ -182,7 +182,8 @@ impl Plan {
         is_free
     }
 
-    /// Where the removal of an entry stands. Positions descend, since the removals are in reverse order.
+    /// Where the removal of an entry stands. Positions descend, since the removals are in reverse
+    /// order.
     fn place_of_removal(&self, at: u32) -> Result<usize, usize> {
         self.remove.binary_search_by(|step| match *step {
             Step::Remove { at: other } => at.cmp(&other),
@@ -251,8 +252,8 @@ impl Plan {
         self.remove.len() as u64 + self.cleared.values().sum::<u64>()
     }
 
-    /// How many entries would go and come back nowhere else, as far as it looks: where all files that go have only
-    /// other names, their directories have, too.
+    /// How many entries would go and come back nowhere else, as far as it looks: where all files
+    /// that go have only other names, their directories have, too.
     pub(super) fn lost(&self, present: &Manifest) -> u64 {
         let goes = |at: &u32| self.place_of_removal(*at).is_ok();
         let elsewhere = self.fetch.iter().filter(|fetch| fetch.elsewhere).filter_map(|fetch| fetch.at);
@@ -313,7 +314,8 @@ impl Plan {
         self.changes.iter().any(|change| matches!(change, Change::Obstacle { .. }))
     }
 
-    /// How many files' content is missing or to be verified, and their bytes; of those that `counts` says.
+    /// How many files' content is missing or to be verified, and their bytes; of those that
+    /// `counts` says.
     pub(super) fn content(&self, wanted: &Manifest, counts: impl Fn(&Fetch) -> bool) -> (u64, u64) {
         let files = self.fetch.iter().filter(|fetch| counts(fetch));
         let sizes = files.filter_map(|fetch| wanted.get(fetch.id)).map(|entry| entry.size());
@@ -375,7 +377,8 @@ impl Plan {
             .collect()
     }
 
-    /// The decisions in path order, for eyes; what is removed with a directory comes before it, as with rsync.
+    /// The decisions in path order, for eyes; what is removed with a directory comes before it, as
+    /// with rsync.
     pub(super) fn events(&self, wanted: &Manifest, present: &Manifest) -> Vec<Event> {
         let mut list = List::default();
         if let Some(differs) = self.root {

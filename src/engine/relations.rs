@@ -17,7 +17,8 @@ const TELLING_BYTES_MIN: u64 = 64 << 10;
 /// Most files with one size and time, one size and name, or one size that are looked at for one new name.
 const LOOKS_MAX: usize = 64;
 
-/// Gives new files a basis elsewhere, where one looks like it. A lost file is none: moved, it would stay lost.
+/// Gives new files a basis elsewhere, where one looks like it. A lost file is none: moved, it would
+/// stay lost.
 pub(super) fn find(fetches: &mut VecDeque<Fetch>, wanted: &Manifest, present: &Manifest, doubts: &Doubts) {
     let new_sizes =
         |fetch: &Fetch| wanted.get(fetch.id).filter(|_| fetch.at.is_none()).map(|entry| entry.size());

@@ -1,21 +1,25 @@
 //! Liveness: how a side learns that its peer is gone, and shows its own life.
 //!
-//! A peer can stop without the connection ending: a process that is stopped, a VM that is paused, a laptop that
-//! sleeps. The SSH server in between goes on answering, so only the two ends can tell. Both send a
-//! [`Message::Heartbeat`](crate::wire::message::Message) when they have written nothing else for a while. It comes from
-//! the writer's thread, so a peer that waits for a slow disk beats too; the message says whether its sender is at work.
+//! A peer can stop without the connection ending: a process that is stopped, a VM that is paused, a
+//! laptop that sleeps. The SSH server in between goes on answering, so only the two ends can tell.
+//! Both send a [`Message::Heartbeat`](crate::wire::message::Message) when they have written nothing
+//! else for a while. It comes from the writer's thread, so a peer that waits for a slow disk beats
+//! too; the message says whether its sender is at work.
 //!
 //! A peer counts as alive when
-//! - a message arrived from it, or 4 KiB more of one, on whichever lane, or 16 KiB of whatever its connection carries;
+//! - a message arrived from it, or 4 KiB more of one, on whichever lane, or 16 KiB of whatever its
+//!   connection carries;
 //! - it beats and is at work, or took in something of ours since its last heartbeat;
-//! - it beats and this side waits for nothing: it has works of its own under way, or rests between two rounds;
+//! - it beats and this side waits for nothing: it has works of its own under way, or rests between
+//!   two rounds;
 //! - this side does not read, because its engine has not taken what arrived.
 //!
-//! A peer that beats and neither works nor takes anything in while this side waits for it has as good as died; it has a
-//! minute at least, since on a slow link a packet of SSH, 32 KiB, takes a while to be complete.
+//! A peer that beats and neither works nor takes anything in while this side waits for it has as
+//! good as died; it has a minute at least, since on a slow link a packet of SSH, 32 KiB, takes a
+//! while to be complete.
 //!
-//! Time is counted in ticks while this process runs. While it is stopped or its machine sleeps no time passes, and after
-//! that the peer gets a moment: what it said meanwhile may wait to be read.
+//! Time is counted in ticks while this process runs. While it is stopped or its machine sleeps no
+//! time passes, and after that the peer gets a moment: what it said meanwhile may wait to be read.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -29,23 +33,24 @@ use crate::exchange::outbox::Outbox;
 use crate::exchange::run::Carried;
 use crate::wire::message::AbortKind;
 
-/// Most time between two writes. A heartbeat costs some 60 bytes, and spares SSH its keepalive, which is due after 15 s
-/// without anything.
+/// Most time between two writes. A heartbeat costs some 60 bytes, and spares SSH its keepalive,
+/// which is due after 15 s without anything.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(14);
 
 /// Heartbeats in the time after which silence means death.
 const HEARTBEATS_PER_SILENCE: u32 = 2;
 
-/// An agent waits longer for its client than the client for its agent, so that it is the client who says what happened;
-/// but not for ever, since it keeps others out of the destination.
+/// An agent waits longer for its client than the client for its agent, so that it is the client who
+/// says what happened; but not for ever, since it keeps others out of the destination.
 const AGENT_FACTOR: u32 = 3;
 const AGENT_SILENCE_MIN: Duration = Duration::from_secs(180);
 
-/// So much more of a message is a sign of life. A link that carries a byte a second is none; one with 56 kbit/s takes
-/// two minutes for a message of a megabyte.
+/// So much more of a message is a sign of life. A link that carries a byte a second is none; one
+/// with 56 kbit/s takes two minutes for a message of a megabyte.
 const PROGRESS_BYTES: usize = 4 << 10;
 
-/// The same of what a connection carries, where packets, their padding and keepalives are counted too.
+/// The same of what a connection carries, where packets, their padding and keepalives are counted
+/// too.
 const CARRIED_BYTES: u64 = 16 << 10;
 
 /// How long at least a peer may beat without going on.
@@ -71,7 +76,8 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// A client's, which waits for its agent for so long; none for no time at all, which stands for ever.
+    /// A client's, which waits for its agent for so long; none for no time at all, which stands for
+    /// ever.
     #[must_use]
     pub fn of_client(silence: Duration) -> Option<Self> {
         let heartbeat = HEARTBEAT_MAX.min(silence / HEARTBEATS_PER_SILENCE);
@@ -102,7 +108,8 @@ pub(super) struct Liveness {
     has_heard: AtomicBool,
     /// Our engine has not taken what arrived, so nobody reads.
     is_held_up: AtomicBool,
-    /// Our engine waits for something to come, or for something to leave. It does not while whoever looks on is asked.
+    /// Our engine waits for something to come, or for something to leave. It does not while whoever
+    /// looks on is asked.
     is_waiting: AtomicBool,
     /// Works of ours under way.
     works: AtomicUsize,
@@ -193,8 +200,8 @@ impl Liveness {
         self.has_ended.store(true, Relaxed);
     }
 
-    /// Looks at the time until the link ends, or the peer has been silent for too long: then nothing is read or written
-    /// any more.
+    /// Looks at the time until the link ends, or the peer has been silent for too long: then
+    /// nothing is read or written any more.
     pub(super) fn watch_over(
         self: &Arc<Self>,
         inbox: &Arc<Inbox>,

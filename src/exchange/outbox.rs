@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use crate::wire::message::Message;
 
-/// Most messages that wait: with a megabyte of content in each, what keeps a writer busy while the next one is read.
+/// Most messages that wait: with a megabyte of content in each, what keeps a writer busy while the
+/// next one is read.
 const MESSAGES_MAX: usize = 4;
 
-/// A message, and whether another one follows at once. Each packet costs both sides and all that lies between them, and
-/// where a relay has Nagle's algorithm on, a second one waits up to 40 ms until the first is acknowledged.
+/// A message, and whether another one follows at once. Each packet costs both sides and all that
+/// lies between them, and where a relay has Nagle's algorithm on, a second one waits up to 40 ms
+/// until the first is acknowledged.
 pub(super) type Outgoing = (Message, bool);
 
 /// A queue with one reader, which either end can close.

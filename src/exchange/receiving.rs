@@ -45,7 +45,8 @@ pub struct Receiving {
     standing: Option<Arc<Standing>>,
     opened: OnceLock<Place>,
     identities: OnceLock<Identities>,
-    /// Files of the destination that a power cut may have damaged and that nobody has looked at yet.
+    /// Files of the destination that a power cut may have damaged and that nobody has looked at
+    /// yet.
     doubted: Mutex<HashSet<u32>>,
     /// Whether everything in the destination was listed.
     is_whole: OnceLock<bool>,
@@ -54,7 +55,7 @@ pub struct Receiving {
     sinks: Mutex<HashMap<u32, Sink>>,
     ahead: Arc<Ahead>,
     drafts: Drafts,
-    made: Made,
+    ancestors: NewAncestors,
     reserve: OnceLock<Reserve>,
     is_full: AtomicBool,
 }
@@ -92,7 +93,7 @@ impl Receiving {
             sinks: Mutex::new(HashMap::new()),
             ahead: Arc::default(),
             drafts: Drafts::default(),
-            made: Made::default(),
+            ancestors: NewAncestors::default(),
             reserve: OnceLock::new(),
             is_full: AtomicBool::new(false),
         }
@@ -212,7 +213,7 @@ impl Perform for Receiving {
                 }
                 self.keep(withheld, pair);
                 let _ = self.trees.set(Trees { wanted, present });
-                self.made.keep();
+                self.ancestors.keep();
                 if writes {
                     self.expect_files();
                 }
@@ -260,9 +261,9 @@ fn sink_fault(error: SinkError) -> Fault {
 
 /// Directories that were made for a destination that may come to nothing.
 #[derive(Debug, Default)]
-struct Made(Mutex<Vec<PathBuf>>);
+struct NewAncestors(Mutex<Vec<PathBuf>>);
 
-impl Made {
+impl NewAncestors {
     /// These will be made, the deepest first.
     fn note(&self, paths: Vec<PathBuf>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = paths;
@@ -274,7 +275,7 @@ impl Made {
     }
 }
 
-impl Drop for Made {
+impl Drop for NewAncestors {
     fn drop(&mut self) {
         // One that is not empty is somebody else's by now.
         let paths = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));

@@ -200,7 +200,8 @@ impl Link {
         let _ = self.outbox.put(message, false);
     }
 
-    /// A round is over and the next one has not begun, so neither side waits for the other; or it begins.
+    /// A round is over and the next one has not begun, so neither side waits for the other; or it
+    /// begins.
     pub(super) fn rest(&self, is_resting: bool) {
         self.liveness.rest(is_resting);
     }

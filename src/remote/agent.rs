@@ -27,7 +27,8 @@ pub struct Agent {
     pub heard: Heard,
 }
 
-/// Counts what came over a connection, whatever it belongs to: on a slow link a packet takes a while to be complete.
+/// Counts what came over a connection, whatever it belongs to: on a slow link a packet takes a
+/// while to be complete.
 #[derive(Debug, Clone, Default)]
 pub struct Heard(pub(super) Arc<OnceLock<Fate>>);
 

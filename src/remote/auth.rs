@@ -72,8 +72,8 @@ pub(super) async fn authenticate(
             endpoint: endpoint.into(),
             after: patience,
         })?;
-        // russh reports the end of the session as a failure that names no methods; a server that refuses a key does name
-        // some, or goes on.
+        // russh reports the end of the session as a failure that names no methods; a server that
+        // refuses a key does name some, or goes on.
         let is_refusal = matches!(&result, Some(AuthResult::Failure { remaining_methods, .. })
             if !remaining_methods.is_empty());
         if session.is_closed() && !is_refusal && !matches!(result, Some(AuthResult::Success)) {
@@ -171,8 +171,8 @@ async fn keys(credentials: &Credentials<'_>, agent: Option<&mut SshAgent>) -> Re
     Ok(keys)
 }
 
-/// A private key that others can read is nobody's proof. As with OpenSSH (`sshkey_perm_ok`) only a file of our own
-/// counts: another owner's mode is that owner's business.
+/// A private key that others can read is nobody's proof. As with OpenSSH (`sshkey_perm_ok`) only a
+/// file of our own counts: another owner's mode is that owner's business.
 fn check_protected(file: &Path) -> Result<(), RemoteError> {
     let Ok(data) = std::fs::metadata(file) else { return Ok(()) };
     let mode = data.mode() & 0o7777;

@@ -2,7 +2,8 @@
 //!
 //! 1. The command is one line of POSIX shell ([`command`]). It starts the agent if it is there, under a name
 //!    that holds its SHA-256, in a private directory.
-//! 2. The client does not wait: what it has to say to the agent goes along with the command, sealed, as its last
+//! 2. The client does not wait: what it has to say to the agent goes along with the command,
+//!    sealed, as its last
 //!    argument, and then over the channel; up to [`FLIGHT_BYTES_MAX`] of the latter are kept. Without a secret to
 //!    seal it with, all of it goes over the channel (see [`flight`](crate::wire::flight)).
 //! 3. If the agent is not there, the shell says NEED. The client sends a line that nobody else could know,
@@ -68,8 +69,9 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// The line that is executed on the other side, where all users can read it. It holds a constant script, a hash, a
-/// number, the marker, and the sealed first bytes that the agent is told, or a token: no name, no path and no content.
+/// The line that is executed on the other side, where all users can read it. It holds a constant
+/// script, a hash, a number, the marker, and the sealed first bytes that the agent is told, or a
+/// token: no name, no path and no content.
 pub(super) fn command(image: &AgentImage, marker: &str, purpose: &Purpose) -> String {
     let lines = SCRIPT.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let script = lines.collect::<Vec<_>>().join(" ");

@@ -286,8 +286,9 @@ impl RemoteError {
     }
 }
 
-/// Where whoever first learns why a connection ended leaves the reason for all others. Only the one who
-/// sees it happen knows: through SSH's layers it is a mere "disconnected". Counts what came until then, too.
+/// Where whoever first learns why a connection ended leaves the reason for all others. Only the one
+/// who sees it happen knows: through SSH's layers it is a mere "disconnected". Counts what came
+/// until then, too.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Fate {
     loss: Arc<OnceLock<Loss>>,
@@ -306,8 +307,8 @@ impl Fate {
         self.loss.get().cloned()
     }
 
-    /// The error of a channel that could not be opened or used. Only a server that says no to the channel is at
-    /// fault; all else means that the session is gone.
+    /// The error of a channel that could not be opened or used. Only a server that says no to the
+    /// channel is at fault; all else means that the session is gone.
     pub(super) fn channel_error(&self, endpoint: &str, source: russh::Error, is_closed: bool) -> RemoteError {
         let is_refused = matches!(source, russh::Error::ChannelOpenFailure(_));
         let is_gone = matches!(

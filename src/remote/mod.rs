@@ -207,8 +207,9 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
 }
 
 impl Connection {
-    /// The same, with a file (0600) where secrets of agents are kept: what an agent is told first is sealed with its
-    /// secret, and so may travel with the command. Without one it comes a round trip later.
+    /// The same, with a file (0600) where secrets of agents are kept: what an agent is told first
+    /// is sealed with its secret, and so may travel with the command. Without one it comes a round
+    /// trip later.
     #[must_use]
     pub fn with_secrets(self, file: PathBuf) -> Self {
         let secrets = self.shown.get().map(|key| Secrets::of(file, key, &self.user));
@@ -234,9 +235,9 @@ impl Connection {
         Ok(agent)
     }
 
-    /// Starts the agent that a reader and a writer wait for. What was written already travels along with the
-    /// command, up to 8 KiB of it, and so arrives a round trip earlier; where it can be sealed, since all users of
-    /// that machine can read its command lines.
+    /// Starts the agent that a reader and a writer wait for. What was written already travels along
+    /// with the command, up to 8 KiB of it, and so arrives a round trip earlier; where it can be
+    /// sealed, since all users of that machine can read its command lines.
     ///
     /// # Errors
     /// As [`Connection::agent`].

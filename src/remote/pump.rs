@@ -287,7 +287,8 @@ impl Receiving {
                 Found::Secret(secret) => {
                     self.is_secret_told = true;
                     if let Some(secrets) = self.start.secrets.clone() {
-                        // Before anything else is said, so that a run that is cut short has learnt it too.
+                        // Before anything else is said, so that a run that is cut short has learnt
+                        // it too.
                         let _ = tokio::task::spawn_blocking(move || secrets.remember(&secret)).await;
                     }
                 }

@@ -1,13 +1,15 @@
-//! The secrets of agents: what the first flight to each is sealed with (see [`flight`](crate::wire::flight)).
+//! The secrets of agents: what the first flight to each is sealed with (see
+//! [`flight`](crate::wire::flight)).
 //!
-//! A secret belongs to one login on one host, whatever the way there, so it is found by the host's key and the user.
-//! A secret that is lost or outdated costs a round trip and nothing else, so no error here is told.
+//! A secret belongs to one login on one host, whatever the way there, so it is found by the host's
+//! key and the user. A secret that is lost or outdated costs a round trip and nothing else, so no
+//! error here is told.
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use crate::content::hex::to_hex;
 use crate::private;
 use crate::wire::flight::Secret;
 
@@ -27,11 +29,8 @@ pub(super) struct Secrets {
 impl Secrets {
     /// In this file, for this user on the host that has shown this key.
     pub(super) fn of(file: PathBuf, host_key: &str, user: &str) -> Self {
-        let mut name = String::new();
         let hash = digest(&SHA256, format!("{host_key}\n{user}").as_bytes());
-        for byte in hash.as_ref().iter().take(NAME_DIGITS / 2) {
-            let _ = write!(name, "{byte:02x}");
-        }
+        let name = to_hex(hash.as_ref().get(..NAME_DIGITS / 2).unwrap_or_default());
         Self { file, name }
     }
 

@@ -166,14 +166,15 @@ impl Handler for Client {
     }
 }
 
-/// Whether the server says that this client will not be let in, now or later. Every other reason to disconnect may
-/// have passed a moment later: too many connections, a timeout, a restart.
+/// Whether the server says that this client will not be let in, now or later. Every other reason to
+/// disconnect may have passed a moment later: too many connections, a timeout, a restart.
 fn is_dismissal(info: &RemoteDisconnectInfo) -> bool {
     match info.reason_code {
         Disconnect::NoMoreAuthMethodsAvailable
         | Disconnect::IllegalUserName
         | Disconnect::HostNotAllowedToConnect => true,
-        // OpenSSH gives all of its own reasons this number: auth_maxtries_exceeded, userauth_finish.
+        // OpenSSH gives all of its own reasons this number: auth_maxtries_exceeded,
+        // userauth_finish.
         Disconnect::ProtocolError => {
             let message = info.message.to_ascii_lowercase();
             message.contains("too many authentication failures") || message.contains("access denied")

@@ -1,4 +1,5 @@
-//! A stream that is read while a write has to wait, and that notices when the other end is gone meanwhile.
+//! A stream that is read while a write has to wait, and that notices when the other end is gone
+//! meanwhile.
 
 use std::io;
 use std::pin::Pin;
@@ -12,10 +13,12 @@ use tokio::time::Sleep;
 
 use crate::remote::error::Fate;
 
-/// Most bytes that are kept of writes that wait. What SSH sends unasked fits: eight lanes with OpenSSH's window of 2 MiB.
+/// Most bytes that are kept of writes that wait. What SSH sends unasked fits: eight lanes with
+/// OpenSSH's window of 2 MiB.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 
-/// After how long a write that waits is kept, if something can be read. On a link that goes on none waits so long.
+/// After how long a write that waits is kept, if something can be read. On a link that goes on none
+/// waits so long.
 const KEPT_AFTER: Duration = Duration::from_secs(1);
 
 /// What is read ahead while a write waits.
@@ -33,9 +36,11 @@ pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 
 /// A stream below russh, which reads nothing and counts no time while it writes.
 ///
-/// On a slow link a write may wait for half a minute until the kernel or a relay has room again. The other side's signs
-/// of life arrive meanwhile: then the write is kept here and passed on later, so russh goes on reading. Where nothing arrives and nothing can be written for too long, the write fails: on a link that went black
-/// russh's keepalive would never speak up, and the kernel gives up only after a quarter of an hour.
+/// On a slow link a write may wait for half a minute until the kernel or a relay has room again.
+/// The other side's signs of life arrive meanwhile: then the write is kept here and passed on
+/// later, so russh goes on reading. Where nothing arrives and nothing can be written for too long,
+/// the write fails: on a link that went black russh's keepalive would never speak up, and the
+/// kernel gives up only after a quarter of an hour.
 pub(super) struct Watched<S> {
     stream: S,
     patience: Duration,
@@ -95,7 +100,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         Poll::Ready(())
     }
 
-    /// Waits until something can be read although nothing can be written; fails when neither could for too long.
+    /// Waits until something can be read although nothing can be written; fails when neither could
+    /// for too long.
     fn poll_stuck(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let step = KEPT_AFTER.min(self.patience);
         let has_room = self.kept.len() < KEPT_BYTES_MAX;

@@ -136,8 +136,9 @@ impl Endpoint {
         parse::parse(text).map_err(|fault| EndpointError { text: text.as_bytes().to_vec(), fault })
     }
 
-    /// Where such a text names a machine and no path there: how the home itself and a directory in it are written
-    /// instead. A URL that ends in the slash after its host says no more than one without.
+    /// Where such a text names a machine and no path there: how the home itself and a directory in
+    /// it are written instead. A URL that ends in the slash after its host says no more than one
+    /// without.
     #[must_use]
     pub fn without_path(text: &OsStr, name: &str) -> Option<(String, String)> {
         let start = parse::without_path(text)?;

@@ -92,8 +92,8 @@ pub(super) async fn exchange(
     })
 }
 
-/// Why a run failed whose both sides are this process: there is no other side to name. `receiver` is what the
-/// receiving thread says; nothing, if it panicked.
+/// Why a run failed whose both sides are this process: there is no other side to name. `receiver`
+/// is what the receiving thread says; nothing, if it panicked.
 fn own_failure(sender: Failure, receiver: Option<Failure>) -> SyncError {
     // Whichever did not learn it from the other knows why.
     let cause = if sender.by_peer { receiver.filter(|receiver| !receiver.by_peer) } else { None };

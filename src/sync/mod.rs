@@ -64,7 +64,8 @@ pub struct Way {
     pub connect_timeout: Duration,
     /// How long the other side may be silent.
     pub timeout: Duration,
-    /// How often a connection that is lost once it has worked is made again without anything coming of it.
+    /// How often a connection that is lost once it has worked is made again without anything coming
+    /// of it.
     pub retries: u32,
     /// How many channels may carry an upload; `None`: as many as the round trip is worth.
     pub connections: Option<usize>,
@@ -109,8 +110,8 @@ pub struct Report {
     pub agent_installed_bytes: u64,
     /// Round trips until the other side could answer; 0 where there is no other machine.
     pub connect_round_trips: u32,
-    /// How often the connection was lost and made again. What was done before that is in the destination, and in the
-    /// summary only as content that travelled.
+    /// How often the connection was lost and made again. What was done before that is in the
+    /// destination, and in the summary only as content that travelled.
     pub retries: u32,
     /// Whether nothing was changed.
     pub dry_run: bool,

@@ -1,8 +1,8 @@
 //! What the client remembers of a source and its copy: one small private file for each pair.
 //!
 //! It decides whether deletions need consent, so it is kept apart from the baselines of
-//! [`crate::disk::memory`], which save bytes and are pruned early. What cannot be read is not known, and what is
-//! not known needs consent.
+//! [`crate::disk::memory`], which save bytes and are pruned early. What cannot be read is not
+//! known, and what is not known needs consent.
 
 use std::fs;
 use std::io;
@@ -70,7 +70,8 @@ impl Pairing {
         {
             let _ = write(file, record);
         }
-        // A setup says which session it means; of the others that is known once they are connected to.
+        // A setup says which session it means; of the others that is known once they are connected
+        // to.
         let machine = target::session_of(&job.way);
         let known = Mutex::new(Known { record, machine });
         Arc::new(Self { file, is_source_in_session, known })
@@ -86,7 +87,8 @@ impl Pairing {
         let known = self.known();
         let session = self.is_source_in_session.map(|is_source| {
             let then = known.record.as_ref().and_then(|record| record.machine.as_ref());
-            // Where it does not matter for deletions, it is not known before the connection is made.
+            // Where it does not matter for deletions, it is not known before the connection is
+            // made.
             let is_other = then.zip(known.machine.as_ref()).is_some_and(|(then, now)| then != now);
             InSession { is_source, is_other }
         });

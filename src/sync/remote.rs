@@ -78,7 +78,8 @@ impl<'a> Session<'a> {
         (self.up_bytes.bytes(), self.down_bytes.bytes())
     }
 
-    /// Connects before anything is ordered, where it matters for deletions which VM a session is on.
+    /// Connects before anything is ordered, where it matters for deletions which VM a session is
+    /// on.
     pub(super) async fn meet(&self, options: &Options, monitor: &Watcher) -> Result<(), SyncError> {
         if options.delete && matches!(self.endpoint, Endpoint::Session { .. }) {
             self.connected.get_or_try_init(|| self.connect(monitor)).await?;

@@ -1,7 +1,8 @@
 //! Retries: a run whose connection breaks goes on over another one.
 //!
-//! What arrived is staged or in place, so the next connection carries the rest. Only a connection that has worked is
-//! made again: where nothing was reached yet, whoever waits wants to know at once.
+//! What arrived is staged or in place, so the next connection carries the rest. Only a connection
+//! that has worked is made again: where nothing was reached yet, whoever waits wants to know at
+//! once.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,8 @@ use crate::wire::message::AbortKind;
 /// An agent that said more than its hello and a heartbeat was at work.
 const SAID_BYTES_MIN: u64 = 24;
 
-/// Runs rounds with the machine of `remote`, over as many connections as it takes. The last one stays open.
+/// Runs rounds with the machine of `remote`, over as many connections as it takes. The last one
+/// stays open.
 pub(super) async fn over_connections<'a>(
     remote: &'a Endpoint,
     way: &'a Way,

@@ -9,8 +9,8 @@ use crate::remote::{HostKeys, Target, Transport, ssh_config};
 use crate::sync::{Endpoint, SyncError, Way};
 use crate::tree::path::escape;
 
-/// Least time without a byte after which the layers below the exchange give a connection up. On a slow link one packet
-/// takes several seconds; a silent agent is noticed by its missing heartbeats.
+/// Least time without a byte after which the layers below the exchange give a connection up. On a
+/// slow link one packet takes several seconds; a silent agent is noticed by its missing heartbeats.
 const SILENCE_MIN: Duration = Duration::from_secs(30);
 
 /// The port of OpenSSH.

@@ -192,7 +192,8 @@ pub fn below(present: &Manifest, at: u32) -> impl Iterator<Item = EntryRef<'_>> 
         .take_while(move |entry| directory.is_some_and(|directory| entry.path.is_below(directory)))
 }
 
-/// Whether something is present that is neither wanted nor protected, nor holds something protected.
+/// Whether something is present that is neither wanted nor protected, nor holds something
+/// protected.
 pub fn has_more(wanted: &Manifest, present: &Manifest, protects: impl Fn(EntryRef<'_>) -> bool) -> bool {
     let mut lock_step = LockStep { wanted: wanted.iter().peekable(), present: present.iter().peekable() };
     std::iter::from_fn(|| lock_step.next()).any(|step| match step {

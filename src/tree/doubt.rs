@@ -1,16 +1,17 @@
 //! `Doubts`: files that may not hold what their size and time say, since a power cut came between.
 //!
-//! Size and time of a file reach the disk before its content does. Whoever lists a destination knows which files are
-//! not known to be durable; the [comparison](crate::tree::compare) then asks for more
-//! than size and time.
+//! Size and time of a file reach the disk before its content does. Whoever lists a destination
+//! knows which files are not known to be durable; the [comparison](crate::tree::compare) then asks
+//! for more than size and time.
 
 /// Why a file is not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Doubt {
-    /// The disk may not have had its content when the power went. What can be read of it is what the disk has, so its
-    /// hash decides.
+    /// The disk may not have had its content when the power went. What can be read of it is what
+    /// the disk has, so its hash decides.
     Unverified,
-    /// The disk failed to write it. What can be read of it may be in memory only, so its content is written anew.
+    /// The disk failed to write it. What can be read of it may be in memory only, so its content is
+    /// written anew.
     Lost,
 }
 

@@ -4,8 +4,9 @@
 //! nearest `.ksyncignore` with an opinion decides, its last matching line first, as with git. An excluded
 //! directory takes everything below it along.
 //!
-//! Rules see an entry's path in the transfer root, as rsync's do: where several SOURCEs go into DEST by name, that name
-//! is the path's first component. Ignore files see paths below their own directory.
+//! Rules see an entry's path in the transfer root, as rsync's do: where several SOURCEs go into
+//! DEST by name, that name is the path's first component. Ignore files see paths below their own
+//! directory.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -27,7 +28,8 @@ pub const IGNORE_TOTAL_BYTES_MAX: usize = 1 << 20;
 /// Most rules of a command line, and most ignore files of a tree.
 pub const RULES_MAX: usize = 10_000;
 
-/// Most bytes of a command line's patterns: they travel in one frame, and each name may be compared with each of them.
+/// Most bytes of a command line's patterns: they travel in one frame, and each name may be compared
+/// with each of them.
 pub const RULES_BYTES_MAX: usize = 1 << 20;
 
 /// UTF-8's byte order mark, which some editors put at the beginning of a text.
@@ -66,7 +68,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// A filter of the command line's rules for a tree that is the transfer root. Rules with empty patterns are skipped.
+    /// A filter of the command line's rules for a tree that is the transfer root. Rules with empty
+    /// patterns are skipped.
     #[must_use]
     pub fn new(rules: &[Rule]) -> Self {
         Self::anchored(rules, b"")

@@ -1,9 +1,10 @@
 //! A pattern's wildcards, compiled, and their comparison with a text.
 //!
-//! A pattern is a sequence of segments of fixed length with gaps between them. No wildcard but a literal `/` matches a
-//! slash within a component, so the leftmost place of a segment is always the right one: nothing that was placed is
-//! tried again, whoever wrote the pattern. A comparison costs at most the pattern's length times the text's, and a
-//! text that is shorter than the segments together costs nothing.
+//! A pattern is a sequence of segments of fixed length with gaps between them. No wildcard but a
+//! literal `/` matches a slash within a component, so the leftmost place of a segment is always the
+//! right one: nothing that was placed is tried again, whoever wrote the pattern. A comparison costs
+//! at most the pattern's length times the text's, and a text that is shorter than the segments
+//! together costs nothing.
 
 /// A compiled sequence of wildcards and literals. It matches a whole text or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,7 +106,8 @@ impl Glob {
         compiler.finish()
     }
 
-    /// Whether all of `text` matches. `held` gives the bytes of `text`, or of a longer one that holds it.
+    /// Whether all of `text` matches. `held` gives the bytes of `text`, or of a longer one that
+    /// holds it.
     pub(super) fn matches<'a>(&self, text: &[u8], held: impl FnOnce() -> &'a Set) -> bool {
         match self {
             Self::Never => false,
@@ -143,8 +145,8 @@ impl Pieces {
     }
 }
 
-/// Places a group of segments, with no more than components' insides between them, as far left as it goes from `at`
-/// on. The last group ends where the text ends.
+/// Places a group of segments, with no more than components' insides between them, as far left as
+/// it goes from `at` on. The last group ends where the text ends.
 fn place(group: &[Piece], gap: Gap, text: &[u8], at: usize, is_last: bool) -> Option<usize> {
     let mut start = at;
     loop {
@@ -164,7 +166,8 @@ fn next_component(text: &[u8], at: usize) -> Option<usize> {
     text.get(at..)?.iter().position(|&byte| byte == b'/').map(|slash| at + slash + 1)
 }
 
-/// Tries to place a group whose first segment begins at `start`; a last segment after a `**` begins where it may.
+/// Tries to place a group whose first segment begins at `start`; a last segment after a `**` begins
+/// where it may.
 fn attempt(group: &[Piece], gap: Gap, text: &[u8], start: usize, is_last: bool) -> Attempt {
     let mut at = start;
     for (number, piece) in group.iter().enumerate() {
@@ -305,8 +308,8 @@ impl Compiler {
         Self { gap, tokens: Vec::new(), pieces: Vec::new(), is_broken: false }
     }
 
-    /// Reads a pattern. `gap` is told of the byte before some stars, of their number and of what follows; its answer is
-    /// the gap that they stand for and the rest to be read.
+    /// Reads a pattern. `gap` is told of the byte before some stars, of their number and of what
+    /// follows; its answer is the gap that they stand for and the rest to be read.
     fn run(&mut self, text: &[u8], gap: impl Fn(Option<u8>, usize, &[u8]) -> (Gap, &[u8])) {
         let mut rest = text;
         let mut before = None;
@@ -346,7 +349,8 @@ impl Compiler {
 
     /// Ends a segment.
     fn close(&mut self, next: Gap) {
-        // What follows directly on a `**/` and spans directories too takes its place: no number of them costs more.
+        // What follows directly on a `**/` and spans directories too takes its place: no number of
+        // them costs more.
         if self.tokens.is_empty()
             && self.gap == Gap::Components
             && matches!(next, Gap::Components | Gap::Across)
@@ -387,8 +391,8 @@ impl Compiler {
     }
 }
 
-/// The token of a `[…]` whose bracket has been read, and what follows; `None` where it is not closed, or names a class
-/// that does not exist.
+/// The token of a `[…]` whose bracket has been read, and what follows; `None` where it is not
+/// closed, or names a class that does not exist.
 fn class(text: &[u8]) -> Option<(Token, &[u8])> {
     let negated = matches!(text.first(), Some(b'!' | b'^'));
     let mut rest = if negated { text.get(1..)? } else { text };

@@ -15,7 +15,8 @@ use crate::tree::path::{PathError, TreePath};
 use crate::tree::path_ref::PathRef;
 use crate::tree::table::Table;
 
-/// Most entries of one tree. At 28 bytes and a name each this is what a receiver can be made to hold.
+/// Most entries of one tree. At 28 bytes and a name each this is what a receiver can be made to
+/// hold.
 pub const ENTRIES_MAX: usize = 4_000_000;
 
 /// Most bytes of paths and link targets of one tree. Front coding makes a path of 8 KiB out of ten bytes on

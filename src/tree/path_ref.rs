@@ -1,7 +1,8 @@
-//! `PathRef`: a [`TreePath`] that lies in somebody else's memory, in two pieces: its directory and its name.
+//! `PathRef`: a [`TreePath`] that lies in somebody else's memory, in two pieces: its directory and
+//! its name.
 //!
-//! A manifest keeps the path of each directory once and of everything else the name alone, so a borrowed path
-//! has no bytes in a row that it could lend.
+//! A manifest keeps the path of each directory once and of everything else the name alone, so a
+//! borrowed path has no bytes in a row that it could lend.
 
 use std::cmp::Ordering;
 use std::fmt;

@@ -1,8 +1,8 @@
 //! Wildcards over paths, in the two dialects that people know: rsync's filter patterns and gitignore.
 //!
-//! Parsing decides which part of a path a pattern is compared with; `Glob` compares. Both follow the programs that
-//! own the dialect: rsync's `exclude.c` and `wildmatch.c`, git's `dir.c` and `wildmatch.c`. `tests/exchange/filters.rs`
-//! compares them with the programs themselves.
+//! Parsing decides which part of a path a pattern is compared with; `Glob` compares. Both follow
+//! the programs that own the dialect: rsync's `exclude.c` and `wildmatch.c`, git's `dir.c` and
+//! `wildmatch.c`. `tests/exchange/filters.rs` compares them with the programs themselves.
 
 use std::cell::OnceCell;
 
@@ -52,7 +52,8 @@ impl Pattern {
     fn rsync(text: &[u8]) -> Self {
         let directories_only = text.len() > 1 && text.ends_with(b"/");
         let text = if directories_only { text.strip_suffix(b"/").unwrap_or(text) } else { text };
-        // rsync counts the slashes of the text and looks for `**` in it before it knows escapes and classes.
+        // rsync counts the slashes of the text and looks for `**` in it before it knows escapes and
+        // classes.
         let slashes = text.iter().filter(|&&byte| byte == b'/').count();
         let spans = text.windows(2).any(|pair| pair == b"**");
         let is_wild = text.iter().any(|byte| b"*[?".contains(byte));
@@ -75,8 +76,8 @@ impl Pattern {
             };
             return pattern(place, Glob::rsync(body, false));
         }
-        // With `**` in it, a pattern that is not anchored may begin after any slash; a leading `**/` also matches
-        // nothing, so that what follows it may begin there too.
+        // With `**` in it, a pattern that is not anchored may begin after any slash; a leading
+        // `**/` also matches nothing, so that what follows it may begin there too.
         let stars = body.iter().take_while(|&&byte| byte == b'*').count();
         let leads = !anchored && stars > 1 && body.get(stars) == Some(&b'/');
         let rest = if leads { body.get(stars + 1..).unwrap_or_default() } else { body };
@@ -136,7 +137,8 @@ impl<'a> Named<'a> {
     }
 }
 
-/// What lies before the slash and the stars that a pattern ends in; `None` where no slash lies before them.
+/// What lies before the slash and the stars that a pattern ends in; `None` where no slash lies
+/// before them.
 fn before_stars(text: &[u8]) -> Option<&[u8]> {
     let end = text.iter().rposition(|&byte| byte != b'*')? + 1;
     let before = text.get(..end)?.strip_suffix(b"/")?;

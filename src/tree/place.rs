@@ -4,12 +4,14 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which directory, as hashes of what its system says. They are compared for equality only; 0 is not known.
+/// Which directory, as hashes of what its system says. They are compared for equality only; 0 is
+/// not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Place {
     /// The filesystem: its type and the id that it keeps from one mount to the next.
     pub filesystem: u32,
-    /// The directory: its inode, and when that was made, since filesystems give its number to a new one again.
+    /// The directory: its inode, and when that was made, since filesystems give its number to a new
+    /// one again.
     pub directory: u32,
     /// The machine, since it was started.
     pub boot: u32,

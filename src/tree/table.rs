@@ -1,7 +1,7 @@
 //! `Table`: the entries of a tree in as little memory as lets each be found by its number at once.
 //!
-//! An entry takes 28 bytes and its name; the whole path is kept of directories alone. As values of their own,
-//! each with a path on the heap, a million entries took three times as much.
+//! An entry takes 28 bytes and its name; the whole path is kept of directories alone. As values of
+//! their own, each with a path on the heap, a million entries took three times as much.
 
 use crate::content::hash::Hash;
 use crate::tree::entry::{EntryRef, Kind, MODE_MASK, SECONDS_MAX, Time};
@@ -14,7 +14,8 @@ const ROOT: u32 = u32::MAX;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Table {
     rows: Vec<Row>,
-    /// One after the other: of a directory its path, of everything else its name and then its hash or target.
+    /// One after the other: of a directory its path, of everything else its name and then its hash
+    /// or target.
     text: Vec<u8>,
 }
 
@@ -77,8 +78,8 @@ impl Table {
         self.rows.len()
     }
 
-    /// Appends an entry that lies in the directory with this number. Limits were checked: all text together is
-    /// shorter than 4 GiB.
+    /// Appends an entry that lies in the directory with this number. Limits were checked: all text
+    /// together is shorter than 4 GiB.
     pub(super) fn push(&mut self, parent: Option<u32>, entry: EntryRef<'_>) {
         let text = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
         let name = entry.path.name();

@@ -88,8 +88,9 @@ impl Watch {
         }
     }
 
-    /// What is to be looked at. Where everything is asked for, what was touched before comes first and by itself: what
-    /// was seen as it happened is told from what only a look at everything finds.
+    /// What is to be looked at. Where everything is asked for, what was touched before comes first
+    /// and by itself: what was seen as it happened is told from what only a look at everything
+    /// finds.
     #[must_use]
     pub fn take(&self) -> Option<Touched> {
         let is_asked = self.shared.state().is_asked;

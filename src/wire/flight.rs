@@ -1,8 +1,10 @@
-//! The first flight: what the client says to an agent that it starts, before it knows whether there is one.
+//! The first flight: what the client says to an agent that it starts, before it knows whether there
+//! is one.
 //!
-//! An exec request is the only thing that OpenSSH takes in without a round trip, so the first flight travels in the
-//! agent's command line. Every user of that machine can read a command line. So the first flight is sealed with a
-//! secret that the agent keeps in its private directory and that the client learnt over an earlier connection.
+//! An exec request is the only thing that OpenSSH takes in without a round trip, so the first
+//! flight travels in the agent's command line. Every user of that machine can read a command line.
+//! So the first flight is sealed with a secret that the agent keeps in its private directory and
+//! that the client learnt over an earlier connection.
 //!
 //! ```text
 //!  CLIENT                                       AGENT
@@ -17,9 +19,9 @@
 //!  line end · NONCE · line end · all once more ► skips all that comes before that line
 //!    ◄────────────────────────────────────  hello
 //! ```
-//! The secret opens the first flight of one login only: another user who repeats the command line starts an agent of
-//! his own, which has another secret. The name of the agent's file and the protocol's version are part of what is
-//! sealed, so that no other build opens it.
+//! The secret opens the first flight of one login only: another user who repeats the command line
+//! starts an agent of his own, which has another secret. The name of the agent's file and the
+//! protocol's version are part of what is sealed, so that no other build opens it.
 
 use std::fmt;
 
@@ -27,7 +29,8 @@ use crate::content::hex::{from_hex, to_hex};
 pub use crate::content::seal::{NONCE_BYTES, SECRET_BYTES, Secret};
 use crate::wire::hello::VERSION;
 
-/// What the agent says where it cannot open the first flight: the client is to say all of it once more.
+/// What the agent says where it cannot open the first flight: the client is to say all of it once
+/// more.
 pub const AGAIN: &[u8] = b"\0KSYNC-AGAIN\n";
 
 /// What the agent says before its secret, whose digits and a line end follow.

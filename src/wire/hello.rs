@@ -49,7 +49,8 @@ pub struct Options {
     pub fsync: bool,
     /// Which entries take part.
     pub rules: Vec<Rule>,
-    /// The SOURCE directory's path in the transfer root, where the rules' anchors are; empty if it is the root.
+    /// The SOURCE directory's path in the transfer root, where the rules' anchors are; empty if it
+    /// is the root.
     #[serde(with = "serde_bytes")]
     pub anchor: Vec<u8>,
     /// What the person who typed allows to be deleted.

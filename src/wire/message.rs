@@ -97,7 +97,8 @@ impl Subject {
 /// What of the files that are offered takes no room: by it a receiver tells whether the rest fits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holes {
-    /// Files, in ascending order, with the bytes of their lengths that no block of the filesystem is behind.
+    /// Files, in ascending order, with the bytes of their lengths that no block of the filesystem
+    /// is behind.
     pub files: Vec<(u32, u64)>,
     /// The same, of all other files together.
     pub others_bytes: u64,

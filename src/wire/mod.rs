@@ -13,10 +13,10 @@
 //! it offered.
 //!
 //! # Non-goals
-//! Authentication and secrecy are SSH's, but for the first bytes from the client, which travel sealed in a command
-//! line: see [`flight`]. Compatibility between versions is not needed, since the client
-//! puts the agent of its own build on the other machine and finds it by its hash; the version in the hello
-//! only turns a mistake into a clear error.
+//! Authentication and secrecy are SSH's, but for the first bytes from the client, which travel
+//! sealed in a command line: see [`flight`]. Compatibility between versions is not needed, since
+//! the client puts the agent of its own build on the other machine and finds it by its hash; the
+//! version in the hello only turns a mistake into a clear error.
 //!
 //! # The exchange
 //! Each side sends [`hello::MAGIC`], a hello frame, then frames of one message each. Neither waits for the
@@ -60,8 +60,9 @@
 //! want may name the blocks of the old version without the piece that is probably missing, and where that begins: what is
 //! said afterwards is about the old version as it is.
 //!
-//! Where files of the offer take less room than they are long, the sender says so before the offer ends (`Holes`): the
-//! receiver refuses the run before it writes anything where the rest cannot fit.
+//! Where files of the offer take less room than they are long, the sender says so before the offer
+//! ends (`Holes`): the receiver refuses the run before it writes anything where the rest cannot
+//! fit.
 //!
 //! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
 //! had been moved or copied from there; the sender need not know which.
@@ -80,8 +81,9 @@
 //! What is not in the scope is neither compared nor changed. Nothing of it is remembered for the next run. A receiver
 //! may ask for a round about everything with `Rescan`.
 //!
-//! The agent passes on what it observes as `Note`. A side that has to stop says why with `Abort`. A side that has
-//! written nothing for a while sends a `Heartbeat`, which no engine sees: see `exchange::liveness`.
+//! The agent passes on what it observes as `Note`. A side that has to stop says why with `Abort`. A
+//! side that has written nothing for a while sends a `Heartbeat`, which no engine sees: see
+//! `exchange::liveness`.
 //!
 //! # Flow control
 //! A receiver has at most [`message::WANTS_MAX`] wants without an answer, so a sender can always take in

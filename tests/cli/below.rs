@@ -1,5 +1,5 @@
-//! What lies in a destination that a copy must be careful with: filesystems that are mounted there, pipes, directories
-//! that nobody may list, set-id files.
+//! What lies in a destination that a copy must be careful with: filesystems that are mounted there,
+//! pipes, directories that nobody may list, set-id files.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
@@ -7,8 +7,8 @@ use std::process::Command;
 
 use crate::world::World;
 
-/// Runs a script in the world's folder, where `ksync` is a command, with mounts that nobody else sees. `None`, said
-/// aloud, where nothing can be mounted.
+/// Runs a script in the world's folder, where `ksync` is a command, with mounts that nobody else
+/// sees. `None`, said aloud, where nothing can be mounted.
 fn with_mounts(world: &World, script: &str) -> Option<String> {
     let mut unshare = world.command("unshare");
     unshare.args(["--mount", "--propagation", "private", "sh", "-ec"]);
@@ -36,7 +36,8 @@ fn nothing_below_a_mount_is_deleted_and_everything_else_is() {
     let world = World::new();
     world.tree("src").file("a", "1");
     world.tree("dst").file("extra", "goes").file("old/f", "goes");
-    // A filesystem, and a directory of the same one that is mounted once more; one of them two levels down.
+    // A filesystem, and a directory of the same one that is mounted once more; one of them two
+    // levels down.
     let script = "
         mkdir -p dst/mp dst/d/bound dst/inner/mp elsewhere
         echo precious >elsewhere/p

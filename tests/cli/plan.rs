@@ -1,4 +1,5 @@
-//! The plan is the run: what is listed is what two looks at the destination, before and after, differ in.
+//! The plan is the run: what is listed is what two looks at the destination, before and after,
+//! differ in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -19,7 +20,8 @@ impl Dice {
     }
 }
 
-/// A tree of a few names, so that two of them have much in common and much that is in each other's way.
+/// A tree of a few names, so that two of them have much in common and much that is in each other's
+/// way.
 fn grow(dice: &mut Dice, mut tree: Tree, prefix: &str, depth: u64) -> Tree {
     for name in ["a", "b", "c", "d", "skip"] {
         let path = format!("{prefix}{name}");

@@ -1,9 +1,9 @@
-//! Filters beside the programs whose dialects they speak: the same random trees and rules go through rsync and ksync,
-//! and the same ignore files through git.
+//! Filters beside the programs whose dialects they speak: the same random trees and rules go
+//! through rsync and ksync, and the same ignore files through git.
 //!
-//! Every case follows from the seed and its number, and a failure names both. `KSYNC_FILTER_SEED` and
-//! `KSYNC_FILTER_CASES` choose others:
-//! `KSYNC_FILTER_SEED=7 KSYNC_FILTER_CASES=20000 cargo test --test exchange filters`.
+//! Every case follows from the seed and its number, and a failure names both. `KSYNC_FILTER_SEED`
+//! and `KSYNC_FILTER_CASES` choose others: `KSYNC_FILTER_SEED=7 KSYNC_FILTER_CASES=20000 cargo test
+//! --test exchange filters`.
 //!
 //! What ksync does otherwise than rsync, on purpose. The cases hold none of it.
 //!
@@ -188,7 +188,8 @@ fn join(root: &Path, name: &[u8]) -> PathBuf {
     root.join(OsStr::from_bytes(name))
 }
 
-/// Random entries. What is a directory follows from the path, so that two trees of one case agree on it.
+/// Random entries. What is a directory follows from the path, so that two trees of one case agree
+/// on it.
 fn grow(root: &Path, directory: &[u8], depth: usize, kinds: u64, content: &str, dice: &mut Dice) {
     for _ in 0..=dice.below(4) {
         let name = dice.one_of(NAMES);
@@ -328,8 +329,8 @@ fn ignore_files_select_what_gits_select() {
     });
 }
 
-/// What costs most where the leftmost place of a segment is not kept: exponential without any bound, 39 s with one of
-/// the pattern's length times the name's.
+/// What costs most where the leftmost place of a segment is not kept: exponential without any
+/// bound, 39 s with one of the pattern's length times the name's.
 #[test]
 fn no_pattern_costs_much_whoever_wrote_it() {
     const BYTES: usize = 64 << 10;

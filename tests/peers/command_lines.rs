@@ -1,4 +1,5 @@
-//! What other users of the machine can read in the command lines of its processes: nothing of what is copied.
+//! What other users of the machine can read in the command lines of its processes: nothing of what
+//! is copied.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -69,8 +70,8 @@ impl Drop for Spy {
     }
 }
 
-/// Nothing secret stands in command lines, of which there are some of a world's agent; whether its first flight was
-/// sealed. Other tests have agents too.
+/// Nothing secret stands in command lines, of which there are some of a world's agent; whether its
+/// first flight was sealed. Other tests have agents too.
 #[track_caller]
 fn tell_nothing(world: &World, lines: &BTreeSet<String>, when: &str) -> bool {
     let agents = format!("{}/agent-", world.path("machine/home/.cache/ksync").display());

@@ -178,7 +178,8 @@ fn wait_for_lanes(machine: &Machine) -> (Vec<Pid>, Vec<Pid>) {
 fn a_link_that_is_cut_ends_all_and_what_arrived_is_kept() {
     let Some(machine) = machine(&[]) else { return };
     machine.world.tree("src").file("large", noise(3, 4 * LARGE_BYTES));
-    // One that is there keeps its mode; one that an interrupted run made would, too.
+    // The two runs have other addresses, so the second one does not know what the first one made.
+    // A destination that is not known keeps its mode.
     machine.world.tree("dst");
     let link = Link::to(([127, 0, 0, 1], machine.port).into(), ROUND_TRIP / 2);
     let client = upload_over(&machine, &format!("ssh://{}", link.address), &["--retries", "0"]);
@@ -196,7 +197,8 @@ fn a_link_that_is_cut_ends_all_and_what_arrived_is_kept() {
 fn killed(choose: impl Fn((Vec<Pid>, Vec<Pid>)) -> Pid) -> Option<String> {
     let machine = machine(&[])?;
     machine.world.tree("src").file("large", noise(3, 4 * LARGE_BYTES));
-    // One that is there keeps its mode; one that an interrupted run made would, too.
+    // The two runs have other addresses, so the second one does not know what the first one made.
+    // A destination that is not known keeps its mode.
     machine.world.tree("dst");
     let client = upload(&machine, ROUND_TRIP, &["--retries", "0"]);
     kill_process(choose(wait_for_lanes(&machine)), Signal::KILL).expect("kill");

@@ -1,5 +1,5 @@
-//! A filesystem in memory, spoken by hand over `/dev/fuse`, that takes less than it says: it keeps the first bytes of
-//! each write behind a limit, and tells so only when the file is closed.
+//! A filesystem in memory, spoken by hand over `/dev/fuse`, that takes less than it says: it keeps
+//! the first bytes of each write behind a limit, and tells so only when the file is closed.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;

@@ -1,12 +1,15 @@
-//! Power cuts: what a run leaves on an ext4 that loses its power at any moment is found and repaired by the next run.
+//! Power cuts: what a run leaves on an ext4 that loses its power at any moment is found and
+//! repaired by the next run.
 //!
-//! Each round has a filesystem of its own in a file, a way (local, upload, download, watch), mount options, kinds of
-//! files, and a moment, all of which follow from its seed. The power goes by ext4's shutdown ioctl. Then the next run
-//! has to exit with 0, and a comparison that shares no code with ksync has to find no difference.
+//! Each round has a filesystem of its own in a file, a way (local, upload, download, watch), mount
+//! options, kinds of files, and a moment, all of which follow from its seed. The power goes by
+//! ext4's shutdown ioctl. Then the next run has to exit with 0, and a comparison that shares no
+//! code with ksync has to find no difference.
 //!
-//! `cargo test --test power` runs 20 rounds. `KSYNC_POWER_ROUNDS=500 cargo test --test power campaign -- --nocapture`
-//! runs as many as it says; `KSYNC_POWER_SEED` is the first round's seed, so that one can be repeated. What needs root,
-//! loop devices, mkfs.ext4 and perl says so where they are missing and passes, unless `KSYNC_REQUIRE_PEERS=1`.
+//! `cargo test --test power` runs 20 rounds. `KSYNC_POWER_ROUNDS=500 cargo test --test power
+//! campaign -- --nocapture` runs as many as it says; `KSYNC_POWER_SEED` is the first round's seed,
+//! so that one can be repeated. What needs root, loop devices, mkfs.ext4 and perl says so where
+//! they are missing and passes, unless `KSYNC_REQUIRE_PEERS=1`.
 
 #![cfg(feature = "sandbox")]
 #![allow(

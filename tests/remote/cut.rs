@@ -1,4 +1,5 @@
-//! A connection that is cut during the login is a lost connection, wherever it is cut; a refusal is none.
+//! A connection that is cut during the login is a lost connection, wherever it is cut; a refusal is
+//! none.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

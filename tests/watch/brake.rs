@@ -1,4 +1,5 @@
-//! Deletions in a watch: what was seen as it happened passes, what only a look at everything finds waits.
+//! Deletions in a watch: what was seen as it happened passes, what only a look at everything finds
+//! waits.
 
 use std::fs;
 

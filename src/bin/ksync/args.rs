@@ -287,7 +287,8 @@ pub(crate) struct WayArgs {
     /// Give up when nothing comes for so long: 60, with --watch 30; 0 is never
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u64>,
-    /// Connect again so often, if a connection that worked is lost and nothing comes of it; 0 is never
+    /// Connect again so often, if a connection that worked is lost and nothing comes of it; 0 is
+    /// never
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) retries: u32,
     /// Give up connecting after so long; 0 is never
@@ -327,7 +328,7 @@ pub(crate) struct SandboxArgs {
     help: Option<bool>,
 }
 
-/// How many entries may be deleted.
+/// Parses the limit of `--max-delete`.
 fn max_delete(text: &str) -> Result<u64, &'static str> {
     text.parse().map_err(|_| "--max-delete takes a number of entries, 0 or more")
 }

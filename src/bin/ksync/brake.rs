@@ -1,4 +1,4 @@
-//! What is said of deletions that wait for consent, and the question whether they may be done.
+//! Words about deletions that wait for consent, and the question whether they may be done.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -45,9 +45,9 @@ impl Words {
         self.of
     }
 
-    /// What happened, and why.
+    /// The event and its reason, in a sentence.
     pub(crate) fn what(&self, braked: &Braked) -> String {
-        let (source, destination, entries) = (&self.source, &self.destination, entries(braked.going));
+        let (source, destination, going) = (&self.source, &self.destination, entries(braked.going));
         let what = match self.of {
             In::DryRun => "the run would delete nothing and end with exit code 25",
             In::Run | In::Watch => "nothing was deleted",
@@ -63,15 +63,15 @@ impl Words {
             Reason::Foreign => {
                 format!("{destination} was never a copy of {source} made by ksync, and holds more than that")
             }
-            Reason::Most => format!("more than half of the {} of {destination}", entries_of(braked.held)),
+            Reason::Most => format!("more than half of the {} of {destination}", entries(braked.held)),
         };
         match braked.reason {
-            Reason::Most => format!("{what}: {entries} would go, {cause}"),
-            _ => format!("{what}: {cause}; {entries} would go"),
+            Reason::Most => format!("{what}: {going} would go, {cause}"),
+            _ => format!("{what}: {cause}; {going} would go"),
         }
     }
 
-    /// What to do.
+    /// The hint: how to consent.
     pub(crate) fn hint(&self, braked: &Braked) -> String {
         let consent = match braked.reason {
             Reason::Protected => {
@@ -106,7 +106,7 @@ impl Words {
     }
 }
 
-/// Whether somebody can be asked.
+/// A person sits at the terminal, and may consent.
 pub(crate) fn can_ask(braked: &Braked, show: Show) -> bool {
     // A protected directory has to be named.
     braked.reason != Reason::Protected
@@ -130,10 +130,6 @@ fn is_yes(answer: &str) -> bool {
 
 fn entries(number: u64) -> String {
     counted(number, "entry", "entries")
-}
-
-fn entries_of(number: u64) -> String {
-    entries(number)
 }
 
 #[cfg(test)]

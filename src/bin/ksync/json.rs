@@ -27,7 +27,7 @@ pub(crate) struct Json {
     /// How often everything was looked at.
     scans: AtomicU64,
     words: Words,
-    /// What a watch said last of deletions that wait for consent.
+    /// The last message of a watch about deletions that wait for consent.
     braked: Mutex<Option<Braked>>,
 }
 

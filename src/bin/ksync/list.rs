@@ -18,7 +18,8 @@ pub(crate) fn plain(action: Action, what: What, path: &[u8]) -> String {
 
 /// A change in the eleven letters of `rsync --itemize-changes`: `<f+++++++++ a`.
 ///
-/// Owner, group and the letters after them are not compared and stay dots. A link's target is not shown.
+/// Owner, group and the letters after them are not compared and stay dots. A link's target is not
+/// shown.
 pub(crate) fn itemized(
     action: Action,
     what: What,

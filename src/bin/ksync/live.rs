@@ -37,7 +37,7 @@ pub(crate) struct LiveScreen {
 struct State {
     /// The destination is a copy.
     is_ready: bool,
-    /// What was said last of deletions that wait for consent.
+    /// The last message about deletions that wait for consent.
     braked: Option<String>,
     /// Only where there is a terminal.
     bar: Option<ProgressBar>,

@@ -232,8 +232,8 @@ fn stats_block(report: &Report, agent: Option<u64>) -> String {
     .concat()
 }
 
-/// The exit code of a run that came to its end. Deletions that wait for somebody come first: problems were told
-/// each.
+/// The exit code of a run that came to its end. Deletions that wait for somebody come first:
+/// problems were told each.
 pub(crate) fn exit_code(summary: &Summary) -> u8 {
     if summary.braked.is_some() {
         return BRAKE;

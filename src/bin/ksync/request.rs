@@ -119,8 +119,8 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
     })
 }
 
-/// Whether the rules exclude a SOURCE as a whole, as far as this side can tell: what a remote SOURCE is, its own side
-/// finds out.
+/// A SOURCE that the rules exclude as a whole, as far as this side can tell: what a remote SOURCE
+/// is, its own side finds out.
 fn is_excluded(job: &Job) -> bool {
     let Ok(path) = TreePath::new(&*job.options.anchor) else { return false };
     let filter = Filter::new(&job.options.rules);
@@ -130,7 +130,7 @@ fn is_excluded(job: &Job) -> bool {
     }
 }
 
-/// What may be deleted. Only the command line says so: no file and no variable.
+/// Consent to deletions. Only the command line gives it: no file and no variable.
 fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, Complaint> {
     if what.force_delete_in.len() > FORCED_MAX {
         let told = format!("--force-delete-in is given more than {FORCED_MAX} times");
@@ -229,7 +229,8 @@ fn pair(places: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)
     }
 }
 
-/// A directory does not become the home by leaving something out. (A file goes into it, as with scp.)
+/// A directory does not become the home by leaving something out. (A file goes into it, as with
+/// scp.)
 fn refuse_home(source: &Endpoint, destination: Option<&OsString>) -> Result<(), Complaint> {
     let (Endpoint::Local(path), Some(destination)) = (source, destination) else { return Ok(()) };
     let name = own_name(source).ok().and_then(|name| String::from_utf8(name).ok());
@@ -490,7 +491,7 @@ mod tests {
         );
         let force_in = vec![ByteBuf::from(b"/x"), ByteBuf::from(b"y")];
         assert_eq!(all, Consent { yes: true, max_delete: Some(0), force_in });
-        // What looks like a remote place is a name here.
+        // A name that looks like a remote place.
         assert_eq!(consent("ksync --force-delete-in=a:b a b").force_in, [ByteBuf::from(b"a:b")]);
     }
 

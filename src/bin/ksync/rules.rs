@@ -75,8 +75,8 @@ pub(crate) fn compile(
     Ok(rules)
 }
 
-/// Adds a rule. As with rsync, `+ ` and `- ` before a pattern overrule the option, `!` forgets all rules so far, and an
-/// empty text is no rule.
+/// Adds a rule. As with rsync, `+ ` and `- ` before a pattern overrule the option, `!` forgets all
+/// rules so far, and an empty text is no rule.
 fn add(
     rules: &mut Vec<Rule>,
     include: bool,

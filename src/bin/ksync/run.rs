@@ -45,8 +45,8 @@ pub(crate) fn run(request: &Request) -> Result<u8, Complaint> {
     done
 }
 
-/// Does a job; where deletions wait for consent and somebody can be asked, asks, and goes on with a yes: what is left
-/// to do by then are the deletions.
+/// Does a job; where deletions wait for consent and somebody can be asked, asks, and goes on with a
+/// yes: what is left to do by then are the deletions.
 async fn with_consent(job: &Job, request: &Request, signals: &mut Signals) -> Result<u8, Complaint> {
     let (exit, braked) = one(job, request, signals).await?;
     let Some(braked) = braked.filter(|braked| brake::can_ask(braked, request.show)) else { return Ok(exit) };
@@ -88,7 +88,8 @@ async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<(u8,
         return Ok((report::COMMAND, None));
     }
     if report.dry_run {
-        // Nothing was stopped: what a run would do is told, and that it would end with another code.
+        // Nothing was stopped: what a run would do is told, and that it would end with another
+        // code.
         let summary = Summary { braked: None, ..report.summary };
         return Ok((report::exit_code(&summary), None));
     }
@@ -127,7 +128,8 @@ impl Signals {
     }
 }
 
-/// Of two exit codes of complete runs the one that says more is amiss: 25 before 23 before 24 before 0.
+/// Of two exit codes of complete runs the one that says more is amiss: 25 before 23 before 24
+/// before 0.
 fn worse(a: u8, b: u8) -> u8 {
     if a == 0 || b == 0 || a == report::BRAKE || b == report::BRAKE && a != report::COMMAND {
         a.max(b)

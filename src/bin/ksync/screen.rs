@@ -231,7 +231,7 @@ impl View for Screen {
                     Some(bar) => bar.suspend(|| out::note(&line)),
                     None => out::note(&line),
                 }
-                // What is still missing is planned anew.
+                // The next attempt plans what is still missing.
                 (state.progress, state.pace) = Default::default();
             }
             News::Round(_) => {}

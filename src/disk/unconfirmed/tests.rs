@@ -81,7 +81,8 @@ fn what_was_put_in_place_is_doubted_after_a_power_cut_until_it_was_verified() {
     assert!(!place.at(".ksync").exists());
 }
 
-/// A change of metadata is marked from the beginning of its second on, so what is doubted must be older.
+/// A change of metadata is marked from the beginning of its second on, so what is doubted must be
+/// older.
 fn wait_a_second_if_whole(_root: &Root) {
     thread::sleep(Duration::from_millis(1100));
 }

@@ -54,7 +54,8 @@ fn wanted() -> Tree {
     tree([("file", file(b"in a directory's place")), ("link", link("file")), ("new", file(&[7; 9000]))])
 }
 
-/// Has a directory with something in it in the place of a file and of a link, and a file that would be moved.
+/// Has a directory with something in it in the place of a file and of a link, and a file that would
+/// be moved.
 fn in_the_way() -> Tree {
     tree([
         ("file", directory()),

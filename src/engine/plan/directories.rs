@@ -1,4 +1,5 @@
-//! The directories that a plan touches by what it changes in them: their times move, and their modes may forbid it.
+//! The directories that a plan touches by what it changes in them: their times move, and their
+//! modes may forbid it.
 
 use std::collections::BTreeSet;
 

@@ -133,8 +133,8 @@ impl Receiver {
         Some(Braked { reason, going, held: facts.held, head: self.plan.head(present) })
     }
 
-    /// Decides what the root's own mode and time become: both the source's where ksync made it; else it keeps its
-    /// mode.
+    /// Decides what the root's own mode and time become: both the source's where ksync made it;
+    /// else it keeps its mode.
     fn look_at_root(&mut self, destination: &Destination, known: Known) {
         let Some((_, (mode, time))) = self.source() else { return };
         let is_own = destination.is_new || known.pair.is_some_and(|pair| pair.is_own);
@@ -150,8 +150,8 @@ impl Receiver {
         }
     }
 
-    /// What is known of both sides from now on: where the destination held nothing, everything in it will be the
-    /// source's, even if this run does not come to its end.
+    /// What is known of both sides from now on: where the destination held nothing, everything in
+    /// it will be the source's, even if this run does not come to its end.
     fn pair_up(
         &mut self,
         destination: &Destination,

@@ -25,13 +25,14 @@ const SYNC_FILES_MIN: usize = 4;
 const OPEN_FILES_MAX: usize = 128;
 
 /// A file that has everything but its name.
-enum Made {
+enum Unnamed {
     Nameless(File),
     Staged(Complete),
 }
 
 impl Receiving {
-    /// Puts small files in place. Where they have to be durable, all are on the disk before the first has its name.
+    /// Puts small files in place. Where they have to be durable, all are on the disk before the
+    /// first has its name.
     pub(super) fn store_all(&self, files: &[SmallFile]) -> Vec<(u32, Result<(), Fault>)> {
         let chunks = files.chunks(if self.options.fsync { OPEN_FILES_MAX } else { 1 });
         chunks.flat_map(|chunk| self.store_together(chunk)).collect()
@@ -46,9 +47,9 @@ impl Receiving {
         } else {
             Ok(())
         };
-        let name = |(file, made): (&SmallFile, Result<Made, Fault>)| {
+        let name = |(file, made): (&SmallFile, Result<Unnamed, Fault>)| {
             let named = match (made, &synced) {
-                (Ok(Made::Staged(complete)), Err(fault)) => {
+                (Ok(Unnamed::Staged(complete)), Err(fault)) => {
                     // It may look whole and not be on the disk.
                     let _ = complete.discard();
                     Err(fault.clone())
@@ -67,7 +68,7 @@ impl Receiving {
     }
 
     /// Makes a file that is still to get its name.
-    fn make(&self, file: &SmallFile, durability: Durability) -> Result<Made, Fault> {
+    fn make(&self, file: &SmallFile, durability: Durability) -> Result<Unnamed, Fault> {
         let made;
         let data = match &file.content {
             SmallContent::Whole(data) => data,
@@ -85,10 +86,10 @@ impl Receiving {
         if self.trees()?.present.position(self.entry(file.id)?.path).is_none() {
             let new = root.make_new(&path, data, &metadata, durability);
             if let Some(new) = new.map_err(|error| unwritable(&error))? {
-                return Ok(Made::Nameless(new));
+                return Ok(Unnamed::Nameless(new));
             }
         }
-        self.stage(data, file.id, durability).map(Made::Staged)
+        self.stage(data, file.id, durability).map(Unnamed::Staged)
     }
 
     fn stage(&self, data: &[u8], id: u32, durability: Durability) -> Result<Complete, Fault> {
@@ -102,17 +103,17 @@ impl Receiving {
     }
 
     /// Gives a file its name.
-    fn name(&self, file: &SmallFile, made: Made) -> Result<(), Fault> {
+    fn name(&self, file: &SmallFile, made: Unnamed) -> Result<(), Fault> {
         match made {
-            Made::Staged(complete) => self.place_complete(file.id, complete),
-            Made::Nameless(new) => {
+            Unnamed::Staged(complete) => self.place_complete(file.id, complete),
+            Unnamed::Nameless(new) => {
                 let (root, path) = (self.root()?, self.path(file.id)?);
                 if root.name_new(&path, &new).map_err(|error| self.failed(file.id, &error))? {
                     return Ok(());
                 }
                 // Only the superuser may name it here. From now on such files are staged.
                 let made = self.make(file, self.durability())?;
-                let Made::Staged(complete) = made else { return Err(out_of_turn()) };
+                let Unnamed::Staged(complete) = made else { return Err(out_of_turn()) };
                 self.place_complete(file.id, complete)
             }
         }

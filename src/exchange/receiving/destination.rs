@@ -10,7 +10,7 @@ use std::thread;
 use serde_bytes::ByteBuf;
 
 use crate::disk::error::DiskError;
-use crate::disk::home;
+use crate::disk::expand_home;
 use crate::disk::root::{Policy, Root};
 use crate::disk::scan::{self, Away, ScanOptions, scan};
 use crate::disk::stage::Staging;
@@ -107,7 +107,8 @@ impl Receiving {
         }
         if !self.options.dry_run {
             let named = path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty());
-            self.made.note(named.take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect());
+            self.ancestors
+                .note(named.take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect());
         }
         let root = if self.options.dry_run { Root::open(path) } else { Root::create(path) };
         let policy = Policy { set_id_owner: self.options.set_id_owner };
@@ -178,8 +179,8 @@ impl Receiving {
         }
     }
 
-    /// Has the destination ready for files before the first one is there: that takes the disk a moment, and so does the
-    /// way to the peer.
+    /// Has the destination ready for files before the first one is there: that takes the disk a
+    /// moment, and so does the way to the peer.
     pub(super) fn expect_files(&self) {
         if let Some(root) = self.opened.get().and_then(|place| place.root.clone()) {
             // Without a thread, or if it fails, that shows with the first file.
@@ -228,13 +229,15 @@ impl Receiving {
         // In a directory that several runs share, what the others stage stays.
         clear_leftovers(root, |name| own.as_ref().is_some_and(|own| own.as_bytes() != name))
             .map_err(|error| destination_fault(&error))?;
-        // Before the time is set, and before the peer is told: whoever is told may end this process.
+        // Before the time is set, and before the peer is told: whoever is told may end this
+        // process.
         root.unlock();
         if let Some((mode, mtime)) = metadata {
             root.set_self(mode, mtime).map_err(|error| destination_fault(&error))?;
         }
         if self.options.fsync {
-            // Names, modes and times of everything; and what was not written by this run and was not there yet.
+            // Names, modes and times of everything; and what was not written by this run and was
+            // not there yet.
             root.settle(is_verified, true).map_err(|error| destination_fault(&error))?;
         }
         if let (Some(standing), Some(pair)) = (&self.standing, pair) {
@@ -242,16 +245,6 @@ impl Receiving {
         }
         Ok(())
     }
-}
-
-/// A path as it was typed for this machine; `~` is the home directory.
-fn expand_home(path: &[u8]) -> PathBuf {
-    let below_home = path.strip_prefix(b"~").filter(|rest| rest.is_empty() || rest.starts_with(b"/"));
-    let home = below_home.zip(home());
-    home.map_or_else(
-        || PathBuf::from(OsStr::from_bytes(if path.is_empty() { b"." } else { path })),
-        |(rest, home)| home.join(OsStr::from_bytes(rest.strip_prefix(b"/").unwrap_or(rest))),
-    )
 }
 
 fn absolute(path: &Path) -> PathBuf {

@@ -103,7 +103,8 @@ impl Receiving {
         }
     }
 
-    /// Gives a directory back what it had. Set-id bits that may not be set cannot be given back: it is left then.
+    /// Gives a directory back what it had. Set-id bits that may not be set cannot be given back: it
+    /// is left then.
     fn restore(&self, at: u32) -> Result<Result<(), DiskError>, Fault> {
         let (root, entry) = (self.root()?, self.trees()?.present.get(at).ok_or_else(out_of_turn)?);
         let seen = self.identity(at).filter(|_| root.policy().mode(entry.mode) == entry.mode);

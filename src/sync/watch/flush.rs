@@ -54,8 +54,8 @@ impl Flushes {
         }
     }
 
-    /// Waits until everything that has been saved before this call is there; `false` where deletions wait for
-    /// consent.
+    /// Waits until everything that has been saved before this call is there; `false` where
+    /// deletions wait for consent.
     pub(super) async fn flush(&self) -> bool {
         let (asked, mut seen) = (Instant::now(), self.seen.subscribe());
         if self.source.is_some() {

@@ -1,0 +1,80 @@
+//! Home directories: of whoever runs this, and of this machine's users.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::process::geteuid;
+
+/// Longest list of users that is read, in bytes.
+const USERS_BYTES_MAX: u64 = 4 << 20;
+
+/// A path as it was typed for this machine: `~` and `~/…` are the home directory, and no path is
+/// the working directory, which is the home where sshd starts us.
+#[must_use]
+pub fn expand_home(path: &[u8]) -> PathBuf {
+    let below_home = path.strip_prefix(b"~").filter(|rest| rest.is_empty() || rest.starts_with(b"/"));
+    let home = below_home.zip(home());
+    home.map_or_else(
+        || PathBuf::from(OsStr::from_bytes(if path.is_empty() { b"." } else { path })),
+        |(rest, home)| {
+            // What begins with a slash would take the home's place.
+            let below = rest.iter().position(|&byte| byte != b'/').and_then(|at| rest.get(at..));
+            home.join(OsStr::from_bytes(below.unwrap_or_default()))
+        },
+    )
+}
+
+/// The home of whoever runs this. (The standard library asks glibc where `HOME` is not set, and that is 50 kB of an
+/// agent that is linked statically.)
+#[must_use]
+pub fn home() -> Option<PathBuf> {
+    let named = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    named.or_else(|| {
+        let own = geteuid().as_raw();
+        homes(&users()).into_iter().find_map(|(user, home)| (user == own).then_some(home))
+    })
+}
+
+/// The list of this machine's users.
+pub(crate) fn users() -> Vec<u8> {
+    let mut text = Vec::new();
+    let read =
+        fs::File::open("/etc/passwd").and_then(|file| file.take(USERS_BYTES_MAX).read_to_end(&mut text));
+    if read.is_ok() { text } else { Vec::new() }
+}
+
+/// The users of such a list with their homes.
+pub(crate) fn homes(users: &[u8]) -> Vec<(u32, PathBuf)> {
+    let home = |line: &[u8]| {
+        let mut fields = line.split(|&byte| byte == b':').skip(2);
+        let user = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+        let home = fields.nth(2)?;
+        home.starts_with(b"/").then(|| (user, PathBuf::from(OsStr::from_bytes(home))))
+    };
+    users.split(|&byte| byte == b'\n').filter_map(home).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tilde_alone_or_before_a_slash_is_the_home() {
+        let home = home().unwrap();
+        for (path, expanded) in [("~", home.clone()), ("~/x/y", home.join("x/y")), ("~//x", home.join("x"))] {
+            assert_eq!(expand_home(path.as_bytes()), expanded, "{path}");
+        }
+        for (path, expanded) in [("", "."), ("~me/x", "~me/x"), ("a/~", "a/~"), ("/a", "/a")] {
+            assert_eq!(expand_home(path.as_bytes()), PathBuf::from(expanded), "{path}");
+        }
+    }
+
+    #[test]
+    fn homes_are_read_from_the_list_of_users() {
+        let users = b"root:x:0:0:root:/root:/bin/sh\nbad\nme:x:1:1::/srv/me:/bin/sh\nno:x:2:2:::/bin/sh\n";
+        assert_eq!(homes(users), [(0, PathBuf::from("/root")), (1, PathBuf::from("/srv/me"))]);
+    }
+}
