@@ -117,6 +117,7 @@ fn messages() -> Vec<(String, Message)> {
         Op::Keep { length: 1 << 20 },
         Op::Copy { offset: 70_000, length: 5 },
         Op::Data(data(b"data")),
+        Op::Zeros { length: 1 << 40 },
         Op::Delta { window: window(1, 2), length: 3, delta: data(b"delta") },
     ];
     let bodies = vec![

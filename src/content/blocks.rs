@@ -1,4 +1,4 @@
-//! Aligned blocks of a content, named by the inner nodes of BLAKE3's tree (section 2.1 of its paper).
+//! Aligned blocks of a content, named by the inner nodes of the tree of its [hash](super::hash).
 //!
 //! The nodes are by-products of the hash that verifies the whole, so naming blocks costs nothing, and since
 //! each can be found alone, several threads share the work. Two versions of a file that was edited in place or
@@ -13,16 +13,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use serde::{Deserialize, Serialize};
 
-use crate::content::hash::Hash;
+use crate::content::hash::{GRAIN_BYTES, Hash, Hasher, Node, node_above};
 
 /// Most blocks of one content: half a megabyte of names.
 pub const BLOCKS_MAX: u64 = 1 << 15;
 
 /// Shortest block in bytes.
-const BLOCK_BYTES_MIN: u64 = 16 << 10;
+const BLOCK_BYTES_MIN: u64 = GRAIN_BYTES as u64;
 
 /// Most threads on one content. Two hash faster than most disks read.
 const THREADS_MAX: usize = 4;
@@ -46,9 +45,9 @@ impl BlockId {
         if bytes.is_empty() {
             return Self([0; 16]);
         }
-        let mut hasher = blake3::Hasher::new();
-        hasher.set_input_offset(offset).update(bytes);
-        Self::short(&hasher.finalize_non_root())
+        let mut hasher = Hasher::of_subtree(offset);
+        hasher.update(bytes);
+        Self::short(&hasher.node())
     }
 
     fn short(node: &Node) -> Self {
@@ -63,9 +62,6 @@ impl std::fmt::Debug for BlockId {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
-
-/// A chaining value.
-type Node = [u8; 32];
 
 /// How long blocks are: a power of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,15 +108,14 @@ pub struct Outline {
 
 impl Outline {
     /// Of a content that is one block, or nothing.
-    fn of_one(hasher: &blake3::Hasher) -> Self {
-        let block = (hasher.count() > 0).then(|| BlockId::short(&hasher.finalize_non_root()));
-        Self { ids: block.into_iter().collect(), hash: Hash::from_bytes(*hasher.finalize().as_bytes()) }
+    fn of_one(hasher: &Hasher) -> Self {
+        let block = (hasher.count() > 0).then(|| BlockId::short(&hasher.node()));
+        Self { ids: block.into_iter().collect(), hash: hasher.finish() }
     }
 
     /// Of two blocks or more.
     fn of_several(nodes: &[Node]) -> Self {
-        let hash = Hash::from_bytes(*root(nodes).as_bytes());
-        Self { ids: nodes.iter().map(BlockId::short).collect(), hash }
+        Self { ids: nodes.iter().map(BlockId::short).collect(), hash: Hash::above(nodes) }
     }
 }
 
@@ -142,17 +137,17 @@ impl Nodes {
         if self.nodes.len() < 2 {
             return None;
         }
-        let ids = self.nodes.chunks(each).map(|nodes| BlockId::short(&inner(nodes))).collect();
-        Some(Outline { ids, hash: Hash::from_bytes(*root(&self.nodes).as_bytes()) })
+        let ids = self.nodes.chunks(each).map(|nodes| BlockId::short(&node_above(nodes))).collect();
+        Some(Outline { ids, hash: Hash::above(&self.nodes) })
     }
 
     /// Finds the nodes of some bytes' blocks anew, since those bytes have changed; or for the first time.
     ///
     /// # Errors
-    /// What `read_at` gives.
-    pub fn renew(&mut self, bytes: &Range<u64>, read_at: ReadAt<'_>) -> io::Result<()> {
+    /// What reading the content gives.
+    pub fn renew(&mut self, bytes: &Range<u64>, content: &dyn Content) -> io::Result<()> {
         let blocks = bytes.start / self.block.0..self.block.count(bytes.end);
-        let found = nodes(blocks.clone(), self.length, self.block, read_at)?;
+        let found = nodes(blocks.clone(), self.length, self.block, content)?;
         if (self.nodes.len() as u64) < blocks.end {
             // At most as many as were found before, and now.
             self.nodes.resize(blocks.end as usize, [0; 32]);
@@ -195,13 +190,13 @@ impl Finding {
     /// Helps until no block is left, on several threads.
     ///
     /// # Errors
-    /// What `read_at` gives. What this one has found is lost then.
-    pub fn help(&self, read_at: ReadAt<'_>) -> io::Result<()> {
+    /// What reading the content gives. What this one has found is lost then.
+    pub fn help(&self, content: &dyn Content) -> io::Result<()> {
         let bytes = (self.blocks.end - self.blocks.start).saturating_mul(self.block.0);
         thread::scope(|scope| {
             let others: Vec<_> =
-                (1..threads(bytes)).map(|_| scope.spawn(|| self.take_turns(read_at))).collect();
-            self.take_turns(read_at)?;
+                (1..threads(bytes)).map(|_| scope.spawn(|| self.take_turns(content))).collect();
+            self.take_turns(content)?;
             let join = |other: thread::ScopedJoinHandle<'_, _>| {
                 other.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
             };
@@ -213,7 +208,7 @@ impl Finding {
     ///
     /// # Errors
     /// As [`Finding::help`].
-    pub fn take_turns(&self, read_at: ReadAt<'_>) -> io::Result<()> {
+    pub fn take_turns(&self, content: &dyn Content) -> io::Result<()> {
         let (mut nodes, mut buffer) = (Vec::new(), Vec::new());
         loop {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
@@ -222,8 +217,8 @@ impl Finding {
             }
             let offset = index * self.block.0;
             let length = self.block.0.min(self.length - offset);
-            let hasher = hash_block(offset, length, read_at, &mut buffer)?;
-            nodes.push((index, hasher.finalize_non_root()));
+            let hasher = hash_block(offset, length, content, &mut buffer)?;
+            nodes.push((index, hasher.node()));
         }
         self.found.lock().unwrap_or_else(PoisonError::into_inner).append(&mut nodes);
         Ok(())
@@ -244,60 +239,80 @@ impl Finding {
     }
 }
 
-/// Reads a content: fills what it is given from an offset on. Called from several threads. (Not generic, so that
-/// the agent holds what follows once.)
-pub type ReadAt<'a> = &'a (dyn Fn(&mut [u8], u64) -> io::Result<()> + Sync);
+/// A content that can be read from several threads. (What takes one is not generic, so that the
+/// agent holds it once.)
+pub trait Content: Sync {
+    /// Fills `buffer` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// They cannot be read, or are fewer than that.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Number of zeros from `offset` on that need not be read; there may be more.
+    fn zeros_at(&self, offset: u64) -> u64 {
+        let _ = offset;
+        0
+    }
+}
+
+impl<F: Fn(&mut [u8], u64) -> io::Result<()> + Sync> Content for F {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self(buffer, offset)
+    }
+}
 
 /// Finds the blocks and the hash of `length` bytes.
 ///
 /// # Errors
-/// What `read_at` gives.
-pub fn outline(length: u64, block: BlockSize, read_at: ReadAt<'_>) -> io::Result<Outline> {
+/// What reading the content gives.
+pub fn outline(length: u64, block: BlockSize, content: &dyn Content) -> io::Result<Outline> {
     if length <= READ_BYTES {
-        let mut content = vec![0; length as usize];
-        read_at(&mut content, 0)?;
-        return Ok(outline_of(&content, block));
+        let mut bytes = vec![0; length as usize];
+        content.read_at(&mut bytes, 0)?;
+        return Ok(outline_of(&bytes, block));
     }
     let count = block.count(length);
     if count <= 1 {
-        let hasher = hash_block(0, length, read_at, &mut Vec::new())?;
+        let hasher = hash_block(0, length, content, &mut Vec::new())?;
         return Ok(Outline::of_one(&hasher));
     }
-    Ok(Outline::of_several(&nodes(0..count, length, block, read_at)?))
+    Ok(Outline::of_several(&nodes(0..count, length, block, content)?))
 }
 
 /// The blocks and the hash of a content in memory.
 #[must_use]
 pub fn outline_of(content: &[u8], block: BlockSize) -> Outline {
     if content.len() as u64 <= block.0 {
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = Hasher::new();
         hasher.update(content);
         return Outline::of_one(&hasher);
     }
     let node = |(bytes, index): (&[u8], u64)| {
-        blake3::Hasher::new().set_input_offset(index * block.0).update(bytes).finalize_non_root()
+        let mut hasher = Hasher::of_subtree(index * block.0);
+        hasher.update(bytes);
+        hasher.node()
     };
     let nodes: Vec<Node> = content.chunks(block.0 as usize).zip(0..).map(node).collect();
     Outline::of_several(&nodes)
 }
 
-/// The names of some blocks of a content of `length` bytes. `read_at` may read other bytes, to see whether they
-/// would be those blocks if they lay there.
+/// The names of some blocks of a content of `length` bytes. `content` may read other bytes, to see
+/// whether they would be those blocks if they lay there.
 ///
 /// # Errors
-/// What `read_at` gives.
+/// What reading the content gives.
 pub fn block_ids(
     blocks: Range<u64>,
     length: u64,
     block: BlockSize,
-    read_at: ReadAt<'_>,
+    content: &dyn Content,
 ) -> io::Result<Vec<BlockId>> {
-    Ok(nodes(blocks, length, block, read_at)?.iter().map(BlockId::short).collect())
+    Ok(nodes(blocks, length, block, content)?.iter().map(BlockId::short).collect())
 }
 
-fn nodes(blocks: Range<u64>, length: u64, block: BlockSize, read_at: ReadAt<'_>) -> io::Result<Vec<Node>> {
+fn nodes(blocks: Range<u64>, length: u64, block: BlockSize, content: &dyn Content) -> io::Result<Vec<Node>> {
     let finding = Finding::new(blocks, length, block);
-    finding.help(read_at)?;
+    finding.help(content)?;
     let lost = || io::Error::other("a block was not looked at");
     Ok(finding.finish().ok_or_else(lost)?.nodes)
 }
@@ -305,9 +320,9 @@ fn nodes(blocks: Range<u64>, length: u64, block: BlockSize, read_at: ReadAt<'_>)
 /// The name of the block of `length` bytes that begins at `offset`, a multiple of the block size.
 ///
 /// # Errors
-/// What `read_at` gives.
-pub fn block_id(offset: u64, length: u64, read_at: ReadAt<'_>) -> io::Result<BlockId> {
-    Ok(BlockId::short(&hash_block(offset, length, read_at, &mut Vec::new())?.finalize_non_root()))
+/// What reading the content gives.
+pub fn block_id(offset: u64, length: u64, content: &dyn Content) -> io::Result<BlockId> {
+    Ok(BlockId::short(&hash_block(offset, length, content, &mut Vec::new())?.node()))
 }
 
 /// How many threads share the work.
@@ -322,47 +337,25 @@ fn threads(length: u64) -> usize {
 }
 
 /// `buffer` is for the next block too.
-fn hash_block(
-    offset: u64,
-    length: u64,
-    read_at: ReadAt<'_>,
-    buffer: &mut Vec<u8>,
-) -> io::Result<blake3::Hasher> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.set_input_offset(offset);
+fn hash_block(offset: u64, length: u64, content: &dyn Content, buffer: &mut Vec<u8>) -> io::Result<Hasher> {
+    let mut hasher = Hasher::of_subtree(offset);
     // At most `READ_BYTES`.
     buffer.resize(buffer.len().max(length.min(READ_BYTES) as usize), 0);
     let mut at = 0;
     while at < length {
+        let zeros = content.zeros_at(offset + at).min(length - at);
+        if zeros > 0 {
+            hasher.zeros(zeros);
+            at += zeros;
+            continue;
+        }
         let now = (length - at).min(READ_BYTES) as usize;
         let piece = buffer.get_mut(..now).unwrap_or_default();
-        read_at(piece, offset + at)?;
+        content.read_at(piece, offset + at)?;
         hasher.update(piece);
         at += now as u64;
     }
     Ok(hasher)
-}
-
-/// The root above two or more blocks' nodes. Each left subtree is the largest complete one that leaves
-/// something for the right one.
-fn root(nodes: &[Node]) -> blake3::Hash {
-    let (left, right) = nodes.split_at(left_count(nodes.len()));
-    merge_subtrees_root(&inner(left), &inner(right), Mode::Hash)
-}
-
-fn inner(nodes: &[Node]) -> Node {
-    match nodes {
-        [node] => *node,
-        _ => {
-            let (left, right) = nodes.split_at(left_count(nodes.len()));
-            merge_subtrees_non_root(&inner(left), &inner(right), Mode::Hash)
-        }
-    }
-}
-
-/// The largest power of two below `count`, which is at least two.
-fn left_count(count: usize) -> usize {
-    count.div_ceil(2).next_power_of_two()
 }
 
 #[cfg(test)]
@@ -447,7 +440,7 @@ mod tests {
 
     #[test]
     fn equal_blocks_in_different_places_have_different_names() {
-        let outline = outline_of(&vec![0; 64 << 10], BlockSize(16 << 10));
+        let outline = outline_of(&vec![7; 64 << 10], BlockSize(16 << 10));
         assert!(outline.ids.windows(2).all(|pair| pair[0] != pair[1]));
     }
 
@@ -457,21 +450,59 @@ mod tests {
         let block = BlockSize(16 << 10);
         let before = outline_of(&content, block).ids;
         let moved = [&noise(5000)[..], &content].concat();
-        let read_at = |buffer: &mut [u8], offset: u64| {
+        let content = |buffer: &mut [u8], offset: u64| {
             let offset = offset as usize + 5000;
             buffer.copy_from_slice(&moved[offset..offset + buffer.len()]);
             Ok(())
         };
-        let found = block_ids(7..block.count(1_000_000), 1_000_000, block, &read_at).unwrap();
+        let found = block_ids(7..block.count(1_000_000), 1_000_000, block, &content).unwrap();
         assert_eq!(found, before[7..]);
+    }
+
+    /// A content that is zeros but for some bytes at the beginning of each, which only are read.
+    struct Sparse {
+        length: u64,
+        data: Vec<u64>,
+    }
+
+    impl Content for Sparse {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            let end = offset + buffer.len() as u64;
+            assert!(self.data.iter().any(|&at| at < end && offset <= at), "a hole is read at {offset}");
+            buffer.fill(0);
+            for &at in self.data.iter().filter(|&&at| offset <= at && at < end) {
+                buffer[(at - offset) as usize] = 7;
+            }
+            Ok(())
+        }
+
+        fn zeros_at(&self, offset: u64) -> u64 {
+            let next = self.data.iter().find(|&&at| at >= offset).map_or(self.length, |&at| at);
+            next - offset
+        }
+    }
+
+    #[test]
+    fn holes_are_not_read_and_hash_like_zeros() {
+        let content = Sparse { length: 5_000_000, data: vec![0, 1_000_001, 3 << 20, 4_999_999] };
+        let mut bytes = vec![0; 5_000_000];
+        content.data.iter().for_each(|&at| bytes[at as usize] = 7);
+        for block in [16, 64, 1024, 16 << 10] {
+            let block = BlockSize(block << 10);
+            assert_eq!(outline(5_000_000, block, &content).unwrap(), outline_of(&bytes, block));
+        }
+        let long = Sparse { length: 1 << 40, data: vec![3 << 30, (1 << 39) + 5] };
+        let found = outline(1 << 40, BlockSize::for_size(1 << 40), &long).unwrap();
+        let differing = found.ids.iter().filter(|&id| *id != found.ids[0]).count();
+        assert_eq!((found.ids.len(), differing), (1 << 15, 2));
     }
 
     #[test]
     fn what_cannot_be_read_is_an_error_from_every_thread() {
         for bad in [0, 5 << 20, 40 << 20] {
-            let read_at =
+            let content =
                 |_: &mut [u8], offset| if offset == bad { Err(io::ErrorKind::Other.into()) } else { Ok(()) };
-            assert!(outline(64 << 20, BlockSize(1 << 20), &read_at).is_err(), "{bad}");
+            assert!(outline(64 << 20, BlockSize(1 << 20), &content).is_err(), "{bad}");
         }
     }
 

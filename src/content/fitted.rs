@@ -4,7 +4,7 @@
 use std::io;
 use std::ops::Range;
 
-use crate::content::blocks::ReadAt;
+use crate::content::blocks::Content;
 
 /// A content of `old` bytes, fitted to `size` bytes: before `split` it stands where it stood, and from there on as it
 /// ends. If it was the shorter one, what that leaves open is zeros, and what both reach stands there twice; if it was
@@ -83,22 +83,31 @@ impl Fitted {
         })
     }
 
-    /// Fills a buffer from `offset` on. `read_old` reads the content that it was made of.
+    /// Fills a buffer from `offset` on. `old` is the content that it was made of.
     ///
     /// # Errors
-    /// What `read_old` gives; or it ends before the buffer is full.
-    pub fn read_at(&self, buffer: &mut [u8], offset: u64, read_old: ReadAt<'_>) -> io::Result<()> {
+    /// What reading `old` gives; or it ends before the buffer is full.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64, old: &dyn Content) -> io::Result<()> {
         let mut rest = buffer;
         for (piece, from) in self.pieces(offset..offset.saturating_add(rest.len() as u64)) {
             // At most what is left of the buffer.
             let (now, later) = rest.split_at_mut((piece.end - piece.start) as usize);
             match from {
-                Some(from) => read_old(now, from)?,
+                Some(from) => old.read_at(now, from)?,
                 None => now.fill(0),
             }
             rest = later;
         }
         if rest.is_empty() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    /// Number of zeros from `offset` on that need not be read; there may be more.
+    #[must_use]
+    pub fn zeros_at(&self, offset: u64, old: &dyn Content) -> u64 {
+        match self.piece(offset) {
+            (Some(from), length) => old.zeros_at(from).min(length),
+            (None, length) => length,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::content::blocks::{BlockSize, ReadAt};
+use crate::content::blocks::{BlockSize, Content};
 use crate::content::fitted::Fitted;
 use crate::content::hash::Hash;
 
@@ -35,11 +35,11 @@ impl Samples {
     /// Of a content of `size` bytes.
     ///
     /// # Errors
-    /// What `read_at` gives.
-    pub fn of(size: u64, read_at: ReadAt<'_>) -> io::Result<Self> {
+    /// What reading the content gives.
+    pub fn of(size: u64, content: &dyn Content) -> io::Result<Self> {
         let mut names = Vec::with_capacity(COUNT * NAME_BYTES);
         for index in 0..COUNT {
-            names.extend(name(position(index, size), read_at)?);
+            names.extend(name(position(index, size), content)?);
         }
         Ok(Self(ByteBuf::from(names)))
     }
@@ -51,17 +51,17 @@ impl Samples {
     }
 
     /// How an older version of `old` bytes becomes one of `size` bytes that resembles the content which these samples
-    /// are of; `None` if it does not look as if there were such a way. `read_old` reads the older version.
+    /// are of; `None` if it does not look as if there were such a way.
     ///
     /// # Errors
-    /// What `read_old` gives.
-    pub fn fit(&self, size: u64, old: u64, read_old: ReadAt<'_>) -> io::Result<Option<Fitted>> {
+    /// What reading the older version gives.
+    pub fn fit(&self, size: u64, old: u64, older: &dyn Content) -> io::Result<Option<Fitted>> {
         if !self.is_complete() {
             return Ok(None);
         }
         let is_at = |name_there: &[u8], offset: Option<u64>| match offset {
             Some(offset) if offset.saturating_add(BYTES as u64) <= old => {
-                Ok::<_, io::Error>(name(offset, read_old)?.as_slice() == name_there)
+                Ok::<_, io::Error>(name(offset, older)?.as_slice() == name_there)
             }
             _ => Ok(false),
         };
@@ -105,9 +105,9 @@ fn position(index: usize, size: u64) -> u64 {
     size / COUNT as u64 * index as u64
 }
 
-fn name(offset: u64, read_at: ReadAt<'_>) -> io::Result<[u8; NAME_BYTES]> {
+fn name(offset: u64, content: &dyn Content) -> io::Result<[u8; NAME_BYTES]> {
     let mut sample = [0; BYTES];
-    read_at(&mut sample, offset)?;
+    content.read_at(&mut sample, offset)?;
     let mut name = [0; NAME_BYTES];
     name.copy_from_slice(Hash::of(&sample).as_bytes().split_at(NAME_BYTES).0);
     Ok(name)

@@ -9,7 +9,7 @@ pub(super) fn noise(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Reads a content in memory, as [`ReadAt`](crate::content::blocks::ReadAt) wants it.
+/// Reads a content in memory, as [`Content`](crate::content::blocks::Content) wants it.
 pub(crate) fn reader(content: &[u8]) -> impl Fn(&mut [u8], u64) -> io::Result<()> + Sync {
     |buffer, offset| {
         let offset = offset as usize;

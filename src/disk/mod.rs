@@ -13,6 +13,7 @@ mod closing;
 pub mod directory;
 pub mod error;
 pub mod glance;
+pub mod holes;
 mod homes;
 pub mod identities;
 mod levels;

@@ -11,11 +11,11 @@ use rustix::io::Errno;
 use crate::content::hash::{Hash, Hasher};
 use crate::disk::boundaries::is_mount_root;
 use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::holes::{HOLE_BYTES_MIN, SparseFile};
 use crate::disk::identities::Identities;
 use crate::disk::levels::{Level, Levels, Name, names};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::set_id::{Owner, mode_for};
-use crate::disk::stage::HOLE_BYTES_MIN;
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::unconfirmed::{Covers, Seen};
 use crate::tree::doubt::Doubts;
@@ -27,9 +27,6 @@ use crate::tree::scope::{Reach, Scope};
 
 /// How many entries come between two reports of progress.
 const REPORT_ENTRIES: usize = 1024;
-
-/// How much is read at a time when hashing: BLAKE3 is at its best from 64 KiB on.
-const HASH_BYTES: usize = 128 * 1024;
 
 /// What to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,7 +168,6 @@ pub fn scan(
             Subject::Whole | Subject::One(_) => None,
         },
         bytes: 0,
-        buffer: Vec::new(),
         covers: None,
         seen: Seen::default(),
         tree: Builder::default(),
@@ -209,7 +205,6 @@ struct Scanner<'a> {
     /// All that there is to be read, where that is not everything.
     scope: Option<&'a Scope>,
     bytes: u64,
-    buffer: Vec<u8>,
     /// Which files of the directory that is being read are doubted.
     covers: Option<Arc<Covers>>,
     seen: Seen,
@@ -462,15 +457,11 @@ impl Scanner<'_> {
 
     /// The hash of a file's content, with what is known of the file. One that changes meanwhile is an error.
     fn hash(&mut self, path: &TreePath) -> Result<(Hash, Stat), DiskError> {
-        let (mut file, stat) = self.root.open_file(path)?;
+        let (file, stat) = self.root.open_file(path)?;
         let mut hasher = Hasher::new();
-        self.buffer.resize(HASH_BYTES, 0);
-        loop {
-            match file.read(&mut self.buffer).during("read", path.as_bytes())? {
-                0 => break,
-                count => hasher.update(self.buffer.get(..count).unwrap_or_default()),
-            }
-        }
+        SparseFile::of(&file)
+            .visit(0..stat.size(), &mut |piece| hasher.take(piece))
+            .during("read", path.as_bytes())?;
         if stat_of(&file, path)?.identity != stat.identity {
             return Err(DiskError::new("read", path.as_bytes(), Fault::Conflict));
         }

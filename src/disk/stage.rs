@@ -12,8 +12,10 @@ use std::thread;
 use rustix::fs::{AtFlags, fchmod, fchown, fsync, futimens, statat};
 use rustix::io::Errno;
 
+use crate::content::hash::{Piece, is_zero};
 use crate::disk::closing::told_at_close;
 use crate::disk::error::{DiskError, During};
+use crate::disk::holes::{HOLE_BYTES_MIN, Run, SparseFile, punch};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::stat::{Identity, mode_bits, times};
 use crate::disk::state::{PART, StateDir, in_state, staged_name};
@@ -24,12 +26,6 @@ use crate::tree::path::TreePath;
 /// How much is read and written at a time when copying through memory: a thread is started for each, which takes
 /// a hundredth of the time.
 const COPY_BYTES: u64 = 2 << 20;
-
-/// How much is read back at a time.
-const READ_BYTES: usize = 128 * 1024;
-
-/// Runs of zeros from this length on become holes. Shorter ones are not worth a piece of the file's map.
-pub(crate) const HOLE_BYTES_MIN: usize = 32 * 1024;
 
 /// What a finished file is given besides its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,12 +109,18 @@ impl Staging {
         self.len == 0
     }
 
-    /// Hands all staged bytes to `visit`, in pieces of at most 128 KiB.
+    /// Hands all staged bytes to `visit`.
     ///
     /// # Errors
     /// They cannot be read, or are fewer than they were.
-    pub fn read_back(&self, visit: &mut dyn FnMut(&[u8])) -> Result<(), DiskError> {
-        read_stretch(&self.file, 0..self.len, visit).during("read back", &self.staged_path())
+    pub fn read_back(&self, visit: &mut dyn FnMut(Piece<'_>)) -> Result<(), DiskError> {
+        self.content().visit(0..self.len, visit).during("read back", &self.staged_path())
+    }
+
+    /// The staged bytes.
+    #[must_use]
+    pub fn content(&self) -> SparseFile<'_> {
+        SparseFile::of(&self.file)
     }
 
     /// Fills `buffer` with the staged bytes from `offset` on.
@@ -154,15 +156,34 @@ impl Staging {
         Ok(())
     }
 
+    /// Adds `count` zeros at the end. They take no space.
+    ///
+    /// # Errors
+    /// The filesystem has no file so long.
+    pub fn append_zeros(&mut self, count: u64) -> Result<(), DiskError> {
+        let end = self.len.checked_add(count).ok_or(Errno::FBIG);
+        let end = end.during("write", self.path.as_bytes())?;
+        self.file.set_len(end).during("write", self.path.as_bytes())?;
+        self.len = end;
+        self.reached(end);
+        Ok(())
+    }
+
     /// Adds `len` bytes of `source`, an old version say, from `offset` on. On Linux they do not pass through
-    /// this process, and filesystems that can share them do.
+    /// this process, and filesystems that can share them do. Holes stay holes.
     ///
     /// # Errors
     /// The source is shorter than that, or as [`Staging::append`].
     pub fn append_from(&mut self, source: &File, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.len += copy(source, offset, &self.file, self.len, len).during("copy", self.path.as_bytes())?;
-        self.reached(self.len);
-        Ok(())
+        for_each_run(source, offset, len, &mut |offset, Run { length, is_hole }| {
+            if is_hole {
+                return self.append_zeros(length);
+            }
+            self.len +=
+                copy(source, offset, &self.file, self.len, length).during("copy", self.path.as_bytes())?;
+            self.reached(self.len);
+            Ok(())
+        })
     }
 
     /// As [`Staging::append_from`]; and hands what was written to `visit`, in order. Where the filesystem can share
@@ -176,18 +197,25 @@ impl Staging {
         source: &File,
         offset: u64,
         len: u64,
-        visit: &mut (dyn FnMut(&[u8]) + Send),
+        visit: &mut (dyn FnMut(Piece<'_>) + Send),
     ) -> Result<(), DiskError> {
-        let (start, end) = (self.len, self.len + len);
-        if shares_extents(&self.file) {
-            copy(source, offset, &self.file, start, len).during("copy", self.path.as_bytes())?;
-            read_stretch(&self.file, start..end, visit).during("read back", &self.staged_path())?;
-        } else {
-            self.copy_through_memory(source, offset, start..end, visit)
-                .during("copy", self.path.as_bytes())?;
-        }
-        self.len = end;
-        Ok(())
+        for_each_run(source, offset, len, &mut |offset, Run { length, is_hole }| {
+            if is_hole {
+                visit(Piece::Zeros(length));
+                return self.append_zeros(length);
+            }
+            let (start, end) = (self.len, self.len + length);
+            if shares_extents(&self.file) {
+                copy(source, offset, &self.file, start, length).during("copy", self.path.as_bytes())?;
+                let visited = self.content().visit(start..end, visit);
+                visited.during("read back", &self.staged_path())?;
+            } else {
+                self.copy_through_memory(source, offset, start..end, visit)
+                    .during("copy", self.path.as_bytes())?;
+            }
+            self.len = end;
+            Ok(())
+        })
     }
 
     /// Whether a copy from a file beside it need not copy anything.
@@ -220,6 +248,15 @@ impl Staging {
         }
         self.reached(offset + bytes.len() as u64);
         Ok(())
+    }
+
+    /// Puts zeros in the place of what is staged in `range`. They take no space where the filesystem
+    /// has holes.
+    ///
+    /// # Errors
+    /// As [`Staging::append`].
+    pub fn overwrite_with_zeros(&self, range: Range<u64>) -> Result<(), DiskError> {
+        punch(&self.file, range).during("write", self.path.as_bytes())
     }
 
     /// Puts `bytes` in the place of others.
@@ -285,14 +322,14 @@ impl Staging {
         source: &File,
         offset: u64,
         place: Range<u64>,
-        visit: &mut (dyn FnMut(&[u8]) + Send),
+        visit: &mut (dyn FnMut(Piece<'_>) + Send),
     ) -> io::Result<()> {
         let mut read = |at: u64, buffer: &mut Vec<u8>| {
             // At most `COPY_BYTES`.
             let now = COPY_BYTES.min(place.end - at) as usize;
             buffer.resize(now, 0);
             source.read_exact_at(buffer, offset + (at - place.start))?;
-            visit(buffer);
+            visit(Piece::Bytes(buffer));
             io::Result::Ok(())
         };
         let (mut next, mut now) = (Vec::new(), Vec::new());
@@ -397,22 +434,25 @@ pub(crate) fn shares_extents(_file: impl AsFd) -> bool {
     false
 }
 
-/// Hands a stretch of a file to `visit`.
-fn read_stretch(file: &File, stretch: Range<u64>, visit: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-    let mut buffer = vec![0; READ_BYTES];
-    let mut at = stretch.start;
-    while at < stretch.end {
-        let want = usize::try_from(stretch.end - at).unwrap_or(READ_BYTES).min(READ_BYTES);
-        let piece = buffer.get_mut(..want).unwrap_or_default();
-        file.read_exact_at(piece, at)?;
-        visit(piece);
-        at += piece.len() as u64;
+/// Hands the runs of `len` bytes from `offset` on to `visit`, each with its offset.
+fn for_each_run(
+    source: &File,
+    offset: u64,
+    len: u64,
+    visit: &mut dyn FnMut(u64, Run) -> Result<(), DiskError>,
+) -> Result<(), DiskError> {
+    let holes = SparseFile::of(source);
+    let mut left = offset..offset.saturating_add(len);
+    while !left.is_empty() {
+        let run = holes.first_run(&left);
+        visit(left.start, run)?;
+        left.start += run.length;
     }
     Ok(())
 }
 
 fn is_hole(bytes: &[u8]) -> bool {
-    bytes.len() >= HOLE_BYTES_MIN && bytes.iter().all(|&byte| byte == 0)
+    bytes.len() >= HOLE_BYTES_MIN && is_zero(bytes)
 }
 
 /// Writes at `end`, the end of the file. Long runs of zeros become holes.
@@ -438,10 +478,12 @@ fn copy(source: &File, offset: u64, target: &File, at: u64, len: u64) -> io::Res
     let by_kernel = copy_in_kernel(source, offset, target, at, len);
     let mut to = at + by_kernel;
     let mut written = Ok(());
-    read_stretch(source, offset + by_kernel..offset + len, &mut |piece| {
+    SparseFile::of(source).visit(offset + by_kernel..offset + len, &mut |piece| {
         if written.is_ok() {
-            written = write_at_end(target, piece, to);
-            to += piece.len() as u64;
+            (written, to) = match piece {
+                Piece::Bytes(bytes) => (write_at_end(target, bytes, to), to + bytes.len() as u64),
+                Piece::Zeros(count) => (target.set_len(to + count), to + count),
+            };
         }
     })?;
     written.map(|()| len)
@@ -473,6 +515,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::content::hash::{Hash, Hasher};
     use crate::disk::testing::{Place, metadata, path, time};
 
     fn staged(place: &Place, content: &[u8]) -> Staging {
@@ -491,8 +534,11 @@ mod tests {
     }
 
     fn read_back(staging: &Staging) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        staging.read_back(&mut |piece| bytes.extend_from_slice(piece)).unwrap();
+        let mut bytes = vec![0; staging.len() as usize];
+        staging.read_at(&mut bytes, 0).unwrap();
+        let mut hasher = Hasher::new();
+        staging.read_back(&mut |piece| hasher.take(piece)).unwrap();
+        assert_eq!(hasher.finish(), Hash::of(&bytes));
         bytes
     }
 

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use crate::content::blocks::{BlockSize, Finding, Nodes, ReadAt};
+use crate::content::blocks::{BlockSize, Content, Finding, Nodes};
+use crate::disk::holes::SparseFile;
 use crate::disk::stat::Identity;
 
 /// Shortest file, in bytes, for which that is worth a thread.
@@ -54,12 +55,16 @@ struct Job {
     is_over: AtomicBool,
 }
 
-impl Job {
-    fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+impl Content for Job {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         if self.is_over.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::Interrupted.into());
         }
         self.file.read_exact_at(buffer, offset)
+    }
+
+    fn zeros_at(&self, offset: u64) -> u64 {
+        SparseFile::of(&self.file).zeros_at(offset)
     }
 }
 
@@ -82,10 +87,9 @@ impl Ahead {
         let help = move || {
             give_way();
             // What it could not read is missing in the end.
-            let read_at: ReadAt<'_> = &|buffer, offset| beginning.read(buffer, offset);
             let _ = match likely {
-                Likely::Very => beginning.finding.help(read_at),
-                Likely::Perhaps => beginning.finding.take_turns(read_at),
+                Likely::Very => beginning.finding.help(&*beginning),
+                Likely::Perhaps => beginning.finding.take_turns(&*beginning),
             };
         };
         // Without a thread it is read when it is asked for.
@@ -98,7 +102,7 @@ impl Ahead {
     pub(super) fn take(&self, identity: &Identity) -> Option<Nodes> {
         let Begun { thread, job } = self.state().begun.remove(identity)?;
         // Now somebody waits, who gives way to nobody: on a busy machine that makes all the difference.
-        let helped = job.finding.help(&|buffer, offset| job.read(buffer, offset));
+        let helped = job.finding.help(&*job);
         thread.join().ok()?;
         helped.ok().and_then(|()| job.finding.finish())
     }
@@ -169,7 +173,7 @@ mod tests {
     fn nodes_are_there_once_and_only_of_what_was_begun() {
         let (file, identity) = file();
         let block = BlockSize::for_size(SIZE);
-        let due = outline(SIZE, block, &|buffer, at| file.read_exact_at(buffer, at)).unwrap();
+        let due = outline(SIZE, block, &SparseFile::of(&file)).unwrap();
         let ahead = Ahead::default();
         ahead.begin(identity, file.try_clone().unwrap(), block, Likely::Very);
         assert_eq!(ahead.take(&other(identity, 1)), None);

@@ -15,14 +15,14 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::content::blocks::{BlockSize, Finding, Nodes, Outline, ReadAt, block_id};
+use crate::content::blocks::{BlockSize, Content, Finding, Nodes, Outline, block_id};
 use crate::content::fitted::Fitted;
 use crate::content::hash::Hash;
 use crate::disk::error::During;
+use crate::disk::holes::{HOLE_BYTES_MIN, SparseFile};
 use crate::disk::stage::Staging;
 use crate::exchange::old::OldFile;
 use crate::exchange::sink::{SinkError, apply_delta, no_old, wrong_hash};
@@ -54,6 +54,32 @@ pub(super) struct Draft {
     mended: Vec<Range<u64>>,
 }
 
+/// The old version in its new shape. What is read of it is copied; its holes are there already.
+struct Copying<'a> {
+    old: SparseFile<'a>,
+    shape: Fitted,
+    staging: &'a Staging,
+    /// The kernel lets one thread write to a file at a time, and a second one waits with its
+    /// processor: a tenth of all that there is, where the other side has use for it.
+    turn: Mutex<()>,
+    is_over: &'a AtomicBool,
+}
+
+impl Content for Copying<'_> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.is_over.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        self.shape.read_at(buffer, offset, &self.old)?;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.staging.fill(buffer, offset)
+    }
+
+    fn zeros_at(&self, offset: u64) -> u64 {
+        self.shape.zeros_at(offset, &self.old)
+    }
+}
+
 impl Draft {
     /// Copies the old version. If that cannot be done, or `is_over` before it is, nothing is lost: `None`.
     pub(super) fn of(blank: Blank, is_over: &AtomicBool) -> Option<Self> {
@@ -62,20 +88,11 @@ impl Draft {
         let block = BlockSize::for_size(size);
         // What is appended is not there yet.
         let finding = Finding::of_first(shape.appended_to().unwrap_or(size), size, block);
-        // The kernel lets one thread write to a file at a time, and a second one waits with its processor: a tenth of
-        // all that there is, where the other side has use for it.
-        let turn = Mutex::new(());
-        let copied = staging.begin_with_zeros(size).is_ok()
-            && finding
-                .help(&|buffer, offset| {
-                    if is_over.load(Ordering::Relaxed) {
-                        return Err(io::ErrorKind::Interrupted.into());
-                    }
-                    shape.read_at(buffer, offset, &|buffer, at| old.read_exact_at(buffer, at))?;
-                    let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-                    staging.fill(buffer, offset)
-                })
-                .is_ok();
+        let copied = staging.begin_with_zeros(size).is_ok() && {
+            let old = SparseFile::of(&old);
+            let copying = Copying { old, shape, staging: &staging, turn: Mutex::new(()), is_over };
+            finding.help(&copying).is_ok()
+        };
         match finding.finish().filter(|_| copied) {
             Some(nodes) => {
                 // The piece that it is made without may be needed: the sender is told of it too.
@@ -119,8 +136,7 @@ impl Draft {
         let rest = length % self.block.bytes();
         if rest > 0 {
             // The last block is a longer one by now.
-            let read_at: ReadAt<'_> = &|buffer, offset| self.staging.read_at(buffer, offset);
-            *ids.last_mut()? = block_id(length - rest, rest, read_at).ok()?;
+            *ids.last_mut()? = block_id(length - rest, rest, &self.staging.content()).ok()?;
         }
         Some((Old::Blocks(Blocks { length, ids }), None))
     }
@@ -142,25 +158,31 @@ impl Draft {
                         done += now;
                         continue;
                     }
+                    let old = old.ok_or_else(no_old)?;
+                    let zeros = old.zeros_at(from).min(now);
+                    if zeros >= HOLE_BYTES_MIN as u64 {
+                        self.mend_with_zeros(zeros)?;
+                        done += zeros;
+                        continue;
+                    }
                     // At most `COPY_BYTES`; and something, so that what leads beyond the end is seen.
                     buffer.resize(now.clamp(1, COPY_BYTES) as usize, 0);
-                    old.ok_or_else(no_old)?.read_exact_at(&mut buffer, from).map_err(basis)?;
+                    old.read_at(&mut buffer, from).map_err(basis)?;
                     self.mend(&buffer)?;
                     done += buffer.len() as u64;
                 }
                 Ok(())
             }
             Op::Delta { window, length, delta } => self.mend(&apply_delta(old, window, length, &delta)?),
+            Op::Zeros { length } => self.mend_with_zeros(length),
         }
     }
 
     /// The finished file, if it has this hash.
     pub(super) fn finish(mut self, hash: Hash) -> Result<Staging, SinkError> {
         for mended in &self.mended {
-            let staging = &self.staging;
-            self.nodes
-                .renew(mended, &|buffer, offset| staging.read_at(buffer, offset))
-                .during("read back", &staging.staged_path())?;
+            let renewed = self.nodes.renew(mended, &self.staging.content());
+            renewed.during("read back", &self.staging.staged_path())?;
         }
         let is_whole = self.made_bytes == self.staging.len();
         if is_whole && self.outline().is_some_and(|outline| outline.hash == hash) {
@@ -179,11 +201,22 @@ impl Draft {
     fn mend(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
         let place = self.go_on(bytes.len() as u64)?;
         self.staging.overwrite(bytes, place.start)?;
+        self.was_mended(place);
+        Ok(())
+    }
+
+    fn mend_with_zeros(&mut self, count: u64) -> Result<(), SinkError> {
+        let place = self.go_on(count)?;
+        self.staging.overwrite_with_zeros(place.clone())?;
+        self.was_mended(place);
+        Ok(())
+    }
+
+    fn was_mended(&mut self, place: Range<u64>) {
         match self.mended.last_mut() {
             Some(last) if last.end == place.start => last.end = place.end,
             _ => self.mended.push(place),
         }
-        Ok(())
     }
 
     /// Whether the next bytes are those of the old version from `offset` on, as the sender was told of it; and for how

@@ -5,8 +5,10 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use crate::content::blocks::Content;
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::fitted::Fitted;
+use crate::disk::holes::SparseFile;
 use crate::exchange::sink::{SinkError, no_old, read_bytes};
 use crate::wire::message::Window;
 
@@ -30,10 +32,6 @@ impl OldFile {
         self.file
     }
 
-    pub(super) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.shape.read_at(buffer, offset, &|buffer, at| self.file.read_exact_at(buffer, at))
-    }
-
     /// The bytes of a window.
     pub(super) fn window(&self, window: Window) -> Result<Vec<u8>, SinkError> {
         let mut bytes = Vec::new();
@@ -55,6 +53,16 @@ impl OldFile {
     /// The chunks of a stretch; of less where it ends before that.
     pub(super) fn chunks(&self, stretch: Range<u64>, average: Average) -> io::Result<Vec<Chunk>> {
         chunks_of(&mut Reading { old: self, at: stretch.start, end: stretch.end }, average)
+    }
+}
+
+impl Content for OldFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.shape.read_at(buffer, offset, &SparseFile::of(&self.file))
+    }
+
+    fn zeros_at(&self, offset: u64) -> u64 {
+        self.shape.zeros_at(offset, &SparseFile::of(&self.file))
     }
 }
 

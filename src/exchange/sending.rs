@@ -6,7 +6,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -14,6 +13,7 @@ use crate::content::blocks::{BlockSize, Outline, outline_of};
 use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::Hash;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
+use crate::disk::holes::SparseFile;
 use crate::disk::identities::Identities;
 use crate::disk::memory::Memory;
 use crate::disk::root::Root;
@@ -255,8 +255,7 @@ impl Sending {
             // Why it cannot be opened or read is said when it is asked for.
             if let Ok((file, identity)) = self.open(id) {
                 if identity.size >= SAMPLED_BYTES_MIN
-                    && let Ok(samples) =
-                        Samples::of(identity.size, &|buffer, at| file.read_exact_at(buffer, at))
+                    && let Ok(samples) = Samples::of(identity.size, &SparseFile::of(&file))
                 {
                     sampled.push((id, samples));
                 }

@@ -6,7 +6,7 @@ use std::io;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
-use crate::content::blocks::{BlockSize, ReadAt, outline};
+use crate::content::blocks::{BlockSize, Content, outline};
 use crate::content::delta;
 use crate::content::fitted::Fitted;
 use crate::content::hash::{Hash, Hasher};
@@ -111,7 +111,7 @@ impl Anew {
             if self.staging.len() < kept {
                 return Err(SinkError::Basis("what was staged is not there any more".to_owned()));
             }
-            self.staging.read_back(&mut |bytes| self.hasher.update(bytes))?;
+            self.staging.read_back(&mut |piece| self.hasher.take(piece))?;
         }
         match op {
             Op::Keep { .. } if begun => Err(SinkError::Peer("keeping what is staged is only ever first")),
@@ -121,11 +121,15 @@ impl Anew {
                 let (old, hasher) = (old.ok_or_else(no_old)?, &mut self.hasher);
                 // Hashed is what is written.
                 self.staging
-                    .append_from_and_visit(old.file(), offset, length, &mut |bytes| hasher.update(bytes))?;
+                    .append_from_and_visit(old.file(), offset, length, &mut |piece| hasher.take(piece))?;
                 Ok(())
             }
             Op::Delta { window, length, delta } => {
                 Ok(self.append(&apply_delta(old, window, length, &delta)?)?)
+            }
+            Op::Zeros { length } => {
+                self.hasher.zeros(length);
+                Ok(self.staging.append_zeros(length)?)
             }
         }
     }
@@ -172,15 +176,15 @@ pub(super) fn open_old(root: &Root, path: &TreePath, seen: &Identity) -> Result<
     if stat.identity == *seen { Ok(file) } else { Err(no_old()) }
 }
 
-/// The blocks of an old version or of what is staged, `length` bytes that `read_at` reads, for a wanted file of
-/// `size` bytes, at most `most` bytes of them; and the hash of all of it, unless it is longer than that.
+/// The blocks of an old version or of what is staged, `length` bytes, for a wanted file of `size`
+/// bytes, at most `most` bytes of them; and the hash of all of it, unless it is longer than that.
 pub(super) fn blocks_of(
     length: u64,
     size: u64,
     most: u64,
-    read_at: ReadAt<'_>,
+    content: &dyn Content,
 ) -> std::io::Result<(Blocks, Option<Hash>)> {
-    let outline = outline(length.min(most), BlockSize::for_size(size), read_at)?;
+    let outline = outline(length.min(most), BlockSize::for_size(size), content)?;
     Ok((Blocks { length, ids: outline.ids }, (length <= most).then_some(outline.hash)))
 }
 

@@ -6,17 +6,18 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use serde_bytes::ByteBuf;
 
-use crate::content::blocks::{BlockId, BlockSize, Outline, block_id, block_ids, outline};
+use crate::content::blocks::{BlockId, BlockSize, Content, Outline, block_id, block_ids, outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta::Signature;
 use crate::content::fitted::Fitted;
 use crate::content::hash::{Hash, Hasher};
+use crate::disk::holes::SparseFile;
 use crate::disk::stat::Identity;
 use crate::engine::SourceNext;
 use crate::exchange::layout::{self, Segment, ToCut};
@@ -63,6 +64,8 @@ pub(super) struct Source {
     /// Signatures that came, by window.
     signatures: HashMap<(u64, u32), Vec<u8>>,
     asked: Vec<Window>,
+    /// Up to here there is no hole: to look for one may take long.
+    data_end: u64,
     gap_bytes: u64,
     saved_bytes: u64,
     futile: bool,
@@ -90,6 +93,7 @@ impl Source {
             chunks: Vec::new(),
             signatures: HashMap::new(),
             asked: Vec::new(),
+            data_end: 0,
             gap_bytes: 0,
             saved_bytes: 0,
             futile: false,
@@ -108,7 +112,7 @@ impl Source {
         let block = BlockSize::for_size(size);
         let Outline { ids, hash } = match ahead {
             Some(outline) => outline,
-            None => outline(size, block, &|buffer, offset| self.file.read_exact_at(buffer, offset))?,
+            None => outline(size, block, &SparseFile::of(&self.file))?,
         };
         self.hash = Some(hash);
         let kept = match &want.staged {
@@ -151,11 +155,8 @@ impl Source {
     ) -> Result<Option<Vec<BlockId>>, SourceError> {
         const PROBE: u64 = 4;
         let size = self.identity.size;
-        let find = |blocks: Range<u64>| {
-            block_ids(blocks, old.length, block, &|buffer, offset| {
-                self.file.read_exact_at(buffer, offset + size - old.length)
-            })
-        };
+        let moved = Moved { file: SparseFile::of(&self.file), size, old_length: old.length };
+        let find = |blocks: Range<u64>| block_ids(blocks, old.length, block, &moved);
         let last = blocks.end.saturating_sub(PROBE).max(blocks.start)..blocks.end;
         let probed = find(last.clone())?;
         let known = old.ids.get(last.start as usize..).unwrap_or_default();
@@ -173,7 +174,7 @@ impl Source {
             return Ok(kept);
         }
         // The last block of a prefix is mostly the beginning of one.
-        let beginning = block_id(kept, rest, &|buffer, offset| self.file.read_exact_at(buffer, offset))?;
+        let beginning = block_id(kept, rest, &SparseFile::of(&self.file))?;
         Ok(if staged.ids.get(same) == Some(&beginning) { length } else { kept })
     }
 
@@ -231,12 +232,27 @@ impl Source {
                     ops.push(Op::Copy { offset, length });
                 }
                 Segment::New { offset, length } => {
-                    let now = length.min(CONTENT_BYTES_MAX as u64 - bytes);
+                    if offset >= self.data_end {
+                        let run = SparseFile::of(&self.file).first_run(&(offset..offset + length));
+                        if run.is_hole {
+                            ops.push(self.zeros(run.length));
+                            self.advance(run.length);
+                            continue;
+                        }
+                        self.data_end = offset + run.length;
+                    }
+                    let run = length.min(self.data_end - offset);
+                    let now = run.min(CONTENT_BYTES_MAX as u64 - bytes);
                     ops.push(Op::Data(ByteBuf::from(self.read(offset, now)?)));
                     self.advance(now);
                     bytes += now;
                 }
                 Segment::Gap { offset, length, window } => {
+                    if SparseFile::of(&self.file).zeros_at(offset) >= length {
+                        ops.push(self.zeros(length));
+                        self.plan.pop_front();
+                        continue;
+                    }
                     let key = (window.offset, window.length);
                     if !self.futile && !self.signatures.contains_key(&key) {
                         return Ok((ops, SourceNext::Sign(self.next_windows())));
@@ -264,6 +280,13 @@ impl Source {
                 self.plan.pop_front();
             }
         }
+    }
+
+    fn zeros(&mut self, length: u64) -> Op {
+        if self.hash.is_none() {
+            self.hasher.zeros(length);
+        }
+        Op::Zeros { length }
     }
 
     fn read(&mut self, offset: u64, length: u64) -> Result<Vec<u8>, SourceError> {
@@ -315,6 +338,29 @@ impl Source {
     }
 }
 
+/// A file of `size` bytes as if it had `old_length` of them, of which the last ones stand at its end.
+struct Moved<'a> {
+    file: SparseFile<'a>,
+    size: u64,
+    old_length: u64,
+}
+
+impl Moved<'_> {
+    fn place(&self, offset: u64) -> u64 {
+        offset.saturating_add(self.size).saturating_sub(self.old_length)
+    }
+}
+
+impl Content for Moved<'_> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_at(buffer, self.place(offset))
+    }
+
+    fn zeros_at(&self, offset: u64) -> u64 {
+        self.file.zeros_at(self.place(offset))
+    }
+}
+
 /// How a stretch of this length is cut.
 fn average(length: u64) -> Result<Average, SourceError> {
     Average::for_size(length).ok_or_else(|| SourceError::Peer("a stretch too long to be cut".to_owned()))
@@ -334,8 +380,7 @@ mod tests {
         let identity = identity_of(&file).unwrap();
         file.rewind().unwrap();
         let block = BlockSize::for_size(identity.size);
-        let outline =
-            outline(identity.size, block, &|buffer, offset| file.read_exact_at(buffer, offset)).unwrap();
+        let outline = outline(identity.size, block, &SparseFile::of(&file)).unwrap();
         file.write_all(&vec![8; 3_000_000]).unwrap();
         file.rewind().unwrap();
 

@@ -5,11 +5,11 @@
 //! key and the user. A secret that is lost or outdated costs a round trip and nothing else, so no
 //! error here is told.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use crate::content::hex::to_hex;
 use crate::private;
 use crate::wire::flight::Secret;
 
@@ -30,7 +30,10 @@ impl Secrets {
     /// In this file, for this user on the host that has shown this key.
     pub(super) fn of(file: PathBuf, host_key: &str, user: &str) -> Self {
         let hash = digest(&SHA256, format!("{host_key}\n{user}").as_bytes());
-        let name = to_hex(hash.as_ref().get(..NAME_DIGITS / 2).unwrap_or_default());
+        let mut name = String::new();
+        for byte in hash.as_ref().iter().take(NAME_DIGITS / 2) {
+            let _ = write!(name, "{byte:02x}");
+        }
         Self { file, name }
     }
 

@@ -266,6 +266,11 @@ pub enum Op {
         /// The delta as `fast_rsync` writes it.
         delta: ByteBuf,
     },
+    /// Append zeros.
+    Zeros {
+        /// How many.
+        length: u64,
+    },
 }
 
 impl Op {
@@ -273,7 +278,7 @@ impl Op {
     #[must_use]
     pub fn sent_bytes(&self) -> u64 {
         match self {
-            Self::Keep { .. } | Self::Copy { .. } => 0,
+            Self::Keep { .. } | Self::Copy { .. } | Self::Zeros { .. } => 0,
             Self::Data(bytes) | Self::Delta { delta: bytes, .. } => bytes.len() as u64,
         }
     }
@@ -282,7 +287,7 @@ impl Op {
     #[must_use]
     pub fn made_bytes(&self) -> u64 {
         match self {
-            Self::Keep { length } | Self::Copy { length, .. } => *length,
+            Self::Keep { length } | Self::Copy { length, .. } | Self::Zeros { length } => *length,
             Self::Data(bytes) => bytes.len() as u64,
             Self::Delta { length, .. } => u64::from(*length),
         }
@@ -588,7 +593,7 @@ impl Message {
                             window_is_within_limits(window) && *length as usize <= NEW_BYTES_MAX
                         }
                         Op::Copy { offset, length } => is_stretch(*offset, *length),
-                        Op::Keep { .. } | Op::Data(_) => true,
+                        Op::Keep { .. } | Op::Data(_) | Op::Zeros { .. } => true,
                     })
             }
             Self::Subject(Subject::File { name }) => {

@@ -11,6 +11,7 @@ mod agent;
 mod below;
 mod brake;
 mod full;
+mod holes;
 mod hostile;
 mod impostor;
 mod interrupted;

@@ -543,6 +543,7 @@ impl Target {
                 }),
                 Op::Delta { window, length, delta } => window_of(old, *window)
                     .and_then(|window| delta::apply(window, delta, *length as usize).ok()),
+                Op::Zeros { length } => Some(vec![0; usize::try_from(*length).unwrap()]),
             };
             failed |= more.is_none();
             content.extend(more.unwrap_or_default());

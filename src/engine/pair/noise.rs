@@ -66,6 +66,7 @@ fn op() -> impl Strategy<Value = Op> {
         number().prop_map(|length| Op::Keep { length }),
         (number(), number()).prop_map(|(offset, length)| Op::Copy { offset, length }),
         bytes().prop_map(Op::Data),
+        number().prop_map(|length| Op::Zeros { length }),
         (window(), number(), bytes()).prop_map(|(window, length, delta)| Op::Delta {
             window,
             length: length.min(512 << 10) as u32,

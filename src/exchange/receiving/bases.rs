@@ -1,7 +1,5 @@
 //! Tells what there is of the files that are wanted.
 
-use std::os::unix::fs::FileExt;
-
 use serde_bytes::ByteBuf;
 
 use crate::content::blocks::{BlockSize, Outline};
@@ -9,6 +7,7 @@ use crate::content::chunk::{Average, Chunk};
 use crate::content::delta;
 use crate::content::fitted::Fitted;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
+use crate::disk::holes::SparseFile;
 use crate::disk::stage::Staging;
 use crate::engine::{Fault, SignOrder, Told};
 use crate::exchange::draft::Blank;
@@ -54,7 +53,7 @@ impl Receiving {
             ahead.filter(|_| seen.size <= most).and_then(|nodes| nodes.outline(BlockSize::for_size(size)));
         let (old, hash) = match outline {
             Some(Outline { ids, hash }) => (Blocks { length: seen.size, ids }, Some(hash)),
-            None => blocks_of(seen.size, size, most, &|buffer, at| file.read_exact_at(buffer, at))
+            None => blocks_of(seen.size, size, most, &SparseFile::of(&file))
                 .map_err(|error| unwritable(&error))?,
         };
         want.old = Some(Old::Blocks(old));
@@ -74,7 +73,7 @@ impl Receiving {
         let shape = if seen.size == size {
             Fitted::same(size)
         } else {
-            samples?.fit(size, seen.size, &|buffer, at| old.read_exact_at(buffer, at)).ok()??
+            samples?.fit(size, seen.size, &SparseFile::of(&old)).ok()??
         };
         let (staging, _) = Staging::open(root, &path).ok()?;
         (!staging.shares_extents()).then(|| Blank { old, shape, staging: staging.replacing() })
@@ -99,7 +98,7 @@ impl Receiving {
         let found = patiently(|| Staging::find(root, &path));
         let found = found.map_err(|error| fault(&error, Trouble::Unwritable))?;
         let Some(staging) = found.filter(|staging| !staging.is_empty()) else { return Ok(None) };
-        let blocks = blocks_of(staging.len(), size, size, &|buffer, at| staging.read_at(buffer, at));
+        let blocks = blocks_of(staging.len(), size, size, &staging.content());
         Ok(Some(blocks.map_err(|error| unwritable(&error))?.0))
     }
 

@@ -1,0 +1,206 @@
+//! `SparseFile`: a file whose holes are known without reading them.
+//!
+//! The filesystem tells them by `SEEK_DATA` and `SEEK_HOLE` (lseek(2)). Where it cannot, a file is
+//! data from its beginning to its end.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+
+use crate::content::blocks::Content;
+use crate::content::hash::Piece;
+
+/// Shortest run of zeros in bytes that becomes a hole. A shorter one is not worth an extent.
+pub(crate) const HOLE_BYTES_MIN: usize = 32 * 1024;
+
+/// Bytes that are read at a time.
+const READ_BYTES: u64 = 128 * 1024;
+
+/// A file whose holes are skipped. To look for one moves the offset of the descriptor.
+#[derive(Debug, Clone, Copy)]
+pub struct SparseFile<'a> {
+    file: &'a File,
+    /// Length in bytes; 0 where it has no holes.
+    sparse_bytes: u64,
+}
+
+/// A run of a file: zeros that take no space, or data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Its length in bytes.
+    pub length: u64,
+    /// Whether it is zeros.
+    pub is_hole: bool,
+}
+
+impl<'a> SparseFile<'a> {
+    /// The holes of `file`. One with as many blocks as its length needs has none, and is not asked
+    /// about them.
+    #[must_use]
+    pub fn of(file: &'a File) -> Self {
+        let sparse = file.metadata().ok().filter(|metadata| metadata.blocks() < metadata.size() / 512);
+        Self { file, sparse_bytes: sparse.map_or(0, |metadata| metadata.size()) }
+    }
+
+    /// The first run of `range`, as far as it reaches in there: a hole of [`HOLE_BYTES_MIN`] at
+    /// least, or data up to the next such hole.
+    #[must_use]
+    pub fn first_run(&self, range: &Range<u64>) -> Run {
+        let hole = self.zeros_at(range.start);
+        if hole >= HOLE_BYTES_MIN as u64 {
+            return Run { length: hole.min(range.end - range.start), is_hole: true };
+        }
+        let mut end = range.start + hole;
+        while end < range.end.min(self.sparse_bytes) {
+            // What cannot be asked for is data.
+            let Ok(hole) = seek(self.file, SeekFrom::Hole(end)) else { break };
+            let zeros = self.zeros_at(hole);
+            if zeros >= HOLE_BYTES_MIN as u64 && hole < range.end {
+                return Run { length: hole - range.start, is_hole: false };
+            }
+            end = hole.max(end).saturating_add(zeros.max(1));
+        }
+        Run { length: range.end - range.start, is_hole: false }
+    }
+
+    /// Hands `range` of the file to `visit`, data in pieces of at most 128 KiB.
+    ///
+    /// # Errors
+    /// It cannot be read, or the file is shorter than that.
+    pub fn visit(&self, range: Range<u64>, visit: &mut dyn FnMut(Piece<'_>)) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        let mut left = range;
+        while !left.is_empty() {
+            let zeros = self.zeros_at(left.start).min(left.end - left.start);
+            if zeros >= HOLE_BYTES_MIN as u64 {
+                visit(Piece::Zeros(zeros));
+                left.start += zeros;
+                continue;
+            }
+            // At most `READ_BYTES`.
+            let now = (left.end - left.start).min(READ_BYTES) as usize;
+            buffer.resize(buffer.len().max(now), 0);
+            let piece = buffer.get_mut(..now).unwrap_or_default();
+            self.file.read_exact_at(piece, left.start)?;
+            visit(Piece::Bytes(piece));
+            left.start += now as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Content for SparseFile<'_> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn zeros_at(&self, offset: u64) -> u64 {
+        if offset >= self.sparse_bytes {
+            return 0;
+        }
+        match seek(self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data.saturating_sub(offset),
+            // No data up to the end.
+            Err(Errno::NXIO) => self.sparse_bytes - offset,
+            Err(_) => 0,
+        }
+    }
+}
+
+/// Makes `range` of a file a hole; where the filesystem has none, zeros are written.
+///
+/// # Errors
+/// The disk is full or read-only.
+pub(crate) fn punch(file: &File, range: Range<u64>) -> io::Result<()> {
+    const ZEROS: [u8; READ_BYTES as usize] = [0; READ_BYTES as usize];
+    #[cfg(target_os = "linux")]
+    if rustix::fs::fallocate(
+        file,
+        rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE,
+        range.start,
+        range.end - range.start,
+    )
+    .is_ok()
+    {
+        return Ok(());
+    }
+    let mut left = range;
+    while !left.is_empty() {
+        // At most `READ_BYTES`.
+        let now = (left.end - left.start).min(READ_BYTES) as usize;
+        file.write_all_at(ZEROS.get(..now).unwrap_or_default(), left.start)?;
+        left.start += now as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A file with data at these offsets, 4 KiB each.
+    fn sparse(length: u64, data: &[u64]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(length).unwrap();
+        data.iter().for_each(|&at| file.write_all_at(&[7; 4096], at).unwrap());
+        file
+    }
+
+    #[test]
+    fn runs_cover_the_file_and_short_holes_count_as_data() {
+        let file = sparse(100 * MIB, &[0, 8192, 50 * MIB, 100 * MIB - 4096]);
+        let holes = SparseFile::of(&file);
+        let mut runs = Vec::new();
+        let mut at = 0;
+        while at < 100 * MIB {
+            let run = holes.first_run(&(at..100 * MIB));
+            runs.push((run.length, run.is_hole));
+            at += run.length;
+        }
+        let page = 4096;
+        let due = [
+            (3 * page, false),
+            (50 * MIB - 3 * page, true),
+            (page, false),
+            (50 * MIB - 2 * page, true),
+            (page, false),
+        ];
+        assert_eq!(runs, due);
+        assert_eq!(holes.first_run(&(10 * MIB..11 * MIB)), Run { length: MIB, is_hole: true });
+        assert_eq!(holes.first_run(&(0..5)), Run { length: 5, is_hole: false });
+    }
+
+    #[test]
+    fn visit_reads_data_only() {
+        let file = sparse(1 << 40, &[3 * MIB, 1 << 39]);
+        let (mut zeros, mut bytes, mut ones) = (0, 0, 0);
+        SparseFile::of(&file)
+            .visit(0..1 << 40, &mut |piece| match piece {
+                Piece::Zeros(count) => zeros += count,
+                Piece::Bytes(piece) => {
+                    bytes += piece.len() as u64;
+                    ones += piece.iter().filter(|&&byte| byte == 7).count();
+                }
+            })
+            .unwrap();
+        assert_eq!((zeros + bytes, ones), (1 << 40, 2 * 4096));
+        assert!(bytes <= 4 * READ_BYTES, "{bytes}");
+    }
+
+    #[test]
+    fn dense_file_has_no_holes() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&vec![0; MIB as usize], 0).unwrap();
+        assert_eq!(SparseFile::of(&file).zeros_at(0), 0);
+        punch(&file, 0..MIB / 2).unwrap();
+        let mut half = vec![7; MIB as usize];
+        file.read_exact_at(&mut half, 0).unwrap();
+        assert!(half.iter().all(|&byte| byte == 0));
+    }
+}
