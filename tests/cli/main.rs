@@ -10,6 +10,7 @@ mod world;
 mod agent;
 mod below;
 mod brake;
+mod footprint;
 mod full;
 mod holes;
 mod hostile;
