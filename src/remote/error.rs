@@ -241,6 +241,29 @@ impl RemoteError {
         }
     }
 
+    /// Whether a connection that stood was cut, while logging in or later.
+    #[must_use]
+    pub fn was_cut(&self) -> bool {
+        match self {
+            Self::Lost { .. } => true,
+            Self::Tls { source, .. } => is_cut(source),
+            Self::WebSocket { source, .. } => match source.as_ref() {
+                tungstenite::Error::Io(error) => is_cut(error),
+                tungstenite::Error::Protocol(error) => {
+                    matches!(error, tungstenite::error::ProtocolError::HandshakeIncomplete)
+                }
+                tungstenite::Error::ConnectionClosed => true,
+                _ => false,
+            },
+            Self::Handshake { source, .. } => match source {
+                russh::Error::IO(error) => is_cut(error),
+                russh::Error::Disconnect | russh::Error::HUP => true,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
     /// What to do next, for a person.
     #[must_use]
     pub fn hint(&self) -> String {
@@ -284,6 +307,11 @@ impl RemoteError {
             Self::Lost { .. } => "Run the same command again: what has arrived is not sent twice.".into(),
         }
     }
+}
+
+fn is_cut(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 /// Where whoever first learns why a connection ended leaves the reason for all others. Only the one

@@ -44,11 +44,7 @@ pub(super) async fn over_connections<'a>(
             Err(error) => error,
         };
         let (up_bytes, down_bytes) = session.traffic();
-        let went = Went {
-            has_worked: down_bytes >= SAID_BYTES_MIN,
-            moved_bytes: told.moved_bytes(),
-            left_bytes: told.left_bytes(),
-        };
+        let went = told.went(down_bytes);
         match attempts.failed(&error, went) {
             Verdict::Again => {}
             Verdict::End => return (session, Err(error)),
@@ -74,18 +70,18 @@ pub(super) async fn over_connections<'a>(
 
 /// What an attempt did before its connection was lost.
 #[derive(Debug, Clone, Copy, Default)]
-struct Went {
+pub(super) struct Went {
     /// The agent was at work.
-    has_worked: bool,
+    pub(super) has_worked: bool,
     /// Content that travelled.
-    moved_bytes: u64,
+    pub(super) moved_bytes: u64,
     /// Content that was missing when it began, as far as that was known.
-    left_bytes: u64,
+    pub(super) left_bytes: u64,
 }
 
 /// Counts attempts that came to nothing.
 #[derive(Debug)]
-struct Attempts {
+pub(super) struct Attempts {
     max: u32,
     futile: u32,
     has_worked: bool,
@@ -96,7 +92,7 @@ struct Attempts {
 
 /// What becomes of a run after an attempt that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     Again,
     /// It ends with the error.
     End,
@@ -105,12 +101,12 @@ enum Verdict {
 }
 
 impl Attempts {
-    fn new(max: u32) -> Self {
+    pub(super) fn new(max: u32) -> Self {
         Self { max, futile: 0, has_worked: false, left_bytes: u64::MAX, was_lost: false }
     }
 
     /// An attempt failed.
-    fn failed(&mut self, error: &SyncError, went: Went) -> Verdict {
+    pub(super) fn failed(&mut self, error: &SyncError, went: Went) -> Verdict {
         self.has_worked |= went.has_worked;
         // What was sent is not what arrived: that there is less to do counts.
         if went.moved_bytes > 0 && went.left_bytes < self.left_bytes {
@@ -142,7 +138,7 @@ impl Attempts {
 }
 
 /// Whether it is the connection that was lost.
-fn is_loss(error: &SyncError) -> bool {
+pub(super) fn is_loss(error: &SyncError) -> bool {
     match error {
         SyncError::Remote(error) => matches!(error.kind(), ErrorKind::Socket | ErrorKind::Timeout),
         SyncError::Run(failure) => matches!(failure.kind, AbortKind::Connection | AbortKind::Timeout),
@@ -150,42 +146,16 @@ fn is_loss(error: &SyncError) -> bool {
     }
 }
 
-/// Passes events on, a problem once for all attempts, and keeps count of what moved.
-struct Told {
-    monitor: Watcher,
+/// The content that one attempt moves.
+#[derive(Debug, Default)]
+struct Content {
     moved_bytes: AtomicU64,
     left_bytes: AtomicU64,
-    problems: Mutex<HashSet<Vec<u8>>>,
 }
 
-impl Told {
-    fn new(monitor: Watcher) -> Self {
-        Self {
-            monitor,
-            moved_bytes: AtomicU64::new(0),
-            left_bytes: AtomicU64::new(0),
-            problems: Mutex::default(),
-        }
-    }
-
-    /// Another attempt begins.
-    fn begin(&self) {
-        self.moved_bytes.store(0, Ordering::Relaxed);
-        self.left_bytes.store(0, Ordering::Relaxed);
-    }
-
-    fn moved_bytes(&self) -> u64 {
-        self.moved_bytes.load(Ordering::Relaxed)
-    }
-
-    fn left_bytes(&self) -> u64 {
-        self.left_bytes.load(Ordering::Relaxed)
-    }
-}
-
-impl Monitor for Told {
-    fn observe(&self, event: Event) {
-        match &event {
+impl Content {
+    fn note(&self, event: &Event) {
+        match event {
             Event::Moved { bytes } => {
                 self.moved_bytes.fetch_add(*bytes, Ordering::Relaxed);
             }
@@ -196,13 +166,84 @@ impl Monitor for Told {
                 let less = |left: u64| Some(left.saturating_sub(*bytes));
                 let _ = self.left_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
             }
-            Event::Problem(problem) => {
-                let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-                if problems.len() < PROBLEMS_MAX && !problems.insert(problem.path.clone()) {
-                    return;
-                }
-            }
             _ => {}
+        }
+    }
+
+    /// How the attempt went, in which so many bytes came from the agent.
+    fn went(&self, down_bytes: u64) -> Went {
+        Went {
+            has_worked: down_bytes >= SAID_BYTES_MIN,
+            moved_bytes: self.moved_bytes.load(Ordering::Relaxed),
+            left_bytes: self.left_bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Passes the events of one connection on, and keeps count of the content that it moves.
+pub(super) struct Counting {
+    monitor: Watcher,
+    content: Content,
+}
+
+impl Counting {
+    pub(super) fn new(monitor: Watcher) -> Self {
+        Self { monitor, content: Content::default() }
+    }
+
+    /// How the connection went, over which so many bytes came from the agent.
+    pub(super) fn went(&self, down_bytes: u64) -> Went {
+        self.content.went(down_bytes)
+    }
+}
+
+impl Monitor for Counting {
+    fn observe(&self, event: Event) {
+        self.content.note(&event);
+        self.monitor.observe(event);
+    }
+
+    fn prepare(&self, preparation: Preparation) {
+        self.monitor.prepare(preparation);
+    }
+
+    fn warn(&self, warning: Warning) {
+        self.monitor.warn(warning);
+    }
+}
+
+/// Passes events on, a problem once for all attempts, and keeps count of the content that the
+/// current attempt moves.
+struct Told {
+    monitor: Watcher,
+    content: Content,
+    problems: Mutex<HashSet<Vec<u8>>>,
+}
+
+impl Told {
+    fn new(monitor: Watcher) -> Self {
+        Self { monitor, content: Content::default(), problems: Mutex::default() }
+    }
+
+    /// Another attempt begins.
+    fn begin(&self) {
+        self.content.moved_bytes.store(0, Ordering::Relaxed);
+        self.content.left_bytes.store(0, Ordering::Relaxed);
+    }
+
+    fn went(&self, down_bytes: u64) -> Went {
+        self.content.went(down_bytes)
+    }
+}
+
+impl Monitor for Told {
+    fn observe(&self, event: Event) {
+        self.content.note(&event);
+        if let Event::Problem(problem) = &event {
+            let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+            if problems.len() < PROBLEMS_MAX && !problems.insert(problem.path.clone()) {
+                return;
+            }
         }
         self.monitor.observe(event);
     }

@@ -1,7 +1,13 @@
 //! Watching: a destination stays a copy of a source, over as many connections as it takes.
 //!
-//! An upload watches here, over one connection after the other; a download lets the agent watch. When a connection is
-//! lost, another is made, and its first round looks at everything: nothing that happened meanwhile is missed.
+//! An upload watches here, over one connection after the other; a download lets the agent watch.
+//! When a connection is lost, another is made, and its first round looks at everything: nothing
+//! that happened meanwhile is missed.
+//!
+//! A connection may be cut at any moment, also in the first round and while logging in. Until a
+//! round is over the rules of `sync::retry` decide whether another connection is made, so
+//! a host that was never reached and an agent that always fails end the watch. Afterwards the
+//! watch ends only where another connection cannot help.
 
 pub(super) mod backoff;
 mod command;
@@ -21,6 +27,7 @@ use crate::exchange::rounds::{Round, Watched};
 use crate::remote::ErrorKind;
 use crate::sync::pairing::Pairing;
 use crate::sync::remote::{Rounds, Session};
+use crate::sync::retry::{Attempts, Counting, Verdict, Went, is_loss};
 use crate::sync::{Endpoint, Job, SyncError, Watcher, blocking, limit, local, memory, target};
 use crate::wire::hello::{Role, Watching};
 use crate::wire::message::AbortKind;
@@ -59,8 +66,9 @@ pub type Listener = Arc<dyn Fn(News<'_>) + Send + Sync>;
 /// Makes the destination a copy of the source and keeps it one, until that cannot go on.
 ///
 /// # Errors
-/// [`SyncError`], always: why it ended. A connection that is lost once it has worked is no reason; that the source is
-/// gone, or the host's key another one, is.
+/// [`SyncError`], always: why it ended. A connection that is cut is no reason, unless `retries` in
+/// a row came to nothing before the first round was over; that the source is gone, or the host's
+/// key another one, is.
 pub async fn watch(
     job: &Job,
     live: &Live,
@@ -90,6 +98,7 @@ pub async fn watch(
     let pairing = Pairing::of(job);
     let mut backoff = Backoff::default();
     let mut has_worked = false;
+    let (mut first, mut last_loss) = (Attempts::new(job.way.retries), None);
     loop {
         let works = Arc::new(AtomicBool::new(false));
         let done = {
@@ -106,23 +115,34 @@ pub async fn watch(
             }
         };
         let monitor = pairing.watching(Watcher::clone(&monitor));
-        let error =
+        let (error, went) =
             once(job, &pairing, live.watching, source.clone(), &flushes, &commands, monitor, done).await;
         let worked = works.load(Ordering::Relaxed);
         has_worked |= worked;
-        if !has_worked || !is_passing(&error, worked) {
-            return Err(error);
+        if has_worked {
+            if !is_passing(&error, worked) {
+                return Err(error);
+            }
+        } else {
+            match first.failed(&error, went) {
+                Verdict::Again => {}
+                Verdict::End => return Err(error),
+                Verdict::EndAsLost => return Err(last_loss.unwrap_or(error)),
+            }
         }
-        if worked {
+        if worked || went.moved_bytes > 0 {
             backoff = Backoff::default();
         }
         let wait = backoff.next();
         listener(News::Lost { error: &error, wait });
+        if !has_worked && is_loss(&error) {
+            last_loss = Some(error);
+        }
         tokio::time::sleep(wait).await;
     }
 }
 
-/// Over one connection, until it ends.
+/// Over one connection, until it ends; why it did, and how it went.
 #[allow(clippy::too_many_arguments)]
 async fn once(
     job: &Job,
@@ -133,19 +153,22 @@ async fn once(
     commands: &Commands,
     monitor: Watcher,
     done: impl FnMut(Round) + Send + 'static,
-) -> SyncError {
+) -> (SyncError, Went) {
     let remote = match (&job.source, &job.destination) {
         (Endpoint::Local(_), Endpoint::Local(to)) => {
-            let Some(source) = source else { return SyncError::BothRemote };
+            let Some(source) = source else { return (SyncError::BothRemote, Went::default()) };
             let (to, options) = (PathBuf::from(to), pairing.options(&job.options));
-            return tokio::select! {
+            let error = tokio::select! {
                 error = local::live(source, to, options, monitor, done) => error,
                 never = commands.run(None) => match never {},
             };
+            return (error, Went::default());
         }
         (Endpoint::Local(_), remote) | (remote, _) => remote,
     };
     let session = Session::new(remote, &job.way, Arc::clone(pairing));
+    let counting = Arc::new(Counting::new(monitor));
+    let monitor = Arc::clone(&counting) as Watcher;
     let running = async {
         if let Err(error) = session.meet(&job.options, &monitor).await {
             return error;
@@ -171,8 +194,12 @@ async fn once(
         error = running => error,
         never = commands.run(Some(&session)) => match never {},
     };
+    let (_, down_bytes) = session.traffic();
+    let went = counting.went(down_bytes);
     session.close().await;
-    error
+    // Whoever began to watch is there to stay, so a login that is cut is tried again, too.
+    let was_cut = matches!(&error, SyncError::Remote(error) if error.was_cut());
+    (error, Went { has_worked: went.has_worked || was_cut, ..went })
 }
 
 /// Whether another connection may be better, after one that `worked` or did not.

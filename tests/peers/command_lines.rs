@@ -2,8 +2,10 @@
 //! is copied.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -86,10 +88,15 @@ fn tell_nothing(world: &World, lines: &BTreeSet<String>, when: &str) -> bool {
     of("seal:")
 }
 
-struct Client(Child);
+/// A watch that runs, and the file that has what it tells.
+struct Client(Child, PathBuf);
 
 impl Drop for Client {
     fn drop(&mut self) {
+        if thread::panicking() {
+            let told = fs::read(&self.1).unwrap_or_default();
+            let _ = std::io::stderr().write_all(&[b"the watch told:\n", &told[..]].concat());
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -122,8 +129,10 @@ fn no_command_line_tells_a_name_a_rule_or_a_content() {
     }
 
     let mut watch = world.ksync(options);
-    watch.args(["--watch", "src", &up]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let client = Client(watch.spawn().unwrap());
+    let told = world.path("told");
+    watch.args(["--watch", "src", &up]).stdin(Stdio::null()).stdout(Stdio::null());
+    watch.stderr(File::create(&told).unwrap());
+    let client = Client(watch.spawn().unwrap(), told);
     let save = |text: &str| {
         fs::write(world.path("src/other"), text).unwrap();
         let far = world.path("path-verysecret/other");

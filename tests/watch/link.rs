@@ -10,7 +10,7 @@ use crate::machine::{Machine, make_key};
 use crate::platform::{Platform, place};
 use crate::vm::{Line, Vm, ticks};
 use crate::watcher::{Watcher, Way};
-use crate::world::{World, noise, wait_for};
+use crate::world::{Run, World, noise, wait_for};
 
 const REMOTE: [Way; 2] = [Way::Up, Way::Down];
 
@@ -71,6 +71,87 @@ fn whatever_is_killed_or_cut_nothing_is_lost() {
             assert!(retry["wait_ms"].as_f64().unwrap() <= 313.0, "{retry}");
         }
         assert_eq!(watcher.events("ready").len(), 1);
+    }
+}
+
+#[test]
+fn a_cut_at_any_moment_before_a_watch_is_ready_is_survived() {
+    const MOMENTS: u64 = 10;
+    // Bytes of the end of a first round: there its last messages are.
+    const END: u64 = 1500;
+    for way in REMOTE {
+        let world = world();
+        world.tree("src").file("large", noise(1, 300_000));
+        let vm = Vm::start(&world);
+        // Installs the agent, so that all connections carry the same.
+        Run::end_of(vm.sync(way, &["--dry-run"]).spawn().expect("start")).ok();
+        let before = vm.line.bytes();
+        drop(vm.watch(way, &[]));
+        let all = vm.line.bytes() - before;
+        let moments =
+            (0..MOMENTS).flat_map(|moment| [1 + all * moment / MOMENTS, all - END + END * moment / MOMENTS]);
+        let mut cuts = 0;
+        for after in moments {
+            let _ = fs::remove_dir_all(world.path("dst"));
+            vm.line.cut_after(after);
+            let watcher = vm.watch(way, &[]);
+            cuts += u64::from(!watcher.events("retry").is_empty());
+            world.tree("src").file("later", noise(after, 100));
+            watcher.is_there();
+        }
+        vm.line.cut_every(0);
+        assert!(cuts >= MOMENTS, "{way:?}: only {cuts} of {} were cut", 2 * MOMENTS);
+    }
+}
+
+#[test]
+fn a_cut_at_any_moment_after_a_save_is_survived() {
+    for way in REMOTE {
+        let world = world();
+        let vm = Vm::start(&world);
+        Run::end_of(vm.sync(way, &[]).spawn().expect("start")).ok();
+        for delay_ms in [0, 0, 1, 2, 5, 10, 20, 50, 200] {
+            let save = |text: &str| fs::write(world.path("src/note"), text).unwrap();
+            let arrives = |text: &str| {
+                wait_for("a save", || {
+                    (fs::read_to_string(world.path("dst/note")).ok()? == text).then_some(())
+                });
+            };
+            // Saved while the watch begins, so that it may arrive before the first round is over.
+            let watcher = vm.begin_watch(way, &[]);
+            let first = format!("first of {delay_ms}");
+            save(&first);
+            arrives(&first);
+            std::thread::sleep(Duration::from_millis(delay_ms));
+            vm.line.cut();
+            let second = format!("second of {delay_ms}, saved after the cut");
+            save(&second);
+            arrives(&second);
+            watcher.is_there();
+        }
+    }
+}
+
+#[test]
+fn a_watch_that_reaches_nobody_ends_at_once() {
+    for way in REMOTE {
+        let world = world();
+        let mut vm = Vm::start(&world);
+        vm.line.lead_to(1);
+        let begun = Instant::now();
+        // Every login is cut: as often as was asked for.
+        let watcher = vm.begin_watch(way, &["--retries", "2"]);
+        let said = watcher.ends(10);
+        assert_eq!(said.matches("ksync: ").count(), 1, "{said}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{way:?}: {:?}", begun.elapsed());
+        vm.end();
+        let setup = fs::read_to_string(world.path("vm.json")).unwrap();
+        let nobody = setup.replace(&format!(":{}", vm.line.port), ":1");
+        fs::write(world.path("vm.json"), nobody).unwrap();
+        let watcher = vm.begin_watch(way, &[]);
+        watcher.event("error");
+        assert!(watcher.events("retry").is_empty());
+        watcher.ends(10);
     }
 }
 

@@ -32,6 +32,8 @@ struct State {
     rate: AtomicU64,
     /// Ends all connections again whenever so many bytes more have passed; 0: never.
     cut_every: AtomicU64,
+    /// The next cut is the last one.
+    is_last: AtomicBool,
     passed: AtomicU64,
     sockets: Mutex<Vec<TcpStream>>,
 }
@@ -47,6 +49,7 @@ impl Line {
             is_black: AtomicBool::new(false),
             rate: AtomicU64::new(0),
             cut_every: AtomicU64::new(0),
+            is_last: AtomicBool::new(false),
             passed: AtomicU64::new(0),
             sockets: Mutex::default(),
         });
@@ -98,8 +101,15 @@ impl Line {
 
     /// Ends all connections whenever so many bytes more have passed; 0: never.
     pub(crate) fn cut_every(&self, bytes: u64) {
+        self.state.is_last.store(false, Ordering::SeqCst);
         self.state.passed.store(0, Ordering::SeqCst);
         self.state.cut_every.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Ends all connections once, when so many bytes more have passed.
+    pub(crate) fn cut_after(&self, bytes: u64) {
+        self.cut_every(bytes);
+        self.state.is_last.store(true, Ordering::SeqCst);
     }
 
     /// Whether new connections end at once.
@@ -141,6 +151,9 @@ fn carry(mut from: TcpStream, mut to: TcpStream, state: &State) {
         if cut_every > 0 && state.passed.fetch_add(count as u64, Ordering::SeqCst) + count as u64 >= cut_every
         {
             state.passed.store(0, Ordering::SeqCst);
+            if state.is_last.load(Ordering::SeqCst) {
+                state.cut_every.store(0, Ordering::SeqCst);
+            }
             state.cut();
             break;
         }
@@ -181,8 +194,16 @@ impl<'w> Vm<'w> {
         self.child = child;
     }
 
-    /// Watches over the line.
+    /// Watches over the line; answers once the destination is a copy.
+    #[track_caller]
     pub(crate) fn watch(&self, way: Way, options: &[&str]) -> Watcher<'w> {
+        let watcher = self.begin_watch(way, options);
+        watcher.event("ready");
+        watcher
+    }
+
+    /// Begins to watch over the line.
+    pub(crate) fn begin_watch(&self, way: Way, options: &[&str]) -> Watcher<'w> {
         let far = |name: &str| format!(":{}", self.world.path(name).display());
         let (source, destination) = match way {
             Way::Down => (far("src"), "dst".to_owned()),
@@ -190,9 +211,7 @@ impl<'w> Vm<'w> {
         };
         let mut command = self.world.ksync(["--watch", "--json", "--setup", "vm.json"]);
         command.args(options).args([source, destination]);
-        let watcher = Watcher::of(self.world, way.near(), command);
-        watcher.event("ready");
-        watcher
+        Watcher::of(self.world, way.near(), command)
     }
 
     /// `ksync` once over the line, not started yet.
@@ -218,7 +237,7 @@ impl<'w> Vm<'w> {
         })
     }
 
-    fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
         let _ = self.child.wait();
     }
