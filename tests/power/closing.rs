@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::fuse::{KEPT_BYTES, Quirky};
+use crate::fuse::{KEPT_BYTES, Quirk, Quirky};
 
 /// The filesystem, or `None` where there can be none, which is said.
-fn mounted(place: &Path) -> Option<Quirky> {
-    match Quirky::mount(place) {
+pub(crate) fn mounted(place: &Path, quirk: Quirk) -> Option<Quirky> {
+    match Quirky::mount(place, quirk) {
         Ok(quirky) => Some(quirky),
         Err(why) => {
             let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
@@ -24,7 +24,7 @@ fn what_is_told_only_at_close_is_a_failure_and_nothing_is_put_in_place() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     fs::create_dir(at("mount")).unwrap();
-    let Some(_quirky) = mounted(&at("mount")) else { return };
+    let Some(_quirky) = mounted(&at("mount"), Quirk::Keeps) else { return };
     let run = |source: &str, target: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ksync"));
         command.args(["-q", "--no-progress"]).arg(at(source)).arg(at(target)).env("HOME", at("home"));

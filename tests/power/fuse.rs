@@ -1,5 +1,5 @@
 //! A filesystem in memory, spoken by hand over `/dev/fuse`, that takes less than it says: it keeps
-//! the first bytes of each write behind a limit, and tells so only when the file is closed.
+//! the first bytes of each file and tells so only when the file is closed, or it refuses `fsync`.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -24,12 +26,30 @@ const REGULAR: u32 = 0o100_000;
 /// Bytes of a file that are kept.
 pub(crate) const KEPT_BYTES: usize = 5000;
 
+/// What it does not do as it should.
+#[derive(Clone)]
+pub(crate) enum Quirk {
+    /// It keeps no more than [`KEPT_BYTES`] of a file, which `close` tells.
+    Keeps,
+    /// It refuses to bring files that are longer than [`KEPT_BYTES`] to the disk.
+    Refuses(Arc<Syncs>),
+}
+
+/// Calls of `fsync` for long files, and what was written to them.
+#[derive(Default)]
+pub(crate) struct Syncs {
+    /// So many more are refused.
+    pub(crate) refused: AtomicU64,
+    pub(crate) calls: AtomicU64,
+    pub(crate) written_bytes: AtomicU64,
+}
+
 /// It, mounted.
 pub(crate) struct Quirky(pub(crate) PathBuf);
 
 impl Quirky {
     /// Mounts it, or says why that cannot be.
-    pub(crate) fn mount(place: &Path) -> Result<Self, String> {
+    pub(crate) fn mount(place: &Path, quirk: Quirk) -> Result<Self, String> {
         let device = File::options()
             .read(true)
             .write(true)
@@ -39,7 +59,7 @@ impl Quirky {
         let options = CString::new(options).unwrap();
         mount("quirky", place, "fuse", MountFlags::empty(), Some(&*options))
             .map_err(|e| format!("mount: {e}"))?;
-        thread::spawn(move || serve(&device));
+        thread::spawn(move || serve(&device, quirk));
         Ok(Self(place.to_owned()))
     }
 }
@@ -67,6 +87,7 @@ impl Node {
 }
 
 struct Server {
+    quirk: Quirk,
     nodes: BTreeMap<u64, Node>,
     next: u64,
 }
@@ -113,8 +134,9 @@ impl Answer {
     }
 }
 
-fn serve(mut device: &File) {
-    let mut server = Server { nodes: BTreeMap::from([(1, Node::new(DIRECTORY | 0o755))]), next: 2 };
+fn serve(mut device: &File, quirk: Quirk) {
+    let nodes = BTreeMap::from([(1, Node::new(DIRECTORY | 0o755))]);
+    let mut server = Server { quirk, nodes, next: 2 };
     let mut buffer = vec![0; 1 << 20];
     // It ends when it is unmounted.
     while let Ok(length) = device.read(&mut buffer) {
@@ -169,8 +191,13 @@ impl Server {
         if flags & 1 != 0 && self.node(to)?.children.contains_key(&new) {
             return Err(EEXIST);
         }
+        let replaced = self.node(to)?.children.get(&new).copied();
         let id = self.node(from)?.children.remove(&old).ok_or(ENOENT)?;
         self.node(to)?.children.insert(new, id);
+        // RENAME_EXCHANGE
+        if flags & 2 != 0 {
+            self.node(from)?.children.insert(old, replaced.ok_or(ENOENT)?);
+        }
         Ok(Answer::default())
     }
 
@@ -261,10 +288,17 @@ impl Server {
             16 => {
                 let (_, offset, size) = (fields.u64(), fields.u64() as usize, fields.u32());
                 fields.bytes(20);
-                let node = self.node(id)?;
                 let end = offset + size as usize;
-                node.is_cut |= end > KEPT_BYTES;
-                let kept = end.min(KEPT_BYTES).saturating_sub(offset);
+                let limit = match &self.quirk {
+                    Quirk::Keeps => KEPT_BYTES,
+                    Quirk::Refuses(syncs) => {
+                        syncs.written_bytes.fetch_add(size.into(), Ordering::SeqCst);
+                        usize::MAX
+                    }
+                };
+                let node = self.node(id)?;
+                node.is_cut |= end > limit;
+                let kept = end.min(limit).saturating_sub(offset);
                 node.data.resize(node.data.len().max(end), 0);
                 node.data[offset..offset + kept].copy_from_slice(&fields.0[..kept]);
                 Ok(answer.u32(&[size, 0]))
@@ -274,8 +308,21 @@ impl Server {
                 .u64(&[1 << 20, 1 << 20, 1 << 20, 1 << 20, 1 << 20])
                 .u32(&[4096, 255, 4096, 0])
                 .u32(&[0; 6])),
-            // FSYNC, RELEASE, RELEASEDIR, FSYNCDIR, DESTROY
-            18 | 20 | 29 | 30 | 38 => Ok(answer),
+            // FSYNC
+            20 => {
+                let is_long = self.node(id)?.data.len() > KEPT_BYTES;
+                match &self.quirk {
+                    Quirk::Refuses(syncs) if is_long => {
+                        syncs.calls.fetch_add(1, Ordering::SeqCst);
+                        let less = |refused: u64| refused.checked_sub(1);
+                        let refuses = syncs.refused.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
+                        if refuses.is_ok() { Err(EIO) } else { Ok(answer) }
+                    }
+                    _ => Ok(answer),
+                }
+            }
+            // RELEASE, RELEASEDIR, FSYNCDIR, DESTROY
+            18 | 29 | 30 | 38 => Ok(answer),
             // FLUSH
             25 => {
                 if self.node(id)?.is_cut {

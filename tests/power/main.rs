@@ -24,6 +24,7 @@
 
 mod closing;
 mod disk;
+mod fsync;
 mod fuse;
 mod round;
 

@@ -21,7 +21,7 @@ pub(crate) enum Outcome {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
     Local,
     Upload,
     Download,
@@ -58,10 +58,10 @@ impl fmt::Display for Round {
 }
 
 /// Numbers that follow from a seed (xorshift64*).
-struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         (0..4).for_each(|_| _ = rng.below(2));
         rng
@@ -74,11 +74,11 @@ impl Rng {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         (self.next() >> 11) % bound
     }
 
-    fn bytes(&mut self, length: u64) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, length: u64) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..length.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).collect();
         bytes.truncate(length as usize);
         bytes
@@ -178,10 +178,10 @@ impl Round {
 }
 
 /// Where runs go from and to.
-struct Stage<'a> {
-    folder: &'a Path,
-    disk: &'a Path,
-    way: Way,
+pub(crate) struct Stage<'a> {
+    pub(crate) folder: &'a Path,
+    pub(crate) disk: &'a Path,
+    pub(crate) way: Way,
 }
 
 impl Stage<'_> {
@@ -189,11 +189,11 @@ impl Stage<'_> {
         matches!(self.way, Way::Watch | Way::WatchUpload)
     }
 
-    fn target(&self) -> PathBuf {
+    pub(crate) fn target(&self) -> PathBuf {
         self.disk.join("dst")
     }
 
-    fn command(&self, watches: bool) -> Command {
+    pub(crate) fn command(&self, watches: bool) -> Command {
         let (source, target) = (self.folder.join("src"), self.target());
         let far = |path: &Path| format!("sandbox:{}", path.display()).into();
         let (from, to) = match self.way {
@@ -231,7 +231,19 @@ impl Stage<'_> {
     }
 }
 
-fn end(mut child: Child) {
+/// How a run ended, if it did in time.
+pub(crate) fn status(child: &mut Child, patience: Duration) -> Option<std::process::ExitStatus> {
+    let start = Instant::now();
+    while start.elapsed() < patience {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
+pub(crate) fn end(mut child: Child) {
     // It may wait for a disk that is gone, or watch.
     let _ = rustix::process::kill_process(
         rustix::process::Pid::from_child(&child),
@@ -255,7 +267,7 @@ fn wait_until(is_so: impl Fn() -> bool) {
 }
 
 /// A tree of everything that power cuts are known to damage.
-fn fill(source: &Path, rng: &mut Rng) {
+pub(crate) fn fill(source: &Path, rng: &mut Rng) {
     fs::create_dir_all(source.join("small/deep")).unwrap();
     let mut write = |name: &str, length: u64, zeros: u64| {
         let bytes = [rng.bytes(length), vec![0; zeros as usize]].concat();
@@ -276,7 +288,7 @@ fn fill(source: &Path, rng: &mut Rng) {
 }
 
 /// Edits in place, appends, replaces, inserts and removes.
-fn edit(source: &Path, rng: &mut Rng) {
+pub(crate) fn edit(source: &Path, rng: &mut Rng) {
     // So that the times differ.
     thread::sleep(Duration::from_millis(20));
     for name in ["whole blocks", "twice", "nearly"] {
@@ -306,15 +318,21 @@ fn edit(source: &Path, rng: &mut Rng) {
     }
 }
 
-type Seen = BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)>;
+pub(crate) type Seen = BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)>;
 
 /// Everything in a tree: modes, times and contents.
-fn seen(root: &Path) -> Seen {
+pub(crate) fn seen(root: &Path) -> Seen {
     let walk = walkdir::WalkDir::new(root).min_depth(1).into_iter();
     let entries = walk.filter_entry(|entry| entry.file_name() != ".ksync").flatten();
     let one = |entry: walkdir::DirEntry| {
         let meta = entry.path().symlink_metadata().ok()?;
-        let content = if meta.is_file() { fs::read(entry.path()).ok()? } else { Vec::new() };
+        let content = if meta.is_file() {
+            fs::read(entry.path()).ok()?
+        } else if meta.is_symlink() {
+            fs::read_link(entry.path()).ok()?.into_os_string().into_encoded_bytes()
+        } else {
+            Vec::new()
+        };
         let path = entry.path().strip_prefix(root).ok()?.to_owned();
         Some((path, (meta.mode(), meta.mtime(), meta.mtime_nsec(), content)))
     };
