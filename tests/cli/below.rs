@@ -9,7 +9,7 @@ use crate::world::World;
 
 /// Runs a script in the world's folder, where `ksync` is a command, with mounts that nobody else
 /// sees. `None`, said aloud, where nothing can be mounted.
-fn with_mounts(world: &World, script: &str) -> Option<String> {
+pub(crate) fn with_mounts(world: &World, script: &str) -> Option<String> {
     let mut unshare = world.command("unshare");
     unshare.args(["--mount", "--propagation", "private", "sh", "-ec"]);
     let can_mount = Command::new("unshare")

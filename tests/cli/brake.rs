@@ -4,9 +4,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
-use crate::world::{Run, World};
+use crate::below::with_mounts;
+use crate::world::{Desk, Run, World};
 
 /// SOURCE and DEST on this machine, on both, and the other way round.
 fn ways(world: &World) -> [[OsString; 2]; 3] {
@@ -58,6 +60,103 @@ fn an_emptied_source_deletes_nothing_until_somebody_says_so() {
         run(&world, &["--delete"], places).ok();
         assert_eq!(count(&world, "dst"), 0);
     }
+}
+
+#[test]
+fn a_source_that_is_not_mounted_any_more_deletes_nothing() {
+    for (source, destination) in [("src", "dst"), ("src", "sandbox:$PWD/dst"), ("sandbox:$PWD/src", "dst")] {
+        let world = World::new();
+        let script = format!(
+            "
+            waits() {{
+                code=0; ksync --delete {source} {destination} 2>told || code=$?
+                [ $code = 25 ] && [ -e dst/f1 ] && [ -e dst/d/f2 ] && grep -q \"$1\" told
+            }}
+            mkdir src dst; mount -t tmpfs none src
+            mkdir src/d; echo 1 >src/f1; echo 2 >src/d/f2
+            ksync --delete {source} {destination}
+            umount src; waits 'is empty and was not at the last sync'
+            # What it hides is no reason to delete, either; it arrives.
+            echo hidden >src/hidden
+            waits 'is on another filesystem than at the last sync'; [ -e dst/hidden ]
+            mount -t tmpfs none src; echo other >src/other
+            waits 'is on another filesystem than at the last sync'; [ -e dst/other ]
+            # A run that deletes nothing makes it no copy of that.
+            ksync {source} {destination}; waits 'filesystem'
+            ksync --delete --yes {source} {destination}
+            [ ! -e dst/f1 ] && [ ! -e dst/d ] && [ ! -e dst/hidden ] && [ -e dst/other ]
+            mv src/other src/again; ksync --delete {source} {destination}
+            [ ! -e dst/other ] && [ -e dst/again ]"
+        );
+        if with_mounts(&world, &script).is_none() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_source_that_is_mounted_again_is_what_it_was() {
+    let world = World::new();
+    let script = "
+        mkdir src dst disk; echo 1 >disk/f1; echo 2 >disk/f2
+        mount --bind disk src; ksync --delete src dst; umount src
+        code=0; ksync --delete src dst || code=$?; [ $code = 25 ]
+        mount --bind disk src; rm disk/f1
+        ksync --delete src dst; [ ! -e dst/f1 ] && [ -e dst/f2 ]";
+    let _ = with_mounts(&world, script);
+}
+
+#[test]
+fn somebody_at_a_terminal_is_asked() {
+    for (typed, code) in
+        [("y\n", 0), ("YES\n", 0), ("n\n", 25), ("\n", 25), ("yes please\n", 25), ("\x04", 25)]
+    {
+        let world = World::new();
+        fill(&world, 2);
+        world.tree("dst").file("mine", "x");
+        let mut desk = Desk::new(&world, &world.ksync(["--delete", "src", "dst"]));
+        desk.sees("dst was never a copy of src made by ksync");
+        desk.sees("Delete 1 entry? [y/N] ");
+        assert!(world.path("dst/f00").exists() && world.path("dst/mine").exists(), "{typed:?}");
+        desk.types(typed);
+        desk.ends_with(code);
+        assert_eq!(world.path("dst/mine").exists(), code != 0, "{typed:?}");
+        // Only a yes makes it a copy.
+        let again = run(&world, &["--delete"], &ways(&world)[0]);
+        assert_eq!(again.status.code(), Some(if code == 0 { 0 } else { 25 }), "{typed:?}");
+    }
+}
+
+#[test]
+fn a_signal_is_no_yes() {
+    let world = World::new();
+    fill(&world, 1);
+    world.tree("dst").file("mine", "x");
+    let mut desk = Desk::new(&world, &world.ksync(["--delete", "src", "dst"]));
+    desk.sees("[y/N] ");
+    kill_process(desk.program(), Signal::TERM).unwrap();
+    desk.ends_with(20);
+    assert!(world.path("dst/mine").exists());
+}
+
+#[test]
+fn nobody_is_asked_where_nobody_could_answer_or_a_yes_is_not_enough() {
+    for options in [&["-q"][..], &["--json"]] {
+        let world = World::new();
+        fill(&world, 1);
+        world.tree("dst").file("mine", "x");
+        let mut command = world.ksync(options);
+        command.args(["--delete", "src", "dst"]);
+        let mut desk = Desk::new(&world, &command);
+        desk.ends_with(25);
+        assert!(!desk.has_shown("[y/N]"), "{options:?}");
+    }
+    let world = World::new();
+    fill(&world, 1);
+    fs::write(world.home().join("precious"), "x").unwrap();
+    let mut desk = Desk::new(&world, &world.ksync(["--delete", "src", "home"]));
+    desk.ends_with(25);
+    assert!(!desk.has_shown("[y/N]") && world.home().join("precious").exists());
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #[path = "../world/mod.rs"]
 mod world;
 
+mod brake;
 mod clock;
 mod journey;
 mod life;

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
@@ -18,7 +18,20 @@ pub(crate) struct Platform {
 
 impl Platform {
     pub(crate) fn start(world: &World) -> Platform {
-        let mut command = world.ksync(["sandbox", "--json", "--home"]);
+        Platform::of(world, world.ksync(["sandbox", "--json", "--home"]))
+    }
+
+    /// One whose VMs take the text of a file for the id of their kernel's start.
+    pub(crate) fn started_as(world: &World, boot: &Path) -> Platform {
+        let mut command = world.command("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-ec"]);
+        command.arg("mount --bind \"$1\" /proc/sys/kernel/random/boot_id; shift; exec \"$@\"");
+        command.arg("sh").arg(boot).arg(env!("CARGO_BIN_EXE_ksync"));
+        command.args(["sandbox", "--json", "--home"]);
+        Platform::of(world, command)
+    }
+
+    fn of(world: &World, mut command: Command) -> Platform {
         let mut child =
             command.arg(world.path("platform")).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
