@@ -2,13 +2,15 @@
 //! links have files of their own.
 
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, fchmod, fstat, futimens, unlinkat};
 
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::root::{Root, check_unchanged, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
-use crate::disk::swap::rename_into;
+use crate::disk::state::GONE;
+use crate::disk::swap::{remove_aside, rename_into};
 use crate::disk::unconfirmed::Origin;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
@@ -112,8 +114,18 @@ impl Root {
     pub fn remove_file(&self, path: &TreePath, seen: Option<&Identity>) -> Result<(), DiskError> {
         const VERB: &str = "remove";
         let place = self.place(path).during(VERB, path.as_bytes())?;
-        if seen.is_some() {
-            check_unchanged(&place, path, VERB, seen)?;
+        if let Some(seen) = seen {
+            check_unchanged(&place, path, VERB, Some(seen))?;
+            if self.may_move_aside() {
+                let name = self.staged_name(path, GONE);
+                // Where nothing can be moved aside it is removed where it is.
+                let state = self.with_state_for(path, |state| Ok(Arc::clone(state)));
+                if let Ok(state) = state
+                    && remove_aside(&*state, &name, &place, path, seen)?
+                {
+                    return Ok(());
+                }
+            }
         }
         unlinkat(&place, place.name, AtFlags::empty()).during(VERB, path.as_bytes())
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, readlinkat, statat};
@@ -19,6 +20,7 @@ use crate::disk::resolve::{PASSAGE, Resolver};
 use crate::disk::set_id::Owner;
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::state::{StateDir, clear_leftovers};
+use crate::disk::swap::ASIDE_MAX;
 use crate::disk::unconfirmed::Unconfirmed;
 use crate::tree::path::TreePath;
 
@@ -59,6 +61,8 @@ pub struct Root {
     held: Mutex<Option<Held>>,
     unconfirmed: Unconfirmed,
     boundaries: Boundaries,
+    /// Entries that were moved aside to be removed.
+    moved_aside: AtomicU32,
 }
 
 /// Which directory a root was. While this is held, no other directory can get its numbers: a filesystem gives the
@@ -129,6 +133,7 @@ impl Root {
             held,
             unconfirmed,
             boundaries,
+            moved_aside: AtomicU32::new(0),
         })
     }
 
@@ -305,6 +310,12 @@ impl Root {
             Err(error) if error.is_not_found() && was_kept => with(&open()?),
             result => result,
         }
+    }
+
+    /// Whether one more entry is moved aside before it is removed.
+    pub(crate) fn may_move_aside(&self) -> bool {
+        self.moved_aside.load(Ordering::Relaxed) < ASIDE_MAX
+            && self.moved_aside.fetch_add(1, Ordering::Relaxed) < ASIDE_MAX
     }
 
     pub(crate) fn boundaries(&self) -> &Boundaries {

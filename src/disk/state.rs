@@ -26,6 +26,9 @@ pub(crate) const LINK: &str = ".link";
 /// Ends the name of a directory that is not in its place yet.
 pub(crate) const DIRECTORY_MADE: &str = ".dir";
 
+/// Ends the name of an entry that is being removed.
+pub(crate) const GONE: &str = ".gone";
+
 /// Only we may look in and change it.
 const PRIVATE: u32 = 0o700;
 
@@ -183,7 +186,7 @@ pub(crate) fn clear_in(
     state: &StateDir,
     is_left: impl Fn(&[u8]) -> bool,
 ) -> Result<usize, DiskError> {
-    let endings = [PART, LINK, DIRECTORY_MADE].map(str::as_bytes);
+    let endings = [PART, LINK, DIRECTORY_MADE, GONE].map(str::as_bytes);
     let is_staged = |name: &[u8]| endings.iter().any(|ending| name.ends_with(ending));
     let mut leftovers = Vec::new();
     for entry in Dir::read_from(state).during("list", STATE_DIR.as_bytes())? {
