@@ -92,6 +92,63 @@ fn one_file_system_copies_the_mount_points_and_spares_what_is_below_them() {
     assert!(text.contains("other"), "{text}");
 }
 
+/// Runs a script as [`with_mounts`] does, by a superuser whom modes keep out as everybody else.
+fn as_anybody(world: &World, script: &str) -> bool {
+    let capabilities = "-dac_override,-dac_read_search";
+    let limited = ["--bounding-set", capabilities, "--inh-caps", capabilities, "sh", "-ec"];
+    let can_limit = Command::new("setpriv").args(limited).arg("true").status();
+    if !can_limit.is_ok_and(|status| status.success()) {
+        let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
+        assert!(!required, "capabilities cannot be given up here");
+        eprintln!("SKIPPED: capabilities cannot be given up here");
+        return false;
+    }
+    let program = env!("CARGO_BIN_EXE_ksync");
+    let script = format!("ksync() {{ {program} --no-progress \"$@\" </dev/null; }}\n{script}");
+    let output = world.command("setpriv").args(limited).arg(&script).output().unwrap();
+    let told = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&told));
+    true
+}
+
+/// What a rule excludes, on the command line or in an ignore file of the source, is not the run's
+/// business: that it cannot be listed keeps nothing from being deleted.
+#[test]
+fn an_excluded_directory_that_nobody_may_list_is_no_problem() {
+    for destination in ["dst", "sandbox:$PWD/dst"] {
+        for (rules, option) in [("secret/\n", ""), ("d/secret\n*.log\n", ""), ("*.log\n", "--exclude=secret")]
+        {
+            let world = World::new();
+            world
+                .tree("src")
+                .file(".ksyncignore", rules)
+                .file("d/a", "1")
+                .file("goes", "2")
+                .file("d/goes", "3");
+            let script = format!(
+                "
+                ksync {option} --delete src {destination}
+                mkdir -p dst/d/secret; echo precious >dst/d/secret/p; chmod 0 dst/d/secret
+                ! ls dst/d/secret 2>/dev/null
+                rm src/goes src/d/goes; echo new >src/d/new
+                ksync {option} --delete src {destination} 2>told
+                [ ! -s told ] || ! grep -q secret told
+                [ ! -e dst/goes ] && [ ! -e dst/d/goes ] && [ -e dst/d/new ]
+                ksync {option} --delete src {destination} | grep 'nothing to do'
+                chmod 700 dst/d/secret; cat dst/d/secret/p
+                # One that is not excluded is told, and keeps nothing else from being deleted.
+                mkdir dst/d/other; echo precious >dst/d/other/p; chmod 0 dst/d/other; rm src/d/new
+                code=0; ksync {option} --delete src {destination} 2>told || code=$?
+                [ $code = 23 ] && grep -q other told && [ ! -e dst/d/new ]
+                chmod 700 dst/d/other; cat dst/d/other/p"
+            );
+            if !as_anybody(&world, &script) {
+                return;
+            }
+        }
+    }
+}
+
 fn make_fifo(world: &World, at: &str) {
     assert!(Command::new("mkfifo").arg(world.path(at)).status().unwrap().success());
 }
