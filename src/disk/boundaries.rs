@@ -50,6 +50,15 @@ impl Root {
         let _ = self.boundaries().0.set(paths.into_iter().map(new).collect());
     }
 
+    /// A directory of each filesystem that the tree reaches into; `None` is the root.
+    pub(crate) fn filesystems(&self) -> Vec<(Option<TreePath>, u64)> {
+        let beyond = self.boundaries().all().iter().filter_map(|boundary| {
+            let stat = self.stat(&boundary.path).ok()??;
+            Some((Some(boundary.path.clone()), stat.identity.dev))
+        });
+        std::iter::once((None, self.dev())).chain(beyond).collect()
+    }
+
     /// Whether `path` lies in another filesystem than the root.
     pub(crate) fn is_beyond_boundary(&self, path: &TreePath) -> bool {
         self.boundaries().above(path).is_some()

@@ -273,8 +273,13 @@ impl Root {
         let mut result = Ok(());
         let keepers = state.keepers.iter().map(|(dev, keeper)| (keeper.path.clone(), *dev));
         let mut places: Vec<_> = keepers.chain(state.seen.places.iter().cloned()).collect();
-        if durable && !places.iter().any(|(_, dev)| *dev == self.dev()) {
-            places.push((None, self.dev()));
+        if durable {
+            // Also where only names changed: no marker speaks of a deletion or a new directory.
+            for (path, dev) in self.filesystems() {
+                if !places.iter().any(|(_, known)| *known == dev) {
+                    places.push((path, dev));
+                }
+            }
         }
         places.sort();
         places.dedup();

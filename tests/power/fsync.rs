@@ -1,7 +1,7 @@
 //! `--fsync`: what is reported done survives a power cut, without another run.
 
 use std::fs::{self, OpenOptions, Permissions};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -152,6 +152,39 @@ fn what_an_earlier_run_wrote_is_made_durable_too() {
     }
 }
 
+/// A filesystem mounted in the destination, where a run changes nothing but names.
+#[test]
+fn names_in_a_filesystem_below_the_destination_are_durable() {
+    let _turn = alone();
+    if !can_cut() {
+        return;
+    }
+    for way in [Way::Local, Way::Upload] {
+        let folder = folder();
+        let below = tempfile::tempdir_in(folder.path()).unwrap();
+        let mut disk = Disk::make(below.path(), 64).unwrap();
+        let place = folder.path().to_owned();
+        let stage = Stage { folder: folder.path(), disk: &place, way };
+        disk.place = stage.target().join("mp");
+        fs::create_dir_all(&disk.place).unwrap();
+        disk.mount(",commit=300").unwrap();
+        let source = folder.path().join("src");
+        fs::create_dir_all(source.join("mp/d")).unwrap();
+        fs::write(source.join("mp/d/x"), "x").unwrap();
+        assert!(command(&stage, &["--fsync"]).status().unwrap().success());
+        fs::create_dir(source.join("mp/d/new")).unwrap();
+        symlink("new", source.join("mp/link")).unwrap();
+        assert!(command(&stage, &["--fsync"]).status().unwrap().success());
+        cut(&mut disk);
+        // Below a mount nothing is deleted, so there is more: lost+found.
+        let (source, copy) = (seen(&source.join("mp")), seen(&disk.place));
+        let is_there = |path: &&Path| copy.get(*path) == source.get(*path);
+        let paths: Vec<&Path> = ["d", "d/x", "d/new", "link"].map(Path::new).to_vec();
+        assert!(paths.iter().all(is_there), "{way:?}: {:?}", copy.keys());
+        disk.unmount().unwrap();
+    }
+}
+
 /// A run that loses its disk does not report success, at whatever moment that is.
 #[test]
 fn a_run_that_reports_success_amid_a_power_cut_has_everything_on_the_disk() {
@@ -194,6 +227,41 @@ fn a_run_that_reports_success_amid_a_power_cut_has_everything_on_the_disk() {
     }
     println!("{failed} runs failed, {succeeded} succeeded");
     assert!(failed > 0, "no run was cut");
+}
+
+/// The last sync of a run, after which everything has its name, may fail too. What is in place by
+/// then is not believed by the next run.
+#[test]
+fn a_last_sync_that_fails_is_a_failure_and_the_next_run_writes_anew() {
+    let _turn = alone();
+    let strace = |inject: &str| {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=syncfs", "-e", inject]);
+        command
+    };
+    let can_inject = strace("inject=syncfs:error=EIO:when=1").arg("true").status();
+    if !can_cut() || !can_inject.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: strace cannot inject errors here");
+        return;
+    }
+    let folder = folder();
+    let mut disk = Disk::make(folder.path(), 64).unwrap();
+    disk.mount("").unwrap();
+    let (source, mut rng, place) = (folder.path().join("src"), Rng::new(17), disk.place.clone());
+    few(&source, &mut rng);
+    let stage = Stage { folder: folder.path(), disk: &place, way: Way::Local };
+    let plain = command(&stage, &["--fsync"]);
+    let mut injected = strace("inject=syncfs:error=EIO:when=1");
+    injected.arg(plain.get_program()).args(plain.get_args()).env("HOME", folder.path().join("home"));
+    assert_eq!(injected.current_dir(folder.path()).status().unwrap().code(), Some(11));
+    let inode = |name: &str| fs::metadata(stage.target().join(name)).unwrap().ino();
+    let before = ["two", "dir/deep/one"].map(inode);
+    assert!(command(&stage, &["--fsync"]).status().unwrap().success());
+    let after = ["two", "dir/deep/one"].map(inode);
+    assert!(before.iter().zip(&after).all(|(before, after)| before != after), "{before:?} {after:?}");
+    cut(&mut disk);
+    assert!(seen(&source) == seen(&stage.target()));
+    disk.unmount().unwrap();
 }
 
 #[test]
