@@ -193,6 +193,34 @@ fn a_link_that_is_cut_ends_all_and_what_arrived_is_kept() {
     machine.rsync_finds_no_difference("src", "dst");
 }
 
+#[test]
+fn an_upload_over_lanes_that_is_cut_again_and_again_ends_by_itself() {
+    const CUTS: u64 = 6;
+    const BYTES_PER_CUT: u64 = 12 << 20;
+    let Some(machine) = machine(&[]) else { return };
+    machine.world.tree("src").file("large", noise(3, 2 * LARGE_BYTES));
+    for number in 0..200 {
+        machine.world.tree("src").file(format!("many/{number}"), noise(number, 20_000));
+    }
+    let link = Link::to(([127, 0, 0, 1], machine.port).into(), ROUND_TRIP / 2);
+    let mut client = upload_over(&machine, &format!("ssh://{}", link.address), &["-j", "4"]);
+    let (mut lanes, mut cuts, mut bytes) = (BTreeSet::new(), 0, 0);
+    while client.try_wait().expect("wait").is_none() {
+        lanes.extend(agents(&machine).1.iter().map(|lane| lane.as_raw_nonzero()));
+        if cuts < CUTS && link.up_bytes() - bytes >= BYTES_PER_CUT {
+            link.cut();
+            (cuts, bytes) = (cuts + 1, link.up_bytes());
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    let run = Run::end_of(client).ok();
+    let retries = run.stderr.matches("; trying again in ").count() as u64;
+    assert!(cuts == CUTS && retries >= CUTS, "{cuts} cuts: {}", run.stderr);
+    assert!(lanes.len() >= 6, "{} lanes", lanes.len());
+    machine.rsync_finds_no_difference("src", "dst");
+    leaves_nothing(&machine);
+}
+
 /// Starts an upload, kills what `choose` chooses once lanes are there, and runs it again.
 fn killed(choose: impl Fn((Vec<Pid>, Vec<Pid>)) -> Pid) -> Option<String> {
     let machine = machine(&[])?;
