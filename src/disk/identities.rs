@@ -29,7 +29,7 @@ pub struct Identities {
 }
 
 /// All fields are of 32 bits, so that there is no padding.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Row {
     ino: [u32; 2],
     /// From the top: 21 bits of which filesystem, 3 of the kind, 42 of seconds, 30 of nanoseconds.
@@ -94,6 +94,14 @@ impl Identities {
         let same = self.rows.iter().enumerate().filter(|(_, row)| may_be(row));
         let mut same = same.filter_map(|(at, _)| u32::try_from(at).ok());
         same.find(|&at| self.get(manifest, at).is_some_and(|identity| identity == *wanted))
+    }
+
+    /// The same identities after the entries were put in another order: where each of them stood
+    /// before.
+    #[must_use]
+    pub fn reordered(&self, order: &[u32]) -> Self {
+        let rows = order.iter().filter_map(|&before| self.rows.get(before as usize)).cloned();
+        Self { rows: rows.collect(), devices: self.devices.clone() }
     }
 
     /// Gives back what was reserved for more entries.

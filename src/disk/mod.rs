@@ -31,6 +31,7 @@ pub mod scan;
 pub mod secret;
 pub mod set_id;
 pub mod space;
+mod spelling;
 pub mod stage;
 pub mod stat;
 mod state;

@@ -1,5 +1,6 @@
 //! Reads a tree: everything below a root, in order, by directory handles and without following links.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,6 +25,7 @@ use crate::tree::filter::{Filter, IGNORE_BYTES_MAX, IGNORE_FILE, IgnoreFile};
 use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::path::{PathError, TreePath};
 use crate::tree::scope::{Reach, Scope};
+use crate::tree::spelling::{self, Variant};
 
 /// How many entries come between two reports of progress.
 const REPORT_ENTRIES: usize = 1024;
@@ -139,6 +141,8 @@ pub struct Scanned {
     /// Directories that lie in another filesystem than their parents, or in another mount of it, in
     /// order. Looked for in destinations only.
     pub boundaries: Vec<TreePath>,
+    /// Names of a [`Subject::Parts`] that lead to entries with other names, outside of the scope.
+    pub unclear: Vec<TreePath>,
     /// What was passed over on purpose.
     pub skipped: Skipped,
     /// What of its files takes no room.
@@ -411,7 +415,7 @@ impl Scanner<'_> {
         let shown = path.as_ref().map_or(&b"."[..], |path| path.as_bytes());
         let (names, may_ignore) = match self.scope {
             Some(scope) if self.reach(path.as_ref()) == Reach::Above => {
-                (self.names_of_parts(scope, path.as_ref()), true)
+                (self.names_of_parts(scope, &directory, path.as_ref()), true)
             }
             _ => {
                 let mut names = names(&directory).during("list", shown)?;
@@ -426,11 +430,28 @@ impl Scanner<'_> {
         Ok(Level { path, directory: Some(directory), inode, covers, names: names.into_iter() })
     }
 
-    /// The names that lead to parts, whether or not they are there.
-    fn names_of_parts(&self, scope: &Scope, directory: Option<&TreePath>) -> Vec<Name> {
+    /// The names that lead to parts, whether or not they are there; without those that lead to
+    /// entries with other names.
+    fn names_of_parts(&mut self, scope: &Scope, directory: &OwnedFd, path: Option<&TreePath>) -> Vec<Name> {
         // No component of a path holds a NUL.
-        let names = scope.names_in(directory).into_iter().filter_map(|name| CString::new(name).ok());
-        names.map(|name| Name { name, kind: None }).collect()
+        let names = scope.names_in(path).into_iter().filter_map(|name| CString::new(name).ok());
+        let mut parts: Vec<CString> = names.collect();
+        let may_be_folded = parts.iter().any(|name| may_be_folded(directory, name));
+        // A directory that cannot be listed can still be looked into.
+        if may_be_folded && let Ok(listed) = names_in(directory) {
+            let folded: Vec<CString> = parts.extract_if(.., |name| !listed.contains(name)).collect();
+            let inodes: Vec<_> = parts.iter().filter_map(|name| inode_of(directory, name)).collect();
+            let is_outside = |name: &CString| {
+                inode_of(directory, name).is_some_and(|inode| !inodes.contains(&inode))
+            };
+            let outside = folded.iter().filter(|name| is_outside(name));
+            let path_of = |name: &CString| match path {
+                Some(path) => path.join(name.as_bytes()),
+                None => TreePath::new(name.as_bytes()),
+            };
+            self.scanned.unclear.extend(outside.filter_map(|name| path_of(name).ok()));
+        }
+        parts.into_iter().map(|name| Name { name, kind: None }).collect()
     }
 
     /// Hands a directory's ignore file to the filter, if there is one. One that cannot be read is an error:
@@ -483,6 +504,25 @@ impl Scanner<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a name may lead to an entry that is listed under another name: if the filesystem folds
+/// names, so that the directory has to be listed. On others this takes one system call.
+fn may_be_folded(directory: &OwnedFd, name: &CString) -> bool {
+    match spelling::variant(name.as_bytes()) {
+        Variant::None => false,
+        Variant::Case(other) => CString::new(other).is_ok_and(|other| inode_of(directory, &other).is_some()),
+        Variant::Unknown => inode_of(directory, name).is_some(),
+    }
+}
+
+fn inode_of(directory: &OwnedFd, name: &CString) -> Option<(u64, u64)> {
+    let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    Stat::of(&stat).map(|stat| (stat.identity.dev, stat.identity.ino))
+}
+
+fn names_in(directory: &OwnedFd) -> rustix::io::Result<HashSet<CString>> {
+    Ok(names(directory)?.into_iter().map(|name| name.name).collect())
 }
 
 #[cfg(test)]

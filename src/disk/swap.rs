@@ -74,14 +74,10 @@ pub(crate) fn rename_into(
     seen: Option<&Identity>,
 ) -> Result<(), DiskError> {
     let Some(seen) = seen else {
-        // The kernel checks and renames in one step, where the filesystem can.
-        match renameat_with(&from, name, place, place.name, RenameFlags::NOREPLACE) {
-            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
-            Err(Errno::EXIST) => return Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)),
-            result => return result.during(verb, path.as_bytes()),
-        }
-        check_unchanged(place, path, verb, None)?;
-        return renameat(from, name, place, place.name).during(verb, path.as_bytes());
+        return match rename_to_nothing(from, name, place, place.name) {
+            Err(Errno::EXIST) => Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)),
+            result => result.during(verb, path.as_bytes()),
+        };
     };
     check_unchanged(place, path, verb, Some(seen))?;
     let staged = identity_in(&from, name);
@@ -113,6 +109,25 @@ pub(crate) fn rename_into(
         (put, held) = (held, out);
     }
     Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict))
+}
+
+/// Renames `name` in the directory `from` to `new` in the directory `to`, if nothing is there.
+pub(crate) fn rename_to_nothing(
+    from: impl AsFd,
+    name: &[u8],
+    to: impl AsFd,
+    new: &[u8],
+) -> rustix::io::Result<()> {
+    // The kernel checks and renames in one step, where the filesystem can.
+    match renameat_with(&from, name, &to, new, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
+        result => return result,
+    }
+    match statat(&to, new, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Err(Errno::EXIST),
+        Err(Errno::NOENT) => renameat(from, name, to, new),
+        Err(error) => Err(error),
+    }
 }
 
 fn identity_in(directory: impl AsFd, name: &[u8]) -> Option<Identity> {

@@ -4,6 +4,7 @@
 mod bases;
 mod brake;
 mod claims;
+mod content;
 mod cuts;
 mod disk;
 mod doubts;
@@ -12,6 +13,7 @@ mod memory;
 mod noise;
 mod parts;
 mod room;
+mod spelling;
 mod tree;
 
 use std::collections::VecDeque;

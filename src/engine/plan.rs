@@ -21,6 +21,7 @@ use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::path_ref::PathRef;
+use crate::tree::spelling::Spelling;
 use crate::wire::message::Tally;
 use directories::{Locked, Touched};
 
@@ -45,7 +46,8 @@ pub(super) struct Plan {
     pub(super) first: Vec<Step>,
     pub(super) fetch: VecDeque<Fetch>,
     pub(super) adjust: Vec<Step>,
-    /// Files that are not wanted here and have the content that is wanted there.
+    /// Names whose spelling changes; files that are not wanted here and have the content that is
+    /// wanted there.
     pub(super) moves: Vec<Step>,
     moved: HashSet<u32>,
     /// Children before their directories.
@@ -59,6 +61,10 @@ pub(super) struct Plan {
     verifies: HashMap<u32, bool>,
     adjusts: HashSet<u32>,
     unsafe_links: Vec<u32>,
+    /// Entries that are left out, each with the path that the filesystem takes for theirs.
+    twins: Vec<(u32, TreePath)>,
+    /// Entries in which nothing but the spelling of the name differs.
+    respelled: HashSet<u32>,
     /// How many entries go with a directory in whose place something else is wanted, by wanted id.
     cleared: HashMap<u32, u64>,
     /// In what the root's own mode and time differ, if they are to be set.
@@ -66,28 +72,48 @@ pub(super) struct Plan {
     mode_mask: u16,
 }
 
+/// What was found out of a destination besides its manifest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Findings<'a> {
+    pub(super) doubts: &'a Doubts,
+    pub(super) spelling: &'a Spelling,
+    /// Whether an earlier run left something staged.
+    pub(super) has_staged: bool,
+}
+
 impl Plan {
     /// Compares the trees and puts what is to be done in order.
     pub(super) fn new(
         wanted: &Manifest,
         present: &Manifest,
-        doubts: &Doubts,
+        findings: Findings<'_>,
         rules: Rules,
         protects: impl Fn(EntryRef<'_>) -> bool,
         safe_links: bool,
-        has_staged: bool,
     ) -> Self {
+        let Findings { doubts, spelling, has_staged } = findings;
         let changes = compare_doubting(wanted, present, doubts, rules, protects);
         // What the disk lost it may have lost of what is staged, too.
         let has_staged = has_staged && !doubts.has_lost();
-        let mut plan = Self { has_staged, mode_mask: rules.mode_mask, ..Self::default() };
+        let twins = spelling.twins().map(|(id, twin)| (id, twin.clone())).collect();
+        let mut plan = Self { has_staged, twins, mode_mask: rules.mode_mask, ..Self::default() };
         let mut touched = Touched::new(wanted);
         let mut locked = Locked::new(present);
-        for change in changes {
-            if safe_links && plan.is_unsafe(change, wanted) {
+        for change in with_respelled(changes, wanted, present, spelling, &mut plan.respelled) {
+            let id = change.wanted();
+            if id.is_some_and(|id| spelling.leaves_out(id)) || safe_links && plan.is_unsafe(change, wanted) {
                 continue;
             }
-            plan.add(change, wanted, present, doubts);
+            if let Some(id) = id.filter(|&id| spelling.old_name(id).is_some()) {
+                plan.moves.push(Step::Respell { id });
+                // What a rename touches is what an update does.
+                let rename = Change::Update { id, at: 0 };
+                touched.add(rename, present);
+                locked.add(rename, wanted);
+            }
+            if !id.is_some_and(|id| plan.respelled.contains(&id)) {
+                plan.add(change, wanted, present, doubts);
+            }
             touched.add(change, present);
             locked.add(change, wanted);
             plan.changes.push(change);
@@ -226,6 +252,19 @@ impl Plan {
         self.adjusts.contains(&id)
     }
 
+    /// Whether nothing but the spelling of this entry's name differed.
+    pub(super) fn is_respelled(&self, id: u32) -> bool {
+        self.respelled.contains(&id)
+    }
+
+    /// Wanted entries in whose place nothing is, as far as is known.
+    pub(super) fn created(&self) -> impl Iterator<Item = u32> {
+        self.changes.iter().filter_map(|change| match *change {
+            Change::Create { id } => Some(id),
+            _ => None,
+        })
+    }
+
     /// How many entries go with the directory in whose place this one is wanted.
     pub(super) fn cleared(&self, id: u32) -> u64 {
         self.cleared.get(&id).copied().unwrap_or(0)
@@ -359,7 +398,11 @@ impl Plan {
             .unsafe_links
             .iter()
             .map(|&id| problem(id, Trouble::Unsafe, "the link leads out of the tree and was left out"));
-        obstacles.chain(links).collect()
+        let twins = self.twins.iter().map(|(id, twin)| {
+            let cause = format!("the destination's filesystem takes this name and {twin} for one");
+            problem(*id, Trouble::Obstacle, &cause)
+        });
+        obstacles.chain(links).chain(twins).collect()
     }
 
     /// What is present and not wanted, where nothing is removed: the uppermost, and no more than a person reads.
@@ -406,6 +449,37 @@ impl Plan {
         }
         list.end()
     }
+}
+
+/// The changes with one for each entry in which nothing but the spelling of its name differs: these
+/// are noted.
+fn with_respelled(
+    changes: Vec<Change>,
+    wanted: &Manifest,
+    present: &Manifest,
+    spelling: &Spelling,
+    respelled: &mut HashSet<u32>,
+) -> Vec<Change> {
+    let mut renamed = spelling.renamed().peekable();
+    if renamed.peek().is_none() {
+        return changes;
+    }
+    let mut adjust = |id| {
+        respelled.insert(id);
+        wanted.path(id).and_then(|path| present.position(path)).map(|at| Change::Adjust { id, at })
+    };
+    let mut merged = Vec::with_capacity(changes.len());
+    for change in changes {
+        if let Some(id) = change.wanted() {
+            while let Some(before) = renamed.next_if(|&other| other < id) {
+                merged.extend(adjust(before));
+            }
+            let _ = renamed.next_if_eq(&id);
+        }
+        merged.push(change);
+    }
+    merged.extend(renamed.filter_map(adjust));
+    merged
 }
 
 /// A list of changes that grows.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Subject ─► Open   Entries… Offered ─► compare ─► Apply (clear, directories)
-//! Base ─► Recall ─► [Forgotten]   Changes… Changed ─┘
+//! Base ─► Recall ─► [Forgotten]   Changes… Changed ─┘ └► [Resolve ─► compare]
 //!                                              └► [Sign ─►] Wants
 //! Files ─► Store    Pieces ─► Sink
 //! Files (differing) ─► SignFiles ─► FileSignatures    SignRequest ─► SignWindows ─► Signatures
@@ -36,6 +36,7 @@ use crate::tree::path::{TreePath, escape};
 use crate::tree::path_ref::PathRef;
 use crate::tree::place::Pair;
 use crate::tree::scope::Part;
+use crate::tree::spelling::Spelling;
 use crate::wire::message::{AbortKind, Holes, Message, Subject, Tally, Want};
 use content::{Ask, HELD_BYTES_MAX, Sink};
 use offer::Offer;
@@ -59,6 +60,10 @@ pub struct Receiver {
     offered: Option<bool>,
     opened: Option<Opened>,
     wanted: Arc<Manifest>,
+    /// Which names the destination's filesystem takes for one.
+    spelling: Spelling,
+    /// How far that is known.
+    resolved: Resolved,
     plan: Plan,
     tally: Tally,
     /// What is known of source and destination once this run is over.
@@ -89,6 +94,16 @@ pub struct Receiver {
     retried: BTreeSet<u32>,
     /// The connection is gone, for this cause; what has arrived is still put aside for the next run.
     closing: Option<String>,
+}
+
+/// Whether the filesystem was asked which names it takes for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resolved {
+    No,
+    /// About what is there. What became of that may raise further questions, but none about new
+    /// names.
+    Partly,
+    Yes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +144,8 @@ impl Receiver {
             offered: None,
             opened: None,
             wanted: Arc::default(),
+            spelling: Spelling::default(),
+            resolved: Resolved::No,
             plan: Plan::default(),
             tally: Tally::default(),
             pair: None,
@@ -204,6 +221,7 @@ impl Receiver {
             Outcome::Open(Ok(opened)) => self.opened(opened),
             Outcome::Open(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
             Outcome::Recall(record) => self.recalled(record),
+            Outcome::Resolve(answers) if self.phase == Phase::Offer => self.resolved(&answers),
             Outcome::Plan(Ok(())) => self.planned(),
             Outcome::Plan(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
             Outcome::Sign(results) => self.signed(results),
@@ -370,10 +388,13 @@ impl Receiver {
                 }
                 Step::MakeLink { .. } => &mut self.tally.created,
                 Step::Adjust { id } if self.plan.is_adjust(id) => &mut self.tally.adjusted,
+                Step::Respell { id } if self.plan.is_respelled(id) => &mut self.tally.adjusted,
                 Step::Remove { .. } => &mut self.tally.deleted,
-                Step::Clear { .. } | Step::Adjust { .. } | Step::Unlock { .. } | Step::Restore { .. } => {
-                    &mut 0
-                }
+                Step::Clear { .. }
+                | Step::Adjust { .. }
+                | Step::Respell { .. }
+                | Step::Unlock { .. }
+                | Step::Restore { .. } => &mut 0,
             };
             match result {
                 Ok(()) => {
@@ -383,7 +404,8 @@ impl Receiver {
                     }
                 }
                 Err(fault) => {
-                    self.will_be_copy &= matches!(step, Step::MakeDirectory { .. } | Step::Adjust { .. });
+                    self.will_be_copy &=
+                        matches!(step, Step::MakeDirectory { .. } | Step::Adjust { .. } | Step::Respell { .. });
                     let path = self.step_path(step);
                     if !self.desk.complain(path, fault) {
                         return;
@@ -464,6 +486,7 @@ impl Receiver {
             Step::MakeDirectory { id }
             | Step::MakeLink { id }
             | Step::Adjust { id }
+            | Step::Respell { id }
             | Step::Move { id, .. } => self.path(id),
             Step::Clear { at } | Step::Remove { at } | Step::Unlock { at } | Step::Restore { at } => {
                 let path = self.opened.as_ref().and_then(|opened| opened.manifest.path(at));

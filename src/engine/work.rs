@@ -16,6 +16,7 @@ use crate::tree::path::TreePath;
 use crate::tree::place::{Pair, Place};
 use crate::tree::record::Record;
 use crate::tree::scope::Scope;
+use crate::tree::spelling::{Answers, Questions, Spelling};
 use crate::wire::hello::Baseline;
 use crate::wire::message::{AbortKind, Holes, Op, Stretch, Subject, Want, Window};
 
@@ -44,12 +45,16 @@ pub enum Work {
         /// The parts to be listed; `None`: everything.
         scope: Option<Scope>,
     },
+    /// Receiver, before the plan: ask the filesystem which names it takes for one.
+    Resolve(Questions),
     /// Receiver, once, before all other works on the tree: both manifests are known now.
     Plan {
         /// The tree as it shall be.
         wanted: Arc<Manifest>,
-        /// The tree as it is.
+        /// The tree as it is, under the wanted names.
         present: Arc<Manifest>,
+        /// What of it has other names as yet.
+        spelling: Arc<Spelling>,
         /// Whether anything is going to be changed.
         changes: bool,
         /// Whether files are going to be put in place.
@@ -286,6 +291,11 @@ pub enum Step {
         /// Of what.
         id: u32,
     },
+    /// Give an entry its name in the wanted spelling: to the filesystem the two are one name.
+    Respell {
+        /// Which.
+        id: u32,
+    },
     /// Move a file to where nothing is.
     Move {
         /// What it becomes.
@@ -320,6 +330,8 @@ pub enum Outcome {
     Source(u32, Result<(Vec<Op>, SourceNext), Fault>),
     /// The destination.
     Open(Result<Opened, Fault>),
+    /// Which names the filesystem takes for one.
+    Resolve(Answers),
     /// The manifests are in place, and the destination is this run's alone, if it is to be changed.
     Plan(Result<(), Fault>),
     /// What is there of a file; the hash of the old version.
@@ -421,6 +433,8 @@ pub struct Opened {
     pub complete: bool,
     /// What stays, whatever is wanted.
     pub kept: Kept,
+    /// Names in the scope that lead to entries with other names, outside of it.
+    pub unclear: Vec<TreePath>,
     /// Whether an earlier run left something staged.
     pub has_staged: bool,
     /// What its filesystem has left; `None` where that is not known well enough to go by.

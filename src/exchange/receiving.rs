@@ -6,6 +6,7 @@ mod destination;
 mod directories;
 mod names;
 mod room;
+mod spelling;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -34,6 +35,7 @@ use crate::monitor::Trouble;
 use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
+use crate::tree::spelling::Spelling;
 use crate::wire::hello::Options;
 use crate::wire::message::AbortKind;
 
@@ -44,7 +46,11 @@ pub struct Receiving {
     memory: Option<Memory>,
     standing: Option<Arc<Standing>>,
     opened: OnceLock<Place>,
-    identities: OnceLock<Identities>,
+    /// In the order in which the destination was listed.
+    listed: OnceLock<Identities>,
+    /// The same in the order of the present manifest, where that is another one.
+    reordered: OnceLock<Identities>,
+    spelling: OnceLock<Arc<Spelling>>,
     /// Files of the destination that a power cut may have damaged and that nobody has looked at
     /// yet.
     doubted: Mutex<HashSet<u32>>,
@@ -85,7 +91,9 @@ impl Receiving {
             memory: None,
             standing: None,
             opened: OnceLock::new(),
-            identities: OnceLock::new(),
+            listed: OnceLock::new(),
+            reordered: OnceLock::new(),
+            spelling: OnceLock::new(),
             doubted: Mutex::default(),
             is_whole: OnceLock::new(),
             directories: MadeDirectories::default(),
@@ -167,7 +175,11 @@ impl Receiving {
 
     /// What was seen of an entry that is present.
     fn identity(&self, at: u32) -> Option<Identity> {
-        self.identities.get()?.get(&self.trees.get()?.present, at)
+        self.identities()?.get(&self.trees.get()?.present, at)
+    }
+
+    fn identities(&self) -> Option<&Identities> {
+        self.reordered.get().or_else(|| self.listed.get())
     }
 
     /// A basis, if it is still what was seen.
@@ -206,12 +218,14 @@ impl Perform for Receiving {
     fn perform(&self, work: Work) -> Outcome {
         match work {
             Work::Open { subject, scope } => Outcome::Open(self.open(&subject, scope)),
-            Work::Plan { wanted, present, changes, writes, withheld, pair } => {
+            Work::Resolve(questions) => Outcome::Resolve(self.resolve(&questions)),
+            Work::Plan { wanted, present, spelling, changes, writes, withheld, pair } => {
                 // A round of a watch has not taken it yet.
                 if let Err(fault) = self.lock(changes) {
                     return Outcome::Plan(Err(fault));
                 }
                 self.keep(withheld, pair);
+                self.take_spelling(spelling);
                 let _ = self.trees.set(Trees { wanted, present });
                 self.ancestors.keep();
                 if writes {

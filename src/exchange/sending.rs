@@ -171,6 +171,10 @@ impl Sending {
             scan(&found.root, &subject, &options, Some(&mut filter), &mut entering)
                 .map_err(|error| Fault::Fatal(AbortKind::Selection, chain(&error)))?
         };
+        if let Some(about) = self.about.as_ref().filter(|_| !scanned.unclear.is_empty()) {
+            // A name that leads to an entry with another one: what is in its directory is listed.
+            about.watch.everything();
+        }
         self.check_still_there()?;
         if let Some(single) = &found.single {
             scanned.manifest = renamed(&scanned.manifest, &single.offered)

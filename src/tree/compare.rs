@@ -88,6 +88,22 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// The index into the wanted manifest.
+    #[must_use]
+    pub fn wanted(&self) -> Option<u32> {
+        match *self {
+            Self::Create { id }
+            | Self::Update { id, .. }
+            | Self::Adjust { id, .. }
+            | Self::Verify { id, .. }
+            | Self::Replace { id, .. }
+            | Self::Obstacle { id, .. } => Some(id),
+            Self::Remove { .. } => None,
+        }
+    }
+}
+
 /// Compares the trees. `protects` says of an entry that is present but not wanted whether it has to stay
 /// (it is excluded); what holds something protected stays too.
 ///

@@ -44,6 +44,13 @@ impl Doubts {
         self.0.iter().any(|&(_, doubt)| doubt == Doubt::Lost)
     }
 
+    /// The same doubts after the entries were put in another order: where each of them stood before.
+    #[must_use]
+    pub fn reordered(&self, order: &[u32]) -> Self {
+        let positions = (0..).zip(order);
+        Self(positions.filter_map(|(at, &before)| Some((at, self.of(before)?))).collect())
+    }
+
     /// Keeps the doubts about the first `count` entries.
     pub fn truncate(&mut self, count: u32) {
         self.0.retain(|&(at, _)| at < count);

@@ -15,4 +15,5 @@ pub mod pattern;
 pub mod place;
 pub mod record;
 pub mod scope;
+pub mod spelling;
 mod table;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use super::brake::known;
+use super::content::{blocks, chunks, window_of};
 use super::memory::Kept;
 use super::tree::{Node, Tree, What, manifest, remove_with_all_below, time};
-use crate::content::blocks::{BlockSize, outline};
-use crate::content::chunk::{self, Average, Chunk, ChunkId};
+use crate::content::blocks::BlockSize;
+use crate::content::chunk::Chunk;
 use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::content::sample::Samples;
@@ -350,16 +351,20 @@ pub(super) struct Target {
     pub(super) doubted: BTreeMap<TreePath, Doubt>,
     /// What is known of it: that it is a copy, without more being said.
     pub(super) destination: Destination,
+    /// Whether `a` and `A` are one name.
+    pub(super) folds: bool,
+    /// Names that are spelled otherwise than in `tree`, where each has the wanted name.
+    pub(super) spelled: BTreeMap<TreePath, TreePath>,
     wanted: Option<Arc<Manifest>>,
-    present: Arc<Manifest>,
+    pub(super) present: Arc<Manifest>,
     /// The tree when it was listed: what may be replaced.
-    listed: Tree,
+    pub(super) listed: Tree,
     begun: HashSet<u32>,
     /// Old versions of which samples of the new one came, with zeros at their ends, by position.
     widened: HashMap<u32, Arc<Vec<u8>>>,
 }
 
-type Done = Result<(), Fault>;
+pub(super) type Done = Result<(), Fault>;
 
 fn corrupt() -> Fault {
     Fault::Entry(Trouble::Corrupt, "it is not what was announced".to_owned())
@@ -380,6 +385,8 @@ impl Target {
             room: None,
             doubted: BTreeMap::new(),
             destination: known(Pair { is_own: true, ..Pair::default() }),
+            folds: false,
+            spelled: BTreeMap::new(),
             wanted: None,
             present: Arc::default(),
             listed: Tree::new(),
@@ -396,8 +403,10 @@ impl Target {
     pub(super) fn perform(&mut self, work: Work) -> Outcome {
         match work {
             Work::Open { scope, .. } => Outcome::Open(Ok(self.open(scope.as_ref()))),
-            Work::Plan { wanted, present, .. } => {
+            Work::Resolve(questions) => Outcome::Resolve(self.resolve(&questions)),
+            Work::Plan { wanted, present, spelling, .. } => {
                 self.wanted = Some(wanted);
+                self.take_names(&present, &spelling);
                 assert_eq!(present, self.present);
                 Outcome::Plan(Ok(()))
             }
@@ -447,6 +456,7 @@ impl Target {
             problems: Vec::new(),
             complete: self.complete,
             kept: crate::tree::kept::Kept::default(),
+            unclear: Vec::new(),
             has_staged: !self.staged.is_empty(),
             room: self.room.clone(),
             destination: Destination { metadata: Some(self.root), ..self.destination.clone() },
@@ -587,13 +597,13 @@ impl Target {
     }
 
     /// Whether the directory of this path is there and may be written to.
-    fn may_change(&self, path: &TreePath) -> bool {
+    pub(super) fn may_change(&self, path: &TreePath) -> bool {
         let may = |node: &Node| node.is_directory() && node.mode & 0o300 == 0o300;
         path.parent().is_none_or(|parent| self.tree.get(&parent).is_some_and(may))
     }
 
     /// What changes in a directory moves its time.
-    fn touch(&mut self, path: &TreePath) {
+    pub(super) fn touch(&mut self, path: &TreePath) {
         let now = time(999);
         match path.parent() {
             Some(parent) => {
@@ -648,6 +658,7 @@ impl Target {
             }
             Step::Restore { at } => self.set(self.present.get(at).unwrap().to_entry()),
             Step::Adjust { id } => self.set(self.wanted(id)),
+            Step::Respell { id } => self.respell(&self.wanted(id).path),
             Step::Move { id, at, hash } => {
                 let entry = self.wanted(id);
                 let from = self.present.path(at).unwrap().to_path();
@@ -672,30 +683,4 @@ impl Target {
             }
         }
     }
-}
-
-fn window_of(old: &[u8], window: Window) -> Option<&[u8]> {
-    let offset = usize::try_from(window.offset).ok()?;
-    old.get(offset..offset.checked_add(window.length as usize)?)
-}
-
-fn chunks(content: &[u8]) -> Vec<Chunk> {
-    let mut chunks = Vec::new();
-    chunk::cut(content, Average::for_size(content.len() as u64).unwrap(), |bytes| {
-        chunks.push(Chunk { length: bytes.len() as u32, id: ChunkId::of(bytes) });
-    })
-    .unwrap();
-    chunks
-}
-
-/// The blocks of what there is of a content of `size` bytes, of at most `most` bytes.
-fn blocks(content: &[u8], size: usize, most: usize) -> Blocks {
-    let read_at = |buffer: &mut [u8], offset: u64| {
-        let offset = offset as usize;
-        buffer.copy_from_slice(&content[offset..offset + buffer.len()]);
-        Ok(())
-    };
-    let seen = content.len().min(most) as u64;
-    let outline = outline(seen, BlockSize::for_size(size as u64), &read_at).unwrap();
-    Blocks { length: content.len() as u64, ids: outline.ids }
 }

@@ -2,20 +2,28 @@
 
 use std::sync::Arc;
 
-use super::{Phase, Receiver};
+use super::{Phase, Receiver, Resolved};
 use crate::engine::brake::{self, Facts, Known, MANY};
-use crate::engine::plan::Plan;
+use crate::engine::plan::{Findings, Plan};
 use crate::engine::work::{Destination, Work};
 use crate::monitor::{Braked, Event, Problem, Trouble};
-use crate::tree::compare::{Rules, has_more};
+use crate::tree::compare::{Rules, below, has_more};
 use crate::tree::entry::{EntryRef, Time};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::place::{Pair, Place};
+use crate::tree::spelling::{Answers, Questions};
 use crate::wire::message::{AbortKind, Message, Subject};
 
 impl Receiver {
     pub(super) fn compare_when_ready(&mut self) {
+        if self.opened.is_some() && self.offered.is_some() {
+            self.leave_unclear();
+            self.compare();
+        }
+    }
+
+    fn compare(&mut self) {
         let (Some(opened), Some(complete)) = (&self.opened, self.offered) else { return };
         let options = &self.config.options;
         let may_delete = complete && opened.complete;
@@ -33,6 +41,9 @@ impl Receiver {
         let destination = opened.destination.clone();
         let known = self.known(&destination);
         self.plan = self.plan_for(rules, &destination, &present);
+        if let Some(questions) = self.questions(&present) {
+            return self.desk.start(Work::Resolve(questions));
+        }
         let braked = self.brake(&destination, known, &present);
         let mut waiting = Vec::new();
         if braked.is_some() && !options.dry_run {
@@ -68,7 +79,59 @@ impl Receiver {
         let pair = self.pair_up(&destination, known, &present, rules.delete, may_delete, is_braked);
         self.phase = Phase::Plan;
         let (writes, changes) = (!self.plan.fetch.is_empty(), self.plan.changes_anything());
-        self.desk.start(Work::Plan { wanted, present, changes, writes, withheld: waiting, pair });
+        let spelling = Arc::new(self.spelling.clone());
+        self.desk.start(Work::Plan { wanted, present, spelling, changes, writes, withheld: waiting, pair });
+    }
+
+    /// Leaves out names that lead to entries outside of a round's scope. Only a round about
+    /// everything shows whether the source has these entries, too, so one is asked for.
+    fn leave_unclear(&mut self) {
+        let unclear = self.opened.as_mut().map(|opened| std::mem::take(&mut opened.unclear));
+        let unclear = unclear.unwrap_or_default();
+        if !unclear.is_empty() && !self.config.options.dry_run {
+            self.desk.send(Message::Rescan);
+        }
+        unclear.iter().for_each(|path| self.spelling.leave_unclear(path, &self.wanted));
+    }
+
+    /// What the destination's filesystem is still to be asked about names.
+    fn questions(&self, present: &Manifest) -> Option<Questions> {
+        if self.resolved == Resolved::Yes || !self.is_directory() {
+            return None;
+        }
+        let mut questions = Questions::of(&self.wanted, present, self.plan.created());
+        if self.resolved == Resolved::Partly {
+            questions.groups.clear();
+        }
+        Some(questions).filter(|questions| !questions.is_empty())
+    }
+
+    pub(super) fn resolved(&mut self, answers: &Answers) {
+        let Some(opened) = &self.opened else { return };
+        let present = Arc::clone(&opened.manifest);
+        let protects =
+            |path: &TreePath, entry: EntryRef<'_>| self.protects(path, entry.is_directory());
+        // Rules that protect an entry under the name that it has must protect it under the new one.
+        let is_kept = |at: u32, new: &TreePath| {
+            let Some(old) = present.get(at) else { return true };
+            let top = old.path.to_path();
+            let is_exposed = |entry: EntryRef<'_>| {
+                let path = entry.path.to_path();
+                let rest = path.as_bytes().get(top.as_bytes().len() + 1..);
+                let renamed = rest.and_then(|rest| new.join(rest).ok());
+                protects(&path, entry) && !renamed.is_some_and(|renamed| protects(&renamed, entry))
+            };
+            protects(&top, old) || below(&present, at).any(is_exposed)
+        };
+        let mut spelling = self.spelling.clone();
+        let respelled = spelling.conclude(answers, &self.wanted, &present, is_kept);
+        self.spelling = spelling;
+        self.resolved = if respelled.is_some() { Resolved::Partly } else { Resolved::Yes };
+        if let (Some(opened), Some((manifest, order))) = (&mut self.opened, respelled) {
+            opened.manifest = Arc::new(manifest);
+            opened.doubts = opened.doubts.reordered(&order);
+        }
+        self.compare();
     }
 
     fn plan_for(&self, rules: Rules, destination: &Destination, present: &Manifest) -> Plan {
@@ -81,8 +144,8 @@ impl Receiver {
             is_at_or_below(waits, &path) || self.protects(&path, entry.is_directory())
         };
         let doubts = self.opened.as_ref().map(|opened| opened.doubts.clone()).unwrap_or_default();
-        let mut plan =
-            Plan::new(&self.wanted, present, &doubts, rules, protects, options.safe_links, has_staged);
+        let findings = Findings { doubts: &doubts, spelling: &self.spelling, has_staged };
+        let mut plan = Plan::new(&self.wanted, present, findings, rules, protects, options.safe_links);
         if !waits.is_empty() {
             // It was told already that they wait.
             plan.drop_obstacles();
@@ -173,6 +236,7 @@ impl Receiver {
         self.will_be_copy = is_complete
             && !is_braked
             && !self.plan.has_obstacles()
+            && !self.spelling.is_partial()
             && (deletes || !has_more(&self.wanted, present, protects));
         let was_empty = destination.is_new || present.is_empty() && self.is_listed() && known.pair.is_none();
         if was_empty && self.is_news(&pair) {

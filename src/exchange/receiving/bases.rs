@@ -82,7 +82,7 @@ impl Receiving {
     /// Lets go of files that were hashed ahead and that nobody will ask about: those that are what they shall be,
     /// and those that are not what they were.
     pub(super) fn stop_looking_ahead(&self) {
-        let (Ok(Trees { wanted, present }), Some(identities)) = (self.trees(), self.identities.get()) else {
+        let (Ok(Trees { wanted, present }), Some(identities)) = (self.trees(), self.identities()) else {
             return;
         };
         self.ahead.only(|begun| {

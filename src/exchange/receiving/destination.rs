@@ -52,6 +52,7 @@ impl Receiving {
             problems: Vec::new(),
             complete: true,
             kept: Kept::default(),
+            unclear: Vec::new(),
             has_staged: false,
             room: None,
             destination: self
@@ -161,10 +162,11 @@ impl Receiving {
             path: error.path().to_vec(),
             cause: error.fault().to_string(),
         }));
+        opened.unclear = scanned.unclear;
         opened.manifest = Arc::new(scanned.manifest);
         self.doubted().extend(scanned.doubts.positions());
         opened.doubts = scanned.doubts;
-        let _ = self.identities.set(scanned.identities);
+        let _ = self.listed.set(scanned.identities);
         Ok(())
     }
 

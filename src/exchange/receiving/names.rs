@@ -26,6 +26,7 @@ impl Receiving {
             }
             Step::MakeLink { id } => self.make_link(id)?,
             Step::Adjust { id } => self.adjust(id)?,
+            Step::Respell { id } => self.respell(id)?,
             Step::Move { id, at, hash } => return self.move_file(CopiedFile { id, at, hash }),
             Step::Remove { at } => return self.remove(at),
             Step::Restore { at } => self.restore(at)?,

@@ -26,7 +26,7 @@ impl Receiving {
             let _ = self.reserve.set(reserve);
         }
         let mut mounts: Vec<TreePath> = Vec::new();
-        let identities = self.identities.get()?;
+        let identities = self.identities()?;
         let directories = present.iter().filter(|(_, entry)| entry.is_directory());
         for (at, entry) in directories.filter(|_| !identities.all_lie_on(root.dev())) {
             let is_known = mounts.last().is_some_and(|mount| entry.path.is_below(mount));

@@ -1,0 +1,183 @@
+//! Names that a filesystem takes for one, and how it shows them.
+//!
+//! What it does with a name is found out by files of ours in the state directory, each of which is
+//! removed at once.
+
+use std::ffi::CString;
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
+use rustix::io::Errno;
+
+use crate::disk::directory::Inode;
+use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::levels::names;
+use crate::disk::root::{DIRECTORY, Root};
+use crate::disk::stat::Stat;
+use crate::disk::state::{PART, StateDir, in_state};
+use crate::disk::swap::rename_to_nothing;
+use crate::tree::path::{COMPONENT_BYTES_MAX, STATE_DIR, TreePath};
+
+const VERB: &str = "rename";
+
+/// Three names that a filesystem may fold: another case, and another Unicode form.
+const FOLDABLE: [&str; 3] = ["case-and-form-\u{c9}", "case-and-form-\u{e9}", "case-and-form-e\u{301}"];
+
+impl Root {
+    /// Whether the filesystem folds any names at all.
+    ///
+    /// # Errors
+    /// There can be no state directory.
+    pub fn folds_names(&self) -> Result<bool, DiskError> {
+        let paths: Vec<TreePath> =
+            FOLDABLE.iter().filter_map(|name| TreePath::new(name.as_bytes()).ok()).collect();
+        self.folded(&paths.iter().collect::<Vec<_>>()).map(|folded| !folded.is_empty())
+    }
+
+    /// Which of these new names of one directory the filesystem takes for an earlier one of them:
+    /// pairs of positions.
+    ///
+    /// # Errors
+    /// There can be no state directory, or no file in it.
+    pub fn folded(&self, paths: &[&TreePath]) -> Result<Vec<(usize, usize)>, DiskError> {
+        let Some(first) = paths.first() else { return Ok(Vec::new()) };
+        self.with_state_for(first, |state| {
+            let mut made: Vec<(usize, CString)> = Vec::new();
+            let mut folded = Vec::new();
+            for (index, path) in paths.iter().enumerate() {
+                let Some(name) = probe(path.name()) else { continue };
+                if make(state, &name)? {
+                    made.push((index, name));
+                    continue;
+                }
+                let inode = inode_of(state, name.as_bytes());
+                match made.iter().find(|(_, made)| inode_of(state, made.as_bytes()) == inode) {
+                    Some(&(first, _)) => folded.push((index, first)),
+                    // A run that was killed left it there.
+                    None => {
+                        state.remove(name.as_bytes())?;
+                        if make(state, &name)? {
+                            made.push((index, name));
+                        }
+                    }
+                }
+            }
+            made.iter().try_for_each(|(_, name)| state.remove(name.as_bytes()))?;
+            Ok(folded)
+        })
+    }
+
+    /// Whether the filesystem shows the name of `path` otherwise than as `old`, which it takes for
+    /// the same name.
+    ///
+    /// # Errors
+    /// There can be no state directory, or no file in it.
+    pub fn shows_other_than(&self, path: &TreePath, old: &[u8]) -> Result<bool, DiskError> {
+        let (Some(new), Some(old)) = (probe(path.name()), probe(old)) else { return Ok(false) };
+        self.with_state_for(path, |state| {
+            state.remove(new.as_bytes())?;
+            if !make(state, &new)? {
+                return Ok(false);
+            }
+            let listed = openat(state, c".", DIRECTORY, Mode::empty()).and_then(|state| names(&state));
+            state.remove(new.as_bytes())?;
+            let listed = listed.during("list", STATE_DIR.as_bytes())?;
+            Ok(!listed.iter().any(|name| name.name == old))
+        })
+    }
+
+    /// Renames `old` in the directory of `path` to the name of `path`, which the filesystem takes
+    /// for the same name. Linux does nothing if the two names lead to one inode, so there is a third
+    /// name in between. A run that is killed then leaves the entry under that name, from which the
+    /// next run takes its content.
+    ///
+    /// # Errors
+    /// The two names do not lead to one entry any more ([`DiskError::is_conflict`]), or the directory
+    /// may not be changed.
+    pub fn respell(&self, path: &TreePath, old: &[u8]) -> Result<(), DiskError> {
+        let place = self.place(path).during(VERB, path.as_bytes())?;
+        let conflict = || DiskError::new(VERB, path.as_bytes(), Fault::Conflict);
+        let is_one = inode_of(&place, old).is_some_and(|inode| inode_of(&place, place.name) == Some(inode));
+        if !is_one {
+            return Err(conflict());
+        }
+        let between = self.staged_name(path, ".ksync");
+        let between = between.as_bytes();
+        rename_to_nothing(&place, old, &place, between).during(VERB, path.as_bytes())?;
+        let renamed = rename_to_nothing(&place, between, &place, place.name);
+        if inode_of(&place, between).is_some() {
+            rename_to_nothing(&place, between, &place, old).during(VERB, path.as_bytes())?;
+            renamed.during(VERB, path.as_bytes())?;
+            return Err(conflict());
+        }
+        renamed.during(VERB, path.as_bytes())
+    }
+}
+
+/// The name of a file in the state directory with which a name is tried; `None` where that were too
+/// long. It is cleared away with what is staged, should this process be killed.
+fn probe(name: &[u8]) -> Option<CString> {
+    let probe = [b"probe.", name, PART.as_bytes()].concat();
+    CString::new(probe).ok().filter(|probe| probe.as_bytes().len() <= COMPONENT_BYTES_MAX)
+}
+
+/// Makes an empty file; `false` where there is one, or a file cannot have this name.
+fn make(state: &StateDir, name: &CString) -> Result<bool, DiskError> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat(state, name, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(_) => Ok(true),
+        Err(Errno::EXIST | Errno::INVAL | Errno::ILSEQ) => Ok(false),
+        Err(error) => Err(error).during("make", &in_state(name.as_bytes())),
+    }
+}
+
+fn inode_of(directory: impl AsFd, name: &[u8]) -> Option<Inode> {
+    let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    Stat::of(&stat).as_ref().map(Inode::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::disk::testing::{Place, path};
+
+    #[test]
+    fn a_filesystem_that_folds_nothing_is_found_out_and_nothing_stays_behind() {
+        let place = Place::new();
+        assert!(!place.root.folds_names().unwrap());
+        let paths = ["d/A", "d/a", "d/\u{e9}"].map(path);
+        assert_eq!(place.root.folded(&paths.each_ref()).unwrap(), []);
+        assert!(place.root.shows_other_than(&paths[0], b"a").unwrap());
+        assert!(!place.root.shows_other_than(&paths[0], b"A").unwrap());
+        assert_eq!(fs::read_dir(place.at(".ksync")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_a_killed_run_left_does_not_mislead() {
+        let place = Place::new();
+        fs::create_dir(place.at(".ksync")).unwrap();
+        fs::write(place.at(".ksync/probe.a.part"), "").unwrap();
+        assert_eq!(place.root.folded(&[&path("A"), &path("a")]).unwrap(), []);
+        assert_eq!(fs::read_dir(place.at(".ksync")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_not_one_entry_is_not_renamed() {
+        let place = Place::new();
+        fs::write(place.at("a"), "a").unwrap();
+        assert!(place.root.respell(&path("A"), b"a").unwrap_err().is_conflict());
+        fs::write(place.at("A"), "A").unwrap();
+        assert!(place.root.respell(&path("A"), b"a").unwrap_err().is_conflict());
+        assert_eq!(fs::read(place.at("a")).unwrap(), b"a");
+    }
+
+    #[test]
+    fn names_of_one_file_that_cannot_be_one_name_come_back() {
+        let place = Place::new();
+        fs::write(place.at("a"), "a").unwrap();
+        fs::hard_link(place.at("a"), place.at("A")).unwrap();
+        assert!(place.root.respell(&path("A"), b"a").is_err());
+        assert_eq!(fs::read_dir(place.at("")).unwrap().count(), 2);
+    }
+}

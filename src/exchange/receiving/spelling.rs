@@ -1,0 +1,70 @@
+//! Asks the destination's filesystem which names it takes for one, and changes how they are spelled.
+
+use std::sync::Arc;
+
+use crate::disk::directory::Inode;
+use crate::disk::error::DiskError;
+use crate::disk::root::Root;
+use crate::engine::Fault;
+use crate::exchange::receiving::{Receiving, out_of_turn};
+use crate::tree::path::TreePath;
+use crate::tree::spelling::{Answers, Questions, Respelled, Spelling, Suspect};
+
+impl Receiving {
+    /// What cannot be found out counts as an answer that nothing is folded: then whoever makes an
+    /// entry learns that something is in its place.
+    pub(super) fn resolve(&self, questions: &Questions) -> Answers {
+        let Ok(root) = self.root() else { return Answers::default() };
+        let respelled = questions.suspects.iter().filter_map(|suspect| self.respelled(root, suspect));
+        let mut answers = Answers { respelled: respelled.collect(), twins: Vec::new() };
+        // Only the answers about new names need files of ours.
+        if !self.options.dry_run && !questions.groups.is_empty() && root.folds_names().unwrap_or(false) {
+            for group in &questions.groups {
+                let paths: Vec<&TreePath> = group.iter().map(|(_, path)| path).collect();
+                let twins = root.folded(&paths).unwrap_or_default().into_iter();
+                let ids = |(index, first): (usize, usize)| Some((group.get(index)?.0, group.get(first)?.0));
+                answers.twins.extend(twins.filter_map(ids));
+            }
+        }
+        answers
+    }
+
+    fn respelled(&self, root: &Root, suspect: &Suspect) -> Option<Respelled> {
+        let inode = inode(root, &suspect.path)?;
+        let is_it = |path: &TreePath| self::inode(root, path) == Some(inode);
+        let mut found: Vec<_> = suspect.candidates.iter().filter(|(_, path)| is_it(path)).collect();
+        // Hard links of one file: the name that differs in case alone is the one.
+        let name = suspect.path.name();
+        found.sort_by_key(|(_, path)| !path.name().eq_ignore_ascii_case(name));
+        let &(at, ref candidate) = *found.first()?;
+        let is_shown = if self.options.dry_run {
+            candidate.name().eq_ignore_ascii_case(name)
+        } else {
+            root.shows_other_than(&suspect.path, candidate.name()).unwrap_or(false)
+        };
+        Some(Respelled { id: suspect.id, at, is_shown })
+    }
+
+    /// Keeps how names are spelled, and puts what was listed in the order of the wanted names.
+    pub(super) fn take_spelling(&self, spelling: Arc<Spelling>) {
+        let order = spelling.order();
+        if !order.is_empty() {
+            let identities = self.listed.get().map(|listed| listed.reordered(order));
+            identities.into_iter().for_each(|identities| drop(self.reordered.set(identities)));
+            let mut doubted = self.doubted();
+            let positions = (0_u32..).zip(order).filter(|(_, listed)| doubted.contains(listed));
+            let positions = positions.map(|(at, _)| at).collect();
+            *doubted = positions;
+        }
+        let _ = self.spelling.set(spelling);
+    }
+
+    pub(super) fn respell(&self, id: u32) -> Result<Result<(), DiskError>, Fault> {
+        let old = self.spelling.get().and_then(|spelling| spelling.old_name(id)).ok_or_else(out_of_turn)?;
+        Ok(self.root()?.respell(&self.path(id)?, old))
+    }
+}
+
+fn inode(root: &Root, path: &TreePath) -> Option<Inode> {
+    root.stat(path).ok()?.as_ref().map(Inode::from)
+}

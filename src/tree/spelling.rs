@@ -1,0 +1,472 @@
+//! `Spelling`: names that the destination's filesystem takes for one name.
+//!
+//! Some filesystems fold names: `a` and `A` are one name there (APFS, vfat, ext4 with casefold), or
+//! the two Unicode forms of `é` (HFS+). Only the filesystem knows which names it folds. This module
+//! finds the names that are worth a question, without a look at the disk: a wanted name that is to
+//! be created and has the same [`key`] as another name in its directory. From the answers it
+//! concludes:
+//! - A present entry that the wanted name leads to, and that is not wanted itself, is the wanted
+//!   entry in another spelling. It is compared under the wanted name, and renamed where the
+//!   filesystem can show that spelling.
+//! - Otherwise the two names are twins. The one that is there stays, or the first in order comes;
+//!   the other one is left out with everything below it, and told.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
+
+use crate::tree::entry::Entry;
+use crate::tree::manifest::Manifest;
+use crate::tree::path::TreePath;
+use crate::tree::path_ref::PathRef;
+
+/// What a name can be folded with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Variant {
+    /// With no other name.
+    None,
+    /// With names of other case; this is the one with every letter changed.
+    Case(Vec<u8>),
+    /// With names that cannot be written down without Unicode tables.
+    Unknown,
+}
+
+/// A key that two names share if any filesystem may fold them. Names that differ may share one, too:
+/// tables of decompositions would double the agent's size, so most characters that have one are
+/// passed over, with the marks and the letters that they are composed of.
+#[must_use]
+pub fn key(name: &[u8]) -> Vec<u8> {
+    let Ok(text) = std::str::from_utf8(name) else { return name.to_ascii_lowercase() };
+    let mut key = String::with_capacity(text.len());
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        let is_composed = characters.peek().copied().is_some_and(is_mark);
+        if is_plain(character) && !is_composed {
+            key.extend(character.to_lowercase());
+        } else if let Some(folded) = folds_to_ascii(character) {
+            key.push_str(folded);
+        }
+    }
+    // vfat drops them at the end of a name.
+    key.truncate(key.trim_end_matches(['.', ' ']).len());
+    key.into_bytes()
+}
+
+/// What `name` can be folded with.
+#[must_use]
+pub fn variant(name: &[u8]) -> Variant {
+    let swapped = match std::str::from_utf8(name) {
+        Ok(text) if text.chars().all(is_plain) => text.chars().flat_map(swap_case).collect::<String>(),
+        Ok(_) => return Variant::Unknown,
+        Err(_) => return Variant::None,
+    };
+    if swapped.as_bytes() == name { Variant::None } else { Variant::Case(swapped.into_bytes()) }
+}
+
+fn swap_case(character: char) -> Vec<char> {
+    if character.is_lowercase() { character.to_uppercase().collect() } else { character.to_lowercase().collect() }
+}
+
+/// Whether it has no decomposition: ASCII, Cyrillic letters but for `й`, Chinese characters.
+fn is_plain(character: char) -> bool {
+    matches!(character, '\0'..='\u{7f}' | '\u{410}'..='\u{44f}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}')
+        && !matches!(character, '\u{419}' | '\u{439}')
+}
+
+/// A mark that is composed with the character before it.
+fn is_mark(character: char) -> bool {
+    matches!(character, '\u{300}'..='\u{36f}')
+}
+
+/// The ASCII text that a character outside of ASCII is folded to, if there is one.
+fn folds_to_ascii(character: char) -> Option<&'static str> {
+    Some(match character {
+        '\u{17f}' => "s",
+        '\u{212a}' => "k",
+        '\u{37e}' => ";",
+        '\u{1fef}' => "`",
+        'ß' | 'ẞ' => "ss",
+        '\u{fb00}' => "ff",
+        '\u{fb01}' => "fi",
+        '\u{fb02}' => "fl",
+        '\u{fb03}' => "ffi",
+        '\u{fb04}' => "ffl",
+        '\u{fb05}' | '\u{fb06}' => "st",
+        _ => return None,
+    })
+}
+
+/// A wanted entry that may be there already under another name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suspect {
+    /// Which.
+    pub id: u32,
+    /// Where it is wanted.
+    pub path: TreePath,
+    /// Entries of its directory that it may be, by their positions in the present manifest.
+    pub candidates: Vec<(u32, TreePath)>,
+}
+
+/// What is to be asked of the destination's filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Questions {
+    /// Does the wanted name lead to one of the candidates?
+    pub suspects: Vec<Suspect>,
+    /// New names of one directory: does the filesystem fold any of them?
+    pub groups: Vec<Vec<(u32, TreePath)>>,
+}
+
+impl Questions {
+    /// The questions about what is to be `created`: ids of the wanted manifest. Takes a hash of each
+    /// of their names and of the names beside them, and nothing where nothing is created.
+    #[must_use]
+    pub fn of(wanted: &Manifest, present: &Manifest, created: impl Iterator<Item = u32>) -> Self {
+        let number = |path: PathRef<'_>| number(path.directory(), &key(path.name()));
+        let mut new: Vec<(u64, u32)> =
+            created.filter_map(|id| Some((number(wanted.path(id)?), id))).collect();
+        new.sort_unstable();
+        let named = |&(_, id): &(u64, u32)| Some((id, wanted.path(id)?.to_path()));
+        let groups = new.chunk_by(|one, other| one.0 == other.0).filter(|group| group.len() > 1);
+        let groups = groups.map(|group| group.iter().filter_map(named).collect()).collect();
+        let mut questions = Self { suspects: Vec::new(), groups };
+        if present.is_empty() || new.is_empty() {
+            return questions;
+        }
+        let directories: HashSet<Option<&[u8]>> =
+            new.iter().filter_map(|&(_, id)| Some(wanted.path(id)?.directory())).collect();
+        let mut candidates: HashMap<u64, Vec<(u32, TreePath)>> = HashMap::new();
+        // Neighbours share their directory.
+        let (mut last, mut is_asked) = (None, directories.contains(&None));
+        for (at, entry) in present.iter() {
+            if entry.path.directory() != last {
+                last = entry.path.directory();
+                is_asked = directories.contains(&last);
+            }
+            if is_asked {
+                let number = number(entry.path);
+                if new.binary_search_by_key(&number, |&(number, _)| number).is_ok() {
+                    candidates.entry(number).or_default().push((at, entry.path.to_path()));
+                }
+            }
+        }
+        let suspects = new.iter().filter_map(|&(number, id)| {
+            let candidates = candidates.get(&number)?.clone();
+            Some(Suspect { id, path: wanted.path(id)?.to_path(), candidates })
+        });
+        questions.suspects = suspects.collect();
+        questions.suspects.sort_unstable_by_key(|suspect| suspect.id);
+        questions
+    }
+
+    /// Whether there is nothing to ask.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.suspects.is_empty() && self.groups.is_empty()
+    }
+}
+
+fn number(directory: Option<&[u8]>, key: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (directory, key).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A suspect's name leads to one of its candidates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Respelled {
+    /// The suspect.
+    pub id: u32,
+    /// The candidate.
+    pub at: u32,
+    /// Whether the filesystem can show another spelling than the present one.
+    pub is_shown: bool,
+}
+
+/// What the destination's filesystem answered.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Answers {
+    /// Suspects that are there, in the order of the questions.
+    pub respelled: Vec<Respelled>,
+    /// New names that are folded with an earlier one of their group: the two ids.
+    pub twins: Vec<(u32, u32)>,
+}
+
+/// What was concluded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Spelling {
+    /// Wanted entries that are left out, by their ids: the end of the ids below each, and the path
+    /// of its twin.
+    left_out: BTreeMap<u32, (u32, Option<TreePath>)>,
+    /// Wanted entries whose present name becomes the wanted one, with the present one.
+    renamed: BTreeMap<u32, Box<[u8]>>,
+    /// Where each entry of the present manifest stood when it was listed; empty where nothing moved.
+    order: Vec<u32>,
+}
+
+impl Spelling {
+    /// Draws conclusions. Answers the present tree under the wanted names, where any of them
+    /// differ, and where each of its entries stood in `present`. `is_kept` says of an entry and its
+    /// new path that rules forbid the new name.
+    pub fn conclude(
+        &mut self,
+        answers: &Answers,
+        wanted: &Manifest,
+        present: &Manifest,
+        is_kept: impl Fn(u32, &TreePath) -> bool,
+    ) -> Option<(Manifest, Vec<u32>)> {
+        let mut taken: BTreeMap<u32, (u32, TreePath)> = BTreeMap::new();
+        for &Respelled { id, at, is_shown } in &answers.respelled {
+            let Some((new, old)) = wanted.path(id).zip(present.path(at)) else { continue };
+            let new = new.to_path();
+            if let Some((_, first)) = taken.get(&at) {
+                self.leave_out(id, Some(first.clone()), wanted);
+            } else if wanted.position(old).is_some() || is_kept(at, &new) {
+                self.leave_out(id, Some(old.to_path()), wanted);
+            } else {
+                if is_shown {
+                    self.renamed.insert(id, old.name().into());
+                }
+                taken.insert(at, (id, new));
+            }
+        }
+        for &(id, first) in &answers.twins {
+            if !self.leaves_out(id) && !self.leaves_out(first) {
+                self.leave_out(id, wanted.path(first).map(PathRef::to_path), wanted);
+            }
+        }
+        if taken.is_empty() {
+            return None;
+        }
+        let tops: BTreeMap<u32, TreePath> = taken.into_iter().map(|(at, (_, path))| (at, path)).collect();
+        let (manifest, order) = under_new_names(present, &tops)?;
+        let listed = |at: u32| self.order.get(at as usize).copied().unwrap_or(at);
+        self.order = order.iter().map(|&at| listed(at)).collect();
+        Some((manifest, order))
+    }
+
+    /// Leaves out a wanted entry of which it cannot be told what it is at the destination.
+    pub fn leave_unclear(&mut self, path: &TreePath, wanted: &Manifest) {
+        wanted.position(path).into_iter().for_each(|id| self.leave_out(id, None, wanted));
+    }
+
+    fn leave_out(&mut self, id: u32, twin: Option<TreePath>, wanted: &Manifest) {
+        let Some(top) = wanted.path(id) else { return };
+        let below = wanted.entries_from(id + 1).take_while(|entry| entry.path.is_below(top)).count();
+        let end = u32::try_from(below).map_or(u32::MAX, |below| id + 1 + below);
+        self.left_out.insert(id, (end, twin));
+    }
+
+    /// Whether a wanted entry is left out.
+    #[must_use]
+    pub fn leaves_out(&self, id: u32) -> bool {
+        self.left_out.range(..=id).next_back().is_some_and(|(_, (end, _))| id < *end)
+    }
+
+    /// Whether anything is left out.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        !self.left_out.is_empty()
+    }
+
+    /// The twins that are left out, each with the path of the one that is not.
+    pub fn twins(&self) -> impl Iterator<Item = (u32, &TreePath)> {
+        self.left_out.iter().filter_map(|(&id, (_, twin))| Some((id, twin.as_ref()?)))
+    }
+
+    /// Wanted entries that get their name in the wanted spelling, in order.
+    pub fn renamed(&self) -> impl Iterator<Item = u32> {
+        self.renamed.keys().copied()
+    }
+
+    /// The name that such an entry has.
+    #[must_use]
+    pub fn old_name(&self, id: u32) -> Option<&[u8]> {
+        self.renamed.get(&id).map(|name| &**name)
+    }
+
+    /// Where each entry of the present manifest stood when it was listed; empty where nothing moved.
+    #[must_use]
+    pub fn order(&self) -> &[u32] {
+        &self.order
+    }
+}
+
+/// The same tree with other paths at and below some of its entries, none below another; and where
+/// each of its entries stood.
+fn under_new_names(present: &Manifest, tops: &BTreeMap<u32, TreePath>) -> Option<(Manifest, Vec<u32>)> {
+    let mut entries: Vec<(u32, Entry)> = Vec::with_capacity(present.len());
+    let mut top: Option<(TreePath, &TreePath)> = None;
+    for (at, entry) in present.iter() {
+        let mut entry = entry.to_entry();
+        if let Some(new) = tops.get(&at) {
+            top = Some((entry.path, new));
+            entry.path = new.clone();
+        } else if let Some((old, new)) = top.as_ref().filter(|(old, _)| entry.path.is_below(old)) {
+            let rest = entry.path.as_bytes().get(old.as_bytes().len() + 1..)?;
+            entry.path = new.join(rest).ok()?;
+        }
+        entries.push((at, entry));
+    }
+    entries.sort_unstable_by(|(_, one), (_, other)| one.path.cmp(&other.path));
+    let (order, entries) = entries.into_iter().unzip();
+    Some((Manifest::new(entries).ok()?, order))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::entry::{Kind, Time};
+
+    /// A tree in a line; what ends in a slash is a directory.
+    fn tree(text: &str) -> Manifest {
+        let entries = text.split_whitespace().map(|word| {
+            let (word, kind) = match word.strip_suffix('/') {
+                Some(word) => (word, Kind::Directory),
+                None => (word, Kind::File { size: 1, hash: None }),
+            };
+            let path = TreePath::new(word.as_bytes()).unwrap();
+            Entry { path, kind, mode: 0o644, mtime: Time::new(1, 0).unwrap() }
+        });
+        let mut entries: Vec<_> = entries.collect();
+        entries.sort_by(|one, other| one.path.cmp(&other.path));
+        Manifest::new(entries).unwrap()
+    }
+
+    fn created(wanted: &Manifest, present: &Manifest) -> Vec<u32> {
+        wanted.iter().filter(|(_, entry)| present.position(entry.path).is_none()).map(|(id, _)| id).collect()
+    }
+
+    /// What a filesystem answers that folds case, or that does not.
+    fn answers(questions: &Questions, folds: bool, is_shown: bool) -> Answers {
+        let is_one = |one: &TreePath, other: &TreePath| {
+            folds && one.display().to_lowercase() == other.display().to_lowercase()
+        };
+        let mut answers = Answers::default();
+        for Suspect { id, path, candidates } in &questions.suspects {
+            let found = candidates.iter().find(|(_, candidate)| is_one(path, candidate));
+            answers.respelled.extend(found.map(|&(at, _)| Respelled { id: *id, at, is_shown }));
+        }
+        for group in &questions.groups {
+            for (index, (id, path)) in group.iter().enumerate() {
+                let first = group[..index].iter().find(|(_, earlier)| is_one(path, earlier));
+                answers.twins.extend(first.map(|&(first, _)| (*id, first)));
+            }
+        }
+        answers
+    }
+
+    /// Asks until nothing new comes of it: the present tree, what is left out, what is renamed.
+    fn settled(wanted: &str, present: &str, folds: bool) -> (String, Vec<String>, Vec<String>) {
+        let (wanted, mut present) = (tree(wanted), tree(present));
+        let mut spelling = Spelling::default();
+        loop {
+            let created =
+                created(&wanted, &present).into_iter().filter(|&id| !spelling.leaves_out(id));
+            let questions = Questions::of(&wanted, &present, created);
+            let answers = answers(&questions, folds, true);
+            match spelling.conclude(&answers, &wanted, &present, |_, _| false) {
+                Some((new, _)) => present = new,
+                None => break,
+            }
+        }
+        let name = |id| wanted.path(id).unwrap().to_path().to_string();
+        let present: Vec<String> = present.entries().map(|entry| entry.path.to_path().to_string()).collect();
+        let twins = spelling.twins().map(|(id, twin)| format!("{} {twin}", name(id))).collect();
+        (present.join(" "), twins, spelling.renamed().map(name).collect())
+    }
+
+    #[test]
+    fn names_that_some_filesystem_folds_share_a_key() {
+        for (one, other) in [
+            ("readme", "README"),
+            ("caf\u{e9}", "cafe\u{301}"),
+            ("CAF\u{c9}", "cafe\u{301}"),
+            ("\u{1ec7}", "e\u{323}\u{302}"),
+            ("\u{1ec7}", "\u{ea}\u{323}"),
+            ("\u{439}\u{442}", "\u{438}\u{306}\u{422}"),
+            ("\u{ac00}", "\u{1100}\u{1161}"),
+            ("\u{304c}", "\u{304b}\u{3099}"),
+            ("\u{212a}", "k"),
+            ("stra\u{df}e", "STRASSE"),
+            ("a.", "a"),
+        ] {
+            assert_eq!(key(one.as_bytes()), key(other.as_bytes()), "{one} {other}");
+        }
+        for (one, other) in [("a", "b"), ("\u{6587}", "\u{4ef6}"), ("a.b", "ab"), ("\u{44f}", "\u{44e}")] {
+            assert_ne!(key(one.as_bytes()), key(other.as_bytes()), "{one} {other}");
+        }
+        assert_eq!(key(b"A\xff"), key(b"a\xff"));
+    }
+
+    #[test]
+    fn a_variant_is_known_where_no_table_is_needed() {
+        assert_eq!(variant(b"ReadMe.1"), Variant::Case(b"rEADmE.1".to_vec()));
+        assert_eq!(variant("\u{42f}".as_bytes()), Variant::Case("\u{44f}".as_bytes().to_vec()));
+        assert_eq!(variant(b"123"), Variant::None);
+        assert_eq!(variant("\u{6587}".as_bytes()), Variant::None);
+        assert_eq!(variant("caf\u{e9}".as_bytes()), Variant::Unknown);
+        assert_eq!(variant("e\u{301}".as_bytes()), Variant::Unknown);
+    }
+
+    #[test]
+    fn only_names_that_may_be_one_are_asked_about() {
+        let questions = |wanted: &str, present: &str| {
+            let (wanted, present) = (tree(wanted), tree(present));
+            Questions::of(&wanted, &present, created(&wanted, &present).into_iter())
+        };
+        assert!(questions("a b d/ d/A", "").is_empty());
+        assert!(questions("a d/ d/a", "a d/ d/a D/ D/x").is_empty());
+        assert!(questions("A d/", "d/ d/a b").is_empty(), "another directory");
+        assert_eq!(questions("A b", "a b").suspects.len(), 1);
+        assert_eq!(questions("A a b", "").groups.len(), 1);
+    }
+
+    #[test]
+    fn an_entry_in_another_spelling_is_compared_and_renamed() {
+        let none: [&str; 0] = [];
+        for (wanted, present, after, twins, renamed) in [
+            ("A b", "a b", "A b", &none[..], &["A"][..]),
+            ("D/ D/F D/g", "d/ d/f d/g z", "D/ D/F D/g z", &[], &["D", "D/F"]),
+            ("a B c", "A b C", "a B c", &[], &["B", "a", "c"]),
+            // Twins: the one that is there, or else the first.
+            ("A a", "a", "a", &["A a"], &[]),
+            ("A a", "A", "A", &["a A"], &[]),
+            ("A a", "", "", &["a A"], &[]),
+            ("AB Ab", "ab", "AB", &["Ab AB"], &["AB"]),
+            ("D/ D/x d/ d/y", "", "", &["d D"], &[]),
+            ("D/ D/x d/ d/X", "d/ d/X", "d/ d/X", &["D d"], &[]),
+        ] {
+            let expected = (after.to_owned(), twins.to_vec(), renamed.to_vec());
+            let (after, twins, renamed) = settled(wanted, present, true);
+            assert_eq!((after, twins.iter().map(|t| &**t).collect(), renamed.iter().map(|r| &**r).collect()), expected, "{wanted} | {present}");
+            assert_eq!(settled(wanted, present, false), (tree(present).entries().map(|e| e.path.to_path().to_string()).collect::<Vec<_>>().join(" "), vec![], vec![]), "{wanted} | {present}: a filesystem that folds nothing");
+        }
+    }
+
+    #[test]
+    fn everything_below_a_twin_is_left_out_and_positions_are_remembered() {
+        let (wanted, present) = (tree("D/ D/x d/ d/y d/z/ d/z/w e"), tree("a d0 D/ D/x e"));
+        let mut spelling = Spelling::default();
+        let questions = Questions::of(&wanted, &present, created(&wanted, &present).into_iter());
+        spelling.conclude(&answers(&questions, true, true), &wanted, &present, |_, _| false);
+        let left_out: Vec<u32> = (0..7).filter(|&id| spelling.leaves_out(id)).collect();
+        assert_eq!(left_out, [2, 3, 4, 5]);
+
+        let (wanted, present) = (tree("A e0"), tree("B/ B/x a e0"));
+        let mut spelling = Spelling::default();
+        let questions = Questions::of(&wanted, &present, created(&wanted, &present).into_iter());
+        let moved = spelling.conclude(&answers(&questions, true, false), &wanted, &present, |_, _| false);
+        assert_eq!(moved, Some((tree("A B/ B/x e0"), vec![2, 0, 1, 3])));
+        assert_eq!((spelling.order(), spelling.renamed().count()), (&[2, 0, 1, 3][..], 0));
+    }
+
+    #[test]
+    fn what_rules_keep_is_not_renamed() {
+        let (wanted, present) = (tree("A"), tree("a"));
+        let mut spelling = Spelling::default();
+        let questions = Questions::of(&wanted, &present, [0].into_iter());
+        let answers = answers(&questions, true, true);
+        assert_eq!(spelling.conclude(&answers, &wanted, &present, |_, _| true), None);
+        assert!(spelling.leaves_out(0) && spelling.twins().count() == 1);
+    }
+}
