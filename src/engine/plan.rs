@@ -104,7 +104,9 @@ impl Plan {
             if id.is_some_and(|id| spelling.leaves_out(id)) || safe_links && plan.is_unsafe(change, wanted) {
                 continue;
             }
-            if let Some(id) = id.filter(|&id| spelling.old_name(id).is_some()) {
+            // What is made anew gets the wanted name by that.
+            let stays = matches!(change, Change::Update { .. } | Change::Adjust { .. } | Change::Verify { .. });
+            if let Some(id) = id.filter(|&id| stays && spelling.old_name(id).is_some()) {
                 plan.moves.push(Step::Respell { id });
                 // What a rename touches is what an update does.
                 let rename = Change::Update { id, at: 0 };

@@ -1,30 +1,17 @@
 //! Filesystems that tell only at `close` that they did not take what was written.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
-use crate::fuse::{KEPT_BYTES, Quirk, Quirky};
-
-/// The filesystem, or `None` where there can be none, which is said.
-pub(crate) fn mounted(place: &Path, quirk: Quirk) -> Option<Quirky> {
-    match Quirky::mount(place, quirk) {
-        Ok(quirky) => Some(quirky),
-        Err(why) => {
-            let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
-            assert!(!required, "{why}");
-            eprintln!("SKIPPED: {why}");
-            None
-        }
-    }
-}
+use crate::fuse::{KEPT_BYTES, Quirks, Quirky};
 
 #[test]
 fn what_is_told_only_at_close_is_a_failure_and_nothing_is_put_in_place() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     fs::create_dir(at("mount")).unwrap();
-    let Some(_quirky) = mounted(&at("mount"), Quirk::Keeps) else { return };
+    let quirks = Quirks { cuts: true, ..Quirks::default() };
+    let Some(_quirky) = Quirky::mounted(&at("mount"), quirks) else { return };
     let run = |source: &str, target: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ksync"));
         command.args(["-q", "--no-progress"]).arg(at(source)).arg(at(target)).env("HOME", at("home"));

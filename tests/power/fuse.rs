@@ -1,5 +1,4 @@
-//! A filesystem in memory, spoken by hand over `/dev/fuse`, that takes less than it says: it keeps
-//! the first bytes of each file and tells so only when the file is closed, or it refuses `fsync`.
+//! A filesystem in memory, spoken by hand over `/dev/fuse`, with quirks.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -17,25 +16,22 @@ const ENOENT: i32 = 2;
 const EIO: i32 = 5;
 const EEXIST: i32 = 17;
 const ENOTDIR: i32 = 20;
+const EISDIR: i32 = 21;
 const ENOSYS: i32 = 38;
 const ENOTEMPTY: i32 = 39;
 
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
+const SYMLINK: u32 = 0o120_000;
+
+/// RENAME_NOREPLACE and RENAME_EXCHANGE.
+const NOREPLACE: u32 = 1;
+const EXCHANGE: u32 = 2;
 
 /// Bytes of a file that are kept.
 pub(crate) const KEPT_BYTES: usize = 5000;
 
-/// What it does not do as it should.
-#[derive(Clone)]
-pub(crate) enum Quirk {
-    /// It keeps no more than [`KEPT_BYTES`] of a file, which `close` tells.
-    Keeps,
-    /// It refuses to bring files that are longer than [`KEPT_BYTES`] to the disk.
-    Refuses(Arc<Syncs>),
-}
-
-/// Calls of `fsync` for long files, and what was written to them.
+/// Calls of `fsync` for files longer than [`KEPT_BYTES`], and what was written to any file.
 #[derive(Default)]
 pub(crate) struct Syncs {
     /// So many more are refused.
@@ -44,12 +40,26 @@ pub(crate) struct Syncs {
     pub(crate) written_bytes: AtomicU64,
 }
 
+/// What it does otherwise than others.
+#[derive(Clone, Default)]
+pub(crate) struct Quirks {
+    /// It takes less than it says: it keeps the first [`KEPT_BYTES`] of a file, and tells so only
+    /// when the file is closed.
+    pub(crate) cuts: bool,
+    /// It refuses to bring files that are longer than [`KEPT_BYTES`] to the disk.
+    pub(crate) refuses: Option<Arc<Syncs>>,
+    /// Names that differ in case alone are one name, which is shown as it was made: as on APFS.
+    pub(crate) folds_case: bool,
+    /// Names are decomposed: as on HFS+.
+    pub(crate) decomposes: bool,
+}
+
 /// It, mounted.
 pub(crate) struct Quirky(pub(crate) PathBuf);
 
 impl Quirky {
     /// Mounts it, or says why that cannot be.
-    pub(crate) fn mount(place: &Path, quirk: Quirk) -> Result<Self, String> {
+    pub(crate) fn mount(place: &Path, quirks: Quirks) -> Result<Self, String> {
         let device = File::options()
             .read(true)
             .write(true)
@@ -59,8 +69,21 @@ impl Quirky {
         let options = CString::new(options).unwrap();
         mount("quirky", place, "fuse", MountFlags::empty(), Some(&*options))
             .map_err(|e| format!("mount: {e}"))?;
-        thread::spawn(move || serve(&device, quirk));
+        thread::spawn(move || serve(&device, quirks));
         Ok(Self(place.to_owned()))
+    }
+
+    /// The same; where it cannot be mounted, says why, or fails if it has to be there.
+    pub(crate) fn mounted(place: &Path, quirks: Quirks) -> Option<Self> {
+        match Self::mount(place, quirks) {
+            Ok(quirky) => Some(quirky),
+            Err(why) => {
+                let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
+                assert!(!required, "{why}");
+                let _ = std::io::stderr().write_all(format!("SKIPPED: {why}\n").as_bytes());
+                None
+            }
+        }
     }
 }
 
@@ -87,9 +110,19 @@ impl Node {
 }
 
 struct Server {
-    quirk: Quirk,
+    quirks: Quirks,
     nodes: BTreeMap<u64, Node>,
     next: u64,
+    /// Nanoseconds since it was mounted, as far as its files can tell.
+    clock: u32,
+}
+
+/// A name as HFS+ has it, of those that tests use.
+fn decomposed(name: &[u8]) -> Vec<u8> {
+    let Ok(text) = std::str::from_utf8(name) else { return name.to_vec() };
+    let letters = [('\u{e9}', "e\u{301}"), ('\u{c9}', "E\u{301}"), ('\u{fc}', "u\u{308}"), ('\u{dc}', "U\u{308}")];
+    let decomposed = letters.iter().fold(text.to_owned(), |text, (letter, form)| text.replace(*letter, form));
+    decomposed.into_bytes()
 }
 
 /// Reads numbers and names of a request, one after the other.
@@ -134,9 +167,9 @@ impl Answer {
     }
 }
 
-fn serve(mut device: &File, quirk: Quirk) {
+fn serve(mut device: &File, quirks: Quirks) {
     let nodes = BTreeMap::from([(1, Node::new(DIRECTORY | 0o755))]);
-    let mut server = Server { quirk, nodes, next: 2 };
+    let mut server = Server { quirks, nodes, next: 2, clock: 0 };
     let mut buffer = vec![0; 1 << 20];
     // It ends when it is unmounted.
     while let Ok(length) = device.read(&mut buffer) {
@@ -174,30 +207,70 @@ impl Server {
         self.attributes(id, answer)
     }
 
+    /// The name as it is stored, and what it leads to.
+    fn find(&mut self, parent: u64, name: &[u8]) -> Result<Option<(Vec<u8>, u64)>, i32> {
+        let Quirks { folds_case, decomposes, .. } = self.quirks;
+        let name = if decomposes { decomposed(name) } else { name.to_vec() };
+        let is_it = |stored: &[u8]| {
+            let fold = |name: &[u8]| String::from_utf8_lossy(name).to_lowercase();
+            stored == name || folds_case && fold(stored) == fold(&name)
+        };
+        let mut children = self.node(parent)?.children.iter();
+        Ok(children.find(|(stored, _)| is_it(stored)).map(|(stored, id)| (stored.clone(), *id)))
+    }
+
+    /// Gives a node a name that is free.
+    fn link(&mut self, parent: u64, name: Vec<u8>, id: u64) -> Result<(), i32> {
+        let name = if self.quirks.decomposes { decomposed(&name) } else { name };
+        self.node(parent)?.children.insert(name, id);
+        self.touch(parent)
+    }
+
+    /// What changes in a directory moves its time.
+    fn touch(&mut self, directory: u64) -> Result<(), i32> {
+        self.clock += 1;
+        let clock = self.clock;
+        self.node(directory)?.mtime = (2, clock);
+        Ok(())
+    }
+
     fn make(&mut self, parent: u64, name: Vec<u8>, mode: u32) -> Result<u64, i32> {
-        let id = self.next;
-        let parent = self.node(parent)?;
-        if parent.children.contains_key(&name) {
+        if self.find(parent, &name)?.is_some() {
             return Err(EEXIST);
         }
-        parent.children.insert(name, id);
+        let id = self.next;
         self.nodes.insert(id, Node::new(mode));
         self.next += 1;
+        self.link(parent, name, id)?;
         Ok(id)
     }
 
     fn rename(&mut self, from: u64, to: u64, flags: u32, names: &mut Fields<'_>) -> Result<Answer, i32> {
         let (old, new) = (names.name(), names.name());
-        if flags & 1 != 0 && self.node(to)?.children.contains_key(&new) {
-            return Err(EEXIST);
+        let (stored, id) = self.find(from, &old)?.ok_or(ENOENT)?;
+        let there = self.find(to, &new)?;
+        match there {
+            Some(_) if flags & NOREPLACE != 0 => return Err(EEXIST),
+            Some((there, other)) if flags & EXCHANGE != 0 => {
+                self.node(from)?.children.insert(stored, other);
+                self.node(to)?.children.insert(there, id);
+            }
+            None if flags & EXCHANGE != 0 => return Err(ENOENT),
+            // It keeps the name that it is shown under.
+            Some((there, other)) if other != id => {
+                if self.node(other)?.mode >> 12 == DIRECTORY >> 12 {
+                    return Err(EISDIR);
+                }
+                self.node(from)?.children.remove(&stored);
+                self.node(to)?.children.insert(there, id);
+            }
+            Some(_) | None => {
+                self.node(from)?.children.remove(&stored);
+                self.link(to, new, id)?;
+            }
         }
-        let replaced = self.node(to)?.children.get(&new).copied();
-        let id = self.node(from)?.children.remove(&old).ok_or(ENOENT)?;
-        self.node(to)?.children.insert(new, id);
-        // RENAME_EXCHANGE
-        if flags & 2 != 0 {
-            self.node(from)?.children.insert(old, replaced.ok_or(ENOENT)?);
-        }
+        self.touch(from)?;
+        self.touch(to)?;
         Ok(Answer::default())
     }
 
@@ -206,8 +279,7 @@ impl Server {
         match opcode {
             // LOOKUP
             1 => {
-                let name = fields.name();
-                let child = *self.node(id)?.children.get(&name).ok_or(ENOENT)?;
+                let (_, child) = self.find(id, &fields.name())?.ok_or(ENOENT)?;
                 self.entry(child)
             }
             // GETATTR
@@ -243,6 +315,15 @@ impl Server {
                 }
                 self.attributes(id, answer.u64(&[0]).u32(&[0, 0]))
             }
+            // READLINK
+            5 => Ok(Answer(self.node(id)?.data.clone())),
+            // SYMLINK
+            6 => {
+                let (name, target) = (fields.name(), fields.name());
+                let made = self.make(id, name, SYMLINK | 0o777)?;
+                self.node(made)?.data = target;
+                self.entry(made)
+            }
             // MKDIR
             9 => {
                 let (mode, _) = (fields.u32(), fields.u32());
@@ -251,16 +332,16 @@ impl Server {
             }
             // UNLINK, RMDIR
             10 | 11 => {
-                let name = fields.name();
-                let child = *self.node(id)?.children.get(&name).ok_or(ENOENT)?;
+                let (name, child) = self.find(id, &fields.name())?.ok_or(ENOENT)?;
                 let gone = self.node(child)?;
-                if (gone.mode & DIRECTORY != 0) != (opcode == 11) {
+                if (gone.mode >> 12 == DIRECTORY >> 12) != (opcode == 11) {
                     return Err(ENOTDIR);
                 }
                 if !gone.children.is_empty() {
                     return Err(ENOTEMPTY);
                 }
                 self.node(id)?.children.remove(&name);
+                self.touch(id)?;
                 Ok(answer)
             }
             // RENAME, RENAME2
@@ -289,13 +370,10 @@ impl Server {
                 let (_, offset, size) = (fields.u64(), fields.u64() as usize, fields.u32());
                 fields.bytes(20);
                 let end = offset + size as usize;
-                let limit = match &self.quirk {
-                    Quirk::Keeps => KEPT_BYTES,
-                    Quirk::Refuses(syncs) => {
-                        syncs.written_bytes.fetch_add(size.into(), Ordering::SeqCst);
-                        usize::MAX
-                    }
-                };
+                if let Some(syncs) = &self.quirks.refuses {
+                    syncs.written_bytes.fetch_add(size.into(), Ordering::SeqCst);
+                }
+                let limit = if self.quirks.cuts { KEPT_BYTES } else { usize::MAX };
                 let node = self.node(id)?;
                 node.is_cut |= end > limit;
                 let kept = end.min(limit).saturating_sub(offset);
@@ -311,8 +389,8 @@ impl Server {
             // FSYNC
             20 => {
                 let is_long = self.node(id)?.data.len() > KEPT_BYTES;
-                match &self.quirk {
-                    Quirk::Refuses(syncs) if is_long => {
+                match &self.quirks.refuses {
+                    Some(syncs) if is_long => {
                         syncs.calls.fetch_add(1, Ordering::SeqCst);
                         let less = |refused: u64| refused.checked_sub(1);
                         let refuses = syncs.refused.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);

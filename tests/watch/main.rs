@@ -3,14 +3,17 @@
 //! No test sleeps to give something time. It waits for what is told (`--json`), for `ksync flush`, or for what is to be
 //! seen, with a deadline that tells a hang from a slow machine. Where nothing may happen, a while is measured.
 //!
-//! What needs a user namespace, git or an sshd says so where that is missing and passes, unless `KSYNC_REQUIRE_PEERS=1`.
+//! What needs a user namespace, git, an sshd or `/dev/fuse` says so where that is missing and passes, unless `KSYNC_REQUIRE_PEERS=1`.
 #![cfg(feature = "sandbox")]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 #[path = "../world/mod.rs"]
 mod world;
 
-// Each integration binary uses its own part of these two.
+// Each integration binary uses its own part of these three.
+#[path = "../power/fuse.rs"]
+#[allow(dead_code)]
+mod fuse;
 #[path = "../peers/machine.rs"]
 #[allow(dead_code)]
 mod machine;
@@ -31,3 +34,4 @@ mod retried;
 mod silence;
 mod told;
 mod torn;
+mod twins;

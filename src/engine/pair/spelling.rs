@@ -90,7 +90,6 @@ proptest! {
         let mut dice = Dice::new(seed);
         let source = grow(&mut dice);
         let target = respelled(&mut dice, &source);
-        let differs = source.keys().zip(target.keys()).any(|(one, other)| one != other);
 
         let ended = once(&source, folding(target), ORDERS[order], seed);
         assert_same(&source, &ended.target.tree);
@@ -98,7 +97,7 @@ proptest! {
         prop_assert_eq!((ended.log.sent_bytes, ended.log.wants), (0, 0));
         prop_assert_eq!(troubles(&ended), []);
         let tally = ended.receiver.unwrap().tally;
-        prop_assert_eq!((tally.created, tally.deleted, tally.adjusted > 0), (0, 0, differs));
+        prop_assert_eq!((tally.created, tally.updated, tally.deleted), (0, 0, 0));
         let again = once(&source, ended.target.again(), ORDERS[order], seed);
         prop_assert!(!again.receiver.unwrap().tally.has_changed());
     }
@@ -116,7 +115,7 @@ fn of_twins_one_is_there_and_the_other_is_told_in_every_run() {
         ("d/z", link("y")),
     ]);
     let mut expected = source.clone();
-    ["a", "d", "d/y", "d/z"].map(|name| expected.remove(&path(name)));
+    expected.retain(|path, _| !path.as_bytes().starts_with(b"a") && !path.as_bytes().starts_with(b"d"));
     for order in ORDERS {
         let mut target = folding(Tree::new());
         for run in 0..3 {

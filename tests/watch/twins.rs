@@ -1,0 +1,237 @@
+//! Destinations that take two names for one: of other case, as on APFS, or of another Unicode form,
+//! as on HFS+.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use crate::fuse::{Quirks, Quirky};
+use crate::watcher::{Watcher, Way};
+use crate::world::{Run, World, noise, wait_for};
+
+const CASE: Quirks = Quirks { folds_case: true, cuts: false, decomposes: false };
+const FORM: Quirks = Quirks { decomposes: true, cuts: false, folds_case: false };
+const BOTH: Quirks = Quirks { folds_case: true, decomposes: true, cuts: false };
+const NONE: Quirks = Quirks { folds_case: false, decomposes: false, cuts: false };
+
+const NFC: &str = "caf\u{e9}";
+const NFD: &str = "cafe\u{301}";
+
+/// A world whose directory `m` is a filesystem with quirks.
+fn world(quirks: Quirks) -> Option<(World, Quirky)> {
+    let world = World::new();
+    fs::create_dir(world.path("m")).unwrap();
+    let mounted = Quirky::mounted(&world.path("m"), quirks)?;
+    Some((world, mounted))
+}
+
+fn sync(world: &World) -> Run {
+    world.run(["--delete", "src", "m/dst"])
+}
+
+/// What a directory shows, in order.
+fn names(path: &Path) -> Vec<String> {
+    let names = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let names = names.filter(|name| name.as_bytes() != b".ksync").map(|name| name.into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+fn rename(world: &World, from: &str, to: &str) {
+    fs::rename(world.path(format!("src/{from}")), world.path(format!("src/{to}"))).unwrap();
+}
+
+fn fill(world: &World) {
+    let tree = world.tree("src").file("readme", noise(1, 9000)).file("other", "x").link("link", "readme");
+    tree.file("dir/sub/file", noise(2, 200_000)).file("dir/z", "z").dir("dir/empty").file("plain/f", "f");
+}
+
+/// Every kind gets a name that differs in case alone; a file with another content.
+fn rename_all(world: &World) {
+    rename(world, "readme", "README");
+    rename(world, "link", "Link");
+    rename(world, "dir/sub/file", "dir/sub/File");
+    rename(world, "dir/sub", "dir/SUB");
+    rename(world, "dir", "Dir");
+    fs::write(world.path("src/Dir/SUB/File"), noise(3, 200_100)).unwrap();
+}
+
+#[test]
+fn a_name_that_changes_its_case_changes_it_at_the_destination() {
+    for delete in [true, false] {
+        for quirks in [CASE, NONE] {
+            if quirks == NONE && !delete {
+                continue;
+            }
+            let Some((world, _mounted)) = world(quirks) else { return };
+            let run = |options: &[&str]| {
+                let delete: &[&str] = if delete { &["--delete"] } else { &[] };
+                world.run([delete, options, &["src", "m/dst"]].concat()).ok()
+            };
+            fill(&world);
+            run(&[]);
+            world.assert_same("src", "m/dst");
+            rename_all(&world);
+            if quirks == CASE {
+                let listed = run(&["-n"]).stdout;
+                assert!(listed.contains("adjust  README\n") && !listed.contains("delete"), "{listed}");
+            }
+            run(&[]);
+            world.assert_same("src", "m/dst");
+            assert_eq!(run(&[]).summary(), "nothing to do: 10 entries are in place");
+        }
+    }
+}
+
+#[test]
+fn a_watch_renames_what_changes_its_case() {
+    for way in Way::ALL {
+        let Some((world, _mounted)) = world(CASE) else { return };
+        fill(&world);
+        let (near, places) = match way {
+            Way::Local => ("src", [OsString::from("src"), "m/dst".into()]),
+            Way::Up => ("src", ["src".into(), world.far("m/dst")]),
+            Way::Down => ("m/dst", [world.far("src"), "m/dst".into()]),
+        };
+        let mut command = world.ksync(["--watch", "--json", "--delete"]);
+        command.args(places);
+        let watcher = Watcher::of(&world, near, command);
+        watcher.event("ready");
+        let follows = |path: &str, content: &[u8]| {
+            let (directory, name) = path.rsplit_once('/').unwrap_or((".", path));
+            let is_there = || {
+                let directory = world.path("m/dst").join(directory);
+                let is_shown = names(&directory).contains(&name.to_owned());
+                let is_same = fs::read(directory.join(name)).is_ok_and(|is| is == content);
+                (is_shown && is_same).then_some(())
+            };
+            wait_for(path, is_there);
+        };
+        rename(&world, "readme", "README");
+        follows("README", &noise(1, 9000));
+        assert_eq!(names(&world.path("m/dst")), ["README", "dir", "link", "other", "plain"]);
+        fs::write(world.path("src/README"), "saved").unwrap();
+        follows("README", b"saved");
+        rename(&world, "plain", "PLAIN");
+        follows("PLAIN/f", b"f");
+        fs::write(world.path("src/PLAIN/f"), "in it").unwrap();
+        follows("PLAIN/f", b"in it");
+        fs::remove_file(world.path("src/other")).unwrap();
+        fs::write(world.path("src/Other"), "made anew").unwrap();
+        follows("Other", b"made anew");
+        rename(&world, "dir/z", "dir/Z");
+        follows("dir/Z", b"z");
+        fs::remove_file(world.path("src/link")).unwrap();
+        symlink("README", world.path("src/LINK")).unwrap();
+        wait_for("the link", || names(&world.path("m/dst")).contains(&"LINK".to_owned()).then_some(()));
+        // All of that in rounds about what was touched.
+        let rounds = watcher.events("round");
+        assert!(rounds.len() >= 5 && rounds.iter().all(|round| round["whole"] == false), "{rounds:#?}");
+        rename_all_but(&world);
+        watcher.flush();
+        world.assert_same("src", "m/dst");
+        assert_eq!(watcher.events("warning"), [0; 0]);
+    }
+}
+
+/// What is left to be renamed.
+fn rename_all_but(world: &World) {
+    rename(world, "dir/sub/file", "dir/sub/File");
+    rename(world, "dir", "DIR");
+    rename(world, "DIR/sub", "DIR/Sub");
+}
+
+#[test]
+fn of_twins_one_is_there_and_the_other_is_told() {
+    for (quirks, one, other) in [(CASE, "A", "a"), (FORM, NFD, NFC), (BOTH, "CAFE\u{301}", NFC)] {
+        let Some((world, _mounted)) = world(quirks) else { return };
+        let tree = world.tree("src").file(one, "first").file(other, "second").file("z", "z");
+        tree.file(format!("d/{one}/x"), "x").file(format!("d/{other}/y"), "y").file(format!("d/{other}/x"), "2");
+        let told = |run: Run| {
+            let run = run.fails(23);
+            let lines: Vec<_> = run.stderr.lines().filter(|line| line.contains("for one")).collect();
+            assert_eq!(lines.len(), 2, "{}", run.stderr);
+            run
+        };
+        let is_right = || {
+            assert_eq!(fs::read(world.path("m/dst").join(one)).unwrap(), b"first");
+            assert_eq!(names(&world.path("m/dst")), [one, "d", "z"]);
+            assert_eq!(names(&world.path("m/dst/d")), [one]);
+            assert_eq!(names(&world.path("m/dst/d").join(one)), ["x"]);
+            assert_eq!(fs::read(world.path("m/dst/d").join(one).join("x")).unwrap(), b"x");
+        };
+        told(sync(&world));
+        is_right();
+        for _ in 0..2 {
+            let run = told(world.run(["--delete", "--stats", "src", "m/dst"]));
+            assert_eq!(run.stats().sent_bytes, 0);
+            assert!(run.summary().starts_with("nothing changed"), "{}", run.stdout);
+            is_right();
+        }
+        // A twin that is saved, in a watch.
+        let mut command = world.ksync(["--watch", "--json", "--delete"]);
+        command.args(["src", "m/dst"]);
+        let watcher = Watcher::of(&world, "src", command);
+        watcher.event("ready");
+        for round in 0..3 {
+            fs::write(world.path("src").join(other), format!("second, {round}")).unwrap();
+            fs::write(world.path("src/z"), format!("z {round}")).unwrap();
+            let is_there = || fs::read(world.path("m/dst/z")).is_ok_and(|is| is == format!("z {round}").as_bytes());
+            wait_for("the file beside it", || is_there().then_some(()));
+            is_right();
+        }
+        watcher.flush();
+        is_right();
+        // When its twin goes, it comes.
+        fs::remove_file(world.path("src").join(one)).unwrap();
+        watcher.flush();
+        assert_eq!(fs::read(world.path("m/dst").join(other)).unwrap(), b"second, 2");
+    }
+}
+
+#[test]
+fn names_that_are_stored_otherwise_than_they_were_made_stay() {
+    for quirks in [FORM, BOTH] {
+        let Some((world, _mounted)) = world(quirks) else { return };
+        let big = noise(5, 300_000);
+        let tree = world.tree("src").file(NFC, "1").file(format!("{NFC}s/{NFC}"), &big).file("plain", "p");
+        tree.link(format!("{NFC}-link"), NFC);
+        sync(&world).ok();
+        assert_eq!(names(&world.path("m/dst")), [NFD, &format!("{NFD}-link"), &format!("{NFD}s"), "plain"]);
+        for _ in 0..2 {
+            assert_eq!(sync(&world).ok().summary(), "nothing to do: 5 entries are in place");
+        }
+        let mut command = world.ksync(["--watch", "--json", "--delete"]);
+        command.args(["src", "m/dst"]);
+        let watcher = Watcher::of(&world, "src", command);
+        watcher.event("ready");
+        let follows = |name: String, content: Option<&[u8]>| {
+            let path = world.path("m/dst").join(&name);
+            wait_for(&name, || (fs::read(&path).ok().as_deref() == content).then_some(()));
+        };
+        for text in ["saved", "saved again"] {
+            fs::write(world.path("src").join(NFC), text).unwrap();
+            follows(NFC.to_owned(), Some(text.as_bytes()));
+            fs::write(world.path(format!("src/{NFC}s/{NFC}")), text).unwrap();
+            follows(format!("{NFC}s/{NFC}"), Some(text.as_bytes()));
+        }
+        fs::remove_file(world.path("src").join(NFC)).unwrap();
+        follows(NFC.to_owned(), None);
+        watcher.flush();
+        assert_eq!(names(&world.path("m/dst")), [format!("{NFD}-link"), format!("{NFD}s"), "plain".to_owned()]);
+        drop(watcher);
+        assert_eq!(sync(&world).ok().summary(), "nothing to do: 4 entries are in place");
+    }
+}
+
+#[test]
+fn where_nothing_is_folded_all_are_there() {
+    let Some((world, _mounted)) = world(NONE) else { return };
+    world.tree("src").file("A", "1").file("a", "2").file(NFC, "3").file(NFD, "4").file("D/x", "5").file("d/x", "6");
+    sync(&world).ok();
+    world.assert_same("src", "m/dst");
+    assert_eq!(sync(&world).ok().summary(), "nothing to do: 8 entries are in place");
+}
