@@ -441,9 +441,8 @@ impl Scanner<'_> {
         if may_be_folded && let Ok(listed) = names_in(directory) {
             let folded: Vec<CString> = parts.extract_if(.., |name| !listed.contains(name)).collect();
             let inodes: Vec<_> = parts.iter().filter_map(|name| inode_of(directory, name)).collect();
-            let is_outside = |name: &CString| {
-                inode_of(directory, name).is_some_and(|inode| !inodes.contains(&inode))
-            };
+            let is_outside =
+                |name: &CString| inode_of(directory, name).is_some_and(|inode| !inodes.contains(&inode));
             let outside = folded.iter().filter(|name| is_outside(name));
             let path_of = |name: &CString| match path {
                 Some(path) => path.join(name.as_bytes()),

@@ -105,7 +105,8 @@ impl Plan {
                 continue;
             }
             // What is made anew gets the wanted name by that.
-            let stays = matches!(change, Change::Update { .. } | Change::Adjust { .. } | Change::Verify { .. });
+            let stays =
+                matches!(change, Change::Update { .. } | Change::Adjust { .. } | Change::Verify { .. });
             if let Some(id) = id.filter(|&id| stays && spelling.old_name(id).is_some()) {
                 plan.moves.push(Step::Respell { id });
                 // What a rename touches is what an update does.

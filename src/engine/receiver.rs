@@ -404,8 +404,10 @@ impl Receiver {
                     }
                 }
                 Err(fault) => {
-                    self.will_be_copy &=
-                        matches!(step, Step::MakeDirectory { .. } | Step::Adjust { .. } | Step::Respell { .. });
+                    self.will_be_copy &= matches!(
+                        step,
+                        Step::MakeDirectory { .. } | Step::Adjust { .. } | Step::Respell { .. }
+                    );
                     let path = self.step_path(step);
                     if !self.desk.complain(path, fault) {
                         return;

@@ -64,7 +64,11 @@ pub fn variant(name: &[u8]) -> Variant {
 }
 
 fn swap_case(character: char) -> Vec<char> {
-    if character.is_lowercase() { character.to_uppercase().collect() } else { character.to_lowercase().collect() }
+    if character.is_lowercase() {
+        character.to_uppercase().collect()
+    } else {
+        character.to_lowercase().collect()
+    }
 }
 
 /// Whether it has no decomposition: ASCII, Cyrillic letters but for `й`, Chinese characters.
@@ -96,22 +100,20 @@ fn folds_to_ascii(character: char) -> Option<&'static str> {
     })
 }
 
-/// A wanted entry that may be there already under another name.
+/// Wanted entries of one directory that may be there already under other names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Suspect {
-    /// Which.
-    pub id: u32,
-    /// Where it is wanted.
-    pub path: TreePath,
-    /// Entries of its directory that it may be, by their positions in the present manifest.
+pub struct Suspects {
+    /// Their ids, in order, and paths.
+    pub wanted: Vec<(u32, TreePath)>,
+    /// Entries that they may be: positions in the present manifest, and paths.
     pub candidates: Vec<(u32, TreePath)>,
 }
 
 /// What is to be asked of the destination's filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Questions {
-    /// Does the wanted name lead to one of the candidates?
-    pub suspects: Vec<Suspect>,
+    /// Which of the wanted names lead to candidates?
+    pub suspects: Vec<Suspects>,
     /// New names of one directory: does the filesystem fold any of them?
     pub groups: Vec<Vec<(u32, TreePath)>>,
 }
@@ -126,7 +128,8 @@ impl Questions {
             created.filter_map(|id| Some((number(wanted.path(id)?), id))).collect();
         new.sort_unstable();
         let named = |&(_, id): &(u64, u32)| Some((id, wanted.path(id)?.to_path()));
-        let groups = new.chunk_by(|one, other| one.0 == other.0).filter(|group| group.len() > 1);
+        let of_one_key = || new.chunk_by(|one, other| one.0 == other.0);
+        let groups = of_one_key().filter(|group| group.len() > 1);
         let groups = groups.map(|group| group.iter().filter_map(named).collect()).collect();
         let mut questions = Self { suspects: Vec::new(), groups };
         if present.is_empty() || new.is_empty() {
@@ -149,12 +152,11 @@ impl Questions {
                 }
             }
         }
-        let suspects = new.iter().filter_map(|&(number, id)| {
-            let candidates = candidates.get(&number)?.clone();
-            Some(Suspect { id, path: wanted.path(id)?.to_path(), candidates })
+        let suspects = of_one_key().filter_map(|group| {
+            let candidates = candidates.remove(&group.first()?.0)?;
+            Some(Suspects { wanted: group.iter().filter_map(named).collect(), candidates })
         });
         questions.suspects = suspects.collect();
-        questions.suspects.sort_unstable_by_key(|suspect| suspect.id);
         questions
     }
 
@@ -171,10 +173,10 @@ fn number(directory: Option<&[u8]>, key: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// A suspect's name leads to one of its candidates.
+/// A wanted name leads to a candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Respelled {
-    /// The suspect.
+    /// The wanted entry.
     pub id: u32,
     /// The candidate.
     pub at: u32,
@@ -185,7 +187,7 @@ pub struct Respelled {
 /// What the destination's filesystem answered.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Answers {
-    /// Suspects that are there, in the order of the questions.
+    /// Wanted names that lead to candidates, in the order of the questions.
     pub respelled: Vec<Respelled>,
     /// New names that are folded with an earlier one of their group: the two ids.
     pub twins: Vec<(u32, u32)>,
@@ -197,6 +199,8 @@ pub struct Spelling {
     /// Wanted entries that are left out, by their ids: the end of the ids below each, and the path
     /// of its twin.
     left_out: BTreeMap<u32, (u32, Option<TreePath>)>,
+    /// Present entries whose wanted name is left out since rules protect them under their own.
+    protected: Vec<TreePath>,
     /// Wanted entries whose present name becomes the wanted one, with the present one.
     renamed: BTreeMap<u32, Box<[u8]>>,
     /// Where each entry of the present manifest stood when it was listed; empty where nothing moved.
@@ -220,7 +224,10 @@ impl Spelling {
             let new = new.to_path();
             if let Some((_, first)) = taken.get(&at) {
                 self.leave_out(id, Some(first.clone()), wanted);
-            } else if wanted.position(old).is_some() || is_kept(at, &new) {
+            } else if wanted.position(old).is_some() {
+                self.leave_out(id, Some(old.to_path()), wanted);
+            } else if is_kept(at, &new) {
+                self.protected.push(old.to_path());
                 self.leave_out(id, Some(old.to_path()), wanted);
             } else {
                 if is_shown {
@@ -260,6 +267,12 @@ impl Spelling {
     #[must_use]
     pub fn leaves_out(&self, id: u32) -> bool {
         self.left_out.range(..=id).next_back().is_some_and(|(_, (end, _))| id < *end)
+    }
+
+    /// Whether a present entry must not be removed, though nothing of its name is wanted.
+    #[must_use]
+    pub fn protects(&self, path: &TreePath) -> bool {
+        self.protected.iter().any(|top| top == path || path.is_below(top))
     }
 
     /// Whether anything is left out.
@@ -342,9 +355,11 @@ mod tests {
             folds && one.display().to_lowercase() == other.display().to_lowercase()
         };
         let mut answers = Answers::default();
-        for Suspect { id, path, candidates } in &questions.suspects {
-            let found = candidates.iter().find(|(_, candidate)| is_one(path, candidate));
-            answers.respelled.extend(found.map(|&(at, _)| Respelled { id: *id, at, is_shown }));
+        for Suspects { wanted, candidates } in &questions.suspects {
+            for &(id, ref path) in wanted {
+                let found = candidates.iter().find(|(_, candidate)| is_one(path, candidate));
+                answers.respelled.extend(found.map(|&(at, _)| Respelled { id, at, is_shown }));
+            }
         }
         for group in &questions.groups {
             for (index, (id, path)) in group.iter().enumerate() {
@@ -471,5 +486,6 @@ mod tests {
         let answers = answers(&questions, true, true);
         assert_eq!(spelling.conclude(&answers, &wanted, &present, |_, _| true), None);
         assert!(spelling.leaves_out(0) && spelling.twins().count() == 1);
+        assert!(spelling.protects(&TreePath::new(&b"a"[..]).unwrap()));
     }
 }

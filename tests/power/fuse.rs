@@ -120,7 +120,8 @@ struct Server {
 /// A name as HFS+ has it, of those that tests use.
 fn decomposed(name: &[u8]) -> Vec<u8> {
     let Ok(text) = std::str::from_utf8(name) else { return name.to_vec() };
-    let letters = [('\u{e9}', "e\u{301}"), ('\u{c9}', "E\u{301}"), ('\u{fc}', "u\u{308}"), ('\u{dc}', "U\u{308}")];
+    let letters =
+        [('\u{e9}', "e\u{301}"), ('\u{c9}', "E\u{301}"), ('\u{fc}', "u\u{308}"), ('\u{dc}', "U\u{308}")];
     let decomposed = letters.iter().fold(text.to_owned(), |text, (letter, form)| text.replace(*letter, form));
     decomposed.into_bytes()
 }

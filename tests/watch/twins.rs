@@ -149,7 +149,9 @@ fn of_twins_one_is_there_and_the_other_is_told() {
     for (quirks, one, other) in [(CASE, "A", "a"), (FORM, NFD, NFC), (BOTH, "CAFE\u{301}", NFC)] {
         let Some((world, _mounted)) = world(quirks) else { return };
         let tree = world.tree("src").file(one, "first").file(other, "second").file("z", "z");
-        tree.file(format!("d/{one}/x"), "x").file(format!("d/{other}/y"), "y").file(format!("d/{other}/x"), "2");
+        tree.file(format!("d/{one}/x"), "x")
+            .file(format!("d/{other}/y"), "y")
+            .file(format!("d/{other}/x"), "2");
         let told = |run: Run| {
             let run = run.fails(23);
             let lines: Vec<_> = run.stderr.lines().filter(|line| line.contains("for one")).collect();
@@ -179,7 +181,8 @@ fn of_twins_one_is_there_and_the_other_is_told() {
         for round in 0..3 {
             fs::write(world.path("src").join(other), format!("second, {round}")).unwrap();
             fs::write(world.path("src/z"), format!("z {round}")).unwrap();
-            let is_there = || fs::read(world.path("m/dst/z")).is_ok_and(|is| is == format!("z {round}").as_bytes());
+            let is_there =
+                || fs::read(world.path("m/dst/z")).is_ok_and(|is| is == format!("z {round}").as_bytes());
             wait_for("the file beside it", || is_there().then_some(()));
             is_right();
         }
@@ -221,7 +224,10 @@ fn names_that_are_stored_otherwise_than_they_were_made_stay() {
         fs::remove_file(world.path("src").join(NFC)).unwrap();
         follows(NFC.to_owned(), None);
         watcher.flush();
-        assert_eq!(names(&world.path("m/dst")), [format!("{NFD}-link"), format!("{NFD}s"), "plain".to_owned()]);
+        assert_eq!(
+            names(&world.path("m/dst")),
+            [format!("{NFD}-link"), format!("{NFD}s"), "plain".to_owned()]
+        );
         drop(watcher);
         assert_eq!(sync(&world).ok().summary(), "nothing to do: 4 entries are in place");
     }
@@ -230,8 +236,76 @@ fn names_that_are_stored_otherwise_than_they_were_made_stay() {
 #[test]
 fn where_nothing_is_folded_all_are_there() {
     let Some((world, _mounted)) = world(NONE) else { return };
-    world.tree("src").file("A", "1").file("a", "2").file(NFC, "3").file(NFD, "4").file("D/x", "5").file("d/x", "6");
+    world
+        .tree("src")
+        .file("A", "1")
+        .file("a", "2")
+        .file(NFC, "3")
+        .file(NFD, "4")
+        .file("D/x", "5")
+        .file("d/x", "6");
     sync(&world).ok();
     world.assert_same("src", "m/dst");
     assert_eq!(sync(&world).ok().summary(), "nothing to do: 8 entries are in place");
+}
+
+#[test]
+fn what_changes_its_kind_or_swaps_its_name_with_its_case_is_right() {
+    let Some((world, _mounted)) = world(CASE) else { return };
+    world.tree("src").file("one", "1").file("TWO", "2").file("was-file", "f").file("was-dir/x", "x");
+    let mut command = world.ksync(["--watch", "--json", "--delete"]);
+    command.args(["src", "m/dst"]);
+    let watcher = Watcher::of(&world, "src", command);
+    watcher.event("ready");
+    let settled = || {
+        let shown = || (names(&world.path("src")) == names(&world.path("m/dst"))).then_some(());
+        wait_for("the names", shown);
+        watcher.flush();
+        world.assert_same("src", "m/dst");
+    };
+    // They swap their names, and each gets the other's case.
+    for (from, to) in [("one", "aside"), ("TWO", "ONE"), ("aside", "two")] {
+        rename(&world, from, to);
+    }
+    settled();
+    fs::remove_file(world.path("src/was-file")).unwrap();
+    world.tree("src").file("Was-File/in", "a directory now");
+    fs::remove_dir_all(world.path("src/was-dir")).unwrap();
+    world.tree("src").file("WAS-DIR", "a file now");
+    settled();
+    assert_eq!(watcher.events("warning"), [0; 0]);
+}
+
+#[test]
+fn what_rules_protect_is_not_renamed() {
+    let Some((world, _mounted)) = world(CASE) else { return };
+    world.tree("src").file("README", "wanted").file("Dir/f", "f");
+    world.tree("m/dst").file("readme", "protected").file("dir/f", "f").file("dir/kept", "protected");
+    let sync =
+        || world.run(["--delete", "--yes", "--exclude", "/readme", "--exclude", "/dir/kept", "src", "m/dst"]);
+    let run = sync().fails(23);
+    assert_eq!(run.stderr.lines().filter(|line| line.contains("for one")).count(), 2, "{}", run.stderr);
+    for (name, content) in [("readme", "protected"), ("dir/kept", "protected"), ("dir/f", "f")] {
+        assert_eq!(fs::read_to_string(world.path("m/dst").join(name)).unwrap(), content);
+    }
+    sync().fails(23);
+}
+
+#[test]
+fn a_source_that_folds_names_is_listed_as_it_shows_them() {
+    let Some((world, _mounted)) = world(CASE) else { return };
+    world.tree("m/src").file("readme", "1").file("dir/f", "2");
+    let mut command = world.ksync(["--watch", "--json", "--delete"]);
+    command.args(["m/src", "dst"]);
+    let watcher = Watcher::of(&world, "m/src", command);
+    watcher.event("ready");
+    // The kernel does not rename what has one inode.
+    for (from, to) in [("readme", "aside"), ("aside", "README"), ("dir", "aside"), ("aside", "DIR")] {
+        fs::rename(world.path("m/src").join(from), world.path("m/src").join(to)).unwrap();
+    }
+    wait_for("the names", || (names(&world.path("dst")) == ["DIR", "README"]).then_some(()));
+    fs::write(world.path("m/src/DIR/f"), "saved").unwrap();
+    wait_for("a save", || (fs::read(world.path("dst/DIR/f")).ok()? == b"saved").then_some(()));
+    watcher.flush();
+    world.assert_same("m/src", "dst");
 }

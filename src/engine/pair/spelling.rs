@@ -12,7 +12,7 @@ use super::{Ended, ORDERS, Order};
 use crate::monitor::Trouble;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::spelling::{Answers, Questions, Respelled, Spelling};
+use crate::tree::spelling::{Answers, Questions, Respelled, Spelling, Suspects};
 
 impl Target {
     pub(super) fn resolve(&self, questions: &Questions) -> Answers {
@@ -21,9 +21,11 @@ impl Target {
             return answers;
         }
         let is_one = |one: &TreePath, other: &TreePath| one.as_bytes().eq_ignore_ascii_case(other.as_bytes());
-        for suspect in &questions.suspects {
-            let found = suspect.candidates.iter().find(|(_, path)| is_one(path, &suspect.path));
-            answers.respelled.extend(found.map(|&(at, _)| Respelled { id: suspect.id, at, is_shown: true }));
+        for Suspects { wanted, candidates } in &questions.suspects {
+            for &(id, ref path) in wanted {
+                let found = candidates.iter().find(|(_, candidate)| is_one(path, candidate));
+                answers.respelled.extend(found.map(|&(at, _)| Respelled { id, at, is_shown: true }));
+            }
         }
         for group in &questions.groups {
             for (index, (id, path)) in group.iter().enumerate() {
@@ -136,7 +138,8 @@ fn of_twins_one_is_there_and_the_other_is_told_in_every_run() {
 
 #[test]
 fn where_nothing_is_folded_both_are_there() {
-    let source = tree([("A", file(b"first")), ("a", file(b"second")), ("D", directory()), ("d", directory())]);
+    let source =
+        tree([("A", file(b"first")), ("a", file(b"second")), ("D", directory()), ("d", directory())]);
     for before in [Tree::new(), tree([("A", file(b"first")), ("d", directory())])] {
         let ended = once(&source, Target::new(before), Order::Random, 1);
         assert_same(&source, &ended.target.tree);

@@ -109,8 +109,7 @@ impl Receiver {
     pub(super) fn resolved(&mut self, answers: &Answers) {
         let Some(opened) = &self.opened else { return };
         let present = Arc::clone(&opened.manifest);
-        let protects =
-            |path: &TreePath, entry: EntryRef<'_>| self.protects(path, entry.is_directory());
+        let protects = |path: &TreePath, entry: EntryRef<'_>| self.protects(path, entry.is_directory());
         // Rules that protect an entry under the name that it has must protect it under the new one.
         let is_kept = |at: u32, new: &TreePath| {
             let Some(old) = present.get(at) else { return true };
@@ -141,7 +140,9 @@ impl Receiver {
         let waits: &[TreePath] = if self.offer.is_partial { &destination.withheld } else { &[] };
         let protects = |entry: EntryRef<'_>| {
             let path = entry.path.to_path();
-            is_at_or_below(waits, &path) || self.protects(&path, entry.is_directory())
+            is_at_or_below(waits, &path)
+                || self.spelling.protects(&path)
+                || self.protects(&path, entry.is_directory())
         };
         let doubts = self.opened.as_ref().map(|opened| opened.doubts.clone()).unwrap_or_default();
         let findings = Findings { doubts: &doubts, spelling: &self.spelling, has_staged };

@@ -1,5 +1,6 @@
 //! Asks the destination's filesystem which names it takes for one, and changes how they are spelled.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::disk::directory::Inode;
@@ -8,14 +9,14 @@ use crate::disk::root::Root;
 use crate::engine::Fault;
 use crate::exchange::receiving::{Receiving, out_of_turn};
 use crate::tree::path::TreePath;
-use crate::tree::spelling::{Answers, Questions, Respelled, Spelling, Suspect};
+use crate::tree::spelling::{Answers, Questions, Respelled, Spelling, Suspects};
 
 impl Receiving {
     /// What cannot be found out counts as an answer that nothing is folded: then whoever makes an
     /// entry learns that something is in its place.
     pub(super) fn resolve(&self, questions: &Questions) -> Answers {
         let Ok(root) = self.root() else { return Answers::default() };
-        let respelled = questions.suspects.iter().filter_map(|suspect| self.respelled(root, suspect));
+        let respelled = questions.suspects.iter().flat_map(|suspects| self.respelled(root, suspects));
         let mut answers = Answers { respelled: respelled.collect(), twins: Vec::new() };
         // Only the answers about new names need files of ours.
         if !self.options.dry_run && !questions.groups.is_empty() && root.folds_names().unwrap_or(false) {
@@ -29,20 +30,29 @@ impl Receiving {
         answers
     }
 
-    fn respelled(&self, root: &Root, suspect: &Suspect) -> Option<Respelled> {
-        let inode = inode(root, &suspect.path)?;
-        let is_it = |path: &TreePath| self::inode(root, path) == Some(inode);
-        let mut found: Vec<_> = suspect.candidates.iter().filter(|(_, path)| is_it(path)).collect();
-        // Hard links of one file: the name that differs in case alone is the one.
-        let name = suspect.path.name();
-        found.sort_by_key(|(_, path)| !path.name().eq_ignore_ascii_case(name));
-        let &(at, ref candidate) = *found.first()?;
-        let is_shown = if self.options.dry_run {
-            candidate.name().eq_ignore_ascii_case(name)
-        } else {
-            root.shows_other_than(&suspect.path, candidate.name()).unwrap_or(false)
-        };
-        Some(Respelled { id: suspect.id, at, is_shown })
+    fn respelled(&self, root: &Root, suspects: &Suspects) -> Vec<Respelled> {
+        let there = suspects.wanted.iter().filter_map(|(id, path)| Some((*id, path, inode(root, path)?)));
+        let there: Vec<_> = there.collect();
+        if there.is_empty() {
+            return Vec::new();
+        }
+        let mut candidates: HashMap<Inode, Vec<(u32, &TreePath)>> = HashMap::new();
+        for (at, path) in &suspects.candidates {
+            let inode = inode(root, path);
+            inode.into_iter().for_each(|inode| candidates.entry(inode).or_default().push((*at, path)));
+        }
+        let respelled = there.into_iter().filter_map(|(id, path, inode)| {
+            // Hard links of one file: the name that differs in case alone is the one.
+            let differs = |&&(_, other): &&(u32, &TreePath)| !other.name().eq_ignore_ascii_case(path.name());
+            let &(at, candidate) = candidates.get(&inode)?.iter().min_by_key(differs)?;
+            let is_shown = if self.options.dry_run {
+                candidate.name().eq_ignore_ascii_case(path.name())
+            } else {
+                root.shows_other_than(path, candidate.name()).unwrap_or(false)
+            };
+            Some(Respelled { id, at, is_shown })
+        });
+        respelled.collect()
     }
 
     /// Keeps how names are spelled, and puts what was listed in the order of the wanted names.
