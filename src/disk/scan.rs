@@ -37,8 +37,9 @@ pub enum Subject {
     Whole,
     /// One entry of the root directory, and if it is a directory all that is below it.
     One(TreePath),
-    /// Parts, and the directories above them.
-    Parts(Scope),
+    /// Parts, and the directories above them. A name that leads to an entry with another name is
+    /// passed over, unless it is one of these, which are in order.
+    Parts(Scope, Arc<Vec<TreePath>>),
 }
 
 /// How to read it.
@@ -168,7 +169,7 @@ pub fn scan(
         filter,
         look,
         scope: match subject {
-            Subject::Parts(scope) => Some(scope),
+            Subject::Parts(scope, aliases) => Some((scope, &**aliases)),
             Subject::Whole | Subject::One(_) => None,
         },
         bytes: 0,
@@ -183,7 +184,7 @@ pub fn scan(
     }
     let mut levels = Levels::default();
     match subject {
-        Subject::Whole | Subject::Parts(_) => {
+        Subject::Whole | Subject::Parts(..) => {
             let directory = root.open_directory(None)?;
             levels.push(scanner.list(directory, None)?);
         }
@@ -207,7 +208,7 @@ struct Scanner<'a> {
     filter: Option<&'a mut Filter>,
     look: &'a mut dyn Look,
     /// All that there is to be read, where that is not everything.
-    scope: Option<&'a Scope>,
+    scope: Option<(&'a Scope, &'a [TreePath])>,
     bytes: u64,
     /// Which files of the directory that is being read are doubted.
     covers: Option<Arc<Covers>>,
@@ -393,7 +394,7 @@ impl Scanner<'_> {
         match (self.scope, path) {
             (None, _) => Reach::Deep,
             (Some(_), None) => Reach::Above,
-            (Some(scope), Some(path)) => scope.reach(path),
+            (Some((scope, _)), Some(path)) => scope.reach(path),
         }
     }
 
@@ -414,12 +415,11 @@ impl Scanner<'_> {
             self.covers.as_ref().map(|above| above.enter(&directory, path.as_ref(), dev, &mut self.seen));
         let shown = path.as_ref().map_or(&b"."[..], |path| path.as_bytes());
         let (names, may_ignore) = match self.scope {
-            Some(scope) if self.reach(path.as_ref()) == Reach::Above => {
-                (self.names_of_parts(scope, &directory, path.as_ref()), true)
+            Some((scope, aliases)) if self.reach(path.as_ref()) == Reach::Above => {
+                (self.names_of_parts(scope, aliases, &directory, path.as_ref()), true)
             }
             _ => {
-                let mut names = names(&directory).during("list", shown)?;
-                names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+                let names = sorted_names(&directory).during("list", shown)?;
                 let may_ignore = names.iter().any(|name| name.name.as_bytes() == IGNORE_FILE.as_bytes());
                 (names, may_ignore)
             }
@@ -431,24 +431,39 @@ impl Scanner<'_> {
     }
 
     /// The names that lead to parts, whether or not they are there; without those that lead to
-    /// entries with other names.
-    fn names_of_parts(&mut self, scope: &Scope, directory: &OwnedFd, path: Option<&TreePath>) -> Vec<Name> {
+    /// entries with other names, and are no known `aliases`.
+    fn names_of_parts(
+        &mut self,
+        scope: &Scope,
+        aliases: &[TreePath],
+        directory: &OwnedFd,
+        path: Option<&TreePath>,
+    ) -> Vec<Name> {
         // No component of a path holds a NUL.
         let names = scope.names_in(path).into_iter().filter_map(|name| CString::new(name).ok());
         let mut parts: Vec<CString> = names.collect();
         let may_be_folded = parts.iter().any(|name| may_be_folded(directory, name));
         // A directory that cannot be listed can still be looked into.
-        if may_be_folded && let Ok(listed) = names_in(directory) {
-            let folded: Vec<CString> = parts.extract_if(.., |name| !listed.contains(name)).collect();
-            let inodes: Vec<_> = parts.iter().filter_map(|name| inode_of(directory, name)).collect();
-            let is_outside =
-                |name: &CString| inode_of(directory, name).is_some_and(|inode| !inodes.contains(&inode));
-            let outside = folded.iter().filter(|name| is_outside(name));
-            let path_of = |name: &CString| match path {
-                Some(path) => path.join(name.as_bytes()),
-                None => TreePath::new(name.as_bytes()),
-            };
-            self.scanned.unclear.extend(outside.filter_map(|name| path_of(name).ok()));
+        if may_be_folded && let Ok(listed) = sorted_names(directory) {
+            let is_listed = |name: &CString| listed.binary_search_by(|other| other.name.cmp(name)).is_ok();
+            let exact = parts.iter().filter(|name| is_listed(name));
+            let inodes: HashSet<_> = exact.filter_map(|name| inode_of(directory, name)).collect();
+            parts.retain(|name| {
+                if is_listed(name) {
+                    return true;
+                }
+                let is_another = inode_of(directory, name).is_some_and(|inode| !inodes.contains(&inode));
+                let path = match path {
+                    Some(path) => path.join(name.as_bytes()),
+                    None => TreePath::new(name.as_bytes()),
+                };
+                let Some(path) = path.ok().filter(|_| is_another) else { return false };
+                let is_known = aliases.binary_search(&path).is_ok();
+                if !is_known {
+                    self.scanned.unclear.push(path);
+                }
+                is_known
+            });
         }
         parts.into_iter().map(|name| Name { name, kind: None }).collect()
     }
@@ -520,8 +535,11 @@ fn inode_of(directory: &OwnedFd, name: &CString) -> Option<(u64, u64)> {
     Stat::of(&stat).map(|stat| (stat.identity.dev, stat.identity.ino))
 }
 
-fn names_in(directory: &OwnedFd) -> rustix::io::Result<HashSet<CString>> {
-    Ok(names(directory)?.into_iter().map(|name| name.name).collect())
+/// All names in a directory, in order.
+fn sorted_names(directory: &OwnedFd) -> rustix::io::Result<Vec<Name>> {
+    let mut names = names(directory)?;
+    names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+    Ok(names)
 }
 
 #[cfg(test)]

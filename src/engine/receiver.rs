@@ -61,7 +61,7 @@ pub struct Receiver {
     opened: Option<Opened>,
     wanted: Arc<Manifest>,
     /// Which names the destination's filesystem takes for one.
-    spelling: Spelling,
+    spelling: Arc<Spelling>,
     /// How far that is known.
     resolved: Resolved,
     plan: Plan,
@@ -144,7 +144,7 @@ impl Receiver {
             offered: None,
             opened: None,
             wanted: Arc::default(),
-            spelling: Spelling::default(),
+            spelling: Arc::default(),
             resolved: Resolved::No,
             plan: Plan::default(),
             tally: Tally::default(),

@@ -86,7 +86,7 @@ fn remember(memory: Option<&Memory>, manifest: &Manifest, ignores: &[IgnoreFile]
 /// checkout writes many within one tick of the clock, and they get each other's names. Of small ones the content
 /// decides; it is sent along anyway.
 fn scan_options(checksum: bool, subject: &Subject) -> ScanOptions {
-    let hash_bytes_max = if matches!(subject, Subject::Parts(_)) { SMALL_BYTES_MAX } else { 0 };
+    let hash_bytes_max = if matches!(subject, Subject::Parts(..)) { SMALL_BYTES_MAX } else { 0 };
     ScanOptions { hash: checksum, hash_bytes_max, cross_mounts: true, ..ScanOptions::default() }
 }
 

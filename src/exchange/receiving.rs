@@ -225,8 +225,8 @@ impl Perform for Receiving {
                     return Outcome::Plan(Err(fault));
                 }
                 self.keep(withheld, pair);
-                self.take_spelling(spelling);
                 let _ = self.trees.set(Trees { wanted, present });
+                self.take_spelling(spelling);
                 self.ancestors.keep();
                 if writes {
                     self.expect_files();

@@ -285,6 +285,8 @@ pub(super) struct Standing {
     pair: Mutex<Option<Pair>>,
     /// What the last round about everything wanted to delete, and may not.
     withheld: Mutex<Arc<Vec<TreePath>>>,
+    /// Names that the filesystem shows otherwise, as the last round about everything found them.
+    aliases: Mutex<Arc<Vec<TreePath>>>,
 }
 
 impl Standing {
@@ -320,6 +322,20 @@ impl Standing {
     /// This is known from now on.
     pub(super) fn remember(&self, pair: Pair) {
         *self.pair.lock().unwrap_or_else(PoisonError::into_inner) = Some(pair);
+    }
+
+    /// A round about everything found these names shown otherwise; one about parts does not look
+    /// for others.
+    pub(super) fn know_aliases(&self, mut paths: Vec<TreePath>) {
+        paths.sort_unstable();
+        if self.whole.load(Ordering::Relaxed) {
+            *self.aliases.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(paths);
+        }
+    }
+
+    /// Names that are known to be shown otherwise, in order.
+    pub(super) fn aliases(&self) -> Arc<Vec<TreePath>> {
+        Arc::clone(&self.aliases.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A round about everything may not delete this; one about parts says nothing of it.

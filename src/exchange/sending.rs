@@ -146,7 +146,7 @@ impl Sending {
         let found = self.found()?;
         let subject = match (&found.single, self.scope()) {
             (Some(single), _) => scan::Subject::One(single.local.clone()),
-            (None, Some(scope)) => scan::Subject::Parts(scope.clone()),
+            (None, Some(scope)) => scan::Subject::Parts(scope.clone(), Arc::default()),
             (None, None) => scan::Subject::Whole,
         };
         let options = ScanOptions {

@@ -12,11 +12,10 @@
 //!   the other one is left out with everything below it, and told.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 
-use crate::tree::entry::Entry;
-use crate::tree::manifest::Manifest;
+use crate::tree::entry::EntryRef;
+use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::path::TreePath;
 use crate::tree::path_ref::PathRef;
 
@@ -42,7 +41,7 @@ pub fn key(name: &[u8]) -> Vec<u8> {
     while let Some(character) = characters.next() {
         let is_composed = characters.peek().copied().is_some_and(is_mark);
         if is_plain(character) && !is_composed {
-            key.extend(character.to_lowercase());
+            key.push(if is_upper(character) { swap_case(character) } else { character });
         } else if let Some(folded) = folds_to_ascii(character) {
             key.push_str(folded);
         }
@@ -56,19 +55,27 @@ pub fn key(name: &[u8]) -> Vec<u8> {
 #[must_use]
 pub fn variant(name: &[u8]) -> Variant {
     let swapped = match std::str::from_utf8(name) {
-        Ok(text) if text.chars().all(is_plain) => text.chars().flat_map(swap_case).collect::<String>(),
+        Ok(text) if text.chars().all(is_plain) => text.chars().map(swap_case).collect::<String>(),
         Ok(_) => return Variant::Unknown,
         Err(_) => return Variant::None,
     };
     if swapped.as_bytes() == name { Variant::None } else { Variant::Case(swapped.into_bytes()) }
 }
 
-fn swap_case(character: char) -> Vec<char> {
-    if character.is_lowercase() {
-        character.to_uppercase().collect()
-    } else {
-        character.to_lowercase().collect()
-    }
+/// A plain letter in its other case. The tables of the standard library would take 10 kB in the
+/// agent.
+fn swap_case(character: char) -> char {
+    let offset = match character {
+        'A'..='Z' | 'a'..='z' | '\u{410}'..='\u{44f}' => 0x20,
+        _ => return character,
+    };
+    let code = u32::from(character);
+    let swapped = if is_upper(character) { code + offset } else { code - offset };
+    char::from_u32(swapped).unwrap_or(character)
+}
+
+fn is_upper(character: char) -> bool {
+    matches!(character, 'A'..='Z' | '\u{410}'..='\u{42f}')
 }
 
 /// Whether it has no decomposition: ASCII, Cyrillic letters but for `й`, Chinese characters.
@@ -135,26 +142,34 @@ impl Questions {
         if present.is_empty() || new.is_empty() {
             return questions;
         }
-        let directories: HashSet<Option<&[u8]>> =
+        let mut directories: Vec<Option<&[u8]>> =
             new.iter().filter_map(|&(_, id)| Some(wanted.path(id)?.directory())).collect();
-        let mut candidates: HashMap<u64, Vec<(u32, TreePath)>> = HashMap::new();
+        directories.sort_unstable();
+        directories.dedup();
+        let is_asked_about = |directory| directories.binary_search(&directory).is_ok();
+        let mut old: Vec<(u64, u32)> = Vec::new();
         // Neighbours share their directory.
-        let (mut last, mut is_asked) = (None, directories.contains(&None));
+        let (mut last, mut is_asked) = (None, is_asked_about(None));
         for (at, entry) in present.iter() {
             if entry.path.directory() != last {
                 last = entry.path.directory();
-                is_asked = directories.contains(&last);
+                is_asked = is_asked_about(last);
             }
             if is_asked {
                 let number = number(entry.path);
-                if new.binary_search_by_key(&number, |&(number, _)| number).is_ok() {
-                    candidates.entry(number).or_default().push((at, entry.path.to_path()));
-                }
+                let is_suspected = new.binary_search_by_key(&number, |&(number, _)| number).is_ok();
+                old.extend(is_suspected.then_some((number, at)));
             }
         }
+        old.sort_unstable();
         let suspects = of_one_key().filter_map(|group| {
-            let candidates = candidates.remove(&group.first()?.0)?;
-            Some(Suspects { wanted: group.iter().filter_map(named).collect(), candidates })
+            let number = group.first()?.0;
+            let begin = old.partition_point(|&(other, _)| other < number);
+            let same = old.iter().skip(begin).take_while(|&&(other, _)| other == number);
+            let candidates = same.filter_map(|&(_, at)| Some((at, present.path(at)?.to_path())));
+            let candidates: Vec<_> = candidates.collect();
+            let is_suspected = !candidates.is_empty();
+            is_suspected.then(|| Suspects { wanted: group.iter().filter_map(named).collect(), candidates })
         });
         questions.suspects = suspects.collect();
         questions
@@ -193,18 +208,28 @@ pub struct Answers {
     pub twins: Vec<(u32, u32)>,
 }
 
-/// What was concluded.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// What was concluded. All of it in order; vectors, since each kind of map takes 5 kB in the agent.
+#[derive(Debug, Default)]
 pub struct Spelling {
-    /// Wanted entries that are left out, by their ids: the end of the ids below each, and the path
-    /// of its twin.
-    left_out: BTreeMap<u32, (u32, Option<TreePath>)>,
+    left_out: Vec<LeftOut>,
     /// Present entries whose wanted name is left out since rules protect them under their own.
     protected: Vec<TreePath>,
     /// Wanted entries whose present name becomes the wanted one, with the present one.
-    renamed: BTreeMap<u32, Box<[u8]>>,
+    renamed: Vec<(u32, Box<[u8]>)>,
+    /// Wanted entries that the filesystem shows under other names, whatever is done.
+    shown_otherwise: Vec<u32>,
     /// Where each entry of the present manifest stood when it was listed; empty where nothing moved.
     order: Vec<u32>,
+}
+
+/// A wanted entry that is left out with everything below it.
+#[derive(Debug)]
+struct LeftOut {
+    id: u32,
+    /// One more than the last id below it.
+    end: u32,
+    /// The path of its twin; `None` where that is not known.
+    twin: Option<TreePath>,
 }
 
 impl Spelling {
@@ -218,34 +243,45 @@ impl Spelling {
         present: &Manifest,
         is_kept: impl Fn(u32, &TreePath) -> bool,
     ) -> Option<(Manifest, Vec<u32>)> {
-        let mut taken: BTreeMap<u32, (u32, TreePath)> = BTreeMap::new();
+        // Positions in the present manifest, and the first wanted entry that leads there.
+        let mut taken: Vec<(u64, u32)> =
+            answers.respelled.iter().map(|found| (u64::from(found.at), found.id)).collect();
+        taken.sort_unstable();
+        taken.dedup_by_key(|(at, _)| *at);
+        let first = |at: u32| {
+            let place = taken.binary_search_by_key(&u64::from(at), |&(at, _)| at).ok()?;
+            taken.get(place).map(|&(_, id)| id)
+        };
+        let mut tops: Vec<(u64, u32)> = Vec::new();
         for &Respelled { id, at, is_shown } in &answers.respelled {
             let Some((new, old)) = wanted.path(id).zip(present.path(at)) else { continue };
-            let new = new.to_path();
-            if let Some((_, first)) = taken.get(&at) {
-                self.leave_out(id, Some(first.clone()), wanted);
-            } else if wanted.position(old).is_some() {
-                self.leave_out(id, Some(old.to_path()), wanted);
-            } else if is_kept(at, &new) {
+            if wanted.position(old).is_some() {
+                self.leave_out(id, Some(old), wanted);
+            } else if let Some(first) = first(at).filter(|&first| first != id) {
+                self.leave_out(id, wanted.path(first), wanted);
+            } else if is_kept(at, &new.to_path()) {
                 self.protected.push(old.to_path());
-                self.leave_out(id, Some(old.to_path()), wanted);
+                self.leave_out(id, Some(old), wanted);
             } else {
+                tops.push((u64::from(at), id));
                 if is_shown {
-                    self.renamed.insert(id, old.name().into());
+                    let place = self.renamed.partition_point(|&(other, _)| other < id);
+                    self.renamed.insert(place, (id, old.name().into()));
+                } else {
+                    self.shown_otherwise.push(id);
                 }
-                taken.insert(at, (id, new));
             }
         }
         for &(id, first) in &answers.twins {
             if !self.leaves_out(id) && !self.leaves_out(first) {
-                self.leave_out(id, wanted.path(first).map(PathRef::to_path), wanted);
+                self.leave_out(id, wanted.path(first), wanted);
             }
         }
-        if taken.is_empty() {
+        if tops.is_empty() {
             return None;
         }
-        let tops: BTreeMap<u32, TreePath> = taken.into_iter().map(|(at, (_, path))| (at, path)).collect();
-        let (manifest, order) = under_new_names(present, &tops)?;
+        tops.sort_unstable();
+        let (manifest, order) = under_wanted_names(wanted, present, &tops)?;
         let listed = |at: u32| self.order.get(at as usize).copied().unwrap_or(at);
         self.order = order.iter().map(|&at| listed(at)).collect();
         Some((manifest, order))
@@ -256,17 +292,20 @@ impl Spelling {
         wanted.position(path).into_iter().for_each(|id| self.leave_out(id, None, wanted));
     }
 
-    fn leave_out(&mut self, id: u32, twin: Option<TreePath>, wanted: &Manifest) {
+    fn leave_out(&mut self, id: u32, twin: Option<PathRef<'_>>, wanted: &Manifest) {
         let Some(top) = wanted.path(id) else { return };
         let below = wanted.entries_from(id + 1).take_while(|entry| entry.path.is_below(top)).count();
         let end = u32::try_from(below).map_or(u32::MAX, |below| id + 1 + below);
-        self.left_out.insert(id, (end, twin));
+        let place = self.left_out.partition_point(|other| other.id < id);
+        self.left_out.insert(place, LeftOut { id, end, twin: twin.map(PathRef::to_path) });
     }
 
     /// Whether a wanted entry is left out.
     #[must_use]
     pub fn leaves_out(&self, id: u32) -> bool {
-        self.left_out.range(..=id).next_back().is_some_and(|(_, (end, _))| id < *end)
+        let next = self.left_out.partition_point(|other| other.id <= id);
+        let before = next.checked_sub(1).and_then(|last| self.left_out.get(last));
+        before.is_some_and(|before| id < before.end)
     }
 
     /// Whether a present entry must not be removed, though nothing of its name is wanted.
@@ -283,18 +322,25 @@ impl Spelling {
 
     /// The twins that are left out, each with the path of the one that is not.
     pub fn twins(&self) -> impl Iterator<Item = (u32, &TreePath)> {
-        self.left_out.iter().filter_map(|(&id, (_, twin))| Some((id, twin.as_ref()?)))
+        self.left_out.iter().filter_map(|left_out| Some((left_out.id, left_out.twin.as_ref()?)))
     }
 
     /// Wanted entries that get their name in the wanted spelling, in order.
     pub fn renamed(&self) -> impl Iterator<Item = u32> {
-        self.renamed.keys().copied()
+        self.renamed.iter().map(|&(id, _)| id)
     }
 
     /// The name that such an entry has.
     #[must_use]
     pub fn old_name(&self, id: u32) -> Option<&[u8]> {
-        self.renamed.get(&id).map(|name| &**name)
+        let place = self.renamed.binary_search_by_key(&id, |&(id, _)| id).ok()?;
+        self.renamed.get(place).map(|(_, name)| &**name)
+    }
+
+    /// Wanted entries that the filesystem shows under other names, whatever is done.
+    #[must_use]
+    pub fn shown_otherwise(&self) -> &[u32] {
+        &self.shown_otherwise
     }
 
     /// Where each entry of the present manifest stood when it was listed; empty where nothing moved.
@@ -304,31 +350,40 @@ impl Spelling {
     }
 }
 
-/// The same tree with other paths at and below some of its entries, none below another; and where
-/// each of its entries stood.
-fn under_new_names(present: &Manifest, tops: &BTreeMap<u32, TreePath>) -> Option<(Manifest, Vec<u32>)> {
-    let mut entries: Vec<(u32, Entry)> = Vec::with_capacity(present.len());
-    let mut top: Option<(TreePath, &TreePath)> = None;
+/// The present tree in which some entries, none below another, have the paths of wanted ones: pairs
+/// of a position and an id, in order. And where each of its entries stood.
+fn under_wanted_names(
+    wanted: &Manifest,
+    present: &Manifest,
+    tops: &[(u64, u32)],
+) -> Option<(Manifest, Vec<u32>)> {
+    let mut paths: Vec<(TreePath, u32)> = Vec::with_capacity(present.len());
+    let mut tops = tops.iter().peekable();
+    let mut top: Option<(PathRef<'_>, TreePath)> = None;
     for (at, entry) in present.iter() {
-        let mut entry = entry.to_entry();
-        if let Some(new) = tops.get(&at) {
-            top = Some((entry.path, new));
-            entry.path = new.clone();
-        } else if let Some((old, new)) = top.as_ref().filter(|(old, _)| entry.path.is_below(old)) {
-            let rest = entry.path.as_bytes().get(old.as_bytes().len() + 1..)?;
-            entry.path = new.join(rest).ok()?;
-        }
-        entries.push((at, entry));
+        let path = if let Some(&(_, id)) = tops.next_if(|&&(top, _)| top == u64::from(at)) {
+            let new = wanted.path(id)?.to_path();
+            top = Some((entry.path, new.clone()));
+            new
+        } else if let Some((old, new)) = top.as_ref().filter(|(old, _)| entry.path.is_below(*old)) {
+            new.join(entry.path.to_vec().get(old.len() + 1..)?).ok()?
+        } else {
+            entry.path.to_path()
+        };
+        paths.push((path, at));
     }
-    entries.sort_unstable_by(|(_, one), (_, other)| one.path.cmp(&other.path));
-    let (order, entries) = entries.into_iter().unzip();
-    Some((Manifest::new(entries).ok()?, order))
+    paths.sort_unstable();
+    let mut builder = Builder::default();
+    for (path, at) in &paths {
+        builder.add(EntryRef { path: path.into(), ..present.get(*at)? }).ok()?;
+    }
+    Some((builder.finish(), paths.into_iter().map(|(_, at)| at).collect()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::entry::{Kind, Time};
+    use crate::tree::entry::{Entry, Kind, Time};
 
     /// A tree in a line; what ends in a slash is a directory.
     fn tree(text: &str) -> Manifest {
@@ -476,6 +531,7 @@ mod tests {
         let moved = spelling.conclude(&answers(&questions, true, false), &wanted, &present, |_, _| false);
         assert_eq!(moved, Some((tree("A B/ B/x e0"), vec![2, 0, 1, 3])));
         assert_eq!((spelling.order(), spelling.renamed().count()), (&[2, 0, 1, 3][..], 0));
+        assert_eq!(spelling.shown_otherwise(), [0]);
     }
 
     #[test]

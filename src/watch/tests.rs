@@ -51,7 +51,7 @@ impl Watched {
             self.woken.recv_timeout(PATIENCE).expect("nothing was touched");
             if let Some(touched) = self.watch.take() {
                 if let Touched::Parts(scope) = &touched {
-                    self.read(&Subject::Parts(scope.clone()));
+                    self.read(&Subject::Parts(scope.clone(), Arc::default()));
                 }
                 return touched;
             }

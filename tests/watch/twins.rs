@@ -221,6 +221,11 @@ fn names_that_are_stored_otherwise_than_they_were_made_stay() {
             fs::write(world.path(format!("src/{NFC}s/{NFC}")), text).unwrap();
             follows(format!("{NFC}s/{NFC}"), Some(text.as_bytes()));
         }
+        // One round about everything makes a new name known. The others are about what was saved.
+        fs::write(world.path("src").join(NFC), "known").unwrap();
+        follows(NFC.to_owned(), Some(b"known"));
+        let rounds = watcher.events("round");
+        assert!(rounds.iter().all(|round| round["whole"] == false), "{rounds:#?}");
         fs::remove_file(world.path("src").join(NFC)).unwrap();
         follows(NFC.to_owned(), None);
         watcher.flush();

@@ -274,7 +274,7 @@ fn of_parts_only_what_leads_to_them_is_read() {
         (path("target"), true),
     ]);
     let (mut seen, mut filter) = (Seen::default(), Filter::default());
-    let subject = Subject::Parts(scope);
+    let subject = Subject::Parts(scope, Arc::default());
     let scanned = scan(&place.root, &subject, &ScanOptions::default(), Some(&mut filter), &mut seen).unwrap();
     assert_eq!(paths(&scanned), ["a", "a/link", "a.b", "f", "target", "target/x", "target/x/f"]);
     assert_eq!(seen.entered, [".", "a", "target", "target/x"]);

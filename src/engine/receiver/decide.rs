@@ -79,7 +79,7 @@ impl Receiver {
         let pair = self.pair_up(&destination, known, &present, rules.delete, may_delete, is_braked);
         self.phase = Phase::Plan;
         let (writes, changes) = (!self.plan.fetch.is_empty(), self.plan.changes_anything());
-        let spelling = Arc::new(self.spelling.clone());
+        let spelling = Arc::clone(&self.spelling);
         self.desk.start(Work::Plan { wanted, present, spelling, changes, writes, withheld: waiting, pair });
     }
 
@@ -91,7 +91,10 @@ impl Receiver {
         if !unclear.is_empty() && !self.config.options.dry_run {
             self.desk.send(Message::Rescan);
         }
-        unclear.iter().for_each(|path| self.spelling.leave_unclear(path, &self.wanted));
+        // Nobody else has it yet.
+        if let Some(spelling) = Arc::get_mut(&mut self.spelling) {
+            unclear.iter().for_each(|path| spelling.leave_unclear(path, &self.wanted));
+        }
     }
 
     /// What the destination's filesystem is still to be asked about names.
@@ -107,8 +110,9 @@ impl Receiver {
     }
 
     pub(super) fn resolved(&mut self, answers: &Answers) {
-        let Some(opened) = &self.opened else { return };
-        let present = Arc::clone(&opened.manifest);
+        let present = self.opened.as_ref().map(|opened| Arc::clone(&opened.manifest)).unwrap_or_default();
+        // Nobody else has it yet.
+        let mut spelling = std::mem::take(&mut self.spelling);
         let protects = |path: &TreePath, entry: EntryRef<'_>| self.protects(path, entry.is_directory());
         // Rules that protect an entry under the name that it has must protect it under the new one.
         let is_kept = |at: u32, new: &TreePath| {
@@ -122,8 +126,8 @@ impl Receiver {
             };
             protects(&top, old) || below(&present, at).any(is_exposed)
         };
-        let mut spelling = self.spelling.clone();
-        let respelled = spelling.conclude(answers, &self.wanted, &present, is_kept);
+        let respelled = Arc::get_mut(&mut spelling)
+            .and_then(|spelling| spelling.conclude(answers, &self.wanted, &present, is_kept));
         self.spelling = spelling;
         self.resolved = if respelled.is_some() { Resolved::Partly } else { Resolved::Yes };
         if let (Some(opened), Some((manifest, order))) = (&mut self.opened, respelled) {

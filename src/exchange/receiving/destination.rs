@@ -126,7 +126,10 @@ impl Receiving {
     ) -> Result<(), Fault> {
         let which = match (single, scope) {
             (Some(single), _) => scan::Subject::One(single.clone()),
-            (None, Some(scope)) => scan::Subject::Parts(scope),
+            (None, Some(scope)) => {
+                let aliases = self.standing.as_ref().map(|standing| standing.aliases());
+                scan::Subject::Parts(scope, aliases.unwrap_or_default())
+            }
             (None, None) => scan::Subject::Whole,
         };
         let options =

@@ -1,6 +1,5 @@
 //! Asks the destination's filesystem which names it takes for one, and changes how they are spelled.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::disk::directory::Inode;
@@ -9,6 +8,7 @@ use crate::disk::root::Root;
 use crate::engine::Fault;
 use crate::exchange::receiving::{Receiving, out_of_turn};
 use crate::tree::path::TreePath;
+use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::{Answers, Questions, Respelled, Spelling, Suspects};
 
 impl Receiving {
@@ -36,15 +36,22 @@ impl Receiving {
         if there.is_empty() {
             return Vec::new();
         }
-        let mut candidates: HashMap<Inode, Vec<(u32, &TreePath)>> = HashMap::new();
-        for (at, path) in &suspects.candidates {
-            let inode = inode(root, path);
-            inode.into_iter().for_each(|inode| candidates.entry(inode).or_default().push((*at, path)));
-        }
+        // By inode, each with its index.
+        let candidates = (0_u32..).zip(&suspects.candidates);
+        let mut candidates: Vec<(u64, u32)> =
+            candidates.filter_map(|(index, (_, path))| Some((inode(root, path)?.ino, index))).collect();
+        candidates.sort_unstable();
         let respelled = there.into_iter().filter_map(|(id, path, inode)| {
+            let begin = candidates.partition_point(|&(ino, _)| ino < inode.ino);
+            let same = candidates.iter().skip(begin).take_while(|&&(ino, _)| ino == inode.ino);
+            let same = same.filter_map(|&(_, index)| suspects.candidates.get(index as usize));
             // Hard links of one file: the name that differs in case alone is the one.
-            let differs = |&&(_, other): &&(u32, &TreePath)| !other.name().eq_ignore_ascii_case(path.name());
-            let &(at, candidate) = candidates.get(&inode)?.iter().min_by_key(differs)?;
+            let &(at, ref candidate) =
+                same.min_by_key(|(_, other)| !other.name().eq_ignore_ascii_case(path.name()))?;
+            let is_it = self::inode(root, candidate) == Some(inode);
+            if !is_it {
+                return None;
+            }
             let is_shown = if self.options.dry_run {
                 candidate.name().eq_ignore_ascii_case(path.name())
             } else {
@@ -65,6 +72,10 @@ impl Receiving {
             let positions = (0_u32..).zip(order).filter(|(_, listed)| doubted.contains(listed));
             let positions = positions.map(|(at, _)| at).collect();
             *doubted = positions;
+        }
+        if let (Some(standing), Ok(trees)) = (&self.standing, self.trees()) {
+            let paths = spelling.shown_otherwise().iter().filter_map(|&id| trees.wanted.path(id));
+            standing.know_aliases(paths.map(PathRef::to_path).collect());
         }
         let _ = self.spelling.set(spelling);
     }
