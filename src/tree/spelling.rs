@@ -30,9 +30,9 @@ pub enum Variant {
     Unknown,
 }
 
-/// A key that two names share if any filesystem may fold them. Names that differ may share one, too:
-/// tables of decompositions would double the agent's size, so most characters that have one are
-/// passed over, with the marks and the letters that they are composed of.
+/// A key that two names share if any filesystem may fold them. Names that no filesystem folds may
+/// share one, too. The agent carries no Unicode tables, so the key leaves out most characters that
+/// have a decomposition, and the letters and marks that they are composed of.
 #[must_use]
 pub fn key(name: &[u8]) -> Vec<u8> {
     let Ok(text) = std::str::from_utf8(name) else { return name.to_ascii_lowercase() };
@@ -54,12 +54,15 @@ pub fn key(name: &[u8]) -> Vec<u8> {
 /// What `name` can be folded with.
 #[must_use]
 pub fn variant(name: &[u8]) -> Variant {
+    let swap_byte = |&byte: &u8| if byte.is_ascii_alphabetic() { byte ^ 0x20 } else { byte };
     let swapped = match std::str::from_utf8(name) {
-        Ok(text) if text.chars().all(is_plain) => text.chars().map(swap_case).collect::<String>(),
+        Ok(text) if text.chars().all(is_plain) => {
+            text.chars().map(swap_case).collect::<String>().into_bytes()
+        }
         Ok(_) => return Variant::Unknown,
-        Err(_) => return Variant::None,
+        Err(_) => name.iter().map(swap_byte).collect(),
     };
-    if swapped.as_bytes() == name { Variant::None } else { Variant::Case(swapped.into_bytes()) }
+    if swapped == name { Variant::None } else { Variant::Case(swapped) }
 }
 
 /// A plain letter in its other case. The tables of the standard library would take 10 kB in the
@@ -126,8 +129,8 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// The questions about what is to be `created`: ids of the wanted manifest. Takes a hash of each
-    /// of their names and of the names beside them, and nothing where nothing is created.
+    /// The questions about what is to be `created`: ids of the wanted manifest. The cost is a hash of
+    /// each of these names and of the names beside them.
     #[must_use]
     pub fn of(wanted: &Manifest, present: &Manifest, created: impl Iterator<Item = u32>) -> Self {
         let number = |path: PathRef<'_>| number(path.directory(), &key(path.name()));
@@ -477,6 +480,7 @@ mod tests {
         assert_eq!(variant(b"ReadMe.1"), Variant::Case(b"rEADmE.1".to_vec()));
         assert_eq!(variant("\u{42f}".as_bytes()), Variant::Case("\u{44f}".as_bytes().to_vec()));
         assert_eq!(variant(b"123"), Variant::None);
+        assert_eq!(variant(b"a\xff"), Variant::Case(b"A\xff".to_vec()));
         assert_eq!(variant("\u{6587}".as_bytes()), Variant::None);
         assert_eq!(variant("caf\u{e9}".as_bytes()), Variant::Unknown);
         assert_eq!(variant("e\u{301}".as_bytes()), Variant::Unknown);

@@ -91,7 +91,7 @@ impl Receiver {
         if !unclear.is_empty() && !self.config.options.dry_run {
             self.desk.send(Message::Rescan);
         }
-        // Nobody else has it yet.
+        // `Work::Plan`, which shares it, comes later.
         if let Some(spelling) = Arc::get_mut(&mut self.spelling) {
             unclear.iter().for_each(|path| spelling.leave_unclear(path, &self.wanted));
         }
@@ -109,9 +109,10 @@ impl Receiver {
         Some(questions).filter(|questions| !questions.is_empty())
     }
 
+    /// Takes in which names the filesystem folds, and compares once more.
     pub(super) fn resolved(&mut self, answers: &Answers) {
         let present = self.opened.as_ref().map(|opened| Arc::clone(&opened.manifest)).unwrap_or_default();
-        // Nobody else has it yet.
+        // `Work::Plan`, which shares it, comes later.
         let mut spelling = std::mem::take(&mut self.spelling);
         let protects = |path: &TreePath, entry: EntryRef<'_>| self.protects(path, entry.is_directory());
         // Rules that protect an entry under the name that it has must protect it under the new one.
