@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use crate::disk::{Disk, Last};
-use crate::fuse::{Quirks, Quirky, Syncs};
+use crate::fuse::{Quirky, Syncs};
 use crate::round::{Rng, Stage, Way, edit, end, fill, seen};
 use crate::{alone, can_cut};
 
@@ -273,8 +273,7 @@ fn a_refused_sync_is_a_failure_and_the_next_run_writes_anew() {
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("mount")).unwrap();
         let syncs = Arc::new(Syncs::default());
-        let quirks = Quirks { refuses: Some(Arc::clone(&syncs)), ..Quirks::default() };
-        let Some(_quirky) = Quirky::mounted(&at("mount"), quirks) else { return };
+        let Some(_quirky) = Quirky::refusing(&at("mount"), &syncs) else { return };
         let run = || {
             let mut command = Command::new(env!("CARGO_BIN_EXE_ksync"));
             command.args(["-q", "--no-progress", "--fsync"]).arg(at("src")).arg(at("mount/dst"));

@@ -41,13 +41,11 @@ pub(crate) struct Syncs {
 }
 
 /// What it does otherwise than others.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Quirks {
     /// It takes less than it says: it keeps the first [`KEPT_BYTES`] of a file, and tells so only
     /// when the file is closed.
     pub(crate) cuts: bool,
-    /// It refuses to bring files that are longer than [`KEPT_BYTES`] to the disk.
-    pub(crate) refuses: Option<Arc<Syncs>>,
     /// Names that differ in case alone are one name, which is shown as it was made: as on APFS.
     pub(crate) folds_case: bool,
     /// Names are decomposed: as on HFS+.
@@ -59,7 +57,7 @@ pub(crate) struct Quirky(pub(crate) PathBuf);
 
 impl Quirky {
     /// Mounts it, or says why that cannot be.
-    pub(crate) fn mount(place: &Path, quirks: Quirks) -> Result<Self, String> {
+    fn mount(place: &Path, quirks: Quirks, syncs: Option<Arc<Syncs>>) -> Result<Self, String> {
         let device = File::options()
             .read(true)
             .write(true)
@@ -69,13 +67,22 @@ impl Quirky {
         let options = CString::new(options).unwrap();
         mount("quirky", place, "fuse", MountFlags::empty(), Some(&*options))
             .map_err(|e| format!("mount: {e}"))?;
-        thread::spawn(move || serve(&device, quirks));
+        thread::spawn(move || serve(&device, quirks, syncs));
         Ok(Self(place.to_owned()))
     }
 
     /// The same; where it cannot be mounted, says why, or fails if it has to be there.
     pub(crate) fn mounted(place: &Path, quirks: Quirks) -> Option<Self> {
-        match Self::mount(place, quirks) {
+        Self::or_skip(Self::mount(place, quirks, None))
+    }
+
+    /// The same, without quirks but that it refuses an `fsync` of long files.
+    pub(crate) fn refusing(place: &Path, syncs: &Arc<Syncs>) -> Option<Self> {
+        Self::or_skip(Self::mount(place, Quirks::default(), Some(Arc::clone(syncs))))
+    }
+
+    fn or_skip(mounted: Result<Self, String>) -> Option<Self> {
+        match mounted {
             Ok(quirky) => Some(quirky),
             Err(why) => {
                 let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
@@ -111,6 +118,8 @@ impl Node {
 
 struct Server {
     quirks: Quirks,
+    /// Where `fsync` may be refused.
+    syncs: Option<Arc<Syncs>>,
     nodes: BTreeMap<u64, Node>,
     next: u64,
     /// Nanoseconds since it was mounted, as far as its files can tell.
@@ -168,9 +177,9 @@ impl Answer {
     }
 }
 
-fn serve(mut device: &File, quirks: Quirks) {
+fn serve(mut device: &File, quirks: Quirks, syncs: Option<Arc<Syncs>>) {
     let nodes = BTreeMap::from([(1, Node::new(DIRECTORY | 0o755))]);
-    let mut server = Server { quirks, nodes, next: 2, clock: 0 };
+    let mut server = Server { quirks, syncs, nodes, next: 2, clock: 0 };
     let mut buffer = vec![0; 1 << 20];
     // It ends when it is unmounted.
     while let Ok(length) = device.read(&mut buffer) {
@@ -371,7 +380,7 @@ impl Server {
                 let (_, offset, size) = (fields.u64(), fields.u64() as usize, fields.u32());
                 fields.bytes(20);
                 let end = offset + size as usize;
-                if let Some(syncs) = &self.quirks.refuses {
+                if let Some(syncs) = &self.syncs {
                     syncs.written_bytes.fetch_add(size.into(), Ordering::SeqCst);
                 }
                 let limit = if self.quirks.cuts { KEPT_BYTES } else { usize::MAX };
@@ -390,7 +399,7 @@ impl Server {
             // FSYNC
             20 => {
                 let is_long = self.node(id)?.data.len() > KEPT_BYTES;
-                match &self.quirks.refuses {
+                match &self.syncs {
                     Some(syncs) if is_long => {
                         syncs.calls.fetch_add(1, Ordering::SeqCst);
                         let less = |refused: u64| refused.checked_sub(1);
