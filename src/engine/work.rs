@@ -434,7 +434,7 @@ pub struct Opened {
     /// What stays, whatever is wanted.
     pub kept: Kept,
     /// Names in the scope that lead to entries with other names, outside of it.
-    pub unclear: Vec<TreePath>,
+    pub unclear: Arc<Vec<TreePath>>,
     /// Whether an earlier run left something staged.
     pub has_staged: bool,
     /// What its filesystem has left; `None` where that is not known well enough to go by.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::world::{Run, World};
 
-/// What it may weigh on the wire: 1 MiB, told in units of a thousand bytes.
+/// What it may weigh on the wire: 1056 KiB, told in units of a thousand bytes.
 const PACKED_KILOBYTES_MAX: f64 = 1082.0;
 
 /// The one agent in the cache of the far home. Beside it lies what it remembers, and its secret.

@@ -456,7 +456,7 @@ impl Target {
             problems: Vec::new(),
             complete: self.complete,
             kept: crate::tree::kept::Kept::default(),
-            unclear: Vec::new(),
+            unclear: Arc::default(),
             has_staged: !self.staged.is_empty(),
             room: self.room.clone(),
             destination: Destination { metadata: Some(self.root), ..self.destination.clone() },

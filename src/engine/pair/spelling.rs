@@ -77,7 +77,11 @@ fn respelled(dice: &mut Dice, source: &Tree) -> Tree {
     let shift = dice.below(3);
     let other = |path: &TreePath| {
         let components = path.components().enumerate().map(|(depth, name)| {
-            if (depth + name.len() + shift) % 3 == 0 { name.to_vec() } else { name.to_ascii_uppercase() }
+            if (depth + name.len() + shift).is_multiple_of(3) {
+                name.to_vec()
+            } else {
+                name.to_ascii_uppercase()
+            }
         });
         TreePath::new(components.collect::<Vec<_>>().join(&b"/"[..])).unwrap()
     };

@@ -52,7 +52,7 @@ impl Receiving {
             problems: Vec::new(),
             complete: true,
             kept: Kept::default(),
-            unclear: Vec::new(),
+            unclear: Arc::default(),
             has_staged: false,
             room: None,
             destination: self
@@ -165,7 +165,7 @@ impl Receiving {
             path: error.path().to_vec(),
             cause: error.fault().to_string(),
         }));
-        opened.unclear = scanned.unclear;
+        opened.unclear = Arc::new(scanned.unclear);
         opened.manifest = Arc::new(scanned.manifest);
         self.doubted().extend(scanned.doubts.positions());
         opened.doubts = scanned.doubts;
