@@ -200,7 +200,8 @@ fn every_golden_file_belongs_to_a_message() {
 
 fn order() -> Order {
     let rule = Rule { include: true, pattern: b"*.rs".to_vec() };
-    let consent = Consent { yes: true, max_delete: Some(300), force_in: vec![data(b"/\xff")] };
+    let consent =
+        Consent { yes: true, agreed: Some(5), max_delete: Some(300), force_in: vec![data(b"/\xff")] };
     let session = Some(InSession { is_source: true, is_other: false });
     let baseline = Baseline { pair: Some(PAIR), session };
     let rules = vec![rule];

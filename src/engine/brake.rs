@@ -4,6 +4,7 @@
 //! |---|---|
 //! | a directory that a machine cannot do without | stops, unless it is named (`--force-delete-in`) |
 //! | consent (`--yes`, or the directory is named) | releases all that follows |
+//! | an answer at a terminal, and no more would go than was asked about | releases all that follows |
 //! | more than `--max-delete` allows | stops |
 //! | deletions that a watch saw as they happened | pass |
 //! | the session's VM is another one than at the last time | stops |
@@ -40,6 +41,8 @@ pub(super) struct Facts {
     pub(super) is_seen: bool,
     /// Whether everything that is listed may go.
     pub(super) yes: bool,
+    /// How many entries somebody who was asked agreed to.
+    pub(super) agreed: Option<u64>,
     /// How many entries may go.
     pub(super) max_delete: Option<u64>,
     /// Whether the destination is a directory that a machine cannot do without.
@@ -86,6 +89,7 @@ pub(super) fn facts(consent: &Consent, destination: &Destination, source: Place,
         known,
         source,
         yes: consent.yes,
+        agreed: consent.agreed,
         max_delete: consent.max_delete,
         is_protected: destination.is_protected,
         is_forced: destination.is_forced,
@@ -102,7 +106,9 @@ pub(super) fn decide(facts: &Facts) -> Option<Reason> {
     if facts.is_protected && !facts.is_forced {
         return Some(Reason::Protected);
     }
-    if facts.yes || facts.is_forced {
+    // Between question and answer more may have come to go.
+    let is_agreed = facts.agreed.is_some_and(|agreed| going <= agreed);
+    if facts.yes || is_agreed || facts.is_forced {
         return None;
     }
     if let Some(limit) = facts.max_delete.filter(|&limit| going > limit) {
@@ -164,6 +170,13 @@ mod tests {
             (Facts { max_delete: Some(0), going: 1, ..harmless() }, Some(Reason::Limit { limit: 0 })),
             (Facts { max_delete: Some(0), is_seen: true, ..harmless() }, Some(Reason::Limit { limit: 0 })),
             (Facts { max_delete: Some(8), yes: true, ..harmless() }, None),
+            // An answer.
+            (Facts { agreed: Some(9), ..protected }, Some(Reason::Protected)),
+            (Facts { agreed: Some(9), max_delete: Some(8), ..harmless() }, None),
+            (Facts { agreed: Some(8), max_delete: Some(8), ..harmless() }, Some(Reason::Limit { limit: 8 })),
+            (Facts { going: 1, agreed: Some(1), known: unknown, ..harmless() }, None),
+            (Facts { going: 2, agreed: Some(1), known: unknown, ..harmless() }, Some(Reason::Foreign)),
+            (Facts { going: 2, agreed: Some(1), is_empty: true, ..harmless() }, Some(Reason::Emptied)),
             // More than half, and at least ten.
             (Facts { going: 9, held: 9, ..harmless() }, None),
             (Facts { going: 10, held: 10, ..harmless() }, Some(Reason::Most)),

@@ -64,6 +64,8 @@ pub struct Options {
 pub struct Consent {
     /// Everything that the plan lists, save in protected directories.
     pub yes: bool,
+    /// Everything, as `yes`, as long as it is no more than so many entries: somebody was asked.
+    pub agreed: Option<u64>,
     /// At most so many entries.
     pub max_delete: Option<u64>,
     /// Everything in these directories: paths on the receiver's machine, as they were typed.

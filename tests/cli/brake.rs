@@ -128,6 +128,27 @@ fn somebody_at_a_terminal_is_asked() {
 }
 
 #[test]
+fn an_answer_is_about_what_was_asked() {
+    for way in 0..3 {
+        let world = World::new();
+        fill(&world, 3);
+        world.tree("dst").file("mine", "x");
+        let mut command = world.ksync(["--delete"]);
+        command.args(&ways(&world)[way]);
+        let mut desk = Desk::new(&world, &command);
+        desk.sees("Delete 1 entry? [y/N] ");
+        // The source is unmounted while somebody thinks about that.
+        empty(&world, "src");
+        desk.types("y\n");
+        desk.sees("Delete 4 entries? [y/N] ");
+        assert_eq!(count(&world, "dst"), 4);
+        desk.types("n\n");
+        desk.ends_with(25);
+        assert_eq!(count(&world, "dst"), 4);
+    }
+}
+
+#[test]
 fn a_signal_is_no_yes() {
     let world = World::new();
     fill(&world, 1);

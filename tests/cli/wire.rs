@@ -62,7 +62,7 @@ pub(crate) enum Role {
 }
 
 /// How many bytes say that all other options are off and nothing is known, remembered or watched.
-const OPTIONS_OFF: usize = 18;
+const OPTIONS_OFF: usize = 19;
 
 /// What a client says first: what the agent is to do. All options are off but these, and nothing is
 /// remembered or watched.

@@ -143,7 +143,7 @@ fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, C
         _ => text.as_bytes().to_vec(),
     };
     let force_in = what.force_delete_in.iter().map(|text| ByteBuf::from(path(text))).collect();
-    Ok(Consent { yes: what.yes, max_delete: what.max_delete, force_in })
+    Ok(Consent { yes: what.yes, agreed: None, max_delete: what.max_delete, force_in })
 }
 
 /// What a browser calls files that it has not finished downloading.
@@ -490,7 +490,7 @@ mod tests {
             "ksync --delete -y --max-delete=0 --force-delete-in=/x --force-delete-in me@host:y a me@host:y",
         );
         let force_in = vec![ByteBuf::from(b"/x"), ByteBuf::from(b"y")];
-        assert_eq!(all, Consent { yes: true, max_delete: Some(0), force_in });
+        assert_eq!(all, Consent { yes: true, agreed: None, max_delete: Some(0), force_in });
         // A name that looks like a remote place.
         assert_eq!(consent("ksync --force-delete-in=a:b a b").force_in, [ByteBuf::from(b"a:b")]);
     }

@@ -46,21 +46,25 @@ pub(crate) fn run(request: &Request) -> Result<u8, Complaint> {
 }
 
 /// Does a job; where deletions wait for consent and somebody can be asked, asks, and goes on with a
-/// yes: what is left to do by then are the deletions.
+/// yes: what is left to do by then are the deletions. If more would go by then, asks again.
 async fn with_consent(job: &Job, request: &Request, signals: &mut Signals) -> Result<u8, Complaint> {
-    let (exit, braked) = one(job, request, signals).await?;
-    let Some(braked) = braked.filter(|braked| brake::can_ask(braked, request.show)) else { return Ok(exit) };
-    let asking = tokio::task::spawn_blocking(move || brake::ask(&braked));
-    let is_yes = tokio::select! {
-        answer = asking => answer.unwrap_or(false),
-        () = signals.wait() => return Err(Complaint::new(report::SIGNAL, "stopped by a signal")),
-    };
-    if !is_yes {
-        return Ok(exit);
-    }
     let mut job = job.clone();
-    job.options.consent.yes = true;
-    one(&job, request, signals).await.map(|(exit, _)| exit)
+    loop {
+        let (exit, braked) = one(&job, request, signals).await?;
+        let Some(braked) = braked.filter(|braked| brake::can_ask(braked, request.show)) else {
+            return Ok(exit);
+        };
+        let going = braked.going;
+        let asking = tokio::task::spawn_blocking(move || brake::ask(&braked));
+        let is_yes = tokio::select! {
+            answer = asking => answer.unwrap_or(false),
+            () = signals.wait() => return Err(Complaint::new(report::SIGNAL, "stopped by a signal")),
+        };
+        if !is_yes {
+            return Ok(exit);
+        }
+        job.options.consent.agreed = Some(going);
+    }
 }
 
 /// Does a job: the exit code, and which deletions wait for consent.
