@@ -14,8 +14,11 @@ use crate::fuse::{Quirky, Syncs};
 use crate::round::{Rng, Stage, Way, edit, end, fill, seen};
 use crate::{alone, can_cut};
 
+/// A change of the source.
+type Change = fn(&Path, &mut Rng);
+
 /// How the source changes, one step after the other; the power goes after each.
-const STEPS: [(&str, fn(&Path, &mut Rng)); 8] = [
+const STEPS: [(&str, Change); 8] = [
     ("few", few),
     ("many and large", |source, rng| fill(source, rng)),
     ("edits", |source, rng| edit(source, rng)),
