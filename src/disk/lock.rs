@@ -68,42 +68,53 @@ impl Root {
 
 fn take(root: &Root) -> Result<Held, DiskError> {
     let path = in_state(NAME.as_bytes());
+    let mut last = DiskError::new("lock", &path, Fault::Busy);
     for _ in 0..ATTEMPTS {
-        let state = keeping_time(root.descriptor(), || StateDir::create(root))?;
-        // Without NONBLOCK a planted FIFO would keep us waiting.
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match openat(&state, NAME, flags, Mode::RUSR | Mode::WUSR) {
-            Ok(file) => file,
-            // The run that had it removed the directory just now.
-            Err(Errno::NOENT) => continue,
-            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::ACCESS) => {
-                state.remove(NAME.as_bytes())?;
-                continue;
-            }
-            Err(error) => return Err(error).during("make", &path),
-        };
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Err(DiskError::new("lock", &path, Fault::Busy)),
-            result => result.during("lock", &path)?,
-        }
-        let stat = fstat(&file).during("look at", &path)?;
-        if !is_named(&state, NAME, &stat) {
-            continue;
-        }
-        let is_ours = Stat::of(&stat).is_some_and(|stat| {
-            stat.kind() == FileKind::File && stat.nlink == 1 && stat.uid == geteuid().as_raw()
-        });
-        if !is_ours {
-            state.remove(NAME.as_bytes())?;
-            continue;
-        }
-        let state = openat(&state, c".", DIRECTORY, Mode::empty()).during("open", STATE_DIR.as_bytes())?;
-        let is_there = fstat(&state).is_ok_and(|stat| is_named(root.descriptor(), STATE_DIR, &stat));
-        if is_there {
-            return Ok(Held { root: root.open_directory(None)?, state, file });
+        match try_to_take(root, &path) {
+            Ok(Some(held)) => return Ok(held),
+            Ok(None) => {}
+            // A run that ended just now removed the state directory, or what was in it.
+            Err(error) if error.is_not_found() => last = error,
+            Err(error) => return Err(error),
         }
     }
-    Err(DiskError::new("lock", &path, Fault::Busy))
+    Err(last)
+}
+
+/// Takes the lock; `None` where it turned out to be the one of a run that ended meanwhile.
+fn try_to_take(root: &Root, path: &[u8]) -> Result<Option<Held>, DiskError> {
+    let state = keeping_time(root.descriptor(), || StateDir::create(root))?;
+    // Without NONBLOCK a planted FIFO would keep us waiting.
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match openat(&state, NAME, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => file,
+        Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::ACCESS) => {
+            state.remove(NAME.as_bytes())?;
+            return Ok(None);
+        }
+        Err(error) => return Err(error).during("make", path),
+    };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => return Err(DiskError::new("lock", path, Fault::Busy)),
+        result => result.during("lock", path)?,
+    }
+    let stat = fstat(&file).during("look at", path)?;
+    if !is_named(&state, NAME, &stat) {
+        return Ok(None);
+    }
+    let is_ours = Stat::of(&stat).is_some_and(|stat| {
+        stat.kind() == FileKind::File && stat.nlink == 1 && stat.uid == geteuid().as_raw()
+    });
+    if !is_ours {
+        state.remove(NAME.as_bytes())?;
+        return Ok(None);
+    }
+    let state = openat(&state, c".", DIRECTORY, Mode::empty()).during("open", STATE_DIR.as_bytes())?;
+    let is_there = fstat(&state).is_ok_and(|stat| is_named(root.descriptor(), STATE_DIR, &stat));
+    if !is_there {
+        return Ok(None);
+    }
+    Ok(Some(Held { root: root.open_directory(None)?, state, file }))
 }
 
 /// Whether a name leads to that very file or directory.
@@ -222,6 +233,8 @@ mod tests {
                     for _ in 0..200 {
                         let root = Root::open(place.root.path()).unwrap();
                         if root.lock().is_ok() {
+                            // Not merely because there could be no lock.
+                            assert!(root.is_locked());
                             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                             entered.fetch_add(1, Ordering::SeqCst);
                             thread::yield_now();

@@ -65,12 +65,16 @@ impl StateDir {
 
     /// The state directory of a directory, made where it is missing.
     pub(crate) fn create_in(directory: impl AsFd) -> Result<Self, DiskError> {
-        if let Some(there) = Self::open_in(&directory)? {
-            return Ok(there);
-        }
-        match mkdirat(&directory, STATE_DIR, Mode::from_raw_mode(PRIVATE as _)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error).during("make the directory", STATE_DIR.as_bytes()),
+        // Runs that end remove it while others begin.
+        const ATTEMPTS: usize = 16;
+        for _ in 0..ATTEMPTS {
+            if let Some(there) = Self::open_in(&directory)? {
+                return Ok(there);
+            }
+            match mkdirat(&directory, STATE_DIR, Mode::from_raw_mode(PRIVATE as _)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).during("make the directory", STATE_DIR.as_bytes()),
+            }
         }
         Self::open_in(directory)?.ok_or_else(refused)
     }
