@@ -141,6 +141,13 @@ impl Nodes {
         Some(Outline { ids, hash: Hash::above(&self.nodes) })
     }
 
+    /// A hasher that has seen the first bytes of the content, at most `most` of them: whole blocks.
+    #[must_use]
+    pub fn hasher(&self, most: u64) -> Option<Hasher> {
+        let blocks = usize::try_from(most.min(self.length) / self.block.0).ok()?;
+        Hasher::of_nodes(self.nodes.get(..blocks)?, self.block.0)
+    }
+
     /// Finds the nodes of some bytes' blocks anew, since those bytes have changed; or for the first time.
     ///
     /// # Errors
@@ -457,6 +464,28 @@ mod tests {
         };
         let found = block_ids(7..block.count(1_000_000), 1_000_000, block, &content).unwrap();
         assert_eq!(found, before[7..]);
+    }
+
+    #[test]
+    fn hasher_goes_on_behind_the_blocks_whose_nodes_are_known() {
+        let content = noise(3_000_001);
+        for block in [16 << 10, 64 << 10, 256 << 10, 2 << 20] {
+            let finding = Finding::of_all(content.len() as u64, BlockSize(block));
+            finding.help(&reader(&content)).unwrap();
+            let nodes = finding.finish().unwrap();
+            for most in [0, 100_000, 1 << 20, 2_000_000, 3_000_001] {
+                let blocks = most / block;
+                let Some(mut hasher) = nodes.hasher(most) else {
+                    assert!(blocks < 2 || block < 64 << 10, "{block} {most}");
+                    continue;
+                };
+                assert_eq!(hasher.count(), blocks * block);
+                if most > hasher.count() {
+                    hasher.update(&content[hasher.count() as usize..most as usize]);
+                }
+                assert_eq!(hasher.finish(), Hash::of(&content[..most as usize]), "{block} {most}");
+            }
+        }
     }
 
     /// A content that is zeros but for some bytes at the beginning of each, which only are read.

@@ -113,6 +113,18 @@ impl Hasher {
         Self { start, ..Self::default() }
     }
 
+    /// A hasher that has seen the subtrees of these nodes, `bytes` long each; `None` where they are
+    /// no whole number of pieces, or fewer than two.
+    pub(crate) fn of_nodes(nodes: &[Node], bytes: u64) -> Option<Self> {
+        let level = (bytes / PIECE_BYTES as u64).checked_ilog2()?;
+        if nodes.len() < 2 || (PIECE_BYTES as u64) << level != bytes {
+            return None;
+        }
+        let mut hasher = Self::new();
+        nodes.iter().for_each(|&node| hasher.push(node, level));
+        Some(hasher)
+    }
+
     /// Number of bytes so far.
     pub(crate) fn count(&self) -> u64 {
         self.pieces * PIECE_BYTES as u64 + self.rest.len() as u64
@@ -147,7 +159,7 @@ impl Hasher {
 
     /// Takes in `count` zeros, in time that grows with the logarithm of their number.
     pub fn zeros(&mut self, count: u64) {
-        const ZEROS: [u8; PIECE_BYTES] = [0; PIECE_BYTES];
+        static ZEROS: [u8; PIECE_BYTES] = [0; PIECE_BYTES];
         let mut left = count;
         while left > 0 {
             if self.rest.len() == PIECE_BYTES {
@@ -354,6 +366,7 @@ mod tests {
     #[test]
     fn pieces_and_zeros_hash_like_the_whole() {
         let g = GRAIN_BYTES;
+        #[allow(clippy::single_range_in_vec_init)]
         let layouts: [&[Range<usize>]; 7] = [
             &[0..g],
             &[g..2 * g],

@@ -116,7 +116,7 @@ impl Content for SparseFile<'_> {
 /// # Errors
 /// The disk is full or read-only.
 pub(crate) fn punch(file: &File, range: Range<u64>) -> io::Result<()> {
-    const ZEROS: [u8; READ_BYTES as usize] = [0; READ_BYTES as usize];
+    static ZEROS: [u8; READ_BYTES as usize] = [0; READ_BYTES as usize];
     #[cfg(target_os = "linux")]
     if rustix::fs::fallocate(
         file,

@@ -109,12 +109,12 @@ impl Staging {
         self.len == 0
     }
 
-    /// Hands all staged bytes to `visit`.
+    /// Hands the staged bytes from `start` on to `visit`.
     ///
     /// # Errors
     /// They cannot be read, or are fewer than they were.
-    pub fn read_back(&self, visit: &mut dyn FnMut(Piece<'_>)) -> Result<(), DiskError> {
-        self.content().visit(0..self.len, visit).during("read back", &self.staged_path())
+    pub fn read_back(&self, start: u64, visit: &mut dyn FnMut(Piece<'_>)) -> Result<(), DiskError> {
+        self.content().visit(start..self.len, visit).during("read back", &self.staged_path())
     }
 
     /// The staged bytes.
@@ -537,7 +537,7 @@ mod tests {
         let mut bytes = vec![0; staging.len() as usize];
         staging.read_at(&mut bytes, 0).unwrap();
         let mut hasher = Hasher::new();
-        staging.read_back(&mut |piece| hasher.take(piece)).unwrap();
+        staging.read_back(0, &mut |piece| hasher.take(piece)).unwrap();
         assert_eq!(hasher.finish(), Hash::of(&bytes));
         bytes
     }

@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
-use crate::content::blocks::BlockSize;
+use crate::content::blocks::{BlockSize, Nodes};
 use crate::disk::identities::Identities;
 use crate::disk::memory::Memory;
 use crate::disk::root::Root;
@@ -59,6 +59,8 @@ pub struct Receiving {
     directories: MadeDirectories,
     trees: OnceLock<Trees>,
     sinks: Mutex<HashMap<u32, Sink>>,
+    /// Nodes of the bytes that an earlier run staged, by file.
+    staged: Mutex<HashMap<u32, Nodes>>,
     ahead: Arc<Ahead>,
     drafts: Drafts,
     ancestors: NewAncestors,
@@ -99,6 +101,7 @@ impl Receiving {
             directories: MadeDirectories::default(),
             trees: OnceLock::new(),
             sinks: Mutex::new(HashMap::new()),
+            staged: Mutex::default(),
             ahead: Arc::default(),
             drafts: Drafts::default(),
             ancestors: NewAncestors::default(),

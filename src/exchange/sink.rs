@@ -6,7 +6,7 @@ use std::io;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
-use crate::content::blocks::{BlockSize, Content, outline};
+use crate::content::blocks::{BlockSize, Content, Nodes, outline};
 use crate::content::delta;
 use crate::content::fitted::Fitted;
 use crate::content::hash::{Hash, Hasher};
@@ -53,18 +53,21 @@ enum Growing {
 
 struct Anew {
     staging: Staging,
+    /// Nodes of the staged bytes, if they were hashed when the sender was told of them.
+    nodes: Option<Nodes>,
     hasher: Hasher,
     begun: bool,
 }
 
 impl Sink {
     /// Begins to make `path`; `basis` is a file that it can be made from, and what was seen of it; `draft` a copy of
-    /// that.
+    /// that; `nodes` those of the bytes that an earlier run staged, if they are known.
     pub(super) fn begin(
         root: &Root,
         path: &TreePath,
         basis: Option<(&TreePath, &Identity)>,
         draft: Option<Draft>,
+        nodes: Option<Nodes>,
     ) -> Result<Self, SinkError> {
         let shape = draft.as_ref().map(Draft::told_shape);
         let growing = match draft {
@@ -73,7 +76,7 @@ impl Sink {
                 let (staging, _) = patiently(|| Staging::open(root, path))?;
                 let is_replaced = basis.is_some_and(|(basis, _)| basis == path);
                 let staging = if is_replaced { staging.replacing() } else { staging };
-                Growing::Anew(Box::new(Anew { staging, hasher: Hasher::new(), begun: false }))
+                Growing::Anew(Box::new(Anew { staging, nodes, hasher: Hasher::new(), begun: false }))
             }
         };
         let old = basis.and_then(|(basis, seen)| {
@@ -111,7 +114,10 @@ impl Anew {
             if self.staging.len() < kept {
                 return Err(SinkError::Basis("what was staged is not there any more".to_owned()));
             }
-            self.staging.read_back(&mut |piece| self.hasher.take(piece))?;
+            // To hash a gigabyte again would keep the sender waiting, and what it has sent meanwhile
+            // is lost if the connection breaks.
+            self.hasher = self.nodes.take().and_then(|nodes| nodes.hasher(kept)).unwrap_or_default();
+            self.staging.read_back(self.hasher.count(), &mut |piece| self.hasher.take(piece))?;
         }
         match op {
             Op::Keep { .. } if begun => Err(SinkError::Peer("keeping what is staged is only ever first")),

@@ -1,8 +1,11 @@
 //! Tells what there is of the files that are wanted.
 
+use std::collections::HashMap;
+use std::sync::{MutexGuard, PoisonError};
+
 use serde_bytes::ByteBuf;
 
-use crate::content::blocks::{BlockSize, Outline};
+use crate::content::blocks::{BlockSize, Finding, Nodes, Outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta;
 use crate::content::fitted::Fitted;
@@ -98,8 +101,25 @@ impl Receiving {
         let found = patiently(|| Staging::find(root, &path));
         let found = found.map_err(|error| fault(&error, Trouble::Unwritable))?;
         let Some(staging) = found.filter(|staging| !staging.is_empty()) else { return Ok(None) };
+        let (length, block) = (staging.len().min(size), BlockSize::for_size(size));
+        let finding = Finding::of_all(length, block);
+        finding.help(&staging.content()).map_err(|error| unwritable(&error))?;
+        let nodes = finding.finish();
+        if let Some(outline) = nodes.as_ref().and_then(|nodes| nodes.outline(block)) {
+            self.nodes_of_staged().extend(nodes.map(|nodes| (id, nodes)));
+            return Ok(Some(Blocks { length: staging.len(), ids: outline.ids }));
+        }
         let blocks = blocks_of(staging.len(), size, size, &staging.content());
         Ok(Some(blocks.map_err(|error| unwritable(&error))?.0))
+    }
+
+    /// The nodes of what an earlier run staged of a file, as far as they are known.
+    pub(super) fn take_staged(&self, id: u32) -> Option<Nodes> {
+        self.nodes_of_staged().remove(&id)
+    }
+
+    fn nodes_of_staged(&self) -> MutexGuard<'_, HashMap<u32, Nodes>> {
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn sign_file(&self, at: u32) -> Result<Vec<u8>, Fault> {
