@@ -85,7 +85,7 @@ pub enum Piece<'a> {
 
 /// Hashes a content, or an aligned subtree of one, that arrives in pieces.
 ///
-/// Complete pieces of [`PIECE_BYTES`] are hashed where they lie. Their nodes stand on a stack, as
+/// Complete pieces of `PIECE_BYTES` are hashed where they lie. Their nodes stand on a stack, as
 /// in BLAKE3's own hasher: two of one level are merged when a further one comes, since the last two
 /// may be the children of the root.
 #[derive(Clone, Default)]

@@ -46,7 +46,7 @@ impl<'a> SparseFile<'a> {
         Self { file, sparse_bytes: sparse.map_or(0, |metadata| metadata.size()) }
     }
 
-    /// The first run of `range`, as far as it reaches in there: a hole of [`HOLE_BYTES_MIN`] at
+    /// The first run of `range`, as far as it reaches in there: a hole of `HOLE_BYTES_MIN` at
     /// least, or data up to the next such hole.
     #[must_use]
     pub fn first_run(&self, range: &Range<u64>) -> Run {
