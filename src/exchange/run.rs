@@ -162,11 +162,15 @@ impl Link {
             .collect();
         let before_bytes = self.inbox.raw_bytes();
         let mut waits = Waits::default();
-        let result = drive(&mut engine, self, &works, &mut waits, monitor);
+        let (result, abort) = drive(&mut engine, self, &works, &mut waits, monitor);
 
         // What was begun on the disk has to end before the run is over.
         drop(works);
         workers.into_iter().for_each(|worker| drop(worker.join()));
+        // Whoever hears of the abort may end the connection, and with it this process: before that
+        // the performer cleans up.
+        drop(performer);
+        abort.into_iter().for_each(|message| self.say(message));
         self.inbox.clear_outcomes();
         self.liveness.set_works(0);
         let traffic = Traffic { raw_bytes: self.inbox.raw_bytes() - before_bytes, waits: waits.count };
@@ -253,13 +257,14 @@ impl Waits {
     }
 }
 
+/// Drives an engine to its end; gives also the abort that the peer has still to be told.
 fn drive(
     engine: &mut impl Engine,
     link: &Link,
     works: &Sender<Work>,
     waits: &mut Waits,
     monitor: &dyn Monitor,
-) -> Result<Summary, Failure> {
+) -> (Result<Summary, Failure>, Option<Message>) {
     let Link { inbox, outbox, liveness } = link;
     // A writer that is gone has left word in the inbox.
     let send = |message, follows| {
@@ -271,7 +276,12 @@ fn drive(
     let mut last: Option<Message> = None;
     loop {
         let output = engine.poll();
-        if let Output::Wait | Output::WaitForWork | Output::Done(_) = output
+        if let Output::Done(result) = output {
+            let abort = last.take_if(|last| matches!(last, Message::Abort { .. }));
+            last.into_iter().for_each(|message| send(message, false));
+            return (result, abort);
+        }
+        if let Output::Wait | Output::WaitForWork = output
             && let Some(message) = last.take()
         {
             send(message, false);
@@ -294,9 +304,8 @@ fn drive(
                 monitor.observe(event);
                 continue;
             }
-            Output::Done(result) => return result,
-            Output::Wait => false,
             Output::WaitForWork => true,
+            Output::Wait | Output::Done(_) => false,
         };
         waits.wait(inbox);
         liveness.wait(true);

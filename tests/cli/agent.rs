@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use crate::world::{Run, World};
 
-/// What it may weigh on the wire: 1056 KiB, told in units of a thousand bytes.
-const PACKED_KILOBYTES_MAX: f64 = 1082.0;
+/// What it may weigh on the wire: 1088 KiB, told in units of a hundred thousand bytes.
+const PACKED_KILOBYTES_MAX: f64 = 1100.0;
 
 /// The one agent in the cache of the far home. Beside it lies what it remembers, and its secret.
 fn installed(world: &World) -> PathBuf {
