@@ -136,7 +136,9 @@ fn places(job: &Job, far: impl Fn(&Path) -> String) -> [String; 2] {
 
 fn ksync(job: &Job) -> Plan {
     let mut command = job.machine.ksync();
-    command.args(["--no-progress", "--delete"]).args(places(job, |path| job.machine.place(path)));
+    // Where the link breaks the second run is measured.
+    command.args(["--no-progress", "--delete", "--retries", "0"]);
+    command.args(places(job, |path| job.machine.place(path)));
     command.into()
 }
 
