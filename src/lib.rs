@@ -37,24 +37,24 @@
 //! | `sync` | a job from end to end | the terminal |
 //!
 //! # Glossary
-//! - **manifest**: the entries of a tree in order, with kind, mode, time, size and, where asked for, hash.
+//! - **manifest**: the entries of a tree in order, with kind, mode, time, size and maybe a hash.
 //! - **entry**: a file, directory or link of a manifest. Its position is its id in messages.
-//! - **baseline**: the last manifest that both sides agreed on. The next run sends only changes to it.
+//! - **baseline**: the last manifest that both sides agreed on. The next run sends changes to it.
 //! - **want**: the receiver's request for one file, with what it has of it already.
-//! - **basis**: a file of the receiver that a new content is made from, in rsync's words; mostly the old version.
+//! - **basis**: a file of the receiver that a new content is made from (rsync's word).
 //! - **block**: an aligned part of a content, named by a node of the tree of its hash.
-//! - **chunk**: a part of a content whose ends follow from the content (FastCDC), so that insertions move it.
-//! - **signature**, **delta**: rsync's: weak and strong hashes of a basis, and what makes a content out of it.
-//! - **draft**: a copy of the basis that is made before it is known what differs, and is patched then.
-//! - **stage**: to write a file aside, in the state directory `.ksync/`, until it is complete and verified.
+//! - **chunk**: a part of a content whose ends follow from the content (FastCDC).
+//! - **signature**, **delta**: rsync's: the hashes of a basis, and the way from it to a content.
+//! - **draft**: a copy of the basis that is made early, and patched.
+//! - **stage**: to write a file aside, in `.ksync/`, until it is complete and verified.
 //! - **part**: a staged file of an interrupted run. The next run verifies it and goes on behind it.
 //! - **hole**: zeros of a file that take no space, at least 32 KiB of them.
-//! - **round**: one exchange of a watch: *full* compares both trees, *incremental* only what was touched.
+//! - **round**: one exchange of a watch: *full* or, about touched paths only, *incremental*.
 //! - **scope**: the paths that an incremental round is about.
 //! - **lane**: one of several SSH channels that carry one exchange.
 //! - **hello**: the first message of each side: version, role, path and options.
 //! - **first flight**: the bytes that the client sends without waiting for an answer.
-//! - **marker**: says from which change time on the files of a directory may be lost with the power.
+//! - **marker**: the change time from which on a directory's files may be lost with the power.
 //! - **brake**: the decision that deletions wait for consent (exit code 25).
 //! - **twins**: two names that the destination's filesystem takes for one.
 //!

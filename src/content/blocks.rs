@@ -151,7 +151,7 @@ impl Nodes {
     /// Finds the nodes of some bytes' blocks anew, since those bytes have changed; or for the first time.
     ///
     /// # Errors
-    /// What reading the content gives.
+    /// Errors of reading the content.
     pub fn renew(&mut self, bytes: &Range<u64>, content: &dyn Content) -> io::Result<()> {
         let blocks = bytes.start / self.block.0..self.block.count(bytes.end);
         let found = nodes(blocks.clone(), self.length, self.block, content)?;
@@ -197,7 +197,7 @@ impl Finding {
     /// Helps until no block is left, on several threads.
     ///
     /// # Errors
-    /// What reading the content gives. What this one has found is lost then.
+    /// Errors of reading the content. What this one has found is lost then.
     pub fn help(&self, content: &dyn Content) -> io::Result<()> {
         let bytes = (self.blocks.end - self.blocks.start).saturating_mul(self.block.0);
         thread::scope(|scope| {
@@ -271,7 +271,7 @@ impl<F: Fn(&mut [u8], u64) -> io::Result<()> + Sync> Content for F {
 /// Finds the blocks and the hash of `length` bytes.
 ///
 /// # Errors
-/// What reading the content gives.
+/// Errors of reading the content.
 pub fn outline(length: u64, block: BlockSize, content: &dyn Content) -> io::Result<Outline> {
     if length <= READ_BYTES {
         let mut bytes = vec![0; length as usize];
@@ -307,7 +307,7 @@ pub fn outline_of(content: &[u8], block: BlockSize) -> Outline {
 /// whether they would be those blocks if they lay there.
 ///
 /// # Errors
-/// What reading the content gives.
+/// Errors of reading the content.
 pub fn block_ids(
     blocks: Range<u64>,
     length: u64,
@@ -327,7 +327,7 @@ fn nodes(blocks: Range<u64>, length: u64, block: BlockSize, content: &dyn Conten
 /// The name of the block of `length` bytes that begins at `offset`, a multiple of the block size.
 ///
 /// # Errors
-/// What reading the content gives.
+/// Errors of reading the content.
 pub fn block_id(offset: u64, length: u64, content: &dyn Content) -> io::Result<BlockId> {
     Ok(BlockId::short(&hash_block(offset, length, content, &mut Vec::new())?.node()))
 }

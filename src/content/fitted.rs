@@ -86,7 +86,7 @@ impl Fitted {
     /// Fills a buffer from `offset` on. `old` is the content that it was made of.
     ///
     /// # Errors
-    /// What reading `old` gives; or it ends before the buffer is full.
+    /// Errors of reading `old`; also where that ends before the buffer is full.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64, old: &dyn Content) -> io::Result<()> {
         let mut rest = buffer;
         for (piece, from) in self.pieces(offset..offset.saturating_add(rest.len() as u64)) {

@@ -35,12 +35,11 @@ impl Hash {
     /// The hash of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        if !has_zero_grain(bytes) {
+        if bytes.len() <= GRAIN_BYTES || !has_zero_grain(bytes) {
             return Self(*blake3::hash(bytes).as_bytes());
         }
-        let mut hasher = Hasher::new();
-        hasher.update(bytes);
-        hasher.finish()
+        let (left, right) = bytes.split_at(left_bytes(bytes.len()));
+        Self::of_children(&node_of(0, left), &node_of(left.len() as u64, right))
     }
 
     /// A hash that was computed elsewhere.
@@ -58,7 +57,12 @@ impl Hash {
     /// The root above two or more subtrees of equal length, of which the last may be shorter.
     pub(crate) fn above(nodes: &[Node]) -> Self {
         let (left, right) = nodes.split_at(left_count(nodes.len()));
-        Self(*merge_subtrees_root(&node_above(left), &node_above(right), Mode::Hash).as_bytes())
+        Self::of_children(&node_above(left), &node_above(right))
+    }
+
+    /// The root above two subtrees.
+    fn of_children(left: &Node, right: &Node) -> Self {
+        Self(*merge_subtrees_root(left, right, Mode::Hash).as_bytes())
     }
 }
 
@@ -185,8 +189,8 @@ impl Hasher {
     #[must_use]
     pub fn finish(&self) -> Hash {
         match self.children() {
-            Some((left, right)) => Hash(*merge_subtrees_root(&left, &right, Mode::Hash).as_bytes()),
-            None => root_of(&self.rest),
+            Some((left, right)) => Hash::of_children(&left, &right),
+            None => Hash::of(&self.rest),
         }
     }
 
@@ -248,7 +252,7 @@ pub(crate) fn node_above(nodes: &[Node]) -> Node {
     }
 }
 
-/// Whether all bytes are zero.
+/// Tells zeros.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // Most contents show it by their first byte. The compiler makes a vector of each group, but not
     // where it optimises for size, as for the agent: there a group took 5 % of the hashing.
@@ -269,17 +273,7 @@ fn node_of(offset: u64, bytes: &[u8]) -> Node {
     merge_subtrees_non_root(&node_of(offset, left), &right, Mode::Hash)
 }
 
-/// The hash of a content of one piece at most.
-fn root_of(bytes: &[u8]) -> Hash {
-    if bytes.len() <= GRAIN_BYTES || !has_zero_grain(bytes) {
-        return Hash(*blake3::hash(bytes).as_bytes());
-    }
-    let (left, right) = bytes.split_at(left_bytes(bytes.len()));
-    let right = node_of(left.len() as u64, right);
-    Hash(*merge_subtrees_root(&node_of(0, left), &right, Mode::Hash).as_bytes())
-}
-
-/// Whether an aligned grain of these bytes, which begin at a grain, is zeros.
+/// A grain of zeros is among these bytes, which begin at a grain.
 fn has_zero_grain(bytes: &[u8]) -> bool {
     bytes.chunks_exact(GRAIN_BYTES).any(is_zero)
 }

@@ -35,7 +35,7 @@ impl Samples {
     /// Of a content of `size` bytes.
     ///
     /// # Errors
-    /// What reading the content gives.
+    /// Errors of reading the content.
     pub fn of(size: u64, content: &dyn Content) -> io::Result<Self> {
         let mut names = Vec::with_capacity(COUNT * NAME_BYTES);
         for index in 0..COUNT {
@@ -54,7 +54,7 @@ impl Samples {
     /// are of; `None` if it does not look as if there were such a way.
     ///
     /// # Errors
-    /// What reading the older version gives.
+    /// Errors of reading the older version.
     pub fn fit(&self, size: u64, old: u64, older: &dyn Content) -> io::Result<Option<Fitted>> {
         if !self.is_complete() {
             return Ok(None);

@@ -33,7 +33,7 @@ pub struct SparseFile<'a> {
 pub struct Run {
     /// Its length in bytes.
     pub length: u64,
-    /// Whether it is zeros.
+    /// Zeros, and not data.
     pub is_hole: bool,
 }
 
@@ -56,7 +56,7 @@ impl<'a> SparseFile<'a> {
         }
         let mut end = range.start + hole;
         while end < range.end.min(self.sparse_bytes) {
-            // What cannot be asked for is data.
+            // A filesystem that cannot tell has data only.
             let Ok(hole) = seek(self.file, SeekFrom::Hole(end)) else { break };
             let zeros = self.zeros_at(hole);
             if zeros >= HOLE_BYTES_MIN as u64 && hole < range.end {

@@ -27,8 +27,8 @@ pub fn expand_home(path: &[u8]) -> PathBuf {
     )
 }
 
-/// The home of whoever runs this. (The standard library asks glibc where `HOME` is not set, and that is 50 kB of an
-/// agent that is linked statically.)
+/// The home of whoever runs this. (The standard library asks glibc where `HOME` is not set, and that
+/// is 50 kB of an agent that is linked statically.)
 #[must_use]
 pub fn home() -> Option<PathBuf> {
     let named = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());

@@ -17,6 +17,7 @@ use crate::disk::identities::Identities;
 use crate::disk::levels::{Level, Levels, Name, names};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::set_id::{Owner, mode_for};
+use crate::disk::spelling::inode_of;
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::unconfirmed::{Covers, Seen};
 use crate::tree::doubt::Doubts;
@@ -447,12 +448,13 @@ impl Scanner<'_> {
         if may_be_folded && let Ok(listed) = sorted_names(directory) {
             let is_listed = |name: &CString| listed.binary_search_by(|other| other.name.cmp(name)).is_ok();
             let exact = parts.iter().filter(|name| is_listed(name));
-            let inodes: HashSet<_> = exact.filter_map(|name| inode_of(directory, name)).collect();
+            let inodes: HashSet<_> = exact.filter_map(|name| inode_of(directory, name.as_bytes())).collect();
             parts.retain(|name| {
                 if is_listed(name) {
                     return true;
                 }
-                let is_another = inode_of(directory, name).is_some_and(|inode| !inodes.contains(&inode));
+                let is_another =
+                    inode_of(directory, name.as_bytes()).is_some_and(|inode| !inodes.contains(&inode));
                 let path = match path {
                     Some(path) => path.join(name.as_bytes()),
                     None => TreePath::new(name.as_bytes()),
@@ -525,14 +527,11 @@ impl Scanner<'_> {
 fn may_be_folded(directory: &OwnedFd, name: &CString) -> bool {
     match spelling::variant(name.as_bytes()) {
         Variant::None => false,
-        Variant::Case(other) => CString::new(other).is_ok_and(|other| inode_of(directory, &other).is_some()),
-        Variant::Unknown => inode_of(directory, name).is_some(),
+        Variant::Case(other) => {
+            CString::new(other).is_ok_and(|other| inode_of(directory, other.as_bytes()).is_some())
+        }
+        Variant::Unknown => inode_of(directory, name.as_bytes()).is_some(),
     }
-}
-
-fn inode_of(directory: &OwnedFd, name: &CString) -> Option<(u64, u64)> {
-    let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-    Stat::of(&stat).map(|stat| (stat.identity.dev, stat.identity.ino))
 }
 
 /// All names in a directory, in order.

@@ -87,13 +87,13 @@ impl Root {
     }
 
     /// Renames `old` in the directory of `path` to the name of `path`, which the filesystem takes
-    /// for the same name. Linux does nothing if the two names lead to one inode, so there is a third
-    /// name in between. A run that is killed then leaves the entry under that name, from which the
-    /// next run takes its content.
+    /// for the same name. Linux does nothing if the two names lead to one inode, so there is a
+    /// third name in between. A run that is killed then leaves the entry under that name, from
+    /// which the next run takes its content.
     ///
     /// # Errors
-    /// The two names do not lead to one entry any more ([`DiskError::is_conflict`]), or the directory
-    /// may not be changed.
+    /// The two names do not lead to one entry any more ([`DiskError::is_conflict`]), or the
+    /// directory may not be changed.
     pub fn respell(&self, path: &TreePath, old: &[u8]) -> Result<(), DiskError> {
         let place = self.place(path).during(VERB, path.as_bytes())?;
         let conflict = || DiskError::new(VERB, path.as_bytes(), Fault::Conflict);
@@ -131,7 +131,8 @@ fn make(state: &StateDir, name: &CString) -> Result<bool, DiskError> {
     }
 }
 
-fn inode_of(directory: impl AsFd, name: &[u8]) -> Option<Inode> {
+/// The file or directory that a name leads to, if there is one.
+pub(crate) fn inode_of(directory: impl AsFd, name: &[u8]) -> Option<Inode> {
     let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
     Stat::of(&stat).as_ref().map(Inode::from)
 }

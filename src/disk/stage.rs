@@ -250,8 +250,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Puts zeros in the place of what is staged in `range`. They take no space where the filesystem
-    /// has holes.
+    /// Puts zeros in the place of what is staged in `range`: a hole where the filesystem has them.
     ///
     /// # Errors
     /// As [`Staging::append`].

@@ -156,6 +156,12 @@ mod tests {
     use crate::disk::state::StateDir;
     use crate::disk::testing::{Place, metadata, path};
 
+    /// Looks for a second at most.
+    fn comes_true(is_so: impl Fn() -> bool) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        is_so() || std::iter::repeat_with(is_so).take_while(|_| Instant::now() < deadline).any(|is_so| is_so)
+    }
+
     /// An editor that saves as fast as it can, by a new file in the place of the old one.
     #[test]
     fn no_save_of_an_editor_is_lost() {
@@ -185,12 +191,7 @@ mod tests {
                         let there = fs::read_to_string(&at).unwrap();
                         there.trim_start_matches("ours over ").starts_with(&text)
                     };
-                    let deadline = Instant::now() + Duration::from_secs(1);
-                    let mut kept = is_kept();
-                    while !kept && Instant::now() < deadline {
-                        kept = is_kept();
-                    }
-                    if !kept {
+                    if !comes_true(is_kept) {
                         lost.push((text, fs::read_to_string(&at).unwrap()));
                     }
                 }
@@ -245,12 +246,7 @@ mod tests {
                     fs::rename(&new, &at).unwrap();
                     let is_there = || fs::read_to_string(&at).is_ok_and(|there| there == text);
                     let is_kept = || is_there() || doomed.lock().unwrap().contains(&text);
-                    let deadline = Instant::now() + Duration::from_secs(1);
-                    let mut kept = is_kept();
-                    while !kept && Instant::now() < deadline {
-                        kept = is_kept();
-                    }
-                    if !kept {
+                    if !comes_true(is_kept) {
                         lost.push(text);
                     }
                 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | a directory that a machine cannot do without | stops, unless it is named (`--force-delete-in`) |
 //! | consent (`--yes`, or the directory is named) | releases all that follows |
-//! | an answer at a terminal, and no more would go than was asked about | releases all that follows |
+//! | an answer at a terminal, and no more would go than it was about | releases all that follows |
 //! | more than `--max-delete` allows | stops |
 //! | deletions that a watch saw as they happened | pass |
 //! | the session's VM is another one than at the last time | stops |

@@ -114,8 +114,8 @@ impl Anew {
             if self.staging.len() < kept {
                 return Err(SinkError::Basis("what was staged is not there any more".to_owned()));
             }
-            // To hash a gigabyte again would keep the sender waiting, and what it has sent meanwhile
-            // is lost if the connection breaks.
+            // To hash a gigabyte again would keep the sender waiting, and what it has sent
+            // meanwhile is lost if the connection breaks.
             self.hasher = self.nodes.take().and_then(|nodes| nodes.hasher(kept)).unwrap_or_default();
             self.staging.read_back(self.hasher.count(), &mut |piece| self.hasher.take(piece))?;
         }

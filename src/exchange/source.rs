@@ -338,7 +338,7 @@ impl Source {
     }
 }
 
-/// A file of `size` bytes as if it had `old_length` of them, of which the last ones stand at its end.
+/// A file of `size` bytes as if it had `old_length` of them, the last of which stand at its end.
 struct Moved<'a> {
     file: SparseFile<'a>,
     size: u64,

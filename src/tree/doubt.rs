@@ -44,7 +44,7 @@ impl Doubts {
         self.0.iter().any(|&(_, doubt)| doubt == Doubt::Lost)
     }
 
-    /// The same doubts after the entries were put in another order: where each of them stood before.
+    /// The same doubts after the entries were reordered: `order` is where each of them stood.
     #[must_use]
     pub fn reordered(&self, order: &[u32]) -> Self {
         let positions = (0..).zip(order);

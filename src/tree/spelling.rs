@@ -129,8 +129,8 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// The questions about what is to be `created`: ids of the wanted manifest. The cost is a hash of
-    /// each of these names and of the names beside them.
+    /// The questions about what is to be `created`: ids of the wanted manifest. The cost is a hash
+    /// of each of these names and of the names beside them.
     #[must_use]
     pub fn of(wanted: &Manifest, present: &Manifest, created: impl Iterator<Item = u32>) -> Self {
         let number = |path: PathRef<'_>| number(path.directory(), &key(path.name()));
@@ -221,7 +221,7 @@ pub struct Spelling {
     renamed: Vec<(u32, Box<[u8]>)>,
     /// Wanted entries that the filesystem shows under other names, whatever is done.
     shown_otherwise: Vec<u32>,
-    /// Where each entry of the present manifest stood when it was listed; empty where nothing moved.
+    /// Places of the present manifest's entries when they were listed; empty where nothing moved.
     order: Vec<u32>,
 }
 
@@ -346,7 +346,7 @@ impl Spelling {
         &self.shown_otherwise
     }
 
-    /// Where each entry of the present manifest stood when it was listed; empty where nothing moved.
+    /// Places of the present manifest's entries when they were listed; empty where nothing moved.
     #[must_use]
     pub fn order(&self) -> &[u32] {
         &self.order

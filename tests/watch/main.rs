@@ -3,7 +3,8 @@
 //! No test sleeps to give something time. It waits for what is told (`--json`), for `ksync flush`, or for what is to be
 //! seen, with a deadline that tells a hang from a slow machine. Where nothing may happen, a while is measured.
 //!
-//! What needs a user namespace, git, an sshd or `/dev/fuse` says so where that is missing and passes, unless `KSYNC_REQUIRE_PEERS=1`.
+//! Tests that miss a user namespace, git, an sshd or `/dev/fuse` say so and pass, unless
+//! `KSYNC_REQUIRE_PEERS=1`.
 #![cfg(feature = "sandbox")]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 

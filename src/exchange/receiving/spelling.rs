@@ -1,4 +1,4 @@
-//! Asks the destination's filesystem which names it takes for one, and changes how they are spelled.
+//! Questions to the destination's filesystem, which names it takes for one; and other spellings.
 
 use std::sync::Arc;
 
