@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::disk::closing::CloseErrors;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::stage::{Durability, Metadata};
@@ -15,23 +16,26 @@ use crate::tree::path::TreePath;
 
 /// Whether a root's filesystem has files without names, as far as is known.
 #[derive(Debug)]
-pub(crate) struct Nameless(AtomicBool);
+pub(crate) struct Nameless {
+    may_be: AtomicBool,
+    close_errors: CloseErrors,
+}
 
 impl Default for Nameless {
     fn default() -> Self {
-        Self(AtomicBool::new(cfg!(target_os = "linux")))
+        Self { may_be: AtomicBool::new(cfg!(target_os = "linux")), close_errors: CloseErrors::default() }
     }
 }
 
 impl Nameless {
     fn may_be(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.may_be.load(Ordering::Relaxed)
     }
 
     /// It was tried in vain.
     #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
     fn never_again(&self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.may_be.store(false, Ordering::Relaxed);
     }
 }
 
@@ -63,7 +67,6 @@ impl Root {
     ) -> Result<Option<File>, DiskError> {
         use rustix::fs::{Mode, OFlags, fsync, openat};
 
-        use crate::disk::closing::told_at_close;
         use crate::disk::error::During;
         use crate::disk::root::stat_of;
         use crate::disk::stage::{set_metadata, write_all};
@@ -78,7 +81,7 @@ impl Root {
         };
         let file = File::from(descriptor);
         write_all(&file, content).during("write", path.as_bytes())?;
-        told_at_close(&file).during("write", path.as_bytes())?;
+        self.nameless().close_errors.of(&file).during("write", path.as_bytes())?;
         set_metadata(&file, self, path, metadata)?;
         self.mark(path, &stat_of(&file, path)?.identity)?;
         if durability == Durability::Immediately {

@@ -13,7 +13,6 @@ use rustix::fs::{AtFlags, fchmod, fchown, fsync, futimens, statat};
 use rustix::io::Errno;
 
 use crate::content::hash::{Piece, is_zero};
-use crate::disk::closing::told_at_close;
 use crate::disk::error::{DiskError, During};
 use crate::disk::holes::{HOLE_BYTES_MIN, Run, SparseFile, punch};
 use crate::disk::root::{Root, stat_of};
@@ -292,7 +291,7 @@ impl Staging {
         metadata: &Metadata,
         durability: Durability,
     ) -> Result<Complete, DiskError> {
-        told_at_close(&self.file).during("write", self.path.as_bytes())?;
+        self.state.close_errors().of(&self.file).during("write", self.path.as_bytes())?;
         set_metadata(&self.file, root, &self.path, metadata)?;
         root.mark(&self.path, &stat_of(&*self.file, &self.path)?.identity)?;
         if durability == Durability::Immediately

@@ -11,6 +11,7 @@ use rustix::process::geteuid;
 use crate::content::hash::Hash;
 use crate::content::hex::to_hex;
 use crate::disk::boundaries::is_keyed;
+use crate::disk::closing::CloseErrors;
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::root::{DIRECTORY, Root};
 use crate::disk::stat::{FileKind, Identity, Stat};
@@ -34,15 +35,23 @@ const PRIVATE: u32 = 0o700;
 
 /// An open state directory: a directory of our own directly below the root, and no link to one.
 #[derive(Debug)]
-pub(crate) struct StateDir(OwnedFd);
+pub(crate) struct StateDir {
+    descriptor: OwnedFd,
+    close_errors: CloseErrors,
+}
 
 impl AsFd for StateDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.descriptor.as_fd()
     }
 }
 
 impl StateDir {
+    /// Reports write errors of what is staged in it.
+    pub(crate) fn close_errors(&self) -> &CloseErrors {
+        &self.close_errors
+    }
+
     /// The state directory if there is one.
     pub(crate) fn open(root: &Root) -> Result<Option<Self>, DiskError> {
         Self::open_in(root.descriptor())
@@ -81,9 +90,9 @@ impl StateDir {
 
     /// Removes what is called `name`, whatever it is; nothing there is fine.
     pub(crate) fn remove(&self, name: &[u8]) -> Result<(), DiskError> {
-        match unlinkat(&self.0, name, AtFlags::empty()) {
+        match unlinkat(&self.descriptor, name, AtFlags::empty()) {
             // Linux and POSIX have different errors for "that is a directory".
-            Err(Errno::ISDIR | Errno::PERM) => unlinkat(&self.0, name, AtFlags::REMOVEDIR),
+            Err(Errno::ISDIR | Errno::PERM) => unlinkat(&self.descriptor, name, AtFlags::REMOVEDIR),
             Err(Errno::NOENT) => Ok(()),
             result => result,
         }
@@ -98,7 +107,7 @@ impl StateDir {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let staged_path = in_state(name.as_bytes());
         for _ in 0..ATTEMPTS {
-            match openat(&self.0, name, flags, Mode::RUSR | Mode::WUSR) {
+            match openat(&self.descriptor, name, flags, Mode::RUSR | Mode::WUSR) {
                 Ok(descriptor) => {
                     match flock(&descriptor, FlockOperation::NonBlockingLockExclusive) {
                         Err(Errno::WOULDBLOCK) => {
@@ -109,7 +118,7 @@ impl StateDir {
                     let stat = fstat(&descriptor).during("look at", &staged_path)?;
                     // Whoever had the lock before may have renamed it into place, where it must not be
                     // written to any more.
-                    let named = statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW);
+                    let named = statat(&self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW);
                     if !named.is_ok_and(|named| (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino)) {
                         continue;
                     }
@@ -131,7 +140,7 @@ impl StateDir {
     /// Makes an empty directory called `name` that we may fill, whatever an earlier run left there,
     /// and opens it.
     pub(crate) fn make_directory(&self, name: &str) -> Result<OwnedFd, DiskError> {
-        let make = || mkdirat(&self.0, name, Mode::from_raw_mode(PRIVATE as _));
+        let make = || mkdirat(&self.descriptor, name, Mode::from_raw_mode(PRIVATE as _));
         let staged_path = in_state(name.as_bytes());
         match make() {
             Err(Errno::EXIST) => {
@@ -140,7 +149,7 @@ impl StateDir {
             }
             result => result,
         }
-        .and_then(|()| openat(&self.0, name, DIRECTORY, Mode::empty()))
+        .and_then(|()| openat(&self.descriptor, name, DIRECTORY, Mode::empty()))
         .during("make the directory", &staged_path)
     }
 
@@ -154,7 +163,7 @@ impl StateDir {
     ) -> Result<(), DiskError> {
         const VERB: &str = "replace";
         let place = root.place(path).during(VERB, path.as_bytes())?;
-        rename_into(&self.0, name.as_bytes(), &place, path, VERB, seen)
+        rename_into(&self.descriptor, name.as_bytes(), &place, path, VERB, seen)
     }
 }
 
@@ -254,7 +263,7 @@ fn own(descriptor: OwnedFd) -> Result<StateDir, DiskError> {
         fchmod(&descriptor, Mode::from_raw_mode(PRIVATE as _))
             .during("keep private", STATE_DIR.as_bytes())?;
     }
-    Ok(StateDir(descriptor))
+    Ok(StateDir { descriptor, close_errors: CloseErrors::default() })
 }
 
 fn refused() -> DiskError {
