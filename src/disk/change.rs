@@ -10,7 +10,7 @@ use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::root::{Root, check_unchanged, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
 use crate::disk::state::GONE;
-use crate::disk::swap::{remove_aside, rename_into};
+use crate::disk::swap::{Ready, remove_aside, rename_into};
 use crate::disk::unconfirmed::Origin;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
@@ -104,7 +104,7 @@ impl Root {
         let new = self.place(to).during(VERB, to.as_bytes())?;
         let stat = self.set_file(from, mode, mtime, seen)?;
         check_unchanged(&old, from, VERB, Some(&stat.identity))?;
-        rename_into(&old, old.name, &new, to, VERB, None)
+        rename_into(&old, Ready { name: old.name, identity: None }, &new, to, VERB, None)
     }
 
     /// Removes what is no directory: a file or a link itself. With `seen`, only if it still is just that.

@@ -97,7 +97,7 @@ impl Root {
                 fchown(&made, Some(user), Some(group)).during("set the owner of", path.as_bytes())?;
             }
             fchmod(&made, mode_bits(mode)).during("set the mode of", path.as_bytes())?;
-            match state.install(&name, self, path, None) {
+            match state.install(&name, None, self, path, None) {
                 Ok(()) => Ok(Some(inode)),
                 Err(error) => {
                     state.remove(name.as_bytes())?;

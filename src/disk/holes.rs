@@ -3,6 +3,7 @@
 //! The filesystem tells them by `SEEK_DATA` and `SEEK_HOLE` (lseek(2)). Where it cannot, a file is
 //! data from its beginning to its end.
 
+use std::borrow::Borrow;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -22,8 +23,8 @@ const READ_BYTES: u64 = 128 * 1024;
 
 /// A file whose holes are skipped. To look for one moves the offset of the descriptor.
 #[derive(Debug, Clone, Copy)]
-pub struct SparseFile<'a> {
-    file: &'a File,
+pub struct SparseFile<F> {
+    file: F,
     /// Length in bytes; 0 where it has no holes.
     sparse_bytes: u64,
 }
@@ -37,13 +38,26 @@ pub struct Run {
     pub is_hole: bool,
 }
 
-impl<'a> SparseFile<'a> {
-    /// The holes of `file`. One with as many blocks as its length needs has none, and is not asked
-    /// about them.
+impl<F: Borrow<File> + Sync> SparseFile<F> {
+    /// The holes of `file`, of which `length` bytes are going to be read. The filesystem is asked
+    /// about them only if that can be a hole and the file has fewer blocks than its length needs.
     #[must_use]
-    pub fn of(file: &'a File) -> Self {
-        let sparse = file.metadata().ok().filter(|metadata| metadata.blocks() < metadata.size() / 512);
+    pub fn of(file: F, length: u64) -> Self {
+        let metadata = (length >= HOLE_BYTES_MIN as u64).then(|| file.borrow().metadata().ok()).flatten();
+        let sparse = metadata.filter(|metadata| metadata.blocks() < metadata.size() / 512);
         Self { file, sparse_bytes: sparse.map_or(0, |metadata| metadata.size()) }
+    }
+
+    /// The file itself.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        self.file.borrow()
+    }
+
+    /// The file, to be kept or closed.
+    #[must_use]
+    pub fn into_inner(self) -> F {
+        self.file
     }
 
     /// The first run of `range`, as far as it reaches in there: a hole of `HOLE_BYTES_MIN` at
@@ -57,7 +71,7 @@ impl<'a> SparseFile<'a> {
         let mut end = range.start + hole;
         while end < range.end.min(self.sparse_bytes) {
             // A filesystem that cannot tell has data only.
-            let Ok(hole) = seek(self.file, SeekFrom::Hole(end)) else { break };
+            let Ok(hole) = seek(self.file.borrow(), SeekFrom::Hole(end)) else { break };
             let zeros = self.zeros_at(hole);
             if zeros >= HOLE_BYTES_MIN as u64 && hole < range.end {
                 return Run { length: hole - range.start, is_hole: false };
@@ -85,7 +99,7 @@ impl<'a> SparseFile<'a> {
             let now = (left.end - left.start).min(READ_BYTES) as usize;
             buffer.resize(buffer.len().max(now), 0);
             let piece = buffer.get_mut(..now).unwrap_or_default();
-            self.file.read_exact_at(piece, left.start)?;
+            self.file.borrow().read_exact_at(piece, left.start)?;
             visit(Piece::Bytes(piece));
             left.start += now as u64;
         }
@@ -93,16 +107,16 @@ impl<'a> SparseFile<'a> {
     }
 }
 
-impl Content for SparseFile<'_> {
+impl<F: Borrow<File> + Sync> Content for SparseFile<F> {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset)
+        self.file.borrow().read_exact_at(buffer, offset)
     }
 
     fn zeros_at(&self, offset: u64) -> u64 {
         if offset >= self.sparse_bytes {
             return 0;
         }
-        match seek(self.file, SeekFrom::Data(offset)) {
+        match seek(self.file.borrow(), SeekFrom::Data(offset)) {
             Ok(data) => data.saturating_sub(offset),
             // No data up to the end.
             Err(Errno::NXIO) => self.sparse_bytes - offset,
@@ -155,7 +169,7 @@ mod tests {
     #[test]
     fn runs_cover_the_file_and_short_holes_count_as_data() {
         let file = sparse(100 * MIB, &[0, 8192, 50 * MIB, 100 * MIB - 4096]);
-        let holes = SparseFile::of(&file);
+        let holes = SparseFile::of(&file, 100 * MIB);
         let mut runs = Vec::new();
         let mut at = 0;
         while at < 100 * MIB {
@@ -180,7 +194,7 @@ mod tests {
     fn visit_reads_data_only() {
         let file = sparse(1 << 40, &[3 * MIB, 1 << 39]);
         let (mut zeros, mut bytes, mut ones) = (0, 0, 0);
-        SparseFile::of(&file)
+        SparseFile::of(&file, 1 << 40)
             .visit(0..1 << 40, &mut |piece| match piece {
                 Piece::Zeros(count) => zeros += count,
                 Piece::Bytes(piece) => {
@@ -197,7 +211,7 @@ mod tests {
     fn dense_file_has_no_holes() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&vec![0; MIB as usize], 0).unwrap();
-        assert_eq!(SparseFile::of(&file).zeros_at(0), 0);
+        assert_eq!(SparseFile::of(&file, MIB).zeros_at(0), 0);
         punch(&file, 0..MIB / 2).unwrap();
         let mut half = vec![7; MIB as usize];
         file.read_exact_at(&mut half, 0).unwrap();

@@ -37,7 +37,7 @@ impl Root {
                 .during("set the owner of", path.as_bytes())?;
         }
         utimensat(&state, &*name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW).during(VERB, path.as_bytes())?;
-        state.install(&name, self, path, seen).inspect_err(|_| {
+        state.install(&name, None, self, path, seen).inspect_err(|_| {
             // A link is cheap to make again, and the first error is the one that matters.
             let _ = state.remove(name.as_bytes());
         })

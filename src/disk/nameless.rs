@@ -68,7 +68,6 @@ impl Root {
         use rustix::fs::{Mode, OFlags, fsync, openat};
 
         use crate::disk::error::During;
-        use crate::disk::root::stat_of;
         use crate::disk::stage::{set_metadata, write_all};
 
         if !self.nameless().may_be() || self.is_beyond_boundary(path) {
@@ -83,7 +82,7 @@ impl Root {
         write_all(&file, content).during("write", path.as_bytes())?;
         self.nameless().close_errors.of(&file).during("write", path.as_bytes())?;
         set_metadata(&file, self, path, metadata)?;
-        self.mark(path, &stat_of(&file, path)?.identity)?;
+        self.mark_open(path, &file)?;
         if durability == Durability::Immediately {
             fsync(&file).inspect_err(|_| self.mark_lost()).during("write to the disk", path.as_bytes())?;
         }

@@ -496,7 +496,7 @@ impl Scanner<'_> {
     fn hash(&mut self, path: &TreePath) -> Result<(Hash, Stat), DiskError> {
         let (file, stat) = self.root.open_file(path)?;
         let mut hasher = Hasher::new();
-        SparseFile::of(&file)
+        SparseFile::of(&file, stat.size())
             .visit(0..stat.size(), &mut |piece| hasher.take(piece))
             .during("read", path.as_bytes())?;
         if stat_of(&file, path)?.identity != stat.identity {

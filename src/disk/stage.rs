@@ -118,8 +118,8 @@ impl Staging {
 
     /// The staged bytes.
     #[must_use]
-    pub fn content(&self) -> SparseFile<'_> {
-        SparseFile::of(&self.file)
+    pub fn content(&self) -> SparseFile<&File> {
+        SparseFile::of(&self.file, self.len)
     }
 
     /// Fills `buffer` with the staged bytes from `offset` on.
@@ -293,7 +293,8 @@ impl Staging {
     ) -> Result<Complete, DiskError> {
         self.state.close_errors().of(&self.file).during("write", self.path.as_bytes())?;
         set_metadata(&self.file, root, &self.path, metadata)?;
-        root.mark(&self.path, &stat_of(&*self.file, &self.path)?.identity)?;
+        let identity = stat_of(&*self.file, &self.path)?.identity;
+        root.mark(&self.path, &identity)?;
         if durability == Durability::Immediately
             && let Err(error) = full_sync(&self.file)
         {
@@ -303,7 +304,7 @@ impl Staging {
             let _ = self.discard();
             return Err(error).during("write to the disk", path.as_bytes());
         }
-        Ok(Complete(self))
+        Ok(Complete { staging: self, identity })
     }
 
     /// Gives up what is staged.
@@ -369,7 +370,10 @@ impl Staging {
 
 /// A staged file that needs nothing but its name.
 #[derive(Debug)]
-pub struct Complete(Staging);
+pub struct Complete {
+    staging: Staging,
+    identity: Identity,
+}
 
 impl Complete {
     /// Puts it into its place, as [`Staging::finish`].
@@ -377,8 +381,8 @@ impl Complete {
     /// # Errors
     /// As there.
     pub fn install(self, root: &Root, seen: Option<&Identity>) -> Result<(), DiskError> {
-        let Self(Staging { state, name, path, .. }) = &self;
-        state.install(name, root, path, seen)
+        let Staging { state, name, path, .. } = &self.staging;
+        state.install(name, Some(self.identity), root, path, seen)
     }
 
     /// Gives it up.
@@ -386,7 +390,7 @@ impl Complete {
     /// # Errors
     /// It cannot be removed.
     pub fn discard(self) -> Result<(), DiskError> {
-        self.0.discard()
+        self.staging.discard()
     }
 }
 
@@ -439,7 +443,7 @@ fn for_each_run(
     len: u64,
     visit: &mut dyn FnMut(u64, Run) -> Result<(), DiskError>,
 ) -> Result<(), DiskError> {
-    let holes = SparseFile::of(source);
+    let holes = SparseFile::of(source, len);
     let mut left = offset..offset.saturating_add(len);
     while !left.is_empty() {
         let run = holes.first_run(&left);
@@ -476,7 +480,7 @@ fn copy(source: &File, offset: u64, target: &File, at: u64, len: u64) -> io::Res
     let by_kernel = copy_in_kernel(source, offset, target, at, len);
     let mut to = at + by_kernel;
     let mut written = Ok(());
-    SparseFile::of(source).visit(offset + by_kernel..offset + len, &mut |piece| {
+    SparseFile::of(source, len).visit(offset + by_kernel..offset + len, &mut |piece| {
         if written.is_ok() {
             (written, to) = match piece {
                 Piece::Bytes(bytes) => (write_at_end(target, bytes, to), to + bytes.len() as u64),

@@ -15,7 +15,7 @@ use crate::disk::closing::CloseErrors;
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::root::{DIRECTORY, Root};
 use crate::disk::stat::{FileKind, Identity, Stat};
-use crate::disk::swap::rename_into;
+use crate::disk::swap::{Ready, rename_into};
 use crate::tree::path::{STATE_DIR, TreePath};
 
 /// Ends the name of a file that is not complete yet.
@@ -153,17 +153,19 @@ impl StateDir {
         .during("make the directory", &staged_path)
     }
 
-    /// Renames what is staged under `name` to `path`.
+    /// Renames the entry that is staged under `name` to `path`. Its identity is looked up if the
+    /// caller has none.
     pub(crate) fn install(
         &self,
         name: &str,
+        identity: Option<Identity>,
         root: &Root,
         path: &TreePath,
         seen: Option<&Identity>,
     ) -> Result<(), DiskError> {
         const VERB: &str = "replace";
         let place = root.place(path).during(VERB, path.as_bytes())?;
-        rename_into(&self.descriptor, name.as_bytes(), &place, path, VERB, seen)
+        rename_into(&self.descriptor, Ready { name: name.as_bytes(), identity }, &place, path, VERB, seen)
     }
 }
 

@@ -64,15 +64,23 @@ pub(crate) fn remove_aside(
     Err(DiskError::new("remove", path.as_bytes(), Fault::Conflict))
 }
 
-/// Renames `name` in the directory `from` to a place, if that still holds what was `seen` there.
+/// An entry of the state directory that is ready for its place.
+pub(crate) struct Ready<'a> {
+    pub(crate) name: &'a [u8],
+    /// Looked up where a place is replaced, if it is not known.
+    pub(crate) identity: Option<Identity>,
+}
+
+/// Renames an entry of the directory `from` to a place, if that still holds what was `seen` there.
 pub(crate) fn rename_into(
     from: impl AsFd,
-    name: &[u8],
+    staged: Ready<'_>,
     place: &Place<'_>,
     path: &TreePath,
     verb: &'static str,
     seen: Option<&Identity>,
 ) -> Result<(), DiskError> {
+    let name = staged.name;
     let Some(seen) = seen else {
         return match rename_to_nothing(from, name, place, place.name) {
             Err(Errno::EXIST) => Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)),
@@ -80,7 +88,7 @@ pub(crate) fn rename_into(
         };
     };
     check_unchanged(place, path, verb, Some(seen))?;
-    let staged = identity_in(&from, name);
+    let staged = staged.identity.or_else(|| identity_in(&from, name));
     match renameat_with(&from, name, place, place.name, RenameFlags::EXCHANGE) {
         Ok(()) => {}
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {

@@ -209,6 +209,17 @@ impl Root {
         self.mark_from(path, is.dev, Stamp::of(is), Origin::Now)
     }
 
+    /// As [`Root::mark`], for an open file in the filesystem of the root. It is looked at only where
+    /// its ctime counts: not on tmpfs.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn mark_open(&self, path: &TreePath, file: &File) -> Result<(), DiskError> {
+        let is_off = self.unconfirmed().state().keepers.get(&self.dev()).is_some_and(|keeper| keeper.is_off);
+        if is_off { Ok(()) } else { self.mark(path, &crate::disk::root::stat_of(file, path)?.identity) }
+    }
+
     /// A file of a filesystem is going to have new metadata, and with them a new ctime.
     ///
     /// # Errors

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -50,7 +49,7 @@ struct Begun {
 }
 
 struct Job {
-    file: File,
+    file: SparseFile<File>,
     finding: Finding,
     is_over: AtomicBool,
 }
@@ -60,11 +59,11 @@ impl Content for Job {
         if self.is_over.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        self.file.read_exact_at(buffer, offset)
+        self.file.read_at(buffer, offset)
     }
 
     fn zeros_at(&self, offset: u64) -> u64 {
-        SparseFile::of(&self.file).zeros_at(offset)
+        self.file.zeros_at(offset)
     }
 }
 
@@ -82,6 +81,7 @@ impl Ahead {
             return;
         }
         let finding = Finding::of_all(identity.size, block);
+        let file = SparseFile::of(file, identity.size);
         let job = Arc::new(Job { file, finding, is_over: AtomicBool::new(false) });
         let beginning = Arc::clone(&job);
         let help = move || {
@@ -173,7 +173,7 @@ mod tests {
     fn nodes_are_there_once_and_only_of_what_was_begun() {
         let (file, identity) = file();
         let block = BlockSize::for_size(SIZE);
-        let due = outline(SIZE, block, &SparseFile::of(&file)).unwrap();
+        let due = outline(SIZE, block, &SparseFile::of(&file, SIZE)).unwrap();
         let ahead = Ahead::default();
         ahead.begin(identity, file.try_clone().unwrap(), block, Likely::Very);
         assert_eq!(ahead.take(&other(identity, 1)), None);

@@ -56,7 +56,7 @@ pub(super) struct Draft {
 
 /// The old version in its new shape. What is read of it is copied; its holes are there already.
 struct Copying<'a> {
-    old: SparseFile<'a>,
+    old: SparseFile<&'a File>,
     shape: Fitted,
     staging: &'a Staging,
     /// The kernel lets one thread write to a file at a time, and a second one waits with its
@@ -89,7 +89,7 @@ impl Draft {
         // What is appended is not there yet.
         let finding = Finding::of_first(shape.appended_to().unwrap_or(size), size, block);
         let copied = staging.begin_with_zeros(size).is_ok() && {
-            let old = SparseFile::of(&old);
+            let old = SparseFile::of(&old, size);
             let copying = Copying { old, shape, staging: &staging, turn: Mutex::new(()), is_over };
             finding.help(&copying).is_ok()
         };

@@ -14,22 +14,22 @@ use crate::wire::message::Window;
 
 /// An old version, as the sender was told of it: as it is, or in the shape of a draft.
 pub(super) struct OldFile {
-    file: File,
+    file: SparseFile<File>,
     shape: Fitted,
 }
 
 impl OldFile {
     pub(super) fn new(file: File, shape: Fitted) -> Self {
-        Self { file, shape }
+        Self { file: SparseFile::of(file, shape.old()), shape }
     }
 
     /// The file as it is.
     pub(super) fn file(&self) -> &File {
-        &self.file
+        self.file.file()
     }
 
     pub(super) fn into_file(self) -> File {
-        self.file
+        self.file.into_inner()
     }
 
     /// The bytes of a window.
@@ -40,7 +40,7 @@ impl OldFile {
             let length = (piece.end - piece.start) as usize;
             match from {
                 Some(from) => {
-                    let read = read_bytes(&self.file, from, length);
+                    let read = read_bytes(self.file(), from, length);
                     let read = read.map_err(|error| SinkError::Basis(error.to_string()))?;
                     if bytes.is_empty() { bytes = read } else { bytes.extend(read) }
                 }
@@ -58,11 +58,11 @@ impl OldFile {
 
 impl Content for OldFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.shape.read_at(buffer, offset, &SparseFile::of(&self.file))
+        self.shape.read_at(buffer, offset, &self.file)
     }
 
     fn zeros_at(&self, offset: u64) -> u64 {
-        self.shape.zeros_at(offset, &SparseFile::of(&self.file))
+        self.shape.zeros_at(offset, &self.file)
     }
 }
 
@@ -80,7 +80,7 @@ impl Read for Reading<'_> {
         // At most what the buffer holds.
         let buffer = buffer.get_mut(..length as usize).unwrap_or_default();
         let count = match from {
-            Some(from) => self.old.file.read_at(buffer, from)?,
+            Some(from) => self.old.file().read_at(buffer, from)?,
             None => {
                 buffer.fill(0);
                 buffer.len()

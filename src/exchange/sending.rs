@@ -259,7 +259,7 @@ impl Sending {
             // Why it cannot be opened or read is said when it is asked for.
             if let Ok((file, identity)) = self.open(id) {
                 if identity.size >= SAMPLED_BYTES_MIN
-                    && let Ok(samples) = Samples::of(identity.size, &SparseFile::of(&file))
+                    && let Ok(samples) = Samples::of(identity.size, &SparseFile::of(&file, identity.size))
                 {
                     sampled.push((id, samples));
                 }

@@ -112,7 +112,7 @@ impl Source {
         let block = BlockSize::for_size(size);
         let Outline { ids, hash } = match ahead {
             Some(outline) => outline,
-            None => outline(size, block, &SparseFile::of(&self.file))?,
+            None => outline(size, block, &SparseFile::of(&self.file, size))?,
         };
         self.hash = Some(hash);
         let kept = match &want.staged {
@@ -155,7 +155,7 @@ impl Source {
     ) -> Result<Option<Vec<BlockId>>, SourceError> {
         const PROBE: u64 = 4;
         let size = self.identity.size;
-        let moved = Moved { file: SparseFile::of(&self.file), size, old_length: old.length };
+        let moved = Moved { file: SparseFile::of(&self.file, size), size, old_length: old.length };
         let find = |blocks: Range<u64>| block_ids(blocks, old.length, block, &moved);
         let last = blocks.end.saturating_sub(PROBE).max(blocks.start)..blocks.end;
         let probed = find(last.clone())?;
@@ -174,7 +174,7 @@ impl Source {
             return Ok(kept);
         }
         // The last block of a prefix is mostly the beginning of one.
-        let beginning = block_id(kept, rest, &SparseFile::of(&self.file))?;
+        let beginning = block_id(kept, rest, &SparseFile::of(&self.file, rest))?;
         Ok(if staged.ids.get(same) == Some(&beginning) { length } else { kept })
     }
 
@@ -233,7 +233,8 @@ impl Source {
                 }
                 Segment::New { offset, length } => {
                     if offset >= self.data_end {
-                        let run = SparseFile::of(&self.file).first_run(&(offset..offset + length));
+                        let file = SparseFile::of(&self.file, length);
+                        let run = file.first_run(&(offset..offset + length));
                         if run.is_hole {
                             ops.push(self.zeros(run.length));
                             self.advance(run.length);
@@ -248,7 +249,7 @@ impl Source {
                     bytes += now;
                 }
                 Segment::Gap { offset, length, window } => {
-                    if SparseFile::of(&self.file).zeros_at(offset) >= length {
+                    if SparseFile::of(&self.file, length).zeros_at(offset) >= length {
                         ops.push(self.zeros(length));
                         self.plan.pop_front();
                         continue;
@@ -340,7 +341,7 @@ impl Source {
 
 /// A file of `size` bytes as if it had `old_length` of them, the last of which stand at its end.
 struct Moved<'a> {
-    file: SparseFile<'a>,
+    file: SparseFile<&'a File>,
     size: u64,
     old_length: u64,
 }
@@ -380,7 +381,7 @@ mod tests {
         let identity = identity_of(&file).unwrap();
         file.rewind().unwrap();
         let block = BlockSize::for_size(identity.size);
-        let outline = outline(identity.size, block, &SparseFile::of(&file)).unwrap();
+        let outline = outline(identity.size, block, &SparseFile::of(&file, identity.size)).unwrap();
         file.write_all(&vec![8; 3_000_000]).unwrap();
         file.rewind().unwrap();
 

@@ -56,7 +56,7 @@ impl Receiving {
             ahead.filter(|_| seen.size <= most).and_then(|nodes| nodes.outline(BlockSize::for_size(size)));
         let (old, hash) = match outline {
             Some(Outline { ids, hash }) => (Blocks { length: seen.size, ids }, Some(hash)),
-            None => blocks_of(seen.size, size, most, &SparseFile::of(&file))
+            None => blocks_of(seen.size, size, most, &SparseFile::of(&file, seen.size))
                 .map_err(|error| unwritable(&error))?,
         };
         want.old = Some(Old::Blocks(old));
@@ -76,7 +76,7 @@ impl Receiving {
         let shape = if seen.size == size {
             Fitted::same(size)
         } else {
-            samples?.fit(size, seen.size, &SparseFile::of(&old)).ok()??
+            samples?.fit(size, seen.size, &SparseFile::of(&old, seen.size)).ok()??
         };
         let (staging, _) = Staging::open(root, &path).ok()?;
         (!staging.shares_extents()).then(|| Blank { old, shape, staging: staging.replacing() })
