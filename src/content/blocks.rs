@@ -15,7 +15,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use crate::content::hash::{GRAIN_BYTES, Hash, Hasher, Node, node_above};
+use crate::content::hash::{GRAIN_BYTES, Hash, Hasher, Node, node_above, node_and_hash_of, node_of};
 
 /// Most blocks of one content: half a megabyte of names.
 pub const BLOCKS_MAX: u64 = 1 << 15;
@@ -45,9 +45,7 @@ impl BlockId {
         if bytes.is_empty() {
             return Self([0; 16]);
         }
-        let mut hasher = Hasher::of_subtree(offset);
-        hasher.update(bytes);
-        Self::short(&hasher.node())
+        Self::short(&node_of(offset, bytes))
     }
 
     fn short(node: &Node) -> Self {
@@ -107,10 +105,9 @@ pub struct Outline {
 }
 
 impl Outline {
-    /// Of a content that is one block, or nothing.
-    fn of_one(hasher: &Hasher) -> Self {
-        let block = (hasher.count() > 0).then(|| BlockId::short(&hasher.node()));
-        Self { ids: block.into_iter().collect(), hash: hasher.finish() }
+    /// Of a content that is one block.
+    fn of_one((node, hash): (Node, Hash)) -> Self {
+        Self { ids: vec![BlockId::short(&node)], hash }
     }
 
     /// Of two blocks or more.
@@ -281,7 +278,7 @@ pub fn outline(length: u64, block: BlockSize, content: &dyn Content) -> io::Resu
     let count = block.count(length);
     if count <= 1 {
         let hasher = hash_block(0, length, content, &mut Vec::new())?;
-        return Ok(Outline::of_one(&hasher));
+        return Ok(Outline::of_one(hasher.node_and_hash()));
     }
     Ok(Outline::of_several(&nodes(0..count, length, block, content)?))
 }
@@ -289,16 +286,13 @@ pub fn outline(length: u64, block: BlockSize, content: &dyn Content) -> io::Resu
 /// The blocks and the hash of a content in memory.
 #[must_use]
 pub fn outline_of(content: &[u8], block: BlockSize) -> Outline {
-    if content.len() as u64 <= block.0 {
-        let mut hasher = Hasher::new();
-        hasher.update(content);
-        return Outline::of_one(&hasher);
+    if content.is_empty() {
+        return Outline { ids: Vec::new(), hash: Hash::of(content) };
     }
-    let node = |(bytes, index): (&[u8], u64)| {
-        let mut hasher = Hasher::of_subtree(index * block.0);
-        hasher.update(bytes);
-        hasher.node()
-    };
+    if content.len() as u64 <= block.0 {
+        return Outline::of_one(node_and_hash_of(content));
+    }
+    let node = |(bytes, index): (&[u8], u64)| node_of(index * block.0, bytes);
     let nodes: Vec<Node> = content.chunks(block.0 as usize).zip(0..).map(node).collect();
     Outline::of_several(&nodes)
 }

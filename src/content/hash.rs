@@ -149,7 +149,9 @@ impl Hasher {
             if self.rest.len() == PIECE_BYTES {
                 self.push_rest();
             }
-            if self.pieces > 0 && self.rest.is_empty() && bytes.len() >= PIECE_BYTES {
+            // The first piece is pushed as soon as it is known not to be all.
+            let is_complete = if self.pieces > 0 { PIECE_BYTES } else { PIECE_BYTES + 1 };
+            if self.rest.is_empty() && bytes.len() >= is_complete {
                 let (piece, later) = bytes.split_at(PIECE_BYTES);
                 self.push(node_of(self.start + self.count(), piece), 0);
                 bytes = later;
@@ -200,6 +202,11 @@ impl Hasher {
             Some((left, right)) => merge_subtrees_non_root(&left, &right, Mode::Hash),
             None => node_of(self.start, &self.rest),
         }
+    }
+
+    /// The node and the hash of all bytes so far, which are one at least and a whole content.
+    pub(crate) fn node_and_hash(&self) -> (Node, Hash) {
+        self.children().map_or_else(|| node_and_hash_of(&self.rest), both_above)
     }
 
     /// The two subtrees of which all bytes so far consist; `None` if they are one piece at most.
@@ -261,7 +268,7 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// The node of one or more bytes that stand at `offset`.
-fn node_of(offset: u64, bytes: &[u8]) -> Node {
+pub(crate) fn node_of(offset: u64, bytes: &[u8]) -> Node {
     if !has_zero_grain(bytes) {
         return blake3::Hasher::new().set_input_offset(offset).update(bytes).finalize_non_root();
     }
@@ -271,6 +278,25 @@ fn node_of(offset: u64, bytes: &[u8]) -> Node {
     let (left, right) = bytes.split_at(left_bytes(bytes.len()));
     let right = node_of(offset + left.len() as u64, right);
     merge_subtrees_non_root(&node_of(offset, left), &right, Mode::Hash)
+}
+
+/// The node and the hash of a content of one byte or more, which is read once for both.
+pub(crate) fn node_and_hash_of(content: &[u8]) -> (Node, Hash) {
+    if !has_zero_grain(content) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(content);
+        return (hasher.finalize_non_root(), Hash(*hasher.finalize().as_bytes()));
+    }
+    if content.len() <= GRAIN_BYTES {
+        return (zero_grain(), Hash::of(content));
+    }
+    let (left, right) = content.split_at(left_bytes(content.len()));
+    both_above((node_of(0, left), node_of(left.len() as u64, right)))
+}
+
+/// The node and the hash above two subtrees.
+fn both_above((left, right): (Node, Node)) -> (Node, Hash) {
+    (merge_subtrees_non_root(&left, &right, Mode::Hash), Hash::of_children(&left, &right))
 }
 
 /// A grain of zeros is among these bytes, which begin at a grain.
@@ -377,12 +403,15 @@ mod tests {
                 let content = sparse(length, zeros);
                 let due = by_definition(&content);
                 assert_eq!(Hash::of(&content), due, "{length} {zeros:?}");
+                let both = (node_of(0, &content), due);
+                assert_eq!(node_and_hash_of(&content), both, "{length} {zeros:?}");
                 for step in [1000, g, 3 * g + 1, 8 * PIECE_BYTES] {
                     let mut hasher = Hasher::new();
                     for piece in content.chunks(step) {
                         if is_zero(piece) { hasher.zeros(piece.len() as u64) } else { hasher.update(piece) }
                     }
                     assert_eq!(hasher.finish(), due, "{length} {zeros:?} in steps of {step}");
+                    assert_eq!(hasher.node_and_hash(), both, "{length} {zeros:?} in steps of {step}");
                 }
             }
         }
