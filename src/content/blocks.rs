@@ -1,10 +1,11 @@
 //! Aligned blocks of a content, named by the inner nodes of the tree of its [hash](super::hash).
 //!
-//! The nodes are by-products of the hash that verifies the whole, so naming blocks costs nothing, and since
-//! each can be found alone, several threads share the work. Two versions of a file that was edited in place or
-//! appended to, as most large ones are, differ in few of them. A node depends on where its block lies. So what one
-//! insertion moved is found by naming bytes as if they lay where they would without it ([`block_ids`]); what went
-//! elsewhere is found by [`chunk`](crate::content::chunk) instead.
+//! The nodes are by-products of the hash that verifies the whole, so naming blocks costs nothing.
+//! Each node can be computed alone, so several threads share the work. Most large files are edited
+//! in place or appended to, so two versions differ in few blocks. A node depends on its block's
+//! position. So blocks that one insertion moved are found by naming bytes as if they lay where they
+//! would without it ([`block_ids`]). Bytes that went elsewhere are found by
+//! [`chunk`](crate::content::chunk) instead.
 
 use std::io;
 use std::num::NonZero;
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::hash::{GRAIN_BYTES, Hash, Hasher, Node, node_above, node_and_hash_of, node_of};
 
-/// Most blocks of one content: half a megabyte of names.
+/// Most blocks of one content: 512 KiB of names.
 pub const BLOCKS_MAX: u64 = 1 << 15;
 
 /// Shortest block in bytes.
@@ -26,20 +27,20 @@ const BLOCK_BYTES_MIN: u64 = GRAIN_BYTES as u64;
 /// Most threads on one content. Two hash faster than most disks read.
 const THREADS_MAX: usize = 4;
 
-/// What a thread has to do at least, in bytes, to be worth its start.
+/// Least work of a thread, in bytes, that is worth its start.
 const THREAD_BYTES_MIN: u64 = 4 << 20;
 
-/// What is read at a time.
+/// Bytes per read.
 const READ_BYTES: u64 = 256 << 10;
 
-/// The first 16 bytes of a block's node: enough to find equal blocks (what is found is still verified by the
-/// whole hash), and half of what a list costs to send.
+/// The first 16 bytes of a block's node. They suffice to find equal blocks, since the hash of the
+/// whole still verifies the result, and they halve the cost of sending a list.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BlockId([u8; 16]);
 
 impl BlockId {
-    /// The name of a block with this content that begins at `offset`, a multiple of the block size. Nothing
-    /// has no name that is ever used.
+    /// The name of a block with this content that begins at `offset`, a multiple of the block size.
+    /// The name of an empty block is never used.
     #[must_use]
     pub fn of(offset: u64, bytes: &[u8]) -> Self {
         if bytes.is_empty() {
@@ -61,14 +62,14 @@ impl std::fmt::Debug for BlockId {
     }
 }
 
-/// How long blocks are: a power of two.
+/// Length of blocks: a power of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockSize(u64);
 
 impl BlockSize {
-    /// The block size for a content of `size` bytes: 8·√size, as a power of two. A list of names costs
-    /// 16 bytes a block, an edit the signature of a block (12 bytes for 1 KiB): so that both are cheap from a
-    /// megabyte (1 KB and 200 B) to a terabyte.
+    /// The block size for a content of `size` bytes: 8·√size, as a power of two. A list of names
+    /// costs 16 bytes per block, an edit the signature of a block (12 bytes for 1 KiB). With this
+    /// size both are cheap, from a megabyte (1 KB and 200 B) to a terabyte.
     #[must_use]
     pub fn for_size(size: u64) -> Self {
         let balanced = size.isqrt().saturating_mul(8);
@@ -76,26 +77,26 @@ impl BlockSize {
         Self(balanced.max(fewest).max(BLOCK_BYTES_MIN).next_power_of_two())
     }
 
-    /// Half of it, but for the shortest.
+    /// Half the block size, but at least the shortest.
     #[must_use]
     pub fn halved(self) -> Self {
         Self((self.0 / 2).max(BLOCK_BYTES_MIN))
     }
 
-    /// Its bytes.
+    /// The block size in bytes.
     #[must_use]
     pub fn bytes(self) -> u64 {
         self.0
     }
 
-    /// How many blocks `length` bytes have, the last of which may be short.
+    /// Number of blocks in `length` bytes; the last one may be short.
     #[must_use]
     pub fn count(self, length: u64) -> u64 {
         length.div_ceil(self.0)
     }
 }
 
-/// The blocks of a content, or of its beginning, and the hash of all of that.
+/// The blocks of a content, or of its beginning, and the hash of these bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outline {
     /// The blocks' names, in order.
@@ -105,19 +106,19 @@ pub struct Outline {
 }
 
 impl Outline {
-    /// Of a content that is one block.
+    /// Makes the outline of a content of at most one block.
     fn of_one((node, hash): (Node, Hash)) -> Self {
         Self { ids: vec![BlockId::short(&node)], hash }
     }
 
-    /// Of two blocks or more.
+    /// Makes the outline of a content of two blocks or more.
     fn of_several(nodes: &[Node]) -> Self {
         Self { ids: nodes.iter().map(BlockId::short).collect(), hash: Hash::above(nodes) }
     }
 }
 
-/// The nodes of a content's blocks. From them follow the names of longer blocks, so they can be found before it is
-/// known how long blocks shall be.
+/// The nodes of a content's blocks. The names of longer blocks follow from them, so the nodes can
+/// be computed before the block size is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nodes {
     length: u64,
@@ -126,8 +127,8 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// The outline in blocks of this size; `None` if they are shorter than those that were looked at, or if there
-    /// was only one of those.
+    /// The outline in blocks of this size. `None` if these are shorter than the hashed blocks, or
+    /// if there was only one of those.
     #[must_use]
     pub fn outline(&self, block: BlockSize) -> Option<Outline> {
         let each = usize::try_from(block.0 / self.block.0).ok().filter(|&each| each > 0)?;
@@ -138,14 +139,15 @@ impl Nodes {
         Some(Outline { ids, hash: Hash::above(&self.nodes) })
     }
 
-    /// A hasher that has seen the first bytes of the content, at most `most` of them: whole blocks.
+    /// A hasher that has seen the beginning of the content: whole blocks of at most `most` bytes.
     #[must_use]
     pub fn hasher(&self, most: u64) -> Option<Hasher> {
         let blocks = usize::try_from(most.min(self.length) / self.block.0).ok()?;
         Hasher::of_nodes(self.nodes.get(..blocks)?, self.block.0)
     }
 
-    /// Finds the nodes of some bytes' blocks anew, since those bytes have changed; or for the first time.
+    /// Computes the nodes of these bytes' blocks again after the bytes changed, or for the first
+    /// time.
     ///
     /// # Errors
     /// Errors of reading the content.
@@ -153,7 +155,7 @@ impl Nodes {
         let blocks = bytes.start / self.block.0..self.block.count(bytes.end);
         let found = nodes(blocks.clone(), self.length, self.block, content)?;
         if (self.nodes.len() as u64) < blocks.end {
-            // At most as many as were found before, and now.
+            // At most as many as were found before and now.
             self.nodes.resize(blocks.end as usize, [0; 32]);
         }
         for (place, node) in self.nodes.iter_mut().skip(blocks.start as usize).zip(found) {
@@ -163,7 +165,7 @@ impl Nodes {
     }
 }
 
-/// Finds nodes of a content's blocks, on as many threads as help: each takes the block that is next.
+/// Computes nodes of a content's blocks on any number of threads: each takes the next block.
 #[derive(Debug)]
 pub struct Finding {
     blocks: Range<u64>,
@@ -174,13 +176,13 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// Of all blocks of a content of `length` bytes.
+    /// All blocks of a content of `length` bytes.
     #[must_use]
     pub fn of_all(length: u64, block: BlockSize) -> Self {
         Self::of_first(length, length, block)
     }
 
-    /// Of the blocks of a content of `length` bytes that hold its first `first` bytes.
+    /// The blocks that hold the first `first` bytes of a content of `length` bytes.
     #[must_use]
     pub fn of_first(first: u64, length: u64, block: BlockSize) -> Self {
         Self::new(0..block.count(first.min(length)), length, block)
@@ -191,10 +193,10 @@ impl Finding {
         Self { blocks, length, block, next, found: Mutex::default() }
     }
 
-    /// Helps until no block is left, on several threads.
+    /// Helps on several threads until no block is left.
     ///
     /// # Errors
-    /// Errors of reading the content. What this one has found is lost then.
+    /// Errors of reading the content. The failing thread's nodes are then lost.
     pub fn help(&self, content: &dyn Content) -> io::Result<()> {
         let bytes = (self.blocks.end - self.blocks.start).saturating_mul(self.block.0);
         thread::scope(|scope| {
@@ -208,7 +210,7 @@ impl Finding {
         })
     }
 
-    /// Helps until no block is left, on this thread.
+    /// Helps on this thread until no block is left.
     ///
     /// # Errors
     /// As [`Finding::help`].
@@ -228,7 +230,7 @@ impl Finding {
         Ok(())
     }
 
-    /// What was found, if that is all. For when nobody helps any more.
+    /// Returns the nodes, if they are complete. To be called when nobody helps any more.
     #[must_use]
     pub fn finish(&self) -> Option<Nodes> {
         let found = std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner));
@@ -243,16 +245,16 @@ impl Finding {
     }
 }
 
-/// A content that can be read from several threads. (What takes one is not generic, so that the
-/// agent holds it once.)
+/// A content that can be read from several threads. (Its users are not generic, so that the agent
+/// holds their code once.)
 pub trait Content: Sync {
     /// Fills `buffer` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// They cannot be read, or are fewer than that.
+    /// The bytes cannot be read, or are fewer than requested.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// Number of zeros from `offset` on that need not be read; there may be more.
+    /// Number of zeros from `offset` on that need not be read; there may be more zeros.
     fn zeros_at(&self, offset: u64) -> u64 {
         let _ = offset;
         0
@@ -265,7 +267,7 @@ impl<F: Fn(&mut [u8], u64) -> io::Result<()> + Sync> Content for F {
     }
 }
 
-/// Finds the blocks and the hash of `length` bytes.
+/// Computes the blocks and the hash of `length` bytes.
 ///
 /// # Errors
 /// Errors of reading the content.
@@ -283,7 +285,7 @@ pub fn outline(length: u64, block: BlockSize, content: &dyn Content) -> io::Resu
     Ok(Outline::of_several(&nodes(0..count, length, block, content)?))
 }
 
-/// The blocks and the hash of a content in memory.
+/// Computes the blocks and the hash of a content in memory.
 #[must_use]
 pub fn outline_of(content: &[u8], block: BlockSize) -> Outline {
     if content.is_empty() {
@@ -297,7 +299,7 @@ pub fn outline_of(content: &[u8], block: BlockSize) -> Outline {
     Outline::of_several(&nodes)
 }
 
-/// The names of some blocks of a content of `length` bytes. `content` may read other bytes, to see
+/// Names some blocks of a content of `length` bytes. `content` may read other bytes, to test
 /// whether they would be those blocks if they lay there.
 ///
 /// # Errors
@@ -318,7 +320,7 @@ fn nodes(blocks: Range<u64>, length: u64, block: BlockSize, content: &dyn Conten
     Ok(finding.finish().ok_or_else(lost)?.nodes)
 }
 
-/// The name of the block of `length` bytes that begins at `offset`, a multiple of the block size.
+/// Names the block of `length` bytes that begins at `offset`, a multiple of the block size.
 ///
 /// # Errors
 /// Errors of reading the content.
@@ -326,18 +328,18 @@ pub fn block_id(offset: u64, length: u64, content: &dyn Content) -> io::Result<B
     Ok(BlockId::short(&hash_block(offset, length, content, &mut Vec::new())?.node()))
 }
 
-/// How many threads share the work.
+/// Number of threads that share the work.
 fn threads(length: u64) -> usize {
     let worth = usize::try_from(length / THREAD_BYTES_MIN).unwrap_or(THREADS_MAX);
     if worth <= 1 {
-        // To ask how many there are takes the system longer than to hash a small file.
+        // Asking for the number of processors takes longer than hashing a small file.
         return 1;
     }
     let there = thread::available_parallelism().map_or(1, NonZero::get);
     worth.min(there).min(THREADS_MAX)
 }
 
-/// `buffer` is for the next block too.
+/// Hashes one block. `buffer` is reused for the next block.
 fn hash_block(offset: u64, length: u64, content: &dyn Content, buffer: &mut Vec<u8>) -> io::Result<Hasher> {
     let mut hasher = Hasher::of_subtree(offset);
     // At most `READ_BYTES`.
@@ -369,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_the_one_of_the_whole_content() {
+    fn outline_has_the_hash_of_the_whole_content() {
         let content = noise(9 << 20);
         let block = BlockSize(16 << 10);
         let edges = [0, 1, 1024, 16 << 10, (16 << 10) + 1, 32 << 10, (48 << 10) - 1, 48 << 10, 80 << 10];
@@ -403,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changed_is_found_anew() {
+    fn renewed_nodes_equal_those_of_the_changed_content() {
         let mut content = noise(3_000_001);
         let block = BlockSize(32 << 10);
         let find = |content: &[u8]| {
@@ -417,7 +419,7 @@ mod tests {
             nodes.renew(&(changed.start as u64..changed.end as u64), &reader(&content)).unwrap();
             assert_eq!(nodes, find(&content), "{changed:?}");
         }
-        // What was not looked at yet is found like what has changed.
+        // Blocks that were never hashed are computed like changed ones.
         for first in [1_000_000, 1_015_808, 2_999_999] {
             let finding = Finding::of_first(first, content.len() as u64, block);
             finding.help(&reader(&content)).unwrap();
@@ -428,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edit_changes_the_name_of_its_block_only() {
+    fn edit_changes_the_name_of_its_block_only() {
         let mut content = noise(3 << 20);
         let block = BlockSize::for_size(content.len() as u64);
         let before = outline_of(&content, block);
@@ -461,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn hasher_goes_on_behind_the_blocks_whose_nodes_are_known() {
+    fn hasher_continues_after_the_blocks_whose_nodes_are_known() {
         let content = noise(3_000_001);
         for block in [16 << 10, 64 << 10, 256 << 10, 2 << 20] {
             let finding = Finding::of_all(content.len() as u64, BlockSize(block));
@@ -482,7 +484,7 @@ mod tests {
         }
     }
 
-    /// A content that is zeros but for some bytes at the beginning of each, which only are read.
+    /// A content of zeros with a few other bytes; only reads that contain one of these are allowed.
     struct Sparse {
         length: u64,
         data: Vec<u64>,
@@ -521,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_an_error_from_every_thread() {
+    fn read_error_of_any_thread_is_reported() {
         for bad in [0, 5 << 20, 40 << 20] {
             let content =
                 |_: &mut [u8], offset| if offset == bad { Err(io::ErrorKind::Other.into()) } else { Ok(()) };

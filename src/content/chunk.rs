@@ -1,8 +1,9 @@
-//! Where a content is cut: content-defined chunks by FastCDC (Xia et al., 2020), named by BLAKE3.
+//! Content-defined chunks: FastCDC (Xia et al., 2020) finds their ends, BLAKE3 names them.
 //!
-//! Chunks find what two versions share however far it moved, for 20 bytes per 256 KiB; the finer delta then
-//! works only on what lies between. They are for what [`blocks`](crate::content::blocks) did not find in its
-//! old place, since cutting costs four times as much as hashing.
+//! Chunks find the bytes that two versions share, however far they moved, for 20 bytes per 256 KiB.
+//! The finer delta then works only on the ranges between. Chunks serve ranges that
+//! [`blocks`](crate::content::blocks) did not find in their old places, since cutting costs four
+//! times as much as hashing.
 
 use std::io::{self, Read};
 
@@ -14,14 +15,14 @@ use crate::content::hash::Hash;
 /// Average chunk length in bytes for all but huge files.
 const AVERAGE_BYTES: u32 = 256 << 10;
 
-/// Largest average chunk length in bytes that FastCDC takes.
+/// Largest average chunk length in bytes that FastCDC accepts.
 const AVERAGE_BYTES_MAX: u32 = 4 << 20;
 
 /// Most chunks of one file: 1.3 MB of names.
 pub const CHUNKS_MAX: usize = 1 << 16;
 
-/// The first 16 bytes of a chunk's BLAKE3: enough to find equal chunks (what is found is still verified by
-/// the whole file's hash), and half of what a list costs to send.
+/// The first 16 bytes of a chunk's BLAKE3. They suffice to find equal chunks, since the hash of the
+/// whole file still verifies the result. Short names halve the cost of sending a list.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ChunkId([u8; 16]);
 
@@ -46,18 +47,19 @@ impl std::fmt::Debug for ChunkId {
 pub struct Chunk {
     /// Length in bytes.
     pub length: u32,
-    /// Name.
+    /// The chunk's name.
     pub id: ChunkId,
 }
 
-/// How long chunks are: the average, half of it as minimum, four times as maximum. The minimum is never looked
-/// at: a quarter cut 3.3 GB/s, a half 4.2, and finds about as much.
+/// Length of chunks: the average, half of it as minimum, four times as maximum. FastCDC skips the
+/// minimum without looking: a quarter as minimum cut 3.3 GB/s, a half cuts 4.2 GB/s and finds about
+/// as much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Average(u32);
 
 impl Average {
-    /// The average for a content of `size` bytes: such that its list stays well below [`CHUNKS_MAX`].
-    /// `None` for what is too long to be cut (about 128 GiB).
+    /// The average for a content of `size` bytes, which keeps the list well below [`CHUNKS_MAX`].
+    /// `None` if the content is too long to be cut (about 128 GiB).
     #[must_use]
     pub fn for_size(size: u64) -> Option<Self> {
         let wanted = (size / (CHUNKS_MAX as u64 / 2)).next_power_of_two();
@@ -68,7 +70,7 @@ impl Average {
             .map(Self)
     }
 
-    /// Whether content that is cut so can have such a chunk.
+    /// True if a content cut with this average can have such a chunk.
     #[must_use]
     pub fn allows(self, chunk: &Chunk) -> bool {
         chunk.length as usize <= self.maximum()
@@ -86,10 +88,10 @@ impl Average {
 /// Reads `content` to its end and calls `each` with every chunk in order.
 ///
 /// # Errors
-/// What reading gives.
+/// Errors of reading the content.
 pub fn cut(mut content: impl Read, average: Average, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let maximum = average.maximum();
-    // Two maxima: most cuts need no moving of what is left.
+    // Two maxima: most cuts then need no moving of the rest.
     let mut buffer = vec![0; 2 * maximum];
     let (mut start, mut end, mut at_end) = (0, 0, false);
     loop {
@@ -109,7 +111,7 @@ pub fn cut(mut content: impl Read, average: Average, mut each: impl FnMut(&[u8])
     }
 }
 
-/// The length of the first chunk of `window`, which holds a maximum or all that is left.
+/// The length of the first chunk of `window`, which holds a maximum or the whole rest.
 fn next_cut(window: &[u8], average: Average) -> usize {
     if window.len() <= average.minimum() {
         return window.len();
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn an_insertion_changes_only_the_chunks_around_it() {
+    fn insertion_changes_only_the_chunks_around_it() {
         let old = noise(20_000_000);
         let mut new = old.clone();
         new.splice(5_000_000..5_000_000, [7; 100]);
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_average_grows_so_that_lists_stay_short() {
+    fn average_grows_so_that_lists_stay_short() {
         assert_eq!(Average::for_size(0), Some(Average(256 << 10)));
         assert_eq!(Average::for_size(10 << 30), Some(Average(512 << 10)));
         assert_eq!(Average::for_size(100 << 30), Some(Average(4 << 20)));

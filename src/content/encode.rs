@@ -1,13 +1,14 @@
-//! Values in postcard's format, at the end of what is there already.
+//! Appends values in postcard's format to existing bytes.
 
 use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 
-/// Adds `value` to `bytes`. (`postcard::to_extend` would do it byte by byte: where code is to be small, as the agent's
-/// is, no compiler makes a copy of whole slices of that, and it took a tenth of all that the agent did.)
+/// Appends `value` to `bytes`. (`postcard::to_extend` would do it byte by byte. In code optimised
+/// for size, as the agent's, no compiler turns that into copies of slices, and it took a tenth of
+/// all the agent's work.)
 ///
 /// # Errors
-/// Those of the value's `Serialize`; what was there is lost then.
+/// Errors of the value's `Serialize`; the existing bytes are then lost.
 pub fn append<T: Serialize + ?Sized>(bytes: Vec<u8>, value: &T) -> postcard::Result<Vec<u8>> {
     postcard::serialize_with_flavor(value, Appended(bytes))
 }
@@ -37,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_added_follows_what_was_there() {
+    fn appended_value_follows_the_existing_bytes() {
         let bytes = append(b"before".to_vec(), &(300_u16, "text")).unwrap();
         assert_eq!(bytes, b"before\xac\x02\x04text");
         assert_eq!(postcard::from_bytes::<(u16, &str)>(&bytes[6..]).unwrap(), (300, "text"));

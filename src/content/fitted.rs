@@ -1,14 +1,14 @@
-//! A content that is made as long as another one: by a gap where something was inserted or appended, or without the
-//! piece that was taken out.
+//! Shift map: a content made as long as another one, with a gap inserted or a range removed.
 
 use std::io;
 use std::ops::Range;
 
 use crate::content::blocks::Content;
 
-/// A content of `old` bytes, fitted to `size` bytes: before `split` it stands where it stood, and from there on as it
-/// ends. If it was the shorter one, what that leaves open is zeros, and what both reach stands there twice; if it was
-/// the longer one, what lies between is left out.
+/// A content of `old` bytes, fitted to `size` bytes. Before `split` the bytes keep their distance
+/// from the beginning, from there on their distance from the end. If the content is shorter than
+/// `size`, the gap is zeros, and bytes that both sides cover stand there twice. If it is longer,
+/// the range between is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fitted {
     old: u64,
@@ -17,52 +17,52 @@ pub struct Fitted {
 }
 
 impl Fitted {
-    /// The same content: nothing is moved.
+    /// The identity: nothing is moved.
     #[must_use]
     pub fn same(length: u64) -> Self {
         Self { old: length, size: length, split: length }
     }
 
-    /// A content of `old` bytes, made `size` bytes long; what stands from `split` on, then, is what was moved.
-    /// `None` if that is before its beginning, or behind its end.
+    /// Fits a content of `old` bytes to `size` bytes; the bytes from `split` on are the moved ones.
+    /// `None` if they would begin before the content's beginning, or after its end.
     #[must_use]
     pub fn new(old: u64, size: u64, split: u64) -> Option<Self> {
         let first = size.saturating_sub(old);
         (first..=size).contains(&split).then_some(Self { old, size, split })
     }
 
-    /// The length in bytes of the content that it is made of.
+    /// Length in bytes of the original content.
     #[must_use]
     pub fn old(&self) -> u64 {
         self.old
     }
 
-    /// Its length in bytes.
+    /// Length in bytes of the fitted content.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// How many bytes of the content that it was made of it begins with, if those are all of it.
+    /// Number of original bytes, if the fitted content is all of them followed by a gap.
     #[must_use]
     pub fn appended_to(&self) -> Option<u64> {
         (self.split == self.size && self.old < self.size).then_some(self.old)
     }
 
-    /// Where the piece was that it is made without, if there was one.
+    /// The removed range in the original content, if there is one.
     #[must_use]
     pub fn without(&self) -> Option<Range<u64>> {
         (self.old > self.size).then(|| self.split..self.split + (self.old - self.size))
     }
 
-    /// Where in the content that it was made of the bytes from `offset` on stand, `None` where they are zeros; and how
-    /// many such bytes there are, 0 from the end on.
+    /// Maps the bytes from `offset` on to the original content. Returns their original offset, or
+    /// `None` for zeros, and the number of bytes for which this holds; 0 from the end on.
     #[must_use]
     pub fn piece(&self, offset: u64) -> (Option<u64>, u64) {
         let (from, end) = if offset >= self.size {
             (None, self.size)
         } else if offset >= self.split {
-            // What is moved on begins behind its beginning.
+            // The moved part keeps its distance from the end.
             (Some(offset + self.old - self.size), self.size)
         } else if offset < self.old {
             (Some(offset), self.split.min(self.old))
@@ -72,7 +72,7 @@ impl Fitted {
         (from, end.saturating_sub(offset))
     }
 
-    /// The pieces of a stretch: what of it stands where.
+    /// The pieces of a range, each with its original offset.
     pub fn pieces(&self, stretch: Range<u64>) -> impl Iterator<Item = (Range<u64>, Option<u64>)> {
         let mut at = stretch.start;
         std::iter::from_fn(move || {
@@ -83,14 +83,14 @@ impl Fitted {
         })
     }
 
-    /// Fills a buffer from `offset` on. `old` is the content that it was made of.
+    /// Fills a buffer from `offset` on. `old` is the original content.
     ///
     /// # Errors
-    /// Errors of reading `old`; also where that ends before the buffer is full.
+    /// Errors of reading `old`; also if the fitted content ends before the buffer is full.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64, old: &dyn Content) -> io::Result<()> {
         let mut rest = buffer;
         for (piece, from) in self.pieces(offset..offset.saturating_add(rest.len() as u64)) {
-            // At most what is left of the buffer.
+            // At most the rest of the buffer.
             let (now, later) = rest.split_at_mut((piece.end - piece.start) as usize);
             match from {
                 Some(from) => old.read_at(now, from)?,
@@ -101,7 +101,7 @@ impl Fitted {
         if rest.is_empty() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
-    /// Number of zeros from `offset` on that need not be read; there may be more.
+    /// Number of zeros from `offset` on that need not be read; there may be more zeros.
     #[must_use]
     pub fn zeros_at(&self, offset: u64, old: &dyn Content) -> u64 {
         match self.piece(offset) {
@@ -121,7 +121,7 @@ mod tests {
         let mut made = vec![b'?'; size as usize];
         let read = reader(old);
         fitted.read_at(&mut made, 0, &read).unwrap();
-        // Read in parts it is the same.
+        // Reads in parts give the same.
         for (start, end) in (0..=size).flat_map(|start| (start..=size).map(move |end| (start, end))) {
             let mut part = vec![0; (end - start) as usize];
             fitted.read_at(&mut part, start, &read).unwrap();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_behind_the_split_is_moved() {
+    fn bytes_after_the_split_are_moved() {
         assert_eq!(all(b"abcdef", 6, 6), b"abcdef");
         assert_eq!(all(b"abcdef", 8, 8), b"abcdef\0\0", "appended to");
         assert_eq!(all(b"abcdef", 8, 2), b"ababcdef", "at the beginning");
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_begin_before_its_beginning_is_none_and_what_is_appended_or_left_out_is_told() {
+    fn impossible_splits_are_refused_and_gap_or_removal_is_reported() {
         assert_eq!(Fitted::new(6, 8, 1), None);
         assert_eq!(Fitted::new(6, 8, 9), None);
         assert_eq!(Fitted::new(6, 5, 6), None);

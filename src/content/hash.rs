@@ -1,13 +1,13 @@
 //! `Hash`: BLAKE3 of a content, except for long runs of zeros.
 //!
 //! # Definition
-//! The hash is the root of BLAKE3's tree (sections 2.4 and 2.5 of its paper), with one difference:
-//! each aligned 16 KiB of zeros (a [grain](GRAIN_BYTES)) gets the chaining value that it has at the
-//! beginning of a content, wherever it stands. So equal subtrees of zeros have equal nodes, and a
-//! hole of 1 TiB costs 40 compressions instead of minutes. What makes BLAKE3 resist collisions are
-//! the flags of chunks, parents and the root; the chunk counter, of which this leaves out some, is
-//! there for the sake of implementations. A content with no grain of zeros behind its first 16 KiB
-//! has the hash that `b3sum` prints.
+//! The hash is the root of BLAKE3's tree (sections 2.4 and 2.5 of its paper), with one difference.
+//! Each aligned 16 KiB of zeros (a [grain](GRAIN_BYTES)) has the same chaining value everywhere:
+//! the one that it has at the beginning of a content. So equal subtrees of zeros have equal nodes,
+//! and a hole of 1 TiB costs 40 compressions instead of minutes. BLAKE3's collision resistance
+//! rests on the flags of chunks, parents and the root. The chunk counter, which this hash omits for
+//! grains of zeros, only helps implementations. A content without a grain of zeros after its first
+//! 16 KiB has the hash that `b3sum` prints.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -42,7 +42,7 @@ impl Hash {
         Self::of_children(&node_of(0, left), &node_of(left.len() as u64, right))
     }
 
-    /// A hash that was computed elsewhere.
+    /// Makes a hash of bytes that were computed elsewhere.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
@@ -54,7 +54,7 @@ impl Hash {
         &self.0
     }
 
-    /// The root above two or more subtrees of equal length, of which the last may be shorter.
+    /// The root above two or more subtrees of equal length; the last one may be shorter.
     pub(crate) fn above(nodes: &[Node]) -> Self {
         let (left, right) = nodes.split_at(left_count(nodes.len()));
         Self::of_children(&node_above(left), &node_above(right))
@@ -81,26 +81,27 @@ impl fmt::Debug for Hash {
 /// A part of a content.
 #[derive(Debug, Clone, Copy)]
 pub enum Piece<'a> {
-    /// These bytes.
+    /// Bytes in memory.
     Bytes(&'a [u8]),
-    /// That many zeros.
+    /// A number of zeros.
     Zeros(u64),
 }
 
 /// Hashes a content, or an aligned subtree of one, that arrives in pieces.
 ///
-/// Complete pieces of `PIECE_BYTES` are hashed where they lie. Their nodes stand on a stack, as
-/// in BLAKE3's own hasher: two of one level are merged when a further one comes, since the last two
-/// may be the children of the root.
+/// Complete pieces of `PIECE_BYTES` are hashed where they lie. Their nodes are on a stack, as in
+/// BLAKE3's own hasher. Two nodes of one level are merged only when a further one arrives, since
+/// the last two may be the children of the root.
 #[derive(Clone, Default)]
 pub struct Hasher {
-    /// Where the subtree begins in the content, in bytes.
+    /// Start of the subtree in the content, in bytes.
     start: u64,
     /// Number of pieces whose nodes are on the stack.
     pieces: u64,
     /// Subtrees, the longest first.
     stack: Vec<Node>,
-    /// Bytes behind the last complete piece; also the first piece, as long as it may be all.
+    /// Bytes after the last complete piece; also the first piece, while it may be the whole
+    /// content.
     rest: Vec<u8>,
 }
 
@@ -111,14 +112,14 @@ impl Hasher {
         Self::default()
     }
 
-    /// A hasher of the subtree that begins at `start` bytes. The subtree is valid if `start` is a
-    /// multiple of the next power of two from its length on.
+    /// A hasher of the subtree that begins at `start` bytes. `start` must be a multiple of the
+    /// subtree's length, rounded up to a power of two.
     pub(crate) fn of_subtree(start: u64) -> Self {
         Self { start, ..Self::default() }
     }
 
-    /// A hasher that has seen the subtrees of these nodes, `bytes` long each; `None` where they are
-    /// no whole number of pieces, or fewer than two.
+    /// A hasher that has seen the subtrees of these nodes, `bytes` long each. `None` if `bytes` is
+    /// no power of two of pieces, or if there are fewer than two nodes.
     pub(crate) fn of_nodes(nodes: &[Node], bytes: u64) -> Option<Self> {
         let level = (bytes / PIECE_BYTES as u64).checked_ilog2()?;
         if nodes.len() < 2 || (PIECE_BYTES as u64) << level != bytes {
@@ -172,7 +173,7 @@ impl Hasher {
                 self.push_rest();
             }
             if self.pieces > 0 && self.rest.is_empty() && left >= PIECE_BYTES as u64 {
-                // The longest subtree that may begin here and that is zeros as a whole.
+                // The longest subtree of zeros that may begin here.
                 let place = self.start / PIECE_BYTES as u64 + self.pieces;
                 let level = (left / PIECE_BYTES as u64).ilog2().min(place.trailing_zeros());
                 let level = level.min(self.pieces.trailing_zeros()).min(LEVELS as u32 - 1);
@@ -187,7 +188,7 @@ impl Hasher {
         }
     }
 
-    /// The hash of all bytes so far. The hasher is one of a whole content.
+    /// The hash of all bytes so far. Only valid for a hasher of a whole content.
     #[must_use]
     pub fn finish(&self) -> Hash {
         match self.children() {
@@ -196,7 +197,7 @@ impl Hasher {
         }
     }
 
-    /// The node of all bytes so far, which are one at least.
+    /// The node of all bytes so far, at least one.
     pub(crate) fn node(&self) -> Node {
         match self.children() {
             Some((left, right)) => merge_subtrees_non_root(&left, &right, Mode::Hash),
@@ -209,7 +210,7 @@ impl Hasher {
         self.children().map_or_else(|| node_and_hash_of(&self.rest), both_above)
     }
 
-    /// The two subtrees of which all bytes so far consist; `None` if they are one piece at most.
+    /// The two subtrees that make up all bytes so far; `None` if these are at most one piece.
     fn children(&self) -> Option<(Node, Node)> {
         let mut nodes = self.stack.clone();
         if !self.rest.is_empty() {
@@ -238,8 +239,8 @@ impl Hasher {
     }
 }
 
-/// Merges subtrees on a stack that are complete as soon as something follows: as many are left as
-/// there are ones in the number of `pieces`.
+/// Merges the subtrees on a stack that are complete as soon as something follows. As many remain as
+/// the number of `pieces` has binary ones.
 fn merge_complete(stack: &mut Vec<Node>, pieces: u64) {
     while stack.len() > pieces.count_ones() as usize
         && let (Some(right), Some(left)) = (stack.pop(), stack.pop())
@@ -248,7 +249,7 @@ fn merge_complete(stack: &mut Vec<Node>, pieces: u64) {
     }
 }
 
-/// The node above one or more subtrees of equal length, of which the last may be shorter.
+/// The node above one or more subtrees of equal length; the last one may be shorter.
 pub(crate) fn node_above(nodes: &[Node]) -> Node {
     match nodes {
         [node] => *node,
@@ -259,10 +260,10 @@ pub(crate) fn node_above(nodes: &[Node]) -> Node {
     }
 }
 
-/// Tells zeros.
+/// True if all bytes are zero.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    // Most contents show it by their first byte. The compiler makes a vector of each group, but not
-    // where it optimises for size, as for the agent: there a group took 5 % of the hashing.
+    // The first byte decides for most contents. The compiler vectorises each group, except where it
+    // optimises for size, as for the agent: there a group took 5 % of the hashing.
     bytes.first().is_none_or(|&byte| byte == 0)
         && bytes.chunks(256).all(|group| group.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
@@ -299,7 +300,7 @@ fn both_above((left, right): (Node, Node)) -> (Node, Hash) {
     (merge_subtrees_non_root(&left, &right, Mode::Hash), Hash::of_children(&left, &right))
 }
 
-/// A grain of zeros is among these bytes, which begin at a grain.
+/// True if these bytes, which begin at a grain, contain a grain of zeros.
 fn has_zero_grain(bytes: &[u8]) -> bool {
     bytes.chunks_exact(GRAIN_BYTES).any(is_zero)
 }
@@ -327,7 +328,7 @@ fn left_count(count: usize) -> usize {
     count.div_ceil(2).next_power_of_two()
 }
 
-/// The length of the left subtree of more than one grain: a multiple of the grain.
+/// The length of the left subtree of a content longer than one grain: a multiple of the grain.
 fn left_bytes(length: usize) -> usize {
     left_count(length.div_ceil(GRAIN_BYTES)) * GRAIN_BYTES
 }

@@ -7,7 +7,7 @@ pub fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
-/// The bytes that [`to_hex`] wrote; `None` for any other text.
+/// Parses the text that [`to_hex`] writes; `None` for any other text.
 #[must_use]
 pub fn from_hex(text: &[u8]) -> Option<Vec<u8>> {
     let value = |digit: &u8| match digit {
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_survive_their_digits_and_nothing_else_is_taken() {
+    fn bytes_survive_their_digits_and_other_texts_are_refused() {
         let bytes: Vec<u8> = (0..=255).collect();
         assert_eq!(from_hex(to_hex(&bytes).as_bytes()), Some(bytes));
         assert_eq!(to_hex(b"\0a\xff"), "0061ff");

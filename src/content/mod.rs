@@ -1,4 +1,4 @@
-//! Content: what the bytes of one file are. Knows no files and no peers.
+//! Content: the bytes of one file. This layer knows neither files nor peers.
 
 pub mod blocks;
 pub mod chunk;

@@ -1,56 +1,61 @@
-//! Compression of what travels: one zstd stream for all blocks of one direction, each of which ends with a flush.
+//! Compression of messages: one zstd stream for all blocks of one direction. Each block ends with a
+//! flush.
 //!
-//! So a block can refer to those before it: files of a tree resemble each other, and so do their edits. (Another stream
-//! begins where the effort changes, and with little effort after each window.) Where blocks do not shrink, most of the
-//! next ones that look as random are not tried. Every block declares its length beforehand and unpacks to exactly that
-//! or not at all.
+//! A block can refer to earlier ones: files of a tree resemble each other, and so do their edits.
+//! (A new stream begins where the level changes, and at level 1 after each window.) If blocks do
+//! not shrink, most later blocks that look as random are not tried. Every block declares its length
+//! beforehand and unpacks to exactly that length, or not at all.
 
 use std::io;
 
 use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
 
-/// Blocks shorter than this are not worth a try.
+/// Shortest block, in bytes, that is worth a try.
 const WORTH_BYTES_MIN: usize = 32;
 
-/// How far back a block may refer: 8 MiB, which the unpacking side holds. A power of two. The deltas of an
-/// upgrade, whose files resemble each other from afar, took a quarter less than with 2 MiB.
+/// Distance that a block may refer back, as a power of two: 8 MiB, which the unpacking side holds.
+/// The deltas of an upgrade, whose similar files lie far apart, took a quarter less than with 2
+/// MiB.
 const WINDOW_LOG: u32 = 23;
 
-/// Quick packing remembers so many places (a power of two): twice what level 1 does, for 2 to 4 % fewer bytes.
+/// Size of level 1's hash table, as a power of two: twice zstd's own choice, for 2 to 4 % fewer
+/// bytes.
 const QUICK_HASH_LOG: u32 = 15;
 
-/// From this length on, in bytes, a block tells whether its like shrinks at all.
+/// Shortest block, in bytes, that shows whether blocks like it shrink at all.
 const TELLING_BYTES_MIN: usize = 64 << 10;
 
 /// Most such blocks that are not tried after some that did not shrink.
 const SKIPPED_MAX: u32 = 16;
 
-/// To see whether a block looks random, so many stretches of so many bytes are looked at.
+/// Number and length, in bytes, of the stretches that are sampled to see whether a block looks
+/// random.
 const STRETCHES: usize = 64;
 const STRETCH_BYTES: usize = 64;
 
-/// What zstd adds to a block at most, besides its 1/128: headers of its own blocks and of the stream.
+/// Most bytes that zstd adds to a block besides 1/128 of it: headers of its own blocks and of the
+/// stream.
 const OVERHEAD_BYTES: usize = 1 << 10;
 
-/// Why a block does not unpack.
+/// Failure to unpack a block.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a compressed block is damaged or not as long as it declares")]
 pub struct UnpackError;
 
-/// How much time packing may take.
+/// Compression level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
-    /// Level 1: 200 MB of a kernel's source become .231 of it.
+    /// Level 1: compresses 200 MB of a kernel's source to 0.231 of their size.
     Quick,
     /// Level 3: half as fast.
     Usual,
-    /// Level 6: a quarter as fast, and deltas of many files that resemble each other to three quarters. The agent's zstd
-    /// has nothing beyond it.
+    /// Level 6: a quarter as fast. Deltas of many similar files shrink to three quarters. The
+    /// agent's zstd has nothing beyond this level.
     Thorough,
 }
 
 impl Effort {
-    /// zstd's level.
+    /// The level in zstd's terms.
     fn level(self) -> i32 {
         match self {
             Self::Quick => 1,
@@ -59,33 +64,34 @@ impl Effort {
         }
     }
 
-    /// zstd's places to remember; 0 as it sees fit.
+    /// The size of zstd's hash table as a power of two; 0 leaves it to zstd.
     fn hash_log(self) -> u32 {
         if self == Self::Quick { QUICK_HASH_LOG } else { 0 }
     }
 
-    /// Has `encoder`, which is between two streams, pack so from now on.
+    /// Sets the level of an encoder that is between two streams.
     fn set(self, encoder: &mut Encoder<'_>) -> io::Result<()> {
         encoder.set_parameter(CParameter::CompressionLevel(self.level()))?;
         encoder.set_parameter(CParameter::HashLog(self.hash_log()))
     }
 }
 
-/// Packs blocks, in the order in which they will be unpacked.
+/// Packs blocks in the order in which they will be unpacked.
 pub struct Packer {
     encoder: Option<Encoder<'static>>,
     effort: Effort,
     /// Bytes of the stream so far, unpacked.
     streamed: usize,
-    /// What ends the stream so far, and goes before the next block.
+    /// The end of the last stream, which goes before the next block.
     epilogue: Vec<u8>,
-    /// How many telling blocks are not to be tried, and how many will not be after the next that does not shrink.
+    /// Number of telling blocks still to skip, and number to skip after the next one that does not
+    /// shrink.
     skipping: u32,
     skips: u32,
 }
 
 impl Packer {
-    /// A packer; where zstd cannot be set up, or with `compress` off, blocks travel as they are.
+    /// Makes a packer. If zstd cannot be set up, or `compress` is off, blocks travel unpacked.
     #[must_use]
     pub fn new(compress: bool) -> Self {
         let effort = Effort::Usual;
@@ -98,13 +104,14 @@ impl Packer {
         Self { encoder, effort, streamed: 0, epilogue: Vec::new(), skipping: 0, skips: 1 }
     }
 
-    /// How much time packing takes.
+    /// The compression level of later blocks.
     #[must_use]
     pub fn effort(&self) -> Effort {
         self.effort
     }
 
-    /// Packs what comes with another effort. A stream of its own begins: later blocks do not refer to earlier ones.
+    /// Sets the compression level of later blocks. A new stream begins: later blocks do not refer
+    /// to earlier ones.
     pub fn set_effort(&mut self, effort: Effort) {
         if effort == self.effort {
             return;
@@ -119,7 +126,7 @@ impl Packer {
     /// Ends the stream; the next block begins another one.
     fn end_stream(&mut self) {
         let Some(encoder) = &mut self.encoder else { return };
-        // Everything was flushed: what is left is a last block that is empty.
+        // Everything was flushed, so only an empty last block is left.
         let mut end = [0; 64];
         let mut output = OutBuffer::around(&mut end[..]);
         let is_ended = matches!(encoder.finish(&mut output, true), Ok(0));
@@ -130,7 +137,7 @@ impl Packer {
         }
     }
 
-    /// The packed form of `block`, which is to be unpacked before any later one; `None` where it travels as it is.
+    /// Packs `block`, which must be unpacked before any later one; `None` if it travels unpacked.
     pub fn pack(&mut self, block: &[u8]) -> Option<Vec<u8>> {
         if block.len() < WORTH_BYTES_MIN {
             return None;
@@ -140,14 +147,16 @@ impl Packer {
             self.skipping -= 1;
             return None;
         }
-        // zstd's buffer holds one window. Once it has wrapped around, what is referred to lies in two pieces, and all
-        // takes a tenth longer. Level 1 has long forgotten by then what the stream began with.
+        // zstd's buffer holds one window. Once it has wrapped around, the history lies in two
+        // pieces, and everything takes a tenth longer. By then level 1 has long forgotten the
+        // beginning of the stream.
         if self.effort == Effort::Quick && self.streamed + block.len() > 1 << WINDOW_LOG {
             self.end_stream();
         }
         self.streamed += block.len();
         let encoder = self.encoder.as_mut()?;
-        // What is read, packed and unpacked into need not be filled with zeros first: that took 2 % of each side's time.
+        // The buffers of reading, packing and unpacking are not filled with zeros first: that took
+        // 2 % of each side's time.
         let mut packed = Vec::with_capacity(block.len() + block.len() / 128 + OVERHEAD_BYTES);
         packed.append(&mut self.epilogue);
         let begin = packed.len();
@@ -158,10 +167,11 @@ impl Packer {
             let before = (input.pos(), output.pos());
             failed = encoder.run(&mut input, &mut output).is_err() || before == (input.pos(), output.pos());
         }
-        // Zero bytes are left to be flushed when all has left the encoder.
+        // `Ok(0)` means that everything has left the encoder.
         failed |= !matches!(encoder.flush(&mut output), Ok(0));
         if failed {
-            // Out of memory, or a bug: what is left of the stream cannot be told from what was sent.
+            // Out of memory, or a bug: this side cannot tell any more which part of the stream was
+            // sent.
             self.encoder = None;
             return None;
         }
@@ -174,9 +184,9 @@ impl Packer {
     }
 }
 
-/// Whether bytes of `block` are equal hardly more often than chance has it: the index of coincidence (Friedman, 1922),
-/// of a sample. In what was compressed or encrypted it is 1/256; in text and programs several times that, and in a mixture
-/// somewhere between.
+/// True if bytes of `block` are equal hardly more often than by chance, judged by the index of
+/// coincidence (Friedman, 1922) of a sample. In compressed or encrypted data it is 1/256; in text
+/// and programs several times that, and in a mixture somewhere between.
 fn looks_random(block: &[u8]) -> bool {
     let mut counts = [0_u64; 256];
     let step = (block.len() / STRETCHES).max(STRETCH_BYTES);
@@ -192,7 +202,7 @@ fn looks_random(block: &[u8]) -> bool {
     equal_pairs * 256 * 5 <= sampled * sampled.saturating_sub(1) * 6
 }
 
-/// Unpacks blocks, in the order in which they were packed.
+/// Unpacks blocks in the order in which they were packed.
 pub struct Unpacker {
     decoder: Option<Decoder<'static>>,
 }
@@ -204,7 +214,7 @@ impl Default for Unpacker {
 }
 
 impl Unpacker {
-    /// An unpacker that has seen nothing. Its memory is bounded by the window.
+    /// An unpacker that has seen nothing. The window bounds its memory.
     #[must_use]
     pub fn new() -> Self {
         let decoder = || {
@@ -215,14 +225,15 @@ impl Unpacker {
         Self { decoder: decoder().ok() }
     }
 
-    /// Unpacks a block that declares `length` bytes; the caller has checked that `length` is within limits.
+    /// Unpacks a block that declares `length` bytes; the caller has checked that `length` is within
+    /// limits.
     ///
     /// # Errors
-    /// [`UnpackError`] where the block is damaged or does not have that length. Nothing can be unpacked any more
-    /// then.
+    /// [`UnpackError`] if the block is damaged or does not have that length. Nothing can be
+    /// unpacked any more then.
     pub fn unpack(&mut self, packed: &[u8], length: usize) -> Result<Vec<u8>, UnpackError> {
         let decoder = self.decoder.as_mut().ok_or(UnpackError)?;
-        // One byte more, so that a block that is longer shows.
+        // One byte more, so that a longer block is noticed.
         let mut block = Vec::with_capacity(length + 1);
         let mut output = OutBuffer::around(&mut block);
         let mut input = InBuffer::around(packed);
@@ -260,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_resembles_one_before_it_costs_hardly_anything() {
+    fn block_that_resembles_an_earlier_one_costs_hardly_anything() {
         let (mut packer, mut unpacker) = (Packer::new(true), Unpacker::new());
         let block = noise(60_000);
         let first = packer.pack(&block).unwrap();
@@ -273,19 +284,19 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_shrink_is_tried_less_and_less_often() {
+    fn incompressible_blocks_are_tried_less_and_less_often() {
         let mut packer = Packer::new(true);
         let noise = noise(20 << 20);
         let tried = noise.chunks(1 << 20).filter(|block| packer.pack(block).is_some()).count();
         assert!((3..=5).contains(&tried), "{tried}");
         assert!(packer.pack(b"short text is packed all the same, again and again and again").is_some());
-        // What does not look like it is tried at once.
+        // Compressible input ends the back-off immediately.
         let text = b"text ".repeat(1 << 18);
         assert!((0..40).all(|_| packer.pack(&text).is_some()));
     }
 
     #[test]
-    fn what_was_compressed_looks_random_and_what_it_lies_among_does_not() {
+    fn compressed_data_looks_random_and_a_mixture_does_not() {
         let noise = noise(1 << 20);
         for length in [TELLING_BYTES_MIN, 100_001, noise.len()] {
             assert!(looks_random(&noise[..length]));
@@ -329,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn the_effort_can_change_between_any_two_blocks() {
+    fn level_can_change_between_any_two_blocks() {
         let (mut packer, mut unpacker) = (Packer::new(true), Unpacker::new());
         let content = [noise(100_000), b"some text, and some more ".repeat(8000)].concat();
         let mut tried = 0;
@@ -338,12 +349,12 @@ mod tests {
             packer.set_effort(effort);
             assert_eq!(packer.effort(), effort);
             let block = &content[round * 1000..][..100_000 + round * 3000];
-            // Twice without a block between, and a block that travels as it is.
+            // Twice without a block between, and with a block that travels unpacked.
             if round % 7 == 0 {
                 packer.set_effort(Effort::Usual);
                 assert_eq!(packer.pack(b"short"), None);
             }
-            // What does not shrink is not always tried.
+            // Incompressible blocks are not always tried.
             let Some(packed) = packer.pack(block) else { continue };
             tried += 1;
             assert!(packed.len() <= block.len() + block.len() / 128 + OVERHEAD_BYTES);
@@ -356,12 +367,12 @@ mod tests {
     }
 
     #[test]
-    fn with_compression_off_everything_travels_as_it_is() {
+    fn disabled_compression_leaves_everything_unpacked() {
         assert_eq!(Packer::new(false).pack(&[0; 5000]), None);
     }
 
     #[test]
-    fn a_bomb_is_cut_at_the_declared_length() {
+    fn bomb_is_cut_at_the_declared_length() {
         let packed = Packer::new(true).pack(&vec![0; 1 << 20]).unwrap();
         let unpack = |packed: &[u8], length| Unpacker::new().unpack(packed, length);
         assert!(unpack(&packed, 1 << 20).is_ok());
@@ -375,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_beyond_ours_is_refused() {
+    fn window_beyond_the_limit_is_refused() {
         let mut encoder = Encoder::new(3).unwrap();
         encoder.set_parameter(CParameter::WindowLog(27)).unwrap();
         let content = noise(1 << 20);

@@ -1,7 +1,7 @@
-//! Samples of a content, by which another version of it is seen to be the same but for one place.
+//! Samples of a content: they show that another version is the same but for one place.
 //!
-//! Whoever has the other version can then make it as long as this one before anything is compared. A wrong guess costs
-//! time, nothing else.
+//! The holder of the other version can then make it as long as this one before anything is
+//! compared. A wrong guess costs time and nothing else.
 
 use std::io;
 
@@ -12,19 +12,20 @@ use crate::content::blocks::{BlockSize, Content};
 use crate::content::fitted::Fitted;
 use crate::content::hash::Hash;
 
-/// Shortest content, in bytes, that samples are taken of.
+/// Shortest content, in bytes, of which samples are taken.
 pub const SAMPLED_BYTES_MIN: u64 = 32 << 20;
 
-/// How many there are of one content. So many name the place to a sixty-fourth of it, which is then cut into chunks.
+/// Number of samples of one content. They locate the change to a sixty-fourth of the content, which
+/// is then cut into chunks.
 const COUNT: usize = 64;
 
-/// How long each is, in bytes.
+/// Length of a sample, in bytes.
 const BYTES: usize = 4 << 10;
 
-/// What a sample is named by: the beginning of its hash.
+/// Bytes of a sample's name: the beginning of its hash.
 const NAME_BYTES: usize = 8;
 
-/// Fewest that have to be found again.
+/// Fewest samples that must be found again.
 const FOUND_MIN: usize = 8;
 
 /// The names of a content's samples, which lie evenly in it.
@@ -32,7 +33,7 @@ const FOUND_MIN: usize = 8;
 pub struct Samples(ByteBuf);
 
 impl Samples {
-    /// Of a content of `size` bytes.
+    /// Samples a content of `size` bytes.
     ///
     /// # Errors
     /// Errors of reading the content.
@@ -44,14 +45,14 @@ impl Samples {
         Ok(Self(ByteBuf::from(names)))
     }
 
-    /// Whether there are as many as there have to be.
+    /// True if the number of samples is right.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.0.len() == COUNT * NAME_BYTES
     }
 
-    /// How an older version of `old` bytes becomes one of `size` bytes that resembles the content which these samples
-    /// are of; `None` if it does not look as if there were such a way.
+    /// Finds the shift map under which an older version of `old` bytes resembles the sampled
+    /// content of `size` bytes. `None` if there seems to be none.
     ///
     /// # Errors
     /// Errors of reading the older version.
@@ -71,8 +72,8 @@ impl Samples {
             in_place.push(is_at(name_there, Some(offset))?);
             moved.push(is_at(name_there, (offset + old).checked_sub(size))?);
         }
-        // Before which one most of them stand in place and from which on most were moved; the last such one, so that
-        // what lies between is there where it was.
+        // Choose the split before which most samples are in place, and after which most are moved.
+        // Take the last such split, so that the bytes between are in their old place.
         let mut found: usize = moved.iter().filter(|&&found| found).count();
         let (mut most, mut split) = (found, 0);
         for (index, (in_place, moved)) in in_place.into_iter().zip(&moved).enumerate() {
@@ -81,15 +82,16 @@ impl Samples {
                 (most, split) = (found, index + 1);
             }
         }
-        // So many there can be: what is new has none.
+        // The most samples that can be found: inserted bytes have none.
         let due = (COUNT as u64).saturating_mul(old.min(size)) / size.max(1);
         if most < FOUND_MIN || (most as u64) < due * 3 / 4 {
             return Ok(None);
         }
         let split = match split {
             COUNT => size,
-            // Without a piece what lies between cannot be there in any case. It is looked for from where the piece
-            // begins, and no block is to hold what stood on both sides of that.
+            // If a range was removed, the bytes between two samples cannot be kept in any case.
+            // They are searched from the split on. It lies at the start of a block, so that no
+            // block holds bytes from both of its sides.
             split if old > size => {
                 let block = BlockSize::for_size(size).bytes();
                 position(split.saturating_sub(1), size) / block * block
@@ -100,7 +102,7 @@ impl Samples {
     }
 }
 
-/// Where a sample lies.
+/// Position of a sample.
 fn position(index: usize, size: u64) -> u64 {
     size / COUNT as u64 * index as u64
 }
@@ -118,7 +120,7 @@ mod tests {
     use super::*;
     use crate::content::testing::{noise, reader};
 
-    /// How `old` is fitted, and how many bytes of that stand where they do in `new`.
+    /// The shift map from `old` to `new`, and the number of bytes that it puts in the right place.
     fn fitted(old: &[u8], new: &[u8]) -> Option<(Fitted, usize)> {
         let (old_length, size) = (old.len() as u64, new.len() as u64);
         let samples = Samples::of(size, &reader(new)).unwrap();
@@ -131,14 +133,15 @@ mod tests {
     const SIZE: usize = 4_000_000;
 
     #[test]
-    fn what_was_inserted_or_appended_leaves_the_rest_where_it_is_made_to_stand() {
+    fn rest_around_an_insertion_or_appendix_is_in_the_right_place() {
         let old = noise(SIZE);
         for at in [0, 5, 100_000, SIZE / 2, SIZE - 5, SIZE] {
             for inserted in [1, 1000, 77_777, SIZE / 3] {
                 let new = [&old[..at], &vec![7; inserted], &old[at..]].concat();
                 let (fitted, right) = fitted(&old, &new).unwrap();
                 assert_eq!(fitted.size(), new.len() as u64);
-                // All but what is new and what lies between two samples; of that all is there once.
+                // All bytes but the new ones and those between two samples; of the latter, each
+                // exists once.
                 let between = new.len().div_ceil(64);
                 assert!(right + 2 * between > SIZE, "{inserted} at {at}: {right}");
             }
@@ -158,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_out_or_cut_off_leaves_the_rest_where_it_is_made_to_stand() {
+    fn rest_around_a_removed_range_is_in_the_right_place() {
         let old = noise(SIZE);
         for at in [0, 5, 100_000, SIZE / 2, SIZE * 2 / 3] {
             for taken in [1, 1000, 77_777, SIZE / 3] {
@@ -169,7 +172,7 @@ mod tests {
                 assert_eq!(without.end - without.start, taken as u64);
                 let block = BlockSize::for_size(new.len() as u64).bytes();
                 assert!(without.start % block == 0 || without.start == fitted.size());
-                // All but what lies between two samples, and in a block.
+                // All bytes but those between two samples, and in one block.
                 let between = 2 * new.len().div_ceil(64) + block as usize;
                 assert!(right + between >= new.len(), "{taken} at {at}: {right}");
             }
@@ -181,12 +184,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mostly_another_one_is_not_fitted() {
+    fn unrelated_content_is_not_fitted() {
         let old = noise(SIZE);
         let other = [&old[..SIZE / 2], &vec![7; SIZE / 2 + 10]].concat();
         assert_eq!(fitted(&old, &other), None);
         assert_eq!(fitted(&[], &old), None);
-        // As long as it is now there are too few samples of what was there.
+        // Too few samples of the old bytes in a content of this length.
         assert_eq!(fitted(&old[..SIZE / 10], &old), None);
         assert_eq!(fitted(&old, &noise(SIZE * 2)[SIZE + 5..]), None);
         let cut_short = Samples(ByteBuf::from(vec![0; 8]));

@@ -1,8 +1,8 @@
-//! Sealing: bytes that only the holder of a secret can read, and that nobody else can make or
-//! change.
+//! Sealing: only the holder of a secret can read the bytes, and nobody else can make or change
+//! them.
 //!
 //! The cipher is XChaCha20-Poly1305. Its nonce of 192 bits may be random for every message under
-//! one secret: a nonce that repeats within 2^80 messages is as unlikely as a guessed key.
+//! one secret. A nonce that repeats within 2^80 messages is as unlikely as a guessed key.
 
 use std::fmt;
 
@@ -17,18 +17,18 @@ pub const SECRET_BYTES: usize = 32;
 /// Length of a nonce, in bytes.
 pub const NONCE_BYTES: usize = 24;
 
-/// A secret of two machines. Its `Debug` does not show it.
+/// A secret shared by two machines. Its `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret([u8; SECRET_BYTES]);
 
 impl Secret {
-    /// A secret of these bytes, which have to be random.
+    /// Makes a secret of these bytes, which must be random.
     #[must_use]
     pub fn new(random: [u8; SECRET_BYTES]) -> Self {
         Self(random)
     }
 
-    /// The secret that [`Secret::to_hex`] wrote.
+    /// Parses the text that [`Secret::to_hex`] writes.
     #[must_use]
     pub fn from_hex(text: &[u8]) -> Option<Self> {
         hex::from_hex(text)?.try_into().ok().map(Self)
@@ -40,15 +40,15 @@ impl Secret {
         hex::to_hex(&self.0)
     }
 
-    /// Seals `plain` under a nonce that was never used before. [`Secret::open`] wants the same
+    /// Seals `plain` under a nonce that was never used before. [`Secret::open`] needs the same
     /// `context`.
     #[must_use]
     pub fn seal(&self, nonce: &[u8; NONCE_BYTES], context: &[u8], plain: &[u8]) -> Option<Vec<u8>> {
         self.cipher().encrypt(&XNonce::from(*nonce), Payload { msg: plain, aad: context }).ok()
     }
 
-    /// The bytes that were sealed with this secret, this nonce and this context; `None` for all
-    /// other bytes.
+    /// Opens bytes that were sealed with this secret, nonce and context; `None` for all other
+    /// bytes.
     #[must_use]
     pub fn open(&self, nonce: &[u8; NONCE_BYTES], context: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
         self.cipher().decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: context }).ok()
@@ -72,7 +72,7 @@ mod tests {
     const NONCE: [u8; NONCE_BYTES] = [9; NONCE_BYTES];
 
     #[test]
-    fn only_the_same_secret_nonce_and_context_open_what_is_whole() {
+    fn only_the_same_secret_nonce_and_context_open_a_sealed_message() {
         let secret = Secret::new([7; SECRET_BYTES]);
         let sealed = secret.seal(&NONCE, b"context", b"a name").unwrap();
         assert_eq!(secret.open(&NONCE, b"context", &sealed).unwrap(), b"a name");
@@ -90,7 +90,7 @@ mod tests {
 
     /// The example of draft-irtf-cfrg-xchacha-03, A.3.1.
     #[test]
-    fn it_is_the_cipher_of_the_draft() {
+    fn cipher_matches_the_example_of_the_draft() {
         let key: Vec<u8> = (0x80..0xa0).collect();
         let nonce: Vec<u8> = (0x40..0x58).collect();
         let context = [0x50, 0x51, 0x52, 0x53, 0xc0, 0xc1, 0xc2, 0xc3, 0xc4, 0xc5, 0xc6, 0xc7];
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_survives_its_text_and_is_not_shown() {
+    fn secret_survives_its_text_and_debug_does_not_show_it() {
         let secret = Secret::new([0xa5; SECRET_BYTES]);
         assert_eq!(Secret::from_hex(secret.to_hex().as_bytes()), Some(secret.clone()));
         assert!(!format!("{secret:?}").contains("a5"));

@@ -1,8 +1,8 @@
-//! Blocks: how the entries of a manifest lie in bytes, on the wire and where they are kept.
+//! Blocks: the encoded form of a manifest's entries, on the wire and in stored baselines.
 //!
-//! In a block each path is front-coded (how many bytes it shares with the one before, then the rest) and each
-//! time is the difference to the one before; postcard makes varints of the numbers. Blocks decode by
-//! themselves, so memory for the encoded form is bounded by one block.
+//! In a block each path is front-coded: the number of bytes that it shares with the path before,
+//! then the rest. Each time is the difference to the time before; postcard makes varints of the
+//! numbers. Blocks decode independently, so one block bounds the memory for the encoded form.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,8 @@ use crate::tree::path::TreePath;
 /// Most entries in one block: about 64 KiB encoded for a source tree.
 pub const BLOCK_ENTRIES: usize = 2048;
 
-/// A block of so many bytes takes no further entry: with the longest one it still fits in a frame.
+/// Size in bytes from which a block takes no further entry: with the longest entry it still fits in
+/// a frame.
 pub const BLOCK_BYTES: usize = 1 << 20;
 
 /// Writes blocks.
@@ -56,20 +57,20 @@ impl BlockWriter {
         self.seconds = entry.mtime.seconds();
     }
 
-    /// Whether the block is to be taken before another entry is appended.
+    /// True if the block must be taken before another entry is appended.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.count == BLOCK_ENTRIES || self.bytes.len() >= BLOCK_BYTES
     }
 
-    /// The block, empty if there is no entry in it; the next one begins.
+    /// Takes the block, which is empty if it has no entry; the next one begins.
     pub fn take(&mut self) -> Vec<u8> {
         std::mem::take(self).bytes
     }
 }
 
-/// Reads the entries of a block: each is right by itself; whether they make a manifest is another question.
-/// Nothing follows an error.
+/// Reads the entries of a block. Each entry is valid by itself; the reader does not check that they
+/// form a manifest. Nothing follows an error.
 #[derive(Debug)]
 pub struct BlockReader<'a> {
     rest: &'a [u8],
@@ -100,7 +101,7 @@ impl Iterator for BlockReader<'_> {
     }
 }
 
-/// What is carried from one entry of a block to the next.
+/// State that is carried from one entry of a block to the next.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
     count: usize,
@@ -109,7 +110,7 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// The entry with which `bytes` begin, and what follows it.
+    /// Decodes the first entry of `bytes`; also returns the rest.
     pub(super) fn decode<'b>(&mut self, bytes: &'b [u8]) -> Result<(Entry, &'b [u8]), ManifestError> {
         if self.count == BLOCK_ENTRIES {
             return Err(ManifestError::Malformed);
@@ -184,7 +185,7 @@ impl WireEntry<'_> {
     }
 }
 
-/// All of `entries` as one block.
+/// Encodes `entries` as one block.
 #[cfg(test)]
 pub(super) fn encode_block(entries: &[Entry]) -> Vec<u8> {
     let mut block = BlockWriter::default();
@@ -197,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block_with_the_longest_entries_fits_in_a_frame() {
+    fn block_with_the_longest_entries_fits_in_a_frame() {
         let link = |number: u32| Entry {
             path: TreePath::new(format!("{number:08}").into_bytes()).unwrap(),
             kind: Kind::Symlink { target: vec![b'x'; LINK_BYTES_MAX].into() },
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_of_more_entries_than_allowed_is_malformed() {
+    fn block_of_more_entries_than_allowed_is_malformed() {
         let entry = |number: usize| Entry {
             path: TreePath::new(format!("{number:08}").into_bytes()).unwrap(),
             kind: Kind::Directory,

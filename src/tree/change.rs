@@ -1,8 +1,8 @@
-//! Changes: a manifest as what differs from an earlier one.
+//! Changes: a manifest as its differences to an earlier one.
 //!
-//! A change walks through the earlier manifest from its beginning: so many entries stay, so many go, so many
-//! come in their place, and again; what is left at the end stays. It cannot step back or name anything but
-//! entries that are there, and what comes out is checked as any manifest is.
+//! A change walks through the earlier manifest from its beginning: some entries stay, some go, some
+//! come in their place, and so on. The rest stays. A change cannot step back, and it can name only
+//! existing entries. The result is checked like any manifest.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,42 +17,42 @@ use crate::tree::record::{Entries, Record};
 /// Most edits in one [`Change`].
 pub const EDITS_MAX: usize = 4096;
 
-/// One step through the earlier manifest. It drops or adds something.
+/// One step through the earlier manifest, which drops or adds entries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edit {
-    /// So many of its entries stay.
+    /// Number of its entries that stay.
     pub keep: u32,
-    /// So many after them go.
+    /// Number of entries after them that go.
     pub drop: u32,
-    /// So many come in their place.
+    /// Number of entries that come in their place.
     pub add: u32,
 }
 
-/// A part of what differs.
+/// A part of the differences.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// The steps: 1 to [`EDITS_MAX`].
     pub edits: Vec<Edit>,
-    /// All entries that come, as a block.
+    /// All new entries, as a block.
     #[serde(with = "serde_bytes")]
     pub entries: Vec<u8>,
 }
 
-/// Why a change cannot be made.
+/// Failure to apply a change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
-    /// The earlier manifest is damaged: it is ours, and so is the fault.
-    #[error("the manifest that was remembered is damaged")]
+    /// The earlier manifest is damaged. It is this side's own, so the peer is not to blame.
+    #[error("the stored baseline is damaged")]
     Base,
     /// A step does nothing, or leads beyond the end.
     #[error("a change of the manifest is malformed")]
     Malformed,
-    /// What comes out is no manifest.
+    /// The result is not a manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
 }
 
-/// The positions, in the manifest that the changes make, of the entries that come.
+/// Positions of the new entries in the manifest that the changes make.
 pub fn added(changes: &[Change]) -> impl Iterator<Item = u32> {
     changes
         .iter()
@@ -65,8 +65,9 @@ pub fn added(changes: &[Change]) -> impl Iterator<Item = u32> {
         .flatten()
 }
 
-/// What makes `manifest` of the entries of `base`, in parts that each fit in a message. `None` where it is not
-/// worth it, since more than half of the entries are new, or where `base` is damaged.
+/// Computes the changes from the entries of `base` to `manifest`, in parts that each fit in a
+/// message. `None` if more than half of the entries are new, so that changes are not worth it, or
+/// if `base` is damaged.
 #[must_use]
 pub fn between(base: Entries, manifest: &Manifest) -> Option<Vec<Change>> {
     let mut base = base;
@@ -125,7 +126,7 @@ impl ChangeWriter {
         }
     }
 
-    /// What is kept up to the end needs no step.
+    /// Ends a step, if there is one. Entries that stay up to the end need no step.
     fn end_edit(&mut self) {
         if self.edit.drop > 0 || self.edit.add > 0 {
             self.edits.push(std::mem::take(&mut self.edit));
@@ -145,7 +146,8 @@ impl ChangeWriter {
     }
 }
 
-/// Makes a manifest of an earlier one and its changes. Only the new one is ever in memory as a whole.
+/// Builds a manifest from an earlier one and its changes. Only the new one is ever in memory as a
+/// whole.
 #[derive(Debug)]
 pub struct Rebuild {
     digest: Hash,
@@ -156,7 +158,7 @@ pub struct Rebuild {
 }
 
 impl Rebuild {
-    /// Begins with what is remembered.
+    /// Begins with the baseline.
     #[must_use]
     pub fn new(base: Record) -> Self {
         let digest = base.digest();
@@ -179,7 +181,7 @@ impl Rebuild {
     /// Takes in the next change.
     ///
     /// # Errors
-    /// [`ChangeError`]; nothing of it is to be used afterwards.
+    /// [`ChangeError`]; the rebuild must not be used afterwards.
     pub fn apply(&mut self, change: &Change) -> Result<(), ChangeError> {
         self.changed = true;
         if change.edits.is_empty() {
@@ -187,7 +189,7 @@ impl Rebuild {
         }
         let mut new = BlockReader::new(&change.entries);
         for &Edit { keep, drop, add } in &change.edits {
-            // So that no peer can have steps made without end.
+            // A step without effect is refused, so that no peer can have steps made without end.
             if drop == 0 && add == 0 {
                 return Err(ChangeError::Malformed);
             }
@@ -209,7 +211,7 @@ impl Rebuild {
     /// The manifest after all changes.
     ///
     /// # Errors
-    /// [`ChangeError`].
+    /// See [`ChangeError`].
     pub fn finish(mut self) -> Result<Manifest, ChangeError> {
         while let Some(entry) = self.next_old()? {
             self.builder.add(entry.view())?;
@@ -238,7 +240,7 @@ pub(crate) mod testing {
         entry(path, Kind::File { size, hash: None })
     }
 
-    /// A directory and so many files in it.
+    /// A directory with `count` files in it.
     pub(crate) fn entries(count: u64) -> Vec<Entry> {
         let files = (0..count).map(|number| file(&format!("d/{number:06}"), number));
         std::iter::once(entry("d", Kind::Directory)).chain(files).collect()
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_is_told_by_its_position() {
+    fn new_entries_are_named_by_their_positions() {
         let edit = |keep, drop, add| Edit { keep, drop, add };
         let change = |edits: &[Edit]| Change { edits: edits.to_vec(), entries: Vec::new() };
         let changes = [change(&[edit(2, 1, 1), edit(0, 5, 0)]), change(&[edit(1, 0, 2), edit(9, 1, 0)])];
@@ -302,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn no_change_is_none_and_leaves_everything() {
+    fn empty_change_leaves_everything() {
         assert_eq!(between(&base(), &base()), Some(Vec::new()));
         assert_eq!(apply(&base(), &[]).unwrap(), base());
     }
@@ -319,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mostly_new_is_no_change() {
+    fn mostly_new_manifest_is_no_change() {
         let new = |count| Manifest::new(entries(count)).unwrap();
         assert!(between(&new(100), &new(199)).is_some());
         assert!(between(&new(100), &new(210)).is_none());
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_change_comes_in_parts() {
+    fn long_change_comes_in_parts() {
         let mut new = entries(20_000);
         new.iter_mut().skip(2).step_by(3).for_each(|entry| entry.mode = 0o600);
         let new = Manifest::new(new).unwrap();
@@ -336,7 +338,8 @@ mod tests {
         assert!(changes.len() > 3);
         assert!(changes.iter().all(|change| (1..=EDITS_MAX).contains(&change.edits.len())));
         assert_eq!(apply(&base, &changes).unwrap(), new);
-        // Drops alone, each with something kept between: no entry, so only their number ends a part.
+        // Drops alone, each with an entry kept between: they add no entries, so only their number
+        // ends a part.
         let mut index = 0;
         let mut few = entries(20_000);
         few.retain(|entry| {
@@ -350,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_leads_nowhere_is_refused() {
+    fn change_that_leads_nowhere_is_refused() {
         let malformed = |changes: &[Change]| assert_eq!(apply(&base(), changes), Err(ChangeError::Malformed));
         malformed(&[change(&[], &[])]);
         malformed(&[change(&[(3, 0, 0)], &[])]);
@@ -367,19 +370,19 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_out_of_a_change_is_a_manifest() {
+    fn result_of_a_change_must_be_a_manifest() {
         let no_manifest =
             |change| assert!(matches!(apply(&base(), &[change]), Err(ChangeError::Manifest(_))));
         no_manifest(change(&[(11, 0, 1)], &[file("a", 1)]));
         no_manifest(change(&[(11, 0, 1)], &[file("d/000009", 1)]));
         no_manifest(change(&[(11, 0, 1)], &[file("e/f", 1)]));
-        // The directory goes, and what is in it stays.
+        // The directory goes, and its entries stay.
         no_manifest(change(&[(0, 1, 0)], &[]));
         no_manifest(change(&[(0, 1, 1)], &[entry("d", Kind::Symlink { target: b"/"[..].into() })]));
     }
 
     #[test]
-    fn a_damaged_base_is_told_from_a_wrong_change() {
+    fn damaged_base_is_distinct_from_a_wrong_change() {
         let mut bytes = record_bytes(&base(), &[]);
         bytes.pop();
         let rebuild = Rebuild::new(Record::new(bytes.clone()).unwrap());
@@ -393,7 +396,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
         #[test]
-        fn a_change_makes_the_one_of_the_other(
+        fn change_turns_one_manifest_into_the_other(
             old in proptest::collection::vec(0_u8..4, 60), new in proptest::collection::vec(0_u8..4, 60),
         ) {
             let tree = |sizes: &[u8]| {

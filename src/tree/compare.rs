@@ -1,7 +1,7 @@
-//! Two manifests in lock step: what has to change in one tree to make it a copy of the other.
+//! Comparison of two manifests in lock step: the changes that make one tree a copy of the other.
 //!
-//! A pure decision table; nothing is read or written here. `wanted` is the tree as it shall be, `present`
-//! the tree as it is; ids index into the one, positions into the other.
+//! This is a pure decision table; nothing is read or written here. `wanted` is the tree after the
+//! run, `present` the tree before it. Ids index into the one, positions into the other.
 //!
 //! | wanted | present | decision |
 //! |---|---|---|
@@ -9,14 +9,18 @@
 //! | directory | directory | `Adjust` if mode or time differ |
 //! | directory | file, link | `Replace` (removed, then made) |
 //! | file | nothing | `Create` |
-//! | file | file of equal size and time, and hash where both have one (`checksum`: hash) | `Adjust` if mode or time differ |
-//! | file | the same by size and time alone, but doubted | `Verify` (its hash decides) |
+//! | file | file, equal (see below) | `Adjust` if mode or time differ |
+//! | file | file, equal by size and time alone, but doubted | `Verify` (its hash decides) |
 //! | file | file that was lost | `Update` without basis |
 //! | file | file, differing | `Update` (the old content serves as basis) |
 //! | file, link | link, file | `Update` without basis (a rename replaces it) |
 //! | link | link, same target | `Adjust` if the time differs |
-//! | file, link | directory | `Replace` if it is empty, or deleting is on and nothing in it is protected; else `Obstacle` |
+//! | file, link | directory that may go (see below) | `Replace` |
+//! | file, link | any other directory | `Obstacle` |
 //! | nothing | anything | `Remove` if deleting is on, unless protected |
+//!
+//! Files are equal if size and time are, and hashes where both have one; with `checksum` the hash
+//! decides. A directory may go if it is empty, or if deleting is on and nothing in it is protected.
 
 use std::cmp::Ordering;
 
@@ -25,12 +29,12 @@ use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::manifest::Manifest;
 use crate::tree::path_ref::PathRef;
 
-/// What `compare` goes by.
+/// Options of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
-    /// Remove what is not wanted.
+    /// Remove entries that are not wanted.
     pub delete: bool,
-    /// Go by hash instead of size and time (both manifests then hold hashes).
+    /// Compare by hash instead of size and time (both manifests then hold hashes).
     pub checksum: bool,
     /// Mode bits that count; the others are neither compared nor set.
     pub mode_mask: u16,
@@ -39,51 +43,51 @@ pub struct Rules {
 /// One decision. `id` is an index into the wanted manifest, `at` into the present one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// Nothing stands there: make it.
+    /// Nothing is in the place: make the entry.
     Create {
-        /// What to make.
+        /// The entry to make.
         id: u32,
     },
-    /// A file or link stands there: put a new content or link in its place.
+    /// A file or link is in the place: replace it by a new content or link.
     Update {
-        /// What it becomes.
+        /// The wanted entry.
         id: u32,
-        /// What it is.
+        /// The present entry.
         at: u32,
     },
     /// Content and type are right: set mode and time.
     Adjust {
-        /// What it becomes.
+        /// The wanted entry.
         id: u32,
-        /// What it is.
+        /// The present entry.
         at: u32,
     },
-    /// Type, size and time are right, and the content may not be: find out.
+    /// Type, size and time are right, but the content may not be: check it.
     Verify {
-        /// What it becomes.
+        /// The wanted entry.
         id: u32,
-        /// What it is.
+        /// The present entry.
         at: u32,
-        /// Whether the mode differs.
+        /// True if the mode differs.
         adjust: bool,
     },
-    /// Something of another type stands there and has to go first.
+    /// An entry of another type is in the place and must go first.
     Replace {
-        /// What it becomes.
+        /// The wanted entry.
         id: u32,
-        /// What has to go, with everything below it.
+        /// The entry that must go, with everything below it.
         at: u32,
     },
-    /// A directory whose content may not be deleted stands where something else is wanted.
+    /// A directory whose content may not be deleted is in the place of another entry.
     Obstacle {
-        /// What cannot be made.
+        /// The entry that cannot be made.
         id: u32,
         /// The directory.
         at: u32,
     },
-    /// Not wanted: remove it. Comes in an order in which children follow their directory.
+    /// Not wanted: remove it. Directories come before their children.
     Remove {
-        /// What goes.
+        /// The entry to remove.
         at: u32,
     },
 }
@@ -104,8 +108,8 @@ impl Change {
     }
 }
 
-/// Compares the trees. `protects` says of an entry that is present but not wanted whether it has to stay
-/// (it is excluded); what holds something protected stays too.
+/// Compares the trees. `protects` tells whether a present entry that is not wanted must stay,
+/// because it is excluded. A directory that holds a protected entry stays too.
 ///
 /// Decisions come in path order.
 pub fn compare(
@@ -117,7 +121,7 @@ pub fn compare(
     compare_doubting(wanted, present, &Doubts::default(), rules, protects)
 }
 
-/// As [`compare`], where size and time of some of what is present are not believed.
+/// Compares like [`compare`], but does not believe size and time of the doubted files.
 pub fn compare_doubting(
     wanted: &Manifest,
     present: &Manifest,
@@ -127,7 +131,8 @@ pub fn compare_doubting(
 ) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut lock_step = LockStep { wanted: wanted.iter().peekable(), present: present.iter().peekable() };
-    // A directory that goes, or stays, as a whole: what is present below it needs no decision of its own.
+    // A directory that goes, or stays, as a whole: present entries below it need no decision of
+    // their own.
     let mut settled: Option<PathRef<'_>> = None;
     let may_remove = |at| {
         let mut below = below(present, at);
@@ -182,7 +187,7 @@ fn decide(
                 } else {
                     same_time && (same_hash || hash.is_none() || old_hash.is_none())
                 };
-            // What the disk gave back has the hash that it shall have.
+            // The content on disk has the wanted hash.
             let is_verified = hash.is_some() && same_hash;
             match doubt {
                 Some(Doubt::Lost) => Some(Change::Update { id, at }),
@@ -200,7 +205,7 @@ fn decide(
     }
 }
 
-/// Everything that is present below the directory at `at`.
+/// All present entries below the directory at `at`.
 pub fn below(present: &Manifest, at: u32) -> impl Iterator<Item = EntryRef<'_>> {
     let directory = present.path(at);
     present
@@ -208,8 +213,7 @@ pub fn below(present: &Manifest, at: u32) -> impl Iterator<Item = EntryRef<'_>> 
         .take_while(move |entry| directory.is_some_and(|directory| entry.path.is_below(directory)))
 }
 
-/// Whether something is present that is neither wanted nor protected, nor holds something
-/// protected.
+/// True if a present entry is neither wanted nor protected, and holds nothing protected.
 pub fn has_more(wanted: &Manifest, present: &Manifest, protects: impl Fn(EntryRef<'_>) -> bool) -> bool {
     let mut lock_step = LockStep { wanted: wanted.iter().peekable(), present: present.iter().peekable() };
     std::iter::from_fn(|| lock_step.next()).any(|step| match step {
@@ -218,7 +222,8 @@ pub fn has_more(wanted: &Manifest, present: &Manifest, protects: impl Fn(EntryRe
     })
 }
 
-/// Takes back the removals of what is protected, of what lies below it and of the directories above it.
+/// Cancels the removals of protected entries, of entries below them and of the directories above
+/// them.
 fn without_protected(
     changes: Vec<Change>,
     present: &Manifest,
@@ -278,7 +283,8 @@ mod tests {
     const RULES: Rules = Rules { delete: false, checksum: false, mode_mask: 0o7777 };
     const DELETE: Rules = Rules { delete: true, ..RULES };
 
-    /// A tree in a line: `d/` a directory, `l>t` a link to t, `f:3` a file of 3 bytes, `f:3@9` with time 9.
+    /// A tree in a line: `d/` a directory, `l>t` a link to t, `f:3` a file of 3 bytes, `f:3@9` with
+    /// time 9.
     fn tree(text: &str) -> Manifest {
         let entries = text.split_whitespace().map(|word| {
             let (word, seconds) = word.split_once('@').unwrap_or((word, "1"));
@@ -343,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_protected_stays_with_the_directories_above_it() {
+    fn protected_entries_stay_with_the_directories_above_them() {
         assert_eq!(
             decisions("z:1", "a/ a/b/ a/b/keep:1 a/c:1 keep/ z:1", DELETE),
             ["remove a/c"],
@@ -374,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_decides_alone() {
+    fn checksum_decides_alone() {
         let hashed = |seconds, content: &[u8]| {
             let kind = Kind::File { size: 1, hash: Some(crate::content::hash::Hash::of(content)) };
             let path = TreePath::new(&b"a"[..]).unwrap();
@@ -389,7 +395,7 @@ mod tests {
         assert_eq!(decide(&hashed(1, b"x"), &hashed(1, b"y")), [Change::Update { id: 0, at: 0 }]);
         assert_eq!(decide(&hashed(1, b"x"), &tree("a:1")), [Change::Adjust { id: 0, at: 0 }], "its mode");
         assert_eq!(decide(&hashed(1, b"x"), &hashed(2, b"x")), [Change::Update { id: 0, at: 0 }]);
-        // What was hashed needs no other look, unless the disk never took it.
+        // A hashed file needs no further check, unless the disk never wrote it.
         for (doubt, expected) in
             [(Doubt::Unverified, vec![]), (Doubt::Lost, vec![Change::Update { id: 0, at: 0 }])]
         {

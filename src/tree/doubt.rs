@@ -1,17 +1,17 @@
-//! `Doubts`: files that may not hold what their size and time say, since a power cut came between.
+//! `Doubts`: files whose content may not match their size and time after a power cut.
 //!
-//! Size and time of a file reach the disk before its content does. Whoever lists a destination
-//! knows which files are not known to be durable; the [comparison](crate::tree::compare) then asks
-//! for more than size and time.
+//! Size and time of a file reach the disk before its content does. The scan of a destination knows
+//! which files may not be durable. The [comparison](crate::tree::compare) then asks for more than
+//! size and time.
 
-/// Why a file is not believed.
+/// The reason to doubt a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Doubt {
-    /// The disk may not have had its content when the power went. What can be read of it is what
-    /// the disk has, so its hash decides.
+    /// The disk may not have had the file's content when the power went. Reads return the disk's
+    /// content, so its hash decides.
     Unverified,
-    /// The disk failed to write it. What can be read of it may be in memory only, so its content is
-    /// written anew.
+    /// The disk failed to write the file. Reads may return bytes that exist in memory only, so the
+    /// content is written anew.
     Lost,
 }
 
@@ -20,13 +20,13 @@ pub enum Doubt {
 pub struct Doubts(Vec<(u32, Doubt)>);
 
 impl Doubts {
-    /// Doubts about the entry at `at`, which comes after all that were pushed before.
+    /// Adds a doubt about the entry at `at`, which must come after all earlier ones.
     pub fn push(&mut self, at: u32, doubt: Doubt) {
         debug_assert!(self.0.last().is_none_or(|&(last, _)| last < at));
         self.0.push((at, doubt));
     }
 
-    /// Whether the entry at `at` is doubted, and why.
+    /// The doubt about the entry at `at`, if there is one.
     #[must_use]
     pub fn of(&self, at: u32) -> Option<Doubt> {
         let place = self.0.binary_search_by_key(&at, |&(at, _)| at).ok()?;
@@ -38,13 +38,13 @@ impl Doubts {
         self.0.iter().map(|&(at, _)| at)
     }
 
-    /// Whether a file was lost: what is staged is not to be relied on then, either.
+    /// True if a file was lost: staged content is then not reliable either.
     #[must_use]
     pub fn has_lost(&self) -> bool {
         self.0.iter().any(|&(_, doubt)| doubt == Doubt::Lost)
     }
 
-    /// The same doubts after the entries were reordered: `order` is where each of them stood.
+    /// Reorders the doubts with the entries: `order` holds each entry's old position.
     #[must_use]
     pub fn reordered(&self, order: &[u32]) -> Self {
         let positions = (0..).zip(order);

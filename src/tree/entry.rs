@@ -1,4 +1,4 @@
-//! One entry of a tree: what it is and what is known of it.
+//! One entry of a tree: its path, kind and metadata.
 
 use crate::content::hash::Hash;
 use crate::tree::path::TreePath;
@@ -7,17 +7,18 @@ use crate::tree::path_ref::PathRef;
 /// Longest symlink target in bytes: Linux's `PATH_MAX`.
 pub const LINK_BYTES_MAX: usize = 4096;
 
-/// Largest file size in bytes: what a signed offset can address.
+/// Largest file size in bytes: the range of a signed offset.
 pub const SIZE_MAX: u64 = i64::MAX as u64;
 
-/// The permission bits, set-id bits and sticky bit of a mode; the type is in [`Kind`].
+/// The permission bits, set-id bits and sticky bit of a mode; [`Kind`] holds the type.
 pub const MODE_MASK: u16 = 0o7777;
 
-/// Largest distance of a time from 1970, in seconds either way: some 35,000 years, beyond every filesystem
-/// and far from every overflow.
+/// Largest distance of a time from 1970, in seconds either way: about 35,000 years, beyond every
+/// filesystem and far from every overflow.
 pub const SECONDS_MAX: i64 = 1 << 40;
 
-/// A point in time as filesystems keep it. Compared for equality only, never ordered: clocks differ.
+/// A point in time as filesystems store it. Times are compared for equality only, never ordered:
+/// clocks differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Time {
     seconds: i64,
@@ -25,8 +26,8 @@ pub struct Time {
 }
 
 impl Time {
-    /// A time of `seconds` since 1970 (negative before it) plus `nanos`; `None` where `nanos` is a second or
-    /// more, or `seconds` is beyond [`SECONDS_MAX`].
+    /// A time of `seconds` since 1970 (negative before it) plus `nanos`. `None` if `nanos` is a
+    /// second or more, or `seconds` is beyond [`SECONDS_MAX`].
     #[must_use]
     pub fn new(seconds: i64, nanos: u32) -> Option<Self> {
         let valid = nanos < 1_000_000_000 && (-SECONDS_MAX..=SECONDS_MAX).contains(&seconds);
@@ -46,7 +47,7 @@ impl Time {
     }
 }
 
-/// What an entry is, with what is particular to that kind.
+/// The kind of an entry, with the fields of that kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind<T = Box<[u8]>> {
     /// A directory.
@@ -55,26 +56,26 @@ pub enum Kind<T = Box<[u8]>> {
     File {
         /// Length in bytes, at most [`SIZE_MAX`].
         size: u64,
-        /// The content's hash, where it was asked for (`--checksum`).
+        /// The content's hash, if it was requested (`--checksum`).
         hash: Option<Hash>,
     },
     /// A symbolic link.
     Symlink {
-        /// The target's bytes as they stand in the link: 1 to [`LINK_BYTES_MAX`], no NUL.
+        /// The target's bytes as stored in the link: 1 to [`LINK_BYTES_MAX`], no NUL.
         target: T,
     },
 }
 
 impl<T: Default + AsRef<[u8]>> Kind<T> {
-    /// What no tree can hold (a FIFO, a socket, a device) where it stands in a destination. It is
-    /// written as a link without a target, which no real link has and no peer can send: so it
-    /// differs from whatever is wanted, is no basis, and is removed without being opened.
+    /// An entry of a destination that no tree can hold: a FIFO, a socket or a device. It is
+    /// represented as a link without a target, which no real link has and no peer can send. So it
+    /// differs from every wanted entry, is no basis, and is removed without being opened.
     #[must_use]
     pub fn special() -> Self {
         Self::Symlink { target: T::default() }
     }
 
-    /// Whether this is [`Kind::special`].
+    /// True for [`Kind::special`].
     #[must_use]
     pub fn is_special(&self) -> bool {
         matches!(self, Self::Symlink { target } if target.as_ref().is_empty())
@@ -84,27 +85,27 @@ impl<T: Default + AsRef<[u8]>> Kind<T> {
 /// One entry of a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry<P = TreePath, T = Box<[u8]>> {
-    /// Where it is, below the root.
+    /// The path below the root.
     pub path: P,
-    /// What it is.
+    /// The kind of entry.
     pub kind: Kind<T>,
-    /// Permission bits, within [`MODE_MASK`]; of a symlink always 0o777.
+    /// Permission bits, within [`MODE_MASK`]; always 0o777 for a symlink.
     pub mode: u16,
-    /// When the content was last modified.
+    /// Modification time of the content.
     pub mtime: Time,
 }
 
-/// An entry that lies in a manifest.
+/// A borrowed entry of a manifest.
 pub type EntryRef<'a> = Entry<PathRef<'a>, &'a [u8]>;
 
 impl<P, T> Entry<P, T> {
-    /// Whether this is a directory.
+    /// True for a directory.
     #[must_use]
     pub fn is_directory(&self) -> bool {
         matches!(self.kind, Kind::Directory)
     }
 
-    /// A regular file's length in bytes, 0 for everything else.
+    /// A regular file's length in bytes, 0 for all other kinds.
     #[must_use]
     pub fn size(&self) -> u64 {
         match self.kind {
@@ -115,7 +116,7 @@ impl<P, T> Entry<P, T> {
 }
 
 impl Entry {
-    /// The same entry, borrowed.
+    /// Borrows the entry.
     #[must_use]
     pub fn view(&self) -> EntryRef<'_> {
         let kind = match &self.kind {
@@ -128,7 +129,7 @@ impl Entry {
 }
 
 impl EntryRef<'_> {
-    /// The same entry with memory of its own.
+    /// Copies the entry into memory of its own.
     #[must_use]
     pub fn to_entry(self) -> Entry {
         let kind = match self.kind {

@@ -1,11 +1,12 @@
-//! Which entries take part: `--exclude` and `--include` rules, then what `.ksyncignore` files say.
+//! Filters: they decide which entries take part, by `--exclude` and `--include` rules and by
+//! `.ksyncignore` files.
 //!
-//! The rules of the command line go first and the first match wins, as with rsync; where none matches, the
-//! nearest `.ksyncignore` with an opinion decides, its last matching line first, as with git. An excluded
-//! directory takes everything below it along.
+//! The rules of the command line come first, and the first match wins, as with rsync. If none
+//! matches, the nearest `.ksyncignore` with a matching line decides, and its last matching line
+//! wins, as with git. An excluded directory excludes everything below it.
 //!
-//! Rules see an entry's path in the transfer root, as rsync's do: where several SOURCEs go into
-//! DEST by name, that name is the path's first component. Ignore files see paths below their own
+//! Rules see an entry's path in the transfer root, as rsync's do. If several SOURCEs go into DEST
+//! by name, that name is the path's first component. Ignore files see paths below their own
 //! directory.
 
 use std::borrow::Cow;
@@ -19,7 +20,7 @@ use crate::tree::pattern::{Dialect, Named, Pattern};
 /// The name of ignore files.
 pub const IGNORE_FILE: &str = ".ksyncignore";
 
-/// Longest ignore file that is honoured, in bytes.
+/// Longest ignore file that is accepted, in bytes.
 pub const IGNORE_BYTES_MAX: usize = 64 << 10;
 
 /// Most bytes of all ignore files of a tree. Each name may be compared with each of their lines.
@@ -38,20 +39,20 @@ pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// A rule of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
-    /// Whether what matches takes part.
+    /// True if matching entries are included, false if they are excluded.
     pub include: bool,
     /// The pattern in rsync's dialect.
     #[serde(with = "serde_bytes")]
     pub pattern: Vec<u8>,
 }
 
-/// An ignore file as it was found.
+/// An ignore file as found in the tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IgnoreFile {
     /// Bytes of the directory that holds it; empty for the root.
     #[serde(with = "serde_bytes")]
     pub directory: Vec<u8>,
-    /// Its text.
+    /// The file's text.
     #[serde(with = "serde_bytes")]
     pub text: Vec<u8>,
 }
@@ -85,8 +86,8 @@ impl Filter {
         Self { rules: compiled.collect(), anchor: anchor.to_vec(), ..Self::default() }
     }
 
-    /// Takes in an ignore file. What is longer than [`IGNORE_BYTES_MAX`], or more than all may have together, is not
-    /// honoured: then the answer is `false`.
+    /// Takes in an ignore file. Returns `false` and ignores the file if it is longer than
+    /// [`IGNORE_BYTES_MAX`], or exceeds the limit of all ignore files together.
     pub fn add(&mut self, file: IgnoreFile) -> bool {
         self.files_bytes += file.text.len();
         if file.text.len() > IGNORE_BYTES_MAX
@@ -102,13 +103,13 @@ impl Filter {
         true
     }
 
-    /// The ignore files that were taken in, to be passed on to a peer.
+    /// The accepted ignore files, to be sent to a peer.
     #[must_use]
     pub fn files(&self) -> &[IgnoreFile] {
         &self.files
     }
 
-    /// Whether an entry is excluded, given that the directories above it are not.
+    /// True if an entry is excluded, given that the directories above it are not.
     #[must_use]
     pub fn excludes(&self, path: &TreePath, is_directory: bool) -> bool {
         let bytes = path.as_bytes();
@@ -132,7 +133,7 @@ impl Filter {
             .unwrap_or(false)
     }
 
-    /// Whether an entry is excluded by itself or by a directory above it.
+    /// True if an entry is excluded by itself or by a directory above it.
     #[must_use]
     pub fn excludes_within(&self, path: &TreePath, is_directory: bool) -> bool {
         let parents = std::iter::successors(path.parent(), TreePath::parent);
@@ -141,13 +142,13 @@ impl Filter {
             || self.excludes_tree()
     }
 
-    /// Whether the tree as a whole is excluded: by its own name, where that counts.
+    /// True if the whole tree is excluded by its own name, where that counts.
     #[must_use]
     pub fn excludes_tree(&self) -> bool {
         !self.anchor.is_empty() && self.ruled(&self.anchor, true) == Some(true)
     }
 
-    /// Whether the rules exclude a path of the transfer root; `None` where none matches.
+    /// The verdict of the rules on a path of the transfer root; `None` if none matches.
     fn ruled(&self, path: &[u8], is_directory: bool) -> Option<bool> {
         let named = Named::new(path, is_directory);
         self.rules.iter().find(|(_, pattern)| pattern.matches(&named)).map(|(include, _)| !include)
@@ -158,9 +159,10 @@ impl Filter {
     }
 }
 
-/// One line of an ignore file: whether it includes, and the pattern; `None` for blanks and comments.
+/// Parses one line of an ignore file: true if it includes, and the pattern. `None` for blanks and
+/// comments.
 fn parse_line(line: &[u8]) -> Option<(bool, Pattern)> {
-    // To git a line ends at a NUL.
+    // For git a line ends at a NUL.
     let line = line.split(|&byte| byte == 0).next()?;
     let line = without_trailing_spaces(line.strip_suffix(b"\r").unwrap_or(line));
     if line.starts_with(b"#") {
@@ -170,7 +172,7 @@ fn parse_line(line: &[u8]) -> Option<(bool, Pattern)> {
     Some((include, Pattern::new(text, Dialect::Gitignore)?))
 }
 
-/// A line without the spaces at its end, save one that a `\` stands before.
+/// Strips the spaces at the end of a line, except one that follows a `\`.
 fn without_trailing_spaces(line: &[u8]) -> &[u8] {
     let Some(end) = line.iter().rposition(|&byte| byte != b' ') else { return &[] };
     let escapes =
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_matching_rule_wins() {
+    fn first_matching_rule_wins() {
         let filter = filter(&["+ keep.o", "- *.o", "- tmp/"], &[]);
         assert!(filter.excludes(&path("d/a.o"), false));
         assert!(!filter.excludes(&path("d/keep.o"), false));
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_ignore_file_and_its_last_line_win() {
+    fn nearest_ignore_file_and_its_last_line_win() {
         let filter =
             filter(&[], &[("", "# comment\n*.log\n/build\n\n!important.log\n"), ("d", "!*.log\nx.log\r\n")]);
         assert!(filter.excludes(&path("a.log"), false));
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_in_an_excluded_directory_is_excluded() {
+    fn entry_in_an_excluded_directory_is_excluded() {
         let filter = filter(&[], &[("", "node_modules/")]);
         assert!(filter.excludes_within(&path("a/node_modules/b/c.js"), false));
         assert!(!filter.excludes_within(&path("a/modules/b/c.js"), false));
@@ -276,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_oversized_ignore_file_is_not_honoured() {
+    fn oversized_ignore_file_is_not_accepted() {
         let text = vec![b'a'; IGNORE_BYTES_MAX + 1];
         assert!(!Filter::default().add(IgnoreFile { directory: Vec::new(), text }));
     }

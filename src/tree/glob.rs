@@ -1,17 +1,17 @@
-//! A pattern's wildcards, compiled, and their comparison with a text.
+//! Globs: compiled wildcards of a pattern, and their comparison with a text.
 //!
-//! A pattern is a sequence of segments of fixed length with gaps between them. No wildcard but a
-//! literal `/` matches a slash within a component, so the leftmost place of a segment is always the
-//! right one: nothing that was placed is tried again, whoever wrote the pattern. A comparison costs
-//! at most the pattern's length times the text's, and a text that is shorter than the segments
-//! together costs nothing.
+//! A pattern is a sequence of segments of fixed length with gaps between them. Within a component
+//! only a literal `/` matches a slash, so the leftmost place of a segment is always right. No
+//! placed segment is ever tried again, whoever wrote the pattern. A comparison costs at most the
+//! pattern's length times the text's. A text that is shorter than all segments together costs
+//! nothing.
 
 /// A compiled sequence of wildcards and literals. It matches a whole text or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Glob {
-    /// Broken, so that it matches nothing: an unclosed `[`, a `\` at the end.
+    /// A malformed pattern, which matches nothing: an unclosed `[`, a `\` at the end.
     Never,
-    /// This text.
+    /// Exactly this text.
     Literal(Box<[u8]>),
     /// `*` and this text, in one component.
     Ending(Box<[u8]>),
@@ -24,7 +24,7 @@ pub(super) enum Glob {
 pub(super) struct Pieces {
     /// Length of all segments together, in bytes.
     bytes: usize,
-    /// The bytes that every matching text holds.
+    /// The bytes that every matching text contains.
     needed: Set,
     pieces: Box<[Piece]>,
 }
@@ -35,14 +35,14 @@ struct Piece {
     segment: Segment,
 }
 
-/// What may lie before a segment.
+/// The bytes allowed before a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Gap {
     /// Nothing.
     None,
     /// `*`: bytes of one component.
     Within,
-    /// `**`: bytes.
+    /// `**`: any bytes.
     Across,
     /// gitignore's `**/`: nothing, or bytes that end in `/`.
     Components,
@@ -67,11 +67,11 @@ enum Token {
 /// A set of bytes.
 pub(super) type Set = [u64; 4];
 
-/// Why an attempt to place a group of segments ends.
+/// Result of an attempt to place a group of segments.
 enum Attempt {
-    /// They end here.
+    /// The group is placed and ends here.
     Placed(usize),
-    /// The first segment does not match where it was tried.
+    /// The first segment does not match at the start of the attempt.
     Elsewhere,
     /// The component ends too early. No start in the component of the first segment does better.
     NextComponent,
@@ -106,8 +106,8 @@ impl Glob {
         compiler.finish()
     }
 
-    /// Whether all of `text` matches. `held` gives the bytes of `text`, or of a longer one that
-    /// holds it.
+    /// True if all of `text` matches. `held` gives the bytes of `text`, or of a longer text that
+    /// contains it.
     pub(super) fn matches<'a>(&self, text: &[u8], held: impl FnOnce() -> &'a Set) -> bool {
         match self {
             Self::Never => false,
@@ -121,14 +121,14 @@ impl Glob {
 }
 
 impl Pieces {
-    /// Looks at what costs little and most texts fail.
+    /// Makes the cheap checks, which most texts fail.
     fn may_match<'a>(&self, text: &[u8], held: impl FnOnce() -> &'a Set) -> bool {
         text.len() >= self.bytes
             && self.pieces.last().is_some_and(|last| last.segment.ends(text))
             && self.needed.iter().zip(held()).all(|(needed, held)| needed & !held == 0)
     }
 
-    /// Places one group of segments after the other, where [`Self::may_match`].
+    /// Places the groups of segments one after the other, after [`Self::may_match`].
     fn match_now(&self, text: &[u8]) -> bool {
         let mut rest = &*self.pieces;
         let mut at = 0;
@@ -145,8 +145,8 @@ impl Pieces {
     }
 }
 
-/// Places a group of segments, with no more than components' insides between them, as far left as
-/// it goes from `at` on. The last group ends where the text ends.
+/// Places a group of segments as far left as possible from `at` on. Within the group only `*`
+/// separates segments. The last group ends where the text ends.
 fn place(group: &[Piece], gap: Gap, text: &[u8], at: usize, is_last: bool) -> Option<usize> {
     let mut start = at;
     loop {
@@ -166,8 +166,8 @@ fn next_component(text: &[u8], at: usize) -> Option<usize> {
     text.get(at..)?.iter().position(|&byte| byte == b'/').map(|slash| at + slash + 1)
 }
 
-/// Tries to place a group whose first segment begins at `start`; a last segment after a `**` begins
-/// where it may.
+/// Tries to place a group whose first segment begins at `start`. A last segment after a `**` may
+/// begin later.
 fn attempt(group: &[Piece], gap: Gap, text: &[u8], start: usize, is_last: bool) -> Attempt {
     let mut at = start;
     for (number, piece) in group.iter().enumerate() {
@@ -177,7 +177,7 @@ fn attempt(group: &[Piece], gap: Gap, text: &[u8], start: usize, is_last: bool) 
         };
         let moves = number > 0;
         let found = if is_last && number + 1 == group.len() {
-            // Where the text ends; that it matches there is known.
+            // The segment must end where the text ends; it is known to match there.
             match (moves, gap) {
                 (true, _) if text.get(at..latest).is_some_and(|between| between.contains(&b'/')) => {
                     return Attempt::NextComponent;
@@ -232,7 +232,7 @@ impl Segment {
         text.len().checked_sub(self.length()).is_some_and(|at| self.is_at(text, at))
     }
 
-    /// The first place from `at` to `latest` that no slash lies before.
+    /// The first match from `at` to `latest` with no slash before it.
     fn find(&self, text: &[u8], at: usize, latest: usize) -> Option<usize> {
         if let Self::Literal(bytes) = self
             && let Some(&first) = bytes.first()
@@ -252,7 +252,7 @@ impl Segment {
     }
 }
 
-/// [`Segment::find`] for what is literal and does not begin with a slash.
+/// [`Segment::find`] for a literal that does not begin with a slash.
 fn find_literal(bytes: &[u8], first: u8, text: &[u8], mut at: usize, latest: usize) -> Option<usize> {
     loop {
         let between = text.get(at..=latest)?;
@@ -278,7 +278,7 @@ impl Token {
     }
 }
 
-/// The bytes of a text.
+/// The set of a text's bytes.
 pub(super) fn bytes_of(text: &[u8]) -> Set {
     let mut set = Set::default();
     text.iter().for_each(|&byte| insert(&mut set, byte));
@@ -295,7 +295,7 @@ fn insert(set: &mut Set, byte: u8) {
     }
 }
 
-/// Gathers pieces.
+/// Compiles a pattern into pieces.
 struct Compiler {
     gap: Gap,
     tokens: Vec<Token>,
@@ -308,8 +308,8 @@ impl Compiler {
         Self { gap, tokens: Vec::new(), pieces: Vec::new(), is_broken: false }
     }
 
-    /// Reads a pattern. `gap` is told of the byte before some stars, of their number and of what
-    /// follows; its answer is the gap that they stand for and the rest to be read.
+    /// Reads a pattern. `gap` gets the byte before some stars, their number and the rest of the
+    /// text. It returns the gap that they stand for and the rest to read.
     fn run(&mut self, text: &[u8], gap: impl Fn(Option<u8>, usize, &[u8]) -> (Gap, &[u8])) {
         let mut rest = text;
         let mut before = None;
@@ -319,7 +319,7 @@ impl Compiler {
                 b'*' => {
                     let more = after.iter().take_while(|&&next| next == b'*').count();
                     let (gap, after) = gap(before, more + 1, after.get(more..).unwrap_or_default());
-                    // A `**/` took its slash along.
+                    // A `**/` includes its slash.
                     before = Some(if gap == Gap::Components { b'/' } else { b'*' });
                     self.close(gap);
                     rest = after;
@@ -349,8 +349,8 @@ impl Compiler {
 
     /// Ends a segment.
     fn close(&mut self, next: Gap) {
-        // What follows directly on a `**/` and spans directories too takes its place: no number of
-        // them costs more.
+        // A second wildcard that spans directories, directly after a `**/`, takes its place: so any
+        // number of them costs no more.
         if self.tokens.is_empty()
             && self.gap == Gap::Components
             && matches!(next, Gap::Components | Gap::Across)
@@ -391,13 +391,13 @@ impl Compiler {
     }
 }
 
-/// The token of a `[…]` whose bracket has been read, and what follows; `None` where it is not
-/// closed, or names a class that does not exist.
+/// Parses a `[…]` whose bracket has been read; also returns the rest. `None` if it is not closed,
+/// or names a class that does not exist.
 fn class(text: &[u8]) -> Option<(Token, &[u8])> {
     let negated = matches!(text.first(), Some(b'!' | b'^'));
     let mut rest = if negated { text.get(1..)? } else { text };
     let mut set = Set::default();
-    // The lower end of a range, should a `-` follow.
+    // The lower end of a range, in case a `-` follows.
     let mut low = None;
     let mut is_first = true;
     loop {
@@ -455,7 +455,7 @@ fn class(text: &[u8]) -> Option<(Token, &[u8])> {
     Some((token, rest))
 }
 
-/// Whether a byte belongs to a class.
+/// Tests whether a byte belongs to a class.
 type Members = fn(&u8) -> bool;
 
 /// The members of `[:name:]`.

@@ -2,22 +2,22 @@
 
 use crate::tree::path::TreePath;
 
-/// Paths that stay with all below them: filesystems that are mounted below the root, and
+/// Paths that stay with everything below them: filesystems that are mounted below the root, and
 /// directories whose content could not be listed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Kept {
-    /// In order, none below another.
+    /// In order; none is below another.
     tops: Vec<TreePath>,
 }
 
 impl Kept {
-    /// These paths, and all that is below them.
+    /// Keeps these paths, and everything below them.
     #[must_use]
     pub fn new(mut paths: Vec<TreePath>) -> Self {
         paths.sort_unstable();
         let mut tops: Vec<TreePath> = Vec::new();
         for path in paths {
-            // What lies below a directory follows it directly.
+            // Paths below a directory follow it directly.
             if tops.last().is_none_or(|last| *last != path && !path.is_below(last)) {
                 tops.push(path);
             }
@@ -25,7 +25,7 @@ impl Kept {
         Self { tops }
     }
 
-    /// Whether an entry must not be removed: it is such a path, lies below one, or holds one.
+    /// True if an entry must not be removed: it is such a path, is below one, or holds one.
     #[must_use]
     pub fn holds(&self, path: &TreePath) -> bool {
         let next = self.tops.partition_point(|top| top <= path);
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_above_at_or_below_stays_and_neighbours_go() {
+    fn paths_above_at_or_below_stay_and_neighbours_go() {
         let kept = Kept::new(["m/b", "x", "m/b/c", "m.x"].map(path).to_vec());
         for stays in ["m", "m/b", "m/b/c", "m/b/c/d", "m/b/z", "x", "x/y", "m.x"] {
             assert!(kept.holds(&path(stays)), "{stays}");

@@ -1,11 +1,11 @@
-//! `Manifest`: a whole tree as a list, and its form on the wire.
+//! `Manifest`: a whole tree as a list, and its wire form.
 //!
-//! A manifest is *sorted* (in [`TreePath`] order, no path twice) and *closed* (the parent of every entry is a
-//! directory of the same manifest), so a receiver can walk it in lock step with its own and never meets an
-//! entry whose parent it has not seen. Both are checked when it is decoded: a symlink `d` followed by `d/f`
-//! is not a manifest.
+//! A manifest is *sorted* (in [`TreePath`] order, no path twice) and *closed* (the parent of every
+//! entry is a directory of the same manifest). So a receiver can walk it in lock step with its own,
+//! and never meets an entry whose parent it has not seen. The decoder checks both: a symlink `d`
+//! followed by `d/f` is not a manifest.
 //!
-//! On the wire it is cut into [`block`](crate::tree::block)s.
+//! On the wire a manifest is cut into [`block`](crate::tree::block)s.
 
 use std::cmp::Ordering;
 
@@ -15,18 +15,19 @@ use crate::tree::path::{PathError, TreePath};
 use crate::tree::path_ref::PathRef;
 use crate::tree::table::Table;
 
-/// Most entries of one tree. At 28 bytes and a name each this is what a receiver can be made to
-/// hold.
+/// Most entries of one tree. At 28 bytes and a name each, they bound the memory that a peer can
+/// make a receiver use.
 pub const ENTRIES_MAX: usize = 4_000_000;
 
-/// Most bytes of paths and link targets of one tree. Front coding makes a path of 8 KiB out of ten bytes on
-/// the wire, so the number of entries alone bounds nothing; this is 128 bytes for each of the most entries.
+/// Most bytes of paths and link targets of one tree: 128 bytes for each of the most entries. Front
+/// coding makes a path of 8 KiB out of ten bytes on the wire, so the number of entries alone bounds
+/// nothing.
 pub const TEXT_BYTES_MAX: usize = 512 << 20;
 
 /// Most bytes of all files of one tree together: an exbibyte, so that sums of them never overflow.
 pub const CONTENT_BYTES_MAX: u64 = 1 << 60;
 
-/// Why bytes are not a manifest.
+/// The reason why bytes are not a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// The block does not have the form of a block.
@@ -41,7 +42,7 @@ pub enum ManifestError {
     /// An entry's parent is not a directory of the manifest.
     #[error("the manifest lists {0} without its directory")]
     Orphan(TreePath),
-    /// A size, mode, time or link target is outside what is allowed.
+    /// A size, mode, time or link target is outside the allowed range.
     #[error("the manifest gives {0} an impossible {1}")]
     Field(TreePath, &'static str),
     /// More than [`ENTRIES_MAX`] entries.
@@ -65,7 +66,7 @@ impl Manifest {
     /// Makes a manifest of entries that are in order.
     ///
     /// # Errors
-    /// [`ManifestError`] where they are not sorted, closed and within limits.
+    /// [`ManifestError`] if they are not sorted, closed and within limits.
     pub fn new(entries: Vec<Entry>) -> Result<Self, ManifestError> {
         let mut builder = Builder::default();
         entries.iter().try_for_each(|entry| builder.add(entry.view()))?;
@@ -99,19 +100,19 @@ impl Manifest {
         (0..self.end()).filter_map(|id| Some((id, self.get(id)?)))
     }
 
-    /// How many entries there are.
+    /// Number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.table.len()
     }
 
-    /// Whether there is no entry.
+    /// True if there is no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How long all files together are, in bytes.
+    /// Length of all files together, in bytes.
     #[must_use]
     pub fn content_bytes(&self) -> u64 {
         self.entries().map(|entry| entry.size()).sum()
@@ -133,7 +134,7 @@ impl Manifest {
         None
     }
 
-    /// The wire form, block by block: the same for equal manifests.
+    /// The wire form, block by block. Equal manifests have equal blocks.
     pub fn blocks(&self) -> impl Iterator<Item = Vec<u8>> {
         let mut entries = self.entries();
         let mut block = BlockWriter::default();
@@ -154,11 +155,11 @@ impl Manifest {
     }
 }
 
-/// Puts a manifest together, and checks that it becomes one.
+/// Builds a manifest, and checks that it is one.
 #[derive(Debug, Default)]
 pub struct Builder {
     manifest: Manifest,
-    /// The directories above the last entry, and itself if it is one.
+    /// The directories above the last entry, and the entry itself if it is one.
     ancestors: Vec<u32>,
     text_bytes: usize,
     content_bytes: u64,
@@ -168,8 +169,8 @@ impl Builder {
     /// Takes in the next block.
     ///
     /// # Errors
-    /// [`ManifestError`] for anything that is not the next block of a manifest; nothing of it is to be used
-    /// afterwards.
+    /// [`ManifestError`] for anything that is not the next block of a manifest. The builder must
+    /// not be used afterwards.
     pub fn push(&mut self, block: &[u8]) -> Result<(), ManifestError> {
         BlockReader::new(block).try_for_each(|entry| self.add(entry?.view()))
     }
@@ -212,19 +213,19 @@ impl Builder {
         Ok(())
     }
 
-    /// How many entries have arrived.
+    /// Number of entries so far.
     #[must_use]
     pub fn len(&self) -> usize {
         self.manifest.len()
     }
 
-    /// Whether nothing has arrived.
+    /// True if there are no entries yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.manifest.is_empty()
     }
 
-    /// The manifest of everything so far.
+    /// The manifest of all entries so far.
     #[must_use]
     pub fn finish(mut self) -> Manifest {
         self.manifest.table.shrink();
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_survives_the_wire() {
+    fn manifest_survives_the_wire() {
         let mut entries = vec![entry("d", Kind::Directory)];
         entries.extend((0..5000).map(|n| file(&format!("d/{n:05}"))));
         entries.push(entry("l", Kind::Symlink { target: b"../\xff"[..].into() }));
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unsorted_doubled_or_orphaned_is_refused() {
+    fn unsorted_doubled_or_orphaned_entries_are_refused() {
         let link = |path: &str| entry(path, Kind::Symlink { target: b"/etc"[..].into() });
         for entries in [
             vec![file("b"), file("a")],
@@ -289,12 +290,13 @@ mod tests {
 
     #[test]
     fn paths_are_bounded_by_their_bytes_and_not_by_their_number() {
-        // One deep directory, and in it a file a few bytes long on the wire and 8,000 in memory.
+        // One deep directory, and in it files that take a few bytes on the wire and 8,000 in
+        // memory.
         let deep: Vec<String> = (1..=32).map(|depth| vec!["d".repeat(249); depth].join("/")).collect();
         let mut builder = Builder::default();
         let directories: Vec<Entry> = deep.iter().map(|path| entry(path, Kind::Directory)).collect();
         builder.push(&encode_block(&directories)).unwrap();
-        // The text is counted before it is kept, so it is enough to begin near the limit.
+        // The text is counted before it is stored, so the test can begin near the limit.
         builder.text_bytes = TEXT_BYTES_MAX - 1_000_000;
         let files: Vec<Entry> = (0..1000).map(|n| file(&format!("{}/{n:03}", deep[31]))).collect();
         let block = encode_block(&files);

@@ -1,4 +1,5 @@
-//! Trees: names, entries and what differs between two of them. Knows no disk and no peers.
+//! Trees: names, entries and the differences of two trees. This layer knows neither the disk nor
+//! peers.
 
 pub mod block;
 pub mod change;

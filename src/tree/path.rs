@@ -1,23 +1,24 @@
-//! `TreePath`: the name of something below a root, checked once at the door.
+//! `TreePath`: the path of an entry below a root, checked once when it is made.
 //!
-//! Every name that a peer can send becomes a `TreePath` or an error before anything else sees it, so no
-//! other code has to ask whether a name climbs out of its root.
+//! Every name that a peer can send becomes a `TreePath` or an error before any other code sees it.
+//! So no other code has to ask whether a name climbs out of its root.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 
-/// The directory, below every destination root, that holds what is not finished yet. No tree may contain it.
+/// The directory for unfinished files, directly below every destination root. No tree may contain
+/// it.
 pub const STATE_DIR: &str = ".ksync";
 
-/// Longest component: what every common filesystem allows (`NAME_MAX`), in bytes.
+/// Longest component in bytes: the limit of every common filesystem (`NAME_MAX`).
 pub const COMPONENT_BYTES_MAX: usize = 255;
 
-/// Longest path, in bytes. Twice Linux's `PATH_MAX`: paths are walked by directory handles, so the kernel's
-/// limit does not bind, but a peer must not be able to grow a path without end.
+/// Longest path, in bytes: twice Linux's `PATH_MAX`. Paths are walked by directory handles, so the
+/// kernel's limit does not bind. But a peer must not be able to grow a path without end.
 pub const PATH_BYTES_MAX: usize = 8192;
 
-/// Why a name is not a `TreePath`.
+/// The reason why a name is not a `TreePath`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     /// The path has no bytes.
@@ -42,13 +43,15 @@ pub enum PathError {
     #[error("a path of {0} bytes is longer than 8192")]
     TooLong(usize),
     /// A component is [`STATE_DIR`], in any mixture of cases.
-    #[error("`.ksync` is reserved for what ksync itself keeps")]
+    #[error("`.ksync` is reserved for ksync's own files")]
     Reserved,
 }
 
-/// A relative path of one or more components, each neither empty, `.`, `..` nor `.ksync`; bytes, not text.
+/// A relative path of one or more components; bytes, not text. No component is empty, `.`, `..` or
+/// `.ksync`.
 ///
-/// Ordered component by component, so that a directory stands directly before everything in it.
+/// Paths are ordered component by component, so a directory stands directly before everything in
+/// it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct TreePath(Box<[u8]>);
 
@@ -56,7 +59,7 @@ impl TreePath {
     /// Checks `bytes`.
     ///
     /// # Errors
-    /// Says which rule of [`PathError`] the bytes break.
+    /// The rule of [`PathError`] that the bytes break.
     pub fn new(bytes: impl Into<Box<[u8]>>) -> Result<Self, PathError> {
         let bytes = bytes.into();
         if bytes.is_empty() {
@@ -72,7 +75,7 @@ impl TreePath {
         Ok(Self(bytes))
     }
 
-    /// The path of bytes that were checked already.
+    /// Makes a path of bytes that were checked already.
     pub(super) fn of_checked(bytes: Vec<u8>) -> Self {
         Self(bytes.into())
     }
@@ -80,7 +83,8 @@ impl TreePath {
     /// The child `name` of this directory.
     ///
     /// # Errors
-    /// As [`TreePath::new`]; a `name` with a slash in it is more than one component, which is allowed.
+    /// As [`TreePath::new`]. A `name` with a slash in it is more than one component, which is
+    /// allowed.
     pub fn join(&self, name: &[u8]) -> Result<Self, PathError> {
         let mut bytes = Vec::with_capacity(self.0.len() + 1 + name.len());
         bytes.extend_from_slice(&self.0);
@@ -106,7 +110,7 @@ impl TreePath {
         self.split_last().1
     }
 
-    /// The directory that holds this entry; `None` where that is the root itself.
+    /// The directory that holds this entry; `None` if it is the root.
     #[must_use]
     pub fn parent(&self) -> Option<Self> {
         // A prefix of a checked path that ends at a slash is itself a checked path.
@@ -125,22 +129,22 @@ impl TreePath {
         }
     }
 
-    /// Whether this path lies somewhere below `directory`.
+    /// True if this path is anywhere below `directory`.
     #[must_use]
     pub fn is_below(&self, directory: &Self) -> bool {
         self.0.strip_prefix(&*directory.0).is_some_and(|rest| rest.starts_with(b"/"))
     }
 
-    /// The path for eyes: lossy text in which control, formatting and invalid bytes are escaped, so that a
-    /// name from a peer cannot steer a terminal.
+    /// The path for display: lossy text with control, formatting and invalid bytes escaped, so that
+    /// a name from a peer cannot steer a terminal.
     #[must_use]
     pub fn display(&self) -> Cow<'_, str> {
         escape(&self.0)
     }
 }
 
-/// Any bytes for eyes: valid UTF-8 stays, control, bidirectional and other invisible formatting characters
-/// become `\u{…}`, bytes that are not UTF-8 become `\xNN`, and a backslash is doubled.
+/// Any bytes for display. Valid UTF-8 stays. Control, bidirectional and other invisible formatting
+/// characters become `\u{…}`, bytes that are not UTF-8 become `\xNN`, and a backslash is doubled.
 #[must_use]
 pub fn escape(bytes: &[u8]) -> Cow<'_, str> {
     if let Ok(text) = std::str::from_utf8(bytes)
@@ -167,7 +171,8 @@ pub fn escape(bytes: &[u8]) -> Cow<'_, str> {
 fn needs_escape(character: char) -> bool {
     character.is_control()
         || character == '\\'
-        // Bidirectional controls, zero-width characters, line separators, tags and the byte order mark.
+        // Bidirectional controls, zero-width characters, line separators, tags and the byte order
+        // mark.
         || matches!(u32::from(character), 0x061c | 0x200b..=0x200f | 0x2028..=0x202e | 0x2060..=0x206f | 0xfeff
             | 0xe0000..=0xe007f)
 }
@@ -190,7 +195,8 @@ fn check_component(component: &[u8]) -> Result<(), PathError> {
 
 impl Ord for TreePath {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Comparing bytes with `/` below every other byte is comparing component by component.
+        // Comparing bytes with `/` below every other byte is the same as comparing component by
+        // component.
         let rank = |&byte: &u8| if byte == b'/' { 0 } else { u16::from(byte) + 1 };
         self.0.iter().map(rank).cmp(other.0.iter().map(rank))
     }
@@ -256,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_stands_directly_before_its_content() {
+    fn directory_stands_directly_before_its_content() {
         let mut paths = [&b"a.b"[..], b"a/b/c", b"a", b"a/b", b"a b", b"b", b"a/b.c"].map(path);
         paths.sort();
         let sorted: Vec<_> = paths.iter().map(|path| path.as_bytes()).collect();
@@ -274,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_steer_a_terminal_is_escaped() {
+    fn characters_that_could_steer_a_terminal_are_escaped() {
         assert_eq!(escape("grüße".as_bytes()), "grüße");
         assert_eq!(escape(b"a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
         assert_eq!(escape("a\u{202e}b".as_bytes()), "a\\u{202e}b");

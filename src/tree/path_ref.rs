@@ -1,15 +1,14 @@
-//! `PathRef`: a [`TreePath`] that lies in somebody else's memory, in two pieces: its directory and
-//! its name.
+//! `PathRef`: a borrowed [`TreePath`] in two pieces, its directory and its name.
 //!
-//! A manifest keeps the path of each directory once and of everything else the name alone, so a
-//! borrowed path has no bytes in a row that it could lend.
+//! A manifest stores the full path of each directory once, and of all other entries only the name.
+//! So a borrowed path has no contiguous bytes to lend.
 
 use std::cmp::Ordering;
 use std::fmt;
 
 use crate::tree::path::{TreePath, escape};
 
-/// A borrowed path: checked as a [`TreePath`] is, and ordered as one.
+/// A borrowed path: checked and ordered as a [`TreePath`] is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PathRef<'a> {
     directory: Option<&'a [u8]>,
@@ -17,7 +16,8 @@ pub struct PathRef<'a> {
 }
 
 impl<'a> PathRef<'a> {
-    /// The path of `name` in `directory` (`None` is the root). Both were parts of a checked path.
+    /// The path of `name` in `directory` (`None` is the root). Both must be parts of a checked
+    /// path.
     pub(super) fn of_parts(directory: Option<&'a [u8]>, name: &'a [u8]) -> Self {
         Self { directory, name }
     }
@@ -28,13 +28,13 @@ impl<'a> PathRef<'a> {
         self.name
     }
 
-    /// The bytes of the directory that holds this entry; `None` where that is the root.
+    /// The bytes of the directory that holds this entry; `None` if it is the root.
     #[must_use]
     pub fn directory(self) -> Option<&'a [u8]> {
         self.directory
     }
 
-    /// The directory that holds this entry; `None` where that is the root itself.
+    /// The directory that holds this entry; `None` if it is the root.
     #[must_use]
     pub fn parent(self) -> Option<Self> {
         let directory = self.directory?;
@@ -50,7 +50,7 @@ impl<'a> PathRef<'a> {
         above.into_iter().flatten().chain(std::iter::once(self.name))
     }
 
-    /// How many bytes the path has; never none.
+    /// Length of the path in bytes, never 0.
     #[must_use]
     #[allow(clippy::len_without_is_empty)]
     pub fn len(self) -> usize {
@@ -69,13 +69,13 @@ impl<'a> PathRef<'a> {
         bytes
     }
 
-    /// The same path with memory of its own.
+    /// Copies the path into memory of its own.
     #[must_use]
     pub fn to_path(self) -> TreePath {
         TreePath::of_checked(self.to_vec())
     }
 
-    /// Whether this path lies somewhere below `directory`.
+    /// True if this path is anywhere below `directory`.
     #[must_use]
     pub fn is_below<'p>(self, directory: impl Into<PathRef<'p>>) -> bool {
         let (above, top) = (self.directory.unwrap_or_default(), directory.into());
@@ -89,14 +89,14 @@ impl<'a> PathRef<'a> {
         self.directory.is_some() && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
     }
 
-    /// Whether these are the path's bytes.
+    /// True if these are the path's bytes.
     pub(super) fn is(self, path: &[u8]) -> bool {
         let Some(above) = self.directory else { return path == self.name };
         let rest = path.strip_prefix(above).and_then(|rest| rest.strip_prefix(b"/"));
         rest == Some(self.name)
     }
 
-    /// How many bytes it begins with that `other` begins with too.
+    /// Number of bytes at the beginning that `other` shares.
     pub(super) fn shared_bytes(self, other: &[u8]) -> usize {
         let common = |one: &[u8], other: &[u8]| one.iter().zip(other).take_while(|(a, b)| a == b).count();
         let Some(above) = self.directory else { return common(self.name, other) };
@@ -107,7 +107,7 @@ impl<'a> PathRef<'a> {
         }
     }
 
-    /// Makes `bytes` this path's, the first `kept` of which they are already.
+    /// Turns `bytes` into this path's bytes; the first `kept` of them are so already.
     pub(super) fn write_to(self, bytes: &mut Vec<u8>, kept: usize) {
         bytes.truncate(kept);
         if let Some(above) = self.directory {
@@ -124,14 +124,14 @@ impl<'a> PathRef<'a> {
     }
 }
 
-/// Orders bytes so that comparing them is comparing component by component.
+/// Ranks bytes so that comparing ranks is the same as comparing component by component.
 fn rank(byte: u8) -> u16 {
     if byte == b'/' { 0 } else { u16::from(byte) + 1 }
 }
 
 impl Ord for PathRef<'_> {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Neighbours in a tree share their directory, and a name holds no slash.
+        // Neighbours in a tree share their directory, and a name has no slash.
         if self.directory == other.directory {
             return self.name.cmp(other.name);
         }
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_borrowed_path_is_ordered_nested_and_split_as_its_owner() {
+    fn borrowed_path_is_ordered_nested_and_split_as_its_owner() {
         let texts = [
             "a", "a/b", "a/b/c", "a/b/c/d", "a/b.c", "a.b", "a b", "a b/c", "b", "ab", "ab/c", "a/bc/d",
             "a/b/cd", "b/a", "\u{e9}/x",

@@ -1,4 +1,4 @@
-//! Wildcards over paths, in the two dialects that people know: rsync's filter patterns and gitignore.
+//! Wildcards over paths, in two well-known dialects: rsync's filter patterns and gitignore.
 //!
 //! Parsing decides which part of a path a pattern is compared with; `Glob` compares. Both follow
 //! the programs that own the dialect: rsync's `exclude.c` and `wildmatch.c`, git's `dir.c` and
@@ -8,7 +8,7 @@ use std::cell::OnceCell;
 
 use crate::tree::glob::{Glob, Set, bytes_of};
 
-/// Whose rules a pattern follows where they differ.
+/// The program whose rules a pattern follows where they differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     /// rsync's `--exclude` and `--include`.
@@ -23,7 +23,7 @@ pub struct Pattern {
     place: Place,
     directories_only: bool,
     glob: Glob,
-    /// rsync's `dir/***`: the part before it, which the directory itself matches.
+    /// The part before the stars of rsync's `dir/***`, which the directory itself matches.
     itself: Option<Glob>,
 }
 
@@ -32,14 +32,14 @@ pub struct Pattern {
 enum Place {
     /// The last component.
     Name,
-    /// The last components, so many of them. A shorter path never matches.
+    /// The last components, this many of them. A shorter path never matches.
     Tail(usize),
-    /// All of it.
+    /// The whole path.
     Path,
 }
 
 impl Pattern {
-    /// Compiles `text`; `None` where it is empty.
+    /// Compiles `text`; `None` if it is empty.
     #[must_use]
     pub fn new(text: &[u8], dialect: Dialect) -> Option<Self> {
         match dialect {
@@ -52,15 +52,15 @@ impl Pattern {
     fn rsync(text: &[u8]) -> Self {
         let directories_only = text.len() > 1 && text.ends_with(b"/");
         let text = if directories_only { text.strip_suffix(b"/").unwrap_or(text) } else { text };
-        // rsync counts the slashes of the text and looks for `**` in it before it knows escapes and
-        // classes.
+        // rsync counts the slashes of the text, and looks for `**` in it, before it handles escapes
+        // and classes.
         let slashes = text.iter().filter(|&&byte| byte == b'/').count();
         let spans = text.windows(2).any(|pair| pair == b"**");
         let is_wild = text.iter().any(|byte| b"*[?".contains(byte));
         let (anchored, body) = text.strip_prefix(b"/").map_or((false, text), |body| (true, body));
         let pattern = |place, glob| Self { place, directories_only, glob, itself: None };
         if !is_wild {
-            // A backslash is an ordinary byte where no wildcard needs it.
+            // A backslash is an ordinary byte if the pattern has no wildcard.
             let place = match (anchored, slashes) {
                 (true, _) => Place::Path,
                 (false, 0) => Place::Name,
@@ -76,8 +76,8 @@ impl Pattern {
             };
             return pattern(place, Glob::rsync(body, false));
         }
-        // With `**` in it, a pattern that is not anchored may begin after any slash; a leading
-        // `**/` also matches nothing, so that what follows it may begin there too.
+        // A pattern with `**` that is not anchored may begin after any slash. A leading `**/` also
+        // matches nothing, so that the text after it may begin there too.
         let stars = body.iter().take_while(|&&byte| byte == b'*').count();
         let leads = !anchored && stars > 1 && body.get(stars) == Some(&b'/');
         let rest = if leads { body.get(stars + 1..).unwrap_or_default() } else { body };
@@ -99,7 +99,7 @@ impl Pattern {
         Self { place, directories_only, glob: Glob::gitignore(body), itself: None }
     }
 
-    /// Whether the pattern matches.
+    /// True if the pattern matches.
     #[must_use]
     pub fn matches(&self, named: &Named<'_>) -> bool {
         if self.directories_only && !named.is_directory {
@@ -119,7 +119,7 @@ impl Pattern {
     }
 }
 
-/// An entry as patterns see it. What they have in common is found out once.
+/// An entry as patterns see it. Facts that several patterns need are computed once.
 #[derive(Debug)]
 pub struct Named<'a> {
     path: &'a [u8],
@@ -129,7 +129,7 @@ pub struct Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    /// The entry at `path`, relative to where the patterns were written.
+    /// The entry at `path`, relative to the place where the patterns were written.
     #[must_use]
     pub fn new(path: &'a [u8], is_directory: bool) -> Self {
         let name = path.iter().rposition(|&byte| byte == b'/').and_then(|slash| path.get(slash + 1..));
@@ -137,8 +137,7 @@ impl<'a> Named<'a> {
     }
 }
 
-/// What lies before the slash and the stars that a pattern ends in; `None` where no slash lies
-/// before them.
+/// The text before the slash and the stars that end a pattern; `None` if no slash precedes them.
 fn before_stars(text: &[u8]) -> Option<&[u8]> {
     let end = text.iter().rposition(|&byte| byte != b'*')? + 1;
     let before = text.get(..end)?.strip_suffix(b"/")?;
@@ -147,10 +146,10 @@ fn before_stars(text: &[u8]) -> Option<&[u8]> {
     before.get(..before.len() - escapes % 2)
 }
 
-/// The last `count` components of a path; `None` where it has fewer.
+/// The last `count` components of a path; `None` if it has fewer.
 fn tail(path: &[u8], count: usize) -> Option<&[u8]> {
     let mut slashes = path.iter().enumerate().rev().filter(|&(_, &byte)| byte == b'/').map(|(at, _)| at);
-    // The slash before the last `count` components, or the path's start where it has just as many.
+    // The slash before the last `count` components, or the path's start if it has exactly as many.
     match slashes.by_ref().take(count).enumerate().last() {
         Some((seen, slash)) if seen + 1 == count => path.get(slash + 1..),
         Some((seen, _)) if seen + 2 == count => Some(path),
@@ -211,7 +210,7 @@ mod tests {
                 ("**/***", &["foo", "foo/", "d/foo"], &[]),
                 ("***/foo", &["foo", "d/foo"], &["xfoo"]),
                 ("**foo", &["foo", "d/foo", "xfoo", "d/xfoo"], &["foox"]),
-                // Behind an anchor it does not, to rsync.
+                // For rsync an anchored one does not.
                 ("/**/foo", &["d/foo", "d/e/foo"], &["foo"]),
                 ("/**foo", &["foo", "xfoo", "d/foo"], &["foo/x"]),
             ],
@@ -239,7 +238,7 @@ mod tests {
                 ("[a-c-e]", &["b", "-", "e"], &["d"]),
                 ("[!-a]", &["b"], &["-", "a"]),
                 ("[^a]", &["b", "^"], &["a"]),
-                // A slash counts wherever it stands, and no class matches one.
+                // A slash counts anywhere in the text, and no class matches one.
                 ("[a/b]", &[], &["a", "b", "/", "d/a"]),
                 ("/[a/b]", &["a", "b"], &["c"]),
                 ("a[/]b", &[], &["a/b"]),

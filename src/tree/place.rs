@@ -1,46 +1,45 @@
-//! `Place` and `Pair`: which directory a tree is in, and what was known of a source and its copy.
+//! `Place` and `Pair`: the identity of a tree's directory, and facts about a source and its copy.
 //!
-//! Both are facts that one side tells the other. They decide only whether deletions need consent.
+//! One side tells these facts to the other. They decide only whether deletions need consent.
 
 use serde::{Deserialize, Serialize};
 
-/// Which directory, as hashes of what its system says. They are compared for equality only; 0 is
-/// not known.
+/// The identity of a directory, as hashes of facts that its system reports. They are compared for
+/// equality only; 0 means unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Place {
-    /// The filesystem: its type and the id that it keeps from one mount to the next.
+    /// The filesystem: its type and the id that it keeps across mounts.
     pub filesystem: u32,
-    /// The directory: its inode, and when that was made, since filesystems give its number to a new
-    /// one again.
+    /// The directory: its inode, and the inode's birth time, since filesystems reuse inode numbers.
     pub directory: u32,
-    /// The machine, since it was started.
+    /// The machine, as of its last boot.
     pub boot: u32,
 }
 
 impl Place {
-    /// Whether both are the same directory, as far as the filesystem tells.
+    /// True if both are the same directory, as far as the filesystem tells.
     #[must_use]
     pub fn is_same_directory(&self, other: &Self) -> bool {
         (self.filesystem, self.directory) == (other.filesystem, other.directory)
     }
 
-    /// Whether the machine was started anew between both.
+    /// True if the machine was rebooted between the two.
     #[must_use]
     pub fn is_of_another_boot(&self, other: &Self) -> bool {
         self.boot != 0 && other.boot != 0 && self.boot != other.boot
     }
 }
 
-/// A source and its copy, when the copy was complete last.
+/// A source and its copy, as of the last time when the copy was complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Pair {
     /// The source.
     pub source: Place,
     /// The copy.
     pub destination: Place,
-    /// Whether the source held nothing.
+    /// True if the source was empty.
     pub was_empty: bool,
-    /// Whether ksync made the copy's own directory, so that its mode and time follow the source's.
+    /// True if ksync made the copy's own directory, so that its mode and time follow the source's.
     pub is_own: bool,
 }
 
@@ -49,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_told_from_others_and_a_start_of_the_machine_too() {
+    fn place_distinguishes_directories_and_boots() {
         let place = Place { filesystem: 1, directory: 2, boot: 4 };
         assert!(place.is_same_directory(&Place { boot: 9, ..place }));
         for other in [Place { filesystem: 9, ..place }, Place { directory: 9, ..place }] {

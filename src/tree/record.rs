@@ -1,10 +1,10 @@
-//! Records: what was offered, as bytes to be kept until the next time.
+//! Records: the stored form of a baseline.
 //!
-//! A record is the one canonical form of a manifest and the ignore files that belong to it, so two sides that
-//! have equal records have equal digests, and one digest names a whole tree.
+//! A record is the one canonical form of a manifest and its ignore files. So two sides with equal
+//! records have equal digests, and one digest names a whole tree.
 //!
 //! ```text
-//! u32 LE length │ the ignore files (postcard) │ { u32 LE length │ block } for each block of the manifest
+//! u32 LE length │ ignore files (postcard) │ { u32 LE length │ block } for each manifest block
 //! ```
 
 use std::fmt;
@@ -16,10 +16,10 @@ use crate::tree::entry::Entry;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::{Manifest, ManifestError};
 
-/// Hands the record of `manifest` and `ignores` to `sink`, piece by piece.
+/// Writes the record of `manifest` and `ignores` to `sink`, piece by piece.
 ///
 /// # Errors
-/// What `sink` gives.
+/// The errors of `sink`.
 pub fn write(
     manifest: &Manifest,
     ignores: &[IgnoreFile],
@@ -31,7 +31,7 @@ pub fn write(
         Err(error) => unreachable!("encoding ignore files: {error}"),
     };
     for section in std::iter::once(ignores).chain(manifest.blocks()) {
-        // A block has a megabyte or so, all ignore files together have a few.
+        // A block has about a megabyte, all ignore files together have a few.
         sink(&u32::try_from(section.len()).unwrap_or(u32::MAX).to_le_bytes())?;
         sink(&section)?;
     }
@@ -53,8 +53,8 @@ pub fn digest(manifest: &Manifest, ignores: &[IgnoreFile]) -> Hash {
     }
 }
 
-/// A record that was read back. Its entries stay encoded until they are needed, one after the other: a third
-/// of what they take otherwise.
+/// A record that was read back. Its entries stay encoded and are decoded one at a time: that takes
+/// a third of the memory.
 pub struct Record {
     digest: Hash,
     ignores: Vec<IgnoreFile>,
@@ -62,7 +62,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// The record with these bytes; `None` where they are none from the first byte on.
+    /// Reads a record; `None` if the bytes do not begin like one.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Option<Self> {
         let digest = Hash::of(&bytes);
@@ -77,19 +77,19 @@ impl Record {
         })
     }
 
-    /// Its digest.
+    /// The record's digest.
     #[must_use]
     pub fn digest(&self) -> Hash {
         self.digest
     }
 
-    /// The ignore files in it.
+    /// The record's ignore files.
     #[must_use]
     pub fn ignores(&self) -> &[IgnoreFile] {
         &self.ignores
     }
 
-    /// The ignore files and the entries in it.
+    /// The record's ignore files and entries.
     #[must_use]
     pub fn into_parts(self) -> (Vec<IgnoreFile>, Entries) {
         (self.ignores, self.entries)
@@ -102,7 +102,7 @@ impl fmt::Debug for Record {
     }
 }
 
-/// The entries of a record in order. Whoever kept it may have damaged it: nothing follows an error.
+/// The entries of a record in order. The stored bytes may be damaged; nothing follows an error.
 pub struct Entries {
     bytes: Vec<u8>,
     at: usize,
@@ -157,7 +157,7 @@ mod tests {
     use crate::tree::change::testing::{entries, ignores, record_bytes};
 
     #[test]
-    fn a_record_comes_back_and_its_digest_names_it() {
+    fn record_comes_back_and_its_digest_names_it() {
         for count in [0, 1, 5000] {
             let manifest = Manifest::new(entries(count)).unwrap();
             for ignores in [Vec::new(), ignores("*.o\n")] {

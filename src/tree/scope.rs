@@ -1,7 +1,8 @@
-//! `Scope`: the parts of a tree that a round looks at, where it does not look at all of it.
+//! `Scope`: a subtree set, the parts of a tree that an incremental round covers.
 //!
-//! A round over a scope compares and changes what is in the scope and nothing else. So that what it lists is a
-//! manifest like any other, the directories above its parts are listed too, without what else is in them.
+//! An incremental round compares and changes entries in the scope and nothing else. The listing of
+//! a scope must be a manifest like any other. So it includes the directories above the parts,
+//! without their other entries.
 
 use std::collections::BTreeMap;
 
@@ -10,40 +11,40 @@ use serde::{Deserialize, Serialize};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{PathError, TreePath};
 
-/// Most parts of one scope. A round over more looks at the whole tree, which costs no more then.
+/// Most parts of one scope. A round over more parts scans the whole tree, which then costs no more.
 pub const PARTS_MAX: usize = 50_000;
 
-/// One part of a tree, as it travels.
+/// One part of a tree, in its wire form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
     /// Bytes of its path.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
-    /// Whether everything below it belongs to it.
+    /// True if the part is recursive: it includes everything below the path.
     pub deep: bool,
 }
 
-/// Parts of a tree, in order, none within another that is deep.
+/// Parts of a tree, in order. None is within another that is recursive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scope {
     parts: Vec<(TreePath, bool)>,
 }
 
-/// How an entry stands to a scope.
+/// The relation of an entry to a scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// It has nothing to do with it.
+    /// Neither the entry nor anything below it is in the scope.
     Outside,
-    /// It belongs to it, and nothing below it does.
+    /// The entry is in the scope, and nothing below it is.
     Alone,
-    /// Parts lie below it.
+    /// Parts are below the entry.
     Above,
-    /// It belongs to it with everything below it.
+    /// The entry is in the scope with everything below it.
     Deep,
 }
 
 impl Scope {
-    /// A scope of these parts: paths, each with whether everything below it belongs to it.
+    /// Makes a scope of these parts: paths, each with whether it is recursive.
     #[must_use]
     pub fn new(parts: impl IntoIterator<Item = (TreePath, bool)>) -> Self {
         let mut sorted: BTreeMap<TreePath, bool> = BTreeMap::new();
@@ -52,7 +53,7 @@ impl Scope {
         }
         let mut scope = Self::default();
         for (path, deep) in sorted {
-            // What lies below a directory follows it directly.
+            // Paths below a directory follow it directly.
             let is_covered =
                 scope.parts.last().is_some_and(|(last, last_deep)| *last_deep && path.is_below(last));
             if !is_covered {
@@ -68,13 +69,13 @@ impl Scope {
         &self.parts
     }
 
-    /// Whether there are no parts.
+    /// True if there are no parts.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
-    /// How an entry stands to the scope.
+    /// The relation of an entry to the scope.
     #[must_use]
     pub fn reach(&self, path: &TreePath) -> Reach {
         let next = self.parts.partition_point(|(part, _)| part <= path);
@@ -88,8 +89,8 @@ impl Scope {
         Reach::Outside
     }
 
-    /// The names in `directory` (`None` is the root) that lead to parts, in order. For a directory that belongs to
-    /// the scope with everything below it that is not the question.
+    /// The names in `directory` (`None` is the root) that lead to parts, in order. Not meaningful
+    /// for a directory within a recursive part.
     #[must_use]
     pub fn names_in(&self, directory: Option<&TreePath>) -> Vec<&[u8]> {
         let start =
@@ -104,9 +105,9 @@ impl Scope {
         names
     }
 
-    /// The scope in which the other side has to look, once it is known what is in this one: what is no directory here
-    /// may be one there, so it counts with everything below it; and where a directory above a part is not there any
-    /// more, that is what has changed.
+    /// The scope that the other side must scan, given this side's scan of this one. A path that is
+    /// no directory here may be one there, so its part becomes recursive. If a directory above a
+    /// part no longer exists, that directory is the changed part.
     #[must_use]
     pub fn as_found(&self, found: &Manifest) -> Self {
         let is_directory = |path: &TreePath| {
@@ -127,10 +128,10 @@ impl Scope {
         self.parts.iter().map(|(path, deep)| Part { path: path.as_bytes().to_vec(), deep: *deep })
     }
 
-    /// Reads the wire form, in whatever order.
+    /// Decodes the wire form, in any order.
     ///
     /// # Errors
-    /// A path is none.
+    /// The reason why a path is invalid.
     pub fn decode(parts: impl IntoIterator<Item = Part>) -> Result<Self, PathError> {
         let parts: Result<Vec<_>, _> =
             parts.into_iter().map(|part| Ok((TreePath::new(part.path)?, part.deep))).collect();
@@ -154,7 +155,7 @@ mod tests {
         TreePath::new(text.as_bytes()).unwrap()
     }
 
-    /// Parts in a line; one that ends in a slash is deep.
+    /// Parts in a line; a trailing slash marks a recursive one.
     fn scope(text: &str) -> Scope {
         let parts = text.split_whitespace().map(|word| match word.strip_suffix('/') {
             Some(word) => (path(word), true),
@@ -163,7 +164,7 @@ mod tests {
         Scope::new(parts)
     }
 
-    /// A tree in a line; what ends in a slash is a directory.
+    /// A tree in a line; a trailing slash marks a directory.
     fn tree(text: &str) -> Manifest {
         let entries = text.split_whitespace().map(|word| {
             let (word, kind) = match word.strip_suffix('/') {
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_in_order_and_none_lies_within_a_deep_one() {
+    fn parts_are_in_order_and_none_is_within_a_recursive_one() {
         assert_eq!(scope("b a/x/ a/x/y a a.b/z"), scope("a a/x/ a.b/z b"));
         assert_eq!(scope("a/ a/b a/b/c/ a"), scope("a/"));
         assert_eq!(scope("a a/"), scope("a/"));
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_outside_alone_above_or_deep() {
+    fn entry_is_outside_alone_above_or_deep() {
         let scope = scope("a/b a/d/ e g g/h");
         for (entry, reach) in [
             ("a", Reach::Above),
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_in_a_directory_lead_to_parts() {
+    fn names_in_a_directory_lead_to_parts() {
         let scope = scope("a/b/c a/b/d a/e/ a.b f/g");
         assert_eq!(scope.names_in(None), [&b"a"[..], b"a.b", b"f"]);
         assert_eq!(scope.names_in(Some(&path("a"))), [&b"b"[..], b"e"]);
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_directory_or_gone_counts_with_all_below_it() {
+    fn part_that_is_no_directory_or_gone_becomes_recursive() {
         let found = tree("a/ a/b a/d/ f");
         for (looked_at, effective) in [
             ("a/b", "a/b/"),
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_survives_the_wire_and_bad_paths_do_not() {
+    fn scope_survives_the_wire_and_bad_paths_do_not() {
         let scope = scope("a/b c/");
         assert_eq!(Scope::decode(scope.encode()), Ok(scope));
         let part = Part { path: b"../x".to_vec(), deep: true };

@@ -1,15 +1,15 @@
 //! `Spelling`: names that the destination's filesystem takes for one name.
 //!
-//! Some filesystems fold names: `a` and `A` are one name there (APFS, vfat, ext4 with casefold), or
-//! the two Unicode forms of `é` (HFS+). Only the filesystem knows which names it folds. This module
-//! finds the names that are worth a question, without a look at the disk: a wanted name that is to
-//! be created and has the same [`key`] as another name in its directory. From the answers it
-//! concludes:
+//! Some filesystems fold names: for them `a` and `A` are one name (APFS, vfat, ext4 with casefold),
+//! or the two Unicode forms of `é` (HFS+). Only the filesystem knows which names it folds. This
+//! module finds the names that are worth a question, without access to the disk. Such a name is
+//! wanted, is to be created, and has the same [`key`] as another name in its directory. From the
+//! answers the module concludes:
 //! - A present entry that the wanted name leads to, and that is not wanted itself, is the wanted
-//!   entry in another spelling. It is compared under the wanted name, and renamed where the
-//!   filesystem can show that spelling.
-//! - Otherwise the two names are twins. The one that is there stays, or the first in order comes;
-//!   the other one is left out with everything below it, and told.
+//!   entry in another spelling. It is compared under the wanted name, and renamed if the filesystem
+//!   can show that spelling.
+//! - Otherwise the two names are twins. The existing one stays, or else the first in order is made.
+//!   The other one is excluded with everything below it, and reported.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -19,20 +19,20 @@ use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::path::TreePath;
 use crate::tree::path_ref::PathRef;
 
-/// What a name can be folded with.
+/// The names with which a name can be folded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Variant {
-    /// With no other name.
+    /// No other name.
     None,
-    /// With names of other case; this is the one with every letter changed.
+    /// Names of other case; this is the name with the case of every letter swapped.
     Case(Vec<u8>),
-    /// With names that cannot be written down without Unicode tables.
+    /// Names that cannot be computed without Unicode tables.
     Unknown,
 }
 
 /// A key that two names share if any filesystem may fold them. Names that no filesystem folds may
-/// share one, too. The agent carries no Unicode tables, so the key leaves out most characters that
-/// have a decomposition, and the letters and marks that they are composed of.
+/// share one too. The agent carries no Unicode tables. So the key drops most characters that have a
+/// decomposition, and the letters and marks that they are composed of.
 #[must_use]
 pub fn key(name: &[u8]) -> Vec<u8> {
     let Ok(text) = std::str::from_utf8(name) else { return name.to_ascii_lowercase() };
@@ -46,12 +46,12 @@ pub fn key(name: &[u8]) -> Vec<u8> {
             key.push_str(folded);
         }
     }
-    // vfat drops them at the end of a name.
+    // vfat drops these at the end of a name.
     key.truncate(key.trim_end_matches(['.', ' ']).len());
     key.into_bytes()
 }
 
-/// What `name` can be folded with.
+/// Computes the names with which `name` can be folded.
 #[must_use]
 pub fn variant(name: &[u8]) -> Variant {
     let swap_byte = |&byte: &u8| if byte.is_ascii_alphabetic() { byte ^ 0x20 } else { byte };
@@ -65,7 +65,7 @@ pub fn variant(name: &[u8]) -> Variant {
     if swapped == name { Variant::None } else { Variant::Case(swapped) }
 }
 
-/// A plain letter in its other case. The tables of the standard library would take 10 kB in the
+/// Swaps the case of a plain letter. The tables of the standard library would take 10 kB in the
 /// agent.
 fn swap_case(character: char) -> char {
     let offset = match character {
@@ -81,18 +81,19 @@ fn is_upper(character: char) -> bool {
     matches!(character, 'A'..='Z' | '\u{410}'..='\u{42f}')
 }
 
-/// Whether it has no decomposition: ASCII, Cyrillic letters but for `й`, Chinese characters.
+/// True if the character has no decomposition: ASCII, Cyrillic letters except `й`, Chinese
+/// characters.
 fn is_plain(character: char) -> bool {
     matches!(character, '\0'..='\u{7f}' | '\u{410}'..='\u{44f}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}')
         && !matches!(character, '\u{419}' | '\u{439}')
 }
 
-/// A mark that is composed with the character before it.
+/// True for a mark that is composed with the character before it.
 fn is_mark(character: char) -> bool {
     matches!(character, '\u{300}'..='\u{36f}')
 }
 
-/// The ASCII text that a character outside of ASCII is folded to, if there is one.
+/// The ASCII text to which a non-ASCII character is folded, if there is one.
 fn folds_to_ascii(character: char) -> Option<&'static str> {
     Some(match character {
         '\u{17f}' => "s",
@@ -110,7 +111,7 @@ fn folds_to_ascii(character: char) -> Option<&'static str> {
     })
 }
 
-/// Wanted entries of one directory that may be there already under other names.
+/// Wanted entries of one directory that may exist already under other names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suspects {
     /// Their ids, in order, and paths.
@@ -119,18 +120,18 @@ pub struct Suspects {
     pub candidates: Vec<(u32, TreePath)>,
 }
 
-/// What is to be asked of the destination's filesystem.
+/// Questions to the destination's filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Questions {
-    /// Which of the wanted names lead to candidates?
+    /// The question for each: which of the wanted names lead to candidates?
     pub suspects: Vec<Suspects>,
-    /// New names of one directory: does the filesystem fold any of them?
+    /// New names of one directory. The question: does the filesystem fold any of them?
     pub groups: Vec<Vec<(u32, TreePath)>>,
 }
 
 impl Questions {
-    /// The questions about what is to be `created`: ids of the wanted manifest. The cost is a hash
-    /// of each of these names and of the names beside them.
+    /// The questions about the entries to be `created`, ids of the wanted manifest. The cost is a
+    /// hash of each of their names and of the names beside them.
     #[must_use]
     pub fn of(wanted: &Manifest, present: &Manifest, created: impl Iterator<Item = u32>) -> Self {
         let number = |path: PathRef<'_>| number(path.directory(), &key(path.name()));
@@ -178,7 +179,7 @@ impl Questions {
         questions
     }
 
-    /// Whether there is nothing to ask.
+    /// True if there is nothing to ask.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.suspects.is_empty() && self.groups.is_empty()
@@ -191,18 +192,18 @@ fn number(directory: Option<&[u8]>, key: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// A wanted name leads to a candidate.
+/// A wanted name that leads to a candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Respelled {
     /// The wanted entry.
     pub id: u32,
     /// The candidate.
     pub at: u32,
-    /// Whether the filesystem can show another spelling than the present one.
+    /// True if the filesystem can show another spelling than the present one.
     pub is_shown: bool,
 }
 
-/// What the destination's filesystem answered.
+/// The answers of the destination's filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Answers {
     /// Wanted names that lead to candidates, in the order of the questions.
@@ -211,34 +212,34 @@ pub struct Answers {
     pub twins: Vec<(u32, u32)>,
 }
 
-/// What was concluded. All of it in order; vectors, since each kind of map takes 5 kB in the agent.
+/// The conclusions, all in order. They are vectors, since each kind of map takes 5 kB in the agent.
 #[derive(Debug, Default)]
 pub struct Spelling {
     left_out: Vec<LeftOut>,
-    /// Present entries whose wanted name is left out since rules protect them under their own.
+    /// Present entries whose wanted name is excluded because rules protect them under their own.
     protected: Vec<TreePath>,
-    /// Wanted entries whose present name becomes the wanted one, with the present one.
+    /// Wanted entries to rename from their present name, with that name.
     renamed: Vec<(u32, Box<[u8]>)>,
-    /// Wanted entries that the filesystem shows under other names, whatever is done.
+    /// Wanted entries that the filesystem always shows under other names.
     shown_otherwise: Vec<u32>,
-    /// Places of the present manifest's entries when they were listed; empty where nothing moved.
+    /// Positions of the present manifest's entries at the time of listing; empty if nothing moved.
     order: Vec<u32>,
 }
 
-/// A wanted entry that is left out with everything below it.
+/// A wanted entry that is excluded with everything below it.
 #[derive(Debug)]
 struct LeftOut {
     id: u32,
     /// One more than the last id below it.
     end: u32,
-    /// The path of its twin; `None` where that is not known.
+    /// The path of its twin; `None` if unknown.
     twin: Option<TreePath>,
 }
 
 impl Spelling {
-    /// Draws conclusions. Answers the present tree under the wanted names, where any of them
-    /// differ, and where each of its entries stood in `present`. `is_kept` says of an entry and its
-    /// new path that rules forbid the new name.
+    /// Draws conclusions. If some wanted names differ from the present ones, returns the present
+    /// tree under the wanted names, and each entry's position in `present`. `is_kept` tells whether
+    /// rules forbid an entry its new path.
     pub fn conclude(
         &mut self,
         answers: &Answers,
@@ -246,7 +247,7 @@ impl Spelling {
         present: &Manifest,
         is_kept: impl Fn(u32, &TreePath) -> bool,
     ) -> Option<(Manifest, Vec<u32>)> {
-        // Positions in the present manifest, and the first wanted entry that leads there.
+        // Positions in the present manifest, each with the first wanted entry that leads there.
         let mut taken: Vec<(u64, u32)> =
             answers.respelled.iter().map(|found| (u64::from(found.at), found.id)).collect();
         taken.sort_unstable();
@@ -290,7 +291,7 @@ impl Spelling {
         Some((manifest, order))
     }
 
-    /// Leaves out a wanted entry of which it cannot be told what it is at the destination.
+    /// Excludes a wanted entry whose counterpart at the destination is unknown.
     pub fn leave_unclear(&mut self, path: &TreePath, wanted: &Manifest) {
         wanted.position(path).into_iter().for_each(|id| self.leave_out(id, None, wanted));
     }
@@ -303,7 +304,7 @@ impl Spelling {
         self.left_out.insert(place, LeftOut { id, end, twin: twin.map(PathRef::to_path) });
     }
 
-    /// Whether a wanted entry is left out.
+    /// True if a wanted entry is excluded.
     #[must_use]
     pub fn leaves_out(&self, id: u32) -> bool {
         let next = self.left_out.partition_point(|other| other.id <= id);
@@ -311,50 +312,50 @@ impl Spelling {
         before.is_some_and(|before| id < before.end)
     }
 
-    /// Whether a present entry must not be removed, though nothing of its name is wanted.
+    /// True if a present entry must not be removed, although no wanted entry has its name.
     #[must_use]
     pub fn protects(&self, path: &TreePath) -> bool {
         self.protected.iter().any(|top| top == path || path.is_below(top))
     }
 
-    /// Whether anything is left out.
+    /// True if anything is excluded.
     #[must_use]
     pub fn is_partial(&self) -> bool {
         !self.left_out.is_empty()
     }
 
-    /// The twins that are left out, each with the path of the one that is not.
+    /// The excluded twins, each with the path of the other one.
     pub fn twins(&self) -> impl Iterator<Item = (u32, &TreePath)> {
         self.left_out.iter().filter_map(|left_out| Some((left_out.id, left_out.twin.as_ref()?)))
     }
 
-    /// Wanted entries that get their name in the wanted spelling, in order.
+    /// Wanted entries that are renamed to the wanted spelling, in order.
     pub fn renamed(&self) -> impl Iterator<Item = u32> {
         self.renamed.iter().map(|&(id, _)| id)
     }
 
-    /// The name that such an entry has.
+    /// The present name of such an entry.
     #[must_use]
     pub fn old_name(&self, id: u32) -> Option<&[u8]> {
         let place = self.renamed.binary_search_by_key(&id, |&(id, _)| id).ok()?;
         self.renamed.get(place).map(|(_, name)| &**name)
     }
 
-    /// Wanted entries that the filesystem shows under other names, whatever is done.
+    /// Wanted entries that the filesystem always shows under other names.
     #[must_use]
     pub fn shown_otherwise(&self) -> &[u32] {
         &self.shown_otherwise
     }
 
-    /// Places of the present manifest's entries when they were listed; empty where nothing moved.
+    /// Positions of the present manifest's entries at the time of listing; empty if nothing moved.
     #[must_use]
     pub fn order(&self) -> &[u32] {
         &self.order
     }
 }
 
-/// The present tree in which some entries, none below another, have the paths of wanted ones: pairs
-/// of a position and an id, in order. And where each of its entries stood.
+/// Builds the present tree with the paths of wanted entries for `tops`: pairs of a position and an
+/// id, in order, none below another. Also returns each entry's old position.
 fn under_wanted_names(
     wanted: &Manifest,
     present: &Manifest,
@@ -388,7 +389,7 @@ mod tests {
     use super::*;
     use crate::tree::entry::{Entry, Kind, Time};
 
-    /// A tree in a line; what ends in a slash is a directory.
+    /// A tree in a line; a trailing slash marks a directory.
     fn tree(text: &str) -> Manifest {
         let entries = text.split_whitespace().map(|word| {
             let (word, kind) = match word.strip_suffix('/') {
@@ -407,7 +408,7 @@ mod tests {
         wanted.iter().filter(|(_, entry)| present.position(entry.path).is_none()).map(|(id, _)| id).collect()
     }
 
-    /// What a filesystem answers that folds case, or that does not.
+    /// The answers of a filesystem that folds case, or that does not.
     fn answers(questions: &Questions, folds: bool, is_shown: bool) -> Answers {
         let is_one = |one: &TreePath, other: &TreePath| {
             folds && one.display().to_lowercase() == other.display().to_lowercase()
@@ -433,7 +434,8 @@ mod tests {
         paths.join(" ")
     }
 
-    /// Asks until nothing new comes of it: the present tree, what is left out, what is renamed.
+    /// Asks until there are no new answers. Returns the present tree, the excluded twins and the
+    /// renamed entries.
     fn settled(wanted: &str, present: &str, folds: bool) -> [String; 3] {
         let (wanted, mut present) = (tree(wanted), tree(present));
         let mut spelling = Spelling::default();
@@ -476,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variant_is_known_where_no_table_is_needed() {
+    fn variant_is_known_where_no_table_is_needed() {
         assert_eq!(variant(b"ReadMe.1"), Variant::Case(b"rEADmE.1".to_vec()));
         assert_eq!(variant("\u{42f}".as_bytes()), Variant::Case("\u{44f}".as_bytes().to_vec()));
         assert_eq!(variant(b"123"), Variant::None);
@@ -500,12 +502,12 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_in_another_spelling_is_compared_and_renamed() {
+    fn entry_in_another_spelling_is_compared_and_renamed() {
         for (wanted, present, after, twins, renamed) in [
             ("A b", "a b", "A b", "", "A"),
             ("D/ D/F D/g", "d/ d/f d/g z", "D D/F D/g z", "", "D D/F"),
             ("a B c", "A b C", "B a c", "", "B a c"),
-            // Twins: the one that is there, or else the first.
+            // Twins: the existing one, or else the first.
             ("A a", "a", "a", "A~a", ""),
             ("A a", "A", "A", "a~A", ""),
             ("A a", "", "", "a~A", ""),
@@ -521,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_below_a_twin_is_left_out_and_positions_are_remembered() {
+    fn everything_below_a_twin_is_excluded_and_positions_are_kept() {
         let (wanted, present) = (tree("D/ D/x d/ d/y d/z/ d/z/w e"), tree("a d0 D/ D/x e"));
         let mut spelling = Spelling::default();
         let questions = Questions::of(&wanted, &present, created(&wanted, &present).into_iter());
@@ -539,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rules_keep_is_not_renamed() {
+    fn entry_that_rules_keep_is_not_renamed() {
         let (wanted, present) = (tree("A"), tree("a"));
         let mut spelling = Spelling::default();
         let questions = Questions::of(&wanted, &present, [0].into_iter());

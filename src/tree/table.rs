@@ -1,32 +1,32 @@
-//! `Table`: the entries of a tree in as little memory as lets each be found by its number at once.
+//! `Table`: the entries of a tree in little memory, each addressable by its number.
 //!
-//! An entry takes 28 bytes and its name; the whole path is kept of directories alone. As values of
-//! their own, each with a path on the heap, a million entries took three times as much.
+//! An entry takes 28 bytes and its name; only directories store the whole path. As separate values,
+//! each with a path on the heap, a million entries took three times as much.
 
 use crate::content::hash::Hash;
 use crate::tree::entry::{EntryRef, Kind, MODE_MASK, SECONDS_MAX, Time};
 use crate::tree::path_ref::PathRef;
 
-/// The parent of what lies in the root.
+/// The parent of entries in the root.
 const ROOT: u32 = u32::MAX;
 
 /// Entries by number.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Table {
     rows: Vec<Row>,
-    /// One after the other: of a directory its path, of everything else its name and then its hash
-    /// or target.
+    /// Texts one after the other: a directory's path; any other entry's name and then its hash or
+    /// target.
     text: Vec<u8>,
 }
 
 /// An entry. All fields are of 32 bits, so that there is no padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Row {
-    /// Where the text begins.
+    /// Start of the text.
     text: u32,
-    /// The number of the directory that holds it.
+    /// The number of the directory that holds the entry.
     parent: u32,
-    /// A file's length; of a directory the length of its path, of a link that of its target.
+    /// A file's length; the length of a directory's path or of a link's target.
     size: [u32; 2],
     nanos: u32,
     /// From the top: 42 bits of seconds, 12 of the mode, 2 of the tag, 8 of the name's length.
@@ -78,7 +78,7 @@ impl Table {
         self.rows.len()
     }
 
-    /// Appends an entry that lies in the directory with this number. Limits were checked: all text
+    /// Appends an entry of the directory with this number. The caller checked the limits: all text
     /// together is shorter than 4 GiB.
     pub(super) fn push(&mut self, parent: Option<u32>, entry: EntryRef<'_>) {
         let text = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
@@ -131,7 +131,7 @@ impl Table {
         Some(EntryRef { path: self.path_of(row)?, kind, mode: row.mode(), mtime: row.mtime()? })
     }
 
-    /// The path of an entry: for whoever needs nothing else.
+    /// The path of an entry, without decoding the rest.
     pub(super) fn path(&self, id: u32) -> Option<PathRef<'_>> {
         self.path_of(self.rows.get(id as usize)?)
     }
@@ -157,7 +157,7 @@ impl Table {
         self.text.get(begin..begin + row.size() as usize)
     }
 
-    /// Gives back what was reserved for more entries.
+    /// Frees the memory that was reserved for more entries.
     pub(super) fn shrink(&mut self) {
         self.rows.shrink_to_fit();
         self.text.shrink_to_fit();
@@ -181,7 +181,7 @@ mod tests {
     use crate::tree::path::{COMPONENT_BYTES_MAX, TreePath};
 
     #[test]
-    fn a_row_holds_the_extremes_of_every_field() {
+    fn row_holds_the_extremes_of_every_field() {
         assert_eq!(size_of::<Row>(), 28);
         let times = [(-SECONDS_MAX, 0), (SECONDS_MAX, 999_999_999), (-1, 1), (0, 0)];
         let times = times.map(|(seconds, nanos)| Time::new(seconds, nanos).unwrap());

@@ -1,22 +1,24 @@
-//! Frames: how messages lie in a byte stream.
+//! Frames: the form of messages in a byte stream.
 //!
 //! ```text
 //! u32 LE: stored length, bit 31 set if packed │ packed only: u32 LE raw length │ stored bytes
 //! ```
-//! Both lengths are checked against [`FRAME_BYTES_MAX`] before memory is taken. In place of a frame an
-//! [`Announcement`] may stand: from there on the stream lies in [lanes](super::lanes).
+//! The reader checks both lengths against [`FRAME_BYTES_MAX`] before it allocates memory. An
+//! [`Announcement`] may stand in place of a frame: from there on the stream lies in
+//! [lanes](super::lanes).
 
 use std::io::{self, Read, Write};
 
 use crate::content::pack::{Effort, Packer, Unpacker};
 use crate::wire::lanes::{ANNOUNCEMENT, ANNOUNCEMENT_REST_BYTES, Announcement};
 
-/// Longest frame in bytes, raw or stored: a megabyte of content, or the names of all blocks of the longest file.
+/// Longest frame in bytes, raw or stored: 1 MiB of content, or the names of all blocks of the
+/// longest file.
 pub const FRAME_BYTES_MAX: usize = 2 << 20;
 
 const PACKED: u32 = 1 << 31;
 
-/// Why no frame could be read.
+/// Failure to read a frame.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The stream ended between two frames.
@@ -28,10 +30,10 @@ pub enum FrameError {
     /// A frame declares more than is allowed.
     #[error("a frame declares {declared} bytes; {FRAME_BYTES_MAX} are allowed")]
     TooLong {
-        /// What it declares.
+        /// The declared length.
         declared: usize,
     },
-    /// Lanes are announced where there can be none, or too many of them.
+    /// The peer announces lanes where none are allowed, or too many of them.
     #[error("lanes are announced out of turn, or too many of them")]
     Lanes,
     /// A packed frame does not unpack to what it declares.
@@ -39,16 +41,17 @@ pub enum FrameError {
     Damaged,
 }
 
-/// What stands next in a stream.
+/// The next element of a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
     /// A frame.
     Frame(Vec<u8>),
-    /// From here on the stream lies in lanes.
+    /// An announcement: from here on the stream lies in lanes.
     Lanes(Announcement),
 }
 
-/// Writes frames, each in one write: below, that may become a packet of its own, and lanes begin between two.
+/// Writes each frame in one write: an unbuffered writer may make a packet of each write, and lanes
+/// begin between two writes.
 pub struct FrameWriter<W> {
     writer: W,
     packer: Packer,
@@ -56,7 +59,7 @@ pub struct FrameWriter<W> {
 }
 
 impl<W: Write> FrameWriter<W> {
-    /// Writes to `writer`; packs what shrinks if `compress` is on.
+    /// Writes to `writer`; with `compress`, packs the frames that shrink.
     pub fn new(writer: W, compress: bool) -> Self {
         Self { writer, packer: Packer::new(compress), buffer: Vec::new() }
     }
@@ -64,7 +67,7 @@ impl<W: Write> FrameWriter<W> {
     /// Writes one frame of at most [`FRAME_BYTES_MAX`] bytes.
     ///
     /// # Errors
-    /// What writing gives, and `InvalidInput` for a frame that is too long.
+    /// The writer's error, or `InvalidInput` for a frame that is too long.
     pub fn write(&mut self, raw: &[u8]) -> io::Result<()> {
         let length = |bytes: &[u8]| {
             u32::try_from(bytes.len())
@@ -88,21 +91,21 @@ impl<W: Write> FrameWriter<W> {
         self.writer.write_all(&self.buffer)
     }
 
-    /// How much time packing takes.
+    /// The compression effort of later frames.
     #[must_use]
     pub fn effort(&self) -> Effort {
         self.packer.effort()
     }
 
-    /// Packs later frames with another effort.
+    /// Sets the compression effort of later frames.
     pub fn set_effort(&mut self, effort: Effort) {
         self.packer.set_effort(effort);
     }
 
-    /// Passes on everything that was written.
+    /// Flushes the writer.
     ///
     /// # Errors
-    /// What flushing gives.
+    /// The writer's error.
     pub fn flush(&mut self) -> io::Result<()> {
         self.writer.flush()
     }
@@ -120,30 +123,32 @@ impl<R: Read> FrameReader<R> {
         Self::continuing(reader, Unpacker::new())
     }
 
-    /// Reads from `reader` what follows frames that came another way.
+    /// Reads the frames from `reader` that continue frames of another stream; `unpacker` holds
+    /// their history.
     pub fn continuing(reader: R, unpacker: Unpacker) -> Self {
         Self { reader, unpacker }
     }
 
-    /// The stream behind what was read so far, and what later frames may refer to.
+    /// Returns the rest of the stream, and the unpacker with the history that later frames may
+    /// refer to.
     pub fn into_parts(self) -> (R, Unpacker) {
         (self.reader, self.unpacker)
     }
 
-    /// Reads the next frame, where there can be no lanes.
+    /// Reads the next frame; an announcement of lanes is an error here.
     ///
     /// # Errors
-    /// [`FrameError::Closed`] at the end of the stream, else what is wrong.
+    /// [`FrameError::Closed`] at the end of the stream, otherwise the failure.
     pub fn read(&mut self) -> Result<Vec<u8>, FrameError> {
         match self.read_first()? {
-            // At once, whether what belongs to it follows or not.
+            // Fail at once, even if the rest of the announcement never arrives.
             Some(ANNOUNCEMENT) => Err(FrameError::Lanes),
             Some(first) => self.read_frame(first),
             None => Err(FrameError::Closed),
         }
     }
 
-    /// Reads the next frame, or the announcement of lanes.
+    /// Reads the next frame or an announcement of lanes.
     ///
     /// # Errors
     /// As [`FrameReader::read`].
@@ -171,7 +176,7 @@ impl<R: Read> FrameReader<R> {
         self.unpacker.unpack(&packed, raw_length).map_err(|_| FrameError::Damaged)
     }
 
-    /// The first word of a frame; `None` where the stream ends before it.
+    /// Reads the first word of a frame; `None` where the stream ends before it.
     fn read_first(&mut self) -> io::Result<Option<u32>> {
         let mut first = [0; 4];
         let mut filled = 0;
@@ -204,7 +209,7 @@ mod tests {
     use crate::wire::lanes::Token;
 
     #[test]
-    fn frames_come_back_packed_or_not() {
+    fn frames_survive_the_stream_packed_and_unpacked() {
         let text = b"text ".repeat(1000);
         let mut stream = Vec::new();
         let mut writer = FrameWriter::new(&mut stream, true);
@@ -220,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_declares_too_much_is_refused_unread() {
+    fn frame_that_declares_too_much_is_refused_unread() {
         for header in [[0xff; 8], [1, 0, 0, 0x80, 0xff, 0xff, 0xff, 0x7f]] {
             let error = FrameReader::new(&header[..]).read().unwrap_err();
             assert!(matches!(error, FrameError::TooLong { .. }), "{error}");
@@ -229,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn an_announcement_comes_back_and_is_refused_where_there_can_be_no_lanes() {
+    fn announcement_survives_the_stream_and_is_refused_by_plain_read() {
         let announcement = Announcement { token: Token::new(*b"0123456789abcdef"), lanes: 8 };
         let bytes = announcement.encode();
         assert_eq!(FrameReader::new(&bytes[..]).read_next().unwrap(), Next::Lanes(announcement));
@@ -242,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_stream_is_an_error_unless_cut_between_frames() {
+    fn cut_stream_is_an_error_unless_cut_between_frames() {
         let mut stream = Vec::new();
         FrameWriter::new(&mut stream, true).write(b"frame").unwrap();
         for end in 1..stream.len() {

@@ -1,4 +1,4 @@
-//! The hello: how two ends find each other in a byte stream, and what the client orders.
+//! The hello: both sides recognise each other in a byte stream, and the client makes its request.
 
 use std::io::{self, Read, Write};
 
@@ -9,14 +9,14 @@ use crate::tree::filter::{RULES_BYTES_MAX, RULES_MAX, Rule};
 use crate::tree::place::Pair;
 use crate::wire::frame::{FrameError, FrameReader, FrameWriter};
 
-/// The first bytes that either side sends. The NUL keeps it out of any login banner; the CR LF shows a
-/// channel that translates line ends.
+/// The first bytes of either side. The NUL keeps them distinct from any login banner; the CR LF
+/// exposes a channel that translates line ends.
 pub const MAGIC: [u8; 8] = *b"\0KSYNC\r\n";
 
 /// Version of everything after the hello.
 pub const VERSION: u16 = 1;
 
-/// Which part a side plays.
+/// A side's role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     /// Has the files.
@@ -25,116 +25,116 @@ pub enum Role {
     Receiver,
 }
 
-/// What both sides of a run go by.
+/// Options that both sides of a run follow.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Options {
-    /// Remove from the destination what the source does not have.
+    /// Remove entries from the destination that the source does not have.
     pub delete: bool,
     /// Change nothing.
     pub dry_run: bool,
     /// Compare by content instead of size and time.
     pub checksum: bool,
-    /// Tell every change.
+    /// Report every change.
     pub list_changes: bool,
-    /// Pass content through zstd.
+    /// Compress content with zstd.
     pub compress: bool,
-    /// Let set-user-id and set-group-id bits through, of what belongs to this user and group: to
-    /// whom the copies will belong, where that is known.
+    /// Preserve set-user-id and set-group-id bits of files that belong to this user and group: the
+    /// owner of the copies, where known.
     pub set_id_owner: Option<(u32, u32)>,
-    /// Do not enter directories of the source in which another filesystem is mounted.
+    /// Do not enter directories of the source on which another filesystem is mounted.
     pub one_file_system: bool,
-    /// Leave out links that lead out of the tree.
+    /// Exclude links that lead out of the tree.
     pub safe_links: bool,
-    /// Have everything on the disk before it is reported as done.
+    /// Write everything to the disk before it is reported as done.
     pub fsync: bool,
-    /// Which entries take part.
+    /// Filter rules: they select the entries that take part.
     pub rules: Vec<Rule>,
-    /// The SOURCE directory's path in the transfer root, where the rules' anchors are; empty if it
-    /// is the root.
+    /// Path of SOURCE's directory inside the transfer root, at which the rules are anchored. Empty
+    /// if SOURCE is the root.
     #[serde(with = "serde_bytes")]
     pub anchor: Vec<u8>,
-    /// What the person who typed allows to be deleted.
+    /// Deletions that the user allowed.
     pub consent: Consent,
-    /// What the client remembers of source and destination.
+    /// The client's facts from earlier runs about source and destination.
     pub baseline: Baseline,
 }
 
-/// What may be deleted without a question.
+/// Deletions that need no question.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Consent {
-    /// Everything that the plan lists, save in protected directories.
+    /// Everything that the plan lists, except in protected directories.
     pub yes: bool,
-    /// Everything, as `yes`, as long as it is no more than so many entries: somebody was asked.
+    /// The same as `yes`, up to this number of entries: the user was asked and agreed.
     pub agreed: Option<u64>,
-    /// At most so many entries.
+    /// The largest number of entries.
     pub max_delete: Option<u64>,
-    /// Everything in these directories: paths on the receiver's machine, as they were typed.
+    /// Everything in these directories: paths on the receiver's machine, as the user typed them.
     pub force_in: Vec<ByteBuf>,
 }
 
-/// What the client remembers of a source and a destination.
+/// Facts from earlier runs about a source and a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Baseline {
-    /// Both, if the destination was a copy of this source made by ksync.
+    /// Both trees, if ksync made the destination as a copy of this source.
     pub pair: Option<Pair>,
-    /// Which of them is in a session's VM, if one is.
+    /// The side that is in a session's VM, if one is.
     pub session: Option<InSession>,
 }
 
-/// A side in a session's VM, which is one only until it is started or made anew.
+/// A side in a session's VM; the VM is the same one only until it is restarted or recreated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InSession {
-    /// Whether that is the sender.
+    /// True if that side is the sender.
     pub is_source: bool,
-    /// Whether session id or host key are others than those of the pair.
+    /// True if the session id or the host key differs from the pair's.
     pub is_other: bool,
 }
 
 /// Most directories of [`Consent::force_in`].
 pub const FORCED_MAX: usize = 64;
 
-/// What the agent is to do.
+/// The client's request to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// The agent's part.
+    /// The agent's role.
     pub role: Role,
-    /// The path as bytes, as it was typed; relative to the home directory.
+    /// The path as bytes, as the user typed it; relative to the home directory.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
-    /// What both sides go by.
+    /// Options that both sides follow.
     pub options: Options,
-    /// Under which name the agent remembers what was offered, if the client remembers it too. It is no secret,
-    /// and says nothing to anybody else.
+    /// Name under which the agent stores its baseline, if the client stores one too. It is not
+    /// secret, and means nothing to anybody else.
     pub memory: Option<[u8; 16]>,
-    /// If rounds follow each other until the connection ends: how the sender watches its tree.
+    /// Set if rounds follow each other until the connection ends: how the sender watches its tree.
     pub watch: Option<Watching>,
-    /// After how many milliseconds of silence the client gives the agent up; 0 is never.
+    /// Timeout: milliseconds of silence after which the client gives the agent up; 0 means never.
     pub timeout_ms: u32,
 }
 
-/// How a sender watches its tree.
+/// A sender's way to watch its tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watching {
-    /// For how many milliseconds nothing may have been touched before what was is looked at.
+    /// Debounce: the tree must be quiet for this many milliseconds before a round starts.
     pub quiet_ms: u32,
-    /// Look at everything again and again.
+    /// Scan the whole tree periodically.
     pub poll: bool,
 }
 
-/// What a side says first.
+/// The first message of a side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`VERSION`].
     pub version: u16,
-    /// From the client: what the agent is to do.
+    /// The client's request; the agent sends none.
     pub order: Option<Order>,
 }
 
-/// Why there is no hello.
+/// Failure to read a hello.
 #[derive(Debug, thiserror::Error)]
 pub enum HelloError {
     /// The stream does not begin with [`MAGIC`].
-    #[error("what answers is not ksync")]
+    #[error("the other end is not ksync")]
     Magic,
     /// The other end speaks another version.
     #[error("the other end speaks version {0} of the protocol, not {VERSION}")]
@@ -150,7 +150,7 @@ pub enum HelloError {
 /// Writes the magic and the hello.
 ///
 /// # Errors
-/// What writing gives.
+/// The writer's error.
 pub fn write(writer: &mut impl Write, order: Option<Order>) -> io::Result<()> {
     let hello = Hello { version: VERSION, order };
     let bytes = postcard::to_stdvec(&hello).map_err(io::Error::other)?;
@@ -163,7 +163,7 @@ pub fn write(writer: &mut impl Write, order: Option<Order>) -> io::Result<()> {
 /// Reads the magic and the hello.
 ///
 /// # Errors
-/// [`HelloError`].
+/// See [`HelloError`].
 pub fn read(reader: &mut impl Read) -> Result<Hello, HelloError> {
     let mut magic = [0; MAGIC.len()];
     reader.read_exact(&mut magic).map_err(|error| match error.kind() {
@@ -174,7 +174,7 @@ pub fn read(reader: &mut impl Read) -> Result<Hello, HelloError> {
         return Err(HelloError::Magic);
     }
     let bytes = FrameReader::new(reader).read()?;
-    // The version comes first and stays first, so that it can be read whatever follows.
+    // The version always stays the first field, so any version's hello reveals it.
     let (version, _) = postcard::take_from_bytes::<u16>(&bytes).map_err(|_| HelloError::Malformed)?;
     if version != VERSION {
         return Err(HelloError::Version(version));
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_survives_the_wire() {
+    fn hello_survives_the_wire() {
         let mut stream = Vec::new();
         write(&mut stream, Some(order())).unwrap();
         let hello = read(&mut stream.as_slice()).unwrap();
@@ -217,14 +217,14 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_named_whatever_follows_it() {
+    fn foreign_version_is_reported_whatever_follows_it() {
         let mut stream = MAGIC.to_vec();
         FrameWriter::new(&mut stream, false).write(&[9, 0xff, 0xff]).unwrap();
         assert!(matches!(read(&mut stream.as_slice()), Err(HelloError::Version(9))));
     }
 
     #[test]
-    fn what_is_not_ksync_is_said_to_be_so() {
+    fn streams_without_the_magic_are_refused() {
         assert!(matches!(read(&mut &b"SSH-2.0-OpenSSH"[..]), Err(HelloError::Magic)));
         assert!(matches!(read(&mut &b""[..]), Err(HelloError::Stream(FrameError::Closed))));
     }

@@ -1,4 +1,4 @@
-//! Lanes: how one direction of an exchange lies in several streams.
+//! Lanes: one direction of an exchange, spread over several streams.
 //!
 //! ```text
 //! main   hello │ frames … │ announcement │ segments …
@@ -7,45 +7,46 @@
 //! announcement   4 bytes: "LANE" │ 16 bytes: token │ u8: lanes in all, the main one included
 //! segment        u64 LE: number │ u32 LE: length │ bytes
 //! ```
-//! Behind the announcement the bytes of the frames go on in segments, numbered from 0 over all lanes together.
-//! Each segment goes over whichever lane has room first, and each lane keeps its order; so the next number is
-//! always the first on some lane, and whoever puts them back in order need hold no more than one segment of
-//! each lane to get on.
+//! After the announcement the bytes of the frames travel in segments, numbered from 0 over all
+//! lanes together. Each segment takes the lane that has room first, and each lane keeps its order.
+//! So the segment with the next number is always the first unread one of some lane. A reader needs
+//! to hold at most one segment of each lane to restore the order.
 
 use std::fmt;
 use std::io::{self, Read};
 
-/// Most lanes of an exchange, the main one included: eight windows of 2 MiB fill 1 Gbit/s at 100 ms round trip,
-/// and an sshd allows ten sessions unless it is told otherwise.
+/// Most lanes of an exchange, the main one included. Eight windows of 2 MiB fill 1 Gbit/s at a
+/// round trip of 100 ms, and sshd allows ten sessions by default.
 pub const LANES_MAX: usize = 8;
 
 /// Longest segment, in bytes: so much may wait in a lane whose window is used up.
 pub const SEGMENT_BYTES_MAX: usize = 128 << 10;
 
-/// Stands where a frame would say its length, and as a length is more than any of them has.
+/// Marks an announcement in place of a frame's length; as a length it exceeds every limit.
 pub(super) const ANNOUNCEMENT: u32 = u32::from_le_bytes(*b"LANE");
 
-/// Bytes of an announcement behind its first word.
+/// Bytes of an announcement after its first word.
 pub(super) const ANNOUNCEMENT_REST_BYTES: usize = TOKEN_BYTES + 1;
 
 const TOKEN_BYTES: usize = 16;
 const HEADER_BYTES: usize = 12;
 
-/// What a lane shows to join its exchange: random, so that no two exchanges are confused. It is not a secret.
+/// Token by which a lane names the exchange that it joins. The token is random, so that two
+/// exchanges are not confused, but not secret.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Token([u8; TOKEN_BYTES]);
 
 impl Token {
-    /// A token of these bytes, which have to be random.
+    /// Makes a token of these bytes, which must be random.
     #[must_use]
     pub fn new(random: [u8; TOKEN_BYTES]) -> Self {
         Self(random)
     }
 
-    /// What [`Display`](fmt::Display) made of a token.
+    /// Parses the text that [`Display`](fmt::Display) writes.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        // `from_str_radix` alone would take a sign, and fewer digits.
+        // `from_str_radix` alone would accept a sign, and fewer digits.
         let is_hex = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let number =
             u128::from_str_radix(text, 16).ok().filter(|_| is_hex && text.len() == 2 * TOKEN_BYTES)?;
@@ -65,17 +66,17 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Says that from here on the stream lies in several lanes.
+/// Announcement: from here on the stream lies in several lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Announcement {
-    /// What the lanes show to join.
+    /// The token with which lanes join.
     pub token: Token,
-    /// How many there may become, the main one included; at most [`LANES_MAX`].
+    /// The most lanes that may join, the main one included; at most [`LANES_MAX`].
     pub lanes: u8,
 }
 
 impl Announcement {
-    /// Its bytes.
+    /// The wire form.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = ANNOUNCEMENT.to_le_bytes().to_vec();
@@ -84,7 +85,7 @@ impl Announcement {
         bytes
     }
 
-    /// Reads what stands behind the first word; `None` where so many lanes are not allowed.
+    /// Decodes the bytes after the first word; `None` if the number of lanes is not allowed.
     pub(super) fn decode_rest(rest: [u8; ANNOUNCEMENT_REST_BYTES]) -> Option<Self> {
         let (token, lanes) = rest.split_first_chunk()?;
         let lanes = *lanes.first()?;
@@ -92,21 +93,21 @@ impl Announcement {
     }
 }
 
-/// Why a lane cannot be read any further.
+/// Failure to read a lane.
 #[derive(Debug, thiserror::Error)]
 pub enum SegmentError {
     /// The lane ended within a segment, or could not be read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// A segment declares more than is allowed, or nothing.
+    /// A segment declares no bytes, or more than are allowed.
     #[error("a segment declares {declared} bytes; 1 to {SEGMENT_BYTES_MAX} are allowed")]
     Length {
-        /// What it declares.
+        /// The declared length.
         declared: u32,
     },
 }
 
-/// Puts a segment of at most [`SEGMENT_BYTES_MAX`] bytes into its form on a lane.
+/// Encodes a segment of at most [`SEGMENT_BYTES_MAX`] bytes.
 #[must_use]
 pub fn encode_segment(number: u64, bytes: &[u8]) -> Vec<u8> {
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -120,10 +121,10 @@ pub fn encode_segment(number: u64, bytes: &[u8]) -> Vec<u8> {
 /// Reads the next segment of a lane; `None` where the lane ends before it.
 ///
 /// # Errors
-/// [`SegmentError`]; no memory is taken for a length that is not allowed.
+/// See [`SegmentError`]. No memory is allocated for a length that is not allowed.
 pub fn read_segment(lane: &mut impl Read) -> Result<Option<(u64, Vec<u8>)>, SegmentError> {
     let mut number = [0; 8];
-    // An end before the first byte is the end of the lane; one behind it is a cut.
+    // An end before the first byte is the end of the lane; an end after it is a cut.
     loop {
         match lane.read(&mut number[..1]) {
             Ok(0) => return Ok(None),
@@ -149,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_survives_its_text_and_nothing_else_is_one() {
+    fn token_survives_its_text_and_malformed_texts_are_refused() {
         let token = Token::new([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xff]);
         assert_eq!(token.to_string(), "000102030405060708090a0b0c0d0eff");
         assert_eq!(Token::parse(&token.to_string()), Some(token));
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn segments_come_back_and_a_cut_one_is_an_error() {
+    fn segments_survive_the_stream_and_a_cut_segment_is_an_error() {
         let stream = [encode_segment(0, b"first"), encode_segment(u64::MAX, b"x")].concat();
         let mut lane = stream.as_slice();
         assert_eq!(read_segment(&mut lane).unwrap(), Some((0, b"first".to_vec())));
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_that_declares_too_much_or_nothing_is_refused_unread() {
+    fn segment_of_a_forbidden_length_is_refused_unread() {
         for declared in [0, SEGMENT_BYTES_MAX as u32 + 1, u32::MAX] {
             let mut bytes = vec![0; 8];
             bytes.extend(declared.to_le_bytes());

@@ -1,6 +1,6 @@
-//! Messages: everything that the two engines say, in postcard.
+//! Messages: everything that the two engines send each other, encoded with postcard.
 //!
-//! The golden bytes of each message lie in `fixtures/wire/`.
+//! `fixtures/wire/` holds the golden bytes of each message.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -20,25 +20,26 @@ use crate::tree::path::TreePath;
 use crate::tree::place::Place;
 use crate::tree::scope::Part;
 
-/// Most wants without an answer. On the fastest link that was planned for (1 Gbit/s, 100 ms) 12 MB are on
-/// their way, 3,000 files of 4 KiB; and a want takes some 100 bytes on each side.
+/// Most unanswered wants. On the fastest link that was planned for (1 Gbit/s, 100 ms) 12 MB are in
+/// flight: 3,000 files of 4 KiB. A want takes about 100 bytes on each side.
 pub const WANTS_MAX: usize = 8192;
 
-/// Most bytes of wants without an answer, by [`Want::weight`]: names of blocks, mostly. A receiver stops asking
-/// at 4 MiB; the few wants that it prepares meanwhile weigh up to 1.5 MiB each.
+/// Most bytes of unanswered wants, by [`Want::weight`]; most of them are block names. A receiver
+/// stops asking at 4 MiB. The few wants that it prepares meanwhile weigh up to 1.5 MiB each.
 pub const WANTS_BYTES_MAX: usize = 11 << 20;
 
-/// Most files whose content is on its way in pieces at a time. Most of them wait for signatures: with a hundred
-/// milliseconds between question and answer eight would be 80 files a second.
+/// Most files whose content is in flight in pieces. Most of them wait for signatures: with 100 ms
+/// between question and answer, eight would mean 80 files a second.
 pub const STREAMS_MAX: usize = 32;
 
 /// Longest file that travels whole in [`Message::Files`], in bytes.
 pub const SMALL_BYTES_MAX: u64 = 128 << 10;
 
-/// Longest old version that a file which travels so is compared with as a whole, in bytes.
+/// Longest basis against which such a file is compared as a whole, in bytes.
 pub const SMALL_OLD_BYTES_MAX: u64 = 256 << 10;
 
-/// Files shorter than this are always sent whole, in bytes: the signature would cost as much.
+/// Shortest file that may travel as a delta, in bytes: the signature of a shorter one would cost as
+/// much as its content.
 pub const DELTA_BYTES_MIN: u64 = 1 << 10;
 
 /// Most bytes of content in one message.
@@ -47,40 +48,42 @@ pub const CONTENT_BYTES_MAX: usize = 1 << 20;
 /// Most windows of one [`Message::SignRequest`]: their signatures must fit in a frame.
 pub const WINDOWS_MAX: usize = 48;
 
-/// Longest path or text in a note or an abort, in bytes. The longest path, escaped, with words around it, is
-/// half of that; and a side keeps up to a thousand of them.
+/// Longest path or text in a note or an abort, in bytes. The longest path, escaped and with words
+/// around it, is half as long. A side keeps up to a thousand of them.
 pub const TEXT_BYTES_MAX: usize = 64 << 10;
 
-/// Most bytes of content that a sender gives with an offer, before anybody has asked for it: so that a file that was
-/// just saved is there half a round trip later. What a slow link (20 Mbit/s) carries in a tenth of a second.
+/// Most bytes of content that a sender pushes with an offer, before the receiver asks for it. So a
+/// file that was just saved arrives after half a round trip. A slow link (20 Mbit/s) carries this
+/// much in 0.1 s.
 pub const PUSHED_BYTES_MAX: usize = 256 << 10;
 
-/// Most files that samples come of with an offer: half a kilobyte each, which most of the time nobody needs.
+/// Most files whose samples go with an offer. They take 512 bytes each, and most of the time nobody
+/// needs them.
 pub const SAMPLED_MAX: usize = 2;
 
-/// Most files whose holes are told one by one; those of all others are told as a sum.
+/// Most files whose holes are listed one by one; those of all others are one sum.
 pub const HOLES_MAX: usize = 1 << 10;
 
 /// Most elements of every other list in a message.
 pub const LIST_MAX: usize = 1 << 13;
 
-/// What is offered: a directory with everything in it, or one file or link.
+/// The offered object: a directory with everything in it, or one file or link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Subject {
-    /// A directory; its own mode and time.
+    /// A directory, with its own mode and time.
     Directory {
         /// Permission bits.
         mode: u16,
         /// Modification time: seconds since 1970.
         seconds: i64,
-        /// Nanoseconds after that.
+        /// Nanoseconds after `seconds`.
         nanos: u32,
-        /// Which directory it is.
+        /// Identity of the directory on its machine.
         place: Place,
     },
     /// A single file or link; the manifest has exactly that entry, or none if it cannot be read.
     File {
-        /// Its name: one component.
+        /// The entry's name: one component.
         #[serde(with = "serde_bytes")]
         name: Vec<u8>,
     },
@@ -94,18 +97,19 @@ impl Subject {
     }
 }
 
-/// What of the files that are offered takes no room: by it a receiver tells whether the rest fits.
+/// Bytes of the offered files that take no disk space. The receiver uses them to tell whether the
+/// rest fits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holes {
-    /// Files, in ascending order, with the bytes of their lengths that no block of the filesystem
-    /// is behind.
+    /// Files in ascending order, each with the bytes of its length that no block of the filesystem
+    /// backs.
     pub files: Vec<(u32, u64)>,
-    /// The same, of all other files together.
+    /// Sum of these bytes over all other files.
     pub others_bytes: u64,
 }
 
 impl Holes {
-    /// Bytes of this file.
+    /// Bytes of holes in this file.
     #[must_use]
     pub fn of(&self, id: u32) -> u64 {
         let found = self.files.binary_search_by_key(&id, |&(id, _)| id);
@@ -113,46 +117,49 @@ impl Holes {
     }
 }
 
-/// A file that a receiver wants, with what it has of it.
+/// A file that a receiver wants, with the bytes that it already has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Want {
-    /// Which.
+    /// The file's id.
     pub id: u32,
-    /// What an earlier run staged of it: a prefix.
+    /// The prefix that an earlier run staged.
     pub staged: Option<Blocks>,
-    /// The version that is there now.
+    /// The basis: the version that is there now.
     pub old: Option<Old>,
 }
 
-/// What a receiver tells of an old version.
+/// A basis report: what a receiver advertises of a basis.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Old {
-    /// Its blocks, where the new one may be the same.
+    /// The blocks of a basis that may equal the new version.
     Blocks(Blocks),
-    /// Its signature, where it cannot be ([`is_signed`]): so nobody has to ask for that.
+    /// The signature of a basis that certainly differs ([`is_signed`]), so the sender need not ask
+    /// for it.
     Signed {
-        /// Its length in bytes.
+        /// Length of the basis in bytes.
         length: u64,
         /// The signature.
         signature: ByteBuf,
     },
-    /// Its blocks without a piece, as if what follows that followed at once: where something was taken out.
+    /// The blocks of a basis without one range, as if its two ends touched: the range was probably
+    /// removed.
     Narrowed {
-        /// Its length, with the piece, and the blocks of all the rest. That is as long as the wanted file.
+        /// The basis's length with the range, and the blocks of the rest. The rest is as long as
+        /// the wanted file.
         blocks: Blocks,
-        /// Where the piece begins.
+        /// Start of the removed range.
         split: u64,
     },
 }
 
 impl Want {
-    /// A want of which nothing is there.
+    /// A want without any bytes of the file at the receiver.
     #[must_use]
     pub fn whole(id: u32) -> Self {
         Self { id, staged: None, old: None }
     }
 
-    /// About how many bytes the want takes in a message.
+    /// Approximate size of the want in a message, in bytes.
     #[must_use]
     pub fn weight(&self) -> usize {
         let blocks = |blocks: &Blocks| 10 + blocks.ids.len() * size_of::<BlockId>();
@@ -165,7 +172,7 @@ impl Want {
         8 + self.staged.as_ref().map_or(0, blocks) + old
     }
 
-    /// The blocks of the old version, if they are told.
+    /// The blocks of the basis, if they are advertised.
     #[must_use]
     pub fn old_blocks(&self) -> Option<&Blocks> {
         match &self.old {
@@ -174,7 +181,7 @@ impl Want {
         }
     }
 
-    /// Whether it names the blocks that are due for a file of `size` bytes.
+    /// True if the want names exactly the blocks that a file of `size` bytes calls for.
     #[must_use]
     pub fn fits(&self, size: u64) -> bool {
         let fits = |blocks: &Blocks, most: u64| {
@@ -196,25 +203,25 @@ impl Want {
     }
 }
 
-/// What a receiver has of a file, in blocks of the [`BlockSize`] for the wanted size.
+/// A receiver's blocks of a file, in the [`BlockSize`] for the wanted size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blocks {
-    /// Its length in bytes.
+    /// Length in bytes of the staged prefix or the basis.
     pub length: u64,
-    /// The blocks: of what is staged as much as the wanted file is long, of an old version as much as
-    /// [`old_bytes_max`] says.
+    /// Names of the blocks. A staged prefix is named up to the length of the wanted file, a basis
+    /// up to [`old_bytes_max`].
     pub ids: Vec<BlockId>,
 }
 
-/// How much of an old version is named for a wanted file of `size` bytes: more than that has, since something may
-/// have been taken out near the beginning.
+/// Bytes of a basis that are advertised for a wanted file of `size` bytes. They exceed `size`,
+/// since something may have been removed near the beginning.
 #[must_use]
 pub fn old_bytes_max(size: u64) -> u64 {
     size.saturating_mul(2)
 }
 
-/// Whether an old version of `length` bytes is signed at once for a wanted file of `size` bytes: both are small, the
-/// signature is shorter than the file, and their lengths say already that they differ.
+/// True if a basis of `length` bytes is signed at once for a wanted file of `size` bytes. Both are
+/// small, the signature is shorter than the file, and the lengths alone show that they differ.
 #[must_use]
 pub fn is_signed(size: u64, length: u64) -> bool {
     size != length
@@ -222,59 +229,59 @@ pub fn is_signed(size: u64, length: u64) -> bool {
         && (1..=SMALL_OLD_BYTES_MAX).contains(&length)
 }
 
-/// A stretch of an old version that is to be signed.
+/// A range of a basis for the receiver to sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
-    /// Where it begins, in bytes.
+    /// Start, in bytes.
     pub offset: u64,
-    /// Its length in bytes, at most [`OLD_BYTES_MAX`].
+    /// Length in bytes, at most [`OLD_BYTES_MAX`].
     pub length: u32,
 }
 
-/// A long stretch of an old version, beyond what one signature can cover.
+/// A long range of a basis, beyond what one signature can cover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stretch {
-    /// Where it begins, in bytes.
+    /// Start, in bytes.
     pub offset: u64,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub length: u64,
 }
 
-/// A step in making a new content.
+/// A step that builds a new content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
-    /// Begin with the first bytes of what is staged. Only ever first.
+    /// Begin with the first bytes of the staged prefix. Only allowed as the first step.
     Keep {
-        /// How many.
+        /// Bytes to keep.
         length: u64,
     },
-    /// Append bytes of the old version.
+    /// Append bytes of the basis.
     Copy {
-        /// From where.
+        /// Start in the basis.
         offset: u64,
-        /// How many.
+        /// Bytes to copy.
         length: u64,
     },
     /// Append these bytes.
     Data(ByteBuf),
-    /// Append what this delta makes of a window of the old version.
+    /// Append the result of this delta against a window of the basis.
     Delta {
         /// The window.
         window: Window,
-        /// Bytes that it makes.
+        /// Length of the result in bytes.
         length: u32,
-        /// The delta as `fast_rsync` writes it.
+        /// The delta in the format of `fast_rsync`.
         delta: ByteBuf,
     },
     /// Append zeros.
     Zeros {
-        /// How many.
+        /// Number of zeros.
         length: u64,
     },
 }
 
 impl Op {
-    /// Bytes of content that travel in it.
+    /// Bytes of content that travel in this step.
     #[must_use]
     pub fn sent_bytes(&self) -> u64 {
         match self {
@@ -283,7 +290,7 @@ impl Op {
         }
     }
 
-    /// Bytes of content that it makes.
+    /// Bytes of content that this step produces.
     #[must_use]
     pub fn made_bytes(&self) -> u64 {
         match self {
@@ -294,41 +301,42 @@ impl Op {
     }
 }
 
-/// The answer to a want, complete in one message; or the step before it.
+/// The complete answer to a want in one message, or the step before it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
     /// The content.
     Whole {
-        /// Its hash.
+        /// Hash of the content.
         hash: Hash,
-        /// Its bytes.
+        /// Bytes of the content.
         data: ByteBuf,
     },
-    /// The old version differs: its signature is needed to say in what. This is no answer yet.
+    /// The basis differs, so the sender needs its signature to make a delta. This is not an answer
+    /// yet.
     Differs,
-    /// What makes the content out of the old version.
+    /// A delta that turns the basis into the content.
     Delta {
-        /// Its hash.
+        /// Hash of the content.
         hash: Hash,
-        /// The delta as `fast_rsync` writes it.
+        /// The delta in the format of `fast_rsync`.
         delta: ByteBuf,
     },
-    /// It cannot be had; the sender has said why.
+    /// The content is unavailable; the sender has reported why.
     Skipped,
 }
 
-/// What a receiver did.
+/// The receiver's counts of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Entries that were offered.
     pub entries: u64,
-    /// Bytes of all regular files that were offered.
+    /// Bytes of all regular files in the offer.
     pub total_bytes: u64,
-    /// Entries made.
+    /// Entries created.
     pub created: u64,
     /// Files and links whose content was replaced.
     pub updated: u64,
-    /// Entries of which only mode or time were set.
+    /// Entries whose mode or time alone was set.
     pub adjusted: u64,
     /// Entries removed.
     pub deleted: u64,
@@ -336,23 +344,23 @@ pub struct Tally {
     pub files: u64,
     /// Bytes of content that travelled, before compression.
     pub sent_bytes: u64,
-    /// Bytes of content that were there already: staged, in the old version, or elsewhere.
+    /// Bytes of content that the receiver had already: staged, in the basis, or elsewhere.
     pub matched_bytes: u64,
-    /// Files that were made by moving one that was to be removed; they count as created and deleted too.
+    /// Files made by moving a file that was to be removed; they also count as created and deleted.
     pub moved: u64,
-    /// Files that were made by copying one that lies elsewhere.
+    /// Files made by copying a file from elsewhere in the destination.
     pub copied: u64,
 }
 
 impl Tally {
-    /// Whether the destination is another than before.
+    /// True if the destination changed.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         self.created + self.updated + self.adjusted + self.deleted > 0
     }
 
-    /// Whether the numbers are such that sums of a few of them do not overflow. Content counts twice at most,
-    /// when it arrives damaged and is asked for again.
+    /// True if all numbers are small enough that sums of a few of them do not overflow. Content
+    /// counts at most twice: when it arrives damaged and is requested again.
     fn is_within_limits(&self) -> bool {
         let Self { entries, total_bytes, created, updated, adjusted, deleted, files, .. } = *self;
         let Self { sent_bytes, matched_bytes, moved, copied, .. } = *self;
@@ -363,14 +371,14 @@ impl Tally {
     }
 }
 
-/// Why a side stops.
+/// Reason of an abort.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AbortKind {
     /// The other side broke the protocol.
     Protocol,
-    /// The two ends are not of the same version.
+    /// The two sides are of different versions.
     Version,
-    /// What was named as source does not exist or cannot be listed.
+    /// The source does not exist or cannot be listed.
     Selection,
     /// The destination cannot be used.
     Destination,
@@ -384,111 +392,115 @@ pub enum AbortKind {
     Timeout,
 }
 
-/// Everything that is said.
+/// Every message; `S` marks the sender's, `R` the receiver's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
-    /// S: what is offered.
+    /// S: the offered object.
     Subject(Subject),
-    /// S: the ignore files of the tree; what they exclude is not to be deleted.
+    /// S: the ignore files of the tree. The receiver must not delete the entries that they exclude.
     Ignores(Vec<IgnoreFile>),
     /// S: the next block of the manifest.
     Entries(ByteBuf),
-    /// S: the manifest ends.
+    /// S: end of the manifest.
     Offered {
-        /// Whether everything below the source could be listed. If not, nothing may be deleted.
+        /// True if everything below the source could be listed. If not, nothing may be deleted.
         complete: bool,
     },
-    /// S: what follows may be told as changes to the offer whose record has this digest.
+    /// S: the following messages may be changes to the offer whose record has this digest.
     Base {
         /// The digest.
         digest: Hash,
     },
-    /// S: the next part of what differs from the base.
+    /// S: the next part of the differences to the base.
     Changes(Change),
-    /// S: the changes end.
+    /// S: end of the changes.
     Changed {
         /// As in [`Message::Offered`].
         complete: bool,
-        /// The digest of the record of what is offered now.
+        /// The digest of the new offer's record.
         digest: Hash,
     },
-    /// R: the base is not known here, so all of the offer is needed.
+    /// R: the base is unknown here, so the sender must send the full offer.
     Forgotten,
-    /// R: what has to travel.
+    /// R: the files that must travel.
     Wants(Vec<Want>),
-    /// S: whole answers.
+    /// S: complete answers.
     Files(Vec<(u32, Body)>),
-    /// S: the old versions of these files have their very content.
+    /// S: the bases of these files equal the wanted contents.
     Same {
-        /// Which.
+        /// The files' ids.
         ids: Vec<u32>,
-        /// The hash of all their hashes.
+        /// The hash over their hashes.
         digest: Hash,
     },
-    /// R: signatures of the old versions of files that differ; an empty one where it cannot be read any more.
+    /// R: signatures of the bases of files that differ; an empty signature means the basis can no
+    /// longer be read.
     FileSignatures(Vec<(u32, ByteBuf)>),
-    /// S: sign stretches of the old version.
+    /// S: request to sign ranges of a basis.
     SignRequest {
-        /// Of which file.
+        /// The file's id.
         id: u32,
-        /// The stretches.
+        /// The ranges.
         windows: Vec<Window>,
     },
     /// R: the signatures, in order.
     Signatures {
-        /// Of which file.
+        /// The file's id.
         id: u32,
-        /// One for each window.
+        /// One signature for each window.
         signatures: Vec<ByteBuf>,
     },
-    /// S: cut a stretch of the old version into content-defined chunks, with the [`Average`] for its length.
+    /// S: request to cut a range of the basis into content-defined chunks, with the [`Average`] for
+    /// its length.
     CutRequest {
-        /// Of which file.
+        /// The file's id.
         id: u32,
-        /// The stretch.
+        /// The range.
         stretch: Stretch,
     },
-    /// R: the chunks in order; none if the old version cannot be read any more.
+    /// R: the chunks in order; none if the basis can no longer be read.
     Chunks {
-        /// Of which file.
+        /// The file's id.
         id: u32,
         /// The chunks.
         chunks: Vec<Chunk>,
     },
     /// S: the next steps of one file.
     Pieces {
-        /// Which file.
+        /// The file's id.
         id: u32,
         /// The steps.
         ops: Vec<Op>,
-        /// With the last ones: the hash of the whole.
+        /// The hash of the whole content, with the last steps.
         end: Option<Hash>,
     },
-    /// R: everything is done.
+    /// R: the run is complete.
     Finished(Tally),
-    /// Agent: what it observed.
+    /// Agent: an event.
     Note(Event),
-    /// Either: why it stops.
+    /// Either side: the reason why it stops.
     Abort {
-        /// Which kind of reason.
+        /// The kind of reason.
         kind: AbortKind,
         /// The reason in words.
         text: String,
     },
-    /// S, before the subject: only these parts of the directory are offered, with the directories above them; one of
-    /// several such messages.
+    /// S, before the subject: the offer covers only these parts of the directory, with the
+    /// directories above them. Several such messages may follow each other.
     Scope(Vec<Part>),
-    /// S: contents of small files of the offer, before it ends. What of it is not needed is passed over.
+    /// S, before the offer ends: contents of small offered files. The receiver drops those that it
+    /// does not need.
     Pushed(Vec<(u32, Hash, ByteBuf)>),
-    /// R, at any time where rounds follow each other: the next round is to be about everything.
+    /// R, at any time where rounds follow each other: the next round must be a full one.
     Rescan,
-    /// S: samples of large files of the offer that have changed, or may have, before it ends.
+    /// S, before the offer ends: samples of large offered files that changed, or may have.
     Sampled(Vec<(u32, Samples)>),
-    /// S: what of the offer takes no room, before it ends, if anything does.
+    /// S, before the offer ends: the bytes of the offer that take no disk space, if there are any.
     Holes(Holes),
-    /// Either, when it has said nothing else for a while: that it lives. No engine sees it.
+    /// Either side, after it has written nothing else for a while: a sign of life. The engine never
+    /// sees it.
     Heartbeat {
-        /// Whether it is at work, or something arrived since its last one.
+        /// True if the side is at work, or if something arrived since its last heartbeat.
         is_active: bool,
     },
 }
@@ -505,14 +517,14 @@ pub enum MessageError {
 }
 
 impl Message {
-    /// That the old versions of these files have their very content, by their hashes.
+    /// A [`Message::Same`] for these files and their hashes.
     #[must_use]
     pub fn same(files: &[(u32, Hash)]) -> Self {
         let ids = files.iter().map(|(id, _)| *id).collect();
         Self::Same { ids, digest: digest_of(files.iter().map(|(_, hash)| hash)) }
     }
 
-    /// The wire form.
+    /// Encodes the wire form.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let room = Vec::with_capacity(self.content_bytes() + 64);
@@ -523,14 +535,14 @@ impl Message {
         }
     }
 
-    /// Whether it carries deltas of small files. They are short and resemble each other.
+    /// True if the message carries deltas of small files. These are short and resemble each other.
     #[must_use]
     pub fn has_deltas(&self) -> bool {
         let Self::Files(files) = self else { return false };
         files.iter().any(|(_, body)| matches!(body, Body::Delta { .. }))
     }
 
-    /// About how many bytes the contents take that it carries, so that they are copied into one place at once.
+    /// Approximate bytes of the contents in the message, so that the encoder allocates once.
     fn content_bytes(&self) -> usize {
         const EACH_BYTES: usize = size_of::<Hash>() + 16;
         match self {
@@ -548,10 +560,10 @@ impl Message {
         }
     }
 
-    /// Reads the wire form, with every limit checked.
+    /// Decodes the wire form and checks every limit.
     ///
     /// # Errors
-    /// [`MessageError`].
+    /// See [`MessageError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
         let (message, rest) =
             postcard::take_from_bytes::<Self>(bytes).map_err(|_| MessageError::Malformed)?;
@@ -625,7 +637,7 @@ impl Message {
     }
 }
 
-/// The hash of hashes.
+/// Hashes a sequence of hashes.
 pub fn digest_of<'a>(hashes: impl Iterator<Item = &'a Hash>) -> Hash {
     let mut hasher = Hasher::new();
     hashes.for_each(|hash| hasher.update(hash.as_bytes()));
@@ -636,7 +648,7 @@ fn window_is_within_limits(window: &Window) -> bool {
     window.length as usize <= OLD_BYTES_MAX && is_stretch(window.offset, window.length.into())
 }
 
-/// Whether a file can have such a stretch; offsets that pass here can be added to.
+/// True if a file can have such a range. Adding to offsets that pass here cannot overflow.
 fn is_stretch(offset: u64, length: u64) -> bool {
     offset.checked_add(length).is_some_and(|end| end <= SIZE_MAX)
 }
@@ -664,7 +676,7 @@ fn event_is_within_limits(event: &Event) -> bool {
     }
 }
 
-/// Whether it is what any file could have; [`Want::fits`] tells whether it is what this one has.
+/// True if some file could have these blocks; [`Want::fits`] checks them against the file.
 fn want_is_within_limits(want: &Want) -> bool {
     [want.staged.as_ref(), want.old_blocks()]
         .into_iter()

@@ -1,101 +1,105 @@
-//! The wire: what two ends say to each other.
+//! The wire protocol: the messages that the two sides of an exchange send each other.
 //!
 //! # Participants
-//! The *client* is where a person typed `ksync`; the *agent* is the process that it started on the other
-//! machine. The *sender* has the files, the *receiver* wants them. The client is either one; the agent is
-//! the other. In a local copy both are threads of one process.
+//! The *client* is the process a person started as `ksync`. The *agent* is the process that the
+//! client started on the other machine. The *sender* has the files, the *receiver* wants them. The
+//! client has one of these roles and the agent the other. In a local copy both are threads of one
+//! process.
 //!
 //! # Goals
-//! One round trip from the first byte to the list of what has to travel, and another one where the receiver
-//! has forgotten what the sender takes for known; nothing that grows with the tree waits for an answer, and a
-//! run that finds nothing to do says nothing that grows with it; every length is bounded before memory is taken
-//! for it; a receiver can be made to name nothing but what it was offered, and a sender to read nothing but what
-//! it offered.
+//! The receiver learns the list of files to transfer one round trip after the first byte. One more
+//! round trip is needed where the receiver has lost the baseline that the sender relies on. No
+//! message that grows with the tree waits for an answer. A run without changes sends no message
+//! that grows with the tree. Every length is checked against a limit before memory is allocated for
+//! it. A peer can make the receiver name, and the sender read, only entries of the offer.
 //!
 //! # Non-goals
-//! Authentication and secrecy are SSH's, but for the first bytes from the client, which travel
-//! sealed in a command line: see [`flight`]. Compatibility between versions is not needed, since
-//! the client puts the agent of its own build on the other machine and finds it by its hash; the
-//! version in the hello only turns a mistake into a clear error.
+//! SSH provides authentication and secrecy. The exception is the client's first bytes, which travel
+//! sealed in a command line: see [`flight`]. Versions need not be compatible: the client installs
+//! the agent of its own build on the other machine and finds it by its hash. The version in the
+//! hello only turns a mistake into a clear error.
 //!
 //! # The exchange
-//! Each side sends [`hello::MAGIC`], a hello frame, then frames of one message each. Neither waits for the
-//! other's hello.
+//! Each side sends [`hello::MAGIC`], a hello frame, then frames of one message each. Neither side
+//! waits for the other's hello.
 //!
 //! ```text
 //!  SENDER                                     RECEIVER
 //!  Subject ──────────────────────────────────► opens the destination and lists it
 //!  Ignores · Entries… · Offered ─────────────► compares
-//!    ◄─────────────────────────────────── Wants (what is there: blocks of a staged prefix, of an old version)
-//!  Same (what is there is what is offered) ──► compares one hash for all of them
-//!  Files (small ones, many at a time) ───────► whole; or they differ from the old version: then
-//!    ◄────────────────────────── FileSignatures  of these, and Files with deltas
-//!  CutRequest ───────────────────────────────► (where a long stretch of a larger file is not where it was)
-//!    ◄────────────────────────────────── Chunks (cut on both sides at the same time)
-//!  SignRequest ──────────────────────────────► (where blocks and chunks of an old version left gaps)
+//!    ◄─────────────────────────────────── Wants (with blocks of a staged prefix, of a basis)
+//!  Same (the basis equals the offer) ─────────► compares one hash for all of them
+//!  Files (small ones, many at a time) ───────► whole; or they differ from the basis: then
+//!    ◄────────────────────────── FileSignatures  for them, and Files with deltas
+//!  CutRequest ───────────────────────────────► (a long range of a larger file moved)
+//!    ◄────────────────────────────────── Chunks (both sides cut at the same time)
+//!  SignRequest ──────────────────────────────► (gaps between known blocks and chunks)
 //!    ◄────────────────────────────── Signatures
 //!  Pieces … Pieces with the hash ────────────► stages, verifies, renames
-//!    ◄──────────────────────────────── Finished, when times are set and what was not wanted is removed
+//!    ◄──────────────────────────────── Finished, after the times and the deletions
 //! ```
-//! Where both sides remember what was offered last, only what differs from that is told. The sender names it by
-//! the digest of its [`record`](crate::tree::record) as early as it can, and does not wait:
+//! With a baseline on both sides, the sender offers only the changes to it. The sender names the
+//! baseline by the digest of its [`record`](crate::tree::record) as early as possible, and does not
+//! wait for an answer:
 //!
 //! ```text
 //!  Subject · Base ───────────────────────────► looks for a record with that digest
-//!  Changes… · Changed ───────────────────────► makes the manifest of both, and compares the digest
+//!  Changes… · Changed ───────────────────────► builds the new manifest, and compares the digest
 //!    ◄─────────────────────────────── Forgotten, if there is no such record; then
-//!  Ignores · Entries… · Offered ─────────────► as above; changes that were on their way are passed over
+//!  Ignores · Entries… · Offered ─────────────► as above; skips changes still in flight
 //! ```
-//! `Ignores` before `Changes` take the place of all that are remembered. A sender may also offer everything
-//! after it has named a base. Both sides remember what was offered once the receiver has taken it in, whatever
-//! becomes of the run; an agent that sends remembers it before, since the client that has finished cuts it off.
-//! If a run ends in between, the next one finds out.
+//! `Ignores` sent before `Changes` replace all ignore files of the baseline. A sender that has
+//! named a base may still offer the full manifest. Both sides store the offer as the new baseline
+//! once the receiver has taken it in, however the run ends. An agent that sends stores it earlier,
+//! because the client cuts the agent off when it has finished. If the run breaks in between, the
+//! next run notices.
 //!
-//! Of a small old version whose length is another than the wanted file's the want has the signature at once, in
-//! place of the blocks: they differ, so it will be needed.
+//! A basis that is small and differs in length from the wanted file is certain to differ in
+//! content. So the want carries the basis's signature at once, instead of its blocks.
 //!
-//! Of large files that have changed, or may have, a few [samples](crate::content::sample) go along with the offer
-//! (`Sampled`). If they show that the file became longer in one place, the want may name the blocks of the old version as
-//! it was made as long by then: all that is said of it afterwards is about that. If they show that it became shorter, the
-//! want may name the blocks of the old version without the piece that is probably missing, and where that begins: what is
-//! said afterwards is about the old version as it is.
+//! For large files that changed, or may have, the sender adds a few
+//! [samples](crate::content::sample) to the offer (`Sampled`). They may show that the file grew in
+//! one place. The want may then advertise the basis with a gap inserted there; every later message
+//! refers to the basis in that shape. Or the samples may show that the file shrank. The want may
+//! then name the blocks of the basis without the range that was probably removed, and the start of
+//! that range. Later messages then refer to the unchanged basis.
 //!
-//! Where files of the offer take less room than they are long, the sender says so before the offer
-//! ends (`Holes`): the receiver refuses the run before it writes anything where the rest cannot
-//! fit.
+//! The sender announces the size of holes in offered files before the offer ends (`Holes`). The
+//! receiver then refuses a run whose data cannot fit before it writes anything.
 //!
-//! The old version of a want is the file in its place, or, for a new file, one elsewhere that looks as if it
-//! had been moved or copied from there; the sender need not know which.
+//! The basis of a want is the file in its place. For a new file it is a file elsewhere that the new
+//! one was probably moved or copied from. The sender need not know which.
 //!
 //! # Watching
-//! Where the order says so, the exchange above is the first round of many: after `Finished` the sender offers again
-//! whenever something in its tree was touched, on the same streams. Such a round is about the parts that were touched,
-//! or, now and then, about everything:
+//! If the request says so, the exchange above is the first round of many. After `Finished` the
+//! sender offers again, on the same streams, whenever something in its tree was touched. Such a
+//! round is incremental, about the touched parts; now and then it is full:
 //!
 //! ```text
 //!  Scope… · Subject ─────────────────────────► opens the destination and lists these parts of it
-//!  Ignores · Entries… · Pushed · Offered ────► compares; contents of small files are there already
+//!  Ignores · Entries… · Pushed · Offered ────► compares; contents of small files have arrived
 //!    …                                         the rest as above
 //!    ◄──────────────────────────────── Finished
 //! ```
-//! What is not in the scope is neither compared nor changed. Nothing of it is remembered for the next run. A receiver
-//! may ask for a round about everything with `Rescan`.
+//! The receiver neither compares nor changes entries outside the scope. Neither side stores
+//! anything of an incremental round for the next run. A receiver may ask for a full round with
+//! `Rescan`.
 //!
-//! The agent passes on what it observes as `Note`. A side that has to stop says why with `Abort`. A
-//! side that has written nothing for a while sends a `Heartbeat`, which no engine sees: see
+//! The agent forwards its events as `Note`. A side that has to stop says why with `Abort`. A side
+//! that has written nothing for a while sends a `Heartbeat`, which the engine never sees: see
 //! `exchange::liveness`.
 //!
 //! # Flow control
-//! A receiver has at most [`message::WANTS_MAX`] wants without an answer, so a sender can always take in
-//! what arrives; a sender stops when the channel does. A sender works on at most
-//! [`message::STREAMS_MAX`] files at a time.
+//! A receiver has at most [`message::WANTS_MAX`] unanswered wants, so a sender can always accept
+//! the messages that arrive. A sender stops writing when its channel is full. A sender works on at
+//! most [`message::STREAMS_MAX`] files at a time.
 //!
 //! # Lanes
-//! SSH gives each channel a window, 2 MiB with OpenSSH, and so each channel carries at most that much in a round
-//! trip. Where the way is long and much goes from the client to the agent, the client opens further channels
-//! and spreads its stream over them: see [`lanes`]. What comes back stays one stream. A lane is used once the
-//! agent has answered that it joined, so nobody ever waits for one that does not come; one that breaks breaks
-//! the connection.
+//! SSH limits each channel by a window, 2 MiB with OpenSSH, so a channel carries at most that much
+//! in a round trip. If the round trip is long and the client sends much to the agent, the client
+//! opens further channels. It then spreads its stream over them: see [`lanes`]. The agent's answers
+//! stay in one stream. The client uses a lane only after the agent has answered that it joined, so
+//! nobody waits for a lane that never comes. A lane that breaks breaks the connection.
 
 pub mod flight;
 pub mod frame;
