@@ -1,67 +1,67 @@
-//! The brake: which deletions need consent. A pure decision table.
+//! The brake decides which deletions need consent. It is a pure decision table.
 //!
-//! | what | rule |
+//! | case | rule |
 //! |---|---|
-//! | a directory that a machine cannot do without | stops, unless it is named (`--force-delete-in`) |
+//! | a directory that a machine cannot do without | stops, unless named (`--force-delete-in`) |
 //! | consent (`--yes`, or the directory is named) | releases all that follows |
-//! | an answer at a terminal, and no more would go than it was about | releases all that follows |
+//! | an answer at a terminal, and no more deletions than it covers | releases all that follows |
 //! | more than `--max-delete` allows | stops |
 //! | deletions that a watch saw as they happened | pass |
-//! | the session's VM is another one than at the last time | stops |
-//! | the source is empty, or on another filesystem, and was not | stops |
+//! | the session's VM is not the same as last time | stops |
+//! | the source is empty, or on another filesystem, and was not before | stops |
 //! | the destination was never a copy of this source | stops |
 //! | at least [`MANY`] entries, more than half of the destination, and no `--max-delete` | stops |
 //!
-//! For the last row an entry that only gets another name does not count.
+//! For the last row an entry that is only renamed does not count.
 
 use crate::engine::work::Destination;
 use crate::monitor::Reason;
 use crate::tree::place::{Pair, Place};
 use crate::wire::hello::Consent;
 
-/// Fewer deletions than this never need consent for their number.
+/// Fewest deletions whose number alone may need consent.
 pub(super) const MANY: u64 = 10;
 
-/// What the decision is made on.
+/// Inputs of the decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Facts {
-    /// Entries that would go.
+    /// Entries that would be deleted.
     pub(super) going: u64,
-    /// Those of them that do not merely get another name.
+    /// Entries among these that are not merely renamed.
     pub(super) lost: u64,
     /// Entries of the destination that rules do not protect.
     pub(super) held: u64,
-    /// What is known of both sides.
+    /// Facts from earlier runs about both sides, as far as they still hold.
     pub(super) known: Known,
-    /// Whether the source holds nothing.
+    /// True if the source holds nothing.
     pub(super) is_empty: bool,
-    /// Which directory the source is.
+    /// Identity of the source directory.
     pub(super) source: Place,
-    /// Whether the source saw these deletions as they happened.
+    /// True if the source saw these deletions as they happened.
     pub(super) is_seen: bool,
-    /// Whether everything that is listed may go.
+    /// True if every listed entry may be deleted.
     pub(super) yes: bool,
-    /// How many entries somebody who was asked agreed to.
+    /// Number of deletions that the user agreed to when asked.
     pub(super) agreed: Option<u64>,
-    /// How many entries may go.
+    /// Most deletions that are allowed.
     pub(super) max_delete: Option<u64>,
-    /// Whether the destination is a directory that a machine cannot do without.
+    /// True if the destination is a directory that a machine cannot do without.
     pub(super) is_protected: bool,
-    /// Whether the destination was named as one in which deletions are allowed.
+    /// True if the user named the destination as one in which deletions are allowed.
     pub(super) is_forced: bool,
 }
 
-/// What is known of the two sides of a run.
+/// Facts from earlier runs about the two sides of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Known {
-    /// The pair, if the destination still is what it was then.
+    /// The pair, if the destination is still the same one.
     pub(super) pair: Option<Pair>,
-    /// Whether the session's VM is another one than then.
+    /// True if the session's VM is no longer the same one.
     pub(super) is_other_machine: bool,
 }
 
 impl Known {
-    /// What the baseline says of this source and this destination.
+    /// Evaluates the facts from earlier runs for this source and this destination.
     pub(super) fn of(source: &Place, destination: &Destination) -> Self {
         let baseline = &destination.baseline;
         let (pair, session) = (baseline.pair, baseline.session);
@@ -83,7 +83,7 @@ impl Known {
     }
 }
 
-/// Fills in what is known of consent and destination.
+/// Fills in consent, destination and the facts from earlier runs.
 pub(super) fn facts(consent: &Consent, destination: &Destination, source: Place, known: Known) -> Facts {
     Facts {
         known,
@@ -97,7 +97,7 @@ pub(super) fn facts(consent: &Consent, destination: &Destination, source: Place,
     }
 }
 
-/// Why these deletions need consent; `None` where they may be done.
+/// Decides why these deletions need consent; `None` where they are allowed.
 pub(super) fn decide(facts: &Facts) -> Option<Reason> {
     let Facts { going, lost, held, known, .. } = *facts;
     if going == 0 {
@@ -106,7 +106,7 @@ pub(super) fn decide(facts: &Facts) -> Option<Reason> {
     if facts.is_protected && !facts.is_forced {
         return Some(Reason::Protected);
     }
-    // Between question and answer more may have come to go.
+    // The number of deletions may have grown between question and answer.
     let is_agreed = facts.agreed.is_some_and(|agreed| going <= agreed);
     if facts.yes || is_agreed || facts.is_forced {
         return None;
@@ -139,7 +139,7 @@ mod tests {
     const HERE: Place = Place { filesystem: 1, directory: 2, boot: 4 };
     const PAIR: Pair = Pair { source: HERE, destination: HERE, was_empty: false, is_own: true };
 
-    /// Stands for: everything that goes only gets another name.
+    /// Marks a row in which every deleted entry is only renamed.
     const RENAMED: u64 = u64::MAX;
 
     /// Nine of a hundred entries of a known copy.
@@ -193,7 +193,7 @@ mod tests {
             (Facts { going: 1, known: unknown, yes: true, ..harmless() }, None),
             (Facts { going: 1, known: unknown, is_forced: true, ..harmless() }, None),
             (Facts { going: 1, known: unknown, is_seen: true, ..harmless() }, None),
-            // A source that is empty, or elsewhere.
+            // A source that is empty, or on another filesystem.
             (Facts { going: 1, is_empty: true, ..harmless() }, Some(Reason::Emptied)),
             (Facts { going: 1, is_empty: true, known: was_empty, ..harmless() }, None),
             (Facts { going: 1, is_empty: true, yes: true, ..harmless() }, None),
@@ -204,7 +204,7 @@ mod tests {
             (Facts { known: other_machine, is_empty: true, ..harmless() }, Some(Reason::OtherMachine)),
             (Facts { known: other_machine, yes: true, ..harmless() }, None),
         ] {
-            // Where a row does not say so, nothing only gets another name.
+            // In rows without the mark, no entry is merely renamed.
             let lost = if facts.lost == RENAMED { 0 } else { facts.going };
             let facts = Facts { lost, ..facts };
             assert_eq!(decide(&facts), reason, "{facts:?}");
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_is_known_as_long_as_the_destination_is_the_same() {
+    fn pair_is_known_while_the_destination_is_the_same() {
         let known = |pair, session, source, place| {
             let baseline = Baseline { pair, session };
             Known::of(&source, &Destination { place, baseline, ..Destination::default() })
@@ -223,7 +223,7 @@ mod tests {
         let push = |is_other| Some(InSession { is_source: false, is_other });
         let pair = Some(PAIR);
         for (one, other, expected) in [
-            // A machine of one's own may be started anew.
+            // The user's own machine may be rebooted.
             (known(pair, None, HERE, HERE), known(pair, None, rebooted, rebooted), (true, false)),
             (known(pair, None, HERE, replaced), known(None, None, HERE, HERE), (false, false)),
             (

@@ -1,25 +1,25 @@
-//! Links that lead out of the tree, which a download does not take.
+//! Links that lead out of the tree; a download excludes them.
 //!
-//! A target stays inside if it climbs first and descends then: `..` stands at its front only, no
-//! more often than the link lies deep, and what follows are names. A tree whose links are all of
-//! this form is closed: a link's own directories are directories, so each `..` at the front goes
-//! one directory up; a name leads down, or to another link that stays inside. A `..` behind a name
-//! is refused, wherever the name seems to lead: it goes up from what the name *is*, which may be a
-//! link in this tree, in the destination, or one that comes to stand there later.
+//! A target stays inside if it climbs first and then descends. `..` then stands only at its front,
+//! at most as often as the link is deep, and only names follow. A tree whose links all have this
+//! form is closed: a link's own directories are directories, so each `..` at the front climbs one
+//! directory. A name leads down, or to another link that stays inside. A `..` after a name is
+//! refused, wherever the name seems to lead. It climbs from the object behind the name, which may
+//! be a link: in this tree, in the destination, or one made later.
 //!
-//! The decision goes by names alone, as rsync's `--safe-links` does. A link of the destination's
-//! owner that leads out and is not part of the sync leads out for whoever goes through it, also by
-//! way of a link that was synced.
+//! The decision uses names alone, as rsync's `--safe-links` does. A link of the destination's owner
+//! may lead out and not be part of the sync. It leads out for everyone who follows it, also through
+//! a synced link.
 
 use crate::tree::path_ref::PathRef;
 
-/// Whether a link at `path` may lead out of the tree.
+/// True if a link at `path` may lead out of the tree.
 pub(super) fn leads_out(path: PathRef<'_>, target: &[u8]) -> bool {
     if target.starts_with(b"/") {
         return true;
     }
     let depth = path.components().count() - 1;
-    // `.` and what lies between two slashes go nowhere.
+    // `.` and the empty name between two slashes lead nowhere.
     let mut steps =
         target.split(|&byte| byte == b'/').filter(|step| !step.is_empty() && *step != b".").peekable();
     let mut climbed = 0;
@@ -35,7 +35,7 @@ mod tests {
     use crate::tree::path::TreePath;
 
     #[test]
-    fn only_what_climbs_first_and_not_too_far_stays() {
+    fn target_stays_inside_if_it_climbs_first_and_not_too_far() {
         for (path, stays, leaves) in [
             (
                 "link",
@@ -59,7 +59,7 @@ mod tests {
                     "a//../b",
                 ],
             ),
-            // Behind a name, `..` leads anywhere, also where counting says that it stays.
+            // After a name, `..` may lead anywhere, even where counting says that it stays.
             ("d/e/link", &["up"], &["up/../secret", "x/y/../z", "../up/..", "x/.."]),
         ] {
             let path = TreePath::new(path.as_bytes()).unwrap();

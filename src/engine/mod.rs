@@ -1,16 +1,18 @@
-//! The engine: decides what is said and done, and touches nothing itself. It names no file, socket, clock,
-//! thread or dice.
+//! The engine decides which messages and works follow, and performs none itself. It uses no file,
+//! socket, clock, thread or random number generator.
 //!
 //! # The contract
-//! 1. Give it one [`Input`]: a message of the peer, or the [`Outcome`] of a [`Work`] that it asked for.
-//! 2. Call [`Engine::poll`] until it answers [`Output::Wait`], [`Output::WaitForWork`] or [`Output::Done`],
-//!    and do what the other answers say.
-//! 3. Only then give it the next input. After `WaitForWork` that must be an outcome: the engine has as much
-//!    of the peer's content in its hands as it may.
+//! 1. Give the engine one [`Input`]: a message of the peer, or the [`Outcome`] of a [`Work`] that
+//!    the engine asked for.
+//! 2. Call [`Engine::poll`] until it answers [`Output::Wait`], [`Output::WaitForWork`] or
+//!    [`Output::Done`], and act on the other answers.
+//! 3. Only then give it the next input. After `WaitForWork` that must be an outcome: the engine
+//!    already holds as much of the peer's content as its limit allows.
 //!
-//! A `Work` is a value. Who performs it, on how many threads, and in which order works end is not the
-//! engine's business, but for one promise: it never has two works on the same file under way, and works of
-//! [`Step`]s go one after the other. A dead connection arrives as [`Input::Closed`].
+//! A `Work` is a value. The engine does not depend on who performs works, on how many threads, and
+//! in which order they end. It promises two things: it never has two works on the same file under
+//! way, and works of [`Step`]s run one after the other. A dead connection arrives as
+//! [`Input::Closed`].
 
 mod brake;
 mod links;
@@ -38,27 +40,27 @@ use crate::tree::path::escape;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Message, Tally};
 
-/// What an engine takes in.
+/// An input of an engine.
 #[derive(Debug)]
 pub enum Input {
-    /// The peer said this.
+    /// A message from the peer.
     Message(Message),
-    /// A work has ended so.
+    /// The outcome of a work that ended.
     Outcome(Outcome),
-    /// Nothing more will come from the peer; the cause in words.
+    /// The peer's stream ended; the cause in words.
     Closed(String),
-    /// What comes from the peer makes no sense; which kind of fault that is, and the cause in words.
+    /// The peer's stream is malformed; the kind of error, and the cause in words.
     Broken(AbortKind, String),
 }
 
-/// What an engine answers.
+/// An engine's answer to a poll.
 #[derive(Debug)]
 pub enum Output {
-    /// Say this to the peer.
+    /// Send this to the peer.
     Send(Message),
     /// Perform this, and bring back its outcome.
     Start(Work),
-    /// Tell whoever looks on.
+    /// Report this to the observer.
     Report(Event),
     /// Nothing to do before the next input.
     Wait,
@@ -70,62 +72,63 @@ pub enum Output {
 
 /// One side of an exchange.
 pub trait Engine: Send {
-    /// Takes in what happened.
+    /// Takes in one input.
     fn input(&mut self, input: Input);
 
-    /// Says what to do next.
+    /// Returns the next thing to do.
     fn poll(&mut self) -> Output;
 }
 
-/// What a side goes by.
+/// Settings of one side.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Config {
-    /// What both sides agreed on.
+    /// Options that both sides follow.
     pub options: Options,
-    /// Whether events go to the peer instead of to whoever looks on here: so on the agent.
+    /// True on the agent: events go to the peer instead of to a local observer.
     pub relay: bool,
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// What the receiver did.
+    /// The receiver's counts.
     pub tally: Tally,
-    /// What went wrong without ending the run: the first [`PROBLEMS_MAX`].
+    /// The first [`PROBLEMS_MAX`] problems that did not end the run.
     pub problems: Vec<Problem>,
-    /// How many problems there were in all.
+    /// Number of all problems.
     pub problem_count: u64,
-    /// What was not deleted, and why it needs consent.
+    /// Deletions that were held back, and the reason why they need consent.
     pub braked: Option<Braked>,
-    /// What was counted on the way; an engine by itself leaves it empty.
+    /// Traffic that the engine's caller counts; an engine leaves it empty.
     pub traffic: Traffic,
 }
 
-/// What whoever runs an engine counts.
+/// Traffic counts of the engine's caller.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Bytes of all messages, both ways, before they were packed.
+    /// Bytes of all messages, both ways, before compression.
     pub raw_bytes: u64,
-    /// How often this side had said something and had nothing to do until the other one answered.
+    /// Number of times that this side had sent something and had to wait for the peer.
     pub waits: u64,
 }
 
-/// Most problems that are kept; beyond that they are only counted.
+/// Most problems that are kept; further ones are only counted.
 pub const PROBLEMS_MAX: usize = 1000;
 
-/// Why a run ended early.
+/// The reason why a run ended early.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct Failure {
-    /// Which kind of reason.
+    /// Kind of the reason.
     pub kind: AbortKind,
-    /// Whether the other side gave it.
+    /// True if the other side gave the reason.
     pub by_peer: bool,
     /// The reason in words.
     pub text: String,
 }
 
-/// What both engines do alike: queue outputs, keep problems, report or relay, stop.
+/// Outbox and run state of either engine: queues outputs, keeps problems, reports or relays events,
+/// ends the run.
 #[derive(Debug)]
 struct Desk {
     queue: std::collections::VecDeque<Output>,
@@ -156,7 +159,7 @@ impl Desk {
         self.queue.push_back(Output::Start(work));
     }
 
-    /// Tells an event to whoever looks on: here, or at the peer's.
+    /// Reports an event to the observer, here or at the peer.
     fn report(&mut self, event: Event) {
         let event = self.explain(event);
         self.keep(&event);
@@ -164,15 +167,15 @@ impl Desk {
         self.queue.push_back(output);
     }
 
-    /// Tells how far the content has come. Each side counts that for itself, so nothing is relayed.
+    /// Reports progress of the content. Each side counts its own, so nothing is relayed.
     fn progress(&mut self, event: Event) {
         if !self.relay {
             self.queue.push_back(Output::Report(event));
         }
     }
 
-    /// Names what could not be read, in a problem that comes of it: the side that says it may not
-    /// know.
+    /// Adds the name of the unreadable directory to a problem that follows from it: the reporting
+    /// side may not know that name.
     fn explain(&self, event: Event) -> Event {
         match event {
             Event::Problem(Problem { trouble: Trouble::NotDeleted, path, cause }) if path.is_empty() => {
@@ -180,7 +183,7 @@ impl Desk {
                 let cause = self.problems.iter().find(unread).map_or(cause, |problem| {
                     let path = if problem.path.is_empty() { b"." } else { &*problem.path };
                     format!(
-                        "nothing was deleted: {} could not be read, so what is missing from it is unknown",
+                        "nothing was deleted: {} could not be read, so its missing entries are unknown",
                         escape(path)
                     )
                 });
@@ -190,7 +193,7 @@ impl Desk {
         }
     }
 
-    /// Passes on what the peer observed.
+    /// Forwards an event from the peer.
     fn note(&mut self, event: Event) {
         if self.relay {
             self.protocol_error("a note came to the side that writes them");
@@ -218,7 +221,7 @@ impl Desk {
         }
     }
 
-    /// Ends the run for a reason that lies here, and tells the peer.
+    /// Ends the run for a local reason, and tells the peer.
     fn fail(&mut self, kind: AbortKind, text: impl Into<String>) {
         if self.ended.is_none() {
             let text = text.into();
@@ -228,7 +231,7 @@ impl Desk {
         }
     }
 
-    /// Reports what is wrong with one entry; `false` if that ends the run.
+    /// Reports a failure of one entry; `false` if it ends the run.
     fn complain(&mut self, path: Vec<u8>, fault: Fault) -> bool {
         match fault {
             Fault::Entry(trouble, cause) => {
@@ -242,7 +245,7 @@ impl Desk {
         }
     }
 
-    /// Ends the run: what failed is not one entry, but what everything hangs on.
+    /// Ends the run: the failed work is one that the whole run depends on.
     fn fatal(&mut self, of_what: AbortKind, fault: Fault) {
         match fault {
             Fault::Fatal(kind, text) => self.fail(kind, text),
@@ -254,14 +257,15 @@ impl Desk {
         self.fail(AbortKind::Protocol, format!("the other side broke the protocol: {text}"));
     }
 
-    /// Ends the run: whoever performs our works is out of order. Only which kind of outcome it is is told: what
-    /// can print all of it takes 10 kB in an agent that is never going to.
+    /// Ends the run: the performer of works returned one that was not asked for. The text names
+    /// only the outcome's kind. Code to print all of it would take 10 kB in an agent that never
+    /// prints it.
     fn stray_outcome(&mut self, outcome: &Outcome) {
         let kind = std::mem::discriminant(outcome);
         self.fail(AbortKind::Protocol, format!("an outcome that nobody asked for: {kind:?}"));
     }
 
-    /// Ends the run for a reason that lies at the peer's.
+    /// Ends the run for the peer's reason.
     fn peer_failed(&mut self, kind: AbortKind, text: String) {
         if self.ended.is_none() {
             self.queue.clear();
@@ -282,7 +286,7 @@ impl Desk {
         }
     }
 
-    /// What is queued, then the end.
+    /// Returns the next queued output; after the last one, the end of the run.
     fn next(&mut self) -> Option<Output> {
         self.queue.pop_front().or_else(|| self.ended.clone().map(Output::Done))
     }

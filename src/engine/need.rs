@@ -1,8 +1,8 @@
-//! What a plan needs of the destination's filesystem, and whether it is there.
+//! Space that a plan needs on the destination's filesystem, compared with the free space.
 //!
-//! Every number here is the least that the run can take: what may turn out to be the same, to be
-//! moved or to be shared counts nothing. So a run that would have fitted is never refused; one that
-//! does not may still begin, and ends when the disk is full.
+//! Every number here is the least that the run can take. A file that may turn out to be the same,
+//! moved or shared counts nothing. So a run that would fit is never refused. A run that does not
+//! fit may still begin, and ends when the disk is full.
 
 use std::collections::HashSet;
 
@@ -13,20 +13,20 @@ use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
 use crate::wire::message::Holes;
 
-/// Files up to this length, in bytes, may lie in their inodes.
+/// Longest file, in bytes, that may lie in its inode.
 const INLINE_BYTES_MAX: u64 = 2048;
 
-/// What a run needs at least.
+/// The least that a run needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Need {
-    /// Bytes, at the worst moment.
+    /// Bytes at the worst moment.
     pub(super) bytes: u64,
     /// New files, directories and links.
     pub(super) inodes: u64,
 }
 
 impl Need {
-    /// What this plan needs.
+    /// Computes the need of this plan.
     pub(super) fn of(plan: &Plan, wanted: &Manifest, present: &Manifest, holes: &Holes, room: &Room) -> Self {
         let elsewhere = |entry: &EntryRef<'_>| {
             room.mounts.iter().any(|mount| entry.path == *mount || entry.path.is_below(mount))
@@ -52,7 +52,7 @@ impl Need {
                 Change::Create { id } => {
                     inodes += u64::from(wanted.get(id).is_some_and(|entry| !elsewhere(&entry)));
                 }
-                // What stands in the way goes first, with all that is in it.
+                // The present entry goes first, with everything in it.
                 Change::Replace { at, .. } => balance.frees(below(present, at).map(&old).sum()),
                 _ => {}
             }
@@ -61,11 +61,11 @@ impl Need {
             let Some(entry) = wanted.get(fetch.id).filter(|entry| !elsewhere(entry)) else { continue };
             let content = on_disk(entry.size().saturating_sub(holes.of(fetch.id)));
             match fetch.at {
-                // It may be moved.
+                // The file may be moved.
                 Some(at) if fetch.elsewhere && removed.contains(&at) => inodes = inodes.saturating_sub(1),
                 Some(_) if room.shares_extents && fetch.elsewhere => {}
                 Some(at) if room.shares_extents => balance.frees(old(at)),
-                // It may be the same.
+                // The file may be the same.
                 Some(at)
                     if !fetch.elsewhere && present.get(at).is_some_and(|old| old.size() == entry.size()) => {}
                 Some(at) if !fetch.elsewhere => balance.takes(content, old(at)),
@@ -78,7 +78,7 @@ impl Need {
         }
     }
 
-    /// In one sentence what is missing, if anything is.
+    /// Describes in one sentence what is missing, if anything is.
     pub(super) fn missing(&self, room: &Room, path: &str) -> Option<String> {
         let has_bytes = self.bytes == 0 || self.bytes.saturating_add(room.reserve_bytes) <= room.bytes;
         let has_inodes = self.inodes <= room.inodes;
@@ -91,7 +91,7 @@ impl Need {
             format!("{} are needed and {} are free{kept}", amount(self.bytes), amount(room.bytes))
         };
         let inodes =
-            || format!("{} files and directories are to be made and {} can be", self.inodes, room.inodes);
+            || format!("{} files and directories are needed, {} inodes are free", self.inodes, room.inodes);
         let what = match (has_bytes, has_inodes) {
             (true, true) => return None,
             (false, true) => format!("not enough space in {path}: {}", bytes()),
@@ -102,15 +102,15 @@ impl Need {
     }
 }
 
-/// Bytes that go and come. A file's old content goes when its new one is complete.
+/// Bytes freed and taken. A file's old content is freed when its new content is complete.
 #[derive(Debug, Default)]
 struct Balance {
     taken: u64,
     freed: u64,
-    /// What goes without anything that comes in its place, and what files lose.
+    /// Bytes freed without a replacement, and bytes by which files shrink.
     shrinking: u64,
-    /// The most that one file takes, with what it loses itself: while it comes, that is still
-    /// there.
+    /// The most that one file takes, plus the bytes by which it shrinks: they are still occupied
+    /// while the new content arrives.
     largest: u64,
 }
 
@@ -128,13 +128,13 @@ impl Balance {
         self.largest = self.largest.max(new.saturating_add(shrinks));
     }
 
-    /// The least that is taken at the worst moment, in the most favourable order.
+    /// The least space taken at the worst moment, in the most favourable order.
     fn peak(&self) -> u64 {
         self.taken.saturating_sub(self.freed).max(self.largest.saturating_sub(self.shrinking))
     }
 }
 
-/// The entry at `top` and all below it.
+/// The entry at `top` and all entries below it.
 fn below(present: &Manifest, top: u32) -> impl Iterator<Item = u32> + '_ {
     let path = present.path(top);
     (top..u32::try_from(present.len()).unwrap_or(u32::MAX)).take_while(move |&at| {
@@ -143,7 +143,7 @@ fn below(present: &Manifest, top: u32) -> impl Iterator<Item = u32> + '_ {
     })
 }
 
-/// A number of bytes for eyes.
+/// Formats a number of bytes for display.
 fn amount(bytes: u64) -> String {
     const UNITS: [(u64, &str); 4] =
         [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")];

@@ -1,5 +1,5 @@
-//! Two machines in a jar: both engines, two trees in memory, and a scheduler that picks, from a seed, in
-//! which order messages arrive and works end.
+//! Two machines in a jar: both engines, two trees in memory, and a scheduler. From a seed, the
+//! scheduler picks the order in which messages arrive and works end.
 
 mod bases;
 mod brake;
@@ -25,14 +25,14 @@ use crate::monitor::Event;
 use crate::wire::hello::Options;
 use crate::wire::message::{Body, Message, Op};
 
-/// In which order messages arrive and works end.
+/// The order in which messages arrive and works end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
-    /// Any.
+    /// Any order.
     Random,
-    /// Works end in the order in which they were started, and before any message arrives.
+    /// Works end in the order of their start, and before any message arrives.
     WorksFirst,
-    /// Works end only when there is nothing else to do, the last one first.
+    /// Works end only when nothing else is possible, the last one first.
     WorksLast,
     /// The sender goes on only when the receiver cannot.
     SenderStarved,
@@ -70,7 +70,7 @@ impl Side {
         }
     }
 
-    /// Takes all answers of the engine, up to where it waits or ends; what is to be said comes back.
+    /// Polls the engine until it waits or ends; returns the messages to send.
     fn drain(&mut self) -> Vec<Message> {
         let mut said = Vec::new();
         loop {
@@ -99,8 +99,8 @@ impl Side {
     }
 }
 
-/// No two works may change the same file at a time, steps go one after the other, and nothing goes before
-/// the plan.
+/// Asserts three things: no two works change the same file at a time, steps run one after the
+/// other, and nothing starts before the plan.
 fn assert_apart(under_way: &[Work], new: &Work) {
     let ids = |work: &Work| match work {
         Work::Sink { id, .. } | Work::Source { id, .. } => vec![*id],
@@ -118,32 +118,32 @@ fn assert_apart(under_way: &[Work], new: &Work) {
     }
 }
 
-/// What happened in a run.
+/// Counts of a run.
 #[derive(Debug, Default)]
 struct Log {
-    /// Messages that were delivered.
+    /// Delivered messages.
     delivered: usize,
-    /// Messages by name.
+    /// Number of messages, by kind.
     wants: usize,
     contents: usize,
     sign_requests: usize,
-    /// Content that left the sender.
+    /// Bytes of content that left the sender.
     sent_bytes: u64,
-    /// Most wants without an answer.
+    /// Most unanswered wants at a time.
     open_wants_max: usize,
     open_wants: usize,
-    /// Content that reached the receiver and no work has taken.
+    /// Bytes of content that reached the receiver and no work has taken.
     held_bytes: usize,
     held_bytes_max: usize,
-    /// Content that reached the receiver, all in all.
+    /// Bytes of content that reached the receiver in all.
     received_bytes: usize,
-    /// Works that write.
+    /// Number of works that write.
     writes: usize,
     /// Bytes of all messages, both ways.
     wire_bytes: usize,
-    /// Bytes of blocks of manifests.
+    /// Bytes of manifest blocks.
     entries_bytes: usize,
-    /// Messages by name.
+    /// Number of messages, by kind.
     ignores: usize,
     changes: usize,
     changed: usize,
@@ -159,27 +159,27 @@ struct Pair {
     log: Log,
 }
 
-/// How a run ended, on both sides.
+/// Result of a run, on both sides.
 struct Ended {
     source: Source,
     target: Target,
     log: Log,
     sender: Result<Summary, Failure>,
     receiver: Result<Summary, Failure>,
-    /// What the client was told.
+    /// Events that the client got.
     events: Vec<Event>,
 }
 
 impl Pair {
     fn new(source: Source, target: Target, options: &Options, order: Order, seed: u64) -> Self {
-        // The sender is the client's here, so the receiver relays.
+        // In this jar the sender is the client, so the receiver relays.
         let client = Config { options: options.clone(), relay: false };
         let agent = Config { options: options.clone(), relay: true };
         let sides = [Side::new(Sender::new(&client)), Side::new(Receiver::new(&agent))];
         Self { sides, source, target, order, dice: Dice::new(seed), log: Log::default() }
     }
 
-    /// Runs to the end, or until so many messages have been delivered and the connection is cut.
+    /// Runs to the end. After `cut_after` delivered messages the connection is cut.
     fn run(mut self, cut_after: Option<usize>) -> Ended {
         self.answer(SENDER);
         self.answer(RECEIVER);
@@ -195,7 +195,7 @@ impl Pair {
             let picked = self.pick(&actions);
             self.act(actions[picked]);
         }
-        // What is under way on the disk still ends.
+        // Works that are under way on the disk still end.
         for work in std::mem::take(&mut self.sides[RECEIVER].works) {
             let _ = self.target.perform(work);
         }
@@ -210,7 +210,7 @@ impl Pair {
         }
     }
 
-    /// The connection is gone, and with it what was on its way.
+    /// Cuts the connection and drops the messages in flight.
     fn cut(&mut self) {
         for side in [SENDER, RECEIVER] {
             self.sides[side].inbox.clear();
@@ -282,7 +282,7 @@ impl Pair {
         self.answer(action.side());
     }
 
-    /// Takes a side's answers and puts what it says on its way, as it comes out of the wire.
+    /// Sends a side's messages, each encoded and decoded as on the wire.
     fn answer(&mut self, side: usize) {
         for message in self.sides[side].drain() {
             self.count(&message);

@@ -1,8 +1,9 @@
-//! The plan: the decisions of a comparison, put in the order in which they are safe to carry out.
+//! The plan puts the decisions of a comparison in an order in which they are safe to carry out.
 //!
-//! First what stands in the way goes and directories are made; then contents come; then links and times;
-//! then, when everything has arrived and is verified, what has only another name moves, and what is not wanted
-//! goes; directory times last and deepest first, since every change inside a directory moves its time.
+//! First, entries in the way are removed and directories made. Then contents arrive, then links and
+//! times are set. When everything has arrived and is verified, renamed files move and unwanted
+//! entries are removed. Directory times come last, deepest first, since every change inside a
+//! directory moves its time.
 
 mod directories;
 
@@ -29,60 +30,60 @@ use directories::{Locked, Touched};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fetch {
     pub(super) id: u32,
-    /// The basis, a position in the present manifest: the old version, or a file elsewhere that looks as if it
-    /// had been moved or copied from there.
+    /// The basis, as a position in the present manifest. It is the file in its place, or a file
+    /// elsewhere that the new one was probably moved or copied from.
     pub(super) at: Option<u32>,
-    /// Whether the basis lies elsewhere.
+    /// True if the basis lies elsewhere.
     pub(super) elsewhere: bool,
-    /// Whether the basis is the file that is wanted, unless a power cut came between.
+    /// True if the basis is the wanted file, unless a power cut damaged it.
     pub(super) is_doubted: bool,
 }
 
-/// What a receiver is going to do.
+/// The receiver's plan.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     changes: Vec<Change>,
-    /// Unlock directories; then clear the way and make directories, in path order.
+    /// Unlock directories; then remove entries in the way and make directories, in path order.
     pub(super) first: Vec<Step>,
     pub(super) fetch: VecDeque<Fetch>,
     pub(super) adjust: Vec<Step>,
-    /// Names whose spelling changes; files that are not wanted here and have the content that is
-    /// wanted there.
+    /// Renames of respelled entries, and moves of unwanted files whose content is wanted under
+    /// another name.
     pub(super) moves: Vec<Step>,
     moved: HashSet<u32>,
-    /// Children before their directories.
+    /// Removals, children before their directories.
     pub(super) remove: Vec<Step>,
-    /// Children before their directories.
+    /// Metadata of directories, children before their directories.
     pub(super) directory_times: Vec<Step>,
-    /// Whether an earlier run left something staged.
+    /// True if an earlier run left something staged.
     pub(super) has_staged: bool,
     updates: HashSet<u32>,
-    /// Files that are to be verified, and whether their modes differ.
+    /// Files to verify, each with whether its mode differs.
     verifies: HashMap<u32, bool>,
     adjusts: HashSet<u32>,
     unsafe_links: Vec<u32>,
-    /// Entries that are left out, each with the path that the filesystem takes for theirs.
+    /// Excluded entries, each with the path that the filesystem takes for the same name.
     twins: Vec<(u32, TreePath)>,
-    /// Entries in which nothing but the spelling of the name differs.
+    /// Entries that differ only in the spelling of their names.
     respelled: HashSet<u32>,
-    /// How many entries go with a directory in whose place something else is wanted, by wanted id.
+    /// Number of entries that go with a directory that another entry replaces, by wanted id.
     cleared: HashMap<u32, u64>,
-    /// In what the root's own mode and time differ, if they are to be set.
+    /// Differences of the root's own mode and time, if they must be set.
     root: Option<Differs>,
     mode_mask: u16,
 }
 
-/// What was found out of a destination besides its manifest.
+/// Facts about a destination besides its manifest.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Findings<'a> {
     pub(super) doubts: &'a Doubts,
     pub(super) spelling: &'a Spelling,
-    /// Whether an earlier run left something staged.
+    /// True if an earlier run left something staged.
     pub(super) has_staged: bool,
 }
 
 impl Plan {
-    /// Compares the trees and puts what is to be done in order.
+    /// Compares the trees and orders the works.
     pub(super) fn new(
         wanted: &Manifest,
         present: &Manifest,
@@ -93,7 +94,7 @@ impl Plan {
     ) -> Self {
         let Findings { doubts, spelling, has_staged } = findings;
         let changes = compare_doubting(wanted, present, doubts, rules, protects);
-        // What the disk lost it may have lost of what is staged, too.
+        // A disk that lost file contents may have lost staged ones too.
         let has_staged = has_staged && !doubts.has_lost();
         let twins = spelling.twins().map(|(id, twin)| (id, twin.clone())).collect();
         let mut plan = Self { has_staged, twins, mode_mask: rules.mode_mask, ..Self::default() };
@@ -104,12 +105,12 @@ impl Plan {
             if id.is_some_and(|id| spelling.leaves_out(id)) || safe_links && plan.is_unsafe(change, wanted) {
                 continue;
             }
-            // What is made anew gets the wanted name by that.
+            // An entry that is made anew has the wanted name already.
             let stays =
                 matches!(change, Change::Update { .. } | Change::Adjust { .. } | Change::Verify { .. });
             if let Some(id) = id.filter(|&id| stays && spelling.old_name(id).is_some()) {
                 plan.moves.push(Step::Respell { id });
-                // What a rename touches is what an update does.
+                // A rename touches the same directories as an update.
                 let rename = Change::Update { id, at: 0 };
                 touched.add(rename, present);
                 locked.add(rename, wanted);
@@ -132,7 +133,7 @@ impl Plan {
         plan
     }
 
-    /// Whether a change would make a link that leads out; takes note of it.
+    /// Records a change that would make a link that leads out; true if it would.
     fn is_unsafe(&mut self, change: Change, wanted: &Manifest) -> bool {
         let (Change::Create { id } | Change::Update { id, .. } | Change::Replace { id, .. }) = change else {
             return false;
@@ -155,7 +156,7 @@ impl Plan {
                 self.make(id, is_basis.then_some(at), wanted);
             }
             Change::Verify { id, at, adjust } => {
-                // Found to be the same, it is no update.
+                // If the content is the same, the file is no longer an update.
                 self.updates.insert(id);
                 self.verifies.insert(id, adjust);
                 self.fetch.push_back(Fetch { id, at: Some(at), elsewhere: false, is_doubted: true });
@@ -167,8 +168,9 @@ impl Plan {
                 }
             }
             Change::Replace { id, at } => {
-                // A directory must be there before what is in it. A link has its own step. For a file whoever
-                // puts it in place clears the way, when its content is there and not before.
+                // A directory must exist before its entries. A link has its own step. For a file,
+                // the work that installs it removes the old directory, once the content has arrived
+                // and not before.
                 match wanted.get(id).map(|entry| entry.kind) {
                     Some(Kind::Directory) => self.first.push(Step::Clear { at }),
                     Some(Kind::Symlink { .. }) => self.adjust.push(Step::Clear { at }),
@@ -185,7 +187,7 @@ impl Plan {
         }
     }
 
-    /// What differs, in path order.
+    /// The changes, in path order.
     pub(super) fn changes(&self) -> &[Change] {
         &self.changes
     }
@@ -201,8 +203,8 @@ impl Plan {
         }
     }
 
-    /// Plans to have a new file by moving the one at `at`, which has its content, if that is to be removed
-    /// anyway and is not moved already.
+    /// Plans to make a new file by moving the file at `at`, which has its content. This needs a
+    /// file that is to be removed and is not moved yet.
     pub(super) fn move_here(&mut self, id: u32, at: u32, hash: Hash) -> bool {
         let is_free = self.place_of_removal(at).is_ok() && self.moved.insert(at);
         if is_free {
@@ -211,8 +213,7 @@ impl Plan {
         is_free
     }
 
-    /// Where the removal of an entry stands. Positions descend, since the removals are in reverse
-    /// order.
+    /// Finds the removal of an entry. Positions descend, since the removals are in reverse order.
     fn place_of_removal(&self, at: u32) -> Result<usize, usize> {
         self.remove.binary_search_by(|step| match *step {
             Step::Remove { at: other } => at.cmp(&other),
@@ -220,13 +221,14 @@ impl Plan {
         })
     }
 
-    /// What was to be moved is not to be removed: it is gone, or could not be moved and is better kept.
+    /// Cancels the removals of files that were to be moved: either they are gone, or moving them
+    /// failed and they are better kept.
     pub(super) fn spare_moved(&mut self) {
         let moved = &self.moved;
         self.remove.retain(|step| !matches!(step, Step::Remove { at } if moved.contains(at)));
     }
 
-    /// A file turned out to have the right content already.
+    /// Records that a file has the right content already.
     pub(super) fn only_adjust(&mut self, id: u32) {
         self.updates.remove(&id);
         if self.verifies.get(&id) != Some(&false) {
@@ -235,12 +237,12 @@ impl Plan {
         self.adjust.push(Step::Adjust { id });
     }
 
-    /// Whether a file was only to be verified: if it is replaced, nobody was told before.
+    /// True if a file was only to be verified: its replacement has not been reported yet.
     pub(super) fn is_verify(&self, id: u32) -> bool {
         self.verifies.contains_key(&id)
     }
 
-    /// Whether there is anything to do.
+    /// True if the plan changes anything.
     pub(super) fn changes_anything(&self) -> bool {
         let steps = [&self.first, &self.adjust, &self.moves, &self.remove, &self.directory_times];
         !self.fetch.is_empty() || steps.iter().any(|steps| !steps.is_empty())
@@ -250,17 +252,17 @@ impl Plan {
         self.updates.contains(&id)
     }
 
-    /// Whether mode or time of this entry differed, and not only those of what is in it.
+    /// True if this entry's own mode or time differed, and not only those of its children.
     pub(super) fn is_adjust(&self, id: u32) -> bool {
         self.adjusts.contains(&id)
     }
 
-    /// Whether nothing but the spelling of this entry's name differed.
+    /// True if nothing but the spelling of this entry's name differed.
     pub(super) fn is_respelled(&self, id: u32) -> bool {
         self.respelled.contains(&id)
     }
 
-    /// Wanted entries in whose place nothing is, as far as is known.
+    /// Wanted entries with no present entry in their place, as far as is known.
     pub(super) fn created(&self) -> impl Iterator<Item = u32> {
         self.changes.iter().filter_map(|change| match *change {
             Change::Create { id } => Some(id),
@@ -268,12 +270,12 @@ impl Plan {
         })
     }
 
-    /// How many entries go with the directory in whose place this one is wanted.
+    /// Number of entries that go with the directory that this entry replaces.
     pub(super) fn cleared(&self, id: u32) -> u64 {
         self.cleared.get(&id).copied().unwrap_or(0)
     }
 
-    /// The root's own mode and time are to become these.
+    /// Plans the root's own mode and time.
     pub(super) fn set_root(&mut self, (mode, time): (u16, Time), present: (u16, Time)) {
         let (present_mode, present_time) = present;
         let differs = Differs {
@@ -284,18 +286,18 @@ impl Plan {
         self.root = Some(differs).filter(|differs| *differs != Differs::default());
     }
 
-    /// Whether the root's own mode or time differ and are to be set.
+    /// True if the root's own mode or time differ and must be set.
     pub(super) fn adjusts_root(&self) -> bool {
         self.root.is_some()
     }
 
-    /// How many entries would go.
+    /// Number of entries that would be deleted.
     pub(super) fn going(&self) -> u64 {
         self.remove.len() as u64 + self.cleared.values().sum::<u64>()
     }
 
-    /// How many entries would go and come back nowhere else, as far as it looks: where all files
-    /// that go have only other names, their directories have, too.
+    /// Number of deleted entries that come back nowhere else, as an estimate. If all deleted files
+    /// are merely renamed, their directories count as renamed too.
     pub(super) fn lost(&self, present: &Manifest) -> u64 {
         let goes = |at: &u32| self.place_of_removal(*at).is_ok();
         let elsewhere = self.fetch.iter().filter(|fetch| fetch.elsewhere).filter_map(|fetch| fetch.at);
@@ -309,7 +311,7 @@ impl Plan {
         if is_all_moved { 0 } else { self.going().saturating_sub(moved.len() as u64) }
     }
 
-    /// The first entries that would go.
+    /// The first entries that would be deleted.
     pub(super) fn head(&self, present: &Manifest) -> Vec<Doomed> {
         let doomed = self.changes.iter().flat_map(|change| {
             let (own, at) = match *change {
@@ -322,7 +324,7 @@ impl Plan {
         doomed.take(HEAD_MAX).map(|entry| Doomed { what: what(entry), path: entry.path.to_vec() }).collect()
     }
 
-    /// What would go, the uppermost of it, in order.
+    /// The entries that would be deleted, only the topmost of each subtree, in order.
     pub(super) fn withheld(&self, present: &Manifest) -> Vec<TreePath> {
         let mut paths: Vec<TreePath> = Vec::new();
         for change in &self.changes {
@@ -340,31 +342,31 @@ impl Plan {
         paths
     }
 
-    /// Leaves alone what is wanted in the place of directories that may not be cleared.
+    /// Drops the obstacles in place of directories that may not be cleared.
     pub(super) fn pass_over_obstacles(&mut self, full: &Plan) {
         self.changes
             .retain(|change| !matches!(change, Change::Obstacle { id, .. } if full.cleared.contains_key(id)));
     }
 
-    /// Leaves alone whatever something stays in the place of.
+    /// Drops all obstacles.
     pub(super) fn drop_obstacles(&mut self) {
         self.changes.retain(|change| !matches!(change, Change::Obstacle { .. }));
     }
 
-    /// Whether something stays in the place of what is wanted.
+    /// True if a kept entry occupies the place of a wanted one.
     pub(super) fn has_obstacles(&self) -> bool {
         self.changes.iter().any(|change| matches!(change, Change::Obstacle { .. }))
     }
 
-    /// How many files' content is missing or to be verified, and their bytes; of those that
-    /// `counts` says.
+    /// Number and bytes of the files whose content is missing or must be verified, among those that
+    /// `counts` selects.
     pub(super) fn content(&self, wanted: &Manifest, counts: impl Fn(&Fetch) -> bool) -> (u64, u64) {
         let files = self.fetch.iter().filter(|fetch| counts(fetch));
         let sizes = files.filter_map(|fetch| wanted.get(fetch.id)).map(|entry| entry.size());
         sizes.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size))
     }
 
-    /// Counts what would be done.
+    /// Counts the planned changes.
     pub(super) fn count(&self, wanted: &Manifest, tally: &mut Tally) {
         for change in &self.changes {
             match change {
@@ -383,7 +385,7 @@ impl Plan {
         (tally.files, tally.sent_bytes) = self.content(wanted, |fetch| !fetch.is_doubted);
     }
 
-    /// What the plan leaves out, and why.
+    /// The entries that the plan excludes, with the reasons.
     pub(super) fn problems(&self, wanted: &Manifest) -> Vec<Problem> {
         let problem = |id: u32, trouble, cause: &str| {
             let path = wanted.path(id).map(PathRef::to_vec).unwrap_or_default();
@@ -400,7 +402,7 @@ impl Plan {
         let links = self
             .unsafe_links
             .iter()
-            .map(|&id| problem(id, Trouble::Unsafe, "the link leads out of the tree and was left out"));
+            .map(|&id| problem(id, Trouble::Unsafe, "the link leads out of the tree and was excluded"));
         let twins = self.twins.iter().map(|(id, twin)| {
             let cause = format!("the destination's filesystem takes this name and {twin} for one");
             problem(*id, Trouble::Obstacle, &cause)
@@ -408,7 +410,8 @@ impl Plan {
         obstacles.chain(links).chain(twins).collect()
     }
 
-    /// What is present and not wanted, where nothing is removed: the uppermost, and no more than a person reads.
+    /// Reports present entries that are not wanted where nothing is removed. Only the topmost of
+    /// each subtree, and no more than a person reads.
     pub(super) fn left(&self, wanted: &Manifest, present: &Manifest, filter: &Filter) -> Vec<Event> {
         const LEFT_MAX: usize = 100;
         let is_wanted = |path: PathRef<'_>| wanted.position(path).is_some();
@@ -423,8 +426,8 @@ impl Plan {
             .collect()
     }
 
-    /// The decisions in path order, for eyes; what is removed with a directory comes before it, as
-    /// with rsync.
+    /// Reports the changes in path order, for display. The entries of a removed directory come
+    /// before it, as with rsync.
     pub(super) fn events(&self, wanted: &Manifest, present: &Manifest) -> Vec<Event> {
         let mut list = List::default();
         if let Some(differs) = self.root {
@@ -454,8 +457,8 @@ impl Plan {
     }
 }
 
-/// The changes with one for each entry in which nothing but the spelling of its name differs: these
-/// are noted.
+/// Adds a change for each entry that differs only in the spelling of its name, and records these
+/// entries.
 fn with_respelled(
     changes: Vec<Change>,
     wanted: &Manifest,
@@ -485,11 +488,11 @@ fn with_respelled(
     merged
 }
 
-/// A list of changes that grows.
+/// A growing list of reported changes.
 #[derive(Default)]
 struct List<'a> {
     events: Vec<Event>,
-    /// What goes with a directory, which is the first of it.
+    /// Removed entries of one subtree, whose directory comes first.
     removed: Vec<EntryRef<'a>>,
 }
 

@@ -1,5 +1,6 @@
-//! The receiver: decides what has to change, asks for what is missing, puts it in place. Here is what happens
-//! once, in order; `content` has what goes on between: asking and taking in; `offer` how the manifest arrives.
+//! The receiver decides which entries must change, asks for missing contents and puts them in
+//! place. This file holds the phases that run once, in order. `content` asks for contents and takes
+//! them in; `offer` takes in the manifest.
 //!
 //! ```text
 //! Subject ─► Open   Entries… Offered ─► compare ─► Apply (clear, directories)
@@ -8,10 +9,11 @@
 //! Files ─► Store    Pieces ─► Sink
 //! Files (differing) ─► SignFiles ─► FileSignatures    SignRequest ─► SignWindows ─► Signatures
 //!                                                     CutRequest ─► Cut ─► Chunks
-//! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals) ─► Apply (directory times)
-//!              ─► Close ─► Finished
+//! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals)
+//!              ─► Apply (directory times) ─► Close ─► Finished
 //! ```
-//! What was offered is remembered meanwhile (`Remember`), from when it is known what has to change.
+//! The receiver stores the offer as the baseline (`Remember`) meanwhile, as soon as the plan is
+//! made.
 
 mod content;
 mod decide;
@@ -41,7 +43,7 @@ use crate::wire::message::{AbortKind, Holes, Message, Subject, Tally, Want};
 use content::{Ask, HELD_BYTES_MAX, Sink};
 use offer::Offer;
 
-/// Steps of one `Apply`: short enough that a cut connection is noticed.
+/// Most steps of one `Apply`: few enough to notice a cut connection in time.
 const STEPS_MAX: usize = 1024;
 
 /// The side that wants the files.
@@ -51,85 +53,86 @@ pub struct Receiver {
     desk: Desk,
     phase: Phase,
     subject: Option<Subject>,
-    /// The parts that are offered, as they arrive.
+    /// The offered parts, as they arrive.
     parts: Vec<Part>,
     offer: Offer,
     holes: Holes,
     filter: Filter,
-    /// Whether the sender could list everything.
+    /// The sender's report that it could list everything.
     offered: Option<bool>,
     opened: Option<Opened>,
     wanted: Arc<Manifest>,
-    /// Which names the destination's filesystem takes for one.
+    /// The names that the destination's filesystem folds into one.
     spelling: Arc<Spelling>,
-    /// How far that is known.
+    /// Progress of asking about them.
     resolved: Resolved,
     plan: Plan,
     tally: Tally,
-    /// What is known of source and destination once this run is over.
+    /// The pair of source and destination after this run.
     pair: Option<Pair>,
-    /// The root's own mode and time, as far as they are to be set.
+    /// The root's own mode and time, as far as they must be set.
     metadata: Option<(Option<u16>, Time)>,
-    /// Whether the destination will hold nothing but what is wanted and what is protected.
+    /// True if the destination will hold only wanted and protected entries.
     will_be_copy: bool,
-    /// The destination is in order.
+    /// True once the destination is complete.
     closed: bool,
     /// Wants that are not sent yet.
     batch: Vec<Want>,
     batch_bytes: usize,
-    /// Sent and not answered.
+    /// Wants that are sent and not answered.
     asked: HashMap<u32, Ask>,
     window: Window,
     signs: usize,
     file_signs: usize,
-    /// Larger files on their way, with what waits for the work under way.
+    /// Larger files in flight, with the steps that wait for the work under way.
     sinks: HashMap<u32, Sink>,
-    /// Files of which is being found out what is there of them.
+    /// Files whose basis is being signed.
     signing: HashMap<u32, Fetch>,
-    /// Works on contents that wait until directories are there.
+    /// Works on contents that wait until the directories exist.
     early: Vec<Work>,
     stores: usize,
     held_bytes: usize,
     /// Files whose content arrived damaged once.
     retried: BTreeSet<u32>,
-    /// The connection is gone, for this cause; what has arrived is still put aside for the next run.
+    /// The cause, once the connection is gone. The receiver still stages the content that has
+    /// arrived, for the next run.
     closing: Option<String>,
 }
 
-/// Whether the filesystem was asked which names it takes for one.
+/// Progress of asking the filesystem which names it folds into one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Resolved {
     No,
-    /// About what is there. What became of that may raise further questions, but none about new
-    /// names.
+    /// Asked about the present entries. The renames that follow may raise further questions, but
+    /// none about new names.
     Partly,
     Yes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The offer is on its way.
+    /// The offer is arriving.
     Offer,
-    /// The performer is told both manifests; nothing else may start before it knows them.
+    /// The performer gets both manifests; no other work may start before.
     Plan,
-    /// Directories are being made; wants go out already.
+    /// Directories are made; wants go out already.
     Directories,
     /// Contents arrive.
     Content,
     /// Links, modes and times.
     Adjust,
-    /// Files of which only the name changes.
+    /// Files whose name alone changes.
     Move,
-    /// What is not wanted goes.
+    /// Unwanted entries are removed.
     Remove,
     /// Modes and times of directories, deepest first.
     DirectoryTimes,
-    /// The root.
+    /// The root is finished.
     Close,
 }
 
 impl Receiver {
-    /// A receiver that waits for an offer.
+    /// Makes a receiver that waits for an offer.
     #[must_use]
     pub fn new(config: &Config) -> Self {
         Self {
@@ -229,7 +232,7 @@ impl Receiver {
                 self.signs -= 1;
                 match result {
                     Err(Fault::Fatal(kind, text)) => self.desk.fail(kind, text),
-                    // The old version changed or went away while it served as basis: no signatures.
+                    // The basis changed or went away meanwhile: send no signatures.
                     result => {
                         let signatures = result.unwrap_or_default().into_iter().map(ByteBuf::from).collect();
                         self.desk.send(Message::Signatures { id, signatures });
@@ -285,7 +288,7 @@ impl Receiver {
         self.compare_when_ready();
     }
 
-    /// In words what room the plan needs that is not there.
+    /// Describes the room that the plan needs and the filesystem does not have.
     fn missing_room(&self) -> Option<String> {
         let opened = self.opened.as_ref()?;
         let room = opened.room.as_ref()?;
@@ -293,8 +296,8 @@ impl Receiver {
         need.missing(room, &escape(&opened.path))
     }
 
-    /// Tells what of the destination could not be listed, where that matters: nothing is done with
-    /// what is excluded, nor with what is not wanted where nothing is deleted.
+    /// Reports entries of the destination that could not be listed, where they matter. Excluded
+    /// entries do not matter. Unwanted ones do not matter unless the run deletes.
     fn tell_unlisted(&mut self) {
         let Some(opened) = &mut self.opened else { return };
         for problem in std::mem::take(&mut opened.problems) {
@@ -309,7 +312,8 @@ impl Receiver {
         }
     }
 
-    /// A single file or link comes alone and under its own name.
+    /// True if the offer matches its subject: a single file or link comes alone and under its own
+    /// name.
     fn is_what_was_announced(&self) -> bool {
         let Some(Subject::File { name }) = &self.subject else { return true };
         let is_announced = |entry: EntryRef<'_>| entry.path.to_vec() == *name && !entry.is_directory();
@@ -334,7 +338,7 @@ impl Receiver {
         self.desk.progress(Event::Planned { files, bytes });
     }
 
-    /// Once it has been told that everything is done, the sender may cut us off.
+    /// Sends `Finished` only when all works are done: the sender may cut the agent off afterwards.
     fn finish_when_ready(&mut self) {
         if self.closed && !self.offer.is_being_kept {
             self.desk.send(Message::Finished(self.tally));
@@ -345,7 +349,7 @@ impl Receiver {
     fn planned(&mut self) {
         self.phase = Phase::Directories;
         self.remember();
-        // What must be there before anything can be put in place.
+        // Steps that must precede any content.
         if !self.start_steps() {
             self.directories_are_there();
         }
@@ -463,7 +467,7 @@ impl Receiver {
         matches!(self.subject, Some(Subject::Directory { .. }))
     }
 
-    /// Whether nothing stands in an entry's place.
+    /// True if no present entry has this entry's path.
     fn is_new(&self, id: u32) -> bool {
         let present = self.opened.as_ref().map(|opened| &opened.manifest);
         let entry = self.wanted.get(id);
@@ -474,7 +478,7 @@ impl Receiver {
         self.wanted.get(id).map_or(0, |entry| entry.size())
     }
 
-    /// How many entries are present below one.
+    /// Counts the present entries below one.
     fn count_below(&self, at: u32) -> u64 {
         self.opened.as_ref().map_or(0, |opened| below(&opened.manifest, at).count() as u64)
     }

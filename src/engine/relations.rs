@@ -1,7 +1,7 @@
-//! Files that were moved or copied: new names whose content may lie elsewhere in the destination.
+//! Rename detection: new names whose content may lie elsewhere in the destination.
 //!
-//! Names, sizes and times only say where to look; whether the content is the same is settled by its hash.
-//! rsync sends the content of a renamed directory again; here only names travel.
+//! Names, sizes and times only select candidates; the hash decides whether the content is the same.
+//! rsync sends the content of a renamed directory again; ksync sends only names.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -10,15 +10,16 @@ use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{EntryRef, Kind, Time};
 use crate::tree::manifest::Manifest;
 
-/// From this size on, in bytes, an equal size alone is worth a look: hashing is cheaper than sending. Below it
-/// the name or the time must fit too.
+/// Size in bytes from which an equal size alone makes a candidate: hashing is cheaper than sending.
+/// Below it the name or the time must match too.
 const TELLING_BYTES_MIN: u64 = 64 << 10;
 
-/// Most files with one size and time, one size and name, or one size that are looked at for one new name.
+/// Most candidates for one new name among the files with one size and time, one size and name, or
+/// one size.
 const LOOKS_MAX: usize = 64;
 
-/// Gives new files a basis elsewhere, where one looks like it. A lost file is none: moved, it would
-/// stay lost.
+/// Gives new files a basis elsewhere, where a candidate exists. A file with lost content is none:
+/// moved, it would stay lost.
 pub(super) fn find(fetches: &mut VecDeque<Fetch>, wanted: &Manifest, present: &Manifest, doubts: &Doubts) {
     let new_sizes =
         |fetch: &Fetch| wanted.get(fetch.id).filter(|_| fetch.at.is_none()).map(|entry| entry.size());
@@ -50,7 +51,7 @@ pub(super) fn find(fetches: &mut VecDeque<Fetch>, wanted: &Manifest, present: &M
     }
 }
 
-/// What makes it worth a look whether two files have the same content.
+/// A property that makes two files candidates for equal content.
 #[derive(PartialEq, Eq, Hash)]
 enum Trait<'a> {
     SizeAndTime(u64, Time),
@@ -68,8 +69,8 @@ impl<'a> Trait<'a> {
     }
 }
 
-/// How much two files of one size look alike: their times, then as much of their paths as is the same at the
-/// end, since what is moved are mostly directories.
+/// Likeness of two files of one size: equal times count first, then the number of equal path
+/// components at the end. Most moves are of whole directories.
 fn likeness(entry: EntryRef<'_>, other: EntryRef<'_>) -> (bool, usize) {
     let pairs = entry.path.components().rev().zip(other.path.components().rev());
     (entry.mtime == other.mtime, pairs.take_while(|(one, other)| one == other).count())
@@ -91,7 +92,7 @@ mod tests {
         Manifest::new(entries).unwrap()
     }
 
-    /// Where the content of the last wanted entry is looked for.
+    /// The path of the basis that is chosen for the last wanted entry.
     fn basis(wanted: &[(&str, u64, i64)], present: &[(&str, u64, i64)]) -> Option<String> {
         let (wanted, present) = (tree(wanted), tree(present));
         let id = wanted.len() as u32 - 1;
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_or_a_time_makes_two_files_of_one_size_alike() {
+    fn equal_size_with_equal_name_or_time_makes_a_basis() {
         let new = [("new", 5, 1)];
         assert_eq!(basis(&new, &[("old", 5, 1)]), Some("old".into()));
         assert_eq!(basis(&new, &[("d/", 0, 0), ("d/new", 5, 2)]), Some("d/new".into()));
@@ -113,13 +114,13 @@ mod tests {
     }
 
     #[test]
-    fn of_several_the_most_alike_is_taken() {
+    fn most_alike_of_several_candidates_is_the_basis() {
         let present = [("a", 5, 1), ("d/", 0, 0), ("d/new", 5, 2), ("e/", 0, 0), ("e/new", 5, 1)];
         assert_eq!(basis(&[("new", 5, 1)], &present), Some("e/new".into()));
     }
 
     #[test]
-    fn what_lay_in_a_directory_of_the_same_name_is_taken_first() {
+    fn candidate_in_a_directory_of_the_same_name_comes_first() {
         let present =
             [("a/", 0, 0), ("a/x/", 0, 0), ("a/x/f", 5, 1), ("a/y/", 0, 0), ("a/y/f", 5, 1), ("a/y/z", 5, 1)];
         for (directory, new, old) in
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_of_one_size_hides_nothing() {
+    fn many_files_of_one_size_hide_no_candidate() {
         let mut present: Vec<(String, u64, i64)> = (0..500).map(|n| (format!("f{n:03}"), 5, n)).collect();
         present.sort();
         let present: Vec<_> =

@@ -3,7 +3,7 @@
 //! ```text
 //! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Read ─► Files
 //!      └► Base            └► Changes… Changed                  └► Source… ─► Files / Pieces /
-//! FileSignatures ─► Diff ─► Files                              / Same        SignRequest / CutRequest
+//! FileSignatures ─► Diff ─► Files                              / Same    SignRequest / CutRequest
 //! [Remember ─►] Finished ─► done
 //! ```
 
@@ -30,21 +30,21 @@ use crate::wire::message::{
     SMALL_OLD_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
 };
 
-/// Longest file that is sent whole although the receiver has an old version: asking for a signature costs a
-/// round trip and saves little.
+/// Longest file that is sent whole although the receiver has a basis: a signature costs a round
+/// trip and saves little.
 const WHOLE_BYTES_MAX: u64 = 16 << 10;
 
-/// When more than this of such files waits, in bytes, the signatures cost less than the files: packed, that is
-/// about what 20 Mbit/s carry in 50 ms.
+/// Bytes of waiting files above which signatures cost less than the files. Compressed, they take
+/// about 50 ms at 20 Mbit/s.
 const WHOLE_QUEUE_BYTES_MAX: u64 = 512 << 10;
 
 /// Most small files in one `Read`.
 const READ_FILES_MAX: usize = 512;
 
-/// Most works on content at a time: enough to keep disk, hash and channel busy at once.
+/// Most works on content at a time: enough to keep disk, hashing and channel busy at once.
 const WORKS_MAX: usize = 4;
 
-/// How often a file may be asked for: once, and once more after its content arrived damaged.
+/// Most wants for one file: the first, and one more after its content arrived damaged.
 const ASKS_MAX: u8 = 2;
 
 /// The side that has the files.
@@ -52,72 +52,73 @@ const ASKS_MAX: u8 = 2;
 pub struct Sender {
     desk: Desk,
     manifest: Option<Arc<Manifest>>,
-    /// What else was offered.
+    /// Ignore files of the offer.
     ignores: Vec<IgnoreFile>,
     complete: bool,
     offered_all: bool,
-    /// A base was named to the receiver, and is not known to be forgotten there.
+    /// True while the receiver has been named a base and has not reported it as forgotten.
     has_base: bool,
-    /// Whether this is the agent.
+    /// True on the agent.
     relay: bool,
     keeping: Keeping,
-    /// What was listed, until it may be offered.
+    /// The listed source, until it may be offered.
     listed: Option<Scanned>,
-    /// What is going to be offered in parts.
+    /// The subject of a partial offer.
     subject: Option<Subject>,
-    /// Contents that go along with the offer.
+    /// Contents that go with the offer.
     pushed: Vec<PushedFile>,
-    /// What the receiver did, once it has said so.
+    /// The receiver's counts, once it has finished.
     finished: Option<Tally>,
     /// Wants that wait for their turn.
     small: VecDeque<Want>,
-    /// Bytes of those files that have an old version.
+    /// Bytes of those files that have a basis.
     small_old_bytes: u64,
-    /// Small files of which the receiver is to sign the old version, and its length.
+    /// Small files whose basis the receiver must sign, with its length.
     differing: HashMap<u32, u64>,
-    /// Small files of which it has.
+    /// Small files whose basis the receiver has signed.
     signed: VecDeque<SignedFile>,
     large: VecDeque<Want>,
-    /// Larger files on their way.
+    /// Larger files in flight.
     streams: HashMap<u32, Stream>,
-    /// How often each file was asked for.
+    /// Number of wants per file.
     asks: HashMap<u32, u8>,
-    /// Files that were asked for and not answered, with the weights of the wants.
+    /// Files with an unanswered want, with the want's weight.
     unanswered: HashMap<u32, usize>,
     unanswered_bytes: usize,
     reads: usize,
 }
 
-/// Whether what is offered is remembered.
+/// State of storing the offer as the baseline.
 ///
-/// On the client that waits until the receiver has shown that it took the offer in: else each run that does not
-/// get as far as that would make the two remember different things. An agent cannot wait: when the client has
-/// finished, it may be cut off. So it remembers before it offers.
+/// The client stores it once the receiver has shown that it took the offer in. Otherwise each run
+/// that ends earlier would leave the two sides with different baselines. An agent cannot wait,
+/// because the client may cut it off after it has finished. So the agent stores the offer before it
+/// sends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Keeping {
-    /// It is, or is not to be.
+    /// Stored, or nothing to store.
     Settled,
-    /// It is to be.
+    /// To be stored.
     Due,
-    /// A work is under way.
+    /// The work is under way.
     UnderWay,
 }
 
-/// Where a larger file stands.
+/// State of a larger file.
 #[derive(Debug, PartialEq, Eq)]
 enum Stream {
     /// A work is under way.
     Working,
-    /// The receiver is to sign this many windows.
+    /// The receiver must sign this many windows.
     Signing(usize),
-    /// Both sides cut; the chunks of the receiver may be there first.
+    /// Both sides cut; the receiver's chunks may arrive first.
     Cutting(Option<Vec<Chunk>>),
-    /// The receiver is to send its chunks; ours are there.
+    /// The receiver must send its chunks; the sender's are cut.
     Cut,
 }
 
 impl Sender {
-    /// A sender that begins by finding and listing its source.
+    /// Makes a sender that begins by identifying and listing its source.
     #[must_use]
     pub fn new(config: &Config) -> Self {
         let mut desk = Desk::new(config.relay);
@@ -155,7 +156,7 @@ impl Sender {
                 self.remember();
             }
             Message::Signatures { id, signatures } => match self.streams.get(&id) {
-                // No signatures at all: the old version cannot be read any more.
+                // An empty list means that the basis can no longer be read.
                 Some(Stream::Signing(count)) if signatures.is_empty() || signatures.len() == *count => {
                     self.streams.insert(id, Stream::Working);
                     let signatures = signatures.into_iter().map(ByteBuf::into_vec).collect();
@@ -288,7 +289,8 @@ impl Sender {
             return self.desk.start(Work::Scan);
         }
         self.desk.send(Message::Subject(found.subject));
-        // Long before it is known what differs, so that a receiver that does not have it says so meanwhile.
+        // Name the base long before the differences are known, so that a receiver without it can
+        // say so meanwhile.
         if let Some(digest) = found.base {
             self.has_base = true;
             self.desk.send(Message::Base { digest });
@@ -320,7 +322,7 @@ impl Sender {
         self.desk.start(Work::Remember { manifest, ignores });
     }
 
-    /// Remembers what was offered, now that it has been taken in.
+    /// Stores the offer as the baseline, now that the receiver has taken it in.
     fn remember(&mut self) {
         if let (Keeping::Due, Some(manifest)) = (self.keeping, self.manifest.clone()) {
             self.keep(manifest, self.ignores.clone());
@@ -340,7 +342,7 @@ impl Sender {
         if let (Some(scope), Some(subject)) = (scope, self.subject.take()) {
             let parts: Vec<Part> = scope.encode().collect();
             let mut parts = parts.chunks(LIST_MAX);
-            // At least one: an offer without any is one of everything.
+            // Send at least one scope: an offer without any is a full one.
             let first = parts.next().unwrap_or_default();
             std::iter::once(first)
                 .chain(parts)
@@ -348,7 +350,7 @@ impl Sender {
             self.desk.send(Message::Subject(subject));
         }
         self.pushed = pushed;
-        // Once, whatever becomes of what differs from the base.
+        // Send samples once, whether the offer goes as changes or in full.
         if !sampled.is_empty() {
             self.desk.send(Message::Sampled(sampled));
         }
@@ -380,7 +382,7 @@ impl Sender {
         self.desk.send(Message::Offered { complete: self.complete });
     }
 
-    /// Gives contents along.
+    /// Sends the pushed contents.
     fn push(&mut self) {
         let pushed = std::mem::take(&mut self.pushed);
         if !pushed.is_empty() {
@@ -389,7 +391,7 @@ impl Sender {
         }
     }
 
-    /// At least one message, so that the receiver learns that there are none any more.
+    /// Sends at least one message, so that the receiver learns of an empty list too.
     fn offer_ignores(&mut self) {
         let mut files = self.ignores.chunks(16);
         let first = files.next().unwrap_or_default();
@@ -398,12 +400,12 @@ impl Sender {
         }
     }
 
-    /// The receiver does not have the base.
+    /// Handles a receiver that does not have the base.
     fn forgotten(&mut self) {
         if !std::mem::take(&mut self.has_base) || !self.asks.is_empty() {
             return self.desk.protocol_error("it forgot what it was not told, or knew before");
         }
-        // What is still being listed will be offered as a whole.
+        // A tree that is still being listed will be offered in full.
         if self.manifest.is_some() && !self.offered_all {
             self.offer_all();
         }
@@ -510,7 +512,8 @@ impl Sender {
         path.map(PathRef::to_vec).unwrap_or_default()
     }
 
-    /// Starts works while there is room for them. Files that wait for the receiver keep no disk or channel busy.
+    /// Starts works up to the limit. Files that wait for the receiver keep neither disk nor channel
+    /// busy.
     fn pump(&mut self) {
         while self.works() < WORKS_MAX {
             if let Some(batch) = self.next_signed() {
@@ -542,7 +545,7 @@ impl Sender {
         self.desk.start(Work::Source { id, step: SourceStep::Begin(want) });
     }
 
-    /// Small files that together make about one message.
+    /// Takes small files that together make about one message.
     fn next_batch(&mut self) -> Option<Vec<ReadOrder>> {
         let in_bulk = self.small_old_bytes > WHOLE_QUEUE_BYTES_MAX;
         let mut batch = Vec::new();
@@ -567,7 +570,7 @@ impl Sender {
         (!batch.is_empty()).then_some(batch)
     }
 
-    /// Small files whose old versions are signed.
+    /// Takes small files whose bases are signed.
     fn next_signed(&mut self) -> Option<Vec<SignedFile>> {
         let mut bytes = 0;
         let sizes = self.signed.iter().map(|signed| self.size(signed.id) as usize);
@@ -586,7 +589,7 @@ impl Engine for Sender {
             return;
         }
         match input {
-            // Nothing that the receiver says or does after it has finished counts.
+            // After the receiver has finished, its messages and its end do not matter.
             Input::Message(_) | Input::Closed(_) | Input::Broken(..) if self.finished.is_some() => {}
             Input::Message(message) => self.message(message),
             Input::Outcome(outcome) => self.outcome(outcome),
@@ -601,7 +604,7 @@ impl Engine for Sender {
         if self.desk.ended.is_none() && self.desk.queue.is_empty() {
             self.pump();
         }
-        // A stream that has ended would be told again and again.
+        // `Wait` here would make the caller report the ended stream again and again.
         let idle = if self.finished.is_some() { Output::WaitForWork } else { Output::Wait };
         self.desk.next().unwrap_or(idle)
     }

@@ -1,12 +1,12 @@
-//! How much a receiver may have asked for.
+//! Limits of a receiver's unanswered wants.
 
 use crate::wire::message::WANTS_MAX;
 
-/// Most bytes of wants (names of blocks, mostly) without an answer: what a sender has to hold.
+/// Most bytes of unanswered wants (mostly block names): the sender has to hold them.
 const WEIGHT_BYTES_MAX: usize = 4 << 20;
 
-/// Counts wants that have no answer yet. It opens again when half of it is answered, so that wants travel
-/// in batches and not one by one.
+/// Counts unanswered wants. A full window opens again when half of it is answered, so that wants
+/// travel in batches and not one by one.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     open_count: usize,
@@ -15,7 +15,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Whether another want may be sent, when so many are being prepared already.
+    /// True if another want may be sent while `prepared` more are being prepared.
     pub(super) fn has_room(&mut self, prepared: usize) -> bool {
         let (count_max, bytes_max) =
             if self.waiting { (WANTS_MAX / 2, WEIGHT_BYTES_MAX / 2) } else { (WANTS_MAX, WEIGHT_BYTES_MAX) };
@@ -23,19 +23,19 @@ impl Window {
         !self.waiting
     }
 
-    /// A want of this weight is sent.
+    /// Counts a want of this weight as sent.
     pub(super) fn open(&mut self, weight: usize) {
         self.open_count += 1;
         self.open_bytes += weight;
     }
 
-    /// A want of this weight is answered.
+    /// Counts a want of this weight as answered.
     pub(super) fn close(&mut self, weight: usize) {
         self.open_count = self.open_count.saturating_sub(1);
         self.open_bytes = self.open_bytes.saturating_sub(weight);
     }
 
-    /// Whether every want is answered.
+    /// True if every want is answered.
     pub(super) fn is_empty(&self) -> bool {
         self.open_count == 0
     }
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_window_opens_again_when_half_is_answered() {
+    fn full_window_opens_again_when_half_is_answered() {
         let mut window = Window::default();
         for _ in 0..WANTS_MAX {
             assert!(window.has_room(0));
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_being_prepared_counts() {
+    fn wants_in_preparation_count() {
         let mut window = Window::default();
         for _ in 0..WANTS_MAX - 4 {
             window.open(1);
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn one_heavy_want_fills_the_window_but_is_let_in() {
+    fn heavy_want_is_let_in_and_fills_the_window() {
         let mut window = Window::default();
         assert!(window.has_room(0));
         window.open(usize::MAX / 2);

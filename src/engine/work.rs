@@ -1,4 +1,4 @@
-//! Work: what an engine asks to be done on disk and content, as values.
+//! Works: operations on disk and content that an engine asks for, as values.
 
 use std::sync::Arc;
 
@@ -20,209 +20,211 @@ use crate::tree::spelling::{Answers, Questions, Spelling};
 use crate::wire::hello::Baseline;
 use crate::wire::message::{AbortKind, Holes, Op, Stretch, Subject, Want, Window};
 
-/// Something to be done. Each brings back the [`Outcome`] of the same name.
+/// An operation. Each variant brings back the [`Outcome`] of the same name.
 #[derive(Debug)]
 pub enum Work {
-    /// Sender: find out what the source is.
+    /// Sender: identify the source.
     Find,
     /// Sender: list the source.
     Scan,
-    /// Sender: read small files to their end; for each want decide between its content and "the same".
+    /// Sender: read small files to their end; for each want decide between its content and "the
+    /// same".
     Read(Vec<ReadOrder>),
-    /// Sender: find what makes small files out of their old versions.
+    /// Sender: compute deltas from the bases of small files to their contents.
     Diff(Vec<SignedFile>),
     /// Sender: one step in sending a larger file.
     Source {
-        /// Which file.
+        /// The file's id.
         id: u32,
         /// The step.
         step: SourceStep,
     },
     /// Receiver: find or make the destination, lock and list it.
     Open {
-        /// What is offered.
+        /// The offered object.
         subject: Subject,
-        /// The parts to be listed; `None`: everything.
+        /// The parts to list; `None` means everything.
         scope: Option<Scope>,
     },
-    /// Receiver, before the plan: ask the filesystem which names it takes for one.
+    /// Receiver, before the plan: ask the filesystem which names it folds into one.
     Resolve(Questions),
-    /// Receiver, once, before all other works on the tree: both manifests are known now.
+    /// Receiver, once, before all other works on the tree: hand over both manifests.
     Plan {
-        /// The tree as it shall be.
+        /// The tree after the run.
         wanted: Arc<Manifest>,
-        /// The tree as it is, under the wanted names.
+        /// The tree before the run, under the wanted names.
         present: Arc<Manifest>,
-        /// What of it has other names as yet.
+        /// The entries of `present` whose names on disk still differ.
         spelling: Arc<Spelling>,
-        /// Whether anything is going to be changed.
+        /// True if the run will change anything.
         changes: bool,
-        /// Whether files are going to be put in place.
+        /// True if the run will put files in place.
         writes: bool,
-        /// What would go and waits for consent, the uppermost of it.
+        /// Entries whose deletion waits for consent; only the topmost of each subtree.
         withheld: Vec<TreePath>,
-        /// What is known of both from now on, if that is new.
+        /// The new pair of source and destination, if it changed.
         pair: Option<Pair>,
     },
-    /// Receiver: say what is there of files.
+    /// Receiver: make the basis reports of files.
     Sign(Vec<SignOrder>),
-    /// Receiver: sign stretches of the basis.
+    /// Receiver: sign ranges of the basis.
     SignWindows {
-        /// Of which file.
+        /// The file's id.
         id: u32,
         /// The basis.
         at: u32,
-        /// The stretches.
+        /// The ranges.
         windows: Vec<Window>,
     },
     /// Receiver: sign the bases of small files as a whole.
     SignFiles(Vec<(u32, u32)>),
-    /// Receiver: cut a stretch of the basis.
+    /// Receiver: cut a range of the basis into chunks.
     Cut {
-        /// Of which file.
+        /// The file's id.
         id: u32,
         /// The basis.
         at: u32,
-        /// The stretch.
+        /// The range.
         stretch: Stretch,
     },
-    /// Receiver: put small files in place. A directory in the place of one goes first, with what was listed
-    /// in it: so too with [`Work::Sink`].
+    /// Receiver: put small files in place. A directory in the place of one is removed first, with
+    /// its listed entries. The same holds for [`Work::Sink`].
     Store(Vec<SmallFile>),
-    /// Receiver: the next steps in making a larger file.
+    /// Receiver: the next steps that build a larger file.
     Sink {
-        /// Which file.
+        /// The file's id.
         id: u32,
-        /// Its basis.
+        /// The file's basis.
         at: Option<u32>,
         /// The steps.
         ops: Vec<Op>,
-        /// With the last ones: the hash that must come out. Then the file is put in place.
+        /// The expected hash, with the last steps. The file is then put in place.
         end: Option<Hash>,
     },
-    /// Receiver: put copies of their bases in place, which have the same content.
+    /// Receiver: put copies of the bases in place, for files with equal content.
     Copy(Vec<CopiedFile>),
     /// Receiver: change names, modes and times, in this order.
     Apply(Vec<Step>),
-    /// Receiver: remove what is no longer needed.
+    /// Receiver: finish the destination: remove the run's leftovers and set the root's metadata.
     Close {
-        /// The root's own mode and time, as far as they are to be set.
+        /// The root's own mode and time, as far as they must be set.
         metadata: Option<(Option<u16>, Time)>,
-        /// What is known of both from now on, if that is new.
+        /// The new pair of source and destination, if it changed.
         pair: Option<Pair>,
     },
     /// Receiver: find the record with this digest.
     Recall(Hash),
-    /// Either: keep a record of what is offered, for the next run. What cannot be kept is forgotten.
+    /// Either side: store the offer as the baseline of the next run. If that fails, the run goes on
+    /// without one.
     Remember {
-        /// The tree that was offered.
+        /// The offered tree.
         manifest: Arc<Manifest>,
-        /// Its ignore files.
+        /// The tree's ignore files.
         ignores: Vec<IgnoreFile>,
     },
 }
 
-/// One step in sending a larger file.
+/// One step of sending a larger file.
 #[derive(Debug)]
 pub enum SourceStep {
-    /// Open it and find out how much of it the receiver has.
+    /// Open the file and find out how much of it the receiver has.
     Begin(Want),
-    /// Go on with these signatures.
+    /// Continue with these signatures.
     Signatures(Vec<Vec<u8>>),
-    /// Cut what the receiver cuts of its old version meanwhile.
+    /// Cut the file into chunks while the receiver cuts the basis.
     Cut,
-    /// Go on with these chunks of the old version.
+    /// Continue with these chunks of the basis.
     Chunks(Vec<Chunk>),
-    /// Go on.
+    /// Continue.
     More,
 }
 
-/// What a larger file needs next.
+/// The next need of a larger file on the sender.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SourceNext {
     /// Another step.
     More,
-    /// Signatures of these stretches of the old version.
+    /// Signatures of these ranges of the basis.
     Sign(Vec<Window>),
-    /// The chunks of this stretch of the old version, and [`SourceStep::Cut`] at the same time.
+    /// The chunks of this range of the basis, and [`SourceStep::Cut`] at the same time.
     Cut(Stretch),
-    /// Chunks, which were asked for: its own are there.
+    /// The receiver's chunks, already requested; the sender's own are cut.
     Chunks,
-    /// Nothing: this is its hash.
+    /// Nothing: the file ends with this hash.
     End(Hash),
-    /// Nothing: it is the old version, with this hash.
+    /// Nothing: the file equals its basis, which has this hash.
     Same(Hash),
 }
 
 /// A small file to be read.
 #[derive(Debug)]
 pub struct ReadOrder {
-    /// Which, and what the receiver has.
+    /// The file's id, and the receiver's basis report.
     pub want: Want,
-    /// Where the old version differs, its signature is worth a round trip.
+    /// True if a signature is worth a round trip when the basis differs.
     pub may_ask: bool,
 }
 
-/// A file of which it is to be said what is there.
+/// A file whose basis report is wanted.
 #[derive(Debug, Clone)]
 pub struct SignOrder {
-    /// Which.
+    /// The file's id.
     pub id: u32,
-    /// Its basis, a position in the present manifest: the old version, or a file elsewhere that may have the same
-    /// content.
+    /// The basis, as a position in the present manifest: the file in its place, or a file elsewhere
+    /// that may have the same content.
     pub at: Option<u32>,
-    /// Whether an earlier run left something staged, of this file or another.
+    /// True if an earlier run left something staged, of this file or another.
     pub may_be_staged: bool,
-    /// Whether the basis is probably the same: then a copy of it would be made in vain.
+    /// True if the basis is probably the same: a pre-copy of it would be made in vain.
     pub is_doubted: bool,
-    /// Samples of the new content, if they came with the offer.
+    /// Samples of the new content, if the offer brought them.
     pub samples: Option<Samples>,
 }
 
-/// What is there of a file.
+/// A basis report, with facts that only the receiver needs.
 #[derive(Debug)]
 pub struct Told {
-    /// That, as it is told to the sender.
+    /// The want, as the sender gets it.
     pub want: Want,
-    /// The hash of what is told of its old version, if the answer may be that the file is the same.
+    /// The hash of the advertised basis, if the sender may answer that the file is the same.
     pub hash: Option<Hash>,
-    /// Whether that is not the old version as it is, but as it was [widened](crate::content::fitted): what is the
-    /// same has to be put in place, then.
+    /// True if the basis was advertised with a gap inserted ([shift map](crate::content::fitted)).
+    /// An equal file must then still be put in place.
     pub is_widened: bool,
 }
 
-/// A small file whose old version was signed.
+/// A small file whose basis was signed.
 #[derive(Debug)]
 pub struct SignedFile {
-    /// Which.
+    /// The file's id.
     pub id: u32,
-    /// The length of the old version, in bytes.
+    /// Length of the basis in bytes.
     pub old_length: u64,
-    /// The signature; empty where it cannot be had.
+    /// The signature; empty where it is unavailable.
     pub signature: Vec<u8>,
 }
 
-/// A small file that was read.
+/// A small file after it was read.
 #[derive(Debug)]
 pub struct ReadFile {
-    /// What of it has to travel.
+    /// The part of it that must travel.
     pub content: ReadContent,
-    /// Its hash.
+    /// Hash of the file.
     pub hash: Hash,
 }
 
-/// What of a small file has to travel.
+/// The part of a small file that must travel.
 #[derive(Debug)]
 pub enum ReadContent {
-    /// Nothing: the receiver's old version is the same.
+    /// Nothing: the receiver's basis is the same.
     Same,
-    /// All.
+    /// All of it.
     Whole(Vec<u8>),
-    /// What makes it out of the old version.
+    /// A delta against the basis.
     Delta(Vec<u8>),
-    /// That shows with the signature of the old version.
+    /// Unknown until the signature of the basis arrives.
     Differs {
-        /// The length of the old version, in bytes.
+        /// Length of the basis in bytes.
         old_length: u64,
     },
 }
@@ -230,9 +232,9 @@ pub enum ReadContent {
 /// A small file that arrived.
 #[derive(Debug)]
 pub struct SmallFile {
-    /// Which.
+    /// The file's id.
     pub id: u32,
-    /// The hash that was announced.
+    /// The announced hash.
     pub hash: Hash,
     /// The content.
     pub content: SmallContent,
@@ -243,7 +245,7 @@ pub struct SmallFile {
 pub enum SmallContent {
     /// All of it.
     Whole(Vec<u8>),
-    /// What makes it out of its basis.
+    /// A delta against its basis.
     Delta {
         /// The basis.
         at: u32,
@@ -255,243 +257,246 @@ pub enum SmallContent {
 /// A file whose content lies elsewhere in the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopiedFile {
-    /// Which.
+    /// The file's id.
     pub id: u32,
-    /// Where its content lies.
+    /// Position of the file that has its content.
     pub at: u32,
-    /// The hash that must come out.
+    /// The expected hash.
     pub hash: Hash,
 }
 
-/// A change of names, modes or times. `id` is an index into the wanted manifest, `at` into the present one.
+/// A change of names, modes or times. `id` is an index into the wanted manifest, `at` into the
+/// present one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Remove a file, link or directory that is to be replaced, with everything that was listed in it.
+    /// Remove a file, link or directory that is to be replaced, with everything that was listed in
+    /// it.
     Clear {
-        /// What.
+        /// Position of the entry.
         at: u32,
     },
-    /// Make a directory that is there writable, for now; where that fails, what needs it fails too and says so.
+    /// Make an existing directory writable for now. If that fails, the steps that need it fail and
+    /// are reported.
     Unlock {
-        /// Which.
+        /// Position of the directory.
         at: u32,
     },
     /// Make a directory, writable for now.
     MakeDirectory {
-        /// Which.
+        /// The directory's id.
         id: u32,
     },
-    /// Make a link, in place of what is there.
+    /// Make a link, in place of the present entry.
     MakeLink {
-        /// Which.
+        /// The link's id.
         id: u32,
     },
     /// Set mode and time.
     Adjust {
-        /// Of what.
+        /// The entry's id.
         id: u32,
     },
-    /// Give an entry its name in the wanted spelling: to the filesystem the two are one name.
+    /// Rename an entry to its wanted spelling; the filesystem takes both names for one.
     Respell {
-        /// Which.
+        /// The entry's id.
         id: u32,
     },
-    /// Move a file to where nothing is.
+    /// Move a file to a free name.
     Move {
-        /// What it becomes.
+        /// The file's new entry.
         id: u32,
-        /// What it is.
+        /// The file's present position.
         at: u32,
         /// The hash of its content.
         hash: Hash,
     },
     /// Remove a file, a link or an empty directory.
     Remove {
-        /// What.
+        /// Position of the entry.
         at: u32,
     },
-    /// Give a directory that is not wanted, and stays, the mode and time back that it had.
+    /// Restore the original mode and time of a directory that is not wanted but stays.
     Restore {
-        /// Which.
+        /// Position of the directory.
         at: u32,
     },
 }
 
-/// How a work ended.
+/// Result of a work.
 #[derive(Debug)]
 pub enum Outcome {
-    /// What the source is.
+    /// The identified source.
     Find(Result<Found, Fault>),
-    /// What is in the source.
+    /// The listed source.
     Scan(Result<Scanned, Fault>),
-    /// What was read.
+    /// The files that were read.
     Read(Vec<(u32, Result<ReadFile, Fault>)>),
-    /// What a step gave, and what comes next.
+    /// The steps of a file, and its next need.
     Source(u32, Result<(Vec<Op>, SourceNext), Fault>),
     /// The destination.
     Open(Result<Opened, Fault>),
-    /// Which names the filesystem takes for one.
+    /// The names that the filesystem folds into one.
     Resolve(Answers),
-    /// The manifests are in place, and the destination is this run's alone, if it is to be changed.
+    /// Both manifests are handed over. If the destination will change, this run holds its lock.
     Plan(Result<(), Fault>),
-    /// What is there of a file; the hash of the old version.
+    /// The basis reports, each with the hash of its basis.
     Sign(Vec<(u32, Result<Told, Fault>)>),
     /// Signatures, in the order of the windows.
     SignWindows(u32, Result<Vec<Vec<u8>>, Fault>),
     /// The signatures.
     SignFiles(Vec<(u32, Result<Vec<u8>, Fault>)>),
-    /// The chunks of a stretch.
+    /// The chunks of a range.
     Cut(u32, Result<Vec<Chunk>, Fault>),
-    /// Whether each was put in place.
+    /// Per file: success if it is in place.
     Store(Vec<(u32, Result<(), Fault>)>),
-    /// Whether each was put in place.
+    /// Per file: success if it is in place.
     Copy(Vec<(u32, Result<(), Fault>)>),
-    /// Whether the steps could be done.
+    /// Success if the steps were done.
     Sink(u32, Result<(), Fault>),
-    /// For each step whether it was done.
+    /// Result of each step.
     Apply(Vec<(Step, Result<(), Fault>)>),
-    /// Whether the destination is in order.
+    /// Success if the destination is complete.
     Close(Result<(), Fault>),
-    /// The record, if it is there.
+    /// The record, if it exists.
     Recall(Option<Record>),
-    /// It is kept, or not.
+    /// The baseline is stored, or storing it failed.
     Remember,
 }
 
-/// A source that was found.
+/// An identified source.
 #[derive(Debug)]
 pub struct Found {
-    /// What it is.
+    /// The source.
     pub subject: Subject,
-    /// The digest of the record of what was offered of it last, if that is remembered.
+    /// Digest of the record of the last offer, if a baseline is stored.
     pub base: Option<Hash>,
-    /// Whether only parts of it are going to be listed.
+    /// True if only parts of it will be listed.
     pub is_partial: bool,
 }
 
-/// A source that was listed.
+/// A listed source.
 #[derive(Debug)]
 pub struct Scanned {
-    /// Everything in it.
+    /// The entries of the source.
     pub manifest: Arc<Manifest>,
-    /// Its ignore files.
+    /// The source's ignore files.
     pub ignores: Vec<IgnoreFile>,
-    /// What could not be listed.
+    /// Entries that could not be listed.
     pub problems: Vec<Problem>,
-    /// Whether everything could be listed.
+    /// True if everything could be listed.
     pub complete: bool,
-    /// Entries that were left out by rules.
+    /// Number of entries that the rules excluded.
     pub excluded: u64,
-    /// What differs from the base that was found; `None` where everything is to be offered.
+    /// Changes to the base that was found; `None` if the sender must offer everything.
     pub changed: Option<Changed>,
-    /// Whether it can be remembered, and is not yet.
+    /// True if the offer can be stored as the baseline and is not stored yet.
     pub is_new: bool,
-    /// The parts of the tree that were listed, if that is not everything.
+    /// The parts of the tree that were listed; `None` means everything.
     pub scope: Option<Scope>,
-    /// Contents of small files that go along with the offer.
+    /// Contents of small files that go with the offer.
     pub pushed: Vec<PushedFile>,
-    /// Samples of large files that do.
+    /// Samples of large files that go with the offer.
     pub sampled: Vec<(u32, Samples)>,
-    /// What of its files takes no room.
+    /// Holes of its files.
     pub holes: Holes,
 }
 
-/// A small file whose content goes along with the offer.
+/// A small file whose content goes with the offer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushedFile {
-    /// Which.
+    /// The file's id.
     pub id: u32,
-    /// Its hash.
+    /// Hash of the content.
     pub hash: Hash,
-    /// Its content.
+    /// Bytes of the content.
     pub data: Vec<u8>,
 }
 
-/// What differs from an earlier offer.
+/// Changes to an earlier offer.
 #[derive(Debug)]
 pub struct Changed {
-    /// The changes of the manifest.
+    /// Changes of the manifest.
     pub changes: Vec<Change>,
-    /// Whether the ignore files are others.
+    /// True if the ignore files changed.
     pub ignores: bool,
-    /// The digest of the record of what is offered now.
+    /// The digest of the new offer's record.
     pub digest: Hash,
 }
 
-/// A destination that was opened.
+/// An opened destination.
 #[derive(Debug)]
 pub struct Opened {
-    /// Everything in it.
+    /// The entries of the destination.
     pub manifest: Arc<Manifest>,
     /// Files in it that a power cut may have damaged.
     pub doubts: Doubts,
-    /// The absolute path, for eyes.
+    /// The absolute path, for display.
     pub path: Vec<u8>,
-    /// What could not be listed.
+    /// Entries that could not be listed.
     pub problems: Vec<Problem>,
-    /// Whether it is known of everything that it can be listed, or stays.
+    /// True if every directory either could be listed or is kept.
     pub complete: bool,
-    /// What stays, whatever is wanted.
+    /// Entries that stay, whatever the source has.
     pub kept: Kept,
-    /// Names in the scope that lead to entries with other names, outside of it.
+    /// Names in the scope that lead to entries with other names outside the scope.
     pub unclear: Arc<Vec<TreePath>>,
-    /// Whether an earlier run left something staged.
+    /// True if an earlier run left something staged.
     pub has_staged: bool,
-    /// What its filesystem has left; `None` where that is not known well enough to go by.
+    /// Free room of the filesystem; `None` where the figures are not reliable.
     pub room: Option<Room>,
-    /// What it is, besides what is in it.
+    /// Facts about the destination besides its entries.
     pub destination: Destination,
 }
 
-/// What a destination's filesystem has left.
+/// Free room of a destination's filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Room {
-    /// Bytes.
+    /// Free bytes.
     pub bytes: u64,
-    /// Bytes of these that stay free.
+    /// Bytes of these that must stay free.
     pub reserve_bytes: u64,
-    /// Files and directories; `u64::MAX` where the filesystem does not count them.
+    /// Free inodes; `u64::MAX` where the filesystem does not count them.
     pub inodes: u64,
-    /// Bytes that a file's content is rounded up to.
+    /// Block size in bytes: file contents are rounded up to it.
     pub block_bytes: u64,
-    /// Whether copies within the filesystem may take nothing.
+    /// True if copies within the filesystem may share extents and take no space.
     pub shares_extents: bool,
-    /// Bytes that earlier runs left staged, and that this one uses or gives back.
+    /// Staged bytes of earlier runs that this run reuses or frees.
     pub staged_bytes: u64,
-    /// The files that these bytes lie in.
+    /// Number of files that hold these bytes.
     pub staged_files: u64,
-    /// Directories at which other filesystems are mounted: what goes below needs room there.
+    /// Directories at which other filesystems are mounted: entries below them take room there.
     pub mounts: Vec<TreePath>,
 }
 
-/// What a destination is, besides what is in it.
+/// Facts about a destination besides its entries.
 #[derive(Debug, Clone, Default)]
 pub struct Destination {
-    /// Whether this run made it, or would make it.
+    /// True if this run made it, or would make it.
     pub is_new: bool,
-    /// Its own mode and time; `None` where it is not there.
+    /// Mode and time of the directory itself; `None` where it does not exist.
     pub metadata: Option<(u16, Time)>,
-    /// Which directory it is.
+    /// Identity of the directory.
     pub place: Place,
-    /// Whether its mode and time are ours to set.
+    /// True if this user may set its mode and time.
     pub is_ours: bool,
-    /// Whether a machine cannot do without it.
+    /// True if a machine cannot do without it.
     pub is_protected: bool,
-    /// Whether deletions in it were allowed by its name.
+    /// True if the user allowed deletions in it by name.
     pub is_forced: bool,
-    /// What was known of it and of its source.
+    /// Facts from earlier runs about this destination and its source.
     pub baseline: Baseline,
-    /// What an earlier round of the same watch wanted to delete, and may not: in order.
+    /// Deletions that an earlier round of the same watch planned and may not do, in order.
     pub withheld: Arc<Vec<TreePath>>,
-    /// Whether this is a round of a watch.
+    /// True if this is a round of a watch.
     pub is_round: bool,
 }
 
-/// Why a work failed.
+/// Failure of a work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// One entry could not be done; the run goes on.
+    /// Failure of one entry; the run goes on.
     Entry(Trouble, String),
-    /// The run cannot go on.
+    /// Failure that ends the run.
     Fatal(AbortKind, String),
 }

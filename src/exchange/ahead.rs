@@ -1,7 +1,8 @@
-//! `Ahead`: hashes large files that will probably be asked about while the connection is made.
+//! `Ahead`: prehashes large files that will probably be requested, while the connection is made.
 //!
-//! To compare a file with an old version its sender hashes it first, 0.14 s for a gigabyte, and before that the
-//! receiver hashed the old one, each while the other waits. Before that the sender waits for the receiver.
+//! A sender hashes a file before it compares it with a basis, 0.14 s for a gigabyte. Before that
+//! the receiver hashes the basis, and each side waits while the other works. And before that the
+//! sender waits for the receiver.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,23 +15,23 @@ use crate::content::blocks::{BlockSize, Content, Finding, Nodes};
 use crate::disk::holes::SparseFile;
 use crate::disk::stat::Identity;
 
-/// Shortest file, in bytes, for which that is worth a thread.
+/// Shortest file, in bytes, for which prehashing is worth a thread.
 pub(super) const AHEAD_BYTES_MIN: u64 = 8 << 20;
 
 /// Most files at a time.
 pub(super) const AHEAD_FILES_MAX: usize = 2;
 
-/// How likely it is that a file will be asked about.
+/// Priority of a file: the likelihood that it will be requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Likely {
-    /// It changed: worth all processors.
+    /// The file changed: worth all processors.
     Very,
-    /// It is large. That is worth one: with all of them the connection took 12 ms longer on a machine with two, on
-    /// which the other side was as well.
+    /// The file is large: worth one processor. With all of them the connection took 12 ms longer on
+    /// a machine with two, which ran the other side as well.
     Perhaps,
 }
 
-/// Files that are being hashed.
+/// Files that are being prehashed.
 #[derive(Default)]
 pub(super) struct Ahead {
     state: Mutex<State>,
@@ -39,7 +40,7 @@ pub(super) struct Ahead {
 #[derive(Default)]
 struct State {
     begun: HashMap<Identity, Begun>,
-    /// It is known what is asked about, so nothing is begun any more.
+    /// The requested files are known by now, so no prehash starts any more.
     is_late: bool,
 }
 
@@ -74,7 +75,7 @@ impl Begun {
 }
 
 impl Ahead {
-    /// Begins to read a file, in blocks of this size.
+    /// Starts to hash a file in blocks of this size.
     pub(super) fn begin(&self, identity: Identity, file: File, block: BlockSize, likely: Likely) {
         let mut state = self.state();
         if state.is_late {
@@ -86,38 +87,40 @@ impl Ahead {
         let beginning = Arc::clone(&job);
         let help = move || {
             give_way();
-            // What it could not read is missing in the end.
+            // Bytes that could not be read are missing in the end.
             let _ = match likely {
                 Likely::Very => beginning.finding.help(&*beginning),
                 Likely::Perhaps => beginning.finding.take_turns(&*beginning),
             };
         };
-        // Without a thread it is read when it is asked for.
+        // If no thread can start, the file is hashed when it is requested.
         if let Ok(thread) = thread::Builder::new().spawn(help) {
             state.begun.insert(identity, Begun { thread, job });
         }
     }
 
-    /// The nodes of a file, when they are all there; `None` where that was not begun, or cannot be.
+    /// Takes the nodes of a file, waiting until they are complete; `None` if the hash was never
+    /// started, or failed.
     pub(super) fn take(&self, identity: &Identity) -> Option<Nodes> {
         let Begun { thread, job } = self.state().begun.remove(identity)?;
-        // Now somebody waits, who gives way to nobody: on a busy machine that makes all the difference.
+        // A peer waits now, so this thread helps at normal priority: on a busy machine that makes
+        // all the difference.
         let helped = job.finding.help(&*job);
         thread.join().ok()?;
         helped.ok().and_then(|()| job.finding.finish())
     }
 
-    /// Whether there is nothing to wait for.
+    /// True if there is nothing to wait for.
     pub(super) fn is_done(&self, identity: &Identity) -> bool {
         self.state().begun.get(identity).is_some_and(|begun| begun.thread.is_finished())
     }
 
-    /// Nobody will ask for a file.
+    /// Cancels a file that nobody will request.
     pub(super) fn cancel(&self, identity: &Identity) {
         self.state().begun.remove(identity).inspect(Begun::end);
     }
 
-    /// Nobody will ask for other files than these.
+    /// Cancels all files but these, and starts no others.
     pub(super) fn only(&self, may_be_asked_for: impl Fn(&Identity) -> bool) {
         let mut state = self.state();
         state.is_late = true;
@@ -135,7 +138,8 @@ impl Ahead {
     }
 }
 
-/// Lets the connection, which is made meanwhile, go first. A niceness is the whole process's where threads have none.
+/// Lowers the thread's priority, so that the connection, which is made meanwhile, goes first. Only
+/// on Linux: elsewhere a niceness applies to the whole process.
 fn give_way() {
     #[cfg(target_os = "linux")]
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
@@ -164,13 +168,13 @@ mod tests {
         (file, identity)
     }
 
-    /// The same file, or a part of it, in other words.
+    /// The identity of the same file with another size.
     fn other(identity: Identity, size: u64) -> Identity {
         Identity { size, ..identity }
     }
 
     #[test]
-    fn nodes_are_there_once_and_only_of_what_was_begun() {
+    fn nodes_exist_once_and_only_for_files_that_were_begun() {
         let (file, identity) = file();
         let block = BlockSize::for_size(SIZE);
         let due = outline(SIZE, block, &SparseFile::of(&file, SIZE)).unwrap();
@@ -188,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn once_it_is_known_what_is_asked_for_nothing_else_is_read() {
+    fn only_requested_files_are_hashed_once_they_are_known() {
         let (file, identity) = file();
         let (block, shorter) = (BlockSize::for_size(SIZE), other(identity, SIZE - 1));
         let ahead = Ahead::default();

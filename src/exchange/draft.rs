@@ -1,16 +1,18 @@
-//! `Draft`: a copy of an old version that is made before it is known what differs.
+//! `Draft`: a pre-copy of the basis, made before the differences are known.
 //!
-//! Most large files that change and keep their length were edited in place (if one only has another time, its copy
-//! was made in vain, as rsync makes it); where something was inserted, appended or taken out, the
-//! [samples](crate::content::sample) that came with the offer tell where. To read, hash and write such a file once
-//! and then to mend the copy takes two thirds of what it takes to hash the old version first and then to copy, hash
-//! and write: on two processors 0.4 s for a gigabyte instead of 0.15 + 0.4; and what does not fit into memory comes
-//! from the disk once. What is told of the old version then, and what is copied, signed or cut of it, is the copy
-//! as it was made; or, where that lacks a piece, the old version as it is: the piece may be needed, since samples
-//! name its place only roughly. An old version that was hashed before is told of as it is, too, while it is copied.
+//! Most large files that change and keep their length were edited in place. (If only a file's time
+//! changed, its pre-copy is made in vain, as rsync makes it.) Where a range was inserted, appended
+//! or removed, the [samples](crate::content::sample) of the offer tell its place. A pre-copy reads,
+//! hashes and writes such a file once and then patches it. That takes two thirds of the time of
+//! hashing the basis first and then copying, hashing and writing. On two processors it is 0.4 s for
+//! a gigabyte instead of 0.15 + 0.4 s. A file that does not fit into memory is read from the disk
+//! only once. The receiver advertises, copies, signs and cuts the basis in the shape of the
+//! pre-copy. If that lacks a range, it signs, cuts and copies from the unchanged basis: the range
+//! may be needed, since samples tell its place only roughly. A basis that was prehashed is
+//! advertised unchanged too, while it is copied.
 //!
-//! The hash of the copy follows from its blocks' nodes, which were found over the very bytes that were written; those
-//! that were mended are read back.
+//! The hash of the pre-copy follows from the nodes of its blocks, which were hashed over the very
+//! bytes that were written. Patched blocks are read back.
 
 use std::fs::File;
 use std::io;
@@ -28,39 +30,39 @@ use crate::exchange::old::OldFile;
 use crate::exchange::sink::{SinkError, apply_delta, no_old, wrong_hash};
 use crate::wire::message::{Blocks, Old, Op};
 
-/// How much is copied at a time where what is mended comes from elsewhere in the old version.
+/// Bytes copied at a time where a patch comes from elsewhere in the basis.
 const COPY_BYTES: u64 = 1 << 20;
 
-/// What a draft is made of.
+/// The ingredients of a pre-copy.
 pub(super) struct Blank {
-    /// The old version.
+    /// The basis.
     pub(super) old: File,
-    /// How that is laid out.
+    /// The shift map under which it is copied.
     pub(super) shape: Fitted,
-    /// Where.
+    /// The staged file that becomes the pre-copy.
     pub(super) staging: Staging,
 }
 
-/// A copy, and what of it has been made what it shall be.
+/// A pre-copy, and the part of it that has been patched or confirmed.
 pub(super) struct Draft {
     staging: Staging,
     shape: Fitted,
-    /// In what shape the sender was told of the old version.
+    /// The shift map under which the basis was advertised.
     told_shape: Fitted,
     block: BlockSize,
     nodes: Nodes,
     made_bytes: u64,
-    /// What was written over, in order.
+    /// Patched ranges, in order.
     mended: Vec<Range<u64>>,
 }
 
-/// The old version in its new shape. What is read of it is copied; its holes are there already.
+/// The basis under its shift map. Bytes that are read from it are copied; its holes exist already.
 struct Copying<'a> {
     old: SparseFile<&'a File>,
     shape: Fitted,
     staging: &'a Staging,
-    /// The kernel lets one thread write to a file at a time, and a second one waits with its
-    /// processor: a tenth of all that there is, where the other side has use for it.
+    /// The kernel lets one thread at a time write to a file, and a second one spins. That costs a
+    /// tenth of all processor time, which the other side could use.
     turn: Mutex<()>,
     is_over: &'a AtomicBool,
 }
@@ -81,12 +83,13 @@ impl Content for Copying<'_> {
 }
 
 impl Draft {
-    /// Copies the old version. If that cannot be done, or `is_over` before it is, nothing is lost: `None`.
+    /// Copies the basis. `None` if that fails, or if `is_over` is set before it is done; nothing is
+    /// lost.
     pub(super) fn of(blank: Blank, is_over: &AtomicBool) -> Option<Self> {
         let Blank { old, shape, mut staging } = blank;
         let size = shape.size();
         let block = BlockSize::for_size(size);
-        // What is appended is not there yet.
+        // The appended range has not arrived yet.
         let finding = Finding::of_first(shape.appended_to().unwrap_or(size), size, block);
         let copied = staging.begin_with_zeros(size).is_ok() && {
             let old = SparseFile::of(&old, size);
@@ -95,24 +98,24 @@ impl Draft {
         };
         match finding.finish().filter(|_| copied) {
             Some(nodes) => {
-                // The piece that it is made without may be needed: the sender is told of it too.
+                // The removed range may be needed, so the whole basis is advertised.
                 let told_shape = if shape.without().is_some() { Fitted::same(shape.old()) } else { shape };
                 Some(Self { staging, shape, told_shape, block, nodes, made_bytes: 0, mended: Vec::new() })
             }
             None => {
-                // It may be the disk that is full: the content may still find room some other way.
+                // The disk may be full: the content may still find room in another way.
                 let _ = staging.discard();
                 None
             }
         }
     }
 
-    /// The same, of an old version that the sender is told of as it is.
+    /// Marks the basis as advertised unchanged.
     pub(super) fn told_as_it_is(self) -> Self {
         Self { told_shape: Fitted::same(self.shape.old()), ..self }
     }
 
-    /// In what shape the sender was told of the old version.
+    /// The shift map under which the basis was advertised.
     pub(super) fn told_shape(&self) -> Fitted {
         self.told_shape
     }
@@ -121,9 +124,9 @@ impl Draft {
         self.nodes.outline(self.block)
     }
 
-    /// What the sender is told of the old version: the draft as it is, and its hash; or, where something is appended
-    /// to it, just the old version, since with what comes there is nothing to compare; or where it is made without a
-    /// piece, that.
+    /// The basis report. Usually it names the blocks of the pre-copy, with their hash. Where a
+    /// range will be appended, it names the unchanged basis without a hash, because nothing can
+    /// equal the new content. Where a range is removed, it names the blocks without it.
     pub(super) fn told(&self) -> Option<(Old, Option<Hash>)> {
         let Outline { mut ids, hash } = self.outline()?;
         if let Some(Range { start: split, .. }) = self.shape.without() {
@@ -135,13 +138,13 @@ impl Draft {
         };
         let rest = length % self.block.bytes();
         if rest > 0 {
-            // The last block is a longer one by now.
+            // The last block is longer in the pre-copy than in the basis.
             *ids.last_mut()? = block_id(length - rest, rest, &self.staging.content()).ok()?;
         }
         Some((Old::Blocks(Blocks { length, ids }), None))
     }
 
-    /// Performs one step. `old` is what it is a copy of, as the sender was told of it.
+    /// Performs one step. `old` is the basis in its advertised shape.
     pub(super) fn apply(&mut self, op: Op, old: Option<&OldFile>) -> Result<(), SinkError> {
         match op {
             Op::Keep { .. } => Err(SinkError::Peer("keeping what was not staged")),
@@ -165,7 +168,8 @@ impl Draft {
                         done += zeros;
                         continue;
                     }
-                    // At most `COPY_BYTES`; and something, so that what leads beyond the end is seen.
+                    // At most `COPY_BYTES`, and at least one byte, so that a read beyond the end
+                    // fails.
                     buffer.resize(now.clamp(1, COPY_BYTES) as usize, 0);
                     old.read_at(&mut buffer, from).map_err(basis)?;
                     self.mend(&buffer)?;
@@ -178,7 +182,7 @@ impl Draft {
         }
     }
 
-    /// The finished file, if it has this hash.
+    /// Returns the finished file, if it has this hash.
     pub(super) fn finish(mut self, hash: Hash) -> Result<Staging, SinkError> {
         for mended in &self.mended {
             let renewed = self.nodes.renew(mended, &self.staging.content());
@@ -192,9 +196,9 @@ impl Draft {
         Err(wrong_hash())
     }
 
-    /// Nobody needs it.
+    /// Discards a pre-copy that nobody needs.
     pub(super) fn discard(self) {
-        // What stays goes at the end of the run.
+        // The end of the run removes a file that stays.
         let _ = self.staging.discard();
     }
 
@@ -219,8 +223,8 @@ impl Draft {
         }
     }
 
-    /// Whether the next bytes are those of the old version from `offset` on, as the sender was told of it; and for how
-    /// many of them that holds.
+    /// True if the next bytes of the pre-copy are those of the advertised basis from `offset` on.
+    /// Also returns the number of bytes for which the answer holds.
     fn in_place(&self, offset: u64) -> (bool, u64) {
         let (from, reach) = if self.told_shape == self.shape {
             (Some(self.made_bytes), u64::MAX)
@@ -230,7 +234,7 @@ impl Draft {
         (from == Some(offset), reach)
     }
 
-    /// The next `length` bytes are what they shall be.
+    /// Confirms the next `length` bytes and returns their range.
     fn go_on(&mut self, length: u64) -> Result<Range<u64>, SinkError> {
         let start = self.made_bytes;
         let end = start.checked_add(length).filter(|&end| end <= self.staging.len());
@@ -260,7 +264,7 @@ mod tests {
 
     const SIZE: usize = 3_000_001;
 
-    /// A draft of a content, and its old version.
+    /// The pre-copy of a content, and its basis.
     fn draft(folder: &Path, content: &[u8]) -> (Draft, OldFile) {
         draft_as(folder, content, Fitted::same(content.len() as u64))
     }
@@ -300,7 +304,7 @@ mod tests {
         (0..SIZE as u32).flat_map(|n| (n / 1000).wrapping_mul(0x9e37_79b9).to_le_bytes()).take(SIZE).collect()
     }
 
-    /// A content, what is inserted into it at 950,000, and what becomes of it.
+    /// A content, a range inserted into it at 950,000, and the result.
     fn insertion() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
         let (old, inserted) = (content(), vec![7; 70_000]);
         let new = [&old[..950_000], &inserted, &old[950_000..]].concat();
@@ -308,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mended_is_hashed_as_it_was_written() {
+    fn patched_ranges_are_hashed_as_written() {
         let folder = tempfile::tempdir().unwrap();
         let old_content = content();
         let (mut draft, old) = draft(folder.path(), &old_content);
@@ -316,7 +320,7 @@ mod tests {
         assert_eq!(outline.hash, Hash::of(&old_content));
         let data = |length| Op::Data(ByteBuf::from(vec![7; length]));
         let copy = |offset, length| Op::Copy { offset, length };
-        // In place; written over, twice in a row; from elsewhere; in place to the end.
+        // In place; overwritten, twice in a row; copied from elsewhere; in place to the end.
         let steps = [copy(0, 100_000), data(5), data(10), copy(1_000_000, 99_985), copy(200_000, 2_800_001)];
         for step in steps {
             draft.apply(step, Some(&old)).unwrap();
@@ -329,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_widened_is_mended_where_it_lies_now() {
+    fn pre_copy_with_a_gap_is_patched_in_the_new_place() {
         let folder = tempfile::tempdir().unwrap();
         let (old_content, inserted, new) = insertion();
         let (size, split) = (new.len() as u64, 1_100_000);
@@ -339,7 +343,7 @@ mod tests {
             [&old_content[..split as usize], &old_content[split as usize - inserted.len()..]].concat();
         let (told, hash) = draft.told().unwrap();
         assert_eq!((blocks(&told).length, hash), (size, Some(Hash::of(&widened))));
-        // What the sender may ask to see of it is just that.
+        // Windows and chunks of the basis show exactly this shape.
         let window = Window { offset: split - 50_000, length: 100_000 };
         let stretch = window.offset as usize..window.offset as usize + window.length as usize;
         assert!(old.window(window).unwrap() == widened[stretch.clone()]);
@@ -360,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_was_widened_the_sender_may_know_the_old_version_as_it_is() {
+    fn pre_copy_with_a_gap_accepts_steps_of_the_unchanged_basis() {
         let folder = tempfile::tempdir().unwrap();
         let (old_content, inserted, new) = insertion();
         let (size, split) = (new.len() as u64, 1_100_000);
@@ -369,7 +373,8 @@ mod tests {
         let mut draft = draft.told_as_it_is();
         let old = OldFile::new(File::open(folder.path().join("old")).unwrap(), draft.told_shape());
         let copy = |offset, length| Op::Copy { offset, length };
-        // What was inserted is not there, and what comes then lies in place only behind the split.
+        // The inserted range is missing, and the bytes after it are in place only from the split
+        // on.
         for step in
             [copy(0, 950_000), Op::Data(ByteBuf::from(inserted)), copy(950_000, SIZE as u64 - 950_000)]
         {
@@ -381,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_is_no_part_of_the_old_version() {
+    fn appended_range_is_no_part_of_the_advertised_basis() {
         let folder = tempfile::tempdir().unwrap();
         let (old_content, appended) = (content(), vec![7; 500_000]);
         let new = [&old_content[..], &appended].concat();
@@ -397,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_out_is_there_where_it_was_needed_after_all() {
+    fn removed_range_is_available_where_it_was_needed_after_all() {
         let folder = tempfile::tempdir().unwrap();
         let (old_content, taken) = (content(), 70_000);
         let (place, split) = (950_000, 917_504);
@@ -410,12 +415,13 @@ mod tests {
         let ids = crate::content::blocks::outline_of(&narrowed, block).ids;
         let blocks = Blocks { length: SIZE as u64, ids };
         assert_eq!(draft.told().unwrap(), (Old::Narrowed { blocks, split: split as u64 }, None));
-        // Everything else is told of the old version as it is.
+        // Windows refer to the unchanged basis.
         let window = Window { offset: split as u64 + 5, length: 1000 };
         assert!(old.window(window).unwrap() == old_content[split + 5..split + 1005]);
 
         let copy = |offset, length: usize| Op::Copy { offset: offset as u64, length: length as u64 };
-        // Across the piece: in place, and then out of it; and behind it in place again, in two steps.
+        // Across the removed range: in place, then elsewhere; after it in place again, in two
+        // steps.
         let behind = place + taken;
         for step in [copy(0, place), copy(behind, 100_000), copy(behind + 100_000, SIZE - behind - 100_000)] {
             draft.apply(step, Some(&old)).unwrap();
@@ -426,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn another_hash_or_too_few_bytes_make_no_file() {
+    fn wrong_hash_or_too_few_bytes_make_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let hash = Hash::of(&content());
         for (length, hash) in [(SIZE as u64, Hash::of(b"")), (SIZE as u64 - 1, hash)] {
@@ -456,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_take_no_space() {
+    fn zeros_of_a_pre_copy_take_no_space() {
         let folder = tempfile::tempdir().unwrap();
         let (draft, _) = draft(folder.path(), &vec![0; 8 << 20]);
         let staged = fs::read_dir(folder.path().join(".ksync")).unwrap().next().unwrap().unwrap();
@@ -466,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_version_that_is_not_as_long_makes_none() {
+    fn basis_of_another_length_makes_no_pre_copy() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("old"), content()).unwrap();
         let old = File::open(folder.path().join("old")).unwrap();

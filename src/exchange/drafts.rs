@@ -1,4 +1,4 @@
-//! `Drafts`: the drafts of a run, from when they are begun until somebody mends them.
+//! `Drafts`: the pre-copies of a run, from their start until somebody patches them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,26 +10,26 @@ use crate::content::hash::Hash;
 use crate::exchange::draft::{Blank, Draft};
 use crate::wire::message::Old;
 
-/// Most drafts at a time, and in vain.
+/// Most pre-copies at a time, and most that are made in vain.
 const DRAFTS_MAX: usize = 2;
 
-/// The drafts of the files of a run.
+/// The pre-copies of the files of a run.
 #[derive(Default)]
 pub(super) struct Drafts {
     kept: Mutex<HashMap<u32, Kept>>,
-    /// In what shape the sender was told of what each was made of, for whoever looks at that while the copy is being
-    /// mended.
+    /// The shift maps under which their bases were advertised, for works that read a basis while
+    /// its pre-copy is patched.
     told_shapes: Mutex<HashMap<u32, Fitted>>,
 }
 
 enum Kept {
-    /// Nothing yet, but its place is taken.
+    /// A slot that is taken before the pre-copy exists.
     Promised,
     Made(Draft),
     Beside(Beside),
 }
 
-/// A draft that is being made.
+/// A pre-copy that a thread is making.
 struct Beside {
     thread: JoinHandle<Option<Draft>>,
     is_over: Arc<AtomicBool>,
@@ -49,8 +49,8 @@ impl Beside {
 }
 
 impl Drafts {
-    /// Makes one for a file and keeps it, if there is room for another one. Gives what the sender is told of the old
-    /// version, and the hash of that, if the answer may be that it is the same.
+    /// Makes and keeps the pre-copy of a file, if a slot is free. Returns the basis report, and the
+    /// hash of the advertised shape if the sender may answer that the file is the same.
     pub(super) fn make(&self, id: u32, blank: impl FnOnce() -> Option<Blank>) -> Option<(Old, Option<Hash>)> {
         if !self.promise(id) {
             return None;
@@ -66,16 +66,16 @@ impl Drafts {
         told
     }
 
-    /// Begins to make one of an old version that is named already, if there is room for another one: while the sender
-    /// is told of that, as it is, and answers.
+    /// Starts to make a pre-copy in a thread, if a slot is free. Meanwhile the receiver advertises
+    /// the unchanged basis and waits for the answer.
     pub(super) fn make_beside(&self, id: u32, blank: impl FnOnce() -> Option<Blank>) {
         if self.promise(id) {
-            // Without a thread the file is made when it comes.
+            // If no thread can start, the file is made when its steps arrive.
             self.settle(id, blank().and_then(Beside::begin).map(Kept::Beside));
         }
     }
 
-    /// Takes a place.
+    /// Takes a slot; `false` if none is free.
     fn promise(&self, id: u32) -> bool {
         let mut kept = self.kept();
         let is_free = kept.len() < DRAFTS_MAX;
@@ -85,21 +85,21 @@ impl Drafts {
         is_free
     }
 
-    /// Fills it, or gives it back.
+    /// Fills a slot, or frees it.
     fn settle(&self, id: u32, draft: Option<Kept>) {
         let mut kept = self.kept();
         kept.remove(&id);
         kept.extend(draft.map(|draft| (id, draft)));
     }
 
-    /// In what shape the sender was told of what the draft of a file was made of, if that is not as it is.
+    /// The shift map under which this file's basis was advertised, if not the identity.
     pub(super) fn told_shape(&self, id: u32) -> Option<Fitted> {
         self.told_shapes.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
 
-    /// The draft of a file, if there is one; waits until it is made.
+    /// Takes the pre-copy of a file, if there is one; waits until it is made.
     pub(super) fn take(&self, id: u32) -> Option<Draft> {
-        // The lock is not held while it waits.
+        // The lock is not held while this waits.
         let kept = self.kept().remove(&id)?;
         match kept {
             Kept::Promised => None,
@@ -108,7 +108,7 @@ impl Drafts {
         }
     }
 
-    /// Nobody needs the draft of a file, if there is one.
+    /// Discards the pre-copy of a file, if there is one.
     pub(super) fn discard(&self, id: u32) {
         if let Some(Kept::Beside(beside)) = self.kept().get(&id) {
             beside.end();
@@ -118,7 +118,7 @@ impl Drafts {
         }
     }
 
-    /// Nobody needs any of them.
+    /// Discards all pre-copies.
     pub(super) fn discard_all(&self) {
         let ids: Vec<u32> = self.kept().keys().copied().collect();
         ids.into_iter().for_each(|id| self.discard(id));
@@ -154,7 +154,7 @@ mod tests {
 
     const SIZE: usize = 3_000_001;
 
-    /// What a draft of a few megabytes is made of.
+    /// The ingredients of a pre-copy of a few megabytes.
     fn blank(folder: &Path) -> Blank {
         fs::create_dir_all(folder).unwrap();
         fs::write(folder.join("old"), vec![7; SIZE]).unwrap();
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn few_are_made_and_what_could_not_be_made_takes_no_place() {
+    fn few_pre_copies_are_made_and_a_failed_one_takes_no_slot() {
         let folder = tempfile::tempdir().unwrap();
         let drafts = Drafts::default();
         assert!(drafts.make(1, || None).is_none());
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_made_beside_is_waited_for() {
+    fn pre_copy_made_beside_is_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let drafts = Drafts::default();
         drafts.make_beside(1, || Some(blank(folder.path())));
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_nobody_needs_leaves_nothing() {
+    fn discarded_pre_copy_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let drafts = Drafts::default();
         drafts.make_beside(1, || Some(blank(folder.path())));

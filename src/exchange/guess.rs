@@ -1,4 +1,5 @@
-//! Which files of a destination will be asked about, before anything was offered: a guess.
+//! Prefetch candidates: the files of a destination that will probably be requested, guessed before
+//! there is an offer.
 
 use std::cmp::Reverse;
 use std::fs::File;
@@ -13,18 +14,19 @@ use crate::exchange::ahead::{AHEAD_BYTES_MIN, AHEAD_FILES_MAX};
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
-/// In a tree with more entries than this no single file is most of it; and to look at so many takes a millisecond.
+/// Most entries of a tree that is scanned. In a larger tree no single file is most of it, and
+/// scanning so many takes a millisecond.
 const ENTRIES_MAX: usize = 1000;
 
-/// Within this time after a change another one may leave no trace: the kernel's clock for files goes on every few
-/// milliseconds.
+/// Age up to which a further change of a file may leave no trace: the kernel's file clock ticks
+/// every few milliseconds.
 const YOUNG: Duration = Duration::from_millis(100);
 
-/// The same where times are whole seconds or, as on FAT, pairs of them.
+/// Age for filesystems whose times are whole seconds or, as on FAT, multiples of two seconds.
 const YOUNG_COARSE: Duration = Duration::from_secs(3);
 
-/// Large files that make up most of what is at `path`, and what is known of each. `name` is what a single file is
-/// called where it comes from.
+/// Large files that make up most of the tree at `path`, with their identities. `name` is the source
+/// name of a single file.
 pub(super) fn large_files(path: &Path, name: Option<&[u8]>) -> Vec<(File, Identity)> {
     let now = SystemTime::now();
     let (root, paths) = if path.is_dir() {
@@ -46,7 +48,7 @@ pub(super) fn large_files(path: &Path, name: Option<&[u8]>) -> Vec<(File, Identi
         .collect()
 }
 
-/// The file of this name.
+/// The file of this name, if it exists.
 fn single(root: &Root, name: Option<&[u8]>) -> Option<TreePath> {
     let path = TreePath::new(name?).ok()?;
     root.open_file(&path).is_ok().then_some(path)
@@ -62,12 +64,12 @@ fn most(root: &Root) -> Vec<TreePath> {
     if large > total / 2 { files.into_iter().map(|(path, _)| path).collect() } else { Vec::new() }
 }
 
-/// Whether a file with this change time may have changed once more without another one.
+/// True if a file with this change time may have changed again without a new change time.
 fn is_young(ctime: Time, now: SystemTime) -> bool {
     let young = if ctime.nanos() == 0 { YOUNG_COARSE } else { YOUNG };
     let since = u64::try_from(ctime.seconds()).unwrap_or(0);
     let changed = SystemTime::UNIX_EPOCH + Duration::new(since, ctime.nanos());
-    // What changed in the future changed by another clock.
+    // A change time in the future comes from another clock.
     now.duration_since(changed).map_or(true, |age| age < young)
 }
 
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_looked_at_where_it_is_most_of_what_is_there_or_is_named() {
+    fn file_is_a_candidate_if_it_is_most_of_the_tree_or_named() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         make(&at("large"), AHEAD_BYTES_MIN + 1);
@@ -108,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changed_a_moment_ago_is_not_looked_at() {
+    fn file_that_changed_a_moment_ago_is_no_candidate() {
         let folder = tempfile::tempdir().unwrap();
         make(&folder.path().join("f"), AHEAD_BYTES_MIN);
         assert!(sizes(folder.path(), None).is_empty());

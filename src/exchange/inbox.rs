@@ -1,4 +1,4 @@
-//! What waits for the engine: messages of the peer, up to a bound, and outcomes of works.
+//! Mailbox of the engine: messages of the peer, up to a bound, and outcomes of works.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -7,8 +7,9 @@ use std::time::Duration;
 use crate::engine::{Input, Outcome};
 use crate::wire::message::{AbortKind, Message};
 
-/// Most bytes of messages that wait. More than all the wants that may be without an answer, so that a sender
-/// never keeps a receiver from sending them; and enough content to keep a receiver's disk busy.
+/// Most bytes of messages that wait. This is more than all unanswered wants together, so a sender
+/// never keeps a receiver from sending them. It is also enough content to keep a receiver's disk
+/// busy.
 const BYTES_MAX: usize = 12 << 20;
 
 #[derive(Default)]
@@ -22,35 +23,35 @@ struct State {
     outcomes: VecDeque<Outcome>,
     messages: VecDeque<(Message, usize)>,
     message_bytes: usize,
-    /// Of all that were put in, and of all that were written.
+    /// Bytes of all messages that were put in or written.
     raw_bytes: u64,
     closed: Option<(AbortKind, String)>,
     abandoned: bool,
-    /// The writer has ended.
+    /// True once the writer has ended.
     written: bool,
-    /// What this side failed of: then nothing else counts.
+    /// A failure of this side; it overrides everything else.
     failed: Option<String>,
-    /// Somebody has something to do between two rounds.
+    /// True if this side has something to do between two rounds.
     woken: bool,
-    /// The peer wants a round about everything.
+    /// True if the peer wants a full round.
     rescan: bool,
 }
 
-/// Why a wait between two rounds is over.
+/// The reason why a wait between two rounds ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Idle {
-    /// Somebody woke it.
+    /// Something on this side woke the wait.
     Woken,
-    /// The peer wants a round about everything.
+    /// The peer wants a full round.
     Rescan,
-    /// The time is over.
+    /// The timeout passed.
     Late,
-    /// Nothing more will come, for this cause.
+    /// Nothing more will arrive, for this cause.
     Closed(AbortKind, String),
 }
 
 impl Inbox {
-    /// Puts in a message of so many bytes, when there is room; `false` where nobody will take it.
+    /// Puts in a message of `bytes` bytes when there is room; `false` if nobody will take it.
     pub(super) fn put_message(&self, message: Message, bytes: usize) -> bool {
         let mut state = self.lock();
         while state.message_bytes > BYTES_MAX && !state.abandoned {
@@ -69,13 +70,13 @@ impl Inbox {
         self.changed.notify_all();
     }
 
-    /// The peer wants a round about everything.
+    /// Records that the peer wants a full round.
     pub(super) fn ask_for_rescan(&self) {
         self.lock().rescan = true;
         self.changed.notify_all();
     }
 
-    /// Waits between two rounds, where this side begins the next one.
+    /// Waits between two rounds, on the side that begins the next one.
     pub(super) fn idle(&self, patience: Duration) -> Idle {
         let waiting = |state: &mut State| {
             !state.woken && !state.rescan && state.closed.is_none() && state.failed.is_none()
@@ -95,7 +96,7 @@ impl Inbox {
         }
     }
 
-    /// Forgets outcomes that came after their engine had ended.
+    /// Drops outcomes that arrived after their engine had ended.
     pub(super) fn clear_outcomes(&self) {
         self.lock().outcomes.clear();
     }
@@ -105,19 +106,19 @@ impl Inbox {
         self.changed.notify_all();
     }
 
-    /// Says that no message follows, and why: the connection ended, or what comes on it makes no sense.
+    /// Records that no message follows, and why: the connection ended, or its bytes are malformed.
     pub(super) fn close(&self, kind: AbortKind, cause: String) {
         self.lock().closed.get_or_insert((kind, cause));
         self.changed.notify_all();
     }
 
-    /// Says that this side cannot go on, whatever it waits for.
+    /// Records that this side cannot go on, whatever it waits for.
     pub(super) fn fail(&self, cause: String) {
         self.lock().failed.get_or_insert(cause);
         self.changed.notify_all();
     }
 
-    /// Counts a message that was written.
+    /// Counts a written message.
     pub(super) fn count_written(&self, bytes: usize) {
         self.lock().raw_bytes += bytes as u64;
     }
@@ -127,36 +128,36 @@ impl Inbox {
         self.lock().raw_bytes
     }
 
-    /// Whether nothing waits to be taken.
+    /// True if nothing waits to be taken.
     pub(super) fn is_empty(&self) -> bool {
         let state = self.lock();
         state.outcomes.is_empty() && state.messages.is_empty()
     }
 
-    /// Says that the writer has ended.
+    /// Records that the writer has ended.
     pub(super) fn end_writing(&self) {
         self.lock().written = true;
         self.changed.notify_all();
     }
 
-    /// That the peer was silent for too long, in words.
+    /// The text of a timeout, if the peer was silent for too long.
     pub(super) fn silence(&self) -> Option<String> {
         silence(&self.lock()).cloned()
     }
 
-    /// Waits for the end of the writer, but no longer than this, and not if its peer is gone.
+    /// Waits for the end of the writer, up to this timeout, and not if its peer is gone.
     pub(super) fn wait_for_writer(&self, patience: Duration) {
         let waiting = |state: &mut State| !state.written && silence(state).is_none();
         drop(self.changed.wait_timeout_while(self.lock(), patience, waiting));
     }
 
-    /// Says that nothing will be taken any more.
+    /// Records that nothing will be taken any more.
     pub(super) fn abandon(&self) {
         self.lock().abandoned = true;
         self.changed.notify_all();
     }
 
-    /// Waits for the next input: outcomes go before messages, and with `only_outcomes` messages wait.
+    /// Waits for the next input. Outcomes go before messages; with `only_outcomes` messages wait.
     pub(super) fn take(&self, only_outcomes: bool) -> Input {
         let mut state = self.lock();
         loop {

@@ -1,15 +1,16 @@
-//! Lanes: one direction of an exchange over several streams. The form on the wire is in
-//! [`wire::lanes`](crate::wire::lanes).
+//! Lanes: one direction of an exchange over several streams. [`wire::lanes`](crate::wire::lanes)
+//! defines the wire form.
 //!
 //! ```text
 //! frames ─► Striped ─► queue ─┬─► main ─┬─► one segment each ─► Merged ─► frames
 //!                             ├─► lane ─┤
 //!                             └─► lane ─┘
 //! ```
-//! Above are frames, below are bytes; the engine knows nothing of it. A thread for each lane, at both ends:
-//! at the near one it takes the next segment when its lane has taken the last one, at the far one it holds one
-//! until that one's turn comes. Where lanes come from is the business of whoever calls
-//! [`run`](super::run) with a [`Striped`], or [`run_over`](super::run_over) with somebody who lets lanes in.
+//! The layer above sees frames, the layer below bytes; the engine does not know about lanes. Each
+//! lane has a thread at both ends. At the near end it takes the next segment when its lane has
+//! accepted the last one. At the far end it holds a segment until that segment's turn comes. The
+//! caller of [`run`](super::run) with a [`Striped`], or of [`run_over`](super::run_over) with a
+//! joiner, provides the lanes.
 
 mod merged;
 mod striped;
@@ -25,13 +26,14 @@ use crate::wire::lanes::Announcement;
 
 /// A stream to read from, of any kind.
 ///
-/// Not a `Box<dyn Read>`, which brings along ten methods of each kind: the agent is 8 kB smaller without.
+/// Not a `Box<dyn Read>`, which brings along ten methods of each kind: without them the agent is 8
+/// kB smaller.
 pub struct Lane(Box<ReadBytes>);
 
 type ReadBytes = dyn FnMut(&mut [u8]) -> io::Result<usize> + Send;
 
 impl Lane {
-    /// A lane that reads from this.
+    /// Makes a lane that reads from this.
     pub fn new(mut reader: impl Read + Send + 'static) -> Self {
         Self(Box::new(move |buffer| reader.read(buffer)))
     }
@@ -45,16 +47,18 @@ impl Read for Lane {
 
 /// Opens further lanes, on the side that announces them.
 pub trait OpenLanes: Send {
-    /// How many lanes pay, the main one included, as far as that is known by now.
+    /// Number of lanes that pay, the main one included, as far as is known by now.
     fn worthwhile(&self) -> usize;
 
-    /// Begins to open lanes and answers at once what to announce, or `None` where none will come. A lane is put
-    /// in at the entrance when the other side has answered on it that it joined, and not before.
+    /// Starts to open lanes and returns at once the announcement to send, or `None` if none will
+    /// come. A lane is added to the entrance only after the other side has answered on it that it
+    /// joined.
     fn open(&self, entrance: Entrance) -> Option<Announcement>;
 }
 
-/// Lets announced lanes in, on the side that reads them.
+/// Accepts announced lanes, on the side that reads them.
 pub trait JoinLanes: Send {
-    /// Begins to wait for lanes and returns at once. The answer to a lane may go out when it has been added.
+    /// Starts to wait for lanes and returns at once. The answer to a lane may be sent once it has
+    /// been added.
     fn join(&self, announcement: Announcement, joining: Joining);
 }

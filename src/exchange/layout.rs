@@ -1,12 +1,13 @@
-//! What a new content consists of, beside what the receiver has: a row of segments, found coarsely first.
+//! The delta plan: a new content as a row of segments that the receiver has or needs, found
+//! coarsely first.
 //!
-//! 1. *Blocks* that are what they were, in their old places ([`aligned`]).
-//! 2. If the two are not of one length, the same blocks moved by the difference ([`shifted`], [`reshift`]):
-//!    something was inserted or taken out in one place.
-//! 3. Where a long stretch is still left over, something was inserted or removed: both sides cut it into
-//!    content-defined *chunks* ([`to_cut`], [`matched`], [`recut`]).
-//! 4. What still lies between is a *gap*: if the old version has something in the same place, the fine delta
-//!    is tried on it ([`with_gaps`]).
+//! 1. *Blocks* that are unchanged, in their old places ([`aligned`]).
+//! 2. If the two lengths differ, the same blocks moved by the difference ([`shifted`],
+//!    [`reshift`]): a range was inserted or removed in one place.
+//! 3. If a long range still remains, a range was inserted or removed elsewhere: both sides cut it
+//!    into content-defined *chunks* ([`to_cut`], [`matched`], [`recut`]).
+//! 4. A range that still remains is a *gap*: if the basis has something in the same place, the fine
+//!    delta is tried on it ([`with_gaps`]).
 //!
 //! Nothing here touches a file.
 
@@ -19,25 +20,26 @@ use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX};
 use crate::content::fitted::Fitted;
 use crate::wire::message::{Blocks, Stretch, Window};
 
-/// How far to both sides of a gap's place in the old version the delta looks, in bytes, where the gap is too
-/// long to compare as a whole.
+/// Bytes that the delta searches on both sides of a gap's place in the basis. They apply where the
+/// gap is too long to compare as a whole.
 const SLACK_BYTES: u64 = 64 << 10;
 
-/// A gap shorter than this, in bytes, is sent as it is: its signature would cost as much.
+/// Shortest gap, in bytes, that is compared: the signature of a shorter one would cost as much as
+/// sending it.
 const GAP_BYTES_MIN: u64 = 1 << 10;
 
-/// What is left over is cut into chunks if it is longer than this, in bytes, in both versions: signatures cover
-/// anything shorter as a whole.
+/// Remaining ranges longer than this, in bytes, in both versions are cut into chunks. Signatures
+/// cover anything shorter as a whole.
 const CUT_BYTES_MIN: u64 = OLD_BYTES_MAX as u64;
 
-/// A stretch of the new content and where it comes from.
+/// A range of the new content and its origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Segment {
-    /// It stands in the old version.
+    /// The basis has it.
     Old { offset: u64, length: u64 },
-    /// It has to be sent.
+    /// The range must be sent.
     New { offset: u64, length: u64 },
-    /// It may resemble a stretch of the old version; at most [`NEW_BYTES_MAX`] long.
+    /// The range may resemble one of the basis; at most [`NEW_BYTES_MAX`] long.
     Gap { offset: u64, length: u64, window: Window },
 }
 
@@ -49,7 +51,7 @@ impl Segment {
     }
 }
 
-/// Adds a segment, joined with the last one if it continues it.
+/// Appends a segment, joined with the last one if it continues that.
 fn push(segments: &mut Vec<Segment>, next: Segment) {
     if next.length() == 0 {
         return;
@@ -65,8 +67,8 @@ fn push(segments: &mut Vec<Segment>, next: Segment) {
     }
 }
 
-/// The blocks of a content of `size` bytes that stand in the old version, as it was told of in this `shape`, where they
-/// stand in the new one.
+/// The blocks of a content of `size` bytes that the basis, advertised in this `shape`, has in the
+/// same places.
 pub(super) fn aligned(
     size: u64,
     block: BlockSize,
@@ -91,19 +93,20 @@ pub(super) fn aligned(
     segments
 }
 
-/// Where all of the new content behind some place looks as if it had been moved as a whole: by as much as the two
-/// differ in length.
+/// A tail of the new content that seems to be moved as a whole, by the difference of the two
+/// lengths.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Shifted {
-    /// The old version's blocks that may be found again.
+    /// The blocks of the basis that may be found again.
     pub(super) blocks: Range<u64>,
-    /// The segment that they may be found in, the last one.
+    /// Index of the segment that may contain them, the last one.
     segment: usize,
-    /// Where it begins in the new content.
+    /// Start of that segment in the new content.
     start: u64,
 }
 
-/// Whether the end of the new content is to be looked at as [`Shifted`]. The segments begin at `start`.
+/// Decides whether to search the end of the new content as [`Shifted`]. The segments begin at
+/// `start`.
 pub(super) fn shifted(
     segments: &[Segment],
     start: u64,
@@ -118,8 +121,8 @@ pub(super) fn shifted(
         return None;
     }
     let start = (size - last.length()).max(start);
-    // A block at `offset` in the old version would be at `offset + size - old.length` in the new one, and must
-    // lie within the segment there, and behind what was found in the old one.
+    // A block at `offset` in the basis would be at `offset + size - old.length` in the new content.
+    // It must lie within the segment there, and after the part of the basis that is found already.
     let after = old_place(segments, segment, old.length).start.max((start + old.length).saturating_sub(size));
     let blocks = after.div_ceil(block.bytes())..old.ids.len() as u64;
     (blocks.end.saturating_sub(blocks.start) * block.bytes() > CUT_BYTES_MIN).then_some(Shifted {
@@ -129,7 +132,7 @@ pub(super) fn shifted(
     })
 }
 
-/// Puts what was found of the blocks in the place of the last segment.
+/// Replaces the last segment by the blocks that were found.
 pub(super) fn reshift(
     segments: &[Segment],
     shifted: &Shifted,
@@ -142,7 +145,7 @@ pub(super) fn reshift(
     let mut at = shifted.start;
     for (index, id) in (shifted.blocks.start..).zip(new) {
         let offset = index * block.bytes();
-        // Not negative: that is what the blocks were chosen by.
+        // Not negative: `shifted` chose the blocks accordingly.
         let place = offset + size - old.length;
         let length = block.bytes().min(old.length - offset);
         push(&mut all, Segment::New { offset: at, length: place - at });
@@ -157,7 +160,7 @@ pub(super) fn reshift(
     all
 }
 
-/// Leaves out the first `kept` bytes.
+/// Drops the first `kept` bytes.
 pub(super) fn without_prefix(segments: Vec<Segment>, kept: u64) -> Vec<Segment> {
     let mut rest = Vec::new();
     let mut at = 0;
@@ -179,19 +182,20 @@ pub(super) fn without_prefix(segments: Vec<Segment>, kept: u64) -> Vec<Segment> 
     rest
 }
 
-/// What is to be cut into chunks, in both versions.
+/// The ranges to cut into chunks, in both versions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ToCut {
-    /// Which segments it covers.
+    /// Indices of the segments that it covers.
     segments: Range<usize>,
-    /// Where they lie in the new content.
+    /// Their range in the new content.
     pub(super) new: Range<u64>,
-    /// What the old version has between their neighbours.
+    /// The range of the basis between their neighbours.
     pub(super) old: Stretch,
 }
 
-/// From the first long stretch that has to be sent, though the old version has a long one in its place, to the
-/// last. Mostly there is one, behind what was inserted. The segments begin at `start` in the new content.
+/// Finds the ranges to cut, from the first to the last long segment that must be sent although the
+/// basis has a long range in its place. Usually there is one, after an insertion. The segments
+/// begin at `start` in the new content.
 pub(super) fn to_cut(segments: &[Segment], start: u64, old_length: u64) -> Option<ToCut> {
     let mut found: Option<ToCut> = None;
     let mut at = start;
@@ -212,7 +216,7 @@ pub(super) fn to_cut(segments: &[Segment], start: u64, old_length: u64) -> Optio
     found.filter(|found| Average::for_size(found.old.length).is_some())
 }
 
-/// What the old version has between the neighbours of a segment.
+/// The range of the basis between the neighbours of a segment.
 fn old_place(segments: &[Segment], index: usize, old_length: u64) -> Range<u64> {
     let start = match index.checked_sub(1).and_then(|before| segments.get(before)) {
         Some(Segment::Old { offset, length }) => offset + length,
@@ -225,8 +229,8 @@ fn old_place(segments: &[Segment], index: usize, old_length: u64) -> Range<u64> 
     start..end.max(start)
 }
 
-/// Finds the chunks of the new content among those of the old version, which lie from `old_offset` on.
-/// `new_offset` is where the new ones begin.
+/// Finds the chunks of the new content among those of the basis. `new_offset` and `old_offset` are
+/// the starts of the two ranges.
 pub(super) fn matched(new: &[Chunk], new_offset: u64, old: &[Chunk], old_offset: u64) -> Vec<Segment> {
     let old = OldIndex::new(old, old_offset);
     let mut segments = Vec::new();
@@ -247,7 +251,7 @@ pub(super) fn matched(new: &[Chunk], new_offset: u64, old: &[Chunk], old_offset:
     segments
 }
 
-/// Puts what was found in chunks in the place of what was cut.
+/// Replaces the segments that were cut by those that were found in chunks.
 pub(super) fn recut(segments: &[Segment], cut: &ToCut, inside: Vec<Segment>) -> Vec<Segment> {
     let before = segments.get(..cut.segments.start).unwrap_or_default();
     let after = segments.get(cut.segments.end..).unwrap_or_default();
@@ -256,7 +260,7 @@ pub(super) fn recut(segments: &[Segment], cut: &ToCut, inside: Vec<Segment>) -> 
     all
 }
 
-/// Where each chunk of the old version stands.
+/// Positions of the basis's chunks.
 struct OldIndex {
     offsets: HashMap<(ChunkId, u32), u64>,
     at: HashMap<u64, (ChunkId, u32)>,
@@ -273,14 +277,15 @@ impl OldIndex {
         index
     }
 
-    /// An offset of this chunk: `expected`, which continues what came before, if it stands there.
+    /// An offset of this chunk: `expected`, which continues the chunk before, if the chunk is
+    /// there.
     fn find(&self, chunk: &Chunk, expected: Option<u64>) -> Option<u64> {
         let name = (chunk.id, chunk.length);
         expected.filter(|at| self.at.get(at) == Some(&name)).or_else(|| self.offsets.get(&name).copied())
     }
 }
 
-/// Turns what has to be sent into gaps where the old version has something in the same place.
+/// Turns segments to send into gaps where the basis has something in the same place.
 pub(super) fn with_gaps(segments: &[Segment], old_length: u64) -> VecDeque<Segment> {
     let mut plan = VecDeque::new();
     for (index, segment) in segments.iter().enumerate() {
@@ -353,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_behind_a_piece_that_was_left_out_is_found_there() {
+    fn blocks_after_a_removed_range_are_found_there() {
         let (block, size) = (BlockSize::for_size(0), 4 * BLOCK + 7);
         let there = Blocks { length: size + 1000, ids: ids("abcde") };
         let without = |split| Fitted::new(there.length, size, split).unwrap();
@@ -363,13 +368,13 @@ mod tests {
             found,
             [old(0, 2 * BLOCK), old(behind, BLOCK), new(3 * BLOCK, BLOCK), old(behind + 2 * BLOCK, 7)]
         );
-        // No block stands on both sides of it, whatever a peer says.
+        // No block lies on both sides of the removed range, whatever a peer says.
         let found = aligned(size, block, &ids("abcde"), &there, without(BLOCK + 1));
         assert_eq!(found, [old(0, BLOCK), new(BLOCK, BLOCK), old(behind, 2 * BLOCK + 7)]);
     }
 
     #[test]
-    fn a_prefix_that_is_kept_is_cut_off_anywhere() {
+    fn kept_prefix_is_cut_off_anywhere() {
         let segments = vec![old(0, 10), new(10, 10), old(50, 10)];
         assert_eq!(without_prefix(segments.clone(), 0), segments);
         assert_eq!(without_prefix(segments.clone(), 5), [old(5, 5), new(10, 10), old(50, 10)]);
@@ -379,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn an_insertion_leaves_all_behind_it_to_be_cut() {
+    fn insertion_leaves_all_behind_it_to_be_cut() {
         let segments = [old(0, 10 * MIB), new(10 * MIB, 91 * MIB)];
         let cut = to_cut(&segments, 0, 100 * MIB).unwrap();
         assert_eq!(cut.new, 10 * MIB..101 * MIB);
@@ -392,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_behind_an_insertion_or_a_removal_are_looked_for_where_they_moved_to() {
+    fn blocks_after_an_insertion_or_removal_are_found_where_they_moved() {
         let block = BlockSize::for_size(0);
         let ids: Vec<_> = (0..640_u32).map(|n| BlockId::of(0, &n.to_le_bytes())).collect();
         let there = Blocks { length: 640 * BLOCK - 5, ids };
@@ -411,14 +416,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_or_short_is_not_cut() {
+    fn appended_or_short_ranges_are_not_cut() {
         assert_eq!(to_cut(&[old(0, 10 * MIB), new(10 * MIB, 50 * MIB)], 0, 10 * MIB), None);
         assert_eq!(to_cut(&[old(0, 10 * MIB), new(10 * MIB, MIB), old(11 * MIB, MIB)], 0, 12 * MIB), None);
         assert_eq!(to_cut(&[new(0, MIB)], 0, 100 * MIB), None);
     }
 
     #[test]
-    fn what_lies_between_two_long_stretches_is_cut_with_them() {
+    fn range_between_two_long_ones_is_cut_with_them() {
         let segments = [new(5, 4 * MIB), old(6 * MIB, MIB), new(9, 8 * MIB), old(20 * MIB, 1)];
         let cut = to_cut(&segments, 5, 21 * MIB).unwrap();
         assert_eq!((cut.segments.clone(), cut.new.clone()), (0..3, 5..13 * MIB + 5));
@@ -427,13 +432,13 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_found_wherever_they_stand_and_in_a_row_where_they_can() {
+    fn chunks_are_found_anywhere_and_in_a_row_where_possible() {
         let found = matched(&chunks("xabcab"), 100, &chunks("ababc"), 1000);
         assert_eq!(found, [new(100, 10), old(1000, 20), old(1040, 10), old(1000, 20)]);
     }
 
     #[test]
-    fn a_gap_is_compared_with_what_stood_in_its_place() {
+    fn gap_is_compared_with_the_basis_in_its_place() {
         let plan = with_gaps(&[old(0, 10), new(10, 5000), old(9000, 10), new(5020, 100)], 20_000);
         let window = Window { offset: 10, length: 8990 };
         let gap = Segment::Gap { offset: 10, length: 5000, window };
@@ -441,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_gap_is_compared_piece_by_piece_with_some_slack() {
+    fn long_gap_is_compared_piece_by_piece_with_some_slack() {
         let plan = with_gaps(&[new(0, 2 * MIB)], 8 * MIB);
         assert_eq!(plan.len(), 4);
         assert_eq!(plan.iter().map(Segment::length).sum::<u64>(), 2 * MIB);

@@ -1,25 +1,25 @@
-//! Liveness: how a side learns that its peer is gone, and shows its own life.
+//! Liveness: how a side notices that its peer is gone, and shows its own life.
 //!
-//! A peer can stop without the connection ending: a process that is stopped, a VM that is paused, a
-//! laptop that sleeps. The SSH server in between goes on answering, so only the two ends can tell.
-//! Both send a [`Message::Heartbeat`](crate::wire::message::Message) when they have written nothing
-//! else for a while. It comes from the writer's thread, so a peer that waits for a slow disk beats
-//! too; the message says whether its sender is at work.
+//! A peer can stop without the connection ending: a process is stopped, a VM is paused, a laptop
+//! sleeps. The SSH server in between goes on answering, so only the two ends can tell. Both send a
+//! [`Message::Heartbeat`](crate::wire::message::Message) when they have written nothing else for a
+//! while. The writer's thread sends it, so a peer that waits for a slow disk beats too. The message
+//! says whether its sender is at work.
 //!
-//! A peer counts as alive when
-//! - a message arrived from it, or 4 KiB more of one, on whichever lane, or 16 KiB of whatever its
-//!   connection carries;
-//! - it beats and is at work, or took in something of ours since its last heartbeat;
-//! - it beats and this side waits for nothing: it has works of its own under way, or rests between
-//!   two rounds;
-//! - this side does not read, because its engine has not taken what arrived.
+//! A peer counts as alive in each of these cases:
+//! - A message arrived from it, or 4 KiB more of one on any lane, or 16 KiB of anything on its
+//!   connection.
+//! - It beats, and is at work or took in something from this side since its last heartbeat.
+//! - It beats, and this side waits for nothing: it has works of its own under way, or rests between
+//!   two rounds.
+//! - This side does not read, because its engine has not taken the messages that arrived.
 //!
-//! A peer that beats and neither works nor takes anything in while this side waits for it has as
-//! good as died; it has a minute at least, since on a slow link a packet of SSH, 32 KiB, takes a
-//! while to be complete.
+//! A peer that only beats while this side waits for it counts as dead after a while. It has at
+//! least a minute, since on a slow link an SSH packet of 32 KiB takes a while to complete.
 //!
-//! Time is counted in ticks while this process runs. While it is stopped or its machine sleeps no
-//! time passes, and after that the peer gets a moment: what it said meanwhile may wait to be read.
+//! Time is counted in ticks while this process runs. While the process is stopped or its machine
+//! sleeps, no time passes. After that the peer gets some extra time: its messages may still wait to
+//! be read.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -33,50 +33,50 @@ use crate::exchange::outbox::Outbox;
 use crate::exchange::run::Carried;
 use crate::wire::message::AbortKind;
 
-/// Most time between two writes. A heartbeat costs some 60 bytes, and spares SSH its keepalive,
-/// which is due after 15 s without anything.
+/// Most time between two writes. A heartbeat costs about 60 bytes. It replaces SSH's keepalive,
+/// which is due after 15 s without traffic.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(14);
 
-/// Heartbeats in the time after which silence means death.
+/// Heartbeats within the timeout for silence.
 const HEARTBEATS_PER_SILENCE: u32 = 2;
 
-/// An agent waits longer for its client than the client for its agent, so that it is the client who
-/// says what happened; but not for ever, since it keeps others out of the destination.
+/// An agent waits longer for its client than the client for its agent, so that the client reports
+/// what happened. It does not wait for ever, since it keeps others out of the destination.
 const AGENT_FACTOR: u32 = 3;
 const AGENT_SILENCE_MIN: Duration = Duration::from_secs(180);
 
-/// So much more of a message is a sign of life. A link that carries a byte a second is none; one
-/// with 56 kbit/s takes two minutes for a message of a megabyte.
+/// Bytes of a message that count as a sign of life. A link that carries one byte a second is none.
+/// At 56 kbit/s a message of a megabyte takes two minutes.
 const PROGRESS_BYTES: usize = 4 << 10;
 
-/// The same of what a connection carries, where packets, their padding and keepalives are counted
-/// too.
+/// Bytes of a connection that count as a sign of life; they include packet headers, padding and
+/// keepalives.
 const CARRIED_BYTES: u64 = 16 << 10;
 
-/// How long at least a peer may beat without going on.
+/// Shortest time that a peer may beat without progress.
 const STALL_MIN: Duration = Duration::from_secs(60);
 
-/// How often the clock is looked at.
+/// Longest interval between two looks at the clock.
 const TICK_MAX: Duration = Duration::from_secs(2);
 const TICKS_PER_SILENCE: u32 = 10;
 
-/// A tick that took so much longer than it should: the process was stopped, or the machine slept.
+/// Excess of a tick that means the process was stopped, or the machine slept.
 const SUSPENDED: Duration = Duration::from_secs(4);
 
-/// How long a peer has after that: enough for a heartbeat, and for a network that comes back.
+/// Timeout for the peer after that: enough for a heartbeat, and for a network that comes back.
 const WAKING_PATIENCE: Duration = Duration::from_secs(15);
 
-/// When a side beats, and when it gives up.
+/// Times after which a side beats, and after which it gives up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     heartbeat: Duration,
     silence: Duration,
-    /// Whether a peer has to go on, too.
+    /// True if the peer must also make progress.
     is_strict: bool,
 }
 
 impl Timeouts {
-    /// A client's, which waits for its agent for so long; none for no time at all, which stands for
+    /// Timeouts of a client that waits this long for its agent; `None` for zero, which means for
     /// ever.
     #[must_use]
     pub fn of_client(silence: Duration) -> Option<Self> {
@@ -84,7 +84,7 @@ impl Timeouts {
         (!silence.is_zero()).then_some(Self { heartbeat, silence, is_strict: true })
     }
 
-    /// An agent's, whose client waits for so long.
+    /// Timeouts of an agent whose client waits this long.
     #[must_use]
     pub fn of_agent(silence: Duration) -> Option<Self> {
         let patience = AGENT_SILENCE_MIN.max(silence.saturating_mul(AGENT_FACTOR));
@@ -92,26 +92,26 @@ impl Timeouts {
     }
 }
 
-/// What is known of the peer's life, and of this side's. Without timeouts nobody looks.
+/// Signs of life of the peer and of this side. Without timeouts nobody checks them.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
     timeouts: Option<Timeouts>,
-    /// The peer has said its first byte. Until then whoever connects watches the time.
+    /// The peer has sent its first byte. Until then the connecting code watches the time.
     has_begun: AtomicBool,
     /// The peer showed life since the last tick.
     is_alive: AtomicBool,
-    /// The peer beat since then, whatever it said.
+    /// The peer beat since the last tick, whatever the heartbeat said.
     has_beaten: AtomicBool,
-    /// Bytes of a message that is not complete.
+    /// Bytes of an incomplete message.
     unfinished_bytes: AtomicUsize,
-    /// Something other than heartbeats arrived since our own last heartbeat.
+    /// Something other than heartbeats arrived since this side's last heartbeat.
     has_heard: AtomicBool,
-    /// Our engine has not taken what arrived, so nobody reads.
+    /// The engine of this side has not taken the messages that arrived, so nobody reads.
     is_held_up: AtomicBool,
-    /// Our engine waits for something to come, or for something to leave. It does not while whoever
-    /// looks on is asked.
+    /// The engine of this side waits for something to arrive or to leave. It does not wait while it
+    /// asks the observer.
     is_waiting: AtomicBool,
-    /// Works of ours under way.
+    /// Works of this side under way.
     works: AtomicUsize,
     /// No round is under way.
     is_resting: AtomicBool,
@@ -120,23 +120,23 @@ pub(super) struct Liveness {
 }
 
 impl Liveness {
-    /// Of a link; the peer has spoken already, or not.
+    /// Watches a link. `has_begun` is set if the peer has already sent something.
     pub(super) fn new(timeouts: Option<Timeouts>, has_begun: bool) -> Arc<Self> {
         Arc::new(Self { timeouts, has_begun: AtomicBool::new(has_begun), ..Self::default() })
     }
 
-    /// How long nothing may be written before a heartbeat is due.
+    /// Time without writes after which a heartbeat is due.
     pub(super) fn heartbeat(&self) -> Option<Duration> {
         self.timeouts.map(|timeouts| timeouts.heartbeat)
     }
 
-    /// Whether a heartbeat that is due may be sent, and what it says.
+    /// The content of a due heartbeat; `None` if it may not be sent yet.
     pub(super) fn beat(&self) -> Option<bool> {
         let is_active = self.has_heard.swap(false, Relaxed) || self.works.load(Relaxed) > 0;
         self.has_begun.load(Relaxed).then_some(is_active)
     }
 
-    /// A heartbeat arrived.
+    /// Takes in a heartbeat.
     pub(super) fn heard_heartbeat(&self, is_active: bool) {
         self.unfinished_bytes.store(0, Relaxed);
         let is_strict = self.timeouts.is_some_and(|timeouts| timeouts.is_strict);
@@ -148,7 +148,7 @@ impl Liveness {
         }
     }
 
-    /// Any other message arrived.
+    /// Takes in any other message.
     pub(super) fn heard_message(&self) {
         self.unfinished_bytes.store(0, Relaxed);
         self.went_on();
@@ -166,7 +166,7 @@ impl Liveness {
         self.is_alive.store(true, Relaxed);
     }
 
-    /// Reads from a lane, and notes what comes.
+    /// Wraps a lane, so that its bytes count as signs of life.
     pub(super) fn listen(self: &Arc<Self>, lane: Lane) -> Lane {
         if self.timeouts.is_none() {
             return lane;
@@ -174,34 +174,34 @@ impl Liveness {
         Lane::new(Listening { lane, liveness: Arc::clone(self) })
     }
 
-    /// Whoever reads waits for room in the inbox, or not any more.
+    /// Records whether the reader waits for room in the inbox.
     pub(super) fn hold_up(&self, is_held_up: bool) {
         self.is_held_up.store(is_held_up, Relaxed);
         self.is_alive.store(true, Relaxed);
     }
 
-    /// Our engine waits, or not any more.
+    /// Records whether this side's engine waits.
     pub(super) fn wait(&self, is_waiting: bool) {
         self.is_waiting.store(is_waiting, Relaxed);
     }
 
-    /// So many works of ours are under way.
+    /// Records the number of this side's works under way.
     pub(super) fn set_works(&self, works: usize) {
         self.works.store(works, Relaxed);
     }
 
-    /// A round is over, or another one begins.
+    /// Records whether this side rests between two rounds.
     pub(super) fn rest(&self, is_resting: bool) {
         self.is_resting.store(is_resting, Relaxed);
     }
 
-    /// Nobody needs to look any more.
+    /// Ends the watch.
     pub(super) fn end(&self) {
         self.has_ended.store(true, Relaxed);
     }
 
-    /// Looks at the time until the link ends, or the peer has been silent for too long: then
-    /// nothing is read or written any more.
+    /// Watches the time until the link ends, or the peer has been silent for too long. Then it
+    /// closes both the inbox and the outbox.
     pub(super) fn watch_over(
         self: &Arc<Self>,
         inbox: &Arc<Inbox>,
@@ -240,21 +240,21 @@ impl Liveness {
         });
     }
 
-    /// Whether the peer showed life since this was asked last, or could not.
+    /// True if the peer showed life since the last call, or could not.
     fn take_life(&self) -> bool {
         let is_alive = self.is_alive.swap(false, Relaxed);
         is_alive || self.is_held_up.load(Relaxed) || !self.has_begun.load(Relaxed)
     }
 }
 
-/// What a connection carries.
+/// Bytes that a connection carried.
 struct Carriage {
     bytes: Option<Carried>,
     last: u64,
 }
 
 impl Carriage {
-    /// Whether enough came since the peer showed life last.
+    /// True if enough bytes came since the peer's last sign of life.
     fn has_come(&mut self, is_alive: bool) -> bool {
         let now = self.bytes.as_ref().map_or(0, |bytes| bytes());
         let has_come = now.saturating_sub(self.last) >= CARRIED_BYTES;
@@ -265,16 +265,16 @@ impl Carriage {
     }
 }
 
-/// What a peer gave within a tick.
+/// The peer's sign within a tick.
 #[derive(Debug, Clone, Copy)]
 enum Sign {
     Life,
-    /// Of a peer that does not go on.
+    /// A heartbeat of a peer that makes no progress.
     Heartbeat,
     None,
 }
 
-/// Counts how long a peer was silent, and how long it has not gone on.
+/// Counts the peer's silence, and its time without progress.
 #[derive(Debug)]
 struct Clock {
     tick: Duration,
@@ -289,7 +289,7 @@ impl Clock {
         Self { tick, silence_max, silence: Duration::ZERO, stall: Duration::ZERO }
     }
 
-    /// A tick took so long.
+    /// Counts a tick that took this long.
     fn pass(&mut self, passed: Duration, sign: Sign) {
         let was_suspended = passed > self.tick + SUSPENDED;
         self.silence = match sign {
@@ -304,20 +304,20 @@ impl Clock {
         };
     }
 
-    /// In what the peer has failed for too long, in words.
+    /// The peer's failure in words, once it has lasted too long.
     fn is_over(&self) -> Option<String> {
         let stall_max = STALL_MIN.max(self.silence_max);
         if self.silence >= self.silence_max {
             Some(format!("nothing was heard from the other side for {} s", self.silence_max.as_secs()))
         } else if self.stall >= stall_max {
-            Some(format!("the other side answers, but has not gone on for {} s", stall_max.as_secs()))
+            Some(format!("the other side answers, but has made no progress for {} s", stall_max.as_secs()))
         } else {
             None
         }
     }
 }
 
-/// A lane, whose bytes are signs of life.
+/// A lane whose bytes are signs of life.
 struct Listening {
     lane: Lane,
     liveness: Arc<Liveness>,
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_is_life_where_its_sender_can_go_on_or_nobody_waits_for_it() {
+    fn heartbeat_is_life_if_its_sender_works_or_nobody_waits_for_it() {
         let client = liveness(Timeouts::of_client);
         client.wait(true);
         let beats = |is_active| {
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_says_whether_something_was_heard_or_is_done() {
+    fn heartbeat_tells_whether_its_sender_heard_something_or_works() {
         let agent = liveness(Timeouts::of_agent);
         assert_eq!(agent.beat(), Some(false));
         agent.heard_heartbeat(true);
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_read_does_not_judge() {
+    fn side_that_does_not_read_does_not_judge_its_peer() {
         let client = liveness(Timeouts::of_client);
         client.hold_up(true);
         assert!(client.take_life() && client.take_life());
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn who_beats_and_does_not_go_on_is_given_up_after_a_minute_or_more() {
+    fn peer_that_beats_without_progress_is_given_up_after_a_minute() {
         for (silence, given_up) in [(2, 60), (30, 60), (100, 100)] {
             let mut clock = Clock::new(silence * SECOND);
             let mut seconds = 0;
@@ -459,13 +459,13 @@ mod tests {
                 clock.pass(SECOND, Sign::Heartbeat);
                 seconds += 1;
             }
-            let text = format!("the other side answers, but has not gone on for {given_up} s");
+            let text = format!("the other side answers, but has made no progress for {given_up} s");
             assert_eq!((seconds, clock.is_over()), (given_up, Some(text)));
         }
     }
 
     #[test]
-    fn what_a_connection_carries_counts_from_the_last_sign_of_life() {
+    fn connection_bytes_count_from_the_last_sign_of_life() {
         let came = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&came);
         let bytes: Carried = Box::new(move || counted.load(Relaxed) as u64);

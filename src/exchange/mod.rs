@@ -1,9 +1,10 @@
 //! The exchange: one engine, one disk, one stream in, one stream out.
 //!
 //! [`run`] drives an engine with plain threads over blocking [`Read`](std::io::Read) and
-//! [`Write`](std::io::Write); how the bytes travel is not its business, so it is the same on both sides and
-//! between two threads of one process. [`Sending`] and [`Receiving`] perform the works of the two engines. Where a
-//! tree is watched, exchanges follow each other on one [`Link`]: see [`rounds`].
+//! [`Write`](std::io::Write). It does not know how the bytes travel, so it is the same on both
+//! sides and between two threads of one process. [`Sending`] and [`Receiving`] perform the works of
+//! the two engines. Where a tree is watched, exchanges follow each other on one [`Link`]: see
+//! [`rounds`].
 
 mod ahead;
 mod draft;
@@ -41,8 +42,8 @@ use crate::tree::manifest::{Manifest, ManifestError};
 use crate::tree::path::TreePath;
 use crate::wire::message::{AbortKind, SMALL_BYTES_MAX};
 
-/// What a failure of the disk means for a run: a full or failing filesystem ends it, everything else is the
-/// trouble of one entry.
+/// Classifies a failure of the disk: a full or failing filesystem ends the run, everything else is
+/// the problem of one entry.
 fn fault(error: &DiskError, trouble: Trouble) -> Fault {
     let text = chain(error);
     if error.is_no_space() || error.is_broken() {
@@ -58,11 +59,11 @@ fn fault(error: &DiskError, trouble: Trouble) -> Fault {
     }
 }
 
-/// How long a destination may be in use by another run. One that was killed a moment ago leaves an agent
-/// behind that still writes what had arrived.
+/// Timeout for a destination that another run uses. A run that was killed a moment ago leaves an
+/// agent behind that still writes the content that had arrived.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Tries again while another run is using what this one needs.
+/// Repeats an attempt while another run uses the destination.
 fn patiently<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, DiskError> {
     let start = Instant::now();
     loop {
@@ -75,28 +76,28 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, 
     }
 }
 
-/// Keeps what is offered, where there is a memory. What cannot be kept costs the next run bytes and nothing
-/// else, so nobody is told.
+/// Stores the offer as the baseline, if there is a store. A failure costs the next run bytes and
+/// nothing else, so it is not reported.
 fn remember(memory: Option<&Memory>, manifest: &Manifest, ignores: &[IgnoreFile]) -> Outcome {
     let _ = memory.is_some_and(|memory| memory.remember(manifest, ignores));
     Outcome::Remember
 }
 
-/// How either side reads its tree. What was touched may be another file of the same length and the same time: a
-/// checkout writes many within one tick of the clock, and they get each other's names. Of small ones the content
-/// decides; it is sent along anyway.
+/// Scan options of either side. A touched file may have been replaced by another one of the same
+/// length and time. A checkout writes many files within one clock tick, and they get each other's
+/// names. So for small files the content decides; it is pushed anyway.
 fn scan_options(checksum: bool, subject: &Subject) -> ScanOptions {
     let hash_bytes_max = if matches!(subject, Subject::Parts(..)) { SMALL_BYTES_MAX } else { 0 };
     ScanOptions { hash: checksum, hash_bytes_max, cross_mounts: true, ..ScanOptions::default() }
 }
 
-/// A tree of one entry, under another name. What else was listed with it has no place there.
+/// Makes a manifest of the first entry alone, under another name.
 fn renamed(manifest: &Manifest, name: &TreePath) -> Result<Manifest, ManifestError> {
     let entry = manifest.get(0).map(|entry| Entry { path: name.clone(), ..entry.to_entry() });
     Manifest::new(entry.into_iter().collect())
 }
 
-/// An error with its causes, on one line.
+/// Formats an error with its causes on one line.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -1,4 +1,4 @@
-//! `OldFile`: an old version of a larger file, as the sender was told of it.
+//! `OldFile`: the basis of a larger file, in its advertised shape.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,7 +12,7 @@ use crate::disk::holes::SparseFile;
 use crate::exchange::sink::{SinkError, no_old, read_bytes};
 use crate::wire::message::Window;
 
-/// An old version, as the sender was told of it: as it is, or in the shape of a draft.
+/// A basis in its advertised shape: unchanged, or with the shift map of a pre-copy.
 pub(super) struct OldFile {
     file: SparseFile<File>,
     shape: Fitted,
@@ -23,7 +23,7 @@ impl OldFile {
         Self { file: SparseFile::of(file, shape.old()), shape }
     }
 
-    /// The file as it is.
+    /// The file itself, without the shift map.
     pub(super) fn file(&self) -> &File {
         self.file.file()
     }
@@ -32,11 +32,11 @@ impl OldFile {
         self.file.into_inner()
     }
 
-    /// The bytes of a window.
+    /// Reads a window.
     pub(super) fn window(&self, window: Window) -> Result<Vec<u8>, SinkError> {
         let mut bytes = Vec::new();
         for (piece, from) in self.shape.pieces(window.offset..window.offset + u64::from(window.length)) {
-            // At most `OLD_BYTES_MAX`: checked when the message came.
+            // At most `OLD_BYTES_MAX`: the decoder checked it.
             let length = (piece.end - piece.start) as usize;
             match from {
                 Some(from) => {
@@ -50,7 +50,7 @@ impl OldFile {
         if bytes.len() == window.length as usize { Ok(bytes) } else { Err(no_old()) }
     }
 
-    /// The chunks of a stretch; of less where it ends before that.
+    /// Cuts a range into chunks; fewer if the file ends before that.
     pub(super) fn chunks(&self, stretch: Range<u64>, average: Average) -> io::Result<Vec<Chunk>> {
         chunks_of(&mut Reading { old: self, at: stretch.start, end: stretch.end }, average)
     }
@@ -66,7 +66,7 @@ impl Content for OldFile {
     }
 }
 
-/// Reads a stretch of an old version.
+/// Reads a range of a basis.
 struct Reading<'a> {
     old: &'a OldFile,
     at: u64,
@@ -77,7 +77,7 @@ impl Read for Reading<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let (from, length) = self.old.shape.piece(self.at);
         let length = length.min(self.end - self.at).min(buffer.len() as u64);
-        // At most what the buffer holds.
+        // At most the length of the buffer.
         let buffer = buffer.get_mut(..length as usize).unwrap_or_default();
         let count = match from {
             Some(from) => self.old.file().read_at(buffer, from)?,
@@ -91,7 +91,7 @@ impl Read for Reading<'_> {
     }
 }
 
-/// The chunks of what is read. (Not generic, so that the agent holds this once.)
+/// Cuts a content into chunks. (Not generic, so that the agent holds this code once.)
 pub(super) fn chunks_of(content: &mut dyn Read, average: Average) -> io::Result<Vec<Chunk>> {
     let mut chunks = Vec::new();
     chunk::cut(content, average, |bytes| {

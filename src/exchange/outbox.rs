@@ -1,4 +1,4 @@
-//! What waits for the writer: a few messages, in order.
+//! The outbox: a few messages, in order, that wait for the writer.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -6,44 +6,44 @@ use std::time::Duration;
 
 use crate::wire::message::Message;
 
-/// Most messages that wait: with a megabyte of content in each, what keeps a writer busy while the
+/// Most messages that wait. With a megabyte of content in each they keep a writer busy while the
 /// next one is read.
 const MESSAGES_MAX: usize = 4;
 
-/// A message, and whether another one follows at once. Each packet costs both sides and all that
-/// lies between them, and where a relay has Nagle's algorithm on, a second one waits up to 40 ms
-/// until the first is acknowledged.
+/// A message, and whether another one follows at once. Each packet costs both sides and every hop
+/// between them. Where a relay uses Nagle's algorithm, a second packet waits up to 40 ms until the
+/// first is acknowledged.
 pub(super) type Outgoing = (Message, bool);
 
 /// A queue with one reader, which either end can close.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     state: Mutex<State>,
-    /// A message was put in, or none will follow.
+    /// Signals that a message was put in, or that none will follow.
     filled: Condvar,
-    /// A message was taken, or nobody takes any more.
+    /// Signals that a message was taken, or that nobody takes any more.
     taken: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     messages: VecDeque<Outgoing>,
-    /// No message is put in any more.
+    /// True once no message is put in any more.
     ended: bool,
 }
 
-/// What a writer finds.
+/// Result of a take.
 #[derive(Debug)]
 pub(super) enum Taken {
     Message(Outgoing),
-    /// Nothing, for as long as it was to wait.
+    /// Nothing arrived before the timeout.
     Late,
-    /// Nothing, and nothing will follow.
+    /// Nothing is left, and nothing will follow.
     End,
 }
 
 impl Outbox {
-    /// Puts in a message, when there is room; `false` where nobody will take it.
+    /// Puts in a message, when there is room; `false` if nobody will take it.
     pub(super) fn put(&self, message: Message, follows: bool) -> bool {
         let mut state = self.lock();
         while state.messages.len() >= MESSAGES_MAX && !state.ended {
@@ -56,7 +56,7 @@ impl Outbox {
         !state.ended
     }
 
-    /// Waits for the next message, but no longer than `patience` if there is one.
+    /// Waits for the next message, up to the timeout if there is one.
     pub(super) fn take(&self, patience: Option<Duration>) -> Taken {
         let waiting = |state: &mut State| state.messages.is_empty() && !state.ended;
         let state = self.lock();
@@ -77,21 +77,21 @@ impl Outbox {
         }
     }
 
-    /// The next message, if one is there.
+    /// Takes the next message, if one is there.
     pub(super) fn try_take(&self) -> Option<Outgoing> {
         let message = self.lock().messages.pop_front();
         self.taken.notify_all();
         message
     }
 
-    /// Says that no message follows. Those that wait are still taken.
+    /// Ends the queue. Messages that wait are still taken.
     pub(super) fn end(&self) {
         self.lock().ended = true;
         self.filled.notify_all();
         self.taken.notify_all();
     }
 
-    /// Says that nothing is taken any more.
+    /// Ends the queue and drops the messages that wait.
     pub(super) fn abandon(&self) {
         self.lock().messages.clear();
         self.end();
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_box_waits_until_something_is_taken_or_nobody_takes_any_more() {
+    fn full_outbox_waits_until_a_message_is_taken_or_nobody_takes() {
         let outbox = Outbox::default();
         assert!((0..MESSAGES_MAX).all(|_| outbox.put(Message::Rescan, false)));
         std::thread::scope(|scope| {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_taken_after_the_end() {
+    fn waiting_messages_are_taken_after_the_end() {
         let outbox = Outbox::default();
         assert!(matches!(outbox.take(Some(Duration::from_millis(1))), Taken::Late));
         assert!(outbox.put(Message::Rescan, false));

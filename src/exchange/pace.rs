@@ -1,4 +1,5 @@
-//! `PacedWriter`: frames, packed with as much effort as the stream below leaves time for.
+//! `PacedWriter`: writes frames with an adaptive compression level that fits the speed of the
+//! stream below.
 
 use std::cell::Cell;
 use std::io::{self, Write};
@@ -8,19 +9,20 @@ use std::time::{Duration, Instant};
 use crate::content::pack::Effort;
 use crate::wire::frame::FrameWriter;
 
-/// After so many bytes, if the stream below took most of the time, packing takes more. A new effort begins a new
-/// stream, which for a while cannot refer to what was before: so not too often.
+/// Bytes after which the level rises, if the stream below took most of the time. A new level begins
+/// a new compressed stream, which for a while cannot refer to earlier bytes, so the level must not
+/// change too often.
 const SLOW_BYTES: usize = 8 << 20;
 
-/// After so many, if packing took most of the time, it takes less: where there is less than that to send, that
-/// would save a tenth of a second.
+/// Bytes after which the level falls, if compressing took most of the time. For less data the
+/// change would save only a tenth of a second.
 const FAST_BYTES: usize = 32 << 20;
 
-/// What is written below is a packet of its own there. Frames that are shorter than this, in bytes, share one until they
-/// are flushed, or make as many bytes together.
+/// Bytes of short frames that are gathered into one write. Each write becomes a packet of its own
+/// below. A flush ends the gathering early.
 const GATHERED_BYTES: usize = 16 << 10;
 
-/// Writes frames, and looks where the time goes.
+/// Writes frames, and measures where the time goes.
 pub(super) struct PacedWriter<W: Write> {
     frames: FrameWriter<Gathered<Timed<W>>>,
     below: Rc<Cell<Duration>>,
@@ -29,7 +31,7 @@ pub(super) struct PacedWriter<W: Write> {
 }
 
 impl<W: Write> PacedWriter<W> {
-    /// Writes to `writer`; packs what shrinks if `compress` is on.
+    /// Writes to `writer`; with `compress`, packs the frames that shrink.
     pub(super) fn new(writer: W, compress: bool) -> Self {
         let below = Rc::new(Cell::new(Duration::ZERO));
         let timed = Timed { writer, spent: Rc::clone(&below) };
@@ -37,8 +39,9 @@ impl<W: Write> PacedWriter<W> {
         Self { frames: FrameWriter::new(gathered, compress), below, pace: Pace::default(), had_deltas: false }
     }
 
-    /// As [`FrameWriter::write`]. Deltas of small files are few bytes, of which thorough packing saves a tenth:
-    /// that begins with the first of them, however fast the stream below is.
+    /// Writes as [`FrameWriter::write`] does. Deltas of small files are few bytes, of which
+    /// thorough compression saves a tenth. So the first of them raises the level, however fast the
+    /// stream below is.
     pub(super) fn write(&mut self, raw: &[u8], has_deltas: bool) -> io::Result<()> {
         if has_deltas && !std::mem::replace(&mut self.had_deltas, true) {
             self.frames.set_effort(Effort::Thorough);
@@ -58,13 +61,13 @@ impl<W: Write> PacedWriter<W> {
         written
     }
 
-    /// As [`FrameWriter::flush`].
+    /// Flushes as [`FrameWriter::flush`] does.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.frames.flush()
     }
 }
 
-/// Where the time went since it was last looked at.
+/// Bytes and times since the level was last checked.
 #[derive(Default)]
 struct Pace {
     bytes: usize,
@@ -73,7 +76,7 @@ struct Pace {
 }
 
 impl Pace {
-    /// Whether it is time to look.
+    /// True if the level should be checked.
     fn is_due(&self, effort: Effort) -> bool {
         self.bytes >= FAST_BYTES
             || (self.bytes >= SLOW_BYTES
@@ -81,7 +84,7 @@ impl Pace {
                 && self.next(effort) != effort)
     }
 
-    /// The effort that fits: where the stream below takes its time there is time to pack.
+    /// The level that fits: where the stream below is slow, there is time to compress.
     fn next(&self, effort: Effort) -> Effort {
         match effort {
             Effort::Quick if self.is_slow() => Effort::Usual,
@@ -97,7 +100,7 @@ impl Pace {
     }
 }
 
-/// A writer that small frames are gathered before.
+/// A writer that gathers small frames.
 struct Gathered<W> {
     writer: W,
     bytes: Vec<u8>,
@@ -168,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn effort_follows_where_the_time_goes() {
+    fn level_follows_where_the_time_goes() {
         use Effort::{Quick, Thorough, Usual};
         for (packing, writing, steps) in [
             (10, 1000, [(Quick, Usual), (Usual, Thorough), (Thorough, Thorough)]),
@@ -186,7 +189,7 @@ mod tests {
         assert!(pace(SLOW_BYTES, 1000, 1).is_due(Thorough), "a fast stream has not time for that much");
     }
 
-    /// What is written at once.
+    /// The lengths of the writes.
     #[derive(Default)]
     struct Writes(Vec<usize>);
 
@@ -247,9 +250,9 @@ mod tests {
     }
 
     #[test]
-    fn on_a_slow_stream_packing_takes_its_time_and_all_arrives() {
+    fn slow_stream_is_packed_thoroughly_and_everything_arrives() {
         let mut out = Slow(Vec::new());
-        // Packed it is still long enough for a write of its own.
+        // Packed, the block is still long enough for a write of its own.
         let mut block = b"some text, and some more of it ".repeat(1 << 15);
         let noise = |index: u32| Hash::of(&index.to_le_bytes());
         block.extend((0..1024).flat_map(|index| *noise(index).as_bytes()));

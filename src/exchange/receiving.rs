@@ -1,4 +1,5 @@
-//! `Receiving`: performs the works of a receiver. What they need of each other is here; how each is done, below.
+//! `Receiving`: performs the works of a receiver. This file holds the state that the works share;
+//! the modules below perform them.
 
 mod bases;
 mod contents;
@@ -39,22 +40,22 @@ use crate::tree::spelling::Spelling;
 use crate::wire::hello::Options;
 use crate::wire::message::AbortKind;
 
-/// Writes a destination.
+/// Performs the works on a destination.
 pub struct Receiving {
     path: PathBuf,
     options: Options,
     memory: Option<Memory>,
     standing: Option<Arc<Standing>>,
     opened: OnceLock<Place>,
-    /// In the order in which the destination was listed.
+    /// Identities in the order in which the destination was listed.
     listed: OnceLock<Identities>,
-    /// The same in the order of the present manifest, where that is another one.
+    /// Identities in the order of the present manifest, where that order differs.
     reordered: OnceLock<Identities>,
     spelling: OnceLock<Arc<Spelling>>,
-    /// Files of the destination that a power cut may have damaged and that nobody has looked at
+    /// Files of the destination that a power cut may have damaged and that this run has not checked
     /// yet.
     doubted: Mutex<HashSet<u32>>,
-    /// Whether everything in the destination was listed.
+    /// True if everything in the destination was listed.
     is_whole: OnceLock<bool>,
     directories: MadeDirectories,
     trees: OnceLock<Trees>,
@@ -68,13 +69,13 @@ pub struct Receiving {
     is_full: AtomicBool,
 }
 
-/// Where the tree goes.
+/// Location of the tree.
 struct Place {
-    /// `None` where nothing is there and nothing is to be made.
+    /// `None` in a dry run whose destination does not exist.
     root: Option<Arc<Root>>,
-    /// A single file: its name here.
+    /// Name of a single file in `root`.
     single: Option<TreePath>,
-    /// Its absolute path, for eyes.
+    /// The absolute path, for display.
     shown: PathBuf,
 }
 
@@ -84,7 +85,7 @@ struct Trees {
 }
 
 impl Receiving {
-    /// A receiver into `path`.
+    /// Makes a receiver that writes to `path`.
     #[must_use]
     pub fn new(path: PathBuf, options: Options) -> Self {
         Self {
@@ -110,34 +111,35 @@ impl Receiving {
         }
     }
 
-    /// The same, if there is a memory, with what it holds in mind.
+    /// Sets the store of the baseline, if there is one.
     #[must_use]
     pub fn remembering(self, memory: Option<Memory>) -> Self {
         Self { memory, ..self }
     }
 
-    /// The same, as one of several rounds.
+    /// Makes this one of several rounds.
     pub(super) fn standing(self, standing: Arc<Standing>) -> Self {
         Self { standing: Some(standing), ..self }
     }
 
-    /// The same, which begins at once to hash large files of the destination that will probably be asked about.
-    /// For a receiver that has to wait until somebody makes an offer, of a single file called `name`, say.
+    /// Starts to prehash large files of the destination that the sender will probably ask about.
+    /// This serves a receiver that waits for an offer, perhaps of a single file called `name`.
     #[must_use]
     pub fn looking_ahead(self, name: Option<Vec<u8>>) -> Self {
-        // With --checksum all is hashed anyway.
+        // With --checksum the scan hashes every file anyway.
         if self.options.dry_run || self.options.checksum {
             return self;
         }
         let (ahead, path) = (Arc::clone(&self.ahead), self.path.clone());
         let begin = move || {
             for (file, identity) in large_files(&path, name.as_deref()) {
-                // Blocks are as long as the new content's length wants them, which may be less than the old one's.
+                // The block size follows from the new content's length, which may be less than the
+                // old one's.
                 let block = BlockSize::for_size(identity.size).halved();
                 ahead.begin(identity, file, block, Likely::Perhaps);
             }
         };
-        // Without a thread they are hashed when they are asked for.
+        // If no thread can start, the files are hashed when they are needed.
         let _ = thread::Builder::new().spawn(begin);
         self
     }
@@ -163,20 +165,20 @@ impl Receiving {
         Ok(Metadata { mode: entry.mode, mtime: entry.mtime })
     }
 
-    /// Where an entry goes.
+    /// Path of an entry in the root.
     fn path(&self, id: u32) -> Result<TreePath, Fault> {
         let entry = self.entry(id)?;
         Ok(self.place()?.single.clone().unwrap_or_else(|| entry.path.to_path()))
     }
 
-    /// Where a basis lies, and what was seen there.
+    /// Path of a basis, and its identity when it was listed.
     fn basis(&self, at: u32) -> Result<(TreePath, Identity), Fault> {
         let path = self.trees()?.present.path(at).ok_or_else(out_of_turn)?;
         let seen = self.identity(at).ok_or_else(out_of_turn)?;
         Ok((self.place()?.single.clone().unwrap_or_else(|| path.to_path()), seen))
     }
 
-    /// What was seen of an entry that is present.
+    /// Identity of a present entry when it was listed.
     fn identity(&self, at: u32) -> Option<Identity> {
         self.identities()?.get(&self.trees.get()?.present, at)
     }
@@ -185,13 +187,13 @@ impl Receiving {
         self.reordered.get().or_else(|| self.listed.get())
     }
 
-    /// A basis, if it is still what was seen.
+    /// Opens a basis, if it is still the listed file.
     fn open_basis(&self, at: u32) -> Result<(File, Identity), Fault> {
         let (path, seen) = self.basis(at)?;
         Ok((open_old(self.root()?, &path, &seen).map_err(sink_fault)?, seen))
     }
 
-    /// What was seen in an entry's place that a rename is going to replace: a file, a link or nothing. (A
+    /// Identity of the listed file or link that a rename is going to replace, if there is one. (A
     /// directory in its place has been removed.)
     fn seen(&self, id: u32) -> Result<Option<Identity>, Fault> {
         let present = &self.trees()?.present;
@@ -200,7 +202,7 @@ impl Receiving {
         Ok(replaced.and_then(|at| self.identity(at)))
     }
 
-    /// There is no doubt any more about what stands in an entry's place.
+    /// Records that the file in an entry's place is checked.
     fn settle_doubt(&self, id: u32) {
         let at = self.trees().ok().zip(self.entry(id).ok());
         at.and_then(|(trees, entry)| trees.present.position(entry.path)).into_iter().for_each(|at| {
@@ -223,7 +225,7 @@ impl Perform for Receiving {
             Work::Open { subject, scope } => Outcome::Open(self.open(&subject, scope)),
             Work::Resolve(questions) => Outcome::Resolve(self.resolve(&questions)),
             Work::Plan { wanted, present, spelling, changes, writes, withheld, pair } => {
-                // A round of a watch has not taken it yet.
+                // A round of a watch has not taken the lock yet.
                 if let Err(fault) = self.lock(changes) {
                     return Outcome::Plan(Err(fault));
                 }
@@ -276,17 +278,17 @@ fn sink_fault(error: SinkError) -> Fault {
     }
 }
 
-/// Directories that were made for a destination that may come to nothing.
+/// Directories that were made for a destination, and that are removed again if the run fails early.
 #[derive(Debug, Default)]
 struct NewAncestors(Mutex<Vec<PathBuf>>);
 
 impl NewAncestors {
-    /// These will be made, the deepest first.
+    /// Notes directories that will be made, the deepest first.
     fn note(&self, paths: Vec<PathBuf>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = paths;
     }
 
-    /// Something is going to be in them, or they are what was wanted.
+    /// Keeps the directories: the plan will fill them, or they are the wanted result.
     fn keep(&self) {
         self.note(Vec::new());
     }
@@ -294,7 +296,7 @@ impl NewAncestors {
 
 impl Drop for NewAncestors {
     fn drop(&mut self) {
-        // One that is not empty is somebody else's by now.
+        // A directory that is not empty belongs to somebody else by now.
         let paths = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
         let _ = paths.iter().try_for_each(std::fs::remove_dir);
     }

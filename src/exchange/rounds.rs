@@ -1,8 +1,9 @@
 //! Rounds: exchanges that follow each other on one link, as the sender's tree is touched.
 //!
-//! The first one is about everything. The next ones are about what was touched, and begin when that has settled; now
-//! and then one is about everything again, since events are only hints. Between two rounds no lock on the destination
-//! is held and no manifest; only which directory it was.
+//! The first round is full. The next ones are incremental, about the touched paths, and begin when
+//! the tree has settled. Now and then a round is full again, since events are only hints. Between
+//! two rounds the receiver holds neither a lock on the destination nor a manifest; it only
+//! remembers the directory's identity.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -30,70 +31,72 @@ use crate::watch::{Options as WatchOptions, Watch};
 use crate::wire::hello::{Baseline, InSession, Watching};
 use crate::wire::message::{AbortKind, Message};
 
-/// How long at most until everything is looked at again: what is written through a mapping, or in a filesystem that
-/// others write to, makes no event.
+/// Longest time between full rounds. Writes through a mapping, or by other machines to a shared
+/// filesystem, cause no event.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 
-/// The same where nothing is seen. A look takes at most a twentieth of the time.
+/// Longest time between full rounds where the watch sees no events. A scan takes at most a
+/// twentieth of the time.
 const POLL: Duration = Duration::from_secs(2);
 const POLL_SHARE: u32 = 20;
 
-/// After a round about parts that took longer than this the next one waits as long as it took, but no longer than that,
-/// if it is about nothing but them: a file that is written all the time must not keep both sides busy all the time. A
-/// checkout that goes on does not wait.
+/// Duration from which an incremental round delays the next one, if that touches only the same
+/// paths. The next round then waits as long as the last one took, but at most `REST_MAX`. So a file
+/// that is written all the time does not keep both sides busy all the time. A checkout that goes on
+/// touches other paths and does not wait.
 const LONG_ROUND: Duration = Duration::from_millis(200);
 const REST_MAX: Duration = Duration::from_secs(1);
 
 /// A round that is over.
 #[derive(Debug, Clone)]
 pub struct Round {
-    /// How it ended.
+    /// Result of the round.
     pub summary: Summary,
-    /// Whether it was about everything.
+    /// True for a full round.
     pub whole: bool,
-    /// When it began, here.
+    /// Start of the round on this side.
     pub begun: Instant,
-    /// How long it took from then on.
+    /// Duration since `begun`.
     pub elapsed: Duration,
 }
 
 impl Round {
-    /// Whether the destination is another than before.
+    /// True if the destination changed.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         self.summary.tally.has_changed()
     }
 }
 
-/// A source that is watched, over as many links as it takes.
+/// A watched source, for any number of links in a row.
 #[derive(Debug)]
 pub struct Watched {
     path: PathBuf,
-    /// What has to stay there. For a single file: the directory it is in.
+    /// The directory, which must stay in place. For a single file: its parent directory.
     root: Arc<Root>,
     /// A single file's name there.
     single: Option<TreePath>,
     watch: Arc<Watch>,
-    /// What was left out of the last round about everything.
+    /// The filter of the last full round.
     filter: Arc<Mutex<Filter>>,
 }
 
-/// What one round of a watched source is about.
+/// Context of one round of a watched source.
 #[derive(Debug, Clone)]
 pub(super) struct About {
     pub(super) watch: Arc<Watch>,
     pub(super) root: Arc<Root>,
-    /// `None`: everything.
+    /// The scope; `None` means everything.
     pub(super) scope: Option<Scope>,
-    /// Where to say what was left out of a round about everything.
+    /// Receives the filter of a full round.
     pub(super) filter: Arc<Mutex<Filter>>,
 }
 
 impl Watched {
-    /// Begins to watch what is at `path`.
+    /// Begins to watch the tree at `path`.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The path cannot be read.
     pub fn new(path: &Path, watching: Watching) -> Result<Self, Failure> {
         let failure = |cause: &dyn std::error::Error| Failure {
             kind: AbortKind::Selection,
@@ -121,13 +124,13 @@ impl Watched {
         Ok(Self { path: path.to_owned(), root: Arc::new(root), single, watch: Arc::new(watch), filter })
     }
 
-    /// The next round is about everything, and begins at once.
+    /// Makes the next round a full one that begins at once.
     pub fn rescan(&self) {
         self.watch.everything();
     }
 
-    /// Offers what is there over a link, and again what was touched whenever it was. Tells each round when it is over.
-    /// `memory` is asked for before each round about everything.
+    /// Offers the source over a link, and the touched parts again whenever something changes. Calls
+    /// `done` after each round, and `memory` before each full round.
     pub fn send(
         &self,
         link: &Link,
@@ -170,7 +173,7 @@ impl Watched {
                 && elapsed > LONG_ROUND
                 && is_again(last, next)
             {
-                // What ends meanwhile is seen a little later.
+                // Changes that settle meanwhile are seen a little later.
                 std::thread::sleep(
                     (begun + elapsed * 2).saturating_duration_since(Instant::now()).min(REST_MAX),
                 );
@@ -179,7 +182,8 @@ impl Watched {
         }
     }
 
-    /// What was being changed while it was read is looked at again, even if nobody touches it any more.
+    /// Touches entries that changed while they were read, so that the next round reads them even if
+    /// nobody touches them again.
     fn look_again_at(&self, summary: &Summary) {
         for problem in summary.problems.iter().filter(|problem| is_passing(problem.trouble)) {
             if let Ok(path) = TreePath::new(problem.path.clone()) {
@@ -188,7 +192,7 @@ impl Watched {
         }
     }
 
-    /// Waits until there is something to look at: parts, or everything.
+    /// Waits for the next round's scope: parts, or everything.
     fn next(&self, link: &Link, last: Duration) -> Result<Option<Scope>, Failure> {
         let patience = match self.watch.blindness() {
             Some(_) => POLL.max(last * POLL_SHARE),
@@ -205,7 +209,7 @@ impl Watched {
         loop {
             match link.inbox().idle(deadline.saturating_duration_since(Instant::now())) {
                 Idle::Closed(kind, text) => return Err(Failure { kind, by_peer: false, text }),
-                // What was touched by then comes first.
+                // `take` hands out due parts first, and everything after them.
                 Idle::Rescan | Idle::Late => self.watch.everything(),
                 Idle::Woken => match self.watch.take() {
                     Some(Touched::Everything) => return Ok(None),
@@ -225,11 +229,11 @@ impl Watched {
         match &self.single {
             Some(single) if parts.any(|(path, _)| path == single) => Interest::Everything,
             Some(_) => Interest::Nothing,
-            // Other rules may let in or leave out anything.
+            // Changed rules may include or exclude anything.
             None if parts.any(|(path, _)| path.name() == IGNORE_FILE.as_bytes()) => Interest::Everything,
             None => {
-                // A log that nobody wants may be written all the time. Whether what is gone was a directory is not
-                // known, and there are rules for directories alone.
+                // An excluded log may be written all the time. It is unknown whether a removed
+                // entry was a directory, and some rules apply to directories only.
                 let filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
                 let is_out = |path: &TreePath| {
                     filter.excludes_within(path, false) && filter.excludes_within(path, true)
@@ -241,7 +245,7 @@ impl Watched {
     }
 }
 
-/// Whether a scope has no part that an earlier one had not.
+/// True if every part of a scope was in the earlier one too.
 fn is_again(last: &Scope, next: &Scope) -> bool {
     let paths: HashSet<_> = last.parts().iter().map(|(path, _)| path).collect();
     next.parts().iter().all(|(path, _)| paths.contains(path))
@@ -253,17 +257,17 @@ enum Interest {
     Nothing,
 }
 
-/// Tells something between two rounds, wherever those are who look on.
+/// Reports an event between two rounds, to the peer or to the local observer.
 fn tell(link: &Link, config: &Config, monitor: &dyn Monitor, event: Event) {
     if config.relay { link.say(Message::Note(event)) } else { monitor.observe(event) }
 }
 
-/// Whether what went wrong with an entry is likely to be over soon: then it is tried again, and nobody is told.
+/// True if a problem will probably be over soon: the entry is tried again, and nobody is told.
 fn is_passing(trouble: Trouble) -> bool {
     matches!(trouble, Trouble::Changed | Trouble::Vanished)
 }
 
-/// Passes on what is not likely to be over soon.
+/// Forwards all events but the problems that will probably be over soon.
 struct Patient<'a>(&'a dyn Monitor);
 
 impl Monitor for Patient<'_> {
@@ -274,23 +278,24 @@ impl Monitor for Patient<'_> {
     }
 }
 
-/// What a receiver knows from one round to the next.
+/// Receiver session: state that a receiver keeps from one round to the next.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
-    /// The directory that the rounds go into.
+    /// The directory that the rounds write to.
     root: Mutex<Option<Pin>>,
     begun: Mutex<Option<Instant>>,
     whole: AtomicBool,
-    /// What is known of both sides, once a round has found that out.
+    /// The pair of source and destination, once a round has found it out.
     pair: Mutex<Option<Pair>>,
-    /// What the last round about everything wanted to delete, and may not.
+    /// Deletions that the last full round planned and may not do.
     withheld: Mutex<Arc<Vec<TreePath>>>,
-    /// Names that the filesystem shows otherwise, as the last round about everything found them.
+    /// Names that the filesystem shows differently, as found by the last full round.
     aliases: Mutex<Arc<Vec<TreePath>>>,
 }
 
 impl Standing {
-    /// A round begins, into this root; `false` if parts of a tree are to go into another one than the rest did.
+    /// Begins a round into this root. `false` if an incremental round would go into another root
+    /// than the rounds before.
     pub(super) fn begin(&self, root: Option<&Root>, whole: bool) -> Result<bool, DiskError> {
         *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.whole.store(whole, Ordering::Relaxed);
@@ -306,12 +311,12 @@ impl Standing {
         Ok(whole || is_same)
     }
 
-    /// What was known at first with what was found out since, and what may not be deleted.
+    /// The facts known before the first round, updated by later rounds; and the withheld deletions.
     pub(super) fn remembered(&self, first: Baseline) -> (Baseline, Arc<Vec<TreePath>>) {
         let pair = *self.pair.lock().unwrap_or_else(PoisonError::into_inner);
         let baseline = match (pair, first.session) {
             (None, _) => first,
-            // What was found out was found out about this very VM.
+            // The rounds found the pair out about this very VM.
             (Some(_), session) => {
                 Baseline { pair, session: session.map(|session| InSession { is_other: false, ..session }) }
             }
@@ -319,13 +324,13 @@ impl Standing {
         (baseline, Arc::clone(&self.withheld.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
-    /// This is known from now on.
+    /// Stores the pair for later rounds.
     pub(super) fn remember(&self, pair: Pair) {
         *self.pair.lock().unwrap_or_else(PoisonError::into_inner) = Some(pair);
     }
 
-    /// A round about everything found these names shown otherwise; one about parts does not look
-    /// for others.
+    /// Stores the names that a full round found shown differently. An incremental round does not
+    /// look for such names.
     pub(super) fn know_aliases(&self, mut paths: Vec<TreePath>) {
         paths.sort_unstable();
         if self.whole.load(Ordering::Relaxed) {
@@ -333,12 +338,13 @@ impl Standing {
         }
     }
 
-    /// Names that are known to be shown otherwise, in order.
+    /// Names that the filesystem shows differently, in order.
     pub(super) fn aliases(&self) -> Arc<Vec<TreePath>> {
         Arc::clone(&self.aliases.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A round about everything may not delete this; one about parts says nothing of it.
+    /// Stores the deletions that a full round may not do. An incremental round says nothing about
+    /// them.
     pub(super) fn withhold(&self, paths: Vec<TreePath>) {
         if self.whole.load(Ordering::Relaxed) {
             *self.withheld.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(paths);
@@ -346,7 +352,7 @@ impl Standing {
     }
 }
 
-/// Receives round after round into `path`. Tells each one when it is over. `memory` is asked for before each.
+/// Receives round after round into `path`. Calls `done` after each round, and `memory` before it.
 pub fn receive(
     link: &Link,
     path: &Path,
@@ -378,7 +384,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_round_is_again_about_the_same_where_nothing_else_was_touched() {
+    fn round_repeats_another_if_it_touches_no_other_path() {
         let scope = |names: &[&str]| {
             Scope::new(names.iter().map(|name| (TreePath::new(name.as_bytes()).unwrap(), false)))
         };

@@ -27,24 +27,24 @@ use crate::wire::message::{AbortKind, Message};
 /// Threads that perform works: enough that one can wait for the disk while others hash.
 const WORKERS: usize = 4;
 
-/// How long what was said last may take to leave once the run is over. A peer that reads no more must not keep
-/// us; a slow one has four messages to take.
+/// Timeout for the last messages to leave once the run is over. A peer that reads no more must not
+/// block this side; a slow one has at most four messages to take.
 const LEAVING_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Performs works.
+/// Performer of works.
 pub trait Perform: Send + Sync + 'static {
-    /// Performs one; called from several threads.
+    /// Performs one work; several threads call this.
     fn perform(&self, work: Work) -> Outcome;
 }
 
-/// Runs an exchange to its end, after our own hello has been written. The peer's has been read already, or is
-/// looked at first (`expect_hello`).
+/// Runs an exchange to its end. The caller has written its own hello. The peer's hello was read
+/// already, or is read first (`expect_hello`).
 ///
-/// The reader is left behind, waiting for its stream, when the run ends before the stream does; it ends
-/// with the stream. So is a writer whose peer takes nothing more.
+/// When the run ends before the stream does, the reader thread stays behind and ends with the
+/// stream. So does a writer thread whose peer takes nothing more.
 ///
 /// # Errors
-/// [`Failure`]: why the run ended early.
+/// [`Failure`]: the reason why the run ended early.
 pub fn run(
     reader: impl Read + Send + 'static,
     writer: impl Write + Send + 'static,
@@ -57,44 +57,44 @@ pub fn run(
     run_over(Incoming::alone(reader), writer, engine, performer, expect_hello, compress, monitor)
 }
 
-/// What a peer says, on one stream or on several.
+/// The peer's direction, on one stream or on several.
 pub struct Incoming {
-    /// The stream that is there from the beginning.
+    /// The stream that exists from the beginning.
     pub main: Lane,
-    /// Who lets announced lanes in; with nobody there can be none.
+    /// Accepts announced lanes; without it there can be none.
     pub joiner: Option<Box<dyn JoinLanes>>,
-    /// How long the peer may be silent; without any it may be for ever.
+    /// Limits of the peer's silence; `None` allows silence for ever.
     pub timeouts: Option<Timeouts>,
-    /// Counts the bytes that came to below the streams, if somebody does.
+    /// Counts the bytes that arrived below the streams, if the transport can.
     pub carried: Option<Carried>,
 }
 
-/// Answers how many bytes came so far.
+/// Returns the number of bytes that arrived so far.
 pub type Carried = Box<dyn Fn() -> u64 + Send>;
 
 impl Incoming {
-    /// On one.
+    /// A single stream.
     pub fn alone(reader: impl Read + Send + 'static) -> Self {
         Self { main: Lane::new(reader), joiner: None, timeouts: None, carried: None }
     }
 
-    /// The same, over something that counts what it carries.
+    /// Adds a counter of the bytes that the transport carried.
     #[must_use]
     pub fn carried(self, bytes: impl Fn() -> u64 + Send + 'static) -> Self {
         Self { carried: Some(Box::new(bytes)), ..self }
     }
 
-    /// The same, from a peer that may be silent only for so long.
+    /// Limits the peer's silence.
     #[must_use]
     pub fn within(self, timeouts: Option<Timeouts>) -> Self {
         Self { timeouts, ..self }
     }
 }
 
-/// Runs an exchange whose peer may spread what it says over lanes; else as [`run`].
+/// Runs an exchange whose peer may spread its messages over lanes; otherwise like [`run`].
 ///
 /// # Errors
-/// As there.
+/// As for [`run`].
 pub fn run_over(
     incoming: Incoming,
     writer: impl Write + Send + 'static,
@@ -110,7 +110,7 @@ pub fn run_over(
     result.map(|summary| Summary { traffic: Traffic { raw_bytes, ..summary.traffic }, ..summary })
 }
 
-/// A stream in and a stream out, for one exchange or for several that follow each other.
+/// A stream in and a stream out, for one exchange or for several in a row.
 pub struct Link {
     inbox: Arc<Inbox>,
     outbox: Arc<Outbox>,
@@ -118,7 +118,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Begins to read and to write.
+    /// Starts the reader and the writer.
     #[must_use]
     pub fn new(
         mut incoming: Incoming,
@@ -144,7 +144,7 @@ impl Link {
     /// Runs one exchange to its end.
     ///
     /// # Errors
-    /// [`Failure`]: why it ended early. Then there can be no other on this link.
+    /// [`Failure`]: the reason why it ended early. This link can then run no further exchange.
     pub fn run(
         &self,
         mut engine: impl Engine,
@@ -164,11 +164,11 @@ impl Link {
         let mut waits = Waits::default();
         let (result, abort) = drive(&mut engine, self, &works, &mut waits, monitor);
 
-        // What was begun on the disk has to end before the run is over.
+        // Works that were begun on the disk must end before the run is over.
         drop(works);
         workers.into_iter().for_each(|worker| drop(worker.join()));
-        // Whoever hears of the abort may end the connection, and with it this process: before that
-        // the performer cleans up.
+        // A peer that hears of the abort may end the connection, and with it this process. So the
+        // performer cleans up first.
         drop(performer);
         abort.into_iter().for_each(|message| self.say(message));
         self.inbox.clear_outcomes();
@@ -181,12 +181,12 @@ impl Link {
         }
     }
 
-    /// Why the connection counts as lost, if the peer was silent for too long.
+    /// The timeout as a failure, if the peer was silent for too long.
     fn silence(&self) -> Option<Failure> {
         self.inbox.silence().map(|text| Failure { kind: AbortKind::Timeout, by_peer: false, text })
     }
 
-    /// What runs between two exchanges uses this.
+    /// The inbox, for code that runs between two exchanges.
     pub(super) fn inbox(&self) -> &Arc<Inbox> {
         &self.inbox
     }
@@ -198,25 +198,25 @@ impl Link {
         failure
     }
 
-    /// Says something between two exchanges.
+    /// Sends a message between two exchanges.
     pub(super) fn say(&self, message: Message) {
-        // A writer that is gone has left word in the inbox.
+        // A writer that ended has reported the reason in the inbox.
         let _ = self.outbox.put(message, false);
     }
 
-    /// A round is over and the next one has not begun, so neither side waits for the other; or it
-    /// begins.
+    /// Marks the pause between two rounds, in which neither side waits for the other, or its end.
     pub(super) fn rest(&self, is_resting: bool) {
         self.liveness.rest(is_resting);
     }
 
-    /// What asks the peer for a round about everything, from another thread.
+    /// A handle that asks the peer for a full round, from any thread.
     #[must_use]
     pub fn asker(&self) -> Asker {
         Asker(Arc::clone(&self.outbox))
     }
 
-    /// Ends it, once what was said last has left; the bytes of all messages come back, both ways.
+    /// Closes the link once the last messages have left. Returns the bytes of all messages, both
+    /// ways.
     pub fn close(self) -> u64 {
         let Self { inbox, outbox, liveness } = self;
         outbox.end();
@@ -227,19 +227,19 @@ impl Link {
     }
 }
 
-/// Asks the peer of a link, which watches its tree, for a round about everything.
+/// Asks the peer of a link, which watches its tree, for a full round.
 #[derive(Debug, Clone)]
 pub struct Asker(Arc<Outbox>);
 
 impl Asker {
-    /// Asks; `false` where nobody can answer any more.
+    /// Asks; `false` if nobody can answer any more.
     #[must_use]
     pub fn ask(&self) -> bool {
         self.0.put(Message::Rescan, false)
     }
 }
 
-/// Counts how often this side has said something and can do nothing until the other one answers.
+/// Counts how often this side has sent something and can do nothing until the peer answers.
 #[derive(Default)]
 struct Waits {
     count: u64,
@@ -248,7 +248,7 @@ struct Waits {
 }
 
 impl Waits {
-    /// The engine is going to be given what is in the inbox next.
+    /// Called before the engine gets the next input from the inbox.
     fn wait(&mut self, inbox: &Inbox) {
         if self.has_spoken && self.works == 0 && inbox.is_empty() {
             self.count += 1;
@@ -257,7 +257,7 @@ impl Waits {
     }
 }
 
-/// Drives an engine to its end; gives also the abort that the peer has still to be told.
+/// Drives an engine to its end. Also returns the abort that the peer must still be sent.
 fn drive(
     engine: &mut impl Engine,
     link: &Link,
@@ -266,13 +266,13 @@ fn drive(
     monitor: &dyn Monitor,
 ) -> (Result<Summary, Failure>, Option<Message>) {
     let Link { inbox, outbox, liveness } = link;
-    // A writer that is gone has left word in the inbox.
+    // A writer that ended has reported the reason in the inbox.
     let send = |message, follows| {
         liveness.wait(true);
         outbox.put(message, follows);
         liveness.wait(false);
     };
-    // Held back until it is known whether another one follows.
+    // Hold a message back until another one follows, or the engine waits.
     let mut last: Option<Message> = None;
     loop {
         let output = engine.poll();
@@ -321,7 +321,7 @@ fn drive(
     }
 }
 
-/// Does the work of a thread that the run depends on: if it panics, the run ends with an error.
+/// Runs a thread that the run depends on: if it panics, the run ends with an error.
 fn guarded(inbox: &Inbox, work: impl FnOnce()) {
     struct Guard<'a>(&'a Inbox);
     impl Drop for Guard<'_> {
@@ -362,7 +362,7 @@ fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox, liveness
             Ok(Next::Lanes(announcement)) => {
                 let (main, unpacker) = frames.into_parts();
                 let (merged, joining) = Merged::listening(main, announcement, liveness);
-                // They are announced once.
+                // Lanes are announced only once.
                 if let Some(joiner) = joiner.take() {
                     joiner.join(announcement, joining);
                 }
@@ -394,17 +394,17 @@ fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox, liveness
     }
 }
 
-/// Whether a stream that cannot be read any further ended, or is in disorder.
+/// Classifies a read error: the stream ended, or it is malformed.
 fn kind(error: &FrameError) -> AbortKind {
     match error {
-        // Of lanes whose segments make no sense.
+        // Lanes with malformed segments.
         FrameError::Io(error) if error.kind() == io::ErrorKind::InvalidData => AbortKind::Protocol,
         FrameError::Closed | FrameError::Io(_) => AbortKind::Connection,
         FrameError::TooLong { .. } | FrameError::Lanes | FrameError::Damaged => AbortKind::Protocol,
     }
 }
 
-/// Whoever waits for the writer learns that it is gone, however it went.
+/// Reports the end of the writer thread to everyone who waits for it, even after a panic.
 struct WriterLeaves<'a> {
     inbox: &'a Inbox,
     outbox: &'a Outbox,
@@ -456,7 +456,7 @@ fn write_messages(writer: impl Write, compress: bool, messages: &Outbox, inbox: 
 
 fn perform_works(queue: &Mutex<Receiver<Work>>, performer: &dyn Perform, inbox: &Inbox) {
     loop {
-        // Taken in a statement of its own, so that the lock is not held during the work.
+        // A statement of its own, so that the lock is not held during the work.
         let work = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         match work {
             Ok(work) => inbox.put_outcome(performer.perform(work)),

@@ -45,7 +45,7 @@ use crate::wire::message::{
     AbortKind, HOLES_MAX, Holes, LIST_MAX, Op, PUSHED_BYTES_MAX, SAMPLED_MAX, SMALL_BYTES_MAX, Subject,
 };
 
-/// Reads a source: a directory, or one file.
+/// Performs the works on a source: a directory, or one file.
 pub struct Sending {
     path: PathBuf,
     options: Options,
@@ -57,12 +57,12 @@ pub struct Sending {
     ahead: Ahead,
 }
 
-/// Where the source is.
+/// Location of the source.
 struct Found {
     root: Root,
-    /// A single file: its name here, and the name under which it is offered.
+    /// A single file: its local name, and the name under which it is offered.
     single: Option<Single>,
-    /// The digest of the record of what was offered last.
+    /// The digest of the baseline's record.
     base: Option<Hash>,
 }
 
@@ -71,14 +71,14 @@ struct Single {
     offered: TreePath,
 }
 
-/// What is in it.
+/// The listed source.
 struct Listed {
     manifest: Arc<Manifest>,
     identities: Identities,
 }
 
 impl Sending {
-    /// A sender of what is at `path`.
+    /// Makes a sender of the tree at `path`.
     #[must_use]
     pub fn new(path: PathBuf, options: Options) -> Self {
         Self {
@@ -93,24 +93,24 @@ impl Sending {
         }
     }
 
-    /// The same, if there is a memory, with what it holds in mind.
+    /// Sets the store of the baseline, if there is one.
     #[must_use]
     pub fn remembering(self, memory: Option<Memory>) -> Self {
         Self { memory, ..self }
     }
 
-    /// The same, as a round of a watched source.
+    /// Makes this a round of a watched source.
     pub(super) fn about(self, about: About) -> Self {
         Self { about: Some(about), ..self }
     }
 
-    /// A watched source that was replaced, or unmounted, is not an emptied one.
+    /// Fails if a watched source was replaced or unmounted: that must not pass for an emptied one.
     fn check_still_there(&self) -> Result<(), Fault> {
         if self.about.as_ref().is_none_or(|about| about.root.is_still_there()) {
             return Ok(());
         }
         let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
-        let text = format!("{shown} is gone, or is another directory than it was: nothing was changed");
+        let text = format!("{shown} is gone, or was replaced by another directory: nothing was changed");
         Err(Fault::Fatal(AbortKind::Selection, text))
     }
 
@@ -129,7 +129,7 @@ impl Sending {
             let root = Root::open(&self.path).map_err(|error| missing(&error))?;
             let subject = directory_subject(&metadata, self.options.set_id_owner, root.whereabouts())
                 .map_err(|error| missing(&error))?;
-            // A round about parts is not remembered, and knows nothing of what is.
+            // An incremental round has no store of the baseline, so it names no base.
             let base = self.memory.as_ref().and_then(Memory::digest);
             (Found { root, single: None, base }, subject)
         } else {
@@ -172,7 +172,7 @@ impl Sending {
                 .map_err(|error| Fault::Fatal(AbortKind::Selection, chain(&error)))?
         };
         if let Some(about) = self.about.as_ref().filter(|_| !scanned.unclear.is_empty()) {
-            // A name that leads to an entry with another one: what is in its directory is listed.
+            // A touched name leads to an entry with another name, so scan its whole directory.
             about.watch.everything();
         }
         self.check_still_there()?;
@@ -216,20 +216,21 @@ impl Sending {
         })
     }
 
-    /// What differs from the base, and whether what was listed is to be remembered.
+    /// Compares the source with the baseline. Returns the changes, and true if the source must be
+    /// stored as the new baseline.
     fn compare_with_memory(
         &self,
         found: &Found,
         manifest: &Manifest,
         ignores: &[IgnoreFile],
     ) -> (Option<Changed>, bool) {
-        // A single file is told in fewer bytes than a digest has.
+        // Offering a single file takes fewer bytes than a digest.
         let is_whole = found.single.is_none() && self.scope().is_none();
         let Some(memory) = self.memory.as_ref().filter(|_| is_whole) else {
             return (None, false);
         };
         let digest = record::digest(manifest, ignores);
-        // Where nothing changed, the record need not be read: its digest says it all.
+        // If nothing changed, the digest alone suffices and the record need not be read.
         if found.base == Some(digest) {
             return (Some(Changed { changes: Vec::new(), ignores: false, digest }), false);
         }
@@ -242,8 +243,9 @@ impl Sending {
         (changed, !self.options.dry_run)
     }
 
-    /// Begins to hash large files that the receiver will probably want to compare: those that are not what they were
-    /// at the last time, and any of which that is not known. Gives samples of them.
+    /// Starts to prehash large files that the receiver will probably want to compare. These are the
+    /// files that changed since the last run, or any large ones if the changes are unknown. Returns
+    /// samples of them.
     fn look_ahead(&self, manifest: &Manifest, changed: Option<&Changed>) -> Vec<(u32, Samples)> {
         let mut ids: Vec<u32> = match changed {
             Some(changed) => change::added(&changed.changes).collect(),
@@ -256,7 +258,7 @@ impl Sending {
         let likely = if has_changed { Likely::Very } else { Likely::Perhaps };
         let mut sampled = Vec::new();
         for &id in ids.iter().take(AHEAD_FILES_MAX) {
-            // Why it cannot be opened or read is said when it is asked for.
+            // A failure to open or read is reported when the file is requested.
             if let Ok((file, identity)) = self.open(id) {
                 if identity.size >= SAMPLED_BYTES_MIN
                     && let Ok(samples) = Samples::of(identity.size, &SparseFile::of(&file, identity.size))
@@ -272,7 +274,7 @@ impl Sending {
         sampled
     }
 
-    /// Contents that go along with an offer of what was touched, as far as they are small.
+    /// Contents of small touched files, to go with the offer.
     fn push(&self, manifest: &Manifest) -> Vec<PushedFile> {
         let is_single = self.found().is_ok_and(|found| found.single.is_some());
         if self.about.is_none() || self.scope().is_none() && !is_single || self.options.dry_run {
@@ -281,7 +283,7 @@ impl Sending {
         let mut pushed = Vec::new();
         let mut left = PUSHED_BYTES_MAX as u64;
         for (id, entry) in manifest.iter().filter(|(_, entry)| matches!(entry.kind, Kind::File { .. })) {
-            // What cannot be read now is asked for, and then it is told why.
+            // An unreadable file is requested later, and the failure is reported then.
             if entry.size() <= left.min(SMALL_BYTES_MAX)
                 && let Ok(data) = self.read_small(id)
             {
@@ -311,7 +313,7 @@ impl Sending {
         Ok(ReadFile { content, hash })
     }
 
-    /// Finds what makes a small file out of its old version.
+    /// Makes a delta from a small file's basis to its content.
     fn diff(&self, signed: &SignedFile) -> Result<ReadFile, Fault> {
         let data = self.read_small(signed.id)?;
         let hash = Hash::of(&data);
@@ -383,7 +385,7 @@ impl Sending {
         taken.ok_or_else(|| Fault::Fatal(AbortKind::Protocol, "a file that was not begun".to_owned()))
     }
 
-    /// Opens an offered file, if it is still what was listed.
+    /// Opens an offered file, if it is still the listed one.
     fn open(&self, id: u32) -> Result<(File, Identity), Fault> {
         let found = self.found()?;
         let listed = self.listed.get().ok_or_else(out_of_turn)?;
@@ -427,7 +429,7 @@ impl Perform for Sending {
     }
 }
 
-/// Lets whoever watches a tree enter what is read.
+/// Lets the watch of a tree enter each directory that is read.
 struct Entering<'a>(Option<&'a Watch>);
 
 impl Look for Entering<'_> {
@@ -447,15 +449,15 @@ fn directory_subject(
     let nanos = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
     let mtime = Time::new(metadata.mtime(), nanos)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its time is out of range"))?;
-    // The mask keeps what fits.
+    // The mask keeps only bits that fit.
     #[allow(clippy::cast_possible_truncation)]
     let mode = (metadata.mode() & 0o7777) as u16;
     let of = (metadata.uid(), metadata.gid());
     Ok(Subject::directory(set_id_owner.map_or(mode, |owner| mode_for(mode, of, owner)), mtime, place))
 }
 
-/// Finds a single file. A link that is named as source stands for what it points to, under its own name, as
-/// with `scp`.
+/// Finds a single file. A link that is named as source stands for its target, under the link's own
+/// name, as with `scp`.
 fn find_single(path: &Path) -> Result<(Found, Vec<u8>), Box<dyn std::error::Error>> {
     let name_of = |path: &Path| -> Result<TreePath, Box<dyn std::error::Error>> {
         let name = path.file_name().ok_or("it has no name")?;
@@ -476,7 +478,7 @@ fn source_fault(error: SourceError) -> Fault {
     }
 }
 
-/// A file that is shorter than it was has changed.
+/// Classifies a read error: a file that became shorter has changed.
 fn read_fault(error: &io::Error) -> Fault {
     if error.kind() == io::ErrorKind::UnexpectedEof { changed() } else { unreadable(error) }
 }
@@ -493,7 +495,7 @@ fn out_of_turn() -> Fault {
     Fault::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
 }
 
-/// What of the files takes no room, as it is told to the receiver.
+/// Converts the holes of the files to their wire form.
 fn holes(sparse: Sparse, manifest: &Manifest, is_single: bool) -> Holes {
     let mut holes = Holes { files: Vec::new(), others_bytes: sparse.others_bytes };
     for (path, bytes) in sparse.files {

@@ -20,15 +20,15 @@ use crate::exchange::patiently;
 use crate::tree::path::TreePath;
 use crate::wire::message::{Blocks, Op, Window};
 
-/// Why a file cannot be made.
+/// Failure to make a file.
 #[derive(Debug)]
 pub(super) enum SinkError {
-    /// The disk.
+    /// A failure of the disk.
     Disk(DiskError),
-    /// What was to be copied is not there, or a delta does not fit: the old version changed, or the sender is
+    /// The bytes to copy do not exist, or a delta does not fit: the basis changed, or the sender is
     /// wrong about it.
     Basis(String),
-    /// The peer asks for what makes no sense.
+    /// A request of the peer that makes no sense.
     Peer(&'static str),
 }
 
@@ -43,25 +43,26 @@ pub(super) struct Sink {
     old: Option<OldFile>,
 }
 
-/// How it becomes what it shall be.
+/// The way in which the file is made.
 enum Growing {
-    /// From nothing, or from what an earlier run staged.
+    /// From nothing, or from the bytes that an earlier run staged.
     Anew(Box<Anew>),
-    /// From a copy of the old version.
+    /// From a pre-copy of the basis.
     Draft(Draft),
 }
 
 struct Anew {
     staging: Staging,
-    /// Nodes of the staged bytes, if they were hashed when the sender was told of them.
+    /// Nodes of the staged bytes, if they were hashed for the want.
     nodes: Option<Nodes>,
     hasher: Hasher,
     begun: bool,
 }
 
 impl Sink {
-    /// Begins to make `path`; `basis` is a file that it can be made from, and what was seen of it; `draft` a copy of
-    /// that; `nodes` those of the bytes that an earlier run staged, if they are known.
+    /// Begins to make `path`. `basis` is the path and listed identity of a file that it can be made
+    /// from, and `draft` a pre-copy of that file. `nodes` belong to the bytes that an earlier run
+    /// staged, if they are known.
     pub(super) fn begin(
         root: &Root,
         path: &TreePath,
@@ -83,7 +84,7 @@ impl Sink {
             let file = open_old(root, basis, seen).ok()?;
             Some(OldFile::new(file, shape.unwrap_or(Fitted::same(seen.size))))
         });
-        // Without a basis everything may still come whole; what copies from it fails then.
+        // Without a basis the content may still come whole; only steps that copy from it fail.
         Ok(Self { growing, old })
     }
 
@@ -95,7 +96,7 @@ impl Sink {
         }
     }
 
-    /// The finished file, if it has this hash; and the old version.
+    /// Returns the finished file, if it has this hash, and the basis.
     pub(super) fn finish(self, hash: Hash) -> Result<(Staging, Option<File>), SinkError> {
         let staging = match self.growing {
             Growing::Anew(anew) => anew.finish(hash)?,
@@ -112,10 +113,10 @@ impl Anew {
             let kept = if let Op::Keep { length } = op { length } else { 0 };
             self.staging.keep(kept)?;
             if self.staging.len() < kept {
-                return Err(SinkError::Basis("what was staged is not there any more".to_owned()));
+                return Err(SinkError::Basis("the staged content is gone".to_owned()));
             }
-            // To hash a gigabyte again would keep the sender waiting, and what it has sent
-            // meanwhile is lost if the connection breaks.
+            // Hashing a gigabyte again would keep the sender waiting, and the bytes that it has
+            // sent meanwhile would be lost if the connection breaks.
             self.hasher = self.nodes.take().and_then(|nodes| nodes.hasher(kept)).unwrap_or_default();
             self.staging.read_back(self.hasher.count(), &mut |piece| self.hasher.take(piece))?;
         }
@@ -125,7 +126,7 @@ impl Anew {
             Op::Data(bytes) => Ok(self.append(&bytes)?),
             Op::Copy { offset, length } => {
                 let (old, hasher) = (old.ok_or_else(no_old)?, &mut self.hasher);
-                // Hashed is what is written.
+                // Hash the bytes that are written.
                 self.staging
                     .append_from_and_visit(old.file(), offset, length, &mut |piece| hasher.take(piece))?;
                 Ok(())
@@ -157,7 +158,7 @@ impl Anew {
     }
 }
 
-/// What a delta makes of a stretch of the old version.
+/// Applies a delta to a range of the basis.
 pub(super) fn apply_delta(
     old: Option<&OldFile>,
     window: Window,
@@ -169,21 +170,22 @@ pub(super) fn apply_delta(
 }
 
 pub(super) fn wrong_hash() -> SinkError {
-    SinkError::Basis("what arrived does not have the hash that was announced".to_owned())
+    SinkError::Basis("the received content does not have the announced hash".to_owned())
 }
 
 pub(super) fn no_old() -> SinkError {
-    SinkError::Basis("the old version is not what it was".to_owned())
+    SinkError::Basis("its basis in the destination has changed".to_owned())
 }
 
-/// Opens an old version, if it is still what was seen.
+/// Opens a basis, if it is still the listed file.
 pub(super) fn open_old(root: &Root, path: &TreePath, seen: &Identity) -> Result<File, SinkError> {
     let (file, stat) = root.open_file(path)?;
     if stat.identity == *seen { Ok(file) } else { Err(no_old()) }
 }
 
-/// The blocks of an old version or of what is staged, `length` bytes, for a wanted file of `size`
-/// bytes, at most `most` bytes of them; and the hash of all of it, unless it is longer than that.
+/// Names the blocks of a basis or a staged prefix of `length` bytes, for a wanted file of `size`
+/// bytes, from at most `most` bytes. Also returns the hash of all of it, unless it is longer than
+/// that.
 pub(super) fn blocks_of(
     length: u64,
     size: u64,
@@ -194,7 +196,7 @@ pub(super) fn blocks_of(
     Ok((Blocks { length, ids: outline.ids }, (length <= most).then_some(outline.hash)))
 }
 
-/// The `length` bytes of a file from `offset` on. (Memory that is filled with zeros first would be touched twice.)
+/// Reads `length` bytes of a file from `offset` on. (Zero-filled memory would be touched twice.)
 pub(super) fn read_bytes(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(length);
     while bytes.len() < length {
@@ -205,7 +207,7 @@ pub(super) fn read_bytes(file: &File, offset: u64, length: usize) -> io::Result<
             Err(error) => return Err(error.into()),
         }
     }
-    // There may be room for more than was asked for.
+    // The capacity may exceed `length`.
     bytes.truncate(length);
     Ok(bytes)
 }

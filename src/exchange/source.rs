@@ -1,8 +1,8 @@
 //! `Source`: one larger file on its way out.
 //!
-//! Where the receiver has nothing of it, it is read and sent once. Otherwise it is read to find what the
-//! receiver has (and to hash it), in the steps that [`layout`](super::layout) tells, and once more for what is
-//! missing.
+//! If the receiver has nothing of it, the file is read and sent once. Otherwise it is read once to
+//! find the parts that the receiver has (and to hash it), in the steps of
+//! [`layout`](super::layout). It is read a second time for the missing parts.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -24,19 +24,19 @@ use crate::exchange::layout::{self, Segment, ToCut};
 use crate::exchange::old::chunks_of;
 use crate::wire::message::{Blocks, CONTENT_BYTES_MAX, Old, Op, WINDOWS_MAX, Want, Window};
 
-/// After so many bytes of gaps without success the delta is given up for this file: searching costs 2 s for
+/// Bytes of gaps without success after which this file's delta is given up: searching costs 2 s for
 /// 100 MB, sending does not.
 const FUTILE_BYTES: u64 = 4 << 20;
 
 /// Most steps in one message.
 const OPS_MAX: usize = 4096;
 
-/// Why a file cannot be sent.
+/// Failure to send a file.
 #[derive(Debug)]
 pub(super) enum SourceError {
-    /// It cannot be read.
+    /// The file cannot be read.
     Read(std::io::Error),
-    /// The receiver's signatures are not what was asked for.
+    /// The receiver's signatures or chunks do not match the request.
     Peer(String),
 }
 
@@ -48,23 +48,23 @@ impl From<std::io::Error> for SourceError {
 
 pub(super) struct Source {
     file: File,
-    /// What was offered; the file must still be that in the end.
+    /// Identity of the offered file; the file must still have it in the end.
     pub(super) identity: Identity,
     plan: VecDeque<Segment>,
-    /// The whole hash, if a first pass found it; else what a single pass has seen.
+    /// The hash of the whole file, if a first pass found it.
     hash: Option<Hash>,
     hasher: Hasher,
     first_ops: Vec<Op>,
     same: bool,
     old_length: u64,
-    /// What is to be cut, with all segments.
+    /// The ranges to cut, with all segments of the file.
     cut: Option<(ToCut, Vec<Segment>)>,
-    /// The chunks of that.
+    /// The chunks of the sender's range.
     chunks: Vec<Chunk>,
-    /// Signatures that came, by window.
+    /// Signatures that arrived, by window.
     signatures: HashMap<(u64, u32), Vec<u8>>,
     asked: Vec<Window>,
-    /// Up to here there is no hole: to look for one may take long.
+    /// Up to here there is no hole: searching for one may take long.
     data_end: u64,
     gap_bytes: u64,
     saved_bytes: u64,
@@ -72,7 +72,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Begins with a file of this identity; `ahead` is asked for its outline when that is needed.
+    /// Begins with a file of this identity. `ahead` is called for its outline when that is needed.
     pub(super) fn begin(
         file: File,
         identity: Identity,
@@ -106,7 +106,7 @@ impl Source {
         Ok(source)
     }
 
-    /// Finds which blocks the receiver has.
+    /// Finds the blocks that the receiver has.
     fn find(&mut self, want: &Want, ahead: Option<Outline>) -> Result<(), SourceError> {
         let size = self.identity.size;
         let block = BlockSize::for_size(size);
@@ -126,7 +126,7 @@ impl Source {
         let old = want.old_blocks().unwrap_or(&nothing);
         self.same = want.old_blocks().is_some() && kept == 0 && old.length == size && old.ids == ids;
         let narrowed = match &want.old {
-            // Whether it makes sense was checked when it came.
+            // The engine checked it when the want arrived.
             Some(Old::Narrowed { blocks, split }) => Fitted::new(blocks.length, size, *split),
             _ => None,
         };
@@ -145,8 +145,8 @@ impl Source {
         Ok(())
     }
 
-    /// The names that blocks of the old version would have, were they moved to the end; `None` if none of the
-    /// last few is there.
+    /// Names the blocks that the basis would have if its tail were moved to the new end. `None` if
+    /// none of the last few matches.
     fn find_shifted(
         &self,
         blocks: Range<u64>,
@@ -164,7 +164,7 @@ impl Source {
         Ok(if is_worth_it { Some(find(blocks)?) } else { None })
     }
 
-    /// How many bytes of a staged prefix are right.
+    /// Number of right bytes in a staged prefix.
     fn kept(&self, staged: &Blocks, block: BlockSize, ids: &[BlockId]) -> Result<u64, SourceError> {
         let length = staged.length.min(self.identity.size);
         let same = staged.ids.iter().zip(ids).take_while(|(staged, new)| staged == new).count();
@@ -173,12 +173,12 @@ impl Source {
         if rest == 0 || rest >= block.bytes() {
             return Ok(kept);
         }
-        // The last block of a prefix is mostly the beginning of one.
+        // The last block of a prefix is usually incomplete.
         let beginning = block_id(kept, rest, &SparseFile::of(&self.file, rest))?;
         Ok(if staged.ids.get(same) == Some(&beginning) { length } else { kept })
     }
 
-    /// Cuts what the receiver cuts meanwhile.
+    /// Cuts this file while the receiver cuts the basis.
     pub(super) fn cut(&mut self) -> Result<(), SourceError> {
         if let Some((ToCut { new, old, .. }, _)) = &self.cut {
             let mut file = &self.file;
@@ -188,7 +188,7 @@ impl Source {
         Ok(())
     }
 
-    /// Takes in the chunks that were asked for; none means that they cannot be had.
+    /// Takes in the requested chunks; an empty list means that they are unavailable.
     pub(super) fn chunks(&mut self, theirs: &[Chunk]) -> Result<(), SourceError> {
         let Some((cut, segments)) = self.cut.take() else { return Ok(()) };
         let length: u64 = theirs.iter().map(|chunk| u64::from(chunk.length)).sum();
@@ -202,7 +202,7 @@ impl Source {
         Ok(())
     }
 
-    /// Takes in the signatures that were asked for; none means that they cannot be had.
+    /// Takes in the requested signatures; an empty list means that they are unavailable.
     pub(super) fn signatures(&mut self, signatures: Vec<Vec<u8>>) {
         if signatures.is_empty() {
             self.futile = true;
@@ -212,7 +212,7 @@ impl Source {
             asked.into_iter().map(|window| (window.offset, window.length)).zip(signatures).collect();
     }
 
-    /// The next steps, about a megabyte of content, and what has to happen then.
+    /// Returns the next steps, about 1 MiB of content, and the next need.
     pub(super) fn produce(&mut self) -> Result<(Vec<Op>, SourceNext), SourceError> {
         if let (true, Some(hash)) = (self.same, self.hash) {
             return Ok((Vec::new(), SourceNext::Same(hash)));
@@ -258,7 +258,7 @@ impl Source {
                     if !self.futile && !self.signatures.contains_key(&key) {
                         return Ok((ops, SourceNext::Sign(self.next_windows())));
                     }
-                    // A gap may be as long as what is left of this message.
+                    // A gap may be longer than the rest of this message.
                     let op = self.fill_gap(offset, length, window)?;
                     bytes += op.sent_bytes();
                     ops.push(op);
@@ -270,7 +270,7 @@ impl Source {
         Ok((ops, SourceNext::End(hash)))
     }
 
-    /// The first segment has been sent up to here.
+    /// Advances the first segment by the bytes that were sent.
     fn advance(&mut self, sent: u64) {
         match self.plan.front_mut() {
             Some(Segment::New { offset, length }) if *length > sent => {
@@ -319,7 +319,7 @@ impl Source {
         Ok(Op::Delta { window, length: length as u32, delta: ByteBuf::from(delta) })
     }
 
-    /// The windows of the next gaps, each once, as many as one message may ask for.
+    /// Windows of the next gaps, each once, as many as one message may request.
     fn next_windows(&mut self) -> Vec<Window> {
         self.asked.clear();
         for segment in &self.plan {
@@ -339,7 +339,8 @@ impl Source {
     }
 }
 
-/// A file of `size` bytes as if it had `old_length` of them, the last of which stand at its end.
+/// A view of a file of `size` bytes that aligns its end with the end of a basis of `old_length`
+/// bytes.
 struct Moved<'a> {
     file: SparseFile<&'a File>,
     size: u64,
@@ -362,7 +363,7 @@ impl Content for Moved<'_> {
     }
 }
 
-/// How a stretch of this length is cut.
+/// Average chunk length for a range of this length.
 fn average(length: u64) -> Result<Average, SourceError> {
     Average::for_size(length).ok_or_else(|| SourceError::Peer("a stretch too long to be cut".to_owned()))
 }
@@ -375,7 +376,7 @@ mod tests {
     use crate::disk::stat::identity_of;
 
     #[test]
-    fn a_file_that_grows_gives_no_more_than_was_offered() {
+    fn file_that_grows_gives_no_more_than_was_offered() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&vec![7; 3_000_000]).unwrap();
         let identity = identity_of(&file).unwrap();

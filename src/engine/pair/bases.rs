@@ -1,4 +1,4 @@
-//! Lies about old versions: their blocks, signatures and chunks, and what is made from them.
+//! Lies about bases: their blocks, signatures and chunks, and contents made from them.
 
 use serde_bytes::ByteBuf;
 
@@ -12,7 +12,7 @@ use crate::content::hash::Hash;
 use crate::wire::message::{Blocks, Body, Message, Old, Want};
 
 #[test]
-fn signatures_are_taken_once_and_in_the_number_that_was_asked_for() {
+fn signatures_are_taken_once_and_in_the_requested_number() {
     let signatures =
         |id, count| Message::Signatures { id, signatures: vec![ByteBuf::from(vec![0; 48]); count] };
     for (claim, messages) in [
@@ -25,7 +25,7 @@ fn signatures_are_taken_once_and_in_the_number_that_was_asked_for() {
     }
 }
 
-/// A sender that waits for the chunks of a large old version; `cuts` is whether it still cuts its own.
+/// A sender that waits for the chunks of a large basis; `cuts` tells whether it still cuts its own.
 fn cutting(cuts: bool) -> Victim {
     let mut victim = Victim::at(SENDER, Stage::Offered);
     let old = blocks(200_000, 13);
@@ -39,7 +39,7 @@ fn cutting(cuts: bool) -> Victim {
 }
 
 #[test]
-fn chunks_are_taken_once_before_or_after_the_own_ones_are_there() {
+fn chunks_are_taken_once_before_or_after_the_senders_own() {
     for cuts in [true, false] {
         let mut victim = cutting(cuts);
         victim.hear(chunks(LARGE));
@@ -59,7 +59,7 @@ fn chunks_are_taken_once_before_or_after_the_own_ones_are_there() {
     }
 }
 
-/// A sender that waits for the signature of a small old version of 1,000 bytes.
+/// A sender that waits for the signature of a small basis of 1,000 bytes.
 fn asking() -> Victim {
     let mut victim = Victim::at(SENDER, Stage::Offered);
     victim.hear(Message::Wants(vec![want_with_old(UPDATED)]));
@@ -69,7 +69,7 @@ fn asking() -> Victim {
 }
 
 #[test]
-fn the_signature_of_a_file_is_taken_once_and_in_the_length_that_is_due() {
+fn file_signature_is_taken_once_and_in_the_due_length() {
     let signature = |id, length| Message::FileSignatures(vec![(id, ByteBuf::from(vec![0; length]))]);
     for due in [0, signature_bytes(1000)] {
         let mut victim = asking();
@@ -93,7 +93,7 @@ fn the_signature_of_a_file_is_taken_once_and_in_the_length_that_is_due() {
 }
 
 #[test]
-fn a_delta_is_taken_once_and_only_of_what_was_signed() {
+fn delta_is_taken_once_and_only_against_a_signed_basis() {
     let files = |id, body: Body| Message::Files(vec![(id, body)]);
     let delta = || Body::Delta { hash: Hash::of(b"new"), delta: ByteBuf::from(vec![0; 9]) };
     for (claim, messages) in [
@@ -108,7 +108,7 @@ fn a_delta_is_taken_once_and_only_of_what_was_signed() {
 }
 
 #[test]
-fn a_want_names_the_blocks_that_the_file_can_have() {
+fn want_must_name_exactly_the_blocks_of_the_file() {
     let want = |staged, old: Option<Blocks>| {
         Message::Wants(vec![Want { id: UPDATED, staged, old: old.map(Old::Blocks) }])
     };
@@ -132,7 +132,7 @@ fn a_want_names_the_blocks_that_the_file_can_have() {
 }
 
 #[test]
-fn a_want_without_a_piece_names_the_blocks_of_all_the_rest() {
+fn want_without_a_range_must_name_the_blocks_of_all_the_rest() {
     let size = UPDATED_BYTES as u64;
     let count = BlockSize::for_size(size).count(size) as usize;
     let narrowed = |staged, length, count, split| {
@@ -157,7 +157,7 @@ fn a_want_without_a_piece_names_the_blocks_of_all_the_rest() {
 }
 
 #[test]
-fn a_signature_that_comes_with_a_want_is_the_one_that_the_file_can_have() {
+fn signature_with_a_want_must_fit_the_basis() {
     let signed = |staged, length: u64, signature| {
         let old = Old::Signed { length, signature: ByteBuf::from(vec![0; signature]) };
         Message::Wants(vec![Want { id: UPDATED, staged, old: Some(old) }])

@@ -1,4 +1,4 @@
-//! Deletions that need consent: without it everything else is done, in any order.
+//! Deletions that need consent: without it the receiver does everything else, in any order.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use crate::tree::place::Pair;
 use crate::tree::scope::Scope;
 use crate::wire::hello::{Baseline, Consent, Options};
 
-/// A destination of which this is known.
+/// A destination with this pair.
 pub(super) fn known(pair: Pair) -> Destination {
     let baseline = Baseline { pair: Some(pair), session: None };
     Destination { baseline, ..Destination::default() }
 }
 
-/// `--delete`, and nothing said of consent.
+/// `--delete` without any consent.
 fn unasked() -> Options {
     Options { consent: Consent::default(), list_changes: true, ..delete() }
 }
@@ -54,8 +54,8 @@ fn wanted() -> Tree {
     tree([("file", file(b"in a directory's place")), ("link", link("file")), ("new", file(&[7; 9000]))])
 }
 
-/// Has a directory with something in it in the place of a file and of a link, and a file that would
-/// be moved.
+/// A tree with a non-empty directory in place of a file and of a link, and a file that would be
+/// moved.
 fn in_the_way() -> Tree {
     tree([
         ("file", directory()),
@@ -67,7 +67,7 @@ fn in_the_way() -> Tree {
 }
 
 #[test]
-fn everything_else_is_done_and_nothing_goes() {
+fn braked_run_does_everything_but_deletions() {
     for order in ORDERS {
         let ended = run(Source::new(wanted()), foreign(in_the_way()), &unasked(), order, 1);
         let mut expected = in_the_way();
@@ -86,7 +86,7 @@ fn everything_else_is_done_and_nothing_goes() {
 }
 
 #[test]
-fn a_dry_run_lists_what_would_go() {
+fn dry_run_lists_the_braked_deletions() {
     let options = Options { dry_run: true, ..unasked() };
     let ended = run(Source::new(wanted()), foreign(in_the_way()), &options, Order::Random, 1);
     assert_same(&in_the_way(), &ended.target.tree);
@@ -95,7 +95,7 @@ fn a_dry_run_lists_what_would_go() {
 }
 
 #[test]
-fn a_copy_without_more_is_known_afterwards_and_one_with_more_is_not() {
+fn exact_copy_is_paired_afterwards_and_a_copy_with_more_is_not() {
     let more = tree([("new", file(b"old")), ("more", file(b""))]);
     let same = tree([("new", file(b"old"))]);
     for (before, options, expected) in [
@@ -114,7 +114,7 @@ fn a_copy_without_more_is_known_afterwards_and_one_with_more_is_not() {
 }
 
 #[test]
-fn a_round_about_parts_deletes_what_was_seen_to_go_and_nothing_that_waits() {
+fn incremental_round_deletes_what_it_saw_go_and_nothing_that_waits() {
     for order in ORDERS {
         let before = tree([
             ("d", directory()),

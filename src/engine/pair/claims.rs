@@ -1,4 +1,4 @@
-//! Two honest machines: what holds after a run, whatever the order.
+//! Two honest machines: properties that hold after a run, whatever the order.
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -45,7 +45,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
     #[test]
-    fn the_target_becomes_the_source_in_any_order_and_a_second_run_sends_nothing(
+    fn target_becomes_source_in_any_order_and_second_run_sends_nothing(
         seed in any::<u64>(), order in 0..ORDERS.len(), delete in any::<bool>(), related in any::<bool>(),
     ) {
         let mut dice = Dice::new(seed);
@@ -70,7 +70,7 @@ proptest! {
     }
 
     #[test]
-    fn a_dry_run_writes_nothing_and_counts_what_a_run_does(
+    fn dry_run_writes_nothing_and_counts_what_a_run_does(
         seed in any::<u64>(), order in 0..ORDERS.len(), delete in any::<bool>(),
     ) {
         let mut dice = Dice::new(seed);
@@ -92,7 +92,7 @@ proptest! {
 }
 
 #[test]
-fn deletes_happen_only_on_demand_and_children_go_first() {
+fn deletions_need_the_option_and_remove_children_first() {
     let source = tree([("kept", file(b"1"))]);
     let target = tree([
         ("gone", directory()),
@@ -112,7 +112,7 @@ fn deletes_happen_only_on_demand_and_children_go_first() {
 }
 
 #[test]
-fn what_is_excluded_stays_with_the_directories_around_it() {
+fn excluded_entries_stay_with_the_directories_around_them() {
     let rules = vec![Rule { include: false, pattern: b"*.keep".to_vec() }];
     let options = Options { rules: rules.clone(), ..delete() };
     let mut source = Source::new(tree([("a.keep", file(b"not offered")), ("f", file(b"1"))]));
@@ -124,7 +124,7 @@ fn what_is_excluded_stays_with_the_directories_around_it() {
 }
 
 #[test]
-fn nothing_is_deleted_when_either_side_could_not_list_everything() {
+fn nothing_is_deleted_when_a_side_could_not_list_everything() {
     for sides in [(false, true), (true, false)] {
         let mut source = Source::new(tree([("d", file(b"now a file")), ("f", file(b"1"))]));
         let mut target =
@@ -138,8 +138,8 @@ fn nothing_is_deleted_when_either_side_could_not_list_everything() {
     }
 }
 
-/// Files that take every way there is: read whole, read whole although an old version is there, streamed,
-/// streamed with a delta, and found to be the same.
+/// Files that take every possible strategy: read whole, read whole although a basis exists,
+/// streamed, streamed with a delta, and found to be the same.
 fn every_way() -> (Tree, Tree) {
     let mut dice = Dice::new(9);
     let big = dice.bytes(200 << 10);
@@ -160,7 +160,7 @@ fn every_way() -> (Tree, Tree) {
 }
 
 #[test]
-fn a_small_edit_in_a_large_file_travels_as_a_delta() {
+fn small_edit_in_a_large_file_travels_as_a_delta() {
     let (source, target) = every_way();
     let ended = run(Source::new(source.clone()), Target::new(target), &delete(), Order::Random, 7);
     assert_same(&source, &ended.target.tree);
@@ -170,7 +170,7 @@ fn a_small_edit_in_a_large_file_travels_as_a_delta() {
 }
 
 #[test]
-fn a_lie_is_answered_with_one_retry_of_the_whole() {
+fn lie_about_a_file_costs_one_retry_of_the_whole() {
     let (source, target) = every_way();
     for name in source.keys() {
         for lie in [Lie::Same, Lie::Hash] {
@@ -179,7 +179,7 @@ fn a_lie_is_answered_with_one_retry_of_the_whole() {
                 lying.lies.insert(name.clone(), (lie, 1));
                 let ended = run(lying, Target::new(target.clone()), &delete(), order, 11);
                 assert_same(&source, &ended.target.tree);
-                // What is vouched for together with a lie comes again with it.
+                // Files that one message vouched for together with a lie are sent again with it.
                 let again = if lie == Lie::Same { 1..=source.len() } else { 1..=1 };
                 assert!(again.contains(&(ended.log.wants - source.len())), "{name} {lie:?}");
                 assert!(troubles(&ended).is_empty());
@@ -189,7 +189,7 @@ fn a_lie_is_answered_with_one_retry_of_the_whole() {
 }
 
 #[test]
-fn a_lie_that_is_told_again_is_a_problem_and_the_old_version_stays() {
+fn repeated_lie_is_a_problem_and_the_basis_stays() {
     let (source, target) = every_way();
     for name in source.keys() {
         for order in ORDERS {
@@ -206,7 +206,7 @@ fn a_lie_that_is_told_again_is_a_problem_and_the_old_version_stays() {
 }
 
 #[test]
-fn what_cannot_be_read_is_a_problem_and_the_rest_arrives() {
+fn unreadable_file_is_a_problem_and_the_rest_arrives() {
     let (source, target) = every_way();
     for name in source.keys() {
         for order in ORDERS {
@@ -223,7 +223,7 @@ fn what_cannot_be_read_is_a_problem_and_the_rest_arrives() {
 }
 
 #[test]
-fn a_receiver_with_a_slow_disk_holds_a_bounded_amount() {
+fn receiver_with_a_slow_disk_holds_a_bounded_amount() {
     let mut dice = Dice::new(1);
     let mut source = Tree::new();
     for n in 0..24 {
@@ -235,14 +235,15 @@ fn a_receiver_with_a_slow_disk_holds_a_bounded_amount() {
         sender.piece_bytes = 512 << 10;
         let ended = run(sender, Target::new(Tree::new()), &delete(), order, 19);
         assert_same(&source, &ended.target.tree);
-        // What may wait, what is in the works of as many files as may be on their way, and one message.
+        // The bytes that may wait, the bytes in the works of the most files in flight, and one
+        // message.
         let most = (8 << 20) + (8 << 20) + (1 << 20);
         assert!(ended.log.held_bytes_max <= most, "{order:?}: {}", ended.log.held_bytes_max);
     }
 }
 
 #[test]
-fn there_are_never_more_wants_without_an_answer_than_allowed() {
+fn unanswered_wants_never_exceed_the_limit() {
     let count = WANTS_MAX + 500;
     let mut source = Tree::new();
     let mut target = Tree::new();
@@ -259,7 +260,7 @@ fn there_are_never_more_wants_without_an_answer_than_allowed() {
 }
 
 #[test]
-fn the_list_of_changes_names_each_once_in_path_order() {
+fn list_of_changes_names_each_once_in_path_order() {
     let source = tree([("a", directory()), ("a/f", file(b"1")), ("l", link("new"))]);
     let mut target = source.clone();
     remove_with_all_below(&mut target, &path("a"));
@@ -286,7 +287,7 @@ fn the_list_of_changes_names_each_once_in_path_order() {
 }
 
 #[test]
-fn what_was_widened_is_mended_or_put_in_place_as_it_is() {
+fn basis_with_a_gap_is_patched_or_put_in_place_unchanged() {
     let mut dice = Dice::new(8);
     let old = dice.bytes(300_000);
     let inserted = [&old[..100_000], &dice.bytes(1_000), &old[100_000..]].concat();
@@ -307,7 +308,7 @@ fn what_was_widened_is_mended_or_put_in_place_as_it_is() {
 }
 
 #[test]
-fn what_was_widened_and_does_not_become_what_was_announced_comes_whole() {
+fn basis_with_a_gap_that_fails_the_hash_is_replaced_whole() {
     let old = Dice::new(8).bytes(300_000);
     let new = [&old[..], &[7; 70_000]].concat();
     for order in ORDERS {

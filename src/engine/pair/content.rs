@@ -1,4 +1,4 @@
-//! What is told of a content in memory.
+//! Blocks and chunks of a content in memory.
 
 use crate::content::blocks::{BlockSize, outline};
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
@@ -18,7 +18,7 @@ pub(super) fn chunks(content: &[u8]) -> Vec<Chunk> {
     chunks
 }
 
-/// The blocks of what there is of a content of `size` bytes, of at most `most` bytes.
+/// Blocks of at most `most` bytes of `content`, in the block size for a file of `size` bytes.
 pub(super) fn blocks(content: &[u8], size: usize, most: usize) -> Blocks {
     let read_at = |buffer: &mut [u8], offset: u64| {
         let offset = offset as usize;

@@ -1,4 +1,4 @@
-//! The connection is cut, and the run is repeated.
+//! Runs that are cut off and then repeated.
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -13,7 +13,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
     #[test]
-    fn a_run_that_is_cut_anywhere_is_made_good_by_the_next(
+    fn next_run_repairs_a_run_that_was_cut_anywhere(
         seed in any::<u64>(), order in 0..ORDERS.len(), at in 0_usize..60,
     ) {
         let mut dice = Dice::new(seed);
@@ -33,7 +33,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_staged_is_not_sent_again_wherever_the_run_was_cut() {
+fn staged_content_is_not_sent_again_wherever_the_run_was_cut() {
     let mut dice = Dice::new(2);
     let mut source = Tree::new();
     for n in 0..4 {
@@ -65,7 +65,7 @@ fn manifest_bytes(tree: &Tree) -> usize {
 }
 
 #[test]
-fn what_is_staged_and_wrong_is_sent_again() {
+fn wrong_staged_content_is_sent_again() {
     let content = Dice::new(4).bytes(300_000);
     let source = super::tree::tree([("f", file(&content))]);
     let mut poisoned = content.clone();
@@ -81,7 +81,7 @@ fn what_is_staged_and_wrong_is_sent_again() {
 }
 
 #[test]
-fn a_cut_is_told_as_one_on_both_sides() {
+fn cut_is_reported_as_one_on_both_sides() {
     let source = Source::new(grow(&mut Dice::new(6)));
     let ended = Pair::new(source, Target::new(Tree::new()), &delete(), Order::Random, 7).run(Some(2));
     for result in [ended.sender, ended.receiver] {

@@ -30,15 +30,15 @@ use crate::tree::record;
 use crate::tree::scope::{Reach, Scope};
 use crate::wire::message::{AbortKind, Blocks, Holes, Old, Op, Stretch, Subject, Want, Window, is_signed};
 
-/// Small, so that a file travels in many pieces.
+/// Bytes of a piece; small, so that a file travels in many pieces.
 const PIECE_BYTES: usize = 24 << 10;
 
-/// How a source lies about a file.
+/// A source's lie about a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lie {
-    /// It says that the old version is the same.
+    /// The basis is the same.
     Same,
-    /// It announces another hash.
+    /// The file has another hash.
     Hash,
 }
 
@@ -48,22 +48,22 @@ pub(super) struct Source {
     pub(super) root: (u16, Time),
     pub(super) place: Place,
     pub(super) complete: bool,
-    /// What cannot be read.
+    /// Files that cannot be read.
     pub(super) unreadable: HashSet<TreePath>,
-    /// What is lied about, and how many times.
+    /// Lies by file, with the number of times they are told.
     pub(super) lies: HashMap<TreePath, (Lie, usize)>,
     pub(super) filter: Filter,
     pub(super) piece_bytes: usize,
     pub(super) memory: Kept,
-    /// What of the tree is offered, if that is not all.
+    /// The offered part of the tree, if not all of it.
     pub(super) scope: Option<Scope>,
-    /// Files up to this length go along with an offer of parts.
+    /// Length in bytes up to which files are pushed with a partial offer.
     pub(super) pushed_bytes_max: usize,
-    /// With another hash than theirs.
+    /// True if pushed files carry wrong hashes.
     pub(super) pushes_lies: bool,
-    /// Samples of all its files, which are long enough and not too many, go along.
+    /// True if the offer carries samples of all files that are long enough.
     pub(super) samples: bool,
-    /// What of its files takes no room.
+    /// Holes of its files.
     pub(super) holes: Holes,
     offered: Arc<Manifest>,
     streams: HashMap<u32, Stream>,
@@ -81,7 +81,7 @@ struct Stream {
     to_cut: Option<u64>,
 }
 
-/// An old version of so many bytes is cut into chunks.
+/// Length in bytes above which a basis is cut into chunks.
 const CUT_BYTES_MIN: u32 = 100_000;
 
 impl Source {
@@ -161,7 +161,7 @@ impl Source {
         self.samples.then(|| Samples::of(content.len() as u64, &reader(content)).unwrap())
     }
 
-    /// Contents of files that are short enough to go along.
+    /// Contents of files that are short enough to push.
     fn pushed(&self) -> Vec<PushedFile> {
         let files =
             self.offered.iter().filter_map(|(id, entry)| match &self.tree[&entry.path.to_path()].what {
@@ -182,7 +182,7 @@ impl Source {
         }
     }
 
-    /// The lie about this file, if it is time for one.
+    /// The lie about this file, if one is due.
     fn lie(&mut self, id: u32) -> Option<Lie> {
         let (lie, count) = self.lies.get_mut(&self.offered.path(id).unwrap().to_path())?;
         *count = count.checked_sub(1)?;
@@ -270,7 +270,7 @@ impl Stream {
             stream.same =
                 stream.at == 0 && *old == blocks(&stream.content, stream.content.len(), stream.content.len());
             stream.window = (length > 0).then_some(Window { offset: 0, length });
-            // Any stretch would do; the engines do not look at it.
+            // Any range would do; the engines do not look at it.
             stream.to_cut = (length > CUT_BYTES_MIN && !stream.same).then_some(old.length);
             let shared = stream.matching(old);
             if stream.at == 0 && shared > 0 {
@@ -281,7 +281,7 @@ impl Stream {
         stream
     }
 
-    /// Takes over what it has in common with the old version's chunks.
+    /// Takes over the beginning that the chunks of the basis share.
     fn continue_at(&mut self, theirs: &[Chunk]) {
         self.to_cut = None;
         let ours = chunks(&self.content);
@@ -293,7 +293,7 @@ impl Stream {
         }
     }
 
-    /// How many bytes the beginning has in common with this, in whole blocks of it.
+    /// Bytes of the beginning that equal this, in whole blocks.
     fn matching(&self, other: &Blocks) -> usize {
         let size = self.content.len();
         let beginning = self.content.get(..other.length as usize).unwrap_or(&self.content);
@@ -342,25 +342,25 @@ pub(super) struct Target {
     pub(super) tree: Tree,
     pub(super) root: (u16, Time),
     pub(super) complete: bool,
-    /// What lies aside, by path.
+    /// Staged contents, by path.
     pub(super) staged: BTreeMap<TreePath, Vec<u8>>,
     pub(super) memory: Kept,
-    /// What there is room for, if that is known.
+    /// Free room, if the disk reports it.
     pub(super) room: Option<Room>,
-    /// What a power cut may have damaged.
+    /// Files that a power cut may have damaged.
     pub(super) doubted: BTreeMap<TreePath, Doubt>,
-    /// What is known of it: that it is a copy, without more being said.
+    /// Facts about the destination; by default that it is a copy.
     pub(super) destination: Destination,
-    /// Whether `a` and `A` are one name.
+    /// True if `a` and `A` are one name.
     pub(super) folds: bool,
-    /// Names that are spelled otherwise than in `tree`, where each has the wanted name.
+    /// Names on disk that differ from the wanted names in `tree`.
     pub(super) spelled: BTreeMap<TreePath, TreePath>,
     wanted: Option<Arc<Manifest>>,
     pub(super) present: Arc<Manifest>,
-    /// The tree when it was listed: what may be replaced.
+    /// The tree at the time of listing: the entries that may be replaced.
     pub(super) listed: Tree,
     begun: HashSet<u32>,
-    /// Old versions of which samples of the new one came, with zeros at their ends, by position.
+    /// Bases for which samples arrived, lengthened with zeros, by position.
     widened: HashMap<u32, Arc<Vec<u8>>>,
 }
 
@@ -586,7 +586,8 @@ impl Target {
         )
     }
 
-    /// Puts something into its place. Nothing may be put in place of a directory, or where there is none.
+    /// Puts an entry into its place. It must not replace a directory, and its own directory must
+    /// exist.
     fn put(&mut self, path: &TreePath, node: Node) -> Done {
         if !self.may_change(path) || self.tree.get(path).is_some_and(Node::is_directory) {
             return Err(unwritable("its directory is not there"));
@@ -596,13 +597,13 @@ impl Target {
         Ok(())
     }
 
-    /// Whether the directory of this path is there and may be written to.
+    /// True if this path's directory exists and is writable.
     pub(super) fn may_change(&self, path: &TreePath) -> bool {
         let may = |node: &Node| node.is_directory() && node.mode & 0o300 == 0o300;
         path.parent().is_none_or(|parent| self.tree.get(&parent).is_some_and(may))
     }
 
-    /// What changes in a directory moves its time.
+    /// Sets the time of this path's directory, as a change in it does.
     pub(super) fn touch(&mut self, path: &TreePath) {
         let now = time(999);
         match path.parent() {

@@ -1,4 +1,4 @@
-//! The receiver's machine lost its power once: some files are not what their size and time say.
+//! The receiver's machine lost its power once: some files differ from what their size and time say.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use crate::tree::path::TreePath;
 use crate::wire::hello::Options;
 use crate::wire::message::Tally;
 
-/// Damages some files without changing size or time; every damaged file is doubted, and others too.
+/// Damages some files without changing size or time. Every damaged file is doubted, and some whole
+/// ones are too.
 fn lose_power(dice: &mut Dice, tree: &mut Tree) -> BTreeMap<TreePath, Doubt> {
     let mut doubted = BTreeMap::new();
     for (path, node) in tree.iter_mut() {
@@ -40,7 +41,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
     #[test]
-    fn what_a_power_cut_damaged_is_found_and_repaired(
+    fn power_cut_damage_is_found_and_repaired(
         seed in any::<u64>(), order in 0..ORDERS.len(), delete in any::<bool>(), pushes in any::<bool>(),
     ) {
         let mut dice = Dice::new(seed);
@@ -55,7 +56,7 @@ proptest! {
 }
 
 #[test]
-fn a_doubted_file_that_is_whole_is_no_change_and_does_not_travel() {
+fn doubted_file_that_is_whole_is_no_change_and_does_not_travel() {
     let content = vec![7; 300_000];
     let whole = tree([("large", file(&content)), ("small", file(b"1")), ("torn", file(b"22"))]);
     let mut damaged = whole.clone();
@@ -79,7 +80,7 @@ fn a_doubted_file_that_is_whole_is_no_change_and_does_not_travel() {
 }
 
 #[test]
-fn a_lost_file_is_no_basis_and_is_not_moved() {
+fn lost_file_is_no_basis_and_is_not_moved() {
     let content = vec![7; 300_000];
     let before = tree([("lost", file(&content)), ("old name", file(&content))]);
     let after = tree([("lost", file(&content)), ("new name", file(&content))]);

@@ -1,4 +1,4 @@
-//! A peer that lies, against one engine: an error of the protocol, and nothing else.
+//! A byzantine peer against one engine: its lies end in a protocol error and nothing else.
 
 use serde_bytes::ByteBuf;
 
@@ -20,7 +20,7 @@ use crate::wire::message::{
     WANTS_MAX, Want, Window,
 };
 
-// The files of `offered`, by id.
+// Ids of the files of `offered`.
 pub(super) const DIRECTORY: u32 = 0;
 pub(super) const SMALL: u32 = 1;
 pub(super) const LARGE: u32 = 2;
@@ -31,7 +31,7 @@ pub(super) const SAME: u32 = 5;
 const LARGE_BYTES: usize = 300_000;
 pub(super) const UPDATED_BYTES: usize = 20_000;
 
-/// What is offered: one of everything.
+/// The offered tree: one entry of every kind.
 pub(super) fn offered() -> Tree {
     let mut dice = Dice::new(1);
     tree([
@@ -49,19 +49,19 @@ fn present() -> Tree {
     tree([("updated", older), ("zsame", file(b"same"))])
 }
 
-/// How far an honest exchange has come when the lie is told.
+/// Progress of an honest exchange at the time of the lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Fresh,
     /// S: the source is being listed. R: the destination is being listed.
     Listing,
-    /// S: everything is offered. R: so, and wants are out while directories are made.
+    /// S: the full offer is sent. R: the same, and wants are out while directories are made.
     Offered,
-    /// S: wants are being answered. R: directories are there.
+    /// S: wants are being answered. R: the directories exist.
     Content,
-    /// A large file is on its way.
+    /// A large file is in flight.
     Streaming,
-    /// S: signatures are awaited. R: all content is there, and steps are under way.
+    /// S: signatures are awaited. R: all content has arrived, and steps are under way.
     Late,
 }
 
@@ -97,7 +97,7 @@ impl Victim {
         Self { side, disk: Box::new(disk), said }
     }
 
-    /// Goes on as an honest peer would make it, up to this stage.
+    /// Plays an honest peer up to this stage.
     pub(super) fn at(which: usize, stage: Stage) -> Self {
         let config = Config::default();
         if which == SENDER { Self::sender_at(&config, stage) } else { Self::receiver_at(&config, stage) }
@@ -172,7 +172,7 @@ impl Victim {
         victim.end_all();
         let large = content("large");
         let ops = vec![Op::Data(ByteBuf::from(&large[1000..]))];
-        // The first thousand bytes were wrong, so it comes once more.
+        // The first thousand bytes were wrong, so the file is sent once more.
         victim.hear(Message::Pieces { id: LARGE, ops, end: Some(Hash::of(&large)) });
         victim.end_all();
         let ops = vec![Op::Data(ByteBuf::from(large.clone()))];
@@ -213,7 +213,7 @@ impl Victim {
         }
     }
 
-    /// Whether the run ended because the peer broke the protocol; the peer is told so.
+    /// True if the run ended because the peer broke the protocol, and the peer was told so.
     pub(super) fn is_offended(&self) -> bool {
         let Some(Err(failure)) = &self.side.done else { return false };
         let told = matches!(self.said.last(), Some(Message::Abort { kind: AbortKind::Protocol, .. }));
@@ -255,7 +255,7 @@ pub(super) fn sign_request(id: u32) -> Message {
     Message::SignRequest { id, windows: vec![Window { offset: 0, length: 10 }] }
 }
 
-/// Of a large file in which all bytes are the same.
+/// Samples of a large file of equal bytes.
 pub(super) fn samples() -> Samples {
     let read_at = |buffer: &mut [u8], _: u64| {
         buffer.fill(3);
@@ -264,7 +264,7 @@ pub(super) fn samples() -> Samples {
     Samples::of(SAMPLED_BYTES_MIN, &read_at).unwrap()
 }
 
-/// One message of every kind, as it may be right at some time.
+/// One message of every kind, each valid at some time.
 fn every_kind() -> Vec<(&'static str, Message)> {
     let block = manifest(&offered()).blocks().next().unwrap();
     vec![
@@ -328,7 +328,7 @@ fn every_message_out_of_turn_breaks_the_protocol() {
 }
 
 #[test]
-fn an_abort_ends_the_run_at_any_time_and_is_not_answered() {
+fn abort_ends_the_run_at_any_time_and_is_not_answered() {
     for which in [SENDER, RECEIVER] {
         for stage in STAGES {
             let mut victim = Victim::at(which, stage);
@@ -341,7 +341,7 @@ fn an_abort_ends_the_run_at_any_time_and_is_not_answered() {
     }
 }
 
-/// Tells each of these to a victim; the last one breaks the protocol, and none before it.
+/// Sends these messages to a victim; only the last one breaks the protocol.
 pub(super) fn offend(mut victim: Victim, claim: &str, messages: Vec<Message>) {
     let last = messages.len() - 1;
     for (index, message) in messages.into_iter().enumerate() {
@@ -352,7 +352,7 @@ pub(super) fn offend(mut victim: Victim, claim: &str, messages: Vec<Message>) {
 }
 
 #[test]
-fn a_sender_cannot_make_a_receiver_take_what_it_did_not_ask_for() {
+fn sender_cannot_make_a_receiver_take_unrequested_content() {
     let files = |files: &[(u32, Body)]| Message::Files(files.to_vec());
     let small = || (SMALL, whole(b"small"));
     let same = |ids: &[u32]| {
@@ -423,7 +423,7 @@ fn a_sender_cannot_make_a_receiver_take_what_it_did_not_ask_for() {
 }
 
 #[test]
-fn a_sender_cannot_have_signatures_made_without_end() {
+fn sender_cannot_have_signatures_made_without_end() {
     let mut victim = Victim::at(RECEIVER, Stage::Content);
     for count in 0.. {
         victim.hear(sign_request(UPDATED));
@@ -435,7 +435,7 @@ fn a_sender_cannot_have_signatures_made_without_end() {
 }
 
 #[test]
-fn a_sender_cannot_send_more_files_at_once_than_allowed() {
+fn sender_cannot_send_more_files_at_once_than_allowed() {
     let source: Tree = (0..=STREAMS_MAX).map(|n| (path(&format!("{n}")), file(&[1; 200_000]))).collect();
     let mut victim = Victim::receiver(&Config::default(), Tree::new());
     victim.hear(subject());
@@ -450,7 +450,7 @@ fn a_sender_cannot_send_more_files_at_once_than_allowed() {
 }
 
 #[test]
-fn pieces_that_hold_no_content_do_not_pile_up() {
+fn pieces_without_content_do_not_pile_up() {
     for ops in [Vec::new(), vec![Op::Copy { offset: 0, length: 0 }; 8000]] {
         let mut victim = Victim::at(RECEIVER, Stage::Streaming);
         let mut waiting = 0;
@@ -466,7 +466,7 @@ fn pieces_that_hold_no_content_do_not_pile_up() {
 }
 
 #[test]
-fn a_single_file_is_offered_under_the_name_that_was_announced_or_not_at_all() {
+fn single_file_is_offered_under_the_announced_name_or_not_at_all() {
     let single = |entries: Tree| {
         let mut victim = Victim::receiver(&Config::default(), Tree::new());
         victim.hear(Message::Subject(Subject::File { name: b"f".to_vec() }));
@@ -491,7 +491,7 @@ fn a_single_file_is_offered_under_the_name_that_was_announced_or_not_at_all() {
 }
 
 #[test]
-fn a_manifest_that_is_none_breaks_the_protocol() {
+fn malformed_manifest_breaks_the_protocol() {
     let block = manifest(&offered()).blocks().next().unwrap();
     let garbage = Message::Entries(ByteBuf::from(vec![0xff; 30]));
     offend(Victim::at(RECEIVER, Stage::Listing), "garbage", vec![garbage]);
@@ -502,11 +502,11 @@ fn a_manifest_that_is_none_breaks_the_protocol() {
 }
 
 #[test]
-fn a_sender_cannot_make_a_receiver_keep_samples_without_end() {
+fn sender_cannot_make_a_receiver_keep_samples_without_end() {
     let sampled = |id| Message::Sampled(vec![(id, samples())]);
     let claim = "samples of too many files";
     offend(Victim::at(RECEIVER, Stage::Listing), claim, (0..=SAMPLED_MAX as u32).map(sampled).collect());
-    // Of no file they are of no use.
+    // Samples of an unknown file are useless, but allowed.
     let mut victim = Victim::at(RECEIVER, Stage::Listing);
     victim.hear(sampled(99));
     victim.hear(Message::Offered { complete: true });
@@ -514,7 +514,7 @@ fn a_sender_cannot_make_a_receiver_keep_samples_without_end() {
 }
 
 #[test]
-fn a_receiver_cannot_ask_for_what_was_not_offered_as_a_file() {
+fn receiver_cannot_ask_for_what_was_not_offered_as_a_file() {
     let wants = |ids: &[u32]| Message::Wants(ids.iter().map(|&id| Want::whole(id)).collect());
     for (claim, messages) in [
         ("a directory", vec![wants(&[DIRECTORY])]),
@@ -530,7 +530,7 @@ fn a_receiver_cannot_ask_for_what_was_not_offered_as_a_file() {
 }
 
 #[test]
-fn a_file_may_be_asked_for_twice_and_not_more() {
+fn file_may_be_requested_twice_and_not_more() {
     let mut victim = Victim::at(SENDER, Stage::Offered);
     for _ in 0..2 {
         victim.hear(Message::Wants(vec![Want::whole(SMALL)]));
@@ -542,7 +542,7 @@ fn a_file_may_be_asked_for_twice_and_not_more() {
 }
 
 #[test]
-fn a_receiver_cannot_leave_more_wants_open_than_allowed() {
+fn receiver_cannot_leave_more_wants_open_than_allowed() {
     let source: Tree = (0..=WANTS_MAX).map(|n| (path(&format!("{n:05}")), file(b""))).collect();
     let mut victim = Victim::sender(&Config::default(), source);
     victim.end_one();
@@ -554,7 +554,7 @@ fn a_receiver_cannot_leave_more_wants_open_than_allowed() {
 }
 
 #[test]
-fn a_receiver_cannot_make_a_sender_hold_names_of_blocks_without_end() {
+fn receiver_cannot_make_a_sender_hold_block_names_without_end() {
     let megabyte = file(&vec![1; 1 << 20]);
     let source: Tree = (0..WANTS_MAX).map(|n| (path(&format!("{n:05}")), megabyte.clone())).collect();
     let mut victim = Victim::sender(&Config::default(), source);
@@ -575,7 +575,7 @@ fn a_receiver_cannot_make_a_sender_hold_names_of_blocks_without_end() {
 }
 
 #[test]
-fn an_agent_takes_no_notes() {
+fn agent_accepts_no_notes() {
     let config = Config { relay: true, ..Config::default() };
     for mut victim in [Victim::sender(&config, Tree::new()), Victim::receiver(&config, Tree::new())] {
         victim.hear(Message::Note(Event::Moved { bytes: 1 }));

@@ -1,4 +1,4 @@
-//! Both machines remember what was offered last, or do not.
+//! Machines that keep a baseline, or do not.
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -20,7 +20,7 @@ use crate::tree::record::{self, Record};
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Message, Tally, Want};
 
-/// What a disk remembers; nothing at all by default, not even if it is told to.
+/// A disk's baseline. By default the disk stores none, even if it is asked to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Kept {
     pub(super) remembers: bool,
@@ -59,7 +59,7 @@ impl Kept {
     }
 }
 
-/// What memories can be like when a run begins.
+/// Random baselines of both disks at the start of a run.
 fn memories(dice: &mut Dice, source: &Tree) -> [Kept; 2] {
     let earlier = |dice: &mut Dice| {
         let mut tree = source.clone();
@@ -92,7 +92,7 @@ fn run_with(source: Tree, target: Tree, [of_source, of_target]: [Kept; 2], order
     run(source, target, &delete(), order, seed)
 }
 
-/// Bytes that a run with nothing to do costs, and those of its entries.
+/// Bytes of a run without changes, and the bytes of its entries.
 fn nothing_to_do(tree: &Tree, memory: [Kept; 2]) -> (usize, usize) {
     let ended = run_with(tree.clone(), tree.clone(), memory, Order::Random, 1);
     assert_eq!(differences(tree, &ended.target.tree), Vec::<String>::new());
@@ -107,7 +107,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_they_remember_the_target_becomes_the_source_and_then_both_remember_it(
+    fn any_baselines_give_the_source_and_then_both_sides_agree(
         seed in any::<u64>(), order in 0..ORDERS.len(), ignores in any::<bool>(),
     ) {
         let mut dice = Dice::new(seed);
@@ -135,7 +135,7 @@ proptest! {
     }
 
     #[test]
-    fn a_run_that_was_cut_anywhere_leaves_memories_that_are_of_use_or_do_no_harm(
+    fn cut_run_leaves_baselines_that_help_or_do_no_harm(
         seed in any::<u64>(), order in 0..ORDERS.len(), at in 0_usize..40,
     ) {
         let mut dice = Dice::new(seed);
@@ -158,7 +158,7 @@ fn ignoring(text: &str) -> Filter {
 }
 
 #[test]
-fn with_nothing_to_do_the_bytes_do_not_depend_on_the_tree() {
+fn run_without_changes_costs_the_same_for_every_tree() {
     let few = large(3);
     let many = large(20_000);
     let (few_bytes, _) = nothing_to_do(&few, [Kept::of(&few), Kept::of(&few)]);
@@ -171,7 +171,7 @@ fn with_nothing_to_do_the_bytes_do_not_depend_on_the_tree() {
 }
 
 #[test]
-fn what_changed_travels_alone() {
+fn changes_travel_alone() {
     let old = large(5000);
     let mut new = old.clone();
     new.remove(&path("001000"));
@@ -190,7 +190,7 @@ fn what_changed_travels_alone() {
 }
 
 #[test]
-fn a_receiver_that_forgot_is_told_everything_once() {
+fn receiver_without_the_baseline_gets_the_full_offer_once() {
     let tree = large(100);
     let mut other = tree.clone();
     other.remove(&path("000050"));
@@ -208,7 +208,7 @@ fn a_receiver_that_forgot_is_told_everything_once() {
 }
 
 #[test]
-fn an_outdated_target_is_found_although_the_offer_is_known() {
+fn outdated_target_is_found_although_the_offer_is_known() {
     let source = large(50);
     let mut target = source.clone();
     target.remove(&path("000007"));
@@ -219,7 +219,7 @@ fn an_outdated_target_is_found_although_the_offer_is_known() {
 }
 
 #[test]
-fn ignore_files_are_remembered_and_replaced() {
+fn ignore_files_are_stored_in_the_baseline_and_replaced() {
     let all = tree([("keep", file(b"1")), ("x.o", file(b"2"))]);
     let run = |text: Option<&str>, memory: [Kept; 2]| {
         let mut source = Source::new(tree([("keep", file(b"1"))]));
@@ -242,7 +242,7 @@ fn ignore_files_are_remembered_and_replaced() {
 }
 
 #[test]
-fn a_dry_run_uses_what_is_remembered_and_leaves_it() {
+fn dry_run_uses_the_baseline_and_leaves_it() {
     let old = large(10);
     let mut new = old.clone();
     new.remove(&path("000003"));
@@ -255,7 +255,7 @@ fn a_dry_run_uses_what_is_remembered_and_leaves_it() {
 
 // Lies.
 
-/// A receiver that remembers `offered` and was told so.
+/// A receiver whose baseline is `offered`, after the sender has named it.
 fn told() -> Victim {
     let mut target = Target::new(Tree::new());
     target.memory = Kept::of(&offered());
@@ -282,7 +282,7 @@ fn edits(edits: &[(u32, u32, u32)]) -> Message {
 }
 
 #[test]
-fn a_sender_cannot_have_anything_made_of_a_base_but_what_it_announced() {
+fn sender_can_only_make_the_announced_tree_from_a_base() {
     let without_last = || {
         let mut tree = offered();
         tree.pop_last();
@@ -334,7 +334,7 @@ fn changes_need_a_base_that_comes_first() {
 }
 
 #[test]
-fn a_receiver_that_forgot_passes_over_changes_once_and_not_more() {
+fn receiver_without_the_baseline_skips_changes_only_once() {
     let forgetful = || {
         let mut victim = Victim::at(RECEIVER, Stage::Listing);
         victim.hear(Message::Base { digest: Hash::of(b"another") });
@@ -358,8 +358,8 @@ fn a_receiver_that_forgot_passes_over_changes_once_and_not_more() {
 }
 
 #[test]
-fn a_memory_that_is_damaged_within_is_forgotten_late_and_everything_comes() {
-    // Its digest is right, so it was kept like this; no honest run does that.
+fn baseline_that_is_damaged_inside_is_dropped_late_and_all_comes() {
+    // The digest is right, so the record was stored like this; no honest run does that.
     let mut bytes = Kept::of(&offered()).record.unwrap();
     bytes.truncate(bytes.len() - 3);
     let digest = Hash::of(&bytes);
@@ -380,7 +380,7 @@ fn a_memory_that_is_damaged_within_is_forgotten_late_and_everything_comes() {
 }
 
 #[test]
-fn a_receiver_can_forget_once_and_only_before_it_asks() {
+fn receiver_can_report_forgotten_once_and_only_before_wants() {
     let sender = |kept: Kept| {
         let mut source = Source::new(offered());
         source.memory = kept;
@@ -395,7 +395,7 @@ fn a_receiver_can_forget_once_and_only_before_it_asks() {
     offend(Victim::at(SENDER, Stage::Fresh), "at once", vec![Message::Forgotten]);
 }
 
-/// A sender that has listed its source, and remembers nothing yet.
+/// A sender that has listed its source and has no baseline yet.
 fn listed(relay: bool) -> Victim {
     let mut source = Source::new(offered());
     source.memory = Kept::empty();
@@ -410,13 +410,13 @@ fn is_being_kept(victim: &Victim) -> bool {
 }
 
 #[test]
-fn a_client_remembers_when_the_receiver_has_taken_in_the_offer() {
+fn client_stores_the_baseline_once_the_receiver_took_the_offer() {
     let tally = || Tally { entries: 6, ..Tally::default() };
     let mut victim = listed(false);
     assert!(matches!(victim.said.last(), Some(Message::Offered { .. })) && !is_being_kept(&victim));
     victim.hear(Message::Finished(tally()));
     assert!(is_being_kept(&victim) && victim.side.only_outcomes && victim.side.done.is_none());
-    // Nothing that the other side does now undoes what it has finished.
+    // Nothing that the other side does now can undo the finished run.
     victim.hear(Message::Abort { kind: AbortKind::Busy, text: String::new() });
     victim.hear(Message::Forgotten);
     victim.side.engine.input(super::Input::Closed("gone".to_owned()));
@@ -433,7 +433,7 @@ fn a_client_remembers_when_the_receiver_has_taken_in_the_offer() {
 }
 
 #[test]
-fn an_agent_remembers_before_it_offers() {
+fn agent_stores_the_baseline_before_it_offers() {
     let mut victim = listed(true);
     assert!(is_being_kept(&victim));
     let offers = |victim: &Victim| {
@@ -448,7 +448,7 @@ fn an_agent_remembers_before_it_offers() {
 }
 
 #[test]
-fn a_receiver_has_not_finished_before_it_remembers() {
+fn receiver_finishes_only_after_it_stored_the_baseline() {
     let mut target = Target::new(Tree::new());
     target.memory = Kept::empty();
     let mut victim = Victim::receiver_on(&Config::default(), target);

@@ -1,4 +1,5 @@
-//! A peer that says anything: no panic, no two works on one file, no queue without end.
+//! Fuzz: a peer that sends anything causes no panic, no two works on one file, and no unbounded
+//! queue.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -42,7 +43,7 @@ fn window() -> impl Strategy<Value = Window> + Clone {
 }
 
 fn want() -> impl Strategy<Value = Want> {
-    // As many blocks as one of the files has, or as many as it likes.
+    // As many blocks as one of the files has, or any number.
     let blocks = (number(), proptest::option::weighted(0.2, 0_u64..5)).prop_map(|(length, count)| {
         let count = count.unwrap_or(BlockSize::for_size(0).count(length.min(20_000)));
         Blocks { length, ids: vec![BlockId::of(0, b"block"); count as usize] }
@@ -148,7 +149,7 @@ proptest! {
     ) {
         let mut victim = Victim::at(which, STAGES[stage]);
         for (message, ends_work, index) in messages {
-            // The frame is what a peer can send: everything else ends at the door.
+            // A peer can send only messages that decode; the decoder refuses all others.
             if let (Ok(message), false) = (Message::decode(&message.encode()), victim.side.only_outcomes) {
                 victim.hear(message);
             }

@@ -1,4 +1,4 @@
-//! Rounds over parts of a tree: they make the same as a round over everything, and touch nothing else.
+//! Incremental rounds: they give the same result as a full round, and touch nothing else.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::tree::scope::{Reach, Scope};
 use crate::wire::hello::Options;
 use crate::wire::message::Tally;
 
-/// What somebody who watches would say was touched.
+/// The scope that a watcher would report.
 fn touched(before: &Tree, after: &Tree) -> Scope {
     let paths: BTreeSet<&TreePath> = before.keys().chain(after.keys()).collect();
     let changed = paths.into_iter().filter(|path| before.get(path) != after.get(path));
@@ -33,7 +33,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
     #[test]
-    fn a_round_over_what_was_touched_makes_the_same_as_one_over_everything(
+    fn incremental_round_makes_the_same_as_a_full_one(
         seed in any::<u64>(), order in 0..ORDERS.len(), delete in any::<bool>(),
         pushed in prop_oneof![Just(0_usize), Just(1000), Just(20_000)],
     ) {
@@ -52,7 +52,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_not_in_the_scope_stays_whatever_it_is(
+    fn entries_outside_the_scope_stay_whatever_they_are(
         seed in any::<u64>(), order in 0..ORDERS.len(), options in prop_oneof![Just(Options::default()), Just(delete())],
     ) {
         let mut dice = Dice::new(seed);
@@ -73,7 +73,7 @@ proptest! {
 }
 
 #[test]
-fn a_small_file_needs_no_answer_and_one_that_is_damaged_is_asked_for() {
+fn pushed_file_needs_no_answer_and_a_damaged_one_is_requested() {
     let before = || tree([("d", directory()), ("d/old", file(b"old"))]);
     let after = tree([("d", directory()), ("d/old", file(b"new!"))]);
     let scope = || Scope::new([(path("d/old"), false)]);
@@ -92,7 +92,7 @@ fn a_small_file_needs_no_answer_and_one_that_is_damaged_is_asked_for() {
 }
 
 #[test]
-fn what_is_pushed_and_not_needed_is_passed_over() {
+fn pushed_file_that_is_not_needed_is_skipped() {
     let same = || tree([("d", directory()), ("d/f", file(b"content"))]);
     let scope = Scope::new([(path("d/f"), false)]);
     let ended = run(source(same(), scope, 100), Target::new(same()), &delete(), Order::Random, 1);

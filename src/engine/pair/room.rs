@@ -1,4 +1,5 @@
-//! Room: what does not fit is refused before anything is written, and what may fit is not.
+//! Room: a run that cannot fit is refused before anything is written, and a run that may fit is
+//! not.
 
 use super::disk::{Source, Target};
 use super::tree::{Tree, directory, file, path, tree};
@@ -9,7 +10,7 @@ use crate::wire::message::{AbortKind, Holes};
 
 const KIB: usize = 1 << 10;
 
-/// Content of so many bytes; another one for another `seed`.
+/// Content of this length; another `seed` gives another content.
 fn content(seed: u8, length: usize) -> Vec<u8> {
     (0..length).map(|at| (at / 7) as u8 ^ (at / 1009) as u8 ^ seed).collect()
 }
@@ -57,7 +58,7 @@ fn fits(source: &Tree, target: &Tree, room: Room, delete: bool) {
 }
 
 #[test]
-fn what_is_longer_than_what_is_free_is_refused_before_anything_is_written() {
+fn content_beyond_the_free_space_is_refused_before_any_write() {
     let source = tree([("d", directory()), ("d/f", file(&content(1, 100 * KIB)))]);
     let target = tree([("gone", file(b"kept"))]);
     is_refused(&source, &target, room(99 * KIB, 9), &["/jar", "102.4 kB", "101.3 kB", "nothing was changed"]);
@@ -65,59 +66,59 @@ fn what_is_longer_than_what_is_free_is_refused_before_anything_is_written() {
 }
 
 #[test]
-fn missing_inodes_are_refused_too_and_links_and_directories_count() {
+fn missing_inodes_are_refused_and_links_and_directories_count() {
     let link = super::tree::link("f");
     let source = tree([("d", directory()), ("d/f", file(b"x")), ("d/l", link)]);
-    is_refused(&source, &Tree::new(), room(KIB * KIB, 2), &["inodes", "3 files", "2 can be"]);
+    is_refused(&source, &Tree::new(), room(KIB * KIB, 2), &["inodes", "3 files", "2 inodes"]);
     fits(&source, &Tree::new(), room(KIB * KIB, 3), true);
     is_refused(&source, &tree([("x", file(b""))]), room(0, 2), &["space and inodes"]);
 }
 
 #[test]
-fn a_reserve_is_left_and_named_where_it_decides() {
+fn reserve_stays_free_and_is_named_where_it_decides() {
     let source = tree([("f", file(&content(1, 100 * KIB)))]);
     let with = |reserve_bytes| Room { reserve_bytes, ..room(100 * KIB, 9) };
     is_refused(&source, &Tree::new(), with(1000), &["1.0 kB are kept in reserve"]);
     fits(&source, &Tree::new(), with(0), false);
-    // A run that writes nothing is not refused for the sake of a reserve.
+    // A run that writes nothing is not refused because of a reserve.
     fits(&source, &source, Room { reserve_bytes: 1000, ..room(0, 0) }, true);
 }
 
 #[test]
-fn old_content_is_there_until_the_new_one_is_complete() {
+fn old_content_occupies_space_until_the_new_one_is_complete() {
     let (old, new) = (content(1, 90 * KIB), content(2, 100 * KIB));
     let (source, target) = (tree([("f", file(&new))]), tree([("f", file(&old))]));
     is_refused(&source, &target, room(99 * KIB, 9), &["102.4 kB"]);
     fits(&source, &target, room(100 * KIB, 0), false);
-    // With others that become shorter before it may do with less.
+    // The run may need less if other files shrink before.
     let source = tree([("f", file(&new)), ("g", file(&content(3, 10 * KIB)))]);
     let target = tree([("f", file(&old)), ("g", file(&content(4, 60 * KIB)))]);
     fits(&source, &target, room(52 * KIB, 0), false);
 }
 
 #[test]
-fn what_is_deleted_goes_last_and_makes_no_room() {
+fn deletions_come_last_and_make_no_room() {
     let source = tree([("new", file(&content(1, 100 * KIB)))]);
     let target = tree([("old", file(&content(2, 300 * KIB)))]);
     is_refused(&source, &target, room(90 * KIB, 9), &["102.4 kB"]);
 }
 
 #[test]
-fn what_stands_in_the_way_makes_room() {
+fn directory_in_the_way_makes_room() {
     let source = tree([("x", file(&content(1, 100 * KIB)))]);
     let target = tree([("x", directory()), ("x/y", file(&content(2, 300 * KIB)))]);
     fits(&source, &target, room(4 * KIB, 9), true);
 }
 
 #[test]
-fn what_may_be_the_same_or_moved_needs_nothing() {
+fn content_that_may_be_the_same_or_moved_needs_no_room() {
     let new = content(1, 100 * KIB);
     let mut touched = file(&new);
     touched.mtime = super::tree::time(12345);
     fits(&tree([("f", touched)]), &tree([("f", file(&new))]), room(0, 0), false);
     let source = tree([("new", file(&new))]);
     fits(&source, &tree([("old", file(&new))]), room(0, 0), true);
-    // A copy beside it is another matter.
+    // A copy beside the original does need room.
     is_refused(
         &tree([("new", file(&new)), ("old", file(&new))]),
         &tree([("old", file(&new))]),
@@ -127,7 +128,7 @@ fn what_may_be_the_same_or_moved_needs_nothing() {
 }
 
 #[test]
-fn holes_staged_parts_shared_extents_and_mounts_are_given_the_benefit_of_the_doubt() {
+fn holes_staged_files_shared_extents_and_mounts_count_in_favour() {
     let source = tree([("d", directory()), ("d/f", file(&content(1, 100 * KIB)))]);
     let holes = [
         Holes { files: vec![(1, 96 << 10)], others_bytes: 0 },
@@ -151,6 +152,6 @@ fn holes_staged_parts_shared_extents_and_mounts_are_given_the_benefit_of_the_dou
 }
 
 #[test]
-fn a_filesystem_that_counts_no_inodes_has_enough() {
+fn filesystem_that_counts_no_inodes_has_enough() {
     fits(&tree([("f", file(b""))]), &Tree::new(), room(0, u64::MAX), false);
 }

@@ -36,7 +36,7 @@ impl Target {
         answers
     }
 
-    /// From here on the tree is reached under the wanted names, whatever names are shown.
+    /// From here on the tree is addressed by the wanted names, whatever the disk shows.
     pub(super) fn take_names(&mut self, present: &Arc<Manifest>, spelling: &Spelling) {
         let before = std::mem::replace(&mut self.present, Arc::clone(present));
         for (entry, &listed) in present.entries().zip(spelling.order()) {
@@ -72,7 +72,7 @@ fn once(source: &Tree, target: Target, order: Order, seed: u64) -> Ended {
     run(Source::new(source.clone()), target, &delete(), order, seed)
 }
 
-/// The same tree in which some names have another case.
+/// The same tree with some names in another case.
 fn respelled(dice: &mut Dice, source: &Tree) -> Tree {
     let shift = dice.below(3);
     let other = |path: &TreePath| {
@@ -92,7 +92,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
     #[test]
-    fn names_that_change_their_case_change_nothing_else(seed in any::<u64>(), order in 0..ORDERS.len()) {
+    fn change_of_case_in_names_changes_nothing_else(seed in any::<u64>(), order in 0..ORDERS.len()) {
         let mut dice = Dice::new(seed);
         let source = grow(&mut dice);
         let target = respelled(&mut dice, &source);
@@ -110,7 +110,7 @@ proptest! {
 }
 
 #[test]
-fn of_twins_one_is_there_and_the_other_is_told_in_every_run() {
+fn first_of_two_twins_exists_and_the_other_is_reported_in_every_run() {
     let source = tree([
         ("A", file(b"first")),
         ("D", directory()),
@@ -133,7 +133,7 @@ fn of_twins_one_is_there_and_the_other_is_told_in_every_run() {
             target = ended.target.again();
         }
     }
-    // The one that is there stays, though it is not the first.
+    // The existing one stays, though it is not the first.
     let there = tree([("a", file(b"second")), ("gone", file(b"g"))]);
     let ended = once(&source, folding(there), Order::Random, 1);
     assert!(ended.target.tree.contains_key(&path("a")) && !ended.target.tree.contains_key(&path("A")));
@@ -141,7 +141,7 @@ fn of_twins_one_is_there_and_the_other_is_told_in_every_run() {
 }
 
 #[test]
-fn where_nothing_is_folded_both_are_there() {
+fn both_twins_exist_where_the_filesystem_folds_nothing() {
     let source =
         tree([("A", file(b"first")), ("a", file(b"second")), ("D", directory()), ("d", directory())]);
     for before in [Tree::new(), tree([("A", file(b"first")), ("d", directory())])] {

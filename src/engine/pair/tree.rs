@@ -7,7 +7,7 @@ use crate::tree::entry::{Entry, Kind, Time};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 
-/// Numbers that look random and follow from a seed (xorshift64*).
+/// A deterministic random number generator (xorshift64*).
 #[derive(Debug, Clone)]
 pub(super) struct Dice(u64);
 
@@ -100,7 +100,7 @@ pub(super) fn remove_with_all_below(tree: &mut Tree, gone: &TreePath) {
 const LENGTHS: [usize; 10] =
     [0, 1, 1000, (16 << 10) - 1, (16 << 10) + 1, 40 << 10, 100 << 10, 128 << 10, (128 << 10) + 1, 200 << 10];
 
-/// A tree of up to some thirty entries.
+/// A tree of up to about thirty entries.
 pub(super) fn grow(dice: &mut Dice) -> Tree {
     let mut tree = Tree::new();
     grow_in(dice, &mut tree, None, 0);
@@ -139,7 +139,7 @@ fn any_time(dice: &mut Dice) -> Time {
     Time::new(dice.below(1 << 40) as i64 - (1 << 39), dice.below(1_000_000_000) as u32).unwrap()
 }
 
-/// Changes a few things.
+/// Changes a few entries.
 pub(super) fn change(dice: &mut Dice, tree: &mut Tree) {
     for _ in 0..dice.below(6) {
         let Some(path) = tree.keys().nth(dice.below(tree.len().max(1))).cloned() else { return };
@@ -187,7 +187,7 @@ fn edit(dice: &mut Dice, tree: &mut Tree, path: &TreePath) {
     }
 }
 
-/// What a target must be afterwards, from the rules alone.
+/// The expected target after a run, derived from the rules alone.
 pub(super) fn expected(source: &Tree, target: &Tree, delete: bool) -> Tree {
     if delete {
         return source.clone();
@@ -203,7 +203,7 @@ pub(super) fn expected(source: &Tree, target: &Tree, delete: bool) -> Tree {
     result
 }
 
-/// What differs, in words.
+/// The differences, in words.
 pub(super) fn differences(expected: &Tree, actual: &Tree) -> Vec<String> {
     let paths: std::collections::BTreeSet<_> = expected.keys().chain(actual.keys()).collect();
     let describe = |node: Option<&Node>| match node {

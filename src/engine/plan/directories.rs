@@ -1,5 +1,5 @@
-//! The directories that a plan touches by what it changes in them: their times move, and their
-//! modes may forbid it.
+//! The directories whose entries a plan changes: their times move, and their modes may forbid the
+//! change.
 
 use std::collections::BTreeSet;
 
@@ -11,9 +11,9 @@ use crate::tree::manifest::Manifest;
 pub(super) struct Touched<'a> {
     wanted: &'a Manifest,
     pub(super) directories: BTreeSet<u32>,
-    /// Those that are not wanted, by their positions in the present manifest.
+    /// Directories that are not wanted, as positions in the present manifest.
     pub(super) kept: BTreeSet<u32>,
-    /// The parent that was looked up last: neighbours share it.
+    /// The parent of the last look-up: neighbours share it.
     last_parent: Option<Vec<u8>>,
 }
 
@@ -53,14 +53,14 @@ impl<'a> Touched<'a> {
     }
 }
 
-/// What an owner needs to change what is in a directory.
+/// Permission bits that an owner needs to change a directory's entries.
 const CHANGE_BITS: u16 = 0o300;
 
-/// Collects the directories in which a plan changes something and whose modes forbid it.
+/// Collects the directories in which a plan changes something although their modes forbid it.
 pub(super) struct Locked<'a> {
     present: &'a Manifest,
     pub(super) directories: BTreeSet<u32>,
-    /// The parent that was looked up last: neighbours share it.
+    /// The parent of the last look-up: neighbours share it.
     last_parent: Option<Vec<u8>>,
 }
 

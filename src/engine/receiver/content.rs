@@ -1,8 +1,8 @@
 //! The receiver's half that asks for contents and takes them in.
 //!
-//! Wants leave in batches, as the window allows. What arrives goes to the disk at once, or waits: small files
-//! until their directories are there, the steps of a larger file until those before them are done. All that
-//! waits is counted in `held_bytes`.
+//! Wants leave in batches, as the window allows. Arriving content goes to the disk at once, or
+//! waits. Small files wait for their directories, the steps of a larger file for the steps before
+//! them. `held_bytes` counts all waiting bytes.
 
 use std::collections::VecDeque;
 
@@ -19,18 +19,18 @@ use crate::wire::message::{
 /// Most bytes of content that wait for the disk before messages have to wait.
 pub(super) const HELD_BYTES_MAX: usize = 8 << 20;
 
-/// Most works that look at old versions at a time.
+/// Most works on bases at a time.
 const SIGNS_MAX: usize = 4;
 
-/// Most files in one of them, and the bytes from which on it takes no more.
+/// Most files in one of these works, and the bytes from which it takes no more.
 const SIGN_FILES_MAX: usize = 64;
 const SIGN_BYTES: u64 = 1 << 20;
 
-/// A batch of wants is sent when it weighs this many bytes.
+/// Weight of a batch of wants, in bytes, at which it is sent.
 const BATCH_BYTES: usize = 64 << 10;
 
-/// What steps take while they wait, in bytes: their content, and themselves, since a peer may send as many
-/// as it likes that hold none.
+/// Memory of waiting steps, in bytes: their content, and the steps themselves. A peer may send any
+/// number of steps without content.
 fn held_bytes(ops: &[Op]) -> usize {
     const MESSAGE_BYTES: usize = 128;
     let content: u64 = ops.iter().map(Op::sent_bytes).sum();
@@ -42,43 +42,45 @@ fn held_bytes(ops: &[Op]) -> usize {
 pub(super) struct Ask {
     weight: usize,
     basis: Option<Basis>,
-    /// Its basis was cut already: that is asked for once.
+    /// True once the basis was cut, which the sender may ask for once.
     was_cut: bool,
-    /// Its basis was signed as a whole: that is asked for once.
+    /// True once the basis was signed as a whole, which the sender may ask for once.
     was_signed: bool,
-    /// Everything of it has arrived, and a work on it is under way: the sender has no more to say of it.
+    /// True once the answer is complete and a work on it is under way: the sender may send nothing
+    /// more about the file.
     given: bool,
 }
 
-/// What a file can be made from.
+/// The basis of a wanted file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Basis {
     /// A position in the present manifest.
     at: u32,
-    /// The hash of its content, to check the answer "the same"; `None` if that cannot be, as it is longer.
+    /// The hash of its content, to check the answer "the same"; `None` if the basis is longer and
+    /// cannot be the same.
     hash: Option<Hash>,
-    /// Whether it is another file than the one in whose place the new one goes.
+    /// True if the basis lies elsewhere than in the new file's place.
     elsewhere: bool,
-    /// Whether the sender was told of it as it was widened.
+    /// True if the basis was advertised with a gap inserted.
     is_widened: bool,
 }
 
-/// A larger file on its way.
+/// A larger file in flight.
 #[derive(Debug, Default)]
 pub(super) struct Sink {
     busy: bool,
     waiting: VecDeque<(Vec<Op>, Option<Hash>)>,
     made_bytes: u64,
-    /// The last steps have arrived.
+    /// True once the last steps have arrived.
     ended: bool,
-    /// It cannot be made; what still comes of it is dropped.
+    /// Set if the file cannot be made; steps that still arrive are dropped.
     failed: Option<Fault>,
-    /// The sender gave it up, and has said why.
+    /// True if the sender gave the file up; it has reported why.
     skipped: bool,
 }
 
 impl Sink {
-    /// One of which all that has to be done is known at once.
+    /// A file whose steps are all known at once.
     fn of(ops: Vec<Op>, hash: Hash) -> Self {
         Self { waiting: VecDeque::from([(ops, Some(hash))]), ended: true, ..Self::default() }
     }
@@ -119,7 +121,7 @@ impl Receiver {
         if !pushed.is_empty() {
             self.put(Work::Store(pushed));
         }
-        // A batch leaves when it is full, or when nothing that is under way will add to it.
+        // Send a batch when it is full, or when no work under way will add to it.
         if self.batch_bytes > 0 && self.signs == 0 {
             self.send_batch();
         }
@@ -143,7 +145,7 @@ impl Receiver {
                     });
                     self.want(want, basis);
                 }
-                // What cannot be read cannot serve as basis; the content comes whole.
+                // An unreadable file cannot serve as basis; the content comes whole.
                 Err(Fault::Entry(..)) => self.want(Want::whole(id), None),
                 Err(fault) => return self.desk.fatal(AbortKind::Destination, fault),
             }
@@ -183,7 +185,7 @@ impl Receiver {
         self.desk.start(Work::Cut { id, at, stretch });
     }
 
-    /// The basis that the sender asks to look at closer; counts the look.
+    /// Returns the basis that the sender asks about, and counts the work on it.
     fn basis_to_look_at(&mut self, id: u32) -> Option<u32> {
         let basis = self.asked.get(&id).filter(|ask| !ask.given).and_then(|ask| ask.basis);
         let Some(Basis { at, .. }) = basis else {
@@ -296,7 +298,7 @@ impl Receiver {
                     }
                 }
                 Some(Basis { is_widened: true, .. }) => {
-                    // What is the same is not there yet.
+                    // The basis on disk lacks the gap, so the equal content must still be made.
                     let ops = vec![Op::Copy { offset: 0, length: self.size(id) }];
                     self.held_bytes += held_bytes(&ops);
                     self.sinks.insert(id, Sink::of(ops, hash));
@@ -320,14 +322,14 @@ impl Receiver {
         for (id, result) in results {
             match result {
                 Err(Fault::Fatal(kind, text)) => return self.desk.fail(kind, text),
-                // The basis changed or went away: no signature.
+                // The basis changed or went away: send no signature.
                 result => signatures.push((id, ByteBuf::from(result.unwrap_or_default()))),
             }
         }
         self.desk.send(Message::FileSignatures(signatures));
     }
 
-    /// Starts a work that puts files in place, or keeps it until their directories are there.
+    /// Starts a work that puts files in place, or keeps it until their directories exist.
     pub(super) fn put(&mut self, work: Work) {
         if self.phase == Phase::Directories {
             self.early.push(work);
@@ -343,7 +345,8 @@ impl Receiver {
         };
         ask.given = end.is_some();
         let size = self.size(id);
-        // One of which all has come, and which the disk has still to take in, is none to the sender any more.
+        // A file whose steps have all arrived, and which only the disk still works on, is finished
+        // for the sender.
         let open_count = self.sinks.values().filter(|sink| !sink.ended).count();
         if !self.sinks.contains_key(&id) && open_count >= STREAMS_MAX {
             return self.desk.protocol_error("too many files at once");
@@ -384,7 +387,7 @@ impl Receiver {
                 return self.desk.start(Work::Sink { id, at, ops, end });
             }
         }
-        // Nothing waits: either more is on its way, or that was all.
+        // Nothing waits: either more steps are in flight, or these were all.
         if sink.ended {
             let (failed, skipped) = (sink.failed.take(), sink.skipped);
             self.sinks.remove(&id);
@@ -403,7 +406,7 @@ impl Receiver {
         self.feed_sink(id);
     }
 
-    /// The content of a file is in place, or is not.
+    /// Records that the content of a file is in place, or failed.
     pub(super) fn settle(&mut self, id: u32, result: Result<(), Fault>) {
         match result {
             Ok(()) => {
@@ -427,7 +430,7 @@ impl Receiver {
         }
     }
 
-    /// A file that was only to be verified turned out to be another one, and was replaced.
+    /// Reports a file that was only to be verified, differed, and was replaced.
     fn tell_repair(&mut self, id: u32) {
         if self.plan.is_verify(id) && self.config.options.list_changes {
             let path = self.path(id);
@@ -436,7 +439,7 @@ impl Receiver {
         }
     }
 
-    /// Asks once more for a file whose content did not verify, all of it this time.
+    /// Asks once more for a file whose content did not verify, this time for all of it.
     fn retry(&mut self, id: u32, cause: &str) {
         self.answered(id);
         if self.retried.insert(id) {
@@ -463,7 +466,7 @@ impl Receiver {
         }
     }
 
-    /// Whether content that has arrived is not on the disk yet.
+    /// True if content that has arrived is not on the disk yet.
     pub(super) fn puts_content_aside(&self) -> bool {
         match self.phase {
             Phase::Directories => !self.early.is_empty() || !self.sinks.is_empty(),

@@ -1,4 +1,5 @@
-//! The receiver's half that decides what has to change, and whether what would go needs consent.
+//! The receiver's half that decides which entries must change, and whether the deletions need
+//! consent.
 
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ impl Receiver {
         let rules = Rules {
             delete: options.delete && may_delete && self.is_directory(),
             checksum: options.checksum,
-            // Without them set-id bits are never set, so they must not count either.
+            // Without this option set-id bits are never set, so they must not count either.
             mode_mask: if options.set_id_owner.is_some() { 0o7777 } else { 0o1777 },
         };
         let withheld = options.delete && !may_delete;
@@ -72,7 +73,7 @@ impl Receiver {
             self.desk.send(Message::Finished(self.tally));
             return self.desk.finish(self.tally);
         }
-        // Before anything is written.
+        // Check the room before anything is written.
         if let Some(text) = self.missing_room() {
             return self.desk.fail(AbortKind::Storage, text);
         }
@@ -83,21 +84,21 @@ impl Receiver {
         self.desk.start(Work::Plan { wanted, present, spelling, changes, writes, withheld: waiting, pair });
     }
 
-    /// Leaves out names that lead to entries outside of a round's scope. Only a round about
-    /// everything shows whether the source has these entries, too, so one is asked for.
+    /// Excludes names that lead to entries outside a round's scope. Only a full round shows whether
+    /// the source has these entries too, so the receiver asks for one.
     fn leave_unclear(&mut self) {
         let unclear = self.opened.as_mut().map(|opened| std::mem::take(&mut opened.unclear));
         let unclear = unclear.unwrap_or_default();
         if !unclear.is_empty() && !self.config.options.dry_run {
             self.desk.send(Message::Rescan);
         }
-        // `Work::Plan`, which shares it, comes later.
+        // `Work::Plan` shares this value, but starts later.
         if let Some(spelling) = Arc::get_mut(&mut self.spelling) {
             unclear.iter().for_each(|path| spelling.leave_unclear(path, &self.wanted));
         }
     }
 
-    /// What the destination's filesystem is still to be asked about names.
+    /// Questions about names that the destination's filesystem must still answer.
     fn questions(&self, present: &Manifest) -> Option<Questions> {
         if self.resolved == Resolved::Yes || !self.is_directory() {
             return None;
@@ -109,13 +110,13 @@ impl Receiver {
         Some(questions).filter(|questions| !questions.is_empty())
     }
 
-    /// Takes in which names the filesystem folds, and compares once more.
+    /// Takes in which names the filesystem folds, and compares again.
     pub(super) fn resolved(&mut self, answers: &Answers) {
         let present = self.opened.as_ref().map(|opened| Arc::clone(&opened.manifest)).unwrap_or_default();
-        // `Work::Plan`, which shares it, comes later.
+        // `Work::Plan` shares this value, but starts later.
         let mut spelling = std::mem::take(&mut self.spelling);
         let protects = |path: &TreePath, entry: EntryRef<'_>| self.protects(path, entry.is_directory());
-        // Rules that protect an entry under the name that it has must protect it under the new one.
+        // Rules that protect an entry under its present name must protect it under the new one.
         let is_kept = |at: u32, new: &TreePath| {
             let Some(old) = present.get(at) else { return true };
             let top = old.path.to_path();
@@ -141,7 +142,7 @@ impl Receiver {
     fn plan_for(&self, rules: Rules, destination: &Destination, present: &Manifest) -> Plan {
         let options = &self.config.options;
         let has_staged = self.opened.as_ref().is_some_and(|opened| opened.has_staged);
-        // A round about parts must not do what a round about everything was not allowed to.
+        // An incremental round must not do what a full round was not allowed to.
         let waits: &[TreePath] = if self.offer.is_partial { &destination.withheld } else { &[] };
         let protects = |entry: EntryRef<'_>| {
             let path = entry.path.to_path();
@@ -153,19 +154,19 @@ impl Receiver {
         let findings = Findings { doubts: &doubts, spelling: &self.spelling, has_staged };
         let mut plan = Plan::new(&self.wanted, present, findings, rules, protects, options.safe_links);
         if !waits.is_empty() {
-            // It was told already that they wait.
+            // An earlier round already reported that they wait.
             plan.drop_obstacles();
         }
         plan
     }
 
-    /// Whether rules say that something stays, or nothing may be removed there.
+    /// True if rules keep the entry, or forbid removals there.
     fn protects(&self, path: &TreePath, is_directory: bool) -> bool {
         self.opened.as_ref().is_some_and(|opened| opened.kept.holds(path))
             || self.filter.excludes_within(path, is_directory)
     }
 
-    /// Where the source is, and its own mode and time.
+    /// The source's identity, and its own mode and time.
     fn source(&self) -> Option<(Place, (u16, Time))> {
         match self.subject {
             Some(Subject::Directory { mode, seconds, nanos, place }) => {
@@ -179,7 +180,7 @@ impl Receiver {
         self.source().map_or(Known::default(), |(source, _)| Known::of(&source, destination))
     }
 
-    /// What would be deleted and needs consent.
+    /// Returns the deletions that need consent, if any do.
     fn brake(&self, destination: &Destination, known: Known, present: &Manifest) -> Option<Braked> {
         let (consent, going) = (&self.config.options.consent, self.plan.going());
         if going == 0 {
@@ -188,7 +189,7 @@ impl Receiver {
         let source = self.source().map(|(source, _)| source).unwrap_or_default();
         let is_protected = |entry: &EntryRef<'_>| self.protects(&entry.path.to_path(), entry.is_directory());
         let is_counted = going >= MANY && !consent.yes && !self.offer.is_partial;
-        // Where their number decides nothing, rules need not be asked about each entry.
+        // Where their number decides nothing, skip evaluating the rules for each entry.
         let protected = if is_counted { present.entries().filter(is_protected).count() as u64 } else { 0 };
         let facts = Facts {
             going,
@@ -202,8 +203,8 @@ impl Receiver {
         Some(Braked { reason, going, held: facts.held, head: self.plan.head(present) })
     }
 
-    /// Decides what the root's own mode and time become: both the source's where ksync made it;
-    /// else it keeps its mode.
+    /// Decides the root's own mode and time. Where ksync made the root, both become the source's;
+    /// otherwise the root keeps its mode.
     fn look_at_root(&mut self, destination: &Destination, known: Known) {
         let Some((_, (mode, time))) = self.source() else { return };
         let is_own = destination.is_new || known.pair.is_some_and(|pair| pair.is_own);
@@ -213,14 +214,14 @@ impl Receiver {
             _ => return,
         };
         self.metadata = Some(metadata);
-        // What is made with the tree is no change of its own.
+        // Metadata of a root that this run makes is no change of its own.
         if let Some(present) = destination.metadata.filter(|_| !destination.is_new) {
             self.plan.set_root((metadata.0.unwrap_or(present.0), time), present);
         }
     }
 
-    /// What is known of both sides from now on: where the destination held nothing, everything in
-    /// it will be the source's, even if this run does not come to its end.
+    /// Decides the new pair of both sides. Where the destination held nothing, all entries in
+    /// it will be the source's, even if this run does not finish.
     fn pair_up(
         &mut self,
         destination: &Destination,
@@ -251,7 +252,7 @@ impl Receiver {
         was_empty.then_some(pair)
     }
 
-    /// Whether the client does not know it already.
+    /// True if the client does not have this pair yet.
     pub(super) fn is_news(&self, pair: &Pair) -> bool {
         let baseline = self.opened.as_ref().map(|opened| opened.destination.baseline);
         baseline.is_none_or(|baseline| {
@@ -264,7 +265,7 @@ impl Receiver {
     }
 }
 
-/// Whether a path is one of these, or below one: they are in order, and none is below another.
+/// True if a path is one of these or below one. The paths are in order, and none is below another.
 fn is_at_or_below(paths: &[TreePath], path: &TreePath) -> bool {
     let next = paths.partition_point(|other| other <= path);
     let before = next.checked_sub(1).and_then(|last| paths.get(last));
@@ -276,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_is_found_at_and_below_its_path() {
+    fn waiting_deletion_covers_its_path_and_everything_below() {
         let path = |text: &str| TreePath::new(text.as_bytes()).unwrap();
         let paths = [path("a/b"), path("c")];
         for (text, expected) in

@@ -1,4 +1,4 @@
-//! The receiver's half that takes in what is offered: all of it, or what differs from what it remembers.
+//! The receiver's half that takes in the offer: in full, or as changes to the baseline.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,49 +17,50 @@ use crate::tree::record::{self, Record};
 use crate::tree::scope::{PARTS_MAX, Part, Scope};
 use crate::wire::message::{AbortKind, Message, PUSHED_BYTES_MAX, SAMPLED_MAX, Subject};
 
-/// An offer on its way.
+/// An arriving offer.
 #[derive(Debug, Default)]
 pub(super) struct Offer {
     base: Base,
     builder: Builder,
-    /// Ignore files have come, if only to say that there are none.
+    /// True once ignore files have arrived, or the message that there are none.
     has_ignores: bool,
-    /// It is the very one that is remembered already.
+    /// True if the offer equals the stored baseline.
     is_remembered: bool,
-    /// Only parts of the tree are offered.
+    /// True if only parts of the tree are offered.
     pub(super) is_partial: bool,
-    /// Contents that came along.
+    /// Contents that came with the offer.
     pub(super) pushed: Pushed,
-    /// Samples of large files that did, by id.
+    /// Samples of large files that came with the offer, by id.
     pub(super) samples: HashMap<u32, Samples>,
-    /// It is being written down.
+    /// True while the offer is being stored.
     pub(super) is_being_kept: bool,
 }
 
 impl Offer {
-    /// Whether it is being found out what is remembered: changes have to wait for that.
+    /// True while the baseline is being looked up: changes must wait for it.
     pub(super) fn is_recalling(&self) -> bool {
         matches!(self.base, Base::Recalling(_))
     }
 }
 
-/// What the sender takes for known.
+/// The base that the sender relies on.
 #[derive(Debug, Default)]
 enum Base {
-    /// Nothing so far.
+    /// None named so far.
     #[default]
     Unnamed,
-    /// This record, which is being looked for.
+    /// Named; the record is being looked up.
     Recalling(Hash),
-    /// This one, which is there.
+    /// Named; the record was found.
     Known(Box<Rebuild>),
-    /// One that is not there. The sender was told; what it says of changes meanwhile is passed over.
+    /// Named, but the record does not exist here. The receiver has reported that; changes that
+    /// still arrive are skipped.
     Forgotten,
-    /// Everything comes.
+    /// The full offer arrives.
     Passed,
 }
 
-/// Contents of small files that came along with the offer, by id.
+/// Contents of small files that came with the offer, by id.
 #[derive(Debug, Default)]
 pub(super) struct Pushed {
     files: HashMap<u32, (Hash, Vec<u8>)>,
@@ -67,7 +68,7 @@ pub(super) struct Pushed {
 }
 
 impl Pushed {
-    /// Whether they are of files that were offered, and of their length.
+    /// True if all belong to offered files and have their length.
     pub(super) fn fit(&self, offered: &Manifest) -> bool {
         self.files.iter().all(|(id, (_, data))| {
             let kind = offered.get(*id).map(|entry| entry.kind);
@@ -75,14 +76,14 @@ impl Pushed {
         })
     }
 
-    /// The content of a file, if it is here.
+    /// Takes the content of a file, if it came with the offer.
     pub(super) fn take(&mut self, id: u32) -> Option<(Hash, Vec<u8>)> {
         self.files.remove(&id)
     }
 }
 
 impl Receiver {
-    // What it is about.
+    // The subject.
 
     pub(super) fn parts(&mut self, parts: Vec<Part>) {
         self.offer.is_partial = true;
@@ -116,7 +117,7 @@ impl Receiver {
         }
     }
 
-    // Everything.
+    // The full offer.
 
     pub(super) fn sampled(&mut self, files: Vec<(u32, Samples)>) {
         self.offer.samples.extend(files);
@@ -146,7 +147,7 @@ impl Receiver {
         }
     }
 
-    /// From here on no changes may come; `false` if some have already.
+    /// Ends the time for changes; `false` if some have arrived already.
     fn pass_base(&mut self) -> bool {
         match std::mem::replace(&mut self.offer.base, Base::Passed) {
             Base::Known(rebuild) if rebuild.unchanged().is_none() => {
@@ -177,7 +178,7 @@ impl Receiver {
         }
     }
 
-    /// Asks for everything.
+    /// Asks for the full offer.
     fn forget(&mut self) {
         self.offer.base = Base::Forgotten;
         self.desk.send(Message::Forgotten);
@@ -218,7 +219,7 @@ impl Receiver {
         if !self.offer.has_ignores && !self.take_ignores(ignores) {
             return;
         }
-        // Ids are positions in the manifest, so both sides must have the very same.
+        // Ids are positions in the manifest, so both sides must have exactly the same one.
         let made = unchanged.unwrap_or_else(|| record::digest(&manifest, self.filter.files()));
         if made != digest {
             return self.desk.protocol_error("changes that do not give what was announced");
@@ -227,16 +228,16 @@ impl Receiver {
         self.take_offer(manifest, complete);
     }
 
-    /// The changes that were on their way have all come; now comes everything.
+    /// All changes in flight have arrived; now the full offer follows.
     fn begin_again(&mut self) {
         self.offer.base = Base::Passed;
         self.offer.has_ignores = false;
         self.filter = Filter::anchored(&self.config.options.rules, &self.config.options.anchor);
     }
 
-    // Either.
+    // Either kind of offer.
 
-    /// `false` if that ends the run.
+    /// Takes in ignore files; `false` if that ends the run.
     fn take_ignores(&mut self, files: Vec<IgnoreFile>) -> bool {
         let taken = files.into_iter().all(|file| self.filter.add(file));
         if !taken {
@@ -254,10 +255,10 @@ impl Receiver {
         self.compare_when_ready();
     }
 
-    /// What was offered is what both sides know from now on, whatever becomes of this run: one that is cut and
-    /// begins again need not be told once more.
+    /// Stores the offer as the baseline of both sides, however this run ends. A run that is cut and
+    /// begins again need not repeat the offer.
     pub(super) fn remember(&mut self) {
-        // A single file is told in fewer bytes than a digest has.
+        // Offering a single file takes fewer bytes than a digest.
         if self.offer.is_remembered || self.offer.is_partial || !self.is_directory() {
             return;
         }

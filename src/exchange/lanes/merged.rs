@@ -1,4 +1,4 @@
-//! The receiving end: a reader that puts the segments of all lanes back in order.
+//! The reading end: puts the segments of all lanes back in order.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -9,12 +9,13 @@ use crate::exchange::lanes::Lane;
 use crate::exchange::liveness::Liveness;
 use crate::wire::lanes::{Announcement, SegmentError, read_segment};
 
-/// Most bytes that are held of one lane while another brings what comes before them. As much as OpenSSH's window:
-/// a lane whose window is used up delays the rest by a round trip, and without room for that the others would
-/// use up theirs and stand still too (100 MB/s instead of 120 at 100 ms round trip).
+/// Most bytes held of one lane while another brings the bytes before them. As much as OpenSSH's
+/// window: a lane whose window is used up delays the rest by a round trip. Without this room the
+/// others would use up their windows and stand still too (100 MB/s instead of 120 at 100 ms round
+/// trip).
 const HELD_BYTES_MAX: usize = 2 << 20;
 
-/// Reads what was written, whichever lanes it came over. Holds at most 2 MiB of each.
+/// Reads the written bytes in order, whichever lanes they took. Holds at most 2 MiB of each lane.
 pub struct Merged {
     shared: Arc<Shared>,
     current: io::Cursor<Vec<u8>>,
@@ -22,26 +23,26 @@ pub struct Merged {
 
 struct Shared {
     state: Mutex<State>,
-    /// A segment is there, or none will come.
+    /// Signals that a segment arrived, or that none will.
     arrived: Condvar,
-    /// What comes on a lane is a sign of life, whether its turn has come or not.
+    /// Any bytes on a lane are a sign of life, even before their turn.
     liveness: Arc<Liveness>,
 }
 
 struct State {
-    /// The number of the segment whose turn it is.
+    /// Number of the segment whose turn it is.
     turn: u64,
     lanes: Vec<Held>,
     lanes_max: usize,
-    /// Why a lane ended before its time. What came before on all of them still counts.
+    /// The reason why a lane broke. Segments that arrived before on any lane still count.
     broken: Option<(io::ErrorKind, String)>,
-    /// What makes no sense: nothing that follows counts.
+    /// A protocol error; nothing that follows counts.
     nonsense: Option<String>,
     /// Nobody reads any more.
     abandoned: bool,
 }
 
-/// What is known of a lane.
+/// State of a lane.
 struct Held {
     /// Segments that wait for their turn, in order.
     held: VecDeque<(u64, Vec<u8>)>,
@@ -49,11 +50,11 @@ struct Held {
     /// The lowest number that may come next.
     next_min: u64,
     ended: bool,
-    /// Tells its thread that there is room.
+    /// Tells the lane's thread that there is room.
     taken: Arc<Condvar>,
 }
 
-/// What can be said of the next segment.
+/// State of the next segment.
 enum Next {
     Arrived(Vec<u8>),
     NotYet,
@@ -70,11 +71,11 @@ impl State {
         {
             lane.held_bytes -= bytes.len();
             lane.taken.notify_one();
-            // Only with 2^64 segments would it end here.
+            // Only 2^64 segments would reach the limit.
             self.turn = turn.saturating_add(1);
             return Next::Arrived(bytes);
         }
-        // A lane that holds something brings nothing that comes before that.
+        // A lane that holds a segment brings no earlier one.
         if self.lanes.iter().any(|lane| lane.held.is_empty() && !lane.ended) {
             Next::NotYet
         } else {
@@ -82,7 +83,7 @@ impl State {
         }
     }
 
-    /// Puts in what came on a lane; `false` where nothing more will.
+    /// Takes in a segment of a lane; `false` if the lane has ended.
     fn put(&mut self, index: usize, segment: Result<Option<(u64, Vec<u8>)>, SegmentError>) -> bool {
         let turn = self.turn;
         let Some(lane) = self.lanes.get_mut(index) else { return false };
@@ -108,12 +109,12 @@ impl State {
         false
     }
 
-    /// Whether a lane may read on.
+    /// True if a lane may read on.
     fn has_room(&self, index: usize) -> bool {
         self.lanes.get(index).is_none_or(|lane| lane.held_bytes < HELD_BYTES_MAX)
     }
 
-    /// Why nothing more comes: `Ok` where all lanes ended with nothing left.
+    /// The reason why nothing more comes; `Ok` if all lanes ended with nothing left.
     fn end(&self) -> io::Result<()> {
         if let Some((kind, text)) = &self.broken {
             return Err(io::Error::new(*kind, format!("a lane broke: {text}")));
@@ -133,7 +134,7 @@ impl Merged {
         Self::listening(main, announcement, &Arc::default())
     }
 
-    /// The same, noting what comes on the lanes that join.
+    /// The same, and notes signs of life on the lanes that join.
     pub(in crate::exchange) fn listening(
         main: Lane,
         announcement: Announcement,
@@ -194,18 +195,18 @@ impl Drop for Merged {
     }
 }
 
-/// Where announced lanes join.
+/// The end at which announced lanes join.
 #[derive(Clone)]
 pub struct Joining(Arc<Shared>);
 
 impl Joining {
-    /// Adds a lane; `false` where there are as many as were announced, or nobody reads any more. Its thread is
-    /// left behind, waiting for it, when the run ends before the lane does.
+    /// Adds a lane; `false` if as many as announced have joined, or nobody reads any more. When the
+    /// run ends before the lane does, the lane's thread stays behind and waits for it.
     pub fn add(&self, lane: Lane) -> bool {
         self.begin(self.0.liveness.listen(lane))
     }
 
-    /// The same with a lane that is listened to already.
+    /// The same for a lane that notes signs of life already.
     fn begin(&self, lane: Lane) -> bool {
         let mut state = self.0.lock();
         if state.lanes.len() >= state.lanes_max || state.abandoned {
@@ -231,7 +232,7 @@ impl Joining {
         true
     }
 
-    /// Whether another lane can be added.
+    /// True if another lane can be added.
     #[must_use]
     pub fn is_open(&self) -> bool {
         let state = self.0.lock();
@@ -240,7 +241,7 @@ impl Joining {
 }
 
 impl Shared {
-    /// Reads one segment after the other, as long as there is room for them.
+    /// Reads segments one after the other while there is room for them.
     fn carry(&self, mut lane: Lane, index: usize, taken: &Condvar) {
         loop {
             let segment = read_segment(&mut lane);

@@ -1,4 +1,4 @@
-//! The sending end: a writer that spreads what is written over lanes, once that pays.
+//! The sending end: a writer that spreads its bytes over lanes once that pays.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -8,21 +8,21 @@ use std::thread;
 use crate::exchange::lanes::OpenLanes;
 use crate::wire::lanes::{SEGMENT_BYTES_MAX, encode_segment};
 
-/// After so many bytes it is asked whether lanes would pay. Until then everything is written straight through:
-/// most runs never get that far. Together with one frame it still fits into OpenSSH's window, so no write
-/// has waited for a round trip by then.
+/// Bytes after which the writer asks whether lanes would pay. Until then it writes straight
+/// through: most runs never get that far. Together with one frame this still fits into OpenSSH's
+/// window, so no write has waited for a round trip by then.
 const STRAIGHT_BYTES: usize = 512 << 10;
 
-/// Lanes are announced when so much waits behind what the main lane could take. With OpenSSH's window of 2 MiB
-/// the whole is then more than 4 MiB, which would take the main lane two more round trips, and that is how
-/// long it takes to open lanes.
+/// Bytes waiting for the main lane at which lanes are announced. With OpenSSH's window of 2 MiB the
+/// whole is then more than 4 MiB. The main lane would need two more round trips for that, which is
+/// the time it takes to open lanes.
 const WAITING_BYTES: usize = 2 << 20;
 
 /// Most bytes that wait: enough for all lanes to find something when their windows open.
 const QUEUED_BYTES_MAX: usize = 4 << 20;
 
-/// Writes straight to the main lane, then through a queue, then in segments over all lanes. Each write is a
-/// frame: the announcement stands between two.
+/// Writes straight to the main lane, then through a queue, then in segments over all lanes. Each
+/// write is a frame, so the announcement stands between two frames.
 pub struct Striped {
     stage: Stage,
     opener: Option<Box<dyn OpenLanes>>,
@@ -31,38 +31,38 @@ pub struct Striped {
 }
 
 enum Stage {
-    /// To the main lane; empty only while it is handed over.
+    /// Writes go to the main lane; empty only while it is handed over.
     Straight(Option<Box<dyn Write + Send>>),
-    /// To the main lane's thread.
+    /// Writes go to the main lane's thread.
     Queued,
-    /// To all lanes; the number of the next segment.
+    /// Writes go to all lanes; the number of the next segment.
     Numbered(u64),
 }
 
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// A segment was put in, or none will follow.
+    /// Signals that a segment was put in, or that none will follow.
     filled: Condvar,
-    /// A segment was taken, or a lane left.
+    /// Signals that a segment was taken, or that a lane left.
     taken: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    /// For the main lane only: what was written before the announcement, and that.
+    /// Bytes for the main lane only: those before the announcement, and the announcement.
     main: VecDeque<Vec<u8>>,
-    /// For whoever comes first.
+    /// Segments for the first lane that has room.
     any: VecDeque<Vec<u8>>,
     queued_bytes: usize,
     lanes: usize,
     closed: bool,
-    /// Why a lane broke: then all stop.
+    /// The reason why a lane broke; all lanes then stop.
     failure: Option<(io::ErrorKind, String)>,
 }
 
 impl State {
-    /// The next bytes for a lane. What only the main one may carry goes first there.
+    /// Takes the next bytes for a lane. The main lane first takes the bytes that only it may carry.
     fn take(&mut self, is_main: bool) -> Option<Vec<u8>> {
         let bytes = if is_main { self.main.pop_front() } else { None }.or_else(|| self.any.pop_front())?;
         self.queued_bytes = self.queued_bytes.saturating_sub(bytes.len());
@@ -71,7 +71,7 @@ impl State {
 }
 
 impl Striped {
-    /// Writes to `main`, and to what `opener` opens.
+    /// Writes to `main`, and to the lanes that `opener` opens.
     #[must_use]
     pub fn new(main: Box<dyn Write + Send>, opener: Box<dyn OpenLanes>) -> Self {
         Self {
@@ -92,7 +92,7 @@ impl Striped {
         self.stage = Stage::Queued;
     }
 
-    /// Announces lanes, if they can be had.
+    /// Announces lanes, if they are available.
     fn announce(&mut self) -> io::Result<()> {
         let entrance = Entrance(Arc::clone(&self.shared));
         if let Some(announcement) = self.opener.take().and_then(|opener| opener.open(entrance)) {
@@ -165,7 +165,7 @@ impl Write for Striped {
     }
 }
 
-/// What was written leaves, unless a lane is broken.
+/// Waits until everything written has left, unless a lane is broken.
 impl Drop for Striped {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
@@ -177,23 +177,23 @@ impl Drop for Striped {
     }
 }
 
-/// Where opened lanes are put in, whenever they are ready.
+/// The end at which opened lanes are added, whenever they are ready.
 #[derive(Clone)]
 pub struct Entrance(Arc<Shared>);
 
 impl Entrance {
-    /// Puts in a lane. It is closed when all is written.
+    /// Adds a lane. It is closed when everything is written.
     pub fn add(&self, lane: Box<dyn Write + Send>) {
         self.start(lane, false);
     }
 
     fn start(&self, mut lane: Box<dyn Write + Send>, is_main: bool) {
         self.0.lock().lanes += 1;
-        // Leaves even where the thread cannot be started, or panics.
+        // Counts the lane as gone even if the thread cannot start, or panics.
         let leaving = Leaving(Arc::clone(&self.0));
         let carrying = move || {
             let result = carry(&mut *lane, is_main, &leaving.0);
-            // The other side sees the end of the lane before anybody counts it as gone.
+            // The other side must see the end of the lane before it counts as gone here.
             drop(lane);
             leaving.leave(result);
         };
@@ -233,7 +233,7 @@ fn carry(lane: &mut dyn Write, is_main: bool, shared: &Shared) -> io::Result<()>
     }
 }
 
-/// A lane's share in the count; gone without a word, it counts as broken.
+/// A lane's share in the count. A lane whose thread panics counts as broken.
 struct Leaving(Arc<Shared>);
 
 impl Leaving {

@@ -16,12 +16,12 @@ fn announcement(lanes: u8) -> Announcement {
     Announcement { token: Token::new([7; 16]), lanes }
 }
 
-/// A frame that says which one it is, over and over.
+/// A frame that repeats its own number.
 fn frame(number: usize) -> Vec<u8> {
     number.to_le_bytes().repeat(FRAME_BYTES / 8)
 }
 
-/// Asks for so many lanes and passes the entrance on to the test.
+/// Offers this many lanes and passes the entrance on to the test.
 struct Opener {
     lanes: usize,
     entrances: mpsc::Sender<Entrance>,
@@ -38,7 +38,8 @@ impl OpenLanes for Opener {
     }
 }
 
-/// Takes its time for each write, like a lane that waits for its window, and breaks after so many.
+/// Pauses before each write, like a lane that waits for its window, and breaks after `writes_left`
+/// of them.
 struct Slow {
     pipe: PipeWriter,
     pause: Duration,
@@ -57,7 +58,7 @@ impl Write for Slow {
     }
 }
 
-/// One further lane: how long it takes to open, how long each write takes, how many it stands.
+/// One further lane: its delay before opening, its pause per write, and the writes until it breaks.
 #[derive(Clone, Copy)]
 struct Speed {
     opens_after: Duration,
@@ -67,7 +68,7 @@ struct Speed {
 
 const FAST: Speed = Speed { opens_after: Duration::ZERO, pause: Duration::ZERO, writes: usize::MAX };
 
-/// What was written, and what was read until there was no more or an error.
+/// The result of writing, and the frames that were read until the end or an error.
 struct Passed {
     written: io::Result<()>,
     frames: usize,
@@ -77,7 +78,7 @@ struct Passed {
     announced: bool,
 }
 
-/// Writes `count` frames over a main lane and these; reads them back and looks at each.
+/// Writes `count` frames over a main lane and these; reads them back and checks each.
 fn pass(count: usize, lanes: &[Speed]) -> Passed {
     let (main_reader, main) = io::pipe().unwrap();
     let (entrances, opened) = mpsc::channel();
@@ -132,7 +133,7 @@ fn open(speed: Speed, joining: Joining, entrance: Entrance, count: Arc<AtomicUsi
     });
 }
 
-/// Counts reads of whole segments: those that are not of a header.
+/// Counts segments by the one-byte read with which each header begins.
 struct Counted {
     pipe: PipeReader,
     count: Arc<AtomicUsize>,
@@ -168,13 +169,13 @@ fn lanes_that_never_come_are_not_missed() {
 }
 
 #[test]
-fn what_is_short_never_asks_for_lanes() {
+fn short_stream_never_asks_for_lanes() {
     let passed = pass(8, &[FAST, FAST]);
     assert_eq!((passed.frames, passed.announced), (8, false));
 }
 
 #[test]
-fn what_passes_at_once_never_asks_for_lanes() {
+fn stream_without_backlog_never_asks_for_lanes() {
     let (mut reader, main) = io::pipe().unwrap();
     let reading = thread::spawn(move || io::copy(&mut reader, &mut io::sink()));
     let (entrances, opened) = mpsc::channel();
@@ -182,7 +183,7 @@ fn what_passes_at_once_never_asks_for_lanes() {
     let mut frames = FrameWriter::new(Striped::new(Box::new(main), Box::new(opener)), false);
     for number in 0..100 {
         frames.write(&frame(number)).unwrap();
-        // As slow as whoever makes them.
+        // As slow as the maker of the frames.
         thread::sleep(Duration::from_millis(1));
     }
     drop(frames);
@@ -191,17 +192,17 @@ fn what_passes_at_once_never_asks_for_lanes() {
 }
 
 #[test]
-fn a_lane_that_breaks_ends_the_stream_and_no_frame_is_wrong() {
+fn broken_lane_ends_the_stream_and_no_frame_is_wrong() {
     for writes in [0, 1, 5, 20] {
         let breaks = Speed { writes, ..FAST };
         let passed = pass(400, &[FAST, breaks]);
         assert!(passed.written.is_err(), "{writes}");
-        // Those that came were looked at one by one.
+        // `pass` checked each of those that arrived.
         assert!(passed.frames < 400);
     }
 }
 
-/// What a hostile peer writes on its lanes, read to the end: how much came, and what was wrong with it.
+/// Reads the lanes of a hostile peer to the end; returns the number of bytes and the error.
 fn read(lanes: &[Vec<u8>]) -> (usize, Option<String>) {
     let mut lanes = lanes.iter().map(|lane| Lane::new(io::Cursor::new(lane.clone())));
     let (mut merged, joining) = Merged::new(lanes.next().unwrap(), announcement(8));
@@ -212,15 +213,15 @@ fn read(lanes: &[Vec<u8>]) -> (usize, Option<String>) {
 }
 
 #[test]
-fn numbers_that_make_no_sense_are_an_error() {
+fn invalid_segment_numbers_are_an_error() {
     let segment = |number| encode_segment(number, b"text");
     let lane = |numbers: &[u64]| numbers.iter().flat_map(|&number| segment(number)).collect::<Vec<_>>();
     assert_eq!(read(&[lane(&[0, 3]), lane(&[1, 2, 4])]), (20, None));
     for (lanes, came, told) in [
         (vec![lane(&[0, 0])], 4, "segment 0 came late, or twice"),
-        // Whether it is found missing behind 2, or late, depends on who is faster.
+        // Depending on which thread is faster, segment 1 is found missing behind 2, or late.
         (vec![lane(&[0, 2, 1])], 4, "segment 1 "),
-        // Missing: nobody can bring it any more.
+        // Missing: no lane can bring it any more.
         (vec![lane(&[0, 2]), lane(&[3])], 4, "segment 1 did not come"),
         (vec![lane(&[1])], 0, "segment 0 did not come"),
         (vec![lane(&[0, u64::MAX])], 4, "segment 1 did not come"),
@@ -235,7 +236,7 @@ fn numbers_that_make_no_sense_are_an_error() {
 }
 
 #[test]
-fn a_number_on_two_lanes_is_an_error_whoever_comes_first() {
+fn number_on_two_lanes_is_an_error_in_either_order() {
     let (reader, mut writer) = io::pipe().unwrap();
     let (mut merged, joining) = Merged::new(Lane::new(reader), announcement(2));
     let (second, mut second_writer) = io::pipe().unwrap();
@@ -248,7 +249,7 @@ fn a_number_on_two_lanes_is_an_error_whoever_comes_first() {
     assert_eq!(merged.read_exact(&mut text).unwrap_err().kind(), io::ErrorKind::InvalidData);
 }
 
-/// Segments without end, none of which has its turn; counts what was read of them.
+/// Segments without end, none of which has its turn; counts the bytes that were read.
 struct Endless {
     rest: Vec<u8>,
     next: u64,
@@ -282,7 +283,7 @@ fn lanes_that_run_ahead_are_held_back_and_memory_is_bounded() {
     main.write_all(&encode_segment(0, b"x")).unwrap();
     merged.read_exact(&mut [0]).unwrap();
     let mut seen = 0;
-    // Until they stand still.
+    // Wait until they stand still.
     while seen != count.load(Ordering::SeqCst) || seen == 0 {
         seen = count.load(Ordering::SeqCst);
         thread::sleep(Duration::from_millis(50));
@@ -291,7 +292,7 @@ fn lanes_that_run_ahead_are_held_back_and_memory_is_bounded() {
 }
 
 #[test]
-fn who_reads_no_more_lets_all_lanes_go() {
+fn reader_that_stops_lets_all_lanes_go() {
     let (reader, main) = io::pipe().unwrap();
     let (merged, joining) = Merged::new(Lane::new(reader), announcement(2));
     let (lane, mut writer) = io::pipe().unwrap();

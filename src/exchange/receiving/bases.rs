@@ -1,4 +1,4 @@
-//! Tells what there is of the files that are wanted.
+//! Basis reports of wanted files.
 
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -33,7 +33,7 @@ impl Receiving {
         let (_, seen) = self.basis(at)?;
         let blank = || self.blank(id, at, samples.as_ref());
         if is_doubted {
-            // Probably it is the same.
+            // The basis is probably the same, so make no pre-copy.
         } else if want.staged.is_none() && self.ahead.is_done(&seen) {
             self.drafts.make_beside(id, blank);
         } else if want.staged.is_none()
@@ -44,7 +44,7 @@ impl Receiving {
             return Ok(Told { want, hash, is_widened });
         }
         let ahead = self.ahead.take(&seen);
-        // Opened after it was hashed: it is still what it was when that began.
+        // Open the basis after it was hashed: an unchanged identity covers the whole time.
         let (file, seen) = self.open_basis(at)?;
         if want.staged.is_none() && is_signed(size, seen.size) {
             let signature = ByteBuf::from(self.sign_file(at)?);
@@ -63,12 +63,12 @@ impl Receiving {
         Ok(Told { want, hash, is_widened: false })
     }
 
-    /// What a copy of the old version of a large file is made of, where it looks as if it had been edited in place, or as
-    /// if something had been inserted, appended or taken out.
+    /// Prepares the pre-copy of a large file's basis. It is made if the file seems to be edited in
+    /// place, or if a range seems to be inserted, appended or removed.
     fn blank(&self, id: u32, at: u32, samples: Option<&Samples>) -> Option<Blank> {
         let (root, path, size) = (self.root().ok()?, self.path(id).ok()?, self.entry(id).ok()?.size());
         let (basis, seen) = self.basis(at).ok()?;
-        // There must be room for more than what is needed anyway.
+        // The disk must have room for more than the file needs anyway.
         if basis != path || size < SAMPLED_BYTES_MIN || root.space().ok()?.bytes / 2 < size {
             return None;
         }
@@ -82,8 +82,8 @@ impl Receiving {
         (!staging.shares_extents()).then(|| Blank { old, shape, staging: staging.replacing() })
     }
 
-    /// Lets go of files that were hashed ahead and that nobody will ask about: those that are what they shall be,
-    /// and those that are not what they were.
+    /// Drops prehashed files that nobody will ask about: those that are up to date, and those that
+    /// have changed since.
     pub(super) fn stop_looking_ahead(&self) {
         let (Ok(Trees { wanted, present }), Some(identities)) = (self.trees(), self.identities()) else {
             return;
@@ -95,7 +95,7 @@ impl Receiving {
         });
     }
 
-    /// What an earlier run staged of a file.
+    /// Names the blocks that an earlier run staged of a file.
     fn staged(&self, id: u32, size: u64) -> Result<Option<Blocks>, Fault> {
         let (root, path) = (self.root()?, self.path(id)?);
         let found = patiently(|| Staging::find(root, &path));
@@ -113,7 +113,7 @@ impl Receiving {
         Ok(Some(blocks.map_err(|error| unwritable(&error))?.0))
     }
 
-    /// The nodes of what an earlier run staged of a file, as far as they are known.
+    /// Takes the nodes of a file's staged bytes, as far as they are known.
     pub(super) fn take_staged(&self, id: u32) -> Option<Nodes> {
         self.nodes_of_staged().remove(&id)
     }
@@ -126,7 +126,7 @@ impl Receiving {
         delta::sign(&self.read_basis(at)?).map_err(|error| sink_fault(SinkError::Basis(error.to_string())))
     }
 
-    /// All of a small basis.
+    /// Reads a small basis as a whole.
     pub(super) fn read_basis(&self, at: u32) -> Result<Vec<u8>, Fault> {
         let (_, seen) = self.basis(at)?;
         if seen.size > SMALL_OLD_BYTES_MAX {
@@ -140,7 +140,7 @@ impl Receiving {
         OldFile::new(file, Fitted::same(seen.size)).window(window).map_err(sink_fault)
     }
 
-    /// A basis as the sender was told of it.
+    /// Opens a basis in the shape that was advertised to the sender.
     fn old(&self, id: u32, at: u32) -> Result<OldFile, Fault> {
         let (file, seen) = self.open_basis(at)?;
         Ok(OldFile::new(file, self.drafts.told_shape(id).unwrap_or(Fitted::same(seen.size))))

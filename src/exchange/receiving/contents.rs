@@ -1,4 +1,4 @@
-//! Takes contents in.
+//! Takes contents in and installs files.
 
 use std::fs::File;
 use std::thread;
@@ -14,25 +14,25 @@ use crate::exchange::sink::{Sink, SinkError};
 use crate::monitor::Trouble;
 use crate::wire::message::Op;
 
-/// With the last handle on a file that was replaced its pages are freed, 0.1 s for a gigabyte. From this length on,
-/// in bytes, nobody waits for that.
+/// Length in bytes from which a replaced file is closed on a thread of its own. The last handle
+/// frees its pages, which takes 0.1 s for a gigabyte.
 const CLOSED_ASIDE_BYTES_MIN: u64 = 64 << 20;
 
-/// From how many small files on one `syncfs` for all is quicker than an `fsync` for each.
+/// Number of small files from which one `syncfs` for all is quicker than an `fsync` for each.
 const SYNC_FILES_MIN: usize = 4;
 
 /// Most files that are written before the first of them gets its name: each is open until then.
 const OPEN_FILES_MAX: usize = 128;
 
-/// A file that has everything but its name.
+/// A complete file without its final name.
 enum Unnamed {
     Nameless(File),
     Staged(Complete),
 }
 
 impl Receiving {
-    /// Puts small files in place. Where they have to be durable, all are on the disk before the
-    /// first has its name.
+    /// Puts small files in place. If they must be durable, all are on the disk before the first
+    /// gets its name.
     pub(super) fn store_all(&self, files: &[SmallFile]) -> Vec<(u32, Result<(), Fault>)> {
         let chunks = files.chunks(if self.options.fsync { OPEN_FILES_MAX } else { 1 });
         chunks.flat_map(|chunk| self.store_together(chunk)).collect()
@@ -50,7 +50,7 @@ impl Receiving {
         let name = |(file, made): (&SmallFile, Result<Unnamed, Fault>)| {
             let named = match (made, &synced) {
                 (Ok(Unnamed::Staged(complete)), Err(fault)) => {
-                    // It may look whole and not be on the disk.
+                    // The file may look whole without being on the disk.
                     let _ = complete.discard();
                     Err(fault.clone())
                 }
@@ -67,7 +67,7 @@ impl Receiving {
         if self.options.fsync { Durability::Immediately } else { Durability::Eventually }
     }
 
-    /// Makes a file that is still to get its name.
+    /// Makes a file without its final name.
     fn make(&self, file: &SmallFile, durability: Durability) -> Result<Unnamed, Fault> {
         let made;
         let data = match &file.content {
@@ -102,7 +102,7 @@ impl Receiving {
         staged.map_err(|error| self.failed(id, &error))
     }
 
-    /// Gives a file its name.
+    /// Gives a file its final name.
     fn name(&self, file: &SmallFile, made: Unnamed) -> Result<(), Fault> {
         match made {
             Unnamed::Staged(complete) => self.place_complete(file.id, complete),
@@ -111,7 +111,8 @@ impl Receiving {
                 if root.name_new(&path, &new).map_err(|error| self.failed(file.id, &error))? {
                     return Ok(());
                 }
-                // Only the superuser may name it here. From now on such files are staged.
+                // On this system only the superuser may name an anonymous file. From now on such
+                // files are staged.
                 let made = self.make(file, self.durability())?;
                 let Unnamed::Staged(complete) = made else { return Err(out_of_turn()) };
                 self.place_complete(file.id, complete)
@@ -121,7 +122,7 @@ impl Receiving {
 
     fn apply_delta(&self, id: u32, at: u32, delta: &[u8]) -> Result<Vec<u8>, Fault> {
         let old = self.read_basis(at)?;
-        // Checked to be small when it came.
+        // The engine checked that it is small.
         let size = self.entry(id)?.size() as usize;
         delta::apply(&old, delta, size).map_err(|error| sink_fault(SinkError::Basis(error.to_string())))
     }
@@ -161,7 +162,7 @@ impl Receiving {
                 let is_long = staging.len() >= CLOSED_ASIDE_BYTES_MIN;
                 let installed = self.install(id, staging);
                 if is_long {
-                    // If there can be no thread, it is closed here.
+                    // If no thread can start, the file is closed here.
                     let _ = thread::Builder::new().spawn(move || drop(old));
                 }
                 installed
@@ -199,5 +200,5 @@ fn unwritable(error: &DiskError) -> Fault {
 }
 
 fn corrupt() -> Fault {
-    Fault::Entry(Trouble::Corrupt, "what arrived does not have the hash that was announced".to_owned())
+    Fault::Entry(Trouble::Corrupt, "the received content does not have the announced hash".to_owned())
 }

@@ -42,7 +42,7 @@ impl Receiving {
                 .begin(place.root.as_deref(), scope.is_none())
                 .map_err(|error| destination_fault(&error))?
         {
-            let text = format!("{} is not the directory that it was", place.shown.display());
+            let text = format!("{} was replaced by another directory", place.shown.display());
             return Err(Fault::Fatal(AbortKind::Destination, text));
         }
         let mut opened = Opened {
@@ -60,8 +60,8 @@ impl Receiving {
         };
         if let Some(root) = &place.root {
             // Runs of single files into one directory do not disturb each other. A round of a watch
-            // takes the lock when it has something to do: a lock shows in the directory, and two
-            // watches against each other would not come to rest.
+            // takes the lock only when it has changes to make. A lock shows in the directory, and
+            // two watches against each other would never come to rest.
             if place.single.is_none() && !self.options.dry_run && self.standing.is_none() {
                 patiently(|| root.lock()).map_err(|error| destination_fault(&error))?;
             }
@@ -84,8 +84,8 @@ impl Receiving {
         Ok(Place { root, single: None, shown: absolute(&self.path) })
     }
 
-    /// Finds where a single file of this name goes: into an existing directory or one that is written with a
-    /// slash at its end, else to the path itself.
+    /// Finds the directory and name of a single file. An existing directory, or a path that ends
+    /// with a slash, takes the file under its own name. Otherwise the path itself is the name.
     fn open_parent(&self, name: &[u8]) -> Result<Place, Fault> {
         let into = self.path.as_os_str().as_bytes().ends_with(b"/") || self.path.is_dir();
         let (directory, name) = if into {
@@ -135,12 +135,12 @@ impl Receiving {
         let options =
             ScanOptions { doubts: true, is_destination: true, ..scan_options(self.options.checksum, &which) };
         let mut filter = Filter::anchored(&self.options.rules, &self.options.anchor);
-        // A single file is named by itself, whatever rules say.
+        // The user named a single file explicitly, so rules do not apply to it.
         let filter = Some(&mut filter).filter(|_| single.is_none());
         let mut scanned =
             scan(root, &which, &options, filter, &mut Away).map_err(|error| destination_fault(&error))?;
         if let Subject::File { name } = subject {
-            // It is compared under the name that it is offered under.
+            // Compare the file under its offered name.
             let name = TreePath::new(name.as_slice())
                 .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
             scanned.manifest = renamed(&scanned.manifest, &name)
@@ -153,7 +153,7 @@ impl Receiving {
             let text = format!("{} is a device, not a file", escape(self.path.as_os_str().as_bytes()));
             return Err(Fault::Fatal(AbortKind::Destination, text));
         }
-        // What is not there cannot have been unreadable.
+        // A missing entry is not an unreadable one.
         scanned.problems.retain(|error| single.is_none() || !error.is_not_found());
         let is_complete = scanned.problems.is_empty() && scanned.skipped.excluded == 0;
         let _ = self.is_whole.set(is_complete && which == scan::Subject::Whole);
@@ -173,7 +173,7 @@ impl Receiving {
         Ok(())
     }
 
-    /// Keeps other runs out, if that is not so yet, of a directory that is going to be changed.
+    /// Locks a directory that will be changed, unless this run holds the lock already.
     pub(super) fn lock(&self, changes: bool) -> Result<(), Fault> {
         let place = self.place()?;
         match &place.root {
@@ -184,16 +184,16 @@ impl Receiving {
         }
     }
 
-    /// Has the destination ready for files before the first one is there: that takes the disk a
-    /// moment, and so does the way to the peer.
+    /// Prepares the destination for files before the first one arrives. The preparation takes the
+    /// disk a moment, in which the peer is waited for anyway.
     pub(super) fn expect_files(&self) {
         if let Some(root) = self.opened.get().and_then(|place| place.root.clone()) {
-            // Without a thread, or if it fails, that shows with the first file.
+            // If no thread can start or the preparation fails, the first file shows the failure.
             let _ = thread::Builder::new().spawn(move || drop(root.expect_files()));
         }
     }
 
-    /// What the destination is, besides what is in it.
+    /// Facts about the destination besides its entries.
     fn destination(&self, was_there: bool, root: Option<&Root>) -> Destination {
         let Options { delete, consent, baseline, .. } = &self.options;
         let is_named = |path: &ByteBuf| root.is_some_and(|root| root.is_at(&expand_home(path)));
@@ -212,7 +212,7 @@ impl Receiving {
         }
     }
 
-    /// Keeps what later rounds go by.
+    /// Stores facts for later rounds.
     pub(super) fn keep(&self, withheld: Vec<TreePath>, pair: Option<Pair>) {
         if let Some(standing) = &self.standing {
             standing.withhold(withheld);
@@ -231,18 +231,18 @@ impl Receiving {
             root.settle(is_verified, false).map_err(|error| destination_fault(&error))?;
         }
         let own = self.place()?.single.as_ref().map(Staging::name);
-        // In a directory that several runs share, what the others stage stays.
+        // In a directory that several runs share, the others' staged files stay.
         clear_leftovers(root, |name| own.as_ref().is_some_and(|own| own.as_bytes() != name))
             .map_err(|error| destination_fault(&error))?;
-        // Before the time is set, and before the peer is told: whoever is told may end this
-        // process.
+        // Unlock before the time is set and before the peer is told: a peer that is told may end
+        // this process.
         root.unlock();
         if let Some((mode, mtime)) = metadata {
             root.set_self(mode, mtime).map_err(|error| destination_fault(&error))?;
         }
         if self.options.fsync {
-            // Names, modes and times of everything; and what was not written by this run and was
-            // not there yet.
+            // Sync names, modes and times of everything, and files that an earlier run left
+            // unsynced.
             root.settle(is_verified, true).map_err(|error| destination_fault(&error))?;
         }
         if let (Some(standing), Some(pair)) = (&self.standing, pair) {

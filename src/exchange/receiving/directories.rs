@@ -1,4 +1,4 @@
-//! `MadeDirectories`: which directory was made for which entry, so that no other one gets its mode.
+//! `MadeDirectories`: the directory made for each entry, so that no other directory gets its mode.
 
 use std::sync::{Mutex, PoisonError};
 

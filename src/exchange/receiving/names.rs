@@ -44,7 +44,7 @@ impl Receiving {
         let (root, path, entry) = (self.root()?, self.path(id)?, self.entry(id)?);
         Ok(match entry.kind {
             Kind::Directory => {
-                // Where it could not be made, that has been told.
+                // A directory that could not be made has been reported already.
                 let Some(expected) = self.expected_directory(id)? else { return Ok(Ok(())) };
                 root.set_directory(&path, entry.mode, entry.mtime, expected)
             }
@@ -53,7 +53,7 @@ impl Receiving {
                 root.set_link_time(&path, target, entry.mtime, &seen)
             }
             Kind::File { .. } => {
-                // It turned out to be the same.
+                // The file turned out to be the same.
                 self.drafts.discard(id);
                 let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
                 self.settle_doubt(id);
@@ -61,7 +61,7 @@ impl Receiving {
                     return Ok(root.vouch_for(&path, &seen));
                 }
                 match root.set_file(&path, entry.mode, entry.mtime, &seen) {
-                    // Its other names may lie outside and are not to change: it becomes a file of its own.
+                    // A file's hard links may lie outside and must not change: write the file anew.
                     Err(error) if error.must_be_anew() => return self.separate(id, &seen).map(Ok),
                     result => result.map(drop),
                 }
@@ -69,7 +69,7 @@ impl Receiving {
         })
     }
 
-    /// Whether what stands in a file's place has its mode and its time.
+    /// True if the file in place has the wanted mode and time.
     fn is_as_wanted(&self, id: u32) -> Result<bool, Fault> {
         let (entry, present, policy) = (self.entry(id)?, &self.trees()?.present, self.root()?.policy());
         let old = present.position(entry.path).and_then(|at| present.get(at));
@@ -77,7 +77,7 @@ impl Receiving {
             .is_some_and(|old| old.mtime == entry.mtime && policy.mode(old.mode) == policy.mode(entry.mode)))
     }
 
-    /// The directory that was made for an entry, or was there.
+    /// The directory that was made for an entry, or existed before.
     fn expected_directory(&self, id: u32) -> Result<Option<Inode>, Fault> {
         if let Some(made) = self.directories.get(id) {
             return Ok(Some(made));
@@ -91,8 +91,8 @@ impl Receiving {
         let (entry, (from, seen)) = (self.entry(file.id)?, self.basis(file.at)?);
         let to = self.path(file.id)?;
         match self.root()?.move_file(&from, &seen, &to, entry.mode, entry.mtime) {
-            // Its other names may lie outside and are not to change with it; and no name leads to
-            // another filesystem.
+            // Hard links may lie outside and must not change with it. And a rename cannot cross
+            // filesystems.
             Err(error) if error.must_be_anew() || error.is_cross_device() => {
                 self.copy(file)?;
                 self.remove(file.at)
@@ -104,8 +104,8 @@ impl Receiving {
         }
     }
 
-    /// Gives a directory back what it had. Set-id bits that may not be set cannot be given back: it
-    /// is left then.
+    /// Restores a directory's original mode and time. If set-id bits may not be set, they cannot be
+    /// restored, and the directory stays as it is.
     fn restore(&self, at: u32) -> Result<Result<(), DiskError>, Fault> {
         let (root, entry) = (self.root()?, self.trees()?.present.get(at).ok_or_else(out_of_turn)?);
         let seen = self.identity(at).filter(|_| root.policy().mode(entry.mode) == entry.mode);
@@ -115,7 +115,7 @@ impl Receiving {
         Ok(root.set_directory(&entry.path.to_path(), entry.mode, entry.mtime, Inode::from(&seen)))
     }
 
-    /// Writes a file that has other names anew, with the same content.
+    /// Writes a file with hard links anew, with the same content.
     fn separate(&self, id: u32, seen: &Identity) -> Result<(), Fault> {
         let unwritable = |error: &DiskError| fault(error, Trouble::Unwritable);
         let (root, path) = (self.root()?, self.path(id)?);
@@ -129,7 +129,7 @@ impl Receiving {
         self.install(id, staging)
     }
 
-    /// Removes what was listed at and below an entry, and nothing else.
+    /// Removes the listed entries at and below a position, and nothing else.
     pub(super) fn clear(&self, at: u32) -> Result<(), Fault> {
         let present = &self.trees()?.present;
         let top = present.path(at).ok_or_else(out_of_turn)?;

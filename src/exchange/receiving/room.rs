@@ -1,5 +1,5 @@
-//! The room that the destination has: what is known of it before anything is written, and what
-//! becomes of a disk that is full all the same.
+//! Room on the destination's disk: the figures before anything is written, and the handling of a
+//! disk that gets full all the same.
 
 use std::sync::atomic::Ordering;
 
@@ -18,11 +18,11 @@ use crate::tree::path::TreePath;
 use crate::wire::message::Op;
 
 impl Receiving {
-    /// What there is room for, where the filesystem says it well enough.
+    /// Free room, if the filesystem reports it exactly enough.
     pub(super) fn room(&self, root: &Root, staged: Staged, present: &Manifest) -> Option<Room> {
         let space = root.space().ok().filter(|space| space.is_exact)?;
         if let Some(reserve) = Reserve::of(&space) {
-            // A round has one destination.
+            // A run has one destination.
             let _ = self.reserve.set(reserve);
         }
         let mut mounts: Vec<TreePath> = Vec::new();
@@ -46,7 +46,7 @@ impl Receiving {
         })
     }
 
-    /// Called before a small file is written.
+    /// Checks the reserve before a small file is written.
     pub(super) fn before_writing(&self, data: &[u8]) -> Result<(), DiskError> {
         let bytes = data.len() as u64;
         let is_zeros = || data.iter().all(|&byte| byte == 0);
@@ -58,7 +58,8 @@ impl Receiving {
         }
     }
 
-    /// Called before a step in making a larger file. How much of it becomes holes is not known.
+    /// Checks the reserve before a step of a larger file. The part of it that becomes holes is
+    /// unknown.
     pub(super) fn before_step(&self, op: &Op) -> Result<(), SinkError> {
         match (self.reserve.get(), self.root()) {
             (Some(reserve), Ok(root)) => Ok(reserve.before_writing(root, 0, op.made_bytes())?),
@@ -66,7 +67,7 @@ impl Receiving {
         }
     }
 
-    /// What it means that a file cannot be made.
+    /// Classifies a failure to make a larger file.
     pub(super) fn sink_failed(&self, id: u32, error: SinkError) -> Fault {
         match error {
             SinkError::Disk(error) => self.failed(id, &error),
@@ -74,8 +75,8 @@ impl Receiving {
         }
     }
 
-    /// What it means that a file cannot be written. A full disk is given back what this run has
-    /// begun, and no more is begun; so is what is longer than a file may be.
+    /// Classifies a failure to write a file. If the disk is full, the run frees all that it has
+    /// begun and begins nothing more. A file that is too long is freed too.
     pub(super) fn failed(&self, id: u32, error: &DiskError) -> Fault {
         if error.is_no_space() {
             self.is_full.store(true, Ordering::Relaxed);
@@ -87,7 +88,7 @@ impl Receiving {
         fault(error, Trouble::Unwritable)
     }
 
-    /// Gives up all that is not complete, once the disk is full.
+    /// Frees all incomplete files once the disk is full.
     pub(super) fn give_up_if_full(&self) {
         if self.is_full.load(Ordering::Relaxed) {
             let begun: Vec<u32> = self.sinks().drain().map(|(id, _)| id).collect();
@@ -96,12 +97,12 @@ impl Receiving {
         }
     }
 
-    /// Gives up what is staged of a file that nobody writes to.
+    /// Frees the staged part of a file that nobody writes to.
     fn give_up(&self, id: u32) {
         if let (Ok(root), Ok(path)) = (self.root(), self.path(id))
             && let Ok(Some(part)) = Staging::find(root, &path)
         {
-            // What stays goes at the end of the next run.
+            // The end of the next run removes a part that stays.
             let _ = part.discard();
         }
     }

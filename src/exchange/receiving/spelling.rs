@@ -1,4 +1,4 @@
-//! Questions to the destination's filesystem, which names it takes for one; and other spellings.
+//! Asks the destination's filesystem which names it folds into one, and handles other spellings.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::{Answers, Questions, Respelled, Spelling, Suspects};
 
 impl Receiving {
-    /// What cannot be found out counts as an answer that nothing is folded: then whoever makes an
-    /// entry learns that something is in its place.
+    /// Answers questions about names. An answer that cannot be found out counts as "not folded".
+    /// The step that makes the entry then finds its place occupied.
     pub(super) fn resolve(&self, questions: &Questions) -> Answers {
         let Ok(root) = self.root() else { return Answers::default() };
         let respelled = questions.suspects.iter().flat_map(|suspects| self.respelled(root, suspects));
         let mut answers = Answers { respelled: respelled.collect(), twins: Vec::new() };
-        // Only the answers about new names need files of ours.
+        // Only the answers about new names need temporary files.
         if !self.options.dry_run && !questions.groups.is_empty() && root.folds_names().unwrap_or(false) {
             for group in &questions.groups {
                 let paths: Vec<&TreePath> = group.iter().map(|(_, path)| path).collect();
@@ -36,7 +36,7 @@ impl Receiving {
         if there.is_empty() {
             return Vec::new();
         }
-        // By inode, each with its index.
+        // Candidates by inode, each with its index.
         let candidates = (0_u32..).zip(&suspects.candidates);
         let mut candidates: Vec<(u64, u32)> =
             candidates.filter_map(|(index, (_, path))| Some((inode(root, path)?.ino, index))).collect();
@@ -45,7 +45,7 @@ impl Receiving {
             let begin = candidates.partition_point(|&(ino, _)| ino < inode.ino);
             let same = candidates.iter().skip(begin).take_while(|&&(ino, _)| ino == inode.ino);
             let same = same.filter_map(|&(_, index)| suspects.candidates.get(index as usize));
-            // Hard links of one file: the name that differs in case alone is the one.
+            // Among hard links of one file, prefer the name that differs in case alone.
             let &(at, ref candidate) =
                 same.min_by_key(|(_, other)| !other.name().eq_ignore_ascii_case(path.name()))?;
             let is_it = self::inode(root, candidate) == Some(inode);
@@ -62,7 +62,7 @@ impl Receiving {
         respelled.collect()
     }
 
-    /// Keeps how names are spelled, and puts what was listed in the order of the wanted names.
+    /// Stores the spellings, and reorders the listed identities by the wanted names.
     pub(super) fn take_spelling(&self, spelling: Arc<Spelling>) {
         let order = spelling.order();
         if !order.is_empty() {
