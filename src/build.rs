@@ -1,7 +1,7 @@
-//! Builds the programs that `ksync` carries inside: the agent, which is this crate again without its client half,
-//! and the bridge, both as static x86_64 Linux binaries. Leaves them compressed in `$OUT_DIR/agent.gz` and
-//! `$OUT_DIR/bridge.gz`, and the SHA-256 of the uncompressed binaries in the compile-time variables
-//! `KSYNC_AGENT_SHA256` and `KSYNC_BRIDGE_SHA256`.
+//! Builds the two programs that `ksync` carries inside, as static x86_64 Linux binaries. The agent
+//! is this crate without its client half; the other program is the bridge. Their compressed files
+//! are `$OUT_DIR/agent.gz` and `$OUT_DIR/bridge.gz`. The compile-time variables
+//! `KSYNC_AGENT_SHA256` and `KSYNC_BRIDGE_SHA256` hold the SHA-256 of the uncompressed binaries.
 //!
 //! The image's glibc is older than most build machines', so a dynamic agent would not start there.
 
@@ -19,44 +19,46 @@ use probe::Probe;
 #[path = "build/probe.rs"]
 mod probe;
 
-/// What every VM runs, whatever the host that builds.
+/// The target of every VM, whatever the build host.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Names a prebuilt agent, for hosts that cannot build for [`TARGET`]. The bridge lies beside it.
+/// Variable with the path of a prebuilt agent, for hosts that cannot build for [`TARGET`]. The
+/// bridge must be beside it.
 const OVERRIDE: &str = "KSYNC_AGENT";
 
-/// Names the cargo profile of the inner build. `agent-quick` builds in a tenth of the time, for the
-/// loop of edit and test; its size is not checked.
+/// Variable with the cargo profile of the inner build. `agent-quick` builds in a tenth of the time,
+/// for the loop of edit and test; its size is not checked.
 const PROFILE: &str = "KSYNC_AGENT_PROFILE";
 
-/// The profile of what is published.
+/// The profile of published builds.
 const PROFILE_DEFAULT: &str = "agent";
 
-/// Set for the inner build, so that a mistake in its features ends in an error and not in a fork bomb.
+/// Set for the inner build, so that a mistake in its features ends in an error and not in a fork
+/// bomb.
 const GUARD: &str = "KSYNC_AGENT_BUILD";
 
-/// `agent.gz` is a whole number of these bytes, so that a shell can read exactly the agent from a stream
-/// with `dd`, whose blocks are of one size.
+/// `agent.gz` is padded to a multiple of this. So a shell can read exactly the agent from a stream
+/// with `dd`, whose blocks have one size.
 const BLOCK_BYTES: usize = 4096;
 
-/// A program that is carried.
+/// A program that ksync carries.
 struct Program {
-    /// The name of its binary.
+    /// The name of the binary.
     binary: &'static str,
-    /// What it is called here.
+    /// The name in files and messages.
     name: &'static str,
-    /// Largest size when compressed, in bytes.
+    /// Maximum compressed size, in bytes.
     packed_bytes_max: usize,
 }
 
 /// The agent is sent to every new VM.
 const AGENT: Program = Program { binary: "ksync-agent", name: "agent", packed_bytes_max: 1088 * 1024 };
 
-/// The bridge is sent to those that have no other. A program that does nothing has nine tenths of its size, for std
-/// and glibc.
+/// The bridge is sent to VMs that have no other. A program that does nothing has nine tenths of its
+/// size, because of std and glibc.
 const BRIDGE: Program = Program { binary: "ksync-bridge", name: "bridge", packed_bytes_max: 600 * 1024 };
 
-/// What they are made of. A change elsewhere does not build them again.
+/// The sources of both programs. A change elsewhere does not rebuild them.
 const SOURCES: [&str; 16] = [
     "Cargo.toml",
     "Cargo.lock",
@@ -76,41 +78,42 @@ const SOURCES: [&str; 16] = [
     "src/rendezvous.rs",
 ];
 
-/// C flags of the agent: of what zstd does above level 4 only level 6 is in, and no tables for unwinding are. (That
-/// level is 41 KB of what travels, and took 7 % off what an upgrade of a kernel's source brought down.)
+/// C flags of the agent. They drop unwinding tables, and all zstd levels above 4 except level 6.
+/// Level 6 takes 41 KB of the compressed agent, and reduced the download of a kernel source upgrade
+/// by 7 %.
 const C_FLAGS: &str = "-ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables \
     -DZSTD_EXCLUDE_GREEDY_BLOCK_COMPRESSOR \
     -DZSTD_EXCLUDE_LAZY2_BLOCK_COMPRESSOR -DZSTD_EXCLUDE_BTLAZY2_BLOCK_COMPRESSOR \
     -DZSTD_EXCLUDE_BTOPT_BLOCK_COMPRESSOR -DZSTD_EXCLUDE_BTULTRA_BLOCK_COMPRESSOR \
     -DZSTD_STRIP_ERROR_STRINGS -DHUF_FORCE_DECOMPRESS_X1 -DZSTD_FORCE_DECOMPRESS_SEQUENCES_SHORT";
 
-/// Linker script that leaves out the tables for unwinding which std and glibc bring along. The agent aborts
-/// on panic, so nothing reads them; they are 50 KB of the 830 KB that would travel.
+/// Linker script that discards the unwinding tables of std and glibc. The agent aborts on panic, so
+/// nothing reads them; they are 50 KB of the 830 KB that would be sent.
 const WITHOUT_UNWINDING: &str = "SECTIONS { /DISCARD/ : { *(.eh_frame) *(.eh_frame_hdr) \
     *(.gcc_except_table) *(.gcc_except_table.*) } }\nINSERT AFTER .text;\n";
 
-/// A flag that makes the programs smaller, which some linkers do not take.
+/// A flag that makes the programs smaller, but that some linkers reject.
 struct Optional {
     /// The flag; `SCRIPT` stands for the path of the linker script.
     flag: &'static str,
-    /// What it takes off a program when compressed, at most, in bytes.
+    /// Maximum compressed bytes that the flag saves in a program.
     saved_bytes: usize,
 }
 
-/// GNU ld folds no code; gold and mold know no `INSERT`.
+/// GNU ld cannot fold code; gold and mold do not know `INSERT`.
 const OPTIONAL: [Optional; 2] = [
     Optional { flag: "-Clink-arg=-TSCRIPT", saved_bytes: 64 * 1024 },
-    // Functions that became the same code are kept once.
+    // Identical code folding: functions with the same code are kept once.
     Optional { flag: "-Clink-arg=-Wl,--icf=all", saved_bytes: 16 * 1024 },
 ];
 
-/// The way out where nothing can be built.
+/// The alternative for machines that cannot build.
 const PREBUILT: &str = "Or set KSYNC_AGENT to the path of a ksync-agent that lies beside a ksync-bridge, both built on x86_64 Linux \
     with RUSTFLAGS='-C target-feature=+crt-static' cargo build --no-default-features \
     --features agent,bridge --bin ksync-agent --bin ksync-bridge --profile agent --target x86_64-unknown-linux-gnu";
 
-/// Settings of the outer build that would leak into the agent: wrappers and flags of clippy, coverage and
-/// cross builds, features and profiles.
+/// Settings of the outer build that would leak into the agent: wrappers and flags of clippy,
+/// coverage and cross builds, features and profiles.
 const CLEARED: [&str; 7] = [
     "CARGO_INCREMENTAL",
     "CARGO_TARGET_DIR",
@@ -133,13 +136,13 @@ fn main() -> ExitCode {
     };
     let Err(message) = done else { return ExitCode::SUCCESS };
     for line in message.lines() {
-        // Nobody is left to hear of a failure to say this.
+        // Nobody is left to hear of a failure of this write.
         let _ = tell(&format!("cargo::error={line}"));
     }
     ExitCode::FAILURE
 }
 
-/// The whole job: find or build the programs, compress them, name their hashes.
+/// The whole job: finds or builds the programs, compresses them, and passes on their hashes.
 fn pack_all() -> Result<(), String> {
     tell(&format!("cargo::rerun-if-env-changed={OVERRIDE}"))?;
     tell(&format!("cargo::rerun-if-env-changed={PROFILE}"))?;
@@ -152,7 +155,7 @@ fn pack_all() -> Result<(), String> {
             for file in [&agent, &bridge] {
                 tell(&format!("cargo::rerun-if-changed={}", file.display()))?;
             }
-            // How it was linked is not known here.
+            // The flags of a prebuilt binary's linker are unknown here.
             (agent, bridge, OPTIONAL.iter().map(|flag| flag.saved_bytes).sum())
         }
         None => {
@@ -164,7 +167,8 @@ fn pack_all() -> Result<(), String> {
     pack_one(&BRIDGE, &bridge, room_bytes)
 }
 
-/// `room_bytes` is what the limit gains for flags that the linker did not take.
+/// Checks and compresses one program. `room_bytes` raises the size limit for flags that the linker
+/// rejected.
 fn pack_one(program: &Program, file: &Path, room_bytes: usize) -> Result<(), String> {
     let Program { name, .. } = *program;
     let packed_bytes_max = program.packed_bytes_max + room_bytes;
@@ -182,8 +186,8 @@ fn pack_one(program: &Program, file: &Path, room_bytes: usize) -> Result<(), Str
     tell(&format!("cargo::rustc-env=KSYNC_{}_SHA256={sha256}", name.to_uppercase()))
 }
 
-/// Runs the inner cargo and answers where it left the binaries, and how much larger they may be for
-/// want of flags.
+/// Runs the inner cargo. Returns the directory of the binaries, and the bytes that they may be
+/// larger because the linker rejected flags.
 fn build() -> Result<(PathBuf, usize), String> {
     if env::var_os(GUARD).is_some() {
         return Err(format!("{GUARD} is set: the inner build must not ask for the feature `client`"));
@@ -233,11 +237,11 @@ fn agent_cargo(root: &Path, target_dir: &Path, flags: &[String]) -> Result<Comma
     let mut cargo = inner_cargo(&variable("CARGO")?, root);
     cargo.args(["build", "--no-default-features", "--features", "agent,bridge"]);
     cargo.args(["--bin", AGENT.binary, "--bin", BRIDGE.binary]);
-    // With an explicit target the flags below do not reach build scripts and procedural macros, which
-    // cannot be static.
+    // With an explicit target, the flags below do not reach build scripts and procedural macros,
+    // which cannot be static.
     cargo.args(["--profile", &profile(), "--target", TARGET]).arg("--target-dir").arg(target_dir);
     if root.join("Cargo.lock").exists() {
-        // The outer build has fetched all of it, so this also works without a network.
+        // The outer build has fetched all crates, so this also works without a network.
         cargo.arg("--locked");
     }
     cargo.env(format!("CFLAGS_{}", TARGET.replace('-', "_")), C_FLAGS);
@@ -245,13 +249,13 @@ fn agent_cargo(root: &Path, target_dir: &Path, flags: &[String]) -> Result<Comma
     Ok(cargo)
 }
 
-/// The compiler flags of agent and bridge, to be encoded: that form goes before every other source
-/// of flags, and paths may hold spaces. The linker is tried, and the flags that it does not take
-/// are left out; how many bytes the programs may be larger for that comes back too.
+/// The compiler flags of agent and bridge, for the encoded variable: it overrides every other
+/// source of flags, and paths may contain spaces. Flags that the linker rejects are dropped. Also
+/// returns the bytes that the programs may be larger without them.
 fn rust_flags(root: &Path, target_dir: &Path, script: &Path) -> Result<(Vec<String>, usize), String> {
     let script = script.to_str().ok_or_else(|| format!("{} is not UTF-8", script.display()))?;
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned(), "-Cforce-unwind-tables=no".to_owned()];
-    // The first flight has some kilobytes: vector code for its cipher would only travel.
+    // The first flight has some kilobytes: vector code for its cipher would not pay for its size.
     flags.extend(["--cfg=chacha20_force_soft".to_owned(), "--cfg=poly1305_force_soft".to_owned()]);
     let optional = OPTIONAL.map(|optional| optional.flag.replace("SCRIPT", script));
     let accepted = {
@@ -270,7 +274,7 @@ fn rust_flags(root: &Path, target_dir: &Path, script: &Path) -> Result<(Vec<Stri
     let room_bytes = missing.map(|(optional, _)| optional.saved_bytes).sum();
     flags.extend(accepted);
     let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
-    // The last prefix that fits is the one that counts, so the more particular ones come last.
+    // The last matching prefix wins, so the more specific ones come last.
     for (from, to) in [(home.as_deref(), "/cargo"), (Some(root), "/ksync"), (Some(target_dir), "/target")] {
         if let Some(from) = from.filter(|from| from.is_absolute()) {
             let from = from.to_str().ok_or_else(|| format!("{} is not UTF-8", from.display()))?;
@@ -280,8 +284,8 @@ fn rust_flags(root: &Path, target_dir: &Path, script: &Path) -> Result<(Vec<Stri
     Ok((flags, room_bytes))
 }
 
-/// The folder that all profiles of the outer build share: the nearest that cargo marked as a cache, or else
-/// the one above `<profile>/build/<package>/out`.
+/// The folder that all profiles of the outer build share: the nearest one that cargo marked as a
+/// cache, otherwise the one above `<profile>/build/<package>/out`.
 fn target_dir(out_dir: &Path) -> Result<&Path, String> {
     out_dir
         .ancestors()
@@ -290,7 +294,7 @@ fn target_dir(out_dir: &Path) -> Result<&Path, String> {
         .ok_or_else(|| format!("no target directory above {}", out_dir.display()))
 }
 
-/// Whether these are the bytes of a 64-bit x86 program for ELF systems.
+/// Checks that these are the bytes of a 64-bit x86 program for ELF systems.
 fn check_machine(binary: &[u8]) -> Result<(), String> {
     const X86_64: &[u8] = &[62, 0];
     if binary.starts_with(b"\x7fELF\x02") && binary.get(18..20) == Some(X86_64) {
@@ -300,10 +304,12 @@ fn check_machine(binary: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Gzip (RFC 1952) without name and time, made a whole number of blocks by an extra field in the header: every
-/// gunzip skips that, whereas many complain of zeros after the end. libdeflate finds 3 % more than zlib does.
+/// Compresses with gzip (RFC 1952), without name and time. An extra field in the header pads the
+/// file to whole blocks: every gunzip skips it, while many complain about zeros after the end.
+/// libdeflate's output is 3 % smaller than zlib's.
 fn pack(binary: &[u8]) -> Result<Vec<u8>, String> {
-    /// Magic, method "deflate", the flag of an extra field, no time, the slowest method, an unknown system.
+    /// Magic, method "deflate", the flag of an extra field, no time, the slowest method, an unknown
+    /// system.
     const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 2, 255];
     /// The extra field's own length, then the name and length of its one subfield.
     const FIELD_BYTES: usize = 2 + 4;
@@ -332,7 +338,7 @@ fn variable(name: &str) -> Result<PathBuf, String> {
     env::var_os(name).map(PathBuf::from).ok_or_else(|| format!("cargo did not set {name}"))
 }
 
-/// Says something to cargo.
+/// Prints a line for cargo.
 fn tell(line: &str) -> Result<(), String> {
     writeln!(io::stdout(), "{line}").map_err(|error| format!("cannot write to cargo: {error}"))
 }

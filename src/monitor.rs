@@ -1,4 +1,4 @@
-//! What happens, told to whoever looks on. The engine reports; it knows no terminal.
+//! Events of a run, for observers. The engine reports them; it knows no terminal.
 
 use std::sync::Mutex;
 
@@ -6,20 +6,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::tree::place::Pair;
 
-/// How a change shows in a list.
+/// The kind of a change in a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
-    /// Something new is made.
+    /// A new entry is created.
     Create,
     /// A content or link is replaced.
     Update,
     /// Only mode or time are set.
     Adjust,
-    /// Something is removed.
+    /// An entry is removed.
     Delete,
 }
 
-/// What a thing in a list is.
+/// The kind of an entry in a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum What {
     /// A directory.
@@ -32,66 +32,66 @@ pub enum What {
     Special,
 }
 
-/// In what two entries of one path differ.
+/// The differences between two entries of one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Differs {
-    /// In length: files only.
+    /// Different lengths; files only.
     pub size: bool,
-    /// In modification time.
+    /// Different modification times.
     pub time: bool,
-    /// In the mode bits that count.
+    /// Different mode bits, of those that are compared.
     pub mode: bool,
 }
 
-/// Most paths that [`Braked`] names.
+/// Maximum number of paths that [`Braked`] names.
 pub const HEAD_MAX: usize = 10;
 
-/// Why deletions need consent.
+/// The reason why deletions need consent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
-    /// The destination is a directory that a machine cannot do without.
+    /// The destination is a directory that a machine needs.
     Protected,
-    /// More than `--max-delete` allows.
+    /// `--max-delete` allows fewer deletions.
     Limit {
-        /// What it allows.
+        /// The maximum that it allows.
         limit: u64,
     },
-    /// The VM is another one than at the last time.
+    /// The VM is not the one of the last sync.
     OtherMachine,
-    /// The source is empty and was not.
+    /// The source is empty and was not before.
     Emptied,
-    /// The source is on another filesystem than it was.
+    /// The source is on another filesystem than before.
     OtherFilesystem,
     /// The destination was never a copy of this source made by ksync.
     Foreign,
-    /// More than half of the destination.
+    /// More than half of the destination would be deleted.
     Most,
 }
 
 /// Deletions that wait for consent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Braked {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// Entries that would go.
+    /// Number of entries that would be deleted.
     pub going: u64,
-    /// Entries of the destination that rules do not protect.
+    /// Number of entries in the destination that rules do not protect.
     pub held: u64,
-    /// The first [`HEAD_MAX`] of those that would go.
+    /// The first [`HEAD_MAX`] entries that would be deleted.
     pub head: Vec<Doomed>,
 }
 
-/// An entry that would go.
+/// An entry that would be deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Doomed {
-    /// What it is.
+    /// The kind of the entry.
     pub what: What,
     /// The path as bytes.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
 }
 
-/// Why one entry, or a part of a run, could not be done.
+/// The cause of a problem with one entry, or with a part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Trouble {
     /// The source could not be read.
@@ -104,36 +104,36 @@ pub enum Trouble {
     Unwritable,
     /// The destination changed during the run and was left alone.
     Conflict,
-    /// Something that may not be removed stands in the way.
+    /// An existing entry blocks the path, and may not be removed.
     Obstacle,
-    /// What arrived does not have the hash that was announced.
+    /// The received content does not have the announced hash.
     Corrupt,
-    /// A link that leads out of its tree was left out.
+    /// A link that leads out of its tree was excluded.
     Unsafe,
     /// A kind of entry that no tree can hold: a pipe, a socket, a device.
     Unsupported,
-    /// Nothing was deleted, since the list of what to keep is not complete.
+    /// Nothing was deleted, because the list of entries to keep is not complete.
     NotDeleted,
-    /// A directory of the destination could not be listed, so what is in it stays.
+    /// A directory of the destination could not be listed, so its entries stay.
     Unlisted,
 }
 
-/// One thing that went wrong without ending the run.
+/// A problem that did not end the run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// What went wrong.
+    /// The kind of the problem.
     pub trouble: Trouble,
-    /// The path it happened to, as bytes; empty where it is the root.
+    /// The path as bytes; empty for the root.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
     /// The cause in words.
     pub cause: String,
 }
 
-/// What happens in a run.
+/// An event of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// The receiver found where the tree goes: the resolved destination.
+    /// The receiver resolved the destination path.
     Resolved {
         /// Absolute path as bytes.
         #[serde(with = "serde_bytes")]
@@ -141,106 +141,106 @@ pub enum Event {
     },
     /// A side has listed its tree.
     Scanned {
-        /// Entries found.
+        /// Number of entries found.
         entries: u64,
         /// Bytes in regular files.
         bytes: u64,
     },
-    /// Entries of the source were left out by rules.
+    /// Rules excluded entries of the source.
     Excluded {
-        /// How many; a directory counts once.
+        /// Number of excluded entries; a directory counts once.
         entries: u64,
     },
-    /// Further content is known to be missing.
+    /// More content is known to be missing.
     Planned {
-        /// Files more.
+        /// Additional files.
         files: u64,
-        /// Bytes more; what is found in the destination is taken off with [`Event::Matched`].
+        /// Additional bytes. [`Event::Matched`] subtracts those that are found in the destination.
         bytes: u64,
     },
-    /// One decision, in path order; told when changes are to be listed.
+    /// One change, in path order; reported only if the options ask for a list of changes.
     Change {
-        /// What is done.
+        /// The kind of the change.
         action: Action,
-        /// To what.
+        /// The kind of the entry.
         what: What,
-        /// In what the old one differs, where there is one.
+        /// The differences to the old entry, if there is one.
         differs: Differs,
-        /// The path as bytes; empty where it is the root.
+        /// The path as bytes; empty for the root.
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
     },
-    /// A file's content begins to travel.
+    /// The transfer of a file's content begins.
     Began {
         /// The path as bytes.
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
     },
-    /// Content travelled.
+    /// Content was transferred.
     Moved {
         /// Bytes of content.
         bytes: u64,
     },
-    /// Planned content need not travel: the destination has it.
+    /// The destination already has some of the planned content.
     Matched {
         /// Bytes of content.
         bytes: u64,
     },
-    /// Something went wrong and the run goes on.
+    /// A problem occurred, and the run continues.
     Problem(Problem),
-    /// Something that the source does not have any more stays, since nothing is to be deleted. Told by rounds of a
-    /// watch, of what is not in a directory of which that is told.
+    /// A destination entry that left the source was kept, because `--delete` is off. Reported by
+    /// the rounds of a watch. For a directory that left the source, its content is not reported.
     Left {
-        /// What it is.
+        /// The kind of the entry.
         what: What,
         /// The path as bytes.
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
     },
-    /// Not everything that is touched in a watched tree is seen, so all of it is looked at again and again.
+    /// The watch misses changes, so the whole tree is scanned at intervals.
     Polling {
-        /// Why, and what to do.
+        /// The cause and a remedy.
         cause: String,
     },
     /// Deletions wait for consent: the run does everything else and deletes nothing.
     Braked(Braked),
-    /// What the client is to remember of source and copy.
+    /// The pair of source and copy, for the client to store.
     Paired(Pair),
 }
 
-/// What has to be done before anything can travel, and may take a while.
+/// A preparation that may take a while, before any transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preparation {
-    /// The platform is asked for the session.
+    /// The platform's API is asked for the session.
     LookUp,
     /// The session's VM is set up.
     SetUp,
-    /// A bridge is brought to the session's VM, which has none.
+    /// A bridge is sent to the session's VM, which has none.
     BringBridge,
 }
 
-/// Something that a person should know before it happens.
+/// A warning for the user, before the event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// What will happen, and why.
+    /// The event to come, and its cause.
     pub what: String,
-    /// What to do about it.
+    /// The remedy.
     pub hint: String,
 }
 
-/// Looks on. Called from the threads of an exchange, so it must be quick.
+/// Observes a run. Called from the threads of an exchange, so it must be quick.
 pub trait Monitor: Sync {
-    /// Takes note of an event.
+    /// Takes an event.
     fn observe(&self, event: Event);
 
-    /// Told by this side alone, before anything is under way.
+    /// Called only by this side, before the exchange starts.
     fn prepare(&self, _preparation: Preparation) {}
 
-    /// Told by this side alone, at any time.
+    /// Called only by this side, at any time.
     fn warn(&self, _warning: Warning) {}
 }
 
-/// Looks on and says nothing.
+/// An observer that ignores all events.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Quiet;
 

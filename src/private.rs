@@ -1,4 +1,5 @@
-//! Small files that only we may read. But for one that grows they are written as a whole or not at all.
+//! Small files that only this user may read. Each is written as a whole or not at all, except the
+//! one that grows.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -8,50 +9,51 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 
-/// Longest file that is read, in bytes.
+/// Maximum length of a file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// The mode of such a file.
 const MODE: u32 = 0o600;
 
-/// The mode of a directory that has such files.
+/// The mode of a directory with such files.
 const DIRECTORY_MODE: u32 = 0o700;
 
-/// What nobody but the owner may do with such a directory.
+/// Mode bits of other users, which such a directory must not have.
 const OTHERS: u32 = 0o077;
 const OTHERS_WRITE: u32 = 0o022;
 
-/// A file's text, or as much of it as such a file can have.
+/// The text of a file, up to the maximum length.
 ///
 /// # Errors
-/// It cannot be read, or is no text.
+/// The file cannot be read, or is no text.
 pub(crate) fn read(file: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(file)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// Writes a file, whatever is there; its directory is made where it is missing.
+/// Writes a file, and replaces an existing one. Creates its directory if it is missing.
 ///
 /// # Errors
-/// It cannot be written.
+/// The file cannot be written.
 pub(crate) fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
     aside(file, content, |new| fs::rename(new, file))
 }
 
-/// Writes a file that is not there yet.
+/// Creates a file that does not exist yet.
 ///
 /// # Errors
-/// [`io::ErrorKind::AlreadyExists`] where somebody was faster; else it cannot be written.
+/// [`io::ErrorKind::AlreadyExists`] if another process was faster; otherwise the file cannot be
+/// written.
 pub(crate) fn make(file: &Path, content: &[u8]) -> io::Result<()> {
     aside(file, content, |new| fs::hard_link(new, file))
 }
 
-/// Whether a directory is ours, and nobody else can change it. One that others can look into is
-/// closed; one that is missing will be made private.
+/// Checks that a directory belongs to this user, and that no other user can change it. A directory
+/// that others can list is made private; a missing one will be created private.
 ///
 /// # Errors
-/// It is not, with its path and why; or it cannot be looked at.
+/// It fails this check, with its path and the reason, or its metadata cannot be read.
 pub(crate) fn check(directory: &Path) -> io::Result<()> {
     let refused = |why: String| {
         let text = format!("{} {why}", directory.display());
@@ -68,7 +70,7 @@ pub(crate) fn check(directory: &Path) -> io::Result<()> {
     } else if owner != own {
         refused(format!("belongs to another user (uid {owner}, and this is uid {own})"))
     } else if mode & OTHERS_WRITE != 0 {
-        // What is in it may be another user's by now.
+        // Another user may have put files into it by now.
         refused(format!("can be changed by other users (mode {mode:04o})"))
     } else if mode & OTHERS != 0 {
         // Others saw no more than names so far: each file has a mode of its own.
@@ -79,12 +81,11 @@ pub(crate) fn check(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens a file for reading it and for writing behind what is there; it is made where it is
-/// missing. A symbolic link is not followed: it may lead to a file that is somebody else's
-/// business.
+/// Opens a file for reading, and for appending; creates it if it is missing. A symbolic link is not
+/// followed, since it may lead to a file that another program uses.
 ///
 /// # Errors
-/// It cannot be opened.
+/// The file cannot be opened.
 pub(crate) fn grow(file: &Path) -> io::Result<File> {
     make_parent(file)?;
     let no_link = i32::try_from(OFlags::NOFOLLOW.bits()).map_err(io::Error::other)?;
@@ -98,7 +99,7 @@ pub(crate) fn grow(file: &Path) -> io::Result<File> {
     })
 }
 
-/// Writes under another name, and puts that into its place.
+/// Writes to a temporary name, and puts that file into its place.
 fn aside(file: &Path, content: &[u8], place: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     make_parent(file)?;
     let new = file.with_extension(format!("{}.new", std::process::id()));
@@ -123,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_of_others_or_for_others_is_refused() {
+    fn a_directory_that_others_own_or_can_change_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("ksync");
         check(&state).unwrap();
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_through_a_link() {
+    fn no_file_is_written_through_a_link() {
         let folder = tempfile::tempdir().unwrap();
         let (link, elsewhere) = (folder.path().join("link"), folder.path().join("elsewhere"));
         for there in [false, true] {

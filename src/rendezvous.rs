@@ -1,13 +1,13 @@
-//! Where a lane meets the agent whose lane it is: two processes of one login, started over two channels.
+//! Rendezvous of a lane and its agent: two processes of one login, started over two channels.
 //!
-//! The process of a lane hands its standard input to the agent, waits until that has taken it, says so on its
-//! standard output, and stays until the agent is done with the lane. So no byte passes through it, and it ends
-//! by itself when the agent does, however that ends.
+//! The process of a lane passes its standard input to the agent. When the agent has it, the process
+//! says so on its standard output, and stays until the agent is done with the lane. So no byte
+//! passes through the process, and it ends with the agent, however that ends.
 //!
-//! They meet at a Unix socket with an abstract name, which leaves nothing on any disk. Anybody on the machine
-//! can connect to such a socket, or can have taken the name before; so both ends ask the kernel who the other
-//! one is, and have nothing to do with another user. That can at most keep lanes from joining, and an exchange
-//! does without them.
+//! They meet at a Unix socket with an abstract name, which leaves nothing on any disk. Any user of
+//! the machine can connect to such a socket, or may have taken the name before. So both ends ask
+//! the kernel for the peer's user, and refuse any other user. At worst another user keeps lanes
+//! from joining, and an exchange works without them.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -29,27 +29,27 @@ use crate::exchange::lanes::{JoinLanes, Joining, Lane};
 use crate::wire::hello::MAGIC;
 use crate::wire::lanes::{Announcement, Token};
 
-/// How long agent and lanes wait for each other. The announcement leaves before any lane is started, but may
-/// queue behind a few MiB; where those take longer, lanes are of no use.
+/// Timeout for agent and lanes to meet. The announcement leaves before any lane is started, but may
+/// queue behind a few MiB. If those take longer, lanes are useless.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often a lane looks whether the agent is there.
+/// Interval at which a lane tries to reach the agent.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
-/// How long the agent rests when it cannot let anybody in.
+/// The agent's pause when it cannot accept a connection.
 const REST: Duration = Duration::from_millis(5);
 
-/// How long a lane that has connected may take to hand over its input.
+/// Timeout for a connected lane to pass its input.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The one byte of either message.
 const WORD: [u8; 1] = [1];
 
-/// The whole life of a lane's process: hands `input` to the agent that announced `token`, says on `output` when
-/// that has it, and returns when the agent is done with it.
+/// The whole work of a lane's process. Passes `input` to the agent that announced `token`, and
+/// reports on `output` when the agent has it. Returns when the agent is done with it.
 ///
 /// # Errors
-/// Where there is no such agent, or it takes no further lane.
+/// There is no such agent, or it takes no further lane.
 pub fn serve_lane(token: Token, input: impl AsFd, output: &mut impl Write) -> io::Result<()> {
     let mut agent = connect(token, input.as_fd())?;
     check_own(&agent)?;
@@ -57,32 +57,32 @@ pub fn serve_lane(token: Token, input: impl AsFd, output: &mut impl Write) -> io
     agent.read_exact(&mut WORD.clone())?;
     output.write_all(&MAGIC)?;
     output.flush()?;
-    // Nothing more is said: this waits for the end. A broken connection is one too.
+    // No more bytes come: this waits for the end. A broken connection is one too.
     let _ = agent.read(&mut WORD.clone());
     Ok(())
 }
 
-/// The agent's end: lets lanes in.
+/// The agent's end: accepts lanes.
 #[derive(Debug)]
 pub struct Rendezvous;
 
 impl JoinLanes for Rendezvous {
     fn join(&self, announcement: Announcement, joining: Joining) {
-        // Where nobody can listen no lane joins, and the exchange goes on without.
+        // If the agent cannot listen, no lane joins, and the exchange works without.
         if let Ok(listener) = listen(announcement.token) {
             let _ = thread::Builder::new().spawn(move || let_in(&listener, &joining));
         }
     }
 }
 
-/// Lets lanes in until all have joined.
+/// Accepts lanes until all have joined.
 fn let_in(listener: &UnixListener, joining: &Joining) {
     let start = Instant::now();
     while joining.is_open() && start.elapsed() < PATIENCE {
         match listener.accept() {
-            // One that is refused sees the end of its connection.
+            // A refused lane sees the end of its connection.
             Ok((lane, _)) => drop(admit(lane, joining)),
-            // Nobody came for a while, or there is no descriptor for whoever did.
+            // No lane came for a while, or no descriptor was free for it.
             Err(_) => thread::sleep(REST),
         }
     }
@@ -94,13 +94,13 @@ fn admit(lane: UnixStream, joining: &Joining) -> io::Result<()> {
     let input = File::from(take_over(&lane)?);
     let mut answer = lane.try_clone()?;
     if joining.add(Lane::new(Handed { input, _lane: lane })) {
-        // The lane is used once this has arrived.
+        // The lane process reports success after this byte.
         answer.write_all(&WORD)?;
     }
     Ok(())
 }
 
-/// A lane's input, and the connection whose end tells its process that it may go.
+/// A lane's input, and the connection whose end lets the lane's process exit.
 struct Handed {
     input: File,
     _lane: UnixStream,
@@ -118,19 +118,19 @@ fn name(token: Token) -> io::Result<SocketAddr> {
 
 fn listen(token: Token) -> io::Result<UnixListener> {
     let listener = UnixListener::bind_addr(&name(token)?)?;
-    // Also for accepting: whoever waits looks at the clock now and then.
+    // The timeout applies to `accept` too, so the loop checks the clock now and then.
     set_socket_timeout(&listener, Timeout::Recv, Some(Duration::from_secs(1)))?;
     Ok(listener)
 }
 
-/// Connects to the agent. It may not have read the announcement yet; or it may be gone already, which shows in
-/// that `input` has ended too.
+/// Connects to the agent. The agent may not have read the announcement yet. Or it may be gone
+/// already; then `input` has ended too.
 fn connect(token: Token, input: BorrowedFd<'_>) -> io::Result<UnixStream> {
     let start = Instant::now();
     loop {
         match UnixStream::connect_addr(&name(token)?) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && start.elapsed() < PATIENCE => {
-                // A pipe hangs up, a socket does only half of that.
+                // A pipe hangs up; a socket closes only one direction.
                 let mut polled = [PollFd::from_borrowed_fd(input, PollFlags::RDHUP)];
                 if poll(&mut polled, Some(&LOOK))? > 0 {
                     return Err(error);
@@ -141,7 +141,7 @@ fn connect(token: Token, input: BorrowedFd<'_>) -> io::Result<UnixStream> {
     }
 }
 
-/// Whether the other end is a process of the same user, by what the kernel knows.
+/// Checks with the kernel that the other end is a process of the same user.
 fn check_own(socket: &UnixStream) -> io::Result<()> {
     if socket_peercred(socket)?.uid == rustix::process::geteuid() {
         Ok(())
@@ -187,7 +187,8 @@ mod tests {
         Announcement { token: Token::new(random), lanes: 2 }
     }
 
-    /// What a lane of this token carries, read by the agent's end; how the lane ended, and what it answered.
+    /// Sends bytes over a lane of this token and checks them at the agent's end. Returns the lane's
+    /// result and its answer.
     fn carries(token: Token, merged: &mut Merged) -> (io::Result<()>, Vec<u8>) {
         let (input, mut far) = io::pipe().unwrap();
         let lane = thread::spawn(move || {
@@ -198,14 +199,14 @@ mod tests {
         let mut text = [0; 13];
         merged.read_exact(&mut text).unwrap();
         assert_eq!(&text, b"over the lane");
-        // The end of the lane lets its process go, and only that.
+        // The process of the lane exits only after the end of the lane.
         thread::sleep(Duration::from_millis(50));
         assert!(!lane.is_finished());
         drop(far);
         lane.join().unwrap()
     }
 
-    /// Does something as another user, on a thread of its own.
+    /// Runs `work` as another user, on a thread of its own.
     fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let working = scope.spawn(|| {
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_hands_its_input_over_and_goes_when_that_has_ended() {
+    fn a_lane_hands_its_input_over_and_exits_at_its_end() {
         let announcement = announcement(1);
         let (reader, _main) = io::pipe().unwrap();
         let (mut merged, joining) = Merged::new(Lane::new(reader), announcement);
@@ -225,7 +226,7 @@ mod tests {
         let (ended, answer) = carries(announcement.token, &mut merged);
         ended.unwrap();
         assert_eq!(answer, MAGIC);
-        // All have joined: nobody listens any more.
+        // All lanes have joined, so the agent no longer listens.
         let mut refused = UnixStream::connect_addr(&name(announcement.token).unwrap());
         while refused.is_ok() {
             thread::sleep(REST);
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_that_comes_before_the_announcement_waits_for_it() {
+    fn a_lane_waits_for_the_announcement() {
         let announcement = announcement(2);
         let (reader, _main) = io::pipe().unwrap();
         let (mut merged, joining) = Merged::new(Lane::new(reader), announcement);
@@ -268,7 +269,7 @@ mod tests {
         Rendezvous.join(announcement, joining);
         as_nobody(|| {
             let (input, _far) = io::pipe().unwrap();
-            // The way that a lane goes, by somebody who does not look whom he talks to.
+            // The steps of a lane, by a program that does not check its peer.
             for _ in 0..100 {
                 let mut agent = connect(announcement.token, input.as_fd()).unwrap();
                 let _ = hand_over(&agent, input.as_fd());
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn another_user_who_has_the_name_is_handed_nothing() {
+    fn a_lane_hands_nothing_to_another_user() {
         if !rustix::process::geteuid().is_root() {
             return;
         }

@@ -1,10 +1,10 @@
-//! The probe: which optional flags the linker takes, and what a toolchain lacks to link a static
-//! program for the VM.
+//! The probe: finds the optional flags that the linker accepts, and names the missing parts of a
+//! toolchain without static linking for the VM.
 //!
-//! Each answer comes from a program of one line that cargo builds with the same configuration as
-//! the agent: with the linker of its config files and of `CARGO_TARGET_…_LINKER`, and with the same
-//! `rustc`. One build takes 0.2 s. The first tries all flags at once, so a linker that takes
-//! everything costs one.
+//! Each answer comes from a program of one line, which cargo builds with the agent's configuration.
+//! That includes the linker of its config files and of `CARGO_TARGET_…_LINKER`, and the same
+//! `rustc`. One build takes 0.2 s. The first build tries all flags at once, so a linker that
+//! accepts everything costs one build.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,52 +12,52 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The probe's package. It stands in no workspace, whatever directory it lies in.
+/// The probe's package. It belongs to no workspace, whatever directory it is in.
 const MANIFEST: &str = "[package]\nname = \"probe\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n[workspace]\n\n\
     [profile.dev]\npanic = \"abort\"\ndebug = false\nincremental = false\n";
 
-/// The probe's program: std is in it, and with std the C library.
+/// The probe's program: it contains std, and with std the C library.
 const PROGRAM: &str = "fn main() { println!(\"started\"); }\n";
 
-/// Longest part of a tool's message that is quoted, in characters.
+/// Maximum length of a quoted tool message, in characters.
 const QUOTE_CHARS_MAX: usize = 300;
 
 /// Builds programs of one line for a target.
 pub(crate) struct Probe<'a> {
-    /// Makes a `cargo` whose environment is the agent's, without arguments.
+    /// Creates a `cargo` without arguments, in the agent's environment.
     pub(crate) cargo: &'a dyn Fn() -> Command,
     /// The target.
     pub(crate) target: &'a str,
-    /// What the probe may fill and remove.
+    /// The directory that the probe may fill and remove.
     pub(crate) folder: PathBuf,
-    /// Flags that a link needs, and that every linker takes.
+    /// Flags that a link needs, and that every linker accepts.
     pub(crate) flags: &'a [String],
-    /// Whether this machine runs programs of the target.
+    /// True if this machine runs programs of the target.
     pub(crate) is_native: bool,
 }
 
-/// How one build of the probe ended.
+/// The result of one build of the probe.
 enum Built {
     Yes,
-    /// What the tools said.
+    /// The output of the tools.
     No(String),
 }
 
-/// What cargo is asked to do.
+/// The task for cargo.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Goal {
-    /// Only look for std.
+    /// Only check that std is there.
     Check,
     /// Link.
     Link,
 }
 
 impl Probe<'_> {
-    /// Those of the optional flags that the linker takes, in their order.
+    /// The optional flags that the linker accepts, in their order.
     ///
     /// # Errors
-    /// A static program cannot be linked at all; the message names what is missing and the package
-    /// that has it.
+    /// A static program cannot be linked at all; the message names the missing part and its
+    /// package.
     pub(crate) fn accepted(&self, optional: &[String]) -> Result<Vec<String>, String> {
         self.write().map_err(|error| format!("cannot write to {}: {error}", self.folder.display()))?;
         if matches!(self.link(optional)?, Built::Yes) {
@@ -72,21 +72,22 @@ impl Probe<'_> {
                 accepted.push(flag.clone());
             }
         }
-        // Each by itself is no proof of all together.
+        // Flags that work one by one may fail together.
         Ok(if matches!(self.link(&accepted)?, Built::Yes) { accepted } else { Vec::new() })
     }
 
-    /// A C compiler that `cc-rs` would take for the target and that finds the C library's headers.
+    /// Checks for a C compiler that `cc-rs` would use for the target and that finds the C library's
+    /// headers.
     ///
     /// # Errors
-    /// There is none; the message names what is missing.
+    /// There is none; the message names the missing part.
     pub(crate) fn check_c_compiler(&self) -> Result<(), String> {
         let underscored = self.target.replace('-', "_");
         let names = [format!("CC_{}", self.target), format!("CC_{underscored}")];
         let chosen = ["TARGET_CC", "HOST_CC", "CC", "CROSS_COMPILE"];
         let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        // Whoever names a compiler may name one with arguments or a wrapper; its own messages are
-        // better than ours.
+        // A user who names a compiler may name one with arguments or a wrapper. Its own messages
+        // are better than ours.
         if names.iter().any(|name| is_set(name)) || chosen.into_iter().any(is_set) {
             return Ok(());
         }
@@ -109,7 +110,8 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// What the toolchain lacks, after a static program without optional flags did not link.
+    /// Finds the missing part of the toolchain, after a static program without optional flags did
+    /// not link.
     fn diagnose(&self, text: &str) -> Result<String, String> {
         let target = self.target;
         if let Built::No(text) = self.run(Goal::Check, self.flags)? {
@@ -130,7 +132,7 @@ impl Probe<'_> {
             self.flags.iter().filter(|flag| !flag.contains("crt-static")).cloned().collect();
         let said = format!("The linker said: {}", quote(text));
         Ok(match self.run(Goal::Link, &dynamic)? {
-            // Only a static program lacks something, so it is a static library.
+            // Only the static program fails, so a static library is missing.
             Built::Yes if !lacks_libc(text) => format!(
                 "static programs for {target} do not link, while dynamic ones do: a static library of the C compiler \
                  (libgcc_eh.a) or of glibc (libc.a) is missing: {LIBC_PACKAGES}.\n{said}"
@@ -193,7 +195,7 @@ impl Probe<'_> {
             .arg("--target-dir")
             .arg(self.folder.join("target"))
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-            // The messages are read.
+            // The messages are parsed, so they must be in English.
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .output()
@@ -202,7 +204,8 @@ impl Probe<'_> {
         Ok(if output.status.success() { Built::Yes } else { Built::No(text()) })
     }
 
-    /// Nothing of an earlier probe counts: a linker or a library may have come or gone.
+    /// Writes the package, and removes any earlier one: a linker or a library may have come or gone
+    /// since.
     fn write(&self) -> std::io::Result<()> {
         if self.folder.exists() {
             fs::remove_dir_all(&self.folder)?;
@@ -213,11 +216,11 @@ impl Probe<'_> {
     }
 }
 
-/// Where glibc's files for linking, static ones among them, are.
+/// The packages with glibc's files for linking, the static ones included.
 const LIBC_PACKAGES: &str = "install it (Debian, Ubuntu: libc6-dev, Fedora: glibc-static, openSUSE: \
     glibc-devel-static, Arch: glibc; Alpine and other systems without glibc have none)";
 
-/// The variable by which cargo is told a target's linker.
+/// The variable that names a target's linker to cargo.
 #[must_use]
 pub(crate) fn linker_variable(target: &str) -> String {
     format!("CARGO_TARGET_{}_LINKER", target.replace('-', "_").to_uppercase())
@@ -230,8 +233,8 @@ fn missing_linker(text: &str) -> Option<&str> {
     rest.starts_with(" not found").then_some(name)
 }
 
-/// Whether a linker misses the C library or its start files: GNU ld, gold, lld and mold each say it
-/// their way.
+/// True if a linker misses the C library or its start files. GNU ld, gold, lld and mold each have
+/// their own message.
 fn lacks_libc(text: &str) -> bool {
     let misses = |line: &str| {
         let is_missing = ["cannot find", "unable to find library", "library not found", "cannot open"]
@@ -244,8 +247,8 @@ fn lacks_libc(text: &str) -> bool {
     text.lines().any(misses)
 }
 
-/// What a compiler says of a C file that includes a header of the C library: nothing, if all is
-/// well. `None` where there is no such compiler.
+/// The messages of a compiler for a C file that includes a header of the C library: empty if all is
+/// well. `None` if there is no such compiler.
 fn preprocess(compiler: impl AsRef<OsStr>) -> Option<String> {
     let mut child = Command::new(compiler)
         .args(["-E", "-x", "c", "-o", "/dev/null", "-"])
@@ -254,7 +257,7 @@ fn preprocess(compiler: impl AsRef<OsStr>) -> Option<String> {
         .stderr(Stdio::piped())
         .spawn()
         .ok()?;
-    // One that reads nothing says why.
+    // A compiler that does not read its input reports why.
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(b"#include <stdlib.h>\n"));
     let output = child.wait_with_output().ok()?;
     Some(if output.status.success() {
@@ -264,8 +267,8 @@ fn preprocess(compiler: impl AsRef<OsStr>) -> Option<String> {
     })
 }
 
-/// The line of a tool's output that says most: the first that names a fault of the linker, or else
-/// the first fault.
+/// The most informative line of a tool's output: the first error of the linker, otherwise the first
+/// error.
 fn quote(text: &str) -> String {
     const FAULTS: [&str; 6] =
         ["ld: ", "lld: error", "cannot find", "unable to find", "mold: ", "fatal error"];
@@ -278,7 +281,7 @@ fn quote(text: &str) -> String {
     line.trim().trim_start_matches("= note: ").chars().take(QUOTE_CHARS_MAX).collect()
 }
 
-/// The folder of a probe for whoever builds into `target_dir`.
+/// The folder of a probe for builds in `target_dir`.
 #[must_use]
 pub(crate) fn folder(target_dir: &Path) -> PathBuf {
     target_dir.join("probe")

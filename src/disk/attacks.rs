@@ -1,4 +1,4 @@
-//! Attacks on the primitives themselves: whatever stands in the tree, nothing outside it is touched.
+//! Attacks on the primitives themselves: whatever is in the tree, nothing outside it is touched.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -25,7 +25,7 @@ fn write(root: &Root, at: &TreePath) -> Result<(), DiskError> {
     staging.finish(root, &metadata(), seen.as_ref(), Durability::Immediately)
 }
 
-/// Everything that can be done to one path, with what came of it.
+/// Every operation on one path, with its result.
 fn everything(root: &Root, at: &TreePath) -> Vec<(&'static str, Result<(), DiskError>)> {
     let seen = root.stat(at).ok().flatten().map(|stat| stat.identity);
     let nothing = Inode { dev: 0, ino: 0 };
@@ -37,7 +37,7 @@ fn everything(root: &Root, at: &TreePath) -> Vec<(&'static str, Result<(), DiskE
         ("set_link_time", seen.map_or(Ok(()), |seen| root.set_link_time(at, b"f", time(1), &seen))),
         ("set_file", seen.map_or(Ok(()), |seen| root.set_file(at, 0o600, time(1), &seen).map(drop))),
         ("write", write(root, at)),
-        // Of which there may be none, or which may be there.
+        // These paths may not exist, or may exist already.
         ("put_new", root.put_new(at, b"attack", &metadata()).map(drop)),
         ("make_symlink", root.make_symlink(at, b"/etc/passwd", time(1), seen.as_ref())),
         ("remove_file", root.remove_file(at, None)),
@@ -67,7 +67,7 @@ fn a_link_on_the_way_stops_every_operation() {
             let at = path(at);
             assert!(root_stat_fails(&place.root, &at), "stat {at}");
             for (verb, result) in everything(&place.root, &at) {
-                // Without an identity this was not tried.
+                // Without an identity, this operation was not tried.
                 if !matches!(verb, "set_file" | "set_link_time") {
                     assert!(result.is_err_and(|error| error.is_in_the_way()), "{verb} {at}");
                 }
@@ -83,7 +83,7 @@ fn root_stat_fails(root: &Root, at: &TreePath) -> bool {
 }
 
 #[test]
-fn a_link_at_the_end_is_itself_the_thing() {
+fn operations_on_a_link_act_on_the_link_itself() {
     for place in [Place::new(), Place::walking()] {
         for target in ["f", "d"] {
             let leaf = path("leaf");
@@ -108,7 +108,7 @@ fn a_link_at_the_end_is_itself_the_thing() {
     }
 }
 
-/// Stops the other thread when the test is over, and also when it fails.
+/// Stops the other thread when the test ends, also when it fails.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -117,7 +117,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Runs `attempt` many times while `d` is at one moment a directory and at the next a link to one outside.
+/// Runs `attempt` many times while `d` alternates between a directory and a link to one outside.
 fn while_flipping(place: &Place, mut attempt: impl FnMut()) {
     fs::create_dir(place.at("d")).unwrap();
     symlink(place.outside().join("d"), place.at("other")).unwrap();
@@ -136,7 +136,7 @@ fn while_flipping(place: &Place, mut attempt: impl FnMut()) {
 }
 
 #[test]
-fn a_directory_that_is_flipped_with_a_link_leads_nowhere() {
+fn a_directory_flipped_with_a_link_leads_nowhere() {
     for place in [Place::new(), Place::walking()] {
         let (mut done, mut refused) = (0, 0);
         while_flipping(&place, || {
@@ -165,14 +165,14 @@ fn plant_fifo(at: &Path) {
 }
 
 #[test]
-fn fifos_hang_nobody() {
+fn fifos_hang_no_operation() {
     for place in [Place::new(), Place::walking()] {
         plant_fifo(&place.at("fifo"));
         assert!(place.root.open_file(&path("fifo")).unwrap_err().is_not_regular());
         assert!(place.root.open_directory(Some(&path("fifo/f"))).is_err());
         let scanned = whole(&place.root);
         assert_eq!((scanned.manifest.len(), scanned.unsupported.len()), (0, 1));
-        // As a staged file.
+        // A FIFO in the place of a staged file.
         let name = Staging::name(&path("x"));
         write(&place.root, &path("y")).unwrap();
         plant_fifo(&place.at(".ksync").join(name));
@@ -191,7 +191,7 @@ fn a_planted_part_is_never_written_through() {
     fs::create_dir(&part).unwrap();
     write(&place.root, &path("x")).unwrap();
     place.assert_canary_untouched();
-    // A hard link changes what can be told of the canary, so its content is compared.
+    // A hard link changes the canary's metadata, so only its content is compared.
     fs::hard_link(place.outside().join("f"), &part).unwrap();
     let (staging, have) = Staging::open(&place.root, &path("x")).unwrap();
     assert_eq!((have, staging.len()), (0, 0));
@@ -202,7 +202,7 @@ fn a_planted_part_is_never_written_through() {
 }
 
 #[test]
-fn what_one_run_stages_no_other_run_touches() {
+fn a_staged_file_is_locked_against_other_runs() {
     let place = Place::new();
     let (mut first, _) = Staging::open(&place.root, &path("x")).unwrap();
     first.append(b"one").unwrap();
@@ -212,7 +212,7 @@ fn what_one_run_stages_no_other_run_touches() {
 }
 
 #[test]
-fn a_file_with_other_names_is_replaced_and_never_changed() {
+fn a_file_with_other_hard_links_is_replaced_and_never_changed() {
     let place = Place::new();
     fs::hard_link(place.outside().join("f"), place.at("f")).unwrap();
     let seen = place.root.stat(&path("f")).unwrap().unwrap().identity;
@@ -224,7 +224,7 @@ fn a_file_with_other_names_is_replaced_and_never_changed() {
 }
 
 #[test]
-fn a_root_is_followed_where_it_went_and_not_its_name() {
+fn a_moved_root_is_followed_by_its_descriptor() {
     let place = Place::new();
     fs::create_dir(place.at("d")).unwrap();
     assert!(place.root.is_still_there());
@@ -236,7 +236,7 @@ fn a_root_is_followed_where_it_went_and_not_its_name() {
 }
 
 #[test]
-fn a_tree_deeper_than_any_path_the_kernel_takes_is_read_written_and_removed() {
+fn trees_deeper_than_path_max_are_read_written_and_removed() {
     const DEPTH: usize = 60;
     for place in [Place::new(), Place::walking()] {
         let name = "x".repeat(100);
@@ -261,8 +261,8 @@ fn a_tree_deeper_than_any_path_the_kernel_takes_is_read_written_and_removed() {
 }
 
 #[test]
-fn more_levels_than_open_directories_come_back_to_each() {
-    // Two directories a level, so that every level is come back to after it was closed.
+fn a_scan_reopens_the_closed_levels_of_a_deep_tree() {
+    // Two directories per level, so that the scan comes back to every level after it was closed.
     const DEPTH: usize = 300;
     let place = Place::new();
     let mut at = path("b");
@@ -290,7 +290,7 @@ fn names_are_bytes() {
 }
 
 #[test]
-fn set_id_bits_come_only_where_they_are_allowed() {
+fn set_id_bits_are_set_only_where_the_policy_allows_them() {
     let place = Place::new();
     let made = place.root.make_directory(&path("d"), 0o6755).unwrap();
     place.root.set_directory(&path("d"), 0o6755, time(1), made.inode).unwrap();

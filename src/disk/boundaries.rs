@@ -1,9 +1,10 @@
-//! Filesystems below a root: where a directory lies in another one than its parent.
+//! Filesystems below a root: a boundary is a directory on another filesystem than its parent.
 //!
-//! Nothing can be renamed from one filesystem, or from one mount of the same, into another. So what
-//! belongs below such a boundary is staged in a state directory of its own, at the top of that
-//! filesystem; or, where none can be made there, beside its place. Names in it begin with a key of
-//! the root that staged them: other roots may stage there too.
+//! No rename crosses from one filesystem into another, or from one mount into another mount of the
+//! same filesystem. So files below such a boundary are staged in a state directory of their own, at
+//! the top of that filesystem. If none can be created there, they are staged beside their final
+//! place. Their names begin with a key of the root that staged them, since other roots may stage
+//! there too.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,8 +28,8 @@ pub(crate) struct Boundaries(OnceLock<Vec<Boundary>>);
 struct Boundary {
     path: TreePath,
     state: Mutex<Option<Arc<StateDir>>>,
-    /// Directories that have a state directory because the top cannot: what was staged there in
-    /// this run.
+    /// Directories with a state directory of their own, because the top can have none. Lists those
+    /// of this run.
     beside: Mutex<BTreeSet<TreePath>>,
 }
 
@@ -44,13 +45,13 @@ impl Boundaries {
 }
 
 impl Root {
-    /// Takes note of the boundaries that a scan found, in path order.
+    /// Sets the boundaries that a scan found, in path order.
     pub fn set_boundaries(&self, paths: Vec<TreePath>) {
         let new = |path| Boundary { path, state: Mutex::default(), beside: Mutex::default() };
         let _ = self.boundaries().0.set(paths.into_iter().map(new).collect());
     }
 
-    /// A directory of each filesystem that the tree reaches into; `None` is the root.
+    /// One directory, with its device number, for each filesystem of the tree; `None` is the root.
     pub(crate) fn filesystems(&self) -> Vec<(Option<TreePath>, u64)> {
         let beyond = self.boundaries().all().iter().filter_map(|boundary| {
             let stat = self.stat(&boundary.path).ok()??;
@@ -59,7 +60,7 @@ impl Root {
         std::iter::once((None, self.dev())).chain(beyond).collect()
     }
 
-    /// Whether `path` lies in another filesystem than the root.
+    /// True if `path` is on another filesystem than the root.
     pub(crate) fn is_beyond_boundary(&self, path: &TreePath) -> bool {
         self.boundaries().above(path).is_some()
     }
@@ -70,7 +71,7 @@ impl Root {
         if self.is_beyond_boundary(path) { self.key() + &name } else { name }
     }
 
-    /// What the names begin with that this root stages beyond boundaries.
+    /// Prefix of all names that this root stages beyond boundaries.
     fn key(&self) -> String {
         let inode = self.inode();
         let hash = Hash::of(&[inode.dev.to_le_bytes(), inode.ino.to_le_bytes()].concat());
@@ -78,11 +79,11 @@ impl Root {
         to_hex(key) + "-"
     }
 
-    /// Uses the state directory of the filesystem that holds `path`; it is made where it is
-    /// missing.
+    /// Calls `with` on the state directory of the filesystem that holds `path`, and creates it
+    /// first if it is missing.
     ///
     /// # Errors
-    /// It is not ours, cannot be made, or as `with`.
+    /// The state directory belongs to another user or cannot be created, or `with` fails.
     pub(crate) fn with_state_for<T>(
         &self,
         path: &TreePath,
@@ -103,7 +104,7 @@ impl Root {
         let kept = boundary.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(state) = kept {
             match with(&state) {
-                // Another run ended, and took the directory away with it.
+                // Another run ended and removed the directory.
                 Err(error) if error.is_not_found() => {}
                 result => return result,
             }
@@ -132,19 +133,19 @@ impl Root {
         }
     }
 
-    /// A directory that serves as the base of names.
+    /// Opens a directory as the base of further names.
     fn passage(&self, path: &TreePath) -> Result<OwnedFd, DiskError> {
         self.descend(path, PASSAGE).during("open", path.as_bytes())
     }
 
-    /// Removes what this root staged beyond boundaries.
+    /// Removes the files that this root staged beyond boundaries.
     pub(crate) fn clear_boundaries(&self) -> Result<usize, DiskError> {
         let (key, mut count) = (self.key(), 0);
         let is_own = |name: &[u8]| name.starts_with(key.as_bytes());
         for boundary in self.boundaries().all() {
             let beside = std::mem::take(&mut *boundary.beside.lock().unwrap_or_else(PoisonError::into_inner));
             for directory in std::iter::once(boundary.path.clone()).chain(beside) {
-                // Where nobody can look, nothing was staged.
+                // Nothing was staged in a directory that cannot be opened.
                 let Ok(directory) = self.open_directory(Some(&directory)) else { continue };
                 if let Ok(Some(state)) = StateDir::open_in(&directory) {
                     count += keeping_time(directory.as_fd(), || clear_in(directory.as_fd(), &state, is_own))?;
@@ -154,11 +155,11 @@ impl Root {
         Ok(count)
     }
 
-    /// What an earlier run of this root left staged beyond boundaries.
+    /// Counts the files that an earlier run of this root left staged beyond boundaries.
     pub(crate) fn staged_beyond(&self) -> Staged {
         let (key, mut staged) = (self.key(), Staged::default());
         for boundary in self.boundaries().all() {
-            // Where nobody can look, nothing was staged.
+            // Nothing was staged in a directory that cannot be opened.
             if let Ok(Some(state)) = self.passage(&boundary.path).and_then(StateDir::open_in) {
                 let _ = staged.add(&state, |name| name.starts_with(key.as_bytes()));
             }
@@ -167,23 +168,22 @@ impl Root {
     }
 }
 
-/// Whether an open directory is the top of a mount: of a filesystem, or of a part of one that is
-/// mounted once more.
+/// True if an open directory is the top of a mount: of a whole filesystem, or of a bind mount.
 #[cfg(target_os = "linux")]
 pub(crate) fn is_mount_root(directory: impl AsFd) -> bool {
     use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
     let is = |stat: rustix::fs::Statx| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
-    // Linux before 5.8 does not say; then the numbers of filesystems decide alone.
+    // Linux before 5.8 does not report this; then the device numbers decide alone.
     statx(directory, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE).is_ok_and(is)
 }
 
-/// Elsewhere nothing is mounted twice.
+/// On other systems no filesystem is mounted twice.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn is_mount_root(_directory: impl AsFd) -> bool {
     false
 }
 
-/// A name in a state directory that a root staged beyond a boundary, this one or another.
+/// True for a name in a state directory that some root staged beyond a boundary.
 pub(crate) fn is_keyed(name: &[u8]) -> bool {
     name.contains(&b'-')
 }
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_below_a_boundary_is_staged_below_it() {
+    fn files_below_a_boundary_are_staged_below_it() {
         let place = divided();
         let (mut staging, _) = Staging::open(&place.root, &path("m/d/f")).unwrap();
         staging.append(b"new").unwrap();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_root_staged_there_stays() {
+    fn files_that_another_root_staged_stay() {
         let place = divided();
         drop(Staging::open(&place.root, &path("m/f")).unwrap());
         let other = Root::open(&place.at("m")).unwrap();
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_top_cannot_have_a_state_directory_it_is_staged_beside_its_place() {
+    fn files_are_staged_beside_their_place_if_the_top_cannot_hold_them() {
         let place = divided();
         fs::write(place.at("m/.ksync"), "in the way").unwrap();
         let (staging, _) = Staging::open(&place.root, &path("m/d/f")).unwrap();

@@ -1,5 +1,5 @@
-//! What changes a tree besides its files' content: modes, times, names, removal. Directories and
-//! links have files of their own.
+//! Changes of a tree besides its files' content: modes, times, names, removal. Directories and
+//! links have modules of their own.
 
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
 impl Root {
-    /// The root's own mode, if one is given, and modification time, where they differ.
+    /// Sets the root's own mode, if one is given, and its modification time, if they differ.
     ///
     /// # Errors
-    /// It is not ours to change.
+    /// This user may not change the root.
     pub fn set_self(&self, mode: Option<u16>, mtime: Time) -> Result<(), DiskError> {
         const VERB: &str = "set mode and time of";
         let path = self.path().as_os_str().as_bytes();
@@ -35,13 +35,14 @@ impl Root {
         Ok(())
     }
 
-    /// A regular file's mode and modification time, where its content is already right; `seen` is
-    /// what the decision was made on. Answers what it is now.
+    /// Sets the mode and modification time of a regular file whose content is already right. `seen`
+    /// is the identity on which the decision was made. Returns the file's new metadata.
     ///
     /// # Errors
-    /// It is no regular file, not ours to change, not what was seen ([`DiskError::is_conflict`]), or has
-    /// other names, which may lie outside, or an owner for whom it may not have this mode: so it
-    /// must be written anew ([`DiskError::must_be_anew`]).
+    /// It is no regular file, or this user may not change it, or it is not the one that was seen
+    /// ([`DiskError::is_conflict`]). [`DiskError::must_be_anew`]: it has other names, which may be
+    /// outside of the root, or an owner who may not have this mode. Such a file must be replaced by
+    /// a new one.
     pub fn set_file(
         &self,
         path: &TreePath,
@@ -60,8 +61,8 @@ impl Root {
         if !self.policy().fits(mode, (stat.uid, stat.gid)) {
             return Err(DiskError::new(VERB, path.as_bytes(), Fault::AnotherOwner));
         }
-        // Whoever wrote it may have done so just now: then the time must not reach the disk before
-        // the content.
+        // A program may have written the file just now, so the new time must not reach the disk
+        // before the content.
         self.mark_change(path, seen.dev, Origin::Now)?;
         let raw = mode_bits(self.policy().mode(mode));
         fchmod(&file, raw).during(VERB, path.as_bytes())?;
@@ -71,11 +72,11 @@ impl Root {
         Ok(now)
     }
 
-    /// A regular file was found to be what size and time say, as it was `seen`: it gets a new
-    /// ctime, and so later runs know. If it cannot have one, they look again.
+    /// Gives a verified regular file a new ctime, so that later runs believe it. `seen` is its
+    /// identity when it was verified. If the ctime cannot be set, later runs verify the file again.
     ///
     /// # Errors
-    /// It is not what was seen any more ([`DiskError::is_conflict`]), or cannot be opened.
+    /// It is no longer the file that was seen ([`DiskError::is_conflict`]), or cannot be opened.
     pub fn vouch_for(&self, path: &TreePath, seen: &Identity) -> Result<(), DiskError> {
         let (file, stat) = self.open_file(path)?;
         if stat.identity != *seen {
@@ -86,11 +87,12 @@ impl Root {
         Ok(())
     }
 
-    /// Moves a regular file to where nothing is, and gives it its mode and modification time there; `seen` is
-    /// what the decision was made on.
+    /// Moves a regular file to a path where nothing is, and sets its mode and modification time.
+    /// `seen` is the identity on which the decision was made.
     ///
     /// # Errors
-    /// As [`Root::set_file`]; and something is there by now ([`DiskError::is_conflict`]).
+    /// As [`Root::set_file`]; also [`DiskError::is_conflict`] if something is at the new path by
+    /// now.
     pub fn move_file(
         &self,
         from: &TreePath,
@@ -107,10 +109,12 @@ impl Root {
         rename_into(&old, Ready { name: old.name, identity: None }, &new, to, VERB, None)
     }
 
-    /// Removes what is no directory: a file or a link itself. With `seen`, only if it still is just that.
+    /// Removes a file or a link itself, but no directory. With `seen`, removes only that very
+    /// entry.
     ///
     /// # Errors
-    /// It is not there, a directory, or not what was seen ([`DiskError::is_conflict`]).
+    /// Nothing is there, or a directory, or not the entry that was seen
+    /// ([`DiskError::is_conflict`]).
     pub fn remove_file(&self, path: &TreePath, seen: Option<&Identity>) -> Result<(), DiskError> {
         const VERB: &str = "remove";
         let place = self.place(path).during(VERB, path.as_bytes())?;
@@ -118,7 +122,7 @@ impl Root {
             check_unchanged(&place, path, VERB, Some(seen))?;
             if self.may_move_aside() {
                 let name = self.staged_name(path, GONE);
-                // Where nothing can be moved aside it is removed where it is.
+                // An entry that cannot be moved aside is removed where it is.
                 let state = self.with_state_for(path, |state| Ok(Arc::clone(state)));
                 if let Ok(state) = state
                     && remove_aside(&*state, &name, &place, path, seen)?
@@ -133,7 +137,7 @@ impl Root {
     /// Removes an empty directory.
     ///
     /// # Errors
-    /// It is not there, not empty, or no directory.
+    /// It is missing, not empty, or no directory.
     pub fn remove_directory(&self, path: &TreePath) -> Result<(), DiskError> {
         self.place(path)
             .and_then(|place| unlinkat(&place, place.name, AtFlags::REMOVEDIR))
@@ -159,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_seen_is_removed() {
+    fn an_edited_file_is_not_removed() {
         let place = Place::new();
         fs::write(place.at("f"), "old").unwrap();
         let seen = place.root.stat(&path("f")).unwrap().unwrap().identity;

@@ -1,9 +1,9 @@
-//! Directories: made, opened for filling, given their final mode and time.
+//! Directories: creation, opening for filling, final mode and time.
 //!
-//! Owner, mode and time are set on the open descriptor of a directory that nobody else can have
-//! replaced. Where a destination belongs to somebody else, its owner may swap any name in it for a
-//! root-owned file between two of our calls: so there the superuser makes a directory in the state
-//! directory, gives it away there and renames it.
+//! Owner, mode and time are set on the open descriptor of a directory that no other user can have
+//! replaced. If a destination belongs to another user, its owner may swap any name in it for a
+//! root-owned file between two of our calls. So there the superuser creates a directory in the
+//! state directory, gives it away there, and renames it into place.
 
 use rustix::fs::{Mode, fchmod, fchown, fstat, futimens, mkdirat, openat};
 use rustix::io::Errno;
@@ -16,7 +16,7 @@ use crate::disk::state::DIRECTORY_MADE;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
-/// A directory must keep these while it is being filled.
+/// Mode bits that a directory must keep while it is being filled.
 const FILLING_BITS: u16 = 0o700;
 
 const VERB: &str = "make the directory";
@@ -24,18 +24,18 @@ const VERB: &str = "make the directory";
 /// A directory that can be filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenedDirectory {
-    /// Whether it was made just now.
+    /// True if it was created just now.
     pub is_new: bool,
-    /// Which directory it is.
+    /// The identity of the directory.
     pub inode: Inode,
 }
 
-/// Which file or directory something is, as long as it exists.
+/// Identity of a file or directory, valid as long as it exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Inode {
-    /// The filesystem.
+    /// The device number of the filesystem.
     pub dev: u64,
-    /// The inode in that filesystem.
+    /// The inode number in that filesystem.
     pub ino: u64,
 }
 
@@ -52,15 +52,15 @@ impl From<&Stat> for Inode {
 }
 
 impl Root {
-    /// Makes a directory that we can fill, whatever its final `mode`; the final one comes with
-    /// [`Root::set_directory`]. A directory that is there already is fine and becomes writable for
-    /// us.
+    /// Creates a directory that this process can fill, whatever its final `mode`.
+    /// [`Root::set_directory`] sets the final mode. An existing directory is no error, and becomes
+    /// writable for this user.
     ///
     /// # Errors
-    /// Something else is there, or the parent is not.
+    /// Another entry is at `path`, or its parent is missing.
     pub fn make_directory(&self, path: &TreePath, mode: u16) -> Result<OpenedDirectory, DiskError> {
         let place = self.place(path).during(VERB, path.as_bytes())?;
-        // Set-id bits come last, when it is known whose they are.
+        // Set-id bits come last, when the owner is known.
         let mode = mode & 0o1777 | FILLING_BITS;
         let is_anothers = self.is_anothers(&place).during(VERB, path.as_bytes())?;
         let made = if is_anothers {
@@ -81,13 +81,13 @@ impl Root {
         }
     }
 
-    /// Whether the superuser works in a directory whose names somebody else may change.
+    /// True if the superuser works in a directory whose names another user may change.
     fn is_anothers(&self, place: &Place<'_>) -> rustix::io::Result<bool> {
         Ok(geteuid().is_root() && (self.owner().is_some() || fstat(place)?.st_uid != 0))
     }
 
-    /// Makes a directory, gives it away, and puts it into its place. `None`: something is there by
-    /// now.
+    /// Creates a directory, gives it away, and puts it into its place. `None` means that another
+    /// entry is there by now.
     fn make_directory_aside(&self, path: &TreePath, mode: u16) -> Result<Option<Inode>, DiskError> {
         let name = self.staged_name(path, DIRECTORY_MADE);
         self.with_state_for(path, |state| {
@@ -107,11 +107,11 @@ impl Root {
         })
     }
 
-    /// A directory's final mode and modification time, if it still is the one that was listed or
-    /// made.
+    /// Sets a directory's final mode and modification time, if it is still the `expected` one.
     ///
     /// # Errors
-    /// It is no directory, another one ([`DiskError::is_conflict`]), or not ours to change.
+    /// It is no directory, or another one ([`DiskError::is_conflict`]), or this user may not change
+    /// it.
     pub fn set_directory(
         &self,
         path: &TreePath,
@@ -121,15 +121,15 @@ impl Root {
     ) -> Result<(), DiskError> {
         const VERB: &str = "set mode and time of";
         let descriptor = self.descend(path, DIRECTORY).during(VERB, path.as_bytes())?;
-        // Somebody who put another directory there may want to have its mode changed.
+        // A user who put another directory there may want its mode changed.
         let stat = stat_of(&descriptor, path)?;
         if Inode::from(&stat) != expected {
             return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict));
         }
         let mode = self.policy().mode_of(&descriptor, mode).during(VERB, path.as_bytes())?;
         if mode != stat.mode {
-            // All that we made there was given to the destination's owner. A directory of the
-            // superuser's own may have been put there by him, to have it opened.
+            // All directories that we made there were given to the destination's owner. The owner
+            // may have put a directory of the superuser there, to have its mode opened.
             if self.owner().is_some_and(|(user, _)| user.as_raw() != stat.uid) {
                 return Err(DiskError::new(VERB, path.as_bytes(), Fault::NotOurs));
             }
@@ -139,14 +139,14 @@ impl Root {
     }
 }
 
-/// Which file or directory a name leads to.
+/// The inode at `place`.
 fn inode_in(place: &Place<'_>, path: &TreePath) -> Result<Inode, DiskError> {
     let stat = stat_in(place, path)?;
     stat.as_ref().map(Inode::from).ok_or_else(|| DiskError::new(VERB, path.as_bytes(), Fault::Conflict))
 }
 
-/// A directory that is there already, writable for us from now on. The superuser can write to it
-/// as it is, and opens nothing that somebody else may have put there.
+/// Opens an existing directory, and makes it writable for this user. The superuser can write
+/// anyway, so it changes no mode of a directory that another user may have put there.
 fn open_for_filling(
     place: &Place<'_>,
     path: &TreePath,
@@ -170,7 +170,7 @@ mod tests {
     use crate::disk::testing::{Place, path, time};
 
     #[test]
-    fn a_directory_can_be_filled_until_it_gets_its_own_mode() {
+    fn a_directory_can_be_filled_until_it_gets_its_final_mode() {
         let place = Place::new();
         let mode = || place.at("d").metadata().unwrap().mode() & 0o7777;
         let made = place.root.make_directory(&path("d"), 0o555).unwrap();
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn set_id_bits_can_be_allowed() {
+    fn a_policy_can_allow_set_id_bits() {
         let mut place = Place::new();
         let is = place.at("").metadata().unwrap();
         place.root = place.root.with_policy(Policy { set_id_owner: Some((is.uid(), is.gid())) });
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_was_exchanged_keeps_its_mode() {
+    fn an_exchanged_directory_keeps_its_mode() {
         let place = Place::new();
         let made = place.root.make_directory(&path("d"), 0o755).unwrap();
         fs::rename(place.at("d"), place.at("mine")).unwrap();

@@ -1,4 +1,4 @@
-//! `DiskError`: what could not be done, to which path, and why.
+//! `DiskError`: the failed operation, its path and its cause.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use crate::tree::path::escape;
 
-/// Something that could not be done to a file or directory.
+/// A failed operation on a file or directory.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {verb} {}: {fault}", escape(path))]
 pub struct DiskError {
@@ -16,37 +16,37 @@ pub struct DiskError {
     fault: Fault,
 }
 
-/// Why it could not be done.
+/// The cause of a failed operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// What the operating system says.
+    /// An error of the operating system.
     #[error(transparent)]
     System(io::Error),
-    /// A symbolic link or a file stands where the path needs a directory.
+    /// A symbolic link or a file is where the path needs a directory.
     #[error("a symbolic link or a file is in the way")]
     InTheWay,
-    /// What is there is no longer what was seen there.
+    /// The entry is no longer the one that was seen there.
     #[error("it changed since it was looked at")]
     Conflict,
     /// A FIFO, socket, device or directory where a file's content is needed.
     #[error("it is not a regular file")]
     NotRegular,
-    /// A file with other names, which may be outside.
+    /// A file with other names, which may be outside of the root.
     #[error("it has other hard links")]
     Linked,
-    /// Only what stays free for others is left: so many bytes.
+    /// Only this many bytes are free, and they stay in reserve.
     #[error("only {0} bytes are free, and they stay in reserve")]
     Reserve(u64),
     /// Longer than a file may be.
     #[error("it is longer than the filesystem or the limit for files (ulimit -f) allows")]
     TooLong,
-    /// A file whose owner may not have the set-id bits that it shall get.
+    /// A file whose owner may not have the set-id bits of its new mode.
     #[error("it belongs to somebody else")]
     AnotherOwner,
     /// Another run works in this directory.
     #[error("another run is using it")]
     Busy,
-    /// The state directory is a link or a file, or belongs to somebody else.
+    /// The state directory is a link or a file, or belongs to another user.
     #[error("it is not a directory of our own; remove it")]
     NotOurs,
     /// A time or a size that no tree can hold.
@@ -65,25 +65,25 @@ impl DiskError {
         Self { verb, path: path.into(), fault }
     }
 
-    /// What was tried, as a verb that follows "cannot".
+    /// The failed operation, as a verb that follows "cannot".
     #[must_use]
     pub fn verb(&self) -> &'static str {
         self.verb
     }
 
-    /// The path it was tried on: below the root, or the root's own.
+    /// The path of the failed operation: below the root, or the root's own.
     #[must_use]
     pub fn path(&self) -> &[u8] {
         &self.path
     }
 
-    /// The reason.
+    /// The cause.
     #[must_use]
     pub fn fault(&self) -> &Fault {
         &self.fault
     }
 
-    /// Nothing is there.
+    /// Nothing is at the path.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.kind() == Some(io::ErrorKind::NotFound)
@@ -96,7 +96,7 @@ impl DiskError {
             || matches!(self.fault, Fault::Reserve(_))
     }
 
-    /// Longer than a file may be here.
+    /// The file would be longer than the filesystem or the limit for files allows.
     #[must_use]
     pub fn is_too_long(&self) -> bool {
         matches!(self.fault, Fault::TooLong)
@@ -108,7 +108,7 @@ impl DiskError {
         matches!(&self.fault, Fault::System(error) if Errno::from_io_error(error) == Some(Errno::IO))
     }
 
-    /// Not allowed, or the filesystem is read-only.
+    /// The operation is not allowed, or the filesystem is read-only.
     #[must_use]
     pub fn is_permission(&self) -> bool {
         matches!(self.kind(), Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem))
@@ -120,38 +120,38 @@ impl DiskError {
         matches!(self.fault, Fault::Busy)
     }
 
-    /// Somebody changed the destination since it was scanned.
+    /// Another program changed the destination since it was scanned.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         matches!(self.fault, Fault::Conflict)
     }
 
-    /// Not a regular file.
+    /// The entry is not a regular file.
     #[must_use]
     pub fn is_not_regular(&self) -> bool {
         matches!(self.fault, Fault::NotRegular)
     }
 
-    /// A file that must not be changed where it is, but may be written anew: it has other hard
-    /// links, or an owner who may not get the rights that it shall give.
+    /// True for a file that must not be changed in place, but may be replaced by a new one. It has
+    /// other hard links, or its owner may not get the rights of the new mode.
     #[must_use]
     pub fn must_be_anew(&self) -> bool {
         matches!(self.fault, Fault::Linked | Fault::AnotherOwner)
     }
 
-    /// From one filesystem to another.
+    /// A rename from one filesystem to another.
     #[must_use]
     pub fn is_cross_device(&self) -> bool {
         matches!(&self.fault, Fault::System(error) if Errno::from_io_error(error) == Some(Errno::XDEV))
     }
 
-    /// A link or a file where a directory should be.
+    /// A link or a file is where a directory should be.
     #[must_use]
     pub fn is_in_the_way(&self) -> bool {
         matches!(self.fault, Fault::InTheWay)
     }
 
-    /// The system's number of the error, if it is one of the system.
+    /// The system's error number, if the cause is a system error.
     pub(crate) fn errno(&self) -> Option<Errno> {
         match &self.fault {
             Fault::System(error) => Errno::from_io_error(error),
@@ -167,7 +167,7 @@ impl DiskError {
     }
 }
 
-/// Names the verb and the path of a failed system call.
+/// Adds the verb and the path to a failed system call.
 pub(crate) trait During<T> {
     fn during(self, verb: &'static str, path: &[u8]) -> Result<T, DiskError>;
 }
@@ -197,13 +197,13 @@ mod tests {
     }
 
     #[test]
-    fn the_text_names_verb_path_and_cause_and_cannot_steer_a_terminal() {
+    fn the_text_names_verb_path_and_cause_and_escapes_control_bytes() {
         let text = failed(Errno::LOOP).to_string();
         assert_eq!(text, "cannot open a\\u{1b}[2J: a symbolic link or a file is in the way");
     }
 
     #[test]
-    fn errors_are_told_apart() {
+    fn predicates_tell_errors_apart() {
         assert!(failed(Errno::NOENT).is_not_found());
         assert!(failed(Errno::NOSPC).is_no_space());
         assert!(failed(Errno::DQUOT).is_no_space());

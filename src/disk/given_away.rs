@@ -1,4 +1,4 @@
-//! The superuser writes into a directory of a hostile user, who swaps names while that happens.
+//! The superuser writes into a directory of a hostile user, who swaps names meanwhile.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -15,7 +15,7 @@ use crate::disk::testing::{Place, path, time};
 
 const NOBODY: u32 = 65534;
 
-/// Stops the other thread when the test is over, and also when it fails.
+/// Stops the other thread when the test ends, also when it fails.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -24,8 +24,8 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// A root that belongs to nobody, on the way to which nobody may go; `None`, said aloud, without
-/// the rights for that.
+/// A root that belongs to the user nobody, with parents that nobody may pass. `None`, with a
+/// message, if this user may not give directories away.
 fn given_away() -> Option<Place> {
     let mut place = Place::new();
     if chown(place.at(""), Some(NOBODY), Some(NOBODY)).is_err() {
@@ -38,7 +38,7 @@ fn given_away() -> Option<Place> {
     Some(place)
 }
 
-/// Runs `work` while nobody goes on with `attack`.
+/// Runs `work` while the user nobody repeats `attack`.
 fn against_nobody(attack: impl Fn() + Send + Sync, work: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -59,8 +59,8 @@ fn owner(at: &Path) -> (u32, u32) {
     (is.uid(), is.mode() & 0o7777)
 }
 
-/// What the superuser has in nobody's directory and does not give away: nobody may rename it, and
-/// no more.
+/// Plants entries of the superuser in nobody's directory, which are not given away. Nobody may
+/// rename them, and nothing more.
 fn plant(place: &Place) {
     fs::create_dir(place.at("secret")).unwrap();
     fs::write(place.at("secret/key"), "canary").unwrap();
@@ -80,7 +80,7 @@ fn find(place: &Place, wanted: (u64, u64)) -> Option<(u32, u32)> {
 }
 
 #[test]
-fn what_is_swapped_for_a_directory_that_was_just_made_is_not_given_away() {
+fn an_entry_swapped_for_a_new_directory_is_not_given_away() {
     let Some(place) = given_away() else { return };
     plant(&place);
     let inode = |name: &str| {
@@ -106,12 +106,13 @@ fn what_is_swapped_for_a_directory_that_was_just_made_is_not_given_away() {
             for name in ["d", "secret", "file"] {
                 let at = place.at(name);
                 let is = at.symlink_metadata().map(|is| (is.dev(), is.ino()));
-                // Only what was made goes.
+                // Removes only entries that the work made.
                 if is.is_ok_and(|is| is != secret && is != file) {
                     let _ = fs::remove_dir(at);
                 }
             }
-            // With nothing to swap it with, what was swapped would stay.
+            // Without `d` there is nothing to swap with, and a planted entry would stay in its
+            // place.
             for (name, planted) in [("secret", secret), ("file", file)] {
                 let there = made.symlink_metadata().map(|is| (is.dev(), is.ino()));
                 if there.is_ok_and(|there| there == planted) {
@@ -126,7 +127,7 @@ fn what_is_swapped_for_a_directory_that_was_just_made_is_not_given_away() {
 }
 
 #[test]
-fn what_is_swapped_for_a_link_keeps_owner_and_time() {
+fn a_file_swapped_for_a_link_keeps_owner_and_time() {
     let Some(place) = given_away() else { return };
     plant(&place);
     let before = place.at("file").metadata().unwrap();
@@ -153,7 +154,7 @@ fn what_is_swapped_for_a_link_keeps_owner_and_time() {
 }
 
 #[test]
-fn a_root_that_is_made_below_a_foreign_directory_gives_nothing_else_away() {
+fn creating_a_root_below_a_foreign_directory_gives_nothing_else_away() {
     let Some(place) = given_away() else { return };
     plant(&place);
     let (secret, made) = (place.at("secret"), place.at("a"));

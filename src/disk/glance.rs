@@ -1,5 +1,5 @@
-//! A glance at a tree: which files it has, and how long they are, if they are few. For guesses: nothing of it is
-//! complete or final.
+//! The bounded scan: lists the files of a small tree with their lengths. For prefetch candidates
+//! only; the result is neither complete nor final.
 
 use rustix::fs::{AtFlags, statat};
 
@@ -8,8 +8,8 @@ use crate::disk::root::Root;
 use crate::disk::stat::{FileKind, Stat};
 use crate::tree::path::TreePath;
 
-/// The files below `root` with their lengths in bytes; `None` where there are more than `entries_max` entries.
-/// What cannot be read is passed over.
+/// The files below `root` with their lengths in bytes; `None` if there are more than `entries_max`
+/// entries. Unreadable entries are skipped.
 #[must_use]
 pub fn glance(root: &Root, entries_max: usize) -> Option<Vec<(TreePath, u64)>> {
     let (mut files, mut seen) = (Vec::new(), 0);

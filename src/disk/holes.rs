@@ -1,7 +1,7 @@
-//! `SparseFile`: a file whose holes are known without reading them.
+//! `SparseFile`: a file whose holes are found without reading them.
 //!
-//! The filesystem tells them by `SEEK_DATA` and `SEEK_HOLE` (lseek(2)). Where it cannot, a file is
-//! data from its beginning to its end.
+//! The filesystem reports them by `SEEK_DATA` and `SEEK_HOLE` (lseek(2)). A filesystem that does
+//! not support this reports the whole file as data.
 
 use std::borrow::Borrow;
 use std::fs::File;
@@ -15,32 +15,32 @@ use rustix::io::Errno;
 use crate::content::blocks::Content;
 use crate::content::hash::Piece;
 
-/// Shortest run of zeros in bytes that becomes a hole. A shorter one is not worth an extent.
+/// Minimum run of zeros, in bytes, that becomes a hole. A shorter run is not worth an extent.
 pub(crate) const HOLE_BYTES_MIN: usize = 32 * 1024;
 
-/// Bytes that are read at a time.
+/// Bytes per read.
 const READ_BYTES: u64 = 128 * 1024;
 
-/// A file whose holes are skipped. To look for one moves the offset of the descriptor.
+/// A file whose holes are skipped. Searching for a hole moves the offset of the descriptor.
 #[derive(Debug, Clone, Copy)]
 pub struct SparseFile<F> {
     file: F,
-    /// Length in bytes; 0 where it has no holes.
+    /// Length in bytes; 0 if the file has no holes.
     sparse_bytes: u64,
 }
 
 /// A run of a file: zeros that take no space, or data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
-    /// Its length in bytes.
+    /// Length in bytes.
     pub length: u64,
-    /// Zeros, and not data.
+    /// True for zeros that take no space.
     pub is_hole: bool,
 }
 
 impl<F: Borrow<File> + Sync> SparseFile<F> {
-    /// The holes of `file`, of which `length` bytes are going to be read. The filesystem is asked
-    /// about them only if that can be a hole and the file has fewer blocks than its length needs.
+    /// The holes of `file`. A file with as many blocks as its length needs has none, so it is not
+    /// searched.
     #[must_use]
     pub fn of(file: F, length: u64) -> Self {
         let metadata = (length >= HOLE_BYTES_MIN as u64).then(|| file.borrow().metadata().ok()).flatten();
@@ -60,8 +60,8 @@ impl<F: Borrow<File> + Sync> SparseFile<F> {
         self.file
     }
 
-    /// The first run of `range`, as far as it reaches in there: a hole of `HOLE_BYTES_MIN` at
-    /// least, or data up to the next such hole.
+    /// The first run of `range`, clipped to it. The run is a hole of at least `HOLE_BYTES_MIN`, or
+    /// data up to the next such hole.
     #[must_use]
     pub fn first_run(&self, range: &Range<u64>) -> Run {
         let hole = self.zeros_at(range.start);
@@ -70,7 +70,7 @@ impl<F: Borrow<File> + Sync> SparseFile<F> {
         }
         let mut end = range.start + hole;
         while end < range.end.min(self.sparse_bytes) {
-            // A filesystem that cannot tell has data only.
+            // A filesystem without this call reports data only.
             let Ok(hole) = seek(self.file.borrow(), SeekFrom::Hole(end)) else { break };
             let zeros = self.zeros_at(hole);
             if zeros >= HOLE_BYTES_MIN as u64 && hole < range.end {
@@ -84,7 +84,7 @@ impl<F: Borrow<File> + Sync> SparseFile<F> {
     /// Hands `range` of the file to `visit`, data in pieces of at most 128 KiB.
     ///
     /// # Errors
-    /// It cannot be read, or the file is shorter than that.
+    /// The file cannot be read, or is shorter than `range`.
     pub fn visit(&self, range: Range<u64>, visit: &mut dyn FnMut(Piece<'_>)) -> io::Result<()> {
         let mut buffer = Vec::new();
         let mut left = range;
@@ -95,7 +95,7 @@ impl<F: Borrow<File> + Sync> SparseFile<F> {
                 left.start += zeros;
                 continue;
             }
-            // At most `READ_BYTES`.
+            // No overflow: at most `READ_BYTES`.
             let now = (left.end - left.start).min(READ_BYTES) as usize;
             buffer.resize(buffer.len().max(now), 0);
             let piece = buffer.get_mut(..now).unwrap_or_default();
@@ -118,14 +118,14 @@ impl<F: Borrow<File> + Sync> Content for SparseFile<F> {
         }
         match seek(self.file.borrow(), SeekFrom::Data(offset)) {
             Ok(data) => data.saturating_sub(offset),
-            // No data up to the end.
+            // There is no data up to the end.
             Err(Errno::NXIO) => self.sparse_bytes - offset,
             Err(_) => 0,
         }
     }
 }
 
-/// Makes `range` of a file a hole; where the filesystem has none, zeros are written.
+/// Makes `range` of a file a hole; writes zeros where the filesystem has no holes.
 ///
 /// # Errors
 /// The disk is full or read-only.
@@ -144,7 +144,7 @@ pub(crate) fn punch(file: &File, range: Range<u64>) -> io::Result<()> {
     }
     let mut left = range;
     while !left.is_empty() {
-        // At most `READ_BYTES`.
+        // No overflow: at most `READ_BYTES`.
         let now = (left.end - left.start).min(READ_BYTES) as usize;
         file.write_all_at(ZEROS.get(..now).unwrap_or_default(), left.start)?;
         left.start += now as u64;
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn visit_reads_data_only() {
+    fn visit_reads_only_the_data() {
         let file = sparse(1 << 40, &[3 * MIB, 1 << 39]);
         let (mut zeros, mut bytes, mut ones) = (0, 0, 0);
         SparseFile::of(&file, 1 << 40)
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn dense_file_has_no_holes() {
+    fn a_dense_file_has_no_holes() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&vec![0; MIB as usize], 0).unwrap();
         assert_eq!(SparseFile::of(&file, MIB).zeros_at(0), 0);

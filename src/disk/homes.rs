@@ -1,4 +1,4 @@
-//! Home directories: of whoever runs this, and of this machine's users.
+//! Home directories: of this process's user, and of this machine's users.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,11 +8,11 @@ use std::path::PathBuf;
 
 use rustix::process::geteuid;
 
-/// Longest list of users that is read, in bytes.
+/// Maximum length of the list of users, in bytes.
 const USERS_BYTES_MAX: u64 = 4 << 20;
 
-/// A path as it was typed for this machine: `~` and `~/…` are the home directory, and no path is
-/// the working directory, which is the home where sshd starts us.
+/// Expands a path that was typed for this machine. `~` and `~/…` are the home directory. An empty
+/// path is the working directory, which is the home where sshd starts the agent.
 #[must_use]
 pub fn expand_home(path: &[u8]) -> PathBuf {
     let below_home = path.strip_prefix(b"~").filter(|rest| rest.is_empty() || rest.starts_with(b"/"));
@@ -20,15 +20,15 @@ pub fn expand_home(path: &[u8]) -> PathBuf {
     home.map_or_else(
         || PathBuf::from(OsStr::from_bytes(if path.is_empty() { b"." } else { path })),
         |(rest, home)| {
-            // What begins with a slash would take the home's place.
+            // `join` with an absolute path would replace the home.
             let below = rest.iter().position(|&byte| byte != b'/').and_then(|at| rest.get(at..));
             home.join(OsStr::from_bytes(below.unwrap_or_default()))
         },
     )
 }
 
-/// The home of whoever runs this. (The standard library asks glibc where `HOME` is not set, and that
-/// is 50 kB of an agent that is linked statically.)
+/// The home of this process's user. Without `HOME` the standard library asks glibc, which adds 50
+/// kB to the statically linked agent; so this function reads the list of users.
 #[must_use]
 pub fn home() -> Option<PathBuf> {
     let named = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
@@ -38,7 +38,7 @@ pub fn home() -> Option<PathBuf> {
     })
 }
 
-/// The list of this machine's users.
+/// The content of this machine's list of users.
 pub(crate) fn users() -> Vec<u8> {
     let mut text = Vec::new();
     let read =
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tilde_alone_or_before_a_slash_is_the_home() {
+    fn a_tilde_alone_or_before_a_slash_is_the_home() {
         let home = home().unwrap();
         for (path, expanded) in [("~", home.clone()), ("~/x/y", home.join("x/y")), ("~//x", home.join("x"))] {
             assert_eq!(expand_home(path.as_bytes()), expanded, "{path}");

@@ -1,17 +1,16 @@
-//! `Identities`: what was seen of a tree's entries, in as little memory as it needs beside their
-//! manifest.
+//! `Identities`: the identities of a tree's entries, stored compactly beside their manifest.
 //!
-//! Length and time of modification stand in the manifest; what remains takes 20 bytes an entry
+//! Length and modification time are in the manifest. The other fields take 20 bytes per entry
 //! instead of 64.
 
 use crate::disk::stat::{FileKind, Identity};
 use crate::tree::entry::{EntryRef, SECONDS_MAX, Time};
 use crate::tree::manifest::Manifest;
 
-/// Most filesystems that one tree can lie on.
+/// Maximum number of filesystems in one tree.
 const DEVICES_MAX: usize = 1 << 21;
 
-/// Every kind.
+/// All kinds, in a fixed order.
 const KINDS: [FileKind; 6] = [
     FileKind::Directory,
     FileKind::File,
@@ -21,7 +20,7 @@ const KINDS: [FileKind; 6] = [
     FileKind::Device,
 ];
 
-/// The identities of the entries of a manifest, in its order.
+/// The identities of a manifest's entries, in its order.
 #[derive(Debug, Default)]
 pub struct Identities {
     rows: Vec<Row>,
@@ -32,14 +31,15 @@ pub struct Identities {
 #[derive(Debug, Clone)]
 struct Row {
     ino: [u32; 2],
-    /// From the top: 21 bits of which filesystem, 3 of the kind, 42 of seconds, 30 of nanoseconds.
+    /// From the top: 21 bits of the filesystem's index, 3 of the kind, 42 of seconds, 30 of
+    /// nanoseconds.
     rest: [u32; 3],
 }
 
 impl Identities {
-    /// Appends that of the next entry; `false` where a tree lies on too many filesystems.
+    /// Appends the identity of the next entry; `false` if the tree is on too many filesystems.
     pub fn push(&mut self, identity: &Identity) -> bool {
-        // Neighbours lie on the same one.
+        // Neighbours are mostly on the same filesystem.
         let known = self.devices.iter().rposition(|&device| device == identity.dev);
         let device = known.unwrap_or(self.devices.len());
         if device == DEVICES_MAX {
@@ -63,31 +63,31 @@ impl Identities {
         true
     }
 
-    /// How many there are.
+    /// The number of identities.
     #[must_use]
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether there is none.
+    /// True if there are no identities.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Whether all entries lie on this filesystem.
+    /// True if all entries are on this filesystem.
     #[must_use]
     pub fn all_lie_on(&self, device: u64) -> bool {
         self.devices.iter().all(|&known| known == device)
     }
 
-    /// That of the entry at `at` in `manifest`.
+    /// The identity of the entry at `at` in `manifest`.
     #[must_use]
     pub fn get(&self, manifest: &Manifest, at: u32) -> Option<Identity> {
         self.identity(at, manifest.get(at)?)
     }
 
-    /// Where in `manifest` the entry with this identity is.
+    /// The position in `manifest` of the entry with this identity.
     #[must_use]
     pub fn position(&self, manifest: &Manifest, wanted: &Identity) -> Option<u32> {
         let may_be = |row: &Row| row.ino() == wanted.ino;
@@ -96,15 +96,14 @@ impl Identities {
         same.find(|&at| self.get(manifest, at).is_some_and(|identity| identity == *wanted))
     }
 
-    /// The same identities after the entries were put in another order: where each of them stood
-    /// before.
+    /// The identities in another order of entries: `order` lists each entry's previous position.
     #[must_use]
     pub fn reordered(&self, order: &[u32]) -> Self {
         let rows = order.iter().filter_map(|&before| self.rows.get(before as usize)).cloned();
         Self { rows: rows.collect(), devices: self.devices.clone() }
     }
 
-    /// Gives back what was reserved for more entries.
+    /// Frees the memory that was reserved for more entries.
     pub fn shrink(&mut self) {
         self.rows.shrink_to_fit();
     }

@@ -1,4 +1,5 @@
-//! The directories between the root and where a scan is, few of them open at a time, and their names.
+//! The directory stack of a scan: the directories from the root to the scan's position, few of them
+//! open at a time, with their names.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -11,7 +12,8 @@ use crate::disk::stat::FileKind;
 use crate::disk::unconfirmed::Covers;
 use crate::tree::path::TreePath;
 
-/// How many directories stay open on the way down. A deeper tree opens the upper ones again on the way back.
+/// Maximum number of open directories on the stack. In a deeper tree, the upper ones are opened
+/// again on the way back.
 const OPEN_MAX: usize = 64;
 
 /// A directory that is being read.
@@ -19,20 +21,20 @@ pub(crate) struct Level {
     pub(crate) path: Option<TreePath>,
     /// `None` while it is closed, to be opened again by its path.
     pub(crate) directory: Option<OwnedFd>,
-    /// Which directory it is, so that opening it again finds the same one or fails.
+    /// Device and inode number: opening the directory again finds the same one or fails.
     pub(crate) inode: Option<(u64, u64)>,
-    /// Which of the files in it are doubted.
+    /// The markers that apply to the files in it.
     pub(crate) covers: Option<Arc<Covers>>,
-    /// What remains to be looked at, in order.
+    /// The remaining names, in order.
     pub(crate) names: std::vec::IntoIter<Name>,
 }
 
-/// The directories from the root to where the scan is.
+/// The directories from the root to the scan's position.
 #[derive(Default)]
 pub(crate) struct Levels {
-    /// Far from the scan, and closed.
+    /// Directories far from the scan's position, closed.
     closed: Vec<Level>,
-    /// Near it, and open.
+    /// Directories near the scan's position, open.
     pub(crate) open: VecDeque<Level>,
 }
 
@@ -57,7 +59,7 @@ impl Levels {
     }
 }
 
-/// A name in a directory, and what the directory says it is, if it does.
+/// A name in a directory, and its kind if the directory reports it.
 pub(crate) struct Name {
     pub(crate) name: CString,
     pub(crate) kind: Option<FileKind>,
@@ -86,7 +88,7 @@ impl Level {
     }
 }
 
-/// All names in a directory, as the filesystem has them.
+/// All names in a directory, in the filesystem's order.
 #[cfg(target_os = "linux")]
 pub(crate) fn names(directory: &OwnedFd) -> rustix::io::Result<Vec<Name>> {
     let mut buffer = [std::mem::MaybeUninit::uninit(); 32 * 1024];
@@ -102,7 +104,7 @@ pub(crate) fn names(directory: &OwnedFd) -> rustix::io::Result<Vec<Name>> {
     Ok(names)
 }
 
-/// All names in a directory, as the filesystem has them.
+/// All names in a directory, in the filesystem's order.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn names(directory: &OwnedFd) -> rustix::io::Result<Vec<Name>> {
     let mut names = Vec::new();

@@ -12,12 +12,12 @@ use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
 impl Root {
-    /// Makes a symbolic link aside and renames it into place, if what is there is still what was
-    /// `seen` there (`None`: nothing). Its owner and time are set in the state directory, where
-    /// nobody else can change names.
+    /// Creates a symbolic link aside and renames it into place, if its path still holds the entry
+    /// that was `seen` there (`None`: nothing). Owner and time are set in the state directory,
+    /// where no other user can change names.
     ///
     /// # Errors
-    /// [`DiskError::is_conflict`], or the place cannot be written to.
+    /// [`DiskError::is_conflict`], or the path cannot be written to.
     pub fn make_symlink(
         &self,
         path: &TreePath,
@@ -38,16 +38,16 @@ impl Root {
         }
         utimensat(&state, &*name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW).during(VERB, path.as_bytes())?;
         state.install(&name, None, self, path, seen).inspect_err(|_| {
-            // A link is cheap to make again, and the first error is the one that matters.
+            // A link is cheap to create again, and the first error is the one that matters.
             let _ = state.remove(name.as_bytes());
         })
     }
 
-    /// The modification time of the symbolic link that was `seen` there and leads to `target`.
-    /// Where the system cannot set it on an open link, the link is made anew.
+    /// Sets the modification time of the symbolic link that was `seen` there and points to
+    /// `target`. If the system cannot set it on an open link, a new link replaces the old one.
     ///
     /// # Errors
-    /// It is another one ([`DiskError::is_conflict`]), or not ours to change.
+    /// It is another link ([`DiskError::is_conflict`]), or this user may not change it.
     pub fn set_link_time(
         &self,
         path: &TreePath,
@@ -61,7 +61,7 @@ impl Root {
         self.make_symlink(path, target, mtime, Some(seen))
     }
 
-    /// The same on a descriptor of the link; `false` where the system cannot (Linux before 5.8).
+    /// Sets the time on a descriptor of the link; `false` if the system cannot (Linux before 5.8).
     #[cfg(target_os = "linux")]
     fn set_open_link_time(&self, path: &TreePath, mtime: Time, seen: &Identity) -> Result<bool, DiskError> {
         use rustix::fs::OFlags;
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_replaces_what_was_seen_and_nothing_else() {
+    fn a_link_replaces_only_the_entry_that_was_seen() {
         let place = Place::new();
         let make = |seen: Option<&Identity>| place.root.make_symlink(&path("f"), b"to/there", time(7), seen);
         fs::write(place.at("f"), "old").unwrap();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_took_a_links_place_keeps_its_time() {
+    fn a_file_in_a_links_place_keeps_its_time() {
         let place = Place::new();
         symlink("to/there", place.at("f")).unwrap();
         let before = seen(&place).unwrap();

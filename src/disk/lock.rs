@@ -1,9 +1,9 @@
-//! The lock of a destination: one run at a time, and nobody else can hold it.
+//! The lock of a destination: one run at a time, and no other user can take it.
 //!
-//! It is a `flock` on a file in the state directory, which only we can enter. A lock on the
-//! destination itself would be everybody's: whoever may read a directory may lock it, and keep all
-//! runs out for ever. The file is there as long as it is locked; a run that is killed leaves it
-//! behind, and the next one takes it over.
+//! It is a `flock` on a file in the state directory, which only this user can enter. A lock on the
+//! destination itself would be open to everybody. Any user who may read a directory may lock it,
+//! and could block all runs for ever. The file exists while it is locked. A killed run leaves it
+//! behind, and the next run takes it over.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -23,10 +23,10 @@ use crate::tree::path::STATE_DIR;
 /// The lock's name in the state directory.
 const NAME: &str = "lock";
 
-/// How often a lock is taken that turns out to be the one of a run that ended meanwhile.
+/// Maximum number of attempts. An attempt fails if a run that just ended removed the locked file.
 const ATTEMPTS: usize = 16;
 
-/// A lock that is held. Dropping it gives it up.
+/// A held lock. Dropping it releases it.
 #[derive(Debug)]
 pub(crate) struct Held {
     root: OwnedFd,
@@ -35,12 +35,11 @@ pub(crate) struct Held {
 }
 
 impl Root {
-    /// Keeps other runs out until this root is dropped or [unlocked](Root::unlock). A destination
-    /// that we cannot have a state directory in is not locked: there is nothing that two runs could
-    /// stage in it.
+    /// Locks out other runs until this root is dropped or [unlocked](Root::unlock). A destination
+    /// that can have no state directory is not locked: two runs could stage nothing in it.
     ///
     /// # Errors
-    /// [`DiskError::is_busy`] where another run is in.
+    /// [`DiskError::is_busy`] if another run holds the lock.
     pub fn lock(&self) -> Result<(), DiskError> {
         match take(self) {
             Ok(held) => {
@@ -54,13 +53,13 @@ impl Root {
         }
     }
 
-    /// Whether this run keeps others out.
+    /// True if this run holds the lock.
     #[must_use]
     pub fn is_locked(&self) -> bool {
         self.held().is_some()
     }
 
-    /// Lets other runs in, and removes the state directory if it is empty.
+    /// Releases the lock, and removes the state directory if it is empty.
     pub fn unlock(&self) {
         *self.held() = None;
     }
@@ -73,7 +72,7 @@ fn take(root: &Root) -> Result<Held, DiskError> {
         match try_to_take(root, &path) {
             Ok(Some(held)) => return Ok(held),
             Ok(None) => {}
-            // A run that ended just now removed the state directory, or what was in it.
+            // A run that just ended removed the state directory, or its entries.
             Err(error) if error.is_not_found() => last = error,
             Err(error) => return Err(error),
         }
@@ -81,10 +80,10 @@ fn take(root: &Root) -> Result<Held, DiskError> {
     Err(last)
 }
 
-/// Takes the lock; `None` where it turned out to be the one of a run that ended meanwhile.
+/// Takes the lock; `None` if a run that just ended removed the locked file.
 fn try_to_take(root: &Root, path: &[u8]) -> Result<Option<Held>, DiskError> {
     let state = keeping_time(root.descriptor(), || StateDir::create(root))?;
-    // Without NONBLOCK a planted FIFO would keep us waiting.
+    // Without NONBLOCK, opening a planted FIFO would wait for a writer.
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(&state, NAME, flags, Mode::RUSR | Mode::WUSR) {
         Ok(file) => file,
@@ -117,14 +116,15 @@ fn try_to_take(root: &Root, path: &[u8]) -> Result<Option<Held>, DiskError> {
     Ok(Some(Held { root: root.open_directory(None)?, state, file }))
 }
 
-/// Whether a name leads to that very file or directory.
+/// True if `name` leads to the very file or directory of `stat`.
 fn is_named(directory: impl AsFd, name: &str, stat: &RawStat) -> bool {
     let named = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
     named.is_ok_and(|named| (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino))
 }
 
-/// Does what changes the entries of a directory, and sets its time back: a run that finds nothing
-/// to do leaves no trace. Where the directory is not ours its time cannot be set, and stays new.
+/// Runs `work`, which changes the entries of a directory, and sets its time back: a run with
+/// nothing to do leaves no trace. The time of another user's directory cannot be set, and stays
+/// new.
 pub(crate) fn keeping_time<T>(directory: BorrowedFd<'_>, work: impl FnOnce() -> T) -> T {
     let before = fstat(directory);
     let result = work();
@@ -142,8 +142,8 @@ pub(crate) fn keeping_time<T>(directory: BorrowedFd<'_>, work: impl FnOnce() -> 
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // Only our own: somebody who may write to the destination can have put another directory in
-        // its place.
+        // Remove only our own file: a user who may write to the destination can have put another
+        // directory in its place.
         if fstat(&self.file).is_ok_and(|stat| is_named(&self.state, NAME, &stat)) {
             let _ = unlinkat(&self.state, NAME, AtFlags::empty());
         }
@@ -166,7 +166,7 @@ mod tests {
     use crate::disk::testing::Place;
 
     #[test]
-    fn whoever_may_read_the_destination_keeps_no_run_out() {
+    fn locks_on_the_destination_itself_keep_no_run_out() {
         let place = Place::new();
         fs::create_dir(place.at("below")).unwrap();
         fs::write(place.at("below/file"), "").unwrap();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn it_leaves_no_trace() {
+    fn the_lock_leaves_no_trace() {
         let place = Place::new();
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let set = || File::open(place.root.path()).unwrap().set_modified(time).unwrap();
@@ -196,7 +196,7 @@ mod tests {
         assert!(is_set() && place.at(".ksync/lock").exists());
         place.root.unlock();
         assert!(is_set() && !place.at(".ksync").exists());
-        // What is staged stays, and what a killed run left is taken over.
+        // Staged files stay, and a killed run's lock file is taken over.
         fs::create_dir(place.at(".ksync")).unwrap();
         fs::write(place.at(".ksync/lock"), "").unwrap();
         fs::write(place.at(".ksync/0.part"), "").unwrap();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_planted_in_its_place_is_replaced() {
+    fn a_planted_lock_file_is_replaced() {
         let place = Place::new();
         fs::create_dir(place.at(".ksync")).unwrap();
         symlink(place.outside(), place.at(".ksync/lock")).unwrap();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_runs_one_is_in_at_a_time() {
+    fn only_one_of_many_runs_holds_the_lock() {
         let place = Place::new();
         let (inside, entered) = (AtomicUsize::new(0), AtomicUsize::new(0));
         thread::scope(|scope| {
@@ -233,7 +233,8 @@ mod tests {
                     for _ in 0..200 {
                         let root = Root::open(place.root.path()).unwrap();
                         if root.lock().is_ok() {
-                            // Not merely because there could be no lock.
+                            // The lock is really held: `lock` also succeeds where no lock can
+                            // exist.
                             assert!(root.is_locked());
                             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                             entered.fetch_add(1, Ordering::SeqCst);

@@ -1,14 +1,14 @@
-//! `Marker`: which files of a directory are not known to be durable. Pure;
+//! `Marker`: tells which files of a directory may not be durable. Pure;
 //! [`unconfirmed`](super::unconfirmed) keeps it on the disk.
 //!
-//! The kernel sets the change time of a file (ctime) at every write, rename, link and chmod, and
-//! nobody else can set it. So a marker lists no names. It says: *files whose ctime is not before
-//! this time may be lost with the power*. A marker is durable before the first file that it covers
-//! gets its name.
+//! The kernel sets the change time of a file (ctime) at every write, rename, link and chmod, and no
+//! program can set it. So a marker lists no names. It says: *files whose ctime is not before this
+//! time may be lost with the power*. A marker is durable before the first file that it covers gets
+//! its name.
 //!
-//! Times belong to a [`Mount`]: one mount of the filesystem, under one boot of the kernel. As long
-//! as that lasts, the page cache holds what was written. Under another mount only the disk is left,
-//! and covered files are doubted.
+//! Times belong to a [`Mount`]: one mount of the filesystem, under one boot of the kernel. During
+//! that mount the page cache holds all written bytes. Under another mount only the disk's bytes are
+//! left, and covered files are doubted.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,10 +16,10 @@ use crate::content::hash::Hash;
 use crate::disk::stat::Identity;
 use crate::tree::doubt::Doubt;
 
-/// Which layout of a marker this is.
+/// Version of a marker's layout.
 const VERSION: u8 = 1;
 
-/// How many bytes of its hash stand before a marker.
+/// Bytes of its hash at the beginning of a marker.
 const CHECK_BYTES: usize = 8;
 
 /// A time of the filesystem's clock: seconds, and nanoseconds after them.
@@ -27,10 +27,10 @@ const CHECK_BYTES: usize = 8;
 pub(crate) struct Stamp(pub(crate) i64, pub(crate) u32);
 
 impl Stamp {
-    /// Before every other one: where ctimes do not outlive a mount, every file is covered.
+    /// Earlier than every other time: covers every file, where ctimes do not survive a mount.
     pub(crate) const EVER: Self = Self(i64::MIN, 0);
 
-    /// When anything last changed of a file.
+    /// The ctime of a file.
     pub(crate) fn of(identity: &Identity) -> Self {
         Self(identity.ctime.seconds(), identity.ctime.nanos())
     }
@@ -43,10 +43,10 @@ pub(crate) struct Mount {
     pub(crate) id: u64,
 }
 
-/// From when on files were written under a mount.
+/// Files that were written under one mount, from a time on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Epoch {
-    /// `None`: a mount that cannot be told from others, so it is never the present one.
+    /// `None` is a mount that cannot be told from others, so it is never the present one.
     pub(crate) mount: Option<Mount>,
     pub(crate) since: Stamp,
 }
@@ -61,22 +61,21 @@ impl Epoch {
     }
 }
 
-/// What is not known to be durable in a directory.
+/// The files in a directory that may not be durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Marker {
-    /// Files written or verified under the present mount: the page cache has them, the disk may
+    /// Files written or verified under the present mount: the page cache has them, but the disk may
     /// not.
     pub(crate) own: Option<Epoch>,
-    /// Files of which the disk did not take all, as it told under the present mount. The page cache
-    /// may show them whole.
+    /// Files that the disk did not take completely, as it reported under the present mount. The
+    /// page cache may show them complete.
     pub(crate) failed: Option<Epoch>,
     /// Files from this time on were written under earlier mounts, unless `own` covers them.
     pub(crate) stale: Option<Stamp>,
-    /// Whether `own` says nothing as long as something is stale or failed: the clock was set back
-    /// since, or the filesystem's ctimes do not outlive a mount.
+    /// True if `own` counts only after nothing is stale or failed any more. The clock was set back
+    /// since, or the filesystem's ctimes do not survive a mount.
     pub(crate) tangled: bool,
-    /// Whether it speaks of everything below the directory, and not only of the files directly in
-    /// it.
+    /// True if the marker covers everything below the directory, not only the files directly in it.
     pub(crate) deep: bool,
 }
 
@@ -93,8 +92,7 @@ impl Marker {
         check.chain(&body).copied().collect()
     }
 
-    /// Reads a marker. One that is damaged or of another version means that nothing is to be
-    /// trusted.
+    /// Reads a marker. A damaged marker, or one of another version, means that no file is trusted.
     pub(crate) fn decode(bytes: &[u8]) -> Self {
         let Some((check, body)) = bytes.split_at_checked(CHECK_BYTES) else { return Self::DISTRUST };
         match postcard::from_bytes::<(u8, Self)>(body) {
@@ -103,7 +101,7 @@ impl Marker {
         }
     }
 
-    /// The marker as it reads under the present mount: what was written under another one is stale.
+    /// The marker under the present mount: files that were written under another mount are stale.
     pub(crate) fn under(mut self, mount: Option<Mount>) -> Self {
         for epoch in [&mut self.own, &mut self.failed] {
             if let Some(left) = epoch.take_if(|epoch| !epoch.is_of(mount)) {
@@ -113,17 +111,17 @@ impl Marker {
         self
     }
 
-    /// Whether it says nothing.
+    /// True if the marker covers no file.
     pub(crate) fn is_empty(&self) -> bool {
         self.own.is_none() && self.failed.is_none() && self.stale.is_none()
     }
 
-    /// Whether a file with this ctime was written or verified under the present mount.
+    /// True if a file with this ctime was written or verified under the present mount.
     pub(crate) fn believes(&self, ctime: Stamp) -> bool {
         self.own.is_some_and(|own| own.covers(ctime)) && (!self.tangled || self.is_settled())
     }
 
-    /// Why a file with this ctime is not to be believed, if so.
+    /// The reason to doubt a file with this ctime, if any.
     pub(crate) fn doubt(&self, ctime: Stamp) -> Option<Doubt> {
         if self.believes(ctime) {
             return None;
@@ -143,9 +141,9 @@ impl Marker {
         epochs.chain(self.stale).min()
     }
 
-    /// The same, which covers files from `since` on that are written under the present mount.
-    /// `latest` is the latest ctime of a doubted file: from there on, since the clock was set back,
-    /// ours cannot be told from doubted ones.
+    /// The marker, extended to files from `since` on that are written under the present mount.
+    /// `latest` is the latest ctime of a doubted file. If the clock was set back before `latest`,
+    /// new files cannot be told from doubted ones.
     pub(crate) fn covering(mut self, mount: Option<Mount>, since: Stamp, latest: Option<Stamp>) -> Self {
         if self.own.is_none_or(|own| own.since > since) {
             let doubted = [latest, self.stale, self.failed.map(|failed| failed.since)];
@@ -157,8 +155,8 @@ impl Marker {
         self
     }
 
-    /// The same after the disk told that it did not take something: of whatever was on its way
-    /// then.
+    /// The marker after the disk reported a failure. It covers all files that were not durable at
+    /// that time.
     pub(crate) fn failing(mut self, mount: Option<Mount>) -> Self {
         if let Some(since) = self.earliest() {
             self.failed = Some(Epoch { mount, since });
@@ -180,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_marker_is_read_as_it_was_written_and_a_damaged_one_trusts_nothing() {
+    fn a_damaged_marker_trusts_no_file() {
         let marker = Marker { deep: true, ..Marker::default() }.covering(HERE, at(3), None);
         let bytes = marker.encode();
         assert_eq!(Marker::decode(&bytes), marker);
@@ -194,14 +192,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_under_this_mount_is_believed_and_under_another_doubted() {
+    fn files_written_under_another_mount_are_doubted() {
         let marker = Marker::default().covering(HERE, at(100), None);
         assert_eq!(marker.under(HERE).doubt(at(100)), None);
         for elsewhere in [THERE, None] {
             let marker = marker.under(elsewhere);
             assert_eq!(marker.doubt(at(99)), None, "it was there before");
             assert_eq!(marker.doubt(at(100)), Some(Doubt::Unverified));
-            // What is verified gets a new ctime, and is believed from then on.
+            // A verified file gets a new ctime, and is believed from then on.
             let verified = marker.covering(elsewhere, at(200), Some(at(150)));
             assert_eq!(verified.doubt(at(150)), Some(Doubt::Unverified));
             assert_eq!(verified.doubt(at(200)), None);
@@ -213,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_disk_failed_to_take_is_lost_until_the_cache_is_gone() {
+    fn a_failed_write_is_lost_until_the_page_cache_is_gone() {
         let failed = Marker::default().covering(HERE, at(100), None).failing(HERE);
         assert_eq!(failed.under(HERE).doubt(at(100)), Some(Doubt::Lost));
         assert_eq!(failed.under(HERE).doubt(at(99)), None);
@@ -223,9 +221,9 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_hides_nothing() {
+    fn a_clock_set_back_hides_no_doubted_file() {
         let stale = Marker::default().covering(THERE, at(100), None).under(HERE);
-        // Before, among and behind what is stale.
+        // A time before, among and after the stale files.
         for (since, believed) in [(at(50), None), (at(150), None), (at(201), Some(at(201)))] {
             let marker = stale.covering(HERE, since, Some(at(200)));
             assert!(marker.under(THERE).doubt(since).is_some());
@@ -236,13 +234,13 @@ mod tests {
             // Once everything was verified, nothing is doubted under this mount.
             assert_eq!(Marker { stale: None, ..marker }.doubt(at(150)), None);
         }
-        // With nothing to hide the time just moves.
+        // With nothing doubted, the start of the marker only moves.
         let back = Marker::default().covering(HERE, at(100), None).covering(HERE, at(50), None);
         assert_eq!((back.doubt(at(60)), back.under(THERE).doubt(at(60))), (None, Some(Doubt::Unverified)));
     }
 
     #[test]
-    fn where_ctimes_say_nothing_everything_is_doubted_until_everything_was_verified() {
+    fn unreliable_ctimes_doubt_all_files_until_all_are_verified() {
         let marker = Marker::default().covering(THERE, Stamp::EVER, None).under(HERE);
         let marker = marker.covering(HERE, Stamp::EVER, None);
         assert_eq!(marker.doubt(at(1)), Some(Doubt::Unverified));

@@ -1,8 +1,10 @@
-//! The memory: a record of what was offered last, one file for each source and destination.
+//! The baseline store: the last agreed snapshot, one file (a record) for each source and
+//! destination.
 //!
-//! It saves bytes and decides nothing: a peer is told the digest of a record, and only what has that very digest
-//! is built upon. So whatever is wrong with a memory (it is gone, damaged, not ours, another run wrote it
-//! meanwhile, the disk is full) has one consequence: nothing is remembered, and everything is offered.
+//! A baseline saves bytes and decides nothing. A peer learns a record's digest, and only a peer
+//! with that very digest builds upon it. A record may be gone, damaged or another user's, another
+//! run may have replaced it, or the disk may be full. All these have the same consequence: there is
+//! no baseline, and the sender offers everything.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -25,34 +27,34 @@ use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
 use crate::tree::record::{self, Record};
 
-/// The first bytes of a file. Another form of records gets another number.
+/// The first bytes of a file. Each record format has its own number.
 const MAGIC: [u8; 8] = *b"KSYNCR\x001";
 
-/// Magic and digest.
+/// Length of magic and digest.
 const HEADER_BYTES: usize = MAGIC.len() + 32;
 
-/// Longest record that is kept: some 36 bytes an entry, so that of the largest tree fits.
+/// Maximum length of a kept record: an entry takes about 36 bytes, so the largest tree fits.
 const RECORD_BYTES_MAX: u64 = 192 << 20;
 
-/// Most bytes of all records. The one that was just written stays in any case.
+/// Maximum bytes of all records. The record that was just written stays in any case.
 const TOTAL_BYTES_MAX: u64 = 256 << 20;
 
-/// Most records.
+/// Maximum number of records.
 const FILES_MAX: usize = 64;
 
-/// After how long a record that nobody asked for goes.
+/// Age at which an unused record is removed.
 const UNUSED_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// After how long a record that was never completed goes: whoever wrote it was killed.
+/// Age at which an unfinished record is removed: its writer was killed.
 const UNFINISHED_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Ends the name of a record that is being written.
+/// Suffix of a record that is being written.
 const NEW: &str = ".new";
 
-/// Only we may look in and change it.
+/// The directory's mode: only this user may list and change it.
 const PRIVATE: u32 = 0o700;
 
-/// Where the record of one source and destination is kept.
+/// Names the file that holds the baseline of one source and destination.
 #[derive(Debug, Clone)]
 pub struct Memory {
     directory: PathBuf,
@@ -60,20 +62,20 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The memory called `key` in `directory`, which is made when there is something to be kept. The directory
-    /// above it is there, or nothing is kept.
+    /// The baseline called `key` in `directory`. The first write creates this directory, but not
+    /// its parent: without the parent nothing is kept.
     #[must_use]
     pub fn new(directory: PathBuf, key: &[u8; 16]) -> Self {
         Self { directory, name: to_hex(key) }
     }
 
-    /// The digest of the record that is kept, by what stands before it.
+    /// The digest in the header of the stored record.
     #[must_use]
     pub fn digest(&self) -> Option<Hash> {
         self.open().ok().map(|(_, digest, _)| digest)
     }
 
-    /// The record that is kept, if it is sound.
+    /// The stored record, if it is sound.
     #[must_use]
     pub fn recall(&self) -> Option<Record> {
         let (file, digest, length) = self.open().ok()?;
@@ -82,8 +84,8 @@ impl Memory {
         Record::new(bytes).filter(|record| record.digest() == digest)
     }
 
-    /// Keeps the record of `manifest` and `ignores` instead of what was kept before; `false` where that cannot
-    /// be done.
+    /// Replaces the stored record by one of `manifest` and `ignores`. Returns `false` if that
+    /// fails.
     pub fn remember(&self, manifest: &Manifest, ignores: &[IgnoreFile]) -> bool {
         let Ok(directory) = self.make_directory() else { return false };
         let new = format!("{}.{}{NEW}", self.name, std::process::id());
@@ -92,15 +94,15 @@ impl Memory {
         if written.is_err() {
             let _ = unlinkat(&directory, &new, AtFlags::empty());
         }
-        // A full disk is the better for it too.
+        // A full disk needs the clean-up too.
         let _ = clear_old(&directory, self.name.as_bytes());
         written.is_ok()
     }
 
-    /// The file behind its header, the digest that stands there, and how many bytes follow. It has been used
-    /// now.
+    /// Opens the file. Returns it positioned behind its header, the digest in the header, and the
+    /// number of bytes that follow. Sets the file's time, since it has been used now.
     fn open(&self) -> io::Result<(File, Hash, u64)> {
-        // Without NONBLOCK a planted FIFO would keep us waiting.
+        // Without NONBLOCK, opening a planted FIFO would wait for a writer.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let descriptor = openat(self.open_directory()?, &self.name, flags, Mode::empty())?;
         let stat = fstat(&descriptor)?;
@@ -126,7 +128,8 @@ impl Memory {
         }
     }
 
-    /// A directory of our own, no link to one, that nobody else can look into.
+    /// Opens the directory, not a link to one. It must belong to this user; other users lose
+    /// access.
     fn open_directory(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = openat(CWD, &self.directory, flags, Mode::empty())?;
@@ -142,7 +145,7 @@ impl Memory {
 }
 
 fn write_new(directory: &OwnedFd, name: &str, manifest: &Manifest, ignores: &[IgnoreFile]) -> io::Result<()> {
-    // Of a process that was killed and had our number.
+    // A killed process with the same process id may have left a file.
     let _ = unlinkat(directory, name, AtFlags::empty());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?);
@@ -160,7 +163,8 @@ fn write_new(directory: &OwnedFd, name: &str, manifest: &Manifest, ignores: &[Ig
     file.write_all_at(&header, 0)
 }
 
-/// Removes what has not been used for long, and of the rest the oldest as long as there is too much.
+/// Removes records that were unused for long, then the oldest of the rest until they fit the
+/// limits.
 fn clear_old(directory: &OwnedFd, own: &[u8]) -> io::Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let mut others = records(directory)?;
@@ -168,7 +172,7 @@ fn clear_old(directory: &OwnedFd, own: &[u8]) -> io::Result<()> {
     others.retain(|(name, ..)| name.to_bytes() != own);
     others.retain(|(name, used, _)| {
         let unfinished = name.to_bytes().ends_with(NEW.as_bytes());
-        // What is dated in the future was used just now.
+        // A date in the future counts as just used.
         let stays = now.saturating_sub(*used) <= if unfinished { UNFINISHED_MAX } else { UNUSED_MAX };
         if !stays {
             let _ = unlinkat(directory, name, AtFlags::empty());
@@ -179,7 +183,7 @@ fn clear_old(directory: &OwnedFd, own: &[u8]) -> io::Result<()> {
         let bytes: u64 = others.iter().map(|(.., length)| length).sum();
         others.len() >= FILES_MAX || own_bytes + bytes > TOTAL_BYTES_MAX
     };
-    // There are hardly more than allowed, unless somebody else put them there: no need to sort.
+    // Usually few records exceed the limits, so sorting does not pay.
     while too_much(&others) {
         let oldest = others.iter().enumerate().min_by_key(|(_, (_, used, _))| *used);
         let Some(oldest) = oldest.map(|(index, _)| index) else { break };
@@ -189,7 +193,7 @@ fn clear_old(directory: &OwnedFd, own: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// What looks as if we had written it: name, when it was last used (since 1970), length.
+/// The files with names of records: name, time of last use (since 1970), length.
 fn records(directory: &OwnedFd) -> io::Result<Vec<(CString, Duration, u64)>> {
     let mut records = Vec::new();
     for entry in Dir::read_from(directory)? {
@@ -244,7 +248,7 @@ mod tests {
             Self { folder, memory }
         }
 
-        /// One that remembers ten files.
+        /// A place whose baseline holds ten files.
         fn filled() -> Self {
             let place = Self::new();
             assert!(place.memory.remember(&tree(10), &ignores("x")));
@@ -282,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_comes_back_and_is_private() {
+    fn a_stored_record_comes_back_and_is_private() {
         let place = Place::new();
         place.recalls_nothing();
         assert!(!place.directory().exists(), "nothing is made before there is need");
@@ -302,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn where_there_is_no_place_nothing_is_kept() {
+    fn a_missing_parent_directory_keeps_no_record() {
         let place = Place::new();
         fs::remove_dir(place.folder.path().join("state")).unwrap();
         assert!(!place.memory.remember(&tree(1), &[]));
@@ -311,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_record_is_none() {
+    fn a_damaged_record_is_not_read() {
         let place = Place::filled();
         let whole = fs::read(place.file()).unwrap();
         for length in 0..whole.len() {
@@ -329,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_too_long_is_not_read() {
+    fn an_overlong_record_is_not_read() {
         let place = Place::filled();
         let file = File::options().write(true).open(place.file()).unwrap();
         file.set_len(RECORD_BYTES_MAX + HEADER_BYTES as u64 + 1).unwrap();
@@ -337,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_planted_link_pipe_or_directory_is_not_followed_and_what_can_be_replaced_is() {
+    fn a_planted_link_pipe_or_directory_is_not_followed() {
         let place = Place::filled();
         let elsewhere = place.folder.path().join("elsewhere");
         fs::rename(place.file(), &elsewhere).unwrap();
@@ -362,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_somebody_else_is_not_used() {
+    fn a_record_of_another_user_is_not_used() {
         let place = Place::filled();
         if chown(place.file(), Some(65534), None).is_ok() {
             place.recalls_nothing();
@@ -375,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_a_link_is_not_used_and_an_open_one_is_closed() {
+    fn a_linked_directory_is_not_used_and_loose_modes_are_tightened() {
         let place = Place::filled();
         fs::set_permissions(place.directory(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(place.memory.recall().is_some());
@@ -414,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_never_more_records_or_bytes_than_allowed() {
+    fn records_never_exceed_the_limits_of_count_and_bytes() {
         let place = Place::filled();
         let hour = Duration::from_secs(3600);
         for number in 0..FILES_MAX as u32 + 9 {

@@ -1,11 +1,13 @@
-//! The disk: everything that touches files. Knows neither the engine nor the wire.
+//! The disk layer: everything that touches files. It imports neither the engine nor the wire.
 //!
-//! All access to a tree goes through one [`root::Root`], a directory handle that nothing climbs out
-//! of: names are [`TreePath`](crate::tree::path::TreePath)s, and no symbolic link in them is ever
-//! followed, whoever swaps directories for links meanwhile. What is written is written aside, in
-//! [`STATE_DIR`](crate::tree::path::STATE_DIR) or without a name, and gets into place when it is
-//! complete; which of it the disk may not have yet is marked (`unconfirmed`). What is remembered
-//! from one run to the next lies outside of every tree: see [`memory`].
+//! All access to a tree goes through one [`root::Root`], a directory handle that no path climbs out
+//! of. Names are [`TreePath`](crate::tree::path::TreePath)s. No operation follows a symbolic link
+//! in a name, even if another process swaps directories for links meanwhile.
+//!
+//! New files are written aside, in [`STATE_DIR`](crate::tree::path::STATE_DIR) or as anonymous
+//! temporary files, and are renamed into place when complete. Markers name the files that may not
+//! be on the disk yet (`unconfirmed`). The baseline, which one run leaves for the next, lies
+//! outside of every tree: see [`memory`].
 
 mod boundaries;
 mod change;

@@ -1,21 +1,21 @@
-//! Which mount a directory is in, and what can be relied on there.
+//! Mounts: which mount a directory is on, and which guarantees its filesystem gives.
 
 use std::os::fd::AsFd;
 
 use crate::disk::marker::Mount;
 
-/// What a filesystem keeps when the power goes.
+/// The data that a filesystem keeps in a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nature {
     /// Nothing at all.
     Volatile,
     /// Files, with the ctimes that they had.
     Lasting,
-    /// Files; their ctimes may be others after a mount.
+    /// Files, but their ctimes may differ after a mount.
     Forgetful,
 }
 
-/// The filesystem of a directory. What is not known to keep ctimes is taken for one that does not.
+/// The nature of a directory's filesystem. An unknown filesystem counts as `Forgetful`.
 #[cfg(target_os = "linux")]
 pub(crate) fn nature(directory: impl AsFd) -> Nature {
     // tmpfs, ramfs.
@@ -32,10 +32,10 @@ pub(crate) fn nature(directory: impl AsFd) -> Nature {
     }
 }
 
-/// The mount of a directory; `None` where it cannot be told from others.
+/// The mount of a directory; `None` if it cannot be told from others.
 ///
-/// Before Linux 6.8 a mount may have the number of one that is gone. The boot is another one after
-/// every power cut but that of a disk that is pulled out.
+/// Before Linux 6.8 a new mount may reuse the number of an old one. The boot id differs after every
+/// power cut, except that of a disk that is pulled out.
 #[cfg(target_os = "linux")]
 pub(crate) fn mount_of(directory: impl AsFd) -> Option<Mount> {
     use std::sync::OnceLock;
@@ -50,7 +50,7 @@ pub(crate) fn mount_of(directory: impl AsFd) -> Option<Mount> {
         let digits: String = text.trim().chars().filter(|&char| char != '-').collect();
         u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)
     });
-    // A kernel answers what it knows of what is asked for.
+    // The kernel reports the fields that it knows, among those that were requested.
     let wanted = [UNIQUE, StatxFlags::MNT_ID];
     let id = wanted.into_iter().find_map(|wanted| {
         let stat = statx(&directory, c"", AtFlags::EMPTY_PATH, wanted).ok()?;
@@ -64,15 +64,15 @@ pub(crate) fn nature(_directory: impl AsFd) -> Nature {
     Nature::Lasting
 }
 
-/// The mount of a directory. The boot is when it was, which moves as the clock is set; then files
-/// are verified once in vain.
+/// The mount of a directory. The boot is identified by its time, which moves when the clock is set.
+/// Then files are verified once without need.
 #[cfg(not(target_os = "linux"))]
 // The field's type differs between systems.
 #[allow(clippy::unnecessary_cast)]
 pub(crate) fn mount_of(directory: impl AsFd) -> Option<Mount> {
     use rustix::time::{ClockId, clock_gettime};
 
-    /// How exactly the time of a boot is known, in seconds.
+    /// Precision of the boot time, in seconds.
     const GRAIN: i64 = 10;
 
     let (now, up) = (clock_gettime(ClockId::Realtime), clock_gettime(ClockId::Monotonic));
@@ -81,16 +81,16 @@ pub(crate) fn mount_of(directory: impl AsFd) -> Option<Mount> {
     Some(Mount { boot: boot.to_be_bytes(), id })
 }
 
-/// Has everything of a filesystem written to the disk.
+/// Flushes a whole filesystem to the disk.
 ///
 /// # Errors
-/// The disk did not take something, now or since somebody asked last.
+/// The disk did not take something, now or since the last such call.
 #[cfg(target_os = "linux")]
 pub(crate) fn sync(directory: impl AsFd) -> rustix::io::Result<()> {
     rustix::fs::syncfs(directory)
 }
 
-/// Has everything of a filesystem written to the disk.
+/// Flushes all filesystems to the disk.
 ///
 /// # Errors
 /// The disk did not take something.
@@ -103,7 +103,7 @@ pub(crate) fn sync(directory: impl AsFd) -> rustix::io::Result<()> {
     return rustix::fs::fsync(directory);
 }
 
-/// Whether a [`sync`] would take a moment only: little waits for any disk.
+/// True if a [`sync`] would take only a moment: few pages wait for any disk.
 pub(crate) fn is_quiet() -> bool {
     const QUIET_KIB: u64 = 32 << 10;
     let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return !cfg!(target_os = "linux") };
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mount_is_known_again_and_is_not_another_one() {
+    fn a_mount_is_recognised_and_differs_from_another() {
         let mount = |path: &str| mount_of(File::open(path).unwrap()).unwrap();
         assert_eq!(mount("/"), mount("/"));
         if Path::new("/proc/self").exists() {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_no_ctimes_is_told_from_what_does() {
+    fn proc_counts_as_a_filesystem_that_forgets_ctimes() {
         if cfg!(target_os = "linux") {
             assert_eq!(nature(File::open("/proc").unwrap()), Nature::Forgetful);
         }

@@ -1,9 +1,11 @@
-//! New files that have no name until they are complete.
+//! Anonymous temporary files (`O_TMPFILE`): new files without a name until they are complete.
 //!
-//! A file that is written aside under a name is made, locked, checked to be ours, filled and renamed: twelve calls of
-//! the system. One without a name can be nobody else's and needs no lock; it is linked into its place, which fails
-//! where something is. That is eight calls: 80,000 files of 12 kB took 2.5 s on tmpfs instead of 2.9, most of which is
-//! their content. If the run ends before, nothing of it stays, which is right for what arrives in one message anyway.
+//! A staged file with a name is created, locked, checked for its owner, filled and renamed: twelve
+//! system calls. An anonymous file cannot belong to another user and needs no lock. It is linked
+//! into its place, which fails if something is there: eight system calls. 80,000 files of 12 kB
+//! took 2.5 s on tmpfs instead of 2.9 s, and most of both is their content. If the run ends before
+//! the link, nothing of the file stays. The loss is small, since such a file arrives in one
+//! message.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +34,7 @@ impl Nameless {
         self.may_be.load(Ordering::Relaxed)
     }
 
-    /// It was tried in vain.
+    /// Records that the filesystem or the system does not support it.
     #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
     fn never_again(&self) {
         self.may_be.store(false, Ordering::Relaxed);
@@ -40,11 +42,12 @@ impl Nameless {
 }
 
 impl Root {
-    /// Puts a whole file where nothing is. Answers `false`, and has changed nothing, where that takes a
-    /// [`Staging`](crate::disk::stage::Staging).
+    /// Puts a whole file at `path` if nothing is there. Returns `false`, and has changed nothing,
+    /// if that needs a [`Staging`](crate::disk::stage::Staging).
     ///
     /// # Errors
-    /// [`DiskError::is_conflict`] if something is there, or the content cannot be written. Nothing has changed then.
+    /// [`DiskError::is_conflict`] if something is there, or the content cannot be written. Nothing
+    /// has changed then.
     pub fn put_new(&self, path: &TreePath, content: &[u8], metadata: &Metadata) -> Result<bool, DiskError> {
         let Some(file) = self.make_new(path, content, metadata, Durability::Eventually)? else {
             return Ok(false);
@@ -52,11 +55,11 @@ impl Root {
         self.name_new(path, &file)
     }
 
-    /// Makes a whole file that has no name. `None`, where that takes a
+    /// Creates a whole anonymous temporary file. `None` if that needs a
     /// [`Staging`](crate::disk::stage::Staging).
     ///
     /// # Errors
-    /// The content cannot be written, or not to the disk.
+    /// The content cannot be written, or cannot be flushed to the disk.
     #[cfg(target_os = "linux")]
     pub fn make_new(
         &self,
@@ -89,8 +92,8 @@ impl Root {
         Ok(Some(file))
     }
 
-    /// Puts a file without a name where nothing is. Answers `false`, and has changed nothing, where
-    /// that takes a [`Staging`](crate::disk::stage::Staging).
+    /// Links an anonymous temporary file to `path` if nothing is there. Returns `false`, and has
+    /// changed nothing, if that needs a [`Staging`](crate::disk::stage::Staging).
     ///
     /// # Errors
     /// [`DiskError::is_conflict`] if something is there.
@@ -105,7 +108,7 @@ impl Root {
         match linkat(file, c"", &place, place.name, AtFlags::EMPTY_PATH) {
             Ok(()) => Ok(true),
             Err(Errno::EXIST) => Err(DiskError::new("make", path.as_bytes(), Fault::Conflict)),
-            // Before Linux 6.10 the superuser alone may do that.
+            // Before Linux 6.10 only the superuser may do that.
             Err(_) => {
                 self.nameless().never_again();
                 Ok(false)
@@ -113,10 +116,10 @@ impl Root {
         }
     }
 
-    /// There are no files without names here.
+    /// This system has no anonymous temporary files.
     ///
     /// # Errors
-    /// None.
+    /// Never fails.
     #[cfg(not(target_os = "linux"))]
     #[allow(clippy::unused_self)]
     pub fn make_new(
@@ -129,10 +132,10 @@ impl Root {
         Ok(None)
     }
 
-    /// There are no files without names here.
+    /// This system has no anonymous temporary files.
     ///
     /// # Errors
-    /// None.
+    /// Never fails.
     #[cfg(not(target_os = "linux"))]
     #[allow(clippy::unused_self)]
     pub fn name_new(&self, _: &TreePath, _: &File) -> Result<bool, DiskError> {
@@ -149,13 +152,14 @@ mod tests {
     use super::*;
     use crate::disk::testing::{Place, metadata, path, time};
 
-    /// Whether this system has what is tested: for the superuser, on any filesystem that tests run on.
+    /// Puts a file as the tests need it; `false` where anonymous files do not work. They work for
+    /// the superuser, on any filesystem that tests run on.
     fn put(root: &Root, name: &str, content: &[u8]) -> Result<bool, DiskError> {
         root.put_new(&path(name), content, &metadata())
     }
 
     #[test]
-    fn a_new_file_is_there_with_mode_and_time_and_was_never_seen_before() {
+    fn a_new_file_appears_with_content_mode_and_time() {
         let place = Place::new();
         fs::create_dir(place.at("d")).unwrap();
         let zeros = vec![0; 100_000];
@@ -167,13 +171,13 @@ mod tests {
             assert_eq!(fs::read(place.at(name)).unwrap(), content);
             assert_eq!((stat.mode, stat.mtime(), stat.nlink), (0o644, time(1), 1));
         }
-        // Its last block, by which the length reaches the disk.
+        // Only its last block, by which the length reaches the disk.
         assert!(place.at("d/zeros").metadata().unwrap().blocks() <= 8);
         assert!(!place.at(".ksync").exists());
     }
 
     #[test]
-    fn what_is_there_already_stays() {
+    fn an_existing_entry_stays() {
         let place = Place::new();
         fs::write(place.at("f"), "old").unwrap();
         fs::create_dir(place.at("d")).unwrap();
@@ -188,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_superuser_makes_belongs_to_whom_the_directory_belongs() {
+    fn superusers_new_files_get_the_owner_of_the_directory() {
         let place = Place::new();
         if chown(place.at("."), Some(65534), Some(65534)).is_err() {
             return;
@@ -200,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn where_there_are_no_files_without_names_it_says_so() {
+    fn put_new_returns_false_without_anonymous_files() {
         let root = Root::open(Path::new("/proc")).unwrap();
         assert!(!put(&root, "ksync-test", b"").unwrap());
         assert!(!root.nameless().may_be());

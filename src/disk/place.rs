@@ -1,4 +1,4 @@
-//! Which directory a root is, in numbers that last longer than a mount.
+//! Identification of a root's directory, by numbers that outlast a mount.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ use crate::tree::entry::{MODE_MASK, Time};
 use crate::tree::place::Place;
 
 impl Root {
-    /// Which directory this is. What the system does not tell is 0.
+    /// Numbers that identify this directory. A number that the system does not report is 0.
     #[must_use]
     pub fn whereabouts(&self) -> Place {
         let metadata = self.metadata();
@@ -35,7 +35,7 @@ impl Root {
         Some(((metadata.mode() & u32::from(MODE_MASK)) as u16, mtime))
     }
 
-    /// Whether we may set the directory's mode and time.
+    /// True if this user may set the directory's mode and time.
     #[must_use]
     pub fn is_ours(&self) -> bool {
         geteuid().is_root() || self.metadata().is_some_and(|metadata| metadata.uid() == geteuid().as_raw())
@@ -45,7 +45,8 @@ impl Root {
         File::from(self.descriptor().try_clone_to_owned().ok()?).metadata().ok()
     }
 
-    /// The filesystem's type and its own id, which most of them keep from one mount to the next.
+    /// A number of the filesystem's type and its id, which most filesystems keep from one mount to
+    /// the next.
     fn filesystem(&self) -> u32 {
         let id = fstatvfs(self.descriptor()).map_or(0, |stat| stat.f_fsid);
         number(&[id.to_le_bytes(), self.filesystem_type().to_le_bytes()].concat())
@@ -64,13 +65,13 @@ impl Root {
     }
 }
 
-/// Which start of the machine this is; 0 where the system does not tell.
+/// A number of the machine's boot; 0 if the system does not report it.
 fn boot() -> u32 {
     let id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     if id.is_empty() { 0 } else { number(&id) }
 }
 
-/// A number that stands for these bytes.
+/// A 32-bit hash of these bytes.
 fn number(bytes: &[u8]) -> u32 {
     Hash::of(bytes).as_bytes().first_chunk().map_or(0, |first| u32::from_le_bytes(*first))
 }
@@ -83,7 +84,7 @@ mod tests {
     use crate::disk::testing::Place as Folder;
 
     #[test]
-    fn a_directory_keeps_its_numbers_and_another_in_its_place_has_others() {
+    fn a_recreated_directory_has_another_number() {
         let folder = Folder::new();
         let at = folder.at("root");
         let first = Root::create(&at).unwrap().whereabouts();

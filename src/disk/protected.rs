@@ -1,5 +1,5 @@
-//! Directories that a machine, or who logs in to it, cannot do without: nothing in them is deleted
-//! unless they are named for that. They are told by what they are, not by how they are spelled:
+//! Protected directories: the machine or the login needs them, so nothing in them is deleted unless
+//! the user names them explicitly. A directory is recognised by its identity, not by its spelling:
 //! links, bind mounts, `..` and slashes lead to the same directory.
 
 use std::fs;
@@ -12,14 +12,14 @@ use crate::disk::homes::{home, homes, users};
 use crate::disk::root::Root;
 use crate::disk::stat::Stat;
 
-/// What every machine needs.
+/// Directories that every machine needs.
 const OF_THE_SYSTEM: [&str; 7] = ["/", "/etc", "/usr", "/var", "/home", "/root", "/Users"];
 
-/// What holds the homes of people.
+/// Directories that hold the homes of people.
 const HOLD_HOMES: [&str; 2] = ["/home", "/Users"];
 
 impl Root {
-    /// Whether this is a directory of the system, a home, or holds the login's `.ssh`.
+    /// True if this is a directory of the system, a home, or holds the login's `.ssh`.
     #[must_use]
     pub fn is_protected(&self) -> bool {
         let home = home();
@@ -30,7 +30,7 @@ impl Root {
             || home.is_some_and(|home| self.holds(&home.join(".ssh")))
     }
 
-    /// Whether this is the directory to which `path` leads.
+    /// True if `path` leads to this directory.
     #[must_use]
     pub fn is_at(&self, path: &Path) -> bool {
         fs::metadata(path).is_ok_and(|there| self.is(there.dev(), there.ino()))
@@ -40,8 +40,8 @@ impl Root {
         (self.dev(), self.inode().ino) == (dev, ino)
     }
 
-    /// Whether `directory` is the parent of this one, or has it among its names: a bind mount has
-    /// another parent.
+    /// True if `directory` is the parent of this one, or lists it: the parent of a bind mount is
+    /// another one.
     fn is_directly_in(&self, directory: &Path) -> bool {
         let Ok(there) = fs::metadata(directory) else { return false };
         let above = statat(self.descriptor(), c"..", AtFlags::empty()).ok().and_then(|stat| Stat::of(&stat));
@@ -49,13 +49,14 @@ impl Root {
             return true;
         }
         let own = self.inode().ino;
-        // Only what has the same number is looked at: homes may be mounted when they are.
+        // Only names with the same inode number are opened: an automounter may mount homes on
+        // access.
         let mut names = fs::read_dir(directory).into_iter().flatten().flatten();
         names.any(|entry| entry.ino() == own && self.is_at(&entry.path()))
     }
 
-    /// Whether `path` is there and lies in this directory, at any depth, itself or where its links
-    /// lead.
+    /// True if `path` exists and is in this directory, at any depth, either itself or its link
+    /// target.
     fn holds(&self, path: &Path) -> bool {
         if fs::symlink_metadata(path).is_err() {
             return false;
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_of_the_system_and_homes_are_protected_however_they_are_spelled() {
+    fn system_directories_and_homes_are_protected_in_any_spelling() {
         let folder = Folder::new();
         for path in ["/", "/etc", "/usr", "/var", "//etc/", "/usr/../etc/.", "/var/.."] {
             assert!(protected(path), "{path}");
@@ -95,14 +96,14 @@ mod tests {
     }
 
     #[test]
-    fn other_directories_are_not() {
+    fn other_directories_are_not_protected() {
         let folder = Folder::new();
         assert!(!folder.root.is_protected());
         assert!(!protected("/usr/lib"));
     }
 
     #[test]
-    fn what_holds_a_path_holds_where_its_links_lead_too() {
+    fn a_directory_holds_a_path_also_through_its_links() {
         let folder = Folder::new();
         fs::create_dir_all(folder.at("a/home")).unwrap();
         fs::create_dir_all(folder.at("b/keys")).unwrap();
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_directly_in_a_directory_is_told_from_what_is_deeper() {
+    fn only_direct_children_are_directly_in_a_directory() {
         let folder = Folder::new();
         fs::create_dir_all(folder.at("homes/me/deep")).unwrap();
         let is_in = |name: &str| Root::open(&folder.at(name)).unwrap().is_directly_in(&folder.at("homes"));

@@ -1,28 +1,29 @@
-//! How a path below a directory becomes a descriptor, without leaving that directory on the way.
+//! Path resolution: opens a path below a directory without leaving that directory on the way.
 //!
-//! Linux does it in one call (`openat2`). Elsewhere, and under kernels or sandboxes without that call, the
-//! path is walked one component at a time, each opened as "a directory and not a link" from the one before.
+//! Linux does it in one call (`openat2`). Other systems, and kernels or sandboxes without that
+//! call, walk the path one component at a time. Each component is opened from the previous one as
+//! "a directory and not a link".
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
-/// What the kernel takes in one call is `PATH_MAX`, 4096 with the final NUL.
+/// Longest path that the kernel takes in one call: `PATH_MAX` is 4096 with the final NUL.
 #[cfg(target_os = "linux")]
 const PIECE_BYTES_MAX: usize = 4095;
 
-/// Enough to use a directory as the base of further names. On Linux that needs no right to read it.
+/// Access that is enough for the base of further names. On Linux it needs no right to read.
 #[cfg(target_os = "linux")]
 const ACCESS: OFlags = OFlags::PATH;
 #[cfg(not(target_os = "linux"))]
 const ACCESS: OFlags = OFlags::RDONLY;
 
-/// The flags of a directory on the way.
+/// Flags for an intermediate directory.
 pub(crate) const PASSAGE: OFlags =
     ACCESS.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// The way this system keeps a path inside its root.
+/// The method that keeps a path inside its root on this system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resolver {
     /// One `openat2` that refuses links and ways out.
@@ -33,19 +34,21 @@ pub(crate) enum Resolver {
 }
 
 impl Resolver {
-    /// The best that works here: some kernels and sandboxes refuse `openat2`, each with its own error.
+    /// The best method that works here: some kernels and sandboxes refuse `openat2`, each with its
+    /// own error.
     #[cfg(target_os = "linux")]
     pub(crate) fn probe(directory: BorrowedFd<'_>) -> Self {
         if beneath(directory, b".", PASSAGE).is_ok() { Self::Kernel } else { Self::Walk }
     }
 
-    /// There is but one way here.
+    /// Walking is the only method on this system.
     #[cfg(not(target_os = "linux"))]
     pub(crate) fn probe(_directory: BorrowedFd<'_>) -> Self {
         Self::Walk
     }
 
-    /// Opens `path`, the bytes of a `TreePath`, below `root`. No link is followed, the last one included.
+    /// Opens `path`, the bytes of a `TreePath`, below `root`. No link is followed, not even the
+    /// last component.
     pub(crate) fn open(
         self,
         root: BorrowedFd<'_>,
@@ -91,7 +94,7 @@ fn walk(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<
     let mut base: Option<OwnedFd> = None;
     let mut components = path.split(|&byte| byte == b'/').peekable();
     while let Some(name) = components.next() {
-        // A `TreePath` has neither; the walk must not depend on that.
+        // A `TreePath` has neither, but the walk must not depend on that.
         if name.is_empty() || name == b".." {
             return Err(Errno::INVAL);
         }

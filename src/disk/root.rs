@@ -1,4 +1,4 @@
-//! `Root`: a directory handle that nothing climbs out of.
+//! `Root`: a directory handle that no path climbs out of.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,27 +24,26 @@ use crate::disk::swap::ASIDE_MAX;
 use crate::disk::unconfirmed::Unconfirmed;
 use crate::tree::path::TreePath;
 
-/// The mode of a root that the superuser makes for somebody else.
+/// The mode of a root that the superuser creates for another user.
 const NEW_ROOT_MODE: u16 = 0o755;
 
-/// Flags to read a directory or to set its metadata.
+/// Flags for reading a directory or setting its metadata.
 pub(crate) const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// What a tree from elsewhere may set here.
+/// The metadata that a tree from elsewhere may set here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Policy {
-    /// Set set-user-id and set-group-id bits on what belongs to this user and this group, and on
-    /// nothing else.
+    /// Set-user-id and set-group-id bits are set only on files of this user and this group. `None`
+    /// sets them nowhere.
     pub set_id_owner: Option<Owner>,
 }
 
-/// A directory, and the only way to what is below it.
+/// A directory, and the only way to the entries below it.
 ///
-/// Every operation starts at the directory's own descriptor and follows no link; nothing between root and
-/// entry is remembered from one operation to the next, since a remembered directory may have been moved (but for
-/// the state directory).
-/// The price is one `openat2` an operation, about 1 µs.
+/// Every operation starts at the directory's own descriptor and follows no link. Between operations
+/// the root keeps no directory open, since a kept directory may have been moved. The state
+/// directory is the only exception. The price is one `openat2` per operation, about 1 µs.
 #[derive(Debug)]
 pub struct Root {
     descriptor: OwnedFd,
@@ -54,19 +53,20 @@ pub struct Root {
     owner: Option<(u32, u32)>,
     dev: u64,
     ino: u64,
-    /// The one directory that is: it is ours alone, and wherever it were moved, what is staged in it gets into its
-    /// place from there.
+    /// The one directory that stays open between operations. It belongs to this process alone.
+    /// Wherever it is moved, its staged files can still be renamed into place from there.
     state: Mutex<Option<Arc<StateDir>>>,
     nameless: Nameless,
     held: Mutex<Option<Held>>,
     unconfirmed: Unconfirmed,
     boundaries: Boundaries,
-    /// Entries that were moved aside to be removed.
+    /// Entries that were moved aside before their removal.
     moved_aside: AtomicU32,
 }
 
-/// Which directory a root was. While this is held, no other directory can get its numbers: a filesystem gives the
-/// inode of one that was removed to the next one that is made, often at once.
+/// Pins a root's device and inode number. While the pin is held, no other directory can get these
+/// numbers. Without it a filesystem gives the inode number of a removed directory to the next new
+/// one, often at once.
 #[derive(Debug)]
 pub struct Pin {
     _held: OwnedFd,
@@ -75,7 +75,7 @@ pub struct Pin {
 }
 
 impl Pin {
-    /// Whether this is that directory.
+    /// True if `root` is the pinned directory.
     #[must_use]
     pub fn is(&self, root: &Root) -> bool {
         (self.dev, self.ino) == (root.dev, root.ino)
@@ -96,10 +96,10 @@ impl AsFd for Place<'_> {
 }
 
 impl Root {
-    /// The existing directory `path`, which is the user's own: links in it are followed.
+    /// Opens the existing directory `path`. The user named this path, so links in it are followed.
     ///
     /// # Errors
-    /// Nothing is there, or no directory, or it cannot be read.
+    /// Nothing is at `path`, or no directory, or it cannot be read.
     pub fn open(path: &Path) -> Result<Self, DiskError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let descriptor =
@@ -107,7 +107,7 @@ impl Root {
         Self::of(descriptor, path)
     }
 
-    /// The open directory that was found at `path`.
+    /// Makes a root of the open directory that was found at `path`.
     fn of(descriptor: OwnedFd, path: &Path) -> Result<Self, DiskError> {
         let bytes = path.as_os_str().as_bytes();
         let stat = fstat(&descriptor).during("look at", bytes)?;
@@ -137,11 +137,11 @@ impl Root {
         })
     }
 
-    /// As [`Root::open`], but makes the directory and its parents where they are missing. What the superuser
-    /// makes belongs to whom the nearest directory belongs that was there.
+    /// As [`Root::open`], but creates the directory and its missing parents. Directories that the
+    /// superuser creates get the owner of the nearest directory that existed already.
     ///
     /// # Errors
-    /// It cannot be made or opened.
+    /// The directory cannot be created or opened.
     pub fn create(path: &Path) -> Result<Self, DiskError> {
         let bytes = path.as_os_str().as_bytes();
         let named = || path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty());
@@ -159,85 +159,84 @@ impl Root {
         Self::open(path)
     }
 
-    /// Makes `below` and what is missing above it, and opens it as the root that was asked for as
-    /// `path`. Whoever owns this directory may replace anything in it at any time, so no name is
+    /// Creates `below` and its missing parents, and opens it as the root that the caller named
+    /// `path`. The owner of this directory may replace anything in it at any time, so no name is
     /// trusted twice.
     fn create_below(&self, below: &TreePath, path: &Path) -> Result<Self, DiskError> {
         let mut missing: Vec<TreePath> =
             std::iter::successors(Some(below.clone()), TreePath::parent).collect();
         missing.reverse();
         let made = missing.iter().try_for_each(|path| self.make_directory(path, NEW_ROOT_MODE).map(drop));
-        // Another run may be at work in the directory above: what it stages stays.
+        // Another run may work in the directory above: its staged files stay.
         let _ = clear_leftovers(self, |_| true);
         made?;
         Self::of(self.open_directory(Some(below))?, path)
     }
 
-    /// To whom what is made here belongs, where that is not us: the superuser's files go to whom the root
-    /// belongs, so that a browser's user can use what was put into its home.
+    /// The owner of new entries, if it is not this user. The superuser's new entries get the owner
+    /// of the root, so that a browser's user can use the files in its home.
     pub(crate) fn owner(&self) -> Option<(Uid, Gid)> {
         self.owner.map(|(user, group)| (Uid::from_raw(user), Gid::from_raw(group)))
     }
 
-    /// The same root with other rules for what may be set in it.
+    /// The same root with another policy.
     #[must_use]
     pub fn with_policy(self, policy: Policy) -> Self {
         Self { policy, ..self }
     }
 
-    /// The same root without the kernel's help.
+    /// The same root, resolving paths without `openat2`.
     #[cfg(test)]
     pub(crate) fn walking(self) -> Self {
         Self { resolver: Resolver::Walk, ..self }
     }
 
-    /// What may be set in this root.
+    /// The policy for metadata in this root.
     #[must_use]
     pub fn policy(&self) -> Policy {
         self.policy
     }
 
-    /// The path as it was given.
+    /// The path as the caller gave it.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The filesystem this directory is in.
+    /// The device number of this directory's filesystem.
     #[must_use]
     pub fn dev(&self) -> u64 {
         self.dev
     }
 
-    /// Which directory this is.
     pub(crate) fn inode(&self) -> Inode {
         Inode { dev: self.dev, ino: self.ino }
     }
 
-    /// Keeps hold of which directory this is, but not of a lock on it.
+    /// Pins this directory's identity, but not a lock on it.
     ///
     /// # Errors
-    /// It cannot be opened once more.
+    /// The directory cannot be opened a second time.
     pub fn pin(&self) -> Result<Pin, DiskError> {
         Ok(Pin { _held: self.open_directory(None)?, dev: self.dev, ino: self.ino })
     }
 
-    /// Whether the path still leads to this directory: it was not replaced, removed or unmounted.
+    /// True if the path still leads to this directory: it was not replaced, removed or unmounted.
     #[must_use]
     pub fn is_still_there(&self) -> bool {
         let there = statat(CWD, &self.path, AtFlags::empty()).ok().and_then(|stat| Stat::of(&stat));
         there.is_some_and(|stat| (stat.identity.dev, stat.identity.ino) == (self.dev, self.ino))
     }
 
-    /// The lock on this root, if it is held.
+    /// The lock on this root, if this process holds it.
     pub(crate) fn held(&self) -> MutexGuard<'_, Option<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A directory to be listed; `None` is the root.
+    /// Opens a directory for listing; `None` is the root.
     ///
     /// # Errors
-    /// It is not there, no directory, or not readable.
+    /// The directory does not exist, is no directory, or is not readable.
     pub fn open_directory(&self, path: Option<&TreePath>) -> Result<OwnedFd, DiskError> {
         match path {
             Some(path) => self.descend(path, DIRECTORY).during("open", path.as_bytes()),
@@ -246,12 +245,12 @@ impl Root {
         }
     }
 
-    /// A regular file to be read, and what was known of it when it was opened.
+    /// Opens a regular file for reading. Returns it with its metadata at the time of opening.
     ///
     /// # Errors
-    /// It is not there, not readable, or [`DiskError::is_not_regular`].
+    /// The file does not exist or is not readable, or [`DiskError::is_not_regular`].
     pub fn open_file(&self, path: &TreePath) -> Result<(File, Stat), DiskError> {
-        // Without NONBLOCK a FIFO would keep us waiting for somebody to write.
+        // Without NONBLOCK, opening a FIFO waits for a writer.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let descriptor = self.descend(path, flags).during("open", path.as_bytes())?;
         let stat = stat_of(&descriptor, path)?;
@@ -261,10 +260,10 @@ impl Root {
         Ok((File::from(descriptor), stat))
     }
 
-    /// What is at `path`, itself and not what it may point to; `None` where nothing is.
+    /// The metadata of `path` itself, not of a link's target; `None` if nothing is there.
     ///
     /// # Errors
-    /// A link is on the way, or the directory may not be searched.
+    /// A component of the path is a link, or its directory may not be searched.
     pub fn stat(&self, path: &TreePath) -> Result<Option<Stat>, DiskError> {
         match self.place(path) {
             Ok(place) => stat_in(&place, path),
@@ -273,16 +272,16 @@ impl Root {
         }
     }
 
-    /// Where the symbolic link `path` points to.
+    /// The target of the symbolic link `path`.
     ///
     /// # Errors
-    /// It is not there or no link.
+    /// Nothing is at `path`, or no link.
     pub fn read_link(&self, path: &TreePath) -> Result<Box<[u8]>, DiskError> {
         let target = self.place(path).and_then(|place| readlinkat(&place, place.name, Vec::new()));
         Ok(target.during("read", path.as_bytes())?.into_bytes().into())
     }
 
-    /// The directory that holds `path`.
+    /// Opens the directory that holds `path`.
     pub(crate) fn place<'a>(&'a self, path: &'a TreePath) -> rustix::io::Result<Place<'a>> {
         let (parent, name) = path.split_last();
         let root = self.descriptor.as_fd();
@@ -290,10 +289,10 @@ impl Root {
         Ok(Place { directory, root, name })
     }
 
-    /// Uses the state directory, which is made where it is missing.
+    /// Calls `with` on the state directory, and creates it first if it is missing.
     ///
     /// # Errors
-    /// It is not ours, cannot be made, or as `with`.
+    /// The state directory belongs to another user or cannot be created, or `with` fails.
     pub(crate) fn with_state<T>(
         &self,
         with: impl Fn(&Arc<StateDir>) -> Result<T, DiskError>,
@@ -306,13 +305,13 @@ impl Root {
         let kept = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let was_kept = kept.is_some();
         match with(&kept.map_or_else(open, Ok)?) {
-            // Another run ended, and took the directory away with it.
+            // Another run ended and removed the directory.
             Err(error) if error.is_not_found() && was_kept => with(&open()?),
             result => result,
         }
     }
 
-    /// Whether one more entry is moved aside before it is removed.
+    /// True if one more entry may be moved aside before its removal. Counts that entry.
     pub(crate) fn may_move_aside(&self) -> bool {
         self.moved_aside.load(Ordering::Relaxed) < ASIDE_MAX
             && self.moved_aside.fetch_add(1, Ordering::Relaxed) < ASIDE_MAX
@@ -330,7 +329,6 @@ impl Root {
         &self.unconfirmed
     }
 
-    /// The root's own descriptor.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
@@ -341,13 +339,13 @@ impl Root {
     }
 }
 
-/// What is known of an open descriptor.
+/// The metadata of an open descriptor.
 pub(crate) fn stat_of(descriptor: impl AsFd, path: &TreePath) -> Result<Stat, DiskError> {
     let stat = fstat(descriptor).during("look at", path.as_bytes())?;
     Stat::of(&stat).ok_or_else(|| DiskError::new("look at", path.as_bytes(), Fault::OutOfRange))
 }
 
-/// What is in that place, if anything.
+/// The metadata of the entry at `place`; `None` if nothing is there.
 pub(crate) fn stat_in(place: &Place<'_>, path: &TreePath) -> Result<Option<Stat>, DiskError> {
     match statat(place, place.name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => Ok(None),
@@ -358,7 +356,8 @@ pub(crate) fn stat_in(place: &Place<'_>, path: &TreePath) -> Result<Option<Stat>
     }
 }
 
-/// A conflict unless that place holds what was `seen` there, which may be nothing.
+/// Fails with a conflict unless `place` still holds the entry that was `seen` there. `None` means
+/// that nothing was there.
 pub(crate) fn check_unchanged(
     place: &Place<'_>,
     path: &TreePath,
@@ -378,7 +377,7 @@ mod tests {
     use crate::disk::testing::{Place, path};
 
     #[test]
-    fn a_missing_root_is_an_error_or_made() {
+    fn open_fails_on_a_missing_root_and_create_makes_it() {
         let place = Place::new();
         assert!(Root::open(&place.at("a")).unwrap_err().is_not_found());
         Root::create(&place.at("a/b/c")).unwrap();
@@ -388,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn links_on_the_way_to_the_root_are_the_users_own() {
+    fn links_above_the_root_are_followed() {
         let place = Place::new();
         fs::create_dir(place.at("real")).unwrap();
         symlink("real", place.at("link")).unwrap();
@@ -397,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_is_made_anew_is_another_one() {
+    fn a_recreated_root_differs_from_its_pin() {
         let place = Place::new();
         let pins = [1, 2, 3].map(|_| {
             let root = Root::create(&place.at("root")).unwrap();
@@ -415,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_run_is_told_that_the_first_is_there() {
+    fn a_second_run_gets_a_busy_error_from_the_first_runs_lock() {
         let place = Place::new();
         place.root.lock().unwrap();
         let second = Root::open(place.root.path()).unwrap();
@@ -427,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_there_is_no_error() {
+    fn stat_of_a_missing_path_is_none() {
         for place in [Place::new(), Place::walking()] {
             assert_eq!(place.root.stat(&path("a")).unwrap(), None);
             assert_eq!(place.root.stat(&path("a/b/c")).unwrap(), None);

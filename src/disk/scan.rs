@@ -1,4 +1,5 @@
-//! Reads a tree: everything below a root, in order, by directory handles and without following links.
+//! The scan: lists everything below a root, in order, by directory handles, without following
+//! links.
 
 use std::collections::HashSet;
 use std::ffi::CString;
@@ -28,87 +29,87 @@ use crate::tree::path::{PathError, TreePath};
 use crate::tree::scope::{Reach, Scope};
 use crate::tree::spelling::{self, Variant};
 
-/// How many entries come between two reports of progress.
+/// Entries between two progress reports.
 const REPORT_ENTRIES: usize = 1024;
 
-/// What to read.
+/// The part of a tree that is to be scanned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
-    /// All that is below the root.
+    /// Everything below the root.
     Whole,
-    /// One entry of the root directory, and if it is a directory all that is below it.
+    /// One entry of the root directory, and everything below it if it is a directory.
     One(TreePath),
-    /// Parts, and the directories above them. A name that leads to an entry with another name is
-    /// passed over, unless it is one of these, which are in order.
+    /// A subtree set, and the directories above it. A name that leads to an entry with another name
+    /// is skipped, unless it is one of the given paths, which are sorted.
     Parts(Scope, Arc<Vec<TreePath>>),
 }
 
-/// How to read it.
+/// Options of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScanOptions {
     /// Read and hash the content of every file.
     pub hash: bool,
-    /// The same, where it can be read in peace, with files of at most so many bytes.
+    /// Hash the content of files of at most this many bytes, if they can be read undisturbed.
     pub hash_bytes_max: u64,
-    /// Leave out set-id bits but of what belongs to this user and this group.
+    /// Clear set-id bits, except on files of this user and this group.
     pub set_id_owner: Option<Owner>,
-    /// Enter directories in which another filesystem is mounted.
+    /// Enter directories on which another filesystem is mounted.
     pub cross_mounts: bool,
-    /// Find out which files a power cut may have damaged.
+    /// Find the files that a power cut may have damaged.
     pub doubts: bool,
-    /// Read a destination. What the filter excludes stays there, so it is listed, but neither
-    /// opened nor entered; ignore files decide nothing; what no tree can hold is listed as
+    /// Scan a destination. Excluded entries stay there, so they are listed, but neither opened nor
+    /// entered. Ignore files have no effect. Entries that no tree can hold are listed as
     /// [`Kind::special`].
     pub is_destination: bool,
 }
 
-/// How far a scan is.
+/// The progress of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScanProgress {
     /// Entries found.
     pub entries: u64,
-    /// Length of the files among them, in bytes.
+    /// Total length of the found files, in bytes.
     pub bytes: u64,
 }
 
-/// Looks on while a tree is read.
+/// Observes a scan.
 pub trait Look {
-    /// Told about every thousand entries and at the end.
+    /// Called about every thousand entries, and at the end.
     fn progress(&mut self, _progress: ScanProgress) {}
 
-    /// A directory was opened and its names are going to be read: whatever is done in it from now on is seen by
-    /// somebody who begins to watch it now, or by the scan. `None` is the root.
+    /// A directory was opened, and its names will be read next. A watch that starts now misses no
+    /// change: the watch sees each later change, or the scan does. `None` is the root.
     fn enter(&mut self, _directory: BorrowedFd<'_>, _path: Option<&TreePath>) {}
 }
 
-/// Does not look.
+/// Ignores all calls.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Away;
 
 impl Look for Away {}
 
-/// What a scan passed over on purpose, by number.
+/// Counts of the entries that a scan skipped on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Skipped {
-    /// Left out by the filter; what is below an excluded directory is not counted.
+    /// Entries that the filter excludes; entries below an excluded directory are not counted.
     pub excluded: u64,
     /// State directories of ksync.
     pub state: u64,
     /// Directories that were not entered because another filesystem is mounted there.
     pub mounts: u64,
-    /// Gone between being listed and being looked at.
+    /// Entries that vanished between being listed and being read.
     pub vanished: u64,
 }
 
-/// Most files whose holes are kept one by one.
+/// Maximum number of files whose holes are kept one by one.
 const SPARSE_FILES_MAX: usize = 1 << 10;
 
-/// Files that take less room than they are long.
+/// Files that occupy less space than their length.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sparse {
-    /// The first of them, with the bytes that no block of the disk is behind.
+    /// The first of these files, each with the number of bytes in its holes.
     pub files: Vec<(TreePath, u64)>,
-    /// The same, of all others together.
+    /// The bytes in the holes of all other files together.
     pub others_bytes: u64,
 }
 
@@ -132,31 +133,32 @@ impl Sparse {
 pub struct Scanned {
     /// All entries.
     pub manifest: Manifest,
-    /// For each entry, what tells whether it is later still the same.
+    /// The identity of each entry, which tells later if it is still the same.
     pub identities: Identities,
-    /// Files that a power cut may have damaged, where that was asked for.
+    /// Files that a power cut may have damaged, if the options asked for them.
     pub doubts: Doubts,
-    /// What could not be read. A tree with problems is not complete, and nothing may be deleted for its sake.
+    /// Entries that could not be read. A tree with problems is not complete, so the receiver must
+    /// delete nothing because of it.
     pub problems: Vec<DiskError>,
-    /// What no tree can hold: pipes, sockets, devices.
+    /// Entries that no tree can hold: pipes, sockets, devices.
     pub unsupported: Vec<(TreePath, FileKind)>,
-    /// Directories that lie in another filesystem than their parents, or in another mount of it, in
-    /// order. Looked for in destinations only.
+    /// Directories on another filesystem than their parents, or on another mount of it, in order.
+    /// Found only in destinations.
     pub boundaries: Vec<TreePath>,
     /// Names of a [`Subject::Parts`] that lead to entries with other names, outside of the scope.
     pub unclear: Vec<TreePath>,
-    /// What was passed over on purpose.
+    /// Counts of the entries that were skipped on purpose.
     pub skipped: Skipped,
-    /// What of its files takes no room.
+    /// Files with holes.
     pub sparse: Sparse,
 }
 
-/// Reads `subject` below `root`, without what `filter` leaves out; the filter takes in the ignore files on the
-/// way.
+/// Scans `subject` below `root`, without the entries that `filter` excludes. The filter takes in
+/// the ignore files on the way.
 ///
 /// # Errors
-/// The root itself cannot be read, or there is more than a tree may hold. Everything else that
-/// fails is a problem in the answer.
+/// The root itself cannot be read, or there is more than a tree may hold. Every other failure is a
+/// problem in the result.
 pub fn scan(
     root: &Root,
     subject: &Subject,
@@ -208,14 +210,14 @@ struct Scanner<'a> {
     options: &'a ScanOptions,
     filter: Option<&'a mut Filter>,
     look: &'a mut dyn Look,
-    /// All that there is to be read, where that is not everything.
+    /// The subtree set to scan; `None` is everything.
     scope: Option<(&'a Scope, &'a [TreePath])>,
     bytes: u64,
-    /// Which files of the directory that is being read are doubted.
+    /// The marker state of the current directory: decides which of its files are doubted.
     covers: Option<Arc<Covers>>,
     seen: Seen,
     tree: Builder,
-    /// Why the tree takes no more entries.
+    /// The reason why the tree takes no more entries.
     overflow: Option<DiskError>,
     scanned: Scanned,
 }
@@ -233,7 +235,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// Looks at one name of a directory; a directory to be read next comes back.
+    /// Handles one name of a directory. Returns a directory that is to be read next.
     fn step(&mut self, level: &mut Level, name: &Name) -> Result<Option<Level>, DiskError> {
         let bytes = name.name.as_bytes();
         let path = match &level.path {
@@ -275,7 +277,7 @@ impl Scanner<'_> {
         self.entry(directory, parent_dev, &name.name, path, stat)
     }
 
-    /// Whether the filter excludes it from the tree. Counts it then.
+    /// True if the filter excludes the entry from the tree. Counts it then.
     fn leaves_out(&mut self, path: &TreePath, kind: FileKind) -> bool {
         let leaves_out = !self.options.is_destination && self.is_excluded(path, kind);
         self.scanned.skipped.excluded += u64::from(leaves_out);
@@ -286,7 +288,7 @@ impl Scanner<'_> {
         self.filter.as_ref().is_some_and(|filter| filter.excludes(path, kind == FileKind::Directory))
     }
 
-    /// Adds what was found to the tree; a directory to be read next comes back.
+    /// Adds a found entry to the tree. Returns a directory that is to be read next.
     fn entry(
         &mut self,
         parent: impl AsFd,
@@ -333,7 +335,7 @@ impl Scanner<'_> {
                     Some(Ok((hash, stat))) => {
                         self.add(&path, Kind::File { size: stat.size(), hash: Some(hash) }, &stat);
                     }
-                    // Whoever asks for its content learns why it cannot be read.
+                    // The transfer that asks for its content reports why it cannot be read.
                     _ => self.add(&path, Kind::File { size: stat.size(), hash: None }, &stat),
                 }
             }
@@ -390,7 +392,7 @@ impl Scanner<'_> {
         self.look.progress(ScanProgress { entries, bytes: self.bytes });
     }
 
-    /// How far what is to be read reaches from here; `None` is the root.
+    /// The part of the scan's scope at and below `path`; `None` is the root.
     fn reach(&self, path: Option<&TreePath>) -> Reach {
         match (self.scope, path) {
             (None, _) => Reach::Deep,
@@ -399,15 +401,15 @@ impl Scanner<'_> {
         }
     }
 
-    /// Tells the receiver, by a rule of its own, to leave alone what is below a directory that is
-    /// not entered.
+    /// Adds a rule that tells the receiver to keep everything below a directory that is not
+    /// entered.
     fn protect_below(&mut self, path: &TreePath) -> Result<(), DiskError> {
         let rule = || IgnoreFile { directory: path.as_bytes().to_vec(), text: b"*\n".to_vec() };
         let taken = self.filter.as_mut().is_none_or(|filter| filter.add(rule()));
         if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), Fault::OutOfRange)) }
     }
 
-    /// Begins to read a directory: all its names that count, sorted, after its ignore file.
+    /// Starts to read a directory: first its ignore file, then all names in scope, sorted.
     fn list(&mut self, directory: OwnedFd, path: Option<(TreePath, Identity)>) -> Result<Level, DiskError> {
         let (path, inode) = path.map(|(path, is)| (path, (is.dev, is.ino))).unzip();
         self.look.enter(directory.as_fd(), path.as_ref());
@@ -431,8 +433,8 @@ impl Scanner<'_> {
         Ok(Level { path, directory: Some(directory), inode, covers, names: names.into_iter() })
     }
 
-    /// The names that lead to parts, whether or not they are there; without those that lead to
-    /// entries with other names, and are no known `aliases`.
+    /// The names that lead to the subtree set, present or not. Names that lead to entries with
+    /// other names are dropped, unless they are known `aliases`.
     fn names_of_parts(
         &mut self,
         scope: &Scope,
@@ -444,7 +446,7 @@ impl Scanner<'_> {
         let names = scope.names_in(path).into_iter().filter_map(|name| CString::new(name).ok());
         let mut parts: Vec<CString> = names.collect();
         let may_be_folded = parts.iter().any(|name| may_be_folded(directory, name));
-        // A directory that cannot be listed can still be looked into.
+        // A directory that cannot be listed may still be searched.
         if may_be_folded && let Ok(listed) = sorted_names(directory) {
             let is_listed = |name: &CString| listed.binary_search_by(|other| other.name.cmp(name)).is_ok();
             let exact = parts.iter().filter(|name| is_listed(name));
@@ -470,8 +472,8 @@ impl Scanner<'_> {
         parts.into_iter().map(|name| Name { name, kind: None }).collect()
     }
 
-    /// Hands a directory's ignore file to the filter, if there is one. One that cannot be read is an error:
-    /// what it wanted left out must not be taken in.
+    /// Hands a directory's ignore file to the filter, if there is one. An unreadable ignore file is
+    /// an error: the entries that it excludes must not be sent.
     fn read_ignore_file(&mut self, directory: Option<&TreePath>) -> Result<(), DiskError> {
         let path = match directory {
             Some(directory) => directory.join(IGNORE_FILE.as_bytes()),
@@ -492,7 +494,7 @@ impl Scanner<'_> {
         if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), Fault::OutOfRange)) }
     }
 
-    /// The hash of a file's content, with what is known of the file. One that changes meanwhile is an error.
+    /// The hash and the metadata of a file. A file that changes meanwhile is an error.
     fn hash(&mut self, path: &TreePath) -> Result<(Hash, Stat), DiskError> {
         let (file, stat) = self.root.open_file(path)?;
         let mut hasher = Hasher::new();
@@ -505,7 +507,7 @@ impl Scanner<'_> {
         Ok((hasher.finish(), stat))
     }
 
-    /// Looks at one path. What is named by itself is meant, whatever ignore files say of it.
+    /// Scans one path. The user named it, so ignore files do not exclude it.
     fn one(&mut self, path: &TreePath, levels: &mut Levels) -> Result<(), DiskError> {
         let Some(stat) = self.root.stat(path)? else { return Ok(()) };
         let parent = self.root.open_directory(path.parent().as_ref())?;
@@ -522,8 +524,8 @@ impl Scanner<'_> {
     }
 }
 
-/// Whether a name may lead to an entry that is listed under another name: if the filesystem folds
-/// names, so that the directory has to be listed. On others this takes one system call.
+/// True if a name may lead to an entry that is listed under another name, since the filesystem
+/// folds names. The directory must be listed then. On other filesystems this takes one system call.
 fn may_be_folded(directory: &OwnedFd, name: &CString) -> bool {
     match spelling::variant(name.as_bytes()) {
         Variant::None => false,
@@ -534,7 +536,7 @@ fn may_be_folded(directory: &OwnedFd, name: &CString) -> bool {
     }
 }
 
-/// All names in a directory, in order.
+/// All names in a directory, sorted.
 fn sorted_names(directory: &OwnedFd) -> rustix::io::Result<Vec<Name>> {
     let mut names = names(directory)?;
     names.sort_unstable_by(|one, other| one.name.cmp(&other.name));

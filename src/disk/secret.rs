@@ -1,5 +1,5 @@
-//! The secret of a private directory: random bytes that only its owner can read, made when they are
-//! first asked for.
+//! The secret of a private directory: random bytes that only its owner can read, created on first
+//! use.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -15,13 +15,13 @@ use crate::content::seal::{SECRET_BYTES, Secret};
 /// The file's name in its directory.
 const NAME: &str = "secret";
 
-/// What nobody but the owner may do, with the directory or the file.
+/// Mode bits of other users, which the directory and the file must not have.
 const OTHERS: u32 = 0o077;
 
-/// The secret of a directory that only we may enter.
+/// The secret of a directory that only this user may enter.
 ///
 /// # Errors
-/// The directory is not ours alone, or can keep nothing, or there are no random bytes.
+/// Other users may enter the directory, or it cannot be written to, or there are no random bytes.
 pub fn secret_of(directory: &Path) -> io::Result<Secret> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = openat(CWD, directory, flags, Mode::empty())?;
@@ -43,7 +43,7 @@ fn is_ours_alone(descriptor: &OwnedFd, kind: FileType) -> io::Result<bool> {
 }
 
 fn read(directory: &OwnedFd) -> io::Result<Secret> {
-    // Without NONBLOCK a planted FIFO would keep us waiting.
+    // Without NONBLOCK, opening a planted FIFO would wait for a writer.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = openat(directory, NAME, flags, Mode::empty())?;
     let mut bytes = Vec::with_capacity(SECRET_BYTES + 1);
@@ -53,11 +53,11 @@ fn read(directory: &OwnedFd) -> io::Result<Secret> {
     bytes.try_into().map(Secret::new).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// Makes a new secret. Of two agents that begin at once one makes it, and both go by that one.
+/// Creates a new secret. If two agents start at once, one of them creates it and both use it.
 fn make(directory: &OwnedFd) -> io::Result<()> {
     let mut random = [0; SECRET_BYTES];
     File::open("/dev/urandom")?.read_exact(&mut random)?;
-    // The shell that installs agents clears away files of this name after a day.
+    // The shell script that installs agents removes files of this name after a day.
     let new = format!(".new-secret-{}", std::process::id());
     let _ = unlinkat(directory, &new, AtFlags::empty());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -67,13 +67,13 @@ fn make(directory: &OwnedFd) -> io::Result<()> {
     written
 }
 
-/// Puts the new file there, unless another agent was faster. A file that is no secret, or was seen
-/// by others, is replaced.
+/// Puts the new file in place, unless another agent was faster. A file that holds no secret, or
+/// that other users could read, is replaced.
 fn place(directory: &OwnedFd, new: &str) -> io::Result<()> {
     match linkat(directory, new, directory, NAME, AtFlags::empty()) {
         Ok(()) => Ok(()),
         Err(Errno::EXIST) if read(directory).is_ok() => Ok(()),
-        // Or the filesystem has no links.
+        // The filesystem may have no links.
         Err(_) => Ok(renameat(directory, new, directory, NAME)?),
     }
 }
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_made_once_and_for_nobody_else() {
+    fn a_secret_is_made_once_and_is_private() {
         let (one, other) = (private(), private());
         let secret = secret_of(one.path()).unwrap();
         assert_eq!(secret_of(one.path()).unwrap(), secret);
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_others_could_see_or_that_is_none_is_replaced() {
+    fn an_exposed_or_damaged_secret_is_replaced() {
         let folder = private();
         let file = folder.path().join("secret");
         let mut known = vec![secret_of(folder.path()).unwrap()];
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_may_enter_has_none() {
+    fn a_directory_that_others_may_enter_gets_no_secret() {
         let folder = private();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o750)).unwrap();
         assert_eq!(secret_of(folder.path()).unwrap_err().kind(), io::ErrorKind::PermissionDenied);

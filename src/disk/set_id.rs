@@ -1,10 +1,10 @@
-//! Set-user-id and set-group-id bits: a copy has them only where it belongs to the same user and
+//! Set-user-id and set-group-id bits: a copy gets them only if it belongs to the same user and
 //! group as the original.
 //!
-//! Owners are not copied. A set-user-id file of somebody that became one of the superuser would
-//! hand out the superuser's rights; so would the like of it with groups. Where both trees are on
-//! one machine, user and group of what is made are known before, and entries of just these keep
-//! their bits. Everywhere else the bits go.
+//! Owners are not copied. A user's set-user-id file that became the superuser's would give away the
+//! superuser's rights; the same holds for groups. If both trees are on one machine, the user and
+//! group of new entries are known in advance. Entries of exactly these keep their bits. Everywhere
+//! else the bits are cleared.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -20,22 +20,22 @@ use crate::tree::entry::MODE_MASK;
 /// Runs with the rights of the file's owner.
 const SET_USER_ID: u16 = 0o4000;
 
-/// Runs with the rights of the file's group; what is made in such a directory gets its group.
+/// Runs with the rights of the file's group; new entries of such a directory get its group.
 const SET_GROUP_ID: u16 = 0o2000;
 
 /// A user and a group, by number.
 pub type Owner = (u32, u32);
 
-/// `mode` of an entry that belongs to `user` and `group`, without the bits that a copy of `owner`'s
-/// may not have.
+/// The `mode` of an entry of `user` and `group`, without the bits that a copy of `owner`'s may not
+/// have.
 pub(crate) fn mode_for(mode: u16, (user, group): Owner, owner: Owner) -> u16 {
     let of_user = if user == owner.0 { SET_USER_ID } else { 0 };
     let of_group = if group == owner.1 { SET_GROUP_ID } else { 0 };
     mode & !(SET_USER_ID | SET_GROUP_ID) | mode & (of_user | of_group)
 }
 
-/// To whom belongs what a run of ours puts at `path` or below it: the superuser gives it to whom
-/// the nearest directory belongs. `None` where that cannot be found out.
+/// The owner of everything that a run puts at `path` or below it. The superuser's new files get the
+/// owner of the nearest existing directory. `None` if that cannot be read.
 #[must_use]
 pub fn owner_of_copies(path: &Path) -> Option<Owner> {
     if !geteuid().is_root() {
@@ -49,15 +49,15 @@ pub fn owner_of_copies(path: &Path) -> Option<Owner> {
 }
 
 impl Policy {
-    /// `mode` without the bits that may not be set.
+    /// The `mode` without the bits that may not be set.
     #[must_use]
     pub fn mode(self, mode: u16) -> u16 {
         let kept = if self.set_id_owner.is_some() { MODE_MASK } else { !(SET_USER_ID | SET_GROUP_ID) };
         mode & MODE_MASK & kept
     }
 
-    /// The same for an open file or directory of ours. Its group becomes the one for which it shall
-    /// have the bit: the group of a new file may be its directory's.
+    /// The permitted mode of an open file or directory of ours. Its group becomes the one that the
+    /// set-group-id bit needs, since a new file may get its directory's group.
     pub(crate) fn mode_of(self, file: impl AsFd, mode: u16) -> rustix::io::Result<u16> {
         let mode = self.mode(mode);
         let Some(owner) = self.set_id_owner.filter(|_| mode & (SET_USER_ID | SET_GROUP_ID) != 0) else {
@@ -72,8 +72,8 @@ impl Policy {
         Ok(mode_for(mode, (stat.st_uid, group), owner))
     }
 
-    /// Whether a file that is there, of this owner, may become one with `mode`; otherwise it has to
-    /// be made anew.
+    /// True if an existing file of this owner may get `mode`; otherwise it must be replaced by a
+    /// new file.
     pub(crate) fn fits(self, mode: u16, of: Owner) -> bool {
         let mode = self.mode(mode);
         self.set_id_owner.is_none_or(|owner| mode_for(mode, of, owner) == mode)
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_carried_over_is_never_set() {
+    fn set_id_bits_of_another_owner_are_never_set() {
         let anybody = Policy::default();
         assert_eq!(anybody.mode(0o7755), 0o1755);
         assert!(anybody.fits(0o6755, (3, 3)));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_belong_to_whom_the_nearest_directory_belongs() {
+    fn copies_get_the_owner_of_the_nearest_directory() {
         let place = Place::new();
         let own = place.at("").metadata().unwrap();
         let own = Some((own.uid(), own.gid()));

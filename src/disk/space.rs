@@ -1,4 +1,5 @@
-//! What a filesystem has left, how far that number can be believed, and what stays free for others.
+//! Free space: what a filesystem has left, how reliable that number is, and the reserve for other
+//! programs.
 
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,35 +11,35 @@ use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::root::Root;
 use crate::disk::stage::shares_extents;
 
-/// Most bytes that a run leaves free: room for a shell, a log and a database's journal to say that
-/// the disk is full.
+/// Maximum bytes that a run leaves free: room for a shell, a log and a database's journal to report
+/// that the disk is full.
 const RESERVE_BYTES_MAX: u64 = 4 << 20;
 
-/// What part of a filesystem the reserve is at most: 64 KiB of 16 MiB.
+/// Divisor: the reserve is at most this fraction of a filesystem, 64 KiB of 16 MiB.
 const RESERVE_OF_TOTAL: u64 = 256;
 
-/// What part of what is free when the run begins the reserve is at most, so that a nearly full disk
-/// still takes a small file.
+/// Divisor: the reserve is at most this fraction of the free space at the start of the run. So a
+/// nearly full disk still takes a small file.
 const RESERVE_OF_FREE: u64 = 16;
 
-/// Most bytes that are written between two looks at the filesystem: others write to it too.
+/// Maximum bytes that are written between two queries of the free space: other programs write too.
 const UNWATCHED_BYTES_MAX: u64 = 64 << 20;
 
-/// What the filesystem has left for this user.
+/// The space that a filesystem has left for this user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
-    /// Bytes.
+    /// Free bytes.
     pub bytes: u64,
-    /// Bytes in all, used or not.
+    /// Total bytes, used or not.
     pub total_bytes: u64,
-    /// Files and directories; `u64::MAX` where the filesystem does not count them.
+    /// Free inodes; `u64::MAX` if the filesystem does not count them.
     pub inodes: u64,
-    /// Bytes that a file's content is rounded up to.
+    /// Block size: a file's content is rounded up to it, in bytes.
     pub block_bytes: u64,
-    /// Whether a file of so many bytes takes so many. Where content is packed, shared or stored
-    /// elsewhere, that is unknown.
+    /// True if a file occupies exactly its length. Unknown, hence false, where content is packed,
+    /// shared or stored elsewhere.
     pub is_exact: bool,
-    /// Whether copies within the filesystem may take nothing.
+    /// True if copies within the filesystem may occupy nothing.
     pub shares_extents: bool,
 }
 
@@ -51,14 +52,14 @@ impl Space {
 }
 
 impl Root {
-    /// What the filesystem has left.
+    /// The space that the filesystem has left.
     ///
     /// # Errors
-    /// The filesystem does not say.
+    /// The filesystem does not report it.
     pub fn space(&self) -> Result<Space, DiskError> {
         let path = self.path().as_os_str().as_bytes();
         let stat = fstatvfs(self.descriptor()).during("ask for the space in", path)?;
-        // The superuser may use what is kept back for it.
+        // The superuser may use the blocks that are reserved for it.
         let is_root = geteuid().is_root();
         let (blocks, inodes) =
             if is_root { (stat.f_bfree, stat.f_ffree) } else { (stat.f_bavail, stat.f_favail) };
@@ -72,9 +73,9 @@ impl Root {
         })
     }
 
-    /// Whether this is a filesystem that neither packs content nor shares it unasked. An overlay
-    /// has the numbers of the filesystem below it, of which it is only known that Btrfs counts no
-    /// inodes.
+    /// True if this filesystem neither packs content nor shares it unasked. An overlay reports the
+    /// numbers of the filesystem below it. Only one thing is known of the filesystem below: Btrfs
+    /// counts no inodes.
     #[cfg(target_os = "linux")]
     fn stores_content_as_it_is(&self, counts_inodes: bool) -> bool {
         // ext2 to ext4, XFS, tmpfs, vfat, exFAT. From linux/magic.h and statfs(2).
@@ -94,39 +95,38 @@ impl Root {
     }
 }
 
-/// Keeps a run from filling a filesystem to its last block. The filesystem is asked only when what
-/// was free may have been written.
+/// Keeps a run from filling a filesystem to its last block. Queries the free space only after the
+/// promised bytes may have been written.
 #[derive(Debug)]
 pub struct Reserve {
     bytes: u64,
-    /// Bytes that may be written before the filesystem is asked again.
+    /// Bytes that may be written before the next query.
     unwatched: AtomicU64,
 }
 
 impl Reserve {
-    /// The reserve of a run that finds this space; `None` where its numbers say little.
+    /// The reserve of a run that starts with this space; `None` if the numbers are not exact.
     #[must_use]
     pub fn of(space: &Space) -> Option<Self> {
         space.is_exact.then(|| Self { bytes: space.reserve_bytes(), unwatched: AtomicU64::new(0) })
     }
 
-    /// Called before something is written below `root` that takes `at_least` and `at_most` so many
-    /// bytes.
+    /// Called before a write below `root` that takes between `at_least` and `at_most` bytes.
     ///
     /// # Errors
-    /// [`DiskError::is_no_space`]: less than the reserve would be left.
+    /// [`DiskError::is_no_space`]: the write would leave less than the reserve.
     pub fn before_writing(&self, root: &Root, at_least: u64, at_most: u64) -> Result<(), DiskError> {
         let take = |left: u64| left.checked_sub(at_most);
         if self.unwatched.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
             return Ok(());
         }
-        // Where the filesystem does not say, writing tells.
+        // If the filesystem does not report its space, the write itself will fail.
         let Ok(space) = root.space() else { return Ok(()) };
         if space.bytes < self.bytes.saturating_add(at_least) {
             let path = root.path().as_os_str().as_bytes();
             return Err(DiskError::new("write to", path, Fault::Reserve(space.bytes)));
         }
-        // Several threads write, so half of it is promised.
+        // Several threads write, so only half of the free space is promised.
         let free = space.bytes.saturating_sub(self.bytes).saturating_sub(at_most);
         let promised = (free / 2).min(UNWATCHED_BYTES_MAX);
         self.unwatched.store(promised, Ordering::Relaxed);
@@ -144,14 +144,14 @@ mod tests {
     }
 
     #[test]
-    fn space_is_what_the_filesystem_says() {
+    fn space_reports_the_filesystems_numbers() {
         let space = Place::new().root.space().unwrap();
         assert!(space.bytes > 0 && space.inodes > 0 && space.block_bytes > 0);
         assert!(space.total_bytes >= space.bytes);
     }
 
     #[test]
-    fn the_reserve_is_small_beside_what_is_free() {
+    fn the_reserve_is_small_beside_the_free_space() {
         assert_eq!(space(1 << 40, 1 << 41).reserve_bytes(), 4 << 20);
         assert_eq!(space(16 << 20, 16 << 20).reserve_bytes(), 64 << 10);
         assert_eq!(space(160 << 10, 1 << 40).reserve_bytes(), 10 << 10);
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_into_the_reserve() {
+    fn no_write_goes_into_the_reserve() {
         let place = Place::new();
         let free = place.root.space().unwrap();
         let reserve = Reserve { bytes: free.bytes / 2, unwatched: AtomicU64::new(0) };

@@ -1,6 +1,6 @@
-//! Names that a filesystem takes for one, and how it shows them.
+//! Folding of names: names that a filesystem takes for one, and the spelling that it lists.
 //!
-//! What it does with a name is found out by files of ours in the state directory, each of which is
+//! Probe files in the state directory show how the filesystem handles a name. Each probe file is
 //! removed at once.
 
 use std::ffi::CString;
@@ -24,21 +24,21 @@ const VERB: &str = "rename";
 const FOLDABLE: [&str; 3] = ["case-and-form-\u{c9}", "case-and-form-\u{e9}", "case-and-form-e\u{301}"];
 
 impl Root {
-    /// Whether the filesystem folds any names at all.
+    /// True if the filesystem folds any names at all.
     ///
     /// # Errors
-    /// There can be no state directory.
+    /// No state directory can be created.
     pub fn folds_names(&self) -> Result<bool, DiskError> {
         let paths: Vec<TreePath> =
             FOLDABLE.iter().filter_map(|name| TreePath::new(name.as_bytes()).ok()).collect();
         self.folded(&paths.iter().collect::<Vec<_>>()).map(|folded| !folded.is_empty())
     }
 
-    /// Which of these new names of one directory the filesystem takes for an earlier one of them:
-    /// pairs of positions.
+    /// Finds names that the filesystem folds, among new `paths` of one directory. Each pair holds
+    /// the position of a name and of an earlier one that the filesystem takes for the same.
     ///
     /// # Errors
-    /// There can be no state directory, or no file in it.
+    /// No state directory, or no file in it, can be created.
     pub fn folded(&self, paths: &[&TreePath]) -> Result<Vec<(usize, usize)>, DiskError> {
         let Some(first) = paths.first() else { return Ok(Vec::new()) };
         self.with_state_for(first, |state| {
@@ -53,7 +53,7 @@ impl Root {
                 let inode = inode_of(state, name.as_bytes());
                 match made.iter().find(|(_, made)| inode_of(state, made.as_bytes()) == inode) {
                     Some(&(first, _)) => folded.push((index, first)),
-                    // A run that was killed left it there.
+                    // A run that was killed left this file.
                     None => {
                         state.remove(name.as_bytes())?;
                         if make(state, &name)? {
@@ -67,11 +67,11 @@ impl Root {
         })
     }
 
-    /// Whether the filesystem shows the name of `path` otherwise than as `old`, which it takes for
-    /// the same name.
+    /// True if the filesystem lists the name of `path` in another spelling than `old`, which it
+    /// takes for the same name.
     ///
     /// # Errors
-    /// There can be no state directory, or no file in it.
+    /// No state directory, or no file in it, can be created.
     pub fn shows_other_than(&self, path: &TreePath, old: &[u8]) -> Result<bool, DiskError> {
         let (Some(new), Some(old)) = (probe(path.name()), probe(old)) else { return Ok(false) };
         self.with_state_for(path, |state| {
@@ -87,13 +87,13 @@ impl Root {
     }
 
     /// Renames `old` in the directory of `path` to the name of `path`, which the filesystem takes
-    /// for the same name. Linux does nothing if the two names lead to one inode, so there is a
-    /// third name in between. A run that is killed then leaves the entry under that name, from
-    /// which the next run takes its content.
+    /// for the same name. Linux does nothing if both names lead to one inode, so the rename goes
+    /// through a third name. A run that is killed in between leaves the entry under the third name,
+    /// and the next run reuses its content.
     ///
     /// # Errors
-    /// The two names do not lead to one entry any more ([`DiskError::is_conflict`]), or the
-    /// directory may not be changed.
+    /// The two names no longer lead to one entry ([`DiskError::is_conflict`]), or the directory may
+    /// not be changed.
     pub fn respell(&self, path: &TreePath, old: &[u8]) -> Result<(), DiskError> {
         let place = self.place(path).during(VERB, path.as_bytes())?;
         let conflict = || DiskError::new(VERB, path.as_bytes(), Fault::Conflict);
@@ -114,14 +114,14 @@ impl Root {
     }
 }
 
-/// The name of a file in the state directory with which a name is tried; `None` where that were too
-/// long. It is cleared away with what is staged, should this process be killed.
+/// The name of the probe file for a name; `None` if it would be too long. Its suffix makes the
+/// clean-up of staged files remove it, if this process is killed.
 fn probe(name: &[u8]) -> Option<CString> {
     let probe = [b"probe.", name, PART.as_bytes()].concat();
     CString::new(probe).ok().filter(|probe| probe.as_bytes().len() <= COMPONENT_BYTES_MAX)
 }
 
-/// Makes an empty file; `false` where there is one, or a file cannot have this name.
+/// Creates an empty file; `false` if there is one already, or no file can have this name.
 fn make(state: &StateDir, name: &CString) -> Result<bool, DiskError> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match openat(state, name, flags, Mode::RUSR | Mode::WUSR) {
@@ -144,7 +144,7 @@ mod tests {
     use crate::disk::testing::{Place, path};
 
     #[test]
-    fn a_filesystem_that_folds_nothing_is_found_out_and_nothing_stays_behind() {
+    fn probes_find_no_folding_and_leave_no_file() {
         let place = Place::new();
         assert!(!place.root.folds_names().unwrap());
         let paths = ["d/A", "d/a", "d/\u{e9}"].map(path);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_a_killed_run_left_does_not_mislead() {
+    fn a_probe_file_of_a_killed_run_is_replaced() {
         let place = Place::new();
         fs::create_dir(place.at(".ksync")).unwrap();
         fs::write(place.at(".ksync/probe.a.part"), "").unwrap();
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_entry_is_not_renamed() {
+    fn names_of_two_entries_are_not_respelled() {
         let place = Place::new();
         fs::write(place.at("a"), "a").unwrap();
         assert!(place.root.respell(&path("A"), b"a").unwrap_err().is_conflict());
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_one_file_that_cannot_be_one_name_come_back() {
+    fn a_failed_respelling_restores_both_names() {
         let place = Place::new();
         fs::write(place.at("a"), "a").unwrap();
         fs::hard_link(place.at("a"), place.at("A")).unwrap();

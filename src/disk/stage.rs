@@ -1,5 +1,5 @@
-//! Writing aside: a file grows in the state directory, under a name that the next run finds again, and is
-//! renamed into place when it is complete.
+//! Staging: a file grows in the state directory, under a name that the next run finds again. When
+//! it is complete, it is renamed into place.
 
 use std::fs::File;
 use std::io;
@@ -22,14 +22,14 @@ use crate::disk::writeback::WriteBack;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
-/// How much is read and written at a time when copying through memory: a thread is started for each, which takes
-/// a hundredth of the time.
+/// Bytes that one step of a copy through memory reads and writes. Each step starts a thread, which
+/// takes 1 % of the step's time.
 const COPY_BYTES: u64 = 2 << 20;
 
-/// What a finished file is given besides its content.
+/// The metadata of a finished file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metadata {
-    /// Permission bits; the root's policy takes away those that may not be set.
+    /// Permission bits; the root's policy clears those that may not be set.
     pub mode: u16,
     /// Modification time.
     pub mtime: Time,
@@ -38,14 +38,15 @@ pub struct Metadata {
 /// When a finished file is safe from a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
-    /// When the system gets round to it.
+    /// When the kernel writes it back by itself.
     #[default]
     Eventually,
-    /// Its data before it gets its name; its name by [`Root::settle`], with those of all others.
+    /// The data reaches the disk before the file gets its name. [`Root::settle`] flushes all names
+    /// together.
     Immediately,
 }
 
-/// One file that is being written aside. Dropped half-way, it stays for the next run.
+/// One file that is being staged. If it is dropped half-way, it stays for the next run.
 #[derive(Debug)]
 pub struct Staging {
     state: Arc<StateDir>,
@@ -57,17 +58,18 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// The name, in the state directory, of what is staged for `path`.
+    /// The name, in the state directory, of the staged file for `path`.
     #[must_use]
     pub fn name(path: &TreePath) -> String {
         staged_name(path, PART)
     }
 
-    /// Continues what an earlier run staged for `path`, or begins. Answers also how many bytes are there:
-    /// they may be anything, so they are to be read back and hashed before they count.
+    /// Opens the staged file that an earlier run left for `path`, or creates an empty one. Returns
+    /// also its length. These bytes are not trusted: the caller reads and hashes them before they
+    /// count.
     ///
     /// # Errors
-    /// The state directory is not ours, or the disk is full or read-only.
+    /// The state directory belongs to another user, or the disk is full or read-only.
     pub fn open(root: &Root, path: &TreePath) -> Result<(Self, u64), DiskError> {
         let name = root.staged_name(path, PART);
         let (state, (descriptor, len)) =
@@ -76,10 +78,10 @@ impl Staging {
         Ok((Self { state, file, path: path.clone(), name, len, write_back: None }, len))
     }
 
-    /// What an earlier run staged for `path`, if anything; nothing is made.
+    /// Opens the staged file that an earlier run left for `path`, if any. Creates nothing.
     ///
     /// # Errors
-    /// The state directory is not ours.
+    /// The state directory belongs to another user.
     pub fn find(root: &Root, path: &TreePath) -> Result<Option<Self>, DiskError> {
         let Some(state) = root.find_state_for(path)? else { return Ok(None) };
         let name = root.staged_name(path, PART);
@@ -90,19 +92,19 @@ impl Staging {
         }
     }
 
-    /// It will replace another file: then the disk had better begin early.
+    /// Starts write-back early, because the file will replace another one.
     #[must_use]
     pub fn replacing(self) -> Self {
         Self { write_back: Some(Box::new(WriteBack::from(self.len))), ..self }
     }
 
-    /// How many bytes are staged.
+    /// The number of staged bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether nothing is staged.
+    /// True if nothing is staged.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -111,7 +113,7 @@ impl Staging {
     /// Hands the staged bytes from `start` on to `visit`.
     ///
     /// # Errors
-    /// They cannot be read, or are fewer than they were.
+    /// The bytes cannot be read, or there are fewer than before.
     pub fn read_back(&self, start: u64, visit: &mut dyn FnMut(Piece<'_>)) -> Result<(), DiskError> {
         self.content().visit(start..self.len, visit).during("read back", &self.staged_path())
     }
@@ -125,15 +127,15 @@ impl Staging {
     /// Fills `buffer` with the staged bytes from `offset` on.
     ///
     /// # Errors
-    /// They cannot be read, or are fewer than that.
+    /// The bytes cannot be read, or there are fewer than `buffer` holds.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
     }
 
-    /// Keeps only the first `len` bytes; more than there are is all of them.
+    /// Keeps only the first `len` bytes; a longer `len` keeps all of them.
     ///
     /// # Errors
-    /// The file cannot be cut.
+    /// The file cannot be truncated.
     pub fn keep(&mut self, len: u64) -> Result<(), DiskError> {
         if len < self.len {
             self.file.set_len(len).during("cut", &self.staged_path())?;
@@ -143,10 +145,10 @@ impl Staging {
         Ok(())
     }
 
-    /// Adds `bytes` at the end. Long runs of zeros take no space.
+    /// Appends `bytes`. Long runs of zeros take no space.
     ///
     /// # Errors
-    /// Above all [`DiskError::is_no_space`].
+    /// The write fails, most often with [`DiskError::is_no_space`].
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
         let end = self.len + bytes.len() as u64;
         write_at_end(&self.file, bytes, self.len).during("write", self.path.as_bytes())?;
@@ -155,10 +157,10 @@ impl Staging {
         Ok(())
     }
 
-    /// Adds `count` zeros at the end. They take no space.
+    /// Appends `count` zeros, which take no space.
     ///
     /// # Errors
-    /// The filesystem has no file so long.
+    /// The filesystem allows no file of that length.
     pub fn append_zeros(&mut self, count: u64) -> Result<(), DiskError> {
         let end = self.len.checked_add(count).ok_or(Errno::FBIG);
         let end = end.during("write", self.path.as_bytes())?;
@@ -168,8 +170,9 @@ impl Staging {
         Ok(())
     }
 
-    /// Adds `len` bytes of `source`, an old version say, from `offset` on. On Linux they do not pass through
-    /// this process, and filesystems that can share them do. Holes stay holes.
+    /// Appends `len` bytes of `source`, for example of a basis, from `offset` on. On Linux the
+    /// bytes do not pass through this process, and a filesystem with shared extents shares them.
+    /// Holes stay holes.
     ///
     /// # Errors
     /// The source is shorter than that, or as [`Staging::append`].
@@ -185,9 +188,11 @@ impl Staging {
         })
     }
 
-    /// As [`Staging::append_from`]; and hands what was written to `visit`, in order. Where the filesystem can share
-    /// what is copied, that is read back; elsewhere it passes through memory, and the next piece is read while
-    /// one is written: on ext4 and tmpfs in two thirds of the time that the kernel takes.
+    /// As [`Staging::append_from`], and hands the written bytes to `visit`, in order.
+    ///
+    /// If the filesystem shares extents, the copy is read back. Otherwise the bytes pass through
+    /// memory, and the next piece is read while one is written. On ext4 and tmpfs this takes two
+    /// thirds of the time of the kernel's copy.
     ///
     /// # Errors
     /// As [`Staging::append_from`] and [`Staging::read_back`].
@@ -217,16 +222,16 @@ impl Staging {
         })
     }
 
-    /// Whether a copy from a file beside it need not copy anything.
+    /// True if a copy from a file beside it shares extents and copies no bytes.
     #[must_use]
     pub fn shares_extents(&self) -> bool {
         shares_extents(&self.file)
     }
 
-    /// Begins anew with `len` zeros, which take no space.
+    /// Starts over with `len` zeros, which take no space.
     ///
     /// # Errors
-    /// The file cannot be cut or made so long.
+    /// The file cannot be truncated or extended to that length.
     pub fn begin_with_zeros(&mut self, len: u64) -> Result<(), DiskError> {
         self.keep(0)?;
         self.file.set_len(len).during("write", self.path.as_bytes())?;
@@ -234,7 +239,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Puts `bytes` where still are zeros. Long runs of zeros go on taking no space.
+    /// Writes `bytes` over a range that still holds zeros. Long runs of zeros still take no space.
     ///
     /// # Errors
     /// The disk is full, or the file is shorter than that.
@@ -249,7 +254,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Puts zeros in the place of what is staged in `range`: a hole where the filesystem has them.
+    /// Overwrites `range` with zeros: with a hole where the filesystem supports holes.
     ///
     /// # Errors
     /// As [`Staging::append`].
@@ -257,7 +262,7 @@ impl Staging {
         punch(&self.file, range).during("write", self.path.as_bytes())
     }
 
-    /// Puts `bytes` in the place of others.
+    /// Overwrites the staged bytes from `offset` on with `bytes`.
     ///
     /// # Errors
     /// As [`Staging::append`].
@@ -265,12 +270,12 @@ impl Staging {
         self.file.write_all_at(bytes, offset).during("write", self.path.as_bytes())
     }
 
-    /// Puts the file into its place, complete with its metadata, if what is there is still what was `seen`
-    /// there (`None`: nothing). After a conflict the staged bytes stay.
+    /// Installs the file with its metadata, if its path still holds the entry that was `seen` there
+    /// (`None`: nothing). After a conflict the staged bytes stay.
     ///
     /// # Errors
-    /// [`DiskError::is_conflict`], or the place cannot be written to, or not all was taken. Nothing
-    /// has changed then.
+    /// [`DiskError::is_conflict`], or the path cannot be written to, or the filesystem did not take
+    /// all bytes. Nothing has changed then.
     pub fn finish(
         self,
         root: &Root,
@@ -281,10 +286,10 @@ impl Staging {
         self.complete(root, metadata, durability)?.install(root, seen)
     }
 
-    /// The file with all that it shall have but its name.
+    /// Completes the file: content and metadata are final, only the name is missing.
     ///
     /// # Errors
-    /// The disk or the filesystem did not take all of it. What it did not is not tried again.
+    /// The disk or the filesystem did not take all bytes. The write is not tried again.
     pub fn complete(
         self,
         root: &Root,
@@ -298,7 +303,7 @@ impl Staging {
         if durability == Durability::Immediately
             && let Err(error) = full_sync(&self.file)
         {
-            // What is staged may look whole and not be on the disk.
+            // The staged file may look complete and not be on the disk.
             root.mark_lost();
             let path = self.path.clone();
             let _ = self.discard();
@@ -307,15 +312,16 @@ impl Staging {
         Ok(Complete { staging: self, identity })
     }
 
-    /// Gives up what is staged.
+    /// Removes the staged file.
     ///
     /// # Errors
-    /// It cannot be removed.
+    /// The file cannot be removed.
     pub fn discard(self) -> Result<(), DiskError> {
         self.state.remove(self.name.as_bytes())
     }
 
-    /// Copies to the end, at `place`, and hands all to `visit`.
+    /// Copies to `place`, which starts at the end of the staged bytes, and hands every byte to
+    /// `visit`.
     fn copy_through_memory(
         &self,
         source: &File,
@@ -324,7 +330,7 @@ impl Staging {
         visit: &mut (dyn FnMut(Piece<'_>) + Send),
     ) -> io::Result<()> {
         let mut read = |at: u64, buffer: &mut Vec<u8>| {
-            // At most `COPY_BYTES`.
+            // No overflow: at most `COPY_BYTES`.
             let now = COPY_BYTES.min(place.end - at) as usize;
             buffer.resize(now, 0);
             source.read_exact_at(buffer, offset + (at - place.start))?;
@@ -355,20 +361,20 @@ impl Staging {
         Ok(())
     }
 
-    /// All up to `end` has been written, or nearly all.
+    /// Tells the write-back that all bytes up to `end`, or nearly all, have been written.
     fn reached(&self, end: u64) {
         if let Some(write_back) = &self.write_back {
             write_back.reached(&self.file, end);
         }
     }
 
-    /// Its name below the root, for errors.
+    /// The staged file's path below the root, for errors.
     pub(crate) fn staged_path(&self) -> Vec<u8> {
         in_state(self.name.as_bytes())
     }
 }
 
-/// A staged file that needs nothing but its name.
+/// A staged file that lacks nothing but its name.
 #[derive(Debug)]
 pub struct Complete {
     staging: Staging,
@@ -376,7 +382,7 @@ pub struct Complete {
 }
 
 impl Complete {
-    /// Puts it into its place, as [`Staging::finish`].
+    /// Renames the file into place, as [`Staging::finish`].
     ///
     /// # Errors
     /// As there.
@@ -385,28 +391,28 @@ impl Complete {
         state.install(name, Some(self.identity), root, path, seen)
     }
 
-    /// Gives it up.
+    /// Removes the staged file.
     ///
     /// # Errors
-    /// It cannot be removed.
+    /// The file cannot be removed.
     pub fn discard(self) -> Result<(), DiskError> {
         self.staging.discard()
     }
 }
 
-/// Has a file's content written to the disk, not only to its cache.
+/// Flushes a file's content to the disk, not only to the disk's cache.
 #[cfg(target_vendor = "apple")]
 fn full_sync(file: &File) -> rustix::io::Result<()> {
     rustix::fs::fcntl_fullfsync(file)
 }
 
-/// Has a file's content written to the disk.
+/// Flushes a file's content to the disk.
 #[cfg(not(target_vendor = "apple"))]
 fn full_sync(file: &File) -> rustix::io::Result<()> {
     fsync(file)
 }
 
-/// Gives a file that is not in its place yet what it will have there besides its content.
+/// Sets the final metadata of a file that is not in place yet.
 pub(crate) fn set_metadata(
     file: &File,
     root: &Root,
@@ -422,10 +428,10 @@ pub(crate) fn set_metadata(
     futimens(file, &times(metadata.mtime)).during("set the time of", path)
 }
 
-/// Whether a copy within this file's filesystem need not copy anything.
+/// True if a copy within this file's filesystem shares extents and copies no bytes.
 #[cfg(target_os = "linux")]
 pub(crate) fn shares_extents(file: impl AsFd) -> bool {
-    // Btrfs, XFS, bcachefs; and NFS and SMB, where the server copies. From statfs(2) and linux/magic.h.
+    // Btrfs, XFS, bcachefs; and NFS and SMB, whose servers copy. From statfs(2) and linux/magic.h.
     const SHARING: [u32; 5] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e, 0x6969, 0xfe53_4d42];
     // The type's width differs between machines, and no magic has more than 32 bits.
     rustix::fs::fstatfs(file).is_ok_and(|stat| SHARING.contains(&(stat.f_type as u32)))
@@ -436,7 +442,7 @@ pub(crate) fn shares_extents(_file: impl AsFd) -> bool {
     false
 }
 
-/// Hands the runs of `len` bytes from `offset` on to `visit`, each with its offset.
+/// Calls `visit` for each run in the `len` bytes from `offset` on, with the run's offset.
 fn for_each_run(
     source: &File,
     offset: u64,
@@ -462,9 +468,8 @@ pub(crate) fn write_at_end(file: &File, bytes: &[u8], end: u64) -> io::Result<()
     if is_hole(bytes) { file.set_len(end + bytes.len() as u64) } else { file.write_all_at(bytes, end) }
 }
 
-/// Writes a file from its beginning to its end. Long runs of zeros become holes; the last block is
-/// written even so. Then the length reaches the disk together with what was written, and not
-/// before.
+/// Writes a whole file. Long runs of zeros become holes, but the last block is always written. This
+/// way the length reaches the disk together with the written bytes, and not before.
 #[cfg(target_os = "linux")]
 pub(crate) fn write_all(file: &File, bytes: &[u8]) -> io::Result<()> {
     const BLOCK_BYTES: usize = 4096;
@@ -475,7 +480,8 @@ pub(crate) fn write_all(file: &File, bytes: &[u8]) -> io::Result<()> {
     file.write_all_at(last, hole.len() as u64)
 }
 
-/// Copies `len` bytes, by the kernel as far as it can; answers how many that were: all.
+/// Copies `len` bytes, by the kernel as far as it can. Returns the number of copied bytes: always
+/// `len`.
 fn copy(source: &File, offset: u64, target: &File, at: u64, len: u64) -> io::Result<u64> {
     let by_kernel = copy_in_kernel(source, offset, target, at, len);
     let mut to = at + by_kernel;
@@ -491,7 +497,7 @@ fn copy(source: &File, offset: u64, target: &File, at: u64, len: u64) -> io::Res
     written.map(|()| len)
 }
 
-/// How many bytes the kernel copied by itself: all, or fewer where it cannot.
+/// The number of bytes that the kernel copied: all, or fewer where it cannot copy them.
 #[cfg(target_os = "linux")]
 fn copy_in_kernel(source: &File, offset: u64, target: &File, at: u64, len: u64) -> u64 {
     let (mut from, mut to) = (offset, at);
@@ -545,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_file_has_content_mode_and_time_and_leaves_nothing_staged() {
+    fn a_finished_file_has_its_metadata_and_leaves_nothing_staged() {
         let place = Place::new();
         finish(&place, staged(&place, b"new"), None).unwrap();
         let stat = place.root.stat(&path("f")).unwrap().unwrap();
@@ -555,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_superuser_makes_belongs_to_whom_the_directory_belongs() {
+    fn superusers_new_files_get_the_owner_of_the_directory() {
         let place = Place::new();
         if chown(place.at("."), Some(65534), Some(65534)).is_err() {
             return;
@@ -572,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_shows_before_the_end() {
+    fn a_staged_file_stays_invisible_until_it_is_finished() {
         let place = Place::new();
         fs::write(place.at("f"), "old").unwrap();
         let staging = staged(&place, b"new");
@@ -582,7 +588,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_handed_to_the_disk_early_is_let_go_of_at_once() {
+    fn early_write_back_releases_a_dropped_file_at_once() {
         let place = Place::new();
         fs::write(place.at("f"), "old").unwrap();
         let content: Vec<u8> = (0..20_u8).flat_map(|mib| vec![mib + 1; 1 << 20]).collect();
@@ -593,7 +599,7 @@ mod tests {
             content[have as usize..].chunks(3 << 19).for_each(|bytes| staging.append(bytes).unwrap());
             staging
         };
-        // Had a thread still the file open, it would be busy.
+        // The file would be busy if a thread still had it open.
         drop(stage(0));
         let (mut staging, _) = Staging::open(&place.root, &path("f")).unwrap();
         staging.keep(9 << 20).unwrap();
@@ -603,7 +609,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_interrupted_is_there_again() {
+    fn an_interrupted_staging_keeps_its_bytes_for_the_next_run() {
         let place = Place::new();
         let content: Vec<u8> = (0..300_000_u32).map(|byte| byte as u8).collect();
         drop(staged(&place, &content));
@@ -654,7 +660,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_part_is_not_accepted() {
+    fn a_part_of_another_user_is_not_accepted() {
         let place = Place::new();
         drop(staged(&place, b"poison"));
         if chown(place.at(".ksync").join(Staging::name(&path("f"))), Some(65534), None).is_ok() {
@@ -672,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_take_no_space() {
+    fn long_runs_of_zeros_take_no_space() {
         let place = Place::new();
         let mut staging = staged(&place, b"start");
         for _ in 0..64 {
@@ -686,7 +692,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_the_old_version_are_taken_over() {
+    fn ranges_of_the_basis_are_appended() {
         let place = Place::new();
         let old: Vec<u8> = (0..1_000_000_u32).map(|byte| (byte / 7) as u8).collect();
         fs::write(place.at("f"), &old).unwrap();

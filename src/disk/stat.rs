@@ -1,4 +1,4 @@
-//! `Stat` and `Identity`: what the filesystem knows of an entry, and whether it is still the same one.
+//! `Stat` and `Identity`: an entry's metadata, and the fields that tell if it is still the same.
 
 use rustix::fs::{FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 
@@ -7,7 +7,7 @@ use crate::tree::entry::{MODE_MASK, Time};
 /// The unit of `st_blocks`, in bytes, whatever a filesystem's own blocks are.
 const BLOCK_BYTES: u64 = 512;
 
-/// What kind of thing an entry is, including those that no tree can hold.
+/// The kind of an entry, including those that no tree can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FileKind {
     /// A directory.
@@ -20,12 +20,12 @@ pub enum FileKind {
     Fifo,
     /// A socket.
     Socket,
-    /// A block or character device, or something this program has no name for.
+    /// A block or character device, or a kind that is unknown here.
     Device,
 }
 
 impl FileKind {
-    /// `None` where the filesystem does not say.
+    /// `None` if the filesystem does not report the kind.
     pub(crate) fn of(file_type: FileType) -> Option<Self> {
         match file_type {
             FileType::Directory => Some(Self::Directory),
@@ -40,7 +40,7 @@ impl FileKind {
 }
 
 impl std::fmt::Display for FileKind {
-    /// The plural, for eyes.
+    /// The plural, for messages.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Directory => "directories",
@@ -53,10 +53,10 @@ impl std::fmt::Display for FileKind {
     }
 }
 
-/// What an open file is now.
+/// The present identity of an open file.
 ///
 /// # Errors
-/// The system does not say, or its time or size is out of range.
+/// The system does not report it, or its time or size is out of range.
 pub fn identity_of(file: &std::fs::File) -> std::io::Result<Identity> {
     let stat = rustix::fs::fstat(file)?;
     Stat::of(&stat).map(|stat| stat.identity).ok_or_else(|| {
@@ -64,61 +64,61 @@ pub fn identity_of(file: &std::fs::File) -> std::io::Result<Identity> {
     })
 }
 
-/// What tells one state of one file from every other: equal identities mean that nobody replaced the file
-/// and nobody wrote to it in between (as far as the filesystem's clock can tell).
+/// Identifies one state of one file. Equal identities mean that no program replaced the file or
+/// wrote to it in between, as far as the filesystem's clock can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// The filesystem.
+    /// The device number of the filesystem.
     pub dev: u64,
-    /// The inode in that filesystem.
+    /// The inode number in that filesystem.
     pub ino: u64,
-    /// What it is.
+    /// The kind of the entry.
     pub kind: FileKind,
-    /// A regular file's length in bytes; 0 of everything else.
+    /// A regular file's length in bytes; 0 for everything else.
     pub size: u64,
-    /// When the content last changed, which any program may set.
+    /// Time of the last change of content, which any program may set.
     pub mtime: Time,
-    /// When anything last changed, which no program can set.
+    /// Time of the last change of any kind, which no program can set.
     pub ctime: Time,
 }
 
-/// What the filesystem knows of an entry.
+/// The filesystem's metadata of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
-    /// Which file in which state.
+    /// The identity: which file, in which state.
     pub identity: Identity,
     /// Number of hard links.
     pub nlink: u64,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group id.
     pub gid: u32,
     /// Permission bits, within [`MODE_MASK`].
     pub mode: u16,
-    /// Bytes of the disk behind it.
+    /// Allocated bytes on the disk.
     pub allocated_bytes: u64,
 }
 
 impl Stat {
-    /// What it is.
+    /// The kind of the entry.
     #[must_use]
     pub fn kind(&self) -> FileKind {
         self.identity.kind
     }
 
-    /// A regular file's length in bytes; 0 of everything else.
+    /// A regular file's length in bytes; 0 for everything else.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.identity.size
     }
 
-    /// When the content last changed.
+    /// Time of the last change of content.
     #[must_use]
     pub fn mtime(&self) -> Time {
         self.identity.mtime
     }
 
-    /// `None` where a time or the size is out of range.
+    /// Converts the system's structure. `None` if a time or the size is out of range.
     // The fields' types differ between systems.
     #[allow(clippy::unnecessary_cast)]
     pub(crate) fn of(raw: &rustix::fs::Stat) -> Option<Self> {
@@ -142,14 +142,14 @@ impl Stat {
     }
 }
 
-/// Permission bits as the system takes them.
-// Their type differs between systems.
+/// Converts permission bits to the system's type.
+// The type differs between systems.
 #[allow(clippy::useless_conversion)]
 pub(crate) fn mode_bits(mode: u16) -> Mode {
     Mode::from_raw_mode(mode.into())
 }
 
-/// The times to set so that only the modification time changes.
+/// Timestamps that change only the modification time.
 pub(crate) fn times(mtime: Time) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },

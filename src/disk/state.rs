@@ -1,4 +1,4 @@
-//! The state directory: where what is not finished lies, out of everybody's sight.
+//! The state directory: holds unfinished files, out of the users' sight.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -18,19 +18,19 @@ use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::swap::{Ready, rename_into};
 use crate::tree::path::{STATE_DIR, TreePath};
 
-/// Ends the name of a file that is not complete yet.
+/// Suffix of a file that is not complete yet.
 pub(crate) const PART: &str = ".part";
 
-/// Ends the name of a symbolic link that is not in its place yet.
+/// Suffix of a symbolic link that is not in place yet.
 pub(crate) const LINK: &str = ".link";
 
-/// Ends the name of a directory that is not in its place yet.
+/// Suffix of a directory that is not in place yet.
 pub(crate) const DIRECTORY_MADE: &str = ".dir";
 
-/// Ends the name of an entry that is being removed.
+/// Suffix of an entry that is being removed.
 pub(crate) const GONE: &str = ".gone";
 
-/// Only we may look in and change it.
+/// The directory's mode: only this user may list and change it.
 const PRIVATE: u32 = 0o700;
 
 /// An open state directory: a directory of our own directly below the root, and no link to one.
@@ -52,7 +52,7 @@ impl StateDir {
         &self.close_errors
     }
 
-    /// The state directory if there is one.
+    /// The state directory of a root, if there is one.
     pub(crate) fn open(root: &Root) -> Result<Option<Self>, DiskError> {
         Self::open_in(root.descriptor())
     }
@@ -67,12 +67,12 @@ impl StateDir {
         }
     }
 
-    /// The state directory, made where it is missing.
+    /// The state directory of a root, created if it is missing.
     pub(crate) fn create(root: &Root) -> Result<Self, DiskError> {
         Self::create_in(root.descriptor())
     }
 
-    /// The state directory of a directory, made where it is missing.
+    /// The state directory of a directory, created if it is missing.
     pub(crate) fn create_in(directory: impl AsFd) -> Result<Self, DiskError> {
         // Runs that end remove it while others begin.
         const ATTEMPTS: usize = 16;
@@ -88,7 +88,7 @@ impl StateDir {
         Self::open_in(directory)?.ok_or_else(refused)
     }
 
-    /// Removes what is called `name`, whatever it is; nothing there is fine.
+    /// Removes `name`, whatever its kind; a missing entry is no error.
     pub(crate) fn remove(&self, name: &[u8]) -> Result<(), DiskError> {
         match unlinkat(&self.descriptor, name, AtFlags::empty()) {
             // Linux and POSIX have different errors for "that is a directory".
@@ -99,11 +99,11 @@ impl StateDir {
         .during("remove", &in_state(name))
     }
 
-    /// Opens what is staged under `name` and keeps other runs from it, if it is a plain file that nobody else
-    /// can write to or see change, and begins with an empty one otherwise.
+    /// Opens the staged file `name` and locks it against other runs. A file that another user can
+    /// write to or watch is replaced by an empty one.
     pub(crate) fn open_part(&self, name: &str) -> Result<(OwnedFd, u64), DiskError> {
         const ATTEMPTS: usize = 3;
-        // Without NONBLOCK a planted FIFO would keep us waiting.
+        // Without NONBLOCK, opening a planted FIFO would wait for a writer.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let staged_path = in_state(name.as_bytes());
         for _ in 0..ATTEMPTS {
@@ -116,8 +116,8 @@ impl StateDir {
                         result => result.during("lock", &staged_path)?,
                     }
                     let stat = fstat(&descriptor).during("look at", &staged_path)?;
-                    // Whoever had the lock before may have renamed it into place, where it must not be
-                    // written to any more.
+                    // The previous holder of the lock may have renamed the file into place, where
+                    // it must not be written to any more.
                     let named = statat(&self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW);
                     if !named.is_ok_and(|named| (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino)) {
                         continue;
@@ -137,8 +137,8 @@ impl StateDir {
         Err(DiskError::new("make", &staged_path, Fault::NotOurs))
     }
 
-    /// Makes an empty directory called `name` that we may fill, whatever an earlier run left there,
-    /// and opens it.
+    /// Creates an empty directory called `name`, and opens it for filling. An earlier run's entry
+    /// of that name is removed first.
     pub(crate) fn make_directory(&self, name: &str) -> Result<OwnedFd, DiskError> {
         let make = || mkdirat(&self.descriptor, name, Mode::from_raw_mode(PRIVATE as _));
         let staged_path = in_state(name.as_bytes());
@@ -153,8 +153,7 @@ impl StateDir {
         .during("make the directory", &staged_path)
     }
 
-    /// Renames the entry that is staged under `name` to `path`. Its identity is looked up if the
-    /// caller has none.
+    /// Renames the staged file `name` to `path`.
     pub(crate) fn install(
         &self,
         name: &str,
@@ -169,25 +168,25 @@ impl StateDir {
     }
 }
 
-/// The part of the name of what is staged for `path` that comes before [`PART`] or [`LINK`]: of one length
-/// whatever the path's, and the same in every run.
+/// The name under which `path` is staged: a hash and the `ending`. It has the same length for every
+/// path, and is the same in every run.
 pub(crate) fn staged_name(path: &TreePath, ending: &str) -> String {
     let hash = Hash::of(path.as_bytes());
     let (half, _) = hash.as_bytes().split_at(16);
     to_hex(half) + ending
 }
 
-/// The name below the root, for errors.
+/// The path of `name` below the root, for errors.
 pub(crate) fn in_state(name: &[u8]) -> Vec<u8> {
     [STATE_DIR.as_bytes(), b"/", name].concat()
 }
 
-/// Removes what earlier runs left staged, save the names that `keep` says (see
-/// [`Staging::name`](crate::disk::stage::Staging::name)), and then the state directory itself if it is
-/// empty. Answers how many were removed. For the end of a run that succeeded.
+/// Removes staged files that earlier runs left, except the names that `keep` accepts (see
+/// [`Staging::name`](crate::disk::stage::Staging::name)). Then removes the state directory if it is
+/// empty. Returns the number of removed files. Called at the end of a successful run.
 ///
 /// # Errors
-/// The state directory is not ours, or something in it cannot be removed.
+/// The state directory belongs to another user, or an entry in it cannot be removed.
 pub fn clear_leftovers(root: &Root, keep: impl Fn(&[u8]) -> bool) -> Result<usize, DiskError> {
     let beyond = root.clear_boundaries()?;
     let Some(state) = StateDir::open(root)? else { return Ok(beyond) };
@@ -195,7 +194,7 @@ pub fn clear_leftovers(root: &Root, keep: impl Fn(&[u8]) -> bool) -> Result<usiz
     Ok(beyond + count)
 }
 
-/// The same for one state directory and the names that `is_left` says.
+/// Removes the staged files of one state directory whose names `is_left` accepts.
 pub(crate) fn clear_in(
     directory: BorrowedFd<'_>,
     state: &StateDir,
@@ -220,17 +219,17 @@ pub(crate) fn clear_in(
     }
 }
 
-/// What earlier runs left staged.
+/// Count of the staged files that earlier runs left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Staged {
-    /// Files.
+    /// Number of files.
     pub files: u64,
-    /// Bytes that they take on the disk.
+    /// Bytes that they occupy on the disk.
     pub bytes: u64,
 }
 
 impl Staged {
-    /// Adds the files of one state directory whose names `is_own` takes.
+    /// Adds the files of one state directory whose names `is_own` accepts.
     pub(crate) fn add(&mut self, state: &StateDir, is_own: impl Fn(&[u8]) -> bool) -> Result<(), DiskError> {
         for entry in Dir::read_from(state).during("list", STATE_DIR.as_bytes())?.filter_map(Result::ok) {
             let name = entry.file_name();
@@ -244,10 +243,10 @@ impl Staged {
     }
 }
 
-/// What earlier runs left staged.
+/// Counts the staged files that earlier runs left.
 ///
 /// # Errors
-/// The state directory is not ours.
+/// The state directory belongs to another user.
 pub fn staged(root: &Root) -> Result<Staged, DiskError> {
     let mut staged = root.staged_beyond();
     if let Some(state) = StateDir::open(root)? {
@@ -281,7 +280,7 @@ mod tests {
     use crate::disk::testing::{Place, path};
 
     #[test]
-    fn it_is_made_private_and_removed_when_empty() {
+    fn the_state_directory_is_private_and_removed_when_empty() {
         let place = Place::new();
         StateDir::create(&place.root).unwrap();
         assert_eq!(place.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
@@ -294,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_keep_there_is_no_leftover() {
+    fn unknown_files_in_the_state_directory_are_no_leftovers() {
         let place = Place::new();
         StateDir::create(&place.root).unwrap();
         fs::write(place.at(".ksync/manifest"), "").unwrap();
@@ -303,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_or_a_file_in_its_place_is_refused() {
+    fn a_link_or_a_file_as_state_directory_is_refused() {
         let place = Place::new();
         symlink(place.outside(), place.at(".ksync")).unwrap();
         assert!(matches!(StateDir::create(&place.root).err().unwrap().fault(), Fault::NotOurs));
@@ -314,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_others_could_read_becomes_private() {
+    fn a_readable_state_directory_becomes_private() {
         let place = Place::new();
         fs::create_dir(place.at(".ksync")).unwrap();
         fs::set_permissions(place.at(".ksync"), fs::Permissions::from_mode(0o777)).unwrap();
@@ -323,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_one_is_refused() {
+    fn a_state_directory_of_another_user_is_refused() {
         let place = Place::new();
         fs::create_dir(place.at(".ksync")).unwrap();
         if chown(place.at(".ksync"), Some(65534), None).is_ok() {
@@ -332,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn names_depend_on_the_path_only() {
+    fn staged_names_depend_on_the_path_only() {
         let name = staged_name(&path("a/b"), PART);
         assert_eq!(name, staged_name(&path("a/b"), PART));
         assert_ne!(name, staged_name(&path("a/c"), PART));

@@ -1,16 +1,20 @@
-//! Replacing and removing: only what was seen in a place goes, and nothing else.
+//! Replacing and removing: an entry is replaced or removed only if it is still the one that was
+//! seen.
 //!
-//! Between a look at a name and a rename onto it somebody may save the file that stands there, and
-//! the rename would take his version away. So the two are exchanged, where the filesystem can, and
-//! what came out is looked at: if it is not what was seen, it goes back. What remains: programs
-//! that have the old version open and write to it later; a kill between the exchange and the way
-//! back; filesystems without exchange, where look and rename are two steps.
+//! Between a `stat` of a name and a rename onto it, another program may save a new file there, and
+//! the rename would destroy it. So the two files are exchanged, where the filesystem supports that,
+//! and the displaced file is checked. If it is not the one that was seen, it is exchanged back.
+//! Three gaps remain:
 //!
-//! A removal renames the entry into the state directory, looks at it there, and puts back what is
-//! not what was seen. That is one rename more, 9 to 14 µs: 30 to 50 % of a mass deletion. So only
-//! the first [`ASIDE_MAX`] removals of a run do it, 0.1 % of 100,000: an edit races with the few
-//! deletions of a watch's round or of a sync beside somebody's work. Of the rest an edit within the
-//! microseconds between look and removal is lost.
+//! - Programs that have the old file open may write to it later.
+//! - A kill may come between the two exchanges.
+//! - On filesystems without exchange, check and rename are two steps.
+//!
+//! A removal renames the entry into the state directory, checks it there, and puts it back if it is
+//! not the one that was seen. The extra rename takes 9 to 14 µs, 30 to 50 % of a mass deletion. So
+//! only the first [`ASIDE_MAX`] removals of a run do it, 0.1 % of 100,000. Edits race with the few
+//! deletions of a watch's round, or of a sync beside somebody's work. In all later removals, an
+//! edit within the microseconds between check and removal is lost.
 
 use std::os::fd::AsFd;
 
@@ -22,18 +26,18 @@ use crate::disk::root::{Place, check_unchanged};
 use crate::disk::stat::{Identity, Stat};
 use crate::tree::path::TreePath;
 
-/// How often what came out is put back: each time somebody may have put another file there
-/// meanwhile.
+/// Maximum number of exchanges back: before each of them, another program may have saved another
+/// file.
 const WAYS_BACK: usize = 8;
 
-/// How many removals of a run move the entry aside first.
+/// Number of removals in a run that move the entry aside first.
 pub(crate) const ASIDE_MAX: u32 = 200;
 
-/// Removes what was `seen` in a place by way of the directory `aside`, where it is called `name`.
-/// Answers `false`, and has changed nothing, where it cannot be moved there.
+/// Removes the entry that was `seen` at `place`, by moving it into the directory `aside` as `name`.
+/// Returns `false`, and has changed nothing, if it cannot be moved there.
 ///
 /// # Errors
-/// It is not what was seen ([`DiskError::is_conflict`]), and still there.
+/// The entry is not the one that was seen ([`DiskError::is_conflict`]). It is still there.
 pub(crate) fn remove_aside(
     aside: impl AsFd,
     name: &str,
@@ -46,17 +50,17 @@ pub(crate) fn remove_aside(
     }
     let remove = || unlinkat(&aside, name, AtFlags::empty());
     if identity_in(&aside, name.as_bytes()).is_some_and(|out| is_same(&out, seen)) {
-        // Should this fail, the end of a run that succeeds clears it away.
+        // If this fails, the end of a successful run removes the file.
         let _ = remove();
         return Ok(true);
     }
     match renameat_with(&aside, name, place, place.name, RenameFlags::NOREPLACE) {
         Ok(()) => {}
-        // Whoever saved it has saved once more, in its place.
+        // The program that saved the file has saved it again, at its place.
         Err(Errno::EXIST) => {
             let _ = remove();
         }
-        // Nobody clears that away.
+        // No run removes a file of this name.
         Err(_) => {
             let _ = renameat(&aside, name, &aside, format!("{name}.saved"));
         }
@@ -71,7 +75,8 @@ pub(crate) struct Ready<'a> {
     pub(crate) identity: Option<Identity>,
 }
 
-/// Renames an entry of the directory `from` to a place, if that still holds what was `seen` there.
+/// Renames an entry of the directory `from` to `place`, if that still holds the entry that was `seen`
+/// there.
 pub(crate) fn rename_into(
     from: impl AsFd,
     staged: Ready<'_>,
@@ -99,13 +104,13 @@ pub(crate) fn rename_into(
     }
     let mut held = identity_in(&from, name);
     if held.is_some_and(|out| is_same(&out, seen)) {
-        // Should this fail, the end of a run that succeeds clears it away.
+        // If this fails, the end of a successful run removes the file.
         let _ = unlinkat(&from, name, AtFlags::empty());
         return Ok(());
     }
-    // Each exchange puts back what is held. If it takes out what the one before put in, that was
-    // the end of it. Else somebody saved meanwhile, and his version, which is held now, goes back
-    // next.
+    // Each exchange puts back the file that is held. If it takes out the file that the previous
+    // exchange put in, everything is restored. Otherwise a program saved meanwhile, and the next
+    // exchange puts that version back.
     let mut put = staged;
     for _ in 0..WAYS_BACK {
         let back = renameat_with(&from, name, place, place.name, RenameFlags::EXCHANGE);
@@ -143,7 +148,8 @@ fn identity_in(directory: impl AsFd, name: &[u8]) -> Option<Identity> {
     Stat::of(&stat).map(|stat| stat.identity)
 }
 
-/// Whether it is the same file with the same content: a new name gives it a new ctime.
+/// True if both are the same file with the same content. A rename changes the ctime, so that is
+/// ignored.
 fn is_same(one: &Identity, other: &Identity) -> bool {
     Identity { ctime: other.ctime, ..*one } == *other
 }
@@ -164,13 +170,13 @@ mod tests {
     use crate::disk::state::StateDir;
     use crate::disk::testing::{Place, metadata, path};
 
-    /// Looks for a second at most.
+    /// Polls `is_so` for a second at most.
     fn comes_true(is_so: impl Fn() -> bool) -> bool {
         let deadline = Instant::now() + Duration::from_secs(1);
         is_so() || std::iter::repeat_with(is_so).take_while(|_| Instant::now() < deadline).any(|is_so| is_so)
     }
 
-    /// An editor that saves as fast as it can, by a new file in the place of the old one.
+    /// The editor saves as fast as it can, each time by renaming a new file over the old one.
     #[test]
     fn no_save_of_an_editor_is_lost() {
         const ROUNDS: usize = 4000;
@@ -182,19 +188,19 @@ mod tests {
         thread::scope(|scope| {
             let (at, new) = (place.at("d/f"), place.at("d/new"));
             let stop = &stop;
-            // Saves that neither stay nor are named by what replaced them.
+            // Collects the saves that neither stay nor are named by their replacement.
             let editor = scope.spawn(move || {
                 let (mut count, mut lost) = (0_u32, Vec::new());
                 while !stop.load(Ordering::Relaxed) {
                     count += 1;
-                    // Of one length, so that no size tells one save from another.
+                    // All texts have one length, so that no size tells one save from another.
                     let text = format!("{count:09}");
                     fs::write(&new, &text).unwrap();
                     fs::rename(&new, &at).unwrap();
                     for _ in 0..200 {
                         std::hint::spin_loop();
                     }
-                    // Ours may be there for a moment, until it is known what it replaced.
+                    // Our file may be there for a moment, until the exchange back.
                     let is_kept = || {
                         let there = fs::read_to_string(&at).unwrap();
                         there.trim_start_matches("ours over ").starts_with(&text)
@@ -231,9 +237,9 @@ mod tests {
         assert_eq!(lost, [], "{replaced} replaced, {conflicts} conflicts");
     }
 
-    /// An editor that saves as fast as it can a file that is deleted as often.
+    /// The editor saves as fast as it can, and the file is deleted as often.
     #[test]
-    fn no_save_of_an_editor_is_removed_unseen() {
+    fn no_save_of_an_editor_is_lost_to_a_removal() {
         const RUNS: usize = 2000;
         // A single core sees few races.
         const PATIENCE: Duration = Duration::from_secs(10);
@@ -262,7 +268,7 @@ mod tests {
             });
             let start = Instant::now();
             while removed + conflicts < RUNS && start.elapsed() < PATIENCE {
-                // Each run has its own.
+                // Each run has its own root.
                 let root = Root::open(place.root.path()).unwrap();
                 let Ok((file, stat)) = root.open_file(&path("f")) else { continue };
                 let text = std::io::read_to_string(file).unwrap();
@@ -285,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn after_many_removals_the_rest_goes_without_a_detour() {
+    fn many_removals_still_remove_every_file() {
         let place = Place::new();
         place.root.lock().unwrap();
         for number in 0..ASIDE_MAX + 50 {
@@ -297,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_longer_what_was_seen_is_put_back_whatever_it_is() {
+    fn an_entry_other_than_the_seen_one_is_put_back() {
         let place = Place::new();
         place.root.lock().unwrap();
         fs::write(place.at("f"), "seen").unwrap();
@@ -319,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_stays_behind_of_what_was_replaced() {
+    fn replacing_a_file_leaves_nothing_staged() {
         let place = Place::new();
         fs::write(place.at("f"), "old").unwrap();
         let seen = place.root.stat(&path("f")).unwrap().unwrap().identity;

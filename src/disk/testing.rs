@@ -12,7 +12,7 @@ use crate::disk::stage::Metadata;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
-/// What can be told of a file from outside: mode, owner, size, times, links.
+/// Visible metadata of a file: mode, owner, size, times, links.
 type Traits = (u32, u32, u64, i64, i64, i64, u64);
 
 pub(crate) struct Place {
@@ -75,7 +75,7 @@ impl Place {
     }
 }
 
-/// Of an ordinary file.
+/// The metadata of an ordinary file.
 pub(crate) fn metadata() -> Metadata {
     Metadata { mode: 0o644, mtime: time(1) }
 }

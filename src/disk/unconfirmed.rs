@@ -1,14 +1,14 @@
-//! Which files of a destination are not known to be durable: keeps [`Marker`]s on the disk.
+//! Durability of a destination's files: keeps [`Marker`]s on the disk.
 //!
-//! A run marks the destination before its first file gets its name, and once: an `fsync` of one
-//! directory. The next run of this mount lets a `syncfs` go beside its scan, where that takes a
-//! moment only, and takes the marker away. The next run of another mount or another boot doubts the
-//! files that the marker covers, so that their contents are compared; each one that is right gets a
-//! new ctime, by which later runs know it. When all are, the marker goes.
+//! A run marks the destination once, before its first file gets its name: an `fsync` of one
+//! directory. The next run of this mount starts a `syncfs` beside its scan, if that takes only a
+//! moment, and removes the marker afterwards. The next run of another mount or another boot doubts
+//! the files that the marker covers, so their contents are compared. Each correct file gets a new
+//! ctime, by which later runs recognise it. When all files are correct, the run removes the marker.
 //!
-//! A marker is an extended attribute of the directory, so that a finished copy holds nothing of
-//! ours. Where there can be none, it is a file in the state directory. A filesystem that is mounted
-//! below the root has its own marker, in its topmost directory.
+//! A marker is an extended attribute of the directory, so a finished copy contains no file of
+//! ksync. Where attributes do not work, the marker is a file in the state directory. A filesystem
+//! that is mounted below the root has its own marker, in its topmost directory.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -36,31 +36,31 @@ use crate::disk::state::StateDir;
 use crate::tree::doubt::Doubt;
 use crate::tree::path::{STATE_DIR, TreePath};
 
-/// The attribute's name.
+/// Name of the extended attribute.
 const ATTRIBUTE: &str = "user.ksync.unconfirmed";
 
-/// The file's name, in the state directory, and while it is being written.
+/// Name of the marker file in the state directory, and its name while it is being written.
 const NAME: &str = "unconfirmed";
 const NEW_NAME: &str = "unconfirmed.new";
 
-/// No marker is longer, in bytes.
+/// Maximum length of a marker, in bytes.
 const MARKER_BYTES_MAX: usize = 256;
 
-/// How long the end of a run waits for a `syncfs` that was expected to be over by then.
+/// Timeout at the end of a run for a `syncfs` that should be over by then.
 const CONFIRM_PATIENCE: Duration = Duration::from_millis(50);
 
 const VERB: &str = "write to the disk";
 
-/// What a scan saw of markers.
+/// The markers that a scan found.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
-    /// Directories that have one, and their filesystems; `None` is the root.
+    /// Directories with a marker, and their device numbers; `None` is the root.
     places: Vec<(Option<TreePath>, u64)>,
     /// The latest ctime of a doubted file.
     latest: Option<Stamp>,
 }
 
-/// The markers that speak of the files in one directory.
+/// The markers that apply to the files in one directory.
 #[derive(Debug)]
 pub(crate) struct Covers {
     dev: u64,
@@ -68,7 +68,7 @@ pub(crate) struct Covers {
 }
 
 impl Covers {
-    /// Those of what lies above a root: an earlier run may have copied more than this one.
+    /// The markers in the directories above a root: an earlier run may have copied a larger tree.
     pub(crate) fn above(root: &Root) -> Self {
         let mut markers = Vec::new();
         let mut inode = fstat(root.descriptor()).map(|stat| stat.st_ino).ok();
@@ -88,7 +88,7 @@ impl Covers {
         Self { dev: root.dev(), markers }
     }
 
-    /// Those of a directory directly below.
+    /// The markers that apply in a directory directly below.
     pub(crate) fn enter(
         self: &Arc<Self>,
         directory: impl AsFd,
@@ -98,7 +98,7 @@ impl Covers {
     ) -> Arc<Self> {
         let is_root = path.is_none();
         let own = if is_root { read(&directory) } else { read_attribute(&directory) };
-        // A file of ours is looked for where a filesystem begins.
+        // Marker files exist only at the top of a filesystem.
         let own = own.or_else(|| (dev != self.dev).then(|| read_file(&directory)).flatten());
         let is_same = dev == self.dev && self.markers.iter().all(|marker| marker.deep);
         if own.is_none() && is_same {
@@ -113,10 +113,10 @@ impl Covers {
         Arc::new(Self { dev, markers })
     }
 
-    /// Why a file in the directory is not to be believed, if so.
+    /// The reason to doubt a file in the directory, if any.
     pub(crate) fn doubt(&self, is: &Identity, seen: &mut Seen) -> Option<Doubt> {
         let ctime = Stamp::of(is);
-        // What any of them has from the present mount is as it was written.
+        // One marker is enough to believe a file that was written under the present mount.
         if self.markers.iter().any(|marker| marker.believes(ctime)) {
             return None;
         }
@@ -135,9 +135,9 @@ pub(crate) struct Unconfirmed(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     keepers: HashMap<u64, Keeper>,
-    /// Whether the run is about more than single files of the root.
+    /// True if the run covers more than single files of the root.
     deep: bool,
-    /// Whether it brings to the disk what earlier ones wrote.
+    /// True if the run flushes to the disk what earlier runs wrote.
     confirms: bool,
     seen: Seen,
     syncs: HashMap<u64, Receiver<rustix::io::Result<()>>>,
@@ -146,32 +146,32 @@ struct State {
 /// One filesystem's marker.
 #[derive(Debug)]
 struct Keeper {
-    /// The directory that holds it; `None` is the root.
+    /// The directory that holds the marker; `None` is the root.
     path: Option<TreePath>,
     nature: Nature,
     mount: Option<Mount>,
-    /// As it is on the disk, and durable there if `is_durable`.
+    /// The marker as it is on the disk; `is_durable` tells if it is durable there.
     marker: Marker,
     is_durable: bool,
-    /// There can be no marker.
+    /// True if this filesystem can hold no marker.
     is_off: bool,
     /// The earliest ctime of a file that this run put in place.
     first: Option<Stamp>,
 }
 
-/// How a file came to be what it is.
+/// The origin of a file's present state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// It is being put in place, or changed.
+    /// This run puts the file in place, or changes it.
     Now,
-    /// It was there and was verified.
+    /// The file existed, and this run verified it.
     Before,
 }
 
 impl Root {
-    /// A run begins that writes here: into the tree if it is `deep`, or a single file. If it looks
-    /// at the `whole` tree and something there is not known to be durable, that is brought to the
-    /// disk meanwhile, unless it would take long.
+    /// Starts a run that writes here: to the tree if `deep`, otherwise to a single file. If the run
+    /// reads the `whole` tree and finds a marker, a thread flushes the filesystem meanwhile, unless
+    /// that would take long.
     pub fn begin_writing(&self, deep: bool, whole: bool) {
         let mut state = self.unconfirmed().state();
         (state.deep, state.confirms) = (deep, deep && whole);
@@ -180,7 +180,7 @@ impl Root {
         }
     }
 
-    /// What a scan saw, before anything is written.
+    /// Takes the result of a scan, before anything is written.
     pub(crate) fn seen_markers(&self, seen: Seen) {
         let mut state = self.unconfirmed().state();
         state.seen = seen;
@@ -191,20 +191,20 @@ impl Root {
         }
     }
 
-    /// Makes ready for files to be put in place, before the first one is there.
+    /// Marks the root before the first file is put in place.
     ///
     /// # Errors
-    /// The disk does not take the marker.
+    /// The marker cannot be written to the disk.
     pub fn expect_files(&self) -> Result<(), DiskError> {
         let mut state = self.unconfirmed().state();
         state.mark(self, None, self.dev(), now()).map(drop)
     }
 
-    /// A file that `is` this, and was made just now, is going to have its name. When this returns,
-    /// the marker that covers it is durable.
+    /// Marks a new file with the identity `is`, which is about to get its name. When this returns,
+    /// the marker that covers the file is durable.
     ///
     /// # Errors
-    /// The disk does not take the marker.
+    /// The marker cannot be written to the disk.
     pub(crate) fn mark(&self, path: &TreePath, is: &Identity) -> Result<(), DiskError> {
         self.mark_from(path, is.dev, Stamp::of(is), Origin::Now)
     }
@@ -220,7 +220,7 @@ impl Root {
         if is_off { Ok(()) } else { self.mark(path, &crate::disk::root::stat_of(file, path)?.identity) }
     }
 
-    /// A file of a filesystem is going to have new metadata, and with them a new ctime.
+    /// Marks a file that is about to get new metadata, and with them a new ctime.
     ///
     /// # Errors
     /// As [`Root::mark`].
@@ -237,8 +237,8 @@ impl Root {
         Ok(())
     }
 
-    /// The disk did not take something that this run wrote. Whatever is not known to be durable is
-    /// written anew by the next run, since the page cache may show what the disk has not.
+    /// Records that the disk did not take something that this run wrote. The next run writes every
+    /// file again that may not be durable, since the page cache may show bytes that the disk lacks.
     pub(crate) fn mark_lost(&self) {
         let state = &mut *self.unconfirmed().state();
         for keeper in state.keepers.values_mut().filter(|keeper| !keeper.is_off) {
@@ -250,10 +250,10 @@ impl Root {
         }
     }
 
-    /// Has everything in the filesystems that this run wrote to written to the disk.
+    /// Flushes all filesystems that this run wrote to.
     ///
     /// # Errors
-    /// The disk did not take something: that is lost (see `mark_lost`).
+    /// The disk did not take something; it is marked as lost (see `mark_lost`).
     pub fn sync_written(&self) -> Result<(), DiskError> {
         let places: Vec<_> = {
             let state = self.unconfirmed().state();
@@ -273,8 +273,8 @@ impl Root {
         Ok(())
     }
 
-    /// The run is over. `verified`: there is no doubt left about anything in the tree. `durable`:
-    /// everything of it has to be on the disk now.
+    /// Ends the run. `verified` means that no file of the tree is doubted any more. `durable` means
+    /// that the whole tree must be on the disk when this returns.
     ///
     /// # Errors
     /// The disk did not take something, of this run or an earlier one.
@@ -285,7 +285,7 @@ impl Root {
         let keepers = state.keepers.iter().map(|(dev, keeper)| (keeper.path.clone(), *dev));
         let mut places: Vec<_> = keepers.chain(state.seen.places.iter().cloned()).collect();
         if durable {
-            // Also where only names changed: no marker speaks of a deletion or a new directory.
+            // Also where only names changed: no marker covers a deletion or a new directory.
             for (path, dev) in self.filesystems() {
                 if !places.iter().any(|(_, known)| *known == dev) {
                     places.push((path, dev));
@@ -313,11 +313,10 @@ impl Root {
                 (marker.stale, marker.failed) = (None, None);
             }
             match outcome {
-                // Below the root another run may be at work, and speak for itself.
+                // Another run may work below the root and keep its own marker.
                 Ok(true) if path.is_some() && keeper.is_none() => {}
                 Ok(true) => {
-                    // What this run put in place came after the sync began, unless that is what it
-                    // waited for.
+                    // Without `durable`, the sync began before this run put its files in place.
                     let first = keeper.and_then(|keeper| keeper.first).filter(|_| !durable);
                     let forgetful = keeper.is_some_and(|keeper| keeper.nature == Nature::Forgetful);
                     marker.own = marker.own.filter(|_| first.is_some()).map(|mut own| {
@@ -326,7 +325,7 @@ impl Root {
                         own
                     });
                 }
-                // A run beside this one may have taken the marker away while this one put a file in
+                // A run beside this one may have removed the marker while this one put a file in
                 // place.
                 Ok(false) if !state.deep => {
                     let missing = keeper.filter(|keeper| {
@@ -352,7 +351,7 @@ impl Root {
             if before == Some(marker) || (before.is_none() && marker.is_empty()) {
                 continue;
             }
-            // If a marker stays as it was, more is doubted than need be.
+            // If a marker stays unchanged, the next run only doubts more than it needs to.
             if marker.is_empty() {
                 remove(&directory);
             } else if write(&directory, &marker).is_ok() && result.is_err() {
@@ -370,8 +369,7 @@ impl Unconfirmed {
 }
 
 impl State {
-    /// Begins to bring what is in the filesystem of a directory to the disk, on a thread of its
-    /// own.
+    /// Starts a thread that flushes the filesystem of a directory.
     fn confirm(&mut self, root: &Root, path: Option<&TreePath>, dev: u64) {
         // A descriptor of its own, which shares no lock.
         let Ok(directory) = root.open_directory(path) else { return };
@@ -380,7 +378,7 @@ impl State {
         }
         let (done, over) = channel();
         let work = move || {
-            // Nobody may wait for it any more.
+            // The run may no longer wait for the result.
             let _ = done.send(sync(&directory));
         };
         if thread::Builder::new().spawn(work).is_ok() {
@@ -388,7 +386,7 @@ impl State {
         }
     }
 
-    /// Sees to it that a file with this ctime is covered, durably.
+    /// Ensures that a durable marker covers a file with this ctime.
     fn mark(
         &mut self,
         root: &Root,
@@ -415,8 +413,8 @@ impl State {
             marker.deep |= deep;
             keeper.marker = marker;
             if let Err(error) = write(&directory, &marker) {
-                // What this user cannot mark, and what has no room for a mark, cannot be looked
-                // after.
+                // This user may not set a marker, or there is no room for one, so the filesystem
+                // goes without.
                 keeper.is_off = !matches!(error, Errno::IO | Errno::NOSPC | Errno::DQUOT);
                 return if keeper.is_off {
                     Ok(keeper)
@@ -440,14 +438,14 @@ impl Keeper {
         let (nature, mount) = (nature(&directory), mount_of(&directory));
         let marker = read(&directory).unwrap_or_default().under(mount);
         let is_off = nature == Nature::Volatile;
-        // One that an earlier run made was durable before that run put anything in place.
+        // A marker of an earlier run was durable before that run put anything in place.
         let is_durable = !marker.is_empty();
         Ok(Self { path, nature, mount, marker, is_durable, is_off, first: None })
     }
 }
 
-/// The present time by the clock of this machine, which is that of most filesystems. Some keep
-/// whole seconds.
+/// The present time of this machine's clock, which most filesystems use. Rounded down to whole
+/// seconds, since some filesystems keep no more.
 fn now() -> Stamp {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     Stamp(i64::try_from(now).unwrap_or(0), 0)
@@ -457,7 +455,7 @@ fn shown(root: &Root, keeper: &Keeper) -> Vec<u8> {
     keeper.path.as_ref().map_or(root.path().as_os_str().as_bytes(), TreePath::as_bytes).to_vec()
 }
 
-/// The uppermost directory above `path` that is in this filesystem.
+/// The uppermost directory above `path` that is on this filesystem.
 fn topmost(root: &Root, path: &TreePath, dev: u64) -> Option<TreePath> {
     let mut top = None;
     let mut above = path.parent();
@@ -475,7 +473,7 @@ pub(crate) fn read(directory: impl AsFd) -> Option<Marker> {
     read_attribute(&directory).or_else(|| read_file(&directory))
 }
 
-/// The same, if that is an attribute.
+/// The marker of a directory, if it is an extended attribute.
 pub(crate) fn read_attribute(directory: impl AsFd) -> Option<Marker> {
     let mut bytes = [0; MARKER_BYTES_MAX];
     match fgetxattr(directory, ATTRIBUTE, &mut bytes) {
@@ -497,12 +495,12 @@ fn read_file(directory: impl AsFd) -> Option<Marker> {
     Some(if matches!(read, Some(Ok(_))) { Marker::decode(&bytes) } else { Marker::DISTRUST })
 }
 
-/// Gives a directory this marker; it is durable when the directory is.
+/// Gives a directory this marker; the marker is durable when the directory is.
 fn write(directory: &OwnedFd, marker: &Marker) -> rustix::io::Result<()> {
     let bytes = marker.encode();
     match fsetxattr(directory, ATTRIBUTE, &bytes, XattrFlags::empty()) {
         Err(Errno::IO) => Err(Errno::IO),
-        // Attributes are not for everybody, and have less room than files.
+        // Not every user may set attributes, and they have less room than files.
         Err(_) => write_file(directory, &bytes),
         Ok(()) => Ok(()),
     }
@@ -526,7 +524,6 @@ fn fsync_if_able(file: impl AsFd) -> rustix::io::Result<()> {
     }
 }
 
-/// Takes a directory's marker away.
 fn remove(directory: &OwnedFd) {
     let _ = fremovexattr(directory, ATTRIBUTE);
     if let Ok(Some(state)) = StateDir::open_in(directory) {
@@ -535,7 +532,7 @@ fn remove(directory: &OwnedFd) {
     }
 }
 
-/// Whether the filesystem has no such call, which says nothing of the disk.
+/// True if the filesystem lacks the system call, which is no failure of the disk.
 pub(crate) fn is_unable(error: Errno) -> bool {
     matches!(error, Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::ROFS | Errno::BADF)
 }

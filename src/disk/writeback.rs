@@ -1,9 +1,10 @@
-//! `WriteBack`: has a file that will replace another one written to the disk while it is being made.
+//! `WriteBack`: starts writing a staged file to the disk early, if it will replace another file.
 //!
-//! A file that is renamed over another one has to be on its way to the disk by then, or a power cut may leave neither
-//! of the two: ext4 sees to that itself (`auto_da_alloc`), and the rename waits until the disk has taken everything.
-//! For a gigabyte that is 0.27 s in which nobody has anything else to do; begun earlier, it costs 0.07. Elsewhere
-//! nobody waits for the disk, so here a thread does that nobody waits for either.
+//! A file must be on its way to the disk before it is renamed over another one. Otherwise a power
+//! cut may leave neither of the two. ext4 ensures that itself (`auto_da_alloc`): the rename waits
+//! until the disk has taken everything. For a gigabyte this wait is 0.27 s in which the run has
+//! nothing else to do; with an early start it is 0.07 s. No other part of a run waits for the disk.
+//! So a separate thread does this work, and no other thread waits for it.
 
 use std::fs::File;
 use std::io;
@@ -13,10 +14,10 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// How much is handed to the disk at a time. What is shorter is there in a moment.
+/// Bytes that are handed to the disk at a time. A shorter rest takes only a moment.
 const STEP_BYTES: u64 = 8 << 20;
 
-/// How far a file has been handed to the disk.
+/// The progress of a file's write-back.
 #[derive(Debug)]
 pub(super) struct WriteBack(Mutex<State>);
 
@@ -27,19 +28,19 @@ struct State {
 }
 
 impl WriteBack {
-    /// Of a file, the first `len` bytes of which are from an earlier time.
+    /// Write-back for a file whose first `len` bytes are from an earlier time.
     pub(super) fn from(len: u64) -> Self {
         Self(Mutex::new(State { begun: len, thread: None }))
     }
 
-    /// The file has been written up to `end`, or nearly: several threads may be at it.
+    /// Tells that the file has been written up to `end`, or nearly: several threads may write it.
     pub(super) fn reached(&self, file: &Arc<File>, end: u64) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(due) = state.due(end) else { return };
         if state.thread.is_none() {
             state.thread = Thread::start(file).ok();
         }
-        // Without a thread it is written when it is renamed.
+        // Without a thread, the rename writes the file.
         if let Some(due_to) = state.thread.as_ref().and_then(|thread| thread.due.as_ref()) {
             let _ = due_to.send(due);
         }
@@ -47,7 +48,7 @@ impl WriteBack {
 }
 
 impl State {
-    /// What is to be handed to the disk now.
+    /// The next range to hand to the disk, if any.
     fn due(&mut self, end: u64) -> Option<Range<u64>> {
         let due = self.begun..end - end % STEP_BYTES;
         if due.is_empty() {
@@ -58,8 +59,8 @@ impl State {
     }
 }
 
-/// Waits for the disk where it has to be waited for. It ends with what it does just now: a lock on the file lasts as
-/// long as anybody has that open.
+/// Waits for the disk, so that the writer need not. Dropping it waits for the current range: a lock
+/// on the file lasts as long as a thread has the file open.
 #[derive(Debug)]
 struct Thread {
     due: Option<Sender<Range<u64>>>,
@@ -69,8 +70,8 @@ struct Thread {
 
 impl Thread {
     fn start(file: &Arc<File>) -> io::Result<Self> {
-        // No descriptor of its own: closing that would swallow what the filesystem tells at a
-        // `close`.
+        // The thread shares the descriptor: closing a second one would swallow the error that the
+        // filesystem reports at `close`.
         let (file, is_over) = (Arc::clone(file), Arc::new(AtomicBool::new(false)));
         let (sender, due) = mpsc::channel();
         let seen = Arc::clone(&is_over);
@@ -90,8 +91,9 @@ impl Drop for Thread {
     }
 }
 
-/// Begins to write a stretch. `sync_file_range` is made for that, but nobody offers it without `unsafe`. This advice
-/// does the same first, and then lets go of what is on the disk already: of what was just written, nothing is.
+/// Starts writing a range. `sync_file_range` is made for this, but no crate offers it without
+/// `unsafe`. This advice starts the same write, and then drops cached pages that are on the disk
+/// already; none of the new pages is.
 #[cfg(target_os = "linux")]
 fn begin(file: &File, stretch: Range<u64>) {
     use std::num::NonZero;
@@ -109,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_handed_to_the_disk_is_handed_to_it_once_and_in_steps() {
+    fn write_back_covers_each_range_once_and_in_steps() {
         let mut state = State { begun: 5, thread: None };
         let mib = |count: u64| count << 20;
         let begun = [7, 8, 9, 3, 15, 30, 31, 32].map(|at| state.due(mib(at)));

@@ -1,4 +1,4 @@
-//! Watching by inotify, a directory at a time.
+//! Watching with inotify, one directory at a time.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,7 +17,7 @@ use super::Shared;
 use super::settle::How;
 use crate::tree::path::TreePath;
 
-/// What is worth to be told of. That a file was opened or read is not.
+/// The events that matter. Opening and reading do not.
 const FLAGS: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DELETE)
     .union(WatchFlags::MODIFY)
@@ -28,13 +28,13 @@ const FLAGS: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::ONLYDIR)
     .union(WatchFlags::EXCL_UNLINK);
 
-/// Of the root also that it goes, or goes elsewhere.
+/// The root's removal and move matter too.
 const ROOT_FLAGS: WatchFlags = FLAGS.union(WatchFlags::DELETE_SELF).union(WatchFlags::MOVE_SELF);
 
-/// Room for some hundred events at a time: the queue in the kernel has 16,384 of them and may not run over.
+/// Room for some hundred events at a time: the kernel's queue has 16,384 and must not overflow.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// Where the kernel says how many directories one user may watch.
+/// The kernel setting for the number of directories that one user may watch.
 const LIMIT: &str = "fs.inotify.max_user_watches";
 
 /// An inotify instance and the thread that reads it.
@@ -44,23 +44,23 @@ pub(super) struct Source {
 
 struct Inner {
     inotify: OwnedFd,
-    /// Written to when the thread is to look at the time, or to end.
+    /// Written to when the thread must check the time, or end.
     bell: OwnedFd,
     state: Mutex<State>,
-    /// Held while events are taken in, so that whoever has it knows of all that were before.
+    /// Held while events are read, so its holder knows of all earlier events.
     reading: Mutex<()>,
     shared: Arc<Shared>,
 }
 
 #[derive(Default)]
 struct State {
-    /// The directories by the numbers of their watches; `None` is the root.
+    /// The directories by their watch descriptors; `None` is the root.
     directories: HashMap<i32, Option<TreePath>>,
     ended: bool,
 }
 
 impl Source {
-    /// An instance without watches.
+    /// Creates an instance without watches.
     pub(super) fn begin(_root: &Path, shared: Arc<Shared>) -> io::Result<Self> {
         let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|error| match error {
             Errno::MFILE => io::Error::other("fs.inotify.max_user_instances is too small"),
@@ -74,11 +74,12 @@ impl Source {
         Ok(Self { inner })
     }
 
-    /// Watches a directory that is open, so that it is this one and no other that has come to its path.
+    /// Watches an open directory. The handle ensures that it is this directory, not another one
+    /// that took its path.
     pub(super) fn enter(&self, directory: BorrowedFd<'_>, path: Option<&TreePath>) {
         let flags = if path.is_some() { FLAGS } else { ROOT_FLAGS };
         let handle = format!("/proc/self/fd/{}", directory.as_raw_fd());
-        // Taken first: an event of the new watch must find it.
+        // Locked first: an event of the new watch must find its directory.
         let mut state = self.inner.state();
         match add_watch(&self.inner.inotify, handle, flags) {
             Ok(number) => drop(state.directories.insert(number, path.cloned())),
@@ -95,15 +96,15 @@ impl Source {
         }
     }
 
-    /// Takes in all events that there are, and waits for those that the thread is taking in.
+    /// Reads all pending events, and waits if the thread is reading some.
     pub(super) fn catch_up(&self) {
-        // What cannot be read the thread finds out about, too.
+        // If the read fails, the thread finds that out, too.
         let _ = self.inner.read(&mut vec![MaybeUninit::uninit(); BUFFER_BYTES]);
     }
 
-    /// Lets the thread look at the time.
+    /// Wakes the thread to check the time.
     pub(super) fn rouse(&self) {
-        // If it is full, it rings.
+        // If the counter is full, the thread is being woken already.
         let _ = rustix::io::write(&self.inner.bell, &1_u64.to_ne_bytes());
     }
 }
@@ -134,11 +135,11 @@ impl Inner {
         }
     }
 
-    /// Waits for events, the bell, or the end of a time.
+    /// Waits for an event, for `rouse`, or for the end of `wait`.
     fn wait(&self, wait: Option<Duration>) -> rustix::io::Result<()> {
         let mut ready = [self.inotify.as_fd(), self.bell.as_fd()]
             .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
-        // A little late rather than a little early, and once more.
+        // Waking a little early would cost another wait, so wake a little late.
         let wait = wait.map(|wait| Timespec::try_from(wait + Duration::from_micros(100))).transpose();
         match poll(&mut ready, wait.unwrap_or_default().as_ref()) {
             Err(Errno::INTR) | Ok(_) => {}
@@ -150,7 +151,7 @@ impl Inner {
         }
     }
 
-    /// Takes in all events that there are.
+    /// Reads all pending events.
     fn read(&self, buffer: &mut [MaybeUninit<u8>]) -> rustix::io::Result<()> {
         let _one_at_a_time = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         let mut events = Reader::new(&self.inotify, buffer);
@@ -176,7 +177,7 @@ impl Inner {
         }
         let Some(directory) = state.directories.get(&watch) else { return };
         if flags.intersects(ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT) {
-            // Whoever looks sees whether the root is still there.
+            // The next round finds out if the root is still there.
             return self.shared.everything();
         }
         let path = match (name, directory) {
@@ -186,7 +187,7 @@ impl Inner {
             (None, Some(directory)) => Ok(directory.clone()),
             (None, None) => return self.shared.everything(),
         };
-        // What no tree can hold is nobody's concern, our own state directory before all.
+        // Paths that no tree can hold do not matter, above all those in our own state directory.
         let Ok(path) = path else { return };
         let is_directory = flags.contains(ReadFlags::ISDIR);
         if is_directory && flags.contains(ReadFlags::MOVED_FROM) {
@@ -203,13 +204,13 @@ impl Inner {
         self.shared.touch(path, how);
     }
 
-    /// Stops to watch a directory that went away with everything in it: whatever happens in it is not in the tree any
-    /// more, or under another name.
+    /// Stops watching a directory that left its path, with everything in it. Later changes in it
+    /// are outside of the tree, or under another name.
     fn forget(&self, state: &mut State, gone: &TreePath) {
         state.directories.retain(|watch, path| {
             let stays = path.as_ref().is_none_or(|path| path != gone && !path.is_below(gone));
             if !stays {
-                // One whose directory was removed meanwhile is gone already.
+                // A watch whose directory was removed meanwhile is gone already.
                 let _ = remove_watch(&self.inotify, *watch);
             }
             stays

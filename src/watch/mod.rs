@@ -1,11 +1,12 @@
-//! Watching: what is touched in a tree, a moment after it was.
+//! Watching: reports the paths of a tree that changed, a moment later.
 //!
-//! Events are hints: they say where to look, never what is there. Whoever reads a tree tells of each directory that it
-//! enters ([`Watch::enter`]), before it reads the names in it: so a directory is watched first and then read, and
-//! nothing falls in between. What is left out by rules is never entered, and so is never watched.
+//! Events are hints: they say where to look, never what is there. The reader of a tree reports each
+//! directory that it enters ([`Watch::enter`]), before it reads the names in it. So each directory
+//! is watched first and then read, and no change is missed in between. Excluded directories are
+//! never entered, and so never watched.
 //!
-//! Where the system cannot watch a directory, or not so many of them, the watch is blind: then somebody has to look at
-//! everything again and again.
+//! If the system cannot watch a directory, or not that many, the watch is blind. The caller must
+//! then scan the whole tree at intervals.
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -26,23 +27,23 @@ use portable::Source;
 use crate::tree::path::TreePath;
 use settle::{How, Settle, Touched};
 
-/// How to watch.
+/// The settings of a watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// How long nothing may have been touched before what was is looked at.
+    /// Debounce: the tree must be quiet this long before a round starts.
     pub quiet: Duration,
-    /// Do not watch: look at everything again and again.
+    /// Do not watch; the caller scans the whole tree at intervals.
     pub poll: bool,
 }
 
-/// A tree that is watched. It is until this is dropped.
+/// A watched tree. The watch ends when this is dropped.
 pub struct Watch {
     shared: Arc<Shared>,
-    /// `None` where nothing can be watched, or is to be.
+    /// `None` if the tree cannot be watched, or if polling was requested.
     source: Option<Source>,
 }
 
-/// What the watching thread and whoever waits for it share.
+/// State shared by the watching thread and its user.
 struct Shared {
     begun: Instant,
     state: Mutex<State>,
@@ -50,17 +51,18 @@ struct Shared {
 
 struct State {
     settle: Settle,
-    /// What is to be looked at.
+    /// The changes that are due.
     due: Option<Touched>,
-    /// Somebody wants a look at everything, after what was touched before that.
+    /// True if a full round was requested, after the changes before the request.
     is_asked: bool,
-    /// Why not everything is seen.
+    /// The reason why the watch misses changes, if it does.
     blind: Option<String>,
     waker: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Watch {
-    /// Begins to watch the tree below `root`: nothing of it so far, where directories are entered one by one.
+    /// Starts to watch the tree below `root`. On Linux, each directory is watched only after
+    /// `enter`.
     #[must_use]
     pub fn new(root: &std::path::Path, options: Options) -> Self {
         let state = State {
@@ -72,7 +74,7 @@ impl Watch {
         };
         let shared = Arc::new(Shared { begun: Instant::now(), state: Mutex::new(state) });
         let source = if options.poll {
-            shared.blind("it was asked for".to_owned());
+            shared.blind("--poll was given".to_owned());
             None
         } else {
             let begun = Source::begin(root, Arc::clone(&shared));
@@ -81,16 +83,16 @@ impl Watch {
         Self { shared, source }
     }
 
-    /// A directory is going to be read; `None` is the root. From now on it is watched.
+    /// A directory will be read next; `None` is the root. From now on it is watched.
     pub fn enter(&self, directory: BorrowedFd<'_>, path: Option<&TreePath>) {
         if let Some(source) = &self.source {
             source.enter(directory, path);
         }
     }
 
-    /// What is to be looked at. Where everything is asked for, what was touched before comes first
-    /// and by itself: what was seen as it happened is told from what only a look at everything
-    /// finds.
+    /// Takes the due changes. If a full round was requested, earlier changes come first and
+    /// separately. So the caller can tell changes that the watch saw from those that only a full
+    /// round finds.
     #[must_use]
     pub fn take(&self) -> Option<Touched> {
         let is_asked = self.shared.state().is_asked;
@@ -119,16 +121,16 @@ impl Watch {
         }
     }
 
-    /// Something has to be looked at again: it was being changed when it was looked at.
+    /// Requests another look at a path that was changing while it was read.
     pub fn touch(&self, path: TreePath) {
         self.shared.touch(path, How::Writing);
-        // The thread may be asleep until something happens.
+        // The thread may sleep until the next event.
         if let Some(source) = &self.source {
             source.rouse();
         }
     }
 
-    /// Everything has to be looked at, now.
+    /// Requests a full round, now.
     pub fn everything(&self) {
         let mut state = self.shared.state();
         state.is_asked = true;
@@ -137,7 +139,7 @@ impl Watch {
         }
     }
 
-    /// Calls `waker` whenever there is something to look at, and at once if there is already.
+    /// Calls `waker` whenever changes are due, and at once if some are due already.
     pub fn wake(&self, waker: impl Fn() + Send + 'static) {
         let mut state = self.shared.state();
         if state.due.is_some() || state.is_asked {
@@ -146,7 +148,7 @@ impl Watch {
         state.waker = Some(Box::new(waker));
     }
 
-    /// Why not everything is seen, if so.
+    /// The reason why the watch misses changes, if it does.
     #[must_use]
     pub fn blindness(&self) -> Option<String> {
         self.shared.state().blind.clone()
@@ -182,7 +184,7 @@ impl Shared {
         self.state().blind.get_or_insert(why);
     }
 
-    /// Hands on what has settled; how long to wait before the next call.
+    /// Passes on the settled changes. Returns the delay before the next call.
     fn settle(&self) -> Option<Duration> {
         let now = self.now();
         let mut state = self.state();

@@ -1,4 +1,5 @@
-//! Watching by whatever the system has, for other systems than Linux: the whole tree below a root at once.
+//! Watching with the system's own interface, on other systems than Linux: the whole tree below a
+//! root at once.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -15,7 +16,7 @@ use super::Shared;
 use super::settle::How;
 use crate::tree::path::TreePath;
 
-/// How often it is looked whether what was touched has settled.
+/// Interval of checking whether changes have settled.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// A watcher of a whole tree.
@@ -27,7 +28,7 @@ pub(super) struct Source {
 impl Source {
     /// Watches everything below `root`.
     pub(super) fn begin(root: &Path, shared: Arc<Shared>) -> io::Result<Self> {
-        // Events name what is there by its real path.
+        // Events name entries by their real paths.
         let root = std::fs::canonicalize(root)?;
         let clock = {
             let shared = Arc::downgrade(&shared);
@@ -51,24 +52,24 @@ impl Source {
     /// The whole tree is watched already.
     pub(super) fn enter(&self, _directory: BorrowedFd<'_>, _path: Option<&TreePath>) {}
 
-    /// What the system has not told yet cannot be asked for.
+    /// This system cannot be asked for its pending events.
     #[cfg_attr(target_os = "linux", allow(dead_code))]
     pub(super) fn catch_up(&self) {}
 
-    /// Lets the thread look at the time.
+    /// Wakes the thread to check the time.
     pub(super) fn rouse(&self) {
         self.clock.unpark();
     }
 }
 
-/// Looks at the time for as long as somebody wants to know what was touched.
+/// Checks the time, as long as the watch exists.
 fn tick(shared: &Weak<Shared>) {
     while let Some(shared) = shared.upgrade() {
         let wait = shared.settle();
         drop(shared);
         match wait {
             Some(wait) => thread::park_timeout(wait.min(LOOK)),
-            // Now and then, to see whether that is still so.
+            // Wakes up every second to check if the watch still exists.
             None => thread::park_timeout(Duration::from_secs(1)),
         }
     }
@@ -95,7 +96,7 @@ fn take(shared: &Shared, root: &Path, event: &Event) {
     }
 }
 
-/// The path in the tree; `None` where it is none.
+/// The path in the tree; `None` if it is outside.
 fn below(root: &Path, path: &Path) -> Option<TreePath> {
     TreePath::new(path.strip_prefix(root).ok()?.as_os_str().as_bytes()).ok()
 }

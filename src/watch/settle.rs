@@ -1,8 +1,10 @@
-//! `Settle`: when what was touched is quiet enough to be looked at. Pure: it is told what time it is.
+//! `Settle`: the debounce. Decides when changes are quiet enough for a round. Pure: the caller
+//! passes the time.
 //!
-//! An editor touches a file several times in a few milliseconds, a checkout touches thousands in a second. What is
-//! touched waits until nothing else is, but never long. A file that somebody is still writing waits a little longer,
-//! and goes as it is when that takes too long: a recording arrives while it grows.
+//! An editor touches a file several times in a few milliseconds; a checkout touches thousands in a
+//! second. A touched path waits until the tree is quiet, but never long. A file that is still being
+//! written waits a little longer. After a maximum it is sent as it is, so a recording arrives while
+//! it grows.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -10,61 +12,61 @@ use std::time::Duration;
 use crate::tree::path::TreePath;
 use crate::tree::scope::{PARTS_MAX, Scope};
 
-/// How long nothing may have been touched, unless something else is asked for.
+/// The default debounce.
 pub const QUIET: Duration = Duration::from_millis(10);
 
-/// How long something that was touched waits at most.
+/// Maximum time that a touched path waits.
 const WAIT_MAX: Duration = Duration::from_millis(100);
 
-/// How long a file that is being written may pause before it goes as it is, and how long it waits at most.
+/// Pause in writing after which a file is due, and the maximum time that it waits.
 const PAUSE: Duration = Duration::from_millis(100);
 const WRITING_MAX: Duration = Duration::from_secs(1);
 
-/// What is to be looked at.
+/// The changes that are due.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Touched {
-    /// These parts.
+    /// These subtrees.
     Parts(Scope),
-    /// All of it: too much happened, or nobody knows what.
+    /// The whole tree: too much happened, or the changed paths are unknown.
     Everything,
 }
 
-/// How something was touched.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
-    /// An entry came, went, got another name or other metadata, or its writer closed it.
+    /// An entry was created, removed, renamed or changed in its metadata, or its writer closed it.
     Whole,
-    /// The same, and everything below it is new as well.
+    /// The same, and everything below the entry is new as well.
     Deep,
-    /// A file was written to, and its writer may go on.
+    /// A file was written to, and its writer may continue.
     Writing,
 }
 
-/// Collects what was touched until it is time to look. Times are since a moment of the caller's choice.
+/// Collects changes until they are due. Times are relative to a moment of the caller's choice.
 #[derive(Debug, Default)]
 pub struct Settle {
     quiet: Duration,
     everything: bool,
     parts: BTreeMap<TreePath, bool>,
-    /// When the first and the last of them was touched.
+    /// Times of the first and of the last change.
     span: Option<(Duration, Duration)>,
-    /// Files that are being written: since when, and when last.
+    /// Files that are being written: time of the first and of the last write.
     writing: HashMap<TreePath, (Duration, Duration)>,
 }
 
 impl Settle {
-    /// Collects, and waits until nothing has been touched for so long.
+    /// Collects changes with a debounce of `quiet`.
     #[must_use]
     pub fn new(quiet: Duration) -> Self {
         Self { quiet: quiet.min(WAIT_MAX), ..Self::default() }
     }
 
-    /// Something was touched.
+    /// Records a change of `path`.
     pub fn touch(&mut self, path: TreePath, how: How, now: Duration) {
         if how == How::Writing {
             let since = self.writing.get(&path).map_or(now, |(since, _)| *since);
             self.writing.insert(path, (since, now));
-            // However many are being written: memory is bounded.
+            // Limits the memory, however many files are being written.
             if self.writing.len() > PARTS_MAX {
                 self.everything(now);
             }
@@ -74,7 +76,7 @@ impl Settle {
         self.add(path, how == How::Deep, now);
     }
 
-    /// Nobody knows what was touched.
+    /// Records that unknown paths changed.
     pub fn everything(&mut self, now: Duration) {
         self.everything = true;
         self.parts.clear();
@@ -98,7 +100,7 @@ impl Settle {
         self.span = Some((first, now));
     }
 
-    /// What is to be looked at now; after that it is forgotten here.
+    /// Takes the changes that are due at `now`.
     pub fn due(&mut self, now: Duration) -> Option<Touched> {
         let is_over =
             |&(since, last): &(Duration, Duration)| now >= last + PAUSE || now >= since + WRITING_MAX;
@@ -116,7 +118,7 @@ impl Settle {
         self.hand_on()
     }
 
-    /// What was collected; after that it is forgotten here.
+    /// Takes all collected changes.
     fn hand_on(&mut self) -> Option<Touched> {
         self.span.take()?;
         let parts = std::mem::take(&mut self.parts);
@@ -127,7 +129,7 @@ impl Settle {
         })
     }
 
-    /// All that was touched, however quiet it is.
+    /// Takes all changes at once, without waiting for quiet.
     pub fn rest(&mut self) -> Option<Touched> {
         let writing: Vec<TreePath> = std::mem::take(&mut self.writing).into_keys().collect();
         let (now, _) = self.span.unwrap_or_default();
@@ -137,7 +139,7 @@ impl Settle {
         self.hand_on()
     }
 
-    /// When to ask again, if nothing is touched before.
+    /// The time at which to call `due` again, if nothing changes before.
     #[must_use]
     pub fn next(&self) -> Option<Duration> {
         let batch = self.span.map(|(first, last)| (last + self.quiet).min(first + WAIT_MAX));
@@ -148,7 +150,7 @@ impl Settle {
 }
 
 impl Touched {
-    /// This and what was touched later, together.
+    /// Merges these changes with later ones.
     #[must_use]
     pub fn and(self, later: Self) -> Self {
         match (self, later) {
@@ -178,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_touched_waits_for_quiet() {
+    fn touched_paths_wait_for_quiet() {
         let mut settle = Settle::new(QUIET);
         assert_eq!((settle.next(), settle.due(ms(0))), (None, None));
         settle.touch(path("a"), How::Whole, ms(0));
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn but_never_long() {
+    fn touched_paths_never_wait_long() {
         let mut settle = Settle::new(QUIET);
         for time in 0..100 {
             settle.touch(path("a"), How::Whole, ms(time));
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_pauses_or_never_ends_is_not_waited_for() {
+    fn a_file_is_due_when_its_writer_pauses_or_takes_too_long() {
         let mut settle = Settle::new(QUIET);
         settle.touch(path("f"), How::Writing, ms(0));
         assert_eq!((settle.next(), settle.due(ms(99))), (Some(ms(100)), None));
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn too_much_is_everything() {
+    fn too_many_touched_paths_mean_everything() {
         let mut settle = Settle::new(QUIET);
         for number in 0..=PARTS_MAX {
             settle.touch(path(&number.to_string()), How::Whole, ms(0));
@@ -243,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_touched_twice_is_looked_at_once() {
+    fn a_path_touched_twice_is_reported_once() {
         let one = |name, deep| Touched::Parts(Scope::new([(path(name), deep)]));
         assert_eq!(Some(one("a", true).and(one("a/b", false))), parts(&[("a", true)]));
         assert_eq!(one("a", true).and(Touched::Everything), Touched::Everything);

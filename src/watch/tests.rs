@@ -7,12 +7,12 @@ use crate::disk::scan::{Look, ScanOptions, Subject, scan};
 use crate::disk::testing::{Place, path};
 use crate::tree::scope::{Reach, Scope};
 
-/// How long something that was touched may take to be seen on a machine that has other things to do.
+/// Timeout for an event on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const OPTIONS: Options = Options { quiet: settle::QUIET, poll: false };
 
-/// Lets a watch enter what is read.
+/// Reports each scanned directory to a watch.
 struct Entering<'a>(&'a Watch);
 
 impl Look for Entering<'_> {
@@ -21,7 +21,7 @@ impl Look for Entering<'_> {
     }
 }
 
-/// A place that is watched.
+/// A watched place.
 struct Watched {
     place: Place,
     watch: Watch,
@@ -45,7 +45,7 @@ impl Watched {
         scan(&self.place.root, subject, &ScanOptions::default(), None, look).unwrap();
     }
 
-    /// Waits until something was touched, reads it, and says what it was.
+    /// Waits for the next changes, scans them, and returns them.
     fn next(&self) -> Touched {
         loop {
             self.woken.recv_timeout(PATIENCE).expect("nothing was touched");
@@ -58,7 +58,7 @@ impl Watched {
         }
     }
 
-    /// Waits until all of these were touched, each in time.
+    /// Waits until all of these paths were reported, each in time.
     fn sees(&self, names: &[&str]) {
         let mut missing: Vec<TreePath> = names.iter().copied().map(path).collect();
         while !missing.is_empty() {
@@ -77,7 +77,7 @@ fn two_directories(place: &Place) {
 }
 
 #[test]
-fn what_is_written_made_moved_or_removed_is_seen() {
+fn written_created_moved_and_removed_entries_are_reported() {
     let watched = Watched::new(two_directories);
     let at = |name: &str| watched.place.at(name);
     fs::write(at("d/e/f"), "other").unwrap();
@@ -103,7 +103,7 @@ fn a_new_directory_is_watched_as_soon_as_it_is_read() {
     watched.sees(&["n"]);
     fs::write(at("n/m/f"), "f").unwrap();
     watched.sees(&["n/m/f"]);
-    // One that comes with everything in it, and one that gets another name.
+    // A directory that arrives with everything in it, and one that is renamed.
     fs::create_dir_all(watched.place.outside().join("o/p")).unwrap();
     fs::rename(watched.place.outside().join("o"), at("o")).unwrap();
     watched.sees(&["o"]);
@@ -116,7 +116,7 @@ fn a_new_directory_is_watched_as_soon_as_it_is_read() {
 }
 
 #[test]
-fn a_directory_that_left_the_tree_is_not_seen_any_more() {
+fn a_directory_that_left_the_tree_is_no_longer_watched() {
     let watched = Watched::new(two_directories);
     let outside = watched.place.outside().join("left");
     fs::rename(watched.place.at("d"), &outside).unwrap();
@@ -128,7 +128,7 @@ fn a_directory_that_left_the_tree_is_not_seen_any_more() {
 }
 
 #[test]
-fn reading_is_no_touch_and_neither_is_our_own_state() {
+fn reads_and_the_state_directory_cause_no_report() {
     let watched = Watched::new(|place| {
         two_directories(place);
         fs::create_dir(place.at(".ksync")).unwrap();
@@ -140,7 +140,7 @@ fn reading_is_no_touch_and_neither_is_our_own_state() {
 }
 
 #[test]
-fn a_root_that_goes_is_everything() {
+fn a_moved_root_reports_everything() {
     let watched = Watched::new(two_directories);
     fs::rename(watched.place.root.path(), watched.place.outside().join("gone")).unwrap();
     while watched.next() != Touched::Everything {}
@@ -148,22 +148,22 @@ fn a_root_that_goes_is_everything() {
 }
 
 #[test]
-fn what_was_being_changed_is_looked_at_again() {
+fn a_path_that_was_changing_is_reported_again() {
     let watched = Watched::new(two_directories);
     watched.watch.touch(path("g"));
     assert_eq!(watched.next(), Touched::Parts(Scope::new([(path("g"), false)])));
 }
 
 #[test]
-fn one_that_polls_is_blind_and_says_so() {
+fn a_polling_watch_reports_that_it_is_blind() {
     let place = Place::new();
     let watch = Watch::new(place.root.path(), Options { poll: true, ..OPTIONS });
     watch.enter(place.root.open_directory(None).unwrap().as_fd(), None);
-    assert_eq!(watch.blindness().as_deref(), Some("it was asked for"));
+    assert_eq!(watch.blindness().as_deref(), Some("--poll was given"));
 }
 
 #[test]
-fn the_portable_watcher_sees_what_is_written_and_made() {
+fn the_portable_watcher_reports_written_and_created_entries() {
     let place = Place::new();
     two_directories(&place);
     let state =

@@ -6,7 +6,7 @@ use super::*;
 use crate::disk::testing::{Place, path};
 use crate::tree::filter::Rule;
 
-/// Leaves out directories that are called `target`.
+/// Excludes directories that are called `target`.
 fn without_targets() -> Filter {
     Filter::new(&[Rule { include: false, pattern: b"target/".to_vec() }])
 }
@@ -23,7 +23,7 @@ fn paths(scanned: &Scanned) -> Vec<String> {
     scanned.manifest.entries().map(|entry| entry.path.to_string()).collect()
 }
 
-/// Keeps what it is told.
+/// Records all calls.
 #[derive(Default)]
 struct Seen {
     last: ScanProgress,
@@ -52,7 +52,7 @@ fn fill(place: &Place) {
 }
 
 #[test]
-fn everything_is_found_in_order() {
+fn all_entries_are_found_in_order() {
     let place = Place::new();
     fill(&place);
     let scanned = whole(&place);
@@ -80,7 +80,7 @@ fn everything_is_found_in_order() {
 }
 
 #[test]
-fn entries_say_what_the_filesystem_says() {
+fn entries_hold_the_filesystems_metadata() {
     let place = Place::new();
     fill(&place);
     fs::set_permissions(place.at("f"), fs::Permissions::from_mode(0o4640)).unwrap();
@@ -98,7 +98,7 @@ fn entries_say_what_the_filesystem_says() {
 }
 
 #[test]
-fn contents_are_hashed_when_asked_for() {
+fn contents_are_hashed_on_request() {
     let place = Place::new();
     let content = vec![b'x'; 300_000];
     fs::write(place.at("f"), &content).unwrap();
@@ -113,7 +113,7 @@ fn contents_are_hashed_when_asked_for() {
 }
 
 #[test]
-fn short_contents_are_hashed_when_that_is_asked_for() {
+fn short_contents_are_hashed_on_request() {
     let place = Place::new();
     for (name, size) in [("a", 0), ("b", 1000), ("c", 1001)] {
         fs::write(place.at(name), vec![b'x'; size]).unwrap();
@@ -130,7 +130,7 @@ fn short_contents_are_hashed_when_that_is_asked_for() {
 }
 
 #[test]
-fn what_is_left_out_is_counted_and_not_entered() {
+fn excluded_directories_are_counted_and_not_entered() {
     let place = Place::new();
     fill(&place);
     let scanned = read(&place, &Subject::Whole, Some(&mut without_targets()));
@@ -139,7 +139,7 @@ fn what_is_left_out_is_counted_and_not_entered() {
 }
 
 #[test]
-fn an_ignore_file_counts_before_its_directory_is_judged() {
+fn an_ignore_file_applies_before_its_directory_is_listed() {
     let place = Place::new();
     fill(&place);
     fs::write(place.at(".ksyncignore"), "f\n").unwrap();
@@ -154,7 +154,7 @@ fn an_ignore_file_counts_before_its_directory_is_judged() {
 }
 
 #[test]
-fn an_ignore_file_that_cannot_be_read_hides_its_directory_and_says_so() {
+fn an_unreadable_ignore_file_hides_its_directory_with_a_problem() {
     let place = Place::new();
     fill(&place);
     symlink(place.outside().join("f"), place.at("a/.ksyncignore")).unwrap();
@@ -165,7 +165,7 @@ fn an_ignore_file_that_cannot_be_read_hides_its_directory_and_says_so() {
 }
 
 #[test]
-fn state_directories_are_passed_over_at_any_depth_and_in_any_case() {
+fn state_directories_are_skipped_at_any_depth_and_in_any_case() {
     let place = Place::new();
     for directory in [".ksync", "a/.KSync/b"] {
         fs::create_dir_all(place.at(directory)).unwrap();
@@ -177,7 +177,7 @@ fn state_directories_are_passed_over_at_any_depth_and_in_any_case() {
 }
 
 #[test]
-fn sockets_are_named_and_passed_over() {
+fn sockets_are_reported_and_skipped() {
     let place = Place::new();
     let _socket = UnixListener::bind(place.at("s")).unwrap();
     let scanned = whole(&place);
@@ -187,8 +187,8 @@ fn sockets_are_named_and_passed_over() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn other_filesystems_are_entered_only_when_asked_for() {
-    // Root of a system where these are two filesystems, which every Linux has.
+fn other_filesystems_are_entered_only_on_request() {
+    // These are two filesystems on every Linux.
     let Ok(root) = Root::open(std::path::Path::new("/")) else { return };
     let inner = rustix::fs::stat("/proc/self").unwrap();
     if inner.st_dev == root.dev() {
@@ -200,7 +200,7 @@ fn other_filesystems_are_entered_only_when_asked_for() {
 }
 
 #[test]
-fn one_path_is_found_with_what_is_below_it() {
+fn a_single_path_is_found_with_everything_below_it() {
     let place = Place::new();
     fill(&place);
     let one = |at: &str| paths(&read(&place, &Subject::One(path(at)), Some(&mut without_targets())));
@@ -212,7 +212,7 @@ fn one_path_is_found_with_what_is_below_it() {
 }
 
 #[test]
-fn one_path_behind_a_link_is_a_problem() {
+fn a_single_path_behind_a_link_is_a_problem() {
     let place = Place::new();
     symlink(place.outside(), place.at("link")).unwrap();
     let scanned = read(&place, &Subject::One(path("link/f")), None);
@@ -221,7 +221,7 @@ fn one_path_behind_a_link_is_a_problem() {
 }
 
 #[test]
-fn a_path_too_long_for_any_tree_is_a_problem_and_no_end() {
+fn an_overlong_path_is_a_problem_and_does_not_end_the_scan() {
     let place = Place::new();
     let mut at = path("x".repeat(250));
     while at.as_bytes().len() + 251 <= crate::tree::path::PATH_BYTES_MAX {
@@ -239,11 +239,11 @@ fn a_path_too_long_for_any_tree_is_a_problem_and_no_end() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_directory_that_may_not_be_read_is_a_problem_and_no_end() {
+fn an_unreadable_directory_is_a_problem_and_does_not_end_the_scan() {
     let place = Place::new();
     fill(&place);
     fs::set_permissions(place.at("a"), fs::Permissions::from_mode(0o000)).unwrap();
-    // The superuser reads everything; one thread can stop being that.
+    // The superuser reads everything, but one thread can give that right up.
     let scanned = std::thread::scope(|scope| {
         let unprivileged = scope.spawn(|| {
             if rustix::process::geteuid().is_root() {
@@ -261,7 +261,7 @@ fn a_directory_that_may_not_be_read_is_a_problem_and_no_end() {
 }
 
 #[test]
-fn of_parts_only_what_leads_to_them_is_read() {
+fn a_scan_of_parts_lists_only_the_parts_and_their_parents() {
     let place = Place::new();
     fill(&place);
     fs::write(place.at("a/.ksyncignore"), "b.c").unwrap();

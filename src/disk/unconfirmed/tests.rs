@@ -4,7 +4,7 @@ use super::*;
 use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, scan};
 use crate::disk::testing::{Place, metadata, path};
 
-/// A place whose filesystem keeps files; `None` where tests run in memory.
+/// A place on a filesystem that keeps files; `None` where tests run in memory.
 fn lasting_place() -> Option<Place> {
     let place = Place::new();
     (nature(place.root.descriptor()) == Nature::Lasting).then_some(place)
@@ -15,7 +15,7 @@ fn scanned(root: &Root) -> Scanned {
     scan(root, &Subject::Whole, &options, None, &mut Away).unwrap()
 }
 
-/// The doubted files of a root that is opened anew.
+/// The doubted files of a root that is opened again.
 fn doubted(place: &Place, below: &str) -> Vec<(String, Doubt)> {
     let scanned = scanned(&Root::open(&place.at(below)).unwrap());
     let name = |at: u32| scanned.manifest.path(at).unwrap().to_string();
@@ -37,7 +37,7 @@ fn put(root: &Root, name: &str) {
     }
 }
 
-/// As if the power had gone: the marker is of another boot.
+/// Simulates a power cut: the marker gets another boot id.
 fn lose_power(directory: &std::path::Path) {
     let directory = OwnedFd::from(File::open(directory).unwrap());
     let mut marker = read(&directory).unwrap();
@@ -47,13 +47,13 @@ fn lose_power(directory: &std::path::Path) {
     write(&directory, &marker).unwrap();
 }
 
-/// Until the clock of files has moved on.
+/// Waits until the clock of file times has advanced.
 fn wait_a_tick() {
     thread::sleep(Duration::from_millis(20));
 }
 
 #[test]
-fn what_was_put_in_place_is_doubted_after_a_power_cut_until_it_was_verified() {
+fn new_files_are_doubted_after_a_power_cut_until_verified() {
     let Some(place) = lasting_place() else { return };
     fs::write(place.at("old"), "old").unwrap();
     wait_a_tick();
@@ -75,20 +75,20 @@ fn what_was_put_in_place_is_doubted_after_a_power_cut_until_it_was_verified() {
     again.settle(true, false).unwrap();
     let marker = read(again.descriptor()).unwrap();
     assert!(marker.stale.is_none() && marker.own.is_some(), "{marker:?}");
-    // What is on the disk needs no marker.
+    // A file that is on the disk needs no marker.
     again.settle(true, true).unwrap();
     assert_eq!(read(again.descriptor()), None);
     assert!(!place.at(".ksync").exists());
 }
 
-/// A change of metadata is marked from the beginning of its second on, so what is doubted must be
-/// older.
+/// Waits until a doubted file is old enough. A change of metadata is marked from the beginning of
+/// its second on, so doubted files must be older.
 fn wait_a_second_if_whole(_root: &Root) {
     thread::sleep(Duration::from_millis(1100));
 }
 
 #[test]
-fn a_run_that_failed_to_write_makes_the_next_one_write_anew() {
+fn a_failed_flush_makes_the_next_run_write_again() {
     let Some(place) = lasting_place() else { return };
     place.root.begin_writing(true, false);
     put(&place.root, "f");
@@ -120,7 +120,7 @@ fn markers_above_and_below_the_root_count() {
 }
 
 #[test]
-fn where_there_are_no_attributes_a_file_has_the_marker() {
+fn a_file_holds_the_marker_without_extended_attributes() {
     let place = Place::new();
     let directory = OwnedFd::from(File::open(place.at(".")).unwrap());
     let marker = Marker { deep: true, ..Marker::default() }.covering(None, Stamp(7, 8), None);
@@ -134,13 +134,13 @@ fn where_there_are_no_attributes_a_file_has_the_marker() {
 }
 
 #[test]
-fn a_run_of_a_single_file_says_nothing_of_the_tree_beside_it() {
+fn a_run_of_a_single_file_leaves_a_shallow_marker() {
     let Some(place) = lasting_place() else { return };
     fs::create_dir(place.at("d")).unwrap();
     place.root.begin_writing(false, true);
     put(&place.root, "f");
     assert!(!read(place.root.descriptor()).unwrap().deep);
-    // A run of everything takes the marker over.
+    // A run of the whole tree extends the marker.
     let deep = Root::open(&place.at(".")).unwrap();
     deep.begin_writing(true, false);
     put(&deep, "d/f");
