@@ -1,7 +1,7 @@
-//! The agent: one side of an exchange over stdin and stdout, on the machine that `ksync` put it on.
-//! The first bytes of its input may come, sealed, as its argument: so they arrive a round trip
-//! earlier (see [`flight`](ksync::wire::flight)). With the argument `lane:TOKEN` it is only a
-//! further lane to such an agent.
+//! The agent: one side of an exchange over stdin and stdout, on the machine where `ksync` installed
+//! it. Its argument may hold the first bytes of its input, sealed, so that they arrive a round trip
+//! earlier (see [`flight`](ksync::wire::flight)). With the argument `lane:TOKEN` the process is
+//! only a further lane of such an agent.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -25,8 +25,8 @@ use ksync::wire::hello::{self, Order, Role};
 use ksync::wire::lanes::Token;
 use ksync::wire::message::AbortKind;
 
-/// Most bytes that a client sent before it was asked to say them again: more than it keeps for
-/// that.
+/// Maximum bytes that a client sent before it learns to repeat them: more than it keeps for
+/// repetition.
 const SKIPPED_BYTES_MAX: usize = 256 * 1024;
 
 fn main() -> ExitCode {
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         return if answered.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     if let Some(token) = argument.strip_prefix("lane:") {
-        // Whoever opened it sees that it did not answer, or that it ended.
+        // The client sees that the lane did not answer, or that it ended.
         let served = Token::parse(token).is_some_and(|token| {
             unbuffered(io::stdout())
                 .and_then(|mut output| serve_lane(token, io::stdin(), &mut output))
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     match serve(&argument) {
         Ok(Ok(_)) => ExitCode::SUCCESS,
         Ok(Err(failure)) => {
-            // Why a run failed has been told over the wire, if it was not the wire.
+            // The peer knows the reason of a failure already, unless the connection itself failed.
             if matches!(failure.kind, AbortKind::Connection | AbortKind::Timeout) {
                 let text = failure.text.as_bytes();
                 let _ =
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says hello, takes the order, runs it.
+/// Sends hello, reads the request, and runs it.
 fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
     let (mut input, mut writer) = (unbuffered(io::stdin())?, unbuffered(io::stdout())?);
     let first = first_flight(argument, &mut input, &mut writer)?;
@@ -100,9 +100,8 @@ fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
     })
 }
 
-/// The first bytes that we are told, as far as they stand in our argument and can be opened. A
-/// client that has another secret than we have, or none, is told ours, and says all of it over
-/// `input`.
+/// The first bytes of the input, if our argument holds them and our secret opens them. Otherwise
+/// this tells the client our secret, and the client sends everything over `input`.
 fn first_flight(argument: &str, input: &mut File, output: &mut File) -> io::Result<Vec<u8>> {
     let sealed = Sealed::parse(argument);
     if sealed.is_none() && argument != flight::UNSEALED {
@@ -126,7 +125,7 @@ fn first_flight(argument: &str, input: &mut File, output: &mut File) -> io::Resu
     Ok(Vec::new())
 }
 
-/// Reads up to a marker and not a byte further.
+/// Reads up to the marker, and not a byte further.
 fn skip(input: &mut File, marker: &[u8]) -> io::Result<()> {
     let mut tail = Vec::new();
     for _ in 0..SKIPPED_BYTES_MAX {
@@ -143,7 +142,8 @@ fn skip(input: &mut File, marker: &[u8]) -> io::Result<()> {
     Err(io::ErrorKind::InvalidData.into())
 }
 
-/// What was offered is kept beside our own binary: in the private directory where the client put it.
+/// The directory of baselines: beside our own binary, in the private directory where the client
+/// installed it.
 fn offers() -> Option<PathBuf> {
     Some(std::env::current_exe().ok()?.parent()?.join("offers"))
 }

@@ -1,19 +1,20 @@
-//! The bridge: carries what clients send in WebSocket messages to an SSH server, and back. ksync puts it on a VM
-//! that has no websocat and cannot download it. Run as:
+//! The bridge: carries the bytes of WebSocket messages to an SSH server, and back. ksync installs
+//! it on a VM that has no websocat and cannot download it. Run as:
 //!
 //! ```text
 //! ksync-bridge LISTEN_ADDRESS:PORT TARGET_ADDRESS:PORT
 //! ```
 //!
-//! For a client it is what `websocat --binary ws-l:… tcp:…` is: binary messages of at most 64 KiB, text taken as
-//! bytes, any path, pings answered and never sent. Different is how it ends: what was sent before an end arrives
-//! before the end does, in both directions, and a client that has ended its side of the TCP connection, and no
-//! more than that, is served until the target has ended too.
+//! To a client it behaves like `websocat --binary ws-l:… tcp:…`. Messages are binary, with at most
+//! 64 KiB; text is taken as bytes, and any path is accepted. Pings are answered and never sent.
+//! Only the end differs. Bytes that were sent before an end arrive before it, in both directions. A
+//! client that has closed only its own direction of the TCP connection is served until the target
+//! has ended too.
 //!
-//! Everybody can talk to it, so nothing that a client does may cost more than its own connection: there are limits
-//! on messages, on connections, on the time for the handshake and for the farewell, and a client or target that
-//! takes nothing is waited for without reading on. One thread serves a connection, both its ways: it moves what
-//! can be moved without waiting, and when nothing can it waits for whatever may change that.
+//! Anybody can connect, so no client may cost more than its own connection. Limits apply to
+//! messages, connections, and the time for the handshake and for the close. While a client or
+//! target takes no bytes, the bridge does not read on. One thread serves both directions of a
+//! connection. It moves all bytes that it can move without blocking, then waits for a change.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -33,36 +34,37 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tungstenite::{Bytes, Message, WebSocket, accept_hdr_with_config};
 
-/// Largest payload that is sent in a message, in bytes: websocat's buffer, which is what clients are used to.
+/// Maximum payload of a sent message, in bytes: websocat's buffer size, which clients are used to.
 const SENT_BYTES_MAX: usize = 64 << 10;
 
-/// Largest message that is accepted, in bytes. ksync and websocat send at most 64 KiB.
+/// Maximum length of an accepted message, in bytes. ksync and websocat send at most 64 KiB.
 const RECEIVED_BYTES_MAX: usize = 256 << 10;
 
-/// What may wait for a client to take it, in bytes: a message, and the answers to pings that came meanwhile.
+/// Maximum bytes that wait for a client: a message, and the answers to pings that came meanwhile.
 const WAITING_BYTES_MAX: usize = 4 * SENT_BYTES_MAX;
 
-/// The connections that are served at a time; more wait to be accepted. With what each may hold in memory, that is
-/// less than 100 MB, of the gigabyte that the smallest VM has.
+/// Maximum number of simultaneous connections; more wait to be accepted. Their memory is less than
+/// 100 MB, of the gigabyte that the smallest VM has.
 const CONNECTIONS_MAX: usize = 100;
 
-/// How long a client may take for its handshake.
+/// Timeout for a client's handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 
-/// How long the target may take to accept a connection.
+/// Timeout for the target to accept a connection.
 const TARGET_MAX: Duration = Duration::from_secs(5);
 
-/// How long one side is waited for that does nothing any more after the other one has ended.
+/// Timeout for a silent side after the other side has ended.
 const FAREWELL_MAX: Duration = Duration::from_secs(10);
 
-/// How long a client may take to close its socket after everything was said.
+/// Timeout for a client to close its socket after everything was sent.
 const LAST_MAX: Duration = Duration::from_secs(2);
 
-/// A client that is gone without a word, as a laptop that went to sleep, is noticed after a silence of this, and four
-/// questions of TCP in half of it.
+/// TCP keep-alive: silence before the first probe. A client that vanished, as a laptop that went to
+/// sleep, is detected after this and four probes, which take half of this time.
 const SILENCE: Duration = Duration::from_secs(120);
 
-/// What a thread has for its stack, in bytes. The buffers are elsewhere; the largest thing here is a request's headers.
+/// Stack size of a thread, in bytes. The buffers are elsewhere; the largest object here is a
+/// request's headers.
 const STACK_BYTES: usize = 128 << 10;
 
 fn main() -> ExitCode {
@@ -88,7 +90,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Serves whoever comes, for ever.
+/// Serves every connection, for ever.
 fn accept(listener: &TcpListener, target: SocketAddr) -> ! {
     let places = Arc::new(Places::default());
     loop {
@@ -99,16 +101,16 @@ fn accept(listener: &TcpListener, target: SocketAddr) -> ! {
                     serve(socket, target);
                     drop(place);
                 };
-                // Where there is no thread to be had the client sees that the connection ends, and comes again.
+                // Without a thread the connection just ends, and the client connects again.
                 let _ = thread::Builder::new().stack_size(STACK_BYTES).spawn(work);
             }
-            // Out of descriptors, most likely: some will be free again.
+            // Most likely no descriptor is free, and some will be soon.
             Err(_) => thread::sleep(Duration::from_millis(100)),
         }
     }
 }
 
-/// How many connections there are, and a way to wait for one that ends.
+/// Counts the connections, and lets the accept loop wait until one ends.
 #[derive(Default)]
 struct Places {
     taken: Mutex<usize>,
@@ -116,7 +118,7 @@ struct Places {
 }
 
 impl Places {
-    /// Waits until there is room for a connection.
+    /// Waits until another connection is allowed.
     fn take(places: &Arc<Places>) -> Place {
         let taken = places.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let is_full = |taken: &mut usize| *taken >= CONNECTIONS_MAX;
@@ -126,7 +128,7 @@ impl Places {
     }
 }
 
-/// The room of a connection, given back when it is dropped.
+/// One allowed connection; dropping it allows another.
 struct Place(Arc<Places>);
 
 impl Drop for Place {
@@ -136,8 +138,8 @@ impl Drop for Place {
     }
 }
 
-/// One connection, from its beginning to its end. How it ended is the client's to find out, and a client's mistakes
-/// are no event here: whoever wants to could fill the log with them.
+/// Serves one connection, from its beginning to its end. Nothing is logged: otherwise any client
+/// could fill the log with its mistakes.
 fn serve(socket: TcpStream, target: SocketAddr) {
     if prepare(&socket).is_err() {
         return;
@@ -150,10 +152,10 @@ fn serve(socket: TcpStream, target: SocketAddr) {
     bridge.part();
 }
 
-/// Nothing here waits but in [`wait`].
+/// Makes the socket non-blocking, so that the bridge blocks only in [`wait`].
 fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nonblocking(true)?;
-    // SSH sends many small packets that somebody waits for.
+    // SSH sends many small packets, and users wait for them.
     socket.set_nodelay(true)?;
     sockopt::set_tcp_keepidle(socket, SILENCE)?;
     sockopt::set_tcp_keepintvl(socket, SILENCE / 8)?;
@@ -161,7 +163,8 @@ fn prepare(socket: &TcpStream) -> io::Result<()> {
     Ok(sockopt::set_socket_keepalive(socket, true)?)
 }
 
-/// A client's socket, whose end is no end of the WebSocket: the client may have ended its own side only.
+/// A client's socket. The end of its input does not end the WebSocket: the client may have closed
+/// only its own direction.
 struct Client {
     socket: TcpStream,
     has_ended: bool,
@@ -189,7 +192,7 @@ impl Write for Client {
     }
 }
 
-/// Connects to the target once somebody has asked for a WebSocket, and not for anything else.
+/// Connects to the target once a client has sent a valid WebSocket request.
 struct Dial<'a> {
     target: SocketAddr,
     connected: &'a mut Option<TcpStream>,
@@ -215,7 +218,7 @@ impl Callback for Dial<'_> {
     }
 }
 
-/// The handshake; `None` if it did not come to a good end in time.
+/// Performs the handshake; `None` if it failed or timed out.
 fn greet(client: Client, target: SocketAddr) -> Option<(WebSocket<Client>, TcpStream)> {
     let deadline = Instant::now() + HANDSHAKE_MAX;
     let config = WebSocketConfig::default()
@@ -236,7 +239,8 @@ fn greet(client: Client, target: SocketAddr) -> Option<(WebSocket<Client>, TcpSt
                 if client.has_ended || left.is_zero() {
                     return None;
                 }
-                // The few bytes of the answer fit into the socket, so what is waited for is the request.
+                // The few bytes of the answer fit into the socket, so the missing part is the
+                // request.
                 wait(&mut [(client.socket.as_fd(), PollFlags::IN)], Some(left)).ok()?;
                 state = half.handshake();
             }
@@ -245,10 +249,10 @@ fn greet(client: Client, target: SocketAddr) -> Option<(WebSocket<Client>, TcpSt
     Some((websocket, connected?))
 }
 
-/// A connection that stands.
+/// An established connection.
 ///
-/// What could be done without waiting, as far as is known: a flag is set when the system says so, and cleared when
-/// trying has shown otherwise.
+/// The `can` flags hold the known readiness of both sockets. A report of the system sets a flag; an
+/// attempt that would block clears it.
 struct Bridge {
     websocket: WebSocket<Client>,
     target: TcpStream,
@@ -256,20 +260,20 @@ struct Bridge {
     client_can_write: bool,
     target_can_read: bool,
     target_can_write: bool,
-    /// What the client has sent and the target has not taken yet.
+    /// Bytes that the client has sent and the target has not taken yet.
     up: Bytes,
-    /// Whether the client may still say something.
+    /// True while the client may still send.
     is_up_open: bool,
-    /// Whether the target still takes what the client says.
+    /// True while the target takes the client's bytes.
     is_target_taking: bool,
-    /// Whether the client has not taken all yet that it was to be told.
+    /// True while bytes for the client wait to be written.
     is_down_waiting: bool,
-    /// Whether the target may still say something.
+    /// True while the target may still send.
     is_down_open: bool,
     buffer: Vec<u8>,
 }
 
-/// Whether anything was moved; else it is time to wait.
+/// True if any byte moved; otherwise it is time to wait.
 type Moved = bool;
 
 impl Bridge {
@@ -290,13 +294,13 @@ impl Bridge {
         }
     }
 
-    /// Carries bytes until both sides have ended and what they said before has arrived.
+    /// Carries bytes until both sides have ended and all their bytes have arrived.
     ///
     /// # Errors
-    /// The client said something that it must not, or is gone.
+    /// The client broke the protocol, or is gone.
     fn carry(&mut self) -> Result<(), Error> {
         loop {
-            // Both, always: one way must not wait for the other.
+            // Always both: one direction must not wait for the other.
             let (up, down) = (self.move_up()?, self.move_down()?);
             if up || down {
                 continue;
@@ -306,7 +310,8 @@ impl Bridge {
             if is_up_done && is_down_done {
                 return Ok(());
             }
-            // Whoever only ended its side of the TCP connection may want to hear for as long as there is something.
+            // A client that closed only its direction of TCP may still read, for as long as the
+            // target sends.
             let is_half_closed = is_up_done && self.is_down_open && self.websocket.can_write();
             let is_farewell = (is_up_done || is_down_done || !self.is_down_open) && !is_half_closed;
             if !self.wait(is_farewell.then_some(FAREWELL_MAX))? {
@@ -315,7 +320,7 @@ impl Bridge {
         }
     }
 
-    /// From the client to the target.
+    /// Moves bytes from the client to the target.
     fn move_up(&mut self) -> Result<Moved, Error> {
         let mut moved = false;
         if self.is_up_open && self.up.is_empty() && self.client_can_read {
@@ -325,10 +330,10 @@ impl Bridge {
                 Ok(Message::Text(text)) => self.up = text.into(),
                 Ok(Message::Close(_)) => {
                     self.is_up_open = false;
-                    // Our answer, where it is one.
+                    // Our answer to the close, if one is due.
                     self.is_down_waiting = true;
                 }
-                // The answer to a ping, of which a part may have stayed behind.
+                // Part of the answer to a ping may wait to be written.
                 Ok(Message::Ping(_)) => self.is_down_waiting = true,
                 Ok(Message::Pong(_) | Message::Frame(_)) => {}
                 Err(Error::ConnectionClosed) => self.is_up_open = false,
@@ -347,7 +352,7 @@ impl Bridge {
             match self.target.write(&self.up) {
                 Ok(count) => drop(self.up.split_to(count)),
                 Err(error) if is_passing(&error) => self.target_can_write = false,
-                // What it has said before may still be read.
+                // Bytes that the target sent before may still be read.
                 Err(_) => self.is_target_taking = false,
             }
         }
@@ -358,7 +363,7 @@ impl Bridge {
         Ok(moved)
     }
 
-    /// From the target to the client.
+    /// Moves bytes from the target to the client.
     fn move_down(&mut self) -> Result<Moved, Error> {
         let mut moved = false;
         if self.is_down_waiting && self.client_can_write {
@@ -376,7 +381,7 @@ impl Bridge {
                     self.target_can_read = false;
                     return Ok(moved);
                 }
-                // A reset is an end as any other.
+                // A reset counts as an end.
                 Ok(0) | Err(_) => {
                     self.is_down_open = false;
                     Message::Close(None)
@@ -386,7 +391,7 @@ impl Bridge {
                     Message::Binary(Bytes::copy_from_slice(bytes))
                 }
             };
-            // Somebody who has said goodbye is told nothing any more.
+            // A client that has sent a close gets no more messages.
             if self.websocket.can_write() {
                 self.is_down_waiting = true;
                 match self.websocket.write(said) {
@@ -399,7 +404,7 @@ impl Bridge {
         Ok(moved)
     }
 
-    /// Waits until something can be moved; false if nothing could for too long.
+    /// Waits until a byte can be moved; false after a timeout.
     fn wait(&mut self, patience: Option<Duration>) -> io::Result<bool> {
         let flags = |reads: bool, writes: bool| {
             let read = if reads { PollFlags::IN } else { PollFlags::empty() };
@@ -412,7 +417,7 @@ impl Bridge {
             return Ok(false);
         }
         let [(_, client), (_, target)] = sides;
-        // An error or an end is found by trying.
+        // An attempt to read or write finds an error or an end.
         let is_any = |found: PollFlags, wanted| found.intersects(wanted | PollFlags::HUP | PollFlags::ERR);
         self.client_can_read |= is_any(client, PollFlags::IN);
         self.client_can_write |= is_any(client, PollFlags::OUT);
@@ -421,7 +426,7 @@ impl Bridge {
         Ok(true)
     }
 
-    /// Tells a client what it did wrong, if it still listens.
+    /// Tells a client what it did wrong, if it still reads.
     fn refuse(&mut self, error: &Error) {
         let code = match error {
             Error::Capacity(CapacityError::MessageTooLong { .. }) => CloseCode::Size,
@@ -431,10 +436,10 @@ impl Bridge {
         let _ = self.websocket.close(Some(CloseFrame { code, reason: "".into() }));
     }
 
-    /// Ends both connections, the client's last. A socket that is closed with something unread in it is reset, and that may take
-    /// away what the client has not read yet.
+    /// Ends both connections, the client's last. Closing a socket with unread input resets the
+    /// connection, and a reset may destroy bytes that the client has not read yet.
     fn part(&mut self) {
-        // What it still has to say nobody hears; what it has been told it keeps.
+        // Input from the client is discarded; bytes for the client still arrive.
         let _ = self.target.shutdown(Shutdown::Write);
         let socket = &mut self.websocket.get_mut().socket;
         let deadline = Instant::now() + LAST_MAX;
@@ -462,9 +467,10 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// Waits for what is wanted of some sockets, and puts what has come in its place; false if nothing did.
+/// Waits for the wanted events of some sockets, and replaces them by the events that came; false if
+/// none did.
 ///
-/// A socket of which nothing is wanted is not looked at: its end would be told each time anew.
+/// A socket without wanted events is not polled: its end would be reported again each time.
 fn wait(sockets: &mut [(BorrowedFd<'_>, PollFlags)], patience: Option<Duration>) -> io::Result<bool> {
     let mut polled: Vec<PollFd<'_>> = sockets
         .iter()
@@ -474,7 +480,7 @@ fn wait(sockets: &mut [(BorrowedFd<'_>, PollFlags)], patience: Option<Duration>)
     let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
     let count = match poll(&mut polled, patience.as_ref()) {
         Ok(count) => count,
-        // Nothing is known then, and trying shows that.
+        // All sockets may be ready then; an attempt finds out.
         Err(rustix::io::Errno::INTR) => polled.len(),
         Err(error) => return Err(error.into()),
     };

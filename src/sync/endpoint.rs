@@ -1,16 +1,16 @@
-//! Endpoints: what `SOURCE` and `DEST` can say. Only the grammar; nothing is looked up.
+//! Endpoints: the grammar of `SOURCE` and `DEST`. Parsing looks nothing up.
 //!
 //! | text | meaning |
 //! |---|---|
-//! | `./x`, `/x`, `x`, `a/b:c`, `C:\x` | local: no colon, a slash before the first colon, or a drive letter |
+//! | `./x`, `/x`, `x`, `a/b:c`, `C:\x` | local: no colon, a slash before it, or a drive letter |
 //! | `:/path` | the VM of `--setup` |
-//! | `sandbox:/path` | the embedded stand-in VM |
+//! | `sandbox:/path` | the embedded VM emulator |
 //! | `session:/path`, `NAME:/path` | a Kernel session |
 //! | `user@host:/path`, `[::1]:/path`, `ssh://user@host:port/path` | an SSH host |
 //! | `ws://user@host:port/path`, `wss://…` | a WebSocket bridge to an SSH host |
 //!
-//! A remote path that is empty, `~` or relative is below the remote home. Paths are bytes and are taken as
-//! they stand: nothing is percent-decoded, so that a shell's completion of a name works in every form.
+//! A remote path that is empty, `~` or relative is below the remote home. Paths are bytes and stay
+//! as typed: nothing is percent-decoded, so a shell's completion of a name works in every form.
 
 mod parse;
 #[cfg(test)]
@@ -26,79 +26,79 @@ use crate::tree::path::escape;
 /// One side of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    /// On this machine.
+    /// A path on this machine.
     Local(PathBuf),
-    /// In the embedded stand-in VM.
+    /// The embedded VM emulator.
     Sandbox {
-        /// The path there.
+        /// The path in the VM.
         path: Vec<u8>,
     },
-    /// In a Kernel session.
+    /// A Kernel session.
     Session {
-        /// Its id or name; `session` is the current one.
+        /// The session's id or name; `session` is the current one.
         name: String,
-        /// The path there.
+        /// The path in the session's VM.
         path: Vec<u8>,
     },
-    /// On an SSH host, straight over TCP.
+    /// An SSH host, reached directly over TCP.
     Ssh {
-        /// Who logs in.
+        /// The login user.
         user: Option<String>,
         /// Name or address, an IPv6 address without brackets.
         host: String,
-        /// The port, if not the usual one.
+        /// The port, if not 22.
         port: Option<u16>,
-        /// The path there.
+        /// The path on the host.
         path: Vec<u8>,
     },
-    /// Behind a bridge from WebSocket to SSH.
+    /// An SSH host behind a WebSocket bridge.
     WebSocket {
         /// Scheme, host and port of the bridge: `wss://host:2222`.
         url: String,
-        /// Who logs in.
+        /// The login user.
         user: Option<String>,
-        /// The path there.
+        /// The path on the host.
         path: Vec<u8>,
     },
-    /// In the VM that `--setup` describes.
+    /// The VM that `--setup` describes.
     Setup {
-        /// The path there.
+        /// The path in the VM.
         path: Vec<u8>,
     },
 }
 
 /// A text that is no endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{text}\" is no place to sync with: {fault}", text = escape(.text))]
+#[error("\"{text}\" is not an endpoint: {fault}", text = escape(.text))]
 pub struct EndpointError {
-    /// What was given.
+    /// The given text.
     pub text: Vec<u8>,
-    /// What is wrong with it.
+    /// The reason.
     pub fault: Fault,
 }
 
-/// What is wrong with an endpoint.
+/// Reasons why a text is no endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// There is nothing.
+    /// The text is empty.
     #[error("it is empty")]
     Empty,
     /// A NUL byte in a path.
     #[error("it holds a NUL byte")]
     Nul,
-    /// No host where one is due.
+    /// The host is missing.
     #[error("it names no host")]
     NoHost,
-    /// A host that can be none.
+    /// An impossible host.
     #[error("its host is no host name or address")]
     Host,
-    /// A user that can be none.
+    /// An impossible user.
     #[error("its user is no user name")]
     User,
-    /// A port that is none.
+    /// An impossible port.
     #[error("its port is not a number from 1 to 65535")]
     Port,
-    /// A scheme that is not spoken.
+    /// An unknown scheme.
     #[error("its scheme is not ssh, ws or wss")]
     Scheme,
     /// `host::module` or `rsync://`.
@@ -110,7 +110,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// What to do about it.
+    /// Advice for the user.
     #[must_use]
     pub fn hint(self) -> Option<&'static str> {
         match self {
@@ -128,17 +128,17 @@ impl Fault {
 }
 
 impl Endpoint {
-    /// Reads an endpoint as it was typed.
+    /// Parses an endpoint as the user typed it.
     ///
     /// # Errors
-    /// Says what is wrong with the text.
+    /// The reason why the text is no endpoint.
     pub fn parse(text: &OsStr) -> Result<Self, EndpointError> {
         parse::parse(text).map_err(|fault| EndpointError { text: text.as_bytes().to_vec(), fault })
     }
 
-    /// Where such a text names a machine and no path there: how the home itself and a directory in
-    /// it are written instead. A URL that ends in the slash after its host says no more than one
-    /// without.
+    /// For a text that names a machine but no path: how the user can write the home itself, and a
+    /// directory `name` in it. A URL that ends in the slash after its host counts as one without a
+    /// path.
     #[must_use]
     pub fn without_path(text: &OsStr, name: &str) -> Option<(String, String)> {
         let start = parse::without_path(text)?;
@@ -151,13 +151,13 @@ impl Endpoint {
         })
     }
 
-    /// Whether it is anywhere but on this machine.
+    /// True unless the endpoint is on this machine.
     #[must_use]
     pub fn is_remote(&self) -> bool {
         !matches!(self, Self::Local(_))
     }
 
-    /// The bytes of its path.
+    /// The bytes of the endpoint's path.
     #[must_use]
     pub fn path(&self) -> &[u8] {
         match self {
@@ -170,7 +170,7 @@ impl Endpoint {
         }
     }
 
-    /// The same place with another path: for what a path resolved to.
+    /// The same endpoint with another path, for a path that was resolved.
     #[must_use]
     pub fn with_path(mut self, new: &[u8]) -> Self {
         match &mut self {
@@ -184,7 +184,7 @@ impl Endpoint {
         self
     }
 
-    /// `name` in this directory.
+    /// The endpoint of `name` in this directory.
     #[must_use]
     pub fn join(self, name: &[u8]) -> Self {
         let mut path = self.path().to_vec();
@@ -195,7 +195,7 @@ impl Endpoint {
         self.with_path(&path)
     }
 
-    /// The last component of its path; `None` where that says nothing: `/`, `.`, `a/..`, the remote home.
+    /// The last component of the path; `None` if it is no name: `/`, `.`, `a/..`, the remote home.
     #[must_use]
     pub fn name(&self) -> Option<&[u8]> {
         let mut components = self.path().split(|&byte| byte == b'/').rev();
@@ -204,7 +204,7 @@ impl Endpoint {
     }
 }
 
-/// For eyes: with every byte that could steer a terminal escaped.
+/// For messages: escapes every byte that could steer a terminal.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = escape(self.path());
@@ -230,7 +230,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// A path in a URL: one below the remote home is marked by `/~/`.
+/// A path in a URL: `/~/` marks a path below the remote home.
 fn url_path(path: &str) -> String {
     if path.starts_with('/') { path.to_owned() } else { format!("/~/{path}") }
 }

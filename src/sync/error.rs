@@ -1,4 +1,4 @@
-//! `SyncError`: why a job ended early, for people and programs.
+//! `SyncError`: the reason why a job ended early, for people and programs.
 
 use std::io;
 use std::sync::Arc;
@@ -8,29 +8,29 @@ use crate::kernel::{KernelError, Look};
 use crate::remote::{ErrorKind, RemoteError};
 use crate::wire::message::AbortKind;
 
-/// What to do about a state directory that is not private.
+/// Advice for a state directory that is not private.
 pub(super) const STATE_HINT: &str =
-    "make it yours alone (chown, chmod 700), or name another place with XDG_STATE_HOME";
+    "make it yours alone (chown, chmod 700), or name another directory with XDG_STATE_HOME";
 
-/// Why a job ended early.
+/// The reason why a job ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
-    /// Both ends are somewhere else.
+    /// Both endpoints are remote.
     #[error("both ends are remote")]
     BothRemote,
-    /// One end lies in the other.
+    /// One endpoint is inside the other.
     #[error("source and destination are the same, or one lies in the other")]
     Overlap,
     /// A Kernel session cannot be reached.
     #[error(transparent)]
     Kernel(Arc<KernelError>),
-    /// The endpoint `:/path` without anything that says where it is.
+    /// The endpoint `:/path` without a setup.
     #[error("the path :{0} is on the VM of a setup, and no setup is given")]
     NoSetup(String),
-    /// The setup is not what `kernel browsers ssh --setup-only -o json` prints.
+    /// The setup is not the output of `kernel browsers ssh --setup-only -o json`.
     #[error("the setup cannot be used: {0}")]
     Setup(String),
-    /// The user's SSH configuration.
+    /// The user's SSH configuration cannot be read.
     #[error("cannot read the SSH configuration")]
     SshConfig(#[source] io::Error),
     /// The user's SSH configuration asks for a proxy.
@@ -38,41 +38,41 @@ pub enum SyncError {
     Proxy {
         /// The host.
         host: String,
-        /// What the configuration says.
+        /// The proxy in the configuration.
         proxy: String,
     },
-    /// There is no directory to keep things in.
+    /// There is no home directory for the state directory.
     #[error("there is no home directory to keep {0} in")]
     NoHome(&'static str),
-    /// The directory to keep things in is not ours alone.
+    /// The state directory is not private to this user.
     #[error("cannot use the state directory: {0}")]
     State(io::Error),
     /// The sandbox does not start.
     #[error("cannot start the sandbox")]
     Sandbox(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// There is none to start.
+    /// This build contains no sandbox.
     #[error("this ksync was built without the sandbox")]
     NoSandbox,
-    /// The way there.
+    /// The connection failed.
     #[error(transparent)]
     Remote(#[from] Arc<RemoteError>),
-    /// A session's VM was set up, and yet there is no way in from here.
+    /// A session's VM was set up, but this machine cannot connect to it.
     #[error("could not get into the VM of the session {session}, {}", says(look.as_ref()))]
     NoWayIn {
         /// The session's id.
         session: String,
-        /// What the VM says of itself, if it could be asked.
+        /// The diagnosis by the VM itself, if it could be asked.
         look: Option<Look>,
-        /// What was tried and how that ended.
+        /// The failed connection attempt.
         source: Arc<RemoteError>,
     },
-    /// What one of the sides says.
+    /// One side aborted the run.
     #[error("{}{}", if .0.by_peer { "the other side stopped: " } else { "" }, .0.text)]
     Run(Failure),
-    /// The agent ended before its time.
-    #[error("the agent ended before its time: {0}")]
+    /// The agent exited unexpectedly.
+    #[error("the agent exited unexpectedly: {0}")]
     Agent(String),
-    /// The system gives no pipes or threads.
+    /// The system provides no pipes or threads.
     #[error("cannot set up the exchange")]
     Pipe(#[source] io::Error),
 }
@@ -96,7 +96,7 @@ impl From<RemoteError> for SyncError {
 }
 
 impl SyncError {
-    /// The exit code of the process: rsync's where it has one for this.
+    /// The exit code of the process: rsync's code where rsync has one.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -130,7 +130,7 @@ impl SyncError {
         }
     }
 
-    /// What to do next.
+    /// The next step for the user.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
@@ -176,7 +176,7 @@ fn says(look: Option<&Look>) -> String {
     )
 }
 
-/// What to do where there is no way into a session's VM.
+/// The next step for a user who cannot connect to a session's VM.
 fn way_in(session: &str, look: Option<&Look>, error: &RemoteError) -> String {
     let what = match error {
         _ if look.is_some_and(|look| !look.is_well()) => {

@@ -1,4 +1,4 @@
-//! To a Kernel session: by what is remembered of it, else by asking the API.
+//! Connections to a Kernel session: from the session store, or after asking the API.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,17 +12,17 @@ use crate::remote::{self, Connection, ErrorKind, HostKeys, RemoteError, Target, 
 use crate::sync::{SyncError, Watcher, Way, blocking, target};
 use crate::wire::message::AbortKind;
 
-/// How often the clock on the wall is looked at: the one that sleeps go by stands while this machine sleeps.
+/// Interval of reading the wall clock. Timers use a clock that stops while this machine sleeps.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
-/// A session that is connected to, and what keeps its VM from falling asleep.
+/// A connected session, and the keep-alive that keeps its VM awake.
 pub(super) struct Session {
     /// Held, not used.
     _alive: Option<KeepAlive>,
     /// Held, not used.
     _watch: Watch,
     id: String,
-    /// What tells its VM from others.
+    /// Tells this VM from others.
     machine: String,
     access: Access,
 }
@@ -36,14 +36,14 @@ impl Session {
     ) -> Result<(Connection, Self), SyncError> {
         let access = access(way)?;
         let meant = access.meant(name)?;
-        // One whose URL does not keep it awake any more is looked up where that is possible: there is a new URL then.
+        // If the token of the keep-alive URL has expired, the API is asked for a new URL.
         let is_of_use = |known: &Known| {
             let can_ask = way.keep_alive && access.api.is_some();
             !(can_ask && Life::of(known).is_token_expired(SystemTime::now()))
         };
         if let Some(known) = access.remembered(&meant).filter(is_of_use) {
             match Self::connect_to(known, access.clone(), way, monitor).await {
-                // Without the API nothing else can be tried.
+                // Without the API there is no other way to connect.
                 Err(SyncError::Remote(error)) if access.api.is_some() && may_be_outdated(error.kind()) => {}
                 result => return result,
             }
@@ -60,7 +60,8 @@ impl Session {
         }
     }
 
-    /// Why there is no way into a VM that was set up a moment ago: what it says of itself, or that it is gone.
+    /// Explains why a VM that was just set up cannot be reached: the VM's own diagnosis, or that
+    /// the session is gone.
     async fn ask_why(access: Access, session: String, source: Arc<RemoteError>) -> SyncError {
         let id = session.clone();
         match blocking(move || access.look(&id)).await {
@@ -78,19 +79,19 @@ impl Session {
     ) -> Result<(Connection, Self), SyncError> {
         let alive = way.keep_alive.then(|| KeepAlive::begin(known.cdp_ws_url.clone(), way.ca_cert.clone()));
         let connection = remote::connect(&target_of(&known, way)).await?;
-        // Not before: a session that is gone has no end to come.
+        // The watch starts last: a session that is gone needs no warning of its end.
         let watch = Watch::begin(&known, way.keep_alive, Arc::clone(monitor));
         let machine = Hash::of(format!("{}\n{}", known.session_id, known.host_key).as_bytes()).to_string();
         Ok((connection, Self { _alive: alive, _watch: watch, id: known.session_id, machine, access }))
     }
 
-    /// What tells its VM from every other one: the session's id and the host's key.
+    /// Tells this VM from every other one: the session's id and the host key.
     pub(super) fn machine(&self) -> &str {
         &self.machine
     }
 
-    /// Why the connection was really lost: where the session is gone, that is the reason, and what was remembered of
-    /// it is of no use any more.
+    /// Replaces the error of a lost connection by its cause. If the session is gone, that is the
+    /// cause, and the session store forgets it.
     pub(super) async fn explain(&self, error: SyncError) -> SyncError {
         let is_loss = match &error {
             SyncError::Remote(error) => may_be_outdated(error.kind()),
@@ -115,7 +116,7 @@ impl Session {
     }
 }
 
-/// Waits for the time when a session's end is near, and warns once.
+/// Waits until a session's end is near, and warns once.
 struct Watch(Option<JoinHandle<()>>);
 
 impl Watch {
@@ -157,9 +158,9 @@ fn preparation(step: Step) -> Preparation {
     }
 }
 
-/// What is needed to get into sessions.
+/// The settings for connecting to sessions.
 pub(super) fn access(way: &Way) -> Result<Access, SyncError> {
-    // It is remembered, and the next run may be in another directory.
+    // The session store keeps the path, and the next run may be in another directory.
     let identity =
         way.identities.first().map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone()));
     Ok(Access {
@@ -170,7 +171,7 @@ pub(super) fn access(way: &Way) -> Result<Access, SyncError> {
     })
 }
 
-/// How to connect to a session that is known. Only the host key that the API told counts.
+/// The connection target of a known session. Only the host key that the API reported is accepted.
 pub(super) fn target_of(known: &Known, way: &Way) -> Target {
     let mut target = target::common(way, HostKeys::Exactly(known.host_key.clone()));
     target.transport = Transport::WebSocket { url: known.bridge_url(), ca_cert: way.ca_cert.clone() };
@@ -179,14 +180,14 @@ pub(super) fn target_of(known: &Known, way: &Way) -> Target {
     target
 }
 
-/// Whether it was the way there that failed, and not what was found at its end.
+/// True if the connection failed, and not the machine at its other end.
 fn is_no_way_in(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Socket | ErrorKind::Timeout | ErrorKind::ConnectTimeout)
 }
 
-/// Whether it may help to ask the API: the VM was made anew, moved, or does not know the key any more. A host key that
-/// is not the one that the API told does not get another chance by itself: asked anew, the API tells the key of the VM
-/// that there is now.
+/// True if asking the API may help: the VM was created anew or moved, or no longer knows the key.
+/// This includes a wrong host key. It gets no second chance by itself: the API reports the key of
+/// the present VM.
 fn may_be_outdated(kind: ErrorKind) -> bool {
     match kind {
         ErrorKind::Socket

@@ -1,4 +1,4 @@
-//! Opens further lanes for an upload, over channels of its own SSH session.
+//! Opens further lanes for an upload, over channels of its SSH connection.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use crate::sync::meter::Count;
 use crate::wire::hello::MAGIC;
 use crate::wire::lanes::{Announcement, LANES_MAX, Token};
 
-/// For so much of a round trip one lane pays: OpenSSH's window of 2 MiB in 12.5 ms is more than 1 Gbit/s, of
-/// which a lane reaches two thirds.
+/// Round-trip time for which one lane pays. OpenSSH's window of 2 MiB per 12.5 ms is more than 1
+/// Gbit/s, and a lane reaches two thirds of that.
 const ROUND_TRIP_PER_LANE: Duration = Duration::from_micros(12_500);
 
-/// On shorter ways a single lane is as fast as the machines are.
+/// On connections with a shorter round trip, a single lane is as fast as the machines.
 const ROUND_TRIP_MIN: Duration = Duration::from_millis(15);
 
-/// How many lanes pay on a way with this round trip.
+/// The number of lanes that pay at this round trip.
 fn worthwhile(round_trip: Duration) -> usize {
     if round_trip < ROUND_TRIP_MIN {
         return 1;
@@ -29,27 +29,27 @@ fn worthwhile(round_trip: Duration) -> usize {
     usize::try_from(lanes).unwrap_or(LANES_MAX).min(LANES_MAX)
 }
 
-/// What lanes are asked for.
+/// A request for lanes.
 struct Request {
     token: Token,
     lanes: usize,
     entrance: Entrance,
 }
 
-/// Asks for lanes, from a thread of the exchange.
+/// Requests lanes, from a thread of the exchange.
 pub(super) struct Asking {
     worthwhile: Arc<AtomicUsize>,
     requests: mpsc::UnboundedSender<Request>,
 }
 
-/// Opens them, beside the exchange.
+/// Opens the requested lanes, beside the exchange.
 pub(super) struct Opening {
     worthwhile: Arc<AtomicUsize>,
     requests: mpsc::UnboundedReceiver<Request>,
     up_bytes: Count,
 }
 
-/// Both ends. What goes over the lanes is added to `up_bytes`.
+/// Creates both ends. Bytes of the lanes are added to `up_bytes`.
 pub(super) fn pair(up_bytes: Count) -> (Asking, Opening) {
     let worthwhile = Arc::new(AtomicUsize::new(1));
     let (sender, requests) = mpsc::unbounded_channel();
@@ -70,7 +70,7 @@ impl OpenLanes for Asking {
 }
 
 impl Opening {
-    /// Opens lanes over `connection` when it is asked to, as many as were chosen, or as pay. Never ends.
+    /// Opens lanes over `connection` on request: the chosen number, or as many as pay. Never ends.
     pub(super) async fn run(
         mut self,
         connection: &Connection,
@@ -81,7 +81,7 @@ impl Opening {
         self.worthwhile.store(lanes, Ordering::Relaxed);
         if let Some(request) = self.requests.recv().await {
             let lanes = (1..request.lanes).map(|_| self.open_one(connection, &request));
-            // A server may have no more sessions; then those that there are have to do.
+            // A server may allow no more sessions; then the open lanes must suffice.
             let _ = futures_util::future::join_all(lanes).await;
         }
         std::future::pending().await
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longer_the_way_the_more_lanes() {
+    fn a_longer_round_trip_justifies_more_lanes() {
         for (round_trip_ms, lanes) in
             [(0, 1), (14, 1), (15, 2), (25, 2), (50, 4), (80, 7), (100, 8), (300, 8)]
         {

@@ -1,4 +1,4 @@
-//! From one directory of this machine to another: both sides of an exchange in one process.
+//! Copies between two directories of this machine: both sides of an exchange in one process.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use crate::sync::{Round, SyncError, Watcher};
 use crate::wire::hello::Options;
 use crate::wire::message::AbortKind;
 
-/// Refuses to copy a directory into itself, or something onto what it lies in.
+/// Refuses to copy a directory into itself, or an entry onto its own parent.
 pub(super) fn check_apart(from: &Path, to: &Path) -> Result<(), SyncError> {
     let Ok(from) = std::fs::canonicalize(from) else { return Ok(()) };
-    // What does not exist yet will lie in what exists of its path.
+    // A path that does not exist yet will be created below its nearest existing parent.
     let to = std::path::absolute(to).map_err(SyncError::Pipe)?;
     let real = to.ancestors().find_map(|existing| {
         let rest = to.strip_prefix(existing).ok()?;
@@ -28,7 +28,7 @@ pub(super) fn check_apart(from: &Path, to: &Path) -> Result<(), SyncError> {
     if overlap || from == to { Err(SyncError::Overlap) } else { Ok(()) }
 }
 
-/// Keeps `to` a copy of a source that is watched, until that ends. Tells each round.
+/// Keeps `to` a copy of a watched source, until that ends. Reports each round.
 pub(super) async fn live(
     source: Arc<Watched>,
     to: PathBuf,
@@ -59,7 +59,7 @@ pub(super) async fn live(
     super::blocking(run).await.unwrap_or_else(|error| error)
 }
 
-/// Copies `from` to `to`. The receiving side is the agent's part: it tells what it observes over the wire.
+/// Copies `from` to `to`. The receiving side plays the agent: it reports its events over the wire.
 pub(super) async fn exchange(
     from: &Path,
     to: &Path,
@@ -92,14 +92,14 @@ pub(super) async fn exchange(
     })
 }
 
-/// Why a run failed whose both sides are this process: there is no other side to name. `receiver`
-/// is what the receiving thread says; nothing, if it panicked.
+/// The error of a run with both sides in this process, so there is no other side to name.
+/// `receiver` is the failure of the receiving thread; `None` if it panicked.
 fn own_failure(sender: Failure, receiver: Option<Failure>) -> SyncError {
-    // Whichever did not learn it from the other knows why.
+    // The side that did not learn of the failure from the other one knows the cause.
     let cause = if sender.by_peer { receiver.filter(|receiver| !receiver.by_peer) } else { None };
     let Failure { kind, text, .. } = cause.unwrap_or(sender);
     match kind {
-        // The pipe between the two threads: one of them is gone.
+        // The pipe between the two threads broke: one thread is gone.
         AbortKind::Connection => SyncError::Pipe(io::Error::other(text)),
         kind => SyncError::Run(Failure { kind, by_peer: false, text }),
     }
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_local_run_has_no_other_side() {
+    fn a_local_failure_names_no_other_side() {
         let told = failure(AbortKind::Destination, true, "cannot make b: permission denied");
         let own = failure(AbortKind::Destination, false, "cannot make b: permission denied");
         let closed = failure(AbortKind::Connection, true, "the connection was closed");

@@ -1,4 +1,4 @@
-//! Where the client remembers what was offered, and under which name: see [`crate::disk::memory`].
+//! Keys and directory of the client's baselines: see [`crate::disk::memory`].
 
 use std::fs;
 use std::io;
@@ -11,17 +11,17 @@ use crate::private;
 use crate::sync::{Endpoint, Job, target};
 use crate::wire::hello::Role;
 
-/// Names a memory on both sides. It tells nothing to who does not know what went into it.
+/// Names a baseline on both sides. A key reveals nothing about its inputs.
 pub(super) type Key = [u8; 16];
 
-/// Bytes of what tells one client from another.
+/// Length of the client's id in bytes.
 const ID_BYTES: usize = 16;
 
-/// The name under which both sides remember what a job offers, `role` being the client's part and `local` its
-/// path; `None` where there is no place to keep it.
+/// The name of a job's baseline on both sides. `role` is the client's role and `local` its path.
+/// `None` if no state directory is available.
 ///
-/// Jobs that offer different entries of the same tree have different names, and so have the same paths on
-/// different clients: else each would overwrite what the other one needs.
+/// Jobs that offer different entries of the same tree have different keys. So have the same paths
+/// on different clients. Otherwise each job would overwrite a baseline that another one needs.
 pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
     let id = client_id(&target::state_dir().ok()?).ok()?;
     let local = fs::canonicalize(local).or_else(|_| std::path::absolute(local)).ok()?;
@@ -46,7 +46,7 @@ pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
     hasher.finish().as_bytes().first_chunk().copied()
 }
 
-/// The memory of this name on this side, in the directory where our number is.
+/// The baseline of this key on this side, in the state directory.
 pub(super) fn open(key: Option<Key>) -> Option<Memory> {
     Some(Memory::new(target::state_dir().ok()?.join("offers"), &key?))
 }
@@ -63,7 +63,7 @@ pub(super) fn where_to(endpoint: &Endpoint) -> String {
     }
 }
 
-/// What tells this client from others, made when it is first asked for.
+/// The id that tells this client from others, created on first use.
 fn client_id(state: &Path) -> io::Result<[u8; ID_BYTES]> {
     let path = state.join("id");
     if let Ok(id) = read_id(&path) {
@@ -71,7 +71,8 @@ fn client_id(state: &Path) -> io::Result<[u8; ID_BYTES]> {
     }
     let mut id = [0; ID_BYTES];
     aws_lc_rs::rand::fill(&mut id).map_err(io::Error::other)?;
-    // Of two that begin at once one wins, and both go by its number. What is no number is replaced.
+    // If two processes start at once, one creates the id and both use it. An invalid file is
+    // replaced.
     if private::make(&path, &id).is_err() && read_id(&path).is_err() {
         private::replace(&path, &id)?;
     }
@@ -79,7 +80,7 @@ fn client_id(state: &Path) -> io::Result<[u8; ID_BYTES]> {
 }
 
 fn read_id(path: &Path) -> io::Result<[u8; ID_BYTES]> {
-    // Only the number's own length is looked at, whatever is there.
+    // Reads at most one byte more than an id has, whatever the file holds.
     let mut bytes = Vec::with_capacity(ID_BYTES + 1);
     io::Read::read_to_end(&mut io::Read::take(fs::File::open(path)?, ID_BYTES as u64 + 1), &mut bytes)?;
     bytes.try_into().map_err(|_| io::ErrorKind::InvalidData.into())
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_has_one_private_number() {
+    fn a_client_has_one_private_id() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state/ksync");
         let id = client_id(&state).unwrap();
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_replaced() {
+    fn an_invalid_id_file_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         for wrong in [&b""[..], b"short", &[7; 1000]] {
             fs::write(folder.path().join("id"), wrong).unwrap();
@@ -114,10 +115,10 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_begin_at_once_agree() {
+    fn processes_that_start_at_once_agree_on_one_id() {
         let folder = tempfile::tempdir().unwrap();
         let id = client_id(folder.path()).unwrap();
-        // Another one was faster between our looking and our making.
+        // Another process was faster, between our read and our creation.
         fs::write(folder.path().join("id.0.new"), [1; ID_BYTES]).unwrap();
         assert!(fs::hard_link(folder.path().join("id.0.new"), folder.path().join("id")).is_err());
         assert_eq!(client_id(folder.path()).unwrap(), id);

@@ -1,20 +1,20 @@
-//! Counts the bytes of a stream, or of several together.
+//! Counts the bytes of one or several streams.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A count that streams add to.
+/// A counter that several streams add to.
 #[derive(Clone, Default)]
 pub(super) struct Count(Arc<AtomicU64>);
 
 impl Count {
-    /// A stream whose bytes are counted here.
+    /// Wraps a stream so that its bytes are counted here.
     pub(super) fn meter<S>(&self, stream: S) -> Meter<S> {
         Meter { stream, count: self.clone() }
     }
 
-    /// What was counted so far.
+    /// The bytes counted so far.
     pub(super) fn bytes(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -24,7 +24,7 @@ impl Count {
     }
 }
 
-/// A stream that counts what passes.
+/// A stream that counts its bytes.
 pub(super) struct Meter<S> {
     stream: S,
     count: Count,

@@ -1,6 +1,7 @@
-//! Sync: one job from end to end: connect, run, run again where the source moved meanwhile, summarise.
+//! Sync: one job from end to end. Connects, runs, runs again if the source changed meanwhile,
+//! summarises.
 //!
-//! Knows both ends and the way between them, and no terminal.
+//! This layer knows both endpoints and the connection between them, but no terminal.
 
 pub mod endpoint;
 mod error;
@@ -33,47 +34,47 @@ use crate::sync::pairing::Pairing;
 use crate::sync::watch::{AfterRound, Listener, News};
 use crate::wire::hello::{Options, Role};
 
-/// How often a run is repeated because files changed while they were read.
+/// Maximum repetitions of a run because files changed while they were read.
 const REPEATS_MAX: usize = 2;
 
-/// What is to be done.
+/// One sync job.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// Where the files are.
+    /// The endpoint with the files.
     pub source: Endpoint,
-    /// Where they are to go.
+    /// The endpoint that receives them.
     pub destination: Endpoint,
-    /// What both sides go by.
+    /// Options that both sides follow.
     pub options: Options,
-    /// How to get to the remote one.
+    /// Connect options for the remote endpoint.
     pub way: Way,
 }
 
-/// How to get to a remote endpoint.
+/// Connect options for a remote endpoint.
 #[derive(Debug, Clone)]
 pub struct Way {
-    /// Private key files; none: ssh-agent, then the usual ones.
+    /// Private key files; if empty: ssh-agent, then the usual files.
     pub identities: Vec<PathBuf>,
-    /// The JSON that `kernel browsers ssh ID --setup-only -o json` prints.
+    /// The output of `kernel browsers ssh ID --setup-only -o json`.
     pub setup: Option<Vec<u8>>,
-    /// Further roots for `wss`, in PEM.
+    /// Additional root certificates for `wss`, in PEM.
     pub ca_cert: Option<PathBuf>,
-    /// The only key that the host may show, as one line of OpenSSH's text form.
+    /// The only accepted host key, as one line of OpenSSH's text form.
     pub host_key: Option<String>,
-    /// How long connecting may take.
+    /// Timeout for connecting.
     pub connect_timeout: Duration,
-    /// How long the other side may be silent.
+    /// Timeout for a silent other side.
     pub timeout: Duration,
-    /// How often a connection that is lost once it has worked is made again without anything coming
-    /// of it.
+    /// Maximum number of reconnections in a row without progress, after a connection that has
+    /// worked is lost.
     pub retries: u32,
-    /// How many channels may carry an upload; `None`: as many as the round trip is worth.
+    /// Maximum number of channels for an upload; `None`: as many as the round trip justifies.
     pub connections: Option<usize>,
-    /// The platform's API; without it only sessions that were used before can be reached.
+    /// The platform's API; without it only previously used sessions can be reached.
     pub api: Option<Settings>,
-    /// Which session `session:` means, if not the one that was chosen last.
+    /// The session that `session:` means, if not the one that was chosen last.
     pub session: Option<String>,
-    /// Whether a session is kept active meanwhile.
+    /// True if a keep-alive keeps the session active meanwhile.
     pub keep_alive: bool,
 }
 
@@ -95,39 +96,39 @@ impl Default for Way {
     }
 }
 
-/// How a job ended.
+/// The result of a job.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
-    /// What was done, of all repeats together.
+    /// The work done, of all repetitions together.
     pub summary: Summary,
-    /// From the start of the job to its end.
+    /// Time from the start of the job to its end.
     pub elapsed: Duration,
-    /// Bytes of the exchange to the other side: what SSH carries.
+    /// Bytes of the exchange to the other side, as SSH carries them.
     pub wire_up_bytes: u64,
     /// Bytes of the exchange from the other side.
     pub wire_down_bytes: u64,
-    /// Bytes of agent that had to be put there first.
+    /// Bytes of the agent that had to be installed first.
     pub agent_installed_bytes: u64,
-    /// Round trips until the other side could answer; 0 where there is no other machine.
+    /// Round trips until the other side could answer; 0 without another machine.
     pub connect_round_trips: u32,
-    /// How often the connection was lost and made again. What was done before that is in the
-    /// destination, and in the summary only as content that travelled.
+    /// Number of reconnections. Work before the last one is in the destination, but the summary
+    /// counts only its transferred content.
     pub retries: u32,
-    /// Whether nothing was changed.
+    /// True if this was a dry run.
     pub dry_run: bool,
-    /// How the command ended that ran afterwards, if one did: its exit status.
+    /// Exit status of the command that ran afterwards, if one did.
     pub command_status: Option<u32>,
 }
 
 impl Report {
-    /// Whether the destination is another than before, as far as is known.
+    /// True if the destination has changed, as far as is known.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         let tally = &self.summary.tally;
         tally.has_changed() || (self.retries > 0 && tally.sent_bytes > 0)
     }
 
-    /// Of attempts that were lost, and then of one that came to its end.
+    /// Adds the result of the last attempt to that of the lost ones.
     fn and(mut self, last: Self) -> Self {
         add(&mut self.summary, last.summary);
         Self {
@@ -141,10 +142,10 @@ impl Report {
     }
 }
 
-/// Who looks on while a job runs.
+/// The observer of a job's progress.
 pub type Watcher = Arc<dyn Monitor + Send + Sync>;
 
-/// One exchange, whatever the way.
+/// The result of one exchange, over any connection.
 struct Round {
     summary: Summary,
     wire_up_bytes: u64,
@@ -153,23 +154,23 @@ struct Round {
     connect_round_trips: u32,
 }
 
-/// What is needed to get into Kernel sessions.
+/// The settings for connecting to Kernel sessions.
 ///
 /// # Errors
-/// There is no directory to keep things in.
+/// There is no state directory.
 pub fn access(way: &Way) -> Result<Access, SyncError> {
     kernel::access(way)
 }
 
-/// Does a job.
+/// Runs a job.
 ///
 /// # Errors
-/// [`SyncError`]: why it ended early. What went wrong without ending it is in the report's summary.
+/// [`SyncError`], if the job ended early. Problems that did not end it are in the report's summary.
 pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
     run_and_then(job, None, monitor, Arc::new(|_: News<'_>| {})).await
 }
 
-/// Does a job, and runs a command after it if it changed something.
+/// Runs a job, and then a command if the job changed something.
 ///
 /// # Errors
 /// As [`run`]; or the command could not be run.
@@ -221,7 +222,7 @@ pub async fn run_and_then(
     Ok(report)
 }
 
-/// Runs the command that is due when something has changed.
+/// Runs the command if the job changed something.
 async fn then(
     result: Result<Report, SyncError>,
     after: Option<&AfterRound>,
@@ -235,7 +236,7 @@ async fn then(
     Ok(report)
 }
 
-/// Runs rounds until no file of the source changed while it was read, or it has been tried often enough.
+/// Repeats the round until no source file changed while it was read, or the maximum is reached.
 async fn repeat(
     monitor: Watcher,
     round: impl AsyncFn(Watcher) -> Result<Round, SyncError>,
@@ -262,7 +263,7 @@ async fn repeat(
     Ok(report)
 }
 
-/// Passes events on, but for problems that may be gone when the round is repeated.
+/// Forwards events, but defers problems that a repeated round may solve.
 struct Patience {
     monitor: Watcher,
     withheld: Mutex<Vec<Event>>,
@@ -277,7 +278,7 @@ impl Patience {
         self.lock().iter().any(|event| !matches!(event, Event::Braked(_)))
     }
 
-    /// Passes on what was withheld.
+    /// Forwards the deferred events.
     fn release(&self) {
         self.lock().drain(..).for_each(|event| self.monitor.observe(event));
     }
@@ -291,7 +292,7 @@ impl Monitor for Patience {
     fn observe(&self, event: Event) {
         let moved = matches!(&event, Event::Problem(problem)
             if matches!(problem.trouble, Trouble::Changed | Trouble::Vanished));
-        // What the last round says of deletions counts.
+        // Only the last round's report about braked deletions counts.
         let withheld = moved || matches!(event, Event::Braked(_));
         if withheld && self.lock().len() < PROBLEMS_MAX {
             self.lock().push(event);
@@ -309,7 +310,7 @@ impl Monitor for Patience {
     }
 }
 
-/// Adds a later round: what it did counts on top, what went wrong is only what still does.
+/// Adds a later round: its work is added, but its problems replace the earlier ones.
 fn add(summary: &mut Summary, later: Summary) {
     let (total, tally) = (&mut summary.tally, later.tally);
     total.entries = tally.entries;
@@ -330,7 +331,7 @@ fn add(summary: &mut Summary, later: Summary) {
     summary.problem_count = later.problem_count;
 }
 
-/// Does work that blocks on a thread of its own.
+/// Runs blocking work on a thread of its own.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SyncError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| SyncError::Pipe(std::io::Error::other(error)))
 }

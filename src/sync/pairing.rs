@@ -1,8 +1,8 @@
-//! What the client remembers of a source and its copy: one small private file for each pair.
+//! Pairs of a source and its copy, as the client knows them: one small private file for each pair.
 //!
-//! It decides whether deletions need consent, so it is kept apart from the baselines of
-//! [`crate::disk::memory`], which save bytes and are pruned early. What cannot be read is not
-//! known, and what is not known needs consent.
+//! A pair decides whether deletions need consent. So it is kept apart from the baselines of
+//! [`crate::disk::memory`], which only save bytes and are pruned early. An unreadable pair counts
+//! as unknown, and an unknown pair needs consent.
 
 use std::fs;
 use std::io;
@@ -20,28 +20,28 @@ use crate::sync::{Endpoint, Job, Watcher, memory, target};
 use crate::tree::place::Pair;
 use crate::wire::hello::{Baseline, InSession, Options};
 
-/// Most pairs that are remembered: the ones used last.
+/// Maximum number of stored pairs: the most recently used ones stay.
 const PAIRS_MAX: usize = 10_000;
 
-/// After how long a pair that nobody synced is forgotten.
+/// Age at which an unused pair is removed.
 const UNUSED_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// A record is written anew after so long, so that its file's time tells when it was used.
+/// Age at which a record is rewritten, so that its file's time shows the last use.
 const FRESH: Duration = Duration::from_secs(24 * 3600);
 
-/// What is in a file.
+/// The content of a pair's file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     pair: Pair,
-    /// The session's VM that one of them is in: a hash of the session's id and the host's key.
+    /// The VM of the session that one side is in: a hash of the session's id and the host key.
     machine: Option<String>,
 }
 
-/// What is known of the source and the destination of a job.
+/// The known facts about the source and the destination of a job.
 pub(super) struct Pairing {
-    /// `None` where nothing can be kept.
+    /// `None` if nothing can be stored.
     file: Option<PathBuf>,
-    /// Which side is in a session, if one is.
+    /// The side that is in a session, if one is: `true` for the source.
     is_source_in_session: Option<bool>,
     known: Mutex<Known>,
 }
@@ -54,7 +54,7 @@ struct Known {
 }
 
 impl Pairing {
-    /// What is remembered of a job's pair.
+    /// Loads the stored pair of a job.
     pub(super) fn of(job: &Job) -> Arc<Self> {
         let is_in_session =
             |endpoint: &Endpoint| matches!(endpoint, Endpoint::Session { .. } | Endpoint::Setup { .. });
@@ -64,31 +64,29 @@ impl Pairing {
         };
         let file = target::state_dir().ok().map(|state| state.join("copies").join(name(job)));
         let record = file.as_deref().and_then(read);
-        // A pair that stays as it is is told once, and used all the same.
+        // The other side reports an unchanged pair only once, so its use is recorded here.
         if let (Some(file), Some(record)) = (&file, &record)
             && !is_fresh(file)
         {
             let _ = write(file, record);
         }
-        // A setup says which session it means; of the others that is known once they are connected
-        // to.
+        // A setup names its session in advance; other sessions are known only after connecting.
         let machine = target::session_of(&job.way);
         let known = Mutex::new(Known { record, machine });
         Arc::new(Self { file, is_source_in_session, known })
     }
 
-    /// The session's VM that is connected to.
+    /// Sets the session's VM after connecting to it.
     pub(super) fn met(&self, machine: String) {
         self.known().machine = Some(machine);
     }
 
-    /// Options with what is known.
+    /// The options, completed by the known pair.
     pub(super) fn options(&self, options: &Options) -> Options {
         let known = self.known();
         let session = self.is_source_in_session.map(|is_source| {
             let then = known.record.as_ref().and_then(|record| record.machine.as_ref());
-            // Where it does not matter for deletions, it is not known before the connection is
-            // made.
+            // Where it does not matter for deletions, the VM is unknown before connecting.
             let is_other = then.zip(known.machine.as_ref()).is_some_and(|(then, now)| then != now);
             InSession { is_source, is_other }
         });
@@ -96,7 +94,7 @@ impl Pairing {
         Options { baseline: Baseline { pair, session }, ..options.clone() }
     }
 
-    /// Passes on what is observed, and remembers what is to be remembered of the pair.
+    /// Forwards all events to `monitor`, and stores the pair that they report.
     pub(super) fn watching(self: &Arc<Self>, monitor: Watcher) -> Watcher {
         Arc::new(Learning { pairing: Arc::clone(self), monitor })
     }
@@ -108,7 +106,7 @@ impl Pairing {
         known.record = Some(record.clone());
         drop(known);
         if let Some(file) = self.file.as_deref().filter(|file| is_new || !is_fresh(file)) {
-            // What cannot be kept needs consent the next time.
+            // If the pair cannot be stored, the next run needs consent.
             let _ = write(file, &record);
         }
     }
@@ -118,7 +116,7 @@ impl Pairing {
     }
 }
 
-/// Looks on for somebody else, and learns.
+/// Forwards events to another observer, and stores pairs.
 struct Learning {
     pairing: Arc<Pairing>,
     monitor: Watcher,
@@ -141,7 +139,7 @@ impl Monitor for Learning {
     }
 }
 
-/// What a job's pair is called: the same whatever rules and options the job has.
+/// The name of a job's pair: independent of its rules and options.
 fn name(job: &Job) -> String {
     let mut hasher = Hasher::new();
     for endpoint in [&job.source, &job.destination] {
@@ -158,7 +156,8 @@ fn name(job: &Job) -> String {
     format!("{}.json", digits.get(..32).unwrap_or(&digits))
 }
 
-/// A path without links, as far as it leads to something: what is missing of it will be made there.
+/// A path without links. Components that do not exist yet stay as they are: they will be created
+/// there.
 fn real(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let existing = path.ancestors().find_map(|existing| {
@@ -169,7 +168,7 @@ fn real(path: &Path) -> PathBuf {
     existing.unwrap_or(path)
 }
 
-/// A path on another machine, without what says nothing: `a//b/.` is `a/b`.
+/// A path on another machine, without redundant parts: `a//b/.` is `a/b`.
 fn plain(path: &[u8]) -> Vec<u8> {
     let is_absolute = path.starts_with(b"/");
     let components = path.split(|&byte| byte == b'/').filter(|part| !part.is_empty() && *part != b".");
@@ -195,7 +194,7 @@ fn is_fresh(file: &Path) -> bool {
     written.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < FRESH))
 }
 
-/// Removes what nobody used for long, and of the rest the oldest beyond so many.
+/// Removes pairs that were unused for long, then the oldest of the rest beyond `most`.
 fn prune(directory: &Path, most: usize) {
     let now = SystemTime::now();
     let files = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -243,7 +242,7 @@ mod tests {
     };
 
     #[test]
-    fn a_pair_has_one_name_whatever_its_options_and_its_spelling() {
+    fn a_pairs_name_ignores_options_and_spelling() {
         let one = name(&job("/a/b", "me@host:x/y"));
         let mut other = job("/a/b/", "me@host:./x//y/");
         other.options.checksum = true;
@@ -272,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_learned_is_private_and_known_the_next_time() {
+    fn a_stored_pair_is_private_and_known_to_the_next_run() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("state/copies/a.json");
         let first = pairing(file.clone(), None);
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn another_vm_is_told_from_the_one_that_was_met() {
+    fn another_vm_is_told_from_the_stored_one() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("a.json");
         let first = pairing(file.clone(), Some(true));
@@ -302,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_go_and_what_was_not_used_for_a_year() {
+    fn pruning_removes_the_oldest_pairs_and_those_unused_for_a_year() {
         let folder = tempfile::tempdir().unwrap();
         let names = || {
             let mut names: Vec<_> =

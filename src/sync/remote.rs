@@ -1,4 +1,4 @@
-//! From or to another machine: a session with it, and exchanges with an agent on it.
+//! Exchanges with another machine: a connection to it, and exchanges with an agent on it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,17 +21,17 @@ use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, kernel, lanes, targe
 use crate::wire::hello::{self, Options, Order, Role, Watching};
 use crate::wire::message::AbortKind;
 
-/// How long the far side may take to say how the agent ended, once it has closed its output. A peer that never
-/// says so must not keep us.
+/// Timeout for the exit report of an agent that has closed its output. A peer that never sends one
+/// must not block the client.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A time of this length or more stands for ever.
+/// A timeout of this length or more means never.
 const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
 
 type Writer = Striped;
 
-/// The way to where the agent runs: connected when it is first needed, while the first exchange already reads
-/// its source.
+/// The connection to the agent's machine. It is made on first use, while the first exchange already
+/// reads its source.
 pub(super) struct Session<'a> {
     endpoint: &'a Endpoint,
     way: &'a Way,
@@ -41,33 +41,33 @@ pub(super) struct Session<'a> {
     down_bytes: Count,
 }
 
-/// A connection, and what is behind it.
+/// A connection, and the machine behind it.
 struct Connected {
     connection: Connection,
     behind: Behind,
 }
 
-/// What a connection leads to, where there is more to it.
+/// The kind of machine that a connection leads to.
 enum Behind {
     Host,
     Sandbox(StandIn),
     Kernel(Box<kernel::Session>),
 }
 
-/// What the rounds of a watch go by, on one connection.
+/// The settings for the rounds of a watch, on one connection.
 pub(super) struct Rounds<F> {
-    /// Under which name both sides remember what was offered.
+    /// The key of the baseline on both sides.
     pub(super) key: Option<Key>,
-    /// How the source is watched.
+    /// The settings of the watch on the source.
     pub(super) watching: Watching,
-    /// Who looks on.
+    /// The observer.
     pub(super) monitor: Watcher,
-    /// Told of each round when it is over.
+    /// Called after each round.
     pub(super) done: F,
 }
 
 impl<'a> Session<'a> {
-    /// A session with the machine of `endpoint`.
+    /// Prepares a connection to the machine of `endpoint`.
     pub(super) fn new(endpoint: &'a Endpoint, way: &'a Way, pairing: Arc<Pairing>) -> Self {
         let (up_bytes, down_bytes) = Default::default();
         Self { endpoint, way, pairing, connected: OnceCell::new(), up_bytes, down_bytes }
@@ -78,8 +78,7 @@ impl<'a> Session<'a> {
         (self.up_bytes.bytes(), self.down_bytes.bytes())
     }
 
-    /// Connects before anything is ordered, where it matters for deletions which VM a session is
-    /// on.
+    /// Connects before the request is built, if deletions depend on the session's VM.
     pub(super) async fn meet(&self, options: &Options, monitor: &Watcher) -> Result<(), SyncError> {
         if options.delete && matches!(self.endpoint, Endpoint::Session { .. }) {
             self.connected.get_or_try_init(|| self.connect(monitor)).await?;
@@ -117,7 +116,7 @@ impl<'a> Session<'a> {
         Ok(Connected { connection: remote::connect(&target).await?, behind: Behind::Host })
     }
 
-    /// Ends the connection.
+    /// Closes the connection.
     pub(super) async fn close(self) {
         let Some(Connected { connection, behind }) = self.connected.into_inner() else { return };
         connection.close().await;
@@ -126,7 +125,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Sends what is at `from` to `to` on the other machine.
+    /// Uploads `from` to `to` on the other machine.
     pub(super) async fn upload(
         &self,
         from: &Path,
@@ -162,8 +161,8 @@ impl<'a> Session<'a> {
         self.until_it_ends(order, monitor, run).await
     }
 
-    /// The same the other way: the source is watched on the other machine. `began` is given what asks it to look at
-    /// everything.
+    /// Keeps `to` a copy of a source that is watched on the other machine, until that ends. `began`
+    /// gets a handle that asks the agent for a full round.
     pub(super) async fn download_live(
         &self,
         from: &[u8],
@@ -198,13 +197,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The connection, once there is one.
+    /// The connection, if there is one already.
     pub(super) fn connection(&self) -> Option<&Connection> {
         self.connected.get().map(|connected| &connected.connection)
     }
 
-    /// Fetches what is at `from` on the other machine to `to`. What comes from there is not trusted: set-id
-    /// bits and links that lead out of the tree stay away.
+    /// Downloads `from` on the other machine to `to`. The other machine is not trusted: set-id bits
+    /// and links that lead out of the tree are not created.
     pub(super) async fn download(
         &self,
         from: &[u8],
@@ -237,7 +236,7 @@ impl<'a> Session<'a> {
         self.over(order, &monitor, run).await
     }
 
-    /// The same error, or what the platform knows of it.
+    /// Replaces the error by a cause that the platform's API knows, if any.
     async fn explain(&self, error: SyncError) -> SyncError {
         match self.connected.get() {
             Some(Connected { behind: Behind::Kernel(session), .. }) => session.explain(error).await,
@@ -245,8 +244,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Starts an agent with this order, connecting first where that is still to be done, and runs this side over the
-    /// streams to it.
+    /// Starts an agent with this request, and runs this side over its streams. Connects first if
+    /// there is no connection yet.
     async fn over(
         &self,
         order: Order,
@@ -258,14 +257,14 @@ impl<'a> Session<'a> {
         let (up_bytes, down_bytes) = (self.up_bytes.clone(), self.down_bytes.clone());
         let before = self.traffic();
         let (reader, mut writer) = (down_bytes.meter(agent.reader), up_bytes.meter(agent.writer));
-        // Also for a download: which way much goes is seen where it is written.
+        // Downloads get lanes too: the direction of the bulk data shows only when it is written.
         let (asking, opening) = lanes::pair(up_bytes.clone());
-        // As long as the way says the agent may be silent.
+        // The timeout for a silent agent is the one in the connect options.
         let timeouts =
             (self.way.timeout < FOR_EVER).then_some(self.way.timeout).and_then(Timeouts::of_client);
         let heard = agent.heard;
         let running = super::blocking(move || {
-            // A writer that is gone shows in what the reader says.
+            // If the write fails, the reader reports why.
             let _ = hello::write(&mut writer, Some(order));
             let incoming = Incoming::alone(reader).within(timeouts).carried(move || heard.bytes());
             run(incoming, Striped::new(Box::new(writer), Box::new(asking)))
@@ -277,7 +276,8 @@ impl<'a> Session<'a> {
             Ok::<_, SyncError>(&connected.connection)
         };
         let result = tokio::select! {
-            // Nothing can come of it before it has started, save that there is nothing to send.
+            // Before the agent starts, the exchange can only fail locally, e.g. on a missing
+            // source.
             result = &mut running => result,
             started = starting => {
                 tokio::select! {
@@ -292,7 +292,7 @@ impl<'a> Session<'a> {
                 let error = explain(agent.end).await.unwrap_or(SyncError::Run(failure));
                 return Err(self.explain(error).await);
             }
-            // Whoever is silent does not say how it ended.
+            // A silent agent sends no exit report.
             Err(failure) => return Err(self.explain(SyncError::Run(failure)).await),
         };
         Ok(Round {
@@ -308,18 +308,18 @@ impl<'a> Session<'a> {
     }
 }
 
-/// A time on the wire; 0 is never.
+/// A timeout on the wire, in milliseconds; 0 is never.
 fn millis(time: Duration) -> u32 {
     if time < FOR_EVER { u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1) } else { 0 }
 }
 
-/// What this side goes by when it sends.
+/// The configuration of a sender on this side.
 fn sending(options: &Options) -> Config {
-    // Who is who over there is not known, so set-id bits go.
+    // The users of the other machine are unknown, so set-id bits are cleared.
     Config { options: Options { set_id_owner: None, ..options.clone() }, relay: false }
 }
 
-/// The same when it receives.
+/// The configuration of a receiver on this side.
 fn receiving(options: &Options) -> Config {
     let options = Options { set_id_owner: None, safe_links: true, ..options.clone() };
     Config { options, relay: false }
@@ -329,7 +329,7 @@ fn order(role: Role, path: &[u8], config: &Config, memory: Option<Key>, watch: O
     Order { role, path: path.to_vec(), options: config.options.clone(), memory, watch, timeout_ms: 0 }
 }
 
-/// Why an agent's stream ended, from what the connection and the agent itself left behind.
+/// Explains why an agent's stream ended, from the connection's error and the agent's exit report.
 async fn explain(end: AgentEnd) -> Option<SyncError> {
     let end = tokio::time::timeout(END_PATIENCE, end.wait()).await.ok()?;
     if let Some(error) = end.error {

@@ -1,8 +1,8 @@
-//! Retries: a run whose connection breaks goes on over another one.
+//! Retries: a run whose connection breaks continues over another one.
 //!
-//! What arrived is staged or in place, so the next connection carries the rest. Only a connection
-//! that has worked is made again: where nothing was reached yet, whoever waits wants to know at
-//! once.
+//! Received content is staged or in place, so the next connection carries only the rest. Only a
+//! connection that has worked is replaced. If nothing was reached yet, the waiting user wants the
+//! error at once.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,11 +18,11 @@ use crate::sync::watch::{Listener, News};
 use crate::sync::{Endpoint, Report, Round, SyncError, Watcher, Way, repeat};
 use crate::wire::message::AbortKind;
 
-/// An agent that said more than its hello and a heartbeat was at work.
+/// Bytes from the agent that prove work: more than its hello and a heartbeat.
 const SAID_BYTES_MIN: u64 = 24;
 
-/// Runs rounds with the machine of `remote`, over as many connections as it takes. The last one
-/// stays open.
+/// Runs rounds with the machine of `remote`, over as many connections as needed. The last
+/// connection stays open.
 pub(super) async fn over_connections<'a>(
     remote: &'a Endpoint,
     way: &'a Way,
@@ -48,7 +48,7 @@ pub(super) async fn over_connections<'a>(
         match attempts.failed(&error, went) {
             Verdict::Again => {}
             Verdict::End => return (session, Err(error)),
-            // That the lost agent still has the destination says less than why it was lost.
+            // The cause of the loss is more useful than the lost agent's lock on the destination.
             Verdict::EndAsLost => return (session, Err(last_loss.unwrap_or(error))),
         }
         if went.moved_bytes > 0 {
@@ -68,35 +68,35 @@ pub(super) async fn over_connections<'a>(
     }
 }
 
-/// What an attempt did before its connection was lost.
+/// The progress of an attempt before its connection was lost.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Went {
-    /// The agent was at work.
+    /// True if the agent was at work.
     pub(super) has_worked: bool,
-    /// Content that travelled.
+    /// Bytes of content that were transferred.
     pub(super) moved_bytes: u64,
-    /// Content that was missing when it began, as far as that was known.
+    /// Bytes of content that were missing when the attempt began, as far as known.
     pub(super) left_bytes: u64,
 }
 
-/// Counts attempts that came to nothing.
+/// Counts attempts without progress.
 #[derive(Debug)]
 pub(super) struct Attempts {
     max: u32,
     futile: u32,
     has_worked: bool,
-    /// The least content that an attempt found missing.
+    /// The least missing content at the start of any attempt.
     left_bytes: u64,
     was_lost: bool,
 }
 
-/// What becomes of a run after an attempt that failed.
+/// The decision after a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Again,
-    /// It ends with the error.
+    /// The run ends with this error.
     End,
-    /// It ends with why the connection was lost before.
+    /// The run ends with the error that lost the connection before.
     EndAsLost,
 }
 
@@ -105,10 +105,10 @@ impl Attempts {
         Self { max, futile: 0, has_worked: false, left_bytes: u64::MAX, was_lost: false }
     }
 
-    /// An attempt failed.
+    /// Decides after a failed attempt.
     pub(super) fn failed(&mut self, error: &SyncError, went: Went) -> Verdict {
         self.has_worked |= went.has_worked;
-        // What was sent is not what arrived: that there is less to do counts.
+        // Sent content may not have arrived, so progress means that less is missing.
         if went.moved_bytes > 0 && went.left_bytes < self.left_bytes {
             self.left_bytes = went.left_bytes;
             self.futile = 0;
@@ -123,7 +123,7 @@ impl Attempts {
         if is_busy && self.was_lost { Verdict::EndAsLost } else { Verdict::End }
     }
 
-    /// Whether what keeps an attempt after the first from beginning may be over soon.
+    /// True if a later attempt failed for a reason that may pass soon.
     fn may_pass(&self, error: &SyncError) -> bool {
         self.was_lost
             && match error {
@@ -137,7 +137,7 @@ impl Attempts {
     }
 }
 
-/// Whether it is the connection that was lost.
+/// True if the error means that the connection was lost.
 pub(super) fn is_loss(error: &SyncError) -> bool {
     match error {
         SyncError::Remote(error) => matches!(error.kind(), ErrorKind::Socket | ErrorKind::Timeout),
@@ -170,7 +170,7 @@ impl Content {
         }
     }
 
-    /// How the attempt went, in which so many bytes came from the agent.
+    /// The progress of the attempt, which received `down_bytes` from the agent.
     fn went(&self, down_bytes: u64) -> Went {
         Went {
             has_worked: down_bytes >= SAID_BYTES_MIN,
@@ -180,7 +180,7 @@ impl Content {
     }
 }
 
-/// Passes the events of one connection on, and keeps count of the content that it moves.
+/// Forwards the events of one connection, and counts the content that it moves.
 pub(super) struct Counting {
     monitor: Watcher,
     content: Content,
@@ -191,7 +191,7 @@ impl Counting {
         Self { monitor, content: Content::default() }
     }
 
-    /// How the connection went, over which so many bytes came from the agent.
+    /// The progress of the connection, which received `down_bytes` from the agent.
     pub(super) fn went(&self, down_bytes: u64) -> Went {
         self.content.went(down_bytes)
     }
@@ -212,8 +212,8 @@ impl Monitor for Counting {
     }
 }
 
-/// Passes events on, a problem once for all attempts, and keeps count of the content that the
-/// current attempt moves.
+/// Forwards events, each problem once for all attempts, and counts the content that the current
+/// attempt moves.
 struct Told {
     monitor: Watcher,
     content: Content,
@@ -225,7 +225,7 @@ impl Told {
         Self { monitor, content: Content::default(), problems: Mutex::default() }
     }
 
-    /// Another attempt begins.
+    /// Starts another attempt.
     fn begin(&self) {
         self.content.moved_bytes.store(0, Ordering::Relaxed);
         self.content.left_bytes.store(0, Ordering::Relaxed);
@@ -271,14 +271,14 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_never_worked_is_not_made_again() {
+    fn a_connection_that_never_worked_is_not_retried() {
         let error = run(AbortKind::Connection);
         assert_eq!(Attempts::new(5).failed(&error, Went::default()), Verdict::End);
         assert_eq!(Attempts::new(0).failed(&error, went(9, 9)), Verdict::End);
     }
 
     #[test]
-    fn attempts_that_come_to_nothing_are_counted_anew_after_one_that_did_not() {
+    fn progress_resets_the_count_of_futile_attempts() {
         let mut attempts = Attempts::new(2);
         let verdicts = [(5, 100), (0, 0), (5, 90), (5, 90), (5, 90)]
             .map(|(moved, left)| attempts.failed(&run(AbortKind::Timeout), went(moved, left)));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_connections_fault_ends_it() {
+    fn errors_other_than_a_lost_connection_end_the_run() {
         for (kind, first, later) in [
             (AbortKind::Connection, Verdict::Again, Verdict::Again),
             (AbortKind::Timeout, Verdict::Again, Verdict::Again),
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_end_the_loss_is_told_rather_than_that_the_lost_agent_is_still_there() {
+    fn a_busy_destination_after_a_loss_reports_the_loss() {
         let mut attempts = Attempts::new(1);
         assert_eq!(attempts.failed(&run(AbortKind::Timeout), went(1, 1)), Verdict::Again);
         assert_eq!(attempts.failed(&run(AbortKind::Busy), went(0, 0)), Verdict::EndAsLost);

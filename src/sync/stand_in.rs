@@ -1,4 +1,4 @@
-//! `sandbox:`: a stand-in VM that is started in this process, and connected to as to any other.
+//! `sandbox:`: a VM emulator in this process, with the same connection as to any other VM.
 
 use crate::remote::Connection;
 use crate::sync::{SyncError, Way};
@@ -6,7 +6,7 @@ use crate::sync::{SyncError, Way};
 #[cfg(feature = "sandbox")]
 pub(super) use there::StandIn;
 
-/// The stand-in of a ksync that was built without one.
+/// The emulator of a ksync that was built without one.
 #[cfg(not(feature = "sandbox"))]
 pub(super) enum StandIn {}
 
@@ -17,7 +17,7 @@ mod there {
     use crate::sandbox::{Options, Sandbox, Weather};
     use crate::sync::target;
 
-    /// A stand-in that runs.
+    /// A running emulator.
     pub(in crate::sync) struct StandIn(Sandbox);
 
     impl StandIn {

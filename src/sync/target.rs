@@ -1,4 +1,4 @@
-//! From an endpoint to a target: which host, over what, as whom, trusted why.
+//! From an endpoint to a connection target: host, transport, user, and trusted host keys.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,14 +9,14 @@ use crate::remote::{HostKeys, Target, Transport, ssh_config};
 use crate::sync::{Endpoint, SyncError, Way};
 use crate::tree::path::escape;
 
-/// Least time without a byte after which the layers below the exchange give a connection up. On a
-/// slow link one packet takes several seconds; a silent agent is noticed by its missing heartbeats.
+/// Minimum silence after which the layers below the exchange give a connection up. On a slow link
+/// one packet takes several seconds. A silent agent is detected by its missing heartbeats.
 const SILENCE_MIN: Duration = Duration::from_secs(30);
 
 /// The port of OpenSSH.
 const SSH_PORT: u16 = 22;
 
-/// How to reach an endpoint that is neither local nor the sandbox nor a session.
+/// The target of an endpoint that is neither local nor the sandbox nor a session.
 pub(super) fn target(endpoint: &Endpoint, way: &Way) -> Result<Target, SyncError> {
     match endpoint {
         Endpoint::Ssh { user, host, port, .. } => ssh_target(user.as_deref(), host, *port, way),
@@ -26,7 +26,7 @@ pub(super) fn target(endpoint: &Endpoint, way: &Way) -> Result<Target, SyncError
         Endpoint::Setup { path } => {
             let text = way.setup.as_ref().ok_or_else(|| SyncError::NoSetup(escape(path).into_owned()))?;
             let setup = Setup::parse(text)?;
-            // A VM that was made anew under the same name is another one: its key is another too.
+            // A VM that was created anew under the same name is another one, with another key.
             let pinned_as = format!("{} {}", setup.session_id, setup.url);
             bridge_target(setup.url, None, pinned_as, vec![setup.key_file], way)
         }
@@ -60,7 +60,8 @@ fn ssh_target(user: Option<&str>, host: &str, port: Option<u16>, way: &Way) -> R
     Ok(target)
 }
 
-/// Behind a bridge there is no name in `known_hosts` to go by, so the key of the first time counts.
+/// The target of a bridge. A bridge has no name in `known_hosts`, so the key of the first
+/// connection is pinned.
 fn bridge_target(
     url: String,
     user: Option<&str>,
@@ -83,7 +84,7 @@ fn bridge_target(
     Ok(target)
 }
 
-/// What all targets have in common.
+/// The settings that all targets share.
 pub(super) fn common(way: &Way, host_keys: HostKeys) -> Target {
     Target {
         transport: Transport::Tcp { host: String::new(), port: SSH_PORT },
@@ -97,7 +98,7 @@ pub(super) fn common(way: &Way, host_keys: HostKeys) -> Target {
     }
 }
 
-/// What the Kernel CLI prints of a VM that it set up.
+/// The Kernel CLI's description of a VM that it set up.
 struct Setup {
     url: String,
     session_id: String,
@@ -115,7 +116,7 @@ impl Setup {
         }
         let fields: Fields =
             serde_json::from_slice(text).map_err(|error| SyncError::Setup(error.to_string()))?;
-        // The command names the bridge exactly; the domain alone leaves the port to custom.
+        // The command names the bridge exactly; with the domain alone, the port is the usual one.
         let words = fields.proxy_command.as_deref().unwrap_or_default().split_ascii_whitespace();
         let named = words.map(|word| word.trim_matches(['"', '\'']));
         let url = named.rev().find(|word| word.starts_with("wss://") || word.starts_with("ws://"));
@@ -129,20 +130,20 @@ impl Setup {
     }
 }
 
-/// Where ksync keeps what has to last, by the XDG rules: ours alone.
+/// The state directory by the XDG rules, private to this user.
 pub(super) fn state_dir() -> Result<PathBuf, SyncError> {
     let directory = xdg_dir("XDG_STATE_HOME", ".local/state", "known host keys")?;
     private::check(&directory).map_err(SyncError::State)?;
     Ok(directory)
 }
 
-/// Where ksync keeps what can be made again.
+/// The cache directory, for files that can be created again.
 #[cfg(feature = "sandbox")]
 pub(super) fn cache_dir() -> Result<PathBuf, SyncError> {
     xdg_dir("XDG_CACHE_HOME", ".cache", "the sandbox")
 }
 
-/// Which of all VMs a setup means, where it says so: it is told apart from those before it under the same name.
+/// The session of a setup, if it names one. It tells this VM from earlier ones of the same name.
 pub(super) fn session_of(way: &Way) -> Option<String> {
     way.setup.as_ref().and_then(|text| Setup::parse(text).ok()).map(|setup| setup.session_id)
 }
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setup_that_says_too_little_is_refused() {
+    fn an_incomplete_setup_is_refused() {
         for text in [&b""[..], b"[]", b"{}", br#"{"vm_domain":"a"}"#, br#"{"ssh_key_file":"/k"}"#] {
             assert!(matches!(Setup::parse(text), Err(SyncError::Setup(_))));
         }

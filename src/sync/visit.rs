@@ -1,4 +1,4 @@
-//! `Visit`: a session's VM, for a command on it rather than a sync.
+//! `Visit`: a connection to a session's VM for a command, not for a sync.
 
 use crate::remote::{Connection, Terminal};
 use crate::sync::{SyncError, Watcher, Way, kernel};
@@ -13,13 +13,13 @@ impl Visit {
     /// Connects to the session of this id or name.
     ///
     /// # Errors
-    /// It cannot be reached.
+    /// The session cannot be reached.
     pub async fn begin(name: &str, way: &Way, monitor: &Watcher) -> Result<Self, SyncError> {
         let (connection, session) = kernel::Session::connect(name, way, monitor).await?;
         Ok(Self { connection, session })
     }
 
-    /// Runs a command, or the login shell, there: see [`Connection::shell`].
+    /// Runs a command, or the login shell, in the VM: see [`Connection::shell`].
     ///
     /// # Errors
     /// The session is gone, or as there.
@@ -30,7 +30,7 @@ impl Visit {
         }
     }
 
-    /// Ends the connection.
+    /// Closes the connection.
     pub async fn end(self) {
         self.connection.close().await;
     }

@@ -1,13 +1,13 @@
-//! Watching: a destination stays a copy of a source, over as many connections as it takes.
+//! Watching: a destination stays a copy of a source, over as many connections as needed.
 //!
-//! An upload watches here, over one connection after the other; a download lets the agent watch.
-//! When a connection is lost, another is made, and its first round looks at everything: nothing
-//! that happened meanwhile is missed.
+//! For an upload this process watches, over one connection after the other; for a download the
+//! agent watches. When a connection is lost, another is made, and its first round is a full one: it
+//! finds everything that happened meanwhile.
 //!
-//! A connection may be cut at any moment, also in the first round and while logging in. Until a
-//! round is over the rules of `sync::retry` decide whether another connection is made, so
-//! a host that was never reached and an agent that always fails end the watch. Afterwards the
-//! watch ends only where another connection cannot help.
+//! A connection may be cut at any moment, also during the first round or the login. Until a round
+//! has ended, the rules of `sync::retry` decide on another connection. So a host that was never
+//! reached, or an agent that always fails, ends the watch. Afterwards the watch ends only if
+//! another connection cannot help.
 
 pub(super) mod backoff;
 mod command;
@@ -35,40 +35,42 @@ use backoff::Backoff;
 use command::Commands;
 use flush::Flushes;
 
-/// How a job is kept done.
+/// The settings of a watch.
 #[derive(Debug, Clone)]
 pub struct Live {
-    /// How the source is watched.
+    /// The settings of the watch on the source.
     pub watching: Watching,
-    /// What runs after each round that changed something.
+    /// The command after each round that changed something.
     pub after: Option<AfterRound>,
 }
 
-/// What happens while a destination is kept a copy.
+/// Events of a watch.
 #[derive(Debug)]
 pub enum News<'a> {
-    /// A round is over. The first one of all makes the destination a copy; the next ones keep it one.
+    /// A round has ended. The very first round makes the destination a copy; the next ones keep it
+    /// one.
     Round(&'a Round),
-    /// The connection is lost, and another one is made after so long; also in a run that ends.
+    /// The connection was lost, and another one is made after `wait`. Also occurs in a run without
+    /// a watch.
     Lost {
-        /// Why.
+        /// The reason.
         error: &'a SyncError,
-        /// How long.
+        /// The delay.
         wait: Duration,
     },
-    /// The command that runs after a round.
+    /// An event of the command that runs after a round.
     Command(Said<'a>),
 }
 
-/// Hears the news. Called from the threads of an exchange, so it must be quick.
+/// Called with each event, from the threads of an exchange, so it must be quick.
 pub type Listener = Arc<dyn Fn(News<'_>) + Send + Sync>;
 
-/// Makes the destination a copy of the source and keeps it one, until that cannot go on.
+/// Makes the destination a copy of the source and keeps it one, until that cannot continue.
 ///
 /// # Errors
-/// [`SyncError`], always: why it ended. A connection that is cut is no reason, unless `retries` in
-/// a row came to nothing before the first round was over; that the source is gone, or the host's
-/// key another one, is.
+/// Always ends with a [`SyncError`]. A cut connection ends the watch only before its first round
+/// has ended, and only after `retries` failures in a row. A missing source or a changed host key
+/// ends it at any time.
 pub async fn watch(
     job: &Job,
     live: &Live,
@@ -92,7 +94,7 @@ pub async fn watch(
         _ => None,
     };
     let flushes = Arc::new(Flushes::new(source.clone()));
-    // Without a socket nobody can ask for a flush; everything else works.
+    // Without a socket no process can request a flush; everything else works.
     let _control = target::state_dir().ok().and_then(|state| control::serve(&state, &local, &flushes).ok());
     let commands = Commands::new(live.after.clone(), Listener::clone(&listener));
     let pairing = Pairing::of(job);
@@ -142,7 +144,7 @@ pub async fn watch(
     }
 }
 
-/// Over one connection, until it ends; why it did, and how it went.
+/// Watches over one connection until it ends. Returns the error and the progress.
 #[allow(clippy::too_many_arguments)]
 async fn once(
     job: &Job,
@@ -197,12 +199,12 @@ async fn once(
     let (_, down_bytes) = session.traffic();
     let went = counting.went(down_bytes);
     session.close().await;
-    // Whoever began to watch is there to stay, so a login that is cut is tried again, too.
+    // A user who starts a watch wants it to last, so a login that is cut is retried, too.
     let was_cut = matches!(&error, SyncError::Remote(error) if error.was_cut());
     (error, Went { has_worked: went.has_worked || was_cut, ..went })
 }
 
-/// Whether another connection may be better, after one that `worked` or did not.
+/// True if another connection may succeed; `worked` tells if this one completed a round.
 fn is_passing(error: &SyncError, worked: bool) -> bool {
     match error {
         SyncError::Remote(error) => match error.kind() {
@@ -211,15 +213,15 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
             }
             ErrorKind::Usage | ErrorKind::NotAuthorised | ErrorKind::HostKey => false,
         },
-        // Sockets and time; a session that is gone, and a key that is not accepted, stay so.
+        // Socket errors and timeouts may pass; a lost session and a rejected key do not.
         SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),
         SyncError::Run(failure) => match failure.kind {
             AbortKind::Connection | AbortKind::Timeout | AbortKind::Busy => true,
-            // A destination that was replaced is filled anew.
+            // A destination that was replaced is filled again.
             AbortKind::Destination => worked,
             AbortKind::Protocol | AbortKind::Version | AbortKind::Selection | AbortKind::Storage => false,
         },
-        // It may be waking up.
+        // The VM may be waking up.
         SyncError::NoWayIn { .. } | SyncError::Agent(_) => true,
         _ => false,
     }
@@ -231,7 +233,7 @@ mod tests {
     use crate::engine::Failure;
 
     #[test]
-    fn what_may_pass_is_tried_again_and_what_will_not_ends_it() {
+    fn only_errors_that_may_pass_are_retried() {
         let run = |kind| SyncError::Run(Failure { kind, by_peer: false, text: String::new() });
         for (error, worked, expected) in [
             (run(AbortKind::Connection), false, true),

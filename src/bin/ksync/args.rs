@@ -1,4 +1,4 @@
-//! What can be typed. Nothing is read and nothing is looked up here: see `request`.
+//! The command line: options and their help. Nothing is read or looked up here: see `request`.
 
 use std::ffi::OsString;
 #[cfg(feature = "sandbox")]
@@ -11,45 +11,45 @@ use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::rules::{self, Source};
 use crate::verbs::{DoctorArgs, FlushArgs, ProxyArgs, SessionArgs, SshArgs};
 
-/// What the command line asks for.
+/// The mode that the command line selects.
 #[derive(Debug)]
 pub(crate) enum Mode {
-    /// A text: help or the version.
+    /// Print a text: help or the version.
     Show(String),
-    /// A sync.
+    /// Sync.
     Sync(Box<SyncArgs>),
-    /// Something with sessions.
+    /// Manage sessions.
     Session(SessionArgs),
-    /// A shell or a command in a session.
+    /// Run a shell or a command in a session.
     Ssh(SshArgs),
-    /// An examination of a session.
+    /// Examine a session.
     Doctor(DoctorArgs),
-    /// A pipe to a bridge.
+    /// Connect stdin and stdout to a bridge.
     Proxy(ProxyArgs),
-    /// A wait for a watch.
+    /// Wait for a watch.
     Flush(FlushArgs),
-    /// The stand-in VM in the foreground.
+    /// Run the VM emulator in the foreground.
     #[cfg(feature = "sandbox")]
     Sandbox(SandboxArgs),
 }
 
-/// Help that fits a screen of 80 columns and starts with what most people look for.
+/// Help that fits a screen of 80 columns and starts with the most common uses.
 const TEMPLATE: &str = "\
 {about}
 
 {usage-heading} {usage}
 
 Examples:
-  ksync ./site sandbox:/tmp/site              try it: a stand-in VM, here
+  ksync ./site sandbox:/tmp/site              try it: an emulated VM, here
   ksync -n --delete ./site me@host:/srv/site  what would change over there?
   ksync -w ./site session:/srv/site           and each save, a moment later
   ksync session create                        a browser VM, by KERNEL_API_KEY
   ksync ./site session:/tmp/site              into it
   ksync wss://host:2222/tmp/out ./out         from a VM to this machine
 
-Places:
+Endpoints:
   ./dir  /dir             on this machine
-  sandbox:/dir            in the stand-in VM that ksync carries
+  sandbox:/dir            in the emulated VM that ksync carries
   session:/dir            in the current Kernel session; else ID:/dir, NAME:/dir
   :/dir                   in the VM that --setup describes
   user@host:/dir          on an SSH host; with a port ssh://user@host:22/dir
@@ -89,23 +89,23 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Makes, lists, sets up and deletes Kernel sessions
+    /// Creates, lists, sets up and deletes Kernel sessions
     #[command(hide = true, max_term_width = 80)]
     Session(SessionArgs),
     /// Runs a command or a shell on a session's VM
     #[command(hide = true, max_term_width = 80)]
     Ssh(SshArgs),
-    /// Tries each step from the API key to a file that goes there and back
+    /// Tests each step, from the API key to a file sent to the VM and back
     #[command(hide = true, max_term_width = 80)]
     Doctor(DoctorArgs),
-    /// Joins standard input and output to a bridge: a ProxyCommand for ssh, scp, sftp and rsync
+    /// Connects standard input and output to a bridge: a ProxyCommand for ssh, scp, sftp and rsync
     #[command(hide = true, max_term_width = 80)]
     Proxy(ProxyArgs),
-    /// Waits until everything that was saved so far is in its copy, where ksync --watch keeps one
+    /// Waits until ksync --watch has copied everything that was saved so far
     #[command(hide = true, max_term_width = 80)]
     Flush(FlushArgs),
-    /// Runs a stand-in VM on this machine until Ctrl-C, an SSH server behind a WebSocket; and beside it a stand-in
-    /// for the platform's API, with VMs of its own
+    /// Runs a VM emulator on this machine until Ctrl-C: an SSH server behind a WebSocket. Beside it
+    /// runs an emulator of the platform's API, with VMs of its own
     #[cfg(feature = "sandbox")]
     #[command(hide = true, max_term_width = 80)]
     Sandbox(SandboxArgs),
@@ -134,41 +134,40 @@ pub(crate) struct SyncArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "What is done")]
+#[command(next_help_heading = "Sync")]
 pub(crate) struct WhatArgs {
-    /// Show what would be done and change nothing
+    /// Show what would change, and change nothing
     #[arg(short = 'n', long)]
     pub(crate) dry_run: bool,
-    /// Remove from DEST what SOURCE does not have, once all else is in place
+    /// Delete entries of DEST that SOURCE does not have, after everything else
     #[arg(long, visible_alias = "del",
           aliases = ["delete-before", "delete-during", "delete-delay", "delete-after"])]
     pub(crate) delete: bool,
-    /// Copy directories in which SOURCE has another filesystem mounted without what is in them
+    /// Do not descend into other filesystems that are mounted in SOURCE
     #[arg(short = 'x', long)]
     pub(crate) one_file_system: bool,
-    /// Delete without a question: whatever --delete finds
+    /// Consent to every deletion that --delete finds
     #[arg(short = 'y', long)]
     pub(crate) yes: bool,
     /// Delete at most N entries; if there are more, delete none (exit 25)
     #[arg(long, value_name = "N", value_parser = max_delete, allow_hyphen_values = true)]
     pub(crate) max_delete: Option<u64>,
-    /// Delete in DEST even if it is a home or a directory of the system: PATH must
-    /// lead to it
+    /// Allow deletions in DEST although it is a home or a system directory; PATH must lead to it
     #[arg(long, value_name = "PATH", action = ArgAction::Append)]
     pub(crate) force_delete_in: Vec<OsString>,
     /// Compare by content, not by size and time
     #[arg(short = 'c', long)]
     pub(crate) checksum: bool,
-    /// Done means on the disk: what is reported survives a power cut
+    /// Flush to the disk before reporting success, so the result survives a power cut
     #[arg(long)]
     pub(crate) fsync: bool,
-    /// Compress on the way: on by itself, given up where it does not pay
+    /// Compress the transfer: on by default, skipped where it does not pay
     #[arg(short = 'z', long, overrides_with = "no_compress")]
     pub(crate) compress: bool,
     /// Never compress
     #[arg(long, overrides_with = "compress")]
     pub(crate) no_compress: bool,
-    /// What ksync always does: directories, links, modes and times are kept
+    /// Accepted for rsync users: ksync always keeps directories, links, modes and times
     #[arg(short = 'a', long)]
     archive: bool,
     #[arg(short = 'r', long, hide = true)]
@@ -184,18 +183,18 @@ pub(crate) struct WhatArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "What takes part (rsync's patterns, the first that matches wins)")]
+#[command(next_help_heading = "Filters (rsync's patterns, the first that matches wins)")]
 pub(crate) struct WhichArgs {
-    /// Leave out what matches; a leading / is SOURCE, or DEST if several SOURCEs go into it
+    /// Exclude entries that match; a leading / is SOURCE, or DEST if several SOURCEs go into it
     #[arg(long, value_name = "PATTERN", allow_hyphen_values = true, action = ArgAction::Append)]
     exclude: Vec<OsString>,
-    /// Do not leave out what matches
+    /// Do not exclude entries that match
     #[arg(long, value_name = "PATTERN", allow_hyphen_values = true, action = ArgAction::Append)]
     include: Vec<OsString>,
-    /// Patterns from a file, one a line; - is stdin
+    /// Read --exclude patterns from a file, one per line; - is stdin
     #[arg(long, value_name = "FILE", action = ArgAction::Append)]
     exclude_from: Vec<OsString>,
-    /// The same for --include
+    /// Read --include patterns from a file, likewise
     #[arg(long, value_name = "FILE", action = ArgAction::Append)]
     include_from: Vec<OsString>,
 }
@@ -203,28 +202,29 @@ pub(crate) struct WhichArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Watching")]
 pub(crate) struct WatchArgs {
-    /// Keep DEST a copy: what is saved is there a moment later
+    /// Keep DEST a copy: send each change a moment after it is saved
     #[arg(short = 'w', long)]
     pub(crate) watch: bool,
-    /// Look for changes instead of being told of them
+    /// Scan for changes at intervals instead of watching
     #[arg(long, requires = "watch")]
     pub(crate) poll: bool,
-    /// For how long nothing may have been touched before it is looked at
+    /// Debounce: SOURCE must be quiet this long before a round starts
     #[arg(long, value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=100))]
     pub(crate) debounce: u32,
-    /// Also fetch what a browser has not finished downloading
+    /// Also fetch files that a browser is still downloading
     #[arg(long, requires = "watch")]
     pub(crate) partial_downloads: bool,
-    /// Run CMD on the VM when something has changed there; with --watch, each time
+    /// Run CMD on the VM after a sync that changed something there; with --watch, after each such
+    /// round
     #[arg(long, value_name = "CMD", allow_hyphen_values = true)]
     pub(crate) exec: Option<String>,
-    /// The same on this machine, when something has changed here
+    /// Run CMD on this machine, after a sync that changed something here
     #[arg(long, value_name = "CMD", allow_hyphen_values = true, conflicts_with = "exec")]
     pub(crate) on_change: Option<String>,
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "What is shown")]
+#[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
     /// List each change
     #[arg(short = 'v', long, action = ArgAction::Count)]
@@ -232,16 +232,16 @@ pub(crate) struct OutputArgs {
     /// List each change in rsync's eleven letters
     #[arg(short = 'i', long)]
     pub(crate) itemize_changes: bool,
-    /// Only errors
+    /// Print only errors
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
-    /// Numbers at the end
+    /// Print statistics at the end
     #[arg(long)]
     pub(crate) stats: bool,
-    /// One JSON object a line instead, for programs
+    /// Print one JSON object per line, for programs
     #[arg(long)]
     pub(crate) json: bool,
-    /// Show progress: on by itself
+    /// Show progress (the default)
     #[arg(long, overrides_with = "no_progress", hide = true)]
     progress: bool,
     /// Show no progress
@@ -249,54 +249,55 @@ pub(crate) struct OutputArgs {
     pub(crate) no_progress: bool,
     #[arg(short = 'P', overrides_with = "no_progress", hide = true)]
     partial_progress: bool,
-    /// What ksync always does: it uses no colours
+    /// Accepted for rsync users: ksync never uses colours
     #[arg(long, hide = true)]
     no_color: bool,
-    /// This text
+    /// Print this help
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
-    /// The version
+    /// Print the version
     #[arg(short = 'V', long, action = ArgAction::Version)]
     version: Option<bool>,
-    /// This text, when alone; else what ksync always does: numbers for people.
+    /// Print this help, when alone; otherwise accepted for rsync users: numbers are always
+    /// readable.
     #[arg(short = 'h', long, hide = true)]
     human_readable: bool,
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "The way there")]
+#[command(next_help_heading = "Connection")]
 pub(crate) struct WayArgs {
-    /// A private key to log in with; may be given several times
+    /// A private key file for the login; may be given several times
     #[arg(long, value_name = "FILE", action = ArgAction::Append)]
     pub(crate) identity: Vec<PathBuf>,
-    /// What `kernel browsers ssh ID --setup-only -o json` prints; - is stdin
+    /// The output of `kernel browsers ssh ID --setup-only -o json`; - is stdin
     #[arg(long, value_name = "FILE")]
     pub(crate) setup: Option<PathBuf>,
     /// The only host key to accept: "ssh-ed25519 AAAA..."
     #[arg(long, value_name = "KEY")]
     pub(crate) host_key: Option<String>,
-    /// Further roots to trust for wss://
+    /// Additional root certificates for wss://
     #[arg(long, value_name = "FILE", env = "KSYNC_CA_CERT", hide_env_values = true)]
     pub(crate) ca_cert: Option<PathBuf>,
-    /// Let the session's clock run while ksync works
+    /// Do not keep the session active while ksync works
     #[arg(long)]
     pub(crate) no_keep_alive: bool,
-    /// Channels that may carry an upload, 1 to 8: by itself, as many as pay
+    /// Maximum channels for an upload, 1 to 8; by default as many as pay
     #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
     pub(crate) connections: Option<u8>,
-    /// Give up when nothing comes for so long: 60, with --watch 30; 0 is never
+    /// Give up after this long without a sign of the other side: 60, with --watch 30; 0 is never
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u64>,
-    /// Connect again so often, if a connection that worked is lost and nothing comes of it; 0 is
-    /// never
+    /// Reconnect at most N times in a row without progress, after a working connection is lost; 0
+    /// is never
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) retries: u32,
-    /// Give up connecting after so long; 0 is never
+    /// Give up connecting after this long; 0 is never
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) contimeout: u64,
 }
 
-/// What rsync has and ksync has not, named so that the answer can say what to use instead.
+/// Options of rsync that ksync lacks, declared so that the error can name the alternative.
 #[derive(Debug, Args)]
 pub(crate) struct ForeignArgs {
     #[arg(short = 'e', long, hide = true, allow_hyphen_values = true)]
@@ -311,19 +312,19 @@ pub(crate) struct ForeignArgs {
 #[cfg(feature = "sandbox")]
 #[derive(Debug, Args)]
 pub(crate) struct SandboxArgs {
-    /// Where to listen: a loopback address, with port 0 for any that is free
+    /// The loopback address to listen on; port 0 picks a free port
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     pub(crate) listen: SocketAddr,
-    /// The home directory of what runs there; without it, one in ksync's state directory
+    /// The home directory in the VM; by default one in ksync's state directory
     #[arg(long, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
-    /// How many seconds of the sessions' clock pass in a real one
+    /// Speed of the sessions' clock: its seconds per real second
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     pub(crate) time_scale: f64,
-    /// Print one line of JSON once it answers
+    /// Print one line of JSON when the VM answers
     #[arg(long)]
     pub(crate) json: bool,
-    /// This text
+    /// Print this help
     #[arg(short = 'h', long, action = ArgAction::Help)]
     help: Option<bool>,
 }
@@ -333,7 +334,7 @@ fn max_delete(text: &str) -> Result<u64, &'static str> {
     text.parse().map_err(|_| "--max-delete takes a number of entries, 0 or more")
 }
 
-/// Reads a command line. The error is a text for eyes.
+/// Parses a command line. The error is a text for the user.
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, String> {
     let mut command = Cli::command();
     let parsed = command.try_get_matches_from_mut(args).and_then(|matches| {
@@ -376,12 +377,12 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_sound() {
+    fn the_command_definition_is_valid() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn what_a_hand_used_to_rsync_types_is_understood() {
+    fn rsyncs_common_options_are_accepted() {
         let args = sync("ksync -avzPh --delete-after -e x -n --itemize-changes a b");
         assert_eq!(args.places, ["a", "b"]);
         assert!(args.what.delete && args.what.dry_run && args.output.itemize_changes);
@@ -392,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_that_contradict_each_other_the_last_counts() {
+    fn the_last_of_two_contradicting_options_counts() {
         assert!(sync("ksync -z --no-compress a b").what.no_compress);
         assert!(!sync("ksync --no-compress -z a b").what.no_compress);
         assert!(sync("ksync -P --no-progress a b").output.no_progress);
@@ -401,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn how_many_may_be_deleted_is_a_number_from_zero_on() {
+    fn max_delete_takes_a_number_from_zero_on() {
         assert_eq!(sync("ksync --max-delete=5 a b").what.max_delete, Some(5));
         assert_eq!(sync("ksync --max-delete 0 a b").what.max_delete, Some(0));
         for wrong in ["--max-delete=-1", "--max-delete -1", "--max-delete=x", "--max-delete="] {
@@ -419,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn h_alone_is_help_and_with_others_nothing_new() {
+    fn h_alone_prints_help_and_with_others_changes_nothing() {
         assert!(matches!(parsed("ksync -h"), Ok(Mode::Show(text)) if text.contains("Examples:")));
         assert!(matches!(parsed("ksync --help"), Ok(Mode::Show(text)) if text.contains("Examples:")));
         assert!(matches!(parsed("ksync sandbox --help"), Ok(Mode::Show(text)) if text.contains("--listen")));
@@ -436,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_an_error_that_names_it() {
+    fn an_unknown_option_is_an_error_that_names_it() {
         assert!(parsed("ksync --frobnicate a b").unwrap_err().contains("--frobnicate"));
         for number in ["0", "9", "x", "-1"] {
             let told = parsed(&format!("ksync -j={number} a b")).unwrap_err();

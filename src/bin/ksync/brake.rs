@@ -1,4 +1,4 @@
-//! Words about deletions that wait for consent, and the question whether they may be done.
+//! Messages about deletions that wait for consent, and the question for consent.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -10,18 +10,18 @@ use crate::list;
 use crate::request::Show;
 use crate::units::{count, counted};
 
-/// In what kind of run deletions wait.
+/// The kind of run in which deletions wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum In {
-    /// One that only shows what would be done.
+    /// A dry run.
     DryRun,
-    /// One that ends.
+    /// A run that ends.
     Run,
-    /// One that goes on.
+    /// A watch.
     Watch,
 }
 
-/// Words for deletions that wait, for one job.
+/// The messages of one job about waiting deletions.
 #[derive(Debug, Clone)]
 pub(crate) struct Words {
     source: Endpoint,
@@ -30,7 +30,7 @@ pub(crate) struct Words {
 }
 
 impl Words {
-    /// For this job, which goes on if it watches.
+    /// The messages of this job; `watches` is true for a watch.
     pub(crate) fn new(job: &Job, watches: bool) -> Self {
         let of = match (watches, job.options.dry_run) {
             (true, _) => In::Watch,
@@ -40,7 +40,7 @@ impl Words {
         Self { source: job.source.clone(), destination: job.destination.clone(), of }
     }
 
-    /// In what kind of run they wait.
+    /// The kind of run in which the deletions wait.
     pub(crate) fn of(&self) -> In {
         self.of
     }
@@ -92,7 +92,7 @@ impl Words {
         }
     }
 
-    /// All of it, for eyes.
+    /// The whole message for a terminal.
     pub(crate) fn text(&self, braked: &Braked) -> String {
         let mut lines = vec![format!("ksync: {}", list::visible(&self.what(braked)))];
         lines
@@ -106,9 +106,9 @@ impl Words {
     }
 }
 
-/// A person sits at the terminal, and may consent.
+/// True if a user at the terminal may be asked for consent.
 pub(crate) fn can_ask(braked: &Braked, show: Show) -> bool {
-    // A protected directory has to be named.
+    // Deletions in a protected directory need its name on the command line.
     braked.reason != Reason::Protected
         && !show.json
         && !show.quiet
@@ -116,7 +116,7 @@ pub(crate) fn can_ask(braked: &Braked, show: Show) -> bool {
         && io::stderr().is_terminal()
 }
 
-/// Asks whether the deletions may be done. Waits for the answer.
+/// Asks for consent, and waits for the answer.
 pub(crate) fn ask(braked: &Braked) -> bool {
     let _ = write!(io::stderr(), "Delete {}? [y/N] ", entries(braked.going));
     let _ = io::stderr().flush();
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_waits_is_told_with_what_to_do() {
+    fn waiting_deletions_are_reported_with_a_hint() {
         assert_eq!(
             words("dst", In::Run).text(&braked(Reason::Emptied)),
             "ksync: nothing was deleted: ./src is empty and was not at the last sync; 1,300 entries would go\n\
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_has_its_words() {
+    fn each_reason_has_its_own_text() {
         for (reason, part) in [
             (Reason::Protected, "sandbox:. is a home or a directory of the system; 1,300 entries"),
             (Reason::Limit { limit: 5 }, "--max-delete 5 allows less"),
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_yes_is_one() {
+    fn only_a_yes_counts_as_consent() {
         for (answer, expected) in
             [("y\n", true), ("YES\n", true), ("\n", false), ("", false), ("n", false), ("yeah", false)]
         {

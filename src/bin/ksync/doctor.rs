@@ -1,4 +1,5 @@
-//! `ksync doctor`: each step from the API key to a file that went there and back, with its time and what to do.
+//! `ksync doctor`: tests each step, from the API key to a file sent to the VM and back. Reports its
+//! time, and a remedy if it fails.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,10 +19,10 @@ use crate::run::block_on;
 use crate::screen::warned;
 use crate::verbs::DoctorArgs;
 
-/// What goes there and back, in bytes.
+/// Size of the file that travels both ways, in bytes.
 const PROBE_BYTES: usize = 1 << 20;
 
-/// The harmless actions of `--full`: nothing is clicked, nothing is typed.
+/// The harmless actions of `--full`: no click and no key.
 fn actions() -> serde_json::Value {
     json!({ "actions": [
         { "type": "sleep", "sleep": { "duration_ms": 50 } },
@@ -29,24 +30,24 @@ fn actions() -> serde_json::Value {
     ] })
 }
 
-/// Runs all steps; those behind one that failed are not tried.
+/// Runs all steps; after a failure the rest is skipped.
 pub(crate) fn run(args: &DoctorArgs) -> Result<u8, Complaint> {
     let way = request::access_way(&args.way);
     let access = sync::access(&way)?;
     let mut checks = Checks { json: args.json, failed: None };
-    // Each step hands on what the next one needs.
+    // Each step passes its result to the next one.
     let _ = examine(args, &way, &access, &mut checks);
     Ok(checks.failed.unwrap_or(0))
 }
 
-/// Tells the steps, and remembers the exit code of the first that failed.
+/// Reports the steps, and keeps the exit code of the first failure.
 struct Checks {
     json: bool,
     failed: Option<u8>,
 }
 
 impl Checks {
-    /// Does one step; `None` where it failed.
+    /// Runs one step; `None` if it failed.
     fn step<T>(&mut self, name: &str, step: impl FnOnce() -> Result<(T, String), Complaint>) -> Option<T> {
         let begun = Instant::now();
         let result = step();
@@ -123,7 +124,7 @@ fn examine(args: &DoctorArgs, way: &Way, access: &Access, checks: &mut Checks) -
     Some(())
 }
 
-/// Sends a file of noise to the VM and fetches it back.
+/// Sends a file of random bytes to the VM and fetches it back.
 fn round_trip(session: &str, way: &Way) -> Result<(), Complaint> {
     let failed = |what: &'static str| {
         move |error: std::io::Error| Complaint::new(NOT_STARTED, format!("{what}: {error}"))
@@ -158,15 +159,15 @@ fn round_trip(session: &str, way: &Way) -> Result<(), Complaint> {
     }
 }
 
-/// For the connections after the first, which has warned.
+/// For all connections but the first, which has warned already.
 fn quiet() -> Watcher {
     Arc::new(Quiet)
 }
 
-/// Exit code: a content is not what it should be.
+/// Exit code: a content failed its verification.
 const VERIFICATION: u8 = 44;
 
-/// Says nothing but what the steps do not.
+/// Reports only warnings; the steps report the rest.
 struct Warner;
 
 impl Monitor for Warner {
@@ -177,7 +178,7 @@ impl Monitor for Warner {
     }
 }
 
-/// Bytes that do not shrink, the same in each run.
+/// Incompressible bytes, the same in each run.
 fn noise() -> Vec<u8> {
     let mut state = 1_u64;
     let mut next = || {
@@ -188,7 +189,7 @@ fn noise() -> Vec<u8> {
     (0..PROBE_BYTES).map(|_| next()).collect()
 }
 
-/// A private directory that goes with us.
+/// A private directory that is removed on drop.
 struct Folder(PathBuf);
 
 impl Folder {

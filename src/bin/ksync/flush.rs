@@ -1,4 +1,4 @@
-//! `ksync flush`: waits until everything that was saved is there.
+//! `ksync flush`: waits until everything that was saved has been copied.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::report::{BRAKE, Complaint, NOT_STARTED, TIMEOUT, USAGE};
 use crate::run::block_on;
 use crate::verbs::FlushArgs;
 
-/// Does it.
+/// Runs the flush.
 pub(crate) fn run(args: &FlushArgs) -> Result<u8, Complaint> {
     let local = PathBuf::from(&args.place);
     let patience = Duration::from_secs(args.timeout);

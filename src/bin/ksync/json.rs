@@ -1,6 +1,9 @@
-//! `--json`: one object a line on stdout, for programs. Each has `v` (1), `ts` (seconds since 1970) and `event`.
+//! `--json`: one object per line on stdout, for programs.
 //!
-//! A path is a string; where its bytes are not UTF-8, the string is lossy and `path_base64` has the bytes.
+//! Each has the fields `v` (1), `ts` (seconds since 1970) and `event`.
+//!
+//! A path is a string. If its bytes are not UTF-8, the string is lossy and `path_base64` holds the
+//! bytes.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,11 +23,11 @@ use crate::out;
 use crate::report::{self, Complaint};
 use crate::view::View;
 
-/// A view for programs.
+/// The view for programs.
 pub(crate) struct Json {
     is_mapped: AtomicBool,
     is_ready: AtomicBool,
-    /// How often everything was looked at.
+    /// Number of full rounds so far.
     scans: AtomicU64,
     words: Words,
     /// The last message of a watch about deletions that wait for consent.
@@ -32,7 +35,7 @@ pub(crate) struct Json {
 }
 
 impl Json {
-    /// Tells what is going to be done.
+    /// Prints the start of a job.
     pub(crate) fn begin(job: &Job, watches: bool) -> Self {
         tell(
             "start",
@@ -47,7 +50,8 @@ impl Json {
         }
     }
 
-    /// Tells what waits for consent: a run ends with that, a watch goes on and says it once.
+    /// Reports deletions that wait for consent. A run ends with that; a watch continues and reports
+    /// it once.
     fn brake(&self, braked: &Braked) {
         let (message, hint) = (self.words.what(braked), self.words.hint(braked));
         let entries: Vec<_> = braked
@@ -76,7 +80,7 @@ impl Json {
     }
 }
 
-/// Tells why there was no run, or why it ended early.
+/// Reports why there was no run, or why it ended early.
 pub(crate) fn complain(complaint: &Complaint) {
     tell("error", json!({ "exit": complaint.exit, "message": complaint.what(), "hint": complaint.hint() }));
 }
@@ -85,7 +89,7 @@ fn tell(event: &str, fields: Value) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut object = Map::new();
     object.insert("v".to_owned(), 1.into());
-    // Milliseconds are enough for eyes and programs.
+    // Milliseconds are precise enough for people and programs.
     object.insert("ts".to_owned(), (now.as_millis() as f64 / 1000.0).into());
     object.insert("event".to_owned(), event.into());
     if let Value::Object(fields) = fields {
@@ -94,7 +98,7 @@ fn tell(event: &str, fields: Value) {
     out::result(&Value::Object(object).to_string());
 }
 
-/// Fields with a path among them.
+/// Adds a path to the fields.
 fn with_path(mut fields: Value, path: &[u8]) -> Value {
     if let Some(object) = fields.as_object_mut() {
         object.insert("path".to_owned(), String::from_utf8_lossy(path).into());
@@ -120,7 +124,7 @@ fn numbers(summary: &Summary, elapsed: Duration) -> Value {
     })
 }
 
-/// A round, and how often everything has been looked at so far: rounds that change nothing are not told.
+/// A round, with the number of full rounds so far: rounds without changes are not reported.
 fn round(round: &Round, scans: u64) -> Value {
     let mut fields = numbers(&round.summary, round.elapsed);
     if let Some(object) = fields.as_object_mut() {

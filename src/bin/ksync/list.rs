@@ -18,8 +18,8 @@ pub(crate) fn plain(action: Action, what: What, path: &[u8]) -> String {
 
 /// A change in the eleven letters of `rsync --itemize-changes`: `<f+++++++++ a`.
 ///
-/// Owner, group and the letters after them are not compared and stay dots. A link's target is not
-/// shown.
+/// Owner, group and the letters after them are not compared, so they stay dots. A link's target is
+/// not shown.
 pub(crate) fn itemized(
     action: Action,
     what: What,
@@ -71,7 +71,7 @@ pub(crate) fn problem(problem: &Problem) -> String {
         Trouble::Corrupt => "cannot verify",
         Trouble::Unsafe => "cannot copy the link",
         Trouble::Unsupported => "cannot copy",
-        // The cause says it all.
+        // The cause is the whole message.
         Trouble::NotDeleted if problem.path.is_empty() => {
             return format!("ksync: {}", visible(&problem.cause));
         }
@@ -85,14 +85,14 @@ pub(crate) fn problem(problem: &Problem) -> String {
     format!("ksync: {what}: {path}: {}", visible(&problem.cause))
 }
 
-/// Text that a peer may have had a hand in: what could steer a terminal is escaped. Backslashes stay single,
-/// since paths in it are escaped already.
+/// Text from a peer: bytes that could steer a terminal are escaped. Backslashes stay single, since
+/// paths in the text are escaped already.
 pub(crate) fn visible(text: &str) -> String {
     let parts: Vec<_> = text.split('\\').map(|part| escape(part.as_bytes())).collect();
     parts.join("\\")
 }
 
-/// Something that the source does not have any more: `left    css/`.
+/// A destination entry that left the source: `left    css/`.
 pub(crate) fn left(what: What, path: &[u8]) -> String {
     format!("left    {} (--delete would remove it)", shown(what, path))
 }
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_differ_is_a_dot() {
+    fn an_equal_attribute_is_a_dot() {
         let time = Differs { time: true, ..Differs::default() };
         let line = itemized(Action::Adjust, What::Directory, time, b"", Direction::Local, false);
         assert_eq!(line, ".d..t...... ./");

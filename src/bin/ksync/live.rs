@@ -1,5 +1,5 @@
-//! The terminal while a destination is kept a copy: as for one sync up to the first round, then a line for each round
-//! and one that tells what is going on.
+//! The terminal view of a watch: as for one sync up to the first round, then a line for each round,
+//! and a status line.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,10 +20,10 @@ use crate::units::{bytes, counted, span};
 use crate::view::View;
 use crate::{out, screen};
 
-/// How often the last line is drawn.
+/// Interval of drawing the status line.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// A view for eyes.
+/// The view of a watch for people.
 pub(crate) struct LiveScreen {
     /// Shows the first round.
     first: Screen,
@@ -35,16 +35,16 @@ pub(crate) struct LiveScreen {
 
 #[derive(Default)]
 struct State {
-    /// The destination is a copy.
+    /// True after the first round.
     is_ready: bool,
     /// The last message about deletions that wait for consent.
     braked: Option<String>,
-    /// Only where there is a terminal.
+    /// The status line; only on a terminal.
     bar: Option<ProgressBar>,
 }
 
 impl LiveScreen {
-    /// A screen for a job, with nothing on it yet.
+    /// An empty screen for a job.
     pub(crate) fn new(job: &Job, show: Show) -> Self {
         Self {
             first: Screen::new(job, show),
@@ -80,7 +80,7 @@ impl LiveScreen {
 }
 
 impl State {
-    /// Prints above the last line.
+    /// Prints above the status line.
     fn print(&self, line: &str, print: fn(&str)) {
         match &self.bar {
             Some(bar) => bar.suspend(|| print(line)),
@@ -88,7 +88,7 @@ impl State {
         }
     }
 
-    /// What the last line says.
+    /// Sets the status line.
     fn is_doing(&self, what: impl Into<String>) {
         if let Some(bar) = &self.bar {
             bar.set_message(what.into());
@@ -96,7 +96,7 @@ impl State {
     }
 }
 
-/// `3 files, 4.1 kB, 23 ms`; `None` where nothing changed.
+/// `3 files, 4.1 kB, 23 ms`; `None` if nothing changed.
 fn line(round: &Round) -> Option<String> {
     if !round.has_changed() {
         return None;
@@ -128,7 +128,7 @@ impl Monitor for LiveScreen {
         let mut state = self.state();
         match event {
             Event::Polling { cause } => {
-                let line = format!("ksync: not told of changes, so it looks for them: {}", visible(&cause));
+                let line = format!("ksync: polling for changes: {}", visible(&cause));
                 state.print(&line, out::note);
             }
             Event::Left { what, path } if !self.show.quiet => {
@@ -235,12 +235,12 @@ impl View for LiveScreen {
     }
 }
 
-/// The line for a connection that is lost and made again.
+/// The line for a connection that was lost and will be replaced.
 pub(crate) fn lost(error: &SyncError, wait: Duration) -> String {
     format!("ksync: {}; trying again in {}", visible(&chain(error)), span(wait))
 }
 
-/// The line for what a command said, and where it goes.
+/// The line for a command's event, and the function that prints it.
 pub(crate) fn command(said: &Said<'_>) -> (Option<String>, fn(&str)) {
     match said {
         Said::Begins(_) => (None, out::result),
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_is_a_line() {
+    fn a_round_with_changes_is_one_line() {
         let tally = Tally { files: 3, created: 1, updated: 2, sent_bytes: 4100, ..Tally::default() };
         assert_eq!(told(tally, 23).as_deref(), Some("3 files, 4.1 kB, 23 ms"));
         let tally = Tally { deleted: 2, ..Tally::default() };

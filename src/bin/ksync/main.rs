@@ -1,5 +1,5 @@
-//! The command line: one match on the mode. Everything a run does is in the library; here is what is typed
-//! and what is seen.
+//! The command line: one match on the mode. All work of a run is in the library; this program
+//! parses arguments and prints.
 
 mod args;
 mod brake;

@@ -1,4 +1,4 @@
-//! How far a run has come, as numbers and as text.
+//! The progress of a run, as numbers and as text.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -8,21 +8,22 @@ use ksync::tree::path::escape;
 
 use crate::units::{bytes, counted, span};
 
-/// Short enough to show that a link slowed down, long enough not to jump with every file.
+/// Time span of the displayed speed: short enough to show that a link slowed down, long enough not
+/// to jump with every file.
 const PACE_SPAN: Duration = Duration::from_secs(5);
 
-/// How far it has come.
+/// The progress of a run.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// Whether the other side answers.
+    /// True after the other side has answered.
     is_connected: bool,
     entries: u64,
-    /// Whether it is known that something has to travel.
+    /// True once some content is known to be missing.
     pub(crate) is_planned: bool,
     planned_bytes: u64,
     matched_bytes: u64,
     pub(crate) moved_bytes: u64,
-    /// The file that began last.
+    /// The file whose transfer began last.
     pub(crate) name: Vec<u8>,
 }
 
@@ -48,12 +49,12 @@ impl Progress {
         }
     }
 
-    /// Bytes that travel in all. Something that travels a second time makes it more.
+    /// Total bytes to transfer. Content that is sent a second time increases it.
     pub(crate) fn total_bytes(&self) -> u64 {
         self.planned_bytes.saturating_sub(self.matched_bytes).max(self.moved_bytes)
     }
 
-    /// What is waited for while nothing travels.
+    /// The status while no content moves.
     pub(crate) fn waiting(&self) -> String {
         if self.entries > 0 && self.is_connected {
             format!("comparing {}", counted(self.entries, "entry", "entries"))
@@ -64,7 +65,7 @@ impl Progress {
         }
     }
 
-    /// How fast it goes, and how long it will take at that.
+    /// The speed, and the remaining time at that speed.
     pub(crate) fn pace(&self, bytes_per_second: f64) -> String {
         let left_bytes = self.total_bytes().saturating_sub(self.moved_bytes);
         let left = Duration::try_from_secs_f64(left_bytes as f64 / bytes_per_second);
@@ -74,7 +75,7 @@ impl Progress {
         }
     }
 
-    /// A line where there is no bar.
+    /// The progress line where there is no bar.
     pub(crate) fn line(&self, bytes_per_second: f64) -> String {
         if !self.is_planned {
             return format!("ksync: {}", self.waiting());
@@ -91,19 +92,19 @@ impl Progress {
     }
 }
 
-/// How fast it goes: over the last five seconds, or since the last look where that is longer ago.
+/// The speed over the last five seconds, or since the previous sample if that is older.
 #[derive(Debug, Default)]
 pub(crate) struct Pace(VecDeque<(Instant, u64)>);
 
 impl Pace {
-    /// Content may move from now on.
+    /// Starts the measurement before the first content.
     pub(crate) fn begin(&mut self, now: Instant) {
         if self.0.is_empty() {
             self.0.push_back((now, 0));
         }
     }
 
-    /// Takes note of how much has moved; the answer is bytes per second.
+    /// Records the moved bytes, and returns the speed in bytes per second.
     pub(crate) fn look(&mut self, now: Instant, moved_bytes: u64) -> f64 {
         self.0.push_back((now, moved_bytes));
         while self.0.len() > 2
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_tells_what_is_waited_for() {
+    fn a_line_names_the_present_step() {
         let scanned = Event::Scanned { entries: 1234, bytes: 9 };
         let resolved = Event::Resolved { path: b"/x".to_vec() };
         assert_eq!(progress(&[]).line(0.0), "ksync: connecting");
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_counts_what_has_to_travel_only() {
+    fn a_line_counts_only_content_that_must_be_sent() {
         let progress = progress(&[
             Event::Planned { files: 2, bytes: 60_000_000 },
             Event::Began { path: b"css/a\nb.css".to_vec() },
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pace_is_that_of_the_last_five_seconds() {
+    fn the_speed_is_that_of_the_last_five_seconds() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut pace = Pace::default();

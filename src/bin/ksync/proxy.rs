@@ -1,4 +1,5 @@
-//! `ksync proxy`: standard input and output joined to a bridge, for the `ProxyCommand` of ssh and its kin.
+//! `ksync proxy`: connects standard input and output to a bridge, for the `ProxyCommand` of ssh,
+//! scp and sftp.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +14,7 @@ use crate::run::{Signals, block_on};
 use crate::screen::warned;
 use crate::verbs::ProxyArgs;
 
-/// How long opening may take, and how long the bridge may be silent.
+/// The timeouts for opening the connection and for a silent bridge.
 const PATIENCE: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -37,7 +38,7 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<u8, Complaint> {
     })
 }
 
-/// The session, by what is remembered of it: ssh then finds out whether that still holds.
+/// The session from the session store, if it is there: ssh then finds out if the entry still holds.
 fn known(args: &ProxyArgs) -> Result<Known, Complaint> {
     let access = request::access(&args.way)?;
     let session = access.meant(&args.place)?;
@@ -47,7 +48,8 @@ fn known(args: &ProxyArgs) -> Result<Known, Complaint> {
     Ok(known)
 }
 
-/// What is to be said of a session that ends soon. Only at the beginning: later the terminal is somebody else's.
+/// A warning about a session that ends soon. Shown only at the start: later the terminal belongs to
+/// another program.
 fn warning(known: &Known) -> Option<Warning> {
     let now = SystemTime::now();
     let end = Life::of(known).end(now, true).filter(|end| end.is_short_in(now).is_zero())?;

@@ -1,4 +1,4 @@
-//! What is said at the end: the line that sums up, `--stats`, errors, and the exit code.
+//! Output at the end of a run: the summary line, `--stats`, errors, and the exit code.
 
 use std::error::Error;
 use std::fmt;
@@ -14,13 +14,13 @@ use ksync::wire::message::Tally;
 use crate::list::visible;
 use crate::units::{bytes, count, counted, span};
 
-/// Exit code: the command line makes no sense.
+/// Exit code: wrong usage.
 pub(crate) const USAGE: u8 = 1;
 /// Exit code: something could not be started.
 pub(crate) const NOT_STARTED: u8 = 5;
 /// Exit code: deletions wait for consent, and everything else is done.
 pub(crate) const BRAKE: u8 = 25;
-/// Exit code: nothing came for too long.
+/// Exit code: a timeout.
 pub(crate) const TIMEOUT: u8 = 30;
 /// Exit code: the command of `--exec` or `--on-change` failed.
 pub(crate) const COMMAND: u8 = 47;
@@ -31,14 +31,14 @@ const PARTIAL: u8 = 23;
 /// Exit code: source files vanished, and nothing else failed.
 const VANISHED: u8 = 24;
 
-/// Which way content goes.
+/// The direction of the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// To another machine.
     Up,
     /// From another machine.
     Down,
-    /// Neither.
+    /// On this machine.
     Local,
 }
 
@@ -60,7 +60,7 @@ impl Direction {
     }
 }
 
-/// Why the command could not do what it was told, for people: what happened, why, and what to do.
+/// An error of the command, for people: the event, its cause and a remedy.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Complaint {
     /// The exit code.
@@ -83,12 +83,12 @@ impl Complaint {
         self
     }
 
-    /// What happened.
+    /// The event and its cause.
     pub(crate) fn what(&self) -> &str {
         &self.what
     }
 
-    /// What to do.
+    /// The remedy.
     pub(crate) fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
     }
@@ -121,7 +121,7 @@ impl fmt::Display for Complaint {
     }
 }
 
-/// The last line: what was done, or would be.
+/// The summary line of a run or a dry run.
 pub(crate) fn line(report: &Report, direction: Direction) -> String {
     let Summary { tally, problem_count, .. } = &report.summary;
     if report.dry_run {
@@ -147,7 +147,7 @@ fn done_line(tally: &Tally, problems: u64, elapsed: Duration, direction: Directi
 
 fn dry_line(tally: &Tally, problems: u64, direction: Direction) -> String {
     match changes(tally) {
-        // How much of it is there already shows only when it is compared.
+        // Only the transfer shows how much of the content the destination has already.
         Some((changed, kinds)) => format!(
             "would change {} ({kinds}) and {} up to {} of {}",
             counted(changed, "entry", "entries"),
@@ -170,7 +170,7 @@ fn unchanged(tally: &Tally, problems: u64) -> String {
     }
 }
 
-/// How many changes, and of which kinds; `None` if there are none.
+/// The number of changes, and the kinds; `None` if there are none.
 fn changes(tally: &Tally) -> Option<(u64, String)> {
     let Tally { created, updated, adjusted, deleted, moved, .. } = *tally;
     let (created, deleted) = (created.saturating_sub(moved), deleted.saturating_sub(moved));
@@ -186,7 +186,7 @@ fn changes(tally: &Tally) -> Option<(u64, String)> {
     (!text.is_empty()).then(|| (created + updated + moved + adjusted + deleted, text.join(", ")))
 }
 
-/// What `--stats` adds.
+/// The output of `--stats`.
 pub(crate) fn stats(report: &Report, direction: Direction) -> String {
     let agent = (direction != Direction::Local).then_some(report.agent_installed_bytes);
     stats_block(report, agent)
@@ -232,8 +232,8 @@ fn stats_block(report: &Report, agent: Option<u64>) -> String {
     .concat()
 }
 
-/// The exit code of a run that came to its end. Deletions that wait for somebody come first:
-/// problems were told each.
+/// The exit code of a complete run. Braked deletions take precedence: each problem has been
+/// reported already.
 pub(crate) fn exit_code(summary: &Summary) -> u8 {
     if summary.braked.is_some() {
         return BRAKE;
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_line_counts_what_changed_and_what_travelled() {
+    fn the_summary_line_counts_changes_and_sent_bytes() {
         assert_eq!(
             done_line(&tally(), 0, SECOND, Direction::Up),
             "12 entries changed (3 new, 2 updated, 7 deleted), 1.2 MB sent of 3.4 MB, 0.8 s"
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dry_run_says_would() {
+    fn a_dry_run_prints_would() {
         assert_eq!(
             dry_line(&tally(), 0, Direction::Up),
             "would change 12 entries (3 new, 2 updated, 7 deleted) and send up to 1.2 MB of 3.4 MB"
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_changed_the_line_says_why() {
+    fn the_summary_line_explains_why_nothing_changed() {
         let same = |entries| Tally { entries, ..Tally::default() };
         let told = |entries, problems| done_line(&same(entries), problems, SECOND, Direction::Up);
         assert_eq!(told(1234, 0), "nothing to do: 1,234 entries are in place");
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn stats_give_every_number() {
+    fn stats_print_every_number() {
         let report = Report {
             summary: Summary {
                 tally: tally(),
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_tells_its_causes_once_and_a_hint() {
+    fn an_error_prints_its_causes_once_and_a_hint() {
         #[derive(Debug, thiserror::Error)]
         #[error("cannot connect to \x1b[2J")]
         struct Outer(#[from] Middle);

@@ -1,5 +1,5 @@
-//! From what was typed to what is to be done: places are read, files named by options are loaded, and what
-//! makes no sense is said before anything is connected.
+//! From the command line to a request: parses endpoints, loads files that options name, and reports
+//! wrong usage before connecting.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -22,47 +22,47 @@ use crate::report::{Complaint, USAGE};
 use crate::rules;
 use crate::verbs::AccessArgs;
 
-/// Longest file that an option may name, in bytes: a setup has about one kilobyte, and [`RULES_MAX`] rules
-/// fit many times.
+/// Maximum length of a file that an option names, in bytes. A setup has about one kilobyte, and
+/// [`RULES_MAX`] rules fit many times.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
-/// How long nothing may come. Who watches is told of nothing for hours, and wants to know soon when that has another
-/// reason than that nothing happens.
+/// Default timeouts for a silent other side. A watch may have no change for hours, so its user must
+/// learn of a lost connection sooner.
 const TIMEOUT_SECONDS: u64 = 60;
 const WATCH_TIMEOUT_SECONDS: u64 = 30;
 
 /// A year stands for never: it can be added to any clock without overflow.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// What is to be done and shown.
+/// The request of a command line.
 #[derive(Debug)]
 pub(crate) struct Request {
-    /// One for each SOURCE, in order.
+    /// One job for each SOURCE, in order.
     pub(crate) jobs: Vec<Job>,
-    /// How DEST is kept a copy, if it is.
+    /// The settings of `--watch`.
     pub(crate) live: Option<Live>,
-    /// What runs after a sync that changed something.
+    /// The command that runs after a sync that changed something.
     pub(crate) after: Option<AfterRound>,
-    /// What is shown of it.
+    /// The output options.
     pub(crate) show: Show,
 }
 
-/// What is shown of a run.
+/// The output options of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Show {
-    /// Nothing but errors.
+    /// Only errors.
     pub(crate) quiet: bool,
     /// Changes in rsync's eleven letters.
     pub(crate) itemize: bool,
-    /// The numbers at the end.
+    /// Statistics at the end.
     pub(crate) stats: bool,
-    /// How far it has come.
+    /// Progress.
     pub(crate) progress: bool,
-    /// Everything for programs.
+    /// JSON for programs.
     pub(crate) json: bool,
 }
 
-/// Makes a request of what was typed.
+/// Builds the request from the arguments.
 pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
     refuse_foreign(&args.foreign)?;
     let pairs = pair(&args.places, args.way.setup.is_some())?;
@@ -106,7 +106,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
     let job = |(source, destination): (Endpoint, Endpoint)| {
         let mut options = options.clone();
         if several {
-            // It goes into DEST, the transfer root, by this name.
+            // SOURCE goes into DEST, the transfer root, by this name.
             options.anchor = destination.name().unwrap_or_default().to_vec();
         }
         Job { source, destination, options, way: way.clone() }
@@ -119,8 +119,8 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
     })
 }
 
-/// A SOURCE that the rules exclude as a whole, as far as this side can tell: what a remote SOURCE
-/// is, its own side finds out.
+/// True if the rules exclude a SOURCE as a whole, as far as this side can tell. Only the remote
+/// side knows the kind of a remote SOURCE.
 fn is_excluded(job: &Job) -> bool {
     let Ok(path) = TreePath::new(&*job.options.anchor) else { return false };
     let filter = Filter::new(&job.options.rules);
@@ -130,14 +130,14 @@ fn is_excluded(job: &Job) -> bool {
     }
 }
 
-/// Consent to deletions. Only the command line gives it: no file and no variable.
+/// Consent to deletions. Only the command line can give it: no file and no variable.
 fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, Complaint> {
     if what.force_delete_in.len() > FORCED_MAX {
         let told = format!("--force-delete-in is given more than {FORCED_MAX} times");
         return Err(Complaint::usage(told, "run one ksync for each DEST"));
     }
     let is_remote = pairs.iter().any(|(_, destination)| destination.is_remote());
-    // A path is one on DEST's machine; it may be written as DEST is.
+    // A path on DEST's machine; the user may write it in the form of DEST.
     let path = |text: &OsString| match Endpoint::parse(text) {
         Ok(endpoint) if is_remote && endpoint.is_remote() => endpoint.path().to_vec(),
         _ => text.as_bytes().to_vec(),
@@ -146,10 +146,10 @@ fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, C
     Ok(Consent { yes: what.yes, agreed: None, max_delete: what.max_delete, force_in })
 }
 
-/// What a browser calls files that it has not finished downloading.
+/// Names that browsers give to unfinished downloads.
 const PARTIAL_DOWNLOADS: [&str; 2] = ["*.crdownload", ".com.google.Chrome.*"];
 
-/// What runs when something has changed, and where.
+/// The command that runs after a change, and its machine.
 fn after(args: &WatchArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Option<AfterRound>, Complaint> {
     let is_remote = pairs.iter().any(|(_, destination)| destination.is_remote());
     match (&args.exec, &args.on_change) {
@@ -167,7 +167,7 @@ fn after(args: &WatchArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Option<Afte
     }
 }
 
-/// How DEST is kept a copy, if that was asked for.
+/// The settings of a watch, if `--watch` is given.
 fn live(
     args: &WatchArgs,
     what: &WhatArgs,
@@ -189,7 +189,7 @@ fn live(
     Ok(Some(Live { watching: Watching { quiet_ms: args.debounce, poll: args.poll }, after }))
 }
 
-/// What each SOURCE goes to.
+/// Pairs each SOURCE with its destination.
 fn pair(places: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)>, Complaint> {
     let usage = "write ksync SOURCE... DEST; ksync --help has examples";
     let (destination, sources) = match places {
@@ -208,14 +208,14 @@ fn pair(places: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)
     match (in_setup(&destination) || sources.iter().any(in_setup), has_setup) {
         (true, false) => {
             return Err(Complaint::usage(
-                "a place that begins with : is in the VM of --setup, and there is none",
+                "an endpoint that begins with : is in the VM of --setup, and there is none",
                 "add --setup FILE with what `kernel browsers ssh ID --setup-only -o json` prints",
             ));
         }
         (false, true) => {
             return Err(Complaint::usage(
-                "--setup describes a VM, but no place is in it",
-                "write the place in the VM as :/path",
+                "--setup describes a VM, but no endpoint is in it",
+                "write the endpoint in the VM as :/path",
             ));
         }
         _ => {}
@@ -229,8 +229,8 @@ fn pair(places: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)
     }
 }
 
-/// A directory does not become the home by leaving something out. (A file goes into it, as with
-/// scp.)
+/// Refuses to copy a directory onto the home just because the path is missing. (A file goes into
+/// the home, as with scp.)
 fn refuse_home(source: &Endpoint, destination: Option<&OsString>) -> Result<(), Complaint> {
     let (Endpoint::Local(path), Some(destination)) = (source, destination) else { return Ok(()) };
     let name = own_name(source).ok().and_then(|name| String::from_utf8(name).ok());
@@ -245,7 +245,7 @@ fn refuse_home(source: &Endpoint, destination: Option<&OsString>) -> Result<(), 
     }
 }
 
-/// Several SOURCEs go into DEST by name.
+/// Pairs each of several SOURCEs with its name in DEST.
 fn into_directory(
     sources: Vec<Endpoint>,
     destination: Endpoint,
@@ -256,7 +256,7 @@ fn into_directory(
     {
         return Err(Complaint::usage(
             format!("{destination} is not a directory, and several SOURCEs go into one"),
-            "name a directory as the last place",
+            "name a directory as DEST",
         ));
     }
     let mut names = BTreeSet::new();
@@ -266,7 +266,7 @@ fn into_directory(
         if !names.insert(name.clone()) {
             return Err(Complaint::usage(
                 format!("two SOURCEs would both become {}", destination.join(&name)),
-                "sync them one after the other, to two places",
+                "sync them one after the other, to two destinations",
             ));
         }
         let inside = destination.clone().join(&name);
@@ -275,7 +275,7 @@ fn into_directory(
     Ok(pairs)
 }
 
-/// The name that a SOURCE has in DEST. What a local `.` is called has to be looked up.
+/// The name of a SOURCE in DEST. The name of a local `.` must be looked up.
 fn own_name(source: &Endpoint) -> Result<Vec<u8>, Complaint> {
     let looked_up = || match source {
         Endpoint::Local(path) => path.canonicalize().ok()?.file_name().map(|name| name.as_bytes().to_vec()),
@@ -284,7 +284,7 @@ fn own_name(source: &Endpoint) -> Result<Vec<u8>, Complaint> {
     source.name().map(<[u8]>::to_vec).or_else(looked_up).ok_or_else(|| {
         Complaint::usage(
             format!("{source} has no name that it could have in DEST"),
-            "sync it alone, to a place with a name",
+            "sync it alone, to a DEST with a name",
         )
     })
 }
@@ -325,12 +325,12 @@ fn way(args: WayArgs) -> Result<Way, Complaint> {
     })
 }
 
-/// What is needed to get at sessions.
+/// The settings for reaching sessions.
 pub(crate) fn access(args: &AccessArgs) -> Result<Access, Complaint> {
     Ok(ksync::sync::access(&access_way(args))?)
 }
 
-/// The way to a session, where nothing is to be synced.
+/// The connect options for a session, without a sync.
 pub(crate) fn access_way(args: &AccessArgs) -> Way {
     Way {
         identities: args.identity.iter().cloned().collect(),
@@ -341,8 +341,8 @@ pub(crate) fn access_way(args: &AccessArgs) -> Way {
     }
 }
 
-/// The platform's API, if there is a key for it. The key comes from the environment only: everybody can read the
-/// arguments of a process.
+/// The platform's API, if there is a key. The key comes only from the environment, since every user
+/// can read the arguments of a process.
 fn api(ca_cert: Option<&Path>) -> Option<Settings> {
     Some(Settings {
         base_url: variable("KERNEL_BASE_URL").unwrap_or_else(|| DEFAULT_BASE_URL.to_owned()),
@@ -353,12 +353,12 @@ fn api(ca_cert: Option<&Path>) -> Option<Settings> {
     })
 }
 
-/// An environment variable that says something.
+/// A non-empty environment variable.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// A file that an option names; `-` is stdin.
+/// Reads a file that an option names; `-` is stdin.
 fn load(file: &OsStr) -> Result<Vec<u8>, Complaint> {
     let (shown, opened) = if file == "-" {
         ("stdin".into(), Ok(Box::new(std::io::stdin()) as Box<dyn Read>))
@@ -416,13 +416,13 @@ mod tests {
     }
 
     #[test]
-    fn one_source_goes_to_the_place_that_is_named() {
+    fn one_source_goes_to_the_named_destination() {
         assert_eq!(pairs("ksync a sandbox:/b"), ["a > sandbox:/b"]);
         assert_eq!(pairs("ksync me@host:a b/"), ["me@host:a > b/"]);
     }
 
     #[test]
-    fn several_sources_go_into_it_by_name() {
+    fn several_sources_go_into_the_destination_by_name() {
         assert_eq!(pairs("ksync a/x y/ sandbox:/d"), ["a/x > sandbox:/d/x", "y/ > sandbox:/d/y"]);
         assert_eq!(pairs("ksync sandbox:/x y /no/d"), ["sandbox:/x > /no/d/x", "y > /no/d/y"]);
     }
@@ -435,20 +435,17 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_said_with_what_to_do() {
+    fn wrong_usage_is_reported_with_a_hint() {
         for (line, text) in [
             ("ksync -v", "there is no SOURCE and no DEST"),
             ("ksync a", "there is no DEST"),
             ("ksync a sandbox:b c@d:e", "both sandbox:b and c@d:e are remote"),
-            ("ksync a :/b", "a place that begins with : is in the VM of --setup, and there is none"),
-            ("ksync --setup x a b", "--setup describes a VM, but no place is in it"),
+            ("ksync a :/b", "an endpoint that begins with : is in the VM of --setup, and there is none"),
+            ("ksync --setup x a b", "--setup describes a VM, but no endpoint is in it"),
             ("ksync a/x b/x sandbox:/d", "two SOURCEs would both become sandbox:/d/x"),
             ("ksync sandbox: sandbox:/x d", "sandbox:. has no name that it could have in DEST"),
             ("ksync a b /dev/null", "/dev/null is not a directory, and several SOURCEs go into one"),
-            (
-                "ksync a http://b/c",
-                "\"http://b/c\" is no place to sync with: its scheme is not ssh, ws or wss",
-            ),
+            ("ksync a http://b/c", "\"http://b/c\" is not an endpoint: its scheme is not ssh, ws or wss"),
             ("ksync --daemon a b", "ksync is no daemon"),
             ("ksync -e ssh a b", "ksync speaks SSH itself and starts no remote shell (-e)"),
             (
@@ -465,11 +462,11 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_does_not_become_the_home_by_leaving_the_path_out() {
+    fn a_directory_is_not_copied_onto_the_home_for_want_of_a_path() {
         for destination in ["host:", "me@host:", "session:", "sandbox:", "ssh://me@host", "wss://vm:2222/"] {
             let told = complaint(&format!("ksync src {destination}"));
             assert!(told.starts_with(&format!("ksync: {destination} names no directory")), "{told}");
-            // A file goes there, and so do several by name; what comes from there is the home.
+            // A file, and several sources by name, may go there; as a source it means the home.
             built(&format!("ksync Cargo.toml {destination}")).unwrap();
             built(&format!("ksync src tests {destination}")).unwrap();
             built(&format!("ksync {destination} src")).unwrap();
@@ -483,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn consent_is_what_was_typed() {
+    fn consent_holds_the_typed_options() {
         let consent = |line: &str| built(line).unwrap().jobs[0].options.consent.clone();
         assert_eq!(consent("ksync --delete a b"), Consent::default());
         let all = consent(
@@ -491,12 +488,12 @@ mod tests {
         );
         let force_in = vec![ByteBuf::from(b"/x"), ByteBuf::from(b"y")];
         assert_eq!(all, Consent { yes: true, agreed: None, max_delete: Some(0), force_in });
-        // A name that looks like a remote place.
+        // A name that looks like a remote endpoint.
         assert_eq!(consent("ksync --force-delete-in=a:b a b").force_in, [ByteBuf::from(b"a:b")]);
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_named() {
+    fn an_unreadable_file_is_named() {
         assert_eq!(
             complaint("ksync --exclude-from /no/file a b"),
             "ksync: cannot read /no/file: No such file or directory (os error 2)"

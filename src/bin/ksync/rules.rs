@@ -1,5 +1,5 @@
-//! `--exclude`, `--include` and their `-from` files, in the order of the command line: the first rule that
-//! matches wins, so the order between the four options matters.
+//! `--exclude`, `--include` and their `-from` files. The first rule that matches wins, so the order
+//! of all four options on the command line matters.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -10,16 +10,16 @@ use ksync::tree::path::escape;
 
 use crate::report::Complaint;
 
-/// Where rules come from.
+/// The origin of rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
     /// One option, one rule.
     Pattern { include: bool, pattern: OsString },
-    /// A file with a rule on each line.
+    /// A file with one rule per line.
     File { include: bool, file: OsString },
 }
 
-/// The sources as they stand on the command line.
+/// The sources in the order of the command line.
 pub(crate) fn in_order(matches: &ArgMatches) -> Vec<Source> {
     let mut sources = Vec::new();
     for (id, include, is_file) in [
@@ -43,10 +43,10 @@ pub(crate) fn in_order(matches: &ArgMatches) -> Vec<Source> {
     sources.into_iter().map(|(_, source)| source).collect()
 }
 
-/// The rules of all sources; `read` gives a file's bytes.
+/// The rules of all sources; `read` returns a file's bytes.
 ///
 /// # Errors
-/// The first that `read` gives, or a rule that has a prefix and no pattern.
+/// The first error of `read`, or a rule that has a prefix and no pattern.
 pub(crate) fn compile(
     sources: &[Source],
     mut read: impl FnMut(&OsStr) -> Result<Vec<u8>, Complaint>,
@@ -75,8 +75,8 @@ pub(crate) fn compile(
     Ok(rules)
 }
 
-/// Adds a rule. As with rsync, `+ ` and `- ` before a pattern overrule the option, `!` forgets all
-/// rules so far, and an empty text is no rule.
+/// Adds a rule as rsync does. The prefixes `+ ` and `- ` override the option, and `!` clears all
+/// rules so far. An empty text is no rule.
 fn add(
     rules: &mut Vec<Rule>,
     include: bool,
@@ -128,13 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn files_stand_where_they_are_named() {
+    fn rules_of_files_take_the_place_of_their_option() {
         let args = ["--exclude=a", "--include-from=f", "--exclude-from", "f", "--include=z"];
         assert_eq!(compiled(&args, b"x\r\n\n# no\n; no\ny"), ["- a", "+ x", "+ y", "- x", "- y", "+ z"]);
     }
 
     #[test]
-    fn prefixes_overrule_the_option() {
+    fn prefixes_override_the_option() {
         assert_eq!(
             compiled(&["--exclude", "+ a", "--include=- b", "--exclude=-c"], b""),
             ["+ a", "- b", "- -c"]
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sign_without_a_pattern_is_an_error_and_nothing_at_all_is_no_rule() {
+    fn a_prefix_without_a_pattern_is_an_error() {
         assert_eq!(compiled(&["--exclude=", "--include=", "--exclude=a"], b""), ["- a"]);
         let complaint =
             |sources: &[Source]| compile(sources, |_| Ok(b"a\n\n- \n".to_vec())).unwrap_err().to_string();

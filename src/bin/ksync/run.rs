@@ -1,4 +1,4 @@
-//! One sync after the other, each with a screen of its own.
+//! Runs the jobs one after the other, each with a view of its own.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,19 +17,19 @@ use crate::request::Request;
 use crate::view::{self, View};
 use crate::{brake, json};
 
-/// Runs `future` on this thread: measured, a runtime of one thread is the cheapest for a single connection,
-/// and what blocks has threads of its own.
+/// Runs `future` on this thread. By measurement, a single-threaded runtime is the cheapest for a
+/// single connection; blocking work has threads of its own.
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Complaint>>) -> Result<T, Complaint> {
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime =
         runtime.map_err(|error| Complaint::new(report::NOT_STARTED, format!("cannot start: {error}")))?;
     let done = runtime.block_on(future);
-    // Threads that still wait for a disk or a dead peer must not hold up the end.
+    // Threads that still wait for a disk or a dead peer must not delay the exit.
     runtime.shutdown_background();
     done
 }
 
-/// Does what was requested; the answer is the exit code. What ends one sync early ends the ones after it.
+/// Runs the request and returns the exit code. An error in one sync skips the later ones.
 pub(crate) fn run(request: &Request) -> Result<u8, Complaint> {
     let done = block_on(async {
         let mut signals = Signals::new()?;
@@ -45,8 +45,9 @@ pub(crate) fn run(request: &Request) -> Result<u8, Complaint> {
     done
 }
 
-/// Does a job; where deletions wait for consent and somebody can be asked, asks, and goes on with a
-/// yes: what is left to do by then are the deletions. If more would go by then, asks again.
+/// Runs a job. If deletions wait for consent and a user can be asked, asks, and repeats the job
+/// after a yes. Only the deletions are left to do then. If more entries would go by then, asks
+/// again.
 async fn with_consent(job: &Job, request: &Request, signals: &mut Signals) -> Result<u8, Complaint> {
     let mut job = job.clone();
     loop {
@@ -67,7 +68,7 @@ async fn with_consent(job: &Job, request: &Request, signals: &mut Signals) -> Re
     }
 }
 
-/// Does a job: the exit code, and which deletions wait for consent.
+/// Runs a job once: the exit code, and the deletions that wait for consent.
 async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<(u8, Option<Braked>), Complaint> {
     let view = view::of(job, request.show, request.live.is_some());
     let listening = Arc::clone(&view);
@@ -92,8 +93,7 @@ async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<(u8,
         return Ok((report::COMMAND, None));
     }
     if report.dry_run {
-        // Nothing was stopped: what a run would do is told, and that it would end with another
-        // code.
+        // A dry run itself stopped nothing; its report has named the exit code of a real run.
         let summary = Summary { braked: None, ..report.summary };
         return Ok((report::exit_code(&summary), None));
     }
@@ -107,7 +107,7 @@ async fn draw(screen: &dyn View) -> Infallible {
     }
 }
 
-/// Ctrl-C, a kill, or the end of the terminal. From the moment that this is made none of them is missed.
+/// Catches Ctrl-C, SIGTERM and SIGHUP. After its creation it misses none of them.
 pub(crate) struct Signals([Signal; 3]);
 
 impl Signals {
@@ -121,7 +121,7 @@ impl Signals {
             .map_err(|error| Complaint::new(report::NOT_STARTED, format!("cannot wait for signals: {error}")))
     }
 
-    /// Waits for any of them.
+    /// Waits for any of these signals.
     pub(crate) async fn wait(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! {
@@ -132,8 +132,7 @@ impl Signals {
     }
 }
 
-/// Of two exit codes of complete runs the one that says more is amiss: 25 before 23 before 24
-/// before 0.
+/// The worse exit code of two complete runs: 25 before 23 before 24 before 0.
 fn worse(a: u8, b: u8) -> u8 {
     if a == 0 || b == 0 || a == report::BRAKE || b == report::BRAKE && a != report::COMMAND {
         a.max(b)
@@ -147,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_several_runs_the_worst_code_stays() {
+    fn the_worst_exit_code_of_several_runs_wins() {
         for (a, b, code) in [
             (0, 0, 0),
             (0, 24, 24),

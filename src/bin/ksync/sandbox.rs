@@ -1,6 +1,7 @@
-//! `ksync sandbox`: the stand-in VM in the foreground, and the stand-in for the platform beside it.
+//! `ksync sandbox`: the VM emulator in the foreground, and the platform's emulator beside it.
 //!
-//! stdout has the setup, so that `ksync sandbox > vm.json` is a file for `--setup`; stderr tells how to use it.
+//! stdout gets the setup, so that `ksync sandbox > vm.json` writes a file for `--setup`; stderr
+//! gets the instructions.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -51,7 +52,7 @@ async fn serve(
     signals: &mut Signals,
 ) -> Result<(), Complaint> {
     let home = home.path.canonicalize().unwrap_or_else(|_| home.path.clone());
-    // Named by the port, since several sandboxes may share a home.
+    // The port is in the name, since several sandboxes may share a home.
     let url = sandbox.url();
     let port = url.rsplit(':').next().unwrap_or_default();
     let key = PrivateFile::write(home.join(format!("client-key-{port}")), sandbox.client_key())?;
@@ -76,7 +77,7 @@ fn one_line(setup: &Setup, platform: &Platform) -> String {
     json!({ "setup": setup, "env": env, "ssh_command": setup.ssh_command }).to_string()
 }
 
-/// What a client of the platform needs in its environment to talk to the stand-in.
+/// The environment variables that direct a client of the platform to the emulator.
 fn env(platform: &Platform) -> [(&'static str, String); 3] {
     [
         ("KERNEL_BASE_URL", platform.base_url()),
@@ -86,13 +87,13 @@ fn env(platform: &Platform) -> [(&'static str, String); 3] {
 }
 
 fn pretty(setup: &Setup) -> String {
-    // Five strings under five names: there is nothing in them that JSON could not say.
+    // Five strings under five names can always be encoded as JSON.
     serde_json::to_string_pretty(setup).unwrap_or_default()
 }
 
 fn usage(url: &str, setup: &Setup, file: &Path, host_key: &str) -> String {
     format!(
-        "\nA stand-in VM answers at {url} until Ctrl-C.\n\n\
+        "\nAn emulated VM answers at {url} until Ctrl-C.\n\n\
          Sync with it:\n  ksync ./dir :/tmp/dir --setup {} --host-key '{host_key}'\n\n\
          Log in (needs websocat):\n  {}\n",
         quoted(&file.display().to_string()),
@@ -105,15 +106,15 @@ fn platform_usage(platform: &Platform) -> String {
     format!("\nThe platform's API, with VMs of its own:\n{}", lines.concat())
 }
 
-/// The home directory of what runs in the VM.
+/// The home directory of the programs in the VM.
 struct Home {
     path: PathBuf,
     is_temporary: bool,
 }
 
 impl Home {
-    /// The one that was asked for; else one in ksync's state directory, so that an agent that was installed
-    /// stays; else a temporary one.
+    /// The requested directory; by default one in ksync's state directory, so that an installed
+    /// agent stays; otherwise a temporary one.
     fn new(asked: Option<PathBuf>) -> Result<Self, Complaint> {
         let state = || {
             let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -123,7 +124,7 @@ impl Home {
             return Ok(Self { path, is_temporary: false });
         }
         let path = std::env::temp_dir().join(format!("ksync-sandbox-{}", std::process::id()));
-        // Not recursive: what lies there already may belong to somebody else.
+        // Not recursive: an existing directory may belong to another user.
         fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| cannot("make", &path, &error))?;
         Ok(Self { path, is_temporary: true })
     }
@@ -137,12 +138,12 @@ impl Drop for Home {
     }
 }
 
-/// A file for its owner alone, gone when it is dropped.
+/// A file that only its owner can read, removed on drop.
 struct PrivateFile(PathBuf);
 
 impl PrivateFile {
     fn write(path: PathBuf, text: &str) -> Result<Self, Complaint> {
-        // One that was left behind may have another mode, or be a link.
+        // A file from an earlier run may have another mode, or be a link.
         let written = match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path),

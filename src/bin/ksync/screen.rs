@@ -1,7 +1,8 @@
-//! What is seen while a run goes on: the mapping, changes, problems, and how far it has come.
+//! The terminal view of a run: the mapping, changes, problems, and progress.
 //!
-//! Events only change numbers or print a line, so that they cost the exchange next to nothing; the bar and
-//! the plain lines are drawn from [`Screen::tick`], which somebody calls every [`Screen::period`].
+//! Events only change numbers or print a line, so they cost the exchange next to nothing.
+//! [`Screen::tick`] draws the bar and the plain lines; the caller calls it every
+//! [`Screen::period`].
 
 use std::io::IsTerminal;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,25 +24,26 @@ use crate::units::counted;
 use crate::view::View;
 use crate::{list, live, out};
 
-/// How often the bar is drawn at most, in Hz.
+/// Maximum frequency of drawing the bar, in Hz.
 const DRAWS_PER_SECOND: u8 = 10;
 
-/// What takes less shows no bar: a bar that flashes by tells nothing.
+/// Delay before the bar appears: a bar that flashes by is useless.
 const BAR_DELAY: Duration = Duration::from_millis(300);
 
-/// Between two lines where there is no terminal.
+/// Interval between two lines where there is no terminal.
 const LINE_PERIOD: Duration = Duration::from_secs(10);
 
-/// Problems that are shown as they come; the others are counted.
+/// Number of problems that are shown one by one; the others are counted.
 const PROBLEMS_SHOWN: u64 = 20;
 
-/// Until it is known what has to travel.
+/// Template until the amount of missing content is known.
 const WAITING: &str = "{spinner} {wide_msg}";
 
-/// While content travels. Plain characters and no colours, so there is nothing for `NO_COLOR` to turn off.
+/// Template while content moves. Plain characters and no colours, so `NO_COLOR` has nothing to turn
+/// off.
 const MOVING: &str = "[{bar:20}] {decimal_bytes} of {decimal_total_bytes}, {prefix}  {wide_msg}";
 
-/// Where progress goes.
+/// The form of progress output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Bar,
@@ -49,7 +51,7 @@ enum Mode {
     Nothing,
 }
 
-/// A monitor for eyes.
+/// The view for people.
 pub(crate) struct Screen {
     source: Endpoint,
     destination: Endpoint,
@@ -72,7 +74,7 @@ struct State {
 }
 
 impl Screen {
-    /// A screen for a job, with nothing on it yet.
+    /// An empty screen for a job.
     pub(crate) fn new(job: &Job, show: Show) -> Self {
         let mode = match (show.progress, std::io::stderr().is_terminal()) {
             (false, _) => Mode::Nothing,
@@ -92,7 +94,7 @@ impl Screen {
         }
     }
 
-    /// A line for eyes, above the bar if there is one.
+    /// Prints a line on stderr, above the bar if there is one.
     fn note(&self, text: &str) {
         if !self.show.quiet {
             let state = self.state();
@@ -108,13 +110,13 @@ impl Screen {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where to where, with the path that the destination resolved to. The trees' names were typed, the
-    /// resolved path comes from the receiver.
+    /// Source and destination, with the path that the destination resolved to. The user typed the
+    /// endpoints; the resolved path comes from the receiver.
     fn mapping(&self, path: &[u8]) -> String {
         format!("{} → {}", self.source, self.destination.clone().with_path(path))
     }
 
-    /// A change as it is listed here.
+    /// The line for a change.
     pub(crate) fn change(&self, action: Action, what: What, differs: Differs, path: &[u8]) -> String {
         if self.show.itemize {
             list::itemized(action, what, differs, path, self.direction, self.checksum)
@@ -123,7 +125,7 @@ impl Screen {
         }
     }
 
-    /// What an event prints: a line for stdout, or one for stderr.
+    /// The lines for an event: one for stdout, one for stderr.
     fn told(&self, state: &mut State, event: &Event) -> (Option<String>, Option<String>) {
         match event {
             Event::Resolved { path } if !state.is_mapped => {
@@ -134,7 +136,7 @@ impl Screen {
                 (Some(self.change(*action, *what, *differs, path)), None)
             }
             Event::Excluded { entries } if !self.show.quiet => {
-                (None, Some(format!("{} left out by rules", counted(*entries, "entry", "entries"))))
+                (None, Some(format!("{} excluded by rules", counted(*entries, "entry", "entries"))))
             }
             Event::Braked(braked) => (None, Some(self.words.text(braked))),
             Event::Problem(problem) => {
@@ -188,7 +190,7 @@ impl View for Screen {
         match self.mode {
             Mode::Bar if self.started.elapsed() >= BAR_DELAY => state.draw(),
             Mode::Bar | Mode::Nothing => {}
-            // Looking before anything is planned would begin the pace too early.
+            // A sample before anything is planned would start the measurement too early.
             Mode::Lines if !state.progress.is_planned => out::note(&state.progress.line(0.0)),
             Mode::Lines => {
                 let rate = state.rate();
@@ -197,7 +199,7 @@ impl View for Screen {
         }
     }
 
-    /// Takes the bar away and counts the problems that were not shown.
+    /// Removes the bar and counts the problems that were not shown.
     fn finish(&self) {
         let mut state = self.state();
         if let Some(bar) = state.bar.take() {
@@ -231,7 +233,7 @@ impl View for Screen {
                     Some(bar) => bar.suspend(|| out::note(&line)),
                     None => out::note(&line),
                 }
-                // The next attempt plans what is still missing.
+                // The next attempt plans the content that is still missing.
                 (state.progress, state.pace) = Default::default();
             }
             News::Round(_) => {}
@@ -266,7 +268,7 @@ impl State {
     }
 }
 
-/// What is said of what has to be done first.
+/// The line for a preparation step.
 pub(crate) fn prepared(preparation: Preparation) -> &'static str {
     match preparation {
         Preparation::LookUp => "asking for the session",
@@ -275,12 +277,12 @@ pub(crate) fn prepared(preparation: Preparation) -> &'static str {
     }
 }
 
-/// What is said of what will happen.
+/// The text of a warning.
 pub(crate) fn warned(warning: &Warning) -> String {
     format!("ksync: warning: {}\n  hint: {}", visible(&warning.what), visible(&warning.hint))
 }
 
-/// Which way a job's content goes.
+/// The direction of a job's content.
 pub(crate) fn direction(job: &Job) -> Direction {
     match (job.source.is_remote(), job.destination.is_remote()) {
         (_, true) => Direction::Up,
@@ -336,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mapping_shows_once_what_the_destination_resolved_to() {
+    fn the_mapping_shows_the_resolved_destination_once() {
         let screen = screen(false);
         let event = Event::Resolved { path: b"/home/kernel/x\x07".to_vec() };
         let line = "./dir → sandbox:/home/kernel/x\\u{7}".to_owned();
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_results_and_problems_are_for_eyes() {
+    fn changes_go_to_stdout_and_problems_to_stderr() {
         let screen = screen(false);
         let change = change();
         assert_eq!(told(&screen, &change), (Some("create  a".to_owned()), None));
@@ -354,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn quiet_shows_problems_only() {
+    fn quiet_shows_only_problems() {
         let screen = screen(true);
         let change = change();
         assert_eq!(told(&screen, &change), (None, None));
@@ -373,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn both_templates_are_sound() {
+    fn both_templates_are_valid() {
         for template in [WAITING, MOVING] {
             ProgressStyle::with_template(template).unwrap();
         }

@@ -11,10 +11,10 @@ use crate::request;
 use crate::shell::quoted;
 use crate::verbs::{SessionArgs, SessionVerb};
 
-/// How long a pool may take to have a session free.
+/// Timeout for a pool to provide a session.
 const POOL_PATIENCE: Duration = Duration::from_secs(300);
 
-/// Does what one of the verbs says.
+/// Runs one of the verbs.
 pub(crate) fn run(args: SessionArgs) -> Result<u8, Complaint> {
     let access = request::access(&args.way)?;
     match args.verb {
@@ -91,7 +91,7 @@ fn show(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
     Ok(0)
 }
 
-/// A Host block for `~/.ssh/config`.
+/// Prints a Host block for `~/.ssh/config`.
 fn show_ssh_config(access: &Access, session: &str) -> Result<u8, Complaint> {
     let Known { session_id, name, host_key, key_file, .. } = reached(access, session)?.known;
     let host = name.unwrap_or_else(|| session_id.clone());
@@ -109,7 +109,7 @@ fn show_ssh_config(access: &Access, session: &str) -> Result<u8, Complaint> {
 
 fn choose(access: &Access, session: &str) -> Result<u8, Complaint> {
     let session = access.meant(session)?;
-    // What is known from here need not be asked for.
+    // A session in the session store needs no API request.
     let id = match access.store().find(&session) {
         Some(known) => known.session_id,
         None => access.api()?.browser(&session).map_err(KernelError::from)?.session_id,
@@ -119,7 +119,7 @@ fn choose(access: &Access, session: &str) -> Result<u8, Complaint> {
     Ok(0)
 }
 
-/// What the official CLI prints of a VM that it has set up, with ksync as the proxy.
+/// Prints the official CLI's description of a VM that it has set up, with ksync as the proxy.
 fn setup(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
     let session = access.meant(session)?;
     let Reached { known, provisioned } = reached(access, &session)?;
@@ -158,7 +158,7 @@ fn delete(access: &Access, session: &str) -> Result<u8, Complaint> {
     let pool = known.as_ref().and_then(|known| known.pool.clone());
     let id = known.map_or(session, |known| known.session_id);
     match pool.map_or_else(|| of_pool(&api, &id), |pool| Ok(Some(pool)))? {
-        // Somebody else gets it next: nothing of ours may be left in it.
+        // Another user gets the session next, so nothing of ours may stay in it.
         Some(pool) => api.release(&pool, &id, false),
         None => api.delete(&id),
     }
@@ -189,7 +189,7 @@ fn reached(access: &Access, session: &str) -> Result<Reached, KernelError> {
     })
 }
 
-/// A session without what is secret.
+/// A session's fields without secrets.
 fn of_browser(browser: &Browser) -> Value {
     json!({
         "session_id": browser.session_id,

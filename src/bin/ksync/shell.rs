@@ -1,4 +1,4 @@
-//! What is told to be typed into a shell.
+//! Text for the user to paste into a shell.
 
 /// `text` as one word of a POSIX shell.
 pub(crate) fn quoted(text: &str) -> String {

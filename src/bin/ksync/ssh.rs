@@ -18,7 +18,7 @@ use crate::run::{Signals, block_on};
 use crate::screen::{prepared, warned};
 use crate::verbs::SshArgs;
 
-/// Runs it; the answer is its exit status.
+/// Runs the command and returns its exit status.
 pub(crate) fn run(args: &SshArgs) -> Result<u8, Complaint> {
     let way = request::access_way(&args.way);
     let command = args.command.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().join(&b' ');
@@ -26,9 +26,9 @@ pub(crate) fn run(args: &SshArgs) -> Result<u8, Complaint> {
     let watcher: Watcher = Arc::new(Teller { is_terminal });
     block_on(async {
         let session = Visit::begin(&args.session, &way, &watcher).await?;
-        // Before the terminal is changed: whatever ends us has to change it back.
+        // Before the terminal is changed: a signal must not leave it changed.
         let mut signals = Signals::new()?;
-        // From here on every key is the other side's, Ctrl-C too.
+        // From here on the other side gets every key, Ctrl-C too.
         let raw = is_terminal.then(Raw::begin).transpose()?;
         let terminal = raw.as_ref().map(|Raw(before)| terminal(before)).transpose()?;
         let status = tokio::select! {
@@ -43,9 +43,9 @@ pub(crate) fn run(args: &SshArgs) -> Result<u8, Complaint> {
     })
 }
 
-/// Tells what has to be done first, and what will happen.
+/// Prints preparation steps and warnings.
 struct Teller {
-    /// Whether a line's end is one only with a carriage return, since the terminal makes none.
+    /// True if a line must end in a carriage return too, since a raw terminal adds none.
     is_terminal: bool,
 }
 
@@ -79,14 +79,14 @@ fn terminal(modes: &Termios) -> Result<Terminal, Complaint> {
 }
 
 fn size() -> Size {
-    // What is no terminal of known size is one of the usual.
+    // The usual size, if the terminal has no known one.
     tcgetwinsize(std::io::stdin()).map_or(Size { columns: 80, rows: 24 }, |size| Size {
         columns: size.ws_col.into(),
         rows: size.ws_row.into(),
     })
 }
 
-/// The terminal passes every key on, until this is dropped.
+/// A raw terminal, which passes every key on until this is dropped.
 struct Raw(Termios);
 
 impl Raw {

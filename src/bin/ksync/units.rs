@@ -1,8 +1,8 @@
-//! Numbers for eyes.
+//! Numbers for people.
 
 use std::time::Duration;
 
-/// A count with its thousands apart: `1,234`.
+/// A count with separated thousands: `1,234`.
 pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -25,7 +25,7 @@ pub(crate) fn bytes(number: u64) -> String {
     let mut value = number as f64;
     let mut units = ["kB", "MB", "GB", "TB", "PB"].into_iter();
     let mut unit = "B";
-    // From 999.95 on one decimal would show 1000.0.
+    // From 999.95 on, one decimal would show 1000.0.
     while value >= 999.95 || (unit == "B" && value >= 1000.0) {
         let Some(larger) = units.next() else { break };
         unit = larger;
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thousands_stand_apart() {
+    fn thousands_are_separated() {
         let texts = [0, 12, 999, 1000, 1_234_567].map(count);
         assert_eq!(texts, ["0", "12", "999", "1,000", "1,234,567"]);
         assert_eq!(counted(1, "entry", "entries"), "1 entry");

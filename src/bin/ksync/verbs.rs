@@ -1,4 +1,4 @@
-//! What can be typed after a verb other than syncing.
+//! The arguments of all verbs other than syncing.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,10 +8,10 @@ use clap::{ArgAction, Args, Subcommand};
 /// `ksync flush`.
 #[derive(Debug, Args)]
 pub(crate) struct FlushArgs {
-    /// The local side of what is kept in sync
+    /// The local side of the watched pair
     #[arg(value_name = "PLACE", default_value = ".")]
     pub(crate) place: OsString,
-    /// Give up after so long
+    /// Give up after this long
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) timeout: u64,
 }
@@ -26,68 +26,68 @@ pub(crate) struct SessionArgs {
     pub(crate) way: AccessArgs,
 }
 
-/// What to do with sessions.
+/// The verbs of `ksync session`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SessionVerb {
-    /// Make a session, or take one from a pool; it becomes the current one
+    /// Create a session, or take one from a pool; it becomes the current one
     Create {
-        /// How long it stays without anybody in it, 10 to 259200
+        /// Idle time after which the session ends, 10 to 259200
         #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=259_200))]
         timeout: u64,
-        /// Without a screen
+        /// Create it without a screen
         #[arg(long)]
         headless: bool,
-        /// A name, of which there is one at a time
+        /// A name that no other session has at the time
         #[arg(long)]
         name: Option<String>,
-        /// Take one from this pool, as it is
+        /// Take a session of this pool, as it is
         #[arg(long, conflicts_with_all = ["timeout", "headless", "name"])]
         pool: Option<String>,
-        /// One line of JSON
+        /// Print one line of JSON
         #[arg(long)]
         json: bool,
     },
     /// List the active sessions; a star marks the current one
     List {
-        /// One line of JSON for each
+        /// Print one line of JSON for each session
         #[arg(long)]
         json: bool,
     },
-    /// Show what is known of a session
+    /// Show the details of a session
     Show {
-        /// Its id or name
+        /// The session's id or name
         #[arg(default_value = "session")]
         session: String,
-        /// As a Host block for ~/.ssh/config
+        /// Print a Host block for ~/.ssh/config
         #[arg(long)]
         ssh_config: bool,
-        /// One line of JSON
+        /// Print one line of JSON
         #[arg(long)]
         json: bool,
     },
     /// Make a session the current one: the one that session: means
     Use {
-        /// Its id or name
+        /// The session's id or name
         session: String,
     },
-    /// Make its VM reachable by SSH, and tell how
+    /// Make a session's VM reachable by SSH, and print how
     Setup {
-        /// Its id or name
+        /// The session's id or name
         #[arg(default_value = "session")]
         session: String,
-        /// The JSON that `kernel browsers ssh ID --setup-only -o json` prints
+        /// Print the same JSON as `kernel browsers ssh ID --setup-only -o json`
         #[arg(long)]
         json: bool,
     },
-    /// Delete a session with its files, or give it back to its pool to be made anew
+    /// Delete a session with its files, or return it to its pool, which recreates it
     Delete {
-        /// Its id or name
+        /// The session's id or name
         #[arg(default_value = "session")]
         session: String,
     },
-    /// Take back what ksync left on its VM, the key first of all
+    /// Remove everything that ksync left on a session's VM, the key first
     Cleanup {
-        /// Its id or name
+        /// The session's id or name
         #[arg(default_value = "session")]
         session: String,
     },
@@ -110,7 +110,7 @@ pub(crate) struct SshArgs {
     pub(crate) way: AccessArgs,
     /// The session's id or name
     pub(crate) session: String,
-    /// The command, as the shell there reads it; without one, a shell
+    /// The command for the shell on the VM; without one, an interactive shell
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) command: Vec<OsString>,
 }
@@ -123,24 +123,24 @@ pub(crate) struct DoctorArgs {
     /// The session's id or name
     #[arg(default_value = "session")]
     pub(crate) session: String,
-    /// Try the computer controls too, with two harmless actions
+    /// Also test the computer controls, with two harmless actions
     #[arg(long)]
     pub(crate) full: bool,
-    /// One line of JSON for each step
+    /// Print one line of JSON for each step
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// How sessions are found and reached.
+/// Settings for finding and reaching sessions.
 #[derive(Debug, Args)]
 pub(crate) struct AccessArgs {
-    /// The private key to log in with; without it, one of its own for each session
+    /// The private key file for the login; by default a separate one for each session
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) identity: Option<PathBuf>,
-    /// Further roots to trust
+    /// Additional root certificates
     #[arg(long, value_name = "FILE", env = "KSYNC_CA_CERT", hide_env_values = true, global = true)]
     pub(crate) ca_cert: Option<PathBuf>,
-    /// This text
+    /// Print this help
     #[arg(short = 'h', long, action = ArgAction::Help, global = true)]
     help: Option<bool>,
 }

@@ -1,4 +1,4 @@
-//! What a run is shown with: lines and a bar for eyes, or JSON for programs.
+//! Views of a run: lines and a bar for people, or JSON for programs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,21 +12,21 @@ use crate::live::LiveScreen;
 use crate::request::Show;
 use crate::screen::Screen;
 
-/// Shows how a run goes.
+/// Shows the progress of a run.
 pub(crate) trait View: Monitor + Send + Sync {
-    /// How often to call [`View::tick`].
+    /// Interval of calling [`View::tick`].
     fn period(&self) -> Duration;
 
-    /// Draws how far it has come.
+    /// Draws the progress.
     fn tick(&self) {}
 
-    /// Nothing more happens.
+    /// Called when no more events come.
     fn finish(&self) {}
 
-    /// How a sync ended.
+    /// Shows the result of a sync.
     fn report(&self, report: &Report);
 
-    /// What happens while a destination is kept a copy, or when a command runs after a sync.
+    /// Shows an event of a watch, or of a command after a sync.
     fn news(&self, news: News<'_>);
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::{Endpoint, Fault};
 
-/// Reads an endpoint.
+/// Parses an endpoint.
 pub(super) fn parse(text: &OsStr) -> Result<Endpoint, Fault> {
     let bytes = text.as_bytes();
     if bytes.is_empty() {
@@ -20,7 +20,7 @@ pub(super) fn parse(text: &OsStr) -> Result<Endpoint, Fault> {
     }
 }
 
-/// Such a text up to its path, if that is missing.
+/// The part before the path of such a text, if the path is missing.
 pub(super) fn without_path(text: &OsStr) -> Option<&[u8]> {
     let bytes = text.as_bytes();
     if let Some((_, rest)) = split_scheme(bytes) {
@@ -73,11 +73,11 @@ fn parse_url(scheme: &str, rest: &[u8]) -> Result<Endpoint, Fault> {
     Ok(Endpoint::WebSocket { url: format!("{scheme}://{host}{port}"), user, path })
 }
 
-/// Everything that has no scheme.
+/// Parses an endpoint without a scheme.
 fn parse_short(text: &OsStr) -> Result<Endpoint, Fault> {
     let bytes = text.as_bytes();
     let local = || Ok(Endpoint::Local(PathBuf::from(text)));
-    // The colons of a bracketed address are not the one that ends the host.
+    // The colons of a bracketed address do not end the host.
     let brackets = bracket_end(bytes);
     let from = brackets.unwrap_or(0);
     let Some(colon) = bytes.iter().skip(from).position(|&byte| byte == b':').map(|at| at + from) else {
@@ -105,18 +105,18 @@ fn parse_short(text: &OsStr) -> Result<Endpoint, Fault> {
     }
 }
 
-/// Where a bracketed address at the beginning, or after `user@`, ends.
+/// The end of a bracketed address at the beginning, or after `user@`.
 fn bracket_end(bytes: &[u8]) -> Option<usize> {
     let end = bytes.iter().position(|&byte| byte == b'/').unwrap_or(bytes.len());
     let place = bytes.get(..end)?;
     let open = place.iter().position(|&byte| byte == b'[')?;
     let starts_host = open == 0 || place.get(open - 1) == Some(&b'@');
     let close = place.iter().position(|&byte| byte == b']')?;
-    // Only where the colon follows at once: `[draft]` and `[x]y:z` are ordinary names.
+    // The colon must follow at once: `[draft]` and `[x]y:z` are ordinary names.
     (starts_host && place.get(close + 1) == Some(&b':')).then_some(close)
 }
 
-/// `user@rest`. The last `@` counts, as with ssh: a user may hold one.
+/// `user@rest`. The last `@` counts, as with ssh, since a user name may contain one.
 fn split_user(bytes: &[u8]) -> Result<(Option<String>, &[u8]), Fault> {
     let Some(at) = bytes.iter().rposition(|&byte| byte == b'@') else { return Ok((None, bytes)) };
     let (Some(user), Some(rest)) = (bytes.get(..at), bytes.get(at + 1..)) else { return Err(Fault::User) };
@@ -127,7 +127,7 @@ fn split_user(bytes: &[u8]) -> Result<(Option<String>, &[u8]), Fault> {
     Ok((Some(user.to_owned()), rest))
 }
 
-/// `host:port`, `[address]:port`, or either without the port. The brackets go.
+/// `host:port`, `[address]:port`, or either without the port. The brackets are removed.
 fn split_port(bytes: &[u8]) -> Result<(&[u8], Option<u16>), Fault> {
     if let Some(rest) = bytes.strip_prefix(b"[") {
         let close = rest.iter().position(|&byte| byte == b']').ok_or(Fault::Host)?;
@@ -152,7 +152,7 @@ fn split_port(bytes: &[u8]) -> Result<(&[u8], Option<u16>), Fault> {
 }
 
 fn parse_port(bytes: &[u8]) -> Result<u16, Fault> {
-    // `parse` would take a sign.
+    // `parse` would accept a sign.
     if !bytes.iter().all(u8::is_ascii_digit) {
         return Err(Fault::Port);
     }
@@ -169,12 +169,13 @@ fn checked_host(bytes: &[u8]) -> Result<String, Fault> {
     if is_fine { Ok(host.to_owned()) } else { Err(Fault::Host) }
 }
 
-/// Neither control nor blank.
+/// True for characters that are neither control characters nor whitespace.
 fn is_plain(character: char) -> bool {
     !character.is_control() && !character.is_whitespace()
 }
 
-/// A path on the other side. No shell is asked there, so `~` is resolved here: relative is below the home.
+/// Resolves a path on the other side. No shell expands it there, so `~` is resolved here: a
+/// relative path is below the home.
 fn remote_path(path: &[u8]) -> Result<Vec<u8>, Fault> {
     let path = match path {
         [b'~'] => b"",

@@ -32,7 +32,7 @@ fn websocket(url: &str, user: &str, path: &str) -> Endpoint {
 }
 
 #[test]
-fn what_is_local_is_taken_as_it_stands() {
+fn local_paths_are_taken_literally() {
     for text in [
         &b"x"[..],
         b".",
@@ -61,7 +61,7 @@ fn what_is_local_is_taken_as_it_stands() {
 }
 
 #[test]
-fn each_remote_form_names_its_place() {
+fn each_remote_form_parses_to_its_endpoint() {
     for (text, endpoint) in [
         (":/tmp/x", setup("/tmp/x")),
         (":x", setup("x")),
@@ -107,7 +107,7 @@ fn remote_paths_are_bytes() {
 }
 
 #[test]
-fn what_names_no_place_is_refused() {
+fn texts_that_are_no_endpoint_are_refused() {
     for (text, fault) in [
         (&b""[..], Fault::Empty),
         (b"a\0b", Fault::Nul),
@@ -149,16 +149,16 @@ fn what_names_no_place_is_refused() {
 }
 
 #[test]
-fn an_error_shows_the_text_and_cannot_steer_a_terminal() {
+fn an_error_shows_the_text_with_control_bytes_escaped() {
     let error = Endpoint::parse(OsStr::from_bytes(b"http://\x1b[2J/")).unwrap_err();
     assert_eq!(
         error.to_string(),
-        r#""http://\u{1b}[2J/" is no place to sync with: its scheme is not ssh, ws or wss"#
+        r#""http://\u{1b}[2J/" is not an endpoint: its scheme is not ssh, ws or wss"#
     );
 }
 
 #[test]
-fn what_is_shown_can_be_typed_again() {
+fn a_displayed_endpoint_parses_to_itself() {
     for text in [
         "x/y",
         ":/x",
@@ -183,7 +183,7 @@ fn a_resolved_path_takes_the_place_of_the_typed_one() {
 }
 
 #[test]
-fn a_name_is_the_last_component_that_says_something() {
+fn the_name_is_the_last_component_that_is_a_name() {
     for (text, name) in [
         ("a/b", Some("b")),
         ("a/b//", Some("b")),
@@ -199,14 +199,14 @@ fn a_name_is_the_last_component_that_says_something() {
 }
 
 #[test]
-fn a_joined_name_lies_below() {
+fn a_joined_name_is_below_the_endpoint() {
     assert_eq!(parse(b"sandbox:/a").unwrap().join(b"b"), sandbox("/a/b"));
     assert_eq!(parse(b"sandbox:/").unwrap().join(b"b"), sandbox("/b"));
     assert_eq!(parse(b"a/").unwrap().join(b"b"), Endpoint::Local("a/b".into()));
 }
 
 #[test]
-fn what_names_no_path_is_told_with_the_two_forms_that_do() {
+fn an_endpoint_without_a_path_gets_two_suggestions() {
     for (text, home, inside) in [
         ("host:", "host:.", "host:site"),
         ("me@host:", "me@host:.", "me@host:site"),

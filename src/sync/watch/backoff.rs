@@ -1,4 +1,4 @@
-//! How long to wait before the next try.
+//! The delay before the next attempt.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -7,8 +7,9 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(250);
 const MOST: Duration = Duration::from_secs(30);
 
-/// Doubles from a quarter of a second to half a minute, each taken at three quarters to five quarters of it: clients
-/// that were cut off together do not come back together.
+/// A delay that doubles from a quarter of a second to half a minute. Each delay is multiplied by a
+/// random factor from 0.75 to 1.25, so clients that were cut off together do not reconnect
+/// together.
 #[derive(Debug)]
 pub(in crate::sync) struct Backoff {
     wait: Duration,
@@ -17,13 +18,13 @@ pub(in crate::sync) struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        // Seeded by the system for each of them.
+        // The system seeds each of them.
         Self { wait: FIRST, random: || RandomState::new().hash_one(0) }
     }
 }
 
 impl Backoff {
-    /// How long to wait now.
+    /// The delay before the next attempt.
     pub(in crate::sync) fn next(&mut self) -> Duration {
         let share = (self.random)() as f64 / u64::MAX as f64;
         let wait = self.wait.mul_f64(0.75 + share / 2.0);
@@ -37,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_half_a_minute_and_are_spread() {
+    fn delays_double_up_to_half_a_minute_with_jitter() {
         let waits = |random| {
             let mut backoff = Backoff { random, ..Backoff::default() };
             (0..9).map(|_| backoff.next().as_millis()).collect::<Vec<_>>()

@@ -1,5 +1,5 @@
-//! The command that runs after each round that changed something: one at a time, and of those that become due while
-//! one runs only the last.
+//! The command after each round that changed something. One runs at a time; of the rounds that end
+//! meanwhile, only the last one starts another.
 
 use std::convert::Infallible;
 use std::process::Stdio;
@@ -14,29 +14,29 @@ use crate::sync::SyncError;
 use crate::sync::remote::Session;
 use crate::sync::watch::{Listener, News};
 
-/// Where a command runs.
+/// The place where a command runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AfterRound {
     /// On the other machine, by the login shell.
     There(String),
-    /// On this one, by `sh`.
+    /// On this machine, by `sh`.
     Here(String),
 }
 
-/// What is heard of a command.
+/// An event of a command.
 #[derive(Debug)]
 pub enum Said<'a> {
-    /// It begins.
+    /// The command starts.
     Begins(&'a str),
-    /// A line of its output or of its errors, without its end.
+    /// A line of its output or of its errors, without the line end.
     Line(&'a [u8]),
-    /// It ended, with this status; by a signal with 128.
+    /// The exit status; 128 after a signal.
     Ended(u32),
-    /// It could not be run, or nobody knows how it ended.
+    /// The command could not be run, or its exit status is unknown.
     Failed(&'a SyncError),
 }
 
-/// Runs a command whenever it is due.
+/// Runs a command after each change.
 pub(super) struct Commands {
     after: Option<AfterRound>,
     due: Arc<Notify>,
@@ -49,19 +49,19 @@ impl Commands {
         Self { after, due: Arc::default(), listener }
     }
 
-    /// To be notified when the command is due.
+    /// The signal that a round changed something.
     pub(super) fn changed(&self) -> Arc<Notify> {
         Arc::clone(&self.due)
     }
 
-    /// Runs the command whenever it is due, for as long as the session lasts. One that is broken off with it is due
-    /// again in the next one.
+    /// Runs the command after each change, as long as the connection lasts. A command that is
+    /// broken off with the connection runs again on the next one.
     pub(super) async fn run(&self, session: Option<&Session<'_>>) -> Infallible {
         let Some(after) = &self.after else { return std::future::pending().await };
         loop {
             self.due.notified().await;
             let owed = Owed(&self.due);
-            // What became of it has been told.
+            // The listener has got the result.
             let _ = after.run(session, &self.listener).await;
             owed.settle();
         }
@@ -69,7 +69,7 @@ impl Commands {
 }
 
 impl AfterRound {
-    /// Runs it once, tells what it says and how it ends, and answers its exit status.
+    /// Runs the command once, reports its output and result, and returns its exit status.
     pub(in crate::sync) async fn run(
         &self,
         session: Option<&Session<'_>>,
@@ -82,7 +82,7 @@ impl AfterRound {
             (Self::There(command), Some(connection)) => {
                 connection.run(command.as_bytes(), &mut hear).await.map_err(SyncError::from)
             }
-            // The connection is made by the first round, and this comes after one.
+            // The first round makes the connection, and commands run only after a round.
             (Self::There(_), None) => Err(SyncError::BothRemote),
             (Self::Here(command), _) => here(command, &mut hear).await.map_err(SyncError::Pipe),
         };
@@ -94,11 +94,11 @@ impl AfterRound {
     }
 }
 
-/// A command that was begun and may not get to its end.
+/// A started command that may be broken off.
 struct Owed<'a>(&'a Notify);
 
 impl Owed<'_> {
-    /// It got there.
+    /// The command has ended.
     fn settle(self) {
         std::mem::forget(self);
     }
@@ -135,7 +135,7 @@ async fn here(command: &str, hear: &mut impl FnMut(&[u8])) -> std::io::Result<u3
     Ok(status.code().and_then(|code| u32::try_from(code).ok()).unwrap_or(128))
 }
 
-/// Reads some bytes; a stream that has ended is taken away.
+/// Reads some bytes; sets the stream to `None` at its end.
 async fn read(stream: &mut Option<impl AsyncRead + Unpin>, buffer: &mut [u8]) -> std::io::Result<usize> {
     let Some(open) = stream else { return std::future::pending().await };
     let count = open.read(buffer).await?;

@@ -1,5 +1,6 @@
-//! How another process asks one that watches for a flush: a Unix socket in the state directory, named after the
-//! watched tree. Whoever connects is told, in one byte, when everything that was saved before is there.
+//! Flush requests from other processes: a Unix socket in the state directory, named after the
+//! watched tree. The server sends one byte when everything that was saved before the connection has
+//! arrived.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -17,29 +18,30 @@ use crate::content::hash::Hash;
 use crate::sync::watch::flush::Flushes;
 use crate::sync::{SyncError, target};
 
-/// Hexadecimal digits of a tree's name: socket paths may have some hundred bytes, and few trees are watched.
+/// Hexadecimal digits of a tree's name. Socket paths are limited to about a hundred bytes, and few
+/// trees are watched.
 const NAME_DIGITS: usize = 16;
 
-/// The answers: everything is there; everything but deletions, which wait for consent.
+/// The answers: everything has arrived; everything but deletions, which wait for consent.
 const DONE: u8 = b'!';
 const BRAKED: u8 = b'?';
 
-/// Why nothing was flushed.
+/// The reason why a flush failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NotFlushed {
-    /// Nobody watches that tree.
+    /// No process watches that tree.
     #[error("no ksync --watch keeps {} in sync", .0.display())]
     NotWatched(PathBuf),
-    /// It took too long.
+    /// The timeout expired.
     #[error("not everything was there in time")]
     Late,
-    /// Whoever watched has ended.
+    /// The watching process has ended.
     #[error("the ksync that watched has ended")]
     Ended,
-    /// Everything but deletions is there, and those wait for consent.
+    /// Everything but deletions has arrived, and those wait for consent.
     #[error("deletions wait for consent; everything else is there")]
     Braked,
-    /// There is no directory to look in.
+    /// There is no state directory.
     #[error(transparent)]
     Sync(#[from] SyncError),
 }
@@ -57,13 +59,13 @@ impl Drop for Control {
     }
 }
 
-/// Lets other processes of this user flush the tree at `local`.
+/// Serves flush requests of this user's other processes for the tree at `local`.
 ///
 /// # Errors
-/// The socket cannot be made.
+/// The socket cannot be created.
 pub(super) fn serve(state: &Path, local: &Path, flushes: &Arc<Flushes>) -> io::Result<Control> {
     let directory = directory(state);
-    // Nobody else may connect.
+    // No other user may connect.
     DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
     let path = directory.join(format!("{}.{}", name(local), std::process::id()));
     let _ = fs::remove_file(&path);
@@ -81,7 +83,8 @@ pub(super) fn serve(state: &Path, local: &Path, flushes: &Arc<Flushes>) -> io::R
     Ok(Control { path, serving })
 }
 
-/// Waits until everything that has been saved so far in the watched tree at `local` is in its copies.
+/// Waits until everything that has been saved so far in the watched tree at `local` is in its
+/// copies.
 ///
 /// # Errors
 /// [`NotFlushed`].
@@ -93,7 +96,7 @@ pub async fn request_flush(local: &Path, patience: Duration) -> Result<(), NotFl
     for path in sockets.filter(is_of_tree) {
         match UnixStream::connect(&path).await {
             Ok(client) => clients.push(client),
-            // Of a process that was killed.
+            // A killed process left this socket.
             Err(_) => drop(fs::remove_file(&path)),
         }
     }
@@ -114,7 +117,7 @@ fn directory(state: &Path) -> PathBuf {
     state.join("watch")
 }
 
-/// What a tree is called here, by its real path.
+/// The socket name of a tree, from its real path.
 fn name(local: &Path) -> String {
     let real = fs::canonicalize(local).or_else(|_| std::path::absolute(local));
     let real = real.unwrap_or_else(|_| local.to_owned());

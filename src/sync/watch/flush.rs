@@ -1,7 +1,8 @@
-//! Flushing: waiting until everything that has been saved so far is there.
+//! Flushing: waits until everything that has been saved so far has arrived.
 //!
-//! A flush is a round about everything that began after it was asked for. Where the source is watched elsewhere, a
-//! round that was on its way already cannot be told from one that was asked for; but the second one from then on is.
+//! A flush ends after a full round that began after the request. If the agent watches the source,
+//! this side cannot tell a round that was already running from the requested one. The second round
+//! after the request certainly began after it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,40 +12,40 @@ use tokio::sync::watch::{Receiver, Sender, channel};
 use crate::exchange::Asker;
 use crate::exchange::rounds::{Round, Watched};
 
-/// How long to wait for a round before it is asked for again: a connection may have been lost with the question.
+/// Interval of repeating a request: a connection may have been lost together with the request.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
-/// Rounds about everything so far.
+/// The full rounds so far.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
     count: u64,
-    /// When the last of them began here.
+    /// Start of the last round on this machine's clock.
     begun: Option<Instant>,
-    /// Whether deletions wait for consent.
+    /// True if deletions wait for consent.
     is_braked: bool,
 }
 
-/// What flushes wait for.
+/// The state that flushes wait for.
 pub(super) struct Flushes {
     seen: Sender<Seen>,
-    /// Here.
+    /// The source, if this process watches it.
     source: Option<Arc<Watched>>,
-    /// There.
+    /// The handle to the agent, if the agent watches.
     asker: Mutex<Option<Asker>>,
 }
 
 impl Flushes {
-    /// Of a source that is watched here, or of one that is not.
+    /// `source` is the source that this process watches, if it does.
     pub(super) fn new(source: Option<Arc<Watched>>) -> Self {
         Self { seen: channel(Seen::default()).0, source, asker: Mutex::default() }
     }
 
-    /// Whom to ask from now on.
+    /// Sets the handle to the present agent.
     pub(super) fn ask_with(&self, asker: Asker) {
         *self.asker.lock().unwrap_or_else(PoisonError::into_inner) = Some(asker);
     }
 
-    /// A round is over.
+    /// Records a round that has ended.
     pub(super) fn seen(&self, round: &Round) {
         if round.whole {
             self.seen.send_modify(|seen| {
@@ -54,7 +55,7 @@ impl Flushes {
         }
     }
 
-    /// Waits until everything that has been saved before this call is there; `false` where
+    /// Waits until everything that was saved before this call has arrived. Returns `false` if
     /// deletions wait for consent.
     pub(super) async fn flush(&self) -> bool {
         let (asked, mut seen) = (Instant::now(), self.seen.subscribe());
@@ -71,7 +72,7 @@ impl Flushes {
     async fn wait(&self, seen: &mut Receiver<Seen>, is_done: impl Fn(&Seen) -> bool) {
         loop {
             self.ask();
-            // The sender is ours, and lives as long as this.
+            // `self` owns the sender, so it is still there.
             if tokio::time::timeout(ASK_AGAIN, seen.wait_for(&is_done)).await.is_ok() {
                 return;
             }
@@ -83,7 +84,7 @@ impl Flushes {
             source.rescan();
         }
         let asker = self.asker.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // One that nobody hears any more is replaced with the next connection.
+        // A handle to a lost agent is replaced with the next connection.
         let _ = asker.is_some_and(|asker| asker.ask());
     }
 }
