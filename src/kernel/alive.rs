@@ -1,4 +1,4 @@
-//! Keeping a session's VM awake: an open CDP WebSocket counts as activity, SSH does not.
+//! Keep-alive of a session's VM: an open CDP WebSocket counts as use, SSH does not.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,21 +7,23 @@ use tokio::task::JoinHandle;
 
 use crate::remote::{self, RemoteError};
 
-/// How long to wait before the WebSocket is opened again: at first, and at most. A VM stands by after five seconds
-/// without one, and is deleted only when its own timeout, ten seconds at least, has run from then on.
+/// Delay before the WebSocket is reopened: the first one and the longest one. A VM goes into
+/// standby after five seconds without a WebSocket. The platform deletes it only after its own
+/// timeout, at least ten seconds, from then on.
 const AGAIN_FIRST: Duration = Duration::from_millis(250);
 const AGAIN_MAX: Duration = Duration::from_secs(4);
 
-/// One that was open for so long is opened again at once: the platform closes them after about an hour.
+/// Lifetime after which the WebSocket is reopened with the first delay: the platform closes them
+/// after about an hour.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Holds a session active until it is dropped.
+/// Keeps a session awake until it is dropped.
 #[derive(Debug)]
 pub struct KeepAlive(JoinHandle<()>);
 
 impl KeepAlive {
-    /// Opens the WebSocket `url`, and opens it again whenever it is closed. That it cannot be opened harms nothing but
-    /// that the session's own clock may run: nobody is told.
+    /// Opens the WebSocket `url`, and reopens it whenever it is closed. A failure only lets the
+    /// session's idle timeout run, so it is not reported.
     #[must_use]
     pub fn begin(url: String, ca_cert: Option<PathBuf>) -> Self {
         Self(tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! The calls that ksync makes. Each blocks until it has its answer.
+//! The API calls that ksync makes. Each blocks until it has its answer.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -13,54 +13,54 @@ use crate::kernel::http::{Answer, Content, Http, Request};
 use crate::kernel::settings::Settings;
 use crate::kernel::types::{Browser, Exec, Executed, NewBrowser};
 
-/// The largest answer that is read, in bytes.
+/// Largest answer that ksync reads, in bytes.
 const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
 
-/// The largest answer that is read of a command, with its output, in bytes.
+/// Largest answer to `exec`, with the command's output, in bytes.
 const EXEC_ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// The longest id or name that is sent, in bytes. Real ones have less than 64.
+/// Longest id or name that ksync sends, in bytes. Real ones have less than 64.
 const NAME_BYTES_MAX: usize = 255;
 
-/// How many sessions a page of the list has: as many as the API gives at once.
+/// Sessions per page of the list: the API's maximum.
 const PAGE_SESSIONS: u64 = 100;
 
-/// How many pages are read. Whoever has more sessions has another trouble.
+/// Limit of pages that ksync reads.
 const PAGES_MAX: usize = 100;
 
-/// How slow a connection may be that a file is written over, in bytes a second.
+/// Slowest supported connection for writing a file, in bytes per second.
 const UPLOAD_BYTES_PER_S_MIN: u64 = 32 * 1024;
 
-/// How long the API is asked to hold a call that waits for a session of a pool.
+/// Time for which ksync asks the API to hold a call that waits for a pool session.
 const ACQUIRE_HOLD: Duration = Duration::from_secs(30);
 
-/// How long to wait before asking again for a session of a pool, if the API did not.
+/// Pause before the next request for a pool session, if the API did not hold the call.
 const ACQUIRE_PAUSE: Duration = Duration::from_secs(1);
 
-/// What stays as it is in a part of a path.
+/// Characters that stay unencoded in a path segment.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A client of the platform's API. It keeps connections open between calls.
 ///
-/// The key is in it, so its `Debug` shows nothing but where the API is.
+/// It holds the key, so its `Debug` shows nothing but the API's endpoint.
 pub struct Api {
     http: Http,
 }
 
 impl Api {
-    /// Prepares for calls; makes no connection yet.
+    /// Prepares a client without connecting.
     ///
     /// # Errors
-    /// Where the base URL, the key, the project or the file of roots cannot be used.
+    /// The base URL, the key, the project or the CA file is unusable.
     pub fn new(settings: &Settings) -> Result<Self, ApiError> {
         Ok(Self { http: Http::new(settings)? })
     }
 
-    /// Makes a session. Where an answer gets lost on the way, it may be that one was made that nobody knows
-    /// of; it ends by its own timeout.
+    /// Creates a session. If the answer is lost, a session may exist that nobody knows of; its own
+    /// timeout ends it.
     ///
     /// # Errors
-    /// As all calls; also where there is no capacity (529).
+    /// As for all calls; also if the platform has no capacity (529).
     pub fn create(&self, browser: &NewBrowser) -> Result<Browser, ApiError> {
         let call = Call::new("create a browser", Subject::Account);
         let answer = self.post(&call, "/browsers", browser)?;
@@ -70,7 +70,7 @@ impl Api {
     /// Looks a session up.
     ///
     /// # Errors
-    /// As all calls; also where it is not there.
+    /// As for all calls; also if the session does not exist.
     pub fn browser(&self, id_or_name: &str) -> Result<Browser, ApiError> {
         let call = Call::new(format!("look up the session {}", quoted(id_or_name)), Subject::Session);
         let path = path(&call, &["browsers", id_or_name])?;
@@ -78,10 +78,10 @@ impl Api {
         self.parse(&call, &answer.body)
     }
 
-    /// Lists all sessions that are active.
+    /// Lists all active sessions.
     ///
     /// # Errors
-    /// As all calls; also where the list has no end.
+    /// As for all calls; also if the list has no end.
     pub fn browsers(&self) -> Result<Vec<Browser>, ApiError> {
         let call = Call::new("list the sessions", Subject::Account);
         let mut browsers = Vec::new();
@@ -103,17 +103,17 @@ impl Api {
     /// Ends a session. Its files are lost.
     ///
     /// # Errors
-    /// As all calls; also where it is not there.
+    /// As for all calls; also if the session does not exist.
     pub fn delete(&self, id_or_name: &str) -> Result<(), ApiError> {
         let call = Call::new(format!("delete the session {}", quoted(id_or_name)), Subject::Session);
         let path = path(&call, &["browsers", id_or_name])?;
         self.http.send(&call, &self.request(Method::DELETE, path, Content::Nothing)).map(|_| ())
     }
 
-    /// Takes a session out of a pool, and waits up to `patience` until one is free.
+    /// Takes a session out of a pool. Waits up to `patience` until one is free.
     ///
     /// # Errors
-    /// As all calls; also where the pool is not there, or none became free.
+    /// As for all calls; also if the pool does not exist, or no session became free.
     pub fn acquire(&self, pool: &str, patience: Duration) -> Result<Browser, ApiError> {
         #[derive(Serialize)]
         struct Acquire {
@@ -129,7 +129,7 @@ impl Api {
             request.timeout = request.timeout.saturating_add(hold);
             let begin = Instant::now();
             let answer = self.http.send(&call, &request)?;
-            // Nothing free yet.
+            // 204: no session is free yet.
             if answer.status != 204 {
                 return self.parse(&call, &answer.body);
             }
@@ -143,11 +143,11 @@ impl Api {
         }
     }
 
-    /// Gives a session back to its pool. With `reuse` the next one gets it as it is, files and all; without,
-    /// a new one takes its place.
+    /// Returns a session to its pool. With `reuse`, the next user gets it unchanged, files
+    /// included. Without, a new session replaces it.
     ///
     /// # Errors
-    /// As all calls; also where the pool is not there.
+    /// As for all calls; also if the pool does not exist.
     pub fn release(&self, pool: &str, session_id: &str, reuse: bool) -> Result<(), ApiError> {
         #[derive(Serialize)]
         struct Release<'a> {
@@ -160,12 +160,12 @@ impl Api {
         self.post(&call, &path, &Release { session_id, reuse }).map(|_| ())
     }
 
-    /// Runs a command on a session's VM and waits until it has ended. It may run more than once: it is made
-    /// again as any call is, so it must do no harm then.
+    /// Runs a command on a session's VM and waits until it has ended. Like every call it may be
+    /// retried, so the command must do no harm if it runs twice.
     ///
     /// # Errors
-    /// As all calls; also where the session is not there, the program cannot be started, or it took longer
-    /// than it may. A command that fails is no error.
+    /// As for all calls; also if the session does not exist, the program cannot be started, or it
+    /// timed out. A command that exits with an error is no error of the call.
     pub fn exec(&self, id_or_name: &str, exec: &Exec) -> Result<Executed, ApiError> {
         let text = format!("run {} in the session {}", quoted(&exec.command), quoted(id_or_name));
         let call = Call::new(text, Subject::Session);
@@ -174,7 +174,7 @@ impl Api {
         request.limit = EXEC_ANSWER_BYTES_MAX;
         let after = Duration::from_secs(exec.timeout_sec);
         request.timeout = after.saturating_add(self.http.timeout);
-        // It would take as long again.
+        // A retry would take as long again.
         request.is_final = |error| match error {
             ApiError::Refused { refusal, .. } => refusal.is_command_timeout(),
             ApiError::TimedOut { is_connecting, .. } => !is_connecting,
@@ -189,11 +189,11 @@ impl Api {
         Executed::parse(&answer.body).ok_or_else(|| self.useless(call, "it is not how a command ended"))
     }
 
-    /// Writes a file on a session's VM, and the directories above it. What is there is overwritten in place,
-    /// so a program that runs cannot be.
+    /// Writes a file on a session's VM, and creates its parent directories. It overwrites an
+    /// existing file in place, so the program of a running process cannot be overwritten.
     ///
     /// # Errors
-    /// As all calls; also where the session is not there or the file cannot be written.
+    /// As for all calls; also if the session does not exist or the file cannot be written.
     pub fn write_file(&self, id_or_name: &str, path: &str, mode: u32, bytes: &[u8]) -> Result<(), ApiError> {
         let text = format!("write {} in the session {}", quoted(path), quoted(id_or_name));
         let call = Call::new(text, Subject::File);
@@ -209,7 +209,7 @@ impl Api {
     /// Deletes a file on a session's VM.
     ///
     /// # Errors
-    /// As all calls; also where the session or the file is not there.
+    /// As for all calls; also if the session or the file does not exist.
     pub fn delete_file(&self, id_or_name: &str, path: &str) -> Result<(), ApiError> {
         #[derive(Serialize)]
         struct Delete<'a> {
@@ -222,11 +222,11 @@ impl Api {
         self.http.send(&call, &self.request(Method::PUT, place, content)).map(|_| ())
     }
 
-    /// Lets a session's VM do a batch of computer controls, `{"actions": […]}`. It counts as use of the
-    /// session.
+    /// Runs a batch of computer controls on a session's VM: `{"actions": […]}`. The batch counts as
+    /// use of the session.
     ///
     /// # Errors
-    /// As all calls; also where the session is not there, or one of the actions failed.
+    /// As for all calls; also if the session does not exist, or one of the actions failed.
     pub fn batch(&self, id_or_name: &str, actions: &serde_json::Value) -> Result<(), ApiError> {
         let text = format!("control the computer of the session {}", quoted(id_or_name));
         let call = Call::new(text, Subject::Session);
@@ -245,17 +245,17 @@ impl Api {
     }
 
     fn json(&self, call: &Call, content: &impl Serialize) -> Result<Content<'static>, ApiError> {
-        let reason = "what is to be sent does not fit into JSON";
+        let reason = "the content cannot be written as JSON";
         let text = serde_json::to_vec(content);
         text.map(Content::Json).map_err(|_| ApiError::Argument { call: call.clone(), reason })
     }
 
-    /// Reads an answer. The error says where it stopped, and not at what: there are tokens in answers.
+    /// Parses an answer. The error tells the position of the defect, but not the text, because
+    /// answers hold tokens.
     fn parse<T: DeserializeOwned>(&self, call: &Call, body: &[u8]) -> Result<T, ApiError> {
         serde_json::from_slice(body).map_err(|error| {
             let (line, column) = (error.line(), error.column());
-            let reason =
-                format!("it is not the JSON that it should be, from line {line}, column {column} on");
+            let reason = format!("it is not the expected JSON, from line {line}, column {column} on");
             self.useless(call.clone(), &reason)
         })
     }
@@ -271,7 +271,7 @@ impl fmt::Debug for Api {
     }
 }
 
-/// A path of these parts. None of them can become two, or a step up.
+/// Builds a path from these segments. No segment can become two, or a step up.
 fn path(call: &Call, parts: &[&str]) -> Result<String, ApiError> {
     let mut path = String::new();
     for part in parts {
@@ -290,7 +290,7 @@ fn path(call: &Call, parts: &[&str]) -> Result<String, ApiError> {
     Ok(path)
 }
 
-/// Where the next page of a list begins, if there is one.
+/// Offset of the list's next page, if there is one.
 fn next_offset(headers: &HeaderMap) -> Option<u64> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     text("X-Has-More").filter(|more| more.eq_ignore_ascii_case("true"))?;

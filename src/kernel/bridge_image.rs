@@ -1,6 +1,6 @@
-//! The bridge that travels to a VM which has none: its compressed bytes and its hash.
+//! The bridge that ksync uploads to a VM without one: its compressed bytes and its hash.
 
-/// A program that carries what comes in WebSocket messages to sshd, and back.
+/// A program that carries bytes between WebSocket messages and sshd.
 #[derive(Debug, Clone, Copy)]
 pub struct BridgeImage {
     /// SHA-256 of the program, in lower-case hex.
@@ -10,7 +10,7 @@ pub struct BridgeImage {
 }
 
 impl BridgeImage {
-    /// The bridge that was built along with this client: a static x86-64 Linux program.
+    /// The bridge built along with this client: a static x86-64 Linux program.
     #[must_use]
     pub const fn embedded() -> Self {
         Self {

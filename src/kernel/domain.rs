@@ -1,8 +1,9 @@
-//! From the URL of a browser to the domain of its VM, by the rules of the official client.
+//! Extracts the domain of a VM from its browser's URL, by the rules of the official client.
 //!
-//! The URL carries a JSON web token, whose payload names the VM. Its signature is not checked, nor could it
-//! be: the key is the platform's. It need not be: the token is read from an answer that came over TLS from
-//! the authenticated API, and whoever could forge that answer could name any VM without a token.
+//! The URL carries a JSON web token, whose payload names the VM. ksync does not check its
+//! signature, and cannot: the platform alone has the key. The check is not needed either. The token
+//! comes from an answer of the authenticated API over TLS. An attacker who could forge that answer
+//! could name any VM without a token.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,14 +14,14 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use ureq::http::Uri;
 
-/// The longest URL that is looked at. Real ones have less than 2 KiB.
+/// Longest URL that ksync parses. Real ones have less than 2 KiB.
 const URL_BYTES_MAX: usize = 16 * 1024;
 
-/// The longest name that DNS knows.
+/// Longest name in DNS.
 const DOMAIN_BYTES_MAX: usize = 253;
 
-/// The name of a VM: letters, digits, hyphens, underscores and dots. So it cannot become anything else where
-/// it is put into a URL or a command.
+/// Domain name of a VM: letters, digits, hyphens, underscores and dots. Inside a URL or a command
+/// it therefore cannot be taken for anything else.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct VmDomain(String);
 
@@ -52,36 +53,37 @@ impl fmt::Display for VmDomain {
 /// The VM of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vm {
-    /// Its name.
+    /// The VM's domain.
     pub domain: VmDomain,
-    /// When the URL that named it stops to open it.
+    /// Expiry of the URL that named the VM.
     pub expires: Option<SystemTime>,
 }
 
-/// Why a URL names no VM. No part of the URL is in it, since that holds a token.
+/// Reason why a URL names no VM. The error holds no part of the URL, because the URL holds a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DomainError {
-    /// It is too long.
+    /// The URL is too long.
     #[error("the URL of its browser is {0} bytes long, which is more than {URL_BYTES_MAX}")]
     TooLong(usize),
-    /// It is no URL.
+    /// The text is not a URL.
     #[error("the address of its browser is not a URL")]
     NotAUrl,
     /// The token does not have three parts.
     #[error("the token of its browser does not have three parts")]
     Parts,
-    /// The token's payload is not what it should be.
+    /// The token's payload is malformed.
     #[error("the token of its browser is not base64url of JSON")]
     Payload,
-    /// The token names nobody.
+    /// The token names no VM.
     #[error("the token of its browser names no VM")]
     Empty,
-    /// What is named cannot be a host.
+    /// The name cannot be that of a host.
     #[error("the VM of its browser has a name that no host can have")]
     NotADomain,
 }
 
-/// The VM that `cdp_ws_url` leads to: the one that its token names or, without a token, its host.
+/// Finds the VM that `cdp_ws_url` leads to: the one that its token names, or its host if there is
+/// no token.
 pub(super) fn vm(cdp_ws_url: &str) -> Result<Vm, DomainError> {
     if cdp_ws_url.len() > URL_BYTES_MAX {
         return Err(DomainError::TooLong(cdp_ws_url.len()));
@@ -94,7 +96,7 @@ pub(super) fn vm(cdp_ws_url: &str) -> Result<Vm, DomainError> {
     }
 }
 
-/// The first `jwt` of the query.
+/// The first `jwt` parameter of the query.
 fn token(url: &Uri) -> Option<Cow<'_, str>> {
     let mut pairs = url.query()?.split('&').filter_map(|pair| pair.split_once('='));
     let (_, value) = pairs.find(|(name, _)| *name == "jwt")?;
@@ -104,7 +106,7 @@ fn token(url: &Uri) -> Option<Cow<'_, str>> {
 fn named_by(token: &str) -> Result<Vm, DomainError> {
     #[derive(Deserialize)]
     struct Payload {
-        // Any number, or whatever else: it is a convenience, and not worth an error.
+        // Any JSON value: the expiry is a convenience, and a malformed one is no error.
         exp: Option<serde_json::Value>,
         session: Option<Session>,
     }
@@ -139,18 +141,18 @@ mod tests {
     }
 
     #[test]
-    fn the_token_names_the_vm_and_when_it_expires() {
+    fn the_token_names_the_vm_and_its_expiry() {
         let payload = format!(r#"{{"exp":1790000000,"session":{{"id":"x","fqdn":"{FQDN}","more":[1]}}}}"#);
         let found = vm(&url_with(&payload)).unwrap();
         assert_eq!(found.domain.as_str(), FQDN);
         assert_eq!(found.expires, Some(UNIX_EPOCH + Duration::from_secs(1_790_000_000)));
-        // The parameter is found among others, and may be encoded.
+        // The parameter may follow others, and may be percent-encoded.
         let url = url_with(&payload).replace("?jwt=", "?a=b&jwt2=no&jwt=").replace("eyJh.", "eyJh%2E");
         assert_eq!(vm(&format!("{url}&z=1")), Ok(found));
     }
 
     #[test]
-    fn an_expiry_that_makes_no_sense_is_none() {
+    fn a_malformed_expiry_counts_as_none() {
         for exp in ["null", "\"soon\"", "-5", "1e300", "{}"] {
             let payload = format!(r#"{{"exp":{exp},"session":{{"fqdn":"{FQDN}"}}}}"#);
             assert_eq!(vm(&url_with(&payload)).unwrap().expires, None, "{exp}");
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_token_the_host_is_the_vm() {
+    fn the_host_is_the_vm_if_there_is_no_token() {
         for url in ["ws://127.0.0.1:9222/x?a=b", "ws://127.0.0.1/?jwt=", "ws://127.0.0.1?jwt"] {
             let found = vm(url).unwrap();
             assert_eq!((found.domain.as_str(), found.expires), ("127.0.0.1", None), "{url}");

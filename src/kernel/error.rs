@@ -1,4 +1,4 @@
-//! `ApiError`: why a call to the platform's API failed, and what to do about it.
+//! `ApiError`: the reason why a call to the platform's API failed, and a hint what to do about it.
 
 use std::fmt;
 use std::io;
@@ -12,151 +12,151 @@ use crate::kernel::settings::ApiKey;
 use crate::remote::{ErrorKind, RemoteError};
 use crate::tree::path::escape;
 
-/// How much of what the API says is kept, in characters. It speaks in sentences; a script's output comes
-/// otherwise.
+/// Characters kept of an API message. The API answers in sentences; a script's output arrives in
+/// another field.
 const MESSAGE_CHARS_MAX: usize = 500;
 
-/// How much of a name is kept, in characters.
+/// Characters kept of a name.
 const NAME_CHARS_MAX: usize = 80;
 
-/// Why a call failed.
+/// Error of an API call.
 ///
-/// Texts from the other side are escaped and cut before they get in here, and the key is nowhere in them. The
-/// API is named by scheme, host and port only.
+/// Texts from the other side are escaped and cut before they get in here, and never hold the key.
+/// An endpoint contains scheme, host and port only.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// The base URL is none that a key may be sent to.
+    /// The base URL is unusable or unsafe for the key.
     #[error("could not use the base URL of the Kernel API: {reason}")]
     BaseUrl {
-        /// What is wrong with it.
+        /// The defect of the URL.
         reason: &'static str,
     },
-    /// The key is none.
+    /// The key is malformed.
     #[error("could not use the Kernel API key: {reason}")]
     Key {
-        /// What is wrong with it.
+        /// The defect of the key.
         reason: &'static str,
     },
-    /// A call cannot be made with what it was given.
+    /// An argument of the call is invalid.
     #[error("could not {call}: {reason}")]
     Argument {
-        /// What was tried.
+        /// The call.
         call: Call,
-        /// What is wrong.
+        /// The defect of the argument.
         reason: &'static str,
     },
-    /// Nothing that TLS could be spoken with.
+    /// TLS could not be set up.
     #[error(transparent)]
     Tls(#[from] RemoteError),
-    /// No connection, or no longer.
+    /// The connection failed.
     #[error("could not {call}: the connection to {endpoint} failed")]
     Unreachable {
-        /// What was tried.
+        /// The call.
         call: Call,
-        /// Where the API is.
+        /// The API's endpoint.
         endpoint: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// TLS did not accept the other side, or the other way round.
+    /// The TLS handshake failed on either side.
     #[error("could not {call}: {endpoint} cannot be trusted")]
     Untrusted {
-        /// What was tried.
+        /// The call.
         call: Call,
-        /// Where the API is.
+        /// The API's endpoint.
         endpoint: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// No answer in time.
+    /// The call timed out.
     #[error("could not {call}: no answer from {endpoint} within {} s", after.as_secs_f32())]
     TimedOut {
-        /// What was tried.
+        /// The call.
         call: Call,
-        /// Where the API is.
+        /// The API's endpoint.
         endpoint: String,
-        /// For how long.
+        /// The timeout.
         after: Duration,
-        /// Whether there was not even a connection.
+        /// True if the connect itself timed out.
         is_connecting: bool,
     },
-    /// The API said no.
+    /// The API refused the call.
     #[error("could not {call}: {refusal}")]
     Refused {
-        /// What was tried.
+        /// The call.
         call: Call,
-        /// What it said.
+        /// The API's answer.
         refusal: Refusal,
     },
-    /// The API, or something before it, wanted to send us elsewhere.
+    /// The API, or a proxy in front of it, answered with a redirect.
     #[error("could not {call}: {endpoint} answered with a redirect ({status}), which is refused")]
     Redirected {
-        /// What was tried.
+        /// The call.
         call: Call,
-        /// Where the API is.
+        /// The API's endpoint.
         endpoint: String,
         /// The HTTP status.
         status: u16,
     },
-    /// The answer is not one that the call can have.
-    #[error("could not {call}: the answer of {endpoint} is of no use: {reason}")]
+    /// The answer is invalid for this call.
+    #[error("could not {call}: the answer of {endpoint} is invalid: {reason}")]
     Answer {
-        /// What was tried.
+        /// The call.
         call: Call,
-        /// Where the API is.
+        /// The API's endpoint.
         endpoint: String,
-        /// What is wrong with it.
+        /// The defect of the answer.
         reason: String,
     },
-    /// A command took longer than it may.
+    /// The command timed out.
     #[error("could not {call}: it did not end within {} s", after.as_secs())]
     CommandTimedOut {
-        /// What was tried.
+        /// The call.
         call: Call,
-        /// How long it had.
+        /// The timeout.
         after: Duration,
     },
-    /// No session of a pool became free.
+    /// No session of the pool became free.
     #[error("could not {call}: none became free within {} s", after.as_secs_f32())]
     NoneFree {
-        /// What was tried.
+        /// The call.
         call: Call,
-        /// For how long.
+        /// The time waited.
         after: Duration,
     },
-    /// A session does not say where its VM is.
+    /// The session does not name its VM.
     #[error("could not find the VM of the session {session}")]
     Domain {
         /// The session.
         session: String,
-        /// Why.
+        /// The cause.
         source: DomainError,
     },
 }
 
-/// What kind of trouble an [`ApiError`] is: one for each way in which a program ends.
+/// Category of an [`ApiError`]: one for each exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ApiErrorKind {
-    /// What was asked for makes no sense (exit 1).
+    /// The request makes no sense (exit 1).
     Usage,
-    /// The platform gives no session, or no use of it (exit 5).
+    /// The platform gives no session, or the session is unusable (exit 5).
     CouldNotStart,
-    /// The network, or what speaks on it (exit 10).
+    /// The network failed, or a protocol on it (exit 10).
     Socket,
-    /// A file on the VM (exit 11).
+    /// A file on the VM failed (exit 11).
     FileIo,
-    /// No answer in time (exit 30).
+    /// The answer did not come in time (exit 30).
     Timeout,
-    /// No connection in time (exit 35).
+    /// The connection did not come up in time (exit 35).
     ConnectTimeout,
-    /// The key does not open the door (exit 40).
+    /// The API rejects the key (exit 40).
     NotAuthorised,
-    /// The session is not there, or no longer (exit 41).
+    /// The session does not exist, or no longer (exit 41).
     SessionGone,
 }
 
 impl ApiError {
-    /// What kind of trouble this is.
+    /// Category of this error.
     #[must_use]
     pub fn kind(&self) -> ApiErrorKind {
         match self {
@@ -181,7 +181,7 @@ impl ApiError {
         }
     }
 
-    /// The exit code of the process.
+    /// Exit code of the process.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self.kind() {
@@ -196,7 +196,7 @@ impl ApiError {
         }
     }
 
-    /// Whether the same thing may go well a moment later.
+    /// Reports if a retry a moment later may succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -206,7 +206,7 @@ impl ApiError {
         }
     }
 
-    /// The HTTP status, where the API said no.
+    /// The HTTP status, if the API refused the call.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -215,7 +215,7 @@ impl ApiError {
         }
     }
 
-    /// What to do next, for a person.
+    /// Advice for the user about the next step.
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
@@ -245,34 +245,34 @@ impl ApiError {
     }
 }
 
-/// A call to the API: what it is for, and what has to be there for it.
+/// A call to the API: a description, and the object that it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     text: String,
     subject: Subject,
 }
 
-/// What is missing where a call is answered with "not found".
+/// The object that is missing if the API answers "not found".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Subject {
-    /// Nothing that has a name.
+    /// No named object.
     Account,
     /// A session.
     Session,
     /// A pool.
     Pool,
-    /// A file, or the session that has it.
+    /// A file, or its session.
     File,
 }
 
 impl Call {
-    /// A call that is made to `verb` something, "create a browser".
+    /// Makes a call that `verb` describes, e.g. "create a browser".
     pub(super) fn new(verb: impl Into<String>, subject: Subject) -> Self {
         Self { text: verb.into(), subject }
     }
 
-    /// What is not there if this call is refused as "not found". The platform gives its answers a code, the
-    /// VM behind it gives its own none.
+    /// The object that is missing if the API answers "not found". The platform's answers have a
+    /// code; those of the VM behind it have none.
     fn subject_of(&self, refusal: &Refusal) -> Subject {
         match self.subject {
             Subject::File if refusal.code.is_some() => Subject::Session,
@@ -287,27 +287,27 @@ impl fmt::Display for Call {
     }
 }
 
-/// A name for eyes, in quotes.
+/// A name for display, in quotes.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", cut(&escape(name.as_bytes()), NAME_CHARS_MAX))
 }
 
-/// An answer of the API that says no.
+/// An answer of the API that refuses the call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refusal {
     /// The HTTP status.
     pub status: u16,
-    /// The API's own word for it.
+    /// The API's error code.
     pub code: Option<String>,
-    /// What it says. May be empty.
+    /// The API's message, which may be empty.
     pub message: String,
-    /// What it says about trying again.
+    /// The API's advice about a retry.
     pub(super) advice: Advice,
 }
 
 impl Refusal {
-    /// Reads an answer. Its body may be what the platform writes, `{"code", "message", "details"}`, what the
-    /// VM writes, `{"message"}`, or what anything on the way writes.
+    /// Parses an answer. The platform's body is `{"code", "message", "details"}`, the VM's is
+    /// `{"message"}`, and a proxy's may be anything.
     pub(super) fn read(status: u16, body: &[u8], advice: Advice, key: &ApiKey) -> Self {
         let for_eyes = |text: &str| cut(&escape(key.hide_in(text).trim().as_bytes()), MESSAGE_CHARS_MAX);
         let (code, message) = match serde_json::from_slice::<Value>(body) {
@@ -317,13 +317,13 @@ impl Refusal {
         Self { status, code, message: for_eyes(&message), advice }
     }
 
-    /// How long it asks to wait, however long that is.
+    /// The delay that the API asks for, of any length.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.advice.delay()
     }
 
-    /// Whether a command was ended since it took too long.
+    /// Reports if the VM killed the command after its timeout.
     pub(super) fn is_command_timeout(&self) -> bool {
         self.status == 500 && self.message.contains("process timed out")
     }
@@ -361,7 +361,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What a JSON body says, with the details.
+/// Message of a JSON body, with its details.
 fn json_message(value: &Value) -> String {
     let main = ["/message", "/error/message", "/error", "/inner_error/message"];
     let mut message =
@@ -378,7 +378,7 @@ fn text_at<'a>(value: &'a Value, pointer: &str) -> Option<&'a str> {
     value.pointer(pointer)?.as_str().filter(|text| !text.trim().is_empty())
 }
 
-/// What a body says that is not JSON: the title of a page, or its first line.
+/// Message of another body: the title of a page, or the first line of a text.
 fn page_message(text: &str) -> String {
     let text = text.trim();
     if text.starts_with('<') {
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_api_says_is_escaped_cut_and_without_the_key() {
+    fn an_api_message_is_escaped_and_cut_and_hides_the_key() {
         let said = refusal(400, r#"{"code":"\u001b[2J","message":"bad key sk_secret \u001b]0;x\u0007"}"#);
         assert_eq!(said.to_string(), r"the API answered 400 (\u{1b}[2J): bad key *** \u{1b}]0;x\u{7}");
         let said = refusal(500, &format!("é{}", "x".repeat(100_000)));

@@ -1,5 +1,4 @@
-//! One call over HTTP: what is sent, how long it is waited for, how much is read, and whether it is tried
-//! again.
+//! One HTTP call: its request, timeout, size limit and retries.
 
 use std::io::{self, Read};
 use std::thread;
@@ -18,28 +17,28 @@ use crate::kernel::tls::TlsConnector;
 use crate::remote::client_config;
 use crate::tree::path::escape;
 
-/// The header that names the project.
+/// Header that names the project.
 const PROJECT_HEADER: &str = "X-Kernel-Project-Id";
 
-/// How long making a connection may take at most.
+/// Longest connect timeout.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(30);
 
-/// The longest wait for an answer: no session, and so no command, lasts longer.
+/// Longest timeout of a call: no session, and so no command, lasts longer.
 const TIMEOUT_MAX: Duration = Duration::from_secs(72 * 60 * 60);
 
-/// How much is read of an answer that says no.
+/// Bytes read of an answer that refuses the call.
 const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
 
-/// Speaks HTTP with the API.
+/// HTTP client for the API.
 pub(super) struct Http {
     agent: Agent,
     base: Base,
     key: ApiKey,
     authorization: HeaderValue,
     project: Option<HeaderValue>,
-    /// How long to wait for an answer that takes no time.
+    /// Timeout of a call that takes no time by itself.
     pub(super) timeout: Duration,
-    /// How to wait; tests have no time for it.
+    /// Sleep function; tests replace it.
     pub(super) sleep: fn(Duration),
 }
 
@@ -47,40 +46,40 @@ pub(super) struct Http {
 pub(super) struct Request<'a> {
     /// The method.
     pub(super) method: Method,
-    /// What comes after the base URL, encoded.
+    /// Path after the base URL, encoded.
     pub(super) path: String,
-    /// What is sent.
+    /// The body.
     pub(super) content: Content<'a>,
-    /// How much of the answer is read, in bytes.
+    /// Size limit of the answer, in bytes.
     pub(super) limit: u64,
-    /// How long to wait until the answer is there.
+    /// Timeout until the answer is complete.
     pub(super) timeout: Duration,
-    /// What is not tried again, whatever the rules say.
+    /// Selects errors that are never retried, even if the rules allow it.
     pub(super) is_final: fn(&ApiError) -> bool,
 }
 
 /// The body of a request.
 pub(super) enum Content<'a> {
-    /// None.
+    /// No body.
     Nothing,
     /// JSON text.
     Json(Vec<u8>),
-    /// Anything.
+    /// Arbitrary bytes.
     Bytes(&'a [u8]),
 }
 
-/// An answer that says yes.
+/// An answer with a success status.
 pub(super) struct Answer {
     /// The HTTP status.
     pub(super) status: u16,
     /// The headers.
     pub(super) headers: HeaderMap,
-    /// All of the body.
+    /// The whole body.
     pub(super) body: Vec<u8>,
 }
 
 impl Http {
-    /// Prepares for calls; makes no connection yet.
+    /// Prepares a client without connecting.
     pub(super) fn new(settings: &Settings) -> Result<Self, ApiError> {
         let base = Base::parse(&settings.base_url)?;
         let authorization = settings.key.header()?;
@@ -91,12 +90,12 @@ impl Http {
         let tls = base.encrypted.then(|| client_config(settings.ca_cert.as_deref(), &base.endpoint));
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
-            // The key would go along.
+            // A redirect would take the key along.
             .max_redirects(0)
             .user_agent(concat!("ksync/", env!("CARGO_PKG_VERSION")))
             .accept("application/json");
         if base.is_loopback {
-            // No proxy leads to this machine, and the key must not get there in clear.
+            // No proxy leads to this machine, and a proxy must not get the key unencrypted.
             config = config.proxy(None);
         }
         let connector = DefaultConnector::new().chain(TlsConnector(tls.transpose()?));
@@ -111,12 +110,12 @@ impl Http {
         })
     }
 
-    /// Where the API is, for eyes.
+    /// The API's endpoint, for display.
     pub(super) fn endpoint(&self) -> &str {
         &self.base.endpoint
     }
 
-    /// Makes a call, and makes it again as the rules say.
+    /// Makes a call, and retries it by the rules of [`decide`].
     pub(super) fn send(&self, call: &Call, request: &Request<'_>) -> Result<Answer, ApiError> {
         let mut attempts = 0;
         loop {
@@ -176,7 +175,7 @@ impl Http {
         timeout: Duration,
     ) -> Result<Response<Body>, ureq::Error> {
         let request = builder.body(content)?;
-        // A time that cannot be added to the present would be a panic down there.
+        // ureq panics if it cannot add the timeout to the current time.
         let timeout = timeout.min(TIMEOUT_MAX);
         let connect_timeout = Some(connect_timeout(timeout));
         let config = self.agent.configure_request(request);
@@ -184,20 +183,19 @@ impl Http {
         self.agent.run(config.timeout_global(Some(timeout)).build())
     }
 
-    /// An answer that says no.
+    /// Makes the error for an answer that refuses the call.
     fn refused(&self, call: &Call, mut response: Response<Body>) -> ApiError {
         let status = response.status().as_u16();
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         let advice = Advice::read(header, SystemTime::now());
         let mut body = Vec::new();
-        // The status says enough: what can be had of the explanation is taken, and a lost connection is no
-        // worse than a short explanation.
+        // The status is enough. A connection lost here merely shortens the explanation.
         let _ = response.body_mut().as_reader().take(REFUSAL_BYTES_MAX).read_to_end(&mut body);
         let refusal = Refusal::read(status, &body, advice, &self.key);
         ApiError::Refused { call: call.clone(), refusal }
     }
 
-    /// No answer, or half of one.
+    /// Makes the error for a missing or partial answer.
     fn unanswered(&self, call: &Call, request: &Request<'_>, error: ureq::Error) -> ApiError {
         let (call, endpoint) = (call.clone(), self.base.endpoint.clone());
         let text = |error: &ureq::Error| escape(self.key.hide_in(&error.to_string()).as_bytes()).into_owned();
@@ -226,13 +224,13 @@ impl Http {
     }
 }
 
-/// How long making a connection may take in a call that may take `timeout`: at most half of it, so that it is
-/// known what took too long.
+/// Connect timeout of a call with this timeout: at most half of it, so that the error tells which
+/// part timed out.
 fn connect_timeout(timeout: Duration) -> Duration {
     CONNECT_TIMEOUT_MAX.min(timeout / 2)
 }
 
-/// What an error means for another try.
+/// Meaning of an error for a retry.
 fn outcome(error: &ApiError) -> Outcome {
     match error {
         ApiError::Unreachable { .. } | ApiError::TimedOut { .. } => Outcome::NoAnswer,
@@ -243,7 +241,7 @@ fn outcome(error: &ApiError) -> Outcome {
     }
 }
 
-/// A random number from 0 to 1. Where there is none, it is the middle: the wait is not a secret.
+/// Returns a random number from 0 to 1, or 0.5 if there is none. The delay need not be secret.
 fn dice() -> f64 {
     let mut bytes = [0; 4];
     match aws_lc_rs::rand::fill(&mut bytes) {

@@ -1,4 +1,4 @@
-//! The keys that ksync logs in with: one of its own for each session, made on first use.
+//! Keys for the login: ksync makes one for each session on its first use.
 
 use std::fs;
 use std::io;
@@ -10,41 +10,42 @@ use russh::keys::{Algorithm, PrivateKey, PublicKey};
 
 use crate::private;
 
-/// What ksync's keys are called on the VM.
+/// Comment of ksync's keys on the VM.
 const COMMENT: &str = "ksync";
 
 /// A key pair on the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
-    /// The file with the private half.
+    /// File with the private half.
     pub file: PathBuf,
     /// The public half, as a line of `authorized_keys`.
     pub public: String,
 }
 
-/// Why there is no key to log in with.
+/// Reason why there is no key for the login.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The key that was named cannot be read, or tells no public half.
+    /// The named key is unreadable, or has no public half.
     #[error("could not read the key {}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A key of our own cannot be made or kept.
+    /// ksync could not make or store its own key.
     #[error("could not make a key in {}", path.display())]
     NotMade {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
 impl Key {
-    /// The key `file`, which somebody named: its public half stands beside it, with `.pub`, or in itself.
+    /// Loads a key that the user named. Its public half is in the `.pub` file beside it, or in the
+    /// key file.
     ///
     /// # Errors
     /// [`KeyError::Unreadable`].
@@ -59,7 +60,7 @@ impl Key {
             Ok(text) => PublicKey::from_openssh(text.trim()).map_err(|error| failed(Box::new(error)))?,
             Err(_) => {
                 let text = private::read(file).map_err(|error| failed(Box::new(error)))?;
-                // OpenSSH's format shows the public half even where the private one has a passphrase.
+                // OpenSSH's format shows the public half even if the private one has a passphrase.
                 let key = PrivateKey::from_openssh(&text).map_err(|error| failed(Box::new(error)))?;
                 key.public_key().clone()
             }
@@ -68,8 +69,8 @@ impl Key {
         Ok(Self { file: file.to_owned(), public })
     }
 
-    /// The key called `name` in `directory`, made where it is missing: Ed25519, readable by nobody else. Of two
-    /// that make it at once one wins, and both use that.
+    /// Loads the key `name` in `directory`, and makes it if it is missing: Ed25519, mode 0600. If
+    /// two runs make it at once, one wins, and both use that key.
     ///
     /// # Errors
     /// [`KeyError`].
@@ -81,7 +82,7 @@ impl Key {
         Self::named(&file)
     }
 
-    /// Removes a key of our own.
+    /// Deletes one of ksync's own keys.
     pub fn forget(directory: &Path, name: &str) {
         let _ = fs::remove_file(directory.join(name));
     }
@@ -99,7 +100,7 @@ fn make(file: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 
 fn line(key: &PublicKey) -> Result<String, russh::keys::ssh_key::Error> {
     let mut key = key.clone();
-    // A comment of somebody else's could say who and where they are.
+    // The user's own comment could reveal a name and a host.
     key.set_comment(COMMENT);
     key.to_openssh()
 }
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_key_tells_its_public_half_from_beside_it_or_itself() {
+    fn the_public_half_comes_from_the_pub_file_or_the_key_file() {
         let folder = tempfile::tempdir().unwrap();
         let key = Key::own(folder.path(), "own").unwrap();
         let other = Key::own(folder.path(), "other").unwrap();

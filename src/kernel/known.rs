@@ -1,8 +1,8 @@
-//! Sessions that were used before, so that the next run connects without asking the API; and which is the current
-//! one.
+//! The session store: sessions used before, and the current one. With it the next run connects
+//! without asking the API.
 //!
-//! One file for each session, readable by nobody else: the URL for staying active holds a token. What is remembered is
-//! only ever a shortcut: a VM that shows another host key than this one, or is not there, is asked for anew.
+//! There is one file per session, with mode 0600, because the keep-alive URL holds a token. The
+//! store is only a shortcut. If a VM shows another host key or is gone, ksync asks the API again.
 
 use std::fmt;
 use std::fs;
@@ -13,43 +13,43 @@ use serde::{Deserialize, Serialize};
 
 use crate::private;
 
-/// Most sessions that are remembered: the ones used last.
+/// Limit of stored sessions; the least recently used ones are dropped.
 const SESSIONS_MAX: usize = 256;
 
-/// The port of the bridge on a VM.
+/// Port of the bridge on a VM.
 const BRIDGE_PORT: u16 = 2222;
 
-/// Ends the name of a session's file.
+/// Suffix of a session's file.
 const ENDING: &str = ".json";
 
-/// Ends the name of the file with a session's host key.
+/// Extension of the file with a session's host key.
 const HOSTS: &str = "hosts";
 
-/// The file that names the current session.
+/// File that names the current session.
 const CURRENT: &str = "current";
 
-/// A session that can be connected to. Its `Debug` shows no token.
+/// A session that ksync can connect to. Its `Debug` shows no token.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
-    /// Its id.
+    /// The session's id.
     pub session_id: String,
-    /// Its name, if it has one.
+    /// The session's name, if it has one.
     pub name: Option<String>,
-    /// The pool that it came from and goes back to.
+    /// The pool that the session came from and returns to.
     pub pool: Option<String>,
     /// The VM's domain.
     pub vm_domain: String,
-    /// Its host key, as a line of OpenSSH.
+    /// The VM's host key, as a line of OpenSSH.
     pub host_key: String,
-    /// The private key to log in with.
+    /// Private key for the login.
     pub key_file: PathBuf,
-    /// The WebSocket that keeps it active.
+    /// WebSocket URL that keeps the session awake.
     pub cdp_ws_url: String,
-    /// Which API it belongs to.
+    /// Base URL of the session's API.
     pub base_url: String,
-    /// When it was made, by RFC 3339; an older ksync did not remember that.
+    /// Creation time in RFC 3339; an older ksync did not store it.
     pub created_at: Option<String>,
-    /// How long it stays when nobody uses it, in seconds; an older ksync did not remember that.
+    /// Idle timeout in seconds; an older ksync did not store it.
     pub timeout_seconds: Option<u64>,
 }
 
@@ -64,33 +64,34 @@ impl fmt::Debug for Known {
 }
 
 impl Known {
-    /// The bridge to its SSH server.
+    /// URL of the bridge to the session's SSH server.
     #[must_use]
     pub fn bridge_url(&self) -> String {
         bridge_url(&self.vm_domain)
     }
 }
 
-/// The bridge to the SSH server of a VM.
+/// URL of the bridge to a VM's SSH server.
 #[must_use]
 pub fn bridge_url(vm_domain: &str) -> String {
     format!("wss://{vm_domain}:{BRIDGE_PORT}")
 }
 
-/// Where sessions are remembered.
+/// The session store.
 #[derive(Debug, Clone)]
 pub struct Store {
     directory: PathBuf,
 }
 
 impl Store {
-    /// The store in `directory`, which is made when there is something to keep.
+    /// Opens the store in `directory`, which the first write creates.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
         Self { directory }
     }
 
-    /// The session of this id or name; with the same name, the one that was used last.
+    /// Finds a session by id or name. Of several with the same name it takes the most recently used
+    /// one.
     #[must_use]
     pub fn find(&self, id_or_name: &str) -> Option<Known> {
         if let Some(file) = self.file(id_or_name)
@@ -102,16 +103,16 @@ impl Store {
         self.all().into_iter().find(named)
     }
 
-    /// All sessions, the one used last first.
+    /// All sessions, the most recently used one first.
     #[must_use]
     pub fn all(&self) -> Vec<Known> {
         self.files().into_iter().filter_map(|file| load(&file)).collect()
     }
 
-    /// Remembers a session, or remembers it anew.
+    /// Stores a session, or updates it.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn keep(&self, known: &Known) -> io::Result<()> {
         let file = self.file(&known.session_id).ok_or(io::ErrorKind::InvalidInput)?;
         let text = serde_json::to_string_pretty(known)?;
@@ -122,17 +123,18 @@ impl Store {
         Ok(())
     }
 
-    /// Writes a session's host key where OpenSSH can read it; answers the file, which goes with the session.
+    /// Writes a session's host key for OpenSSH. Returns the file, which is deleted with the
+    /// session.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn keep_host_key(&self, session_id: &str, host_key: &str) -> io::Result<PathBuf> {
         let file = self.file(session_id).ok_or(io::ErrorKind::InvalidInput)?.with_extension(HOSTS);
         private::replace(&file, format!("{session_id} {host_key}\n").as_bytes())?;
         Ok(file)
     }
 
-    /// Forgets a session; nothing there is fine.
+    /// Forgets a session; a missing one is no error.
     pub fn forget(&self, session_id: &str) {
         if let Some(file) = self.file(session_id) {
             let _ = fs::remove_file(file.with_extension(HOSTS));
@@ -143,7 +145,7 @@ impl Store {
         }
     }
 
-    /// The id of the current session.
+    /// Id of the current session.
     #[must_use]
     pub fn current(&self) -> Option<String> {
         let text = private::read(&self.directory.join(CURRENT)).ok()?;
@@ -153,17 +155,17 @@ impl Store {
     /// Makes a session the current one.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn set_current(&self, session_id: &str) -> io::Result<()> {
         private::replace(&self.directory.join(CURRENT), session_id.as_bytes())
     }
 
-    /// The file of a session; `None` for what can be no id.
+    /// File of a session; `None` for an invalid id.
     fn file(&self, session_id: &str) -> Option<PathBuf> {
         is_plain(session_id).then(|| self.directory.join(format!("{session_id}{ENDING}")))
     }
 
-    /// The files of sessions, the one used last first.
+    /// Files of all sessions, the most recently used one first.
     fn files(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let mut files: Vec<_> = entries
@@ -175,7 +177,7 @@ impl Store {
     }
 }
 
-/// Whether a text can be a file name as it is, and an id: no separator, no leading dot.
+/// Checks that a text is valid as an id and as a file name: no separator, no leading dot.
 pub(super) fn is_plain(text: &str) -> bool {
     (1..=128).contains(&text.len())
         && !text.starts_with('.')
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_older_ksync_remembered_is_still_read() {
+    fn a_file_of_an_older_ksync_is_still_read() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().to_owned());
         let text = r#"{"session_id":"a","name":null,"pool":null,"vm_domain":"vm.example","key_file":"/k",
@@ -247,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_with_a_name_the_newer_counts_and_there_are_never_too_many() {
+    fn the_newest_session_of_a_name_counts_and_the_store_is_bounded() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().to_owned());
         for number in 0..SESSIONS_MAX + 3 {
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_no_id_is_no_file() {
+    fn an_invalid_id_never_becomes_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().join("x"));
         for id in ["", "..", "../a", "a/b", "a\0", ".hidden", "a b"] {

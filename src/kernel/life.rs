@@ -1,8 +1,8 @@
-//! How long a session lives: what is known of it, when it ends, and what is said when that is soon.
+//! Session expiry: the known facts, the foreseen end, and the warning before it.
 //!
-//! A session ends 72 hours after it was made, whatever happens. Before that it ends when nobody has used it for as
-//! long as its timeout says, and SSH is no use. ksync holds the CDP WebSocket for that (see `alive`), which can be opened
-//! only until the token in its URL expires.
+//! A session ends 72 hours after its creation in any case. It ends earlier if it is idle for its
+//! timeout, and SSH does not count as use. ksync therefore holds the CDP WebSocket open (see
+//! `alive`). That WebSocket can be opened only until the token in its URL expires.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,45 +10,46 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::kernel::domain;
 use crate::kernel::known::Known;
 
-/// How old a session gets at most.
+/// Maximum age of a session.
 const AGE_MAX: Duration = Duration::from_secs(72 * 60 * 60);
 
-/// With less than this left a warning is due: time enough to fetch what is worth it.
+/// Remaining time below which a warning is due: enough to fetch valuable files.
 pub const SHORT: Duration = Duration::from_secs(15 * 60);
 
-/// What is known of a session's life, by the platform's clock, which ours is taken to agree with.
+/// Facts about a session's expiry, by the platform's clock. ksync assumes that the local clock
+/// agrees.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Life {
-    /// When it was made.
+    /// Creation time.
     pub made: Option<SystemTime>,
-    /// How long it stays when nobody uses it.
+    /// Idle timeout.
     pub timeout: Option<Duration>,
-    /// Until when it can be kept awake.
+    /// Expiry of the token that keeps the session awake.
     pub awake_until: Option<SystemTime>,
 }
 
-/// Why a session ends.
+/// Cause of a session's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// It is as old as they get.
+    /// The session has reached the maximum age.
     Age,
-    /// It can be kept awake no longer, and then its timeout runs.
+    /// The token expires, and then the idle timeout runs.
     Token,
-    /// It is not kept awake, so its timeout runs now.
+    /// Nothing keeps the session awake, so the idle timeout runs now.
     Timeout,
 }
 
-/// A session's end: that it is over by then, unless somebody else uses it where the cause is not its age.
+/// The foreseen end of a session. Unless the cause is its age, other use may prolong it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct End {
-    /// When.
+    /// Time of the end.
     pub at: SystemTime,
-    /// Why.
+    /// Cause of the end.
     pub cause: Cause,
 }
 
 impl Life {
-    /// What is remembered of a session's life. A session that was remembered by an older ksync has less of one.
+    /// Reads the stored facts. A session stored by an older ksync has fewer of them.
     #[must_use]
     pub fn of(known: &Known) -> Self {
         Self {
@@ -58,13 +59,14 @@ impl Life {
         }
     }
 
-    /// Whether the URL that keeps it awake is none any more.
+    /// Reports if the token in the keep-alive URL has expired.
     #[must_use]
     pub fn is_token_expired(&self, now: SystemTime) -> bool {
         self.awake_until.is_some_and(|until| until <= now)
     }
 
-    /// The first end that can be foreseen at `now`, if the session is in use from now on and kept awake or not.
+    /// The first end foreseen at `now`, for a session in use from now on. `is_kept_awake` tells if
+    /// ksync holds the keep-alive.
     #[must_use]
     pub fn end(&self, now: SystemTime, is_kept_awake: bool) -> Option<End> {
         let age = self.made.and_then(|made| made.checked_add(AGE_MAX));
@@ -77,25 +79,25 @@ impl Life {
             };
             Some(End { at: from.checked_add(timeout)?, cause })
         });
-        // Of two at the same time the one that nothing can be done about.
+        // At equal times the age wins, because nobody can change it.
         age.into_iter().chain(timeout).min_by_key(|end| end.at)
     }
 }
 
 impl End {
-    /// How long it is until then.
+    /// Time left until the end.
     #[must_use]
     pub fn left(&self, now: SystemTime) -> Duration {
         self.at.duration_since(now).unwrap_or_default()
     }
 
-    /// How long it is until a warning is due; zero where it is due now.
+    /// Time left until the warning is due; zero if it is due now.
     #[must_use]
     pub fn is_short_in(&self, now: SystemTime) -> Duration {
         self.left(now).saturating_sub(SHORT)
     }
 
-    /// What a person has to know of it: what happens when, and what to do.
+    /// Message for the user, and a hint: the end, its cause, and a remedy.
     #[must_use]
     pub fn told(&self, session: &str, now: SystemTime) -> (String, String) {
         let left = Left(self.left(now));
@@ -105,7 +107,7 @@ impl End {
                     "session {session} ends {left} at the latest, and its files with it: no session gets older \
                      than 72 hours"
                 ),
-                "fetch what is of use, and go on in a new one: ksync session create".to_owned(),
+                "download the files you need, and go on in a new session: ksync session create".to_owned(),
             ),
             Cause::Token => (
                 format!(
@@ -119,13 +121,13 @@ impl End {
                     "session {session} may end {left}, and its files with it: it is not kept awake, and SSH \
                      does not count as use"
                 ),
-                "leave --no-keep-alive out, or make the session with a longer --timeout".to_owned(),
+                "omit --no-keep-alive, or make the session with a longer --timeout".to_owned(),
             ),
         }
     }
 }
 
-/// A time to come, in whole minutes: never later than it is.
+/// Remaining time in whole minutes, rounded down.
 struct Left(Duration);
 
 impl fmt::Display for Left {
@@ -138,7 +140,8 @@ impl fmt::Display for Left {
     }
 }
 
-/// Reads a point in time of RFC 3339, as `2026-08-05T13:37:00.123Z`; `None` for what is none, or before 1970.
+/// Parses an RFC 3339 time such as `2026-08-05T13:37:00.123Z`. Returns `None` for invalid text and
+/// for times before 1970.
 pub(super) fn time(text: &str) -> Option<SystemTime> {
     let (date, rest) = text.trim().split_once(['T', 't', ' '])?;
     let zone = rest.find(['Z', 'z', '+', '-'])?;
@@ -146,7 +149,7 @@ pub(super) fn time(text: &str) -> Option<SystemTime> {
     let [year, month, day] = numbers(date, '-')?;
     let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
     let [hour, minute, second] = numbers(clock, ':')?;
-    // A leap second is the one after it.
+    // Second 60, a leap second, counts as the second after it.
     if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
         return None;
     }
@@ -155,7 +158,7 @@ pub(super) fn time(text: &str) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::new(u64::try_from(seconds).ok()?, nanos))
 }
 
-/// How many seconds a zone is ahead of UTC: `Z`, `+01:00`.
+/// Offset of a zone from UTC in seconds: `Z`, `+01:00`.
 fn offset(zone: &str) -> Option<i64> {
     if zone.eq_ignore_ascii_case("z") {
         return Some(0);
@@ -166,7 +169,7 @@ fn offset(zone: &str) -> Option<i64> {
     Some(if sign == "-" { -ahead } else { ahead })
 }
 
-/// So many numbers of at most four digits each.
+/// Parses `N` numbers of at most four digits each.
 fn numbers<const N: usize>(text: &str, between: char) -> Option<[i64; N]> {
     let number = |part: &str| {
         let is_number = (1..=4).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
@@ -175,7 +178,7 @@ fn numbers<const N: usize>(text: &str, between: char) -> Option<[i64; N]> {
     text.split(between).map(number).collect::<Option<Vec<i64>>>()?.try_into().ok()
 }
 
-/// Days since 1970 of a date in the Gregorian calendar, by years that begin in March.
+/// Days since 1970 of a Gregorian date. The computation lets years begin in March.
 fn day_number(year: i64, month: i64, day: i64) -> i64 {
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
@@ -194,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_end_counts_and_what_is_not_known_ends_nothing() {
+    fn the_first_end_counts_and_unknown_facts_end_nothing() {
         let secs = Duration::from_secs;
         let life = |made: Option<u64>, timeout: Option<u64>, awake_until: Option<u64>| Life {
             made: made.map(at),
@@ -207,7 +210,7 @@ mod tests {
         for (life, now, is_kept_awake, end) in [
             (Life::default(), 0, true, None),
             (Life::default(), 0, false, None),
-            // The token is good for as long as the session: then it is the age that ends it.
+            // The token lives as long as the session, so the age ends the session.
             (all, 0, true, Some((72 * HOUR, Age))),
             (all, 71 * HOUR, true, Some((72 * HOUR, Age))),
             (all, 80 * HOUR, true, Some((72 * HOUR, Age))),
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn each_end_is_told_with_what_to_do() {
+    fn each_end_has_a_message_and_a_hint() {
         let told = |cause, left: u64| {
             let (what, hint) = End { at: at(left), cause }.told("x", at(0));
             format!("{what}; {hint}")
@@ -243,7 +246,7 @@ mod tests {
         assert_eq!(
             told(Cause::Age, 9 * MINUTE + 59),
             "session x ends in 9 minutes at the latest, and its files with it: no session gets older than \
-             72 hours; fetch what is of use, and go on in a new one: ksync session create"
+             72 hours; download the files you need, and go on in a new session: ksync session create"
         );
         assert_eq!(
             told(Cause::Token, 61),
@@ -253,12 +256,12 @@ mod tests {
         assert_eq!(
             told(Cause::Timeout, 59),
             "session x may end in less than a minute, and its files with it: it is not kept awake, and SSH does \
-             not count as use; leave --no-keep-alive out, or make the session with a longer --timeout"
+             not count as use; omit --no-keep-alive, or make the session with a longer --timeout"
         );
     }
 
     #[test]
-    fn times_are_read_as_date_reads_them() {
+    fn times_are_parsed_as_by_date() {
         for (text, millis) in [
             ("1970-01-01T00:00:00Z", 0),
             ("2000-02-28T23:59:59.999Z", 951_782_399_999),

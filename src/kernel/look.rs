@@ -1,30 +1,31 @@
-//! What a VM says of itself, asked through the API, when nobody gets in.
+//! Diagnosis of a VM through the API, if SSH fails.
 
 use std::fmt;
 
 use crate::kernel::types::{Exec, Executed};
 use crate::tree::path::escape;
 
-/// The script that asks.
+/// The diagnosis script.
 const LOOK: &str = include_str!("look.sh");
 
-/// How long it may take: it waits 5 s for an answer.
+/// Timeout of the script, which itself waits 5 s for an answer.
 const LOOK_SECONDS: u64 = 20;
 
-/// How much of a line is kept, in characters.
+/// Characters kept of a line.
 const SAID_CHARS_MAX: usize = 120;
 
-/// What a VM says of its own SSH server and of the bridge to it. Its `Display` goes on after "which says that".
+/// A VM's own report about its SSH server and the bridge to it. Its `Display` continues a sentence
+/// after "which says that".
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
     sshd: String,
     bridge: String,
-    /// What answered on the bridge's port, with an empty text for nothing; `None` where that was not asked.
+    /// Answer on the bridge's port, empty for none; `None` if the script did not ask.
     answer: Option<String>,
 }
 
 impl Look {
-    /// Whether everything is there that others connect to.
+    /// Reports if every service that clients connect to is up.
     #[must_use]
     pub fn is_well(&self) -> bool {
         let answers = self.answer.as_ref().is_none_or(|answer| answer.starts_with("HTTP/1.1 101"));
@@ -47,12 +48,12 @@ impl fmt::Display for Look {
     }
 }
 
-/// Whether that is what a supervisor says of a service that runs.
+/// Reports if the supervisor's status line is that of a running service.
 fn runs(status: &str) -> bool {
     status.starts_with("RUNNING")
 }
 
-/// The call that asks.
+/// Builds the call of the script.
 pub(super) fn look() -> Exec {
     Exec {
         command: "bash".to_owned(),
@@ -63,7 +64,7 @@ pub(super) fn look() -> Exec {
     }
 }
 
-/// What the script's output says.
+/// Parses the script's output.
 pub(super) fn read(executed: &Executed) -> Look {
     let mut look = Look { sshd: String::new(), bridge: String::new(), answer: None };
     let text = String::from_utf8_lossy(&executed.stdout);
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_on_the_vm_is_told_and_the_first_cause_first() {
+    fn the_report_of_a_vm_names_the_first_cause() {
         let run = "RUNNING pid 1, uptime 0:00:01";
         for (sshd, bridge, answer, said) in [
             (run, run, "\nKSYNC answer HTTP/1.1 101 Switching Protocols", "sshd and its bridge run"),

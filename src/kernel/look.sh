@@ -1,10 +1,10 @@
-# Tells what a VM says of itself when nobody gets in: whether sshd and its bridge run, and what answers on the bridge's
-# port there. Changes nothing. Run on the VM as:
+# Diagnoses a VM if SSH fails: the states of sshd and its bridge, and the answer on the bridge's port. It changes
+# nothing. The platform runs it on the VM as:
 #   bash -c 'this'
 
 status() { supervisorctl status "$1" 2>&1 </dev/null | head -n 1 | awk '{ $1 = ""; sub(/^ /, ""); print }'; }
 
-# Asks for a WebSocket as any client does; the answer's first line is enough.
+# Requests a WebSocket like any client; the first line of the answer is enough.
 answer() {
   exec 3<>/dev/tcp/127.0.0.1/2222 || return
   printf '%s\r\n' 'GET / HTTP/1.1' 'Host: localhost' 'Connection: Upgrade' 'Upgrade: websocket' \
@@ -14,6 +14,6 @@ answer() {
 
 echo "KSYNC sshd $(status sshd)"
 echo "KSYNC bridge $(status websocat-ssh)"
-# The stand-in VM has an address of its own, and shares 127.0.0.1 with the machine that it runs on.
+# An emulated VM has its own address, and shares 127.0.0.1 with the machine that it runs on.
 [ -n "${KSYNC_SANDBOX_ROOT-}" ] || echo "KSYNC answer $(answer 2>/dev/null)"
 exit 0

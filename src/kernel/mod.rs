@@ -1,26 +1,26 @@
-//! The platform's API: sessions, and what runs in them. Knows neither the engine nor the disk, and nothing of
-//! SSH: it finds the VM and prepares it, `remote` goes there.
+//! The platform's API: sessions, and the processes that run in them. This layer knows neither the
+//! engine, the disk nor SSH. It finds the VM and prepares it; `remote` then connects to it.
 //!
 //! ```text
-//! reach ─ known, keys      from a name to a VM that lets us in
-//!  ├─ provision            what makes it do so
-//!  ├─ bridge_image         what is put there where it has no bridge
-//!  ├─ look                 what it says of itself when nobody gets in
-//!  └─ alive, life          what keeps it awake, and for how long
-//! api ── types, domain     what is asked and answered
-//!  └─ http ── retry        one call, made again where that helps
-//!      ├─ settings         where the API is, and who asks
-//!      └─ tls              the roots that `remote` trusts too
+//! reach ─ known, keys      from a session's name to a VM that accepts ksync's key
+//!  ├─ provision            sets the VM up for SSH
+//!  ├─ bridge_image         the bridge to upload to a VM that has none
+//!  ├─ look                 diagnosis of a VM if SSH fails
+//!  └─ alive, life          keep-alive and expiry of a session
+//! api ── types, domain     calls, their arguments and answers
+//!  └─ http ── retry        one call, with its retries
+//!      ├─ settings         address and key of the API
+//!      └─ tls              the same TLS roots as `remote`
 //! ```
 //!
-//! An [`Api`] makes the calls that ksync needs, each blocking until it has an answer or an [`ApiError`], for
-//! which there is always an end. What holds throughout:
+//! An [`Api`] makes the calls that ksync needs. Each call blocks until it has an answer or an
+//! [`ApiError`], and always ends. Four rules hold throughout:
 //!
-//! - the key goes to the configured host alone: never in clear but to this machine, never along with a
-//!   redirect, and into no error, no `Debug` and no log;
-//! - the same goes for the tokens in the URLs of a [`Browser`];
-//! - every answer is read with a limit, and what it says is escaped and cut before it is shown;
-//! - a field that is not known is not an error, and no name ever becomes part of a path unencoded.
+//! - ksync sends the key to the configured host only. It sends the key unencrypted only to this
+//!   machine, never follows a redirect with it, and shows it in no error, `Debug` or log;
+//! - the same holds for the tokens in the URLs of a [`Browser`];
+//! - ksync reads every answer with a size limit, and escapes and cuts its text before showing it;
+//! - an unknown field is no error, and no name becomes part of a path unencoded.
 
 mod alive;
 mod api;

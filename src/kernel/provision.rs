@@ -1,84 +1,84 @@
-//! Making a VM reachable over SSH, in one call, and taking it back.
+//! Sets a VM up for SSH in one call, and undoes that.
 //!
-//! The scripts tell what they do. Here is how they are called, and what their output means: whatever it says, a VM
-//! cannot make ksync trust another host than the one that the API vouches for.
+//! The scripts document their steps. This module calls them and parses their output. No output of a
+//! VM can make ksync trust another host than the one that the API names.
 
 use crate::kernel::types::{Exec, Executed};
 use crate::tree::path::escape;
 
-/// The script that sets a VM up.
+/// Script that sets a VM up.
 const PROVISION: &str = include_str!("provision.sh");
 
-/// The script that takes back what ksync left.
+/// Script that removes ksync's traces.
 const CLEANUP: &str = include_str!("cleanup.sh");
 
-/// One provisioning at a time. Not in a directory where others could put a file of this name.
+/// Lock that admits one provisioning at a time. Others cannot create a file in its directory.
 const LOCK: &str = "/run/ksync-provision.lock";
 
-/// How long one waits for another one.
+/// Timeout of the lock, in seconds.
 const LOCK_PATIENCE_SECONDS: u64 = 60;
 
-/// How long it may take with all downloads, as with the official CLI.
+/// Timeout of provisioning with all downloads, as in the official CLI.
 const PROVISION_SECONDS: u64 = 120;
 
-/// How long cleaning up may take.
+/// Timeout of cleaning up.
 const CLEANUP_SECONDS: u64 = 30;
 
-/// What flock answers when it has waited long enough.
+/// Exit code of flock after its timeout.
 const LOCKED: i32 = 75;
 
-/// What the script answers where there is no websocat that runs, and none to be had.
+/// Exit code of the script if no websocat runs and none can be downloaded.
 const NO_BRIDGE: i32 = 73;
 
-/// What the script answers where there is no sshd, and no network to install it from.
+/// Exit code of the script if there is no sshd, and no network to install it from.
 const NO_SSHD: i32 = 74;
 
-/// Longest line and text that are believed to be a script's, in bytes.
+/// Longest line and text accepted from a script, in bytes.
 const LINE_BYTES_MAX: usize = 4 << 10;
 
-/// What is known of a VM that has been set up.
+/// Facts about a VM that has been set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provisioned {
-    /// Its host key, as a line of OpenSSH: `ssh-ed25519 AAAA…`.
+    /// The VM's host key, as a line of OpenSSH: `ssh-ed25519 AAAA…`.
     pub host_key: String,
-    /// The version of its sshd, if it told.
+    /// Version of the VM's sshd, if reported.
     pub sshd: Option<String>,
-    /// The version of its bridge, if it told.
+    /// Version of the VM's bridge, if reported.
     pub websocat: Option<String>,
-    /// What had to be installed.
+    /// Packages that the script installed.
     pub installed: Vec<String>,
 }
 
-/// Why a VM could not be set up.
+/// Reason why a VM could not be set up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProvisionError {
     /// The script failed.
     #[error("could not {step} on the VM (exit code {exit_code}): {said}")]
     Failed {
-        /// The step that failed, in words of the script.
+        /// The failed step, in the script's words.
         step: String,
         /// The script's exit code.
         exit_code: i32,
-        /// What the step said last.
+        /// The last output of the step.
         said: String,
     },
-    /// There is no websocat that runs, and none could be downloaded: a bridge has to be brought.
+    /// No websocat runs, and none could be downloaded: ksync must upload its own bridge.
     #[error("the VM has no websocat that runs, and could not download one: {said}")]
     NoBridge {
-        /// What was said last.
+        /// The last output of the step.
         said: String,
     },
-    /// There is no sshd, and no network to install it from, so nothing can be done from here.
+    /// There is no sshd, and no network to install it from, so ksync cannot help.
     #[error("the VM has neither sshd nor a network to install it from: {said}")]
     NoSshd {
-        /// What was said last.
+        /// The last output of the step.
         said: String,
     },
-    /// Others are at it.
+    /// Another client holds the lock.
     #[error("another client has been setting this VM up for {LOCK_PATIENCE_SECONDS} s")]
     Busy,
-    /// The script succeeded and told no host key.
-    #[error("the VM told no host key that can be used")]
+    /// The script succeeded without reporting a host key.
+    #[error("the VM reported no usable host key")]
     NoHostKey,
 }
 
@@ -87,17 +87,17 @@ pub enum ProvisionError {
 pub(super) struct Brought<'a> {
     /// The SHA-256 of the program, in hex.
     pub(super) sha256: &'a str,
-    /// Where it lies, compressed.
+    /// Path of the compressed bridge.
     pub(super) file: &'a str,
 }
 
-/// Where `name` is written on the VM: in the directory that the script makes its own of.
+/// Path of the file `name` on the VM, in the directory of the script's own bridge.
 pub(super) fn place(name: &str) -> String {
     format!("/usr/local/lib/ksync/{name}")
 }
 
-/// The call that sets a VM up and lets `public_key`, a line of OpenSSH, in; with the bridge that was brought, if one
-/// was.
+/// Builds the call that sets a VM up and authorises `public_key`, a line of OpenSSH. `bridge` is
+/// the uploaded bridge, if there is one.
 #[must_use]
 pub(super) fn provision(public_key: &str, bridge: Option<Brought<'_>>) -> Exec {
     let bridge = bridge.map(|bridge| [bridge.sha256, bridge.file]);
@@ -105,13 +105,13 @@ pub(super) fn provision(public_key: &str, bridge: Option<Brought<'_>>) -> Exec {
     call(PROVISION, args, PROVISION_SECONDS)
 }
 
-/// The call that takes back what ksync left, and shuts `public_key` out.
+/// Builds the call that removes ksync's traces and revokes `public_key`.
 #[must_use]
 pub(super) fn cleanup(public_key: &str) -> Exec {
     call(CLEANUP, [public_key], CLEANUP_SECONDS)
 }
 
-/// A script, run by one at a time.
+/// Builds the call of a script, under the lock.
 fn call<'a>(script: &str, args: impl IntoIterator<Item = &'a str>, seconds: u64) -> Exec {
     let wait = LOCK_PATIENCE_SECONDS.to_string();
     let locked = LOCKED.to_string();
@@ -125,10 +125,10 @@ fn call<'a>(script: &str, args: impl IntoIterator<Item = &'a str>, seconds: u64)
     }
 }
 
-/// What the script's output says.
+/// Parses the script's output.
 ///
 /// # Errors
-/// [`ProvisionError`]: it failed, with what it said last.
+/// [`ProvisionError`]: the script failed; with its last output.
 pub(super) fn read(executed: &Executed) -> Result<Provisioned, ProvisionError> {
     match executed.exit_code {
         0 => {}
@@ -165,7 +165,7 @@ pub(super) fn read(executed: &Executed) -> Result<Provisioned, ProvisionError> {
     if told.host_key.is_empty() { Err(ProvisionError::NoHostKey) } else { Ok(told) }
 }
 
-/// The type and the key in base64, and nothing else.
+/// Checks that a text is a key type and a key in base64, and nothing else.
 fn is_host_key(text: &str) -> bool {
     let is_word = |word: &str, more: &str| {
         !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
@@ -173,7 +173,7 @@ fn is_host_key(text: &str) -> bool {
     text.split_once(' ').is_some_and(|(kind, key)| is_word(kind, "-@.") && is_word(key, "+/="))
 }
 
-/// The last step that a log names, and what stands after it, on one line.
+/// The last step that a log names, and the output after it, on one line.
 fn last_step(log: &str) -> (String, String) {
     let (step, said) = match log.rfind("== ") {
         Some(at) => log.get(at + 3..).and_then(|rest| rest.split_once('\n')).unwrap_or_default(),
@@ -181,7 +181,7 @@ fn last_step(log: &str) -> (String, String) {
     };
     let step = if step.is_empty() { "begin" } else { step };
     let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
-    // The last lines say what went wrong; those before, how far it came.
+    // The last lines hold the error; the lines before show the progress.
     let lines: Vec<_> = lines.collect();
     let last = lines.get(lines.len().saturating_sub(4)..).unwrap_or_default().join("; ");
     let said =
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_script_tells_is_read() {
+    fn the_output_of_the_script_is_parsed() {
         let told = read(&executed(
             0,
             b"noise\nKSYNC host-key ssh-ed25519 AAAA+/=\nKSYNC sshd OpenSSH_8.9p1\nKSYNC websocat \n\
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_host_key_nothing_is_trusted() {
+    fn a_missing_or_malformed_host_key_is_an_error() {
         let long = [b"KSYNC host-key ssh-ed25519 ".as_slice(), &[b'A'; LINE_BYTES_MAX]].concat();
         for output in
             [&b""[..], b"KSYNC host-key ", b"KSYNC host-key ssh-ed25519", b"KSYNC host-key a b c", &long]
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_names_the_step_and_what_it_said_last() {
+    fn a_failure_names_the_step_and_its_last_output() {
         let log =
             "== let the key in\n== install openssh-server\nReading...\n\n a\nb\nc\nE: no \x1b[1mnetwork\n";
         let error = read(&executed(1, b"", log)).unwrap_err();
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_calls_hold_no_word_of_the_key_in_the_script() {
+    fn the_key_is_an_argument_and_not_part_of_the_script() {
         let exec = provision("ssh-ed25519 AAAA $(touch x)", None);
         assert_eq!(exec.args.last().map(String::as_str), Some("ssh-ed25519 AAAA $(touch x)"));
         assert!(exec.as_root && !exec.args.iter().rev().skip(1).any(|arg| arg.contains("AAAA")));

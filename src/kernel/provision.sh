@@ -1,17 +1,16 @@
-# Makes a VM reachable over SSH behind a WebSocket bridge, and lets one key in. Run as root on the VM, as:
+# Makes a VM reachable over SSH behind a WebSocket bridge, and authorises one key. The platform runs it as root, as:
 #   flock -o -w 60 LOCK bash -c 'this' ksync PUBLIC_KEY [BRIDGE_SHA256 BRIDGE_FILE]
 #
-# The same packages, files, services and port as `kernel browsers ssh` makes, so that either can go on from what the
-# other one did; what is there already stays. It may be run again at any time, and by several at once: flock lets
-# one in at a time. Everything that is started here writes to a file and reads nothing, since an exec whose output
-# somebody still holds never ends.
+# It makes the same packages, files, services and port as `kernel browsers ssh`, so that each can continue the other's
+# work. Existing ones stay. The script may run again at any time, and several times at once, because flock admits one
+# run. Every process started here writes to a file and reads nothing: an exec ends only when no process holds its
+# output any more.
 #
-# Exit code 73: there is no websocat that runs, and none to be had. Then whoever called writes a bridge of ksync's own,
-# compressed, to BRIDGE_FILE, and runs this again with its name and hash. It takes the place of websocat in the same
-# service on the same port. Exit code 74: there is no sshd, and no network to install it from, so a bridge would lead
-# nowhere.
+# Exit code 73: no websocat runs, and none can be downloaded. The caller then writes ksync's own bridge, compressed, to
+# BRIDGE_FILE, and runs this again with its name and hash. The bridge replaces websocat in the same service on the same
+# port. Exit code 74: there is no sshd, and no network to install it from, so a bridge would lead nowhere.
 #
-# In the stand-in VM, which is no machine of its own, / lies elsewhere.
+# An emulated VM shares the machine, so its root is not /.
 
 key=$1; bridge_sha256=${2-}; r=${KSYNC_SANDBOX_ROOT-}; log=$(mktemp) || exit 1
 bridge_file=${3:+$r$3}
@@ -21,40 +20,40 @@ host_key=$r/etc/ssh/ssh_host_ed25519_key
 websocat=$r/usr/local/bin/websocat
 websocat_url=https://github.com/vi/websocat/releases/download/v1.13.0/websocat.x86_64-unknown-linux-musl
 own_bridge=$r/usr/local/lib/ksync/ksync-bridge
-# A download that broke off may not stay either.
+# This removes a partial download too.
 trap 'rm -f "$log" "$log.made" "$websocat.new" "$own_bridge.new" ${bridge_file:+"$bridge_file"}' EXIT
 
 has_sshd() { command -v sshd >/dev/null || [ -x "$r/usr/sbin/sshd" ]; }
-# A program for another machine, or without its libraries, is there and of no use.
+# A program for another machine, or without its libraries, exists but does not run.
 works() { "$1" --version </dev/null >/dev/null 2>&1; }
 runs() { supervisorctl status "$1" | grep -q RUNNING; }
 
-# Each step is named before it is tried: the last name tells what failed.
+# The log names each step before its start, so the last name is that of the failed step.
 step() { echo "== $*"; }
 
 install_sshd() {
   step install openssh-server
   export DEBIAN_FRONTEND=noninteractive
   set -- apt-get -q -y -o DPkg::Lock::Timeout=30 -o Acquire::Retries=2 --no-install-recommends
-  # Lists of packages that are old name versions that are gone.
-  # Together no longer than the call may take.
+  # Old package lists may name versions that no longer exist.
+  # The timeouts together stay within that of the call.
   timeout 50 "$@" install openssh-server || { timeout 20 "$@" update && timeout 50 "$@" install openssh-server; }
 }
 
-# apt-get says so, or had no time to.
+# apt-get reports it, or ran out of time; then curl decides.
 is_offline() {
   grep -qE 'Temporary failure resolving|Could not resolve|Could not connect|Network is unreachable' "$log" ||
     ! curl -sS --connect-timeout 5 --max-time 10 -o /dev/null "$websocat_url"
 }
 
-# Where nothing answers it is known soon, since there is another way.
+# Without an answer this fails soon, because ksync's own bridge is the alternative.
 install_websocat() {
   step download websocat
   curl -fsSL --retry 1 --connect-timeout 5 --max-time 60 -o "$websocat.new" "$websocat_url" &&
     chmod 755 "$websocat.new" && "$websocat.new" --version && mv -f "$websocat.new" "$websocat"
 }
 
-# Nobody but root could have put it there, and what runs is what ksync has sent.
+# Only root can write BRIDGE_FILE, and the hash proves that ksync sent the program.
 install_own_bridge() {
   step install the bridge of ksync
   mkdir -p "${own_bridge%/*}"
@@ -66,8 +65,8 @@ install_own_bridge() {
   echo ksync-bridge >>"$log.made"
 }
 
-# What is to run as the service, and as whom: websocat as the official CLI does, else what ksync has put here, which
-# needs no rights.
+# Chooses the program of the service, and its user: websocat as in the official CLI, or else ksync's bridge, which
+# needs no privileges.
 choose_bridge() {
   bridge="/usr/local/bin/websocat --binary ws-l:0.0.0.0:2222 tcp:127.0.0.1:22" bridge_user=
   if [ -n "$bridge_sha256" ]; then
@@ -86,8 +85,8 @@ choose_bridge() {
   bridge="$own_bridge 0.0.0.0:2222 127.0.0.1:22" bridge_user=user=nobody
 }
 
-# A service that somebody has described already is left as it is, but for one of ours that names a bridge which is not
-# the one to run.
+# Describes a service. An existing description stays, unless it is ksync's own and names a bridge other than the
+# chosen one.
 describe() {
   if grep -qsrF "[program:$1]" "$services"; then
     [ -n "$3" ] && [ -f "$services/$1.conf" ] && ! grep -qxF "command=$2" "$services/$1.conf" || return 0
@@ -106,7 +105,7 @@ start_service() {
   }
 }
 
-# Both at once: a service counts as started when it has run for 2 s.
+# Start both at once, because a service counts as started only after 2 s.
 start() {
   step start sshd and its bridge
   supervisorctl reread
@@ -123,7 +122,7 @@ let_in() {
   [ -f "$r/root/.ssh/authorized_keys" ] || touch "$r/root/.ssh/authorized_keys"
   chmod 600 "$r/root/.ssh/authorized_keys"
   grep -qxF "$key" "$r/root/.ssh/authorized_keys" && return
-  # A last line without its end would swallow the key.
+  # A last line without a line end would swallow the key.
   [ -z "$(tail -c 1 "$r/root/.ssh/authorized_keys")" ] || echo >>"$r/root/.ssh/authorized_keys"
   echo "$key" >>"$r/root/.ssh/authorized_keys"
 }
@@ -152,7 +151,7 @@ let_in() {
 status=$?
 
 if [ $status -ne 0 ]; then
-  # A step that said more than this is named before its end.
+  # If the last step printed more than this, print its name first.
   tail -c 4096 "$log" | grep -q '^== ' || grep '^== ' "$log" | tail -n 1 >&2
   tail -c 4096 "$log" >&2
   case $status in 73 | 74) exit $status ;; *) exit 1 ;; esac

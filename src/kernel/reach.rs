@@ -1,4 +1,4 @@
-//! From the name of a session to a VM that lets us in.
+//! From a session's name to a VM that accepts ksync's key.
 
 use std::io;
 use std::path::PathBuf;
@@ -14,57 +14,55 @@ use crate::kernel::settings::Settings;
 use crate::kernel::types::Browser;
 use crate::tree::path::escape;
 
-/// The name that stands for the current session.
+/// Name of the current session.
 pub const CURRENT: &str = "session";
 
-/// What is needed to find sessions and to get into them.
+/// Facts needed to find sessions and to log in to them.
 #[derive(Debug, Clone)]
 pub struct Access {
-    /// The API; without a key only sessions that are remembered can be reached.
+    /// API settings. Without them ksync reaches only sessions in the store.
     pub api: Option<Settings>,
-    /// Where sessions and keys are kept.
+    /// Directory of sessions and keys.
     pub directory: PathBuf,
-    /// The private key to log in with; `None`: one of our own for each session.
+    /// Private key for the login; `None`: ksync makes one for each session.
     pub identity: Option<PathBuf>,
-    /// The session that [`CURRENT`] means, if somebody said so; else the one chosen last.
+    /// Session that [`CURRENT`] means, if the user named one; otherwise the one chosen last.
     pub current: Option<String>,
 }
 
-/// Why a session cannot be reached.
+/// Reason why a session cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// The API is needed, and there is no key for it.
-    #[error(
-        "session \"{0}\" is not one that was used from here before, and there is no API key to look it up"
-    )]
+    /// The API is needed to look the session up, and there is no key for it.
+    #[error("session \"{0}\" was never used from here, and there is no API key to look it up")]
     NoKey(String),
     /// There is no API key.
     #[error("there is no API key")]
     NoApi,
-    /// Nobody chose a session.
+    /// The user chose no session.
     #[error("there is no current session")]
     NoCurrent,
-    /// What is named can be no session.
-    #[error("\"{0}\" can be no session's id or name")]
+    /// The name cannot be that of a session.
+    #[error("\"{0}\" cannot be a session's id or name")]
     Name(String),
-    /// The API.
+    /// The API call failed.
     #[error(transparent)]
     Api(Box<ApiError>),
-    /// There is no key to log in with.
+    /// There is no key for the login.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The VM could not be set up.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
-    /// The VM needs a bridge of ours, and it cannot be written there.
+    /// The VM needs ksync's bridge, which could not be uploaded.
     #[error("could not bring a bridge to the VM, which has no websocat that runs and could not download one")]
     NotBrought(#[source] Box<ApiError>),
-    /// What is to be remembered cannot be.
+    /// The state directory is not writable.
     #[error("could not write to {}", path.display())]
     State {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -76,7 +74,7 @@ impl From<ApiError> for KernelError {
 }
 
 impl KernelError {
-    /// The exit code of the process.
+    /// Exit code of the process.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -88,7 +86,7 @@ impl KernelError {
         }
     }
 
-    /// What to do next.
+    /// Advice for the user about the next step.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
@@ -109,52 +107,52 @@ impl KernelError {
         Some(hint.to_owned())
     }
 
-    /// Whether the session is not there any more.
+    /// Reports if the session no longer exists.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.exit_code() == 41
     }
 }
 
-/// What is being done, for those who wait.
+/// Progress of reaching a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// The API is asked for the session.
+    /// ksync asks the API for the session.
     LookUp,
-    /// The VM is being set up.
+    /// ksync sets the VM up.
     SetUp,
-    /// A bridge of ksync's own is brought to the VM, which has none and cannot download one.
+    /// ksync uploads its own bridge to a VM that has none and cannot download one.
     BringBridge,
 }
 
-/// A session that was looked up and set up.
+/// A session that ksync looked up and set up.
 #[derive(Debug, Clone)]
 pub struct Reached {
-    /// How to connect to it.
+    /// Connection data of the session.
     pub known: Known,
-    /// What the VM told.
+    /// Facts that the VM reported.
     pub provisioned: Provisioned,
 }
 
 impl Access {
-    /// Where sessions are remembered.
+    /// The session store.
     #[must_use]
     pub fn store(&self) -> Store {
         Store::new(self.directory.join("sessions"))
     }
 
-    /// The API.
+    /// Makes a client of the API.
     ///
     /// # Errors
-    /// [`KernelError::NoApi`], or the settings cannot be used.
+    /// [`KernelError::NoApi`], or the settings are unusable.
     pub fn api(&self) -> Result<Api, KernelError> {
         Ok(Api::new(self.api.as_ref().ok_or(KernelError::NoApi)?)?)
     }
 
-    /// The id or name that `name` stands for.
+    /// Resolves `name` to an id or name.
     ///
     /// # Errors
-    /// [`KernelError::NoCurrent`], or it can be neither.
+    /// [`KernelError::NoCurrent`], or the text cannot be an id or name.
     pub fn meant(&self, name: &str) -> Result<String, KernelError> {
         let meant = if name == CURRENT {
             self.current.clone().or_else(|| self.store().current()).ok_or(KernelError::NoCurrent)?
@@ -166,7 +164,7 @@ impl Access {
         if is_text { Ok(meant) } else { Err(KernelError::Name(escape(meant.as_bytes()).into_owned())) }
     }
 
-    /// A session that was used before, if it is the same API and the same key that is wanted.
+    /// A session from the store, if its API and its key are the ones that this access uses.
     #[must_use]
     pub fn remembered(&self, id_or_name: &str) -> Option<Known> {
         let known = self.store().find(id_or_name)?;
@@ -175,8 +173,8 @@ impl Access {
         (same_api && same_key && known.key_file.exists()).then_some(known)
     }
 
-    /// Asks the API for a session, sets its VM up, and remembers it. Takes seconds, and a minute or two where
-    /// something has to be installed first.
+    /// Asks the API for a session, sets its VM up, and stores it. This takes seconds, or a minute
+    /// or two if the VM must install something first.
     ///
     /// # Errors
     /// [`KernelError`].
@@ -190,7 +188,7 @@ impl Access {
         self.set_up(&api, &browser, say)
     }
 
-    /// Sets a session's VM up and remembers it.
+    /// Sets a session's VM up and stores the session.
     ///
     /// # Errors
     /// [`KernelError`].
@@ -230,18 +228,19 @@ impl Access {
         Ok(Reached { known, provisioned })
     }
 
-    /// Asks a session's VM, through the API, what of all that others connect to runs there. Takes seconds.
+    /// Asks a session's VM, through the API, which of the services for SSH run there. This takes
+    /// seconds.
     ///
     /// # Errors
-    /// [`KernelError`]: it cannot be asked, or the session is gone.
+    /// [`KernelError`]: the VM cannot be asked, or the session is gone.
     pub fn look(&self, session_id: &str) -> Result<Look, KernelError> {
         Ok(look::read(&self.api()?.exec(session_id, &look::look())?))
     }
 
-    /// Takes back what ksync left on a session's VM, and forgets the session.
+    /// Removes ksync's traces from a session's VM, and forgets the session.
     ///
     /// # Errors
-    /// [`KernelError`]; it is forgotten only if that was done.
+    /// [`KernelError`]. The session is forgotten only after a success.
     pub fn clean_up(&self, id_or_name: &str) -> Result<(), KernelError> {
         let api = self.api()?;
         let browser = api.browser(id_or_name)?;
@@ -253,14 +252,14 @@ impl Access {
         };
         let executed = api.exec(&browser.session_id, &provision::cleanup(&key.public))?;
         if executed.exit_code != 0 {
-            // Its output has the form of the other script's.
+            // The output has the same form as the other script's.
             provision::read(&executed)?;
         }
         self.forget(&browser.session_id);
         Ok(())
     }
 
-    /// Forgets a session, and the key that was made for it.
+    /// Forgets a session and deletes the key made for it.
     pub fn forget(&self, session_id: &str) {
         self.store().forget(session_id);
         if crate::kernel::known::is_plain(session_id) {
@@ -281,16 +280,16 @@ impl Access {
         }
     }
 
-    /// What says that the state directory cannot be written to.
+    /// Makes the error for a state directory that is not writable.
     pub fn state_error(&self, source: io::Error) -> KernelError {
         KernelError::State { path: self.directory.clone(), source }
     }
 }
 
-/// Writes our own bridge to the VM, and sets it up with that.
+/// Uploads ksync's bridge to the VM, and sets the VM up with it.
 fn bring_bridge(api: &Api, session_id: &str, public_key: &str) -> Result<Provisioned, KernelError> {
     let image = BridgeImage::embedded();
-    // One who is at the same writes to a file of another name.
+    // The name is unique, because another client may upload a bridge at the same time.
     let file = provision::place(&format!("{}.gz", unique()));
     api.write_file(session_id, &file, 0o600, image.gzip).map_err(|error| match error.kind() {
         ApiErrorKind::SessionGone | ApiErrorKind::NotAuthorised => error.into(),
@@ -301,10 +300,10 @@ fn bring_bridge(api: &Api, session_id: &str, public_key: &str) -> Result<Provisi
     Ok(provision::read(&executed)?)
 }
 
-/// A word that nobody else comes up with at the same time.
+/// Makes a word that no other client makes at the same time.
 fn unique() -> String {
     let mut bytes = [0; 8];
-    // Where there are no random numbers, others are unlikely enough to have our number, too.
+    // Without random numbers, the process id makes a collision unlikely enough.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     format!("{:x}-{:016x}", std::process::id(), u64::from_le_bytes(bytes))
 }

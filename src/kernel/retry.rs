@@ -1,63 +1,63 @@
-//! Whether a call is made again, and when. The rules are those of the official SDKs; nothing here waits, asks
-//! a clock, or throws dice.
+//! Retry decisions, by the rules of the official SDKs. This module neither sleeps, reads a clock
+//! nor draws random numbers.
 //!
-//! They make every call again, also one that may have done its work already: a session that was made although
-//! the answer got lost is made twice, and a command may run twice. So whatever ksync runs through the API
-//! must be such that a second time does no harm.
+//! The rules retry every call, even one that may already have done its work. If the answer is lost,
+//! a session may be created twice, and a command may run twice. Every command that ksync runs
+//! through the API must therefore do no harm if it runs twice.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How often a call is made again.
+/// Retries of a call.
 const RETRIES_MAX: u32 = 2;
 
-/// How long to wait before the first time, in seconds. Each further wait is twice as long.
+/// Delay before the first retry, in seconds. Each further delay is twice as long.
 const DELAY_S_MIN: f64 = 0.5;
 
-/// The longest wait that is not asked for, in seconds.
+/// Longest delay without the API's advice, in seconds.
 const DELAY_S_MAX: f64 = 8.0;
 
-/// The part of a wait that the dice may take off, so that not all clients come back at once.
+/// Largest share of a delay that the jitter removes, so that clients do not return all at once.
 const JITTER: f64 = 0.25;
 
-/// The longest wait that the API may ask for, in seconds. What asks for more is not listened to.
+/// Longest delay that the API may ask for, in seconds. A longer one is ignored.
 const ASKED_DELAY_S_MAX: f64 = 60.0;
 
-/// What came of a call.
+/// Result of a call.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Outcome {
-    /// No answer, since there was no connection, or no longer, or nothing came over it.
+    /// No answer: the connection failed, broke, or stayed silent.
     NoAnswer,
-    /// An answer that is not what was asked for.
+    /// An answer with an error status.
     Answer {
         /// The HTTP status.
         status: u16,
-        /// What it says about trying again.
+        /// The answer's advice about a retry.
         advice: Advice,
     },
-    /// Something that stays as it is.
+    /// A failure that a retry cannot change.
     Final,
 }
 
-/// What an answer's headers say about trying again.
+/// Retry advice in an answer's headers.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Advice {
     should_retry: Option<bool>,
-    /// How long to wait, in seconds.
+    /// Delay in seconds.
     delay_s: Option<f64>,
 }
 
-/// What to do.
+/// Decision about a retry.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Decision {
-    /// Make the call again after this time.
+    /// Retry after this delay.
     RetryAfter(Duration),
-    /// Be content with the outcome.
+    /// Return the failure.
     GiveUp,
 }
 
 impl Advice {
-    /// Reads the headers `x-should-retry`, `retry-after-ms` and `Retry-After`; the last one may be a date,
-    /// which is compared with `now`.
+    /// Reads the headers `x-should-retry`, `retry-after-ms` and `Retry-After`. The last one may be
+    /// a date; the delay then counts from `now`.
     pub(super) fn read<'a>(header: impl Fn(&str) -> Option<&'a str>, now: SystemTime) -> Self {
         let should_retry = match header("x-should-retry") {
             Some("true") => Some(true),
@@ -74,15 +74,15 @@ impl Advice {
         Self { should_retry, delay_s: delay_s.or_else(|| number("retry-after")).or_else(until) }
     }
 
-    /// How long the API asks to wait, where that is a time at all, however long.
+    /// The delay that the API asks for, if it is a valid time; of any length.
     pub(super) fn delay(&self) -> Option<Duration> {
         let delay_s = self.delay_s.filter(|delay_s| *delay_s > 0.0)?;
         Duration::try_from_secs_f64(delay_s).ok()
     }
 }
 
-/// Whether to make a call again after `attempts` of them have failed, the last one with `outcome`. `dice` is
-/// a random number from 0 to 1.
+/// Decides about a retry after `attempts` failed calls, of which the last ended with `outcome`.
+/// `dice` is a random number from 0 to 1.
 pub(super) fn decide(attempts: u32, outcome: Outcome, dice: f64) -> Decision {
     let (may_help, asked) = match outcome {
         Outcome::NoAnswer => (true, None),
@@ -102,7 +102,7 @@ pub(super) fn decide(attempts: u32, outcome: Outcome, dice: f64) -> Decision {
     Decision::RetryAfter(asked.unwrap_or(delay))
 }
 
-/// Reads a date as HTTP writes it today, `Sun, 06 Nov 1994 08:49:37 GMT`; in seconds since 1970.
+/// Parses today's HTTP date format, `Sun, 06 Nov 1994 08:49:37 GMT`, into seconds since 1970.
 fn http_date(text: &str) -> Option<i64> {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
@@ -117,7 +117,7 @@ fn http_date(text: &str) -> Option<i64> {
     if words.next().is_some() || clock.next().is_some() {
         return None;
     }
-    // Years begin in March, so that the leap day is the last one.
+    // Years begin in March here, so that the leap day is the last one.
     let months = (i64::try_from(month).ok()? + 10) % 12;
     let year = if months >= 10 { year - 1 } else { year };
     let days = year * 365 + year / 4 - year / 100 + year / 400 + (months * 153 + 2) / 5 + day - 1 - 719_468;
@@ -159,14 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn the_api_may_say_otherwise() {
+    fn the_header_overrides_the_status() {
         assert_eq!(after(404, &[("x-should-retry", "true")]), retry(0.5));
         assert_eq!(after(500, &[("x-should-retry", "false")]), Decision::GiveUp);
         assert_eq!(after(500, &[("x-should-retry", "perhaps")]), retry(0.5));
     }
 
     #[test]
-    fn it_is_tried_twice_more_each_time_later() {
+    fn a_call_is_retried_twice_with_growing_delays() {
         let waits = [1, 2, 3].map(|attempts| decide(attempts, Outcome::NoAnswer, 0.0));
         assert_eq!(waits, [retry(0.5), retry(1.0), Decision::GiveUp]);
         let stubborn = Outcome::Answer { status: 500, advice: advice(&[("x-should-retry", "true")]) };
@@ -175,14 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn the_dice_take_off_a_quarter_at_most() {
+    fn the_jitter_removes_a_quarter_at_most() {
         for (dice, seconds) in [(0.0, 0.5), (0.5, 0.4375), (1.0, 0.375), (7.0, 0.375), (-7.0, 0.5)] {
             assert_eq!(decide(1, Outcome::NoAnswer, dice), retry(seconds), "{dice}");
         }
     }
 
     #[test]
-    fn a_wait_that_is_asked_for_is_kept_if_it_is_sane() {
+    fn a_sane_delay_from_the_api_is_kept() {
         for (name, value, seconds) in [
             ("retry-after", "7", 7.0),
             ("retry-after", "0.25", 0.25),
@@ -203,7 +203,7 @@ mod tests {
         ] {
             assert_eq!(after(429, &[(name, value)]), retry(seconds), "{name}: {value}");
         }
-        // The finer one counts, even where it is of no use.
+        // `retry-after-ms` takes precedence, even with an unusable value.
         assert_eq!(after(429, &[("retry-after", "7"), ("retry-after-ms", "20")]), retry(0.02));
         assert_eq!(after(429, &[("retry-after", "7"), ("retry-after-ms", "99999")]), retry(0.5));
         assert_eq!(after(429, &[("retry-after", "7"), ("retry-after-ms", "x")]), retry(7.0));

@@ -1,4 +1,4 @@
-//! Where the API is, and who asks.
+//! Settings of the API: its address and the key.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,39 +10,40 @@ use ureq::http::{HeaderValue, Uri};
 use crate::kernel::error::ApiError;
 use crate::tree::path::escape;
 
-/// Where the API is, unless somebody says otherwise.
+/// The API's default base URL.
 pub const DEFAULT_BASE_URL: &str = "https://api.onkernel.com";
 
-/// How long to wait for an answer, unless somebody says otherwise: as long as the official SDKs.
+/// Default timeout of a call: that of the official SDKs.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How to reach the API.
+/// Settings of the API client.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `https://…`; `http://…` leads to this machine only. Usually [`DEFAULT_BASE_URL`].
+    /// Base URL: `https://…`, or `http://…` for this machine only. Usually [`DEFAULT_BASE_URL`].
     pub base_url: String,
-    /// Who asks.
+    /// The API key.
     pub key: ApiKey,
-    /// The project that everything is done in, if not the key's own.
+    /// Project of all calls, if not the key's own.
     pub project: Option<String>,
-    /// A PEM file with roots that are trusted besides the platform's.
+    /// A PEM file with roots that ksync trusts in addition to the platform's.
     pub ca_cert: Option<PathBuf>,
-    /// How long to wait for the answer to one call, beyond the time that it is meant to take.
+    /// Timeout of one call, in addition to the time that its work is meant to take.
     pub timeout: Duration,
 }
 
-/// What opens the account to whoever has it. Neither `Debug` nor anything else shows it.
+/// The API key, which opens the account to whoever has it. Neither `Debug` nor anything else shows
+/// it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey(String);
 
 impl ApiKey {
-    /// Takes a key, without the white space that a file or a paste leaves around it.
+    /// Takes a key, and trims the white space that a file or a paste leaves around it.
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self(text.trim().to_owned())
     }
 
-    /// The header that says who asks.
+    /// Authorization header with the key.
     pub(super) fn header(&self) -> Result<HeaderValue, ApiError> {
         if self.0.is_empty() {
             return Err(ApiError::Key { reason: "it is empty" });
@@ -56,7 +57,7 @@ impl ApiKey {
         Ok(value)
     }
 
-    /// `text` without the key: a server may well repeat what it did not accept.
+    /// Returns `text` without the key, because a server may quote a key that it rejects.
     pub(super) fn hide_in(&self, text: &str) -> String {
         if self.0.is_empty() { text.to_owned() } else { text.replace(&self.0, "***") }
     }
@@ -68,21 +69,21 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// A base URL that a key may be sent to.
+/// A base URL that is safe for the key.
 #[derive(Debug)]
 pub(super) struct Base {
-    /// The URL, without a slash at its end.
+    /// The URL, without a trailing slash.
     pub(super) url: String,
-    /// Scheme, host and port, for eyes.
+    /// Scheme, host and port, for display.
     pub(super) endpoint: String,
-    /// Whether it is `https`.
+    /// True for `https`.
     pub(super) encrypted: bool,
-    /// Whether it leads to this very machine.
+    /// True if the host is this machine.
     pub(super) is_loopback: bool,
 }
 
 impl Base {
-    /// Takes `url` if nobody on the way can read what is sent there.
+    /// Parses `url`, and rejects it if others could read the key on the way.
     pub(super) fn parse(url: &str) -> Result<Self, ApiError> {
         let wrong = |reason| ApiError::BaseUrl { reason };
         let url = url.trim();

@@ -1,4 +1,4 @@
-//! A server that says what it is told to, and remembers what it was asked.
+//! A test server that sends prepared replies and records the requests.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,31 +9,31 @@ use std::time::Duration;
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// What a server does with one request.
+/// A server's reaction to one request.
 #[derive(Clone)]
 pub(super) enum Reply {
-    /// Answers with these bytes.
+    /// Sends these bytes.
     Text(Vec<u8>),
     /// Sends these bytes and closes the connection.
     Cut(&'static str),
-    /// Says nothing for so long, then closes the connection.
+    /// Sends nothing for this time, then closes the connection.
     Silence(Duration),
 }
 
 impl Reply {
-    /// An answer with this status and body.
+    /// A reply with this status and body.
     pub(super) fn new(status: u16, body: impl AsRef<[u8]>) -> Self {
         Self::with(status, &[], body)
     }
 
-    /// An answer with these headers too.
+    /// A reply with these headers too.
     pub(super) fn with(status: u16, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Self {
         let body = body.as_ref();
         let mut text = format!("HTTP/1.1 {status} x\r\n");
         for (name, value) in headers {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
-        // An answer without content has no length.
+        // A 204 reply has no length.
         if status != 204 {
             text.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }
@@ -41,12 +41,12 @@ impl Reply {
     }
 }
 
-/// A request that came.
+/// A received request.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     /// Method and path, "GET /x".
     pub(super) line: String,
-    /// The headers, with their names in small letters.
+    /// The headers, with names in lower case.
     pub(super) headers: Vec<(String, String)>,
     /// The body.
     pub(super) body: Vec<u8>,
@@ -58,26 +58,26 @@ impl Seen {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The body, as text.
+    /// The body as text.
     pub(super) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
 }
 
-/// A server on this machine. What it was told is said in turn, the last of it again and again.
+/// A server on this machine. It sends its replies in turn, and repeats the last one for ever.
 pub(super) struct Server {
-    /// Its port.
+    /// The server's port.
     pub(super) port: u16,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Server {
-    /// A server that says this.
+    /// Makes a server with these replies.
     pub(super) fn saying(replies: impl IntoIterator<Item = Reply>) -> Self {
         Self::over(replies, |stream| stream)
     }
 
-    /// A server that says this over TLS.
+    /// Makes a server with these replies over TLS.
     pub(super) fn saying_over_tls(
         replies: impl IntoIterator<Item = Reply>,
         config: Arc<ServerConfig>,
@@ -105,12 +105,12 @@ impl Server {
         Self { port, seen }
     }
 
-    /// Where it is.
+    /// The server's URL.
     pub(super) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// All that it was asked.
+    /// All requests so far.
     pub(super) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
@@ -128,7 +128,7 @@ fn serve(stream: impl Read + Write, replies: &Mutex<VecDeque<Reply>>, log: &Mute
         match reply.unwrap() {
             Reply::Text(text) => {
                 let sent = stream.get_mut().write_all(&text).and_then(|()| stream.get_mut().flush());
-                // The client may have had enough.
+                // The client may have stopped reading.
                 if sent.is_err() {
                     return;
                 }

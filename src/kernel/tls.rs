@@ -1,4 +1,5 @@
-//! TLS for the HTTP client: the one that the way to the VM has too, so that both trust the same roots.
+//! TLS for the HTTP client. It shares its configuration with the connection to the VM, so both
+//! trust the same roots.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -11,7 +12,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
 };
 
-/// Puts TLS into a connection wherever the URL asks for it, and it is not there yet.
+/// Adds TLS to a connection if the URL demands it and the connection has none yet.
 #[derive(Debug)]
 pub(super) struct TlsConnector(pub(super) Option<Arc<ClientConfig>>);
 
@@ -23,7 +24,8 @@ impl<In: Transport> Connector<In> for TlsConnector {
         if !details.needs_tls() || transport.is_tls() {
             return Ok(Some(Either::A(transport)));
         }
-        // Without a configuration nothing should have asked for TLS; certainly nothing goes out without it.
+        // Without a configuration nothing should ask for TLS. If something does, no byte goes out
+        // unencrypted.
         let config = self.0.clone().ok_or(Error::TlsRequired)?;
         let host = details.uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -45,7 +47,7 @@ fn tls_error(error: &rustls::Error) -> Error {
     Error::Io(io::Error::new(io::ErrorKind::InvalidData, error.clone()))
 }
 
-/// A connection with TLS in it.
+/// A connection with TLS.
 pub(super) struct TlsTransport {
     buffers: LazyBuffers,
     stream: StreamOwned<ClientConnection, TransportAdapter>,

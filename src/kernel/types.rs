@@ -1,4 +1,4 @@
-//! What the API takes and gives, as far as ksync needs it. Fields that are not here are ignored.
+//! Requests and answers of the API, with the fields that ksync needs. Other fields are ignored.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,38 +13,38 @@ use crate::tree::path::escape;
 
 /// A session: one browser VM.
 ///
-/// Its URLs hold tokens that open the VM to whoever has them, so its `Debug` shows none of them.
+/// Its URLs hold tokens that open the VM to whoever has them, so its `Debug` shows no URL.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 pub struct Browser {
-    /// What the session is known by.
+    /// The session's id.
     pub session_id: String,
-    /// What it is also known by, as long as it is there.
+    /// The session's name, valid while the session lives.
     pub name: Option<String>,
-    /// Where Chromium is spoken to. Holds a token.
+    /// URL of Chromium's DevTools protocol (CDP). It holds a token.
     pub cdp_ws_url: String,
-    /// When it was made, by RFC 3339.
+    /// Creation time in RFC 3339.
     pub created_at: String,
-    /// Whether it is without a screen.
+    /// True for a session without a screen.
     pub headless: bool,
-    /// Whether it hides that it is automated.
+    /// True for a session that hides its automation.
     pub stealth: bool,
-    /// How long it stays when nobody uses it, in seconds. SSH does not count as use.
+    /// Idle timeout in seconds. SSH does not count as use.
     pub timeout_seconds: u64,
-    /// The pool that it belongs to.
+    /// The pool of the session.
     pub pool: Option<Pool>,
-    /// Where the VM's own API is. May hold a token.
+    /// URL of the VM's own API. It may hold a token.
     pub base_url: Option<String>,
-    /// Where it can be watched. Holds a token; a headless one has none.
+    /// URL of the live view. It holds a token; a headless session has none.
     pub browser_live_view_url: Option<String>,
-    /// When it was deleted, by RFC 3339.
+    /// Deletion time in RFC 3339.
     pub deleted_at: Option<String>,
 }
 
 impl Browser {
-    /// The VM that the session runs on.
+    /// Finds the VM that the session runs on.
     ///
     /// # Errors
-    /// Where `cdp_ws_url` does not say it.
+    /// `cdp_ws_url` does not name a VM.
     pub fn vm(&self) -> Result<Vm, ApiError> {
         domain::vm(&self.cdp_ws_url).map_err(|source| ApiError::Domain {
             session: escape(self.session_id.as_bytes()).into_owned(),
@@ -68,67 +68,67 @@ impl fmt::Debug for Browser {
     }
 }
 
-/// A pool of sessions that wait to be used.
+/// A pool of idle sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Pool {
-    /// What it is known by.
+    /// The pool's id.
     pub id: String,
-    /// What it is also known by.
+    /// The pool's name.
     pub name: Option<String>,
 }
 
-/// A session to be made.
+/// Parameters of a new session.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NewBrowser {
-    /// How long it stays when nobody uses it, in seconds: 10 to 259,200, or else 60.
+    /// Idle timeout in seconds, from 10 to 259,200; the default is 60.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
-    /// Whether it is without a screen, and has less memory.
+    /// Creates a session without a screen, and with less memory.
     pub headless: bool,
-    /// Whether it hides that it is automated.
+    /// Creates a session that hides its automation.
     pub stealth: bool,
-    /// What it is also known by: no other session may be called so.
+    /// The session's name, which no other session may have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
-/// A command to be run on a VM, without a shell. Its output is kept in the VM's memory until it has ended.
+/// A command to run on a VM, without a shell. The VM keeps its output in memory until it has ended.
 ///
-/// The call ends only when nobody has the command's output open any more, so what it leaves running must have
-/// its streams elsewhere.
+/// The call returns only when no process holds the command's output open any more. A background
+/// process must therefore redirect its streams.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Exec {
     /// The program.
     pub command: String,
-    /// What it is given.
+    /// The arguments.
     pub args: Vec<String>,
-    /// The absolute path of the directory that it runs in.
+    /// Working directory, as an absolute path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// What is added to its environment.
+    /// Additional environment variables.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Whether it runs as root, whoever the default user is.
+    /// Runs the command as root instead of the default user.
     pub as_root: bool,
-    /// After how many seconds it is killed, though not what it has started.
+    /// Timeout in seconds, after which the VM kills the command, but not its child processes.
     pub timeout_sec: u64,
 }
 
-/// How a command ended.
+/// Result of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Executed {
-    /// Its exit code; -1 where a signal ended it.
+    /// Exit code; -1 if a signal killed the command.
     pub exit_code: i32,
-    /// What it wrote to its standard output.
+    /// The command's standard output.
     pub stdout: Vec<u8>,
-    /// What it wrote to its standard error.
+    /// The command's standard error.
     pub stderr: Vec<u8>,
-    /// How long it ran.
+    /// Run time.
     pub duration: Duration,
 }
 
 impl Executed {
-    /// Reads the API's answer.
+    /// Parses the API's answer.
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]
         struct Fields {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_asked_for_is_not_sent() {
+    fn unset_fields_are_not_sent() {
         let text = serde_json::to_string(&NewBrowser::default()).unwrap();
         assert_eq!(text, r#"{"headless":false,"stealth":false}"#);
         let exec = Exec { command: "true".into(), timeout_sec: 5, ..Exec::default() };

@@ -1,4 +1,5 @@
-//! A running agent, as a blocking reader and writer. What stands behind them is in [`pump`](super::pump).
+//! A running agent, as a blocking reader and writer. Their background tasks are in
+//! [`pump`](super::pump).
 
 use std::io::{self, Read, Write};
 use std::sync::{Arc, OnceLock};
@@ -9,31 +10,34 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use crate::remote::error::{Fate, RemoteError};
 use crate::remote::pump::{self, Waiting};
 
-/// Largest write handed to SSH: its packet. Larger ones are cut there, and hold up others.
+/// Largest write handed to SSH: one SSH packet. SSH cuts larger writes there, and they delay other
+/// channels.
 pub(super) const WRITE_BYTES_MAX: usize = 32 * 1024;
 
-/// An agent that was started on the other side, or is about to be: nothing waits until it has answered.
+/// An agent that ksync has started on the other side, or is about to start. No call waits for its
+/// first answer.
 #[derive(Debug)]
 pub struct Agent {
-    /// What it says, from its first byte on. An error here tells why it could not be started or was lost.
+    /// The agent's output, from its first byte on. An error here tells why the agent did not start,
+    /// or was lost.
     pub reader: AgentReader,
-    /// What it is told. Dropping it is the end of its input.
+    /// The agent's input. Dropping the writer ends it.
     pub writer: AgentWriter,
-    /// How it ended, once it has.
+    /// The agent's end, once it has ended.
     pub end: AgentEnd,
-    /// Whether it had to be installed.
+    /// The result of the installation.
     pub installed: Installed,
-    /// What came over its connection.
+    /// The counter of bytes received over the agent's connection.
     pub heard: Heard,
 }
 
-/// Counts what came over a connection, whatever it belongs to: on a slow link a packet takes a
-/// while to be complete.
+/// Counts the bytes received over a connection, for all its channels. On a slow link a single
+/// packet may take a while to arrive completely.
 #[derive(Debug, Clone, Default)]
 pub struct Heard(pub(super) Arc<OnceLock<Fate>>);
 
 impl Heard {
-    /// Bytes so far; none while there is no connection.
+    /// Bytes received so far; 0 before the connection exists.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.0.get().map_or(0, Fate::heard_bytes)
@@ -41,41 +45,42 @@ impl Heard {
 }
 
 impl Agent {
-    /// An agent that there is no connection for yet. Its writer can be written to already; its reader ends if
-    /// what waits is dropped instead of being given to [`Connection::start`](crate::remote::Connection::start).
+    /// Makes an agent without a connection. Its writer accepts writes at once. Its reader ends if
+    /// the [`Waiting`] is dropped and not given to
+    /// [`Connection::start`](crate::remote::Connection::start).
     #[must_use]
     pub fn waiting() -> (Self, Waiting) {
         pump::waiting()
     }
 }
 
-/// Whether the agent had to be put on the other side. Known as soon as its first byte was read.
+/// Result of the agent's installation, known as soon as the agent's first byte was read.
 #[derive(Debug, Clone, Default)]
 pub struct Installed(pub(super) Arc<OnceLock<Option<u64>>>);
 
 impl Installed {
-    /// `None` as long as the agent has not answered; then how many bytes were sent to install it, and
-    /// `Some(None)` where it was there.
+    /// Returns `None` until the agent has answered. Then returns the number of bytes sent to
+    /// install the agent, or `Some(None)` if it was already there.
     #[must_use]
     pub fn sent_bytes(&self) -> Option<Option<u64>> {
         self.0.get().copied()
     }
 }
 
-/// How an agent ended.
+/// The end of an agent.
 #[derive(Debug, Default)]
 pub struct End {
-    /// Its exit status, if it has one.
+    /// The exit status, if the agent has one.
     pub exit_status: Option<u32>,
-    /// The signal that killed it.
+    /// The signal that killed the agent.
     pub signal: Option<String>,
-    /// The end of what it wrote to stderr, at most 8 KiB of it, escaped line by line.
+    /// The last 8 KiB, at most, of the agent's stderr, escaped line by line.
     pub stderr: String,
-    /// Why it could not be started, or was lost.
+    /// The reason why the agent did not start, or was lost.
     pub error: Option<Arc<RemoteError>>,
 }
 
-/// Tells how an agent ended.
+/// Handle to wait for the end of an agent.
 #[derive(Debug)]
 pub struct AgentEnd(pub(super) oneshot::Receiver<End>);
 
@@ -85,21 +90,22 @@ impl AgentEnd {
         self.0.await.unwrap_or_default()
     }
 
-    /// Waits for the end, on a thread that is none of the runtime's.
+    /// Waits for the end on a thread outside the runtime.
     #[must_use]
     pub fn blocking_wait(self) -> End {
         self.0.blocking_recv().unwrap_or_default()
     }
 }
 
-/// Bytes from the agent, and their share of what may wait to be read.
+/// Bytes from the agent, and their share of the unread budget.
 #[derive(Debug)]
 pub(super) struct Chunk {
     pub(super) bytes: Bytes,
     pub(super) _share: Option<OwnedSemaphorePermit>,
 }
 
-/// What the agent says. For threads of their own: it blocks, and panics inside of the runtime.
+/// The agent's output. Use it on a thread of its own, because it blocks, and panics inside the
+/// runtime.
 #[derive(Debug)]
 pub struct AgentReader {
     pub(super) chunks: mpsc::UnboundedReceiver<Chunk>,
@@ -110,7 +116,7 @@ pub struct AgentReader {
 impl Read for AgentReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.current.as_ref().is_none_or(|chunk| chunk.bytes.is_empty()) {
-            // Gives back its share before waiting for more.
+            // This returns the chunk's share before it waits for more.
             self.current = None;
             match self.chunks.blocking_recv() {
                 Some(chunk) => self.current = Some(chunk),
@@ -129,9 +135,10 @@ impl Read for AgentReader {
     }
 }
 
-/// What the agent is told. For threads of their own: it blocks, and panics inside of the runtime.
+/// The agent's input. Use it on a thread of its own, because it blocks, and panics inside the
+/// runtime.
 ///
-/// Written is not arrived: only an answer tells that.
+/// A successful write does not mean that the bytes have arrived; only an answer does.
 #[derive(Debug)]
 pub struct AgentWriter {
     pub(super) writes: mpsc::Sender<Bytes>,

@@ -1,23 +1,25 @@
-//! The agent that travels: its compressed bytes and its name.
+//! The agent to install: its compressed bytes and its name.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 
-/// Unit in which the far side reads the compressed agent: `dd` with whole blocks never reads beyond them.
+/// Unit in which the other side reads the compressed agent. `dd` with whole blocks never reads
+/// beyond them.
 pub const BLOCK_BYTES: usize = 4096;
 
-/// A program to be put on the other side.
+/// A program to install on the other side.
 #[derive(Debug, Clone)]
 pub struct AgentImage {
-    /// SHA-256 of the program, in lower-case hex. It is its name there.
+    /// SHA-256 of the program in lower-case hex, which is part of its file name there.
     pub sha256: Cow<'static, str>,
-    /// The program compressed with gzip, padded inside of gzip's header to a multiple of [`BLOCK_BYTES`].
+    /// The program compressed with gzip. Padding in gzip's header fills it up to a multiple of
+    /// [`BLOCK_BYTES`].
     pub gzip: Bytes,
 }
 
 impl AgentImage {
-    /// The agent that belongs to this client: both are built from the same source, so both ends match.
+    /// The agent of this client. Both come from the same source, so their protocols match.
     #[must_use]
     pub fn embedded() -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Logging in: with key files, a key in memory, and ssh-agent.
+//! Login with key files, a key in memory, and ssh-agent.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,16 +17,15 @@ use crate::remote::error::{Fate, Loss, RemoteError};
 use crate::remote::ssh::Client;
 use crate::tree::path::escape;
 
-/// The files below the home directory that are tried where nothing else is said: OpenSSH's names, for the
-/// types that are understood.
+/// Default key files below the home directory: OpenSSH's names, for the supported types.
 const DEFAULT_FILES: [&str; 2] = [".ssh/id_ed25519", ".ssh/id_ecdsa"];
 
-/// How long a session that has ended may take to say why.
+/// Time for an ended session to store its disconnect reason.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
 type SshAgent = AgentClient<Box<dyn AgentStream + Send + Unpin>>;
 
-/// What to log in with.
+/// Credentials of a login.
 pub(super) struct Credentials<'a> {
     pub(super) user: &'a str,
     pub(super) files: &'a [PathBuf],
@@ -34,18 +33,18 @@ pub(super) struct Credentials<'a> {
     pub(super) use_ssh_agent: bool,
 }
 
-/// A key that can be offered.
+/// A key to offer.
 enum Key {
-    /// One that we hold.
+    /// A private key that ksync holds.
     Private(Arc<PrivateKey>),
-    /// One that ssh-agent holds.
+    /// A private key that ssh-agent holds.
     InAgent(PublicKey),
 }
 
-/// Logs in with the first key that the server takes.
+/// Logs in with the first key that the server accepts.
 ///
-/// There is no try without a key: it costs a round trip, and a server that lets everybody in is not one to
-/// copy files to.
+/// ksync never tries to log in without a key. The attempt costs a round trip, and nobody should
+/// copy files to a server that lets everybody in.
 pub(super) async fn authenticate(
     session: &mut Handle<Client>,
     credentials: &Credentials<'_>,
@@ -72,13 +71,13 @@ pub(super) async fn authenticate(
             endpoint: endpoint.into(),
             after: patience,
         })?;
-        // russh reports the end of the session as a failure that names no methods; a server that
-        // refuses a key does name some, or goes on.
+        // russh reports the end of the session as a failure without methods. A server that refuses
+        // a key names methods, or goes on.
         let is_refusal = matches!(&result, Some(AuthResult::Failure { remaining_methods, .. })
             if !remaining_methods.is_empty());
         if session.is_closed() && !is_refusal && !matches!(result, Some(AuthResult::Success)) {
             return Err(match ended(session, fate).await {
-                // sshd's way to say that it has seen enough keys.
+                // sshd ends the session like this after too many keys.
                 Some(Loss::Dismissed(message)) => {
                     refused(format!("it accepted none of the keys, and ended the session ({message})"))
                 }
@@ -93,7 +92,7 @@ pub(super) async fn authenticate(
                 }
                 accepts = remaining_methods.iter().map(<&str>::from).collect::<Vec<_>>().join(", ");
             }
-            // ssh-agent did not sign: the next key may do.
+            // ssh-agent did not sign; another key may work.
             None => {}
         }
     }
@@ -103,7 +102,8 @@ pub(super) async fn authenticate(
     }))
 }
 
-/// Why a session ended that is about to: its task leaves word behind as its last act.
+/// Waits for the disconnect reason of a session that is ending. Its task stores the reason as its
+/// last act.
 async fn ended(session: &mut Handle<Client>, fate: &Fate) -> Option<Loss> {
     if fate.known().is_none() {
         let _ = tokio::time::timeout(END_PATIENCE, session).await;
@@ -122,7 +122,8 @@ async fn offer(
             session.authenticate_publickey(user, PrivateKeyWithHashAlg::new(key, None)).await.ok()
         }
         (Key::InAgent(key), Some(agent)) => {
-            // An agent signs with RSA keys too; SHA-1, which is what no hash means, is refused everywhere.
+            // An agent signs with RSA keys too. Without a named hash it would use SHA-1, which
+            // every server refuses.
             let hash = matches!(key.algorithm(), Algorithm::Rsa { .. }).then_some(HashAlg::Sha512);
             session.authenticate_publickey_with(user, key, hash, agent).await.ok()
         }
@@ -130,10 +131,10 @@ async fn offer(
     }
 }
 
-/// The keys to try, in order: what was named, else ssh-agent's and the default files.
+/// Keys to offer, in order: the named ones, or else those of ssh-agent and the default files.
 async fn keys(credentials: &Credentials<'_>, agent: Option<&mut SshAgent>) -> Result<Vec<Key>, RemoteError> {
     let in_agent = match agent {
-        // Identities that cannot be listed are as good as none.
+        // An agent that cannot list its identities counts as empty.
         Some(agent) => agent.request_identities().await.unwrap_or_default(),
         None => Vec::new(),
     };
@@ -156,7 +157,7 @@ async fn keys(credentials: &Credentials<'_>, agent: Option<&mut SshAgent>) -> Re
         let home = std::env::home_dir().unwrap_or_default();
         let files: Vec<_> = DEFAULT_FILES.iter().map(|file| home.join(file)).collect();
         keys.extend(in_agent.iter().cloned().map(Key::InAgent));
-        // Those that are not there, or wait for a passphrase, were not asked for.
+        // The user did not ask for the default files, so a missing or encrypted one is no error.
         let mut unprotected = None;
         for file in &files {
             match check_protected(file) {
@@ -171,8 +172,8 @@ async fn keys(credentials: &Credentials<'_>, agent: Option<&mut SshAgent>) -> Re
     Ok(keys)
 }
 
-/// A private key that others can read is nobody's proof. As with OpenSSH (`sshkey_perm_ok`) only a
-/// file of our own counts: another owner's mode is that owner's business.
+/// Rejects a private key file that others can read. As in OpenSSH (`sshkey_perm_ok`), only a file
+/// of the current user counts; the mode of another owner's file is that owner's business.
 fn check_protected(file: &Path) -> Result<(), RemoteError> {
     let Ok(data) = std::fs::metadata(file) else { return Ok(()) };
     let mode = data.mode() & 0o7777;
@@ -187,12 +188,13 @@ fn load(file: &Path, in_agent: &[PublicKey]) -> Result<Key, KeyError> {
     parse(&text, in_agent)
 }
 
-/// A private key; one behind a passphrase can be used if ssh-agent holds it.
+/// Parses a private key. A key with a passphrase works only if ssh-agent holds it.
 fn parse(text: &str, in_agent: &[PublicKey]) -> Result<Key, KeyError> {
     match decode_secret_key(text, None) {
         Ok(key) => Ok(Key::Private(Arc::new(key))),
         Err(error) => {
-            // OpenSSH's format shows the public half of a key that is encrypted, or of an unknown type.
+            // OpenSSH's format shows the public half of a key that is encrypted or of an unknown
+            // type.
             let public = PrivateKey::from_openssh(text).ok().map(|key| key.public_key().key_data().clone());
             let held = in_agent.iter().find(|key| Some(key.key_data()) == public.as_ref());
             held.cloned().map(Key::InAgent).ok_or(error)
@@ -200,15 +202,15 @@ fn parse(text: &str, in_agent: &[PublicKey]) -> Result<Key, KeyError> {
     }
 }
 
-/// A connection to ssh-agent, bound to this session, so that keys that may only be used for some hosts can
-/// be used.
+/// Connects to ssh-agent and binds the connection to this session, so that keys restricted to some
+/// hosts can be used.
 async fn ssh_agent(session: &Handle<Client>) -> Option<SshAgent> {
     #[cfg(unix)]
     let mut agent = AgentClient::connect_env().await.ok()?.dynamic();
     #[cfg(windows)]
     let mut agent = AgentClient::connect_named_pipe(r"\\.\pipe\openssh-ssh-agent").await.ok()?.dynamic();
     if let Some(binding) = session.agent_session_binding() {
-        // Agents that do not know this say no, and have no such keys.
+        // An agent without this extension refuses the request, and holds no such keys.
         let _ = agent.bind_session(binding, false).await;
     }
     Some(agent)

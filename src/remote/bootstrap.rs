@@ -1,18 +1,18 @@
-//! Putting the agent on the other side, over the very channel on which it then speaks.
+//! Installing the agent, over the same channel on which it then speaks.
 //!
-//! 1. The command is one line of POSIX shell ([`command`]). It starts the agent if it is there, under a name
-//!    that holds its SHA-256, in a private directory.
-//! 2. The client does not wait: what it has to say to the agent goes along with the command,
-//!    sealed, as its last
-//!    argument, and then over the channel; up to [`FLIGHT_BYTES_MAX`] of the latter are kept. Without a secret to
-//!    seal it with, all of it goes over the channel (see [`flight`](crate::wire::flight)).
-//! 3. If the agent is not there, the shell says NEED. The client sends a line that nobody else could know,
-//!    then the compressed agent, then once more what it had to say. The shell skips everything up to that
-//!    line, installs the agent and becomes it. It may say NEED again, where a disk was full, and FAIL in the
-//!    end.
-//! 4. The agent's first bytes are [`MAGIC`]. All that stands before them is noise of the login shell.
+//! 1. The command is one line of POSIX shell ([`command`]). It starts the agent, if the agent is
+//!    there, in a private directory, under a name that holds its SHA-256.
+//! 2. The client does not wait. Its first bytes to the agent travel in the command line, sealed, as
+//!    the last argument. All further bytes go over the channel, and ksync keeps up to
+//!    [`FLIGHT_BYTES_MAX`] of them. Without a secret to seal with, all bytes go over the channel
+//!    (see [`flight`](crate::wire::flight)).
+//! 3. If the agent is missing, the shell prints NEED. The client sends a marker line that nobody
+//!    else can know, then the compressed agent, then its bytes to the agent once more. The shell
+//!    skips everything up to the marker, installs the agent and execs it. The shell may print NEED
+//!    again, e.g. if a disk was full, and FAIL if it gives up.
+//! 4. The agent's first bytes are [`MAGIC`]. Everything before them is noise of the login shell.
 //!
-//! So an agent that is there costs no round trip of its own, and one that is not costs one.
+//! An installed agent therefore costs no round trip of its own, and a missing one costs one.
 
 use std::fmt;
 
@@ -24,42 +24,42 @@ use crate::wire::flight::{AGAIN, NONCE_BYTES, SECRET, SECRET_BYTES, Sealed, Secr
 use crate::wire::hello::MAGIC;
 use crate::wire::lanes::Token;
 
-/// What is kept of the first flight, to be sent again behind the agent.
+/// Bytes kept of the first flight, to be sent again after the agent.
 pub(super) const FLIGHT_BYTES_MAX: usize = 64 * 1024;
 
-/// What of the first flight travels with the command. OpenSSH opens a channel without any room: what is sent on
-/// it waits for a round trip, what is part of the command does not.
+/// Bytes of the first flight that travel in the command line. OpenSSH opens a channel with an empty
+/// window, so bytes on the channel wait one round trip. Bytes in the command line do not.
 pub(super) const COMMAND_FLIGHT_BYTES_MAX: usize = 8 * 1024;
 
-/// What a login shell may print before the agent speaks.
+/// Bytes that a login shell may print before the agent's first bytes.
 pub(super) const NOISE_BYTES_MAX: usize = 64 * 1024;
 
-/// What of the noise is shown in an error.
+/// Bytes of that noise shown in an error.
 const SHOWN_NOISE_BYTES: usize = 256;
 
-/// Longest reason of a FAIL that is shown.
+/// Longest FAIL reason shown, in bytes.
 const REASON_BYTES_MAX: usize = 2048;
 
-/// How often the agent is sent: once per directory that the shell knows.
+/// Limit of NEED requests: one for each directory that the shell tries.
 pub(super) const NEEDS_MAX: usize = 4;
 
-/// Digits of a secret.
+/// Hex digits of a secret.
 const SECRET_DIGITS: usize = 2 * SECRET_BYTES;
 
 const NEED: &[u8] = b"\0KSYNC-NEED\n";
 const FAIL: &[u8] = b"\0KSYNC-FAIL ";
 const SCRIPT: &str = include_str!("bootstrap.sh");
 
-/// What an agent is started for.
+/// Purpose of an agent.
 pub(super) enum Purpose {
-    /// An exchange, with the first bytes that it is told where they could be sealed.
+    /// An exchange; with the sealed first flight, if it could be sealed.
     Exchange(Option<Sealed>),
-    /// A further lane of one.
+    /// A further lane of an exchange.
     Lane(Token),
 }
 
 impl fmt::Display for Purpose {
-    /// The agent's argument.
+    /// Formats the agent's argument.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exchange(Some(first)) => write!(formatter, "{first}"),
@@ -69,9 +69,9 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// The line that is executed on the other side, where all users can read it. It holds a constant
-/// script, a hash, a number, the marker, and the sealed first bytes that the agent is told, or a
-/// token: no name, no path and no content.
+/// Builds the line that the server executes, where all users can read it. The line holds a constant
+/// script, a hash, a number, the marker, and either the sealed first flight or a token. It holds no
+/// name, no path and no content.
 pub(super) fn command(image: &AgentImage, marker: &str, purpose: &Purpose) -> String {
     let lines = SCRIPT.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let script = lines.collect::<Vec<_>>().join(" ");
@@ -79,61 +79,61 @@ pub(super) fn command(image: &AgentImage, marker: &str, purpose: &Purpose) -> St
     format!("exec sh -c '{script}' ksync {} {blocks} {marker} '{purpose}'", image.sha256)
 }
 
-/// A marker: a line that no first flight holds.
+/// Makes a marker: a line that no first flight holds.
 pub(super) fn marker() -> Result<String, aws_lc_rs::error::Unspecified> {
     Ok(token()?.to_string())
 }
 
-/// A token for the lanes of one exchange.
+/// Makes a token for the lanes of one exchange.
 pub(super) fn token() -> Result<Token, aws_lc_rs::error::Unspecified> {
     let mut bytes = [0; 16];
     aws_lc_rs::rand::fill(&mut bytes)?;
     Ok(Token::new(bytes))
 }
 
-/// Seals the first bytes that the agent `image` is told.
+/// Seals the first flight to the agent `image`.
 pub(super) fn seal(secret: &Secret, image: &AgentImage, first: &[u8]) -> Option<Sealed> {
     let mut nonce = [0; NONCE_BYTES];
     aws_lc_rs::rand::fill(&mut nonce).ok()?;
     Sealed::new(secret, nonce, &agent_name(&image.sha256), first)
 }
 
-/// What was found in the output of the other side.
+/// Next item in the other side's output.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// Nothing yet.
     Nothing,
     /// The shell asks for the agent.
     Need,
-    /// The agent could not open the first flight, and waits for all of it.
+    /// The agent could not open the sealed first flight, and waits for a plain copy.
     Again,
-    /// The agent tells its secret.
+    /// The agent reports its secret.
     Secret(Secret),
-    /// The agent speaks: its bytes from the first on.
+    /// The agent's output, from its first byte on.
     Agent(Bytes),
     /// The shell gave up, for this reason.
     Fail(String),
-    /// Too much of something else, beginning thus.
+    /// Too much other output; this is its beginning.
     Noise(String),
 }
 
-/// Looks for the agent in what a login shell prints.
+/// Finds the agent's output among that of a login shell.
 #[derive(Debug, Default)]
 pub(super) struct Scanner {
     buffer: BytesMut,
-    /// How much was looked at in vain.
+    /// Bytes skipped as noise.
     noise: usize,
     beginning: Vec<u8>,
 }
 
 impl Scanner {
-    /// Takes in what came: an SSH packet, so little that all of it may be kept. Ask [`Scanner::next`] until it
-    /// finds nothing; then hardly any of it is left.
+    /// Adds one SSH packet, which is small enough to be kept whole. Call [`Scanner::next`] until it
+    /// finds nothing; then the buffer is nearly empty.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// What stands next in the output.
+    /// Takes the next item from the output.
     pub(super) fn next(&mut self) -> Found {
         loop {
             let Some(start) = self.buffer.iter().position(|&byte| byte == 0) else {
@@ -181,7 +181,7 @@ impl Scanner {
         }
     }
 
-    /// How the noise began, for an error; empty if there was none.
+    /// Beginning of the noise, for an error; empty if there was none.
     pub(super) fn beginning(&self) -> String {
         escape(&self.beginning).into_owned()
     }
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_is_found_behind_any_noise_however_it_is_cut() {
+    fn the_agent_is_found_behind_any_noise_at_any_cut() {
         let output = b"Welcome!\r\n\0\0KSYN\0KSYNC-\0KSYNC-NEED\nmore\0KSYNC\r\nhello\0KSYNC-NEED\n";
         let expected = [Found::Need, Found::Agent(Bytes::from_static(b"\0KSYNC\r\nhello\0KSYNC-NEED\n"))];
         assert_eq!(scan(&[output]), expected);
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_and_the_wish_for_the_flight_are_found_however_they_are_cut() {
+    fn a_secret_and_a_request_for_the_flight_are_found_at_any_cut() {
         let secret = Secret::new([0xab; SECRET_BYTES]);
         let told = crate::wire::flight::tell(&secret);
         let output =
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_sealed_flight_can_be_read_in_the_command() {
+    fn the_command_shows_nothing_of_a_sealed_flight() {
         let image = AgentImage { sha256: "ab".repeat(32).into(), gzip: Bytes::from_static(b"x") };
         let secret = Secret::new([7; SECRET_BYTES]);
         let flight = b"/root/site .env API_KEY=sk-verysecret".repeat(100);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_tells_its_reason_escaped_and_bounded() {
+    fn the_reason_of_a_failure_is_escaped_and_bounded() {
         let found = scan(&[b"\0KSYNC-FAIL /tmp: no\x1b[2J", b" way\nrest"]);
         assert_eq!(found, [Found::Fail("/tmp: no\\u{1b}[2J way".into())]);
         let mut long = b"\0KSYNC-FAIL ".to_vec();
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn endless_noise_is_given_up_and_quoted() {
+    fn endless_noise_is_an_error_that_quotes_the_noise() {
         for piece in [&[b'n'; 4096][..], &[0; 4096], b"\0KSYNC-"] {
             let mut scanner = Scanner::default();
             let mut pushed = 0;
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_markers_are_alike() {
+    fn each_marker_is_different() {
         assert_ne!(marker().unwrap(), marker().unwrap());
         assert_eq!(marker().unwrap().len(), 32);
     }

@@ -1,17 +1,17 @@
-# Starts the agent, or asks for it. Run on the other side as: sh -c 'this' ksync SHA256 BLOCKS MARKER ARGUMENT
+# Starts the agent, or asks for it. The server runs it as: sh -c 'this' ksync SHA256 BLOCKS MARKER ARGUMENT
 #
-# Comments and line ends are taken out before it is sent, since some login shells take no line ends in quotes:
-# so each line ends where a blank may follow. For the same reason there is no single quote, no exclamation mark
-# (csh) and no doubled backslash (fish) in it. Nothing but the four arguments varies.
+# The client removes comments and line ends before it sends the script, because some login shells reject line ends
+# in quotes. Each line therefore ends where a blank may follow. The script contains no single quote, no exclamation
+# mark (csh) and no doubled backslash (fish), for the sake of login shells. Only the four arguments vary.
 
-# A file that is longer than the limit (ulimit -f) must not end the agent, which keeps ignoring what is ignored here.
+# SIGXFSZ: a file longer than the limit (ulimit -f) must not kill the agent, which inherits ignored signals.
 trap "" 25;
 umask 077; LC_ALL=C; h=$1; n=$2; m=$3; a=$4; e=;
 
-# Says why a directory will not do, for the one who has to find out in the end.
+# Records the reason against a directory, for the final FAIL.
 no() { e="$e$d: $1; "; };
 
-# A private directory: no link, ours, nobody else may enter. Nobody else can then replace what is in it.
+# Checks for a private directory: no link, owned by this user, closed to others. Others cannot replace its files then.
 private() {
   [ -h "$1" ] && return 1;
   [ -d "$1" ] && [ -O "$1" ] || return 1;
@@ -19,7 +19,7 @@ private() {
   return 1;
 };
 
-# Whether a file is what its name says. No tool of the three: no.
+# Checks that a file has the hash of its name. Without any of the three tools the check fails.
 sound() {
   [ -h "$1" ] && return 1;
   [ -f "$1" ] && [ -O "$1" ] || return 1;
@@ -30,11 +30,11 @@ sound() {
   return 1;
 };
 
-# Tried before exec, since a shell that fails to exec is gone: no noexec mount, no other machine.
+# Test run before exec, because a shell whose exec fails is gone. It detects a noexec mount and a foreign machine.
 runs() { "$1" --version </dev/null >/dev/null 2>&1; };
 
-# Becomes the agent, if it is there. A lane does so without looking at it again: somebody has just become it, and
-# where nobody else may enter it is still the same.
+# Execs the agent, if it is there. A lane skips the check of the hash: the exchange's agent has just passed it, and
+# nobody else can change a file in a private directory.
 become() {
   f=$1/agent-$h;
   private "$1" && [ -e "$f" ] || return 0;
@@ -58,13 +58,13 @@ for d in "$@"; do
   f=$d/agent-$h; t=$d/.new-$m;
   rm -f "$t" 2>/dev/null;
 
-# With -C the shell makes a file and never opens one.
+# With -C the shell creates a file and never opens an existing one.
   (set -C; printf "#%s/bin/sh\nexit 0\n" "$(printf "\041")" >"$t") 2>/dev/null
     && chmod 700 "$t" || { rm -f "$t"; no "not writable"; continue; };
   runs "$t" || { rm -f "$t"; no "programs may not run there"; continue; };
 
-# What the client has already sent for the agent comes first: lines up to the marker. read takes single bytes,
-# so what follows the marker is still there for dd.
+# The input begins with bytes that the client already sent to the agent, up to the marker line. read takes single
+# bytes, so everything after the marker is still there for dd.
   printf "\000KSYNC-NEED\n";
   l=; while IFS= read -r l; do [ "$l" = "$m" ] && break; done;
   [ "$l" = "$m" ] || { rm -f "$t"; exit 1; };

@@ -1,5 +1,5 @@
-//! A bridge by itself: a WebSocket that bytes go through, whatever they mean. SSH goes through one, and so does what
-//! others speak through `ksync proxy`; one that is only held open keeps a session awake.
+//! A bridge on its own: a WebSocket that carries arbitrary bytes. SSH uses one, and `ksync proxy`
+//! offers one to other programs. A bridge that is merely held open keeps a session awake.
 
 use std::io;
 use std::path::Path;
@@ -12,18 +12,18 @@ use tokio::time::timeout;
 use crate::remote::error::{Fate, Loss, RemoteError};
 use crate::remote::{GOODBYE_PATIENCE, dial, tls, websocket, within};
 
-/// What a proxy reads at a time.
+/// Bytes that the proxy reads at a time.
 const PROXY_BYTES: usize = 64 << 10;
 
-/// How long a WebSocket that is only held open may take to open, and how long it may be silent.
+/// Connect timeout and silence timeout of a WebSocket that is only held open.
 const HOLD_PATIENCE: Duration = Duration::from_secs(10);
 const HOLD_SILENCE: Duration = Duration::from_secs(60);
 
-/// Carries bytes between standard input and output and the bridge at `url`, until either ends: what `websocat
-/// --binary` is used for as a `ProxyCommand`.
+/// Carries bytes between standard input and output and the bridge at `url`, until either side ends.
+/// It replaces `websocat --binary` as a `ProxyCommand`.
 ///
 /// # Errors
-/// It cannot be opened, or broke.
+/// The bridge cannot be opened, or the connection broke.
 pub async fn proxy(
     url: &str,
     ca_cert: Option<&Path>,
@@ -46,12 +46,12 @@ pub async fn proxy(
                 return io::Result::Ok(());
             }
             stdout.write_all(buffer.get(..count).unwrap_or_default()).await?;
-            // Somebody waits for each packet.
+            // SSH waits for each packet.
             stdout.flush().await?;
         }
     };
     tokio::select! {
-        // SSH has said goodbye; a bridge knows no half-closed connection.
+        // SSH has disconnected; a bridge has no half-closed connections.
         _ = up => {}
         _ = down => {}
     }
@@ -62,21 +62,22 @@ pub async fn proxy(
     }
 }
 
-/// Opens a WebSocket and holds it open, saying nothing but pings, until the other side closes it.
+/// Opens a WebSocket and holds it open, with nothing but pings, until the other side closes it.
 ///
 /// # Errors
-/// It cannot be opened.
+/// The WebSocket cannot be opened.
 pub async fn hold_open(url: &str, ca_cert: Option<&Path>) -> Result<(), RemoteError> {
     let (address, fate) = (websocket::Address::parse(url)?, Fate::default());
     let (stream, socket) = open(&address, ca_cert, HOLD_PATIENCE, HOLD_SILENCE, &fate).await?;
     let (mut reader, _writer) = tokio::io::split(stream);
-    // What is said is of no interest.
+    // Received bytes are discarded.
     let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
     socket.abort();
     Ok(())
 }
 
-/// Opens the bridge at `address`; answers it as a stream of bytes, and the task that owns it.
+/// Opens the bridge at `address`. Returns it as a byte stream, with the task that owns the
+/// WebSocket.
 pub(super) async fn open(
     address: &websocket::Address,
     ca_cert: Option<&Path>,

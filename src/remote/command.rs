@@ -1,22 +1,22 @@
-//! A command on the other side whose output is heard a line at a time.
+//! A command on the other side, with its output read line by line.
 
 use russh::ChannelMsg;
 
 use crate::remote::error::{Loss, RemoteError};
 use crate::remote::{Connection, within};
 
-/// Longest line that is passed on as one, in bytes.
+/// Longest line passed on as one, in bytes.
 const LINE_BYTES_MAX: usize = 4096;
 
-/// Exit status of a command that was ended by a signal: what a shell says, without the signal's number.
+/// Exit status of a command killed by a signal: a shell's number, without that of the signal.
 pub(super) const BY_SIGNAL: u32 = 128;
 
-/// Cuts what arrives into lines.
+/// Splits incoming bytes into lines.
 #[derive(Debug, Default)]
 pub struct Lines(Vec<u8>);
 
 impl Lines {
-    /// Takes in bytes, and passes on the lines that they complete, without their ends.
+    /// Adds bytes, and passes on the lines that they complete, without line ends.
     pub fn push(&mut self, bytes: &[u8], hear: &mut impl FnMut(&[u8])) {
         for &byte in bytes {
             if byte != b'\n' {
@@ -29,7 +29,7 @@ impl Lines {
         }
     }
 
-    /// Passes on a last line that has no end.
+    /// Passes on a last line without a line end.
     pub fn end(self, hear: &mut impl FnMut(&[u8])) {
         if !self.0.is_empty() {
             hear(&self.0);
@@ -38,8 +38,8 @@ impl Lines {
 }
 
 impl Connection {
-    /// Runs a command with nothing to read, and answers its exit status. What it says is heard line by line, its
-    /// output and its errors.
+    /// Runs a command with empty input, and returns its exit status. `hear` gets its stdout and
+    /// stderr line by line.
     ///
     /// # Errors
     /// The server opens no channel, or the connection is lost.
@@ -68,7 +68,7 @@ impl Connection {
         self.told(status)
     }
 
-    /// The exit status of a command that has ended, if that was told.
+    /// Returns the exit status of a command, or an error if the server reported none.
     pub(super) fn told(&self, status: Option<u32>) -> Result<u32, RemoteError> {
         status.ok_or_else(|| RemoteError::Lost {
             endpoint: self.endpoint.clone(),
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_cut_where_they_end_or_are_too_long() {
+    fn output_is_split_at_line_ends_and_at_the_length_limit() {
         let mut heard = Vec::new();
         let mut hear = |line: &[u8]| heard.push(line.to_vec());
         let mut lines = Lines::default();

@@ -1,4 +1,4 @@
-//! `RemoteError`: why the way there failed, and what to do about it.
+//! `RemoteError`: the reason why connecting failed, and a hint what to do about it.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,191 +10,191 @@ use tokio_tungstenite::tungstenite;
 
 use crate::remote::hostkey::HostKeyError;
 
-/// Why a connection could not be made, or an agent not be started, or either was lost.
+/// Error of a connection that failed or was lost, or of an agent that did not start.
 ///
-/// Texts from the other side are escaped and cut before they get in here. An endpoint is named by scheme,
-/// host and port only: the rest of a URL may hold a token.
+/// Texts from the other side are escaped and cut before they get in here. An endpoint contains
+/// scheme, host and port only, because the rest of a URL may hold a token.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    /// The URL is none that leads to a bridge.
+    /// The URL is not that of a WebSocket bridge.
     #[error("could not use the WebSocket URL: {reason}")]
     Url {
-        /// What is wrong with it.
+        /// The defect of the URL.
         reason: String,
     },
-    /// A file with further TLS roots could not be used.
+    /// A file with further TLS roots is unusable.
     #[error("could not read the CA certificates in {}", path.display())]
     CaCert {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A private key could not be used.
+    /// A private key is unusable.
     #[error("could not use the private key {name}")]
     Identity {
-        /// The file, or what else it is known by.
+        /// The file, or another name of the key.
         name: String,
-        /// Why.
+        /// The cause.
         source: russh::keys::Error,
     },
-    /// A private key file can be read by others.
+    /// Other users can read a private key file.
     #[error("the private key {} can be read by others (mode {mode:04o}), so it is not used", path.display())]
     Unprotected {
         /// The file.
         path: PathBuf,
-        /// Its mode.
+        /// The file's mode.
         mode: u32,
     },
-    /// No TCP connection.
+    /// The TCP connect failed.
     #[error("could not connect to {endpoint}")]
     Connect {
-        /// Where to.
+        /// The server.
         endpoint: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// TLS did not accept the other side, or the other way round.
+    /// The TLS handshake failed on either side.
     #[error("could not make a TLS connection to {endpoint}")]
     Tls {
-        /// Where to.
+        /// The server.
         endpoint: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The other side answered, but with no WebSocket.
+    /// The other side answered, but not with a WebSocket.
     #[error("could not open a WebSocket to {endpoint}")]
     WebSocket {
-        /// Where to.
+        /// The bridge.
         endpoint: String,
-        /// Why.
+        /// The cause.
         source: Box<tungstenite::Error>,
     },
-    /// The other side wanted to send us elsewhere.
+    /// The bridge answered with a redirect.
     #[error(
         "could not open a WebSocket to {endpoint}: it answered with a redirect ({status}), which is refused"
     )]
     Redirected {
-        /// Where to.
+        /// The bridge.
         endpoint: String,
         /// The HTTP status.
         status: u16,
     },
-    /// A step of connecting took too long.
+    /// A step of connecting timed out.
     #[error("could not {verb} {endpoint}: no answer within {} s", after.as_secs_f32())]
     TimedOut {
-        /// What was tried.
+        /// The step.
         verb: &'static str,
-        /// With whom.
+        /// The server.
         endpoint: String,
-        /// For how long.
+        /// The timeout.
         after: Duration,
     },
-    /// SSH's key exchange failed.
+    /// The SSH key exchange failed.
     #[error("could not agree on an SSH session with {endpoint}")]
     Handshake {
-        /// With whom.
+        /// The server.
         endpoint: String,
-        /// Why.
+        /// The cause.
         source: russh::Error,
     },
-    /// The host key is not the one it has to be.
+    /// The host key is not trusted.
     #[error("could not trust {endpoint}")]
     HostKey {
-        /// Whom.
+        /// The server.
         endpoint: String,
-        /// Why.
+        /// The cause.
         source: Box<HostKeyError>,
     },
     /// The server accepted no key.
     #[error("could not log in as {user} on {endpoint}: {reason}")]
     NotAuthorised {
-        /// Where.
+        /// The server.
         endpoint: String,
-        /// As whom.
+        /// The login name.
         user: String,
-        /// What was tried and what the server said.
+        /// The keys that ksync tried, and the server's answer.
         reason: String,
     },
-    /// The server opened no channel.
+    /// The server refused to open a channel.
     #[error("could not open a channel to {endpoint}")]
     Channel {
-        /// Where.
+        /// The server.
         endpoint: String,
-        /// Why.
+        /// The cause.
         source: russh::Error,
     },
-    /// Something other than the agent answered.
+    /// A program other than the agent answered.
     #[error(
         "could not find the agent's answer on {endpoint} among the output of its login shell: {beginning:?}…"
     )]
     Noise {
-        /// Where.
+        /// The server.
         endpoint: String,
-        /// How the output began.
+        /// The beginning of the output.
         beginning: String,
     },
-    /// The agent could not be put into any directory and run there.
+    /// The shell could not install the agent in any directory and run it there.
     #[error("could not install the agent on {endpoint}: {reason}")]
     NotInstalled {
-        /// Where.
+        /// The server.
         endpoint: String,
-        /// What the far shell said of each directory.
+        /// The shell's reason for each directory.
         reason: String,
     },
-    /// The command ended before the agent said anything.
+    /// The command ended before the agent's first answer.
     #[error("could not start the agent on {endpoint}: {reason}")]
     NotStarted {
-        /// Where.
+        /// The server.
         endpoint: String,
-        /// How it ended and what it said.
+        /// The command's exit status or signal, and its output.
         reason: String,
     },
-    /// The connection ended before its time.
+    /// The connection was lost.
     #[error("lost the connection to {endpoint}")]
     Lost {
-        /// To whom.
+        /// The server.
         endpoint: String,
-        /// Why.
+        /// The cause.
         source: Loss,
     },
 }
 
-/// Why a connection ended.
+/// Disconnect reason.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Loss {
-    /// Nothing came, not even an answer to a ping.
+    /// The other side sent nothing, not even an answer to a ping.
     #[error("nothing was heard for {} s", .0.as_secs_f32())]
     Silence(Duration),
-    /// It was closed, or broke.
+    /// The connection was closed or broke.
     #[error("{0}")]
     Broken(String),
-    /// The server ended the login on purpose: it takes no further key.
+    /// The server ended the login on purpose, and takes no further key.
     #[error("the server closed the session: {0}")]
     Dismissed(String),
 }
 
-/// What kind of trouble a [`RemoteError`] is: one for each way in which a program ends.
+/// Category of a [`RemoteError`]: one for each exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// What was asked for makes no sense (exit 1).
+    /// The request makes no sense (exit 1).
     Usage,
-    /// The connection stands, the agent does not (exit 5).
+    /// The connection stands, but the agent does not run (exit 5).
     CouldNotStart,
-    /// The network, or what speaks on it (exit 10).
+    /// The network failed, or a protocol on it (exit 10).
     Socket,
-    /// A connection that stood fell silent (exit 30).
+    /// An established connection fell silent (exit 30).
     Timeout,
-    /// No connection in time (exit 35).
+    /// The connection did not come up in time (exit 35).
     ConnectTimeout,
-    /// No key opens the door (exit 40).
+    /// The server accepts none of the keys (exit 40).
     NotAuthorised,
-    /// The host is not the one it should be (exit 43).
+    /// The host is not the expected one (exit 43).
     HostKey,
 }
 
 impl RemoteError {
-    /// What kind of trouble this is.
+    /// Category of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -221,12 +221,12 @@ impl RemoteError {
         }
     }
 
-    /// Whether the same thing may go well a moment later.
+    /// Reports if a retry a moment later may succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::TimedOut { .. } | Self::Lost { .. } => true,
-            // What stands between us and the bridge while a VM wakes up answers with these.
+            // While a VM wakes up, the proxy in front of its bridge answers with these statuses.
             Self::WebSocket { source, .. } => match source.as_ref() {
                 tungstenite::Error::Http(response) => {
                     response.status().is_server_error() || response.status().as_u16() == 429
@@ -241,7 +241,7 @@ impl RemoteError {
         }
     }
 
-    /// Whether a connection that stood was cut, while logging in or later.
+    /// Reports if an established connection was cut, during the login or later.
     #[must_use]
     pub fn was_cut(&self) -> bool {
         match self {
@@ -264,7 +264,7 @@ impl RemoteError {
         }
     }
 
-    /// What to do next, for a person.
+    /// Advice for the user about the next step.
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
@@ -314,9 +314,9 @@ fn is_cut(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
-/// Where whoever first learns why a connection ended leaves the reason for all others. Only the one
-/// who sees it happen knows: through SSH's layers it is a mere "disconnected". Counts what came
-/// until then, too.
+/// The disconnect reason, shared by all users of a connection. Only the code that sees the
+/// connection end knows the reason; SSH's layers report a mere "disconnected". The first one to
+/// learn it stores it here for the others. Also counts the bytes received so far.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Fate {
     loss: Arc<OnceLock<Loss>>,
@@ -324,19 +324,19 @@ pub(super) struct Fate {
 }
 
 impl Fate {
-    /// Leaves the reason, unless there is one.
+    /// Stores the reason, unless one is already stored.
     pub(super) fn settle(&self, loss: Loss) {
-        // Whoever came first saw the cause, all others its consequences.
+        // The first caller saw the cause, all later ones its consequences.
         let _ = self.loss.set(loss);
     }
 
-    /// The reason, if any is known.
+    /// The stored reason, if there is one.
     pub(super) fn known(&self) -> Option<Loss> {
         self.loss.get().cloned()
     }
 
-    /// The error of a channel that could not be opened or used. Only a server that says no to the
-    /// channel is at fault; all else means that the session is gone.
+    /// Error for a channel that could not be opened or used. It is a channel error only if the
+    /// server refused the channel. Every other failure means that the session is gone.
     pub(super) fn channel_error(&self, endpoint: &str, source: russh::Error, is_closed: bool) -> RemoteError {
         let is_refused = matches!(source, russh::Error::ChannelOpenFailure(_));
         let is_gone = matches!(
@@ -349,17 +349,17 @@ impl Fate {
         RemoteError::Channel { endpoint: endpoint.into(), source }
     }
 
-    /// So many bytes more came over the connection, whatever they belong to.
+    /// Counts `bytes` more received over the connection, for whichever channel.
     pub(super) fn heard(&self, bytes: usize) {
         self.heard_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// What came so far.
+    /// Bytes received so far.
     pub(super) fn heard_bytes(&self) -> u64 {
         self.heard_bytes.load(Ordering::Relaxed)
     }
 
-    /// The reason as an error.
+    /// The reason as a [`RemoteError`].
     pub(super) fn error(&self, endpoint: &str) -> RemoteError {
         let source = self.known().unwrap_or_else(|| Loss::Broken("the connection was closed".into()));
         RemoteError::Lost { endpoint: endpoint.into(), source }

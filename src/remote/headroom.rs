@@ -1,9 +1,11 @@
-//! `Headroom`: keeps what was sent from piling up before an agent that has not read it yet.
+//! `Headroom`: the send window, which limits the bytes that pile up before an agent that has not
+//! read them yet.
 //!
-//! sshd keeps that in a buffer that grows by a packet at a time and is copied as a whole each time (`sshbuf_allocate`
-//! in OpenSSH's sshbuf.c). Until it holds a window, 2 MiB, 64 MiB have been copied, to fresh pages: a tenth of a
-//! second on one processor for the first 2 MiB of an upload that the agent does not read at once. Over a short way
-//! little need be under way for nobody to wait, so no more is.
+//! sshd keeps such bytes in a buffer that grows one packet at a time. At each growth sshd copies
+//! the whole buffer (`sshbuf_allocate` in OpenSSH's sshbuf.c). Until the buffer holds a window of 2
+//! MiB, sshd has copied 64 MiB, to fresh pages. That costs 0.1 s on one processor for the first 2
+//! MiB of an upload that the agent does not read at once. Over a short round trip few bytes in
+//! flight suffice to keep the link busy, so the send window is small there.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,26 +13,28 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-/// The window that OpenSSH gives a session's channel (`CHAN_SES_WINDOW_DEFAULT` in its channels.h). Of another server
-/// less is known: [`Headroom`] gives up soon if its window is smaller, and admits more if it is larger.
+/// Window that OpenSSH gives a session's channel (`CHAN_SES_WINDOW_DEFAULT` in its channels.h).
+/// Another server's window is unknown: [`Headroom`] soon gives up if it is smaller, and admits more
+/// if it is larger.
 const SERVER_WINDOW_BYTES: usize = 2 << 20;
 
-/// OpenSSH tells what was read when it has got more than three packets (`channel_check_window`).
+/// Bytes after which OpenSSH adjusts the window: more than three packets (`channel_check_window`).
 const TOLD_BYTES_MIN: usize = 96 << 10;
 
-/// What may always be under way: several times that.
+/// Smallest send window: several times [`TOLD_BYTES_MIN`].
 const AHEAD_BYTES_MIN: usize = 512 << 10;
 
-/// More than comes through a WebSocket and sshd in a second: so much times the round trip may be under way.
+/// A rate that no WebSocket and sshd reach. The send window may be this rate times the round trip.
 const BYTES_PER_SECOND_MAX: f64 = 250e6;
 
-/// Over a way that is surely longer than this nobody is to wait. (It looks longer than it is where sshd is at work.)
+/// Round trip above which the send window has no limit. (A busy sshd makes the round trip look
+/// longer than it is.)
 const ROUND_TRIP_MAX: Duration = Duration::from_millis(30);
 
-/// For so long nothing is heard of an agent that reads before more is sent all the same.
+/// Wait for a window adjustment, after which the send window doubles.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// How far a sender is ahead of whoever reads on the other side, and may be.
+/// The bytes in flight to the agent, and their limit.
 #[derive(Debug)]
 pub(super) struct Headroom {
     state: Mutex<State>,
@@ -44,7 +48,8 @@ struct State {
     first: First,
 }
 
-/// What tells how long the way is: when so much had been sent that the other side tells of it, and when it did.
+/// Progress of the round trip measurement: bytes sent, then the time at which an adjustment was
+/// due, then done.
 #[derive(Debug)]
 enum First {
     Sent(usize),
@@ -53,18 +58,19 @@ enum First {
 }
 
 impl Headroom {
-    /// For a way with this round trip, or a shorter one.
+    /// Makes a send window for a link with this round trip or a shorter one.
     pub(super) fn over(round_trip: Duration) -> Self {
         let ahead_max = if round_trip > ROUND_TRIP_MAX { SERVER_WINDOW_BYTES } else { AHEAD_BYTES_MIN };
         let state = State { unread: 0, ahead_max, first: First::Sent(0) };
         Self { state: Mutex::new(state), read: Notify::new() }
     }
 
-    /// Waits until `count` bytes more may be under way.
+    /// Waits until `count` more bytes may be in flight.
     pub(super) async fn admit(&self, count: usize) {
         while !self.state().admits(count) {
             if timeout(PATIENCE, self.read.notified()).await.is_err() {
-                // The way is long, the agent has other things to do, or the server seldom tells.
+                // The round trip is long, the agent is busy, or the server seldom adjusts the
+                // window.
                 self.state().ahead_max *= 2;
             }
         }
@@ -78,7 +84,7 @@ impl Headroom {
         }
     }
 
-    /// The other side told that it has room for so much.
+    /// Handles a window adjustment: the other side has room for `window` bytes.
     pub(super) fn has_room(&self, window: u32) {
         let mut state = self.state();
         if let First::Due(since) = state.first {
@@ -109,18 +115,18 @@ mod tests {
 
     const PACKET: usize = 32 << 10;
 
-    /// How many packets are admitted without waiting, of so many.
+    /// Counts the packets, of at most `most`, that are admitted without waiting.
     fn admitted(headroom: &Headroom, most: usize) -> usize {
         (0..most).take_while(|_| headroom.admit(PACKET).now_or_never().is_some()).count()
     }
 
-    /// There is room for all but so many packets.
+    /// Reports room for all but `packets` packets.
     fn unread(headroom: &Headroom, packets: usize) {
         headroom.has_room((SERVER_WINDOW_BYTES - packets * PACKET) as u32);
     }
 
     #[tokio::test]
-    async fn over_a_short_way_little_is_under_way_until_it_was_read() {
+    async fn a_short_round_trip_keeps_few_bytes_in_flight() {
         let most = AHEAD_BYTES_MIN / PACKET;
         let headroom = Headroom::over(ROUND_TRIP_MAX);
         headroom.state().first = First::Told;
@@ -130,19 +136,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn over_a_long_way_nobody_waits() {
+    async fn a_long_round_trip_makes_no_write_wait() {
         let headroom = Headroom::over(2 * ROUND_TRIP_MAX);
         assert_eq!(admitted(&headroom, 1000), 1000);
         let headroom = Headroom::over(Duration::ZERO);
         assert_eq!(admitted(&headroom, 4), 4);
-        // That is more than a window at that rate.
+        // At the assumed rate this pause is worth more than a window.
         tokio::time::sleep(Duration::from_millis(10)).await;
         unread(&headroom, 0);
         assert_eq!(admitted(&headroom, 1000), 1000);
     }
 
     #[tokio::test]
-    async fn a_server_that_tells_nothing_stops_nobody() {
+    async fn a_server_without_window_adjustments_does_not_stop_the_sender() {
         let headroom = Headroom::over(Duration::ZERO);
         let begin = Instant::now();
         for _ in 0..1000 {

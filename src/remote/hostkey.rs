@@ -1,7 +1,7 @@
-//! Whether the host is the one it should be.
+//! Host key verification.
 //!
-//! Three ways to know, and no way to not care: OpenSSH's `known_hosts`, a key that was read through another
-//! trusted channel, or a store of our own that keeps the first key it sees.
+//! There are three proofs and no way to switch the check off. They are OpenSSH's `known_hosts`, a
+//! key read over another trusted channel, and ksync's own store, which pins the first key it sees.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,93 +13,94 @@ use crate::remote::known_hosts::{KeyText, Meaning, Record, read, records};
 use crate::remote::pins::{pin, pins};
 use crate::tree::path::escape;
 
-/// How a host proves that it is the right one.
+/// Proof that a host must give of its identity.
 #[derive(Debug, Clone)]
 pub enum HostKeys {
-    /// By a key that stands in one of OpenSSH's files. Nothing is ever added to them.
+    /// A key in one of OpenSSH's files. ksync never adds to them.
     KnownHosts {
-        /// The files; those that do not exist are skipped.
+        /// The files. ksync skips those that do not exist.
         files: Vec<PathBuf>,
-        /// The host's name in them.
+        /// The host's name in these files.
         host: String,
-        /// The port, which is part of the name unless it is 22.
+        /// The port. It is part of the name unless it is 22.
         port: u16,
     },
-    /// By one of these keys, a line each: `ssh-ed25519 AAAA…`.
+    /// One of these keys, one a line: `ssh-ed25519 AAAA…`.
     Exactly(String),
-    /// By the key that it had the first time.
+    /// The key that the host showed on the first connection.
     PinOnFirstUse {
-        /// Where keys are kept: a line per endpoint in a file (0600) in a private directory (0700).
+        /// The pin store: a file (mode 0600) in a private directory (mode 0700), with one line per
+        /// endpoint.
         store: PathBuf,
-        /// Under which name.
+        /// The endpoint's name in the store.
         endpoint: String,
     },
 }
 
-/// Why a host is not trusted.
+/// Reason not to trust a host.
 #[derive(Debug, thiserror::Error)]
 pub enum HostKeyError {
-    /// A file that may say something cannot be read, so nothing is known.
+    /// A file of known keys is unreadable, so ksync trusts no host.
     #[error("could not read the known keys in {}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The key could not be kept.
+    /// The pin store could not be written.
     #[error("could not keep the host's key in {}", path.display())]
     NotKept {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Nothing is known of the host.
-    #[error("its key ({kind} {fingerprint}) is not known: {name} stands in none of the known_hosts files")]
+    /// No record names the host.
+    #[error("its key ({kind} {fingerprint}) is not known: {name} is not in any known_hosts file")]
     Unknown {
-        /// The name that was looked up.
+        /// The name that ksync looked up.
         name: String,
         /// The key's type.
         kind: String,
         /// The key's fingerprint.
         fingerprint: String,
     },
-    /// The host has had another key.
+    /// The host showed another key before.
     #[error("its key has changed: it shows {kind} {fingerprint}, but {}:{line} has another ({known_kind})", path.display())]
     Changed {
-        /// The type of the key that it shows.
+        /// Type of the key that the host shows.
         kind: String,
-        /// That key's fingerprint.
+        /// Fingerprint of that key.
         fingerprint: String,
-        /// Which file says otherwise.
+        /// File with the other key.
         path: PathBuf,
-        /// In which line.
+        /// Line number in that file.
         line: usize,
-        /// The type of the key there.
+        /// Type of the key in that line.
         known_kind: String,
     },
-    /// The key is marked as revoked.
+    /// A record marks the key as revoked.
     #[error("its key ({kind} {fingerprint}) is revoked by {}:{line}", path.display())]
     Revoked {
         /// The key's type.
         kind: String,
         /// The key's fingerprint.
         fingerprint: String,
-        /// Which file says so.
+        /// File with the revocation.
         path: PathBuf,
-        /// In which line.
+        /// Line number in that file.
         line: usize,
     },
-    /// The host is known by certificates only.
+    /// The records know the host by a certificate authority only.
     #[error("{}:{line} knows it by a certificate authority only, which ksync does not support", path.display())]
     Authority {
-        /// Which file says so.
+        /// File with that record.
         path: PathBuf,
-        /// In which line.
+        /// Line number in that file.
         line: usize,
     },
-    /// The key is not the one that was asked for.
+    /// The key is not the expected one.
     #[error("its key ({kind} {fingerprint}) is not the one that it must have")]
     NotExpected {
         /// The key's type.
@@ -107,13 +108,13 @@ pub enum HostKeyError {
         /// The key's fingerprint.
         fingerprint: String,
     },
-    /// What should be the expected key is none.
-    #[error("the key that it must have is given in no known form")]
+    /// The expected key is malformed.
+    #[error("the key that it must have is malformed")]
     Malformed,
 }
 
 impl HostKeyError {
-    /// What to do next, for a person.
+    /// Advice for the user about the next step.
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
@@ -125,7 +126,7 @@ impl HostKeyError {
             Self::Changed { .. } => {
                 "Somebody may be listening in. If the host was made anew, or has got a key of another type, compare the fingerprint and replace the line.".into()
             }
-            Self::Revoked { .. } => "The key is in wrong hands: do not connect.".into(),
+            Self::Revoked { .. } => "The key may be stolen: do not connect.".into(),
             Self::Authority { .. } => "Connect once with ssh -o HostKeyAlgorithms=ssh-ed25519 to learn its plain key.".into(),
             Self::NotExpected { .. } => {
                 "Somebody may be listening in. If the VM was made anew, look up its key again.".into()
@@ -136,8 +137,8 @@ impl HostKeyError {
 }
 
 impl HostKeys {
-    /// The types of key by which the host is known, to be asked for first: a host that has several keys must
-    /// show the one that can be recognised.
+    /// Key types by which the host is known. The handshake asks for them first, so that a host with
+    /// several keys shows one that ksync can recognise.
     pub(super) fn known_kinds(&self) -> Result<Vec<Algorithm>, HostKeyError> {
         let kinds: Vec<String> = match self {
             Self::KnownHosts { files, host, port } => known(files, host, *port)?
@@ -154,7 +155,7 @@ impl HostKeys {
         Ok(kinds.iter().filter_map(|kind| Algorithm::new(kind).ok()).collect())
     }
 
-    /// Whether `key`, which the host has proved to have, is the right one.
+    /// Checks `key`, of which the host has proved possession.
     pub(super) fn check(&self, key: &PublicKey) -> Result<(), HostKeyError> {
         let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
         let text =
@@ -170,7 +171,7 @@ impl HostKeys {
     }
 }
 
-/// What the files' lines mean for the key that the host showed.
+/// Applies the files' records to the key that the host showed.
 fn judge(
     records: &[Record],
     host: &str,
@@ -184,7 +185,8 @@ fn judge(
         return Err(HostKeyError::Revoked { kind: key.kind, fingerprint, path, line });
     }
     let named = |record: &&Record| record.meaning == Meaning::Key && !record.portless;
-    // As with OpenSSH, a line without the port counts if it has the right key and none has the port.
+    // As in OpenSSH, a record without the port counts if it has the right key and no record has the
+    // port.
     let any_port = find(&named).is_none();
     if find(&|record| record.meaning == Meaning::Key && record.key == key && (any_port || !record.portless))
         .is_some()
@@ -203,8 +205,8 @@ fn judge(
     Err(HostKeyError::Unknown { name: escape(name.as_bytes()).into_owned(), kind: key.kind, fingerprint })
 }
 
-/// Every line of `files` about the host. A file that is not there says nothing; one that cannot be read
-/// might have said something, so nothing is trusted.
+/// Collects every record of `files` about the host. A missing file is empty. An unreadable file
+/// might hold a record, so it is an error.
 fn known(files: &[PathBuf], host: &str, port: u16) -> Result<Vec<Record>, HostKeyError> {
     let mut all = Vec::new();
     for file in files {
@@ -253,7 +255,7 @@ pub(super) mod tests {
             let error = check(&format!("vm {known}\n"), "vm", 22, ED25519).unwrap_err();
             assert!(matches!(error, HostKeyError::Changed { line: 1, .. }), "{error}");
         }
-        // The line with the port is the one that counts.
+        // Only the record with the port counts.
         let error = check(&format!("[vm]:2222 {OTHER}\nvm {ED25519}\n"), "vm", 2222, ED25519).unwrap_err();
         assert!(matches!(error, HostKeyError::Changed { line: 1, .. }), "{error}");
     }
@@ -267,7 +269,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_revoked_key_is_refused_though_it_is_known() {
+    fn a_known_but_revoked_key_is_refused() {
         let error = check(&format!("vm {ED25519}\n@revoked * {ED25519}\n"), "vm", 22, ED25519).unwrap_err();
         assert!(matches!(error, HostKeyError::Revoked { line: 2, .. }), "{error}");
         assert!(check(&format!("vm {ED25519}\n@revoked * {OTHER}\n"), "vm", 22, ED25519).is_ok());
@@ -280,7 +282,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_not_taken_for_empty() {
+    fn an_unreadable_file_is_not_taken_for_an_empty_one() {
         let directory = tempfile::tempdir().unwrap();
         let key = PublicKey::from_openssh(ED25519).unwrap();
         let files = vec![directory.path().into()];

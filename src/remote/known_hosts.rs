@@ -1,6 +1,6 @@
-//! What OpenSSH's `known_hosts` says of a host: a strict reading, which never writes.
+//! A strict reader of OpenSSH's `known_hosts`, which never writes.
 //!
-//! russh has one of its own, which takes a changed key of another type for an unknown host and overlooks
+//! russh's own reader takes a changed key of another type for an unknown host. It also ignores
 //! `@revoked`, wildcards and negation.
 
 use std::fs::File;
@@ -10,20 +10,21 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::hmac;
 use russh::keys::ssh_key::known_hosts::HostPatterns;
 
-/// Largest file of known keys that is read: a hundred thousand hosts.
+/// Largest file of known keys that ksync reads: about a hundred thousand hosts.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// A key as it stands in a file: its type and its base64 text. Compared as text: one key has one such text.
+/// A key as text: its type and its base64. One key has exactly one such text, so texts can be
+/// compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct KeyText {
-    /// `ssh-ed25519` and the like.
+    /// The key type, e.g. `ssh-ed25519`.
     pub(super) kind: String,
     /// The public key in base64.
     pub(super) base64: String,
 }
 
 impl KeyText {
-    /// Takes the first two words of `text`, whatever comment follows.
+    /// Parses the first two words of `text` and ignores a comment after them.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_ascii_whitespace();
         let (kind, base64) = (words.next()?, words.next()?);
@@ -31,31 +32,32 @@ impl KeyText {
     }
 }
 
-/// What a line that concerns the host says.
+/// Meaning of a record for its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
     /// This is the host's key.
     Key,
-    /// This key must not be trusted, whatever else is said.
+    /// This key must not be trusted, even if another record trusts it.
     Revoked,
-    /// Certificates by this key are the host's.
+    /// The host shows certificates signed by this key.
     Authority,
 }
 
-/// A line that concerns the host.
+/// A line about the host.
 #[derive(Debug, Clone)]
 pub(super) struct Record {
     pub(super) meaning: Meaning,
     pub(super) key: KeyText,
     pub(super) file: PathBuf,
     pub(super) line: usize,
-    /// Whether the line names the host without its port, though the port is not SSH's own.
+    /// True if the line names the host without a port, although the port is not 22.
     pub(super) portless: bool,
 }
 
-/// The lines of `text`, the content of `file`, that concern `host` at `port`.
+/// The records of `text`, the content of `file`, about `host` at `port`.
 ///
-/// A line that makes no sense says nothing, as with OpenSSH: what is not found is refused.
+/// As in OpenSSH, a malformed line counts as none. ksync refuses a key that no line holds, so this
+/// is safe.
 pub(super) fn records(file: &Path, text: &str, host: &str, port: u16) -> Vec<Record> {
     let host = host.to_ascii_lowercase();
     let name = if port == 22 { host.clone() } else { format!("[{host}]:{port}") };
@@ -76,7 +78,7 @@ pub(super) fn records(file: &Path, text: &str, host: &str, port: u16) -> Vec<Rec
         let portless = match names_match(names, &name) {
             Some(true) => false,
             None if names_match(names, &host) == Some(true) => true,
-            // A line that takes this port out does not mean it by the bare name either.
+            // A line that excludes this port does not apply through the bare name either.
             _ => continue,
         };
         records.push(Record { meaning, key, file: file.into(), line: index + 1, portless });
@@ -84,7 +86,7 @@ pub(super) fn records(file: &Path, text: &str, host: &str, port: u16) -> Vec<Rec
     records
 }
 
-/// The whole of `file` as text; empty if there is none.
+/// Reads the whole of `file` as text; empty if the file does not exist.
 pub(super) fn read(file: &Path) -> io::Result<String> {
     match File::open(file) {
         Ok(open) => read_open(&open),
@@ -93,18 +95,19 @@ pub(super) fn read(file: &Path) -> io::Result<String> {
     }
 }
 
-/// The whole of an open file as text.
+/// Reads the whole of an open file as text.
 pub(super) fn read_open(file: &File) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 16 MiB"));
     }
-    // Comments may be in any encoding; a name or key that is not ASCII matches nothing.
+    // Comments may have any encoding. A name or key that is not ASCII matches nothing.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Whether a line's first field means `name`, or takes it out; `None` where it says nothing of it.
+/// Matches a line's first field with `name`: `Some(false)` if the field excludes it, `None` if the
+/// field does not mention it.
 fn names_match(field: &str, name: &str) -> Option<bool> {
     if field.starts_with('|') {
         return hash_matches(field, name).then_some(true);
@@ -113,7 +116,7 @@ fn names_match(field: &str, name: &str) -> Option<bool> {
     for pattern in field.split(',') {
         let pattern = pattern.to_ascii_lowercase();
         match pattern.strip_prefix('!') {
-            // A negation decides the whole line, wherever it stands.
+            // A negation decides the whole line, at any position.
             Some(pattern) if pattern_matches(pattern, name) => return Some(false),
             None if pattern_matches(&pattern, name) => matches = Some(true),
             _ => {}
@@ -122,19 +125,19 @@ fn names_match(field: &str, name: &str) -> Option<bool> {
     matches
 }
 
-/// Whether a hashed name, `|1|salt|hash`, is that of `name`.
+/// Compares a hashed name, `|1|salt|hash`, with `name`.
 fn hash_matches(field: &str, name: &str) -> bool {
     let Ok(HostPatterns::HashedName { salt, hash }) = field.parse() else { return false };
-    // SHA-1 is what the format is made of. It hides names and proves nothing.
+    // The format prescribes SHA-1. The hash only hides names and proves nothing.
     let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &salt);
     hmac::verify(&key, name.as_bytes(), &hash).is_ok()
 }
 
-/// Whether `pattern`, with `*` and `?`, matches the whole of `name`.
+/// Matches the whole of `name` with `pattern`, which may contain `*` and `?`.
 pub(super) fn pattern_matches(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut p, mut n) = (0, 0);
-    // Where to go on when what follows the last star does not fit: one byte later.
+    // Backtrack point: after a mismatch behind the last star, the star takes one byte more.
     let mut retry = None;
     while n < name.len() {
         match pattern.get(p) {
@@ -166,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_stands_for_port_22_and_brackets_for_others() {
+    fn a_bare_name_means_port_22_and_brackets_mean_another() {
         let text = "vm ssh-ed25519 A\n[vm]:2222 ssh-ed25519 B\nother ssh-ed25519 C\n";
         assert_eq!(found(text, "VM", 22), [(Meaning::Key, "A".into(), false)]);
         let both = [(Meaning::Key, "A".into(), true), (Meaning::Key, "B".into(), false)];
@@ -174,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn wildcards_match_and_a_negation_takes_the_line_away() {
+    fn wildcards_match_and_a_negation_excludes_the_line() {
         let text = "*.example.com,!bad.example.com ssh-ed25519 A\n";
         assert_eq!(found(text, "good.example.com", 22).len(), 1);
         assert_eq!(found(text, "bad.example.com", 22).len(), 0);
@@ -202,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn markers_are_understood_and_unknown_ones_say_nothing() {
+    fn known_markers_are_understood_and_unknown_ones_ignored() {
         let text = "@revoked * ssh-ed25519 A\n@cert-authority\t*  ssh-ed25519 B c d\n@new * ssh-ed25519 C\n# x\n\njunk\n";
         let expected = [(Meaning::Revoked, "A".into(), false), (Meaning::Authority, "B".into(), false)];
         assert_eq!(found(text, "vm", 22), expected);

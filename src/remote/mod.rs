@@ -1,19 +1,19 @@
-//! The way there: WebSocket, SSH, host keys, and putting the agent on the other side. Knows neither the
-//! engine nor the disk.
+//! The connection to a VM: WebSocket, SSH, host keys, and installing the agent. This layer knows
+//! neither the engine nor the disk.
 //!
 //! ```text
 //! tcp ─┬───────────────────────────┬─ ssh ─ auth ─ exec channel ─ bootstrap ─ agent
 //!      └─ (tls) ─ websocket ───────┘   └─ hostkey (known_hosts)     └─ agent_image
 //! ```
 //!
-//! [`connect`] makes an SSH session with a [`Target`]; [`Connection::agent`] starts an [`Agent`] on a channel
-//! of it, as often as wanted, and [`Connection::lane_from`] one that is a further lane of another. Everything
-//! up to the agent is asynchronous; its reader and writer block, as the engine's driver needs them. What holds
-//! throughout:
+//! [`connect`] opens an SSH session to a [`Target`]. [`Connection::agent`] starts an [`Agent`] on a
+//! channel of that session, any number of times. [`Connection::lane_from`] starts an agent that is
+//! a further lane of another one. Everything up to the agent is asynchronous. The agent's reader
+//! and writer block, because the engine's driver needs blocking ones. Four rules hold throughout:
 //!
-//! - no host is trusted without proof, and no proof is learned where one is expected;
-//! - every wait for the other side has an end;
-//! - nothing that the other side says is kept without a limit, or shown without being escaped;
+//! - ksync trusts no host without proof, and learns no new key where it expects a known one;
+//! - every wait for the other side has a timeout;
+//! - ksync bounds whatever it keeps of the other side's output, and escapes it before showing it;
 //! - no name or path ever becomes part of a command.
 
 mod agent;
@@ -65,68 +65,68 @@ use bootstrap::Purpose;
 use error::Fate;
 use secrets::Secrets;
 
-/// What may wait to be read from all agents of a connection together: a full window. Beyond it the session
-/// stands still until somebody reads, and so does what is sent.
+/// Unread bytes that all agents of a connection may have together: one full window. Beyond this
+/// limit the session stops, its sends included, until somebody reads.
 const UNREAD_BYTES_MAX: usize = ssh::WINDOW_BYTES_MAX as usize;
 
-/// Round trips that a TCP connection takes.
+/// Round trips of a TCP connect.
 const TCP_ROUND_TRIPS: u32 = 1;
 
-/// Round trips that a WebSocket takes on top: its own, and with TLS 1.3 another one.
+/// Round trips that a WebSocket adds: one for its own handshake, and one for TLS 1.3.
 const WEBSOCKET_ROUND_TRIPS: u32 = 1;
 const TLS_ROUND_TRIPS: u32 = 1;
 
-/// Round trips until an SSH session has its keys: what both can, and the exchange of keys.
+/// Round trips of the SSH handshake: one for the algorithm lists, one for the key exchange.
 const HANDSHAKE_ROUND_TRIPS: u32 = 2;
 
-/// Round trips that logging in takes at least: asking for it, offering the key, signing.
+/// Fewest round trips of a login: service request, key offer, signature.
 const LOGIN_ROUND_TRIPS: u32 = 3;
 
-/// Round trips that opening a channel takes.
+/// Round trips of opening a channel.
 const CHANNEL_ROUND_TRIPS: u32 = 1;
 
-/// How long saying goodbye may take.
+/// Timeout for closing the session cleanly.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Where to connect to, and how.
+/// The server to connect to, and the connect options.
 ///
-/// It has no `Debug`: a private key may be in it, and a token in the URL.
+/// `Target` has no `Debug`, because it may hold a private key, and a token in the URL.
 #[derive(Clone)]
 pub struct Target {
-    /// How bytes get there.
+    /// The transport that carries the SSH session.
     pub transport: Transport,
-    /// Whom to log in as.
+    /// Login name on the server.
     pub user: String,
-    /// How the host proves that it is the right one.
+    /// Proof that the host must give of its identity.
     pub host_keys: HostKeys,
-    /// Private key files. If there are none, and no `identity_text`: ssh-agent, then `~/.ssh/id_ed25519` and
-    /// `~/.ssh/id_ecdsa`.
+    /// Private key files. If this list is empty and `identity_text` is `None`, ksync tries
+    /// ssh-agent, then `~/.ssh/id_ed25519` and `~/.ssh/id_ecdsa`.
     pub identities: Vec<PathBuf>,
-    /// A private key in memory, tried first.
+    /// A private key in memory. ksync offers it first.
     pub identity_text: Option<String>,
-    /// Whether ssh-agent may be asked.
+    /// Permission to ask ssh-agent for keys.
     pub use_ssh_agent: bool,
-    /// How long each step of connecting may take.
+    /// Timeout of each step of connecting.
     pub connect_timeout: Duration,
-    /// After how much silence a connection is dead.
+    /// Silence after which ksync gives the connection up.
     pub silence_timeout: Duration,
 }
 
-/// How bytes get to the SSH server.
+/// The transport between ksync and the SSH server.
 #[derive(Clone)]
 pub enum Transport {
-    /// Straight to it.
+    /// A direct TCP connection.
     Tcp {
-        /// Its name or address.
+        /// The server's name or address.
         host: String,
-        /// Its port.
+        /// The server's port.
         port: u16,
     },
-    /// Over a bridge that puts them into binary WebSocket messages.
+    /// A bridge that carries the bytes in binary WebSocket messages.
     WebSocket {
         /// `wss://…`, or `ws://…` without TLS.
         url: String,
-        /// A PEM file with roots that are trusted besides the platform's.
+        /// A PEM file with roots that ksync trusts in addition to the platform's.
         ca_cert: Option<PathBuf>,
     },
 }
@@ -134,7 +134,7 @@ pub enum Transport {
 /// An SSH session.
 pub struct Connection {
     session: Handle<ssh::Client>,
-    /// The task that owns the WebSocket, if there is one.
+    /// The task that owns the WebSocket; `None` over plain TCP.
     socket: Option<JoinHandle<()>>,
     endpoint: String,
     patience: Duration,
@@ -142,7 +142,7 @@ pub struct Connection {
     fate: Fate,
     /// The shortest round trip so far, in microseconds.
     round_trip: AtomicU64,
-    /// How many it took until an agent was started.
+    /// Round trips from the TCP connect until an agent is started.
     round_trips: u32,
     user: String,
     shown: ssh::Shown,
@@ -152,7 +152,7 @@ pub struct Connection {
 /// Connects and logs in.
 ///
 /// # Errors
-/// Where the network, the host's key, or the login is not as it has to be.
+/// The network failed, the host key is not trusted, or the server refused the login.
 pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
     let (fate, shown) = (Fate::default(), ssh::Shown::default());
     let patience = target.connect_timeout;
@@ -207,40 +207,42 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
 }
 
 impl Connection {
-    /// The same, with a file (0600) where secrets of agents are kept: what an agent is told first
-    /// is sealed with its secret, and so may travel with the command. Without one it comes a round
-    /// trip later.
+    /// Returns the connection with a file (mode 0600) that keeps the agents' secrets. With its
+    /// secret, ksync seals the agent's first bytes, and they travel in the command line. Without a
+    /// secret the first bytes arrive one round trip later.
     #[must_use]
     pub fn with_secrets(self, file: PathBuf) -> Self {
         let secrets = self.shown.get().map(|key| Secrets::of(file, key, &self.user));
         Self { secrets, ..self }
     }
 
-    /// Starts an agent, and installs it first where it is not there. Does not wait until it has answered:
-    /// what is written to it meanwhile, up to 64 KiB, is on its way.
+    /// Starts an agent, and installs it first if it is missing. Returns without waiting for the
+    /// agent's first answer. Up to 64 KiB that the caller writes meanwhile are already on their
+    /// way.
     ///
     /// # Errors
-    /// Where the server opens no channel. All that goes wrong later is told by the agent's reader and end.
+    /// The server opens no channel. The agent's reader and its end report every later failure.
     pub async fn agent(&self) -> Result<Agent, RemoteError> {
         self.agent_from(AgentImage::embedded()).await
     }
 
-    /// Starts the agent `image`; else as [`Connection::agent`].
+    /// Starts the agent `image`; otherwise the same as [`Connection::agent`].
     ///
     /// # Errors
-    /// As there.
+    /// The same as [`Connection::agent`].
     pub async fn agent_from(&self, image: AgentImage) -> Result<Agent, RemoteError> {
         let (agent, waiting) = Agent::waiting();
         self.start(waiting, image).await?;
         Ok(agent)
     }
 
-    /// Starts the agent that a reader and a writer wait for. What was written already travels along
-    /// with the command, up to 8 KiB of it, and so arrives a round trip earlier; where it can be
-    /// sealed, since all users of that machine can read its command lines.
+    /// Starts the agent for which a reader and a writer already exist. Up to 8 KiB that were
+    /// already written travel in the command line, and so arrive one round trip earlier. They
+    /// travel there only if they can be sealed, because every user of that machine can read its
+    /// command lines.
     ///
     /// # Errors
-    /// As [`Connection::agent`].
+    /// The same as [`Connection::agent`].
     pub async fn start(&self, waiting: Waiting, image: AgentImage) -> Result<(), RemoteError> {
         let secret = self.secrets.as_ref().and_then(Secrets::recall);
         let sealing = image.clone();
@@ -250,11 +252,12 @@ impl Connection {
         self.start_for(purpose, waiting, image).await
     }
 
-    /// Starts the agent `image` as a further lane of the exchange that announces `token`. It has joined when it
-    /// has answered; what it is told from then on belongs to that exchange.
+    /// Starts the agent `image` as a further lane of the exchange that announces `token`. The
+    /// agent's first answer means that it has joined. Everything written to it from then on belongs
+    /// to that exchange.
     ///
     /// # Errors
-    /// As [`Connection::agent`].
+    /// The same as [`Connection::agent`].
     pub async fn lane_from(&self, image: AgentImage, token: Token) -> Result<Agent, RemoteError> {
         let (agent, waiting) = Agent::waiting();
         self.start_for(|_| Purpose::Lane(token), waiting, image).await?;
@@ -277,7 +280,7 @@ impl Connection {
             let channel = self.session.channel_open_session().await?;
             self.took(begin.elapsed());
             let command = bootstrap::command(&image, &marker, &purpose(&mut waiting));
-            // No reply is wanted: the first answer is the agent's own, a round trip earlier.
+            // Ask for no reply: the agent's own first answer arrives one round trip earlier.
             channel.exec(false, command).await?;
             Ok(channel)
         };
@@ -295,39 +298,40 @@ impl Connection {
         Ok(())
     }
 
-    /// Why a channel could not be opened or used.
+    /// Error for a channel that could not be opened or used.
     fn channel_error(&self, source: russh::Error) -> RemoteError {
         self.fate.channel_error(&self.endpoint, source, self.session.is_closed())
     }
 
-    /// A round trip took so long, or less.
+    /// Records that a round trip took `elapsed` or less.
     fn took(&self, elapsed: Duration) {
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         self.round_trip.fetch_min(micros, Ordering::Relaxed);
     }
 
-    /// How long a round trip takes at most: the shortest that was seen of those that were needed anyway.
+    /// Upper bound of a round trip: the shortest one measured among those that connecting needed
+    /// anyway.
     #[must_use]
     pub fn round_trip(&self) -> Duration {
         Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
     }
 
-    /// How many round trips it takes until an agent is started, with the first key accepted and TLS 1.3.
+    /// Round trips until an agent is started, if the server accepts the first key and TLS is 1.3.
     #[must_use]
     pub fn round_trips(&self) -> u32 {
         self.round_trips
     }
 
-    /// Whether the session has ended.
+    /// Reports if the session has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.session.is_closed()
     }
 
-    /// Says goodbye. Agents that still run are cut off, so read to their end first.
+    /// Ends the session. This cuts off agents that still run, so read to their end first.
     pub async fn close(self) {
         let goodbye = async {
-            // A session that is gone needs no goodbye.
+            // These calls fail if the session is already gone, which does no harm.
             let _ = self.session.disconnect(Disconnect::ByApplication, "", "").await;
             let _ = self.session.await;
             if let Some(socket) = self.socket {
@@ -338,7 +342,7 @@ impl Connection {
     }
 }
 
-/// A token for the lanes of one exchange; `None` where this machine gives no random number.
+/// Returns a token for the lanes of one exchange, or `None` if this machine gives no random number.
 #[must_use]
 pub fn token() -> Option<Token> {
     bootstrap::token().ok()
@@ -367,7 +371,7 @@ where
     within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake).await
 }
 
-/// Gives `work` so much time and no more.
+/// Runs `work` with a timeout.
 async fn within<T>(
     patience: Duration,
     verb: &'static str,

@@ -1,4 +1,5 @@
-//! A store of our own that keeps the first key that an endpoint shows, and takes no other after it.
+//! The pin store: it keeps the first key that an endpoint shows, and rejects every other key
+//! afterwards.
 
 use std::io::Write;
 use std::path::Path;
@@ -13,18 +14,19 @@ pub(super) fn pins<'a>(text: &'a str, endpoint: &str) -> impl Iterator<Item = (u
     let endpoint = pin_name(endpoint);
     text.lines().enumerate().filter_map(move |(index, line)| {
         let (name, key) = line.split_once(' ')?;
-        // A line that was cut off is a key that cannot match, not a host that was never seen.
+        // A truncated line counts as a key that cannot match. Otherwise the host would count as
+        // never seen.
         let nothing = || KeyText { kind: "no whole key".into(), base64: String::new() };
         (name == endpoint).then(|| (index + 1, KeyText::parse(key).unwrap_or_else(nothing)))
     })
 }
 
-/// An endpoint as one word.
+/// Encodes an endpoint as one word.
 fn pin_name(endpoint: &str) -> String {
     escape(endpoint.as_bytes()).replace(' ', "\\x20")
 }
 
-/// Compares with the pinned key, or pins `key` if there is none.
+/// Compares `key` with the pinned key, or pins `key` if there is none.
 pub(super) fn pin(
     store: &Path,
     endpoint: &str,
@@ -38,13 +40,13 @@ pub(super) fn pin(
     }
     let not_kept = |source| HostKeyError::NotKept { path: store.into(), source };
     let mut file = private::grow(store).map_err(not_kept)?;
-    // Two first connections at once: the second one must find what the first one wrote.
+    // With two first connections at once, the second must find the line that the first wrote.
     file.lock().map_err(not_kept)?;
     let text = read_open(&file).map_err(unreadable)?;
     if let Some(verdict) = compare(store, &text, endpoint, &key, &fingerprint) {
         return verdict;
     }
-    // A line that was cut off by a power failure must not swallow this one.
+    // A line truncated by a power failure must not swallow this one.
     let start = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
     let line = format!("{start}{} {} {}\n", pin_name(endpoint), key.kind, key.base64);
     file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).map_err(not_kept)
@@ -79,7 +81,7 @@ mod tests {
     use crate::remote::hostkey::tests::{ECDSA, ED25519, OTHER};
 
     #[test]
-    fn the_first_key_is_pinned_privately_and_no_other_taken_after_it() {
+    fn the_first_key_is_pinned_privately_and_every_other_one_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let store = directory.path().join("a/b/hosts");
         let keys =

@@ -1,8 +1,8 @@
-//! What stands behind a running agent's reader and writer.
+//! The tasks behind a running agent's reader and writer.
 //!
-//! Two tasks. One takes all that comes over the channel, at once, whether anybody reads or not: a channel
-//! that is not drained stops the whole SSH session, its sends included. The other one sends. In between are
-//! queues, bounded in bytes.
+//! There are two tasks. The receiving task takes everything from the channel at once, even if
+//! nobody reads it. A channel that is not drained stops the whole SSH session, its sends included.
+//! The sending task sends. Queues bounded in bytes connect the tasks to the reader and writer.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -25,62 +25,62 @@ use crate::remote::secrets::Secrets;
 use crate::tree::path::escape;
 use crate::wire::flight::{Sealed, Secret};
 
-/// Writes that may wait to be sent.
+/// Writes that may queue for the sending task.
 const WRITES_QUEUED: usize = 8;
 
-/// What is sent at a time: a packet, for OpenSSH.
+/// Bytes of one send: an OpenSSH packet.
 const SEND_BYTES_MAX: usize = 32 * 1024;
 
-/// What is kept of the other side's stderr: its end, where the reason stands.
+/// Bytes kept of the other side's stderr: its end, because the reason is there.
 const STDERR_BYTES_MAX: usize = 8 * 1024;
 
-/// The slowest link on which an agent can be installed; on slower ones the deadline strikes.
+/// Slowest link on which ksync can install an agent. On a slower one the deadline expires first.
 const INSTALL_BYTES_PER_SECOND_MIN: u64 = 8 * 1024;
 
-/// How long closing a channel may take where the session is busy. It is politeness.
+/// Timeout for closing a channel of a busy session. Closing it is only a courtesy.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the receiving task tells the sending one.
+/// Message from the receiving task to the sending task.
 #[derive(Debug)]
 enum Step {
     /// Send the agent.
     Install,
-    /// Say all once more, since what was sealed could not be opened.
+    /// Send the first flight again, because the agent could not open the sealed copy.
     Again,
-    /// The agent speaks: nothing need be kept any more.
+    /// The agent has answered: drop the copy of the first flight.
     Started,
 }
 
-/// What is known when an agent is started.
+/// Arguments for starting an agent.
 pub(super) struct Start {
     pub(super) image: AgentImage,
     pub(super) marker: String,
     pub(super) endpoint: String,
-    /// How long the first answer may take.
+    /// Timeout of the first answer.
     pub(super) patience: Duration,
-    /// How long a round trip takes at most.
+    /// Upper bound of a round trip.
     pub(super) round_trip: Duration,
-    /// What may wait to be read from all agents of the connection.
+    /// Unread bytes that all agents of the connection may have together.
     pub(super) budget: Arc<Semaphore>,
     pub(super) fate: Fate,
-    /// Where the agent's secret is kept.
+    /// Store of the agent's secret.
     pub(super) secrets: Option<Secrets>,
 }
 
-/// A first flight that went along with the command.
+/// A first flight that travelled in the command line.
 #[derive(Debug)]
 struct First {
-    /// What is said before it is said once more.
+    /// Line that announces the second copy of the first flight.
     marker: Vec<u8>,
     bytes: Bytes,
 }
 
-/// What an agent's reader and writer are connected to while there is no agent yet.
+/// The far ends of an agent's reader and writer while no agent runs yet.
 #[derive(Debug)]
 pub struct Waiting {
     chunks: mpsc::UnboundedSender<Chunk>,
     writes: mpsc::Receiver<Bytes>,
-    /// Of a write that only fits in part, the part that did not.
+    /// Rest of a write of which only the beginning fitted into the command line.
     surplus: Option<Bytes>,
     first: Option<First>,
     end: oneshot::Sender<End>,
@@ -89,7 +89,7 @@ pub struct Waiting {
     error: Arc<OnceLock<Arc<RemoteError>>>,
 }
 
-/// An agent whose writer can be written to although nothing is connected, and what is to be connected.
+/// Makes an agent that accepts writes before it is connected, and the [`Waiting`] that connects it.
 pub(super) fn waiting() -> (Agent, Waiting) {
     let (chunk_sender, chunks) = mpsc::unbounded_channel();
     let (write_sender, writes) = mpsc::channel(WRITES_QUEUED);
@@ -112,13 +112,13 @@ pub(super) fn waiting() -> (Agent, Waiting) {
 }
 
 impl Waiting {
-    /// Seals what was written so far, up to a limit: the first bytes that the agent is told.
+    /// Seals the bytes written so far, up to a limit, as the agent's first flight.
     pub(super) fn seal_first_flight(&mut self, secret: &Secret, image: &AgentImage) -> Option<Sealed> {
         let bytes = Bytes::from(self.take_first());
         let sealed = seal(secret, image, &bytes);
         match &sealed {
             Some(sealed) => self.first = Some(First { marker: sealed.marker(), bytes }),
-            // Then it is said as all that follows it.
+            // Without a seal, send these bytes over the channel, ahead of the rest.
             None => self.surplus = Some([bytes, self.surplus.take().unwrap_or_default()].concat().into()),
         }
         sealed
@@ -173,25 +173,25 @@ impl Waiting {
         let (error, end_sender) = (self.error, self.end);
         tokio::spawn(async move {
             let (end, clean) = receiving.run(read, &error).await;
-            // Wakes a sender that waits for room which a dead session will never give.
+            // This wakes a sender that waits for window space that a dead session never grants.
             let _ = over_sender.send(clean);
             let _ = end_sender.send(end);
         });
     }
 }
 
-/// The task that takes all that comes.
+/// The receiving task.
 struct Receiving {
     start: Start,
     chunks: Option<mpsc::UnboundedSender<Chunk>>,
     steps: mpsc::UnboundedSender<Step>,
     installed: Installed,
-    /// There until the agent speaks.
+    /// Present until the agent's first answer.
     scanner: Option<Scanner>,
     needs: usize,
-    /// Whether the agent asked for the first flight once more.
+    /// Set once the agent has asked for the first flight again.
     is_again: bool,
-    /// Whether the agent told its secret.
+    /// Set once the agent has reported its secret.
     is_secret_told: bool,
     deadline: Instant,
     stderr: VecDeque<u8>,
@@ -200,7 +200,8 @@ struct Receiving {
 }
 
 impl Receiving {
-    /// Runs until the channel is closed; answers how it ended, and whether the other side closed it.
+    /// Runs until the channel is closed. Returns the agent's end, and if the other side closed the
+    /// channel.
     async fn run(mut self, mut read: ChannelReadHalf, error: &OnceLock<Arc<RemoteError>>) -> (End, bool) {
         let (failure, closed) = self.receive(&mut read).await;
         self.end.stderr = lines(self.stderr.make_contiguous());
@@ -210,7 +211,8 @@ impl Receiving {
         };
         if let Some(failure) = failure.map(Arc::new) {
             self.end.error = Some(failure.clone());
-            // Before the queue ends with this task, so that whoever sees its end finds the reason.
+            // Set the error before this task drops the queue, so that a reader that sees the
+            // queue's end finds it.
             let _ = error.set(failure);
         }
         (self.end, closed)
@@ -240,7 +242,8 @@ impl Receiving {
                 Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
                     self.end.signal = Some(escape(format!("{signal_name:?}").as_bytes()).into_owned());
                 }
-                // The status comes after it, so go on; the reader need not wait for it.
+                // The reader need not wait for the exit status, which comes after the end of
+                // output. This loop does.
                 Some(ChannelMsg::Eof) if self.scanner.is_none() => self.chunks = None,
                 Some(ChannelMsg::Close) => return (None, true),
                 Some(ChannelMsg::WindowAdjusted { new_size }) => self.headroom.has_room(new_size),
@@ -250,7 +253,7 @@ impl Receiving {
         }
     }
 
-    /// Takes in what came on stdout.
+    /// Handles bytes from stdout.
     async fn take(&mut self, data: Bytes) -> Result<(), RemoteError> {
         let Some(scanner) = &mut self.scanner else {
             self.pass_on(data).await;
@@ -287,8 +290,8 @@ impl Receiving {
                 Found::Secret(secret) => {
                     self.is_secret_told = true;
                     if let Some(secrets) = self.start.secrets.clone() {
-                        // Before anything else is said, so that a run that is cut short has learnt
-                        // it too.
+                        // Store the secret before the agent says anything else, so that a run that
+                        // is cut short has learnt it too.
                         let _ = tokio::task::spawn_blocking(move || secrets.remember(&secret)).await;
                     }
                 }
@@ -306,11 +309,11 @@ impl Receiving {
         }
     }
 
-    /// Hands bytes to the reader. Waits only where it is very far behind.
+    /// Hands bytes to the reader. Waits only if the reader is very far behind.
     async fn pass_on(&mut self, bytes: Bytes) {
         let Some(chunks) = &self.chunks else { return };
         if chunks.is_closed() {
-            // Nobody reads any more; drain it all the same.
+            // Nobody reads any more, but the channel must still be drained.
             self.chunks = None;
             return;
         }
@@ -322,7 +325,7 @@ impl Receiving {
         let _ = chunks.send(Chunk { bytes, _share: share });
     }
 
-    /// Why there never was an agent, though the command ended well.
+    /// Error for a command that ended without an error before the agent answered.
     fn not_started(&self) -> RemoteError {
         let mut reason = match (self.end.exit_status, &self.end.signal) {
             (Some(status), _) => format!("the command ended with {status} before the agent answered"),
@@ -339,14 +342,14 @@ impl Receiving {
     }
 }
 
-/// The task that sends.
+/// The sending task.
 struct Sending {
     write: ChannelWriteHalf<Msg>,
     writes: mpsc::Receiver<Bytes>,
     surplus: Option<Bytes>,
     first: Option<First>,
     steps: mpsc::UnboundedReceiver<Step>,
-    /// Answers once the channel is over: whether the other side closed it.
+    /// Changes when the channel has ended; `true` if the other side closed it.
     over: watch::Receiver<bool>,
     image: AgentImage,
     marker: String,
@@ -358,7 +361,7 @@ impl Sending {
         let mut over = self.over.clone();
         let closed = tokio::select! {
             _ = over.changed() => *over.borrow(),
-            // Sends the end of input, and is then of no more use.
+            // `send_all` ends after the end of input. The task then waits for the channel's end.
             () = self.send_all() => {
                 let _ = over.changed().await;
                 *over.borrow()
@@ -369,7 +372,7 @@ impl Sending {
         }
     }
 
-    /// Sends all that is written, and then the end of it, until the session does not take it any more.
+    /// Sends all writes, then the end of input, until the session takes no more.
     async fn send_all(&mut self) {
         let mut flight: Vec<Bytes> = Vec::new();
         if let Some(bytes) = self.surplus.take() {
@@ -409,7 +412,8 @@ impl Sending {
                 return;
             }
         }
-        // Only now: before the agent has started, an end of input would end the shell that installs it.
+        // Send the end of input only now. Before the agent starts, it would end the shell that
+        // installs the agent.
         let _ = self.write.eof().await;
     }
 
@@ -423,7 +427,8 @@ impl Sending {
     }
 
     async fn send_again(&self, flight: &[Bytes]) -> Result<(), russh::Error> {
-        // Without a first flight there is nothing to ask for; the agent will be waited for in vain.
+        // Without a first flight the agent's request is invalid. Nothing is sent, and the agent
+        // times out.
         let Some(First { marker, bytes }) = &self.first else { return Ok(()) };
         self.send(marker.clone().into()).await?;
         self.send(bytes.clone()).await?;
@@ -443,7 +448,7 @@ impl Sending {
     }
 }
 
-/// Text for eyes that keeps its lines apart.
+/// Escapes text for display and keeps its line breaks.
 fn lines(bytes: &[u8]) -> String {
     let lines = bytes.split(|&byte| byte == b'\n').map(|line| escape(line.trim_ascii_end()));
     lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")

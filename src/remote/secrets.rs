@@ -1,9 +1,8 @@
-//! The secrets of agents: what the first flight to each is sealed with (see
-//! [`flight`](crate::wire::flight)).
+//! The agents' secrets, which seal the first flight to each (see [`flight`](crate::wire::flight)).
 //!
-//! A secret belongs to one login on one host, whatever the way there, so it is found by the host's
-//! key and the user. A secret that is lost or outdated costs a round trip and nothing else, so no
-//! error here is told.
+//! A secret belongs to one login on one host, over any connection. It is therefore stored under the
+//! host's key and the user. A lost or outdated secret costs one round trip and nothing else, so
+//! errors here are ignored.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -13,13 +12,13 @@ use aws_lc_rs::digest::{SHA256, digest};
 use crate::private;
 use crate::wire::flight::Secret;
 
-/// Most secrets that are kept: the ones learnt last.
+/// Limit of stored secrets; the oldest ones are dropped.
 const SECRETS_MAX: usize = 256;
 
-/// Digits of a login's name in the file.
+/// Hex digits of a login's name in the file.
 const NAME_DIGITS: usize = 32;
 
-/// Where the secret of one login is kept.
+/// Store for the secret of one login.
 #[derive(Debug, Clone)]
 pub(super) struct Secrets {
     file: PathBuf,
@@ -27,7 +26,7 @@ pub(super) struct Secrets {
 }
 
 impl Secrets {
-    /// In this file, for this user on the host that has shown this key.
+    /// Makes the store for `user` on the host with this key.
     pub(super) fn of(file: PathBuf, host_key: &str, user: &str) -> Self {
         let hash = digest(&SHA256, format!("{host_key}\n{user}").as_bytes());
         let mut name = String::new();
@@ -37,14 +36,14 @@ impl Secrets {
         Self { file, name }
     }
 
-    /// What is kept.
+    /// Reads the stored secret.
     pub(super) fn recall(&self) -> Option<Secret> {
         let text = private::read(&self.file).ok()?;
         let secret = text.lines().find_map(|line| line.strip_prefix(&self.name)?.strip_prefix(' '));
         Secret::from_hex(secret?.as_bytes())
     }
 
-    /// Keeps a secret in the place of an earlier one.
+    /// Stores a secret in place of an earlier one.
     pub(super) fn remember(&self, secret: &Secret) {
         let text = private::read(&self.file).unwrap_or_default();
         let mut new = format!("{} {}\n", self.name, secret.to_hex());
@@ -64,7 +63,7 @@ mod tests {
     use crate::wire::flight::SECRET_BYTES;
 
     #[test]
-    fn each_login_has_its_own_and_the_last_ones_are_kept() {
+    fn each_login_has_its_own_secret_and_the_newest_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("state/secrets");
         let login = |key: &str, user: &str| Secrets::of(file.clone(), key, user);

@@ -1,4 +1,5 @@
-//! A shell or a command on the other side, joined to standard input and output: what `ssh` is used for.
+//! A shell or a command on the other side, connected to standard input and output, as `ssh` does
+//! it.
 
 use russh::{ChannelMsg, Pty};
 use rustix::termios::{InputModes, SpecialCodeIndex, Termios};
@@ -9,33 +10,33 @@ use crate::remote::command::BY_SIGNAL;
 use crate::remote::error::RemoteError;
 use crate::remote::{Connection, within};
 
-/// What is read at a time.
+/// Bytes of one read.
 const READ_BYTES: usize = 32 << 10;
 
 /// The size of a terminal, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// How wide it is.
+    /// The width.
     pub columns: u32,
-    /// How high it is.
+    /// The height.
     pub rows: u32,
 }
 
 /// The terminal that a shell runs in.
 #[derive(Debug)]
 pub struct Terminal {
-    /// Its type, as in `TERM`.
+    /// The type, as in `TERM`.
     pub kind: String,
-    /// Its size.
+    /// The size at the start.
     pub size: Size,
-    /// Which keys mean what to it, and whether its characters are UTF-8: before it passes every key on.
+    /// The terminal's modes before it was set to raw: special keys, and UTF-8 input.
     pub modes: Termios,
-    /// Its sizes from then on.
+    /// Later sizes.
     pub resized: Receiver<Size>,
 }
 
-/// The modes that the other side's terminal should have, too. It edits the lines that are typed, so it has to know
-/// which key erases and how long a character is; for all else its own are as good.
+/// Terminal modes to send to the other side. Its terminal edits the typed lines, so it must know
+/// the erase key and the length of a character. For everything else its own modes do.
 fn told(modes: &Termios) -> Vec<(Pty, u32)> {
     use SpecialCodeIndex as Key;
     let keys = [
@@ -51,7 +52,7 @@ fn told(modes: &Termios) -> Vec<(Pty, u32)> {
         (Pty::VWERASE, Key::VWERASE),
         (Pty::VLNEXT, Key::VLNEXT),
     ];
-    // RFC 4254 has another number than Linux for a key that is none.
+    // RFC 4254 and Linux have different numbers for a disabled key.
     let code = |key| match modes.special_codes[key] {
         0 => u32::from(u8::MAX),
         code => code.into(),
@@ -62,8 +63,8 @@ fn told(modes: &Termios) -> Vec<(Pty, u32)> {
 }
 
 impl Connection {
-    /// Runs `command`, or the login shell if it is empty, and answers its exit status. Bytes go to and fro as they are;
-    /// with a `terminal` the other side echoes and edits lines.
+    /// Runs `command`, or the login shell if `command` is empty, and returns its exit status. Bytes
+    /// pass unchanged in both directions. With a `terminal` the other side echoes and edits lines.
     ///
     /// # Errors
     /// The server opens no channel, or the connection is lost.
@@ -113,7 +114,7 @@ impl Connection {
             let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
             let mut status = None;
             while let Some(message) = read.wait().await {
-                // An output that is closed takes nothing more; the command will notice.
+                // A closed output takes nothing more; the command will notice that.
                 let _ = match message {
                     ChannelMsg::Data { data } => {
                         async {
@@ -145,7 +146,7 @@ impl Connection {
         tokio::pin!(showing);
         let status = tokio::select! {
             status = &mut showing => status,
-            // There is no more to say, but there may be more to hear.
+            // The input has ended, but output may still come.
             () = typing => showing.await,
         };
         self.told(status)

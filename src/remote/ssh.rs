@@ -1,4 +1,4 @@
-//! The SSH session: how russh is set up, and whom it trusts.
+//! The SSH session: russh's configuration, and the check of the host key.
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
@@ -14,14 +14,14 @@ use crate::remote::error::{Fate, Loss, RemoteError};
 use crate::remote::hostkey::{HostKeyError, HostKeys};
 use crate::tree::path::escape;
 
-/// AES-GCM first: 417 MB/s against 264 with ChaCha20, which russh would prefer, on a machine with AES
-/// instructions, as all have that matter. Nothing older than these three.
+/// AES-GCM comes first: 417 MB/s, against 264 MB/s with ChaCha20, which russh prefers. The machine
+/// had AES instructions, as all relevant ones have. No cipher is older than these three.
 const CIPHERS: &[cipher::Name] = &[cipher::AES_256_GCM, cipher::AES_128_GCM, cipher::CHACHA20_POLY1305];
 
-/// None: what is worth compressing is compressed by those who know what it is.
+/// No SSH compression, because ksync's own layers compress content whose type they know.
 const COMPRESSIONS: &[compression::Name] = &[compression::NONE];
 
-/// The types of host key that are understood, the preferred first. No RSA: the crate behind it is not
+/// Supported host key types, in order of preference. RSA is missing: its crate is not
 /// constant-time, and every sshd since 2014 has an Ed25519 key.
 const HOST_KEYS: [Algorithm; 4] = [
     Algorithm::Ed25519,
@@ -30,33 +30,35 @@ const HOST_KEYS: [Algorithm; 4] = [
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
 ];
 
-/// What the server may send unasked: at least what OpenSSH's client lets it (and russh, at any time), at most what may
-/// wait here.
+/// Limits of the receive window. The minimum is the window of OpenSSH's client, and of russh at any
+/// time. The maximum is the most that may wait in this process.
 const WINDOW_BYTES_MIN: u32 = 2 << 20;
 pub(super) const WINDOW_BYTES_MAX: u32 = 32 << 20;
 
-/// For how many bytes per second a window is made. A download runs at half of that at least, since the window is
-/// opened again when half of it was used.
+/// Data rate for which the receive window is sized. A download reaches at least half of it, because
+/// russh reopens the window when half of it is used.
 const WINDOW_BYTES_PER_SECOND: u128 = 200_000_000;
 
-/// Messages that wait for whoever reads a channel. With such a window 16 were faster (430–568 MB/s) than the
-/// default of 100 (236–342).
+/// Messages that may wait for the reader of a channel. With this window, 16 were faster (430–568
+/// MB/s) than the default of 100 (236–342 MB/s).
 const CHANNEL_MESSAGES: usize = 16;
 
-/// How often a keepalive goes unanswered before the connection counts as dead.
+/// Unanswered keepalives after which the connection counts as dead.
 const KEEPALIVES: u32 = 2;
 
-/// What the server may send unasked where a round trip takes so long.
+/// Receive window for this round trip.
 ///
-/// No more than that: what the link does not take lies in sshd, and each packet by which that buffer grows has all of
-/// it copied (`sshbuf_allocate` in OpenSSH's sshbuf.c). Until it holds 32 MiB, 16 GiB are copied: 50 MB over
-/// 100 Mbit/s and 50 ms took 4.6 to 7.2 s, because sshd had no time to send; with 20 MiB and less always 4.6.
+/// A larger window costs time: sshd keeps what the link does not take. Each packet by which its
+/// buffer grows makes it copy the whole buffer (`sshbuf_allocate` in OpenSSH's sshbuf.c). Until the
+/// buffer holds 32 MiB, sshd has copied 16 GiB. With that window, 50 MB over 100 Mbit/s and 50 ms
+/// took 4.6 to 7.2 s, because sshd had no time to send. With windows up to 20 MiB they always took
+/// 4.6 s.
 fn window_bytes(round_trip: Duration) -> u32 {
     let bytes = round_trip.as_micros() * WINDOW_BYTES_PER_SECOND / 1_000_000;
     u32::try_from(bytes).unwrap_or(u32::MAX).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
 }
 
-/// Makes an SSH session over `stream`, a round trip of which takes so long, with a host that `host_keys` knows.
+/// Opens an SSH session over `stream`, which has this round trip, to a host that `host_keys` knows.
 pub(super) async fn handshake<S>(
     stream: S,
     round_trip: Duration,
@@ -96,7 +98,8 @@ fn config(known_kinds: Vec<Algorithm>, window_size: u32, silence: Duration) -> C
             compression: Cow::Borrowed(COMPRESSIONS),
             ..Preferred::default()
         },
-        // The one after the last unanswered keepalive ends it: 20 s each for a silence of 60 s.
+        // The keepalive after the last unanswered one ends the session: 20 s each for a silence of
+        // 60 s.
         keepalive_interval: Some(silence / (KEEPALIVES + 1)),
         keepalive_max: KEEPALIVES as usize,
         nodelay: true,
@@ -104,7 +107,7 @@ fn config(known_kinds: Vec<Algorithm>, window_size: u32, silence: Duration) -> C
     }
 }
 
-/// What russh asks and tells while the session lasts.
+/// Handler of russh's callbacks during a session.
 pub(super) struct Client {
     host_keys: HostKeys,
     silence: Duration,
@@ -112,10 +115,10 @@ pub(super) struct Client {
     shown: Shown,
 }
 
-/// The host key that was shown and trusted, as text.
+/// The trusted host key that the server showed, as text.
 pub(super) type Shown = Arc<OnceLock<String>>;
 
-/// Why russh gave up: for a reason of its own, or because of the host key.
+/// Reason why russh gave up: its own, or the host key.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
     #[error(transparent)]
@@ -129,15 +132,15 @@ impl Handler for Client {
 
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, ClientError> {
         let PublicKeyOrCertificate::PublicKey { key, .. } = key else {
-            // None was asked for.
+            // ksync asked for no certificate.
             return Ok(false);
         };
-        // Files are read, and one may be locked by another run.
+        // The check reads files, and another run may hold a lock on one.
         let (host_keys, key, shown) = (self.host_keys.clone(), key.clone(), key.to_openssh());
         let checked = tokio::task::spawn_blocking(move || host_keys.check(&key)).await;
         checked.map_err(|error| russh::Error::IO(std::io::Error::other(error)))??;
         if let Ok(text) = shown {
-            // The key of the first exchange counts: russh takes no other afterwards.
+            // The key of the first exchange counts; russh accepts no other one later.
             let _ = self.shown.set(text);
         }
         Ok(true)
@@ -166,15 +169,14 @@ impl Handler for Client {
     }
 }
 
-/// Whether the server says that this client will not be let in, now or later. Every other reason to
-/// disconnect may have passed a moment later: too many connections, a timeout, a restart.
+/// Reports if the server will never let this client in. Every other disconnect reason may be
+/// temporary: too many connections, a timeout, a restart.
 fn is_dismissal(info: &RemoteDisconnectInfo) -> bool {
     match info.reason_code {
         Disconnect::NoMoreAuthMethodsAvailable
         | Disconnect::IllegalUserName
         | Disconnect::HostNotAllowedToConnect => true,
-        // OpenSSH gives all of its own reasons this number: auth_maxtries_exceeded,
-        // userauth_finish.
+        // OpenSSH gives all of its own reasons this code: auth_maxtries_exceeded, userauth_finish.
         Disconnect::ProtocolError => {
             let message = info.message.to_ascii_lowercase();
             message.contains("too many authentication failures") || message.contains("access denied")
@@ -183,7 +185,7 @@ fn is_dismissal(info: &RemoteDisconnectInfo) -> bool {
     }
 }
 
-/// Whether the other side did not answer, or took nothing any more.
+/// Reports if the other side stopped answering or stopped reading.
 fn is_silence(error: &ClientError) -> bool {
     match error {
         ClientError::Ssh(russh::Error::KeepaliveTimeout) => true,
@@ -207,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_refusal_is_one() {
+    fn only_a_refusal_counts_as_a_dismissal() {
         let info = |reason_code, message: &str| RemoteDisconnectInfo {
             reason_code,
             message: message.into(),
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn the_window_is_as_long_as_the_way() {
+    fn the_window_grows_with_the_round_trip() {
         let windows = [0, 1, 50, 100, 10_000].map(|millis| window_bytes(Duration::from_millis(millis)));
         assert_eq!(windows, [WINDOW_BYTES_MIN, WINDOW_BYTES_MIN, 10_000_000, 20_000_000, WINDOW_BYTES_MAX]);
         assert_eq!(window_bytes(Duration::MAX), WINDOW_BYTES_MAX);

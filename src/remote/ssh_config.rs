@@ -1,40 +1,42 @@
-//! `~/.ssh/config`, as far as ksync follows it: HostName, Port, User, IdentityFile, UserKnownHostsFile,
-//! HostKeyAlias; Host with patterns, Include; of Match only `all`.
+//! The part of `~/.ssh/config` that ksync follows. Keywords: HostName, Port, User, IdentityFile,
+//! UserKnownHostsFile and HostKeyAlias. Blocks: Host with patterns, Include, and `Match all`.
 //!
-//! A reader of our own, since russh-config takes neither Include, tabs nor `Key=Value` and stops at the first
-//! odd line, and ssh2-config is 7,000 lines for six keywords. What OpenSSH would do and ksync cannot
-//! (ProxyJump, ProxyCommand) is told to the caller, who must not connect around it.
+//! ksync has its own parser, because russh-config supports neither Include, tabs nor `Key=Value`,
+//! and stops at the first malformed line. ssh2-config is 7,000 lines for six keywords. ProxyJump
+//! and ProxyCommand, which ksync cannot follow, are reported to the caller. The caller must then
+//! not connect directly.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::remote::known_hosts::pattern_matches;
 
-/// How deep files may include each other, as in OpenSSH.
+/// Deepest nesting of Include, as in OpenSSH.
 const INCLUDE_DEPTH_MAX: usize = 16;
 
-/// What the configuration says of one host. The first value of each counts, except that all
-/// [`identity_files`](Self::identity_files) do.
+/// The configuration of one host. The first value of each keyword counts, except that all
+/// [`identity_files`](Self::identity_files) count.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostConfig {
     /// The real name or address.
     pub host_name: Option<String>,
     /// The port.
     pub port: Option<u16>,
-    /// Whom to log in as.
+    /// Login name.
     pub user: Option<String>,
     /// Private keys, in order.
     pub identity_files: Vec<PathBuf>,
-    /// Files with known keys; empty if none are named.
+    /// Files with known keys; empty if the configuration names none.
     pub user_known_hosts_files: Vec<PathBuf>,
-    /// Under which name the host's key is known.
+    /// Name of the host in the known_hosts files.
     pub host_key_alias: Option<String>,
-    /// A ProxyJump or ProxyCommand, other than `none`: there is no way around it, and none through it.
+    /// A ProxyJump or ProxyCommand other than `none`. ksync can neither use it nor connect without
+    /// it.
     pub proxy: Option<String>,
 }
 
 impl HostConfig {
-    /// Where OpenSSH would look for the host's key: the user's files, then the machine's.
+    /// Files in which OpenSSH would look for the host's key: the user's files, then the machine's.
     #[must_use]
     pub fn known_hosts_files(&self, home: &Path) -> Vec<PathBuf> {
         let mut files = self.user_known_hosts_files.clone();
@@ -46,10 +48,10 @@ impl HostConfig {
     }
 }
 
-/// What `~/.ssh/config` and `/etc/ssh/ssh_config` say of `host`.
+/// Loads the configuration of `host` from `~/.ssh/config` and `/etc/ssh/ssh_config`.
 ///
 /// # Errors
-/// Where a file is there and cannot be read: it might have said something.
+/// A file exists and is unreadable. It might configure this host.
 pub fn load(host: &str, home: &Path) -> io::Result<HostConfig> {
     let mut reader = Reader { host, home, config: HostConfig::default() };
     for file in [home.join(".ssh/config"), PathBuf::from("/etc/ssh/ssh_config")] {
@@ -66,7 +68,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads `file`, where `active` says whether what stands around it applies.
+    /// Reads `file`. `active` tells if the block around its Include applies.
     fn file(&mut self, file: &Path, directory: &Path, active: bool, depth: usize) -> io::Result<()> {
         match std::fs::read(file) {
             Ok(bytes) => self.text(&String::from_utf8_lossy(&bytes), directory, active, depth),
@@ -84,7 +86,8 @@ impl Reader<'_> {
             let Some((keyword, values)) = words.split_first() else { continue };
             match keyword.to_ascii_lowercase().as_str() {
                 "host" => active = outer && host_matches(values, self.host),
-                // Every other condition needs what is not known here; a block that is left out adds nothing.
+                // Every other condition needs facts that are unknown here. A skipped block adds
+                // nothing.
                 "match" => active = outer && matches!(values, [all] if all.eq_ignore_ascii_case("all")),
                 "include" if active && depth < INCLUDE_DEPTH_MAX => {
                     for value in values {
@@ -122,7 +125,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Puts in what only the whole knows.
+    /// Expands `%` tokens and `~`, which needs the complete configuration.
     fn finish(mut self) -> HostConfig {
         let config = std::mem::take(&mut self.config);
         let host =
@@ -152,7 +155,8 @@ impl Reader<'_> {
     }
 }
 
-/// The words of a line: parted by blanks, or one `=` behind the first, with double quotes around blanks.
+/// Splits a line into words at blanks, or at one `=` after the first word. Double quotes protect
+/// blanks.
 fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut rest = line.trim();
@@ -185,7 +189,7 @@ fn host_matches(patterns: &[String], host: &str) -> bool {
     matches
 }
 
-/// The files that an Include names, in the order of their names; wildcards only in the last component.
+/// Files that an Include names, sorted by name. Wildcards work in the last component only.
 fn included(path: &Path, directory: &Path) -> Vec<PathBuf> {
     let path = directory.join(path);
     let (Some(parent), Some(pattern)) = (path.parent(), path.file_name().map(|name| name.to_string_lossy()))
@@ -249,13 +253,13 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_told_unless_it_is_none() {
+    fn a_proxy_other_than_none_is_reported() {
         assert_eq!(read("ProxyJump none\nProxyCommand nc %h %p\n", "vm").proxy, None);
         assert_eq!(read("ProxyCommand nc %h %p\n", "vm").proxy.as_deref(), Some("nc %h %p"));
     }
 
     #[test]
-    fn includes_are_read_where_they_apply_and_loops_end() {
+    fn includes_apply_only_in_their_block_and_loops_end() {
         let home = tempfile::tempdir().unwrap();
         let ssh = home.path().join(".ssh");
         std::fs::create_dir_all(ssh.join("config.d")).unwrap();
@@ -265,7 +269,7 @@ mod tests {
         std::fs::create_dir(ssh.join("x")).unwrap();
         let config = load("vm", home.path()).unwrap();
         assert_eq!((config.user.as_deref(), config.port), (Some("one"), Some(7)));
-        // What applies and cannot be read is an error.
+        // An unreadable file in a block that applies is an error.
         assert!(load("other", home.path()).is_err());
     }
 }

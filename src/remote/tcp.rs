@@ -1,5 +1,4 @@
-//! A stream that is read while a write has to wait, and that notices when the other end is gone
-//! meanwhile.
+//! A stream that goes on reading while a write waits, and that detects a dead peer meanwhile.
 
 use std::io;
 use std::pin::Pin;
@@ -13,21 +12,22 @@ use tokio::time::Sleep;
 
 use crate::remote::error::Fate;
 
-/// Most bytes that are kept of writes that wait. What SSH sends unasked fits: eight lanes with
-/// OpenSSH's window of 2 MiB.
+/// Most bytes kept of waiting writes. SSH's unsolicited output fits: eight lanes with OpenSSH's
+/// window of 2 MiB.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 
-/// After how long a write that waits is kept, if something can be read. On a link that goes on none
-/// waits so long.
+/// Wait after which the stream keeps a write, if it can read something. On a healthy link no write
+/// waits that long.
 const KEPT_AFTER: Duration = Duration::from_secs(1);
 
-/// What is read ahead while a write waits.
+/// Bytes read ahead while a write waits.
 const AHEAD_BYTES: usize = 16 << 10;
 
-/// Connects, whichever of the host's addresses answers first in their order.
+/// Connects to the first of the host's addresses that accepts, in their order.
 ///
-/// Without Nagle's delay: SSH sends many small packets that somebody waits for. TCP's own keepalive is left
-/// alone, since both SSH and WebSocket ask for a sign of life more often than it would.
+/// Nagle's delay is off, because SSH sends many small packets for which somebody waits. TCP's own
+/// keepalive stays off, because SSH and WebSocket both probe the connection more often than TCP
+/// would.
 pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
@@ -36,29 +36,30 @@ pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 
 /// A stream below russh, which reads nothing and counts no time while it writes.
 ///
-/// On a slow link a write may wait for half a minute until the kernel or a relay has room again.
-/// The other side's signs of life arrive meanwhile: then the write is kept here and passed on
-/// later, so russh goes on reading. Where nothing arrives and nothing can be written for too long,
-/// the write fails: on a link that went black russh's keepalive would never speak up, and the
-/// kernel gives up only after a quarter of an hour.
+/// On a slow link a write may wait half a minute until the kernel or a relay has room again. The
+/// other side's keepalives arrive meanwhile. This stream then keeps the write and passes it on
+/// later, so russh goes on reading.
+///
+/// The write fails if for too long nothing arrives and nothing can be written. On a dead link
+/// russh's keepalive would never fire, and the kernel gives up only after a quarter of an hour.
 pub(super) struct Watched<S> {
     stream: S,
     patience: Duration,
-    /// Told what comes.
+    /// Counts the bytes received.
     fate: Fate,
-    /// Until when a write waits before it is looked at, and for how long it has waited by then.
+    /// Timer of the current waiting step, and the time that the write has waited when it fires.
     stuck: Option<Pin<Box<Sleep>>>,
     waited: Duration,
-    /// Was to be written, and is not.
+    /// Bytes that russh has written and the stream has not yet passed on.
     kept: BytesMut,
-    /// Was read while a write waited.
+    /// Bytes read while a write waited.
     ahead: BytesMut,
-    /// What came of reading ahead, where it was not bytes.
+    /// End or error met while reading ahead.
     end: Option<io::Result<()>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
-    /// Watches over `stream`, where a write may wait for `patience`.
+    /// Wraps `stream`. `patience` is the timeout of a write.
     pub(super) fn new(stream: S, patience: Duration, fate: Fate) -> Self {
         let (kept, ahead) = Default::default();
         Self { stream, patience, fate, stuck: None, waited: Duration::ZERO, kept, ahead, end: None }
@@ -68,7 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         (self.stuck, self.waited) = (None, Duration::ZERO);
     }
 
-    /// Passes on what is kept.
+    /// Passes the kept bytes on.
     fn poll_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.kept.is_empty() {
             let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.kept))?;
@@ -78,12 +79,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             self.kept.advance(count);
             self.went_on();
         }
-        // Its room is needed no more.
+        // This frees the buffer.
         self.kept = BytesMut::new();
         Poll::Ready(Ok(()))
     }
 
-    /// Waits until something is there to be read, the end included.
+    /// Waits until there is something to read, or the end of the stream.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.ahead.is_empty() && self.end.is_none() {
             let mut room = [0; AHEAD_BYTES];
@@ -100,8 +101,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         Poll::Ready(())
     }
 
-    /// Waits until something can be read although nothing can be written; fails when neither could
-    /// for too long.
+    /// Waits until the stream can read although it cannot write. Fails if for too long it could do
+    /// neither.
     fn poll_stuck(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let step = KEPT_AFTER.min(self.patience);
         let has_room = self.kept.len() < KEPT_BYTES_MAX;
@@ -131,7 +132,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // Whoever reads waits for either.
+        // A reader waits for reads and for the kept writes.
         if let Poll::Ready(Err(error)) = self.poll_kept(cx) {
             return Poll::Ready(Err(error));
         }
@@ -168,7 +169,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.poll_kept(cx)?.is_pending() {
-            // Whoever reads passes it on.
+            // The next reads pass the rest on.
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.stream).poll_flush(cx)
@@ -181,7 +182,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
             self.went_on();
             return Poll::Ready(shut);
         }
-        // What comes now nobody wants.
+        // After a shutdown the reader needs no more bytes.
         match ready!(self.poll_stuck(cx)) {
             Ok(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Err(error) => Poll::Ready(Err(error)),
@@ -196,7 +197,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_write_that_nobody_takes_fails_after_a_while() {
+    async fn a_write_that_the_peer_never_reads_times_out() {
         let (near, _far) = tokio::io::duplex(16);
         let mut near = Watched::new(near, Duration::from_millis(50), Fate::default());
         let error = near.write_all(&[0; 64]).await.unwrap_err();
@@ -204,12 +205,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_that_waits_lets_its_writer_read_what_comes_and_all_arrives_in_order() {
+    async fn a_waiting_write_does_not_stop_reads_and_arrives_in_order() {
         let (near, mut far) = tokio::io::duplex(16);
         let mut near = Watched::new(near, Duration::from_secs(60), Fate::default());
         let sent: Vec<u8> = (0..200).collect();
         far.write_all(b"alive").await.unwrap();
-        // The far side takes nothing.
+        // The far side reads nothing.
         near.write_all(&sent[..100]).await.unwrap();
         near.flush().await.unwrap();
         let mut heard = [0; 5];
@@ -220,7 +221,7 @@ mod tests {
             far.read_exact(&mut taken[..120]).await.unwrap();
             far.write_all(b"more").await.unwrap();
             far.read_exact(&mut taken[120..]).await.unwrap();
-            // Nothing more can come.
+            // After this drop nothing more can arrive.
             drop(far);
         };
         let giving = async {
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_is_gone_is_told_to_the_reader_once_what_it_said_was_read() {
+    async fn the_reader_learns_of_a_dead_peer_after_its_last_bytes() {
         let (near, mut far) = tokio::io::duplex(16);
         let mut near = Watched::new(near, Duration::from_secs(60), Fate::default());
         far.write_all(b"bye").await.unwrap();

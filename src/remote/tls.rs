@@ -1,4 +1,4 @@
-//! TLS for `wss://`: the platform's roots, and a private CA's where one is given.
+//! TLS for `wss://`, with the platform's roots and, if given, a private CA's.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,16 +13,17 @@ use tokio_rustls::client::TlsStream;
 
 use crate::remote::error::RemoteError;
 
-/// What is needed to make TLS connections. Made before connecting, so that a bad CA file costs no time.
+/// Connector for TLS connections. It is made before connecting, so that a bad CA file costs no
+/// time.
 pub(super) struct Tls(TlsConnector);
 
 impl Tls {
-    /// Trusts what the platform trusts, and `ca_cert`.
+    /// Trusts the platform's roots and `ca_cert`.
     pub(super) fn new(ca_cert: Option<&Path>, endpoint: &str) -> Result<Self, RemoteError> {
         client_config(ca_cert, endpoint).map(|config| Self(TlsConnector::from(config)))
     }
 
-    /// Makes `stream` a TLS stream to `host`, whose certificate must be good for that name.
+    /// Runs TLS over `stream`. The certificate must be valid for `host`.
     pub(super) async fn connect(
         &self,
         host: &str,
@@ -39,10 +40,11 @@ impl Tls {
     }
 }
 
-/// How TLS is spoken by whoever trusts what the platform trusts, and `ca_cert`.
+/// TLS configuration that trusts the platform's roots and `ca_cert`.
 ///
 /// # Errors
-/// Where the file or the platform's roots cannot be used; `endpoint` is who could not be reached for that.
+/// The file or the platform's roots are unusable. The error names `endpoint` as the server that was
+/// not reached.
 pub(crate) fn client_config(
     ca_cert: Option<&Path>,
     endpoint: &str,
@@ -53,11 +55,13 @@ pub(crate) fn client_config(
 }
 
 fn config(roots: Vec<CertificateDer<'static>>) -> Result<ClientConfig, rustls::Error> {
-    // Named, not taken from the process: two providers in one program make rustls refuse to choose.
+    // The provider is explicit: with two providers in one program, rustls refuses to choose a
+    // default.
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = Verifier::new_with_extra_roots(roots, provider.clone())?;
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    // "Dangerous" is only the name of the door; what goes through it is the platform's own verifier.
+    // The verifier here is the platform's own; the word "dangerous" is only rustls's name for this
+    // method.
     Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
 }
 

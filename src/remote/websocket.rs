@@ -1,8 +1,8 @@
 //! A WebSocket as a byte stream.
 //!
-//! One task owns the socket and joins it to an in-memory pipe, whose other end SSH reads and writes. So a
-//! ping goes out, and the other side's are answered, whatever SSH is waiting for, and no send is ever
-//! cancelled halfway.
+//! One task owns the socket and joins it to an in-memory pipe. SSH reads and writes the other end
+//! of the pipe. The task therefore sends pings, and answers the other side's, whatever SSH is
+//! waiting for. No send is ever cancelled halfway.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,41 +21,42 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use crate::remote::error::{Fate, Loss, RemoteError};
 use crate::tree::path::escape;
 
-/// Largest message sent: websocat's buffer. Larger ones are no faster and hold up pings.
+/// Largest message that ksync sends: websocat's buffer size. Larger messages are no faster and
+/// delay pings.
 const SENT_MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
-/// Largest message accepted. Bridges send what one read gave them, so this is ample.
+/// Largest message that ksync accepts. This is ample, because a bridge sends the bytes of one read.
 const RECEIVED_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
-/// The WebSocket's own write buffer. One message is in it at a time; a limit near a message's size would
-/// end the connection with "Write buffer is full" instead of slowing it down.
+/// Limit of the WebSocket's own write buffer, which holds one message at a time. A limit near a
+/// message's size would end the connection with "Write buffer is full" instead of slowing it down.
 const WRITE_BUFFER_BYTES_MAX: usize = 8 * SENT_MESSAGE_BYTES_MAX;
 
-/// What the pipe between SSH and the socket's task holds in each direction.
+/// Capacity of the pipe between SSH and the socket's task, in each direction.
 const PIPE_BYTES: usize = 4 * SENT_MESSAGE_BYTES_MAX;
 
-/// How long after the last data the first ping goes out.
+/// Delay of the first ping after the last data.
 const FIRST_PING: Duration = Duration::from_secs(1);
 
-/// A wait that took so much longer than it should: the process was stopped.
+/// Overrun of a timeout that means that this process was stopped.
 const SUSPENDED: Duration = Duration::from_secs(4);
 
-/// Pings in the time after which silence means death: one that gets lost or late does no harm.
+/// Pings per silence timeout, so that a lost or late one does no harm.
 const PINGS_PER_SILENCE: u32 = 3;
 
-/// A WebSocket URL, taken apart.
+/// A parsed WebSocket URL.
 pub(super) struct Address {
     uri: Uri,
-    /// Whether it is `wss`.
+    /// True for `wss`.
     pub(super) encrypted: bool,
     /// The host, without the brackets of an IPv6 address.
     pub(super) host: String,
-    /// The port, or the scheme's.
+    /// The port of the URL, or the scheme's default.
     pub(super) port: u16,
 }
 
 impl Address {
-    /// Takes `url` apart. A user name or password in it is refused: nothing would use it.
+    /// Parses `url`. A user name or password in it is an error, because nothing would use it.
     pub(super) fn parse(url: &str) -> Result<Self, RemoteError> {
         let wrong = |reason: &str| RemoteError::Url { reason: reason.into() };
         let uri: Uri = url.parse().map_err(|_| wrong("it is not a URL"))?;
@@ -75,7 +76,7 @@ impl Address {
         Ok(Self { uri, encrypted, host, port })
     }
 
-    /// The address for eyes: no path and no query, where a token may be.
+    /// The address for display, without path and query, because they may hold a token.
     pub(super) fn endpoint(&self) -> String {
         let scheme = if self.encrypted { "wss" } else { "ws" };
         let host = escape(self.host.as_bytes());
@@ -87,8 +88,8 @@ impl Address {
     }
 }
 
-/// Opens a WebSocket over `stream`; answers the near end of the pipe, and the task that owns the socket and
-/// ends when the pipe or the socket does.
+/// Opens a WebSocket over `stream`. Returns the near end of the pipe, and the task that owns the
+/// socket. The task ends when the pipe or the socket ends.
 pub(super) async fn open<S>(
     address: &Address,
     stream: S,
@@ -100,7 +101,7 @@ where
 {
     let endpoint = address.endpoint();
     let failed = |error| match error {
-        // The client follows no redirect anyway: a wss:// that leads to a ws:// would be a way around TLS.
+        // The client follows no redirect: one from wss:// to ws:// would circumvent TLS.
         Error::Http(response) if response.status().is_redirection() => {
             RemoteError::Redirected { endpoint: endpoint.clone(), status: response.status().as_u16() }
         }
@@ -119,7 +120,7 @@ where
     Ok((near, task))
 }
 
-/// Carries bytes both ways until either end is gone, and leaves the reason.
+/// Carries bytes both ways until either end closes, and stores the disconnect reason.
 async fn own<S>(socket: WebSocketStream<S>, pipe: DuplexStream, silence: Duration, fate: Fate)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -132,38 +133,38 @@ where
         tokio::select! {
             loss = receive(&mut stream, &mut pipe_writer, silence, &heard) => loss,
             sent = send(&mut pipe_reader, &mut sink, pings, &heard) => match sent {
-                // The other side's answer to our close would take a round trip, and says nothing: SSH has said
-                // goodbye before.
+                // The other side's answer to this close would take a round trip and tell nothing
+                // new: SSH has already disconnected.
                 Ok(()) => Loss::Broken("the connection was closed by this side".into()),
                 Err(error) => broken(&error),
             },
         }
     };
-    // Before the pipe ends, so that nobody who sees its end finds no reason.
+    // Store the reason before the pipe ends, so that whoever sees the pipe's end finds it.
     fate.settle(loss);
 }
 
-/// When to ping: soon after data stopped coming, then ever more rarely.
+/// Ping schedule: the first ping soon after data stopped coming, then ever longer intervals.
 ///
-/// websocat 1.14 forgets to flush when the socket was full, so the end of what a server sent may stay behind in
-/// it until it has something else to write. The answer to a ping is something else.
+/// websocat 1.14 forgets to flush after its socket was full. The last bytes from a server may then
+/// stay in websocat until it writes something else. The answer to a ping makes it write.
 struct Pings {
     tick: Duration,
-    /// Ticks between two pings, at most.
+    /// Most ticks between two pings.
     ticks_max: u32,
     wait_ticks: u32,
     left_ticks: u32,
 }
 
 impl Pings {
-    /// Pings at least once in `interval`.
+    /// Makes a schedule with at least one ping per `interval`.
     fn new(interval: Duration) -> Self {
         let tick = interval.min(FIRST_PING).max(Duration::from_millis(1));
         let ticks = interval.as_millis() / tick.as_millis();
         Self { tick, ticks_max: u32::try_from(ticks).unwrap_or(u32::MAX), wait_ticks: 1, left_ticks: 1 }
     }
 
-    /// Whether to ping at this tick, given that data came since the last one or not.
+    /// Reports if this tick sends a ping. `heard` tells if data came since the last tick.
     fn is_due(&mut self, heard: bool) -> bool {
         if heard {
             (self.wait_ticks, self.left_ticks) = (1, 1);
@@ -179,7 +180,7 @@ impl Pings {
     }
 }
 
-/// From SSH to the socket, with pings in between; ends well when SSH has no more to say.
+/// Copies from SSH to the socket, with pings in between. Returns `Ok` at the end of SSH's output.
 async fn send<R, W>(pipe: &mut R, sink: &mut W, mut pings: Pings, heard: &AtomicBool) -> Result<(), Error>
 where
     R: AsyncRead + Unpin,
@@ -203,22 +204,24 @@ where
                 Message::Ping(Bytes::new())
             }
         };
-        // Waits until the socket took it, so never more than one message is in the write buffer.
+        // This waits until the socket took the message, so the write buffer never holds more than
+        // one.
         sink.send(message).await?;
     }
 }
 
-/// From the socket to SSH, until it ends or falls silent.
+/// Copies from the socket to SSH, until the socket ends or falls silent.
 async fn receive<R, W>(stream: &mut R, pipe: &mut W, silence: Duration, heard: &AtomicBool) -> Loss
 where
     R: Stream<Item = Result<Message, Error>> + Unpin,
     W: AsyncWrite + Unpin,
 {
     loop {
-        // Only waiting for the socket counts as silence, not waiting for SSH to take what came.
+        // Only the wait for the socket counts as silence. The wait for SSH to take the bytes does
+        // not.
         let begun = Instant::now();
         let message = match timeout(silence, stream.next()).await {
-            // This process was stopped meanwhile, and what was said has yet to be read.
+            // This process was stopped meanwhile, and the socket may hold unread data.
             Err(_) if begun.elapsed() > silence + SUSPENDED => continue,
             Err(_) => return Loss::Silence(silence),
             Ok(None) => return Loss::Broken("the WebSocket ended".into()),

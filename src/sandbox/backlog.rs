@@ -1,4 +1,4 @@
-//! What a client sent and its process has not read yet.
+//! Input from a client that its process has not read yet.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -8,27 +8,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-/// What is kept in memory, in bytes; more goes to a file. Twice OpenSSH's channel window.
+/// Bytes kept in memory, twice OpenSSH's channel window; the rest goes to a file.
 const MEMORY_MAX: usize = 4 << 20;
 
-/// The most that is read back at once, in bytes.
+/// Most bytes read back at once.
 const READ_SIZE: usize = 64 * 1024;
 
 /// A queue of bytes, of which at most 4 MiB are in memory.
 ///
-/// russh grants window for what it received, not for what was consumed, and while a channel is not drained
-/// the whole connection stands still, other channels and all output included. sshd does not do that: there, a
-/// process that writes before it reads goes on. So channels are always drained, and what a slow process
-/// leaves unread goes to an unlinked file.
+/// russh reopens the window for received bytes, not for consumed ones. While a channel is not
+/// drained, the whole connection stalls, other channels and all output included. sshd does not
+/// stall: there, a process that writes before it reads goes on. This server therefore always drains
+/// its channels. Input that a slow process leaves unread goes to an unlinked file.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     memory: VecDeque<Bytes>,
     memory_bytes: usize,
-    /// Newer than everything in memory.
+    /// Bytes newer than everything in memory.
     spill: Option<Spill>,
 }
 
-/// The part in a file: what lies between the two positions.
+/// The queue's part in a file: the bytes between the two positions.
 #[derive(Debug)]
 struct Spill {
     file: File,
@@ -37,10 +37,10 @@ struct Spill {
 }
 
 impl Backlog {
-    /// Appends.
+    /// Appends bytes.
     ///
     /// # Errors
-    /// When the file cannot be made or written.
+    /// The file cannot be created or written.
     pub(super) fn push(&mut self, bytes: Bytes) -> io::Result<()> {
         if self.spill.is_none() {
             if self.memory_bytes.saturating_add(bytes.len()) <= MEMORY_MAX {
@@ -51,17 +51,18 @@ impl Backlog {
             self.spill = Some(Spill { file: unlinked_file()?, read_at: 0, write_at: 0 });
         }
         if let Some(spill) = &mut self.spill {
-            // At most one SSH packet into the page cache: too short to leave the async thread for.
+            // This writes at most one SSH packet into the page cache, too little to leave the async
+            // thread.
             spill.file.write_all_at(&bytes, spill.write_at)?;
             spill.write_at += bytes.len() as u64;
         }
         Ok(())
     }
 
-    /// Takes the oldest piece; `None` when there is nothing.
+    /// Takes the oldest piece; `None` if the queue is empty.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// The file cannot be read.
     pub(super) fn pop(&mut self) -> io::Result<Option<Bytes>> {
         if let Some(bytes) = self.memory.pop_front() {
             self.memory_bytes -= bytes.len();
@@ -75,14 +76,14 @@ impl Backlog {
         spill.file.read_exact_at(&mut bytes, spill.read_at)?;
         spill.read_at += bytes.len() as u64;
         if spill.read_at == spill.write_at {
-            // Its space is free again as soon as it was read to its end.
+            // Dropping the file frees its space as soon as it was read to its end.
             self.spill = None;
         }
         Ok(Some(bytes.into()))
     }
 }
 
-/// A private file that is gone when it is closed.
+/// Opens a private, unlinked temporary file.
 fn unlinked_file() -> io::Result<File> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);

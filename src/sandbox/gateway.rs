@@ -1,7 +1,7 @@
-//! The gateway: WebSocket on one side, plain bytes on the other, and no idea what they mean.
+//! The gateway: WebSocket on one side, plain bytes on the other.
 //!
-//! It behaves like `websocat --binary ws-l:… tcp:…`: binary frames of at most 64 KiB, pings answered but
-//! never sent, no half-close (when either side ends, both do).
+//! It behaves like `websocat --binary ws-l:… tcp:…`. It sends binary frames of at most 64 KiB,
+//! answers pings but sends none, and has no half-close: if either side ends, both do.
 
 use std::io;
 
@@ -11,16 +11,16 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-/// The largest payload of a frame that is sent, in bytes: websocat's buffer.
+/// Largest frame payload sent, in bytes: websocat's buffer.
 const FRAME_MAX: usize = 64 * 1024;
 
-/// The largest message that is accepted, in bytes. websocat takes more; this only bounds the memory.
+/// Largest message accepted, in bytes. websocat accepts more; this limit only bounds the memory.
 const MESSAGE_MAX: usize = 1 << 20;
 
-/// Speaks WebSocket with the client on `outside` and bridges it to `from_server` and `to_server`.
+/// Speaks WebSocket with the client on `outside`, and bridges it to `from_server` and `to_server`.
 ///
 /// # Errors
-/// When the handshake fails, or the connection breaks otherwise than by a close.
+/// The handshake fails, or the connection breaks without a close.
 pub(super) async fn bridge<S>(
     outside: S,
     mut from_server: DuplexStream,
@@ -37,7 +37,7 @@ where
                 Message::Binary(bytes) => to_server.write_all(&bytes).await?,
                 Message::Text(text) => to_server.write_all(text.as_bytes()).await?,
                 Message::Close(_) => break,
-                // A ping's answer is written by the next read.
+                // The next read writes a ping's answer.
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }
         }
@@ -60,13 +60,14 @@ where
     };
     if let Ok(mut websocket) = sink.reunite(stream) {
         farewell(&mut websocket).await?;
-        // What lies below may have a farewell of its own: without TLS's, this end would look like an attack.
+        // The layer below may need a closing message: without TLS's own, this end would look like
+        // an attack.
         let _ = websocket.get_mut().shutdown().await;
     }
     ended
 }
 
-/// Sends what is left to send: the last data, or the answer to the client's close.
+/// Sends the rest: the last data, or the answer to the client's close.
 async fn farewell<S>(websocket: &mut WebSocketStream<S>) -> Result<(), tungstenite::Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn frames_are_small_pings_are_answered_and_a_close_ends_both_ways() {
+    async fn the_gateway_limits_frames_answers_pings_and_closes_both_ways() {
         let (outside, socket) = tokio::io::duplex(4096);
         let (mut server_out, from_server) = tokio::io::duplex(1 << 20);
         let (to_server, mut server_in) = tokio::io::duplex(1 << 20);

@@ -1,4 +1,5 @@
-//! The sandbox: a stand-in VM on loopback. Shares no code with the rest of ksync, so it shares no mistake.
+//! The sandbox: a VM emulator on loopback. It shares no code with the rest of ksync, so it shares
+//! no mistake.
 //!
 //! ```text
 //! client ═ TCP ═ weather ═ gateway ═ server ═ process
@@ -6,17 +7,22 @@
 //!                cut       to bytes
 //! ```
 //!
-//! Real clients (`ssh` through `websocat`) see what a VM shows them: a byte bridge that knows nothing of what
-//! it carries, and behind it an SSH server that takes one key and runs commands. What is executed is real and
-//! runs with the rights of whoever started the sandbox: the key is the only lock, so only loopback is served.
+//! Real clients (`ssh` through `websocat`) see the same as on a VM. There is a byte bridge that
+//! ignores the bytes' meaning, and behind it an SSH server that accepts one key and runs commands.
+//! Commands are real, and run with the rights of the user who started the sandbox. The key is the
+//! only protection, so the sandbox listens on loopback only.
 //!
-//! That is one VM. [`platform`] is the cloud around such VMs: the HTTP API that makes them, gives them names and
-//! takes them away again.
+//! This module is one VM. [`platform`] is the cloud around such VMs: the HTTP API that creates,
+//! names and deletes them.
 //!
-//! Where it differs from sshd: a process group is killed as soon as its channel or connection ends; a terminal
-//! has the system's modes and not the client's; there is no forwarding and there are no subsystems; input counts as consumed when it arrived (see `backlog`); and
-//! the window is topped up only when half of it is used, so that a far client's upload reaches about 10 MB/s a
-//! channel at 100 ms round trip, where sshd lets it reach 17.
+//! The sandbox differs from sshd in these points:
+//!
+//! - it kills a process group as soon as the channel or connection ends;
+//! - a terminal has the system's modes and not the client's;
+//! - it has no forwarding and no subsystems;
+//! - input counts as consumed when it has arrived (see `backlog`);
+//! - it reopens the window only when half of it is used. An upload with a round trip of 100 ms
+//!   therefore reaches about 10 MB/s a channel, against 17 MB/s with sshd.
 
 mod backlog;
 mod gateway;
@@ -49,50 +55,51 @@ use server::{Lock, Server};
 use weather::Meter;
 pub use weather::Weather;
 
-/// How long [`Sandbox::stop`] waits for killed processes to be gone.
+/// Time that [`Sandbox::stop`] waits for killed processes to be gone.
 const STOP_MAX: Duration = Duration::from_secs(5);
 
-/// How to start a sandbox.
+/// Options of a sandbox.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where to listen: a loopback address, with port 0 for any free port.
+    /// Listening address: a loopback address, with port 0 for any free port.
     pub listen: SocketAddr,
-    /// `HOME` and working directory of what is executed. Made with mode 0700 if it is missing.
+    /// `HOME` and working directory of commands. The sandbox creates it with mode 0700 if it is
+    /// missing.
     pub home: PathBuf,
-    /// What happens to the bytes on their way.
+    /// Link conditions of every connection.
     pub weather: Weather,
 }
 
-/// Why a stand-in, of a VM or of the platform, could not start.
+/// Reason why an emulator, of a VM or of the platform, could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SandboxError {
-    /// The address can be reached from elsewhere, and whoever has the key can run anything.
+    /// The address is reachable from other machines, and whoever has the key can run anything.
     #[error("the sandbox listens on loopback only, not on {0}")]
     NotLoopback(SocketAddr),
-    /// The address is not to be had.
+    /// The address is not available.
     #[error("cannot listen on {address}")]
     Listen {
-        /// The address that was asked for.
+        /// The requested address.
         address: SocketAddr,
-        /// What the system said.
+        /// The cause.
         source: io::Error,
     },
-    /// What it needs in its home directory cannot be made there.
+    /// The home directory or a file in it cannot be created.
     #[error("cannot write in the home directory {}", path.display())]
     Home {
-        /// The directory that was asked for.
+        /// The requested directory.
         path: PathBuf,
-        /// What the system said.
+        /// The cause.
         source: io::Error,
     },
-    /// There is no such speed for the platform's clock.
+    /// The platform's clock cannot run at this speed.
     #[error("the clock cannot go {0} times as fast")]
     TimeScale(f64),
-    /// The key that every VM of the platform is to let in is none.
+    /// The client key of the platform's VMs is malformed.
     #[error("cannot read the client key")]
     ClientKey(#[source] russh::keys::ssh_key::Error),
-    /// Fresh keys, or the CA, cannot be made or written as text.
+    /// Fresh keys or the CA cannot be made or encoded.
     #[error("cannot make keys")]
     Keys(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -103,14 +110,14 @@ impl From<russh::keys::ssh_key::Error> for SandboxError {
     }
 }
 
-/// How to reach the sandbox, with the keys of `kernel browsers ssh ID --setup-only -o json`.
+/// Connection data of the sandbox, with the keys of `kernel browsers ssh ID --setup-only -o json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Setup {
-    /// The host that the gateway runs on, without its port.
+    /// Host of the gateway, without its port.
     pub vm_domain: String,
-    /// The name of the session.
+    /// Name of the session.
     pub session_id: String,
-    /// The file with the private client key.
+    /// File with the private client key.
     pub ssh_key_file: String,
     /// The command that carries SSH to the gateway.
     pub proxy_command: String,
@@ -118,7 +125,8 @@ pub struct Setup {
     pub ssh_command: String,
 }
 
-/// A running stand-in VM. Dropping it ends it too, but does not wait for what it started: see [`stop`].
+/// A running VM emulator. Dropping it ends the emulator, but does not wait for its processes: see
+/// [`stop`].
 ///
 /// [`stop`]: Sandbox::stop
 #[derive(Debug)]
@@ -135,10 +143,12 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Makes fresh keys, listens, and serves until [`stop`](Sandbox::stop). Must be called in a tokio runtime.
+    /// Makes fresh keys, listens, and serves until [`stop`](Sandbox::stop). The caller must be in a
+    /// tokio runtime.
     ///
     /// # Errors
-    /// [`SandboxError`]: the address is not loopback or not free, the home cannot be made, or the keys cannot.
+    /// [`SandboxError`]: the address is not loopback or not free, or the home directory or the keys
+    /// cannot be made.
     pub async fn start(options: Options) -> Result<Sandbox, SandboxError> {
         let Options { listen, home, weather } = options;
         if !listen.ip().is_loopback() {
@@ -179,7 +189,7 @@ impl Sandbox {
         })
     }
 
-    /// Where the gateway is: `ws://127.0.0.1:PORT`.
+    /// URL of the gateway: `ws://127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("ws://{}", self.address)
@@ -191,7 +201,8 @@ impl Sandbox {
         self.host_key.clone()
     }
 
-    /// The only private key that is let in, as OpenSSH's PEM text. Made fresh by every start.
+    /// The only private key that the server accepts, as OpenSSH's PEM text. Each start makes a new
+    /// one.
     #[must_use]
     pub fn client_key(&self) -> &str {
         &self.client_key
@@ -203,7 +214,7 @@ impl Sandbox {
         &self.client_public_key
     }
 
-    /// How to log in with the client key once it is in `key_file`. Writing it there is up to the caller.
+    /// Connection data for a client key in `key_file`. The caller must write the key to that file.
     #[must_use]
     pub fn setup(&self, key_file: &Path) -> Setup {
         let key_file = key_file.display().to_string();
@@ -222,26 +233,26 @@ impl Sandbox {
         }
     }
 
-    /// How many TCP connections were accepted so far.
+    /// TCP connections accepted so far.
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.meter.connections.load(Ordering::Relaxed)
     }
 
-    /// The bytes that were received from clients so far: TCP payload of all connections.
+    /// Bytes received from clients so far: TCP payload of all connections.
     #[must_use]
     pub fn bytes_up(&self) -> u64 {
         self.meter.up_bytes.load(Ordering::Relaxed)
     }
 
-    /// The bytes that were sent to clients so far: TCP payload of all connections.
+    /// Bytes sent to clients so far: TCP payload of all connections.
     #[must_use]
     pub fn bytes_down(&self) -> u64 {
         self.meter.down_bytes.load(Ordering::Relaxed)
     }
 
-    /// Closes every connection, kills the process groups that were started, and waits until they are gone (at
-    /// most 5 s). A process that has moved to another group by itself is not found.
+    /// Closes every connection, kills the started process groups, and waits at most 5 s until they
+    /// are gone. It does not find a process that has moved to another group by itself.
     pub async fn stop(mut self) {
         self.gateway.0.abort();
         self.processes.stop();
@@ -256,7 +267,7 @@ impl Drop for Sandbox {
     }
 }
 
-/// The task that accepts; dropping it closes all connections.
+/// The accepting task; dropping it closes all connections.
 #[derive(Debug)]
 struct Gateway(JoinHandle<()>);
 
@@ -266,13 +277,13 @@ impl Drop for Gateway {
     }
 }
 
-/// Makes the home directory, private, and gives its absolute path.
+/// Creates the home directory with mode 0700, and returns its absolute path.
 fn make_home(home: &Path) -> io::Result<PathBuf> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home)?;
     home.canonicalize()
 }
 
-/// `text` as one word of a POSIX shell.
+/// Quotes `text` as one word of a POSIX shell.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,".contains(c);
     if !text.is_empty() && text.chars().all(plain) {

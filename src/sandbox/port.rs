@@ -1,4 +1,4 @@
-//! The port of a VM: what a connection passes on its way from the socket to the SSH server.
+//! The port of a VM: the layers of a connection from the socket to the SSH server.
 
 use std::io;
 use std::sync::Arc;
@@ -15,31 +15,31 @@ use super::gateway;
 use super::server::Server;
 use super::weather::{self, Forecast, Meter};
 
-/// What may wait between the gateway and the SSH server on its way up, in bytes: more than the windows of ten
-/// channels together. While russh writes it does not read; if this were small, two russh that both write much
-/// would wait for each other for ever. sshd reads while it writes.
+/// Buffer between the gateway and the SSH server on the way up, in bytes: more than the windows of
+/// ten channels together. russh does not read while it writes. With a small buffer, two russh ends
+/// that both write much would deadlock. sshd reads while it writes.
 const PENDING_UP_MAX: usize = 32 << 20;
 
-/// The same for the way down and for both ways between weather and gateway, in bytes: a socket's buffer.
+/// Buffer of the way down, and of both ways between link and gateway, in bytes: a socket's buffer.
 const PENDING_MAX: usize = 256 * 1024;
 
-/// The longest request that is read before it is refused, in bytes.
+/// Most bytes read of a request before it is refused.
 const REQUEST_MAX: usize = 16 * 1024;
 
-/// The connections that are served at a time; more wait to be accepted.
+/// Connections served at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 256;
 
-/// What all connections to one VM share.
+/// State shared by all connections to one VM.
 pub(super) struct Port {
     pub(super) server: Server,
     pub(super) meter: Arc<Meter>,
-    /// For a VM that is reached by `wss:`.
+    /// TLS for a VM with a `wss:` URL.
     pub(super) tls: Option<TlsAcceptor>,
-    /// Says for each connection what it meets.
+    /// Makes the conditions of each connection.
     pub(super) forecast: Box<dyn Fn() -> Forecast + Send + Sync>,
 }
 
-/// Accepts connections and serves them until it is aborted, which ends them all.
+/// Accepts and serves connections. Aborting the task ends them all.
 pub(super) async fn accept(listener: TcpListener, port: Arc<Port>) {
     let mut connections = JoinSet::new();
     loop {
@@ -49,7 +49,7 @@ pub(super) async fn accept(listener: TcpListener, port: Arc<Port>) {
                     port.meter.connections.fetch_add(1, Ordering::Relaxed);
                     connections.spawn(serve(socket, Arc::clone(&port)));
                 }
-                // Out of descriptors, most likely: some will be free again.
+                // The process is probably out of file descriptors; some will be free again.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             },
             Some(_) = connections.join_next() => {}
@@ -57,7 +57,7 @@ pub(super) async fn accept(listener: TcpListener, port: Arc<Port>) {
     }
 }
 
-/// One connection, from the socket to the SSH server.
+/// Serves one connection, from the socket to the SSH server.
 async fn serve(socket: TcpStream, port: Arc<Port>) {
     let _ = socket.set_nodelay(true);
     let (weather_end, outside) = tokio::io::duplex(PENDING_MAX);
@@ -76,16 +76,16 @@ async fn serve(socket: TcpStream, port: Arc<Port>) {
     tokio::join!(weather::carry(socket, weather_end, forecast, Arc::clone(&port.meter)), inside);
 }
 
-/// What is there to be spoken with.
+/// Speaks with the gateway, or with an HTTP server if there is a status.
 async fn greet(outside: impl AsyncRead + AsyncWrite + Unpin, server: &Server, status: Option<u16>) {
     match status {
         None => speak(outside, server).await,
-        // A client that is gone needs no answer.
+        // If the client is gone, it needs no answer.
         Some(status) => drop(refuse(outside, status).await),
     }
 }
 
-/// An HTTP server that knows of no WebSocket.
+/// Answers as an HTTP server without WebSocket.
 async fn refuse(mut outside: impl AsyncRead + AsyncWrite + Unpin, status: u16) -> io::Result<()> {
     let mut request = BytesMut::new();
     while !request.ends_with(b"\r\n\r\n") && request.len() < REQUEST_MAX {
@@ -98,11 +98,11 @@ async fn refuse(mut outside: impl AsyncRead + AsyncWrite + Unpin, status: u16) -
     outside.shutdown().await
 }
 
-/// WebSocket on `outside`, SSH within it.
+/// Speaks WebSocket on `outside`, and SSH within it.
 async fn speak(outside: impl AsyncRead + AsyncWrite + Unpin, server: &Server) {
     let (to_server, server_in) = tokio::io::duplex(PENDING_UP_MAX);
     let (server_out, from_server) = tokio::io::duplex(PENDING_MAX);
-    // How a connection ended is the client's to find out, and a client's mistakes are no event here.
+    // The client sees how the connection ended, and its mistakes are no event here.
     let _ = tokio::join!(
         gateway::bridge(outside, from_server, to_server),
         server.serve(tokio::io::join(server_in, server_out)),

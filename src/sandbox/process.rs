@@ -1,4 +1,4 @@
-//! What an SSH channel executes: a real process in a group of its own.
+//! Command execution on an SSH channel: a real process in its own process group.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -21,22 +21,22 @@ use tokio::sync::mpsc;
 use super::backlog::Backlog;
 use super::terminal::{self, Size, Terminal};
 
-/// How much of an output is read at once, in bytes: what fits into one SSH packet.
+/// Bytes read of an output at once: the content of one SSH packet.
 const OUTPUT_SIZE: usize = 32 * 1024;
 
-/// What a shell answers when it cannot start a command.
+/// A shell's exit status if it cannot start a command.
 const CANNOT_START: u32 = 127;
 
-/// Where sshd's children look for programs.
+/// `PATH` of sshd's children.
 pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Where a process of a session finds the directory that is its VM's root.
+/// Environment variable with the directory that is the VM's root.
 pub(super) const ROOT_VARIABLE: &str = "KSYNC_SANDBOX_ROOT";
 
 /// The extended data type that SSH uses for standard error.
 const STDERR: u32 = 1;
 
-/// The processes of one sandbox: how they are started, and which groups may still live.
+/// The processes of one sandbox: how they are started, and which groups may still have members.
 #[derive(Debug)]
 pub(super) struct Processes {
     home: PathBuf,
@@ -46,23 +46,24 @@ pub(super) struct Processes {
 
 #[derive(Debug)]
 struct State {
-    /// The groups that may have members.
+    /// Groups that may have members.
     groups: BTreeSet<i32>,
-    /// Held by every channel's task, so that its receiver learns when all are gone. `None` once stopped.
+    /// Every channel's task holds a clone, so the receiver learns when all tasks have ended. `None`
+    /// after a stop.
     alive: Option<mpsc::Sender<()>>,
 }
 
 impl Processes {
-    /// Processes with their home in `home` and, if they belong to a session, its directory `root` in their
-    /// environment; and what ends (`recv` gives `None`) once they are stopped and the last channel's task has
-    /// ended.
+    /// Makes the processes of a sandbox, with `HOME` in `home`. `root` is the session's directory,
+    /// passed in their environment. The receiver returns `None` once the processes are stopped and
+    /// the last channel's task has ended.
     pub(super) fn new(home: PathBuf, root: Option<PathBuf>) -> (Processes, mpsc::Receiver<()>) {
         let (alive, gone) = mpsc::channel(1);
         let state = State { groups: BTreeSet::new(), alive: Some(alive) };
         (Processes { home, root, state: Mutex::new(state) }, gone)
     }
 
-    /// Kills every group that was started and may still have members, and lets no new one live.
+    /// Kills every started group that may still have members, and from then on kills every new one.
     pub(super) fn stop(&self) {
         let mut state = self.state();
         state.alive = None;
@@ -75,7 +76,7 @@ impl Processes {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts `sh` with the environment that sshd would give it, and nothing of this process's own.
+    /// Starts `sh` with sshd's environment, without this process's own variables.
     fn start(&self, request: &Request, wish: Option<&Wish>) -> io::Result<Started> {
         let mut command = Command::new("/bin/sh");
         let mut terminal = None;
@@ -87,7 +88,8 @@ impl Processes {
             command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
             terminal = Some((ours, kind));
         } else {
-            // The leader of a session leads a group already, and only who leads none can become one.
+            // The leader of a session already leads a group. Only a process that leads no group can
+            // start a session.
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         }
         match request {
@@ -106,7 +108,7 @@ impl Processes {
             .current_dir(&self.home)
             .kill_on_drop(true)
             .spawn()?;
-        // It holds the program's end of the terminal, which is to close with the program.
+        // `command` holds the program's end of the terminal, which must close with the program.
         drop(command);
         let group = child.id().and_then(|id| i32::try_from(id).ok()).ok_or(io::ErrorKind::NotFound)?;
         let mut state = self.state();
@@ -131,8 +133,8 @@ impl Processes {
         Ok(Started { child, group, ends, terminal })
     }
 
-    /// Forgets a group whose leader was waited for, unless it has other members: as long as it has, its id
-    /// cannot become somebody else's.
+    /// Forgets a group whose leader was waited for, unless it has other members. While it has
+    /// members, the kernel cannot reuse its id.
     fn forget(&self, group: i32) {
         let mut state = self.state();
         if Pid::from_raw(group).is_none_or(|pid| test_kill_process_group(pid).is_err()) {
@@ -141,37 +143,38 @@ impl Processes {
     }
 }
 
-/// The terminal that a client wants.
+/// The terminal that a client requests.
 struct Wish {
     kind: String,
     size: Size,
 }
 
-/// What was started.
+/// A started process.
 struct Started {
     child: Child,
-    /// The id of its group.
+    /// Id of the process group.
     group: i32,
     ends: Ends,
     terminal: Option<Terminal>,
 }
 
-/// Our ends of its three streams, as far as it has them.
+/// Our ends of the process's three streams, as far as they exist.
 struct Ends {
     stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
     stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
     stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
 }
 
-/// What a client can ask to be run.
+/// A client's request to run something.
 enum Request {
     Exec(Vec<u8>),
     Shell,
 }
 
-/// Serves one session channel: waits for its one exec or shell request, runs that, and closes the channel.
+/// Serves one session channel: waits for its one exec or shell request, runs that, and closes the
+/// channel.
 ///
-/// When the channel or its connection ends first, the process group is killed.
+/// If the channel or its connection ends first, this kills the process group.
 pub(super) async fn serve(channel: Channel<Msg>, session: Handle, processes: Arc<Processes>) {
     let Some(_alive) = processes.state().alive.clone() else {
         return;
@@ -189,13 +192,13 @@ pub(super) async fn serve(channel: Channel<Msg>, session: Handle, processes: Arc
             Some(_) => {}
         }
     };
-    // A send fails only when the connection is gone, and then nobody is left to tell.
+    // A send fails only if the connection is gone, and then there is nobody to tell.
     let _ = match processes.start(&request, wish.as_ref()) {
         Ok(started) => {
             let group = started.group;
             let ended = run(started, &mut reader, &writer).await;
-            // Nobody reads any more, and a channel that is not drained would stall the session: what the
-            // client still sends is dropped.
+            // Nobody reads this channel any more, and an undrained channel would stall the session.
+            // Dropping the reader discards later input.
             drop(reader);
             processes.forget(group);
             match ended {
@@ -207,7 +210,7 @@ pub(super) async fn serve(channel: Channel<Msg>, session: Handle, processes: Arc
     };
 }
 
-/// Runs a process to its end; `None` when its channel ended first, or its status was lost.
+/// Runs a process to its end. Returns `None` if its channel ended first, or its status was lost.
 async fn run(
     Started { mut child, group, ends: Ends { stdin, stdout, stderr }, terminal }: Started,
     reader: &mut ChannelReadHalf,
@@ -218,8 +221,8 @@ async fn run(
             tokio::join!(output(stdout, writer, None), output(stderr, writer, Some(STDERR)));
             child.wait().await.ok()
         };
-        // The reader learns of the connection's end, the writers may not: russh does not wake one that waits
-        // for window.
+        // The reader learns of the connection's end, but the writers may not: russh does not wake a
+        // writer that waits for window space.
         tokio::select! {
             status = finished => status,
             () = input(reader, stdin, terminal.as_ref(), group) => None,
@@ -227,14 +230,15 @@ async fn run(
     };
     if ended.is_none() {
         signal_group(group, Signal::KILL);
-        // One that is about to lead a session has no group yet.
+        // A process that is about to start a session has no group yet.
         let _ = child.start_kill();
         let _ = child.wait().await;
     }
     ended
 }
 
-/// Feeds the process from the channel and passes on signals and sizes, until the channel ends.
+/// Feeds the process from the channel, and passes on signals and window sizes, until the channel
+/// ends.
 async fn input(
     reader: &mut ChannelReadHalf,
     mut stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
@@ -250,7 +254,7 @@ async fn input(
                 Ok(Some(bytes)) => next = bytes,
                 Ok(None) if at_eof => stdin = None,
                 Ok(None) => {}
-                // Input that is lost must not look like input that ended.
+                // Lost input must not look like the end of input.
                 Err(_) => return,
             }
         }
@@ -263,7 +267,7 @@ async fn input(
         tokio::select! {
             written = written => match written {
                 Ok(written) => next.advance(written),
-                // The process does not want any more; what still comes is dropped, as sshd does.
+                // The process has closed its input. Later input is dropped, as sshd does.
                 Err(_) => {
                     stdin = None;
                     next = Bytes::new();
@@ -294,7 +298,7 @@ async fn input(
     }
 }
 
-/// Copies one output of the process to the channel, to its end or to the channel's.
+/// Copies one output of the process to the channel, until either ends.
 async fn output(source: Option<impl AsyncRead + Unpin>, writer: &ChannelWriteHalf<Msg>, ext: Option<u32>) {
     if let Some(source) = source {
         let mut source = BufReader::with_capacity(OUTPUT_SIZE, source);
@@ -303,7 +307,7 @@ async fn output(source: Option<impl AsyncRead + Unpin>, writer: &ChannelWriteHal
     }
 }
 
-/// Tells how the process ended, and closes the channel. All output was queued before.
+/// Reports the exit status or signal, and closes the channel. All output is already queued.
 async fn report(
     session: &Handle,
     writer: &ChannelWriteHalf<Msg>,
@@ -325,7 +329,7 @@ async fn report(
     writer.close().await
 }
 
-/// Answers a request that could not be started the way a shell would.
+/// Answers a request whose command could not be started, as a shell would.
 async fn refuse(writer: &ChannelWriteHalf<Msg>, error: &io::Error) -> Result<(), russh::Error> {
     writer.extended_data_bytes(STDERR, format!("sandbox: cannot start /bin/sh: {error}\n")).await?;
     writer.exit_status(CANNOT_START).await?;
@@ -333,14 +337,14 @@ async fn refuse(writer: &ChannelWriteHalf<Msg>, error: &io::Error) -> Result<(),
     writer.close().await
 }
 
-/// Sends a signal to a group. That it has no members any more is as good.
+/// Signals a process group; ESRCH counts as success.
 fn signal_group(group: i32, signal: Signal) {
     if let Some(pid) = Pid::from_raw(group) {
         let _ = kill_process_group(pid, signal);
     }
 }
 
-/// The names that RFC 4254 has for signals, beside the signals.
+/// Signal names of RFC 4254, with their signals.
 const SIGNALS: [(Sig, Signal); 12] = [
     (Sig::ABRT, Signal::ABORT),
     (Sig::ALRM, Signal::ALARM),

@@ -1,5 +1,5 @@
-//! The SSH server: who may log in, and which requests a session may make. It answers as the VM's sshd does:
-//! public keys and nothing else, ten sessions, 2 MiB of window, no forwarding, no compression.
+//! The SSH server: login and session requests. It answers as the VM's sshd does: public keys only,
+//! ten sessions, a window of 2 MiB, no forwarding, no compression.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -22,7 +22,8 @@ use tokio::sync::Semaphore;
 use super::process::{self, Processes};
 use super::terminal;
 
-/// OpenSSH's channel window, in bytes (`CHAN_SES_WINDOW_DEFAULT`): what every client of the VM is limited by.
+/// OpenSSH's channel window in bytes (`CHAN_SES_WINDOW_DEFAULT`), which limits every client of the
+/// VM.
 const WINDOW: u32 = 2 << 20;
 
 /// OpenSSH's `MaxSessions`.
@@ -31,7 +32,8 @@ const SESSIONS_MAX: usize = 10;
 /// OpenSSH's `MaxAuthTries`.
 const AUTH_ATTEMPTS_MAX: usize = 6;
 
-/// How long a wrong login waits for its answer. Nothing here is worth guessing slowly for.
+/// Delay of the answer to a failed login. It is short, because nothing here is worth protecting
+/// from guesses.
 const REJECTION_DELAY: Duration = Duration::from_millis(50);
 
 const CIPHERS: &[cipher::Name] = &[
@@ -45,7 +47,7 @@ const CIPHERS: &[cipher::Name] = &[
 
 const COMPRESSIONS: &[compression::Name] = &[compression::NONE];
 
-/// What all connections share.
+/// State shared by all connections.
 #[derive(Debug)]
 pub(super) struct Server {
     config: Arc<Config>,
@@ -53,19 +55,19 @@ pub(super) struct Server {
     processes: Arc<Processes>,
 }
 
-/// Who is let in: whoever holds the other half of one of these keys.
+/// The keys that the server accepts.
 #[derive(Debug)]
 pub(super) struct Lock {
-    /// The sandbox's own.
+    /// The sandbox's own key.
     pub(super) key: Option<PublicKey>,
-    /// A file with more, in OpenSSH's format, read anew at each login. As with sshd's `StrictModes` it does not
-    /// count where others than its owner may write.
+    /// File with more keys in OpenSSH's format, read at each login. As with sshd's `StrictModes`, a
+    /// file that others than its owner may write is ignored.
     pub(super) authorized_keys: Option<PathBuf>,
 }
 
 impl Lock {
     fn admits(&self, key: &PublicKey) -> bool {
-        // Not the keys themselves, which carry a comment.
+        // Compare the key data, because the keys carry comments.
         let fits = |known: &PublicKey| known.key_data() == key.key_data();
         self.key.as_ref().is_some_and(fits) || self.authorized().iter().any(fits)
     }
@@ -77,7 +79,7 @@ impl Lock {
             return Vec::new();
         }
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        // A line that makes no sense takes nothing from the others.
+        // A malformed line does not affect the others.
         text.lines()
             .filter_map(|line| Some(line.trim().parse::<Entry>().ok()?.public_key().clone()))
             .collect()
@@ -85,7 +87,7 @@ impl Lock {
 }
 
 impl Server {
-    /// A server that proves itself with `host_key` and lets in whom `lock` admits.
+    /// Makes a server with this host key that accepts the keys of `lock`.
     pub(super) fn new(host_key: PrivateKey, lock: Lock, processes: Arc<Processes>) -> Server {
         let config = Config {
             server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-sandbox")),
@@ -108,10 +110,10 @@ impl Server {
         Server { config: Arc::new(config), lock: Arc::new(lock), processes }
     }
 
-    /// Speaks SSH on `stream` until either side ends it.
+    /// Speaks SSH on `stream` until either side ends the connection.
     ///
     /// # Errors
-    /// When the client breaks the protocol or goes without a farewell.
+    /// The client breaks the protocol, or drops the connection without a disconnect message.
     pub(super) async fn serve<S>(&self, stream: S) -> Result<(), russh::Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -126,12 +128,12 @@ impl Server {
     }
 }
 
-/// One client.
+/// One client connection.
 struct Connection {
     lock: Arc<Lock>,
     processes: Arc<Processes>,
     sessions: Arc<Semaphore>,
-    /// The channels that run something: each may ask for that once.
+    /// Channels that run a command: each may ask for one only.
     busy: HashSet<ChannelId>,
 }
 
@@ -197,7 +199,7 @@ impl Handler for Connection {
         Ok(())
     }
 
-    /// The channel's own task gets the command; this is only the answer.
+    /// The channel's own task starts the command; this handler only answers the request.
     async fn exec_request(
         &mut self,
         channel: ChannelId,
@@ -222,7 +224,7 @@ impl Handler for Connection {
         _modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        // The channel's own task makes it, once it is known what for.
+        // The channel's own task opens the terminal when it starts the command.
         if terminal::leader_maker().is_ok() {
             session.channel_success(channel)
         } else {

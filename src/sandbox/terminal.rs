@@ -1,4 +1,5 @@
-//! Terminals: a pseudoterminal, and a program that has it for its own, as a shell that somebody types into needs it.
+//! Terminals: a pseudoterminal, and a program that has it as its controlling terminal, for an
+//! interactive shell.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -11,11 +12,11 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::net::unix::pipe;
 
-/// Makes a program the leader of a session with a terminal of its own. Only a process itself can do that for itself,
-/// between its making and its program, where safe Rust cannot go.
+/// Programs that start a session with its own controlling terminal. Only a process itself can do
+/// that, between fork and exec, where safe Rust cannot run.
 const LEADER_MAKERS: [&str; 2] = ["/usr/bin/setsid", "/bin/setsid"];
 
-/// Characters in a line, and lines.
+/// Columns and rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size {
     pub(super) columns: u16,
@@ -29,25 +30,25 @@ impl Default for Size {
 }
 
 impl Size {
-    /// As SSH tells it. What is too large for a terminal is the largest.
+    /// Size from SSH's numbers, limited to a terminal's maximum.
     pub(super) fn of(columns: u32, rows: u32) -> Self {
         let fit = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
         Self { columns: fit(columns), rows: fit(rows) }
     }
 }
 
-/// Our end of a terminal: what is written is typed, and what is shown there is read.
+/// Our end of a terminal: writes are typed, and reads return the output.
 #[derive(Debug)]
 pub(super) struct Terminal(File);
 
 impl Terminal {
-    /// Makes one; answers the program's end, too.
+    /// Opens a terminal. Returns the program's end too.
     ///
     /// # Errors
-    /// The system has none to give.
+    /// The system has no free terminal.
     pub(super) fn open(size: Size) -> io::Result<(Self, File)> {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
-        // Not with the flags above: not every system takes these there.
+        // Not part of the flags above, because some systems reject them there.
         rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC)?;
         grantpt(&ours)?;
         unlockpt(&ours)?;
@@ -60,30 +61,30 @@ impl Terminal {
         Ok((terminal, theirs))
     }
 
-    /// Gives it another size, which its program is told of.
+    /// Resizes the terminal; the system signals its program.
     ///
     /// # Errors
-    /// The system does not take it.
+    /// The system rejects the size.
     pub(super) fn resize(&self, Size { columns, rows }: Size) -> io::Result<()> {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         Ok(tcsetwinsize(self.0.as_fd(), size)?)
     }
 
-    /// What is read from it and written to it. Reading ends with an error once nobody has the other end open.
+    /// Reader and writer of the terminal. Reads end with an error once the other end is closed.
     ///
     /// # Errors
-    /// The system has no further descriptors.
+    /// The system has no free descriptors.
     pub(super) fn ends(&self) -> io::Result<(pipe::Receiver, pipe::Sender)> {
-        // It is no pipe, but is waited for in the same way.
+        // The terminal is not a pipe, but tokio polls it in the same way.
         let reader = pipe::Receiver::from_file_unchecked(self.0.try_clone()?)?;
         Ok((reader, pipe::Sender::from_file_unchecked(self.0.try_clone()?)?))
     }
 }
 
-/// What a command begins with whose standard input is to be its terminal.
+/// Command prefix that makes standard input the controlling terminal.
 ///
 /// # Errors
-/// There is no such program here.
+/// This machine has no `setsid`.
 pub(super) fn leader_maker() -> io::Result<[&'static str; 2]> {
     let found = LEADER_MAKERS.into_iter().find(|path| Path::new(path).is_file());
     let missing = || io::Error::new(io::ErrorKind::Unsupported, "there are no terminals without setsid");

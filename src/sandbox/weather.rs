@@ -1,4 +1,5 @@
-//! Bad weather between an accepted socket and the WebSocket: a delay each way, and cuts at a chosen byte.
+//! Link conditions between an accepted socket and the WebSocket: a delay each way, and cuts at a
+//! chosen byte.
 
 use std::io;
 use std::pin::pin;
@@ -12,47 +13,48 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
-/// The most that is read at once, in bytes.
+/// Most bytes read at once.
 const READ_SIZE: usize = 64 * 1024;
 
-/// What may be under way in one direction of a delayed connection, in bytes: 1 Gbit/s at half a second.
+/// Most bytes in flight in one direction of a delayed connection: 1 Gbit/s at half a second.
 const UNDER_WAY_MAX: usize = 64 << 20;
 
-/// What a delayed chunk costs at least, in bytes, so that tiny chunks cannot fill the memory with bookkeeping.
+/// Least cost of a delayed chunk in bytes, so that tiny chunks cannot fill the memory with
+/// bookkeeping.
 const CHUNK_COST_MIN: usize = 256;
 
-/// How often a machine that stands still is looked at.
+/// Poll interval while the machine is frozen.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// How long the socket stays open after the last byte was sent. Closing it with unread input would reset the
-/// connection, and a reset may destroy what the client has not read yet.
+/// Time that the socket stays open after the last byte was sent. Closing it with unread input would
+/// reset the connection, and a reset may destroy bytes that the client has not read yet.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What happens to the bytes of every connection. The default is fair weather: nothing.
+/// Link conditions of every connection. The default is a perfect link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Weather {
-    /// How much later each byte arrives, one way, in each direction. A round trip takes twice as long. The
-    /// throughput is not limited: up to 64 MiB may be under way in each direction.
+    /// Delay of each byte, one way, in each direction. A round trip takes twice as long. The
+    /// throughput is not limited: up to 64 MiB may be in flight in each direction.
     pub delay: Duration,
-    /// The connection is reset once so many bytes of it went from the client to the server (TCP payload,
-    /// counted over each connection; the server still gets them).
+    /// Resets the connection after this many bytes from the client to the server. They count as TCP
+    /// payload, per connection, and the server still receives them.
     pub cut_after: Option<u64>,
-    /// The same for what goes from the server to the client.
+    /// The same limit for bytes from the server to the client.
     pub cut_down_after: Option<u64>,
-    /// The connection is reset once it is so old.
+    /// Resets the connection at this age.
     pub lasts: Option<Duration>,
 }
 
-/// What the weather is, and whether the machine behind a connection stands still now: then nothing arrives, either way,
-/// until it goes on. Asked again and again, if there is anybody to ask.
+/// Conditions of one connection. `stands_still` tells if the machine behind it is frozen now; then
+/// nothing arrives either way until it thaws. The connection polls it, if it is set.
 pub(super) struct Forecast {
     pub(super) weather: Weather,
     pub(super) stands_still: Option<StandsStill>,
-    /// The status that an HTTP server answers with, where there is one in place of the gateway.
+    /// Status of an HTTP server that answers in place of the gateway.
     pub(super) status: Option<u16>,
 }
 
-/// See [`Forecast`].
+/// Predicate of [`Forecast`]: the machine is frozen.
 pub(super) type StandsStill = Box<dyn Fn() -> bool + Send + Sync>;
 
 impl From<Weather> for Forecast {
@@ -61,7 +63,7 @@ impl From<Weather> for Forecast {
     }
 }
 
-/// What crossed the wire so far, over all connections.
+/// Traffic counters over all connections.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     pub(super) connections: AtomicU64,
@@ -69,18 +71,20 @@ pub(super) struct Meter {
     pub(super) down_bytes: AtomicU64,
 }
 
-/// Why one direction ended.
+/// Reason why one direction ended.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     /// Its source ended, and everything was delivered.
     Eof,
-    /// The chosen byte was reached.
+    /// A cut: the chosen byte was reached.
     Cut,
 }
 
-/// Carries bytes between `socket` and `inside` until the inside closes, the client is gone or a cut is due.
+/// Carries bytes between `socket` and `inside` until the inside closes, the client is gone or a cut
+/// is due.
 ///
-/// The end of the client's input is passed on to the inside; the end of the inside closes the socket.
+/// The end of the client's input is passed on to the inside. The end of the inside closes the
+/// socket.
 pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, forecast: Forecast, meter: Arc<Meter>) {
     let Forecast { weather, stands_still, .. } = forecast;
     let mut wire = Wire { socket, at_peace: false };
@@ -135,9 +139,9 @@ pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, forecast: For
     }
 }
 
-/// A client's socket. However serving it ends, by a cut or with the sandbox, it is reset unless it was closed
-/// at peace: what is still in its buffers is lost, as on a broken link, and the client notices (websocat
-/// takes a mere end of input as no reason to go).
+/// A client's socket. Unless the connection was closed in order, dropping the socket resets it,
+/// after a cut as after the sandbox's end. A reset loses the bytes in its buffers, as on a broken
+/// link, and the client notices it. (websocat ignores a mere end of input.)
 struct Wire {
     socket: TcpStream,
     at_peace: bool,
@@ -151,7 +155,8 @@ impl Drop for Wire {
     }
 }
 
-/// One direction: reads, waits, waits for the machine to go on, writes. `on_read` and `on_written` are told how many bytes.
+/// One direction: reads, waits for the delay, waits for the machine to thaw, writes. `on_read` and
+/// `on_written` get the number of bytes.
 async fn one_way<R, W>(
     reader: &mut R,
     writer: &mut W,
@@ -166,14 +171,15 @@ where
     W: AsyncWrite + Unpin,
 {
     let (line_in, line_out) = delay_line(delay);
-    // Owns the entrance of the line, which closes with it: then what is under way arrives, and that is all.
+    // This owns the entrance of the line, which closes with it. The bytes in flight then still
+    // arrive.
     let take = async move {
         let mut left = cut_after.unwrap_or(u64::MAX);
         let mut buffer = BytesMut::new();
         while left > 0 {
             buffer.reserve(READ_SIZE / 4);
             let limit = left.min(READ_SIZE as u64);
-            // A reset ends the input as a close does.
+            // A reset ends the input like a close.
             let read = (&mut *reader).take(limit).read_buf(&mut buffer).await.unwrap_or(0);
             if read == 0 {
                 return Ok(End::Eof);
@@ -206,27 +212,28 @@ where
     Ok(end)
 }
 
-/// The way in of a delay line.
+/// Entrance of a delay line.
 struct LineIn {
     delay: Duration,
     space: Arc<Semaphore>,
     chunks: mpsc::UnboundedSender<Delayed>,
 }
 
-/// The way out of a delay line.
+/// Exit of a delay line.
 struct LineOut {
     chunks: mpsc::UnboundedReceiver<Delayed>,
 }
 
-/// A chunk on its way, with the room it takes.
+/// A chunk in flight, with its share of the line's capacity.
 struct Delayed {
     due: Instant,
     chunk: Bytes,
     _room: OwnedSemaphorePermit,
 }
 
-/// A line on which every chunk is due `delay` after it was sent, whatever else is under way. Its queue is
-/// bounded by bytes, not by chunks: a fast link with long delay holds many.
+/// Makes a line on which every chunk is due `delay` after it was sent, independent of other chunks.
+/// The capacity counts bytes and not chunks, because a fast link with a long delay holds many
+/// chunks.
 fn delay_line(delay: Duration) -> (LineIn, LineOut) {
     let capacity = if delay.is_zero() { 4 * READ_SIZE } else { UNDER_WAY_MAX };
     let (sender, receiver) = mpsc::unbounded_channel();
@@ -237,7 +244,7 @@ fn delay_line(delay: Duration) -> (LineIn, LineOut) {
 }
 
 impl LineIn {
-    /// Sends a chunk once there is room for it; false when nobody receives any more.
+    /// Sends a chunk once there is room for it. Returns false if the receiver is gone.
     async fn send(&self, chunk: Bytes) -> bool {
         let due = Instant::now() + self.delay;
         let cost = u32::try_from(chunk.len().max(CHUNK_COST_MIN)).unwrap_or(u32::MAX);
@@ -249,7 +256,7 @@ impl LineIn {
 }
 
 impl LineOut {
-    /// The next chunk, when it is due; `None` after the last.
+    /// Waits for the next chunk until it is due; `None` after the last.
     async fn receive(&mut self) -> Option<Bytes> {
         let delayed = self.chunks.recv().await?;
         if delayed.due > Instant::now() {

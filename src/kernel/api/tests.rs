@@ -19,7 +19,7 @@ const BROWSER: &str = r#"{
 }"#;
 
 thread_local! {
-    /// How long this thread would have waited.
+    /// Delays that this thread would have slept.
     static SLEPT: RefCell<Vec<Duration>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -27,7 +27,7 @@ fn settings(base_url: String) -> Settings {
     Settings { base_url, key: ApiKey::new(KEY), project: None, ca_cert: None, timeout: DEFAULT_TIMEOUT }
 }
 
-/// A client that waits for nothing.
+/// Makes a client whose sleeps return at once.
 fn client(settings: &Settings) -> Api {
     let mut api = Api::new(settings).unwrap();
     api.http.sleep = |delay| SLEPT.with_borrow_mut(|slept| slept.push(delay));
@@ -43,7 +43,7 @@ fn saying(replies: impl IntoIterator<Item = Reply>) -> (Api, Server) {
     (client(&settings(server.url())), server)
 }
 
-/// All that a person could get to see of an error.
+/// Every text of an error that a user could see.
 fn all_of(error: &ApiError) -> String {
     let mut text = format!("{error} {error:?} {error:#?} {}", error.hint());
     let mut cause = error.source();
@@ -56,7 +56,7 @@ fn all_of(error: &ApiError) -> String {
 }
 
 #[test]
-fn every_call_is_made_as_the_platform_wants_it() {
+fn every_call_has_the_form_that_the_platform_expects() {
     let executed = r#"{"exit_code":3,"stdout_b64":"aGk=","stderr_b64":"","duration_ms":12}"#;
     let (api, server) = saying([
         Reply::new(200, BROWSER),
@@ -155,7 +155,7 @@ fn each_status_has_its_error() {
 }
 
 #[test]
-fn no_capacity_is_told_as_such() {
+fn a_lack_of_capacity_is_reported_as_such() {
     let (api, _server) = saying([Reply::new(529, r#"{"code":"no_capacity","message":"none"}"#)]);
     let error = api.create(&NewBrowser::default()).unwrap_err();
     assert_eq!(error.to_string(), "could not create a browser: the API answered 529 (no_capacity): none");
@@ -164,7 +164,7 @@ fn no_capacity_is_told_as_such() {
 }
 
 #[test]
-fn what_the_vm_or_a_proxy_says_is_told_too() {
+fn a_message_of_the_vm_or_a_proxy_is_shown_too() {
     let (api, _server) = saying([Reply::new(400, r#"{"message":"exec: \"nope\": not found"}"#)]);
     let error = api.exec("s", &Exec { command: "nope".into(), ..Exec::default() }).unwrap_err();
     let expected =
@@ -191,7 +191,7 @@ fn a_missing_file_is_not_a_missing_session() {
 }
 
 #[test]
-fn the_api_is_listened_to_about_when_to_come_back() {
+fn the_client_retries_after_the_delay_that_the_api_asks_for() {
     let (api, server) = saying([
         Reply::with(429, &[("Retry-After", "7")], ""),
         Reply::with(500, &[("Retry-After-Ms", "20")], ""),
@@ -221,7 +221,7 @@ fn a_connection_that_breaks_is_made_again() {
 }
 
 #[test]
-fn nobody_there_is_told_as_such() {
+fn a_refused_connection_is_reported_as_such() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
@@ -233,7 +233,7 @@ fn nobody_there_is_told_as_such() {
 }
 
 #[test]
-fn silence_has_an_end() {
+fn a_silent_server_times_out() {
     let server = Server::saying([Reply::Silence(Duration::from_secs(60))]);
     let mut settings = settings(server.url());
     settings.timeout = Duration::from_millis(300);
@@ -251,13 +251,13 @@ fn a_command_that_takes_too_long_is_not_run_again() {
     settings.timeout = Duration::from_millis(300);
     let error = client(&settings).exec("s", &exec).unwrap_err();
     assert_eq!((error.exit_code(), server.seen().len()), (30, 1), "{}", all_of(&error));
-    // The VM said so.
+    // The VM reported a timeout.
     let (api, server) = saying([Reply::new(500, r#"{"message":"process timed out"}"#)]);
     let error = api.exec("s", &Exec { timeout_sec: 120, ..exec.clone() }).unwrap_err();
     let expected = "could not run \"sleep\" in the session \"s\": it did not end within 120 s";
     assert_eq!((error.to_string().as_str(), error.exit_code()), (expected, 30), "{}", all_of(&error));
     assert_eq!(server.seen().len(), 1);
-    // Any other trouble there may pass.
+    // Any other failure on the VM may pass, so the client retries.
     let (api, server) = saying([Reply::new(500, r#"{"message":"failed to start"}"#)]);
     assert_eq!(api.exec("s", &exec).unwrap_err().exit_code(), 5);
     assert_eq!(server.seen().len(), 3);
@@ -307,7 +307,7 @@ fn all_pages_of_the_list_are_read() {
 }
 
 #[test]
-fn an_answer_that_is_none_shows_nothing_of_itself() {
+fn an_invalid_answer_is_not_quoted() {
     for body in [
         "",
         "<html>",
@@ -337,12 +337,12 @@ fn answers_are_read_with_a_limit() {
     let error = api.browser("s").unwrap_err();
     assert!(all_of(&error).contains("it is longer than 1048576 bytes"), "{error:?}");
 
-    // One that does not say how long it is.
+    // An answer without a Content-Length.
     let endless = [b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), vec![b' '; 2 * limit]].concat();
     let (api, _server) = saying([Reply::Text(endless)]);
     assert!(matches!(api.browser("s").unwrap_err(), ApiError::Answer { .. }));
 
-    // A command may say more, and a refusal less.
+    // The limit of a command's output is larger, and that of a refusal smaller.
     let output = format!(r#"{{"exit_code":0,"stdout_b64":"{}"}}"#, "A".repeat(4 * 1024 * 1024));
     let (api, _server) = saying([Reply::new(200, output)]);
     assert_eq!(api.exec("s", &Exec::default()).unwrap().stdout.len(), 3 * 1024 * 1024);
@@ -366,7 +366,7 @@ fn the_key_follows_no_redirect() {
 }
 
 #[test]
-fn no_name_gets_out_of_its_place() {
+fn no_name_escapes_its_path_segment() {
     let (api, server) = saying([Reply::new(200, BROWSER)]);
     for name in ["", ".", "..", &"x".repeat(NAME_BYTES_MAX + 1)] {
         let error = api.browser(name).unwrap_err();
@@ -398,8 +398,8 @@ fn the_key_is_shown_by_nothing() {
 }
 
 #[test]
-fn a_handshake_that_never_ends_does() {
-    // The system makes the connection; nobody ever looks at it.
+fn an_endless_tls_handshake_times_out() {
+    // The kernel accepts the connection, and no program ever reads from it.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut settings = settings(format!("https://{}", listener.local_addr().unwrap()));
     settings.timeout = Duration::from_millis(300);
@@ -409,8 +409,8 @@ fn a_handshake_that_never_ends_does() {
 }
 
 #[test]
-fn no_proxy_gets_what_is_meant_for_this_machine() {
-    // Variables of the environment are those of a process, so this takes one of its own.
+fn requests_to_this_machine_bypass_the_proxy() {
+    // The environment belongs to a process, so this test starts one of its own.
     let test = "kernel::api::tests::the_project_is_named_if_there_is_one";
     let proxy = Server::saying([Reply::new(502, "")]);
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
@@ -420,7 +420,8 @@ fn no_proxy_gets_what_is_meant_for_this_machine() {
     assert_eq!(proxy.seen().len(), 0);
 }
 
-/// A certificate for 127.0.0.1 by a CA of its own: what a server needs, and the CA's file.
+/// Makes a certificate for 127.0.0.1 with a CA of its own. Returns the server's configuration, and
+/// the CA's file.
 fn certificate(directory: &std::path::Path) -> (Arc<rustls::ServerConfig>, PathBuf) {
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -442,7 +443,7 @@ fn certificate(directory: &std::path::Path) -> (Arc<rustls::ServerConfig>, PathB
 }
 
 #[test]
-fn tls_trusts_a_private_ca_where_it_is_given_and_nobody_else() {
+fn tls_trusts_only_the_given_private_ca() {
     let directory = tempfile::tempdir().unwrap();
     let (config, ca) = certificate(directory.path());
     let server = Server::saying_over_tls([Reply::new(200, BROWSER)], config);
@@ -456,7 +457,7 @@ fn tls_trusts_a_private_ca_where_it_is_given_and_nobody_else() {
     settings.ca_cert = Some(ca);
     let api = client(&settings);
     api.browser("s").unwrap();
-    // Over the same connection.
+    // The second call uses the same connection.
     api.write_file("s", "/x", 0o644, &vec![7; 1_000_000]).unwrap();
     assert_eq!(server.seen()[1].body.len(), 1_000_000);
 

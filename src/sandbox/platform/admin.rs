@@ -1,13 +1,14 @@
-//! `/_sandbox/…`: what tests ask of the stand-in itself. Needs no key; whoever is on this machine could do
-//! as much without it.
+//! `/_sandbox/…`: requests of tests to the emulator itself. They need no key, because every user of
+//! this machine could do the same without it.
 //!
 //! | call | |
 //! |---|---|
-//! | `POST faults`, `DELETE faults` | what the next calls meet (see `faults`); nothing any more |
-//! | `GET calls`, `DELETE calls` | `{"total":N,"calls":{"exec":2,…}}`: how often each was made; from zero again |
-//! | `GET clock`, `POST clock {"advance_seconds":60}` | `{"now_seconds":…}`: the platform's time; moves it forward |
-//! | `DELETE sessions/ID/port` | the VM's port refuses connections from then on |
-//! | `GET sessions/ID` | `{"stage":"standby",…}`: where its clock is, its directory on this machine, its address |
+//! | `POST faults`, `DELETE faults` | adds a fault (see `faults`); removes all |
+//! | `GET calls`, `DELETE calls` | `{"total":N,"calls":{"exec":2,…}}`: counts; resets them |
+//! | `GET clock` | `{"now_seconds":…}`: platform time |
+//! | `POST clock {"advance_seconds":60}` | advances it |
+//! | `DELETE sessions/ID/port` | makes the VM's port refuse connections |
+//! | `GET sessions/ID` | `{"stage":"standby",…}`: stage, directory on this machine, address |
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use super::Cloud;
 use super::answer::{Answer, Refusal, empty, json_answer, read_json};
 use super::faults::Fault;
 
-/// The longest jump of the clock, in seconds: a year.
+/// Longest advance of the clock, in seconds: a year.
 const JUMP_MAX: f64 = 366.0 * 86_400.0;
 
 #[derive(Debug, Deserialize)]
@@ -63,7 +64,7 @@ pub(super) async fn answer(
             let jump = Duration::try_from_secs_f64(advance_seconds.min(JUMP_MAX))
                 .map_err(|error| Refusal::bad_request(error.to_string()))?;
             cloud.time.advance(jump);
-            // Who asked for it need not wait for the next look at the clocks.
+            // End overdue sessions at once, so that the caller need not wait for the next check.
             cloud.reap().await;
             Ok(clock(cloud))
         }

@@ -1,4 +1,4 @@
-//! What is answered: bodies, and errors of both kinds that the platform has.
+//! Answers: bodies, and the platform's two kinds of errors.
 
 use std::io;
 
@@ -13,51 +13,50 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// The largest body of a request that is read as a whole, in bytes.
+/// Largest request body read as a whole, in bytes.
 const REQUEST_MAX: usize = 8 << 20;
 
-/// A body that is there or comes in pieces.
+/// A body that is complete or streamed.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// An answer.
 pub(super) type Answer = Response<Body>;
 
-/// Why a call has no other answer than an error.
+/// An error answer to a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
-    /// The platform's own errors have one; those from inside of a VM have only a message.
+    /// Error code of the platform; errors from inside a VM have none.
     pub(super) code: Option<String>,
     pub(super) message: String,
 }
 
 impl Refusal {
-    /// An error of the platform.
+    /// Makes an error of the platform.
     pub(super) fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Refusal {
         Refusal { status, code: Some(code.to_owned()), message: message.into() }
     }
 
-    /// A request that makes no sense.
+    /// Makes the error for an invalid request.
     pub(super) fn bad_request(message: impl Into<String>) -> Refusal {
         Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message)
     }
 
-    /// Something that is not there.
+    /// Makes the error for a missing object.
     pub(super) fn not_found(what: &str) -> Refusal {
         Refusal::new(StatusCode::NOT_FOUND, "not_found", format!("{what} not found"))
     }
 
-    /// A fault of the stand-in itself.
+    /// Makes the error for a failure of the emulator itself.
     pub(super) fn internal(error: impl std::fmt::Display) -> Refusal {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", error.to_string())
     }
 
-    /// An error from inside of a VM.
+    /// Makes an error from inside a VM.
     pub(super) fn in_vm(status: StatusCode, message: impl Into<String>) -> Refusal {
         Refusal { status, code: None, message: message.into() }
     }
 
-    /// The error as an answer.
+    /// Turns the error into an answer.
     pub(super) fn answer(&self) -> Answer {
         let body = match &self.code {
             Some(code) => json!({ "code": code, "message": self.message }),
@@ -67,19 +66,19 @@ impl Refusal {
     }
 }
 
-/// An answer without a body.
+/// Makes an answer without a body.
 pub(super) fn empty(status: StatusCode) -> Answer {
     with_bytes(status, Bytes::new())
 }
 
-/// An answer of some other type.
+/// Makes an answer of another content type.
 pub(super) fn bytes_answer(content_type: &str, bytes: impl Into<Bytes>) -> Answer {
     let mut answer = with_bytes(StatusCode::OK, bytes.into());
     set(&mut answer, CONTENT_TYPE, content_type);
     answer
 }
 
-/// An answer in JSON. What cannot be said in JSON is `null`.
+/// Makes an answer in JSON. A value without a JSON form becomes `null`.
 pub(super) fn json_answer(status: StatusCode, value: &impl Serialize) -> Answer {
     let mut answer =
         with_bytes(status, serde_json::to_vec(value).unwrap_or_else(|_| b"null".to_vec()).into());
@@ -87,7 +86,7 @@ pub(super) fn json_answer(status: StatusCode, value: &impl Serialize) -> Answer 
     answer
 }
 
-/// An answer whose body comes in pieces.
+/// Makes an answer with a streamed body.
 pub(super) fn streamed(
     content_type: &str,
     pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
@@ -99,7 +98,7 @@ pub(super) fn streamed(
     answer
 }
 
-/// Sets a header; a value that cannot be one is left out.
+/// Sets a header; an invalid value is ignored.
 pub(super) fn set(answer: &mut Answer, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         answer.headers_mut().insert(name, value);
@@ -112,19 +111,19 @@ fn with_bytes(status: StatusCode, bytes: Bytes) -> Answer {
     answer
 }
 
-/// Reads a request's body of up to `limit` bytes.
+/// Reads a request body of at most `limit` bytes.
 ///
 /// # Errors
-/// 400 when it is too long or breaks off.
+/// 400 if the body is too long or truncated.
 pub(super) async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, Refusal> {
     let collected = Limited::new(body, limit).collect().await;
     Ok(collected.map_err(|error| Refusal::bad_request(error.to_string()))?.to_bytes())
 }
 
-/// Reads a request's body as JSON; none is an empty object.
+/// Reads a request body as JSON; an empty body is an empty object.
 ///
 /// # Errors
-/// 400 when it is no JSON, is too long or breaks off, 422 when it is JSON of another kind.
+/// 400 if the body is not JSON, too long or truncated; 422 if its JSON has another shape.
 pub(super) async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
     let bytes = read_body(body, REQUEST_MAX).await?;
     let value: Value = if bytes.is_empty() {

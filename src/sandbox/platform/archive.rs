@@ -1,12 +1,12 @@
-//! ZIP archives, as far as the files API has them: what people pack is unpacked, and a directory is packed without
-//! being compressed. No encryption, no ZIP64, which begins at 4 GiB.
+//! ZIP archives for the files API. This module unpacks common archives, and packs a directory
+//! without compression. It supports neither encryption nor ZIP64, which begins at 4 GiB.
 
 use std::io::{self, Read};
 
 use flate2::Crc;
 use flate2::read::DeflateDecoder;
 
-/// The most that an archive may unpack to, in bytes.
+/// Most bytes of an unpacked archive.
 const UNPACKED_MAX: u64 = 256 << 20;
 
 const LOCAL: &[u8] = b"PK\x03\x04";
@@ -16,34 +16,34 @@ const END: &[u8] = b"PK\x05\x06";
 const STORED: usize = 0;
 const DEFLATED: usize = 8;
 
-/// The version of the format that can do what is done here: 2.0.
+/// Version of the format that has all features used here: 2.0.
 const VERSION: u16 = 20;
 
-/// The version, and in its upper byte that attributes are those of Unix.
+/// The version; the upper byte says that attributes are those of Unix.
 const MADE_BY: u16 = (3 << 8) | VERSION;
 
-/// Else they were in the characters of the first PC.
+/// Flag for UTF-8 names; without it names are in code page 437.
 const NAMES_ARE_UTF8: u16 = 1 << 11;
 
-/// The first day that the format knows: that of 1980.
+/// First date of the format, 1 January 1980.
 const DATE: u16 = 0x21;
 
 /// A file, or a directory, whose name ends in a slash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) name: String,
-    /// The permissions, where they are told.
+    /// The permissions, if the archive has them.
     pub(super) mode: Option<u32>,
     pub(super) content: Vec<u8>,
 }
 
-/// What is in an archive.
+/// Unpacks an archive.
 ///
 /// # Errors
-/// It is none, or one that is broken, too large, or packed in another way.
+/// The bytes are not an archive, or it is broken, too large, or packed with another method.
 pub(super) fn unpack(archive: &[u8]) -> io::Result<Vec<Entry>> {
     let broken = || io::Error::new(io::ErrorKind::InvalidData, "zip: not a valid zip file");
-    // Behind the end there may be a remark.
+    // A comment may follow the end record.
     let end = archive.windows(END.len()).rposition(|window| window == END).ok_or_else(broken)?;
     let count = short(archive, end + 10).ok_or_else(broken)?;
     let mut at = long(archive, end + 16).ok_or_else(broken)?;
@@ -58,7 +58,8 @@ pub(super) fn unpack(archive: &[u8]) -> io::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// The entry whose line in the list is at `at`, and where the next line is. `None` where the archive is broken.
+/// Unpacks the entry whose record in the central directory is at `at`. Also returns the position of
+/// the next record; `None` if the archive is broken.
 fn unpack_one(archive: &[u8], at: usize, room: u64) -> io::Result<Option<(Entry, usize)>> {
     let read = || {
         (archive.get(at..at + 4)? == CENTRAL).then_some(())?;
@@ -66,7 +67,7 @@ fn unpack_one(archive: &[u8], at: usize, room: u64) -> io::Result<Option<(Entry,
         let (name, extra, remark) = (name?, extra?, remark?);
         let bytes = archive.get(at + 46..at + 46 + name)?;
         let attributes = long(archive, at + 38)?;
-        // The upper half are the mode, if a Unix made it.
+        // The upper half is the mode, if the archive was made on Unix.
         let is_unix = archive.get(at + 5) == Some(&3);
         let mode = is_unix.then(|| u32::try_from(attributes >> 16).unwrap_or(0) & 0o777);
         let local = long(archive, at + 42)?;
@@ -92,10 +93,10 @@ fn unpack_one(archive: &[u8], at: usize, room: u64) -> io::Result<Option<(Entry,
     Ok(is_whole.then_some((Entry { name, mode, content }, next)))
 }
 
-/// An archive of these entries.
+/// Packs entries into an archive.
 ///
 /// # Errors
-/// They are too many or too large for the format.
+/// The entries are too many or too large for the format.
 pub(super) fn pack(entries: &[Entry]) -> io::Result<Vec<u8>> {
     let too_large = |_| io::Error::from(io::ErrorKind::FileTooLarge);
     let (mut archive, mut list) = (Vec::new(), Vec::new());
@@ -104,14 +105,15 @@ pub(super) fn pack(entries: &[Entry]) -> io::Result<Vec<u8>> {
         let size = u32::try_from(content.len()).map_err(too_large)?;
         let name_length = u16::try_from(name.len()).map_err(too_large)?;
         let kind = if name.ends_with('/') { 0o040_000 } else { 0o100_000 };
-        // Version, flags, method (stored), time, date, sum, both sizes, the lengths of name and extra fields.
+        // Version, flags, method (stored), time, date, CRC, both sizes, the lengths of name and
+        // extra fields.
         let mut common = Vec::new();
         shorts(&mut common, [VERSION, NAMES_ARE_UTF8, 0, 0, DATE]);
         longs(&mut common, [sum_of(content), size, size]);
         shorts(&mut common, [name_length, 0]);
         archive.extend([LOCAL, &common, name.as_bytes(), content].concat());
         list.extend([CENTRAL, &MADE_BY.to_le_bytes(), &common].concat());
-        // The length of a remark, disk, kind of content, attributes, where it is.
+        // The length of the comment, disk, kind of content, attributes, offset of the entry.
         shorts(&mut list, [0, 0, 0]);
         longs(&mut list, [(kind | mode.unwrap_or(0o644)) << 16, begin]);
         list.extend(name.as_bytes());
@@ -165,14 +167,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_packed_is_unpacked() {
+    fn a_packed_archive_unpacks_to_the_same_entries() {
         for entries in [entries(), Vec::new()] {
             assert_eq!(unpack(&pack(&entries).expect("an archive")).expect("entries"), entries);
         }
     }
 
     #[test]
-    fn what_is_broken_is_an_error() {
+    fn a_broken_archive_is_an_error() {
         let archive = pack(&entries()).expect("an archive");
         for length in 0..archive.len() - 6 {
             assert!(unpack(&archive[..length]).is_err(), "{length}");

@@ -1,4 +1,4 @@
-//! Who vouches for the VMs' names: a CA that is made at each start.
+//! The certificate authority for the VMs' names, made at each start.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use rustls::ServerConfig;
 use rustls_pki_types::PrivateKeyDer;
 use tokio_rustls::TlsAcceptor;
 
-/// Why there is no certificate.
+/// Reason why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AuthorityError {
     #[error("cannot make a certificate")]
@@ -19,7 +19,7 @@ pub(super) enum AuthorityError {
     Key(&'static str),
 }
 
-/// A CA.
+/// A certificate authority.
 #[derive(Debug)]
 pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -27,7 +27,7 @@ pub(super) struct Authority {
 }
 
 impl Authority {
-    /// A CA that nobody knows yet.
+    /// Makes a CA, which nobody trusts yet.
     pub(super) fn new() -> Result<Authority, AuthorityError> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, "ksync sandbox");
@@ -37,12 +37,12 @@ impl Authority {
         Ok(Authority { issuer: Issuer::new(params, key), certificate_pem })
     }
 
-    /// The CA's certificate.
+    /// Certificate of the CA.
     pub(super) fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }
 
-    /// What takes TLS off connections to `address`.
+    /// Makes the TLS acceptor for connections to `address`.
     pub(super) fn acceptor(&self, address: IpAddr) -> Result<TlsAcceptor, AuthorityError> {
         let mut params = CertificateParams::new(vec![address.to_string()])?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

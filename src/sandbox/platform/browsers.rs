@@ -1,4 +1,4 @@
-//! `/browsers`: sessions are made, shown, renamed and deleted.
+//! `/browsers`: creates, shows, renames and deletes sessions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use super::faults::Fault;
 use super::routes::Asked;
 use super::session::{Session, Wish};
 
-/// What `timeout_seconds` may be, in seconds.
+/// Range of `timeout_seconds`.
 const TIMEOUT: std::ops::RangeInclusive<u64> = 10..=259_200;
 
-/// What `timeout_seconds` is when nobody says.
+/// Default of `timeout_seconds`.
 const TIMEOUT_DEFAULT: u64 = 60;
 
-/// The sessions of a page when nobody says.
+/// Default number of sessions per page.
 const LIMIT_DEFAULT: usize = 20;
 
-/// The most sessions of a page.
+/// Most sessions per page.
 const LIMIT_MAX: usize = 100;
 
-/// The body of a creation. What it does not name is for browsers, and there is none here.
+/// Body of a creation. Its other fields concern browsers, which do not exist here.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Create {
     timeout_seconds: Option<u64>,
@@ -39,10 +39,10 @@ pub(super) struct Create {
 }
 
 impl Create {
-    /// Checked.
+    /// Checks the fields.
     ///
     /// # Errors
-    /// 400 when the timeout is out of its range or the name is empty.
+    /// 400 if the timeout is out of range or the name is empty.
     pub(super) fn wish(self) -> Result<Wish, Refusal> {
         let timeout_seconds = self.timeout_seconds.unwrap_or(TIMEOUT_DEFAULT);
         if !TIMEOUT.contains(&timeout_seconds) {
@@ -87,7 +87,7 @@ pub(super) async fn create(
     let name = wish.name.clone();
     check_name(cloud, None, name.as_deref())?;
     let session = Session::start(cloud, wish).await?;
-    // Somebody else may have had the same idea meanwhile.
+    // Another request may have taken the name meanwhile.
     if let Err(refusal) = cloud.keep(Arc::clone(&session), name.as_deref()) {
         session.end().await;
         return Err(refusal);
@@ -109,7 +109,7 @@ pub(super) fn list(cloud: &Cloud, asked: &Asked<'_>) -> Result<Answer, Refusal> 
     if !(1..=LIMIT_MAX).contains(&limit) {
         return Err(Refusal::bad_request(format!("limit must be between 1 and {LIMIT_MAX}")));
     }
-    // Nothing is remembered of those that were deleted.
+    // The platform keeps no record of deleted sessions.
     let sessions = if status == "deleted" { Vec::new() } else { cloud.sessions() };
     let page: Vec<Value> =
         sessions.iter().skip(offset).take(limit).map(|session| session.describe(&cloud.time)).collect();
@@ -117,7 +117,7 @@ pub(super) fn list(cloud: &Cloud, asked: &Asked<'_>) -> Result<Answer, Refusal> 
     let has_more = next < sessions.len();
     let mut answer = json_answer(StatusCode::OK, &page);
     set(&mut answer, HeaderName::from_static("x-has-more"), if has_more { "true" } else { "false" });
-    // On the last page the platform says 0.
+    // On the last page the platform answers 0.
     let next = if has_more { next } else { 0 };
     set(&mut answer, HeaderName::from_static("x-next-offset"), &next.to_string());
     Ok(answer)
@@ -145,7 +145,7 @@ pub(super) async fn patch(cloud: &Cloud, id: &str, body: Incoming) -> Result<Ans
     check_name(cloud, Some(&session.id), patch.name.as_deref())?;
     {
         let mut wish = session.wish();
-        // An empty name takes the name away.
+        // An empty name removes the name.
         if let Some(name) = patch.name {
             wish.name = Some(name).filter(|name| !name.is_empty());
         }
@@ -158,7 +158,7 @@ fn described(cloud: &Cloud, session: &Session) -> Answer {
     json_answer(StatusCode::OK, &session.describe(&cloud.time))
 }
 
-/// A name belongs to one session at a time.
+/// Checks that no other session has the name.
 fn check_name(cloud: &Cloud, own_id: Option<&str>, name: Option<&str>) -> Result<(), Refusal> {
     let Some(name) = name else { return Ok(()) };
     match cloud.session(name) {

@@ -1,4 +1,4 @@
-//! The socket of `cdp_ws_url`: nobody speaks CDP here, but while it is open the session is active.
+//! The socket of `cdp_ws_url`. It does not speak CDP, but while it is open the session is active.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use super::faults::Fault;
 use super::session::Session;
 use super::{Cloud, query};
 
-/// How long such a socket lasts, in the platform's time.
+/// Lifetime of such a socket, in the platform's time.
 const AGE_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// A client that is there. The session is active until this is dropped.
+/// A connected client. The session is active until this is dropped.
 struct Presence {
     cloud: Arc<Cloud>,
     session: Arc<Session>,
@@ -40,8 +40,8 @@ impl Drop for Presence {
     }
 }
 
-/// Answers the request for a socket. `at` is the session whose own address it came to; otherwise the token
-/// tells which it is.
+/// Answers the request for a socket. `at` is the session whose own address the request came to;
+/// otherwise the token names the session.
 pub(super) async fn accept(
     cloud: &Arc<Cloud>,
     request: Request<Incoming>,
@@ -86,7 +86,7 @@ pub(super) async fn accept(
     Ok(answer)
 }
 
-/// The key of a handshake, if it is one.
+/// The key of a WebSocket handshake, if the request is one.
 fn upgrade_key(headers: &HeaderMap) -> Option<String> {
     let asks = headers.get(UPGRADE)?.to_str().ok()?.eq_ignore_ascii_case("websocket");
     asks.then_some(())?;

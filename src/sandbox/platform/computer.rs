@@ -1,4 +1,4 @@
-//! `computer/batch`: there is no screen to move a mouse on, so the actions are checked, and sleeps slept.
+//! `computer/batch`: there is no screen, so the actions are only checked, and sleeps are slept.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use super::Cloud;
 use super::answer::{Answer, Refusal, empty, read_json};
 use super::session::Session;
 
-/// The kinds of action. Each has the field of its own name.
+/// Kinds of actions. Each has a field with its own name.
 const TYPES: [&str; 8] =
     ["click_mouse", "move_mouse", "type_text", "press_key", "scroll", "drag_mouse", "set_cursor", "sleep"];
 
-/// The longest sleep, in milliseconds.
+/// Longest sleep, in milliseconds.
 const SLEEP_MAX: u64 = 30_000;
 
 #[derive(Debug, Deserialize)]
@@ -23,7 +23,7 @@ struct Batch {
     actions: Vec<Value>,
 }
 
-/// `POST computer/batch`: the actions in their order, to the first that makes no sense.
+/// `POST computer/batch`: runs the actions in their order, up to the first invalid one.
 pub(super) async fn batch(cloud: &Cloud, session: &Session, body: Incoming) -> Result<Answer, Refusal> {
     session.touch(cloud.time.now());
     let Batch { actions } = read_json(body).await?;

@@ -1,14 +1,14 @@
-//! Names that nobody guesses.
+//! Random names.
 
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::rand;
 
 const LETTERS: &[u8; 32] = b"abcdefghijkmnopqrstuvwxyz2345678";
 
-/// So many letters and digits.
+/// Makes a word of `length` random letters and digits.
 ///
 /// # Errors
-/// When the system has no randomness to give.
+/// The system gives no random bytes.
 pub(super) fn word(length: usize) -> Result<String, Unspecified> {
     let mut bytes = vec![0; length];
     rand::fill(&mut bytes)?;
@@ -16,10 +16,10 @@ pub(super) fn word(length: usize) -> Result<String, Unspecified> {
     Ok(bytes.into_iter().map(|byte| char::from(letter(byte))).collect())
 }
 
-/// What the platform calls a process: a UUID of version 4.
+/// Makes the id of a process: a UUID of version 4.
 ///
 /// # Errors
-/// When the system has no randomness to give.
+/// The system gives no random bytes.
 pub(super) fn uuid() -> Result<String, Unspecified> {
     let mut bytes = [0; 16];
     rand::fill(&mut bytes)?;
@@ -29,10 +29,10 @@ pub(super) fn uuid() -> Result<String, Unspecified> {
     Ok([part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)].join("-"))
 }
 
-/// Three bytes for whatever they are good for.
+/// Makes three random bytes.
 ///
 /// # Errors
-/// When the system has no randomness to give.
+/// The system gives no random bytes.
 pub(super) fn triple() -> Result<[u8; 3], Unspecified> {
     let mut bytes = [0; 3];
     rand::fill(&mut bytes)?;

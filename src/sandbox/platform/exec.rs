@@ -1,7 +1,8 @@
-//! `process/exec`: a program is run to its end, without a shell, and what it said is answered in one piece.
+//! `process/exec`: runs a program to its end, without a shell, and answers with its output in one
+//! piece.
 //!
-//! As in the VM: the end is that of its outputs, not of the process, so whatever inherited them keeps the call
-//! waiting, even beyond its timeout, at which only the process itself is killed.
+//! As in the VM, the call ends with the outputs and not with the process. A process that inherited
+//! them keeps the call waiting, even beyond its timeout. The timeout kills only the process itself.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -29,13 +30,13 @@ use super::session::Session;
 use crate::sandbox::process::ROOT_VARIABLE;
 use crate::sandbox::terminal::{self, Size, Terminal};
 
-/// The most that an output may be, in bytes. A VM without a screen has 1 GB of memory for everything.
+/// Most bytes of an output. A VM without a screen has 1 GB of memory in all.
 const OUTPUT_MAX: u64 = 256 << 20;
 
-/// The users that a VM has. Here they are all whoever runs the sandbox.
+/// Users of a VM. Here each of them is the user who runs the sandbox.
 const USERS: [&str; 4] = ["root", "kernel", "0", "1000"];
 
-/// What is to be run.
+/// The program of a request.
 #[derive(Debug, Deserialize)]
 pub(super) struct Program {
     #[serde(default)]
@@ -51,22 +52,23 @@ pub(super) struct Program {
     cols: Option<u16>,
 }
 
-/// What is written to a program, and what it says.
+/// Input and output of a program.
 pub(super) type Input = Box<dyn AsyncWrite + Send + Unpin>;
 pub(super) type Output = Box<dyn AsyncRead + Send + Unpin>;
 
-/// A program that was started, with our ends of its streams.
+/// A started program, with our ends of its streams.
 pub(super) struct Started {
     pub(super) child: Child,
     pub(super) stdin: Option<Input>,
     pub(super) stdout: Option<Output>,
-    /// One in a terminal has but one output.
+    /// Standard error; `None` in a terminal, which has one output only.
     pub(super) stderr: Option<Output>,
     pub(super) terminal: Option<Terminal>,
 }
 
 impl Program {
-    /// A command that has what a process in the VM has, and nothing of this process's own.
+    /// Makes a command with the environment of a process in the VM, without this process's own
+    /// variables.
     fn command(
         &self,
         session: &Session,
@@ -90,12 +92,12 @@ impl Program {
             Some(cwd) if cwd.starts_with('/') => session.place(cwd),
             Some(cwd) => return refused(format!("cwd must be absolute: {cwd}")),
         };
-        // What was put into the VM comes before what this machine has under the same name.
+        // A program in the VM takes precedence over one of this machine with the same path.
         let in_vm = session.place(&self.command);
         let is_path = self.command.starts_with('/');
         let program = if is_path && in_vm.is_file() { in_vm } else { PathBuf::from(&self.command) };
         let mut command = if in_terminal {
-            // What is not there has to be found out now: who starts it there would only say that it failed.
+            // Check for a missing program now: in a terminal, `setsid` would only report a failure.
             if !is_there(&program, &cwd, search_path) {
                 return Err(self.not_started(&cwd, &io::ErrorKind::NotFound.into()));
             }
@@ -127,19 +129,19 @@ impl Program {
         Ok((command, cwd))
     }
 
-    /// Starts it with nothing to read and nobody to type.
+    /// Starts the program with an empty input and no terminal.
     ///
     /// # Errors
-    /// 400 with what the system says, or when the request contradicts itself.
+    /// 400 with the system's message, or if the request contradicts itself.
     async fn start(&self, cloud: &Cloud, session: &Session) -> Result<Child, Refusal> {
         let (mut command, cwd) = self.command(session, cloud.search_path().await?, false)?;
         command.stdin(Stdio::null()).spawn().map_err(|error| self.not_started(&cwd, &error))
     }
 
-    /// Starts it with somebody who writes to it, in a terminal if it is to have one.
+    /// Starts the program with an open input, in a terminal if the request asks for one.
     ///
     /// # Errors
-    /// As for an `exec`, or 500 when the system has no terminals.
+    /// As for `exec`, or 500 if the system has no terminals.
     pub(super) async fn start_fed(&self, cloud: &Cloud, session: &Session) -> Result<Started, Refusal> {
         let in_terminal = self.allocate_tty == Some(true);
         let (mut command, cwd) = self.command(session, cloud.search_path().await?, in_terminal)?;
@@ -178,7 +180,7 @@ impl Program {
         Refusal::in_vm(StatusCode::BAD_REQUEST, self.cannot_start(cwd, error))
     }
 
-    /// What the VM says: it is written in Go.
+    /// The VM's message, whose wording is that of Go.
     fn cannot_start(&self, cwd: &Path, error: &io::Error) -> String {
         let command = &self.command;
         let cause = match error.kind() {
@@ -218,11 +220,11 @@ pub(super) async fn exec(cloud: &Cloud, session: &Session, body: Incoming) -> Re
         Some(timeout) => tokio::time::timeout(timeout, finished.as_mut()).await.ok(),
     };
     let Some((stdout, stderr, status)) = ended else {
-        // Once it was waited for, its number may be somebody else's.
+        // After the wait, the system may have reused its pid.
         if let Some(pid) = pid.filter(|_| !is_waited_for.load(Ordering::Relaxed)) {
             let _ = kill_process(pid, Signal::KILL);
         }
-        // Whatever it still has to say, nobody will hear it.
+        // The rest of the output is discarded.
         let (_, _, _) = finished.await;
         return Err(Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "process timed out"));
     };
@@ -237,7 +239,7 @@ pub(super) async fn exec(cloud: &Cloud, session: &Session, body: Incoming) -> Re
     Ok(json_answer(StatusCode::OK, &value))
 }
 
-/// Whether there is such a program: a path, or a name that is looked for.
+/// Checks that a program exists: a path, or a name in `search_path`.
 fn is_there(program: &Path, cwd: &Path, search_path: &OsStr) -> bool {
     if program.components().count() > 1 {
         cwd.join(program).is_file()
@@ -246,12 +248,12 @@ fn is_there(program: &Path, cwd: &Path, search_path: &OsStr) -> bool {
     }
 }
 
-/// The number of a process that was not waited for.
+/// Pid of a process that nobody has waited for yet.
 pub(super) fn pid_of(child: &Child) -> Option<Pid> {
     Pid::from_raw(i32::try_from(child.id()?).ok()?)
 }
 
-/// An output to its end.
+/// Reads an output to its end.
 async fn read_all(output: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     if let Some(output) = output {

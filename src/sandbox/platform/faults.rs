@@ -1,18 +1,18 @@
-//! Faults on request: `POST /_sandbox/faults` says what the next calls meet instead of, or besides, an answer.
+//! Faults on request: `POST /_sandbox/faults` sets failures or delays of the next calls.
 //!
 //! ```text
-//! {"call":"create","status":529,"times":2}                         no capacity, twice
-//! {"call":"exec","status":429,"headers":{"Retry-After":"1"}}       too many requests
-//! {"status":500,"message_only":true,"message":"from inside"}       whatever is called next
-//! {"call":"get","delay_ms":3000}                                   slow, but right
-//! {"call":"get","hang_up":true}                                    the connection ends without an answer
-//! {"call":"bridge","after_bytes":100000}                           the SSH connection is reset there
-//! {"call":"bridge","freezes_in_standby":true}                      it stands still while the VM stands by
-//! {"call":"bridge","status":403}                                   no WebSocket, but HTTP with that status
-//! {"call":"bridge","delay_ms":60000}                               everything arrives so much later
-//! {"call":"cdp","after_seconds":60}                                so is the CDP socket, in platform time
-//! {"call":"create","without_jwt":true}                             a cdp_ws_url whose host is the VM's domain
-//! {"call":"create","token_seconds":60}                             one that opens the socket for so long only
+//! {"call":"create","status":529,"times":2}                    no capacity, twice
+//! {"call":"exec","status":429,"headers":{"Retry-After":"1"}}  too many requests
+//! {"status":500,"message_only":true,"message":"from inside"}  error of the next call of any kind
+//! {"call":"get","delay_ms":3000}                              slow, but correct
+//! {"call":"get","hang_up":true}                               connection closed without an answer
+//! {"call":"bridge","after_bytes":100000}                      SSH connection reset at that byte
+//! {"call":"bridge","freezes_in_standby":true}                 frozen while the VM is in standby
+//! {"call":"bridge","status":403}                              HTTP status in place of a WebSocket
+//! {"call":"bridge","delay_ms":60000}                          all bytes delayed by that time
+//! {"call":"cdp","after_seconds":60}                           CDP socket reset, in platform time
+//! {"call":"create","without_jwt":true}                        cdp_ws_url with the VM as host
+//! {"call":"create","token_seconds":60}                        token that expires after that time
 //! ```
 
 use std::collections::BTreeMap;
@@ -25,45 +25,46 @@ use serde::Deserialize;
 use super::answer::{self, Answer, Refusal};
 use super::routes::Call;
 
-/// The most faults that wait at a time.
+/// Most faults that may wait.
 const PENDING_MAX: usize = 1000;
 
-/// What a call meets.
+/// A fault of a call.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Fault {
-    /// Which call; without one the next, whatever it is.
+    /// The affected call; without it, the next request of any kind.
     call: Option<Call>,
-    /// How often.
+    /// Number of affected calls.
     #[serde(default = "once")]
     times: u32,
-    /// How many such calls are spared first.
+    /// Number of matching calls to spare first.
     #[serde(default)]
     skip: u32,
-    /// The status of the answer; without one the call is answered as ever.
+    /// Status of the answer; without it the call is answered as usual.
     pub(super) status: Option<u16>,
     #[serde(default)]
     headers: BTreeMap<String, String>,
     code: Option<String>,
     message: Option<String>,
-    /// An error as those from inside of a VM are: without a code.
+    /// Omits the code, as errors from inside a VM do.
     #[serde(default)]
     message_only: bool,
-    /// How long the answer takes, in real milliseconds.
+    /// Delay of the answer, in real milliseconds.
     #[serde(default)]
     pub(super) delay_ms: u64,
     #[serde(default)]
     pub(super) hang_up: bool,
-    /// A VM's port: the connection is reset after so many bytes from the client.
+    /// For a VM's port: bytes from the client after which the connection is reset.
     pub(super) after_bytes: Option<u64>,
-    /// A VM's port or a CDP socket: it is reset after so many seconds of the platform's time.
+    /// For a VM's port or a CDP socket: seconds of the platform's time after which the connection
+    /// is reset.
     pub(super) after_seconds: Option<u64>,
-    /// A VM's port: nothing arrives, either way, while the VM is in standby.
+    /// For a VM's port: freezes the connection both ways while the VM is in standby.
     #[serde(default)]
     pub(super) freezes_in_standby: bool,
     #[serde(default)]
     pub(super) without_jwt: bool,
-    /// How long the token of a new session is good, in the platform's time.
+    /// Lifetime of a new session's token, in the platform's time.
     pub(super) token_seconds: Option<u64>,
 }
 
@@ -72,7 +73,7 @@ const fn once() -> u32 {
 }
 
 impl Fault {
-    /// The answer that it makes instead of the right one.
+    /// The fault's answer in place of the correct one.
     pub(super) fn answer(&self) -> Option<Answer> {
         let status = StatusCode::from_u16(self.status?).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let message = self.message.clone().unwrap_or_else(|| told(status).1.to_owned());
@@ -87,7 +88,7 @@ impl Fault {
     }
 }
 
-/// The code and the message that go with a status.
+/// Code and message of a status.
 fn told(status: StatusCode) -> (&'static str, &'static str) {
     match status.as_u16() {
         400 => ("bad_request", "bad request"),
@@ -108,7 +109,7 @@ fn told(status: StatusCode) -> (&'static str, &'static str) {
 pub(super) struct Faults(Mutex<Vec<Fault>>);
 
 impl Faults {
-    /// Adds one; false when too many wait.
+    /// Adds a fault. Returns false if too many wait.
     pub(super) fn add(&self, fault: Fault) -> bool {
         let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let has_room = faults.len() < PENDING_MAX;
@@ -118,12 +119,12 @@ impl Faults {
         has_room
     }
 
-    /// Forgets all.
+    /// Forgets all faults.
     pub(super) fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// What a call meets now: of several that fit, the one that came first.
+    /// Takes the fault of a call: of several that match, the first added.
     pub(super) fn take(&self, call: Call) -> Option<Fault> {
         let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         faults.retain(|fault| fault.times > 0);
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_meets_its_own_calls_so_often_and_no_others() {
+    fn a_fault_affects_its_own_calls_and_only_the_given_number() {
         let faults = Faults::default();
         assert!(faults.add(fault(r#"{"call":"create","status":529,"times":2,"skip":1}"#)));
         assert!(faults.add(fault(r#"{"status":500}"#)));

@@ -1,4 +1,4 @@
-//! `fs/…`: files of the VM, that is, below the session's root.
+//! `fs/…`: files of the VM, below the session's root.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
@@ -20,7 +20,7 @@ use super::routes::{Asked, Call};
 use super::session::Session;
 use super::stamp;
 
-/// How much of a file is read at once, in bytes.
+/// Bytes read of a file at once.
 const READ_SIZE: usize = 64 * 1024;
 
 #[derive(Debug, Deserialize)]
@@ -53,7 +53,7 @@ pub(super) async fn answer(
         Call::CreateDirectory => create_directory(session, &target(body).await?),
         Call::DeleteFile => {
             let path = session.place(&target(body).await?.path);
-            // As in Go, an empty directory is one, too.
+            // As in Go, this also deletes an empty directory.
             done(
                 fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)),
                 "file not found",
@@ -73,7 +73,7 @@ pub(super) async fn answer(
             let target = target(body).await?;
             let mode = mode_of(target.mode.as_deref())
                 .ok_or_else(|| in_vm(StatusCode::BAD_REQUEST, "invalid mode"))?;
-            // There is one user here: owner and group are taken note of as well as they can be, not at all.
+            // There is one user here, so owner and group are ignored.
             let set = fs::set_permissions(session.place(&target.path), Permissions::from_mode(mode));
             done(set, "path not found", "failed to chmod")
         }
@@ -81,13 +81,13 @@ pub(super) async fn answer(
     }
 }
 
-/// Makes the parents, and writes into the file itself: who reads it meanwhile sees it grow.
+/// Creates the parents and writes the file in place, so a concurrent reader sees it grow.
 async fn write(session: &Session, asked: &Asked<'_>, mut body: Incoming) -> Result<Answer, Refusal> {
     let path = session.place(&path_of(asked)?);
     let mode = mode_of(asked.value("mode").as_deref()).unwrap_or(0o644);
     let parent = path.parent().unwrap_or(&session.root);
     fs::create_dir_all(parent).map_err(|_| in_vm(StatusCode::BAD_REQUEST, "unable to create directories"))?;
-    // Not for a program that runs: that is the error that the system has for it.
+    // Opening fails for the program of a running process, with the system's own error.
     let opened =
         tokio::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&path).await;
     let mut file = opened.map_err(|_| in_vm(StatusCode::INTERNAL_SERVER_ERROR, "unable to create file"))?;
@@ -123,7 +123,7 @@ async fn read(session: &Session, path: &str) -> Result<Answer, Refusal> {
     Ok(answer)
 }
 
-/// The entries by name; `null`, not `[]`, when there are none.
+/// Lists the entries by name; the answer is `null`, not `[]`, for an empty directory.
 fn list(session: &Session, path: &str) -> Result<Answer, Refusal> {
     let failed = |error: io::Error| {
         fault(&error, "directory not found", StatusCode::INTERNAL_SERVER_ERROR, "failed to read directory")
@@ -132,7 +132,7 @@ fn list(session: &Session, path: &str) -> Result<Answer, Refusal> {
     for entry in fs::read_dir(session.place(path)).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        // Gone since it was listed, then.
+        // Skip an entry that was deleted after it was listed.
         let Ok(metadata) = entry.metadata() else { continue };
         let path = format!("{}/{name}", path.trim_end_matches('/'));
         entries.push((entry.file_name(), describe(&name, &path, &metadata)));
@@ -161,7 +161,8 @@ fn create_directory(session: &Session, target: &Target) -> Result<Answer, Refusa
     Ok(empty(StatusCode::CREATED))
 }
 
-/// With all that is in it. One that is not there is as good as deleted, and a file counts as one.
+/// Deletes the directory with its content. A missing directory counts as deleted, and a file as a
+/// directory.
 fn delete_directory(session: &Session, target: &Target) -> Result<Answer, Refusal> {
     let path = session.place(&target.path);
     if path == session.root {
@@ -176,7 +177,7 @@ fn delete_directory(session: &Session, target: &Target) -> Result<Answer, Refusa
     done(removed, "directory not found", "failed to delete directory")
 }
 
-/// What the API says of an entry.
+/// The API's description of an entry.
 fn describe(name: &str, path: &str, metadata: &Metadata) -> Value {
     json!({
         "name": name,
@@ -188,7 +189,8 @@ fn describe(name: &str, path: &str, metadata: &Metadata) -> Value {
     })
 }
 
-/// A mode as Go writes it: the kinds and further bits that there are, or a dash, then nine letters.
+/// Formats a mode as Go does: the letters of the kinds and special bits, or a dash, then nine
+/// letters.
 fn letters(metadata: &Metadata) -> String {
     let (kind, mode) = (metadata.file_type(), metadata.permissions().mode());
     let is_device = kind.is_block_device() || kind.is_char_device();
@@ -217,7 +219,7 @@ async fn target(body: Incoming) -> Result<Target, Refusal> {
     if target.path.is_empty() { Err(no_path()) } else { Ok(target) }
 }
 
-/// The path that a call is about.
+/// The path parameter of a call.
 pub(super) fn path_of(asked: &Asked<'_>) -> Result<String, Refusal> {
     asked.value("path").filter(|path| !path.is_empty()).ok_or_else(no_path)
 }
@@ -237,7 +239,7 @@ fn done(result: io::Result<()>, missing: &str, otherwise: &str) -> Result<Answer
     }
 }
 
-/// 404 for what is not there, and `status` for all else.
+/// 404 for a missing entry, and `status` for all other errors.
 fn fault(error: &io::Error, missing: &str, status: StatusCode, otherwise: &str) -> Refusal {
     if error.kind() == io::ErrorKind::NotFound {
         in_vm(StatusCode::NOT_FOUND, missing)

@@ -1,21 +1,23 @@
-//! How long a session lives: a state machine that is told the time and touches nothing.
+//! The life of a session: a state machine that gets the time as an argument and has no side
+//! effects.
 //!
-//! 1. While a client is there (CDP, WebDriver; not SSH) the session is active.
-//! 2. Without one, and without a computer-control request, it is quiet, and after 5 s in standby.
-//! 3. In standby the session's own timeout runs. A client or a request makes it active or quiet again.
-//! 4. When that has run out, or 72 h after it was made, the session is over.
+//! 1. While a client is connected (CDP or WebDriver; not SSH) the session is active.
+//! 2. Without a client or a computer-control request it is quiet, and after 5 s in standby.
+//! 3. In standby the session's own timeout runs. A client or a request makes it active or quiet
+//!    again.
+//! 4. When the timeout has run out, or 72 h after its creation, the session is over.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// How long a session is quiet before it stands by.
+/// Quiet time before standby.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// How old a session gets, whatever it does.
+/// Maximum age of a session.
 pub(super) const AGE_MAX: Duration = Duration::from_secs(72 * 60 * 60);
 
-/// What a session is in the middle of.
+/// Stage of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Stage {
@@ -25,7 +27,7 @@ pub(super) enum Stage {
     Over,
 }
 
-/// A session's clock. All times are since the platform began.
+/// A session's clock. All times count from the platform's start.
 #[derive(Debug)]
 pub(super) struct Life {
     timeout: Duration,
@@ -35,33 +37,33 @@ pub(super) struct Life {
 }
 
 impl Life {
-    /// A session that begins now, quiet, and may stand by for `timeout`.
+    /// Starts a session at `now`, quiet, with `timeout` as its longest standby.
     pub(super) fn new(timeout: Duration, now: Duration) -> Life {
         Life { timeout, begun: now, clients: 0, quiet_since: now }
     }
 
-    /// A client has come.
+    /// Records that a client has connected.
     pub(super) fn join(&mut self) {
         self.clients += 1;
     }
 
-    /// A client has gone.
+    /// Records that a client has disconnected.
     pub(super) fn leave(&mut self, now: Duration) {
         self.clients = self.clients.saturating_sub(1);
         self.touch(now);
     }
 
-    /// Something was asked for that counts as activity.
+    /// Records a request that counts as activity.
     pub(super) fn touch(&mut self, now: Duration) {
         self.quiet_since = self.quiet_since.max(now);
     }
 
-    /// How old the session is.
+    /// Age of the session.
     pub(super) fn age(&self, now: Duration) -> Duration {
         now.saturating_sub(self.begun)
     }
 
-    /// Where the session is now.
+    /// Stage of the session at `now`.
     pub(super) fn stage(&self, now: Duration) -> Stage {
         let quiet = now.saturating_sub(self.quiet_since);
         if self.age(now) >= AGE_MAX {
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn standby_comes_before_the_timeout_and_a_client_begins_it_anew() {
+    fn standby_precedes_the_timeout_and_a_client_restarts_it() {
         let mut life = Life::new(at(60), at(100));
         let stages = |life: &Life, times: [u64; 4]| times.map(|time| life.stage(at(time)));
         let all = [Stage::Quiet, Stage::Standby, Stage::Standby, Stage::Over];
@@ -104,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_kept_for_longer_than_three_days() {
+    fn no_session_lives_longer_than_three_days() {
         let mut life = Life::new(at(60), at(0));
         life.join();
         assert_eq!(life.stage(AGE_MAX - at(1)), Stage::Active);

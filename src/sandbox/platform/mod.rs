@@ -1,27 +1,28 @@
-//! The cloud: a stand-in for the platform that makes VMs, deletes them, and is asked about them by HTTP.
+//! The cloud: an emulator of the platform, which creates and deletes VMs over HTTP.
 //!
 //! ```text
-//! client ═ HTTP ═ routes ─ browsers, pools ─ session ─ port 2222 of its own 127.x.y.z: TLS, gateway, SSH
+//! client ═ HTTP ═ routes ─ browsers, pools ─ session ─ 127.x.y.z:2222: TLS, gateway, SSH
 //!                    │                          │
 //!                    ├─ exec, spawn, files ─────┤      real programs, below the session's own root
 //!                    └─ cdp, computer ──────── life    the clock: quiet, standby, over
 //! ```
 //!
-//! It answers as the platform does, quirks included: errors of two shapes, `null` for an empty directory,
-//! writes in place, an `exec` that waits for whoever inherited its output, processes that are forgotten, a
-//! clock that SSH does not stop. What goes wrong out there goes wrong here on request (see `faults`), and time
-//! can be made to pass (see `admin`).
+//! It answers as the platform does, quirks included. Errors have two shapes, and an empty directory
+//! is `null`. It writes files in place. An `exec` waits for every process that inherited its
+//! output. It forgets processes after their end, and SSH does not stop its clock. Tests can request
+//! the platform's failures (see `faults`), and move its clock (see `admin`).
 //!
 //! # The VM
-//! A session is a directory, its root. `/` of the files API is that directory, `exec` runs there, with
-//! `HOME` in `root/` below it and `KSYNC_SANDBOX_ROOT` naming it, and the SSH server takes the keys in
-//! `root/.ssh/authorized_keys` below it. There is no isolation: a program sees this machine, with the rights
-//! of whoever started the sandbox, and may go wherever those lead. When a session ends its connections are
-//! reset, every process with its `KSYNC_SANDBOX_ROOT` is killed, and the directory is removed.
+//! A session is a directory, its root. It is the `/` of the files API. `exec` runs there, with
+//! `HOME` in its `root/` and the directory's path in `KSYNC_SANDBOX_ROOT`. The SSH server accepts
+//! the keys in its `root/.ssh/authorized_keys`. There is no isolation: a program sees this machine,
+//! with the rights of the user who started the sandbox, and may go wherever those lead. At its end,
+//! a session resets its connections, kills every process with its `KSYNC_SANDBOX_ROOT`, and removes
+//! the directory.
 //!
-//! # What is not there
-//! Browsers, WebDriver and live view but for a socket, profiles,
-//! proxies, extensions: a request may name them, and nothing comes of it.
+//! # What is missing
+//! There are no browsers, live view, profiles, proxies or extensions. CDP and WebDriver are mere
+//! sockets. A request may name these things, without effect.
 
 mod admin;
 mod answer;
@@ -78,32 +79,33 @@ use routes::Call;
 use session::Session;
 use time::Time;
 
-/// How often the platform looks at the clocks of its sessions, in its own time.
+/// Interval between checks of the sessions' clocks, in the platform's time.
 const REAP_EVERY: Duration = Duration::from_secs(5);
 
-/// The HTTP connections that are served at a time; more wait to be accepted.
+/// HTTP connections served at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 256;
 
-/// How fast the clock may go.
+/// Allowed speeds of the clock.
 const TIME_SCALE: std::ops::RangeInclusive<f64> = 0.001..=1_000_000.0;
 
-/// How to start a platform.
+/// Options of a platform.
 #[derive(Debug, Clone)]
 pub struct PlatformOptions {
-    /// Where the API listens: a loopback address, with port 0 for any free port.
+    /// Listening address of the API: a loopback address, with port 0 for any free port.
     pub listen: SocketAddr,
-    /// Where sessions have their directories, each platform in one of its own, named by its port.
+    /// Directory of the sessions. Each platform has a subdirectory named after its port.
     pub home: PathBuf,
-    /// What connections to VMs meet.
+    /// Link conditions of connections to VMs.
     pub weather: Weather,
-    /// How many seconds of the platform's clock pass in a real one: 1, or more for tests in a hurry.
+    /// Seconds of the platform's clock per real second: 1, or more for fast tests.
     pub time_scale: f64,
-    /// A public key in OpenSSH's one-line form that every VM lets in, besides those in its own file.
+    /// A public key in OpenSSH's one-line form that every VM accepts, besides those in its own
+    /// file.
     pub client_key: Option<String>,
 }
 
-/// A running platform. Dropping it ends it too, but neither waits for what it started nor removes the files:
-/// see [`stop`](Platform::stop).
+/// A running platform. Dropping it ends the platform, but neither waits for its processes nor
+/// removes the files: see [`stop`](Platform::stop).
 #[derive(Debug)]
 pub struct Platform {
     cloud: Arc<Cloud>,
@@ -111,11 +113,11 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// Makes a key and a CA, listens, and serves until [`stop`](Platform::stop). Must be called in a tokio
-    /// runtime.
+    /// Makes a key and a CA, listens, and serves until [`stop`](Platform::stop). The caller must be
+    /// in a tokio runtime.
     ///
     /// # Errors
-    /// [`SandboxError`]: the address is not loopback or not free, or something cannot be made.
+    /// [`SandboxError`]: the address is not loopback or not free, or a file or key cannot be made.
     pub async fn start(options: PlatformOptions) -> Result<Platform, SandboxError> {
         let PlatformOptions { listen, home, weather, time_scale, client_key } = options;
         if !listen.ip().is_loopback() {
@@ -164,25 +166,25 @@ impl Platform {
         Ok(Platform { cloud, tasks })
     }
 
-    /// What stands for `https://api.onkernel.com`: `http://127.0.0.1:PORT`.
+    /// Base URL in place of `https://api.onkernel.com`: `http://127.0.0.1:PORT`.
     #[must_use]
     pub fn base_url(&self) -> String {
         format!("http://{}", self.cloud.address)
     }
 
-    /// The key that the API takes. Made fresh by every start.
+    /// The API's key. Each start makes a new one.
     #[must_use]
     pub fn api_key(&self) -> &str {
         &self.cloud.api_key
     }
 
-    /// The file with the CA certificate that vouches for the VMs' `wss:` ports.
+    /// File with the CA certificate of the VMs' `wss:` ports.
     #[must_use]
     pub fn ca_cert(&self) -> PathBuf {
         ca_cert(&self.cloud.folder)
     }
 
-    /// Ends every session with its processes and files, and the API with its connections.
+    /// Ends every session with its processes and files, and closes the API's connections.
     pub async fn stop(self) {
         for task in &self.tasks {
             task.abort();
@@ -200,20 +202,20 @@ impl Drop for Platform {
         for task in &self.tasks {
             task.abort();
         }
-        // They hold the cloud that holds them.
+        // The sessions hold the cloud that holds them.
         self.cloud.listed().clear();
     }
 }
 
-/// What all calls share.
+/// State shared by all calls.
 #[derive(Debug)]
 struct Cloud {
     api_key: String,
-    /// Where the API answers.
+    /// Address of the API.
     address: SocketAddr,
-    /// Where the sessions have their directories.
+    /// Directory of the sessions' directories.
     folder: PathBuf,
-    /// Where a VM's programs are looked for, once somebody has asked.
+    /// `PATH` of the VMs, made on first use.
     search_path: OnceCell<OsString>,
     weather: Weather,
     client_key: Option<PublicKey>,
@@ -226,12 +228,12 @@ struct Cloud {
 }
 
 impl Cloud {
-    /// The sessions, the oldest first.
+    /// All sessions, the oldest first.
     fn sessions(&self) -> Vec<Arc<Session>> {
         self.listed().clone()
     }
 
-    /// A session by its id or its name.
+    /// Finds a session by id or name.
     fn session(&self, id_or_name: &str) -> Result<Arc<Session>, Refusal> {
         let sessions = self.listed();
         let by_id = sessions.iter().find(|session| session.id == id_or_name);
@@ -239,7 +241,7 @@ impl Cloud {
         by_id.or_else(named).cloned().ok_or_else(|| Refusal::not_found("browser"))
     }
 
-    /// Takes a session onto the list, unless another has its name.
+    /// Adds a session to the list, unless another one has its name.
     fn keep(&self, session: Arc<Session>, name: Option<&str>) -> Result<(), Refusal> {
         let mut sessions = self.listed();
         if let Some(name) = name
@@ -251,7 +253,7 @@ impl Cloud {
         Ok(())
     }
 
-    /// Ends a session, if it is still there.
+    /// Ends a session, if it still exists.
     async fn end(&self, id: &str) {
         let session = {
             let mut sessions = self.listed();
@@ -276,7 +278,7 @@ impl Cloud {
         }
     }
 
-    /// Where a VM's programs are looked for. Made when it is first wanted: that may be thousands of links.
+    /// `PATH` of the VMs. It is made on first use, because it may need thousands of links.
     async fn search_path(&self) -> Result<&OsString, Refusal> {
         let make = || async {
             let folder = self.folder.clone();
@@ -307,10 +309,11 @@ impl Cloud {
     }
 }
 
-/// Accepts HTTP connections and serves them until it is aborted, which ends them all. `at` is the session
-/// whose own address this is.
+/// Accepts and serves HTTP connections. Aborting the task ends them all. `at` is the session that
+/// has this address, if it is a session's own.
 ///
-/// Boxed, since a request may make a session that has such an address, so that the future would contain itself.
+/// The future is boxed. A request may make a session with such an address, so the future would
+/// contain itself.
 fn serve(
     cloud: Arc<Cloud>,
     listener: TcpListener,
@@ -324,7 +327,7 @@ fn serve(
                     Ok((socket, _)) => {
                         connections.spawn(converse(Arc::clone(&cloud), socket, at.clone()));
                     }
-                    // Out of descriptors, most likely: some will be free again.
+                    // The process is probably out of file descriptors; some will be free again.
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 },
                 Some(_) = connections.join_next() => {}
@@ -333,19 +336,19 @@ fn serve(
     })
 }
 
-/// One HTTP connection.
+/// Serves one HTTP connection.
 async fn converse(cloud: Arc<Cloud>, socket: TcpStream, at: Option<String>) {
     let _ = socket.set_nodelay(true);
     let service = service_fn(move |request| routes::answer(Arc::clone(&cloud), request, at.clone()));
-    // A client that goes, or is hung up on, is no event here.
+    // A client that disconnects, or that a fault hangs up on, is no event here.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service).with_upgrades().await;
 }
 
-/// Makes the platform's own directory with the CA's certificate in it.
+/// Creates the platform's own directory with the CA certificate.
 fn make_folder(home: &Path, port: u16, certificate_pem: &str) -> io::Result<PathBuf> {
     DirBuilder::new().recursive(true).mode(0o700).create(home)?;
     let folder = home.canonicalize()?.join(format!("platform-{port}"));
-    // One that was left behind has no owner any more: the port is ours.
+    // A leftover directory has no owner any more, because this process has its port.
     match fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => DirBuilder::new().mode(0o700).create(&folder)?,

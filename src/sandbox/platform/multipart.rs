@@ -1,4 +1,4 @@
-//! `multipart/form-data`, as RFC 7578 has it: the fields of a form, each with a name and a content.
+//! `multipart/form-data` of RFC 7578: the fields of a form, each with a name and a content.
 
 /// A field.
 #[derive(Debug, PartialEq, Eq)]
@@ -7,13 +7,13 @@ pub(super) struct Field<'a> {
     pub(super) content: &'a [u8],
 }
 
-/// The fields of a form in their order; `None` where it is none, or breaks off.
+/// Parses the fields of a form in their order; `None` if the body is malformed or truncated.
 pub(super) fn fields<'a>(content_type: &str, body: &'a [u8]) -> Option<Vec<Field<'a>>> {
     let delimiter = format!("--{}", boundary(content_type)?);
     let mut rest = split(body, delimiter.as_bytes())?.1;
     let between = format!("\r\n{delimiter}");
     let mut fields = Vec::new();
-    // Two hyphens behind a delimiter make it the last one.
+    // Two hyphens after a delimiter mark the last one.
     while !rest.starts_with(b"--") {
         let (field, after) = split(rest.strip_prefix(b"\r\n")?, between.as_bytes())?;
         let (head, content) = split(field, b"\r\n\r\n")?;
@@ -23,7 +23,7 @@ pub(super) fn fields<'a>(content_type: &str, body: &'a [u8]) -> Option<Vec<Field
     Some(fields)
 }
 
-/// What separates the fields.
+/// Delimiter of the fields.
 fn boundary(content_type: &str) -> Option<&str> {
     let mut parameters = content_type.split(';').map(str::trim);
     parameters.next().filter(|kind| kind.eq_ignore_ascii_case("multipart/form-data"))?;
@@ -32,7 +32,7 @@ fn boundary(content_type: &str) -> Option<&str> {
     Some(value.trim_matches('"')).filter(|value| !value.is_empty())
 }
 
-/// The name in the headers of a field. Those that clients send hold neither quotes nor semicolons.
+/// Name in the headers of a field. The names that clients send hold neither quotes nor semicolons.
 fn name(head: &str) -> Option<String> {
     let value = head.lines().find_map(|line| {
         let (header, value) = line.split_once(':')?;
@@ -40,11 +40,11 @@ fn name(head: &str) -> Option<String> {
     })?;
     let parameters = value.split(';').skip(1).filter_map(|parameter| parameter.trim().split_once('='));
     let (_, name) = parameters.into_iter().find(|(key, _)| key.eq_ignore_ascii_case("name"))?;
-    // Some write the brackets of an array's element as in a URL, as browsers do with quotes.
+    // Some clients percent-encode the brackets of an array element, as browsers encode quotes.
     Some(name.trim_matches('"').replace("%5B", "[").replace("%5D", "]"))
 }
 
-/// What stands before and behind the first `separator`.
+/// Bytes before and after the first `separator`.
 fn split<'a>(bytes: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
     let at = bytes.windows(separator.len()).position(|window| window == separator)?;
     Some((bytes.get(..at)?, bytes.get(at + separator.len()..)?))
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_form_or_breaks_off_is_none() {
+    fn a_malformed_or_truncated_form_is_rejected() {
         for content_type in
             ["", "text/plain; boundary=x", "multipart/form-data", "multipart/form-data; boundary="]
         {

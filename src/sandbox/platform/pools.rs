@@ -1,7 +1,7 @@
-//! `/browser_pools`: sessions that are lent.
+//! `/browser_pools`: sessions to lend.
 //!
-//! A session of a pool is made when it is first wanted. While it waits in the pool its clock stands, and its
-//! files are there for whoever gets it next, unless it was released with `reuse: false`.
+//! The platform makes a session of a pool on its first use. While the session waits in the pool,
+//! its clock stops. The next user finds its files, unless it was released with `reuse: false`.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use super::browsers::Create;
 use super::session::{Session, Wish};
 use super::{Cloud, dice, stamp};
 
-/// The largest pool.
+/// Size of the largest pool.
 const SIZE_MAX: usize = 100;
 
-/// How long an acquisition waits when nobody says, in seconds of the platform's time.
+/// Default timeout of an acquisition, in seconds of the platform's time.
 const ACQUIRE_DEFAULT: u64 = 60;
 
-/// How often it looks whether something has become free.
+/// Poll interval of an acquisition.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Sessions to lend.
+/// A pool of sessions.
 #[derive(Debug)]
 pub(super) struct Pool {
     id: String,
@@ -61,11 +61,11 @@ struct Delete {
     force: Option<bool>,
 }
 
-/// What an acquisition comes to.
+/// Result of an attempt to acquire.
 enum Turn {
-    /// One that has been there before.
+    /// A session that already exists.
     Idle(String),
-    /// One that has yet to be made, for which there is room now.
+    /// A session to be made, for which the pool has room.
     Fresh(Wish),
     Full,
 }
@@ -92,7 +92,7 @@ impl Pool {
         self.id == id_or_name || self.name.as_deref() == Some(id_or_name)
     }
 
-    /// What is to be had now. A place for one that has yet to be made is taken under `ticket`.
+    /// Takes an idle session, or else a place for a new one, under `ticket`.
     fn turn(&mut self, ticket: &str) -> Turn {
         if let Some(id) = self.idle.pop_front() {
             self.lent.insert(id.clone());
@@ -118,7 +118,7 @@ pub(super) async fn create(cloud: &Cloud, body: Incoming) -> Result<Answer, Refu
     if !(1..=SIZE_MAX).contains(&size) {
         return Err(Refusal::bad_request(format!("size must be between 1 and {SIZE_MAX}")));
     }
-    // The name is the pool's, not that of its sessions.
+    // The name belongs to the pool, not to its sessions.
     let wish = create.wish()?;
     let name = wish.name.clone();
     let pool = Pool {
@@ -150,7 +150,7 @@ pub(super) fn show(cloud: &Cloud, id: &str) -> Result<Answer, Refusal> {
     with_pool(cloud, id, |pool| json_answer(StatusCode::OK, &pool.describe()))
 }
 
-/// `DELETE /browser_pools/{id_or_name}`: 409 while sessions are lent, unless it is forced.
+/// `DELETE /browser_pools/{id_or_name}`: 409 while sessions are lent, unless forced.
 pub(super) async fn delete(cloud: &Cloud, id: &str, body: Incoming) -> Result<Answer, Refusal> {
     let Delete { force } = read_json(body).await?;
     let pool = {
@@ -168,7 +168,7 @@ pub(super) async fn delete(cloud: &Cloud, id: &str, body: Incoming) -> Result<An
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
-/// `POST /browser_pools/{id_or_name}/acquire`: 204 when nothing has become free in time.
+/// `POST /browser_pools/{id_or_name}/acquire`: 204 if no session became free in time.
 pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Result<Answer, Refusal> {
     let Acquire { acquire_timeout_seconds } = read_json(body).await?;
     let patience = Duration::from_secs(acquire_timeout_seconds.unwrap_or(ACQUIRE_DEFAULT));
@@ -188,7 +188,7 @@ pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Res
                     pool.lent.extend(made.as_ref().ok().map(|session| session.id.clone()));
                 });
                 let session = made?;
-                // The pool may have been deleted meanwhile, which did not know of this one.
+                // The pool may have been deleted meanwhile, without this session.
                 if let Err(refusal) = recorded.and_then(|()| cloud.keep(Arc::clone(&session), None)) {
                     session.end().await;
                     return Err(refusal);

@@ -1,4 +1,5 @@
-//! Which programs a VM has: those of this machine but for what no VM has, and one that every VM has.
+//! The PATH filter of a VM: this machine's programs without those that no VM has, plus one that
+//! every VM has.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -9,15 +10,15 @@ use std::path::{Path, PathBuf};
 
 use crate::sandbox::process::PATH;
 
-/// What is on no VM.
+/// Programs that no VM has.
 const ABSENT: [&str; 6] = ["rsync", "zstd", "zstdcat", "zstdmt", "unzstd", "rclone"];
 
-/// The SSH server and its bridge are there from the beginning and are no services of this machine; asked for
-/// them, a VM's supervisor says that they run.
+/// Emulates a VM's supervisor. The SSH server and its bridge run from the start, and are no
+/// services of this machine, so the script reports them as running.
 const SUPERVISORCTL: &str = "#!/bin/sh\n[ \"$1\" != status ] || echo \"$2 RUNNING pid 1, uptime 0:00:01\"\n";
 
-/// Where to look for programs. A directory that has one of those that are absent is stood in for by one below
-/// `folder`, with a link to each of the others.
+/// Builds `PATH`. A directory with an absent program is replaced by one below `folder`, with a link
+/// to each other program.
 pub(super) fn search_path(folder: &Path) -> io::Result<OsString> {
     let mut mirrors: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
     let own = folder.join("bin");
@@ -27,7 +28,7 @@ pub(super) fn search_path(folder: &Path) -> io::Result<OsString> {
     fs::set_permissions(&supervisorctl, Permissions::from_mode(0o755))?;
     let mut path = vec![own];
     for directory in std::env::split_paths(PATH) {
-        // `/bin` may be `/usr/bin`.
+        // `/bin` may be a link to `/usr/bin`.
         let Ok(real) = directory.canonicalize() else { continue };
         if !ABSENT.iter().any(|name| real.join(name).exists()) {
             path.push(directory);
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_no_vm_has_is_nowhere_and_the_rest_is_there() {
+    fn absent_programs_are_not_found_and_the_others_are() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = search_path(folder.path()).expect("a path");
         let found = |name: &str| std::env::split_paths(&path).any(|directory| directory.join(name).exists());

@@ -1,19 +1,19 @@
-//! The parts of a request's target.
+//! Path and query of a request's target.
 
-/// The segments of a path, decoded; nothing stands before the first slash and nothing after a last one.
+/// Decoded segments of a path, without empty ones.
 pub(super) fn segments(path: &str) -> Vec<String> {
     path.split('/').filter(|segment| !segment.is_empty()).map(|segment| decoded(segment, false)).collect()
 }
 
-/// The first value of a name in a query, decoded.
+/// First value of a name in a query, decoded.
 pub(super) fn value(query: Option<&str>, name: &str) -> Option<String> {
     let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let mut values = pairs.filter(|(key, _)| decoded(key, true) == name);
     values.next().map(|(_, value)| decoded(value, true))
 }
 
-/// Text without its percent signs. A sign that nothing sensible follows stands for itself, and what is no
-/// UTF-8 is replaced.
+/// Decodes percent-encoded text. A percent sign without two hex digits stands for itself, and
+/// invalid UTF-8 is replaced.
 fn decoded(text: &str, plus_is_space: bool) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,6 +1,6 @@
-//! Which call a request is, and who answers it.
+//! Routing: the call of a request, and its handler.
 //!
-//! A call passes, in this order: the key, the faults that were asked for, its own work.
+//! The steps of a call are, in this order: the key, the requested faults, the handler.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::faults::Fault;
 use super::session::Session;
 use super::{Cloud, admin, browsers, cdp, computer, exec, files, pools, query, spawn, uploads};
 
-/// The calls by the names that `/_sandbox/faults` and `/_sandbox/calls` have for them.
+/// The calls, with their names in `/_sandbox/faults` and `/_sandbox/calls`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Call {
@@ -50,29 +50,29 @@ pub(super) enum Call {
     UploadZip,
     DownloadDirZip,
     Batch,
-    /// The socket of `cdp_ws_url`.
+    /// The WebSocket of `cdp_ws_url`.
     Cdp,
     /// A connection to a VM's SSH port.
     Bridge,
 }
 
 impl Call {
-    /// Whether it is a request to the API, and not a connection of another kind.
+    /// Reports if the call is a request to the API, and not another kind of connection.
     pub(super) const fn is_request(self) -> bool {
         !matches!(self, Self::Cdp | Self::Bridge)
     }
 }
 
-/// The connection is to end without an answer.
+/// Ends the connection without an answer.
 #[derive(Debug, thiserror::Error)]
 #[error("hung up as it was asked for")]
 pub(super) struct HangUp;
 
 /// A request without its body.
 pub(super) struct Asked<'a> {
-    /// What stands for an id in the path, or nothing.
+    /// The id in the path, or an empty string.
     pub(super) id: &'a str,
-    /// The id of a process.
+    /// Id of a process.
     pub(super) process_id: &'a str,
     pub(super) query: Option<&'a str>,
     pub(super) content_type: &'a str,
@@ -85,7 +85,7 @@ impl Asked<'_> {
     }
 }
 
-/// Answers a request. `at` is the session whose own address it came to.
+/// Answers a request. `at` is the session whose own address the request came to.
 pub(super) async fn answer(
     cloud: Arc<Cloud>,
     request: Request<Incoming>,
@@ -129,7 +129,7 @@ pub(super) async fn answer(
     Ok(done.unwrap_or_else(|refusal| refusal.answer()))
 }
 
-/// Which call it is, and the ids in its path.
+/// Finds the call, and the ids in its path.
 fn call_of<'a>(method: &Method, segments: &[&'a str]) -> Option<(Call, &'a str, &'a str)> {
     let (get, post, put) = (method == Method::GET, method == Method::POST, method == Method::PUT);
     let (delete, patch) = (method == Method::DELETE, method == Method::PATCH);
@@ -195,7 +195,7 @@ async fn dispatch(
     }
 }
 
-/// The calls that go to a VM. When that ends meanwhile nobody answers for it any more.
+/// Runs the calls that go to a VM. If the VM ends meanwhile, the answer is "not found".
 async fn in_session(
     cloud: &Arc<Cloud>,
     call: Call,

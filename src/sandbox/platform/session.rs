@@ -1,4 +1,5 @@
-//! A session: a directory that is the root of its VM, processes, an SSH server at an address of its own, a clock.
+//! A session: the directory that is the root of its VM, processes, an SSH server at an address of
+//! its own, and a clock.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, Permissions};
@@ -27,16 +28,16 @@ use crate::sandbox::process::Processes;
 use crate::sandbox::server::{Lock, Server};
 use crate::sandbox::weather::{Forecast, Meter, StandsStill, Weather};
 
-/// Where a VM's SSH is bridged.
+/// Port of the bridge to a VM's SSH server.
 const SSH_PORT: u16 = 2222;
 
-/// How many addresses are tried before there is said to be no room.
+/// Addresses tried before the platform reports a lack of capacity.
 const ADDRESS_ATTEMPTS_MAX: usize = 64;
 
-/// How long the end of a session waits for killed processes to be gone.
+/// Time that the end of a session waits for killed processes to be gone.
 const END_MAX: Duration = Duration::from_secs(5);
 
-/// What every VM has besides `/root`.
+/// Directories of every VM.
 const DIRECTORIES: [(&str, u32); 6] = [
     ("root", 0o700),
     ("root/.ssh", 0o700),
@@ -46,7 +47,7 @@ const DIRECTORIES: [(&str, u32); 6] = [
     ("recordings", 0o755),
 ];
 
-/// What was asked for.
+/// The requested properties of a session.
 #[derive(Debug, Clone)]
 pub(super) struct Wish {
     pub(super) timeout: Duration,
@@ -54,30 +55,30 @@ pub(super) struct Wish {
     pub(super) stealth: bool,
     pub(super) name: Option<String>,
     pub(super) tags: Option<BTreeMap<String, String>>,
-    /// The id and the name of the pool that it belongs to.
+    /// Id and name of the pool that the session belongs to.
     pub(super) pool: Option<(String, Option<String>)>,
-    /// Whether `cdp_ws_url` tells by its host where the VM is, and not by a token.
+    /// If true, the host in `cdp_ws_url` names the VM, and there is no token.
     pub(super) without_jwt: bool,
-    /// How long that token is good; without it, for as long as a session can live.
+    /// Lifetime of the token. Without it the token lives as long as a session can.
     pub(super) token_good_for: Option<Duration>,
 }
 
-/// A VM that was made and not deleted yet.
+/// A VM from its creation to its deletion.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) id: String,
     pub(super) wish: Mutex<Wish>,
-    /// The directory that its API takes for `/`, absolute.
+    /// Absolute path of the directory that the VM's API shows as `/`.
     pub(super) root: PathBuf,
     pub(super) address: SocketAddr,
-    /// What the `jwt` of a CDP socket has to be.
+    /// The `jwt` that opens a CDP socket.
     pub(super) token: Option<String>,
-    /// Until when that is good, since the platform began.
+    /// Expiry of the token, counted from the platform's start.
     pub(super) token_expires: Duration,
     pub(super) spawned: Mutex<BTreeMap<String, Arc<Spawned>>>,
     cdp_url: String,
     created_at: SystemTime,
-    /// By how much the platform's clock had been moved when it was made.
+    /// Total advance of the platform's clock when the session was created.
     advanced_then: Duration,
     life: Mutex<Life>,
     is_over: watch::Sender<bool>,
@@ -90,7 +91,7 @@ impl Session {
     /// Makes a VM.
     ///
     /// # Errors
-    /// 529 when no address is free, 500 when something else is not to be had.
+    /// 529 if no address is free, 500 if anything else is not available.
     pub(super) async fn start(cloud: &Arc<Cloud>, wish: Wish) -> Result<Arc<Session>, Refusal> {
         let id = dice::word(24).map_err(Refusal::internal)?;
         let root = cloud.folder.join(&id);
@@ -120,7 +121,8 @@ impl Session {
         let token_good_for = wish.token_good_for.unwrap_or(life::AGE_MAX);
         let token_expires = cloud.time.now().saturating_add(token_good_for);
         let (token, cdp_url) = if wish.without_jwt {
-            // Whoever finds no token takes the host for the VM, so the socket has to be there.
+            // A client that finds no token takes the host for the VM, so the socket must be on that
+            // host.
             let listener = TcpListener::bind((fqdn, 0)).await.map_err(Refusal::internal)?;
             let cdp_address = listener.local_addr().map_err(Refusal::internal)?;
             let serve = super::serve(Arc::clone(cloud), listener, Some(id.clone()));
@@ -154,10 +156,11 @@ impl Session {
         }))
     }
 
-    /// What the API says of it.
+    /// The API's description of the session.
     pub(super) fn describe(&self, time: &Time) -> Value {
         let (wish, now) = (self.wish(), time.now());
-        // Whoever asks goes by the clock on the wall, which nobody moved: to them it was made longer ago.
+        // The client uses the real clock, which nobody advanced. So the creation time moves back by
+        // the advance.
         let advanced = time.advanced().saturating_sub(self.advanced_then);
         let created_at = self.created_at.checked_sub(advanced).unwrap_or(self.created_at);
         let mut value = json!({
@@ -185,8 +188,8 @@ impl Session {
         value
     }
 
-    /// Where in this machine something in the VM is: below the session's root, and what is named as there is
-    /// left as it is. No `..` leads out.
+    /// Maps a path in the VM to this machine, below the session's root. A path that already starts
+    /// with the root stays as it is. No `..` leads out.
     pub(super) fn place(&self, path: &str) -> PathBuf {
         let mut place = self.root.clone();
         let path = Path::new(path);
@@ -202,7 +205,7 @@ impl Session {
         place
     }
 
-    /// What was asked for, and changed since.
+    /// The requested properties, with later changes.
     pub(super) fn wish(&self) -> MutexGuard<'_, Wish> {
         self.wish.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -211,41 +214,41 @@ impl Session {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where it is on its clock.
+    /// Stage of the session's clock.
     pub(super) fn stage(&self, now: Duration) -> Stage {
         self.life().stage(now)
     }
 
-    /// Something counts as activity.
+    /// Records activity.
     pub(super) fn touch(&self, now: Duration) {
         self.life().touch(now);
     }
 
-    /// A client has come, or the session waits in its pool: the clock stands.
+    /// Records that a client has connected, or that the session waits in its pool: the clock stops.
     pub(super) fn join(&self) {
         self.life().join();
     }
 
-    /// What [`join`](Self::join) told of has ended.
+    /// Ends a [`join`](Self::join).
     pub(super) fn leave(&self, now: Duration) {
         self.life().leave(now);
     }
 
-    /// Returns once the session has been ended.
+    /// Waits until the session has ended.
     pub(super) async fn over(&self) {
-        // An error is that of a session that is dropped, which is over, too.
+        // An error means that the session was dropped, so it is over too.
         let _ = self.is_over.subscribe().wait_for(|is_over| *is_over).await;
     }
 
-    /// Lets nobody in through its port any more, from the network on: connections end, and new ones are refused.
+    /// Closes the port: its connections end, and the system refuses new ones.
     pub(super) fn close_port(&self) {
         if let Some(accept) = self.tasks.first() {
             accept.abort();
         }
     }
 
-    /// Ends its connections, kills its processes and removes its files. Whoever ends it has to have taken it
-    /// off the list before.
+    /// Ends the connections, kills the processes and removes the files. The caller must first take
+    /// the session off the list.
     pub(super) async fn end(&self) {
         self.is_over.send_replace(true);
         for task in &self.tasks {
@@ -269,7 +272,7 @@ impl Drop for Session {
     }
 }
 
-/// Makes the directories that a VM has.
+/// Creates the directories of a VM.
 fn make_root(root: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(root)?;
     for (name, mode) in DIRECTORIES {
@@ -280,8 +283,8 @@ fn make_root(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Listens at an address that no other session has. Where all of 127.0.0.0/8 leads home, which is on Linux,
-/// that is one of two million; elsewhere there is one, and room for one session.
+/// Listens at an address that no other session has. On Linux all of 127.0.0.0/8 is loopback, so
+/// there are two million addresses. Elsewhere there is one, and room for one session.
 async fn listen() -> Result<TcpListener, Refusal> {
     for _ in 0..ADDRESS_ATTEMPTS_MAX {
         let address = if cfg!(target_os = "linux") {
@@ -298,9 +301,10 @@ async fn listen() -> Result<TcpListener, Refusal> {
     Err(Refusal::new(status, "no_capacity", "no address is free for another VM"))
 }
 
-/// What the next connection to a session meets: the platform's weather, or what a fault says.
+/// Makes the conditions of the next connection to a session: the platform's link conditions, or
+/// those of a fault.
 fn forecast(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> Forecast + Send + Sync> {
-    // Weak, since the cloud holds the session whose port has this.
+    // A weak reference, because the cloud holds the session whose port holds this closure.
     let cloud = Arc::downgrade(cloud);
     Box::new(move || {
         let Some(there) = cloud.upgrade() else { return Weather::default().into() };

@@ -1,8 +1,8 @@
-//! `process/spawn` and what is done with a process that was spawned.
+//! `process/spawn`, and the calls about a spawned process.
 //!
-//! It may have a terminal; then it has one output, which is its standard one, and what is written to it is typed.
-//! All its output goes through one queue of 256 events of at most 4 KiB. When nobody reads them the process
-//! stands still; two that read share them. 10 s after its end the platform has forgotten it.
+//! The process may have a terminal. It then has one output, stdout, and its input counts as typed.
+//! All output goes through one queue of 256 events of at most 4 KiB. If nobody reads the events,
+//! the process blocks; two readers share them. The platform forgets a process 10 s after its end.
 
 use std::fmt;
 use std::io;
@@ -28,25 +28,25 @@ use super::session::Session;
 use super::{Cloud, dice, stamp};
 use crate::sandbox::terminal::{Size, Terminal};
 
-/// How many events wait to be read.
+/// Capacity of the event queue.
 const EVENTS_MAX: usize = 256;
 
-/// The most bytes of an event.
+/// Most bytes of an event.
 const EVENT_SIZE: usize = 4096;
 
-/// How long a process that has ended is remembered, in the platform's time.
+/// Time that the platform remembers an ended process, in its own time.
 const RETENTION: Duration = Duration::from_secs(10);
 
-/// How long after the end of a process its outputs are read, should somebody else hold them open.
+/// Time to read the outputs after a process's end, in case another process holds them open.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
 
-/// A process that was spawned.
+/// A spawned process.
 pub(super) struct Spawned {
     pid: Option<Pid>,
     stdin: Mutex<Option<Input>>,
     terminal: Option<Terminal>,
     events: Mutex<mpsc::Receiver<Value>>,
-    /// Its exit code, once it has one.
+    /// The exit code, once the process has ended.
     ended: watch::Receiver<Option<i32>>,
 }
 
@@ -94,7 +94,7 @@ pub(super) async fn spawn(
             let ended_at = follow(&cloud, child, [stdout, stderr], sender, end).await;
             cloud.time.sleep_until(ended_at.saturating_add(RETENTION)).await;
         };
-        // With the session it is killed: dropping the child does that.
+        // The end of the session drops the child, which kills it.
         tokio::select! {
             () = lived => {}
             () = session_then.over() => {}
@@ -105,7 +105,8 @@ pub(super) async fn spawn(
     Ok(json_answer(StatusCode::OK, &json!({ "process_id": id, "pid": pid, "started_at": started_at })))
 }
 
-/// Passes on what a process says, and its end; answers when there was room to tell that.
+/// Passes on a process's output and its end. Returns the time at which the queue had room for the
+/// exit event.
 async fn follow(
     cloud: &Cloud,
     mut child: Child,
@@ -126,7 +127,7 @@ async fn follow(
         }
     }
     let room = events.reserve().await;
-    // Before anybody hears of it, and so lets time pass.
+    // Take the time before anybody hears of the end and advances the clock.
     let ended_at = cloud.time.now();
     if let Ok(room) = room {
         room.send(json!({ "event": "exit", "exit_code": code }));
@@ -134,7 +135,7 @@ async fn follow(
     ended_at
 }
 
-/// One output to its end, as events.
+/// Passes one output on as events, to its end.
 async fn pass_on(stream: &'static str, mut output: impl AsyncRead + Unpin, events: mpsc::Sender<Value>) {
     let mut buffer = [0; EVENT_SIZE];
     while let Ok(length @ 1..) = output.read(&mut buffer).await {
@@ -161,7 +162,7 @@ pub(super) fn status(session: &Session, id: &str) -> Result<Answer, Refusal> {
     Ok(json_answer(StatusCode::OK, &value))
 }
 
-/// What Linux says of a process's memory.
+/// Resident memory of a process, from Linux.
 fn resident_bytes(pid: Pid) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -189,7 +190,7 @@ pub(super) async fn stdin(session: &Session, id: &str, body: Incoming) -> Result
     Ok(json_answer(StatusCode::OK, &json!({ "written_bytes": data.len() })))
 }
 
-/// `POST process/{id}/resize`: its terminal gets another size.
+/// `POST process/{id}/resize`: resizes the process's terminal.
 pub(super) async fn resize(session: &Session, id: &str, body: Incoming) -> Result<Answer, Refusal> {
     let process = find(session, id)?;
     let Resize { rows, cols } = read_json(body).await?;
@@ -200,7 +201,7 @@ pub(super) async fn resize(session: &Session, id: &str, body: Incoming) -> Resul
     Ok(json_answer(StatusCode::OK, &json!({ "ok": true })))
 }
 
-/// `POST process/{id}/kill`: the process alone gets the signal.
+/// `POST process/{id}/kill`: signals the process alone.
 pub(super) async fn kill(session: &Session, id: &str, body: Incoming) -> Result<Answer, Refusal> {
     let process = find(session, id)?;
     let Kill { signal } = read_json(body).await?;
@@ -211,7 +212,7 @@ pub(super) async fn kill(session: &Session, id: &str, body: Incoming) -> Result<
         "HUP" => Signal::HUP,
         _ => return Err(Refusal::in_vm(StatusCode::BAD_REQUEST, "invalid signal")),
     };
-    // What has ended was waited for: its number may be somebody else's.
+    // After the wait, the system may have reused the pid of an ended process.
     let is_running = process.ended.borrow().is_none();
     let killed = process.pid.filter(|_| is_running).is_some_and(|pid| kill_process(pid, signal).is_ok());
     if killed {
@@ -221,7 +222,7 @@ pub(super) async fn kill(session: &Session, id: &str, body: Incoming) -> Result<
     }
 }
 
-/// `GET process/{id}/stdout/stream`: server-sent events, to the exit's.
+/// `GET process/{id}/stdout/stream`: server-sent events, up to the exit event.
 pub(super) fn stream(session: &Session, id: &str) -> Result<Answer, Refusal> {
     let process = find(session, id)?;
     let pieces = futures_util::stream::unfold(Some(process), |process| async {

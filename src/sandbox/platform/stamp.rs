@@ -1,8 +1,9 @@
-//! Points in time as the API writes them.
+//! RFC 3339 times, as the API writes them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// RFC 3339 in UTC to the millisecond: `2026-08-05T13:37:00.123Z`. What lies before 1970 is 1970.
+/// Formats a time in UTC to the millisecond: `2026-08-05T13:37:00.123Z`. A time before 1970 becomes
+/// 1970.
 pub(super) fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
@@ -11,7 +12,8 @@ pub(super) fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
 }
 
-/// Year, month and day of a day since 1970, by eras of 400 years that begin in March.
+/// Year, month and day of a day since 1970. The computation uses eras of 400 years that begin in
+/// March.
 fn date(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);
@@ -29,7 +31,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn times_are_what_date_says() {
+    fn times_are_formatted_as_by_date() {
         for (millis, text) in [
             (0, "1970-01-01T00:00:00.000Z"),
             (951_782_399_999, "2000-02-28T23:59:59.999Z"),

@@ -1,5 +1,5 @@
-//! What is left of a session's processes, wherever they moved to: each has the session's root in its
-//! environment. Found where there is `/proc`; elsewhere process groups have to do.
+//! Orphans: processes of a session that left their process group. Each has the session's root in
+//! its environment. The search needs `/proc`; elsewhere only the process groups are killed.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -8,10 +8,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::sandbox::process::ROOT_VARIABLE;
 
-/// How often the processes are looked through: those that are killed may have begun others just before.
+/// Passes over the process list, because a killed process may have started another one just before.
 const ROUNDS_MAX: usize = 20;
 
-/// Kills every process with this root in its environment, as it was given to it or its parents.
+/// Kills every process that got this root in its environment at its start.
 pub(super) fn kill(root: &Path) {
     let variable = [ROOT_VARIABLE.as_bytes(), b"=", root.as_os_str().as_bytes()].concat();
     for _ in 0..ROUNDS_MAX {
@@ -26,14 +26,15 @@ pub(super) fn kill(root: &Path) {
     }
 }
 
-/// The other processes whose environment has `variable`. Those of other people cannot be read, and have it not.
+/// Finds the other processes with `variable` in their environment. The environments of other users
+/// are unreadable, and count as without it.
 fn with_variable(variable: &[u8]) -> impl Iterator<Item = Pid> {
     let myself = std::process::id();
     let entries = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(move |pid| *pid != myself)
         .filter(move |pid| {
-            // Nothing is left of a process that has ended and was not waited for.
+            // The environment of a zombie is empty.
             let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             environment.split(|byte| *byte == 0).any(|entry| entry == variable)
         })

@@ -1,47 +1,47 @@
-//! The platform's time: it may run faster than the real one, and it can be moved forward.
+//! The platform's time, which may run faster than real time, and which tests can advance.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// A clock that began at zero when it was made.
+/// A clock that started at zero when it was made.
 #[derive(Debug)]
 pub(super) struct Time {
     begun: Instant,
-    /// How many of its seconds pass in a real one.
+    /// Seconds of this clock per real second.
     scale: f64,
-    /// By how much it was moved forward.
+    /// Total advance.
     advanced: watch::Sender<Duration>,
 }
 
 impl Time {
-    /// A clock that runs `scale` times as fast as the real one.
+    /// Makes a clock that runs `scale` times as fast as real time.
     pub(super) fn new(scale: f64) -> Time {
         Time { begun: Instant::now(), scale, advanced: watch::Sender::new(Duration::ZERO) }
     }
 
-    /// How long it has run.
+    /// Time since the clock started.
     pub(super) fn now(&self) -> Duration {
         self.scaled(self.begun.elapsed(), self.scale).saturating_add(self.advanced())
     }
 
-    /// By how much it was moved forward.
+    /// Total advance of the clock.
     pub(super) fn advanced(&self) -> Duration {
         *self.advanced.borrow()
     }
 
-    /// Moves it forward. Who sleeps and is due by then wakes.
+    /// Advances the clock, and wakes every sleeper that is due by then.
     pub(super) fn advance(&self, by: Duration) {
         self.advanced.send_modify(|advanced| *advanced = advanced.saturating_add(by));
     }
 
-    /// Sleeps until so much of its time has passed.
+    /// Sleeps for `duration` of this clock.
     pub(super) async fn sleep(&self, duration: Duration) {
         self.sleep_until(self.now().saturating_add(duration)).await;
     }
 
-    /// Sleeps until it has run so long. For what begins before the sleep does.
+    /// Sleeps until the clock shows `due`, for durations that begin before the sleep does.
     pub(super) async fn sleep_until(&self, due: Duration) {
         let mut advanced = self.advanced.subscribe();
         loop {
@@ -57,9 +57,9 @@ impl Time {
         }
     }
 
-    /// How long a duration of its time takes when nobody moves it.
+    /// Real time of a duration of this clock, without an advance.
     pub(super) fn real(&self, duration: Duration) -> Duration {
-        // Never nothing, or a loop that sleeps for what rounding left would be busy.
+        // Never zero, or a loop that sleeps for a rounding error would spin.
         self.scaled(duration, 1.0 / self.scale).max(Duration::from_millis(1))
     }
 
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_scaled_clock_sleeps_shorter_and_one_that_is_moved_wakes_at_once() {
+    async fn a_scaled_clock_sleeps_less_and_an_advanced_one_wakes_at_once() {
         let time = Time::new(600.0);
         let begun = Instant::now();
         time.sleep(Duration::from_secs(120)).await;

@@ -1,11 +1,11 @@
-//! The token in a session's `cdp_ws_url`: a JWT that tells where the VM is.
+//! The token in a session's `cdp_ws_url`: a JWT that names the VM.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
-/// A token for a session at `fqdn` that is good until `expires`, in seconds since 1970. `signature` is not one
-/// that could be checked; as a secret it makes the token one that cannot be made up.
+/// Makes a token for a session at `fqdn` that expires at `expires`, in seconds since 1970.
+/// `signature` is not a valid signature. It is a secret, so nobody can invent a token.
 pub(super) fn token(session_id: &str, fqdn: &str, expires: u64, signature: &str) -> String {
     let header = json!({ "alg": "HS256", "typ": "JWT" }).to_string();
     let payload = json!({ "exp": expires, "session": { "id": session_id, "fqdn": fqdn } }).to_string();
@@ -18,7 +18,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_has_three_parts_and_tells_where_the_vm_is() {
+    fn a_token_has_three_parts_and_names_the_vm() {
         let token = token("abc", "127.1.2.3", 1_800_000_000, "secret?");
         let parts: Vec<_> = token.split('.').collect();
         assert_eq!(parts.len(), 3);

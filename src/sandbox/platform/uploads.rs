@@ -16,10 +16,10 @@ use super::multipart::{self, Field};
 use super::routes::Asked;
 use super::session::Session;
 
-/// The largest body, in bytes: more than tests need, less than hurts.
+/// Largest body in bytes: enough for tests, and bounded.
 const UPLOAD_MAX: usize = 256 << 20;
 
-/// The mode of a file that nothing else is said of.
+/// Default mode of a file.
 const MODE: u32 = 0o644;
 
 /// `POST fs/upload`: pairs of `files[N][file]` and `files[N][dest_path]`.
@@ -36,7 +36,7 @@ pub(super) async fn upload(session: &Session, asked: &Asked<'_>, body: Incoming)
             _ => return Err(bad_request("invalid form field")),
         }
     }
-    // Before anything is written.
+    // Check all pairs before the first write.
     let pairs = pairs.into_values().map(|pair| match pair {
         [Some(content), Some(place)] => Ok((absolute(place)?, content)),
         _ => Err(bad_request("each file needs a file and a dest_path")),
@@ -47,7 +47,7 @@ pub(super) async fn upload(session: &Session, asked: &Asked<'_>, body: Incoming)
     Ok(empty(StatusCode::CREATED))
 }
 
-/// `POST fs/upload_zip`: `zip_file` is unpacked into `dest_path`.
+/// `POST fs/upload_zip`: unpacks `zip_file` into `dest_path`.
 pub(super) async fn upload_zip(
     session: &Session,
     asked: &Asked<'_>,
@@ -78,7 +78,7 @@ pub(super) async fn upload_zip(
     Ok(empty(StatusCode::CREATED))
 }
 
-/// `GET fs/download_dir_zip`: a directory with all that is in it, but for what is neither file nor directory.
+/// `GET fs/download_dir_zip`: packs a directory with its files and directories.
 pub(super) fn download_dir_zip(session: &Session, asked: &Asked<'_>) -> Result<Answer, Refusal> {
     let place = session.place(&path_of(asked)?);
     if !place.exists() {
@@ -120,13 +120,13 @@ fn element(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix("files[")?.strip_suffix(']')?.split_once("][")
 }
 
-/// A path from the root on.
+/// Parses an absolute path.
 fn absolute(path: &[u8]) -> Result<&str, Refusal> {
     let path = std::str::from_utf8(path).ok().filter(|path| path.starts_with('/'));
     path.ok_or_else(|| bad_request("dest_path must be absolute"))
 }
 
-/// Into the file itself, as `write_file` does.
+/// Writes a file in place, as `write_file` does.
 fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Refusal> {
     make_directory(path.parent().unwrap_or(path))?;
     let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path);
