@@ -1,8 +1,8 @@
-//! How fast is each part by itself, and does it stay in proportion to what it is given?
+//! Speed of single components, and its growth with the input size.
 //!
-//! `cargo bench --bench kernels`, with a name behind it for some of them.
+//! Run `cargo bench --bench kernels`, with a name to select some of them.
 //!
-//! What cannot be prepared ends the bench: there is nobody else to tell.
+//! A failed preparation ends the bench with a panic.
 #![allow(clippy::expect_used, clippy::indexing_slicing)]
 
 #[path = "data/mod.rs"]
@@ -17,14 +17,14 @@ fn main() {
 
 const MIB: usize = 1 << 20;
 
-/// Text as in source files.
+/// Text like that of source files.
 fn text(length: usize) -> Vec<u8> {
     let mut text = Vec::new();
     data::text::Author::new(1).write(&mut text, length);
     text
 }
 
-/// `bytes` with one byte in the middle changed and ten put in front.
+/// Returns `bytes` with one changed byte in the middle and ten inserted in front.
 fn edited(bytes: &[u8]) -> Vec<u8> {
     let mut edited = [&[0; 10], bytes].concat();
     let middle = edited.len() / 2;
@@ -40,13 +40,13 @@ mod scan {
 
     use super::{Bencher, ItemsCount};
 
-    /// Does reading a tree of 20,000 files that the kernel has in memory take microseconds an entry?
+    /// Scan of 20,000 files in the kernel's cache; it should take microseconds per entry.
     #[divan::bench(sample_count = 10)]
     fn names(bencher: Bencher) {
         measure(bencher, ScanOptions { cross_mounts: true, ..ScanOptions::default() });
     }
 
-    /// What does it cost to hash small files as well?
+    /// Scan with hashes of small files.
     #[divan::bench(sample_count = 5)]
     fn names_and_hashes(bencher: Bencher) {
         measure(bencher, ScanOptions { hash: true, cross_mounts: true, ..ScanOptions::default() });
@@ -78,10 +78,10 @@ mod manifest {
 
     use super::{Bencher, ItemsCount, data};
 
-    /// Twice the Linux source, and the largest trees that people have.
+    /// Twice the Linux source, and the size of the largest real trees.
     const ENTRIES: [usize; 2] = [100_000, 1_000_000];
 
-    /// How long does it take to check what was scanned: microseconds an entry, or less?
+    /// Check of a scan's result; it should take at most microseconds per entry.
     #[divan::bench(args = ENTRIES, sample_count = 10)]
     fn build(bencher: Bencher, count: usize) {
         let entries = entries(count);
@@ -91,7 +91,7 @@ mod manifest {
             .bench_values(|entries| Manifest::new(entries).expect("a manifest"));
     }
 
-    /// Is the wire form made faster than a link takes it?
+    /// Encoding; it should be faster than a link.
     #[divan::bench(args = ENTRIES, sample_count = 10)]
     fn encode(bencher: Bencher, count: usize) {
         let manifest = Manifest::new(entries(count)).expect("a manifest");
@@ -100,7 +100,7 @@ mod manifest {
             .bench(|| manifest.blocks().map(|block| block.len()).sum::<usize>());
     }
 
-    /// Is it read and checked as fast?
+    /// Decoding and checking; it should be as fast as encoding.
     #[divan::bench(args = ENTRIES, sample_count = 10)]
     fn decode(bencher: Bencher, count: usize) {
         let manifest = Manifest::new(entries(count)).expect("a manifest");
@@ -114,14 +114,14 @@ mod manifest {
         });
     }
 
-    /// What does it cost to find that nothing is to be done?
+    /// Comparison of two equal manifests.
     #[divan::bench(args = ENTRIES, sample_count = 10)]
     fn compare_equal(bencher: Bencher, count: usize) {
         let manifest = Manifest::new(entries(count)).expect("a manifest");
         measure_compare(bencher, &manifest, &manifest, 0);
     }
 
-    /// And where one file in a hundred differs?
+    /// Comparison of two manifests in which one file in a hundred differs.
     #[divan::bench(args = ENTRIES, sample_count = 10)]
     fn compare_changed(bencher: Bencher, count: usize) {
         let present = entries(count);
@@ -169,7 +169,7 @@ mod manifest {
             })
             .collect();
         entries.sort_by(|one, other| one.path.cmp(&other.path));
-        // Copied, so that they lie in memory in their order, as those of a scan do.
+        // The clone lies in memory in order, like the entries of a scan.
         entries.clone()
     }
 }
@@ -181,20 +181,20 @@ mod content {
 
     use super::{Bencher, BytesCount, MIB, data, edited, text};
 
-    /// Is a file hashed faster than a disk reads it?
+    /// Hashing; it should be faster than a disk reads.
     #[divan::bench]
     fn hash(bencher: Bencher) {
         let noise = data::noise(1, 16 * MIB);
         bencher.counter(BytesCount::of_slice(&noise)).bench(|| Hash::of(&noise));
     }
 
-    /// What does it cost to cut a file and to name its chunks, where nothing repeats?
+    /// Chunking of noise, with the chunks' ids.
     #[divan::bench(sample_count = 20)]
     fn chunks_of_noise(bencher: Bencher) {
         measure_chunks(bencher, &data::noise(1, 64 * MIB));
     }
 
-    /// The same for text.
+    /// Chunking of text, with the chunks' ids.
     #[divan::bench(sample_count = 20)]
     fn chunks_of_text(bencher: Bencher) {
         measure_chunks(bencher, &text(64 * MIB));
@@ -209,21 +209,21 @@ mod content {
         });
     }
 
-    /// How fast is the signature of a gap?
+    /// Signature of a gap.
     #[divan::bench]
     fn signature(bencher: Bencher) {
         let old = data::noise(1, MIB);
         bencher.counter(BytesCount::of_slice(&old)).bench(|| sign(&old).expect("a signature"));
     }
 
-    /// How fast is an edit found in a gap?
+    /// Delta of an edited gap.
     #[divan::bench]
     fn diff_of_an_edit(bencher: Bencher) {
         let old = data::noise(1, NEW_BYTES_MAX - 10);
         measure_diff(bencher, &old, &edited(&old));
     }
 
-    /// And what is the price where nothing matches, and every byte has to be tried?
+    /// Delta of an unrelated gap, where nothing matches and every byte is tried.
     #[divan::bench(sample_count = 20)]
     fn diff_of_a_stranger(bencher: Bencher) {
         measure_diff(bencher, &data::noise(1, NEW_BYTES_MAX), &data::noise(2, NEW_BYTES_MAX));
@@ -237,7 +237,7 @@ mod content {
         });
     }
 
-    /// Is a gap put together faster than it arrives?
+    /// Application of a delta; it should be faster than a link.
     #[divan::bench]
     fn patch(bencher: Bencher) {
         let old = data::noise(1, NEW_BYTES_MAX - 10);
@@ -255,19 +255,19 @@ mod frames {
 
     use super::{Bencher, BytesCount, MIB, data, text};
 
-    /// Does packing keep up with a gigabit (125 MB/s) where it helps?
+    /// Compression of text; it should exceed a gigabit per second (125 MB/s).
     #[divan::bench]
     fn write_text(bencher: Bencher) {
         measure_write(bencher, &text(MIB));
     }
 
-    /// Is it given up soon enough where it does not?
+    /// Compression of noise; the back-off should start soon.
     #[divan::bench]
     fn write_noise(bencher: Bencher) {
         measure_write(bencher, &data::noise(1, MIB));
     }
 
-    /// What does the codec itself cost a small message?
+    /// Overhead of the codec for a small message.
     #[divan::bench]
     fn write_small(bencher: Bencher) {
         measure_write(bencher, &text(100));
@@ -278,7 +278,7 @@ mod frames {
         bencher.counter(BytesCount::of_slice(raw)).bench_local(|| writer.write(raw).expect("a frame"));
     }
 
-    /// Is unpacking as fast?
+    /// Decompression of text.
     #[divan::bench]
     fn read_text(bencher: Bencher) {
         let raw = text(MIB);

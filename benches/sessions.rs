@@ -1,18 +1,23 @@
-//! How long does it take from an API key to the first byte on a session's VM, and how many API calls? ksync beside
-//! the way that people go today: `kernel browsers ssh ID -i KEY --setup-only`, then rsync or scp through websocat.
+//! Time and number of API calls from an API key to the first byte on a session's VM. This bench
+//! compares ksync with the official procedure: `kernel browsers ssh ID -i KEY --setup-only`, then
+//! rsync or scp through websocat.
 //!
 //! ```text
 //! ksync ─────────────── HTTP, wss ─┐
-//! 1 GET, 2 exec by HTTP ───────────┼─► the stand-in for the platform, in this process
+//! 1 GET, 2 exec by HTTP ───────────┼─► emulator of the platform, in this process
 //! rsync, scp ─ ssh ─ websocat ─────┘
 //! ```
-//! *Cold* is a session that was just made, *warm* one in which the same was done before. Each run is another
-//! directory there, and what arrived is compared with what was sent. The official CLI itself is not there; its calls
-//! are made here, one after the other on one connection, without what it takes to start it and to make a key. Nor is
-//! websocat's TLS, which not every build of it has: a relay in this process adds it. Both are in favour of the
-//! official way. A VM of the stand-in has its sshd from the beginning; on a real one both ways wait for the same services.
+//! *Cold* is a new session, *warm* a session in which the same was done before. Each run copies to
+//! another directory on the VM, and the bench compares the result with the source.
 //!
-//! Programs are looked for in `KSYNC_PEERS_BIN` and in `PATH`. `cargo bench --bench sessions -- --help`.
+//! The official CLI itself does not run. The bench makes its calls one after the other on one
+//! connection, without the CLI's start and without making a key. It also omits websocat's TLS,
+//! which not every build has: a relay in this process adds it. Both omissions favour the official
+//! procedure. A VM of the emulator has its sshd from the start. On a real one both procedures wait
+//! for the same services.
+//!
+//! The bench looks for programs in `KSYNC_PEERS_BIN` and in `PATH`. Run `cargo bench --bench
+//! sessions -- --help` for the options.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -44,41 +49,42 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
-/// What is sent.
+/// The source of the copies.
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/site");
 
-/// What the official CLI runs first. On this VM, which is no machine of its own, / lies elsewhere.
+/// First command of the official CLI. An emulated VM shares the machine, so its root is not `/`.
 const CHECK: &str =
     "supervisorctl status sshd | grep -q RUNNING && supervisorctl status websocat-ssh | grep -q RUNNING";
 
-/// What it runs where both are there.
+/// Second command of the official CLI, if both services run.
 const LET_IN: &str = r#"r=$KSYNC_SANDBOX_ROOT; mkdir -p "$r/root/.ssh" && chmod 700 "$r/root/.ssh" &&
 echo "$1" >>"$r/root/.ssh/authorized_keys" && chmod 600 "$r/root/.ssh/authorized_keys""#;
 
-/// Longer than anything here takes.
+/// Timeout of a run.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long from an API key to the first byte on a session's VM, and how many API calls?
 ///
-/// ksync beside `kernel browsers ssh --setup-only` with rsync and scp, against the stand-in for the platform.
+/// Compares ksync with `kernel browsers ssh --setup-only` plus rsync or scp, against an emulator of
+/// the platform.
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --bench sessions --")]
 struct Options {
-    /// How often each way is gone; the medians are shown
+    /// Runs of each procedure; the medians are shown
     #[arg(long, value_name = "COUNT", default_value_t = 5)]
     runs: usize,
     /// Round trips to the API and to the VM, in milliseconds
     #[arg(long, value_name = "MS", value_delimiter = ',', default_values_t = [0, 100])]
     round_trip: Vec<u64>,
-    /// Once and without delay: does it work?
+    /// Runs everything once and without delay, to test the harness
     #[arg(long)]
     smoke: bool,
-    /// What `cargo bench` gives, and `cargo test --benches` does not
+    /// Set by `cargo bench`, and not by `cargo test --benches`
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// A way to a VM.
+/// A procedure to copy to a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Ksync,
@@ -97,7 +103,7 @@ impl Way {
         }
     }
 
-    /// What has to be installed for it.
+    /// Programs that must be installed.
     fn programs(self) -> &'static [&'static str] {
         match self {
             Way::Ksync => &[],
@@ -107,7 +113,7 @@ impl Way {
     }
 }
 
-/// What one run came to.
+/// Measurements of one run.
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
     first_byte: Duration,
@@ -167,12 +173,12 @@ fn median<T: Ord>(outcomes: &[Outcome], what: impl Fn(&Outcome) -> T) -> T {
     values.swap_remove(values.len() / 2)
 }
 
-/// A session that somebody made.
+/// A session on the platform.
 struct Session {
     id: String,
-    /// The root of its VM.
+    /// Root directory of the session's VM.
     root: PathBuf,
-    /// A relay to the bridge of its VM, without TLS.
+    /// Address of a relay to the VM's bridge, without TLS.
     relay: SocketAddr,
     carrying: JoinHandle<()>,
 }
@@ -183,7 +189,7 @@ impl Drop for Session {
     }
 }
 
-/// The platform, and somebody who has a key for it and another one for VMs.
+/// The platform, and a user with an API key and an SSH key.
 struct World {
     runtime: Runtime,
     platform: Option<Platform>,
@@ -217,7 +223,7 @@ impl World {
             Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
         let public_key = match made {
             Ok(status) if status.success() => fs::read_to_string(key.with_extension("pub")).expect("a key"),
-            // Then nobody is there who needs one.
+            // Without ssh-keygen there is no peer that needs the key.
             _ => String::new(),
         };
         let world = World { runtime, platform: Some(platform), api, folder, public_key };
@@ -228,7 +234,7 @@ impl World {
         world
     }
 
-    /// Asks the stand-in itself.
+    /// Sends a request to the emulator itself.
     fn ask(&self, method: &str, what: &str, body: &Value) -> Value {
         let url = format!("{}/_sandbox/{what}", self.platform.as_ref().expect("it runs").base_url());
         let answer = match method {
@@ -251,7 +257,7 @@ impl World {
         Session { root: text("root").into(), id, relay, carrying }
     }
 
-    /// What adds TLS on the way to a VM.
+    /// Starts a relay that adds TLS on the connection to a VM.
     fn relay(&self, target: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
         let ca_cert = self.platform.as_ref().expect("it runs").ca_cert();
         let mut roots = RootCertStore::empty();
@@ -281,7 +287,7 @@ impl World {
         (address, carrying)
     }
 
-    /// Goes one way with the source, to a place in the session where nothing is.
+    /// Copies the source with one procedure to a new directory in the session.
     fn run(&self, way: Way, session: &Session, number: usize) -> Outcome {
         let temperature = if self.knows(session) { "warm" } else { "cold" };
         let place = session.root.join(format!("{temperature}-{number}"));
@@ -323,7 +329,7 @@ impl World {
         Outcome { first_byte: first_byte.unwrap_or(all), all, calls }
     }
 
-    /// Is there when something was done in a session.
+    /// Marker file of a session that was used before.
     fn mark(&self, session: &Session) -> PathBuf {
         self.folder.path().join(format!("was-in-{}", session.id))
     }
@@ -332,7 +338,7 @@ impl World {
         self.mark(session).exists()
     }
 
-    /// The calls of `kernel browsers ssh ID -i KEY --setup-only`.
+    /// Makes the calls of `kernel browsers ssh ID -i KEY --setup-only`.
     fn set_up_officially(&self, session: &Session) {
         let browser = self.api.browser(&session.id).expect("a session");
         browser.vm().expect("a VM");
@@ -347,7 +353,7 @@ impl World {
         run(LET_IN, &["official", self.public_key.trim()]);
     }
 
-    /// rsync or scp as the recipe has them.
+    /// Command of rsync or scp, as in the official instructions.
     fn copy(&self, way: Way, session: &Session, place: &Path) -> Command {
         let key = self.folder.path().join("key").display().to_string();
         let options = [
@@ -361,7 +367,7 @@ impl World {
         match way {
             Way::Scp => {
                 let mut command = self.command("scp");
-                // The VM of the stand-in has no SFTP, which scp would begin with otherwise.
+                // The emulated VM has no SFTP, which scp would use by default.
                 command.args(["-O", "-q", "-r", "-F", "none", "-i", &key]);
                 options.iter().for_each(|option| _ = command.args(["-o", option]));
                 command.arg(SOURCE).arg(there);
@@ -377,7 +383,7 @@ impl World {
         }
     }
 
-    /// A program that sees nothing of the real environment but the way to programs.
+    /// A program with a clean environment, except for `PATH`.
     fn command(&self, program: &str) -> Command {
         let platform = self.platform.as_ref().expect("it runs");
         let mut command = Command::new(program);
@@ -396,7 +402,7 @@ impl Drop for World {
     }
 }
 
-/// Whether there is a file with something in it, at its final name.
+/// Reports if a directory holds a non-empty file under its final name.
 fn has_content(place: &Path) -> bool {
     let entries = fs::read_dir(place).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_name() != ".ksync").any(|entry| match entry.metadata() {

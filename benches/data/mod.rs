@@ -1,7 +1,8 @@
-//! Deterministic data for benches: the same seed gives the same bytes on every machine, without a network.
+//! Deterministic data for benches: the same seed gives the same bytes on every machine, without a
+//! network.
 //!
-//! Each bench uses its own part of this. Something that cannot be written ends the bench, and whoever started
-//! it reads why: there is nobody else to tell.
+//! Each bench uses a part of this module. A failed write ends the bench with a panic, which its
+//! user reads.
 #![allow(dead_code, clippy::expect_used, clippy::indexing_slicing)]
 
 pub(crate) mod text;
@@ -9,11 +10,11 @@ pub(crate) mod tree;
 
 use std::io::{self, Write};
 
-/// Modification times of all data, in seconds since 1970: long ago, since programs mistrust what has just been
-/// written, and whole, since some carry no more.
+/// Modification time of all data, in seconds since 1970. It is long ago, because programs distrust
+/// recently written files. It is a whole second, because some programs carry no fractions.
 pub(crate) const TIME_OLD: u64 = 1_600_000_000;
 
-/// A generator of pseudo-random numbers: SplitMix64 (Steele et al., 2014), a nanosecond for eight bytes.
+/// A pseudo-random number generator: SplitMix64 (Steele et al., 2014), 1 ns for eight bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct Dice(u64);
 
@@ -30,7 +31,7 @@ impl Dice {
         bits ^ (bits >> 31)
     }
 
-    /// A number below `bound`, which is far below 2^32: there the bias does not count.
+    /// A number below `bound`, which must be far below 2^32, so that the bias is negligible.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         (((self.next() >> 32) * bound as u64) >> 32) as usize
     }
@@ -40,19 +41,20 @@ impl Dice {
         ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
     }
 
-    /// A number below `bound`, small ones far more often: words and directories are not used evenly.
+    /// A number below `bound`, far more often a small one, because words and directories are not
+    /// used evenly.
     pub(crate) fn skewed(&mut self, bound: usize) -> usize {
         let unit = self.unit();
         ((unit * unit * unit * bound as f64) as usize).min(bound - 1)
     }
 
-    /// A number of the normal distribution, by Box and Muller.
+    /// A normally distributed number (Box–Muller).
     pub(crate) fn normal(&mut self) -> f64 {
         (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos()
     }
 }
 
-/// Bytes that no compression helps and no two places of which look alike.
+/// Incompressible bytes without repetition.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut dice = Dice::new(seed);
     let mut bytes = Vec::with_capacity(length + 8);
@@ -63,7 +65,7 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Writes noise and then text, so many bytes of each, a megabyte at a time.
+/// Writes this many bytes of noise and then of text, a megabyte at a time.
 pub(crate) fn write_mixed(
     mut to: impl Write,
     seed: u64,

@@ -1,8 +1,8 @@
-//! Text that looks like C to a compressor: zstd -1 makes a quarter of it, as of the Linux source.
+//! Text that compresses like C: zstd -1 reduces it to a quarter, like the Linux source.
 
 use super::Dice;
 
-/// What identifiers are made of.
+/// Words of identifiers.
 pub(crate) const WORDS: &[&str] = &[
     "dev",
     "reg",
@@ -165,8 +165,8 @@ pub(crate) const WORDS: &[&str] = &[
     "deadline",
 ];
 
-/// What stands in a file, a line each: `$v` is a variable, `$f` a function, `$t` a type, `$n` a number, `$w` a
-/// word of a comment.
+/// Lines of a file: `$v` is a variable, `$f` a function, `$t` a type, `$n` a number, `$w` a word of
+/// a comment.
 const LINES: &[&str] = &[
     "\t$v = $f($v, $v);\n",
     "\tif ($v < 0)\n\t\treturn $v;\n",
@@ -242,18 +242,18 @@ const PROSE: &[&str] = &[
     "returns",
 ];
 
-/// How many names a file has of its own.
+/// Names of each kind that a file has of its own.
 const VARIABLES: usize = 60;
 const FUNCTIONS: usize = 24;
 const TYPES: usize = 8;
 
-/// Writes text with names of its own, as every source file has them.
+/// Writes text with names of its own, like a source file.
 pub(crate) struct Author {
     dice: Dice,
     variables: Vec<String>,
     functions: Vec<String>,
     types: Vec<String>,
-    /// Begun and not yet written: a line is longer than what is left of a file.
+    /// Surplus of the last line, which was longer than the rest of the file.
     rest: Vec<u8>,
 }
 
@@ -272,7 +272,7 @@ impl Author {
         Author { dice, variables, functions, types, rest: Vec::new() }
     }
 
-    /// Appends so many bytes of text.
+    /// Appends `length` bytes of text.
     pub(crate) fn write(&mut self, to: &mut Vec<u8>, length: usize) {
         let end = to.len() + length;
         to.append(&mut self.rest);

@@ -1,4 +1,4 @@
-//! A tree that looks like the Linux source: how deep, how many files a directory, how long they are.
+//! A tree shaped like the Linux source: depth, files per directory, file lengths.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -9,24 +9,25 @@ use std::time::{Duration, SystemTime};
 use super::text::{Author, WORDS};
 use super::{Dice, TIME_OLD};
 
-/// Files for each directory.
+/// Files per directory.
 const FILES_A_DIRECTORY: usize = 16;
-/// Directories lie no deeper.
+/// Greatest depth of a directory.
 const DEPTH_MAX: usize = 6;
-/// Lengths are log-normal: this median, and a mean of 16 KB with this deviation of the logarithm.
+/// File lengths are log-normal, with this median; with this deviation of the logarithm their mean
+/// is 16 KB.
 const MEDIAN_BYTES: f64 = 5000.0;
 const DEVIATION: f64 = 1.53;
-/// No file is longer, in bytes.
+/// Greatest file length, in bytes.
 const LENGTH_MAX: usize = 4 << 20;
 
-/// A file to be written.
+/// A file to write.
 struct Plan {
     path: PathBuf,
     length: usize,
     seed: u64,
 }
 
-/// Makes a tree of `files` files at `root`.
+/// Writes a tree of `files` files at `root`.
 pub(crate) fn write(root: &Path, files: usize, seed: u64) {
     let mut dice = Dice::new(seed);
     let directories = directories(root, (files / FILES_A_DIRECTORY).max(1), &mut dice);
@@ -37,18 +38,19 @@ pub(crate) fn write(root: &Path, files: usize, seed: u64) {
             scope.spawn(move || share.iter().for_each(write_file));
         }
     });
-    // Last, since every file that is made touches the time of its directory.
+    // Set these times last, because every new file changes the time of its directory.
     for directory in directories.iter().rev() {
         set_time(directory, TIME_OLD);
     }
 }
 
-/// Makes directories and answers where they are, each behind its parent.
+/// Creates directories and returns their paths, each after its parent.
 fn directories(root: &Path, count: usize, dice: &mut Dice) -> Vec<PathBuf> {
     let mut known = HashSet::new();
     let mut made = vec![(root.to_owned(), 0)];
     while made.len() <= count {
-        // The first ones are near the root and get the most: real trees are flat and broad.
+        // The first directories are near the root and get the most children: real trees are flat
+        // and broad.
         let (parent, depth) = made[dice.skewed(made.len())].clone();
         let path = parent.join(name(dice));
         if depth < DEPTH_MAX && known.insert(path.clone()) {
@@ -90,7 +92,7 @@ fn write_file(plan: &Plan) {
     set_time(&plan.path, TIME_OLD + plan.seed % 10_000_000);
 }
 
-/// Sets when something was last modified, in seconds since 1970.
+/// Sets a modification time, in seconds since 1970.
 pub(crate) fn set_time(path: &Path, seconds: u64) {
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     File::open(path).and_then(|file| file.set_modified(time)).expect("a time");

@@ -1,7 +1,8 @@
-//! What happens to a tree between two syncs, forwards and back again, on any copy of it.
+//! Changes to a tree between two syncs, applicable to any copy of it, forwards and backwards.
 //!
-//! Going back restores contents and the times of files, so that each round begins where the first one did.
-//! Directories keep the time of their last change, as in life: unison looks into no directory without one.
+//! The way back restores contents and file times, so that each round starts from the same state.
+//! Directories keep the time of their last change, as in real use: unison skips a directory without
+//! a change.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -15,7 +16,7 @@ use crate::data::text::Author;
 use crate::data::tree::set_time;
 use crate::data::{Dice, TIME_OLD, noise};
 
-/// When changed files were changed.
+/// Modification time of changed files.
 const TIME_NEW: u64 = TIME_OLD + 50_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub(crate) enum Version {
     New,
 }
 
-/// One difference between the versions. Paths are below the root of the tree.
+/// One difference between the versions. Paths are relative to the root of the tree.
 enum Step {
     Overwrite {
         path: PathBuf,
@@ -50,7 +51,7 @@ enum Step {
         from: PathBuf,
         to: PathBuf,
     },
-    /// The file as it is in either version; `None` where it is not there.
+    /// The file in either version; `None` if that version lacks it.
     Swap {
         path: PathBuf,
         old: Option<PathBuf>,
@@ -63,12 +64,12 @@ enum Step {
 #[derive(Default)]
 pub(crate) struct Change {
     steps: Vec<Step>,
-    /// In words, with numbers.
+    /// Description in words, with numbers.
     pub(crate) about: String,
 }
 
 impl Change {
-    /// So many edits of ten bytes, spread over the first file that is there.
+    /// Spreads `count` edits of ten bytes over the tree's first file.
     pub(crate) fn edits(tree: &Path, count: u64) -> Change {
         let path = files(tree).remove(0);
         let file = File::open(tree.join(&path)).expect("a file");
@@ -85,13 +86,13 @@ impl Change {
         Change { steps, about: format!("{count} edits of 10 bytes") }
     }
 
-    /// Noise put into the first file.
+    /// Inserts noise into the first file.
     pub(crate) fn insertion(tree: &Path, offset: u64, length: usize) -> Change {
         let step = Step::Insert { path: files(tree).remove(0), offset, bytes: noise(11, length) };
         Change { steps: vec![step], about: format!("{length} bytes inserted at {offset}") }
     }
 
-    /// A piece taken out of the first file.
+    /// Removes a range from the first file.
     pub(crate) fn removal(tree: &Path, offset: u64, length: usize) -> Change {
         let path = files(tree).remove(0);
         let mut bytes = vec![0; length];
@@ -101,13 +102,13 @@ impl Change {
         Change { steps: vec![step], about: format!("{length} bytes taken out at {offset}") }
     }
 
-    /// Noise put behind the first file.
+    /// Appends noise to the first file.
     pub(crate) fn appendix(tree: &Path, length: usize) -> Change {
         let step = Step::Append { path: files(tree).remove(0), bytes: noise(12, length) };
         Change { steps: vec![step], about: format!("{length} bytes appended") }
     }
 
-    /// The only directory at the top gets another name.
+    /// Renames the only directory at the top.
     pub(crate) fn new_top(tree: &Path) -> Change {
         let mut names = fs::read_dir(tree).expect("a directory").flatten().map(|entry| entry.file_name());
         let from = PathBuf::from(names.next().expect("a directory at the top"));
@@ -115,7 +116,7 @@ impl Change {
         Change { steps: vec![Step::Rename { from, to }], about: "the top directory renamed".to_owned() }
     }
 
-    /// Every fortieth file goes to another directory, under a name of its own.
+    /// Moves every fortieth file to another directory, under a new name.
     pub(crate) fn moves(tree: &Path) -> Change {
         let files = files(tree);
         let step = |index: usize| {
@@ -129,8 +130,8 @@ impl Change {
         Change { steps, about }
     }
 
-    /// A point release: 7 % of the files with small edits, a few files gone and a few new ones. The versions
-    /// of what differs are put `aside`.
+    /// Makes a point release: small edits in 7 % of the files, a few files removed and a few added.
+    /// Both versions of each changed file go to `aside`.
     pub(crate) fn release(tree: &Path, aside: &Path) -> Change {
         let mut dice = Dice::new(13);
         let mut steps = Vec::new();
@@ -149,7 +150,7 @@ impl Change {
                 fs::write(&place, text).expect("a file");
                 place
             };
-            // In a thousand: 3 go, 4 come, 70 are edited.
+            // Of a thousand files 3 are removed, 4 added and 70 edited.
             let (path, old, new) = match fate {
                 0..3 => (path, Some(put("old", &text)), None),
                 3..7 => (path.with_extension("new"), None, Some(put("new", &edited(&text, &mut dice)))),
@@ -161,7 +162,7 @@ impl Change {
         Change { steps, about }
     }
 
-    /// What differs between a tree and another one, by content.
+    /// Compares two trees by content.
     pub(crate) fn between(old_tree: &Path, new_tree: &Path) -> Change {
         let (old, new) = (files(old_tree), files(new_tree));
         let mut paths: Vec<PathBuf> = old.iter().chain(&new).cloned().collect();
@@ -181,7 +182,7 @@ impl Change {
         Change { steps, about }
     }
 
-    /// The paths of all steps one directory deeper.
+    /// Moves the paths of all steps below `directory`.
     pub(crate) fn below(mut self, directory: &Path) -> Change {
         for step in &mut self.steps {
             if let Step::Swap { path, .. } = step {
@@ -191,7 +192,7 @@ impl Change {
         self
     }
 
-    /// Makes `tree` the other version.
+    /// Turns `tree` into the other version.
     pub(crate) fn apply(&self, tree: &Path, to: Version) {
         for step in &self.steps {
             step.apply(tree, to).expect("a change");
@@ -245,11 +246,11 @@ impl Step {
     }
 }
 
-/// Puts another file, or none, in a file's place, as editors and package managers do it.
+/// Replaces a file by another one, or removes it, as editors and package managers do.
 fn swap(path: &Path, other: Option<&Path>) -> io::Result<()> {
     let Some(other) = other else {
         fs::remove_file(path)?;
-        // A directory that holds nothing more goes with its last file.
+        // An empty directory is removed with its last file.
         let _ = path.parent().map(fs::remove_dir);
         return Ok(());
     };
@@ -275,14 +276,14 @@ fn take_out(path: &Path, offset: u64, length: usize) -> io::Result<()> {
     })
 }
 
-/// Writes a new version beside a file and puts it in its place.
+/// Writes a new version beside a file and renames it into place.
 fn rewrite(path: &Path, write: impl FnOnce(&mut File, &mut File) -> io::Result<u64>) -> io::Result<()> {
     let aside = path.with_extension("aside");
     write(&mut File::open(path)?, &mut File::create(&aside)?)?;
     fs::rename(aside, path)
 }
 
-/// A text with one to four of its lines replaced, taken out or followed by new ones.
+/// Replaces or removes one to four lines of a text, or inserts new ones.
 fn edited(text: &[u8], dice: &mut Dice) -> Vec<u8> {
     let mut lines: Vec<Vec<u8>> = text.split_inclusive(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
     let mut author = Author::new(dice.next());
@@ -300,7 +301,8 @@ fn edited(text: &[u8], dice: &mut Dice) -> Vec<u8> {
     lines.concat()
 }
 
-/// All regular files below a root, in order. Links are left out: not everybody carries them.
+/// All regular files below a root, in order. Symlinks are skipped, because not every program copies
+/// them.
 fn files(root: &Path) -> Vec<PathBuf> {
     let walk = WalkDir::new(root).into_iter().map(|entry| entry.expect("an entry"));
     let files = walk.filter(|entry| entry.file_type().is_file());
@@ -315,7 +317,7 @@ fn time_of(path: &Path) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Copies the directories and files of a real tree, with whole seconds as times.
+/// Copies the directories and files of a real tree, with times in whole seconds.
 pub(crate) fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a directory");
     let walk = WalkDir::new(from).min_depth(1).into_iter().map(|entry| entry.expect("an entry"));

@@ -1,4 +1,4 @@
-//! Figures for people, and what they depend on.
+//! Formatted figures, and the conditions that they depend on.
 
 use std::fs;
 use std::process::Command;
@@ -6,14 +6,14 @@ use std::time::SystemTime;
 
 use super::world::memory_bytes;
 
-/// The middle of some values; of an even number the higher one of the two.
+/// Median of some values; of an even number, the higher middle one.
 pub(crate) fn median<T: PartialOrd + Copy>(values: impl IntoIterator<Item = T>) -> Option<T> {
     let mut values: Vec<T> = values.into_iter().collect();
     values.sort_by(|one, other| one.partial_cmp(other).unwrap_or(std::cmp::Ordering::Equal));
     values.get(values.len() / 2).copied()
 }
 
-/// A number of bytes with three digits.
+/// Formats a number of bytes with three digits.
 pub(crate) fn bytes(count: u64) -> String {
     let units = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")];
     match units.iter().find(|(unit, _)| count >= *unit) {
@@ -26,7 +26,7 @@ pub(crate) fn bytes(count: u64) -> String {
     }
 }
 
-/// The machine in a line: what a number means depends on it.
+/// Describes the machine in one line.
 pub(crate) fn machine_line() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str, separator: char| {
@@ -43,7 +43,7 @@ pub(crate) fn machine_line() -> String {
     )
 }
 
-/// What a program says first, on whichever stream.
+/// First line of a program's output on either stream.
 pub(crate) fn first_line(command: &mut Command) -> Option<String> {
     let output = command.output().ok()?;
     let text = [output.stdout, output.stderr].concat();
@@ -51,13 +51,13 @@ pub(crate) fn first_line(command: &mut Command) -> Option<String> {
     Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// The date in UTC as 2026-01-31.
+/// Today's date in UTC, as 2026-01-31.
 pub(crate) fn today() -> String {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     date(since.as_secs() / 86400)
 }
 
-/// The date so many days after 1970-01-01, by the rules of the Gregorian calendar.
+/// Gregorian date of a day since 1970-01-01.
 fn date(days: u64) -> String {
     let is_leap =
         |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));

@@ -1,10 +1,10 @@
-//! The link between client and VM: a TCP relay that delays bytes, lets no more through than a rate allows,
-//! counts them, and breaks where it is told to.
+//! The link between client and VM: a TCP relay that delays bytes, limits their rate, counts them,
+//! and breaks connections on request.
 //!
-//! What it is true to: the delay each way, the round trip of TCP's own handshake, a rate for each direction
-//! that all connections share, a queue of 50 ms in front of it that fills and then stops the sender. What it
-//! is not: no packet is lost and there is no slow start, so long links show their best case. Bytes are TCP
-//! payload; rates too.
+//! It models the delay each way, and the round trip of TCP's handshake. All connections share one
+//! rate per direction. A queue of 50 ms in front of it fills and then stops the sender. It does not
+//! model packet loss or slow start, so long links show their best case. Bytes and rates count TCP
+//! payload.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -16,30 +16,32 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 
-/// How much waits for its turn in front of a slow link: what a router's queue holds.
+/// Capacity of the queue in front of a slow link, like a router's.
 const QUEUE: Duration = Duration::from_millis(50);
 
-/// The most that is read at once, in bytes; less on slow links, where a piece is a millisecond.
+/// Most bytes read at once. On slow links a piece is one millisecond.
 const PIECE_MAX: usize = 128 << 10;
 const PIECE_MIN: usize = 1500;
 
-/// Receive buffer of a limited link, in bytes. The kernel's own would grow to megabytes, and hide the queue.
+/// Receive buffer of a limited link, in bytes. The kernel's own would grow to megabytes, and hide
+/// the queue.
 const RECEIVE_BUFFER: usize = 256 << 10;
 
-/// How long one direction may stay silent, beyond the delay, once the other one has ended. A program that is
-/// gone closes both, but a relay sees two ends of input, and websocat takes one as no reason to go.
+/// Longest silence of one direction, beyond the delay, after the other one has ended. A program
+/// that exits closes both. A relay, however, sees two separate ends of input, and websocat ignores
+/// one of them.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// What a link is like.
+/// Properties of a link.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Conditions {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
-    /// Bits a second from client to VM; `None` is as fast as it goes.
+    /// Bits per second from client to VM; `None` means unlimited.
     pub(crate) up_rate: Option<u64>,
     pub(crate) down_rate: Option<u64>,
     pub(crate) round_trip: Duration,
-    /// Breaks a connection once it carried so many bytes from client to VM and back.
+    /// Breaks a connection after this many bytes, both directions together.
     pub(crate) cut_after: Option<u64>,
 }
 
@@ -59,7 +61,7 @@ const fn conditions(
 
 const MBIT: u64 = 1_000_000;
 
-/// The links of the table.
+/// Links of the table.
 pub(crate) const LINKS: &[Conditions] = &[
     conditions("raw", "loopback", None, 0),
     conditions("l100", "100 Mbit/s, 50 ms", Some((100 * MBIT, 100 * MBIT)), 50),
@@ -67,10 +69,10 @@ pub(crate) const LINKS: &[Conditions] = &[
     conditions("home", "20 Mbit/s up, 100 down, 80 ms", Some((20 * MBIT, 100 * MBIT)), 80),
 ];
 
-/// What is used where nothing is measured.
+/// Link for everything that is not measured.
 pub(crate) const RAW: Conditions = LINKS[0];
 
-/// What crossed the link since the last reset.
+/// Traffic since the last reset.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Carried {
     pub(crate) up_bytes: u64,
@@ -78,7 +80,8 @@ pub(crate) struct Carried {
     pub(crate) connections: u64,
 }
 
-/// A relay in front of one address. Its conditions can be changed; a connection keeps those it began with.
+/// A relay in front of one address. Its conditions may change; a connection keeps those it began
+/// with.
 pub(crate) struct Link {
     shared: Arc<Shared>,
     pub(crate) port: u16,
@@ -94,9 +97,9 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// One direction of the link, which all connections share.
+/// One direction of the link, shared by all connections.
 struct Direction {
-    /// When the last byte that was let in will have left.
+    /// Time at which the last booked byte will have left.
     free_at: Mutex<Instant>,
     bytes: AtomicU64,
 }
@@ -106,7 +109,7 @@ impl Direction {
         Direction { free_at: Mutex::new(Instant::now()), bytes: AtomicU64::new(0) }
     }
 
-    /// When so many bytes that are there now will have left.
+    /// Books the rate for `bytes`, and returns the time at which they will have left.
     fn book(&self, bytes: usize, rate: u64, earliest: Instant) -> Instant {
         let mut free_at = self.free_at.lock().expect("the rate");
         let takes = Duration::from_nanos(bytes as u64 * 8 * 1_000_000_000 / rate);
@@ -116,7 +119,7 @@ impl Direction {
 }
 
 impl Link {
-    /// A relay to `target`, without any bad conditions.
+    /// Makes an unlimited relay to `target`.
     pub(crate) fn to(target: SocketAddr) -> Link {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -139,7 +142,7 @@ impl Link {
                 relay.open.fetch_add(1, Ordering::SeqCst);
                 let relay = Arc::clone(&relay);
                 thread::spawn(move || {
-                    // Nobody behind it: the client sees its connection closed.
+                    // If the target is unreachable, the client sees its connection closed.
                     let _ = connect(&relay, client);
                     relay.open.fetch_sub(1, Ordering::SeqCst);
                 });
@@ -148,12 +151,12 @@ impl Link {
         Link { shared, port }
     }
 
-    /// What connections will meet from now on.
+    /// Sets the conditions of later connections.
     pub(crate) fn set(&self, conditions: Conditions) {
         *self.shared.conditions.lock().expect("the conditions") = conditions;
     }
 
-    /// Forgets what was carried.
+    /// Resets the counters.
     pub(crate) fn reset(&self) {
         self.shared.up.bytes.store(0, Ordering::Relaxed);
         self.shared.down.bytes.store(0, Ordering::Relaxed);
@@ -168,7 +171,7 @@ impl Link {
         }
     }
 
-    /// Whether no connection is open.
+    /// Reports if no connection is open.
     pub(crate) fn is_quiet(&self) -> bool {
         self.shared.open.load(Ordering::SeqCst) == 0
     }
@@ -177,7 +180,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        // So that the listener wakes up and sees it.
+        // This wakes the listener, which then sees the flag.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
     }
 }
@@ -203,7 +206,8 @@ fn connect(shared: &Arc<Shared>, client: TcpStream) -> std::io::Result<()> {
             to: to.try_clone()?,
             rate,
             delay: conditions.round_trip / 2,
-            // The kernel has shaken hands at once; on a real link the first byte could leave only now.
+            // The kernel's handshake took no time. On a real link the first byte could leave only
+            // now.
             opens_at: accepted + conditions.round_trip,
             left: Arc::clone(&left),
             ended: Arc::clone(&ended),
@@ -215,7 +219,7 @@ fn connect(shared: &Arc<Shared>, client: TcpStream) -> std::io::Result<()> {
     down.carry(|shared| &shared.down);
     let _ = up.join();
     if left.load(Ordering::SeqCst) == 0 {
-        // As on a broken link: what is in the buffers is lost, and whoever writes gets an error.
+        // As on a broken link, the bytes in the buffers are lost, and a writer gets an error.
         for socket in [&client, &server] {
             set_socket_linger(socket, Some(Duration::ZERO))?;
         }
@@ -231,9 +235,9 @@ struct OneWay {
     rate: Option<u64>,
     delay: Duration,
     opens_at: Instant,
-    /// What the connection may still carry, both directions together.
+    /// Bytes that the connection may still carry, both directions together.
     left: Arc<AtomicU64>,
-    /// Whether the other direction has ended.
+    /// Set once the other direction has ended.
     ended: Arc<AtomicBool>,
 }
 
@@ -248,13 +252,13 @@ impl OneWay {
         self.ended.store(true, Ordering::SeqCst);
         let _ = self.to.shutdown(Shutdown::Write);
         if self.left.load(Ordering::SeqCst) == 0 {
-            // Wakes the other direction.
+            // This wakes the other direction.
             let _ = self.from.shutdown(Shutdown::Both);
             let _ = self.to.shutdown(Shutdown::Both);
         }
     }
 
-    /// Reads on this thread and writes on another one, when it is time.
+    /// Reads on this thread, and writes each piece on another thread when it is due.
     fn carry_later(&mut self, direction: fn(&Shared) -> &Direction) {
         let queue = Arc::new(Queue::for_link(self.rate, self.delay));
         let due = Arc::clone(&queue);
@@ -272,7 +276,7 @@ impl OneWay {
             let now = Instant::now().max(opens_at);
             let leaves = rate.map_or(now, |rate| direction.book(piece.len(), rate, now));
             let taken = queue.push(leaves + delay, piece.to_vec());
-            // What does not fit into the link's queue stays with the sender.
+            // The sender waits for bytes that exceed the link's queue.
             thread::sleep(leaves.saturating_duration_since(Instant::now() + QUEUE));
             taken
         });
@@ -280,7 +284,7 @@ impl OneWay {
         let _ = writer.join();
     }
 
-    /// Reads to the end and passes on every piece, while anybody takes it.
+    /// Reads to the end, and passes on every piece until the receiver is gone.
     fn read_all(
         &mut self,
         direction: fn(&Shared) -> &Direction,
@@ -305,7 +309,7 @@ impl OneWay {
         }
     }
 
-    /// How many of so many bytes the connection may still carry.
+    /// Takes up to `count` bytes from the connection's remaining limit.
     fn take(&self, count: usize) -> usize {
         let less = |left: u64| Some(left.saturating_sub(count as u64));
         let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
@@ -317,7 +321,8 @@ fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
 }
 
-/// What is on its way, with the time at which it arrives. Bounded by bytes: a long fast link holds many.
+/// Pieces in flight, with their times of arrival. The bound counts bytes, because a long fast link
+/// holds many pieces.
 struct Queue {
     bytes_max: usize,
     state: Mutex<UnderWay>,
@@ -332,20 +337,21 @@ struct UnderWay {
 }
 
 impl Queue {
-    /// What a link of this rate and delay holds, its queue included, and some slack.
+    /// Makes a queue with the capacity of a link of this rate and delay, its own queue and some
+    /// slack included.
     fn for_link(rate: Option<u64>, delay: Duration) -> Queue {
         let rate = rate.unwrap_or(10_000 * MBIT);
         let bytes_max = (rate as f64 / 8.0 * (delay + QUEUE).as_secs_f64()) as usize + (1 << 20);
         Queue { bytes_max, state: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Waits while something holds, or until the queue is closed.
+    /// Waits while `holds` is true and the queue is open.
     fn wait_while(&self, holds: impl Fn(&UnderWay) -> bool) -> MutexGuard<'_, UnderWay> {
         let state = self.state.lock().expect("a queue");
         self.changed.wait_while(state, |state| holds(state) && !state.is_closed).expect("a queue")
     }
 
-    /// Waits for room and appends; false when nobody takes it any more.
+    /// Waits for room and appends. Returns false if the queue is closed.
     fn push(&self, at: Instant, piece: Vec<u8>) -> bool {
         let mut state = self.wait_while(|state| state.bytes > self.bytes_max);
         if state.is_closed {
@@ -357,7 +363,7 @@ impl Queue {
         true
     }
 
-    /// Waits for a piece and takes it; `None` when it is empty and closed.
+    /// Waits for a piece and takes it; `None` if the queue is empty and closed.
     fn pop(&self) -> Option<(Instant, Vec<u8>)> {
         let mut state = self.wait_while(|state| state.pieces.is_empty());
         let (at, piece) = state.pieces.pop_front()?;

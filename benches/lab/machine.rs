@@ -1,4 +1,5 @@
-//! The VM: sshd on loopback behind websocat, with keys and a home of its own, and the link before it.
+//! The VM: sshd on loopback behind websocat, with its own keys and home directory, and the link in
+//! front of it.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,13 +13,13 @@ use std::time::{Duration, Instant};
 use super::link::Link;
 use super::world::{World, path, program, user};
 
-/// The name by which OpenSSH knows the machine.
+/// Host name of the machine in OpenSSH's configuration.
 pub(crate) const HOST: &str = "vm";
 
-/// How long a service may take to answer, and a machine to become quiet.
+/// Timeout for a service to answer, and for the machine to become quiet.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Which way the content goes.
+/// Direction of a sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Way {
     Up,
@@ -34,7 +35,7 @@ impl Way {
     }
 }
 
-/// One sync: `destination` becomes what `source` is.
+/// One sync: it makes `destination` equal to `source`.
 pub(crate) struct Job<'a> {
     pub(crate) machine: &'a Machine,
     pub(crate) way: Way,
@@ -42,12 +43,12 @@ pub(crate) struct Job<'a> {
     pub(crate) destination: &'a Path,
 }
 
-/// A program in the background; ended with its owner.
+/// A background program, killed when dropped.
 pub(crate) struct Service(Child);
 
 impl Service {
-    /// Starts it in a process group of its own: a key that interrupts the harness must not stop the VM while
-    /// a run is still being measured.
+    /// Starts the program in its own process group. A key that interrupts the harness must not stop
+    /// the VM during a measurement.
     pub(crate) fn start(mut command: Command) -> Service {
         let null = command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         Service(null.spawn().expect("start"))
@@ -65,7 +66,7 @@ impl Drop for Service {
     }
 }
 
-/// sshd, websocat and the link.
+/// The VM: sshd, websocat and the link.
 pub(crate) struct Machine {
     pub(crate) world: World,
     pub(crate) link: Link,
@@ -82,7 +83,8 @@ impl Machine {
         let (ssh_port, sshd) = listening(|port| start_sshd(&world, port));
         let (port, websocat) = listening(|port| {
             let mut command = world.command("websocat");
-            // Without exit-on-eof a connection that the client has closed stays open for good.
+            // Without exit-on-eof, websocat keeps a connection open for ever after the client has
+            // closed it.
             command.args(["--binary", "--exit-on-eof", "-q"]);
             command.arg(format!("ws-l:127.0.0.1:{port}")).arg(format!("tcp:127.0.0.1:{ssh_port}"));
             command.stderr(Stdio::null());
@@ -95,11 +97,11 @@ impl Machine {
         machine
     }
 
-    /// What OpenSSH's programs need to know to get there.
+    /// Writes the configuration of OpenSSH's programs.
     ///
-    /// With its stdio in asynchronous mode, websocat 1.14.1 at times keeps its last bytes until more arrive:
-    /// one download in some thirty stood still until ssh's keep-alive came, 300 s later. Peers shall not lose
-    /// by that, and the other mode is as fast.
+    /// With its stdio in asynchronous mode, websocat 1.14.1 sometimes keeps its last bytes until
+    /// more arrive. One download in about thirty hung until ssh's keep-alive, 300 s later. That
+    /// would be unfair to the peers, and the other mode is as fast.
     fn configure_ssh(&self) {
         let path = |name: &str| self.world.path(name).display().to_string();
         let known_hosts = format!("{HOST} {}\n", self.host_key);
@@ -117,29 +119,29 @@ impl Machine {
         fs::write(self.ssh_config(), config).expect("a configuration");
     }
 
-    /// The file for `ssh -F`.
+    /// File for `ssh -F`.
     pub(crate) fn ssh_config(&self) -> PathBuf {
         self.world.path("ssh_config")
     }
 
-    /// `ssh` as others call it.
+    /// The `ssh` command of the peers.
     pub(crate) fn ssh(&self) -> String {
         format!("ssh -F {}", self.ssh_config().display())
     }
 
-    /// A path there as ksync takes it.
+    /// An endpoint on the machine, as ksync's argument.
     pub(crate) fn place(&self, path: &Path) -> String {
         format!("ws://{}@127.0.0.1:{}{}", self.user, self.link.port, path.display())
     }
 
-    /// `ksync`, with what it needs to get in.
+    /// `ksync` with its login options.
     pub(crate) fn ksync(&self) -> Command {
         let mut command = self.world.command(env!("CARGO_BIN_EXE_ksync"));
         command.arg("--identity").arg(self.world.path("key")).args(["--host-key", &self.host_key]);
         command
     }
 
-    /// Lets `ksync` put its agent there.
+    /// Lets `ksync` install its agent.
     pub(crate) fn put_agent_there(&self) -> Result<(), String> {
         let source = self.world.path("nothing");
         fs::create_dir_all(&source).expect("a directory");
@@ -150,7 +152,7 @@ impl Machine {
         if output.status.success() { Ok(()) } else { Err(format!("ksync cannot reach the machine: {text}")) }
     }
 
-    /// The whole link as a plain TCP port, for programs that know no ProxyCommand.
+    /// Offers the whole link as a plain TCP port, for programs without ProxyCommand.
     pub(crate) fn plain_port(&self) -> (u16, Service) {
         listening(|port| {
             let mut command = self.world.command("websocat");
@@ -160,17 +162,17 @@ impl Machine {
         })
     }
 
-    /// The user's name there.
+    /// Login name on the machine.
     pub(crate) fn user(&self) -> &str {
         &self.user
     }
 
-    /// sshd, whose descendants are what runs there.
+    /// Process id of sshd, the ancestor of all programs on the machine.
     pub(crate) fn sshd(&self) -> u32 {
         self.sshd.id()
     }
 
-    /// Waits until nobody is connected any more.
+    /// Waits until no client is connected.
     pub(crate) fn wait_until_quiet(&self) -> bool {
         let start = Instant::now();
         while !(self.link.is_quiet() && super::memory::children(self.sshd()).is_empty()) {
@@ -182,12 +184,12 @@ impl Machine {
         true
     }
 
-    /// Takes the agent away, as if ksync had never been there.
+    /// Removes the agent, as if ksync had never connected.
     pub(crate) fn forget_agent(&self) {
         let _ = fs::remove_dir_all(self.world.path("far/.cache"));
     }
 
-    /// Whether the agent lies where the machine's own home is, and was not found somewhere else.
+    /// Reports if the agent is in the machine's own home directory, and not only elsewhere.
     pub(crate) fn has_agent(&self) -> bool {
         self.world.path("far/.cache/ksync").is_dir()
     }
@@ -202,19 +204,19 @@ fn start_sshd(world: &World, port: u16) -> Service {
          Subsystem sftp internal-sftp\nSetEnv HOME={} PATH={}\n",
         world.path("host-key").display(),
         world.path("key.pub").display(),
-        // Start files of a shell cost time; there are none.
+        // The home directory has no shell start files, which would cost time.
         far.display(),
         path().to_string_lossy(),
     );
     fs::write(world.path("sshd_config"), config).expect("a configuration");
     let log = fs::File::create(world.path("sshd.log")).expect("a log");
-    // sshd wants to be called by its whole path.
+    // sshd must be started by its absolute path.
     let mut command = world.command(program("sshd").expect("sshd"));
     command.args(["-D", "-e", "-f"]).arg(world.path("sshd_config")).stderr(log);
     Service::start(command)
 }
 
-/// An ed25519 key without a passphrase.
+/// Makes an ed25519 key without a passphrase.
 fn make_key(world: &World, name: &str) {
     let mut command = world.command("ssh-keygen");
     command.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(world.path(name));
@@ -222,8 +224,8 @@ fn make_key(world: &World, name: &str) {
     fs::set_permissions(world.path(name), fs::Permissions::from_mode(0o600)).expect("a mode");
 }
 
-/// Starts a service on a port that the kernel chose, and waits until it answers there. Somebody else can take
-/// the port in between: then on another one.
+/// Starts a service on a port that the kernel chose, and waits until it answers. Another program
+/// may take the port in between; then it tries another one.
 fn listening(start: impl Fn(u16) -> Service) -> (u16, Service) {
     for _ in 0..10 {
         let chosen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");

@@ -1,7 +1,8 @@
-//! Peak memory of process trees, from what the kernel keeps for each process (`VmHWM`).
+//! Peak memory of process trees, from the kernel's record of each process (`VmHWM`).
 //!
-//! A tree's peak is the sum of its processes' peaks: what a pipeline of programs needs at most. It is looked at
-//! every 20 ms, so a process that lives shorter may be missed, and the last growth before an end.
+//! A tree's peak is the sum of its processes' peaks: an upper bound for a pipeline of programs. The
+//! observer samples every 20 ms, so it may miss a shorter process, and the last growth before an
+//! end.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,26 +13,26 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// Between two looks: costs about a hundredth of a core.
+/// Sampling interval; it costs about 1 % of a core.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Peak memory in bytes.
+/// Peak memory, in bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Peaks {
-    /// Of the program that was started and all that it started.
+    /// The client program with its descendants.
     pub(crate) client: u64,
-    /// Of what sshd started for it, without sshd's own processes and the login shell.
+    /// The processes that sshd started for it, without sshd's own and the login shell.
     pub(crate) far: u64,
 }
 
-/// Looks at a run until it is told to stop, and ends one that takes too long or is not wanted any more.
+/// Samples a run until stopped. Kills a run that times out or is interrupted.
 pub(crate) struct Observer {
     done: Arc<AtomicBool>,
     thread: JoinHandle<Peaks>,
 }
 
 impl Observer {
-    /// Observes `client`, which leads a process group, and what hangs on `sshd`.
+    /// Observes `client`, which leads a process group, and the descendants of `sshd`.
     pub(crate) fn start(client: u32, helper: Option<u32>, sshd: u32, patience: Duration) -> Observer {
         let done = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&done);
@@ -61,20 +62,20 @@ impl Observer {
     }
 }
 
-/// Takes down a process and all that it started.
+/// Kills a process group.
 pub(crate) fn end_group(leader: u32) {
     if let Some(pid) = i32::try_from(leader).ok().and_then(Pid::from_raw) {
         let _ = kill_process_group(pid, Signal::KILL);
     }
 }
 
-/// Notes the peaks of a process and its descendants.
+/// Records the peaks of a process and its descendants.
 fn look(process: u32, peaks: &mut HashMap<u32, u64>, counts: &dyn Fn(&str) -> bool) {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let peak = field("VmHWM:").and_then(|peak| peak.strip_suffix(" kB")?.parse::<u64>().ok());
     if let (Some(peak), Some(name)) = (peak, field("Name:")) {
-        // What a process was before it became another program by exec does not count.
+        // Memory before an exec does not count.
         peaks.insert(process, if counts(name) { peak * 1024 } else { 0 });
     }
     for child in children(process) {
@@ -82,12 +83,12 @@ fn look(process: u32, peaks: &mut HashMap<u32, u64>, counts: &dyn Fn(&str) -> bo
     }
 }
 
-/// Whether a program does the work, and is not only the way to it.
+/// Reports if a program does the work, and is not merely sshd or a shell.
 pub(crate) fn is_work(name: &str) -> bool {
     !name.starts_with("sshd") && !["sh", "bash", "dash", "zsh"].contains(&name)
 }
 
-/// The processes that a process started and that have not been waited for.
+/// Child processes that have not been waited for.
 pub(crate) fn children(process: u32) -> Vec<u32> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
     let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());

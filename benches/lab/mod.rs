@@ -1,7 +1,8 @@
-//! The lab of the benches that measure ksync beside others: a machine to sync with, the link before it, and what
-//! looks at both.
+//! The lab of the comparing benches: a machine to sync with, the link in front of it, and the
+//! observers of both.
 //!
-//! Each bench uses its own part of this. A harness that cannot go on has nobody to tell but who started it.
+//! Each bench uses a part of this module. A failure ends the bench with a panic, which its user
+//! reads.
 #![allow(dead_code, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 pub(crate) mod change;
@@ -16,12 +17,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Whether somebody wants all of this to end.
+/// Reports if the user has interrupted the bench.
 pub(crate) fn is_interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// What was started has to be stopped, and memory that is used as a disk has to be given back.
+/// Sets a flag on SIGINT and SIGTERM, so that the bench stops its services and frees the memory
+/// that it uses as a disk.
 pub(crate) fn end_orderly_when_interrupted() {
     std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -37,7 +39,7 @@ pub(crate) fn end_orderly_when_interrupted() {
     });
 }
 
-/// The first of the programs that is not installed, without which there is no machine to sync with.
+/// First missing program that the machine needs.
 pub(crate) fn missing_program() -> Option<&'static str> {
     ["sshd", "ssh", "ssh-keygen", "websocat"].into_iter().find(|name| world::program(name).is_none())
 }

@@ -1,4 +1,4 @@
-//! Whether two trees are alike, looked at with nothing of what is measured: every name, type and byte.
+//! Comparison of two trees, independent of the measured programs: every name, type and byte.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
-/// What is read at once, in bytes.
+/// Bytes read at once.
 const PIECE: usize = 256 << 10;
 
-/// The first difference between two trees, or `None`. What ksync keeps for itself at a root is not part of it.
+/// First difference between two trees, or `None`. ksync's own directory at a root is ignored.
 pub(crate) fn difference(wanted: &Path, actual: &Path) -> Option<String> {
     let (entries, others) = (entries(wanted), entries(actual));
     if let Some(path) = entries.keys().find(|path| !others.contains_key(*path)) {
@@ -46,7 +46,7 @@ fn entries(root: &Path) -> BTreeMap<PathBuf, Kind> {
         };
         (entry.path().strip_prefix(root).expect("below the root").to_owned(), kind)
     };
-    // What cannot be read is missing.
+    // An unreadable entry counts as missing.
     own.flatten().map(entry).collect()
 }
 

@@ -1,5 +1,5 @@
-//! The world of a run: one folder that holds everything it touches, and an environment in which nothing of
-//! the user's is seen.
+//! The world of a run: one directory with all its files, and an environment that hides the user's
+//! own.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -8,17 +8,18 @@ use std::process::Command;
 
 use rustix::fs::statvfs;
 
-/// Where a world is made when nobody says where, if there is room: memory, since on a disk a tree that is
-/// written right after another was removed can take five times as long.
+/// Default directory of a world, if it has room: memory. On a disk, writing a tree right after
+/// another was removed can take five times as long.
 const MEMORY: &str = "/dev/shm";
 
-/// A folder of the harness; gone when it is done.
+/// A directory of the harness, removed when dropped.
 pub(crate) struct World {
     root: PathBuf,
 }
 
 impl World {
-    /// A world in `folder`, or in memory if `bytes_needed` are free there, or else in the target directory.
+    /// Makes a world in `folder`. Without `folder` it uses memory if `bytes_needed` are free there,
+    /// or else the target directory.
     pub(crate) fn new(folder: Option<&Path>, bytes_needed: u64) -> World {
         let folder = match folder {
             Some(folder) => folder.to_owned(),
@@ -32,12 +33,12 @@ impl World {
         World { root: root.canonicalize().expect("its path") }
     }
 
-    /// Something in the world.
+    /// Path of a file in the world.
     pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.root.join(name)
     }
 
-    /// `program` with nothing of the real environment but the way to programs.
+    /// Runs `program` with a clean environment, except for `PATH`.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env_clear().current_dir(&self.root);
@@ -58,7 +59,7 @@ impl World {
         command
     }
 
-    /// On what kind of filesystem it lies.
+    /// Kind of the filesystem that holds the world.
     pub(crate) fn filesystem(&self) -> &'static str {
         // TMPFS_MAGIC of linux/magic.h.
         let is_memory = rustix::fs::statfs(&self.root).is_ok_and(|stat| stat.f_type == 0x0102_1994);
@@ -72,13 +73,13 @@ impl Drop for World {
     }
 }
 
-/// What is free for all; a tmpfs says more than there is memory for.
+/// Free bytes of a directory, limited to the available memory, because a tmpfs may claim more.
 fn free_bytes(folder: &Path) -> u64 {
     let of_folder = statvfs(folder).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
     of_folder.min(memory_bytes("MemAvailable"))
 }
 
-/// A line of what the kernel says about memory.
+/// A line of the kernel's memory information, in bytes.
 pub(crate) fn memory_bytes(line: &str) -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let value = text.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
@@ -86,7 +87,7 @@ pub(crate) fn memory_bytes(line: &str) -> u64 {
     kilobytes.unwrap_or(0) * 1024
 }
 
-/// Where programs are looked for: `KSYNC_PEERS_BIN`, then `PATH`, then where sshd lies.
+/// Search path of programs: `KSYNC_PEERS_BIN`, then `PATH`, then the directories of sshd.
 pub(crate) fn path() -> OsString {
     let mut folders: Vec<PathBuf> =
         std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
@@ -95,12 +96,12 @@ pub(crate) fn path() -> OsString {
     std::env::join_paths(folders).expect("a path")
 }
 
-/// The whole path of a program; `None` where it is not installed.
+/// Absolute path of a program; `None` if it is not installed.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path()).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// Who runs this: sshd without root's rights lets nobody else in.
+/// Login name of the current user: sshd without root's rights accepts nobody else.
 pub(crate) fn user() -> String {
     let output = Command::new("id").arg("-un").output().expect("id");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()

@@ -1,4 +1,4 @@
-//! The cases: what is synced, what has happened before, who takes part.
+//! The cases: the data, the state before the sync, and the contestants.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use crate::data::tree::{self, set_time};
 use crate::data::{TIME_OLD, noise, write_mixed};
 use crate::lab::change::{Change, copy_tree};
 
-/// What is synced.
+/// The data of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Data {
     /// 300 files, 3 MB of text.
@@ -21,14 +21,14 @@ pub(crate) enum Data {
     Tree,
 }
 
-/// What has happened before the sync that is measured.
+/// The state before the measured sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Before {
-    /// Nothing: the destination is not there.
+    /// Nothing: the destination does not exist.
     Nothing,
-    /// The same sync.
+    /// A copy by the same sync.
     Same,
-    /// The same sync, which broke off at a quarter.
+    /// A copy by the same sync, which broke off at a quarter.
     Cut,
     Edits,
     Insertion,
@@ -39,7 +39,7 @@ pub(crate) enum Before {
     Release,
 }
 
-/// One row of the table.
+/// One row of the result table.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
@@ -51,7 +51,8 @@ pub(crate) struct Case {
 const NOOP: &[&str] = &["ksync", "rsync", "rclone", "unison"];
 const NOOP_TREE: &[&str] = &["ksync", "rsync", "rsync-nir", "unison"];
 const FIRST: &[&str] = &["ksync", "rsync", "rsync-z", "scp", "sftp", "tar-zstd", "rclone", "unison"];
-/// Without those that wait a round trip for every file or more: scp takes minutes even without any delay.
+/// Without the programs that wait at least a round trip per file: scp takes minutes even without a
+/// delay.
 const FIRST_TREE: &[&str] = &["ksync", "rsync", "rsync-z", "tar-zstd"];
 const DELTA: &[&str] = &["ksync", "rsync", "rsync-z", "rsync-inplace", "unison"];
 const CUT: &[&str] = &["ksync", "rsync", "rsync-partial", "rsync-append"];
@@ -67,7 +68,7 @@ const fn case(
     Case { name, about, data, before, contestants }
 }
 
-/// Cases of the same data stand together, those that need an empty destination first.
+/// Cases with the same data are adjacent. Those that need an empty destination come first.
 pub(crate) const CASES: &[Case] = &[
     case("first-300", Data::Small, Before::Nothing, FIRST, "first copy of 300 files, 3 MB"),
     case("noop-300", Data::Small, Before::Same, NOOP, "nothing to do, 300 files"),
@@ -85,16 +86,16 @@ pub(crate) const CASES: &[Case] = &[
     case("upgrade", Data::Tree, Before::Release, MOVED, "point release of a source tree"),
 ];
 
-/// How much data there is.
+/// Sizes of the data.
 #[derive(Debug, Clone)]
 pub(crate) struct Sizes {
     scale: f64,
-    /// A real tree in the place of the synthetic one, and its next release.
+    /// A real tree in place of the synthetic one, and its next release.
     tree: Option<PathBuf>,
     next_tree: Option<PathBuf>,
 }
 
-/// The only directory at the top of a tree.
+/// Name of the only directory at the top of a tree.
 const TOP: &str = "source";
 
 impl Sizes {
@@ -106,8 +107,8 @@ impl Sizes {
         (bytes as f64 * self.scale) as u64
     }
 
-    /// About what a whole contest over this data takes on the disk: a source, a copy for each contestant,
-    /// and what is written aside.
+    /// Approximate disk space of a contest over this data: a source, a copy for each contestant,
+    /// and the files written aside.
     pub(crate) fn bytes_needed(&self, data: Data) -> u64 {
         self.scaled(match data {
             Data::Small | Data::Noise => 1 << 30,
@@ -116,7 +117,7 @@ impl Sizes {
         })
     }
 
-    /// Makes the data at `root`.
+    /// Writes the data to `root`.
     pub(crate) fn make(&self, data: Data, root: &Path) {
         fs::create_dir_all(root).expect("a directory");
         match data {
@@ -139,7 +140,7 @@ impl Sizes {
         set_time(root, TIME_OLD);
     }
 
-    /// What happens to the data at `root` before the sync that is measured, if anything.
+    /// Change of the data at `root` before the measured sync, if the case has one.
     pub(crate) fn change(&self, before: Before, root: &Path, aside: &Path) -> Option<Change> {
         Some(match before {
             Before::Nothing | Before::Same | Before::Cut => return None,
@@ -156,8 +157,8 @@ impl Sizes {
         })
     }
 
-    /// After how many bytes a link breaks in the case that is about it: a quarter of a large file, still
-    /// within its noise, so that it is the same place for all.
+    /// Bytes after which the link breaks in the case `Cut`: a quarter of the large file. That is
+    /// within its noise, so it is the same position for all programs.
     pub(crate) fn cut_after(&self) -> u64 {
         self.scaled(1 << 28)
     }
@@ -170,8 +171,8 @@ impl Sizes {
         self.scaled(100_000_000)
     }
 
-    /// How many bytes nobody can do without: the noise that the other side does not have. `None` where it
-    /// is text, of which nobody knows what the best compression makes.
+    /// Bytes that every program must send: the noise that the other side lacks. `None` for text,
+    /// because nobody knows the best compression of it.
     pub(crate) fn new_bytes(&self, case: &Case) -> Option<u64> {
         match (case.before, case.data) {
             (Before::Nothing, Data::Noise) => Some(self.scaled(50_000_000)),
@@ -184,7 +185,7 @@ impl Sizes {
     }
 }
 
-/// Files of 10 KB of text in directories of 20.
+/// Writes files of 10 KB of text into directories of 20.
 fn tree_of_equals(root: &Path, files: u64) {
     for index in 0..files {
         let directory = root.join(format!("part-{}", index / 20));

@@ -1,4 +1,5 @@
-//! A contest: everybody in turn does the same on the same link, and what comes out is looked at.
+//! A contest: all contestants in turn do the same job on the same link, and each result is
+//! verified.
 
 use std::collections::HashSet;
 use std::fs;
@@ -16,10 +17,10 @@ use crate::lab::machine::{Job, Machine, Way};
 use crate::lab::memory::{Observer, Peaks};
 use crate::lab::verify::difference;
 
-/// A run that takes longer has failed.
+/// Timeout of a run.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
-/// What one run took.
+/// Measurements of one run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outcome {
     pub(crate) wall: Duration,
@@ -31,7 +32,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Row {
     pub(crate) contestant: &'static Contestant,
     pub(crate) outcomes: Vec<Outcome>,
-    /// Why there are no numbers.
+    /// Reason for missing numbers.
     pub(crate) error: Option<String>,
 }
 
@@ -40,31 +41,31 @@ pub(crate) struct Heat {
     pub(crate) case: &'static Case,
     pub(crate) link: Conditions,
     pub(crate) way: Way,
-    /// What was changed, in words.
+    /// Description of the change.
     pub(crate) change: Option<String>,
-    /// What nobody can beat on this link, where that is known.
+    /// Lower bound of the time on this link, if known.
     pub(crate) limit: Option<Duration>,
     pub(crate) rows: Vec<Row>,
 }
 
-/// Everybody's copies of one source.
+/// All contestants' copies of one source.
 pub(crate) struct Contest<'a> {
     machine: &'a Machine,
     way: Way,
     source: PathBuf,
-    /// After how many bytes a link breaks where that is the case.
+    /// Bytes after which the link breaks in the case `Cut`.
     cut_after: u64,
-    /// Who has a copy of the source in its old version.
+    /// Contestants that have a copy of the source's old version.
     settled: HashSet<&'static str>,
 }
 
 impl<'a> Contest<'a> {
-    /// A contest over what is at `source`, which is in its old version.
+    /// Makes a contest over `source`, which is in its old version.
     pub(crate) fn new(machine: &'a Machine, way: Way, source: PathBuf, cut_after: u64) -> Contest<'a> {
         Contest { machine, way, source, cut_after, settled: HashSet::new() }
     }
 
-    /// Runs a case on one link: `runs` rounds, in each of which somebody else begins.
+    /// Runs a case on one link: `runs` rounds, each with another contestant first.
     pub(crate) fn run(
         &mut self,
         case: &'static Case,
@@ -89,7 +90,7 @@ impl<'a> Contest<'a> {
         rows
     }
 
-    /// One measured run, verified, after which everything is as it was before.
+    /// Makes one measured and verified run, and then restores the state before it.
     fn once(
         &mut self,
         case: &Case,
@@ -120,7 +121,7 @@ impl<'a> Contest<'a> {
         result
     }
 
-    /// Lets a contestant make its copy by itself, if it has none yet.
+    /// Lets a contestant make its own copy, if it has none yet.
     fn settle(&mut self, contestant: &'static Contestant, copy: &Path) -> Result<(), String> {
         if self.settled.contains(contestant.name) {
             return Ok(());
@@ -132,7 +133,7 @@ impl<'a> Contest<'a> {
         Ok(())
     }
 
-    /// Lets a contestant begin on a link that breaks.
+    /// Lets a contestant start on a link that breaks.
     fn cut(&self, contestant: &Contestant, copy: &Path) -> Result<(), String> {
         let link = Conditions { cut_after: Some(self.cut_after), ..RAW };
         match self.sync(link, contestant, copy) {
@@ -141,19 +142,19 @@ impl<'a> Contest<'a> {
         }
     }
 
-    /// Takes away a contestant's copy and what it remembers of it.
+    /// Removes a contestant's copy and its records.
     fn forget(&mut self, contestant: &'static Contestant) {
         let _ = fs::remove_dir_all(destination(self.machine, contestant, self.way));
         self.settled.remove(contestant.name);
         if contestant.name == "unison" {
-            // Else it takes a copy that is gone for one that was deleted on purpose.
+            // With its records, unison would take the missing copy for a deliberate deletion.
             for home in ["home", "far"] {
                 let _ = fs::remove_dir_all(self.machine.world.path(home).join(".unison"));
             }
         }
     }
 
-    /// Takes everything away.
+    /// Removes all copies.
     pub(crate) fn end(mut self) {
         for contestant in crate::contestants::ALL {
             self.forget(contestant);
@@ -162,7 +163,7 @@ impl<'a> Contest<'a> {
 
     fn measured(&self, link: Conditions, contestant: &Contestant, copy: &Path) -> Result<Outcome, String> {
         (contestant.prepare)(self.machine);
-        // What an earlier run left to be written to the disk is no part of this one.
+        // Flush the data of earlier runs to the disk, so that this run does not pay for them.
         rustix::fs::sync();
         let outcome = self.sync(link, contestant, copy)?;
         if contestant.is_anew() && !self.machine.has_agent() {
@@ -192,7 +193,7 @@ impl<'a> Contest<'a> {
         let output = fs::File::create(&log).expect("a log");
         plan.command.stdin(Stdio::null()).stdout(output.try_clone().expect("a log")).stderr(output);
         let start = Instant::now();
-        // A group of its own, so that all of it can be ended.
+        // The process group lets the observer kill the whole pipeline.
         let mut child = plan.command.process_group(0).spawn().map_err(|error| error.to_string())?;
         let helper = plan.helper.as_ref().map(|service| service.id());
         let observer = Observer::start(child.id(), helper, machine.sshd(), PATIENCE);
@@ -211,7 +212,7 @@ impl<'a> Contest<'a> {
     }
 }
 
-/// The end of what a run has said.
+/// Last lines of a run's output.
 fn last_lines(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
@@ -219,8 +220,8 @@ fn last_lines(log: &Path) -> String {
     lines[lines.len().saturating_sub(3)..].join(" / ")
 }
 
-/// The best that a link allows: nine round trips until the first answer (TCP, WebSocket, SSH), and the time
-/// that the bytes take.
+/// Lower bound of the time on a link: nine round trips until the first answer (TCP, WebSocket,
+/// SSH), plus the time of the bytes.
 pub(crate) fn limit(sizes: &Sizes, case: &Case, link: Conditions, way: Way) -> Option<Duration> {
     let rate = match way {
         Way::Up => link.up_rate?,
@@ -231,7 +232,7 @@ pub(crate) fn limit(sizes: &Sizes, case: &Case, link: Conditions, way: Way) -> O
 }
 
 impl Row {
-    /// The median of something.
+    /// Median of a value over the runs.
     pub(crate) fn median<T: PartialOrd + Copy>(&self, what: impl Fn(&Outcome) -> T) -> Option<T> {
         let is_good = self.error.is_none();
         median(self.outcomes.iter().map(what)).filter(|_| is_good)
@@ -243,13 +244,13 @@ impl Row {
 }
 
 impl Heat {
-    /// The fastest of those that are not ksync.
+    /// Row of the fastest peer.
     pub(crate) fn best_peer(&self) -> Option<&Row> {
         let peers = self.rows.iter().filter(|row| !row.contestant.is_ksync() && row.wall().is_some());
         peers.min_by(|one, other| one.wall().partial_cmp(&other.wall()).unwrap_or(std::cmp::Ordering::Equal))
     }
 
-    /// ksync's own row.
+    /// Row of ksync.
     pub(crate) fn ksync(&self) -> Option<&Row> {
         self.rows.iter().find(|row| row.contestant.is_ksync())
     }

@@ -1,4 +1,4 @@
-//! Who takes part, and how each is called.
+//! The contestants and their command lines.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use crate::lab::figures::first_line;
 use crate::lab::machine::{HOST, Job, Machine, Service, Way};
 use crate::lab::world::program;
 
-/// How a job is done.
+/// The processes of a job.
 pub(crate) struct Plan {
     pub(crate) command: Command,
-    /// What has to run beside it.
+    /// A process that must run beside the command.
     pub(crate) helper: Option<Service>,
 }
 
@@ -21,18 +21,19 @@ impl From<Command> for Plan {
     }
 }
 
-/// A way to sync.
+/// A program, with options, to compare.
 pub(crate) struct Contestant {
-    /// As `--peer` takes it and tables show it.
+    /// Name for `--peer` and the tables.
     pub(crate) name: &'static str,
-    /// What is called, for those who read the table.
+    /// Command line for readers of the table.
     pub(crate) about: &'static str,
-    /// Without these there is nothing to measure.
+    /// Programs that must be installed.
     programs: &'static [&'static str],
-    /// Whether it keeps records between runs. Then nothing but itself may change its destination.
+    /// True if the program keeps records between runs. Then no other program may change its
+    /// destination.
     pub(crate) remembers: bool,
     plan: fn(&Job) -> Plan,
-    /// Done before each run, outside of the measurement.
+    /// Preparation of each run, outside of the measurement.
     pub(crate) prepare: fn(&Machine),
 }
 
@@ -50,7 +51,7 @@ const fn stateless(
     Contestant { name, about, programs, remembers: false, plan, prepare: nothing }
 }
 
-/// Everybody. The first is the one that the others are compared with.
+/// All contestants. The others are compared with the first one.
 pub(crate) const ALL: &[Contestant] = &[
     Contestant {
         name: KSYNC,
@@ -93,22 +94,22 @@ pub(crate) const ALL: &[Contestant] = &[
 ];
 
 impl Contestant {
-    /// Whether this is what the harness is there for.
+    /// Reports if the contestant is ksync.
     pub(crate) fn is_ksync(&self) -> bool {
         self.name == KSYNC || self.name == KSYNC_ANEW
     }
 
-    /// Whether it finds the agent missing.
+    /// Reports if the contestant finds the agent missing.
     pub(crate) fn is_anew(&self) -> bool {
         self.name == KSYNC_ANEW
     }
 
-    /// The first program that is not installed.
+    /// First missing program.
     pub(crate) fn missing(&self) -> Option<&'static str> {
         self.programs.iter().copied().find(|name| program(name).is_none())
     }
 
-    /// What its program says its version is.
+    /// Version text of the program.
     pub(crate) fn version(&self) -> Option<String> {
         let name = *self.programs.last()?;
         let argument = match name {
@@ -125,7 +126,7 @@ impl Contestant {
     }
 }
 
-/// The two places of a job as `SCHEME path` and `path`, in the order of the way.
+/// Source and destination of a job, in that order. `far` formats the one on the machine.
 fn places(job: &Job, far: impl Fn(&Path) -> String) -> [String; 2] {
     let near = |path: &Path| path.display().to_string();
     match job.way {
@@ -136,7 +137,7 @@ fn places(job: &Job, far: impl Fn(&Path) -> String) -> [String; 2] {
 
 fn ksync(job: &Job) -> Plan {
     let mut command = job.machine.ksync();
-    // Where the link breaks the second run is measured.
+    // In the case `Cut` the second run is measured, so ksync must not retry by itself.
     command.args(["--no-progress", "--delete", "--retries", "0"]);
     command.args(places(job, |path| job.machine.place(path)));
     command.into()
@@ -157,7 +158,7 @@ fn scp(job: &Job) -> Plan {
     command.into()
 }
 
-/// A batch, since only a batch makes sftp fail where something fails.
+/// sftp exits with an error after a failure only in batch mode.
 fn sftp(job: &Job) -> Plan {
     let [source, destination] = [job.source, job.destination].map(Path::display);
     let batch = match job.way {
@@ -185,7 +186,7 @@ fn tar(job: &Job) -> Plan {
     command.into()
 }
 
-/// Over a port of its own to websocat: rclone can call an ssh since 1.64 only.
+/// Uses a plain port through websocat: rclone can call ssh only since 1.64.
 fn rclone(job: &Job) -> Plan {
     let (port, helper) = job.machine.plain_port();
     let world = &job.machine.world;
@@ -201,7 +202,7 @@ fn rclone(job: &Job) -> Plan {
     Plan { command, helper: Some(helper) }
 }
 
-/// Its records lie in the homes of both sides.
+/// unison keeps its records in the home directories of both sides.
 fn unison(job: &Job) -> Plan {
     let mut command = job.machine.world.command("unison");
     command.args(["-ui", "text", "-batch", "-times", "-confirmbigdel=false", "-silent"]);
@@ -214,7 +215,7 @@ fn unison(job: &Job) -> Plan {
     command.into()
 }
 
-/// Where a contestant's copy lies.
+/// Path of a contestant's copy.
 pub(crate) fn destination(machine: &Machine, contestant: &Contestant, way: Way) -> PathBuf {
     machine.world.path(format!("to-{}-{}", contestant.name, way.name()))
 }

@@ -1,15 +1,16 @@
-//! Is ksync faster than what people chain together today, over the same tunnel?
+//! Comparison of ksync with common pipelines over the same tunnel.
 //!
 //! ```text
-//! client (ksync, or ssh with websocat as ProxyCommand) ─► link ─► websocat ─► sshd ─► agent, rsync, …
+//! client (ksync, or ssh with websocat as ProxyCommand) ─► link ─► websocat ─► sshd ─► agent, rsync
 //! ```
-//! Everything is on this machine and made by the harness: data, keys, homes, sshd, websocat and a link with
-//! delay and rates. Contestants take turns, each result is compared byte by byte with the source, and what
-//! does not verify is an error and no number. `cargo bench --bench peers -- --help` says what can be chosen.
+//! Everything runs on this machine, and the harness makes it all: data, keys, home directories,
+//! sshd, websocat and a link with delay and rates. Contestants take turns. The harness compares
+//! each result byte by byte with the source, and reports a wrong one as an error without a number.
+//! `cargo bench --bench peers -- --help` lists the options.
 //!
-//! Programs are looked for in `KSYNC_PEERS_BIN`, in `PATH` and where sshd lies.
+//! The harness looks for programs in `KSYNC_PEERS_BIN`, in `PATH` and in the directories of sshd.
 //!
-//! A harness that cannot go on has nobody to tell but who started it, and its tables go to standard output.
+//! A failure ends the bench with a panic. The tables go to standard output.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether ksync did what it should; what peers do not manage is in the table.
+/// Reports if ksync succeeded; the table shows the peers' failures.
 fn is_sound(heat: &Heat) -> bool {
     heat.rows.iter().all(|row| row.error.is_none() || !row.contestant.is_ksync())
 }
@@ -84,7 +85,7 @@ fn run(options: &Options) -> Result<Vec<Heat>, String> {
     for (name, value) in &about {
         println!("{name}: {value}");
     }
-    // Only the case that is about it measures how the agent gets there.
+    // Only its own case measures the installation of the agent.
     machine.put_agent_there()?;
     let mut heats = Vec::new();
     for &way in options.ways() {
@@ -106,7 +107,7 @@ fn run(options: &Options) -> Result<Vec<Heat>, String> {
     Ok(heats)
 }
 
-/// What the numbers depend on, and who is missing.
+/// The conditions of the measurement, and the missing programs.
 fn about(options: &Options, machine: &Machine) -> Result<Vec<(String, String)>, String> {
     let mut about = vec![
         ("machine".to_owned(), figures::machine_line()),

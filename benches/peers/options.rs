@@ -9,13 +9,13 @@ use crate::contestants::{ALL, Contestant};
 use crate::lab::link::{Conditions, LINKS};
 use crate::lab::machine::Way;
 
-/// What a smoke run makes of the data: it shall show that everything works, not how fast.
+/// Scale of the data in a smoke run, which tests the harness and not the speed.
 const SMOKE_SCALE: f64 = 0.005;
 
-/// Is ksync faster than what people chain together today, over the same tunnel?
+/// Is ksync faster than common pipelines over the same tunnel?
 ///
-/// Runs ksync and every installed peer in turn through websocat and sshd on loopback, over a simulated link,
-/// verifies each result and prints medians.
+/// Runs ksync and every installed peer in turn through websocat and sshd on loopback, over a
+/// simulated link, verifies each result and prints medians.
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --bench peers --")]
 pub(crate) struct Options {
@@ -28,46 +28,47 @@ pub(crate) struct Options {
     /// Only these contestants; ksync is one
     #[arg(long = "peer", value_name = "NAME", value_delimiter = ',')]
     peers: Vec<String>,
-    /// How often each contestant runs; the medians are shown
+    /// Runs of each contestant; the medians are shown
     #[arg(long, value_name = "COUNT", default_value_t = 3)]
     pub(crate) runs: usize,
     /// Downloads instead of uploads
     #[arg(long)]
     down: bool,
-    /// Less data, or more: 0.1 is a tenth
+    /// Scale of the data: 0.1 is a tenth
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     scale: f64,
-    /// A real source tree in the place of the synthetic one; its links are left out
+    /// A real source tree in place of the synthetic one, without its symlinks
     #[arg(long, value_name = "DIR")]
     tree: Option<PathBuf>,
-    /// Its next release, for the case `upgrade`
+    /// The next release of that tree, for the case `upgrade`
     #[arg(long, value_name = "DIR", requires = "tree")]
     tree2: Option<PathBuf>,
-    /// Where everything is made and removed again [default: /dev/shm if it has room, else target]
+    /// Working directory, removed at the end [default: /dev/shm if it has room, else target]
     ///
-    /// On an ext4 without a journal, trees take two to five times as long where another one was removed minutes
-    /// before: inodes that were just freed are passed over one by one.
+    /// On an ext4 without a journal, a tree takes two to five times as long if another one was
+    /// removed minutes before. The filesystem skips recently freed inodes one by one.
     #[arg(long, value_name = "DIR")]
     pub(crate) work: Option<PathBuf>,
-    /// Everything once with tiny data and no delay, and ksync and rsync also down: does it work?
+    /// Runs everything once with tiny data and no delay, and ksync and rsync also down, to test the
+    /// harness
     #[arg(long)]
     smoke: bool,
-    /// Draws the result
+    /// Draws the result as SVG
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
-    /// Writes the result with all single runs
+    /// Writes the result with all single runs as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Names cases, links and contestants
+    /// Lists cases, links and contestants
     #[arg(long)]
     pub(crate) list: bool,
-    /// What `cargo bench` gives, and `cargo test --benches` does not
+    /// Set by `cargo bench`, and not by `cargo test --benches`
     #[arg(long, hide = true)]
     pub(crate) bench: bool,
 }
 
 impl Options {
-    /// What was asked for, smoke runs included.
+    /// Reads the options, and applies those of a smoke run.
     pub(crate) fn read() -> Options {
         let mut options = Options::parse();
         if options.smoke {
@@ -92,13 +93,13 @@ impl Options {
         }
     }
 
-    /// Whether somebody takes part at all. A smoke run has to stay below a minute, and what peers do has been
-    /// seen on the way up.
+    /// Reports if a contestant takes part. A smoke run must stay below a minute, and its uploads
+    /// already cover the peers.
     pub(crate) fn takes_part(&self, contestant: &Contestant, way: Way) -> bool {
         !(self.smoke && way == Way::Down) || contestant.is_ksync() || contestant.name == "rsync"
     }
 
-    /// The cases that were named, or all.
+    /// The named cases, or all.
     pub(crate) fn cases(&self) -> Result<Vec<&'static Case>, String> {
         chosen("case", CASES, |case| case.name, &self.cases)
     }
@@ -128,7 +129,7 @@ fn chosen<T>(
         .collect())
 }
 
-/// All names that options take.
+/// Lists all names that the options accept.
 pub(crate) fn list() -> String {
     let mut text = String::from("cases:\n");
     for case in CASES {

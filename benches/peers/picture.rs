@@ -1,5 +1,6 @@
-//! The table as a picture: for each case and link a bar for ksync, one for the best peer, and a mark for what
-//! the link itself takes. Each pair has a scale of its own, since a ratio is what can be compared.
+//! The table as a picture. Each case and link has a bar for ksync, one for the best peer, and a
+//! mark for the link's lower bound. Each pair has its own scale, because only ratios can be
+//! compared.
 
 use std::fmt::Write;
 
@@ -7,21 +8,21 @@ use crate::contest::{Heat, Row};
 
 const WIDTH: usize = 840;
 const MARGIN: usize = 20;
-/// Where bars begin, and how long the longest of a pair is.
+/// Position of the bars, and length of the longest bar of a pair.
 const BARS_X: usize = 130;
 const BARS_WIDTH: f64 = 430.0;
 const RATIO_X: usize = WIDTH - MARGIN;
 const BAR_HEIGHT: usize = 11;
 const PAIR_HEIGHT: usize = 34;
 
-/// Of a middle lightness, so that all of it can be read on white and on black: an image does not know the
-/// colour of its page, and not every viewer has a notion of dark.
+/// Colours of medium lightness, readable on white and on black. An image does not know the colour
+/// of its page, and not every viewer supports a dark mode.
 const STYLE: &str = "text{font:12px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#6e7681}\
     .title{font-size:16px;font-weight:600}.case{font-size:13px;font-weight:600}.end{text-anchor:end}\
     .ksync{fill:#2f81f7}.peer{fill:#a0a8b0}.limit{stroke:#d97706;stroke-width:2}\
     .won{font-weight:600;fill:#2f81f7}.lost{fill:#e5484d;font-weight:600}";
 
-/// Draws all heats in which there was somebody to compare with.
+/// Draws all heats with at least one peer.
 pub(crate) fn draw(heats: &[Heat], about: &[(String, String)]) -> String {
     let mut canvas = Canvas { body: String::new(), y: MARGIN + 10 };
     canvas.head();
@@ -42,7 +43,7 @@ pub(crate) fn draw(heats: &[Heat], about: &[(String, String)]) -> String {
 
 struct Canvas {
     body: String,
-    /// Where the next thing goes.
+    /// Position of the next element.
     y: usize,
 }
 
@@ -56,7 +57,7 @@ impl Canvas {
         );
     }
 
-    /// A bar of `length`, its upper edge so far below where we are.
+    /// Draws a bar of `length`, with its upper edge `below` the current position.
     fn bar(&mut self, below: usize, length: f64, class: &str) {
         let y = self.y + below;
         let _ = writeln!(
@@ -94,7 +95,7 @@ impl Canvas {
         self.y += 8;
     }
 
-    /// ksync and the best peer, one below the other.
+    /// Draws ksync and the best peer, one below the other.
     fn pair(&mut self, heat: &Heat) {
         let walls =
             (heat.ksync().and_then(Row::wall), heat.best_peer().and_then(|row| Some((row, row.wall()?))));
@@ -138,7 +139,7 @@ impl Canvas {
         self.y = top;
     }
 
-    /// What the numbers depend on, in lines that fit.
+    /// Writes the conditions of the measurement, one per line.
     fn caption(&mut self, about: &[(String, String)]) {
         self.y += 14;
         for (name, value) in about {

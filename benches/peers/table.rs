@@ -1,4 +1,4 @@
-//! What came out, as text for people and as JSON for programs.
+//! The results, as text for people and as JSON for programs.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::contest::{Heat, Outcome, Row};
 use crate::lab::figures::bytes;
 
-/// A heat as a table, the fastest first.
+/// A heat as a table, the fastest row first.
 pub(crate) fn of_heat(heat: &Heat) -> String {
     let mut text = format!(
         "\n{} ({}), {}, {}: {}\n",
@@ -56,7 +56,7 @@ fn cells(row: &Row, best: Option<f64>) -> [String; 8] {
         Some(value) => format!("{value:.digits$}"),
         None => "-".to_owned(),
     };
-    // Nothing is what was too short to be seen, or done within sshd.
+    // Zero means a process too short to be sampled, or work done within sshd.
     let size = |what: &dyn Fn(&Outcome) -> u64| {
         row.median(what).filter(|&count| count > 0).map_or("-".to_owned(), bytes)
     };
@@ -74,7 +74,7 @@ fn cells(row: &Row, best: Option<f64>) -> [String; 8] {
     ]
 }
 
-/// What it costs to be there for the first time, where that was measured.
+/// Cost of the first contact, if it was measured.
 fn first_contact(heat: &Heat) -> String {
     let find =
         |anew| heat.rows.iter().find(|row| row.contestant.is_ksync() && row.contestant.is_anew() == anew);

@@ -1,4 +1,5 @@
-//! A checkout of another release: from its beginning until the copy is right, and how long rsync takes for the same.
+//! Checkout of another release: time from its start until the copy is complete, and rsync's time
+//! for the same.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,17 +16,17 @@ use crate::saves::{self, Session};
 use crate::table::{Fact, Row};
 use crate::watchers::{PATIENCE, Running, Watcher};
 
-/// What ksync is compared with: rsync, called once when the checkout is over.
+/// The peer of ksync: rsync, called once after the checkout.
 pub(crate) static RSYNC: Watcher =
     Watcher::called("rsync", "rsync -a --delete, once the checkout is over", &["rsync"], |job, _| {
         rsync(job.machine, job.source, job.destination)
     });
 
-/// Two releases of a tree. What git keeps lies outside of it.
+/// Two releases of a tree. git's own files are outside of the tree.
 struct Releases {
     git: PathBuf,
     tree: PathBuf,
-    /// What differs between the two.
+    /// Paths that differ between the releases.
     changed: Vec<PathBuf>,
     about: String,
 }
@@ -33,7 +34,7 @@ struct Releases {
 const RELEASES: [&str; 2] = ["new", "old"];
 
 impl Releases {
-    /// Makes them of what is at `tree`, which stays the old one.
+    /// Makes the releases from `tree`, which stays the old one.
     fn make(machine: &Machine, tree: &Path) -> Releases {
         let git = machine.world.path("git");
         let releases = Releases { git, tree: tree.to_owned(), changed: Vec::new(), about: String::new() };
@@ -59,7 +60,8 @@ impl Releases {
         start.elapsed()
     }
 
-    /// What git says. Nothing of it waits for a disk, and packing is quick: only checkouts are measured.
+    /// Runs git and returns its output. Its settings avoid disk waits and slow packing, because
+    /// only checkouts are measured.
     fn git(&self, machine: &Machine, arguments: &[&str]) -> String {
         let mut command = machine.world.command("git");
         command.arg("--git-dir").arg(&self.git).arg("--work-tree").arg(&self.tree).current_dir(&self.tree);
@@ -77,11 +79,11 @@ impl Releases {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Waits until everything that differs between the two is there as it is here.
+    /// Waits until every path that differs is at the destination as in the source.
     fn wait_for(&self, destination: &Path) -> Option<()> {
         let start = Instant::now();
         for path in &self.changed {
-            // An error is a file that is not there.
+            // An error means that the file is missing.
             let here = fs::read(self.tree.join(path)).ok();
             while fs::read(destination.join(path)).ok() != here {
                 if start.elapsed() > PATIENCE {
@@ -94,7 +96,8 @@ impl Releases {
     }
 }
 
-/// Measures both ways, `runs` times: ksync, which watches, and rsync, which is called once each time.
+/// Measures both programs `runs` times: ksync, which watches, and rsync, which is called once each
+/// time.
 pub(crate) fn measure(
     machine: &Machine,
     ksync: &'static Watcher,
@@ -128,7 +131,7 @@ pub(crate) fn measure(
     if let [ksync, rsync] = &rows[..]
         && let (Some(converged), Some(called)) = (ksync.percentile(50), rsync.percentile(50))
     {
-        // Nobody can be done before the checkout is: rsync is called then.
+        // No program can finish before the checkout. rsync starts after it.
         let after = median(
             ksync
                 .walls
@@ -166,7 +169,7 @@ fn by_ksync(
             return Err(format!("does not verify: {differs}"));
         }
     }
-    // A last save, so that ksync tells how often it looked at everything.
+    // This last save makes ksync report its number of full scans.
     let told = |number: usize| format!("told {number}\n").into_bytes();
     let save = saves::Save {
         path: Path::new("probe"),
@@ -182,7 +185,7 @@ fn by_ksync(
     last.pop().and_then(|row| row.error).map_or(Ok(()), Err)
 }
 
-/// How often ksync has looked at everything, as it told last.
+/// Number of full scans in ksync's last report.
 fn scans_told(running: &Running) -> Option<u64> {
     running.told().iter().rev().find_map(|event: &Value| event["scans"].as_u64())
 }

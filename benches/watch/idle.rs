@@ -1,4 +1,4 @@
-//! What a watch costs while nothing happens: memory, processor time and bytes on the wire.
+//! Cost of an idle watch: memory, processor time and bytes on the wire.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -7,10 +7,11 @@ use crate::lab::machine::Machine;
 use crate::lab::memory::{children, is_work};
 use crate::table::Fact;
 
-/// How often the kernel's clock of processor time ticks: `USER_HZ`, which is the same on all that Linux runs on now.
+/// Ticks of the kernel's processor clock per second: `USER_HZ`, which is 100 on all of Linux's
+/// current platforms.
 const TICKS_A_SECOND: f64 = 100.0;
 
-/// Looks for so long at a client and at what runs for it on the machine.
+/// Observes a client, and its processes on the machine, for `span`.
 pub(crate) fn measure(machine: &Machine, client: u32, span: Duration) -> Vec<Fact> {
     let agents: Vec<u32> = below(machine.sshd()).into_iter().filter(|&id| is_work(&name(id))).collect();
     let sides = [("client", vec![client]), ("agent", agents)];
@@ -40,7 +41,7 @@ fn sum(ids: &[u32], what: impl Fn(u32) -> u64) -> u64 {
     ids.iter().map(|&id| what(id)).sum()
 }
 
-/// All that hang on a process.
+/// All descendants of a process.
 fn below(process: u32) -> Vec<u32> {
     children(process).into_iter().flat_map(|child| [vec![child], below(child)].concat()).collect()
 }
@@ -52,7 +53,8 @@ fn name(process: u32) -> String {
 /// Processor time so far, in ticks.
 fn ticks(process: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    // The name, in brackets, may contain anything. utime and stime are the fields 14 and 15 of `man 5 proc`.
+    // The name, in brackets, may contain anything. utime and stime are the fields 14 and 15 of `man
+    // 5 proc`.
     let rest = stat.rsplit(')').next().unwrap_or_default();
     rest.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
 }

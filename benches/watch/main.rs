@@ -1,14 +1,14 @@
-//! How long does it take until a save is there, and what does it cost to wait for one?
+//! Latency of a save in watch mode, and the cost of waiting for one.
 //!
 //! ```text
 //! client (ksync, or ssh with websocat as ProxyCommand) ─► link ─► websocat ─► sshd ─► agent, rsync
 //! ```
-//! The machine is that of the bench `peers`. ksync and its peers each keep a copy of a tree of their own. Saves are made
-//! in turn, one at a time, and each counts from just before a file is written until its new content is read there. In
-//! the end each copy is compared byte by byte with its source. `cargo bench --bench watch -- --help` says what can be
-//! chosen.
+//! The machine is that of the bench `peers`. ksync and each peer keep their own copy of a tree. The
+//! bench makes saves in turn, one at a time. A save counts from just before the file is written
+//! until the bench reads the new content at the destination. At the end the bench compares each
+//! copy byte by byte with its source. `cargo bench --bench watch -- --help` lists the options.
 //!
-//! A harness that cannot go on has nobody to tell but who started it, and its tables go to standard output.
+//! A failure ends the bench with a panic. The tables go to standard output.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -101,7 +101,7 @@ fn run(options: &Options) -> Result<Vec<Heat>, String> {
     Ok(heats)
 }
 
-/// What the numbers depend on, and who is missing.
+/// The conditions of the measurement, and the missing programs.
 fn about(watchers: &[&'static Watcher], machine: &Machine) -> Vec<(String, String)> {
     let mut about = vec![
         ("machine".to_owned(), figures::machine_line()),

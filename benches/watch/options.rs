@@ -8,16 +8,16 @@ use clap::Parser;
 use crate::subjects::{SUBJECTS, Subject};
 use crate::watchers::{ALL, Watcher};
 
-/// What a smoke run makes of the data: it shall show that everything works, not how fast.
+/// Scale of the data in a smoke run, which tests the harness and not the speed.
 const SMOKE_SCALE: f64 = 0.005;
 
-/// How often a large file is saved, at most: that takes a peer close to a second.
+/// Most saves of a large file, because one takes a peer about a second.
 const LARGE_SAMPLES_MAX: usize = 11;
 
-/// How long does it take until a save is there, and what does it cost to wait for one?
+/// How long does it take until a save arrives, and what does it cost to wait for one?
 ///
-/// Lets ksync and every installed peer keep a copy through websocat and sshd on loopback, saves in turn, and verifies
-/// every copy.
+/// Lets ksync and every installed peer keep a copy through websocat and sshd on loopback, makes
+/// saves in turn, and verifies every copy.
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --bench watch --")]
 pub(crate) struct Options {
@@ -27,34 +27,34 @@ pub(crate) struct Options {
     /// Only these watchers; ksync is one
     #[arg(long = "peer", value_name = "NAME", value_delimiter = ',')]
     peers: Vec<String>,
-    /// How many saves ksync is to carry; peers carry fewer
+    /// Saves for ksync to carry; peers carry fewer
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     samples: usize,
-    /// Less data, or more: 0.1 is a tenth
+    /// Scale of the data: 0.1 is a tenth
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     scale: f64,
-    /// Where everything is made and removed again [default: /dev/shm if it has room, else target]
+    /// Working directory, removed at the end [default: /dev/shm if it has room, else target]
     #[arg(long, value_name = "DIR")]
     pub(crate) work: Option<PathBuf>,
-    /// A tenth of the saves, and idle for ten seconds instead of a minute
+    /// Makes a tenth of the saves, and idles for ten seconds instead of a minute
     #[arg(long)]
     quick: bool,
-    /// Everything a few times with tiny data: does it work?
+    /// Runs everything a few times with tiny data, to test the harness
     #[arg(long)]
     smoke: bool,
-    /// Writes the result with all single samples
+    /// Writes the result with all single samples as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Names subjects and watchers
+    /// Lists subjects and watchers
     #[arg(long)]
     pub(crate) list: bool,
-    /// What `cargo bench` gives, and `cargo test --benches` does not
+    /// Set by `cargo bench`, and not by `cargo test --benches`
     #[arg(long, hide = true)]
     pub(crate) bench: bool,
 }
 
 impl Options {
-    /// What was asked for, smoke runs included.
+    /// Reads the options, and applies those of a smoke run.
     pub(crate) fn read() -> Options {
         let mut options = Options::parse();
         if options.quick {
@@ -74,23 +74,23 @@ impl Options {
         (count as f64 * self.scale) as u64
     }
 
-    /// About what all of it takes on the disk.
+    /// Approximate disk space of the bench.
     pub(crate) fn bytes_needed(&self) -> u64 {
         self.scaled(6 << 30)
     }
 
-    /// How many saves ksync carries, and how many a peer: those take ten times as long.
+    /// Saves for ksync, and for a peer, which takes ten times as long.
     pub(crate) fn counts(&self, is_large: bool) -> (usize, usize) {
         let count = if is_large { self.samples.min(LARGE_SAMPLES_MAX) } else { self.samples };
         (count, if is_large { count } else { count.div_ceil(5) })
     }
 
-    /// How often both releases are checked out.
+    /// Checkouts of both releases.
     pub(crate) fn runs(&self) -> usize {
         self.samples.div_ceil(50)
     }
 
-    /// For how long nothing happens.
+    /// Duration of the idle measurement.
     pub(crate) fn idle(&self) -> Duration {
         Duration::from_secs(match (self.smoke, self.quick) {
             (true, _) => 1,
@@ -99,7 +99,7 @@ impl Options {
         })
     }
 
-    /// The subjects that were named, or all.
+    /// The named subjects, or all.
     pub(crate) fn subjects(&self) -> Result<Vec<&'static Subject>, String> {
         chosen("subject", SUBJECTS, |subject| subject.name, &self.subjects)
     }
@@ -123,7 +123,7 @@ fn chosen<T>(
     Ok(all.iter().filter(is_wanted).collect())
 }
 
-/// All names that options take.
+/// Lists all names that the options accept.
 pub(crate) fn list() -> String {
     let mut text = String::from("subjects:\n");
     for Subject { name, about, link, .. } in SUBJECTS {

@@ -1,4 +1,5 @@
-//! Saves: from just before a file is written here until the new content is read there.
+//! Saves: from just before a file is written at the source until the new content is read at the
+//! destination.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -15,11 +16,11 @@ use crate::lab::verify::difference;
 use crate::table::Row;
 use crate::watchers::{PATIENCE, Running, Watcher};
 
-/// Between two saves, in milliseconds: at least so many, and up to twice as many, so that no clock of anybody is met
-/// always at the same time.
+/// Shortest pause between two saves in milliseconds; the longest is twice as long. The pause
+/// varies, so that no program's timer is always hit at the same phase.
 const PAUSE_MS: usize = 100;
 
-/// How long a watcher has, once a save was seen, until it is looked whether all of it is right.
+/// Time for a watcher to settle after a save was seen, before its whole copy is verified.
 const SETTLED: Duration = Duration::from_millis(250);
 
 /// A watcher and its two trees.
@@ -37,7 +38,8 @@ impl<'a> Session<'a> {
         if watcher.is_ksync() {
             session.running.wait_until_ready()?;
         }
-        // Others do not say when they are ready, and miss what is saved before.
+        // Peers do not report when they are ready, and miss earlier saves. So write probes until
+        // one arrives.
         let start = Instant::now();
         for count in 0.. {
             let text = format!("probe {count}");
@@ -56,7 +58,8 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Ends all of them once everything has arrived. Notes who has made another tree than its source.
+/// Ends all sessions once everything has arrived. Records a watcher whose copy differs from its
+/// source.
 pub(crate) fn end(machine: &Machine, sessions: Vec<Session>, rows: &mut [Row]) {
     thread::sleep(SETTLED);
     for session in &sessions {
@@ -70,17 +73,17 @@ pub(crate) fn end(machine: &Machine, sessions: Vec<Session>, rows: &mut [Row]) {
     assert!(machine.wait_until_quiet(), "a connection stays open");
 }
 
-/// One way to save.
+/// A kind of save.
 pub(crate) struct Save<'a> {
-    /// What is saved, below both roots.
+    /// Path of the saved file, below both roots.
     pub(crate) path: &'a Path,
-    /// Writes a version of it.
+    /// Writes a version of the file.
     pub(crate) write: &'a dyn Fn(&Path, usize),
-    /// Whether this version is there.
+    /// Reports if this version is at a path.
     pub(crate) is_there: &'a dyn Fn(&Path, usize) -> bool,
 }
 
-/// Lets everybody see `count` saves in turn, peers only `peer_count` of them.
+/// Measures `count` saves in turn for ksync, and `peer_count` for peers.
 pub(crate) fn measure(
     machine: &Machine,
     sessions: &[Session],
@@ -103,7 +106,7 @@ pub(crate) fn measure(
             machine.link.reset();
             match once(session, save, number) {
                 Ok(wall) => {
-                    // What follows a save on the wire belongs to it.
+                    // Traffic after a save belongs to that save.
                     let pause = PAUSE_MS + dice.below(PAUSE_MS);
                     thread::sleep(Duration::from_millis(pause as u64));
                     let carried = machine.link.carried();
@@ -117,8 +120,8 @@ pub(crate) fn measure(
     rows
 }
 
-/// Waits until it is another second than that one. rsync takes a file of the same length and the same second for the
-/// same, and a peer that never sees a save has no number.
+/// Waits for another second than `last`. rsync takes a file with the same length and second for
+/// unchanged, and a peer that misses a save would have no number.
 fn another_second(last: u64) -> u64 {
     loop {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_secs();
@@ -129,7 +132,7 @@ fn another_second(last: u64) -> u64 {
     }
 }
 
-/// Whether so many turns, spread evenly, include this one.
+/// Reports if `number` is among `turns` turns spread evenly over `count`.
 fn takes_turn(number: usize, count: usize, turns: usize) -> bool {
     turns >= count || number * turns / count != (number + 1) * turns / count
 }
@@ -141,8 +144,8 @@ fn once(session: &Session, save: &Save, number: usize) -> Result<Duration, Strin
         .ok_or_else(|| format!("a save does not arrive: {}", session.running.last_words()))
 }
 
-/// From just before something is written until it is there. Sleeps until something happens in the directory of what
-/// is waited for: a loop that only looks would keep one of the processors that the others need.
+/// Time from just before a write until the content is at `there`. The wait sleeps until something
+/// happens in that directory, because a busy loop would occupy a processor that the programs need.
 fn wait_for(
     there: &Path,
     patience: Duration,
@@ -159,7 +162,7 @@ fn wait_for(
     Some(start.elapsed())
 }
 
-/// Waits for what happens in a directory.
+/// Waits for events in a directory.
 struct Sight {
     directory: PathBuf,
     inotify: OwnedFd,
@@ -174,13 +177,13 @@ impl Sight {
         sight
     }
 
-    /// Renames and closes: content is looked at when it is whole.
+    /// Watches renames and closes, because content is checked when it is complete.
     fn watch(&mut self) {
         let flags = WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE;
         self.is_watched |= add_watch(&self.inotify, &self.directory, flags).is_ok();
     }
 
-    /// Waits until something happened, or a while: where there is no directory yet, a moment.
+    /// Waits for an event or a timeout; for 1 ms if the directory does not exist yet.
     fn wait(&mut self, at_most: Duration) {
         if !self.is_watched {
             thread::sleep(Duration::from_millis(1));
@@ -192,7 +195,7 @@ impl Sight {
     }
 }
 
-/// Whether a file has this content.
+/// Reports if a file has this content.
 pub(crate) fn is_text(path: &Path, text: &[u8]) -> bool {
     fs::read(path).is_ok_and(|content| content == text)
 }

@@ -1,4 +1,4 @@
-//! The subjects: what is saved in what, over which link, and what is asked of it.
+//! The subjects: the data, the save, the link, and the limits.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -17,7 +17,7 @@ use crate::table::{Fact, Heat, Row};
 use crate::watchers::Watcher;
 use crate::{checkout, idle};
 
-/// What is in the source.
+/// The data of a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Data {
     /// 300 files.
@@ -28,16 +28,16 @@ pub(crate) enum Data {
     Tree,
 }
 
-/// What happens to it.
+/// The event of a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Happens {
     /// A file of one line is saved.
     Save,
-    /// Ten bytes in the middle of a large file are others.
+    /// Ten bytes in the middle of a large file change.
     Edit,
-    /// A large file gets one line more.
+    /// A large file grows by one line.
     Append,
-    /// Another release is checked out.
+    /// git checks another release out.
     Checkout,
     Nothing,
 }
@@ -61,7 +61,7 @@ const fn subject(
     Subject { name, about, data, happens, link, way }
 }
 
-/// Subjects over the same data stand together. The checkout is the last one over its tree: it makes another of it.
+/// Subjects with the same data are adjacent. The checkout comes last, because it changes its tree.
 pub(crate) const SUBJECTS: &[Subject] = &[
     subject("save", (Data::Small, Happens::Save), ("raw", Way::Up), "one line saved, 300 files"),
     subject("save-l100", (Data::Small, Happens::Save), ("l100", Way::Up), "one line saved, 300 files"),
@@ -86,14 +86,14 @@ pub(crate) const SUBJECTS: &[Subject] = &[
     subject("checkout", (Data::Tree, Happens::Checkout), ("raw", Way::Up), "git checkout, 80,000 files"),
 ];
 
-/// What each watcher works on. Of large trees there is one for all, who then work one after the other: so many files
-/// in so many copies need more memory than there may be.
+/// The trees of a watcher. All watchers share one large tree and work one after the other, because
+/// so many copies of so many files would need too much memory.
 struct Place {
     source: PathBuf,
     destination: PathBuf,
 }
 
-/// Makes a subject's data anew, if it is not there.
+/// Writes a subject's data anew.
 pub(crate) fn make(data: Data, machine: &Machine, watchers: &[&'static Watcher], options: &Options) {
     for place in places(data, machine, watchers) {
         let _ = fs::remove_dir_all(&place.destination);
@@ -111,7 +111,7 @@ pub(crate) fn make(data: Data, machine: &Machine, watchers: &[&'static Watcher],
     }
 }
 
-/// Takes it away again.
+/// Removes a subject's data.
 pub(crate) fn remove(data: Data, machine: &Machine, watchers: &[&'static Watcher]) {
     for place in places(data, machine, watchers) {
         let _ = fs::remove_dir_all(place.source);
@@ -137,7 +137,7 @@ pub(crate) fn run(
     watchers: &[&'static Watcher],
     options: &Options,
 ) -> Heat {
-    // Peers only push.
+    // Peers only upload.
     let takes_part = |watcher: &&Watcher| match (subject.happens, subject.way) {
         (_, Way::Down) | (Happens::Nothing, _) => watcher.is_ksync(),
         (_, Way::Up) => true,
@@ -175,7 +175,7 @@ pub(crate) fn run(
     heat
 }
 
-/// Lets watchers see saves in turn.
+/// Measures saves of several watchers in turn.
 fn in_turn(
     subject: &Subject,
     machine: &Machine,
@@ -210,7 +210,7 @@ fn in_turn(
             append(machine, &sessions, length, count)
         }
         (_, Some(session)) => {
-            // Another one for each of those that share a tree.
+            // The text differs for each watcher that shares a tree.
             let author = session.watcher.name;
             let text = |number: usize| format!("line {number} of a note by {author}\n").into_bytes();
             let path = deep_directory(session.job.source).join("note.txt");
@@ -227,7 +227,8 @@ fn in_turn(
     rows
 }
 
-/// Appends line after line. Everybody takes each turn: each line stands behind the last one.
+/// Appends line after line. Every watcher takes each turn, because each line follows the previous
+/// one.
 fn append(machine: &Machine, sessions: &[Session], length: u64, count: usize) -> Vec<Row> {
     const LINE_BYTES: usize = 60;
     let line = |number: usize| {
@@ -248,13 +249,13 @@ fn append(machine: &Machine, sessions: &[Session], length: u64, count: usize) ->
     saves::measure(machine, sessions, &save, count, count)
 }
 
-/// Whether a file has these bytes there.
+/// Reports if a file has these bytes at `offset`.
 fn is_at(path: &Path, offset: u64, bytes: &[u8]) -> bool {
     let mut found = vec![0; bytes.len()];
     File::open(path).and_then(|file| file.read_exact_at(&mut found, offset)).is_ok() && found == bytes
 }
 
-/// A directory some way down, below a root.
+/// A directory at depth 3 below a root.
 fn deep_directory(root: &Path) -> PathBuf {
     let walk = WalkDir::new(root).sort_by_file_name().into_iter().flatten();
     let found = walk.filter(|entry| entry.file_type().is_dir()).find(|entry| entry.depth() == 3);
@@ -283,11 +284,11 @@ fn nothing(
     heat.rows.extend(rows.into_iter().filter(|row| row.error.is_some()));
 }
 
-/// What the numbers should not exceed.
+/// Adds the limits of the numbers.
 fn asked(subject: &Subject, heat: &mut Heat) {
     let Some(ksync) = heat.ksync() else { return };
     let (Some(median), Some(high)) = (ksync.percentile(50), ksync.percentile(95)) else { return };
-    // Of the large files it is asked for beside the plain one.
+    // The limit of the large files refers to the plain peer.
     let plain = heat.rows.iter().find(|row| row.watcher.name == "inotify-rsync");
     let (peer, best) = match subject.happens {
         Happens::Edit | Happens::Append => ("of inotify-rsync", plain.and_then(|row| row.percentile(50))),

@@ -1,4 +1,4 @@
-//! What came out, as text for people and as JSON for programs.
+//! The results, as text for people and as JSON for programs.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use crate::lab::machine::Machine;
 use crate::subjects::Subject;
 use crate::watchers::Watcher;
 
-/// What one watcher did.
+/// Measurements of one watcher.
 pub(crate) struct Row {
     pub(crate) watcher: &'static Watcher,
     pub(crate) walls: Vec<Duration>,
-    /// Both ways, beside each of them.
+    /// Bytes in both directions, one number per wall time.
     pub(crate) bytes: Vec<u64>,
-    /// Why there are no numbers.
+    /// Reason for missing numbers.
     pub(crate) error: Option<String>,
 }
 
@@ -25,18 +25,18 @@ impl Row {
         Row { watcher, walls: Vec::new(), bytes: Vec::new(), error: None }
     }
 
-    /// Notes what has just been measured.
+    /// Records the last measurement.
     pub(crate) fn note(&mut self, wall: Duration, machine: &Machine) {
         let carried = machine.link.carried();
         self.walls.push(wall);
         self.bytes.push(carried.up_bytes + carried.down_bytes);
     }
 
-    /// What so many hundredths of the walls do not exceed, in milliseconds.
+    /// Percentile of the wall times, in milliseconds.
     pub(crate) fn percentile(&self, hundredths: usize) -> Option<f64> {
         let mut walls = self.walls.clone();
         walls.sort();
-        // Between two of them the higher one counts.
+        // Between two values the higher one counts.
         let at = (walls.len() * hundredths / 100).min(walls.len().saturating_sub(1));
         walls.get(at).filter(|_| self.error.is_none()).map(|wall| wall.as_secs_f64() * 1000.0)
     }
@@ -46,7 +46,7 @@ impl Row {
     }
 }
 
-/// A number that stands for itself, and what it should not exceed.
+/// A single number, with its limit.
 pub(crate) struct Fact {
     what: String,
     value: f64,
@@ -68,10 +68,10 @@ impl Fact {
     }
 }
 
-/// One subject.
+/// One subject with its results.
 pub(crate) struct Heat {
     pub(crate) subject: &'static Subject,
-    /// What was changed, in words.
+    /// Description of the change.
     pub(crate) change: Option<String>,
     pub(crate) rows: Vec<Row>,
     pub(crate) facts: Vec<Fact>,
@@ -82,19 +82,19 @@ impl Heat {
         self.rows.iter().find(|row| row.watcher.is_ksync())
     }
 
-    /// The fastest of those that are not ksync, in milliseconds.
+    /// Median of the fastest peer, in milliseconds.
     pub(crate) fn best_peer(&self) -> Option<f64> {
         let peers = self.rows.iter().filter(|row| !row.watcher.is_ksync());
         peers.filter_map(|row| row.percentile(50)).min_by(f64::total_cmp)
     }
 
-    /// Whether ksync did what it should, however long it took.
+    /// Reports if ksync succeeded, at any speed.
     pub(crate) fn is_sound(&self) -> bool {
         self.rows.iter().all(|row| row.error.is_none() || !row.watcher.is_ksync())
     }
 }
 
-/// A heat as a table, then what was asked of it.
+/// A heat as a table, followed by its limits.
 pub(crate) fn of_heat(heat: &Heat) -> String {
     let Subject { name, about, link, .. } = heat.subject;
     let mut text = format!("\n{name} ({about}), {link}\n");

@@ -1,4 +1,4 @@
-//! Who keeps a copy, and how each is called.
+//! The watchers and their command lines.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -16,30 +16,30 @@ use crate::lab::machine::{HOST, Job, Machine, Service, Way};
 use crate::lab::memory::end_group;
 use crate::lab::world::program;
 
-/// What is waited for: a first sync, a connection, a save.
+/// Timeout of a first sync, a connection, or a save.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A program, or a few of them, that keep a destination a copy of a source.
+/// One or more programs that keep a destination equal to a source.
 pub(crate) struct Watcher {
-    /// As `--peer` takes it and tables show it.
+    /// Name for `--peer` and the tables.
     pub(crate) name: &'static str,
-    /// What is called, for those who read the table.
+    /// Command line for readers of the table.
     pub(crate) about: &'static str,
-    /// Without these there is nothing to measure.
+    /// Programs that must be installed.
     programs: &'static [&'static str],
     plan: fn(&Job, &Ssh) -> Command,
-    /// Whether it goes through one ssh connection that is kept.
+    /// True for a watcher that reuses one ssh connection.
     is_kept: bool,
 }
 
-/// How a peer gets there.
+/// The `ssh` command of a peer.
 pub(crate) struct Ssh {
     command: String,
 }
 
 const KSYNC: &str = "ksync";
 
-/// Everybody. The first is the one that the others are compared with.
+/// All watchers. The others are compared with the first one.
 pub(crate) const ALL: &[Watcher] = &[
     Watcher {
         name: KSYNC,
@@ -79,7 +79,7 @@ pub(crate) const ALL: &[Watcher] = &[
 ];
 
 impl Watcher {
-    /// One that is called once, and watches nothing.
+    /// Makes a program that is called once, and watches nothing.
     pub(crate) const fn called(
         name: &'static str,
         about: &'static str,
@@ -89,22 +89,22 @@ impl Watcher {
         Watcher { name, about, programs, plan, is_kept: false }
     }
 
-    /// What is called, for one that is not kept.
+    /// Command of a watcher without a shared ssh connection.
     pub(crate) fn command(&self, job: &Job) -> Command {
         (self.plan)(job, &Ssh { command: job.machine.ssh() })
     }
 
-    /// Whether this is what the harness is there for.
+    /// Reports if the watcher is ksync.
     pub(crate) fn is_ksync(&self) -> bool {
         self.name == KSYNC
     }
 
-    /// The first program that is not installed.
+    /// First missing program.
     pub(crate) fn missing(&self) -> Option<&'static str> {
         self.programs.iter().copied().find(|name| program(name).is_none())
     }
 
-    /// What its program says its version is.
+    /// Version text of the program.
     pub(crate) fn version(&self) -> Option<String> {
         match *self.programs.last()? {
             "lsyncd" => first_line(Command::new(program("lsyncd")?).arg("-version")),
@@ -120,7 +120,7 @@ impl Watcher {
         let mut command = (self.plan)(job, &Ssh { command: ssh });
         command.stdin(Stdio::null()).stderr(File::create(&log).expect("a log"));
         command.stdout(if self.is_ksync() { Stdio::piped() } else { Stdio::null() });
-        // A group of its own, so that all of it can be ended.
+        // The process group lets the owner kill the whole pipeline.
         let mut child = command.process_group(0).spawn().map_err(|error| error.to_string())?;
         let events = child.stdout.take().map(|stdout| {
             let (tell, events) = channel();
@@ -138,10 +138,10 @@ impl Watcher {
     }
 }
 
-/// A watcher at work; ended with its owner.
+/// A running watcher, killed when dropped.
 pub(crate) struct Running {
     child: Child,
-    /// What ksync tells.
+    /// Events from ksync.
     pub(crate) events: Option<Receiver<Value>>,
     log: PathBuf,
     _master: Option<Service>,
@@ -152,7 +152,7 @@ impl Running {
         self.child.id()
     }
 
-    /// Waits until ksync tells that the destination is a copy.
+    /// Waits for ksync's report that the destination is a copy.
     pub(crate) fn wait_until_ready(&self) -> Result<Value, String> {
         let events = self.events.as_ref().ok_or("there is nobody to tell")?;
         let start = Instant::now();
@@ -165,12 +165,12 @@ impl Running {
         }
     }
 
-    /// What was told and not taken.
+    /// Takes all events so far.
     pub(crate) fn told(&self) -> Vec<Value> {
         self.events.iter().flat_map(Receiver::try_iter).collect()
     }
 
-    /// The end of its log.
+    /// Last lines of the log.
     pub(crate) fn last_words(&self) -> String {
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -186,7 +186,7 @@ impl Drop for Running {
     }
 }
 
-/// An ssh connection that others go through, and how they do.
+/// Starts a shared ssh connection, and returns the command that uses it.
 fn kept(machine: &Machine, name: &str) -> Result<(String, Option<Service>), String> {
     let socket = machine.world.path(format!("{name}.ctl"));
     let _ = fs::remove_file(&socket);
@@ -231,7 +231,7 @@ fn lsyncd(job: &Job, ssh: &Ssh) -> Command {
     command
 }
 
-/// What has been touched while rsync ran is taken together, without waiting for more.
+/// Events during rsync's run lead to one further run, without a delay.
 fn inotify_rsync(job: &Job, ssh: &Ssh) -> Command {
     let script = format!(
         "inotifywait -m -q -r -e close_write,create,delete,move,attrib --format x '{source}' | \
