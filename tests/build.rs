@@ -1,6 +1,6 @@
-//! The probe of the build script, against linkers that take less than the best, and toolchains that
-//! lack something. Each stands in for a machine: a wrapper around the C compiler is named as
-//! cargo's linker, as a user names one.
+//! The probe of the build script, against less capable linkers and incomplete toolchains. Each test
+//! emulates a machine with a wrapper around the C compiler, set as cargo's linker, as a user would
+//! set one.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
@@ -29,7 +29,7 @@ impl Machine {
         Self { folder: tempfile::tempdir().unwrap(), linker: None }
     }
 
-    /// One whose C compiler is called with further arguments.
+    /// Makes a machine whose C compiler gets extra arguments.
     fn with(arguments: &str) -> Self {
         let mut machine = Self::plain();
         let folder = machine.folder.path();
@@ -69,7 +69,7 @@ impl Machine {
         })
     }
 
-    /// One whose linker says this and fails, where `pattern` is among its arguments.
+    /// Makes a machine whose linker prints this text and fails if an argument matches `pattern`.
     fn that_says(pattern: &str, text: &str) -> Self {
         let machine = Self::with("");
         let linker = machine.linker.as_ref().expect("one is set");
@@ -97,7 +97,7 @@ fn gnu_ld_folds_no_code_and_takes_the_script() {
 }
 
 #[test]
-fn other_linkers_that_are_installed_are_tried_too() {
+fn other_installed_linkers_work_too() {
     for name in ["gold", "lld", "mold"] {
         let works = Command::new("cc").arg(format!("-fuse-ld={name}")).arg("-Wl,--version").output();
         if works.is_ok_and(|output| output.status.success()) {
@@ -108,8 +108,8 @@ fn other_linkers_that_are_installed_are_tried_too() {
 }
 
 #[test]
-fn a_linker_that_takes_no_script_is_left_without() {
-    // What a linker without `INSERT` does, whichever linker is here.
+fn a_linker_without_script_support_gets_no_script() {
+    // The wrapper fails like a linker without `INSERT`, whichever linker is installed.
     let accepted = Machine::that_says("-T*", "ld: syntax error in script").accepted().expect("a linker");
     assert!(accepted.iter().all(|flag| !flag.contains("-T")), "{accepted:?}");
 }
@@ -165,7 +165,7 @@ fn a_missing_standard_library_is_named() {
 }
 
 #[test]
-fn a_linker_that_fails_in_its_own_way_is_quoted() {
+fn an_unknown_linker_error_is_quoted() {
     let message = Machine::that_says("*", "ld: out of paper").accepted().unwrap_err();
     assert!(message.contains("do not link") && message.contains("out of paper"), "{message}");
 }

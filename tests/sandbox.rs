@@ -1,7 +1,7 @@
-//! Is the stand-in VM what a VM is to real clients? OpenSSH's `ssh` logs in through `websocat`.
+//! The VM emulator with real clients: OpenSSH's `ssh` logs in through `websocat`.
 //!
-//! A test whose peers are missing says so and passes, unless `KSYNC_REQUIRE_PEERS=1`. `websocat` is looked
-//! for in `PATH` and in `KSYNC_PEERS_BIN`.
+//! A test whose peers are missing reports that and passes, unless `KSYNC_REQUIRE_PEERS=1`. The
+//! tests look for `websocat` in `PATH` and in `KSYNC_PEERS_BIN`.
 #![cfg(feature = "sandbox")]
 
 use std::ffi::OsString;
@@ -17,13 +17,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-/// Far longer than anything here takes, and short enough to tell a hang from a slow machine.
+/// Longer than any test takes, and short enough to tell a hang from a slow machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What `websocat` needs so that nothing stays behind in it.
+/// Options with which `websocat` keeps no bytes back.
 const STEADY: &str = "--no-async-stdio --ping-interval 1";
 
-/// A sandbox, a client's home with its key, and the way to the peers.
+/// A sandbox, a client's home directory with its key, and the peers' search path.
 struct World {
     sandbox: Sandbox,
     folder: tempfile::TempDir,
@@ -31,7 +31,7 @@ struct World {
 }
 
 impl World {
-    /// `None`, after a line that says why, when a peer is missing and need not be there.
+    /// Returns `None`, after a line with the reason, if a peer is missing and not required.
     async fn new(weather: Weather) -> Option<World> {
         let mut folders: Vec<PathBuf> =
             std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
@@ -64,18 +64,19 @@ impl World {
         self.folder.path().join("vm")
     }
 
-    /// A client that reads no settings of whoever runs the tests.
+    /// A client that ignores the settings of the user who runs the tests.
     fn peer(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", &self.path).env("HOME", self.folder.path()).kill_on_drop(true);
         command
     }
 
-    /// `ssh` through `websocat`, which is asked not to make its standard output non-blocking and to ping each
-    /// second. Otherwise, as of 1.14.1, it keeps the end of what came for itself until more comes, which may be
-    /// never, since it does not repeat a flush that would have blocked: up to 1 KiB on the way down, in the
-    /// buffer of Rust's `stdout`, when the pipe to a busy `ssh` is full, and up to a frame on the way up, when
-    /// the socket is.
+    /// `ssh` through `websocat`, with blocking standard output and a ping each second.
+    ///
+    /// Without these options websocat 1.14.1 may keep its last bytes until more arrive, perhaps for
+    /// ever. It does not repeat a flush that would have blocked. On the way down it keeps up to 1
+    /// KiB, in the buffer of Rust's `stdout`, when the pipe to a busy `ssh` is full. On the way up
+    /// it keeps up to one frame, when the socket is full.
     fn ssh_with(&self, options: &[&str], remote: &str) -> Command {
         let mut command = self.peer("ssh");
         command
@@ -106,7 +107,7 @@ async fn in_time<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(DEADLINE, future).await.expect("no hang")
 }
 
-/// Gives `input` to a process on its standard input and collects everything.
+/// Runs a process with `input` on its standard input, and collects its output.
 async fn exchange(mut command: Command, input: Vec<u8>) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("spawn");
@@ -118,7 +119,7 @@ async fn exchange(mut command: Command, input: Vec<u8>) -> Output {
     output.expect("run")
 }
 
-/// Bytes that no compression helps and no two places of which look alike.
+/// Incompressible bytes without repetition.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(length + 8);
@@ -174,7 +175,7 @@ async fn a_command_runs_in_the_home_with_its_own_environment() {
 }
 
 #[tokio::test]
-async fn the_setup_logs_in_as_it_stands() {
+async fn the_printed_ssh_command_logs_in() {
     let Some(world) = World::new(Weather::default()).await else { return };
     let setup = world.sandbox.setup(&world.key());
     let mut shell = world.peer("/bin/sh");
@@ -186,7 +187,7 @@ async fn the_setup_logs_in_as_it_stands() {
 }
 
 #[tokio::test]
-async fn a_terminal_is_there_for_who_asks_for_one() {
+async fn a_client_gets_a_terminal_only_on_request() {
     let Some(world) = World::new(Weather::default()).await else { return };
     let look = "test -t 0 && test -t 2 && echo $TERM; tty >/dev/tty; exit 3";
     let key = world.key();
@@ -202,7 +203,7 @@ async fn a_terminal_is_there_for_who_asks_for_one() {
 }
 
 #[tokio::test]
-async fn a_terminal_takes_what_runs_in_it_along() {
+async fn the_end_of_a_terminal_kills_its_processes() {
     let Some(world) = World::new(Weather::default()).await else { return };
     let key = world.key();
     let line = "echo $$; sleep 1000";
@@ -228,7 +229,7 @@ async fn twenty_megabytes_come_back_intact_through_cat() {
 }
 
 #[tokio::test]
-async fn what_a_slow_process_has_not_read_stalls_nobody_and_is_not_lost() {
+async fn unread_input_stalls_nothing_and_is_not_lost() {
     let Some(world) = World::new(Weather::default()).await else { return };
     let sent = noise(12_000_000);
     let done = exchange(world.ssh("head -c 5000000 /dev/zero; sleep 1; cat"), sent.clone()).await;
@@ -248,7 +249,7 @@ async fn exit_codes_and_signals_are_relayed() {
     let Some(world) = World::new(Weather::default()).await else { return };
     assert_eq!(output(world.ssh("exit 23")).await.status.code(), Some(23));
     assert_eq!(output(world.ssh("no-such-program-here")).await.status.code(), Some(127));
-    // OpenSSH's client answers 255 to an exit signal.
+    // OpenSSH's client exits with 255 after an exit signal.
     assert_eq!(output(world.ssh("kill -TERM $$")).await.status.code(), Some(255));
 }
 
@@ -270,7 +271,7 @@ async fn a_wrong_key_and_a_password_are_refused() {
     let refused = output(world.ssh_with(&["-i", wrong], "echo in")).await;
     assert_eq!(refused.status.code(), Some(255));
     assert_eq!(text(&refused.stdout), "");
-    // The list of methods is the server's.
+    // The list of methods comes from the server.
     assert!(text(&refused.stderr).contains("Permission denied (publickey)"), "{}", text(&refused.stderr));
 
     let askpass = world.folder.path().join("askpass");
@@ -290,7 +291,7 @@ async fn the_host_key_is_the_one_that_was_announced() {
     let known = world.folder.path().join("known_hosts");
     std::fs::write(&known, format!("localhost {}\n", world.sandbox.host_key())).expect("known_hosts");
     let (known, key) = (format!("UserKnownHostsFile={}", known.display()), world.key());
-    // The first value of an option counts, so these come before the defaults.
+    // The first value of an option counts, so these precede the defaults.
     let mut ssh = world.peer("ssh");
     ssh.args(["-F", "none", "-o", &known, "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "-i"]);
     ssh.arg(key).arg("-o").arg(format!("ProxyCommand=websocat --binary {}", world.sandbox.url()));
@@ -311,7 +312,7 @@ async fn a_disconnect_kills_the_process_group() {
 }
 
 #[tokio::test]
-async fn stop_kills_what_a_finished_command_left_running() {
+async fn stop_kills_background_processes_of_finished_commands() {
     let Some(world) = World::new(Weather::default()).await else { return };
     let done = output(world.ssh("sleep 1000 >/dev/null 2>&1 </dev/null & echo $!")).await;
     let pid = text(&done.stdout).trim().to_owned();
@@ -333,11 +334,11 @@ async fn stop_ends_connections_and_their_processes() {
 
 #[tokio::test]
 async fn delay_is_one_way_and_does_not_limit_throughput() {
-    // Long beside what a busy machine adds to it.
+    // Long compared with the delay of a busy machine.
     let delay = Duration::from_millis(300);
     let folder = tempfile::tempdir().expect("folder");
     let sandbox = start(folder.path(), Weather { delay, ..Weather::default() }).await.expect("start");
-    // The WebSocket's handshake is one round trip: twice the delay, not once and not four times.
+    // The WebSocket handshake takes one round trip: twice the delay, not once and not four times.
     let begun = Instant::now();
     let _socket = handshake(&sandbox).await;
     let took = begun.elapsed();
@@ -350,13 +351,13 @@ async fn delay_is_one_way_and_does_not_limit_throughput() {
     let done = output(world.ssh("head -c 20000000 /dev/zero")).await;
     let took = begun.elapsed();
     assert_eq!(done.stdout.len(), 20_000_000);
-    // Ten round trips to connect, and one for each 2 MiB of OpenSSH's window: a line that carried one chunk
-    // of 64 KiB at a time would need 30 s.
+    // Ten round trips for the connection, and one for each 2 MiB of OpenSSH's window. A line that
+    // carried one chunk of 64 KiB at a time would need 30 s.
     assert!(took > Duration::from_secs(2) && took < Duration::from_secs(10), "{took:?}");
 }
 
 #[tokio::test]
-async fn cuts_come_at_their_byte() {
+async fn connections_are_cut_at_the_chosen_byte() {
     let up = Weather { cut_after: Some(1_000_000), ..Weather::default() };
     let Some(world) = World::new(up).await else { return };
     let done = exchange(world.ssh("cat >file; echo whole"), noise(3_000_000)).await;
@@ -384,7 +385,7 @@ async fn only_loopback_is_served() {
     assert!(!folder.path().join("vm").exists());
 }
 
-/// A WebSocket by hand: opened, and still without a frame.
+/// Opens a WebSocket by hand, without sending a frame.
 async fn handshake(sandbox: &Sandbox) -> TcpStream {
     let address = sandbox.url().replace("ws://", "");
     let mut socket = TcpStream::connect(&address).await.expect("connect");

@@ -1,8 +1,8 @@
-//! Does the stand-in pass for the platform with clients that nobody here wrote? The official SDKs drive it.
+//! The emulator of the platform with clients by other authors: the official SDKs.
 //!
-//! `KSYNC_SDK_PYTHON` is a Python that has the package `kernel`, `KSYNC_SDK_NODE_DIR` a directory whose
-//! `node_modules` has `@onkernel/sdk`. A test whose SDK is missing says so and passes, unless
-//! `KSYNC_REQUIRE_PEERS=1`.
+//! `KSYNC_SDK_PYTHON` is a Python with the package `kernel`. `KSYNC_SDK_NODE_DIR` is a directory
+//! whose `node_modules` contains `@onkernel/sdk`. A test whose SDK is missing reports that and
+//! passes, unless `KSYNC_REQUIRE_PEERS=1`.
 #![cfg(feature = "sandbox")]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use world::{Run, World};
 
-/// `ksync sandbox --json` until it is dropped.
+/// `ksync sandbox --json`, stopped when dropped.
 struct Sandbox {
     child: Child,
     told: Value,
@@ -31,7 +31,7 @@ impl Sandbox {
         Sandbox { child, told: serde_json::from_str(&line).expect("JSON") }
     }
 
-    /// A program with the printed environment.
+    /// A program with the printed environment variables.
     fn client(&self, world: &World, program: impl AsRef<Path>) -> Command {
         let mut command = world.command(program.as_ref());
         for (name, value) in self.told["env"].as_object().expect("variables") {
@@ -50,7 +50,7 @@ impl Drop for Sandbox {
     }
 }
 
-/// What a variable names; `None`, after a line that says so, when it is not set and need not be.
+/// Value of a variable. If it is not set and not required, prints that and returns `None`.
 fn named(variable: &str) -> Option<PathBuf> {
     let named = std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
     if named.is_none() {
@@ -65,7 +65,7 @@ fn script(name: &str) -> PathBuf {
 }
 
 #[test]
-fn the_python_sdk_takes_it_for_the_platform() {
+fn the_python_sdk_accepts_the_emulator() {
     let Some(python) = named("KSYNC_SDK_PYTHON") else { return };
     let world = World::new();
     let sandbox = Sandbox::start(&world);
@@ -75,11 +75,11 @@ fn the_python_sdk_takes_it_for_the_platform() {
 }
 
 #[test]
-fn the_node_sdk_takes_it_for_the_platform() {
+fn the_node_sdk_accepts_the_emulator() {
     let Some(directory) = named("KSYNC_SDK_NODE_DIR") else { return };
     let world = World::new();
     let sandbox = Sandbox::start(&world);
-    // Modules are looked for from where a script lies.
+    // Node looks for modules from the directory of the script.
     std::fs::copy(script("drive.mjs"), world.path("drive.mjs")).expect("a copy");
     std::os::unix::fs::symlink(directory.join("node_modules"), world.path("node_modules")).expect("a link");
     let mut command = sandbox.client(&world, "node");
@@ -88,7 +88,7 @@ fn the_node_sdk_takes_it_for_the_platform() {
 }
 
 #[test]
-fn what_is_printed_has_a_name_for_each_thing_and_the_files_are_there() {
+fn the_printed_environment_names_the_api_and_existing_files() {
     let world = World::new();
     let (first, second) = (Sandbox::start(&world), Sandbox::start(&world));
     let env = &first.told["env"];

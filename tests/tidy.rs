@@ -1,10 +1,11 @@
-//! The rules of the house that neither compiler nor clippy knows. Each is a function over the text of a file,
-//! and each is shown a bad text, so that it can fail.
+//! House rules that neither compiler nor clippy checks. Each rule is a function over the text of a
+//! file. Each has a test with a bad text, to prove that it can fail.
 //!
-//! The layers are those of `lib.rs`: an import may only point up the table. It says a little more than "what
-//! stands above": `disk` and `engine` do not know each other, `exchange` is where they meet; `remote` knows of
-//! the wire only what a handshake looks like; `sandbox` shares no code with anything, so it shares no mistake;
-//! `sync` alone starts one. `monitor` stands before `wire`, since what is observed also travels.
+//! The layers are those of `lib.rs`: an import may only point up the table. The table here is
+//! stricter than that order. `disk` and `engine` do not know each other; `exchange` joins them.
+//! `remote` knows only the handshake of the wire. `sandbox` shares no code with any layer, so it
+//! shares no mistake. Only `sync` starts a sandbox. `monitor` precedes `wire`, because events
+//! travel over the wire too.
 
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
@@ -12,24 +13,24 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A part of `src/` and what it may know.
+/// A part of `src/` with its permitted imports.
 struct Layer {
     name: &'static str,
-    /// The layers that it may import, besides itself.
+    /// Layers that it may import, besides itself.
     imports: &'static [&'static str],
-    /// What its text may not name.
+    /// Names that its text may not contain.
     strangers: &'static [&'static str],
 }
 
-/// `content` may look at a clock: its tests measure what hostile input may cost.
+/// `content` may use a clock: its tests measure the cost of hostile input.
 const FILES_AND_PEERS: &[&str] = &["std::fs", "rustix", "std::net", "tokio"];
-/// A Unix socket, `std::os::unix::net`, is not among them: it leads to no other machine.
+/// A Unix socket, `std::os::unix::net`, is permitted, because it leads to no other machine.
 const PEERS: &[&str] = &["std::net", "tokio"];
 const NOTHING_OUTSIDE: &[&str] =
     &["std::fs", "std::net", "std::time", "Instant", "SystemTime", "rustix", "rand", "tokio"];
 const TERMINAL: &[&str] = &["tokio", "indicatif", "clap", "IsTerminal", "std::io::stdout", "std::io::stderr"];
 
-/// In the order of the map. A directory that is not in it fails.
+/// In the order of the layers. A directory that is missing here fails the test.
 const LAYERS: &[Layer] = &[
     Layer { name: "content", imports: &[], strangers: FILES_AND_PEERS },
     Layer { name: "tree", imports: &["content"], strangers: NOTHING_OUTSIDE },
@@ -62,13 +63,13 @@ const LAYERS: &[Layer] = &[
     },
 ];
 
-/// A file has one subject, and one that is longer has two.
+/// Longest file, in lines. A longer file has more than one subject.
 const LINES_MAX: usize = 700;
 
 #[test]
 fn imports_point_up_the_table_of_layers() {
     assert_clean("src", |path, text| {
-        // `src/NAME.rs` and `src/NAME/…` are a layer; what lies in `src` otherwise puts layers together.
+        // `src/NAME.rs` and `src/NAME/…` are a layer. The other files in `src` combine layers.
         let name =
             path.iter().nth(1).and_then(|name| Path::new(name).file_stem()).and_then(|name| name.to_str());
         match name {
@@ -99,13 +100,13 @@ fn files_are_short_and_hold_no_leftovers() {
 }
 
 #[test]
-fn what_the_readme_tells_people_to_run_is_run() {
+fn the_ci_script_runs_the_commands_of_the_readme() {
     let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
     let script = fs::read_to_string(root().join(".ci/run")).expect(".ci/run");
     assert_eq!(promise_faults(&readme, &script), Vec::<String>::new());
 }
 
-/// What a layer's text names and may not.
+/// Forbidden names in a layer's text.
 fn layering_faults(layer: &Layer, text: &str) -> Vec<String> {
     let code = code_of(text);
     let imports = imported_layers(&code).into_iter().filter(|name| {
@@ -123,7 +124,7 @@ fn layering_faults(layer: &Layer, text: &str) -> Vec<String> {
         .collect()
 }
 
-/// The first components of all paths that begin with `crate::`, also of those in braces.
+/// First components of all paths that begin with `crate::`, also of those in braces.
 fn imported_layers(code: &str) -> BTreeSet<String> {
     let mut layers = BTreeSet::new();
     for (start, _) in code.match_indices("crate::") {
@@ -156,7 +157,7 @@ fn is_of_name(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
-/// Whether `code` names this, and not only something that contains it.
+/// Reports if `code` contains this name as a whole.
 fn names(code: &str, what: &str) -> bool {
     code.match_indices(what).any(|(start, _)| {
         let before = code[..start].chars().next_back();
@@ -165,7 +166,7 @@ fn names(code: &str, what: &str) -> bool {
     })
 }
 
-/// The text without comments and without what stands in quotes on one line.
+/// The text without comments, and without quoted text on one line.
 fn code_of(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     for line in text.lines() {
@@ -174,7 +175,7 @@ fn code_of(text: &str) -> String {
             if !quoted && line[index..].starts_with("//") {
                 break;
             }
-            // Not the quote in '"', and not one that is escaped.
+            // Skip the quote in '"', and an escaped one.
             if character == '"' && previous != '\\' && previous != '\'' {
                 quoted = !quoted;
             }
@@ -194,9 +195,9 @@ fn length_faults(text: &str) -> Vec<String> {
     (lines > LINES_MAX).then_some(fault).into_iter().collect()
 }
 
-/// Tests that do not run, promises instead of work, code that is not code, and imports of nobody knows what.
+/// Ignored tests, open tasks, commented-out code, and glob imports.
 fn leftover_faults(text: &str) -> Vec<String> {
-    // In two parts, since this file is looked at too.
+    // Split in two parts, because this file is checked too.
     let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:"), concat!("HA", "CK")];
     let ignored = concat!("#[", "ignore");
     let mut faults = Vec::new();
@@ -220,7 +221,7 @@ fn leftover_faults(text: &str) -> Vec<String> {
     faults
 }
 
-/// Whether the text of a comment looks like code: sentences end otherwise.
+/// Reports if a comment looks like code, by its first word or its end.
 fn is_code(comment: &str) -> bool {
     let ends = [";", "{", "}", "});", "),"];
     let starts = ["let ", "use ", "pub ", "fn ", "mod ", "#[", "return ", "assert"];
@@ -228,7 +229,7 @@ fn is_code(comment: &str) -> bool {
         || starts.iter().any(|start| comment.starts_with(start)) && comment.ends_with([';', ')', '{'])
 }
 
-/// The commands of the README's first block that the script does not run as they stand.
+/// Commands of the README's first block that the script does not run literally.
 fn promise_faults(readme: &str, script: &str) -> Vec<String> {
     let block = readme.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap_or_default();
     let commands = block.lines().map(|line| line.split(" #").next().unwrap_or_default().trim());
@@ -260,7 +261,7 @@ fn assert_clean(folder: &str, faults_of: impl Fn(&Path, &str) -> Vec<String>) {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
-/// All Rust files below a folder of the repository, by their paths in it.
+/// All Rust files below a folder of the repository, with their paths in it.
 fn rust_files(folder: &str) -> Vec<PathBuf> {
     let walk = walkdir::WalkDir::new(root().join(folder)).sort_by_file_name();
     let paths = walk.into_iter().filter_map(|entry| Some(entry.ok()?.into_path()));
@@ -276,7 +277,7 @@ mod the_rules_themselves {
     }
 
     #[test]
-    fn see_an_import_that_points_down() {
+    fn imports_that_point_down_are_found() {
         assert_eq!(faults_in("engine", "use crate::disk::Root;"), ["engine may not name crate::disk"]);
         assert_eq!(faults_in("disk", "use crate::engine::Work;"), ["disk may not name crate::engine"]);
         assert_eq!(
@@ -294,7 +295,7 @@ mod the_rules_themselves {
     }
 
     #[test]
-    fn see_clocks_files_and_runtimes_where_none_belong() {
+    fn forbidden_clocks_files_and_runtimes_are_found() {
         assert_eq!(faults_in("engine", "let start = Instant::now();"), ["engine may not name Instant"]);
         assert_eq!(faults_in("wire", "use std::net::TcpStream;"), ["wire may not name std::net"]);
         assert_eq!(faults_in("exchange", "tokio::spawn(run);"), ["exchange may not name tokio"]);
@@ -304,7 +305,7 @@ mod the_rules_themselves {
     }
 
     #[test]
-    fn take_comments_quotes_and_longer_names_for_what_they_are() {
+    fn comments_quotes_and_longer_names_are_no_fault() {
         for text in [
             "// use crate::disk::Root;",
             "//! [`crate::disk`]",
@@ -319,13 +320,13 @@ mod the_rules_themselves {
     }
 
     #[test]
-    fn see_files_that_are_too_long() {
+    fn files_that_are_too_long_are_found() {
         assert_eq!(length_faults(&"\n".repeat(LINES_MAX)), Vec::<String>::new());
         assert_eq!(length_faults(&"\n".repeat(LINES_MAX + 1)).len(), 1);
     }
 
     #[test]
-    fn see_leftovers() {
+    fn leftovers_are_found() {
         for text in [
             concat!("// TO", "DO: later"),
             concat!("todo: FIX", "ME"),
@@ -348,7 +349,7 @@ mod the_rules_themselves {
     }
 
     #[test]
-    fn see_a_promise_that_is_not_kept() {
+    fn a_readme_command_missing_from_the_script_is_found() {
         let readme = "# x\n```sh\ncargo run -- a b   # try it\ncargo test\n```\n```sh\nother\n```";
         assert_eq!(promise_faults(readme, "cargo run -- a b\ncargo test\n"), Vec::<String>::new());
         assert_eq!(promise_faults(readme, "cargo test"), ["not in .ci/run: cargo run -- a b"]);

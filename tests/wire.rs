@@ -1,7 +1,7 @@
-//! The wire: golden bytes, limits, and what no decoder may be made to do.
+//! The wire: golden bytes, limits, and robustness of the decoders.
 //!
-//! With `KSYNC_WRITE_FIXTURES=1` the golden bytes in `fixtures/wire/` are written anew, for a change of the
-//! protocol that is meant.
+//! With `KSYNC_WRITE_FIXTURES=1` the tests rewrite the golden bytes in `fixtures/wire/`, for an
+//! intended change of the protocol.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
@@ -236,7 +236,7 @@ fn lanes_have_their_golden_bytes_and_come_back() {
 }
 
 #[test]
-fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
+fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
     let wants = |count| Message::Wants(vec![Want::whole(0); count]);
     let want = |staged, old| Message::Wants(vec![Want { id: 0, staged, old }]);
     let staged = |length, count| want(Some(blocks(length, count)), None);
@@ -340,7 +340,7 @@ fn what_exceeds_a_limit_is_refused_and_what_reaches_it_is_not() {
 }
 
 #[test]
-fn what_follows_a_message_makes_it_malformed() {
+fn extra_or_missing_bytes_make_a_message_malformed() {
     for (name, message) in messages() {
         let mut bytes = message.encode();
         bytes.push(0);
@@ -352,8 +352,8 @@ fn what_follows_a_message_makes_it_malformed() {
 }
 
 #[test]
-fn a_list_that_declares_more_than_there_is_takes_no_memory_for_it() {
-    // Variant, then a length of 2^32-1: reading it must fail at once.
+fn an_overlong_list_length_allocates_no_memory() {
+    // A variant, then a length of 2^32-1: decoding must fail at once.
     for variant in 0..16 {
         let bytes = [variant, 0xff, 0xff, 0xff, 0xff, 0x0f, 0xff, 0xff, 0xff, 0xff, 0x0f];
         let _ = Message::decode(&bytes);
@@ -361,7 +361,7 @@ fn a_list_that_declares_more_than_there_is_takes_no_memory_for_it() {
 }
 
 #[test]
-fn a_hello_with_too_many_rules_or_places_is_malformed() {
+fn a_hello_with_too_many_rules_or_forced_endpoints_is_malformed() {
     let mut many_rules = order();
     many_rules.options.rules = vec![Rule { include: false, pattern: Vec::new() }; RULES_MAX + 1];
     let mut many_places = order();
@@ -373,7 +373,7 @@ fn a_hello_with_too_many_rules_or_places_is_malformed() {
     }
 }
 
-/// Reads frames to the first error, as a reader does.
+/// Reads frames up to the first error, like a peer.
 fn read_all(bytes: &[u8]) {
     let mut frames = FrameReader::new(bytes);
     while let Ok(frame) = frames.read() {

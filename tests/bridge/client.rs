@@ -1,4 +1,4 @@
-//! A client that can do right and wrong.
+//! A WebSocket client that can also break the protocol.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,14 +14,14 @@ pub(crate) const PONG: u8 = 10;
 /// Largest payload that the bridge sends.
 const SENT_BYTES_MAX: usize = 64 << 10;
 
-/// The request of RFC 6455, whose answer is known.
+/// The example request of RFC 6455, whose answer is known.
 pub(crate) const REQUEST: &str = "GET /any?path HTTP/1.1\r\nHost: vm\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// A WebSocket.
+/// An open WebSocket.
 pub(crate) struct Client(pub(crate) TcpStream);
 
-/// A connection on which nothing was said yet.
+/// Opens a TCP connection without sending anything.
 #[track_caller]
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("a connection");
@@ -30,7 +30,7 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// The head of an HTTP answer.
+/// Reads the head of an HTTP answer.
 pub(crate) fn head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     let mut byte = [0];
@@ -40,7 +40,7 @@ pub(crate) fn head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).expect("text")
 }
 
-/// A frame, masked as those of clients are.
+/// Makes a frame, masked like those of every client.
 pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [1, 2, 3, 4];
     let mut frame = vec![first];
@@ -76,13 +76,13 @@ impl Client {
         Client(self.0.try_clone().expect("a descriptor"))
     }
 
-    /// Sends a whole message.
+    /// Sends an unfragmented message.
     #[track_caller]
     pub(crate) fn send(&mut self, opcode: u8, payload: &[u8]) {
         self.0.write_all(&frame(0x80 | opcode, payload)).expect("a frame");
     }
 
-    /// The next frame; `None` after the last.
+    /// Receives the next frame; `None` after the last.
     #[track_caller]
     pub(crate) fn receive(&mut self) -> Option<(u8, Vec<u8>)> {
         let mut start = [0; 2];
@@ -112,7 +112,7 @@ impl Client {
         Some((start[0] & 0xf, payload))
     }
 
-    /// So many bytes of what the target said.
+    /// Receives `count` bytes of the target's output.
     #[track_caller]
     pub(crate) fn receive_bytes(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -124,7 +124,7 @@ impl Client {
         bytes
     }
 
-    /// All that the target said, and what the bridge said as its last word: the code of its close, 0 for none.
+    /// Receives the target's whole output, and the code of the bridge's close; 0 if it has none.
     #[track_caller]
     pub(crate) fn receive_all(&mut self) -> (Vec<u8>, u16) {
         let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! How it ends: what was said before has arrived.
+//! Ends of connections: all earlier bytes arrive.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -10,7 +10,7 @@ use crate::world::noise;
 const LENGTH: usize = 3_000_001;
 
 #[test]
-fn what_a_client_says_before_its_goodbye_arrives_and_the_goodbye_is_answered() {
+fn bytes_before_a_client_closes_arrive_and_the_close_is_answered() {
     let served = Served::start();
     let (mut client, mut target) = served.pair();
     let content = noise(1, LENGTH);
@@ -24,7 +24,7 @@ fn what_a_client_says_before_its_goodbye_arrives_and_the_goodbye_is_answered() {
         target.read_to_end(&mut heard).unwrap();
         assert!(heard == content);
     });
-    // Nobody wants to hear it any more, and it is no reason to lose what was said.
+    // The client reads no more, but this write must not lose earlier bytes.
     let _ = target.write_all(b"too late");
     drop(target);
     assert_eq!(client.receive(), Some((CLOSE, vec![3, 232])));
@@ -32,7 +32,7 @@ fn what_a_client_says_before_its_goodbye_arrives_and_the_goodbye_is_answered() {
 }
 
 #[test]
-fn what_a_target_says_before_it_ends_arrives_and_a_goodbye_follows() {
+fn bytes_before_a_target_ends_arrive_and_a_close_follows() {
     let served = Served::start();
     let (mut client, mut target) = served.pair();
     let content = noise(2, LENGTH);
@@ -46,7 +46,7 @@ fn what_a_target_says_before_it_ends_arrives_and_a_goodbye_follows() {
 }
 
 #[test]
-fn a_client_that_has_ended_its_side_only_hears_the_rest() {
+fn a_half_closed_client_receives_the_rest() {
     let served = Served::start();
     let (mut client, mut target) = served.pair();
     client.send(BINARY, b"question");
@@ -63,7 +63,7 @@ fn a_client_that_has_ended_its_side_only_hears_the_rest() {
 }
 
 #[test]
-fn a_target_that_has_ended_its_side_only_hears_what_was_on_its_way() {
+fn a_half_closed_target_receives_the_bytes_in_flight() {
     let served = Served::start();
     let (mut client, mut target) = served.pair();
     target.write_all(b"the end").unwrap();
@@ -77,7 +77,7 @@ fn a_target_that_has_ended_its_side_only_hears_what_was_on_its_way() {
 }
 
 #[test]
-fn a_client_that_is_gone_is_an_end_for_the_target() {
+fn a_lost_client_ends_the_connection_to_the_target() {
     let served = Served::start();
     let (mut client, mut target) = served.pair();
     client.send(BINARY, b"last word");
@@ -85,14 +85,14 @@ fn a_client_that_is_gone_is_an_end_for_the_target() {
     let mut heard = Vec::new();
     target.read_to_end(&mut heard).unwrap();
     assert_eq!(heard, b"last word");
-    // Told more than any buffer holds, somebody who is gone is noticed.
+    // After more bytes than all buffers hold, the target learns that the client is gone.
     let told = (0..1000).try_for_each(|_| target.write_all(&[0; 64 << 10]));
     assert!(told.is_err());
     served.assert_serves();
 }
 
 #[test]
-fn without_a_target_it_is_said_in_http_what_is_missing() {
+fn a_missing_target_is_reported_over_http() {
     let (served, target) = Served::to_nobody();
     let mut stream = connect(served.address);
     stream.write_all(REQUEST.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! What is sent by those who mean no good, or know no better.
+//! Malicious and malformed input.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -8,14 +8,14 @@ use crate::client::{BINARY, CLOSE, Client, PING, REQUEST, TEXT, connect, frame};
 use crate::served::Served;
 use crate::world::noise;
 
-/// Codes of RFC 6455.
+/// Close codes of RFC 6455.
 const PROTOCOL_ERROR: u16 = 1002;
 const TOO_BIG: u16 = 1009;
 
-/// As many as the bridge serves at a time.
+/// The bridge's limit of connections.
 const CONNECTIONS_MAX: usize = 100;
 
-/// Reads to the end of a connection, which may be a reset.
+/// Asserts that a connection ends, perhaps by a reset.
 #[track_caller]
 fn assert_ends(mut stream: &TcpStream) {
     let mut rest = [0; 4096];
@@ -30,7 +30,7 @@ fn assert_ends(mut stream: &TcpStream) {
 }
 
 #[test]
-fn what_is_no_request_for_a_websocket_ends_the_connection_and_nothing_else() {
+fn an_invalid_handshake_ends_only_its_own_connection() {
     let served = Served::start();
     let request = |from: &str, to: &str| REQUEST.replace(from, to).into_bytes();
     let long = format!("Cookie: {}\r\n\r\n", "x".repeat(100_000));
@@ -53,7 +53,7 @@ fn what_is_no_request_for_a_websocket_ends_the_connection_and_nothing_else() {
         Vec::new(),
     ] {
         let mut stream = connect(served.address);
-        // It may be gone before everything is said.
+        // The bridge may close the connection before the write is complete.
         let _ = stream.write_all(&said);
         let _ = stream.shutdown(Shutdown::Write);
         assert_ends(&stream);
@@ -62,11 +62,11 @@ fn what_is_no_request_for_a_websocket_ends_the_connection_and_nothing_else() {
 }
 
 #[test]
-fn a_request_that_never_ends_does() {
+fn an_endless_request_times_out() {
     let served = Served::start();
     let mut stream = connect(served.address);
     let begun = Instant::now();
-    // A byte at a time, so that it is never silent for long.
+    // Send one byte at a time, so that the client is never silent for long.
     stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let mut answer = [0];
     for byte in REQUEST.bytes().cycle() {
@@ -80,7 +80,7 @@ fn a_request_that_never_ends_does() {
 }
 
 #[test]
-fn frames_that_are_none_or_too_large_end_with_a_reason() {
+fn invalid_or_oversized_frames_end_with_a_close_code() {
     let served = Served::start();
     let large = (256 << 10) + 1;
     let piece = frame(0, &[0; 64 << 10]);
@@ -89,19 +89,19 @@ fn frames_that_are_none_or_too_large_end_with_a_reason() {
         (huge(1 << 62), TOO_BIG),
         (huge(u64::MAX), TOO_BIG),
         (huge(large), TOO_BIG),
-        // In pieces, none of which is too large, without an end.
+        // Fragments, none of which is too large, without an end.
         ([frame(BINARY, &[]), piece.repeat(5)].concat(), TOO_BIG),
-        // Not masked.
+        // An unmasked frame.
         (vec![0x82, 1, 0], PROTOCOL_ERROR),
-        // A piece of nothing, an opcode that means nothing, bits that mean nothing.
+        // A continuation without a start, an unknown opcode, reserved bits.
         (frame(0x80, b"x"), PROTOCOL_ERROR),
         (frame(0x83, b"x"), PROTOCOL_ERROR),
         (frame(0x8b, b"x"), PROTOCOL_ERROR),
         (frame(0xc2, b"x"), PROTOCOL_ERROR),
-        // A ping in pieces, and one that is too long.
+        // A fragmented ping, and one that is too long.
         (frame(PING, b"x"), PROTOCOL_ERROR),
         (frame(0x80 | PING, &[0; 126]), PROTOCOL_ERROR),
-        // A goodbye with half a code.
+        // A close with half a code.
         (frame(0x80 | CLOSE, &[3]), PROTOCOL_ERROR),
         (frame(0x80 | TEXT, &[0xff]), PROTOCOL_ERROR),
     ] {
@@ -120,13 +120,13 @@ fn frames_that_are_none_or_too_large_end_with_a_reason() {
 }
 
 #[test]
-fn noise_in_place_of_frames_does_no_harm() {
+fn noise_instead_of_frames_does_no_harm() {
     let served = Served::start();
     for seed in 0..200 {
         let (mut client, target) = served.pair();
         let _ = client.0.write_all(&noise(seed, 5000));
         let _ = client.0.shutdown(Shutdown::Write);
-        // The target has to end it where the noise was the beginning of a frame.
+        // If the noise was the beginning of a frame, the target must end the connection.
         drop(target);
         assert_ends(&client.0);
     }
@@ -134,7 +134,7 @@ fn noise_in_place_of_frames_does_no_harm() {
 }
 
 #[test]
-fn pings_without_end_from_somebody_who_reads_no_answer_take_no_memory() {
+fn endless_pings_without_reads_do_not_grow_the_memory() {
     let served = Served::start();
     let (client, _target) = served.pair();
     let pings = frame(0x80 | PING, &[7; 125]).repeat(1000);
@@ -147,7 +147,7 @@ fn pings_without_end_from_somebody_who_reads_no_answer_take_no_memory() {
 }
 
 #[test]
-fn those_beyond_the_limit_wait_until_another_one_has_ended() {
+fn a_connection_beyond_the_limit_waits_for_a_free_place() {
     let served = Served::start();
     let mut there: Vec<_> = (0..CONNECTIONS_MAX).map(|_| served.pair()).collect();
     let mut next = connect(served.address);

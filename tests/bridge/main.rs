@@ -1,7 +1,7 @@
-//! Does the bridge that ksync carries hold whatever comes to the port that everybody can reach?
+//! The bridge that ksync uploads, against arbitrary traffic on its public port.
 //!
-//! It is the very program that ksync brings to a VM, with a target that each test plays itself, and clients that
-//! write their frames byte by byte. What it is like with real clients and sshd is shown among the peers.
+//! The tests run the same program that ksync uploads to a VM. Each test plays the target itself,
+//! and its clients write their frames byte by byte. tests/peers covers real clients and sshd.
 #![cfg(all(feature = "client", target_os = "linux", target_arch = "x86_64"))]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! A running bridge, and the target behind it.
+//! A running bridge and the target behind it.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,23 +11,23 @@ use ksync::kernel::BridgeImage;
 use crate::client::Client;
 use crate::world::{DEADLINE, World, wait_for};
 
-/// A bridge; it ends with the value.
+/// A running bridge, killed when dropped.
 pub(crate) struct Served {
     process: Child,
-    /// Where it listens.
+    /// Address of the bridge.
     pub(crate) address: SocketAddr,
-    /// What comes to its target.
+    /// Connections to the bridge's target.
     arrivals: Receiver<TcpStream>,
     _world: World,
 }
 
 impl Served {
-    /// A bridge to a target that the test plays.
+    /// Starts a bridge to a target that the test plays.
     pub(crate) fn start() -> Served {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let target = listener.local_addr().expect("an address");
         let (sender, arrivals) = channel();
-        // It ends when nobody wants to know of arrivals any more, at the latest with the test.
+        // The thread ends when the receiver is gone, at the latest with the test.
         std::thread::spawn(move || {
             for arrival in listener.incoming().map_while(Result::ok) {
                 if sender.send(arrival).is_err() {
@@ -38,7 +38,7 @@ impl Served {
         Served::before(target, arrivals)
     }
 
-    /// A bridge to a target that sends everything back.
+    /// Starts a bridge to a target that returns all its input.
     pub(crate) fn echoing() -> Served {
         let mut served = Served::start();
         let arrivals = std::mem::replace(&mut served.arrivals, channel().1);
@@ -54,7 +54,7 @@ impl Served {
         served
     }
 
-    /// A bridge to where nobody listens.
+    /// Starts a bridge to a closed port.
     pub(crate) fn to_nobody() -> (Served, SocketAddr) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let target = listener.local_addr().expect("an address");
@@ -65,7 +65,7 @@ impl Served {
     fn before(target: SocketAddr, arrivals: Receiver<TcpStream>) -> Served {
         let world = World::new();
         let program = world.unpack("ksync-bridge", BridgeImage::embedded().gzip);
-        // Somebody else can take the port in between: then on another one.
+        // Another program may take the port in between; then try the next one.
         for _ in 0..10 {
             let chosen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
             let address = chosen.local_addr().expect("an address");
@@ -84,14 +84,14 @@ impl Served {
         panic!("no port is free")
     }
 
-    /// A client and what it has reached.
+    /// Connects a client, and returns it with its connection at the target.
     #[track_caller]
     pub(crate) fn pair(&self) -> (Client, TcpStream) {
         let client = Client::open(self.address);
         (client, self.arrival())
     }
 
-    /// What has come to the target next.
+    /// Next connection at the target.
     #[track_caller]
     pub(crate) fn arrival(&self) -> TcpStream {
         let arrival = self.arrivals.recv_timeout(DEADLINE).expect("an arrival");
@@ -99,7 +99,7 @@ impl Served {
         arrival
     }
 
-    /// How much memory it has, in bytes.
+    /// Resident memory of the bridge, in bytes.
     pub(crate) fn memory(&self) -> usize {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("a status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
@@ -107,7 +107,7 @@ impl Served {
         kilobytes << 10
     }
 
-    /// Asserts that it still serves.
+    /// Asserts that the bridge still serves.
     #[track_caller]
     pub(crate) fn assert_serves(&self) {
         let (mut client, mut target) = self.pair();

@@ -1,4 +1,4 @@
-//! What goes through it.
+//! Traffic through the bridge.
 
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use crate::client::{BINARY, Client, PING, PONG, TEXT, frame};
 use crate::served::Served;
 use crate::world::noise;
 
-/// Sends so much in messages of 64 KiB, receives as much meanwhile, and asserts that it is the same.
+/// Sends `length` bytes in messages of 64 KiB, receives as many meanwhile, and compares them.
 #[track_caller]
 fn assert_comes_back(mut client: Client, seed: u64, length: usize) {
     let content = noise(seed, length);
@@ -20,13 +20,13 @@ fn assert_comes_back(mut client: Client, seed: u64, length: usize) {
 }
 
 #[test]
-fn what_is_sent_comes_back_byte_by_byte() {
+fn sent_bytes_come_back_unchanged() {
     let served = Served::echoing();
     assert_comes_back(Client::open(served.address), 1, 20_000_001);
 }
 
 #[test]
-fn fifty_at_once_are_served() {
+fn fifty_clients_are_served_at_once() {
     let served = Served::echoing();
     let clients: Vec<_> = (0..50).map(|_| Client::open(served.address)).collect();
     std::thread::scope(|scope| {
@@ -38,11 +38,11 @@ fn fifty_at_once_are_served() {
 }
 
 #[test]
-fn text_and_pieces_of_messages_are_bytes_like_any() {
+fn text_and_fragments_are_passed_on_as_bytes() {
     let served = Served::start();
     let (mut client, mut target) = served.pair();
     client.send(TEXT, "tëxt".as_bytes());
-    // A message in three pieces, with a ping among them.
+    // A message in three fragments, with a ping between them.
     client.0.write_all(&frame(BINARY, b"one")).unwrap();
     client.send(PING, b"?");
     client.0.write_all(&frame(0, b"")).unwrap();
@@ -57,7 +57,7 @@ fn text_and_pieces_of_messages_are_bytes_like_any() {
 }
 
 #[test]
-fn a_ping_is_answered_though_nothing_else_is_said() {
+fn a_ping_is_answered_without_other_traffic() {
     let served = Served::start();
     let (mut client, _target) = served.pair();
     for number in 0..100_u8 {
@@ -67,13 +67,13 @@ fn a_ping_is_answered_though_nothing_else_is_said() {
 }
 
 #[test]
-fn a_target_that_takes_nothing_makes_the_client_wait_and_nothing_grows() {
+fn a_target_that_reads_nothing_blocks_the_client_in_bounded_memory() {
     let served = Served::start();
     let (mut client, mut target) = served.pair();
     let content = noise(3, 64 << 10);
     let message = frame(0x80 | BINARY, &content);
     client.0.set_nonblocking(true).unwrap();
-    // Until there has been no room for a while; what the systems' buffers hold is some megabytes.
+    // Write until there was no room for a second. The system's buffers hold a few megabytes.
     let (mut sent, mut waited) = (0_usize, Duration::ZERO);
     while waited < Duration::from_secs(1) {
         match client.0.write(&message[sent % message.len()..]) {
@@ -88,11 +88,11 @@ fn a_target_that_takes_nothing_makes_the_client_wait_and_nothing_grows() {
     }
     assert!(served.memory() < 32 << 20, "{}", served.memory());
 
-    // The other way is open all the while.
+    // The other direction stays open meanwhile.
     client.0.set_nonblocking(false).unwrap();
     target.write_all(b"not held up").unwrap();
     assert_eq!(client.receive_bytes(11), b"not held up");
-    // And nothing was lost.
+    // No byte was lost.
     let rest = &message[sent % message.len()..];
     let messages = sent / message.len() + 1;
     std::thread::scope(|scope| {
@@ -106,7 +106,7 @@ fn a_target_that_takes_nothing_makes_the_client_wait_and_nothing_grows() {
 }
 
 #[test]
-fn a_client_that_takes_nothing_makes_the_target_wait_and_nothing_grows() {
+fn a_client_that_reads_nothing_blocks_the_target_in_bounded_memory() {
     let served = Served::start();
     let (mut client, target) = served.pair();
     let content = noise(4, 64 << 20);
@@ -117,7 +117,7 @@ fn a_client_that_takes_nothing_makes_the_target_wait_and_nothing_grows() {
             writing.write_all(whole).unwrap();
             writing.shutdown(std::net::Shutdown::Write).unwrap();
         });
-        // The way up is open all the while, and what is asked is answered in its turn.
+        // The upward direction stays open meanwhile, and pings are answered in their turn.
         let mut target = target;
         for number in 0..200_u8 {
             client.send(BINARY, &[number; 1000]);

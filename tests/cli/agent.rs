@@ -1,4 +1,4 @@
-//! The program that ksync puts on the other side.
+//! The agent that ksync installs on the other side.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use crate::world::{Run, World};
 
-/// What it may weigh on the wire: 1088 KiB, told in units of a hundred thousand bytes.
+/// Maximum compressed size: 1088 KiB. ksync prints it in steps of a hundred thousand bytes.
 const PACKED_KILOBYTES_MAX: f64 = 1100.0;
 
-/// The one agent in the cache of the far home. Beside it lies what it remembers, and its secret.
+/// The one agent in the cache of the far home. Beside it are the baselines and the agent's secret.
 fn installed(world: &World) -> PathBuf {
     let cache = world.far_home().join(".cache/ksync");
     let files = fs::read_dir(cache).expect("a cache").map(|entry| entry.unwrap().path());
@@ -28,7 +28,7 @@ fn installed_once() -> World {
 }
 
 #[test]
-fn it_lies_in_a_private_directory_under_its_hash() {
+fn the_agent_is_in_a_private_directory_under_its_hash() {
     let world = installed_once();
     let agent = installed(&world);
     let directory = agent.parent().unwrap().metadata().unwrap();
@@ -44,7 +44,7 @@ fn it_lies_in_a_private_directory_under_its_hash() {
 }
 
 #[test]
-fn it_is_installed_again_when_it_is_corrupt_and_only_then() {
+fn only_a_corrupt_agent_is_installed_again() {
     let world = installed_once();
     let agent = installed(&world);
     let sound = fs::read(&agent).unwrap();
@@ -72,7 +72,7 @@ fn a_planted_link_is_replaced_and_not_run() {
 }
 
 #[test]
-fn it_runs_in_an_empty_chroot() {
+fn the_agent_runs_in_an_empty_chroot() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
@@ -85,7 +85,7 @@ fn it_runs_in_an_empty_chroot() {
 }
 
 #[test]
-fn it_weighs_on_the_wire_no_more_than_it_may() {
+fn the_compressed_agent_keeps_to_its_maximum_size() {
     let world = World::new();
     world.tree("src").file("a", "text");
     let told = world.sync("src", world.far("dst")).agent;

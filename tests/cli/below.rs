@@ -1,5 +1,5 @@
-//! What lies in a destination that a copy must be careful with: filesystems that are mounted there,
-//! pipes, directories that nobody may list, set-id files.
+//! Delicate entries of a destination: mounted filesystems, pipes, directories that nobody may list,
+//! set-id files.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
@@ -7,8 +7,8 @@ use std::process::Command;
 
 use crate::world::World;
 
-/// Runs a script in the world's folder, where `ksync` is a command, with mounts that nobody else
-/// sees. `None`, said aloud, where nothing can be mounted.
+/// Runs a script in the world's folder, where `ksync` is a command. Mounts of the script are
+/// invisible elsewhere. `None`, with a message, if nothing can be mounted.
 pub(crate) fn with_mounts(world: &World, script: &str) -> Option<String> {
     let mut unshare = world.command("unshare");
     unshare.args(["--mount", "--propagation", "private", "sh", "-ec"]);
@@ -32,12 +32,12 @@ pub(crate) fn with_mounts(world: &World, script: &str) -> Option<String> {
 }
 
 #[test]
-fn nothing_below_a_mount_is_deleted_and_everything_else_is() {
+fn delete_spares_only_what_is_below_a_mount() {
     let world = World::new();
     world.tree("src").file("a", "1");
     world.tree("dst").file("extra", "goes").file("old/f", "goes");
-    // A filesystem, and a directory of the same one that is mounted once more; one of them two
-    // levels down.
+    // Mounts a filesystem, and a bind mount of the same filesystem; another filesystem two levels
+    // down.
     let script = "
         mkdir -p dst/mp dst/d/bound dst/inner/mp elsewhere
         echo precious >elsewhere/p
@@ -53,7 +53,7 @@ fn nothing_below_a_mount_is_deleted_and_everything_else_is() {
 }
 
 #[test]
-fn a_file_does_not_take_the_place_of_a_directory_with_a_mount() {
+fn a_file_does_not_replace_a_directory_with_a_mount() {
     let world = World::new();
     world.tree("src").file("d", "file");
     let script = "
@@ -65,7 +65,7 @@ fn a_file_does_not_take_the_place_of_a_directory_with_a_mount() {
 }
 
 #[test]
-fn what_belongs_below_a_mount_arrives_there() {
+fn files_below_a_mount_arrive_there() {
     let world = World::new();
     world.tree("src").file("mp/new", "1").file("mp/d/f", "2").file("mp/changed", "new").link("mp/l", "new");
     let script = "
@@ -79,7 +79,7 @@ fn what_belongs_below_a_mount_arrives_there() {
 }
 
 #[test]
-fn one_file_system_copies_the_mount_points_and_spares_what_is_below_them() {
+fn one_file_system_copies_mount_points_and_spares_their_content() {
     let world = World::new();
     world.tree("src").file("a", "1");
     world.tree("dst").file("mp/spared", "1").file("extra", "goes");
@@ -92,7 +92,7 @@ fn one_file_system_copies_the_mount_points_and_spares_what_is_below_them() {
     assert!(text.contains("other"), "{text}");
 }
 
-/// Runs a script as [`with_mounts`] does, by a superuser whom modes keep out as everybody else.
+/// Runs a script as [`with_mounts`] does, as a superuser without the right to ignore modes.
 fn as_anybody(world: &World, script: &str) -> bool {
     let capabilities = "-dac_override,-dac_read_search";
     let limited = ["--bounding-set", capabilities, "--inh-caps", capabilities, "sh", "-ec"];
@@ -114,8 +114,8 @@ fn as_anybody(world: &World, script: &str) -> bool {
     true
 }
 
-/// What a rule excludes, on the command line or in an ignore file of the source, is not the run's
-/// business: that it cannot be listed keeps nothing from being deleted.
+/// A rule excludes the directory, on the command line or in an ignore file of the source. Such a
+/// directory does not matter to the run: although it cannot be listed, other entries are deleted.
 #[test]
 fn an_excluded_directory_that_nobody_may_list_is_no_problem() {
     for destination in ["dst", "sandbox:$PWD/dst"] {
@@ -157,7 +157,7 @@ fn make_fifo(world: &World, at: &str) {
 }
 
 #[test]
-fn pipes_and_sockets_of_the_destination_go_and_make_room() {
+fn pipes_and_sockets_of_the_destination_are_replaced_or_deleted() {
     let world = World::new();
     world.tree("src").file("file", "1").link("link", "file").file("directory/f", "2");
     world.tree("dst").file("file.x", "1").file("gone/f", "1");

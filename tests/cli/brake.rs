@@ -1,4 +1,4 @@
-//! Deletions that wait for consent: everything else is done, and the exit code is 25.
+//! Deletions that wait for consent: the run does everything else, and exits with 25.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::below::with_mounts;
 use crate::world::{Desk, Run, World};
 
-/// SOURCE and DEST on this machine, on both, and the other way round.
+/// SOURCE and DEST for a local copy, an upload and a download.
 fn ways(world: &World) -> [[OsString; 2]; 3] {
     [["src".into(), "dst".into()], ["src".into(), world.far("dst")], [world.far("src"), "dst".into()]]
 }
@@ -36,14 +36,14 @@ fn empty(world: &World, name: &str) {
 }
 
 #[test]
-fn an_emptied_source_deletes_nothing_until_somebody_says_so() {
+fn an_emptied_source_deletes_nothing_without_consent() {
     for way in 0..3 {
         let world = World::new();
         let places = &ways(&world)[way];
         fill(&world, 3);
         run(&world, &[], places).ok();
         empty(&world, "src");
-        // Not once it was synced without --delete either.
+        // A sync without `--delete` in between changes nothing.
         for options in [&["--delete"][..], &[], &["--delete"]] {
             let code = if options.is_empty() { 0 } else { 25 };
             let told = run(&world, options, places).fails(code);
@@ -55,7 +55,7 @@ fn an_emptied_source_deletes_nothing_until_somebody_says_so() {
         }
         run(&world, &["--delete", "--yes"], places).ok();
         assert_eq!(count(&world, "dst"), 0);
-        // It was empty at the last sync now.
+        // The source was empty at the last sync now.
         world.tree("dst").file("late", "");
         run(&world, &["--delete"], places).ok();
         assert_eq!(count(&world, "dst"), 0);
@@ -63,7 +63,7 @@ fn an_emptied_source_deletes_nothing_until_somebody_says_so() {
 }
 
 #[test]
-fn a_source_that_is_not_mounted_any_more_deletes_nothing() {
+fn an_unmounted_source_deletes_nothing() {
     for (source, destination) in [("src", "dst"), ("src", "sandbox:$PWD/dst"), ("sandbox:$PWD/src", "dst")] {
         let world = World::new();
         let script = format!(
@@ -95,7 +95,7 @@ fn a_source_that_is_not_mounted_any_more_deletes_nothing() {
 }
 
 #[test]
-fn a_source_that_is_mounted_again_is_what_it_was() {
+fn a_source_that_is_mounted_again_needs_no_consent() {
     let world = World::new();
     let script = "
         mkdir src dst disk; echo 1 >disk/f1; echo 2 >disk/f2
@@ -107,7 +107,7 @@ fn a_source_that_is_mounted_again_is_what_it_was() {
 }
 
 #[test]
-fn somebody_at_a_terminal_is_asked() {
+fn a_user_at_a_terminal_is_asked_for_consent() {
     for (typed, code) in
         [("y\n", 0), ("YES\n", 0), ("n\n", 25), ("\n", 25), ("yes please\n", 25), ("\x04", 25)]
     {
@@ -121,14 +121,14 @@ fn somebody_at_a_terminal_is_asked() {
         desk.types(typed);
         desk.ends_with(code);
         assert_eq!(world.path("dst/mine").exists(), code != 0, "{typed:?}");
-        // Only a yes makes it a copy.
+        // Only a yes makes DEST a known copy.
         let again = run(&world, &["--delete"], &ways(&world)[0]);
         assert_eq!(again.status.code(), Some(if code == 0 { 0 } else { 25 }), "{typed:?}");
     }
 }
 
 #[test]
-fn an_answer_is_about_what_was_asked() {
+fn a_yes_covers_only_the_deletions_in_the_question() {
     for way in 0..3 {
         let world = World::new();
         fill(&world, 3);
@@ -137,7 +137,7 @@ fn an_answer_is_about_what_was_asked() {
         command.args(&ways(&world)[way]);
         let mut desk = Desk::new(&world, &command);
         desk.sees("Delete 1 entry? [y/N] ");
-        // The source is unmounted while somebody thinks about that.
+        // The source is unmounted while the user thinks.
         empty(&world, "src");
         desk.types("y\n");
         desk.sees("Delete 4 entries? [y/N] ");
@@ -149,7 +149,7 @@ fn an_answer_is_about_what_was_asked() {
 }
 
 #[test]
-fn a_signal_is_no_yes() {
+fn a_signal_counts_as_no() {
     let world = World::new();
     fill(&world, 1);
     world.tree("dst").file("mine", "x");
@@ -161,7 +161,7 @@ fn a_signal_is_no_yes() {
 }
 
 #[test]
-fn nobody_is_asked_where_nobody_could_answer_or_a_yes_is_not_enough() {
+fn no_question_is_asked_with_quiet_or_json_or_in_a_home() {
     for options in [&["-q"][..], &["--json"]] {
         let world = World::new();
         fill(&world, 1);
@@ -181,7 +181,7 @@ fn nobody_is_asked_where_nobody_could_answer_or_a_yes_is_not_enough() {
 }
 
 #[test]
-fn what_ksync_did_not_make_is_asked_about_and_known_afterwards() {
+fn a_foreign_destination_needs_consent_once() {
     for way in 0..3 {
         let world = World::new();
         let places = &ways(&world)[way];
@@ -190,7 +190,7 @@ fn what_ksync_did_not_make_is_asked_about_and_known_afterwards() {
         let told = run(&world, &["--delete"], places).fails(25);
         assert!(told.stderr.contains("was never a copy of"), "{}", told.stderr);
         assert_eq!(count(&world, "dst"), 3, "everything else is done");
-        // That it holds the source too makes it no copy.
+        // A DEST that contains all of SOURCE is still no known copy.
         run(&world, &[], places).ok();
         run(&world, &["--delete"], places).fails(25);
         run(&world, &["--delete", "-y"], places).ok();
@@ -201,7 +201,7 @@ fn what_ksync_did_not_make_is_asked_about_and_known_afterwards() {
 }
 
 #[test]
-fn another_directory_in_the_place_of_a_copy_is_none() {
+fn a_directory_that_replaced_a_copy_needs_consent() {
     let world = World::new();
     fill(&world, 2);
     let places = &ways(&world)[0];
@@ -210,7 +210,7 @@ fn another_directory_in_the_place_of_a_copy_is_none() {
     world.tree("dst").file("foreign", "x");
     run(&world, &["--delete"], places).fails(25);
     assert!(world.path("dst/foreign").exists());
-    // What held nothing holds nothing that could be missed.
+    // An empty DEST holds nothing that could be missed.
     fs::remove_dir_all(world.path("dst")).unwrap();
     run(&world, &["--delete"], places).ok();
     world.tree("dst").file("late", "");
@@ -219,7 +219,7 @@ fn another_directory_in_the_place_of_a_copy_is_none() {
 }
 
 #[test]
-fn what_cannot_be_remembered_is_not_known() {
+fn an_unreadable_pair_needs_consent() {
     let world = World::new();
     fill(&world, 2);
     let places = &ways(&world)[0];
@@ -254,7 +254,7 @@ fn more_than_half_and_at_least_ten_need_consent() {
 }
 
 #[test]
-fn a_limit_is_kept_or_nothing_is_deleted() {
+fn more_deletions_than_the_limit_delete_nothing() {
     let world = World::new();
     fill(&world, 20);
     let places = &ways(&world)[1];
@@ -273,7 +273,7 @@ fn a_limit_is_kept_or_nothing_is_deleted() {
 }
 
 #[test]
-fn all_but_deletions_is_done_and_what_would_take_the_place_of_a_directory_waits_too() {
+fn braked_deletions_also_hold_back_what_replaces_a_directory() {
     let world = World::new();
     world.tree("src").file("new", "new").file("a", "a file now").file("same", "changed").link("l", "new");
     world.tree("dst").file("a/b/k", "").file("same", "old").file("old", "moved").dir("l/none");
@@ -290,7 +290,7 @@ fn all_but_deletions_is_done_and_what_would_take_the_place_of_a_directory_waits_
 }
 
 #[test]
-fn a_dry_run_shows_what_would_go_and_that_it_would_not() {
+fn a_dry_run_lists_deletions_and_says_that_they_would_wait() {
     let world = World::new();
     fill(&world, 1);
     world.tree("dst").file("mine", "x");
@@ -302,7 +302,7 @@ fn a_dry_run_shows_what_would_go_and_that_it_would_not() {
 }
 
 #[test]
-fn programs_are_told_with_a_code() {
+fn json_reports_braked_deletions_with_a_code() {
     let world = World::new();
     fill(&world, 1);
     world.tree("dst").file("mine", "x");
@@ -317,7 +317,7 @@ fn programs_are_told_with_a_code() {
 }
 
 #[test]
-fn a_home_has_to_be_named_however_it_is_spelled() {
+fn deletions_in_a_home_need_its_path_in_any_spelling() {
     let world = World::new();
     fill(&world, 1);
     symlink(world.home(), world.path("link")).unwrap();
@@ -334,7 +334,7 @@ fn a_home_has_to_be_named_however_it_is_spelled() {
         (far(far_home.to_str().unwrap()), far_home.clone(), "~"),
     ] {
         fs::write(home.join("precious"), "x").unwrap();
-        // The agent's own files are in the home that is far.
+        // The agent's own files are in the far home.
         let delete = ["--delete", "--exclude=.cache", "--yes"];
         for options in [&delete[..2], &delete, &["--delete", "-y", "--max-delete=9"]] {
             let told = run(&world, options, &places).fails(25);
@@ -349,7 +349,7 @@ fn a_home_has_to_be_named_however_it_is_spelled() {
 }
 
 #[test]
-fn a_directory_that_was_there_keeps_its_mode() {
+fn an_existing_destination_keeps_its_mode() {
     let world = World::new();
     fill(&world, 1);
     world.tree("src").mode("", 0o755);
@@ -363,7 +363,7 @@ fn a_directory_that_was_there_keeps_its_mode() {
         run(&world, &[], &ways(&world)[1]).ok();
         assert_eq!(mode("dst"), 0o2770);
     }
-    // One that ksync made follows the source.
+    // A directory that ksync created follows the source.
     run(&world, &[], &["src".into(), world.far("own")]).ok();
     assert_eq!(mode("own"), 0o755);
     set_mode("src", 0o700);

@@ -1,4 +1,4 @@
-//! The memory of a run grows by little for each entry of a tree: a million of them fit in 256 MiB.
+//! The memory of a run grows little with each entry of a tree: a million entries fit in 256 MiB.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crate::world::World;
 
-/// Entries of the smaller tree, and of the larger one.
+/// Numbers of entries of the smaller tree and of the larger one.
 const FEW: usize = 10_000;
 const MANY: usize = 60_000;
 
-/// Bytes an entry may cost: 256 MiB for 1,002,000 entries, less 12 MiB that every run needs.
+/// Maximum bytes per entry: 256 MiB for 1,002,000 entries, less 12 MiB that every run needs.
 const ENTRY_BYTES_MAX: usize = 255;
 
 /// A world with a tree of `count` empty files and a copy of it.
@@ -28,7 +28,7 @@ fn synced(count: usize) -> World {
     world
 }
 
-/// The largest resident set of a run that finds nothing to do, in bytes.
+/// The largest resident set of a run with nothing to do, in bytes.
 #[cfg(target_os = "linux")]
 fn peak_bytes(world: &World, from: OsString, to: OsString) -> usize {
     let mut command = world.ksync([from, to]);
@@ -49,7 +49,7 @@ fn peak_bytes(world: &World, from: OsString, to: OsString) -> usize {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn run_with_nothing_to_do_takes_less_than_256_bytes_an_entry() {
+fn a_run_with_nothing_to_do_takes_less_than_256_bytes_per_entry() {
     let (few, many) = (synced(FEW), synced(MANY));
     type Ends = fn(&World) -> (OsString, OsString);
     let ways: [(&str, Ends); 3] = [

@@ -1,8 +1,8 @@
-//! A disk that has no room, and a limit for files: told before anything is written where it can be
-//! known, and no harm done where it cannot.
+//! A full disk, and a limit for the length of files. The run reports a lack of space before it
+//! writes, where it can be known. Otherwise it does no harm.
 //!
-//! Each run sees a small tmpfs in a namespace of its own, which the superuser alone can make:
-//! others try the rest.
+//! Each run sees a small tmpfs in a namespace of its own, which only the superuser can create.
+//! Other users run the remaining tests.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -12,15 +12,15 @@ use crate::world::{Run, World, noise};
 
 const MIB: usize = 1 << 20;
 
-/// Whether namespaces with mounts of their own can be made here.
+/// True if this user can create namespaces with mounts of their own.
 fn can_mount() -> bool {
     let mut probe = Command::new("unshare");
     probe.args(["-m", "sh", "-c", "mount -t tmpfs none /mnt && umount /mnt"]);
     probe.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// Runs a shell script in which `dst` is a tmpfs made with these options, and `$KSYNC` is the
-/// program. A superuser must be able to.
+/// Runs a shell script in which `dst` is a tmpfs with these options, and `$KSYNC` is the program.
+/// Fails if the superuser cannot do that.
 fn with_small_dst(world: &World, options: &str, script: &str) -> Option<Run> {
     if !can_mount() {
         assert!(!rustix::process::geteuid().is_root(), "the superuser can make no namespace");
@@ -41,7 +41,7 @@ fn directions(world: &World) -> [(String, String); 3] {
 }
 
 #[test]
-fn what_does_not_fit_is_told_before_anything_is_written() {
+fn missing_space_is_reported_before_any_write() {
     let world = World::new();
     world.tree("src").file("a", "small").file("b", noise(1, 6 * MIB)).file("c", noise(2, 6 * MIB));
     for (from, to) in directions(&world) {
@@ -57,7 +57,7 @@ fn what_does_not_fit_is_told_before_anything_is_written() {
 }
 
 #[test]
-fn missing_inodes_are_told_before_anything_is_written() {
+fn missing_inodes_are_reported_before_any_write() {
     let world = World::new();
     let tree = world.tree("src");
     (0..60).fold(tree, |tree, number| tree.file(format!("{number}"), "x"));
@@ -72,7 +72,7 @@ fn missing_inodes_are_told_before_anything_is_written() {
 }
 
 #[test]
-fn a_destination_that_was_made_for_nothing_goes_again() {
+fn a_new_destination_is_removed_if_the_source_does_not_fit() {
     let world = World::new();
     world.tree("src").file("b", noise(1, 12 * MIB));
     for (from, to) in directions(&world) {
@@ -84,7 +84,7 @@ fn a_destination_that_was_made_for_nothing_goes_again() {
 }
 
 #[test]
-fn a_sparse_file_that_is_longer_than_the_disk_is_copied() {
+fn a_sparse_file_longer_than_the_disk_is_copied() {
     let world = World::new();
     world.tree("src").file("sparse", noise(1, MIB));
     File::options().write(true).open(world.path("src/sparse")).unwrap().set_len(64 * MIB as u64).unwrap();
@@ -100,11 +100,11 @@ fn a_sparse_file_that_is_longer_than_the_disk_is_copied() {
 }
 
 #[test]
-fn what_just_fits_is_copied_and_what_is_replaced_or_the_same_needs_no_more_than_it_does() {
+fn a_tree_that_just_fits_is_copied_and_updated() {
     let world = World::new();
     world.tree("src").file("a", noise(1, 4 * MIB)).file("b", noise(2, 4 * MIB));
     for (from, to) in directions(&world) {
-        // The second run touches both files and changes one: 8 MiB are there, and 4 MiB come.
+        // The second run touches both files and changes one: 8 MiB exist, and 4 MiB are added.
         let script = format!(
             "$KSYNC {from} {to} && touch -d @5 src/a src/b && $KSYNC {from} {to} &&
             printf x | dd of=src/a bs=1 seek=9 conv=notrunc status=none && $KSYNC {from} {to} && diff -r src dst"
@@ -115,9 +115,9 @@ fn what_just_fits_is_copied_and_what_is_replaced_or_the_same_needs_no_more_than_
 }
 
 #[test]
-fn a_disk_that_fills_all_the_same_is_given_back_the_part_and_nothing_is_deleted() {
+fn a_disk_that_fills_up_gets_the_part_back_and_loses_nothing() {
     let world = World::new();
-    // As long as the old one, so it may be the same: nobody knows before that it is not.
+    // The new content is as long as the old one, so only the transfer shows that it differs.
     world.tree("src").file("a", "small").file("b", noise(1, 40 * MIB));
     world.tree("old").file("b", noise(2, 40 * MIB)).file("gone", "old");
     for (from, to) in directions(&world) {
@@ -138,12 +138,12 @@ fn a_disk_that_fills_all_the_same_is_given_back_the_part_and_nothing_is_deleted(
 }
 
 #[test]
-fn a_file_beyond_the_limit_for_files_is_that_files_trouble() {
+fn a_file_beyond_the_file_size_limit_is_a_problem_of_that_file() {
     let world = World::new();
     world.tree("src").file("a", "small").file("long", noise(1, 17 * MIB)).file("z", "small");
     for (from, to) in directions(&world) {
         let _ = fs::remove_dir_all(world.path("dst"));
-        // In blocks of 512 bytes. The agent has to fit, and what the stand-in keeps of the stream.
+        // In blocks of 512 bytes. The agent must fit, and the emulator's record of the stream.
         let script = format!("ulimit -f 32768; exec $KSYNC {from} {to}");
         let mut command = world.command("sh");
         command.args(["-c", &script]).env("KSYNC", env!("CARGO_BIN_EXE_ksync"));

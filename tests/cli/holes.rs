@@ -9,12 +9,12 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 
 use crate::world::{World, noise};
 
-/// Read or hashed as a whole, this takes minutes.
+/// Reading or hashing this many bytes takes minutes.
 const LENGTH: u64 = 1 << 40;
 
 const MIB: u64 = 1 << 20;
 
-/// Data: `(offset, bytes)`. A run of zeros inside of it, its edges unaligned.
+/// Data as `(offset, bytes)`. One piece contains a run of zeros with unaligned edges.
 fn data() -> [(u64, Vec<u8>); 4] {
     let with_zeros = [noise(1, 100_003), vec![0; 300_000], noise(2, 5_001)].concat();
     [
@@ -25,7 +25,7 @@ fn data() -> [(u64, Vec<u8>); 4] {
     ]
 }
 
-/// The parts of a file that are not holes, without zeros at their edges.
+/// The length of a file, and its blocks of data that are not all zeros.
 fn parts(path: &Path) -> (u64, Vec<(u64, Vec<u8>)>) {
     let file = File::open(path).unwrap();
     let (mut parts, mut at) = (Vec::new(), 0);
@@ -33,7 +33,7 @@ fn parts(path: &Path) -> (u64, Vec<(u64, Vec<u8>)>) {
         at = seek(&file, SeekFrom::Hole(start)).unwrap();
         let mut bytes = vec![0; (at - start) as usize];
         file.read_exact_at(&mut bytes, start).unwrap();
-        // Holes may be other ones in a copy; what is not zero is not.
+        // A copy may have other holes, so blocks of zeros are ignored.
         for (index, block) in
             bytes.chunks(4096).enumerate().filter(|(_, block)| block.iter().any(|&b| b != 0))
         {
@@ -51,13 +51,13 @@ fn assert_same(world: &World, when: &str) {
 }
 
 #[test]
-fn sparse_file_of_a_tebibyte_is_copied_in_the_time_of_its_data() {
+fn a_sparse_file_of_a_tebibyte_is_copied_in_the_time_of_its_data() {
     for way in ["local", "up", "down"] {
         let world = World::new();
         drop(world.tree("src"));
         let image = File::create(world.path("src/image")).unwrap();
         if image.set_len(LENGTH).is_err() {
-            // The filesystem has no file so long: nothing can be claimed of it.
+            // The filesystem allows no file that long, so nothing can be tested.
             assert!(std::env::var_os("KSYNC_REQUIRE_PEERS").is_none(), "no file can be {LENGTH} bytes long");
             return;
         }
@@ -76,7 +76,7 @@ fn sparse_file_of_a_tebibyte_is_copied_in_the_time_of_its_data() {
         };
         let first = sync("first copy", &[]);
         assert!(first.sent_bytes < 8 * MIB, "{first:?}");
-        // Every hash is found again without reading a hole.
+        // All hashes are computed again, without reading a hole.
         let again = sync("compared by hash", &["--checksum"]);
         assert_eq!(again.sent_bytes, 0, "{again:?}");
 

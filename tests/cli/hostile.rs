@@ -1,4 +1,4 @@
-//! Either side may lie. Whatever is said, nothing outside the destination changes.
+//! Hostile peers: either side may lie, and no lie changes anything outside the destination.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -16,29 +16,29 @@ use crate::wire::{
 };
 use crate::world::{Snapshot, World, wait_for};
 
-/// The kind of an Abort that says that the protocol was broken.
+/// The kind of an Abort for a protocol error.
 const PROTOCOL: u8 = 0;
 
-/// A world with a destination in it and things around it that are none of its business.
+/// A world with a destination, and canaries around it that must not change.
 fn besieged() -> (World, Snapshot) {
     let world = World::new();
     world.tree("canary").file("file", "alive").link("link", "file").dir("dir");
     world.tree("box/dst").file("old", "old");
-    // What starting an impostor leaves there is not the client's doing.
+    // Starting an impostor creates this file, so it exists before the snapshot.
     world.tree(".").file("key", "");
     unpack_agent(&world.path("agent"));
     let before = outside(&world);
     (world, before)
 }
 
-/// The trees, without what ksync may keep in its own directories.
+/// The trees, without ksync's own directories.
 fn outside(world: &World) -> Snapshot {
     let ours = ["agent", "cache", "state", "key", "tmp"];
     let all = world.snapshot(".");
     all.into_iter().filter(|(path, _)| !ours.iter().any(|name| path.starts_with(name))).collect()
 }
 
-/// Puts the agent that ksync carries into a file.
+/// Writes the agent that ksync carries to a file.
 fn unpack_agent(path: &Path) {
     let packed = AgentImage::embedded().gzip;
     let mut binary = Vec::new();
@@ -47,7 +47,7 @@ fn unpack_agent(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).expect("chmod");
 }
 
-/// Says all of `said` to an agent and answers what it wrote.
+/// Sends all of `said` to an agent, and returns its output.
 fn tell_agent(world: &World, said: &[u8]) -> Vec<u8> {
     let mut command = world.command(world.path("agent"));
     command.arg("exchange").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -59,18 +59,18 @@ fn tell_agent(world: &World, said: &[u8]) -> Vec<u8> {
         let _ = stdout.read_to_end(&mut output);
         output
     });
-    // One that has heard enough listens no longer.
+    // An agent that has found an error stops reading.
     let _ = stdin.write_all(said);
     drop(stdin);
     let status = wait_for("the end of the agent", || agent.try_wait().expect("wait"));
     assert!(!status.success(), "the agent believed it");
     let output = reading.join().expect("output");
-    // The agent may tell its secret first.
+    // The agent may send its secret first.
     let hello = output.windows(MAGIC.len()).position(|bytes| bytes == MAGIC).unwrap_or(0);
     output[hello..].to_vec()
 }
 
-/// Tells an agent that is to receive into `box/dst`, and answers why it stopped.
+/// Sends `said` to an agent that receives into `box/dst`, and returns its reason for aborting.
 fn offer_to_agent(world: &World, said: &[u8]) -> (u8, String) {
     let path = world.path("box/dst");
     let order = order(Role::Receiver, path.as_os_str().as_encoded_bytes(), true);
@@ -78,7 +78,7 @@ fn offer_to_agent(world: &World, said: &[u8]) -> (u8, String) {
     abort_in(&output).unwrap_or_else(|| panic!("no reason in {}", output.escape_ascii()))
 }
 
-/// Manifests that no honest sender has, and what each of them tries.
+/// Manifests that no honest sender has, each with the lie that it tells.
 fn lies(canary: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let long = [b'n'; 256];
     let file = Kind::File(4);
@@ -99,7 +99,7 @@ fn lies(canary: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     ];
     let mut lies: Vec<_> =
         names.iter().map(|&(what, name)| (what, offer(&[(b"a", Kind::Directory), (name, file)]))).collect();
-    // The names come alone too, so that nothing but the name can be the reason.
+    // Each name comes alone too, so that only the name can be the reason.
     lies.extend(names.iter().map(|&(what, name)| (what, offer(&[(name, file)]))));
     lies.extend([
         ("a file below a link", offer(&[(b"d", Kind::Link(canary)), (b"d/pwned", file)])),
@@ -142,7 +142,7 @@ fn a_hostile_agent_cannot_make_the_client_write_elsewhere() {
 }
 
 #[test]
-fn a_link_that_leads_out_is_not_taken_from_a_hostile_agent() {
+fn a_link_out_of_the_tree_is_not_taken_from_a_hostile_agent() {
     let (world, _) = besieged();
     let before = world.snapshot("canary");
     let done =
@@ -155,7 +155,7 @@ fn a_link_that_leads_out_is_not_taken_from_a_hostile_agent() {
 }
 
 #[test]
-fn a_link_that_leads_out_behind_another_link_is_not_taken() {
+fn a_link_out_of_the_tree_through_another_link_is_not_taken() {
     let (world, _) = besieged();
     let links: [(&[u8], Kind<'_>); 4] = [
         (b"d", Kind::Directory),
@@ -173,7 +173,7 @@ fn a_link_that_leads_out_behind_another_link_is_not_taken() {
 }
 
 #[test]
-fn a_link_in_the_destination_leads_nowhere() {
+fn a_link_in_the_destination_is_replaced_and_not_followed() {
     for up in [true, false] {
         let (world, _) = besieged();
         world.tree("src").file("d/file", "new").file("dir/f", "new");
@@ -190,7 +190,7 @@ fn a_link_in_the_destination_leads_nowhere() {
 }
 
 #[test]
-fn deleting_a_link_leaves_what_it_leads_to() {
+fn deleting_a_link_keeps_its_target() {
     for up in [true, false] {
         let (world, _) = besieged();
         world.tree("src").file("a", "text");
@@ -207,9 +207,10 @@ fn deleting_a_link_leaves_what_it_leads_to() {
 }
 
 #[test]
-fn content_that_was_not_asked_for_is_refused() {
+fn unrequested_content_is_refused() {
     let (world, before) = besieged();
-    // What is wanted never comes, or the receiver might be done before it is told what it did not ask for.
+    // The wanted content never comes. Otherwise the receiver might finish before it gets the
+    // content that it did not ask for.
     let entries: [(&[u8], Kind<'_>); 2] = [(b"old", Kind::Directory), (b"wanted", Kind::File(4))];
     for id in [0, 2, u64::from(u32::MAX)] {
         let said = [offer(&entries), content(id, b"evil")].concat();
@@ -226,7 +227,7 @@ fn content_that_was_not_asked_for_is_refused() {
 }
 
 #[test]
-fn parts_of_a_tree_lie_below_its_root_and_what_is_pushed_is_what_is_offered() {
+fn scopes_outside_the_root_and_false_pushes_are_refused() {
     let (world, before) = besieged();
     let offer = offer(&[(b"d", Kind::Directory), (b"d/f", Kind::File(4))]);
     let (subject, entries) = offer.split_at(offer.len() - entries_bytes(&offer));
@@ -250,14 +251,14 @@ fn parts_of_a_tree_lie_below_its_root_and_what_is_pushed_is_what_is_offered() {
     }
 }
 
-/// The bytes of an offer behind its subject.
+/// The number of bytes in an offer after its subject.
 fn entries_bytes(offer: &[u8]) -> usize {
     let length = u32::from_le_bytes(*offer.first_chunk().expect("a frame"));
     offer.len() - 4 - length as usize
 }
 
 #[test]
-fn content_that_is_not_what_its_hash_says_is_not_kept() {
+fn content_with_a_wrong_hash_is_not_kept() {
     let (world, _) = besieged();
     let mut forged = content(0, b"evil");
     let last = forged.len() - 1;
@@ -269,7 +270,7 @@ fn content_that_is_not_what_its_hash_says_is_not_kept() {
 }
 
 #[test]
-fn a_peer_that_wants_what_was_not_offered_is_refused() {
+fn a_request_for_an_unoffered_file_is_refused() {
     let (world, before) = besieged();
     for ids in [&[2][..], &[u64::from(u32::MAX)], &[0, 0]] {
         let script = [agent_hello(1), wants(ids)].concat();
@@ -284,7 +285,7 @@ fn a_peer_that_wants_what_was_not_offered_is_refused() {
 }
 
 #[test]
-fn frames_that_declare_too_much_or_make_no_sense_are_refused_at_once() {
+fn oversized_and_invalid_frames_are_refused_at_once() {
     let (world, before) = besieged();
     let huge = [0xff, 0xff, 0xff, 0x7f].to_vec();
     let packed = [1, 0, 0, 0x80, 0xff, 0xff, 0xff, 0x7f, 0].to_vec();
@@ -304,7 +305,7 @@ fn frames_that_declare_too_much_or_make_no_sense_are_refused_at_once() {
 }
 
 #[test]
-fn another_version_and_a_noisy_shell_are_told_apart() {
+fn another_version_and_a_noisy_shell_have_different_errors() {
     let (world, before) = besieged();
     let run = Impostor::start(&world, agent_hello(9)).download(&world, "box/dst").fails(2);
     assert!(run.stderr.contains("the other end speaks version 9 of the protocol, not 1"), "{}", run.stderr);
@@ -314,7 +315,7 @@ fn another_version_and_a_noisy_shell_are_told_apart() {
 }
 
 #[test]
-fn what_a_peer_says_cannot_steer_the_terminal() {
+fn a_peers_text_cannot_steer_the_terminal() {
     let (world, _) = besieged();
     let abort = Wire::of(ABORT).raw(&[0]).bytes(b"\x1b[2J\x07\xe2\x80\xaegnp.exe").frame();
     let run = Impostor::start(&world, [agent_hello(1), abort].concat()).download(&world, "box/dst").fails(12);

@@ -1,4 +1,4 @@
-//! An SSH server on which something else answers in the agent's place.
+//! An SSH server with an impostor in the agent's place.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 
 use crate::world::{Run, World};
 
-/// Ends when it is dropped.
+/// A server that ends when it is dropped.
 pub(crate) struct Impostor {
     address: SocketAddr,
     host_key: String,
@@ -23,13 +23,13 @@ pub(crate) struct Impostor {
 }
 
 impl Impostor {
-    /// A server on loopback that lets everybody in and answers every command with `script`, then listens
-    /// until the client has had enough. Leaves a key for the client in the world.
+    /// Starts a server on loopback that accepts every user, answers every command with `script`,
+    /// and then reads until the client leaves. Puts a key for the client into the world.
     pub(crate) fn start(world: &World, script: Vec<u8>) -> Impostor {
         Self::dripping(world, script, Vec::new(), Duration::MAX)
     }
 
-    /// The same, and then it says `drip` again and again.
+    /// As [`Impostor::start`], and then sends `drip` again and again.
     pub(crate) fn dripping(world: &World, script: Vec<u8>, drip: Vec<u8>, pause: Duration) -> Impostor {
         let fresh_key = || PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).expect("a key");
         let client_key = fresh_key().to_openssh(LineEnding::LF).expect("text");
@@ -58,12 +58,12 @@ impl Impostor {
         format!("ssh://me@{}/anywhere", self.address)
     }
 
-    /// Runs `ksync` with options to get what it offers.
+    /// Runs `ksync` with these options to download from the impostor.
     pub(crate) fn download_with(&self, world: &World, options: &[&str]) -> Run {
         world.run(self.arguments(options))
     }
 
-    /// What `ksync` is started with for that.
+    /// The arguments of `ksync` for a download.
     pub(crate) fn arguments(&self, options: &[&str]) -> Vec<String> {
         let key = ["--identity", "key", "--host-key", &self.host_key];
         key.iter()
@@ -73,13 +73,13 @@ impl Impostor {
             .collect()
     }
 
-    /// Runs `ksync` to get what it offers.
+    /// Runs `ksync` to download from the impostor.
     pub(crate) fn download(&self, world: &World, destination: &str) -> Run {
         let key = ["--identity", "key", "--host-key", &self.host_key];
         world.run(key.into_iter().chain([&*self.place(), destination]))
     }
 
-    /// Runs `ksync` to give it what it asks for.
+    /// Runs `ksync` to upload to the impostor.
     pub(crate) fn upload(&self, world: &World, source: &str) -> Run {
         let key = ["--identity", "key", "--host-key", &self.host_key];
         world.run(key.into_iter().chain([source, &*self.place()]))

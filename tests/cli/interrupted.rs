@@ -1,4 +1,4 @@
-//! What was staged before an end that nobody planned is not sent again.
+//! Content that was staged before an unplanned end is not sent again.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,10 +11,10 @@ use crate::world::{Run, World, noise, wait_for};
 
 const SIZE: usize = 200 << 20;
 
-/// So much is staged before anything is killed.
+/// Bytes that are staged before a process is killed.
 const STAGED_BYTES: u64 = 24 << 20;
 
-/// What is staged is known by blocks of a megabyte, and the last one may be short.
+/// Staged content is recognised by blocks of a megabyte, and the last one may be incomplete.
 const BLOCK_BYTES: u64 = 1 << 20;
 
 fn world_with_a_large_file() -> World {
@@ -29,7 +29,7 @@ fn start(world: &World, source: &OsString, destination: &OsString) -> Child {
     command.spawn().expect("start")
 }
 
-/// The length of the one content that is staged in `dst`; `None` while there is none.
+/// The length of the largest staged file in `dst`; `None` if there is none.
 fn staged_bytes(world: &World) -> Option<u64> {
     let staged = fs::read_dir(world.path("dst/.ksync")).ok()?;
     staged.filter_map(|entry| entry.ok()?.metadata().ok()).map(|meta| meta.len()).max()
@@ -40,7 +40,7 @@ fn staged_enough(world: &World) -> u64 {
     wait_for("staged content", || staged_bytes(world).filter(|&bytes| bytes >= STAGED_BYTES))
 }
 
-/// The agents of this world that run: processes whose program lies in its far home.
+/// The running agents of this world: processes whose program is in its far home.
 fn agents(world: &World) -> Vec<Pid> {
     let home = world.far_home();
     let is_agent =
@@ -50,7 +50,7 @@ fn agents(world: &World) -> Vec<Pid> {
     processes.filter(|process| is_agent(process)).filter_map(number).filter_map(Pid::from_raw).collect()
 }
 
-/// Runs again and asserts that what was staged stayed where it is.
+/// Runs again, and asserts that the staged content is reused.
 #[track_caller]
 fn resumes(world: &World, source: &OsString, destination: &OsString, staged: u64) {
     assert!(!world.path("dst/large").exists(), "it was too late: all had arrived");
@@ -77,7 +77,7 @@ fn killed_agent_resumes(world: &World, source: &OsString, destination: &OsString
     let [agent] = agents(world)[..] else { panic!("one agent runs") };
     kill_process(agent, Signal::KILL).expect("kill");
     let run = Run::end_of(client).fails(5);
-    assert!(run.stderr.contains("ksync: the agent ended before its time: signal KILL"), "{}", run.stderr);
+    assert!(run.stderr.contains("ksync: the agent exited unexpectedly: signal KILL"), "{}", run.stderr);
     resumes(world, source, destination, staged);
 }
 
@@ -106,7 +106,7 @@ fn a_download_whose_agent_was_killed_resumes_without_resending() {
 }
 
 #[test]
-fn ctrl_c_stops_with_20_and_keeps_what_was_staged() {
+fn ctrl_c_exits_with_20_and_keeps_staged_content() {
     let world = world_with_a_large_file();
     let (source, destination) = ("src".into(), world.far("dst"));
     let client = start(&world, &source, &destination);
@@ -126,7 +126,7 @@ fn ctrl_c_stops_with_20_and_keeps_what_was_staged() {
 }
 
 #[test]
-fn staged_content_that_was_tampered_with_is_fetched_again() {
+fn tampered_staged_content_is_fetched_again() {
     let world = world_with_a_large_file();
     let (source, destination) = ("src".into(), world.far("dst"));
     let mut client = start(&world, &source, &destination);

@@ -1,4 +1,4 @@
-//! What can lie in a tree.
+//! The kinds of entries in a tree.
 
 use std::os::unix::net::UnixListener;
 
@@ -6,7 +6,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::world::{Run, World};
 
-/// Up, down, and compares both with the source.
+/// Uploads, downloads, and compares both copies with the source.
 #[track_caller]
 fn goes_both_ways(world: &World) {
     world.sync("src", world.far("up"));
@@ -32,7 +32,7 @@ fn links_are_copied_as_they_are_and_never_followed() {
 }
 
 #[test]
-fn links_that_lead_out_are_sent_and_not_taken() {
+fn links_out_of_the_tree_are_uploaded_and_not_downloaded() {
     let world = World::new();
     world.tree("src").file("a", "text").link("abs", "/etc/passwd").link("up", "../../x").link("in", "a");
     world.sync("src", world.far("up"));
@@ -77,7 +77,7 @@ fn names_that_could_steer_a_terminal_are_shown_escaped() {
 }
 
 #[test]
-fn empty_directories_and_empty_trees_are_trees() {
+fn empty_directories_and_empty_trees_are_copied() {
     let world = World::new();
     world.tree("src").dir("a/b/c").dir("d").time("a/b", 1, 1);
     goes_both_ways(&world);
@@ -87,7 +87,7 @@ fn empty_directories_and_empty_trees_are_trees() {
 }
 
 #[test]
-fn modes_are_kept_and_changed_ones_follow() {
+fn modes_are_copied_and_updated() {
     let world = World::new();
     let mut tree = world.tree("src").dir("dir/locked").file("dir/locked/f", "x");
     for mode in [0o400, 0o444, 0o600, 0o644, 0o755, 0o777, 0o000] {
@@ -97,7 +97,7 @@ fn modes_are_kept_and_changed_ones_follow() {
     goes_both_ways(&world);
     world.tree("src").mode("600", 0o640).mode("dir/locked", 0o500);
     goes_both_ways(&world);
-    // So that the folder can be removed by those who are not root.
+    // Users other than root must be able to remove the folder.
     for name in ["src", "up", "down"] {
         world.tree(name).mode("dir/locked", 0o755);
     }
@@ -125,7 +125,7 @@ fn times_are_kept_to_the_nanosecond() {
 }
 
 #[test]
-fn what_cannot_travel_is_named_and_the_rest_arrives() {
+fn unsupported_entries_are_named_and_the_rest_arrives() {
     let world = World::new();
     world.tree("src").file("a", "text").file("z", "text");
     let mode = Mode::from_raw_mode(0o644);
@@ -142,7 +142,7 @@ fn what_cannot_travel_is_named_and_the_rest_arrives() {
 }
 
 #[test]
-fn a_kind_that_changed_is_replaced() {
+fn an_entry_of_another_kind_is_replaced() {
     let world = World::new();
     world.tree("src").file("a", "file").dir("b").link("c", "a").file("d/inner", "x");
     world.sync("src", world.far("dst"));

@@ -1,4 +1,4 @@
-//! A destination that somebody else has locked, and the lock of our own.
+//! Locks on a destination: those of other users, and ksync's own.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -38,7 +38,7 @@ impl Drop for Holder {
 }
 
 #[test]
-fn a_lock_of_somebody_who_may_read_the_destination_stops_no_run() {
+fn another_users_lock_on_the_destination_stops_no_run() {
     let world = World::new();
     fs::set_permissions(world.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     world.tree("src").file("a", "new").file("dir/b", "new");
@@ -50,7 +50,7 @@ fn a_lock_of_somebody_who_may_read_the_destination_stops_no_run() {
     world.tree("src").file("a", "newer");
     world.sync("src", world.far("dst"));
     world.assert_same("src", "dst");
-    // Nothing is to be done, and nothing shows that somebody looked.
+    // A run with nothing to do leaves no trace.
     let before = fs::metadata(world.path("dst")).unwrap().modified().unwrap();
     assert!(world.sync("src", "dst").summary.starts_with("nothing to do"));
     assert_eq!(fs::metadata(world.path("dst")).unwrap().modified().unwrap(), before);
@@ -58,7 +58,7 @@ fn a_lock_of_somebody_who_may_read_the_destination_stops_no_run() {
 }
 
 #[test]
-fn a_second_run_waits_for_the_first_and_then_says_so() {
+fn a_second_run_waits_for_the_first_and_then_reports_it() {
     let world = World::new();
     world.tree("src").file("a", "text");
     world.tree("dst").dir(".ksync");
@@ -67,9 +67,9 @@ fn a_second_run_waits_for_the_first_and_then_says_so() {
     lock.lock().unwrap();
     let run = world.run(["src", "dst"]).fails(5);
     assert!(run.stderr.contains("another run is using it"), "{}", run.stderr);
-    // Looking takes no lock.
+    // A dry run takes no lock.
     world.run(["--dry-run", "src", "dst"]).ok();
-    // One that ends in time does not matter.
+    // A lock that is released in time does not matter.
     let waiting = thread::spawn(move || {
         thread::sleep(Duration::from_millis(500));
         drop(lock);

@@ -1,6 +1,8 @@
-//! The `ksync` that people run, from the outside: each test is a claim about it, each module a subject.
+//! The `ksync` program, tested from the outside: each test is a claim about it, each module a
+//! subject.
 //!
-//! Hermetic: a test touches nothing but its own [`world`], and what stands for the VM is `sandbox:`.
+//! Hermetic: a test touches nothing but its own [`world`], and `sandbox:` takes the place of the
+//! VM.
 #![cfg(feature = "sandbox")]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Which place a source goes to.
+//! The mapping of a source to its destination path.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ fn read(world: &World, name: &str) -> String {
 }
 
 #[test]
-fn a_file_goes_into_a_directory_that_is_there() {
+fn a_file_goes_into_an_existing_directory() {
     let world = World::new();
     world.tree("src").file("a", "text");
     world.tree("up");
@@ -21,7 +21,7 @@ fn a_file_goes_into_a_directory_that_is_there() {
 }
 
 #[test]
-fn a_file_takes_the_name_of_a_destination_that_is_not_there() {
+fn a_file_takes_the_name_of_a_missing_destination() {
     let world = World::new();
     world.tree("src").file("a", "text").time("a", 1_000_000_000, 5).mode("a", 0o640);
     world.sync("src/a", world.far("new/up"));
@@ -89,7 +89,7 @@ fn several_sources_go_into_the_destination_by_name() {
 }
 
 #[test]
-fn missing_parents_are_made() {
+fn missing_parents_are_created() {
     let world = World::new();
     world.tree("src").with_everything();
     world.sync("src", world.far("a/b/c"));

@@ -1,4 +1,4 @@
-//! What was moved or copied is found where it lies, and does not travel again.
+//! Moved and copied files are found in the destination, and their content is not sent again.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -29,14 +29,14 @@ fn a_renamed_directory_sends_no_content_either_way() {
     assert_eq!(inode("dst/renamed/large"), before, "it was copied");
 
     fs::rename(world.path("src/renamed"), world.path("src/again")).unwrap();
-    // What was pushed there is no copy that was pulled.
+    // A copy by upload is no known copy of a download, so deletions need consent.
     let down = world.sync_with(&["--delete", "--yes"], world.far("src"), "dst");
     world.assert_same("src", "dst");
     assert_eq!(down.sent_bytes, 0, "{down:?}");
 }
 
 #[test]
-fn what_moved_and_has_other_names_is_copied_so_that_they_stay_what_they_are() {
+fn a_moved_file_with_other_hard_links_is_copied() {
     let world = synced();
     fs::hard_link(world.path("dst/top/large"), world.path("outside")).unwrap();
     fs::rename(world.path("src/top/large"), world.path("src/large")).unwrap();
@@ -50,7 +50,7 @@ fn what_moved_and_has_other_names_is_copied_so_that_they_stay_what_they_are() {
 }
 
 #[test]
-fn without_delete_what_moved_stays_in_its_old_place_too() {
+fn a_moved_file_also_stays_in_its_old_place_without_delete() {
     let world = synced();
     fs::rename(world.path("src/top/large"), world.path("src/large")).unwrap();
     let stats = world.sync("src", world.far("dst"));
@@ -70,9 +70,9 @@ fn a_copied_file_sends_no_content() {
 }
 
 #[test]
-fn what_only_looks_moved_comes_whole() {
+fn a_file_that_only_looks_moved_is_sent_whole() {
     let world = synced();
-    // Another content under the same name, of the same size and time, in another directory.
+    // Another content under the same name, with the same size and time, in another directory.
     let content = fs::read(world.path("src/top/1/1")).unwrap();
     let mtime = fs::metadata(world.path("src/top/1/1")).unwrap().modified().unwrap();
     world.tree("src").file("other/1", noise(999, content.len()));
@@ -83,7 +83,7 @@ fn what_only_looks_moved_comes_whole() {
 }
 
 #[test]
-fn files_that_changed_places_end_in_their_new_ones() {
+fn files_that_swapped_names_end_under_their_new_names() {
     let world = synced();
     let [one, other] = ["src/top/large", "src/top/0/0"].map(|name| world.path(name));
     world.tree("src").file("top/twin", noise(2, 3_000_000));

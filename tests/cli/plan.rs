@@ -1,5 +1,5 @@
-//! The plan is the run: what is listed is what two looks at the destination, before and after,
-//! differ in.
+//! The plan is the run: the listed changes are the differences between two snapshots of the
+//! destination, before and after.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use crate::world::{Run, Snapshot, Tree, World};
 
-/// Numbers that look random and follow from a seed.
+/// Pseudo-random numbers from a seed.
 struct Dice(u64);
 
 impl Dice {
@@ -20,8 +20,7 @@ impl Dice {
     }
 }
 
-/// A tree of a few names, so that two of them have much in common and much that is in each other's
-/// way.
+/// A tree with few names, so that two such trees share many paths and often conflict.
 fn grow(dice: &mut Dice, mut tree: Tree, prefix: &str, depth: u64) -> Tree {
     for name in ["a", "b", "c", "d", "skip"] {
         let path = format!("{prefix}{name}");
@@ -44,7 +43,7 @@ fn mode(dice: &mut Dice, usual: u32) -> u32 {
     if dice.below(4) == 0 { usual & 0o555 } else { usual }
 }
 
-/// The letters of each path, as listed.
+/// The listed letters of each path.
 fn listed(run: &Run) -> Vec<(String, PathBuf)> {
     let lines = run.stdout.lines().filter_map(|line| {
         let (letters, path) = line.split_at_checked(12)?;
@@ -61,7 +60,7 @@ fn changed(before: &Snapshot, after: &Snapshot) -> BTreeSet<PathBuf> {
     paths.filter(|path| before.get(*path) != after.get(*path)).cloned().collect()
 }
 
-/// The numbers in the brackets of the line that sums up.
+/// The numbers in the brackets of the summary line.
 fn counts(run: &Run) -> BTreeMap<String, u64> {
     let line = run.summary();
     let inside =
@@ -73,7 +72,7 @@ fn counts(run: &Run) -> BTreeMap<String, u64> {
     pairs.collect()
 }
 
-/// Asserts that the summary counts what is listed.
+/// Asserts that the summary counts the listed changes.
 #[track_caller]
 fn assert_counted(run: &Run) {
     let lines = listed(run);
@@ -108,12 +107,12 @@ fn check(seed: u64, options: &[&str], is_far: bool) {
     assert_eq!(paths, changed(&before, &world.snapshot("dst")), "{about}");
     assert_counted(&planned);
     assert_counted(&ran);
-    // And then there is nothing to do.
+    // The next run has nothing to do.
     assert_eq!(listed(&run(&[])), [], "{about}");
 }
 
 #[test]
-fn what_is_listed_is_what_differs_afterwards() {
+fn the_listed_changes_are_the_differences_afterwards() {
     for seed in 0..60 {
         let options: &[&str] = match seed % 4 {
             0 => &[],
@@ -126,7 +125,7 @@ fn what_is_listed_is_what_differs_afterwards() {
 }
 
 #[test]
-fn what_goes_with_a_directory_is_listed_children_first_and_counted() {
+fn the_content_of_a_deleted_directory_is_listed_children_first() {
     let world = World::new();
     world.tree("src").file("a", "file");
     world.tree("dst").file("a/b/k", "").file("c/d/e", "");

@@ -1,5 +1,5 @@
-//! What was offered last is remembered by the client and by the agent, so a run that finds nothing to do says
-//! next to nothing.
+//! The client and the agent keep a baseline of the last sync, so a run with nothing to do transfers
+//! almost nothing.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,7 +10,7 @@ use crate::world::{Stats, World};
 
 const FILES: usize = 2000;
 
-/// More than what is said where nothing changed.
+/// More bytes than a run without changes transfers.
 const NOTHING_BYTES: u64 = 400;
 
 fn world() -> World {
@@ -22,7 +22,7 @@ fn world() -> World {
     world
 }
 
-/// Where the agent remembers.
+/// The directory of the agent's baselines.
 fn far_offers(world: &World) -> PathBuf {
     world.far_home().join(".cache/ksync/offers")
 }
@@ -35,7 +35,7 @@ fn count(folder: &Path) -> usize {
     fs::read_dir(folder).map_or(0, Iterator::count)
 }
 
-/// What an upload or a download takes, of which the trees are alike afterwards.
+/// Runs an upload or a download, after which the trees are equal.
 fn sync(world: &World, download: bool) -> Stats {
     let (source, destination): (OsString, OsString) =
         if download { (world.far("src"), "dst".into()) } else { ("src".into(), world.far("dst")) };
@@ -45,7 +45,7 @@ fn sync(world: &World, download: bool) -> Stats {
 }
 
 #[test]
-fn the_second_run_says_next_to_nothing_either_way() {
+fn a_second_run_transfers_next_to_nothing_either_way() {
     for download in [false, true] {
         let world = world();
         let first = sync(&world, download);
@@ -66,7 +66,7 @@ fn the_second_run_says_next_to_nothing_either_way() {
 }
 
 #[test]
-fn a_side_that_forgot_is_told_everything_and_remembers_again() {
+fn a_side_that_lost_its_baseline_gets_everything_once() {
     for download in [false, true] {
         let world = world();
         sync(&world, download);
@@ -81,7 +81,7 @@ fn a_side_that_forgot_is_told_everything_and_remembers_again() {
 }
 
 #[test]
-fn each_client_and_each_selection_has_a_memory_of_its_own() {
+fn each_client_and_each_selection_has_its_own_baseline() {
     let world = world();
     sync(&world, false);
     world.sync_with(&["--exclude", "/3"], "src", world.far("dst"));
@@ -92,7 +92,7 @@ fn each_client_and_each_selection_has_a_memory_of_its_own() {
         let again = world.sync_with(options, "src", world.far("dst"));
         assert!(again.wire_bytes() < NOTHING_BYTES, "{options:?}: {again:?}");
     }
-    // Another client: the same paths, another number.
+    // Another client has the same paths, but another id.
     fs::rename(world.path("state/ksync/id"), world.path("id")).unwrap();
     sync(&world, false);
     assert_eq!((count(&offers(&world)), count(&far_offers(&world))), (5, 5));
@@ -102,7 +102,7 @@ fn each_client_and_each_selection_has_a_memory_of_its_own() {
 }
 
 #[test]
-fn without_a_place_to_remember_everything_works_as_before() {
+fn a_sync_works_without_a_place_for_baselines() {
     let world = world();
     fs::remove_dir(world.path("state")).unwrap();
     fs::write(world.path("state"), "in the way").unwrap();
@@ -116,7 +116,7 @@ fn without_a_place_to_remember_everything_works_as_before() {
 }
 
 #[test]
-fn a_local_copy_remembers_only_that_it_is_one() {
+fn a_local_copy_stores_only_its_pair() {
     let world = world();
     world.sync("src", "dst");
     world.assert_same("src", "dst");

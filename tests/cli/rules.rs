@@ -1,10 +1,10 @@
-//! Which entries take part, also when others are deleted.
+//! Filters: which entries are synced, also while others are deleted.
 
 use std::ffi::OsString;
 
 use crate::world::{Run, World};
 
-/// Whether these are in `dst`.
+/// Asserts which of these entries exist in `dst`.
 #[track_caller]
 fn assert_there(world: &World, expected: &[(&str, bool)]) {
     for &(name, is_there) in expected {
@@ -22,14 +22,14 @@ fn run(world: &World, up: bool, options: &[&str]) -> Run {
 }
 
 #[test]
-fn excluded_entries_stay_away_and_their_number_is_told() {
+fn excluded_entries_are_not_sent_and_are_counted() {
     for up in [true, false] {
         let world = World::new();
         world.tree("src").file("a.log", "").file("b.txt", "").file("target/x", "").file("d/c.log", "");
         let told = run(&world, up, &["--exclude", "*.log", "--exclude=/target"]);
         assert_there(&world, &[("b.txt", true), ("d", true), ("a.log", false), ("target", false)]);
         assert_there(&world, &[("d/c.log", false)]);
-        assert!(told.stderr.contains("3 entries left out by rules\n"), "{}", told.stderr);
+        assert!(told.stderr.contains("3 entries excluded by rules\n"), "{}", told.stderr);
     }
 }
 
@@ -54,7 +54,7 @@ fn the_first_rule_that_matches_wins() {
 }
 
 #[test]
-fn rules_come_from_files_too() {
+fn rules_are_read_from_files() {
     let world = World::new();
     world.tree("src").file("a", "").file("b", "").file("c", "");
     world.tree(".").file("rules", "# no comment\n\na\n+ b\n").file("more", "b\nc\n");
@@ -63,7 +63,7 @@ fn rules_come_from_files_too() {
 }
 
 #[test]
-fn ksyncignore_files_are_honoured_nested_and_with_exceptions() {
+fn nested_ksyncignore_files_with_exceptions_are_honoured() {
     for up in [true, false] {
         let world = World::new();
         world
@@ -86,7 +86,7 @@ fn ksyncignore_files_are_honoured_nested_and_with_exceptions() {
 }
 
 #[test]
-fn a_rule_of_the_command_line_overrules_ksyncignore() {
+fn a_rule_of_the_command_line_overrides_ksyncignore() {
     let world = World::new();
     world.tree("src").file(".ksyncignore", "*.log\n").file("a.log", "").file("b.log", "");
     run(&world, true, &["--include=a.log"]);
@@ -106,7 +106,7 @@ fn a_leading_double_star_protects_at_the_top_too() {
 }
 
 #[test]
-fn with_several_sources_rules_are_anchored_at_the_destination() {
+fn rules_for_several_sources_are_anchored_at_the_destination() {
     for up in [true, false] {
         let world = World::new();
         world.tree("a").file("foo", "").file("x", "").file("b", "");
@@ -124,7 +124,7 @@ fn with_several_sources_rules_are_anchored_at_the_destination() {
 }
 
 #[test]
-fn rules_count_for_a_source_that_is_a_file() {
+fn rules_apply_to_a_source_that_is_a_file() {
     for up in [true, false] {
         let world = World::new();
         world.tree("src").file("f.log", "new").file("g", "new");
@@ -149,7 +149,7 @@ fn rules_count_for_a_source_that_is_a_file() {
 }
 
 #[test]
-fn a_rule_file_with_a_sign_and_no_pattern_is_an_error() {
+fn a_rule_with_a_prefix_and_no_pattern_is_an_error() {
     let world = World::new();
     world.tree("src").file("a", "");
     world.tree(".").file("rules", "b\n- \n");

@@ -1,4 +1,4 @@
-//! A peer that says its hello and then nothing, or next to nothing.
+//! Peers that send their hello and then nothing, or next to nothing.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::world::World;
 const HEARTBEAT: u8 = 25;
 
 #[test]
-fn a_peer_that_does_not_go_on_is_given_up_in_time() {
+fn a_silent_peer_is_given_up_in_time() {
     let second = Duration::from_secs(1);
     let offered = [agent_hello(1), offer(&[(b"a", Kind::File(9))])].concat();
     let large_frame = [agent_hello(1), (1u32 << 20).to_le_bytes().to_vec()].concat();
@@ -29,10 +29,10 @@ fn a_peer_that_does_not_go_on_is_given_up_in_time() {
 }
 
 #[test]
-fn a_peer_that_is_at_work_is_waited_for() {
+fn a_peer_with_heartbeats_is_not_given_up() {
     let world = World::new();
     let working = Wire::of(HEARTBEAT).raw(&[1]).frame();
-    // Silent for longer than it may be, but for heartbeats.
+    // Silent for longer than the timeout, except for heartbeats.
     let impostor = Impostor::dripping(&world, agent_hello(1), working, Duration::from_millis(500));
     let begun = Instant::now();
     let mut child = {

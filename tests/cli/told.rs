@@ -1,4 +1,4 @@
-//! What people read: results on stdout, all else on stderr, and every mistake with what to do about it.
+//! Output for people: results on stdout, everything else on stderr, and a hint for every mistake.
 
 use std::ffi::OsString;
 
@@ -24,7 +24,7 @@ fn results_go_to_stdout_and_the_mapping_to_stderr() {
 }
 
 #[test]
-fn quiet_says_nothing_unless_something_is_wrong() {
+fn quiet_prints_only_errors() {
     let world = world();
     for _ in 0..2 {
         let run = Run::of(world.ksync(["-q".into(), "src".into(), world.far("dst")])).ok();
@@ -61,18 +61,18 @@ fn a_missing_source_deletes_nothing() {
 }
 
 #[test]
-fn a_session_that_cannot_be_looked_up_says_what_is_missing() {
+fn an_unknown_session_without_an_api_key_has_a_hint() {
     world().run(["src", "session:/tmp/dir"]).fails(1).says(
         "ksync: there is no current session\n  hint: name one: ksync session use ID, or KSYNC_SESSION=ID\n",
     );
     world().run(["src", "other:/tmp/dir"]).fails(40).says(
-        "ksync: session \"other\" is not one that was used from here before, and there is no API key to look it up\n  \
+        "ksync: session \"other\" was never used from here, and there is no API key to look it up\n  \
          hint: set KERNEL_API_KEY to a key of your Kernel account\n",
     );
 }
 
 #[test]
-fn common_mistakes_are_answered_with_what_to_do() {
+fn common_mistakes_get_a_hint() {
     let world = world();
     world.tree(".").file("file", "x");
     for (args, text) in [
@@ -92,7 +92,7 @@ fn common_mistakes_are_answered_with_what_to_do() {
         ),
         (
             &["src", ":/tmp/x"],
-            "ksync: a place that begins with : is in the VM of --setup, and there is none\n  \
+            "ksync: an endpoint that begins with : is in the VM of --setup, and there is none\n  \
              hint: add --setup FILE with what `kernel browsers ssh ID --setup-only -o json` prints\n",
         ),
         (
@@ -102,27 +102,27 @@ fn common_mistakes_are_answered_with_what_to_do() {
         (
             &["src", "src/", "file"],
             "ksync: file is not a directory, and several SOURCEs go into one\n  \
-             hint: name a directory as the last place\n",
+             hint: name a directory as DEST\n",
         ),
         (
             &["src", "src/", "dst"],
             "ksync: two SOURCEs would both become dst/src\n  \
-             hint: sync them one after the other, to two places\n",
+             hint: sync them one after the other, to two destinations\n",
         ),
         (
             &["src", "rsync://host/module"],
-            "ksync: \"rsync://host/module\" is no place to sync with: \
+            "ksync: \"rsync://host/module\" is not an endpoint: \
              it names an rsync daemon, whose protocol ksync does not speak\n  \
              hint: reach the machine over SSH: user@host:/path\n",
         ),
         (
             &["src", "http://host/path"],
-            "ksync: \"http://host/path\" is no place to sync with: its scheme is not ssh, ws or wss\n  \
+            "ksync: \"http://host/path\" is not an endpoint: its scheme is not ssh, ws or wss\n  \
              hint: write ssh://user@host:port/path or wss://host:port/path\n",
         ),
         (
             &["src", "wss://host:99999/path"],
-            "ksync: \"wss://host:99999/path\" is no place to sync with: \
+            "ksync: \"wss://host:99999/path\" is not an endpoint: \
              its port is not a number from 1 to 65535\n",
         ),
         (
@@ -154,7 +154,7 @@ fn common_mistakes_are_answered_with_what_to_do() {
 }
 
 #[test]
-fn an_unknown_option_is_a_mistake_and_help_is_none() {
+fn an_unknown_option_is_an_error_and_help_is_not() {
     let world = world();
     let run = world.run(["--frobnicate", "src", "dst"]).fails(1);
     assert!(run.stderr.contains("unexpected argument '--frobnicate' found"), "{}", run.stderr);

@@ -1,4 +1,4 @@
-//! What travels, and what does not.
+//! Transfers: which content is sent, and which is not.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::world::{Run, World, noise};
 
 #[test]
-fn upload_makes_the_far_tree_a_copy() {
+fn an_upload_makes_the_far_tree_a_copy() {
     let world = World::new();
     world.tree("src").with_everything();
     let stats = world.sync("src", world.far("dst"));
@@ -17,7 +17,7 @@ fn upload_makes_the_far_tree_a_copy() {
 }
 
 #[test]
-fn download_makes_the_local_tree_a_copy() {
+fn a_download_makes_the_local_tree_a_copy() {
     let world = World::new();
     world.tree("src").with_everything();
     world.sync(world.far("src"), "dst");
@@ -26,7 +26,7 @@ fn download_makes_the_local_tree_a_copy() {
 }
 
 #[test]
-fn a_round_trip_ends_where_it_began() {
+fn an_upload_and_a_download_restore_the_tree() {
     let world = World::new();
     world.tree("src").with_everything();
     world.sync("src", world.far("there"));
@@ -79,7 +79,7 @@ fn one_changed_block_of_a_large_file_sends_less_than_a_hundredth_of_it() {
 }
 
 #[test]
-fn delete_removes_what_the_source_does_not_have_and_only_when_asked() {
+fn only_delete_removes_extra_entries() {
     let world = World::new();
     world.tree("src").with_everything();
     world.tree("dst").file("old/deep/file", "old").link("stale", "old").dir("gone");
@@ -91,7 +91,7 @@ fn delete_removes_what_the_source_does_not_have_and_only_when_asked() {
 }
 
 #[test]
-fn a_dry_run_tells_all_and_changes_nothing_on_either_side() {
+fn a_dry_run_lists_all_changes_and_makes_none() {
     let world = World::new();
     world.tree("src").with_everything();
     world.tree("dst").file("empty", "not any more").file("old", "old");
@@ -112,7 +112,7 @@ fn a_dry_run_tells_all_and_changes_nothing_on_either_side() {
 }
 
 #[test]
-fn a_dry_run_makes_no_destination() {
+fn a_dry_run_creates_no_destination() {
     let world = World::new();
     world.tree("src").with_everything();
     world.sync_with(&["--dry-run"], "src", world.far("new/dst"));
@@ -135,15 +135,15 @@ fn twenty_thousand_small_files_take_seconds() {
     world.assert_same("src", "dst");
     assert_eq!(first.entries, FILES as u64 + 50);
     assert_eq!(second.sent_bytes, 0);
-    // A file that cost a round trip, or a thread of its own, would take far longer.
+    // With a round trip or a thread for each file, this would take far longer.
     assert!(copied < Duration::from_secs(40), "{copied:?}");
     assert!(looked < Duration::from_secs(10), "{looked:?}");
-    // Not even the names travel uncompressed.
+    // Even the names are compressed.
     assert!(second.wire_bytes() < 16 * FILES as u64, "{second:?}");
 }
 
 #[test]
-fn files_that_travel_in_pieces_may_arrive_faster_than_the_disk_takes_them() {
+fn files_in_pieces_may_arrive_faster_than_the_disk_takes_them() {
     let world = World::new();
     let mut tree = world.tree("src");
     for number in 0..400 {

@@ -1,4 +1,4 @@
-//! The way is cut, and the run is repeated.
+//! The connection is cut, and the run is repeated.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -17,7 +17,7 @@ fn world() -> World {
 }
 
 #[test]
-fn what_arrived_before_a_cut_is_kept_wherever_it_was() {
+fn content_before_a_cut_is_kept_wherever_the_cut_is() {
     for cut in [0, 20, 60, 200, 150_000, 1_500_000, 3_000_001, 5_000_000, 6_300_000] {
         let mut world = world();
         world.cut_after = Some(cut);
@@ -26,7 +26,7 @@ fn what_arrived_before_a_cut_is_kept_wherever_it_was() {
         assert!(world.target.join("extra").exists(), "deletes come last");
         assert!(!world.target.join("large").exists() || world.read_target("large").len() == LARGE_BYTES);
         let staged = world.staged_bytes();
-        // All that was sent is there, but for one piece that was on its way.
+        // All sent bytes are staged, except one piece that was in flight.
         assert!(staged + (1 << 20) + 110_000 >= cut.min(LARGE_BYTES as u64), "{cut}: {staged}");
 
         world.cut_after = None;
@@ -39,7 +39,7 @@ fn what_arrived_before_a_cut_is_kept_wherever_it_was() {
 }
 
 #[test]
-fn an_update_that_is_cut_leaves_the_old_version_and_continues() {
+fn an_update_that_is_cut_keeps_the_basis_and_continues() {
     let mut world = World::new();
     world.write_target("large", &noise(9, LARGE_BYTES));
     world.write("large", &noise(1, LARGE_BYTES));
@@ -55,7 +55,7 @@ fn an_update_that_is_cut_leaves_the_old_version_and_continues() {
 }
 
 #[test]
-fn what_was_damaged_between_the_runs_is_fetched_again() {
+fn damaged_staged_content_is_fetched_again() {
     for at in [0, 1_500_000, 2_900_000] {
         let mut world = world();
         world.cut_after = Some(4_500_000);
@@ -70,14 +70,14 @@ fn what_was_damaged_between_the_runs_is_fetched_again() {
         let again = world.run();
         assert_eq!(again.problems(), []);
         world.assert_same();
-        // What lies before the damage still counts.
+        // Blocks before the damage are still used.
         let kept = at / (1 << 20) * (1 << 20);
         assert!(again.bytes > LARGE_BYTES as u64 - staged && again.bytes < 6_500_000 - kept, "{again:?}");
     }
 }
 
 #[test]
-fn a_download_that_is_cut_continues_too() {
+fn a_download_that_is_cut_continues() {
     let mut world = world();
     world.download = true;
     world.cut_after = Some(3_000_000);

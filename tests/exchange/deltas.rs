@@ -1,4 +1,4 @@
-//! How much travels.
+//! The number of transferred bytes.
 
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use crate::world::{World, noise, set_time};
 
 const MB: usize = 1 << 20;
 
-/// Copies one content, changes it, copies again; answers what the second run cost and its tally.
+/// Copies a content, changes it, and copies again. Returns the cost of the second run and its
+/// tally.
 fn change(length: usize, change: impl FnOnce(&mut Vec<u8>)) -> (u64, ksync::wire::message::Tally) {
     let world = World::new();
     let mut content = noise(1, length);
@@ -35,7 +36,7 @@ fn an_insertion_at_the_front_moves_everything_and_costs_little() {
 }
 
 #[test]
-fn insertions_removals_and_edits_far_apart_cost_their_places_only() {
+fn distant_insertions_removals_and_edits_cost_only_themselves() {
     let (bytes, tally) = change(64 * MB, |content| {
         content[2 * MB] ^= 1;
         content.drain(10 * MB..10 * MB + 300_001);
@@ -47,13 +48,13 @@ fn insertions_removals_and_edits_far_apart_cost_their_places_only() {
 }
 
 #[test]
-fn halves_that_changed_places_are_found() {
+fn swapped_halves_are_found() {
     let (bytes, _) = change(32 * MB, |content| content.rotate_left(15 * MB + 17));
     assert!(bytes < 1_500_000, "{bytes}");
 }
 
 #[test]
-fn an_append_costs_what_is_new() {
+fn an_append_costs_only_the_new_bytes() {
     let (bytes, _) = change(20 * MB, |content| content.extend(noise(2, 300_000)));
     assert!(bytes < 500_000, "{bytes}");
 }
@@ -98,7 +99,7 @@ fn many_small_edits_cost_a_little_each() {
 }
 
 #[test]
-fn another_time_alone_moves_no_content() {
+fn a_changed_time_alone_sends_no_content() {
     for length in [0, 5, 20_000, 3 * MB] {
         let world = World::new();
         world.write("f", &noise(1, length));
@@ -118,7 +119,7 @@ fn unrelated_content_costs_hardly_more_than_itself() {
 }
 
 #[test]
-fn text_shrinks_when_it_is_to_be_compressed() {
+fn text_shrinks_with_compression() {
     let mut world = World::new();
     world.options.compress = true;
     world.write("f", &b"the quick brown fox ".repeat(100_000));
@@ -127,7 +128,7 @@ fn text_shrinks_when_it_is_to_be_compressed() {
 }
 
 #[test]
-fn nothing_changed_costs_some_bytes_an_entry() {
+fn an_unchanged_tree_costs_a_few_bytes_per_entry() {
     let world = World::new();
     for n in 0..1000 {
         world.write(&format!("d{}/file-{n}", n % 10), b"x");
@@ -137,8 +138,8 @@ fn nothing_changed_costs_some_bytes_an_entry() {
     assert!(ran.bytes < 40_000, "{}", ran.bytes);
 }
 
-/// Copies one content, changes it, copies again to a receiver that has looked ahead; `meddle` may change the copy
-/// after that.
+/// Copies a content, changes it, and copies again to a receiver that has prehashed. `meddle` may
+/// change the copy after the prehash.
 fn change_with_a_look_ahead(change: impl FnOnce(&mut Vec<u8>), meddle: impl FnOnce(&World)) -> u64 {
     let world = World::new();
     let mut content = noise(1, 20 * MB);
@@ -155,10 +156,10 @@ fn change_with_a_look_ahead(change: impl FnOnce(&mut Vec<u8>), meddle: impl FnOn
 }
 
 #[test]
-fn who_looks_ahead_finds_the_same() {
+fn a_prehash_finds_the_same_differences() {
     let edit = |content: &mut Vec<u8>| content[7 * MB..][..10].fill(7);
     assert!(change_with_a_look_ahead(edit, |_| {}) < 100_000);
-    // So long that its blocks are; and so short.
+    // The new content is so long that its blocks are longer; or it is short.
     let append = |content: &mut Vec<u8>| content.extend(vec![7; 60 * MB]);
     assert!(change_with_a_look_ahead(append, |_| {}) < 200_000 + 60 * MB as u64);
     let cut = |content: &mut Vec<u8>| content.truncate(11 * MB);
@@ -167,8 +168,8 @@ fn who_looks_ahead_finds_the_same() {
 }
 
 #[test]
-fn what_changed_after_the_look_ahead_is_seen() {
-    // It would be taken for the same, were the copy what it was.
+fn a_change_after_the_prehash_is_found() {
+    // Without this check, the changed copy would be taken for the same.
     let swap = |world: &World| {
         let mut copy = world.read_target("f");
         copy[3 * MB] ^= 1;

@@ -1,20 +1,25 @@
-//! Filters beside the programs whose dialects they speak: the same random trees and rules go
-//! through rsync and ksync, and the same ignore files through git.
+//! Filters compared with the programs whose dialects they implement. The same random trees and
+//! rules go through rsync and ksync, and the same ignore files through git.
 //!
-//! Every case follows from the seed and its number, and a failure names both. `KSYNC_FILTER_SEED`
+//! Every case follows from the seed and its number, and a failure prints both. `KSYNC_FILTER_SEED`
 //! and `KSYNC_FILTER_CASES` choose others: `KSYNC_FILTER_SEED=7 KSYNC_FILTER_CASES=20000 cargo test
 //! --test exchange filters`.
 //!
-//! What ksync does otherwise than rsync, on purpose. The cases hold none of it.
+//! ksync differs from rsync on purpose in these points, which no case contains:
 //!
-//! | what | rsync | ksync | why |
-//! |---|---|---|---|
-//! | a byte order mark at the beginning of a rule file | belongs to the first pattern | is skipped | editors add it, and nobody sees it |
-//! | a pattern of 4,096 bytes or more | is dropped with a warning | counts | ksync's paths may be that long |
-//! | more than 10,000 rules, or 1 MiB of patterns | count | are refused before anything is done | each name may be compared with each rule |
-//! | `src` alone, without a slash at its end | anchors and the rules see `src/…` | they see what is in it, as with rsync's `src/` | a directory becomes DEST itself |
-//! | in `.ksyncignore`: `a**/b`, plain text right before `**/` | git: as `a*/b`, `ab` or `a` and anything, by version | as `a*/b` | gitignore(5): such stars are regular asterisks |
-//! | an entry of DEST that is `.ksync` | is an entry | is ksync's own | it holds what is not finished yet |
+//! - A byte order mark at the beginning of a rule file. rsync takes it as a part of the first
+//!   pattern; ksync skips it, since editors add it and nobody sees it.
+//! - A pattern of 4,096 bytes or more. rsync drops it with a warning; ksync applies it, since its
+//!   paths may be that long.
+//! - More than 10,000 rules, or 1 MiB of patterns. rsync applies them; ksync refuses them before it
+//!   starts, since each name may be compared with each rule.
+//! - `src` alone, without a slash at its end. In rsync, anchors and rules see `src/…`. In ksync
+//!   they see the content of `src`, as with rsync's `src/`, since a directory becomes DEST itself.
+//! - `a**/b` in `.ksyncignore`, with plain text right before `**/`. git matches it as `a*/b`, as
+//!   `ab` or as `a` and anything, depending on its version. ksync matches it as `a*/b`:
+//!   gitignore(5) calls such stars regular asterisks.
+//! - An entry of DEST that is called `.ksync`. To rsync it is an entry; to ksync it is the state
+//!   directory, which holds unfinished files.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -40,7 +45,7 @@ const CASES: u64 = 3000;
 /// The default number of ignore files.
 const IGNORE_CASES: u64 = 1000;
 
-/// Names that patterns confuse.
+/// Names that patterns may confuse.
 const NAMES: &[&[u8]] = &[
     b"a",
     b"b",
@@ -60,7 +65,7 @@ const NAMES: &[&[u8]] = &[
     b"\xff",
 ];
 
-/// What random patterns are made of.
+/// Components of random patterns.
 const ATOMS: &[&[u8]] = &[
     b"a",
     b"b",
@@ -106,14 +111,14 @@ const ATOMS: &[&[u8]] = &[
     b"\xff",
 ];
 
-/// What people write.
+/// Common patterns.
 const PATTERNS: &[&[u8]] = &[
     b"*", b"*/", b"/*", b"/a", b"a/", b"/a/", b"**/a", b"**/a/", b"a/**", b"/a/**", b"a/***", b"/a/***",
     b"a/***/", b"*.b", b"a*", b"a/b", b"/a/b", b"a/*/b", b"a/**/b", b"/**/b", b"**/a/b", b"**", b"***",
     b"**/***", b"[", b"\\", b"a\\", b"*\\", b"/", b"//", b"a//", b"b*/",
 ];
 
-/// Numbers that follow from a seed (splitmix64).
+/// Pseudo-random numbers from a seed (splitmix64).
 struct Dice(u64);
 
 impl Dice {
@@ -141,13 +146,13 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap())
 }
 
-/// Whether git's answer depends on its version: see the table.
+/// True if git's answer depends on its version: see the list above.
 fn is_undecided(pattern: &[u8]) -> bool {
     let plain = pattern.iter().take_while(|byte| !b"*?[\\".contains(byte)).count();
     plain > 0 && pattern[plain - 1] != b'/' && pattern[plain..].starts_with(b"**")
 }
 
-/// A program, if it is there. CI requires it.
+/// A program, if it is installed. CI requires it.
 fn program(name: &str) -> Option<Command> {
     let peers = std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from);
     let folders = std::env::var_os("PATH").unwrap_or_default();
@@ -159,7 +164,8 @@ fn program(name: &str) -> Option<Command> {
     found.map(|folder| Command::new(folder.join(name)))
 }
 
-/// Runs `check` on the numbers of all cases, on several threads; its answers are what differs.
+/// Runs `check` on the numbers of all cases, on several threads. It returns a text if the case
+/// differs.
 fn all_cases(what: &str, count: u64, check: impl Fn(u64, u64) -> Option<String> + Sync) {
     let (seed, count) = (number("KSYNC_FILTER_SEED", SEED), number("KSYNC_FILTER_CASES", count));
     let _ = writeln!(std::io::stderr(), "{what}: seed {seed}, {count} cases");
@@ -188,8 +194,8 @@ fn join(root: &Path, name: &[u8]) -> PathBuf {
     root.join(OsStr::from_bytes(name))
 }
 
-/// Random entries. What is a directory follows from the path, so that two trees of one case agree
-/// on it.
+/// Creates random entries. The path decides the kind of an entry, so that two trees of one case
+/// agree on it.
 fn grow(root: &Path, directory: &[u8], depth: usize, kinds: u64, content: &str, dice: &mut Dice) {
     for _ in 0..=dice.below(4) {
         let name = dice.one_of(NAMES);
@@ -204,7 +210,7 @@ fn grow(root: &Path, directory: &[u8], depth: usize, kinds: u64, content: &str, 
     }
 }
 
-/// The paths of a tree, and what stands there.
+/// The paths of a tree, each with its content or "directory".
 fn listed(root: &Path) -> BTreeMap<Vec<u8>, String> {
     let entries = walkdir::WalkDir::new(root).min_depth(1).into_iter().map(|entry| {
         let entry = entry.unwrap();
@@ -220,7 +226,7 @@ fn listed(root: &Path) -> BTreeMap<Vec<u8>, String> {
 }
 
 #[test]
-fn rules_select_what_rsyncs_rules_select() {
+fn rules_select_the_same_entries_as_rsyncs_rules() {
     if program("rsync").is_none() {
         return;
     }
@@ -271,7 +277,7 @@ fn rules_select_what_rsyncs_rules_select() {
 }
 
 #[test]
-fn ignore_files_select_what_gits_select() {
+fn ignore_files_select_the_same_entries_as_gits() {
     if program("git").is_none() {
         return;
     }
@@ -285,7 +291,7 @@ fn ignore_files_select_what_gits_select() {
             git.env("GIT_CONFIG_NOSYSTEM", "1").stdin(Stdio::piped()).stdout(Stdio::piped());
             git
         };
-        // What `git init` would make, in one process less.
+        // The files that `git init` would create, without starting a process.
         for directory in ["objects", "refs"] {
             fs::create_dir_all(root.join(".git").join(directory)).unwrap();
         }
@@ -329,10 +335,11 @@ fn ignore_files_select_what_gits_select() {
     });
 }
 
-/// What costs most where the leftmost place of a segment is not kept: exponential without any
-/// bound, 39 s with one of the pattern's length times the name's.
+/// Patterns with the highest cost if the matcher does not keep the leftmost position of a segment.
+/// The time is exponential without any bound. With a bound of pattern length times name length it
+/// is 39 s.
 #[test]
-fn no_pattern_costs_much_whoever_wrote_it() {
+fn no_pattern_takes_long_to_match() {
     const BYTES: usize = 64 << 10;
     let name =
         |number: u32| TreePath::new(format!("{}b{number}", "a".repeat(250)).into_bytes()).expect("a path");

@@ -1,4 +1,4 @@
-//! Every kind of entry, in place of every other.
+//! Every kind of entry, in place of every other kind.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,7 +14,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::world::{NOBODY, World, differences, noise, set_mode, set_time, write};
 
-/// What may stand at `f`.
+/// Creates an entry of this kind at `f`.
 fn make(kind: &str, root: &Path) {
     fs::create_dir_all(root).unwrap();
     let path = root.join("f");
@@ -42,7 +42,7 @@ const KINDS: [&str; 8] = [
 ];
 
 #[test]
-fn everything_takes_the_place_of_everything_else() {
+fn every_kind_of_entry_replaces_every_other_kind() {
     for (wanted, present) in KINDS.iter().flat_map(|wanted| KINDS.map(|present| (*wanted, present))) {
         let world = World::deleting();
         make(wanted, &world.source);
@@ -54,7 +54,7 @@ fn everything_takes_the_place_of_everything_else() {
 }
 
 #[test]
-fn without_delete_only_a_full_directory_stands_in_the_way() {
+fn only_a_full_directory_is_an_obstacle_without_delete() {
     for (wanted, present) in KINDS.iter().flat_map(|wanted| KINDS.map(|present| (*wanted, present))) {
         let world = World::new();
         make(wanted, &world.source);
@@ -86,7 +86,7 @@ fn pipes_sockets_and_devices_are_named_and_the_rest_arrives() {
     make("pipe", FileType::Fifo, 0).unwrap();
     let _socket = UnixListener::bind(world.source.join("socket")).unwrap();
     let mut expected = vec![(Trouble::Unsupported, "pipe".to_owned())];
-    // Not everybody may make a device.
+    // Some users may not create devices.
     if make("device", FileType::CharacterDevice, rustix::fs::makedev(1, 3)).is_ok() {
         expected.insert(0, (Trouble::Unsupported, "device".to_owned()));
     }
@@ -166,7 +166,7 @@ fn a_single_file_goes_into_a_directory_to_a_new_name_or_over_a_file() {
 }
 
 #[test]
-fn modes_arrive_and_set_id_bits_do_not_unless_asked_for() {
+fn modes_arrive_and_set_id_bits_only_on_request() {
     for special_bits in [false, true] {
         let mut world = World::new();
         world.options.set_id_owner = owner_of_copies(&world.target).filter(|_| special_bits);
@@ -183,7 +183,8 @@ fn modes_arrive_and_set_id_bits_do_not_unless_asked_for() {
     }
 }
 
-/// A world whose directories belong to somebody whom modes bind; `None` where we are not the superuser.
+/// A world whose directories belong to a user whom modes restrict; `None` if we are not the
+/// superuser.
 fn nobodys(world: World) -> Option<World> {
     if !rustix::process::geteuid().is_root() {
         return None;
@@ -197,7 +198,7 @@ fn nobodys(world: World) -> Option<World> {
 }
 
 #[test]
-fn read_only_directories_are_filled_emptied_and_read_only_again() {
+fn read_only_directories_are_changed_and_stay_read_only() {
     let world = World::deleting();
     world.write("d/deep/changed", b"new content");
     world.write("d/deep/new", b"1");
@@ -212,7 +213,7 @@ fn read_only_directories_are_filled_emptied_and_read_only_again() {
 }
 
 #[test]
-fn nothing_is_deleted_when_a_source_directory_cannot_be_read() {
+fn an_unreadable_source_directory_prevents_all_deletions() {
     let world = World::deleting();
     world.write("open/f", b"new");
     world.write("shut/f", b"1");
@@ -229,7 +230,7 @@ fn nothing_is_deleted_when_a_source_directory_cannot_be_read() {
 }
 
 #[test]
-fn a_directory_of_the_destination_that_cannot_be_listed_stays_and_the_rest_goes() {
+fn an_unlistable_directory_of_the_destination_stays() {
     for is_excluded in [false, true] {
         let mut world = World::deleting();
         if is_excluded {
@@ -253,7 +254,7 @@ fn a_directory_of_the_destination_that_cannot_be_listed_stays_and_the_rest_goes(
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named_and_the_rest_arrives() {
+fn an_unreadable_file_is_named_and_the_rest_arrives() {
     let world = World::deleting();
     world.write("open", b"1");
     world.write("shut", b"1");
@@ -271,7 +272,7 @@ fn a_file_that_cannot_be_read_is_named_and_the_rest_arrives() {
 }
 
 #[test]
-fn a_target_that_cannot_be_written_is_named_and_the_rest_arrives() {
+fn an_unwritable_target_is_named_and_the_rest_arrives() {
     let world = World::new();
     world.write("mine/f", b"1");
     world.write("theirs/f", b"1");
@@ -284,7 +285,7 @@ fn a_target_that_cannot_be_written_is_named_and_the_rest_arrives() {
 }
 
 #[test]
-fn links_that_lead_out_can_be_left_out() {
+fn links_out_of_the_tree_can_be_excluded() {
     let mut world = World::new();
     world.options.safe_links = true;
     symlink("/etc/passwd", world.source.join("absolute")).unwrap();
@@ -310,7 +311,7 @@ fn twenty_thousand_small_files_arrive() {
     let ran = world.run();
     assert_eq!((ran.problems(), ran.summary().tally.files), (Vec::new(), 20_000));
     world.assert_same();
-    // And all of them change, so that the receiver has an old version of each.
+    // All files change, so that the receiver has a basis for each.
     for directory in 0..100 {
         for n in 0_u32..200 {
             let path = world.source.join(format!("d{directory}/f{n}"));
@@ -323,7 +324,7 @@ fn twenty_thousand_small_files_arrive() {
 }
 
 #[test]
-fn a_checksum_finds_an_edit_that_kept_size_and_time() {
+fn checksum_finds_an_edit_that_kept_size_and_time() {
     let mut world = World::new();
     world.write("f", b"new");
     world.write_target("f", b"old");
@@ -336,7 +337,7 @@ fn a_checksum_finds_an_edit_that_kept_size_and_time() {
 }
 
 #[test]
-fn a_dry_run_changes_nothing_at_all() {
+fn a_dry_run_changes_nothing() {
     for there in [false, true] {
         let mut world = World::deleting();
         world.write("f", b"new");

@@ -1,4 +1,4 @@
-//! An upload whose stream lies in several lanes.
+//! An upload whose stream is split over several lanes.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,13 +18,13 @@ use crate::world::{World, noise};
 
 const LARGE_BYTES: usize = 30 << 20;
 
-/// Writes that a lane takes, one each millisecond, before it breaks.
+/// Number of writes that a lane takes, one each millisecond, before it breaks.
 type Writes = usize;
 
-/// Where both sides of a test look for lanes: whoever comes first leaves what the other one needs.
+/// The rendezvous of both sides of a test: the first side leaves what the other one needs.
 #[derive(Clone)]
 struct Meeting {
-    /// What each lane stands, the main one first.
+    /// The writes that each lane takes, the main one first.
     lanes: Arc<Vec<Writes>>,
     entrance: Arc<Mutex<Option<Entrance>>>,
     joined: Arc<AtomicUsize>,
@@ -71,7 +71,8 @@ impl Write for Slow {
     }
 }
 
-/// Uploads a world's source over these lanes; how both sides ended, and how many lanes joined.
+/// Uploads a world's source over these lanes. Returns the results of both sides, and the number of
+/// joined lanes.
 fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<Summary, Failure>, usize) {
     let meeting =
         Meeting { lanes: Arc::new(lanes.to_vec()), entrance: Arc::default(), joined: Arc::default() };
@@ -117,7 +118,7 @@ fn world() -> World {
 }
 
 #[test]
-fn everything_arrives_over_eight_lanes() {
+fn a_tree_arrives_over_eight_lanes() {
     let world = world();
     let (client, agent, joined) = upload(&world, &[usize::MAX; 8]);
     client.unwrap();
@@ -127,7 +128,7 @@ fn everything_arrives_over_eight_lanes() {
 }
 
 #[test]
-fn a_lane_that_breaks_ends_the_run_with_a_cause_and_what_arrived_is_kept() {
+fn a_broken_lane_ends_the_run_and_keeps_staged_content() {
     let world = world();
     let (client, agent, joined) = upload(&world, &[usize::MAX, usize::MAX, 40, usize::MAX]);
     assert_eq!(joined, 3);

@@ -1,4 +1,5 @@
-//! Large files that changed: they are copied, from samples of what changed, before it is known what differs.
+//! Large files that changed: the receiver makes a pre-copy, guided by samples of the changes,
+//! before the differences are known.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::world::{World, noise, set_time, staged_bytes};
 const MB: usize = 1 << 20;
 
 #[test]
-fn a_large_file_that_only_has_another_time_leaves_nothing_behind() {
+fn a_large_file_with_only_another_time_leaves_nothing_staged() {
     for is_looking_ahead in [false, true] {
         let world = World::new();
         let content = noise(1, 33 * MB);
@@ -29,23 +30,23 @@ fn a_large_file_that_only_has_another_time_leaves_nothing_behind() {
         let ran = world.run_with(Sending::new(world.source.clone(), world.options.clone()), receiving);
         world.assert_same();
         assert!(ran.bytes < 50_000, "{}", ran.bytes);
-        // Its own time, and that of the root.
+        // The file's own time, and that of the root.
         assert_eq!((ran.summary().tally.updated, ran.summary().tally.adjusted), (0, 2));
         assert_eq!(world.staged_bytes(), 0);
     }
 }
 
 #[test]
-fn large_files_that_were_edited_in_place_cost_their_edits() {
+fn large_files_edited_in_place_cost_only_their_edits() {
     let world = World::new();
-    // More than are copied before it is known what differs.
+    // More files than are pre-copied at a time.
     let names = ["a", "b", "c", "d"];
     for (seed, name) in (1..).zip(names) {
         let mut content = noise(seed, 33 * MB);
         world.write_target(name, &content);
         content[20 * MB - 5..][..10].fill(7);
         content[5 * MB..][..MB / 2].fill(0);
-        // What moved within it is found in the old version, not in what was made of its copy.
+        // A block that moved within the file is found in the basis, not in the patched pre-copy.
         content[10 * MB..12 * MB].rotate_left(MB);
         world.write(name, &content);
     }
@@ -55,15 +56,15 @@ fn large_files_that_were_edited_in_place_cost_their_edits() {
     assert_eq!(world.staged_bytes(), 0);
 }
 
-/// What a receiver had done when it had told what is there of a large file.
+/// The receiver's state after it had sent the basis report of a large file.
 #[derive(Default)]
 struct Watched {
     staged_bytes: AtomicU64,
-    /// How long it said that its old version is.
+    /// The length of the basis, if it was advertised without a shift.
     told_bytes: AtomicU64,
 }
 
-/// A receiver that is watched, and its target.
+/// An observed receiver, and its target.
 struct Drafting(Receiving, PathBuf, Arc<Watched>);
 
 impl Perform for Drafting {
@@ -73,7 +74,7 @@ impl Perform for Drafting {
             let Self(_, target, watched) = self;
             watched.staged_bytes.fetch_max(staged_bytes(target), Ordering::Relaxed);
             for (_, told) in signed {
-                // Without a piece it is not told of as it is.
+                // A report with a range removed does not count.
                 if let Some(Old::Blocks(old)) = &told.as_ref().unwrap().want.old {
                     watched.told_bytes.store(old.length, Ordering::Relaxed);
                 }
@@ -85,7 +86,7 @@ impl Perform for Drafting {
 
 const LARGE_BYTES: usize = 40 * MB;
 
-/// Later versions of a large file, and about how many bytes each has to cost.
+/// New versions of a large file, each with its approximate minimum cost in bytes.
 fn changed(old: &[u8]) -> Vec<(&'static str, Vec<u8>, usize)> {
     let insert = |at: usize, inserted: &[u8]| [&old[..at], inserted, &old[at..]].concat();
     let without = |from: usize, to: usize| [&old[..from], &old[to..]].concat();
@@ -111,7 +112,8 @@ fn changed(old: &[u8]) -> Vec<(&'static str, Vec<u8>, usize)> {
     ]
 }
 
-/// Changes a large file, syncs it to a receiver that looked ahead for so long, if at all, and checks what that cost.
+/// Changes a large file, syncs it to a receiver that prehashed for `ahead`, if at all, and checks
+/// the cost.
 fn change_large(old: &[u8], what: &str, new: &[u8], most: usize, ahead: Option<Duration>) -> Arc<Watched> {
     let world = World::new();
     world.write_target("f", old);
@@ -134,20 +136,20 @@ fn change_large(old: &[u8], what: &str, new: &[u8], most: usize, ahead: Option<D
 }
 
 #[test]
-fn what_was_inserted_into_appended_to_or_taken_out_of_a_large_file_costs_itself() {
+fn insertions_and_removals_in_a_large_file_cost_only_themselves() {
     let old = noise(1, LARGE_BYTES);
     for (what, new, most) in changed(&old) {
         let watched = change_large(&old, what, &new, most, None);
-        // The copy is made before anybody says what differs.
+        // The pre-copy is made before the differences are known.
         assert_eq!(watched.staged_bytes.load(Ordering::Relaxed), new.len() as u64, "{what}");
     }
 }
 
 #[test]
-fn a_large_file_that_was_named_ahead_is_told_of_as_it_is_while_it_is_copied() {
+fn a_prehashed_large_file_is_advertised_without_a_shift() {
     let old = noise(1, LARGE_BYTES);
     for (what, new, most) in changed(&old) {
-        // It gives way to everything else that this machine does.
+        // The prehash yields to all other work of this machine, so several durations are tried.
         let is_told_as_it_is = [20, 500, 2000, 10_000].into_iter().any(|time| {
             let watched = change_large(&old, what, &new, most, Some(Duration::from_millis(time)));
             watched.told_bytes.load(Ordering::Relaxed) == LARGE_BYTES as u64
@@ -157,7 +159,7 @@ fn a_large_file_that_was_named_ahead_is_told_of_as_it_is_while_it_is_copied() {
 }
 
 #[test]
-fn an_append_to_a_large_file_goes_on_where_it_was_cut() {
+fn an_append_to_a_large_file_continues_after_a_cut() {
     let mut world = World::new();
     let old = noise(1, 40 * MB);
     world.write_target("f", &old);

@@ -1,4 +1,4 @@
-//! Somebody changes files while they are on their way.
+//! Another program changes files during the run.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,7 +13,7 @@ use ksync::monitor::Trouble;
 
 use crate::world::{Ran, World, noise};
 
-/// Does something before certain works.
+/// Calls `meddle` before each work.
 pub(crate) struct Meddling<P, M> {
     pub(crate) inner: P,
     pub(crate) meddle: M,
@@ -54,7 +54,7 @@ fn world() -> World {
 }
 
 #[test]
-fn an_edit_of_the_target_during_the_run_is_a_conflict_and_stays() {
+fn an_edit_of_the_target_during_the_run_is_a_conflict() {
     let world = world();
     let target = world.target.clone();
     let done = Once::new();
@@ -73,14 +73,14 @@ fn an_edit_of_the_target_during_the_run_is_a_conflict_and_stays() {
     assert_eq!(world.read_target("small"), b"edited here");
     assert_eq!(world.read_target("large"), b"edited here, too");
     assert_eq!(world.read_target("untouched"), b"arrives");
-    // With that known, the next run does what it is told.
+    // The next run scans the edit, and replaces it as it should.
     assert_eq!(world.run().problems(), []);
     world.assert_same();
 }
 
 #[test]
-fn an_old_version_that_changes_in_place_while_it_is_copied_mixes_into_nothing() {
-    // Before each of the works that look at it: signing, copying, installing.
+fn an_edit_of_the_basis_during_the_copy_mixes_no_contents() {
+    // The edit comes before each of the works that read the basis: signing, copying, installing.
     for step in 0..6 {
         let world = world();
         let target = world.target.clone();
@@ -108,7 +108,7 @@ fn an_old_version_that_changes_in_place_while_it_is_copied_mixes_into_nothing() 
 }
 
 #[test]
-fn a_new_file_in_the_place_of_one_that_arrives_is_a_conflict_and_stays() {
+fn a_new_file_at_the_path_of_an_arriving_one_is_a_conflict() {
     let world = World::new();
     world.write("f", b"arrives");
     let target = world.target.clone();
@@ -122,7 +122,7 @@ fn a_new_file_in_the_place_of_one_that_arrives_is_a_conflict_and_stays() {
 }
 
 #[test]
-fn what_is_edited_after_it_was_listed_is_not_removed() {
+fn a_file_edited_after_the_scan_is_not_removed() {
     let world = World::deleting();
     world.write("f", b"1");
     world.write_target("extra", b"goes");
@@ -137,14 +137,14 @@ fn what_is_edited_after_it_was_listed_is_not_removed() {
 }
 
 #[test]
-fn a_source_that_changes_or_vanishes_before_it_is_read_is_named_and_the_old_version_stays() {
+fn a_source_that_changes_before_it_is_read_is_named() {
     for (vanishes, trouble) in [(true, Trouble::Vanished), (false, Trouble::Changed)] {
         let world = world();
         let source = world.source.clone();
         let done = Once::new();
         let ran = run_meddling_with_source(&world, move |work| {
             if matches!(work, Work::Read(_) | Work::Source { .. }) {
-                // The others wait meanwhile.
+                // The other threads wait meanwhile.
                 done.call_once(|| {
                     for path in ["small", "large"].map(|name| source.join(name)) {
                         if vanishes {
@@ -166,7 +166,7 @@ fn a_source_that_changes_or_vanishes_before_it_is_read_is_named_and_the_old_vers
 }
 
 #[test]
-fn a_source_that_changes_half_way_is_named_and_nothing_of_it_is_installed() {
+fn a_source_that_changes_half_way_is_named_and_not_installed() {
     for cut in [false, true] {
         let world = World::new();
         world.write("large", &noise(1, LARGE_BYTES));
@@ -187,7 +187,7 @@ fn a_source_that_changes_half_way_is_named_and_nothing_of_it_is_installed() {
 }
 
 #[test]
-fn a_source_that_grows_all_the_time_does_not_end_the_run() {
+fn a_growing_source_does_not_end_the_run() {
     for has_old in [false, true] {
         let world = World::new();
         world.write("log", &noise(1, LARGE_BYTES));

@@ -1,4 +1,4 @@
-//! What was offered last is remembered on both sides, and then only what differs travels.
+//! Baselines: both sides keep the last agreed snapshot, and then only changes are sent.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::world::{NOBODY, Ran, World, facts, set_mode, write};
 
 const KEY: [u8; 16] = [9; 16];
 
-/// More than all that is said of a tree in which nothing changed: hello, digests, notes, tally.
+/// More bytes than a run without changes transfers: hello, digests, notes, tally.
 const NOTHING_BYTES: u64 = 350;
 
 fn place(world: &World, side: &str) -> PathBuf {
@@ -41,7 +41,7 @@ fn run_ok(world: &World) -> Ran {
     ran
 }
 
-/// A directory with so many files in it, so small that the manifest is what counts.
+/// A directory with this many empty files, so that the manifest dominates the cost.
 fn world_of(count: usize) -> World {
     let world = World { options: deleting(), ..World::in_memory() };
     for number in 0..count {
@@ -56,7 +56,7 @@ fn deleting() -> Options {
 }
 
 #[test]
-fn with_nothing_to_do_a_large_tree_costs_what_a_small_one_does_either_way() {
+fn an_unchanged_large_tree_costs_no_more_than_a_small_one() {
     for download in [false, true] {
         let small = World { download, ..world_of(3) };
         let large = World { download, ..world_of(20_000) };
@@ -72,7 +72,7 @@ fn with_nothing_to_do_a_large_tree_costs_what_a_small_one_does_either_way() {
 }
 
 #[test]
-fn what_changed_costs_itself() {
+fn a_change_costs_only_itself() {
     let world = world_of(3000);
     run_ok(&world);
     fs::remove_file(world.source.join("07/000007")).unwrap();
@@ -87,7 +87,7 @@ fn what_changed_costs_itself() {
 }
 
 #[test]
-fn a_target_that_was_changed_meanwhile_is_found() {
+fn a_change_of_the_target_is_found() {
     let world = world_of(3000);
     run_ok(&world);
     fs::remove_file(world.target.join("07/000007")).unwrap();
@@ -100,7 +100,7 @@ fn a_target_that_was_changed_meanwhile_is_found() {
 }
 
 #[test]
-fn a_memory_that_is_gone_or_damaged_costs_the_manifest_once() {
+fn a_lost_or_damaged_baseline_costs_the_manifest_once() {
     let world = world_of(3000);
     let all = run_ok(&world).bytes;
     for side in ["sender", "receiver"] {
@@ -116,7 +116,7 @@ fn a_memory_that_is_gone_or_damaged_costs_the_manifest_once() {
                 fs::write(file(), bytes).unwrap();
             },
             &|| {
-                // An older one: as if the other side had been in a run that this one was not.
+                // An older baseline: as if the other side had been in a run without this one.
                 let other = world_of(2999);
                 run_ok(&other);
                 let older = fs::read_dir(place(&other, side)).unwrap().next().unwrap().unwrap().path();
@@ -125,7 +125,7 @@ fn a_memory_that_is_gone_or_damaged_costs_the_manifest_once() {
         ];
         for (index, damage) in damages.iter().enumerate() {
             damage();
-            // The sender looks at the digest alone if nothing changed; so something does.
+            // If nothing changed, the sender reads only the digest; so this changes a file.
             let name = world.source.join(format!("{side}{index}"));
             write(&name, b"");
             let ran = run_ok(&world);
@@ -137,7 +137,7 @@ fn a_memory_that_is_gone_or_damaged_costs_the_manifest_once() {
 }
 
 #[test]
-fn a_memory_that_cannot_be_kept_is_nobodys_concern() {
+fn a_baseline_that_cannot_be_stored_is_no_problem() {
     let as_nobody = |world: &World| {
         for path in [world.folder.path(), &world.source] {
             std::os::unix::fs::chown(path, Some(NOBODY), None).unwrap();
@@ -149,7 +149,7 @@ fn a_memory_that_cannot_be_kept_is_nobodys_concern() {
         as_nobody(&world);
         let other = if side == "sender" { "receiver" } else { "sender" };
         let _ = (memory(&world, side), memory(&world, other));
-        // It belongs to us, and nobody may only read it.
+        // The directory belongs to the superuser, and the user nobody may only read it.
         set_mode(place(&world, side).parent().unwrap(), 0o555);
         set_mode(place(&world, other).parent().unwrap(), 0o777);
         for _ in 0..2 {
@@ -162,10 +162,10 @@ fn a_memory_that_cannot_be_kept_is_nobodys_concern() {
 }
 
 #[test]
-fn a_run_in_which_some_entries_failed_is_remembered_all_the_same() {
+fn a_run_with_problems_still_leaves_a_baseline() {
     let world = world_of(3000);
     let ran = {
-        // It changes between being listed and being read.
+        // A file vanishes between the scan and the read.
         let sending = Sending::new(world.source.clone(), world.options.clone())
             .remembering(Some(memory(&world, "sender")));
         let receiving = Receiving::new(world.target.clone(), world.options.clone())
@@ -187,7 +187,7 @@ fn a_run_in_which_some_entries_failed_is_remembered_all_the_same() {
 }
 
 #[test]
-fn a_run_that_was_interrupted_goes_on_without_the_manifest() {
+fn an_interrupted_run_continues_without_the_manifest() {
     for download in [false, true] {
         let mut world = World { download, ..world_of(0) };
         for number in 0..3000 {
@@ -202,14 +202,14 @@ fn a_run_that_was_interrupted_goes_on_without_the_manifest() {
         let staged = world.staged_bytes();
         let ran = run_ok(&world);
         let rest = ran.bytes - ((8 << 20) - staged);
-        // Besides the names of the blocks that are staged.
+        // Subtract the hashes of the staged blocks.
         let rest = rest - staged / 2000;
         assert!(staged > 0 && rest < 3 * NOTHING_BYTES, "{rest} bytes besides content");
     }
 }
 
 #[test]
-fn a_dry_run_and_a_single_file_leave_no_memory() {
+fn a_dry_run_and_a_single_file_leave_no_baseline() {
     let mut world = world_of(100);
     world.options.dry_run = true;
     run(&world);
@@ -237,7 +237,7 @@ fn a_dry_run_and_a_single_file_leave_no_memory() {
 }
 
 #[test]
-fn ignore_files_are_remembered_and_still_protect() {
+fn ignore_files_of_the_baseline_still_protect() {
     let world = world_of(10);
     let text = "*.keep\n".repeat(2000);
     for directory in 0..10 {
@@ -253,7 +253,7 @@ fn ignore_files_are_remembered_and_still_protect() {
 }
 
 #[test]
-fn a_run_that_does_not_reach_the_receiver_changes_no_memory() {
+fn a_run_that_fails_early_changes_no_baseline() {
     let world = world_of(3000);
     run_ok(&world);
     let before = memory(&world, "sender").digest();
@@ -269,7 +269,7 @@ fn a_run_that_does_not_reach_the_receiver_changes_no_memory() {
 }
 
 #[test]
-fn a_memory_that_another_run_replaces_meanwhile_is_not_taken_for_the_one_that_was_named() {
+fn a_baseline_replaced_meanwhile_is_not_used() {
     let world = world_of(1000);
     run_ok(&world);
     let replaced = fs::read_dir(place(&world, "sender")).unwrap().next().unwrap().unwrap().path();

@@ -1,4 +1,4 @@
-//! What must not happen happens: the run ends with an error all the same.
+//! Internal errors: the run still ends with an error.
 
 use std::io::{self, Read};
 use std::thread;
@@ -13,7 +13,7 @@ use ksync::wire::message::{AbortKind, Message};
 
 use crate::world::{World, noise};
 
-/// Panics instead of doing the works that it looks for.
+/// Panics instead of performing the selected works.
 struct Panicking<P>(P, fn(&Work) -> bool);
 
 impl<P: Perform> Perform for Panicking<P> {
@@ -24,7 +24,7 @@ impl<P: Perform> Perform for Panicking<P> {
 }
 
 #[test]
-fn a_worker_that_panics_ends_the_run_with_an_error_on_both_sides() {
+fn a_panicking_worker_ends_the_run_with_an_error_on_both_sides() {
     let panics: [fn(&Work) -> bool; 3] = [
         |work| matches!(work, Work::Scan),
         |work| matches!(work, Work::Read(_)),
@@ -44,7 +44,7 @@ fn a_worker_that_panics_ends_the_run_with_an_error_on_both_sides() {
     }
 }
 
-/// A peer that reads nothing, and after a while says that it stops.
+/// A peer that reads nothing, and after a second sends an Abort.
 struct Mute {
     rest: io::Cursor<Vec<u8>>,
     hello_bytes: u64,
@@ -60,9 +60,9 @@ impl Read for Mute {
 }
 
 #[test]
-fn a_peer_that_reads_nothing_does_not_hold_up_the_end() {
+fn a_peer_that_reads_nothing_does_not_block_the_end() {
     let world = World::in_memory();
-    // Names enough that a pipe does not take them in, whatever they are packed with.
+    // More names than a pipe takes, even compressed.
     for number in 0..2000 {
         let name: String = noise(number, 100).iter().map(|byte| format!("{byte:02x}")).collect();
         world.write(&name, b"");

@@ -1,4 +1,4 @@
-//! Random trees and changes, and a checker that knows nothing of ksync.
+//! Random trees and changes, and a checker that shares no code with ksync.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -11,35 +11,35 @@ use proptest::test_runner::RngSeed;
 
 use crate::world::{World, noise, set_mode, set_time};
 
-/// Something that is done to a tree. Where it does not apply, it does nothing.
+/// A change of a tree. A change that does not apply does nothing.
 #[derive(Debug, Clone)]
 enum Change {
-    /// A file, in place of anything.
+    /// Creates a file, in place of anything.
     File {
         name: String,
         seed: u64,
         length: usize,
     },
-    /// A directory, in place of anything.
+    /// Creates a directory, in place of anything.
     Directory {
         name: String,
     },
-    /// A link, in place of anything.
+    /// Creates a link, in place of anything.
     Link {
         name: String,
         target: String,
     },
-    /// Nothing any more.
+    /// Removes an entry.
     Remove {
         entry: Index,
     },
-    /// Bytes inserted, overwritten or cut in a file.
+    /// Inserts, overwrites or cuts bytes of a file.
     Edit {
         entry: Index,
         at: Index,
         how: u8,
     },
-    /// Another name.
+    /// Renames an entry.
     Move {
         entry: Index,
         name: String,
@@ -55,7 +55,7 @@ enum Change {
     },
 }
 
-/// Around every threshold of the engine.
+/// Lengths around every threshold of the engine.
 fn length() -> impl Strategy<Value = usize> {
     let kib = |n: usize| (n << 10) - 1..=(n << 10) + 1;
     prop_oneof![
@@ -144,7 +144,8 @@ fn apply(root: &Path, change: &Change) {
             }
             let before = path.metadata().unwrap();
             fs::write(&path, content).unwrap();
-            // Two writes in one tick of the clock have one time, and then nobody can tell.
+            // Two writes in one tick of the clock have the same time, so no scan could tell them
+            // apart.
             if path.metadata().unwrap().modified().unwrap() == before.modified().unwrap() {
                 set_time(&path, before.mtime() + 1, 0);
             }
@@ -178,7 +179,7 @@ proptest! {
     })]
 
     #[test]
-    fn whatever_changes_the_target_follows(
+    fn the_target_follows_random_changes(
         rounds in vec(vec(change(), 0..12), 1..5), there in vec(change(), 0..6),
         download in any::<bool>(), compress in any::<bool>(), checksum in any::<bool>(),
     ) {
@@ -194,7 +195,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_was_cut_the_next_run_makes_good(
+    fn the_next_run_repairs_random_cuts(
         first in vec(change(), 1..10), second in vec(change(), 1..10), cuts in vec(0_u64..1 << 20, 1..4),
     ) {
         let mut world = World::deleting();

@@ -1,5 +1,5 @@
-//! A source, a target, a way between them that counts and can be cut, and a walker that shares no code with
-//! what it checks.
+//! A source, a target, a connection that counts bytes and can be cut, and a checker that shares no
+//! code with ksync.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,34 +19,34 @@ use ksync::wire::hello::{self, Consent, Options, Order, Role};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use tempfile::TempDir;
 
-/// A user that is not us.
+/// The id of a user other than this one.
 pub(crate) const NOBODY: u32 = 65534;
 
 pub(crate) struct World {
     pub(crate) folder: TempDir,
     pub(crate) options: Options,
-    /// The path of the source as it is typed.
+    /// The path of the source as the user types it.
     pub(crate) source: PathBuf,
     pub(crate) target: PathBuf,
-    /// Bytes from sender to receiver before the way is cut.
+    /// Bytes from sender to receiver before the connection is cut.
     pub(crate) cut_after: Option<u64>,
-    /// Runs both sides as somebody whom modes bind.
+    /// Runs both sides as a user whom modes restrict.
     pub(crate) as_nobody: bool,
     /// The sender is the agent.
     pub(crate) download: bool,
 }
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) client: Result<Summary, Failure>,
     pub(crate) agent: Result<Summary, Failure>,
-    /// Both directions together.
+    /// Bytes of both directions together.
     pub(crate) bytes: u64,
 }
 
 impl Ran {
-    /// What the client knows of a run that came to its end.
+    /// The client's summary of a complete run.
     pub(crate) fn summary(&self) -> &Summary {
         self.client.as_ref().unwrap()
     }
@@ -63,8 +63,8 @@ impl World {
         Self::within(TempDir::new().unwrap())
     }
 
-    /// In memory where the system has a place for that: on a disk, tens of thousands of files take half a
-    /// minute, and not ours.
+    /// A world in memory, if the system has a place for that. On a disk, tens of thousands of files
+    /// take half a minute, most of it outside of ksync.
     pub(crate) fn in_memory() -> Self {
         Self::within(TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap())
     }
@@ -84,7 +84,7 @@ impl World {
     }
 
     pub(crate) fn deleting() -> Self {
-        // Nobody is there who remembers that the target is a copy.
+        // No earlier run has recorded that the target is a copy, so deletions need consent.
         let consent = Consent { yes: true, ..Consent::default() };
         let options = Options { delete: true, consent, ..Options::default() };
         Self { options, ..Self::new() }
@@ -102,16 +102,16 @@ impl World {
         fs::read(self.target.join(name)).unwrap()
     }
 
-    /// A receiver that has looked ahead for so long.
+    /// A receiver that has prehashed for this long.
     pub(crate) fn looking_ahead(&self, time: Duration) -> Receiving {
-        // What changed a moment ago is not looked at.
+        // The prehash skips files that changed a moment ago.
         thread::sleep(Duration::from_millis(200));
         let receiving = Receiving::new(self.target.clone(), self.options.clone()).looking_ahead(None);
         thread::sleep(time);
         receiving
     }
 
-    /// Bytes that lie aside in the target.
+    /// Bytes of staged files in the target.
     pub(crate) fn staged_bytes(&self) -> u64 {
         staged_bytes(&self.target)
     }
@@ -149,7 +149,7 @@ impl World {
         Ran { client, agent, bytes: bytes.load(Ordering::Relaxed) }
     }
 
-    /// Runs; then nothing differs, nothing is left over, and another run finds nothing to do.
+    /// Runs, and checks: nothing differs, nothing is left over, and another run has nothing to do.
     pub(crate) fn run_and_check(&self) -> Ran {
         let ran = self.run();
         assert!(ran.agent.is_ok(), "{ran:?}");
@@ -168,7 +168,7 @@ impl World {
     }
 }
 
-/// Does what `ksync` or `ksync-agent` do with their end of the connection.
+/// Does the work of `ksync` or `ksync-agent` at their end of the connection.
 fn one_side(
     mut reader: impl Read + Send + 'static,
     mut writer: impl Write + Send + 'static,
@@ -194,14 +194,14 @@ fn one_side(
     run(reader, writer, engine, performer, !is_agent, options.compress, &Quiet)
 }
 
-/// The threads that this one starts are that user's too.
+/// Makes this thread, and the threads that it starts, run as the user nobody.
 fn become_nobody(nobody: bool) {
     if nobody {
         rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(NOBODY)).unwrap();
     }
 }
 
-/// Counts, and breaks when so many bytes have passed.
+/// Counts bytes, and breaks after a number of bytes.
 struct Counted<W> {
     stream: W,
     left: Option<u64>,
@@ -225,7 +225,7 @@ impl<W: Write> Write for Counted<W> {
     }
 }
 
-/// Bytes that lie aside in a target.
+/// Bytes of staged files in a target.
 pub(crate) fn staged_bytes(target: &Path) -> u64 {
     let Ok(staged) = fs::read_dir(target.join(".ksync")) else { return 0 };
     staged.map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
@@ -236,7 +236,7 @@ pub(crate) fn write(path: &Path, content: &[u8]) {
     fs::write(path, content).unwrap();
 }
 
-/// Bytes that do not repeat and do not shrink.
+/// Bytes that do not repeat and cannot be compressed.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
@@ -247,14 +247,14 @@ pub(crate) fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Sets the time of a path itself, not of what it may point to.
+/// Sets the time of a path itself, not of a link's target.
 pub(crate) fn set_time(path: &Path, seconds: i64, nanos: u32) {
     let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
     let times = Timestamps { last_access: time, last_modification: time };
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
-/// Everything below and with a directory, as it is.
+/// Everything in a directory, and the directory itself: kinds, contents, modes and times.
 pub(crate) fn facts(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut facts = BTreeMap::new();
     for entry in walkdir::WalkDir::new(root) {

@@ -1,5 +1,5 @@
-//! What other users of the machine can read in the command lines of its processes: nothing of what
-//! is copied.
+//! Secrecy of command lines, which other users of the machine can read: they show nothing of the
+//! copied files.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -19,22 +19,22 @@ use crate::link::Link;
 use crate::machine::Machine;
 use crate::world::{Run, World, wait_for};
 
-/// Stands in a name, a rule, a path and a content each.
+/// Markers in a name, a rule, a path and a content each.
 const SECRETS: [&str; 5] =
     ["name-verysecret", "rule-verysecret", "path-verysecret", "content-verysecret", "saved-verysecret"];
 
-/// The forms in which a secret could stand in a command line.
+/// Encodings of a secret in a command line.
 fn forms(secret: &str) -> Vec<String> {
     let mut forms = vec![secret.to_owned(), HEXLOWER.encode(secret.as_bytes())];
     for before in 0..3 {
         let text = BASE64_NOPAD.encode(&[&vec![0; before], secret.as_bytes()].concat());
-        // The first and the last digits depend on what stands beside it.
+        // The first and last digits depend on the neighbouring bytes.
         forms.push(text[4..text.len() - 4].to_owned());
     }
     forms
 }
 
-/// Reads all command lines again and again, but for those of `ksync` itself, which somebody typed.
+/// Polls all command lines, except those of `ksync` itself, which the user typed.
 struct Spy {
     stop: Arc<AtomicBool>,
     seen: Arc<Mutex<BTreeSet<String>>>,
@@ -60,7 +60,7 @@ impl Spy {
         Spy { stop, seen, thread: Some(thread) }
     }
 
-    /// The command lines since the last time.
+    /// Command lines since the last call.
     fn take(&self) -> BTreeSet<String> {
         std::mem::take(&mut *self.seen.lock().unwrap())
     }
@@ -73,8 +73,8 @@ impl Drop for Spy {
     }
 }
 
-/// Nothing secret stands in command lines, of which there are some of a world's agent; whether its
-/// first flight was sealed. Other tests have agents too.
+/// Asserts that command lines hold no secret, and that the world's agent is among them. Returns
+/// true if its first flight was sealed. Other tests have agents too.
 #[track_caller]
 fn tell_nothing(world: &World, lines: &BTreeSet<String>, when: &str) -> bool {
     for secret in SECRETS {
@@ -88,13 +88,13 @@ fn tell_nothing(world: &World, lines: &BTreeSet<String>, when: &str) -> bool {
     is_sealed
 }
 
-/// Whether there is a world's agent among command lines that was started with a word.
+/// Reports if the world's agent appears in the command lines with this word.
 fn has_agent(world: &World, lines: &BTreeSet<String>, word: &str) -> bool {
     let agents = format!("{}/agent-", world.path("machine/home/.cache/ksync").display());
     lines.iter().any(|line| line.starts_with(&agents) && line.contains(word))
 }
 
-/// A watch that runs, and the file that has what it tells.
+/// A running watch, and the file with its output.
 struct Client(Child, PathBuf);
 
 impl Drop for Client {
@@ -109,12 +109,12 @@ impl Drop for Client {
 }
 
 #[test]
-fn no_command_line_tells_a_name_a_rule_or_a_content() {
+fn no_command_line_shows_a_name_a_rule_or_a_content() {
     let Some(machine) = Machine::start() else { return };
     let world = &machine.world;
     world.tree("src").file("name-verysecret", "content-verysecret").file("other", "content-verysecret");
-    // An agent that is told what to do after its start lives for a round trip at least: so long
-    // that the spy comes by, however busy the machine is.
+    // An unsealed agent waits for its request for at least one round trip. That is long enough for
+    // the spy to see it, even on a busy machine.
     let link = Link::to(SocketAddr::from(([127, 0, 0, 1], machine.port)), Duration::from_millis(50));
     let place = |name: &str| format!("ssh://root@{}{}", link.address, world.path(name).display());
     let key = fs::read_to_string(world.path("host-key.pub")).unwrap();
@@ -125,7 +125,7 @@ fn no_command_line_tells_a_name_a_rule_or_a_content() {
     run(&["src", &up]);
     let first = spy.take();
     assert!(!tell_nothing(world, &first, "first upload"), "nothing to seal it with was known: {first:?}");
-    // One whose orders came sealed may be gone before the spy comes by: then it is done once more.
+    // A sealed agent may exit before the spy sees it; then the run is repeated.
     let is_sealed = |when: &str, run: &dyn Fn()| {
         let mut lines = BTreeSet::new();
         wait_for(when, || {
@@ -168,7 +168,7 @@ fn no_command_line_tells_a_name_a_rule_or_a_content() {
 }
 
 #[test]
-fn a_secret_that_is_another_one_costs_nothing_but_time() {
+fn a_wrong_secret_only_costs_time() {
     let Some(machine) = Machine::start() else { return };
     let world = &machine.world;
     let tree = (0..50).fold(world.tree("src"), |tree, number| tree.file(format!("name-{number}"), "text"));
@@ -196,7 +196,7 @@ fn a_secret_that_is_another_one_costs_nothing_but_time() {
         fs::write(world.path("src/changed"), format!("{number}")).unwrap();
         machine.run(["src", &machine.ssh("dst")]).ok();
         machine.rsync_finds_no_difference("src", "dst");
-        // Learnt again.
+        // Both sides have learnt the secret again.
         let known = fs::read_to_string(&near).unwrap();
         assert!(known.contains(&HEXLOWER.encode(&fs::read(&far).unwrap())), "{spoil}");
     }

@@ -1,4 +1,4 @@
-//! An upload over a long way takes further channels, and leaves nothing behind.
+//! Lanes: an upload over a long round trip uses further channels, and leaves nothing behind.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,19 +13,19 @@ use crate::link::Link;
 use crate::machine::Machine;
 use crate::world::{Run, noise, wait_for};
 
-/// A round trip that is worth five lanes.
+/// A round trip that justifies five lanes.
 const ROUND_TRIP: Duration = Duration::from_millis(60);
 
 const LARGE_BYTES: usize = 60 << 20;
 
-/// A machine with a large file to be sent there.
+/// Makes a machine, and a large file to upload.
 fn machine(settings: &[&str]) -> Option<Machine> {
     let machine = Machine::with(settings)?;
     machine.world.tree("src").file("large", noise(3, LARGE_BYTES)).file("small", "text");
     Some(machine)
 }
 
-/// Starts an upload over a way of this length.
+/// Starts an upload over a link with this round trip.
 fn upload(machine: &Machine, round_trip: Duration, options: &[&str]) -> Child {
     let link = Link::to(([127, 0, 0, 1], machine.port).into(), round_trip / 2);
     upload_over(machine, &format!("ssh://{}", link.address), options)
@@ -40,7 +40,7 @@ fn upload_over(machine: &Machine, way: &str, options: &[&str]) -> Child {
     command.spawn().expect("start")
 }
 
-/// The agents that run on a machine: those that serve an exchange, and those that are lanes.
+/// Agents that run on a machine: main agents of exchanges, and lanes.
 fn agents(machine: &Machine) -> (Vec<Pid>, Vec<Pid>) {
     let home = machine.world.path("machine/home");
     let (mut mains, mut lanes) = (Vec::new(), Vec::new());
@@ -53,7 +53,7 @@ fn agents(machine: &Machine) -> (Vec<Pid>, Vec<Pid>) {
         let id = process.file_name().and_then(|name| name.to_str()?.parse().ok()).and_then(Pid::from_raw);
         match id {
             Some(id) if argument.starts_with(b"lane:") => lanes.push(id),
-            // A process that ends has no arguments any more; one that begins is asked for its version.
+            // A process that exits has no arguments, and a starting one has `--version`.
             Some(id) if !argument.is_empty() && argument != b"--version" => mains.push(id),
             _ => {}
         }
@@ -61,7 +61,7 @@ fn agents(machine: &Machine) -> (Vec<Pid>, Vec<Pid>) {
     (mains, lanes)
 }
 
-/// Waits for the end of an upload that has to go well; how many lanes were seen.
+/// Waits for the success of an upload, and returns the number of lanes seen.
 #[track_caller]
 fn ends_well(machine: &Machine, mut client: Child) -> usize {
     let mut seen = BTreeSet::new();
@@ -76,14 +76,14 @@ fn ends_well(machine: &Machine, mut client: Child) -> usize {
     seen.len()
 }
 
-/// Nothing runs any more and nothing lies about.
+/// Asserts that no agent runs and no temporary file remains.
 #[track_caller]
 fn leaves_nothing(machine: &Machine) {
     wait_for("the end of all agents", || (agents(machine) == (Vec::new(), Vec::new())).then_some(()));
     let mut files = Vec::new();
     for entry in walkdir::WalkDir::new(machine.world.path("machine/home")) {
         let entry = entry.expect("an entry");
-        // What the agent remembers stays, and its secret.
+        // The baseline and the agent's secret stay.
         let is_remembered = entry.path().parent().is_some_and(|parent| parent.ends_with("offers"))
             || entry.file_name() == "secret";
         if !entry.file_type().is_dir() && !is_remembered {
@@ -94,7 +94,7 @@ fn leaves_nothing(machine: &Machine) {
 }
 
 #[test]
-fn over_a_long_way_further_channels_carry_an_upload() {
+fn a_long_round_trip_opens_lanes_for_an_upload() {
     let Some(machine) = machine(&[]) else { return };
     let client = upload(&machine, ROUND_TRIP, &[]);
     let lanes = ends_well(&machine, client);
@@ -102,7 +102,7 @@ fn over_a_long_way_further_channels_carry_an_upload() {
 }
 
 #[test]
-fn behind_a_bridge_too_further_channels_carry_an_upload() {
+fn an_upload_through_a_bridge_opens_lanes_too() {
     let Some(machine) = machine(&[]) else { return };
     let (bridge, _service) = machine.bridge();
     let link = Link::to(bridge.trim_start_matches("ws://").parse().expect("an address"), ROUND_TRIP / 2);
@@ -112,14 +112,14 @@ fn behind_a_bridge_too_further_channels_carry_an_upload() {
 }
 
 #[test]
-fn over_a_short_way_one_channel_does() {
+fn a_short_round_trip_opens_no_lanes() {
     let Some(machine) = machine(&[]) else { return };
     let client = upload(&machine, Duration::ZERO, &[]);
     assert_eq!(ends_well(&machine, client), 0);
 }
 
 #[test]
-fn a_chosen_number_of_channels_is_kept_to() {
+fn the_chosen_number_of_channels_is_used() {
     let Some(machine) = machine(&[]) else { return };
     for (chosen, lanes) in [("1", 0), ("3", 2)] {
         let client = upload(&machine, ROUND_TRIP, &["-j", chosen]);
@@ -129,7 +129,7 @@ fn a_chosen_number_of_channels_is_kept_to() {
 }
 
 #[test]
-fn where_the_server_allows_no_more_those_that_there_are_carry_it() {
+fn the_permitted_channels_carry_an_upload() {
     for (allowed, lanes) in [("MaxSessions=1", 0), ("MaxSessions=2", 1)] {
         let Some(machine) = machine(&[allowed]) else { return };
         let client = upload(&machine, ROUND_TRIP, &[]);
@@ -138,7 +138,7 @@ fn where_the_server_allows_no_more_those_that_there_are_carry_it() {
 }
 
 #[test]
-fn what_is_short_takes_one_channel_however_long_the_way() {
+fn a_small_upload_opens_no_lanes_at_any_round_trip() {
     let Some(machine) = machine(&[]) else { return };
     machine.world.tree("src").file("large", noise(3, 3 << 20));
     let mut client = upload(&machine, ROUND_TRIP, &[]);
@@ -151,7 +151,7 @@ fn what_is_short_takes_one_channel_however_long_the_way() {
 }
 
 #[test]
-fn lanes_that_come_too_late_go_at_once() {
+fn late_lanes_end_at_once() {
     let Some(machine) = machine(&[]) else { return };
     for size in [5 << 20, 6 << 20, 7 << 20] {
         machine.world.tree("src").file("large", noise(size as u64, size));
@@ -175,11 +175,11 @@ fn wait_for_lanes(machine: &Machine) -> (Vec<Pid>, Vec<Pid>) {
 }
 
 #[test]
-fn a_link_that_is_cut_ends_all_and_what_arrived_is_kept() {
+fn a_cut_link_ends_all_agents_and_keeps_the_received_data() {
     let Some(machine) = machine(&[]) else { return };
     machine.world.tree("src").file("large", noise(3, 4 * LARGE_BYTES));
-    // The two runs have other addresses, so the second one does not know what the first one made.
-    // A destination that is not known keeps its mode.
+    // The two runs have different addresses, so the second one knows nothing of the first. An
+    // unknown destination keeps its mode.
     machine.world.tree("dst");
     let link = Link::to(([127, 0, 0, 1], machine.port).into(), ROUND_TRIP / 2);
     let client = upload_over(&machine, &format!("ssh://{}", link.address), &["--retries", "0"]);
@@ -194,7 +194,7 @@ fn a_link_that_is_cut_ends_all_and_what_arrived_is_kept() {
 }
 
 #[test]
-fn an_upload_over_lanes_that_is_cut_again_and_again_ends_by_itself() {
+fn an_upload_over_lanes_survives_repeated_cuts() {
     const CUTS: u64 = 6;
     const BYTES_PER_CUT: u64 = 12 << 20;
     let Some(machine) = machine(&[]) else { return };
@@ -221,12 +221,12 @@ fn an_upload_over_lanes_that_is_cut_again_and_again_ends_by_itself() {
     leaves_nothing(&machine);
 }
 
-/// Starts an upload, kills what `choose` chooses once lanes are there, and runs it again.
+/// Starts an upload, kills the process that `choose` selects once lanes run, and uploads again.
 fn killed(choose: impl Fn((Vec<Pid>, Vec<Pid>)) -> Pid) -> Option<String> {
     let machine = machine(&[])?;
     machine.world.tree("src").file("large", noise(3, 4 * LARGE_BYTES));
-    // The two runs have other addresses, so the second one does not know what the first one made.
-    // A destination that is not known keeps its mode.
+    // The two runs have different addresses, so the second one knows nothing of the first. An
+    // unknown destination keeps its mode.
     machine.world.tree("dst");
     let client = upload(&machine, ROUND_TRIP, &["--retries", "0"]);
     kill_process(choose(wait_for_lanes(&machine)), Signal::KILL).expect("kill");
@@ -242,23 +242,23 @@ fn killed(choose: impl Fn((Vec<Pid>, Vec<Pid>)) -> Pid) -> Option<String> {
 }
 
 #[test]
-fn an_agent_that_is_killed_takes_its_lanes_along() {
+fn a_killed_agent_ends_its_lanes() {
     let Some(said) = killed(|(mains, _)| mains[0]) else { return };
-    assert!(said.contains("ksync: the agent ended before its time: signal KILL"), "{said}");
+    assert!(said.contains("ksync: the agent exited unexpectedly: signal KILL"), "{said}");
 }
 
 #[test]
-fn a_lane_that_is_killed_ends_the_run_with_a_cause() {
+fn a_killed_lane_ends_the_run_with_a_cause() {
     let Some(said) = killed(|(_, lanes)| lanes[1]) else { return };
     assert!(said.contains("a lane broke") || said.contains("a lane ended early"), "{said}");
 }
 
 #[test]
-fn the_names_under_which_lanes_meet_are_gone_with_them() {
+fn the_socket_names_of_lanes_vanish_with_them() {
     let Some(machine) = machine(&[]) else { return };
     let client = upload(&machine, ROUND_TRIP, &[]);
     assert!(ends_well(&machine, client) > 0);
-    // Other tests have lanes of their own: only those of processes that are gone would stay.
+    // Other tests have their own lanes. Only names of dead processes would stay.
     wait_for("the end of all names", || {
         let sockets = fs::read_to_string(Path::new("/proc/net/unix")).expect("sockets");
         (!sockets.contains("@ksync-lane-")).then_some(())

@@ -1,4 +1,4 @@
-//! A long way, in user space: what passes arrives later, and is counted.
+//! A link with a delay, in user space, which counts bytes and round trips.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What passed. What leaves an end may be an answer to all that has arrived there, so each byte has a depth: one
-/// more than that of what the near end had heard when it left there, and as much as that of what the far end had
-/// heard. What was heard in the end, at its depth, took so many round trips.
+/// Traffic counters. Bytes may answer everything that has arrived at their end before, so each byte
+/// has a depth. A byte from the near end is one deeper than the deepest byte received there. A byte
+/// from the far end is as deep as the deepest byte received there. The depth finally received at
+/// the near end is the number of round trips.
 #[derive(Default)]
 struct Passed {
     up_bytes: AtomicU64,
@@ -27,7 +28,7 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// A link to where something listens.
+    /// Makes a link to a listening server.
     pub(crate) fn to(target: SocketAddr, delay: Duration) -> Link {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -43,19 +44,19 @@ impl Link {
         Link { address, passed }
     }
 
-    /// Bytes from the near end, TCP's payload.
+    /// Bytes from the near end: TCP payload.
     pub(crate) fn up_bytes(&self) -> u64 {
         self.passed.up_bytes.load(Ordering::SeqCst)
     }
 
-    /// Ends all connections.
+    /// Cuts all connections.
     pub(crate) fn cut(&self) {
         for socket in self.passed.sockets.lock().expect("sockets").drain(..) {
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 
-    /// Round trips one after the other, that of connecting included.
+    /// Sequential round trips, connecting included.
     pub(crate) fn round_trips(&self) -> usize {
         let passed = &self.passed;
         passed.connections.load(Ordering::SeqCst) + passed.near_depth.load(Ordering::SeqCst)
@@ -63,7 +64,7 @@ impl Link {
 }
 
 fn connect(near: TcpStream, target: SocketAddr, delay: Duration, passed: &Arc<Passed>) {
-    // The kernel has accepted already: here is where the connection would have been on its way.
+    // The kernel has already accepted the connection. This delay stands for the TCP handshake.
     thread::sleep(2 * delay);
     let Ok(far) = TcpStream::connect(target) else { return };
     for socket in [&near, &far] {
@@ -88,7 +89,8 @@ fn connect(near: TcpStream, target: SocketAddr, delay: Duration, passed: &Arc<Pa
     carry(far, near, delay, leaves_far, reaches_near);
 }
 
-/// One direction: how deep what leaves is, and what to do before something of a depth arrives.
+/// Carries one direction. `depth_of` returns the depth of sent bytes, and `arrives` is called
+/// before bytes of a depth arrive.
 fn carry(
     mut from: TcpStream,
     mut to: TcpStream,

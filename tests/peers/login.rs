@@ -1,9 +1,9 @@
-//! Who is let in, and who is trusted.
+//! Logins, and trust in host keys.
 
 use crate::machine::{Machine, closed_port, make_key};
 use crate::tls::Tls;
 
-/// A machine with a source tree, and that nothing was made on it.
+/// A machine with a source tree, and with nothing written on it.
 fn machine() -> Option<Machine> {
     let machine = Machine::start()?;
     machine.world.tree("src").file("a", "text");
@@ -13,7 +13,7 @@ fn machine() -> Option<Machine> {
 #[track_caller]
 fn assert_nothing_written(machine: &Machine) {
     assert!(!machine.world.path("dst").exists());
-    // Not even the agent.
+    // Not even the agent was installed.
     assert_eq!(std::fs::read_dir(machine.world.path("machine/home")).unwrap().count(), 0);
 }
 
@@ -34,13 +34,13 @@ fn an_unknown_host_is_refused_and_not_learnt() {
     let known_hosts = machine.world.path("home/.ssh/known_hosts");
     std::fs::remove_file(&known_hosts).unwrap();
     let run = machine.run(["src", &machine.ssh("dst")]).fails(43);
-    assert!(run.stderr.contains("stands in none of the known_hosts files"), "{}", run.stderr);
+    assert!(run.stderr.contains("is not in any known_hosts file"), "{}", run.stderr);
     assert!(!known_hosts.exists());
     assert_nothing_written(&machine);
 }
 
 #[test]
-fn behind_a_bridge_the_key_of_the_first_time_counts() {
+fn the_first_host_key_behind_a_bridge_is_pinned() {
     let Some(machine) = machine() else { return };
     let (bridge, _service) = machine.bridge();
     machine.run(["src", &machine.behind(&bridge, "dst")]).ok();
@@ -84,7 +84,7 @@ fn a_wrong_key_is_not_let_in() {
 }
 
 #[test]
-fn a_closed_port_is_exit_10_on_every_way() {
+fn a_closed_port_is_exit_10_with_every_scheme() {
     let Some(machine) = machine() else { return };
     let port = closed_port();
     for scheme in ["ssh", "ws", "wss"] {
@@ -96,7 +96,7 @@ fn a_closed_port_is_exit_10_on_every_way() {
 }
 
 #[test]
-fn a_bridge_that_leads_nowhere_is_exit_10() {
+fn a_bridge_to_a_closed_port_is_exit_10() {
     let Some(mut machine) = machine() else { return };
     let real = std::mem::replace(&mut machine.port, closed_port());
     let (bridge, _service) = machine.bridge();
@@ -116,7 +116,7 @@ fn a_certificate_of_an_unknown_authority_is_refused() {
         assert!(run.stderr.contains("could not make a TLS connection to wss://localhost:"), "{}", run.stderr);
         assert!(run.stderr.contains("--ca-cert"), "{}", run.stderr);
     }
-    // Good for localhost, not for its address.
+    // The certificate is valid for localhost, but not for its address.
     let by_address = place.replace("localhost", "127.0.0.1");
     machine.run(["--ca-cert", "ca.pem", "src", &by_address]).fails(10);
     assert_nothing_written(&machine);

@@ -1,4 +1,5 @@
-//! A machine to sync with: sshd on loopback with one key that is let in, and bridges of websocat before it.
+//! A machine to sync with: sshd on loopback with one authorised key, and websocat bridges in front
+//! of it.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -10,7 +11,8 @@ use ksync::kernel::BridgeImage;
 
 use crate::world::{Run, World, path, wait_for};
 
-/// Whether all these programs are there. Says so if not, and fails where they must be.
+/// Checks that all these programs are installed. If not, prints that, or fails if peers are
+/// required.
 pub(crate) fn are_there(programs: &[&str]) -> bool {
     let folders: Vec<PathBuf> = std::env::split_paths(&path()).collect();
     let missing = programs.iter().find(|name| !folders.iter().any(|folder| folder.join(name).is_file()));
@@ -22,7 +24,7 @@ pub(crate) fn are_there(programs: &[&str]) -> bool {
     missing.is_none()
 }
 
-/// Something that is ended with the test.
+/// A process that is killed when the test drops it.
 pub(crate) struct Service(Child);
 
 impl Service {
@@ -30,7 +32,7 @@ impl Service {
         Service(command.stdin(Stdio::null()).spawn().expect("start"))
     }
 
-    /// The first line that it prints.
+    /// First line of the process's output.
     pub(crate) fn first_line(&mut self) -> String {
         let mut line = String::new();
         BufReader::new(self.0.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
@@ -45,7 +47,7 @@ impl Drop for Service {
     }
 }
 
-/// An sshd, and what is needed to get into it.
+/// An sshd, with the keys for its login.
 pub(crate) struct Machine {
     pub(crate) world: World,
     pub(crate) port: u16,
@@ -53,12 +55,12 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// `None` where peers are missing.
+    /// Starts a machine; `None` if peers are missing.
     pub(crate) fn start() -> Option<Machine> {
         Machine::with(&[])
     }
 
-    /// With further settings of sshd.
+    /// Starts a machine with extra settings of sshd.
     pub(crate) fn with(settings: &[&str]) -> Option<Machine> {
         if !are_there(&["sshd", "ssh", "ssh-keygen", "websocat", "rsync"]) {
             return None;
@@ -80,14 +82,14 @@ impl Machine {
         Some(machine)
     }
 
-    /// Puts a key of the world into `known_hosts` as that of the machine.
+    /// Records a key of the world in `known_hosts` as the machine's.
     pub(crate) fn trust(&self, key: &str) {
         let text = fs::read_to_string(self.world.path(format!("{key}.pub"))).expect("a key");
         let line = format!("[127.0.0.1]:{} {text}", self.port);
         self.world.tree("home/.ssh").file("known_hosts", line).mode("known_hosts", 0o600);
     }
 
-    /// Puts another key into the place of what `known_hosts` has.
+    /// Replaces the key in `known_hosts` by another one.
     pub(crate) fn distrust(&self) {
         if !self.world.path("other-key").exists() {
             make_key(&self.world, "other-key");
@@ -95,17 +97,17 @@ impl Machine {
         self.trust("other-key");
     }
 
-    /// A place there, straight over TCP.
+    /// An endpoint on the machine, over plain TCP.
     pub(crate) fn ssh(&self, name: &str) -> String {
         format!("ssh://root@127.0.0.1:{}{}", self.port, self.world.path(name).display())
     }
 
-    /// A place there behind a bridge.
+    /// An endpoint on the machine, behind a bridge.
     pub(crate) fn behind(&self, bridge: &str, name: &str) -> String {
         format!("{}{}", bridge.replace("://", "://root@"), self.world.path(name).display())
     }
 
-    /// Starts a bridge and answers where it listens: `ws://127.0.0.1:PORT`.
+    /// Starts a websocat bridge and returns its URL: `ws://127.0.0.1:PORT`.
     pub(crate) fn bridge(&self) -> (String, Service) {
         let (port, service) = listening(|port| {
             let mut command = self.world.command("websocat");
@@ -117,7 +119,7 @@ impl Machine {
         (format!("ws://127.0.0.1:{port}"), service)
     }
 
-    /// The same with the bridge that ksync brings to where there is no websocat.
+    /// Starts the bridge that ksync uploads to VMs without websocat.
     pub(crate) fn own_bridge(&self) -> (String, Service) {
         let program = self.world.unpack("ksync-bridge", BridgeImage::embedded().gzip);
         let (port, service) = listening(|port| {
@@ -134,7 +136,7 @@ impl Machine {
         self.world.run(["--identity", "key", "--stats"].into_iter().chain(args))
     }
 
-    /// Asserts that rsync, which looks with eyes of its own, finds no difference between two directories.
+    /// Asserts that rsync, as an independent judge, finds no difference between two directories.
     #[track_caller]
     pub(crate) fn rsync_finds_no_difference(&self, one: &str, other: &str) {
         let mut command = self.world.command("rsync");
@@ -144,7 +146,7 @@ impl Machine {
     }
 }
 
-/// An ed25519 key without a passphrase.
+/// Makes an ed25519 key without a passphrase.
 pub(crate) fn make_key(world: &World, name: &str) {
     let mut command = world.command("ssh-keygen");
     command.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(world.path(name));
@@ -154,7 +156,8 @@ pub(crate) fn make_key(world: &World, name: &str) {
 fn sshd(world: &World, port: u16, host_key: &str) -> Command {
     let option = |name: &str, value: &Path| format!("{name}={}", value.display());
     let mut command = world.command(program("sshd"));
-    // No settings of the machine that runs the tests, and an empty home: start files of a shell cost time.
+    // Ignore the machine's own settings. The home directory is empty, because shell start files
+    // cost time.
     command.args(["-D", "-e", "-f", "/dev/null", "-o", "ListenAddress=127.0.0.1", "-p", &port.to_string()]);
     for set in [
         option("HostKey", &world.path(host_key)),
@@ -176,14 +179,14 @@ fn sshd(world: &World, port: u16, host_key: &str) -> Command {
     command
 }
 
-/// sshd wants to be called by its whole path.
+/// Absolute path of a program; sshd must be started by it.
 fn program(name: &str) -> PathBuf {
     let folders: Vec<PathBuf> = std::env::split_paths(&path()).collect();
     folders.iter().map(|folder| folder.join(name)).find(|file| file.is_file()).expect("a program")
 }
 
-/// Starts a service on a port that the kernel chose, and waits until it answers there. Somebody else can take
-/// the port in between: then on another one.
+/// Starts a service on a port that the kernel chose, and waits until it answers. Another program
+/// may take the port in between; then it tries another one.
 fn listening(start: impl Fn(u16) -> Service) -> (u16, Service) {
     for _ in 0..10 {
         let chosen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
@@ -201,7 +204,7 @@ fn listening(start: impl Fn(u16) -> Service) -> (u16, Service) {
     panic!("no port is free")
 }
 
-/// The port of a listener that is closed again.
+/// Port of a listener that is closed again.
 pub(crate) fn closed_port() -> u16 {
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a port");
     listener.local_addr().expect("an address").port()

@@ -1,7 +1,8 @@
-//! Does ksync get along with what real VMs run? OpenSSH's sshd behind websocat, and rsync as the judge.
+//! Compatibility with the software of real VMs: OpenSSH's sshd behind websocat, and rsync as the
+//! judge.
 //!
-//! A test whose peers are missing says so and passes, unless `KSYNC_REQUIRE_PEERS=1`. They are looked for in
-//! `KSYNC_PEERS_BIN`, in `PATH` and where sshd lies.
+//! A test whose peers are missing reports that and passes, unless `KSYNC_REQUIRE_PEERS=1`. The
+//! tests look for peers in `KSYNC_PEERS_BIN`, in `PATH` and in the directories of sshd.
 #![cfg(feature = "sandbox")]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 

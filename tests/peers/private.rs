@@ -1,4 +1,4 @@
-//! What only we may read or change at home: keys, and what is remembered.
+//! Privacy of local files: keys, pins and stored state.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -27,7 +27,7 @@ fn a_private_key_that_others_can_read_is_not_used() {
         let said = format!("the private key key can be read by others (mode {mode:04o}), so it is not used");
         assert!(run.stderr.contains(&said) && run.stderr.contains("chmod 600 key"), "{}", run.stderr);
     }
-    // Nor where nobody named it.
+    // A default key file with such a mode is not used either.
     chmod(&key, 0o600);
     let default = machine.world.home().join(".ssh/id_ed25519");
     fs::copy(&key, &default).unwrap();
@@ -35,7 +35,7 @@ fn a_private_key_that_others_can_read_is_not_used() {
     chmod(&default, 0o644);
     let run = machine.world.run(["src", &place]).fails(40);
     assert!(run.stderr.contains("id_ed25519 can be read by others"), "{}", run.stderr);
-    // As with ssh, another owner's mode is that owner's business.
+    // As with ssh, the mode of another owner's file is that owner's business.
     if chown(&default, Some(65534), None).is_ok() {
         machine.world.run(["src", &place]).ok();
     }
@@ -44,7 +44,7 @@ fn a_private_key_that_others_can_read_is_not_used() {
 }
 
 #[test]
-fn a_state_directory_of_others_keeps_no_pin_and_no_run_out_that_needs_none() {
+fn an_unsafe_state_directory_only_stops_runs_that_need_a_pin() {
     let Some(machine) = machine() else { return };
     let (bridge, _service) = machine.bridge();
     let (pinned, known) = (machine.behind(&bridge, "dst"), machine.ssh("dst"));
@@ -66,7 +66,7 @@ fn a_state_directory_of_others_keeps_no_pin_and_no_run_out_that_needs_none() {
         let start = format!("ksync: cannot use the state directory: {} ", state.display());
         assert!(run.stderr.starts_with(&start) && run.stderr.contains(why), "{}", run.stderr);
         assert!(run.stderr.contains("chmod 700") && run.stderr.contains("XDG_STATE_HOME"), "{}", run.stderr);
-        // The key stands in the user's own known_hosts: nothing has to be kept.
+        // The key is in the user's own known_hosts, so ksync need not store it.
         let run = machine.run(["src", &known]).ok();
         assert!(run.stderr.contains(why), "{}", run.stderr);
         assert!(!machine.run(["src", "local"]).ok().stderr.contains("state"));
@@ -75,7 +75,7 @@ fn a_state_directory_of_others_keeps_no_pin_and_no_run_out_that_needs_none() {
 }
 
 #[test]
-fn a_key_is_not_kept_through_a_link() {
+fn a_pin_is_not_written_through_a_symlink() {
     let Some(machine) = machine() else { return };
     let (bridge, _service) = machine.bridge();
     let place = machine.behind(&bridge, "dst");
@@ -87,7 +87,7 @@ fn a_key_is_not_kept_through_a_link() {
     let run = machine.run(["src", &place]).fails(43);
     assert!(run.stderr.contains("it is a symbolic link, which is not written through"), "{}", run.stderr);
     assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "theirs\n");
-    // Where the key is given otherwise there is nothing to keep.
+    // With the key given as an option there is nothing to store.
     let key = fs::read_to_string(machine.world.path("host-key.pub")).unwrap();
     machine.run(["--host-key", &key, "src", &place]).ok();
     assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "theirs\n");

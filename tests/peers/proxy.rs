@@ -1,4 +1,4 @@
-//! `ksync proxy` in the place of websocat: a ProxyCommand for ssh and whatever goes over it.
+//! `ksync proxy` in place of websocat: a ProxyCommand for ssh and the programs that use it.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,7 +9,7 @@ use std::thread;
 use crate::machine::{Machine, Service, are_there, closed_port};
 use crate::world::{Run, noise};
 
-/// A machine behind a bridge, and the options with which OpenSSH's programs get there through ksync.
+/// A machine behind a bridge, and the options for OpenSSH's programs to connect through ksync.
 struct Way {
     machine: Machine,
     options: Vec<String>,
@@ -17,16 +17,17 @@ struct Way {
 }
 
 impl Way {
-    /// Through `ksync proxy` and websocat.
+    /// Connects through `ksync proxy` and websocat.
     fn new() -> Option<Way> {
         let ksync = format!("{} proxy", env!("CARGO_BIN_EXE_ksync"));
         Way::with(&ksync, Machine::bridge)
     }
 
-    /// Through websocat, as people do without ksync, and the bridge that ksync brings to where there is none.
+    /// Connects through websocat, as without ksync, and the bridge that ksync uploads to VMs
+    /// without one.
     ///
-    /// The second option is of the test: without it websocat keeps, at times and whatever is at the other end, what did
-    /// not go into a full pipe at once, and every longer download may stand still.
+    /// The second option is only for the test. Without it websocat may keep bytes that did not fit
+    /// into a full pipe, with any server, and then any longer download may hang.
     fn of_others() -> Option<Way> {
         Way::with("websocat --binary --no-async-stdio", Machine::own_bridge)
     }
@@ -59,14 +60,14 @@ impl Way {
         command
     }
 
-    /// A path there.
+    /// A path on the machine.
     fn there(&self, name: &str) -> String {
         format!("root@vm:{}", self.machine.world.path(name).display())
     }
 }
 
 #[test]
-fn ssh_runs_commands_through_it_and_their_ends_come_back() {
+fn ssh_through_the_proxy_returns_output_and_exit_code() {
     for way in [Way::new(), Way::of_others()].into_iter().flatten() {
         let run = |command: &str| {
             let mut ssh = way.command("ssh");
@@ -75,14 +76,14 @@ fn ssh_runs_commands_through_it_and_their_ends_come_back() {
         };
         let answer = run("echo there; echo trouble >&2; exit 3").fails(3);
         assert_eq!((answer.stdout.as_str(), answer.stderr.as_str()), ("there\n", "trouble\n"));
-        // More than any buffer on the way holds, in both directions.
+        // More bytes than all buffers on the connection hold, in both directions.
         let much = run("head -c 20000000 /dev/zero | tr '\\0' x").ok();
         assert_eq!(much.stdout.len(), 20_000_000);
     }
 }
 
 #[test]
-fn scp_and_sftp_copy_through_it() {
+fn scp_and_sftp_copy_through_the_proxy() {
     for way in [Way::new(), Way::of_others()].into_iter().flatten() {
         let world = &way.machine.world;
         let content = noise(7, 5_000_000);
@@ -100,7 +101,7 @@ fn scp_and_sftp_copy_through_it() {
         }
         let mut sftp = way.command("sftp");
         sftp.args(["-q", "-b", "batch", "root@vm"]);
-        // Relative paths there are below the home, which is empty.
+        // Relative paths on the machine are below the home directory, which is empty.
         let batch = format!("cd {}\nput file up\nget up back\n", world.path("").display());
         fs::write(world.path("batch"), batch).unwrap();
         Run::of(sftp).ok();
@@ -109,7 +110,7 @@ fn scp_and_sftp_copy_through_it() {
 }
 
 #[test]
-fn rsync_copies_through_it() {
+fn rsync_copies_through_the_proxy() {
     for way in [Way::new(), Way::of_others()].into_iter().flatten() {
         let world = &way.machine.world;
         world.tree("src").with_everything().file("large", noise(3, 3 << 20));
@@ -121,10 +122,10 @@ fn rsync_copies_through_it() {
     }
 }
 
-/// What VS Code does: a shell that is fed a script and stays, and beside it connections to a server on the VM that the
-/// script started, by SOCKS.
+/// VS Code's procedure: a shell that reads a script and stays. Beside it, SOCKS connections go to a
+/// server on the VM that the script started.
 #[test]
-fn an_editor_reaches_its_server_through_it() {
+fn an_editor_reaches_its_server_through_the_proxy() {
     for way in [Way::new(), Way::of_others()].into_iter().flatten() {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = server.local_addr().unwrap().port();
@@ -172,7 +173,7 @@ fn an_editor_reaches_its_server_through_it() {
 }
 
 #[test]
-fn a_bridge_that_is_not_there_is_told() {
+fn a_missing_bridge_is_reported() {
     let Some(machine) = Machine::start() else { return };
     let url = format!("ws://127.0.0.1:{}", closed_port());
     let run = machine.world.run(["proxy", &url]).fails(10);

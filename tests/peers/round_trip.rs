@@ -1,4 +1,4 @@
-//! Up and down over every way there is; afterwards rsync finds no difference.
+//! Uploads and downloads over every kind of connection, verified by rsync.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,11 +8,11 @@ use crate::machine::Machine;
 use crate::tls::Tls;
 use crate::world::noise;
 
-/// So many files of other people's sources.
+/// Limit of copied third-party source files.
 const SOURCE_FILES_MAX: usize = 3000;
 
-/// Up to the machine, down again, and once more with changes, judged by rsync each time. `place` makes a
-/// place of a directory there.
+/// Uploads, downloads, and repeats both with changes; rsync verifies each step. `place` makes an
+/// endpoint from a directory's name.
 #[track_caller]
 fn goes_round(machine: &Machine, options: &[&str], place: impl Fn(&str) -> String) {
     let world = &machine.world;
@@ -40,21 +40,21 @@ fn goes_round(machine: &Machine, options: &[&str], place: impl Fn(&str) -> Strin
 }
 
 #[test]
-fn through_sshd_behind_websocat() {
+fn a_round_trip_works_through_websocat() {
     let Some(machine) = Machine::start() else { return };
     let (bridge, _service) = machine.bridge();
     goes_round(&machine, &[], |name| machine.behind(&bridge, name));
 }
 
 #[test]
-fn through_sshd_behind_our_own_bridge() {
+fn a_round_trip_works_through_ksyncs_bridge() {
     let Some(machine) = Machine::start() else { return };
     let (bridge, _service) = machine.own_bridge();
     goes_round(&machine, &[], |name| machine.behind(&bridge, name));
 }
 
 #[test]
-fn through_sshd_behind_websocat_and_tls() {
+fn a_round_trip_works_through_websocat_and_tls() {
     let Some(machine) = Machine::start() else { return };
     let (bridge, _service) = machine.bridge();
     let tls = Tls::before(&bridge, &machine.world);
@@ -62,13 +62,13 @@ fn through_sshd_behind_websocat_and_tls() {
 }
 
 #[test]
-fn through_sshd_alone() {
+fn a_round_trip_works_over_plain_ssh() {
     let Some(machine) = Machine::start() else { return };
     goes_round(&machine, &[], |name| machine.ssh(name));
 }
 
 #[test]
-fn with_the_setup_that_the_kernel_cli_prints() {
+fn a_round_trip_works_with_the_setup_of_the_kernel_cli() {
     let Some(machine) = Machine::start() else { return };
     let (bridge, _service) = machine.bridge();
     let key = machine.world.path("key");
@@ -89,7 +89,7 @@ fn with_the_setup_that_the_kernel_cli_prints() {
 }
 
 #[test]
-fn other_peoples_sources_arrive_as_they_are() {
+fn third_party_sources_arrive_unchanged() {
     let Some(machine) = Machine::start() else { return };
     let world = &machine.world;
     copy_sources(&world.path("src"));
@@ -103,7 +103,7 @@ fn other_peoples_sources_arrive_as_they_are() {
     assert_eq!(again.sent_bytes, 0);
 }
 
-/// Copies the sources that cargo has unpacked on this machine: real names, sizes and modes.
+/// Copies the sources that cargo has unpacked on this machine, with real names, sizes and modes.
 fn copy_sources(to: &Path) {
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| Some(std::env::home_dir()?.join(".cargo"))).expect("a home");

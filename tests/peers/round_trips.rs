@@ -1,4 +1,4 @@
-//! How often a sync waits for the other side.
+//! Round trips of a sync.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -7,10 +7,11 @@ use crate::link::Link;
 use crate::machine::Machine;
 use crate::world::noise;
 
-/// TCP 1, WebSocket 1, key exchange 2, login 3, channel 1, and the answer of the agent.
+/// TCP 1, WebSocket 1, key exchange 2, login 3, channel 1, and the agent's answer 1.
 const ROUND_TRIPS: usize = 9;
 
-/// So much goes up: the script that starts the agent, and in hex behind it the hello and the manifest.
+/// Limit of the upload: the script that starts the agent, and after it the hello and the manifest
+/// in hex.
 const UP_BYTES_MAX: u64 = 8000;
 
 const ROUND_TRIP: Duration = Duration::from_millis(300);
@@ -46,7 +47,7 @@ fn finding_nothing_to_do_takes_nine_round_trips_and_eight_kilobytes() {
     );
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{seen}\n").as_bytes());
     assert!(ways[1].round_trips() <= ROUND_TRIPS, "{seen}");
-    // The work of both sides differs from run to run by less than a round trip.
+    // The work of both sides varies by less than a round trip between runs.
     assert!(trips < ROUND_TRIPS as f64 + 0.9, "{seen}");
     assert!(ways[1].up_bytes() <= UP_BYTES_MAX, "{seen}");
 }

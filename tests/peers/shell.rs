@@ -1,4 +1,4 @@
-//! `ksync ssh SESSION` on a real sshd: a session that is remembered leads there, without any API.
+//! `ksync ssh SESSION` with a real sshd, to a session from the store, without an API.
 
 use crate::machine::Machine;
 use crate::tls::Tls;
@@ -20,7 +20,7 @@ fn machine() -> Option<(Machine, impl Sized)> {
         "vm_domain": address,
         "host_key": host_key.trim(),
         "key_file": world.path("key"),
-        // Nobody is there; that is told nobody.
+        // This port is closed, and ksync does not report that.
         "cdp_ws_url": format!("ws://{address}:1/"),
         "base_url": "https://api.example",
     });
@@ -31,7 +31,7 @@ fn machine() -> Option<(Machine, impl Sized)> {
 }
 
 #[test]
-fn a_shell_has_a_terminal_of_its_own_and_a_command_has_none() {
+fn a_shell_has_a_terminal_and_a_command_has_none() {
     let Some((machine, _services)) = machine() else { return };
     let ssh = |args: &[&str]| machine.world.ksync(["ssh", "--ca-cert", "ca.pem", "vm"].iter().chain(args));
     let run = Run::of(ssh(&["test -t 0 || echo none; echo oops >&2; exit 3"]));
@@ -44,7 +44,7 @@ fn a_shell_has_a_terminal_of_its_own_and_a_command_has_none() {
     desk.sees("17 91\r\nvt220\r\n");
     desk.sees(PROMPT);
     desk.resize(132, 50);
-    // It is told of it before it is told of what is typed afterwards, but not before somebody looks.
+    // sshd gets the new size before the next input, but a program sees it only when it asks.
     desk.types("until [ \"$(stty size)\" = '50 132' ]; do :; done; echo re\"\"sized\n");
     desk.sees("resized\r\n");
     desk.types("echo be\"\"gun; sleep 1000\n");
@@ -56,7 +56,7 @@ fn a_shell_has_a_terminal_of_its_own_and_a_command_has_none() {
 }
 
 #[test]
-fn the_keys_that_edit_a_line_are_those_of_the_terminal() {
+fn the_editing_keys_of_the_local_terminal_apply() {
     let Some((machine, _services)) = machine() else { return };
     let ssh = machine.world.ksync(["ssh", "--ca-cert", "ca.pem", "vm"]);
     let mut program = machine.world.command("sh");

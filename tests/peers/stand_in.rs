@@ -1,11 +1,11 @@
-//! `ksync sandbox` in the foreground is a VM to real clients.
+//! `ksync sandbox` in the foreground, with real clients.
 
 use std::process::{Command, Stdio};
 
 use crate::machine::{Service, are_there};
 use crate::world::{Run, World};
 
-/// Runs `ksync sandbox --json` and answers what it printed.
+/// Runs `ksync sandbox --json`, and returns its output.
 fn sandbox(world: &World) -> (Service, serde_json::Value) {
     let mut command: Command = world.ksync(["sandbox", "--json"]);
     command.stdout(Stdio::piped()).stderr(Stdio::null());
@@ -15,7 +15,7 @@ fn sandbox(world: &World) -> (Service, serde_json::Value) {
 }
 
 #[test]
-fn the_printed_command_logs_in_and_runs_what_is_asked() {
+fn the_printed_ssh_command_runs_a_command() {
     if !are_there(&["ssh", "websocat"]) {
         return;
     }
@@ -31,7 +31,7 @@ fn the_printed_command_logs_in_and_runs_what_is_asked() {
 }
 
 #[test]
-fn the_printed_setup_is_one_that_ksync_takes() {
+fn ksync_accepts_the_printed_setup() {
     let world = World::new();
     world.tree("src").with_everything();
     let (_service, told) = sandbox(&world);
@@ -42,7 +42,7 @@ fn the_printed_setup_is_one_that_ksync_takes() {
 }
 
 #[test]
-fn rsync_reaches_it_through_websocat() {
+fn rsync_reaches_the_sandbox_through_websocat() {
     if !are_there(&["ssh", "websocat", "rsync"]) {
         return;
     }
@@ -54,7 +54,7 @@ fn rsync_reaches_it_through_websocat() {
     let mut command = world.command("rsync");
     command.args(["-a", "-e", ssh, "src/", &place]);
     Run::of(command).ok();
-    // Judged by rsync itself, which leaves a time alone that is the same to the second.
+    // rsync is the judge; it ignores differences of less than a second in times.
     let mut command = world.command("rsync");
     command.args(["-anic", "--delete", "src/", "dst/"]);
     assert_eq!(Run::of(command).ok().stdout, "");

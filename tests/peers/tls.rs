@@ -1,4 +1,4 @@
-//! TLS before a bridge, with a certificate of a CA that only this test knows.
+//! TLS in front of a bridge, with a certificate of a CA that only this test knows.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::world::World;
 
-/// Takes TLS off what comes and passes it on. Ends when it is dropped.
+/// A TLS proxy in front of a bridge. It ends when dropped.
 pub(crate) struct Tls {
     /// `wss://localhost:PORT`.
     pub(crate) url: String,
@@ -22,15 +22,15 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// TLS before the bridge at `url`, good for `localhost`. Leaves the CA's certificate as `ca.pem`, and as
-    /// `other-ca.pem` that of one that has nothing to do with it.
+    /// Puts TLS in front of the bridge at `url`, valid for `localhost`. Writes the CA's certificate
+    /// to `ca.pem`, and that of an unrelated CA to `other-ca.pem`.
     pub(crate) fn before(url: &str, world: &World) -> Tls {
         Tls::at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), "localhost", url, world)
     }
 
-    /// The same at the port of the bridges of VMs, and good for its address, which is one of those that lead home.
+    /// The same at the bridge port of VMs, valid for its loopback address.
     pub(crate) fn as_of_a_vm(url: &str, world: &World) -> (Tls, IpAddr) {
-        // The port is always the same, so each test of each process has an address of its own.
+        // The port is fixed, so each test of each process has its own address.
         static COUNT: AtomicU8 = AtomicU8::new(32);
         let [_, _, high, low] = std::process::id().to_be_bytes();
         let address = IpAddr::from([127, COUNT.fetch_add(1, Ordering::Relaxed), high, low]);

@@ -1,4 +1,4 @@
-//! A platform of a test's own, and HTTP/1.1 by hand.
+//! A platform for one test, and HTTP/1.1 written by hand.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -13,15 +13,15 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio_tungstenite::WebSocketStream;
 
-/// A platform that runs until it is dropped.
+/// A platform, stopped when dropped.
 pub(crate) struct Cloud {
     pub(crate) runtime: Runtime,
     pub(crate) platform: Option<Platform>,
-    /// Holds its home.
+    /// Holds the platform's home directory.
     _folder: tempfile::TempDir,
 }
 
-/// An answer.
+/// An HTTP answer.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -37,7 +37,7 @@ impl Cloud {
         Cloud::with_time_scale(1.0)
     }
 
-    /// One whose clock goes so many times as fast.
+    /// Starts a platform whose clock runs `time_scale` times as fast.
     pub(crate) fn with_time_scale(time_scale: f64) -> Cloud {
         let folder = tempfile::tempdir().expect("a folder");
         let runtime = Runtime::new().expect("a runtime");
@@ -60,12 +60,12 @@ impl Cloud {
         self.platform().base_url().strip_prefix("http://").expect("a URL").to_owned()
     }
 
-    /// A call with the key.
+    /// Makes a call with the key.
     pub(crate) fn call(&self, method: &str, path: &str, body: &[u8]) -> Reply {
         self.attempt(method, path, body).expect("an answer")
     }
 
-    /// A form with the key.
+    /// Sends a form with the key.
     pub(crate) fn form(&self, path: &str, fields: &[(&str, &[u8])]) -> Reply {
         let mut body = Vec::new();
         for (name, content) in fields {
@@ -85,13 +85,13 @@ impl Cloud {
         send(&self.address(), method, path, &key, body)
     }
 
-    /// A call with the key whose answer nobody has waited for yet.
+    /// Sends a call with the key, without waiting for the answer.
     pub(crate) fn begin(&self, method: &str, path: &str, body: &Value) -> TcpStream {
         let key = format!("Authorization: Bearer {}\r\n", self.platform().api_key());
         request(&self.address(), method, path, &key, body.to_string().as_bytes()).expect("a connection")
     }
 
-    /// A call with these lines for headers, and not the key.
+    /// Makes a call with these header lines, without the key.
     pub(crate) fn bare(&self, method: &str, path: &str, headers: &str) -> Reply {
         send(&self.address(), method, path, headers, b"").expect("an answer")
     }
@@ -108,12 +108,12 @@ impl Cloud {
         self.call("PUT", path, body.to_string().as_bytes())
     }
 
-    /// A new session, as it is described.
+    /// Description of a new session.
     pub(crate) fn browser(&self, wish: &Value) -> Value {
         self.post("/browsers", wish).has(200).json()
     }
 
-    /// The id of a new session that nothing special was wished for.
+    /// Id of a new session with default properties.
     pub(crate) fn session(&self) -> String {
         text(&self.browser(&json!({}))["session_id"])
     }
@@ -123,7 +123,7 @@ impl Cloud {
         self.exec(id, &json!({ "command": "/bin/sh", "args": ["-c", line] }))
     }
 
-    /// Runs a program in a session, which has to go as far as an exit code.
+    /// Runs a program in a session, and asserts that it has an exit code.
     #[track_caller]
     pub(crate) fn exec(&self, id: &str, program: &Value) -> Ran {
         let value = self.post(&format!("/browsers/{id}/process/exec"), program).has(200).json();
@@ -135,28 +135,28 @@ impl Cloud {
         }
     }
 
-    /// Asks for a fault.
+    /// Requests a fault.
     pub(crate) fn fault(&self, fault: &Value) {
         self.post("/_sandbox/faults", fault).has(204);
     }
 
-    /// Lets time pass on the platform.
+    /// Advances the platform's clock.
     pub(crate) fn pass(&self, seconds: f64) {
         self.post("/_sandbox/clock", &json!({ "advance_seconds": seconds })).has(200);
     }
 
-    /// What the stand-in itself knows of a session.
+    /// The emulator's own record of a session.
     pub(crate) fn inside(&self, id: &str) -> Value {
         self.get(&format!("/_sandbox/sessions/{id}")).has(200).json()
     }
 
-    /// Where a session's clock is; `gone` when there is no session.
+    /// Stage of a session's clock; `gone` if the session does not exist.
     pub(crate) fn stage(&self, id: &str) -> String {
         let reply = self.get(&format!("/_sandbox/sessions/{id}"));
         if reply.status == 404 { "gone".to_owned() } else { text(&reply.json()["stage"]) }
     }
 
-    /// Opens the socket of a session.
+    /// Opens the CDP socket of a session.
     pub(crate) fn cdp(&self, browser: &Value) -> Cdp {
         let url = text(&browser["cdp_ws_url"]);
         let address =
@@ -167,7 +167,7 @@ impl Cloud {
         })
     }
 
-    /// Waits for a socket to be closed by the other side.
+    /// Waits until the other side closes a socket.
     pub(crate) fn ends(&self, cdp: &mut Cdp) {
         self.runtime.block_on(async {
             let ended = async { while let Some(Ok(_)) = cdp.next().await {} };
@@ -184,7 +184,7 @@ impl Drop for Cloud {
     }
 }
 
-/// What a program came to.
+/// Result of a program.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ran {
     pub(crate) exit_code: i64,
@@ -216,7 +216,7 @@ impl Reply {
         assert_eq!(self.header("content-type"), Some("application/json"));
     }
 
-    /// Asserts an error from inside of a VM: a message and nothing else.
+    /// Asserts an error from inside a VM: a message and nothing else.
     #[track_caller]
     pub(crate) fn says(&self, status: u16, message: &str) {
         assert_eq!((self.status, self.json()), (status, json!({ "message": message })));
@@ -229,7 +229,7 @@ pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("no string: {value}")).to_owned()
 }
 
-/// What was in base64.
+/// Decodes base64.
 #[track_caller]
 pub(crate) fn decoded(value: &Value) -> Vec<u8> {
     STANDARD.decode(text(value)).expect("base64")
@@ -247,7 +247,7 @@ fn request(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) 
         socket,
         "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n"
     )?;
-    // Who is refused is answered before it has said all.
+    // The server may answer a refused request before it has read everything.
     let _ = socket.write_all(body);
     Ok(socket)
 }

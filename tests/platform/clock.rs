@@ -1,4 +1,4 @@
-//! The life of a session: what keeps it, what does not, and what its end takes along.
+//! The life of a session: activity, idleness, and the effects of its end.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use crate::client::{Cloud, text};
 use crate::world::wait_for;
 
 #[test]
-fn standby_comes_after_five_seconds_and_the_end_when_the_timeout_has_run_after_that() {
+fn standby_starts_after_five_seconds_and_then_the_timeout_runs() {
     let cloud = Cloud::new();
     let id = text(&cloud.browser(&json!({ "timeout_seconds": 100 }))["session_id"]);
     let root = PathBuf::from(text(&cloud.inside(&id)["root"]));
     assert_eq!(cloud.stage(&id), "quiet");
     cloud.pass(5.0);
     assert_eq!(cloud.stage(&id), "standby");
-    // Neither programs nor files are activity.
+    // Neither programs nor files count as activity.
     assert_eq!(cloud.sh(&id, "echo in").stdout, "in\n");
     cloud.pass(90.0);
     assert_eq!(cloud.stage(&id), "standby");
@@ -30,7 +30,7 @@ fn standby_comes_after_five_seconds_and_the_end_when_the_timeout_has_run_after_t
 }
 
 #[test]
-fn a_cdp_client_keeps_a_session_and_its_going_starts_the_clock_anew() {
+fn a_cdp_client_keeps_a_session_and_its_end_restarts_the_clock() {
     let cloud = Cloud::new();
     let browser = cloud.browser(&json!({ "timeout_seconds": 10 }));
     let id = text(&browser["session_id"]);
@@ -66,7 +66,7 @@ fn a_cdp_socket_lasts_an_hour_or_as_long_as_its_session() {
 }
 
 #[test]
-fn a_token_is_good_for_as_long_as_was_asked_for() {
+fn a_token_expires_after_the_requested_time() {
     let cloud = Cloud::new();
     cloud.fault(&json!({ "call": "create", "token_seconds": 60 }));
     let browser = cloud.browser(&json!({ "timeout_seconds": 3600 }));
@@ -74,13 +74,13 @@ fn a_token_is_good_for_as_long_as_was_asked_for() {
         text(&browser["cdp_ws_url"]).splitn(4, '/').nth(3).map(|path| format!("/{path}")).expect("a path");
     let mut cdp = cloud.cdp(&browser);
     cloud.pass(61.0);
-    // Whoever came in time stays.
+    // A client that connected in time stays connected.
     cloud.runtime.block_on(cdp.send(Message::Ping("still there?".into()))).expect("a ping");
     cloud.get(&path).is_error(401, "unauthorized");
 }
 
 #[test]
-fn a_session_gets_older_when_the_clock_is_moved() {
+fn a_session_ages_when_the_clock_is_advanced() {
     let cloud = Cloud::new();
     let created = |browser: &serde_json::Value| text(&browser["created_at"]);
     let day_of = |text: &str| text[8..10].parse::<i32>().expect("a day");
@@ -90,7 +90,7 @@ fn a_session_gets_older_when_the_clock_is_moved() {
     assert_eq!(created(&cloud.get(&path).json()), created(&browser));
     cloud.pass(2.0 * 86_400.0);
     let later = created(&cloud.get(&path).json());
-    // Or there is the end of a month between them.
+    // The end of a month may lie between them.
     let apart = day_of(&created(&browser)) - day_of(&later);
     assert!(apart == 2 || apart < -25, "{later}");
     assert_eq!(later[11..], created(&browser)[11..]);
@@ -118,13 +118,13 @@ fn computer_control_is_activity() {
 }
 
 #[test]
-fn an_end_comes_by_itself_and_sooner_on_a_clock_that_goes_faster() {
+fn a_session_expires_sooner_on_a_faster_clock() {
     let cloud = Cloud::with_time_scale(30.0);
     let begun = Instant::now();
     let id = text(&cloud.browser(&json!({ "timeout_seconds": 10 }))["session_id"]);
     wait_for("standby", || (cloud.stage(&id) == "standby").then_some(()));
     wait_for("the end", || (cloud.stage(&id) == "gone").then_some(()));
-    // 15 s, and up to 5 more until somebody looks.
+    // The session lives 15 s, and the platform checks every 5 s.
     assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }

@@ -1,4 +1,4 @@
-//! Faults on request, and the count of calls.
+//! Faults on request, and call counters.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use serde_json::json;
 use crate::client::{Cloud, text};
 
 #[test]
-fn too_many_requests_come_with_the_time_to_wait() {
+fn a_429_fault_has_a_retry_after_header() {
     let cloud = Cloud::new();
     cloud.fault(&json!({ "call": "create", "status": 429, "headers": { "Retry-After": "2" } }));
     cloud.fault(&json!({ "call": "create", "status": 529, "times": 2 }));
-    // Who has no key spends nobody's fault.
+    // A call without the key uses no fault up.
     cloud.bare("POST", "/browsers", "").is_error(401, "unauthorized");
     let refused = cloud.post("/browsers", &json!({}));
     refused.is_error(429, "too_many_requests");
@@ -36,7 +36,7 @@ fn any_call_can_fail_with_a_message_only() {
 }
 
 #[test]
-fn answers_can_be_late_or_never_come() {
+fn answers_can_be_delayed_or_withheld() {
     let cloud = Cloud::new();
     cloud.fault(&json!({ "call": "list", "delay_ms": 300 }));
     let begun = Instant::now();
@@ -48,7 +48,7 @@ fn answers_can_be_late_or_never_come() {
 }
 
 #[test]
-fn a_fault_that_is_none_is_told_and_all_can_be_forgotten() {
+fn an_invalid_fault_is_refused_and_all_can_be_removed() {
     let cloud = Cloud::new();
     cloud.post("/_sandbox/faults", &json!({ "stauts": 500 })).is_error(422, "unprocessable_entity");
     cloud.post("/_sandbox/faults", &json!({ "call": "frobnicate" })).is_error(422, "unprocessable_entity");

@@ -1,4 +1,4 @@
-//! `fs/…`.
+//! `fs/…`: the files API.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
@@ -36,7 +36,7 @@ impl Files {
 }
 
 #[test]
-fn what_is_written_is_read_and_lies_below_the_root() {
+fn written_files_are_readable_and_stay_below_the_root() {
     let files = Files::new();
     let noise = crate::world::noise(1, 5_000_000);
     files.write("path=%2Fdeep%2Fdown%2Fa%20b&mode=0640", &noise).has(201);
@@ -46,7 +46,7 @@ fn what_is_written_is_read_and_lies_below_the_root() {
     assert_eq!(read.header("content-length"), Some("5000000"));
     let there = files.root.join("deep/down/a b");
     assert_eq!(std::fs::metadata(&there).expect("a file").permissions().mode() & 0o777, 0o640);
-    // What is named as on this machine is the same file, and nothing climbs out.
+    // A path that already starts with the root names the same file, and no path leads out.
     let named = there.display().to_string().replace(' ', "%20");
     assert_eq!(files.get("file_info", &named).has(200).json()["size_bytes"], 5_000_000);
     files.write("path=/../../../../up", b"up").has(201);
@@ -74,7 +74,7 @@ fn a_running_program_cannot_be_written() {
     files.write("path=/usr/local/bin/own-sleep&mode=755", &sleep).has(201);
     let spawn = format!("/browsers/{}/process/spawn", files.id);
     let program = json!({ "command": "/usr/local/bin/own-sleep", "args": ["1000"] });
-    // Another thread may be starting something and hold the file open for a moment, as it may in the VM.
+    // As in the VM, a fork of another thread may hold the file open for a moment.
     wait_for("its start", || (files.cloud.post(&spawn, &program).status == 200).then_some(()));
     files.write("path=/usr/local/bin/own-sleep", &sleep).says(500, "unable to create file");
 }
@@ -130,12 +130,12 @@ fn entries_are_moved_changed_and_deleted() {
 }
 
 #[test]
-fn many_files_are_uploaded_in_one_form_or_none() {
+fn one_form_uploads_many_files_or_none() {
     let files = Files::new();
     let upload =
         |fields: &[(&str, &[u8])]| files.cloud.form(&format!("/browsers/{}/fs/upload", files.id), fields);
     let noise = crate::world::noise(2, 1_000_000);
-    // In any order, and with anything in them.
+    // The fields come in any order, with arbitrary content.
     let fields: [(&str, &[u8]); 4] = [
         ("files[0][file]", &noise),
         ("files[1][dest_path]", b"/tmp/b"),
@@ -158,7 +158,7 @@ fn many_files_are_uploaded_in_one_form_or_none() {
 }
 
 #[test]
-fn a_directory_comes_as_an_archive_and_goes_back_as_one() {
+fn a_directory_is_downloaded_and_uploaded_as_an_archive() {
     let files = Files::new();
     files.write("path=/tmp/d/sub/a&mode=700", b"content").has(201);
     files.write("path=/tmp/d/b", &crate::world::noise(3, 100_000)).has(201);
@@ -172,7 +172,7 @@ fn a_directory_comes_as_an_archive_and_goes_back_as_one() {
     }
     let mode = std::fs::metadata(files.root.join("new/place/sub/a")).expect("a file").mode() & 0o777;
     assert_eq!(mode, 0o700);
-    // Nothing leads out of where it is unpacked.
+    // No entry of an archive leads out of its directory.
     let climbing: Vec<u8> =
         packed.body.windows(5).enumerate().fold(packed.body.clone(), |mut body, (at, name)| {
             if name == b"sub/a" {

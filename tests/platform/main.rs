@@ -1,5 +1,5 @@
-//! Is the stand-in for the platform what the platform is? Each call, each quirk, and the clock, by HTTP that is
-//! written out here, so that no client smooths anything over.
+//! The emulator of the platform: each call, each quirk, and the clock. The tests write their HTTP
+//! by hand, so that no client hides a difference.
 #![cfg(feature = "sandbox")]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! `/browser_pools`.
+//! `/browser_pools`: sessions to lend.
 
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ fn release(cloud: &Cloud, browser: &Value, reuse: bool) {
 }
 
 #[test]
-fn a_pool_lends_what_it_has_and_answers_nothing_when_it_has_no_more() {
+fn a_pool_lends_its_sessions_and_then_answers_204() {
     let cloud = Cloud::new();
     pool(&cloud, 1);
     let one = acquire(&cloud);
@@ -56,7 +56,7 @@ fn an_acquisition_waits_for_a_release() {
 }
 
 #[test]
-fn files_stay_behind_unless_the_session_is_not_to_be_used_again() {
+fn files_stay_in_a_pool_session_unless_reuse_is_off() {
     let cloud = Cloud::new();
     pool(&cloud, 1);
     let one = acquire(&cloud);
@@ -65,7 +65,7 @@ fn files_stay_behind_unless_the_session_is_not_to_be_used_again() {
     };
     cloud.call("PUT", &file(&one, "write_file"), b"here").has(201);
     release(&cloud, &one, true);
-    // While it waits its clock stands.
+    // The clock stops while the session waits in the pool.
     cloud.pass(3600.0);
     let two = acquire(&cloud);
     assert_eq!(cloud.get(&file(&two, "read_file")).has(200).body, b"here");
@@ -73,7 +73,7 @@ fn files_stay_behind_unless_the_session_is_not_to_be_used_again() {
     let three = acquire(&cloud);
     assert_ne!(three["session_id"], two["session_id"]);
     cloud.get(&file(&three, "read_file")).says(404, "file not found");
-    // Once it is lent, it runs.
+    // The clock runs while the session is lent.
     cloud.pass(3600.0);
     assert_eq!(cloud.stage(&text(&three["session_id"])), "gone");
     assert_eq!(cloud.get("/browser_pools/few").json()["acquired_count"], 0);

@@ -1,4 +1,4 @@
-//! `process/exec`.
+//! `process/exec`: commands that run to their end.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ fn ran(exit_code: i64, stdout: &str, stderr: &str) -> Ran {
     Ran { exit_code, stdout: stdout.to_owned(), stderr: stderr.to_owned() }
 }
 
-/// Whether there is such a process that has not ended. Its state says so at every moment: its command line is empty
-/// while it executes another program.
+/// Reports if a process exists and has not exited. The state is always valid, while the command
+/// line is empty during an exec.
 fn is_alive(pid: &str) -> bool {
     let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
     let state = state.as_deref().and_then(|line| line.rsplit_once(") ")).map(|(_, rest)| rest);
@@ -21,7 +21,7 @@ fn is_alive(pid: &str) -> bool {
 }
 
 #[test]
-fn a_program_runs_without_a_shell_and_with_an_environment_of_its_own() {
+fn a_program_runs_without_a_shell_in_its_own_environment() {
     let cloud = Cloud::new();
     let id = cloud.session();
     let root = text(&cloud.inside(&id)["root"]);
@@ -40,7 +40,7 @@ fn a_program_runs_without_a_shell_and_with_an_environment_of_its_own() {
 }
 
 #[test]
-fn what_cannot_be_run_is_an_error_from_inside() {
+fn an_invalid_program_is_an_error_from_the_vm() {
     let cloud = Cloud::new();
     let id = cloud.session();
     let exec = |program| cloud.post(&format!("/browsers/{id}/process/exec"), &program);
@@ -89,7 +89,7 @@ fn exec_hangs_on_an_inherited_output_even_beyond_its_timeout() {
 }
 
 #[test]
-fn who_does_not_wait_for_an_answer_ends_the_process() {
+fn a_client_that_disconnects_ends_its_process() {
     let cloud = Cloud::new();
     let id = cloud.session();
     let program = json!({ "command": "/bin/sh", "args": ["-c", "echo $$ >pid; exec sleep 1000"] });
@@ -112,7 +112,7 @@ fn a_vm_has_no_rsync_zstd_or_rclone() {
 }
 
 #[test]
-fn nothing_is_left_of_a_session_and_of_its_platform() {
+fn a_session_and_its_platform_leave_nothing_behind() {
     let mut cloud = Cloud::new();
     let id = cloud.session();
     let line = "setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo $!";

@@ -1,4 +1,4 @@
-//! `/browsers`.
+//! `/browsers`: sessions.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::client::{Cloud, text};
 
 #[test]
-fn a_session_is_made_found_changed_and_deleted() {
+fn a_session_is_created_found_changed_and_deleted() {
     let cloud = Cloud::new();
     let made = cloud
         .browser(&json!({ "name": "one", "timeout_seconds": 300, "headless": true, "kiosk_mode": true }));
@@ -35,7 +35,7 @@ fn a_session_is_made_found_changed_and_deleted() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_and_says_why() {
+fn an_invalid_request_is_refused_with_a_reason() {
     let cloud = Cloud::new();
     let made = cloud.browser(&json!({ "name": "one" }));
     for timeout in [9, 259_201] {
@@ -56,7 +56,7 @@ fn what_makes_no_sense_is_refused_and_says_why() {
 }
 
 #[test]
-fn only_the_key_lets_in() {
+fn a_call_without_the_key_is_refused() {
     let cloud = Cloud::new();
     for headers in ["", "Authorization: Bearer wrong\r\n", "Authorization: Basic eDp5\r\n"] {
         cloud.bare("GET", "/browsers", headers).is_error(401, "unauthorized");
@@ -87,7 +87,7 @@ fn a_list_comes_in_pages() {
 }
 
 #[test]
-fn the_token_tells_where_the_vm_is() {
+fn the_token_names_the_vm() {
     let cloud = Cloud::new();
     let (one, other) = (cloud.browser(&json!({})), cloud.browser(&json!({})));
     let payload = |browser: &Value| {
@@ -107,7 +107,7 @@ fn the_token_tells_where_the_vm_is() {
 }
 
 #[test]
-fn without_a_token_the_host_of_the_socket_is_the_vm() {
+fn the_host_of_the_socket_is_the_vm_if_there_is_no_token() {
     let cloud = Cloud::new();
     cloud.fault(&json!({ "call": "create", "without_jwt": true }));
     let browser = cloud.browser(&json!({}));

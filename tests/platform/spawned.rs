@@ -1,4 +1,4 @@
-//! `process/spawn`, and what is done with such a process.
+//! `process/spawn`, and the calls about a spawned process.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::client::{Cloud, decoded, text};
 use crate::world::wait_for;
 
-/// A file in the home of a session's VM, as it is called here.
+/// Path on this machine of a file in the home directory of a session's VM.
 fn in_home(cloud: &Cloud, id: &str, name: &str) -> PathBuf {
     PathBuf::from(text(&cloud.inside(id)["root"])).join("root").join(name)
 }
@@ -44,7 +44,7 @@ impl Process<'_> {
         self.cloud.post(&format!("{}/{what}", self.base), body)
     }
 
-    /// The stream to its end, as the values of its events.
+    /// Reads the stream to its end, and returns its events.
     fn events(&self) -> Vec<Value> {
         let reply = self.cloud.get(&format!("{}/stdout/stream", self.base)).has(200);
         assert_eq!(reply.header("content-type"), Some("text/event-stream"));
@@ -57,7 +57,7 @@ impl Process<'_> {
 }
 
 #[test]
-fn a_process_is_fed_watched_and_ends() {
+fn a_spawned_process_reads_input_streams_output_and_exits() {
     let cloud = Cloud::new();
     let id = cloud.session();
     let process = Process::spawn(&cloud, &id, "read line; echo \"got $line\"; echo oops >&2; exit 3");
@@ -80,11 +80,12 @@ fn a_process_is_fed_watched_and_ends() {
 }
 
 #[test]
-fn signals_arrive_and_make_the_code_minus_one() {
+fn signals_arrive_and_the_exit_code_is_minus_one() {
     let cloud = Cloud::new();
     let id = cloud.session();
     for signal in ["TERM", "KILL", "INT", "HUP"] {
-        // What whoever runs the tests ignores is inherited: SIGHUP below nohup, SIGINT in the background of a script.
+        // The process inherits ignored signals: SIGHUP below nohup, SIGINT in the background of a
+        // script.
         let line = format!("exec env --default-signal sh -c ': >{signal}; exec sleep 1000'");
         let process = Process::spawn(&cloud, &id, &line);
         let ready = in_home(&cloud, &id, signal);
@@ -96,7 +97,7 @@ fn signals_arrive_and_make_the_code_minus_one() {
 }
 
 #[test]
-fn ten_seconds_after_its_end_nobody_knows_a_process() {
+fn a_process_is_forgotten_ten_seconds_after_its_end() {
     let cloud = Cloud::new();
     let id = cloud.session();
     let process = Process::spawn(&cloud, &id, "exit 0");
@@ -117,11 +118,11 @@ fn ten_seconds_after_its_end_nobody_knows_a_process() {
 }
 
 #[test]
-fn events_are_small_and_who_is_not_heard_stands_still() {
+fn events_are_small_and_unread_ones_block_the_process() {
     let cloud = Cloud::new();
     let id = cloud.session();
     let process = Process::spawn(&cloud, &id, "head -c 3000000 /dev/zero");
-    // More than 256 events and a pipe hold.
+    // More bytes than 256 events and a pipe hold.
     std::thread::sleep(std::time::Duration::from_millis(500));
     assert_eq!(process.status()["state"], "running");
     let events = process.events();
@@ -135,7 +136,7 @@ fn events_are_small_and_who_is_not_heard_stands_still() {
 }
 
 #[test]
-fn a_process_can_have_a_terminal_that_is_typed_into_and_resized() {
+fn a_process_can_have_a_terminal_with_input_and_resizing() {
     let cloud = Cloud::new();
     let id = cloud.session();
     let line = "stty size; read line; echo \"got $line\" >&2; trap 'stty size; exit 5' WINCH; : >ready
@@ -152,17 +153,17 @@ fn a_process_can_have_a_terminal_that_is_typed_into_and_resized() {
     assert_eq!(process.exit_code(), json!(5));
     let mut events = process.events();
     assert_eq!(events.pop(), Some(json!({ "event": "exit", "exit_code": 5 })));
-    // All of it is one output, also what is typed, and what goes to standard error.
+    // All output is one stream, echoed input and standard error included.
     assert!(events.iter().all(|event| event["stream"] == "stdout"), "{events:?}");
     let said: Vec<u8> = events.iter().flat_map(|event| decoded(&event["data_b64"])).collect();
     let mut lines: Vec<_> = std::str::from_utf8(&said).expect("UTF-8").split_terminator("\r\n").collect();
-    // What was typed may be shown before the first size.
+    // The echo of the input may precede the first size.
     lines[..2].sort_unstable();
     assert_eq!(lines, ["17 91", "it", "got it", "50 132"]);
 }
 
 #[test]
-fn without_a_terminal_there_is_none_to_resize_and_what_is_not_there_is_told_as_ever() {
+fn a_process_without_terminal_rejects_resizing_and_errors_are_the_same() {
     let cloud = Cloud::new();
     let id = cloud.session();
     let process = Process::spawn(&cloud, &id, "test -t 0 || exit 4");

@@ -1,4 +1,4 @@
-//! A session's VM by `wss:` and SSH, as ksync reaches it.
+//! A session's VM over `wss:` and SSH, with ksync as the client.
 
 use russh::keys::key::safe_rng;
 use russh::keys::ssh_key::LineEnding;
@@ -34,7 +34,7 @@ impl Pair {
         Pair { cloud, world, id, address, public_key, host_key }
     }
 
-    /// What `ksync session setup` does, in short.
+    /// A short form of `ksync session setup`.
     fn authorize(&self, mode: &str) {
         let line = format!(
             "umask 077; echo '{}' >>~/.ssh/authorized_keys; chmod {mode} ~/.ssh/authorized_keys",
@@ -58,7 +58,7 @@ impl Pair {
 }
 
 #[test]
-fn a_key_lets_in_once_it_is_in_the_vms_own_file_and_not_when_others_may_write_that() {
+fn a_key_works_only_from_a_file_that_others_cannot_write() {
     let pair = Pair::new();
     pair.world.tree("src").with_everything();
     assert!(!pair.upload().status.success());
@@ -70,7 +70,7 @@ fn a_key_lets_in_once_it_is_in_the_vms_own_file_and_not_when_others_may_write_th
 }
 
 #[test]
-fn ssh_does_not_stop_the_clock_and_ends_with_the_session() {
+fn ssh_does_not_stop_the_clock() {
     let pair = Pair::new();
     pair.authorize("600");
     pair.world.tree("src").file("a", "1");
@@ -82,7 +82,7 @@ fn ssh_does_not_stop_the_clock_and_ends_with_the_session() {
 }
 
 #[test]
-fn a_connection_breaks_after_so_many_bytes_and_only_the_one_that_was_asked_for() {
+fn a_byte_fault_breaks_exactly_one_connection() {
     let pair = Pair::new();
     pair.authorize("600");
     pair.world.tree("src").file("large", crate::world::noise(1, 3_000_000));
@@ -93,7 +93,7 @@ fn a_connection_breaks_after_so_many_bytes_and_only_the_one_that_was_asked_for()
 }
 
 #[test]
-fn a_connection_breaks_after_so_long() {
+fn a_time_fault_breaks_exactly_one_connection() {
     let pair = Pair::new();
     pair.authorize("600");
     pair.world.tree("src").file("a", "1");
@@ -103,7 +103,7 @@ fn a_connection_breaks_after_so_long() {
 }
 
 #[test]
-fn a_vm_in_standby_can_stand_still_until_somebody_comes() {
+fn a_vm_in_standby_can_freeze_until_a_client_comes() {
     let pair = Pair::new();
     pair.authorize("600");
     pair.world.tree("src").file("a", "1");

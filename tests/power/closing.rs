@@ -1,4 +1,4 @@
-//! Filesystems that tell only at `close` that they did not take what was written.
+//! Filesystems that report only at `close` that they did not take the written data.
 
 use std::fs;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::fuse::{KEPT_BYTES, Quirks, Quirky};
 
 #[test]
-fn what_is_told_only_at_close_is_a_failure_and_nothing_is_put_in_place() {
+fn an_error_at_close_is_a_failure_and_installs_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     fs::create_dir(at("mount")).unwrap();
@@ -20,7 +20,7 @@ fn what_is_told_only_at_close_is_a_failure_and_nothing_is_put_in_place() {
     let noise = |length: usize| (0..length).map(|n| (n / 3 * 7 + n) as u8).collect::<Vec<_>>();
     let zeros_inside = [noise(9000), vec![0; 200_000], noise(9000)].concat();
 
-    // New ones, in one message, in many pieces, and with a hole.
+    // New files: in one message, in many pieces, and with a hole.
     for (name, content) in [("small", noise(90_000)), ("large", noise(5_000_000)), ("sparse", zeros_inside)] {
         let (source, target) = (format!("src {name}"), format!("mount/{name}"));
         fs::create_dir(at(&source)).unwrap();
@@ -29,7 +29,7 @@ fn what_is_told_only_at_close_is_a_failure_and_nothing_is_put_in_place() {
         assert_eq!(output.status.code(), Some(11), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(!at(&target).join("f").exists(), "{name} is in place");
     }
-    // One that replaces what is there.
+    // A file that replaces another one.
     fs::create_dir(at("src")).unwrap();
     fs::write(at("src/f"), noise(KEPT_BYTES - 10)).unwrap();
     assert!(run("src", "mount/dst").status.success());

@@ -1,4 +1,4 @@
-//! An ext4 in a file, whose power can be cut.
+//! An ext4 filesystem in a file, whose power can be cut.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,14 +6,14 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The attribute and the file that say what is not known to be durable.
+/// The attribute and the file that hold a marker of unconfirmed files.
 const ATTRIBUTE: &str = "user.ksync.unconfirmed";
 const FILE: &str = ".ksync/unconfirmed";
 
-/// Shuts the filesystem of a directory down: what the disk has not stays lost.
+/// Shuts down the filesystem of a directory: data that the disk lacks is lost.
 const CUT: &str = r#"open(my $f, "<", $ARGV[0]) or die "open: $!"; ioctl($f, 0x8004587D, pack("I", $ARGV[1])) or die "ioctl: $!";"#;
 
-/// Whether the journal is still written when the power goes.
+/// Tells if the journal is still written when the power goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Last {
     Journal = 1,
@@ -33,7 +33,7 @@ fn tried(command: &mut Command) -> Result<(), String> {
 }
 
 impl Disk {
-    /// Why there can be none here.
+    /// Checks that this machine supports such disks, or returns the reason why not.
     pub(crate) fn probe() -> Result<(), String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let mut disk = Disk::make(folder.path(), 16)?;
@@ -41,7 +41,7 @@ impl Disk {
         disk.cut(Last::Nothing)
     }
 
-    /// Makes one of so many MiB.
+    /// Creates a disk of this many MiB.
     pub(crate) fn make(folder: &Path, mib: u64) -> Result<Disk, String> {
         let (image, place) = (folder.join("image"), folder.join("disk"));
         let file = fs::File::create(&image).map_err(|error| error.to_string())?;
@@ -63,7 +63,7 @@ impl Disk {
         tried(Command::new("perl").args(["-e", CUT]).arg(&self.place).arg((last as u8).to_string()))
     }
 
-    /// Unmounts it, once nobody has a file of it open any more.
+    /// Unmounts the disk, once no process has a file of it open any more.
     pub(crate) fn unmount(&mut self) -> Result<(), String> {
         let start = Instant::now();
         loop {
@@ -79,7 +79,7 @@ impl Disk {
         }
     }
 
-    /// Takes away whatever says what is not known to be durable.
+    /// Removes all markers of unconfirmed files.
     pub(crate) fn take_markers(&self) {
         for entry in walkdir::WalkDir::new(&self.place).into_iter().flatten() {
             if entry.file_type().is_dir() {

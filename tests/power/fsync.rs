@@ -1,4 +1,4 @@
-//! `--fsync`: what is reported done survives a power cut, without another run.
+//! `--fsync`: a reported success survives a power cut, without another run.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -17,7 +17,7 @@ use crate::{alone, can_cut};
 /// A change of the source.
 type Change = fn(&Path, &mut Rng);
 
-/// How the source changes, one step after the other; the power goes after each.
+/// Changes of the source, one after the other; the power goes after each.
 const STEPS: [(&str, Change); 8] = [
     ("few", few),
     ("many and large", |source, rng| fill(source, rng)),
@@ -29,7 +29,7 @@ const STEPS: [(&str, Change); 8] = [
     ("a directory", |source, _| fs::create_dir_all(source.join("new/empty")).unwrap()),
 ];
 
-/// Less than is worth a sync of the whole filesystem.
+/// Fewer bytes than justify a sync of the whole filesystem.
 fn few(source: &Path, rng: &mut Rng) {
     fs::create_dir_all(source.join("dir/deep")).unwrap();
     fs::write(source.join("dir/deep/one"), rng.bytes(3000)).unwrap();
@@ -56,7 +56,7 @@ fn metadata(source: &Path, _: &mut Rng) {
     log.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000)).unwrap();
 }
 
-/// Entries of one kind in the place of another.
+/// Replaces entries by entries of another kind.
 fn kinds(source: &Path, rng: &mut Rng) {
     fs::remove_dir_all(source.join("dir")).unwrap();
     fs::write(source.join("dir"), rng.bytes(20_000)).unwrap();
@@ -67,7 +67,7 @@ fn kinds(source: &Path, rng: &mut Rng) {
     fs::write(source.join("replaced/inner"), rng.bytes(10)).unwrap();
 }
 
-/// In memory, if it can be: the image is read and written a lot.
+/// A folder in memory, if possible: the image is read and written a lot.
 fn folder() -> tempfile::TempDir {
     let shared = Path::new("/dev/shm");
     if shared.is_dir() { tempfile::tempdir_in(shared) } else { tempfile::tempdir() }.unwrap()
@@ -86,8 +86,8 @@ fn cut(disk: &mut Disk) {
     disk.mount("").unwrap();
 }
 
-/// Changes the source step by step, each followed by a run and a power cut; the steps after which
-/// the copy was not the source.
+/// Changes the source step by step, each followed by a run and a power cut. Returns the steps after
+/// which the copy differed from the source.
 fn lost_steps(way: Way, options: &[&str]) -> Vec<&'static str> {
     let folder = folder();
     let mut disk = Disk::make(folder.path(), 256).unwrap();
@@ -103,7 +103,7 @@ fn lost_steps(way: Way, options: &[&str]) -> Vec<&'static str> {
         cut(&mut disk);
         if seen(&source) != seen(&stage.target()) {
             lost.push(name);
-            // So that the next step begins with a copy.
+            // Makes the copy equal again for the next step.
             assert!(command(&stage, &["--fsync"]).status().unwrap().success(), "{way:?}: {name}");
         }
     }
@@ -112,7 +112,7 @@ fn lost_steps(way: Way, options: &[&str]) -> Vec<&'static str> {
 }
 
 #[test]
-fn what_was_reported_done_survives_at_once() {
+fn a_reported_success_survives_a_power_cut_at_once() {
     let _turn = alone();
     if !can_cut() {
         return;
@@ -123,7 +123,7 @@ fn what_was_reported_done_survives_at_once() {
 }
 
 #[test]
-fn without_it_the_same_cuts_lose_something() {
+fn the_same_cuts_lose_something_without_fsync() {
     let _turn = alone();
     if !can_cut() {
         return;
@@ -133,7 +133,7 @@ fn without_it_the_same_cuts_lose_something() {
 }
 
 #[test]
-fn what_an_earlier_run_wrote_is_made_durable_too() {
+fn fsync_makes_an_earlier_runs_writes_durable_too() {
     let _turn = alone();
     if !can_cut() {
         return;
@@ -154,7 +154,7 @@ fn what_an_earlier_run_wrote_is_made_durable_too() {
     }
 }
 
-/// A filesystem mounted in the destination, where a run changes nothing but names.
+/// A filesystem is mounted in the destination, and a run changes nothing but names in it.
 #[test]
 fn names_in_a_filesystem_below_the_destination_are_durable() {
     let _turn = alone();
@@ -178,7 +178,7 @@ fn names_in_a_filesystem_below_the_destination_are_durable() {
         symlink("new", source.join("mp/link")).unwrap();
         assert!(command(&stage, &["--fsync"]).status().unwrap().success());
         cut(&mut disk);
-        // Below a mount nothing is deleted, so there is more: lost+found.
+        // Nothing is deleted below a mount, so the copy also contains lost+found.
         let (source, copy) = (seen(&source.join("mp")), seen(&disk.place));
         let is_there = |path: &&Path| copy.get(*path) == source.get(*path);
         let paths: Vec<&Path> = ["d", "d/x", "d/new", "link"].map(Path::new).to_vec();
@@ -187,9 +187,9 @@ fn names_in_a_filesystem_below_the_destination_are_durable() {
     }
 }
 
-/// A run that loses its disk does not report success, at whatever moment that is.
+/// A run that loses its disk must not report success, whatever the moment.
 #[test]
-fn a_run_that_reports_success_amid_a_power_cut_has_everything_on_the_disk() {
+fn a_success_reported_amid_a_power_cut_is_on_the_disk() {
     let _turn = alone();
     if !can_cut() {
         return;
@@ -209,7 +209,7 @@ fn a_run_that_reports_success_amid_a_power_cut_has_everything_on_the_disk() {
             let mut child = command(&stage, &["--fsync"]).spawn().unwrap();
             thread::sleep(Duration::from_millis(delay_ms));
             disk.cut(Last::Nothing).unwrap();
-            // A run whose disk is gone says so by itself.
+            // A run whose disk is gone ends by itself.
             let status = crate::round::status(&mut child, Duration::from_secs(60));
             end(child);
             disk.unmount().unwrap();
@@ -231,10 +231,10 @@ fn a_run_that_reports_success_amid_a_power_cut_has_everything_on_the_disk() {
     assert!(failed > 0, "no run was cut");
 }
 
-/// The last sync of a run, after which everything has its name, may fail too. What is in place by
-/// then is not believed by the next run.
+/// The last sync of a run comes after all files have their names, and may fail too. The next run
+/// does not believe the files that are in place by then.
 #[test]
-fn a_last_sync_that_fails_is_a_failure_and_the_next_run_writes_anew() {
+fn a_failed_last_sync_makes_the_next_run_write_again() {
     let _turn = alone();
     let strace = |inject: &str| {
         let mut command = Command::new("strace");
@@ -267,7 +267,7 @@ fn a_last_sync_that_fails_is_a_failure_and_the_next_run_writes_anew() {
 }
 
 #[test]
-fn a_refused_sync_is_a_failure_and_the_next_run_writes_anew() {
+fn a_refused_fsync_makes_the_next_run_write_again() {
     const LENGTH: usize = 300_000;
     let noise = |seed: u64, length: usize| Rng::new(seed).bytes(length as u64);
     // In many pieces, in one message, and in several messages of small files.
@@ -298,7 +298,7 @@ fn a_refused_sync_is_a_failure_and_the_next_run_writes_anew() {
             if files == 1 {
                 assert!(now() == old, "{name} {version}: a file that is not on the disk is in place");
             }
-            // Nobody believes what the page cache shows.
+            // The page cache is not believed, so the run must write everything again.
             syncs.written_bytes.store(0, Ordering::SeqCst);
             let output = run();
             assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));

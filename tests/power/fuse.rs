@@ -1,4 +1,4 @@
-//! A filesystem in memory, spoken by hand over `/dev/fuse`, with quirks.
+//! A filesystem with quirks, in memory: speaks the FUSE protocol over `/dev/fuse` by hand.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -28,35 +28,35 @@ const SYMLINK: u32 = 0o120_000;
 const NOREPLACE: u32 = 1;
 const EXCHANGE: u32 = 2;
 
-/// Bytes of a file that are kept.
+/// Bytes of a file that the filesystem keeps.
 pub(crate) const KEPT_BYTES: usize = 5000;
 
-/// Calls of `fsync` for files longer than [`KEPT_BYTES`], and what was written to any file.
+/// Counts calls of `fsync` for files longer than [`KEPT_BYTES`], and bytes written to any file.
 #[derive(Default)]
 pub(crate) struct Syncs {
-    /// So many more are refused.
+    /// Number of further calls to refuse.
     pub(crate) refused: AtomicU64,
     pub(crate) calls: AtomicU64,
     pub(crate) written_bytes: AtomicU64,
 }
 
-/// What it does otherwise than others.
+/// Deviations from an ordinary filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Quirks {
-    /// It takes less than it says: it keeps the first [`KEPT_BYTES`] of a file, and tells so only
-    /// when the file is closed.
+    /// Keeps only the first [`KEPT_BYTES`] of a file, and reports that only when the file is
+    /// closed.
     pub(crate) cuts: bool,
-    /// Names that differ in case alone are one name, which is shown as it was made: as on APFS.
+    /// Names that differ only in case are one name, listed as it was created: as on APFS.
     pub(crate) folds_case: bool,
     /// Names are decomposed: as on HFS+.
     pub(crate) decomposes: bool,
 }
 
-/// It, mounted.
+/// A mounted filesystem with quirks.
 pub(crate) struct Quirky(pub(crate) PathBuf);
 
 impl Quirky {
-    /// Mounts it, or says why that cannot be.
+    /// Mounts the filesystem, or returns the reason why it cannot.
     fn mount(place: &Path, quirks: Quirks, syncs: Option<Arc<Syncs>>) -> Result<Self, String> {
         let device = File::options()
             .read(true)
@@ -71,12 +71,12 @@ impl Quirky {
         Ok(Self(place.to_owned()))
     }
 
-    /// The same; where it cannot be mounted, says why, or fails if it has to be there.
+    /// Mounts the filesystem. If that fails, prints the reason, or panics if CI requires the mount.
     pub(crate) fn mounted(place: &Path, quirks: Quirks) -> Option<Self> {
         Self::or_skip(Self::mount(place, quirks, None))
     }
 
-    /// The same, without quirks but that it refuses an `fsync` of long files.
+    /// Mounts a filesystem whose only quirk is that it refuses `fsync` of long files.
     pub(crate) fn refusing(place: &Path, syncs: &Arc<Syncs>) -> Option<Self> {
         Self::or_skip(Self::mount(place, Quirks::default(), Some(Arc::clone(syncs))))
     }
@@ -118,15 +118,15 @@ impl Node {
 
 struct Server {
     quirks: Quirks,
-    /// Where `fsync` may be refused.
+    /// Set if `fsync` may be refused.
     syncs: Option<Arc<Syncs>>,
     nodes: BTreeMap<u64, Node>,
     next: u64,
-    /// Nanoseconds since it was mounted, as far as its files can tell.
+    /// Nanoseconds since the mount, as its files report them.
     clock: u32,
 }
 
-/// A name as HFS+ has it, of those that tests use.
+/// A name in the form of HFS+, for the letters that tests use.
 fn decomposed(name: &[u8]) -> Vec<u8> {
     let Ok(text) = std::str::from_utf8(name) else { return name.to_vec() };
     let letters =
@@ -135,7 +135,7 @@ fn decomposed(name: &[u8]) -> Vec<u8> {
     decomposed.into_bytes()
 }
 
-/// Reads numbers and names of a request, one after the other.
+/// Reads the numbers and names of a request in order.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -161,7 +161,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Writes numbers of an answer, one after the other.
+/// Writes the numbers of an answer in order.
 #[derive(Default)]
 struct Answer(Vec<u8>);
 
@@ -181,12 +181,12 @@ fn serve(mut device: &File, quirks: Quirks, syncs: Option<Arc<Syncs>>) {
     let nodes = BTreeMap::from([(1, Node::new(DIRECTORY | 0o755))]);
     let mut server = Server { quirks, syncs, nodes, next: 2, clock: 0 };
     let mut buffer = vec![0; 1 << 20];
-    // It ends when it is unmounted.
+    // The unmount ends this loop.
     while let Ok(length) = device.read(&mut buffer) {
         let mut fields = Fields(&buffer[..length]);
         let (_, opcode, unique, node) = (fields.u32(), fields.u32(), fields.u64(), fields.u64());
         fields.bytes(16);
-        // FORGET, INTERRUPT and BATCH_FORGET want no answer.
+        // FORGET, INTERRUPT and BATCH_FORGET expect no answer.
         if matches!(opcode, 2 | 36 | 42) {
             continue;
         }
@@ -217,7 +217,7 @@ impl Server {
         self.attributes(id, answer)
     }
 
-    /// The name as it is stored, and what it leads to.
+    /// The stored name, and the node that it leads to.
     fn find(&mut self, parent: u64, name: &[u8]) -> Result<Option<(Vec<u8>, u64)>, i32> {
         let Quirks { folds_case, decomposes, .. } = self.quirks;
         let name = if decomposes { decomposed(name) } else { name.to_vec() };
@@ -229,14 +229,14 @@ impl Server {
         Ok(children.find(|(stored, _)| is_it(stored)).map(|(stored, id)| (stored.clone(), *id)))
     }
 
-    /// Gives a node a name that is free.
+    /// Gives a node a free name.
     fn link(&mut self, parent: u64, name: Vec<u8>, id: u64) -> Result<(), i32> {
         let name = if self.quirks.decomposes { decomposed(&name) } else { name };
         self.node(parent)?.children.insert(name, id);
         self.touch(parent)
     }
 
-    /// What changes in a directory moves its time.
+    /// A change in a directory advances its time.
     fn touch(&mut self, directory: u64) -> Result<(), i32> {
         self.clock += 1;
         let clock = self.clock;
@@ -266,7 +266,7 @@ impl Server {
                 self.node(to)?.children.insert(there, id);
             }
             None if flags & EXCHANGE != 0 => return Err(ENOENT),
-            // It keeps the name that it is shown under.
+            // The entry keeps the name under which it is listed.
             Some((there, other)) if other != id => {
                 if self.node(other)?.mode >> 12 == DIRECTORY >> 12 {
                     return Err(EISDIR);

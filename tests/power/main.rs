@@ -1,15 +1,15 @@
-//! Power cuts: what a run leaves on an ext4 that loses its power at any moment is found and
-//! repaired by the next run.
+//! Power cuts: an ext4 loses its power at any moment of a run, and the next run finds and repairs
+//! the damage.
 //!
-//! Each round has a filesystem of its own in a file, a way (local, upload, download, watch), mount
-//! options, kinds of files, and a moment, all of which follow from its seed. The power goes by
-//! ext4's shutdown ioctl. Then the next run has to exit with 0, and a comparison that shares no
-//! code with ksync has to find no difference.
+//! Each round has a filesystem of its own in a file. Its seed determines the direction (local,
+//! upload, download, watch), mount options, kinds of files, and the moment. The power goes by
+//! ext4's shutdown ioctl. Then the next run must exit with 0, and a comparison that shares no code
+//! with ksync must find no difference.
 //!
 //! `cargo test --test power` runs 20 rounds. `KSYNC_POWER_ROUNDS=500 cargo test --test power
-//! campaign -- --nocapture` runs as many as it says; `KSYNC_POWER_SEED` is the first round's seed,
-//! so that one can be repeated. What needs root, loop devices, mkfs.ext4 and perl says so where
-//! they are missing and passes, unless `KSYNC_REQUIRE_PEERS=1`.
+//! campaign -- --nocapture` runs that many. `KSYNC_POWER_SEED` is the first round's seed, so that
+//! one round can be repeated. Tests that lack root, loop devices, mkfs.ext4 or perl print a message
+//! and pass, unless `KSYNC_REQUIRE_PEERS=1`.
 
 #![cfg(feature = "sandbox")]
 #![allow(
@@ -33,7 +33,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use disk::Disk;
 use round::{Outcome, Round};
 
-/// Rounds where nobody says how many.
+/// The default number of rounds.
 const ROUNDS: u64 = 20;
 
 fn number(variable: &str, default: u64) -> u64 {
@@ -43,7 +43,7 @@ fn number(variable: &str, default: u64) -> u64 {
     }
 }
 
-/// Whether this machine can cut the power of a filesystem.
+/// True if this machine can cut the power of a filesystem.
 pub(crate) fn can_cut() -> bool {
     match Disk::probe() {
         Ok(()) => true,
@@ -56,7 +56,7 @@ pub(crate) fn can_cut() -> bool {
     }
 }
 
-/// One at a time: two that look for a free loop device at once may find the same.
+/// Only one test at a time: two that look for a free loop device at once may find the same one.
 fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -84,7 +84,7 @@ fn campaign() {
 }
 
 #[test]
-fn without_its_markers_the_campaign_fails() {
+fn the_campaign_fails_without_markers() {
     let _turn = alone();
     if !can_cut() {
         return;

@@ -14,9 +14,9 @@ use crate::disk::{Disk, Last};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Repaired,
-    /// The next run said so.
+    /// The next run failed.
     Failed,
-    /// The next run said that all is well.
+    /// The next run reported success, although the copy is wrong.
     Wrong,
 }
 
@@ -29,12 +29,12 @@ pub(crate) enum Way {
     WatchUpload,
 }
 
-/// When the power goes.
+/// The moment of the power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Moment {
-    /// So many milliseconds after a run began.
+    /// This many milliseconds after a run began.
     During(u64),
-    /// So many milliseconds after it ended.
+    /// This many milliseconds after a run ended.
     After(u64),
 }
 
@@ -45,9 +45,9 @@ pub(crate) struct Round {
     options: &'static str,
     moment: Moment,
     last: Last,
-    /// Whether the first copy is known to be durable before the second run.
+    /// True if the first copy is durable before the second run.
     settles: bool,
-    /// Whether there is a second run, with edits.
+    /// True if there is a second run, with edits.
     edits: bool,
 }
 
@@ -57,7 +57,7 @@ impl fmt::Display for Round {
     }
 }
 
-/// Numbers that follow from a seed (xorshift64*).
+/// Pseudo-random numbers from a seed (xorshift64*).
 pub(crate) struct Rng(u64);
 
 impl Rng {
@@ -105,7 +105,7 @@ impl Round {
         }
     }
 
-    /// One in which the next run would take old blocks for new ones.
+    /// A round in which the next run would take old blocks for new ones.
     pub(crate) fn that_shows_old_blocks(seed: u64) -> Self {
         let moment = Moment::After(1000 + 200 * seed);
         let (way, options, last) = (Way::Local, ",noauto_da_alloc", Last::Nothing);
@@ -113,7 +113,7 @@ impl Round {
     }
 
     pub(crate) fn run(&self, takes_markers: bool) -> Outcome {
-        // In memory, if it can be: the image is read and written a lot.
+        // In memory, if possible: the image is read and written a lot.
         let shared = Path::new("/dev/shm");
         let folder =
             if shared.is_dir() { tempfile::tempdir_in(shared) } else { tempfile::tempdir() }.unwrap();
@@ -127,7 +127,7 @@ impl Round {
         if self.edits {
             assert!(stage.once(), "the first run of {self}");
             if self.settles {
-                // Another mount, so that nothing of it is in memory, either.
+                // Another mount empties the page cache.
                 disk.unmount().unwrap();
                 disk.mount(self.options).unwrap();
             }
@@ -177,7 +177,7 @@ impl Round {
     }
 }
 
-/// Where runs go from and to.
+/// The directories and the direction of a round's runs.
 pub(crate) struct Stage<'a> {
     pub(crate) folder: &'a Path,
     pub(crate) disk: &'a Path,
@@ -211,7 +211,7 @@ impl Stage<'_> {
         command
     }
 
-    /// One whole run; whether it says that all is well.
+    /// One complete run; true if it reports success.
     fn once(&self) -> bool {
         self.command(false).status().unwrap().success()
     }
@@ -220,7 +220,7 @@ impl Stage<'_> {
         self.command(self.is_watch()).spawn().unwrap()
     }
 
-    /// Waits until the copy is what it shall be.
+    /// Waits until the copy equals the source.
     fn finish(&self, mut child: Child, source: &Path) -> Child {
         if self.is_watch() {
             wait_until(|| differences(source, &self.target()).is_empty());
@@ -231,7 +231,7 @@ impl Stage<'_> {
     }
 }
 
-/// How a run ended, if it did in time.
+/// The exit status of a run, if it ended in time.
 pub(crate) fn status(child: &mut Child, patience: Duration) -> Option<std::process::ExitStatus> {
     let start = Instant::now();
     while start.elapsed() < patience {
@@ -244,7 +244,7 @@ pub(crate) fn status(child: &mut Child, patience: Duration) -> Option<std::proce
 }
 
 pub(crate) fn end(mut child: Child) {
-    // It may wait for a disk that is gone, or watch.
+    // The run may wait for a lost disk, or watch.
     let _ = rustix::process::kill_process(
         rustix::process::Pid::from_child(&child),
         rustix::process::Signal::TERM,
@@ -266,7 +266,7 @@ fn wait_until(is_so: impl Fn() -> bool) {
     }
 }
 
-/// A tree of everything that power cuts are known to damage.
+/// A tree of all kinds of files that power cuts are known to damage.
 pub(crate) fn fill(source: &Path, rng: &mut Rng) {
     fs::create_dir_all(source.join("small/deep")).unwrap();
     let mut write = |name: &str, length: u64, zeros: u64| {
@@ -289,7 +289,7 @@ pub(crate) fn fill(source: &Path, rng: &mut Rng) {
 
 /// Edits in place, appends, replaces, inserts and removes.
 pub(crate) fn edit(source: &Path, rng: &mut Rng) {
-    // So that the times differ.
+    // Makes the modification times differ.
     thread::sleep(Duration::from_millis(20));
     for name in ["whole blocks", "twice", "nearly"] {
         let file = fs::OpenOptions::new().write(true).open(source.join(name)).unwrap();
@@ -339,7 +339,7 @@ pub(crate) fn seen(root: &Path) -> Seen {
     entries.filter_map(one).collect()
 }
 
-/// What of the source is another thing in the copy.
+/// The entries of the source that differ in the copy.
 fn differences(source: &Path, copy: &Path) -> Vec<PathBuf> {
     let (source, copy) = (seen(source), seen(copy));
     source.iter().filter(|(path, one)| copy.get(*path) != Some(one)).map(|(path, _)| path.clone()).collect()

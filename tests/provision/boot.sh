@@ -1,7 +1,7 @@
-# Makes a machine like a VM out of the one that it runs on, and becomes its first process. Run in namespaces of its
-# own for mounts, processes and the network, as:
+# Turns this machine into one like a VM, and becomes its first process. It runs in its own namespaces for mounts,
+# processes and the network, as:
 #   bash -c 'this' boot EMPTY_DIRECTORY WEBSOCAT PACKAGES VARIANT
-# What is written to / goes to a tmpfs and is gone with the last process. Exit code 77: it is not possible here.
+# Writes to / go to a tmpfs, which vanishes with the last process. Exit code 77: such a machine is impossible here.
 
 set -eu
 dir=$1 websocat=$2 packages=$3 variant=$4
@@ -9,7 +9,7 @@ root=$dir/root
 cannot() { echo "cannot $1 here"; exit 77; }
 
 ip link set lo up || cannot "bring loopback up"
-# Where / is an overlay itself, as in a container, the upper layer must lie on something else.
+# If / itself is an overlay, as in a container, the upper layer must be on another filesystem.
 mount -t tmpfs none "$dir" || cannot "mount a tmpfs"
 mkdir "$dir/upper" "$dir/work" "$root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/work" "$root" || {
@@ -22,15 +22,15 @@ mount -t tmpfs -o mode=1777 none "$root/dev/shm"
 mount -t tmpfs -o mode=755 none "$root/run"
 mount -t tmpfs -o mode=1777 none "$root/tmp"
 
-# Packages as in a container's image: nothing starts when it is installed.
+# As in a container's image, installed packages start no services.
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 chmod 755 "$root/usr/sbin/policy-rc.d"
 mkdir -p "$root/var/cache/apt/archives"
 
-# What the machine has from its own life, the VM has not.
+# Remove the machine's own keys and state from the VM.
 rm -rf "$root/root/.ssh" "$root/var/log/supervisord"* "$root"/etc/ssh/sshd_config.d/*
 rm -f "$root"/etc/ssh/ssh_host_* "$root"/{usr/local/sbin,usr/local/bin,usr/sbin,usr/bin}/websocat
-# What clients connect with, where nobody finds it who looks for a bridge.
+# websocat for clients, in a directory where the script does not look for a bridge.
 install -D -m 755 "$websocat" "$root/opt/client/websocat-of-a-client"
 [ "$variant" = no-websocat ] || [ "$variant" = bare ] || install -m 755 "$websocat" "$root/usr/local/bin/websocat"
 if [ "$variant" = old ] || [ "$variant" = bare ]; then
@@ -40,7 +40,7 @@ if [ "$variant" = old ] || [ "$variant" = bare ]; then
   rm -rf "$root/etc/ssh/sshd_config.d" "$root"/etc/ssh/ssh_host_*
 fi
 
-# The VM's own configuration, which is not that of the package.
+# The VM's own supervisor configuration, not that of the package.
 mkdir -p "$root/etc/supervisor/conf.d/services"
 cat >"$root/etc/supervisor/supervisord.conf" <<'END'
 [unix_http_server]

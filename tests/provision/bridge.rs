@@ -1,4 +1,4 @@
-//! A VM that has no websocat and cannot download it is served by a bridge of ksync's own.
+//! A VM that has no websocat and cannot download it gets ksync's own bridge.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -11,14 +11,14 @@ use crate::vm::{Image, Vm, on_vm};
 
 const SERVICES: [&str; 2] = ["sshd", "websocat-ssh"];
 
-/// What the script answers where a bridge has to be brought, and where that would be of no use.
+/// Exit codes of the script: ksync must upload a bridge, and a bridge would be useless.
 const NO_BRIDGE: i32 = 73;
 const NO_SSHD: i32 = 74;
 
 const LEFT: &str = "ls -d /usr/local/lib/ksync /etc/supervisor/conf.d/services/websocat-ssh.conf \
                     /usr/local/bin/websocat 2>/dev/null || true; supervisorctl status | grep -v ^sshd || true";
 
-/// Sets a VM up as ksync does: first without a bridge, then with one. Answers its host key.
+/// Sets a VM up as ksync does: first without a bridge, then with one. Returns its host key.
 #[track_caller]
 fn set_up(vm: &Vm, key: &str) -> String {
     assert_eq!(vm.provision(key).code, Some(NO_BRIDGE));
@@ -30,7 +30,7 @@ fn set_up(vm: &Vm, key: &str) -> String {
 }
 
 #[test]
-fn without_websocat_and_network_our_own_bridge_serves() {
+fn ksyncs_bridge_serves_without_websocat_and_network() {
     on_vm(Image::NoWebsocat, |vm| {
         let key = vm.make_key("ksync");
         let host_key = set_up(vm, &key);
@@ -41,15 +41,15 @@ fn without_websocat_and_network_our_own_bridge_serves() {
         let files = vm.sh("cd /usr/local/lib/ksync && stat -c '%a %U %n' . *");
         assert_eq!(files, "755 root .\n755 root ksync-bridge\n");
 
-        // Once more, nothing is brought.
+        // A second setup uploads nothing.
         let running = SERVICES.map(|name| vm.service(name));
         let ran = vm.provision(&key).ok();
         assert_eq!((ran.told("host-key"), ran.told("installed")), (Some(host_key.as_str()), None));
-        // Nor where the services were stopped, as they are when a VM starts.
+        // Nor does a setup after the services were stopped, as on a freshly started VM.
         assert_eq!(SERVICES.map(|name| vm.service(name)), running);
         vm.sh("supervisorctl stop sshd websocat-ssh");
         assert_eq!(vm.provision(&key).ok().told("installed"), None);
-        // Nor if it is brought anyway.
+        // Nor does the script reinstall a bridge that is uploaded anyway.
         let again = vm.provision_with_bridge(&key, BridgeImage::embedded().sha256).ok();
         assert_eq!(again.told("installed"), None);
         assert_lets_in(vm, "ksync", &host_key);
@@ -77,7 +77,7 @@ fn ksync_goes_through_its_own_bridge() {
 }
 
 #[test]
-fn the_official_cli_works_beside_it_and_a_cleanup_leaves_nothing() {
+fn the_official_cli_coexists_with_the_bridge_until_its_cleanup() {
     on_vm(Image::NoWebsocat, |vm| {
         let (theirs, ours) = (vm.make_key("theirs"), vm.make_key("ksync"));
         let before = vm.sh(LEFT);
@@ -93,7 +93,7 @@ fn the_official_cli_works_beside_it_and_a_cleanup_leaves_nothing() {
         assert_eq!(vm.keys(), [theirs]);
         assert_eq!(vm.sh(LEFT), before);
         assert_eq!(vm.sh(&format!("ls -d /proc/{process} 2>/dev/null || true")), "");
-        // And from there either can begin anew.
+        // Afterwards both clients can start again.
         set_up(vm, &ours);
     });
 }
@@ -113,11 +113,11 @@ fn a_cleanup_leaves_the_bridge_to_another_ksync() {
 }
 
 #[test]
-fn what_the_official_cli_installs_later_takes_the_place_of_ours() {
+fn a_later_websocat_of_the_official_cli_replaces_the_bridge() {
     on_vm(Image::NoWebsocat, |vm| {
         let ours = vm.make_key("ksync");
         let host_key = set_up(vm, &ours);
-        // The network is there again, and the services are not.
+        // The network is back, and the services are stopped.
         vm.sh("supervisorctl stop sshd websocat-ssh; cp /opt/client/websocat-of-a-client /usr/local/bin/websocat");
         let theirs = vm.make_key("theirs");
         vm.provision_officially(&theirs).ok();
@@ -130,7 +130,7 @@ fn what_the_official_cli_installs_later_takes_the_place_of_ours() {
 }
 
 #[test]
-fn a_websocat_that_cannot_run_is_left_alone_and_not_used() {
+fn a_broken_websocat_is_left_alone_and_not_used() {
     on_vm(Image::NoWebsocat, |vm| {
         vm.sh("echo 'no program' >/usr/local/bin/websocat && printf '\\177ELF' >/usr/local/bin/websocat && \
                chmod 755 /usr/local/bin/websocat");
@@ -145,7 +145,7 @@ fn a_websocat_that_cannot_run_is_left_alone_and_not_used() {
 }
 
 #[test]
-fn what_is_not_the_bridge_that_was_sent_is_not_run() {
+fn a_bridge_with_a_wrong_hash_is_not_run() {
     on_vm(Image::NoWebsocat, |vm| {
         let ran = vm.provision_with_bridge("ssh-ed25519 AAAA one", &"0".repeat(64));
         assert_eq!(ran.code, Some(1));
@@ -156,7 +156,7 @@ fn what_is_not_the_bridge_that_was_sent_is_not_run() {
 }
 
 #[test]
-fn where_the_port_is_taken_it_is_said_by_what_wanted_it() {
+fn an_occupied_port_is_reported_by_the_bridge() {
     on_vm(Image::NoWebsocat, |vm| {
         vm.sh("setsid /opt/client/websocat-of-a-client -E ws-l:0.0.0.0:2222 mirror: </dev/null >/dev/null 2>&1 &");
         let ran = vm.provision_with_bridge("ssh-ed25519 AAAA one", BridgeImage::embedded().sha256);
@@ -168,7 +168,7 @@ fn where_the_port_is_taken_it_is_said_by_what_wanted_it() {
 }
 
 #[test]
-fn with_neither_sshd_nor_network_nothing_is_brought() {
+fn a_vm_without_sshd_and_network_gets_no_bridge() {
     on_vm(Image::Bare, |vm| {
         let ran = vm.provision("ssh-ed25519 AAAA one");
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(NO_SSHD), ""), "{}", ran.stderr);
@@ -179,9 +179,10 @@ fn with_neither_sshd_nor_network_nothing_is_brought() {
 }
 
 #[test]
-fn where_nothing_ever_answers_it_is_known_soon() {
+fn an_unanswered_download_fails_soon() {
     on_vm(Image::NoWebsocat, |vm| {
-        // A name server that takes questions and says nothing, as where a firewall swallows everything.
+        // A name server that receives questions and never answers, as behind a firewall that drops
+        // everything.
         let silent = "IO::Socket::INET->new(LocalAddr => q(127.0.0.1:53), Proto => q(udp)) or die; print qq(up\\n); \
                       close STDOUT; sleep 1000";
         vm.sh(&format!(

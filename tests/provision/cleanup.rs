@@ -1,10 +1,10 @@
-//! What is taken back.
+//! Cleanup of a VM.
 
 use crate::first::assert_lets_in;
 use crate::vm::{Image, on_vm};
 
 #[test]
-fn our_key_and_caches_go_and_all_else_stays() {
+fn a_cleanup_removes_only_ksyncs_key_and_caches() {
     on_vm(Image::New, |vm| {
         let (theirs, ours) = (vm.make_key("theirs"), vm.make_key("ours"));
         vm.provision(&theirs).ok();
@@ -28,7 +28,7 @@ fn our_key_and_caches_go_and_all_else_stays() {
         );
         assert_eq!(vm.sh(&format!("ls -d {caches} 2>/dev/null || true")), "");
         assert_eq!(vm.sh("ls /root/.cache/other"), "/root/.cache/other\n");
-        // The services stay, with who is still known to them.
+        // The services stay, with the keys of other users.
         assert_lets_in(vm, "theirs", &host_key);
         assert_eq!(vm.log_in("ours", &host_key, "true").code, Some(255));
         vm.clean_up(&ours).ok();

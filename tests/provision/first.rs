@@ -1,4 +1,4 @@
-//! A VM that nobody has set up, and that is set up again.
+//! First setup of a VM, and repeated setups.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ const SERVICES: [&str; 2] = ["sshd", "websocat-ssh"];
 const SSHD_CONFIG: &str = "GatewayPorts yes\nTCPKeepAlive yes\nPermitRootLogin prohibit-password\n\
                            PasswordAuthentication no\nPubkeyAuthentication yes\n";
 
-/// Asserts that a key logs in as root, to the host that the script told.
+/// Asserts that a key logs in as root, to the host with the key that the script reported.
 #[track_caller]
 pub(crate) fn assert_lets_in(vm: &Vm, name: &str, host_key: &str) {
     assert_eq!(vm.log_in(name, host_key, "id -un").ok().stdout, "root\n");
@@ -31,7 +31,7 @@ fn a_new_image_is_set_up_and_lets_the_key_in_through_the_bridge() {
             vm.service(name);
         }
         assert_lets_in(vm, "one", host_key);
-        // Somebody else is not let in.
+        // Another key is not accepted.
         vm.make_key("other");
         assert_eq!(vm.log_in("other", host_key, "true").code, Some(255));
 
@@ -53,7 +53,7 @@ fn a_new_image_is_set_up_and_lets_the_key_in_through_the_bridge() {
 }
 
 #[test]
-fn once_more_changes_nothing_and_another_key_is_added() {
+fn a_second_setup_changes_nothing_and_adds_another_key() {
     on_vm(Image::New, |vm| {
         let (one, two) = (vm.make_key("one"), vm.make_key("two"));
         let first = vm.provision(&one).ok();
@@ -65,7 +65,7 @@ fn once_more_changes_nothing_and_another_key_is_added() {
         assert_eq!((vm.sh(look), SERVICES.map(|name| vm.service(name))), (files, running));
         assert_eq!(vm.keys(), [one.as_str()]);
 
-        // Somebody has written a line without its end.
+        // Another user has written a line without its end.
         vm.sh("printf '# a note' >>/root/.ssh/authorized_keys");
         let third = vm.provision(&two).ok();
         assert_eq!(vm.keys(), [one.as_str(), "# a note", two.as_str()]);
@@ -77,7 +77,7 @@ fn once_more_changes_nothing_and_another_key_is_added() {
 }
 
 #[test]
-fn on_an_old_image_sshd_is_installed() {
+fn an_old_image_gets_sshd_installed() {
     on_vm(Image::Old, |vm| {
         assert_ne!(vm.run(&["bash", "-c", "command -v sshd"]).code, Some(0));
         let ran = vm.provision(&vm.make_key("one")).ok();
@@ -89,7 +89,7 @@ fn on_an_old_image_sshd_is_installed() {
 }
 
 #[test]
-fn two_at_once_both_get_in() {
+fn two_setups_at_once_both_succeed() {
     on_vm(Image::New, |vm| {
         let (one, two) = (vm.make_key("one"), vm.make_key("two"));
         let ran = vm.provision_at_once(&[&one, &two]);
@@ -109,9 +109,10 @@ fn two_at_once_both_get_in() {
 }
 
 #[test]
-fn what_was_started_holds_neither_the_output_nor_the_lock() {
+fn started_services_hold_neither_the_output_nor_the_lock() {
     on_vm(Image::New, |vm| {
-        // This waits for the end of the output: a service that held it would hold the test.
+        // `provision` waits for the end of the output, so a service that held the output would hang
+        // the test.
         let ran = vm.provision(&vm.make_key("one")).ok();
         assert!(ran.took < Duration::from_secs(30), "{:?}", ran.took);
         for process in SERVICES.map(|name| vm.service(name)) {

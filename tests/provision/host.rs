@@ -1,11 +1,11 @@
-//! What the machine that runs the tests is like, to tell that it is the same afterwards.
+//! State of the machine that runs the tests, to assert that a test leaves it unchanged.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// What the scripts, the services and apt-get write to on a VM.
+/// Paths that the scripts, the services and apt-get write on a VM.
 const WATCHED: [&str; 14] = [
     "/root/.ssh",
     "/etc/ssh",
@@ -23,10 +23,11 @@ const WATCHED: [&str; 14] = [
     "/var/cache/apt/archives",
 ];
 
-/// Larger files are believed to be the same by their times: nothing sets back when an inode was changed.
+/// Larger files are compared by their times only: no program sets the time of an inode's change
+/// back.
 const READ_BYTES_MAX: u64 = 64 << 10;
 
-/// Everything in those places: kind and mode, length, when it was written and when its inode was changed, and the text.
+/// Entries at these paths: kind and mode, length, times of the content and of the inode, and text.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Host(BTreeMap<PathBuf, (u32, u64, [i64; 4], Vec<u8>)>);
 
@@ -80,12 +81,12 @@ fn each_kind_of_change_is_seen() {
     assert_eq!(Host::at([folder.path()]), before);
 }
 
-/// The namespace that a process lives in.
+/// PID namespace of a process.
 pub(crate) fn namespace_of(process: impl AsRef<Path>) -> Option<PathBuf> {
     fs::read_link(Path::new("/proc").join(process).join("ns/pid")).ok()
 }
 
-/// How many processes live in a namespace.
+/// Number of processes in a namespace.
 pub(crate) fn processes_in(namespace: &Path) -> usize {
     let all = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
     all.filter(|entry| namespace_of(entry.file_name()).as_deref() == Some(namespace)).count()

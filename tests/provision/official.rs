@@ -9,7 +9,7 @@ fn host_key(vm: &Vm) -> String {
     vm.sh("cut -d ' ' -f 1,2 /etc/ssh/ssh_host_ed25519_key.pub").trim_end().to_owned()
 }
 
-/// Asserts that each service is described once.
+/// Asserts that each service has one description.
 #[track_caller]
 fn assert_described_once(vm: &Vm) {
     let programs = vm.sh("cat /etc/supervisor/conf.d/services/* | grep -F '[program:' | sort");
@@ -17,7 +17,7 @@ fn assert_described_once(vm: &Vm) {
 }
 
 #[test]
-fn what_the_official_cli_set_up_is_used_as_it_is() {
+fn a_setup_by_the_official_cli_is_used_unchanged() {
     on_vm(Image::New, |vm| {
         let (theirs, ours) = (vm.make_key("theirs"), vm.make_key("ours"));
         vm.provision_officially(&theirs).ok();
@@ -28,7 +28,8 @@ fn what_the_official_cli_set_up_is_used_as_it_is() {
         assert_described_once(vm);
         assert_eq!(vm.keys(), [theirs.as_str(), ours.as_str()]);
 
-        // Its services are there and stopped: they are started, not described anew.
+        // The official CLI's services exist and are stopped. ksync starts them, and does not
+        // describe them again.
         vm.sh("supervisorctl stop sshd websocat-ssh");
         assert_eq!(vm.provision(&ours).ok().told("host-key"), Some(key.as_str()));
         assert_described_once(vm);
@@ -39,7 +40,7 @@ fn what_the_official_cli_set_up_is_used_as_it_is() {
 }
 
 #[test]
-fn the_official_cli_goes_on_from_what_ksync_set_up() {
+fn the_official_cli_accepts_a_setup_by_ksync() {
     on_vm(Image::New, |vm| {
         let (theirs, ours) = (vm.make_key("theirs"), vm.make_key("ours"));
         vm.provision(&ours).ok();

@@ -1,6 +1,6 @@
-# What the official CLI does on a VM for `kernel browsers ssh`, as far as it is known. Run as:
+# Commands of the official CLI on a VM for `kernel browsers ssh`, as far as they are known. Run as:
 #   bash -c 'this' official PUBLIC_KEY
-# The names of its files below conf.d/services are a guess, and not those that ksync takes.
+# The names of its files below conf.d/services are a guess, and differ from ksync's.
 
 set -e
 let_in() {

@@ -1,10 +1,10 @@
-//! What cannot be installed.
+//! Failed installations, and the diagnosis of a VM.
 
 use std::time::Duration;
 
 use crate::vm::{Image, Ran, Vm, on_vm};
 
-/// Asserts that the download of websocat failed, with a reason, and that nothing is left of it.
+/// Asserts that the download of websocat failed for this reason, and left nothing behind.
 #[track_caller]
 fn assert_no_websocat(vm: &Vm, ran: &Ran, reason: &str) {
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(73), ""), "{}", ran.stderr);
@@ -15,7 +15,7 @@ fn assert_no_websocat(vm: &Vm, ran: &Ran, reason: &str) {
 }
 
 #[test]
-fn without_websocat_and_network_it_says_so_soon() {
+fn a_missing_websocat_without_network_is_reported_soon() {
     on_vm(Image::NoWebsocat, |vm| {
         let ran = vm.provision("ssh-ed25519 AAAA one");
         assert_no_websocat(vm, &ran, "curl: (6) Could not resolve host");
@@ -23,15 +23,15 @@ fn without_websocat_and_network_it_says_so_soon() {
 }
 
 #[test]
-fn a_download_that_breaks_off_leaves_nothing_and_the_next_one_goes_well() {
+fn a_broken_download_leaves_nothing_and_can_be_repeated() {
     on_vm(Image::NoWebsocat, |vm| {
-        // A curl that writes the beginning of the file that it was told, and fails.
+        // A curl that writes the beginning of its output file, and fails.
         vm.sh("printf '%s\\n' '#!/bin/bash' 'while [ \"$1\" != -o ]; do shift; done; echo half >\"$2\"' \
              'echo \"curl: (18) half of it is missing\" >&2; exit 18' >/usr/local/bin/curl && \
              chmod 755 /usr/local/bin/curl");
         let ran = vm.provision("ssh-ed25519 AAAA one");
         assert_no_websocat(vm, &ran, "curl: (18)");
-        // And one that writes something that says that it is websocat, and waits.
+        // A curl that writes a program that claims to be websocat, and waits.
         vm.sh(
             "printf '%s\\n' '#!/bin/bash' 'echo websocat 1.13.0; [ \"$1\" = --version ] || exec sleep 1000' \
              >/tmp/fake && sed -i 's/^while.*/while [ \"$1\" != -o ]; do shift; done; cp \\/tmp\\/fake \"$2\"; exit/' \
@@ -45,7 +45,7 @@ fn a_download_that_breaks_off_leaves_nothing_and_the_next_one_goes_well() {
 }
 
 #[test]
-fn a_vm_tells_what_of_it_runs_and_answers() {
+fn the_diagnosis_reports_services_and_the_answer_on_the_port() {
     on_vm(Image::New, |vm| {
         assert_eq!(
             vm.look(),

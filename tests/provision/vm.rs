@@ -1,4 +1,4 @@
-//! A machine like a VM, and what can be done on it.
+//! A machine like a VM, and operations on it.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -20,7 +20,7 @@ const PROVISION: &str = include_str!("../../src/kernel/provision.sh");
 const CLEANUP: &str = include_str!("../../src/kernel/cleanup.sh");
 const LOOK: &str = include_str!("../../src/kernel/look.sh");
 
-/// What must be there on the machine that runs the tests.
+/// Programs that the machine that runs the tests must have.
 const PROGRAMS: [&str; 12] = [
     "supervisord",
     "supervisorctl",
@@ -36,24 +36,24 @@ const PROGRAMS: [&str; 12] = [
     "ip",
 ];
 
-/// What is searched for programs on the VM.
+/// Search path of programs on the VM.
 const VM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What `boot.sh` answers where no such machine can be made.
+/// Exit code of `boot.sh` if it cannot make such a machine.
 const IMPOSSIBLE: i32 = 77;
 
-/// The script waits up to 80 s for apt-get, which has nothing to wait for here.
+/// Timeout of a command. The script waits up to 80 s for apt-get, but here apt-get need not wait.
 const RUN_MAX: Duration = Duration::from_secs(60);
 
-/// One at a time: each keeps both cores of a small machine busy.
+/// One VM at a time, because each keeps both cores of a small machine busy.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// What is on the VM before anybody set it up.
+/// Software on the VM before its setup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Image {
     /// sshd and websocat, unconfigured and without host keys.
     New,
-    /// No sshd; apt-get can install it from what it has downloaded before.
+    /// No sshd; apt-get can install it from downloaded packages.
     Old,
     /// No websocat.
     NoWebsocat,
@@ -61,7 +61,7 @@ pub(crate) enum Image {
     Bare,
 }
 
-/// Runs a test on a VM, and asserts that nothing of it stays on the machine that runs the tests.
+/// Runs a test on a VM, and asserts that it leaves nothing on the machine that runs the tests.
 #[track_caller]
 pub(crate) fn on_vm(image: Image, test: impl FnOnce(&Vm)) {
     let _one: MutexGuard<'_, ()> = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,21 +84,21 @@ pub(crate) fn on_vm(image: Image, test: impl FnOnce(&Vm)) {
     host.assert_unchanged();
 }
 
-/// A running machine; it ends with the value.
+/// A running machine, killed when dropped.
 pub(crate) struct Vm {
     world: World,
     unshare: Child,
-    /// The number of its first process, as the machine that runs the tests counts.
+    /// Pid of its first process in the namespace of the machine that runs the tests.
     first: i32,
 }
 
-/// How a command ended and what it said.
+/// Exit code and output of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
-    /// Until nobody held its output any more.
+    /// Time until no process held the output any more.
     pub(crate) took: Duration,
 }
 
@@ -109,14 +109,14 @@ impl Ran {
         self
     }
 
-    /// What a line of the script's output tells.
+    /// Value of a line in the script's output.
     pub(crate) fn told(&self, what: &str) -> Option<&str> {
         self.stdout.lines().find_map(|line| line.strip_prefix("KSYNC ")?.strip_prefix(what)).map(str::trim)
     }
 }
 
 impl Vm {
-    /// Boots one, or tells what is missing for that.
+    /// Boots a machine, or returns the missing requirement.
     fn start(image: Image) -> Result<Vm, String> {
         if !geteuid().is_root() {
             return Err("only root can make a machine like a VM".to_owned());
@@ -149,7 +149,7 @@ impl Vm {
         Ok(vm)
     }
 
-    /// Whether it has come up, or cannot.
+    /// Checks if the machine has come up or failed.
     fn try_boot(&mut self) -> Option<Result<(), String>> {
         if let Some(status) = self.unshare.try_wait().expect("wait") {
             let said = fs::read_to_string(self.world.path("boot.log")).unwrap_or_default();
@@ -160,13 +160,13 @@ impl Vm {
         let parent = self.unshare.id();
         let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
         self.first = children.split_whitespace().next()?.parse().ok()?;
-        // Only once it has changed its root: this is no file of the real machine.
+        // These files exist only after it has changed its root; the real machine has none.
         let run = PathBuf::from(format!("/proc/{}/root/run", self.first));
         let is_up = run.join("vm-of-a-test").exists() && run.join("supervisor.sock").exists();
         is_up.then_some(Ok(()))
     }
 
-    /// A command on it, with the environment of a service.
+    /// A command on the machine, with the environment of a service.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command.args([
@@ -184,7 +184,7 @@ impl Vm {
         command
     }
 
-    /// Runs a command until it has ended and nobody holds its output any more, as an exec does.
+    /// Runs a command until it has ended and no process holds its output, like the platform's exec.
     #[track_caller]
     pub(crate) fn run(&self, args: &[&str]) -> Ran {
         self.end_of(self.spawn(args))
@@ -210,26 +210,27 @@ impl Vm {
         Ran { code: child.wait().expect("wait").code(), stdout, stderr, took }
     }
 
-    /// The output of a line of shell, which has to go well.
+    /// Runs a line of shell, asserts its success and returns its output.
     #[track_caller]
     pub(crate) fn sh(&self, line: &str) -> String {
         self.run(&["bash", "-c", line]).ok().stdout
     }
 
-    /// Sets it up, as the platform is asked to.
+    /// Sets the machine up, with the platform's call.
     #[track_caller]
     pub(crate) fn provision(&self, key: &str) -> Ran {
         self.provision_at_once(&[key]).remove(0)
     }
 
-    /// The same for several at once.
+    /// Sets the machine up with several calls at once.
     #[track_caller]
     pub(crate) fn provision_at_once(&self, keys: &[&str]) -> Vec<Ran> {
         let running: Vec<_> = keys.iter().map(|key| self.spawn(&call(PROVISION, &[*key]))).collect();
         running.into_iter().map(|child| self.end_of(child)).collect()
     }
 
-    /// Sets it up with a bridge that is brought: written as the files API writes, and named along with its hash.
+    /// Sets the machine up with an uploaded bridge: written as the files API writes it, and passed
+    /// with its hash.
     #[track_caller]
     pub(crate) fn provision_with_bridge(&self, key: &str, sha256: &str) -> Ran {
         let file = "/usr/local/lib/ksync/brought.gz";
@@ -241,7 +242,7 @@ impl Vm {
         ran
     }
 
-    /// What it says of itself.
+    /// Runs the diagnosis script and returns its output.
     #[track_caller]
     pub(crate) fn look(&self) -> String {
         self.run(&["bash", "-c", LOOK]).ok().stdout
@@ -252,7 +253,7 @@ impl Vm {
         self.run(&call(CLEANUP, &[key]))
     }
 
-    /// `ksync` on the machine that runs the tests, where the network is the one of this machine.
+    /// `ksync` on the machine that runs the tests, in the network namespace of this machine.
     pub(crate) fn ksync(&self, args: &[&str]) -> crate::world::Run {
         let plain = self.world.ksync(args);
         let mut command = Command::new("nsenter");
@@ -267,25 +268,25 @@ impl Vm {
         crate::world::Run::of(command)
     }
 
-    /// The files that a test has beside the machine.
+    /// The test's files outside of the machine.
     pub(crate) fn world(&self) -> &World {
         &self.world
     }
 
-    /// Does what the official CLI does.
+    /// Sets the machine up like the official CLI.
     #[track_caller]
     pub(crate) fn provision_officially(&self, key: &str) -> Ran {
         self.run(&["bash", "-c", OFFICIAL, "official", key])
     }
 
-    /// Makes a key and answers its public half.
+    /// Makes a key and returns its public half.
     #[track_caller]
     pub(crate) fn make_key(&self, name: &str) -> String {
         let line = format!("ssh-keygen -q -t ed25519 -N '' -C {name} -f /tmp/{name} && cat /tmp/{name}.pub");
         self.sh(&line).trim_end().to_owned()
     }
 
-    /// Logs in with a key, through the bridge, to the host with this key, and runs a command.
+    /// Logs in with a key through the bridge, to the host with this host key, and runs a command.
     #[track_caller]
     pub(crate) fn log_in(&self, name: &str, host_key: &str, command: &str) -> Ran {
         self.sh(&format!("echo 'localhost {host_key}' >/tmp/known_hosts"));
@@ -306,7 +307,7 @@ impl Vm {
         self.run(&args)
     }
 
-    /// The process of a service that runs.
+    /// Pid of a running service.
     #[track_caller]
     pub(crate) fn service(&self, name: &str) -> u32 {
         let status = self.sh(&format!("supervisorctl status {name}"));
@@ -314,14 +315,14 @@ impl Vm {
         self.sh(&format!("supervisorctl pid {name}")).trim().parse().expect("a process")
     }
 
-    /// How often supervisord has started a service.
+    /// Number of times that supervisord has started a service.
     #[track_caller]
     pub(crate) fn starts_of(&self, name: &str) -> usize {
         let log = self.sh("cat /var/log/supervisord.log");
         log.lines().filter(|line| line.contains(&format!("spawned: '{name}'"))).count()
     }
 
-    /// The lines of `authorized_keys`.
+    /// Lines of `authorized_keys`.
     #[track_caller]
     pub(crate) fn keys(&self) -> Vec<String> {
         self.sh("cat /root/.ssh/authorized_keys").lines().map(str::to_owned).collect()
@@ -330,7 +331,7 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        // With its first process all others of its namespace end, and with the last one its mounts.
+        // The death of its first process ends all others in its namespace, and then its mounts.
         if let Some(first) = Pid::from_raw(self.first) {
             let _ = kill_process(first, Signal::KILL);
         } else {
@@ -340,13 +341,13 @@ impl Drop for Vm {
     }
 }
 
-/// A script, called as the platform is asked to.
+/// Builds the platform's call of a script.
 fn call<'a>(script: &'a str, args: &[&'a str]) -> Vec<&'a str> {
     let lock = ["flock", "-o", "-w", "60", "-E", "75", "/run/ksync-provision.lock"];
     [&lock[..], &["bash", "-c", script, "ksync"], args].concat()
 }
 
-/// Reads a stream to its end, beside.
+/// Reads a stream to its end, on another thread.
 fn drain(mut stream: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
@@ -357,7 +358,7 @@ fn drain(mut stream: impl Read + Send + 'static) -> Receiver<String> {
     receiver
 }
 
-/// Where a program lies on the machine that runs the tests.
+/// Path of a program on the machine that runs the tests.
 fn program(name: &str) -> Option<PathBuf> {
     let folders: Vec<PathBuf> = std::env::split_paths(&path()).collect();
     folders.iter().map(|folder| folder.join(name)).find(|file: &PathBuf| Path::is_file(file))

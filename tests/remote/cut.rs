@@ -1,5 +1,4 @@
-//! A connection that is cut during the login is a lost connection, wherever it is cut; a refusal is
-//! none.
+//! A connection cut anywhere during the login counts as a lost connection; a refusal does not.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -12,17 +11,17 @@ use ksync::remote::{AgentImage, ErrorKind, RemoteError, Target, connect};
 
 use crate::world::{ECHO, World};
 
-/// Further settings of the sshd, which sees hundreds of logins that nobody ends.
+/// Extra configuration of this sshd, which sees hundreds of abandoned logins.
 const MANY_STARTUPS: &str = "MaxStartups 1000\n";
 
-/// Bytes between two cuts within a packet. Every packet is cut at its ends too.
+/// Bytes between two cuts within a packet. The test cuts at the ends of every packet too.
 const STEP: usize = 61;
 
-/// A proxy that cuts each connection after so many bytes of one direction.
+/// A proxy that cuts each connection after a number of bytes in one direction.
 struct Cutter {
     address: SocketAddr,
     limits: Arc<[AtomicUsize; 2]>,
-    /// Where packets ended, of each direction.
+    /// Positions at which packets ended, for each direction.
     ends: Arc<[std::sync::Mutex<Vec<usize>>; 2]>,
 }
 
@@ -86,16 +85,16 @@ async fn start(target: &Target, image: &AgentImage) -> Result<(), (ErrorKind, St
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_is_cut_is_a_lost_connection_wherever_it_is_cut() {
+async fn a_login_cut_at_any_byte_is_a_lost_connection() {
     let Some(mut world) = World::with(MANY_STARTUPS) else { return };
     let image = world.image(ECHO);
-    // The wrong key first: so there are refusals on the way that are no reason for the end.
+    // The wrong key comes first, so that the login contains refusals that do not end it.
     let target = |address| Target {
         identities: vec![world.path("other"), world.path("key")],
         connect_timeout: Duration::from_secs(10),
         ..world.target_at(address)
     };
-    // Installed once, so that every other start takes the same way.
+    // Install the agent once, so that every later start takes the same path.
     start(&target(world.address()), &image).await.unwrap();
     let cutter = Cutter::to(world.address());
     let target = target(cutter.address);
@@ -113,7 +112,7 @@ async fn a_login_that_is_cut_is_a_lost_connection_wherever_it_is_cut() {
         for place in places {
             cutter.cut_after(direction, place);
             cuts += 1;
-            // The far end of a login may come before the cut.
+            // The login may end before the cut.
             let Err((kind, error)) = start(&target, &image).await else { continue };
             lost += 1;
             assert!(
@@ -126,7 +125,7 @@ async fn a_login_that_is_cut_is_a_lost_connection_wherever_it_is_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_takes_no_key_refuses_whether_it_ends_the_session_or_not() {
+async fn a_server_without_a_matching_key_refuses_in_or_out_of_session() {
     for tries in [6, 2, 1] {
         let Some(world) = World::with(&format!("MaxAuthTries {tries}\n")) else { return };
         let identities = vec![world.path("other"), world.path("host"), world.path("host_ecdsa")];
@@ -136,9 +135,9 @@ async fn a_server_that_takes_no_key_refuses_whether_it_ends_the_session_or_not()
     }
 }
 
-/// What sshd says in clear text to whom it lets wait, before anything of SSH.
+/// sshd sends these plain texts to a waiting client, before anything of SSH.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_busy_or_that_was_annoyed_is_tried_again() {
+async fn a_busy_or_penalising_server_is_retried() {
     let Some(world) = World::new() else { return };
     for text in ["Exceeded MaxStartups\r\n", "Not allowed at this time\r\n", ""] {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

@@ -1,4 +1,4 @@
-//! Putting the agent there, whatever the other side looks like.
+//! Installation of the agent on all kinds of servers.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -10,7 +10,7 @@ use ksync::remote::{AgentImage, ErrorKind, RemoteError};
 
 use crate::world::{ECHO, MAGIC, World, chmod, echoes, find, is_root, noise, pack, skip, talk};
 
-/// What the test writes before it can know whether there is an agent: a first flight and some more.
+/// Bytes that the test writes before it can know if there is an agent: more than a first flight.
 const WORDS: usize = 200_000;
 
 fn agent_file(world: &World, image: &AgentImage) -> std::path::PathBuf {
@@ -32,7 +32,7 @@ async fn failure(world: &World, image: AgentImage) -> Arc<RemoteError> {
     let connection = world.connect().await;
     let agent = connection.agent_from(image).await.unwrap();
     let (heard, end) = talk(agent, noise(1000)).await;
-    // The reader and the end tell the same.
+    // The reader and the end report the same error.
     let heard = heard.unwrap_err();
     let error = end.error.expect("an error");
     assert_eq!(heard.to_string(), error.to_string());
@@ -76,7 +76,7 @@ async fn the_embedded_agent_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_is_not_what_its_name_says_is_replaced() {
+async fn an_agent_with_a_wrong_hash_is_replaced() {
     let Some(mut world) = World::new() else { return };
     let image = world.image(ECHO);
     assert!(is_installed_now(&world, &image).await);
@@ -102,7 +102,7 @@ async fn an_agent_that_is_not_what_its_name_says_is_replaced() {
 async fn a_directory_that_others_may_enter_is_not_used() {
     let Some(mut world) = World::new() else { return };
     let image = world.image(ECHO);
-    // Ours but open; a link to one that is ours and closed; a file.
+    // A directory of this user that is open to others; a link to a closed one; a file.
     let prepare: [&dyn Fn(&Path); 3] = [
         &|path| {
             std::fs::create_dir_all(path).unwrap();
@@ -126,7 +126,7 @@ async fn a_directory_that_others_may_enter_is_not_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_where_programs_may_not_run_or_that_is_full_is_passed_over() {
+async fn a_noexec_or_full_disk_is_passed_over() {
     let Some(mut world) = World::new() else { return };
     if !is_root() {
         return skip("mounting needs root");
@@ -147,14 +147,14 @@ async fn a_disk_where_programs_may_not_run_or_that_is_full_is_passed_over() {
         assert!(umount.unwrap().success());
         assert_eq!(heard.expect(options).len(), MAGIC.len() + WORDS, "{options}");
         assert_eq!(end.exit_status, Some(0));
-        // A full disk is found out only by sending.
+        // Only the upload reveals a full disk.
         let times = if options == "size=4k" { 2 } else { 1 };
         assert_eq!(installed.sent_bytes(), Some(Some(times * image.gzip.len() as u64)), "{options}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_installed_says_why_for_each_directory() {
+async fn a_failed_installation_reports_the_reason_for_each_directory() {
     let Some(mut world) = World::new() else { return };
     let image = world.image(ECHO);
     let wrong = AgentImage { sha256: "0".repeat(64).into(), ..image };
@@ -190,7 +190,7 @@ async fn old_agents_are_removed_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_login_shell_prints_is_skipped() {
+async fn the_output_of_a_login_shell_is_skipped() {
     let Some(mut world) = World::with("Banner /etc/os-release") else { return };
     let image = world.image(ECHO);
     std::fs::write(world.home().join(".bashrc"), "echo Welcome; head -c 60000 /dev/urandom; echo to >&2\n")
@@ -200,7 +200,7 @@ async fn what_a_login_shell_prints_is_skipped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn endless_noise_ends_with_an_error_that_quotes_it() {
+async fn endless_noise_ends_with_an_error_that_quotes_the_noise() {
     let Some(mut world) = World::with("ForceCommand yes \"Good $(printf '\\033')[2J morning\"") else {
         return;
     };
@@ -214,7 +214,7 @@ async fn endless_noise_ends_with_an_error_that_quotes_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_account_that_may_not_run_commands_says_so() {
+async fn an_account_that_may_not_run_commands_is_reported() {
     let Some(mut world) =
         World::with("ForceCommand echo 'This account is not available.'; echo why >&2; exit 7")
     else {
@@ -233,7 +233,7 @@ async fn an_account_that_may_not_run_commands_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_shell_understands_the_line() {
+async fn every_shell_runs_the_bootstrap_line() {
     for shell in ["dash", "bash", "busybox", "zsh", "mksh", "ksh"] {
         let Some(path) = find(shell) else { continue };
         let Some(mut world) = World::new() else { return };
@@ -255,7 +255,7 @@ async fn every_shell_understands_the_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_login_shell_passes_the_line_on() {
+async fn every_login_shell_passes_the_bootstrap_line_on() {
     for shell in ["fish", "tcsh", "zsh", "bash"] {
         let Some(path) = find(shell) else { continue };
         let config = format!("ForceCommand {} -c \"$SSH_ORIGINAL_COMMAND\"", path.display());
@@ -266,7 +266,7 @@ async fn every_login_shell_passes_the_line_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn how_the_agent_ended_is_told() {
+async fn the_end_of_the_agent_is_reported() {
     let Some(mut world) = World::new() else { return };
     let image = world
         .image("head -c 100000 /dev/zero | tr '\\0' x >&2; printf '\\nlast \\033[2Jwords\\n' >&2; exit 3");

@@ -1,4 +1,4 @@
-//! The links below SSH: that all gets through, and that a link that fails is noticed.
+//! Links below SSH: they carry everything, and a failing link is detected.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -40,7 +40,7 @@ async fn an_idle_websocket_is_kept_alive_by_pings() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_reads_does_not_stop_what_is_sent() {
+async fn unread_output_does_not_stop_the_input() {
     let Some(mut world) = World::new() else { return };
     let image = world.image("head -c 20000000 /dev/zero & head -c 20000000 | wc -c >\"$HOME/count\"; wait");
     let connection = world.connect().await;
@@ -53,7 +53,8 @@ async fn what_nobody_reads_does_not_stop_what_is_sent() {
     assert_eq!(std::fs::read_to_string(world.home().join("count")).unwrap().trim(), "20000000");
 }
 
-/// Writes to an agent that reads nothing, until `harm` strikes; how long that takes to be noticed, and what is said.
+/// Writes to an agent that reads nothing, until `harm` strikes. Returns the time until the failure
+/// was detected, and the error.
 async fn struck(
     world: &World,
     target: &Target,
@@ -72,7 +73,7 @@ async fn struck(
             }
         }
     });
-    // The window is full by now.
+    // By now the window is full.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!speaking.is_finished() && !listening.is_finished());
     let begin = Instant::now();
@@ -97,7 +98,7 @@ async fn struck(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_breaks_wakes_a_writer_that_waits() {
+async fn a_broken_connection_wakes_a_waiting_writer() {
     let Some(mut world) = World::new() else { return };
     let image = world.image("exec sleep 60");
     let proxy = Proxy::to(world.address(), Duration::ZERO);
@@ -114,7 +115,7 @@ async fn a_connection_that_breaks_wakes_a_writer_that_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_that_goes_black_is_noticed() {
+async fn a_dead_link_is_detected() {
     let Some(mut world) = World::new() else { return };
     let image = world.image("exec sleep 60");
     let websocat = Websocat::to(world.address());
@@ -137,9 +138,10 @@ async fn a_link_that_goes_black_is_noticed() {
     }
 }
 
-/// More is on its way than the kernel keeps, so the session is stuck in a write, where it counts no keepalives.
+/// More bytes are in flight than the kernel buffers, so the session blocks in a write. There it
+/// counts no keepalives.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_that_goes_black_under_load_is_noticed() {
+async fn a_dead_link_is_detected_under_load() {
     let Some(mut world) = World::new() else { return };
     let image = world.image("exec cat >/dev/null");
     let proxy = Proxy::to(world.address(), Duration::ZERO);
@@ -163,7 +165,7 @@ async fn a_link_that_goes_black_under_load_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_and_somebody_who_is_silent_are_told_apart() {
+async fn a_closed_port_and_a_silent_server_are_told_apart() {
     let Some(world) = World::new() else { return };
     let nobody = world.target_at(([127, 0, 0, 1], free_port()).into());
     let error = fails(&nobody).await;
@@ -206,7 +208,8 @@ async fn an_answer_that_is_no_websocket_is_refused() {
     }
 }
 
-/// A TLS front for `target`, with a certificate for `name` by a CA of its own; its port, and the CA's file.
+/// Starts a TLS proxy in front of `target`, with a certificate for `name` and a CA of its own.
+/// Returns its port and the CA's file.
 async fn tls_front(world: &World, name: &str, target: SocketAddr) -> (u16, PathBuf) {
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -258,13 +261,13 @@ async fn only_the_right_certificate_is_trusted() {
         assert_eq!(error.kind(), ErrorKind::Socket);
         std::error::Error::source(&error).unwrap().to_string()
     };
-    // No CA; another name; the right name, but of another CA.
+    // No CA; another name; the correct name, but of another CA.
     refused(format!("wss://localhost:{port}"), None).await;
     let told = refused(format!("wss://127.0.0.1:{port}"), Some(ca.clone())).await;
     assert!(told.contains("not valid for name"), "{told}");
     let (other_port, _) = tls_front(&world, "other.example", address).await;
     refused(format!("wss://localhost:{other_port}"), Some(ca)).await;
-    // Never without TLS where TLS was asked for.
+    // ksync never falls back to plain text when the URL asks for TLS.
     let plain = world.target_over(&websocat.url().replace("ws:", "wss:"), None);
     let error = fails(&Target { connect_timeout: Duration::from_secs(1), ..plain }).await;
     assert!(matches!(error, RemoteError::Tls { .. } | RemoteError::TimedOut { .. }), "{error:?}");
@@ -272,7 +275,8 @@ async fn only_the_right_certificate_is_trusted() {
     assert!(matches!(error, RemoteError::CaCert { .. }), "{error:?}");
 }
 
-/// Key exchange 2, login 3, channel 1, first answer 1; the proxy's TCP connection costs nothing.
+/// The key exchange takes 2 round trips, the login 3, the channel 1 and the first answer 1. The
+/// proxy's TCP connect takes none.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_answer_comes_after_seven_round_trips() {
     let Some(mut world) = World::new() else { return };
@@ -291,7 +295,7 @@ async fn the_first_answer_comes_after_seven_round_trips() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_has_only_what_we_refuse_is_refused() {
+async fn a_server_with_weak_ciphers_only_is_refused() {
     let Some(world) = World::with("Ciphers aes128-ctr") else { return };
     let error = fails(&world.target()).await;
     assert!(matches!(error, RemoteError::Handshake { .. }), "{error:?}");
@@ -299,14 +303,14 @@ async fn a_server_that_has_only_what_we_refuse_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_exchanged_again_and_again_without_a_gap() {
+async fn repeated_key_exchanges_lose_no_bytes() {
     let Some(mut world) = World::with("RekeyLimit 1M") else { return };
     let image = world.image(ECHO);
     echoes(world.connect().await.agent_from(image.clone()).await.unwrap(), noise(20_000_000)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_free_sessions_says_so() {
+async fn a_server_without_free_sessions_is_reported() {
     let Some(mut world) = World::with("MaxSessions 1") else { return };
     let image = world.image(ECHO);
     let connection = world.connect().await;

@@ -1,4 +1,4 @@
-//! Who is trusted: hosts by their keys, and we by ours.
+//! Trust: ksync in host keys, and servers in ksync's keys.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
@@ -35,12 +35,12 @@ async fn a_host_is_known_by_any_line_of_openssh() {
         format!("[127.0.0.1]:{port} {ed25519}"),
         format!("other,[127.0.0.?]:* {ed25519}"),
         format!("127.0.0.1 {ed25519}"),
-        // The host has a key of a type that we would like better, and must show the one that is known.
+        // The host also has a key of a preferred type. It must show the key that the file knows.
         format!("[127.0.0.1]:{port} {ecdsa}"),
     ] {
         connect(&known_hosts(&world, &line)).await.unwrap_or_else(|error| panic!("{line}: {error:?}"));
     }
-    // Hashed, by OpenSSH itself.
+    // The file is hashed by OpenSSH itself.
     let target = known_hosts(&world, &format!("[127.0.0.1]:{port} {ed25519}"));
     let file = world.path("known_hosts");
     let hashing = Command::new("ssh-keygen").arg("-H").arg("-f").arg(&file).output().unwrap();
@@ -49,7 +49,7 @@ async fn a_host_is_known_by_any_line_of_openssh() {
 }
 
 #[tokio::test]
-async fn a_host_that_is_not_known_so_is_refused_and_never_learnt() {
+async fn a_host_without_a_matching_record_is_refused_and_not_learnt() {
     let Some(world) = World::new() else { return };
     let (right, wrong, port) = (world.text("host.pub"), world.text("other.pub"), world.port());
     let refused = async |text: String| {
@@ -86,7 +86,7 @@ async fn the_first_key_is_kept_and_a_later_one_refused() {
     }
     let pinned = std::fs::read_to_string(&store).unwrap();
     assert_eq!(pinned.lines().count(), 1);
-    // The same type, then the other type only.
+    // A new key of the same type, then only a key of the other type.
     world.keygen("host", "ed25519");
     world.start("");
     assert!(matches!(why_not_trusted(connect(&target).await), HostKeyError::Changed { line: 1, .. }));
@@ -107,7 +107,7 @@ async fn a_key_that_the_server_does_not_know_is_not_authorised() {
         world.port()
     );
     assert_eq!(error.to_string(), expected);
-    // The same server takes the right one, also from memory, and after a wrong one.
+    // The same server accepts the right key, also from memory, and after a wrong one.
     connect(&Target { identities: vec![world.path("other"), world.path("key")], ..world.target() })
         .await
         .unwrap();
@@ -122,7 +122,7 @@ async fn a_key_that_cannot_be_used_is_named() {
     let mut making = Command::new("ssh-keygen");
     making.args(["-q", "-t", "ed25519", "-N", "passphrase", "-f"]).arg(&secret);
     assert!(making.status().unwrap().success());
-    // No key, but closed to others as one.
+    // Not a key, but protected like one.
     std::fs::set_permissions(world.path("log"), PermissionsExt::from_mode(0o600)).unwrap();
     for (file, hint) in
         [(secret, "ssh-add"), (world.path("missing"), "ssh-keygen"), (world.path("log"), "ssh-keygen")]
@@ -135,9 +135,9 @@ async fn a_key_that_cannot_be_used_is_named() {
     }
 }
 
-/// ssh-agent is found by the environment, so this test runs itself again in another one.
+/// ssh-agent is found through the environment, so this test runs itself again in another one.
 #[tokio::test(flavor = "multi_thread")]
-async fn ssh_agent_opens_the_door() {
+async fn a_key_in_ssh_agent_logs_in() {
     const INNER: &str = "KSYNC_TEST_SSH_AGENT_KEY";
     let Some(mut world) = World::new() else { return };
     if let Some(key) = std::env::var_os(INNER) {
@@ -162,11 +162,11 @@ async fn ssh_agent_opens_the_door() {
     world.keygen("locked", "ed25519");
     let add = Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).status().unwrap();
     assert!(add.success());
-    // The file alone is of no use any more.
+    // From now on the file alone is useless.
     let lock = Command::new("ssh-keygen").args(["-q", "-p", "-N", "passphrase", "-f"]).arg(&key).status();
     assert!(lock.unwrap().success());
     let inner = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "trust::ssh_agent_opens_the_door"])
+        .args(["--exact", "trust::a_key_in_ssh_agent_logs_in"])
         .env("SSH_AUTH_SOCK", &socket)
         .env(INNER, &key)
         .output()

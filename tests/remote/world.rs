@@ -1,4 +1,4 @@
-//! A real sshd with keys, a home and a cache of its own, and what stands on the way to it.
+//! A real sshd with its own keys, home directory and cache, and the proxies in front of it.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 use flate2::{Compression, GzBuilder};
 use ksync::remote::{Agent, AgentImage, BLOCK_BYTES, Connection, End, HostKeys, Target, Transport, connect};
 
-/// What an agent says first.
+/// First bytes of an agent.
 pub(crate) const MAGIC: &[u8] = b"\0KSYNC\r\n";
 
-/// Far longer than anything here takes, and short enough to tell a hang from a slow machine.
+/// Longer than any test takes, and short enough to tell a hang from a slow machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// An agent that repeats what it is told.
+/// An agent that repeats its input.
 pub(crate) const ECHO: &str = "exec cat";
 
-/// Where `name` is; `None`, after a line that says so, where it is nowhere and need not be.
+/// Finds the program `name`. If it is missing and not required, prints that and returns `None`.
 pub(crate) fn peer(name: &str) -> Option<PathBuf> {
     let found = find(name);
     if found.is_none() {
@@ -31,7 +31,7 @@ pub(crate) fn peer(name: &str) -> Option<PathBuf> {
     found
 }
 
-/// Where `name` is; for what few machines have, so that nothing can be required.
+/// Finds the program `name`, for programs too rare to be required.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let mut folders: Vec<PathBuf> =
         std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
@@ -40,7 +40,7 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
     folders.into_iter().map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
-/// Says why a test does not run, or fails it where all must run.
+/// Prints the reason for skipping a test, or fails if all tests must run.
 pub(crate) fn skip(why: &str) {
     assert!(std::env::var_os("KSYNC_REQUIRE_PEERS").is_none_or(|value| value != "1"), "{why}");
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
@@ -59,10 +59,10 @@ impl World {
         Self::with("")
     }
 
-    /// With further lines for sshd's configuration.
+    /// Starts a world with extra lines in sshd's configuration.
     pub(crate) fn with(config: &str) -> Option<Self> {
         let (sshd, _) = (peer("sshd")?, peer("ssh-keygen")?);
-        // Where sshd changes its root to while nobody is logged in.
+        // sshd chroots into this directory before the login.
         let _ = std::fs::create_dir_all("/run/sshd");
         let folder = tempfile::tempdir().unwrap();
         let mut world = Self { folder, sshd, server: None, port: free_port(), images: Vec::new() };
@@ -85,11 +85,11 @@ impl World {
         assert!(status.unwrap().success());
     }
 
-    /// Starts sshd anew.
+    /// Restarts sshd.
     pub(crate) fn start(&mut self, config: &str) {
         self.stop();
         let path = |name: &str| self.path(name).display().to_string();
-        // The first SetEnv counts, so one that is given replaces this one.
+        // The first SetEnv counts, so one in `config` replaces this one.
         let text = format!(
             "{config}\nListenAddress 127.0.0.1:{}\nHostKey {}\nHostKey {}\nAuthorizedKeysFile {}\n\
              StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n\
@@ -120,17 +120,17 @@ impl World {
         self.folder.path().join(name)
     }
 
-    /// The far side's home.
+    /// Home directory on the server.
     pub(crate) fn home(&self) -> PathBuf {
         self.path("home")
     }
 
-    /// The far side's cache.
+    /// Cache directory on the server.
     pub(crate) fn cache(&self) -> PathBuf {
         self.path("cache")
     }
 
-    /// The far side's first choice for agents.
+    /// The server's first choice of a directory for agents.
     pub(crate) fn agents(&self) -> PathBuf {
         self.cache().join("ksync")
     }
@@ -147,7 +147,7 @@ impl World {
         self.port
     }
 
-    /// The way straight to sshd, with the right keys.
+    /// A target directly at sshd, with the right keys.
     pub(crate) fn target(&self) -> Target {
         self.target_at(self.address())
     }
@@ -173,7 +173,8 @@ impl World {
         connect(&self.target()).await.unwrap()
     }
 
-    /// An agent, as a script that goes on like this after the magic word. No two are alike.
+    /// Makes an agent: a script that prints the magic word and then runs `then`. Each one is
+    /// different.
     pub(crate) fn image(&mut self, then: &str) -> AgentImage {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let unique = format!("{} {}", self.folder.path().display(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -189,7 +190,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.stop();
-        // Where agents go when the cache will not do.
+        // Fallback directories for agents.
         for directory in ["/var/tmp", "/tmp", "/dev/shm"] {
             for image in &self.images {
                 let _ = std::fs::remove_file(format!("{directory}/ksync-0/agent-{image}"));
@@ -221,7 +222,7 @@ pub(crate) fn is_root() -> bool {
     user() == "root"
 }
 
-/// Says `words` to the agent, ends its input, and answers all that it said, with how it ended.
+/// Writes `words` to the agent and ends its input. Returns the agent's whole output and its end.
 pub(crate) async fn talk(agent: Agent, words: Vec<u8>) -> (std::io::Result<Vec<u8>>, End) {
     let Agent { mut reader, mut writer, end, .. } = agent;
     let speaking = tokio::task::spawn_blocking(move || writer.write_all(&words));
@@ -230,12 +231,12 @@ pub(crate) async fn talk(agent: Agent, words: Vec<u8>) -> (std::io::Result<Vec<u
         reader.read_to_end(&mut heard).map(|_| heard)
     });
     let heard = tokio::time::timeout(DEADLINE, listening).await.expect("no end").unwrap();
-    // An agent that could not be started is told by the reader.
+    // If the agent could not be started, the reader has reported that.
     let _ = speaking.await.unwrap();
     (heard, tokio::time::timeout(DEADLINE, end.wait()).await.expect("no end"))
 }
 
-/// The agent must repeat `words` after its magic word and end well.
+/// Asserts that the agent repeats `words` after its magic word and exits with 0.
 pub(crate) async fn echoes(agent: Agent, words: Vec<u8>) {
     let (heard, end) = talk(agent, words.clone()).await;
     let heard = heard.unwrap_or_else(|error| panic!("{error}: {:?} {end:?}", error.get_ref()));
@@ -244,7 +245,7 @@ pub(crate) async fn echoes(agent: Agent, words: Vec<u8>) {
     assert_eq!((end.exit_status, end.signal), (Some(0), None));
 }
 
-/// Bytes of all kinds, among them line ends and zeros.
+/// Pseudo-random bytes, line ends and zeros included.
 pub(crate) fn noise(count: usize) -> Vec<u8> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut bytes = Vec::with_capacity(count + 8);
@@ -274,7 +275,7 @@ pub(crate) fn chmod(path: &Path, mode: u32) {
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
-/// `websocat` as a VM runs it; ends with the value.
+/// `websocat` as on a VM; killed when dropped.
 pub(crate) struct Websocat(Child, u16);
 
 impl Websocat {
@@ -300,14 +301,14 @@ impl Drop for Websocat {
     }
 }
 
-/// What a proxy does to what passes.
+/// Harm that a proxy does to its traffic.
 #[derive(Default)]
 struct Harm {
     black: AtomicBool,
     slow: AtomicBool,
 }
 
-/// A proxy that delays, swallows, or cuts what passes.
+/// A proxy that delays, swallows, or cuts its traffic.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     harm: Arc<Harm>,
@@ -315,7 +316,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// To `target`, with this delay each way.
+    /// Starts a proxy to `target` with this delay each way.
     pub(crate) fn to(target: SocketAddr, delay: Duration) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
@@ -328,7 +329,7 @@ impl Proxy {
                     socket.set_nodelay(true).unwrap();
                     sockets.lock().unwrap().push(socket.try_clone().unwrap());
                 }
-                // Else the kernel takes in 32 MB by itself, and hides what happens beyond.
+                // Otherwise the kernel buffers up to 32 MB, and hides the state of the link beyond.
                 rustix::net::sockopt::set_socket_recv_buffer_size(&near, 64 * 1024).unwrap();
                 carry(near.try_clone().unwrap(), far.try_clone().unwrap(), delay, harm.clone());
                 carry(far, near, delay, harm.clone());
@@ -337,17 +338,17 @@ impl Proxy {
         proxy
     }
 
-    /// From now on nothing passes, and nobody is told.
+    /// From now on the proxy silently swallows everything.
     pub(crate) fn go_black(&self) {
         self.harm.black.store(true, Ordering::SeqCst);
     }
 
-    /// From now on about 10 MB/s pass, so that the link is what everybody waits for.
+    /// From now on the proxy passes about 10 MB/s, so the link is the bottleneck.
     pub(crate) fn slow_down(&self) {
         self.harm.slow.store(true, Ordering::SeqCst);
     }
 
-    /// Ends all connections.
+    /// Cuts all connections.
     pub(crate) fn cut(&self) {
         for socket in self.sockets.lock().unwrap().drain(..) {
             let _ = socket.shutdown(std::net::Shutdown::Both);

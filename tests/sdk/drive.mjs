@@ -1,4 +1,4 @@
-// Drives the platform that the environment names with its official Node SDK, as people do.
+// Drives the platform named by the environment with the official Node SDK.
 
 import assert from "node:assert/strict";
 import Kernel, { AuthenticationError, BadRequestError, NotFoundError, toFile } from "@onkernel/sdk";
@@ -10,7 +10,7 @@ const session = browser.session_id;
 assert.equal(browser.timeout_seconds, 120);
 assert.equal((await client.browsers.retrieve("by-node")).session_id, session);
 
-// More than a page, so that the SDK has to ask again.
+// More sessions than a page, so that the SDK must request another one.
 const others = [];
 for (let count = 0; count < 2; count += 1) others.push((await client.browsers.create()).session_id);
 const listed = [];

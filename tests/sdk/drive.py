@@ -1,4 +1,4 @@
-"""Drives the platform that the environment names with its official Python SDK, as people do."""
+"""Drives the platform named by the environment with the official Python SDK."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ assert browser.cdp_ws_url.startswith("ws://") and browser.timeout_seconds == 120
 session = browser.session_id
 assert client.browsers.retrieve("by-python").session_id == session
 
-# More than a page, so that the SDK has to ask again.
+# More sessions than a page, so that the SDK must request another one.
 others = [client.browsers.create().session_id for _ in range(2)]
 listed = [one.session_id for one in client.browsers.list(limit=1)]
 assert listed == [session, *others], listed

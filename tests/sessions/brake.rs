@@ -1,4 +1,5 @@
-//! Deletions after a session's VM was replaced: what the new one lacks was never deleted there.
+//! Deletions after a session's VM was replaced: entries that the new VM lacks were never deleted
+//! there.
 
 use std::fs;
 use std::process::Command;
@@ -8,7 +9,7 @@ use serde_json::Value;
 use crate::platform::{Platform, place};
 use crate::world::World;
 
-/// Ends a session and makes another one of the same name, on whose VM a directory is empty.
+/// Ends a session and makes another one of the same name, with an empty directory on its VM.
 fn replace(platform: &Platform, world: &World, id: &str, directory: &str) -> String {
     assert_eq!(platform.ask("DELETE", &format!("/browsers/{id}"), &Value::Null).0, 204);
     fs::remove_dir_all(world.path(directory)).unwrap();
@@ -17,8 +18,8 @@ fn replace(platform: &Platform, world: &World, id: &str, directory: &str) -> Str
 }
 
 #[test]
-fn a_session_that_was_made_anew_never_counts_as_emptied() {
-    // By its name, and as the session that was chosen last.
+fn a_recreated_session_never_counts_as_emptied() {
+    // The session is named by its name, and as the current session.
     for name in ["mine", "session"] {
         let world = World::new();
         let platform = Platform::start(&world);
@@ -34,7 +35,7 @@ fn a_session_that_was_made_anew_never_counts_as_emptied() {
                 "{told:?}"
             );
             assert!(world.path("back/a").exists() && world.path("back/d/b").exists(), "{name}");
-            // What is there arrives, and is no consent to the rest.
+            // New files on the VM arrive, but do not count as consent to the deletions.
             world.tree("there").file("new", "new");
             let told = platform.run(&world, &["--delete", &far, "back"]).fails(25);
             assert!(told.stderr.contains("; 3 entries would go"), "{told:?}");
@@ -42,7 +43,7 @@ fn a_session_that_was_made_anew_never_counts_as_emptied() {
             id = replace(&platform, &world, &id, "there");
             fs::remove_file(world.path("back/new")).unwrap();
         }
-        // By another name it is another pair.
+        // Another name makes another pair of endpoints.
         let other = place(&world, &id, "there");
         platform.run(&world, &["--delete", &other, "back"]).fails(25);
         platform.run(&world, &["--delete", "--yes", &far, "back"]).ok();
@@ -56,7 +57,7 @@ fn a_session_that_was_made_anew_never_counts_as_emptied() {
 }
 
 #[test]
-fn a_destination_on_another_vm_is_no_copy() {
+fn a_destination_on_another_vm_is_not_the_last_copy() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").file("a", "a");
@@ -70,9 +71,10 @@ fn a_destination_on_another_vm_is_no_copy() {
     assert!(world.path("there/image's own").exists() && world.path("there/a").exists());
 }
 
-/// The same session and host key, but its machine was started anew: it may be from an older image.
+/// The session and host key are the same, but the machine was restarted, perhaps from an older
+/// image.
 #[test]
-fn a_vm_that_was_started_anew_never_counts_as_emptied() {
+fn a_restarted_vm_never_counts_as_emptied() {
     let unshare = ["--mount", "--propagation", "private", "true"];
     if !Command::new("unshare").args(unshare).status().is_ok_and(|status| status.success()) {
         let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");

@@ -1,4 +1,4 @@
-//! The clock of a session: it stands while ksync works, and when it has run out that is what is said.
+//! Session expiry: the clock stops while ksync works, and ksync reports an expired session.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -9,14 +9,14 @@ use serde_json::json;
 use crate::platform::{Platform, place};
 use crate::world::{Run, World, noise, wait_for};
 
-/// A command on the VM that ends when it is told to.
+/// Starts a command on the VM that runs until the test creates a file.
 fn begin(platform: &Platform, world: &World, id: &str) -> Child {
     let wait = format!("while [ ! -e {} ]; do sleep 0.05; done", world.path("go").display());
     platform.ksync(world, &["ssh", id, &wait]).spawn().unwrap()
 }
 
 #[test]
-fn a_session_in_use_is_not_deleted_and_one_that_is_not_is() {
+fn a_session_in_use_is_not_deleted_and_an_idle_one_is() {
     let world = World::new();
     let platform = Platform::start(&world);
     let id = platform.create(&world, &["--timeout", "10"]);
@@ -31,7 +31,7 @@ fn a_session_in_use_is_not_deleted_and_one_that_is_not_is() {
 }
 
 #[test]
-fn a_session_that_is_gone_is_told_so_and_takes_nothing_away() {
+fn a_missing_session_is_reported_and_deletes_nothing() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
@@ -47,7 +47,7 @@ fn a_session_that_is_gone_is_told_so_and_takes_nothing_away() {
 }
 
 #[test]
-fn a_vm_in_standby_is_woken_unless_that_is_not_wanted() {
+fn a_vm_in_standby_wakes_unless_keep_alive_is_off() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
@@ -63,7 +63,7 @@ fn a_vm_in_standby_is_woken_unless_that_is_not_wanted() {
 }
 
 #[test]
-fn a_socket_that_is_closed_and_refused_for_a_while_costs_time_and_nothing_else() {
+fn a_keep_alive_socket_refused_for_a_while_only_costs_time() {
     let world = World::new();
     let platform = Platform::start(&world);
     let id = platform.create(&world, &["--timeout", "300"]);
@@ -78,14 +78,16 @@ fn a_socket_that_is_closed_and_refused_for_a_while_costs_time_and_nothing_else()
     platform.advance(61);
     wait_for("the end of the socket", || stage("quiet"));
     platform.advance(5);
-    // It stands still in the middle of what it does, and for as long as the socket is refused.
+    // The VM is in standby in the middle of the command, as long as the platform refuses the
+    // socket.
     assert_eq!(platform.session(&id)["stage"], "standby");
     fs::write(world.path("go"), "").unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(platform.calls()["cdp"], json!(4));
 }
 
-/// An upload to a session that is stopped in its middle for longer than the session's timeout; answers how it ends.
+/// Suspends an upload in its middle for longer than the session's timeout. Returns how the upload
+/// ends.
 fn stopped_in_the_middle(options: &[&str], status: u16) -> (World, Run) {
     let world = World::new();
     let platform = Platform::start(&world);
@@ -101,7 +103,8 @@ fn stopped_in_the_middle(options: &[&str], status: u16) -> (World, Run) {
     (world, Run::end_of(child))
 }
 
-/// Starts an upload and stops it once a part of it is there; `None` if it was over before.
+/// Starts an upload and suspends it once a part of it has arrived. Returns `None` if the upload was
+/// already complete.
 fn stopped(world: &World, mut upload: Command) -> Option<Child> {
     let mut child =
         upload.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -129,7 +132,7 @@ fn a_transfer_outlives_the_timeout() {
 }
 
 #[test]
-fn a_transfer_that_does_not_keep_its_session_is_told_that_it_is_gone() {
+fn a_transfer_without_keep_alive_reports_that_its_session_is_gone() {
     let (world, run) = stopped_in_the_middle(&["--no-keep-alive"], 404);
     run.fails(41);
     assert!(world.path("src/large").exists() && !world.path("there/large").exists());

@@ -1,4 +1,4 @@
-//! The whole way with ksync alone: make a session, put files there, get them back, delete it.
+//! The whole procedure with ksync alone: create a session, upload, download, delete.
 
 use std::fs;
 
@@ -28,7 +28,7 @@ fn create_upload_download_delete() {
 }
 
 #[test]
-fn one_file_goes_there_and_back_as_with_scp() {
+fn one_file_is_copied_both_ways_as_with_scp() {
     let world = World::new();
     let platform = Platform::start(&world);
     fs::write(world.path("file.bin"), noise(1, 3_000_000)).unwrap();
@@ -59,13 +59,13 @@ fn a_session_that_was_used_before_needs_no_api() {
     platform.calls();
     let asked = || {
         let mut calls = platform.calls();
-        // What keeps the session awake is no question.
+        // The keep-alive socket is not a request.
         calls.as_object_mut().unwrap().remove("cdp");
         calls
     };
     platform.run(&world, &["src", &there]).ok();
     assert_eq!(asked(), json!({}));
-    // Nor a key for it.
+    // Nor does ksync need a key for it.
     let mut without = platform.ksync(&world, &["src", &there]);
     crate::world::Run::of({
         without.env_remove("KERNEL_API_KEY").env_remove("KERNEL_BASE_URL");
@@ -75,7 +75,7 @@ fn a_session_that_was_used_before_needs_no_api() {
 }
 
 #[test]
-fn the_key_is_ours_alone_and_goes_with_a_cleanup() {
+fn the_key_is_added_once_and_removed_by_a_cleanup() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
@@ -93,7 +93,7 @@ fn the_key_is_ours_alone_and_goes_with_a_cleanup() {
 }
 
 #[test]
-fn setup_tells_what_the_official_client_tells() {
+fn setup_prints_the_fields_of_the_official_client() {
     let world = World::new();
     let platform = Platform::start(&world);
     let id = platform.create(&world, &[]);
@@ -105,7 +105,7 @@ fn setup_tells_what_the_official_client_tells() {
         assert!(told[name].is_string(), "{name} in {told}");
     }
     assert_eq!(told["session_id"], json!(id));
-    // And it is a setup for `--setup`.
+    // The output also works as a file for `--setup`.
     world.tree("src").with_everything();
     fs::write(world.path("vm.json"), &run.stdout).unwrap();
     let there = format!(":{}", world.path("there").display());
@@ -114,7 +114,7 @@ fn setup_tells_what_the_official_client_tells() {
 }
 
 #[test]
-fn a_command_runs_on_the_vm_and_its_end_is_told() {
+fn a_command_runs_on_the_vm_and_its_exit_code_is_returned() {
     let world = World::new();
     let platform = Platform::start(&world);
     let id = platform.create(&world, &[]);
@@ -128,7 +128,7 @@ fn a_command_runs_on_the_vm_and_its_end_is_told() {
 }
 
 #[test]
-fn a_pool_lends_a_session_that_is_not_used_again() {
+fn a_pool_session_is_not_reused_after_its_deletion() {
     let world = World::new();
     let platform = Platform::start(&world);
     let pool = json!({ "size": 1, "name": "swimmers" });
@@ -141,7 +141,7 @@ fn a_pool_lends_a_session_that_is_not_used_again() {
 }
 
 #[test]
-fn a_doctor_tells_each_step() {
+fn doctor_reports_each_step() {
     let world = World::new();
     let platform = Platform::start(&world);
     platform.create(&world, &[]);

@@ -1,4 +1,4 @@
-//! That a session ends soon is said while there is time to do something about it, and what that is.
+//! Warnings about the end of a session: in time, and with a remedy.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,25 +9,26 @@ use serde_json::{Value, json};
 use crate::platform::{Platform, place};
 use crate::world::{Run, World};
 
-/// As old as a session gets, in seconds.
+/// Maximum age of a session, in seconds.
 const AGE_MAX: u64 = 72 * 60 * 60;
 
-/// Makes a session that stays for as long as one can.
+/// Makes a session with the longest possible timeout.
 fn lasting(platform: &Platform, world: &World) -> String {
     platform.create(world, &["--timeout", "259200"])
 }
 
-/// Makes one whose token is good for so many seconds.
+/// Makes a session whose token lives for `seconds`.
 fn with_token_for(platform: &Platform, world: &World, seconds: u64) -> String {
     platform.fault(json!({ "call": "create", "token_seconds": seconds }));
     platform.create(world, &["--timeout", "100"])
 }
 
-/// What is said of a session with one to ten minutes and 40 to 59 seconds to live: no test here takes longer.
+/// Warning for a session with `minutes` left, and 40 to 59 seconds. No test here takes longer than
+/// that tolerance.
 fn age_warning(id: &str, minutes: u64) -> String {
     format!(
         "ksync: warning: session {id} ends in {minutes} minutes at the latest, and its files with it: no session gets \
-         older than 72 hours\n  hint: fetch what is of use, and go on in a new one: ksync session create\n"
+         older than 72 hours\n  hint: download the files you need, and go on in a new session: ksync session create\n"
     )
 }
 
@@ -41,11 +42,11 @@ fn token_warning(id: &str, left: &str) -> String {
 fn timeout_warning(id: &str, left: &str) -> String {
     format!(
         "ksync: warning: session {id} may end {left}, and its files with it: it is not kept awake, and SSH does not \
-         count as use\n  hint: leave --no-keep-alive out, or make the session with a longer --timeout\n"
+         count as use\n  hint: omit --no-keep-alive, or make the session with a longer --timeout\n"
     )
 }
 
-/// What the platform was asked, but for the socket that keeps a session awake.
+/// API calls since the last look, without the keep-alive socket.
 fn asked(platform: &Platform) -> Value {
     let mut calls = platform.calls();
     calls.as_object_mut().unwrap().remove("cdp");
@@ -53,7 +54,7 @@ fn asked(platform: &Platform) -> Value {
 }
 
 #[test]
-fn a_session_that_is_nearly_three_days_old_says_so_also_by_what_is_remembered() {
+fn a_session_near_its_maximum_age_is_warned_about_even_from_the_store() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
@@ -76,7 +77,7 @@ fn a_session_that_is_nearly_three_days_old_says_so_also_by_what_is_remembered() 
 }
 
 #[test]
-fn it_is_said_once_in_the_middle_of_what_is_being_done() {
+fn a_running_command_prints_the_warning_once() {
     let world = World::new();
     let platform = Platform::start(&world);
     let id = lasting(&platform, &world);
@@ -88,7 +89,7 @@ fn it_is_said_once_in_the_middle_of_what_is_being_done() {
         platform.ksync(&world, &["ssh", &id, &wait]).stderr(Stdio::piped()).spawn().unwrap();
     let mut told = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     let first = format!("{}\n{}\n", told.next().unwrap(), told.next().unwrap());
-    // A run that took long to begin has a little less.
+    // A run that took long to start has a little less time left.
     assert!(first == age_warning(&id, 14) || first == age_warning(&id, 15), "{first}");
     fs::write(world.path("go"), "").unwrap();
     assert_eq!(told.next(), None);
@@ -96,7 +97,7 @@ fn it_is_said_once_in_the_middle_of_what_is_being_done() {
 }
 
 #[test]
-fn one_that_is_not_kept_awake_says_how_long_it_stays() {
+fn a_session_without_keep_alive_is_warned_about() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
@@ -107,7 +108,7 @@ fn one_that_is_not_kept_awake_says_how_long_it_stays() {
     platform.run(&world, &["src", &there]).ok().says(&mapping);
     let run = platform.run(&world, &["--no-keep-alive", "src", &there]).ok();
     assert_eq!(run.stderr, format!("{}{mapping}", timeout_warning(&id, "in 5 minutes")));
-    // With time enough there is nothing to say.
+    // With enough time left there is no warning.
     let id = platform.create(&world, &["--timeout", "3600"]);
     let there = place(&world, &id, "there");
     platform.run(&world, &["src", &there]).ok();
@@ -116,17 +117,17 @@ fn one_that_is_not_kept_awake_says_how_long_it_stays() {
 }
 
 #[test]
-fn a_token_that_expires_soon_is_told_of() {
+fn a_token_that_expires_soon_is_warned_about() {
     let world = World::new();
     let platform = Platform::start(&world);
     let id = with_token_for(&platform, &world, 600);
     platform.run(&world, &["session", "setup", &id]).ok();
-    // Ten minutes of the token, and the timeout from then on.
+    // The token lasts ten minutes, and then the timeout runs.
     platform.run(&world, &["ssh", &id, "true"]).ok().says(&token_warning(&id, "in 11 minutes"));
 }
 
 #[test]
-fn an_expired_token_is_asked_for_anew_and_told_of_where_that_is_not_possible() {
+fn an_expired_token_is_renewed_or_warned_about_without_an_api_key() {
     let world = World::new();
     let platform = Platform::start(&world);
     let id = with_token_for(&platform, &world, 0);

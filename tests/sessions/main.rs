@@ -1,4 +1,5 @@
-//! Kernel sessions from the outside: `ksync` against the stand-in for the platform, with nothing else on the way.
+//! Kernel sessions from the outside: `ksync` against the emulator of the platform, with no proxy in
+//! between.
 #![cfg(feature = "sandbox")]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! The stand-in for the platform, in a process of its own, and what is asked of it behind ksync's back.
+//! The emulator of the platform in its own process, and direct requests to it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use crate::world::{Run, World};
 /// A running `ksync sandbox --json`.
 pub(crate) struct Platform {
     child: Child,
-    /// What it told.
+    /// The emulator's JSON output.
     told: Value,
 }
 
@@ -21,7 +21,7 @@ impl Platform {
         Platform::of(world, world.ksync(["sandbox", "--json", "--home"]))
     }
 
-    /// One whose VMs take the text of a file for the id of their kernel's start.
+    /// Starts an emulator whose VMs take the text of a file for their kernel's boot id.
     pub(crate) fn started_as(world: &World, boot: &Path) -> Platform {
         let mut command = world.command("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-ec"]);
@@ -39,12 +39,12 @@ impl Platform {
         Platform { child, told: serde_json::from_str(&line).expect("one line of JSON") }
     }
 
-    /// The value of an environment variable that it told.
+    /// Value of an environment variable from the emulator's output.
     pub(crate) fn env(&self, name: &str) -> &str {
         self.told["env"][name].as_str().unwrap_or_else(|| panic!("{name} in {}", self.told))
     }
 
-    /// `ksync` with these arguments and what the platform told in its environment.
+    /// `ksync` with these arguments and the emulator's environment variables.
     pub(crate) fn ksync(&self, world: &World, args: &[&str]) -> Command {
         let mut command = world.ksync(args);
         for (name, value) in self.told["env"].as_object().unwrap() {
@@ -57,23 +57,24 @@ impl Platform {
         Run::of(self.ksync(world, args))
     }
 
-    /// Makes a session and answers its id.
+    /// Creates a session and returns its id.
     pub(crate) fn create(&self, world: &World, args: &[&str]) -> String {
         let run = self.run(world, &[&["session", "create"], args].concat()).ok();
         run.stdout.trim().to_owned()
     }
 
-    /// The directory that is the root of a session's VM.
+    /// Root directory of a session's VM.
     pub(crate) fn root(&self, id: &str) -> PathBuf {
         PathBuf::from(self.session(id)["root"].as_str().expect("a root"))
     }
 
-    /// The status with which the API answers to a session.
+    /// Status of the API's answer about a session.
     pub(crate) fn status(&self, id: &str) -> u16 {
         self.ask("GET", &format!("/browsers/{id}"), &Value::Null).0
     }
 
-    /// Asks the API itself, or the stand-in below `/_sandbox`; answers status and body.
+    /// Sends a request to the API, or below `/_sandbox` to the emulator itself. Returns status and
+    /// body.
     pub(crate) fn ask(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
         let address = self.env("KERNEL_BASE_URL").strip_prefix("http://").unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
@@ -98,31 +99,31 @@ impl Platform {
         (status, serde_json::from_str(&body).unwrap_or(Value::Null))
     }
 
-    /// How often a call was made since this was asked last.
+    /// Number of calls of each kind since the last request.
     pub(crate) fn calls(&self) -> Value {
         let (_, told) = self.ask("GET", "/_sandbox/calls", &Value::Null);
         self.ask("DELETE", "/_sandbox/calls", &Value::Null);
         told["calls"].clone()
     }
 
-    /// What the next calls meet.
+    /// Sets a fault of the next calls.
     pub(crate) fn fault(&self, fault: Value) {
         assert!(self.ask("POST", "/_sandbox/faults", &fault).0 < 300, "{fault}");
     }
 
-    /// Moves the platform's clock.
+    /// Advances the platform's clock.
     pub(crate) fn advance(&self, seconds: u64) {
         let jump = serde_json::json!({ "advance_seconds": seconds });
         assert!(self.ask("POST", "/_sandbox/clock", &jump).0 < 300);
     }
 
-    /// What the stand-in knows of a session.
+    /// The emulator's record of a session.
     pub(crate) fn session(&self, id: &str) -> Value {
         self.ask("GET", &format!("/_sandbox/sessions/{id}"), &Value::Null).1
     }
 }
 
-/// Something in the world as a place in a session.
+/// A path in the world as an endpoint in a session.
 pub(crate) fn place(world: &World, session: &str, name: &str) -> String {
     format!("{session}:{}", world.path(name).display())
 }

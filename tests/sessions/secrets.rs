@@ -1,4 +1,4 @@
-//! What is secret is told nobody.
+//! Secrecy of keys and tokens.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use crate::platform::{Platform, place};
 use crate::world::World;
 
 #[test]
-fn neither_key_nor_token_is_ever_printed_or_an_argument() {
+fn no_key_or_token_is_ever_printed_or_passed_as_an_argument() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
@@ -25,7 +25,7 @@ fn neither_key_nor_token_is_ever_printed_or_an_argument() {
     run(&["session", "show", &id]);
     run(&["session", "setup", "--json"]);
     run(&["session", "show", "--ssh-config"]);
-    // The process list, with this very run in it: what stands for a VM is this machine.
+    // The process list contains this very run, because the emulated VM is this machine.
     run(&["ssh", &id, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"]);
     let message = format!("no such key: {key}");
     platform.fault(json!({ "call": "get", "status": 401, "times": 9, "message": message }));
@@ -40,7 +40,7 @@ fn neither_key_nor_token_is_ever_printed_or_an_argument() {
 }
 
 #[test]
-fn what_is_kept_is_private() {
+fn files_of_sessions_and_keys_are_private() {
     use std::os::unix::fs::PermissionsExt;
     let world = World::new();
     let platform = Platform::start(&world);

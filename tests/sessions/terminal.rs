@@ -1,4 +1,4 @@
-//! `ksync ssh SESSION` as somebody uses it who sits at a terminal: a real one, on both sides.
+//! Interactive use of `ksync ssh SESSION`, with a real terminal on both sides.
 
 use std::fs;
 
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use crate::platform::Platform;
 use crate::world::{Desk, World, wait_for};
 
-/// What the shell on the VM shows when it waits for a line.
+/// The prompt of the shell on the VM.
 const PROMPT: &str = "vm> ";
 
-/// A session that needs no asking, and a shell on it that waits for a line.
+/// Makes a session that needs no API call, and a shell on it that waits for a line.
 fn at_the_prompt(world: &World, platform: &Platform) -> (String, Desk) {
     let id = platform.create(world, &[]);
     platform.run(world, &["session", "setup", &id]).ok();
@@ -24,12 +24,12 @@ fn at_the_prompt(world: &World, platform: &Platform) -> (String, Desk) {
 }
 
 #[test]
-fn lines_are_typed_and_answered_and_the_exit_status_is_that_of_the_shell() {
+fn a_shell_answers_typed_lines_and_sets_the_exit_status() {
     let world = World::new();
     let platform = Platform::start(&world);
     let (_, mut desk) = at_the_prompt(&world, &platform);
     desk.types("echo $((6 * 7)) $TERM; test -t 0 && test -t 2 && tty\n");
-    // The line is shown once, by the terminal on the VM.
+    // The line appears once, echoed by the terminal on the VM.
     assert_eq!(desk.sees("42 vt220\r\n"), "echo $((6 * 7)) $TERM; test -t 0 && test -t 2 && tty\r\n");
     assert!(desk.sees("\r\n").starts_with("/dev/pts/"));
     desk.sees(PROMPT);
@@ -38,7 +38,7 @@ fn lines_are_typed_and_answered_and_the_exit_status_is_that_of_the_shell() {
 }
 
 #[test]
-fn the_size_is_that_of_the_terminal_also_when_it_changes() {
+fn the_remote_terminal_follows_the_size_of_the_local_one() {
     let world = World::new();
     let platform = Platform::start(&world);
     let (_, mut desk) = at_the_prompt(&world, &platform);
@@ -48,7 +48,7 @@ fn the_size_is_that_of_the_terminal_also_when_it_changes() {
     desk.types("trap 'stty size' WINCH\n");
     desk.sees(PROMPT);
     desk.resize(132, 50);
-    // The shell runs a trap once it has a line to run.
+    // The shell runs a trap only when it gets a line.
     wait_for("the new size", || {
         desk.types("\n");
         desk.has_shown("50 132\r\n").then_some(())
@@ -75,18 +75,18 @@ fn ctrl_c_and_the_end_of_input_are_the_vms() {
 }
 
 #[test]
-fn the_terminal_is_what_it_was_when_the_connection_is_lost() {
+fn a_lost_connection_restores_the_terminal() {
     let world = World::new();
     let platform = Platform::start(&world);
     let (id, mut desk) = at_the_prompt(&world, &platform);
     assert_eq!(platform.ask("DELETE", &format!("/browsers/{id}"), &Value::Null).0, 204);
     let told = desk.ends_with(41);
-    // Each line begins where lines begin.
+    // Each message begins at the start of a line.
     assert!(told.contains("ksync: ") && told.contains("\r\n  hint: "), "{told:?}");
 }
 
 #[test]
-fn the_terminal_is_what_it_was_when_a_signal_comes() {
+fn a_signal_restores_the_terminal() {
     let world = World::new();
     let platform = Platform::start(&world);
     let (_, mut desk) = at_the_prompt(&world, &platform);
@@ -95,7 +95,7 @@ fn the_terminal_is_what_it_was_when_a_signal_comes() {
 }
 
 #[test]
-fn the_terminal_is_what_it_was_when_there_is_no_way_in() {
+fn a_failed_connection_restores_the_terminal() {
     let world = World::new();
     let platform = Platform::start(&world);
     let id = platform.create(&world, &[]);

@@ -1,4 +1,4 @@
-//! What goes wrong, and what is said then.
+//! Failures of the API, and their messages.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ fn code_of(platform: &Platform, world: &World, args: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn each_refusal_has_a_code_and_says_what_to_do() {
+fn each_refusal_has_an_exit_code_and_a_hint() {
     let world = World::new();
     let platform = Platform::start(&world);
     for (status, code) in [(401, 40), (403, 40), (404, 41), (500, 5), (529, 5)] {
@@ -30,7 +30,7 @@ fn each_refusal_has_a_code_and_says_what_to_do() {
 }
 
 #[test]
-fn what_passes_is_tried_again() {
+fn temporary_failures_are_retried() {
     let world = World::new();
     let platform = Platform::start(&world);
     platform
@@ -44,7 +44,7 @@ fn what_passes_is_tried_again() {
 }
 
 #[test]
-fn without_a_key_it_is_said_which_variable_is_missing() {
+fn a_missing_key_is_reported_with_the_variable() {
     let world = World::new();
     world.tree("src").with_everything();
     for args in [&["src", "abc:/tmp/x"][..], &["session", "list"]] {
@@ -58,7 +58,7 @@ fn without_a_key_it_is_said_which_variable_is_missing() {
 }
 
 #[test]
-fn a_session_that_was_made_anew_under_its_name_is_found() {
+fn a_session_recreated_under_the_same_name_is_found() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
@@ -74,7 +74,7 @@ fn a_session_that_was_made_anew_under_its_name_is_found() {
 }
 
 #[test]
-fn a_host_that_is_not_the_one_that_the_api_told_is_refused() {
+fn a_host_other_than_the_one_named_by_the_api_is_refused() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
@@ -90,7 +90,7 @@ fn a_host_that_is_not_the_one_that_the_api_told_is_refused() {
 }
 
 #[test]
-fn a_vm_that_cannot_be_set_up_tells_the_step() {
+fn a_failed_setup_reports_the_step() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
@@ -104,7 +104,7 @@ fn a_vm_that_cannot_be_set_up_tells_the_step() {
 }
 
 #[test]
-fn two_that_set_a_vm_up_at_once_both_get_in() {
+fn clients_that_set_a_vm_up_at_once_all_get_in() {
     let world = World::new();
     let platform = Platform::start(&world);
     let id = platform.create(&world, &[]);
@@ -127,7 +127,7 @@ fn two_that_set_a_vm_up_at_once_both_get_in() {
 }
 
 #[test]
-fn what_can_be_no_session_is_refused_before_anything_is_asked() {
+fn an_invalid_session_name_is_refused_before_any_call() {
     let world = World::new();
     let platform = Platform::start(&world);
     let run: Run = platform.run(&world, &["session", "show", "a/../b"]);

@@ -1,4 +1,4 @@
-//! A VM that is set up, and a port that cannot be reached or is answered by something else.
+//! A VM that is set up, but whose port is unreachable or answered by another program.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,8 +16,8 @@ const TO_DO: &str = "hint: something on the way lets no connection through to po
 const TO_DO_OTHERWISE: &str = "hint: something on the way answers in the VM's place: look at the proxy and the firewall on \
                                this side, or try another network; ksync doctor ID tries each step";
 
-/// Runs a sync that cannot get in, and answers its exit code and what it said, with the session's id and its VM's
-/// address as words.
+/// Runs a sync that cannot get in. Returns its exit code and stderr, with the session's id and its
+/// VM's address replaced by words.
 fn fail(platform: &Platform, world: &World, id: &str, options: &[&str]) -> (i32, String) {
     let there = place(world, id, "there");
     let run = platform.run(world, &[options, &["-q", "src", &there]].concat());
@@ -35,7 +35,7 @@ fn start() -> (World, Platform, String) {
 }
 
 #[test]
-fn a_port_that_refuses_is_told_with_what_the_vm_says() {
+fn a_refused_port_is_reported_with_the_diagnosis_of_the_vm() {
     let (world, platform, id) = start();
     platform.ask("DELETE", &format!("/_sandbox/sessions/{id}/port"), &Value::Null);
     platform.calls();
@@ -50,7 +50,7 @@ fn a_port_that_refuses_is_told_with_what_the_vm_says() {
 }
 
 #[test]
-fn a_port_that_says_nothing_is_told_after_a_while() {
+fn a_silent_port_is_reported_after_the_timeout() {
     let (world, platform, id) = start();
     platform.fault(json!({ "call": "bridge", "delay_ms": 600_000, "times": 9 }));
     let (code, said) = fail(&platform, &world, &id, &["--contimeout", "1"]);
@@ -62,7 +62,7 @@ fn a_port_that_says_nothing_is_told_after_a_while() {
 }
 
 #[test]
-fn what_is_no_websocket_is_told_with_its_answer() {
+fn an_http_answer_on_the_port_is_reported() {
     let (world, platform, id) = start();
     platform.fault(json!({ "call": "bridge", "status": 403, "times": 9 }));
     let (code, said) = fail(&platform, &world, &id, &[]);
@@ -74,10 +74,10 @@ fn what_is_no_websocket_is_told_with_its_answer() {
 }
 
 #[test]
-fn a_vm_that_says_what_does_not_run_is_believed() {
+fn a_stopped_service_on_the_vm_is_reported() {
     let (world, platform, id) = start();
     platform.ask("DELETE", &format!("/_sandbox/sessions/{id}/port"), &Value::Null);
-    // It runs when the VM is set up, and not when it is asked.
+    // The service runs during the setup, but not during the diagnosis.
     supervise(
         &platform,
         &id,
@@ -92,7 +92,7 @@ fn a_vm_that_says_what_does_not_run_is_believed() {
 }
 
 #[test]
-fn a_vm_that_cannot_be_asked_is_no_reason_to_say_less() {
+fn a_failed_diagnosis_does_not_hide_the_error() {
     let (world, platform, id) = start();
     platform.ask("DELETE", &format!("/_sandbox/sessions/{id}/port"), &Value::Null);
     let headers = json!({ "retry-after-ms": "10" });
@@ -105,15 +105,15 @@ fn a_vm_that_cannot_be_asked_is_no_reason_to_say_less() {
     assert_eq!((code, said.as_str()), (10, expected.as_str()));
 }
 
-/// Puts a supervisor's control program with this text into the stand-in's VMs, and a websocat that does not run.
+/// Installs a `supervisorctl` with this text in the emulated VMs, and a websocat that does not run.
 fn supervise(platform: &Platform, id: &str, text: &str) {
-    // The first command makes the directory of programs.
+    // The first command creates the directory of programs.
     platform.ask("POST", &format!("/browsers/{id}/process/exec"), &json!({ "command": "true" }));
     let programs = platform.root(id).parent().expect("a platform").join("bin");
     let state = platform.root(id);
     let program = format!("#!/bin/bash\nstate={}\n{text}\nexit 0\n", state.display());
     for (name, program) in [("supervisorctl", program.as_str()), ("websocat", "#!/bin/bash\nexit 1\n")] {
-        // By another name first: a program that is being written cannot be run.
+        // Write it under another name first, because a program open for writing cannot run.
         fs::write(programs.join("new"), program).expect("a program");
         fs::set_permissions(programs.join("new"), fs::Permissions::from_mode(0o755)).expect("a mode");
         fs::rename(programs.join("new"), programs.join(name)).expect("a name");
@@ -121,10 +121,10 @@ fn supervise(platform: &Platform, id: &str, text: &str) {
 }
 
 #[test]
-fn where_websocat_does_not_run_a_bridge_is_brought_once() {
+fn a_vm_without_a_working_websocat_gets_a_bridge_once() {
     let (world, platform, id) = start();
     let root = platform.root(&id);
-    // Else the script would make host keys for the machine that runs this.
+    // Otherwise the script would make host keys for the machine that runs the tests.
     fs::write(root.join("etc/ssh/ssh_host_ed25519_key"), "there is one").expect("a file");
     supervise(
         &platform,
@@ -159,7 +159,7 @@ fn where_websocat_does_not_run_a_bridge_is_brought_once() {
 }
 
 #[test]
-fn a_bridge_that_cannot_be_written_is_told_so() {
+fn a_failed_upload_of_the_bridge_is_reported() {
     let (world, platform, id) = start();
     fs::write(platform.root(&id).join("etc/ssh/ssh_host_ed25519_key"), "there is one").expect("a file");
     supervise(&platform, &id, "");
@@ -169,18 +169,19 @@ fn a_bridge_that_cannot_be_written_is_told_so() {
     let expected = "ksync: could not bring a bridge to the VM, which has no websocat that runs and could not download one: \
                     could not write \"";
     assert_eq!((code, begin), (42, expected), "{said}");
-    // The answer is seen only by chance: it comes, and the connection ends, while the bridge is still being sent.
+    // The answer is visible only by chance: the connection ends while the bridge is still being
+    // sent.
     let expected = "\n  hint: run the same command again; ksync doctor SESSION tells which step fails\n";
     assert!(end.contains(".gz\" in the session \"ID\": "), "{said}");
     assert!(end.ends_with(expected), "{said}");
 }
 
 #[test]
-fn a_vm_with_neither_sshd_nor_network_is_told_so() {
+fn a_vm_with_neither_sshd_nor_network_is_reported() {
     let (world, platform, id) = start();
     supervise(&platform, &id, "");
     let programs = platform.root(&id).parent().expect("a platform").join("bin");
-    // Where neither the one nor the other is found, whatever the machine that runs this has.
+    // This flock reports that both are missing, whatever this machine has.
     let flock = "#!/bin/bash\necho '== install openssh-server' >&2\n\
                  echo \"W: Failed to fetch x  Temporary failure resolving 'x'\" >&2\nexit 74\n";
     fs::write(programs.join("new"), flock).expect("a program");

@@ -1,4 +1,5 @@
-//! Further ways to a session: by what the environment or an option names, after its VM forgot us, and with a real ssh.
+//! Further connections to a session: by environment or option, after its VM lost ksync's key, and
+//! with a real ssh.
 
 use std::fs;
 use std::io::Write;
@@ -9,7 +10,7 @@ use crate::platform::{Platform, place};
 use crate::world::{Run, World, path};
 
 #[test]
-fn a_vm_that_has_forgotten_the_key_is_given_it_again() {
+fn a_vm_that_lost_the_key_is_set_up_again() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
@@ -25,7 +26,7 @@ fn a_vm_that_has_forgotten_the_key_is_given_it_again() {
 }
 
 #[test]
-fn the_current_session_is_the_one_of_the_environment_or_the_one_that_was_chosen() {
+fn the_environment_or_session_use_selects_the_current_session() {
     let world = World::new();
     let platform = Platform::start(&world);
     let (one, two) = (platform.create(&world, &["--name", "one"]), platform.create(&world, &[]));
@@ -49,13 +50,13 @@ fn the_current_session_is_the_one_of_the_environment_or_the_one_that_was_chosen(
 }
 
 #[test]
-fn a_key_that_is_named_is_the_one_that_logs_in() {
+fn a_named_key_is_used_for_the_login() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
     let (id, other) = (platform.create(&world, &[]), platform.create(&world, &[]));
     platform.run(&world, &["src", &place(&world, &id, "there")]).ok();
-    // The key that was made for one session is as good as any for another.
+    // A key made for one session works for any other.
     fs::copy(world.path(format!("state/ksync/keys/{id}")), world.path("mine")).unwrap();
     platform.run(&world, &["--identity", "mine", "src", &place(&world, &other, "there-too")]).ok();
     let keys = |id: &str| fs::read_to_string(platform.root(id).join("root/.ssh/authorized_keys")).unwrap();
@@ -87,7 +88,7 @@ fn a_host_block_is_all_that_ssh_needs() {
     };
     let run = ssh("echo in; exit 3").fails(3);
     assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("in\n", ""));
-    // Only the key that the API told.
+    // ssh accepts only the key that the API named.
     let hosts = world.path(format!("state/ksync/sessions/{id}.hosts"));
     let other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJcS2Xc8cK2ZLxXlB2FKx2q4M4H6JqgJTc0nqvJg2aBy";
     fs::write(&hosts, format!("{id} {other}\n")).unwrap();

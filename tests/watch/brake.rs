@@ -1,5 +1,5 @@
-//! Deletions in a watch: what was seen as it happened passes, what only a look at everything finds
-//! waits.
+//! Deletions in a watch: deletions that the watch saw pass, and those that only a full round finds
+//! wait for consent.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ fn flush(world: &World, way: Way) -> Run {
 }
 
 #[test]
-fn what_a_first_look_finds_waits_and_what_is_seen_passes() {
+fn deletions_of_the_first_round_wait_and_seen_ones_pass() {
     for way in Way::ALL {
         let world = World::new();
         world.tree("src").file("a", "a").file("b", "b").file("d/x", "x");
@@ -19,7 +19,7 @@ fn what_a_first_look_finds_waits_and_what_is_seen_passes() {
         let watcher = Watcher::ready(&world, way, &["--delete"]);
         let waits = flush(&world, way).fails(25);
         assert!(waits.stderr.contains("deletions wait for consent"), "{}", waits.stderr);
-        // It goes on.
+        // The watch continues.
         world.tree("src").file("c", "c");
         fs::remove_file(world.path("src/a")).unwrap();
         fs::remove_dir_all(world.path("src/d")).unwrap();
@@ -29,7 +29,7 @@ fn what_a_first_look_finds_waits_and_what_is_seen_passes() {
         });
         assert!(world.path("dst/mine").exists() && world.path("dst/d/theirs").exists());
         flush(&world, way).fails(25);
-        // Somebody consents beside it.
+        // The user consents in another run, beside the watch.
         let mut command = world.ksync(["--delete", "--yes"]);
         command.args(way.places(&world));
         Run::of(command).ok();
@@ -40,7 +40,7 @@ fn what_a_first_look_finds_waits_and_what_is_seen_passes() {
 }
 
 #[test]
-fn a_source_that_is_emptied_before_its_eyes_empties_its_copy() {
+fn a_watched_source_that_is_emptied_empties_its_copy() {
     for way in Way::ALL {
         let world = World::new();
         (0..40).fold(world.tree("src"), |tree, number| tree.file(format!("f{number}"), "text"));
@@ -48,7 +48,7 @@ fn a_source_that_is_emptied_before_its_eyes_empties_its_copy() {
         for entry in fs::read_dir(world.path("src")).unwrap() {
             fs::remove_file(entry.unwrap().path()).unwrap();
         }
-        // At once: what was seen by then comes before the look at everything.
+        // At once: the changes that were seen by then come before the full round.
         flush(&world, way).ok();
         assert_eq!(fs::read_dir(world.path("dst")).unwrap().count(), 0, "{way:?}");
         drop(watcher);

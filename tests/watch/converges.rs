@@ -1,4 +1,4 @@
-//! Whatever happens in the source, in the end the destination is the same.
+//! Convergence: whatever happens in the source, the destination finally equals it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::watcher::{Watcher, Way, is_there, run};
 use crate::world::{World, noise, wait_for};
 
-/// A watch with `--delete` that is ready.
+/// Runs `story` for each direction, with a watch with `--delete` that is ready.
 fn each_way(story: impl Fn(&World, &Watcher<'_>)) {
     for way in Way::ALL {
         let world = World::new();
@@ -19,18 +19,18 @@ fn each_way(story: impl Fn(&World, &Watcher<'_>)) {
     }
 }
 
-/// Waits for it without a flush: by events alone.
+/// Waits without a flush until the destination equals the source: by events alone.
 #[track_caller]
 fn follows(world: &World) {
     let glance = |name: &str| glance(&world.path(name));
     wait_for("the destination to follow", || (glance("src")? == glance("dst")?).then_some(()));
-    // A glance takes a while: of a directory it may have seen the time before a file in it was
-    // replaced, and that file after.
+    // A glance takes a while. It may have read a directory's time before a file in it was replaced,
+    // and the file afterwards.
     wait_for("the round to end", || (glance("src")? == glance("dst")?).then_some(()));
     world.assert_same("src", "dst");
 }
 
-/// Names, kinds, sizes, modes and times; `None` if something goes away meanwhile.
+/// Names, kinds, sizes, modes and times; `None` if an entry vanishes meanwhile.
 fn glance(root: &Path) -> Option<BTreeMap<PathBuf, (u32, u64, i64, i64)>> {
     let walk = walkdir::WalkDir::new(root).into_iter().filter_entry(|entry| entry.file_name() != ".ksync");
     walk.map(|entry| {
@@ -44,14 +44,14 @@ fn glance(root: &Path) -> Option<BTreeMap<PathBuf, (u32, u64, i64, i64)>> {
 }
 
 #[test]
-fn directories_that_are_made_and_filled_at_once() {
+fn directories_filled_at_once_arrive() {
     each_way(|world, _| {
         for number in 0..20 {
             let name = format!("new-{number}/a/b/c/d");
             world.tree("src").file(format!("{name}/deep"), "x").file(format!("new-{number}/a/file"), "y");
         }
         follows(world);
-        // They are watched by now, the deepest too.
+        // All new directories are watched by now, the deepest too.
         for number in 0..20 {
             fs::write(world.path(format!("src/new-{number}/a/b/c/d/deep")), format!("again {number}"))
                 .unwrap();
@@ -61,7 +61,7 @@ fn directories_that_are_made_and_filled_at_once() {
 }
 
 #[test]
-fn directories_that_come_go_and_get_other_names() {
+fn directories_that_come_go_and_are_renamed_converge() {
     each_way(|world, _| {
         world.tree("outside/in").file("sub/file", "came").link("sub/link", "file");
         fs::rename(world.path("outside/in"), world.path("src/in")).unwrap();
@@ -74,14 +74,14 @@ fn directories_that_come_go_and_get_other_names() {
         follows(world);
         fs::rename(world.path("src/nothing/moved"), world.path("outside/out")).unwrap();
         follows(world);
-        // What happens in it now is nobody's concern; what comes to its place is.
+        // Changes in the moved directory no longer matter; entries that take its old path do.
         fs::write(world.path("outside/out/sub/file"), "far away").unwrap();
         world.tree("src/nothing/moved").file("sub/file", "another");
         follows(world);
         fs::remove_dir_all(world.path("src/nothing/moved")).unwrap();
         world.tree("src").file("nothing/moved", "a file now");
         follows(world);
-        // Two change places.
+        // Two directories swap names.
         for (from, to) in [("src", "swap"), ("nothing", "src"), ("swap", "nothing")] {
             fs::rename(world.path(format!("src/{from}")), world.path(format!("src/{to}"))).unwrap();
         }
@@ -91,12 +91,12 @@ fn directories_that_come_go_and_get_other_names() {
 }
 
 #[test]
-fn files_that_are_saved_as_editors_save_them() {
+fn saves_of_common_editors_arrive() {
     each_way(|world, watcher| {
         let path = |name: &str| world.path(format!("src/src/{name}"));
         for round in 0..5 {
             let text = format!("fn main() {{ {round} }}\n");
-            // Vim: a swap file comes and goes, the old version becomes a backup, a new file comes.
+            // Vim: a swap file comes and goes, the old file becomes a backup, a new file appears.
             fs::write(path(".main.rs.swp"), "swap").unwrap();
             fs::write(path("4913"), "").unwrap();
             fs::remove_file(path("4913")).unwrap();
@@ -104,10 +104,10 @@ fn files_that_are_saved_as_editors_save_them() {
             fs::write(path("main.rs"), &text).unwrap();
             fs::remove_file(path("main.rs~")).unwrap();
             fs::remove_file(path(".main.rs.swp")).unwrap();
-            // Others: a temporary is renamed over the file.
+            // Other editors rename a temporary file over the old one.
             fs::write(path("other.tmp"), &text).unwrap();
             fs::rename(path("other.tmp"), path("other.rs")).unwrap();
-            // Others again: the file is truncated and written.
+            // Others truncate and write the file.
             fs::write(path("third.rs"), &text).unwrap();
             follows(world);
             assert_eq!(fs::read_to_string(world.path("dst/src/main.rs")).unwrap(), text);
@@ -117,7 +117,7 @@ fn files_that_are_saved_as_editors_save_them() {
 }
 
 #[test]
-fn metadata_links_and_kinds_that_change() {
+fn changes_of_metadata_links_and_kinds_arrive() {
     each_way(|world, _| {
         let path = |name: &str| world.path(format!("src/{name}"));
         world
@@ -139,9 +139,9 @@ fn metadata_links_and_kinds_that_change() {
 }
 
 #[test]
-fn files_that_get_each_other_s_names_though_they_look_alike() {
+fn files_of_equal_size_and_time_that_swap_names_converge() {
     each_way(|world, _| {
-        // As after a checkout, which writes many within one tick of the clock.
+        // As after a checkout, which writes many files within one tick of the clock.
         for (name, text) in [("one", "a text"), ("two", "b text"), ("three", "c text")] {
             world.tree("src").file(format!("alike/{name}"), text).time(
                 format!("alike/{name}"),
@@ -186,7 +186,7 @@ fn a_change_of_ignore_rules_takes_effect() {
 }
 
 #[test]
-fn thousands_of_files_that_come_and_go_at_once() {
+fn thousands_of_files_that_come_and_go_at_once_converge() {
     for way in Way::ALL {
         let world = World::new();
         world.tree("src").file("first", "x");
@@ -208,7 +208,7 @@ fn thousands_of_files_that_come_and_go_at_once() {
 }
 
 #[test]
-fn a_checkout_of_another_revision() {
+fn a_checkout_of_another_revision_converges() {
     if !is_there("git", &["--version"]) {
         return;
     }

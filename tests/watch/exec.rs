@@ -1,11 +1,12 @@
-//! `--exec` on the VM and `--on-change` here: after rounds that changed something, one at a time, the newest wins.
+//! `--exec` on the VM and `--on-change` here: a command runs after rounds with changes, one at a
+//! time, and the newest round wins.
 
 use std::fs;
 
 use crate::watcher::{Watcher, Way};
 use crate::world::{Run, World, wait_for};
 
-/// The option that takes a command, for a way.
+/// The option that takes a command, for each direction.
 fn option(way: Way) -> &'static str {
     if way == Way::Up { "--exec" } else { "--on-change" }
 }
@@ -16,13 +17,13 @@ fn world() -> World {
     world
 }
 
-/// How often a command has noted that it ran.
+/// Number of runs that a command has recorded.
 fn runs(world: &World) -> usize {
     fs::read_to_string(world.path("runs")).unwrap_or_default().lines().count()
 }
 
 #[test]
-fn it_runs_after_rounds_that_changed_something_and_is_heard() {
+fn the_command_runs_after_rounds_with_changes() {
     for way in Way::ALL {
         let world = world();
         let command = format!("cat {}; echo no >&2; exit 3", world.path("dst/a").display());
@@ -38,7 +39,7 @@ fn it_runs_after_rounds_that_changed_something_and_is_heard() {
         fs::write(world.path("src/a"), "changed\n").unwrap();
         output(mark, "changed");
         watcher.event_where("exec-end", mark, |ended| ended["status"] == 3);
-        // A round that finds nothing to do is none.
+        // A round with nothing to do runs no command.
         let count = watcher.events("exec").len();
         watcher.flush();
         watcher.flush();
@@ -47,11 +48,11 @@ fn it_runs_after_rounds_that_changed_something_and_is_heard() {
 }
 
 #[test]
-fn never_two_at_once_and_the_newest_wins() {
+fn commands_never_overlap_and_the_newest_round_wins() {
     for way in Way::ALL {
         let world = world();
         let path = |name: &str| world.path(name).display().to_string();
-        // One that runs into another would say so.
+        // The command reports if it overlaps with another.
         let command = format!(
             "mkdir {busy} || echo twice; cat {file}; echo; echo run >> {runs}; \
              while [ ! -e {go} ]; do sleep 0.02; done; rmdir {busy}",
@@ -78,7 +79,7 @@ fn never_two_at_once_and_the_newest_wins() {
 }
 
 #[test]
-fn once_it_runs_once_and_its_failure_is_47() {
+fn the_command_of_one_sync_runs_once_and_its_failure_is_47() {
     for way in [Way::Up, Way::Down] {
         let world = world();
         let run = |command: &str| {

@@ -1,4 +1,5 @@
-//! What the system does not tell: queues that run over, directories that cannot be watched, roots that go away.
+//! Changes that the system does not report: overflowing queues, directories without a watch,
+//! vanished roots.
 
 use std::fs;
 use std::process::Command;
@@ -11,11 +12,11 @@ use crate::vm::{stop, ticks};
 use crate::watcher::{Watcher, Way, is_there};
 use crate::world::{World, wait_for};
 
-/// More events than the queue of an inotify instance holds (`fs.inotify.max_queued_events`).
+/// Creates more events than an inotify queue holds (`fs.inotify.max_queued_events`).
 pub(crate) fn overflow(world: &World) {
     let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("a limit");
     let most: usize = most.trim().parse().expect("a number");
-    // Each makes three events at least: it comes, is closed and goes.
+    // Each file makes at least three events: create, close and delete.
     for number in 0..most / 3 + 1000 {
         let path = world.path(format!("src/passing-{number}"));
         fs::write(&path, "").unwrap();
@@ -23,7 +24,7 @@ pub(crate) fn overflow(world: &World) {
     }
 }
 
-/// `ksync` with at most so many watches, in a user namespace of its own.
+/// `ksync` with at most `most` watches, in a user namespace of its own.
 fn with_watches(world: &World, most: u32, way: Way, options: &[&str]) -> Command {
     let mut command = world.command("unshare");
     let limit = format!("echo {most} > /proc/sys/user/max_inotify_watches && exec \"$@\"");
@@ -40,12 +41,12 @@ fn can_limit_watches() -> bool {
 }
 
 #[test]
-fn a_queue_that_ran_over_loses_nothing() {
+fn an_overflowing_queue_loses_no_change() {
     for way in Way::ALL {
         let world = World::new();
         world.tree("src").with_everything();
         let watcher = Watcher::ready(&world, way, &["--delete"]);
-        // A pull is watched by the agent, and the sandbox that started it is the client.
+        // In a download the agent watches, and the sandbox that started it is the client.
         let stopped = if way == Way::Down {
             let [agent] = crate::vm::programs_below(&world.far_home())[..] else { panic!("one agent") };
             agent
@@ -55,14 +56,14 @@ fn a_queue_that_ran_over_loses_nothing() {
         let mark = watcher.mark();
         stop(stopped);
         overflow(&world);
-        // Nothing of this is told.
+        // No event reports these changes.
         world.tree("src").file("late/and/deep", "x").file("src/main.rs", "changed");
         fs::remove_file(world.path("src/empty")).unwrap();
         fs::rename(world.path("src/nothing"), world.path("src/something")).unwrap();
         rustix::process::kill_process(stopped, Signal::CONT).expect("a signal");
         watcher.event_where("round", mark, |round| round["whole"] == true);
         world.assert_same("src", "dst");
-        // What came while nobody looked is watched by now.
+        // Entries that came while the process was stopped are watched by now.
         let mark = watcher.mark();
         fs::write(world.path("src/late/and/deep"), "later").unwrap();
         let round = watcher.event_where("round", mark, |_| true);
@@ -72,7 +73,7 @@ fn a_queue_that_ran_over_loses_nothing() {
 }
 
 #[test]
-fn more_directories_than_can_be_watched_are_polled_and_that_is_told_once() {
+fn too_many_directories_are_polled_with_one_warning() {
     if !can_limit_watches() {
         return;
     }
@@ -87,7 +88,7 @@ fn more_directories_than_can_be_watched_are_polled_and_that_is_told_once() {
         let told = watcher.event("warning");
         let message = told["message"].as_str().unwrap();
         assert!(message.contains("sudo sysctl fs.inotify.max_user_watches=1048576"), "{way:?}: {message}");
-        // By polling alone.
+        // Found by polling alone.
         fs::write(world.path("src/29/file"), "seen by looking").unwrap();
         fs::write(world.path("src/0/file"), "seen or told").unwrap();
         fs::remove_dir_all(world.path("src/15")).unwrap();
@@ -107,14 +108,14 @@ fn more_directories_than_can_be_watched_are_polled_and_that_is_told_once() {
     world.tree("src").file("a/file", "x").file("b/file", "x");
     let watcher = Watcher::of(&world, "src", with_watches(&world, 1, Way::Up, &["--watch"]));
     watcher.note("how to be told of changes", |line| {
-        let cause = "ksync: not told of changes, so it looks for them: only 1 directories can be watched: raise \
+        let cause = "ksync: polling for changes: only 1 directories can be watched: raise \
                      fs.inotify.max_user_watches (sudo sysctl fs.inotify.max_user_watches=1048576)";
         (line == cause).then_some(())
     });
 }
 
 #[test]
-fn it_can_be_told_to_poll() {
+fn the_poll_option_finds_changes() {
     for way in Way::ALL {
         let world = World::new();
         world.tree("src").with_everything();
@@ -128,7 +129,7 @@ fn it_can_be_told_to_poll() {
 }
 
 #[test]
-fn a_root_that_is_moved_away_or_replaced_ends_it_and_nothing_is_deleted() {
+fn a_moved_or_replaced_root_ends_the_watch_and_deletes_nothing() {
     for way in Way::ALL {
         for is_replaced in [false, true] {
             let world = World::new();
@@ -142,7 +143,7 @@ fn a_root_that_is_moved_away_or_replaced_ends_it_and_nothing_is_deleted() {
             let shown =
                 if way == Way::Down { world.path("src").display().to_string() } else { "src".to_owned() };
             let expected =
-                format!("{shown} is gone, or is another directory than it was: nothing was changed");
+                format!("{shown} is gone, or was replaced by another directory: nothing was changed");
             assert!(error["message"].as_str().unwrap().ends_with(&expected), "{way:?}: {error}");
             assert_eq!(error["exit"], 3, "{way:?}: {error}");
             watcher.ends(3);
@@ -152,7 +153,7 @@ fn a_root_that_is_moved_away_or_replaced_ends_it_and_nothing_is_deleted() {
 }
 
 #[test]
-fn a_filesystem_that_is_unmounted_below_the_root_ends_it_and_nothing_is_deleted() {
+fn an_unmounted_source_ends_the_watch_and_deletes_nothing() {
     let namespace = ["--user", "--map-root-user", "--mount"];
     let mounts = "mount -t tmpfs none /mnt && umount -l /mnt";
     if !is_there("unshare", &[&namespace[..], &["sh", "-c", mounts]].concat()) {
@@ -161,7 +162,7 @@ fn a_filesystem_that_is_unmounted_below_the_root_ends_it_and_nothing_is_deleted(
     let world = World::new();
     world.tree("src").file("under", "the mount");
     world.tree("go");
-    // Its own mount: from outside only the copy is seen.
+    // The mount is private: from outside only the copy is visible.
     let script = "mount -t tmpfs none src && mkdir src/dir && echo x > src/dir/file && touch src/other && \
                   { (while [ ! -e go/umount ]; do sleep 0.02; done; umount -l src; touch go/done) & } && \
                   exec \"$@\"";
@@ -172,7 +173,7 @@ fn a_filesystem_that_is_unmounted_below_the_root_ends_it_and_nothing_is_deleted(
     watcher.event("ready");
     fs::write(world.path("go/umount"), "").unwrap();
     wait_for("the end of the mount", || world.path("go/done").exists().then_some(()));
-    // No event tells of it; the next round of any kind sees it.
+    // No event reports the unmount; the next round of any kind finds it.
     let _ = world.run(["flush", "src"]);
     let error = watcher.event("error");
     assert_eq!(error["exit"], 3, "{error}");
@@ -182,7 +183,7 @@ fn a_filesystem_that_is_unmounted_below_the_root_ends_it_and_nothing_is_deleted(
 }
 
 #[test]
-fn a_destination_that_goes_away_is_filled_anew() {
+fn a_vanished_destination_is_filled_again() {
     for way in Way::ALL {
         let world = World::new();
         world.tree("src").with_everything();
@@ -191,7 +192,7 @@ fn a_destination_that_goes_away_is_filled_anew() {
         world.tree("src").file("a", "one small change");
         wait_for("all of it", || world.path("dst/src/data.bin").exists().then_some(()));
         watcher.is_there();
-        // Replaced by one of somebody else.
+        // Another user's directory replaces the destination.
         fs::rename(world.path("dst"), world.path("aside")).unwrap();
         world.tree("dst").file("foreign", "stays");
         world.tree("src").file("b", "another small change");
@@ -228,7 +229,7 @@ fn two_watches_against_each_other_come_to_rest() {
     let (at_rest, worked_before) = (rounds(), worked());
     thread::sleep(Duration::from_secs(3));
     assert_eq!(rounds(), at_rest, "nothing is told");
-    // Rounds that find nothing to do are not told, but cost time.
+    // Rounds with nothing to do are not reported, but cost time.
     let spent = [worked()[0] - worked_before[0], worked()[1] - worked_before[1]];
     assert!(spent.iter().all(|ticks| *ticks <= 10), "{spent:?} hundredths of a second");
     world.assert_same("src", "dst");

@@ -1,4 +1,4 @@
-//! The link goes, and comes again or does not.
+//! The connection is lost, and comes back or does not.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ fn world() -> World {
 }
 
 #[test]
-fn all_that_is_saved_goes_over_one_connection() {
+fn all_saves_use_one_connection() {
     for way in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
@@ -38,7 +38,7 @@ fn all_that_is_saved_goes_over_one_connection() {
 }
 
 #[test]
-fn whatever_is_killed_or_cut_nothing_is_lost() {
+fn no_save_is_lost_to_a_killed_agent_or_a_cut() {
     for way in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
@@ -60,13 +60,13 @@ fn whatever_is_killed_or_cut_nothing_is_lost() {
                 vm.line.cut();
             }
             save("meanwhile");
-            // It is noticed, and is no end.
+            // The loss is noticed, and does not end the watch.
             let is_noticed = || (watcher.events("retry").len() > lost).then_some(());
             wait_for("a retry", is_noticed);
             save("after");
             watcher.is_there();
         }
-        // A first try after each that worked.
+        // Each wait is a first one, since each connection had worked.
         for retry in watcher.events("retry") {
             assert!(retry["wait_ms"].as_f64().unwrap() <= 313.0, "{retry}");
         }
@@ -75,15 +75,15 @@ fn whatever_is_killed_or_cut_nothing_is_lost() {
 }
 
 #[test]
-fn a_cut_at_any_moment_before_a_watch_is_ready_is_survived() {
+fn a_watch_survives_a_cut_at_any_moment_before_it_is_ready() {
     const MOMENTS: u64 = 10;
-    // Bytes of the end of a first round: there its last messages are.
+    // Bytes of the end of a first round, with its last messages.
     const END: u64 = 1500;
     for way in REMOTE {
         let world = world();
         world.tree("src").file("large", noise(1, 300_000));
         let vm = Vm::start(&world);
-        // Installs the agent, so that all connections carry the same.
+        // Installs the agent first, so that all connections carry the same bytes.
         Run::end_of(vm.sync(way, &["--dry-run"]).spawn().expect("start")).ok();
         let before = vm.line.bytes();
         drop(vm.watch(way, &[]));
@@ -105,7 +105,7 @@ fn a_cut_at_any_moment_before_a_watch_is_ready_is_survived() {
 }
 
 #[test]
-fn a_cut_at_any_moment_after_a_save_is_survived() {
+fn a_watch_survives_a_cut_at_any_moment_after_a_save() {
     for way in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
@@ -117,7 +117,7 @@ fn a_cut_at_any_moment_after_a_save_is_survived() {
                     (fs::read_to_string(world.path("dst/note")).ok()? == text).then_some(())
                 });
             };
-            // Saved while the watch begins, so that it may arrive before the first round is over.
+            // Saved while the watch starts, so that it may arrive before the first round has ended.
             let watcher = vm.begin_watch(way, &[]);
             let first = format!("first of {delay_ms}");
             save(&first);
@@ -139,7 +139,7 @@ fn a_watch_that_reaches_nobody_ends_at_once() {
         let mut vm = Vm::start(&world);
         vm.line.lead_to(1);
         let begun = Instant::now();
-        // Every login is cut: as often as was asked for.
+        // Every login is cut: the watch ends after the requested number of retries.
         let watcher = vm.begin_watch(way, &["--retries", "2"]);
         let said = watcher.ends(10);
         assert_eq!(said.matches("ksync: ").count(), 1, "{said}");
@@ -156,7 +156,7 @@ fn a_watch_that_reaches_nobody_ends_at_once() {
 }
 
 #[test]
-fn a_link_that_stays_away_is_tried_again_with_growing_waits() {
+fn a_link_that_stays_down_is_retried_with_growing_waits() {
     for way in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
@@ -172,7 +172,7 @@ fn a_link_that_stays_away_is_tried_again_with_growing_waits() {
         fs::remove_file(world.path("src/empty")).unwrap();
         vm.line.set_down(false);
         watcher.is_there();
-        // It has worked, so it begins with short waits.
+        // The connection has worked, so the waits are short again.
         let mark = watcher.mark();
         vm.line.cut();
         let retry = watcher.event_where("retry", mark, |_| true);
@@ -191,7 +191,7 @@ fn a_link_that_swallows_everything_is_noticed() {
         let begun = Instant::now();
         world.tree("src").file("meanwhile", "saved into the dark");
         watcher.event("retry");
-        // No sooner than it said, and not much later.
+        // Not much later than the timeout.
         assert!(begun.elapsed() < Duration::from_secs(15), "{way:?}: {:?}", begun.elapsed());
         vm.line.set_black(false);
         watcher.is_there();
@@ -199,7 +199,7 @@ fn a_link_that_swallows_everything_is_noticed() {
 }
 
 #[test]
-fn whoever_slept_meanwhile_catches_up() {
+fn a_suspended_client_catches_up() {
     for way in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
@@ -215,7 +215,7 @@ fn whoever_slept_meanwhile_catches_up() {
 }
 
 #[test]
-fn a_bridge_that_is_killed_is_gone_for_a_moment_only() {
+fn a_watch_survives_a_killed_bridge() {
     let Some(machine) = Machine::start() else { return };
     let world = &machine.world;
     world.tree("src").with_everything();
@@ -239,7 +239,7 @@ fn a_bridge_that_is_killed_is_gone_for_a_moment_only() {
 }
 
 #[test]
-fn another_host_key_ends_it_with_43() {
+fn another_host_key_ends_the_watch_with_43() {
     for way in REMOTE {
         let world = world();
         let mut vm = Vm::start(&world);
@@ -257,7 +257,7 @@ fn another_host_key_ends_it_with_43() {
 }
 
 #[test]
-fn a_key_that_is_let_in_no_more_ends_it_with_40() {
+fn a_rejected_key_ends_the_watch_with_40() {
     let Some(machine) = Machine::start() else { return };
     let world = &machine.world;
     world.tree("src").with_everything();
@@ -289,7 +289,7 @@ fn a_key_that_is_let_in_no_more_ends_it_with_40() {
 }
 
 #[test]
-fn a_session_that_is_deleted_ends_it_with_41() {
+fn a_deleted_session_ends_the_watch_with_41() {
     for way in REMOTE {
         let world = world();
         let platform = Platform::start(&world);
@@ -331,7 +331,7 @@ fn a_session_is_kept_while_it_is_watched_and_survives_cuts() {
 }
 
 #[test]
-fn quiet_costs_next_to_nothing() {
+fn an_idle_watch_costs_next_to_nothing() {
     for way in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
@@ -340,11 +340,11 @@ fn quiet_costs_next_to_nothing() {
         watcher.is_there();
         let (client, agent) = (watcher.pid(), vm.agent());
         let worked = || [client, agent].map(ticks);
-        // What the flush said last is still on its way.
+        // The last bytes of the flush are still in flight.
         std::thread::sleep(Duration::from_secs(1));
         let (bytes, before) = (vm.line.bytes(), worked());
         std::thread::sleep(Duration::from_secs(10));
-        // 1 % of a core and 1 KB a minute, or one sign of life in these ten seconds.
+        // 1 % of a core and 1 KB a minute, or one heartbeat in these ten seconds.
         let spent = [worked()[0] - before[0], worked()[1] - before[1]];
         assert!(spent.iter().all(|ticks| *ticks <= 10), "{way:?}: {spent:?} hundredths of a second");
         let bytes = vm.line.bytes() - bytes;

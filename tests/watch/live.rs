@@ -1,4 +1,4 @@
-//! First everything, then what is saved, on the same connection.
+//! The first round sends everything; later rounds send each save, on the same connection.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use crate::watcher::{Watcher, Way};
 use crate::world::World;
 
 #[test]
-fn what_is_saved_arrives_in_rounds_about_nothing_else() {
+fn a_save_arrives_in_an_incremental_round() {
     for way in Way::ALL {
         let world = World::new();
         world.tree("src").with_everything();
@@ -29,7 +29,7 @@ fn what_is_saved_arrives_in_rounds_about_nothing_else() {
 }
 
 #[test]
-fn a_single_file_is_watched_too() {
+fn a_single_file_is_watched() {
     for way in Way::ALL {
         let world = World::new();
         world.tree("src").file("notes", "one").file("other", "x");
@@ -54,7 +54,7 @@ fn a_single_file_is_watched_too() {
 }
 
 #[test]
-fn a_signal_ends_it_with_20_and_leaves_nothing_behind() {
+fn a_signal_ends_the_watch_with_20_and_leaves_nothing_behind() {
     for way in Way::ALL {
         let world = World::new();
         world.tree("src").with_everything();

@@ -1,9 +1,10 @@
-//! `ksync --watch` from the outside: what is saved here is there a moment later, whatever happens in between.
+//! `ksync --watch` from the outside: each save arrives a moment later, whatever happens in between.
 //!
-//! No test sleeps to give something time. It waits for what is told (`--json`), for `ksync flush`, or for what is to be
-//! seen, with a deadline that tells a hang from a slow machine. Where nothing may happen, a while is measured.
+//! No test sleeps to let something happen. It waits for an event (`--json`), for `ksync flush`, or
+//! for a visible result, with a deadline that tells a hang from a slow machine. Only tests that
+//! nothing happens measure a fixed time.
 //!
-//! Tests that miss a user namespace, git, an sshd or `/dev/fuse` say so and pass, unless
+//! Tests that lack a user namespace, git, an sshd or `/dev/fuse` print a message and pass, unless
 //! `KSYNC_REQUIRE_PEERS=1`.
 #![cfg(feature = "sandbox")]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]

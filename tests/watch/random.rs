@@ -1,7 +1,7 @@
-//! Whatever is done to a tree, in the end both are the same: random operations from a seed, with queues that run over
-//! in between, judged by eyes that share no code with ksync.
+//! Random operations on a tree: both trees are finally equal. The operations follow from a seed,
+//! queues overflow in between, and the comparison shares no code with ksync.
 //!
-//! `KSYNC_WATCH_OPERATIONS` and `KSYNC_WATCH_SEED` ask for more, or for other ones.
+//! `KSYNC_WATCH_OPERATIONS` and `KSYNC_WATCH_SEED` choose more, or other operations.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -17,11 +17,12 @@ use crate::world::{World, noise};
 const OPERATIONS: u64 = 20_000;
 const SEED: u64 = 5;
 
-/// So much more may be in memory at the end than after a quarter: larger trees by then, and what the allocator holds
-/// back. Measured: up to 30 MB within 60,000 operations, and not a megabyte from there to 240,000.
+/// Maximum growth of memory from a quarter of the run to its end: the trees are larger by then, and
+/// the allocator keeps some memory. Measured: up to 30 MB within 60,000 operations, and less than a
+/// megabyte from there to 240,000.
 const GROWTH_BYTES_MAX: u64 = 48 << 20;
 
-/// A source of numbers that are the same for the same seed.
+/// Pseudo-random numbers from a seed.
 struct Dice(u64);
 
 impl Dice {
@@ -33,7 +34,7 @@ impl Dice {
     }
 }
 
-/// Does things to a tree. Most of them fail now and then, as they do to anybody.
+/// Changes a tree at random. Some operations fail, as they do for any program.
 struct Monkey {
     root: PathBuf,
     dice: Dice,
@@ -48,7 +49,7 @@ impl Monkey {
         Monkey { root, dice: Dice(0x9e37_79b9_7f4a_7c15 ^ seed), directories, acts: 0 }
     }
 
-    /// A directory, mostly one that is there.
+    /// A directory, usually an existing one.
     fn parent(&mut self) -> PathBuf {
         let mut picked = self.directories[self.dice.below(self.directories.len())].clone();
         for _ in 0..20 {
@@ -60,7 +61,7 @@ impl Monkey {
         picked
     }
 
-    /// A path of something that may be there or not: few names, so that they meet.
+    /// A path that may exist or not. Names are few, so operations often meet.
     fn somewhere(&mut self) -> PathBuf {
         let directory = self.parent();
         directory.join(format!("f{}", self.dice.below(30)))
@@ -75,7 +76,8 @@ impl Monkey {
 
     fn act(&mut self) {
         let (one, other, directory) = (self.somewhere(), self.somewhere(), self.directory());
-        // No two contents of one moment are as long as each other: of equal size and time they count as the same.
+        // Contents of the same moment have different lengths, since equal size and time count as
+        // unchanged.
         self.acts += 1;
         let size = [0, 1, 3_000, 20_000, 130_000][self.dice.below(5)] + self.acts % 1000;
         let content = noise(self.dice.0, size);
@@ -164,11 +166,11 @@ fn converges(way: Way, operations: u64) {
 }
 
 #[test]
-fn random_operations_here_are_there_in_the_end() {
+fn random_operations_converge_in_an_upload() {
     converges(Way::Up, number("KSYNC_WATCH_OPERATIONS", OPERATIONS));
 }
 
 #[test]
-fn random_operations_there_are_here_in_the_end() {
+fn random_operations_converge_in_a_download() {
     converges(Way::Down, number("KSYNC_WATCH_OPERATIONS", OPERATIONS) / 4);
 }

@@ -1,4 +1,4 @@
-//! A run over a line that breaks again and again.
+//! A run over a connection that breaks again and again.
 
 use std::time::{Duration, Instant};
 
@@ -9,23 +9,23 @@ use crate::world::{Run, World, noise, wait_for};
 const REMOTE: [Way; 2] = [Way::Up, Way::Down];
 
 #[test]
-fn a_large_file_gets_through_a_line_that_is_cut_again_and_again() {
+fn a_large_file_gets_through_a_line_that_is_cut_repeatedly() {
     const SIZE: usize = 64 << 20;
     for way in REMOTE {
         let world = World::new();
         world.tree("src").file("large", noise(6, SIZE));
         let vm = Vm::start(&world);
         world.tree("dst").file("small", "text");
-        // The agent is put there first.
+        // Installs the agent first.
         Run::end_of(vm.sync(way, &["--dry-run"]).spawn().expect("start")).ok();
         let before = vm.line.bytes();
-        // No faster than the agent puts aside what comes.
+        // No faster than the agent stages the content.
         vm.line.set_rate(8 << 20);
         vm.line.cut_every(5 << 20);
         let run = Run::end_of(vm.sync(way, &["--delete", "--yes", "--json"]).spawn().expect("start")).ok();
         let (bytes, retries) = (vm.line.bytes() - before, run.stdout.matches("\"event\":\"retry\"").count());
         assert!(retries >= 10, "{way:?}: {retries}");
-        // What was under way at a cut is sent again.
+        // Content in flight at a cut is sent again.
         let again = bytes.saturating_sub(SIZE as u64);
         assert!(
             again < SIZE as u64 / 4,
@@ -36,7 +36,7 @@ fn a_large_file_gets_through_a_line_that_is_cut_again_and_again() {
 }
 
 #[test]
-fn many_small_files_get_through_a_line_that_is_cut_again_and_again() {
+fn many_small_files_get_through_a_line_that_is_cut_repeatedly() {
     for way in REMOTE {
         let world = World::new();
         for number in 0..1500 {
@@ -51,7 +51,7 @@ fn many_small_files_get_through_a_line_that_is_cut_again_and_again() {
 }
 
 #[test]
-fn a_line_that_stays_down_is_tried_as_often_as_was_asked_for() {
+fn a_line_that_stays_down_is_retried_as_often_as_requested() {
     for (retries, expected) in [("0", 0), ("2", 2)] {
         let world = World::new();
         world.tree("src").file("large", noise(7, 24 << 20));
@@ -68,7 +68,7 @@ fn a_line_that_stays_down_is_tried_as_often_as_was_asked_for() {
 }
 
 #[test]
-fn a_line_that_never_worked_is_not_tried_again() {
+fn a_line_that_never_worked_is_not_retried() {
     let world = World::new();
     world.tree("src").file("a", "text");
     let vm = Vm::start(&world);

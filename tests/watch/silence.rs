@@ -1,4 +1,4 @@
-//! An agent, or what carries its words, falls silent or slow although the connection stands.
+//! A silent or slow agent, or a silent or slow network, while the connection stays open.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use crate::world::{Run, World, noise, wait_for};
 
 const REMOTE: [Way; 2] = [Way::Up, Way::Down];
 
-/// What `--timeout 2` gives, and some more for a slow machine.
+/// The timeout of `--timeout 2`, and some more for a slow machine.
 const GIVEN_UP: Duration = Duration::from_secs(2 + 5);
 
 #[test]
-fn an_agent_that_is_stopped_amid_a_transfer_is_given_up_in_time() {
+fn an_agent_stopped_amid_a_transfer_is_given_up_in_time() {
     for way in REMOTE {
         let world = World::new();
         world.tree("src").file("large", noise(3, 24 << 20));
@@ -32,7 +32,7 @@ fn an_agent_that_is_stopped_amid_a_transfer_is_given_up_in_time() {
             "{}",
             run.stderr
         );
-        // The VM may have ended it.
+        // The VM may have ended the agent.
         let _ = kill_process(agent, Signal::CONT);
         vm.line.set_rate(0);
         Run::end_of(vm.sync(way, &[]).spawn().expect("start")).ok();
@@ -41,14 +41,14 @@ fn an_agent_that_is_stopped_amid_a_transfer_is_given_up_in_time() {
 }
 
 #[test]
-fn a_watch_whose_agent_is_stopped_tries_again_and_goes_on() {
+fn a_watch_whose_agent_is_stopped_reconnects() {
     for way in REMOTE {
         let world = World::new();
         world.tree("src").with_everything();
         let vm = Vm::start(&world);
         let watcher = vm.watch(way, &["--delete", "--timeout", "2"]);
         let agent = vm.agent();
-        // Nothing happens for a while, and that is no silence.
+        // Nothing changes for a while, which does not count as silence.
         std::thread::sleep(Duration::from_secs(5));
         assert_eq!((watcher.events("retry").len(), vm.agent()), (0, agent), "{way:?}");
         stop(agent);
@@ -57,19 +57,19 @@ fn a_watch_whose_agent_is_stopped_tries_again_and_goes_on() {
         assert!(begun.elapsed() < GIVEN_UP, "{way:?}: {:?}", begun.elapsed());
         assert_eq!(retry["message"], "nothing was heard from the other side for 2 s");
         world.tree("src").file("meanwhile", "saved while it stood still");
-        // The VM may have ended it.
+        // The VM may have ended the agent.
         let _ = kill_process(agent, Signal::CONT);
         watcher.is_there();
     }
 }
 
 #[test]
-fn a_link_that_is_only_slow_is_not_given_up() {
+fn a_slow_link_is_not_given_up() {
     for way in REMOTE {
         let world = World::new();
         world.tree("src").file("small", "text");
         let vm = Vm::start(&world);
-        // The agent is put there at full speed.
+        // Installs the agent at full speed.
         Run::end_of(vm.sync(way, &[]).spawn().expect("start")).ok();
         world.tree("src").file("large", noise(4, 200_000));
         vm.line.set_rate(8000);
@@ -82,7 +82,7 @@ fn a_link_that_is_only_slow_is_not_given_up() {
 }
 
 #[test]
-fn a_client_that_was_stopped_for_longer_than_the_timeout_goes_on() {
+fn a_client_stopped_for_longer_than_the_timeout_continues() {
     for way in REMOTE {
         let world = World::new();
         world.tree("src").file("large", noise(5, 24 << 20));

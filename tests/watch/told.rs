@@ -1,4 +1,4 @@
-//! What a watch tells, how a flush waits for it, and what becomes of deletions.
+//! The output of a watch, the waiting of a flush, and the handling of deletions.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use crate::vm::Vm;
 use crate::watcher::{Watcher, Way};
 use crate::world::World;
 
-/// `ksync --watch` as people run it.
+/// `ksync --watch` with its output for people.
 fn for_eyes<'w>(world: &'w World, way: Way, options: &[&str]) -> Watcher<'w> {
     let mut command = world.ksync(["--watch"]);
     command.args(options).args(way.places(world));
@@ -15,14 +15,14 @@ fn for_eyes<'w>(world: &'w World, way: Way, options: &[&str]) -> Watcher<'w> {
     watcher
 }
 
-/// Whether a line is `what` and then how long it took.
+/// True if a line is `what`, followed by the elapsed time.
 fn is_round(line: &str, what: &str) -> bool {
     let time = line.strip_prefix(what).unwrap_or_default().trim_end_matches(" ms").trim_end_matches(" s");
     line.starts_with(what) && time.parse::<f64>().is_ok()
 }
 
 #[test]
-fn a_round_is_a_line() {
+fn a_round_prints_one_line() {
     for way in Way::ALL {
         let world = World::new();
         world.tree("src").file("a", "first");
@@ -34,7 +34,7 @@ fn a_round_is_a_line() {
         fs::remove_file(world.path("src/a")).unwrap();
         round("1 deleted, ");
         fs::create_dir(world.path("src/directory")).unwrap();
-        // It, and the time of the directory that it is in.
+        // The directory itself, and the time of its parent.
         round("2 entries, ");
         world.tree("outside/new").file("b", "1").file("c", "22").file("d", "333");
         fs::rename(world.path("outside/new"), world.path("src/new")).unwrap();
@@ -43,21 +43,21 @@ fn a_round_is_a_line() {
 }
 
 #[test]
-fn a_list_and_a_quiet_watch() {
+fn verbose_lists_changes_and_quiet_prints_nothing() {
     let world = World::new();
     world.tree("src").file("a", "first");
     let watcher = for_eyes(&world, Way::Up, &["--delete", "-v"]);
     world.tree("src").file("b", "1");
     watcher.line("b", 0, |line| (line == "create  b").then_some(()));
     fs::remove_file(world.path("src/a")).unwrap();
-    // It is listed before it is done.
+    // The deletion is listed before it is done.
     watcher.line("a", 0, |line| (line == "delete  a").then_some(()));
     watcher.line("the round", 0, |line| line.starts_with("1 deleted, ").then_some(()));
     drop(watcher);
     let mut command = world.ksync(["--watch", "-q"]);
     command.args(Way::Up.places(&world));
     let quiet = Watcher::of(&world, "src", command);
-    // Nothing tells when it has begun; a flush is refused until then.
+    // A quiet watch reports no start; a flush is refused until then.
     crate::world::wait_for("a flush", || world.run(["flush", "src"]).status.success().then_some(()));
     world.tree("src").file("c", "1");
     quiet.is_there();
@@ -65,7 +65,7 @@ fn a_list_and_a_quiet_watch() {
 }
 
 #[test]
-fn what_a_command_says_has_a_prefix() {
+fn the_output_of_a_command_has_a_prefix() {
     for (way, option) in [(Way::Up, "--exec"), (Way::Down, "--on-change")] {
         let world = World::new();
         world.tree("src").file("a", "first");
@@ -77,7 +77,7 @@ fn what_a_command_says_has_a_prefix() {
 }
 
 #[test]
-fn a_lost_link_is_one_line() {
+fn a_lost_link_prints_one_line() {
     let world = World::new();
     world.tree("src").file("a", "first");
     let vm = Vm::start(&world);
@@ -94,7 +94,7 @@ fn a_lost_link_is_one_line() {
 }
 
 #[test]
-fn a_hundred_saves_are_there_when_a_flush_says_so() {
+fn a_flush_ends_after_each_of_a_hundred_saves_has_arrived() {
     for way in [Way::Up, Way::Down] {
         let world = World::new();
         world.tree("src").file("note", "").file("other", "x");
@@ -110,7 +110,7 @@ fn a_hundred_saves_are_there_when_a_flush_says_so() {
 }
 
 #[test]
-fn a_flush_of_what_nobody_watches_says_so() {
+fn a_flush_of_an_unwatched_tree_is_an_error() {
     let world = World::new();
     world.tree("src").file("a", "x");
     world.tree("other");
@@ -130,7 +130,7 @@ fn a_flush_of_what_nobody_watches_says_so() {
 }
 
 #[test]
-fn a_flush_gives_up_in_time() {
+fn a_flush_times_out() {
     let world = World::new();
     world.tree("src").file("a", "x");
     let vm = Vm::start(&world);
@@ -143,7 +143,7 @@ fn a_flush_gives_up_in_time() {
 }
 
 #[test]
-fn deletions_are_listed_unless_they_are_asked_for() {
+fn kept_entries_are_listed_without_delete() {
     for way in Way::ALL {
         let world = World::new();
         world.tree("src").file("gone", "x").file("dir/inner", "y").file("stays", "z");

@@ -1,4 +1,4 @@
-//! What is still being written is never there with a content that it did not have.
+//! Torn files: a file that is still being written never arrives with a content that it never had.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -10,14 +10,14 @@ use std::time::Duration;
 use crate::watcher::{Watcher, Way};
 use crate::world::{World, noise, wait_for};
 
-/// Looks at a file of the destination all the time, and answers all contents that it had.
+/// Reads a file of the destination repeatedly, and returns all contents that it had.
 fn seen_meanwhile(world: &World, name: &str, story: impl FnOnce()) -> BTreeSet<Vec<u8>> {
     let (path, ended) = (world.path(name), AtomicBool::new(false));
     thread::scope(|scope| {
         let looking = scope.spawn(|| {
             let mut seen = BTreeSet::new();
             loop {
-                // Once more after the end.
+                // Read once more after the end.
                 let is_last = ended.load(Ordering::SeqCst);
                 if let Ok(content) = fs::read(&path) {
                     seen.insert(content);
@@ -36,7 +36,7 @@ fn seen_meanwhile(world: &World, name: &str, story: impl FnOnce()) -> BTreeSet<V
 }
 
 #[test]
-fn a_file_that_is_written_in_pieces_is_there_in_prefixes_and_whole() {
+fn a_file_written_in_pieces_arrives_in_prefixes_and_whole() {
     for way in Way::ALL {
         let world = World::new();
         world.tree("src").file("other", "x");
@@ -46,10 +46,10 @@ fn a_file_that_is_written_in_pieces_is_there_in_prefixes_and_whole() {
             let mut file = File::create(world.path("src/recording")).unwrap();
             for (number, piece) in content.chunks(100_000).enumerate() {
                 file.write_all(piece).unwrap();
-                // Its writer pauses: sometimes longer than is waited for.
+                // The writer pauses, sometimes for longer than the watch waits.
                 thread::sleep(Duration::from_millis(if number % 5 == 0 { 250 } else { 60 }));
             }
-            // Nobody has to close it.
+            // The file need not be closed.
             watcher.flush();
             assert_eq!(fs::read(world.path("dst/recording")).unwrap().len(), content.len());
         });
@@ -64,7 +64,7 @@ fn a_file_that_is_written_in_pieces_is_there_in_prefixes_and_whole() {
 }
 
 #[test]
-fn a_file_that_is_overwritten_in_place_is_there_in_versions_that_were() {
+fn a_file_overwritten_in_place_arrives_only_in_real_versions() {
     for way in Way::ALL {
         let world = World::new();
         let version = |number: usize| format!("version {number:06}\n").repeat(20_000 + number);
@@ -90,7 +90,7 @@ fn a_file_that_is_overwritten_in_place_is_there_in_versions_that_were() {
 }
 
 #[test]
-fn a_file_without_a_writer_that_closes_it_arrives() {
+fn a_file_that_is_never_closed_arrives() {
     for way in Way::ALL {
         let world = World::new();
         world.tree("src").file("log", "begin\n");
@@ -108,7 +108,7 @@ fn a_file_without_a_writer_that_closes_it_arrives() {
 }
 
 #[test]
-fn what_a_browser_has_not_finished_is_left_out_of_pulls_until_it_has() {
+fn unfinished_browser_downloads_are_excluded_from_downloads() {
     for (options, are_left_out) in [(&["--delete"][..], true), (&["--delete", "--partial-downloads"], false)]
     {
         let world = World::new();
@@ -135,7 +135,7 @@ fn what_a_browser_has_not_finished_is_left_out_of_pulls_until_it_has() {
             wait_for("the end of the part", || (!is_there(partial)).then_some(()));
         }
     }
-    // An upload leaves out nothing.
+    // An upload excludes nothing by itself.
     let world = World::new();
     world.tree("src").file("a.crdownload", "half");
     Watcher::ready(&world, Way::Up, &[]).is_there();

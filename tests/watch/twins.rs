@@ -1,4 +1,4 @@
-//! Destinations that take two names for one: of other case, as on APFS, or of another Unicode form,
+//! Destinations that fold names: names that differ in case, as on APFS, or in their Unicode form,
 //! as on HFS+.
 
 use std::ffi::OsString;
@@ -31,7 +31,7 @@ fn sync(world: &World) -> Run {
     world.run(["--delete", "src", "m/dst"])
 }
 
-/// What a directory shows, in order.
+/// The listed names of a directory, in order.
 fn names(path: &Path) -> Vec<String> {
     let names = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
     let names = names.filter(|name| name.as_bytes() != b".ksync").map(|name| name.into_string().unwrap());
@@ -49,7 +49,7 @@ fn fill(world: &World) {
     tree.file("dir/sub/file", noise(2, 200_000)).file("dir/z", "z").dir("dir/empty").file("plain/f", "f");
 }
 
-/// Every kind gets a name that differs in case alone; a file with another content.
+/// Renames entries of every kind in case only, and gives a file another content.
 fn rename_all(world: &World) {
     rename(world, "readme", "README");
     rename(world, "link", "Link");
@@ -60,7 +60,7 @@ fn rename_all(world: &World) {
 }
 
 #[test]
-fn a_name_that_changes_its_case_changes_it_at_the_destination() {
+fn a_change_of_case_reaches_the_destination() {
     for delete in [true, false] {
         for quirks in [CASE, NONE] {
             if quirks == NONE && !delete {
@@ -87,7 +87,7 @@ fn a_name_that_changes_its_case_changes_it_at_the_destination() {
 }
 
 #[test]
-fn a_watch_renames_what_changes_its_case() {
+fn a_watch_follows_changes_of_case() {
     for way in Way::ALL {
         let Some((world, _mounted)) = world(CASE) else { return };
         fill(&world);
@@ -127,7 +127,7 @@ fn a_watch_renames_what_changes_its_case() {
         fs::remove_file(world.path("src/link")).unwrap();
         symlink("README", world.path("src/LINK")).unwrap();
         wait_for("the link", || names(&world.path("m/dst")).contains(&"LINK".to_owned()).then_some(()));
-        // All of that in rounds about what was touched.
+        // All these rounds are incremental.
         let rounds = watcher.events("round");
         assert!(rounds.len() >= 5 && rounds.iter().all(|round| round["whole"] == false), "{rounds:#?}");
         rename_all_but(&world);
@@ -137,7 +137,7 @@ fn a_watch_renames_what_changes_its_case() {
     }
 }
 
-/// What is left to be renamed.
+/// Renames the remaining entries.
 fn rename_all_but(world: &World) {
     rename(world, "dir/sub/file", "dir/sub/File");
     rename(world, "dir", "DIR");
@@ -145,7 +145,7 @@ fn rename_all_but(world: &World) {
 }
 
 #[test]
-fn of_twins_one_is_there_and_the_other_is_told() {
+fn one_of_two_twins_arrives_and_the_other_is_reported() {
     for (quirks, one, other) in [(CASE, "A", "a"), (FORM, NFD, NFC), (BOTH, "CAFE\u{301}", NFC)] {
         let Some((world, _mounted)) = world(quirks) else { return };
         let tree = world.tree("src").file(one, "first").file(other, "second").file("z", "z");
@@ -173,7 +173,7 @@ fn of_twins_one_is_there_and_the_other_is_told() {
             assert!(run.summary().starts_with("nothing changed"), "{}", run.stdout);
             is_right();
         }
-        // A twin that is saved, in a watch.
+        // A watch gets a save of a twin.
         let mut command = world.ksync(["--watch", "--json", "--delete"]);
         command.args(["src", "m/dst"]);
         let watcher = Watcher::of(&world, "src", command);
@@ -188,7 +188,7 @@ fn of_twins_one_is_there_and_the_other_is_told() {
         }
         watcher.flush();
         is_right();
-        // When its twin goes, it comes.
+        // When one twin is deleted, the other one arrives.
         fs::remove_file(world.path("src").join(one)).unwrap();
         watcher.flush();
         assert_eq!(fs::read(world.path("m/dst").join(other)).unwrap(), b"second, 2");
@@ -196,7 +196,7 @@ fn of_twins_one_is_there_and_the_other_is_told() {
 }
 
 #[test]
-fn names_that_are_stored_otherwise_than_they_were_made_stay() {
+fn decomposed_names_at_the_destination_stay() {
     for quirks in [FORM, BOTH] {
         let Some((world, _mounted)) = world(quirks) else { return };
         let big = noise(5, 300_000);
@@ -221,7 +221,7 @@ fn names_that_are_stored_otherwise_than_they_were_made_stay() {
             fs::write(world.path(format!("src/{NFC}s/{NFC}")), text).unwrap();
             follows(format!("{NFC}s/{NFC}"), Some(text.as_bytes()));
         }
-        // One round about everything makes a new name known. The others are about what was saved.
+        // One full round learns a new name. The other rounds are incremental.
         fs::write(world.path("src").join(NFC), "known").unwrap();
         follows(NFC.to_owned(), Some(b"known"));
         let rounds = watcher.events("round");
@@ -239,7 +239,7 @@ fn names_that_are_stored_otherwise_than_they_were_made_stay() {
 }
 
 #[test]
-fn where_nothing_is_folded_all_are_there() {
+fn twins_all_arrive_where_nothing_is_folded() {
     let Some((world, _mounted)) = world(NONE) else { return };
     world
         .tree("src")
@@ -255,7 +255,7 @@ fn where_nothing_is_folded_all_are_there() {
 }
 
 #[test]
-fn what_changes_its_kind_or_swaps_its_name_with_its_case_is_right() {
+fn changes_of_case_with_swapped_names_or_kinds_converge() {
     let Some((world, _mounted)) = world(CASE) else { return };
     world.tree("src").file("one", "1").file("TWO", "2").file("was-file", "f").file("was-dir/x", "x");
     let mut command = world.ksync(["--watch", "--json", "--delete"]);
@@ -268,7 +268,7 @@ fn what_changes_its_kind_or_swaps_its_name_with_its_case_is_right() {
         watcher.flush();
         world.assert_same("src", "m/dst");
     };
-    // They swap their names, and each gets the other's case.
+    // The entries swap their names, and each gets the other's case.
     for (from, to) in [("one", "aside"), ("TWO", "ONE"), ("aside", "two")] {
         rename(&world, from, to);
     }
@@ -282,7 +282,7 @@ fn what_changes_its_kind_or_swaps_its_name_with_its_case_is_right() {
 }
 
 #[test]
-fn what_rules_protect_is_not_renamed() {
+fn entries_that_rules_protect_are_not_renamed() {
     let Some((world, _mounted)) = world(CASE) else { return };
     world.tree("src").file("README", "wanted").file("Dir/f", "f");
     world.tree("m/dst").file("readme", "protected").file("dir/f", "f").file("dir/kept", "protected");
@@ -297,14 +297,14 @@ fn what_rules_protect_is_not_renamed() {
 }
 
 #[test]
-fn a_source_that_folds_names_is_listed_as_it_shows_them() {
+fn a_folding_source_is_copied_with_its_listed_names() {
     let Some((world, _mounted)) = world(CASE) else { return };
     world.tree("m/src").file("readme", "1").file("dir/f", "2");
     let mut command = world.ksync(["--watch", "--json", "--delete"]);
     command.args(["m/src", "dst"]);
     let watcher = Watcher::of(&world, "m/src", command);
     watcher.event("ready");
-    // The kernel does not rename what has one inode.
+    // The kernel does not rename between two names of one inode.
     for (from, to) in [("readme", "aside"), ("aside", "README"), ("dir", "aside"), ("aside", "DIR")] {
         fs::rename(world.path("m/src").join(from), world.path("m/src").join(to)).unwrap();
     }

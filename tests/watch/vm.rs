@@ -1,4 +1,5 @@
-//! A stand-in VM in a process of its own, and the line to it: bytes and connections are counted, and it can be cut.
+//! A VM emulator in a process of its own, and the line to it, which counts bytes and connections
+//! and can be cut.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +17,7 @@ use serde_json::Value;
 use crate::watcher::{Watcher, Way};
 use crate::world::{World, wait_for};
 
-/// A line to where something listens.
+/// A line to a listening port.
 pub(crate) struct Line {
     pub(crate) port: u16,
     state: Arc<State>,
@@ -28,11 +29,11 @@ struct State {
     connections: AtomicUsize,
     is_down: AtomicBool,
     is_black: AtomicBool,
-    /// Bytes a second each way; 0: as many as come.
+    /// Bytes per second in each direction; 0 is no limit.
     rate: AtomicU64,
-    /// Ends all connections again whenever so many bytes more have passed; 0: never.
+    /// Ends all connections each time this many bytes have passed; 0 is never.
     cut_every: AtomicU64,
-    /// The next cut is the last one.
+    /// True if the next cut is the last one.
     is_last: AtomicBool,
     passed: AtomicU64,
     sockets: Mutex<Vec<TcpStream>>,
@@ -74,45 +75,45 @@ impl Line {
         line
     }
 
-    /// From the next connection on.
+    /// Sets the target port, from the next connection on.
     pub(crate) fn lead_to(&self, port: u16) {
         *self.state.target.lock().unwrap() = (Ipv4Addr::LOCALHOST, port).into();
     }
 
-    /// TCP's payload so far, both ways.
+    /// TCP payload so far, in both directions.
     pub(crate) fn bytes(&self) -> u64 {
         self.state.bytes.load(Ordering::SeqCst)
     }
 
-    /// How many were made so far.
+    /// Number of connections so far.
     pub(crate) fn connections(&self) -> usize {
         self.state.connections.load(Ordering::SeqCst)
     }
 
-    /// Ends all connections. New ones can be made at once.
+    /// Ends all connections. New ones are accepted at once.
     pub(crate) fn cut(&self) {
         self.state.cut();
     }
 
-    /// Lets so many bytes a second through each way; 0: as many as come.
+    /// Limits each direction to this many bytes per second; 0 is no limit.
     pub(crate) fn set_rate(&self, bytes: u64) {
         self.state.rate.store(bytes, Ordering::SeqCst);
     }
 
-    /// Ends all connections whenever so many bytes more have passed; 0: never.
+    /// Ends all connections each time this many bytes have passed; 0 is never.
     pub(crate) fn cut_every(&self, bytes: u64) {
         self.state.is_last.store(false, Ordering::SeqCst);
         self.state.passed.store(0, Ordering::SeqCst);
         self.state.cut_every.store(bytes, Ordering::SeqCst);
     }
 
-    /// Ends all connections once, when so many bytes more have passed.
+    /// Ends all connections once, after this many bytes.
     pub(crate) fn cut_after(&self, bytes: u64) {
         self.cut_every(bytes);
         self.state.is_last.store(true, Ordering::SeqCst);
     }
 
-    /// Whether new connections end at once.
+    /// Ends new connections at once while `is_down`.
     pub(crate) fn set_down(&self, is_down: bool) {
         self.state.is_down.store(is_down, Ordering::SeqCst);
         if is_down {
@@ -122,7 +123,8 @@ impl Line {
 }
 
 impl Line {
-    /// Whether whatever is sent is lost, and nobody is told. What is lost leaves a connection useless.
+    /// Drops all bytes while `is_black`, without closing anything. Dropped bytes make a connection
+    /// useless.
     pub(crate) fn set_black(&self, is_black: bool) {
         self.state.is_black.store(is_black, Ordering::SeqCst);
     }
@@ -177,7 +179,7 @@ pub(crate) struct Vm<'w> {
 }
 
 impl<'w> Vm<'w> {
-    /// Starts one, and writes `vm.json` for `--setup`.
+    /// Starts a sandbox, and writes `vm.json` for `--setup`.
     pub(crate) fn start(world: &'w World) -> Vm<'w> {
         let (child, port, setup) = serve(world, 0);
         let line = Line::to(port);
@@ -186,7 +188,7 @@ impl<'w> Vm<'w> {
         Vm { world, line, child }
     }
 
-    /// Ends it and starts another one in its place, with other keys.
+    /// Ends the sandbox and starts another one in its place, with other keys.
     pub(crate) fn replace(&mut self) {
         self.end();
         let (child, port, _) = serve(self.world, 0);
@@ -194,7 +196,7 @@ impl<'w> Vm<'w> {
         self.child = child;
     }
 
-    /// Watches over the line; answers once the destination is a copy.
+    /// Starts a watch over the line, and waits until the destination is a copy.
     #[track_caller]
     pub(crate) fn watch(&self, way: Way, options: &[&str]) -> Watcher<'w> {
         let watcher = self.begin_watch(way, options);
@@ -202,7 +204,7 @@ impl<'w> Vm<'w> {
         watcher
     }
 
-    /// Begins to watch over the line.
+    /// Starts a watch over the line.
     pub(crate) fn begin_watch(&self, way: Way, options: &[&str]) -> Watcher<'w> {
         let far = |name: &str| format!(":{}", self.world.path(name).display());
         let (source, destination) = match way {
@@ -214,7 +216,7 @@ impl<'w> Vm<'w> {
         Watcher::of(self.world, way.near(), command)
     }
 
-    /// `ksync` once over the line, not started yet.
+    /// The command for one sync over the line, not started yet.
     pub(crate) fn sync(&self, way: Way, options: &[&str]) -> Command {
         let far = |name: &str| format!(":{}", self.world.path(name).display());
         let (source, destination) = match way {
@@ -227,7 +229,7 @@ impl<'w> Vm<'w> {
         command
     }
 
-    /// The one agent that runs in it.
+    /// The one agent that runs in the VM.
     #[track_caller]
     pub(crate) fn agent(&self) -> Pid {
         let home = self.world.path("vm");
@@ -249,7 +251,7 @@ impl Drop for Vm<'_> {
     }
 }
 
-/// Starts a sandbox; answers its port, and the setup that it told.
+/// Starts a sandbox. Returns its port, and the setup that it printed.
 fn serve(world: &World, port: u16) -> (Child, u16, String) {
     let mut command: Command =
         world.ksync(["sandbox", "--json", "--listen", &format!("127.0.0.1:{port}"), "--home"]);
@@ -264,7 +266,7 @@ fn serve(world: &World, port: u16) -> (Child, u16, String) {
     (child, digits.parse().expect("a port"), setup)
 }
 
-/// Processes whose program lies there.
+/// Processes whose program is in this folder.
 pub(crate) fn programs_below(folder: &Path) -> Vec<Pid> {
     let is_one = |process: &Path| fs::read_link(process.join("exe")).is_ok_and(|exe| exe.starts_with(folder));
     let processes = fs::read_dir("/proc").expect("/proc").filter_map(|entry| Some(entry.ok()?.path()));
@@ -272,7 +274,8 @@ pub(crate) fn programs_below(folder: &Path) -> Vec<Pid> {
     processes.filter(|process| is_one(process)).filter_map(number).filter_map(Pid::from_raw).collect()
 }
 
-/// Stops a process, and waits until each of its threads stands still: until then it may read what is meant to pile up.
+/// Stops a process, and waits until each of its threads has stopped. A thread that still runs could
+/// read events that are meant to pile up.
 #[track_caller]
 pub(crate) fn stop(process: Pid) {
     kill_process(process, Signal::STOP).expect("a signal");
@@ -284,14 +287,14 @@ pub(crate) fn stop(process: Pid) {
     wait_for("a process to stand still", || tasks().all(stands).then_some(()));
 }
 
-/// How long a process has worked so far, in hundredths of a second.
+/// CPU time of a process so far, in hundredths of a second.
 pub(crate) fn ticks(process: Pid) -> u64 {
     let text = fs::read_to_string(format!("/proc/{process}/stat")).expect("a process");
     let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// What a process has in memory, in bytes, without what it maps of files.
+/// Memory of a process in bytes, without mapped files.
 pub(crate) fn memory_bytes(process: Pid) -> u64 {
     let text = fs::read_to_string(format!("/proc/{process}/status")).expect("a process");
     let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");

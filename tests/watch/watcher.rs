@@ -1,4 +1,4 @@
-//! A `ksync --watch` that runs, and what it has told so far.
+//! A running `ksync --watch`, and its output so far.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::world::{DEADLINE, Run, World, wait_for};
 
-/// From where to where, with `src` and `dst` as the two directories.
+/// The direction of a sync between the directories `src` and `dst`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     Local,
@@ -32,13 +32,13 @@ impl Way {
         }
     }
 
-    /// The directory on this machine, by which a flush is asked for.
+    /// The directory on this machine, which names the watch for a flush.
     pub(crate) fn near(self) -> &'static str {
         if self == Way::Down { "dst" } else { "src" }
     }
 }
 
-/// Lines that somebody says, as they come.
+/// The lines of a stream, as they arrive.
 struct Lines {
     said: Mutex<(Vec<String>, bool)>,
     more: Condvar,
@@ -63,7 +63,7 @@ impl Lines {
         self.said.lock().unwrap().0.clone()
     }
 
-    /// The first line from this one on that has what is looked for; `None` if the lines end before.
+    /// The first result of `look`, for lines from `from` on; `None` if the stream ends before.
     #[track_caller]
     fn find<T>(&self, what: &str, from: usize, mut look: impl FnMut(&str) -> Option<T>) -> Option<T> {
         let begun = Instant::now();
@@ -85,7 +85,7 @@ impl Lines {
     }
 }
 
-/// A `ksync --watch` that runs; it is ended with the test.
+/// A running `ksync --watch`, which ends with the test.
 pub(crate) struct Watcher<'w> {
     world: &'w World,
     near: OsString,
@@ -102,7 +102,7 @@ impl<'w> Watcher<'w> {
         Watcher::of(world, way.near(), command)
     }
 
-    /// The same, once the destination is a copy.
+    /// As `start`, and waits until the destination is a copy.
     #[track_caller]
     pub(crate) fn ready(world: &'w World, way: Way, options: &[&str]) -> Watcher<'w> {
         let watcher = Watcher::start(world, way, options);
@@ -123,12 +123,12 @@ impl<'w> Watcher<'w> {
         Pid::from_child(&self.child)
     }
 
-    /// How many lines it has said.
+    /// Number of lines on its stdout so far.
     pub(crate) fn mark(&self) -> usize {
         self.out.all().len()
     }
 
-    /// The first line of its results from a mark on that has what is looked for.
+    /// The first result of `look`, for lines of stdout from a mark on.
     #[track_caller]
     pub(crate) fn line<T>(&self, what: &str, mark: usize, look: impl FnMut(&str) -> Option<T>) -> T {
         self.out
@@ -136,7 +136,7 @@ impl<'w> Watcher<'w> {
             .unwrap_or_else(|| panic!("it ended before {what}:\n{:#?}{:#?}", self.out.all(), self.err.all()))
     }
 
-    /// The first line of its errors that has what is looked for.
+    /// The first result of `look`, for lines of stderr.
     #[track_caller]
     pub(crate) fn note<T>(&self, what: &str, look: impl FnMut(&str) -> Option<T>) -> T {
         self.err
@@ -144,12 +144,12 @@ impl<'w> Watcher<'w> {
             .unwrap_or_else(|| panic!("it ended before {what}:\n{:#?}", self.err.all()))
     }
 
-    /// All lines of its errors so far.
+    /// All lines of stderr so far.
     pub(crate) fn notes(&self) -> Vec<String> {
         self.err.all()
     }
 
-    /// The first event of this name from a mark on that fits.
+    /// The first event of this name from a mark on that `fits` accepts.
     #[track_caller]
     pub(crate) fn event_where(&self, name: &str, mark: usize, fits: impl Fn(&Value) -> bool) -> Value {
         self.line(name, mark, |line| {
@@ -158,7 +158,7 @@ impl<'w> Watcher<'w> {
         })
     }
 
-    /// The first event of this name, of all.
+    /// The first event of this name.
     #[track_caller]
     pub(crate) fn event(&self, name: &str) -> Value {
         self.event_where(name, 0, |_| true)
@@ -171,13 +171,13 @@ impl<'w> Watcher<'w> {
         events.filter(|event| event["event"] == name).collect()
     }
 
-    /// Waits until everything that was saved is there.
+    /// Waits until everything that was saved has arrived.
     #[track_caller]
     pub(crate) fn flush(&self) {
         self.world.run([OsString::from("flush"), self.near.clone()]).ok();
     }
 
-    /// The same, and asserts that `dst` is `src` to the last bit.
+    /// Flushes, and asserts that `dst` equals `src` to the last bit.
     #[track_caller]
     pub(crate) fn is_there(&self) {
         self.flush();
@@ -188,11 +188,11 @@ impl<'w> Watcher<'w> {
         kill_process(self.pid(), signal).expect("a signal");
     }
 
-    /// Waits for its end, and answers what was on its standard error.
+    /// Waits for its end, and returns its stderr.
     #[track_caller]
     pub(crate) fn ends(mut self, code: i32) -> String {
         let status = self.end();
-        // Both have ended, or do at once.
+        // Both streams have ended, or end at once.
         let all = |lines: &Lines| {
             lines.find::<()>("the end of its output", 0, |_| None);
             lines.all().join("\n")
@@ -215,7 +215,7 @@ impl Drop for Watcher<'_> {
                 format!("stdout:\n{}\nstderr:\n{}\n", self.out.all().join("\n"), self.notes().join("\n"));
             let _ = std::io::Write::write_all(&mut std::io::stderr(), told.as_bytes());
         }
-        // It takes its agent along.
+        // The watch ends its agent, too.
         let _ = kill_process(self.pid(), Signal::CONT);
         let _ = kill_process(self.pid(), Signal::TERM);
         let begun = Instant::now();
@@ -228,7 +228,7 @@ impl Drop for Watcher<'_> {
     }
 }
 
-/// Asserts that a program is there; where it may be missing, says so.
+/// Checks that a program works; if it is not required and does not work, prints a message.
 pub(crate) fn is_there(program: &str, try_it: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.args(try_it).env("PATH", crate::world::path()).stdin(Stdio::null());
@@ -244,7 +244,7 @@ pub(crate) fn is_there(program: &str, try_it: &[&str]) -> bool {
     works
 }
 
-/// Runs a program that has to succeed.
+/// Runs a program that must succeed.
 #[track_caller]
 pub(crate) fn run(world: &World, program: &str, args: &[&str]) {
     let mut command = world.command(program);

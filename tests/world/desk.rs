@@ -1,4 +1,4 @@
-//! A terminal that somebody sits at: a real one, and what is typed and seen there.
+//! An interactive terminal: a real pseudoterminal, with its input and output.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -13,19 +13,19 @@ use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
 use super::{World, wait_for};
 
-/// A terminal with a program in it, started by a shell that stays: without one the terminal would begin anew at the
-/// end, whatever state it was left in.
+/// A terminal with a program in it. A shell starts the program and stays. Without it the terminal
+/// would reset at the program's end, whatever its state.
 pub(crate) struct Desk {
-    /// The end that somebody sits at.
+    /// The user's end of the terminal.
     keys: File,
     shown: Arc<Mutex<String>>,
-    /// How much of that was looked at already.
+    /// Length of the output already read.
     seen: usize,
     shell: Child,
     modes_before: Modes,
 }
 
-/// What keys and lines mean to a terminal.
+/// The terminal's modes.
 #[derive(Debug, PartialEq, Eq)]
 struct Modes(String);
 
@@ -42,7 +42,7 @@ fn size(columns: u16, rows: u16) -> Winsize {
 }
 
 impl Desk {
-    /// Sits down at a terminal of 91 columns and 17 lines and starts a program.
+    /// Opens a terminal of 91 columns and 17 lines, and starts a program in it.
     pub(crate) fn new(world: &World, program: &Command) -> Desk {
         let keys = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&keys).unwrap();
@@ -65,7 +65,7 @@ impl Desk {
         let (mut screen, writing) = (keys.try_clone().unwrap(), Arc::clone(&shown));
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // An error is the end of a terminal that nobody has open any more.
+            // A read error means that nobody has the terminal open any more.
             while let Ok(count @ 1..) = screen.read(&mut buffer) {
                 writing.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
             }
@@ -77,7 +77,7 @@ impl Desk {
         self.keys.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Waits until `text` is shown, behind what was seen before; answers what came before it.
+    /// Waits until `text` appears after the output already read. Returns the output before it.
     pub(crate) fn sees(&mut self, text: &str) -> String {
         let found = wait_for(&format!("{text:?} on the terminal"), || {
             let shown = self.shown.lock().unwrap();
@@ -88,30 +88,30 @@ impl Desk {
         found
     }
 
-    /// Whether text has been shown at any time.
+    /// Reports if text has appeared at any time.
     pub(crate) fn has_shown(&self, text: &str) -> bool {
         self.shown.lock().unwrap().contains(text)
     }
 
-    /// Gives the terminal another size.
+    /// Resizes the terminal.
     pub(crate) fn resize(&self, columns: u16, rows: u16) {
         tcsetwinsize(&self.keys, size(columns, rows)).unwrap();
     }
 
-    /// Whether keys and lines mean something else than they did at first.
+    /// Reports if the terminal's modes have changed.
     pub(crate) fn is_changed(&self) -> bool {
         Modes::of(&self.keys) != self.modes_before
     }
 
-    /// Waits for the end of the program, which has to have this status and has to leave the terminal as it was;
-    /// answers what was shown before.
+    /// Waits for the program's end, and asserts this exit code and the restored modes. Returns the
+    /// output before it.
     pub(crate) fn ends_with(&mut self, status: u8) -> String {
         let before = self.sees(&format!("ended with {status}\r\n"));
         assert_eq!(Modes::of(&self.keys), self.modes_before);
         before
     }
 
-    /// The number of the program, the only child of the shell.
+    /// Pid of the program, the only child of the shell.
     pub(crate) fn program(&self) -> Pid {
         let children = format!("/proc/{0}/task/{0}/children", self.shell.id());
         wait_for("a child", || {

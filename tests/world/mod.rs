@@ -1,7 +1,7 @@
-//! The world of a test: a folder that holds everything it touches, the real `ksync` in an environment of its
-//! own, and trees that can be made, looked at and compared without any of ksync's code.
+//! The world of a test: a directory with all its files, and the real `ksync` in its own
+//! environment. It makes, reads and compares trees without any of ksync's code.
 //!
-//! Each integration binary uses its own part of this.
+//! Each integration binary uses a part of this module.
 #![allow(
     dead_code,
     unused_imports,
@@ -25,20 +25,20 @@ pub(crate) use desk::Desk;
 pub(crate) use run::{Run, Stats};
 pub(crate) use tree::{Snapshot, Tree, assert_same, noise, snapshot};
 
-/// Far longer than anything here takes, and short enough to tell a hang from a slow machine.
+/// Longer than any test takes, and short enough to tell a hang from a slow machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A folder with a home, XDG directories and whatever trees a test makes in it.
+/// A directory with a home, XDG directories and the trees of a test.
 pub(crate) struct World {
     folder: tempfile::TempDir,
     root: PathBuf,
 }
 
 impl World {
-    /// An empty world.
+    /// Makes an empty world.
     pub(crate) fn new() -> World {
         let folder = tempfile::Builder::new().prefix("ksync-test-").tempdir().expect("a folder");
-        // Canonical, since a mapping shows what a path resolved to.
+        // The path is canonical, because a mapping shows the resolved path.
         let root = folder.path().canonicalize().expect("its path");
         for name in ["home", "tmp", "cache", "config", "state", "data"] {
             std::fs::create_dir(root.join(name)).expect("a directory");
@@ -46,45 +46,45 @@ impl World {
         World { folder, root }
     }
 
-    /// Something in the world.
+    /// Path of a file in the world.
     pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.root.join(name)
     }
 
-    /// A directory of the world as a place in the stand-in VM.
+    /// A directory of the world as an endpoint in the emulated VM.
     pub(crate) fn far(&self, name: impl AsRef<Path>) -> OsString {
         let mut place = OsString::from("sandbox:");
         place.push(self.path(name));
         place
     }
 
-    /// The home directory of whoever types.
+    /// Home directory of the local user.
     pub(crate) fn home(&self) -> PathBuf {
         self.path("home")
     }
 
-    /// The home directory in the stand-in VM.
+    /// Home directory in the emulated VM.
     pub(crate) fn far_home(&self) -> PathBuf {
         self.path("cache/ksync/sandbox")
     }
 
-    /// A tree to be filled, made if it is missing.
+    /// A tree to fill, created if it is missing.
     pub(crate) fn tree(&self, name: impl AsRef<Path>) -> Tree {
         Tree::at(self.path(name))
     }
 
-    /// What a tree is now.
+    /// Takes a snapshot of a tree.
     pub(crate) fn snapshot(&self, name: impl AsRef<Path>) -> Snapshot {
         snapshot(&self.path(name))
     }
 
-    /// Asserts that two trees are alike to the last bit, mode and nanosecond.
+    /// Asserts that two trees have the same contents, modes and times, to the nanosecond.
     #[track_caller]
     pub(crate) fn assert_same(&self, one: impl AsRef<Path>, other: impl AsRef<Path>) {
         assert_same(&self.path(one), &self.path(other));
     }
 
-    /// `program` in the environment of this world and with nothing of the real one but `PATH`.
+    /// `program` in the environment of this world, with nothing of the real one but `PATH`.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command
@@ -105,8 +105,8 @@ impl World {
         command
     }
 
-    /// A program that is carried compressed, made ready to be run. Not written by this process: while another test
-    /// starts something, a file that is open for writing could not be run.
+    /// Unpacks a compressed program and makes it executable. gzip writes it, not this process: a
+    /// fork of another test could inherit the open file, and a program open for writing cannot run.
     pub(crate) fn unpack(&self, name: &str, gzip: &[u8]) -> PathBuf {
         let packed = self.path(format!("{name}.gz"));
         std::fs::write(&packed, gzip).expect("a file");
@@ -118,7 +118,7 @@ impl World {
         program
     }
 
-    /// `ksync` with these arguments, not started yet; its working directory is the world.
+    /// `ksync` with these arguments, not yet started, with the world as its working directory.
     pub(crate) fn ksync<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
         let mut command = self.command(env!("CARGO_BIN_EXE_ksync"));
         command.args(args);
@@ -130,7 +130,7 @@ impl World {
         Run::of(self.ksync(args))
     }
 
-    /// Runs `ksync --stats` from one place to another, which has to go well.
+    /// Runs `ksync --stats` from one endpoint to another, and asserts its success.
     #[track_caller]
     pub(crate) fn sync(&self, source: impl AsRef<OsStr>, destination: impl AsRef<OsStr>) -> Stats {
         self.sync_with(&[], source, destination)
@@ -154,7 +154,7 @@ impl World {
     }
 }
 
-/// Where programs are looked for: `KSYNC_PEERS_BIN`, then `PATH`, then where sshd lies.
+/// Search path of programs: `KSYNC_PEERS_BIN`, then `PATH`, then the directories of sshd.
 pub(crate) fn path() -> OsString {
     let mut folders: Vec<PathBuf> =
         std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
@@ -163,7 +163,7 @@ pub(crate) fn path() -> OsString {
     std::env::join_paths(folders).expect("a path")
 }
 
-/// Looks again and again until there is something to see.
+/// Polls until `look` returns a value.
 #[track_caller]
 pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();

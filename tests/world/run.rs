@@ -1,11 +1,11 @@
-//! A run of `ksync` that has ended, and the numbers of `--stats`.
+//! A finished run of `ksync`, and the numbers of `--stats`.
 
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use super::wait_for;
 
-/// How a run ended and what it said.
+/// Exit status and output of a run.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) status: ExitStatus,
@@ -14,14 +14,14 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Runs a command to its end, with nothing on its standard input.
+    /// Runs a command to its end, with an empty input.
     #[track_caller]
     pub(crate) fn of(mut command: Command) -> Run {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Run::end_of(command.spawn().expect("start"))
     }
 
-    /// Waits for the end of what was started with pipes for its output.
+    /// Waits for the end of a process that was started with pipes for its output.
     #[track_caller]
     pub(crate) fn end_of(mut child: Child) -> Run {
         fn drain(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
@@ -37,7 +37,7 @@ impl Run {
         Run { status, stdout: stdout.join().expect("stdout"), stderr: stderr.join().expect("stderr") }
     }
 
-    /// Asserts that it went well.
+    /// Asserts the exit code 0.
     #[track_caller]
     pub(crate) fn ok(self) -> Run {
         self.fails(0)
@@ -50,14 +50,14 @@ impl Run {
         self
     }
 
-    /// Asserts all of standard error.
+    /// Asserts the whole standard error.
     #[track_caller]
     pub(crate) fn says(self, stderr: &str) -> Run {
         assert_eq!(self.stderr, stderr);
         self
     }
 
-    /// The last line of the results before `--stats`, or of all.
+    /// Last line of the results before `--stats`, or of the whole output.
     #[track_caller]
     pub(crate) fn summary(&self) -> &str {
         let before = self.stdout.split("\nentries: ").next().unwrap_or_default();
@@ -77,7 +77,7 @@ impl Run {
         };
         let bytes = |name: &str| {
             let text = field(name);
-            // Below a thousand there is nothing to be exact about: 437 B.
+            // A size below a thousand bytes has no exact number in brackets: 437 B.
             number(text.split_once('(').map_or(text.as_str(), |(_, exact)| exact))
         };
         Stats {
@@ -96,7 +96,7 @@ impl Run {
 /// The numbers of `--stats`.
 #[derive(Debug)]
 pub(crate) struct Stats {
-    /// The line above them.
+    /// The summary line above the numbers.
     pub(crate) summary: String,
     pub(crate) entries: u64,
     pub(crate) total_bytes: u64,
@@ -108,7 +108,7 @@ pub(crate) struct Stats {
 }
 
 impl Stats {
-    /// All that SSH carried, both ways.
+    /// All bytes over SSH, in both directions.
     pub(crate) fn wire_bytes(&self) -> u64 {
         self.wire_up_bytes + self.wire_down_bytes
     }

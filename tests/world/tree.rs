@@ -1,4 +1,4 @@
-//! Trees on the disk: making, looking at and comparing them.
+//! Trees on the disk: creation, snapshots and comparison.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
-/// A directory in the making. Names are bytes; missing parents are made.
+/// A directory under construction. Names are bytes; missing parents are created.
 pub(crate) struct Tree(PathBuf);
 
 impl Tree {
-    /// The tree at `path`, made if it is missing.
+    /// The tree at `path`, created if it is missing.
     pub(crate) fn at(path: PathBuf) -> Tree {
         fs::create_dir_all(&path).expect("a directory");
         Tree(path)
@@ -25,31 +25,31 @@ impl Tree {
         path
     }
 
-    /// A file with this content.
+    /// Writes a file with this content.
     pub(crate) fn file(self, name: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> Tree {
         fs::write(self.place(name), content).expect("a file");
         self
     }
 
-    /// A directory.
+    /// Creates a directory.
     pub(crate) fn dir(self, name: impl AsRef<[u8]>) -> Tree {
         fs::create_dir_all(self.place(name)).expect("a directory");
         self
     }
 
-    /// A symbolic link.
+    /// Creates a symbolic link.
     pub(crate) fn link(self, name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Tree {
         symlink(OsStr::from_bytes(target.as_ref()), self.place(name)).expect("a link");
         self
     }
 
-    /// The mode of what is there.
+    /// Sets the mode of an entry.
     pub(crate) fn mode(self, name: impl AsRef<[u8]>, mode: u32) -> Tree {
         fs::set_permissions(self.place(name), fs::Permissions::from_mode(mode)).expect("a mode");
         self
     }
 
-    /// The modification time of what is there, links included.
+    /// Sets the modification time of an entry, also of a link.
     pub(crate) fn time(self, name: impl AsRef<[u8]>, seconds: i64, nanos: i64) -> Tree {
         let time = Timespec { tv_sec: seconds, tv_nsec: nanos as _ };
         let times = Timestamps { last_access: time, last_modification: time };
@@ -57,7 +57,7 @@ impl Tree {
         self
     }
 
-    /// Changes the content without changing size or time.
+    /// Changes the content of a file, but neither its size nor its time.
     pub(crate) fn secretly(self, name: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> Tree {
         let path = self.place(&name);
         let before = fs::metadata(&path).expect("a file");
@@ -66,7 +66,7 @@ impl Tree {
         self.time(name, before.mtime(), before.mtime_nsec())
     }
 
-    /// Some of everything that ksync carries.
+    /// Adds a sample of everything that ksync carries.
     pub(crate) fn with_everything(self) -> Tree {
         self.file("read me.txt", "text\n".repeat(1000))
             .file("src/main.rs", "fn main() {}\n")
@@ -83,7 +83,7 @@ impl Tree {
     }
 }
 
-/// An entry as anybody can see it.
+/// An entry as the filesystem shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     kind: String,
@@ -91,10 +91,10 @@ pub(crate) struct Seen {
     mtime: (i64, i64),
 }
 
-/// What lies in a tree, its root included, by path.
+/// The entries of a tree by path, its root included.
 pub(crate) type Snapshot = BTreeMap<PathBuf, Seen>;
 
-/// Looks at everything at and below `root`. What ksync keeps for itself is left out.
+/// Takes a snapshot of `root` and everything below. ksync's own directory is skipped.
 pub(crate) fn snapshot(root: &Path) -> Snapshot {
     let walk = walkdir::WalkDir::new(root).into_iter();
     let entries = walk.filter_entry(|entry| entry.depth() != 1 || entry.file_name() != ".ksync");
@@ -116,7 +116,7 @@ pub(crate) fn snapshot(root: &Path) -> Snapshot {
     entries.map(|entry| seen(entry.expect("an entry"))).collect()
 }
 
-/// Asserts that two trees are alike to the last bit, mode and nanosecond.
+/// Asserts that two trees have the same contents, modes and times, to the nanosecond.
 #[track_caller]
 pub(crate) fn assert_same(one: &Path, other: &Path) {
     let (one, other) = (snapshot(one), snapshot(other));
@@ -128,7 +128,7 @@ pub(crate) fn assert_same(one: &Path, other: &Path) {
     assert!(differences.is_empty(), "the trees differ:\n{}", differences.join("\n"));
 }
 
-/// Bytes that no compression helps and no two places of which look alike; each seed has its own.
+/// Incompressible bytes without repetition, different for each seed.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ seed.wrapping_mul(0xff51_afd7_ed55_8ccd);
     let mut bytes = Vec::with_capacity(length + 8);
