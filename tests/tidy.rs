@@ -9,9 +9,17 @@
 
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+#[path = "tidy/circles.rs"]
+mod circles;
+#[path = "tidy/prose.rs"]
+mod prose;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use circles::{Modules, circles};
+use prose::{comment_faults, test_name_faults};
 
 /// A part of `src/` with its permitted imports.
 struct Layer {
@@ -93,9 +101,32 @@ fn the_agent_knows_nothing_of_the_client() {
 }
 
 #[test]
+fn modules_of_a_layer_do_not_import_each_other_in_circles() {
+    let modules: Modules = rust_files("src")
+        .into_iter()
+        .filter_map(|path| {
+            let text = fs::read_to_string(root().join(&path)).expect("a file");
+            let name = path.strip_prefix("src").ok()?.with_extension("").to_str()?.replace('/', "::");
+            let name = name.strip_suffix("::mod").unwrap_or(&name).to_owned();
+            let layer = name.split("::").next()?;
+            LAYERS.iter().any(|known| known.name == layer).then(|| (name, code_of(&text)))
+        })
+        .collect();
+    assert!(modules.len() > LAYERS.len());
+    assert_eq!(circles(&modules), Vec::<String>::new());
+}
+
+#[test]
 fn files_are_short_and_hold_no_leftovers() {
     for folder in ["src", "tests", "benches", "examples"] {
         assert_clean(folder, |_, text| [length_faults(text), leftover_faults(text)].concat());
+    }
+}
+
+#[test]
+fn comments_and_test_names_keep_the_mechanical_rules() {
+    for folder in ["src", "tests", "benches"] {
+        assert_clean(folder, |_, text| [comment_faults(text), test_name_faults(text)].concat());
     }
 }
 

@@ -67,6 +67,36 @@ pub struct Receiving {
     ancestors: NewAncestors,
     reserve: OnceLock<Reserve>,
     is_full: AtomicBool,
+    replaced: LastReplaced,
+}
+
+/// The large basis that was replaced last, kept open until the run has ended. Its close frees its
+/// pages: 0.1 s a gigabyte, which a thread of its own takes. That thread must not run while the
+/// state directory is removed, since the kernel spins there until the freed file, which had its last
+/// name in it, is gone. An edit of 1 GiB took 0.9 s and not 0.66 s because of that.
+#[derive(Default)]
+struct LastReplaced(Mutex<Option<File>>);
+
+impl LastReplaced {
+    /// Keeps this file, and closes the one before.
+    fn keep(&self, file: Option<File>) {
+        if let Some(file) = file {
+            close_aside(self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(file));
+        }
+    }
+}
+
+impl Drop for LastReplaced {
+    fn drop(&mut self) {
+        close_aside(self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+/// Closes a file on a thread of its own. If no thread can start, the file is closed here.
+fn close_aside(file: Option<File>) {
+    if file.is_some() {
+        let _ = thread::Builder::new().spawn(move || drop(file));
+    }
 }
 
 /// Location of the tree.
@@ -108,6 +138,7 @@ impl Receiving {
             ancestors: NewAncestors::default(),
             reserve: OnceLock::new(),
             is_full: AtomicBool::new(false),
+            replaced: LastReplaced::default(),
         }
     }
 

@@ -1,7 +1,6 @@
 //! Takes contents in and installs files.
 
 use std::fs::File;
-use std::thread;
 
 use crate::content::delta;
 use crate::content::hash::Hash;
@@ -161,10 +160,7 @@ impl Receiving {
                 let (staging, old) = sink.finish(hash).map_err(|error| self.sink_failed(id, error))?;
                 let is_long = staging.len() >= CLOSED_ASIDE_BYTES_MIN;
                 let installed = self.install(id, staging);
-                if is_long {
-                    // If no thread can start, the file is closed here.
-                    let _ = thread::Builder::new().spawn(move || drop(old));
-                }
+                self.replaced.keep(old.filter(|_| is_long));
                 installed
             }
             None => {
