@@ -191,6 +191,13 @@ impl Root {
         }
     }
 
+    /// True unless the filesystem loses everything with the power, as tmpfs does. Such a filesystem
+    /// has no marker.
+    #[must_use]
+    pub fn outlives_power(&self) -> bool {
+        nature(self.descriptor()) != Nature::Volatile
+    }
+
     /// Marks the root before the first file is put in place.
     ///
     /// # Errors

@@ -187,7 +187,8 @@ impl Receiving {
     /// Prepares the destination for files before the first one arrives. The preparation takes the
     /// disk a moment, in which the peer is waited for anyway.
     pub(super) fn expect_files(&self) {
-        if let Some(root) = self.opened.get().and_then(|place| place.root.clone()) {
+        let root = self.opened.get().and_then(|place| place.root.clone());
+        if let Some(root) = root.filter(|root| root.outlives_power()) {
             // If no thread can start or the preparation fails, the first file shows the failure.
             let _ = thread::Builder::new().spawn(move || drop(root.expect_files()));
         }
