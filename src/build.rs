@@ -26,12 +26,15 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// bridge must be beside it.
 const OVERRIDE: &str = "KSYNC_AGENT";
 
-/// Variable with the cargo profile of the inner build. `agent-quick` builds in a tenth of the time,
-/// for the loop of edit and test; its size is not checked.
+/// Variable with the cargo profile of the inner build, if it is not the one of the outer build.
 const PROFILE: &str = "KSYNC_AGENT_PROFILE";
 
-/// The profile of published builds.
-const PROFILE_DEFAULT: &str = "agent";
+/// The inner profile of release builds. Sizes are checked only here.
+const PROFILE_RELEASE: &str = "agent";
+
+/// The inner profile of debug builds, for the loop of edit and test. It builds in a tenth of the
+/// time.
+const PROFILE_DEBUG: &str = "agent-quick";
 
 /// Set for the inner build, so that a mistake in its features ends in an error and not in a fork
 /// bomb.
@@ -176,7 +179,7 @@ fn pack_one(program: &Program, file: &Path, room_bytes: usize) -> Result<(), Str
     check_machine(&binary).map_err(|what| format!("{} {what}", file.display()))?;
 
     let packed = pack(&binary).map_err(|error| format!("cannot compress the {name}: {error}"))?;
-    if packed.len() > packed_bytes_max && profile() == PROFILE_DEFAULT {
+    if packed.len() > packed_bytes_max && profile() == PROFILE_RELEASE {
         return Err(format!("{name}.gz is {} bytes, more than {packed_bytes_max}", packed.len()));
     }
     let out = variable("OUT_DIR")?.join(format!("{name}.gz"));
@@ -216,7 +219,9 @@ fn build() -> Result<(PathBuf, usize), String> {
 
 /// The profile of the inner build.
 fn profile() -> String {
-    env::var(PROFILE).ok().filter(|name| !name.is_empty()).unwrap_or_else(|| PROFILE_DEFAULT.to_owned())
+    let is_debug = env::var("PROFILE").is_ok_and(|profile| profile == "debug");
+    let default = if is_debug { PROFILE_DEBUG } else { PROFILE_RELEASE };
+    env::var(PROFILE).ok().filter(|name| !name.is_empty()).unwrap_or_else(|| default.to_owned())
 }
 
 /// A cargo for programs of [`TARGET`], without the settings of the outer build.
