@@ -21,7 +21,7 @@ use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
 use ksync::wire::hello::{self, Baseline, Consent, FORCED_MAX, InSession, Options, Order, Role, Watching};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
-    AbortKind, Blocks, Body, HOLES_MAX, Holes, Message, MessageError, Old, Op, SAMPLED_MAX, SMALL_BYTES_MAX,
+    AbortKind, Blocks, Body, HOLES_MAX, Holes, Message, MessageError, BasisReport, Op, SAMPLED_MAX, SMALL_BYTES_MAX,
     Stretch, Subject, TEXT_BYTES_MAX, Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
 };
 use proptest::prelude::*;
@@ -95,11 +95,11 @@ fn samples() -> Samples {
 /// At least one message of each variant, by the name of its fixture.
 fn messages() -> Vec<(String, Message)> {
     let hash = Hash::of(b"content");
-    let want = Want { id: 300, staged: Some(blocks(5, 1)), old: Some(Old::Blocks(blocks(70_000, 2))) };
-    let narrowed = Old::Narrowed { blocks: blocks(70_000, 2), split: 16_384 };
-    let narrowed = Want { id: 302, staged: None, old: Some(narrowed) };
-    let signed = Old::Signed { length: 20_000, signature: data(b"signature") };
-    let signed = Want { id: 301, staged: None, old: Some(signed) };
+    let want = Want { id: 300, staged: Some(blocks(5, 1)), basis: Some(BasisReport::Blocks(blocks(70_000, 2))) };
+    let narrowed = BasisReport::Narrowed { blocks: blocks(70_000, 2), split: 16_384 };
+    let narrowed = Want { id: 302, staged: None, basis: Some(narrowed) };
+    let signed = BasisReport::Signed { length: 20_000, signature: data(b"signature") };
+    let signed = Want { id: 301, staged: None, basis: Some(signed) };
     let tally = Tally {
         entries: 1,
         total_bytes: 2,
@@ -238,11 +238,11 @@ fn lanes_have_their_golden_bytes_and_come_back() {
 #[test]
 fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
     let wants = |count| Message::Wants(vec![Want::whole(0); count]);
-    let want = |staged, old| Message::Wants(vec![Want { id: 0, staged, old }]);
+    let want = |staged, basis| Message::Wants(vec![Want { id: 0, staged, basis }]);
     let staged = |length, count| want(Some(blocks(length, count)), None);
-    let old = |length, count| want(None, Some(Old::Blocks(blocks(length, count))));
+    let basis = |length, count| want(None, Some(BasisReport::Blocks(blocks(length, count))));
     let narrowed =
-        |length, count| want(None, Some(Old::Narrowed { blocks: blocks(length, count), split: 0 }));
+        |length, count| want(None, Some(BasisReport::Narrowed { blocks: blocks(length, count), split: 0 }));
     let cut = |offset, length| Message::CutRequest { id: 0, stretch: Stretch { offset, length } };
     let whole = |length: u64| {
         let data = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
@@ -289,9 +289,9 @@ fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
         (unsorted([1, 2]), unsorted([2, 1])),
         (unsorted([1, 2]), unsorted([1, 1])),
         (staged(0, 2 * BLOCKS_MAX), staged(0, 2 * BLOCKS_MAX + 1)),
-        (old(0, 2 * BLOCKS_MAX), old(0, 2 * BLOCKS_MAX + 1)),
+        (basis(0, 2 * BLOCKS_MAX), basis(0, 2 * BLOCKS_MAX + 1)),
         (staged(i64_max, 0), staged(i64_max + 1, 0)),
-        (old(i64_max, 0), old(i64_max + 1, 0)),
+        (basis(i64_max, 0), basis(i64_max + 1, 0)),
         (narrowed(i64_max, 2 * BLOCKS_MAX), narrowed(i64_max, 2 * BLOCKS_MAX + 1)),
         (narrowed(i64_max, 0), narrowed(i64_max + 1, 0)),
         (cut(0, 1 << 37), cut(0, (1 << 37) + (1 << 15))),

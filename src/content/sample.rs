@@ -122,9 +122,9 @@ mod tests {
 
     /// The shift map from `old` to `new`, and the number of bytes that it puts in the right place.
     fn fitted(old: &[u8], new: &[u8]) -> Option<(Fitted, usize)> {
-        let (old_length, size) = (old.len() as u64, new.len() as u64);
+        let (basis_length, size) = (old.len() as u64, new.len() as u64);
         let samples = Samples::of(size, &reader(new)).unwrap();
-        let fitted = samples.fit(size, old_length, &reader(old)).unwrap()?;
+        let fitted = samples.fit(size, basis_length, &reader(old)).unwrap()?;
         let mut made = vec![0; new.len()];
         fitted.read_at(&mut made, 0, &reader(old)).unwrap();
         Some((fitted, made.iter().zip(new).filter(|(made, new)| made == new).count()))

@@ -32,7 +32,7 @@ pub use sender::Sender;
 pub use work::{
     Changed, CopiedFile, Destination, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile,
     ReadOrder, Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step,
-    Told, Work,
+    Advertised, Work,
 };
 
 use crate::monitor::{Braked, Event, Problem, Trouble};

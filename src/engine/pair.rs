@@ -1,7 +1,7 @@
 //! Two machines in a jar: both engines, two trees in memory, and a scheduler. From a seed, the
 //! scheduler picks the order in which messages arrive and works end.
 
-mod bases;
+mod basis;
 mod brake;
 mod claims;
 mod content;

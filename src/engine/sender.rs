@@ -26,8 +26,8 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path_ref::PathRef;
 use crate::tree::scope::Part;
 use crate::wire::message::{
-    AbortKind, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, Holes, LIST_MAX, Message, Old, Op, SMALL_BYTES_MAX,
-    SMALL_OLD_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
+    AbortKind, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, Holes, LIST_MAX, Message, BasisReport, Op, SMALL_BYTES_MAX,
+    SMALL_BASIS_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
 };
 
 /// Longest file that is sent whole although the receiver has a basis: a signature costs a round
@@ -72,7 +72,7 @@ pub struct Sender {
     /// Wants that wait for their turn.
     small: VecDeque<Want>,
     /// Bytes of those files that have a basis.
-    small_old_bytes: u64,
+    small_basis_bytes: u64,
     /// Small files whose basis the receiver must sign, with its length.
     differing: HashMap<u32, u64>,
     /// Small files whose basis the receiver has signed.
@@ -137,7 +137,7 @@ impl Sender {
             pushed: Vec::new(),
             finished: None,
             small: VecDeque::new(),
-            small_old_bytes: 0,
+            small_basis_bytes: 0,
             differing: HashMap::new(),
             signed: VecDeque::new(),
             large: VecDeque::new(),
@@ -226,20 +226,20 @@ impl Sender {
             return self.desk.protocol_error("too many wants without an answer");
         }
         self.desk.progress(Event::Planned { files: 1, bytes: size });
-        if let Some(Old::Signed { length, signature }) =
-            want.old.take_if(|old| matches!(old, Old::Signed { .. }))
+        if let Some(BasisReport::Signed { length, signature }) =
+            want.basis.take_if(|basis| matches!(basis, BasisReport::Signed { .. }))
         {
             let signature = signature.into_vec();
-            return self.signed.push_back(SignedFile { id: want.id, old_length: length, signature });
+            return self.signed.push_back(SignedFile { id: want.id, basis_length: length, signature });
         }
         let is_small = size <= SMALL_BYTES_MAX
-            && match (&want.staged, want.old_blocks()) {
+            && match (&want.staged, want.basis_blocks()) {
                 (None, None) => true,
-                (None, Some(old)) => old.length <= SMALL_OLD_BYTES_MAX || size <= WHOLE_BYTES_MAX,
+                (None, Some(basis)) => basis.length <= SMALL_BASIS_BYTES_MAX || size <= WHOLE_BYTES_MAX,
                 (Some(_), _) => size <= WHOLE_BYTES_MAX,
             };
         if is_small {
-            self.small_old_bytes += want.old.as_ref().map_or(0, |_| size);
+            self.small_basis_bytes += want.basis.as_ref().map_or(0, |_| size);
             self.small.push_back(want);
         } else {
             self.large.push_back(want);
@@ -247,13 +247,13 @@ impl Sender {
     }
 
     fn file_signature(&mut self, id: u32, signature: Vec<u8>) {
-        let Some(old_length) = self.differing.remove(&id) else {
+        let Some(basis_length) = self.differing.remove(&id) else {
             return self.desk.protocol_error("a signature that nobody asked for");
         };
-        if !signature.is_empty() && signature.len() != signature_bytes(old_length as usize) {
+        if !signature.is_empty() && signature.len() != signature_bytes(basis_length as usize) {
             return self.desk.protocol_error("a signature of another length than due");
         }
-        self.signed.push_back(SignedFile { id, old_length, signature });
+        self.signed.push_back(SignedFile { id, basis_length, signature });
     }
 
     fn outcome(&mut self, outcome: Outcome) {
@@ -432,8 +432,8 @@ impl Sender {
                     same.push((id, hash));
                     continue;
                 }
-                Ok(ReadFile { content: ReadContent::Differs { old_length }, .. }) => {
-                    self.differing.insert(id, old_length);
+                Ok(ReadFile { content: ReadContent::Differs { basis_length }, .. }) => {
+                    self.differing.insert(id, basis_length);
                     answers.push((id, Body::Differs));
                     continue;
                 }
@@ -547,7 +547,7 @@ impl Sender {
 
     /// Takes small files that together make about one message.
     fn next_batch(&mut self) -> Option<Vec<ReadOrder>> {
-        let in_bulk = self.small_old_bytes > WHOLE_QUEUE_BYTES_MAX;
+        let in_bulk = self.small_basis_bytes > WHOLE_QUEUE_BYTES_MAX;
         let mut batch = Vec::new();
         let mut bytes = 0;
         while let Some(want) = self.small.front() {
@@ -557,11 +557,11 @@ impl Sender {
                 break;
             }
             let Some(want) = self.small.pop_front() else { break };
-            let may_ask = match want.old_blocks() {
-                Some(old) => {
-                    self.small_old_bytes -= size;
+            let may_ask = match want.basis_blocks() {
+                Some(basis) => {
+                    self.small_basis_bytes -= size;
                     let worth = if in_bulk { DELTA_BYTES_MIN } else { WHOLE_BYTES_MAX + 1 };
-                    size >= worth && (1..=SMALL_OLD_BYTES_MAX).contains(&old.length) && want.staged.is_none()
+                    size >= worth && (1..=SMALL_BASIS_BYTES_MAX).contains(&basis.length) && want.staged.is_none()
                 }
                 None => false,
             };

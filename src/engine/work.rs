@@ -183,7 +183,7 @@ pub struct SignOrder {
 
 /// A basis report, with facts that only the receiver needs.
 #[derive(Debug)]
-pub struct Told {
+pub struct Advertised {
     /// The want, as the sender gets it.
     pub want: Want,
     /// The hash of the advertised basis, if the sender may answer that the file is the same.
@@ -199,7 +199,7 @@ pub struct SignedFile {
     /// The file's id.
     pub id: u32,
     /// Length of the basis in bytes.
-    pub old_length: u64,
+    pub basis_length: u64,
     /// The signature; empty where it is unavailable.
     pub signature: Vec<u8>,
 }
@@ -225,7 +225,7 @@ pub enum ReadContent {
     /// Unknown until the signature of the basis arrives.
     Differs {
         /// Length of the basis in bytes.
-        old_length: u64,
+        basis_length: u64,
     },
 }
 
@@ -340,7 +340,7 @@ pub enum Outcome {
     /// Both manifests are handed over. If the destination will change, this run holds its lock.
     Plan(Result<(), Fault>),
     /// The basis reports, each with the hash of its basis.
-    Sign(Vec<(u32, Result<Told, Fault>)>),
+    Sign(Vec<(u32, Result<Advertised, Fault>)>),
     /// Signatures, in the order of the windows.
     SignWindows(u32, Result<Vec<Vec<u8>>, Fault>),
     /// The signatures.

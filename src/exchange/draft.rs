@@ -26,9 +26,9 @@ use crate::content::hash::Hash;
 use crate::disk::error::During;
 use crate::disk::holes::{HOLE_BYTES_MIN, SparseFile};
 use crate::disk::stage::Staging;
-use crate::exchange::old::OldFile;
-use crate::exchange::sink::{SinkError, apply_delta, no_old, wrong_hash};
-use crate::wire::message::{Blocks, Old, Op};
+use crate::exchange::basis::BasisFile;
+use crate::exchange::sink::{SinkError, apply_delta, basis_changed, wrong_hash};
+use crate::wire::message::{Blocks, BasisReport, Op};
 
 /// Bytes copied at a time where a patch comes from elsewhere in the basis.
 const COPY_BYTES: u64 = 1 << 20;
@@ -36,7 +36,7 @@ const COPY_BYTES: u64 = 1 << 20;
 /// The ingredients of a pre-copy.
 pub(super) struct Blank {
     /// The basis.
-    pub(super) old: File,
+    pub(super) basis: File,
     /// The shift map under which it is copied.
     pub(super) shape: Fitted,
     /// The staged file that becomes the pre-copy.
@@ -48,7 +48,7 @@ pub(super) struct Draft {
     staging: Staging,
     shape: Fitted,
     /// The shift map under which the basis was advertised.
-    told_shape: Fitted,
+    advertised_shape: Fitted,
     block: BlockSize,
     nodes: Nodes,
     made_bytes: u64,
@@ -58,7 +58,7 @@ pub(super) struct Draft {
 
 /// The basis under its shift map. Bytes that are read from it are copied; its holes exist already.
 struct Copying<'a> {
-    old: SparseFile<&'a File>,
+    basis: SparseFile<&'a File>,
     shape: Fitted,
     staging: &'a Staging,
     /// The kernel lets one thread at a time write to a file, and a second one spins. That costs a
@@ -72,13 +72,13 @@ impl Content for Copying<'_> {
         if self.is_over.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        self.shape.read_at(buffer, offset, &self.old)?;
+        self.shape.read_at(buffer, offset, &self.basis)?;
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.staging.fill(buffer, offset)
     }
 
     fn zeros_at(&self, offset: u64) -> u64 {
-        self.shape.zeros_at(offset, &self.old)
+        self.shape.zeros_at(offset, &self.basis)
     }
 }
 
@@ -86,21 +86,21 @@ impl Draft {
     /// Copies the basis. `None` if that fails, or if `is_over` is set before it is done; nothing is
     /// lost.
     pub(super) fn of(blank: Blank, is_over: &AtomicBool) -> Option<Self> {
-        let Blank { old, shape, mut staging } = blank;
+        let Blank { basis, shape, mut staging } = blank;
         let size = shape.size();
         let block = BlockSize::for_size(size);
         // The appended range has not arrived yet.
         let finding = Finding::of_first(shape.appended_to().unwrap_or(size), size, block);
         let copied = staging.begin_with_zeros(size).is_ok() && {
-            let old = SparseFile::of(&old, size);
-            let copying = Copying { old, shape, staging: &staging, turn: Mutex::new(()), is_over };
+            let basis = SparseFile::of(&basis, size);
+            let copying = Copying { basis, shape, staging: &staging, turn: Mutex::new(()), is_over };
             finding.help(&copying).is_ok()
         };
         match finding.finish().filter(|_| copied) {
             Some(nodes) => {
                 // The removed range may be needed, so the whole basis is advertised.
-                let told_shape = if shape.without().is_some() { Fitted::same(shape.old()) } else { shape };
-                Some(Self { staging, shape, told_shape, block, nodes, made_bytes: 0, mended: Vec::new() })
+                let advertised_shape = if shape.without().is_some() { Fitted::same(shape.old()) } else { shape };
+                Some(Self { staging, shape, advertised_shape, block, nodes, made_bytes: 0, mended: Vec::new() })
             }
             None => {
                 // The disk may be full: the content may still find room in another way.
@@ -111,13 +111,13 @@ impl Draft {
     }
 
     /// Marks the basis as advertised unchanged.
-    pub(super) fn told_as_it_is(self) -> Self {
-        Self { told_shape: Fitted::same(self.shape.old()), ..self }
+    pub(super) fn advertised_unchanged(self) -> Self {
+        Self { advertised_shape: Fitted::same(self.shape.old()), ..self }
     }
 
     /// The shift map under which the basis was advertised.
-    pub(super) fn told_shape(&self) -> Fitted {
-        self.told_shape
+    pub(super) fn advertised_shape(&self) -> Fitted {
+        self.advertised_shape
     }
 
     fn outline(&self) -> Option<Outline> {
@@ -127,25 +127,25 @@ impl Draft {
     /// The basis report. Usually it names the blocks of the pre-copy, with their hash. Where a
     /// range will be appended, it names the unchanged basis without a hash, because nothing can
     /// equal the new content. Where a range is removed, it names the blocks without it.
-    pub(super) fn told(&self) -> Option<(Old, Option<Hash>)> {
+    pub(super) fn report(&self) -> Option<(BasisReport, Option<Hash>)> {
         let Outline { mut ids, hash } = self.outline()?;
         if let Some(Range { start: split, .. }) = self.shape.without() {
             let blocks = Blocks { length: self.shape.old(), ids };
-            return Some((Old::Narrowed { blocks, split }, None));
+            return Some((BasisReport::Narrowed { blocks, split }, None));
         }
         let Some(length) = self.shape.appended_to() else {
-            return Some((Old::Blocks(Blocks { length: self.shape.size(), ids }), Some(hash)));
+            return Some((BasisReport::Blocks(Blocks { length: self.shape.size(), ids }), Some(hash)));
         };
         let rest = length % self.block.bytes();
         if rest > 0 {
             // The last block is longer in the pre-copy than in the basis.
             *ids.last_mut()? = block_id(length - rest, rest, &self.staging.content()).ok()?;
         }
-        Some((Old::Blocks(Blocks { length, ids }), None))
+        Some((BasisReport::Blocks(Blocks { length, ids }), None))
     }
 
-    /// Performs one step. `old` is the basis in its advertised shape.
-    pub(super) fn apply(&mut self, op: Op, old: Option<&OldFile>) -> Result<(), SinkError> {
+    /// Performs one step. `basis` is the basis in its advertised shape.
+    pub(super) fn apply(&mut self, op: Op, basis: Option<&BasisFile>) -> Result<(), SinkError> {
         match op {
             Op::Keep { .. } => Err(SinkError::Peer("keeping what was not staged")),
             Op::Data(bytes) => self.mend(&bytes),
@@ -161,8 +161,8 @@ impl Draft {
                         done += now;
                         continue;
                     }
-                    let old = old.ok_or_else(no_old)?;
-                    let zeros = old.zeros_at(from).min(now);
+                    let basis = basis.ok_or_else(basis_changed)?;
+                    let zeros = basis.zeros_at(from).min(now);
                     if zeros >= HOLE_BYTES_MIN as u64 {
                         self.mend_with_zeros(zeros)?;
                         done += zeros;
@@ -171,13 +171,13 @@ impl Draft {
                     // At most `COPY_BYTES`, and at least one byte, so that a read beyond the end
                     // fails.
                     buffer.resize(now.clamp(1, COPY_BYTES) as usize, 0);
-                    old.read_at(&mut buffer, from).map_err(basis)?;
+                    basis.read_at(&mut buffer, from).map_err(basis_error)?;
                     self.mend(&buffer)?;
                     done += buffer.len() as u64;
                 }
                 Ok(())
             }
-            Op::Delta { window, length, delta } => self.mend(&apply_delta(old, window, length, &delta)?),
+            Op::Delta { window, length, delta } => self.mend(&apply_delta(basis, window, length, &delta)?),
             Op::Zeros { length } => self.mend_with_zeros(length),
         }
     }
@@ -226,7 +226,7 @@ impl Draft {
     /// True if the next bytes of the pre-copy are those of the advertised basis from `offset` on.
     /// Also returns the number of bytes for which the answer holds.
     fn in_place(&self, offset: u64) -> (bool, u64) {
-        let (from, reach) = if self.told_shape == self.shape {
+        let (from, reach) = if self.advertised_shape == self.shape {
             (Some(self.made_bytes), u64::MAX)
         } else {
             self.shape.piece(self.made_bytes)
@@ -243,7 +243,7 @@ impl Draft {
     }
 }
 
-fn basis(error: io::Error) -> SinkError {
+fn basis_error(error: io::Error) -> SinkError {
     SinkError::Basis(error.to_string())
 }
 
@@ -258,32 +258,32 @@ mod tests {
     use super::*;
     use crate::content::chunk::Average;
     use crate::disk::root::Root;
-    use crate::exchange::old::chunks_of;
+    use crate::exchange::basis::chunks_of;
     use crate::tree::path::TreePath;
     use crate::wire::message::Window;
 
     const SIZE: usize = 3_000_001;
 
     /// The pre-copy of a content, and its basis.
-    fn draft(folder: &Path, content: &[u8]) -> (Draft, OldFile) {
+    fn draft(folder: &Path, content: &[u8]) -> (Draft, BasisFile) {
         draft_as(folder, content, Fitted::same(content.len() as u64))
     }
 
-    fn draft_as(folder: &Path, content: &[u8], shape: Fitted) -> (Draft, OldFile) {
+    fn draft_as(folder: &Path, content: &[u8], shape: Fitted) -> (Draft, BasisFile) {
         fs::write(folder.join("old"), content).unwrap();
-        let old = File::open(folder.join("old")).unwrap();
+        let basis = File::open(folder.join("old")).unwrap();
         let (root, path) = (Root::open(folder).unwrap(), TreePath::new(&b"new"[..]).unwrap());
         let (staging, _) = Staging::open(&root, &path).unwrap();
-        let blank = Blank { old: old.try_clone().unwrap(), shape, staging };
+        let blank = Blank { basis: basis.try_clone().unwrap(), shape, staging };
         let draft = Draft::of(blank, &AtomicBool::new(false)).unwrap();
-        let told_shape = draft.told_shape();
-        (draft, OldFile::new(old, told_shape))
+        let advertised_shape = draft.advertised_shape();
+        (draft, BasisFile::new(basis, advertised_shape))
     }
 
-    fn blocks(told: &Old) -> &Blocks {
-        match told {
-            Old::Blocks(blocks) | Old::Narrowed { blocks, .. } => blocks,
-            Old::Signed { .. } => panic!("a draft is not signed"),
+    fn blocks(report: &BasisReport) -> &Blocks {
+        match report {
+            BasisReport::Blocks(blocks) | BasisReport::Narrowed { blocks, .. } => blocks,
+            BasisReport::Signed { .. } => panic!("a draft is not signed"),
         }
     }
 
@@ -306,28 +306,28 @@ mod tests {
 
     /// A content, a range inserted into it at 950,000, and the result.
     fn insertion() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
-        let (old, inserted) = (content(), vec![7; 70_000]);
-        let new = [&old[..950_000], &inserted, &old[950_000..]].concat();
-        (old, inserted, new)
+        let (basis, inserted) = (content(), vec![7; 70_000]);
+        let new = [&basis[..950_000], &inserted, &basis[950_000..]].concat();
+        (basis, inserted, new)
     }
 
     #[test]
     fn patched_ranges_are_hashed_as_written() {
         let folder = tempfile::tempdir().unwrap();
-        let old_content = content();
-        let (mut draft, old) = draft(folder.path(), &old_content);
+        let basis_content = content();
+        let (mut draft, basis) = draft(folder.path(), &basis_content);
         let outline = draft.outline().unwrap();
-        assert_eq!(outline.hash, Hash::of(&old_content));
+        assert_eq!(outline.hash, Hash::of(&basis_content));
         let data = |length| Op::Data(ByteBuf::from(vec![7; length]));
         let copy = |offset, length| Op::Copy { offset, length };
         // In place; overwritten, twice in a row; copied from elsewhere; in place to the end.
         let steps = [copy(0, 100_000), data(5), data(10), copy(1_000_000, 99_985), copy(200_000, 2_800_001)];
         for step in steps {
-            draft.apply(step, Some(&old)).unwrap();
+            draft.apply(step, Some(&basis)).unwrap();
         }
-        let mut new = old_content.clone();
+        let mut new = basis_content.clone();
         new[100_000..100_015].fill(7);
-        new[100_015..200_000].copy_from_slice(&old_content[1_000_000..1_099_985]);
+        new[100_015..200_000].copy_from_slice(&basis_content[1_000_000..1_099_985]);
         let staging = draft.finish(Hash::of(&new)).unwrap();
         assert!(made(&staging) == new);
     }
@@ -335,29 +335,29 @@ mod tests {
     #[test]
     fn pre_copy_with_a_gap_is_patched_in_the_new_place() {
         let folder = tempfile::tempdir().unwrap();
-        let (old_content, inserted, new) = insertion();
+        let (basis_content, inserted, new) = insertion();
         let (size, split) = (new.len() as u64, 1_100_000);
         let shape = Fitted::new(SIZE as u64, size, split).unwrap();
-        let (mut draft, old) = draft_as(folder.path(), &old_content, shape);
+        let (mut draft, basis) = draft_as(folder.path(), &basis_content, shape);
         let widened =
-            [&old_content[..split as usize], &old_content[split as usize - inserted.len()..]].concat();
-        let (told, hash) = draft.told().unwrap();
-        assert_eq!((blocks(&told).length, hash), (size, Some(Hash::of(&widened))));
+            [&basis_content[..split as usize], &basis_content[split as usize - inserted.len()..]].concat();
+        let (report, hash) = draft.report().unwrap();
+        assert_eq!((blocks(&report).length, hash), (size, Some(Hash::of(&widened))));
         // Windows and chunks of the basis show exactly this shape.
         let window = Window { offset: split - 50_000, length: 100_000 };
         let stretch = window.offset as usize..window.offset as usize + window.length as usize;
-        assert!(old.window(window).unwrap() == widened[stretch.clone()]);
+        assert!(basis.window(window).unwrap() == widened[stretch.clone()]);
         let average = Average::for_size(u64::from(window.length)).unwrap();
         let due = chunks_of(&mut &widened[stretch.clone()], average).unwrap();
-        assert_eq!(old.chunks(stretch.start as u64..stretch.end as u64, average).unwrap(), due);
-        assert!(old.window(Window { offset: size - 5, length: 6 }).is_err());
-        assert!(old.chunks(size - 5..size + 1, average).unwrap().iter().all(|chunk| chunk.length == 5));
+        assert_eq!(basis.chunks(stretch.start as u64..stretch.end as u64, average).unwrap(), due);
+        assert!(basis.window(Window { offset: size - 5, length: 6 }).is_err());
+        assert!(basis.chunks(size - 5..size + 1, average).unwrap().iter().all(|chunk| chunk.length == 5));
 
         let copy = |offset, length| Op::Copy { offset, length };
         let data = Op::Data(ByteBuf::from(inserted));
         let steps = [copy(0, 950_000), data, copy(950_000, 80_000), copy(split, size - split)];
         for step in steps {
-            draft.apply(step, Some(&old)).unwrap();
+            draft.apply(step, Some(&basis)).unwrap();
         }
         let staging = draft.finish(Hash::of(&new)).unwrap();
         assert!(made(&staging) == new);
@@ -366,19 +366,19 @@ mod tests {
     #[test]
     fn pre_copy_with_a_gap_accepts_steps_of_the_unchanged_basis() {
         let folder = tempfile::tempdir().unwrap();
-        let (old_content, inserted, new) = insertion();
+        let (basis_content, inserted, new) = insertion();
         let (size, split) = (new.len() as u64, 1_100_000);
         let shape = Fitted::new(SIZE as u64, size, split).unwrap();
-        let (draft, _) = draft_as(folder.path(), &old_content, shape);
-        let mut draft = draft.told_as_it_is();
-        let old = OldFile::new(File::open(folder.path().join("old")).unwrap(), draft.told_shape());
+        let (draft, _) = draft_as(folder.path(), &basis_content, shape);
+        let mut draft = draft.advertised_unchanged();
+        let basis = BasisFile::new(File::open(folder.path().join("old")).unwrap(), draft.advertised_shape());
         let copy = |offset, length| Op::Copy { offset, length };
         // The inserted range is missing, and the bytes after it are in place only from the split
         // on.
         for step in
             [copy(0, 950_000), Op::Data(ByteBuf::from(inserted)), copy(950_000, SIZE as u64 - 950_000)]
         {
-            draft.apply(step, Some(&old)).unwrap();
+            draft.apply(step, Some(&basis)).unwrap();
         }
         assert!(draft.mended.iter().eq([&(950_000..split)]));
         let staging = draft.finish(Hash::of(&new)).unwrap();
@@ -388,15 +388,15 @@ mod tests {
     #[test]
     fn appended_range_is_no_part_of_the_advertised_basis() {
         let folder = tempfile::tempdir().unwrap();
-        let (old_content, appended) = (content(), vec![7; 500_000]);
-        let new = [&old_content[..], &appended].concat();
+        let (basis_content, appended) = (content(), vec![7; 500_000]);
+        let new = [&basis_content[..], &appended].concat();
         let shape = Fitted::new(SIZE as u64, new.len() as u64, new.len() as u64).unwrap();
-        let (mut draft, old) = draft_as(folder.path(), &old_content, shape);
+        let (mut draft, basis) = draft_as(folder.path(), &basis_content, shape);
         let block = BlockSize::for_size(new.len() as u64);
-        let ids = crate::content::blocks::outline_of(&old_content, block).ids;
-        assert_eq!(draft.told().unwrap(), (Old::Blocks(Blocks { length: SIZE as u64, ids }), None));
-        draft.apply(Op::Copy { offset: 0, length: SIZE as u64 }, Some(&old)).unwrap();
-        draft.apply(Op::Data(ByteBuf::from(appended)), Some(&old)).unwrap();
+        let ids = crate::content::blocks::outline_of(&basis_content, block).ids;
+        assert_eq!(draft.report().unwrap(), (BasisReport::Blocks(Blocks { length: SIZE as u64, ids }), None));
+        draft.apply(Op::Copy { offset: 0, length: SIZE as u64 }, Some(&basis)).unwrap();
+        draft.apply(Op::Data(ByteBuf::from(appended)), Some(&basis)).unwrap();
         let staging = draft.finish(Hash::of(&new)).unwrap();
         assert!(made(&staging) == new);
     }
@@ -404,27 +404,27 @@ mod tests {
     #[test]
     fn removed_range_is_available_where_it_was_needed_after_all() {
         let folder = tempfile::tempdir().unwrap();
-        let (old_content, taken) = (content(), 70_000);
+        let (basis_content, taken) = (content(), 70_000);
         let (place, split) = (950_000, 917_504);
-        let new = [&old_content[..place], &old_content[place + taken..]].concat();
+        let new = [&basis_content[..place], &basis_content[place + taken..]].concat();
         let size = new.len() as u64;
         let shape = Fitted::new(SIZE as u64, size, split as u64).unwrap();
-        let (mut draft, old) = draft_as(folder.path(), &old_content, shape);
-        let narrowed = [&old_content[..split], &old_content[split + taken..]].concat();
+        let (mut draft, basis) = draft_as(folder.path(), &basis_content, shape);
+        let narrowed = [&basis_content[..split], &basis_content[split + taken..]].concat();
         let block = BlockSize::for_size(size);
         let ids = crate::content::blocks::outline_of(&narrowed, block).ids;
         let blocks = Blocks { length: SIZE as u64, ids };
-        assert_eq!(draft.told().unwrap(), (Old::Narrowed { blocks, split: split as u64 }, None));
+        assert_eq!(draft.report().unwrap(), (BasisReport::Narrowed { blocks, split: split as u64 }, None));
         // Windows refer to the unchanged basis.
         let window = Window { offset: split as u64 + 5, length: 1000 };
-        assert!(old.window(window).unwrap() == old_content[split + 5..split + 1005]);
+        assert!(basis.window(window).unwrap() == basis_content[split + 5..split + 1005]);
 
         let copy = |offset, length: usize| Op::Copy { offset: offset as u64, length: length as u64 };
         // Across the removed range: in place, then elsewhere; after it in place again, in two
         // steps.
         let behind = place + taken;
         for step in [copy(0, place), copy(behind, 100_000), copy(behind + 100_000, SIZE - behind - 100_000)] {
-            draft.apply(step, Some(&old)).unwrap();
+            draft.apply(step, Some(&basis)).unwrap();
         }
         assert!(draft.mended.iter().eq([&(split as u64..place as u64)]));
         let staging = draft.finish(Hash::of(&new)).unwrap();
@@ -446,18 +446,18 @@ mod tests {
     #[test]
     fn no_step_leads_beyond_the_end() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut draft, old) = draft(folder.path(), &content());
+        let (mut draft, basis) = draft(folder.path(), &content());
         let too_long = SIZE as u64 + 1;
         for step in [
             Op::Copy { offset: 0, length: too_long },
             Op::Copy { offset: 0, length: u64::MAX },
             Op::Keep { length: 5 },
         ] {
-            assert!(matches!(draft.apply(step, Some(&old)), Err(SinkError::Peer(_))));
+            assert!(matches!(draft.apply(step, Some(&basis)), Err(SinkError::Peer(_))));
         }
         draft.apply(Op::Copy { offset: 0, length: SIZE as u64 - 1 }, None).unwrap();
         assert!(draft.apply(Op::Data(ByteBuf::from(vec![7; 2])), None).is_err());
-        assert!(draft.apply(Op::Copy { offset: u64::MAX - 1, length: 1 }, Some(&old)).is_err());
+        assert!(draft.apply(Op::Copy { offset: u64::MAX - 1, length: 1 }, Some(&basis)).is_err());
         assert_eq!(staged_bytes(folder.path()), Some(SIZE as u64));
     }
 
@@ -475,10 +475,10 @@ mod tests {
     fn basis_of_another_length_makes_no_pre_copy() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("old"), content()).unwrap();
-        let old = File::open(folder.path().join("old")).unwrap();
+        let basis = File::open(folder.path().join("old")).unwrap();
         let (root, path) = (Root::open(folder.path()).unwrap(), TreePath::new(&b"new"[..]).unwrap());
         let (staging, _) = Staging::open(&root, &path).unwrap();
-        let blank = Blank { old, shape: Fitted::same(SIZE as u64 + 1), staging };
+        let blank = Blank { basis, shape: Fitted::same(SIZE as u64 + 1), staging };
         assert!(Draft::of(blank, &AtomicBool::new(false)).is_none());
         assert_eq!(staged_bytes(folder.path()), None);
     }

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use crate::content::fitted::Fitted;
 use crate::content::hash::Hash;
 use crate::exchange::draft::{Blank, Draft};
-use crate::wire::message::Old;
+use crate::wire::message::BasisReport;
 
 /// Most pre-copies at a time, and most that are made in vain.
 const DRAFTS_MAX: usize = 2;
@@ -19,7 +19,7 @@ pub(super) struct Drafts {
     kept: Mutex<HashMap<u32, Kept>>,
     /// The shift maps under which their bases were advertised, for works that read a basis while
     /// its pre-copy is patched.
-    told_shapes: Mutex<HashMap<u32, Fitted>>,
+    advertised_shapes: Mutex<HashMap<u32, Fitted>>,
 }
 
 enum Kept {
@@ -39,7 +39,7 @@ impl Beside {
     fn begin(blank: Blank) -> Option<Self> {
         let is_over = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&is_over);
-        let make = move || Some(Draft::of(blank, &seen)?.told_as_it_is());
+        let make = move || Some(Draft::of(blank, &seen)?.advertised_unchanged());
         Some(Self { thread: thread::Builder::new().spawn(make).ok()?, is_over })
     }
 
@@ -51,19 +51,19 @@ impl Beside {
 impl Drafts {
     /// Makes and keeps the pre-copy of a file, if a slot is free. Returns the basis report, and the
     /// hash of the advertised shape if the sender may answer that the file is the same.
-    pub(super) fn make(&self, id: u32, blank: impl FnOnce() -> Option<Blank>) -> Option<(Old, Option<Hash>)> {
+    pub(super) fn make(&self, id: u32, blank: impl FnOnce() -> Option<Blank>) -> Option<(BasisReport, Option<Hash>)> {
         if !self.promise(id) {
             return None;
         }
         let draft = blank().and_then(|blank| Draft::of(blank, &AtomicBool::new(false)));
-        let told = draft.as_ref().and_then(Draft::told);
-        let draft = draft.filter(|_| told.is_some());
+        let report = draft.as_ref().and_then(Draft::report);
+        let draft = draft.filter(|_| report.is_some());
         if let Some(draft) = &draft {
-            let mut shapes = self.told_shapes.lock().unwrap_or_else(PoisonError::into_inner);
-            shapes.insert(id, draft.told_shape());
+            let mut shapes = self.advertised_shapes.lock().unwrap_or_else(PoisonError::into_inner);
+            shapes.insert(id, draft.advertised_shape());
         }
         self.settle(id, draft.map(Kept::Made));
-        told
+        report
     }
 
     /// Starts to make a pre-copy in a thread, if a slot is free. Meanwhile the receiver advertises
@@ -93,8 +93,8 @@ impl Drafts {
     }
 
     /// The shift map under which this file's basis was advertised, if not the identity.
-    pub(super) fn told_shape(&self, id: u32) -> Option<Fitted> {
-        self.told_shapes.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+    pub(super) fn advertised_shape(&self, id: u32) -> Option<Fitted> {
+        self.advertised_shapes.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
 
     /// Takes the pre-copy of a file, if there is one; waits until it is made.
@@ -160,7 +160,7 @@ mod tests {
         fs::write(folder.join("old"), vec![7; SIZE]).unwrap();
         let root = Root::open(folder).unwrap();
         let (staging, _) = Staging::open(&root, &TreePath::new(&b"new"[..]).unwrap()).unwrap();
-        Blank { old: File::open(folder.join("old")).unwrap(), shape: Fitted::same(SIZE as u64), staging }
+        Blank { basis: File::open(folder.join("old")).unwrap(), shape: Fitted::same(SIZE as u64), staging }
     }
 
     fn has_staged(folder: &Path) -> bool {
@@ -186,9 +186,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let drafts = Drafts::default();
         drafts.make_beside(1, || Some(blank(folder.path())));
-        assert_eq!(drafts.told_shape(1), None, "the sender is told of the old version as it is");
+        assert_eq!(drafts.advertised_shape(1), None, "the basis is advertised unchanged");
         let draft = drafts.take(1).unwrap();
-        assert!(draft.told().is_some_and(|(_, hash)| hash == Some(Hash::of(&vec![7; SIZE]))));
+        assert!(draft.report().is_some_and(|(_, hash)| hash == Some(Hash::of(&vec![7; SIZE]))));
         assert!(drafts.take(1).is_none());
     }
 

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use crate::content::blocks::{BlockId, BlockSize};
 use crate::content::chunk::{Average, Chunk, ChunkId};
-use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX};
+use crate::content::delta::{NEW_BYTES_MAX, BASIS_BYTES_MAX};
 use crate::content::fitted::Fitted;
 use crate::wire::message::{Blocks, Stretch, Window};
 
@@ -30,13 +30,13 @@ const GAP_BYTES_MIN: u64 = 1 << 10;
 
 /// Remaining ranges longer than this, in bytes, in both versions are cut into chunks. Signatures
 /// cover anything shorter as a whole.
-const CUT_BYTES_MIN: u64 = OLD_BYTES_MAX as u64;
+const CUT_BYTES_MIN: u64 = BASIS_BYTES_MAX as u64;
 
 /// A range of the new content and its origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Segment {
     /// The basis has it.
-    Old { offset: u64, length: u64 },
+    Basis { offset: u64, length: u64 },
     /// The range must be sent.
     New { offset: u64, length: u64 },
     /// The range may resemble one of the basis; at most [`NEW_BYTES_MAX`] long.
@@ -46,7 +46,7 @@ pub(super) enum Segment {
 impl Segment {
     fn length(&self) -> u64 {
         match *self {
-            Self::Old { length, .. } | Self::New { length, .. } | Self::Gap { length, .. } => length,
+            Self::Basis { length, .. } | Self::New { length, .. } | Self::Gap { length, .. } => length,
         }
     }
 }
@@ -57,7 +57,7 @@ fn push(segments: &mut Vec<Segment>, next: Segment) {
         return;
     }
     match (segments.last_mut(), next) {
-        (Some(Segment::Old { offset: last, length: so_far }), Segment::Old { offset, length })
+        (Some(Segment::Basis { offset: last, length: so_far }), Segment::Basis { offset, length })
             if *last + *so_far == offset =>
         {
             *so_far += length;
@@ -73,7 +73,7 @@ pub(super) fn aligned(
     size: u64,
     block: BlockSize,
     new: &[BlockId],
-    old: &Blocks,
+    basis: &Blocks,
     shape: Fitted,
 ) -> Vec<Segment> {
     let mut segments = Vec::new();
@@ -81,11 +81,11 @@ pub(super) fn aligned(
         let offset = index * block.bytes();
         let length = block.bytes().min(size - offset);
         // A short last block is no beginning of a longer one: their names differ.
-        let is_there = old.ids.get(index as usize) == Some(id);
+        let is_there = basis.ids.get(index as usize) == Some(id);
         push(
             &mut segments,
             match shape.piece(offset) {
-                (Some(place), reach) if is_there && length <= reach => Segment::Old { offset: place, length },
+                (Some(place), reach) if is_there && length <= reach => Segment::Basis { offset: place, length },
                 _ => Segment::New { offset, length },
             },
         );
@@ -112,19 +112,19 @@ pub(super) fn shifted(
     start: u64,
     size: u64,
     block: BlockSize,
-    old: &Blocks,
+    basis: &Blocks,
 ) -> Option<Shifted> {
     let segment = segments.len().checked_sub(1)?;
     let last = segments.get(segment).filter(|last| matches!(last, Segment::New { .. }))?;
-    let is_named = old.ids.len() as u64 == block.count(old.length);
-    if size == old.length || !is_named || last.length() <= CUT_BYTES_MIN {
+    let is_named = basis.ids.len() as u64 == block.count(basis.length);
+    if size == basis.length || !is_named || last.length() <= CUT_BYTES_MIN {
         return None;
     }
     let start = (size - last.length()).max(start);
-    // A block at `offset` in the basis would be at `offset + size - old.length` in the new content.
+    // A block at `offset` in the basis would be at `offset + size - basis.length` in the new content.
     // It must lie within the segment there, and after the part of the basis that is found already.
-    let after = old_place(segments, segment, old.length).start.max((start + old.length).saturating_sub(size));
-    let blocks = after.div_ceil(block.bytes())..old.ids.len() as u64;
+    let after = basis_range(segments, segment, basis.length).start.max((start + basis.length).saturating_sub(size));
+    let blocks = after.div_ceil(block.bytes())..basis.ids.len() as u64;
     (blocks.end.saturating_sub(blocks.start) * block.bytes() > CUT_BYTES_MIN).then_some(Shifted {
         blocks,
         segment,
@@ -139,20 +139,20 @@ pub(super) fn reshift(
     size: u64,
     block: BlockSize,
     new: &[BlockId],
-    old: &Blocks,
+    basis: &Blocks,
 ) -> Vec<Segment> {
     let mut all = segments.get(..shifted.segment).unwrap_or_default().to_vec();
     let mut at = shifted.start;
     for (index, id) in (shifted.blocks.start..).zip(new) {
         let offset = index * block.bytes();
         // Not negative: `shifted` chose the blocks accordingly.
-        let place = offset + size - old.length;
-        let length = block.bytes().min(old.length - offset);
+        let place = offset + size - basis.length;
+        let length = block.bytes().min(basis.length - offset);
         push(&mut all, Segment::New { offset: at, length: place - at });
-        let is_there = old.ids.get(index as usize) == Some(id);
+        let is_there = basis.ids.get(index as usize) == Some(id);
         push(
             &mut all,
-            if is_there { Segment::Old { offset, length } } else { Segment::New { offset: place, length } },
+            if is_there { Segment::Basis { offset, length } } else { Segment::New { offset: place, length } },
         );
         at = place + length;
     }
@@ -170,8 +170,8 @@ pub(super) fn without_prefix(segments: Vec<Segment>, kept: u64) -> Vec<Segment> 
         push(
             &mut rest,
             match segment {
-                Segment::Old { offset, length } => {
-                    Segment::Old { offset: offset + cut, length: length - cut }
+                Segment::Basis { offset, length } => {
+                    Segment::Basis { offset: offset + cut, length: length - cut }
                 }
                 Segment::New { offset, length } | Segment::Gap { offset, length, .. } => {
                     Segment::New { offset: offset + cut, length: length - cut }
@@ -190,59 +190,59 @@ pub(super) struct ToCut {
     /// Their range in the new content.
     pub(super) new: Range<u64>,
     /// The range of the basis between their neighbours.
-    pub(super) old: Stretch,
+    pub(super) basis: Stretch,
 }
 
 /// Finds the ranges to cut, from the first to the last long segment that must be sent although the
 /// basis has a long range in its place. Usually there is one, after an insertion. The segments
 /// begin at `start` in the new content.
-pub(super) fn to_cut(segments: &[Segment], start: u64, old_length: u64) -> Option<ToCut> {
+pub(super) fn to_cut(segments: &[Segment], start: u64, basis_length: u64) -> Option<ToCut> {
     let mut found: Option<ToCut> = None;
     let mut at = start;
     for (index, segment) in segments.iter().enumerate() {
         let end = at + segment.length();
-        let old = old_place(segments, index, old_length);
-        let is_long = segment.length() > CUT_BYTES_MIN && old.end - old.start > CUT_BYTES_MIN;
-        if is_long && !matches!(segment, Segment::Old { .. }) {
+        let basis = basis_range(segments, index, basis_length);
+        let is_long = segment.length() > CUT_BYTES_MIN && basis.end - basis.start > CUT_BYTES_MIN;
+        if is_long && !matches!(segment, Segment::Basis { .. }) {
             let (first, from, offset) = match &found {
-                Some(found) => (found.segments.start, found.new.start, found.old.offset),
-                None => (index, at, old.start),
+                Some(found) => (found.segments.start, found.new.start, found.basis.offset),
+                None => (index, at, basis.start),
             };
-            let old = Stretch { offset, length: old.end.saturating_sub(offset) };
-            found = Some(ToCut { segments: first..index + 1, new: from..end, old });
+            let basis = Stretch { offset, length: basis.end.saturating_sub(offset) };
+            found = Some(ToCut { segments: first..index + 1, new: from..end, basis });
         }
         at = end;
     }
-    found.filter(|found| Average::for_size(found.old.length).is_some())
+    found.filter(|found| Average::for_size(found.basis.length).is_some())
 }
 
 /// The range of the basis between the neighbours of a segment.
-fn old_place(segments: &[Segment], index: usize, old_length: u64) -> Range<u64> {
+fn basis_range(segments: &[Segment], index: usize, basis_length: u64) -> Range<u64> {
     let start = match index.checked_sub(1).and_then(|before| segments.get(before)) {
-        Some(Segment::Old { offset, length }) => offset + length,
+        Some(Segment::Basis { offset, length }) => offset + length,
         _ => 0,
     };
     let end = match segments.get(index + 1) {
-        Some(Segment::Old { offset, .. }) => *offset,
-        _ => old_length,
+        Some(Segment::Basis { offset, .. }) => *offset,
+        _ => basis_length,
     };
     start..end.max(start)
 }
 
 /// Finds the chunks of the new content among those of the basis. `new_offset` and `old_offset` are
 /// the starts of the two ranges.
-pub(super) fn matched(new: &[Chunk], new_offset: u64, old: &[Chunk], old_offset: u64) -> Vec<Segment> {
-    let old = OldIndex::new(old, old_offset);
+pub(super) fn matched(new: &[Chunk], new_offset: u64, basis: &[Chunk], old_offset: u64) -> Vec<Segment> {
+    let basis = BasisIndex::new(basis, old_offset);
     let mut segments = Vec::new();
     let (mut at, mut expected) = (new_offset, None);
     for chunk in new {
         let length = u64::from(chunk.length);
-        let here = old.find(chunk, expected);
+        let here = basis.find(chunk, expected);
         expected = here.map(|offset| offset + length);
         push(
             &mut segments,
             match here {
-                Some(offset) => Segment::Old { offset, length },
+                Some(offset) => Segment::Basis { offset, length },
                 None => Segment::New { offset: at, length },
             },
         );
@@ -261,12 +261,12 @@ pub(super) fn recut(segments: &[Segment], cut: &ToCut, inside: Vec<Segment>) -> 
 }
 
 /// Positions of the basis's chunks.
-struct OldIndex {
+struct BasisIndex {
     offsets: HashMap<(ChunkId, u32), u64>,
     at: HashMap<u64, (ChunkId, u32)>,
 }
 
-impl OldIndex {
+impl BasisIndex {
     fn new(chunks: &[Chunk], mut offset: u64) -> Self {
         let mut index = Self { offsets: HashMap::new(), at: HashMap::new() };
         for &Chunk { id, length } in chunks {
@@ -286,17 +286,17 @@ impl OldIndex {
 }
 
 /// Turns segments to send into gaps where the basis has something in the same place.
-pub(super) fn with_gaps(segments: &[Segment], old_length: u64) -> VecDeque<Segment> {
+pub(super) fn with_gaps(segments: &[Segment], basis_length: u64) -> VecDeque<Segment> {
     let mut plan = VecDeque::new();
     for (index, segment) in segments.iter().enumerate() {
         match *segment {
-            Segment::Old { .. } => plan.push_back(*segment),
+            Segment::Basis { .. } => plan.push_back(*segment),
             Segment::New { offset, length } | Segment::Gap { offset, length, .. } => {
-                let old = old_place(segments, index, old_length);
-                if length < GAP_BYTES_MIN || old.is_empty() {
+                let basis = basis_range(segments, index, basis_length);
+                if length < GAP_BYTES_MIN || basis.is_empty() {
                     plan.push_back(Segment::New { offset, length });
                 } else {
-                    plan.extend(gaps(offset, length, old));
+                    plan.extend(gaps(offset, length, basis));
                 }
             }
         }
@@ -305,20 +305,20 @@ pub(super) fn with_gaps(segments: &[Segment], old_length: u64) -> VecDeque<Segme
 }
 
 /// Cuts a gap into pieces that one delta can cover.
-fn gaps(offset: u64, length: u64, old: Range<u64>) -> impl Iterator<Item = Segment> {
-    let old_length = old.end - old.start;
+fn gaps(offset: u64, length: u64, basis: Range<u64>) -> impl Iterator<Item = Segment> {
+    let basis_length = basis.end - basis.start;
     (0..length).step_by(NEW_BYTES_MAX).map(move |from| {
         let piece = (length - from).min(NEW_BYTES_MAX as u64);
-        let (start, end) = if old_length <= OLD_BYTES_MAX as u64 {
-            (old.start, old.end)
+        let (start, end) = if basis_length <= BASIS_BYTES_MAX as u64 {
+            (basis.start, basis.end)
         } else {
-            let start = (old.start + from).saturating_sub(SLACK_BYTES).clamp(old.start, old.end);
-            (start, (old.start + from + piece + SLACK_BYTES).min(old.end))
+            let start = (basis.start + from).saturating_sub(SLACK_BYTES).clamp(basis.start, basis.end);
+            (start, (basis.start + from + piece + SLACK_BYTES).min(basis.end))
         };
         if start >= end {
             return Segment::New { offset: offset + from, length: piece };
         }
-        // At most `OLD_BYTES_MAX`.
+        // At most `BASIS_BYTES_MAX`.
         let window = Window { offset: start, length: (end - start) as u32 };
         Segment::Gap { offset: offset + from, length: piece, window }
     })
@@ -331,8 +331,8 @@ mod tests {
     const BLOCK: u64 = 16 << 10;
     const MIB: u64 = 1 << 20;
 
-    fn old(offset: u64, length: u64) -> Segment {
-        Segment::Old { offset, length }
+    fn basis(offset: u64, length: u64) -> Segment {
+        Segment::Basis { offset, length }
     }
 
     fn new(offset: u64, length: u64) -> Segment {
@@ -353,7 +353,7 @@ mod tests {
         let there = Blocks { length: 5 * BLOCK, ids: ids("abcde") };
         let same = Fitted::same(there.length);
         let found = aligned(4 * BLOCK + 7, block, &ids("axcdz"), &there, same);
-        assert_eq!(found, [old(0, BLOCK), new(BLOCK, BLOCK), old(2 * BLOCK, 2 * BLOCK), new(4 * BLOCK, 7)]);
+        assert_eq!(found, [basis(0, BLOCK), new(BLOCK, BLOCK), basis(2 * BLOCK, 2 * BLOCK), new(4 * BLOCK, 7)]);
         assert_eq!(aligned(2 * BLOCK, block, &ids("ba"), &there, same), [new(0, 2 * BLOCK)]);
     }
 
@@ -366,33 +366,33 @@ mod tests {
         let behind = 2 * BLOCK + 1000;
         assert_eq!(
             found,
-            [old(0, 2 * BLOCK), old(behind, BLOCK), new(3 * BLOCK, BLOCK), old(behind + 2 * BLOCK, 7)]
+            [basis(0, 2 * BLOCK), basis(behind, BLOCK), new(3 * BLOCK, BLOCK), basis(behind + 2 * BLOCK, 7)]
         );
         // No block lies on both sides of the removed range, whatever a peer says.
         let found = aligned(size, block, &ids("abcde"), &there, without(BLOCK + 1));
-        assert_eq!(found, [old(0, BLOCK), new(BLOCK, BLOCK), old(behind, 2 * BLOCK + 7)]);
+        assert_eq!(found, [basis(0, BLOCK), new(BLOCK, BLOCK), basis(behind, 2 * BLOCK + 7)]);
     }
 
     #[test]
     fn kept_prefix_is_cut_off_anywhere() {
-        let segments = vec![old(0, 10), new(10, 10), old(50, 10)];
+        let segments = vec![basis(0, 10), new(10, 10), basis(50, 10)];
         assert_eq!(without_prefix(segments.clone(), 0), segments);
-        assert_eq!(without_prefix(segments.clone(), 5), [old(5, 5), new(10, 10), old(50, 10)]);
-        assert_eq!(without_prefix(segments.clone(), 13), [new(13, 7), old(50, 10)]);
-        assert_eq!(without_prefix(segments.clone(), 20), [old(50, 10)]);
+        assert_eq!(without_prefix(segments.clone(), 5), [basis(5, 5), new(10, 10), basis(50, 10)]);
+        assert_eq!(without_prefix(segments.clone(), 13), [new(13, 7), basis(50, 10)]);
+        assert_eq!(without_prefix(segments.clone(), 20), [basis(50, 10)]);
         assert_eq!(without_prefix(segments, 30), []);
     }
 
     #[test]
     fn insertion_leaves_all_behind_it_to_be_cut() {
-        let segments = [old(0, 10 * MIB), new(10 * MIB, 91 * MIB)];
+        let segments = [basis(0, 10 * MIB), new(10 * MIB, 91 * MIB)];
         let cut = to_cut(&segments, 0, 100 * MIB).unwrap();
         assert_eq!(cut.new, 10 * MIB..101 * MIB);
-        assert_eq!(cut.old, Stretch { offset: 10 * MIB, length: 90 * MIB });
-        let inside = vec![new(10 * MIB, MIB), old(10 * MIB, 90 * MIB)];
+        assert_eq!(cut.basis, Stretch { offset: 10 * MIB, length: 90 * MIB });
+        let inside = vec![new(10 * MIB, MIB), basis(10 * MIB, 90 * MIB)];
         assert_eq!(
             recut(&segments, &cut, inside),
-            [old(0, 10 * MIB), new(10 * MIB, MIB), old(10 * MIB, 90 * MIB)]
+            [basis(0, 10 * MIB), new(10 * MIB, MIB), basis(10 * MIB, 90 * MIB)]
         );
     }
 
@@ -402,47 +402,47 @@ mod tests {
         let ids: Vec<_> = (0..640_u32).map(|n| BlockId::of(0, &n.to_le_bytes())).collect();
         let there = Blocks { length: 640 * BLOCK - 5, ids };
         for size in [there.length + 1000, there.length - 1000, there.length + 3 * BLOCK] {
-            let segments = [old(0, 10 * BLOCK), new(10 * BLOCK, size - 10 * BLOCK)];
+            let segments = [basis(0, 10 * BLOCK), new(10 * BLOCK, size - 10 * BLOCK)];
             let shifted = shifted(&segments, 0, size, block, &there).unwrap();
             let found = &there.ids[shifted.blocks.start as usize..];
             let all = reshift(&segments, &shifted, size, block, found, &there);
             assert_eq!(all.iter().map(Segment::length).sum::<u64>(), size, "{all:?}");
-            let Some(&Segment::Old { offset, length }) = all.last() else { panic!("{all:?}") };
+            let Some(&Segment::Basis { offset, length }) = all.last() else { panic!("{all:?}") };
             assert_eq!(offset + length, there.length);
             assert!(length > 620 * BLOCK, "{all:?}");
         }
-        let segments = [old(0, 10 * BLOCK), new(10 * BLOCK, there.length - 10 * BLOCK)];
+        let segments = [basis(0, 10 * BLOCK), new(10 * BLOCK, there.length - 10 * BLOCK)];
         assert_eq!(shifted(&segments, 0, there.length, block, &there), None);
     }
 
     #[test]
     fn appended_or_short_ranges_are_not_cut() {
-        assert_eq!(to_cut(&[old(0, 10 * MIB), new(10 * MIB, 50 * MIB)], 0, 10 * MIB), None);
-        assert_eq!(to_cut(&[old(0, 10 * MIB), new(10 * MIB, MIB), old(11 * MIB, MIB)], 0, 12 * MIB), None);
+        assert_eq!(to_cut(&[basis(0, 10 * MIB), new(10 * MIB, 50 * MIB)], 0, 10 * MIB), None);
+        assert_eq!(to_cut(&[basis(0, 10 * MIB), new(10 * MIB, MIB), basis(11 * MIB, MIB)], 0, 12 * MIB), None);
         assert_eq!(to_cut(&[new(0, MIB)], 0, 100 * MIB), None);
     }
 
     #[test]
     fn range_between_two_long_ones_is_cut_with_them() {
-        let segments = [new(5, 4 * MIB), old(6 * MIB, MIB), new(9, 8 * MIB), old(20 * MIB, 1)];
+        let segments = [new(5, 4 * MIB), basis(6 * MIB, MIB), new(9, 8 * MIB), basis(20 * MIB, 1)];
         let cut = to_cut(&segments, 5, 21 * MIB).unwrap();
         assert_eq!((cut.segments.clone(), cut.new.clone()), (0..3, 5..13 * MIB + 5));
-        assert_eq!(cut.old, Stretch { offset: 0, length: 20 * MIB });
-        assert_eq!(recut(&segments, &cut, vec![new(5, 13 * MIB)]), [new(5, 13 * MIB), old(20 * MIB, 1)]);
+        assert_eq!(cut.basis, Stretch { offset: 0, length: 20 * MIB });
+        assert_eq!(recut(&segments, &cut, vec![new(5, 13 * MIB)]), [new(5, 13 * MIB), basis(20 * MIB, 1)]);
     }
 
     #[test]
     fn chunks_are_found_anywhere_and_in_a_row_where_possible() {
         let found = matched(&chunks("xabcab"), 100, &chunks("ababc"), 1000);
-        assert_eq!(found, [new(100, 10), old(1000, 20), old(1040, 10), old(1000, 20)]);
+        assert_eq!(found, [new(100, 10), basis(1000, 20), basis(1040, 10), basis(1000, 20)]);
     }
 
     #[test]
     fn gap_is_compared_with_the_basis_in_its_place() {
-        let plan = with_gaps(&[old(0, 10), new(10, 5000), old(9000, 10), new(5020, 100)], 20_000);
+        let plan = with_gaps(&[basis(0, 10), new(10, 5000), basis(9000, 10), new(5020, 100)], 20_000);
         let window = Window { offset: 10, length: 8990 };
         let gap = Segment::Gap { offset: 10, length: 5000, window };
-        assert_eq!(plan, [old(0, 10), gap, old(9000, 10), new(5020, 100)]);
+        assert_eq!(plan, [basis(0, 10), gap, basis(9000, 10), new(5020, 100)]);
     }
 
     #[test]

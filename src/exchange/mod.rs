@@ -14,7 +14,7 @@ mod inbox;
 pub mod lanes;
 mod layout;
 mod liveness;
-mod old;
+mod basis;
 mod outbox;
 mod pace;
 mod receiving;

@@ -1,7 +1,7 @@
 //! `Receiving`: performs the works of a receiver. This file holds the state that the works share;
 //! the modules below perform them.
 
-mod bases;
+mod basis;
 mod contents;
 mod destination;
 mod directories;
@@ -31,7 +31,7 @@ use crate::exchange::guess::large_files;
 use crate::exchange::receiving::directories::MadeDirectories;
 use crate::exchange::rounds::Standing;
 use crate::exchange::run::Perform;
-use crate::exchange::sink::{Sink, SinkError, open_old};
+use crate::exchange::sink::{Sink, SinkError, open_basis};
 use crate::monitor::Trouble;
 use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
@@ -190,7 +190,7 @@ impl Receiving {
     /// Opens a basis, if it is still the listed file.
     fn open_basis(&self, at: u32) -> Result<(File, Identity), Fault> {
         let (path, seen) = self.basis(at)?;
-        Ok((open_old(self.root()?, &path, &seen).map_err(sink_fault)?, seen))
+        Ok((open_basis(self.root()?, &path, &seen).map_err(sink_fault)?, seen))
     }
 
     /// Identity of the listed file or link that a rename is going to replace, if there is one. (A

@@ -143,7 +143,7 @@ impl Watched {
         self.watch.wake(move || inbox.wake());
         let monitor = Patient(monitor);
         let mut scope = None;
-        let mut has_told = false;
+        let mut has_reported = false;
         loop {
             let begun = Instant::now();
             let about = About {
@@ -162,7 +162,7 @@ impl Watched {
             let elapsed = begun.elapsed();
             self.look_again_at(&summary);
             done(Round { summary, whole, begun, elapsed });
-            if let Some(cause) = self.watch.blindness().filter(|_| !std::mem::replace(&mut has_told, true)) {
+            if let Some(cause) = self.watch.blindness().filter(|_| !std::mem::replace(&mut has_reported, true)) {
                 tell(link, config, &monitor, Event::Polling { cause });
             }
             let next = match self.next(link, elapsed) {

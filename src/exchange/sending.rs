@@ -299,15 +299,15 @@ impl Sending {
     fn read(&self, order: &ReadOrder) -> Result<ReadFile, Fault> {
         let ReadOrder { want, may_ask } = order;
         let data = self.read_small(want.id)?;
-        let old = want.old_blocks();
-        let Outline { ids, hash } = match old {
+        let basis = want.basis_blocks();
+        let Outline { ids, hash } = match basis {
             Some(_) => outline_of(&data, BlockSize::for_size(data.len() as u64)),
             None => Outline { ids: Vec::new(), hash: Hash::of(&data) },
         };
-        let same = old.is_some_and(|old| old.length == data.len() as u64 && old.ids == ids);
-        let content = match old {
+        let same = basis.is_some_and(|basis| basis.length == data.len() as u64 && basis.ids == ids);
+        let content = match basis {
             _ if same => ReadContent::Same,
-            Some(old) if *may_ask => ReadContent::Differs { old_length: old.length },
+            Some(basis) if *may_ask => ReadContent::Differs { basis_length: basis.length },
             _ => ReadContent::Whole(data),
         };
         Ok(ReadFile { content, hash })
@@ -321,8 +321,8 @@ impl Sending {
         let delta = if signed.signature.is_empty() {
             None
         } else {
-            // At most `SMALL_OLD_BYTES_MAX`.
-            let signature = Signature::check(&signed.signature, signed.old_length as usize).map_err(peer)?;
+            // At most `SMALL_BASIS_BYTES_MAX`.
+            let signature = Signature::check(&signed.signature, signed.basis_length as usize).map_err(peer)?;
             signature.diff(&data).map_err(peer)?
         };
         Ok(ReadFile { content: delta.map_or(ReadContent::Whole(data), ReadContent::Delta), hash })
@@ -339,7 +339,7 @@ impl Sending {
         let mut source = match step {
             SourceStep::Begin(want) => {
                 let (file, identity) = self.open(id)?;
-                if want.old.is_none() && want.staged.is_none() {
+                if want.basis.is_none() && want.staged.is_none() {
                     self.ahead.cancel(&identity);
                 }
                 let block = BlockSize::for_size(identity.size);

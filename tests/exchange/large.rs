@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ksync::engine::{Outcome, Work};
 use ksync::exchange::{Perform, Receiving, Sending};
-use ksync::wire::message::Old;
+use ksync::wire::message::BasisReport;
 
 use crate::world::{World, noise, set_time, staged_bytes};
 
@@ -61,7 +61,7 @@ fn large_files_edited_in_place_cost_only_their_edits() {
 struct Watched {
     staged_bytes: AtomicU64,
     /// The length of the basis, if it was advertised without a shift.
-    told_bytes: AtomicU64,
+    advertised_bytes: AtomicU64,
 }
 
 /// An observed receiver, and its target.
@@ -73,10 +73,10 @@ impl Perform for Drafting {
         if let Outcome::Sign(signed) = &outcome {
             let Self(_, target, watched) = self;
             watched.staged_bytes.fetch_max(staged_bytes(target), Ordering::Relaxed);
-            for (_, told) in signed {
+            for (_, advertised) in signed {
                 // A report with a range removed does not count.
-                if let Some(Old::Blocks(old)) = &told.as_ref().unwrap().want.old {
-                    watched.told_bytes.store(old.length, Ordering::Relaxed);
+                if let Some(BasisReport::Blocks(old)) = &advertised.as_ref().unwrap().want.basis {
+                    watched.advertised_bytes.store(old.length, Ordering::Relaxed);
                 }
             }
         }
@@ -150,11 +150,11 @@ fn a_prehashed_large_file_is_advertised_without_a_shift() {
     let old = noise(1, LARGE_BYTES);
     for (what, new, most) in changed(&old) {
         // The prehash yields to all other work of this machine, so several durations are tried.
-        let is_told_as_it_is = [20, 500, 2000, 10_000].into_iter().any(|time| {
+        let is_advertised_unchanged = [20, 500, 2000, 10_000].into_iter().any(|time| {
             let watched = change_large(&old, what, &new, most, Some(Duration::from_millis(time)));
-            watched.told_bytes.load(Ordering::Relaxed) == LARGE_BYTES as u64
+            watched.advertised_bytes.load(Ordering::Relaxed) == LARGE_BYTES as u64
         });
-        assert!(is_told_as_it_is, "{what}");
+        assert!(is_advertised_unchanged, "{what}");
     }
 }
 

@@ -17,7 +17,7 @@ use crate::content::sample::Samples;
 use crate::content::testing::reader;
 use crate::engine::work::{
     CopiedFile, Destination, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder,
-    Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Told, Work,
+    Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Advertised, Work,
 };
 use crate::monitor::Trouble;
 use crate::tree::doubt::{Doubt, Doubts};
@@ -28,7 +28,7 @@ use crate::tree::path::TreePath;
 use crate::tree::place::{Pair, Place};
 use crate::tree::record;
 use crate::tree::scope::{Reach, Scope};
-use crate::wire::message::{AbortKind, Blocks, Holes, Old, Op, Stretch, Subject, Want, Window, is_signed};
+use crate::wire::message::{AbortKind, Blocks, Holes, BasisReport, Op, Stretch, Subject, Want, Window, is_signed};
 
 /// Bytes of a piece; small, so that a file travels in many pieces.
 const PIECE_BYTES: usize = 24 << 10;
@@ -194,13 +194,13 @@ impl Source {
         let content = self.content(want.id)?;
         let hash = Hash::of(&content);
         let same =
-            want.old_blocks().is_some_and(|old| *old == blocks(&content, content.len(), content.len()));
+            want.basis_blocks().is_some_and(|basis| *basis == blocks(&content, content.len(), content.len()));
         let whole = || ReadContent::Whole(content.to_vec());
-        let (content, hash) = match (self.lie(want.id), want.old_blocks()) {
+        let (content, hash) = match (self.lie(want.id), want.basis_blocks()) {
             (Some(Lie::Same), _) => (ReadContent::Same, Hash::of(b"a lie")),
             (Some(Lie::Hash), _) => (whole(), Hash::of(b"a lie")),
             (None, _) if same => (ReadContent::Same, hash),
-            (None, Some(old)) if *may_ask => (ReadContent::Differs { old_length: old.length }, hash),
+            (None, Some(basis)) if *may_ask => (ReadContent::Differs { basis_length: basis.length }, hash),
             (None, _) => (whole(), hash),
         };
         Ok(ReadFile { content, hash })
@@ -213,7 +213,7 @@ impl Source {
         let delta = if signed.signature.is_empty() {
             None
         } else {
-            let signature = delta::Signature::check(&signed.signature, signed.old_length as usize);
+            let signature = delta::Signature::check(&signed.signature, signed.basis_length as usize);
             signature.map_err(protocol)?.diff(&content).map_err(protocol)?
         };
         let content = delta.map_or_else(|| ReadContent::Whole(content.to_vec()), ReadContent::Delta);
@@ -265,14 +265,14 @@ impl Stream {
                 stream.ops.push(Op::Keep { length: kept as u64 });
             }
         }
-        if let Some(old) = want.old_blocks() {
-            let length = u32::try_from(old.length).unwrap_or(u32::MAX);
+        if let Some(basis) = want.basis_blocks() {
+            let length = u32::try_from(basis.length).unwrap_or(u32::MAX);
             stream.same =
-                stream.at == 0 && *old == blocks(&stream.content, stream.content.len(), stream.content.len());
+                stream.at == 0 && *basis == blocks(&stream.content, stream.content.len(), stream.content.len());
             stream.window = (length > 0).then_some(Window { offset: 0, length });
             // Any range would do; the engines do not look at it.
-            stream.to_cut = (length > CUT_BYTES_MIN && !stream.same).then_some(old.length);
-            let shared = stream.matching(old);
+            stream.to_cut = (length > CUT_BYTES_MIN && !stream.same).then_some(basis.length);
+            let shared = stream.matching(basis);
             if stream.at == 0 && shared > 0 {
                 stream.at = shared;
                 stream.ops.push(Op::Copy { offset: 0, length: shared as u64 });
@@ -417,7 +417,7 @@ impl Target {
                 Outcome::SignWindows(id, self.sign_windows(at, &windows))
             }
             Work::SignFiles(files) => {
-                let sign = |at| delta::sign(&self.old(at).ok_or_else(corrupt)?).map_err(|_| corrupt());
+                let sign = |at| delta::sign(&self.basis(at).ok_or_else(corrupt)?).map_err(|_| corrupt());
                 Outcome::SignFiles(files.into_iter().map(|(id, at)| (id, sign(at))).collect())
             }
             Work::Cut { id, at, stretch } => Outcome::Cut(id, self.cut(at, stretch).ok_or_else(corrupt)),
@@ -468,7 +468,7 @@ impl Target {
         wanted.get(id).expect("ids are those of the manifest").to_entry()
     }
 
-    fn old(&self, at: u32) -> Option<Arc<Vec<u8>>> {
+    fn basis(&self, at: u32) -> Option<Arc<Vec<u8>>> {
         if let Some(widened) = self.widened.get(&at) {
             return Some(Arc::clone(widened));
         }
@@ -478,39 +478,39 @@ impl Target {
         }
     }
 
-    fn sign(&mut self, order: &SignOrder) -> Told {
+    fn sign(&mut self, order: &SignOrder) -> Advertised {
         let SignOrder { id, at, .. } = *order;
         let staged = self.staged.get(&self.wanted(id).path).filter(|bytes| !bytes.is_empty());
         let size = self.wanted(id).size() as usize;
         let staged = staged.map(|bytes| blocks(bytes, size, size));
-        let mut old = at.and_then(|at| self.old(at));
-        let is_widened = order.samples.is_some() && old.as_ref().is_some_and(|old| old.len() < size);
-        if let (Some(at), Some(old), true) = (at, &mut old, is_widened) {
-            Arc::make_mut(old).resize(size, 0);
-            self.widened.insert(at, Arc::clone(old));
+        let mut basis = at.and_then(|at| self.basis(at));
+        let is_widened = order.samples.is_some() && basis.as_ref().is_some_and(|basis| basis.len() < size);
+        if let (Some(at), Some(basis), true) = (at, &mut basis, is_widened) {
+            Arc::make_mut(basis).resize(size, 0);
+            self.widened.insert(at, Arc::clone(basis));
         }
-        let tell = |content: &Arc<Vec<u8>>| {
+        let report_of = |content: &Arc<Vec<u8>>| {
             let length = content.len() as u64;
             if staged.is_none() && is_signed(size as u64, length) {
-                return Old::Signed { length, signature: ByteBuf::from(delta::sign(content).unwrap()) };
+                return BasisReport::Signed { length, signature: ByteBuf::from(delta::sign(content).unwrap()) };
             }
-            Old::Blocks(blocks(content, size, 2 * size))
+            BasisReport::Blocks(blocks(content, size, 2 * size))
         };
-        let told = old.as_ref().map(tell);
-        let hash = old.filter(|_| matches!(told, Some(Old::Blocks(_)))).map(|content| Hash::of(&content));
-        Told { want: Want { id, staged, old: told }, hash, is_widened }
+        let report = basis.as_ref().map(report_of);
+        let hash = basis.filter(|_| matches!(report, Some(BasisReport::Blocks(_)))).map(|content| Hash::of(&content));
+        Advertised { want: Want { id, staged, basis: report }, hash, is_widened }
     }
 
     fn cut(&self, at: u32, stretch: Stretch) -> Option<Vec<Chunk>> {
         let (offset, length) = (usize::try_from(stretch.offset).ok()?, usize::try_from(stretch.length).ok()?);
-        self.old(at)?.get(offset..offset.checked_add(length)?).map(chunks)
+        self.basis(at)?.get(offset..offset.checked_add(length)?).map(chunks)
     }
 
     fn sign_windows(&self, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
-        let old = self.old(at).ok_or_else(corrupt)?;
+        let basis = self.basis(at).ok_or_else(corrupt)?;
         let sign = |window: &Window| {
-            let old = window_of(&old, *window).ok_or_else(corrupt)?;
-            delta::sign(old).map_err(|_| corrupt())
+            let basis = window_of(&basis, *window).ok_or_else(corrupt)?;
+            delta::sign(basis).map_err(|_| corrupt())
         };
         windows.iter().map(sign).collect()
     }
@@ -520,7 +520,7 @@ impl Target {
             SmallContent::Whole(data) => Some(data),
             SmallContent::Delta { at, delta } => {
                 let size = self.wanted(file.id).size() as usize;
-                self.old(at).and_then(|old| delta::apply(&old, &delta, size).ok())
+                self.basis(at).and_then(|basis| delta::apply(&basis, &delta, size).ok())
             }
         };
         let data = data.filter(|data| Hash::of(data) == file.hash);
@@ -528,14 +528,14 @@ impl Target {
     }
 
     fn copy(&mut self, file: CopiedFile) -> (u32, Done) {
-        let content = self.old(file.at).filter(|content| Hash::of(content) == file.hash);
+        let content = self.basis(file.at).filter(|content| Hash::of(content) == file.hash);
         let result = content.ok_or_else(corrupt);
         (file.id, result.and_then(|content| self.install(file.id, content.to_vec())))
     }
 
     fn sink(&mut self, id: u32, at: Option<u32>, ops: Vec<Op>, end: Option<Hash>) -> Done {
         let path = self.wanted(id).path;
-        let old = at.and_then(|at| self.old(at));
+        let basis = at.and_then(|at| self.basis(at));
         let mut content = self.staged.remove(&path).unwrap_or_default();
         let mut failed = false;
         if self.begun.insert(id) {
@@ -544,14 +544,14 @@ impl Target {
             content.truncate(kept as usize);
         }
         for op in ops {
-            let old = old.as_ref().map(|old| old.as_slice()).unwrap_or_default();
+            let basis = basis.as_ref().map(|basis| basis.as_slice()).unwrap_or_default();
             let more = match &op {
                 Op::Keep { .. } => Some(Vec::new()),
                 Op::Data(bytes) => Some(bytes.to_vec()),
                 Op::Copy { offset, length } => usize::try_from(*offset).ok().and_then(|offset| {
-                    Some(old.get(offset..offset.checked_add(usize::try_from(*length).ok()?)?)?.to_vec())
+                    Some(basis.get(offset..offset.checked_add(usize::try_from(*length).ok()?)?)?.to_vec())
                 }),
-                Op::Delta { window, length, delta } => window_of(old, *window)
+                Op::Delta { window, length, delta } => window_of(basis, *window)
                     .and_then(|window| delta::apply(window, delta, *length as usize).ok()),
                 Op::Zeros { length } => Some(vec![0; usize::try_from(*length).unwrap()]),
             };
@@ -576,7 +576,7 @@ impl Target {
     fn install(&mut self, id: u32, content: Vec<u8>) -> Done {
         let entry = self.wanted(id);
         if let Some(at) = self.present.position(&entry.path)
-            && self.present.get(at).is_some_and(|old| old.is_directory())
+            && self.present.get(at).is_some_and(|entry| entry.is_directory())
         {
             self.apply(Step::Clear { at })?;
         }

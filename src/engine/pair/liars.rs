@@ -16,7 +16,7 @@ use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::place::Place;
 use crate::wire::message::{
-    AbortKind, Blocks, Body, Holes, Message, Old, Op, SAMPLED_MAX, STREAMS_MAX, Stretch, Subject, Tally,
+    AbortKind, Blocks, Body, Holes, Message, BasisReport, Op, SAMPLED_MAX, STREAMS_MAX, Stretch, Subject, Tally,
     WANTS_MAX, Want, Window,
 };
 
@@ -128,7 +128,7 @@ impl Victim {
         }
         victim.end_all();
         let staged = Some(blocks(1, 1));
-        victim.hear(Message::Wants(vec![Want { staged, ..want_with_old(UPDATED) }]));
+        victim.hear(Message::Wants(vec![Want { staged, ..want_with_basis(UPDATED) }]));
         victim.end_all();
         assert!(matches!(victim.said.last(), Some(Message::SignRequest { id: UPDATED, .. })));
         victim
@@ -216,8 +216,8 @@ impl Victim {
     /// True if the run ended because the peer broke the protocol, and the peer was told so.
     pub(super) fn is_offended(&self) -> bool {
         let Some(Err(failure)) = &self.side.done else { return false };
-        let told = matches!(self.said.last(), Some(Message::Abort { kind: AbortKind::Protocol, .. }));
-        failure.kind == AbortKind::Protocol && !failure.by_peer && told
+        let has_aborted = matches!(self.said.last(), Some(Message::Abort { kind: AbortKind::Protocol, .. }));
+        failure.kind == AbortKind::Protocol && !failure.by_peer && has_aborted
     }
 }
 
@@ -239,8 +239,8 @@ pub(super) fn blocks(length: u64, count: usize) -> Blocks {
     Blocks { length, ids: vec![BlockId::of(0, b"block"); count] }
 }
 
-pub(super) fn want_with_old(id: u32) -> Want {
-    Want { id, staged: None, old: Some(Old::Blocks(blocks(1000, 1))) }
+pub(super) fn want_with_basis(id: u32) -> Want {
+    Want { id, staged: None, basis: Some(BasisReport::Blocks(blocks(1000, 1))) }
 }
 
 fn cut_request(id: u32) -> Message {
@@ -563,7 +563,7 @@ fn receiver_cannot_make_a_sender_hold_block_names_without_end() {
     let mut held = 0;
     for id in 0..WANTS_MAX as u32 {
         let all = || Some(blocks(1 << 20, 64));
-        let want = Want { id, staged: all(), old: all().map(Old::Blocks) };
+        let want = Want { id, staged: all(), basis: all().map(BasisReport::Blocks) };
         held += want.weight();
         victim.hear(Message::Wants(vec![want]));
         if victim.is_offended() {

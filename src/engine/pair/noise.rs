@@ -18,7 +18,7 @@ use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::record;
 use crate::tree::scope::Part;
-use crate::wire::message::{AbortKind, Blocks, Body, Holes, Message, Old, Op, Stretch, Tally, Want, Window};
+use crate::wire::message::{AbortKind, Blocks, Body, Holes, Message, BasisReport, Op, Stretch, Tally, Want, Window};
 
 fn id() -> impl Strategy<Value = u32> + Clone {
     prop_oneof![8 => 0_u32..7, 1 => any::<u32>()]
@@ -48,13 +48,13 @@ fn want() -> impl Strategy<Value = Want> {
         let count = count.unwrap_or(BlockSize::for_size(0).count(length.min(20_000)));
         Blocks { length, ids: vec![BlockId::of(0, b"block"); count as usize] }
     });
-    let signed = (number(), bytes()).prop_map(|(length, signature)| Old::Signed { length, signature });
-    let narrowed = (blocks.clone(), number()).prop_map(|(blocks, split)| Old::Narrowed { blocks, split });
-    let old = prop_oneof![2 => blocks.clone().prop_map(Old::Blocks), 1 => signed, 1 => narrowed];
-    (id(), proptest::option::of(blocks), proptest::option::of(old)).prop_map(|(id, staged, old)| Want {
+    let signed = (number(), bytes()).prop_map(|(length, signature)| BasisReport::Signed { length, signature });
+    let narrowed = (blocks.clone(), number()).prop_map(|(blocks, split)| BasisReport::Narrowed { blocks, split });
+    let basis = prop_oneof![2 => blocks.clone().prop_map(BasisReport::Blocks), 1 => signed, 1 => narrowed];
+    (id(), proptest::option::of(blocks), proptest::option::of(basis)).prop_map(|(id, staged, basis)| Want {
         id,
         staged,
-        old,
+        basis,
     })
 }
 

@@ -10,10 +10,10 @@ use serde_bytes::ByteBuf;
 
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
-use crate::engine::work::{CopiedFile, Fault, SignOrder, SmallContent, SmallFile, Told, Work};
+use crate::engine::work::{CopiedFile, Fault, SignOrder, SmallContent, SmallFile, Advertised, Work};
 use crate::monitor::{Action, Differs, Event, Problem, Trouble, What};
 use crate::wire::message::{
-    AbortKind, Body, Message, Old, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
+    AbortKind, Body, Message, BasisReport, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
 };
 
 /// Most bytes of content that wait for the disk before messages have to wait.
@@ -106,8 +106,8 @@ impl Receiver {
                 self.want(Want::whole(fetch.id), None);
                 continue;
             }
-            let old = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
-            bytes += old.map_or(0, |old| old.size()) + if may_be_staged { self.size(fetch.id) } else { 0 };
+            let basis = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
+            bytes += basis.map_or(0, |entry| entry.size()) + if may_be_staged { self.size(fetch.id) } else { 0 };
             self.signing.insert(fetch.id, fetch);
             let samples = self.offer.samples.remove(&fetch.id);
             let is_doubted = fetch.is_doubted;
@@ -134,12 +134,12 @@ impl Receiver {
         }
     }
 
-    pub(super) fn signed(&mut self, results: Vec<(u32, Result<Told, Fault>)>) {
+    pub(super) fn signed(&mut self, results: Vec<(u32, Result<Advertised, Fault>)>) {
         self.signs -= 1;
         for (id, result) in results {
             let fetch = self.signing.remove(&id);
             match result {
-                Ok(Told { want, hash, is_widened }) => {
+                Ok(Advertised { want, hash, is_widened }) => {
                     let basis = fetch.and_then(|fetch| {
                         Some(Basis { at: fetch.at?, hash, elsewhere: fetch.elsewhere, is_widened })
                     });
@@ -155,7 +155,7 @@ impl Receiver {
     fn want(&mut self, want: Want, basis: Option<Basis>) {
         let weight = want.weight();
         self.window.open(weight);
-        let was_signed = matches!(want.old, Some(Old::Signed { .. }));
+        let was_signed = matches!(want.basis, Some(BasisReport::Signed { .. }));
         self.asked.insert(want.id, Ask { weight, basis, was_cut: false, was_signed, given: false });
         if self.batch_bytes + weight > BATCH_BYTES {
             self.send_batch();

@@ -121,10 +121,10 @@ impl Receiving {
     }
 
     fn apply_delta(&self, id: u32, at: u32, delta: &[u8]) -> Result<Vec<u8>, Fault> {
-        let old = self.read_basis(at)?;
+        let basis = self.read_basis(at)?;
         // The engine checked that it is small.
         let size = self.entry(id)?.size() as usize;
-        delta::apply(&old, delta, size).map_err(|error| sink_fault(SinkError::Basis(error.to_string())))
+        delta::apply(&basis, delta, size).map_err(|error| sink_fault(SinkError::Basis(error.to_string())))
     }
 
     pub(super) fn copy(&self, file: CopiedFile) -> Result<(), Fault> {
@@ -158,12 +158,12 @@ impl Receiving {
         }
         match end {
             Some(hash) => {
-                let (staging, old) = sink.finish(hash).map_err(|error| self.sink_failed(id, error))?;
+                let (staging, basis) = sink.finish(hash).map_err(|error| self.sink_failed(id, error))?;
                 let is_long = staging.len() >= CLOSED_ASIDE_BYTES_MIN;
                 let installed = self.install(id, staging);
                 if is_long {
                     // If no thread can start, the file is closed here.
-                    let _ = thread::Builder::new().spawn(move || drop(old));
+                    let _ = thread::Builder::new().spawn(move || drop(basis));
                 }
                 installed
             }

@@ -6,7 +6,7 @@ use crate::disk::stage::Staging;
 use crate::disk::stat::{FileKind, Identity};
 use crate::engine::{CopiedFile, Fault, Step};
 use crate::exchange::receiving::{Receiving, out_of_turn, sink_fault};
-use crate::exchange::sink::open_old;
+use crate::exchange::sink::open_basis;
 use crate::exchange::{fault, patiently};
 use crate::monitor::Trouble;
 use crate::tree::entry::Kind;
@@ -119,12 +119,12 @@ impl Receiving {
     fn separate(&self, id: u32, seen: &Identity) -> Result<(), Fault> {
         let unwritable = |error: &DiskError| fault(error, Trouble::Unwritable);
         let (root, path) = (self.root()?, self.path(id)?);
-        let old = open_old(root, &path, seen).map_err(sink_fault)?;
+        let basis = open_basis(root, &path, seen).map_err(sink_fault)?;
         let (mut staging, _) =
             patiently(|| Staging::open(root, &path)).map_err(|error| unwritable(&error))?;
         staging
             .keep(0)
-            .and_then(|()| staging.append_from(&old, 0, seen.size))
+            .and_then(|()| staging.append_from(&basis, 0, seen.size))
             .map_err(|error| unwritable(&error))?;
         self.install(id, staging)
     }

@@ -12,24 +12,24 @@ use crate::content::fitted::Fitted;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::disk::holes::SparseFile;
 use crate::disk::stage::Staging;
-use crate::engine::{Fault, SignOrder, Told};
+use crate::engine::{Fault, SignOrder, Advertised};
 use crate::exchange::draft::Blank;
-use crate::exchange::old::OldFile;
+use crate::exchange::basis::BasisFile;
 use crate::exchange::receiving::{Receiving, Trees, sink_fault, unwritable};
-use crate::exchange::sink::{SinkError, blocks_of, no_old, open_old};
+use crate::exchange::sink::{SinkError, blocks_of, basis_changed, open_basis};
 use crate::exchange::{fault, patiently};
 use crate::monitor::Trouble;
 use crate::wire::message::{
-    AbortKind, Blocks, Old, SMALL_OLD_BYTES_MAX, Stretch, Want, Window, is_signed, old_bytes_max,
+    AbortKind, Blocks, BasisReport, SMALL_BASIS_BYTES_MAX, Stretch, Want, Window, is_signed, basis_bytes_max,
 };
 
 impl Receiving {
-    pub(super) fn sign(&self, order: &SignOrder) -> Result<Told, Fault> {
+    pub(super) fn sign(&self, order: &SignOrder) -> Result<Advertised, Fault> {
         let SignOrder { id, at, may_be_staged, is_doubted, ref samples } = *order;
         let size = self.entry(id)?.size();
         let staged = if may_be_staged { self.staged(id, size)? } else { None };
-        let mut want = Want { id, staged, old: None };
-        let Some(at) = at else { return Ok(Told { want, hash: None, is_widened: false }) };
+        let mut want = Want { id, staged, basis: None };
+        let Some(at) = at else { return Ok(Advertised { want, hash: None, is_widened: false }) };
         let (_, seen) = self.basis(at)?;
         let blank = || self.blank(id, at, samples.as_ref());
         if is_doubted {
@@ -37,49 +37,49 @@ impl Receiving {
         } else if want.staged.is_none() && self.ahead.is_done(&seen) {
             self.drafts.make_beside(id, blank);
         } else if want.staged.is_none()
-            && let Some((old, hash)) = self.drafts.make(id, || blank().inspect(|_| self.ahead.cancel(&seen)))
+            && let Some((basis, hash)) = self.drafts.make(id, || blank().inspect(|_| self.ahead.cancel(&seen)))
         {
-            want.old = Some(old);
-            let is_widened = want.old_blocks().is_some_and(|old| old.length != seen.size);
-            return Ok(Told { want, hash, is_widened });
+            want.basis = Some(basis);
+            let is_widened = want.basis_blocks().is_some_and(|basis| basis.length != seen.size);
+            return Ok(Advertised { want, hash, is_widened });
         }
         let ahead = self.ahead.take(&seen);
         // Open the basis after it was hashed: an unchanged identity covers the whole time.
         let (file, seen) = self.open_basis(at)?;
         if want.staged.is_none() && is_signed(size, seen.size) {
             let signature = ByteBuf::from(self.sign_file(at)?);
-            want.old = Some(Old::Signed { length: seen.size, signature });
-            return Ok(Told { want, hash: None, is_widened: false });
+            want.basis = Some(BasisReport::Signed { length: seen.size, signature });
+            return Ok(Advertised { want, hash: None, is_widened: false });
         }
-        let most = old_bytes_max(size);
+        let most = basis_bytes_max(size);
         let outline =
             ahead.filter(|_| seen.size <= most).and_then(|nodes| nodes.outline(BlockSize::for_size(size)));
-        let (old, hash) = match outline {
+        let (basis, hash) = match outline {
             Some(Outline { ids, hash }) => (Blocks { length: seen.size, ids }, Some(hash)),
             None => blocks_of(seen.size, size, most, &SparseFile::of(&file, seen.size))
                 .map_err(|error| unwritable(&error))?,
         };
-        want.old = Some(Old::Blocks(old));
-        Ok(Told { want, hash, is_widened: false })
+        want.basis = Some(BasisReport::Blocks(basis));
+        Ok(Advertised { want, hash, is_widened: false })
     }
 
     /// Prepares the pre-copy of a large file's basis. It is made if the file seems to be edited in
     /// place, or if a range seems to be inserted, appended or removed.
     fn blank(&self, id: u32, at: u32, samples: Option<&Samples>) -> Option<Blank> {
         let (root, path, size) = (self.root().ok()?, self.path(id).ok()?, self.entry(id).ok()?.size());
-        let (basis, seen) = self.basis(at).ok()?;
+        let (basis_path, seen) = self.basis(at).ok()?;
         // The disk must have room for more than the file needs anyway.
-        if basis != path || size < SAMPLED_BYTES_MIN || root.space().ok()?.bytes / 2 < size {
+        if basis_path != path || size < SAMPLED_BYTES_MIN || root.space().ok()?.bytes / 2 < size {
             return None;
         }
-        let old = open_old(root, &basis, &seen).ok()?;
+        let basis = open_basis(root, &basis_path, &seen).ok()?;
         let shape = if seen.size == size {
             Fitted::same(size)
         } else {
-            samples?.fit(size, seen.size, &SparseFile::of(&old, seen.size)).ok()??
+            samples?.fit(size, seen.size, &SparseFile::of(&basis, seen.size)).ok()??
         };
         let (staging, _) = Staging::open(root, &path).ok()?;
-        (!staging.shares_extents()).then(|| Blank { old, shape, staging: staging.replacing() })
+        (!staging.shares_extents()).then(|| Blank { basis, shape, staging: staging.replacing() })
     }
 
     /// Drops prehashed files that nobody will ask about: those that are up to date, and those that
@@ -89,9 +89,11 @@ impl Receiving {
             return;
         };
         self.ahead.only(|begun| {
-            let old = identities.position(present, begun).and_then(|at| present.get(at));
-            let new = old.and_then(|old| wanted.get(wanted.position(old.path)?));
-            old.is_some_and(|old| new.is_none_or(|new| (new.size(), new.mtime) != (old.size(), old.mtime)))
+            let listed = identities.position(present, begun).and_then(|at| present.get(at));
+            let new = listed.and_then(|listed| wanted.get(wanted.position(listed.path)?));
+            listed.is_some_and(|listed| {
+                new.is_none_or(|new| (new.size(), new.mtime) != (listed.size(), listed.mtime))
+            })
         });
     }
 
@@ -129,7 +131,7 @@ impl Receiving {
     /// Reads a small basis as a whole.
     pub(super) fn read_basis(&self, at: u32) -> Result<Vec<u8>, Fault> {
         let (_, seen) = self.basis(at)?;
-        if seen.size > SMALL_OLD_BYTES_MAX {
+        if seen.size > SMALL_BASIS_BYTES_MAX {
             return Err(Fault::Fatal(
                 AbortKind::Protocol,
                 "a signature of what is too long for one".to_owned(),
@@ -137,33 +139,33 @@ impl Receiving {
         }
         let (file, _) = self.open_basis(at)?;
         let window = Window { offset: 0, length: seen.size as u32 };
-        OldFile::new(file, Fitted::same(seen.size)).window(window).map_err(sink_fault)
+        BasisFile::new(file, Fitted::same(seen.size)).window(window).map_err(sink_fault)
     }
 
     /// Opens a basis in the shape that was advertised to the sender.
-    fn old(&self, id: u32, at: u32) -> Result<OldFile, Fault> {
+    fn basis_file(&self, id: u32, at: u32) -> Result<BasisFile, Fault> {
         let (file, seen) = self.open_basis(at)?;
-        Ok(OldFile::new(file, self.drafts.told_shape(id).unwrap_or(Fitted::same(seen.size))))
+        Ok(BasisFile::new(file, self.drafts.advertised_shape(id).unwrap_or(Fitted::same(seen.size))))
     }
 
     pub(super) fn cut(&self, id: u32, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, Fault> {
-        let old = self.old(id, at)?;
+        let basis = self.basis_file(id, at)?;
         let average = Average::for_size(stretch.length)
             .ok_or_else(|| Fault::Fatal(AbortKind::Protocol, "a stretch too long to be cut".to_owned()))?;
-        let chunks = old
+        let chunks = basis
             .chunks(stretch.offset..stretch.offset + stretch.length, average)
             .map_err(|error| unwritable(&error))?;
         let length: u64 = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
-        if length == stretch.length { Ok(chunks) } else { Err(sink_fault(no_old())) }
+        if length == stretch.length { Ok(chunks) } else { Err(sink_fault(basis_changed())) }
     }
 
     pub(super) fn sign_windows(&self, id: u32, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
-        let old = self.old(id, at)?;
+        let basis = self.basis_file(id, at)?;
         windows
             .iter()
             .map(|&window| {
-                let old = old.window(window).map_err(sink_fault)?;
-                delta::sign(&old).map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))
+                let basis = basis.window(window).map_err(sink_fault)?;
+                delta::sign(&basis).map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))
             })
             .collect()
     }

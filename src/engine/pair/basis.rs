@@ -3,13 +3,13 @@
 use serde_bytes::ByteBuf;
 
 use super::liars::{
-    LARGE, SAME, SMALL, Stage, UPDATED, UPDATED_BYTES, Victim, blocks, chunks, offend, want_with_old,
+    LARGE, SAME, SMALL, Stage, UPDATED, UPDATED_BYTES, Victim, blocks, chunks, offend, want_with_basis,
 };
 use super::{RECEIVER, SENDER};
 use crate::content::blocks::BlockSize;
 use crate::content::delta::signature_bytes;
 use crate::content::hash::Hash;
-use crate::wire::message::{Blocks, Body, Message, Old, Want};
+use crate::wire::message::{Blocks, Body, Message, BasisReport, Want};
 
 #[test]
 fn signatures_are_taken_once_and_in_the_requested_number() {
@@ -28,8 +28,8 @@ fn signatures_are_taken_once_and_in_the_requested_number() {
 /// A sender that waits for the chunks of a large basis; `cuts` tells whether it still cuts its own.
 fn cutting(cuts: bool) -> Victim {
     let mut victim = Victim::at(SENDER, Stage::Offered);
-    let old = blocks(200_000, 13);
-    victim.hear(Message::Wants(vec![Want { id: LARGE, staged: None, old: Some(Old::Blocks(old)) }]));
+    let basis = blocks(200_000, 13);
+    victim.hear(Message::Wants(vec![Want { id: LARGE, staged: None, basis: Some(BasisReport::Blocks(basis)) }]));
     victim.end_one();
     assert!(matches!(victim.said.last(), Some(Message::CutRequest { id: LARGE, .. })));
     if !cuts {
@@ -62,7 +62,7 @@ fn chunks_are_taken_once_before_or_after_the_senders_own() {
 /// A sender that waits for the signature of a small basis of 1,000 bytes.
 fn asking() -> Victim {
     let mut victim = Victim::at(SENDER, Stage::Offered);
-    victim.hear(Message::Wants(vec![want_with_old(UPDATED)]));
+    victim.hear(Message::Wants(vec![want_with_basis(UPDATED)]));
     victim.end_all();
     assert_eq!(victim.said.last(), Some(&Message::Files(vec![(UPDATED, Body::Differs)])));
     victim
@@ -84,7 +84,7 @@ fn file_signature_is_taken_once_and_in_the_due_length() {
         ("longer", signature(UPDATED, signature_bytes(1000) + 1)),
         ("of another file", signature(SMALL, 0)),
         ("of no file", signature(99, 0)),
-        ("asked for again", Message::Wants(vec![want_with_old(UPDATED)])),
+        ("asked for again", Message::Wants(vec![want_with_basis(UPDATED)])),
     ] {
         let mut victim = asking();
         victim.hear(lie);
@@ -109,14 +109,14 @@ fn delta_is_taken_once_and_only_against_a_signed_basis() {
 
 #[test]
 fn want_must_name_exactly_the_blocks_of_the_file() {
-    let want = |staged, old: Option<Blocks>| {
-        Message::Wants(vec![Want { id: UPDATED, staged, old: old.map(Old::Blocks) }])
+    let want = |staged, basis: Option<Blocks>| {
+        Message::Wants(vec![Want { id: UPDATED, staged, basis: basis.map(BasisReport::Blocks) }])
     };
-    for (length, count, old_count) in
+    for (length, count, basis_count) in
         [(0, 0, 0), (1, 1, 1), (16 << 10, 1, 1), ((16 << 10) + 1, 2, 2), (u64::MAX >> 1, 2, 3)]
     {
         let mut victim = Victim::at(SENDER, Stage::Offered);
-        victim.hear(want(Some(blocks(length, count)), Some(blocks(length, old_count))));
+        victim.hear(want(Some(blocks(length, count)), Some(blocks(length, basis_count))));
         assert!(victim.side.done.is_none(), "{length}");
         for more in [true, false] {
             if count == 0 && !more {
@@ -124,9 +124,9 @@ fn want_must_name_exactly_the_blocks_of_the_file() {
             }
             let wrong_count = |count: usize| if more { count + 1 } else { count - 1 };
             let wrong = || Some(blocks(length, wrong_count(count)));
-            let wrong_old = || Some(blocks(length, wrong_count(old_count)));
+            let wrong_basis = || Some(blocks(length, wrong_count(basis_count)));
             offend(Victim::at(SENDER, Stage::Offered), "of what is staged", vec![want(wrong(), None)]);
-            offend(Victim::at(SENDER, Stage::Offered), "of the old version", vec![want(None, wrong_old())]);
+            offend(Victim::at(SENDER, Stage::Offered), "of the old version", vec![want(None, wrong_basis())]);
         }
     }
 }
@@ -136,8 +136,8 @@ fn want_without_a_range_must_name_the_blocks_of_all_the_rest() {
     let size = UPDATED_BYTES as u64;
     let count = BlockSize::for_size(size).count(size) as usize;
     let narrowed = |staged, length, count, split| {
-        let old = Old::Narrowed { blocks: blocks(length, count), split };
-        Message::Wants(vec![Want { id: UPDATED, staged, old: Some(old) }])
+        let basis = BasisReport::Narrowed { blocks: blocks(length, count), split };
+        Message::Wants(vec![Want { id: UPDATED, staged, basis: Some(basis) }])
     };
     for split in [0, size] {
         let mut victim = Victim::at(SENDER, Stage::Offered);
@@ -159,8 +159,8 @@ fn want_without_a_range_must_name_the_blocks_of_all_the_rest() {
 #[test]
 fn signature_with_a_want_must_fit_the_basis() {
     let signed = |staged, length: u64, signature| {
-        let old = Old::Signed { length, signature: ByteBuf::from(vec![0; signature]) };
-        Message::Wants(vec![Want { id: UPDATED, staged, old: Some(old) }])
+        let basis = BasisReport::Signed { length, signature: ByteBuf::from(vec![0; signature]) };
+        Message::Wants(vec![Want { id: UPDATED, staged, basis: Some(basis) }])
     };
     let due = signature_bytes(1000);
     let mut victim = Victim::at(SENDER, Stage::Offered);

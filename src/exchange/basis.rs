@@ -1,4 +1,4 @@
-//! `OldFile`: the basis of a larger file, in its advertised shape.
+//! `BasisFile`: the basis of a larger file, in its advertised shape.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,18 +9,18 @@ use crate::content::blocks::Content;
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::content::fitted::Fitted;
 use crate::disk::holes::SparseFile;
-use crate::exchange::sink::{SinkError, no_old, read_bytes};
+use crate::exchange::sink::{SinkError, basis_changed, read_bytes};
 use crate::wire::message::Window;
 
 /// A basis in its advertised shape: unchanged, or with the shift map of a pre-copy.
-pub(super) struct OldFile {
+pub(super) struct BasisFile {
     file: SparseFile<File>,
     shape: Fitted,
 }
 
-impl OldFile {
+impl BasisFile {
     pub(super) fn new(file: File, shape: Fitted) -> Self {
-        Self { file: SparseFile::of(file, shape.old()), shape }
+        Self { file: SparseFile::of(file, shape.basis()), shape }
     }
 
     /// The file itself, without the shift map.
@@ -36,7 +36,7 @@ impl OldFile {
     pub(super) fn window(&self, window: Window) -> Result<Vec<u8>, SinkError> {
         let mut bytes = Vec::new();
         for (piece, from) in self.shape.pieces(window.offset..window.offset + u64::from(window.length)) {
-            // At most `OLD_BYTES_MAX`: the decoder checked it.
+            // At most `BASIS_BYTES_MAX`: the decoder checked it.
             let length = (piece.end - piece.start) as usize;
             match from {
                 Some(from) => {
@@ -47,16 +47,16 @@ impl OldFile {
                 None => bytes.resize(bytes.len() + length, 0),
             }
         }
-        if bytes.len() == window.length as usize { Ok(bytes) } else { Err(no_old()) }
+        if bytes.len() == window.length as usize { Ok(bytes) } else { Err(basis_changed()) }
     }
 
     /// Cuts a range into chunks; fewer if the file ends before that.
     pub(super) fn chunks(&self, stretch: Range<u64>, average: Average) -> io::Result<Vec<Chunk>> {
-        chunks_of(&mut Reading { old: self, at: stretch.start, end: stretch.end }, average)
+        chunks_of(&mut Reading { basis: self, at: stretch.start, end: stretch.end }, average)
     }
 }
 
-impl Content for OldFile {
+impl Content for BasisFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.shape.read_at(buffer, offset, &self.file)
     }
@@ -68,19 +68,19 @@ impl Content for OldFile {
 
 /// Reads a range of a basis.
 struct Reading<'a> {
-    old: &'a OldFile,
+    basis: &'a BasisFile,
     at: u64,
     end: u64,
 }
 
 impl Read for Reading<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (from, length) = self.old.shape.piece(self.at);
+        let (from, length) = self.basis.shape.piece(self.at);
         let length = length.min(self.end - self.at).min(buffer.len() as u64);
         // At most the length of the buffer.
         let buffer = buffer.get_mut(..length as usize).unwrap_or_default();
         let count = match from {
-            Some(from) => self.old.file().read_at(buffer, from)?,
+            Some(from) => self.basis.file().read_at(buffer, from)?,
             None => {
                 buffer.fill(0);
                 buffer.len()
