@@ -18,7 +18,7 @@ use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
 use ksync::tree::place::{Pair, Place};
 use ksync::tree::scope::Part;
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
-use ksync::wire::hello::{self, Baseline, Consent, FORCED_MAX, InSession, Options, Order, Role, Watching};
+use ksync::wire::hello::{self, History, Consent, FORCED_MAX, InSession, Options, Order, Role, Watching};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
     AbortKind, Blocks, Body, HOLES_MAX, Holes, Message, MessageError, BasisReport, Op, SAMPLED_MAX, SMALL_BYTES_MAX,
@@ -146,10 +146,10 @@ fn messages() -> Vec<(String, Message)> {
         ("pieces-end", Message::Pieces { id: 1, ops: Vec::new(), end: Some(hash) }),
         ("finished", Message::Finished(tally)),
         ("abort", Message::Abort { kind: AbortKind::Connection, text: "gone".to_owned() }),
-        ("base", Message::Base { digest: hash }),
+        ("base", Message::Baseline { digest: hash }),
         ("changes", Message::Changes(change(1))),
         ("changed", Message::Changed { complete: true, digest: hash }),
-        ("forgotten", Message::Forgotten),
+        ("forgotten", Message::BaselineMissing),
         ("scope", Message::Scope(vec![Part { path: b"d/\xff".to_vec(), deep: true }])),
         ("pushed", Message::Pushed(vec![(300, hash, data(b"content"))])),
         ("rescan", Message::Rescan),
@@ -203,14 +203,14 @@ fn order() -> Order {
     let consent =
         Consent { yes: true, agreed: Some(5), max_delete: Some(300), force_in: vec![data(b"/\xff")] };
     let session = Some(InSession { is_source: true, is_other: false });
-    let baseline = Baseline { pair: Some(PAIR), session };
+    let history = History { pair: Some(PAIR), session };
     let rules = vec![rule];
-    let options = Options { delete: true, checksum: true, rules, consent, baseline, ..Options::default() };
+    let options = Options { delete: true, checksum: true, rules, consent, history, ..Options::default() };
     Order {
         role: Role::Receiver,
         path: b"~/\xff".to_vec(),
         options,
-        memory: Some([7; 16]),
+        baseline_key: Some([7; 16]),
         watch: Some(Watching { quiet_ms: 300, poll: true }),
         timeout_ms: 60_000,
     }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ksync::disk::expand_home;
-use ksync::disk::memory::Memory;
+use ksync::disk::baseline::Baseline;
 use ksync::disk::secret::secret_of;
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
 use ksync::exchange::lanes::Lane;
@@ -66,11 +66,11 @@ fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
     let mut reader = Cursor::new(first).chain(input);
     hello::write(&mut writer, None)?;
     let order = hello::read(&mut reader).map_err(io::Error::other)?.order;
-    let Some(Order { role, path, options, memory, watch, timeout_ms }) = order else {
+    let Some(Order { role, path, options, baseline_key, watch, timeout_ms }) = order else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no order"));
     };
     let path = expand_home(&path);
-    let memory = || memory.and_then(|key| Some(Memory::new(offers()?, &key)));
+    let baseline = || baseline_key.and_then(|key| Some(Baseline::new(baselines()?, &key)));
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true };
     let timeouts = Timeouts::of_agent(Duration::from_millis(timeout_ms.into()));
@@ -80,21 +80,21 @@ fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
         let link = Link::new(incoming, writer, false, compress);
         let failure = match role {
             Role::Sender => match Watched::new(&path, watching) {
-                Ok(source) => source.send(&link, &config, memory, &Quiet, &mut drop),
+                Ok(source) => source.send(&link, &config, baseline, &Quiet, &mut drop),
                 Err(failure) => link.refuse(failure),
             },
-            Role::Receiver => rounds::receive(&link, &path, &config, memory, &Quiet, &mut drop),
+            Role::Receiver => rounds::receive(&link, &path, &config, baseline, &Quiet, &mut drop),
         };
         link.close();
         return Ok(Err(failure));
     }
     Ok(match role {
         Role::Sender => {
-            let disk = Sending::new(path, options).remembering(memory());
+            let disk = Sending::new(path, options).with_baseline(baseline());
             run_over(incoming, writer, Sender::new(&config), disk, false, compress, &Quiet)
         }
         Role::Receiver => {
-            let disk = Receiving::new(path, options).remembering(memory());
+            let disk = Receiving::new(path, options).with_baseline(baseline());
             run_over(incoming, writer, Receiver::new(&config), disk, false, compress, &Quiet)
         }
     })
@@ -144,7 +144,7 @@ fn skip(input: &mut File, marker: &[u8]) -> io::Result<()> {
 
 /// The directory of baselines: beside our own binary, in the private directory where the client
 /// installed it.
-fn offers() -> Option<PathBuf> {
+fn baselines() -> Option<PathBuf> {
     Some(std::env::current_exe().ok()?.parent()?.join("offers"))
 }
 

@@ -7,7 +7,7 @@
 //! New files are written aside, in [`STATE_DIR`](crate::tree::path::STATE_DIR) or as anonymous
 //! temporary files, and are renamed into place when complete. Markers name the files that may not
 //! be on the disk yet (`unconfirmed`). The baseline, which one run leaves for the next, lies
-//! outside of every tree: see [`memory`].
+//! outside of every tree: see [`baseline`].
 
 mod boundaries;
 mod change;
@@ -22,7 +22,7 @@ mod levels;
 mod link;
 mod lock;
 mod marker;
-pub mod memory;
+pub mod baseline;
 mod mount;
 mod nameless;
 mod place;

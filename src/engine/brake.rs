@@ -63,8 +63,8 @@ pub(super) struct Known {
 impl Known {
     /// Evaluates the facts from earlier runs for this source and this destination.
     pub(super) fn of(source: &Place, destination: &Destination) -> Self {
-        let baseline = &destination.baseline;
-        let (pair, session) = (baseline.pair, baseline.session);
+        let history = &destination.history;
+        let (pair, session) = (history.pair, history.session);
         let is_other_machine = pair.zip(session).is_some_and(|(pair, session)| {
             let (then, now) = if session.is_source {
                 (&pair.source, source)
@@ -134,7 +134,7 @@ pub(super) fn decide(facts: &Facts) -> Option<Reason> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::hello::{Baseline, InSession};
+    use crate::wire::hello::{History, InSession};
 
     const HERE: Place = Place { filesystem: 1, directory: 2, boot: 4 };
     const PAIR: Pair = Pair { source: HERE, destination: HERE, was_empty: false, is_own: true };
@@ -214,8 +214,8 @@ mod tests {
     #[test]
     fn pair_is_known_while_the_destination_is_the_same() {
         let known = |pair, session, source, place| {
-            let baseline = Baseline { pair, session };
-            Known::of(&source, &Destination { place, baseline, ..Destination::default() })
+            let history = History { pair, session };
+            Known::of(&source, &Destination { place, history, ..Destination::default() })
         };
         let rebooted = Place { boot: 9, ..HERE };
         let replaced = Place { directory: 9, ..HERE };
@@ -243,7 +243,7 @@ mod tests {
         let is_new = Destination {
             is_new: true,
             place: HERE,
-            baseline: Baseline { pair, session: None },
+            history: History { pair, session: None },
             ..Destination::default()
         };
         assert_eq!(Known::of(&HERE, &is_new).pair, None);

@@ -9,7 +9,7 @@ mod cuts;
 mod disk;
 mod doubts;
 mod liars;
-mod memory;
+mod baseline;
 mod noise;
 mod parts;
 mod room;
@@ -318,7 +318,7 @@ impl Pair {
             Message::Ignores(_) => log.ignores += 1,
             Message::Changes(_) => log.changes += 1,
             Message::Changed { .. } => log.changed += 1,
-            Message::Forgotten => log.forgotten += 1,
+            Message::BaselineMissing => log.forgotten += 1,
             _ => {}
         }
         log.sent_bytes += content_of(message) as u64;

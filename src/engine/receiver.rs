@@ -12,7 +12,7 @@
 //! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals)
 //!              ─► Apply (directory times) ─► Close ─► Finished
 //! ```
-//! The receiver stores the offer as the baseline (`Remember`) meanwhile, as soon as the plan is
+//! The receiver stores the offer as the baseline (`StoreBaseline`) meanwhile, as soon as the plan is
 //! made.
 
 mod content;
@@ -185,7 +185,7 @@ impl Receiver {
             Message::Offered { complete } if self.subject.is_some() && self.offered.is_none() => {
                 self.offered_all(complete);
             }
-            Message::Base { digest } if self.subject.is_some() && self.offered.is_none() => self.base(digest),
+            Message::Baseline { digest } if self.subject.is_some() && self.offered.is_none() => self.baseline(digest),
             Message::Changes(change) if self.offered.is_none() => self.changes(&change),
             Message::Changed { complete, digest } if self.offered.is_none() => self.changed(complete, digest),
             Message::Files(files) => self.files(files),
@@ -203,7 +203,7 @@ impl Receiver {
             | Message::Ignores(_)
             | Message::Entries(_)
             | Message::Offered { .. }
-            | Message::Base { .. }
+            | Message::Baseline { .. }
             | Message::Changes(_)
             | Message::Changed { .. } => self.desk.protocol_error("an offer out of turn"),
             Message::Wants(_)
@@ -213,7 +213,7 @@ impl Receiver {
             | Message::Finished(_)
             | Message::Rescan
             | Message::Heartbeat { .. }
-            | Message::Forgotten => {
+            | Message::BaselineMissing => {
                 self.desk.protocol_error("a message that only a receiver sends");
             }
         }
@@ -223,7 +223,7 @@ impl Receiver {
         match outcome {
             Outcome::Open(Ok(opened)) => self.opened(opened),
             Outcome::Open(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
-            Outcome::Recall(record) => self.recalled(record),
+            Outcome::LoadBaseline(record) => self.loaded(record),
             Outcome::Resolve(answers) if self.phase == Phase::Offer => self.resolved(&answers),
             Outcome::Plan(Ok(())) => self.planned(),
             Outcome::Plan(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
@@ -273,8 +273,8 @@ impl Receiver {
                 }
                 self.finish_when_ready();
             }
-            Outcome::Remember => {
-                self.offer.is_being_kept = false;
+            Outcome::StoreBaseline => {
+                self.offer.is_being_stored = false;
                 self.finish_when_ready();
             }
             Outcome::Close(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
@@ -340,7 +340,7 @@ impl Receiver {
 
     /// Sends `Finished` only when all works are done: the sender may cut the agent off afterwards.
     fn finish_when_ready(&mut self) {
-        if self.closed && !self.offer.is_being_kept {
+        if self.closed && !self.offer.is_being_stored {
             self.desk.send(Message::Finished(self.tally));
             self.desk.finish(self.tally);
         }
@@ -348,7 +348,7 @@ impl Receiver {
 
     fn planned(&mut self) {
         self.phase = Phase::Directories;
-        self.remember();
+        self.store_baseline();
         // Steps that must precede any content.
         if !self.start_steps() {
             self.directories_are_there();
@@ -524,7 +524,7 @@ impl Engine for Receiver {
             }
         }
         let waits_for_work =
-            self.held_bytes > HELD_BYTES_MAX || self.closing.is_some() || self.offer.is_recalling();
+            self.held_bytes > HELD_BYTES_MAX || self.closing.is_some() || self.offer.is_loading();
         let idle = if waits_for_work { Output::WaitForWork } else { Output::Wait };
         self.desk.next().unwrap_or(idle)
     }

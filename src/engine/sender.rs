@@ -56,8 +56,8 @@ pub struct Sender {
     ignores: Vec<IgnoreFile>,
     complete: bool,
     offered_all: bool,
-    /// True while the receiver has been named a base and has not reported it as forgotten.
-    has_base: bool,
+    /// True while the receiver has been named a baseline and has not reported it as missing.
+    has_baseline: bool,
     /// True on the agent.
     relay: bool,
     keeping: Keeping,
@@ -129,7 +129,7 @@ impl Sender {
             ignores: Vec::new(),
             complete: false,
             offered_all: false,
-            has_base: false,
+            has_baseline: false,
             relay: config.relay,
             keeping: Keeping::Settled,
             listed: None,
@@ -153,7 +153,7 @@ impl Sender {
         match message {
             Message::Wants(wants) => {
                 wants.into_iter().for_each(|want| self.want(want));
-                self.remember();
+                self.store_baseline();
             }
             Message::Signatures { id, signatures } => match self.streams.get(&id) {
                 // An empty list means that the basis can no longer be read.
@@ -177,10 +177,10 @@ impl Sender {
             }
             Message::Finished(tally) => {
                 self.finished = Some(tally);
-                self.remember();
+                self.store_baseline();
                 self.finish_when_ready();
             }
-            Message::Forgotten => self.forgotten(),
+            Message::BaselineMissing => self.forgotten(),
             Message::Rescan => self.desk.protocol_error("a further round is asked for where there is none"),
             Message::Note(event) => self.desk.note(event),
             Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
@@ -188,7 +188,7 @@ impl Sender {
             | Message::Ignores(_)
             | Message::Entries(_)
             | Message::Offered { .. }
-            | Message::Base { .. }
+            | Message::Baseline { .. }
             | Message::Changes(_)
             | Message::Changed { .. }
             | Message::Files(_)
@@ -263,7 +263,7 @@ impl Sender {
             Outcome::Find(Err(fault)) | Outcome::Scan(Err(fault)) => {
                 self.desk.fatal(AbortKind::Selection, fault)
             }
-            Outcome::Remember => {
+            Outcome::StoreBaseline => {
                 self.keeping = Keeping::Settled;
                 if let Some(scanned) = self.listed.take() {
                     self.offer(scanned);
@@ -289,11 +289,11 @@ impl Sender {
             return self.desk.start(Work::Scan);
         }
         self.desk.send(Message::Subject(found.subject));
-        // Name the base long before the differences are known, so that a receiver without it can
+        // Name the baseline long before the differences are known, so that a receiver without it can
         // say so meanwhile.
-        if let Some(digest) = found.base {
-            self.has_base = true;
-            self.desk.send(Message::Base { digest });
+        if let Some(digest) = found.baseline {
+            self.has_baseline = true;
+            self.desk.send(Message::Baseline { digest });
         }
         self.desk.start(Work::Scan);
     }
@@ -319,11 +319,11 @@ impl Sender {
 
     fn keep(&mut self, manifest: Arc<Manifest>, ignores: Vec<IgnoreFile>) {
         self.keeping = Keeping::UnderWay;
-        self.desk.start(Work::Remember { manifest, ignores });
+        self.desk.start(Work::StoreBaseline { manifest, ignores });
     }
 
     /// Stores the offer as the baseline, now that the receiver has taken it in.
-    fn remember(&mut self) {
+    fn store_baseline(&mut self) {
         if let (Keeping::Due, Some(manifest)) = (self.keeping, self.manifest.clone()) {
             self.keep(manifest, self.ignores.clone());
         }
@@ -358,7 +358,7 @@ impl Sender {
             self.desk.send(Message::Holes(holes));
         }
         match changed {
-            Some(Changed { changes, ignores, digest }) if self.has_base => {
+            Some(Changed { changes, ignores, digest }) if self.has_baseline => {
                 if ignores {
                     self.offer_ignores();
                 }
@@ -400,9 +400,9 @@ impl Sender {
         }
     }
 
-    /// Handles a receiver that does not have the base.
+    /// Handles a receiver that does not have the baseline.
     fn forgotten(&mut self) {
-        if !std::mem::take(&mut self.has_base) || !self.asks.is_empty() {
+        if !std::mem::take(&mut self.has_baseline) || !self.asks.is_empty() {
             return self.desk.protocol_error("it forgot what it was not told, or knew before");
         }
         // A tree that is still being listed will be offered in full.

@@ -17,7 +17,7 @@ use crate::tree::place::{Pair, Place};
 use crate::tree::record::Record;
 use crate::tree::scope::Scope;
 use crate::tree::spelling::{Answers, Questions, Spelling};
-use crate::wire::hello::Baseline;
+use crate::wire::hello::History;
 use crate::wire::message::{AbortKind, Holes, Op, Stretch, Subject, Want, Window};
 
 /// An operation. Each variant brings back the [`Outcome`] of the same name.
@@ -113,10 +113,10 @@ pub enum Work {
         pair: Option<Pair>,
     },
     /// Receiver: find the record with this digest.
-    Recall(Hash),
+    LoadBaseline(Hash),
     /// Either side: store the offer as the baseline of the next run. If that fails, the run goes on
     /// without one.
-    Remember {
+    StoreBaseline {
         /// The offered tree.
         manifest: Arc<Manifest>,
         /// The tree's ignore files.
@@ -358,9 +358,9 @@ pub enum Outcome {
     /// Success if the destination is complete.
     Close(Result<(), Fault>),
     /// The record, if it exists.
-    Recall(Option<Record>),
+    LoadBaseline(Option<Record>),
     /// The baseline is stored, or storing it failed.
-    Remember,
+    StoreBaseline,
 }
 
 /// An identified source.
@@ -369,7 +369,7 @@ pub struct Found {
     /// The source.
     pub subject: Subject,
     /// Digest of the record of the last offer, if a baseline is stored.
-    pub base: Option<Hash>,
+    pub baseline: Option<Hash>,
     /// True if only parts of it will be listed.
     pub is_partial: bool,
 }
@@ -387,7 +387,7 @@ pub struct Scanned {
     pub complete: bool,
     /// Number of entries that the rules excluded.
     pub excluded: u64,
-    /// Changes to the base that was found; `None` if the sender must offer everything.
+    /// Changes to the baseline that was found; `None` if the sender must offer everything.
     pub changed: Option<Changed>,
     /// True if the offer can be stored as the baseline and is not stored yet.
     pub is_new: bool,
@@ -485,7 +485,7 @@ pub struct Destination {
     /// True if the user allowed deletions in it by name.
     pub is_forced: bool,
     /// Facts from earlier runs about this destination and its source.
-    pub baseline: Baseline,
+    pub history: History,
     /// Deletions that an earlier round of the same watch planned and may not do, in order.
     pub withheld: Arc<Vec<TreePath>>,
     /// True if this is a round of a watch.

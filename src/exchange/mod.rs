@@ -32,7 +32,7 @@ pub use sending::Sending;
 use std::time::{Duration, Instant};
 
 use crate::disk::error::DiskError;
-use crate::disk::memory::Memory;
+use crate::disk::baseline::Baseline;
 use crate::disk::scan::{ScanOptions, Subject};
 use crate::engine::{Fault, Outcome};
 use crate::monitor::Trouble;
@@ -78,9 +78,9 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, 
 
 /// Stores the offer as the baseline, if there is a store. A failure costs the next run bytes and
 /// nothing else, so it is not reported.
-fn remember(memory: Option<&Memory>, manifest: &Manifest, ignores: &[IgnoreFile]) -> Outcome {
-    let _ = memory.is_some_and(|memory| memory.remember(manifest, ignores));
-    Outcome::Remember
+fn store_baseline(baseline: Option<&Baseline>, manifest: &Manifest, ignores: &[IgnoreFile]) -> Outcome {
+    let _ = baseline.is_some_and(|baseline| baseline.store(manifest, ignores));
+    Outcome::StoreBaseline
 }
 
 /// Scan options of either side. A touched file may have been replaced by another one of the same

@@ -112,10 +112,10 @@ mod tests {
         let outbox = Outbox::default();
         assert!((0..MESSAGES_MAX).all(|_| outbox.put(Message::Rescan, false)));
         std::thread::scope(|scope| {
-            let putting = scope.spawn(|| outbox.put(Message::Forgotten, true));
+            let putting = scope.spawn(|| outbox.put(Message::BaselineMissing, true));
             assert!(matches!(outbox.take(None), Taken::Message((Message::Rescan, false))));
             assert!(putting.join().unwrap());
-            let putting = scope.spawn(|| outbox.put(Message::Forgotten, true));
+            let putting = scope.spawn(|| outbox.put(Message::BaselineMissing, true));
             outbox.abandon();
             assert!(!putting.join().unwrap());
         });

@@ -18,7 +18,7 @@ use std::thread;
 
 use crate::content::blocks::{BlockSize, Nodes};
 use crate::disk::identities::Identities;
-use crate::disk::memory::Memory;
+use crate::disk::baseline::Baseline;
 use crate::disk::root::Root;
 use crate::disk::space::Reserve;
 use crate::disk::stage::Metadata;
@@ -44,7 +44,7 @@ use crate::wire::message::AbortKind;
 pub struct Receiving {
     path: PathBuf,
     options: Options,
-    memory: Option<Memory>,
+    baseline: Option<Baseline>,
     standing: Option<Arc<Standing>>,
     opened: OnceLock<Place>,
     /// Identities in the order in which the destination was listed.
@@ -91,7 +91,7 @@ impl Receiving {
         Self {
             path,
             options,
-            memory: None,
+            baseline: None,
             standing: None,
             opened: OnceLock::new(),
             listed: OnceLock::new(),
@@ -113,8 +113,8 @@ impl Receiving {
 
     /// Sets the store of the baseline, if there is one.
     #[must_use]
-    pub fn remembering(self, memory: Option<Memory>) -> Self {
-        Self { memory, ..self }
+    pub fn with_baseline(self, baseline: Option<Baseline>) -> Self {
+        Self { baseline, ..self }
     }
 
     /// Makes this one of several rounds.
@@ -258,9 +258,9 @@ impl Perform for Receiving {
                 Outcome::Apply(steps.into_iter().map(|step| (step, self.apply(step))).collect())
             }
             Work::Close { metadata, pair } => Outcome::Close(self.close(metadata, pair)),
-            Work::Recall(_) => Outcome::Recall(self.memory.as_ref().and_then(Memory::recall)),
-            Work::Remember { manifest, ignores } => {
-                super::remember(self.memory.as_ref(), &manifest, &ignores)
+            Work::LoadBaseline(_) => Outcome::LoadBaseline(self.baseline.as_ref().and_then(Baseline::load)),
+            Work::StoreBaseline { manifest, ignores } => {
+                super::store_baseline(self.baseline.as_ref(), &manifest, &ignores)
             }
             other => Outcome::Close(Err(Fault::Fatal(
                 AbortKind::Protocol,

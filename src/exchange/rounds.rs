@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::disk::error::DiskError;
-use crate::disk::memory::Memory;
+use crate::disk::baseline::Baseline;
 use crate::disk::root::{Pin, Root};
 use crate::engine::{Config, Failure, Receiver, Sender, Summary};
 use crate::exchange::inbox::Idle;
@@ -28,7 +28,7 @@ use crate::tree::place::Pair;
 use crate::tree::scope::Scope;
 use crate::watch::settle::Touched;
 use crate::watch::{Options as WatchOptions, Watch};
-use crate::wire::hello::{Baseline, InSession, Watching};
+use crate::wire::hello::{History, InSession, Watching};
 use crate::wire::message::{AbortKind, Message};
 
 /// Longest time between full rounds. Writes through a mapping, or by other machines to a shared
@@ -130,12 +130,12 @@ impl Watched {
     }
 
     /// Offers the source over a link, and the touched parts again whenever something changes. Calls
-    /// `done` after each round, and `memory` before each full round.
+    /// `done` after each round, and `baseline` before each full round.
     pub fn send(
         &self,
         link: &Link,
         config: &Config,
-        memory: impl Fn() -> Option<Memory>,
+        baseline: impl Fn() -> Option<Baseline>,
         monitor: &dyn Monitor,
         done: &mut dyn FnMut(Round),
     ) -> Failure {
@@ -154,7 +154,7 @@ impl Watched {
             };
             let whole = scope.is_none();
             let sending = Sending::new(self.path.clone(), config.options.clone()).about(about);
-            let sending = if whole { sending.remembering(memory()) } else { sending };
+            let sending = if whole { sending.with_baseline(baseline()) } else { sending };
             let summary = match link.run(Sender::new(config), sending, &monitor) {
                 Ok(summary) => summary,
                 Err(failure) => return failure,
@@ -312,16 +312,16 @@ impl Standing {
     }
 
     /// The facts known before the first round, updated by later rounds; and the withheld deletions.
-    pub(super) fn remembered(&self, first: Baseline) -> (Baseline, Arc<Vec<TreePath>>) {
+    pub(super) fn remembered(&self, first: History) -> (History, Arc<Vec<TreePath>>) {
         let pair = *self.pair.lock().unwrap_or_else(PoisonError::into_inner);
-        let baseline = match (pair, first.session) {
+        let history = match (pair, first.session) {
             (None, _) => first,
             // The rounds found the pair out about this very VM.
             (Some(_), session) => {
-                Baseline { pair, session: session.map(|session| InSession { is_other: false, ..session }) }
+                History { pair, session: session.map(|session| InSession { is_other: false, ..session }) }
             }
         };
-        (baseline, Arc::clone(&self.withheld.lock().unwrap_or_else(PoisonError::into_inner)))
+        (history, Arc::clone(&self.withheld.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Stores the pair for later rounds.
@@ -352,19 +352,19 @@ impl Standing {
     }
 }
 
-/// Receives round after round into `path`. Calls `done` after each round, and `memory` before it.
+/// Receives round after round into `path`. Calls `done` after each round, and `baseline` before it.
 pub fn receive(
     link: &Link,
     path: &Path,
     config: &Config,
-    memory: impl Fn() -> Option<Memory>,
+    baseline: impl Fn() -> Option<Baseline>,
     monitor: &dyn Monitor,
     done: &mut dyn FnMut(Round),
 ) -> Failure {
     let (standing, monitor) = (Arc::new(Standing::default()), Patient(monitor));
     loop {
         let receiving = Receiving::new(path.to_owned(), config.options.clone())
-            .remembering(memory())
+            .with_baseline(baseline())
             .standing(Arc::clone(&standing));
         match link.run(Receiver::new(config), receiving, &monitor) {
             Ok(summary) => {

@@ -15,7 +15,7 @@ use crate::content::hash::Hash;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::disk::holes::SparseFile;
 use crate::disk::identities::Identities;
-use crate::disk::memory::Memory;
+use crate::disk::baseline::Baseline;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, Look, ScanOptions, Skipped, Sparse, scan};
 use crate::disk::set_id::{Owner, mode_for};
@@ -49,7 +49,7 @@ use crate::wire::message::{
 pub struct Sending {
     path: PathBuf,
     options: Options,
-    memory: Option<Memory>,
+    baseline: Option<Baseline>,
     about: Option<About>,
     found: OnceLock<Found>,
     listed: OnceLock<Listed>,
@@ -63,7 +63,7 @@ struct Found {
     /// A single file: its local name, and the name under which it is offered.
     single: Option<Single>,
     /// The digest of the baseline's record.
-    base: Option<Hash>,
+    baseline: Option<Hash>,
 }
 
 struct Single {
@@ -84,7 +84,7 @@ impl Sending {
         Self {
             path,
             options,
-            memory: None,
+            baseline: None,
             about: None,
             found: OnceLock::new(),
             listed: OnceLock::new(),
@@ -95,8 +95,8 @@ impl Sending {
 
     /// Sets the store of the baseline, if there is one.
     #[must_use]
-    pub fn remembering(self, memory: Option<Memory>) -> Self {
-        Self { memory, ..self }
+    pub fn with_baseline(self, baseline: Option<Baseline>) -> Self {
+        Self { baseline, ..self }
     }
 
     /// Makes this a round of a watched source.
@@ -130,16 +130,16 @@ impl Sending {
             let subject = directory_subject(&metadata, self.options.set_id_owner, root.whereabouts())
                 .map_err(|error| missing(&error))?;
             // An incremental round has no store of the baseline, so it names no base.
-            let base = self.memory.as_ref().and_then(Memory::digest);
-            (Found { root, single: None, base }, subject)
+            let baseline = self.baseline.as_ref().and_then(Baseline::digest);
+            (Found { root, single: None, baseline }, subject)
         } else {
             let (found, name) = find_single(&self.path).map_err(|error| missing(&*error))?;
             (found, Subject::File { name })
         };
-        let base = found.base;
+        let baseline = found.baseline;
         // `Find` is asked for once.
         let _ = self.found.set(found);
-        Ok(engine::Found { subject, base, is_partial: self.scope().is_some() })
+        Ok(engine::Found { subject, baseline, is_partial: self.scope().is_some() })
     }
 
     fn scan(&self) -> Result<Scanned, Fault> {
@@ -226,19 +226,19 @@ impl Sending {
     ) -> (Option<Changed>, bool) {
         // Offering a single file takes fewer bytes than a digest.
         let is_whole = found.single.is_none() && self.scope().is_none();
-        let Some(memory) = self.memory.as_ref().filter(|_| is_whole) else {
+        let Some(baseline) = self.baseline.as_ref().filter(|_| is_whole) else {
             return (None, false);
         };
         let digest = record::digest(manifest, ignores);
         // If nothing changed, the digest alone suffices and the record need not be read.
-        if found.base == Some(digest) {
+        if found.baseline == Some(digest) {
             return (Some(Changed { changes: Vec::new(), ignores: false, digest }), false);
         }
-        let base = found.base.and_then(|base| memory.recall().filter(|record| record.digest() == base));
-        let changed = base.and_then(|base| {
-            let (old_ignores, entries) = base.into_parts();
+        let record = found.baseline.and_then(|digest| baseline.load().filter(|record| record.digest() == digest));
+        let changed = record.and_then(|record| {
+            let (known_ignores, entries) = record.into_parts();
             let changes = change::between(entries, manifest)?;
-            Some(Changed { changes, ignores: old_ignores != ignores, digest })
+            Some(Changed { changes, ignores: known_ignores != ignores, digest })
         });
         (changed, !self.options.dry_run)
     }
@@ -418,8 +418,8 @@ impl Perform for Sending {
                 Outcome::Read(files.iter().map(|signed| (signed.id, self.diff(signed))).collect())
             }
             Work::Source { id, step } => Outcome::Source(id, self.source(id, step)),
-            Work::Remember { manifest, ignores } => {
-                super::remember(self.memory.as_ref(), &manifest, &ignores)
+            Work::StoreBaseline { manifest, ignores } => {
+                super::store_baseline(self.baseline.as_ref(), &manifest, &ignores)
             }
             other => Outcome::Scan(Err(Fault::Fatal(
                 AbortKind::Protocol,
@@ -468,7 +468,7 @@ fn find_single(path: &Path) -> Result<(Found, Vec<u8>), Box<dyn std::error::Erro
     let local = name_of(&real)?;
     let root = Root::open(real.parent().unwrap_or(Path::new("/")))?;
     let name = offered.as_bytes().to_vec();
-    Ok((Found { root, single: Some(Single { local, offered }), base: None }, name))
+    Ok((Found { root, single: Some(Single { local, offered }), baseline: None }, name))
 }
 
 fn source_fault(error: SourceError) -> Fault {

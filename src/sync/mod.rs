@@ -9,7 +9,7 @@ mod kernel;
 mod lanes;
 mod limit;
 mod local;
-mod memory;
+mod baseline;
 mod meter;
 mod pairing;
 mod remote;
@@ -192,7 +192,7 @@ pub async fn run_and_then(
             then(repeat(monitor, round).await, after, None, &listener).await?
         }
         (Endpoint::Local(path), remote) => {
-            let key = memory::key(job, Role::Sender, path);
+            let key = baseline::key(job, Role::Sender, path);
             let round = async |session: &remote::Session<'_>, monitor| {
                 session.meet(options, &monitor).await?;
                 session.upload(path, remote.path(), &pairing.options(options), key, monitor).await
@@ -204,7 +204,7 @@ pub async fn run_and_then(
             result?
         }
         (remote, Endpoint::Local(path)) => {
-            let key = memory::key(job, Role::Receiver, path);
+            let key = baseline::key(job, Role::Receiver, path);
             let round = async |session: &remote::Session<'_>, monitor| {
                 session.meet(options, &monitor).await?;
                 session.download(remote.path(), path, &pairing.options(options), key, monitor).await

@@ -1,7 +1,7 @@
 //! Pairs of a source and its copy, as the client knows them: one small private file for each pair.
 //!
 //! A pair decides whether deletions need consent. So it is kept apart from the baselines of
-//! [`crate::disk::memory`], which only save bytes and are pruned early. An unreadable pair counts
+//! [`crate::disk::baseline`], which only save bytes and are pruned early. An unreadable pair counts
 //! as unknown, and an unknown pair needs consent.
 
 use std::fs;
@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::content::hash::Hasher;
 use crate::monitor::{Event, Monitor, Preparation, Warning};
 use crate::private;
-use crate::sync::{Endpoint, Job, Watcher, memory, target};
+use crate::sync::{Endpoint, Job, Watcher, baseline, target};
 use crate::tree::place::Pair;
-use crate::wire::hello::{Baseline, InSession, Options};
+use crate::wire::hello::{History, InSession, Options};
 
 /// Maximum number of stored pairs: the most recently used ones stay.
 const PAIRS_MAX: usize = 10_000;
@@ -91,7 +91,7 @@ impl Pairing {
             InSession { is_source, is_other }
         });
         let pair = known.record.as_ref().map(|record| record.pair);
-        Options { baseline: Baseline { pair, session }, ..options.clone() }
+        Options { history: History { pair, session }, ..options.clone() }
     }
 
     /// Forwards all events to `monitor`, and stores the pair that they report.
@@ -147,7 +147,7 @@ fn name(job: &Job) -> String {
             Endpoint::Local(path) => real(path).into_os_string().as_bytes().to_vec(),
             remote => plain(remote.path()),
         };
-        for part in [memory::where_to(endpoint).as_bytes(), &path] {
+        for part in [baseline::where_to(endpoint).as_bytes(), &path] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);
         }
@@ -275,14 +275,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("state/copies/a.json");
         let first = pairing(file.clone(), None);
-        assert_eq!(first.options(&Options::default()).baseline, Baseline::default());
+        assert_eq!(first.options(&Options::default()).history, History::default());
         first.watching(Arc::new(crate::monitor::Quiet)).observe(Event::Paired(PAIR));
         for pairing in [first, pairing(file.clone(), None)] {
-            assert_eq!(pairing.options(&Options::default()).baseline.pair, Some(PAIR));
+            assert_eq!(pairing.options(&Options::default()).history.pair, Some(PAIR));
         }
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(&file, "{").unwrap();
-        assert_eq!(pairing(file, None).options(&Options::default()).baseline.pair, None, "damaged");
+        assert_eq!(pairing(file, None).options(&Options::default()).history.pair, None, "damaged");
     }
 
     #[test]
@@ -295,7 +295,7 @@ mod tests {
         for (machine, is_other) in [("one", false), ("two", true)] {
             let again = pairing(file.clone(), Some(true));
             again.met(machine.to_owned());
-            let session = again.options(&Options::default()).baseline.session;
+            let session = again.options(&Options::default()).history.session;
             assert_eq!(session, Some(InSession { is_source: true, is_other }));
         }
     }

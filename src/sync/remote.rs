@@ -13,7 +13,7 @@ use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending, 
 use crate::monitor::Warning;
 use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection};
 use crate::sync::error::STATE_HINT;
-use crate::sync::memory::{self, Key};
+use crate::sync::baseline::{self, Key};
 use crate::sync::meter::Count;
 use crate::sync::pairing::Pairing;
 use crate::sync::stand_in::StandIn;
@@ -136,7 +136,7 @@ impl<'a> Session<'a> {
     ) -> Result<Round, SyncError> {
         let config = sending(options);
         let engine = Sender::new(&config);
-        let disk = Sending::new(from.to_owned(), config.options.clone()).remembering(memory::open(key));
+        let disk = Sending::new(from.to_owned(), config.options.clone()).with_baseline(baseline::open(key));
         let order = order(Role::Receiver, to, &config, key, None);
         self.exchange(order, engine, disk, monitor).await
     }
@@ -154,7 +154,7 @@ impl<'a> Session<'a> {
         let looking = Watcher::clone(&monitor);
         let run = move |incoming, writer| {
             let link = Link::new(incoming, writer, true, config.options.compress);
-            let failure = source.send(&link, &config, || memory::open(key), &*looking, &mut done);
+            let failure = source.send(&link, &config, || baseline::open(key), &*looking, &mut done);
             link.close();
             Err(failure)
         };
@@ -178,7 +178,7 @@ impl<'a> Session<'a> {
         let run = move |incoming, writer| {
             let link = Link::new(incoming, writer, true, config.options.compress);
             began(link.asker());
-            let failure = rounds::receive(&link, &to, &config, || memory::open(key), &*looking, &mut done);
+            let failure = rounds::receive(&link, &to, &config, || baseline::open(key), &*looking, &mut done);
             link.close();
             Err(failure)
         };
@@ -216,7 +216,7 @@ impl<'a> Session<'a> {
         let engine = Receiver::new(&config);
         let name = from.rsplit(|&byte| byte == b'/').next().map(<[u8]>::to_vec);
         let disk = Receiving::new(PathBuf::from(to), config.options.clone())
-            .remembering(memory::open(key))
+            .with_baseline(baseline::open(key))
             .looking_ahead(name);
         let order = order(Role::Sender, from, &config, key, None);
         self.exchange(order, engine, disk, monitor).await
@@ -325,8 +325,8 @@ fn receiving(options: &Options) -> Config {
     Config { options, relay: false }
 }
 
-fn order(role: Role, path: &[u8], config: &Config, memory: Option<Key>, watch: Option<Watching>) -> Order {
-    Order { role, path: path.to_vec(), options: config.options.clone(), memory, watch, timeout_ms: 0 }
+fn order(role: Role, path: &[u8], config: &Config, baseline_key: Option<Key>, watch: Option<Watching>) -> Order {
+    Order { role, path: path.to_vec(), options: config.options.clone(), baseline_key, watch, timeout_ms: 0 }
 }
 
 /// Explains why an agent's stream ended, from the connection's error and the agent's exit report.

@@ -28,7 +28,7 @@ use crate::remote::ErrorKind;
 use crate::sync::pairing::Pairing;
 use crate::sync::remote::{Rounds, Session};
 use crate::sync::retry::{Attempts, Counting, Verdict, Went, is_loss};
-use crate::sync::{Endpoint, Job, SyncError, Watcher, blocking, limit, local, memory, target};
+use crate::sync::{Endpoint, Job, SyncError, Watcher, blocking, limit, local, baseline, target};
 use crate::wire::hello::{Role, Watching};
 use crate::wire::message::AbortKind;
 use backoff::Backoff;
@@ -178,12 +178,12 @@ async fn once(
         let options = &pairing.options(&job.options);
         match (&job.source, &job.destination, source) {
             (Endpoint::Local(path), remote, Some(source)) => {
-                let key = memory::key(job, Role::Sender, path);
+                let key = baseline::key(job, Role::Sender, path);
                 let rounds = Rounds { key, watching, monitor, done };
                 session.upload_live(source, remote.path(), options, rounds).await
             }
             (remote, Endpoint::Local(path), _) => {
-                let key = memory::key(job, Role::Receiver, path);
+                let key = baseline::key(job, Role::Receiver, path);
                 let rounds = Rounds { key, watching, monitor, done };
                 let flushes = Arc::clone(flushes);
                 let began = move |asker| flushes.ask_with(asker);

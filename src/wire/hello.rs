@@ -56,7 +56,7 @@ pub struct Options {
     /// Deletions that the user allowed.
     pub consent: Consent,
     /// The client's facts from earlier runs about source and destination.
-    pub baseline: Baseline,
+    pub history: History,
 }
 
 /// Deletions that need no question.
@@ -74,7 +74,7 @@ pub struct Consent {
 
 /// Facts from earlier runs about a source and a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Baseline {
+pub struct History {
     /// Both trees, if ksync made the destination as a copy of this source.
     pub pair: Option<Pair>,
     /// The side that is in a session's VM, if one is.
@@ -105,7 +105,7 @@ pub struct Order {
     pub options: Options,
     /// Name under which the agent stores its baseline, if the client stores one too. It is not
     /// secret, and means nothing to anybody else.
-    pub memory: Option<[u8; 16]>,
+    pub baseline_key: Option<[u8; 16]>,
     /// Set if rounds follow each other until the connection ends: how the sender watches its tree.
     pub watch: Option<Watching>,
     /// Timeout: milliseconds of silence after which the client gives the agent up; 0 means never.
@@ -202,7 +202,7 @@ mod tests {
             role: Role::Receiver,
             path: b"/tmp/\xff".to_vec(),
             options: Options::default(),
-            memory: Some([7; 16]),
+            baseline_key: Some([7; 16]),
             watch: None,
             timeout_ms: 60_000,
         }

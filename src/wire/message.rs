@@ -407,11 +407,11 @@ pub enum Message {
         complete: bool,
     },
     /// S: the following messages may be changes to the offer whose record has this digest.
-    Base {
+    Baseline {
         /// The digest.
         digest: Hash,
     },
-    /// S: the next part of the differences to the base.
+    /// S: the next part of the differences to the baseline.
     Changes(Change),
     /// S: end of the changes.
     Changed {
@@ -420,8 +420,8 @@ pub enum Message {
         /// The digest of the new offer's record.
         digest: Hash,
     },
-    /// R: the base is unknown here, so the sender must send the full offer.
-    Forgotten,
+    /// R: the baseline is unknown here, so the sender must send the full offer.
+    BaselineMissing,
     /// R: the files that must travel.
     Wants(Vec<Want>),
     /// S: complete answers.
@@ -630,9 +630,9 @@ impl Message {
             | Self::Heartbeat { .. }
             | Self::Entries(_)
             | Self::Offered { .. }
-            | Self::Base { .. }
+            | Self::Baseline { .. }
             | Self::Changed { .. }
-            | Self::Forgotten => true,
+            | Self::BaselineMissing => true,
         }
     }
 }

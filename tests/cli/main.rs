@@ -23,7 +23,7 @@ mod locked;
 mod mapping;
 mod moved;
 mod plan;
-mod remembered;
+mod baseline;
 mod rules;
 mod silence;
 mod told;

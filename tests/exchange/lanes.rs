@@ -87,7 +87,7 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<
         role: Role::Receiver,
         path: Vec::new(),
         options: world.options.clone(),
-        memory: None,
+        baseline_key: None,
         watch: None,
         timeout_ms: 0,
     };

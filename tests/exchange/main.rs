@@ -8,7 +8,7 @@ mod kinds;
 mod lanes;
 mod large;
 mod meddling;
-mod memory;
+mod baseline;
 mod panics;
 mod random;
 mod world;

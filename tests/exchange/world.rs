@@ -183,7 +183,7 @@ fn one_side(
         role: Role::Receiver,
         path: Vec::new(),
         options: options.clone(),
-        memory: None,
+        baseline_key: None,
         watch: None,
         timeout_ms: 0,
     };

@@ -10,12 +10,12 @@ use crate::engine::work::Destination;
 use crate::monitor::{Action, Event, Reason};
 use crate::tree::place::Pair;
 use crate::tree::scope::Scope;
-use crate::wire::hello::{Baseline, Consent, Options};
+use crate::wire::hello::{History, Consent, Options};
 
 /// A destination with this pair.
 pub(super) fn known(pair: Pair) -> Destination {
-    let baseline = Baseline { pair: Some(pair), session: None };
-    Destination { baseline, ..Destination::default() }
+    let history = History { pair: Some(pair), session: None };
+    Destination { history, ..Destination::default() }
 }
 
 /// `--delete` without any consent.

@@ -7,7 +7,7 @@ use serde_bytes::ByteBuf;
 
 use super::brake::known;
 use super::content::{blocks, chunks, window_of};
-use super::memory::Kept;
+use super::baseline::Baseline;
 use super::tree::{Node, Tree, What, manifest, remove_with_all_below, time};
 use crate::content::blocks::BlockSize;
 use crate::content::chunk::Chunk;
@@ -54,7 +54,7 @@ pub(super) struct Source {
     pub(super) lies: HashMap<TreePath, (Lie, usize)>,
     pub(super) filter: Filter,
     pub(super) piece_bytes: usize,
-    pub(super) memory: Kept,
+    pub(super) baseline: Baseline,
     /// The offered part of the tree, if not all of it.
     pub(super) scope: Option<Scope>,
     /// Length in bytes up to which files are pushed with a partial offer.
@@ -95,7 +95,7 @@ impl Source {
             lies: HashMap::new(),
             filter: Filter::default(),
             piece_bytes: PIECE_BYTES,
-            memory: Kept::default(),
+            baseline: Baseline::default(),
             offered: Arc::default(),
             streams: HashMap::new(),
             scope: None,
@@ -111,10 +111,10 @@ impl Source {
             Work::Find => {
                 let subject = Subject::directory(self.root.0, self.root.1, self.place);
                 let is_partial = self.scope.is_some();
-                let base = self.memory.digest().filter(|_| !is_partial);
-                Outcome::Find(Ok(Found { subject, base, is_partial }))
+                let baseline = self.baseline.digest().filter(|_| !is_partial);
+                Outcome::Find(Ok(Found { subject, baseline, is_partial }))
             }
-            Work::Remember { manifest, ignores } => self.memory.remember(&manifest, &ignores),
+            Work::StoreBaseline { manifest, ignores } => self.baseline.store(&manifest, &ignores),
             Work::Scan => Outcome::Scan(Ok(self.scan())),
             Work::Read(orders) => {
                 Outcome::Read(orders.into_iter().map(|order| (order.want.id, self.read(&order))).collect())
@@ -137,10 +137,10 @@ impl Source {
             .collect();
         self.offered = manifest(&seen);
         let ignores = self.filter.files();
-        let changed = self.memory.changed(&self.offered, ignores);
+        let changed = self.baseline.changed(&self.offered, ignores);
         let is_new = self.scope.is_none()
-            && self.memory.remembers
-            && self.memory.digest() != Some(record::digest(&self.offered, ignores));
+            && self.baseline.stores
+            && self.baseline.digest() != Some(record::digest(&self.offered, ignores));
         Scanned {
             manifest: Arc::clone(&self.offered),
             ignores: self.filter.files().to_vec(),
@@ -344,7 +344,7 @@ pub(super) struct Target {
     pub(super) complete: bool,
     /// Staged contents, by path.
     pub(super) staged: BTreeMap<TreePath, Vec<u8>>,
-    pub(super) memory: Kept,
+    pub(super) baseline: Baseline,
     /// Free room, if the disk reports it.
     pub(super) room: Option<Room>,
     /// Files that a power cut may have damaged.
@@ -381,7 +381,7 @@ impl Target {
             root: (0o700, time(0)),
             complete: true,
             staged: BTreeMap::new(),
-            memory: Kept::default(),
+            baseline: Baseline::default(),
             room: None,
             doubted: BTreeMap::new(),
             destination: known(Pair { is_own: true, ..Pair::default() }),
@@ -434,8 +434,8 @@ impl Target {
                 }
                 Outcome::Close(Ok(()))
             }
-            Work::Recall(_) => Outcome::Recall(self.memory.recall()),
-            Work::Remember { manifest, ignores } => self.memory.remember(&manifest, &ignores),
+            Work::LoadBaseline(_) => Outcome::LoadBaseline(self.baseline.load()),
+            Work::StoreBaseline { manifest, ignores } => self.baseline.store(&manifest, &ignores),
             other => panic!("not a receiver's: {other:?}"),
         }
     }

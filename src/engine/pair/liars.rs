@@ -3,7 +3,7 @@
 use serde_bytes::ByteBuf;
 
 use super::disk::{Source, Target};
-use super::memory::Kept;
+use super::baseline::Baseline;
 use super::tree::{Dice, Node, Tree, directory, file, link, manifest, path, time, tree};
 use super::{RECEIVER, SENDER, Side};
 use crate::content::blocks::BlockId;
@@ -136,7 +136,7 @@ impl Victim {
 
     fn receiver_at(config: &Config, stage: Stage) -> Self {
         let mut target = Target::new(present());
-        target.memory = Kept::of(&offered());
+        target.baseline = Baseline::of(&offered());
         let mut victim = Self::receiver_on(config, target);
         if stage == Stage::Fresh {
             return victim;
@@ -283,10 +283,10 @@ fn every_kind() -> Vec<(&'static str, Message)> {
         ("Pieces", pieces(LARGE, 1000, false)),
         ("Finished", Message::Finished(Tally::default())),
         ("Note", Message::Note(Event::Excluded { entries: 1 })),
-        ("Base", Message::Base { digest: Hash::of(b"base") }),
+        ("Baseline", Message::Baseline { digest: Hash::of(b"baseline") }),
         ("Changes", Message::Changes(Change { edits: vec![Edit::default()], entries: Vec::new() })),
-        ("Changed", Message::Changed { complete: true, digest: Hash::of(b"base") }),
-        ("Forgotten", Message::Forgotten),
+        ("Changed", Message::Changed { complete: true, digest: Hash::of(b"baseline") }),
+        ("BaselineMissing", Message::BaselineMissing),
         ("Sampled", Message::Sampled(vec![(LARGE, samples())])),
         ("Holes", Message::Holes(Holes { files: vec![(LARGE, 1)], others_bytes: 1 })),
     ]
@@ -304,7 +304,7 @@ fn every_message_out_of_turn_breaks_the_protocol() {
     ];
     let receivers = [
         (Stage::Fresh, &["Note", "Subject", "Ignores", "Entries"][..]),
-        (Stage::Listing, &["Note", "Ignores", "Entries", "Offered", "Base", "Sampled", "Holes"]),
+        (Stage::Listing, &["Note", "Ignores", "Entries", "Offered", "Baseline", "Sampled", "Holes"]),
         (Stage::Offered, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
         (Stage::Content, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
         (Stage::Streaming, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),

@@ -113,14 +113,14 @@ fn message() -> Union<BoxedStrategy<Message>> {
         (id(), vec(op(), 0..4), proptest::option::of(hash()))
             .prop_map(|(id, ops, end)| Message::Pieces { id, ops, end })
             .boxed(),
-        Just(Message::Base { digest: record::digest(&manifest(&offered()), &[]) }).boxed(),
+        Just(Message::Baseline { digest: record::digest(&manifest(&offered()), &[]) }).boxed(),
         (vec(edit(), 1..4), vec(any::<u8>(), 0..20))
             .prop_map(|(edits, entries)| Message::Changes(Change { edits, entries }))
             .boxed(),
         (any::<bool>(), prop_oneof![hash(), Just(record::digest(&manifest(&offered()), &[]))])
             .prop_map(|(complete, digest)| Message::Changed { complete, digest })
             .boxed(),
-        Just(Message::Forgotten).boxed(),
+        Just(Message::BaselineMissing).boxed(),
         Just(Message::Rescan).boxed(),
         any::<bool>().prop_map(|is_active| Message::Heartbeat { is_active }).boxed(),
         vec((vec(any::<u8>(), 0..4), any::<bool>()), 0..4)

@@ -254,9 +254,9 @@ impl Receiver {
 
     /// True if the client does not have this pair yet.
     pub(super) fn is_news(&self, pair: &Pair) -> bool {
-        let baseline = self.opened.as_ref().map(|opened| opened.destination.baseline);
-        baseline.is_none_or(|baseline| {
-            baseline.pair != Some(*pair) || baseline.session.is_some_and(|session| session.is_other)
+        let history = self.opened.as_ref().map(|opened| opened.destination.history);
+        history.is_none_or(|history| {
+            history.pair != Some(*pair) || history.session.is_some_and(|session| session.is_other)
         })
     }
 

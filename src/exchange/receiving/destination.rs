@@ -195,10 +195,10 @@ impl Receiving {
 
     /// Facts about the destination besides its entries.
     fn destination(&self, was_there: bool, root: Option<&Root>) -> Destination {
-        let Options { delete, consent, baseline, .. } = &self.options;
+        let Options { delete, consent, history, .. } = &self.options;
         let is_named = |path: &ByteBuf| root.is_some_and(|root| root.is_at(&expand_home(path)));
-        let remembered = self.standing.as_ref().map(|standing| standing.remembered(*baseline));
-        let (baseline, withheld) = remembered.unwrap_or_else(|| (*baseline, Arc::default()));
+        let remembered = self.standing.as_ref().map(|standing| standing.remembered(*history));
+        let (history, withheld) = remembered.unwrap_or_else(|| (*history, Arc::default()));
         Destination {
             is_new: !was_there,
             metadata: root.and_then(Root::own_metadata),
@@ -206,7 +206,7 @@ impl Receiving {
             is_ours: root.is_some_and(Root::is_ours),
             is_protected: *delete && root.is_some_and(Root::is_protected),
             is_forced: *delete && consent.force_in.iter().any(is_named),
-            baseline,
+            history,
             withheld,
             is_round: self.standing.is_some(),
         }

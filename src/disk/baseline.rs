@@ -56,12 +56,12 @@ const PRIVATE: u32 = 0o700;
 
 /// Names the file that holds the baseline of one source and destination.
 #[derive(Debug, Clone)]
-pub struct Memory {
+pub struct Baseline {
     directory: PathBuf,
     name: String,
 }
 
-impl Memory {
+impl Baseline {
     /// The baseline called `key` in `directory`. The first write creates this directory, but not
     /// its parent: without the parent nothing is kept.
     #[must_use]
@@ -77,7 +77,7 @@ impl Memory {
 
     /// The stored record, if it is sound.
     #[must_use]
-    pub fn recall(&self) -> Option<Record> {
+    pub fn load(&self) -> Option<Record> {
         let (file, digest, length) = self.open().ok()?;
         let mut bytes = Vec::with_capacity(usize::try_from(length).ok()?);
         (&file).take(length).read_to_end(&mut bytes).ok()?;
@@ -86,7 +86,7 @@ impl Memory {
 
     /// Replaces the stored record by one of `manifest` and `ignores`. Returns `false` if that
     /// fails.
-    pub fn remember(&self, manifest: &Manifest, ignores: &[IgnoreFile]) -> bool {
+    pub fn store(&self, manifest: &Manifest, ignores: &[IgnoreFile]) -> bool {
         let Ok(directory) = self.make_directory() else { return false };
         let new = format!("{}.{}{NEW}", self.name, std::process::id());
         let written = write_new(&directory, &new, manifest, ignores)
@@ -237,21 +237,21 @@ mod tests {
 
     struct Place {
         folder: TempDir,
-        memory: Memory,
+        baseline: Baseline,
     }
 
     impl Place {
         fn new() -> Self {
             let folder = TempDir::new().unwrap();
             fs::create_dir(folder.path().join("state")).unwrap();
-            let memory = Memory::new(folder.path().join("state/offers"), &KEY);
-            Self { folder, memory }
+            let baseline = Baseline::new(folder.path().join("state/offers"), &KEY);
+            Self { folder, baseline }
         }
 
         /// A place whose baseline holds ten files.
         fn filled() -> Self {
             let place = Self::new();
-            assert!(place.memory.remember(&tree(10), &ignores("x")));
+            assert!(place.baseline.store(&tree(10), &ignores("x")));
             place
         }
 
@@ -271,8 +271,8 @@ mod tests {
             names
         }
 
-        fn recalls_nothing(&self) {
-            assert!(self.memory.digest().is_none() && self.memory.recall().is_none());
+        fn loads_nothing(&self) {
+            assert!(self.baseline.digest().is_none() && self.baseline.load().is_none());
         }
     }
 
@@ -288,14 +288,14 @@ mod tests {
     #[test]
     fn a_stored_record_comes_back_and_is_private() {
         let place = Place::new();
-        place.recalls_nothing();
+        place.loads_nothing();
         assert!(!place.directory().exists(), "nothing is made before there is need");
         for count in [5000, 3] {
             let manifest = tree(count);
-            assert!(place.memory.remember(&manifest, &ignores("x")));
+            assert!(place.baseline.store(&manifest, &ignores("x")));
             let digest = record::digest(&manifest, &ignores("x"));
-            assert_eq!(place.memory.digest(), Some(digest));
-            let record = place.memory.recall().unwrap();
+            assert_eq!(place.baseline.digest(), Some(digest));
+            let record = place.baseline.load().unwrap();
             assert_eq!((record.digest(), record.ignores()), (digest, &ignores("x")[..]));
             let entries: Vec<_> = record.into_parts().1.map(Result::unwrap).collect();
             assert!(manifest.entries().eq(entries.iter().map(|entry| entry.view())));
@@ -309,8 +309,8 @@ mod tests {
     fn a_missing_parent_directory_keeps_no_record() {
         let place = Place::new();
         fs::remove_dir(place.folder.path().join("state")).unwrap();
-        assert!(!place.memory.remember(&tree(1), &[]));
-        place.recalls_nothing();
+        assert!(!place.baseline.store(&tree(1), &[]));
+        place.loads_nothing();
         assert!(!place.folder.path().join("state").exists());
     }
 
@@ -320,16 +320,16 @@ mod tests {
         let whole = fs::read(place.file()).unwrap();
         for length in 0..whole.len() {
             fs::write(place.file(), &whole[..length]).unwrap();
-            assert!(place.memory.recall().is_none(), "cut at {length}");
+            assert!(place.baseline.load().is_none(), "cut at {length}");
         }
         for position in 0..whole.len() {
             let mut bytes = whole.clone();
             bytes[position] ^= 1;
             fs::write(place.file(), &bytes).unwrap();
-            assert!(place.memory.recall().is_none(), "damaged at {position}");
+            assert!(place.baseline.load().is_none(), "damaged at {position}");
         }
         fs::write(place.file(), &whole).unwrap();
-        assert!(place.memory.recall().is_some());
+        assert!(place.baseline.load().is_some());
     }
 
     #[test]
@@ -337,7 +337,7 @@ mod tests {
         let place = Place::filled();
         let file = File::options().write(true).open(place.file()).unwrap();
         file.set_len(RECORD_BYTES_MAX + HEADER_BYTES as u64 + 1).unwrap();
-        place.recalls_nothing();
+        place.loads_nothing();
     }
 
     #[test]
@@ -347,21 +347,21 @@ mod tests {
         fs::rename(place.file(), &elsewhere).unwrap();
         let before = fs::read(&elsewhere).unwrap();
         symlink(&elsewhere, place.file()).unwrap();
-        place.recalls_nothing();
-        assert!(place.memory.remember(&tree(2), &[]));
+        place.loads_nothing();
+        assert!(place.baseline.store(&tree(2), &[]));
         assert_eq!(fs::read(&elsewhere).unwrap(), before);
         assert!(place.file().symlink_metadata().unwrap().is_file());
 
         fs::remove_file(place.file()).unwrap();
         rustix::fs::mkfifoat(CWD, place.file(), Mode::RUSR | Mode::WUSR).unwrap();
-        place.recalls_nothing();
+        place.loads_nothing();
         fs::remove_file(place.file()).unwrap();
         fs::create_dir(place.file()).unwrap();
         let untouched = SystemTime::UNIX_EPOCH + UNUSED_MAX;
         File::open(place.file()).unwrap().set_modified(untouched).unwrap();
-        place.recalls_nothing();
+        place.loads_nothing();
         assert_eq!(place.file().metadata().unwrap().modified().unwrap(), untouched);
-        assert!(!place.memory.remember(&tree(2), &[]));
+        assert!(!place.baseline.store(&tree(2), &[]));
         assert_eq!(place.names(), ["a7".repeat(16)], "nothing half is left behind");
     }
 
@@ -369,12 +369,12 @@ mod tests {
     fn a_record_of_another_user_is_not_used() {
         let place = Place::filled();
         if chown(place.file(), Some(65534), None).is_ok() {
-            place.recalls_nothing();
+            place.loads_nothing();
             chown(place.file(), Some(geteuid().as_raw()), None).unwrap();
-            assert!(place.memory.recall().is_some());
+            assert!(place.baseline.load().is_some());
             chown(place.directory(), Some(65534), None).unwrap();
-            place.recalls_nothing();
-            assert!(!place.memory.remember(&tree(2), &[]));
+            place.loads_nothing();
+            assert!(!place.baseline.store(&tree(2), &[]));
         }
     }
 
@@ -382,17 +382,17 @@ mod tests {
     fn a_linked_directory_is_not_used_and_loose_modes_are_tightened() {
         let place = Place::filled();
         fs::set_permissions(place.directory(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(place.memory.recall().is_some());
+        assert!(place.baseline.load().is_some());
         assert_eq!(place.directory().metadata().unwrap().mode() & 0o7777, 0o700);
         let elsewhere = place.folder.path().join("elsewhere");
         fs::rename(place.directory(), &elsewhere).unwrap();
         symlink(&elsewhere, place.directory()).unwrap();
-        place.recalls_nothing();
-        assert!(!place.memory.remember(&tree(2), &[]));
+        place.loads_nothing();
+        assert!(!place.baseline.store(&tree(2), &[]));
         fs::remove_file(place.directory()).unwrap();
         fs::write(place.directory(), "a file").unwrap();
-        place.recalls_nothing();
-        assert!(!place.memory.remember(&tree(2), &[]));
+        place.loads_nothing();
+        assert!(!place.baseline.store(&tree(2), &[]));
     }
 
     #[test]
@@ -409,9 +409,9 @@ mod tests {
         other(&format!("{}.7.new", "3".repeat(32)), day / 2);
         other("something else", 99 * day);
         set_age(&place.file(), 99 * day);
-        assert!(place.memory.recall().is_some(), "to be asked for is to be used");
+        assert!(place.baseline.load().is_some(), "to be asked for is to be used");
         other(&"4".repeat(32), Duration::ZERO);
-        assert!(Memory::new(place.directory(), &[5; 16]).remember(&tree(1), &[]));
+        assert!(Baseline::new(place.directory(), &[5; 16]).store(&tree(1), &[]));
         let expected = ["05".repeat(16), "1".repeat(32), format!("{}.7.new", "3".repeat(32)), "4".repeat(32)];
         let expected = [&expected[..], &["a7".repeat(16), "something else".to_owned()]].concat();
         assert_eq!(place.names(), expected);
@@ -426,7 +426,7 @@ mod tests {
             fs::write(&path, "x").unwrap();
             set_age(&path, hour * (number + 1));
         }
-        assert!(place.memory.remember(&tree(1), &[]));
+        assert!(place.baseline.store(&tree(1), &[]));
         let names = place.names();
         assert_eq!(names.len(), FILES_MAX);
         assert!(names.contains(&format!("{:032x}", 0)) && !names.contains(&format!("{FILES_MAX:032x}")));
@@ -434,7 +434,7 @@ mod tests {
         let large = place.directory().join(format!("{:032x}", 1));
         File::options().write(true).open(&large).unwrap().set_len(TOTAL_BYTES_MAX).unwrap();
         set_age(&large, hour * 2);
-        assert!(place.memory.remember(&tree(1), &[]));
+        assert!(place.baseline.store(&tree(1), &[]));
         assert_eq!(place.names(), [format!("{:032x}", 0), "a7".repeat(16)]);
     }
 }

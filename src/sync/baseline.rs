@@ -1,4 +1,4 @@
-//! Keys and directory of the client's baselines: see [`crate::disk::memory`].
+//! Keys and directory of the client's baselines: see [`crate::disk::baseline`].
 
 use std::fs;
 use std::io;
@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::content::hash::Hasher;
-use crate::disk::memory::Memory;
+use crate::disk::baseline::Baseline;
 use crate::private;
 use crate::sync::{Endpoint, Job, target};
 use crate::wire::hello::Role;
@@ -47,8 +47,8 @@ pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
 }
 
 /// The baseline of this key on this side, in the state directory.
-pub(super) fn open(key: Option<Key>) -> Option<Memory> {
-    Some(Memory::new(target::state_dir().ok()?.join("offers"), &key?))
+pub(super) fn open(key: Option<Key>) -> Option<Baseline> {
+    Some(Baseline::new(target::state_dir().ok()?.join("offers"), &key?))
 }
 
 /// An endpoint without its path.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use ksync::disk::memory::Memory;
+use ksync::disk::baseline::Baseline;
 use ksync::exchange::{Receiving, Sending};
 use ksync::wire::hello::{Consent, Options};
 
@@ -18,17 +18,17 @@ fn place(world: &World, side: &str) -> PathBuf {
     world.folder.path().join(format!("{side}-state/offers"))
 }
 
-fn memory(world: &World, side: &str) -> Memory {
+fn baseline(world: &World, side: &str) -> Baseline {
     let place = place(world, side);
     fs::create_dir_all(place.parent().unwrap()).unwrap();
-    Memory::new(place, &KEY)
+    Baseline::new(place, &KEY)
 }
 
 fn run(world: &World) -> Ran {
     world.run_with(
-        Sending::new(world.source.clone(), world.options.clone()).remembering(Some(memory(world, "sender"))),
+        Sending::new(world.source.clone(), world.options.clone()).with_baseline(Some(baseline(world, "sender"))),
         Receiving::new(world.target.clone(), world.options.clone())
-            .remembering(Some(memory(world, "receiver"))),
+            .with_baseline(Some(baseline(world, "receiver"))),
     )
 }
 
@@ -67,7 +67,7 @@ fn an_unchanged_large_tree_costs_no_more_than_a_small_one() {
             let (few, many) = (run_ok(&small).bytes, run_ok(&large).bytes);
             assert!(few < NOTHING_BYTES && many <= few + 16, "{few} and {many} bytes");
         }
-        assert_eq!(memory(&large, "sender").digest(), memory(&large, "receiver").digest());
+        assert_eq!(baseline(&large, "sender").digest(), baseline(&large, "receiver").digest());
     }
 }
 
@@ -148,7 +148,7 @@ fn a_baseline_that_cannot_be_stored_is_no_problem() {
         world.as_nobody = true;
         as_nobody(&world);
         let other = if side == "sender" { "receiver" } else { "sender" };
-        let _ = (memory(&world, side), memory(&world, other));
+        let _ = (baseline(&world, side), baseline(&world, other));
         // The directory belongs to the superuser, and the user nobody may only read it.
         set_mode(place(&world, side).parent().unwrap(), 0o555);
         set_mode(place(&world, other).parent().unwrap(), 0o777);
@@ -167,9 +167,9 @@ fn a_run_with_problems_still_leaves_a_baseline() {
     let ran = {
         // A file vanishes between the scan and the read.
         let sending = Sending::new(world.source.clone(), world.options.clone())
-            .remembering(Some(memory(&world, "sender")));
+            .with_baseline(Some(baseline(&world, "sender")));
         let receiving = Receiving::new(world.target.clone(), world.options.clone())
-            .remembering(Some(memory(&world, "receiver")));
+            .with_baseline(Some(baseline(&world, "receiver")));
         let source = world.source.clone();
         let meddling = crate::meddling::Meddling {
             inner: sending,
@@ -196,7 +196,7 @@ fn an_interrupted_run_continues_without_the_manifest() {
         world.write("large", &crate::world::noise(1, 8 << 20));
         world.cut_after = Some(4 << 20);
         assert!(run(&world).client.is_err());
-        let remembered = ["sender", "receiver"].map(|side| memory(&world, side).digest());
+        let remembered = ["sender", "receiver"].map(|side| baseline(&world, side).digest());
         assert!(remembered[0].is_some() && remembered[0] == remembered[1]);
         world.cut_after = None;
         let staged = world.staged_bytes();
@@ -256,12 +256,12 @@ fn ignore_files_of_the_baseline_still_protect() {
 fn a_run_that_fails_early_changes_no_baseline() {
     let world = world_of(3000);
     run_ok(&world);
-    let before = memory(&world, "sender").digest();
+    let before = baseline(&world, "sender").digest();
     fs::rename(&world.target, world.folder.path().join("aside")).unwrap();
     write(&world.target, b"in the way");
     world.write("new", b"");
     assert!(run(&world).client.is_err());
-    assert_eq!(memory(&world, "sender").digest(), before);
+    assert_eq!(baseline(&world, "sender").digest(), before);
     fs::remove_file(&world.target).unwrap();
     fs::rename(world.folder.path().join("aside"), &world.target).unwrap();
     let ran = run_ok(&world);
@@ -280,7 +280,7 @@ fn a_baseline_replaced_meanwhile_is_not_used() {
     world.write("new", b"");
     let meddling = crate::meddling::Meddling {
         inner: Sending::new(world.source.clone(), world.options.clone())
-            .remembering(Some(memory(&world, "sender"))),
+            .with_baseline(Some(baseline(&world, "sender"))),
         meddle: move |work: &ksync::engine::Work| {
             if matches!(work, ksync::engine::Work::Scan) {
                 fs::copy(&by, &replaced).unwrap();
@@ -288,7 +288,7 @@ fn a_baseline_replaced_meanwhile_is_not_used() {
         },
     };
     let receiving = Receiving::new(world.target.clone(), world.options.clone())
-        .remembering(Some(memory(&world, "receiver")));
+        .with_baseline(Some(baseline(&world, "receiver")));
     let ran = world.run_with(meddling, receiving);
     assert!(ran.agent.is_ok() && ran.problems().is_empty(), "{ran:?}");
     world.assert_same();

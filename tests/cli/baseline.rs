@@ -23,11 +23,11 @@ fn world() -> World {
 }
 
 /// The directory of the agent's baselines.
-fn far_offers(world: &World) -> PathBuf {
+fn far_baselines(world: &World) -> PathBuf {
     world.far_home().join(".cache/ksync/offers")
 }
 
-fn offers(world: &World) -> PathBuf {
+fn baselines(world: &World) -> PathBuf {
     world.path("state/ksync/offers")
 }
 
@@ -53,9 +53,9 @@ fn a_second_run_transfers_next_to_nothing_either_way() {
             let again = sync(&world, download);
             assert!(again.wire_bytes() < NOTHING_BYTES, "{again:?} after {first:?}");
         }
-        assert_eq!((count(&offers(&world)), count(&far_offers(&world))), (1, 1));
+        assert_eq!((count(&baselines(&world)), count(&far_baselines(&world))), (1, 1));
         let mode = |path: PathBuf| fs::metadata(path).unwrap().mode() & 0o7777;
-        assert_eq!((mode(offers(&world)), mode(far_offers(&world))), (0o700, 0o700));
+        assert_eq!((mode(baselines(&world)), mode(far_baselines(&world))), (0o700, 0o700));
 
         fs::rename(world.path("src/7/7"), world.path("src/8/renamed")).unwrap();
         let changed = sync(&world, download);
@@ -70,7 +70,7 @@ fn a_side_that_lost_its_baseline_gets_everything_once() {
     for download in [false, true] {
         let world = world();
         sync(&world, download);
-        for folder in [offers(&world), far_offers(&world)] {
+        for folder in [baselines(&world), far_baselines(&world)] {
             fs::remove_dir_all(folder).unwrap();
             let forgotten = sync(&world, download);
             assert!(forgotten.wire_bytes() > FILES as u64 * 2, "{forgotten:?}");
@@ -87,7 +87,7 @@ fn each_client_and_each_selection_has_its_own_baseline() {
     world.sync_with(&["--exclude", "/3"], "src", world.far("dst"));
     world.sync_with(&["--checksum"], "src", world.far("dst"));
     world.sync("src/5", world.far("dst/5"));
-    assert_eq!((count(&offers(&world)), count(&far_offers(&world))), (4, 4));
+    assert_eq!((count(&baselines(&world)), count(&far_baselines(&world))), (4, 4));
     for options in [&["--exclude", "/3"][..], &["--checksum"], &["--delete"]] {
         let again = world.sync_with(options, "src", world.far("dst"));
         assert!(again.wire_bytes() < NOTHING_BYTES, "{options:?}: {again:?}");
@@ -95,7 +95,7 @@ fn each_client_and_each_selection_has_its_own_baseline() {
     // Another client has the same paths, but another id.
     fs::rename(world.path("state/ksync/id"), world.path("id")).unwrap();
     sync(&world, false);
-    assert_eq!((count(&offers(&world)), count(&far_offers(&world))), (5, 5));
+    assert_eq!((count(&baselines(&world)), count(&far_baselines(&world))), (5, 5));
     fs::rename(world.path("id"), world.path("state/ksync/id")).unwrap();
     let again = sync(&world, false);
     assert!(again.wire_bytes() < NOTHING_BYTES, "{again:?}");
@@ -112,7 +112,7 @@ fn a_sync_works_without_a_place_for_baselines() {
             assert!(stats.wire_bytes() > FILES as u64 * 2, "{stats:?}");
         }
     }
-    assert!(!far_offers(&world).exists(), "nobody asked the agent to remember");
+    assert!(!far_baselines(&world).exists(), "nobody asked the agent to remember");
 }
 
 #[test]
