@@ -19,7 +19,7 @@ mod links;
 mod need;
 mod plan;
 pub mod receiver;
-mod relations;
+mod renames;
 pub mod sender;
 pub mod work;
 

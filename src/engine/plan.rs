@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::content::hash::Hash;
 use crate::engine::links::leads_out;
-use crate::engine::relations;
+use crate::engine::renames;
 use crate::engine::work::Step;
 use crate::monitor::{Action, Differs, Doomed, Event, HEAD_MAX, Problem, Trouble, What};
 use crate::tree::compare::{Change, Rules, below, compare_doubting};
@@ -122,7 +122,7 @@ impl Plan {
             locked.add(change, wanted);
             plan.changes.push(change);
         }
-        relations::find(&mut plan.fetch, wanted, present, doubts);
+        renames::find(&mut plan.fetch, wanted, present, doubts);
         plan.first.splice(..0, locked.directories.into_iter().map(|at| Step::Unlock { at }));
         plan.remove.reverse();
         let stays = |at: &u32| plan.place_of_removal(*at).is_err();
