@@ -50,7 +50,7 @@ const RECEIVER: usize = 1;
 struct Side {
     engine: Box<dyn Engine>,
     works: Vec<Work>,
-    inbox: VecDeque<Message>,
+    mailbox: VecDeque<Message>,
     only_outcomes: bool,
     closed: bool,
     done: Option<Result<Summary, Failure>>,
@@ -62,7 +62,7 @@ impl Side {
         Self {
             engine: Box::new(engine),
             works: Vec::new(),
-            inbox: VecDeque::new(),
+            mailbox: VecDeque::new(),
             only_outcomes: false,
             closed: false,
             done: None,
@@ -213,7 +213,7 @@ impl Pair {
     /// Cuts the connection and drops the messages in flight.
     fn cut(&mut self) {
         for side in [SENDER, RECEIVER] {
-            self.sides[side].inbox.clear();
+            self.sides[side].mailbox.clear();
             self.sides[side].closed = true;
             if self.sides[side].done.is_none() {
                 self.sides[side].engine.input(Input::Closed("cut".to_owned()));
@@ -229,7 +229,7 @@ impl Pair {
             if side.only_outcomes || side.closed {
                 continue;
             }
-            if !side.inbox.is_empty() {
+            if !side.mailbox.is_empty() {
                 actions.push(Action::Deliver(index));
             } else if self.sides[1 - index].done.is_some() {
                 actions.push(Action::Close(index));
@@ -265,7 +265,7 @@ impl Pair {
                 self.sides[side].engine.input(Input::Outcome(outcome));
             }
             Action::Deliver(side) => {
-                let Some(message) = self.sides[side].inbox.pop_front() else { return };
+                let Some(message) = self.sides[side].mailbox.pop_front() else { return };
                 self.log.delivered += 1;
                 if side == RECEIVER {
                     self.log.received_bytes += content_of(&message);
@@ -289,7 +289,7 @@ impl Pair {
             let bytes = message.encode();
             self.log.wire_bytes += bytes.len();
             let message = Message::decode(&bytes).expect("what an engine says is within limits");
-            self.sides[1 - side].inbox.push_back(message);
+            self.sides[1 - side].mailbox.push_back(message);
         }
     }
 

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::exchange::inbox::Inbox;
+use crate::exchange::mailbox::Mailbox;
 use crate::exchange::lanes::Lane;
 use crate::exchange::outbox::Outbox;
 use crate::exchange::run::Carried;
@@ -204,12 +204,12 @@ impl Liveness {
     /// closes both the inbox and the outbox.
     pub(super) fn watch_over(
         self: &Arc<Self>,
-        inbox: &Arc<Inbox>,
+        mailbox: &Arc<Mailbox>,
         outbox: &Arc<Outbox>,
         carried: Option<Carried>,
     ) {
         let Some(Timeouts { silence, .. }) = self.timeouts else { return };
-        let (liveness, inbox, outbox) = (Arc::clone(self), Arc::clone(inbox), Arc::clone(outbox));
+        let (liveness, mailbox, outbox) = (Arc::clone(self), Arc::clone(mailbox), Arc::clone(outbox));
         thread::spawn(move || {
             let mut clock = Clock::new(silence);
             let mut carried = Carriage { bytes: carried, last: 0 };
@@ -235,7 +235,7 @@ impl Liveness {
                 };
                 clock.pass(passed, sign);
             };
-            inbox.close(AbortKind::Timeout, what);
+            mailbox.close(AbortKind::Timeout, what);
             outbox.abandon();
         });
     }

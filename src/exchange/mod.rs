@@ -10,7 +10,7 @@ mod ahead;
 mod draft;
 mod drafts;
 mod guess;
-mod inbox;
+mod mailbox;
 pub mod lanes;
 mod layout;
 mod liveness;

@@ -18,7 +18,7 @@ use crate::disk::error::DiskError;
 use crate::disk::baseline::Baseline;
 use crate::disk::root::{Pin, Root};
 use crate::engine::{Config, Failure, Receiver, Sender, Summary};
-use crate::exchange::inbox::Idle;
+use crate::exchange::mailbox::Idle;
 use crate::exchange::run::Link;
 use crate::exchange::{Receiving, Sending, chain};
 use crate::monitor::{Event, Monitor, Trouble};
@@ -139,8 +139,8 @@ impl Watched {
         monitor: &dyn Monitor,
         done: &mut dyn FnMut(Round),
     ) -> Failure {
-        let inbox = Arc::clone(link.inbox());
-        self.watch.wake(move || inbox.wake());
+        let mailbox = Arc::clone(link.mailbox());
+        self.watch.wake(move || mailbox.wake());
         let monitor = Patient(monitor);
         let mut scope = None;
         let mut has_reported = false;
@@ -207,7 +207,7 @@ impl Watched {
 
     fn wait(&self, link: &Link, deadline: Instant) -> Result<Option<Scope>, Failure> {
         loop {
-            match link.inbox().idle(deadline.saturating_duration_since(Instant::now())) {
+            match link.mailbox().idle(deadline.saturating_duration_since(Instant::now())) {
                 Idle::Closed(kind, text) => return Err(Failure { kind, by_peer: false, text }),
                 // `take` hands out due parts first, and everything after them.
                 Idle::Rescan | Idle::Late => self.watch.everything(),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::engine::{Engine, Failure, Input, Outcome, Output, Summary, Traffic, Work};
 use crate::exchange::chain;
-use crate::exchange::inbox::Inbox;
+use crate::exchange::mailbox::Mailbox;
 use crate::exchange::lanes::{JoinLanes, Lane, Merged};
 use crate::exchange::liveness::{Liveness, Timeouts};
 use crate::exchange::outbox::{Outbox, Taken};
@@ -112,7 +112,7 @@ pub fn run_over(
 
 /// A stream in and a stream out, for one exchange or for several in a row.
 pub struct Link {
-    inbox: Arc<Inbox>,
+    mailbox: Arc<Mailbox>,
     outbox: Arc<Outbox>,
     liveness: Arc<Liveness>,
 }
@@ -127,18 +127,18 @@ impl Link {
         compress: bool,
     ) -> Self {
         let carried = incoming.carried.take();
-        let inbox = Arc::new(Inbox::default());
+        let mailbox = Arc::new(Mailbox::default());
         let outbox = Arc::new(Outbox::default());
         let liveness = Liveness::new(incoming.timeouts, !expect_hello);
-        let (reading, heard) = (Arc::clone(&inbox), Arc::clone(&liveness));
+        let (reading, heard) = (Arc::clone(&mailbox), Arc::clone(&liveness));
         thread::spawn(move || guarded(&reading, || read_messages(incoming, expect_hello, &reading, &heard)));
-        let (writing, messages, beating) = (Arc::clone(&inbox), Arc::clone(&outbox), Arc::clone(&liveness));
+        let (writing, messages, beating) = (Arc::clone(&mailbox), Arc::clone(&outbox), Arc::clone(&liveness));
         thread::spawn(move || {
-            let _leaving = WriterLeaves { inbox: &writing, outbox: &messages };
+            let _leaving = WriterLeaves { mailbox: &writing, outbox: &messages };
             guarded(&writing, || write_messages(writer, compress, &messages, &writing, &beating));
         });
-        liveness.watch_over(&inbox, &outbox, carried);
-        Self { inbox, outbox, liveness }
+        liveness.watch_over(&mailbox, &outbox, carried);
+        Self { mailbox, outbox, liveness }
     }
 
     /// Runs one exchange to its end.
@@ -155,12 +155,12 @@ impl Link {
         let (performer, queue) = (Arc::new(performer), Arc::new(Mutex::new(queue)));
         let workers: Vec<_> = (0..WORKERS)
             .map(|_| {
-                let (queue, inbox) = (Arc::clone(&queue), Arc::clone(&self.inbox));
+                let (queue, mailbox) = (Arc::clone(&queue), Arc::clone(&self.mailbox));
                 let performer = Arc::clone(&performer);
-                thread::spawn(move || guarded(&inbox, || perform_works(&queue, &*performer, &inbox)))
+                thread::spawn(move || guarded(&mailbox, || perform_works(&queue, &*performer, &mailbox)))
             })
             .collect();
-        let before_bytes = self.inbox.raw_bytes();
+        let before_bytes = self.mailbox.raw_bytes();
         let mut waits = Waits::default();
         let (result, abort) = drive(&mut engine, self, &works, &mut waits, monitor);
 
@@ -171,9 +171,9 @@ impl Link {
         // performer cleans up first.
         drop(performer);
         abort.into_iter().for_each(|message| self.say(message));
-        self.inbox.clear_outcomes();
+        self.mailbox.clear_outcomes();
         self.liveness.set_works(0);
-        let traffic = Traffic { raw_bytes: self.inbox.raw_bytes() - before_bytes, waits: waits.count };
+        let traffic = Traffic { raw_bytes: self.mailbox.raw_bytes() - before_bytes, waits: waits.count };
         match result {
             Ok(summary) => Ok(Summary { traffic, ..summary }),
             Err(failure) if failure.kind == AbortKind::Connection => Err(self.silence().unwrap_or(failure)),
@@ -183,12 +183,12 @@ impl Link {
 
     /// The timeout as a failure, if the peer was silent for too long.
     fn silence(&self) -> Option<Failure> {
-        self.inbox.silence().map(|text| Failure { kind: AbortKind::Timeout, by_peer: false, text })
+        self.mailbox.silence().map(|text| Failure { kind: AbortKind::Timeout, by_peer: false, text })
     }
 
     /// The inbox, for code that runs between two exchanges.
-    pub(super) fn inbox(&self) -> &Arc<Inbox> {
-        &self.inbox
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
     }
 
     /// Tells the peer why there will be no exchange.
@@ -218,12 +218,12 @@ impl Link {
     /// Closes the link once the last messages have left. Returns the bytes of all messages, both
     /// ways.
     pub fn close(self) -> u64 {
-        let Self { inbox, outbox, liveness } = self;
+        let Self { mailbox, outbox, liveness } = self;
         outbox.end();
-        inbox.abandon();
-        inbox.wait_for_writer(LEAVING_PATIENCE);
+        mailbox.abandon();
+        mailbox.wait_for_writer(LEAVING_PATIENCE);
         liveness.end();
-        inbox.raw_bytes()
+        mailbox.raw_bytes()
     }
 }
 
@@ -249,8 +249,8 @@ struct Waits {
 
 impl Waits {
     /// Called before the engine gets the next input from the inbox.
-    fn wait(&mut self, inbox: &Inbox) {
-        if self.has_spoken && self.works == 0 && inbox.is_empty() {
+    fn wait(&mut self, mailbox: &Mailbox) {
+        if self.has_spoken && self.works == 0 && mailbox.is_empty() {
             self.count += 1;
             self.has_spoken = false;
         }
@@ -265,7 +265,7 @@ fn drive(
     waits: &mut Waits,
     monitor: &dyn Monitor,
 ) -> (Result<Summary, Failure>, Option<Message>) {
-    let Link { inbox, outbox, liveness } = link;
+    let Link { mailbox, outbox, liveness } = link;
     // A writer that ended has reported the reason in the inbox.
     let send = |message, follows| {
         liveness.wait(true);
@@ -307,9 +307,9 @@ fn drive(
             Output::WaitForWork => true,
             Output::Wait | Output::Done(_) => false,
         };
-        waits.wait(inbox);
+        waits.wait(mailbox);
         liveness.wait(true);
-        let input = inbox.take(only_outcomes);
+        let input = mailbox.take(only_outcomes);
         liveness.wait(false);
         // A note may come between two rounds.
         if matches!(&input, Input::Message(message) if !matches!(message, Message::Note(_))) {
@@ -322,8 +322,8 @@ fn drive(
 }
 
 /// Runs a thread that the run depends on: if it panics, the run ends with an error.
-fn guarded(inbox: &Inbox, work: impl FnOnce()) {
-    struct Guard<'a>(&'a Inbox);
+fn guarded(mailbox: &Mailbox, work: impl FnOnce()) {
+    struct Guard<'a>(&'a Mailbox);
     impl Drop for Guard<'_> {
         fn drop(&mut self) {
             if thread::panicking() {
@@ -331,23 +331,23 @@ fn guarded(inbox: &Inbox, work: impl FnOnce()) {
             }
         }
     }
-    let _guard = Guard(inbox);
+    let _guard = Guard(mailbox);
     work();
 }
 
-fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox, liveness: &Arc<Liveness>) {
+fn read_messages(incoming: Incoming, expect_hello: bool, mailbox: &Mailbox, liveness: &Arc<Liveness>) {
     let Incoming { main, mut joiner, .. } = incoming;
     let mut reader = liveness.listen(main);
     if expect_hello {
         match hello::read(&mut reader) {
             Ok(Hello { .. }) => liveness.heard_message(),
-            Err(hello::HelloError::Stream(error)) => return inbox.close(kind(&error), chain(&error)),
+            Err(hello::HelloError::Stream(error)) => return mailbox.close(kind(&error), chain(&error)),
             Err(error) => {
                 let kind = match error {
                     hello::HelloError::Version(_) => AbortKind::Version,
                     _ => AbortKind::Protocol,
                 };
-                return inbox.close(kind, error.to_string());
+                return mailbox.close(kind, error.to_string());
             }
         }
     }
@@ -369,11 +369,11 @@ fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox, liveness
                 frames = FrameReader::continuing(Lane::new(merged), unpacker);
                 continue;
             }
-            Err(error) => return inbox.close(kind(&error), chain(&error)),
+            Err(error) => return mailbox.close(kind(&error), chain(&error)),
         };
         let message = match Message::decode(&frame) {
             Ok(message) => message,
-            Err(error) => return inbox.close(AbortKind::Protocol, error.to_string()),
+            Err(error) => return mailbox.close(AbortKind::Protocol, error.to_string()),
         };
         if let Message::Heartbeat { is_active } = message {
             liveness.heard_heartbeat(is_active);
@@ -381,12 +381,12 @@ fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox, liveness
         }
         liveness.heard_message();
         if message == Message::Rescan {
-            inbox.ask_for_rescan();
+            mailbox.ask_for_rescan();
             continue;
         }
         let ends = matches!(message, Message::Abort { .. });
         liveness.hold_up(true);
-        let is_taken = inbox.put_message(message, frame.len());
+        let is_taken = mailbox.put_message(message, frame.len());
         liveness.hold_up(false);
         if !is_taken || ends {
             return;
@@ -406,21 +406,21 @@ fn kind(error: &FrameError) -> AbortKind {
 
 /// Reports the end of the writer thread to everyone who waits for it, even after a panic.
 struct WriterLeaves<'a> {
-    inbox: &'a Inbox,
+    mailbox: &'a Mailbox,
     outbox: &'a Outbox,
 }
 
 impl Drop for WriterLeaves<'_> {
     fn drop(&mut self) {
         self.outbox.abandon();
-        self.inbox.end_writing();
+        self.mailbox.end_writing();
     }
 }
 
-fn write_messages(writer: impl Write, compress: bool, messages: &Outbox, inbox: &Inbox, liveness: &Liveness) {
+fn write_messages(writer: impl Write, compress: bool, messages: &Outbox, mailbox: &Mailbox, liveness: &Liveness) {
     let mut frames = PacedWriter::new(writer, compress);
     let failed =
-        |error: io::Error| inbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
+        |error: io::Error| mailbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
     let mut next = None;
     loop {
         let (message, follows) = match next.take() {
@@ -436,7 +436,7 @@ fn write_messages(writer: impl Write, compress: bool, messages: &Outbox, inbox: 
         };
         let raw = message.encode();
         if !matches!(message, Message::Heartbeat { .. }) {
-            inbox.count_written(raw.len());
+            mailbox.count_written(raw.len());
         }
         if let Err(error) = frames.write(&raw, message.has_deltas()) {
             return failed(error);
@@ -454,12 +454,12 @@ fn write_messages(writer: impl Write, compress: bool, messages: &Outbox, inbox: 
     }
 }
 
-fn perform_works(queue: &Mutex<Receiver<Work>>, performer: &dyn Perform, inbox: &Inbox) {
+fn perform_works(queue: &Mutex<Receiver<Work>>, performer: &dyn Perform, mailbox: &Mailbox) {
     loop {
         // A statement of its own, so that the lock is not held during the work.
         let work = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         match work {
-            Ok(work) => inbox.put_outcome(performer.perform(work)),
+            Ok(work) => mailbox.put_outcome(performer.perform(work)),
             Err(_) => return,
         }
     }

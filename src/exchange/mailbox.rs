@@ -13,7 +13,7 @@ use crate::wire::message::{AbortKind, Message};
 const BYTES_MAX: usize = 12 << 20;
 
 #[derive(Default)]
-pub(super) struct Inbox {
+pub(super) struct Mailbox {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -50,7 +50,7 @@ pub(super) enum Idle {
     Closed(AbortKind, String),
 }
 
-impl Inbox {
+impl Mailbox {
     /// Puts in a message of `bytes` bytes when there is room; `false` if nobody will take it.
     pub(super) fn put_message(&self, message: Message, bytes: usize) -> bool {
         let mut state = self.lock();
