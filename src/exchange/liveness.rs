@@ -29,7 +29,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::exchange::mailbox::Mailbox;
 use crate::exchange::lanes::Lane;
-use crate::exchange::outbox::Outbox;
+use crate::exchange::send_queue::SendQueue;
 use crate::exchange::run::Carried;
 use crate::wire::message::AbortKind;
 
@@ -174,7 +174,7 @@ impl Liveness {
         Lane::new(Listening { lane, liveness: Arc::clone(self) })
     }
 
-    /// Records whether the reader waits for room in the inbox.
+    /// Records whether the reader waits for room in the mailbox.
     pub(super) fn hold_up(&self, is_held_up: bool) {
         self.is_held_up.store(is_held_up, Relaxed);
         self.is_alive.store(true, Relaxed);
@@ -201,15 +201,15 @@ impl Liveness {
     }
 
     /// Watches the time until the link ends, or the peer has been silent for too long. Then it
-    /// closes both the inbox and the outbox.
+    /// closes both the mailbox and the send queue.
     pub(super) fn watch_over(
         self: &Arc<Self>,
         mailbox: &Arc<Mailbox>,
-        outbox: &Arc<Outbox>,
+        send_queue: &Arc<SendQueue>,
         carried: Option<Carried>,
     ) {
         let Some(Timeouts { silence, .. }) = self.timeouts else { return };
-        let (liveness, mailbox, outbox) = (Arc::clone(self), Arc::clone(mailbox), Arc::clone(outbox));
+        let (liveness, mailbox, send_queue) = (Arc::clone(self), Arc::clone(mailbox), Arc::clone(send_queue));
         thread::spawn(move || {
             let mut clock = Clock::new(silence);
             let mut carried = Carriage { bytes: carried, last: 0 };
@@ -236,7 +236,7 @@ impl Liveness {
                 clock.pass(passed, sign);
             };
             mailbox.close(AbortKind::Timeout, what);
-            outbox.abandon();
+            send_queue.abandon();
         });
     }
 

@@ -15,7 +15,7 @@ pub mod lanes;
 mod layout;
 mod liveness;
 mod basis;
-mod outbox;
+mod send_queue;
 mod pace;
 mod receiving;
 pub mod rounds;

@@ -1,7 +1,7 @@
 //! Reader, writer and workers around one engine.
 //!
 //! ```text
-//! stream ─► reader ─► inbox ─► engine ─► outgoing ─► writer ─► stream
+//! stream ─► reader ─► mailbox ─► engine ─► outgoing ─► writer ─► stream
 //!                       ▲         └────► works ─► workers ─┐
 //!                       └──────────── outcomes ◄───────────┘
 //! ```
@@ -17,7 +17,7 @@ use crate::exchange::chain;
 use crate::exchange::mailbox::Mailbox;
 use crate::exchange::lanes::{JoinLanes, Lane, Merged};
 use crate::exchange::liveness::{Liveness, Timeouts};
-use crate::exchange::outbox::{Outbox, Taken};
+use crate::exchange::send_queue::{SendQueue, Taken};
 use crate::exchange::pace::PacedWriter;
 use crate::monitor::Monitor;
 use crate::wire::frame::{FrameError, FrameReader, Next};
@@ -113,7 +113,7 @@ pub fn run_over(
 /// A stream in and a stream out, for one exchange or for several in a row.
 pub struct Link {
     mailbox: Arc<Mailbox>,
-    outbox: Arc<Outbox>,
+    send_queue: Arc<SendQueue>,
     liveness: Arc<Liveness>,
 }
 
@@ -128,17 +128,17 @@ impl Link {
     ) -> Self {
         let carried = incoming.carried.take();
         let mailbox = Arc::new(Mailbox::default());
-        let outbox = Arc::new(Outbox::default());
+        let send_queue = Arc::new(SendQueue::default());
         let liveness = Liveness::new(incoming.timeouts, !expect_hello);
         let (reading, heard) = (Arc::clone(&mailbox), Arc::clone(&liveness));
         thread::spawn(move || guarded(&reading, || read_messages(incoming, expect_hello, &reading, &heard)));
-        let (writing, messages, beating) = (Arc::clone(&mailbox), Arc::clone(&outbox), Arc::clone(&liveness));
+        let (writing, messages, beating) = (Arc::clone(&mailbox), Arc::clone(&send_queue), Arc::clone(&liveness));
         thread::spawn(move || {
-            let _leaving = WriterLeaves { mailbox: &writing, outbox: &messages };
+            let _leaving = WriterLeaves { mailbox: &writing, send_queue: &messages };
             guarded(&writing, || write_messages(writer, compress, &messages, &writing, &beating));
         });
-        liveness.watch_over(&mailbox, &outbox, carried);
-        Self { mailbox, outbox, liveness }
+        liveness.watch_over(&mailbox, &send_queue, carried);
+        Self { mailbox, send_queue, liveness }
     }
 
     /// Runs one exchange to its end.
@@ -186,7 +186,7 @@ impl Link {
         self.mailbox.silence().map(|text| Failure { kind: AbortKind::Timeout, by_peer: false, text })
     }
 
-    /// The inbox, for code that runs between two exchanges.
+    /// The mailbox, for code that runs between two exchanges.
     pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
         &self.mailbox
     }
@@ -200,8 +200,8 @@ impl Link {
 
     /// Sends a message between two exchanges.
     pub(super) fn say(&self, message: Message) {
-        // A writer that ended has reported the reason in the inbox.
-        let _ = self.outbox.put(message, false);
+        // A writer that ended has reported the reason in the mailbox.
+        let _ = self.send_queue.put(message, false);
     }
 
     /// Marks the pause between two rounds, in which neither side waits for the other, or its end.
@@ -212,14 +212,14 @@ impl Link {
     /// A handle that asks the peer for a full round, from any thread.
     #[must_use]
     pub fn asker(&self) -> Asker {
-        Asker(Arc::clone(&self.outbox))
+        Asker(Arc::clone(&self.send_queue))
     }
 
     /// Closes the link once the last messages have left. Returns the bytes of all messages, both
     /// ways.
     pub fn close(self) -> u64 {
-        let Self { mailbox, outbox, liveness } = self;
-        outbox.end();
+        let Self { mailbox, send_queue, liveness } = self;
+        send_queue.end();
         mailbox.abandon();
         mailbox.wait_for_writer(LEAVING_PATIENCE);
         liveness.end();
@@ -229,7 +229,7 @@ impl Link {
 
 /// Asks the peer of a link, which watches its tree, for a full round.
 #[derive(Debug, Clone)]
-pub struct Asker(Arc<Outbox>);
+pub struct Asker(Arc<SendQueue>);
 
 impl Asker {
     /// Asks; `false` if nobody can answer any more.
@@ -248,7 +248,7 @@ struct Waits {
 }
 
 impl Waits {
-    /// Called before the engine gets the next input from the inbox.
+    /// Called before the engine gets the next input from the mailbox.
     fn wait(&mut self, mailbox: &Mailbox) {
         if self.has_spoken && self.works == 0 && mailbox.is_empty() {
             self.count += 1;
@@ -265,11 +265,11 @@ fn drive(
     waits: &mut Waits,
     monitor: &dyn Monitor,
 ) -> (Result<Summary, Failure>, Option<Message>) {
-    let Link { mailbox, outbox, liveness } = link;
-    // A writer that ended has reported the reason in the inbox.
+    let Link { mailbox, send_queue, liveness } = link;
+    // A writer that ended has reported the reason in the mailbox.
     let send = |message, follows| {
         liveness.wait(true);
-        outbox.put(message, follows);
+        send_queue.put(message, follows);
         liveness.wait(false);
     };
     // Hold a message back until another one follows, or the engine waits.
@@ -407,17 +407,17 @@ fn kind(error: &FrameError) -> AbortKind {
 /// Reports the end of the writer thread to everyone who waits for it, even after a panic.
 struct WriterLeaves<'a> {
     mailbox: &'a Mailbox,
-    outbox: &'a Outbox,
+    send_queue: &'a SendQueue,
 }
 
 impl Drop for WriterLeaves<'_> {
     fn drop(&mut self) {
-        self.outbox.abandon();
+        self.send_queue.abandon();
         self.mailbox.end_writing();
     }
 }
 
-fn write_messages(writer: impl Write, compress: bool, messages: &Outbox, mailbox: &Mailbox, liveness: &Liveness) {
+fn write_messages(writer: impl Write, compress: bool, messages: &SendQueue, mailbox: &Mailbox, liveness: &Liveness) {
     let mut frames = PacedWriter::new(writer, compress);
     let failed =
         |error: io::Error| mailbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));

@@ -1,4 +1,4 @@
-//! The outbox: a few messages, in order, that wait for the writer.
+//! The send queue: a few messages, in order, that wait for the writer.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ pub(super) type Outgoing = (Message, bool);
 
 /// A queue with one reader, which either end can close.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(super) struct SendQueue {
     state: Mutex<State>,
     /// Signals that a message was put in, or that none will follow.
     filled: Condvar,
@@ -42,7 +42,7 @@ pub(super) enum Taken {
     End,
 }
 
-impl Outbox {
+impl SendQueue {
     /// Puts in a message, when there is room; `false` if nobody will take it.
     pub(super) fn put(&self, message: Message, follows: bool) -> bool {
         let mut state = self.lock();
@@ -108,30 +108,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn full_outbox_waits_until_a_message_is_taken_or_nobody_takes() {
-        let outbox = Outbox::default();
-        assert!((0..MESSAGES_MAX).all(|_| outbox.put(Message::Rescan, false)));
+    fn full_send_queue_waits_until_a_message_is_taken_or_nobody_takes() {
+        let send_queue = SendQueue::default();
+        assert!((0..MESSAGES_MAX).all(|_| send_queue.put(Message::Rescan, false)));
         std::thread::scope(|scope| {
-            let putting = scope.spawn(|| outbox.put(Message::BaselineMissing, true));
-            assert!(matches!(outbox.take(None), Taken::Message((Message::Rescan, false))));
+            let putting = scope.spawn(|| send_queue.put(Message::BaselineMissing, true));
+            assert!(matches!(send_queue.take(None), Taken::Message((Message::Rescan, false))));
             assert!(putting.join().unwrap());
-            let putting = scope.spawn(|| outbox.put(Message::BaselineMissing, true));
-            outbox.abandon();
+            let putting = scope.spawn(|| send_queue.put(Message::BaselineMissing, true));
+            send_queue.abandon();
             assert!(!putting.join().unwrap());
         });
-        assert!(matches!(outbox.take(None), Taken::End));
+        assert!(matches!(send_queue.take(None), Taken::End));
     }
 
     #[test]
     fn waiting_messages_are_taken_after_the_end() {
-        let outbox = Outbox::default();
-        assert!(matches!(outbox.take(Some(Duration::from_millis(1))), Taken::Late));
-        assert!(outbox.put(Message::Rescan, false));
-        outbox.end();
-        assert!(!outbox.put(Message::Rescan, false));
-        assert!(matches!(outbox.take(None), Taken::Message(_)));
+        let send_queue = SendQueue::default();
+        assert!(matches!(send_queue.take(Some(Duration::from_millis(1))), Taken::Late));
+        assert!(send_queue.put(Message::Rescan, false));
+        send_queue.end();
+        assert!(!send_queue.put(Message::Rescan, false));
+        assert!(matches!(send_queue.take(None), Taken::Message(_)));
         assert!(
-            matches!(outbox.take(Some(Duration::from_secs(60))), Taken::End) && outbox.try_take().is_none()
+            matches!(send_queue.take(Some(Duration::from_secs(60))), Taken::End) && send_queue.try_take().is_none()
         );
     }
 }
