@@ -130,7 +130,7 @@ pub struct Failure {
 /// Outbox and run state of either engine: queues outputs, keeps problems, reports or relays events,
 /// ends the run.
 #[derive(Debug)]
-struct Desk {
+struct Outbox {
     queue: std::collections::VecDeque<Output>,
     relay: bool,
     problems: Vec<Problem>,
@@ -139,7 +139,7 @@ struct Desk {
     ended: Option<Result<Summary, Failure>>,
 }
 
-impl Desk {
+impl Outbox {
     fn new(relay: bool) -> Self {
         Self {
             queue: std::collections::VecDeque::new(),

@@ -28,7 +28,7 @@ use crate::engine::need::Need;
 use crate::engine::plan::{Fetch, Plan};
 use crate::engine::window::Window;
 use crate::engine::work::{Fault, Opened, Outcome, Step, Work};
-use crate::engine::{Config, Desk, Engine, Input, Output};
+use crate::engine::{Config, Outbox, Engine, Input, Output};
 use crate::monitor::Event;
 use crate::tree::compare::below;
 use crate::tree::entry::{EntryRef, Time};
@@ -50,7 +50,7 @@ const STEPS_MAX: usize = 1024;
 #[derive(Debug)]
 pub struct Receiver {
     config: Config,
-    desk: Desk,
+    outbox: Outbox,
     phase: Phase,
     subject: Option<Subject>,
     /// The offered parts, as they arrive.
@@ -136,7 +136,7 @@ impl Receiver {
     #[must_use]
     pub fn new(config: &Config) -> Self {
         Self {
-            desk: Desk::new(config.relay),
+            outbox: Outbox::new(config.relay),
             filter: Filter::anchored(&config.options.rules, &config.options.anchor),
             config: config.clone(),
             phase: Phase::Offer,
@@ -193,8 +193,8 @@ impl Receiver {
             Message::SignRequest { id, windows } => self.sign_request(id, windows),
             Message::CutRequest { id, stretch } => self.cut_request(id, stretch),
             Message::Pieces { id, ops, end } => self.pieces(id, ops, end),
-            Message::Note(event) => self.desk.note(event),
-            Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
+            Message::Note(event) => self.outbox.note(event),
+            Message::Abort { kind, text } => self.outbox.peer_failed(kind, text),
             Message::Scope(_)
             | Message::Subject(_)
             | Message::Pushed(_)
@@ -205,7 +205,7 @@ impl Receiver {
             | Message::Offered { .. }
             | Message::Baseline { .. }
             | Message::Changes(_)
-            | Message::Changed { .. } => self.desk.protocol_error("an offer out of turn"),
+            | Message::Changed { .. } => self.outbox.protocol_error("an offer out of turn"),
             Message::Wants(_)
             | Message::FileSignatures(_)
             | Message::Signatures { .. }
@@ -214,7 +214,7 @@ impl Receiver {
             | Message::Rescan
             | Message::Heartbeat { .. }
             | Message::BaselineMissing => {
-                self.desk.protocol_error("a message that only a receiver sends");
+                self.outbox.protocol_error("a message that only a receiver sends");
             }
         }
     }
@@ -222,20 +222,20 @@ impl Receiver {
     fn outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Open(Ok(opened)) => self.opened(opened),
-            Outcome::Open(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
+            Outcome::Open(Err(fault)) => self.outbox.fatal(AbortKind::Destination, fault),
             Outcome::LoadBaseline(record) => self.loaded(record),
             Outcome::Resolve(answers) if self.phase == Phase::Offer => self.resolved(&answers),
             Outcome::Plan(Ok(())) => self.planned(),
-            Outcome::Plan(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
+            Outcome::Plan(Err(fault)) => self.outbox.fatal(AbortKind::Destination, fault),
             Outcome::Sign(results) => self.signed(results),
             Outcome::SignWindows(id, result) => {
                 self.signs -= 1;
                 match result {
-                    Err(Fault::Fatal(kind, text)) => self.desk.fail(kind, text),
+                    Err(Fault::Fatal(kind, text)) => self.outbox.fail(kind, text),
                     // The basis changed or went away meanwhile: send no signatures.
                     result => {
                         let signatures = result.unwrap_or_default().into_iter().map(ByteBuf::from).collect();
-                        self.desk.send(Message::Signatures { id, signatures });
+                        self.outbox.send(Message::Signatures { id, signatures });
                     }
                 }
             }
@@ -243,9 +243,9 @@ impl Receiver {
             Outcome::Cut(id, result) => {
                 self.signs -= 1;
                 match result {
-                    Err(Fault::Fatal(kind, text)) => self.desk.fail(kind, text),
+                    Err(Fault::Fatal(kind, text)) => self.outbox.fail(kind, text),
                     result => {
-                        self.desk.send(Message::Chunks { id, chunks: result.unwrap_or_default() });
+                        self.outbox.send(Message::Chunks { id, chunks: result.unwrap_or_default() });
                     }
                 }
             }
@@ -269,7 +269,7 @@ impl Receiver {
                 self.closed = true;
                 self.tally.adjusted += u64::from(self.plan.adjusts_root());
                 if let Some(pair) = self.pair.filter(|pair| self.will_be_copy && self.is_news(pair)) {
-                    self.desk.report(Event::Paired(pair));
+                    self.outbox.report(Event::Paired(pair));
                 }
                 self.finish_when_ready();
             }
@@ -277,13 +277,13 @@ impl Receiver {
                 self.offer.is_being_stored = false;
                 self.finish_when_ready();
             }
-            Outcome::Close(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
-            other => self.desk.stray_outcome(&other),
+            Outcome::Close(Err(fault)) => self.outbox.fatal(AbortKind::Destination, fault),
+            other => self.outbox.stray_outcome(&other),
         }
     }
 
     fn opened(&mut self, opened: Opened) {
-        self.desk.report(Event::Resolved { path: opened.path.clone() });
+        self.outbox.report(Event::Resolved { path: opened.path.clone() });
         self.opened = Some(opened);
         self.compare_when_ready();
     }
@@ -307,7 +307,7 @@ impl Receiver {
                     && (self.config.options.delete || self.wanted.position(&path).is_some())
             });
             if matters {
-                self.desk.problem(problem);
+                self.outbox.problem(problem);
             }
         }
     }
@@ -322,27 +322,27 @@ impl Receiver {
 
     fn announce_plan(&mut self, present: &Manifest) {
         for problem in self.plan.problems(&self.wanted) {
-            self.desk.problem(problem);
+            self.outbox.problem(problem);
         }
         if self.config.options.list_changes {
             for event in self.plan.events(&self.wanted, present) {
-                self.desk.report(event);
+                self.outbox.report(event);
             }
         }
         if self.offer.is_partial && !self.config.options.delete {
             for event in self.plan.left(&self.wanted, present, &self.filter) {
-                self.desk.report(event);
+                self.outbox.report(event);
             }
         }
         let (files, bytes) = self.plan.content(&self.wanted, |_| true);
-        self.desk.progress(Event::Planned { files, bytes });
+        self.outbox.progress(Event::Planned { files, bytes });
     }
 
     /// Sends `Finished` only when all works are done: the sender may cut the agent off afterwards.
     fn finish_when_ready(&mut self) {
         if self.closed && !self.offer.is_being_stored {
-            self.desk.send(Message::Finished(self.tally));
-            self.desk.finish(self.tally);
+            self.outbox.send(Message::Finished(self.tally));
+            self.outbox.finish(self.tally);
         }
     }
 
@@ -370,7 +370,7 @@ impl Receiver {
         }
         let later = steps.split_off(steps.len().min(STEPS_MAX));
         let now = std::mem::replace(steps, later);
-        self.desk.start(Work::Apply(now));
+        self.outbox.start(Work::Apply(now));
         true
     }
 
@@ -413,7 +413,7 @@ impl Receiver {
                         Step::MakeDirectory { .. } | Step::Adjust { .. } | Step::Respell { .. }
                     );
                     let path = self.step_path(step);
-                    if !self.desk.complain(path, fault) {
+                    if !self.outbox.complain(path, fault) {
                         return;
                     }
                 }
@@ -452,7 +452,7 @@ impl Receiver {
             };
             if self.phase == Phase::Close {
                 let pair = self.pair.filter(|_| self.will_be_copy);
-                self.desk.start(Work::Close { metadata: self.metadata, pair });
+                self.outbox.start(Work::Close { metadata: self.metadata, pair });
                 return;
             }
             if self.start_steps() {
@@ -504,21 +504,21 @@ impl Receiver {
 
 impl Engine for Receiver {
     fn input(&mut self, input: Input) {
-        if self.desk.ended.is_some() {
+        if self.outbox.ended.is_some() {
             return;
         }
         match input {
             Input::Message(message) => self.message(message),
             Input::Outcome(outcome) => self.outcome(outcome),
             Input::Closed(cause) => self.closing = Some(cause),
-            Input::Broken(kind, cause) => self.desk.fail(kind, cause),
+            Input::Broken(kind, cause) => self.outbox.fail(kind, cause),
         }
     }
 
     fn poll(&mut self) -> Output {
-        if self.desk.ended.is_none() && self.desk.queue.is_empty() {
+        if self.outbox.ended.is_none() && self.outbox.queue.is_empty() {
             if let Some(cause) = self.closing.clone().filter(|_| !self.puts_content_aside()) {
-                self.desk.peer_failed(AbortKind::Connection, cause);
+                self.outbox.peer_failed(AbortKind::Connection, cause);
             } else if self.closing.is_none() {
                 self.go_on();
             }
@@ -526,6 +526,6 @@ impl Engine for Receiver {
         let waits_for_work =
             self.held_bytes > HELD_BYTES_MAX || self.closing.is_some() || self.offer.is_loading();
         let idle = if waits_for_work { Output::WaitForWork } else { Output::Wait };
-        self.desk.next().unwrap_or(idle)
+        self.outbox.next().unwrap_or(idle)
     }
 }

@@ -8,7 +8,7 @@ use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::below::with_mounts;
-use crate::world::{Desk, Run, World};
+use crate::world::{Terminal, Run, World};
 
 /// SOURCE and DEST for a local copy, an upload and a download.
 fn ways(world: &World) -> [[OsString; 2]; 3] {
@@ -114,12 +114,12 @@ fn a_user_at_a_terminal_is_asked_for_consent() {
         let world = World::new();
         fill(&world, 2);
         world.tree("dst").file("mine", "x");
-        let mut desk = Desk::new(&world, &world.ksync(["--delete", "src", "dst"]));
-        desk.sees("dst was never a copy of src made by ksync");
-        desk.sees("Delete 1 entry? [y/N] ");
+        let mut terminal = Terminal::new(&world, &world.ksync(["--delete", "src", "dst"]));
+        terminal.sees("dst was never a copy of src made by ksync");
+        terminal.sees("Delete 1 entry? [y/N] ");
         assert!(world.path("dst/f00").exists() && world.path("dst/mine").exists(), "{typed:?}");
-        desk.types(typed);
-        desk.ends_with(code);
+        terminal.types(typed);
+        terminal.ends_with(code);
         assert_eq!(world.path("dst/mine").exists(), code != 0, "{typed:?}");
         // Only a yes makes DEST a known copy.
         let again = run(&world, &["--delete"], &ways(&world)[0]);
@@ -135,15 +135,15 @@ fn a_yes_covers_only_the_deletions_in_the_question() {
         world.tree("dst").file("mine", "x");
         let mut command = world.ksync(["--delete"]);
         command.args(&ways(&world)[way]);
-        let mut desk = Desk::new(&world, &command);
-        desk.sees("Delete 1 entry? [y/N] ");
+        let mut terminal = Terminal::new(&world, &command);
+        terminal.sees("Delete 1 entry? [y/N] ");
         // The source is unmounted while the user thinks.
         empty(&world, "src");
-        desk.types("y\n");
-        desk.sees("Delete 4 entries? [y/N] ");
+        terminal.types("y\n");
+        terminal.sees("Delete 4 entries? [y/N] ");
         assert_eq!(count(&world, "dst"), 4);
-        desk.types("n\n");
-        desk.ends_with(25);
+        terminal.types("n\n");
+        terminal.ends_with(25);
         assert_eq!(count(&world, "dst"), 4);
     }
 }
@@ -153,10 +153,10 @@ fn a_signal_counts_as_no() {
     let world = World::new();
     fill(&world, 1);
     world.tree("dst").file("mine", "x");
-    let mut desk = Desk::new(&world, &world.ksync(["--delete", "src", "dst"]));
-    desk.sees("[y/N] ");
-    kill_process(desk.program(), Signal::TERM).unwrap();
-    desk.ends_with(20);
+    let mut terminal = Terminal::new(&world, &world.ksync(["--delete", "src", "dst"]));
+    terminal.sees("[y/N] ");
+    kill_process(terminal.program(), Signal::TERM).unwrap();
+    terminal.ends_with(20);
     assert!(world.path("dst/mine").exists());
 }
 
@@ -168,16 +168,16 @@ fn no_question_is_asked_with_quiet_or_json_or_in_a_home() {
         world.tree("dst").file("mine", "x");
         let mut command = world.ksync(options);
         command.args(["--delete", "src", "dst"]);
-        let mut desk = Desk::new(&world, &command);
-        desk.ends_with(25);
-        assert!(!desk.has_shown("[y/N]"), "{options:?}");
+        let mut terminal = Terminal::new(&world, &command);
+        terminal.ends_with(25);
+        assert!(!terminal.has_shown("[y/N]"), "{options:?}");
     }
     let world = World::new();
     fill(&world, 1);
     fs::write(world.home().join("precious"), "x").unwrap();
-    let mut desk = Desk::new(&world, &world.ksync(["--delete", "src", "home"]));
-    desk.ends_with(25);
-    assert!(!desk.has_shown("[y/N]") && world.home().join("precious").exists());
+    let mut terminal = Terminal::new(&world, &world.ksync(["--delete", "src", "home"]));
+    terminal.ends_with(25);
+    assert!(!terminal.has_shown("[y/N]") && world.home().join("precious").exists());
 }
 
 #[test]

@@ -11,7 +11,7 @@
     clippy::unwrap_used
 )]
 
-mod desk;
+mod terminal;
 mod run;
 mod tree;
 
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub(crate) use desk::Desk;
+pub(crate) use terminal::Terminal;
 pub(crate) use run::{Run, Stats};
 pub(crate) use tree::{Snapshot, Tree, assert_same, noise, snapshot};
 

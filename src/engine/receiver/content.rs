@@ -97,7 +97,7 @@ impl Receiver {
             if let Some((hash, data)) = self.offer.pushed.take(fetch.id) {
                 self.held_bytes += data.len();
                 self.tally.sent_bytes += data.len() as u64;
-                self.desk.progress(Event::Moved { bytes: data.len() as u64 });
+                self.outbox.progress(Event::Moved { bytes: data.len() as u64 });
                 pushed.push(SmallFile { id: fetch.id, hash, content: SmallContent::Whole(data) });
                 continue;
             }
@@ -130,7 +130,7 @@ impl Receiver {
     fn sign(&mut self, orders: &mut Vec<SignOrder>) {
         if !orders.is_empty() {
             self.signs += 1;
-            self.desk.start(Work::Sign(std::mem::take(orders)));
+            self.outbox.start(Work::Sign(std::mem::take(orders)));
         }
     }
 
@@ -147,7 +147,7 @@ impl Receiver {
                 }
                 // An unreadable file cannot serve as basis; the content comes whole.
                 Err(Fault::Entry(..)) => self.want(Want::whole(id), None),
-                Err(fault) => return self.desk.fatal(AbortKind::Destination, fault),
+                Err(fault) => return self.outbox.fatal(AbortKind::Destination, fault),
             }
         }
     }
@@ -166,35 +166,35 @@ impl Receiver {
 
     fn send_batch(&mut self) {
         if !self.batch.is_empty() {
-            self.desk.send(Message::Wants(std::mem::take(&mut self.batch)));
+            self.outbox.send(Message::Wants(std::mem::take(&mut self.batch)));
             self.batch_bytes = 0;
         }
     }
 
     pub(super) fn sign_request(&mut self, id: u32, windows: Vec<Window>) {
         if let Some(at) = self.basis_to_look_at(id) {
-            self.desk.start(Work::SignWindows { id, at, windows });
+            self.outbox.start(Work::SignWindows { id, at, windows });
         }
     }
 
     pub(super) fn cut_request(&mut self, id: u32, stretch: Stretch) {
         let Some(at) = self.basis_to_look_at(id) else { return };
         if self.asked.get_mut(&id).is_some_and(|ask| std::mem::replace(&mut ask.was_cut, true)) {
-            return self.desk.protocol_error("an old version is to be cut twice");
+            return self.outbox.protocol_error("an old version is to be cut twice");
         }
-        self.desk.start(Work::Cut { id, at, stretch });
+        self.outbox.start(Work::Cut { id, at, stretch });
     }
 
     /// Returns the basis that the sender asks about, and counts the work on it.
     fn basis_to_look_at(&mut self, id: u32) -> Option<u32> {
         let basis = self.asked.get(&id).filter(|ask| !ask.given).and_then(|ask| ask.basis);
         let Some(Basis { at, .. }) = basis else {
-            self.desk.protocol_error("a look at an old version is asked for where there is none");
+            self.outbox.protocol_error("a look at an old version is asked for where there is none");
             return None;
         };
         self.signs += 1;
         if self.signs > SIGNS_MAX + STREAMS_MAX {
-            self.desk.protocol_error("too many looks at old versions are asked for at once");
+            self.outbox.protocol_error("too many looks at old versions are asked for at once");
             return None;
         }
         Some(at)
@@ -206,12 +206,12 @@ impl Receiver {
         let (mut store, mut to_sign) = (Vec::new(), Vec::new());
         for (id, body) in files {
             let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
-                return self.desk.protocol_error("a file that nobody asked for");
+                return self.outbox.protocol_error("a file that nobody asked for");
             };
             let basis = ask.basis;
             if body == Body::Differs {
                 let Some(Basis { at, .. }) = basis.filter(|_| !ask.was_signed) else {
-                    return self.desk.protocol_error("a signature is asked for where it cannot be");
+                    return self.outbox.protocol_error("a signature is asked for where it cannot be");
                 };
                 ask.was_signed = true;
                 to_sign.push((id, at));
@@ -220,33 +220,33 @@ impl Receiver {
             let was_signed = ask.was_signed;
             ask.given = true;
             if self.sinks.contains_key(&id) && body != Body::Skipped {
-                return self.desk.protocol_error("a file in two ways at once");
+                return self.outbox.protocol_error("a file in two ways at once");
             }
             match body {
                 Body::Differs => {}
                 Body::Delta { hash, delta } => {
                     let Some(Basis { at, .. }) = basis.filter(|_| was_signed) else {
-                        return self.desk.protocol_error("a delta that nobody can apply");
+                        return self.outbox.protocol_error("a delta that nobody can apply");
                     };
                     let (size, sent) = (self.size(id), delta.len() as u64);
                     if size > SMALL_BYTES_MAX {
-                        return self.desk.protocol_error("a delta of what is too long for one");
+                        return self.outbox.protocol_error("a delta of what is too long for one");
                     }
                     self.held_bytes += size as usize;
                     self.tally.sent_bytes += sent;
                     self.tally.matched_bytes += size.saturating_sub(sent);
-                    self.desk.progress(Event::Moved { bytes: sent });
-                    self.desk.progress(Event::Matched { bytes: size.saturating_sub(sent) });
+                    self.outbox.progress(Event::Moved { bytes: sent });
+                    self.outbox.progress(Event::Matched { bytes: size.saturating_sub(sent) });
                     let content = SmallContent::Delta { at, delta: delta.into_vec() };
                     store.push(SmallFile { id, hash, content });
                 }
                 Body::Whole { hash, data } => {
                     if data.len() as u64 != self.size(id) {
-                        return self.desk.protocol_error("a file of another size than offered");
+                        return self.outbox.protocol_error("a file of another size than offered");
                     }
                     self.held_bytes += data.len();
                     self.tally.sent_bytes += data.len() as u64;
-                    self.desk.progress(Event::Moved { bytes: data.len() as u64 });
+                    self.outbox.progress(Event::Moved { bytes: data.len() as u64 });
                     let content = SmallContent::Whole(data.into_vec());
                     store.push(SmallFile { id, hash, content });
                 }
@@ -261,7 +261,7 @@ impl Receiver {
         }
         if !to_sign.is_empty() {
             self.file_signs += 1;
-            self.desk.start(Work::SignFiles(to_sign));
+            self.outbox.start(Work::SignFiles(to_sign));
         }
         if !store.is_empty() {
             self.put(Work::Store(store));
@@ -272,10 +272,10 @@ impl Receiver {
         let mut bases = Vec::with_capacity(ids.len());
         for &id in ids {
             let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
-                return self.desk.protocol_error("a file that nobody asked for");
+                return self.outbox.protocol_error("a file that nobody asked for");
             };
             if self.sinks.contains_key(&id) {
-                return self.desk.protocol_error("a file in two ways at once");
+                return self.outbox.protocol_error("a file in two ways at once");
             }
             ask.given = true;
             bases.push(ask.basis);
@@ -288,7 +288,7 @@ impl Receiver {
         let mut copies = Vec::new();
         for ((&id, basis), hash) in ids.iter().zip(bases).zip(hashes) {
             self.tally.matched_bytes += self.size(id);
-            self.desk.progress(Event::Matched { bytes: self.size(id) });
+            self.outbox.progress(Event::Matched { bytes: self.size(id) });
             match basis {
                 Some(Basis { at, elsewhere: true, .. }) => {
                     if self.is_new(id) && self.plan.move_here(id, at, hash) {
@@ -321,12 +321,12 @@ impl Receiver {
         let mut signatures = Vec::with_capacity(results.len());
         for (id, result) in results {
             match result {
-                Err(Fault::Fatal(kind, text)) => return self.desk.fail(kind, text),
+                Err(Fault::Fatal(kind, text)) => return self.outbox.fail(kind, text),
                 // The basis changed or went away: send no signature.
                 result => signatures.push((id, ByteBuf::from(result.unwrap_or_default()))),
             }
         }
-        self.desk.send(Message::FileSignatures(signatures));
+        self.outbox.send(Message::FileSignatures(signatures));
     }
 
     /// Starts a work that puts files in place, or keeps it until their directories exist.
@@ -335,13 +335,13 @@ impl Receiver {
             self.early.push(work);
         } else {
             self.stores += 1;
-            self.desk.start(work);
+            self.outbox.start(work);
         }
     }
 
     pub(super) fn pieces(&mut self, id: u32, ops: Vec<Op>, end: Option<Hash>) {
         let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
-            return self.desk.protocol_error("content that nobody asked for");
+            return self.outbox.protocol_error("content that nobody asked for");
         };
         ask.given = end.is_some();
         let size = self.size(id);
@@ -349,11 +349,11 @@ impl Receiver {
         // for the sender.
         let open_count = self.sinks.values().filter(|sink| !sink.ended).count();
         if !self.sinks.contains_key(&id) && open_count >= STREAMS_MAX {
-            return self.desk.protocol_error("too many files at once");
+            return self.outbox.protocol_error("too many files at once");
         }
         let path = self.path(id);
         let sink = self.sinks.entry(id).or_insert_with(|| {
-            self.desk.progress(Event::Began { path });
+            self.outbox.progress(Event::Began { path });
             Sink::default()
         });
         let made = ops.iter().map(Op::made_bytes).fold(0, u64::saturating_add);
@@ -361,15 +361,15 @@ impl Receiver {
         sink.made_bytes = sink.made_bytes.saturating_add(made);
         let length_fits = if end.is_some() { sink.made_bytes == size } else { sink.made_bytes <= size };
         if !length_fits {
-            return self.desk.protocol_error("a file of another size than offered");
+            return self.outbox.protocol_error("a file of another size than offered");
         }
         sink.ended = end.is_some();
         self.held_bytes += held_bytes(&ops);
         self.tally.sent_bytes += sent;
         self.tally.matched_bytes += made.saturating_sub(sent);
         sink.waiting.push_back((ops, end));
-        self.desk.progress(Event::Moved { bytes: sent });
-        self.desk.progress(Event::Matched { bytes: made.saturating_sub(sent) });
+        self.outbox.progress(Event::Moved { bytes: sent });
+        self.outbox.progress(Event::Matched { bytes: made.saturating_sub(sent) });
         self.feed_sink(id);
     }
 
@@ -384,7 +384,7 @@ impl Receiver {
             if sink.failed.is_none() && !sink.skipped {
                 sink.busy = true;
                 let at = self.asked.get(&id).and_then(|ask| ask.basis).map(|basis| basis.at);
-                return self.desk.start(Work::Sink { id, at, ops, end });
+                return self.outbox.start(Work::Sink { id, at, ops, end });
             }
         }
         // Nothing waits: either more steps are in flight, or these were all.
@@ -399,7 +399,7 @@ impl Receiver {
         let Some(sink) = self.sinks.get_mut(&id) else { return };
         sink.busy = false;
         match result {
-            Err(Fault::Fatal(kind, text)) => return self.desk.fail(kind, text),
+            Err(Fault::Fatal(kind, text)) => return self.outbox.fail(kind, text),
             Err(fault) => sink.failed = Some(fault),
             Ok(()) => {}
         }
@@ -423,7 +423,7 @@ impl Receiver {
             Err(Fault::Entry(Trouble::Corrupt, cause)) => self.retry(id, &cause),
             Err(fault) => {
                 let path = self.path(id);
-                if self.desk.complain(path, fault) {
+                if self.outbox.complain(path, fault) {
                     self.answered(id);
                 }
             }
@@ -435,7 +435,7 @@ impl Receiver {
         if self.plan.is_verify(id) && self.config.options.list_changes {
             let path = self.path(id);
             let (action, what, differs) = (Action::Update, What::File, Differs::default());
-            self.desk.report(Event::Change { action, what, differs, path });
+            self.outbox.report(Event::Change { action, what, differs, path });
         }
     }
 
@@ -447,7 +447,7 @@ impl Receiver {
             self.send_batch();
         } else {
             let path = self.path(id);
-            self.desk.problem(Problem { trouble: Trouble::Corrupt, path, cause: cause.to_owned() });
+            self.outbox.problem(Problem { trouble: Trouble::Corrupt, path, cause: cause.to_owned() });
         }
     }
 
@@ -461,7 +461,7 @@ impl Receiver {
         if matches!(self.phase, Phase::Directories | Phase::Content) {
             self.ask();
         }
-        if self.contents_are_there() && self.desk.queue.is_empty() {
+        if self.contents_are_there() && self.outbox.queue.is_empty() {
             self.next_phase();
         }
     }

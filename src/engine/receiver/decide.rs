@@ -36,14 +36,14 @@ impl Receiver {
         };
         let withheld = options.delete && !may_delete;
         if !self.is_what_was_announced() {
-            return self.desk.protocol_error("other entries than the one that was announced");
+            return self.outbox.protocol_error("other entries than the one that was announced");
         }
         let (wanted, present) = (Arc::clone(&self.wanted), Arc::clone(&opened.manifest));
         let destination = opened.destination.clone();
         let known = self.known(&destination);
         self.plan = self.plan_for(rules, &destination, &present);
         if let Some(questions) = self.questions(&present) {
-            return self.desk.start(Work::Resolve(questions));
+            return self.outbox.start(Work::Resolve(questions));
         }
         let braked = self.brake(&destination, known, &present);
         let mut waiting = Vec::new();
@@ -61,27 +61,27 @@ impl Receiver {
         self.tell_unlisted();
         if withheld {
             let cause = "nothing was deleted, since not everything could be listed".to_owned();
-            self.desk.problem(Problem { trouble: Trouble::NotDeleted, path: Vec::new(), cause });
+            self.outbox.problem(Problem { trouble: Trouble::NotDeleted, path: Vec::new(), cause });
         }
         self.announce_plan(&present);
         let is_braked = braked.is_some();
         if let Some(braked) = braked {
-            self.desk.report(Event::Braked(braked));
+            self.outbox.report(Event::Braked(braked));
         }
         if self.config.options.dry_run {
             self.plan.count(&self.wanted, &mut self.tally);
-            self.desk.send(Message::Finished(self.tally));
-            return self.desk.finish(self.tally);
+            self.outbox.send(Message::Finished(self.tally));
+            return self.outbox.finish(self.tally);
         }
         // Check the room before anything is written.
         if let Some(text) = self.missing_room() {
-            return self.desk.fail(AbortKind::Storage, text);
+            return self.outbox.fail(AbortKind::Storage, text);
         }
         let pair = self.pair_up(&destination, known, &present, rules.delete, may_delete, is_braked);
         self.phase = Phase::Plan;
         let (writes, changes) = (!self.plan.fetch.is_empty(), self.plan.changes_anything());
         let spelling = Arc::clone(&self.spelling);
-        self.desk.start(Work::Plan { wanted, present, spelling, changes, writes, withheld: waiting, pair });
+        self.outbox.start(Work::Plan { wanted, present, spelling, changes, writes, withheld: waiting, pair });
     }
 
     /// Excludes names that lead to entries outside a round's scope. Only a full round shows whether
@@ -90,7 +90,7 @@ impl Receiver {
         let unclear = self.opened.as_mut().map(|opened| std::mem::take(&mut opened.unclear));
         let unclear = unclear.unwrap_or_default();
         if !unclear.is_empty() && !self.config.options.dry_run {
-            self.desk.send(Message::Rescan);
+            self.outbox.send(Message::Rescan);
         }
         // `Work::Plan` shares this value, but starts later.
         if let Some(spelling) = Arc::get_mut(&mut self.spelling) {
@@ -247,7 +247,7 @@ impl Receiver {
             && (deletes || !has_more(&self.wanted, present, protects));
         let was_empty = destination.is_new || present.is_empty() && self.is_listed() && known.pair.is_none();
         if was_empty && self.is_news(&pair) {
-            self.desk.report(Event::Paired(pair));
+            self.outbox.report(Event::Paired(pair));
         }
         was_empty.then_some(pair)
     }

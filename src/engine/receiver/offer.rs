@@ -89,7 +89,7 @@ impl Receiver {
         self.offer.is_partial = true;
         self.parts.extend(parts);
         if self.parts.len() > PARTS_MAX {
-            self.desk.protocol_error("a scope of too many parts");
+            self.outbox.protocol_error("a scope of too many parts");
         }
     }
 
@@ -97,12 +97,12 @@ impl Receiver {
         self.subject = Some(subject.clone());
         let parts = std::mem::take(&mut self.parts);
         if self.offer.is_partial && !self.is_directory() {
-            return self.desk.protocol_error("parts of what is no directory");
+            return self.outbox.protocol_error("parts of what is no directory");
         }
         let scope = if self.offer.is_partial { Scope::decode(parts).map(Some) } else { Ok(None) };
         match scope {
-            Ok(scope) => self.desk.start(Work::Open { subject, scope }),
-            Err(error) => self.desk.fail(AbortKind::Protocol, error.to_string()),
+            Ok(scope) => self.outbox.start(Work::Open { subject, scope }),
+            Err(error) => self.outbox.fail(AbortKind::Protocol, error.to_string()),
         }
     }
 
@@ -113,7 +113,7 @@ impl Receiver {
             held.insert(id, (hash, data.into_vec()));
         }
         if *bytes > PUSHED_BYTES_MAX {
-            self.desk.protocol_error("more contents along with an offer than allowed");
+            self.outbox.protocol_error("more contents along with an offer than allowed");
         }
     }
 
@@ -122,7 +122,7 @@ impl Receiver {
     pub(super) fn sampled(&mut self, files: Vec<(u32, Samples)>) {
         self.offer.samples.extend(files);
         if self.offer.samples.len() > SAMPLED_MAX {
-            self.desk.protocol_error("samples of too many files");
+            self.outbox.protocol_error("samples of too many files");
         }
     }
 
@@ -136,7 +136,7 @@ impl Receiver {
             return;
         }
         if let Err(error) = self.offer.builder.push(block) {
-            self.desk.fail(AbortKind::Protocol, error.to_string());
+            self.outbox.fail(AbortKind::Protocol, error.to_string());
         }
     }
 
@@ -151,7 +151,7 @@ impl Receiver {
     fn pass_baseline(&mut self) -> bool {
         match std::mem::replace(&mut self.offer.baseline, Baseline::Passed) {
             Baseline::Known(rebuild) if rebuild.unchanged().is_none() => {
-                self.desk.protocol_error("everything after a part of the changes");
+                self.outbox.protocol_error("everything after a part of the changes");
                 false
             }
             _ => true,
@@ -162,15 +162,15 @@ impl Receiver {
 
     pub(super) fn baseline(&mut self, digest: Hash) {
         if !matches!(self.offer.baseline, Baseline::Unnamed) || self.offer.has_ignores {
-            return self.desk.protocol_error("a baseline out of turn");
+            return self.outbox.protocol_error("a baseline out of turn");
         }
         self.offer.baseline = Baseline::Loading(digest);
-        self.desk.start(Work::LoadBaseline(digest));
+        self.outbox.start(Work::LoadBaseline(digest));
     }
 
     pub(super) fn loaded(&mut self, record: Option<Record>) {
         let Baseline::Loading(digest) = self.offer.baseline else {
-            return self.desk.stray_outcome(&Outcome::LoadBaseline(record));
+            return self.outbox.stray_outcome(&Outcome::LoadBaseline(record));
         };
         match record.filter(|record| record.digest() == digest) {
             Some(record) => self.offer.baseline = Baseline::Known(Box::new(Rebuild::new(record))),
@@ -181,7 +181,7 @@ impl Receiver {
     /// Asks for the full offer.
     fn report_missing(&mut self) {
         self.offer.baseline = Baseline::Missing;
-        self.desk.send(Message::BaselineMissing);
+        self.outbox.send(Message::BaselineMissing);
     }
 
     pub(super) fn changes(&mut self, change: &Change) {
@@ -189,11 +189,11 @@ impl Receiver {
             Baseline::Known(rebuild) => match rebuild.apply(change) {
                 Ok(()) => {}
                 Err(ChangeError::Baseline) => self.report_missing(),
-                Err(error) => self.desk.fail(AbortKind::Protocol, error.to_string()),
+                Err(error) => self.outbox.fail(AbortKind::Protocol, error.to_string()),
             },
             Baseline::Missing => {}
             Baseline::Unnamed | Baseline::Loading(_) | Baseline::Passed => {
-                self.desk.protocol_error("changes of nothing");
+                self.outbox.protocol_error("changes of nothing");
             }
         }
     }
@@ -203,7 +203,7 @@ impl Receiver {
             Baseline::Known(rebuild) => rebuild,
             Baseline::Missing => return self.begin_again(),
             Baseline::Unnamed | Baseline::Loading(_) | Baseline::Passed => {
-                return self.desk.protocol_error("changes of nothing");
+                return self.outbox.protocol_error("changes of nothing");
             }
         };
         let unchanged = rebuild.unchanged().filter(|_| !self.offer.has_ignores);
@@ -214,7 +214,7 @@ impl Receiver {
                 self.report_missing();
                 return self.begin_again();
             }
-            Err(error) => return self.desk.fail(AbortKind::Protocol, error.to_string()),
+            Err(error) => return self.outbox.fail(AbortKind::Protocol, error.to_string()),
         };
         if !self.offer.has_ignores && !self.take_ignores(ignores) {
             return;
@@ -222,7 +222,7 @@ impl Receiver {
         // Ids are positions in the manifest, so both sides must have exactly the same one.
         let made = unchanged.unwrap_or_else(|| record::digest(&manifest, self.filter.files()));
         if made != digest {
-            return self.desk.protocol_error("changes that do not give what was announced");
+            return self.outbox.protocol_error("changes that do not give what was announced");
         }
         self.offer.equals_baseline = unchanged.is_some();
         self.take_offer(manifest, complete);
@@ -241,14 +241,14 @@ impl Receiver {
     fn take_ignores(&mut self, files: Vec<IgnoreFile>) -> bool {
         let taken = files.into_iter().all(|file| self.filter.add(file));
         if !taken {
-            self.desk.protocol_error("more ignore files than allowed");
+            self.outbox.protocol_error("more ignore files than allowed");
         }
         taken
     }
 
     fn take_offer(&mut self, manifest: Manifest, complete: bool) {
         if !self.offer.pushed.fit(&manifest) {
-            return self.desk.protocol_error("contents of what was not offered with that length");
+            return self.outbox.protocol_error("contents of what was not offered with that length");
         }
         self.wanted = Arc::new(manifest);
         self.offered = Some(complete);
@@ -264,6 +264,6 @@ impl Receiver {
         }
         self.offer.is_being_stored = true;
         let (manifest, ignores) = (Arc::clone(&self.wanted), self.filter.files().to_vec());
-        self.desk.start(Work::StoreBaseline { manifest, ignores });
+        self.outbox.start(Work::StoreBaseline { manifest, ignores });
     }
 }

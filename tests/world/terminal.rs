@@ -15,7 +15,7 @@ use super::{World, wait_for};
 
 /// A terminal with a program in it. A shell starts the program and stays. Without it the terminal
 /// would reset at the program's end, whatever its state.
-pub(crate) struct Desk {
+pub(crate) struct Terminal {
     /// The user's end of the terminal.
     keys: File,
     shown: Arc<Mutex<String>>,
@@ -41,9 +41,9 @@ fn size(columns: u16, rows: u16) -> Winsize {
     Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
-impl Desk {
+impl Terminal {
     /// Opens a terminal of 91 columns and 17 lines, and starts a program in it.
-    pub(crate) fn new(world: &World, program: &Command) -> Desk {
+    pub(crate) fn new(world: &World, program: &Command) -> Terminal {
         let keys = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&keys).unwrap();
         unlockpt(&keys).unwrap();
@@ -70,7 +70,7 @@ impl Desk {
                 writing.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
             }
         });
-        Desk { keys, shown, seen: 0, shell, modes_before }
+        Terminal { keys, shown, seen: 0, shell, modes_before }
     }
 
     pub(crate) fn types(&mut self, text: &str) {
@@ -121,7 +121,7 @@ impl Desk {
     }
 }
 
-impl Drop for Desk {
+impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = self.shell.kill();
         let _ = self.shell.wait();
