@@ -12,7 +12,7 @@ mod drafts;
 mod guess;
 mod mailbox;
 pub mod lanes;
-mod layout;
+mod delta_plan;
 mod liveness;
 mod basis;
 mod send_queue;

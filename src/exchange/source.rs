@@ -2,7 +2,7 @@
 //!
 //! If the receiver has nothing of it, the file is read and sent once. Otherwise it is read once to
 //! find the parts that the receiver has (and to hash it), in the steps of
-//! [`layout`](super::layout). It is read a second time for the missing parts.
+//! [`delta_plan`](super::layout). It is read a second time for the missing parts.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -20,7 +20,7 @@ use crate::content::hash::{Hash, Hasher};
 use crate::disk::holes::SparseFile;
 use crate::disk::stat::Identity;
 use crate::engine::SourceNext;
-use crate::exchange::layout::{self, Segment, ToCut};
+use crate::exchange::delta_plan::{self, Segment, ToCut};
 use crate::exchange::basis::chunks_of;
 use crate::wire::message::{Blocks, CONTENT_BYTES_MAX, BasisReport, Op, WINDOWS_MAX, Want, Window};
 
@@ -131,16 +131,16 @@ impl Source {
             _ => None,
         };
         let shape = narrowed.unwrap_or(Fitted::same(basis.length));
-        let mut segments = layout::without_prefix(layout::aligned(size, block, &ids, basis, shape), kept);
+        let mut segments = delta_plan::without_prefix(delta_plan::aligned(size, block, &ids, basis, shape), kept);
         if narrowed.is_none()
-            && let Some(shifted) = layout::shifted(&segments, kept, size, block, basis)
+            && let Some(shifted) = delta_plan::shifted(&segments, kept, size, block, basis)
             && let Some(found) = self.find_shifted(shifted.blocks.clone(), block, basis)?
         {
-            segments = layout::reshift(&segments, &shifted, size, block, &found, basis);
+            segments = delta_plan::reshift(&segments, &shifted, size, block, &found, basis);
         }
-        match layout::to_cut(&segments, kept, basis.length) {
+        match delta_plan::to_cut(&segments, kept, basis.length) {
             Some(cut) => self.cut = Some((cut, segments)),
-            None => self.plan = layout::with_gaps(&segments, basis.length),
+            None => self.plan = delta_plan::with_gaps(&segments, basis.length),
         }
         Ok(())
     }
@@ -197,8 +197,8 @@ impl Source {
         }
         self.futile = theirs.is_empty();
         let ours = std::mem::take(&mut self.chunks);
-        let inside = layout::matched(&ours, cut.new.start, theirs, cut.basis.offset);
-        self.plan = layout::with_gaps(&layout::recut(&segments, &cut, inside), self.basis_length);
+        let inside = delta_plan::matched(&ours, cut.new.start, theirs, cut.basis.offset);
+        self.plan = delta_plan::with_gaps(&delta_plan::recut(&segments, &cut, inside), self.basis_length);
         Ok(())
     }
 
