@@ -14,7 +14,7 @@ mod change;
 mod closing;
 pub mod directory;
 pub mod error;
-pub mod glance;
+pub mod bounded_scan;
 pub mod holes;
 mod homes;
 pub mod identities;

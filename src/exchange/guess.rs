@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::disk::glance::glance;
+use crate::disk::bounded_scan::bounded_scan;
 use crate::disk::root::Root;
 use crate::disk::stat::Identity;
 use crate::exchange::ahead::{AHEAD_BYTES_MIN, AHEAD_FILES_MAX};
@@ -56,7 +56,7 @@ fn single(root: &Root, name: Option<&[u8]>) -> Option<TreePath> {
 
 /// The largest files, if they are most of a tree.
 fn most(root: &Root) -> Vec<TreePath> {
-    let mut files = glance(root, ENTRIES_MAX).unwrap_or_default();
+    let mut files = bounded_scan(root, ENTRIES_MAX).unwrap_or_default();
     let total: u64 = files.iter().map(|(_, size)| size).sum();
     files.sort_by_key(|&(_, size)| Reverse(size));
     files.truncate(AHEAD_FILES_MAX);

@@ -11,7 +11,7 @@ use crate::tree::path::TreePath;
 /// The files below `root` with their lengths in bytes; `None` if there are more than `entries_max`
 /// entries. Unreadable entries are skipped.
 #[must_use]
-pub fn glance(root: &Root, entries_max: usize) -> Option<Vec<(TreePath, u64)>> {
+pub fn bounded_scan(root: &Root, entries_max: usize) -> Option<Vec<(TreePath, u64)>> {
     let (mut files, mut seen) = (Vec::new(), 0);
     let mut directories: Vec<Option<TreePath>> = vec![None];
     while let Some(path) = directories.pop() {
@@ -57,9 +57,9 @@ mod tests {
         fs::write(place.at("f"), "1").unwrap();
         symlink(place.outside(), place.at("out")).unwrap();
         symlink("f", place.at("link")).unwrap();
-        let mut files = glance(&place.root, 6).unwrap();
+        let mut files = bounded_scan(&place.root, 6).unwrap();
         files.sort_by_key(|&(_, size)| size);
         assert_eq!(files, [(path("f"), 1), (path("a/b/f"), 5)]);
-        assert_eq!(glance(&place.root, 5), None);
+        assert_eq!(bounded_scan(&place.root, 5), None);
     }
 }
