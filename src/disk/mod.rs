@@ -24,7 +24,7 @@ mod lock;
 mod marker;
 pub mod baseline;
 mod mount;
-mod nameless;
+mod anonymous;
 mod place;
 mod protected;
 mod resolve;

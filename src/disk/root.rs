@@ -15,7 +15,7 @@ use crate::disk::boundaries::Boundaries;
 use crate::disk::directory::Inode;
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::lock::Held;
-use crate::disk::nameless::Nameless;
+use crate::disk::anonymous::AnonymousFiles;
 use crate::disk::resolve::{PASSAGE, Resolver};
 use crate::disk::set_id::Owner;
 use crate::disk::stat::{FileKind, Identity, Stat};
@@ -56,7 +56,7 @@ pub struct Root {
     /// The one directory that stays open between operations. It belongs to this process alone.
     /// Wherever it is moved, its staged files can still be renamed into place from there.
     state: Mutex<Option<Arc<StateDir>>>,
-    nameless: Nameless,
+    anonymous: AnonymousFiles,
     held: Mutex<Option<Held>>,
     unconfirmed: Unconfirmed,
     boundaries: Boundaries,
@@ -117,7 +117,7 @@ impl Root {
         let is_foreign = stat.uid != geteuid().as_raw() || stat.gid != getegid().as_raw();
         let owner = (geteuid().is_root() && is_foreign).then_some((stat.uid, stat.gid));
         let policy = Policy::default();
-        let (path, state, nameless) = (path.to_owned(), Mutex::default(), Nameless::default());
+        let (path, state, anonymous) = (path.to_owned(), Mutex::default(), AnonymousFiles::default());
         let (held, unconfirmed) = (Mutex::default(), Unconfirmed::default());
         let boundaries = Boundaries::default();
         Ok(Self {
@@ -129,7 +129,7 @@ impl Root {
             dev,
             ino,
             state,
-            nameless,
+            anonymous,
             held,
             unconfirmed,
             boundaries,
@@ -321,8 +321,8 @@ impl Root {
         &self.boundaries
     }
 
-    pub(crate) fn nameless(&self) -> &Nameless {
-        &self.nameless
+    pub(crate) fn anonymous(&self) -> &AnonymousFiles {
+        &self.anonymous
     }
 
     pub(crate) fn unconfirmed(&self) -> &Unconfirmed {

@@ -4,7 +4,7 @@
 //! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Read ─► Files
 //!      └► Baseline        └► Changes… Changed                  └► Source… ─► Files / Pieces /
 //! FileSignatures ─► Diff ─► Files                              / Same    SignRequest / CutRequest
-//! [Remember ─►] Finished ─► done
+//! [StoreBaseline ─►] Finished ─► done
 //! ```
 
 use std::collections::{HashMap, VecDeque};

@@ -2,7 +2,7 @@
 //!
 //! If the receiver has nothing of it, the file is read and sent once. Otherwise it is read once to
 //! find the parts that the receiver has (and to hash it), in the steps of
-//! [`delta_plan`](super::layout). It is read a second time for the missing parts.
+//! [`delta_plan`](super::delta_plan). It is read a second time for the missing parts.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;

@@ -22,16 +22,16 @@ fn each_way(story: impl Fn(&World, &Watcher<'_>)) {
 /// Waits without a flush until the destination equals the source: by events alone.
 #[track_caller]
 fn follows(world: &World) {
-    let glance = |name: &str| glance(&world.path(name));
-    wait_for("the destination to follow", || (glance("src")? == glance("dst")?).then_some(()));
-    // A glance takes a while. It may have read a directory's time before a file in it was replaced,
+    let listing = |name: &str| listing(&world.path(name));
+    wait_for("the destination to follow", || (listing("src")? == listing("dst")?).then_some(()));
+    // A listing takes a while. It may have read a directory's time before a file in it was replaced,
     // and the file afterwards.
-    wait_for("the round to end", || (glance("src")? == glance("dst")?).then_some(()));
+    wait_for("the round to end", || (listing("src")? == listing("dst")?).then_some(()));
     world.assert_same("src", "dst");
 }
 
 /// Names, kinds, sizes, modes and times; `None` if an entry vanishes meanwhile.
-fn glance(root: &Path) -> Option<BTreeMap<PathBuf, (u32, u64, i64, i64)>> {
+fn listing(root: &Path) -> Option<BTreeMap<PathBuf, (u32, u64, i64, i64)>> {
     let walk = walkdir::WalkDir::new(root).into_iter().filter_entry(|entry| entry.file_name() != ".ksync");
     walk.map(|entry| {
         let entry = entry.ok()?;

@@ -26,7 +26,7 @@ const OPEN_FILES_MAX: usize = 128;
 
 /// A complete file without its final name.
 enum Unnamed {
-    Nameless(File),
+    Anonymous(File),
     Staged(Complete),
 }
 
@@ -86,7 +86,7 @@ impl Receiving {
         if self.trees()?.present.position(self.entry(file.id)?.path).is_none() {
             let new = root.make_new(&path, data, &metadata, durability);
             if let Some(new) = new.map_err(|error| unwritable(&error))? {
-                return Ok(Unnamed::Nameless(new));
+                return Ok(Unnamed::Anonymous(new));
             }
         }
         self.stage(data, file.id, durability).map(Unnamed::Staged)
@@ -106,7 +106,7 @@ impl Receiving {
     fn name(&self, file: &SmallFile, made: Unnamed) -> Result<(), Fault> {
         match made {
             Unnamed::Staged(complete) => self.place_complete(file.id, complete),
-            Unnamed::Nameless(new) => {
+            Unnamed::Anonymous(new) => {
                 let (root, path) = (self.root()?, self.path(file.id)?);
                 if root.name_new(&path, &new).map_err(|error| self.failed(file.id, &error))? {
                     return Ok(());

@@ -18,18 +18,18 @@ use crate::tree::path::TreePath;
 
 /// Whether a root's filesystem has files without names, as far as is known.
 #[derive(Debug)]
-pub(crate) struct Nameless {
+pub(crate) struct AnonymousFiles {
     may_be: AtomicBool,
     close_errors: CloseErrors,
 }
 
-impl Default for Nameless {
+impl Default for AnonymousFiles {
     fn default() -> Self {
         Self { may_be: AtomicBool::new(cfg!(target_os = "linux")), close_errors: CloseErrors::default() }
     }
 }
 
-impl Nameless {
+impl AnonymousFiles {
     fn may_be(&self) -> bool {
         self.may_be.load(Ordering::Relaxed)
     }
@@ -73,17 +73,17 @@ impl Root {
         use crate::disk::error::During;
         use crate::disk::stage::{set_metadata, write_all};
 
-        if !self.nameless().may_be() || self.is_beyond_boundary(path) {
+        if !self.anonymous().may_be() || self.is_beyond_boundary(path) {
             return Ok(None);
         }
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let Ok(descriptor) = openat(self.descriptor(), c".", flags, Mode::RUSR | Mode::WUSR) else {
-            self.nameless().never_again();
+            self.anonymous().never_again();
             return Ok(None);
         };
         let file = File::from(descriptor);
         write_all(&file, content).during("write", path.as_bytes())?;
-        self.nameless().close_errors.of(&file).during("write", path.as_bytes())?;
+        self.anonymous().close_errors.of(&file).during("write", path.as_bytes())?;
         set_metadata(&file, self, path, metadata)?;
         self.mark_open(path, &file)?;
         if durability == Durability::Immediately {
@@ -110,7 +110,7 @@ impl Root {
             Err(Errno::EXIST) => Err(DiskError::new("make", path.as_bytes(), Fault::Conflict)),
             // Before Linux 6.10 only the superuser may do that.
             Err(_) => {
-                self.nameless().never_again();
+                self.anonymous().never_again();
                 Ok(false)
             }
         }
@@ -207,6 +207,6 @@ mod tests {
     fn put_new_returns_false_without_anonymous_files() {
         let root = Root::open(Path::new("/proc")).unwrap();
         assert!(!put(&root, "ksync-test", b"").unwrap());
-        assert!(!root.nameless().may_be());
+        assert!(!root.anonymous().may_be());
     }
 }
