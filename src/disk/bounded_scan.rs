@@ -3,7 +3,7 @@
 
 use rustix::fs::{AtFlags, statat};
 
-use crate::disk::levels::names;
+use crate::disk::directory_stack::names;
 use crate::disk::root::Root;
 use crate::disk::stat::{FileKind, Stat};
 use crate::tree::path::TreePath;

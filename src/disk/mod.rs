@@ -18,7 +18,7 @@ pub mod bounded_scan;
 pub mod holes;
 mod homes;
 pub mod identities;
-mod levels;
+mod directory_stack;
 mod link;
 mod lock;
 mod marker;

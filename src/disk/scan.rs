@@ -15,7 +15,7 @@ use crate::disk::boundaries::is_mount_root;
 use crate::disk::error::{DiskError, During, Fault};
 use crate::disk::holes::{HOLE_BYTES_MIN, SparseFile};
 use crate::disk::identities::Identities;
-use crate::disk::levels::{Level, Levels, Name, names};
+use crate::disk::directory_stack::{Level, DirectoryStack, Name, names};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::set_id::{Owner, mode_for};
 use crate::disk::spelling::inode_of;
@@ -185,19 +185,19 @@ pub fn scan(
     if options.doubts {
         scanner.covers = Some(Arc::new(Covers::above(root)));
     }
-    let mut levels = Levels::default();
+    let mut stack = DirectoryStack::default();
     match subject {
         Subject::Whole | Subject::Parts(..) => {
             let directory = root.open_directory(None)?;
-            levels.push(scanner.list(directory, None)?);
+            stack.push(scanner.list(directory, None)?);
         }
         Subject::One(path) => {
-            if let Err(error) = scanner.one(path, &mut levels) {
+            if let Err(error) = scanner.one(path, &mut stack) {
                 scanner.scanned.problems.push(error);
             }
         }
     }
-    scanner.run(&mut levels);
+    scanner.run(&mut stack);
     scanner.report();
     if options.doubts {
         root.seen_markers(std::mem::take(&mut scanner.seen));
@@ -223,12 +223,12 @@ struct Scanner<'a> {
 }
 
 impl Scanner<'_> {
-    fn run(&mut self, levels: &mut Levels) {
-        while let Some(level) = levels.open.back_mut().filter(|_| self.overflow.is_none()) {
+    fn run(&mut self, stack: &mut DirectoryStack) {
+        while let Some(level) = stack.open.back_mut().filter(|_| self.overflow.is_none()) {
             let step = level.names.next().map(|name| self.step(level, &name));
             match step {
-                None => levels.pop(),
-                Some(Ok(Some(below))) => levels.push(below),
+                None => stack.pop(),
+                Some(Ok(Some(below))) => stack.push(below),
                 Some(Ok(None)) => {}
                 Some(Err(error)) => self.scanned.problems.push(error),
             }
@@ -508,7 +508,7 @@ impl Scanner<'_> {
     }
 
     /// Scans one path. The user named it, so ignore files do not exclude it.
-    fn one(&mut self, path: &TreePath, levels: &mut Levels) -> Result<(), DiskError> {
+    fn one(&mut self, path: &TreePath, stack: &mut DirectoryStack) -> Result<(), DiskError> {
         let Some(stat) = self.root.stat(path)? else { return Ok(()) };
         let parent = self.root.open_directory(path.parent().as_ref())?;
         if let Some(above) = self.covers.take() {
@@ -518,7 +518,7 @@ impl Scanner<'_> {
         let name = name.during("name", path.as_bytes())?;
         let parent_dev = stat_of(&parent, path)?.identity.dev;
         if let Some(level) = self.entry(parent, parent_dev, &name, path.clone(), stat)? {
-            levels.push(level);
+            stack.push(level);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::disk::directory::Inode;
 use crate::disk::error::{DiskError, During, Fault};
-use crate::disk::levels::names;
+use crate::disk::directory_stack::names;
 use crate::disk::root::{DIRECTORY, Root};
 use crate::disk::stat::Stat;
 use crate::disk::state::{PART, StateDir, in_state};

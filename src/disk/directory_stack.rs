@@ -31,14 +31,14 @@ pub(crate) struct Level {
 
 /// The directories from the root to the scan's position.
 #[derive(Default)]
-pub(crate) struct Levels {
+pub(crate) struct DirectoryStack {
     /// Directories far from the scan's position, closed.
     closed: Vec<Level>,
     /// Directories near the scan's position, open.
     pub(crate) open: VecDeque<Level>,
 }
 
-impl Levels {
+impl DirectoryStack {
     pub(crate) fn push(&mut self, level: Level) {
         self.open.push_back(level);
         if self.open.len() > OPEN_MAX
