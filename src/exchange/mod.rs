@@ -6,10 +6,10 @@
 //! the two engines. Where a tree is watched, exchanges follow each other on one [`Link`]: see
 //! [`rounds`].
 
-mod ahead;
+mod prehash;
 mod draft;
 mod drafts;
-mod guess;
+mod prefetch;
 mod mailbox;
 pub mod lanes;
 mod delta_plan;

@@ -24,10 +24,10 @@ use crate::disk::space::Reserve;
 use crate::disk::stage::Metadata;
 use crate::disk::stat::Identity;
 use crate::engine::{Fault, Outcome, Work};
-use crate::exchange::ahead::{Ahead, Likely};
+use crate::exchange::prehash::{Prehashes, Priority};
 use crate::exchange::drafts::Drafts;
 use crate::exchange::fault;
-use crate::exchange::guess::large_files;
+use crate::exchange::prefetch::large_files;
 use crate::exchange::receiving::directories::MadeDirectories;
 use crate::exchange::rounds::Standing;
 use crate::exchange::run::Perform;
@@ -62,7 +62,7 @@ pub struct Receiving {
     sinks: Mutex<HashMap<u32, Sink>>,
     /// Nodes of the bytes that an earlier run staged, by file.
     staged: Mutex<HashMap<u32, Nodes>>,
-    ahead: Arc<Ahead>,
+    prehashes: Arc<Prehashes>,
     drafts: Drafts,
     ancestors: NewAncestors,
     reserve: OnceLock<Reserve>,
@@ -103,7 +103,7 @@ impl Receiving {
             trees: OnceLock::new(),
             sinks: Mutex::new(HashMap::new()),
             staged: Mutex::default(),
-            ahead: Arc::default(),
+            prehashes: Arc::default(),
             drafts: Drafts::default(),
             ancestors: NewAncestors::default(),
             reserve: OnceLock::new(),
@@ -125,18 +125,18 @@ impl Receiving {
     /// Starts to prehash large files of the destination that the sender will probably ask about.
     /// This serves a receiver that waits for an offer, perhaps of a single file called `name`.
     #[must_use]
-    pub fn looking_ahead(self, name: Option<Vec<u8>>) -> Self {
+    pub fn prehashing(self, name: Option<Vec<u8>>) -> Self {
         // With --checksum the scan hashes every file anyway.
         if self.options.dry_run || self.options.checksum {
             return self;
         }
-        let (ahead, path) = (Arc::clone(&self.ahead), self.path.clone());
+        let (prehashes, path) = (Arc::clone(&self.prehashes), self.path.clone());
         let begin = move || {
             for (file, identity) in large_files(&path, name.as_deref()) {
                 // The block size follows from the new content's length, which may be less than the
                 // old one's.
                 let block = BlockSize::for_size(identity.size).halved();
-                ahead.begin(identity, file, block, Likely::Perhaps);
+                prehashes.begin(identity, file, block, Priority::Low);
             }
         };
         // If no thread can start, the files are hashed when they are needed.
@@ -236,7 +236,7 @@ impl Perform for Receiving {
                 if writes {
                     self.expect_files();
                 }
-                self.stop_looking_ahead();
+                self.cancel_prehashes();
                 Outcome::Plan(Ok(()))
             }
             Work::Sign(orders) => {

@@ -24,7 +24,7 @@ use crate::engine::{
     self, Changed, Fault, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
     SourceNext, SourceStep, Work,
 };
-use crate::exchange::ahead::{AHEAD_BYTES_MIN, AHEAD_FILES_MAX, Ahead, Likely};
+use crate::exchange::prehash::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
 use crate::exchange::rounds::About;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::read_bytes;
@@ -54,7 +54,7 @@ pub struct Sending {
     found: OnceLock<Found>,
     listed: OnceLock<Listed>,
     sources: Mutex<HashMap<u32, Source>>,
-    ahead: Ahead,
+    prehashes: Prehashes,
 }
 
 /// Location of the source.
@@ -89,7 +89,7 @@ impl Sending {
             found: OnceLock::new(),
             listed: OnceLock::new(),
             sources: Mutex::new(HashMap::new()),
-            ahead: Ahead::default(),
+            prehashes: Prehashes::default(),
         }
     }
 
@@ -200,7 +200,7 @@ impl Sending {
         let listed = Listed { manifest: Arc::clone(&manifest), identities: scanned.identities };
         let _ = self.listed.set(listed);
         let sampled =
-            if self.options.dry_run { Vec::new() } else { self.look_ahead(&manifest, changed.as_ref()) };
+            if self.options.dry_run { Vec::new() } else { self.prehash(&manifest, changed.as_ref()) };
         Ok(Scanned {
             ignores,
             complete: scanned.problems.is_empty(),
@@ -246,18 +246,18 @@ impl Sending {
     /// Starts to prehash large files that the receiver will probably want to compare. These are the
     /// files that changed since the last run, or any large ones if the changes are unknown. Returns
     /// samples of them.
-    fn look_ahead(&self, manifest: &Manifest, changed: Option<&Changed>) -> Vec<(u32, Samples)> {
+    fn prehash(&self, manifest: &Manifest, changed: Option<&Changed>) -> Vec<(u32, Samples)> {
         let mut ids: Vec<u32> = match changed {
             Some(changed) => change::added(&changed.changes).collect(),
             None => (0..manifest.len() as u32).collect(),
         };
         let size = |id: &u32| manifest.get(*id).map_or(0, |entry| entry.size());
-        ids.retain(|id| size(id) >= AHEAD_BYTES_MIN);
+        ids.retain(|id| size(id) >= PREHASH_BYTES_MIN);
         ids.sort_by_key(|id| Reverse(size(id)));
         let has_changed = changed.is_some() || self.scope().is_some();
-        let likely = if has_changed { Likely::Very } else { Likely::Perhaps };
+        let priority = if has_changed { Priority::High } else { Priority::Low };
         let mut sampled = Vec::new();
-        for &id in ids.iter().take(AHEAD_FILES_MAX) {
+        for &id in ids.iter().take(PREHASH_FILES_MAX) {
             // A failure to open or read is reported when the file is requested.
             if let Ok((file, identity)) = self.open(id) {
                 if identity.size >= SAMPLED_BYTES_MIN
@@ -266,7 +266,7 @@ impl Sending {
                     sampled.push((id, samples));
                 }
                 let block = BlockSize::for_size(identity.size);
-                self.ahead.begin(identity, file, block, likely);
+                self.prehashes.begin(identity, file, block, priority);
             }
         }
         // As many as fit in a message.
@@ -340,11 +340,11 @@ impl Sending {
             SourceStep::Begin(want) => {
                 let (file, identity) = self.open(id)?;
                 if want.basis.is_none() && want.staged.is_none() {
-                    self.ahead.cancel(&identity);
+                    self.prehashes.cancel(&identity);
                 }
                 let block = BlockSize::for_size(identity.size);
-                let ahead = || self.ahead.take(&identity)?.outline(block);
-                Source::begin(file, identity, &want, ahead).map_err(source_fault)?
+                let prehashed = || self.prehashes.take(&identity)?.outline(block);
+                Source::begin(file, identity, &want, prehashed).map_err(source_fault)?
             }
             SourceStep::Signatures(signatures) => {
                 let mut source = self.take_source(id)?;

@@ -72,12 +72,12 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Begins with a file of this identity. `ahead` is called for its outline when that is needed.
+    /// Begins with a file of this identity. `prehashed` is called for its outline when that is needed.
     pub(super) fn begin(
         file: File,
         identity: Identity,
         want: &Want,
-        ahead: impl FnOnce() -> Option<Outline>,
+        prehashed: impl FnOnce() -> Option<Outline>,
     ) -> Result<Self, SourceError> {
         let size = identity.size;
         let mut source = Self {
@@ -101,16 +101,16 @@ impl Source {
         if want.basis.is_none() && want.staged.is_none() {
             source.plan.extend((size > 0).then_some(Segment::New { offset: 0, length: size }));
         } else {
-            source.find(want, ahead())?;
+            source.find(want, prehashed())?;
         }
         Ok(source)
     }
 
     /// Finds the blocks that the receiver has.
-    fn find(&mut self, want: &Want, ahead: Option<Outline>) -> Result<(), SourceError> {
+    fn find(&mut self, want: &Want, prehashed: Option<Outline>) -> Result<(), SourceError> {
         let size = self.identity.size;
         let block = BlockSize::for_size(size);
-        let Outline { ids, hash } = match ahead {
+        let Outline { ids, hash } = match prehashed {
             Some(outline) => outline,
             None => outline(size, block, &SparseFile::of(&self.file, size))?,
         };

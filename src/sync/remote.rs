@@ -217,7 +217,7 @@ impl<'a> Session<'a> {
         let name = from.rsplit(|&byte| byte == b'/').next().map(<[u8]>::to_vec);
         let disk = Receiving::new(PathBuf::from(to), config.options.clone())
             .with_baseline(baseline::open(key))
-            .looking_ahead(name);
+            .prehashing(name);
         let order = order(Role::Sender, from, &config, key, None);
         self.exchange(order, engine, disk, monitor).await
     }

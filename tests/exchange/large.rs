@@ -16,14 +16,14 @@ const MB: usize = 1 << 20;
 
 #[test]
 fn a_large_file_with_only_another_time_leaves_nothing_staged() {
-    for is_looking_ahead in [false, true] {
+    for is_prehashing in [false, true] {
         let world = World::new();
         let content = noise(1, 33 * MB);
         world.write("f", &content);
         world.write_target("f", &content);
         set_time(&world.target.join("f"), 1_000_000_000, 0);
-        let receiving = if is_looking_ahead {
-            world.looking_ahead(Duration::from_millis(300))
+        let receiving = if is_prehashing {
+            world.prehashing(Duration::from_millis(300))
         } else {
             Receiving::new(world.target.clone(), world.options.clone())
         };
@@ -112,16 +112,16 @@ fn changed(old: &[u8]) -> Vec<(&'static str, Vec<u8>, usize)> {
     ]
 }
 
-/// Changes a large file, syncs it to a receiver that prehashed for `ahead`, if at all, and checks
+/// Changes a large file, syncs it to a receiver that prehashed for `prehash_time`, if at all, and checks
 /// the cost.
-fn change_large(old: &[u8], what: &str, new: &[u8], most: usize, ahead: Option<Duration>) -> Arc<Watched> {
+fn change_large(old: &[u8], what: &str, new: &[u8], most: usize, prehash_time: Option<Duration>) -> Arc<Watched> {
     let world = World::new();
     world.write_target("f", old);
     world.write("f", new);
     let watched = Arc::new(Watched::default());
     let sending = Sending::new(world.source.clone(), world.options.clone());
-    let receiving = match ahead {
-        Some(time) => world.looking_ahead(time),
+    let receiving = match prehash_time {
+        Some(time) => world.prehashing(time),
         None => Receiving::new(world.target.clone(), world.options.clone()),
     };
     let receiving = Drafting(receiving, world.target.clone(), Arc::clone(&watched));

@@ -103,10 +103,10 @@ impl World {
     }
 
     /// A receiver that has prehashed for this long.
-    pub(crate) fn looking_ahead(&self, time: Duration) -> Receiving {
+    pub(crate) fn prehashing(&self, time: Duration) -> Receiving {
         // The prehash skips files that changed a moment ago.
         thread::sleep(Duration::from_millis(200));
-        let receiving = Receiving::new(self.target.clone(), self.options.clone()).looking_ahead(None);
+        let receiving = Receiving::new(self.target.clone(), self.options.clone()).prehashing(None);
         thread::sleep(time);
         receiving
     }

@@ -34,16 +34,16 @@ impl Receiving {
         let blank = || self.blank(id, at, samples.as_ref());
         if is_doubted {
             // The basis is probably the same, so make no pre-copy.
-        } else if want.staged.is_none() && self.ahead.is_done(&seen) {
+        } else if want.staged.is_none() && self.prehashes.is_done(&seen) {
             self.drafts.make_beside(id, blank);
         } else if want.staged.is_none()
-            && let Some((basis, hash)) = self.drafts.make(id, || blank().inspect(|_| self.ahead.cancel(&seen)))
+            && let Some((basis, hash)) = self.drafts.make(id, || blank().inspect(|_| self.prehashes.cancel(&seen)))
         {
             want.basis = Some(basis);
             let is_widened = want.basis_blocks().is_some_and(|basis| basis.length != seen.size);
             return Ok(Advertised { want, hash, is_widened });
         }
-        let ahead = self.ahead.take(&seen);
+        let prehashed = self.prehashes.take(&seen);
         // Open the basis after it was hashed: an unchanged identity covers the whole time.
         let (file, seen) = self.open_basis(at)?;
         if want.staged.is_none() && is_signed(size, seen.size) {
@@ -53,7 +53,7 @@ impl Receiving {
         }
         let most = basis_bytes_max(size);
         let outline =
-            ahead.filter(|_| seen.size <= most).and_then(|nodes| nodes.outline(BlockSize::for_size(size)));
+            prehashed.filter(|_| seen.size <= most).and_then(|nodes| nodes.outline(BlockSize::for_size(size)));
         let (basis, hash) = match outline {
             Some(Outline { ids, hash }) => (Blocks { length: seen.size, ids }, Some(hash)),
             None => blocks_of(seen.size, size, most, &SparseFile::of(&file, seen.size))
@@ -84,11 +84,11 @@ impl Receiving {
 
     /// Drops prehashed files that nobody will ask about: those that are up to date, and those that
     /// have changed since.
-    pub(super) fn stop_looking_ahead(&self) {
+    pub(super) fn cancel_prehashes(&self) {
         let (Ok(Trees { wanted, present }), Some(identities)) = (self.trees(), self.identities()) else {
             return;
         };
-        self.ahead.only(|begun| {
+        self.prehashes.only(|begun| {
             let listed = identities.position(present, begun).and_then(|at| present.get(at));
             let new = listed.and_then(|listed| wanted.get(wanted.position(listed.path)?));
             listed.is_some_and(|listed| {

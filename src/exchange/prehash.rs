@@ -1,4 +1,4 @@
-//! `Ahead`: prehashes large files that will probably be requested, while the connection is made.
+//! `Prehashes`: hashes large files that will probably be requested, while the connection is made.
 //!
 //! A sender hashes a file before it compares it with a basis, 0.14 s for a gigabyte. Before that
 //! the receiver hashes the basis, and each side waits while the other works. And before that the
@@ -16,24 +16,24 @@ use crate::disk::holes::SparseFile;
 use crate::disk::stat::Identity;
 
 /// Shortest file, in bytes, for which prehashing is worth a thread.
-pub(super) const AHEAD_BYTES_MIN: u64 = 8 << 20;
+pub(super) const PREHASH_BYTES_MIN: u64 = 8 << 20;
 
 /// Most files at a time.
-pub(super) const AHEAD_FILES_MAX: usize = 2;
+pub(super) const PREHASH_FILES_MAX: usize = 2;
 
 /// Priority of a file: the likelihood that it will be requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Likely {
+pub(super) enum Priority {
     /// The file changed: worth all processors.
-    Very,
+    High,
     /// The file is large: worth one processor. With all of them the connection took 12 ms longer on
     /// a machine with two, which ran the other side as well.
-    Perhaps,
+    Low,
 }
 
 /// Files that are being prehashed.
 #[derive(Default)]
-pub(super) struct Ahead {
+pub(super) struct Prehashes {
     state: Mutex<State>,
 }
 
@@ -74,9 +74,9 @@ impl Begun {
     }
 }
 
-impl Ahead {
+impl Prehashes {
     /// Starts to hash a file in blocks of this size.
-    pub(super) fn begin(&self, identity: Identity, file: File, block: BlockSize, likely: Likely) {
+    pub(super) fn begin(&self, identity: Identity, file: File, block: BlockSize, priority: Priority) {
         let mut state = self.state();
         if state.is_late {
             return;
@@ -88,9 +88,9 @@ impl Ahead {
         let help = move || {
             give_way();
             // Bytes that could not be read are missing in the end.
-            let _ = match likely {
-                Likely::Very => beginning.finding.help(&*beginning),
-                Likely::Perhaps => beginning.finding.take_turns(&*beginning),
+            let _ = match priority {
+                Priority::High => beginning.finding.help(&*beginning),
+                Priority::Low => beginning.finding.take_turns(&*beginning),
             };
         };
         // If no thread can start, the file is hashed when it is requested.
@@ -145,7 +145,7 @@ fn give_way() {
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
 }
 
-impl Drop for Ahead {
+impl Drop for Prehashes {
     fn drop(&mut self) {
         self.state().begun.values().for_each(Begun::end);
     }
@@ -178,31 +178,31 @@ mod tests {
         let (file, identity) = file();
         let block = BlockSize::for_size(SIZE);
         let due = outline(SIZE, block, &SparseFile::of(&file, SIZE)).unwrap();
-        let ahead = Ahead::default();
-        ahead.begin(identity, file.try_clone().unwrap(), block, Likely::Very);
-        assert_eq!(ahead.take(&other(identity, 1)), None);
-        assert_eq!(ahead.take(&identity).unwrap().outline(block), Some(due));
-        assert_eq!(ahead.take(&identity), None);
-        ahead.begin(identity, file.try_clone().unwrap(), block, Likely::Very);
-        ahead.cancel(&identity);
-        assert_eq!(ahead.take(&identity), None);
+        let prehashes = Prehashes::default();
+        prehashes.begin(identity, file.try_clone().unwrap(), block, Priority::High);
+        assert_eq!(prehashes.take(&other(identity, 1)), None);
+        assert_eq!(prehashes.take(&identity).unwrap().outline(block), Some(due));
+        assert_eq!(prehashes.take(&identity), None);
+        prehashes.begin(identity, file.try_clone().unwrap(), block, Priority::High);
+        prehashes.cancel(&identity);
+        assert_eq!(prehashes.take(&identity), None);
         let longer = other(identity, SIZE + 1);
-        ahead.begin(longer, file, block, Likely::Perhaps);
-        assert_eq!(ahead.take(&longer), None, "a file that shrank");
+        prehashes.begin(longer, file, block, Priority::Low);
+        assert_eq!(prehashes.take(&longer), None, "a file that shrank");
     }
 
     #[test]
     fn only_requested_files_are_hashed_once_they_are_known() {
         let (file, identity) = file();
         let (block, shorter) = (BlockSize::for_size(SIZE), other(identity, SIZE - 1));
-        let ahead = Ahead::default();
+        let prehashes = Prehashes::default();
         for begun in [identity, shorter] {
-            ahead.begin(begun, file.try_clone().unwrap(), block, Likely::Very);
+            prehashes.begin(begun, file.try_clone().unwrap(), block, Priority::High);
         }
-        ahead.only(|&begun| begun == shorter);
-        assert_eq!(ahead.take(&identity), None);
-        ahead.begin(identity, file, block, Likely::Perhaps);
-        assert_eq!(ahead.take(&identity), None);
-        assert!(ahead.take(&shorter).is_some());
+        prehashes.only(|&begun| begun == shorter);
+        assert_eq!(prehashes.take(&identity), None);
+        prehashes.begin(identity, file, block, Priority::Low);
+        assert_eq!(prehashes.take(&identity), None);
+        assert!(prehashes.take(&shorter).is_some());
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use crate::disk::bounded_scan::bounded_scan;
 use crate::disk::root::Root;
 use crate::disk::stat::Identity;
-use crate::exchange::ahead::{AHEAD_BYTES_MIN, AHEAD_FILES_MAX};
+use crate::exchange::prehash::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX};
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
@@ -44,7 +44,7 @@ pub(super) fn large_files(path: &Path, name: Option<&[u8]>) -> Vec<(File, Identi
     let opened = paths.iter().filter_map(|path| root.open_file(path).ok());
     opened
         .map(|(file, stat)| (file, stat.identity))
-        .filter(|(_, identity)| identity.size >= AHEAD_BYTES_MIN && !is_young(identity.ctime, now))
+        .filter(|(_, identity)| identity.size >= PREHASH_BYTES_MIN && !is_young(identity.ctime, now))
         .collect()
 }
 
@@ -59,7 +59,7 @@ fn most(root: &Root) -> Vec<TreePath> {
     let mut files = bounded_scan(root, ENTRIES_MAX).unwrap_or_default();
     let total: u64 = files.iter().map(|(_, size)| size).sum();
     files.sort_by_key(|&(_, size)| Reverse(size));
-    files.truncate(AHEAD_FILES_MAX);
+    files.truncate(PREHASH_FILES_MAX);
     let large: u64 = files.iter().map(|(_, size)| size).sum();
     if large > total / 2 { files.into_iter().map(|(path, _)| path).collect() } else { Vec::new() }
 }
@@ -92,27 +92,27 @@ mod tests {
     fn file_is_a_candidate_if_it_is_most_of_the_tree_or_named() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        make(&at("large"), AHEAD_BYTES_MIN + 1);
-        make(&at("small"), AHEAD_BYTES_MIN - 1);
+        make(&at("large"), PREHASH_BYTES_MIN + 1);
+        make(&at("small"), PREHASH_BYTES_MIN - 1);
         thread::sleep(2 * YOUNG);
-        assert_eq!(sizes(folder.path(), None), [AHEAD_BYTES_MIN + 1]);
-        assert_eq!(sizes(&at("large"), None), [AHEAD_BYTES_MIN + 1]);
+        assert_eq!(sizes(folder.path(), None), [PREHASH_BYTES_MIN + 1]);
+        assert_eq!(sizes(&at("large"), None), [PREHASH_BYTES_MIN + 1]);
         assert!(sizes(&at("small"), None).is_empty());
         assert!(sizes(&at("nothing"), Some(b"large")).is_empty());
         fs::create_dir(at("many")).unwrap();
         for n in 0..10 {
-            make(&at("many").join(n.to_string()), 2 * AHEAD_BYTES_MIN);
+            make(&at("many").join(n.to_string()), 2 * PREHASH_BYTES_MIN);
         }
         thread::sleep(2 * YOUNG);
         assert!(sizes(folder.path(), None).is_empty());
-        assert_eq!(sizes(folder.path(), Some(b"large")), [AHEAD_BYTES_MIN + 1]);
+        assert_eq!(sizes(folder.path(), Some(b"large")), [PREHASH_BYTES_MIN + 1]);
         assert!(sizes(folder.path(), Some(b"../x")).is_empty());
     }
 
     #[test]
     fn file_that_changed_a_moment_ago_is_no_candidate() {
         let folder = tempfile::tempdir().unwrap();
-        make(&folder.path().join("f"), AHEAD_BYTES_MIN);
+        make(&folder.path().join("f"), PREHASH_BYTES_MIN);
         assert!(sizes(folder.path(), None).is_empty());
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let time = |seconds, nanos| Time::new(seconds, nanos).unwrap();
