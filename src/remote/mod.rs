@@ -23,7 +23,7 @@ mod bootstrap;
 mod bridge;
 mod command;
 mod error;
-mod headroom;
+mod send_window;
 mod hostkey;
 mod known_hosts;
 mod pins;

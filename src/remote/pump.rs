@@ -20,7 +20,7 @@ use crate::remote::agent::{
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
 use crate::remote::error::{Fate, RemoteError};
-use crate::remote::headroom::Headroom;
+use crate::remote::send_window::SendWindow;
 use crate::remote::secrets::Secrets;
 use crate::tree::path::escape;
 use crate::wire::flight::{Sealed, Secret};
@@ -142,7 +142,7 @@ impl Waiting {
         let _ = self.heard.0.set(start.fate.clone());
         let (step_sender, steps) = mpsc::unbounded_channel();
         let (over_sender, over) = watch::channel(false);
-        let headroom = Arc::new(Headroom::over(start.round_trip));
+        let send_window = Arc::new(SendWindow::over(start.round_trip));
         let sending = Sending {
             write,
             writes: self.writes,
@@ -152,7 +152,7 @@ impl Waiting {
             over,
             image: start.image.clone(),
             marker: start.marker.clone(),
-            headroom: headroom.clone(),
+            send_window: send_window.clone(),
         };
         tokio::spawn(sending.run());
         let deadline = Instant::now() + start.patience;
@@ -168,7 +168,7 @@ impl Waiting {
             deadline,
             stderr: VecDeque::new(),
             end: End::default(),
-            headroom,
+            send_window,
         };
         let (error, end_sender) = (self.error, self.end);
         tokio::spawn(async move {
@@ -196,7 +196,7 @@ struct Receiving {
     deadline: Instant,
     stderr: VecDeque<u8>,
     end: End,
-    headroom: Arc<Headroom>,
+    send_window: Arc<SendWindow>,
 }
 
 impl Receiving {
@@ -246,7 +246,7 @@ impl Receiving {
                 // output. This loop does.
                 Some(ChannelMsg::Eof) if self.scanner.is_none() => self.chunks = None,
                 Some(ChannelMsg::Close) => return (None, true),
-                Some(ChannelMsg::WindowAdjusted { new_size }) => self.headroom.has_room(new_size),
+                Some(ChannelMsg::WindowAdjusted { new_size }) => self.send_window.has_room(new_size),
                 Some(_) => {}
                 None => return (Some(self.start.fate.error(&self.start.endpoint)), false),
             }
@@ -353,7 +353,7 @@ struct Sending {
     over: watch::Receiver<bool>,
     image: AgentImage,
     marker: String,
-    headroom: Arc<Headroom>,
+    send_window: Arc<SendWindow>,
 }
 
 impl Sending {
@@ -420,7 +420,7 @@ impl Sending {
     async fn send(&self, mut bytes: Bytes) -> Result<(), russh::Error> {
         while !bytes.is_empty() {
             let now = bytes.split_to(bytes.len().min(SEND_BYTES_MAX));
-            self.headroom.admit(now.len()).await;
+            self.send_window.admit(now.len()).await;
             self.write.data_bytes(now).await?;
         }
         Ok(())
