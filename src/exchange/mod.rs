@@ -16,7 +16,7 @@ mod delta_plan;
 mod liveness;
 mod basis;
 mod send_queue;
-mod pace;
+mod adaptive_level;
 mod receiving;
 pub mod rounds;
 mod run;

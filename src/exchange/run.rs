@@ -18,7 +18,7 @@ use crate::exchange::mailbox::Mailbox;
 use crate::exchange::lanes::{JoinLanes, Lane, Merged};
 use crate::exchange::liveness::{Liveness, Timeouts};
 use crate::exchange::send_queue::{SendQueue, Taken};
-use crate::exchange::pace::PacedWriter;
+use crate::exchange::adaptive_level::AdaptiveWriter;
 use crate::monitor::Monitor;
 use crate::wire::frame::{FrameError, FrameReader, Next};
 use crate::wire::hello::{self, Hello};
@@ -418,7 +418,7 @@ impl Drop for WriterLeaves<'_> {
 }
 
 fn write_messages(writer: impl Write, compress: bool, messages: &SendQueue, mailbox: &Mailbox, liveness: &Liveness) {
-    let mut frames = PacedWriter::new(writer, compress);
+    let mut frames = AdaptiveWriter::new(writer, compress);
     let failed =
         |error: io::Error| mailbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
     let mut next = None;

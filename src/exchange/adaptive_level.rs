@@ -1,4 +1,4 @@
-//! `PacedWriter`: writes frames with an adaptive compression level that fits the speed of the
+//! `AdaptiveWriter`: writes frames with an adaptive compression level that fits the speed of the
 //! stream below.
 
 use std::cell::Cell;
@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::content::pack::Effort;
+use crate::content::pack::CompressionLevel;
 use crate::wire::frame::FrameWriter;
 
 /// Bytes after which the level rises, if the stream below took most of the time. A new level begins
@@ -23,20 +23,20 @@ const FAST_BYTES: usize = 32 << 20;
 const GATHERED_BYTES: usize = 16 << 10;
 
 /// Writes frames, and measures where the time goes.
-pub(super) struct PacedWriter<W: Write> {
+pub(super) struct AdaptiveWriter<W: Write> {
     frames: FrameWriter<Gathered<Timed<W>>>,
     below: Rc<Cell<Duration>>,
-    pace: Pace,
+    timings: Timings,
     had_deltas: bool,
 }
 
-impl<W: Write> PacedWriter<W> {
+impl<W: Write> AdaptiveWriter<W> {
     /// Writes to `writer`; with `compress`, packs the frames that shrink.
     pub(super) fn new(writer: W, compress: bool) -> Self {
         let below = Rc::new(Cell::new(Duration::ZERO));
         let timed = Timed { writer, spent: Rc::clone(&below) };
         let gathered = Gathered { writer: timed, bytes: Vec::new() };
-        Self { frames: FrameWriter::new(gathered, compress), below, pace: Pace::default(), had_deltas: false }
+        Self { frames: FrameWriter::new(gathered, compress), below, timings: Timings::default(), had_deltas: false }
     }
 
     /// Writes as [`FrameWriter::write`] does. Deltas of small files are few bytes, of which
@@ -44,20 +44,20 @@ impl<W: Write> PacedWriter<W> {
     /// stream below is.
     pub(super) fn write(&mut self, raw: &[u8], has_deltas: bool) -> io::Result<()> {
         if has_deltas && !std::mem::replace(&mut self.had_deltas, true) {
-            self.frames.set_effort(Effort::Thorough);
-            self.pace = Pace::default();
+            self.frames.set_level(CompressionLevel::Thorough);
+            self.timings = Timings::default();
         }
-        let effort = self.frames.effort();
-        if self.pace.is_due(effort) {
-            self.frames.set_effort(self.pace.next(effort));
-            self.pace = Pace::default();
+        let level = self.frames.level();
+        if self.timings.is_due(level) {
+            self.frames.set_level(self.timings.next(level));
+            self.timings = Timings::default();
         }
         let (begun, below) = (Instant::now(), self.below.get());
         let written = self.frames.write(raw);
         let writing = self.below.get() - below;
-        self.pace.bytes += raw.len();
-        self.pace.writing += writing;
-        self.pace.packing += begun.elapsed().saturating_sub(writing);
+        self.timings.bytes += raw.len();
+        self.timings.writing += writing;
+        self.timings.packing += begun.elapsed().saturating_sub(writing);
         written
     }
 
@@ -69,29 +69,29 @@ impl<W: Write> PacedWriter<W> {
 
 /// Bytes and times since the level was last checked.
 #[derive(Default)]
-struct Pace {
+struct Timings {
     bytes: usize,
     packing: Duration,
     writing: Duration,
 }
 
-impl Pace {
+impl Timings {
     /// True if the level should be checked.
-    fn is_due(&self, effort: Effort) -> bool {
+    fn is_due(&self, level: CompressionLevel) -> bool {
         self.bytes >= FAST_BYTES
             || (self.bytes >= SLOW_BYTES
-                && (self.is_slow() || effort == Effort::Thorough)
-                && self.next(effort) != effort)
+                && (self.is_slow() || level == CompressionLevel::Thorough)
+                && self.next(level) != level)
     }
 
     /// The level that fits: where the stream below is slow, there is time to compress.
-    fn next(&self, effort: Effort) -> Effort {
-        match effort {
-            Effort::Quick if self.is_slow() => Effort::Usual,
-            Effort::Usual if self.is_slow() => Effort::Thorough,
-            Effort::Thorough if self.writing < self.packing => Effort::Usual,
-            Effort::Usual if self.writing < self.packing * 2 => Effort::Quick,
-            _ => effort,
+    fn next(&self, level: CompressionLevel) -> CompressionLevel {
+        match level {
+            CompressionLevel::Quick if self.is_slow() => CompressionLevel::Usual,
+            CompressionLevel::Usual if self.is_slow() => CompressionLevel::Thorough,
+            CompressionLevel::Thorough if self.writing < self.packing => CompressionLevel::Usual,
+            CompressionLevel::Usual if self.writing < self.packing * 2 => CompressionLevel::Quick,
+            _ => level,
         }
     }
 
@@ -166,13 +166,13 @@ mod tests {
     use crate::content::hash::Hash;
     use crate::wire::frame::FrameReader;
 
-    fn pace(bytes: usize, packing: u64, writing: u64) -> Pace {
-        Pace { bytes, packing: Duration::from_millis(packing), writing: Duration::from_millis(writing) }
+    fn timings(bytes: usize, packing: u64, writing: u64) -> Timings {
+        Timings { bytes, packing: Duration::from_millis(packing), writing: Duration::from_millis(writing) }
     }
 
     #[test]
     fn level_follows_where_the_time_goes() {
-        use Effort::{Quick, Thorough, Usual};
+        use CompressionLevel::{Quick, Thorough, Usual};
         for (packing, writing, steps) in [
             (10, 1000, [(Quick, Usual), (Usual, Thorough), (Thorough, Thorough)]),
             (10, 30, [(Quick, Quick), (Usual, Usual), (Thorough, Thorough)]),
@@ -180,13 +180,13 @@ mod tests {
             (10, 1, [(Quick, Quick), (Usual, Quick), (Thorough, Usual)]),
         ] {
             for (now, next) in steps {
-                assert_eq!(pace(0, packing, writing).next(now), next, "{packing} {writing} {now:?}");
+                assert_eq!(timings(0, packing, writing).next(now), next, "{packing} {writing} {now:?}");
             }
         }
-        assert!(pace(SLOW_BYTES, 1, 1000).is_due(Usual) && !pace(SLOW_BYTES - 1, 1, 1000).is_due(Usual));
-        assert!(!pace(SLOW_BYTES, 1000, 1).is_due(Usual) && pace(FAST_BYTES, 1000, 1).is_due(Usual));
-        assert!(!pace(SLOW_BYTES, 1, 1000).is_due(Thorough), "there is nothing beyond");
-        assert!(pace(SLOW_BYTES, 1000, 1).is_due(Thorough), "a fast stream has not time for that much");
+        assert!(timings(SLOW_BYTES, 1, 1000).is_due(Usual) && !timings(SLOW_BYTES - 1, 1, 1000).is_due(Usual));
+        assert!(!timings(SLOW_BYTES, 1000, 1).is_due(Usual) && timings(FAST_BYTES, 1000, 1).is_due(Usual));
+        assert!(!timings(SLOW_BYTES, 1, 1000).is_due(Thorough), "there is nothing beyond");
+        assert!(timings(SLOW_BYTES, 1000, 1).is_due(Thorough), "a fast stream has not time for that much");
     }
 
     /// The lengths of the writes.
@@ -207,31 +207,31 @@ mod tests {
     #[test]
     fn small_frames_share_a_write_until_they_are_flushed() {
         let mut writes = Writes::default();
-        let mut paced = PacedWriter::new(&mut writes, false);
+        let mut adaptive = AdaptiveWriter::new(&mut writes, false);
         for length in [10, 20, 30, GATHERED_BYTES, 40, 50] {
-            paced.write(&vec![7; length], false).unwrap();
+            adaptive.write(&vec![7; length], false).unwrap();
         }
         for _ in 0..2 {
-            paced.flush().unwrap();
+            adaptive.flush().unwrap();
         }
-        paced.write(&[7; 5], false).unwrap();
-        paced.flush().unwrap();
-        drop(paced);
+        adaptive.write(&[7; 5], false).unwrap();
+        adaptive.flush().unwrap();
+        drop(adaptive);
         assert_eq!(writes.0, [10 + 20 + 30 + 3 * 4, GATHERED_BYTES + 4, 40 + 50 + 2 * 4, 5 + 4]);
     }
 
     #[test]
     fn deltas_are_packed_thoroughly_from_the_first_on() {
-        let mut paced = PacedWriter::new(Vec::new(), true);
-        paced.write(&[7; 1000], false).unwrap();
-        assert_eq!(paced.frames.effort(), Effort::Usual);
-        paced.write(&[7; 1000], true).unwrap();
-        assert_eq!(paced.frames.effort(), Effort::Thorough);
+        let mut adaptive = AdaptiveWriter::new(Vec::new(), true);
+        adaptive.write(&[7; 1000], false).unwrap();
+        assert_eq!(adaptive.frames.level(), CompressionLevel::Usual);
+        adaptive.write(&[7; 1000], true).unwrap();
+        assert_eq!(adaptive.frames.level(), CompressionLevel::Thorough);
         // Nothing is as fast as this stream.
         for _ in 0..40 {
-            paced.write(&vec![7; 1 << 20], true).unwrap();
+            adaptive.write(&vec![7; 1 << 20], true).unwrap();
         }
-        assert_ne!(paced.frames.effort(), Effort::Thorough);
+        assert_ne!(adaptive.frames.level(), CompressionLevel::Thorough);
     }
 
     /// A stream that takes a while for each frame.
@@ -256,13 +256,13 @@ mod tests {
         let mut block = b"some text, and some more of it ".repeat(1 << 15);
         let noise = |index: u32| Hash::of(&index.to_le_bytes());
         block.extend((0..1024).flat_map(|index| *noise(index).as_bytes()));
-        let mut paced = PacedWriter::new(&mut out, true);
+        let mut adaptive = AdaptiveWriter::new(&mut out, true);
         for _ in 0..20 {
-            paced.write(&block, false).unwrap();
+            adaptive.write(&block, false).unwrap();
         }
-        assert_eq!(paced.frames.effort(), Effort::Thorough);
-        paced.flush().unwrap();
-        drop(paced);
+        assert_eq!(adaptive.frames.level(), CompressionLevel::Thorough);
+        adaptive.flush().unwrap();
+        drop(adaptive);
         let mut frames = FrameReader::new(out.0.as_slice());
         assert!((0..20).all(|_| frames.read().unwrap() == block));
     }
