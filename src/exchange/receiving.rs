@@ -29,7 +29,7 @@ use crate::exchange::drafts::Drafts;
 use crate::exchange::fault;
 use crate::exchange::prefetch::large_files;
 use crate::exchange::receiving::directories::MadeDirectories;
-use crate::exchange::rounds::Standing;
+use crate::exchange::rounds::ReceiverSession;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, open_basis};
 use crate::monitor::Trouble;
@@ -45,7 +45,7 @@ pub struct Receiving {
     path: PathBuf,
     options: Options,
     baseline: Option<Baseline>,
-    standing: Option<Arc<Standing>>,
+    session: Option<Arc<ReceiverSession>>,
     opened: OnceLock<Place>,
     /// Identities in the order in which the destination was listed.
     listed: OnceLock<Identities>,
@@ -92,7 +92,7 @@ impl Receiving {
             path,
             options,
             baseline: None,
-            standing: None,
+            session: None,
             opened: OnceLock::new(),
             listed: OnceLock::new(),
             reordered: OnceLock::new(),
@@ -118,8 +118,8 @@ impl Receiving {
     }
 
     /// Makes this one of several rounds.
-    pub(super) fn standing(self, standing: Arc<Standing>) -> Self {
-        Self { standing: Some(standing), ..self }
+    pub(super) fn in_session(self, session: Arc<ReceiverSession>) -> Self {
+        Self { session: Some(session), ..self }
     }
 
     /// Starts to prehash large files of the destination that the sender will probably ask about.

@@ -83,7 +83,7 @@ pub struct Watched {
 
 /// Context of one round of a watched source.
 #[derive(Debug, Clone)]
-pub(super) struct About {
+pub(super) struct RoundContext {
     pub(super) watch: Arc<Watch>,
     pub(super) root: Arc<Root>,
     /// The scope; `None` means everything.
@@ -146,14 +146,14 @@ impl Watched {
         let mut has_reported = false;
         loop {
             let begun = Instant::now();
-            let about = About {
+            let context = RoundContext {
                 watch: Arc::clone(&self.watch),
                 root: Arc::clone(&self.root),
                 scope: scope.clone(),
                 filter: Arc::clone(&self.filter),
             };
             let whole = scope.is_none();
-            let sending = Sending::new(self.path.clone(), config.options.clone()).about(about);
+            let sending = Sending::new(self.path.clone(), config.options.clone()).in_round(context);
             let sending = if whole { sending.with_baseline(baseline()) } else { sending };
             let summary = match link.run(Sender::new(config), sending, &monitor) {
                 Ok(summary) => summary,
@@ -280,7 +280,7 @@ impl Monitor for Patient<'_> {
 
 /// Receiver session: state that a receiver keeps from one round to the next.
 #[derive(Debug, Default)]
-pub(super) struct Standing {
+pub(super) struct ReceiverSession {
     /// The directory that the rounds write to.
     root: Mutex<Option<Pin>>,
     begun: Mutex<Option<Instant>>,
@@ -293,7 +293,7 @@ pub(super) struct Standing {
     aliases: Mutex<Arc<Vec<TreePath>>>,
 }
 
-impl Standing {
+impl ReceiverSession {
     /// Begins a round into this root. `false` if an incremental round would go into another root
     /// than the rounds before.
     pub(super) fn begin(&self, root: Option<&Root>, whole: bool) -> Result<bool, DiskError> {
@@ -312,7 +312,7 @@ impl Standing {
     }
 
     /// The facts known before the first round, updated by later rounds; and the withheld deletions.
-    pub(super) fn remembered(&self, first: History) -> (History, Arc<Vec<TreePath>>) {
+    pub(super) fn history(&self, first: History) -> (History, Arc<Vec<TreePath>>) {
         let pair = *self.pair.lock().unwrap_or_else(PoisonError::into_inner);
         let history = match (pair, first.session) {
             (None, _) => first,
@@ -325,7 +325,7 @@ impl Standing {
     }
 
     /// Stores the pair for later rounds.
-    pub(super) fn remember(&self, pair: Pair) {
+    pub(super) fn store_pair(&self, pair: Pair) {
         *self.pair.lock().unwrap_or_else(PoisonError::into_inner) = Some(pair);
     }
 
@@ -361,16 +361,16 @@ pub fn receive(
     monitor: &dyn Monitor,
     done: &mut dyn FnMut(Round),
 ) -> Failure {
-    let (standing, monitor) = (Arc::new(Standing::default()), Patient(monitor));
+    let (session, monitor) = (Arc::new(ReceiverSession::default()), Patient(monitor));
     loop {
         let receiving = Receiving::new(path.to_owned(), config.options.clone())
             .with_baseline(baseline())
-            .standing(Arc::clone(&standing));
+            .in_session(Arc::clone(&session));
         match link.run(Receiver::new(config), receiving, &monitor) {
             Ok(summary) => {
-                let begun = standing.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let begun = session.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let begun = begun.unwrap_or_else(Instant::now);
-                let whole = standing.whole.load(Ordering::Relaxed);
+                let whole = session.whole.load(Ordering::Relaxed);
                 link.rest(true);
                 done(Round { summary, whole, begun, elapsed: begun.elapsed() });
             }

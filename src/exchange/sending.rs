@@ -25,7 +25,7 @@ use crate::engine::{
     SourceNext, SourceStep, Work,
 };
 use crate::exchange::prehash::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
-use crate::exchange::rounds::About;
+use crate::exchange::rounds::RoundContext;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::read_bytes;
 use crate::exchange::source::{Source, SourceError};
@@ -50,7 +50,7 @@ pub struct Sending {
     path: PathBuf,
     options: Options,
     baseline: Option<Baseline>,
-    about: Option<About>,
+    context: Option<RoundContext>,
     found: OnceLock<Found>,
     listed: OnceLock<Listed>,
     sources: Mutex<HashMap<u32, Source>>,
@@ -85,7 +85,7 @@ impl Sending {
             path,
             options,
             baseline: None,
-            about: None,
+            context: None,
             found: OnceLock::new(),
             listed: OnceLock::new(),
             sources: Mutex::new(HashMap::new()),
@@ -100,13 +100,13 @@ impl Sending {
     }
 
     /// Makes this a round of a watched source.
-    pub(super) fn about(self, about: About) -> Self {
-        Self { about: Some(about), ..self }
+    pub(super) fn in_round(self, context: RoundContext) -> Self {
+        Self { context: Some(context), ..self }
     }
 
     /// Fails if a watched source was replaced or unmounted: that must not pass for an emptied one.
     fn check_still_there(&self) -> Result<(), Fault> {
-        if self.about.as_ref().is_none_or(|about| about.root.is_still_there()) {
+        if self.context.as_ref().is_none_or(|context| context.root.is_still_there()) {
             return Ok(());
         }
         let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
@@ -115,7 +115,7 @@ impl Sending {
     }
 
     fn scope(&self) -> Option<&Scope> {
-        self.about.as_ref()?.scope.as_ref()
+        self.context.as_ref()?.scope.as_ref()
     }
 
     fn find(&self) -> Result<engine::Found, Fault> {
@@ -161,7 +161,7 @@ impl Sending {
             Some(single) => filter.excludes(&single.offered, false),
             None => filter.excludes_tree(),
         };
-        let mut entering = Entering(self.about.as_ref().map(|about| &*about.watch));
+        let mut entering = Entering(self.context.as_ref().map(|context| &*context.watch));
         let mut scanned = if is_excluded {
             scan::Scanned {
                 skipped: Skipped { excluded: 1, ..Skipped::default() },
@@ -171,9 +171,9 @@ impl Sending {
             scan(&found.root, &subject, &options, Some(&mut filter), &mut entering)
                 .map_err(|error| Fault::Fatal(AbortKind::Selection, chain(&error)))?
         };
-        if let Some(about) = self.about.as_ref().filter(|_| !scanned.unclear.is_empty()) {
+        if let Some(context) = self.context.as_ref().filter(|_| !scanned.unclear.is_empty()) {
             // A touched name leads to an entry with another name, so scan its whole directory.
-            about.watch.everything();
+            context.watch.everything();
         }
         self.check_still_there()?;
         if let Some(single) = &found.single {
@@ -193,8 +193,8 @@ impl Sending {
         });
         let holes = holes(scanned.sparse, &manifest, found.single.is_some());
         let ignores = filter.files().to_vec();
-        if let Some(about) = self.about.as_ref().filter(|about| about.scope.is_none()) {
-            *about.filter.lock().unwrap_or_else(PoisonError::into_inner) = filter;
+        if let Some(context) = self.context.as_ref().filter(|context| context.scope.is_none()) {
+            *context.filter.lock().unwrap_or_else(PoisonError::into_inner) = filter;
         }
         let (changed, is_new) = self.compare_with_memory(found, &manifest, &ignores);
         let listed = Listed { manifest: Arc::clone(&manifest), identities: scanned.identities };
@@ -277,7 +277,7 @@ impl Sending {
     /// Contents of small touched files, to go with the offer.
     fn push(&self, manifest: &Manifest) -> Vec<PushedFile> {
         let is_single = self.found().is_ok_and(|found| found.single.is_some());
-        if self.about.is_none() || self.scope().is_none() && !is_single || self.options.dry_run {
+        if self.context.is_none() || self.scope().is_none() && !is_single || self.options.dry_run {
             return Vec::new();
         }
         let mut pushed = Vec::new();

@@ -37,8 +37,8 @@ impl Receiving {
             Subject::Directory { .. } => self.open_directory()?,
             Subject::File { name } => self.open_parent(name)?,
         };
-        if let Some(standing) = &self.standing
-            && !standing
+        if let Some(session) = &self.session
+            && !session
                 .begin(place.root.as_deref(), scope.is_none())
                 .map_err(|error| destination_fault(&error))?
         {
@@ -62,7 +62,7 @@ impl Receiving {
             // Runs of single files into one directory do not disturb each other. A round of a watch
             // takes the lock only when it has changes to make. A lock shows in the directory, and
             // two watches against each other would never come to rest.
-            if place.single.is_none() && !self.options.dry_run && self.standing.is_none() {
+            if place.single.is_none() && !self.options.dry_run && self.session.is_none() {
                 patiently(|| root.lock()).map_err(|error| destination_fault(&error))?;
             }
             if !self.options.dry_run {
@@ -127,7 +127,7 @@ impl Receiving {
         let which = match (single, scope) {
             (Some(single), _) => scan::Subject::One(single.clone()),
             (None, Some(scope)) => {
-                let aliases = self.standing.as_ref().map(|standing| standing.aliases());
+                let aliases = self.session.as_ref().map(|session| session.aliases());
                 scan::Subject::Parts(scope, aliases.unwrap_or_default())
             }
             (None, None) => scan::Subject::Whole,
@@ -197,8 +197,8 @@ impl Receiving {
     fn destination(&self, was_there: bool, root: Option<&Root>) -> Destination {
         let Options { delete, consent, history, .. } = &self.options;
         let is_named = |path: &ByteBuf| root.is_some_and(|root| root.is_at(&expand_home(path)));
-        let remembered = self.standing.as_ref().map(|standing| standing.remembered(*history));
-        let (history, withheld) = remembered.unwrap_or_else(|| (*history, Arc::default()));
+        let known = self.session.as_ref().map(|session| session.history(*history));
+        let (history, withheld) = known.unwrap_or_else(|| (*history, Arc::default()));
         Destination {
             is_new: !was_there,
             metadata: root.and_then(Root::own_metadata),
@@ -208,15 +208,15 @@ impl Receiving {
             is_forced: *delete && consent.force_in.iter().any(is_named),
             history,
             withheld,
-            is_round: self.standing.is_some(),
+            is_round: self.session.is_some(),
         }
     }
 
     /// Stores facts for later rounds.
     pub(super) fn keep(&self, withheld: Vec<TreePath>, pair: Option<Pair>) {
-        if let Some(standing) = &self.standing {
-            standing.withhold(withheld);
-            pair.into_iter().for_each(|pair| standing.remember(pair));
+        if let Some(session) = &self.session {
+            session.withhold(withheld);
+            pair.into_iter().for_each(|pair| session.store_pair(pair));
         }
     }
 
@@ -245,8 +245,8 @@ impl Receiving {
             // unsynced.
             root.settle(is_verified, true).map_err(|error| destination_fault(&error))?;
         }
-        if let (Some(standing), Some(pair)) = (&self.standing, pair) {
-            standing.remember(pair);
+        if let (Some(session), Some(pair)) = (&self.session, pair) {
+            session.store_pair(pair);
         }
         Ok(())
     }

@@ -73,9 +73,9 @@ impl Receiving {
             let positions = positions.map(|(at, _)| at).collect();
             *doubted = positions;
         }
-        if let (Some(standing), Ok(trees)) = (&self.standing, self.trees()) {
+        if let (Some(session), Ok(trees)) = (&self.session, self.trees()) {
             let paths = spelling.shown_otherwise().iter().filter_map(|&id| trees.wanted.path(id));
-            standing.know_aliases(paths.map(PathRef::to_path).collect());
+            session.know_aliases(paths.map(PathRef::to_path).collect());
         }
         let _ = self.spelling.set(spelling);
     }
