@@ -53,7 +53,7 @@ pub struct Round {
     /// Result of the round.
     pub summary: Summary,
     /// True for a full round.
-    pub whole: bool,
+    pub is_full: bool,
     /// Start of the round on this side.
     pub begun: Instant,
     /// Duration since `begun`.
@@ -152,16 +152,16 @@ impl Watched {
                 scope: scope.clone(),
                 filter: Arc::clone(&self.filter),
             };
-            let whole = scope.is_none();
+            let is_full = scope.is_none();
             let sending = Sending::new(self.path.clone(), config.options.clone()).in_round(context);
-            let sending = if whole { sending.with_baseline(baseline()) } else { sending };
+            let sending = if is_full { sending.with_baseline(baseline()) } else { sending };
             let summary = match link.run(Sender::new(config), sending, &monitor) {
                 Ok(summary) => summary,
                 Err(failure) => return failure,
             };
             let elapsed = begun.elapsed();
             self.look_again_at(&summary);
-            done(Round { summary, whole, begun, elapsed });
+            done(Round { summary, is_full, begun, elapsed });
             if let Some(cause) = self.watch.blindness().filter(|_| !std::mem::replace(&mut has_reported, true)) {
                 tell(link, config, &monitor, Event::Polling { cause });
             }
@@ -284,7 +284,7 @@ pub(super) struct ReceiverSession {
     /// The directory that the rounds write to.
     root: Mutex<Option<Pin>>,
     begun: Mutex<Option<Instant>>,
-    whole: AtomicBool,
+    is_full: AtomicBool,
     /// The pair of source and destination, once a round has found it out.
     pair: Mutex<Option<Pair>>,
     /// Deletions that the last full round planned and may not do.
@@ -296,9 +296,9 @@ pub(super) struct ReceiverSession {
 impl ReceiverSession {
     /// Begins a round into this root. `false` if an incremental round would go into another root
     /// than the rounds before.
-    pub(super) fn begin(&self, root: Option<&Root>, whole: bool) -> Result<bool, DiskError> {
+    pub(super) fn begin(&self, root: Option<&Root>, is_full: bool) -> Result<bool, DiskError> {
         *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        self.whole.store(whole, Ordering::Relaxed);
+        self.is_full.store(is_full, Ordering::Relaxed);
         let mut last = self.root.lock().unwrap_or_else(PoisonError::into_inner);
         let is_same = match (&*last, root) {
             (Some(last), Some(root)) => last.is(root),
@@ -308,7 +308,7 @@ impl ReceiverSession {
         if !is_same {
             *last = root.map(Root::pin).transpose()?;
         }
-        Ok(whole || is_same)
+        Ok(is_full || is_same)
     }
 
     /// The facts known before the first round, updated by later rounds; and the withheld deletions.
@@ -333,7 +333,7 @@ impl ReceiverSession {
     /// look for such names.
     pub(super) fn know_aliases(&self, mut paths: Vec<TreePath>) {
         paths.sort_unstable();
-        if self.whole.load(Ordering::Relaxed) {
+        if self.is_full.load(Ordering::Relaxed) {
             *self.aliases.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(paths);
         }
     }
@@ -346,7 +346,7 @@ impl ReceiverSession {
     /// Stores the deletions that a full round may not do. An incremental round says nothing about
     /// them.
     pub(super) fn withhold(&self, paths: Vec<TreePath>) {
-        if self.whole.load(Ordering::Relaxed) {
+        if self.is_full.load(Ordering::Relaxed) {
             *self.withheld.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(paths);
         }
     }
@@ -370,9 +370,9 @@ pub fn receive(
             Ok(summary) => {
                 let begun = session.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let begun = begun.unwrap_or_else(Instant::now);
-                let whole = session.whole.load(Ordering::Relaxed);
+                let is_full = session.is_full.load(Ordering::Relaxed);
                 link.rest(true);
-                done(Round { summary, whole, begun, elapsed: begun.elapsed() });
+                done(Round { summary, is_full, begun, elapsed: begun.elapsed() });
             }
             Err(failure) => return failure,
         }

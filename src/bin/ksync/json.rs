@@ -128,7 +128,7 @@ fn numbers(summary: &Summary, elapsed: Duration) -> Value {
 fn round(round: &Round, scans: u64) -> Value {
     let mut fields = numbers(&round.summary, round.elapsed);
     if let Some(object) = fields.as_object_mut() {
-        object.insert("whole".to_owned(), round.whole.into());
+        object.insert("whole".to_owned(), round.is_full.into());
         object.insert("scans".to_owned(), scans.into());
     }
     fields
@@ -253,11 +253,11 @@ impl View for Json {
     fn news(&self, news: News<'_>) {
         match news {
             News::Round(of) => {
-                if of.whole && of.summary.braked.is_none() {
+                if of.is_full && of.summary.braked.is_none() {
                     *self.told() = None;
                 }
-                let whole = u64::from(of.whole);
-                let scans = self.scans.fetch_add(whole, Ordering::Relaxed) + whole;
+                let full = u64::from(of.is_full);
+                let scans = self.scans.fetch_add(full, Ordering::Relaxed) + full;
                 if !self.is_ready.swap(true, Ordering::Relaxed) {
                     tell("ready", round(of, scans));
                 } else if of.has_changed() || of.summary.problem_count > 0 {

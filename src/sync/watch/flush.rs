@@ -47,7 +47,7 @@ impl Flushes {
 
     /// Records a round that has ended.
     pub(super) fn seen(&self, round: &Round) {
-        if round.whole {
+        if round.is_full {
             self.seen.send_modify(|seen| {
                 let is_braked = round.summary.braked.is_some();
                 *seen = Seen { count: seen.count + 1, begun: Some(round.begun), is_braked };
