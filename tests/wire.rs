@@ -16,7 +16,7 @@ use ksync::tree::change::{Change, EDITS_MAX, Edit};
 use ksync::tree::entry::Time;
 use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
 use ksync::tree::place::{Pair, Place};
-use ksync::tree::scope::Part;
+use ksync::tree::subtrees::Subtree;
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
 use ksync::wire::hello::{self, History, Consent, FORCED_MAX, InSession, Options, Order, Role, Watching};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
@@ -150,7 +150,7 @@ fn messages() -> Vec<(String, Message)> {
         ("changes", Message::Changes(change(1))),
         ("changed", Message::Changed { complete: true, digest: hash }),
         ("forgotten", Message::BaselineMissing),
-        ("scope", Message::Scope(vec![Part { path: b"d/\xff".to_vec(), deep: true }])),
+        ("scope", Message::Scope(vec![Subtree { path: b"d/\xff".to_vec(), recursive: true }])),
         ("pushed", Message::Pushed(vec![(300, hash, data(b"content"))])),
         ("rescan", Message::Rescan),
         ("heartbeat", Message::Heartbeat { is_active: true }),

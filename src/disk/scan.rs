@@ -26,7 +26,7 @@ use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::filter::{Filter, IGNORE_BYTES_MAX, IGNORE_FILE, IgnoreFile};
 use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::path::{PathError, TreePath};
-use crate::tree::scope::{Reach, Scope};
+use crate::tree::subtrees::{Coverage, SubtreeSet};
 use crate::tree::spelling::{self, Variant};
 
 /// Entries between two progress reports.
@@ -41,7 +41,7 @@ pub enum Subject {
     One(TreePath),
     /// A subtree set, and the directories above it. A name that leads to an entry with another name
     /// is skipped, unless it is one of the given paths, which are sorted.
-    Parts(Scope, Arc<Vec<TreePath>>),
+    Subtrees(SubtreeSet, Arc<Vec<TreePath>>),
 }
 
 /// Options of a scan.
@@ -145,7 +145,7 @@ pub struct Scanned {
     /// Directories on another filesystem than their parents, or on another mount of it, in order.
     /// Found only in destinations.
     pub boundaries: Vec<TreePath>,
-    /// Names of a [`Subject::Parts`] that lead to entries with other names, outside of the scope.
+    /// Names of a [`Subject::Subtrees`] that lead to entries with other names, outside of the scope.
     pub unclear: Vec<TreePath>,
     /// Counts of the entries that were skipped on purpose.
     pub skipped: Skipped,
@@ -172,7 +172,7 @@ pub fn scan(
         filter,
         look,
         scope: match subject {
-            Subject::Parts(scope, aliases) => Some((scope, &**aliases)),
+            Subject::Subtrees(scope, aliases) => Some((scope, &**aliases)),
             Subject::Whole | Subject::One(_) => None,
         },
         bytes: 0,
@@ -187,7 +187,7 @@ pub fn scan(
     }
     let mut stack = DirectoryStack::default();
     match subject {
-        Subject::Whole | Subject::Parts(..) => {
+        Subject::Whole | Subject::Subtrees(..) => {
             let directory = root.open_directory(None)?;
             stack.push(scanner.list(directory, None)?);
         }
@@ -211,7 +211,7 @@ struct Scanner<'a> {
     filter: Option<&'a mut Filter>,
     look: &'a mut dyn Look,
     /// The subtree set to scan; `None` is everything.
-    scope: Option<(&'a Scope, &'a [TreePath])>,
+    scope: Option<(&'a SubtreeSet, &'a [TreePath])>,
     bytes: u64,
     /// The marker state of the current directory: decides which of its files are doubted.
     covers: Option<Arc<Covers>>,
@@ -310,7 +310,7 @@ impl Scanner<'_> {
                 if is_other {
                     self.scanned.boundaries.push(path.clone());
                 }
-                if self.reach(Some(&path)) == Reach::Alone {
+                if self.coverage(Some(&path)) == Coverage::Alone {
                     return Ok(None);
                 }
                 if stat.identity.dev != self.root.dev() && !self.options.cross_mounts {
@@ -393,11 +393,11 @@ impl Scanner<'_> {
     }
 
     /// The part of the scan's scope at and below `path`; `None` is the root.
-    fn reach(&self, path: Option<&TreePath>) -> Reach {
+    fn coverage(&self, path: Option<&TreePath>) -> Coverage {
         match (self.scope, path) {
-            (None, _) => Reach::Deep,
-            (Some(_), None) => Reach::Above,
-            (Some((scope, _)), Some(path)) => scope.reach(path),
+            (None, _) => Coverage::Recursive,
+            (Some(_), None) => Coverage::Above,
+            (Some((scope, _)), Some(path)) => scope.coverage(path),
         }
     }
 
@@ -418,8 +418,8 @@ impl Scanner<'_> {
             self.covers.as_ref().map(|above| above.enter(&directory, path.as_ref(), dev, &mut self.seen));
         let shown = path.as_ref().map_or(&b"."[..], |path| path.as_bytes());
         let (names, may_ignore) = match self.scope {
-            Some((scope, aliases)) if self.reach(path.as_ref()) == Reach::Above => {
-                (self.names_of_parts(scope, aliases, &directory, path.as_ref()), true)
+            Some((scope, aliases)) if self.coverage(path.as_ref()) == Coverage::Above => {
+                (self.names_of_subtrees(scope, aliases, &directory, path.as_ref()), true)
             }
             _ => {
                 let names = sorted_names(&directory).during("list", shown)?;
@@ -435,23 +435,23 @@ impl Scanner<'_> {
 
     /// The names that lead to the subtree set, present or not. Names that lead to entries with
     /// other names are dropped, unless they are known `aliases`.
-    fn names_of_parts(
+    fn names_of_subtrees(
         &mut self,
-        scope: &Scope,
+        scope: &SubtreeSet,
         aliases: &[TreePath],
         directory: &OwnedFd,
         path: Option<&TreePath>,
     ) -> Vec<Name> {
         // No component of a path holds a NUL.
         let names = scope.names_in(path).into_iter().filter_map(|name| CString::new(name).ok());
-        let mut parts: Vec<CString> = names.collect();
-        let may_be_folded = parts.iter().any(|name| may_be_folded(directory, name));
+        let mut wanted: Vec<CString> = names.collect();
+        let may_be_folded = wanted.iter().any(|name| may_be_folded(directory, name));
         // A directory that cannot be listed may still be searched.
         if may_be_folded && let Ok(listed) = sorted_names(directory) {
             let is_listed = |name: &CString| listed.binary_search_by(|other| other.name.cmp(name)).is_ok();
-            let exact = parts.iter().filter(|name| is_listed(name));
+            let exact = wanted.iter().filter(|name| is_listed(name));
             let inodes: HashSet<_> = exact.filter_map(|name| inode_of(directory, name.as_bytes())).collect();
-            parts.retain(|name| {
+            wanted.retain(|name| {
                 if is_listed(name) {
                     return true;
                 }
@@ -469,7 +469,7 @@ impl Scanner<'_> {
                 is_known
             });
         }
-        parts.into_iter().map(|name| Name { name, kind: None }).collect()
+        wanted.into_iter().map(|name| Name { name, kind: None }).collect()
     }
 
     /// Hands a directory's ignore file to the filter, if there is one. An unreadable ignore file is

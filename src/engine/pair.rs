@@ -11,7 +11,7 @@ mod doubts;
 mod liars;
 mod baseline;
 mod noise;
-mod parts;
+mod incremental;
 mod room;
 mod spelling;
 mod tree;

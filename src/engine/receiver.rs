@@ -37,7 +37,7 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::path_ref::PathRef;
 use crate::tree::place::Pair;
-use crate::tree::scope::Part;
+use crate::tree::subtrees::Subtree;
 use crate::tree::spelling::Spelling;
 use crate::wire::message::{AbortKind, Holes, Message, Subject, Tally, Want};
 use content::{Ask, HELD_BYTES_MAX, Sink};
@@ -54,7 +54,7 @@ pub struct Receiver {
     phase: Phase,
     subject: Option<Subject>,
     /// The offered parts, as they arrive.
-    parts: Vec<Part>,
+    subtrees: Vec<Subtree>,
     offer: Offer,
     holes: Holes,
     filter: Filter,
@@ -141,7 +141,7 @@ impl Receiver {
             config: config.clone(),
             phase: Phase::Offer,
             subject: None,
-            parts: Vec::new(),
+            subtrees: Vec::new(),
             offer: Offer::default(),
             holes: Holes::default(),
             offered: None,
@@ -173,7 +173,7 @@ impl Receiver {
 
     fn message(&mut self, message: Message) {
         match message {
-            Message::Scope(parts) if self.subject.is_none() => self.parts(parts),
+            Message::Scope(subtrees) if self.subject.is_none() => self.subtrees(subtrees),
             Message::Subject(subject) if self.subject.is_none() => self.subject(subject),
             Message::Pushed(files) if self.subject.is_some() && self.offered.is_none() => self.pushed(files),
             Message::Sampled(files) if self.subject.is_some() && self.offered.is_none() => {

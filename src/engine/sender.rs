@@ -24,7 +24,7 @@ use crate::tree::entry::Kind;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
 use crate::tree::path_ref::PathRef;
-use crate::tree::scope::Part;
+use crate::tree::subtrees::Subtree;
 use crate::wire::message::{
     AbortKind, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, Holes, LIST_MAX, Message, BasisReport, Op, SMALL_BYTES_MAX,
     SMALL_BASIS_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
@@ -340,13 +340,13 @@ impl Sender {
         (self.manifest, self.ignores) = (Some(manifest), ignores);
         self.complete = complete;
         if let (Some(scope), Some(subject)) = (scope, self.subject.take()) {
-            let parts: Vec<Part> = scope.encode().collect();
-            let mut parts = parts.chunks(LIST_MAX);
+            let subtrees: Vec<Subtree> = scope.encode().collect();
+            let mut subtrees = subtrees.chunks(LIST_MAX);
             // Send at least one scope: an offer without any is a full one.
-            let first = parts.next().unwrap_or_default();
+            let first = subtrees.next().unwrap_or_default();
             std::iter::once(first)
-                .chain(parts)
-                .for_each(|parts| self.outbox.send(Message::Scope(parts.to_vec())));
+                .chain(subtrees)
+                .for_each(|subtrees| self.outbox.send(Message::Scope(subtrees.to_vec())));
             self.outbox.send(Message::Subject(subject));
         }
         self.pushed = pushed;

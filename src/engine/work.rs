@@ -15,7 +15,7 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::place::{Pair, Place};
 use crate::tree::record::Record;
-use crate::tree::scope::Scope;
+use crate::tree::subtrees::SubtreeSet;
 use crate::tree::spelling::{Answers, Questions, Spelling};
 use crate::wire::hello::History;
 use crate::wire::message::{AbortKind, Holes, Op, Stretch, Subject, Want, Window};
@@ -44,7 +44,7 @@ pub enum Work {
         /// The offered object.
         subject: Subject,
         /// The parts to list; `None` means everything.
-        scope: Option<Scope>,
+        scope: Option<SubtreeSet>,
     },
     /// Receiver, before the plan: ask the filesystem which names it folds into one.
     Resolve(Questions),
@@ -392,7 +392,7 @@ pub struct Scanned {
     /// True if the offer can be stored as the baseline and is not stored yet.
     pub is_new: bool,
     /// The parts of the tree that were listed; `None` means everything.
-    pub scope: Option<Scope>,
+    pub scope: Option<SubtreeSet>,
     /// Contents of small files that go with the offer.
     pub pushed: Vec<PushedFile>,
     /// Samples of large files that go with the offer.

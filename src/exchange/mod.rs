@@ -87,7 +87,7 @@ fn store_baseline(baseline: Option<&Baseline>, manifest: &Manifest, ignores: &[I
 /// length and time. A checkout writes many files within one clock tick, and they get each other's
 /// names. So for small files the content decides; it is pushed anyway.
 fn scan_options(checksum: bool, subject: &Subject) -> ScanOptions {
-    let hash_bytes_max = if matches!(subject, Subject::Parts(..)) { SMALL_BYTES_MAX } else { 0 };
+    let hash_bytes_max = if matches!(subject, Subject::Subtrees(..)) { SMALL_BYTES_MAX } else { 0 };
     ScanOptions { hash: checksum, hash_bytes_max, cross_mounts: true, ..ScanOptions::default() }
 }
 

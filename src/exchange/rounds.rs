@@ -25,7 +25,7 @@ use crate::monitor::{Event, Monitor, Trouble};
 use crate::tree::filter::{Filter, IGNORE_FILE};
 use crate::tree::path::TreePath;
 use crate::tree::place::Pair;
-use crate::tree::scope::Scope;
+use crate::tree::subtrees::SubtreeSet;
 use crate::watch::settle::Touched;
 use crate::watch::{Options as WatchOptions, Watch};
 use crate::wire::hello::{History, InSession, Watching};
@@ -87,7 +87,7 @@ pub(super) struct RoundContext {
     pub(super) watch: Arc<Watch>,
     pub(super) root: Arc<Root>,
     /// The scope; `None` means everything.
-    pub(super) scope: Option<Scope>,
+    pub(super) scope: Option<SubtreeSet>,
     /// Receives the filter of a full round.
     pub(super) filter: Arc<Mutex<Filter>>,
 }
@@ -193,7 +193,7 @@ impl Watched {
     }
 
     /// Waits for the next round's scope: parts, or everything.
-    fn next(&self, link: &Link, last: Duration) -> Result<Option<Scope>, Failure> {
+    fn next(&self, link: &Link, last: Duration) -> Result<Option<SubtreeSet>, Failure> {
         let patience = match self.watch.blindness() {
             Some(_) => POLL.max(last * POLL_SHARE),
             None => LOOK_AGAIN,
@@ -205,7 +205,7 @@ impl Watched {
         next
     }
 
-    fn wait(&self, link: &Link, deadline: Instant) -> Result<Option<Scope>, Failure> {
+    fn wait(&self, link: &Link, deadline: Instant) -> Result<Option<SubtreeSet>, Failure> {
         loop {
             match link.mailbox().idle(deadline.saturating_duration_since(Instant::now())) {
                 Idle::Closed(kind, text) => return Err(Failure { kind, by_peer: false, text }),
@@ -213,8 +213,8 @@ impl Watched {
                 Idle::Rescan | Idle::Late => self.watch.everything(),
                 Idle::Woken => match self.watch.take() {
                     Some(Touched::Everything) => return Ok(None),
-                    Some(Touched::Parts(scope)) => match self.of_interest(scope) {
-                        Interest::Parts(scope) => return Ok(Some(scope)),
+                    Some(Touched::Subtrees(scope)) => match self.of_interest(scope) {
+                        Interest::Subtrees(scope) => return Ok(Some(scope)),
                         Interest::Everything => return Ok(None),
                         Interest::Nothing => {}
                     },
@@ -224,13 +224,13 @@ impl Watched {
         }
     }
 
-    fn of_interest(&self, scope: Scope) -> Interest {
-        let mut parts = scope.parts().iter();
+    fn of_interest(&self, scope: SubtreeSet) -> Interest {
+        let mut subtrees = scope.subtrees().iter();
         match &self.single {
-            Some(single) if parts.any(|(path, _)| path == single) => Interest::Everything,
+            Some(single) if subtrees.any(|(path, _)| path == single) => Interest::Everything,
             Some(_) => Interest::Nothing,
             // Changed rules may include or exclude anything.
-            None if parts.any(|(path, _)| path.name() == IGNORE_FILE.as_bytes()) => Interest::Everything,
+            None if subtrees.any(|(path, _)| path.name() == IGNORE_FILE.as_bytes()) => Interest::Everything,
             None => {
                 // An excluded log may be written all the time. It is unknown whether a removed
                 // entry was a directory, and some rules apply to directories only.
@@ -238,21 +238,21 @@ impl Watched {
                 let is_out = |path: &TreePath| {
                     filter.excludes_within(path, false) && filter.excludes_within(path, true)
                 };
-                let parts: Vec<_> = scope.parts().iter().filter(|(path, _)| !is_out(path)).cloned().collect();
-                if parts.is_empty() { Interest::Nothing } else { Interest::Parts(Scope::new(parts)) }
+                let subtrees: Vec<_> = scope.subtrees().iter().filter(|(path, _)| !is_out(path)).cloned().collect();
+                if subtrees.is_empty() { Interest::Nothing } else { Interest::Subtrees(SubtreeSet::new(subtrees)) }
             }
         }
     }
 }
 
 /// True if every part of a scope was in the earlier one too.
-fn is_again(last: &Scope, next: &Scope) -> bool {
-    let paths: HashSet<_> = last.parts().iter().map(|(path, _)| path).collect();
-    next.parts().iter().all(|(path, _)| paths.contains(path))
+fn is_again(last: &SubtreeSet, next: &SubtreeSet) -> bool {
+    let paths: HashSet<_> = last.subtrees().iter().map(|(path, _)| path).collect();
+    next.subtrees().iter().all(|(path, _)| paths.contains(path))
 }
 
 enum Interest {
-    Parts(Scope),
+    Subtrees(SubtreeSet),
     Everything,
     Nothing,
 }
@@ -386,7 +386,7 @@ mod tests {
     #[test]
     fn round_repeats_another_if_it_touches_no_other_path() {
         let scope = |names: &[&str]| {
-            Scope::new(names.iter().map(|name| (TreePath::new(name.as_bytes()).unwrap(), false)))
+            SubtreeSet::new(names.iter().map(|name| (TreePath::new(name.as_bytes()).unwrap(), false)))
         };
         assert!(is_again(&scope(&["a", "log"]), &scope(&["log"])));
         assert!(!is_again(&scope(&["log"]), &scope(&["a", "log"])));

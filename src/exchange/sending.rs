@@ -38,7 +38,7 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::place::Place;
 use crate::tree::record;
-use crate::tree::scope::Scope;
+use crate::tree::subtrees::SubtreeSet;
 use crate::watch::Watch;
 use crate::wire::hello::Options;
 use crate::wire::message::{
@@ -114,7 +114,7 @@ impl Sending {
         Err(Fault::Fatal(AbortKind::Selection, text))
     }
 
-    fn scope(&self) -> Option<&Scope> {
+    fn scope(&self) -> Option<&SubtreeSet> {
         self.context.as_ref()?.scope.as_ref()
     }
 
@@ -146,7 +146,7 @@ impl Sending {
         let found = self.found()?;
         let subject = match (&found.single, self.scope()) {
             (Some(single), _) => scan::Subject::One(single.local.clone()),
-            (None, Some(scope)) => scan::Subject::Parts(scope.clone(), Arc::default()),
+            (None, Some(scope)) => scan::Subject::Subtrees(scope.clone(), Arc::default()),
             (None, None) => scan::Subject::Whole,
         };
         let options = ScanOptions {

@@ -15,6 +15,6 @@ pub mod path_ref;
 pub mod pattern;
 pub mod place;
 pub mod record;
-pub mod scope;
+pub mod subtrees;
 pub mod spelling;
 mod table;

@@ -108,11 +108,11 @@ impl Watch {
             state.is_due(rest);
         }
         match state.due.take() {
-            Some(parts @ Touched::Parts(_)) => {
+            Some(subtrees @ Touched::Subtrees(_)) => {
                 if let Some(waker) = &state.waker {
                     waker();
                 }
-                Some(parts)
+                Some(subtrees)
             }
             Some(Touched::Everything) | None => {
                 state.is_asked = false;

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use super::*;
 use crate::disk::scan::{Look, ScanOptions, Subject, scan};
 use crate::disk::testing::{Place, path};
-use crate::tree::scope::{Reach, Scope};
+use crate::tree::subtrees::{Coverage, SubtreeSet};
 
 /// Timeout for an event on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,8 +50,8 @@ impl Watched {
         loop {
             self.woken.recv_timeout(PATIENCE).expect("nothing was touched");
             if let Some(touched) = self.watch.take() {
-                if let Touched::Parts(scope) = &touched {
-                    self.read(&Subject::Parts(scope.clone(), Arc::default()));
+                if let Touched::Subtrees(scope) = &touched {
+                    self.read(&Subject::Subtrees(scope.clone(), Arc::default()));
                 }
                 return touched;
             }
@@ -63,7 +63,7 @@ impl Watched {
         let mut missing: Vec<TreePath> = names.iter().copied().map(path).collect();
         while !missing.is_empty() {
             match self.next() {
-                Touched::Parts(scope) => missing.retain(|path| scope.reach(path) == Reach::Outside),
+                Touched::Subtrees(scope) => missing.retain(|path| scope.coverage(path) == Coverage::Outside),
                 Touched::Everything => return,
             }
         }
@@ -124,7 +124,7 @@ fn a_directory_that_left_the_tree_is_no_longer_watched() {
     fs::write(outside.join("e/f"), "other").unwrap();
     fs::write(watched.place.at("g"), "other").unwrap();
     let touched = watched.next();
-    assert_eq!(touched, Touched::Parts(Scope::new([(path("g"), false)])));
+    assert_eq!(touched, Touched::Subtrees(SubtreeSet::new([(path("g"), false)])));
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn reads_and_the_state_directory_cause_no_report() {
     fs::read(watched.place.at("g")).unwrap();
     fs::create_dir(watched.place.at(".ksync/x")).unwrap();
     fs::write(watched.place.at("d/n"), "n").unwrap();
-    assert_eq!(watched.next(), Touched::Parts(Scope::new([(path("d/n"), false)])));
+    assert_eq!(watched.next(), Touched::Subtrees(SubtreeSet::new([(path("d/n"), false)])));
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn a_moved_root_reports_everything() {
 fn a_path_that_was_changing_is_reported_again() {
     let watched = Watched::new(two_directories);
     watched.watch.touch(path("g"));
-    assert_eq!(watched.next(), Touched::Parts(Scope::new([(path("g"), false)])));
+    assert_eq!(watched.next(), Touched::Subtrees(SubtreeSet::new([(path("g"), false)])));
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn the_portable_watcher_reports_written_and_created_entries() {
     let source = portable::Source::begin(place.root.path(), Arc::clone(&shared)).unwrap();
     let sees = |name: &str| {
         let is_in = |touched: Touched| match touched {
-            Touched::Parts(scope) => scope.reach(&path(name)) != Reach::Outside,
+            Touched::Subtrees(scope) => scope.coverage(&path(name)) != Coverage::Outside,
             Touched::Everything => true,
         };
         loop {

@@ -18,7 +18,7 @@ use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest;
 use crate::tree::path::TreePath;
 use crate::tree::place::Place;
-use crate::tree::scope::Part;
+use crate::tree::subtrees::Subtree;
 
 /// Most unanswered wants. On the fastest link that was planned for (1 Gbit/s, 100 ms) 12 MB are in
 /// flight: 3,000 files of 4 KiB. A want takes about 100 bytes on each side.
@@ -487,7 +487,7 @@ pub enum Message {
     },
     /// S, before the subject: the offer covers only these parts of the directory, with the
     /// directories above them. Several such messages may follow each other.
-    Scope(Vec<Part>),
+    Scope(Vec<Subtree>),
     /// S, before the offer ends: contents of small offered files. The receiver drops those that it
     /// does not need.
     Pushed(Vec<(u32, Hash, ByteBuf)>),
@@ -615,7 +615,7 @@ impl Message {
             Self::Abort { text, .. } => text.len() <= TEXT_BYTES_MAX,
             Self::Finished(tally) => tally.is_within_limits(),
             Self::Changes(change) => (1..=EDITS_MAX).contains(&change.edits.len()),
-            Self::Scope(parts) => parts.len() <= LIST_MAX,
+            Self::Scope(subtrees) => subtrees.len() <= LIST_MAX,
             Self::Pushed(files) => {
                 files.iter().map(|(_, _, data)| data.len()).sum::<usize>() <= PUSHED_BYTES_MAX
                     && files.len() <= LIST_MAX

@@ -265,7 +265,7 @@ fn a_scan_of_parts_lists_only_the_parts_and_their_parents() {
     let place = Place::new();
     fill(&place);
     fs::write(place.at("a/.ksyncignore"), "b.c").unwrap();
-    let scope = Scope::new([
+    let scope = SubtreeSet::new([
         (path("a/b.c"), true),
         (path("a/link"), false),
         (path("a/gone/x"), false),
@@ -274,7 +274,7 @@ fn a_scan_of_parts_lists_only_the_parts_and_their_parents() {
         (path("target"), true),
     ]);
     let (mut seen, mut filter) = (Seen::default(), Filter::default());
-    let subject = Subject::Parts(scope, Arc::default());
+    let subject = Subject::Subtrees(scope, Arc::default());
     let scanned = scan(&place.root, &subject, &ScanOptions::default(), Some(&mut filter), &mut seen).unwrap();
     assert_eq!(paths(&scanned), ["a", "a/link", "a.b", "f", "target", "target/x", "target/x/f"]);
     assert_eq!(seen.entered, [".", "a", "target", "target/x"]);

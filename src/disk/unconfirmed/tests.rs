@@ -104,7 +104,7 @@ fn markers_above_and_below_the_root_count() {
     fs::create_dir_all(place.at("d/deep")).unwrap();
     fs::write(place.at("f"), "").unwrap();
     fs::write(place.at("d/deep/f"), "").unwrap();
-    let marker = |deep| Marker { stale: Some(Stamp::EVER), deep, ..Marker::default() };
+    let marker = |recursive| Marker { stale: Some(Stamp::EVER), recursive, ..Marker::default() };
     let set = |at: &str, marker: &Marker| {
         write(&OwnedFd::from(File::open(place.at(at)).unwrap()), marker).unwrap();
     };
@@ -123,7 +123,7 @@ fn markers_above_and_below_the_root_count() {
 fn a_file_holds_the_marker_without_extended_attributes() {
     let place = Place::new();
     let directory = OwnedFd::from(File::open(place.at(".")).unwrap());
-    let marker = Marker { deep: true, ..Marker::default() }.covering(None, Stamp(7, 8), None);
+    let marker = Marker { recursive: true, ..Marker::default() }.covering(None, Stamp(7, 8), None);
     write_file(&directory, &marker.encode()).unwrap();
     assert_eq!(read(&directory), Some(marker));
     write_file(&directory, &[]).unwrap();
@@ -139,10 +139,10 @@ fn a_run_of_a_single_file_leaves_a_shallow_marker() {
     fs::create_dir(place.at("d")).unwrap();
     place.root.begin_writing(false, true);
     put(&place.root, "f");
-    assert!(!read(place.root.descriptor()).unwrap().deep);
+    assert!(!read(place.root.descriptor()).unwrap().recursive);
     // A run of the whole tree extends the marker.
-    let deep = Root::open(&place.at(".")).unwrap();
-    deep.begin_writing(true, false);
-    put(&deep, "d/f");
-    assert!(read(place.root.descriptor()).unwrap().deep);
+    let again = Root::open(&place.at(".")).unwrap();
+    again.begin_writing(true, false);
+    put(&again, "d/f");
+    assert!(read(place.root.descriptor()).unwrap().recursive);
 }

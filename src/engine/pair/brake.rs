@@ -9,7 +9,7 @@ use super::{Ended, ORDERS, Order};
 use crate::engine::work::Destination;
 use crate::monitor::{Action, Event, Reason};
 use crate::tree::place::Pair;
-use crate::tree::scope::Scope;
+use crate::tree::subtrees::SubtreeSet;
 use crate::wire::hello::{History, Consent, Options};
 
 /// A destination with this pair.
@@ -126,7 +126,7 @@ fn incremental_round_deletes_what_it_saw_go_and_nothing_that_waits() {
         let waits = Arc::new(vec![path("d/waits"), path("waits")]);
         let destination = Destination { withheld: waits, is_round: true, ..Destination::default() };
         let mut source = Source::new(Tree::new());
-        source.scope = Some(Scope::new(["d", "gone", "waits"].map(|name| (path(name), true))));
+        source.scope = Some(SubtreeSet::new(["d", "gone", "waits"].map(|name| (path(name), true))));
         let ended = run(source, target(before, destination), &unasked(), order, 1);
         let expected = tree([("d", directory()), ("d/waits", file(b"")), ("waits", file(b""))]);
         assert_same(&expected, &ended.target.tree);

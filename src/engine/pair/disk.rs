@@ -27,7 +27,7 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::place::{Pair, Place};
 use crate::tree::record;
-use crate::tree::scope::{Reach, Scope};
+use crate::tree::subtrees::{Coverage, SubtreeSet};
 use crate::wire::message::{AbortKind, Blocks, Holes, BasisReport, Op, Stretch, Subject, Want, Window, is_signed};
 
 /// Bytes of a piece; small, so that a file travels in many pieces.
@@ -56,7 +56,7 @@ pub(super) struct Source {
     pub(super) piece_bytes: usize,
     pub(super) baseline: Baseline,
     /// The offered part of the tree, if not all of it.
-    pub(super) scope: Option<Scope>,
+    pub(super) scope: Option<SubtreeSet>,
     /// Length in bytes up to which files are pushed with a partial offer.
     pub(super) pushed_bytes_max: usize,
     /// True if pushed files carry wrong hashes.
@@ -132,7 +132,7 @@ impl Source {
             .tree
             .iter()
             .filter(|(path, node)| !self.filter.excludes_within(path, node.is_directory()))
-            .filter(|(path, _)| self.scope.as_ref().is_none_or(|scope| scope.reach(path) != Reach::Outside))
+            .filter(|(path, _)| self.scope.as_ref().is_none_or(|scope| scope.coverage(path) != Coverage::Outside))
             .map(|(path, node)| (path.clone(), node.clone()))
             .collect();
         self.offered = manifest(&seen);
@@ -440,9 +440,9 @@ impl Target {
         }
     }
 
-    fn open(&mut self, scope: Option<&Scope>) -> Opened {
+    fn open(&mut self, scope: Option<&SubtreeSet>) -> Opened {
         let mut seen = self.tree.clone();
-        seen.retain(|path, _| scope.is_none_or(|scope| scope.reach(path) != Reach::Outside));
+        seen.retain(|path, _| scope.is_none_or(|scope| scope.coverage(path) != Coverage::Outside));
         self.present = manifest(&seen);
         self.listed = self.tree.clone();
         let mut doubts = Doubts::default();

@@ -17,7 +17,7 @@ use crate::monitor::{Event, Problem, Trouble};
 use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::record;
-use crate::tree::scope::Part;
+use crate::tree::subtrees::Subtree;
 use crate::wire::message::{AbortKind, Blocks, Body, Holes, Message, BasisReport, Op, Stretch, Tally, Want, Window};
 
 fn id() -> impl Strategy<Value = u32> + Clone {
@@ -124,7 +124,7 @@ fn message() -> Union<BoxedStrategy<Message>> {
         Just(Message::Rescan).boxed(),
         any::<bool>().prop_map(|is_active| Message::Heartbeat { is_active }).boxed(),
         vec((vec(any::<u8>(), 0..4), any::<bool>()), 0..4)
-            .prop_map(|parts| parts.into_iter().map(|(path, deep)| Part { path, deep }).collect())
+            .prop_map(|subtrees| subtrees.into_iter().map(|(path, recursive)| Subtree { path, recursive }).collect())
             .prop_map(Message::Scope)
             .boxed(),
         vec((id(), hash(), bytes()), 0..3).prop_map(Message::Pushed).boxed(),

@@ -14,7 +14,7 @@ use crate::tree::entry::Kind;
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::record::{self, Record};
-use crate::tree::scope::{PARTS_MAX, Part, Scope};
+use crate::tree::subtrees::{SUBTREES_MAX, Subtree, SubtreeSet};
 use crate::wire::message::{AbortKind, Message, PUSHED_BYTES_MAX, SAMPLED_MAX, Subject};
 
 /// An arriving offer.
@@ -85,21 +85,21 @@ impl Pushed {
 impl Receiver {
     // The subject.
 
-    pub(super) fn parts(&mut self, parts: Vec<Part>) {
+    pub(super) fn subtrees(&mut self, subtrees: Vec<Subtree>) {
         self.offer.is_partial = true;
-        self.parts.extend(parts);
-        if self.parts.len() > PARTS_MAX {
+        self.subtrees.extend(subtrees);
+        if self.subtrees.len() > SUBTREES_MAX {
             self.outbox.protocol_error("a scope of too many parts");
         }
     }
 
     pub(super) fn subject(&mut self, subject: Subject) {
         self.subject = Some(subject.clone());
-        let parts = std::mem::take(&mut self.parts);
+        let subtrees = std::mem::take(&mut self.subtrees);
         if self.offer.is_partial && !self.is_directory() {
             return self.outbox.protocol_error("parts of what is no directory");
         }
-        let scope = if self.offer.is_partial { Scope::decode(parts).map(Some) } else { Ok(None) };
+        let scope = if self.offer.is_partial { SubtreeSet::decode(subtrees).map(Some) } else { Ok(None) };
         match scope {
             Ok(scope) => self.outbox.start(Work::Open { subject, scope }),
             Err(error) => self.outbox.fail(AbortKind::Protocol, error.to_string()),

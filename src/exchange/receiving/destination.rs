@@ -26,12 +26,12 @@ use crate::tree::filter::Filter;
 use crate::tree::kept::Kept;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::place::Pair;
-use crate::tree::scope::Scope;
+use crate::tree::subtrees::SubtreeSet;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Subject};
 
 impl Receiving {
-    pub(super) fn open(&self, subject: &Subject, scope: Option<Scope>) -> Result<Opened, Fault> {
+    pub(super) fn open(&self, subject: &Subject, scope: Option<SubtreeSet>) -> Result<Opened, Fault> {
         let was_there = self.path.exists();
         let place = match subject {
             Subject::Directory { .. } => self.open_directory()?,
@@ -121,14 +121,14 @@ impl Receiving {
         root: &Root,
         single: Option<&TreePath>,
         subject: &Subject,
-        scope: Option<Scope>,
+        scope: Option<SubtreeSet>,
         opened: &mut Opened,
     ) -> Result<(), Fault> {
         let which = match (single, scope) {
             (Some(single), _) => scan::Subject::One(single.clone()),
             (None, Some(scope)) => {
                 let aliases = self.session.as_ref().map(|session| session.aliases());
-                scan::Subject::Parts(scope, aliases.unwrap_or_default())
+                scan::Subject::Subtrees(scope, aliases.unwrap_or_default())
             }
             (None, None) => scan::Subject::Whole,
         };

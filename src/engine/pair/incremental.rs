@@ -11,19 +11,19 @@ use super::tree::{Dice, Tree, change, directory, expected, file, grow, path, tre
 use super::{ORDERS, Order};
 use crate::monitor::Trouble;
 use crate::tree::path::TreePath;
-use crate::tree::scope::{Reach, Scope};
+use crate::tree::subtrees::{Coverage, SubtreeSet};
 use crate::wire::hello::Options;
 use crate::wire::message::Tally;
 
 /// The scope that a watcher would report.
-fn touched(before: &Tree, after: &Tree) -> Scope {
+fn touched(before: &Tree, after: &Tree) -> SubtreeSet {
     let paths: BTreeSet<&TreePath> = before.keys().chain(after.keys()).collect();
     let changed = paths.into_iter().filter(|path| before.get(path) != after.get(path));
     let is_directory = |tree: &Tree, path: &TreePath| tree.get(path).is_some_and(|node| node.is_directory());
-    Scope::new(changed.map(|path| (path.clone(), is_directory(after, path) && !is_directory(before, path))))
+    SubtreeSet::new(changed.map(|path| (path.clone(), is_directory(after, path) && !is_directory(before, path))))
 }
 
-fn source(tree: Tree, scope: Scope, pushed_bytes_max: usize) -> Source {
+fn source(tree: Tree, scope: SubtreeSet, pushed_bytes_max: usize) -> Source {
     let mut source = Source::new(tree);
     (source.scope, source.pushed_bytes_max) = (Some(scope), pushed_bytes_max);
     source
@@ -65,7 +65,7 @@ proptest! {
         let ended = run(source(after, scope, 20_000), Target::new(target.clone()), &options, ORDERS[order], seed);
         let effective = touched(&before, &ended.source.tree).as_found(&super::tree::manifest(&ended.source.tree));
         let outside = |tree: &Tree| -> Tree {
-            let is_outside = |path: &&TreePath| effective.reach(path) == Reach::Outside;
+            let is_outside = |path: &&TreePath| effective.coverage(path) == Coverage::Outside;
             tree.iter().filter(|(path, _)| is_outside(path)).map(|(path, node)| (path.clone(), node.clone())).collect()
         };
         assert_same(&outside(&target), &outside(&ended.target.tree));
@@ -76,7 +76,7 @@ proptest! {
 fn pushed_file_needs_no_answer_and_a_damaged_one_is_requested() {
     let before = || tree([("d", directory()), ("d/old", file(b"old"))]);
     let after = tree([("d", directory()), ("d/old", file(b"new!"))]);
-    let scope = || Scope::new([(path("d/old"), false)]);
+    let scope = || SubtreeSet::new([(path("d/old"), false)]);
 
     let ended = run(source(after.clone(), scope(), 100), Target::new(before()), &delete(), Order::Random, 1);
     assert_same(&after, &ended.target.tree);
@@ -94,7 +94,7 @@ fn pushed_file_needs_no_answer_and_a_damaged_one_is_requested() {
 #[test]
 fn pushed_file_that_is_not_needed_is_skipped() {
     let same = || tree([("d", directory()), ("d/f", file(b"content"))]);
-    let scope = Scope::new([(path("d/f"), false)]);
+    let scope = SubtreeSet::new([(path("d/f"), false)]);
     let ended = run(source(same(), scope, 100), Target::new(same()), &delete(), Order::Random, 1);
     assert_same(&same(), &ended.target.tree);
     assert_eq!(

@@ -1,4 +1,4 @@
-//! `Scope`: a subtree set, the parts of a tree that an incremental round covers.
+//! `SubtreeSet`: the parts of a tree that an incremental round covers, its scope.
 //!
 //! An incremental round compares and changes entries in the scope and nothing else. The listing of
 //! a scope must be a manifest like any other. So it includes the directories above the parts,
@@ -12,27 +12,27 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::{PathError, TreePath};
 
 /// Most parts of one scope. A round over more parts scans the whole tree, which then costs no more.
-pub const PARTS_MAX: usize = 50_000;
+pub const SUBTREES_MAX: usize = 50_000;
 
 /// One part of a tree, in its wire form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
+pub struct Subtree {
     /// Bytes of its path.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
     /// True if the part is recursive: it includes everything below the path.
-    pub deep: bool,
+    pub recursive: bool,
 }
 
 /// Parts of a tree, in order. None is within another that is recursive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Scope {
-    parts: Vec<(TreePath, bool)>,
+pub struct SubtreeSet {
+    subtrees: Vec<(TreePath, bool)>,
 }
 
 /// The relation of an entry to a scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum Coverage {
     /// Neither the entry nor anything below it is in the scope.
     Outside,
     /// The entry is in the scope, and nothing below it is.
@@ -40,24 +40,24 @@ pub enum Reach {
     /// Parts are below the entry.
     Above,
     /// The entry is in the scope with everything below it.
-    Deep,
+    Recursive,
 }
 
-impl Scope {
+impl SubtreeSet {
     /// Makes a scope of these parts: paths, each with whether it is recursive.
     #[must_use]
-    pub fn new(parts: impl IntoIterator<Item = (TreePath, bool)>) -> Self {
+    pub fn new(subtrees: impl IntoIterator<Item = (TreePath, bool)>) -> Self {
         let mut sorted: BTreeMap<TreePath, bool> = BTreeMap::new();
-        for (path, deep) in parts {
-            *sorted.entry(path).or_default() |= deep;
+        for (path, recursive) in subtrees {
+            *sorted.entry(path).or_default() |= recursive;
         }
         let mut scope = Self::default();
-        for (path, deep) in sorted {
+        for (path, recursive) in sorted {
             // Paths below a directory follow it directly.
             let is_covered =
-                scope.parts.last().is_some_and(|(last, last_deep)| *last_deep && path.is_below(last));
+                scope.subtrees.last().is_some_and(|(last, last_recursive)| *last_recursive && path.is_below(last));
             if !is_covered {
-                scope.parts.push((path, deep));
+                scope.subtrees.push((path, recursive));
             }
         }
         scope
@@ -65,28 +65,28 @@ impl Scope {
 
     /// The parts in order.
     #[must_use]
-    pub fn parts(&self) -> &[(TreePath, bool)] {
-        &self.parts
+    pub fn subtrees(&self) -> &[(TreePath, bool)] {
+        &self.subtrees
     }
 
     /// True if there are no parts.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.parts.is_empty()
+        self.subtrees.is_empty()
     }
 
     /// The relation of an entry to the scope.
     #[must_use]
-    pub fn reach(&self, path: &TreePath) -> Reach {
-        let next = self.parts.partition_point(|(part, _)| part <= path);
-        let before = next.checked_sub(1).and_then(|last| self.parts.get(last));
+    pub fn coverage(&self, path: &TreePath) -> Coverage {
+        let next = self.subtrees.partition_point(|(subtree, _)| subtree <= path);
+        let before = next.checked_sub(1).and_then(|last| self.subtrees.get(last));
         match before {
-            Some((part, true)) if part == path || path.is_below(part) => return Reach::Deep,
-            _ if self.parts.get(next).is_some_and(|(part, _)| part.is_below(path)) => return Reach::Above,
-            Some((part, false)) if part == path => return Reach::Alone,
+            Some((subtree, true)) if subtree == path || path.is_below(subtree) => return Coverage::Recursive,
+            _ if self.subtrees.get(next).is_some_and(|(subtree, _)| subtree.is_below(path)) => return Coverage::Above,
+            Some((subtree, false)) if subtree == path => return Coverage::Alone,
             _ => {}
         }
-        Reach::Outside
+        Coverage::Outside
     }
 
     /// The names in `directory` (`None` is the root) that lead to parts, in order. Not meaningful
@@ -94,12 +94,12 @@ impl Scope {
     #[must_use]
     pub fn names_in(&self, directory: Option<&TreePath>) -> Vec<&[u8]> {
         let start =
-            directory.map_or(0, |directory| self.parts.partition_point(|(part, _)| part <= directory));
+            directory.map_or(0, |directory| self.subtrees.partition_point(|(subtree, _)| subtree <= directory));
         let depth = directory.map_or(0, |directory| directory.as_bytes().len() + 1);
-        let below = self.parts.get(start..).unwrap_or_default().iter();
-        let below = below.take_while(|(part, _)| directory.is_none_or(|directory| part.is_below(directory)));
+        let below = self.subtrees.get(start..).unwrap_or_default().iter();
+        let below = below.take_while(|(subtree, _)| directory.is_none_or(|directory| subtree.is_below(directory)));
         let mut names: Vec<&[u8]> = below
-            .filter_map(|(part, _)| part.as_bytes().get(depth..)?.split(|&byte| byte == b'/').next())
+            .filter_map(|(subtree, _)| subtree.as_bytes().get(depth..)?.split(|&byte| byte == b'/').next())
             .collect();
         names.dedup();
         names
@@ -113,29 +113,29 @@ impl Scope {
         let is_directory = |path: &TreePath| {
             found.position(path).and_then(|id| found.get(id)).is_some_and(|entry| entry.is_directory())
         };
-        let parts = self.parts.iter().map(|(path, deep)| {
+        let subtrees = self.subtrees.iter().map(|(path, recursive)| {
             let missing = ancestors(path).find(|above| !is_directory(above));
             match missing {
                 Some(above) => (above, true),
-                None => (path.clone(), *deep || !is_directory(path)),
+                None => (path.clone(), *recursive || !is_directory(path)),
             }
         });
-        Self::new(parts)
+        Self::new(subtrees)
     }
 
     /// The wire form.
-    pub fn encode(&self) -> impl Iterator<Item = Part> {
-        self.parts.iter().map(|(path, deep)| Part { path: path.as_bytes().to_vec(), deep: *deep })
+    pub fn encode(&self) -> impl Iterator<Item = Subtree> {
+        self.subtrees.iter().map(|(path, recursive)| Subtree { path: path.as_bytes().to_vec(), recursive: *recursive })
     }
 
     /// Decodes the wire form, in any order.
     ///
     /// # Errors
     /// The reason why a path is invalid.
-    pub fn decode(parts: impl IntoIterator<Item = Part>) -> Result<Self, PathError> {
-        let parts: Result<Vec<_>, _> =
-            parts.into_iter().map(|part| Ok((TreePath::new(part.path)?, part.deep))).collect();
-        parts.map(Self::new)
+    pub fn decode(subtrees: impl IntoIterator<Item = Subtree>) -> Result<Self, PathError> {
+        let subtrees: Result<Vec<_>, _> =
+            subtrees.into_iter().map(|subtree| Ok((TreePath::new(subtree.path)?, subtree.recursive))).collect();
+        subtrees.map(Self::new)
     }
 }
 
@@ -156,12 +156,12 @@ mod tests {
     }
 
     /// Parts in a line; a trailing slash marks a recursive one.
-    fn scope(text: &str) -> Scope {
-        let parts = text.split_whitespace().map(|word| match word.strip_suffix('/') {
+    fn scope(text: &str) -> SubtreeSet {
+        let subtrees = text.split_whitespace().map(|word| match word.strip_suffix('/') {
             Some(word) => (path(word), true),
             None => (path(word), false),
         });
-        Scope::new(parts)
+        SubtreeSet::new(subtrees)
     }
 
     /// A tree in a line; a trailing slash marks a directory.
@@ -181,29 +181,29 @@ mod tests {
         assert_eq!(scope("b a/x/ a/x/y a a.b/z"), scope("a a/x/ a.b/z b"));
         assert_eq!(scope("a/ a/b a/b/c/ a"), scope("a/"));
         assert_eq!(scope("a a/"), scope("a/"));
-        assert_eq!(scope("a a/b").parts().len(), 2, "a directory by itself covers nothing");
+        assert_eq!(scope("a a/b").subtrees().len(), 2, "a directory by itself covers nothing");
         assert!(scope("").is_empty());
     }
 
     #[test]
     fn entry_is_outside_alone_above_or_deep() {
         let scope = scope("a/b a/d/ e g g/h");
-        for (entry, reach) in [
-            ("a", Reach::Above),
-            ("a/b", Reach::Alone),
-            ("a/b/c", Reach::Outside),
-            ("a/b.c", Reach::Outside),
-            ("a/c", Reach::Outside),
-            ("a/d", Reach::Deep),
-            ("a/d/x/y", Reach::Deep),
-            ("a/d.x", Reach::Outside),
-            ("e", Reach::Alone),
-            ("f", Reach::Outside),
-            ("g", Reach::Above),
-            ("g/h", Reach::Alone),
-            ("z", Reach::Outside),
+        for (entry, coverage) in [
+            ("a", Coverage::Above),
+            ("a/b", Coverage::Alone),
+            ("a/b/c", Coverage::Outside),
+            ("a/b.c", Coverage::Outside),
+            ("a/c", Coverage::Outside),
+            ("a/d", Coverage::Recursive),
+            ("a/d/x/y", Coverage::Recursive),
+            ("a/d.x", Coverage::Outside),
+            ("e", Coverage::Alone),
+            ("f", Coverage::Outside),
+            ("g", Coverage::Above),
+            ("g/h", Coverage::Alone),
+            ("z", Coverage::Outside),
         ] {
-            assert_eq!(scope.reach(&path(entry)), reach, "{entry}");
+            assert_eq!(scope.coverage(&path(entry)), coverage, "{entry}");
         }
     }
 
@@ -236,8 +236,8 @@ mod tests {
     #[test]
     fn scope_survives_the_wire_and_bad_paths_do_not() {
         let scope = scope("a/b c/");
-        assert_eq!(Scope::decode(scope.encode()), Ok(scope));
-        let part = Part { path: b"../x".to_vec(), deep: true };
-        assert_eq!(Scope::decode([part]), Err(PathError::Dots));
+        assert_eq!(SubtreeSet::decode(scope.encode()), Ok(scope));
+        let subtree = Subtree { path: b"../x".to_vec(), recursive: true };
+        assert_eq!(SubtreeSet::decode([subtree]), Err(PathError::Dots));
     }
 }
