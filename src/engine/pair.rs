@@ -3,14 +3,14 @@
 
 mod basis;
 mod brake;
-mod claims;
+mod properties;
 mod content;
 mod cuts;
 mod disk;
 mod doubts;
-mod liars;
+mod byzantine;
 mod baseline;
-mod noise;
+mod fuzz;
 mod incremental;
 mod room;
 mod spelling;

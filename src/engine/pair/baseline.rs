@@ -4,9 +4,9 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_bytes::ByteBuf;
 
-use super::claims::{delete, run};
+use super::properties::{delete, run};
 use super::disk::{Source, Target};
-use super::liars::{Stage, Victim, offend, offered, subject};
+use super::byzantine::{Stage, Victim, offend, offered, subject};
 use super::tree::{Dice, Tree, change, differences, directory, file, grow, manifest, path, tree};
 use super::{Ended, ORDERS, Order, Pair, RECEIVER, SENDER};
 use crate::content::hash::Hash;

@@ -2,7 +2,7 @@
 
 use serde_bytes::ByteBuf;
 
-use super::liars::{
+use super::byzantine::{
     LARGE, SAME, SMALL, Stage, UPDATED, UPDATED_BYTES, Victim, blocks, chunks, offend, want_with_basis,
 };
 use super::{RECEIVER, SENDER};

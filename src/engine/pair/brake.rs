@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::claims::{assert_same, delete, run, troubles};
+use super::properties::{assert_same, delete, run, troubles};
 use super::disk::{Source, Target};
 use super::tree::{Tree, directory, file, link, path, tree};
 use super::{Ended, ORDERS, Order};

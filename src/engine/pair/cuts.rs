@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::claims::{delete, run, troubles};
+use super::properties::{delete, run, troubles};
 use super::disk::{Source, Target};
 use super::tree::{Dice, Tree, change, differences, file, grow, path};
 use super::{ORDERS, Order, Pair};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::claims::{assert_same, run};
+use super::properties::{assert_same, run};
 use super::disk::{Source, Target};
 use super::tree::{Dice, Tree, What, file, grow, path, tree};
 use super::{ORDERS, Order};
@@ -49,7 +49,7 @@ proptest! {
         let (mut source, mut target) = (Source::new(tree.clone()), Target::new(tree.clone()));
         source.pushed_bytes_max = if pushes { 2000 } else { 0 };
         target.doubted = lose_power(&mut dice, &mut target.tree);
-        let options = Options { delete, ..super::claims::delete() };
+        let options = Options { delete, ..super::properties::delete() };
         let ended = run(source, target, &options, ORDERS[order], seed);
         assert_same(&tree, &ended.target.tree);
     }
@@ -86,7 +86,7 @@ fn lost_file_is_no_basis_and_is_not_moved() {
     let after = tree([("lost", file(&content)), ("new name", file(&content))]);
     let mut target = Target::new(before);
     target.doubted = ["lost", "old name"].map(|name| (path(name), Doubt::Lost)).into();
-    let options = super::claims::delete();
+    let options = super::properties::delete();
     let ended = run(Source::new(after.clone()), target, &options, Order::Random, 1);
     assert_same(&after, &ended.target.tree);
     assert_eq!(ended.log.sent_bytes, 600_000, "both come whole");

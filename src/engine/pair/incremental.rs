@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::claims::{assert_same, delete, run, troubles};
+use super::properties::{assert_same, delete, run, troubles};
 use super::disk::{Source, Target};
 use super::tree::{Dice, Tree, change, directory, expected, file, grow, path, tree};
 use super::{ORDERS, Order};
@@ -42,7 +42,7 @@ proptest! {
         let mut after = before.clone();
         change(&mut dice, &mut after);
         let scope = touched(&before, &after);
-        let options = Options { delete, ..super::claims::delete() };
+        let options = Options { delete, ..super::properties::delete() };
         let expected = expected(&after, &before, delete);
 
         let ended = run(source(after, scope, pushed), Target::new(before), &options, ORDERS[order], seed);

@@ -31,7 +31,7 @@ fn room(bytes: usize, inodes: u64) -> Room {
 fn run(source: Source, target: Tree, room: Room, delete: bool, seed: u64) -> Ended {
     let mut target = Target::new(target);
     target.room = Some(room);
-    let options = Options { delete, ..super::claims::delete() };
+    let options = Options { delete, ..super::properties::delete() };
     let order = ORDERS[seed as usize % ORDERS.len()];
     Pair::new(source, target, &options, order, seed).run(None)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::claims::{assert_same, delete, run, troubles};
+use super::properties::{assert_same, delete, run, troubles};
 use super::disk::{Done, Source, Target};
 use super::tree::{Dice, Tree, directory, file, grow, link, path, tree};
 use super::{Ended, ORDERS, Order};

@@ -52,7 +52,7 @@ proptest! {
         let source = grow(&mut dice);
         let mut target = if related { source.clone() } else { grow(&mut dice) };
         change(&mut dice, &mut target);
-        let options = Options { delete, ..super::claims::delete() };
+        let options = Options { delete, ..super::properties::delete() };
         let expected = expected(&source, &target, delete);
 
         let ended = run(Source::new(source), Target::new(target), &options, ORDERS[order], seed);

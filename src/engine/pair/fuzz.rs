@@ -7,7 +7,7 @@ use proptest::strategy::Union;
 use proptest::test_runner::RngSeed;
 use serde_bytes::ByteBuf;
 
-use super::liars::{STAGES, Victim, offered, samples, subject};
+use super::byzantine::{STAGES, Victim, offered, samples, subject};
 use super::tree::manifest;
 use super::{RECEIVER, SENDER, content_of_work};
 use crate::content::blocks::{BlockId, BlockSize};
