@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
 
-use crate::data::Dice;
+use crate::data::Rng;
 use crate::lab::machine::{Job, Machine};
 use crate::lab::verify::difference;
 use crate::table::Row;
@@ -91,7 +91,7 @@ pub(crate) fn measure(
     count: usize,
     peer_count: usize,
 ) -> Vec<Row> {
-    let mut dice = Dice::new(20);
+    let mut rng = Rng::new(20);
     let mut rows: Vec<Row> = sessions.iter().map(|session| Row::of(session.watcher)).collect();
     let mut seconds = vec![0; sessions.len()];
     for number in 0..count {
@@ -107,7 +107,7 @@ pub(crate) fn measure(
             match once(session, save, number) {
                 Ok(wall) => {
                     // Traffic after a save belongs to that save.
-                    let pause = PAUSE_MS + dice.below(PAUSE_MS);
+                    let pause = PAUSE_MS + rng.below(PAUSE_MS);
                     thread::sleep(Duration::from_millis(pause as u64));
                     let carried = machine.link.carried();
                     row.walls.push(wall);

@@ -19,7 +19,7 @@ mod tree;
 use std::collections::VecDeque;
 
 use self::disk::{Source, Target};
-use self::tree::Dice;
+use self::tree::Rng;
 use crate::engine::{Config, Engine, Failure, Input, Output, Receiver, Sender, SmallContent, Summary, Work};
 use crate::monitor::Event;
 use crate::wire::hello::Options;
@@ -155,7 +155,7 @@ struct Pair {
     source: Source,
     target: Target,
     order: Order,
-    dice: Dice,
+    rng: Rng,
     log: Log,
 }
 
@@ -176,7 +176,7 @@ impl Pair {
         let client = Config { options: options.clone(), relay: false };
         let agent = Config { options: options.clone(), relay: true };
         let sides = [Side::new(Sender::new(&client)), Side::new(Receiver::new(&agent))];
-        Self { sides, source, target, order, dice: Dice::new(seed), log: Log::default() }
+        Self { sides, source, target, order, rng: Rng::new(seed), log: Log::default() }
     }
 
     /// Runs to the end. After `cut_after` delivered messages the connection is cut.
@@ -240,7 +240,7 @@ impl Pair {
 
     fn pick(&mut self, actions: &[Action]) -> usize {
         let (is_work, side_of) = (|action: &Action| matches!(action, Action::End(..)), Action::side);
-        let any = self.dice.below(actions.len());
+        let any = self.rng.below(actions.len());
         let prefer = |wanted: &dyn Fn(&Action) -> bool| actions.iter().position(wanted);
         match self.order {
             Order::Random => any,

@@ -124,7 +124,7 @@ impl Http {
                 Err(error) => error,
             };
             attempts += 1;
-            match decide(attempts, outcome(&error), dice()) {
+            match decide(attempts, outcome(&error), random_fraction()) {
                 Decision::RetryAfter(delay) if !(request.is_final)(&error) => (self.sleep)(delay),
                 _ => return Err(error),
             }
@@ -242,7 +242,7 @@ fn outcome(error: &ApiError) -> Outcome {
 }
 
 /// Returns a random number from 0 to 1, or 0.5 if there is none. The delay need not be secret.
-fn dice() -> f64 {
+fn random_fraction() -> f64 {
     let mut bytes = [0; 4];
     match aws_lc_rs::rand::fill(&mut bytes) {
         Ok(()) => f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX),

@@ -23,9 +23,9 @@ const SEED: u64 = 5;
 const GROWTH_BYTES_MAX: u64 = 48 << 20;
 
 /// Pseudo-random numbers from a seed.
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, most: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -37,7 +37,7 @@ impl Dice {
 /// Changes a tree at random. Some operations fail, as they do for any program.
 struct Monkey {
     root: PathBuf,
-    dice: Dice,
+    rng: Rng,
     /// Paths that are or were directories.
     directories: Vec<PathBuf>,
     acts: usize,
@@ -46,17 +46,17 @@ struct Monkey {
 impl Monkey {
     fn new(root: PathBuf, seed: u64) -> Monkey {
         let directories = vec![root.clone()];
-        Monkey { root, dice: Dice(0x9e37_79b9_7f4a_7c15 ^ seed), directories, acts: 0 }
+        Monkey { root, rng: Rng(0x9e37_79b9_7f4a_7c15 ^ seed), directories, acts: 0 }
     }
 
     /// A directory, usually an existing one.
     fn parent(&mut self) -> PathBuf {
-        let mut picked = self.directories[self.dice.below(self.directories.len())].clone();
+        let mut picked = self.directories[self.rng.below(self.directories.len())].clone();
         for _ in 0..20 {
             if picked.is_dir() {
                 break;
             }
-            picked = self.directories[self.dice.below(self.directories.len())].clone();
+            picked = self.directories[self.rng.below(self.directories.len())].clone();
         }
         picked
     }
@@ -64,14 +64,14 @@ impl Monkey {
     /// A path that may exist or not. Names are few, so operations often meet.
     fn somewhere(&mut self) -> PathBuf {
         let directory = self.parent();
-        directory.join(format!("f{}", self.dice.below(30)))
+        directory.join(format!("f{}", self.rng.below(30)))
     }
 
     fn directory(&mut self) -> PathBuf {
         let parent = self.parent();
         let depth = parent.strip_prefix(&self.root).expect("below the root").components().count();
         let parent = if depth > 4 { self.root.clone() } else { parent };
-        parent.join(format!("d{}", self.dice.below(8)))
+        parent.join(format!("d{}", self.rng.below(8)))
     }
 
     fn act(&mut self) {
@@ -79,9 +79,9 @@ impl Monkey {
         // Contents of the same moment have different lengths, since equal size and time count as
         // unchanged.
         self.acts += 1;
-        let size = [0, 1, 3_000, 20_000, 130_000][self.dice.below(5)] + self.acts % 1000;
-        let content = noise(self.dice.0, size);
-        let _ = match self.dice.below(200) {
+        let size = [0, 1, 3_000, 20_000, 130_000][self.rng.below(5)] + self.acts % 1000;
+        let content = noise(self.rng.0, size);
+        let _ = match self.rng.below(200) {
             0..=59 => fs::write(&one, content),
             60..=79 => {
                 OpenOptions::new().append(true).open(&one).and_then(|mut file| file.write_all(&content))
@@ -90,9 +90,9 @@ impl Monkey {
             90..=114 => fs::rename(&one, &other),
             115..=139 => self.make(directory),
             140..=149 => fs::remove_dir(&directory),
-            150 if self.dice.below(6) == 0 => fs::remove_dir_all(&directory),
+            150 if self.rng.below(6) == 0 => fs::remove_dir_all(&directory),
             151..=160 => symlink(other.file_name().expect("a name"), &one),
-            161..=170 => mode(&one, [0o644, 0o600, 0o755, 0o444][self.dice.below(4)]),
+            161..=170 => mode(&one, [0o644, 0o600, 0o755, 0o444][self.rng.below(4)]),
             171..=172 => self.rename_directory(&directory),
             _ => fs::remove_file(&one),
         };

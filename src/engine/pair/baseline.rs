@@ -7,7 +7,7 @@ use serde_bytes::ByteBuf;
 use super::properties::{delete, run};
 use super::disk::{Source, Target};
 use super::byzantine::{Stage, Victim, offend, offered, subject};
-use super::tree::{Dice, Tree, change, differences, directory, file, grow, manifest, path, tree};
+use super::tree::{Rng, Tree, change, differences, directory, file, grow, manifest, path, tree};
 use super::{Ended, ORDERS, Order, Pair, RECEIVER, SENDER};
 use crate::content::hash::Hash;
 use crate::engine::Config;
@@ -60,28 +60,28 @@ impl Baseline {
 }
 
 /// Random baselines of both disks at the start of a run.
-fn baselines(dice: &mut Dice, source: &Tree) -> [Baseline; 2] {
-    let earlier = |dice: &mut Dice| {
+fn baselines(rng: &mut Rng, source: &Tree) -> [Baseline; 2] {
+    let earlier = |rng: &mut Rng| {
         let mut tree = source.clone();
-        change(dice, &mut tree);
+        change(rng, &mut tree);
         Baseline::of(&tree)
     };
-    let damaged = |mut kept: Baseline, dice: &mut Dice| {
+    let damaged = |mut kept: Baseline, rng: &mut Rng| {
         if let Some(bytes) = &mut kept.record {
-            let at = dice.below(bytes.len());
-            bytes[at] ^= 1 << dice.below(8);
+            let at = rng.below(bytes.len());
+            bytes[at] ^= 1 << rng.below(8);
         }
         kept
     };
-    let same = earlier(dice);
-    match dice.below(8) {
+    let same = earlier(rng);
+    match rng.below(8) {
         0 => [Baseline::empty(), Baseline::empty()],
         1 => [same, Baseline::empty()],
         2 => [Baseline::empty(), same],
         3 => [same, Baseline::default()],
-        4 => [same, earlier(dice)],
-        5 => [damaged(same.clone(), dice), same],
-        6 => [same.clone(), damaged(same, dice)],
+        4 => [same, earlier(rng)],
+        5 => [damaged(same.clone(), rng), same],
+        6 => [same.clone(), damaged(same, rng)],
         _ => [same.clone(), same],
     }
 }
@@ -110,11 +110,11 @@ proptest! {
     fn any_baselines_give_the_source_and_then_both_sides_agree(
         seed in any::<u64>(), order in 0..ORDERS.len(), ignores in any::<bool>(),
     ) {
-        let mut dice = Dice::new(seed);
-        let source = grow(&mut dice);
+        let mut rng = Rng::new(seed);
+        let source = grow(&mut rng);
         let mut target = source.clone();
-        change(&mut dice, &mut target);
-        let [of_source, of_target] = baselines(&mut dice, &source);
+        change(&mut rng, &mut target);
+        let [of_source, of_target] = baselines(&mut rng, &source);
         let (mut source, mut target) = (Source::new(source), Target::new(target));
         (source.baseline, target.baseline) = (of_source, of_target);
         if ignores {
@@ -138,11 +138,11 @@ proptest! {
     fn cut_run_leaves_baselines_that_help_or_do_no_harm(
         seed in any::<u64>(), order in 0..ORDERS.len(), at in 0_usize..40,
     ) {
-        let mut dice = Dice::new(seed);
-        let source = grow(&mut dice);
+        let mut rng = Rng::new(seed);
+        let source = grow(&mut rng);
         let mut target = source.clone();
-        change(&mut dice, &mut target);
-        let baselines = baselines(&mut dice, &source);
+        change(&mut rng, &mut target);
+        let baselines = baselines(&mut rng, &source);
         let (mut from, mut to) = (Source::new(source.clone()), Target::new(target));
         [from.baseline, to.baseline] = baselines;
         let cut = Pair::new(from, to, &delete(), ORDERS[order], seed).run(Some(at));

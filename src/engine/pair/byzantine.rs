@@ -4,7 +4,7 @@ use serde_bytes::ByteBuf;
 
 use super::disk::{Source, Target};
 use super::baseline::Baseline;
-use super::tree::{Dice, Node, Tree, directory, file, link, manifest, path, time, tree};
+use super::tree::{Rng, Node, Tree, directory, file, link, manifest, path, time, tree};
 use super::{RECEIVER, SENDER, Side};
 use crate::content::blocks::BlockId;
 use crate::content::chunk::{Chunk, ChunkId};
@@ -33,13 +33,13 @@ pub(super) const UPDATED_BYTES: usize = 20_000;
 
 /// The offered tree: one entry of every kind.
 pub(super) fn offered() -> Tree {
-    let mut dice = Dice::new(1);
+    let mut rng = Rng::new(1);
     tree([
         ("dir", directory()),
         ("dir/small", file(b"small")),
-        ("large", file(&dice.bytes(LARGE_BYTES))),
+        ("large", file(&rng.bytes(LARGE_BYTES))),
         ("link", link("dir")),
-        ("updated", file(&dice.bytes(UPDATED_BYTES))),
+        ("updated", file(&rng.bytes(UPDATED_BYTES))),
         ("zsame", file(b"same")),
     ])
 }

@@ -5,7 +5,7 @@ use proptest::test_runner::RngSeed;
 
 use super::properties::{delete, run, troubles};
 use super::disk::{Source, Target};
-use super::tree::{Dice, Tree, change, differences, file, grow, path};
+use super::tree::{Rng, Tree, change, differences, file, grow, path};
 use super::{ORDERS, Order, Pair};
 use crate::wire::message::AbortKind;
 
@@ -16,11 +16,11 @@ proptest! {
     fn next_run_repairs_a_run_that_was_cut_anywhere(
         seed in any::<u64>(), order in 0..ORDERS.len(), at in 0_usize..60,
     ) {
-        let mut dice = Dice::new(seed);
-        let source = grow(&mut dice);
+        let mut rng = Rng::new(seed);
+        let source = grow(&mut rng);
         let mut target = source.clone();
         for _ in 0..3 {
-            change(&mut dice, &mut target);
+            change(&mut rng, &mut target);
         }
         let pair = Pair::new(
             Source::new(source.clone()), Target::new(target), &delete(), ORDERS[order], seed,
@@ -34,10 +34,10 @@ proptest! {
 
 #[test]
 fn staged_content_is_not_sent_again_wherever_the_run_was_cut() {
-    let mut dice = Dice::new(2);
+    let mut rng = Rng::new(2);
     let mut source = Tree::new();
     for n in 0..4 {
-        source.insert(path(&format!("{n}")), file(&dice.bytes(200_000 + n)));
+        source.insert(path(&format!("{n}")), file(&rng.bytes(200_000 + n)));
     }
     for order in ORDERS {
         let mut kept_something = false;
@@ -66,7 +66,7 @@ fn manifest_bytes(tree: &Tree) -> usize {
 
 #[test]
 fn wrong_staged_content_is_sent_again() {
-    let content = Dice::new(4).bytes(300_000);
+    let content = Rng::new(4).bytes(300_000);
     let source = super::tree::tree([("f", file(&content))]);
     let mut poisoned = content.clone();
     poisoned[1000] ^= 1;
@@ -82,7 +82,7 @@ fn wrong_staged_content_is_sent_again() {
 
 #[test]
 fn cut_is_reported_as_one_on_both_sides() {
-    let source = Source::new(grow(&mut Dice::new(6)));
+    let source = Source::new(grow(&mut Rng::new(6)));
     let ended = Pair::new(source, Target::new(Tree::new()), &delete(), Order::Random, 7).run(Some(2));
     for result in [ended.sender, ended.receiver] {
         let failure = result.unwrap_err();

@@ -8,7 +8,7 @@ use proptest::test_runner::RngSeed;
 
 use super::properties::{assert_same, run};
 use super::disk::{Source, Target};
-use super::tree::{Dice, Tree, What, file, grow, path, tree};
+use super::tree::{Rng, Tree, What, file, grow, path, tree};
 use super::{ORDERS, Order};
 use crate::monitor::{Action, Event};
 use crate::tree::doubt::Doubt;
@@ -18,15 +18,15 @@ use crate::wire::message::Tally;
 
 /// Damages some files without changing size or time. Every damaged file is doubted, and some whole
 /// ones are too.
-fn lose_power(dice: &mut Dice, tree: &mut Tree) -> BTreeMap<TreePath, Doubt> {
+fn lose_power(rng: &mut Rng, tree: &mut Tree) -> BTreeMap<TreePath, Doubt> {
     let mut doubted = BTreeMap::new();
     for (path, node) in tree.iter_mut() {
         let What::File(content) = &mut node.what else { continue };
-        let doubt = if dice.below(2) == 0 { Doubt::Unverified } else { Doubt::Lost };
-        match dice.below(3) {
+        let doubt = if rng.below(2) == 0 { Doubt::Unverified } else { Doubt::Lost };
+        match rng.below(3) {
             0 => {
                 let content = Arc::make_mut(content);
-                let from = dice.below(content.len() + 1);
+                let from = rng.below(content.len() + 1);
                 content[from..].fill(0);
                 doubted.insert(path.clone(), doubt);
             }
@@ -44,11 +44,11 @@ proptest! {
     fn power_cut_damage_is_found_and_repaired(
         seed in any::<u64>(), order in 0..ORDERS.len(), delete in any::<bool>(), pushes in any::<bool>(),
     ) {
-        let mut dice = Dice::new(seed);
-        let tree = grow(&mut dice);
+        let mut rng = Rng::new(seed);
+        let tree = grow(&mut rng);
         let (mut source, mut target) = (Source::new(tree.clone()), Target::new(tree.clone()));
         source.pushed_bytes_max = if pushes { 2000 } else { 0 };
-        target.doubted = lose_power(&mut dice, &mut target.tree);
+        target.doubted = lose_power(&mut rng, &mut target.tree);
         let options = Options { delete, ..super::properties::delete() };
         let ended = run(source, target, &options, ORDERS[order], seed);
         assert_same(&tree, &ended.target.tree);

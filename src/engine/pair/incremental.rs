@@ -7,7 +7,7 @@ use proptest::test_runner::RngSeed;
 
 use super::properties::{assert_same, delete, run, troubles};
 use super::disk::{Source, Target};
-use super::tree::{Dice, Tree, change, directory, expected, file, grow, path, tree};
+use super::tree::{Rng, Tree, change, directory, expected, file, grow, path, tree};
 use super::{ORDERS, Order};
 use crate::monitor::Trouble;
 use crate::tree::path::TreePath;
@@ -37,10 +37,10 @@ proptest! {
         seed in any::<u64>(), order in 0..ORDERS.len(), delete in any::<bool>(),
         pushed in prop_oneof![Just(0_usize), Just(1000), Just(20_000)],
     ) {
-        let mut dice = Dice::new(seed);
-        let before = grow(&mut dice);
+        let mut rng = Rng::new(seed);
+        let before = grow(&mut rng);
         let mut after = before.clone();
-        change(&mut dice, &mut after);
+        change(&mut rng, &mut after);
         let scope = touched(&before, &after);
         let options = Options { delete, ..super::properties::delete() };
         let expected = expected(&after, &before, delete);
@@ -55,11 +55,11 @@ proptest! {
     fn entries_outside_the_scope_stay_whatever_they_are(
         seed in any::<u64>(), order in 0..ORDERS.len(), options in prop_oneof![Just(Options::default()), Just(delete())],
     ) {
-        let mut dice = Dice::new(seed);
-        let before = grow(&mut dice);
+        let mut rng = Rng::new(seed);
+        let before = grow(&mut rng);
         let (mut after, mut target) = (before.clone(), before.clone());
-        change(&mut dice, &mut after);
-        change(&mut dice, &mut target);
+        change(&mut rng, &mut after);
+        change(&mut rng, &mut target);
         let scope = touched(&before, &after);
 
         let ended = run(source(after, scope, 20_000), Target::new(target.clone()), &options, ORDERS[order], seed);

@@ -5,7 +5,7 @@ use proptest::test_runner::RngSeed;
 
 use super::disk::{Lie, Source, Target};
 use super::tree::{
-    Dice, Tree, change, differences, directory, expected, file, grow, link, path, remove_with_all_below, tree,
+    Rng, Tree, change, differences, directory, expected, file, grow, link, path, remove_with_all_below, tree,
 };
 use super::{Ended, ORDERS, Order, Pair};
 use crate::engine::Failure;
@@ -48,10 +48,10 @@ proptest! {
     fn target_becomes_source_in_any_order_and_second_run_sends_nothing(
         seed in any::<u64>(), order in 0..ORDERS.len(), delete in any::<bool>(), related in any::<bool>(),
     ) {
-        let mut dice = Dice::new(seed);
-        let source = grow(&mut dice);
-        let mut target = if related { source.clone() } else { grow(&mut dice) };
-        change(&mut dice, &mut target);
+        let mut rng = Rng::new(seed);
+        let source = grow(&mut rng);
+        let mut target = if related { source.clone() } else { grow(&mut rng) };
+        change(&mut rng, &mut target);
         let options = Options { delete, ..super::properties::delete() };
         let expected = expected(&source, &target, delete);
 
@@ -73,10 +73,10 @@ proptest! {
     fn dry_run_writes_nothing_and_counts_what_a_run_does(
         seed in any::<u64>(), order in 0..ORDERS.len(), delete in any::<bool>(),
     ) {
-        let mut dice = Dice::new(seed);
-        let source = grow(&mut dice);
+        let mut rng = Rng::new(seed);
+        let source = grow(&mut rng);
         let mut target = source.clone();
-        change(&mut dice, &mut target);
+        change(&mut rng, &mut target);
         let dry = Options { delete, dry_run: true, list_changes: true, ..Options::default() };
         let ended = run(Source::new(source.clone()), Target::new(target.clone()), &dry, ORDERS[order], seed);
         assert_same(&target, &ended.target.tree);
@@ -141,13 +141,13 @@ fn nothing_is_deleted_when_a_side_could_not_list_everything() {
 /// Files that take every possible strategy: read whole, read whole although a basis exists,
 /// streamed, streamed with a delta, and found to be the same.
 fn every_way() -> (Tree, Tree) {
-    let mut dice = Dice::new(9);
-    let big = dice.bytes(200 << 10);
+    let mut rng = Rng::new(9);
+    let big = rng.bytes(200 << 10);
     let source = tree([
         ("delta", file(&big)),
         ("small", file(b"small")),
         ("same", file(&big[..50_000])),
-        ("streamed", file(&dice.bytes(300_000))),
+        ("streamed", file(&rng.bytes(300_000))),
         ("updated", file(b"updated")),
     ]);
     let mut old = big.clone();
@@ -224,11 +224,11 @@ fn unreadable_file_is_a_problem_and_the_rest_arrives() {
 
 #[test]
 fn receiver_with_a_slow_disk_holds_a_bounded_amount() {
-    let mut dice = Dice::new(1);
+    let mut rng = Rng::new(1);
     let mut source = Tree::new();
     for n in 0..24 {
-        source.insert(path(&format!("large-{n:02}")), file(&dice.bytes(1 << 20)));
-        source.insert(path(&format!("small-{n:02}")), file(&dice.bytes(128 << 10)));
+        source.insert(path(&format!("large-{n:02}")), file(&rng.bytes(1 << 20)));
+        source.insert(path(&format!("small-{n:02}")), file(&rng.bytes(128 << 10)));
     }
     for order in [Order::ReceiverStarved, Order::WorksLast] {
         let mut sender = Source::new(source.clone());
@@ -288,9 +288,9 @@ fn list_of_changes_names_each_once_in_path_order() {
 
 #[test]
 fn basis_with_a_gap_is_patched_or_put_in_place_unchanged() {
-    let mut dice = Dice::new(8);
-    let old = dice.bytes(300_000);
-    let inserted = [&old[..100_000], &dice.bytes(1_000), &old[100_000..]].concat();
+    let mut rng = Rng::new(8);
+    let old = rng.bytes(300_000);
+    let inserted = [&old[..100_000], &rng.bytes(1_000), &old[100_000..]].concat();
     for order in ORDERS {
         for new in [[&old[..], &[0; 70_000]].concat(), [&old[..], &[7; 70_000]].concat(), inserted.clone()] {
             let is_the_widened_one = new.ends_with(&[0; 70_000]);
@@ -309,7 +309,7 @@ fn basis_with_a_gap_is_patched_or_put_in_place_unchanged() {
 
 #[test]
 fn basis_with_a_gap_that_fails_the_hash_is_replaced_whole() {
-    let old = Dice::new(8).bytes(300_000);
+    let old = Rng::new(8).bytes(300_000);
     let new = [&old[..], &[7; 70_000]].concat();
     for order in ORDERS {
         let mut source = Source::new(tree([("f", file(&new))]));

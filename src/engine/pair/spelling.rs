@@ -7,7 +7,7 @@ use proptest::test_runner::RngSeed;
 
 use super::properties::{assert_same, delete, run, troubles};
 use super::disk::{Done, Source, Target};
-use super::tree::{Dice, Tree, directory, file, grow, link, path, tree};
+use super::tree::{Rng, Tree, directory, file, grow, link, path, tree};
 use super::{Ended, ORDERS, Order};
 use crate::monitor::Trouble;
 use crate::tree::manifest::Manifest;
@@ -73,8 +73,8 @@ fn once(source: &Tree, target: Target, order: Order, seed: u64) -> Ended {
 }
 
 /// The same tree with some names in another case.
-fn respelled(dice: &mut Dice, source: &Tree) -> Tree {
-    let shift = dice.below(3);
+fn respelled(rng: &mut Rng, source: &Tree) -> Tree {
+    let shift = rng.below(3);
     let other = |path: &TreePath| {
         let components = path.components().enumerate().map(|(depth, name)| {
             if (depth + name.len() + shift).is_multiple_of(3) {
@@ -93,9 +93,9 @@ proptest! {
 
     #[test]
     fn change_of_case_in_names_changes_nothing_else(seed in any::<u64>(), order in 0..ORDERS.len()) {
-        let mut dice = Dice::new(seed);
-        let source = grow(&mut dice);
-        let target = respelled(&mut dice, &source);
+        let mut rng = Rng::new(seed);
+        let source = grow(&mut rng);
+        let target = respelled(&mut rng, &source);
 
         let ended = once(&source, folding(target), ORDERS[order], seed);
         assert_same(&source, &ended.target.tree);

@@ -31,7 +31,7 @@ mod authority;
 mod browsers;
 mod cdp;
 mod computer;
-mod dice;
+mod rng;
 mod exec;
 mod faults;
 mod files;
@@ -129,7 +129,7 @@ impl Platform {
         let client_key = client_key.map(|key| PublicKey::from_openssh(&key)).transpose();
         let client_key = client_key.map_err(SandboxError::ClientKey)?;
         let authority = Authority::new().map_err(|error| SandboxError::Keys(error.into()))?;
-        let secret = dice::word(40).map_err(|error| SandboxError::Keys(error.into()))?;
+        let secret = rng::word(40).map_err(|error| SandboxError::Keys(error.into()))?;
         let listening = async {
             let listener = TcpListener::bind(listen).await?;
             let address = listener.local_addr()?;

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::answer::{Answer, Refusal, empty, json_answer, read_json};
 use super::browsers::Create;
 use super::session::{Session, Wish};
-use super::{Cloud, dice, stamp};
+use super::{Cloud, rng, stamp};
 
 /// Size of the largest pool.
 const SIZE_MAX: usize = 100;
@@ -122,7 +122,7 @@ pub(super) async fn create(cloud: &Cloud, body: Incoming) -> Result<Answer, Refu
     let wish = create.wish()?;
     let name = wish.name.clone();
     let pool = Pool {
-        id: dice::word(24).map_err(Refusal::internal)?,
+        id: rng::word(24).map_err(Refusal::internal)?,
         name: name.clone(),
         size,
         wish: Wish { name: None, ..wish },
@@ -173,7 +173,7 @@ pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Res
     let Acquire { acquire_timeout_seconds } = read_json(body).await?;
     let patience = Duration::from_secs(acquire_timeout_seconds.unwrap_or(ACQUIRE_DEFAULT));
     let due = cloud.time.now().saturating_add(patience);
-    let ticket = dice::word(24).map_err(Refusal::internal)?;
+    let ticket = rng::word(24).map_err(Refusal::internal)?;
     loop {
         match with_pool(cloud, id, |pool| pool.turn(&ticket))? {
             Turn::Idle(session_id) => {

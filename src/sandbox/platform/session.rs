@@ -22,7 +22,7 @@ use super::life::{self, Life, Stage};
 use super::routes::Call;
 use super::spawn::Spawned;
 use super::time::Time;
-use super::{Cloud, dice, stamp, survivors, token};
+use super::{Cloud, rng, stamp, survivors, token};
 use crate::sandbox::port::{self, Port};
 use crate::sandbox::process::Processes;
 use crate::sandbox::server::{Lock, Server};
@@ -93,7 +93,7 @@ impl Session {
     /// # Errors
     /// 529 if no address is free, 500 if anything else is not available.
     pub(super) async fn start(cloud: &Arc<Cloud>, wish: Wish) -> Result<Arc<Session>, Refusal> {
-        let id = dice::word(24).map_err(Refusal::internal)?;
+        let id = rng::word(24).map_err(Refusal::internal)?;
         let root = cloud.folder.join(&id);
         make_root(&root).map_err(Refusal::internal)?;
         let host_key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(Refusal::internal)?;
@@ -129,7 +129,7 @@ impl Session {
             tasks.push(tokio::spawn(serve));
             (None, format!("ws://{cdp_address}/browser/cdp"))
         } else {
-            let signature = dice::word(43).map_err(Refusal::internal)?;
+            let signature = rng::word(43).map_err(Refusal::internal)?;
             let expires = created_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let expires = expires.saturating_add(token_good_for).as_secs();
             let token = token::token(&id, &fqdn.to_string(), expires, &signature);
@@ -288,7 +288,7 @@ fn make_root(root: &Path) -> io::Result<()> {
 async fn listen() -> Result<TcpListener, Refusal> {
     for _ in 0..ADDRESS_ATTEMPTS_MAX {
         let address = if cfg!(target_os = "linux") {
-            let [a, b, c] = dice::triple().map_err(Refusal::internal)?;
+            let [a, b, c] = rng::triple().map_err(Refusal::internal)?;
             Ipv4Addr::new(127, 64 + a % 128, b, 1 + c % 254)
         } else {
             Ipv4Addr::LOCALHOST

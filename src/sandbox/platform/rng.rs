@@ -45,9 +45,9 @@ mod tests {
 
     #[test]
     fn words_and_uuids_have_their_shape() {
-        assert_eq!(word(24).expect("dice").len(), 24);
-        assert_ne!(word(24).expect("dice"), word(24).expect("dice"));
-        let uuid = uuid().expect("dice");
+        assert_eq!(word(24).expect("random bytes").len(), 24);
+        assert_ne!(word(24).expect("random bytes"), word(24).expect("random bytes"));
+        let uuid = uuid().expect("random bytes");
         let lengths: Vec<_> = uuid.split('-').map(str::len).collect();
         assert_eq!(lengths, [8, 4, 4, 4, 12]);
         assert!(
