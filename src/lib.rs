@@ -25,7 +25,7 @@
 //! | [`tree`] | paths, entries, manifests and changes of them, comparison, filters | the disk, peers |
 //! | [`monitor`] | what happens, as events | the terminal |
 //! | [`wire`] | messages, frames, the hello; the protocol in prose | who speaks |
-//! | [`engine`] | decides what is said and done | files, sockets, clocks, threads, dice |
+//! | [`engine`] | decides what is said and done | files, sockets, clocks, threads, random numbers |
 //! | [`disk`] | a root that nothing climbs out of, scanning, staging, what was offered last | engine, wire |
 //! | [`watch`] | what is touched in a tree, a moment after it was | engine, wire |
 //! | [`exchange`] | one engine, one disk, one stream in, one out (over several lanes, where that pays) | how the bytes travel |

@@ -14,7 +14,7 @@ pub(super) enum StandIn {}
 mod there {
     use super::{Connection, SyncError, Way};
     use crate::remote::{self, HostKeys, Transport};
-    use crate::sandbox::{Options, Sandbox, Weather};
+    use crate::sandbox::{Options, Sandbox, LinkConditions};
     use crate::sync::target;
 
     /// A running emulator.
@@ -25,7 +25,7 @@ mod there {
             let options = Options {
                 listen: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
                 home: target::cache_dir()?.join("sandbox"),
-                weather: Weather::default(),
+                conditions: LinkConditions::default(),
             };
             let sandbox =
                 Sandbox::start(options).await.map_err(|error| SyncError::Sandbox(Box::new(error)))?;

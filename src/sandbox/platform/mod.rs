@@ -69,7 +69,7 @@ use tokio::sync::OnceCell;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::sandbox::SandboxError;
-use crate::sandbox::weather::Weather;
+use crate::sandbox::link_conditions::LinkConditions;
 use answer::Refusal;
 use authority::Authority;
 use faults::Faults;
@@ -96,7 +96,7 @@ pub struct PlatformOptions {
     /// Directory of the sessions. Each platform has a subdirectory named after its port.
     pub home: PathBuf,
     /// Link conditions of connections to VMs.
-    pub weather: Weather,
+    pub conditions: LinkConditions,
     /// Seconds of the platform's clock per real second: 1, or more for fast tests.
     pub time_scale: f64,
     /// A public key in OpenSSH's one-line form that every VM accepts, besides those in its own
@@ -119,7 +119,7 @@ impl Platform {
     /// # Errors
     /// [`SandboxError`]: the address is not loopback or not free, or a file or key cannot be made.
     pub async fn start(options: PlatformOptions) -> Result<Platform, SandboxError> {
-        let PlatformOptions { listen, home, weather, time_scale, client_key } = options;
+        let PlatformOptions { listen, home, conditions, time_scale, client_key } = options;
         if !listen.ip().is_loopback() {
             return Err(SandboxError::NotLoopback(listen));
         }
@@ -144,7 +144,7 @@ impl Platform {
             address,
             folder,
             search_path: OnceCell::new(),
-            weather,
+            conditions,
             client_key,
             authority,
             time: Time::new(time_scale),
@@ -217,7 +217,7 @@ struct Cloud {
     folder: PathBuf,
     /// `PATH` of the VMs, made on first use.
     search_path: OnceCell<OsString>,
-    weather: Weather,
+    conditions: LinkConditions,
     client_key: Option<PublicKey>,
     authority: Authority,
     time: Time,

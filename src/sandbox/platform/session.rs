@@ -26,7 +26,7 @@ use super::{Cloud, rng, stamp, survivors, token};
 use crate::sandbox::port::{self, Port};
 use crate::sandbox::process::Processes;
 use crate::sandbox::server::{Lock, Server};
-use crate::sandbox::weather::{Forecast, Meter, StandsStill, Weather};
+use crate::sandbox::link_conditions::{ConnectionConditions, Meter, StandsStill, LinkConditions};
 
 /// Port of the bridge to a VM's SSH server.
 const SSH_PORT: u16 = 2222;
@@ -112,7 +112,7 @@ impl Session {
             server: Server::new(host_key, lock, Arc::clone(&processes)),
             meter: Arc::new(Meter::default()),
             tls: Some(tls),
-            forecast: forecast(cloud, id.clone()),
+            conditions: conditions_of(cloud, id.clone()),
         };
         let mut tasks = vec![tokio::spawn(port::accept(listener, Arc::new(port)))];
 
@@ -303,17 +303,17 @@ async fn listen() -> Result<TcpListener, Refusal> {
 
 /// Makes the conditions of the next connection to a session: the platform's link conditions, or
 /// those of a fault.
-fn forecast(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> Forecast + Send + Sync> {
+fn conditions_of(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> ConnectionConditions + Send + Sync> {
     // A weak reference, because the cloud holds the session whose port holds this closure.
     let cloud = Arc::downgrade(cloud);
     Box::new(move || {
-        let Some(there) = cloud.upgrade() else { return Weather::default().into() };
-        let Some(fault) = there.faults.take(Call::Bridge) else { return there.weather.into() };
-        let weather = Weather {
-            delay: there.weather.delay + Duration::from_millis(fault.delay_ms),
-            cut_after: fault.after_bytes.or(there.weather.cut_after),
+        let Some(there) = cloud.upgrade() else { return LinkConditions::default().into() };
+        let Some(fault) = there.faults.take(Call::Bridge) else { return there.conditions.into() };
+        let link = LinkConditions {
+            delay: there.conditions.delay + Duration::from_millis(fault.delay_ms),
+            cut_after: fault.after_bytes.or(there.conditions.cut_after),
             lasts: fault.after_seconds.map(|seconds| there.time.real(Duration::from_secs(seconds))),
-            ..there.weather
+            ..there.conditions
         };
         let (cloud, id) = (Weak::clone(&cloud), id.clone());
         let is_in_standby = move || {
@@ -321,6 +321,6 @@ fn forecast(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> Forecast + Send +
             cloud.session(&id).is_ok_and(|session| session.stage(cloud.time.now()) == Stage::Standby)
         };
         let stands_still = fault.freezes_in_standby.then(|| Box::new(is_in_standby) as StandsStill);
-        Forecast { weather, stands_still, status: fault.status }
+        ConnectionConditions { link, stands_still, status: fault.status }
     })
 }

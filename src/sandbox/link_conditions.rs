@@ -32,7 +32,7 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// Link conditions of every connection. The default is a perfect link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Weather {
+pub struct LinkConditions {
     /// Delay of each byte, one way, in each direction. A round trip takes twice as long. The
     /// throughput is not limited: up to 64 MiB may be in flight in each direction.
     pub delay: Duration,
@@ -47,19 +47,19 @@ pub struct Weather {
 
 /// Conditions of one connection. `stands_still` tells if the machine behind it is frozen now; then
 /// nothing arrives either way until it thaws. The connection polls it, if it is set.
-pub(super) struct Forecast {
-    pub(super) weather: Weather,
+pub(super) struct ConnectionConditions {
+    pub(super) link: LinkConditions,
     pub(super) stands_still: Option<StandsStill>,
     /// Status of an HTTP server that answers in place of the gateway.
     pub(super) status: Option<u16>,
 }
 
-/// Predicate of [`Forecast`]: the machine is frozen.
+/// Predicate of [`ConnectionConditions`]: the machine is frozen.
 pub(super) type StandsStill = Box<dyn Fn() -> bool + Send + Sync>;
 
-impl From<Weather> for Forecast {
-    fn from(weather: Weather) -> Self {
-        Self { weather, stands_still: None, status: None }
+impl From<LinkConditions> for ConnectionConditions {
+    fn from(link: LinkConditions) -> Self {
+        Self { link, stands_still: None, status: None }
     }
 }
 
@@ -85,8 +85,8 @@ enum End {
 ///
 /// The end of the client's input is passed on to the inside. The end of the inside closes the
 /// socket.
-pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, forecast: Forecast, meter: Arc<Meter>) {
-    let Forecast { weather, stands_still, .. } = forecast;
+pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, conditions: ConnectionConditions, meter: Arc<Meter>) {
+    let ConnectionConditions { link, stands_still, .. } = conditions;
     let mut wire = Wire { socket, at_peace: false };
     let (mut from_client, mut to_client) = wire.socket.split();
     let (mut from_inside, mut to_inside) = tokio::io::split(inside);
@@ -94,8 +94,8 @@ pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, forecast: For
         let mut up = pin!(one_way(
             &mut from_client,
             &mut to_inside,
-            weather.delay,
-            weather.cut_after,
+            link.delay,
+            link.cut_after,
             stands_still.as_ref(),
             |n| {
                 meter.up_bytes.fetch_add(n, Ordering::Relaxed);
@@ -105,8 +105,8 @@ pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, forecast: For
         let mut down = pin!(one_way(
             &mut from_inside,
             &mut to_client,
-            weather.delay,
-            weather.cut_down_after,
+            link.delay,
+            link.cut_down_after,
             stands_still.as_ref(),
             |_| {},
             |n| {
@@ -114,7 +114,7 @@ pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, forecast: For
             },
         ));
         let mut expired = pin!(async {
-            match weather.lasts {
+            match link.lasts {
                 Some(lasts) => tokio::time::sleep(lasts).await,
                 None => std::future::pending().await,
             }
