@@ -33,7 +33,7 @@
 //! | `rendezvous` | how the processes of lanes meet their agent; Linux, as all agents | what lanes carry |
 //! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
 //! | `kernel` | the platform's API: sessions, what runs in them | engine, disk |
-//! | `sandbox` | stand-ins for a VM and for the platform of VMs; shares no code with the rest, so it shares no mistake | everything else |
+//! | `sandbox` | emulators of a VM and of the platform of VMs; shares no code with the rest, so it shares no mistake | everything else |
 //! | `sync` | a job from end to end | the terminal |
 //!
 //! # Glossary

@@ -14,7 +14,7 @@ mod meter;
 mod pairing;
 mod remote;
 mod retry;
-mod stand_in;
+mod emulator;
 mod target;
 mod visit;
 pub mod watch;

@@ -16,7 +16,7 @@ use crate::sync::error::STATE_HINT;
 use crate::sync::baseline::{self, Key};
 use crate::sync::meter::Count;
 use crate::sync::pairing::Pairing;
-use crate::sync::stand_in::StandIn;
+use crate::sync::emulator::Emulator;
 use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, kernel, lanes, target};
 use crate::wire::hello::{self, Options, Order, Role, Watching};
 use crate::wire::message::AbortKind;
@@ -50,7 +50,7 @@ struct Connected {
 /// The kind of machine that a connection leads to.
 enum Behind {
     Host,
-    Sandbox(StandIn),
+    Sandbox(Emulator),
     Kernel(Box<kernel::Session>),
 }
 
@@ -104,8 +104,8 @@ impl<'a> Session<'a> {
 
     async fn connect_to(&self, monitor: &Watcher) -> Result<Connected, SyncError> {
         if let Endpoint::Sandbox { .. } = self.endpoint {
-            let (connection, stand_in) = StandIn::connect(self.way).await?;
-            return Ok(Connected { connection, behind: Behind::Sandbox(stand_in) });
+            let (connection, emulator) = Emulator::connect(self.way).await?;
+            return Ok(Connected { connection, behind: Behind::Sandbox(emulator) });
         }
         if let Endpoint::Session { name, .. } = self.endpoint {
             let (connection, session) = kernel::Session::connect(name, self.way, monitor).await?;
@@ -120,8 +120,8 @@ impl<'a> Session<'a> {
     pub(super) async fn close(self) {
         let Some(Connected { connection, behind }) = self.connected.into_inner() else { return };
         connection.close().await;
-        if let Behind::Sandbox(stand_in) = behind {
-            stand_in.stop().await;
+        if let Behind::Sandbox(emulator) = behind {
+            emulator.stop().await;
         }
     }
 

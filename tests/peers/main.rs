@@ -20,4 +20,4 @@ mod proxy;
 mod round_trip;
 mod round_trips;
 mod shell;
-mod stand_in;
+mod emulator;

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::answer::{Answer, Refusal, empty, json_answer, read_json, set, streamed};
 use super::routes::{Asked, Call};
 use super::session::Session;
-use super::stamp;
+use super::rfc3339;
 
 /// Bytes read of a file at once.
 const READ_SIZE: usize = 64 * 1024;
@@ -184,7 +184,7 @@ fn describe(name: &str, path: &str, metadata: &Metadata) -> Value {
         "path": path,
         "is_dir": metadata.is_dir(),
         "size_bytes": metadata.len(),
-        "mod_time": stamp::rfc3339(metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH)),
+        "mod_time": rfc3339::format(metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH)),
         "mode": letters(metadata),
     })
 }

@@ -38,13 +38,13 @@ mod files;
 mod life;
 mod multipart;
 mod pools;
-mod programs;
+mod path_filter;
 mod query;
 mod routes;
 mod session;
 mod spawn;
-mod stamp;
-mod survivors;
+mod rfc3339;
+mod orphans;
 mod time;
 mod token;
 mod uploads;
@@ -282,7 +282,7 @@ impl Cloud {
     async fn search_path(&self) -> Result<&OsString, Refusal> {
         let make = || async {
             let folder = self.folder.clone();
-            let made = tokio::task::spawn_blocking(move || programs::search_path(&folder)).await;
+            let made = tokio::task::spawn_blocking(move || path_filter::search_path(&folder)).await;
             made.map_err(Refusal::internal)?.map_err(Refusal::internal)
         };
         self.search_path.get_or_try_init(make).await

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::answer::{Answer, Refusal, empty, json_answer, read_json};
 use super::browsers::Create;
 use super::session::{Session, Wish};
-use super::{Cloud, rng, stamp};
+use super::{Cloud, rng, rfc3339};
 
 /// Size of the largest pool.
 const SIZE_MAX: usize = 100;
@@ -75,7 +75,7 @@ impl Pool {
         json!({
             "id": self.id,
             "name": self.name,
-            "created_at": stamp::rfc3339(self.created_at),
+            "created_at": rfc3339::format(self.created_at),
             "available_count": self.size.saturating_sub(self.lent.len()),
             "acquired_count": self.lent.len(),
             "browser_pool_config": {

@@ -22,7 +22,7 @@ use super::life::{self, Life, Stage};
 use super::routes::Call;
 use super::spawn::Spawned;
 use super::time::Time;
-use super::{Cloud, rng, stamp, survivors, token};
+use super::{Cloud, rng, rfc3339, orphans, token};
 use crate::sandbox::port::{self, Port};
 use crate::sandbox::process::Processes;
 use crate::sandbox::server::{Lock, Server};
@@ -167,7 +167,7 @@ impl Session {
             "session_id": self.id,
             "cdp_ws_url": self.cdp_url,
             "webdriver_ws_url": self.cdp_url.replace("/browser/cdp", "/browser/webdriver"),
-            "created_at": stamp::rfc3339(created_at),
+            "created_at": rfc3339::format(created_at),
             "headless": wish.headless,
             "memory": if wish.headless { "1GiB" } else { "8GiB" },
             "region": "us-east",
@@ -256,7 +256,7 @@ impl Session {
         }
         self.processes.stop();
         let root = self.root.clone();
-        let _ = tokio::task::spawn_blocking(move || survivors::kill(&root)).await;
+        let _ = tokio::task::spawn_blocking(move || orphans::kill(&root)).await;
         let _ = tokio::time::timeout(END_MAX, async { self.gone.lock().await.recv().await }).await;
         let root = self.root.clone();
         let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(root)).await;

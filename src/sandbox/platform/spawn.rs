@@ -25,7 +25,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use super::answer::{Answer, Refusal, json_answer, read_json, set, streamed};
 use super::exec::{Input, Output, Program, Started, pid_of};
 use super::session::Session;
-use super::{Cloud, rng, stamp};
+use super::{Cloud, rng, rfc3339};
 use crate::sandbox::terminal::{Size, Terminal};
 
 /// Capacity of the event queue.
@@ -81,7 +81,7 @@ pub(super) async fn spawn(
     let program: Program = read_json(body).await?;
     let id = rng::uuid().map_err(Refusal::internal)?;
     let Started { child, stdin, stdout, stderr, terminal } = program.start_fed(cloud, session).await?;
-    let started_at = stamp::rfc3339(SystemTime::now());
+    let started_at = rfc3339::format(SystemTime::now());
     let pid = pid_of(&child);
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let (end, ended) = watch::channel(None);

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Formats a time in UTC to the millisecond: `2026-08-05T13:37:00.123Z`. A time before 1970 becomes
 /// 1970.
-pub(super) fn rfc3339(time: SystemTime) -> String {
+pub(super) fn format(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = date(days);
@@ -39,7 +39,7 @@ mod tests {
             (1_767_225_599_000, "2025-12-31T23:59:59.000Z"),
             (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
         ] {
-            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_millis(millis)), text);
+            assert_eq!(format(UNIX_EPOCH + Duration::from_millis(millis)), text);
         }
     }
 }

@@ -4,11 +4,11 @@ use crate::remote::Connection;
 use crate::sync::{SyncError, Way};
 
 #[cfg(feature = "sandbox")]
-pub(super) use there::StandIn;
+pub(super) use there::Emulator;
 
 /// The emulator of a ksync that was built without one.
 #[cfg(not(feature = "sandbox"))]
-pub(super) enum StandIn {}
+pub(super) enum Emulator {}
 
 #[cfg(feature = "sandbox")]
 mod there {
@@ -18,9 +18,9 @@ mod there {
     use crate::sync::target;
 
     /// A running emulator.
-    pub(in crate::sync) struct StandIn(Sandbox);
+    pub(in crate::sync) struct Emulator(Sandbox);
 
-    impl StandIn {
+    impl Emulator {
         pub(in crate::sync) async fn connect(way: &Way) -> Result<(Connection, Self), SyncError> {
             let options = Options {
                 listen: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
@@ -44,7 +44,7 @@ mod there {
 }
 
 #[cfg(not(feature = "sandbox"))]
-impl StandIn {
+impl Emulator {
     pub(super) async fn connect(_way: &Way) -> Result<(Connection, Self), SyncError> {
         Err(SyncError::NoSandbox)
     }
