@@ -35,7 +35,7 @@ pub(super) fn key(job: &Job, role: Role, local: &Path) -> Option<Key> {
     part(&[role as u8, u8::from(job.options.checksum)]);
     part(local.as_os_str().as_bytes());
     part(where_to(remote).as_bytes());
-    if let (Endpoint::Setup { .. }, Some(session)) = (remote, target::session_of(&job.way)) {
+    if let (Endpoint::Setup { .. }, Some(session)) = (remote, target::session_of(&job.connect_options)) {
         part(session.as_bytes());
     }
     part(remote.path());

@@ -1,7 +1,7 @@
 //! `sandbox:`: a VM emulator in this process, with the same connection as to any other VM.
 
 use crate::remote::Connection;
-use crate::sync::{SyncError, Way};
+use crate::sync::{SyncError, ConnectOptions};
 
 #[cfg(feature = "sandbox")]
 pub(super) use there::Emulator;
@@ -12,7 +12,7 @@ pub(super) enum Emulator {}
 
 #[cfg(feature = "sandbox")]
 mod there {
-    use super::{Connection, SyncError, Way};
+    use super::{Connection, SyncError, ConnectOptions};
     use crate::remote::{self, HostKeys, Transport};
     use crate::sandbox::{Options, Sandbox, LinkConditions};
     use crate::sync::target;
@@ -21,7 +21,7 @@ mod there {
     pub(in crate::sync) struct Emulator(Sandbox);
 
     impl Emulator {
-        pub(in crate::sync) async fn connect(way: &Way) -> Result<(Connection, Self), SyncError> {
+        pub(in crate::sync) async fn connect(connect_options: &ConnectOptions) -> Result<(Connection, Self), SyncError> {
             let options = Options {
                 listen: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
                 home: target::cache_dir()?.join("sandbox"),
@@ -29,7 +29,7 @@ mod there {
             };
             let sandbox =
                 Sandbox::start(options).await.map_err(|error| SyncError::Sandbox(Box::new(error)))?;
-            let mut target = target::common(way, HostKeys::Exactly(sandbox.host_key()));
+            let mut target = target::common(connect_options, HostKeys::Exactly(sandbox.host_key()));
             target.transport = Transport::WebSocket { url: sandbox.url(), ca_cert: None };
             target.identity_text = Some(sandbox.client_key().to_owned());
             target.use_ssh_agent = false;
@@ -45,7 +45,7 @@ mod there {
 
 #[cfg(not(feature = "sandbox"))]
 impl Emulator {
-    pub(super) async fn connect(_way: &Way) -> Result<(Connection, Self), SyncError> {
+    pub(super) async fn connect(_connect_options: &ConnectOptions) -> Result<(Connection, Self), SyncError> {
         Err(SyncError::NoSandbox)
     }
 

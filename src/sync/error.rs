@@ -58,7 +58,7 @@ pub enum SyncError {
     Remote(#[from] Arc<RemoteError>),
     /// A session's VM was set up, but this machine cannot connect to it.
     #[error("could not get into the VM of the session {session}, {}", says(look.as_ref()))]
-    NoWayIn {
+    Unreachable {
         /// The session's id.
         session: String,
         /// The diagnosis by the VM itself, if it could be asked.
@@ -109,7 +109,7 @@ impl SyncError {
             | Self::Pipe(_)
             | Self::Agent(_) => 5,
             Self::Kernel(error) => error.exit_code(),
-            Self::Remote(error) | Self::NoWayIn { source: error, .. } => match error.kind() {
+            Self::Remote(error) | Self::Unreachable { source: error, .. } => match error.kind() {
                 ErrorKind::Usage => 1,
                 ErrorKind::CouldNotStart => 5,
                 ErrorKind::Socket => 10,
@@ -135,8 +135,8 @@ impl SyncError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Remote(error) => return Some(error.hint()),
-            Self::NoWayIn { session, look, source } => {
-                return Some(way_in(session, look.as_ref(), source));
+            Self::Unreachable { session, look, source } => {
+                return Some(unreachable_hint(session, look.as_ref(), source));
             }
             Self::Kernel(error) => return error.hint(),
             Self::Overlap => "choose a destination beside the source",
@@ -177,7 +177,7 @@ fn says(look: Option<&Look>) -> String {
 }
 
 /// The next step for a user who cannot connect to a session's VM.
-fn way_in(session: &str, look: Option<&Look>, error: &RemoteError) -> String {
+fn unreachable_hint(session: &str, look: Option<&Look>, error: &RemoteError) -> String {
     let what = match error {
         _ if look.is_some_and(|look| !look.is_well()) => {
             return format!(

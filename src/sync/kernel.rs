@@ -9,7 +9,7 @@ use crate::content::hash::Hash;
 use crate::kernel::{Access, KeepAlive, KernelError, Known, Life, Step};
 use crate::monitor::{Preparation, Warning};
 use crate::remote::{self, Connection, ErrorKind, HostKeys, RemoteError, Target, Transport};
-use crate::sync::{SyncError, Watcher, Way, blocking, target};
+use crate::sync::{SyncError, Watcher, ConnectOptions, blocking, target};
 use crate::wire::message::AbortKind;
 
 /// Interval of reading the wall clock. Timers use a clock that stops while this machine sleeps.
@@ -31,18 +31,18 @@ impl Session {
     /// Connects to the session of this id or name.
     pub(super) async fn connect(
         name: &str,
-        way: &Way,
+        connect_options: &ConnectOptions,
         monitor: &Watcher,
     ) -> Result<(Connection, Self), SyncError> {
-        let access = access(way)?;
+        let access = access(connect_options)?;
         let meant = access.meant(name)?;
         // If the token of the keep-alive URL has expired, the API is asked for a new URL.
         let is_of_use = |known: &Known| {
-            let can_ask = way.keep_alive && access.api.is_some();
+            let can_ask = connect_options.keep_alive && access.api.is_some();
             !(can_ask && Life::of(known).is_token_expired(SystemTime::now()))
         };
         if let Some(known) = access.remembered(&meant).filter(is_of_use) {
-            match Self::connect_to(known, access.clone(), way, monitor).await {
+            match Self::connect_to(known, access.clone(), connect_options, monitor).await {
                 // Without the API there is no other way to connect.
                 Err(SyncError::Remote(error)) if access.api.is_some() && may_be_outdated(error.kind()) => {}
                 result => return result,
@@ -52,8 +52,8 @@ impl Session {
         let tell = move |step| watching.prepare(preparation(step));
         let known = blocking(move || asking.reach(&meant, tell)).await??.known;
         let id = known.session_id.clone();
-        match Self::connect_to(known, access.clone(), way, monitor).await {
-            Err(SyncError::Remote(error)) if is_no_way_in(error.kind()) => {
+        match Self::connect_to(known, access.clone(), connect_options, monitor).await {
+            Err(SyncError::Remote(error)) if is_unreachable(error.kind()) => {
                 Err(Self::ask_why(access, id, error).await)
             }
             result => result,
@@ -66,21 +66,21 @@ impl Session {
         let id = session.clone();
         match blocking(move || access.look(&id)).await {
             Ok(Err(gone)) if gone.is_gone() => gone.into(),
-            Ok(Ok(look)) => SyncError::NoWayIn { session, look: Some(look), source },
-            _ => SyncError::NoWayIn { session, look: None, source },
+            Ok(Ok(look)) => SyncError::Unreachable { session, look: Some(look), source },
+            _ => SyncError::Unreachable { session, look: None, source },
         }
     }
 
     async fn connect_to(
         known: Known,
         access: Access,
-        way: &Way,
+        connect_options: &ConnectOptions,
         monitor: &Watcher,
     ) -> Result<(Connection, Self), SyncError> {
-        let alive = way.keep_alive.then(|| KeepAlive::begin(known.cdp_ws_url.clone(), way.ca_cert.clone()));
-        let connection = remote::connect(&target_of(&known, way)).await?;
+        let alive = connect_options.keep_alive.then(|| KeepAlive::begin(known.cdp_ws_url.clone(), connect_options.ca_cert.clone()));
+        let connection = remote::connect(&target_of(&known, connect_options)).await?;
         // The watch starts last: a session that is gone needs no warning of its end.
-        let watch = Watch::begin(&known, way.keep_alive, Arc::clone(monitor));
+        let watch = Watch::begin(&known, connect_options.keep_alive, Arc::clone(monitor));
         let machine = Hash::of(format!("{}\n{}", known.session_id, known.host_key).as_bytes()).to_string();
         Ok((connection, Self { _alive: alive, _watch: watch, id: known.session_id, machine, access }))
     }
@@ -159,29 +159,29 @@ fn preparation(step: Step) -> Preparation {
 }
 
 /// The settings for connecting to sessions.
-pub(super) fn access(way: &Way) -> Result<Access, SyncError> {
+pub(super) fn access(connect_options: &ConnectOptions) -> Result<Access, SyncError> {
     // The session store keeps the path, and the next run may be in another directory.
     let identity =
-        way.identities.first().map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone()));
+        connect_options.identities.first().map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone()));
     Ok(Access {
-        api: way.api.clone(),
+        api: connect_options.api.clone(),
         directory: target::state_dir()?,
         identity,
-        current: way.session.clone(),
+        current: connect_options.session.clone(),
     })
 }
 
 /// The connection target of a known session. Only the host key that the API reported is accepted.
-pub(super) fn target_of(known: &Known, way: &Way) -> Target {
-    let mut target = target::common(way, HostKeys::Exactly(known.host_key.clone()));
-    target.transport = Transport::WebSocket { url: known.bridge_url(), ca_cert: way.ca_cert.clone() };
+pub(super) fn target_of(known: &Known, connect_options: &ConnectOptions) -> Target {
+    let mut target = target::common(connect_options, HostKeys::Exactly(known.host_key.clone()));
+    target.transport = Transport::WebSocket { url: known.bridge_url(), ca_cert: connect_options.ca_cert.clone() };
     target.identities = vec![known.key_file.clone()];
     target.use_ssh_agent = false;
     target
 }
 
 /// True if the connection failed, and not the machine at its other end.
-fn is_no_way_in(kind: ErrorKind) -> bool {
+fn is_unreachable(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Socket | ErrorKind::Timeout | ErrorKind::ConnectTimeout)
 }
 

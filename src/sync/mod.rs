@@ -47,12 +47,12 @@ pub struct Job {
     /// Options that both sides follow.
     pub options: Options,
     /// Connect options for the remote endpoint.
-    pub way: Way,
+    pub connect_options: ConnectOptions,
 }
 
 /// Connect options for a remote endpoint.
 #[derive(Debug, Clone)]
-pub struct Way {
+pub struct ConnectOptions {
     /// Private key files; if empty: ssh-agent, then the usual files.
     pub identities: Vec<PathBuf>,
     /// The output of `kernel browsers ssh ID --setup-only -o json`.
@@ -78,7 +78,7 @@ pub struct Way {
     pub keep_alive: bool,
 }
 
-impl Default for Way {
+impl Default for ConnectOptions {
     fn default() -> Self {
         Self {
             identities: Vec::new(),
@@ -158,8 +158,8 @@ struct Round {
 ///
 /// # Errors
 /// There is no state directory.
-pub fn access(way: &Way) -> Result<Access, SyncError> {
-    kernel::access(way)
+pub fn access(connect_options: &ConnectOptions) -> Result<Access, SyncError> {
+    kernel::access(connect_options)
 }
 
 /// Runs a job.
@@ -198,7 +198,7 @@ pub async fn run_and_then(
                 session.upload(path, remote.path(), &pairing.options(options), key, monitor).await
             };
             let (session, result) =
-                retry::over_connections(remote, &job.way, &pairing, monitor, &listener, round).await;
+                retry::over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round).await;
             let result = then(result, after, Some(&session), &listener).await;
             session.close().await;
             result?
@@ -210,7 +210,7 @@ pub async fn run_and_then(
                 session.download(remote.path(), path, &pairing.options(options), key, monitor).await
             };
             let (session, result) =
-                retry::over_connections(remote, &job.way, &pairing, monitor, &listener, round).await;
+                retry::over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round).await;
             let result = then(result, after, None, &listener).await;
             session.close().await;
             result?

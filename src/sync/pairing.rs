@@ -71,7 +71,7 @@ impl Pairing {
             let _ = write(file, record);
         }
         // A setup names its session in advance; other sessions are known only after connecting.
-        let machine = target::session_of(&job.way);
+        let machine = target::session_of(&job.connect_options);
         let known = Mutex::new(Known { record, machine });
         Arc::new(Self { file, is_source_in_session, known })
     }
@@ -214,7 +214,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
-    use crate::sync::Way;
+    use crate::sync::ConnectOptions;
     use crate::tree::filter::Rule;
     use crate::tree::place::Place;
 
@@ -224,7 +224,7 @@ mod tests {
             source: endpoint(source),
             destination: endpoint(destination),
             options: Options::default(),
-            way: Way::default(),
+            connect_options: ConnectOptions::default(),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::sync::baseline::{self, Key};
 use crate::sync::meter::Count;
 use crate::sync::pairing::Pairing;
 use crate::sync::emulator::Emulator;
-use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, kernel, lanes, target};
+use crate::sync::{Endpoint, Round, SyncError, Watcher, ConnectOptions, kernel, lanes, target};
 use crate::wire::hello::{self, Options, Order, Role, Watching};
 use crate::wire::message::AbortKind;
 
@@ -34,7 +34,7 @@ type Writer = Striped;
 /// reads its source.
 pub(super) struct Session<'a> {
     endpoint: &'a Endpoint,
-    way: &'a Way,
+    connect_options: &'a ConnectOptions,
     pairing: Arc<Pairing>,
     connected: OnceCell<Connected>,
     up_bytes: Count,
@@ -68,9 +68,9 @@ pub(super) struct Rounds<F> {
 
 impl<'a> Session<'a> {
     /// Prepares a connection to the machine of `endpoint`.
-    pub(super) fn new(endpoint: &'a Endpoint, way: &'a Way, pairing: Arc<Pairing>) -> Self {
+    pub(super) fn new(endpoint: &'a Endpoint, connect_options: &'a ConnectOptions, pairing: Arc<Pairing>) -> Self {
         let (up_bytes, down_bytes) = Default::default();
-        Self { endpoint, way, pairing, connected: OnceCell::new(), up_bytes, down_bytes }
+        Self { endpoint, connect_options, pairing, connected: OnceCell::new(), up_bytes, down_bytes }
     }
 
     /// Bytes to and from the other side so far.
@@ -104,15 +104,15 @@ impl<'a> Session<'a> {
 
     async fn connect_to(&self, monitor: &Watcher) -> Result<Connected, SyncError> {
         if let Endpoint::Sandbox { .. } = self.endpoint {
-            let (connection, emulator) = Emulator::connect(self.way).await?;
+            let (connection, emulator) = Emulator::connect(self.connect_options).await?;
             return Ok(Connected { connection, behind: Behind::Sandbox(emulator) });
         }
         if let Endpoint::Session { name, .. } = self.endpoint {
-            let (connection, session) = kernel::Session::connect(name, self.way, monitor).await?;
+            let (connection, session) = kernel::Session::connect(name, self.connect_options, monitor).await?;
             self.pairing.met(session.machine().to_owned());
             return Ok(Connected { connection, behind: Behind::Kernel(Box::new(session)) });
         }
-        let target = target::target(self.endpoint, self.way)?;
+        let target = target::target(self.endpoint, self.connect_options)?;
         Ok(Connected { connection: remote::connect(&target).await?, behind: Behind::Host })
     }
 
@@ -252,7 +252,7 @@ impl<'a> Session<'a> {
         monitor: &Watcher,
         run: impl FnOnce(Incoming, Writer) -> Result<Summary, Failure> + Send + 'static,
     ) -> Result<Round, SyncError> {
-        let order = Order { timeout_ms: millis(self.way.timeout), ..order };
+        let order = Order { timeout_ms: millis(self.connect_options.timeout), ..order };
         let (agent, waiting) = Agent::waiting();
         let (up_bytes, down_bytes) = (self.up_bytes.clone(), self.down_bytes.clone());
         let before = self.traffic();
@@ -261,7 +261,7 @@ impl<'a> Session<'a> {
         let (asking, opening) = lanes::pair(up_bytes.clone());
         // The timeout for a silent agent is the one in the connect options.
         let timeouts =
-            (self.way.timeout < FOR_EVER).then_some(self.way.timeout).and_then(Timeouts::of_client);
+            (self.connect_options.timeout < FOR_EVER).then_some(self.connect_options.timeout).and_then(Timeouts::of_client);
         let heard = agent.heard;
         let running = super::blocking(move || {
             // If the write fails, the reader reports why.
@@ -282,7 +282,7 @@ impl<'a> Session<'a> {
             started = starting => {
                 tokio::select! {
                     result = &mut running => result,
-                    never = opening.run(started?, self.way.connections) => match never {},
+                    never = opening.run(started?, self.connect_options.connections) => match never {},
                 }
             }
         };

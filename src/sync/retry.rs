@@ -15,7 +15,7 @@ use crate::sync::pairing::Pairing;
 use crate::sync::remote::Session;
 use crate::sync::watch::backoff::Backoff;
 use crate::sync::watch::{Listener, News};
-use crate::sync::{Endpoint, Report, Round, SyncError, Watcher, Way, repeat};
+use crate::sync::{Endpoint, Report, Round, SyncError, Watcher, ConnectOptions, repeat};
 use crate::wire::message::AbortKind;
 
 /// Bytes from the agent that prove work: more than its hello and a heartbeat.
@@ -25,17 +25,17 @@ const SAID_BYTES_MIN: u64 = 24;
 /// connection stays open.
 pub(super) async fn over_connections<'a>(
     remote: &'a Endpoint,
-    way: &'a Way,
+    connect_options: &'a ConnectOptions,
     pairing: &Arc<Pairing>,
     monitor: Watcher,
     listener: &Listener,
     round: impl AsyncFn(&Session<'a>, Watcher) -> Result<Round, SyncError>,
 ) -> (Session<'a>, Result<Report, SyncError>) {
     let told = Arc::new(Told::new(monitor));
-    let (mut attempts, mut backoff) = (Attempts::new(way.retries), Backoff::default());
+    let (mut attempts, mut backoff) = (Attempts::new(connect_options.retries), Backoff::default());
     let (mut lost, mut last_loss) = (Report::default(), None);
     loop {
-        let session = Session::new(remote, way, Arc::clone(pairing));
+        let session = Session::new(remote, connect_options, Arc::clone(pairing));
         told.begin();
         let result =
             repeat(Arc::clone(&told) as Watcher, async |monitor| round(&session, monitor).await).await;
@@ -131,7 +131,7 @@ impl Attempts {
                 // The agent whose connection was lost may not know it yet.
                 SyncError::Run(failure) => failure.kind == AbortKind::Busy,
                 SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),
-                SyncError::NoWayIn { .. } => true,
+                SyncError::Unreachable { .. } => true,
                 _ => false,
             }
     }

@@ -1,7 +1,7 @@
 //! `Visit`: a connection to a session's VM for a command, not for a sync.
 
 use crate::remote::{Connection, Terminal};
-use crate::sync::{SyncError, Watcher, Way, kernel};
+use crate::sync::{SyncError, Watcher, ConnectOptions, kernel};
 
 /// A connection to a session's VM.
 pub struct Visit {
@@ -14,8 +14,8 @@ impl Visit {
     ///
     /// # Errors
     /// The session cannot be reached.
-    pub async fn begin(name: &str, way: &Way, monitor: &Watcher) -> Result<Self, SyncError> {
-        let (connection, session) = kernel::Session::connect(name, way, monitor).await?;
+    pub async fn begin(name: &str, connect_options: &ConnectOptions, monitor: &Watcher) -> Result<Self, SyncError> {
+        let (connection, session) = kernel::Session::connect(name, connect_options, monitor).await?;
         Ok(Self { connection, session })
     }
 

@@ -100,7 +100,7 @@ pub async fn watch(
     let pairing = Pairing::of(job);
     let mut backoff = Backoff::default();
     let mut has_worked = false;
-    let (mut first, mut last_loss) = (Attempts::new(job.way.retries), None);
+    let (mut first, mut last_loss) = (Attempts::new(job.connect_options.retries), None);
     loop {
         let works = Arc::new(AtomicBool::new(false));
         let done = {
@@ -168,7 +168,7 @@ async fn once(
         }
         (Endpoint::Local(_), remote) | (remote, _) => remote,
     };
-    let session = Session::new(remote, &job.way, Arc::clone(pairing));
+    let session = Session::new(remote, &job.connect_options, Arc::clone(pairing));
     let counting = Arc::new(Counting::new(monitor));
     let monitor = Arc::clone(&counting) as Watcher;
     let running = async {
@@ -222,7 +222,7 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
             AbortKind::Protocol | AbortKind::Version | AbortKind::Selection | AbortKind::Storage => false,
         },
         // The VM may be waking up.
-        SyncError::NoWayIn { .. } | SyncError::Agent(_) => true,
+        SyncError::Unreachable { .. } | SyncError::Agent(_) => true,
         _ => false,
     }
 }

@@ -125,7 +125,7 @@ pub(crate) struct SyncArgs {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]
-    pub(crate) way: WayArgs,
+    pub(crate) connection: ConnectionArgs,
     #[command(flatten)]
     pub(crate) foreign: ForeignArgs,
     /// The rules in the order of the command line, since the first that matches wins.
@@ -266,7 +266,7 @@ pub(crate) struct OutputArgs {
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Connection")]
-pub(crate) struct WayArgs {
+pub(crate) struct ConnectionArgs {
     /// A private key file for the login; may be given several times
     #[arg(long, value_name = "FILE", action = ArgAction::Append)]
     pub(crate) identity: Vec<PathBuf>,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ksync::kernel::{Access, Browser, KernelError, Reached};
 use ksync::monitor::{Event, Monitor, Quiet, Warning};
-use ksync::sync::{self, Endpoint, Job, Visit, Watcher, Way};
+use ksync::sync::{self, Endpoint, Job, Visit, Watcher, ConnectOptions};
 use ksync::wire::hello::Options;
 use serde_json::json;
 
@@ -32,11 +32,11 @@ fn actions() -> serde_json::Value {
 
 /// Runs all steps; after a failure the rest is skipped.
 pub(crate) fn run(args: &DoctorArgs) -> Result<u8, Complaint> {
-    let way = request::access_way(&args.way);
-    let access = sync::access(&way)?;
+    let connect_options = request::access_options(&args.access);
+    let access = sync::access(&connect_options)?;
     let mut checks = Checks { json: args.json, failed: None };
     // Each step passes its result to the next one.
-    let _ = examine(args, &way, &access, &mut checks);
+    let _ = examine(args, &connect_options, &access, &mut checks);
     Ok(checks.failed.unwrap_or(0))
 }
 
@@ -80,7 +80,7 @@ impl Checks {
     }
 }
 
-fn examine(args: &DoctorArgs, way: &Way, access: &Access, checks: &mut Checks) -> Option<()> {
+fn examine(args: &DoctorArgs, connect_options: &ConnectOptions, access: &Access, checks: &mut Checks) -> Option<()> {
     let api = checks.step("API key", || {
         let api = access.api()?;
         Ok((api, "KERNEL_API_KEY is set".to_owned()))
@@ -106,13 +106,13 @@ fn examine(args: &DoctorArgs, way: &Way, access: &Access, checks: &mut Checks) -
         let bridge = known.bridge_url();
         block_on(async {
             let watcher: Watcher = Arc::new(Warner);
-            let visit = Visit::begin(&browser.session_id, way, &watcher).await?;
+            let visit = Visit::begin(&browser.session_id, connect_options, &watcher).await?;
             visit.end().await;
             Ok(((), format!("{bridge}, with the host key that the API told")))
         })
     })?;
     checks.step("there and back", || {
-        round_trip(&browser.session_id, way)?;
+        round_trip(&browser.session_id, connect_options)?;
         Ok(((), "a megabyte, every byte the same".to_owned()))
     })?;
     if args.full {
@@ -125,7 +125,7 @@ fn examine(args: &DoctorArgs, way: &Way, access: &Access, checks: &mut Checks) -
 }
 
 /// Sends a file of random bytes to the VM and fetches it back.
-fn round_trip(session: &str, way: &Way) -> Result<(), Complaint> {
+fn round_trip(session: &str, connect_options: &ConnectOptions) -> Result<(), Complaint> {
     let failed = |what: &'static str| {
         move |error: std::io::Error| Complaint::new(NOT_STARTED, format!("{what}: {error}"))
     };
@@ -139,7 +139,7 @@ fn round_trip(session: &str, way: &Way) -> Result<(), Complaint> {
         source,
         destination,
         options: Options::default(),
-        way: way.clone(),
+        connect_options: connect_options.clone(),
     };
     block_on(async {
         let done = async {
@@ -147,7 +147,7 @@ fn round_trip(session: &str, way: &Way) -> Result<(), Complaint> {
             sync::run(&job(there, Endpoint::Local(back.clone())), quiet()).await
         };
         let done = done.await;
-        let visit = Visit::begin(session, way, &quiet()).await?;
+        let visit = Visit::begin(session, connect_options, &quiet()).await?;
         let _ = visit.shell(format!("rm -f /tmp/{name}").as_bytes(), None).await;
         visit.end().await;
         done.map_err(Complaint::from)

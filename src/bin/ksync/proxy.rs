@@ -20,7 +20,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 
 /// Carries bytes until either side ends.
 pub(crate) fn run(args: &ProxyArgs) -> Result<u8, Complaint> {
-    let ca_cert = args.way.ca_cert.clone();
+    let ca_cert = args.access.ca_cert.clone();
     let is_url = args.place.contains("://");
     let known = if is_url { None } else { Some(known(args)?) };
     let url = known.as_ref().map_or_else(|| args.place.clone(), Known::bridge_url);
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<u8, Complaint> {
 
 /// The session from the session store, if it is there: ssh then finds out if the entry still holds.
 fn known(args: &ProxyArgs) -> Result<Known, Complaint> {
-    let access = request::access(&args.way)?;
+    let access = request::access(&args.access)?;
     let session = access.meant(&args.place)?;
     let known = access
         .remembered(&session)

@@ -11,13 +11,13 @@ use std::time::Duration;
 use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 use ksync::sync::endpoint::{Endpoint, EndpointError};
 use ksync::sync::watch::{AfterRound, Live};
-use ksync::sync::{Job, Way};
+use ksync::sync::{Job, ConnectOptions};
 use ksync::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
 use ksync::tree::path::{TreePath, escape};
 use ksync::wire::hello::{Consent, FORCED_MAX, Options, Watching};
 use serde_bytes::ByteBuf;
 
-use crate::args::{ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WayArgs, WhatArgs};
+use crate::args::{ForeignArgs, OutputArgs, SyncArgs, WatchArgs, ConnectionArgs, WhatArgs};
 use crate::report::{Complaint, USAGE};
 use crate::rules;
 use crate::verbs::AccessArgs;
@@ -65,7 +65,7 @@ pub(crate) struct Show {
 /// Builds the request from the arguments.
 pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
     refuse_foreign(&args.foreign)?;
-    let pairs = pair(&args.places, args.way.setup.is_some())?;
+    let pairs = pair(&args.places, args.connection.setup.is_some())?;
     let mut rules = rules::compile(&args.rules, load)?;
     let after = after(&args.watch, &pairs)?;
     let live = live(&args.watch, &args.what, &pairs, after.clone())?;
@@ -97,11 +97,11 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
         consent: consent(&args.what, &pairs)?,
         ..Options::default()
     };
-    let mut args_way = args.way;
+    let mut connection_args = args.connection;
     if live.is_some() {
-        args_way.timeout = args_way.timeout.or(Some(WATCH_TIMEOUT_SECONDS));
+        connection_args.timeout = connection_args.timeout.or(Some(WATCH_TIMEOUT_SECONDS));
     }
-    let way = way(args_way)?;
+    let connect_options = connect_options(connection_args)?;
     let several = pairs.len() > 1;
     let job = |(source, destination): (Endpoint, Endpoint)| {
         let mut options = options.clone();
@@ -109,7 +109,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
             // SOURCE goes into DEST, the transfer root, by this name.
             options.anchor = destination.name().unwrap_or_default().to_vec();
         }
-        Job { source, destination, options, way: way.clone() }
+        Job { source, destination, options, connect_options: connect_options.clone() }
     };
     Ok(Request {
         jobs: pairs.into_iter().map(job).filter(|job| !is_excluded(job)).collect(),
@@ -299,7 +299,7 @@ impl From<EndpointError> for Complaint {
     }
 }
 
-fn way(args: WayArgs) -> Result<Way, Complaint> {
+fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, Complaint> {
     if let Some(key) = &args.host_key
         && key.split_whitespace().count() < 2
     {
@@ -310,7 +310,7 @@ fn way(args: WayArgs) -> Result<Way, Complaint> {
     }
     let api = api(args.ca_cert.as_deref());
     let seconds = |seconds: u64| if seconds == 0 { NEVER } else { NEVER.min(Duration::from_secs(seconds)) };
-    Ok(Way {
+    Ok(ConnectOptions {
         identities: args.identity,
         setup: args.setup.map(|file| load(file.as_os_str())).transpose()?,
         ca_cert: args.ca_cert,
@@ -327,17 +327,17 @@ fn way(args: WayArgs) -> Result<Way, Complaint> {
 
 /// The settings for reaching sessions.
 pub(crate) fn access(args: &AccessArgs) -> Result<Access, Complaint> {
-    Ok(ksync::sync::access(&access_way(args))?)
+    Ok(ksync::sync::access(&access_options(args))?)
 }
 
 /// The connect options for a session, without a sync.
-pub(crate) fn access_way(args: &AccessArgs) -> Way {
-    Way {
+pub(crate) fn access_options(args: &AccessArgs) -> ConnectOptions {
+    ConnectOptions {
         identities: args.identity.iter().cloned().collect(),
         ca_cert: args.ca_cert.clone(),
         api: api(args.ca_cert.as_deref()),
         session: variable("KSYNC_SESSION"),
-        ..Way::default()
+        ..ConnectOptions::default()
     }
 }
 
@@ -515,11 +515,11 @@ mod tests {
             ..Options::default()
         };
         assert_eq!(job.options, options);
-        assert_eq!((job.way.timeout, job.way.connect_timeout), (NEVER, Duration::from_secs(30)));
+        assert_eq!((job.connect_options.timeout, job.connect_options.connect_timeout), (NEVER, Duration::from_secs(30)));
         assert_eq!(request.show, Show { itemize: true, progress: true, ..Show::default() });
         assert!(!built("ksync -nq a b").unwrap().jobs[0].options.list_changes);
         assert!(built("ksync a b").unwrap().jobs[0].options.compress);
-        let connections = |line| built(line).unwrap().jobs[0].way.connections;
+        let connections = |line| built(line).unwrap().jobs[0].connect_options.connections;
         assert_eq!((connections("ksync a b"), connections("ksync -j 1 a b")), (None, Some(1)));
         assert_eq!(connections("ksync --connections 8 a b"), Some(8));
     }

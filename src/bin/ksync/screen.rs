@@ -307,18 +307,18 @@ fn style(template: &str) -> ProgressStyle {
 #[cfg(test)]
 mod tests {
     use ksync::monitor::{Problem, Trouble};
-    use ksync::sync::Way;
+    use ksync::sync::ConnectOptions;
     use ksync::wire::hello::Options;
 
     use super::*;
 
     fn screen(quiet: bool) -> Screen {
-        let way = Way::default();
+        let connect_options = ConnectOptions::default();
         let job = Job {
             source: Endpoint::parse("./dir".as_ref()).unwrap(),
             destination: Endpoint::parse("sandbox:x".as_ref()).unwrap(),
             options: Options::default(),
-            way,
+            connect_options,
         };
         Screen::new(&job, Show { quiet, ..Show::default() })
     }

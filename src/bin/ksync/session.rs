@@ -16,7 +16,7 @@ const POOL_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs one of the verbs.
 pub(crate) fn run(args: SessionArgs) -> Result<u8, Complaint> {
-    let access = request::access(&args.way)?;
+    let access = request::access(&args.access)?;
     match args.verb {
         SessionVerb::Create { timeout, headless, name, pool, json } => {
             let new = NewBrowser { timeout_seconds: Some(timeout), headless, stealth: false, name };

@@ -20,12 +20,12 @@ use crate::verbs::SshArgs;
 
 /// Runs the command and returns its exit status.
 pub(crate) fn run(args: &SshArgs) -> Result<u8, Complaint> {
-    let way = request::access_way(&args.way);
+    let connect_options = request::access_options(&args.access);
     let command = args.command.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().join(&b' ');
     let is_terminal = command.is_empty() && std::io::stdin().is_terminal();
     let watcher: Watcher = Arc::new(Teller { is_terminal });
     block_on(async {
-        let session = Visit::begin(&args.session, &way, &watcher).await?;
+        let session = Visit::begin(&args.session, &connect_options, &watcher).await?;
         // Before the terminal is changed: a signal must not leave it changed.
         let mut signals = Signals::new()?;
         // From here on the other side gets every key, Ctrl-C too.

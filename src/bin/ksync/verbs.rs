@@ -23,7 +23,7 @@ pub(crate) struct SessionArgs {
     #[command(subcommand)]
     pub(crate) verb: SessionVerb,
     #[command(flatten)]
-    pub(crate) way: AccessArgs,
+    pub(crate) access: AccessArgs,
 }
 
 /// The verbs of `ksync session`.
@@ -100,14 +100,14 @@ pub(crate) struct ProxyArgs {
     #[arg(value_name = "URL-OR-SESSION")]
     pub(crate) place: String,
     #[command(flatten)]
-    pub(crate) way: AccessArgs,
+    pub(crate) access: AccessArgs,
 }
 
 /// `ksync ssh`.
 #[derive(Debug, Args)]
 pub(crate) struct SshArgs {
     #[command(flatten)]
-    pub(crate) way: AccessArgs,
+    pub(crate) access: AccessArgs,
     /// The session's id or name
     pub(crate) session: String,
     /// The command for the shell on the VM; without one, an interactive shell
@@ -119,7 +119,7 @@ pub(crate) struct SshArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
-    pub(crate) way: AccessArgs,
+    pub(crate) access: AccessArgs,
     /// The session's id or name
     #[arg(default_value = "session")]
     pub(crate) session: String,
