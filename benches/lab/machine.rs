@@ -21,16 +21,16 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Direction of a sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Way {
+pub(crate) enum Direction {
     Up,
     Down,
 }
 
-impl Way {
+impl Direction {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Way::Up => "up",
-            Way::Down => "down",
+            Direction::Up => "up",
+            Direction::Down => "down",
         }
     }
 }
@@ -38,7 +38,7 @@ impl Way {
 /// One sync: it makes `destination` equal to `source`.
 pub(crate) struct Job<'a> {
     pub(crate) machine: &'a Machine,
-    pub(crate) way: Way,
+    pub(crate) direction: Direction,
     pub(crate) source: &'a Path,
     pub(crate) destination: &'a Path,
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::lab::change::{Change, Version};
 use crate::lab::figures::median;
-use crate::lab::machine::{HOST, Job, Machine, Way};
+use crate::lab::machine::{HOST, Job, Machine, Direction};
 use crate::lab::verify::difference;
 use crate::saves::{self, Session};
 use crate::table::{Fact, Row};
@@ -156,7 +156,7 @@ fn by_ksync(
     checkouts: &mut Vec<Duration>,
     scans: &mut u64,
 ) -> Result<(), String> {
-    let job = Job { machine, way: Way::Up, source: &releases.tree, destination };
+    let job = Job { machine, direction: Direction::Up, source: &releases.tree, destination };
     let session = Session::begin(row.watcher, job)?;
     let before = scans_told(&session.running).unwrap_or(1);
     for name in RELEASES {
@@ -201,7 +201,7 @@ fn by_rsync(
         checkouts.push(releases.check_out(machine, name));
         machine.link.reset();
         let start = Instant::now();
-        let job = Job { machine, way: Way::Up, source: &releases.tree, destination };
+        let job = Job { machine, direction: Direction::Up, source: &releases.tree, destination };
         let status = row.watcher.command(&job).status().map_err(|error| error.to_string())?;
         row.note(start.elapsed(), machine);
         if !status.success() || !machine.wait_until_quiet() {

@@ -10,7 +10,7 @@ use walkdir::WalkDir;
 
 use crate::data::{noise, text::Author, tree, write_mixed};
 use crate::lab::link::{LINKS, RAW};
-use crate::lab::machine::{Job, Machine, Way};
+use crate::lab::machine::{Job, Machine, Direction};
 use crate::options::Options;
 use crate::saves::{self, Save, Session};
 use crate::table::{Fact, Heat, Row};
@@ -49,41 +49,41 @@ pub(crate) struct Subject {
     pub(crate) data: Data,
     happens: Happens,
     pub(crate) link: &'static str,
-    way: Way,
+    direction: Direction,
 }
 
 const fn subject(
     name: &'static str,
     (data, happens): (Data, Happens),
-    (link, way): (&'static str, Way),
+    (link, direction): (&'static str, Direction),
     about: &'static str,
 ) -> Subject {
-    Subject { name, about, data, happens, link, way }
+    Subject { name, about, data, happens, link, direction }
 }
 
 /// Subjects with the same data are adjacent. The checkout comes last, because it changes its tree.
 pub(crate) const SUBJECTS: &[Subject] = &[
-    subject("save", (Data::Small, Happens::Save), ("raw", Way::Up), "one line saved, 300 files"),
-    subject("save-l100", (Data::Small, Happens::Save), ("l100", Way::Up), "one line saved, 300 files"),
-    subject("pull", (Data::Small, Happens::Save), ("raw", Way::Down), "one line saved there, 300 files"),
+    subject("save", (Data::Small, Happens::Save), ("raw", Direction::Up), "one line saved, 300 files"),
+    subject("save-l100", (Data::Small, Happens::Save), ("l100", Direction::Up), "one line saved, 300 files"),
+    subject("pull", (Data::Small, Happens::Save), ("raw", Direction::Down), "one line saved there, 300 files"),
     subject(
         "pull-l100",
         (Data::Small, Happens::Save),
-        ("l100", Way::Down),
+        ("l100", Direction::Down),
         "one line saved there, 300 files",
     ),
-    subject("edit-100m", (Data::Large, Happens::Edit), ("raw", Way::Up), "ten bytes changed amid 100 MB"),
-    subject("append-100m", (Data::Large, Happens::Append), ("raw", Way::Up), "one line appended to 100 MB"),
-    subject("save-tree", (Data::Tree, Happens::Save), ("raw", Way::Up), "one line saved, 80,000 files"),
+    subject("edit-100m", (Data::Large, Happens::Edit), ("raw", Direction::Up), "ten bytes changed amid 100 MB"),
+    subject("append-100m", (Data::Large, Happens::Append), ("raw", Direction::Up), "one line appended to 100 MB"),
+    subject("save-tree", (Data::Tree, Happens::Save), ("raw", Direction::Up), "one line saved, 80,000 files"),
     subject(
         "pull-tree",
         (Data::Tree, Happens::Save),
-        ("raw", Way::Down),
+        ("raw", Direction::Down),
         "one line saved there, 80,000 files",
     ),
-    subject("idle", (Data::Tree, Happens::Nothing), ("raw", Way::Up), "80,000 files, watched here"),
-    subject("idle-pull", (Data::Tree, Happens::Nothing), ("raw", Way::Down), "80,000 files, watched there"),
-    subject("checkout", (Data::Tree, Happens::Checkout), ("raw", Way::Up), "git checkout, 80,000 files"),
+    subject("idle", (Data::Tree, Happens::Nothing), ("raw", Direction::Up), "80,000 files, watched here"),
+    subject("idle-pull", (Data::Tree, Happens::Nothing), ("raw", Direction::Down), "80,000 files, watched there"),
+    subject("checkout", (Data::Tree, Happens::Checkout), ("raw", Direction::Up), "git checkout, 80,000 files"),
 ];
 
 /// The trees of a watcher. All watchers share one large tree and work one after the other, because
@@ -138,9 +138,9 @@ pub(crate) fn run(
     options: &Options,
 ) -> Heat {
     // Peers only upload.
-    let takes_part = |watcher: &&Watcher| match (subject.happens, subject.way) {
-        (_, Way::Down) | (Happens::Nothing, _) => watcher.is_ksync(),
-        (_, Way::Up) => true,
+    let takes_part = |watcher: &&Watcher| match (subject.happens, subject.direction) {
+        (_, Direction::Down) | (Happens::Nothing, _) => watcher.is_ksync(),
+        (_, Direction::Up) => true,
     };
     let places = places(subject.data, machine, watchers);
     machine.link.set(*LINKS.iter().find(|link| link.name == subject.link).expect("a link"));
@@ -184,7 +184,7 @@ fn in_turn(
 ) -> Vec<Row> {
     let (mut sessions, mut failed) = (Vec::new(), Vec::new());
     for &(watcher, Place { source, destination }) in pairs {
-        let job = Job { machine, way: subject.way, source, destination };
+        let job = Job { machine, direction: subject.direction, source, destination };
         match Session::begin(watcher, job) {
             Ok(session) => sessions.push(session),
             Err(error) => failed.push(Row { error: Some(error), ..Row::of(watcher) }),
@@ -272,7 +272,7 @@ fn nothing(
     heat: &mut Heat,
 ) {
     let Some(&ksync) = watchers.iter().find(|watcher| watcher.is_ksync()) else { return };
-    let job = Job { machine, way: subject.way, source: &place.source, destination: &place.destination };
+    let job = Job { machine, direction: subject.direction, source: &place.source, destination: &place.destination };
     let mut rows = vec![Row::of(ksync)];
     match Session::begin(ksync, job) {
         Ok(session) => {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::lab::figures::first_line;
-use crate::lab::machine::{HOST, Job, Machine, Service, Way};
+use crate::lab::machine::{HOST, Job, Machine, Service, Direction};
 use crate::lab::memory::end_group;
 use crate::lab::world::program;
 
@@ -207,9 +207,9 @@ fn ksync(job: &Job, _: &Ssh) -> Command {
     let mut command = job.machine.ksync();
     command.args(["--watch", "--delete", "--json"]);
     let near = |path: &Path| path.display().to_string();
-    match job.way {
-        Way::Up => command.arg(near(job.source)).arg(job.machine.place(job.destination)),
-        Way::Down => command.arg(job.machine.place(job.source)).arg(near(job.destination)),
+    match job.direction {
+        Direction::Up => command.arg(near(job.source)).arg(job.machine.place(job.destination)),
+        Direction::Down => command.arg(job.machine.place(job.source)).arg(near(job.destination)),
     };
     command
 }

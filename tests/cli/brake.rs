@@ -11,7 +11,7 @@ use crate::below::with_mounts;
 use crate::world::{Terminal, Run, World};
 
 /// SOURCE and DEST for a local copy, an upload and a download.
-fn ways(world: &World) -> [[OsString; 2]; 3] {
+fn directions(world: &World) -> [[OsString; 2]; 3] {
     [["src".into(), "dst".into()], ["src".into(), world.far("dst")], [world.far("src"), "dst".into()]]
 }
 
@@ -37,9 +37,9 @@ fn empty(world: &World, name: &str) {
 
 #[test]
 fn an_emptied_source_deletes_nothing_without_consent() {
-    for way in 0..3 {
+    for direction in 0..3 {
         let world = World::new();
-        let places = &ways(&world)[way];
+        let places = &directions(&world)[direction];
         fill(&world, 3);
         run(&world, &[], places).ok();
         empty(&world, "src");
@@ -122,19 +122,19 @@ fn a_user_at_a_terminal_is_asked_for_consent() {
         terminal.ends_with(code);
         assert_eq!(world.path("dst/mine").exists(), code != 0, "{typed:?}");
         // Only a yes makes DEST a known copy.
-        let again = run(&world, &["--delete"], &ways(&world)[0]);
+        let again = run(&world, &["--delete"], &directions(&world)[0]);
         assert_eq!(again.status.code(), Some(if code == 0 { 0 } else { 25 }), "{typed:?}");
     }
 }
 
 #[test]
 fn a_yes_covers_only_the_deletions_in_the_question() {
-    for way in 0..3 {
+    for direction in 0..3 {
         let world = World::new();
         fill(&world, 3);
         world.tree("dst").file("mine", "x");
         let mut command = world.ksync(["--delete"]);
-        command.args(&ways(&world)[way]);
+        command.args(&directions(&world)[direction]);
         let mut terminal = Terminal::new(&world, &command);
         terminal.sees("Delete 1 entry? [y/N] ");
         // The source is unmounted while the user thinks.
@@ -182,9 +182,9 @@ fn no_question_is_asked_with_quiet_or_json_or_in_a_home() {
 
 #[test]
 fn a_foreign_destination_needs_consent_once() {
-    for way in 0..3 {
+    for direction in 0..3 {
         let world = World::new();
-        let places = &ways(&world)[way];
+        let places = &directions(&world)[direction];
         fill(&world, 2);
         world.tree("dst").file("mine", "x");
         let told = run(&world, &["--delete"], places).fails(25);
@@ -204,7 +204,7 @@ fn a_foreign_destination_needs_consent_once() {
 fn a_directory_that_replaced_a_copy_needs_consent() {
     let world = World::new();
     fill(&world, 2);
-    let places = &ways(&world)[0];
+    let places = &directions(&world)[0];
     run(&world, &[], places).ok();
     fs::rename(world.path("dst"), world.path("moved")).unwrap();
     world.tree("dst").file("foreign", "x");
@@ -222,7 +222,7 @@ fn a_directory_that_replaced_a_copy_needs_consent() {
 fn an_unreadable_pair_needs_consent() {
     let world = World::new();
     fill(&world, 2);
-    let places = &ways(&world)[0];
+    let places = &directions(&world)[0];
     run(&world, &[], places).ok();
     let records = world.path("state/ksync/copies");
     assert_eq!(fs::metadata(&records).unwrap().permissions().mode() & 0o777, 0o700);
@@ -244,7 +244,7 @@ fn more_than_half_and_at_least_ten_need_consent() {
     for (files, gone, code) in [(20, 10, 0), (19, 10, 25), (9, 8, 0), (30, 20, 25)] {
         let world = World::new();
         fill(&world, files);
-        let places = &ways(&world)[1];
+        let places = &directions(&world)[1];
         run(&world, &[], places).ok();
         (0..gone).for_each(|number| fs::remove_file(world.path(format!("src/f{number:02}"))).unwrap());
         let told = run(&world, &["--delete"], places).fails(code);
@@ -257,7 +257,7 @@ fn more_than_half_and_at_least_ten_need_consent() {
 fn more_deletions_than_the_limit_delete_nothing() {
     let world = World::new();
     fill(&world, 20);
-    let places = &ways(&world)[1];
+    let places = &directions(&world)[1];
     run(&world, &[], places).ok();
     (0..15).for_each(|number| fs::remove_file(world.path(format!("src/f{number:02}"))).unwrap());
     for limit in ["--max-delete=0", "--max-delete=14"] {
@@ -279,7 +279,7 @@ fn braked_deletions_also_hold_back_what_replaces_a_directory() {
     world.tree("dst").file("a/b/k", "").file("same", "old").file("old", "moved").dir("l/none");
     world.tree("src").file("renamed", "moved").time("renamed", 1_000_000, 0);
     world.tree("dst").time("old", 1_000_000, 0);
-    let told = run(&world, &["--delete", "-i"], &ways(&world)[1]).fails(25);
+    let told = run(&world, &["--delete", "-i"], &directions(&world)[1]).fails(25);
     for (name, expected) in [("new", "new"), ("same", "changed"), ("old", "moved"), ("renamed", "moved")] {
         assert_eq!(fs::read_to_string(world.path("dst").join(name)).unwrap(), expected, "{name}");
     }
@@ -294,10 +294,10 @@ fn a_dry_run_lists_deletions_and_says_that_they_would_wait() {
     let world = World::new();
     fill(&world, 1);
     world.tree("dst").file("mine", "x");
-    let told = run(&world, &["-n", "-i", "--delete"], &ways(&world)[1]).ok();
+    let told = run(&world, &["-n", "-i", "--delete"], &directions(&world)[1]).ok();
     assert!(told.stdout.contains("*deleting   mine\n"), "{}", told.stdout);
     assert!(told.stderr.contains("the run would delete nothing and end with exit code 25: "));
-    let told = run(&world, &["-n", "-i", "--delete", "--yes"], &ways(&world)[1]).ok();
+    let told = run(&world, &["-n", "-i", "--delete", "--yes"], &directions(&world)[1]).ok();
     assert!(!told.stderr.contains("exit code 25"), "{}", told.stderr);
 }
 
@@ -306,7 +306,7 @@ fn json_reports_braked_deletions_with_a_code() {
     let world = World::new();
     fill(&world, 1);
     world.tree("dst").file("mine", "x");
-    let told = run(&world, &["--json", "--delete"], &ways(&world)[1]).fails(25);
+    let told = run(&world, &["--json", "--delete"], &directions(&world)[1]).fails(25);
     let events: Vec<Value> = told.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let errors: Vec<_> = events.iter().filter(|event| event["event"] == "error").collect();
     let [error] = errors[..] else { panic!("{}", told.stdout) };
@@ -360,7 +360,7 @@ fn an_existing_destination_keeps_its_mode() {
     let mode = |name: &str| fs::metadata(world.path(name)).unwrap().permissions().mode() & 0o7777;
     set_mode("dst", 0o2770);
     for _ in 0..2 {
-        run(&world, &[], &ways(&world)[1]).ok();
+        run(&world, &[], &directions(&world)[1]).ok();
         assert_eq!(mode("dst"), 0o2770);
     }
     // A directory that ksync created follows the source.

@@ -119,12 +119,12 @@ async fn a_dead_link_is_detected() {
     let Some(mut world) = World::new() else { return };
     let image = world.image("exec sleep 60");
     let websocat = Websocat::to(world.address());
-    let mut ways = vec![(world.target(), world.address())];
+    let mut targets = vec![(world.target(), world.address())];
     if let Some(websocat) = &websocat {
         let address: SocketAddr = websocat.url().trim_start_matches("ws://").parse().unwrap();
-        ways.push((world.target_over("", None), address));
+        targets.push((world.target_over("", None), address));
     }
-    for (target, address) in ways {
+    for (target, address) in targets {
         let proxy = Proxy::to(address, Duration::ZERO);
         let target = match target.transport {
             ksync::remote::Transport::Tcp { .. } => world.target_at(proxy.address),

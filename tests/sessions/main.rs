@@ -14,5 +14,5 @@ mod platform;
 mod secrets;
 mod terminal;
 mod trouble;
-mod way_in;
-mod ways;
+mod unreachable;
+mod connections;

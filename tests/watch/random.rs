@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Signal, kill_process};
 
 use crate::vm::{Vm, memory_bytes, stop};
-use crate::watcher::Way;
+use crate::watcher::Direction;
 use crate::world::{World, noise};
 
 const OPERATIONS: u64 = 20_000;
@@ -128,16 +128,16 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().expect(name))
 }
 
-fn converges(way: Way, operations: u64) {
+fn converges(direction: Direction, operations: u64) {
     let seed = number("KSYNC_WATCH_SEED", SEED);
-    let told = format!("{way:?}: KSYNC_WATCH_SEED={seed} KSYNC_WATCH_OPERATIONS={operations}\n");
+    let told = format!("{direction:?}: KSYNC_WATCH_SEED={seed} KSYNC_WATCH_OPERATIONS={operations}\n");
     std::io::stderr().write_all(told.as_bytes()).unwrap();
     let world = World::new();
     world.tree("src");
     let vm = Vm::start(&world);
-    let watcher = vm.watch(way, &["--delete"]);
+    let watcher = vm.watch(direction, &["--delete"]);
     let agent = vm.agent();
-    let looks = if way == Way::Down { agent } else { watcher.pid() };
+    let looks = if direction == Direction::Down { agent } else { watcher.pid() };
     let mut monkey = Monkey::new(world.path("src"), seed);
     let mut in_memory = Vec::new();
     let parts = 8;
@@ -160,17 +160,17 @@ fn converges(way: Way, operations: u64) {
     assert!((200..20_000).contains(&entries), "{entries} are a tree to compare");
     let (early, late) = (in_memory[1], in_memory[parts as usize - 1]);
     for (early, late) in early.iter().zip(&late) {
-        assert!(*late < early + GROWTH_BYTES_MAX, "{way:?}: {in_memory:?}");
+        assert!(*late < early + GROWTH_BYTES_MAX, "{direction:?}: {in_memory:?}");
     }
     assert_eq!((vm.agent(), vm.line.connections()), (agent, 1), "the link held");
 }
 
 #[test]
 fn random_operations_converge_in_an_upload() {
-    converges(Way::Up, number("KSYNC_WATCH_OPERATIONS", OPERATIONS));
+    converges(Direction::Up, number("KSYNC_WATCH_OPERATIONS", OPERATIONS));
 }
 
 #[test]
 fn random_operations_converge_in_a_download() {
-    converges(Way::Down, number("KSYNC_WATCH_OPERATIONS", OPERATIONS) / 4);
+    converges(Direction::Down, number("KSYNC_WATCH_OPERATIONS", OPERATIONS) / 4);
 }

@@ -3,14 +3,14 @@
 use std::fs;
 
 use crate::vm::Vm;
-use crate::watcher::{Watcher, Way};
+use crate::watcher::{Watcher, Direction};
 use crate::world::World;
 
 /// `ksync --watch` with its output for people.
-fn for_eyes<'w>(world: &'w World, way: Way, options: &[&str]) -> Watcher<'w> {
+fn for_eyes<'w>(world: &'w World, direction: Direction, options: &[&str]) -> Watcher<'w> {
     let mut command = world.ksync(["--watch"]);
-    command.args(options).args(way.places(world));
-    let watcher = Watcher::of(world, way.near(), command);
+    command.args(options).args(direction.places(world));
+    let watcher = Watcher::of(world, direction.near(), command);
     watcher.note("that it watches", |line| (line == "watching; Ctrl-C ends it").then_some(()));
     watcher
 }
@@ -23,10 +23,10 @@ fn is_round(line: &str, what: &str) -> bool {
 
 #[test]
 fn a_round_prints_one_line() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         world.tree("src").file("a", "first");
-        let watcher = for_eyes(&world, way, &["--delete", "--debounce", "100"]);
+        let watcher = for_eyes(&world, direction, &["--delete", "--debounce", "100"]);
         watcher.line("the first sync", 0, |line| line.starts_with("1 entry changed (1 new), ").then_some(()));
         let round = |what: &str| watcher.line(what, 0, |line| is_round(line, what).then_some(()));
         fs::write(world.path("src/a"), "a later text").unwrap();
@@ -46,7 +46,7 @@ fn a_round_prints_one_line() {
 fn verbose_lists_changes_and_quiet_prints_nothing() {
     let world = World::new();
     world.tree("src").file("a", "first");
-    let watcher = for_eyes(&world, Way::Up, &["--delete", "-v"]);
+    let watcher = for_eyes(&world, Direction::Up, &["--delete", "-v"]);
     world.tree("src").file("b", "1");
     watcher.line("b", 0, |line| (line == "create  b").then_some(()));
     fs::remove_file(world.path("src/a")).unwrap();
@@ -55,7 +55,7 @@ fn verbose_lists_changes_and_quiet_prints_nothing() {
     watcher.line("the round", 0, |line| line.starts_with("1 deleted, ").then_some(()));
     drop(watcher);
     let mut command = world.ksync(["--watch", "-q"]);
-    command.args(Way::Up.places(&world));
+    command.args(Direction::Up.places(&world));
     let quiet = Watcher::of(&world, "src", command);
     // A quiet watch reports no start; a flush is refused until then.
     crate::world::wait_for("a flush", || world.run(["flush", "src"]).status.success().then_some(()));
@@ -66,10 +66,10 @@ fn verbose_lists_changes_and_quiet_prints_nothing() {
 
 #[test]
 fn the_output_of_a_command_has_a_prefix() {
-    for (way, option) in [(Way::Up, "--exec"), (Way::Down, "--on-change")] {
+    for (direction, option) in [(Direction::Up, "--exec"), (Direction::Down, "--on-change")] {
         let world = World::new();
         world.tree("src").file("a", "first");
-        let watcher = for_eyes(&world, way, &[option, "echo built; exit 4"]);
+        let watcher = for_eyes(&world, direction, &[option, "echo built; exit 4"]);
         watcher.line("the output", 0, |line| (line == "| built").then_some(()));
         let code = "ksync: the command ended with exit code 4";
         watcher.note("the exit code", |line| (line == code).then_some(()));
@@ -95,15 +95,15 @@ fn a_lost_link_prints_one_line() {
 
 #[test]
 fn a_flush_ends_after_each_of_a_hundred_saves_has_arrived() {
-    for way in [Way::Up, Way::Down] {
+    for direction in [Direction::Up, Direction::Down] {
         let world = World::new();
         world.tree("src").file("note", "").file("other", "x");
-        let watcher = Watcher::ready(&world, way, &[]);
+        let watcher = Watcher::ready(&world, direction, &[]);
         for number in 0..100 {
             let text = format!("saved {number} times");
             fs::write(world.path("src/note"), &text).unwrap();
             watcher.flush();
-            assert_eq!(fs::read_to_string(world.path("dst/note")).unwrap(), text, "{way:?}");
+            assert_eq!(fs::read_to_string(world.path("dst/note")).unwrap(), text, "{direction:?}");
         }
         world.assert_same("src", "dst");
     }
@@ -121,7 +121,7 @@ fn a_flush_of_an_unwatched_tree_is_an_error() {
         )
     };
     world.run(["flush", "src"]).fails(1).says(&expected("src"));
-    let watcher = Watcher::ready(&world, Way::Up, &[]);
+    let watcher = Watcher::ready(&world, Direction::Up, &[]);
     world.run(["flush", "src"]).ok().says("");
     world.run(["flush", "src/."]).ok().says("");
     world.run(["flush", "other"]).fails(1).says(&expected("other"));
@@ -134,7 +134,7 @@ fn a_flush_times_out() {
     let world = World::new();
     world.tree("src").file("a", "x");
     let vm = Vm::start(&world);
-    let _watcher = vm.watch(Way::Up, &[]);
+    let _watcher = vm.watch(Direction::Up, &[]);
     vm.line.set_down(true);
     world.run(["flush", "--timeout", "1", "src"]).fails(30).says(
         "ksync: not everything was there in time\n  \
@@ -144,11 +144,11 @@ fn a_flush_times_out() {
 
 #[test]
 fn kept_entries_are_listed_without_delete() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         world.tree("src").file("gone", "x").file("dir/inner", "y").file("stays", "z");
         world.tree("dst").file("foreign", "was there before");
-        let watcher = for_eyes(&world, way, &[]);
+        let watcher = for_eyes(&world, direction, &[]);
         fs::remove_file(world.path("src/gone")).unwrap();
         watcher.line("what is left", 0, |line| {
             (line == "left    gone (--delete would remove it)").then_some(())
@@ -159,11 +159,11 @@ fn kept_entries_are_listed_without_delete() {
         });
         watcher.flush();
         for name in ["gone", "dir/inner", "stays", "foreign"] {
-            assert!(world.path("dst").join(name).exists(), "{way:?}: {name}");
+            assert!(world.path("dst").join(name).exists(), "{direction:?}: {name}");
         }
         drop(watcher);
 
-        let watcher = for_eyes(&world, way, &["--delete", "--yes"]);
+        let watcher = for_eyes(&world, direction, &["--delete", "--yes"]);
         world.assert_same("src", "dst");
         fs::remove_file(world.path("src/stays")).unwrap();
         watcher.is_there();
