@@ -15,7 +15,7 @@ use ksync::monitor::{Action, Braked, Differs, Doomed, Event, HEAD_MAX, Problem, 
 use ksync::tree::change::{Change, EDITS_MAX, Edit};
 use ksync::tree::entry::Time;
 use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
-use ksync::tree::place::{Pair, Place};
+use ksync::tree::tree_id::{Pair, TreeId};
 use ksync::tree::subtrees::Subtree;
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
 use ksync::wire::hello::{self, History, Consent, FORCED_MAX, InSession, Options, Order, Role, Watching};
@@ -48,9 +48,9 @@ fn change(count: usize) -> Change {
     Change { edits: vec![Edit { keep: 300, drop: 1, add: 2 }; count], entries: b"block".to_vec() }
 }
 
-const PLACE: Place = Place { filesystem: 1 << 30, directory: 300, boot: 2 };
+const TREE_ID: TreeId = TreeId { filesystem: 1 << 30, directory: 300, boot: 2 };
 
-const PAIR: Pair = Pair { source: PLACE, destination: PLACE, was_empty: false, is_own: true };
+const PAIR: Pair = Pair { source: TREE_ID, destination: TREE_ID, was_empty: false, is_own: true };
 
 fn braked(head: usize, path: usize) -> Event {
     let doomed = Doomed { what: What::Directory, path: vec![b'x'; path] };
@@ -129,7 +129,7 @@ fn messages() -> Vec<(String, Message)> {
     let ignore = IgnoreFile { directory: b"d".to_vec(), text: b"*.o\n".to_vec() };
     let time = Time::new(-1, 999_999_999).unwrap();
     let mut messages = vec![
-        ("subject-directory", Message::Subject(Subject::directory(0o755, time, PLACE))),
+        ("subject-directory", Message::Subject(Subject::directory(0o755, time, TREE_ID))),
         ("subject-file", Message::Subject(Subject::File { name: b"n\xff".to_vec() })),
         ("ignores", Message::Ignores(vec![ignore])),
         ("entries", Message::Entries(data(b"block"))),
@@ -263,7 +263,7 @@ fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
     let copy = |offset, length| pieces(vec![Op::Copy { offset, length }]);
     let ops = |count| pieces(vec![Op::Keep { length: 0 }; count]);
     let directory =
-        |mode, seconds, nanos| Message::Subject(Subject::Directory { mode, seconds, nanos, place: PLACE });
+        |mode, seconds, nanos| Message::Subject(Subject::Directory { mode, seconds, nanos, tree_id: TREE_ID });
     let waiting = |head, path| Message::Note(braked(head, path));
     let file = |name: &[u8]| Message::Subject(Subject::File { name: name.to_vec() });
     let text = |count| "x".repeat(count);

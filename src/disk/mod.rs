@@ -25,7 +25,7 @@ mod marker;
 pub mod baseline;
 mod mount;
 mod anonymous;
-mod place;
+mod tree_id;
 mod protected;
 mod resolve;
 pub mod root;

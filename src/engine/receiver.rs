@@ -36,7 +36,7 @@ use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::path_ref::PathRef;
-use crate::tree::place::Pair;
+use crate::tree::tree_id::Pair;
 use crate::tree::subtrees::Subtree;
 use crate::tree::spelling::Spelling;
 use crate::wire::message::{AbortKind, Holes, Message, Subject, Tally, Want};

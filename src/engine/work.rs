@@ -13,7 +13,7 @@ use crate::tree::filter::IgnoreFile;
 use crate::tree::kept::Kept;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::place::{Pair, Place};
+use crate::tree::tree_id::{Pair, TreeId};
 use crate::tree::record::Record;
 use crate::tree::subtrees::SubtreeSet;
 use crate::tree::spelling::{Answers, Questions, Spelling};
@@ -477,7 +477,7 @@ pub struct Destination {
     /// Mode and time of the directory itself; `None` where it does not exist.
     pub metadata: Option<(u16, Time)>,
     /// Identity of the directory.
-    pub place: Place,
+    pub tree_id: TreeId,
     /// True if this user may set its mode and time.
     pub is_ours: bool,
     /// True if a machine cannot do without it.

@@ -24,7 +24,7 @@ use crate::exchange::{Receiving, Sending, chain};
 use crate::monitor::{Event, Monitor, Trouble};
 use crate::tree::filter::{Filter, IGNORE_FILE};
 use crate::tree::path::TreePath;
-use crate::tree::place::Pair;
+use crate::tree::tree_id::Pair;
 use crate::tree::subtrees::SubtreeSet;
 use crate::watch::settle::Touched;
 use crate::watch::{Options as WatchOptions, Watch};

@@ -36,7 +36,7 @@ use crate::tree::entry::{Kind, Time};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::place::Place;
+use crate::tree::tree_id::TreeId;
 use crate::tree::record;
 use crate::tree::subtrees::SubtreeSet;
 use crate::watch::Watch;
@@ -127,7 +127,7 @@ impl Sending {
         let metadata = fs::metadata(&self.path).map_err(|error| missing(&error))?;
         let (found, subject) = if metadata.is_dir() {
             let root = Root::open(&self.path).map_err(|error| missing(&error))?;
-            let subject = directory_subject(&metadata, self.options.set_id_owner, root.whereabouts())
+            let subject = directory_subject(&metadata, self.options.set_id_owner, root.tree_id())
                 .map_err(|error| missing(&error))?;
             // An incremental round has no store of the baseline, so it names no base.
             let baseline = self.baseline.as_ref().and_then(Baseline::digest);
@@ -443,7 +443,7 @@ impl Look for Entering<'_> {
 fn directory_subject(
     metadata: &fs::Metadata,
     set_id_owner: Option<Owner>,
-    place: Place,
+    tree_id: TreeId,
 ) -> io::Result<Subject> {
     use std::os::unix::fs::MetadataExt;
     let nanos = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
@@ -453,7 +453,7 @@ fn directory_subject(
     #[allow(clippy::cast_possible_truncation)]
     let mode = (metadata.mode() & 0o7777) as u16;
     let of = (metadata.uid(), metadata.gid());
-    Ok(Subject::directory(set_id_owner.map_or(mode, |owner| mode_for(mode, of, owner)), mtime, place))
+    Ok(Subject::directory(set_id_owner.map_or(mode, |owner| mode_for(mode, of, owner)), mtime, tree_id))
 }
 
 /// Finds a single file. A link that is named as source stands for its target, under the link's own

@@ -17,7 +17,7 @@ use crate::content::hash::Hasher;
 use crate::monitor::{Event, Monitor, Preparation, Warning};
 use crate::private;
 use crate::sync::{Endpoint, Job, Watcher, baseline, target};
-use crate::tree::place::Pair;
+use crate::tree::tree_id::Pair;
 use crate::wire::hello::{History, InSession, Options};
 
 /// Maximum number of stored pairs: the most recently used ones stay.
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
     use crate::sync::ConnectOptions;
     use crate::tree::filter::Rule;
-    use crate::tree::place::Place;
+    use crate::tree::tree_id::TreeId;
 
     fn job(source: &str, destination: &str) -> Job {
         let endpoint = |text: &str| Endpoint::parse(text.as_ref()).unwrap();
@@ -235,8 +235,8 @@ mod tests {
     }
 
     const PAIR: Pair = Pair {
-        source: Place { filesystem: 1, directory: 2, boot: 4 },
-        destination: Place { filesystem: 5, directory: 6, boot: 8 },
+        source: TreeId { filesystem: 1, directory: 2, boot: 4 },
+        destination: TreeId { filesystem: 5, directory: 6, boot: 8 },
         was_empty: false,
         is_own: true,
     };

@@ -13,7 +13,7 @@ pub mod manifest;
 pub mod path;
 pub mod path_ref;
 pub mod pattern;
-pub mod place;
+pub mod tree_id;
 pub mod record;
 pub mod subtrees;
 pub mod spelling;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::tree::filter::{RULES_BYTES_MAX, RULES_MAX, Rule};
-use crate::tree::place::Pair;
+use crate::tree::tree_id::Pair;
 use crate::wire::frame::{FrameError, FrameReader, FrameWriter};
 
 /// The first bytes of either side. The NUL keeps them distinct from any login banner; the CR LF

@@ -17,7 +17,7 @@ use crate::tree::entry::{SIZE_MAX, Time};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest;
 use crate::tree::path::TreePath;
-use crate::tree::place::Place;
+use crate::tree::tree_id::TreeId;
 use crate::tree::subtrees::Subtree;
 
 /// Most unanswered wants. On the fastest link that was planned for (1 Gbit/s, 100 ms) 12 MB are in
@@ -79,7 +79,7 @@ pub enum Subject {
         /// Nanoseconds after `seconds`.
         nanos: u32,
         /// Identity of the directory on its machine.
-        place: Place,
+        tree_id: TreeId,
     },
     /// A single file or link; the manifest has exactly that entry, or none if it cannot be read.
     File {
@@ -92,8 +92,8 @@ pub enum Subject {
 impl Subject {
     /// A directory with this mode and time.
     #[must_use]
-    pub fn directory(mode: u16, mtime: Time, place: Place) -> Self {
-        Self::Directory { mode, seconds: mtime.seconds(), nanos: mtime.nanos(), place }
+    pub fn directory(mode: u16, mtime: Time, tree_id: TreeId) -> Self {
+        Self::Directory { mode, seconds: mtime.seconds(), nanos: mtime.nanos(), tree_id }
     }
 }
 
@@ -575,7 +575,7 @@ impl Message {
 
     fn is_within_limits(&self) -> bool {
         match self {
-            Self::Subject(Subject::Directory { mode, seconds, nanos, place: _ }) => {
+            Self::Subject(Subject::Directory { mode, seconds, nanos, tree_id: _ }) => {
                 *mode <= 0o7777 && Time::new(*seconds, *nanos).is_some()
             }
             Self::Ignores(files) => files.len() <= LIST_MAX,

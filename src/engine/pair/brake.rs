@@ -8,7 +8,7 @@ use super::tree::{Tree, directory, file, link, path, tree};
 use super::{Ended, ORDERS, Order};
 use crate::engine::work::Destination;
 use crate::monitor::{Action, Event, Reason};
-use crate::tree::place::Pair;
+use crate::tree::tree_id::Pair;
 use crate::tree::subtrees::SubtreeSet;
 use crate::wire::hello::{History, Consent, Options};
 

@@ -14,7 +14,7 @@ use crate::engine::{Config, Input, Outcome, Receiver, Sender, Work};
 use crate::monitor::Event;
 use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
-use crate::tree::place::Place;
+use crate::tree::tree_id::TreeId;
 use crate::wire::message::{
     AbortKind, Blocks, Body, Holes, Message, BasisReport, Op, SAMPLED_MAX, STREAMS_MAX, Stretch, Subject, Tally,
     WANTS_MAX, Want, Window,
@@ -222,7 +222,7 @@ impl Victim {
 }
 
 pub(super) fn subject() -> Message {
-    Message::Subject(Subject::directory(0o755, time(3), Place::default()))
+    Message::Subject(Subject::directory(0o755, time(3), TreeId::default()))
 }
 
 pub(super) fn whole(content: &[u8]) -> Body {

@@ -25,7 +25,7 @@ use crate::tree::entry::{Entry, EntryRef, Kind, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::place::{Pair, Place};
+use crate::tree::tree_id::{Pair, TreeId};
 use crate::tree::record;
 use crate::tree::subtrees::{Coverage, SubtreeSet};
 use crate::wire::message::{AbortKind, Blocks, Holes, BasisReport, Op, Stretch, Subject, Want, Window, is_signed};
@@ -46,7 +46,7 @@ pub(super) enum Lie {
 pub(super) struct Source {
     pub(super) tree: Tree,
     pub(super) root: (u16, Time),
-    pub(super) place: Place,
+    pub(super) tree_id: TreeId,
     pub(super) complete: bool,
     /// Files that cannot be read.
     pub(super) unreadable: HashSet<TreePath>,
@@ -89,7 +89,7 @@ impl Source {
         Self {
             tree,
             root: (0o755, time(77)),
-            place: Place::default(),
+            tree_id: TreeId::default(),
             complete: true,
             unreadable: HashSet::new(),
             lies: HashMap::new(),
@@ -109,7 +109,7 @@ impl Source {
     pub(super) fn perform(&mut self, work: Work) -> Outcome {
         match work {
             Work::Find => {
-                let subject = Subject::directory(self.root.0, self.root.1, self.place);
+                let subject = Subject::directory(self.root.0, self.root.1, self.tree_id);
                 let is_partial = self.scope.is_some();
                 let baseline = self.baseline.digest().filter(|_| !is_partial);
                 Outcome::Find(Ok(Found { subject, baseline, is_partial }))

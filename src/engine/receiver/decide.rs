@@ -12,7 +12,7 @@ use crate::tree::compare::{Rules, below, has_more};
 use crate::tree::entry::{EntryRef, Time};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::place::{Pair, Place};
+use crate::tree::tree_id::{Pair, TreeId};
 use crate::tree::spelling::{Answers, Questions};
 use crate::wire::message::{AbortKind, Message, Subject};
 
@@ -167,10 +167,10 @@ impl Receiver {
     }
 
     /// The source's identity, and its own mode and time.
-    fn source(&self) -> Option<(Place, (u16, Time))> {
+    fn source(&self) -> Option<(TreeId, (u16, Time))> {
         match self.subject {
-            Some(Subject::Directory { mode, seconds, nanos, place }) => {
-                Some((place, (mode, Time::new(seconds, nanos)?)))
+            Some(Subject::Directory { mode, seconds, nanos, tree_id }) => {
+                Some((tree_id, (mode, Time::new(seconds, nanos)?)))
             }
             _ => None,
         }
@@ -234,7 +234,7 @@ impl Receiver {
         let (source, _) = self.source().filter(|_| !self.offer.is_partial)?;
         let pair = Pair {
             source,
-            destination: destination.place,
+            destination: destination.tree_id,
             was_empty: self.wanted.is_empty(),
             is_own: destination.is_new || known.pair.is_some_and(|pair| pair.is_own),
         };

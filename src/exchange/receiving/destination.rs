@@ -25,7 +25,7 @@ use crate::tree::entry::Time;
 use crate::tree::filter::Filter;
 use crate::tree::kept::Kept;
 use crate::tree::path::{TreePath, escape};
-use crate::tree::place::Pair;
+use crate::tree::tree_id::Pair;
 use crate::tree::subtrees::SubtreeSet;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Subject};
@@ -202,7 +202,7 @@ impl Receiving {
         Destination {
             is_new: !was_there,
             metadata: root.and_then(Root::own_metadata),
-            place: root.map(Root::whereabouts).unwrap_or_default(),
+            tree_id: root.map(Root::tree_id).unwrap_or_default(),
             is_ours: root.is_some_and(Root::is_ours),
             is_protected: *delete && root.is_some_and(Root::is_protected),
             is_forced: *delete && consent.force_in.iter().any(is_named),

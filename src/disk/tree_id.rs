@@ -10,17 +10,17 @@ use rustix::process::geteuid;
 use crate::content::hash::Hash;
 use crate::disk::root::Root;
 use crate::tree::entry::{MODE_MASK, Time};
-use crate::tree::place::Place;
+use crate::tree::tree_id::TreeId;
 
 impl Root {
     /// Numbers that identify this directory. A number that the system does not report is 0.
     #[must_use]
-    pub fn whereabouts(&self) -> Place {
+    pub fn tree_id(&self) -> TreeId {
         let metadata = self.metadata();
         let inode = metadata.as_ref().map_or(0, |metadata| metadata.ino());
         let born = metadata.and_then(|metadata| metadata.created().ok()?.duration_since(UNIX_EPOCH).ok());
         let born = born.unwrap_or_default().as_nanos().to_le_bytes();
-        Place {
+        TreeId {
             filesystem: self.filesystem(),
             directory: number(&[&inode.to_le_bytes()[..], &born].concat()),
             boot: boot(),
@@ -87,21 +87,21 @@ mod tests {
     fn a_recreated_directory_has_another_number() {
         let folder = Folder::new();
         let at = folder.at("root");
-        let first = Root::create(&at).unwrap().whereabouts();
-        assert!(Root::open(&at).unwrap().whereabouts().is_same_directory(&first));
+        let first = Root::create(&at).unwrap().tree_id();
+        assert!(Root::open(&at).unwrap().tree_id().is_same_directory(&first));
         fs::rename(&at, folder.at("moved")).unwrap();
-        let second = Root::create(&at).unwrap().whereabouts();
+        let second = Root::create(&at).unwrap().tree_id();
         assert!(!second.is_same_directory(&first));
         assert_eq!((second.filesystem, second.boot), (first.filesystem, first.boot));
-        assert!(Root::open(&folder.at("moved")).unwrap().whereabouts().is_same_directory(&first));
+        assert!(Root::open(&folder.at("moved")).unwrap().tree_id().is_same_directory(&first));
     }
 
     #[test]
     #[cfg(target_os = "linux")]
     fn another_filesystem_has_another_number() {
         let folder = Folder::new();
-        let proc = Root::open("/proc".as_ref()).unwrap().whereabouts();
-        assert_ne!(folder.root.whereabouts().filesystem, proc.filesystem);
+        let proc = Root::open("/proc".as_ref()).unwrap().tree_id();
+        assert_ne!(folder.root.tree_id().filesystem, proc.filesystem);
         assert_ne!(proc.boot, 0);
     }
 }

@@ -1,4 +1,4 @@
-//! `Place` and `Pair`: the identity of a tree's directory, and facts about a source and its copy.
+//! `TreeId` and `Pair`: the identity of a tree's directory, and facts about a source and its copy.
 //!
 //! One side tells these facts to the other. They decide only whether deletions need consent.
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The identity of a directory, as hashes of facts that its system reports. They are compared for
 /// equality only; 0 means unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Place {
+pub struct TreeId {
     /// The filesystem: its type and the id that it keeps across mounts.
     pub filesystem: u32,
     /// The directory: its inode, and the inode's birth time, since filesystems reuse inode numbers.
@@ -16,7 +16,7 @@ pub struct Place {
     pub boot: u32,
 }
 
-impl Place {
+impl TreeId {
     /// True if both are the same directory, as far as the filesystem tells.
     #[must_use]
     pub fn is_same_directory(&self, other: &Self) -> bool {
@@ -34,9 +34,9 @@ impl Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Pair {
     /// The source.
-    pub source: Place,
+    pub source: TreeId,
     /// The copy.
-    pub destination: Place,
+    pub destination: TreeId,
     /// True if the source was empty.
     pub was_empty: bool,
     /// True if ksync made the copy's own directory, so that its mode and time follow the source's.
@@ -49,12 +49,12 @@ mod tests {
 
     #[test]
     fn place_distinguishes_directories_and_boots() {
-        let place = Place { filesystem: 1, directory: 2, boot: 4 };
-        assert!(place.is_same_directory(&Place { boot: 9, ..place }));
-        for other in [Place { filesystem: 9, ..place }, Place { directory: 9, ..place }] {
-            assert!(!place.is_same_directory(&other), "{other:?}");
+        let tree_id = TreeId { filesystem: 1, directory: 2, boot: 4 };
+        assert!(tree_id.is_same_directory(&TreeId { boot: 9, ..tree_id }));
+        for other in [TreeId { filesystem: 9, ..tree_id }, TreeId { directory: 9, ..tree_id }] {
+            assert!(!tree_id.is_same_directory(&other), "{other:?}");
         }
-        assert!(place.is_of_another_boot(&Place { boot: 9, ..place }));
-        assert!(!place.is_of_another_boot(&Place { boot: 0, ..place }), "not known");
+        assert!(tree_id.is_of_another_boot(&TreeId { boot: 9, ..tree_id }));
+        assert!(!tree_id.is_of_another_boot(&TreeId { boot: 0, ..tree_id }), "not known");
     }
 }
