@@ -92,14 +92,14 @@ fn main() -> ExitCode {
 
 /// Serves every connection, for ever.
 fn accept(listener: &TcpListener, target: SocketAddr) -> ! {
-    let places = Arc::new(Places::default());
+    let slots = Arc::new(Slots::default());
     loop {
-        let place = Places::take(&places);
+        let slot = Slots::take(&slots);
         match listener.accept() {
             Ok((socket, _)) => {
                 let work = move || {
                     serve(socket, target);
-                    drop(place);
+                    drop(slot);
                 };
                 // Without a thread the connection just ends, and the client connects again.
                 let _ = thread::Builder::new().stack_size(STACK_BYTES).spawn(work);
@@ -112,26 +112,26 @@ fn accept(listener: &TcpListener, target: SocketAddr) -> ! {
 
 /// Counts the connections, and lets the accept loop wait until one ends.
 #[derive(Default)]
-struct Places {
+struct Slots {
     taken: Mutex<usize>,
     freed: Condvar,
 }
 
-impl Places {
+impl Slots {
     /// Waits until another connection is allowed.
-    fn take(places: &Arc<Places>) -> Place {
-        let taken = places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+    fn take(slots: &Arc<Slots>) -> Slot {
+        let taken = slots.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let is_full = |taken: &mut usize| *taken >= CONNECTIONS_MAX;
-        let mut taken = places.freed.wait_while(taken, is_full).unwrap_or_else(PoisonError::into_inner);
+        let mut taken = slots.freed.wait_while(taken, is_full).unwrap_or_else(PoisonError::into_inner);
         *taken += 1;
-        Place(Arc::clone(places))
+        Slot(Arc::clone(slots))
     }
 }
 
 /// One allowed connection; dropping it allows another.
-struct Place(Arc<Places>);
+struct Slot(Arc<Slots>);
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
         self.0.freed.notify_one();

@@ -104,8 +104,8 @@ impl Root {
 
         use crate::disk::error::{During, Fault};
 
-        let place = self.place(path).during("make", path.as_bytes())?;
-        match linkat(file, c"", &place, place.name, AtFlags::EMPTY_PATH) {
+        let location = self.locate(path).during("make", path.as_bytes())?;
+        match linkat(file, c"", &location, location.name, AtFlags::EMPTY_PATH) {
             Ok(()) => Ok(true),
             Err(Errno::EXIST) => Err(DiskError::new("make", path.as_bytes(), Fault::Conflict)),
             // Before Linux 6.10 only the superuser may do that.
@@ -150,7 +150,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::disk::testing::{Place, metadata, path, time};
+    use crate::disk::testing::{Fixture, metadata, path, time};
 
     /// Puts a file as the tests need it; `false` where anonymous files do not work. They work for
     /// the superuser, on any filesystem that tests run on.
@@ -160,46 +160,46 @@ mod tests {
 
     #[test]
     fn a_new_file_appears_with_content_mode_and_time() {
-        let place = Place::new();
-        fs::create_dir(place.at("d")).unwrap();
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.at("d")).unwrap();
         let zeros = vec![0; 100_000];
         for (name, content) in [("f", &b"new"[..]), ("d/f", b""), ("d/zeros", &zeros)] {
-            if !put(&place.root, name, content).unwrap() {
+            if !put(&fixture.root, name, content).unwrap() {
                 return;
             }
-            let stat = place.root.stat(&path(name)).unwrap().unwrap();
-            assert_eq!(fs::read(place.at(name)).unwrap(), content);
+            let stat = fixture.root.stat(&path(name)).unwrap().unwrap();
+            assert_eq!(fs::read(fixture.at(name)).unwrap(), content);
             assert_eq!((stat.mode, stat.mtime(), stat.nlink), (0o644, time(1), 1));
         }
         // Only its last block, by which the length reaches the disk.
-        assert!(place.at("d/zeros").metadata().unwrap().blocks() <= 8);
-        assert!(!place.at(".ksync").exists());
+        assert!(fixture.at("d/zeros").metadata().unwrap().blocks() <= 8);
+        assert!(!fixture.at(".ksync").exists());
     }
 
     #[test]
     fn an_existing_entry_stays() {
-        let place = Place::new();
-        fs::write(place.at("f"), "old").unwrap();
-        fs::create_dir(place.at("d")).unwrap();
-        symlink("nowhere", place.at("l")).unwrap();
+        let fixture = Fixture::new();
+        fs::write(fixture.at("f"), "old").unwrap();
+        fs::create_dir(fixture.at("d")).unwrap();
+        symlink("nowhere", fixture.at("l")).unwrap();
         for name in ["f", "d", "l"] {
-            match put(&place.root, name, b"new") {
+            match put(&fixture.root, name, b"new") {
                 Ok(made) => assert!(!made, "{name}"),
                 Err(error) => assert!(error.is_conflict(), "{error}"),
             }
         }
-        assert_eq!(fs::read(place.at("f")).unwrap(), b"old");
+        assert_eq!(fs::read(fixture.at("f")).unwrap(), b"old");
     }
 
     #[test]
     fn superusers_new_files_get_the_owner_of_the_directory() {
-        let place = Place::new();
-        if chown(place.at("."), Some(65534), Some(65534)).is_err() {
+        let fixture = Fixture::new();
+        if chown(fixture.at("."), Some(65534), Some(65534)).is_err() {
             return;
         }
-        let root = Root::open(&place.at(".")).unwrap();
+        let root = Root::open(&fixture.at(".")).unwrap();
         assert!(put(&root, "f", b"new").unwrap());
-        let made = place.at("f").metadata().unwrap();
+        let made = fixture.at("f").metadata().unwrap();
         assert_eq!((made.uid(), made.gid()), (65534, 65534));
     }
 

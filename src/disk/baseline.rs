@@ -235,12 +235,12 @@ mod tests {
 
     const KEY: [u8; 16] = [0xa7; 16];
 
-    struct Place {
+    struct Fixture {
         folder: TempDir,
         baseline: Baseline,
     }
 
-    impl Place {
+    impl Fixture {
         fn new() -> Self {
             let folder = TempDir::new().unwrap();
             fs::create_dir(folder.path().join("state")).unwrap();
@@ -248,11 +248,11 @@ mod tests {
             Self { folder, baseline }
         }
 
-        /// A place whose baseline holds ten files.
+        /// A fixture whose baseline holds ten files.
         fn filled() -> Self {
-            let place = Self::new();
-            assert!(place.baseline.store(&tree(10), &ignores("x")));
-            place
+            let fixture = Self::new();
+            assert!(fixture.baseline.store(&tree(10), &ignores("x")));
+            fixture
         }
 
         fn directory(&self) -> PathBuf {
@@ -287,120 +287,120 @@ mod tests {
 
     #[test]
     fn a_stored_record_comes_back_and_is_private() {
-        let place = Place::new();
-        place.loads_nothing();
-        assert!(!place.directory().exists(), "nothing is made before there is need");
+        let fixture = Fixture::new();
+        fixture.loads_nothing();
+        assert!(!fixture.directory().exists(), "nothing is made before there is need");
         for count in [5000, 3] {
             let manifest = tree(count);
-            assert!(place.baseline.store(&manifest, &ignores("x")));
+            assert!(fixture.baseline.store(&manifest, &ignores("x")));
             let digest = record::digest(&manifest, &ignores("x"));
-            assert_eq!(place.baseline.digest(), Some(digest));
-            let record = place.baseline.load().unwrap();
+            assert_eq!(fixture.baseline.digest(), Some(digest));
+            let record = fixture.baseline.load().unwrap();
             assert_eq!((record.digest(), record.ignores()), (digest, &ignores("x")[..]));
             let entries: Vec<_> = record.into_parts().1.map(Result::unwrap).collect();
             assert!(manifest.entries().eq(entries.iter().map(|entry| entry.view())));
         }
         let mode = |path: PathBuf| path.metadata().unwrap().mode() & 0o7777;
-        assert_eq!((mode(place.directory()), mode(place.file())), (0o700, 0o600));
-        assert_eq!(place.names(), ["a7".repeat(16)]);
+        assert_eq!((mode(fixture.directory()), mode(fixture.file())), (0o700, 0o600));
+        assert_eq!(fixture.names(), ["a7".repeat(16)]);
     }
 
     #[test]
     fn a_missing_parent_directory_keeps_no_record() {
-        let place = Place::new();
-        fs::remove_dir(place.folder.path().join("state")).unwrap();
-        assert!(!place.baseline.store(&tree(1), &[]));
-        place.loads_nothing();
-        assert!(!place.folder.path().join("state").exists());
+        let fixture = Fixture::new();
+        fs::remove_dir(fixture.folder.path().join("state")).unwrap();
+        assert!(!fixture.baseline.store(&tree(1), &[]));
+        fixture.loads_nothing();
+        assert!(!fixture.folder.path().join("state").exists());
     }
 
     #[test]
     fn a_damaged_record_is_not_read() {
-        let place = Place::filled();
-        let whole = fs::read(place.file()).unwrap();
+        let fixture = Fixture::filled();
+        let whole = fs::read(fixture.file()).unwrap();
         for length in 0..whole.len() {
-            fs::write(place.file(), &whole[..length]).unwrap();
-            assert!(place.baseline.load().is_none(), "cut at {length}");
+            fs::write(fixture.file(), &whole[..length]).unwrap();
+            assert!(fixture.baseline.load().is_none(), "cut at {length}");
         }
         for position in 0..whole.len() {
             let mut bytes = whole.clone();
             bytes[position] ^= 1;
-            fs::write(place.file(), &bytes).unwrap();
-            assert!(place.baseline.load().is_none(), "damaged at {position}");
+            fs::write(fixture.file(), &bytes).unwrap();
+            assert!(fixture.baseline.load().is_none(), "damaged at {position}");
         }
-        fs::write(place.file(), &whole).unwrap();
-        assert!(place.baseline.load().is_some());
+        fs::write(fixture.file(), &whole).unwrap();
+        assert!(fixture.baseline.load().is_some());
     }
 
     #[test]
     fn an_overlong_record_is_not_read() {
-        let place = Place::filled();
-        let file = File::options().write(true).open(place.file()).unwrap();
+        let fixture = Fixture::filled();
+        let file = File::options().write(true).open(fixture.file()).unwrap();
         file.set_len(RECORD_BYTES_MAX + HEADER_BYTES as u64 + 1).unwrap();
-        place.loads_nothing();
+        fixture.loads_nothing();
     }
 
     #[test]
     fn a_planted_link_pipe_or_directory_is_not_followed() {
-        let place = Place::filled();
-        let elsewhere = place.folder.path().join("elsewhere");
-        fs::rename(place.file(), &elsewhere).unwrap();
+        let fixture = Fixture::filled();
+        let elsewhere = fixture.folder.path().join("elsewhere");
+        fs::rename(fixture.file(), &elsewhere).unwrap();
         let before = fs::read(&elsewhere).unwrap();
-        symlink(&elsewhere, place.file()).unwrap();
-        place.loads_nothing();
-        assert!(place.baseline.store(&tree(2), &[]));
+        symlink(&elsewhere, fixture.file()).unwrap();
+        fixture.loads_nothing();
+        assert!(fixture.baseline.store(&tree(2), &[]));
         assert_eq!(fs::read(&elsewhere).unwrap(), before);
-        assert!(place.file().symlink_metadata().unwrap().is_file());
+        assert!(fixture.file().symlink_metadata().unwrap().is_file());
 
-        fs::remove_file(place.file()).unwrap();
-        rustix::fs::mkfifoat(CWD, place.file(), Mode::RUSR | Mode::WUSR).unwrap();
-        place.loads_nothing();
-        fs::remove_file(place.file()).unwrap();
-        fs::create_dir(place.file()).unwrap();
+        fs::remove_file(fixture.file()).unwrap();
+        rustix::fs::mkfifoat(CWD, fixture.file(), Mode::RUSR | Mode::WUSR).unwrap();
+        fixture.loads_nothing();
+        fs::remove_file(fixture.file()).unwrap();
+        fs::create_dir(fixture.file()).unwrap();
         let untouched = SystemTime::UNIX_EPOCH + UNUSED_MAX;
-        File::open(place.file()).unwrap().set_modified(untouched).unwrap();
-        place.loads_nothing();
-        assert_eq!(place.file().metadata().unwrap().modified().unwrap(), untouched);
-        assert!(!place.baseline.store(&tree(2), &[]));
-        assert_eq!(place.names(), ["a7".repeat(16)], "nothing half is left behind");
+        File::open(fixture.file()).unwrap().set_modified(untouched).unwrap();
+        fixture.loads_nothing();
+        assert_eq!(fixture.file().metadata().unwrap().modified().unwrap(), untouched);
+        assert!(!fixture.baseline.store(&tree(2), &[]));
+        assert_eq!(fixture.names(), ["a7".repeat(16)], "nothing half is left behind");
     }
 
     #[test]
     fn a_record_of_another_user_is_not_used() {
-        let place = Place::filled();
-        if chown(place.file(), Some(65534), None).is_ok() {
-            place.loads_nothing();
-            chown(place.file(), Some(geteuid().as_raw()), None).unwrap();
-            assert!(place.baseline.load().is_some());
-            chown(place.directory(), Some(65534), None).unwrap();
-            place.loads_nothing();
-            assert!(!place.baseline.store(&tree(2), &[]));
+        let fixture = Fixture::filled();
+        if chown(fixture.file(), Some(65534), None).is_ok() {
+            fixture.loads_nothing();
+            chown(fixture.file(), Some(geteuid().as_raw()), None).unwrap();
+            assert!(fixture.baseline.load().is_some());
+            chown(fixture.directory(), Some(65534), None).unwrap();
+            fixture.loads_nothing();
+            assert!(!fixture.baseline.store(&tree(2), &[]));
         }
     }
 
     #[test]
     fn a_linked_directory_is_not_used_and_loose_modes_are_tightened() {
-        let place = Place::filled();
-        fs::set_permissions(place.directory(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(place.baseline.load().is_some());
-        assert_eq!(place.directory().metadata().unwrap().mode() & 0o7777, 0o700);
-        let elsewhere = place.folder.path().join("elsewhere");
-        fs::rename(place.directory(), &elsewhere).unwrap();
-        symlink(&elsewhere, place.directory()).unwrap();
-        place.loads_nothing();
-        assert!(!place.baseline.store(&tree(2), &[]));
-        fs::remove_file(place.directory()).unwrap();
-        fs::write(place.directory(), "a file").unwrap();
-        place.loads_nothing();
-        assert!(!place.baseline.store(&tree(2), &[]));
+        let fixture = Fixture::filled();
+        fs::set_permissions(fixture.directory(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(fixture.baseline.load().is_some());
+        assert_eq!(fixture.directory().metadata().unwrap().mode() & 0o7777, 0o700);
+        let elsewhere = fixture.folder.path().join("elsewhere");
+        fs::rename(fixture.directory(), &elsewhere).unwrap();
+        symlink(&elsewhere, fixture.directory()).unwrap();
+        fixture.loads_nothing();
+        assert!(!fixture.baseline.store(&tree(2), &[]));
+        fs::remove_file(fixture.directory()).unwrap();
+        fs::write(fixture.directory(), "a file").unwrap();
+        fixture.loads_nothing();
+        assert!(!fixture.baseline.store(&tree(2), &[]));
     }
 
     #[test]
     fn old_records_go_and_recent_ones_stay() {
-        let place = Place::filled();
+        let fixture = Fixture::filled();
         let other = |name: &str, age: Duration| {
-            fs::write(place.directory().join(name), "x").unwrap();
-            set_age(&place.directory().join(name), age);
+            fs::write(fixture.directory().join(name), "x").unwrap();
+            set_age(&fixture.directory().join(name), age);
         };
         let day = Duration::from_secs(24 * 3600);
         other(&"0".repeat(32), 31 * day);
@@ -408,33 +408,33 @@ mod tests {
         other(&format!("{}.7.new", "2".repeat(32)), 2 * day);
         other(&format!("{}.7.new", "3".repeat(32)), day / 2);
         other("something else", 99 * day);
-        set_age(&place.file(), 99 * day);
-        assert!(place.baseline.load().is_some(), "to be asked for is to be used");
+        set_age(&fixture.file(), 99 * day);
+        assert!(fixture.baseline.load().is_some(), "to be asked for is to be used");
         other(&"4".repeat(32), Duration::ZERO);
-        assert!(Baseline::new(place.directory(), &[5; 16]).store(&tree(1), &[]));
+        assert!(Baseline::new(fixture.directory(), &[5; 16]).store(&tree(1), &[]));
         let expected = ["05".repeat(16), "1".repeat(32), format!("{}.7.new", "3".repeat(32)), "4".repeat(32)];
         let expected = [&expected[..], &["a7".repeat(16), "something else".to_owned()]].concat();
-        assert_eq!(place.names(), expected);
+        assert_eq!(fixture.names(), expected);
     }
 
     #[test]
     fn records_never_exceed_the_limits_of_count_and_bytes() {
-        let place = Place::filled();
+        let fixture = Fixture::filled();
         let hour = Duration::from_secs(3600);
         for number in 0..FILES_MAX as u32 + 9 {
-            let path = place.directory().join(format!("{number:032x}"));
+            let path = fixture.directory().join(format!("{number:032x}"));
             fs::write(&path, "x").unwrap();
             set_age(&path, hour * (number + 1));
         }
-        assert!(place.baseline.store(&tree(1), &[]));
-        let names = place.names();
+        assert!(fixture.baseline.store(&tree(1), &[]));
+        let names = fixture.names();
         assert_eq!(names.len(), FILES_MAX);
         assert!(names.contains(&format!("{:032x}", 0)) && !names.contains(&format!("{FILES_MAX:032x}")));
 
-        let large = place.directory().join(format!("{:032x}", 1));
+        let large = fixture.directory().join(format!("{:032x}", 1));
         File::options().write(true).open(&large).unwrap().set_len(TOTAL_BYTES_MAX).unwrap();
         set_age(&large, hour * 2);
-        assert!(place.baseline.store(&tree(1), &[]));
-        assert_eq!(place.names(), [format!("{:032x}", 0), "a7".repeat(16)]);
+        assert!(fixture.baseline.store(&tree(1), &[]));
+        assert_eq!(fixture.names(), [format!("{:032x}", 0), "a7".repeat(16)]);
     }
 }

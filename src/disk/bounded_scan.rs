@@ -47,19 +47,19 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::disk::testing::{Place, path};
+    use crate::disk::testing::{Fixture, path};
 
     #[test]
     fn files_of_a_small_tree_are_seen_and_links_are_not_followed() {
-        let place = Place::new();
-        fs::create_dir_all(place.at("a/b")).unwrap();
-        fs::write(place.at("a/b/f"), "12345").unwrap();
-        fs::write(place.at("f"), "1").unwrap();
-        symlink(place.outside(), place.at("out")).unwrap();
-        symlink("f", place.at("link")).unwrap();
-        let mut files = bounded_scan(&place.root, 6).unwrap();
+        let fixture = Fixture::new();
+        fs::create_dir_all(fixture.at("a/b")).unwrap();
+        fs::write(fixture.at("a/b/f"), "12345").unwrap();
+        fs::write(fixture.at("f"), "1").unwrap();
+        symlink(fixture.outside(), fixture.at("out")).unwrap();
+        symlink("f", fixture.at("link")).unwrap();
+        let mut files = bounded_scan(&fixture.root, 6).unwrap();
         files.sort_by_key(|&(_, size)| size);
         assert_eq!(files, [(path("f"), 1), (path("a/b/f"), 5)]);
-        assert_eq!(bounded_scan(&place.root, 5), None);
+        assert_eq!(bounded_scan(&fixture.root, 5), None);
     }
 }

@@ -137,7 +137,7 @@ impl Reserve {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::testing::Place;
+    use crate::disk::testing::Fixture;
 
     fn space(bytes: u64, total_bytes: u64) -> Space {
         Space { bytes, total_bytes, inodes: 10, block_bytes: 4096, is_exact: true, shares_extents: false }
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn space_reports_the_filesystems_numbers() {
-        let space = Place::new().root.space().unwrap();
+        let space = Fixture::new().root.space().unwrap();
         assert!(space.bytes > 0 && space.inodes > 0 && space.block_bytes > 0);
         assert!(space.total_bytes >= space.bytes);
     }
@@ -160,14 +160,14 @@ mod tests {
 
     #[test]
     fn no_write_goes_into_the_reserve() {
-        let place = Place::new();
-        let free = place.root.space().unwrap();
+        let fixture = Fixture::new();
+        let free = fixture.root.space().unwrap();
         let reserve = Reserve { bytes: free.bytes / 2, unwatched: AtomicU64::new(0) };
-        reserve.before_writing(&place.root, 1 << 10, 1 << 10).unwrap();
+        reserve.before_writing(&fixture.root, 1 << 10, 1 << 10).unwrap();
         assert!(reserve.unwatched.load(Ordering::Relaxed) <= UNWATCHED_BYTES_MAX);
         // A hole may be longer than the disk.
-        reserve.before_writing(&place.root, 0, 1 << 60).unwrap();
-        let error = reserve.before_writing(&place.root, free.bytes, free.bytes).unwrap_err();
+        reserve.before_writing(&fixture.root, 0, 1 << 60).unwrap();
+        let error = reserve.before_writing(&fixture.root, free.bytes, free.bytes).unwrap_err();
         assert!(error.is_no_space(), "{error}");
         assert!(error.to_string().contains("reserve"), "{error}");
     }

@@ -524,21 +524,21 @@ mod tests {
 
     use super::*;
     use crate::content::hash::{Hash, Hasher};
-    use crate::disk::testing::{Place, metadata, path, time};
+    use crate::disk::testing::{Fixture, metadata, path, time};
 
-    fn staged(place: &Place, content: &[u8]) -> Staging {
-        let (mut staging, _) = Staging::open(&place.root, &path("f")).unwrap();
+    fn staged(fixture: &Fixture, content: &[u8]) -> Staging {
+        let (mut staging, _) = Staging::open(&fixture.root, &path("f")).unwrap();
         staging.keep(0).unwrap();
         staging.append(content).unwrap();
         staging
     }
 
-    fn finish(place: &Place, staging: Staging, seen: Option<&Identity>) -> Result<(), DiskError> {
-        staging.finish(&place.root, &metadata(), seen, Durability::Eventually)
+    fn finish(fixture: &Fixture, staging: Staging, seen: Option<&Identity>) -> Result<(), DiskError> {
+        staging.finish(&fixture.root, &metadata(), seen, Durability::Eventually)
     }
 
-    fn seen(place: &Place) -> Option<Identity> {
-        place.root.stat(&path("f")).unwrap().map(|stat| stat.identity)
+    fn seen(fixture: &Fixture) -> Option<Identity> {
+        fixture.root.stat(&path("f")).unwrap().map(|stat| stat.identity)
     }
 
     fn read_back(staging: &Staging) -> Vec<u8> {
@@ -552,48 +552,48 @@ mod tests {
 
     #[test]
     fn a_finished_file_has_its_metadata_and_leaves_nothing_staged() {
-        let place = Place::new();
-        finish(&place, staged(&place, b"new"), None).unwrap();
-        let stat = place.root.stat(&path("f")).unwrap().unwrap();
-        assert_eq!(fs::read(place.at("f")).unwrap(), b"new");
+        let fixture = Fixture::new();
+        finish(&fixture, staged(&fixture, b"new"), None).unwrap();
+        let stat = fixture.root.stat(&path("f")).unwrap().unwrap();
+        assert_eq!(fs::read(fixture.at("f")).unwrap(), b"new");
         assert_eq!((stat.mode, stat.mtime()), (0o644, time(1)));
-        assert_eq!(fs::read_dir(place.at(".ksync")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(fixture.at(".ksync")).unwrap().count(), 0);
     }
 
     #[test]
     fn superusers_new_files_get_the_owner_of_the_directory() {
-        let place = Place::new();
-        if chown(place.at("."), Some(65534), Some(65534)).is_err() {
+        let fixture = Fixture::new();
+        if chown(fixture.at("."), Some(65534), Some(65534)).is_err() {
             return;
         }
-        let root = Root::create(&place.at("new/root")).unwrap();
+        let root = Root::create(&fixture.at("new/root")).unwrap();
         root.make_directory(&path("d"), 0o755).unwrap();
         root.make_symlink(&path("l"), b"d", time(1), None).unwrap();
         let (staging, _) = Staging::open(&root, &path("f")).unwrap();
         staging.finish(&root, &metadata(), None, Durability::Eventually).unwrap();
         for made in ["new", "new/root", "new/root/d", "new/root/l", "new/root/f"] {
-            let metadata = fs::symlink_metadata(place.at(made)).unwrap();
+            let metadata = fs::symlink_metadata(fixture.at(made)).unwrap();
             assert_eq!((metadata.uid(), metadata.gid()), (65534, 65534), "{made}");
         }
     }
 
     #[test]
     fn a_staged_file_stays_invisible_until_it_is_finished() {
-        let place = Place::new();
-        fs::write(place.at("f"), "old").unwrap();
-        let staging = staged(&place, b"new");
-        assert_eq!(fs::read(place.at("f")).unwrap(), b"old");
-        finish(&place, staging, seen(&place).as_ref()).unwrap();
-        assert_eq!(fs::read(place.at("f")).unwrap(), b"new");
+        let fixture = Fixture::new();
+        fs::write(fixture.at("f"), "old").unwrap();
+        let staging = staged(&fixture, b"new");
+        assert_eq!(fs::read(fixture.at("f")).unwrap(), b"old");
+        finish(&fixture, staging, seen(&fixture).as_ref()).unwrap();
+        assert_eq!(fs::read(fixture.at("f")).unwrap(), b"new");
     }
 
     #[test]
     fn early_write_back_releases_a_dropped_file_at_once() {
-        let place = Place::new();
-        fs::write(place.at("f"), "old").unwrap();
+        let fixture = Fixture::new();
+        fs::write(fixture.at("f"), "old").unwrap();
         let content: Vec<u8> = (0..20_u8).flat_map(|mib| vec![mib + 1; 1 << 20]).collect();
         let stage = |have| {
-            let (staging, there) = Staging::open(&place.root, &path("f")).unwrap();
+            let (staging, there) = Staging::open(&fixture.root, &path("f")).unwrap();
             assert_eq!(there, have);
             let mut staging = staging.replacing();
             content[have as usize..].chunks(3 << 19).for_each(|bytes| staging.append(bytes).unwrap());
@@ -601,25 +601,25 @@ mod tests {
         };
         // The file would be busy if a thread still had it open.
         drop(stage(0));
-        let (mut staging, _) = Staging::open(&place.root, &path("f")).unwrap();
+        let (mut staging, _) = Staging::open(&fixture.root, &path("f")).unwrap();
         staging.keep(9 << 20).unwrap();
         drop(staging);
-        finish(&place, stage(9 << 20), seen(&place).as_ref()).unwrap();
-        assert!(fs::read(place.at("f")).unwrap() == content);
+        finish(&fixture, stage(9 << 20), seen(&fixture).as_ref()).unwrap();
+        assert!(fs::read(fixture.at("f")).unwrap() == content);
     }
 
     #[test]
     fn an_interrupted_staging_keeps_its_bytes_for_the_next_run() {
-        let place = Place::new();
+        let fixture = Fixture::new();
         let content: Vec<u8> = (0..300_000_u32).map(|byte| byte as u8).collect();
-        drop(staged(&place, &content));
-        let (mut staging, have) = Staging::open(&place.root, &path("f")).unwrap();
+        drop(staged(&fixture, &content));
+        let (mut staging, have) = Staging::open(&fixture.root, &path("f")).unwrap();
         assert_eq!(have, 300_000);
         assert_eq!(read_back(&staging), content);
         staging.keep(100_000).unwrap();
         staging.append(b"end").unwrap();
-        finish(&place, staging, None).unwrap();
-        assert_eq!(fs::read(place.at("f")).unwrap(), [&content[..100_000], b"end"].concat());
+        finish(&fixture, staging, None).unwrap();
+        assert_eq!(fs::read(fixture.at("f")).unwrap(), [&content[..100_000], b"end"].concat());
     }
 
     #[test]
@@ -638,33 +638,33 @@ mod tests {
             }),
         ];
         for (name, change) in changes {
-            let place = Place::new();
-            fs::write(place.at("f"), "old").unwrap();
-            let before = seen(&place);
-            let staging = staged(&place, b"ours");
-            change(&place.at("f"));
-            let error = finish(&place, staging, before.as_ref()).unwrap_err();
+            let fixture = Fixture::new();
+            fs::write(fixture.at("f"), "old").unwrap();
+            let before = seen(&fixture);
+            let staging = staged(&fixture, b"ours");
+            change(&fixture.at("f"));
+            let error = finish(&fixture, staging, before.as_ref()).unwrap_err();
             assert!(error.is_conflict(), "{name}: {error}");
-            assert_ne!(fs::read(place.at("f")).unwrap_or_default(), b"ours", "{name}");
-            assert_eq!(Staging::open(&place.root, &path("f")).unwrap().1, 4, "{name}: what is staged stays");
+            assert_ne!(fs::read(fixture.at("f")).unwrap_or_default(), b"ours", "{name}");
+            assert_eq!(Staging::open(&fixture.root, &path("f")).unwrap().1, 4, "{name}: what is staged stays");
         }
     }
 
     #[test]
     fn a_destination_that_appeared_is_kept() {
-        let place = Place::new();
-        let staging = staged(&place, b"ours");
-        fs::write(place.at("f"), "theirs").unwrap();
-        assert!(finish(&place, staging, None).unwrap_err().is_conflict());
-        assert_eq!(fs::read(place.at("f")).unwrap(), b"theirs");
+        let fixture = Fixture::new();
+        let staging = staged(&fixture, b"ours");
+        fs::write(fixture.at("f"), "theirs").unwrap();
+        assert!(finish(&fixture, staging, None).unwrap_err().is_conflict());
+        assert_eq!(fs::read(fixture.at("f")).unwrap(), b"theirs");
     }
 
     #[test]
     fn a_part_of_another_user_is_not_accepted() {
-        let place = Place::new();
-        drop(staged(&place, b"poison"));
-        if chown(place.at(".ksync").join(Staging::name(&path("f"))), Some(65534), None).is_ok() {
-            let (staging, have) = Staging::open(&place.root, &path("f")).unwrap();
+        let fixture = Fixture::new();
+        drop(staged(&fixture, b"poison"));
+        if chown(fixture.at(".ksync").join(Staging::name(&path("f"))), Some(65534), None).is_ok() {
+            let (staging, have) = Staging::open(&fixture.root, &path("f")).unwrap();
             assert_eq!(have, 0);
             assert!(staging.is_empty());
         }
@@ -672,32 +672,32 @@ mod tests {
 
     #[test]
     fn a_discarded_part_is_gone() {
-        let place = Place::new();
-        staged(&place, b"half").discard().unwrap();
-        assert_eq!(Staging::open(&place.root, &path("f")).unwrap().1, 0);
+        let fixture = Fixture::new();
+        staged(&fixture, b"half").discard().unwrap();
+        assert_eq!(Staging::open(&fixture.root, &path("f")).unwrap().1, 0);
     }
 
     #[test]
     fn long_runs_of_zeros_take_no_space() {
-        let place = Place::new();
-        let mut staging = staged(&place, b"start");
+        let fixture = Fixture::new();
+        let mut staging = staged(&fixture, b"start");
         for _ in 0..64 {
             staging.append(&[0; 256 * 1024]).unwrap();
         }
         staging.append(b"end").unwrap();
-        finish(&place, staging, None).unwrap();
-        let data = place.at("f").metadata().unwrap();
+        finish(&fixture, staging, None).unwrap();
+        let data = fixture.at("f").metadata().unwrap();
         assert_eq!(data.len(), 8 + 16 * 1024 * 1024);
         assert!(data.blocks() * 512 < 1024 * 1024, "{} blocks", data.blocks());
     }
 
     #[test]
     fn ranges_of_the_basis_are_appended() {
-        let place = Place::new();
+        let fixture = Fixture::new();
         let old: Vec<u8> = (0..1_000_000_u32).map(|byte| (byte / 7) as u8).collect();
-        fs::write(place.at("f"), &old).unwrap();
-        let (source, _) = place.root.open_file(&path("f")).unwrap();
-        let mut staging = staged(&place, b"new");
+        fs::write(fixture.at("f"), &old).unwrap();
+        let (source, _) = fixture.root.open_file(&path("f")).unwrap();
+        let mut staging = staged(&fixture, b"new");
         staging.append_from(&source, 1000, 900_000).unwrap();
         staging.append(b"end").unwrap();
         assert_eq!(read_back(&staging), [b"new", &old[1000..901_000], b"end"].concat());

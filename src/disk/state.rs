@@ -163,8 +163,8 @@ impl StateDir {
         seen: Option<&Identity>,
     ) -> Result<(), DiskError> {
         const VERB: &str = "replace";
-        let place = root.place(path).during(VERB, path.as_bytes())?;
-        rename_into(&self.descriptor, Ready { name: name.as_bytes(), identity }, &place, path, VERB, seen)
+        let location = root.locate(path).during(VERB, path.as_bytes())?;
+        rename_into(&self.descriptor, Ready { name: name.as_bytes(), identity }, &location, path, VERB, seen)
     }
 }
 
@@ -277,56 +277,56 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
     use super::*;
-    use crate::disk::testing::{Place, path};
+    use crate::disk::testing::{Fixture, path};
 
     #[test]
     fn the_state_directory_is_private_and_removed_when_empty() {
-        let place = Place::new();
-        StateDir::create(&place.root).unwrap();
-        assert_eq!(place.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
-        fs::write(place.at(".ksync/0.part"), "").unwrap();
-        fs::write(place.at(".ksync/1.part"), "").unwrap();
-        assert_eq!(clear_leftovers(&place.root, |name| name == b"1.part").unwrap(), 1);
-        assert!(place.at(".ksync/1.part").exists());
-        assert_eq!(clear_leftovers(&place.root, |_| false).unwrap(), 1);
-        assert!(!place.at(".ksync").exists());
+        let fixture = Fixture::new();
+        StateDir::create(&fixture.root).unwrap();
+        assert_eq!(fixture.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
+        fs::write(fixture.at(".ksync/0.part"), "").unwrap();
+        fs::write(fixture.at(".ksync/1.part"), "").unwrap();
+        assert_eq!(clear_leftovers(&fixture.root, |name| name == b"1.part").unwrap(), 1);
+        assert!(fixture.at(".ksync/1.part").exists());
+        assert_eq!(clear_leftovers(&fixture.root, |_| false).unwrap(), 1);
+        assert!(!fixture.at(".ksync").exists());
     }
 
     #[test]
     fn unknown_files_in_the_state_directory_are_no_leftovers() {
-        let place = Place::new();
-        StateDir::create(&place.root).unwrap();
-        fs::write(place.at(".ksync/manifest"), "").unwrap();
-        assert_eq!(clear_leftovers(&place.root, |_| false).unwrap(), 0);
-        assert!(place.at(".ksync/manifest").exists());
+        let fixture = Fixture::new();
+        StateDir::create(&fixture.root).unwrap();
+        fs::write(fixture.at(".ksync/manifest"), "").unwrap();
+        assert_eq!(clear_leftovers(&fixture.root, |_| false).unwrap(), 0);
+        assert!(fixture.at(".ksync/manifest").exists());
     }
 
     #[test]
     fn a_link_or_a_file_as_state_directory_is_refused() {
-        let place = Place::new();
-        symlink(place.outside(), place.at(".ksync")).unwrap();
-        assert!(matches!(StateDir::create(&place.root).err().unwrap().fault(), Fault::NotOurs));
-        fs::remove_file(place.at(".ksync")).unwrap();
-        fs::write(place.at(".ksync"), "").unwrap();
-        assert!(StateDir::create(&place.root).is_err());
-        place.assert_canary_untouched();
+        let fixture = Fixture::new();
+        symlink(fixture.outside(), fixture.at(".ksync")).unwrap();
+        assert!(matches!(StateDir::create(&fixture.root).err().unwrap().fault(), Fault::NotOurs));
+        fs::remove_file(fixture.at(".ksync")).unwrap();
+        fs::write(fixture.at(".ksync"), "").unwrap();
+        assert!(StateDir::create(&fixture.root).is_err());
+        fixture.assert_canary_untouched();
     }
 
     #[test]
     fn a_readable_state_directory_becomes_private() {
-        let place = Place::new();
-        fs::create_dir(place.at(".ksync")).unwrap();
-        fs::set_permissions(place.at(".ksync"), fs::Permissions::from_mode(0o777)).unwrap();
-        StateDir::create(&place.root).unwrap();
-        assert_eq!(place.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.at(".ksync")).unwrap();
+        fs::set_permissions(fixture.at(".ksync"), fs::Permissions::from_mode(0o777)).unwrap();
+        StateDir::create(&fixture.root).unwrap();
+        assert_eq!(fixture.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
     }
 
     #[test]
     fn a_state_directory_of_another_user_is_refused() {
-        let place = Place::new();
-        fs::create_dir(place.at(".ksync")).unwrap();
-        if chown(place.at(".ksync"), Some(65534), None).is_ok() {
-            assert!(matches!(StateDir::create(&place.root).err().unwrap().fault(), Fault::NotOurs));
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.at(".ksync")).unwrap();
+        if chown(fixture.at(".ksync"), Some(65534), None).is_ok() {
+            assert!(matches!(StateDir::create(&fixture.root).err().unwrap().fault(), Fault::NotOurs));
         }
     }
 

@@ -81,7 +81,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::disk::testing::Place as Folder;
+    use crate::disk::testing::Fixture as Folder;
 
     #[test]
     fn a_recreated_directory_has_another_number() {

@@ -46,7 +46,7 @@ pub struct Receiving {
     options: Options,
     baseline: Option<Baseline>,
     session: Option<Arc<ReceiverSession>>,
-    opened: OnceLock<Place>,
+    opened: OnceLock<OpenedTree>,
     /// Identities in the order in which the destination was listed.
     listed: OnceLock<Identities>,
     /// Identities in the order of the present manifest, where that order differs.
@@ -70,7 +70,7 @@ pub struct Receiving {
 }
 
 /// Location of the tree.
-struct Place {
+struct OpenedTree {
     /// `None` in a dry run whose destination does not exist.
     root: Option<Arc<Root>>,
     /// Name of a single file in `root`.
@@ -144,12 +144,12 @@ impl Receiving {
         self
     }
 
-    fn place(&self) -> Result<&Place, Fault> {
+    fn opened_tree(&self) -> Result<&OpenedTree, Fault> {
         self.opened.get().ok_or_else(out_of_turn)
     }
 
     fn root(&self) -> Result<&Root, Fault> {
-        self.place()?.root.as_deref().ok_or_else(out_of_turn)
+        self.opened_tree()?.root.as_deref().ok_or_else(out_of_turn)
     }
 
     fn trees(&self) -> Result<&Trees, Fault> {
@@ -168,14 +168,14 @@ impl Receiving {
     /// Path of an entry in the root.
     fn path(&self, id: u32) -> Result<TreePath, Fault> {
         let entry = self.entry(id)?;
-        Ok(self.place()?.single.clone().unwrap_or_else(|| entry.path.to_path()))
+        Ok(self.opened_tree()?.single.clone().unwrap_or_else(|| entry.path.to_path()))
     }
 
     /// Path of a basis, and its identity when it was listed.
     fn basis(&self, at: u32) -> Result<(TreePath, Identity), Fault> {
         let path = self.trees()?.present.path(at).ok_or_else(out_of_turn)?;
         let seen = self.identity(at).ok_or_else(out_of_turn)?;
-        Ok((self.place()?.single.clone().unwrap_or_else(|| path.to_path()), seen))
+        Ok((self.opened_tree()?.single.clone().unwrap_or_else(|| path.to_path()), seen))
     }
 
     /// Identity of a present entry when it was listed.

@@ -17,7 +17,7 @@ use crate::disk::stage::Staging;
 use crate::disk::stat::FileKind;
 use crate::disk::{clear_leftovers, staged};
 use crate::engine::{Destination, Fault, Opened};
-use crate::exchange::receiving::{Place, Receiving};
+use crate::exchange::receiving::{OpenedTree, Receiving};
 use crate::exchange::{chain, patiently, renamed, scan_options};
 use crate::monitor::{Problem, Trouble};
 use crate::tree::doubt::Doubts;
@@ -33,22 +33,22 @@ use crate::wire::message::{AbortKind, Subject};
 impl Receiving {
     pub(super) fn open(&self, subject: &Subject, scope: Option<SubtreeSet>) -> Result<Opened, Fault> {
         let was_there = self.path.exists();
-        let place = match subject {
+        let opened_tree = match subject {
             Subject::Directory { .. } => self.open_directory()?,
             Subject::File { name } => self.open_parent(name)?,
         };
         if let Some(session) = &self.session
             && !session
-                .begin(place.root.as_deref(), scope.is_none())
+                .begin(opened_tree.root.as_deref(), scope.is_none())
                 .map_err(|error| destination_fault(&error))?
         {
-            let text = format!("{} was replaced by another directory", place.shown.display());
+            let text = format!("{} was replaced by another directory", opened_tree.shown.display());
             return Err(Fault::Fatal(AbortKind::Destination, text));
         }
         let mut opened = Opened {
             manifest: Arc::default(),
             doubts: Doubts::default(),
-            path: place.shown.as_os_str().as_bytes().to_vec(),
+            path: opened_tree.shown.as_os_str().as_bytes().to_vec(),
             problems: Vec::new(),
             complete: true,
             kept: Kept::default(),
@@ -56,37 +56,37 @@ impl Receiving {
             has_staged: false,
             room: None,
             destination: self
-                .destination(was_there, place.root.as_deref().filter(|_| place.single.is_none())),
+                .destination(was_there, opened_tree.root.as_deref().filter(|_| opened_tree.single.is_none())),
         };
-        if let Some(root) = &place.root {
+        if let Some(root) = &opened_tree.root {
             // Runs of single files into one directory do not disturb each other. A round of a watch
             // takes the lock only when it has changes to make. A lock shows in the directory, and
             // two watches against each other would never come to rest.
-            if place.single.is_none() && !self.options.dry_run && self.session.is_none() {
+            if opened_tree.single.is_none() && !self.options.dry_run && self.session.is_none() {
                 patiently(|| root.lock()).map_err(|error| destination_fault(&error))?;
             }
             if !self.options.dry_run {
-                root.begin_writing(place.single.is_none(), scope.is_none());
+                root.begin_writing(opened_tree.single.is_none(), scope.is_none());
             }
-            self.list(root, place.single.as_ref(), subject, scope, &mut opened)?;
+            self.list(root, opened_tree.single.as_ref(), subject, scope, &mut opened)?;
             let staged = staged(root).map_err(|error| destination_fault(&error))?;
             opened.has_staged = staged.files > 0;
             if !self.options.dry_run {
                 opened.room = self.room(root, staged, &opened.manifest);
             }
         }
-        let _ = self.opened.set(place);
+        let _ = self.opened.set(opened_tree);
         Ok(opened)
     }
 
-    fn open_directory(&self) -> Result<Place, Fault> {
+    fn open_directory(&self) -> Result<OpenedTree, Fault> {
         let root = self.open_root(&self.path)?;
-        Ok(Place { root, single: None, shown: absolute(&self.path) })
+        Ok(OpenedTree { root, single: None, shown: absolute(&self.path) })
     }
 
     /// Finds the directory and name of a single file. An existing directory, or a path that ends
     /// with a slash, takes the file under its own name. Otherwise the path itself is the name.
-    fn open_parent(&self, name: &[u8]) -> Result<Place, Fault> {
+    fn open_parent(&self, name: &[u8]) -> Result<OpenedTree, Fault> {
         let into = self.path.as_os_str().as_bytes().ends_with(b"/") || self.path.is_dir();
         let (directory, name) = if into {
             (self.path.as_path(), name)
@@ -99,7 +99,7 @@ impl Receiving {
             .map_err(|error| Fault::Fatal(AbortKind::Destination, format!("{}: {error}", escape(name))))?;
         let root = self.open_root(directory)?;
         let shown = absolute(directory).join(OsStr::from_bytes(name));
-        Ok(Place { root, single: Some(single), shown })
+        Ok(OpenedTree { root, single: Some(single), shown })
     }
 
     fn open_root(&self, path: &Path) -> Result<Option<Arc<Root>>, Fault> {
@@ -175,9 +175,9 @@ impl Receiving {
 
     /// Locks a directory that will be changed, unless this run holds the lock already.
     pub(super) fn lock(&self, changes: bool) -> Result<(), Fault> {
-        let place = self.place()?;
-        match &place.root {
-            Some(root) if changes && place.single.is_none() && !root.is_locked() => {
+        let opened_tree = self.opened_tree()?;
+        match &opened_tree.root {
+            Some(root) if changes && opened_tree.single.is_none() && !root.is_locked() => {
                 patiently(|| root.lock()).map_err(|error| destination_fault(&error))
             }
             _ => Ok(()),
@@ -187,7 +187,7 @@ impl Receiving {
     /// Prepares the destination for files before the first one arrives. The preparation takes the
     /// disk a moment, in which the peer is waited for anyway.
     pub(super) fn expect_files(&self) {
-        if let Some(root) = self.opened.get().and_then(|place| place.root.clone()) {
+        if let Some(root) = self.opened.get().and_then(|opened_tree| opened_tree.root.clone()) {
             // If no thread can start or the preparation fails, the first file shows the failure.
             let _ = thread::Builder::new().spawn(move || drop(root.expect_files()));
         }
@@ -230,7 +230,7 @@ impl Receiving {
         if !self.options.fsync {
             root.settle(is_verified, false).map_err(|error| destination_fault(&error))?;
         }
-        let own = self.place()?.single.as_ref().map(Staging::name);
+        let own = self.opened_tree()?.single.as_ref().map(Staging::name);
         // In a directory that several runs share, the others' staged files stay.
         clear_leftovers(root, |name| own.as_ref().is_some_and(|own| own.as_bytes() != name))
             .map_err(|error| destination_fault(&error))?;

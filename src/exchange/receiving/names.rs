@@ -143,7 +143,7 @@ impl Receiving {
     fn remove(&self, at: u32) -> Result<(), Fault> {
         let entry = self.trees()?.present.get(at).ok_or_else(out_of_turn)?;
         let seen = self.identity(at);
-        let path = self.place()?.single.clone().unwrap_or_else(|| entry.path.to_path());
+        let path = self.opened_tree()?.single.clone().unwrap_or_else(|| entry.path.to_path());
         let root = self.root()?;
         let removed = match entry.kind {
             Kind::Directory => root.remove_directory(&path),
