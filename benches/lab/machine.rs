@@ -130,7 +130,7 @@ impl Machine {
     }
 
     /// An endpoint on the machine, as ksync's argument.
-    pub(crate) fn place(&self, path: &Path) -> String {
+    pub(crate) fn endpoint(&self, path: &Path) -> String {
         format!("ws://{}@127.0.0.1:{}{}", self.user, self.link.port, path.display())
     }
 
@@ -146,7 +146,7 @@ impl Machine {
         let source = self.world.path("nothing");
         fs::create_dir_all(&source).expect("a directory");
         let mut command = self.ksync();
-        command.arg("--no-progress").arg(&source).arg(self.place(&self.world.path("to-nothing")));
+        command.arg("--no-progress").arg(&source).arg(self.endpoint(&self.world.path("to-nothing")));
         let output = command.output().map_err(|error| error.to_string())?;
         let text = String::from_utf8_lossy(&output.stderr);
         if output.status.success() { Ok(()) } else { Err(format!("ksync cannot reach the machine: {text}")) }

@@ -127,7 +127,7 @@ impl Contestant {
 }
 
 /// Source and destination of a job, in that order. `far` formats the one on the machine.
-fn places(job: &Job, far: impl Fn(&Path) -> String) -> [String; 2] {
+fn endpoints(job: &Job, far: impl Fn(&Path) -> String) -> [String; 2] {
     let near = |path: &Path| path.display().to_string();
     match job.direction {
         Direction::Up => [near(job.source), far(job.destination)],
@@ -139,14 +139,14 @@ fn ksync(job: &Job) -> Plan {
     let mut command = job.machine.ksync();
     // In the case `Cut` the second run is measured, so ksync must not retry by itself.
     command.args(["--no-progress", "--delete", "--retries", "0"]);
-    command.args(places(job, |path| job.machine.place(path)));
+    command.args(endpoints(job, |path| job.machine.endpoint(path)));
     command.into()
 }
 
 fn rsync(job: &Job, options: &[&str]) -> Plan {
     let mut command = job.machine.world.command("rsync");
     command.args(["-a", "--delete"]).args(options).args(["-e", &job.machine.ssh()]);
-    let [source, destination] = places(job, |path| format!("{HOST}:{}", path.display()));
+    let [source, destination] = endpoints(job, |path| format!("{HOST}:{}", path.display()));
     command.arg(format!("{source}/")).arg(format!("{destination}/"));
     command.into()
 }
@@ -154,7 +154,7 @@ fn rsync(job: &Job, options: &[&str]) -> Plan {
 fn scp(job: &Job) -> Plan {
     let mut command = job.machine.world.command("scp");
     command.arg("-F").arg(job.machine.ssh_config()).args(["-q", "-r", "-p"]);
-    command.args(places(job, |path| format!("{HOST}:{}", path.display())));
+    command.args(endpoints(job, |path| format!("{HOST}:{}", path.display())));
     command.into()
 }
 
@@ -198,7 +198,7 @@ fn rclone(job: &Job) -> Plan {
     command.args(["--sftp-host", "127.0.0.1", "--sftp-port", &port.to_string()]);
     command.args(["--sftp-user", job.machine.user()]).arg("--sftp-key-file").arg(world.path("key"));
     command.arg("--sftp-known-hosts-file").arg(known_hosts);
-    command.args(places(job, |path| format!(":sftp:{}", path.display())));
+    command.args(endpoints(job, |path| format!(":sftp:{}", path.display())));
     Plan { command, helper: Some(helper) }
 }
 

@@ -208,8 +208,8 @@ fn ksync(job: &Job, _: &Ssh) -> Command {
     command.args(["--watch", "--delete", "--json"]);
     let near = |path: &Path| path.display().to_string();
     match job.direction {
-        Direction::Up => command.arg(near(job.source)).arg(job.machine.place(job.destination)),
-        Direction::Down => command.arg(job.machine.place(job.source)).arg(near(job.destination)),
+        Direction::Up => command.arg(near(job.source)).arg(job.machine.endpoint(job.destination)),
+        Direction::Down => command.arg(job.machine.endpoint(job.source)).arg(near(job.destination)),
     };
     command
 }

@@ -197,9 +197,9 @@ impl Api {
     pub fn write_file(&self, id_or_name: &str, path: &str, mode: u32, bytes: &[u8]) -> Result<(), ApiError> {
         let text = format!("write {} in the session {}", quoted(path), quoted(id_or_name));
         let call = Call::new(text, Subject::File);
-        let place = self::path(&call, &["browsers", id_or_name, "fs", "write_file"])?;
-        let place = format!("{place}?path={}&mode={mode:o}", utf8_percent_encode(path, PLAIN));
-        let mut request = self.request(Method::PUT, place, Content::Bytes(bytes));
+        let resource = self::path(&call, &["browsers", id_or_name, "fs", "write_file"])?;
+        let resource = format!("{resource}?path={}&mode={mode:o}", utf8_percent_encode(path, PLAIN));
+        let mut request = self.request(Method::PUT, resource, Content::Bytes(bytes));
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let sending = Duration::from_secs(length / UPLOAD_BYTES_PER_S_MIN);
         request.timeout = request.timeout.saturating_add(sending);
@@ -217,9 +217,9 @@ impl Api {
         }
         let text = format!("delete {} in the session {}", quoted(path), quoted(id_or_name));
         let call = Call::new(text, Subject::File);
-        let place = self::path(&call, &["browsers", id_or_name, "fs", "delete_file"])?;
+        let resource = self::path(&call, &["browsers", id_or_name, "fs", "delete_file"])?;
         let content = self.json(&call, &Delete { path })?;
-        self.http.send(&call, &self.request(Method::PUT, place, content)).map(|_| ())
+        self.http.send(&call, &self.request(Method::PUT, resource, content)).map(|_| ())
     }
 
     /// Runs a batch of computer controls on a session's VM: `{"actions": […]}`. The batch counts as

@@ -92,7 +92,7 @@ pub(super) struct Brought<'a> {
 }
 
 /// Path of the file `name` on the VM, in the directory of the script's own bridge.
-pub(super) fn place(name: &str) -> String {
+pub(super) fn remote_path(name: &str) -> String {
     format!("/usr/local/lib/ksync/{name}")
 }
 

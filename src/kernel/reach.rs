@@ -290,7 +290,7 @@ impl Access {
 fn bring_bridge(api: &Api, session_id: &str, public_key: &str) -> Result<Provisioned, KernelError> {
     let image = BridgeImage::embedded();
     // The name is unique, because another client may upload a bridge at the same time.
-    let file = provision::place(&format!("{}.gz", unique()));
+    let file = provision::remote_path(&format!("{}.gz", unique()));
     api.write_file(session_id, &file, 0o600, image.gzip).map_err(|error| match error.kind() {
         ApiErrorKind::SessionGone | ApiErrorKind::NotAuthorised => error.into(),
         _ => KernelError::NotBrought(Box::new(error)),

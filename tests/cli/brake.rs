@@ -15,9 +15,9 @@ fn directions(world: &World) -> [[OsString; 2]; 3] {
     [["src".into(), "dst".into()], ["src".into(), world.far("dst")], [world.far("src"), "dst".into()]]
 }
 
-fn run(world: &World, options: &[&str], places: &[OsString; 2]) -> Run {
+fn run(world: &World, options: &[&str], endpoints: &[OsString; 2]) -> Run {
     let mut command = world.ksync(options);
-    command.args(places);
+    command.args(endpoints);
     Run::of(command)
 }
 
@@ -39,25 +39,25 @@ fn empty(world: &World, name: &str) {
 fn an_emptied_source_deletes_nothing_without_consent() {
     for direction in 0..3 {
         let world = World::new();
-        let places = &directions(&world)[direction];
+        let endpoints = &directions(&world)[direction];
         fill(&world, 3);
-        run(&world, &[], places).ok();
+        run(&world, &[], endpoints).ok();
         empty(&world, "src");
         // A sync without `--delete` in between changes nothing.
         for options in [&["--delete"][..], &[], &["--delete"]] {
             let code = if options.is_empty() { 0 } else { 25 };
-            let told = run(&world, options, places).fails(code);
+            let told = run(&world, options, endpoints).fails(code);
             assert_eq!(count(&world, "dst"), 3);
             if code == 25 {
                 assert!(told.stderr.contains("is empty and was not at the last sync; 3 entries would go"));
                 assert!(told.stderr.contains("\n  f00\n  f01\n  f02\n  hint: "), "{}", told.stderr);
             }
         }
-        run(&world, &["--delete", "--yes"], places).ok();
+        run(&world, &["--delete", "--yes"], endpoints).ok();
         assert_eq!(count(&world, "dst"), 0);
         // The source was empty at the last sync now.
         world.tree("dst").file("late", "");
-        run(&world, &["--delete"], places).ok();
+        run(&world, &["--delete"], endpoints).ok();
         assert_eq!(count(&world, "dst"), 0);
     }
 }
@@ -184,18 +184,18 @@ fn no_question_is_asked_with_quiet_or_json_or_in_a_home() {
 fn a_foreign_destination_needs_consent_once() {
     for direction in 0..3 {
         let world = World::new();
-        let places = &directions(&world)[direction];
+        let endpoints = &directions(&world)[direction];
         fill(&world, 2);
         world.tree("dst").file("mine", "x");
-        let told = run(&world, &["--delete"], places).fails(25);
+        let told = run(&world, &["--delete"], endpoints).fails(25);
         assert!(told.stderr.contains("was never a copy of"), "{}", told.stderr);
         assert_eq!(count(&world, "dst"), 3, "everything else is done");
         // A DEST that contains all of SOURCE is still no known copy.
-        run(&world, &[], places).ok();
-        run(&world, &["--delete"], places).fails(25);
-        run(&world, &["--delete", "-y"], places).ok();
+        run(&world, &[], endpoints).ok();
+        run(&world, &["--delete"], endpoints).fails(25);
+        run(&world, &["--delete", "-y"], endpoints).ok();
         world.tree("dst").file("late", "");
-        run(&world, &["--delete"], places).ok();
+        run(&world, &["--delete"], endpoints).ok();
         assert_eq!(count(&world, "dst"), 2);
     }
 }
@@ -204,17 +204,17 @@ fn a_foreign_destination_needs_consent_once() {
 fn a_directory_that_replaced_a_copy_needs_consent() {
     let world = World::new();
     fill(&world, 2);
-    let places = &directions(&world)[0];
-    run(&world, &[], places).ok();
+    let endpoints = &directions(&world)[0];
+    run(&world, &[], endpoints).ok();
     fs::rename(world.path("dst"), world.path("moved")).unwrap();
     world.tree("dst").file("foreign", "x");
-    run(&world, &["--delete"], places).fails(25);
+    run(&world, &["--delete"], endpoints).fails(25);
     assert!(world.path("dst/foreign").exists());
     // An empty DEST holds nothing that could be missed.
     fs::remove_dir_all(world.path("dst")).unwrap();
-    run(&world, &["--delete"], places).ok();
+    run(&world, &["--delete"], endpoints).ok();
     world.tree("dst").file("late", "");
-    run(&world, &["--delete"], places).ok();
+    run(&world, &["--delete"], endpoints).ok();
     assert!(!world.path("dst/late").exists());
 }
 
@@ -222,8 +222,8 @@ fn a_directory_that_replaced_a_copy_needs_consent() {
 fn an_unreadable_pair_needs_consent() {
     let world = World::new();
     fill(&world, 2);
-    let places = &directions(&world)[0];
-    run(&world, &[], places).ok();
+    let endpoints = &directions(&world)[0];
+    run(&world, &[], endpoints).ok();
     let records = world.path("state/ksync/copies");
     assert_eq!(fs::metadata(&records).unwrap().permissions().mode() & 0o777, 0o700);
     world.tree("dst").file("late", "");
@@ -232,10 +232,10 @@ fn an_unreadable_pair_needs_consent() {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(path, "{").unwrap();
     }
-    run(&world, &["--delete"], places).fails(25);
+    run(&world, &["--delete"], endpoints).fails(25);
     fs::remove_dir_all(&records).unwrap();
     fs::write(&records, "in the way").unwrap();
-    run(&world, &["--delete"], places).fails(25);
+    run(&world, &["--delete"], endpoints).fails(25);
     assert!(world.path("dst/late").exists());
 }
 
@@ -244,10 +244,10 @@ fn more_than_half_and_at_least_ten_need_consent() {
     for (files, gone, code) in [(20, 10, 0), (19, 10, 25), (9, 8, 0), (30, 20, 25)] {
         let world = World::new();
         fill(&world, files);
-        let places = &directions(&world)[1];
-        run(&world, &[], places).ok();
+        let endpoints = &directions(&world)[1];
+        run(&world, &[], endpoints).ok();
         (0..gone).for_each(|number| fs::remove_file(world.path(format!("src/f{number:02}"))).unwrap());
-        let told = run(&world, &["--delete"], places).fails(code);
+        let told = run(&world, &["--delete"], endpoints).fails(code);
         let left = if code == 0 { files - gone } else { files };
         assert_eq!(count(&world, "dst"), left, "{}", told.stderr);
     }
@@ -257,18 +257,18 @@ fn more_than_half_and_at_least_ten_need_consent() {
 fn more_deletions_than_the_limit_delete_nothing() {
     let world = World::new();
     fill(&world, 20);
-    let places = &directions(&world)[1];
-    run(&world, &[], places).ok();
+    let endpoints = &directions(&world)[1];
+    run(&world, &[], endpoints).ok();
     (0..15).for_each(|number| fs::remove_file(world.path(format!("src/f{number:02}"))).unwrap());
     for limit in ["--max-delete=0", "--max-delete=14"] {
-        let told = run(&world, &["--delete", limit], places).fails(25);
+        let told = run(&world, &["--delete", limit], endpoints).fails(25);
         assert!(told.stderr.contains("allows less; 15 entries would go"), "{}", told.stderr);
         assert!(told.stderr.contains("\n  and 5 more\n"), "{}", told.stderr);
         assert_eq!(count(&world, "dst"), 20);
     }
-    run(&world, &["--delete", "--max-delete=15"], places).ok();
+    run(&world, &["--delete", "--max-delete=15"], endpoints).ok();
     assert_eq!(count(&world, "dst"), 5);
-    let told = run(&world, &["--delete", "--max-delete=-1"], places).fails(1);
+    let told = run(&world, &["--delete", "--max-delete=-1"], endpoints).fails(1);
     assert!(told.stderr.contains("--max-delete takes a number of entries, 0 or more"), "{}", told.stderr);
 }
 
@@ -325,7 +325,7 @@ fn deletions_in_a_home_need_its_path_in_any_spelling() {
     let far = |path: &str| -> [OsString; 2] { ["src".into(), format!("sandbox:{path}").into()] };
     let near = |path: &str| -> [OsString; 2] { ["src".into(), path.into()] };
     let far_home = world.far_home();
-    for (places, home, named) in [
+    for (endpoints, home, named) in [
         (near("home"), world.home(), "link"),
         (near("link/"), world.home(), "home/../home//"),
         (near("home/../home/."), world.home(), "home"),
@@ -337,13 +337,13 @@ fn deletions_in_a_home_need_its_path_in_any_spelling() {
         // The agent's own files are in the far home.
         let delete = ["--delete", "--exclude=.cache", "--yes"];
         for options in [&delete[..2], &delete, &["--delete", "-y", "--max-delete=9"]] {
-            let told = run(&world, options, &places).fails(25);
+            let told = run(&world, options, &endpoints).fails(25);
             assert!(told.stderr.contains("is a home or a directory of the system"), "{}", told.stderr);
             assert!(home.join("precious").exists());
         }
-        run(&world, &[&delete[..], &["--force-delete-in", "dst"]].concat(), &places).fails(25);
-        run(&world, &[&delete[..], &["--force-delete-in", named]].concat(), &places).ok();
-        assert!(!home.join("precious").exists(), "{places:?}");
+        run(&world, &[&delete[..], &["--force-delete-in", "dst"]].concat(), &endpoints).fails(25);
+        run(&world, &[&delete[..], &["--force-delete-in", named]].concat(), &endpoints).ok();
+        assert!(!home.join("precious").exists(), "{endpoints:?}");
         fs::create_dir_all(&home).unwrap();
     }
 }

@@ -36,8 +36,8 @@ fn ksync_accepts_the_printed_setup() {
     world.tree("src").with_everything();
     let (_service, told) = sandbox(&world);
     world.tree(".").file("vm.json", told["setup"].to_string());
-    let place = format!(":{}", world.path("dst").display());
-    world.run(["--setup", "vm.json", "src", &place]).ok();
+    let endpoint = format!(":{}", world.path("dst").display());
+    world.run(["--setup", "vm.json", "src", &endpoint]).ok();
     world.assert_same("src", "dst");
 }
 
@@ -50,9 +50,9 @@ fn rsync_reaches_the_sandbox_through_websocat() {
     world.tree("src").with_everything();
     let (_service, told) = sandbox(&world);
     let (ssh, host) = told["ssh_command"].as_str().expect("a command").rsplit_once(' ').expect("a host");
-    let place = format!("{host}:{}/", world.path("dst").display());
+    let endpoint = format!("{host}:{}/", world.path("dst").display());
     let mut command = world.command("rsync");
-    command.args(["-a", "-e", ssh, "src/", &place]);
+    command.args(["-a", "-e", ssh, "src/", &endpoint]);
     Run::of(command).ok();
     // rsync is the judge; it ignores differences of less than a second in times.
     let mut command = world.command("rsync");

@@ -29,10 +29,10 @@ fn finding_nothing_to_do_takes_nine_round_trips_and_eight_kilobytes() {
     let bridge = bridge.trim_start_matches("ws://").parse().expect("an address");
     let links = [Link::to(bridge, Duration::ZERO), Link::to(bridge, ROUND_TRIP / 2)];
     let sync = |link: &Link| {
-        let place = machine.behind(&format!("ws://{}", link.address), "dst");
+        let endpoint = machine.behind(&format!("ws://{}", link.address), "dst");
         let start = Instant::now();
         let key = std::fs::read_to_string(machine.world.path("host-key.pub")).expect("a key");
-        let run = machine.run(["--host-key", &key, "src", &place]).ok();
+        let run = machine.run(["--host-key", &key, "src", &endpoint]).ok();
         (run.stats(), start.elapsed())
     };
     sync(&Link::to(bridge, Duration::ZERO));

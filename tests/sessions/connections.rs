@@ -6,7 +6,7 @@ use std::io::Write;
 
 use serde_json::json;
 
-use crate::platform::{Platform, place};
+use crate::platform::{Platform, endpoint};
 use crate::world::{Run, World, path};
 
 #[test]
@@ -15,7 +15,7 @@ fn a_vm_that_lost_the_key_is_set_up_again() {
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
     let id = platform.create(&world, &[]);
-    let there = place(&world, &id, "there");
+    let there = endpoint(&world, &id, "there");
     platform.run(&world, &["src", &there]).ok();
     fs::write(platform.root(&id).join("root/.ssh/authorized_keys"), "").unwrap();
     platform.calls();
@@ -55,10 +55,10 @@ fn a_named_key_is_used_for_the_login() {
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
     let (id, other) = (platform.create(&world, &[]), platform.create(&world, &[]));
-    platform.run(&world, &["src", &place(&world, &id, "there")]).ok();
+    platform.run(&world, &["src", &endpoint(&world, &id, "there")]).ok();
     // A key made for one session works for any other.
     fs::copy(world.path(format!("state/ksync/keys/{id}")), world.path("mine")).unwrap();
-    platform.run(&world, &["--identity", "mine", "src", &place(&world, &other, "there-too")]).ok();
+    platform.run(&world, &["--identity", "mine", "src", &endpoint(&world, &other, "there-too")]).ok();
     let keys = |id: &str| fs::read_to_string(platform.root(id).join("root/.ssh/authorized_keys")).unwrap();
     assert_eq!(keys(&id), keys(&other));
     assert!(!world.path(format!("state/ksync/keys/{other}")).exists());

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::platform::{Platform, place};
+use crate::platform::{Platform, endpoint};
 use crate::world::{Run, World};
 
 fn code_of(platform: &Platform, world: &World, args: &[&str]) -> (i32, String) {
@@ -62,7 +62,7 @@ fn a_session_recreated_under_the_same_name_is_found() {
     let world = World::new();
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
-    let there = place(&world, "mine", "there");
+    let there = endpoint(&world, "mine", "there");
     let first = platform.create(&world, &["--name", "mine"]);
     platform.run(&world, &["src", &there]).ok();
     assert_eq!(platform.ask("DELETE", &format!("/browsers/{first}"), &Value::Null).0, 204);
@@ -83,7 +83,7 @@ fn a_host_other_than_the_one_named_by_the_api_is_refused() {
     let host_key = root.join("etc/ssh/ssh_host_ed25519_key.pub");
     let other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJcS2Xc8cK2ZLxXlB2FKx2q4M4H6JqgJTc0nqvJg2aBy x\n";
     fs::write(&host_key, other).unwrap();
-    let there = place(&world, &id, "there");
+    let there = endpoint(&world, &id, "there");
     let run = platform.run(&world, &["src", &there]);
     assert_eq!(run.status.code().unwrap_or(-1), 43, "{}", run.stderr);
     assert!(!world.path("there").exists());
@@ -97,7 +97,7 @@ fn a_failed_setup_reports_the_step() {
     let id = platform.create(&world, &[]);
     let root = platform.root(&id);
     fs::remove_file(root.join("etc/ssh/ssh_host_ed25519_key.pub")).unwrap();
-    let there = place(&world, &id, "there");
+    let there = endpoint(&world, &id, "there");
     let run = platform.run(&world, &["src", &there]);
     assert_eq!(run.status.code().unwrap_or(-1), 42, "{}", run.stderr);
     assert!(run.stderr.contains("could not read the host key on the VM"), "{}", run.stderr);
@@ -113,7 +113,7 @@ fn clients_that_set_a_vm_up_at_once_all_get_in() {
         .iter()
         .map(|other| {
             other.tree("src").with_everything();
-            let there = place(other, &id, "there");
+            let there = endpoint(other, &id, "there");
             platform.ksync(other, &["src", &there]).spawn().unwrap()
         })
         .collect();

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use ksync::kernel::BridgeImage;
 use serde_json::{Value, json};
 
-use crate::platform::{Platform, place};
+use crate::platform::{Platform, endpoint};
 use crate::world::World;
 
 const TO_DO: &str = "hint: something on the way lets no connection through to port 2222: look at the firewall and the VPN \
@@ -19,7 +19,7 @@ const TO_DO_OTHERWISE: &str = "hint: something on the way answers in the VM's pl
 /// Runs a sync that cannot get in. Returns its exit code and stderr, with the session's id and its
 /// VM's address replaced by words.
 fn fail(platform: &Platform, world: &World, id: &str, options: &[&str]) -> (i32, String) {
-    let there = place(world, id, "there");
+    let there = endpoint(world, id, "there");
     let run = platform.run(world, &[options, &["-q", "src", &there]].concat());
     let session = platform.session(id);
     let address = session["ssh_address"].as_str().expect("an address");

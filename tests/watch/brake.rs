@@ -31,7 +31,7 @@ fn deletions_of_the_first_round_wait_and_seen_ones_pass() {
         flush(&world, direction).fails(25);
         // The user consents in another run, beside the watch.
         let mut command = world.ksync(["--delete", "--yes"]);
-        command.args(direction.places(&world));
+        command.args(direction.endpoints(&world));
         Run::of(command).ok();
         flush(&world, direction).ok();
         assert!(!world.path("dst/mine").exists() && !world.path("dst/d").exists());

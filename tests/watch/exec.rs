@@ -84,7 +84,7 @@ fn the_command_of_one_sync_runs_once_and_its_failure_is_47() {
         let world = world();
         let run = |command: &str| {
             let mut ksync = world.ksync([option(direction), command]);
-            ksync.args(direction.places(&world));
+            ksync.args(direction.endpoints(&world));
             Run::of(ksync)
         };
         let failed = run("echo out; echo err >&2; exit 9").fails(47);
@@ -121,7 +121,7 @@ fn a_command_for_the_wrong_side_is_refused() {
     ] {
         for watch in [&["--watch"][..], &[]] {
             let mut ksync = world.ksync(watch);
-            ksync.args([option, "true"]).args(direction.places(&world));
+            ksync.args([option, "true"]).args(direction.endpoints(&world));
             let run = Run::of(ksync).fails(1);
             assert!(run.stderr.starts_with(&format!("ksync: {expected}\n  hint: ")), "{}", run.stderr);
         }

@@ -29,7 +29,7 @@ fn with_watches(world: &World, most: u32, direction: Direction, options: &[&str]
     let mut command = world.command("unshare");
     let limit = format!("echo {most} > /proc/sys/user/max_inotify_watches && exec \"$@\"");
     command.args(["--user", "--map-root-user", "sh", "-c", &limit, "sh", env!("CARGO_BIN_EXE_ksync")]);
-    command.args(options).args(direction.places(world));
+    command.args(options).args(direction.endpoints(world));
     command
 }
 

@@ -7,7 +7,7 @@ use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::machine::{Machine, make_key};
-use crate::platform::{Platform, place};
+use crate::platform::{Platform, endpoint};
 use crate::vm::{Line, Vm, ticks};
 use crate::watcher::{Watcher, Direction};
 use crate::world::{Run, World, noise, wait_for};
@@ -267,13 +267,13 @@ fn a_rejected_key_ends_the_watch_with_40() {
     fs::write(world.path("home/.ssh/known_hosts"), known).unwrap();
     for (source, destination) in [("src", "dst-far"), ("dst-far", "dst-near")] {
         let there = |name: &str| format!("ssh://root@127.0.0.1:{}{}", line.port, world.path(name).display());
-        let places = if source == "src" {
+        let endpoints = if source == "src" {
             [source.to_owned(), there(destination)]
         } else {
             [there(source), destination.to_owned()]
         };
         let command =
-            world.ksync(["--watch", "--json", "--identity", "key"].map(String::from).iter().chain(&places));
+            world.ksync(["--watch", "--json", "--identity", "key"].map(String::from).iter().chain(&endpoints));
         let near = if source == "src" { source } else { destination };
         let watcher = Watcher::of(world, near, command);
         watcher.event("ready");
@@ -294,10 +294,10 @@ fn a_deleted_session_ends_the_watch_with_41() {
         let world = world();
         let platform = Platform::start(&world);
         let id = platform.create(&world, &[]);
-        let far = |name: &str| place(&world, &id, name);
-        let places =
+        let far = |name: &str| endpoint(&world, &id, name);
+        let endpoints =
             if direction == Direction::Up { ["src".to_owned(), far("dst")] } else { [far("src"), "dst".to_owned()] };
-        let command = platform.ksync(&world, &["--watch", "--json", "--delete", &places[0], &places[1]]);
+        let command = platform.ksync(&world, &["--watch", "--json", "--delete", &endpoints[0], &endpoints[1]]);
         let watcher = Watcher::of(&world, direction.near(), command);
         watcher.event("ready");
         world.tree("src").file("later", "x");
@@ -318,7 +318,7 @@ fn a_session_is_kept_while_it_is_watched_and_survives_cuts() {
     // The agent and the first sync get through, and then a few saves each time.
     platform.fault(json!({ "call": "bridge", "after_bytes": 1_600_000 }));
     platform.fault(json!({ "call": "bridge", "after_bytes": 400_000, "times": 2 }));
-    let there = place(&world, &id, "dst");
+    let there = endpoint(&world, &id, "dst");
     let watcher = Watcher::of(&world, "src", platform.ksync(&world, &["--watch", "--json", "src", &there]));
     watcher.event("ready");
     for round in 0..8 {

@@ -34,7 +34,7 @@ fn a_single_file_is_watched() {
         let world = World::new();
         world.tree("src").file("notes", "one").file("other", "x");
         world.tree("dst");
-        let [source, destination] = direction.places(&world);
+        let [source, destination] = direction.endpoints(&world);
         let (mut file, mut command) = (source, world.ksync(["--watch", "--json"]));
         file.push("/notes");
         command.arg(&file).arg(&destination);

@@ -9,7 +9,7 @@ use crate::world::World;
 /// `ksync --watch` with its output for people.
 fn for_eyes<'w>(world: &'w World, direction: Direction, options: &[&str]) -> Watcher<'w> {
     let mut command = world.ksync(["--watch"]);
-    command.args(options).args(direction.places(world));
+    command.args(options).args(direction.endpoints(world));
     let watcher = Watcher::of(world, direction.near(), command);
     watcher.note("that it watches", |line| (line == "watching; Ctrl-C ends it").then_some(()));
     watcher
@@ -55,7 +55,7 @@ fn verbose_lists_changes_and_quiet_prints_nothing() {
     watcher.line("the round", 0, |line| line.starts_with("1 deleted, ").then_some(()));
     drop(watcher);
     let mut command = world.ksync(["--watch", "-q"]);
-    command.args(Direction::Up.places(&world));
+    command.args(Direction::Up.endpoints(&world));
     let quiet = Watcher::of(&world, "src", command);
     // A quiet watch reports no start; a flush is refused until then.
     crate::world::wait_for("a flush", || world.run(["flush", "src"]).status.success().then_some(()));

@@ -91,13 +91,13 @@ fn a_watch_follows_changes_of_case() {
     for direction in Direction::ALL {
         let Some((world, _mounted)) = world(CASE) else { return };
         fill(&world);
-        let (near, places) = match direction {
+        let (near, endpoints) = match direction {
             Direction::Local => ("src", [OsString::from("src"), "m/dst".into()]),
             Direction::Up => ("src", ["src".into(), world.far("m/dst")]),
             Direction::Down => ("m/dst", [world.far("src"), "m/dst".into()]),
         };
         let mut command = world.ksync(["--watch", "--json", "--delete"]);
-        command.args(places);
+        command.args(endpoints);
         let watcher = Watcher::of(&world, near, command);
         watcher.event("ready");
         let follows = |path: &str, content: &[u8]| {

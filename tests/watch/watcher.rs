@@ -24,7 +24,7 @@ impl Direction {
     pub(crate) const ALL: [Direction; 3] = [Direction::Local, Direction::Up, Direction::Down];
 
     /// SOURCE and DEST. The VM is the sandbox in ksync's own process.
-    pub(crate) fn places(self, world: &World) -> [OsString; 2] {
+    pub(crate) fn endpoints(self, world: &World) -> [OsString; 2] {
         match self {
             Direction::Local => ["src".into(), "dst".into()],
             Direction::Up => ["src".into(), world.far("dst")],
@@ -98,7 +98,7 @@ impl<'w> Watcher<'w> {
     /// Starts `ksync --watch --json` with these options.
     pub(crate) fn start(world: &'w World, direction: Direction, options: &[&str]) -> Watcher<'w> {
         let mut command = world.ksync(["--watch", "--json"]);
-        command.args(options).args(direction.places(world));
+        command.args(options).args(direction.endpoints(world));
         Watcher::of(world, direction.near(), command)
     }
 

@@ -53,9 +53,9 @@ impl World {
 
     /// A directory of the world as an endpoint in the emulated VM.
     pub(crate) fn far(&self, name: impl AsRef<Path>) -> OsString {
-        let mut place = OsString::from("sandbox:");
-        place.push(self.path(name));
-        place
+        let mut endpoint = OsString::from("sandbox:");
+        endpoint.push(self.path(name));
+        endpoint
     }
 
     /// Home directory of the local user.

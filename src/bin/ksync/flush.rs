@@ -11,7 +11,7 @@ use crate::verbs::FlushArgs;
 
 /// Runs the flush.
 pub(crate) fn run(args: &FlushArgs) -> Result<u8, Complaint> {
-    let local = PathBuf::from(&args.place);
+    let local = PathBuf::from(&args.endpoint);
     let patience = Duration::from_secs(args.timeout);
     block_on(async {
         request_flush(&local, patience).await.map(|()| 0).map_err(|error| {

@@ -21,9 +21,9 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// Carries bytes until either side ends.
 pub(crate) fn run(args: &ProxyArgs) -> Result<u8, Complaint> {
     let ca_cert = args.access.ca_cert.clone();
-    let is_url = args.place.contains("://");
+    let is_url = args.target.contains("://");
     let known = if is_url { None } else { Some(known(args)?) };
-    let url = known.as_ref().map_or_else(|| args.place.clone(), Known::bridge_url);
+    let url = known.as_ref().map_or_else(|| args.target.clone(), Known::bridge_url);
     if let Some(warning) = known.as_ref().and_then(warning) {
         out::note(&warned(&warning));
     }
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<u8, Complaint> {
 /// The session from the session store, if it is there: ssh then finds out if the entry still holds.
 fn known(args: &ProxyArgs) -> Result<Known, Complaint> {
     let access = request::access(&args.access)?;
-    let session = access.meant(&args.place)?;
+    let session = access.meant(&args.target)?;
     let known = access
         .remembered(&session)
         .map_or_else(|| Ok::<_, KernelError>(access.reach(&session, |_| {})?.known), Ok)?;

@@ -65,7 +65,7 @@ pub(crate) struct Show {
 /// Builds the request from the arguments.
 pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
     refuse_foreign(&args.foreign)?;
-    let pairs = pair(&args.places, args.connection.setup.is_some())?;
+    let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
     let mut rules = rules::compile(&args.rules, load)?;
     let after = after(&args.watch, &pairs)?;
     let live = live(&args.watch, &args.what, &pairs, after.clone())?;
@@ -190,14 +190,14 @@ fn live(
 }
 
 /// Pairs each SOURCE with its destination.
-fn pair(places: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)>, Complaint> {
+fn pair(endpoints: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)>, Complaint> {
     let usage = "write ksync SOURCE... DEST; ksync --help has examples";
-    let (destination, sources) = match places {
+    let (destination, sources) = match endpoints {
         [] => return Err(Complaint::usage("there is no SOURCE and no DEST", usage)),
         [_] => return Err(Complaint::usage("there is no DEST", usage)),
-        [sources @ .., destination] => (place(destination)?, sources),
+        [sources @ .., destination] => (endpoint(destination)?, sources),
     };
-    let sources = sources.iter().map(|source| place(source)).collect::<Result<Vec<_>, _>>()?;
+    let sources = sources.iter().map(|source| endpoint(source)).collect::<Result<Vec<_>, _>>()?;
     if let Some(source) = sources.iter().find(|source| source.is_remote() && destination.is_remote()) {
         return Err(Complaint::usage(
             format!("both {source} and {destination} are remote"),
@@ -222,7 +222,7 @@ fn pair(places: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)
     }
     match <[Endpoint; 1]>::try_from(sources) {
         Ok([source]) => {
-            refuse_home(&source, places.last())?;
+            refuse_home(&source, endpoints.last())?;
             Ok(vec![(source, destination)])
         }
         Err(sources) => into_directory(sources, destination),
@@ -289,7 +289,7 @@ fn own_name(source: &Endpoint) -> Result<Vec<u8>, Complaint> {
     })
 }
 
-fn place(text: &OsStr) -> Result<Endpoint, Complaint> {
+fn endpoint(text: &OsStr) -> Result<Endpoint, Complaint> {
     Ok(Endpoint::parse(text)?)
 }
 

@@ -65,8 +65,8 @@ pub(crate) fn compile(
                 for (number, line) in text.split(|byte| b"\n\r".contains(byte)).enumerate() {
                     let line = line.split(|&byte| byte == 0).next().unwrap_or_default();
                     if !matches!(line.first(), Some(b'#' | b';')) {
-                        let place = || format!("{}: line {}", escape(file.as_bytes()), number + 1);
-                        add(&mut rules, *include, line, place)?;
+                        let location = || format!("{}: line {}", escape(file.as_bytes()), number + 1);
+                        add(&mut rules, *include, line, location)?;
                     }
                 }
             }
@@ -81,7 +81,7 @@ fn add(
     rules: &mut Vec<Rule>,
     include: bool,
     text: &[u8],
-    place: impl Fn() -> String,
+    location: impl Fn() -> String,
 ) -> Result<(), Complaint> {
     let (include, pattern) = match text {
         b"" => return Ok(()),
@@ -95,7 +95,7 @@ fn add(
     };
     if pattern.is_empty() {
         return Err(Complaint::usage(
-            format!("{}: the rule \"{}\" has no pattern", place(), escape(text)),
+            format!("{}: the rule \"{}\" has no pattern", location(), escape(text)),
             "Write a pattern behind the sign and its space, or remove the rule.",
         ));
     }

@@ -10,7 +10,7 @@ use clap::{ArgAction, Args, Subcommand};
 pub(crate) struct FlushArgs {
     /// The local side of the watched pair
     #[arg(value_name = "PLACE", default_value = ".")]
-    pub(crate) place: OsString,
+    pub(crate) endpoint: OsString,
     /// Give up after this long
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) timeout: u64,
@@ -98,7 +98,7 @@ pub(crate) enum SessionVerb {
 pub(crate) struct ProxyArgs {
     /// A bridge (wss://HOST:PORT) or a session
     #[arg(value_name = "URL-OR-SESSION")]
-    pub(crate) place: String,
+    pub(crate) target: String,
     #[command(flatten)]
     pub(crate) access: AccessArgs,
 }

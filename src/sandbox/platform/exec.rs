@@ -89,11 +89,11 @@ impl Program {
         let home = session.root.join("root");
         let cwd = match self.cwd.as_deref().filter(|cwd| !cwd.is_empty()) {
             None => home.clone(),
-            Some(cwd) if cwd.starts_with('/') => session.place(cwd),
+            Some(cwd) if cwd.starts_with('/') => session.host_path(cwd),
             Some(cwd) => return refused(format!("cwd must be absolute: {cwd}")),
         };
         // A program in the VM takes precedence over one of this machine with the same path.
-        let in_vm = session.place(&self.command);
+        let in_vm = session.host_path(&self.command);
         let is_path = self.command.starts_with('/');
         let program = if is_path && in_vm.is_file() { in_vm } else { PathBuf::from(&self.command) };
         let mut command = if in_terminal {

@@ -52,7 +52,7 @@ pub(super) async fn answer(
         Call::FileInfo => info(session, &path_of(asked)?),
         Call::CreateDirectory => create_directory(session, &target(body).await?),
         Call::DeleteFile => {
-            let path = session.place(&target(body).await?.path);
+            let path = session.host_path(&target(body).await?.path);
             // As in Go, this also deletes an empty directory.
             done(
                 fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)),
@@ -66,7 +66,7 @@ pub(super) async fn answer(
             if src_path.is_empty() || dest_path.is_empty() {
                 return Err(in_vm(StatusCode::BAD_REQUEST, "src_path and dest_path required"));
             }
-            let moved = fs::rename(session.place(&src_path), session.place(&dest_path));
+            let moved = fs::rename(session.host_path(&src_path), session.host_path(&dest_path));
             done(moved, "source not found", "failed to move path")
         }
         Call::SetFilePermissions => {
@@ -74,7 +74,7 @@ pub(super) async fn answer(
             let mode = mode_of(target.mode.as_deref())
                 .ok_or_else(|| in_vm(StatusCode::BAD_REQUEST, "invalid mode"))?;
             // There is one user here, so owner and group are ignored.
-            let set = fs::set_permissions(session.place(&target.path), Permissions::from_mode(mode));
+            let set = fs::set_permissions(session.host_path(&target.path), Permissions::from_mode(mode));
             done(set, "path not found", "failed to chmod")
         }
         _ => Err(Refusal::not_found("route")),
@@ -83,7 +83,7 @@ pub(super) async fn answer(
 
 /// Creates the parents and writes the file in place, so a concurrent reader sees it grow.
 async fn write(session: &Session, asked: &Asked<'_>, mut body: Incoming) -> Result<Answer, Refusal> {
-    let path = session.place(&path_of(asked)?);
+    let path = session.host_path(&path_of(asked)?);
     let mode = mode_of(asked.value("mode").as_deref()).unwrap_or(0o644);
     let parent = path.parent().unwrap_or(&session.root);
     fs::create_dir_all(parent).map_err(|_| in_vm(StatusCode::BAD_REQUEST, "unable to create directories"))?;
@@ -103,7 +103,7 @@ async fn write(session: &Session, asked: &Asked<'_>, mut body: Incoming) -> Resu
 }
 
 async fn read(session: &Session, path: &str) -> Result<Answer, Refusal> {
-    let file = tokio::fs::File::open(session.place(path)).await;
+    let file = tokio::fs::File::open(session.host_path(path)).await;
     let file = file
         .map_err(|error| fault(&error, "file not found", StatusCode::BAD_REQUEST, "unable to open file"))?;
     let metadata = file.metadata().await.map_err(Refusal::internal)?;
@@ -129,7 +129,7 @@ fn list(session: &Session, path: &str) -> Result<Answer, Refusal> {
         fault(&error, "directory not found", StatusCode::INTERNAL_SERVER_ERROR, "failed to read directory")
     };
     let mut entries = Vec::new();
-    for entry in fs::read_dir(session.place(path)).map_err(failed)? {
+    for entry in fs::read_dir(session.host_path(path)).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name().to_string_lossy().into_owned();
         // Skip an entry that was deleted after it was listed.
@@ -144,7 +144,7 @@ fn list(session: &Session, path: &str) -> Result<Answer, Refusal> {
 }
 
 fn info(session: &Session, path: &str) -> Result<Answer, Refusal> {
-    let metadata = fs::metadata(session.place(path)).map_err(|error| {
+    let metadata = fs::metadata(session.host_path(path)).map_err(|error| {
         fault(&error, "path not found", StatusCode::INTERNAL_SERVER_ERROR, "failed to stat path")
     })?;
     let name = Path::new(path).file_name().map_or("/".into(), |name| name.to_string_lossy());
@@ -156,7 +156,7 @@ fn create_directory(session: &Session, target: &Target) -> Result<Answer, Refusa
     fs::DirBuilder::new()
         .recursive(true)
         .mode(mode)
-        .create(session.place(&target.path))
+        .create(session.host_path(&target.path))
         .map_err(|_| in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to create directory"))?;
     Ok(empty(StatusCode::CREATED))
 }
@@ -164,7 +164,7 @@ fn create_directory(session: &Session, target: &Target) -> Result<Answer, Refusa
 /// Deletes the directory with its content. A missing directory counts as deleted, and a file as a
 /// directory.
 fn delete_directory(session: &Session, target: &Target) -> Result<Answer, Refusal> {
-    let path = session.place(&target.path);
+    let path = session.host_path(&target.path);
     if path == session.root {
         return Err(in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to delete directory"));
     }

@@ -190,19 +190,19 @@ impl Session {
 
     /// Maps a path in the VM to this machine, below the session's root. A path that already starts
     /// with the root stays as it is. No `..` leads out.
-    pub(super) fn place(&self, path: &str) -> PathBuf {
-        let mut place = self.root.clone();
+    pub(super) fn host_path(&self, path: &str) -> PathBuf {
+        let mut host_path = self.root.clone();
         let path = Path::new(path);
         for component in path.strip_prefix(&self.root).unwrap_or(path).components() {
             match component {
-                Component::Normal(name) => place.push(name),
-                Component::ParentDir if place != self.root => {
-                    place.pop();
+                Component::Normal(name) => host_path.push(name),
+                Component::ParentDir if host_path != self.root => {
+                    host_path.pop();
                 }
                 _ => {}
             }
         }
-        place
+        host_path
     }
 
     /// The requested properties, with later changes.

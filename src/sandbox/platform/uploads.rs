@@ -29,20 +29,20 @@ pub(super) async fn upload(session: &Session, asked: &Asked<'_>, body: Incoming)
     let fields = form(asked, &body)?;
     for Field { name, content } in &fields {
         let (number, what) = element(name).ok_or_else(|| bad_request("invalid form field"))?;
-        let [file, place] = pairs.entry(number).or_default();
+        let [file, dest_path] = pairs.entry(number).or_default();
         match what {
             "file" => *file = Some(*content),
-            "dest_path" => *place = Some(*content),
+            "dest_path" => *dest_path = Some(*content),
             _ => return Err(bad_request("invalid form field")),
         }
     }
     // Check all pairs before the first write.
     let pairs = pairs.into_values().map(|pair| match pair {
-        [Some(content), Some(place)] => Ok((absolute(place)?, content)),
+        [Some(content), Some(dest_path)] => Ok((absolute(dest_path)?, content)),
         _ => Err(bad_request("each file needs a file and a dest_path")),
     });
-    for (place, content) in pairs.collect::<Result<Vec<_>, _>>()? {
-        write(&session.place(place), content, MODE)?;
+    for (dest_path, content) in pairs.collect::<Result<Vec<_>, _>>()? {
+        write(&session.host_path(dest_path), content, MODE)?;
     }
     Ok(empty(StatusCode::CREATED))
 }
@@ -56,10 +56,10 @@ pub(super) async fn upload_zip(
     let body = read_body(body, UPLOAD_MAX).await?;
     let fields = form(asked, &body)?;
     let field = |name: &str| fields.iter().find(|field| field.name == name).map(|field| field.content);
-    let (Some(packed), Some(place)) = (field("zip_file"), field("dest_path")) else {
+    let (Some(packed), Some(dest_path)) = (field("zip_file"), field("dest_path")) else {
         return Err(bad_request("zip_file and dest_path required"));
     };
-    let place = session.place(absolute(place)?);
+    let host_path = session.host_path(absolute(dest_path)?);
     let entries = archive::unpack(packed).map_err(|error| bad_request(error.to_string()))?;
     let leads_out = |entry: &&Entry| {
         !Path::new(&entry.name).components().all(|component| matches!(component, Component::Normal(_)))
@@ -67,12 +67,12 @@ pub(super) async fn upload_zip(
     if let Some(entry) = entries.iter().find(leads_out) {
         return Err(bad_request(format!("invalid path in zip: {}", entry.name)));
     }
-    make_directory(&place)?;
+    make_directory(&host_path)?;
     for Entry { name, mode, content } in &entries {
         if name.ends_with('/') {
-            make_directory(&place.join(name))?;
+            make_directory(&host_path.join(name))?;
         } else {
-            write(&place.join(name), content, mode.unwrap_or(MODE))?;
+            write(&host_path.join(name), content, mode.unwrap_or(MODE))?;
         }
     }
     Ok(empty(StatusCode::CREATED))
@@ -80,15 +80,15 @@ pub(super) async fn upload_zip(
 
 /// `GET fs/download_dir_zip`: packs a directory with its files and directories.
 pub(super) fn download_dir_zip(session: &Session, asked: &Asked<'_>) -> Result<Answer, Refusal> {
-    let place = session.place(&path_of(asked)?);
-    if !place.exists() {
+    let host_path = session.host_path(&path_of(asked)?);
+    if !host_path.exists() {
         return Err(Refusal::in_vm(StatusCode::NOT_FOUND, "directory not found"));
     }
-    if !place.is_dir() {
+    if !host_path.is_dir() {
         return Err(bad_request("path is not a directory"));
     }
     let mut entries = Vec::new();
-    collect(&place, "", &mut entries).map_err(Refusal::internal)?;
+    collect(&host_path, "", &mut entries).map_err(Refusal::internal)?;
     let packed = archive::pack(&entries).map_err(Refusal::internal)?;
     Ok(bytes_answer("application/zip", packed))
 }

@@ -83,11 +83,11 @@ fn parse_short(text: &OsStr) -> Result<Endpoint, Fault> {
     let Some(colon) = bytes.iter().skip(from).position(|&byte| byte == b':').map(|at| at + from) else {
         return local();
     };
-    let (Some(place), Some(path)) = (bytes.get(..colon), bytes.get(colon + 1..)) else { return local() };
-    if place.contains(&b'/') {
+    let (Some(authority), Some(path)) = (bytes.get(..colon), bytes.get(colon + 1..)) else { return local() };
+    if authority.contains(&b'/') {
         return local();
     }
-    match place {
+    match authority {
         // `::1:/x` and `user@::1:/x`: an address without its brackets.
         [] | [.., b'@'] if path.starts_with(b":") => Err(Fault::Host),
         [] => Ok(Endpoint::Setup { path: remote_path(path)? }),
@@ -95,7 +95,7 @@ fn parse_short(text: &OsStr) -> Result<Endpoint, Fault> {
         _ if path.starts_with(b":") => Err(Fault::Daemon),
         b"sandbox" => Ok(Endpoint::Sandbox { path: remote_path(path)? }),
         _ => {
-            let (user, host) = split_user(place)?;
+            let (user, host) = split_user(authority)?;
             if user.is_none() && brackets.is_none() {
                 return Ok(Endpoint::Session { name: checked_host(host)?, path: remote_path(path)? });
             }
@@ -108,12 +108,12 @@ fn parse_short(text: &OsStr) -> Result<Endpoint, Fault> {
 /// The end of a bracketed address at the beginning, or after `user@`.
 fn bracket_end(bytes: &[u8]) -> Option<usize> {
     let end = bytes.iter().position(|&byte| byte == b'/').unwrap_or(bytes.len());
-    let place = bytes.get(..end)?;
-    let open = place.iter().position(|&byte| byte == b'[')?;
-    let starts_host = open == 0 || place.get(open - 1) == Some(&b'@');
-    let close = place.iter().position(|&byte| byte == b']')?;
+    let authority = bytes.get(..end)?;
+    let open = authority.iter().position(|&byte| byte == b'[')?;
+    let starts_host = open == 0 || authority.get(open - 1) == Some(&b'@');
+    let close = authority.iter().position(|&byte| byte == b']')?;
     // The colon must follow at once: `[draft]` and `[x]y:z` are ordinary names.
-    (starts_host && place.get(close + 1) == Some(&b':')).then_some(close)
+    (starts_host && authority.get(close + 1) == Some(&b':')).then_some(close)
 }
 
 /// `user@rest`. The last `@` counts, as with ssh, since a user name may contain one.
