@@ -18,7 +18,7 @@ use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
 use ksync::tree::tree_id::{Pair, TreeId};
 use ksync::tree::subtrees::Subtree;
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
-use ksync::wire::hello::{self, History, Consent, FORCED_MAX, InSession, Options, Order, Role, Watching};
+use ksync::wire::hello::{self, History, Consent, FORCED_MAX, InSession, Options, Request, Role, Watching};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
     AbortKind, Blocks, Body, HOLES_MAX, Holes, Message, MessageError, BasisReport, Op, SAMPLED_MAX, SMALL_BYTES_MAX,
@@ -198,7 +198,7 @@ fn every_golden_file_belongs_to_a_message() {
     }
 }
 
-fn order() -> Order {
+fn request() -> Request {
     let rule = Rule { include: true, pattern: b"*.rs".to_vec() };
     let consent =
         Consent { yes: true, agreed: Some(5), max_delete: Some(300), force_in: vec![data(b"/\xff")] };
@@ -206,7 +206,7 @@ fn order() -> Order {
     let history = History { pair: Some(PAIR), session };
     let rules = vec![rule];
     let options = Options { delete: true, checksum: true, rules, consent, history, ..Options::default() };
-    Order {
+    Request {
         role: Role::Receiver,
         path: b"~/\xff".to_vec(),
         options,
@@ -219,9 +219,9 @@ fn order() -> Order {
 #[test]
 fn the_hello_has_its_golden_bytes_and_comes_back() {
     let mut bytes = Vec::new();
-    hello::write(&mut bytes, Some(order())).unwrap();
+    hello::write(&mut bytes, Some(request())).unwrap();
     assert_golden("hello", &bytes);
-    assert_eq!(hello::read(&mut bytes.as_slice()).unwrap().order, Some(order()));
+    assert_eq!(hello::read(&mut bytes.as_slice()).unwrap().request, Some(request()));
 }
 
 #[test]
@@ -362,13 +362,13 @@ fn an_overlong_list_length_allocates_no_memory() {
 
 #[test]
 fn a_hello_with_too_many_rules_or_forced_endpoints_is_malformed() {
-    let mut many_rules = order();
+    let mut many_rules = request();
     many_rules.options.rules = vec![Rule { include: false, pattern: Vec::new() }; RULES_MAX + 1];
-    let mut many_places = order();
+    let mut many_places = request();
     many_places.options.consent.force_in = vec![data(b"/"); FORCED_MAX + 1];
-    for order in [many_rules, many_places] {
+    for request in [many_rules, many_places] {
         let mut bytes = Vec::new();
-        hello::write(&mut bytes, Some(order)).unwrap();
+        hello::write(&mut bytes, Some(request)).unwrap();
         assert!(matches!(hello::read(&mut bytes.as_slice()), Err(hello::HelloError::Malformed)));
     }
 }

@@ -21,7 +21,7 @@ use ksync::exchange::{Incoming, Link, Receiving, Sending, Timeouts, run_over};
 use ksync::monitor::Quiet;
 use ksync::rendezvous::{Rendezvous, serve_lane};
 use ksync::wire::flight::{self, Sealed};
-use ksync::wire::hello::{self, Order, Role};
+use ksync::wire::hello::{self, Request, Role};
 use ksync::wire::lanes::Token;
 use ksync::wire::message::AbortKind;
 
@@ -65,9 +65,9 @@ fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
     let first = first_flight(argument, &mut input, &mut writer)?;
     let mut reader = Cursor::new(first).chain(input);
     hello::write(&mut writer, None)?;
-    let order = hello::read(&mut reader).map_err(io::Error::other)?.order;
-    let Some(Order { role, path, options, baseline_key, watch, timeout_ms }) = order else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no order"));
+    let request = hello::read(&mut reader).map_err(io::Error::other)?.request;
+    let Some(Request { role, path, options, baseline_key, watch, timeout_ms }) = request else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no request"));
     };
     let path = expand_home(&path);
     let baseline = || baseline_key.and_then(|key| Some(Baseline::new(baselines()?, &key)));

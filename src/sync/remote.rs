@@ -18,7 +18,7 @@ use crate::sync::meter::Count;
 use crate::sync::pairing::Pairing;
 use crate::sync::emulator::Emulator;
 use crate::sync::{Endpoint, Round, SyncError, Watcher, ConnectOptions, kernel, lanes, target};
-use crate::wire::hello::{self, Options, Order, Role, Watching};
+use crate::wire::hello::{self, Options, Request, Role, Watching};
 use crate::wire::message::AbortKind;
 
 /// Timeout for the exit report of an agent that has closed its output. A peer that never sends one
@@ -137,8 +137,8 @@ impl<'a> Session<'a> {
         let config = sending(options);
         let engine = Sender::new(&config);
         let disk = Sending::new(from.to_owned(), config.options.clone()).with_baseline(baseline::open(key));
-        let order = order(Role::Receiver, to, &config, key, None);
-        self.exchange(order, engine, disk, monitor).await
+        let request = request(Role::Receiver, to, &config, key, None);
+        self.exchange(request, engine, disk, monitor).await
     }
 
     /// Keeps `to` on the other machine a copy of a source that is watched here, until that ends.
@@ -150,7 +150,7 @@ impl<'a> Session<'a> {
         rounds: Rounds<impl FnMut(rounds::Round) + Send + 'static>,
     ) -> SyncError {
         let (config, Rounds { key, watching, monitor, mut done }) = (sending(options), rounds);
-        let order = order(Role::Receiver, to, &config, key, Some(watching));
+        let request = request(Role::Receiver, to, &config, key, Some(watching));
         let looking = Watcher::clone(&monitor);
         let run = move |incoming, writer| {
             let link = Link::new(incoming, writer, true, config.options.compress);
@@ -158,7 +158,7 @@ impl<'a> Session<'a> {
             link.close();
             Err(failure)
         };
-        self.until_it_ends(order, monitor, run).await
+        self.until_it_ends(request, monitor, run).await
     }
 
     /// Keeps `to` a copy of a source that is watched on the other machine, until that ends. `began`
@@ -173,7 +173,7 @@ impl<'a> Session<'a> {
     ) -> SyncError {
         let (config, to) = (receiving(options), to.to_owned());
         let Rounds { key, watching, monitor, mut done } = rounds;
-        let order = order(Role::Sender, from, &config, key, Some(watching));
+        let request = request(Role::Sender, from, &config, key, Some(watching));
         let looking = Watcher::clone(&monitor);
         let run = move |incoming, writer| {
             let link = Link::new(incoming, writer, true, config.options.compress);
@@ -182,16 +182,16 @@ impl<'a> Session<'a> {
             link.close();
             Err(failure)
         };
-        self.until_it_ends(order, monitor, run).await
+        self.until_it_ends(request, monitor, run).await
     }
 
     async fn until_it_ends(
         &self,
-        order: Order,
+        request: Request,
         monitor: Watcher,
         run: impl FnOnce(Incoming, Writer) -> Result<Summary, Failure> + Send + 'static,
     ) -> SyncError {
-        match self.over(order, &monitor, run).await {
+        match self.over(request, &monitor, run).await {
             Err(error) => error,
             Ok(_) => SyncError::Agent("it ended the watch".to_owned()),
         }
@@ -218,22 +218,22 @@ impl<'a> Session<'a> {
         let disk = Receiving::new(PathBuf::from(to), config.options.clone())
             .with_baseline(baseline::open(key))
             .prehashing(name);
-        let order = order(Role::Sender, from, &config, key, None);
-        self.exchange(order, engine, disk, monitor).await
+        let request = request(Role::Sender, from, &config, key, None);
+        self.exchange(request, engine, disk, monitor).await
     }
 
     async fn exchange(
         &self,
-        order: Order,
+        request: Request,
         engine: impl Engine + 'static,
         disk: impl Perform,
         monitor: Watcher,
     ) -> Result<Round, SyncError> {
-        let (compress, looking) = (order.options.compress, Watcher::clone(&monitor));
+        let (compress, looking) = (request.options.compress, Watcher::clone(&monitor));
         let run = move |incoming, writer| {
             exchange::run_over(incoming, writer, engine, disk, true, compress, &*looking)
         };
-        self.over(order, &monitor, run).await
+        self.over(request, &monitor, run).await
     }
 
     /// Replaces the error by a cause that the platform's API knows, if any.
@@ -248,11 +248,11 @@ impl<'a> Session<'a> {
     /// there is no connection yet.
     async fn over(
         &self,
-        order: Order,
+        request: Request,
         monitor: &Watcher,
         run: impl FnOnce(Incoming, Writer) -> Result<Summary, Failure> + Send + 'static,
     ) -> Result<Round, SyncError> {
-        let order = Order { timeout_ms: millis(self.connect_options.timeout), ..order };
+        let request = Request { timeout_ms: millis(self.connect_options.timeout), ..request };
         let (agent, waiting) = Agent::waiting();
         let (up_bytes, down_bytes) = (self.up_bytes.clone(), self.down_bytes.clone());
         let before = self.traffic();
@@ -265,7 +265,7 @@ impl<'a> Session<'a> {
         let heard = agent.heard;
         let running = super::blocking(move || {
             // If the write fails, the reader reports why.
-            let _ = hello::write(&mut writer, Some(order));
+            let _ = hello::write(&mut writer, Some(request));
             let incoming = Incoming::alone(reader).within(timeouts).carried(move || heard.bytes());
             run(incoming, Striped::new(Box::new(writer), Box::new(asking)))
         });
@@ -325,8 +325,8 @@ fn receiving(options: &Options) -> Config {
     Config { options, relay: false }
 }
 
-fn order(role: Role, path: &[u8], config: &Config, baseline_key: Option<Key>, watch: Option<Watching>) -> Order {
-    Order { role, path: path.to_vec(), options: config.options.clone(), baseline_key, watch, timeout_ms: 0 }
+fn request(role: Role, path: &[u8], config: &Config, baseline_key: Option<Key>, watch: Option<Watching>) -> Request {
+    Request { role, path: path.to_vec(), options: config.options.clone(), baseline_key, watch, timeout_ms: 0 }
 }
 
 /// Explains why an agent's stream ended, from the connection's error and the agent's exit report.

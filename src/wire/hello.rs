@@ -95,7 +95,7 @@ pub const FORCED_MAX: usize = 64;
 
 /// The client's request to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Order {
+pub struct Request {
     /// The agent's role.
     pub role: Role,
     /// The path as bytes, as the user typed it; relative to the home directory.
@@ -127,7 +127,7 @@ pub struct Hello {
     /// [`VERSION`].
     pub version: u16,
     /// The client's request; the agent sends none.
-    pub order: Option<Order>,
+    pub request: Option<Request>,
 }
 
 /// Failure to read a hello.
@@ -151,8 +151,8 @@ pub enum HelloError {
 ///
 /// # Errors
 /// The writer's error.
-pub fn write(writer: &mut impl Write, order: Option<Order>) -> io::Result<()> {
-    let hello = Hello { version: VERSION, order };
+pub fn write(writer: &mut impl Write, request: Option<Request>) -> io::Result<()> {
+    let hello = Hello { version: VERSION, request };
     let bytes = postcard::to_stdvec(&hello).map_err(io::Error::other)?;
     let mut stream = MAGIC.to_vec();
     FrameWriter::new(&mut stream, false).write(&bytes)?;
@@ -186,7 +186,7 @@ pub fn read(reader: &mut impl Read) -> Result<Hello, HelloError> {
             || pattern_bytes > RULES_BYTES_MAX
             || options.consent.force_in.len() > FORCED_MAX
     };
-    if hello.order.as_ref().is_some_and(|order| is_too_long(&order.options)) {
+    if hello.request.as_ref().is_some_and(|request| is_too_long(&request.options)) {
         Err(HelloError::Malformed)
     } else {
         Ok(hello)
@@ -197,8 +197,8 @@ pub fn read(reader: &mut impl Read) -> Result<Hello, HelloError> {
 mod tests {
     use super::*;
 
-    fn order() -> Order {
-        Order {
+    fn request() -> Request {
+        Request {
             role: Role::Receiver,
             path: b"/tmp/\xff".to_vec(),
             options: Options::default(),
@@ -211,9 +211,9 @@ mod tests {
     #[test]
     fn hello_survives_the_wire() {
         let mut stream = Vec::new();
-        write(&mut stream, Some(order())).unwrap();
+        write(&mut stream, Some(request())).unwrap();
         let hello = read(&mut stream.as_slice()).unwrap();
-        assert_eq!(hello, Hello { version: VERSION, order: Some(order()) });
+        assert_eq!(hello, Hello { version: VERSION, request: Some(request()) });
     }
 
     #[test]

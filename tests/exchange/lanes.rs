@@ -10,7 +10,7 @@ use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
 use ksync::exchange::lanes::{Entrance, JoinLanes, Joining, Lane, OpenLanes, Striped};
 use ksync::exchange::{Incoming, Receiving, Sending, run, run_over};
 use ksync::monitor::Quiet;
-use ksync::wire::hello::{self, Order, Role};
+use ksync::wire::hello::{self, Request, Role};
 use ksync::wire::lanes::{Announcement, Token};
 use ksync::wire::message::AbortKind;
 
@@ -83,7 +83,7 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<
     let sending = Sending::new(world.source.clone(), world.options.clone());
     let receiving = Receiving::new(world.target.clone(), world.options.clone());
     let (sender, receiver) = (Sender::new(&config(false)), Receiver::new(&config(true)));
-    let order = Order {
+    let request = Request {
         role: Role::Receiver,
         path: Vec::new(),
         options: world.options.clone(),
@@ -91,7 +91,7 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<
         watch: None,
         timeout_ms: 0,
     };
-    hello::write(&mut there, Some(order)).unwrap();
+    hello::write(&mut there, Some(request)).unwrap();
     hello::write(&mut back, None).unwrap();
     hello::read(&mut there_reader).unwrap();
     let writer = Striped::new(Box::new(there), Box::new(meeting.clone()));

@@ -15,7 +15,7 @@ use std::time::Duration;
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
 use ksync::exchange::{Perform, Receiving, Sending, run};
 use ksync::monitor::{Quiet, Trouble};
-use ksync::wire::hello::{self, Consent, Options, Order, Role};
+use ksync::wire::hello::{self, Consent, Options, Request, Role};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use tempfile::TempDir;
 
@@ -179,7 +179,7 @@ fn one_side(
 ) -> Result<Summary, Failure> {
     let closed =
         |text: String| Failure { kind: ksync::wire::message::AbortKind::Connection, by_peer: true, text };
-    let order = Order {
+    let request = Request {
         role: Role::Receiver,
         path: Vec::new(),
         options: options.clone(),
@@ -187,7 +187,7 @@ fn one_side(
         watch: None,
         timeout_ms: 0,
     };
-    hello::write(&mut writer, (!is_agent).then_some(order)).map_err(|error| closed(error.to_string()))?;
+    hello::write(&mut writer, (!is_agent).then_some(request)).map_err(|error| closed(error.to_string()))?;
     if is_agent {
         hello::read(&mut reader).map_err(|error| closed(error.to_string()))?;
     }
