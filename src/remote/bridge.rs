@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::remote::error::{Fate, Loss, RemoteError};
+use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
 use crate::remote::{GOODBYE_PATIENCE, dial, tls, websocket, within};
 
 /// Bytes that the proxy reads at a time.
@@ -30,8 +30,8 @@ pub async fn proxy(
     patience: Duration,
     silence: Duration,
 ) -> Result<(), RemoteError> {
-    let (address, fate) = (websocket::Address::parse(url)?, Fate::default());
-    let (stream, socket) = open(&address, ca_cert, patience, silence, &fate).await?;
+    let (address, connection_status) = (websocket::Address::parse(url)?, ConnectionStatus::default());
+    let (stream, socket) = open(&address, ca_cert, patience, silence, &connection_status).await?;
     let (mut reader, mut writer) = tokio::io::split(stream);
     let up = async {
         tokio::io::copy(&mut tokio::io::stdin(), &mut writer).await?;
@@ -56,8 +56,8 @@ pub async fn proxy(
         _ = down => {}
     }
     let _ = timeout(GOODBYE_PATIENCE, socket).await;
-    match fate.known() {
-        Some(Loss::Broken(_)) | None => Ok(()),
+    match connection_status.known() {
+        Some(DisconnectReason::Broken(_)) | None => Ok(()),
         Some(source) => Err(RemoteError::Lost { endpoint: address.endpoint(), source }),
     }
 }
@@ -67,8 +67,8 @@ pub async fn proxy(
 /// # Errors
 /// The WebSocket cannot be opened.
 pub async fn hold_open(url: &str, ca_cert: Option<&Path>) -> Result<(), RemoteError> {
-    let (address, fate) = (websocket::Address::parse(url)?, Fate::default());
-    let (stream, socket) = open(&address, ca_cert, HOLD_PATIENCE, HOLD_SILENCE, &fate).await?;
+    let (address, connection_status) = (websocket::Address::parse(url)?, ConnectionStatus::default());
+    let (stream, socket) = open(&address, ca_cert, HOLD_PATIENCE, HOLD_SILENCE, &connection_status).await?;
     let (mut reader, _writer) = tokio::io::split(stream);
     // Received bytes are discarded.
     let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
@@ -83,12 +83,12 @@ pub(super) async fn open(
     ca_cert: Option<&Path>,
     patience: Duration,
     silence: Duration,
-    fate: &Fate,
+    connection_status: &ConnectionStatus,
 ) -> Result<(DuplexStream, JoinHandle<()>), RemoteError> {
     let endpoint = address.endpoint();
     let tls = address.encrypted.then(|| tls::Tls::new(ca_cert, &endpoint)).transpose()?;
     let stream = dial(&address.host, address.port, &endpoint, patience).await?;
-    let ours = fate.clone();
+    let ours = connection_status.clone();
     let opening = async {
         match tls {
             Some(tls) => {

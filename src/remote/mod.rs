@@ -53,7 +53,7 @@ pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Heard, Installed
 pub use agent_image::{AgentImage, BLOCK_BYTES};
 pub use bridge::{hold_open, proxy};
 pub use command::Lines;
-pub use error::{ErrorKind, Loss, RemoteError};
+pub use error::{ErrorKind, DisconnectReason, RemoteError};
 pub use hostkey::{HostKeyError, HostKeys};
 pub use pump::Waiting;
 pub use shell::{Size, Terminal};
@@ -62,7 +62,7 @@ pub(crate) use tls::client_config;
 use crate::tree::path::escape;
 use crate::wire::lanes::Token;
 use bootstrap::Purpose;
-use error::Fate;
+use error::ConnectionStatus;
 use secrets::Secrets;
 
 /// Unread bytes that all agents of a connection may have together: one full window. Beyond this
@@ -139,7 +139,7 @@ pub struct Connection {
     endpoint: String,
     patience: Duration,
     budget: Arc<Semaphore>,
-    fate: Fate,
+    connection_status: ConnectionStatus,
     /// The shortest round trip so far, in microseconds.
     round_trip: AtomicU64,
     /// Round trips from the TCP connect until an agent is started.
@@ -154,7 +154,7 @@ pub struct Connection {
 /// # Errors
 /// The network failed, the host key is not trusted, or the server refused the login.
 pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
-    let (fate, shown) = (Fate::default(), ssh::Shown::default());
+    let (connection_status, shown) = (ConnectionStatus::default(), ssh::Shown::default());
     let patience = target.connect_timeout;
     let mut round_trips = TCP_ROUND_TRIPS + HANDSHAKE_ROUND_TRIPS + LOGIN_ROUND_TRIPS + CHANNEL_ROUND_TRIPS;
     let (mut session, socket, endpoint) = match &target.transport {
@@ -163,7 +163,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             let begin = Instant::now();
             let stream = dial(host, *port, &endpoint, patience).await?;
             let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
-            (handshake(target, stream, round_trip, &endpoint, &fate, &shown).await?, None, endpoint)
+            (handshake(target, stream, round_trip, &endpoint, &connection_status, &shown).await?, None, endpoint)
         }
         Transport::WebSocket { url, ca_cert } => {
             let address = websocket::Address::parse(url)?;
@@ -172,9 +172,9 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             round_trips += on_top;
             let (silence, begin) = (target.silence_timeout, Instant::now());
             let (stream, socket) =
-                bridge::open(&address, ca_cert.as_deref(), patience, silence, &fate).await?;
+                bridge::open(&address, ca_cert.as_deref(), patience, silence, &connection_status).await?;
             let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
-            let session = handshake(target, stream, round_trip, &endpoint, &fate, &shown).await?;
+            let session = handshake(target, stream, round_trip, &endpoint, &connection_status, &shown).await?;
             (session, Some(socket), endpoint)
         }
     };
@@ -185,7 +185,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         use_ssh_agent: target.use_ssh_agent,
     };
     let begin = Instant::now();
-    auth::authenticate(&mut session, &credentials, &endpoint, patience, &fate).await?;
+    auth::authenticate(&mut session, &credentials, &endpoint, patience, &connection_status).await?;
     let budget = Arc::new(Semaphore::new(UNREAD_BYTES_MAX));
     let round_trip = AtomicU64::new(u64::MAX);
     let (user, secrets) = (target.user.clone(), None);
@@ -195,7 +195,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         endpoint,
         patience,
         budget,
-        fate,
+        connection_status,
         round_trip,
         round_trips,
         user,
@@ -289,18 +289,18 @@ impl Connection {
         let channel = opened.map_err(|source: russh::Error| self.channel_error(source))?;
         let (read, write) = channel.split();
         let (patience, round_trip) = (self.patience, self.round_trip());
-        let (budget, fate, secrets) = (self.budget.clone(), self.fate.clone(), self.secrets.clone());
+        let (budget, connection_status, secrets) = (self.budget.clone(), self.connection_status.clone(), self.secrets.clone());
         waiting.start(
             read,
             write,
-            pump::Start { image, marker, endpoint, patience, round_trip, budget, fate, secrets },
+            pump::Start { image, marker, endpoint, patience, round_trip, budget, connection_status, secrets },
         );
         Ok(())
     }
 
     /// Error for a channel that could not be opened or used.
     fn channel_error(&self, source: russh::Error) -> RemoteError {
-        self.fate.channel_error(&self.endpoint, source, self.session.is_closed())
+        self.connection_status.channel_error(&self.endpoint, source, self.session.is_closed())
     }
 
     /// Records that a round trip took `elapsed` or less.
@@ -358,16 +358,16 @@ async fn handshake<S>(
     stream: S,
     round_trip: Duration,
     endpoint: &str,
-    fate: &Fate,
+    connection_status: &ConnectionStatus,
     shown: &ssh::Shown,
 ) -> Result<Handle<ssh::Client>, RemoteError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
-    let stream = tcp::Watched::new(stream, silence, fate.clone());
-    let (fate, shown) = (fate.clone(), shown.clone());
-    let handshake = ssh::handshake(stream, round_trip, host_keys, silence, endpoint, fate, shown);
+    let stream = tcp::Watched::new(stream, silence, connection_status.clone());
+    let (connection_status, shown) = (connection_status.clone(), shown.clone());
+    let handshake = ssh::handshake(stream, round_trip, host_keys, silence, endpoint, connection_status, shown);
     within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake).await
 }
 

@@ -19,7 +19,7 @@ use crate::remote::agent::{
 };
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
-use crate::remote::error::{Fate, RemoteError};
+use crate::remote::error::{ConnectionStatus, RemoteError};
 use crate::remote::send_window::SendWindow;
 use crate::remote::secrets::Secrets;
 use crate::tree::path::escape;
@@ -62,7 +62,7 @@ pub(super) struct Start {
     pub(super) round_trip: Duration,
     /// Unread bytes that all agents of the connection may have together.
     pub(super) budget: Arc<Semaphore>,
-    pub(super) fate: Fate,
+    pub(super) connection_status: ConnectionStatus,
     /// Store of the agent's secret.
     pub(super) secrets: Option<Secrets>,
 }
@@ -139,7 +139,7 @@ impl Waiting {
 
     /// Takes over a channel on which the command was just sent.
     pub(super) fn start(self, read: ChannelReadHalf, write: ChannelWriteHalf<Msg>, start: Start) {
-        let _ = self.heard.0.set(start.fate.clone());
+        let _ = self.heard.0.set(start.connection_status.clone());
         let (step_sender, steps) = mpsc::unbounded_channel();
         let (over_sender, over) = watch::channel(false);
         let send_window = Arc::new(SendWindow::over(start.round_trip));
@@ -248,7 +248,7 @@ impl Receiving {
                 Some(ChannelMsg::Close) => return (None, true),
                 Some(ChannelMsg::WindowAdjusted { new_size }) => self.send_window.has_room(new_size),
                 Some(_) => {}
-                None => return (Some(self.start.fate.error(&self.start.endpoint)), false),
+                None => return (Some(self.start.connection_status.error(&self.start.endpoint)), false),
             }
         }
     }

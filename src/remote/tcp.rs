@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use crate::remote::error::Fate;
+use crate::remote::error::ConnectionStatus;
 
 /// Most bytes kept of waiting writes. SSH's unsolicited output fits: eight lanes with OpenSSH's
 /// window of 2 MiB.
@@ -46,7 +46,7 @@ pub(super) struct Watched<S> {
     stream: S,
     patience: Duration,
     /// Counts the bytes received.
-    fate: Fate,
+    connection_status: ConnectionStatus,
     /// Timer of the current waiting step, and the time that the write has waited when it fires.
     stuck: Option<Pin<Box<Sleep>>>,
     waited: Duration,
@@ -60,9 +60,9 @@ pub(super) struct Watched<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     /// Wraps `stream`. `patience` is the timeout of a write.
-    pub(super) fn new(stream: S, patience: Duration, fate: Fate) -> Self {
+    pub(super) fn new(stream: S, patience: Duration, connection_status: ConnectionStatus) -> Self {
         let (kept, ahead) = Default::default();
-        Self { stream, patience, fate, stuck: None, waited: Duration::ZERO, kept, ahead, end: None }
+        Self { stream, patience, connection_status, stuck: None, waited: Duration::ZERO, kept, ahead, end: None }
     }
 
     fn went_on(&mut self) {
@@ -92,7 +92,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
             match read {
                 Ok(()) if !buffer.filled().is_empty() => {
-                    self.fate.heard(buffer.filled().len());
+                    self.connection_status.heard(buffer.filled().len());
                     self.ahead.extend_from_slice(buffer.filled());
                 }
                 end => self.end = Some(end),
@@ -146,7 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
             None => {
                 let before = buffer.filled().len();
                 let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
-                self.fate.heard(buffer.filled().len() - before);
+                self.connection_status.heard(buffer.filled().len() - before);
                 Poll::Ready(read)
             }
         }
@@ -199,7 +199,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_the_peer_never_reads_times_out() {
         let (near, _far) = tokio::io::duplex(16);
-        let mut near = Watched::new(near, Duration::from_millis(50), Fate::default());
+        let mut near = Watched::new(near, Duration::from_millis(50), ConnectionStatus::default());
         let error = near.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
@@ -207,7 +207,7 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_write_does_not_stop_reads_and_arrives_in_order() {
         let (near, mut far) = tokio::io::duplex(16);
-        let mut near = Watched::new(near, Duration::from_secs(60), Fate::default());
+        let mut near = Watched::new(near, Duration::from_secs(60), ConnectionStatus::default());
         let sent: Vec<u8> = (0..200).collect();
         far.write_all(b"alive").await.unwrap();
         // The far side reads nothing.
@@ -237,7 +237,7 @@ mod tests {
     #[tokio::test]
     async fn the_reader_learns_of_a_dead_peer_after_its_last_bytes() {
         let (near, mut far) = tokio::io::duplex(16);
-        let mut near = Watched::new(near, Duration::from_secs(60), Fate::default());
+        let mut near = Watched::new(near, Duration::from_secs(60), ConnectionStatus::default());
         far.write_all(b"bye").await.unwrap();
         near.write_all(&[0; 64]).await.unwrap();
         drop(far);

@@ -33,7 +33,7 @@ pub(super) async fn over_connections<'a>(
 ) -> (Session<'a>, Result<Report, SyncError>) {
     let told = Arc::new(Told::new(monitor));
     let (mut attempts, mut backoff) = (Attempts::new(connect_options.retries), Backoff::default());
-    let (mut lost, mut last_loss) = (Report::default(), None);
+    let (mut lost, mut last_lost) = (Report::default(), None);
     loop {
         let session = Session::new(remote, connect_options, Arc::clone(pairing));
         told.begin();
@@ -49,7 +49,7 @@ pub(super) async fn over_connections<'a>(
             Verdict::Again => {}
             Verdict::End => return (session, Err(error)),
             // The cause of the loss is more useful than the lost agent's lock on the destination.
-            Verdict::EndAsLost => return (session, Err(last_loss.unwrap_or(error))),
+            Verdict::EndAsLost => return (session, Err(last_lost.unwrap_or(error))),
         }
         if went.moved_bytes > 0 {
             backoff = Backoff::default();
@@ -62,7 +62,7 @@ pub(super) async fn over_connections<'a>(
         let wait = backoff.next();
         listener(News::Lost { error: &error, wait });
         if is_loss(&error) {
-            last_loss = Some(error);
+            last_lost = Some(error);
         }
         tokio::time::sleep(wait).await;
     }

@@ -100,7 +100,7 @@ pub async fn watch(
     let pairing = Pairing::of(job);
     let mut backoff = Backoff::default();
     let mut has_worked = false;
-    let (mut first, mut last_loss) = (Attempts::new(job.connect_options.retries), None);
+    let (mut first, mut last_lost) = (Attempts::new(job.connect_options.retries), None);
     loop {
         let works = Arc::new(AtomicBool::new(false));
         let done = {
@@ -129,7 +129,7 @@ pub async fn watch(
             match first.failed(&error, went) {
                 Verdict::Again => {}
                 Verdict::End => return Err(error),
-                Verdict::EndAsLost => return Err(last_loss.unwrap_or(error)),
+                Verdict::EndAsLost => return Err(last_lost.unwrap_or(error)),
             }
         }
         if worked || went.moved_bytes > 0 {
@@ -138,7 +138,7 @@ pub async fn watch(
         let wait = backoff.next();
         listener(News::Lost { error: &error, wait });
         if !has_worked && is_loss(&error) {
-            last_loss = Some(error);
+            last_lost = Some(error);
         }
         tokio::time::sleep(wait).await;
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ksync::remote::{Agent, ErrorKind, Loss, RemoteError, Target, connect};
+use ksync::remote::{Agent, ErrorKind, DisconnectReason, RemoteError, Target, connect};
 use rustls_pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -133,7 +133,7 @@ async fn a_dead_link_is_detected() {
         let target = Target { silence_timeout: Duration::from_secs(2), ..target };
         let (elapsed, error) = struck(&world, &target, image.clone(), || proxy.go_black()).await;
         assert!(elapsed < Duration::from_secs(6), "{elapsed:?}");
-        assert!(matches!(error, RemoteError::Lost { source: Loss::Silence(_), .. }), "{error:?}");
+        assert!(matches!(error, RemoteError::Lost { source: DisconnectReason::Silence(_), .. }), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::Timeout);
     }
 }
