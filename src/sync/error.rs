@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::engine::Failure;
-use crate::kernel::{KernelError, Look};
+use crate::kernel::{KernelError, Diagnosis};
 use crate::remote::{ErrorKind, RemoteError};
 use crate::wire::message::AbortKind;
 
@@ -57,12 +57,12 @@ pub enum SyncError {
     #[error(transparent)]
     Remote(#[from] Arc<RemoteError>),
     /// A session's VM was set up, but this machine cannot connect to it.
-    #[error("could not get into the VM of the session {session}, {}", says(look.as_ref()))]
+    #[error("could not get into the VM of the session {session}, {}", says(diagnosis.as_ref()))]
     Unreachable {
         /// The session's id.
         session: String,
         /// The diagnosis by the VM itself, if it could be asked.
-        look: Option<Look>,
+        diagnosis: Option<Diagnosis>,
         /// The failed connection attempt.
         source: Arc<RemoteError>,
     },
@@ -135,8 +135,8 @@ impl SyncError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Remote(error) => return Some(error.hint()),
-            Self::Unreachable { session, look, source } => {
-                return Some(unreachable_hint(session, look.as_ref(), source));
+            Self::Unreachable { session, diagnosis, source } => {
+                return Some(unreachable_hint(session, diagnosis.as_ref(), source));
             }
             Self::Kernel(error) => return error.hint(),
             Self::Overlap => "choose a destination beside the source",
@@ -169,17 +169,17 @@ impl SyncError {
     }
 }
 
-fn says(look: Option<&Look>) -> String {
-    look.map_or_else(
+fn says(diagnosis: Option<&Diagnosis>) -> String {
+    diagnosis.map_or_else(
         || "which could not be asked what runs there".to_owned(),
-        |look| format!("which says that {look}"),
+        |diagnosis| format!("which says that {diagnosis}"),
     )
 }
 
 /// The next step for a user who cannot connect to a session's VM.
-fn unreachable_hint(session: &str, look: Option<&Look>, error: &RemoteError) -> String {
+fn unreachable_hint(session: &str, diagnosis: Option<&Diagnosis>, error: &RemoteError) -> String {
     let what = match error {
-        _ if look.is_some_and(|look| !look.is_well()) => {
+        _ if diagnosis.is_some_and(|diagnosis| !diagnosis.is_well()) => {
             return format!(
                 "ksync session setup {session} starts what is missing there; if that is no help, take a new session"
             );

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinHandle;
 
 use crate::content::hash::Hash;
-use crate::kernel::{Access, KeepAlive, KernelError, Known, Life, Step};
+use crate::kernel::{Access, KeepAlive, KernelError, StoredSession, Expiry, Step};
 use crate::monitor::{Preparation, Warning};
 use crate::remote::{self, Connection, ErrorKind, HostKeys, RemoteError, Target, Transport};
 use crate::sync::{SyncError, Watcher, ConnectOptions, blocking, target};
@@ -37,12 +37,12 @@ impl Session {
         let access = access(connect_options)?;
         let meant = access.meant(name)?;
         // If the token of the keep-alive URL has expired, the API is asked for a new URL.
-        let is_of_use = |known: &Known| {
+        let is_of_use = |stored: &StoredSession| {
             let can_ask = connect_options.keep_alive && access.api.is_some();
-            !(can_ask && Life::of(known).is_token_expired(SystemTime::now()))
+            !(can_ask && Expiry::of(stored).is_token_expired(SystemTime::now()))
         };
-        if let Some(known) = access.remembered(&meant).filter(is_of_use) {
-            match Self::connect_to(known, access.clone(), connect_options, monitor).await {
+        if let Some(stored) = access.stored(&meant).filter(is_of_use) {
+            match Self::connect_to(stored, access.clone(), connect_options, monitor).await {
                 // Without the API there is no other way to connect.
                 Err(SyncError::Remote(error)) if access.api.is_some() && may_be_outdated(error.kind()) => {}
                 result => return result,
@@ -50,9 +50,9 @@ impl Session {
         }
         let (asking, watching) = (access.clone(), Arc::clone(monitor));
         let tell = move |step| watching.prepare(preparation(step));
-        let known = blocking(move || asking.reach(&meant, tell)).await??.known;
-        let id = known.session_id.clone();
-        match Self::connect_to(known, access.clone(), connect_options, monitor).await {
+        let stored = blocking(move || asking.connect(&meant, tell)).await??.stored;
+        let id = stored.session_id.clone();
+        match Self::connect_to(stored, access.clone(), connect_options, monitor).await {
             Err(SyncError::Remote(error)) if is_unreachable(error.kind()) => {
                 Err(Self::ask_why(access, id, error).await)
             }
@@ -64,25 +64,25 @@ impl Session {
     /// the session is gone.
     async fn ask_why(access: Access, session: String, source: Arc<RemoteError>) -> SyncError {
         let id = session.clone();
-        match blocking(move || access.look(&id)).await {
+        match blocking(move || access.diagnose(&id)).await {
             Ok(Err(gone)) if gone.is_gone() => gone.into(),
-            Ok(Ok(look)) => SyncError::Unreachable { session, look: Some(look), source },
-            _ => SyncError::Unreachable { session, look: None, source },
+            Ok(Ok(diagnosis)) => SyncError::Unreachable { session, diagnosis: Some(diagnosis), source },
+            _ => SyncError::Unreachable { session, diagnosis: None, source },
         }
     }
 
     async fn connect_to(
-        known: Known,
+        stored: StoredSession,
         access: Access,
         connect_options: &ConnectOptions,
         monitor: &Watcher,
     ) -> Result<(Connection, Self), SyncError> {
-        let alive = connect_options.keep_alive.then(|| KeepAlive::begin(known.cdp_ws_url.clone(), connect_options.ca_cert.clone()));
-        let connection = remote::connect(&target_of(&known, connect_options)).await?;
+        let alive = connect_options.keep_alive.then(|| KeepAlive::begin(stored.cdp_ws_url.clone(), connect_options.ca_cert.clone()));
+        let connection = remote::connect(&target_of(&stored, connect_options)).await?;
         // The watch starts last: a session that is gone needs no warning of its end.
-        let watch = Watch::begin(&known, connect_options.keep_alive, Arc::clone(monitor));
-        let machine = Hash::of(format!("{}\n{}", known.session_id, known.host_key).as_bytes()).to_string();
-        Ok((connection, Self { _alive: alive, _watch: watch, id: known.session_id, machine, access }))
+        let watch = Watch::begin(&stored, connect_options.keep_alive, Arc::clone(monitor));
+        let machine = Hash::of(format!("{}\n{}", stored.session_id, stored.host_key).as_bytes()).to_string();
+        Ok((connection, Self { _alive: alive, _watch: watch, id: stored.session_id, machine, access }))
     }
 
     /// Tells this VM from every other one: the session's id and the host key.
@@ -120,10 +120,10 @@ impl Session {
 struct Watch(Option<JoinHandle<()>>);
 
 impl Watch {
-    fn begin(known: &Known, is_kept_awake: bool, monitor: Watcher) -> Self {
+    fn begin(stored: &StoredSession, is_kept_awake: bool, monitor: Watcher) -> Self {
         let mut now = SystemTime::now();
-        let Some(end) = Life::of(known).end(now, is_kept_awake) else { return Self(None) };
-        let name = known.name.as_ref().unwrap_or(&known.session_id).clone();
+        let Some(end) = Expiry::of(stored).end(now, is_kept_awake) else { return Self(None) };
+        let name = stored.name.as_ref().unwrap_or(&stored.session_id).clone();
         let warn = move |now| {
             let (what, hint) = end.told(&name, now);
             monitor.warn(Warning { what, hint });
@@ -172,10 +172,10 @@ pub(super) fn access(connect_options: &ConnectOptions) -> Result<Access, SyncErr
 }
 
 /// The connection target of a known session. Only the host key that the API reported is accepted.
-pub(super) fn target_of(known: &Known, connect_options: &ConnectOptions) -> Target {
-    let mut target = target::common(connect_options, HostKeys::Exactly(known.host_key.clone()));
-    target.transport = Transport::WebSocket { url: known.bridge_url(), ca_cert: connect_options.ca_cert.clone() };
-    target.identities = vec![known.key_file.clone()];
+pub(super) fn target_of(stored: &StoredSession, connect_options: &ConnectOptions) -> Target {
+    let mut target = target::common(connect_options, HostKeys::Exactly(stored.host_key.clone()));
+    target.transport = Transport::WebSocket { url: stored.bridge_url(), ca_cert: connect_options.ca_cert.clone() };
+    target.identities = vec![stored.key_file.clone()];
     target.use_ssh_agent = false;
     target
 }

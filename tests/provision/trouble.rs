@@ -48,17 +48,17 @@ fn a_broken_download_leaves_nothing_and_can_be_repeated() {
 fn the_diagnosis_reports_services_and_the_answer_on_the_port() {
     on_vm(Image::New, |vm| {
         assert_eq!(
-            vm.look(),
+            vm.diagnose(),
             "KSYNC sshd ERROR (no such process)\nKSYNC bridge ERROR (no such process)\nKSYNC answer \n"
         );
         vm.provision(&vm.make_key("one")).ok();
-        let told = vm.look();
+        let told = vm.diagnose();
         let lines: Vec<_> = told.lines().collect();
         assert!(lines[0].starts_with("KSYNC sshd RUNNING pid "), "{told}");
         assert!(lines[1].starts_with("KSYNC bridge RUNNING pid "), "{told}");
         assert_eq!(lines[2..], ["KSYNC answer HTTP/1.1 101 Switching Protocols"]);
         vm.sh("supervisorctl stop websocat-ssh");
-        assert!(vm.look().contains("\nKSYNC bridge STOPPED "), "{}", vm.look());
-        assert!(vm.look().ends_with("\nKSYNC answer \n"), "{}", vm.look());
+        assert!(vm.diagnose().contains("\nKSYNC bridge STOPPED "), "{}", vm.diagnose());
+        assert!(vm.diagnose().ends_with("\nKSYNC answer \n"), "{}", vm.diagnose());
     });
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ksync::kernel::{Access, Browser, KernelError, Reached};
+use ksync::kernel::{Access, Browser, KernelError, ConnectedVm};
 use ksync::monitor::{Event, Monitor, Quiet, Warning};
 use ksync::sync::{self, Endpoint, Job, Visit, Watcher, ConnectOptions};
 use ksync::wire::hello::Options;
@@ -95,7 +95,7 @@ fn examine(args: &DoctorArgs, connect_options: &ConnectOptions, access: &Access,
         let detail = format!("{}, made {}", browser.session_id, browser.created_at);
         Ok((browser, detail))
     })?;
-    let Reached { known, .. } = checks.step("VM", || {
+    let ConnectedVm { stored, .. } = checks.step("VM", || {
         let reached = access.set_up(&api, &browser, |_| ())?;
         let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "?".to_owned());
         let told = &reached.provisioned;
@@ -103,7 +103,7 @@ fn examine(args: &DoctorArgs, connect_options: &ConnectOptions, access: &Access,
         Ok((reached, detail))
     })?;
     checks.step("connection", || {
-        let bridge = known.bridge_url();
+        let bridge = stored.bridge_url();
         block_on(async {
             let watcher: Watcher = Arc::new(Warner);
             let visit = Visit::begin(&browser.session_id, connect_options, &watcher).await?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ksync::kernel::{Access, Api, Browser, KernelError, Known, NewBrowser, Reached};
+use ksync::kernel::{Access, Api, Browser, KernelError, StoredSession, NewBrowser, ConnectedVm};
 use serde_json::{Value, json};
 
 use crate::out;
@@ -76,9 +76,9 @@ fn list(access: &Access, json: bool) -> Result<u8, Complaint> {
 fn show(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
     let browser = access.api()?.browser(session).map_err(KernelError::from)?;
     let mut told = of_browser(&browser);
-    if let (Value::Object(fields), Some(known)) = (&mut told, access.store().find(&browser.session_id)) {
-        fields.insert("vm_domain".to_owned(), known.vm_domain.into());
-        fields.insert("host_key".to_owned(), known.host_key.into());
+    if let (Value::Object(fields), Some(stored)) = (&mut told, access.store().find(&browser.session_id)) {
+        fields.insert("vm_domain".to_owned(), stored.vm_domain.into());
+        fields.insert("host_key".to_owned(), stored.host_key.into());
     }
     if json {
         out::result(&told.to_string());
@@ -93,7 +93,7 @@ fn show(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
 
 /// Prints a Host block for `~/.ssh/config`.
 fn show_ssh_config(access: &Access, session: &str) -> Result<u8, Complaint> {
-    let Known { session_id, name, host_key, key_file, .. } = reached(access, session)?.known;
+    let StoredSession { session_id, name, host_key, key_file, .. } = connected(access, session)?.stored;
     let host = name.unwrap_or_else(|| session_id.clone());
     let known_hosts =
         access.store().keep_host_key(&session_id, &host_key).map_err(|error| access.state_error(error))?;
@@ -111,7 +111,7 @@ fn choose(access: &Access, session: &str) -> Result<u8, Complaint> {
     let session = access.meant(session)?;
     // A session in the session store needs no API request.
     let id = match access.store().find(&session) {
-        Some(known) => known.session_id,
+        Some(stored) => stored.session_id,
         None => access.api()?.browser(&session).map_err(KernelError::from)?.session_id,
     };
     access.store().set_current(&id).map_err(|error| access.state_error(error))?;
@@ -122,13 +122,13 @@ fn choose(access: &Access, session: &str) -> Result<u8, Complaint> {
 /// Prints the official CLI's description of a VM that it has set up, with ksync as the proxy.
 fn setup(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
     let session = access.meant(session)?;
-    let Reached { known, provisioned } = reached(access, &session)?;
+    let ConnectedVm { stored, provisioned } = connected(access, &session)?;
     if json {
-        let proxy = format!("{} proxy {}", quoted(&own_path()), known.bridge_url());
-        let key_file = known.key_file.display().to_string();
+        let proxy = format!("{} proxy {}", quoted(&own_path()), stored.bridge_url());
+        let key_file = stored.key_file.display().to_string();
         let told = json!({
-            "vm_domain": known.vm_domain,
-            "session_id": known.session_id,
+            "vm_domain": stored.vm_domain,
+            "session_id": stored.session_id,
             "ssh_key_file": key_file,
             "proxy_command": proxy,
             "ssh_command": format!("ssh -o 'ProxyCommand={proxy}' -i {} root@localhost", quoted(&key_file)),
@@ -136,7 +136,7 @@ fn setup(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
         out::result(&told.to_string());
     } else {
         let version = |version: Option<String>| version.unwrap_or_else(|| "of an unknown version".to_owned());
-        out::result(&format!("{} answers at {}", known.session_id, known.bridge_url()));
+        out::result(&format!("{} answers at {}", stored.session_id, stored.bridge_url()));
         out::note(&format!(
             "ksync: sshd {}, bridge {}; installed: {}",
             version(provisioned.sshd),
@@ -154,9 +154,9 @@ fn setup(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
 fn delete(access: &Access, session: &str) -> Result<u8, Complaint> {
     let session = access.meant(session)?;
     let api = access.api()?;
-    let known = access.store().find(&session);
-    let pool = known.as_ref().and_then(|known| known.pool.clone());
-    let id = known.map_or(session, |known| known.session_id);
+    let stored = access.store().find(&session);
+    let pool = stored.as_ref().and_then(|stored| stored.pool.clone());
+    let id = stored.map_or(session, |stored| stored.session_id);
     match pool.map_or_else(|| of_pool(&api, &id), |pool| Ok(Some(pool)))? {
         // Another user gets the session next, so nothing of ours may stay in it.
         Some(pool) => api.release(&pool, &id, false),
@@ -178,8 +178,8 @@ fn clean_up(access: &Access, session: &str) -> Result<u8, Complaint> {
     Ok(0)
 }
 
-fn reached(access: &Access, session: &str) -> Result<Reached, KernelError> {
-    access.reach(session, |step| {
+fn connected(access: &Access, session: &str) -> Result<ConnectedVm, KernelError> {
+    access.connect(session, |step| {
         use ksync::kernel::Step;
         out::note(match step {
             Step::LookUp => "ksync: asking for the session",

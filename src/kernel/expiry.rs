@@ -2,13 +2,13 @@
 //!
 //! A session ends 72 hours after its creation in any case. It ends earlier if it is idle for its
 //! timeout, and SSH does not count as use. ksync therefore holds the CDP WebSocket open (see
-//! `alive`). That WebSocket can be opened only until the token in its URL expires.
+//! `keep_alive`). That WebSocket can be opened only until the token in its URL expires.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::kernel::domain;
-use crate::kernel::known::Known;
+use crate::kernel::session_store::StoredSession;
 
 /// Maximum age of a session.
 const AGE_MAX: Duration = Duration::from_secs(72 * 60 * 60);
@@ -19,7 +19,7 @@ pub const SHORT: Duration = Duration::from_secs(15 * 60);
 /// Facts about a session's expiry, by the platform's clock. ksync assumes that the local clock
 /// agrees.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Life {
+pub struct Expiry {
     /// Creation time.
     pub made: Option<SystemTime>,
     /// Idle timeout.
@@ -48,14 +48,14 @@ pub struct End {
     pub cause: Cause,
 }
 
-impl Life {
+impl Expiry {
     /// Reads the stored facts. A session stored by an older ksync has fewer of them.
     #[must_use]
-    pub fn of(known: &Known) -> Self {
+    pub fn of(stored: &StoredSession) -> Self {
         Self {
-            made: known.created_at.as_deref().and_then(time),
-            timeout: known.timeout_seconds.map(Duration::from_secs),
-            awake_until: domain::vm(&known.cdp_ws_url).ok().and_then(|vm| vm.expires),
+            made: stored.created_at.as_deref().and_then(time),
+            timeout: stored.timeout_seconds.map(Duration::from_secs),
+            awake_until: domain::vm(&stored.cdp_ws_url).ok().and_then(|vm| vm.expires),
         }
     }
 
@@ -199,17 +199,17 @@ mod tests {
     #[test]
     fn the_first_end_counts_and_unknown_facts_end_nothing() {
         let secs = Duration::from_secs;
-        let life = |made: Option<u64>, timeout: Option<u64>, awake_until: Option<u64>| Life {
+        let expiry = |made: Option<u64>, timeout: Option<u64>, awake_until: Option<u64>| Expiry {
             made: made.map(at),
             timeout: timeout.map(secs),
             awake_until: awake_until.map(at),
         };
-        let all = life(Some(0), Some(300), Some(72 * HOUR));
-        let short_token = life(Some(0), Some(300), Some(HOUR));
+        let all = expiry(Some(0), Some(300), Some(72 * HOUR));
+        let short_token = expiry(Some(0), Some(300), Some(HOUR));
         use Cause::{Age, Timeout, Token};
-        for (life, now, is_kept_awake, end) in [
-            (Life::default(), 0, true, None),
-            (Life::default(), 0, false, None),
+        for (expiry, now, is_kept_awake, end) in [
+            (Expiry::default(), 0, true, None),
+            (Expiry::default(), 0, false, None),
             // The token lives as long as the session, so the age ends the session.
             (all, 0, true, Some((72 * HOUR, Age))),
             (all, 71 * HOUR, true, Some((72 * HOUR, Age))),
@@ -218,14 +218,14 @@ mod tests {
             (all, 72 * HOUR - 100, false, Some((72 * HOUR, Age))),
             (short_token, 0, true, Some((HOUR + 300, Token))),
             (short_token, 2 * HOUR, true, Some((2 * HOUR + 300, Token))),
-            (life(None, Some(300), None), 7, true, None),
-            (life(None, Some(300), None), 7, false, Some((307, Timeout))),
-            (life(None, None, Some(HOUR)), 0, true, None),
-            (life(Some(0), None, None), 0, false, Some((72 * HOUR, Age))),
-            (life(Some(0), Some(72 * HOUR), None), 0, false, Some((72 * HOUR, Age))),
+            (expiry(None, Some(300), None), 7, true, None),
+            (expiry(None, Some(300), None), 7, false, Some((307, Timeout))),
+            (expiry(None, None, Some(HOUR)), 0, true, None),
+            (expiry(Some(0), None, None), 0, false, Some((72 * HOUR, Age))),
+            (expiry(Some(0), Some(72 * HOUR), None), 0, false, Some((72 * HOUR, Age))),
         ] {
             let expected = end.map(|(seconds, cause)| End { at: at(seconds), cause });
-            assert_eq!(life.end(at(now), is_kept_awake), expected, "{life:?} at {now}, {is_kept_awake}");
+            assert_eq!(expiry.end(at(now), is_kept_awake), expected, "{expiry:?} at {now}, {is_kept_awake}");
         }
     }
 

@@ -6,7 +6,7 @@ use crate::kernel::types::{Exec, Executed};
 use crate::tree::path::escape;
 
 /// The diagnosis script.
-const LOOK: &str = include_str!("look.sh");
+const SCRIPT: &str = include_str!("diagnose.sh");
 
 /// Timeout of the script, which itself waits 5 s for an answer.
 const LOOK_SECONDS: u64 = 20;
@@ -17,14 +17,14 @@ const SAID_CHARS_MAX: usize = 120;
 /// A VM's own report about its SSH server and the bridge to it. Its `Display` continues a sentence
 /// after "which says that".
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Look {
+pub struct Diagnosis {
     sshd: String,
     bridge: String,
     /// Answer on the bridge's port, empty for none; `None` if the script did not ask.
     answer: Option<String>,
 }
 
-impl Look {
+impl Diagnosis {
     /// Reports if every service that clients connect to is up.
     #[must_use]
     pub fn is_well(&self) -> bool {
@@ -33,7 +33,7 @@ impl Look {
     }
 }
 
-impl fmt::Display for Look {
+impl fmt::Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { sshd, bridge, answer } = self;
         match answer.as_deref() {
@@ -54,10 +54,10 @@ fn runs(status: &str) -> bool {
 }
 
 /// Builds the call of the script.
-pub(super) fn look() -> Exec {
+pub(super) fn call() -> Exec {
     Exec {
         command: "bash".to_owned(),
-        args: vec!["-c".to_owned(), LOOK.to_owned()],
+        args: vec!["-c".to_owned(), SCRIPT.to_owned()],
         as_root: true,
         timeout_sec: LOOK_SECONDS,
         ..Exec::default()
@@ -65,8 +65,8 @@ pub(super) fn look() -> Exec {
 }
 
 /// Parses the script's output.
-pub(super) fn read(executed: &Executed) -> Look {
-    let mut look = Look { sshd: String::new(), bridge: String::new(), answer: None };
+pub(super) fn read(executed: &Executed) -> Diagnosis {
+    let mut diagnosis = Diagnosis { sshd: String::new(), bridge: String::new(), answer: None };
     let text = String::from_utf8_lossy(&executed.stdout);
     for line in text.lines() {
         let Some((what, said)) = line.strip_prefix("KSYNC ").and_then(|line| line.split_once(' ')) else {
@@ -75,18 +75,18 @@ pub(super) fn read(executed: &Executed) -> Look {
         let said: String = said.trim().chars().take(SAID_CHARS_MAX).collect();
         let said = escape(said.as_bytes()).into_owned();
         match what {
-            "sshd" => look.sshd = said,
-            "bridge" => look.bridge = said,
-            "answer" => look.answer = Some(said),
+            "sshd" => diagnosis.sshd = said,
+            "bridge" => diagnosis.bridge = said,
+            "answer" => diagnosis.answer = Some(said),
             _ => {}
         }
     }
-    for status in [&mut look.sshd, &mut look.bridge] {
+    for status in [&mut diagnosis.sshd, &mut diagnosis.bridge] {
         if status.is_empty() {
             "no status".clone_into(status);
         }
     }
-    look
+    diagnosis
 }
 
 #[cfg(test)]
@@ -123,9 +123,9 @@ mod tests {
             ),
         ] {
             let stdout = format!("noise\nKSYNC sshd {sshd}\nKSYNC bridge  {bridge}{answer}\n").into_bytes();
-            let look = read(&Executed { exit_code: 0, stdout, stderr: Vec::new(), duration: Duration::ZERO });
-            assert_eq!(look.to_string(), said);
-            assert_eq!(look.is_well(), said == "sshd and its bridge run");
+            let diagnosis = read(&Executed { exit_code: 0, stdout, stderr: Vec::new(), duration: Duration::ZERO });
+            assert_eq!(diagnosis.to_string(), said);
+            assert_eq!(diagnosis.is_well(), said == "sshd and its bridge run");
         }
     }
 }

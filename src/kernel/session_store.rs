@@ -30,7 +30,7 @@ const CURRENT: &str = "current";
 
 /// A session that ksync can connect to. Its `Debug` shows no token.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Known {
+pub struct StoredSession {
     /// The session's id.
     pub session_id: String,
     /// The session's name, if it has one.
@@ -53,9 +53,9 @@ pub struct Known {
     pub timeout_seconds: Option<u64>,
 }
 
-impl fmt::Debug for Known {
+impl fmt::Debug for StoredSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Known")
+        f.debug_struct("StoredSession")
             .field("session_id", &self.session_id)
             .field("name", &self.name)
             .field("vm_domain", &self.vm_domain)
@@ -63,7 +63,7 @@ impl fmt::Debug for Known {
     }
 }
 
-impl Known {
+impl StoredSession {
     /// URL of the bridge to the session's SSH server.
     #[must_use]
     pub fn bridge_url(&self) -> String {
@@ -79,11 +79,11 @@ pub fn bridge_url(vm_domain: &str) -> String {
 
 /// The session store.
 #[derive(Debug, Clone)]
-pub struct Store {
+pub struct SessionStore {
     directory: PathBuf,
 }
 
-impl Store {
+impl SessionStore {
     /// Opens the store in `directory`, which the first write creates.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
@@ -93,19 +93,19 @@ impl Store {
     /// Finds a session by id or name. Of several with the same name it takes the most recently used
     /// one.
     #[must_use]
-    pub fn find(&self, id_or_name: &str) -> Option<Known> {
+    pub fn find(&self, id_or_name: &str) -> Option<StoredSession> {
         if let Some(file) = self.file(id_or_name)
-            && let Some(known) = load(&file)
+            && let Some(stored) = load(&file)
         {
-            return Some(known);
+            return Some(stored);
         }
-        let named = |known: &Known| known.name.as_deref() == Some(id_or_name);
+        let named = |stored: &StoredSession| stored.name.as_deref() == Some(id_or_name);
         self.all().into_iter().find(named)
     }
 
     /// All sessions, the most recently used one first.
     #[must_use]
-    pub fn all(&self) -> Vec<Known> {
+    pub fn all(&self) -> Vec<StoredSession> {
         self.files().into_iter().filter_map(|file| load(&file)).collect()
     }
 
@@ -113,9 +113,9 @@ impl Store {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn keep(&self, known: &Known) -> io::Result<()> {
-        let file = self.file(&known.session_id).ok_or(io::ErrorKind::InvalidInput)?;
-        let text = serde_json::to_string_pretty(known)?;
+    pub fn keep(&self, stored: &StoredSession) -> io::Result<()> {
+        let file = self.file(&stored.session_id).ok_or(io::ErrorKind::InvalidInput)?;
+        let text = serde_json::to_string_pretty(stored)?;
         private::replace(&file, text.as_bytes())?;
         for old in self.files().into_iter().skip(SESSIONS_MAX) {
             let _ = fs::remove_file(old);
@@ -184,7 +184,7 @@ pub(super) fn is_plain(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
-fn load(file: &Path) -> Option<Known> {
+fn load(file: &Path) -> Option<StoredSession> {
     serde_json::from_str(&private::read(file).ok()?).ok()
 }
 
@@ -194,8 +194,8 @@ mod tests {
 
     use super::*;
 
-    fn known(id: &str, name: Option<&str>) -> Known {
-        Known {
+    fn stored(id: &str, name: Option<&str>) -> StoredSession {
+        StoredSession {
             session_id: id.to_owned(),
             name: name.map(str::to_owned),
             pool: None,
@@ -212,9 +212,9 @@ mod tests {
     #[test]
     fn a_session_is_found_by_id_and_by_name_and_is_private() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::new(folder.path().join("sessions"));
+        let store = SessionStore::new(folder.path().join("sessions"));
         assert!(store.find("a").is_none() && store.all().is_empty() && store.current().is_none());
-        let (one, two) = (known("a", Some("site")), known("b", None));
+        let (one, two) = (stored("a", Some("site")), stored("b", None));
         assert!(!format!("{one:?}").contains("secret"));
         assert_eq!(one.bridge_url(), "wss://vm.example:2222");
         store.keep(&one).unwrap();
@@ -237,28 +237,28 @@ mod tests {
     #[test]
     fn a_file_of_an_older_ksync_is_still_read() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::new(folder.path().to_owned());
+        let store = SessionStore::new(folder.path().to_owned());
         let text = r#"{"session_id":"a","name":null,"pool":null,"vm_domain":"vm.example","key_file":"/k",
             "host_key":"ssh-ed25519 AAAA","base_url":"https://api.example",
             "cdp_ws_url":"wss://proxy.example/browser/cdp?jwt=a.secret.c"}"#;
         fs::write(folder.path().join("a.json"), text).unwrap();
         assert_eq!(
             store.find("a"),
-            Some(Known { created_at: None, timeout_seconds: None, ..known("a", None) })
+            Some(StoredSession { created_at: None, timeout_seconds: None, ..stored("a", None) })
         );
     }
 
     #[test]
     fn the_newest_session_of_a_name_counts_and_the_store_is_bounded() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::new(folder.path().to_owned());
+        let store = SessionStore::new(folder.path().to_owned());
         for number in 0..SESSIONS_MAX + 3 {
-            store.keep(&known(&format!("s{number}"), Some("site"))).unwrap();
+            store.keep(&stored(&format!("s{number}"), Some("site"))).unwrap();
             let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(number as u64);
             let file = store.directory.join(format!("s{number}.json"));
             fs::File::options().write(true).open(file).unwrap().set_modified(time).unwrap();
         }
-        store.keep(&known("last", None)).unwrap();
+        store.keep(&stored("last", None)).unwrap();
         assert_eq!(store.all().len(), SESSIONS_MAX);
         assert_eq!(store.find("site").unwrap().session_id, format!("s{}", SESSIONS_MAX + 2));
     }
@@ -266,9 +266,9 @@ mod tests {
     #[test]
     fn an_invalid_id_never_becomes_a_file() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::new(folder.path().join("x"));
+        let store = SessionStore::new(folder.path().join("x"));
         for id in ["", "..", "../a", "a/b", "a\0", ".hidden", "a b"] {
-            assert!(store.find(id).is_none() && store.keep(&known(id, None)).is_err(), "{id:?}");
+            assert!(store.find(id).is_none() && store.keep(&stored(id, None)).is_err(), "{id:?}");
         }
         fs::create_dir(folder.path().join("x")).unwrap();
         fs::write(folder.path().join("x/broken.json"), "{").unwrap();

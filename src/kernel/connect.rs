@@ -7,8 +7,8 @@ use crate::kernel::api::Api;
 use crate::kernel::bridge_image::BridgeImage;
 use crate::kernel::error::{ApiError, ApiErrorKind};
 use crate::kernel::keys::{Key, KeyError};
-use crate::kernel::known::{Known, Store};
-use crate::kernel::look::{self, Look};
+use crate::kernel::session_store::{StoredSession, SessionStore};
+use crate::kernel::diagnose::{self, Diagnosis};
 use crate::kernel::provision::{self, ProvisionError, Provisioned};
 use crate::kernel::settings::Settings;
 use crate::kernel::types::Browser;
@@ -127,9 +127,9 @@ pub enum Step {
 
 /// A session that ksync looked up and set up.
 #[derive(Debug, Clone)]
-pub struct Reached {
+pub struct ConnectedVm {
     /// Connection data of the session.
-    pub known: Known,
+    pub stored: StoredSession,
     /// Facts that the VM reported.
     pub provisioned: Provisioned,
 }
@@ -137,8 +137,8 @@ pub struct Reached {
 impl Access {
     /// The session store.
     #[must_use]
-    pub fn store(&self) -> Store {
-        Store::new(self.directory.join("sessions"))
+    pub fn store(&self) -> SessionStore {
+        SessionStore::new(self.directory.join("sessions"))
     }
 
     /// Makes a client of the API.
@@ -166,11 +166,11 @@ impl Access {
 
     /// A session from the store, if its API and its key are the ones that this access uses.
     #[must_use]
-    pub fn remembered(&self, id_or_name: &str) -> Option<Known> {
-        let known = self.store().find(id_or_name)?;
-        let same_api = self.api.as_ref().is_none_or(|api| api.base_url == known.base_url);
-        let same_key = self.identity.as_ref().is_none_or(|identity| *identity == known.key_file);
-        (same_api && same_key && known.key_file.exists()).then_some(known)
+    pub fn stored(&self, id_or_name: &str) -> Option<StoredSession> {
+        let stored = self.store().find(id_or_name)?;
+        let same_api = self.api.as_ref().is_none_or(|api| api.base_url == stored.base_url);
+        let same_key = self.identity.as_ref().is_none_or(|identity| *identity == stored.key_file);
+        (same_api && same_key && stored.key_file.exists()).then_some(stored)
     }
 
     /// Asks the API for a session, sets its VM up, and stores it. This takes seconds, or a minute
@@ -178,7 +178,7 @@ impl Access {
     ///
     /// # Errors
     /// [`KernelError`].
-    pub fn reach(&self, id_or_name: &str, mut say: impl FnMut(Step)) -> Result<Reached, KernelError> {
+    pub fn connect(&self, id_or_name: &str, mut say: impl FnMut(Step)) -> Result<ConnectedVm, KernelError> {
         if self.api.is_none() {
             return Err(KernelError::NoKey(id_or_name.to_owned()));
         }
@@ -197,7 +197,7 @@ impl Access {
         api: &Api,
         browser: &Browser,
         mut say: impl FnMut(Step),
-    ) -> Result<Reached, KernelError> {
+    ) -> Result<ConnectedVm, KernelError> {
         let vm = browser.vm()?;
         let key = match &self.identity {
             Some(file) => Key::named(file)?,
@@ -212,7 +212,7 @@ impl Access {
             }
             result => result?,
         };
-        let known = Known {
+        let stored = StoredSession {
             session_id: browser.session_id.clone(),
             name: browser.name.clone(),
             pool: browser.pool.as_ref().map(|pool| pool.id.clone()),
@@ -224,8 +224,8 @@ impl Access {
             created_at: Some(browser.created_at.clone()),
             timeout_seconds: Some(browser.timeout_seconds),
         };
-        self.store().keep(&known).map_err(|source| self.state_error(source))?;
-        Ok(Reached { known, provisioned })
+        self.store().keep(&stored).map_err(|source| self.state_error(source))?;
+        Ok(ConnectedVm { stored, provisioned })
     }
 
     /// Asks a session's VM, through the API, which of the services for SSH run there. This takes
@@ -233,8 +233,8 @@ impl Access {
     ///
     /// # Errors
     /// [`KernelError`]: the VM cannot be asked, or the session is gone.
-    pub fn look(&self, session_id: &str) -> Result<Look, KernelError> {
-        Ok(look::read(&self.api()?.exec(session_id, &look::look())?))
+    pub fn diagnose(&self, session_id: &str) -> Result<Diagnosis, KernelError> {
+        Ok(diagnose::read(&self.api()?.exec(session_id, &diagnose::call())?))
     }
 
     /// Removes ksync's traces from a session's VM, and forgets the session.
@@ -244,10 +244,10 @@ impl Access {
     pub fn clean_up(&self, id_or_name: &str) -> Result<(), KernelError> {
         let api = self.api()?;
         let browser = api.browser(id_or_name)?;
-        let known = self.store().find(&browser.session_id);
-        let key = match (&self.identity, &known) {
+        let stored = self.store().find(&browser.session_id);
+        let key = match (&self.identity, &stored) {
             (Some(file), _) => Key::named(file)?,
-            (None, Some(known)) => Key::named(&known.key_file)?,
+            (None, Some(stored)) => Key::named(&stored.key_file)?,
             (None, None) => Key::own(&self.keys(), self.key_name(&browser)?)?,
         };
         let executed = api.exec(&browser.session_id, &provision::cleanup(&key.public))?;
@@ -262,7 +262,7 @@ impl Access {
     /// Forgets a session and deletes the key made for it.
     pub fn forget(&self, session_id: &str) {
         self.store().forget(session_id);
-        if crate::kernel::known::is_plain(session_id) {
+        if crate::kernel::session_store::is_plain(session_id) {
             Key::forget(&self.keys(), session_id);
         }
     }
@@ -273,7 +273,7 @@ impl Access {
 
     fn key_name<'a>(&self, browser: &'a Browser) -> Result<&'a str, KernelError> {
         let id = &browser.session_id;
-        if crate::kernel::known::is_plain(id) {
+        if crate::kernel::session_store::is_plain(id) {
             Ok(id)
         } else {
             Err(KernelError::Name(escape(id.as_bytes()).into_owned()))
