@@ -61,7 +61,7 @@ const LET_IN: &str = r#"r=$KSYNC_SANDBOX_ROOT; mkdir -p "$r/root/.ssh" && chmod 
 echo "$1" >>"$r/root/.ssh/authorized_keys" && chmod 600 "$r/root/.ssh/authorized_keys""#;
 
 /// Timeout of a run.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long from an API key to the first byte on a session's VM, and how many API calls?
 ///
@@ -315,7 +315,7 @@ impl World {
             if let Some(status) = child.try_wait().expect("a status") {
                 break status;
             }
-            assert!(begun.elapsed() < PATIENCE, "{} does not end", tool.name());
+            assert!(begun.elapsed() < TIMEOUT, "{} does not end", tool.name());
             std::thread::sleep(Duration::from_micros(300));
         };
         let all = begun.elapsed();

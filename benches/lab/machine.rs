@@ -17,7 +17,7 @@ use super::world::{World, path, program, user};
 pub(crate) const HOST: &str = "vm";
 
 /// Timeout for a service to answer, and for the machine to become quiet.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Direction of a sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -176,7 +176,7 @@ impl Machine {
     pub(crate) fn wait_until_quiet(&self) -> bool {
         let start = Instant::now();
         while !(self.link.is_quiet() && super::memory::children(self.sshd()).is_empty()) {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > TIMEOUT {
                 return false;
             }
             thread::sleep(Duration::from_millis(5));
@@ -233,7 +233,7 @@ fn listening(start: impl Fn(u16) -> Service) -> (u16, Service) {
         drop(chosen);
         let mut service = start(address.port());
         let began = Instant::now();
-        while began.elapsed() < PATIENCE && service.0.try_wait().expect("wait").is_none() {
+        while began.elapsed() < TIMEOUT && service.0.try_wait().expect("wait").is_none() {
             if TcpStream::connect(address).is_ok() {
                 return (address.port(), service);
             }

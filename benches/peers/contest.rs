@@ -18,7 +18,7 @@ use crate::lab::memory::{Observer, Peaks};
 use crate::lab::verify::difference;
 
 /// Timeout of a run.
-const PATIENCE: Duration = Duration::from_secs(1200);
+const TIMEOUT: Duration = Duration::from_secs(1200);
 
 /// Measurements of one run.
 #[derive(Debug, Clone, Copy)]
@@ -196,7 +196,7 @@ impl<'a> Contest<'a> {
         // The process group lets the observer kill the whole pipeline.
         let mut child = plan.command.process_group(0).spawn().map_err(|error| error.to_string())?;
         let helper = plan.helper.as_ref().map(|service| service.id());
-        let observer = Observer::start(child.id(), helper, machine.sshd(), PATIENCE);
+        let observer = Observer::start(child.id(), helper, machine.sshd(), TIMEOUT);
         let status = child.wait().expect("wait");
         let wall = start.elapsed();
         let peaks = observer.stop();

@@ -14,7 +14,7 @@ use crate::lab::machine::{HOST, Job, Machine, Direction};
 use crate::lab::verify::difference;
 use crate::saves::{self, Session};
 use crate::table::{Fact, Row};
-use crate::watchers::{PATIENCE, Running, Watcher};
+use crate::watchers::{TIMEOUT, Running, Watcher};
 
 /// The peer of ksync: rsync, called once after the checkout.
 pub(crate) static RSYNC: Watcher =
@@ -86,7 +86,7 @@ impl Releases {
             // An error means that the file is missing.
             let here = fs::read(self.tree.join(path)).ok();
             while fs::read(destination.join(path)).ok() != here {
-                if start.elapsed() > PATIENCE {
+                if start.elapsed() > TIMEOUT {
                     return None;
                 }
                 std::thread::sleep(Duration::from_millis(2));

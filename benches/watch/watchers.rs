@@ -17,7 +17,7 @@ use crate::lab::memory::end_group;
 use crate::lab::world::program;
 
 /// Timeout of a first sync, a connection, or a save.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One or more programs that keep a destination equal to a source.
 pub(crate) struct Watcher {
@@ -157,7 +157,7 @@ impl Running {
         let events = self.events.as_ref().ok_or("there is nobody to tell")?;
         let start = Instant::now();
         loop {
-            match events.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
+            match events.recv_timeout(TIMEOUT.saturating_sub(start.elapsed())) {
                 Ok(event) if event["event"] == "ready" => return Ok(event),
                 Ok(_) => {}
                 Err(_) => return Err(format!("it is not ready: {}", self.last_words())),
@@ -195,7 +195,7 @@ fn kept(machine: &Machine, name: &str) -> Result<(String, Option<Service>), Stri
     let master = Service::start(command);
     let start = Instant::now();
     while !socket.exists() {
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > TIMEOUT {
             return Err("ssh makes no connection to keep".to_owned());
         }
         thread::sleep(Duration::from_millis(5));

@@ -405,7 +405,7 @@ impl Bridge {
     }
 
     /// Waits until a byte can be moved; false after a timeout.
-    fn wait(&mut self, patience: Option<Duration>) -> io::Result<bool> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         let flags = |reads: bool, writes: bool| {
             let read = if reads { PollFlags::IN } else { PollFlags::empty() };
             read | if writes { PollFlags::OUT } else { PollFlags::empty() }
@@ -413,7 +413,7 @@ impl Bridge {
         let client = flags(self.is_up_open && self.up.is_empty(), self.is_down_waiting);
         let target = flags(self.is_down_open && !self.is_down_waiting, !self.up.is_empty());
         let mut sides = [(self.websocket.get_ref().socket.as_fd(), client), (self.target.as_fd(), target)];
-        if !wait(&mut sides, patience)? {
+        if !wait(&mut sides, timeout)? {
             return Ok(false);
         }
         let [(_, client), (_, target)] = sides;
@@ -471,14 +471,14 @@ fn is_passing(error: &io::Error) -> bool {
 /// none did.
 ///
 /// A socket without wanted events is not polled: its end would be reported again each time.
-fn wait(sockets: &mut [(BorrowedFd<'_>, PollFlags)], patience: Option<Duration>) -> io::Result<bool> {
+fn wait(sockets: &mut [(BorrowedFd<'_>, PollFlags)], timeout: Option<Duration>) -> io::Result<bool> {
     let mut polled: Vec<PollFd<'_>> = sockets
         .iter()
         .filter(|(_, wanted)| !wanted.is_empty())
         .map(|(socket, wanted)| PollFd::from_borrowed_fd(*socket, *wanted))
         .collect();
-    let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
-    let count = match poll(&mut polled, patience.as_ref()) {
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    let count = match poll(&mut polled, timeout.as_ref()) {
         Ok(count) => count,
         // All sockets may be ready then; an attempt finds out.
         Err(rustix::io::Errno::INTR) => polled.len(),

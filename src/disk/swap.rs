@@ -242,7 +242,7 @@ mod tests {
     fn no_save_of_an_editor_is_lost_to_a_removal() {
         const RUNS: usize = 2000;
         // A single core sees few races.
-        const PATIENCE: Duration = Duration::from_secs(10);
+        const TIMEOUT: Duration = Duration::from_secs(10);
         let fixture = Fixture::new();
         fixture.root.lock().unwrap();
         fs::write(fixture.at("f"), "000000000").unwrap();
@@ -267,7 +267,7 @@ mod tests {
                 lost
             });
             let start = Instant::now();
-            while removed + conflicts < RUNS && start.elapsed() < PATIENCE {
+            while removed + conflicts < RUNS && start.elapsed() < TIMEOUT {
                 // Each run has its own root.
                 let root = Root::open(fixture.root.path()).unwrap();
                 let Ok((file, stat)) = root.open_file(&path("f")) else { continue };

@@ -47,7 +47,7 @@ const NEW_NAME: &str = "unconfirmed.new";
 const MARKER_BYTES_MAX: usize = 256;
 
 /// Timeout at the end of a run for a `syncfs` that should be over by then.
-const CONFIRM_PATIENCE: Duration = Duration::from_millis(50);
+const CONFIRM_TIMEOUT: Duration = Duration::from_millis(50);
 
 const VERB: &str = "write to the disk";
 
@@ -299,7 +299,7 @@ impl Root {
             let Ok(directory) = self.open_directory(path.as_ref()) else { continue };
             let outcome = *synced.entry(dev).or_insert_with(|| match state.syncs.remove(&dev) {
                 _ if durable => sync(&directory).map(|()| true),
-                Some(sync) => match sync.recv_timeout(CONFIRM_PATIENCE) {
+                Some(sync) => match sync.recv_timeout(CONFIRM_TIMEOUT) {
                     Ok(outcome) => outcome.map(|()| true),
                     Err(_) => Ok(false),
                 },

@@ -64,7 +64,7 @@ const TICKS_PER_SILENCE: u32 = 10;
 const SUSPENDED: Duration = Duration::from_secs(4);
 
 /// Timeout for the peer after that: enough for a heartbeat, and for a network that comes back.
-const WAKING_PATIENCE: Duration = Duration::from_secs(15);
+const WAKING_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Times after which a side beats, and after which it gives up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,8 +87,8 @@ impl Timeouts {
     /// Timeouts of an agent whose client waits this long.
     #[must_use]
     pub fn of_agent(silence: Duration) -> Option<Self> {
-        let patience = AGENT_SILENCE_MIN.max(silence.saturating_mul(AGENT_FACTOR));
-        Self::of_client(silence).map(|client| Self { silence: patience, is_strict: false, ..client })
+        let timeout = AGENT_SILENCE_MIN.max(silence.saturating_mul(AGENT_FACTOR));
+        Self::of_client(silence).map(|client| Self { silence: timeout, is_strict: false, ..client })
     }
 }
 
@@ -294,7 +294,7 @@ impl Clock {
         let was_suspended = passed > self.tick + SUSPENDED;
         self.silence = match sign {
             Sign::Life | Sign::Heartbeat => Duration::ZERO,
-            Sign::None if was_suspended => self.silence_max.saturating_sub(WAKING_PATIENCE),
+            Sign::None if was_suspended => self.silence_max.saturating_sub(WAKING_TIMEOUT),
             Sign::None => self.silence + passed,
         };
         self.stall = match sign {

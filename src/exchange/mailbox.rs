@@ -77,11 +77,11 @@ impl Mailbox {
     }
 
     /// Waits between two rounds, on the side that begins the next one.
-    pub(super) fn idle(&self, patience: Duration) -> Idle {
+    pub(super) fn idle(&self, timeout: Duration) -> Idle {
         let waiting = |state: &mut State| {
             !state.woken && !state.rescan && state.closed.is_none() && state.failed.is_none()
         };
-        let waited = self.changed.wait_timeout_while(self.lock(), patience, waiting);
+        let waited = self.changed.wait_timeout_while(self.lock(), timeout, waiting);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if let Some(cause) = &state.failed {
             Idle::Closed(AbortKind::Protocol, cause.clone())
@@ -146,9 +146,9 @@ impl Mailbox {
     }
 
     /// Waits for the end of the writer, up to this timeout, and not if its peer is gone.
-    pub(super) fn wait_for_writer(&self, patience: Duration) {
+    pub(super) fn wait_for_writer(&self, timeout: Duration) {
         let waiting = |state: &mut State| !state.written && silence(state).is_none();
-        drop(self.changed.wait_timeout_while(self.lock(), patience, waiting));
+        drop(self.changed.wait_timeout_while(self.lock(), timeout, waiting));
     }
 
     /// Records that nothing will be taken any more.

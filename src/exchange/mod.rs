@@ -61,14 +61,14 @@ fn fault(error: &DiskError, trouble: Trouble) -> Fault {
 
 /// Timeout for a destination that another run uses. A run that was killed a moment ago leaves an
 /// agent behind that still writes the content that had arrived.
-const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Repeats an attempt while another run uses the destination.
-fn patiently<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, DiskError> {
+fn retry_while_busy<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, DiskError> {
     let start = Instant::now();
     loop {
         match attempt() {
-            Err(error) if error.is_busy() && start.elapsed() < BUSY_PATIENCE => {
+            Err(error) if error.is_busy() && start.elapsed() < BUSY_TIMEOUT => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             result => return result,

@@ -141,7 +141,7 @@ impl Watched {
     ) -> Failure {
         let mailbox = Arc::clone(link.mailbox());
         self.watch.wake(move || mailbox.wake());
-        let monitor = Patient(monitor);
+        let monitor = DeferredRetry(monitor);
         let mut scope = None;
         let mut has_reported = false;
         loop {
@@ -194,11 +194,11 @@ impl Watched {
 
     /// Waits for the next round's scope: parts, or everything.
     fn next(&self, link: &Link, last: Duration) -> Result<Option<SubtreeSet>, Failure> {
-        let patience = match self.watch.blindness() {
+        let timeout = match self.watch.blindness() {
             Some(_) => POLL.max(last * POLL_SHARE),
             None => LOOK_AGAIN,
         };
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         link.rest(true);
         let next = self.wait(link, deadline);
         link.rest(false);
@@ -268,9 +268,9 @@ fn is_passing(trouble: Trouble) -> bool {
 }
 
 /// Forwards all events but the problems that will probably be over soon.
-struct Patient<'a>(&'a dyn Monitor);
+struct DeferredRetry<'a>(&'a dyn Monitor);
 
-impl Monitor for Patient<'_> {
+impl Monitor for DeferredRetry<'_> {
     fn observe(&self, event: Event) {
         if !matches!(&event, Event::Problem(problem) if is_passing(problem.trouble)) {
             self.0.observe(event);
@@ -361,7 +361,7 @@ pub fn receive(
     monitor: &dyn Monitor,
     done: &mut dyn FnMut(Round),
 ) -> Failure {
-    let (session, monitor) = (Arc::new(ReceiverSession::default()), Patient(monitor));
+    let (session, monitor) = (Arc::new(ReceiverSession::default()), DeferredRetry(monitor));
     loop {
         let receiving = Receiving::new(path.to_owned(), config.options.clone())
             .with_baseline(baseline())

@@ -29,7 +29,7 @@ const WORKERS: usize = 4;
 
 /// Timeout for the last messages to leave once the run is over. A peer that reads no more must not
 /// block this side; a slow one has at most four messages to take.
-const LEAVING_PATIENCE: Duration = Duration::from_secs(5);
+const LEAVING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Performer of works.
 pub trait Perform: Send + Sync + 'static {
@@ -221,7 +221,7 @@ impl Link {
         let Self { mailbox, send_queue, liveness } = self;
         send_queue.end();
         mailbox.abandon();
-        mailbox.wait_for_writer(LEAVING_PATIENCE);
+        mailbox.wait_for_writer(LEAVING_TIMEOUT);
         liveness.end();
         mailbox.raw_bytes()
     }

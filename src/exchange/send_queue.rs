@@ -57,13 +57,13 @@ impl SendQueue {
     }
 
     /// Waits for the next message, up to the timeout if there is one.
-    pub(super) fn take(&self, patience: Option<Duration>) -> Taken {
+    pub(super) fn take(&self, timeout: Option<Duration>) -> Taken {
         let waiting = |state: &mut State| state.messages.is_empty() && !state.ended;
         let state = self.lock();
-        let mut state = match patience {
-            Some(patience) => self
+        let mut state = match timeout {
+            Some(timeout) => self
                 .filled
-                .wait_timeout_while(state, patience, waiting)
+                .wait_timeout_while(state, timeout, waiting)
                 .map_or_else(|error| error.into_inner().0, |(state, _)| state),
             None => self.filled.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner),
         };

@@ -16,7 +16,7 @@ use crate::disk::stage::Staging;
 use crate::disk::stat::Identity;
 use crate::exchange::draft::Draft;
 use crate::exchange::basis::BasisFile;
-use crate::exchange::patiently;
+use crate::exchange::retry_while_busy;
 use crate::tree::path::TreePath;
 use crate::wire::message::{Blocks, Op, Window};
 
@@ -74,7 +74,7 @@ impl Sink {
         let growing = match draft {
             Some(draft) => Growing::Draft(draft),
             None => {
-                let (staging, _) = patiently(|| Staging::open(root, path))?;
+                let (staging, _) = retry_while_busy(|| Staging::open(root, path))?;
                 let is_replaced = basis.is_some_and(|(basis, _)| basis == path);
                 let staging = if is_replaced { staging.replacing() } else { staging };
                 Growing::Anew(Box::new(Anew { staging, nodes, hasher: Hasher::new(), begun: false }))

@@ -110,18 +110,18 @@ impl Api {
         self.http.send(&call, &self.request(Method::DELETE, path, Content::Nothing)).map(|_| ())
     }
 
-    /// Takes a session out of a pool. Waits up to `patience` until one is free.
+    /// Takes a session out of a pool. Waits up to `timeout` until one is free.
     ///
     /// # Errors
     /// As for all calls; also if the pool does not exist, or no session became free.
-    pub fn acquire(&self, pool: &str, patience: Duration) -> Result<Browser, ApiError> {
+    pub fn acquire(&self, pool: &str, timeout: Duration) -> Result<Browser, ApiError> {
         #[derive(Serialize)]
         struct Acquire {
             acquire_timeout_seconds: u64,
         }
         let call = Call::new(format!("acquire a session of the pool {}", quoted(pool)), Subject::Pool);
         let path = path(&call, &["browser_pools", pool, "acquire"])?;
-        let mut left = patience;
+        let mut left = timeout;
         loop {
             let hold = left.clamp(Duration::from_secs(1), ACQUIRE_HOLD);
             let content = self.json(&call, &Acquire { acquire_timeout_seconds: hold.as_secs() })?;
@@ -137,7 +137,7 @@ impl Api {
             let pause = ACQUIRE_PAUSE.saturating_sub(held);
             left = left.saturating_sub(held.max(ACQUIRE_PAUSE));
             if left.is_zero() {
-                return Err(ApiError::NoneFree { call, after: patience });
+                return Err(ApiError::NoneFree { call, after: timeout });
             }
             (self.http.sleep)(pause);
         }

@@ -21,7 +21,7 @@ use crate::tree::path::escape;
 const DEFAULT_FILES: [&str; 2] = [".ssh/id_ed25519", ".ssh/id_ecdsa"];
 
 /// Time for an ended session to store its disconnect reason.
-const END_PATIENCE: Duration = Duration::from_secs(2);
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 type SshAgent = AgentClient<Box<dyn AgentStream + Send + Unpin>>;
 
@@ -49,7 +49,7 @@ pub(super) async fn authenticate(
     session: &mut Handle<Client>,
     credentials: &Credentials<'_>,
     endpoint: &str,
-    patience: Duration,
+    timeout: Duration,
     connection_status: &ConnectionStatus,
 ) -> Result<(), RemoteError> {
     let mut agent = if credentials.use_ssh_agent { ssh_agent(session).await } else { None };
@@ -66,10 +66,10 @@ pub(super) async fn authenticate(
     let tried = keys.len();
     for key in keys {
         let attempt = offer(session, credentials.user, key, agent.as_mut());
-        let result = tokio::time::timeout(patience, attempt).await.map_err(|_| RemoteError::TimedOut {
+        let result = tokio::time::timeout(timeout, attempt).await.map_err(|_| RemoteError::TimedOut {
             verb: "log in on",
             endpoint: endpoint.into(),
-            after: patience,
+            after: timeout,
         })?;
         // russh reports the end of the session as a failure without methods. A server that refuses
         // a key names methods, or goes on.
@@ -106,7 +106,7 @@ pub(super) async fn authenticate(
 /// last act.
 async fn ended(session: &mut Handle<Client>, connection_status: &ConnectionStatus) -> Option<DisconnectReason> {
     if connection_status.known().is_none() {
-        let _ = tokio::time::timeout(END_PATIENCE, session).await;
+        let _ = tokio::time::timeout(END_TIMEOUT, session).await;
     }
     connection_status.known()
 }

@@ -51,7 +51,7 @@ impl Connection {
             channel.eof().await.map_err(failed)?;
             Ok(channel)
         };
-        let mut channel = within(self.patience, "open a channel to", &self.endpoint, opening).await?;
+        let mut channel = within(self.timeout, "open a channel to", &self.endpoint, opening).await?;
         let (mut out, mut err) = (Lines::default(), Lines::default());
         let mut status = None;
         while let Some(message) = channel.wait().await {

@@ -47,7 +47,7 @@ use russh::client::Handle;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Heard, Installed};
 pub use agent_image::{AgentImage, BLOCK_BYTES};
@@ -86,7 +86,7 @@ const LOGIN_ROUND_TRIPS: u32 = 3;
 const CHANNEL_ROUND_TRIPS: u32 = 1;
 
 /// Timeout for closing the session cleanly.
-const GOODBYE_PATIENCE: Duration = Duration::from_secs(2);
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The server to connect to, and the connect options.
 ///
@@ -137,7 +137,7 @@ pub struct Connection {
     /// The task that owns the WebSocket; `None` over plain TCP.
     socket: Option<JoinHandle<()>>,
     endpoint: String,
-    patience: Duration,
+    timeout: Duration,
     budget: Arc<Semaphore>,
     connection_status: ConnectionStatus,
     /// The shortest round trip so far, in microseconds.
@@ -155,13 +155,13 @@ pub struct Connection {
 /// The network failed, the host key is not trusted, or the server refused the login.
 pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
     let (connection_status, shown) = (ConnectionStatus::default(), ssh::Shown::default());
-    let patience = target.connect_timeout;
+    let timeout = target.connect_timeout;
     let mut round_trips = TCP_ROUND_TRIPS + HANDSHAKE_ROUND_TRIPS + LOGIN_ROUND_TRIPS + CHANNEL_ROUND_TRIPS;
     let (mut session, socket, endpoint) = match &target.transport {
         Transport::Tcp { host, port } => {
             let endpoint = format!("{}:{port}", escape(host.as_bytes()));
             let begin = Instant::now();
-            let stream = dial(host, *port, &endpoint, patience).await?;
+            let stream = dial(host, *port, &endpoint, timeout).await?;
             let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
             (handshake(target, stream, round_trip, &endpoint, &connection_status, &shown).await?, None, endpoint)
         }
@@ -172,7 +172,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             round_trips += on_top;
             let (silence, begin) = (target.silence_timeout, Instant::now());
             let (stream, socket) =
-                bridge::open(&address, ca_cert.as_deref(), patience, silence, &connection_status).await?;
+                bridge::open(&address, ca_cert.as_deref(), timeout, silence, &connection_status).await?;
             let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
             let session = handshake(target, stream, round_trip, &endpoint, &connection_status, &shown).await?;
             (session, Some(socket), endpoint)
@@ -185,7 +185,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         use_ssh_agent: target.use_ssh_agent,
     };
     let begin = Instant::now();
-    auth::authenticate(&mut session, &credentials, &endpoint, patience, &connection_status).await?;
+    auth::authenticate(&mut session, &credentials, &endpoint, timeout, &connection_status).await?;
     let budget = Arc::new(Semaphore::new(UNREAD_BYTES_MAX));
     let round_trip = AtomicU64::new(u64::MAX);
     let (user, secrets) = (target.user.clone(), None);
@@ -193,7 +193,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         session,
         socket,
         endpoint,
-        patience,
+        timeout,
         budget,
         connection_status,
         round_trip,
@@ -285,15 +285,15 @@ impl Connection {
             Ok(channel)
         };
         let opened =
-            within(self.patience, "open a channel to", &self.endpoint, async { Ok(opening.await) }).await?;
+            within(self.timeout, "open a channel to", &self.endpoint, async { Ok(opening.await) }).await?;
         let channel = opened.map_err(|source: russh::Error| self.channel_error(source))?;
         let (read, write) = channel.split();
-        let (patience, round_trip) = (self.patience, self.round_trip());
+        let (timeout, round_trip) = (self.timeout, self.round_trip());
         let (budget, connection_status, secrets) = (self.budget.clone(), self.connection_status.clone(), self.secrets.clone());
         waiting.start(
             read,
             write,
-            pump::Start { image, marker, endpoint, patience, round_trip, budget, connection_status, secrets },
+            pump::Start { image, marker, endpoint, timeout, round_trip, budget, connection_status, secrets },
         );
         Ok(())
     }
@@ -338,7 +338,7 @@ impl Connection {
                 let _ = socket.await;
             }
         };
-        let _ = timeout(GOODBYE_PATIENCE, goodbye).await;
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await;
     }
 }
 
@@ -348,9 +348,9 @@ pub fn token() -> Option<Token> {
     bootstrap::token().ok()
 }
 
-async fn dial(host: &str, port: u16, endpoint: &str, patience: Duration) -> Result<TcpStream, RemoteError> {
+async fn dial(host: &str, port: u16, endpoint: &str, timeout: Duration) -> Result<TcpStream, RemoteError> {
     let failed = |source: io::Error| RemoteError::Connect { endpoint: endpoint.into(), source };
-    within(patience, "connect to", endpoint, async { tcp::connect(host, port).await.map_err(failed) }).await
+    within(timeout, "connect to", endpoint, async { tcp::connect(host, port).await.map_err(failed) }).await
 }
 
 async fn handshake<S>(
@@ -373,13 +373,13 @@ where
 
 /// Runs `work` with a timeout.
 async fn within<T>(
-    patience: Duration,
+    timeout: Duration,
     verb: &'static str,
     endpoint: &str,
     work: impl Future<Output = Result<T, RemoteError>>,
 ) -> Result<T, RemoteError> {
-    match timeout(patience, work).await {
+    match tokio::time::timeout(timeout, work).await {
         Ok(result) => result,
-        Err(_) => Err(RemoteError::TimedOut { verb, endpoint: endpoint.into(), after: patience }),
+        Err(_) => Err(RemoteError::TimedOut { verb, endpoint: endpoint.into(), after: timeout }),
     }
 }

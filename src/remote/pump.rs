@@ -12,7 +12,7 @@ use bytes::Bytes;
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use crate::remote::agent::{
     Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Heard, Installed, WRITE_BYTES_MAX,
@@ -38,7 +38,7 @@ const STDERR_BYTES_MAX: usize = 8 * 1024;
 const INSTALL_BYTES_PER_SECOND_MIN: u64 = 8 * 1024;
 
 /// Timeout for closing a channel of a busy session. Closing it is only a courtesy.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Message from the receiving task to the sending task.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub(super) struct Start {
     pub(super) marker: String,
     pub(super) endpoint: String,
     /// Timeout of the first answer.
-    pub(super) patience: Duration,
+    pub(super) timeout: Duration,
     /// Upper bound of a round trip.
     pub(super) round_trip: Duration,
     /// Unread bytes that all agents of the connection may have together.
@@ -155,7 +155,7 @@ impl Waiting {
             send_window: send_window.clone(),
         };
         tokio::spawn(sending.run());
-        let deadline = Instant::now() + start.patience;
+        let deadline = Instant::now() + start.timeout;
         let receiving = Receiving {
             start,
             chunks: Some(self.chunks),
@@ -223,7 +223,7 @@ impl Receiving {
             let message = tokio::select! {
                 message = read.wait() => message,
                 () = sleep_until(self.deadline), if self.scanner.is_some() => {
-                    let (endpoint, after) = (self.start.endpoint.clone(), self.start.patience);
+                    let (endpoint, after) = (self.start.endpoint.clone(), self.start.timeout);
                     return (Some(RemoteError::TimedOut { verb: "start the agent on", endpoint, after }), false);
                 }
             };
@@ -271,7 +271,7 @@ impl Receiving {
                 Found::Need => {
                     self.needs += 1;
                     let seconds = self.start.image.gzip.len() as u64 / INSTALL_BYTES_PER_SECOND_MIN;
-                    self.deadline = Instant::now() + self.start.patience + Duration::from_secs(seconds);
+                    self.deadline = Instant::now() + self.start.timeout + Duration::from_secs(seconds);
                     let _ = self.steps.send(Step::Install);
                 }
                 Found::Again if self.is_again => {
@@ -280,7 +280,7 @@ impl Receiving {
                 }
                 Found::Again => {
                     self.is_again = true;
-                    self.deadline = Instant::now() + self.start.patience;
+                    self.deadline = Instant::now() + self.start.timeout;
                     let _ = self.steps.send(Step::Again);
                 }
                 Found::Secret(_) if self.is_secret_told => {
@@ -368,7 +368,7 @@ impl Sending {
             }
         };
         if !closed {
-            let _ = timeout(CLOSE_PATIENCE, self.write.close()).await;
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.write.close()).await;
         }
     }
 

@@ -44,7 +44,7 @@ pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 /// russh's keepalive would never fire, and the kernel gives up only after a quarter of an hour.
 pub(super) struct Watched<S> {
     stream: S,
-    patience: Duration,
+    timeout: Duration,
     /// Counts the bytes received.
     connection_status: ConnectionStatus,
     /// Timer of the current waiting step, and the time that the write has waited when it fires.
@@ -59,10 +59,10 @@ pub(super) struct Watched<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
-    /// Wraps `stream`. `patience` is the timeout of a write.
-    pub(super) fn new(stream: S, patience: Duration, connection_status: ConnectionStatus) -> Self {
+    /// Wraps `stream`. `timeout` is the timeout of a write.
+    pub(super) fn new(stream: S, timeout: Duration, connection_status: ConnectionStatus) -> Self {
         let (kept, ahead) = Default::default();
-        Self { stream, patience, connection_status, stuck: None, waited: Duration::ZERO, kept, ahead, end: None }
+        Self { stream, timeout, connection_status, stuck: None, waited: Duration::ZERO, kept, ahead, end: None }
     }
 
     fn went_on(&mut self) {
@@ -104,7 +104,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     /// Waits until the stream can read although it cannot write. Fails if for too long it could do
     /// neither.
     fn poll_stuck(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let step = KEPT_AFTER.min(self.patience);
+        let step = KEPT_AFTER.min(self.timeout);
         let has_room = self.kept.len() < KEPT_BYTES_MAX;
         loop {
             if has_room && !self.kept.is_empty() && self.poll_ahead(cx).is_ready() {
@@ -117,7 +117,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             if has_room && self.poll_ahead(cx).is_ready() {
                 break;
             }
-            if self.waited >= self.patience {
+            if self.waited >= self.timeout {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
         }

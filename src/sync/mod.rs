@@ -243,11 +243,11 @@ async fn repeat(
 ) -> Result<Report, SyncError> {
     let mut report = Report::default();
     for attempt in 0..=REPEATS_MAX {
-        let patience = Arc::new(Patience::new(Watcher::clone(&monitor)));
-        let done = round(Watcher::clone(&(Arc::clone(&patience) as Watcher))).await;
-        let again = attempt < REPEATS_MAX && done.is_ok() && patience.has_withheld();
+        let deferred = Arc::new(DeferredProblems::new(Watcher::clone(&monitor)));
+        let done = round(Watcher::clone(&(Arc::clone(&deferred) as Watcher))).await;
+        let again = attempt < REPEATS_MAX && done.is_ok() && deferred.has_withheld();
         if !again {
-            patience.release();
+            deferred.release();
         }
         let Round { summary, wire_up_bytes, wire_down_bytes, agent_installed_bytes, connect_round_trips } =
             done?;
@@ -264,12 +264,12 @@ async fn repeat(
 }
 
 /// Forwards events, but defers problems that a repeated round may solve.
-struct Patience {
+struct DeferredProblems {
     monitor: Watcher,
     withheld: Mutex<Vec<Event>>,
 }
 
-impl Patience {
+impl DeferredProblems {
     fn new(monitor: Watcher) -> Self {
         Self { monitor, withheld: Mutex::default() }
     }
@@ -288,7 +288,7 @@ impl Patience {
     }
 }
 
-impl Monitor for Patience {
+impl Monitor for DeferredProblems {
     fn observe(&self, event: Event) {
         let moved = matches!(&event, Event::Problem(problem)
             if matches!(problem.trouble, Trouble::Changed | Trouble::Vanished));

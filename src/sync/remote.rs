@@ -23,7 +23,7 @@ use crate::wire::message::AbortKind;
 
 /// Timeout for the exit report of an agent that has closed its output. A peer that never sends one
 /// must not block the client.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A timeout of this length or more means never.
 const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -331,7 +331,7 @@ fn request(role: Role, path: &[u8], config: &Config, baseline_key: Option<Key>, 
 
 /// Explains why an agent's stream ended, from the connection's error and the agent's exit report.
 async fn explain(end: AgentEnd) -> Option<SyncError> {
-    let end = tokio::time::timeout(END_PATIENCE, end.wait()).await.ok()?;
+    let end = tokio::time::timeout(END_TIMEOUT, end.wait()).await.ok()?;
     if let Some(error) = end.error {
         return Some(SyncError::Remote(error));
     }

@@ -8,7 +8,7 @@ use crate::disk::testing::{Fixture, path};
 use crate::tree::subtrees::{Coverage, SubtreeSet};
 
 /// Timeout for an event on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 const OPTIONS: Options = Options { quiet: settle::QUIET, poll: false };
 
@@ -48,7 +48,7 @@ impl Watched {
     /// Waits for the next changes, scans them, and returns them.
     fn next(&self) -> Touched {
         loop {
-            self.woken.recv_timeout(PATIENCE).expect("nothing was touched");
+            self.woken.recv_timeout(TIMEOUT).expect("nothing was touched");
             if let Some(touched) = self.watch.take() {
                 if let Touched::Subtrees(scope) = &touched {
                     self.read(&Subject::Subtrees(scope.clone(), Arc::default()));
@@ -178,7 +178,7 @@ fn the_portable_watcher_reports_written_and_created_entries() {
             Touched::Everything => true,
         };
         loop {
-            woken.recv_timeout(PATIENCE).expect("nothing was touched");
+            woken.recv_timeout(TIMEOUT).expect("nothing was touched");
             let due = shared.state().due.take();
             if due.is_some_and(is_in) {
                 return;

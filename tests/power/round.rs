@@ -232,9 +232,9 @@ impl Stage<'_> {
 }
 
 /// The exit status of a run, if it ended in time.
-pub(crate) fn status(child: &mut Child, patience: Duration) -> Option<std::process::ExitStatus> {
+pub(crate) fn status(child: &mut Child, timeout: Duration) -> Option<std::process::ExitStatus> {
     let start = Instant::now();
-    while start.elapsed() < patience {
+    while start.elapsed() < timeout {
         if let Some(status) = child.try_wait().unwrap() {
             return Some(status);
         }

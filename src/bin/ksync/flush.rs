@@ -12,9 +12,9 @@ use crate::verbs::FlushArgs;
 /// Runs the flush.
 pub(crate) fn run(args: &FlushArgs) -> Result<u8, Complaint> {
     let local = PathBuf::from(&args.endpoint);
-    let patience = Duration::from_secs(args.timeout);
+    let timeout = Duration::from_secs(args.timeout);
     block_on(async {
-        request_flush(&local, patience).await.map(|()| 0).map_err(|error| {
+        request_flush(&local, timeout).await.map(|()| 0).map_err(|error| {
             let (exit, hint) = match &error {
                 NotFlushed::NotWatched(_) => {
                     (USAGE, "begin with ksync --watch, and name its local side here")

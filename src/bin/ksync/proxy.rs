@@ -15,7 +15,7 @@ use crate::screen::warned;
 use crate::verbs::ProxyArgs;
 
 /// The timeouts for opening the connection and for a silent bridge.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Carries bytes until either side ends.
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<u8, Complaint> {
         let mut signals = Signals::new()?;
         let _alive = stored.map(|stored| KeepAlive::begin(stored.cdp_ws_url, ca_cert.clone()));
         let carried = tokio::select! {
-            carried = remote::proxy(&url, ca_cert.as_deref(), PATIENCE, SILENCE) => carried,
+            carried = remote::proxy(&url, ca_cert.as_deref(), TIMEOUT, SILENCE) => carried,
             () = signals.wait() => Ok(()),
         };
         carried.map(|()| 0).map_err(|error| Complaint::from(ksync::sync::SyncError::from(error)))

@@ -12,7 +12,7 @@ use crate::shell::quoted;
 use crate::verbs::{SessionArgs, SessionVerb};
 
 /// Timeout for a pool to provide a session.
-const POOL_PATIENCE: Duration = Duration::from_secs(300);
+const POOL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs one of the verbs.
 pub(crate) fn run(args: SessionArgs) -> Result<u8, Complaint> {
@@ -37,7 +37,7 @@ pub(crate) fn run(args: SessionArgs) -> Result<u8, Complaint> {
 fn create(access: &Access, new: &NewBrowser, pool: Option<&str>, json: bool) -> Result<u8, Complaint> {
     let api = access.api()?;
     let browser = match pool {
-        Some(pool) => api.acquire(pool, POOL_PATIENCE).map_err(KernelError::from)?,
+        Some(pool) => api.acquire(pool, POOL_TIMEOUT).map_err(KernelError::from)?,
         None => api.create(new).map_err(KernelError::from)?,
     };
     access.store().set_current(&browser.session_id).map_err(|error| access.state_error(error))?;

@@ -18,7 +18,7 @@ use crate::disk::stat::FileKind;
 use crate::disk::{clear_leftovers, staged};
 use crate::engine::{Destination, Fault, Opened};
 use crate::exchange::receiving::{OpenedTree, Receiving};
-use crate::exchange::{chain, patiently, renamed, scan_options};
+use crate::exchange::{chain, retry_while_busy, renamed, scan_options};
 use crate::monitor::{Problem, Trouble};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
@@ -63,7 +63,7 @@ impl Receiving {
             // takes the lock only when it has changes to make. A lock shows in the directory, and
             // two watches against each other would never come to rest.
             if opened_tree.single.is_none() && !self.options.dry_run && self.session.is_none() {
-                patiently(|| root.lock()).map_err(|error| destination_fault(&error))?;
+                retry_while_busy(|| root.lock()).map_err(|error| destination_fault(&error))?;
             }
             if !self.options.dry_run {
                 root.begin_writing(opened_tree.single.is_none(), scope.is_none());
@@ -178,7 +178,7 @@ impl Receiving {
         let opened_tree = self.opened_tree()?;
         match &opened_tree.root {
             Some(root) if changes && opened_tree.single.is_none() && !root.is_locked() => {
-                patiently(|| root.lock()).map_err(|error| destination_fault(&error))
+                retry_while_busy(|| root.lock()).map_err(|error| destination_fault(&error))
             }
             _ => Ok(()),
         }

@@ -7,7 +7,7 @@ use crate::disk::stat::{FileKind, Identity};
 use crate::engine::{CopiedFile, Fault, Step};
 use crate::exchange::receiving::{Receiving, out_of_turn, sink_fault};
 use crate::exchange::sink::open_basis;
-use crate::exchange::{fault, patiently};
+use crate::exchange::{fault, retry_while_busy};
 use crate::monitor::Trouble;
 use crate::tree::entry::Kind;
 
@@ -121,7 +121,7 @@ impl Receiving {
         let (root, path) = (self.root()?, self.path(id)?);
         let basis = open_basis(root, &path, seen).map_err(sink_fault)?;
         let (mut staging, _) =
-            patiently(|| Staging::open(root, &path)).map_err(|error| unwritable(&error))?;
+            retry_while_busy(|| Staging::open(root, &path)).map_err(|error| unwritable(&error))?;
         staging
             .keep(0)
             .and_then(|()| staging.append_from(&basis, 0, seen.size))

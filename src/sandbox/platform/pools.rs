@@ -171,8 +171,8 @@ pub(super) async fn delete(cloud: &Cloud, id: &str, body: Incoming) -> Result<An
 /// `POST /browser_pools/{id_or_name}/acquire`: 204 if no session became free in time.
 pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Result<Answer, Refusal> {
     let Acquire { acquire_timeout_seconds } = read_json(body).await?;
-    let patience = Duration::from_secs(acquire_timeout_seconds.unwrap_or(ACQUIRE_DEFAULT));
-    let due = cloud.time.now().saturating_add(patience);
+    let timeout = Duration::from_secs(acquire_timeout_seconds.unwrap_or(ACQUIRE_DEFAULT));
+    let due = cloud.time.now().saturating_add(timeout);
     let ticket = rng::word(24).map_err(Refusal::internal)?;
     loop {
         match with_pool(cloud, id, |pool| pool.turn(&ticket))? {
