@@ -11,7 +11,7 @@ use ksync::content::blocks::{BLOCKS_MAX, BlockId};
 use ksync::content::chunk::{CHUNKS_MAX, Chunk, ChunkId};
 use ksync::content::hash::Hash;
 use ksync::content::sample::{SAMPLED_BYTES_MIN, Samples};
-use ksync::monitor::{Action, Braked, Differs, Doomed, Event, HEAD_MAX, Problem, Reason, Trouble, What};
+use ksync::monitor::{Action, Braked, Differs, Doomed, Event, HEAD_MAX, Problem, Reason, ProblemKind, What};
 use ksync::tree::change::{Change, EDITS_MAX, Edit};
 use ksync::tree::entry::Time;
 use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
@@ -80,7 +80,7 @@ fn event(name: &str) -> Event {
         "matched" => Event::Matched { bytes: 6 },
         "left" => Event::Left { what: What::File, path },
         "polling" => Event::Polling { cause: "cause".to_owned() },
-        _ => Event::Problem(Problem { trouble: Trouble::NotDeleted, path, cause: "cause".to_owned() }),
+        _ => Event::Problem(Problem { kind: ProblemKind::NotDeleted, path, cause: "cause".to_owned() }),
     }
 }
 
@@ -269,7 +269,7 @@ fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
     let text = |count| "x".repeat(count);
     let abort = |count| Message::Abort { kind: AbortKind::Busy, text: text(count) };
     let problem = |path, cause| {
-        let problem = Problem { trouble: Trouble::Changed, path: vec![b'x'; path], cause: text(cause) };
+        let problem = Problem { kind: ProblemKind::Changed, path: vec![b'x'; path], cause: text(cause) };
         Message::Note(Event::Problem(problem))
     };
     let resolved = |count| Message::Note(Event::Resolved { path: vec![b'x'; count] });

@@ -35,7 +35,7 @@ pub use work::{
     Advertised, Work,
 };
 
-use crate::monitor::{Braked, Event, Problem, Trouble};
+use crate::monitor::{Braked, Event, Problem, ProblemKind};
 use crate::tree::path::escape;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Message, Tally};
@@ -178,8 +178,8 @@ impl Outbox {
     /// side may not know that name.
     fn explain(&self, event: Event) -> Event {
         match event {
-            Event::Problem(Problem { trouble: Trouble::NotDeleted, path, cause }) if path.is_empty() => {
-                let unread = |problem: &&Problem| problem.trouble == Trouble::Unreadable;
+            Event::Problem(Problem { kind: ProblemKind::NotDeleted, path, cause }) if path.is_empty() => {
+                let unread = |problem: &&Problem| problem.kind == ProblemKind::Unreadable;
                 let cause = self.problems.iter().find(unread).map_or(cause, |problem| {
                     let path = if problem.path.is_empty() { b"." } else { &*problem.path };
                     format!(
@@ -187,7 +187,7 @@ impl Outbox {
                         escape(path)
                     )
                 });
-                Event::Problem(Problem { trouble: Trouble::NotDeleted, path, cause })
+                Event::Problem(Problem { kind: ProblemKind::NotDeleted, path, cause })
             }
             event => event,
         }
@@ -234,8 +234,8 @@ impl Outbox {
     /// Reports a failure of one entry; `false` if it ends the run.
     fn complain(&mut self, path: Vec<u8>, fault: Fault) -> bool {
         match fault {
-            Fault::Entry(trouble, cause) => {
-                self.problem(Problem { trouble, path, cause });
+            Fault::Entry(kind, cause) => {
+                self.problem(Problem { kind, path, cause });
                 true
             }
             Fault::Fatal(kind, text) => {

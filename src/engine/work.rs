@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::content::chunk::Chunk;
 use crate::content::hash::Hash;
 use crate::content::sample::Samples;
-use crate::monitor::{Problem, Trouble};
+use crate::monitor::{Problem, ProblemKind};
 use crate::tree::change::Change;
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
@@ -496,7 +496,7 @@ pub struct Destination {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// Failure of one entry; the run goes on.
-    Entry(Trouble, String),
+    Entry(ProblemKind, String),
     /// Failure that ends the run.
     Fatal(AbortKind, String),
 }

@@ -32,7 +32,7 @@ use crate::exchange::receiving::directories::MadeDirectories;
 use crate::exchange::rounds::ReceiverSession;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, open_basis};
-use crate::monitor::Trouble;
+use crate::monitor::ProblemKind;
 use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
@@ -272,8 +272,8 @@ impl Perform for Receiving {
 
 fn sink_fault(error: SinkError) -> Fault {
     match error {
-        SinkError::Disk(error) => fault(&error, Trouble::Unwritable),
-        SinkError::Basis(text) => Fault::Entry(Trouble::Corrupt, text),
+        SinkError::Disk(error) => fault(&error, ProblemKind::Unwritable),
+        SinkError::Basis(text) => Fault::Entry(ProblemKind::Corrupt, text),
         SinkError::Peer(text) => Fault::Fatal(AbortKind::Protocol, text.to_owned()),
     }
 }
@@ -303,7 +303,7 @@ impl Drop for NewAncestors {
 }
 
 fn unwritable(error: &std::io::Error) -> Fault {
-    Fault::Entry(Trouble::Unwritable, format!("cannot read it: {error}"))
+    Fault::Entry(ProblemKind::Unwritable, format!("cannot read it: {error}"))
 }
 
 fn out_of_turn() -> Fault {

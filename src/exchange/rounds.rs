@@ -21,7 +21,7 @@ use crate::engine::{Config, Failure, Receiver, Sender, Summary};
 use crate::exchange::mailbox::Idle;
 use crate::exchange::run::Link;
 use crate::exchange::{Receiving, Sending, chain};
-use crate::monitor::{Event, Monitor, Trouble};
+use crate::monitor::{Event, Monitor, ProblemKind};
 use crate::tree::filter::{Filter, IGNORE_FILE};
 use crate::tree::path::TreePath;
 use crate::tree::tree_id::Pair;
@@ -185,7 +185,7 @@ impl Watched {
     /// Touches entries that changed while they were read, so that the next round reads them even if
     /// nobody touches them again.
     fn look_again_at(&self, summary: &Summary) {
-        for problem in summary.problems.iter().filter(|problem| is_passing(problem.trouble)) {
+        for problem in summary.problems.iter().filter(|problem| is_passing(problem.kind)) {
             if let Ok(path) = TreePath::new(problem.path.clone()) {
                 self.watch.touch(path);
             }
@@ -263,8 +263,8 @@ fn tell(link: &Link, config: &Config, monitor: &dyn Monitor, event: Event) {
 }
 
 /// True if a problem will probably be over soon: the entry is tried again, and nobody is told.
-fn is_passing(trouble: Trouble) -> bool {
-    matches!(trouble, Trouble::Changed | Trouble::Vanished)
+fn is_passing(kind: ProblemKind) -> bool {
+    matches!(kind, ProblemKind::Changed | ProblemKind::Vanished)
 }
 
 /// Forwards all events but the problems that will probably be over soon.
@@ -272,7 +272,7 @@ struct DeferredRetry<'a>(&'a dyn Monitor);
 
 impl Monitor for DeferredRetry<'_> {
     fn observe(&self, event: Event) {
-        if !matches!(&event, Event::Problem(problem) if is_passing(problem.trouble)) {
+        if !matches!(&event, Event::Problem(problem) if is_passing(problem.kind)) {
             self.0.observe(event);
         }
     }

@@ -30,7 +30,7 @@ use crate::exchange::run::Perform;
 use crate::exchange::sink::read_bytes;
 use crate::exchange::source::{Source, SourceError};
 use crate::exchange::{chain, fault, renamed, scan_options};
-use crate::monitor::{Problem, Trouble};
+use crate::monitor::{Problem, ProblemKind};
 use crate::tree::change;
 use crate::tree::entry::{Kind, Time};
 use crate::tree::filter::{Filter, IgnoreFile};
@@ -182,12 +182,12 @@ impl Sending {
         }
         let manifest = Arc::new(scanned.manifest);
         let unreadable = scanned.problems.iter().map(|error| Problem {
-            trouble: Trouble::Unreadable,
+            kind: ProblemKind::Unreadable,
             path: error.path().to_vec(),
             cause: chain(error),
         });
         let unsupported = scanned.unsupported.iter().map(|(path, kind)| Problem {
-            trouble: Trouble::Unsupported,
+            kind: ProblemKind::Unsupported,
             path: path.as_bytes().to_vec(),
             cause: format!("{kind} are not copied"),
         });
@@ -392,7 +392,7 @@ impl Sending {
         let path = listed.manifest.path(id).ok_or_else(out_of_turn)?;
         let identity = listed.identities.get(&listed.manifest, id).ok_or_else(out_of_turn)?;
         let path = found.single.as_ref().map_or_else(|| path.to_path(), |single| single.local.clone());
-        let (file, stat) = found.root.open_file(&path).map_err(|error| fault(&error, Trouble::Unreadable))?;
+        let (file, stat) = found.root.open_file(&path).map_err(|error| fault(&error, ProblemKind::Unreadable))?;
         if stat.identity == identity { Ok((file, identity)) } else { Err(changed()) }
     }
 
@@ -484,11 +484,11 @@ fn read_fault(error: &io::Error) -> Fault {
 }
 
 fn unreadable(error: &io::Error) -> Fault {
-    Fault::Entry(Trouble::Unreadable, format!("cannot read it: {error}"))
+    Fault::Entry(ProblemKind::Unreadable, format!("cannot read it: {error}"))
 }
 
 fn changed() -> Fault {
-    Fault::Entry(Trouble::Changed, "it changed while it was being sent".to_owned())
+    Fault::Entry(ProblemKind::Changed, "it changed while it was being sent".to_owned())
 }
 
 fn out_of_turn() -> Fault {

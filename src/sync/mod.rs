@@ -29,7 +29,7 @@ pub use visit::Visit;
 
 use crate::engine::{PROBLEMS_MAX, Summary};
 use crate::kernel::{Access, Settings};
-use crate::monitor::{Event, Monitor, Preparation, Trouble, Warning};
+use crate::monitor::{Event, Monitor, Preparation, ProblemKind, Warning};
 use crate::sync::pairing::Pairing;
 use crate::sync::watch::{AfterRound, Listener, News};
 use crate::wire::hello::{Options, Role};
@@ -291,7 +291,7 @@ impl DeferredProblems {
 impl Monitor for DeferredProblems {
     fn observe(&self, event: Event) {
         let moved = matches!(&event, Event::Problem(problem)
-            if matches!(problem.trouble, Trouble::Changed | Trouble::Vanished));
+            if matches!(problem.kind, ProblemKind::Changed | ProblemKind::Vanished));
         // Only the last round's report about braked deletions counts.
         let withheld = moved || matches!(event, Event::Braked(_));
         if withheld && self.lock().len() < PROBLEMS_MAX {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
 use ksync::exchange::{Perform, Receiving, Sending, run};
-use ksync::monitor::{Quiet, Trouble};
+use ksync::monitor::{Quiet, ProblemKind};
 use ksync::wire::hello::{self, Consent, Options, Request, Role};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use tempfile::TempDir;
@@ -51,10 +51,10 @@ impl Ran {
         self.client.as_ref().unwrap()
     }
 
-    pub(crate) fn problems(&self) -> Vec<(Trouble, String)> {
+    pub(crate) fn problems(&self) -> Vec<(ProblemKind, String)> {
         let shown = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
         let problems = self.summary().problems.iter();
-        problems.map(|problem| (problem.trouble, shown(&problem.path))).collect()
+        problems.map(|problem| (problem.kind, shown(&problem.path))).collect()
     }
 }
 

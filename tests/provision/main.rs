@@ -20,4 +20,4 @@ mod bridge;
 mod cleanup;
 mod first;
 mod official;
-mod trouble;
+mod failures;

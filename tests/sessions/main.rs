@@ -13,6 +13,6 @@ mod life;
 mod platform;
 mod secrets;
 mod terminal;
-mod trouble;
+mod failures;
 mod unreachable;
 mod connections;

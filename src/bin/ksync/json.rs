@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use data_encoding::BASE64;
 use ksync::engine::Summary;
 use ksync::exchange::rounds::Round;
-use ksync::monitor::{Action, Braked, Event, Monitor, Preparation, Reason, Trouble, Warning, What};
+use ksync::monitor::{Action, Braked, Event, Monitor, Preparation, Reason, ProblemKind, Warning, What};
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
 use ksync::wire::message::Tally;
@@ -155,19 +155,19 @@ fn reason(reason: Reason) -> &'static str {
     }
 }
 
-fn trouble(trouble: Trouble) -> &'static str {
-    match trouble {
-        Trouble::Unreadable => "unreadable",
-        Trouble::Vanished => "vanished",
-        Trouble::Changed => "changed",
-        Trouble::Unwritable => "unwritable",
-        Trouble::Conflict => "conflict",
-        Trouble::Obstacle => "obstacle",
-        Trouble::Corrupt => "corrupt",
-        Trouble::Unsafe => "unsafe",
-        Trouble::Unsupported => "unsupported",
-        Trouble::NotDeleted => "not-deleted",
-        Trouble::Unlisted => "unlisted",
+fn problem_kind(kind: ProblemKind) -> &'static str {
+    match kind {
+        ProblemKind::Unreadable => "unreadable",
+        ProblemKind::Vanished => "vanished",
+        ProblemKind::Changed => "changed",
+        ProblemKind::Unwritable => "unwritable",
+        ProblemKind::Conflict => "conflict",
+        ProblemKind::Obstacle => "obstacle",
+        ProblemKind::Corrupt => "corrupt",
+        ProblemKind::Unsafe => "unsafe",
+        ProblemKind::Unsupported => "unsupported",
+        ProblemKind::NotDeleted => "not-deleted",
+        ProblemKind::Unlisted => "unlisted",
     }
 }
 
@@ -198,7 +198,7 @@ impl Monitor for Json {
                 tell("file", with_path(json!({ "action": action, "kind": kind(what) }), &path));
             }
             Event::Problem(problem) => {
-                let fields = json!({ "kind": trouble(problem.trouble), "message": problem.cause });
+                let fields = json!({ "kind": problem_kind(problem.kind), "message": problem.cause });
                 tell("warning", with_path(fields, &problem.path));
             }
             Event::Left { what, path } => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ksync::engine::Summary;
 use ksync::exchange::chain;
 use ksync::kernel::KernelError;
-use ksync::monitor::Trouble;
+use ksync::monitor::ProblemKind;
 use ksync::sync::{Report, SyncError};
 use ksync::wire::message::Tally;
 
@@ -241,7 +241,7 @@ pub(crate) fn exit_code(summary: &Summary) -> u8 {
     let all_are_known = summary.problem_count == summary.problems.len() as u64;
     if summary.problem_count == 0 {
         0
-    } else if all_are_known && summary.problems.iter().all(|problem| problem.trouble == Trouble::Vanished) {
+    } else if all_are_known && summary.problems.iter().all(|problem| problem.kind == ProblemKind::Vanished) {
         VANISHED
     } else {
         PARTIAL
@@ -341,16 +341,16 @@ mod tests {
 
     #[test]
     fn problems_change_the_exit_code() {
-        let ended = |troubles: &[Trouble], more: u64| {
-            let problem = |&trouble| Problem { trouble, path: Vec::new(), cause: String::new() };
-            let problems: Vec<_> = troubles.iter().map(problem).collect();
+        let ended = |problem_kinds: &[ProblemKind], more: u64| {
+            let problem = |&kind| Problem { kind, path: Vec::new(), cause: String::new() };
+            let problems: Vec<_> = problem_kinds.iter().map(problem).collect();
             let problem_count = problems.len() as u64 + more;
             exit_code(&Summary { problems, problem_count, ..Summary::default() })
         };
         assert_eq!(ended(&[], 0), 0);
-        assert_eq!(ended(&[Trouble::Vanished, Trouble::Vanished], 0), 24);
-        assert_eq!(ended(&[Trouble::Vanished, Trouble::Unreadable], 0), 23);
-        assert_eq!(ended(&[Trouble::Vanished], 1), 23);
+        assert_eq!(ended(&[ProblemKind::Vanished, ProblemKind::Vanished], 0), 24);
+        assert_eq!(ended(&[ProblemKind::Vanished, ProblemKind::Unreadable], 0), 23);
+        assert_eq!(ended(&[ProblemKind::Vanished], 1), 23);
     }
 
     #[test]

@@ -306,7 +306,7 @@ fn style(template: &str) -> ProgressStyle {
 
 #[cfg(test)]
 mod tests {
-    use ksync::monitor::{Problem, Trouble};
+    use ksync::monitor::{Problem, ProblemKind};
     use ksync::sync::ConnectOptions;
     use ksync::wire::hello::Options;
 
@@ -334,7 +334,7 @@ mod tests {
 
     fn problem() -> Event {
         let cause = "Permission denied".to_owned();
-        Event::Problem(Problem { trouble: Trouble::Unreadable, path: b"a".to_vec(), cause })
+        Event::Problem(Problem { kind: ProblemKind::Unreadable, path: b"a".to_vec(), cause })
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::properties::{assert_same, delete, run, troubles};
+use super::properties::{assert_same, delete, run, problem_kinds};
 use super::disk::{Source, Target};
 use super::tree::{Tree, directory, file, link, path, tree};
 use super::{Ended, ORDERS, Order};
@@ -74,7 +74,7 @@ fn braked_run_does_everything_but_deletions() {
         expected.insert(path("new"), file(&[7; 9000]));
         assert_same(&expected, &ended.target.tree);
         assert_eq!((reason(&ended), deleted(&ended)), (Some(Reason::Foreign), 0));
-        assert!(troubles(&ended).is_empty() && !is_paired(&ended));
+        assert!(problem_kinds(&ended).is_empty() && !is_paired(&ended));
         let braked = ended.receiver.unwrap().braked.unwrap();
         assert_eq!((braked.going, braked.held, braked.head.len()), (3, 5, 3));
 

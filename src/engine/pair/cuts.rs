@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::properties::{delete, run, troubles};
+use super::properties::{delete, run, problem_kinds};
 use super::disk::{Source, Target};
 use super::tree::{Rng, Tree, change, differences, file, grow, path};
 use super::{ORDERS, Order, Pair};
@@ -28,7 +28,7 @@ proptest! {
         let cut = pair.run(Some(at));
         let again = run(cut.source, cut.target.again(), &delete(), ORDERS[order], seed);
         prop_assert_eq!(differences(&source, &again.target.tree), Vec::<String>::new());
-        prop_assert!(troubles(&again).is_empty());
+        prop_assert!(problem_kinds(&again).is_empty());
     }
 }
 

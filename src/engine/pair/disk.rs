@@ -19,7 +19,7 @@ use crate::engine::work::{
     CopiedFile, Destination, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder,
     Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Advertised, Work,
 };
-use crate::monitor::Trouble;
+use crate::monitor::ProblemKind;
 use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{Entry, EntryRef, Kind, Time};
 use crate::tree::filter::Filter;
@@ -178,7 +178,7 @@ impl Source {
         let path = &self.offered.path(id).unwrap().to_path();
         match &self.tree[path].what {
             What::File(content) if !self.unreadable.contains(path) => Ok(Arc::clone(content)),
-            _ => Err(Fault::Entry(Trouble::Unreadable, "it cannot be read".to_owned())),
+            _ => Err(Fault::Entry(ProblemKind::Unreadable, "it cannot be read".to_owned())),
         }
     }
 
@@ -367,11 +367,11 @@ pub(super) struct Target {
 pub(super) type Done = Result<(), Fault>;
 
 fn corrupt() -> Fault {
-    Fault::Entry(Trouble::Corrupt, "it is not what was announced".to_owned())
+    Fault::Entry(ProblemKind::Corrupt, "it is not what was announced".to_owned())
 }
 
 fn unwritable(cause: &str) -> Fault {
-    Fault::Entry(Trouble::Unwritable, cause.to_owned())
+    Fault::Entry(ProblemKind::Unwritable, cause.to_owned())
 }
 
 impl Target {

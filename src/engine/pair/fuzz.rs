@@ -13,7 +13,7 @@ use super::{RECEIVER, SENDER, content_of_work};
 use crate::content::blocks::{BlockId, BlockSize};
 use crate::content::chunk::{Chunk, ChunkId};
 use crate::content::hash::Hash;
-use crate::monitor::{Event, Problem, Trouble};
+use crate::monitor::{Event, Problem, ProblemKind};
 use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::record;
@@ -91,7 +91,7 @@ fn edit() -> impl Strategy<Value = Edit> {
 
 fn message() -> Union<BoxedStrategy<Message>> {
     let block = manifest(&offered()).blocks().next().unwrap();
-    let problem = Problem { trouble: Trouble::Unreadable, path: b"p".to_vec(), cause: "c".to_owned() };
+    let problem = Problem { kind: ProblemKind::Unreadable, path: b"p".to_vec(), cause: "c".to_owned() };
     Union::new([
         Just(subject()).boxed(),
         Just(Message::Ignores(vec![IgnoreFile { directory: Vec::new(), text: b"x".to_vec() }])).boxed(),

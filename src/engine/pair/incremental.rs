@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::properties::{assert_same, delete, run, troubles};
+use super::properties::{assert_same, delete, run, problem_kinds};
 use super::disk::{Source, Target};
 use super::tree::{Rng, Tree, change, directory, expected, file, grow, path, tree};
 use super::{ORDERS, Order};
-use crate::monitor::Trouble;
+use crate::monitor::ProblemKind;
 use crate::tree::path::TreePath;
 use crate::tree::subtrees::{Coverage, SubtreeSet};
 use crate::wire::hello::Options;
@@ -48,7 +48,7 @@ proptest! {
         let ended = run(source(after, scope, pushed), Target::new(before), &options, ORDERS[order], seed);
         assert_same(&expected, &ended.target.tree);
         prop_assert_eq!(ended.target.root, ended.source.root);
-        prop_assert!(troubles(&ended).iter().all(|(trouble, _)| *trouble == Trouble::Obstacle));
+        prop_assert!(problem_kinds(&ended).iter().all(|(kind, _)| *kind == ProblemKind::Obstacle));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::tree::{
 };
 use super::{Ended, ORDERS, Order, Pair};
 use crate::engine::Failure;
-use crate::monitor::{Action, Event, Trouble};
+use crate::monitor::{Action, Event, ProblemKind};
 use crate::tree::filter::{Filter, Rule};
 use crate::wire::hello::{Consent, Options};
 use crate::wire::message::{Tally, WANTS_MAX};
@@ -27,10 +27,10 @@ pub(super) fn run(source: Source, target: Target, options: &Options, order: Orde
     ended
 }
 
-pub(super) fn troubles(ended: &Ended) -> Vec<(Trouble, String)> {
+pub(super) fn problem_kinds(ended: &Ended) -> Vec<(ProblemKind, String)> {
     let summary = ended.sender.as_ref().unwrap();
     let shown = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
-    summary.problems.iter().map(|problem| (problem.trouble, shown(&problem.path))).collect()
+    summary.problems.iter().map(|problem| (problem.kind, shown(&problem.path))).collect()
 }
 
 fn tally(result: &Result<crate::engine::Summary, Failure>) -> Tally {
@@ -60,7 +60,7 @@ proptest! {
         assert!(ended.target.staged.is_empty());
         prop_assert_eq!(ended.target.root, ended.source.root);
         prop_assert_eq!(tally(&ended.sender), tally(&ended.receiver));
-        prop_assert!(troubles(&ended).iter().all(|(trouble, _)| *trouble == Trouble::Obstacle));
+        prop_assert!(problem_kinds(&ended).iter().all(|(kind, _)| *kind == ProblemKind::Obstacle));
 
         let again = run(ended.source, ended.target.again(), &options, ORDERS[order], seed + 1);
         assert_same(&expected, &again.target.tree);
@@ -133,8 +133,8 @@ fn nothing_is_deleted_when_a_side_could_not_list_everything() {
         let ended = run(source, target, &delete(), Order::Random, 5);
         let names: Vec<String> = ended.target.tree.keys().map(ToString::to_string).collect();
         assert_eq!(names, ["d", "d/f", "extra", "f"]);
-        let expected = [(Trouble::NotDeleted, String::new()), (Trouble::Obstacle, "d".to_owned())];
-        assert_eq!(troubles(&ended), expected);
+        let expected = [(ProblemKind::NotDeleted, String::new()), (ProblemKind::Obstacle, "d".to_owned())];
+        assert_eq!(problem_kinds(&ended), expected);
     }
 }
 
@@ -166,7 +166,7 @@ fn small_edit_in_a_large_file_travels_as_a_delta() {
     assert_same(&source, &ended.target.tree);
     assert!(ended.log.sign_requests == 1 && ended.log.sent_bytes < 315_000, "{:?}", ended.log);
     assert_eq!(tally(&ended.sender).sent_bytes, ended.log.sent_bytes);
-    assert!(troubles(&ended).is_empty());
+    assert!(problem_kinds(&ended).is_empty());
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn lie_about_a_file_costs_one_retry_of_the_whole() {
                 // Files that one message vouched for together with a lie are sent again with it.
                 let again = if lie == Lie::Same { 1..=source.len() } else { 1..=1 };
                 assert!(again.contains(&(ended.log.wants - source.len())), "{name} {lie:?}");
-                assert!(troubles(&ended).is_empty());
+                assert!(problem_kinds(&ended).is_empty());
             }
         }
     }
@@ -200,7 +200,7 @@ fn repeated_lie_is_a_problem_and_the_basis_stays() {
             expected.remove(name);
             expected.extend(target.get_key_value(name).map(|(name, old)| (name.clone(), old.clone())));
             assert_same(&expected, &ended.target.tree);
-            assert_eq!(troubles(&ended), [(Trouble::Corrupt, name.to_string())]);
+            assert_eq!(problem_kinds(&ended), [(ProblemKind::Corrupt, name.to_string())]);
         }
     }
 }
@@ -217,7 +217,7 @@ fn unreadable_file_is_a_problem_and_the_rest_arrives() {
             expected.remove(name);
             expected.extend(target.get_key_value(name).map(|(name, old)| (name.clone(), old.clone())));
             assert_same(&expected, &ended.target.tree);
-            assert_eq!(troubles(&ended), [(Trouble::Unreadable, name.to_string())]);
+            assert_eq!(problem_kinds(&ended), [(ProblemKind::Unreadable, name.to_string())]);
         }
     }
 }
@@ -302,7 +302,7 @@ fn basis_with_a_gap_is_patched_or_put_in_place_unchanged() {
             let Tally { updated, sent_bytes, matched_bytes, .. } = tally(&ended.sender);
             assert_eq!((updated, sent_bytes + matched_bytes), (1, new.len() as u64));
             assert_eq!(sent_bytes == 0, is_the_widened_one);
-            assert!(troubles(&ended).is_empty());
+            assert!(problem_kinds(&ended).is_empty());
         }
     }
 }

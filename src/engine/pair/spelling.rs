@@ -5,11 +5,11 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::properties::{assert_same, delete, run, troubles};
+use super::properties::{assert_same, delete, run, problem_kinds};
 use super::disk::{Done, Source, Target};
 use super::tree::{Rng, Tree, directory, file, grow, link, path, tree};
 use super::{Ended, ORDERS, Order};
-use crate::monitor::Trouble;
+use crate::monitor::ProblemKind;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::spelling::{Answers, Questions, Respelled, Spelling, Suspects};
@@ -101,7 +101,7 @@ proptest! {
         assert_same(&source, &ended.target.tree);
         prop_assert!(ended.target.spelled.is_empty(), "{:?}", ended.target.spelled);
         prop_assert_eq!((ended.log.sent_bytes, ended.log.wants), (0, 0));
-        prop_assert_eq!(troubles(&ended), []);
+        prop_assert_eq!(problem_kinds(&ended), []);
         let tally = ended.receiver.unwrap().tally;
         prop_assert_eq!((tally.created, tally.updated, tally.deleted), (0, 0, 0));
         let again = once(&source, ended.target.again(), ORDERS[order], seed);
@@ -127,8 +127,8 @@ fn first_of_two_twins_exists_and_the_other_is_reported_in_every_run() {
         for run in 0..3 {
             let ended = once(&source, target, order, 1);
             assert_same(&expected, &ended.target.tree);
-            let told = ["a", "d"].map(|name| (Trouble::Obstacle, name.to_owned()));
-            assert_eq!(troubles(&ended), told, "{order:?} {run}");
+            let told = ["a", "d"].map(|name| (ProblemKind::Obstacle, name.to_owned()));
+            assert_eq!(problem_kinds(&ended), told, "{order:?} {run}");
             assert_eq!(ended.receiver.unwrap().tally.has_changed(), run == 0, "{order:?} {run}");
             target = ended.target.again();
         }
@@ -147,6 +147,6 @@ fn both_twins_exist_where_the_filesystem_folds_nothing() {
     for before in [Tree::new(), tree([("A", file(b"first")), ("d", directory())])] {
         let ended = once(&source, Target::new(before), Order::Random, 1);
         assert_same(&source, &ended.target.tree);
-        assert_eq!(troubles(&ended), []);
+        assert_eq!(problem_kinds(&ended), []);
     }
 }

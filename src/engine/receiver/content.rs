@@ -11,7 +11,7 @@ use serde_bytes::ByteBuf;
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
 use crate::engine::work::{CopiedFile, Fault, SignOrder, SmallContent, SmallFile, Advertised, Work};
-use crate::monitor::{Action, Differs, Event, Problem, Trouble, What};
+use crate::monitor::{Action, Differs, Event, Problem, ProblemKind, What};
 use crate::wire::message::{
     AbortKind, Body, Message, BasisReport, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
 };
@@ -420,7 +420,7 @@ impl Receiver {
                 }
                 self.answered(id);
             }
-            Err(Fault::Entry(Trouble::Corrupt, cause)) => self.retry(id, &cause),
+            Err(Fault::Entry(ProblemKind::Corrupt, cause)) => self.retry(id, &cause),
             Err(fault) => {
                 let path = self.path(id);
                 if self.outbox.complain(path, fault) {
@@ -447,7 +447,7 @@ impl Receiver {
             self.send_batch();
         } else {
             let path = self.path(id);
-            self.outbox.problem(Problem { trouble: Trouble::Corrupt, path, cause: cause.to_owned() });
+            self.outbox.problem(Problem { kind: ProblemKind::Corrupt, path, cause: cause.to_owned() });
         }
     }
 

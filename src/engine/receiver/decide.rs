@@ -7,7 +7,7 @@ use super::{Phase, Receiver, Resolved};
 use crate::engine::brake::{self, Facts, Known, MANY};
 use crate::engine::plan::{Findings, Plan};
 use crate::engine::work::{Destination, Work};
-use crate::monitor::{Braked, Event, Problem, Trouble};
+use crate::monitor::{Braked, Event, Problem, ProblemKind};
 use crate::tree::compare::{Rules, below, has_more};
 use crate::tree::entry::{EntryRef, Time};
 use crate::tree::manifest::Manifest;
@@ -61,7 +61,7 @@ impl Receiver {
         self.tell_unlisted();
         if withheld {
             let cause = "nothing was deleted, since not everything could be listed".to_owned();
-            self.outbox.problem(Problem { trouble: Trouble::NotDeleted, path: Vec::new(), cause });
+            self.outbox.problem(Problem { kind: ProblemKind::NotDeleted, path: Vec::new(), cause });
         }
         self.announce_plan(&present);
         let is_braked = braked.is_some();

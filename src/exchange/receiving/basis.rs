@@ -18,7 +18,7 @@ use crate::exchange::basis::BasisFile;
 use crate::exchange::receiving::{Receiving, Trees, sink_fault, unwritable};
 use crate::exchange::sink::{SinkError, blocks_of, basis_changed, open_basis};
 use crate::exchange::{fault, retry_while_busy};
-use crate::monitor::Trouble;
+use crate::monitor::ProblemKind;
 use crate::wire::message::{
     AbortKind, Blocks, BasisReport, SMALL_BASIS_BYTES_MAX, Stretch, Want, Window, is_signed, basis_bytes_max,
 };
@@ -101,7 +101,7 @@ impl Receiving {
     fn staged(&self, id: u32, size: u64) -> Result<Option<Blocks>, Fault> {
         let (root, path) = (self.root()?, self.path(id)?);
         let found = retry_while_busy(|| Staging::find(root, &path));
-        let found = found.map_err(|error| fault(&error, Trouble::Unwritable))?;
+        let found = found.map_err(|error| fault(&error, ProblemKind::Unwritable))?;
         let Some(staging) = found.filter(|staging| !staging.is_empty()) else { return Ok(None) };
         let (length, block) = (staging.len().min(size), BlockSize::for_size(size));
         let finding = Finding::of_all(length, block);

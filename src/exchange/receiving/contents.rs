@@ -11,7 +11,7 @@ use crate::engine::{CopiedFile, Fault, SmallContent, SmallFile};
 use crate::exchange::fault;
 use crate::exchange::receiving::{Receiving, out_of_turn, sink_fault};
 use crate::exchange::sink::{Sink, SinkError};
-use crate::monitor::Trouble;
+use crate::monitor::ProblemKind;
 use crate::wire::message::Op;
 
 /// Length in bytes from which a replaced file is closed on a thread of its own. The last handle
@@ -196,9 +196,9 @@ impl Receiving {
 }
 
 fn unwritable(error: &DiskError) -> Fault {
-    fault(error, Trouble::Unwritable)
+    fault(error, ProblemKind::Unwritable)
 }
 
 fn corrupt() -> Fault {
-    Fault::Entry(Trouble::Corrupt, "the received content does not have the announced hash".to_owned())
+    Fault::Entry(ProblemKind::Corrupt, "the received content does not have the announced hash".to_owned())
 }

@@ -19,7 +19,7 @@ use crate::disk::{clear_leftovers, staged};
 use crate::engine::{Destination, Fault, Opened};
 use crate::exchange::receiving::{OpenedTree, Receiving};
 use crate::exchange::{chain, retry_while_busy, renamed, scan_options};
-use crate::monitor::{Problem, Trouble};
+use crate::monitor::{Problem, ProblemKind};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
 use crate::tree::filter::Filter;
@@ -161,7 +161,7 @@ impl Receiving {
         opened.kept = Kept::new(unlisted.chain(scanned.boundaries.iter().cloned()).collect());
         root.set_boundaries(scanned.boundaries);
         opened.problems.extend(scanned.problems.iter().map(|error| Problem {
-            trouble: Trouble::Unlisted,
+            kind: ProblemKind::Unlisted,
             path: error.path().to_vec(),
             cause: error.fault().to_string(),
         }));

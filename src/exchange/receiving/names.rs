@@ -8,7 +8,7 @@ use crate::engine::{CopiedFile, Fault, Step};
 use crate::exchange::receiving::{Receiving, out_of_turn, sink_fault};
 use crate::exchange::sink::open_basis;
 use crate::exchange::{fault, retry_while_busy};
-use crate::monitor::Trouble;
+use crate::monitor::ProblemKind;
 use crate::tree::entry::Kind;
 
 impl Receiving {
@@ -31,7 +31,7 @@ impl Receiving {
             Step::Remove { at } => return self.remove(at),
             Step::Restore { at } => self.restore(at)?,
         };
-        done.map_err(|error| fault(&error, Trouble::Unwritable))
+        done.map_err(|error| fault(&error, ProblemKind::Unwritable))
     }
 
     fn make_link(&self, id: u32) -> Result<Result<(), DiskError>, Fault> {
@@ -99,7 +99,7 @@ impl Receiving {
             }
             result => {
                 self.doubted().remove(&file.at);
-                result.map_err(|error| fault(&error, Trouble::Unwritable))
+                result.map_err(|error| fault(&error, ProblemKind::Unwritable))
             }
         }
     }
@@ -117,7 +117,7 @@ impl Receiving {
 
     /// Writes a file with hard links anew, with the same content.
     fn separate(&self, id: u32, seen: &Identity) -> Result<(), Fault> {
-        let unwritable = |error: &DiskError| fault(error, Trouble::Unwritable);
+        let unwritable = |error: &DiskError| fault(error, ProblemKind::Unwritable);
         let (root, path) = (self.root()?, self.path(id)?);
         let basis = open_basis(root, &path, seen).map_err(sink_fault)?;
         let (mut staging, _) =
@@ -149,7 +149,7 @@ impl Receiving {
             Kind::Directory => root.remove_directory(&path),
             Kind::File { .. } | Kind::Symlink { .. } => root.remove_file(&path, seen.as_ref()),
         };
-        removed.map_err(|error| fault(&error, Trouble::Unwritable))?;
+        removed.map_err(|error| fault(&error, ProblemKind::Unwritable))?;
         self.doubted().remove(&at);
         Ok(())
     }

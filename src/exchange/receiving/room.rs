@@ -12,7 +12,7 @@ use crate::engine::{Fault, Room};
 use crate::exchange::fault;
 use crate::exchange::receiving::{Receiving, sink_fault};
 use crate::exchange::sink::SinkError;
-use crate::monitor::Trouble;
+use crate::monitor::ProblemKind;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::wire::message::Op;
@@ -85,7 +85,7 @@ impl Receiving {
         if error.is_no_space() || error.is_too_long() {
             self.give_up(id);
         }
-        fault(error, Trouble::Unwritable)
+        fault(error, ProblemKind::Unwritable)
     }
 
     /// Frees all incomplete files once the disk is full.
