@@ -102,12 +102,12 @@ impl Root {
         use rustix::fs::{AtFlags, linkat};
         use rustix::io::Errno;
 
-        use crate::disk::error::{During, Fault};
+        use crate::disk::error::{During, DiskErrorKind};
 
         let location = self.locate(path).during("make", path.as_bytes())?;
         match linkat(file, c"", &location, location.name, AtFlags::EMPTY_PATH) {
             Ok(()) => Ok(true),
-            Err(Errno::EXIST) => Err(DiskError::new("make", path.as_bytes(), Fault::Conflict)),
+            Err(Errno::EXIST) => Err(DiskError::new("make", path.as_bytes(), DiskErrorKind::Conflict)),
             // Before Linux 6.10 only the superuser may do that.
             Err(_) => {
                 self.anonymous().never_again();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, fchmod, fstat, futimens, unlinkat};
 
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, During, DiskErrorKind};
 use crate::disk::root::{Root, check_unchanged, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
 use crate::disk::state::GONE;
@@ -24,7 +24,7 @@ impl Root {
         const VERB: &str = "set mode and time of";
         let path = self.path().as_os_str().as_bytes();
         let stat = fstat(self.descriptor()).during(VERB, path)?;
-        let stat = Stat::of(&stat).ok_or_else(|| DiskError::new(VERB, path, Fault::OutOfRange))?;
+        let stat = Stat::of(&stat).ok_or_else(|| DiskError::new(VERB, path, DiskErrorKind::OutOfRange))?;
         let mode = mode.map(|mode| self.policy().mode_of(self.descriptor(), mode)).transpose();
         if let Some(mode) = mode.during(VERB, path)?.filter(|mode| stat.mode != *mode) {
             fchmod(self.descriptor(), mode_bits(mode)).during(VERB, path)?;
@@ -53,13 +53,13 @@ impl Root {
         const VERB: &str = "set mode and time of";
         let (file, stat) = self.open_file(path)?;
         if stat.identity != *seen {
-            return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict));
+            return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict));
         }
         if stat.nlink > 1 {
-            return Err(DiskError::new(VERB, path.as_bytes(), Fault::Linked));
+            return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Linked));
         }
         if !self.policy().fits(mode, (stat.uid, stat.gid)) {
-            return Err(DiskError::new(VERB, path.as_bytes(), Fault::AnotherOwner));
+            return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::AnotherOwner));
         }
         // A program may have written the file just now, so the new time must not reach the disk
         // before the content.
@@ -80,7 +80,7 @@ impl Root {
     pub fn vouch_for(&self, path: &TreePath, seen: &Identity) -> Result<(), DiskError> {
         let (file, stat) = self.open_file(path)?;
         if stat.identity != *seen {
-            return Err(DiskError::new("look at", path.as_bytes(), Fault::Conflict));
+            return Err(DiskError::new("look at", path.as_bytes(), DiskErrorKind::Conflict));
         }
         self.mark_change(path, seen.dev, Origin::Before)?;
         let _ = futimens(&file, &times(seen.mtime));

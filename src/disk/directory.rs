@@ -9,7 +9,7 @@ use rustix::fs::{Mode, fchmod, fchown, fstat, futimens, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, During, DiskErrorKind};
 use crate::disk::root::{DIRECTORY, Location, Root, stat_in, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
 use crate::disk::state::DIRECTORY_MADE;
@@ -124,14 +124,14 @@ impl Root {
         // A user who put another directory there may want its mode changed.
         let stat = stat_of(&descriptor, path)?;
         if Inode::from(&stat) != expected {
-            return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict));
+            return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict));
         }
         let mode = self.policy().mode_of(&descriptor, mode).during(VERB, path.as_bytes())?;
         if mode != stat.mode {
             // All directories that we made there were given to the destination's owner. The owner
             // may have put a directory of the superuser there, to have its mode opened.
             if self.owner().is_some_and(|(user, _)| user.as_raw() != stat.uid) {
-                return Err(DiskError::new(VERB, path.as_bytes(), Fault::NotOurs));
+                return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::NotOurs));
             }
             fchmod(&descriptor, mode_bits(mode)).during(VERB, path.as_bytes())?;
         }
@@ -142,7 +142,7 @@ impl Root {
 /// The inode at `location`.
 fn inode_in(location: &Location<'_>, path: &TreePath) -> Result<Inode, DiskError> {
     let stat = stat_in(location, path)?;
-    stat.as_ref().map(Inode::from).ok_or_else(|| DiskError::new(VERB, path.as_bytes(), Fault::Conflict))
+    stat.as_ref().map(Inode::from).ok_or_else(|| DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict))
 }
 
 /// Opens an existing directory, and makes it writable for this user. The superuser can write

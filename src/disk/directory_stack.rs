@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::disk::error::{DiskError, Fault};
+use crate::disk::error::{DiskError, DiskErrorKind};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::stat::FileKind;
 use crate::disk::unconfirmed::Covers;
@@ -72,7 +72,7 @@ impl Level {
         if let (Some(path), Some(inode)) = (&self.path, self.inode) {
             let now = stat_of(&directory, path)?.identity;
             if (now.dev, now.ino) != inode {
-                return Err(DiskError::new("go back to", path.as_bytes(), Fault::Conflict));
+                return Err(DiskError::new("go back to", path.as_bytes(), DiskErrorKind::Conflict));
             }
         }
         self.directory = Some(directory);

@@ -67,13 +67,13 @@ impl Root {
         use rustix::fs::OFlags;
         use rustix::io::Errno;
 
-        use crate::disk::error::Fault;
+        use crate::disk::error::DiskErrorKind;
         use crate::disk::root::stat_of;
 
         const VERB: &str = "set the time of";
         let link = self.descend(path, OFlags::PATH | OFlags::NOFOLLOW).during(VERB, path.as_bytes())?;
         if stat_of(&link, path)?.identity != *seen {
-            return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict));
+            return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict));
         }
         match utimensat(&link, c"", &times(mtime), AtFlags::EMPTY_PATH) {
             Err(Errno::INVAL | Errno::BADF) => Ok(false),

@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, During, DiskErrorKind};
 use crate::disk::root::{DIRECTORY, Root};
 use crate::disk::stat::{FileKind, Stat};
 use crate::disk::state::{StateDir, in_state};
@@ -47,7 +47,7 @@ impl Root {
                 Ok(())
             }
             Err(error) if error.is_busy() => {
-                Err(DiskError::new("lock", self.path().as_os_str().as_encoded_bytes(), Fault::Busy))
+                Err(DiskError::new("lock", self.path().as_os_str().as_encoded_bytes(), DiskErrorKind::Busy))
             }
             Err(_) => Ok(()),
         }
@@ -67,7 +67,7 @@ impl Root {
 
 fn take(root: &Root) -> Result<Held, DiskError> {
     let path = in_state(NAME.as_bytes());
-    let mut last = DiskError::new("lock", &path, Fault::Busy);
+    let mut last = DiskError::new("lock", &path, DiskErrorKind::Busy);
     for _ in 0..ATTEMPTS {
         match try_to_take(root, &path) {
             Ok(Some(held)) => return Ok(held),
@@ -94,7 +94,7 @@ fn try_to_take(root: &Root, path: &[u8]) -> Result<Option<Held>, DiskError> {
         Err(error) => return Err(error).during("make", path),
     };
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => return Err(DiskError::new("lock", path, Fault::Busy)),
+        Err(Errno::WOULDBLOCK) => return Err(DiskError::new("lock", path, DiskErrorKind::Busy)),
         result => result.during("lock", path)?,
     }
     let stat = fstat(&file).during("look at", path)?;

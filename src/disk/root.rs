@@ -13,7 +13,7 @@ use rustix::process::{Gid, Uid, getegid, geteuid};
 
 use crate::disk::boundaries::Boundaries;
 use crate::disk::directory::Inode;
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, During, DiskErrorKind};
 use crate::disk::lock::Held;
 use crate::disk::anonymous::AnonymousFiles;
 use crate::disk::resolve::{PASSAGE, Resolver};
@@ -111,7 +111,7 @@ impl Root {
     fn of(descriptor: OwnedFd, path: &Path) -> Result<Self, DiskError> {
         let bytes = path.as_os_str().as_bytes();
         let stat = fstat(&descriptor).during("look at", bytes)?;
-        let stat = Stat::of(&stat).ok_or_else(|| DiskError::new("look at", bytes, Fault::OutOfRange))?;
+        let stat = Stat::of(&stat).ok_or_else(|| DiskError::new("look at", bytes, DiskErrorKind::OutOfRange))?;
         let resolver = Resolver::probe(descriptor.as_fd());
         let Identity { dev, ino, .. } = stat.identity;
         let is_foreign = stat.uid != geteuid().as_raw() || stat.gid != getegid().as_raw();
@@ -151,7 +151,7 @@ impl Root {
             if above.owner.is_some() {
                 let below = path.strip_prefix(above.path()).unwrap_or(path);
                 let below = TreePath::new(below.as_os_str().as_bytes());
-                let below = below.map_err(|error| DiskError::new("make", bytes, Fault::Path(error)))?;
+                let below = below.map_err(|error| DiskError::new("make", bytes, DiskErrorKind::Path(error)))?;
                 return above.create_below(&below, path);
             }
         }
@@ -255,7 +255,7 @@ impl Root {
         let descriptor = self.descend(path, flags).during("open", path.as_bytes())?;
         let stat = stat_of(&descriptor, path)?;
         if stat.kind() != FileKind::File {
-            return Err(DiskError::new("read", path.as_bytes(), Fault::NotRegular));
+            return Err(DiskError::new("read", path.as_bytes(), DiskErrorKind::NotRegular));
         }
         Ok((File::from(descriptor), stat))
     }
@@ -342,7 +342,7 @@ impl Root {
 /// The metadata of an open descriptor.
 pub(crate) fn stat_of(descriptor: impl AsFd, path: &TreePath) -> Result<Stat, DiskError> {
     let stat = fstat(descriptor).during("look at", path.as_bytes())?;
-    Stat::of(&stat).ok_or_else(|| DiskError::new("look at", path.as_bytes(), Fault::OutOfRange))
+    Stat::of(&stat).ok_or_else(|| DiskError::new("look at", path.as_bytes(), DiskErrorKind::OutOfRange))
 }
 
 /// The metadata of the entry at `location`; `None` if nothing is there.
@@ -352,7 +352,7 @@ pub(crate) fn stat_in(location: &Location<'_>, path: &TreePath) -> Result<Option
         Err(error) => Err(error).during("look at", path.as_bytes()),
         Ok(stat) => Stat::of(&stat)
             .map(Some)
-            .ok_or_else(|| DiskError::new("look at", path.as_bytes(), Fault::OutOfRange)),
+            .ok_or_else(|| DiskError::new("look at", path.as_bytes(), DiskErrorKind::OutOfRange)),
     }
 }
 
@@ -365,7 +365,7 @@ pub(crate) fn check_unchanged(
     seen: Option<&Identity>,
 ) -> Result<(), DiskError> {
     let now = stat_in(location, path)?.map(|stat| stat.identity);
-    if now.as_ref() == seen { Ok(()) } else { Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)) }
+    if now.as_ref() == seen { Ok(()) } else { Err(DiskError::new(verb, path.as_bytes(), DiskErrorKind::Conflict)) }
 }
 
 #[cfg(test)]

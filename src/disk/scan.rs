@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::content::hash::{Hash, Hasher};
 use crate::disk::boundaries::is_mount_root;
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, During, DiskErrorKind};
 use crate::disk::holes::{HOLE_BYTES_MIN, SparseFile};
 use crate::disk::identities::Identities;
 use crate::disk::directory_stack::{Level, DirectoryStack, Name, names};
@@ -248,7 +248,7 @@ impl Scanner<'_> {
                 self.scanned.skipped.state += 1;
                 return Ok(None);
             }
-            Err(error) => return Err(DiskError::new("name", &level.shown(bytes), Fault::Path(error))),
+            Err(error) => return Err(DiskError::new("name", &level.shown(bytes), DiskErrorKind::Path(error))),
         };
         if name.kind.is_some_and(|kind| self.leaves_out(&path, kind)) {
             return Ok(None);
@@ -269,7 +269,7 @@ impl Scanner<'_> {
             result => result.during("look at", path.as_bytes())?,
         };
         let stat =
-            Stat::of(&stat).ok_or_else(|| DiskError::new("take in", path.as_bytes(), Fault::OutOfRange))?;
+            Stat::of(&stat).ok_or_else(|| DiskError::new("take in", path.as_bytes(), DiskErrorKind::OutOfRange))?;
         if name.kind.is_none() && self.leaves_out(&path, stat.kind()) {
             return Ok(None);
         }
@@ -372,9 +372,9 @@ impl Scanner<'_> {
             self.scanned.doubts.push(u32::try_from(self.tree.len()).unwrap_or(u32::MAX), doubt);
         }
         if let Err(error) = self.tree.add(entry) {
-            self.overflow = Some(DiskError::new("list", path.as_bytes(), Fault::Tree(error)));
+            self.overflow = Some(DiskError::new("list", path.as_bytes(), DiskErrorKind::Tree(error)));
         } else if !self.scanned.identities.push(&stat.identity) {
-            self.overflow = Some(DiskError::new("list", path.as_bytes(), Fault::OutOfRange));
+            self.overflow = Some(DiskError::new("list", path.as_bytes(), DiskErrorKind::OutOfRange));
         }
         if self.tree.len().is_multiple_of(REPORT_ENTRIES) {
             self.report();
@@ -406,7 +406,7 @@ impl Scanner<'_> {
     fn protect_below(&mut self, path: &TreePath) -> Result<(), DiskError> {
         let rule = || IgnoreFile { directory: path.as_bytes().to_vec(), text: b"*\n".to_vec() };
         let taken = self.filter.as_mut().is_none_or(|filter| filter.add(rule()));
-        if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), Fault::OutOfRange)) }
+        if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), DiskErrorKind::OutOfRange)) }
     }
 
     /// Starts to read a directory: first its ignore file, then all names in scope, sorted.
@@ -480,7 +480,7 @@ impl Scanner<'_> {
             None => TreePath::new(IGNORE_FILE.as_bytes()),
         };
         let shown = directory.map_or(&b"."[..], |path| path.as_bytes());
-        let path = path.map_err(|error| DiskError::new("name", shown, Fault::Path(error)))?;
+        let path = path.map_err(|error| DiskError::new("name", shown, DiskErrorKind::Path(error)))?;
         let (file, stat) = match self.root.open_file(&path) {
             Err(error) if error.is_not_found() => return Ok(()),
             result => result?,
@@ -491,7 +491,7 @@ impl Scanner<'_> {
             .during("read", path.as_bytes())?;
         let directory = directory.map(|path| path.as_bytes().to_vec()).unwrap_or_default();
         let taken = self.filter.as_mut().is_none_or(|filter| filter.add(IgnoreFile { directory, text }));
-        if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), Fault::OutOfRange)) }
+        if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), DiskErrorKind::OutOfRange)) }
     }
 
     /// The hash and the metadata of a file. A file that changes meanwhile is an error.
@@ -502,7 +502,7 @@ impl Scanner<'_> {
             .visit(0..stat.size(), &mut |piece| hasher.take(piece))
             .during("read", path.as_bytes())?;
         if stat_of(&file, path)?.identity != stat.identity {
-            return Err(DiskError::new("read", path.as_bytes(), Fault::Conflict));
+            return Err(DiskError::new("read", path.as_bytes(), DiskErrorKind::Conflict));
         }
         Ok((hasher.finish(), stat))
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::fstatvfs;
 use rustix::process::geteuid;
 
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, During, DiskErrorKind};
 use crate::disk::root::Root;
 use crate::disk::stage::shares_extents;
 
@@ -124,7 +124,7 @@ impl Reserve {
         let Ok(space) = root.space() else { return Ok(()) };
         if space.bytes < self.bytes.saturating_add(at_least) {
             let path = root.path().as_os_str().as_bytes();
-            return Err(DiskError::new("write to", path, Fault::Reserve(space.bytes)));
+            return Err(DiskError::new("write to", path, DiskErrorKind::Reserve(space.bytes)));
         }
         // Several threads write, so only half of the free space is promised.
         let free = space.bytes.saturating_sub(self.bytes).saturating_sub(at_most);

@@ -12,7 +12,7 @@ use crate::content::hash::Hash;
 use crate::content::hex::to_hex;
 use crate::disk::boundaries::is_keyed;
 use crate::disk::closing::CloseErrors;
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, During, DiskErrorKind};
 use crate::disk::root::{DIRECTORY, Root};
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::swap::{Ready, rename_into};
@@ -111,7 +111,7 @@ impl StateDir {
                 Ok(descriptor) => {
                     match flock(&descriptor, FlockOperation::NonBlockingLockExclusive) {
                         Err(Errno::WOULDBLOCK) => {
-                            return Err(DiskError::new("write to", &staged_path, Fault::Busy));
+                            return Err(DiskError::new("write to", &staged_path, DiskErrorKind::Busy));
                         }
                         result => result.during("lock", &staged_path)?,
                     }
@@ -134,7 +134,7 @@ impl StateDir {
             }
             self.remove(name.as_bytes())?;
         }
-        Err(DiskError::new("make", &staged_path, Fault::NotOurs))
+        Err(DiskError::new("make", &staged_path, DiskErrorKind::NotOurs))
     }
 
     /// Creates an empty directory called `name`, and opens it for filling. An earlier run's entry
@@ -268,7 +268,7 @@ fn own(descriptor: OwnedFd) -> Result<StateDir, DiskError> {
 }
 
 fn refused() -> DiskError {
-    DiskError::new("use", STATE_DIR.as_bytes(), Fault::NotOurs)
+    DiskError::new("use", STATE_DIR.as_bytes(), DiskErrorKind::NotOurs)
 }
 
 #[cfg(test)]
@@ -305,7 +305,7 @@ mod tests {
     fn a_link_or_a_file_as_state_directory_is_refused() {
         let fixture = Fixture::new();
         symlink(fixture.outside(), fixture.at(".ksync")).unwrap();
-        assert!(matches!(StateDir::create(&fixture.root).err().unwrap().fault(), Fault::NotOurs));
+        assert!(matches!(StateDir::create(&fixture.root).err().unwrap().reason(), DiskErrorKind::NotOurs));
         fs::remove_file(fixture.at(".ksync")).unwrap();
         fs::write(fixture.at(".ksync"), "").unwrap();
         assert!(StateDir::create(&fixture.root).is_err());
@@ -326,7 +326,7 @@ mod tests {
         let fixture = Fixture::new();
         fs::create_dir(fixture.at(".ksync")).unwrap();
         if chown(fixture.at(".ksync"), Some(65534), None).is_ok() {
-            assert!(matches!(StateDir::create(&fixture.root).err().unwrap().fault(), Fault::NotOurs));
+            assert!(matches!(StateDir::create(&fixture.root).err().unwrap().reason(), DiskErrorKind::NotOurs));
         }
     }
 

@@ -21,7 +21,7 @@ use std::os::fd::AsFd;
 use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
 
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, During, DiskErrorKind};
 use crate::disk::root::{Location, check_unchanged};
 use crate::disk::stat::{Identity, Stat};
 use crate::tree::path::TreePath;
@@ -65,7 +65,7 @@ pub(crate) fn remove_aside(
             let _ = renameat(&aside, name, &aside, format!("{name}.saved"));
         }
     }
-    Err(DiskError::new("remove", path.as_bytes(), Fault::Conflict))
+    Err(DiskError::new("remove", path.as_bytes(), DiskErrorKind::Conflict))
 }
 
 /// An entry of the state directory that is ready for its place.
@@ -88,7 +88,7 @@ pub(crate) fn rename_into(
     let name = staged.name;
     let Some(seen) = seen else {
         return match rename_to_nothing(from, name, location, location.name) {
-            Err(Errno::EXIST) => Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)),
+            Err(Errno::EXIST) => Err(DiskError::new(verb, path.as_bytes(), DiskErrorKind::Conflict)),
             result => result.during(verb, path.as_bytes()),
         };
     };
@@ -99,7 +99,7 @@ pub(crate) fn rename_into(
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
             return renameat(from, name, location, location.name).during(verb, path.as_bytes());
         }
-        Err(Errno::NOENT) => return Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)),
+        Err(Errno::NOENT) => return Err(DiskError::new(verb, path.as_bytes(), DiskErrorKind::Conflict)),
         Err(error) => return Err(error).during(verb, path.as_bytes()),
     }
     let mut held = identity_in(&from, name);
@@ -121,7 +121,7 @@ pub(crate) fn rename_into(
         }
         (put, held) = (held, out);
     }
-    Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict))
+    Err(DiskError::new(verb, path.as_bytes(), DiskErrorKind::Conflict))
 }
 
 /// Renames `name` in the directory `from` to `new` in the directory `to`, if nothing is there.

@@ -30,7 +30,7 @@ mod window;
 pub use receiver::Receiver;
 pub use sender::Sender;
 pub use work::{
-    Changed, CopiedFile, Destination, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile,
+    Changed, CopiedFile, Destination, WorkError, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile,
     ReadOrder, Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step,
     Advertised, Work,
 };
@@ -232,13 +232,13 @@ impl Outbox {
     }
 
     /// Reports a failure of one entry; `false` if it ends the run.
-    fn complain(&mut self, path: Vec<u8>, fault: Fault) -> bool {
-        match fault {
-            Fault::Entry(kind, cause) => {
+    fn report_error(&mut self, path: Vec<u8>, error: WorkError) -> bool {
+        match error {
+            WorkError::Entry(kind, cause) => {
                 self.problem(Problem { kind, path, cause });
                 true
             }
-            Fault::Fatal(kind, text) => {
+            WorkError::Fatal(kind, text) => {
                 self.fail(kind, text);
                 false
             }
@@ -246,10 +246,10 @@ impl Outbox {
     }
 
     /// Ends the run: the failed work is one that the whole run depends on.
-    fn fatal(&mut self, of_what: AbortKind, fault: Fault) {
-        match fault {
-            Fault::Fatal(kind, text) => self.fail(kind, text),
-            Fault::Entry(_, text) => self.fail(of_what, text),
+    fn fatal(&mut self, of_what: AbortKind, error: WorkError) {
+        match error {
+            WorkError::Fatal(kind, text) => self.fail(kind, text),
+            WorkError::Entry(_, text) => self.fail(of_what, text),
         }
     }
 

@@ -27,7 +27,7 @@ use serde_bytes::ByteBuf;
 use crate::engine::need::Need;
 use crate::engine::plan::{Fetch, Plan};
 use crate::engine::window::Window;
-use crate::engine::work::{Fault, Opened, Outcome, Step, Work};
+use crate::engine::work::{WorkError, Opened, Outcome, Step, Work};
 use crate::engine::{Config, Outbox, Engine, Input, Output};
 use crate::monitor::Event;
 use crate::tree::compare::below;
@@ -222,16 +222,16 @@ impl Receiver {
     fn outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Open(Ok(opened)) => self.opened(opened),
-            Outcome::Open(Err(fault)) => self.outbox.fatal(AbortKind::Destination, fault),
+            Outcome::Open(Err(error)) => self.outbox.fatal(AbortKind::Destination, error),
             Outcome::LoadBaseline(record) => self.loaded(record),
             Outcome::Resolve(answers) if self.phase == Phase::Offer => self.resolved(&answers),
             Outcome::Plan(Ok(())) => self.planned(),
-            Outcome::Plan(Err(fault)) => self.outbox.fatal(AbortKind::Destination, fault),
+            Outcome::Plan(Err(error)) => self.outbox.fatal(AbortKind::Destination, error),
             Outcome::Sign(results) => self.signed(results),
             Outcome::SignWindows(id, result) => {
                 self.signs -= 1;
                 match result {
-                    Err(Fault::Fatal(kind, text)) => self.outbox.fail(kind, text),
+                    Err(WorkError::Fatal(kind, text)) => self.outbox.fail(kind, text),
                     // The basis changed or went away meanwhile: send no signatures.
                     result => {
                         let signatures = result.unwrap_or_default().into_iter().map(ByteBuf::from).collect();
@@ -243,7 +243,7 @@ impl Receiver {
             Outcome::Cut(id, result) => {
                 self.signs -= 1;
                 match result {
-                    Err(Fault::Fatal(kind, text)) => self.outbox.fail(kind, text),
+                    Err(WorkError::Fatal(kind, text)) => self.outbox.fail(kind, text),
                     result => {
                         self.outbox.send(Message::Chunks { id, chunks: result.unwrap_or_default() });
                     }
@@ -277,7 +277,7 @@ impl Receiver {
                 self.offer.is_being_stored = false;
                 self.finish_when_ready();
             }
-            Outcome::Close(Err(fault)) => self.outbox.fatal(AbortKind::Destination, fault),
+            Outcome::Close(Err(error)) => self.outbox.fatal(AbortKind::Destination, error),
             other => self.outbox.stray_outcome(&other),
         }
     }
@@ -374,9 +374,9 @@ impl Receiver {
         true
     }
 
-    fn applied(&mut self, results: Vec<(Step, Result<(), Fault>)>) {
+    fn applied(&mut self, results: Vec<(Step, Result<(), WorkError>)>) {
         for (step, result) in results {
-            if matches!(step, Step::Unlock { .. }) && !matches!(result, Err(Fault::Fatal(..))) {
+            if matches!(step, Step::Unlock { .. }) && !matches!(result, Err(WorkError::Fatal(..))) {
                 continue;
             }
             let counter = match step {
@@ -407,13 +407,13 @@ impl Receiver {
                         self.tally.deleted += self.count_below(at);
                     }
                 }
-                Err(fault) => {
+                Err(error) => {
                     self.will_be_copy &= matches!(
                         step,
                         Step::MakeDirectory { .. } | Step::Adjust { .. } | Step::Respell { .. }
                     );
                     let path = self.step_path(step);
-                    if !self.outbox.complain(path, fault) {
+                    if !self.outbox.report_error(path, error) {
                         return;
                     }
                 }

@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 use crate::content::chunk::Chunk;
 use crate::content::delta::signature_bytes;
 use crate::engine::work::{
-    Changed, Fault, Found, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
+    Changed, WorkError, Found, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
     SourceNext, SourceStep, Work,
 };
 use crate::engine::{Config, Outbox, Engine, Input, Output};
@@ -260,8 +260,8 @@ impl Sender {
         match outcome {
             Outcome::Find(Ok(found)) => self.found(found),
             Outcome::Scan(Ok(scanned)) => self.scanned(scanned),
-            Outcome::Find(Err(fault)) | Outcome::Scan(Err(fault)) => {
-                self.outbox.fatal(AbortKind::Selection, fault)
+            Outcome::Find(Err(error)) | Outcome::Scan(Err(error)) => {
+                self.outbox.fatal(AbortKind::Selection, error)
             }
             Outcome::StoreBaseline => {
                 self.keeping = Keeping::Settled;
@@ -272,9 +272,9 @@ impl Sender {
             }
             Outcome::Read(files) => self.read(files),
             Outcome::Source(id, Ok((ops, next))) => self.source(id, ops, next),
-            Outcome::Source(id, Err(fault)) => {
+            Outcome::Source(id, Err(error)) => {
                 self.streams.remove(&id);
-                if self.outbox.complain(self.path(id), fault) {
+                if self.outbox.report_error(self.path(id), error) {
                     self.answered(id);
                     self.outbox.send(Message::Files(vec![(id, Body::Skipped)]));
                 }
@@ -411,7 +411,7 @@ impl Sender {
         }
     }
 
-    fn read(&mut self, files: Vec<(u32, Result<ReadFile, Fault>)>) {
+    fn read(&mut self, files: Vec<(u32, Result<ReadFile, WorkError>)>) {
         self.reads -= 1;
         let (mut answers, mut same) = (Vec::with_capacity(files.len()), Vec::new());
         for (id, result) in files {
@@ -437,8 +437,8 @@ impl Sender {
                     answers.push((id, Body::Differs));
                     continue;
                 }
-                Err(fault) => {
-                    if !self.outbox.complain(self.path(id), fault) {
+                Err(error) => {
+                    if !self.outbox.report_error(self.path(id), error) {
                         return;
                     }
                     Body::Skipped

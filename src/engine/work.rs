@@ -326,37 +326,37 @@ pub enum Step {
 #[derive(Debug)]
 pub enum Outcome {
     /// The identified source.
-    Find(Result<Found, Fault>),
+    Find(Result<Found, WorkError>),
     /// The listed source.
-    Scan(Result<Scanned, Fault>),
+    Scan(Result<Scanned, WorkError>),
     /// The files that were read.
-    Read(Vec<(u32, Result<ReadFile, Fault>)>),
+    Read(Vec<(u32, Result<ReadFile, WorkError>)>),
     /// The steps of a file, and its next need.
-    Source(u32, Result<(Vec<Op>, SourceNext), Fault>),
+    Source(u32, Result<(Vec<Op>, SourceNext), WorkError>),
     /// The destination.
-    Open(Result<Opened, Fault>),
+    Open(Result<Opened, WorkError>),
     /// The names that the filesystem folds into one.
     Resolve(Answers),
     /// Both manifests are handed over. If the destination will change, this run holds its lock.
-    Plan(Result<(), Fault>),
+    Plan(Result<(), WorkError>),
     /// The basis reports, each with the hash of its basis.
-    Sign(Vec<(u32, Result<Advertised, Fault>)>),
+    Sign(Vec<(u32, Result<Advertised, WorkError>)>),
     /// Signatures, in the order of the windows.
-    SignWindows(u32, Result<Vec<Vec<u8>>, Fault>),
+    SignWindows(u32, Result<Vec<Vec<u8>>, WorkError>),
     /// The signatures.
-    SignFiles(Vec<(u32, Result<Vec<u8>, Fault>)>),
+    SignFiles(Vec<(u32, Result<Vec<u8>, WorkError>)>),
     /// The chunks of a range.
-    Cut(u32, Result<Vec<Chunk>, Fault>),
+    Cut(u32, Result<Vec<Chunk>, WorkError>),
     /// Per file: success if it is in place.
-    Store(Vec<(u32, Result<(), Fault>)>),
+    Store(Vec<(u32, Result<(), WorkError>)>),
     /// Per file: success if it is in place.
-    Copy(Vec<(u32, Result<(), Fault>)>),
+    Copy(Vec<(u32, Result<(), WorkError>)>),
     /// Success if the steps were done.
-    Sink(u32, Result<(), Fault>),
+    Sink(u32, Result<(), WorkError>),
     /// Result of each step.
-    Apply(Vec<(Step, Result<(), Fault>)>),
+    Apply(Vec<(Step, Result<(), WorkError>)>),
     /// Success if the destination is complete.
-    Close(Result<(), Fault>),
+    Close(Result<(), WorkError>),
     /// The record, if it exists.
     LoadBaseline(Option<Record>),
     /// The baseline is stored, or storing it failed.
@@ -494,7 +494,7 @@ pub struct Destination {
 
 /// Failure of a work.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
+pub enum WorkError {
     /// Failure of one entry; the run goes on.
     Entry(ProblemKind, String),
     /// Failure that ends the run.

@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use crate::disk::error::DiskError;
 use crate::disk::baseline::Baseline;
 use crate::disk::scan::{ScanOptions, Subject};
-use crate::engine::{Fault, Outcome};
+use crate::engine::{WorkError, Outcome};
 use crate::monitor::ProblemKind;
 use crate::tree::entry::Entry;
 use crate::tree::filter::IgnoreFile;
@@ -44,18 +44,18 @@ use crate::wire::message::{AbortKind, SMALL_BYTES_MAX};
 
 /// Classifies a failure of the disk: a full or failing filesystem ends the run, everything else is
 /// the problem of one entry.
-fn fault(error: &DiskError, kind: ProblemKind) -> Fault {
+fn work_error(error: &DiskError, kind: ProblemKind) -> WorkError {
     let text = chain(error);
     if error.is_no_space() || error.is_broken() {
-        Fault::Fatal(AbortKind::Storage, text)
+        WorkError::Fatal(AbortKind::Storage, text)
     } else if error.is_busy() {
-        Fault::Fatal(AbortKind::Busy, text)
+        WorkError::Fatal(AbortKind::Busy, text)
     } else if error.is_conflict() {
-        Fault::Entry(ProblemKind::Conflict, text)
+        WorkError::Entry(ProblemKind::Conflict, text)
     } else if kind == ProblemKind::Unreadable && error.is_not_found() {
-        Fault::Entry(ProblemKind::Vanished, text)
+        WorkError::Entry(ProblemKind::Vanished, text)
     } else {
-        Fault::Entry(kind, text)
+        WorkError::Entry(kind, text)
     }
 }
 

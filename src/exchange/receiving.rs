@@ -23,10 +23,10 @@ use crate::disk::root::Root;
 use crate::disk::space::Reserve;
 use crate::disk::stage::Metadata;
 use crate::disk::stat::Identity;
-use crate::engine::{Fault, Outcome, Work};
+use crate::engine::{WorkError, Outcome, Work};
 use crate::exchange::prehash::{Prehashes, Priority};
 use crate::exchange::drafts::Drafts;
-use crate::exchange::fault;
+use crate::exchange::work_error;
 use crate::exchange::prefetch::large_files;
 use crate::exchange::receiving::directories::MadeDirectories;
 use crate::exchange::rounds::ReceiverSession;
@@ -144,35 +144,35 @@ impl Receiving {
         self
     }
 
-    fn opened_tree(&self) -> Result<&OpenedTree, Fault> {
+    fn opened_tree(&self) -> Result<&OpenedTree, WorkError> {
         self.opened.get().ok_or_else(out_of_turn)
     }
 
-    fn root(&self) -> Result<&Root, Fault> {
+    fn root(&self) -> Result<&Root, WorkError> {
         self.opened_tree()?.root.as_deref().ok_or_else(out_of_turn)
     }
 
-    fn trees(&self) -> Result<&Trees, Fault> {
+    fn trees(&self) -> Result<&Trees, WorkError> {
         self.trees.get().ok_or_else(out_of_turn)
     }
 
-    fn entry(&self, id: u32) -> Result<EntryRef<'_>, Fault> {
+    fn entry(&self, id: u32) -> Result<EntryRef<'_>, WorkError> {
         self.trees()?.wanted.get(id).ok_or_else(out_of_turn)
     }
 
-    fn metadata(&self, id: u32) -> Result<Metadata, Fault> {
+    fn metadata(&self, id: u32) -> Result<Metadata, WorkError> {
         let entry = self.entry(id)?;
         Ok(Metadata { mode: entry.mode, mtime: entry.mtime })
     }
 
     /// Path of an entry in the root.
-    fn path(&self, id: u32) -> Result<TreePath, Fault> {
+    fn path(&self, id: u32) -> Result<TreePath, WorkError> {
         let entry = self.entry(id)?;
         Ok(self.opened_tree()?.single.clone().unwrap_or_else(|| entry.path.to_path()))
     }
 
     /// Path of a basis, and its identity when it was listed.
-    fn basis(&self, at: u32) -> Result<(TreePath, Identity), Fault> {
+    fn basis(&self, at: u32) -> Result<(TreePath, Identity), WorkError> {
         let path = self.trees()?.present.path(at).ok_or_else(out_of_turn)?;
         let seen = self.identity(at).ok_or_else(out_of_turn)?;
         Ok((self.opened_tree()?.single.clone().unwrap_or_else(|| path.to_path()), seen))
@@ -188,14 +188,14 @@ impl Receiving {
     }
 
     /// Opens a basis, if it is still the listed file.
-    fn open_basis(&self, at: u32) -> Result<(File, Identity), Fault> {
+    fn open_basis(&self, at: u32) -> Result<(File, Identity), WorkError> {
         let (path, seen) = self.basis(at)?;
-        Ok((open_basis(self.root()?, &path, &seen).map_err(sink_fault)?, seen))
+        Ok((open_basis(self.root()?, &path, &seen).map_err(sink_error)?, seen))
     }
 
     /// Identity of the listed file or link that a rename is going to replace, if there is one. (A
     /// directory in its place has been removed.)
-    fn seen(&self, id: u32) -> Result<Option<Identity>, Fault> {
+    fn seen(&self, id: u32) -> Result<Option<Identity>, WorkError> {
         let present = &self.trees()?.present;
         let at = present.position(self.entry(id)?.path);
         let replaced = at.filter(|&at| present.get(at).is_some_and(|entry| !entry.is_directory()));
@@ -226,8 +226,8 @@ impl Perform for Receiving {
             Work::Resolve(questions) => Outcome::Resolve(self.resolve(&questions)),
             Work::Plan { wanted, present, spelling, changes, writes, withheld, pair } => {
                 // A round of a watch has not taken the lock yet.
-                if let Err(fault) = self.lock(changes) {
-                    return Outcome::Plan(Err(fault));
+                if let Err(error) = self.lock(changes) {
+                    return Outcome::Plan(Err(error));
                 }
                 self.keep(withheld, pair);
                 let _ = self.trees.set(Trees { wanted, present });
@@ -262,7 +262,7 @@ impl Perform for Receiving {
             Work::StoreBaseline { manifest, ignores } => {
                 super::store_baseline(self.baseline.as_ref(), &manifest, &ignores)
             }
-            other => Outcome::Close(Err(Fault::Fatal(
+            other => Outcome::Close(Err(WorkError::Fatal(
                 AbortKind::Protocol,
                 format!("a work that is not a receiver's: {:?}", std::mem::discriminant(&other)),
             ))),
@@ -270,11 +270,11 @@ impl Perform for Receiving {
     }
 }
 
-fn sink_fault(error: SinkError) -> Fault {
+fn sink_error(error: SinkError) -> WorkError {
     match error {
-        SinkError::Disk(error) => fault(&error, ProblemKind::Unwritable),
-        SinkError::Basis(text) => Fault::Entry(ProblemKind::Corrupt, text),
-        SinkError::Peer(text) => Fault::Fatal(AbortKind::Protocol, text.to_owned()),
+        SinkError::Disk(error) => work_error(&error, ProblemKind::Unwritable),
+        SinkError::Basis(text) => WorkError::Entry(ProblemKind::Corrupt, text),
+        SinkError::Peer(text) => WorkError::Fatal(AbortKind::Protocol, text.to_owned()),
     }
 }
 
@@ -302,10 +302,10 @@ impl Drop for NewAncestors {
     }
 }
 
-fn unwritable(error: &std::io::Error) -> Fault {
-    Fault::Entry(ProblemKind::Unwritable, format!("cannot read it: {error}"))
+fn unwritable(error: &std::io::Error) -> WorkError {
+    WorkError::Entry(ProblemKind::Unwritable, format!("cannot read it: {error}"))
 }
 
-fn out_of_turn() -> Fault {
-    Fault::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
+fn out_of_turn() -> WorkError {
+    WorkError::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
 }

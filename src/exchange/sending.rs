@@ -21,7 +21,7 @@ use crate::disk::scan::{self, Look, ScanOptions, Skipped, Sparse, scan};
 use crate::disk::set_id::{Owner, mode_for};
 use crate::disk::stat::Identity;
 use crate::engine::{
-    self, Changed, Fault, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
+    self, Changed, WorkError, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
     SourceNext, SourceStep, Work,
 };
 use crate::exchange::prehash::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
@@ -29,7 +29,7 @@ use crate::exchange::rounds::RoundContext;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::read_bytes;
 use crate::exchange::source::{Source, SourceError};
-use crate::exchange::{chain, fault, renamed, scan_options};
+use crate::exchange::{chain, renamed, scan_options, work_error};
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::change;
 use crate::tree::entry::{Kind, Time};
@@ -105,24 +105,24 @@ impl Sending {
     }
 
     /// Fails if a watched source was replaced or unmounted: that must not pass for an emptied one.
-    fn check_still_there(&self) -> Result<(), Fault> {
+    fn check_still_there(&self) -> Result<(), WorkError> {
         if self.context.as_ref().is_none_or(|context| context.root.is_still_there()) {
             return Ok(());
         }
         let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
         let text = format!("{shown} is gone, or was replaced by another directory: nothing was changed");
-        Err(Fault::Fatal(AbortKind::Selection, text))
+        Err(WorkError::Fatal(AbortKind::Selection, text))
     }
 
     fn scope(&self) -> Option<&SubtreeSet> {
         self.context.as_ref()?.scope.as_ref()
     }
 
-    fn find(&self) -> Result<engine::Found, Fault> {
+    fn find(&self) -> Result<engine::Found, WorkError> {
         self.check_still_there()?;
         let missing = |error: &dyn std::error::Error| {
             let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
-            Fault::Fatal(AbortKind::Selection, format!("cannot read {shown}: {}", chain(error)))
+            WorkError::Fatal(AbortKind::Selection, format!("cannot read {shown}: {}", chain(error)))
         };
         let metadata = fs::metadata(&self.path).map_err(|error| missing(&error))?;
         let (found, subject) = if metadata.is_dir() {
@@ -142,7 +142,7 @@ impl Sending {
         Ok(engine::Found { subject, baseline, is_partial: self.scope().is_some() })
     }
 
-    fn scan(&self) -> Result<Scanned, Fault> {
+    fn scan(&self) -> Result<Scanned, WorkError> {
         let found = self.found()?;
         let subject = match (&found.single, self.scope()) {
             (Some(single), _) => scan::Subject::One(single.local.clone()),
@@ -169,7 +169,7 @@ impl Sending {
             }
         } else {
             scan(&found.root, &subject, &options, Some(&mut filter), &mut entering)
-                .map_err(|error| Fault::Fatal(AbortKind::Selection, chain(&error)))?
+                .map_err(|error| WorkError::Fatal(AbortKind::Selection, chain(&error)))?
         };
         if let Some(context) = self.context.as_ref().filter(|_| !scanned.unclear.is_empty()) {
             // A touched name leads to an entry with another name, so scan its whole directory.
@@ -178,7 +178,7 @@ impl Sending {
         self.check_still_there()?;
         if let Some(single) = &found.single {
             scanned.manifest = renamed(&scanned.manifest, &single.offered)
-                .map_err(|error| Fault::Fatal(AbortKind::Selection, error.to_string()))?;
+                .map_err(|error| WorkError::Fatal(AbortKind::Selection, error.to_string()))?;
         }
         let manifest = Arc::new(scanned.manifest);
         let unreadable = scanned.problems.iter().map(|error| Problem {
@@ -296,7 +296,7 @@ impl Sending {
         pushed
     }
 
-    fn read(&self, order: &ReadOrder) -> Result<ReadFile, Fault> {
+    fn read(&self, order: &ReadOrder) -> Result<ReadFile, WorkError> {
         let ReadOrder { want, may_ask } = order;
         let data = self.read_small(want.id)?;
         let basis = want.basis_blocks();
@@ -314,10 +314,10 @@ impl Sending {
     }
 
     /// Makes a delta from a small file's basis to its content.
-    fn diff(&self, signed: &SignedFile) -> Result<ReadFile, Fault> {
+    fn diff(&self, signed: &SignedFile) -> Result<ReadFile, WorkError> {
         let data = self.read_small(signed.id)?;
         let hash = Hash::of(&data);
-        let peer = |error: DeltaError| Fault::Fatal(AbortKind::Protocol, error.to_string());
+        let peer = |error: DeltaError| WorkError::Fatal(AbortKind::Protocol, error.to_string());
         let delta = if signed.signature.is_empty() {
             None
         } else {
@@ -328,14 +328,14 @@ impl Sending {
         Ok(ReadFile { content: delta.map_or(ReadContent::Whole(data), ReadContent::Delta), hash })
     }
 
-    fn read_small(&self, id: u32) -> Result<Vec<u8>, Fault> {
+    fn read_small(&self, id: u32) -> Result<Vec<u8>, WorkError> {
         let (file, identity) = self.open(id)?;
-        let data = read_bytes(&file, 0, identity.size as usize).map_err(|error| read_fault(&error))?;
+        let data = read_bytes(&file, 0, identity.size as usize).map_err(|error| read_error(&error))?;
         self.check_unchanged(&file, &identity)?;
         Ok(data)
     }
 
-    fn source(&self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), Fault> {
+    fn source(&self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), WorkError> {
         let mut source = match step {
             SourceStep::Begin(want) => {
                 let (file, identity) = self.open(id)?;
@@ -344,7 +344,7 @@ impl Sending {
                 }
                 let block = BlockSize::for_size(identity.size);
                 let prehashed = || self.prehashes.take(&identity)?.outline(block);
-                Source::begin(file, identity, &want, prehashed).map_err(source_fault)?
+                Source::begin(file, identity, &want, prehashed).map_err(source_error)?
             }
             SourceStep::Signatures(signatures) => {
                 let mut source = self.take_source(id)?;
@@ -353,18 +353,18 @@ impl Sending {
             }
             SourceStep::Cut => {
                 let mut source = self.take_source(id)?;
-                source.cut().map_err(source_fault)?;
+                source.cut().map_err(source_error)?;
                 self.keep_source(id, source);
                 return Ok((Vec::new(), SourceNext::Chunks));
             }
             SourceStep::Chunks(chunks) => {
                 let mut source = self.take_source(id)?;
-                source.chunks(&chunks).map_err(source_fault)?;
+                source.chunks(&chunks).map_err(source_error)?;
                 source
             }
             SourceStep::More => self.take_source(id)?,
         };
-        let (ops, next) = source.produce().map_err(source_fault)?;
+        let (ops, next) = source.produce().map_err(source_error)?;
         match next {
             SourceNext::More | SourceNext::Sign(_) | SourceNext::Cut(_) | SourceNext::Chunks => {
                 self.keep_source(id, source);
@@ -380,28 +380,28 @@ impl Sending {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(id, source);
     }
 
-    fn take_source(&self, id: u32) -> Result<Source, Fault> {
+    fn take_source(&self, id: u32) -> Result<Source, WorkError> {
         let taken = self.sources.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        taken.ok_or_else(|| Fault::Fatal(AbortKind::Protocol, "a file that was not begun".to_owned()))
+        taken.ok_or_else(|| WorkError::Fatal(AbortKind::Protocol, "a file that was not begun".to_owned()))
     }
 
     /// Opens an offered file, if it is still the listed one.
-    fn open(&self, id: u32) -> Result<(File, Identity), Fault> {
+    fn open(&self, id: u32) -> Result<(File, Identity), WorkError> {
         let found = self.found()?;
         let listed = self.listed.get().ok_or_else(out_of_turn)?;
         let path = listed.manifest.path(id).ok_or_else(out_of_turn)?;
         let identity = listed.identities.get(&listed.manifest, id).ok_or_else(out_of_turn)?;
         let path = found.single.as_ref().map_or_else(|| path.to_path(), |single| single.local.clone());
-        let (file, stat) = found.root.open_file(&path).map_err(|error| fault(&error, ProblemKind::Unreadable))?;
+        let (file, stat) = found.root.open_file(&path).map_err(|error| work_error(&error, ProblemKind::Unreadable))?;
         if stat.identity == identity { Ok((file, identity)) } else { Err(changed()) }
     }
 
-    fn check_unchanged(&self, file: &File, identity: &Identity) -> Result<(), Fault> {
+    fn check_unchanged(&self, file: &File, identity: &Identity) -> Result<(), WorkError> {
         let now = crate::disk::stat::identity_of(file).map_err(|error| unreadable(&error))?;
         if now == *identity { Ok(()) } else { Err(changed()) }
     }
 
-    fn found(&self) -> Result<&Found, Fault> {
+    fn found(&self) -> Result<&Found, WorkError> {
         self.found.get().ok_or_else(out_of_turn)
     }
 }
@@ -421,7 +421,7 @@ impl Perform for Sending {
             Work::StoreBaseline { manifest, ignores } => {
                 super::store_baseline(self.baseline.as_ref(), &manifest, &ignores)
             }
-            other => Outcome::Scan(Err(Fault::Fatal(
+            other => Outcome::Scan(Err(WorkError::Fatal(
                 AbortKind::Protocol,
                 format!("a work that is not a sender's: {:?}", std::mem::discriminant(&other)),
             ))),
@@ -471,28 +471,28 @@ fn find_single(path: &Path) -> Result<(Found, Vec<u8>), Box<dyn std::error::Erro
     Ok((Found { root, single: Some(Single { local, offered }), baseline: None }, name))
 }
 
-fn source_fault(error: SourceError) -> Fault {
+fn source_error(error: SourceError) -> WorkError {
     match error {
-        SourceError::Read(error) => read_fault(&error),
-        SourceError::Peer(text) => Fault::Fatal(AbortKind::Protocol, text),
+        SourceError::Read(error) => read_error(&error),
+        SourceError::Peer(text) => WorkError::Fatal(AbortKind::Protocol, text),
     }
 }
 
 /// Classifies a read error: a file that became shorter has changed.
-fn read_fault(error: &io::Error) -> Fault {
+fn read_error(error: &io::Error) -> WorkError {
     if error.kind() == io::ErrorKind::UnexpectedEof { changed() } else { unreadable(error) }
 }
 
-fn unreadable(error: &io::Error) -> Fault {
-    Fault::Entry(ProblemKind::Unreadable, format!("cannot read it: {error}"))
+fn unreadable(error: &io::Error) -> WorkError {
+    WorkError::Entry(ProblemKind::Unreadable, format!("cannot read it: {error}"))
 }
 
-fn changed() -> Fault {
-    Fault::Entry(ProblemKind::Changed, "it changed while it was being sent".to_owned())
+fn changed() -> WorkError {
+    WorkError::Entry(ProblemKind::Changed, "it changed while it was being sent".to_owned())
 }
 
-fn out_of_turn() -> Fault {
-    Fault::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
+fn out_of_turn() -> WorkError {
+    WorkError::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
 }
 
 /// Converts the holes of the files to their wire form.

@@ -16,7 +16,7 @@ use crate::content::hash::Hash;
 use crate::content::sample::Samples;
 use crate::content::testing::reader;
 use crate::engine::work::{
-    CopiedFile, Destination, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder,
+    CopiedFile, Destination, WorkError, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder,
     Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Advertised, Work,
 };
 use crate::monitor::ProblemKind;
@@ -174,11 +174,11 @@ impl Source {
         files.collect()
     }
 
-    fn content(&self, id: u32) -> Result<Arc<Vec<u8>>, Fault> {
+    fn content(&self, id: u32) -> Result<Arc<Vec<u8>>, WorkError> {
         let path = &self.offered.path(id).unwrap().to_path();
         match &self.tree[path].what {
             What::File(content) if !self.unreadable.contains(path) => Ok(Arc::clone(content)),
-            _ => Err(Fault::Entry(ProblemKind::Unreadable, "it cannot be read".to_owned())),
+            _ => Err(WorkError::Entry(ProblemKind::Unreadable, "it cannot be read".to_owned())),
         }
     }
 
@@ -189,7 +189,7 @@ impl Source {
         Some(*lie)
     }
 
-    fn read(&mut self, order: &ReadOrder) -> Result<ReadFile, Fault> {
+    fn read(&mut self, order: &ReadOrder) -> Result<ReadFile, WorkError> {
         let ReadOrder { want, may_ask } = order;
         let content = self.content(want.id)?;
         let hash = Hash::of(&content);
@@ -206,10 +206,10 @@ impl Source {
         Ok(ReadFile { content, hash })
     }
 
-    fn diff(&mut self, signed: &SignedFile) -> Result<ReadFile, Fault> {
+    fn diff(&mut self, signed: &SignedFile) -> Result<ReadFile, WorkError> {
         let content = self.content(signed.id)?;
         let hash = Hash::of(&content);
-        let protocol = |error: delta::DeltaError| Fault::Fatal(AbortKind::Protocol, error.to_string());
+        let protocol = |error: delta::DeltaError| WorkError::Fatal(AbortKind::Protocol, error.to_string());
         let delta = if signed.signature.is_empty() {
             None
         } else {
@@ -220,7 +220,7 @@ impl Source {
         Ok(ReadFile { content, hash })
     }
 
-    fn step(&mut self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), Fault> {
+    fn step(&mut self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), WorkError> {
         match step {
             SourceStep::Begin(want) => {
                 let stream = Stream::begin(self.content(id)?, &want);
@@ -302,7 +302,7 @@ impl Stream {
         (same * BlockSize::for_size(size as u64).bytes() as usize).min(beginning.len())
     }
 
-    fn produce(&mut self, piece_bytes: usize) -> Result<(Vec<Op>, SourceNext), Fault> {
+    fn produce(&mut self, piece_bytes: usize) -> Result<(Vec<Op>, SourceNext), WorkError> {
         if self.same {
             return Ok((Vec::new(), SourceNext::Same(Hash::of(&self.content))));
         }
@@ -318,7 +318,7 @@ impl Stream {
         let delta = match (self.window, &self.signature) {
             (Some(window), Some(signature)) => {
                 let signature = delta::Signature::check(signature, window.length as usize)
-                    .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
+                    .map_err(|error| WorkError::Fatal(AbortKind::Protocol, error.to_string()))?;
                 signature.diff(piece).unwrap().map(|delta| (window, delta))
             }
             _ => None,
@@ -364,14 +364,14 @@ pub(super) struct Target {
     widened: HashMap<u32, Arc<Vec<u8>>>,
 }
 
-pub(super) type Done = Result<(), Fault>;
+pub(super) type Done = Result<(), WorkError>;
 
-fn corrupt() -> Fault {
-    Fault::Entry(ProblemKind::Corrupt, "it is not what was announced".to_owned())
+fn corrupt() -> WorkError {
+    WorkError::Entry(ProblemKind::Corrupt, "it is not what was announced".to_owned())
 }
 
-fn unwritable(cause: &str) -> Fault {
-    Fault::Entry(ProblemKind::Unwritable, cause.to_owned())
+fn unwritable(cause: &str) -> WorkError {
+    WorkError::Entry(ProblemKind::Unwritable, cause.to_owned())
 }
 
 impl Target {
@@ -506,7 +506,7 @@ impl Target {
         self.basis(at)?.get(offset..offset.checked_add(length)?).map(chunks)
     }
 
-    fn sign_windows(&self, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
+    fn sign_windows(&self, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, WorkError> {
         let basis = self.basis(at).ok_or_else(corrupt)?;
         let sign = |window: &Window| {
             let basis = window_of(&basis, *window).ok_or_else(corrupt)?;

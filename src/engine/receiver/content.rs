@@ -10,7 +10,7 @@ use serde_bytes::ByteBuf;
 
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
-use crate::engine::work::{CopiedFile, Fault, SignOrder, SmallContent, SmallFile, Advertised, Work};
+use crate::engine::work::{CopiedFile, WorkError, SignOrder, SmallContent, SmallFile, Advertised, Work};
 use crate::monitor::{Action, Differs, Event, Problem, ProblemKind, What};
 use crate::wire::message::{
     AbortKind, Body, Message, BasisReport, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
@@ -74,7 +74,7 @@ pub(super) struct Sink {
     /// True once the last steps have arrived.
     ended: bool,
     /// Set if the file cannot be made; steps that still arrive are dropped.
-    failed: Option<Fault>,
+    failed: Option<WorkError>,
     /// True if the sender gave the file up; it has reported why.
     skipped: bool,
 }
@@ -134,7 +134,7 @@ impl Receiver {
         }
     }
 
-    pub(super) fn signed(&mut self, results: Vec<(u32, Result<Advertised, Fault>)>) {
+    pub(super) fn signed(&mut self, results: Vec<(u32, Result<Advertised, WorkError>)>) {
         self.signs -= 1;
         for (id, result) in results {
             let fetch = self.signing.remove(&id);
@@ -146,8 +146,8 @@ impl Receiver {
                     self.want(want, basis);
                 }
                 // An unreadable file cannot serve as basis; the content comes whole.
-                Err(Fault::Entry(..)) => self.want(Want::whole(id), None),
-                Err(fault) => return self.outbox.fatal(AbortKind::Destination, fault),
+                Err(WorkError::Entry(..)) => self.want(Want::whole(id), None),
+                Err(error) => return self.outbox.fatal(AbortKind::Destination, error),
             }
         }
     }
@@ -316,12 +316,12 @@ impl Receiver {
         }
     }
 
-    pub(super) fn signed_files(&mut self, results: Vec<(u32, Result<Vec<u8>, Fault>)>) {
+    pub(super) fn signed_files(&mut self, results: Vec<(u32, Result<Vec<u8>, WorkError>)>) {
         self.file_signs -= 1;
         let mut signatures = Vec::with_capacity(results.len());
         for (id, result) in results {
             match result {
-                Err(Fault::Fatal(kind, text)) => return self.outbox.fail(kind, text),
+                Err(WorkError::Fatal(kind, text)) => return self.outbox.fail(kind, text),
                 // The basis changed or went away: send no signature.
                 result => signatures.push((id, ByteBuf::from(result.unwrap_or_default()))),
             }
@@ -395,19 +395,19 @@ impl Receiver {
         }
     }
 
-    pub(super) fn sunk(&mut self, id: u32, result: Result<(), Fault>) {
+    pub(super) fn sunk(&mut self, id: u32, result: Result<(), WorkError>) {
         let Some(sink) = self.sinks.get_mut(&id) else { return };
         sink.busy = false;
         match result {
-            Err(Fault::Fatal(kind, text)) => return self.outbox.fail(kind, text),
-            Err(fault) => sink.failed = Some(fault),
+            Err(WorkError::Fatal(kind, text)) => return self.outbox.fail(kind, text),
+            Err(error) => sink.failed = Some(error),
             Ok(()) => {}
         }
         self.feed_sink(id);
     }
 
     /// Records that the content of a file is in place, or failed.
-    pub(super) fn settle(&mut self, id: u32, result: Result<(), Fault>) {
+    pub(super) fn settle(&mut self, id: u32, result: Result<(), WorkError>) {
         match result {
             Ok(()) => {
                 self.tally.files += 1;
@@ -420,10 +420,10 @@ impl Receiver {
                 }
                 self.answered(id);
             }
-            Err(Fault::Entry(ProblemKind::Corrupt, cause)) => self.retry(id, &cause),
-            Err(fault) => {
+            Err(WorkError::Entry(ProblemKind::Corrupt, cause)) => self.retry(id, &cause),
+            Err(error) => {
                 let path = self.path(id);
-                if self.outbox.complain(path, fault) {
+                if self.outbox.report_error(path, error) {
                     self.answered(id);
                 }
             }

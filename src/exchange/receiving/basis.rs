@@ -12,19 +12,19 @@ use crate::content::fitted::Fitted;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::disk::holes::SparseFile;
 use crate::disk::stage::Staging;
-use crate::engine::{Fault, SignOrder, Advertised};
+use crate::engine::{WorkError, SignOrder, Advertised};
 use crate::exchange::draft::Blank;
 use crate::exchange::basis::BasisFile;
-use crate::exchange::receiving::{Receiving, Trees, sink_fault, unwritable};
+use crate::exchange::receiving::{Receiving, Trees, sink_error, unwritable};
 use crate::exchange::sink::{SinkError, blocks_of, basis_changed, open_basis};
-use crate::exchange::{fault, retry_while_busy};
+use crate::exchange::{retry_while_busy, work_error};
 use crate::monitor::ProblemKind;
 use crate::wire::message::{
     AbortKind, Blocks, BasisReport, SMALL_BASIS_BYTES_MAX, Stretch, Want, Window, is_signed, basis_bytes_max,
 };
 
 impl Receiving {
-    pub(super) fn sign(&self, order: &SignOrder) -> Result<Advertised, Fault> {
+    pub(super) fn sign(&self, order: &SignOrder) -> Result<Advertised, WorkError> {
         let SignOrder { id, at, may_be_staged, is_doubted, ref samples } = *order;
         let size = self.entry(id)?.size();
         let staged = if may_be_staged { self.staged(id, size)? } else { None };
@@ -98,10 +98,10 @@ impl Receiving {
     }
 
     /// Names the blocks that an earlier run staged of a file.
-    fn staged(&self, id: u32, size: u64) -> Result<Option<Blocks>, Fault> {
+    fn staged(&self, id: u32, size: u64) -> Result<Option<Blocks>, WorkError> {
         let (root, path) = (self.root()?, self.path(id)?);
         let found = retry_while_busy(|| Staging::find(root, &path));
-        let found = found.map_err(|error| fault(&error, ProblemKind::Unwritable))?;
+        let found = found.map_err(|error| work_error(&error, ProblemKind::Unwritable))?;
         let Some(staging) = found.filter(|staging| !staging.is_empty()) else { return Ok(None) };
         let (length, block) = (staging.len().min(size), BlockSize::for_size(size));
         let finding = Finding::of_all(length, block);
@@ -124,48 +124,48 @@ impl Receiving {
         self.staged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn sign_file(&self, at: u32) -> Result<Vec<u8>, Fault> {
-        delta::sign(&self.read_basis(at)?).map_err(|error| sink_fault(SinkError::Basis(error.to_string())))
+    pub(super) fn sign_file(&self, at: u32) -> Result<Vec<u8>, WorkError> {
+        delta::sign(&self.read_basis(at)?).map_err(|error| sink_error(SinkError::Basis(error.to_string())))
     }
 
     /// Reads a small basis as a whole.
-    pub(super) fn read_basis(&self, at: u32) -> Result<Vec<u8>, Fault> {
+    pub(super) fn read_basis(&self, at: u32) -> Result<Vec<u8>, WorkError> {
         let (_, seen) = self.basis(at)?;
         if seen.size > SMALL_BASIS_BYTES_MAX {
-            return Err(Fault::Fatal(
+            return Err(WorkError::Fatal(
                 AbortKind::Protocol,
                 "a signature of what is too long for one".to_owned(),
             ));
         }
         let (file, _) = self.open_basis(at)?;
         let window = Window { offset: 0, length: seen.size as u32 };
-        BasisFile::new(file, Fitted::same(seen.size)).window(window).map_err(sink_fault)
+        BasisFile::new(file, Fitted::same(seen.size)).window(window).map_err(sink_error)
     }
 
     /// Opens a basis in the shape that was advertised to the sender.
-    fn basis_file(&self, id: u32, at: u32) -> Result<BasisFile, Fault> {
+    fn basis_file(&self, id: u32, at: u32) -> Result<BasisFile, WorkError> {
         let (file, seen) = self.open_basis(at)?;
         Ok(BasisFile::new(file, self.drafts.advertised_shape(id).unwrap_or(Fitted::same(seen.size))))
     }
 
-    pub(super) fn cut(&self, id: u32, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, Fault> {
+    pub(super) fn cut(&self, id: u32, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, WorkError> {
         let basis = self.basis_file(id, at)?;
         let average = Average::for_size(stretch.length)
-            .ok_or_else(|| Fault::Fatal(AbortKind::Protocol, "a stretch too long to be cut".to_owned()))?;
+            .ok_or_else(|| WorkError::Fatal(AbortKind::Protocol, "a stretch too long to be cut".to_owned()))?;
         let chunks = basis
             .chunks(stretch.offset..stretch.offset + stretch.length, average)
             .map_err(|error| unwritable(&error))?;
         let length: u64 = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
-        if length == stretch.length { Ok(chunks) } else { Err(sink_fault(basis_changed())) }
+        if length == stretch.length { Ok(chunks) } else { Err(sink_error(basis_changed())) }
     }
 
-    pub(super) fn sign_windows(&self, id: u32, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
+    pub(super) fn sign_windows(&self, id: u32, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, WorkError> {
         let basis = self.basis_file(id, at)?;
         windows
             .iter()
             .map(|&window| {
-                let basis = basis.window(window).map_err(sink_fault)?;
-                delta::sign(&basis).map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))
+                let basis = basis.window(window).map_err(sink_error)?;
+                delta::sign(&basis).map_err(|error| WorkError::Fatal(AbortKind::Protocol, error.to_string()))
             })
             .collect()
     }

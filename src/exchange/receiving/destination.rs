@@ -16,7 +16,7 @@ use crate::disk::scan::{self, Away, ScanOptions, scan};
 use crate::disk::stage::Staging;
 use crate::disk::stat::FileKind;
 use crate::disk::{clear_leftovers, staged};
-use crate::engine::{Destination, Fault, Opened};
+use crate::engine::{Destination, WorkError, Opened};
 use crate::exchange::receiving::{OpenedTree, Receiving};
 use crate::exchange::{chain, retry_while_busy, renamed, scan_options};
 use crate::monitor::{Problem, ProblemKind};
@@ -31,7 +31,7 @@ use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Subject};
 
 impl Receiving {
-    pub(super) fn open(&self, subject: &Subject, scope: Option<SubtreeSet>) -> Result<Opened, Fault> {
+    pub(super) fn open(&self, subject: &Subject, scope: Option<SubtreeSet>) -> Result<Opened, WorkError> {
         let was_there = self.path.exists();
         let opened_tree = match subject {
             Subject::Directory { .. } => self.open_directory()?,
@@ -40,10 +40,10 @@ impl Receiving {
         if let Some(session) = &self.session
             && !session
                 .begin(opened_tree.root.as_deref(), scope.is_none())
-                .map_err(|error| destination_fault(&error))?
+                .map_err(|error| destination_error(&error))?
         {
             let text = format!("{} was replaced by another directory", opened_tree.shown.display());
-            return Err(Fault::Fatal(AbortKind::Destination, text));
+            return Err(WorkError::Fatal(AbortKind::Destination, text));
         }
         let mut opened = Opened {
             manifest: Arc::default(),
@@ -63,13 +63,13 @@ impl Receiving {
             // takes the lock only when it has changes to make. A lock shows in the directory, and
             // two watches against each other would never come to rest.
             if opened_tree.single.is_none() && !self.options.dry_run && self.session.is_none() {
-                retry_while_busy(|| root.lock()).map_err(|error| destination_fault(&error))?;
+                retry_while_busy(|| root.lock()).map_err(|error| destination_error(&error))?;
             }
             if !self.options.dry_run {
                 root.begin_writing(opened_tree.single.is_none(), scope.is_none());
             }
             self.list(root, opened_tree.single.as_ref(), subject, scope, &mut opened)?;
-            let staged = staged(root).map_err(|error| destination_fault(&error))?;
+            let staged = staged(root).map_err(|error| destination_error(&error))?;
             opened.has_staged = staged.files > 0;
             if !self.options.dry_run {
                 opened.room = self.room(root, staged, &opened.manifest);
@@ -79,14 +79,14 @@ impl Receiving {
         Ok(opened)
     }
 
-    fn open_directory(&self) -> Result<OpenedTree, Fault> {
+    fn open_directory(&self) -> Result<OpenedTree, WorkError> {
         let root = self.open_root(&self.path)?;
         Ok(OpenedTree { root, single: None, shown: absolute(&self.path) })
     }
 
     /// Finds the directory and name of a single file. An existing directory, or a path that ends
     /// with a slash, takes the file under its own name. Otherwise the path itself is the name.
-    fn open_parent(&self, name: &[u8]) -> Result<OpenedTree, Fault> {
+    fn open_parent(&self, name: &[u8]) -> Result<OpenedTree, WorkError> {
         let into = self.path.as_os_str().as_bytes().ends_with(b"/") || self.path.is_dir();
         let (directory, name) = if into {
             (self.path.as_path(), name)
@@ -96,13 +96,13 @@ impl Receiving {
             (parent.unwrap_or(Path::new(".")), name)
         };
         let single = TreePath::new(name)
-            .map_err(|error| Fault::Fatal(AbortKind::Destination, format!("{}: {error}", escape(name))))?;
+            .map_err(|error| WorkError::Fatal(AbortKind::Destination, format!("{}: {error}", escape(name))))?;
         let root = self.open_root(directory)?;
         let shown = absolute(directory).join(OsStr::from_bytes(name));
         Ok(OpenedTree { root, single: Some(single), shown })
     }
 
-    fn open_root(&self, path: &Path) -> Result<Option<Arc<Root>>, Fault> {
+    fn open_root(&self, path: &Path) -> Result<Option<Arc<Root>>, WorkError> {
         if self.options.dry_run && !path.exists() {
             return Ok(None);
         }
@@ -113,7 +113,7 @@ impl Receiving {
         }
         let root = if self.options.dry_run { Root::open(path) } else { Root::create(path) };
         let policy = Policy { set_id_owner: self.options.set_id_owner };
-        root.map(|root| Some(Arc::new(root.with_policy(policy)))).map_err(|error| destination_fault(&error))
+        root.map(|root| Some(Arc::new(root.with_policy(policy)))).map_err(|error| destination_error(&error))
     }
 
     fn list(
@@ -123,7 +123,7 @@ impl Receiving {
         subject: &Subject,
         scope: Option<SubtreeSet>,
         opened: &mut Opened,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), WorkError> {
         let which = match (single, scope) {
             (Some(single), _) => scan::Subject::One(single.clone()),
             (None, Some(scope)) => {
@@ -138,20 +138,20 @@ impl Receiving {
         // The user named a single file explicitly, so rules do not apply to it.
         let filter = Some(&mut filter).filter(|_| single.is_none());
         let mut scanned =
-            scan(root, &which, &options, filter, &mut Away).map_err(|error| destination_fault(&error))?;
+            scan(root, &which, &options, filter, &mut Away).map_err(|error| destination_error(&error))?;
         if let Subject::File { name } = subject {
             // Compare the file under its offered name.
             let name = TreePath::new(name.as_slice())
-                .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
+                .map_err(|error| WorkError::Fatal(AbortKind::Protocol, error.to_string()))?;
             scanned.manifest = renamed(&scanned.manifest, &name)
-                .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
+                .map_err(|error| WorkError::Fatal(AbortKind::Protocol, error.to_string()))?;
             scanned.doubts.truncate(1);
         }
         let first = scanned.identities.get(&scanned.manifest, 0);
         let device = first.is_some_and(|identity| identity.kind == FileKind::Device);
         if single.is_some() && device {
             let text = format!("{} is a device, not a file", escape(self.path.as_os_str().as_bytes()));
-            return Err(Fault::Fatal(AbortKind::Destination, text));
+            return Err(WorkError::Fatal(AbortKind::Destination, text));
         }
         // A missing entry is not an unreadable one.
         scanned.problems.retain(|error| single.is_none() || !error.is_not_found());
@@ -163,7 +163,7 @@ impl Receiving {
         opened.problems.extend(scanned.problems.iter().map(|error| Problem {
             kind: ProblemKind::Unlisted,
             path: error.path().to_vec(),
-            cause: error.fault().to_string(),
+            cause: error.reason().to_string(),
         }));
         opened.unclear = Arc::new(scanned.unclear);
         opened.manifest = Arc::new(scanned.manifest);
@@ -174,11 +174,11 @@ impl Receiving {
     }
 
     /// Locks a directory that will be changed, unless this run holds the lock already.
-    pub(super) fn lock(&self, changes: bool) -> Result<(), Fault> {
+    pub(super) fn lock(&self, changes: bool) -> Result<(), WorkError> {
         let opened_tree = self.opened_tree()?;
         match &opened_tree.root {
             Some(root) if changes && opened_tree.single.is_none() && !root.is_locked() => {
-                retry_while_busy(|| root.lock()).map_err(|error| destination_fault(&error))
+                retry_while_busy(|| root.lock()).map_err(|error| destination_error(&error))
             }
             _ => Ok(()),
         }
@@ -224,26 +224,26 @@ impl Receiving {
         &self,
         metadata: Option<(Option<u16>, Time)>,
         pair: Option<Pair>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), WorkError> {
         let root = self.root()?;
         let is_verified = self.is_whole.get() == Some(&true) && self.doubted().is_empty();
         if !self.options.fsync {
-            root.settle(is_verified, false).map_err(|error| destination_fault(&error))?;
+            root.settle(is_verified, false).map_err(|error| destination_error(&error))?;
         }
         let own = self.opened_tree()?.single.as_ref().map(Staging::name);
         // In a directory that several runs share, the others' staged files stay.
         clear_leftovers(root, |name| own.as_ref().is_some_and(|own| own.as_bytes() != name))
-            .map_err(|error| destination_fault(&error))?;
+            .map_err(|error| destination_error(&error))?;
         // Unlock before the time is set and before the peer is told: a peer that is told may end
         // this process.
         root.unlock();
         if let Some((mode, mtime)) = metadata {
-            root.set_self(mode, mtime).map_err(|error| destination_fault(&error))?;
+            root.set_self(mode, mtime).map_err(|error| destination_error(&error))?;
         }
         if self.options.fsync {
             // Sync names, modes and times of everything, and files that an earlier run left
             // unsynced.
-            root.settle(is_verified, true).map_err(|error| destination_fault(&error))?;
+            root.settle(is_verified, true).map_err(|error| destination_error(&error))?;
         }
         if let (Some(session), Some(pair)) = (&self.session, pair) {
             session.store_pair(pair);
@@ -256,7 +256,7 @@ fn absolute(path: &Path) -> PathBuf {
     fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
 }
 
-fn destination_fault(error: &DiskError) -> Fault {
+fn destination_error(error: &DiskError) -> WorkError {
     let kind = if error.is_busy() {
         AbortKind::Busy
     } else if error.is_no_space() || error.is_broken() {
@@ -264,5 +264,5 @@ fn destination_fault(error: &DiskError) -> Fault {
     } else {
         AbortKind::Destination
     };
-    Fault::Fatal(kind, chain(error))
+    WorkError::Fatal(kind, chain(error))
 }
