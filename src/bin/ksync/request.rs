@@ -295,7 +295,7 @@ fn endpoint(text: &OsStr) -> Result<Endpoint, Complaint> {
 
 impl From<EndpointError> for Complaint {
     fn from(error: EndpointError) -> Self {
-        Self::new(USAGE, error.to_string()).with_hint(error.fault.hint())
+        Self::new(USAGE, error.to_string()).with_hint(error.kind.hint())
     }
 }
 
