@@ -209,10 +209,10 @@ impl Callback for Dial<'_> {
             Err(error) => {
                 let text = format!("no connection to {}: {error}\n", self.target);
                 let length = text.len();
-                let mut refusal = ErrorResponse::new(Some(text));
-                *refusal.status_mut() = StatusCode::BAD_GATEWAY;
-                refusal.headers_mut().insert("content-length", length.into());
-                Err(refusal)
+                let mut response = ErrorResponse::new(Some(text));
+                *response.status_mut() = StatusCode::BAD_GATEWAY;
+                response.headers_mut().insert("content-length", length.into());
+                Err(response)
             }
         }
     }

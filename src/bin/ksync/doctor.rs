@@ -13,7 +13,7 @@ use ksync::wire::hello::Options;
 use serde_json::json;
 
 use crate::out;
-use crate::report::{Complaint, NOT_STARTED};
+use crate::report::{CliError, NOT_STARTED};
 use crate::request;
 use crate::run::block_on;
 use crate::screen::warned;
@@ -31,7 +31,7 @@ fn actions() -> serde_json::Value {
 }
 
 /// Runs all steps; after a failure the rest is skipped.
-pub(crate) fn run(args: &DoctorArgs) -> Result<u8, Complaint> {
+pub(crate) fn run(args: &DoctorArgs) -> Result<u8, CliError> {
     let connect_options = request::access_options(&args.access);
     let access = sync::access(&connect_options)?;
     let mut checks = Checks { json: args.json, failed: None };
@@ -48,7 +48,7 @@ struct Checks {
 
 impl Checks {
     /// Runs one step; `None` if it failed.
-    fn step<T>(&mut self, name: &str, step: impl FnOnce() -> Result<(T, String), Complaint>) -> Option<T> {
+    fn step<T>(&mut self, name: &str, step: impl FnOnce() -> Result<(T, String), CliError>) -> Option<T> {
         let begun = Instant::now();
         let result = step();
         let took = begun.elapsed();
@@ -57,9 +57,9 @@ impl Checks {
                 self.tell(name, took, "ok", &detail, None);
                 Some(value)
             }
-            Err(complaint) => {
-                self.failed.get_or_insert(complaint.exit);
-                self.tell(name, took, "failed", complaint.what(), complaint.hint());
+            Err(error) => {
+                self.failed.get_or_insert(error.exit);
+                self.tell(name, took, "failed", error.what(), error.hint());
                 None
             }
         }
@@ -125,9 +125,9 @@ fn examine(args: &DoctorArgs, connect_options: &ConnectOptions, access: &Access,
 }
 
 /// Sends a file of random bytes to the VM and fetches it back.
-fn round_trip(session: &str, connect_options: &ConnectOptions) -> Result<(), Complaint> {
+fn round_trip(session: &str, connect_options: &ConnectOptions) -> Result<(), CliError> {
     let failed = |what: &'static str| {
-        move |error: std::io::Error| Complaint::new(NOT_STARTED, format!("{what}: {error}"))
+        move |error: std::io::Error| CliError::new(NOT_STARTED, format!("{what}: {error}"))
     };
     let folder = Folder::new().map_err(failed("cannot make a directory"))?;
     let (sent, back) = (folder.0.join("sent"), folder.0.join("back"));
@@ -150,12 +150,12 @@ fn round_trip(session: &str, connect_options: &ConnectOptions) -> Result<(), Com
         let visit = Visit::begin(session, connect_options, &quiet()).await?;
         let _ = visit.shell(format!("rm -f /tmp/{name}").as_bytes(), None).await;
         visit.end().await;
-        done.map_err(Complaint::from)
+        done.map_err(CliError::from)
     })?;
     if fs::read(&back).map_err(failed("cannot read what came back"))? == probe {
         Ok(())
     } else {
-        Err(Complaint::new(VERIFICATION, "what came back is not what was sent"))
+        Err(CliError::new(VERIFICATION, "what came back is not what was sent"))
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::brake::{In, Words};
 use crate::out;
-use crate::report::{self, Complaint};
+use crate::report::{self, CliError};
 use crate::view::View;
 
 /// The view for programs.
@@ -81,8 +81,8 @@ impl Json {
 }
 
 /// Reports why there was no run, or why it ended early.
-pub(crate) fn complain(complaint: &Complaint) {
-    tell("error", json!({ "exit": complaint.exit, "message": complaint.what(), "hint": complaint.hint() }));
+pub(crate) fn report_error(error: &CliError) {
+    tell("error", json!({ "exit": error.exit, "message": error.what(), "hint": error.hint() }));
 }
 
 fn tell(event: &str, fields: Value) {

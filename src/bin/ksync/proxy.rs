@@ -8,7 +8,7 @@ use ksync::monitor::Warning;
 use ksync::remote;
 
 use crate::out;
-use crate::report::Complaint;
+use crate::report::CliError;
 use crate::request;
 use crate::run::{Signals, block_on};
 use crate::screen::warned;
@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Carries bytes until either side ends.
-pub(crate) fn run(args: &ProxyArgs) -> Result<u8, Complaint> {
+pub(crate) fn run(args: &ProxyArgs) -> Result<u8, CliError> {
     let ca_cert = args.access.ca_cert.clone();
     let is_url = args.target.contains("://");
     let stored = if is_url { None } else { Some(stored(args)?) };
@@ -34,12 +34,12 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<u8, Complaint> {
             carried = remote::proxy(&url, ca_cert.as_deref(), TIMEOUT, SILENCE) => carried,
             () = signals.wait() => Ok(()),
         };
-        carried.map(|()| 0).map_err(|error| Complaint::from(ksync::sync::SyncError::from(error)))
+        carried.map(|()| 0).map_err(|error| CliError::from(ksync::sync::SyncError::from(error)))
     })
 }
 
 /// The session from the session store, if it is there: ssh then finds out if the entry still holds.
-fn stored(args: &ProxyArgs) -> Result<StoredSession, Complaint> {
+fn stored(args: &ProxyArgs) -> Result<StoredSession, CliError> {
     let access = request::access(&args.access)?;
     let session = access.meant(&args.target)?;
     let stored = access

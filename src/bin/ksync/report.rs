@@ -62,14 +62,14 @@ impl Direction {
 
 /// An error of the command, for people: the event, its cause and a remedy.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Complaint {
+pub(crate) struct CliError {
     /// The exit code.
     pub(crate) exit: u8,
     what: String,
     hint: Option<String>,
 }
 
-impl Complaint {
+impl CliError {
     pub(crate) fn new(exit: u8, what: impl Into<String>) -> Self {
         Self { exit, what: what.into(), hint: None }
     }
@@ -99,19 +99,19 @@ impl Complaint {
     }
 }
 
-impl From<SyncError> for Complaint {
+impl From<SyncError> for CliError {
     fn from(error: SyncError) -> Self {
         Self::caused(error.exit_code(), &error).with_hint(error.hint())
     }
 }
 
-impl From<KernelError> for Complaint {
+impl From<KernelError> for CliError {
     fn from(error: KernelError) -> Self {
         Self::caused(error.exit_code(), &error).with_hint(error.hint())
     }
 }
 
-impl fmt::Display for Complaint {
+impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ksync: {}", visible(&self.what))?;
         match &self.hint {
@@ -363,10 +363,10 @@ mod tests {
         struct Middle(#[source] std::io::Error);
 
         let error = Outer(Middle(std::io::Error::other("no route")));
-        let complaint = Complaint::caused(10, &error).with_hint(Some("check the network"));
-        assert_eq!(complaint.exit, 10);
+        let error = CliError::caused(10, &error).with_hint(Some("check the network"));
+        assert_eq!(error.exit, 10);
         assert_eq!(
-            complaint.to_string(),
+            error.to_string(),
             "ksync: cannot connect to \\u{1b}[2J: opening the socket: no route\n  hint: check the network"
         );
     }

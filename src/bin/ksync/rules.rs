@@ -8,7 +8,7 @@ use clap::ArgMatches;
 use ksync::tree::filter::{BYTE_ORDER_MARK, Rule};
 use ksync::tree::path::escape;
 
-use crate::report::Complaint;
+use crate::report::CliError;
 
 /// The origin of rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,8 +49,8 @@ pub(crate) fn in_order(matches: &ArgMatches) -> Vec<Source> {
 /// The first error of `read`, or a rule that has a prefix and no pattern.
 pub(crate) fn compile(
     sources: &[Source],
-    mut read: impl FnMut(&OsStr) -> Result<Vec<u8>, Complaint>,
-) -> Result<Vec<Rule>, Complaint> {
+    mut read: impl FnMut(&OsStr) -> Result<Vec<u8>, CliError>,
+) -> Result<Vec<Rule>, CliError> {
     let mut rules = Vec::new();
     for source in sources {
         match source {
@@ -82,7 +82,7 @@ fn add(
     include: bool,
     text: &[u8],
     location: impl Fn() -> String,
-) -> Result<(), Complaint> {
+) -> Result<(), CliError> {
     let (include, pattern) = match text {
         b"" => return Ok(()),
         b"!" => {
@@ -94,7 +94,7 @@ fn add(
         pattern => (include, pattern),
     };
     if pattern.is_empty() {
-        return Err(Complaint::usage(
+        return Err(CliError::usage(
             format!("{}: the rule \"{}\" has no pattern", location(), escape(text)),
             "Write a pattern behind the sign and its space, or remove the rule.",
         ));
@@ -160,11 +160,11 @@ mod tests {
     #[test]
     fn a_prefix_without_a_pattern_is_an_error() {
         assert_eq!(compiled(&["--exclude=", "--include=", "--exclude=a"], b""), ["- a"]);
-        let complaint =
+        let error =
             |sources: &[Source]| compile(sources, |_| Ok(b"a\n\n- \n".to_vec())).unwrap_err().to_string();
         let file = Source::File { include: false, file: "rules".into() };
-        assert!(complaint(&[file]).contains("rules: line 3: the rule \"- \" has no pattern"));
+        assert!(error(&[file]).contains("rules: line 3: the rule \"- \" has no pattern"));
         let option = Source::Pattern { include: true, pattern: "+ ".into() };
-        assert!(complaint(&[option]).contains("--include: the rule \"+ \" has no pattern"));
+        assert!(error(&[option]).contains("--include: the rule \"+ \" has no pattern"));
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::SandboxArgs;
 use crate::out;
-use crate::report::{self, Complaint};
+use crate::report::{self, CliError};
 use crate::run::{Signals, block_on};
 use crate::shell::quoted;
 
@@ -23,7 +23,7 @@ use crate::shell::quoted;
 const FILE: u8 = 11;
 
 /// Runs until a signal comes.
-pub(crate) fn run(args: &SandboxArgs) -> Result<u8, Complaint> {
+pub(crate) fn run(args: &SandboxArgs) -> Result<u8, CliError> {
     block_on(async {
         let mut signals = Signals::new()?;
         let home = Home::new(args.home.clone())?;
@@ -50,7 +50,7 @@ async fn serve(
     home: &Home,
     json: bool,
     signals: &mut Signals,
-) -> Result<(), Complaint> {
+) -> Result<(), CliError> {
     let home = home.path.canonicalize().unwrap_or_else(|_| home.path.clone());
     // The port is in the name, since several sandboxes may share a home.
     let url = sandbox.url();
@@ -115,7 +115,7 @@ struct Home {
 impl Home {
     /// The requested directory; by default one in ksync's state directory, so that an installed
     /// agent stays; otherwise a temporary one.
-    fn new(asked: Option<PathBuf>) -> Result<Self, Complaint> {
+    fn new(asked: Option<PathBuf>) -> Result<Self, CliError> {
         let state = || {
             let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
             absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))
@@ -142,7 +142,7 @@ impl Drop for Home {
 struct PrivateFile(PathBuf);
 
 impl PrivateFile {
-    fn write(path: PathBuf, text: &str) -> Result<Self, Complaint> {
+    fn write(path: PathBuf, text: &str) -> Result<Self, CliError> {
         // A file from an earlier run may have another mode, or be a link.
         let written = match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -161,11 +161,11 @@ impl Drop for PrivateFile {
     }
 }
 
-fn cannot(verb: &str, path: &Path, error: &io::Error) -> Complaint {
-    Complaint::new(FILE, format!("cannot {verb} {}: {error}", path.display()))
+fn cannot(verb: &str, path: &Path, error: &io::Error) -> CliError {
+    CliError::new(FILE, format!("cannot {verb} {}: {error}", path.display()))
 }
 
-impl From<SandboxError> for Complaint {
+impl From<SandboxError> for CliError {
     fn from(error: SandboxError) -> Self {
         match &error {
             SandboxError::NotLoopback(_) => {

@@ -6,7 +6,7 @@ use ksync::kernel::{Access, Api, Browser, KernelError, StoredSession, NewBrowser
 use serde_json::{Value, json};
 
 use crate::out;
-use crate::report::Complaint;
+use crate::report::CliError;
 use crate::request;
 use crate::shell::quoted;
 use crate::verbs::{SessionArgs, SessionVerb};
@@ -15,7 +15,7 @@ use crate::verbs::{SessionArgs, SessionVerb};
 const POOL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs one of the verbs.
-pub(crate) fn run(args: SessionArgs) -> Result<u8, Complaint> {
+pub(crate) fn run(args: SessionArgs) -> Result<u8, CliError> {
     let access = request::access(&args.access)?;
     match args.verb {
         SessionVerb::Create { timeout, headless, name, pool, json } => {
@@ -34,7 +34,7 @@ pub(crate) fn run(args: SessionArgs) -> Result<u8, Complaint> {
     }
 }
 
-fn create(access: &Access, new: &NewBrowser, pool: Option<&str>, json: bool) -> Result<u8, Complaint> {
+fn create(access: &Access, new: &NewBrowser, pool: Option<&str>, json: bool) -> Result<u8, CliError> {
     let api = access.api()?;
     let browser = match pool {
         Some(pool) => api.acquire(pool, POOL_TIMEOUT).map_err(KernelError::from)?,
@@ -54,7 +54,7 @@ fn create(access: &Access, new: &NewBrowser, pool: Option<&str>, json: bool) -> 
     Ok(0)
 }
 
-fn list(access: &Access, json: bool) -> Result<u8, Complaint> {
+fn list(access: &Access, json: bool) -> Result<u8, CliError> {
     let browsers = access.api()?.browsers().map_err(KernelError::from)?;
     let current = access.meant(ksync::kernel::CURRENT).ok();
     let is_current = |browser: &Browser| {
@@ -73,7 +73,7 @@ fn list(access: &Access, json: bool) -> Result<u8, Complaint> {
     Ok(0)
 }
 
-fn show(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
+fn show(access: &Access, session: &str, json: bool) -> Result<u8, CliError> {
     let browser = access.api()?.browser(session).map_err(KernelError::from)?;
     let mut told = of_browser(&browser);
     if let (Value::Object(fields), Some(stored)) = (&mut told, access.store().find(&browser.session_id)) {
@@ -92,7 +92,7 @@ fn show(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
 }
 
 /// Prints a Host block for `~/.ssh/config`.
-fn show_ssh_config(access: &Access, session: &str) -> Result<u8, Complaint> {
+fn show_ssh_config(access: &Access, session: &str) -> Result<u8, CliError> {
     let StoredSession { session_id, name, host_key, key_file, .. } = connected(access, session)?.stored;
     let host = name.unwrap_or_else(|| session_id.clone());
     let known_hosts =
@@ -107,7 +107,7 @@ fn show_ssh_config(access: &Access, session: &str) -> Result<u8, Complaint> {
     Ok(0)
 }
 
-fn choose(access: &Access, session: &str) -> Result<u8, Complaint> {
+fn choose(access: &Access, session: &str) -> Result<u8, CliError> {
     let session = access.meant(session)?;
     // A session in the session store needs no API request.
     let id = match access.store().find(&session) {
@@ -120,7 +120,7 @@ fn choose(access: &Access, session: &str) -> Result<u8, Complaint> {
 }
 
 /// Prints the official CLI's description of a VM that it has set up, with ksync as the proxy.
-fn setup(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
+fn setup(access: &Access, session: &str, json: bool) -> Result<u8, CliError> {
     let session = access.meant(session)?;
     let ConnectedVm { stored, provisioned } = connected(access, &session)?;
     if json {
@@ -151,7 +151,7 @@ fn setup(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
     Ok(0)
 }
 
-fn delete(access: &Access, session: &str) -> Result<u8, Complaint> {
+fn delete(access: &Access, session: &str) -> Result<u8, CliError> {
     let session = access.meant(session)?;
     let api = access.api()?;
     let stored = access.store().find(&session);
@@ -172,7 +172,7 @@ fn of_pool(api: &Api, id: &str) -> Result<Option<String>, KernelError> {
     Ok(api.browser(id)?.pool.map(|pool| pool.id))
 }
 
-fn clean_up(access: &Access, session: &str) -> Result<u8, Complaint> {
+fn clean_up(access: &Access, session: &str) -> Result<u8, CliError> {
     let session = access.meant(session)?;
     access.clean_up(&session)?;
     Ok(0)
