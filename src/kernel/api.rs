@@ -176,12 +176,12 @@ impl Api {
         request.timeout = after.saturating_add(self.http.timeout);
         // A retry would take as long again.
         request.is_final = |error| match error {
-            ApiError::Refused { refusal, .. } => refusal.is_command_timeout(),
+            ApiError::Refused { status_error, .. } => status_error.is_command_timeout(),
             ApiError::TimedOut { is_connecting, .. } => !is_connecting,
             _ => false,
         };
         let answer = self.http.send(&call, &request).map_err(|error| match error {
-            ApiError::Refused { call, refusal } if refusal.is_command_timeout() => {
+            ApiError::Refused { call, status_error } if status_error.is_command_timeout() => {
                 ApiError::CommandTimedOut { call, after }
             }
             error => error,

@@ -10,7 +10,7 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, DefaultConnector};
 use ureq::{Agent, AsSendBody, Body, Timeout};
 
-use crate::kernel::error::{ApiError, Call, Refusal, Subject};
+use crate::kernel::error::{ApiError, Call, StatusError, Subject};
 use crate::kernel::retry::{Advice, Decision, Outcome, decide};
 use crate::kernel::settings::{ApiKey, Base, Settings};
 use crate::kernel::tls::TlsConnector;
@@ -191,8 +191,8 @@ impl Http {
         let mut body = Vec::new();
         // The status is enough. A connection lost here merely shortens the explanation.
         let _ = response.body_mut().as_reader().take(REFUSAL_BYTES_MAX).read_to_end(&mut body);
-        let refusal = Refusal::read(status, &body, advice, &self.key);
-        ApiError::Refused { call: call.clone(), refusal }
+        let status_error = StatusError::read(status, &body, advice, &self.key);
+        ApiError::Refused { call: call.clone(), status_error }
     }
 
     /// Makes the error for a missing or partial answer.
@@ -234,8 +234,8 @@ fn connect_timeout(timeout: Duration) -> Duration {
 fn outcome(error: &ApiError) -> Outcome {
     match error {
         ApiError::Unreachable { .. } | ApiError::TimedOut { .. } => Outcome::NoAnswer,
-        ApiError::Refused { refusal, .. } => {
-            Outcome::Answer { status: refusal.status, advice: refusal.advice }
+        ApiError::Refused { status_error, .. } => {
+            Outcome::Answer { status: status_error.status, advice: status_error.advice }
         }
         _ => Outcome::Final,
     }

@@ -46,7 +46,7 @@ pub use keep_alive::KeepAlive;
 pub use api::Api;
 pub use bridge_image::BridgeImage;
 pub use domain::{DomainError, Vm, VmDomain};
-pub use error::{ApiError, ApiErrorKind, Call, Refusal};
+pub use error::{ApiError, ApiErrorKind, Call, StatusError};
 pub use keys::{Key, KeyError};
 pub use session_store::{StoredSession, SessionStore, bridge_url};
 pub use expiry::{Cause, End, Expiry, SHORT};

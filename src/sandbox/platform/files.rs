@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::answer::{Answer, Refusal, empty, json_answer, read_json, set, streamed};
+use super::answer::{Answer, PlatformError, empty, json_answer, read_json, set, streamed};
 use super::routes::{Asked, Call};
 use super::session::Session;
 use super::rfc3339;
@@ -44,7 +44,7 @@ pub(super) async fn answer(
     call: Call,
     asked: &Asked<'_>,
     body: Incoming,
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, PlatformError> {
     match call {
         Call::WriteFile => write(session, asked, body).await,
         Call::ReadFile => read(session, &path_of(asked)?).await,
@@ -77,12 +77,12 @@ pub(super) async fn answer(
             let set = fs::set_permissions(session.host_path(&target.path), Permissions::from_mode(mode));
             done(set, "path not found", "failed to chmod")
         }
-        _ => Err(Refusal::not_found("route")),
+        _ => Err(PlatformError::not_found("route")),
     }
 }
 
 /// Creates the parents and writes the file in place, so a concurrent reader sees it grow.
-async fn write(session: &Session, asked: &Asked<'_>, mut body: Incoming) -> Result<Answer, Refusal> {
+async fn write(session: &Session, asked: &Asked<'_>, mut body: Incoming) -> Result<Answer, PlatformError> {
     let path = session.host_path(&path_of(asked)?);
     let mode = mode_of(asked.value("mode").as_deref()).unwrap_or(0o644);
     let parent = path.parent().unwrap_or(&session.root);
@@ -102,11 +102,11 @@ async fn write(session: &Session, asked: &Asked<'_>, mut body: Incoming) -> Resu
     Ok(empty(StatusCode::CREATED))
 }
 
-async fn read(session: &Session, path: &str) -> Result<Answer, Refusal> {
+async fn read(session: &Session, path: &str) -> Result<Answer, PlatformError> {
     let file = tokio::fs::File::open(session.host_path(path)).await;
     let file = file
         .map_err(|error| fault(&error, "file not found", StatusCode::BAD_REQUEST, "unable to open file"))?;
-    let metadata = file.metadata().await.map_err(Refusal::internal)?;
+    let metadata = file.metadata().await.map_err(PlatformError::internal)?;
     if metadata.is_dir() {
         return Err(in_vm(StatusCode::BAD_REQUEST, "unable to open file"));
     }
@@ -124,7 +124,7 @@ async fn read(session: &Session, path: &str) -> Result<Answer, Refusal> {
 }
 
 /// Lists the entries by name; the answer is `null`, not `[]`, for an empty directory.
-fn list(session: &Session, path: &str) -> Result<Answer, Refusal> {
+fn list(session: &Session, path: &str) -> Result<Answer, PlatformError> {
     let failed = |error: io::Error| {
         fault(&error, "directory not found", StatusCode::INTERNAL_SERVER_ERROR, "failed to read directory")
     };
@@ -143,7 +143,7 @@ fn list(session: &Session, path: &str) -> Result<Answer, Refusal> {
     Ok(json_answer(StatusCode::OK, &value))
 }
 
-fn info(session: &Session, path: &str) -> Result<Answer, Refusal> {
+fn info(session: &Session, path: &str) -> Result<Answer, PlatformError> {
     let metadata = fs::metadata(session.host_path(path)).map_err(|error| {
         fault(&error, "path not found", StatusCode::INTERNAL_SERVER_ERROR, "failed to stat path")
     })?;
@@ -151,7 +151,7 @@ fn info(session: &Session, path: &str) -> Result<Answer, Refusal> {
     Ok(json_answer(StatusCode::OK, &describe(&name, path, &metadata)))
 }
 
-fn create_directory(session: &Session, target: &Target) -> Result<Answer, Refusal> {
+fn create_directory(session: &Session, target: &Target) -> Result<Answer, PlatformError> {
     let mode = mode_of(target.mode.as_deref()).unwrap_or(0o755);
     fs::DirBuilder::new()
         .recursive(true)
@@ -163,7 +163,7 @@ fn create_directory(session: &Session, target: &Target) -> Result<Answer, Refusa
 
 /// Deletes the directory with its content. A missing directory counts as deleted, and a file as a
 /// directory.
-fn delete_directory(session: &Session, target: &Target) -> Result<Answer, Refusal> {
+fn delete_directory(session: &Session, target: &Target) -> Result<Answer, PlatformError> {
     let path = session.host_path(&target.path);
     if path == session.root {
         return Err(in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to delete directory"));
@@ -214,17 +214,17 @@ fn letters(metadata: &Metadata) -> String {
     text
 }
 
-async fn target(body: Incoming) -> Result<Target, Refusal> {
+async fn target(body: Incoming) -> Result<Target, PlatformError> {
     let target: Target = read_json(body).await?;
     if target.path.is_empty() { Err(no_path()) } else { Ok(target) }
 }
 
 /// The path parameter of a call.
-pub(super) fn path_of(asked: &Asked<'_>) -> Result<String, Refusal> {
+pub(super) fn path_of(asked: &Asked<'_>) -> Result<String, PlatformError> {
     asked.value("path").filter(|path| !path.is_empty()).ok_or_else(no_path)
 }
 
-fn no_path() -> Refusal {
+fn no_path() -> PlatformError {
     in_vm(StatusCode::BAD_REQUEST, "path cannot be empty")
 }
 
@@ -232,7 +232,7 @@ fn mode_of(text: Option<&str>) -> Option<u32> {
     u32::from_str_radix(text?, 8).ok().map(|mode| mode & 0o7777)
 }
 
-fn done(result: io::Result<()>, missing: &str, otherwise: &str) -> Result<Answer, Refusal> {
+fn done(result: io::Result<()>, missing: &str, otherwise: &str) -> Result<Answer, PlatformError> {
     match result {
         Ok(()) => Ok(empty(StatusCode::OK)),
         Err(error) => Err(fault(&error, missing, StatusCode::INTERNAL_SERVER_ERROR, otherwise)),
@@ -240,7 +240,7 @@ fn done(result: io::Result<()>, missing: &str, otherwise: &str) -> Result<Answer
 }
 
 /// 404 for a missing entry, and `status` for all other errors.
-fn fault(error: &io::Error, missing: &str, status: StatusCode, otherwise: &str) -> Refusal {
+fn fault(error: &io::Error, missing: &str, status: StatusCode, otherwise: &str) -> PlatformError {
     if error.kind() == io::ErrorKind::NotFound {
         in_vm(StatusCode::NOT_FOUND, missing)
     } else {
@@ -248,6 +248,6 @@ fn fault(error: &io::Error, missing: &str, status: StatusCode, otherwise: &str) 
     }
 }
 
-fn in_vm(status: StatusCode, message: impl Into<String>) -> Refusal {
-    Refusal::in_vm(status, message)
+fn in_vm(status: StatusCode, message: impl Into<String>) -> PlatformError {
+    PlatformError::in_vm(status, message)
 }

@@ -70,7 +70,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::sandbox::SandboxError;
 use crate::sandbox::link_conditions::LinkConditions;
-use answer::Refusal;
+use answer::PlatformError;
 use authority::Authority;
 use faults::Faults;
 use life::Stage;
@@ -234,15 +234,15 @@ impl Cloud {
     }
 
     /// Finds a session by id or name.
-    fn session(&self, id_or_name: &str) -> Result<Arc<Session>, Refusal> {
+    fn session(&self, id_or_name: &str) -> Result<Arc<Session>, PlatformError> {
         let sessions = self.listed();
         let by_id = sessions.iter().find(|session| session.id == id_or_name);
         let named = || sessions.iter().find(|session| session.wish().name.as_deref() == Some(id_or_name));
-        by_id.or_else(named).cloned().ok_or_else(|| Refusal::not_found("browser"))
+        by_id.or_else(named).cloned().ok_or_else(|| PlatformError::not_found("browser"))
     }
 
     /// Adds a session to the list, unless another one has its name.
-    fn keep(&self, session: Arc<Session>, name: Option<&str>) -> Result<(), Refusal> {
+    fn keep(&self, session: Arc<Session>, name: Option<&str>) -> Result<(), PlatformError> {
         let mut sessions = self.listed();
         if let Some(name) = name
             && sessions.iter().any(|other| other.wish().name.as_deref() == Some(name))
@@ -279,11 +279,11 @@ impl Cloud {
     }
 
     /// `PATH` of the VMs. It is made on first use, because it may need thousands of links.
-    async fn search_path(&self) -> Result<&OsString, Refusal> {
+    async fn search_path(&self) -> Result<&OsString, PlatformError> {
         let make = || async {
             let folder = self.folder.clone();
             let made = tokio::task::spawn_blocking(move || path_filter::search_path(&folder)).await;
-            made.map_err(Refusal::internal)?.map_err(Refusal::internal)
+            made.map_err(PlatformError::internal)?.map_err(PlatformError::internal)
         };
         self.search_path.get_or_try_init(make).await
     }

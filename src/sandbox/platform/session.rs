@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::answer::Refusal;
+use super::answer::PlatformError;
 use super::life::{self, Life, Stage};
 use super::routes::Call;
 use super::spawn::Spawned;
@@ -92,22 +92,22 @@ impl Session {
     ///
     /// # Errors
     /// 529 if no address is free, 500 if anything else is not available.
-    pub(super) async fn start(cloud: &Arc<Cloud>, wish: Wish) -> Result<Arc<Session>, Refusal> {
-        let id = rng::word(24).map_err(Refusal::internal)?;
+    pub(super) async fn start(cloud: &Arc<Cloud>, wish: Wish) -> Result<Arc<Session>, PlatformError> {
+        let id = rng::word(24).map_err(PlatformError::internal)?;
         let root = cloud.folder.join(&id);
-        make_root(&root).map_err(Refusal::internal)?;
-        let host_key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(Refusal::internal)?;
-        let host_key_text = host_key.public_key().to_openssh().map_err(Refusal::internal)?;
+        make_root(&root).map_err(PlatformError::internal)?;
+        let host_key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(PlatformError::internal)?;
+        let host_key_text = host_key.public_key().to_openssh().map_err(PlatformError::internal)?;
         std::fs::write(root.join("etc/ssh/ssh_host_ed25519_key.pub"), format!("{host_key_text}\n"))
-            .map_err(Refusal::internal)?;
+            .map_err(PlatformError::internal)?;
 
         let listener = listen().await?;
-        let address = listener.local_addr().map_err(Refusal::internal)?;
+        let address = listener.local_addr().map_err(PlatformError::internal)?;
         let (processes, gone) = Processes::new(root.join("root"), Some(root.clone()));
         let processes = Arc::new(processes);
         let authorized_keys = Some(root.join("root/.ssh/authorized_keys"));
         let lock = Lock { key: cloud.client_key.clone(), authorized_keys };
-        let tls = cloud.authority.acceptor(address.ip()).map_err(Refusal::internal)?;
+        let tls = cloud.authority.acceptor(address.ip()).map_err(PlatformError::internal)?;
         let port = Port {
             server: Server::new(host_key, lock, Arc::clone(&processes)),
             meter: Arc::new(Meter::default()),
@@ -123,13 +123,13 @@ impl Session {
         let (token, cdp_url) = if wish.without_jwt {
             // A client that finds no token takes the host for the VM, so the socket must be on that
             // host.
-            let listener = TcpListener::bind((fqdn, 0)).await.map_err(Refusal::internal)?;
-            let cdp_address = listener.local_addr().map_err(Refusal::internal)?;
+            let listener = TcpListener::bind((fqdn, 0)).await.map_err(PlatformError::internal)?;
+            let cdp_address = listener.local_addr().map_err(PlatformError::internal)?;
             let serve = super::serve(Arc::clone(cloud), listener, Some(id.clone()));
             tasks.push(tokio::spawn(serve));
             (None, format!("ws://{cdp_address}/browser/cdp"))
         } else {
-            let signature = rng::word(43).map_err(Refusal::internal)?;
+            let signature = rng::word(43).map_err(PlatformError::internal)?;
             let expires = created_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let expires = expires.saturating_add(token_good_for).as_secs();
             let token = token::token(&id, &fqdn.to_string(), expires, &signature);
@@ -285,10 +285,10 @@ fn make_root(root: &Path) -> io::Result<()> {
 
 /// Listens at an address that no other session has. On Linux all of 127.0.0.0/8 is loopback, so
 /// there are two million addresses. Elsewhere there is one, and room for one session.
-async fn listen() -> Result<TcpListener, Refusal> {
+async fn listen() -> Result<TcpListener, PlatformError> {
     for _ in 0..ADDRESS_ATTEMPTS_MAX {
         let address = if cfg!(target_os = "linux") {
-            let [a, b, c] = rng::triple().map_err(Refusal::internal)?;
+            let [a, b, c] = rng::triple().map_err(PlatformError::internal)?;
             Ipv4Addr::new(127, 64 + a % 128, b, 1 + c % 254)
         } else {
             Ipv4Addr::LOCALHOST
@@ -298,7 +298,7 @@ async fn listen() -> Result<TcpListener, Refusal> {
         }
     }
     let status = hyper::StatusCode::from_u16(529).unwrap_or(hyper::StatusCode::SERVICE_UNAVAILABLE);
-    Err(Refusal::new(status, "no_capacity", "no address is free for another VM"))
+    Err(PlatformError::new(status, "no_capacity", "no address is free for another VM"))
 }
 
 /// Makes the conditions of the next connection to a session: the platform's link conditions, or

@@ -9,7 +9,7 @@ use std::path::{Component, Path};
 use hyper::StatusCode;
 use hyper::body::Incoming;
 
-use super::answer::{Answer, Refusal, bytes_answer, empty, read_body};
+use super::answer::{Answer, PlatformError, bytes_answer, empty, read_body};
 use super::archive::{self, Entry};
 use super::files::path_of;
 use super::multipart::{self, Field};
@@ -23,7 +23,7 @@ const UPLOAD_MAX: usize = 256 << 20;
 const MODE: u32 = 0o644;
 
 /// `POST fs/upload`: pairs of `files[N][file]` and `files[N][dest_path]`.
-pub(super) async fn upload(session: &Session, asked: &Asked<'_>, body: Incoming) -> Result<Answer, Refusal> {
+pub(super) async fn upload(session: &Session, asked: &Asked<'_>, body: Incoming) -> Result<Answer, PlatformError> {
     let body = read_body(body, UPLOAD_MAX).await?;
     let mut pairs: BTreeMap<&str, [Option<&[u8]>; 2]> = BTreeMap::new();
     let fields = form(asked, &body)?;
@@ -52,7 +52,7 @@ pub(super) async fn upload_zip(
     session: &Session,
     asked: &Asked<'_>,
     body: Incoming,
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, PlatformError> {
     let body = read_body(body, UPLOAD_MAX).await?;
     let fields = form(asked, &body)?;
     let field = |name: &str| fields.iter().find(|field| field.name == name).map(|field| field.content);
@@ -79,17 +79,17 @@ pub(super) async fn upload_zip(
 }
 
 /// `GET fs/download_dir_zip`: packs a directory with its files and directories.
-pub(super) fn download_dir_zip(session: &Session, asked: &Asked<'_>) -> Result<Answer, Refusal> {
+pub(super) fn download_dir_zip(session: &Session, asked: &Asked<'_>) -> Result<Answer, PlatformError> {
     let host_path = session.host_path(&path_of(asked)?);
     if !host_path.exists() {
-        return Err(Refusal::in_vm(StatusCode::NOT_FOUND, "directory not found"));
+        return Err(PlatformError::in_vm(StatusCode::NOT_FOUND, "directory not found"));
     }
     if !host_path.is_dir() {
         return Err(bad_request("path is not a directory"));
     }
     let mut entries = Vec::new();
-    collect(&host_path, "", &mut entries).map_err(Refusal::internal)?;
-    let packed = archive::pack(&entries).map_err(Refusal::internal)?;
+    collect(&host_path, "", &mut entries).map_err(PlatformError::internal)?;
+    let packed = archive::pack(&entries).map_err(PlatformError::internal)?;
     Ok(bytes_answer("application/zip", packed))
 }
 
@@ -110,7 +110,7 @@ fn collect(directory: &Path, name: &str, entries: &mut Vec<Entry>) -> io::Result
     Ok(())
 }
 
-fn form<'a>(asked: &Asked<'_>, body: &'a [u8]) -> Result<Vec<Field<'a>>, Refusal> {
+fn form<'a>(asked: &Asked<'_>, body: &'a [u8]) -> Result<Vec<Field<'a>>, PlatformError> {
     let fields = multipart::fields(asked.content_type, body);
     fields.ok_or_else(|| bad_request("invalid multipart form"))
 }
@@ -121,23 +121,23 @@ fn element(name: &str) -> Option<(&str, &str)> {
 }
 
 /// Parses an absolute path.
-fn absolute(path: &[u8]) -> Result<&str, Refusal> {
+fn absolute(path: &[u8]) -> Result<&str, PlatformError> {
     let path = std::str::from_utf8(path).ok().filter(|path| path.starts_with('/'));
     path.ok_or_else(|| bad_request("dest_path must be absolute"))
 }
 
 /// Writes a file in place, as `write_file` does.
-fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Refusal> {
+fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), PlatformError> {
     make_directory(path.parent().unwrap_or(path))?;
     let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path);
-    let failed = |_| Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "unable to create file");
+    let failed = |_| PlatformError::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "unable to create file");
     opened.and_then(|mut file| file.write_all(content)).map_err(failed)
 }
 
-fn make_directory(path: &Path) -> Result<(), Refusal> {
+fn make_directory(path: &Path) -> Result<(), PlatformError> {
     fs::create_dir_all(path).map_err(|_| bad_request("unable to create directories"))
 }
 
-fn bad_request(message: impl Into<String>) -> Refusal {
-    Refusal::in_vm(StatusCode::BAD_REQUEST, message)
+fn bad_request(message: impl Into<String>) -> PlatformError {
+    PlatformError::in_vm(StatusCode::BAD_REQUEST, message)
 }
