@@ -14,7 +14,7 @@ use std::time::Duration;
 use ksync::disk::expand_home;
 use ksync::disk::baseline::Baseline;
 use ksync::disk::secret::secret_of;
-use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
+use ksync::engine::{Config, RunError, Receiver, Sender, Summary};
 use ksync::exchange::lanes::Lane;
 use ksync::exchange::rounds::{self, Watched};
 use ksync::exchange::{Incoming, Link, Receiving, Sending, Timeouts, run_over};
@@ -46,10 +46,10 @@ fn main() -> ExitCode {
     }
     match serve(&argument) {
         Ok(Ok(_)) => ExitCode::SUCCESS,
-        Ok(Err(failure)) => {
+        Ok(Err(error)) => {
             // The peer knows the reason of a failure already, unless the connection itself failed.
-            if matches!(failure.kind, AbortKind::Connection | AbortKind::Timeout) {
-                let text = failure.text.as_bytes();
+            if matches!(error.kind, AbortKind::Connection | AbortKind::Timeout) {
+                let text = error.text.as_bytes();
                 let _ =
                     unbuffered(io::stderr()).and_then(|mut stderr| io::Write::write_all(&mut stderr, text));
             }
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
 }
 
 /// Sends hello, reads the request, and runs it.
-fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
+fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
     let (mut input, mut writer) = (unbuffered(io::stdin())?, unbuffered(io::stdout())?);
     let first = first_flight(argument, &mut input, &mut writer)?;
     let mut reader = Cursor::new(first).chain(input);
@@ -78,15 +78,15 @@ fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
         Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)), timeouts, carried: None };
     if let Some(watching) = watch {
         let link = Link::new(incoming, writer, false, compress);
-        let failure = match role {
+        let error = match role {
             Role::Sender => match Watched::new(&path, watching) {
                 Ok(source) => source.send(&link, &config, baseline, &Quiet, &mut drop),
-                Err(failure) => link.refuse(failure),
+                Err(error) => link.refuse(error),
             },
             Role::Receiver => rounds::receive(&link, &path, &config, baseline, &Quiet, &mut drop),
         };
         link.close();
-        return Ok(Err(failure));
+        return Ok(Err(error));
     }
     Ok(match role {
         Role::Sender => {

@@ -67,7 +67,7 @@ pub enum Output {
     /// Nothing to do before the next outcome; messages have to wait.
     WaitForWork,
     /// The run is over.
-    Done(Result<Summary, Failure>),
+    Done(Result<Summary, RunError>),
 }
 
 /// One side of an exchange.
@@ -118,7 +118,7 @@ pub const PROBLEMS_MAX: usize = 1000;
 /// The reason why a run ended early.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
-pub struct Failure {
+pub struct RunError {
     /// Kind of the reason.
     pub kind: AbortKind,
     /// True if the other side gave the reason.
@@ -136,7 +136,7 @@ struct Outbox {
     problems: Vec<Problem>,
     problem_count: u64,
     braked: Option<Braked>,
-    ended: Option<Result<Summary, Failure>>,
+    ended: Option<Result<Summary, RunError>>,
 }
 
 impl Outbox {
@@ -227,7 +227,7 @@ impl Outbox {
             let text = text.into();
             self.queue.clear();
             self.send(Message::Abort { kind, text: text.clone() });
-            self.ended = Some(Err(Failure { kind, by_peer: false, text }));
+            self.ended = Some(Err(RunError { kind, by_peer: false, text }));
         }
     }
 
@@ -269,7 +269,7 @@ impl Outbox {
     fn peer_failed(&mut self, kind: AbortKind, text: String) {
         if self.ended.is_none() {
             self.queue.clear();
-            self.ended = Some(Err(Failure { kind, by_peer: true, text }));
+            self.ended = Some(Err(RunError { kind, by_peer: true, text }));
         }
     }
 

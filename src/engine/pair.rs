@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 
 use self::disk::{Source, Target};
 use self::tree::Rng;
-use crate::engine::{Config, Engine, Failure, Input, Output, Receiver, Sender, SmallContent, Summary, Work};
+use crate::engine::{Config, Engine, RunError, Input, Output, Receiver, Sender, SmallContent, Summary, Work};
 use crate::monitor::Event;
 use crate::wire::hello::Options;
 use crate::wire::message::{Body, Message, Op};
@@ -53,7 +53,7 @@ struct Side {
     mailbox: VecDeque<Message>,
     only_outcomes: bool,
     closed: bool,
-    done: Option<Result<Summary, Failure>>,
+    done: Option<Result<Summary, RunError>>,
     events: Vec<Event>,
 }
 
@@ -164,8 +164,8 @@ struct Ended {
     source: Source,
     target: Target,
     log: Log,
-    sender: Result<Summary, Failure>,
-    receiver: Result<Summary, Failure>,
+    sender: Result<Summary, RunError>,
+    receiver: Result<Summary, RunError>,
     /// Events that the client got.
     events: Vec<Event>,
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::disk::error::DiskError;
 use crate::disk::baseline::Baseline;
 use crate::disk::root::{Pin, Root};
-use crate::engine::{Config, Failure, Receiver, Sender, Summary};
+use crate::engine::{Config, RunError, Receiver, Sender, Summary};
 use crate::exchange::mailbox::Idle;
 use crate::exchange::run::Link;
 use crate::exchange::{Receiving, Sending, chain};
@@ -97,8 +97,8 @@ impl Watched {
     ///
     /// # Errors
     /// The path cannot be read.
-    pub fn new(path: &Path, watching: Watching) -> Result<Self, Failure> {
-        let failure = |cause: &dyn std::error::Error| Failure {
+    pub fn new(path: &Path, watching: Watching) -> Result<Self, RunError> {
+        let run_error = |cause: &dyn std::error::Error| RunError {
             kind: AbortKind::Selection,
             by_peer: false,
             text: format!(
@@ -107,17 +107,17 @@ impl Watched {
                 chain(cause)
             ),
         };
-        let real = fs::canonicalize(path).map_err(|error| failure(&error))?;
+        let real = fs::canonicalize(path).map_err(|error| run_error(&error))?;
         let is_directory = real.is_dir();
         let directory = if is_directory { path } else { real.parent().unwrap_or(Path::new("/")) };
-        let root = Root::open(directory).map_err(|error| failure(&error))?;
+        let root = Root::open(directory).map_err(|error| run_error(&error))?;
         let name = real.file_name().map(OsStr::as_bytes).unwrap_or_default();
         let single = (!is_directory).then(|| TreePath::new(name)).transpose();
-        let single = single.map_err(|error| failure(&error))?;
+        let single = single.map_err(|error| run_error(&error))?;
         let quiet = Duration::from_millis(watching.quiet_ms.into());
         let watch = Watch::new(directory, WatchOptions { quiet, poll: watching.poll });
         if single.is_some() {
-            let directory = root.open_directory(None).map_err(|error| failure(&error))?;
+            let directory = root.open_directory(None).map_err(|error| run_error(&error))?;
             watch.enter(std::os::fd::AsFd::as_fd(&directory), None);
         }
         let filter = Arc::new(Mutex::new(Filter::default()));
@@ -138,7 +138,7 @@ impl Watched {
         baseline: impl Fn() -> Option<Baseline>,
         monitor: &dyn Monitor,
         done: &mut dyn FnMut(Round),
-    ) -> Failure {
+    ) -> RunError {
         let mailbox = Arc::clone(link.mailbox());
         self.watch.wake(move || mailbox.wake());
         let monitor = DeferredRetry(monitor);
@@ -157,7 +157,7 @@ impl Watched {
             let sending = if is_full { sending.with_baseline(baseline()) } else { sending };
             let summary = match link.run(Sender::new(config), sending, &monitor) {
                 Ok(summary) => summary,
-                Err(failure) => return failure,
+                Err(error) => return error,
             };
             let elapsed = begun.elapsed();
             self.look_again_at(&summary);
@@ -167,7 +167,7 @@ impl Watched {
             }
             let next = match self.next(link, elapsed) {
                 Ok(next) => next,
-                Err(failure) => return failure,
+                Err(error) => return error,
             };
             if let (Some(last), Some(next)) = (&scope, &next)
                 && elapsed > LONG_ROUND
@@ -193,7 +193,7 @@ impl Watched {
     }
 
     /// Waits for the next round's scope: parts, or everything.
-    fn next(&self, link: &Link, last: Duration) -> Result<Option<SubtreeSet>, Failure> {
+    fn next(&self, link: &Link, last: Duration) -> Result<Option<SubtreeSet>, RunError> {
         let timeout = match self.watch.blindness() {
             Some(_) => POLL.max(last * POLL_SHARE),
             None => LOOK_AGAIN,
@@ -205,10 +205,10 @@ impl Watched {
         next
     }
 
-    fn wait(&self, link: &Link, deadline: Instant) -> Result<Option<SubtreeSet>, Failure> {
+    fn wait(&self, link: &Link, deadline: Instant) -> Result<Option<SubtreeSet>, RunError> {
         loop {
             match link.mailbox().idle(deadline.saturating_duration_since(Instant::now())) {
-                Idle::Closed(kind, text) => return Err(Failure { kind, by_peer: false, text }),
+                Idle::Closed(kind, text) => return Err(RunError { kind, by_peer: false, text }),
                 // `take` hands out due parts first, and everything after them.
                 Idle::Rescan | Idle::Late => self.watch.everything(),
                 Idle::Woken => match self.watch.take() {
@@ -360,7 +360,7 @@ pub fn receive(
     baseline: impl Fn() -> Option<Baseline>,
     monitor: &dyn Monitor,
     done: &mut dyn FnMut(Round),
-) -> Failure {
+) -> RunError {
     let (session, monitor) = (Arc::new(ReceiverSession::default()), DeferredRetry(monitor));
     loop {
         let receiving = Receiving::new(path.to_owned(), config.options.clone())
@@ -374,7 +374,7 @@ pub fn receive(
                 link.rest(true);
                 done(Round { summary, is_full, begun, elapsed: begun.elapsed() });
             }
-            Err(failure) => return failure,
+            Err(error) => return error,
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::{Engine, Failure, Input, Outcome, Output, Summary, Traffic, Work};
+use crate::engine::{Engine, RunError, Input, Outcome, Output, Summary, Traffic, Work};
 use crate::exchange::chain;
 use crate::exchange::mailbox::Mailbox;
 use crate::exchange::lanes::{JoinLanes, Lane, Merged};
@@ -44,7 +44,7 @@ pub trait Perform: Send + Sync + 'static {
 /// stream. So does a writer thread whose peer takes nothing more.
 ///
 /// # Errors
-/// [`Failure`]: the reason why the run ended early.
+/// [`RunError`]: the reason why the run ended early.
 pub fn run(
     reader: impl Read + Send + 'static,
     writer: impl Write + Send + 'static,
@@ -53,7 +53,7 @@ pub fn run(
     expect_hello: bool,
     compress: bool,
     monitor: &dyn Monitor,
-) -> Result<Summary, Failure> {
+) -> Result<Summary, RunError> {
     run_over(Incoming::alone(reader), writer, engine, performer, expect_hello, compress, monitor)
 }
 
@@ -103,7 +103,7 @@ pub fn run_over(
     expect_hello: bool,
     compress: bool,
     monitor: &dyn Monitor,
-) -> Result<Summary, Failure> {
+) -> Result<Summary, RunError> {
     let link = Link::new(incoming, writer, expect_hello, compress);
     let result = link.run(engine, performer, monitor);
     let raw_bytes = link.close();
@@ -144,13 +144,13 @@ impl Link {
     /// Runs one exchange to its end.
     ///
     /// # Errors
-    /// [`Failure`]: the reason why it ended early. This link can then run no further exchange.
+    /// [`RunError`]: the reason why it ended early. This link can then run no further exchange.
     pub fn run(
         &self,
         mut engine: impl Engine,
         performer: impl Perform,
         monitor: &dyn Monitor,
-    ) -> Result<Summary, Failure> {
+    ) -> Result<Summary, RunError> {
         let (works, queue) = channel();
         let (performer, queue) = (Arc::new(performer), Arc::new(Mutex::new(queue)));
         let workers: Vec<_> = (0..WORKERS)
@@ -176,14 +176,14 @@ impl Link {
         let traffic = Traffic { raw_bytes: self.mailbox.raw_bytes() - before_bytes, waits: waits.count };
         match result {
             Ok(summary) => Ok(Summary { traffic, ..summary }),
-            Err(failure) if failure.kind == AbortKind::Connection => Err(self.silence().unwrap_or(failure)),
-            Err(failure) => Err(failure),
+            Err(error) if error.kind == AbortKind::Connection => Err(self.silence().unwrap_or(error)),
+            Err(error) => Err(error),
         }
     }
 
     /// The timeout as a failure, if the peer was silent for too long.
-    fn silence(&self) -> Option<Failure> {
-        self.mailbox.silence().map(|text| Failure { kind: AbortKind::Timeout, by_peer: false, text })
+    fn silence(&self) -> Option<RunError> {
+        self.mailbox.silence().map(|text| RunError { kind: AbortKind::Timeout, by_peer: false, text })
     }
 
     /// The mailbox, for code that runs between two exchanges.
@@ -193,9 +193,9 @@ impl Link {
 
     /// Tells the peer why there will be no exchange.
     #[must_use]
-    pub fn refuse(&self, failure: Failure) -> Failure {
-        self.say(Message::Abort { kind: failure.kind, text: failure.text.clone() });
-        failure
+    pub fn refuse(&self, error: RunError) -> RunError {
+        self.say(Message::Abort { kind: error.kind, text: error.text.clone() });
+        error
     }
 
     /// Sends a message between two exchanges.
@@ -264,7 +264,7 @@ fn drive(
     works: &Sender<Work>,
     waits: &mut Waits,
     monitor: &dyn Monitor,
-) -> (Result<Summary, Failure>, Option<Message>) {
+) -> (Result<Summary, RunError>, Option<Message>) {
     let Link { mailbox, send_queue, liveness } = link;
     // A writer that ended has reported the reason in the mailbox.
     let send = |message, follows| {

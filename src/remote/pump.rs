@@ -203,17 +203,17 @@ impl Receiving {
     /// Runs until the channel is closed. Returns the agent's end, and if the other side closed the
     /// channel.
     async fn run(mut self, mut read: ChannelReadHalf, error: &OnceLock<Arc<RemoteError>>) -> (End, bool) {
-        let (failure, closed) = self.receive(&mut read).await;
+        let (cause, closed) = self.receive(&mut read).await;
         self.end.stderr = lines(self.stderr.make_contiguous());
-        let failure = match failure {
+        let cause = match cause {
             None if self.scanner.is_some() => Some(self.not_started()),
-            failure => failure,
+            cause => cause,
         };
-        if let Some(failure) = failure.map(Arc::new) {
-            self.end.error = Some(failure.clone());
+        if let Some(cause) = cause.map(Arc::new) {
+            self.end.error = Some(cause.clone());
             // Set the error before this task drops the queue, so that a reader that sees the
             // queue's end finds it.
-            let _ = error.set(failure);
+            let _ = error.set(cause);
         }
         (self.end, closed)
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::engine::Failure;
+use crate::engine::RunError;
 use crate::kernel::{KernelError, Diagnosis};
 use crate::remote::{ErrorKind, RemoteError};
 use crate::wire::message::AbortKind;
@@ -68,7 +68,7 @@ pub enum SyncError {
     },
     /// One side aborted the run.
     #[error("{}{}", if .0.by_peer { "the other side stopped: " } else { "" }, .0.text)]
-    Run(Failure),
+    Run(RunError),
     /// The agent exited unexpectedly.
     #[error("the agent exited unexpectedly: {0}")]
     Agent(String),
@@ -77,9 +77,9 @@ pub enum SyncError {
     Pipe(#[source] io::Error),
 }
 
-impl From<Failure> for SyncError {
-    fn from(failure: Failure) -> Self {
-        Self::Run(failure)
+impl From<RunError> for SyncError {
+    fn from(error: RunError) -> Self {
+        Self::Run(error)
     }
 }
 
@@ -118,7 +118,7 @@ impl SyncError {
                 ErrorKind::NotAuthorised => 40,
                 ErrorKind::HostKey => 43,
             },
-            Self::Run(failure) => match failure.kind {
+            Self::Run(error) => match error.kind {
                 AbortKind::Protocol => 12,
                 AbortKind::Version => 2,
                 AbortKind::Selection => 3,
@@ -149,7 +149,7 @@ impl SyncError {
             Self::NoHome(_) => "set HOME",
             Self::State(_) => STATE_HINT,
             Self::NoSandbox => "build it with the feature sandbox, which is on by default",
-            Self::Run(failure) => match failure.kind {
+            Self::Run(error) => match error.kind {
                 AbortKind::Busy => "wait until the other run has ended",
                 AbortKind::Storage => {
                     "make room and run the same command again: files that are complete are kept"

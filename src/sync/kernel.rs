@@ -95,7 +95,7 @@ impl Session {
     pub(super) async fn explain(&self, error: SyncError) -> SyncError {
         let is_loss = match &error {
             SyncError::Remote(error) => may_be_outdated(error.kind()),
-            SyncError::Run(failure) => failure.kind == AbortKind::Timeout,
+            SyncError::Run(error) => error.kind == AbortKind::Timeout,
             _ => false,
         };
         if !is_loss || self.access.api.is_none() {

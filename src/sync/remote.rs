@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
-use crate::engine::{Config, Engine, Failure, Receiver, Sender, Summary};
+use crate::engine::{Config, Engine, RunError, Receiver, Sender, Summary};
 use crate::exchange::lanes::Striped;
 use crate::exchange::rounds::{self, Watched};
 use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending, Timeouts};
@@ -154,9 +154,9 @@ impl<'a> Session<'a> {
         let looking = Watcher::clone(&monitor);
         let run = move |incoming, writer| {
             let link = Link::new(incoming, writer, true, config.options.compress);
-            let failure = source.send(&link, &config, || baseline::open(key), &*looking, &mut done);
+            let error = source.send(&link, &config, || baseline::open(key), &*looking, &mut done);
             link.close();
-            Err(failure)
+            Err(error)
         };
         self.until_it_ends(request, monitor, run).await
     }
@@ -178,9 +178,9 @@ impl<'a> Session<'a> {
         let run = move |incoming, writer| {
             let link = Link::new(incoming, writer, true, config.options.compress);
             began(link.asker());
-            let failure = rounds::receive(&link, &to, &config, || baseline::open(key), &*looking, &mut done);
+            let error = rounds::receive(&link, &to, &config, || baseline::open(key), &*looking, &mut done);
             link.close();
-            Err(failure)
+            Err(error)
         };
         self.until_it_ends(request, monitor, run).await
     }
@@ -189,7 +189,7 @@ impl<'a> Session<'a> {
         &self,
         request: Request,
         monitor: Watcher,
-        run: impl FnOnce(Incoming, Writer) -> Result<Summary, Failure> + Send + 'static,
+        run: impl FnOnce(Incoming, Writer) -> Result<Summary, RunError> + Send + 'static,
     ) -> SyncError {
         match self.over(request, &monitor, run).await {
             Err(error) => error,
@@ -250,7 +250,7 @@ impl<'a> Session<'a> {
         &self,
         request: Request,
         monitor: &Watcher,
-        run: impl FnOnce(Incoming, Writer) -> Result<Summary, Failure> + Send + 'static,
+        run: impl FnOnce(Incoming, Writer) -> Result<Summary, RunError> + Send + 'static,
     ) -> Result<Round, SyncError> {
         let request = Request { timeout_ms: millis(self.connect_options.timeout), ..request };
         let (agent, waiting) = Agent::waiting();
@@ -288,12 +288,12 @@ impl<'a> Session<'a> {
         };
         let summary = match result? {
             Ok(summary) => summary,
-            Err(failure) if failure.kind == AbortKind::Connection => {
-                let error = explain(agent.end).await.unwrap_or(SyncError::Run(failure));
+            Err(error) if error.kind == AbortKind::Connection => {
+                let error = explain(agent.end).await.unwrap_or(SyncError::Run(error));
                 return Err(self.explain(error).await);
             }
             // A silent agent sends no exit report.
-            Err(failure) => return Err(self.explain(SyncError::Run(failure)).await),
+            Err(error) => return Err(self.explain(SyncError::Run(error)).await),
         };
         Ok(Round {
             summary,

@@ -119,7 +119,7 @@ impl Attempts {
             self.was_lost = true;
             return Verdict::Again;
         }
-        let is_busy = matches!(error, SyncError::Run(failure) if failure.kind == AbortKind::Busy);
+        let is_busy = matches!(error, SyncError::Run(error) if error.kind == AbortKind::Busy);
         if is_busy && self.was_lost { Verdict::EndAsLost } else { Verdict::End }
     }
 
@@ -129,7 +129,7 @@ impl Attempts {
             && match error {
                 SyncError::Remote(error) => error.kind() == ErrorKind::ConnectTimeout,
                 // The agent whose connection was lost may not know it yet.
-                SyncError::Run(failure) => failure.kind == AbortKind::Busy,
+                SyncError::Run(error) => error.kind == AbortKind::Busy,
                 SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),
                 SyncError::Unreachable { .. } => true,
                 _ => false,
@@ -141,7 +141,7 @@ impl Attempts {
 pub(super) fn is_loss(error: &SyncError) -> bool {
     match error {
         SyncError::Remote(error) => matches!(error.kind(), ErrorKind::Socket | ErrorKind::Timeout),
-        SyncError::Run(failure) => matches!(failure.kind, AbortKind::Connection | AbortKind::Timeout),
+        SyncError::Run(error) => matches!(error.kind, AbortKind::Connection | AbortKind::Timeout),
         _ => false,
     }
 }
@@ -260,10 +260,10 @@ impl Monitor for Told {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Failure;
+    use crate::engine::RunError;
 
     fn run(kind: AbortKind) -> SyncError {
-        SyncError::Run(Failure { kind, by_peer: false, text: String::new() })
+        SyncError::Run(RunError { kind, by_peer: false, text: String::new() })
     }
 
     fn went(moved_bytes: u64, left_bytes: u64) -> Went {

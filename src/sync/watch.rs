@@ -215,7 +215,7 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
         },
         // Socket errors and timeouts may pass; a lost session and a rejected key do not.
         SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),
-        SyncError::Run(failure) => match failure.kind {
+        SyncError::Run(error) => match error.kind {
             AbortKind::Connection | AbortKind::Timeout | AbortKind::Busy => true,
             // A destination that was replaced is filled again.
             AbortKind::Destination => worked,
@@ -230,11 +230,11 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Failure;
+    use crate::engine::RunError;
 
     #[test]
     fn only_errors_that_may_pass_are_retried() {
-        let run = |kind| SyncError::Run(Failure { kind, by_peer: false, text: String::new() });
+        let run = |kind| SyncError::Run(RunError { kind, by_peer: false, text: String::new() });
         for (error, worked, expected) in [
             (run(AbortKind::Connection), false, true),
             (run(AbortKind::Timeout), false, true),

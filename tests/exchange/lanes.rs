@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
+use ksync::engine::{Config, RunError, Receiver, Sender, Summary};
 use ksync::exchange::lanes::{Entrance, JoinLanes, Joining, Lane, OpenLanes, Striped};
 use ksync::exchange::{Incoming, Receiving, Sending, run, run_over};
 use ksync::monitor::Quiet;
@@ -73,7 +73,7 @@ impl Write for Slow {
 
 /// Uploads a world's source over these lanes. Returns the results of both sides, and the number of
 /// joined lanes.
-fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<Summary, Failure>, usize) {
+fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, RunError>, Result<Summary, RunError>, usize) {
     let meeting =
         Meeting { lanes: Arc::new(lanes.to_vec()), entrance: Arc::default(), joined: Arc::default() };
     let (mut there_reader, there) = io::pipe().unwrap();
@@ -132,9 +132,9 @@ fn a_broken_lane_ends_the_run_and_keeps_staged_content() {
     let world = world();
     let (client, agent, joined) = upload(&world, &[usize::MAX, usize::MAX, 40, usize::MAX]);
     assert_eq!(joined, 3);
-    for failure in [client.unwrap_err(), agent.unwrap_err()] {
-        assert_eq!(failure.kind, AbortKind::Connection, "{failure:?}");
-        assert!(!failure.text.is_empty());
+    for error in [client.unwrap_err(), agent.unwrap_err()] {
+        assert_eq!(error.kind, AbortKind::Connection, "{error:?}");
+        assert!(!error.text.is_empty());
     }
     assert!(!world.target.join("large").exists());
     let staged = world.staged_bytes();

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
+use ksync::engine::{Config, RunError, Receiver, Sender, Summary};
 use ksync::exchange::{Perform, Receiving, Sending, run};
 use ksync::monitor::{Quiet, ProblemKind};
 use ksync::wire::hello::{self, Consent, Options, Request, Role};
@@ -39,8 +39,8 @@ pub(crate) struct World {
 /// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Ran {
-    pub(crate) client: Result<Summary, Failure>,
-    pub(crate) agent: Result<Summary, Failure>,
+    pub(crate) client: Result<Summary, RunError>,
+    pub(crate) agent: Result<Summary, RunError>,
     /// Bytes of both directions together.
     pub(crate) bytes: u64,
 }
@@ -176,9 +176,9 @@ fn one_side(
     performer: impl Perform,
     is_agent: bool,
     options: &Options,
-) -> Result<Summary, Failure> {
+) -> Result<Summary, RunError> {
     let closed =
-        |text: String| Failure { kind: ksync::wire::message::AbortKind::Connection, by_peer: true, text };
+        |text: String| RunError { kind: ksync::wire::message::AbortKind::Connection, by_peer: true, text };
     let request = Request {
         role: Role::Receiver,
         path: Vec::new(),

@@ -215,9 +215,9 @@ impl Victim {
 
     /// True if the run ended because the peer broke the protocol, and the peer was told so.
     pub(super) fn is_offended(&self) -> bool {
-        let Some(Err(failure)) = &self.side.done else { return false };
+        let Some(Err(error)) = &self.side.done else { return false };
         let has_aborted = matches!(self.said.last(), Some(Message::Abort { kind: AbortKind::Protocol, .. }));
-        failure.kind == AbortKind::Protocol && !failure.by_peer && has_aborted
+        error.kind == AbortKind::Protocol && !error.by_peer && has_aborted
     }
 }
 
@@ -334,8 +334,8 @@ fn abort_ends_the_run_at_any_time_and_is_not_answered() {
             let mut victim = Victim::at(which, stage);
             let said = victim.said.len();
             victim.hear(Message::Abort { kind: AbortKind::Busy, text: "busy".to_owned() });
-            let failure = victim.side.done.unwrap().unwrap_err();
-            assert!(failure.by_peer && failure.kind == AbortKind::Busy, "{failure:?}");
+            let error = victim.side.done.unwrap().unwrap_err();
+            assert!(error.by_peer && error.kind == AbortKind::Busy, "{error:?}");
             assert_eq!(victim.said.len(), said);
         }
     }

@@ -85,7 +85,7 @@ fn cut_is_reported_as_one_on_both_sides() {
     let source = Source::new(grow(&mut Rng::new(6)));
     let ended = Pair::new(source, Target::new(Tree::new()), &delete(), Order::Random, 7).run(Some(2));
     for result in [ended.sender, ended.receiver] {
-        let failure = result.unwrap_err();
-        assert_eq!((failure.kind, failure.text.as_str()), (AbortKind::Connection, "cut"));
+        let error = result.unwrap_err();
+        assert_eq!((error.kind, error.text.as_str()), (AbortKind::Connection, "cut"));
     }
 }

@@ -8,7 +8,7 @@ use super::tree::{
     Rng, Tree, change, differences, directory, expected, file, grow, link, path, remove_with_all_below, tree,
 };
 use super::{Ended, ORDERS, Order, Pair};
-use crate::engine::Failure;
+use crate::engine::RunError;
 use crate::monitor::{Action, Event, ProblemKind};
 use crate::tree::filter::{Filter, Rule};
 use crate::wire::hello::{Consent, Options};
@@ -33,7 +33,7 @@ pub(super) fn problem_kinds(ended: &Ended) -> Vec<(ProblemKind, String)> {
     summary.problems.iter().map(|problem| (problem.kind, shown(&problem.path))).collect()
 }
 
-fn tally(result: &Result<crate::engine::Summary, Failure>) -> Tally {
+fn tally(result: &Result<crate::engine::Summary, RunError>) -> Tally {
     result.as_ref().unwrap().tally
 }
 

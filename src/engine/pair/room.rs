@@ -40,12 +40,12 @@ fn run(source: Source, target: Tree, room: Room, delete: bool, seed: u64) -> End
 fn is_refused(source: &Tree, target: &Tree, room: Room, words: &[&str]) {
     for seed in 0..5 {
         let ended = run(Source::new(source.clone()), target.clone(), room.clone(), true, seed);
-        let failure = ended.receiver.unwrap_err();
-        assert_eq!((failure.kind, failure.by_peer), (AbortKind::Storage, false), "{failure}");
-        assert_eq!(ended.sender.unwrap_err().text, failure.text);
-        words.iter().for_each(|word| assert!(failure.text.contains(word), "{word}: {failure}"));
-        assert_eq!(ended.log.writes, 0, "{failure}");
-        assert!(ended.target.tree == *target, "{failure}");
+        let error = ended.receiver.unwrap_err();
+        assert_eq!((error.kind, error.by_peer), (AbortKind::Storage, false), "{error}");
+        assert_eq!(ended.sender.unwrap_err().text, error.text);
+        words.iter().for_each(|word| assert!(error.text.contains(word), "{word}: {error}"));
+        assert_eq!(ended.log.writes, 0, "{error}");
+        assert!(ended.target.tree == *target, "{error}");
     }
 }
 
