@@ -9,7 +9,7 @@ use crate::content::hash::Hash;
 use crate::kernel::{Access, KeepAlive, KernelError, StoredSession, Expiry, Step};
 use crate::monitor::{Preparation, Warning};
 use crate::remote::{self, Connection, ErrorKind, HostKeys, RemoteError, Target, Transport};
-use crate::sync::{SyncError, Watcher, ConnectOptions, blocking, target};
+use crate::sync::{SyncError, SharedMonitor, ConnectOptions, blocking, target};
 use crate::wire::message::AbortKind;
 
 /// Interval of reading the wall clock. Timers use a clock that stops while this machine sleeps.
@@ -32,7 +32,7 @@ impl Session {
     pub(super) async fn connect(
         name: &str,
         connect_options: &ConnectOptions,
-        monitor: &Watcher,
+        monitor: &SharedMonitor,
     ) -> Result<(Connection, Self), SyncError> {
         let access = access(connect_options)?;
         let meant = access.meant(name)?;
@@ -75,7 +75,7 @@ impl Session {
         stored: StoredSession,
         access: Access,
         connect_options: &ConnectOptions,
-        monitor: &Watcher,
+        monitor: &SharedMonitor,
     ) -> Result<(Connection, Self), SyncError> {
         let alive = connect_options.keep_alive.then(|| KeepAlive::begin(stored.cdp_ws_url.clone(), connect_options.ca_cert.clone()));
         let connection = remote::connect(&target_of(&stored, connect_options)).await?;
@@ -120,7 +120,7 @@ impl Session {
 struct Watch(Option<JoinHandle<()>>);
 
 impl Watch {
-    fn begin(stored: &StoredSession, is_kept_awake: bool, monitor: Watcher) -> Self {
+    fn begin(stored: &StoredSession, is_kept_awake: bool, monitor: SharedMonitor) -> Self {
         let mut now = SystemTime::now();
         let Some(end) = Expiry::of(stored).end(now, is_kept_awake) else { return Self(None) };
         let name = stored.name.as_ref().unwrap_or(&stored.session_id).clone();

@@ -10,7 +10,7 @@ use crate::engine::{Config, RunError, Receiver, Sender};
 use crate::exchange::rounds::{self, Watched};
 use crate::exchange::{self, Incoming, Link, Receiving, Sending};
 use crate::monitor::Quiet;
-use crate::sync::{Round, SyncError, Watcher};
+use crate::sync::{Round, SyncError, SharedMonitor};
 use crate::wire::hello::Options;
 use crate::wire::message::AbortKind;
 
@@ -33,7 +33,7 @@ pub(super) async fn live(
     source: Arc<Watched>,
     to: PathBuf,
     options: Options,
-    monitor: Watcher,
+    monitor: SharedMonitor,
     mut done: impl FnMut(exchange::rounds::Round) + Send + 'static,
 ) -> SyncError {
     let options = Options { compress: false, set_id_owner: owner_of_copies(&to), ..options };
@@ -64,7 +64,7 @@ pub(super) async fn exchange(
     from: &Path,
     to: &Path,
     options: &Options,
-    monitor: Watcher,
+    monitor: SharedMonitor,
 ) -> Result<Round, SyncError> {
     let options = Options { compress: false, set_id_owner: owner_of_copies(to), ..options.clone() };
     let (up_reader, up_writer) = io::pipe().map_err(SyncError::Pipe)?;

@@ -143,7 +143,7 @@ impl Report {
 }
 
 /// The observer of a job's progress.
-pub type Watcher = Arc<dyn Monitor + Send + Sync>;
+pub type SharedMonitor = Arc<dyn Monitor + Send + Sync>;
 
 /// The result of one exchange, over any connection.
 struct Round {
@@ -166,7 +166,7 @@ pub fn access(connect_options: &ConnectOptions) -> Result<Access, SyncError> {
 ///
 /// # Errors
 /// [`SyncError`], if the job ended early. Problems that did not end it are in the report's summary.
-pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
+pub async fn run(job: &Job, monitor: SharedMonitor) -> Result<Report, SyncError> {
     run_and_then(job, None, monitor, Arc::new(|_: News<'_>| {})).await
 }
 
@@ -177,14 +177,14 @@ pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
 pub async fn run_and_then(
     job: &Job,
     after: Option<&AfterRound>,
-    monitor: Watcher,
+    monitor: SharedMonitor,
     listener: Listener,
 ) -> Result<Report, SyncError> {
     let start = Instant::now();
     limit::outlive();
     let (source, destination, options) = (&job.source, &job.destination, &job.options);
     let pairing = Pairing::of(job);
-    let monitor = pairing.watching(monitor);
+    let monitor = pairing.observing(monitor);
     let mut report = match (source, destination) {
         (Endpoint::Local(from), Endpoint::Local(to)) => {
             local::check_apart(from, to)?;
@@ -238,13 +238,13 @@ async fn then(
 
 /// Repeats the round until no source file changed while it was read, or the maximum is reached.
 async fn repeat(
-    monitor: Watcher,
-    round: impl AsyncFn(Watcher) -> Result<Round, SyncError>,
+    monitor: SharedMonitor,
+    round: impl AsyncFn(SharedMonitor) -> Result<Round, SyncError>,
 ) -> Result<Report, SyncError> {
     let mut report = Report::default();
     for attempt in 0..=REPEATS_MAX {
-        let deferred = Arc::new(DeferredProblems::new(Watcher::clone(&monitor)));
-        let done = round(Watcher::clone(&(Arc::clone(&deferred) as Watcher))).await;
+        let deferred = Arc::new(DeferredProblems::new(SharedMonitor::clone(&monitor)));
+        let done = round(SharedMonitor::clone(&(Arc::clone(&deferred) as SharedMonitor))).await;
         let again = attempt < REPEATS_MAX && done.is_ok() && deferred.has_withheld();
         if !again {
             deferred.release();
@@ -265,12 +265,12 @@ async fn repeat(
 
 /// Forwards events, but defers problems that a repeated round may solve.
 struct DeferredProblems {
-    monitor: Watcher,
+    monitor: SharedMonitor,
     withheld: Mutex<Vec<Event>>,
 }
 
 impl DeferredProblems {
-    fn new(monitor: Watcher) -> Self {
+    fn new(monitor: SharedMonitor) -> Self {
         Self { monitor, withheld: Mutex::default() }
     }
 

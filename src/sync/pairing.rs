@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::content::hash::Hasher;
 use crate::monitor::{Event, Monitor, Preparation, Warning};
 use crate::private;
-use crate::sync::{Endpoint, Job, Watcher, baseline, target};
+use crate::sync::{Endpoint, Job, SharedMonitor, baseline, target};
 use crate::tree::tree_id::Pair;
 use crate::wire::hello::{History, InSession, Options};
 
@@ -95,7 +95,7 @@ impl Pairing {
     }
 
     /// Forwards all events to `monitor`, and stores the pair that they report.
-    pub(super) fn watching(self: &Arc<Self>, monitor: Watcher) -> Watcher {
+    pub(super) fn observing(self: &Arc<Self>, monitor: SharedMonitor) -> SharedMonitor {
         Arc::new(Learning { pairing: Arc::clone(self), monitor })
     }
 
@@ -119,7 +119,7 @@ impl Pairing {
 /// Forwards events to another observer, and stores pairs.
 struct Learning {
     pairing: Arc<Pairing>,
-    monitor: Watcher,
+    monitor: SharedMonitor,
 }
 
 impl Monitor for Learning {
@@ -276,7 +276,7 @@ mod tests {
         let file = folder.path().join("state/copies/a.json");
         let first = pairing(file.clone(), None);
         assert_eq!(first.options(&Options::default()).history, History::default());
-        first.watching(Arc::new(crate::monitor::Quiet)).observe(Event::Paired(PAIR));
+        first.observing(Arc::new(crate::monitor::Quiet)).observe(Event::Paired(PAIR));
         for pairing in [first, pairing(file.clone(), None)] {
             assert_eq!(pairing.options(&Options::default()).history.pair, Some(PAIR));
         }

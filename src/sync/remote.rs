@@ -17,7 +17,7 @@ use crate::sync::baseline::{self, Key};
 use crate::sync::meter::Count;
 use crate::sync::pairing::Pairing;
 use crate::sync::emulator::Emulator;
-use crate::sync::{Endpoint, Round, SyncError, Watcher, ConnectOptions, kernel, lanes, target};
+use crate::sync::{Endpoint, Round, SyncError, SharedMonitor, ConnectOptions, kernel, lanes, target};
 use crate::wire::hello::{self, Options, Request, Role, Watching};
 use crate::wire::message::AbortKind;
 
@@ -61,7 +61,7 @@ pub(super) struct Rounds<F> {
     /// The settings of the watch on the source.
     pub(super) watching: Watching,
     /// The observer.
-    pub(super) monitor: Watcher,
+    pub(super) monitor: SharedMonitor,
     /// Called after each round.
     pub(super) done: F,
 }
@@ -79,14 +79,14 @@ impl<'a> Session<'a> {
     }
 
     /// Connects before the request is built, if deletions depend on the session's VM.
-    pub(super) async fn meet(&self, options: &Options, monitor: &Watcher) -> Result<(), SyncError> {
+    pub(super) async fn meet(&self, options: &Options, monitor: &SharedMonitor) -> Result<(), SyncError> {
         if options.delete && matches!(self.endpoint, Endpoint::Session { .. }) {
             self.connected.get_or_try_init(|| self.connect(monitor)).await?;
         }
         Ok(())
     }
 
-    async fn connect(&self, monitor: &Watcher) -> Result<Connected, SyncError> {
+    async fn connect(&self, monitor: &SharedMonitor) -> Result<Connected, SyncError> {
         let Connected { connection, behind } = self.connect_to(monitor).await?;
         let connection = match target::state_dir() {
             Ok(state) => connection.with_secrets(state.join("secrets")),
@@ -102,7 +102,7 @@ impl<'a> Session<'a> {
         Ok(Connected { connection, behind })
     }
 
-    async fn connect_to(&self, monitor: &Watcher) -> Result<Connected, SyncError> {
+    async fn connect_to(&self, monitor: &SharedMonitor) -> Result<Connected, SyncError> {
         if let Endpoint::Sandbox { .. } = self.endpoint {
             let (connection, emulator) = Emulator::connect(self.connect_options).await?;
             return Ok(Connected { connection, behind: Behind::Sandbox(emulator) });
@@ -132,7 +132,7 @@ impl<'a> Session<'a> {
         to: &[u8],
         options: &Options,
         key: Option<Key>,
-        monitor: Watcher,
+        monitor: SharedMonitor,
     ) -> Result<Round, SyncError> {
         let config = sending(options);
         let engine = Sender::new(&config);
@@ -151,7 +151,7 @@ impl<'a> Session<'a> {
     ) -> SyncError {
         let (config, Rounds { key, watching, monitor, mut done }) = (sending(options), rounds);
         let request = request(Role::Receiver, to, &config, key, Some(watching));
-        let looking = Watcher::clone(&monitor);
+        let looking = SharedMonitor::clone(&monitor);
         let run = move |incoming, writer| {
             let link = Link::new(incoming, writer, true, config.options.compress);
             let error = source.send(&link, &config, || baseline::open(key), &*looking, &mut done);
@@ -174,7 +174,7 @@ impl<'a> Session<'a> {
         let (config, to) = (receiving(options), to.to_owned());
         let Rounds { key, watching, monitor, mut done } = rounds;
         let request = request(Role::Sender, from, &config, key, Some(watching));
-        let looking = Watcher::clone(&monitor);
+        let looking = SharedMonitor::clone(&monitor);
         let run = move |incoming, writer| {
             let link = Link::new(incoming, writer, true, config.options.compress);
             began(link.asker());
@@ -188,7 +188,7 @@ impl<'a> Session<'a> {
     async fn until_it_ends(
         &self,
         request: Request,
-        monitor: Watcher,
+        monitor: SharedMonitor,
         run: impl FnOnce(Incoming, Writer) -> Result<Summary, RunError> + Send + 'static,
     ) -> SyncError {
         match self.over(request, &monitor, run).await {
@@ -210,7 +210,7 @@ impl<'a> Session<'a> {
         to: &Path,
         options: &Options,
         key: Option<Key>,
-        monitor: Watcher,
+        monitor: SharedMonitor,
     ) -> Result<Round, SyncError> {
         let config = receiving(options);
         let engine = Receiver::new(&config);
@@ -227,9 +227,9 @@ impl<'a> Session<'a> {
         request: Request,
         engine: impl Engine + 'static,
         disk: impl Perform,
-        monitor: Watcher,
+        monitor: SharedMonitor,
     ) -> Result<Round, SyncError> {
-        let (compress, looking) = (request.options.compress, Watcher::clone(&monitor));
+        let (compress, looking) = (request.options.compress, SharedMonitor::clone(&monitor));
         let run = move |incoming, writer| {
             exchange::run_over(incoming, writer, engine, disk, true, compress, &*looking)
         };
@@ -249,7 +249,7 @@ impl<'a> Session<'a> {
     async fn over(
         &self,
         request: Request,
-        monitor: &Watcher,
+        monitor: &SharedMonitor,
         run: impl FnOnce(Incoming, Writer) -> Result<Summary, RunError> + Send + 'static,
     ) -> Result<Round, SyncError> {
         let request = Request { timeout_ms: millis(self.connect_options.timeout), ..request };

@@ -15,7 +15,7 @@ use crate::sync::pairing::Pairing;
 use crate::sync::remote::Session;
 use crate::sync::watch::backoff::Backoff;
 use crate::sync::watch::{Listener, News};
-use crate::sync::{Endpoint, Report, Round, SyncError, Watcher, ConnectOptions, repeat};
+use crate::sync::{Endpoint, Report, Round, SyncError, SharedMonitor, ConnectOptions, repeat};
 use crate::wire::message::AbortKind;
 
 /// Bytes from the agent that prove work: more than its hello and a heartbeat.
@@ -27,9 +27,9 @@ pub(super) async fn over_connections<'a>(
     remote: &'a Endpoint,
     connect_options: &'a ConnectOptions,
     pairing: &Arc<Pairing>,
-    monitor: Watcher,
+    monitor: SharedMonitor,
     listener: &Listener,
-    round: impl AsyncFn(&Session<'a>, Watcher) -> Result<Round, SyncError>,
+    round: impl AsyncFn(&Session<'a>, SharedMonitor) -> Result<Round, SyncError>,
 ) -> (Session<'a>, Result<Report, SyncError>) {
     let told = Arc::new(Told::new(monitor));
     let (mut attempts, mut backoff) = (Attempts::new(connect_options.retries), Backoff::default());
@@ -38,7 +38,7 @@ pub(super) async fn over_connections<'a>(
         let session = Session::new(remote, connect_options, Arc::clone(pairing));
         told.begin();
         let result =
-            repeat(Arc::clone(&told) as Watcher, async |monitor| round(&session, monitor).await).await;
+            repeat(Arc::clone(&told) as SharedMonitor, async |monitor| round(&session, monitor).await).await;
         let error = match result {
             Ok(report) => return (session, Ok(lost.and(report))),
             Err(error) => error,
@@ -182,12 +182,12 @@ impl Content {
 
 /// Forwards the events of one connection, and counts the content that it moves.
 pub(super) struct Counting {
-    monitor: Watcher,
+    monitor: SharedMonitor,
     content: Content,
 }
 
 impl Counting {
-    pub(super) fn new(monitor: Watcher) -> Self {
+    pub(super) fn new(monitor: SharedMonitor) -> Self {
         Self { monitor, content: Content::default() }
     }
 
@@ -215,13 +215,13 @@ impl Monitor for Counting {
 /// Forwards events, each problem once for all attempts, and counts the content that the current
 /// attempt moves.
 struct Told {
-    monitor: Watcher,
+    monitor: SharedMonitor,
     content: Content,
     problems: Mutex<HashSet<Vec<u8>>>,
 }
 
 impl Told {
-    fn new(monitor: Watcher) -> Self {
+    fn new(monitor: SharedMonitor) -> Self {
         Self { monitor, content: Content::default(), problems: Mutex::default() }
     }
 

@@ -28,7 +28,7 @@ use crate::remote::ErrorKind;
 use crate::sync::pairing::Pairing;
 use crate::sync::remote::{Rounds, Session};
 use crate::sync::retry::{Attempts, Counting, Verdict, Went, is_loss};
-use crate::sync::{Endpoint, Job, SyncError, Watcher, blocking, limit, local, baseline, target};
+use crate::sync::{Endpoint, Job, SyncError, SharedMonitor, blocking, limit, local, baseline, target};
 use crate::wire::hello::{Role, Watching};
 use crate::wire::message::AbortKind;
 use backoff::Backoff;
@@ -74,7 +74,7 @@ pub type Listener = Arc<dyn Fn(News<'_>) + Send + Sync>;
 pub async fn watch(
     job: &Job,
     live: &Live,
-    monitor: Watcher,
+    monitor: SharedMonitor,
     listener: Listener,
 ) -> Result<Infallible, SyncError> {
     limit::outlive();
@@ -116,7 +116,7 @@ pub async fn watch(
                 }
             }
         };
-        let monitor = pairing.watching(Watcher::clone(&monitor));
+        let monitor = pairing.observing(SharedMonitor::clone(&monitor));
         let (error, went) =
             once(job, &pairing, live.watching, source.clone(), &flushes, &commands, monitor, done).await;
         let worked = works.load(Ordering::Relaxed);
@@ -153,7 +153,7 @@ async fn once(
     source: Option<Arc<Watched>>,
     flushes: &Arc<Flushes>,
     commands: &Commands,
-    monitor: Watcher,
+    monitor: SharedMonitor,
     done: impl FnMut(Round) + Send + 'static,
 ) -> (SyncError, Went) {
     let remote = match (&job.source, &job.destination) {
@@ -170,7 +170,7 @@ async fn once(
     };
     let session = Session::new(remote, &job.connect_options, Arc::clone(pairing));
     let counting = Arc::new(Counting::new(monitor));
-    let monitor = Arc::clone(&counting) as Watcher;
+    let monitor = Arc::clone(&counting) as SharedMonitor;
     let running = async {
         if let Err(error) = session.meet(&job.options, &monitor).await {
             return error;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ksync::kernel::{Access, Browser, KernelError, ConnectedVm};
 use ksync::monitor::{Event, Monitor, Quiet, Warning};
-use ksync::sync::{self, Endpoint, Job, Visit, Watcher, ConnectOptions};
+use ksync::sync::{self, Endpoint, Job, Visit, SharedMonitor, ConnectOptions};
 use ksync::wire::hello::Options;
 use serde_json::json;
 
@@ -105,8 +105,8 @@ fn examine(args: &DoctorArgs, connect_options: &ConnectOptions, access: &Access,
     checks.step("connection", || {
         let bridge = stored.bridge_url();
         block_on(async {
-            let watcher: Watcher = Arc::new(Warner);
-            let visit = Visit::begin(&browser.session_id, connect_options, &watcher).await?;
+            let monitor: SharedMonitor = Arc::new(Warner);
+            let visit = Visit::begin(&browser.session_id, connect_options, &monitor).await?;
             visit.end().await;
             Ok(((), format!("{bridge}, with the host key that the API told")))
         })
@@ -160,7 +160,7 @@ fn round_trip(session: &str, connect_options: &ConnectOptions) -> Result<(), Cli
 }
 
 /// For all connections but the first, which has warned already.
-fn quiet() -> Watcher {
+fn quiet() -> SharedMonitor {
     Arc::new(Quiet)
 }
 

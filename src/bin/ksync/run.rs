@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ksync::engine::Summary;
 use ksync::monitor::Braked;
 use ksync::sync::watch::{self, Listener, News};
-use ksync::sync::{self, Job, Watcher};
+use ksync::sync::{self, Job, SharedMonitor};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -74,10 +74,10 @@ async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<(u8,
     let listening = Arc::clone(&view);
     let listener: Listener = Arc::new(move |news: News<'_>| listening.news(news));
     let running = async {
-        let watcher: Watcher = Arc::clone(&view) as Watcher;
+        let monitor: SharedMonitor = Arc::clone(&view) as SharedMonitor;
         match &request.live {
-            Some(live) => match watch::watch(job, live, watcher, listener).await? {},
-            None => Ok(sync::run_and_then(job, request.after.as_ref(), watcher, listener).await?),
+            Some(live) => match watch::watch(job, live, monitor, listener).await? {},
+            None => Ok(sync::run_and_then(job, request.after.as_ref(), monitor, listener).await?),
         }
     };
     let ended = tokio::select! {

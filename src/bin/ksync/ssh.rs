@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ksync::monitor::{Event, Monitor, Preparation, Warning};
 use ksync::remote::{Size, Terminal};
-use ksync::sync::{Visit, Watcher};
+use ksync::sync::{Visit, SharedMonitor};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -23,9 +23,9 @@ pub(crate) fn run(args: &SshArgs) -> Result<u8, CliError> {
     let connect_options = request::access_options(&args.access);
     let command = args.command.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().join(&b' ');
     let is_terminal = command.is_empty() && std::io::stdin().is_terminal();
-    let watcher: Watcher = Arc::new(Teller { is_terminal });
+    let monitor: SharedMonitor = Arc::new(Teller { is_terminal });
     block_on(async {
-        let session = Visit::begin(&args.session, &connect_options, &watcher).await?;
+        let session = Visit::begin(&args.session, &connect_options, &monitor).await?;
         // Before the terminal is changed: a signal must not leave it changed.
         let mut signals = Signals::new()?;
         // From here on the other side gets every key, Ctrl-C too.
