@@ -18,7 +18,7 @@ use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
 use ksync::tree::tree_id::{Pair, TreeId};
 use ksync::tree::subtrees::Subtree;
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
-use ksync::wire::hello::{self, History, Consent, FORCED_MAX, InSession, Options, Request, Role, Watching};
+use ksync::wire::hello::{self, History, Consent, FORCED_MAX, InSession, Options, Request, Role, WatchOptions};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
     AbortKind, Blocks, Body, HOLES_MAX, Holes, Message, MessageError, BasisReport, Op, SAMPLED_MAX, SMALL_BYTES_MAX,
@@ -211,7 +211,7 @@ fn request() -> Request {
         path: b"~/\xff".to_vec(),
         options,
         baseline_key: Some([7; 16]),
-        watch: Some(Watching { quiet_ms: 300, poll: true }),
+        watch: Some(WatchOptions { quiet_ms: 300, poll: true }),
         timeout_ms: 60_000,
     }
 }

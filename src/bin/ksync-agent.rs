@@ -16,7 +16,7 @@ use ksync::disk::baseline::Baseline;
 use ksync::disk::secret::secret_of;
 use ksync::engine::{Config, RunError, Receiver, Sender, Summary};
 use ksync::exchange::lanes::Lane;
-use ksync::exchange::rounds::{self, Watched};
+use ksync::exchange::rounds::{self, WatchedSource};
 use ksync::exchange::{Incoming, Link, Receiving, Sending, Timeouts, run_over};
 use ksync::monitor::Quiet;
 use ksync::rendezvous::{Rendezvous, serve_lane};
@@ -76,10 +76,10 @@ fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
     let timeouts = Timeouts::of_agent(Duration::from_millis(timeout_ms.into()));
     let incoming =
         Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)), timeouts, carried: None };
-    if let Some(watching) = watch {
+    if let Some(watch_options) = watch {
         let link = Link::new(incoming, writer, false, compress);
         let error = match role {
-            Role::Sender => match Watched::new(&path, watching) {
+            Role::Sender => match WatchedSource::new(&path, watch_options) {
                 Ok(source) => source.send(&link, &config, baseline, &Quiet, &mut drop),
                 Err(error) => link.refuse(error),
             },

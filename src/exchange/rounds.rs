@@ -27,8 +27,8 @@ use crate::tree::path::TreePath;
 use crate::tree::tree_id::Pair;
 use crate::tree::subtrees::SubtreeSet;
 use crate::watch::settle::Touched;
-use crate::watch::{Options as WatchOptions, Watch};
-use crate::wire::hello::{History, InSession, Watching};
+use crate::watch::{self, Watch};
+use crate::wire::hello::{History, InSession, WatchOptions};
 use crate::wire::message::{AbortKind, Message};
 
 /// Longest time between full rounds. Writes through a mapping, or by other machines to a shared
@@ -70,7 +70,7 @@ impl Round {
 
 /// A watched source, for any number of links in a row.
 #[derive(Debug)]
-pub struct Watched {
+pub struct WatchedSource {
     path: PathBuf,
     /// The directory, which must stay in place. For a single file: its parent directory.
     root: Arc<Root>,
@@ -92,12 +92,12 @@ pub(super) struct RoundContext {
     pub(super) filter: Arc<Mutex<Filter>>,
 }
 
-impl Watched {
+impl WatchedSource {
     /// Begins to watch the tree at `path`.
     ///
     /// # Errors
     /// The path cannot be read.
-    pub fn new(path: &Path, watching: Watching) -> Result<Self, RunError> {
+    pub fn new(path: &Path, watch_options: WatchOptions) -> Result<Self, RunError> {
         let run_error = |cause: &dyn std::error::Error| RunError {
             kind: AbortKind::Selection,
             by_peer: false,
@@ -114,8 +114,8 @@ impl Watched {
         let name = real.file_name().map(OsStr::as_bytes).unwrap_or_default();
         let single = (!is_directory).then(|| TreePath::new(name)).transpose();
         let single = single.map_err(|error| run_error(&error))?;
-        let quiet = Duration::from_millis(watching.quiet_ms.into());
-        let watch = Watch::new(directory, WatchOptions { quiet, poll: watching.poll });
+        let quiet = Duration::from_millis(watch_options.quiet_ms.into());
+        let watch = Watch::new(directory, watch::Options { quiet, poll: watch_options.poll });
         if single.is_some() {
             let directory = root.open_directory(None).map_err(|error| run_error(&error))?;
             watch.enter(std::os::fd::AsFd::as_fd(&directory), None);

@@ -365,7 +365,7 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
-    let stream = tcp::Watched::new(stream, silence, connection_status.clone());
+    let stream = tcp::GuardedStream::new(stream, silence, connection_status.clone());
     let (connection_status, shown) = (connection_status.clone(), shown.clone());
     let handshake = ssh::handshake(stream, round_trip, host_keys, silence, endpoint, connection_status, shown);
     within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake).await

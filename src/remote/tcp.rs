@@ -42,7 +42,7 @@ pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 ///
 /// The write fails if for too long nothing arrives and nothing can be written. On a dead link
 /// russh's keepalive would never fire, and the kernel gives up only after a quarter of an hour.
-pub(super) struct Watched<S> {
+pub(super) struct GuardedStream<S> {
     stream: S,
     timeout: Duration,
     /// Counts the bytes received.
@@ -58,7 +58,7 @@ pub(super) struct Watched<S> {
     end: Option<io::Result<()>>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> GuardedStream<S> {
     /// Wraps `stream`. `timeout` is the timeout of a write.
     pub(super) fn new(stream: S, timeout: Duration, connection_status: ConnectionStatus) -> Self {
         let (kept, ahead) = Default::default();
@@ -126,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for GuardedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -153,7 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.poll_kept(cx)?.is_ready()
             && let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(cx, bytes)
@@ -199,7 +199,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_the_peer_never_reads_times_out() {
         let (near, _far) = tokio::io::duplex(16);
-        let mut near = Watched::new(near, Duration::from_millis(50), ConnectionStatus::default());
+        let mut near = GuardedStream::new(near, Duration::from_millis(50), ConnectionStatus::default());
         let error = near.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
@@ -207,7 +207,7 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_write_does_not_stop_reads_and_arrives_in_order() {
         let (near, mut far) = tokio::io::duplex(16);
-        let mut near = Watched::new(near, Duration::from_secs(60), ConnectionStatus::default());
+        let mut near = GuardedStream::new(near, Duration::from_secs(60), ConnectionStatus::default());
         let sent: Vec<u8> = (0..200).collect();
         far.write_all(b"alive").await.unwrap();
         // The far side reads nothing.
@@ -237,7 +237,7 @@ mod tests {
     #[tokio::test]
     async fn the_reader_learns_of_a_dead_peer_after_its_last_bytes() {
         let (near, mut far) = tokio::io::duplex(16);
-        let mut near = Watched::new(near, Duration::from_secs(60), ConnectionStatus::default());
+        let mut near = GuardedStream::new(near, Duration::from_secs(60), ConnectionStatus::default());
         far.write_all(b"bye").await.unwrap();
         near.write_all(&[0; 64]).await.unwrap();
         drop(far);

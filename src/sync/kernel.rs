@@ -20,7 +20,7 @@ pub(super) struct Session {
     /// Held, not used.
     _alive: Option<KeepAlive>,
     /// Held, not used.
-    _watch: Watch,
+    _warner: ExpiryWarner,
     id: String,
     /// Tells this VM from others.
     machine: String,
@@ -48,8 +48,8 @@ impl Session {
                 result => return result,
             }
         }
-        let (asking, watching) = (access.clone(), Arc::clone(monitor));
-        let tell = move |step| watching.prepare(preparation(step));
+        let (asking, observer) = (access.clone(), Arc::clone(monitor));
+        let tell = move |step| observer.prepare(preparation(step));
         let stored = blocking(move || asking.connect(&meant, tell)).await??.stored;
         let id = stored.session_id.clone();
         match Self::connect_to(stored, access.clone(), connect_options, monitor).await {
@@ -79,10 +79,10 @@ impl Session {
     ) -> Result<(Connection, Self), SyncError> {
         let alive = connect_options.keep_alive.then(|| KeepAlive::begin(stored.cdp_ws_url.clone(), connect_options.ca_cert.clone()));
         let connection = remote::connect(&target_of(&stored, connect_options)).await?;
-        // The watch starts last: a session that is gone needs no warning of its end.
-        let watch = Watch::begin(&stored, connect_options.keep_alive, Arc::clone(monitor));
+        // The warner starts last: a session that is gone needs no warning of its end.
+        let warner = ExpiryWarner::begin(&stored, connect_options.keep_alive, Arc::clone(monitor));
         let machine = Hash::of(format!("{}\n{}", stored.session_id, stored.host_key).as_bytes()).to_string();
-        Ok((connection, Self { _alive: alive, _watch: watch, id: stored.session_id, machine, access }))
+        Ok((connection, Self { _alive: alive, _warner: warner, id: stored.session_id, machine, access }))
     }
 
     /// Tells this VM from every other one: the session's id and the host key.
@@ -117,9 +117,9 @@ impl Session {
 }
 
 /// Waits until a session's end is near, and warns once.
-struct Watch(Option<JoinHandle<()>>);
+struct ExpiryWarner(Option<JoinHandle<()>>);
 
-impl Watch {
+impl ExpiryWarner {
     fn begin(stored: &StoredSession, is_kept_awake: bool, monitor: SharedMonitor) -> Self {
         let mut now = SystemTime::now();
         let Some(end) = Expiry::of(stored).end(now, is_kept_awake) else { return Self(None) };
@@ -142,7 +142,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for ExpiryWarner {
     fn drop(&mut self) {
         if let Some(task) = &self.0 {
             task.abort();

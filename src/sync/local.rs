@@ -7,7 +7,7 @@ use std::thread;
 
 use crate::disk::set_id::owner_of_copies;
 use crate::engine::{Config, RunError, Receiver, Sender};
-use crate::exchange::rounds::{self, Watched};
+use crate::exchange::rounds::{self, WatchedSource};
 use crate::exchange::{self, Incoming, Link, Receiving, Sending};
 use crate::monitor::Quiet;
 use crate::sync::{Round, SyncError, SharedMonitor};
@@ -30,7 +30,7 @@ pub(super) fn check_apart(from: &Path, to: &Path) -> Result<(), SyncError> {
 
 /// Keeps `to` a copy of a watched source, until that ends. Reports each round.
 pub(super) async fn live(
-    source: Arc<Watched>,
+    source: Arc<WatchedSource>,
     to: PathBuf,
     options: Options,
     monitor: SharedMonitor,

@@ -8,7 +8,7 @@ use tokio::sync::OnceCell;
 
 use crate::engine::{Config, Engine, RunError, Receiver, Sender, Summary};
 use crate::exchange::lanes::Striped;
-use crate::exchange::rounds::{self, Watched};
+use crate::exchange::rounds::{self, WatchedSource};
 use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending, Timeouts};
 use crate::monitor::Warning;
 use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection};
@@ -18,7 +18,7 @@ use crate::sync::meter::Count;
 use crate::sync::pairing::Pairing;
 use crate::sync::emulator::Emulator;
 use crate::sync::{Endpoint, Round, SyncError, SharedMonitor, ConnectOptions, kernel, lanes, target};
-use crate::wire::hello::{self, Options, Request, Role, Watching};
+use crate::wire::hello::{self, Options, Request, Role, WatchOptions};
 use crate::wire::message::AbortKind;
 
 /// Timeout for the exit report of an agent that has closed its output. A peer that never sends one
@@ -59,7 +59,7 @@ pub(super) struct Rounds<F> {
     /// The key of the baseline on both sides.
     pub(super) key: Option<Key>,
     /// The settings of the watch on the source.
-    pub(super) watching: Watching,
+    pub(super) watch_options: WatchOptions,
     /// The observer.
     pub(super) monitor: SharedMonitor,
     /// Called after each round.
@@ -144,13 +144,13 @@ impl<'a> Session<'a> {
     /// Keeps `to` on the other machine a copy of a source that is watched here, until that ends.
     pub(super) async fn upload_live(
         &self,
-        source: Arc<Watched>,
+        source: Arc<WatchedSource>,
         to: &[u8],
         options: &Options,
         rounds: Rounds<impl FnMut(rounds::Round) + Send + 'static>,
     ) -> SyncError {
-        let (config, Rounds { key, watching, monitor, mut done }) = (sending(options), rounds);
-        let request = request(Role::Receiver, to, &config, key, Some(watching));
+        let (config, Rounds { key, watch_options, monitor, mut done }) = (sending(options), rounds);
+        let request = request(Role::Receiver, to, &config, key, Some(watch_options));
         let looking = SharedMonitor::clone(&monitor);
         let run = move |incoming, writer| {
             let link = Link::new(incoming, writer, true, config.options.compress);
@@ -172,8 +172,8 @@ impl<'a> Session<'a> {
         rounds: Rounds<impl FnMut(rounds::Round) + Send + 'static>,
     ) -> SyncError {
         let (config, to) = (receiving(options), to.to_owned());
-        let Rounds { key, watching, monitor, mut done } = rounds;
-        let request = request(Role::Sender, from, &config, key, Some(watching));
+        let Rounds { key, watch_options, monitor, mut done } = rounds;
+        let request = request(Role::Sender, from, &config, key, Some(watch_options));
         let looking = SharedMonitor::clone(&monitor);
         let run = move |incoming, writer| {
             let link = Link::new(incoming, writer, true, config.options.compress);
@@ -325,7 +325,7 @@ fn receiving(options: &Options) -> Config {
     Config { options, relay: false }
 }
 
-fn request(role: Role, path: &[u8], config: &Config, baseline_key: Option<Key>, watch: Option<Watching>) -> Request {
+fn request(role: Role, path: &[u8], config: &Config, baseline_key: Option<Key>, watch: Option<WatchOptions>) -> Request {
     Request { role, path: path.to_vec(), options: config.options.clone(), baseline_key, watch, timeout_ms: 0 }
 }
 

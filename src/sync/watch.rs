@@ -23,13 +23,13 @@ use std::time::Duration;
 pub use command::{AfterRound, Said};
 pub use control::{NotFlushed, request_flush};
 
-use crate::exchange::rounds::{Round, Watched};
+use crate::exchange::rounds::{Round, WatchedSource};
 use crate::remote::ErrorKind;
 use crate::sync::pairing::Pairing;
 use crate::sync::remote::{Rounds, Session};
 use crate::sync::retry::{Attempts, Counting, Verdict, Went, is_loss};
 use crate::sync::{Endpoint, Job, SyncError, SharedMonitor, blocking, limit, local, baseline, target};
-use crate::wire::hello::{Role, Watching};
+use crate::wire::hello::{Role, WatchOptions};
 use crate::wire::message::AbortKind;
 use backoff::Backoff;
 use command::Commands;
@@ -39,7 +39,7 @@ use flush::Flushes;
 #[derive(Debug, Clone)]
 pub struct Live {
     /// The settings of the watch on the source.
-    pub watching: Watching,
+    pub watch_options: WatchOptions,
     /// The command after each round that changed something.
     pub after: Option<AfterRound>,
 }
@@ -88,8 +88,8 @@ pub async fn watch(
     };
     let source = match &job.source {
         Endpoint::Local(path) => {
-            let (path, watching) = (path.clone(), live.watching);
-            Some(Arc::new(blocking(move || Watched::new(&path, watching)).await??))
+            let (path, watch_options) = (path.clone(), live.watch_options);
+            Some(Arc::new(blocking(move || WatchedSource::new(&path, watch_options)).await??))
         }
         _ => None,
     };
@@ -118,7 +118,7 @@ pub async fn watch(
         };
         let monitor = pairing.observing(SharedMonitor::clone(&monitor));
         let (error, went) =
-            once(job, &pairing, live.watching, source.clone(), &flushes, &commands, monitor, done).await;
+            once(job, &pairing, live.watch_options, source.clone(), &flushes, &commands, monitor, done).await;
         let worked = works.load(Ordering::Relaxed);
         has_worked |= worked;
         if has_worked {
@@ -149,8 +149,8 @@ pub async fn watch(
 async fn once(
     job: &Job,
     pairing: &Arc<Pairing>,
-    watching: Watching,
-    source: Option<Arc<Watched>>,
+    watch_options: WatchOptions,
+    source: Option<Arc<WatchedSource>>,
     flushes: &Arc<Flushes>,
     commands: &Commands,
     monitor: SharedMonitor,
@@ -179,12 +179,12 @@ async fn once(
         match (&job.source, &job.destination, source) {
             (Endpoint::Local(path), remote, Some(source)) => {
                 let key = baseline::key(job, Role::Sender, path);
-                let rounds = Rounds { key, watching, monitor, done };
+                let rounds = Rounds { key, watch_options, monitor, done };
                 session.upload_live(source, remote.path(), options, rounds).await
             }
             (remote, Endpoint::Local(path), _) => {
                 let key = baseline::key(job, Role::Receiver, path);
-                let rounds = Rounds { key, watching, monitor, done };
+                let rounds = Rounds { key, watch_options, monitor, done };
                 let flushes = Arc::clone(flushes);
                 let began = move |asker| flushes.ask_with(asker);
                 session.download_live(remote.path(), path, options, began, rounds).await

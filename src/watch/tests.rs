@@ -22,13 +22,13 @@ impl Look for Entering<'_> {
 }
 
 /// A watched place.
-struct Watched {
+struct WatchedTree {
     fixture: Fixture,
     watch: Watch,
     woken: mpsc::Receiver<()>,
 }
 
-impl Watched {
+impl WatchedTree {
     fn new(fill: impl FnOnce(&Fixture)) -> Self {
         let fixture = Fixture::new();
         fill(&fixture);
@@ -78,7 +78,7 @@ fn two_directories(fixture: &Fixture) {
 
 #[test]
 fn written_created_moved_and_removed_entries_are_reported() {
-    let watched = Watched::new(two_directories);
+    let watched = WatchedTree::new(two_directories);
     let at = |name: &str| watched.fixture.at(name);
     fs::write(at("d/e/f"), "other").unwrap();
     watched.sees(&["d/e/f"]);
@@ -97,7 +97,7 @@ fn written_created_moved_and_removed_entries_are_reported() {
 
 #[test]
 fn a_new_directory_is_watched_as_soon_as_it_is_read() {
-    let watched = Watched::new(two_directories);
+    let watched = WatchedTree::new(two_directories);
     let at = |name: &str| watched.fixture.at(name);
     fs::create_dir_all(at("n/m")).unwrap();
     watched.sees(&["n"]);
@@ -117,7 +117,7 @@ fn a_new_directory_is_watched_as_soon_as_it_is_read() {
 
 #[test]
 fn a_directory_that_left_the_tree_is_no_longer_watched() {
-    let watched = Watched::new(two_directories);
+    let watched = WatchedTree::new(two_directories);
     let outside = watched.fixture.outside().join("left");
     fs::rename(watched.fixture.at("d"), &outside).unwrap();
     watched.sees(&["d"]);
@@ -129,7 +129,7 @@ fn a_directory_that_left_the_tree_is_no_longer_watched() {
 
 #[test]
 fn reads_and_the_state_directory_cause_no_report() {
-    let watched = Watched::new(|fixture| {
+    let watched = WatchedTree::new(|fixture| {
         two_directories(fixture);
         fs::create_dir(fixture.at(".ksync")).unwrap();
     });
@@ -141,7 +141,7 @@ fn reads_and_the_state_directory_cause_no_report() {
 
 #[test]
 fn a_moved_root_reports_everything() {
-    let watched = Watched::new(two_directories);
+    let watched = WatchedTree::new(two_directories);
     fs::rename(watched.fixture.root.path(), watched.fixture.outside().join("gone")).unwrap();
     while watched.next() != Touched::Everything {}
     assert!(!watched.fixture.root.is_still_there());
@@ -149,7 +149,7 @@ fn a_moved_root_reports_everything() {
 
 #[test]
 fn a_path_that_was_changing_is_reported_again() {
-    let watched = Watched::new(two_directories);
+    let watched = WatchedTree::new(two_directories);
     watched.watch.touch(path("g"));
     assert_eq!(watched.next(), Touched::Subtrees(SubtreeSet::new([(path("g"), false)])));
 }

@@ -107,14 +107,14 @@ pub struct Request {
     /// secret, and means nothing to anybody else.
     pub baseline_key: Option<[u8; 16]>,
     /// Set if rounds follow each other until the connection ends: how the sender watches its tree.
-    pub watch: Option<Watching>,
+    pub watch: Option<WatchOptions>,
     /// Timeout: milliseconds of silence after which the client gives the agent up; 0 means never.
     pub timeout_ms: u32,
 }
 
 /// A sender's way to watch its tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Watching {
+pub struct WatchOptions {
     /// Debounce: the tree must be quiet for this many milliseconds before a round starts.
     pub quiet_ms: u32,
     /// Scan the whole tree periodically.

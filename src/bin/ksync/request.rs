@@ -14,7 +14,7 @@ use ksync::sync::watch::{AfterRound, Live};
 use ksync::sync::{Job, ConnectOptions};
 use ksync::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
 use ksync::tree::path::{TreePath, escape};
-use ksync::wire::hello::{Consent, FORCED_MAX, Options, Watching};
+use ksync::wire::hello::{Consent, FORCED_MAX, Options, WatchOptions};
 use serde_bytes::ByteBuf;
 
 use crate::args::{ForeignArgs, OutputArgs, SyncArgs, WatchArgs, ConnectionArgs, WhatArgs};
@@ -186,7 +186,7 @@ fn live(
             "watch the directory that holds them, with --include and --exclude; or run one ksync for each",
         ));
     }
-    Ok(Some(Live { watching: Watching { quiet_ms: args.debounce, poll: args.poll }, after }))
+    Ok(Some(Live { watch_options: WatchOptions { quiet_ms: args.debounce, poll: args.poll }, after }))
 }
 
 /// Pairs each SOURCE with its destination.
