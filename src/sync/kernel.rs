@@ -16,7 +16,7 @@ use crate::wire::message::AbortKind;
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// A connected session, and the keep-alive that keeps its VM awake.
-pub(super) struct Session {
+pub(super) struct KernelSession {
     /// Held, not used.
     _alive: Option<KeepAlive>,
     /// Held, not used.
@@ -27,7 +27,7 @@ pub(super) struct Session {
     access: Access,
 }
 
-impl Session {
+impl KernelSession {
     /// Connects to the session of this id or name.
     pub(super) async fn connect(
         name: &str,

@@ -193,26 +193,26 @@ pub async fn run_and_then(
         }
         (Endpoint::Local(path), remote) => {
             let key = baseline::key(job, Role::Sender, path);
-            let round = async |session: &remote::Session<'_>, monitor| {
-                session.meet(options, &monitor).await?;
-                session.upload(path, remote.path(), &pairing.options(options), key, monitor).await
+            let round = async |connection: &remote::LazyConnection<'_>, monitor| {
+                connection.meet(options, &monitor).await?;
+                connection.upload(path, remote.path(), &pairing.options(options), key, monitor).await
             };
-            let (session, result) =
+            let (connection, result) =
                 retry::over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round).await;
-            let result = then(result, after, Some(&session), &listener).await;
-            session.close().await;
+            let result = then(result, after, Some(&connection), &listener).await;
+            connection.close().await;
             result?
         }
         (remote, Endpoint::Local(path)) => {
             let key = baseline::key(job, Role::Receiver, path);
-            let round = async |session: &remote::Session<'_>, monitor| {
-                session.meet(options, &monitor).await?;
-                session.download(remote.path(), path, &pairing.options(options), key, monitor).await
+            let round = async |connection: &remote::LazyConnection<'_>, monitor| {
+                connection.meet(options, &monitor).await?;
+                connection.download(remote.path(), path, &pairing.options(options), key, monitor).await
             };
-            let (session, result) =
+            let (connection, result) =
                 retry::over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round).await;
             let result = then(result, after, None, &listener).await;
-            session.close().await;
+            connection.close().await;
             result?
         }
         _ => return Err(SyncError::BothRemote),
@@ -226,12 +226,12 @@ pub async fn run_and_then(
 async fn then(
     result: Result<Report, SyncError>,
     after: Option<&AfterRound>,
-    session: Option<&remote::Session<'_>>,
+    connection: Option<&remote::LazyConnection<'_>>,
     listener: &Listener,
 ) -> Result<Report, SyncError> {
     let mut report = result?;
     if let Some(after) = after.filter(|_| report.has_changed()) {
-        report.command_status = Some(after.run(session, listener).await?);
+        report.command_status = Some(after.run(connection, listener).await?);
     }
     Ok(report)
 }

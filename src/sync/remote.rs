@@ -32,7 +32,7 @@ type Writer = Striped;
 
 /// The connection to the agent's machine. It is made on first use, while the first exchange already
 /// reads its source.
-pub(super) struct Session<'a> {
+pub(super) struct LazyConnection<'a> {
     endpoint: &'a Endpoint,
     connect_options: &'a ConnectOptions,
     pairing: Arc<Pairing>,
@@ -51,7 +51,7 @@ struct Connected {
 enum Behind {
     Host,
     Sandbox(Emulator),
-    Kernel(Box<kernel::Session>),
+    Kernel(Box<kernel::KernelSession>),
 }
 
 /// The settings for the rounds of a watch, on one connection.
@@ -66,7 +66,7 @@ pub(super) struct Rounds<F> {
     pub(super) done: F,
 }
 
-impl<'a> Session<'a> {
+impl<'a> LazyConnection<'a> {
     /// Prepares a connection to the machine of `endpoint`.
     pub(super) fn new(endpoint: &'a Endpoint, connect_options: &'a ConnectOptions, pairing: Arc<Pairing>) -> Self {
         let (up_bytes, down_bytes) = Default::default();
@@ -108,7 +108,7 @@ impl<'a> Session<'a> {
             return Ok(Connected { connection, behind: Behind::Sandbox(emulator) });
         }
         if let Endpoint::Session { name, .. } = self.endpoint {
-            let (connection, session) = kernel::Session::connect(name, self.connect_options, monitor).await?;
+            let (connection, session) = kernel::KernelSession::connect(name, self.connect_options, monitor).await?;
             self.pairing.met(session.machine().to_owned());
             return Ok(Connected { connection, behind: Behind::Kernel(Box::new(session)) });
         }

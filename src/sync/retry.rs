@@ -12,7 +12,7 @@ use crate::engine::PROBLEMS_MAX;
 use crate::monitor::{Event, Monitor, Preparation, Warning};
 use crate::remote::ErrorKind;
 use crate::sync::pairing::Pairing;
-use crate::sync::remote::Session;
+use crate::sync::remote::LazyConnection;
 use crate::sync::watch::backoff::Backoff;
 use crate::sync::watch::{Listener, News};
 use crate::sync::{Endpoint, Report, Round, SyncError, SharedMonitor, ConnectOptions, repeat};
@@ -29,32 +29,32 @@ pub(super) async fn over_connections<'a>(
     pairing: &Arc<Pairing>,
     monitor: SharedMonitor,
     listener: &Listener,
-    round: impl AsyncFn(&Session<'a>, SharedMonitor) -> Result<Round, SyncError>,
-) -> (Session<'a>, Result<Report, SyncError>) {
+    round: impl AsyncFn(&LazyConnection<'a>, SharedMonitor) -> Result<Round, SyncError>,
+) -> (LazyConnection<'a>, Result<Report, SyncError>) {
     let told = Arc::new(Told::new(monitor));
     let (mut attempts, mut backoff) = (Attempts::new(connect_options.retries), Backoff::default());
     let (mut lost, mut last_lost) = (Report::default(), None);
     loop {
-        let session = Session::new(remote, connect_options, Arc::clone(pairing));
+        let connection = LazyConnection::new(remote, connect_options, Arc::clone(pairing));
         told.begin();
         let result =
-            repeat(Arc::clone(&told) as SharedMonitor, async |monitor| round(&session, monitor).await).await;
+            repeat(Arc::clone(&told) as SharedMonitor, async |monitor| round(&connection, monitor).await).await;
         let error = match result {
-            Ok(report) => return (session, Ok(lost.and(report))),
+            Ok(report) => return (connection, Ok(lost.and(report))),
             Err(error) => error,
         };
-        let (up_bytes, down_bytes) = session.traffic();
+        let (up_bytes, down_bytes) = connection.traffic();
         let went = told.went(down_bytes);
         match attempts.failed(&error, went) {
             Verdict::Again => {}
-            Verdict::End => return (session, Err(error)),
+            Verdict::End => return (connection, Err(error)),
             // The cause of the loss is more useful than the lost agent's lock on the destination.
-            Verdict::EndAsLost => return (session, Err(last_lost.unwrap_or(error))),
+            Verdict::EndAsLost => return (connection, Err(last_lost.unwrap_or(error))),
         }
         if went.moved_bytes > 0 {
             backoff = Backoff::default();
         }
-        session.close().await;
+        connection.close().await;
         lost.summary.tally.sent_bytes += went.moved_bytes;
         lost.wire_up_bytes += up_bytes;
         lost.wire_down_bytes += down_bytes;

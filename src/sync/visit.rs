@@ -6,7 +6,7 @@ use crate::sync::{SyncError, SharedMonitor, ConnectOptions, kernel};
 /// A connection to a session's VM.
 pub struct Visit {
     connection: Connection,
-    session: kernel::Session,
+    session: kernel::KernelSession,
 }
 
 impl Visit {
@@ -15,7 +15,7 @@ impl Visit {
     /// # Errors
     /// The session cannot be reached.
     pub async fn begin(name: &str, connect_options: &ConnectOptions, monitor: &SharedMonitor) -> Result<Self, SyncError> {
-        let (connection, session) = kernel::Session::connect(name, connect_options, monitor).await?;
+        let (connection, session) = kernel::KernelSession::connect(name, connect_options, monitor).await?;
         Ok(Self { connection, session })
     }
 

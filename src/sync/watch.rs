@@ -26,7 +26,7 @@ pub use control::{NotFlushed, request_flush};
 use crate::exchange::rounds::{Round, WatchedSource};
 use crate::remote::ErrorKind;
 use crate::sync::pairing::Pairing;
-use crate::sync::remote::{Rounds, Session};
+use crate::sync::remote::{Rounds, LazyConnection};
 use crate::sync::retry::{Attempts, Counting, Verdict, Went, is_loss};
 use crate::sync::{Endpoint, Job, SyncError, SharedMonitor, blocking, limit, local, baseline, target};
 use crate::wire::hello::{Role, WatchOptions};
@@ -168,11 +168,11 @@ async fn once(
         }
         (Endpoint::Local(_), remote) | (remote, _) => remote,
     };
-    let session = Session::new(remote, &job.connect_options, Arc::clone(pairing));
+    let connection = LazyConnection::new(remote, &job.connect_options, Arc::clone(pairing));
     let counting = Arc::new(Counting::new(monitor));
     let monitor = Arc::clone(&counting) as SharedMonitor;
     let running = async {
-        if let Err(error) = session.meet(&job.options, &monitor).await {
+        if let Err(error) = connection.meet(&job.options, &monitor).await {
             return error;
         }
         let options = &pairing.options(&job.options);
@@ -180,25 +180,25 @@ async fn once(
             (Endpoint::Local(path), remote, Some(source)) => {
                 let key = baseline::key(job, Role::Sender, path);
                 let rounds = Rounds { key, watch_options, monitor, done };
-                session.upload_live(source, remote.path(), options, rounds).await
+                connection.upload_live(source, remote.path(), options, rounds).await
             }
             (remote, Endpoint::Local(path), _) => {
                 let key = baseline::key(job, Role::Receiver, path);
                 let rounds = Rounds { key, watch_options, monitor, done };
                 let flushes = Arc::clone(flushes);
                 let began = move |asker| flushes.ask_with(asker);
-                session.download_live(remote.path(), path, options, began, rounds).await
+                connection.download_live(remote.path(), path, options, began, rounds).await
             }
             _ => SyncError::BothRemote,
         }
     };
     let error = tokio::select! {
         error = running => error,
-        never = commands.run(Some(&session)) => match never {},
+        never = commands.run(Some(&connection)) => match never {},
     };
-    let (_, down_bytes) = session.traffic();
+    let (_, down_bytes) = connection.traffic();
     let went = counting.went(down_bytes);
-    session.close().await;
+    connection.close().await;
     // A user who starts a watch wants it to last, so a login that is cut is retried, too.
     let was_cut = matches!(&error, SyncError::Remote(error) if error.was_cut());
     (error, Went { has_worked: went.has_worked || was_cut, ..went })

@@ -171,7 +171,7 @@ fn the_portable_watcher_reports_written_and_created_entries() {
     let shared = Arc::new(Shared { begun: Instant::now(), state: Mutex::new(state) });
     let (wake, woken) = mpsc::channel();
     shared.state().waker = Some(Box::new(move || wake.send(()).unwrap_or_default()));
-    let source = portable::Source::begin(fixture.root.path(), Arc::clone(&shared)).unwrap();
+    let source = portable::EventSource::begin(fixture.root.path(), Arc::clone(&shared)).unwrap();
     let sees = |name: &str| {
         let is_in = |touched: Touched| match touched {
             Touched::Subtrees(scope) => scope.coverage(&path(name)) != Coverage::Outside,

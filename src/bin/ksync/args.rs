@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::rules::{self, Source};
+use crate::rules::{self, RuleSource};
 use crate::verbs::{DoctorArgs, FlushArgs, ProxyArgs, SessionArgs, SshArgs};
 
 /// The mode that the command line selects.
@@ -130,7 +130,7 @@ pub(crate) struct SyncArgs {
     pub(crate) foreign: ForeignArgs,
     /// The rules in the order of the command line, since the first that matches wins.
     #[arg(skip)]
-    pub(crate) rules: Vec<Source>,
+    pub(crate) rules: Vec<RuleSource>,
 }
 
 #[derive(Debug, Args)]
