@@ -18,7 +18,7 @@ mod tree;
 
 use std::collections::VecDeque;
 
-use self::disk::{Source, Target};
+use self::disk::{SenderDisk, ReceiverDisk};
 use self::tree::Rng;
 use crate::engine::{Config, Engine, RunError, Input, Output, Receiver, Sender, SmallContent, Summary, Work};
 use crate::monitor::Event;
@@ -152,8 +152,8 @@ struct Log {
 
 struct Pair {
     sides: [Side; 2],
-    source: Source,
-    target: Target,
+    source: SenderDisk,
+    target: ReceiverDisk,
     order: Order,
     rng: Rng,
     log: Log,
@@ -161,8 +161,8 @@ struct Pair {
 
 /// Result of a run, on both sides.
 struct Ended {
-    source: Source,
-    target: Target,
+    source: SenderDisk,
+    target: ReceiverDisk,
     log: Log,
     sender: Result<Summary, RunError>,
     receiver: Result<Summary, RunError>,
@@ -171,7 +171,7 @@ struct Ended {
 }
 
 impl Pair {
-    fn new(source: Source, target: Target, options: &Options, order: Order, seed: u64) -> Self {
+    fn new(source: SenderDisk, target: ReceiverDisk, options: &Options, order: Order, seed: u64) -> Self {
         // In this jar the sender is the client, so the receiver relays.
         let client = Config { options: options.clone(), relay: false };
         let agent = Config { options: options.clone(), relay: true };

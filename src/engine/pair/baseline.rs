@@ -5,7 +5,7 @@ use proptest::test_runner::RngSeed;
 use serde_bytes::ByteBuf;
 
 use super::properties::{delete, run};
-use super::disk::{Source, Target};
+use super::disk::{SenderDisk, ReceiverDisk};
 use super::byzantine::{Stage, Victim, offend, offered, subject};
 use super::tree::{Rng, Tree, change, differences, directory, file, grow, manifest, path, tree};
 use super::{Ended, ORDERS, Order, Pair, RECEIVER, SENDER};
@@ -87,7 +87,7 @@ fn baselines(rng: &mut Rng, source: &Tree) -> [Baseline; 2] {
 }
 
 fn run_with(source: Tree, target: Tree, [of_source, of_target]: [Baseline; 2], order: Order, seed: u64) -> Ended {
-    let (mut source, mut target) = (Source::new(source), Target::new(target));
+    let (mut source, mut target) = (SenderDisk::new(source), ReceiverDisk::new(target));
     (source.baseline, target.baseline) = (of_source, of_target);
     run(source, target, &delete(), order, seed)
 }
@@ -115,7 +115,7 @@ proptest! {
         let mut target = source.clone();
         change(&mut rng, &mut target);
         let [of_source, of_target] = baselines(&mut rng, &source);
-        let (mut source, mut target) = (Source::new(source), Target::new(target));
+        let (mut source, mut target) = (SenderDisk::new(source), ReceiverDisk::new(target));
         (source.baseline, target.baseline) = (of_source, of_target);
         if ignores {
             source.filter = ignoring("a\n");
@@ -143,7 +143,7 @@ proptest! {
         let mut target = source.clone();
         change(&mut rng, &mut target);
         let baselines = baselines(&mut rng, &source);
-        let (mut from, mut to) = (Source::new(source.clone()), Target::new(target));
+        let (mut from, mut to) = (SenderDisk::new(source.clone()), ReceiverDisk::new(target));
         [from.baseline, to.baseline] = baselines;
         let cut = Pair::new(from, to, &delete(), ORDERS[order], seed).run(Some(at));
         let again = run(cut.source, cut.target.again(), &delete(), ORDERS[order], seed);
@@ -222,9 +222,9 @@ fn outdated_target_is_found_although_the_offer_is_known() {
 fn ignore_files_are_stored_in_the_baseline_and_replaced() {
     let all = tree([("keep", file(b"1")), ("x.o", file(b"2"))]);
     let run = |text: Option<&str>, baseline: [Baseline; 2]| {
-        let mut source = Source::new(tree([("keep", file(b"1"))]));
+        let mut source = SenderDisk::new(tree([("keep", file(b"1"))]));
         source.filter = text.map_or_else(Filter::default, ignoring);
-        let mut target = Target::new(all.clone());
+        let mut target = ReceiverDisk::new(all.clone());
         [source.baseline, target.baseline] = baseline;
         let ended = run(source, target, &delete(), Order::Random, 6);
         assert_eq!(ended.source.baseline, ended.target.baseline);
@@ -246,7 +246,7 @@ fn dry_run_uses_the_baseline_and_leaves_it() {
     let old = large(10);
     let mut new = old.clone();
     new.remove(&path("000003"));
-    let (mut source, mut target) = (Source::new(new), Target::new(old.clone()));
+    let (mut source, mut target) = (SenderDisk::new(new), ReceiverDisk::new(old.clone()));
     (source.baseline, target.baseline) = (Baseline::of(&old), Baseline::of(&old));
     let ended = run(source, target, &Options { dry_run: true, ..delete() }, Order::Random, 7);
     assert_eq!((ended.log.entries_bytes, ended.log.changes), (0, 1));
@@ -257,7 +257,7 @@ fn dry_run_uses_the_baseline_and_leaves_it() {
 
 /// A receiver whose baseline is `offered`, after the sender has named it.
 fn victim_with_baseline() -> Victim {
-    let mut target = Target::new(Tree::new());
+    let mut target = ReceiverDisk::new(Tree::new());
     target.baseline = Baseline::of(&offered());
     let mut victim = Victim::receiver_on(&Config::default(), target);
     victim.hear(subject());
@@ -364,7 +364,7 @@ fn baseline_that_is_damaged_inside_is_dropped_late_and_all_comes() {
     bytes.truncate(bytes.len() - 3);
     let digest = Hash::of(&bytes);
     for changes in [vec![edits(&[(5, 1, 0)]), changed(digest)], vec![changed(digest)]] {
-        let mut target = Target::new(Tree::new());
+        let mut target = ReceiverDisk::new(Tree::new());
         target.baseline = Baseline { stores: true, record: Some(bytes.clone()) };
         let mut victim = Victim::receiver_on(&Config::default(), target);
         victim.hear(subject());
@@ -382,7 +382,7 @@ fn baseline_that_is_damaged_inside_is_dropped_late_and_all_comes() {
 #[test]
 fn receiver_can_report_forgotten_once_and_only_before_wants() {
     let sender = |kept: Baseline| {
-        let mut source = Source::new(offered());
+        let mut source = SenderDisk::new(offered());
         source.baseline = kept;
         let mut victim = Victim::sender_on(&Config::default(), source);
         victim.end_all();
@@ -397,7 +397,7 @@ fn receiver_can_report_forgotten_once_and_only_before_wants() {
 
 /// A sender that has listed its source and has no baseline yet.
 fn listed(relay: bool) -> Victim {
-    let mut source = Source::new(offered());
+    let mut source = SenderDisk::new(offered());
     source.baseline = Baseline::empty();
     let mut victim = Victim::sender_on(&Config { relay, ..Config::default() }, source);
     victim.end(0);
@@ -449,7 +449,7 @@ fn agent_stores_the_baseline_before_it_offers() {
 
 #[test]
 fn receiver_finishes_only_after_it_stored_the_baseline() {
-    let mut target = Target::new(Tree::new());
+    let mut target = ReceiverDisk::new(Tree::new());
     target.baseline = Baseline::empty();
     let mut victim = Victim::receiver_on(&Config::default(), target);
     victim.hear(subject());

@@ -2,7 +2,7 @@
 
 use serde_bytes::ByteBuf;
 
-use super::disk::{Source, Target};
+use super::disk::{SenderDisk, ReceiverDisk};
 use super::baseline::Baseline;
 use super::tree::{Rng, Node, Tree, directory, file, link, manifest, path, time, tree};
 use super::{RECEIVER, SENDER, Side};
@@ -77,18 +77,18 @@ pub(super) struct Victim {
 
 impl Victim {
     pub(super) fn sender(config: &Config, source: Tree) -> Self {
-        Self::sender_on(config, Source::new(source))
+        Self::sender_on(config, SenderDisk::new(source))
     }
 
-    pub(super) fn sender_on(config: &Config, mut source: Source) -> Self {
+    pub(super) fn sender_on(config: &Config, mut source: SenderDisk) -> Self {
         Self::new(Side::new(Sender::new(config)), move |work| source.perform(work))
     }
 
     pub(super) fn receiver(config: &Config, target: Tree) -> Self {
-        Self::receiver_on(config, Target::new(target))
+        Self::receiver_on(config, ReceiverDisk::new(target))
     }
 
-    pub(super) fn receiver_on(config: &Config, mut target: Target) -> Self {
+    pub(super) fn receiver_on(config: &Config, mut target: ReceiverDisk) -> Self {
         Self::new(Side::new(Receiver::new(config)), move |work| target.perform(work))
     }
 
@@ -135,7 +135,7 @@ impl Victim {
     }
 
     fn receiver_at(config: &Config, stage: Stage) -> Self {
-        let mut target = Target::new(present());
+        let mut target = ReceiverDisk::new(present());
         target.baseline = Baseline::of(&offered());
         let mut victim = Self::receiver_on(config, target);
         if stage == Stage::Fresh {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::properties::{delete, run, problem_kinds};
-use super::disk::{Source, Target};
+use super::disk::{SenderDisk, ReceiverDisk};
 use super::tree::{Rng, Tree, change, differences, file, grow, path};
 use super::{ORDERS, Order, Pair};
 use crate::wire::message::AbortKind;
@@ -23,7 +23,7 @@ proptest! {
             change(&mut rng, &mut target);
         }
         let pair = Pair::new(
-            Source::new(source.clone()), Target::new(target), &delete(), ORDERS[order], seed,
+            SenderDisk::new(source.clone()), ReceiverDisk::new(target), &delete(), ORDERS[order], seed,
         );
         let cut = pair.run(Some(at));
         let again = run(cut.source, cut.target.again(), &delete(), ORDERS[order], seed);
@@ -42,8 +42,8 @@ fn staged_content_is_not_sent_again_wherever_the_run_was_cut() {
     for order in ORDERS {
         let mut kept_something = false;
         for at in 0.. {
-            let target = Target::new(Tree::new());
-            let cut = Pair::new(Source::new(source.clone()), target, &delete(), order, 3).run(Some(at));
+            let target = ReceiverDisk::new(Tree::new());
+            let cut = Pair::new(SenderDisk::new(source.clone()), target, &delete(), order, 3).run(Some(at));
             if cut.sender.is_ok() && cut.receiver.is_ok() {
                 break;
             }
@@ -71,10 +71,10 @@ fn wrong_staged_content_is_sent_again() {
     let mut poisoned = content.clone();
     poisoned[1000] ^= 1;
     for staged in [poisoned, vec![0; 400_000], content[..200_000].to_vec(), Vec::new()] {
-        let mut target = Target::new(Tree::new());
+        let mut target = ReceiverDisk::new(Tree::new());
         let kept = if content.starts_with(&staged) { staged.len() } else { 0 };
         target.staged.insert(path("f"), staged);
-        let ended = run(Source::new(source.clone()), target, &delete(), Order::Random, 5);
+        let ended = run(SenderDisk::new(source.clone()), target, &delete(), Order::Random, 5);
         assert_eq!(differences(&source, &ended.target.tree), Vec::<String>::new());
         assert_eq!(ended.log.sent_bytes as usize, content.len() - kept);
     }
@@ -82,8 +82,8 @@ fn wrong_staged_content_is_sent_again() {
 
 #[test]
 fn cut_is_reported_as_one_on_both_sides() {
-    let source = Source::new(grow(&mut Rng::new(6)));
-    let ended = Pair::new(source, Target::new(Tree::new()), &delete(), Order::Random, 7).run(Some(2));
+    let source = SenderDisk::new(grow(&mut Rng::new(6)));
+    let ended = Pair::new(source, ReceiverDisk::new(Tree::new()), &delete(), Order::Random, 7).run(Some(2));
     for result in [ended.sender, ended.receiver] {
         let error = result.unwrap_err();
         assert_eq!((error.kind, error.text.as_str()), (AbortKind::Connection, "cut"));

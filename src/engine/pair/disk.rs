@@ -43,7 +43,7 @@ pub(super) enum Lie {
 }
 
 /// The sender's disk.
-pub(super) struct Source {
+pub(super) struct SenderDisk {
     pub(super) tree: Tree,
     pub(super) root: (u16, Time),
     pub(super) tree_id: TreeId,
@@ -84,7 +84,7 @@ struct Stream {
 /// Length in bytes above which a basis is cut into chunks.
 const CUT_BYTES_MIN: u32 = 100_000;
 
-impl Source {
+impl SenderDisk {
     pub(super) fn new(tree: Tree) -> Self {
         Self {
             tree,
@@ -338,7 +338,7 @@ impl Stream {
 }
 
 /// The receiver's disk.
-pub(super) struct Target {
+pub(super) struct ReceiverDisk {
     pub(super) tree: Tree,
     pub(super) root: (u16, Time),
     pub(super) complete: bool,
@@ -374,7 +374,7 @@ fn unwritable(cause: &str) -> WorkError {
     WorkError::Entry(ProblemKind::Unwritable, cause.to_owned())
 }
 
-impl Target {
+impl ReceiverDisk {
     pub(super) fn new(tree: Tree) -> Self {
         Self {
             tree,

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::properties::{assert_same, run};
-use super::disk::{Source, Target};
+use super::disk::{SenderDisk, ReceiverDisk};
 use super::tree::{Rng, Tree, What, file, grow, path, tree};
 use super::{ORDERS, Order};
 use crate::monitor::{Action, Event};
@@ -46,7 +46,7 @@ proptest! {
     ) {
         let mut rng = Rng::new(seed);
         let tree = grow(&mut rng);
-        let (mut source, mut target) = (Source::new(tree.clone()), Target::new(tree.clone()));
+        let (mut source, mut target) = (SenderDisk::new(tree.clone()), ReceiverDisk::new(tree.clone()));
         source.pushed_bytes_max = if pushes { 2000 } else { 0 };
         target.doubted = lose_power(&mut rng, &mut target.tree);
         let options = Options { delete, ..super::properties::delete() };
@@ -62,7 +62,7 @@ fn doubted_file_that_is_whole_is_no_change_and_does_not_travel() {
     let mut damaged = whole.clone();
     damaged.get_mut(&path("torn")).unwrap().what = What::File(Arc::new(vec![0, 0]));
     for order in ORDERS {
-        let (source, mut target) = (Source::new(whole.clone()), Target::new(damaged.clone()));
+        let (source, mut target) = (SenderDisk::new(whole.clone()), ReceiverDisk::new(damaged.clone()));
         target.root = source.root;
         target.doubted = ["large", "small", "torn"].map(|name| (path(name), Doubt::Unverified)).into();
         let options = Options { list_changes: true, ..Options::default() };
@@ -84,10 +84,10 @@ fn lost_file_is_no_basis_and_is_not_moved() {
     let content = vec![7; 300_000];
     let before = tree([("lost", file(&content)), ("old name", file(&content))]);
     let after = tree([("lost", file(&content)), ("new name", file(&content))]);
-    let mut target = Target::new(before);
+    let mut target = ReceiverDisk::new(before);
     target.doubted = ["lost", "old name"].map(|name| (path(name), Doubt::Lost)).into();
     let options = super::properties::delete();
-    let ended = run(Source::new(after.clone()), target, &options, Order::Random, 1);
+    let ended = run(SenderDisk::new(after.clone()), target, &options, Order::Random, 1);
     assert_same(&after, &ended.target.tree);
     assert_eq!(ended.log.sent_bytes, 600_000, "both come whole");
 }

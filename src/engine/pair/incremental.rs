@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::properties::{assert_same, delete, run, problem_kinds};
-use super::disk::{Source, Target};
+use super::disk::{SenderDisk, ReceiverDisk};
 use super::tree::{Rng, Tree, change, directory, expected, file, grow, path, tree};
 use super::{ORDERS, Order};
 use crate::monitor::ProblemKind;
@@ -23,8 +23,8 @@ fn touched(before: &Tree, after: &Tree) -> SubtreeSet {
     SubtreeSet::new(changed.map(|path| (path.clone(), is_directory(after, path) && !is_directory(before, path))))
 }
 
-fn source(tree: Tree, scope: SubtreeSet, pushed_bytes_max: usize) -> Source {
-    let mut source = Source::new(tree);
+fn source(tree: Tree, scope: SubtreeSet, pushed_bytes_max: usize) -> SenderDisk {
+    let mut source = SenderDisk::new(tree);
     (source.scope, source.pushed_bytes_max) = (Some(scope), pushed_bytes_max);
     source
 }
@@ -45,7 +45,7 @@ proptest! {
         let options = Options { delete, ..super::properties::delete() };
         let expected = expected(&after, &before, delete);
 
-        let ended = run(source(after, scope, pushed), Target::new(before), &options, ORDERS[order], seed);
+        let ended = run(source(after, scope, pushed), ReceiverDisk::new(before), &options, ORDERS[order], seed);
         assert_same(&expected, &ended.target.tree);
         prop_assert_eq!(ended.target.root, ended.source.root);
         prop_assert!(problem_kinds(&ended).iter().all(|(kind, _)| *kind == ProblemKind::Obstacle));
@@ -62,7 +62,7 @@ proptest! {
         change(&mut rng, &mut target);
         let scope = touched(&before, &after);
 
-        let ended = run(source(after, scope, 20_000), Target::new(target.clone()), &options, ORDERS[order], seed);
+        let ended = run(source(after, scope, 20_000), ReceiverDisk::new(target.clone()), &options, ORDERS[order], seed);
         let effective = touched(&before, &ended.source.tree).as_found(&super::tree::manifest(&ended.source.tree));
         let outside = |tree: &Tree| -> Tree {
             let is_outside = |path: &&TreePath| effective.coverage(path) == Coverage::Outside;
@@ -78,7 +78,7 @@ fn pushed_file_needs_no_answer_and_a_damaged_one_is_requested() {
     let after = tree([("d", directory()), ("d/old", file(b"new!"))]);
     let scope = || SubtreeSet::new([(path("d/old"), false)]);
 
-    let ended = run(source(after.clone(), scope(), 100), Target::new(before()), &delete(), Order::Random, 1);
+    let ended = run(source(after.clone(), scope(), 100), ReceiverDisk::new(before()), &delete(), Order::Random, 1);
     assert_same(&after, &ended.target.tree);
     assert_eq!((ended.log.wants, ended.log.contents, ended.log.sent_bytes), (0, 0, 4));
     let Tally { updated, files, sent_bytes, entries, .. } = ended.sender.unwrap().tally;
@@ -86,7 +86,7 @@ fn pushed_file_needs_no_answer_and_a_damaged_one_is_requested() {
 
     let mut liar = source(after.clone(), scope(), 100);
     liar.pushes_lies = true;
-    let ended = run(liar, Target::new(before()), &delete(), Order::Random, 1);
+    let ended = run(liar, ReceiverDisk::new(before()), &delete(), Order::Random, 1);
     assert_same(&after, &ended.target.tree);
     assert_eq!((ended.log.wants, ended.log.contents), (1, 1));
 }
@@ -95,7 +95,7 @@ fn pushed_file_needs_no_answer_and_a_damaged_one_is_requested() {
 fn pushed_file_that_is_not_needed_is_skipped() {
     let same = || tree([("d", directory()), ("d/f", file(b"content"))]);
     let scope = SubtreeSet::new([(path("d/f"), false)]);
-    let ended = run(source(same(), scope, 100), Target::new(same()), &delete(), Order::Random, 1);
+    let ended = run(source(same(), scope, 100), ReceiverDisk::new(same()), &delete(), Order::Random, 1);
     assert_same(&same(), &ended.target.tree);
     assert_eq!(
         (ended.log.writes, ended.sender.unwrap().tally.files),

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::disk::{Lie, Source, Target};
+use super::disk::{Lie, SenderDisk, ReceiverDisk};
 use super::tree::{
     Rng, Tree, change, differences, directory, expected, file, grow, link, path, remove_with_all_below, tree,
 };
@@ -19,7 +19,7 @@ pub(super) fn delete() -> Options {
     Options { delete: true, consent, ..Options::default() }
 }
 
-pub(super) fn run(source: Source, target: Target, options: &Options, order: Order, seed: u64) -> Ended {
+pub(super) fn run(source: SenderDisk, target: ReceiverDisk, options: &Options, order: Order, seed: u64) -> Ended {
     let ended = Pair::new(source, target, options, order, seed).run(None);
     for result in [&ended.sender, &ended.receiver] {
         assert!(result.is_ok(), "{result:?}");
@@ -55,7 +55,7 @@ proptest! {
         let options = Options { delete, ..super::properties::delete() };
         let expected = expected(&source, &target, delete);
 
-        let ended = run(Source::new(source), Target::new(target), &options, ORDERS[order], seed);
+        let ended = run(SenderDisk::new(source), ReceiverDisk::new(target), &options, ORDERS[order], seed);
         assert_same(&expected, &ended.target.tree);
         assert!(ended.target.staged.is_empty());
         prop_assert_eq!(ended.target.root, ended.source.root);
@@ -78,7 +78,7 @@ proptest! {
         let mut target = source.clone();
         change(&mut rng, &mut target);
         let dry = Options { delete, dry_run: true, list_changes: true, ..Options::default() };
-        let ended = run(Source::new(source.clone()), Target::new(target.clone()), &dry, ORDERS[order], seed);
+        let ended = run(SenderDisk::new(source.clone()), ReceiverDisk::new(target.clone()), &dry, ORDERS[order], seed);
         assert_same(&target, &ended.target.tree);
         prop_assert_eq!((ended.log.writes, ended.log.wants, ended.log.contents), (0, 0, 0));
 
@@ -103,9 +103,9 @@ fn deletions_need_the_option_and_remove_children_first() {
     ]);
     for order in ORDERS {
         let without =
-            run(Source::new(source.clone()), Target::new(target.clone()), &Options::default(), order, 1);
+            run(SenderDisk::new(source.clone()), ReceiverDisk::new(target.clone()), &Options::default(), order, 1);
         assert_same(&target, &without.target.tree);
-        let with = run(Source::new(source.clone()), Target::new(target.clone()), &delete(), order, 1);
+        let with = run(SenderDisk::new(source.clone()), ReceiverDisk::new(target.clone()), &delete(), order, 1);
         assert_same(&source, &with.target.tree);
         assert_eq!(tally(&with.sender).deleted, 4);
     }
@@ -115,10 +115,10 @@ fn deletions_need_the_option_and_remove_children_first() {
 fn excluded_entries_stay_with_the_directories_around_them() {
     let rules = vec![Rule { include: false, pattern: b"*.keep".to_vec() }];
     let options = Options { rules: rules.clone(), ..delete() };
-    let mut source = Source::new(tree([("a.keep", file(b"not offered")), ("f", file(b"1"))]));
+    let mut source = SenderDisk::new(tree([("a.keep", file(b"not offered")), ("f", file(b"1"))]));
     source.filter = Filter::new(&rules);
     let target = tree([("d", directory()), ("d/x.keep", file(b"stays")), ("d/y", file(b"goes"))]);
-    let ended = run(source, Target::new(target), &options, Order::Random, 3);
+    let ended = run(source, ReceiverDisk::new(target), &options, Order::Random, 3);
     let names: Vec<String> = ended.target.tree.keys().map(ToString::to_string).collect();
     assert_eq!(names, ["d", "d/x.keep", "f"]);
 }
@@ -126,9 +126,9 @@ fn excluded_entries_stay_with_the_directories_around_them() {
 #[test]
 fn nothing_is_deleted_when_a_side_could_not_list_everything() {
     for sides in [(false, true), (true, false)] {
-        let mut source = Source::new(tree([("d", file(b"now a file")), ("f", file(b"1"))]));
+        let mut source = SenderDisk::new(tree([("d", file(b"now a file")), ("f", file(b"1"))]));
         let mut target =
-            Target::new(tree([("d", directory()), ("d/f", file(b"stays")), ("extra", file(b"stays too"))]));
+            ReceiverDisk::new(tree([("d", directory()), ("d/f", file(b"stays")), ("extra", file(b"stays too"))]));
         (source.complete, target.complete) = sides;
         let ended = run(source, target, &delete(), Order::Random, 5);
         let names: Vec<String> = ended.target.tree.keys().map(ToString::to_string).collect();
@@ -162,7 +162,7 @@ fn every_way() -> (Tree, Tree) {
 #[test]
 fn small_edit_in_a_large_file_travels_as_a_delta() {
     let (source, target) = every_way();
-    let ended = run(Source::new(source.clone()), Target::new(target), &delete(), Order::Random, 7);
+    let ended = run(SenderDisk::new(source.clone()), ReceiverDisk::new(target), &delete(), Order::Random, 7);
     assert_same(&source, &ended.target.tree);
     assert!(ended.log.sign_requests == 1 && ended.log.sent_bytes < 315_000, "{:?}", ended.log);
     assert_eq!(tally(&ended.sender).sent_bytes, ended.log.sent_bytes);
@@ -175,9 +175,9 @@ fn lie_about_a_file_costs_one_retry_of_the_whole() {
     for name in source.keys() {
         for lie in [Lie::Same, Lie::Hash] {
             for order in ORDERS {
-                let mut lying = Source::new(source.clone());
+                let mut lying = SenderDisk::new(source.clone());
                 lying.lies.insert(name.clone(), (lie, 1));
-                let ended = run(lying, Target::new(target.clone()), &delete(), order, 11);
+                let ended = run(lying, ReceiverDisk::new(target.clone()), &delete(), order, 11);
                 assert_same(&source, &ended.target.tree);
                 // Files that one message vouched for together with a lie are sent again with it.
                 let again = if lie == Lie::Same { 1..=source.len() } else { 1..=1 };
@@ -193,9 +193,9 @@ fn repeated_lie_is_a_problem_and_the_basis_stays() {
     let (source, target) = every_way();
     for name in source.keys() {
         for order in ORDERS {
-            let mut lying = Source::new(source.clone());
+            let mut lying = SenderDisk::new(source.clone());
             lying.lies.insert(name.clone(), (Lie::Hash, 2));
-            let ended = run(lying, Target::new(target.clone()), &delete(), order, 13);
+            let ended = run(lying, ReceiverDisk::new(target.clone()), &delete(), order, 13);
             let mut expected = source.clone();
             expected.remove(name);
             expected.extend(target.get_key_value(name).map(|(name, old)| (name.clone(), old.clone())));
@@ -210,9 +210,9 @@ fn unreadable_file_is_a_problem_and_the_rest_arrives() {
     let (source, target) = every_way();
     for name in source.keys() {
         for order in ORDERS {
-            let mut broken = Source::new(source.clone());
+            let mut broken = SenderDisk::new(source.clone());
             broken.unreadable.insert(name.clone());
-            let ended = run(broken, Target::new(target.clone()), &delete(), order, 17);
+            let ended = run(broken, ReceiverDisk::new(target.clone()), &delete(), order, 17);
             let mut expected = source.clone();
             expected.remove(name);
             expected.extend(target.get_key_value(name).map(|(name, old)| (name.clone(), old.clone())));
@@ -231,9 +231,9 @@ fn receiver_with_a_slow_disk_holds_a_bounded_amount() {
         source.insert(path(&format!("small-{n:02}")), file(&rng.bytes(128 << 10)));
     }
     for order in [Order::ReceiverStarved, Order::WorksLast] {
-        let mut sender = Source::new(source.clone());
+        let mut sender = SenderDisk::new(source.clone());
         sender.piece_bytes = 512 << 10;
-        let ended = run(sender, Target::new(Tree::new()), &delete(), order, 19);
+        let ended = run(sender, ReceiverDisk::new(Tree::new()), &delete(), order, 19);
         assert_same(&source, &ended.target.tree);
         // The bytes that may wait, the bytes in the works of the most files in flight, and one
         // message.
@@ -253,7 +253,7 @@ fn unanswered_wants_never_exceed_the_limit() {
         target.insert(name, file(b"older"));
     }
     for order in [Order::SenderStarved, Order::Random] {
-        let ended = run(Source::new(source.clone()), Target::new(target.clone()), &delete(), order, 23);
+        let ended = run(SenderDisk::new(source.clone()), ReceiverDisk::new(target.clone()), &delete(), order, 23);
         assert_same(&source, &ended.target.tree);
         assert!(ended.log.open_wants_max <= WANTS_MAX, "{}", ended.log.open_wants_max);
     }
@@ -267,7 +267,7 @@ fn list_of_changes_names_each_once_in_path_order() {
     target.insert(path("l"), link("old"));
     target.insert(path("z"), file(b""));
     let options = Options { list_changes: true, ..delete() };
-    let ended = run(Source::new(source), Target::new(target), &options, Order::Random, 29);
+    let ended = run(SenderDisk::new(source), ReceiverDisk::new(target), &options, Order::Random, 29);
     let changes: Vec<(Action, Vec<u8>)> = ended
         .events
         .into_iter()
@@ -294,9 +294,9 @@ fn basis_with_a_gap_is_patched_or_put_in_place_unchanged() {
     for order in ORDERS {
         for new in [[&old[..], &[0; 70_000]].concat(), [&old[..], &[7; 70_000]].concat(), inserted.clone()] {
             let is_the_widened_one = new.ends_with(&[0; 70_000]);
-            let mut source = Source::new(tree([("f", file(&new))]));
+            let mut source = SenderDisk::new(tree([("f", file(&new))]));
             source.samples = true;
-            let target = Target::new(tree([("f", file(&old))]));
+            let target = ReceiverDisk::new(tree([("f", file(&old))]));
             let ended = run(source, target, &delete(), order, 9);
             assert_same(&ended.source.tree, &ended.target.tree);
             let Tally { updated, sent_bytes, matched_bytes, .. } = tally(&ended.sender);
@@ -312,9 +312,9 @@ fn basis_with_a_gap_that_fails_the_hash_is_replaced_whole() {
     let old = Rng::new(8).bytes(300_000);
     let new = [&old[..], &[7; 70_000]].concat();
     for order in ORDERS {
-        let mut source = Source::new(tree([("f", file(&new))]));
+        let mut source = SenderDisk::new(tree([("f", file(&new))]));
         (source.samples, source.lies) = (true, [(path("f"), (Lie::Hash, 1))].into());
-        let ended = run(source, Target::new(tree([("f", file(&old))])), &delete(), order, 9);
+        let ended = run(source, ReceiverDisk::new(tree([("f", file(&old))])), &delete(), order, 9);
         assert_same(&ended.source.tree, &ended.target.tree);
         assert!(tally(&ended.sender).sent_bytes > new.len() as u64);
     }

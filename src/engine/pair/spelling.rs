@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::properties::{assert_same, delete, run, problem_kinds};
-use super::disk::{Done, Source, Target};
+use super::disk::{Done, SenderDisk, ReceiverDisk};
 use super::tree::{Rng, Tree, directory, file, grow, link, path, tree};
 use super::{Ended, ORDERS, Order};
 use crate::monitor::ProblemKind;
@@ -14,7 +14,7 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::spelling::{Answers, Questions, Respelled, Spelling, Suspects};
 
-impl Target {
+impl ReceiverDisk {
     pub(super) fn resolve(&self, questions: &Questions) -> Answers {
         let mut answers = Answers::default();
         if !self.folds {
@@ -62,14 +62,14 @@ impl Target {
     }
 }
 
-fn folding(tree: Tree) -> Target {
-    let mut target = Target::new(tree);
+fn folding(tree: Tree) -> ReceiverDisk {
+    let mut target = ReceiverDisk::new(tree);
     target.folds = true;
     target
 }
 
-fn once(source: &Tree, target: Target, order: Order, seed: u64) -> Ended {
-    run(Source::new(source.clone()), target, &delete(), order, seed)
+fn once(source: &Tree, target: ReceiverDisk, order: Order, seed: u64) -> Ended {
+    run(SenderDisk::new(source.clone()), target, &delete(), order, seed)
 }
 
 /// The same tree with some names in another case.
@@ -145,7 +145,7 @@ fn both_twins_exist_where_the_filesystem_folds_nothing() {
     let source =
         tree([("A", file(b"first")), ("a", file(b"second")), ("D", directory()), ("d", directory())]);
     for before in [Tree::new(), tree([("A", file(b"first")), ("d", directory())])] {
-        let ended = once(&source, Target::new(before), Order::Random, 1);
+        let ended = once(&source, ReceiverDisk::new(before), Order::Random, 1);
         assert_same(&source, &ended.target.tree);
         assert_eq!(problem_kinds(&ended), []);
     }
