@@ -356,8 +356,8 @@ pub(crate) fn stat_in(location: &Location<'_>, path: &TreePath) -> Result<Option
     }
 }
 
-/// Fails with a conflict unless `location` still holds the entry that was `seen` there. `None` means
-/// that nothing was there.
+/// Fails with a conflict unless `location` still holds the entry that was `seen` there. `None`
+/// means that nothing was there.
 pub(crate) fn check_unchanged(
     location: &Location<'_>,
     path: &TreePath,

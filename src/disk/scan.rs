@@ -145,7 +145,8 @@ pub struct Scanned {
     /// Directories on another filesystem than their parents, or on another mount of it, in order.
     /// Found only in destinations.
     pub boundaries: Vec<TreePath>,
-    /// Names of a [`Subject::Subtrees`] that lead to entries with other names, outside of the scope.
+    /// Names of a [`Subject::Subtrees`] that lead to entries with other names, outside of the
+    /// scope.
     pub unclear: Vec<TreePath>,
     /// Counts of the entries that were skipped on purpose.
     pub skipped: Skipped,

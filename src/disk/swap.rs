@@ -33,8 +33,8 @@ const WAYS_BACK: usize = 8;
 /// Number of removals in a run that move the entry aside first.
 pub(crate) const ASIDE_MAX: u32 = 200;
 
-/// Removes the entry that was `seen` at `location`, by moving it into the directory `aside` as `name`.
-/// Returns `false`, and has changed nothing, if it cannot be moved there.
+/// Removes the entry that was `seen` at `location`, by moving it into the directory `aside` as
+/// `name`. Returns `false`, and has changed nothing, if it cannot be moved there.
 ///
 /// # Errors
 /// The entry is not the one that was seen ([`DiskError::is_conflict`]). It is still there.
@@ -75,8 +75,8 @@ pub(crate) struct Ready<'a> {
     pub(crate) identity: Option<Identity>,
 }
 
-/// Renames an entry of the directory `from` to `location`, if that still holds the entry that was `seen`
-/// there.
+/// Renames an entry of the directory `from` to `location`, if that still holds the entry that was
+/// `seen` there.
 pub(crate) fn rename_into(
     from: impl AsFd,
     staged: Ready<'_>,

@@ -169,9 +169,9 @@ pub(crate) enum Origin {
 }
 
 impl Root {
-    /// Starts a run that writes here: to the tree if `recursive`, otherwise to a single file. If the run
-    /// reads the `whole` tree and finds a marker, a thread flushes the filesystem meanwhile, unless
-    /// that would take long.
+    /// Starts a run that writes here: to the tree if `recursive`, otherwise to a single file. If
+    /// the run reads the `whole` tree and finds a marker, a thread flushes the filesystem
+    /// meanwhile, unless that would take long.
     pub fn begin_writing(&self, recursive: bool, whole: bool) {
         let mut state = self.unconfirmed().state();
         (state.recursive, state.confirms) = (recursive, recursive && whole);

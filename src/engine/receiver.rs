@@ -12,8 +12,8 @@
 //! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals)
 //!              ─► Apply (directory times) ─► Close ─► Finished
 //! ```
-//! The receiver stores the offer as the baseline (`StoreBaseline`) meanwhile, as soon as the plan is
-//! made.
+//! The receiver stores the offer as the baseline (`StoreBaseline`) meanwhile, as soon as the plan
+//! is made.
 
 mod content;
 mod decide;

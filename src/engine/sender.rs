@@ -289,8 +289,8 @@ impl Sender {
             return self.outbox.start(Work::Scan);
         }
         self.outbox.send(Message::Subject(found.subject));
-        // Name the baseline long before the differences are known, so that a receiver without it can
-        // say so meanwhile.
+        // Name the baseline long before the differences are known, so that a receiver without it
+        // can say so meanwhile.
         if let Some(digest) = found.baseline {
             self.has_baseline = true;
             self.outbox.send(Message::Baseline { digest });

@@ -121,8 +121,9 @@ pub(super) fn shifted(
         return None;
     }
     let start = (size - last.length()).max(start);
-    // A block at `offset` in the basis would be at `offset + size - basis.length` in the new content.
-    // It must lie within the segment there, and after the part of the basis that is found already.
+    // A block at `offset` in the basis would be at `offset + size - basis.length` in the new
+    // content. It must lie within the segment there, and after the part of the basis that is found
+    // already.
     let after = basis_range(segments, segment, basis.length).start.max((start + basis.length).saturating_sub(size));
     let blocks = after.div_ceil(block.bytes())..basis.ids.len() as u64;
     (blocks.end.saturating_sub(blocks.start) * block.bytes() > CUT_BYTES_MIN).then_some(Shifted {

@@ -72,7 +72,8 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Begins with a file of this identity. `prehashed` is called for its outline when that is needed.
+    /// Begins with a file of this identity. `prehashed` is called for its outline when that is
+    /// needed.
     pub(super) fn begin(
         file: File,
         identity: Identity,

@@ -49,10 +49,10 @@
 //!  Ignores · Entries… · Offered ─────────────► as above; skips changes still in flight
 //! ```
 //! `Ignores` sent before `Changes` replace all ignore files of the baseline. A sender that has
-//! named a baseline may still offer the full manifest. Both sides store the offer as the new baseline
-//! once the receiver has taken it in, however the run ends. An agent that sends stores it earlier,
-//! because the client cuts the agent off when it has finished. If the run breaks in between, the
-//! next run notices.
+//! named a baseline may still offer the full manifest. Both sides store the offer as the new
+//! baseline once the receiver has taken it in, however the run ends. An agent that sends stores it
+//! earlier, because the client cuts the agent off when it has finished. If the run breaks in
+//! between, the next run notices.
 //!
 //! A basis that is small and differs in length from the wanted file is certain to differ in
 //! content. So the want carries the basis's signature at once, instead of its blocks.

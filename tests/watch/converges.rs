@@ -24,8 +24,8 @@ fn each_direction(story: impl Fn(&World, &Watcher<'_>)) {
 fn follows(world: &World) {
     let listing = |name: &str| listing(&world.path(name));
     wait_for("the destination to follow", || (listing("src")? == listing("dst")?).then_some(()));
-    // A listing takes a while. It may have read a directory's time before a file in it was replaced,
-    // and the file afterwards.
+    // A listing takes a while. It may have read a directory's time before a file in it was
+    // replaced, and the file afterwards.
     wait_for("the round to end", || (listing("src")? == listing("dst")?).then_some(()));
     world.assert_same("src", "dst");
 }
