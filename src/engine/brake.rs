@@ -32,7 +32,7 @@ pub(super) struct Facts {
     /// Entries of the destination that rules do not protect.
     pub(super) held: u64,
     /// Facts from earlier runs about both sides, as far as they still hold.
-    pub(super) known: Known,
+    pub(super) known: KnownPair,
     /// True if the source holds nothing.
     pub(super) is_empty: bool,
     /// Identity of the source directory.
@@ -53,14 +53,14 @@ pub(super) struct Facts {
 
 /// Facts from earlier runs about the two sides of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Known {
+pub(super) struct KnownPair {
     /// The pair, if the destination is still the same one.
     pub(super) pair: Option<Pair>,
     /// True if the session's VM is no longer the same one.
     pub(super) is_other_machine: bool,
 }
 
-impl Known {
+impl KnownPair {
     /// Evaluates the facts from earlier runs for this source and this destination.
     pub(super) fn of(source: &TreeId, destination: &Destination) -> Self {
         let history = &destination.history;
@@ -84,7 +84,7 @@ impl Known {
 }
 
 /// Fills in consent, destination and the facts from earlier runs.
-pub(super) fn facts(consent: &Consent, destination: &Destination, source: TreeId, known: Known) -> Facts {
+pub(super) fn facts(consent: &Consent, destination: &Destination, source: TreeId, known: KnownPair) -> Facts {
     Facts {
         known,
         source,
@@ -144,16 +144,16 @@ mod tests {
 
     /// Nine of a hundred entries of a known copy.
     fn harmless() -> Facts {
-        let known = Known { pair: Some(PAIR), is_other_machine: false };
+        let known = KnownPair { pair: Some(PAIR), is_other_machine: false };
         Facts { going: 9, held: 100, known, source: HERE, ..Facts::default() }
     }
 
     #[test]
     fn every_row_of_the_table_decides() {
-        let unknown = Known::default();
-        let other_machine = Known { is_other_machine: true, ..harmless().known };
+        let unknown = KnownPair::default();
+        let other_machine = KnownPair { is_other_machine: true, ..harmless().known };
         let elsewhere = TreeId { filesystem: 9, ..HERE };
-        let was_empty = Known { pair: Some(Pair { was_empty: true, ..PAIR }), ..harmless().known };
+        let was_empty = KnownPair { pair: Some(Pair { was_empty: true, ..PAIR }), ..harmless().known };
         let protected = Facts { is_protected: true, ..harmless() };
         for (facts, reason) in [
             (harmless(), None),
@@ -215,7 +215,7 @@ mod tests {
     fn pair_is_known_while_the_destination_is_the_same() {
         let known = |pair, session, source, tree_id| {
             let history = History { pair, session };
-            Known::of(&source, &Destination { tree_id, history, ..Destination::default() })
+            KnownPair::of(&source, &Destination { tree_id, history, ..Destination::default() })
         };
         let rebooted = TreeId { boot: 9, ..HERE };
         let replaced = TreeId { directory: 9, ..HERE };
@@ -246,6 +246,6 @@ mod tests {
             history: History { pair, session: None },
             ..Destination::default()
         };
-        assert_eq!(Known::of(&HERE, &is_new).pair, None);
+        assert_eq!(KnownPair::of(&HERE, &is_new).pair, None);
     }
 }

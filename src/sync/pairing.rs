@@ -43,11 +43,11 @@ pub(super) struct Pairing {
     file: Option<PathBuf>,
     /// The side that is in a session, if one is: `true` for the source.
     is_source_in_session: Option<bool>,
-    known: Mutex<Known>,
+    known: Mutex<PairingState>,
 }
 
 #[derive(Default)]
-struct Known {
+struct PairingState {
     record: Option<Record>,
     /// The session's VM that was reached.
     machine: Option<String>,
@@ -72,7 +72,7 @@ impl Pairing {
         }
         // A setup names its session in advance; other sessions are known only after connecting.
         let machine = target::session_of(&job.connect_options);
-        let known = Mutex::new(Known { record, machine });
+        let known = Mutex::new(PairingState { record, machine });
         Arc::new(Self { file, is_source_in_session, known })
     }
 
@@ -111,7 +111,7 @@ impl Pairing {
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, PairingState> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -230,7 +230,7 @@ mod tests {
 
     fn pairing(file: PathBuf, is_source_in_session: Option<bool>) -> Arc<Pairing> {
         let record = read(&file);
-        let known = Mutex::new(Known { record, machine: None });
+        let known = Mutex::new(PairingState { record, machine: None });
         Arc::new(Pairing { file: Some(file), is_source_in_session, known })
     }
 

@@ -26,6 +26,6 @@ mod plan;
 mod baseline;
 mod rules;
 mod silence;
-mod told;
+mod reports;
 mod transfer;
 mod wire;

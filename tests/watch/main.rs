@@ -34,6 +34,6 @@ mod live;
 mod random;
 mod retried;
 mod silence;
-mod told;
+mod reports;
 mod torn;
 mod twins;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::{Phase, Receiver, Resolved};
-use crate::engine::brake::{self, Facts, Known, MANY};
+use crate::engine::brake::{self, Facts, KnownPair, MANY};
 use crate::engine::plan::{Findings, Plan};
 use crate::engine::work::{Destination, Work};
 use crate::monitor::{Braked, Event, Problem, ProblemKind};
@@ -176,12 +176,12 @@ impl Receiver {
         }
     }
 
-    fn known(&self, destination: &Destination) -> Known {
-        self.source().map_or(Known::default(), |(source, _)| Known::of(&source, destination))
+    fn known(&self, destination: &Destination) -> KnownPair {
+        self.source().map_or(KnownPair::default(), |(source, _)| KnownPair::of(&source, destination))
     }
 
     /// Returns the deletions that need consent, if any do.
-    fn brake(&self, destination: &Destination, known: Known, present: &Manifest) -> Option<Braked> {
+    fn brake(&self, destination: &Destination, known: KnownPair, present: &Manifest) -> Option<Braked> {
         let (consent, going) = (&self.config.options.consent, self.plan.going());
         if going == 0 {
             return None;
@@ -205,7 +205,7 @@ impl Receiver {
 
     /// Decides the root's own mode and time. Where ksync made the root, both become the source's;
     /// otherwise the root keeps its mode.
-    fn look_at_root(&mut self, destination: &Destination, known: Known) {
+    fn look_at_root(&mut self, destination: &Destination, known: KnownPair) {
         let Some((_, (mode, time))) = self.source() else { return };
         let is_own = destination.is_new || known.pair.is_some_and(|pair| pair.is_own);
         let metadata = match destination.metadata {
@@ -225,7 +225,7 @@ impl Receiver {
     fn pair_up(
         &mut self,
         destination: &Destination,
-        known: Known,
+        known: KnownPair,
         present: &Manifest,
         deletes: bool,
         is_complete: bool,
