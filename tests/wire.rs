@@ -96,8 +96,8 @@ fn samples() -> Samples {
 fn messages() -> Vec<(String, Message)> {
     let hash = Hash::of(b"content");
     let want = Want { id: 300, staged: Some(blocks(5, 1)), basis: Some(BasisReport::Blocks(blocks(70_000, 2))) };
-    let narrowed = BasisReport::Narrowed { blocks: blocks(70_000, 2), split: 16_384 };
-    let narrowed = Want { id: 302, staged: None, basis: Some(narrowed) };
+    let range_removed = BasisReport::RangeRemoved { blocks: blocks(70_000, 2), split: 16_384 };
+    let range_removed = Want { id: 302, staged: None, basis: Some(range_removed) };
     let signed = BasisReport::Signed { length: 20_000, signature: data(b"signature") };
     let signed = Want { id: 301, staged: None, basis: Some(signed) };
     let tally = Tally {
@@ -134,7 +134,7 @@ fn messages() -> Vec<(String, Message)> {
         ("ignores", Message::Ignores(vec![ignore])),
         ("entries", Message::Entries(data(b"block"))),
         ("offered", Message::Offered { complete: true }),
-        ("wants", Message::Wants(vec![Want::whole(1), want, signed, narrowed])),
+        ("wants", Message::Wants(vec![Want::whole(1), want, signed, range_removed])),
         ("files", Message::Files(bodies)),
         ("same", Message::same(&[(1, hash), (300, hash)])),
         ("file-signatures", Message::FileSignatures(vec![(300, data(b"signature")), (2, data(b""))])),
@@ -241,8 +241,8 @@ fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
     let want = |staged, basis| Message::Wants(vec![Want { id: 0, staged, basis }]);
     let staged = |length, count| want(Some(blocks(length, count)), None);
     let basis = |length, count| want(None, Some(BasisReport::Blocks(blocks(length, count))));
-    let narrowed =
-        |length, count| want(None, Some(BasisReport::Narrowed { blocks: blocks(length, count), split: 0 }));
+    let range_removed =
+        |length, count| want(None, Some(BasisReport::RangeRemoved { blocks: blocks(length, count), split: 0 }));
     let cut = |offset, length| Message::CutRequest { id: 0, stretch: Stretch { offset, length } };
     let whole = |length: u64| {
         let data = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
@@ -292,8 +292,8 @@ fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
         (basis(0, 2 * BLOCKS_MAX), basis(0, 2 * BLOCKS_MAX + 1)),
         (staged(i64_max, 0), staged(i64_max + 1, 0)),
         (basis(i64_max, 0), basis(i64_max + 1, 0)),
-        (narrowed(i64_max, 2 * BLOCKS_MAX), narrowed(i64_max, 2 * BLOCKS_MAX + 1)),
-        (narrowed(i64_max, 0), narrowed(i64_max + 1, 0)),
+        (range_removed(i64_max, 2 * BLOCKS_MAX), range_removed(i64_max, 2 * BLOCKS_MAX + 1)),
+        (range_removed(i64_max, 0), range_removed(i64_max + 1, 0)),
         (cut(0, 1 << 37), cut(0, (1 << 37) + (1 << 15))),
         (cut(i64_max - 9, 9), cut(i64_max - 8, 9)),
         (whole(SMALL_BYTES_MAX), whole(SMALL_BYTES_MAX + 1)),

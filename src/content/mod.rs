@@ -4,7 +4,7 @@ pub mod blocks;
 pub mod chunk;
 pub mod delta;
 pub mod encode;
-pub mod fitted;
+pub mod shift_map;
 pub mod hash;
 pub mod hex;
 pub mod pack;

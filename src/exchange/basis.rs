@@ -1,4 +1,4 @@
-//! `BasisFile`: the basis of a larger file, in its advertised shape.
+//! `BasisFile`: the basis of a larger file, under its advertised shift map.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -7,20 +7,20 @@ use std::os::unix::fs::FileExt;
 
 use crate::content::blocks::Content;
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
-use crate::content::fitted::Fitted;
+use crate::content::shift_map::ShiftMap;
 use crate::disk::holes::SparseFile;
 use crate::exchange::sink::{SinkError, basis_changed, read_bytes};
 use crate::wire::message::Window;
 
-/// A basis in its advertised shape: unchanged, or with the shift map of a pre-copy.
+/// A basis as it is advertised: unchanged, or with the shift map of a pre-copy.
 pub(super) struct BasisFile {
     file: SparseFile<File>,
-    shape: Fitted,
+    shift_map: ShiftMap,
 }
 
 impl BasisFile {
-    pub(super) fn new(file: File, shape: Fitted) -> Self {
-        Self { file: SparseFile::of(file, shape.basis()), shape }
+    pub(super) fn new(file: File, shift_map: ShiftMap) -> Self {
+        Self { file: SparseFile::of(file, shift_map.basis()), shift_map }
     }
 
     /// The file itself, without the shift map.
@@ -35,7 +35,7 @@ impl BasisFile {
     /// Reads a window.
     pub(super) fn window(&self, window: Window) -> Result<Vec<u8>, SinkError> {
         let mut bytes = Vec::new();
-        for (piece, from) in self.shape.pieces(window.offset..window.offset + u64::from(window.length)) {
+        for (piece, from) in self.shift_map.pieces(window.offset..window.offset + u64::from(window.length)) {
             // At most `BASIS_BYTES_MAX`: the decoder checked it.
             let length = (piece.end - piece.start) as usize;
             match from {
@@ -58,11 +58,11 @@ impl BasisFile {
 
 impl Content for BasisFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.shape.read_at(buffer, offset, &self.file)
+        self.shift_map.read_at(buffer, offset, &self.file)
     }
 
     fn zeros_at(&self, offset: u64) -> u64 {
-        self.shape.zeros_at(offset, &self.file)
+        self.shift_map.zeros_at(offset, &self.file)
     }
 }
 
@@ -75,7 +75,7 @@ struct Reading<'a> {
 
 impl Read for Reading<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (from, length) = self.basis.shape.piece(self.at);
+        let (from, length) = self.basis.shift_map.piece(self.at);
         let length = length.min(self.end - self.at).min(buffer.len() as u64);
         // At most the length of the buffer.
         let buffer = buffer.get_mut(..length as usize).unwrap_or_default();

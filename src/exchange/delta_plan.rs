@@ -17,7 +17,7 @@ use std::ops::Range;
 use crate::content::blocks::{BlockId, BlockSize};
 use crate::content::chunk::{Average, Chunk, ChunkId};
 use crate::content::delta::{NEW_BYTES_MAX, BASIS_BYTES_MAX};
-use crate::content::fitted::Fitted;
+use crate::content::shift_map::ShiftMap;
 use crate::wire::message::{Blocks, Stretch, Window};
 
 /// Bytes that the delta searches on both sides of a gap's place in the basis. They apply where the
@@ -67,14 +67,14 @@ fn push(segments: &mut Vec<Segment>, next: Segment) {
     }
 }
 
-/// The blocks of a content of `size` bytes that the basis, advertised in this `shape`, has in the
+/// The blocks of a content of `size` bytes that the basis, advertised in this `shift_map`, has in the
 /// same places.
 pub(super) fn aligned(
     size: u64,
     block: BlockSize,
     new: &[BlockId],
     basis: &Blocks,
-    shape: Fitted,
+    shift_map: ShiftMap,
 ) -> Vec<Segment> {
     let mut segments = Vec::new();
     for (index, id) in (0..).zip(new) {
@@ -84,7 +84,7 @@ pub(super) fn aligned(
         let is_there = basis.ids.get(index as usize) == Some(id);
         push(
             &mut segments,
-            match shape.piece(offset) {
+            match shift_map.piece(offset) {
                 (Some(place), reach) if is_there && length <= reach => Segment::Basis { offset: place, length },
                 _ => Segment::New { offset, length },
             },
@@ -352,7 +352,7 @@ mod tests {
     fn blocks_are_found_in_their_places_only() {
         let block = BlockSize::for_size(0);
         let there = Blocks { length: 5 * BLOCK, ids: ids("abcde") };
-        let same = Fitted::same(there.length);
+        let same = ShiftMap::same(there.length);
         let found = aligned(4 * BLOCK + 7, block, &ids("axcdz"), &there, same);
         assert_eq!(found, [basis(0, BLOCK), new(BLOCK, BLOCK), basis(2 * BLOCK, 2 * BLOCK), new(4 * BLOCK, 7)]);
         assert_eq!(aligned(2 * BLOCK, block, &ids("ba"), &there, same), [new(0, 2 * BLOCK)]);
@@ -362,7 +362,7 @@ mod tests {
     fn blocks_after_a_removed_range_are_found_there() {
         let (block, size) = (BlockSize::for_size(0), 4 * BLOCK + 7);
         let there = Blocks { length: size + 1000, ids: ids("abcde") };
-        let without = |split| Fitted::new(there.length, size, split).unwrap();
+        let without = |split| ShiftMap::new(there.length, size, split).unwrap();
         let found = aligned(size, block, &ids("abcxe"), &there, without(2 * BLOCK));
         let behind = 2 * BLOCK + 1000;
         assert_eq!(

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::content::blocks::{BlockSize, Content, Finding, Nodes, Outline, block_id};
-use crate::content::fitted::Fitted;
+use crate::content::shift_map::ShiftMap;
 use crate::content::hash::Hash;
 use crate::disk::error::During;
 use crate::disk::holes::{HOLE_BYTES_MIN, SparseFile};
@@ -38,7 +38,7 @@ pub(super) struct Blank {
     /// The basis.
     pub(super) basis: File,
     /// The shift map under which it is copied.
-    pub(super) shape: Fitted,
+    pub(super) shift_map: ShiftMap,
     /// The staged file that becomes the pre-copy.
     pub(super) staging: Staging,
 }
@@ -46,9 +46,9 @@ pub(super) struct Blank {
 /// A pre-copy, and the part of it that has been patched or confirmed.
 pub(super) struct Draft {
     staging: Staging,
-    shape: Fitted,
+    shift_map: ShiftMap,
     /// The shift map under which the basis was advertised.
-    advertised_shape: Fitted,
+    advertised_shift_map: ShiftMap,
     block: BlockSize,
     nodes: Nodes,
     made_bytes: u64,
@@ -59,7 +59,7 @@ pub(super) struct Draft {
 /// The basis under its shift map. Bytes that are read from it are copied; its holes exist already.
 struct Copying<'a> {
     basis: SparseFile<&'a File>,
-    shape: Fitted,
+    shift_map: ShiftMap,
     staging: &'a Staging,
     /// The kernel lets one thread at a time write to a file, and a second one spins. That costs a
     /// tenth of all processor time, which the other side could use.
@@ -72,13 +72,13 @@ impl Content for Copying<'_> {
         if self.is_over.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        self.shape.read_at(buffer, offset, &self.basis)?;
+        self.shift_map.read_at(buffer, offset, &self.basis)?;
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.staging.fill(buffer, offset)
     }
 
     fn zeros_at(&self, offset: u64) -> u64 {
-        self.shape.zeros_at(offset, &self.basis)
+        self.shift_map.zeros_at(offset, &self.basis)
     }
 }
 
@@ -86,21 +86,21 @@ impl Draft {
     /// Copies the basis. `None` if that fails, or if `is_over` is set before it is done; nothing is
     /// lost.
     pub(super) fn of(blank: Blank, is_over: &AtomicBool) -> Option<Self> {
-        let Blank { basis, shape, mut staging } = blank;
-        let size = shape.size();
+        let Blank { basis, shift_map, mut staging } = blank;
+        let size = shift_map.size();
         let block = BlockSize::for_size(size);
         // The appended range has not arrived yet.
-        let finding = Finding::of_first(shape.appended_to().unwrap_or(size), size, block);
+        let finding = Finding::of_first(shift_map.appended_to().unwrap_or(size), size, block);
         let copied = staging.begin_with_zeros(size).is_ok() && {
             let basis = SparseFile::of(&basis, size);
-            let copying = Copying { basis, shape, staging: &staging, turn: Mutex::new(()), is_over };
+            let copying = Copying { basis, shift_map, staging: &staging, turn: Mutex::new(()), is_over };
             finding.help(&copying).is_ok()
         };
         match finding.finish().filter(|_| copied) {
             Some(nodes) => {
                 // The removed range may be needed, so the whole basis is advertised.
-                let advertised_shape = if shape.without().is_some() { Fitted::same(shape.old()) } else { shape };
-                Some(Self { staging, shape, advertised_shape, block, nodes, made_bytes: 0, mended: Vec::new() })
+                let advertised_shift_map = if shift_map.without().is_some() { ShiftMap::same(shift_map.basis_length()) } else { shift_map };
+                Some(Self { staging, shift_map, advertised_shift_map, block, nodes, made_bytes: 0, mended: Vec::new() })
             }
             None => {
                 // The disk may be full: the content may still find room in another way.
@@ -112,12 +112,12 @@ impl Draft {
 
     /// Marks the basis as advertised unchanged.
     pub(super) fn advertised_unchanged(self) -> Self {
-        Self { advertised_shape: Fitted::same(self.shape.old()), ..self }
+        Self { advertised_shift_map: ShiftMap::same(self.shift_map.basis_length()), ..self }
     }
 
     /// The shift map under which the basis was advertised.
-    pub(super) fn advertised_shape(&self) -> Fitted {
-        self.advertised_shape
+    pub(super) fn advertised_shift_map(&self) -> ShiftMap {
+        self.advertised_shift_map
     }
 
     fn outline(&self) -> Option<Outline> {
@@ -129,12 +129,12 @@ impl Draft {
     /// equal the new content. Where a range is removed, it names the blocks without it.
     pub(super) fn report(&self) -> Option<(BasisReport, Option<Hash>)> {
         let Outline { mut ids, hash } = self.outline()?;
-        if let Some(Range { start: split, .. }) = self.shape.without() {
-            let blocks = Blocks { length: self.shape.old(), ids };
-            return Some((BasisReport::Narrowed { blocks, split }, None));
+        if let Some(Range { start: split, .. }) = self.shift_map.without() {
+            let blocks = Blocks { length: self.shift_map.basis_length(), ids };
+            return Some((BasisReport::RangeRemoved { blocks, split }, None));
         }
-        let Some(length) = self.shape.appended_to() else {
-            return Some((BasisReport::Blocks(Blocks { length: self.shape.size(), ids }), Some(hash)));
+        let Some(length) = self.shift_map.appended_to() else {
+            return Some((BasisReport::Blocks(Blocks { length: self.shift_map.size(), ids }), Some(hash)));
         };
         let rest = length % self.block.bytes();
         if rest > 0 {
@@ -144,7 +144,7 @@ impl Draft {
         Some((BasisReport::Blocks(Blocks { length, ids }), None))
     }
 
-    /// Performs one step. `basis` is the basis in its advertised shape.
+    /// Performs one step. `basis` is the basis under its advertised shift map.
     pub(super) fn apply(&mut self, op: Op, basis: Option<&BasisFile>) -> Result<(), SinkError> {
         match op {
             Op::Keep { .. } => Err(SinkError::Peer("keeping what was not staged")),
@@ -226,10 +226,10 @@ impl Draft {
     /// True if the next bytes of the pre-copy are those of the advertised basis from `offset` on.
     /// Also returns the number of bytes for which the answer holds.
     fn in_place(&self, offset: u64) -> (bool, u64) {
-        let (from, reach) = if self.advertised_shape == self.shape {
+        let (from, reach) = if self.advertised_shift_map == self.shift_map {
             (Some(self.made_bytes), u64::MAX)
         } else {
-            self.shape.piece(self.made_bytes)
+            self.shift_map.piece(self.made_bytes)
         };
         (from == Some(offset), reach)
     }
@@ -266,23 +266,23 @@ mod tests {
 
     /// The pre-copy of a content, and its basis.
     fn draft(folder: &Path, content: &[u8]) -> (Draft, BasisFile) {
-        draft_as(folder, content, Fitted::same(content.len() as u64))
+        draft_as(folder, content, ShiftMap::same(content.len() as u64))
     }
 
-    fn draft_as(folder: &Path, content: &[u8], shape: Fitted) -> (Draft, BasisFile) {
+    fn draft_as(folder: &Path, content: &[u8], shift_map: ShiftMap) -> (Draft, BasisFile) {
         fs::write(folder.join("old"), content).unwrap();
         let basis = File::open(folder.join("old")).unwrap();
         let (root, path) = (Root::open(folder).unwrap(), TreePath::new(&b"new"[..]).unwrap());
         let (staging, _) = Staging::open(&root, &path).unwrap();
-        let blank = Blank { basis: basis.try_clone().unwrap(), shape, staging };
+        let blank = Blank { basis: basis.try_clone().unwrap(), shift_map, staging };
         let draft = Draft::of(blank, &AtomicBool::new(false)).unwrap();
-        let advertised_shape = draft.advertised_shape();
-        (draft, BasisFile::new(basis, advertised_shape))
+        let advertised_shift_map = draft.advertised_shift_map();
+        (draft, BasisFile::new(basis, advertised_shift_map))
     }
 
     fn blocks(report: &BasisReport) -> &Blocks {
         match report {
-            BasisReport::Blocks(blocks) | BasisReport::Narrowed { blocks, .. } => blocks,
+            BasisReport::Blocks(blocks) | BasisReport::RangeRemoved { blocks, .. } => blocks,
             BasisReport::Signed { .. } => panic!("a draft is not signed"),
         }
     }
@@ -337,8 +337,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (basis_content, inserted, new) = insertion();
         let (size, split) = (new.len() as u64, 1_100_000);
-        let shape = Fitted::new(SIZE as u64, size, split).unwrap();
-        let (mut draft, basis) = draft_as(folder.path(), &basis_content, shape);
+        let shift_map = ShiftMap::new(SIZE as u64, size, split).unwrap();
+        let (mut draft, basis) = draft_as(folder.path(), &basis_content, shift_map);
         let widened =
             [&basis_content[..split as usize], &basis_content[split as usize - inserted.len()..]].concat();
         let (report, hash) = draft.report().unwrap();
@@ -368,10 +368,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (basis_content, inserted, new) = insertion();
         let (size, split) = (new.len() as u64, 1_100_000);
-        let shape = Fitted::new(SIZE as u64, size, split).unwrap();
-        let (draft, _) = draft_as(folder.path(), &basis_content, shape);
+        let shift_map = ShiftMap::new(SIZE as u64, size, split).unwrap();
+        let (draft, _) = draft_as(folder.path(), &basis_content, shift_map);
         let mut draft = draft.advertised_unchanged();
-        let basis = BasisFile::new(File::open(folder.path().join("old")).unwrap(), draft.advertised_shape());
+        let basis = BasisFile::new(File::open(folder.path().join("old")).unwrap(), draft.advertised_shift_map());
         let copy = |offset, length| Op::Copy { offset, length };
         // The inserted range is missing, and the bytes after it are in place only from the split
         // on.
@@ -390,8 +390,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (basis_content, appended) = (content(), vec![7; 500_000]);
         let new = [&basis_content[..], &appended].concat();
-        let shape = Fitted::new(SIZE as u64, new.len() as u64, new.len() as u64).unwrap();
-        let (mut draft, basis) = draft_as(folder.path(), &basis_content, shape);
+        let shift_map = ShiftMap::new(SIZE as u64, new.len() as u64, new.len() as u64).unwrap();
+        let (mut draft, basis) = draft_as(folder.path(), &basis_content, shift_map);
         let block = BlockSize::for_size(new.len() as u64);
         let ids = crate::content::blocks::outline_of(&basis_content, block).ids;
         assert_eq!(draft.report().unwrap(), (BasisReport::Blocks(Blocks { length: SIZE as u64, ids }), None));
@@ -408,13 +408,13 @@ mod tests {
         let (place, split) = (950_000, 917_504);
         let new = [&basis_content[..place], &basis_content[place + taken..]].concat();
         let size = new.len() as u64;
-        let shape = Fitted::new(SIZE as u64, size, split as u64).unwrap();
-        let (mut draft, basis) = draft_as(folder.path(), &basis_content, shape);
-        let narrowed = [&basis_content[..split], &basis_content[split + taken..]].concat();
+        let shift_map = ShiftMap::new(SIZE as u64, size, split as u64).unwrap();
+        let (mut draft, basis) = draft_as(folder.path(), &basis_content, shift_map);
+        let range_removed = [&basis_content[..split], &basis_content[split + taken..]].concat();
         let block = BlockSize::for_size(size);
-        let ids = crate::content::blocks::outline_of(&narrowed, block).ids;
+        let ids = crate::content::blocks::outline_of(&range_removed, block).ids;
         let blocks = Blocks { length: SIZE as u64, ids };
-        assert_eq!(draft.report().unwrap(), (BasisReport::Narrowed { blocks, split: split as u64 }, None));
+        assert_eq!(draft.report().unwrap(), (BasisReport::RangeRemoved { blocks, split: split as u64 }, None));
         // Windows refer to the unchanged basis.
         let window = Window { offset: split as u64 + 5, length: 1000 };
         assert!(basis.window(window).unwrap() == basis_content[split + 5..split + 1005]);
@@ -478,7 +478,7 @@ mod tests {
         let basis = File::open(folder.path().join("old")).unwrap();
         let (root, path) = (Root::open(folder.path()).unwrap(), TreePath::new(&b"new"[..]).unwrap());
         let (staging, _) = Staging::open(&root, &path).unwrap();
-        let blank = Blank { basis, shape: Fitted::same(SIZE as u64 + 1), staging };
+        let blank = Blank { basis, shift_map: ShiftMap::same(SIZE as u64 + 1), staging };
         assert!(Draft::of(blank, &AtomicBool::new(false)).is_none());
         assert_eq!(staged_bytes(folder.path()), None);
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use crate::content::fitted::Fitted;
+use crate::content::shift_map::ShiftMap;
 use crate::content::hash::Hash;
 use crate::exchange::draft::{Blank, Draft};
 use crate::wire::message::BasisReport;
@@ -19,7 +19,7 @@ pub(super) struct Drafts {
     kept: Mutex<HashMap<u32, Kept>>,
     /// The shift maps under which their bases were advertised, for works that read a basis while
     /// its pre-copy is patched.
-    advertised_shapes: Mutex<HashMap<u32, Fitted>>,
+    advertised_shift_maps: Mutex<HashMap<u32, ShiftMap>>,
 }
 
 enum Kept {
@@ -59,8 +59,8 @@ impl Drafts {
         let report = draft.as_ref().and_then(Draft::report);
         let draft = draft.filter(|_| report.is_some());
         if let Some(draft) = &draft {
-            let mut shapes = self.advertised_shapes.lock().unwrap_or_else(PoisonError::into_inner);
-            shapes.insert(id, draft.advertised_shape());
+            let mut shift_maps = self.advertised_shift_maps.lock().unwrap_or_else(PoisonError::into_inner);
+            shift_maps.insert(id, draft.advertised_shift_map());
         }
         self.settle(id, draft.map(Kept::Made));
         report
@@ -93,8 +93,8 @@ impl Drafts {
     }
 
     /// The shift map under which this file's basis was advertised, if not the identity.
-    pub(super) fn advertised_shape(&self, id: u32) -> Option<Fitted> {
-        self.advertised_shapes.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+    pub(super) fn advertised_shift_map(&self, id: u32) -> Option<ShiftMap> {
+        self.advertised_shift_maps.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
 
     /// Takes the pre-copy of a file, if there is one; waits until it is made.
@@ -160,7 +160,7 @@ mod tests {
         fs::write(folder.join("old"), vec![7; SIZE]).unwrap();
         let root = Root::open(folder).unwrap();
         let (staging, _) = Staging::open(&root, &TreePath::new(&b"new"[..]).unwrap()).unwrap();
-        Blank { basis: File::open(folder.join("old")).unwrap(), shape: Fitted::same(SIZE as u64), staging }
+        Blank { basis: File::open(folder.join("old")).unwrap(), shift_map: ShiftMap::same(SIZE as u64), staging }
     }
 
     fn has_staged(folder: &Path) -> bool {
@@ -186,7 +186,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let drafts = Drafts::default();
         drafts.make_beside(1, || Some(blank(folder.path())));
-        assert_eq!(drafts.advertised_shape(1), None, "the basis is advertised unchanged");
+        assert_eq!(drafts.advertised_shift_map(1), None, "the basis is advertised unchanged");
         let draft = drafts.take(1).unwrap();
         assert!(draft.report().is_some_and(|(_, hash)| hash == Some(Hash::of(&vec![7; SIZE]))));
         assert!(drafts.take(1).is_none());

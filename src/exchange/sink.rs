@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::content::blocks::{BlockSize, Content, Nodes, outline};
 use crate::content::delta;
-use crate::content::fitted::Fitted;
+use crate::content::shift_map::ShiftMap;
 use crate::content::hash::{Hash, Hasher};
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
@@ -70,7 +70,7 @@ impl Sink {
         draft: Option<Draft>,
         nodes: Option<Nodes>,
     ) -> Result<Self, SinkError> {
-        let shape = draft.as_ref().map(Draft::advertised_shape);
+        let shift_map = draft.as_ref().map(Draft::advertised_shift_map);
         let growing = match draft {
             Some(draft) => Growing::Draft(draft),
             None => {
@@ -82,7 +82,7 @@ impl Sink {
         };
         let basis_file = basis.and_then(|(basis, seen)| {
             let file = open_basis(root, basis, seen).ok()?;
-            Some(BasisFile::new(file, shape.unwrap_or(Fitted::same(seen.size))))
+            Some(BasisFile::new(file, shift_map.unwrap_or(ShiftMap::same(seen.size))))
         });
         // Without a basis the content may still come whole; only steps that copy from it fail.
         Ok(Self { growing, basis: basis_file })

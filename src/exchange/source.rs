@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 use crate::content::blocks::{BlockId, BlockSize, Content, Outline, block_id, block_ids, outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta::Signature;
-use crate::content::fitted::Fitted;
+use crate::content::shift_map::ShiftMap;
 use crate::content::hash::{Hash, Hasher};
 use crate::disk::holes::SparseFile;
 use crate::disk::stat::Identity;
@@ -126,14 +126,14 @@ impl Source {
         let nothing = Blocks { length: 0, ids: Vec::new() };
         let basis = want.basis_blocks().unwrap_or(&nothing);
         self.same = want.basis_blocks().is_some() && kept == 0 && basis.length == size && basis.ids == ids;
-        let narrowed = match &want.basis {
+        let range_removed = match &want.basis {
             // The engine checked it when the want arrived.
-            Some(BasisReport::Narrowed { blocks, split }) => Fitted::new(blocks.length, size, *split),
+            Some(BasisReport::RangeRemoved { blocks, split }) => ShiftMap::new(blocks.length, size, *split),
             _ => None,
         };
-        let shape = narrowed.unwrap_or(Fitted::same(basis.length));
-        let mut segments = delta_plan::without_prefix(delta_plan::aligned(size, block, &ids, basis, shape), kept);
-        if narrowed.is_none()
+        let shift_map = range_removed.unwrap_or(ShiftMap::same(basis.length));
+        let mut segments = delta_plan::without_prefix(delta_plan::aligned(size, block, &ids, basis, shift_map), kept);
+        if range_removed.is_none()
             && let Some(shifted) = delta_plan::shifted(&segments, kept, size, block, basis)
             && let Some(found) = self.find_shifted(shifted.blocks.clone(), block, basis)?
         {

@@ -143,7 +143,7 @@ pub enum BasisReport {
     },
     /// The blocks of a basis without one range, as if its two ends touched: the range was probably
     /// removed.
-    Narrowed {
+    RangeRemoved {
         /// The basis's length with the range, and the blocks of the rest. The rest is as long as
         /// the wanted file.
         blocks: Blocks,
@@ -165,7 +165,7 @@ impl Want {
         let blocks = |blocks: &Blocks| 10 + blocks.ids.len() * size_of::<BlockId>();
         let basis = match &self.basis {
             Some(BasisReport::Blocks(basis)) => blocks(basis),
-            Some(BasisReport::Narrowed { blocks: basis, .. }) => blocks(basis) + 10,
+            Some(BasisReport::RangeRemoved { blocks: basis, .. }) => blocks(basis) + 10,
             Some(BasisReport::Signed { signature, .. }) => 10 + signature.len(),
             None => 0,
         };
@@ -176,7 +176,7 @@ impl Want {
     #[must_use]
     pub fn basis_blocks(&self) -> Option<&Blocks> {
         match &self.basis {
-            Some(BasisReport::Blocks(blocks) | BasisReport::Narrowed { blocks, .. }) => Some(blocks),
+            Some(BasisReport::Blocks(blocks) | BasisReport::RangeRemoved { blocks, .. }) => Some(blocks),
             Some(BasisReport::Signed { .. }) | None => None,
         }
     }
@@ -189,7 +189,7 @@ impl Want {
         };
         let basis_fits = match &self.basis {
             Some(BasisReport::Blocks(basis)) => fits(basis, basis_bytes_max(size)),
-            Some(BasisReport::Narrowed { blocks, split }) => {
+            Some(BasisReport::RangeRemoved { blocks, split }) => {
                 self.staged.is_none() && size < blocks.length && *split <= size && fits(blocks, size)
             }
             Some(BasisReport::Signed { length, signature }) => {

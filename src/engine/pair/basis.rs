@@ -135,22 +135,22 @@ fn want_must_name_exactly_the_blocks_of_the_file() {
 fn want_without_a_range_must_name_the_blocks_of_all_the_rest() {
     let size = UPDATED_BYTES as u64;
     let count = BlockSize::for_size(size).count(size) as usize;
-    let narrowed = |staged, length, count, split| {
-        let basis = BasisReport::Narrowed { blocks: blocks(length, count), split };
+    let range_removed = |staged, length, count, split| {
+        let basis = BasisReport::RangeRemoved { blocks: blocks(length, count), split };
         Message::Wants(vec![Want { id: UPDATED, staged, basis: Some(basis) }])
     };
     for split in [0, size] {
         let mut victim = Victim::at(SENDER, Stage::Offered);
-        victim.hear(narrowed(None, size + 1, count, split));
+        victim.hear(range_removed(None, size + 1, count, split));
         victim.end_all();
         assert!(victim.side.done.is_none());
     }
     for (claim, lie) in [
-        ("fewer", narrowed(None, size + 1, count - 1, 0)),
-        ("more", narrowed(None, size + 1, count + 1, 0)),
-        ("without nothing", narrowed(None, size, count, 0)),
-        ("behind the end", narrowed(None, size + 1, count, size + 1)),
-        ("beside what is staged", narrowed(Some(blocks(5, 1)), size + 1, count, 0)),
+        ("fewer", range_removed(None, size + 1, count - 1, 0)),
+        ("more", range_removed(None, size + 1, count + 1, 0)),
+        ("without nothing", range_removed(None, size, count, 0)),
+        ("behind the end", range_removed(None, size + 1, count, size + 1)),
+        ("beside what is staged", range_removed(Some(blocks(5, 1)), size + 1, count, 0)),
     ] {
         offend(Victim::at(SENDER, Stage::Offered), claim, vec![lie]);
     }

@@ -361,7 +361,7 @@ pub(super) struct ReceiverDisk {
     pub(super) listed: Tree,
     begun: HashSet<u32>,
     /// Bases for which samples arrived, lengthened with zeros, by position.
-    widened: HashMap<u32, Arc<Vec<u8>>>,
+    with_gap: HashMap<u32, Arc<Vec<u8>>>,
 }
 
 pub(super) type Done = Result<(), WorkError>;
@@ -391,13 +391,13 @@ impl ReceiverDisk {
             present: Arc::default(),
             listed: Tree::new(),
             begun: HashSet::new(),
-            widened: HashMap::new(),
+            with_gap: HashMap::new(),
         }
     }
 
     /// The same disk, for another run.
     pub(super) fn again(self) -> Self {
-        Self { wanted: None, begun: HashSet::new(), widened: HashMap::new(), ..self }
+        Self { wanted: None, begun: HashSet::new(), with_gap: HashMap::new(), ..self }
     }
 
     pub(super) fn perform(&mut self, work: Work) -> Outcome {
@@ -469,8 +469,8 @@ impl ReceiverDisk {
     }
 
     fn basis(&self, at: u32) -> Option<Arc<Vec<u8>>> {
-        if let Some(widened) = self.widened.get(&at) {
-            return Some(Arc::clone(widened));
+        if let Some(with_gap) = self.with_gap.get(&at) {
+            return Some(Arc::clone(with_gap));
         }
         match &self.listed.get(&self.present.path(at)?.to_path())?.what {
             What::File(content) => Some(Arc::clone(content)),
@@ -484,10 +484,10 @@ impl ReceiverDisk {
         let size = self.wanted(id).size() as usize;
         let staged = staged.map(|bytes| blocks(bytes, size, size));
         let mut basis = at.and_then(|at| self.basis(at));
-        let is_widened = order.samples.is_some() && basis.as_ref().is_some_and(|basis| basis.len() < size);
-        if let (Some(at), Some(basis), true) = (at, &mut basis, is_widened) {
+        let has_gap = order.samples.is_some() && basis.as_ref().is_some_and(|basis| basis.len() < size);
+        if let (Some(at), Some(basis), true) = (at, &mut basis, has_gap) {
             Arc::make_mut(basis).resize(size, 0);
-            self.widened.insert(at, Arc::clone(basis));
+            self.with_gap.insert(at, Arc::clone(basis));
         }
         let report_of = |content: &Arc<Vec<u8>>| {
             let length = content.len() as u64;
@@ -498,7 +498,7 @@ impl ReceiverDisk {
         };
         let report = basis.as_ref().map(report_of);
         let hash = basis.filter(|_| matches!(report, Some(BasisReport::Blocks(_)))).map(|content| Hash::of(&content));
-        Advertised { want: Want { id, staged, basis: report }, hash, is_widened }
+        Advertised { want: Want { id, staged, basis: report }, hash, has_gap }
     }
 
     fn cut(&self, at: u32, stretch: Stretch) -> Option<Vec<Chunk>> {

@@ -49,8 +49,8 @@ fn want() -> impl Strategy<Value = Want> {
         Blocks { length, ids: vec![BlockId::of(0, b"block"); count as usize] }
     });
     let signed = (number(), bytes()).prop_map(|(length, signature)| BasisReport::Signed { length, signature });
-    let narrowed = (blocks.clone(), number()).prop_map(|(blocks, split)| BasisReport::Narrowed { blocks, split });
-    let basis = prop_oneof![2 => blocks.clone().prop_map(BasisReport::Blocks), 1 => signed, 1 => narrowed];
+    let range_removed = (blocks.clone(), number()).prop_map(|(blocks, split)| BasisReport::RangeRemoved { blocks, split });
+    let basis = prop_oneof![2 => blocks.clone().prop_map(BasisReport::Blocks), 1 => signed, 1 => range_removed];
     (id(), proptest::option::of(blocks), proptest::option::of(basis)).prop_map(|(id, staged, basis)| Want {
         id,
         staged,

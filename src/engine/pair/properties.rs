@@ -293,7 +293,7 @@ fn basis_with_a_gap_is_patched_or_put_in_place_unchanged() {
     let inserted = [&old[..100_000], &rng.bytes(1_000), &old[100_000..]].concat();
     for order in ORDERS {
         for new in [[&old[..], &[0; 70_000]].concat(), [&old[..], &[7; 70_000]].concat(), inserted.clone()] {
-            let is_the_widened_one = new.ends_with(&[0; 70_000]);
+            let has_a_gap = new.ends_with(&[0; 70_000]);
             let mut source = SenderDisk::new(tree([("f", file(&new))]));
             source.samples = true;
             let target = ReceiverDisk::new(tree([("f", file(&old))]));
@@ -301,7 +301,7 @@ fn basis_with_a_gap_is_patched_or_put_in_place_unchanged() {
             assert_same(&ended.source.tree, &ended.target.tree);
             let Tally { updated, sent_bytes, matched_bytes, .. } = tally(&ended.sender);
             assert_eq!((updated, sent_bytes + matched_bytes), (1, new.len() as u64));
-            assert_eq!(sent_bytes == 0, is_the_widened_one);
+            assert_eq!(sent_bytes == 0, has_a_gap);
             assert!(problem_kinds(&ended).is_empty());
         }
     }

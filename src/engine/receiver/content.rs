@@ -62,7 +62,7 @@ pub(super) struct Basis {
     /// True if the basis lies elsewhere than in the new file's place.
     elsewhere: bool,
     /// True if the basis was advertised with a gap inserted.
-    is_widened: bool,
+    has_gap: bool,
 }
 
 /// A larger file in flight.
@@ -139,9 +139,9 @@ impl Receiver {
         for (id, result) in results {
             let fetch = self.signing.remove(&id);
             match result {
-                Ok(Advertised { want, hash, is_widened }) => {
+                Ok(Advertised { want, hash, has_gap }) => {
                     let basis = fetch.and_then(|fetch| {
-                        Some(Basis { at: fetch.at?, hash, elsewhere: fetch.elsewhere, is_widened })
+                        Some(Basis { at: fetch.at?, hash, elsewhere: fetch.elsewhere, has_gap })
                     });
                     self.want(want, basis);
                 }
@@ -297,7 +297,7 @@ impl Receiver {
                         copies.push(CopiedFile { id, at, hash });
                     }
                 }
-                Some(Basis { is_widened: true, .. }) => {
+                Some(Basis { has_gap: true, .. }) => {
                     // The basis on disk lacks the gap, so the equal content must still be made.
                     let ops = vec![Op::Copy { offset: 0, length: self.size(id) }];
                     self.held_bytes += held_bytes(&ops);

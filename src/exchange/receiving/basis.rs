@@ -8,7 +8,7 @@ use serde_bytes::ByteBuf;
 use crate::content::blocks::{BlockSize, Finding, Nodes, Outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta;
-use crate::content::fitted::Fitted;
+use crate::content::shift_map::ShiftMap;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::disk::holes::SparseFile;
 use crate::disk::stage::Staging;
@@ -29,7 +29,7 @@ impl Receiving {
         let size = self.entry(id)?.size();
         let staged = if may_be_staged { self.staged(id, size)? } else { None };
         let mut want = Want { id, staged, basis: None };
-        let Some(at) = at else { return Ok(Advertised { want, hash: None, is_widened: false }) };
+        let Some(at) = at else { return Ok(Advertised { want, hash: None, has_gap: false }) };
         let (_, seen) = self.basis(at)?;
         let blank = || self.blank(id, at, samples.as_ref());
         if is_doubted {
@@ -40,8 +40,8 @@ impl Receiving {
             && let Some((basis, hash)) = self.drafts.make(id, || blank().inspect(|_| self.prehashes.cancel(&seen)))
         {
             want.basis = Some(basis);
-            let is_widened = want.basis_blocks().is_some_and(|basis| basis.length != seen.size);
-            return Ok(Advertised { want, hash, is_widened });
+            let has_gap = want.basis_blocks().is_some_and(|basis| basis.length != seen.size);
+            return Ok(Advertised { want, hash, has_gap });
         }
         let prehashed = self.prehashes.take(&seen);
         // Open the basis after it was hashed: an unchanged identity covers the whole time.
@@ -49,7 +49,7 @@ impl Receiving {
         if want.staged.is_none() && is_signed(size, seen.size) {
             let signature = ByteBuf::from(self.sign_file(at)?);
             want.basis = Some(BasisReport::Signed { length: seen.size, signature });
-            return Ok(Advertised { want, hash: None, is_widened: false });
+            return Ok(Advertised { want, hash: None, has_gap: false });
         }
         let most = basis_bytes_max(size);
         let outline =
@@ -60,7 +60,7 @@ impl Receiving {
                 .map_err(|error| unwritable(&error))?,
         };
         want.basis = Some(BasisReport::Blocks(basis));
-        Ok(Advertised { want, hash, is_widened: false })
+        Ok(Advertised { want, hash, has_gap: false })
     }
 
     /// Prepares the pre-copy of a large file's basis. It is made if the file seems to be edited in
@@ -73,13 +73,13 @@ impl Receiving {
             return None;
         }
         let basis = open_basis(root, &basis_path, &seen).ok()?;
-        let shape = if seen.size == size {
-            Fitted::same(size)
+        let shift_map = if seen.size == size {
+            ShiftMap::same(size)
         } else {
-            samples?.fit(size, seen.size, &SparseFile::of(&basis, seen.size)).ok()??
+            samples?.shift_map(size, seen.size, &SparseFile::of(&basis, seen.size)).ok()??
         };
         let (staging, _) = Staging::open(root, &path).ok()?;
-        (!staging.shares_extents()).then(|| Blank { basis, shape, staging: staging.replacing() })
+        (!staging.shares_extents()).then(|| Blank { basis, shift_map, staging: staging.replacing() })
     }
 
     /// Drops prehashed files that nobody will ask about: those that are up to date, and those that
@@ -139,13 +139,13 @@ impl Receiving {
         }
         let (file, _) = self.open_basis(at)?;
         let window = Window { offset: 0, length: seen.size as u32 };
-        BasisFile::new(file, Fitted::same(seen.size)).window(window).map_err(sink_error)
+        BasisFile::new(file, ShiftMap::same(seen.size)).window(window).map_err(sink_error)
     }
 
     /// Opens a basis in the shape that was advertised to the sender.
     fn basis_file(&self, id: u32, at: u32) -> Result<BasisFile, WorkError> {
         let (file, seen) = self.open_basis(at)?;
-        Ok(BasisFile::new(file, self.drafts.advertised_shape(id).unwrap_or(Fitted::same(seen.size))))
+        Ok(BasisFile::new(file, self.drafts.advertised_shift_map(id).unwrap_or(ShiftMap::same(seen.size))))
     }
 
     pub(super) fn cut(&self, id: u32, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, WorkError> {
