@@ -45,7 +45,8 @@
 //! - **block**: an aligned part of a content, named by a node of the tree of its hash.
 //! - **chunk**: a part of a content whose ends follow from the content (FastCDC).
 //! - **signature**, **delta**: rsync's: the hashes of a basis, and the way from it to a content.
-//! - **draft**: a copy of the basis that is made early, and patched.
+//! - **shift map**: how a basis is shown with a gap inserted or a range removed.
+//! - **pre-copy**: a copy of the basis that is made early, and patched.
 //! - **stage**: to write a file aside, in `.ksync/`, until it is complete and verified.
 //! - **part**: a staged file of an interrupted run. The next run verifies it and goes on behind it.
 //! - **hole**: zeros of a file that take no space, at least 32 KiB of them.

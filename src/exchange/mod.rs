@@ -7,8 +7,8 @@
 //! [`rounds`].
 
 mod prehash;
-mod draft;
-mod drafts;
+mod pre_copy;
+mod pre_copies;
 mod prefetch;
 mod mailbox;
 pub mod lanes;

@@ -25,7 +25,7 @@ use crate::disk::stage::Metadata;
 use crate::disk::stat::Identity;
 use crate::engine::{WorkError, Outcome, Work};
 use crate::exchange::prehash::{Prehashes, Priority};
-use crate::exchange::drafts::Drafts;
+use crate::exchange::pre_copies::PreCopies;
 use crate::exchange::work_error;
 use crate::exchange::prefetch::large_files;
 use crate::exchange::receiving::directories::MadeDirectories;
@@ -63,7 +63,7 @@ pub struct Receiving {
     /// Nodes of the bytes that an earlier run staged, by file.
     staged: Mutex<HashMap<u32, Nodes>>,
     prehashes: Arc<Prehashes>,
-    drafts: Drafts,
+    pre_copies: PreCopies,
     ancestors: NewAncestors,
     reserve: OnceLock<Reserve>,
     is_full: AtomicBool,
@@ -104,7 +104,7 @@ impl Receiving {
             sinks: Mutex::new(HashMap::new()),
             staged: Mutex::default(),
             prehashes: Arc::default(),
-            drafts: Drafts::default(),
+            pre_copies: PreCopies::default(),
             ancestors: NewAncestors::default(),
             reserve: OnceLock::new(),
             is_full: AtomicBool::new(false),

@@ -14,7 +14,7 @@ use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::stage::Staging;
 use crate::disk::stat::Identity;
-use crate::exchange::draft::Draft;
+use crate::exchange::pre_copy::PreCopy;
 use crate::exchange::basis::BasisFile;
 use crate::exchange::retry_while_busy;
 use crate::tree::path::TreePath;
@@ -48,7 +48,7 @@ enum Growing {
     /// From nothing, or from the bytes that an earlier run staged.
     Anew(Box<Anew>),
     /// From a pre-copy of the basis.
-    Draft(Draft),
+    PreCopy(PreCopy),
 }
 
 struct Anew {
@@ -61,18 +61,18 @@ struct Anew {
 
 impl Sink {
     /// Begins to make `path`. `basis` is the path and listed identity of a file that it can be made
-    /// from, and `draft` a pre-copy of that file. `nodes` belong to the bytes that an earlier run
+    /// from, and `pre_copy` a pre-copy of that file. `nodes` belong to the bytes that an earlier run
     /// staged, if they are known.
     pub(super) fn begin(
         root: &Root,
         path: &TreePath,
         basis: Option<(&TreePath, &Identity)>,
-        draft: Option<Draft>,
+        pre_copy: Option<PreCopy>,
         nodes: Option<Nodes>,
     ) -> Result<Self, SinkError> {
-        let shift_map = draft.as_ref().map(Draft::advertised_shift_map);
-        let growing = match draft {
-            Some(draft) => Growing::Draft(draft),
+        let shift_map = pre_copy.as_ref().map(PreCopy::advertised_shift_map);
+        let growing = match pre_copy {
+            Some(pre_copy) => Growing::PreCopy(pre_copy),
             None => {
                 let (staging, _) = retry_while_busy(|| Staging::open(root, path))?;
                 let is_replaced = basis.is_some_and(|(basis, _)| basis == path);
@@ -92,7 +92,7 @@ impl Sink {
     pub(super) fn apply(&mut self, op: Op) -> Result<(), SinkError> {
         match &mut self.growing {
             Growing::Anew(anew) => anew.apply(op, self.basis.as_ref()),
-            Growing::Draft(draft) => draft.apply(op, self.basis.as_ref()),
+            Growing::PreCopy(pre_copy) => pre_copy.apply(op, self.basis.as_ref()),
         }
     }
 
@@ -100,7 +100,7 @@ impl Sink {
     pub(super) fn finish(self, hash: Hash) -> Result<(Staging, Option<File>), SinkError> {
         let staging = match self.growing {
             Growing::Anew(anew) => anew.finish(hash)?,
-            Growing::Draft(draft) => draft.finish(hash)?,
+            Growing::PreCopy(pre_copy) => pre_copy.finish(hash)?,
         };
         Ok((staging, self.basis.map(BasisFile::into_file)))
     }

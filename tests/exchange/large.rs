@@ -65,9 +65,9 @@ struct Observed {
 }
 
 /// An observed receiver, and its target.
-struct Drafting(Receiving, PathBuf, Arc<Observed>);
+struct Observing(Receiving, PathBuf, Arc<Observed>);
 
-impl Perform for Drafting {
+impl Perform for Observing {
     fn perform(&self, work: Work) -> Outcome {
         let outcome = self.0.perform(work);
         if let Outcome::Sign(signed) = &outcome {
@@ -124,7 +124,7 @@ fn change_large(old: &[u8], what: &str, new: &[u8], most: usize, prehash_time: O
         Some(time) => world.prehashing(time),
         None => Receiving::new(world.target.clone(), world.options.clone()),
     };
-    let receiving = Drafting(receiving, world.target.clone(), Arc::clone(&observed));
+    let receiving = Observing(receiving, world.target.clone(), Arc::clone(&observed));
     let ran = world.run_with(sending, receiving);
     world.assert_same();
     assert_eq!(ran.problems(), vec![], "{what}");

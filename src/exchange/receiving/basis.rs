@@ -13,7 +13,7 @@ use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::disk::holes::SparseFile;
 use crate::disk::stage::Staging;
 use crate::engine::{WorkError, SignOrder, Advertised};
-use crate::exchange::draft::Blank;
+use crate::exchange::pre_copy::PreCopyParts;
 use crate::exchange::basis::BasisFile;
 use crate::exchange::receiving::{Receiving, Trees, sink_error, unwritable};
 use crate::exchange::sink::{SinkError, blocks_of, basis_changed, open_basis};
@@ -31,13 +31,13 @@ impl Receiving {
         let mut want = Want { id, staged, basis: None };
         let Some(at) = at else { return Ok(Advertised { want, hash: None, has_gap: false }) };
         let (_, seen) = self.basis(at)?;
-        let blank = || self.blank(id, at, samples.as_ref());
+        let parts = || self.pre_copy_parts(id, at, samples.as_ref());
         if is_doubted {
             // The basis is probably the same, so make no pre-copy.
         } else if want.staged.is_none() && self.prehashes.is_done(&seen) {
-            self.drafts.make_beside(id, blank);
+            self.pre_copies.make_in_thread(id, parts);
         } else if want.staged.is_none()
-            && let Some((basis, hash)) = self.drafts.make(id, || blank().inspect(|_| self.prehashes.cancel(&seen)))
+            && let Some((basis, hash)) = self.pre_copies.make(id, || parts().inspect(|_| self.prehashes.cancel(&seen)))
         {
             want.basis = Some(basis);
             let has_gap = want.basis_blocks().is_some_and(|basis| basis.length != seen.size);
@@ -65,7 +65,7 @@ impl Receiving {
 
     /// Prepares the pre-copy of a large file's basis. It is made if the file seems to be edited in
     /// place, or if a range seems to be inserted, appended or removed.
-    fn blank(&self, id: u32, at: u32, samples: Option<&Samples>) -> Option<Blank> {
+    fn pre_copy_parts(&self, id: u32, at: u32, samples: Option<&Samples>) -> Option<PreCopyParts> {
         let (root, path, size) = (self.root().ok()?, self.path(id).ok()?, self.entry(id).ok()?.size());
         let (basis_path, seen) = self.basis(at).ok()?;
         // The disk must have room for more than the file needs anyway.
@@ -79,7 +79,7 @@ impl Receiving {
             samples?.shift_map(size, seen.size, &SparseFile::of(&basis, seen.size)).ok()??
         };
         let (staging, _) = Staging::open(root, &path).ok()?;
-        (!staging.shares_extents()).then(|| Blank { basis, shift_map, staging: staging.replacing() })
+        (!staging.shares_extents()).then(|| PreCopyParts { basis, shift_map, staging: staging.replacing() })
     }
 
     /// Drops prehashed files that nobody will ask about: those that are up to date, and those that
@@ -145,7 +145,7 @@ impl Receiving {
     /// Opens a basis in the shape that was advertised to the sender.
     fn basis_file(&self, id: u32, at: u32) -> Result<BasisFile, WorkError> {
         let (file, seen) = self.open_basis(at)?;
-        Ok(BasisFile::new(file, self.drafts.advertised_shift_map(id).unwrap_or(ShiftMap::same(seen.size))))
+        Ok(BasisFile::new(file, self.pre_copies.advertised_shift_map(id).unwrap_or(ShiftMap::same(seen.size))))
     }
 
     pub(super) fn cut(&self, id: u32, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, WorkError> {

@@ -146,7 +146,7 @@ impl Receiving {
             None => {
                 let basis = at.map(|at| self.basis(at)).transpose()?;
                 let basis = basis.as_ref().map(|(path, seen)| (path, seen));
-                Sink::begin(self.root()?, &self.path(id)?, basis, self.drafts.take(id), self.take_staged(id))
+                Sink::begin(self.root()?, &self.path(id)?, basis, self.pre_copies.take(id), self.take_staged(id))
                     .map_err(|error| self.sink_failed(id, error))?
             }
         };

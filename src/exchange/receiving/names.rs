@@ -54,7 +54,7 @@ impl Receiving {
             }
             Kind::File { .. } => {
                 // The file turned out to be the same.
-                self.drafts.discard(id);
+                self.pre_copies.discard(id);
                 let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
                 self.settle_doubt(id);
                 if self.is_as_wanted(id)? {

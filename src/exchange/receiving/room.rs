@@ -93,7 +93,7 @@ impl Receiving {
         if self.is_full.load(Ordering::Relaxed) {
             let begun: Vec<u32> = self.sinks().drain().map(|(id, _)| id).collect();
             begun.into_iter().for_each(|id| self.give_up(id));
-            self.drafts.discard_all();
+            self.pre_copies.discard_all();
         }
     }
 

@@ -1,4 +1,4 @@
-//! `Draft`: a pre-copy of the basis, made before the differences are known.
+//! `PreCopy`: a copy of the basis, made before the differences are known.
 //!
 //! Most large files that change and keep their length were edited in place. (If only a file's time
 //! changed, its pre-copy is made in vain, as rsync makes it.) Where a range was inserted, appended
@@ -34,7 +34,7 @@ use crate::wire::message::{Blocks, BasisReport, Op};
 const COPY_BYTES: u64 = 1 << 20;
 
 /// The ingredients of a pre-copy.
-pub(super) struct Blank {
+pub(super) struct PreCopyParts {
     /// The basis.
     pub(super) basis: File,
     /// The shift map under which it is copied.
@@ -44,7 +44,7 @@ pub(super) struct Blank {
 }
 
 /// A pre-copy, and the part of it that has been patched or confirmed.
-pub(super) struct Draft {
+pub(super) struct PreCopy {
     staging: Staging,
     shift_map: ShiftMap,
     /// The shift map under which the basis was advertised.
@@ -53,7 +53,7 @@ pub(super) struct Draft {
     nodes: Nodes,
     made_bytes: u64,
     /// Patched ranges, in order.
-    mended: Vec<Range<u64>>,
+    patched: Vec<Range<u64>>,
 }
 
 /// The basis under its shift map. Bytes that are read from it are copied; its holes exist already.
@@ -82,11 +82,11 @@ impl Content for Copying<'_> {
     }
 }
 
-impl Draft {
+impl PreCopy {
     /// Copies the basis. `None` if that fails, or if `is_over` is set before it is done; nothing is
     /// lost.
-    pub(super) fn of(blank: Blank, is_over: &AtomicBool) -> Option<Self> {
-        let Blank { basis, shift_map, mut staging } = blank;
+    pub(super) fn of(parts: PreCopyParts, is_over: &AtomicBool) -> Option<Self> {
+        let PreCopyParts { basis, shift_map, mut staging } = parts;
         let size = shift_map.size();
         let block = BlockSize::for_size(size);
         // The appended range has not arrived yet.
@@ -100,7 +100,7 @@ impl Draft {
             Some(nodes) => {
                 // The removed range may be needed, so the whole basis is advertised.
                 let advertised_shift_map = if shift_map.without().is_some() { ShiftMap::same(shift_map.basis_length()) } else { shift_map };
-                Some(Self { staging, shift_map, advertised_shift_map, block, nodes, made_bytes: 0, mended: Vec::new() })
+                Some(Self { staging, shift_map, advertised_shift_map, block, nodes, made_bytes: 0, patched: Vec::new() })
             }
             None => {
                 // The disk may be full: the content may still find room in another way.
@@ -148,7 +148,7 @@ impl Draft {
     pub(super) fn apply(&mut self, op: Op, basis: Option<&BasisFile>) -> Result<(), SinkError> {
         match op {
             Op::Keep { .. } => Err(SinkError::Peer("keeping what was not staged")),
-            Op::Data(bytes) => self.mend(&bytes),
+            Op::Data(bytes) => self.patch(&bytes),
             Op::Copy { offset, length } => {
                 let mut buffer = Vec::new();
                 let mut done = 0;
@@ -164,7 +164,7 @@ impl Draft {
                     let basis = basis.ok_or_else(basis_changed)?;
                     let zeros = basis.zeros_at(from).min(now);
                     if zeros >= HOLE_BYTES_MIN as u64 {
-                        self.mend_with_zeros(zeros)?;
+                        self.patch_with_zeros(zeros)?;
                         done += zeros;
                         continue;
                     }
@@ -172,20 +172,20 @@ impl Draft {
                     // fails.
                     buffer.resize(now.clamp(1, COPY_BYTES) as usize, 0);
                     basis.read_at(&mut buffer, from).map_err(basis_error)?;
-                    self.mend(&buffer)?;
+                    self.patch(&buffer)?;
                     done += buffer.len() as u64;
                 }
                 Ok(())
             }
-            Op::Delta { window, length, delta } => self.mend(&apply_delta(basis, window, length, &delta)?),
-            Op::Zeros { length } => self.mend_with_zeros(length),
+            Op::Delta { window, length, delta } => self.patch(&apply_delta(basis, window, length, &delta)?),
+            Op::Zeros { length } => self.patch_with_zeros(length),
         }
     }
 
     /// Returns the finished file, if it has this hash.
     pub(super) fn finish(mut self, hash: Hash) -> Result<Staging, SinkError> {
-        for mended in &self.mended {
-            let renewed = self.nodes.renew(mended, &self.staging.content());
+        for patched in &self.patched {
+            let renewed = self.nodes.renew(patched, &self.staging.content());
             renewed.during("read back", &self.staging.staged_path())?;
         }
         let is_whole = self.made_bytes == self.staging.len();
@@ -202,24 +202,24 @@ impl Draft {
         let _ = self.staging.discard();
     }
 
-    fn mend(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+    fn patch(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
         let place = self.go_on(bytes.len() as u64)?;
         self.staging.overwrite(bytes, place.start)?;
-        self.was_mended(place);
+        self.was_patched(place);
         Ok(())
     }
 
-    fn mend_with_zeros(&mut self, count: u64) -> Result<(), SinkError> {
+    fn patch_with_zeros(&mut self, count: u64) -> Result<(), SinkError> {
         let place = self.go_on(count)?;
         self.staging.overwrite_with_zeros(place.clone())?;
-        self.was_mended(place);
+        self.was_patched(place);
         Ok(())
     }
 
-    fn was_mended(&mut self, place: Range<u64>) {
-        match self.mended.last_mut() {
+    fn was_patched(&mut self, place: Range<u64>) {
+        match self.patched.last_mut() {
             Some(last) if last.end == place.start => last.end = place.end,
-            _ => self.mended.push(place),
+            _ => self.patched.push(place),
         }
     }
 
@@ -265,25 +265,25 @@ mod tests {
     const SIZE: usize = 3_000_001;
 
     /// The pre-copy of a content, and its basis.
-    fn draft(folder: &Path, content: &[u8]) -> (Draft, BasisFile) {
-        draft_as(folder, content, ShiftMap::same(content.len() as u64))
+    fn pre_copy(folder: &Path, content: &[u8]) -> (PreCopy, BasisFile) {
+        pre_copy_as(folder, content, ShiftMap::same(content.len() as u64))
     }
 
-    fn draft_as(folder: &Path, content: &[u8], shift_map: ShiftMap) -> (Draft, BasisFile) {
+    fn pre_copy_as(folder: &Path, content: &[u8], shift_map: ShiftMap) -> (PreCopy, BasisFile) {
         fs::write(folder.join("old"), content).unwrap();
         let basis = File::open(folder.join("old")).unwrap();
         let (root, path) = (Root::open(folder).unwrap(), TreePath::new(&b"new"[..]).unwrap());
         let (staging, _) = Staging::open(&root, &path).unwrap();
-        let blank = Blank { basis: basis.try_clone().unwrap(), shift_map, staging };
-        let draft = Draft::of(blank, &AtomicBool::new(false)).unwrap();
-        let advertised_shift_map = draft.advertised_shift_map();
-        (draft, BasisFile::new(basis, advertised_shift_map))
+        let parts = PreCopyParts { basis: basis.try_clone().unwrap(), shift_map, staging };
+        let pre_copy = PreCopy::of(parts, &AtomicBool::new(false)).unwrap();
+        let advertised_shift_map = pre_copy.advertised_shift_map();
+        (pre_copy, BasisFile::new(basis, advertised_shift_map))
     }
 
     fn blocks(report: &BasisReport) -> &Blocks {
         match report {
             BasisReport::Blocks(blocks) | BasisReport::RangeRemoved { blocks, .. } => blocks,
-            BasisReport::Signed { .. } => panic!("a draft is not signed"),
+            BasisReport::Signed { .. } => panic!("a pre-copy is not signed"),
         }
     }
 
@@ -315,20 +315,20 @@ mod tests {
     fn patched_ranges_are_hashed_as_written() {
         let folder = tempfile::tempdir().unwrap();
         let basis_content = content();
-        let (mut draft, basis) = draft(folder.path(), &basis_content);
-        let outline = draft.outline().unwrap();
+        let (mut pre_copy, basis) = pre_copy(folder.path(), &basis_content);
+        let outline = pre_copy.outline().unwrap();
         assert_eq!(outline.hash, Hash::of(&basis_content));
         let data = |length| Op::Data(ByteBuf::from(vec![7; length]));
         let copy = |offset, length| Op::Copy { offset, length };
         // In place; overwritten, twice in a row; copied from elsewhere; in place to the end.
         let steps = [copy(0, 100_000), data(5), data(10), copy(1_000_000, 99_985), copy(200_000, 2_800_001)];
         for step in steps {
-            draft.apply(step, Some(&basis)).unwrap();
+            pre_copy.apply(step, Some(&basis)).unwrap();
         }
         let mut new = basis_content.clone();
         new[100_000..100_015].fill(7);
         new[100_015..200_000].copy_from_slice(&basis_content[1_000_000..1_099_985]);
-        let staging = draft.finish(Hash::of(&new)).unwrap();
+        let staging = pre_copy.finish(Hash::of(&new)).unwrap();
         assert!(made(&staging) == new);
     }
 
@@ -338,10 +338,10 @@ mod tests {
         let (basis_content, inserted, new) = insertion();
         let (size, split) = (new.len() as u64, 1_100_000);
         let shift_map = ShiftMap::new(SIZE as u64, size, split).unwrap();
-        let (mut draft, basis) = draft_as(folder.path(), &basis_content, shift_map);
+        let (mut pre_copy, basis) = pre_copy_as(folder.path(), &basis_content, shift_map);
         let widened =
             [&basis_content[..split as usize], &basis_content[split as usize - inserted.len()..]].concat();
-        let (report, hash) = draft.report().unwrap();
+        let (report, hash) = pre_copy.report().unwrap();
         assert_eq!((blocks(&report).length, hash), (size, Some(Hash::of(&widened))));
         // Windows and chunks of the basis show exactly this shape.
         let window = Window { offset: split - 50_000, length: 100_000 };
@@ -357,9 +357,9 @@ mod tests {
         let data = Op::Data(ByteBuf::from(inserted));
         let steps = [copy(0, 950_000), data, copy(950_000, 80_000), copy(split, size - split)];
         for step in steps {
-            draft.apply(step, Some(&basis)).unwrap();
+            pre_copy.apply(step, Some(&basis)).unwrap();
         }
-        let staging = draft.finish(Hash::of(&new)).unwrap();
+        let staging = pre_copy.finish(Hash::of(&new)).unwrap();
         assert!(made(&staging) == new);
     }
 
@@ -369,19 +369,19 @@ mod tests {
         let (basis_content, inserted, new) = insertion();
         let (size, split) = (new.len() as u64, 1_100_000);
         let shift_map = ShiftMap::new(SIZE as u64, size, split).unwrap();
-        let (draft, _) = draft_as(folder.path(), &basis_content, shift_map);
-        let mut draft = draft.advertised_unchanged();
-        let basis = BasisFile::new(File::open(folder.path().join("old")).unwrap(), draft.advertised_shift_map());
+        let (pre_copy, _) = pre_copy_as(folder.path(), &basis_content, shift_map);
+        let mut pre_copy = pre_copy.advertised_unchanged();
+        let basis = BasisFile::new(File::open(folder.path().join("old")).unwrap(), pre_copy.advertised_shift_map());
         let copy = |offset, length| Op::Copy { offset, length };
         // The inserted range is missing, and the bytes after it are in place only from the split
         // on.
         for step in
             [copy(0, 950_000), Op::Data(ByteBuf::from(inserted)), copy(950_000, SIZE as u64 - 950_000)]
         {
-            draft.apply(step, Some(&basis)).unwrap();
+            pre_copy.apply(step, Some(&basis)).unwrap();
         }
-        assert!(draft.mended.iter().eq([&(950_000..split)]));
-        let staging = draft.finish(Hash::of(&new)).unwrap();
+        assert!(pre_copy.patched.iter().eq([&(950_000..split)]));
+        let staging = pre_copy.finish(Hash::of(&new)).unwrap();
         assert!(made(&staging) == new);
     }
 
@@ -391,13 +391,13 @@ mod tests {
         let (basis_content, appended) = (content(), vec![7; 500_000]);
         let new = [&basis_content[..], &appended].concat();
         let shift_map = ShiftMap::new(SIZE as u64, new.len() as u64, new.len() as u64).unwrap();
-        let (mut draft, basis) = draft_as(folder.path(), &basis_content, shift_map);
+        let (mut pre_copy, basis) = pre_copy_as(folder.path(), &basis_content, shift_map);
         let block = BlockSize::for_size(new.len() as u64);
         let ids = crate::content::blocks::outline_of(&basis_content, block).ids;
-        assert_eq!(draft.report().unwrap(), (BasisReport::Blocks(Blocks { length: SIZE as u64, ids }), None));
-        draft.apply(Op::Copy { offset: 0, length: SIZE as u64 }, Some(&basis)).unwrap();
-        draft.apply(Op::Data(ByteBuf::from(appended)), Some(&basis)).unwrap();
-        let staging = draft.finish(Hash::of(&new)).unwrap();
+        assert_eq!(pre_copy.report().unwrap(), (BasisReport::Blocks(Blocks { length: SIZE as u64, ids }), None));
+        pre_copy.apply(Op::Copy { offset: 0, length: SIZE as u64 }, Some(&basis)).unwrap();
+        pre_copy.apply(Op::Data(ByteBuf::from(appended)), Some(&basis)).unwrap();
+        let staging = pre_copy.finish(Hash::of(&new)).unwrap();
         assert!(made(&staging) == new);
     }
 
@@ -409,12 +409,12 @@ mod tests {
         let new = [&basis_content[..place], &basis_content[place + taken..]].concat();
         let size = new.len() as u64;
         let shift_map = ShiftMap::new(SIZE as u64, size, split as u64).unwrap();
-        let (mut draft, basis) = draft_as(folder.path(), &basis_content, shift_map);
+        let (mut pre_copy, basis) = pre_copy_as(folder.path(), &basis_content, shift_map);
         let range_removed = [&basis_content[..split], &basis_content[split + taken..]].concat();
         let block = BlockSize::for_size(size);
         let ids = crate::content::blocks::outline_of(&range_removed, block).ids;
         let blocks = Blocks { length: SIZE as u64, ids };
-        assert_eq!(draft.report().unwrap(), (BasisReport::RangeRemoved { blocks, split: split as u64 }, None));
+        assert_eq!(pre_copy.report().unwrap(), (BasisReport::RangeRemoved { blocks, split: split as u64 }, None));
         // Windows refer to the unchanged basis.
         let window = Window { offset: split as u64 + 5, length: 1000 };
         assert!(basis.window(window).unwrap() == basis_content[split + 5..split + 1005]);
@@ -424,10 +424,10 @@ mod tests {
         // steps.
         let behind = place + taken;
         for step in [copy(0, place), copy(behind, 100_000), copy(behind + 100_000, SIZE - behind - 100_000)] {
-            draft.apply(step, Some(&basis)).unwrap();
+            pre_copy.apply(step, Some(&basis)).unwrap();
         }
-        assert!(draft.mended.iter().eq([&(split as u64..place as u64)]));
-        let staging = draft.finish(Hash::of(&new)).unwrap();
+        assert!(pre_copy.patched.iter().eq([&(split as u64..place as u64)]));
+        let staging = pre_copy.finish(Hash::of(&new)).unwrap();
         assert!(made(&staging) == new);
     }
 
@@ -436,9 +436,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let hash = Hash::of(&content());
         for (length, hash) in [(SIZE as u64, Hash::of(b"")), (SIZE as u64 - 1, hash)] {
-            let (mut draft, _) = draft(folder.path(), &content());
-            draft.apply(Op::Copy { offset: 0, length }, None).unwrap();
-            assert!(matches!(draft.finish(hash), Err(SinkError::Basis(_))));
+            let (mut pre_copy, _) = pre_copy(folder.path(), &content());
+            pre_copy.apply(Op::Copy { offset: 0, length }, None).unwrap();
+            assert!(matches!(pre_copy.finish(hash), Err(SinkError::Basis(_))));
             assert_eq!(staged_bytes(folder.path()), None);
         }
     }
@@ -446,28 +446,28 @@ mod tests {
     #[test]
     fn no_step_leads_beyond_the_end() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut draft, basis) = draft(folder.path(), &content());
+        let (mut pre_copy, basis) = pre_copy(folder.path(), &content());
         let too_long = SIZE as u64 + 1;
         for step in [
             Op::Copy { offset: 0, length: too_long },
             Op::Copy { offset: 0, length: u64::MAX },
             Op::Keep { length: 5 },
         ] {
-            assert!(matches!(draft.apply(step, Some(&basis)), Err(SinkError::Peer(_))));
+            assert!(matches!(pre_copy.apply(step, Some(&basis)), Err(SinkError::Peer(_))));
         }
-        draft.apply(Op::Copy { offset: 0, length: SIZE as u64 - 1 }, None).unwrap();
-        assert!(draft.apply(Op::Data(ByteBuf::from(vec![7; 2])), None).is_err());
-        assert!(draft.apply(Op::Copy { offset: u64::MAX - 1, length: 1 }, Some(&basis)).is_err());
+        pre_copy.apply(Op::Copy { offset: 0, length: SIZE as u64 - 1 }, None).unwrap();
+        assert!(pre_copy.apply(Op::Data(ByteBuf::from(vec![7; 2])), None).is_err());
+        assert!(pre_copy.apply(Op::Copy { offset: u64::MAX - 1, length: 1 }, Some(&basis)).is_err());
         assert_eq!(staged_bytes(folder.path()), Some(SIZE as u64));
     }
 
     #[test]
     fn zeros_of_a_pre_copy_take_no_space() {
         let folder = tempfile::tempdir().unwrap();
-        let (draft, _) = draft(folder.path(), &vec![0; 8 << 20]);
+        let (pre_copy, _) = pre_copy(folder.path(), &vec![0; 8 << 20]);
         let staged = fs::read_dir(folder.path().join(".ksync")).unwrap().next().unwrap().unwrap();
         assert_eq!((staged.metadata().unwrap().len(), staged.metadata().unwrap().blocks()), (8 << 20, 0));
-        draft.discard();
+        pre_copy.discard();
         assert_eq!(staged_bytes(folder.path()), None);
     }
 
@@ -478,8 +478,8 @@ mod tests {
         let basis = File::open(folder.path().join("old")).unwrap();
         let (root, path) = (Root::open(folder.path()).unwrap(), TreePath::new(&b"new"[..]).unwrap());
         let (staging, _) = Staging::open(&root, &path).unwrap();
-        let blank = Blank { basis, shift_map: ShiftMap::same(SIZE as u64 + 1), staging };
-        assert!(Draft::of(blank, &AtomicBool::new(false)).is_none());
+        let parts = PreCopyParts { basis, shift_map: ShiftMap::same(SIZE as u64 + 1), staging };
+        assert!(PreCopy::of(parts, &AtomicBool::new(false)).is_none());
         assert_eq!(staged_bytes(folder.path()), None);
     }
 }
