@@ -51,8 +51,8 @@ impl Samples {
         self.0.len() == COUNT * NAME_BYTES
     }
 
-    /// Finds the shift map under which an older version of `basis_length` bytes resembles the sampled
-    /// content of `size` bytes. `None` if there seems to be none.
+    /// Finds the shift map under which an older version of `basis_length` bytes resembles the
+    /// sampled content of `size` bytes. `None` if there seems to be none.
     ///
     /// # Errors
     /// Errors of reading the older version.
@@ -120,7 +120,8 @@ mod tests {
     use super::*;
     use crate::content::testing::{noise, reader};
 
-    /// The shift map from `basis` to `new`, and the number of bytes that it puts in the right place.
+    /// The shift map from `basis` to `new`, and the number of bytes that it puts in the right
+    /// place.
     fn shift_map(basis: &[u8], new: &[u8]) -> Option<(ShiftMap, usize)> {
         let (basis_length, size) = (basis.len() as u64, new.len() as u64);
         let samples = Samples::of(size, &reader(new)).unwrap();

@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use crate::content::blocks::Content;
 
-/// A content of `basis_length` bytes, fitted to `size` bytes. Before `split` the bytes keep their distance
-/// from the beginning, from there on their distance from the end. If the content is shorter than
-/// `size`, the gap is zeros, and bytes that both sides cover stand there twice. If it is longer,
-/// the range between is left out.
+/// A content of `basis_length` bytes, fitted to `size` bytes. Before `split` the bytes keep their
+/// distance from the beginning, from there on their distance from the end. If the content is
+/// shorter than `size`, the gap is zeros, and bytes that both sides cover stand there twice. If it
+/// is longer, the range between is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShiftMap {
     basis_length: u64,
@@ -23,8 +23,8 @@ impl ShiftMap {
         Self { basis_length: length, size: length, split: length }
     }
 
-    /// Fits a content of `basis_length` bytes to `size` bytes; the bytes from `split` on are the moved ones.
-    /// `None` if they would begin before the content's beginning, or after its end.
+    /// Fits a content of `basis_length` bytes to `size` bytes; the bytes from `split` on are the
+    /// moved ones. `None` if they would begin before the content's beginning, or after its end.
     #[must_use]
     pub fn new(basis_length: u64, size: u64, split: u64) -> Option<Self> {
         let first = size.saturating_sub(basis_length);

@@ -188,8 +188,8 @@ pub struct Advertised {
     pub want: Want,
     /// The hash of the advertised basis, if the sender may answer that the file is the same.
     pub hash: Option<Hash>,
-    /// True if the basis was advertised with a gap inserted ([shift map](crate::content::shift_map)).
-    /// An equal file must then still be put in place.
+    /// True if the basis was advertised with a gap inserted ([shift
+    /// map](crate::content::shift_map)). An equal file must then still be put in place.
     pub has_gap: bool,
 }
 

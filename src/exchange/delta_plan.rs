@@ -67,8 +67,8 @@ fn push(segments: &mut Vec<Segment>, next: Segment) {
     }
 }
 
-/// The blocks of a content of `size` bytes that the basis, advertised in this `shift_map`, has in the
-/// same places.
+/// The blocks of a content of `size` bytes that the basis, advertised in this `shift_map`, has in
+/// the same places.
 pub(super) fn aligned(
     size: u64,
     block: BlockSize,

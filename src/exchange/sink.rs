@@ -61,8 +61,8 @@ struct Anew {
 
 impl Sink {
     /// Begins to make `path`. `basis` is the path and listed identity of a file that it can be made
-    /// from, and `pre_copy` a pre-copy of that file. `nodes` belong to the bytes that an earlier run
-    /// staged, if they are known.
+    /// from, and `pre_copy` a pre-copy of that file. `nodes` belong to the bytes that an earlier
+    /// run staged, if they are known.
     pub(super) fn begin(
         root: &Root,
         path: &TreePath,
