@@ -31,20 +31,20 @@ pub(super) async fn over_connections<'a>(
     listener: &Listener,
     round: impl AsyncFn(&LazyConnection<'a>, SharedMonitor) -> Result<Round, SyncError>,
 ) -> (LazyConnection<'a>, Result<Report, SyncError>) {
-    let told = Arc::new(Told::new(monitor));
+    let attempt_monitor = Arc::new(AttemptMonitor::new(monitor));
     let (mut attempts, mut backoff) = (Attempts::new(connect_options.retries), Backoff::default());
     let (mut lost, mut last_lost) = (Report::default(), None);
     loop {
         let connection = LazyConnection::new(remote, connect_options, Arc::clone(pairing));
-        told.begin();
+        attempt_monitor.begin();
         let result =
-            repeat(Arc::clone(&told) as SharedMonitor, async |monitor| round(&connection, monitor).await).await;
+            repeat(Arc::clone(&attempt_monitor) as SharedMonitor, async |monitor| round(&connection, monitor).await).await;
         let error = match result {
             Ok(report) => return (connection, Ok(lost.and(report))),
             Err(error) => error,
         };
         let (up_bytes, down_bytes) = connection.traffic();
-        let went = told.went(down_bytes);
+        let went = attempt_monitor.went(down_bytes);
         match attempts.failed(&error, went) {
             Verdict::Again => {}
             Verdict::End => return (connection, Err(error)),
@@ -214,13 +214,13 @@ impl Monitor for Counting {
 
 /// Forwards events, each problem once for all attempts, and counts the content that the current
 /// attempt moves.
-struct Told {
+struct AttemptMonitor {
     monitor: SharedMonitor,
     content: Content,
     problems: Mutex<HashSet<Vec<u8>>>,
 }
 
-impl Told {
+impl AttemptMonitor {
     fn new(monitor: SharedMonitor) -> Self {
         Self { monitor, content: Content::default(), problems: Mutex::default() }
     }
@@ -236,7 +236,7 @@ impl Told {
     }
 }
 
-impl Monitor for Told {
+impl Monitor for AttemptMonitor {
     fn observe(&self, event: Event) {
         self.content.note(&event);
         if let Event::Problem(problem) = &event {
