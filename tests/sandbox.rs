@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use ksync::sandbox::{Options, Sandbox, SandboxError, LinkConditions};
+use ksync::sandbox::{LinkConditions, Options, Sandbox, SandboxError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -337,7 +337,8 @@ async fn delay_is_one_way_and_does_not_limit_throughput() {
     // Long compared with the delay of a busy machine.
     let delay = Duration::from_millis(300);
     let folder = tempfile::tempdir().expect("folder");
-    let sandbox = start(folder.path(), LinkConditions { delay, ..LinkConditions::default() }).await.expect("start");
+    let sandbox =
+        start(folder.path(), LinkConditions { delay, ..LinkConditions::default() }).await.expect("start");
     // The WebSocket handshake takes one round trip: twice the delay, not once and not four times.
     let begun = Instant::now();
     let _socket = handshake(&sandbox).await;
@@ -378,7 +379,8 @@ async fn only_loopback_is_served() {
     let folder = tempfile::tempdir().expect("folder");
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:2222"] {
         let listen: SocketAddr = address.parse().expect("address");
-        let options = Options { listen, home: folder.path().join("vm"), conditions: LinkConditions::default() };
+        let options =
+            Options { listen, home: folder.path().join("vm"), conditions: LinkConditions::default() };
         let refused = Sandbox::start(options).await.expect_err("refused");
         assert!(matches!(refused, SandboxError::NotLoopback(a) if a == listen));
     }

@@ -11,18 +11,20 @@ use ksync::content::blocks::{BLOCKS_MAX, BlockId};
 use ksync::content::chunk::{CHUNKS_MAX, Chunk, ChunkId};
 use ksync::content::hash::Hash;
 use ksync::content::sample::{SAMPLED_BYTES_MIN, Samples};
-use ksync::monitor::{Action, Braked, Differs, Doomed, Event, HEAD_MAX, Problem, Reason, ProblemKind, What};
+use ksync::monitor::{Action, Braked, Differs, Doomed, Event, HEAD_MAX, Problem, ProblemKind, Reason, What};
 use ksync::tree::change::{Change, EDITS_MAX, Edit};
 use ksync::tree::entry::Time;
 use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
-use ksync::tree::tree_id::{Pair, TreeId};
 use ksync::tree::subtrees::Subtree;
+use ksync::tree::tree_id::{Pair, TreeId};
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
-use ksync::wire::hello::{self, History, Consent, FORCED_MAX, InSession, Options, Request, Role, WatchOptions};
+use ksync::wire::hello::{
+    self, Consent, FORCED_MAX, History, InSession, Options, Request, Role, WatchOptions,
+};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
-    AbortKind, Blocks, Body, HOLES_MAX, Holes, Message, MessageError, BasisReport, Op, SAMPLED_MAX, SMALL_BYTES_MAX,
-    Stretch, Subject, TEXT_BYTES_MAX, Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
+    AbortKind, BasisReport, Blocks, Body, HOLES_MAX, Holes, Message, MessageError, Op, SAMPLED_MAX,
+    SMALL_BYTES_MAX, Stretch, Subject, TEXT_BYTES_MAX, Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -95,7 +97,8 @@ fn samples() -> Samples {
 /// At least one message of each variant, by the name of its fixture.
 fn messages() -> Vec<(String, Message)> {
     let hash = Hash::of(b"content");
-    let want = Want { id: 300, staged: Some(blocks(5, 1)), basis: Some(BasisReport::Blocks(blocks(70_000, 2))) };
+    let want =
+        Want { id: 300, staged: Some(blocks(5, 1)), basis: Some(BasisReport::Blocks(blocks(70_000, 2))) };
     let range_removed = BasisReport::RangeRemoved { blocks: blocks(70_000, 2), split: 16_384 };
     let range_removed = Want { id: 302, staged: None, basis: Some(range_removed) };
     let signed = BasisReport::Signed { length: 20_000, signature: data(b"signature") };
@@ -241,8 +244,9 @@ fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
     let want = |staged, basis| Message::Wants(vec![Want { id: 0, staged, basis }]);
     let staged = |length, count| want(Some(blocks(length, count)), None);
     let basis = |length, count| want(None, Some(BasisReport::Blocks(blocks(length, count))));
-    let range_removed =
-        |length, count| want(None, Some(BasisReport::RangeRemoved { blocks: blocks(length, count), split: 0 }));
+    let range_removed = |length, count| {
+        want(None, Some(BasisReport::RangeRemoved { blocks: blocks(length, count), split: 0 }))
+    };
     let cut = |offset, length| Message::CutRequest { id: 0, stretch: Stretch { offset, length } };
     let whole = |length: u64| {
         let data = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
@@ -262,8 +266,9 @@ fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
     let delta = |window, length| pieces(vec![Op::Delta { window, length, delta: data(b"") }]);
     let copy = |offset, length| pieces(vec![Op::Copy { offset, length }]);
     let ops = |count| pieces(vec![Op::Keep { length: 0 }; count]);
-    let directory =
-        |mode, seconds, nanos| Message::Subject(Subject::Directory { mode, seconds, nanos, tree_id: TREE_ID });
+    let directory = |mode, seconds, nanos| {
+        Message::Subject(Subject::Directory { mode, seconds, nanos, tree_id: TREE_ID })
+    };
     let waiting = |head, path| Message::Note(braked(head, path));
     let file = |name: &[u8]| Message::Subject(Subject::File { name: name.to_vec() });
     let text = |count| "x".repeat(count);

@@ -285,11 +285,7 @@ impl OneWay {
     }
 
     /// Reads to the end, and passes on every piece until the receiver is gone.
-    fn read_all(
-        &mut self,
-        direction: fn(&Shared) -> &Shaper,
-        mut pass: impl FnMut(&Shaper, &[u8]) -> bool,
-    ) {
+    fn read_all(&mut self, direction: fn(&Shared) -> &Shaper, mut pass: impl FnMut(&Shaper, &[u8]) -> bool) {
         let piece_bytes = self.rate.map_or(PIECE_MAX, |rate| rate as usize / 8 / 1000);
         let mut buffer = vec![0; piece_bytes.clamp(PIECE_MIN, PIECE_MAX)];
         let shared = Arc::clone(&self.shared);

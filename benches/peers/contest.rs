@@ -13,7 +13,7 @@ use crate::contestants::{Contestant, destination};
 use crate::lab::change::{Change, Version};
 use crate::lab::figures::median;
 use crate::lab::link::{Carried, Conditions, RAW};
-use crate::lab::machine::{Job, Machine, Direction};
+use crate::lab::machine::{Direction, Job, Machine};
 use crate::lab::memory::{Observer, Peaks};
 use crate::lab::verify::difference;
 
@@ -61,7 +61,12 @@ pub(crate) struct Contest<'a> {
 
 impl<'a> Contest<'a> {
     /// Makes a contest over `source`, which is in its old version.
-    pub(crate) fn new(machine: &'a Machine, direction: Direction, source: PathBuf, cut_after: u64) -> Contest<'a> {
+    pub(crate) fn new(
+        machine: &'a Machine,
+        direction: Direction,
+        source: PathBuf,
+        cut_after: u64,
+    ) -> Contest<'a> {
         Contest { machine, direction, source, cut_after, settled: HashSet::new() }
     }
 

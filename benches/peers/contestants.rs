@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::lab::figures::first_line;
-use crate::lab::machine::{HOST, Job, Machine, Service, Direction};
+use crate::lab::machine::{Direction, HOST, Job, Machine, Service};
 use crate::lab::world::program;
 
 /// The processes of a job.

@@ -40,7 +40,7 @@ use cases::{Case, Data};
 use contest::{Contest, Heat};
 use contestants::Contestant;
 use lab::link::Conditions;
-use lab::machine::{Machine, Direction};
+use lab::machine::{Direction, Machine};
 use lab::world::World;
 use lab::{figures, is_interrupted};
 use options::Options;

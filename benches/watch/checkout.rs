@@ -10,11 +10,11 @@ use serde_json::Value;
 
 use crate::lab::change::{Change, Version};
 use crate::lab::figures::median;
-use crate::lab::machine::{HOST, Job, Machine, Direction};
+use crate::lab::machine::{Direction, HOST, Job, Machine};
 use crate::lab::verify::difference;
 use crate::saves::{self, Session};
 use crate::table::{Fact, Row};
-use crate::watchers::{TIMEOUT, Running, Watcher};
+use crate::watchers::{Running, TIMEOUT, Watcher};
 
 /// The peer of ksync: rsync, called once after the checkout.
 pub(crate) static RSYNC: Watcher =

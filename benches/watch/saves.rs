@@ -14,7 +14,7 @@ use crate::data::Rng;
 use crate::lab::machine::{Job, Machine};
 use crate::lab::verify::difference;
 use crate::table::Row;
-use crate::watchers::{TIMEOUT, Running, Watcher};
+use crate::watchers::{Running, TIMEOUT, Watcher};
 
 /// Shortest pause between two saves in milliseconds; the longest is twice as long. The pause
 /// varies, so that no program's timer is always hit at the same phase.

@@ -10,7 +10,7 @@ use walkdir::WalkDir;
 
 use crate::data::{noise, text::Author, tree, write_mixed};
 use crate::lab::link::{LINKS, RAW};
-use crate::lab::machine::{Job, Machine, Direction};
+use crate::lab::machine::{Direction, Job, Machine};
 use crate::options::Options;
 use crate::saves::{self, Save, Session};
 use crate::table::{Fact, Heat, Row};
@@ -65,15 +65,30 @@ const fn subject(
 pub(crate) const SUBJECTS: &[Subject] = &[
     subject("save", (Data::Small, Happens::Save), ("raw", Direction::Up), "one line saved, 300 files"),
     subject("save-l100", (Data::Small, Happens::Save), ("l100", Direction::Up), "one line saved, 300 files"),
-    subject("pull", (Data::Small, Happens::Save), ("raw", Direction::Down), "one line saved there, 300 files"),
+    subject(
+        "pull",
+        (Data::Small, Happens::Save),
+        ("raw", Direction::Down),
+        "one line saved there, 300 files",
+    ),
     subject(
         "pull-l100",
         (Data::Small, Happens::Save),
         ("l100", Direction::Down),
         "one line saved there, 300 files",
     ),
-    subject("edit-100m", (Data::Large, Happens::Edit), ("raw", Direction::Up), "ten bytes changed amid 100 MB"),
-    subject("append-100m", (Data::Large, Happens::Append), ("raw", Direction::Up), "one line appended to 100 MB"),
+    subject(
+        "edit-100m",
+        (Data::Large, Happens::Edit),
+        ("raw", Direction::Up),
+        "ten bytes changed amid 100 MB",
+    ),
+    subject(
+        "append-100m",
+        (Data::Large, Happens::Append),
+        ("raw", Direction::Up),
+        "one line appended to 100 MB",
+    ),
     subject("save-tree", (Data::Tree, Happens::Save), ("raw", Direction::Up), "one line saved, 80,000 files"),
     subject(
         "pull-tree",
@@ -82,8 +97,18 @@ pub(crate) const SUBJECTS: &[Subject] = &[
         "one line saved there, 80,000 files",
     ),
     subject("idle", (Data::Tree, Happens::Nothing), ("raw", Direction::Up), "80,000 files, watched here"),
-    subject("idle-pull", (Data::Tree, Happens::Nothing), ("raw", Direction::Down), "80,000 files, watched there"),
-    subject("checkout", (Data::Tree, Happens::Checkout), ("raw", Direction::Up), "git checkout, 80,000 files"),
+    subject(
+        "idle-pull",
+        (Data::Tree, Happens::Nothing),
+        ("raw", Direction::Down),
+        "80,000 files, watched there",
+    ),
+    subject(
+        "checkout",
+        (Data::Tree, Happens::Checkout),
+        ("raw", Direction::Up),
+        "git checkout, 80,000 files",
+    ),
 ];
 
 /// The trees of a watcher. All watchers share one large tree and work one after the other, because
@@ -272,7 +297,8 @@ fn nothing(
     heat: &mut Heat,
 ) {
     let Some(&ksync) = watchers.iter().find(|watcher| watcher.is_ksync()) else { return };
-    let job = Job { machine, direction: subject.direction, source: &trees.source, destination: &trees.destination };
+    let job =
+        Job { machine, direction: subject.direction, source: &trees.source, destination: &trees.destination };
     let mut rows = vec![Row::of(ksync)];
     match Session::begin(ksync, job) {
         Ok(session) => {

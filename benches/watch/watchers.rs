@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::lab::figures::first_line;
-use crate::lab::machine::{HOST, Job, Machine, Service, Direction};
+use crate::lab::machine::{Direction, HOST, Job, Machine, Service};
 use crate::lab::memory::end_group;
 use crate::lab::world::program;
 

@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ksync::disk::expand_home;
 use ksync::disk::baseline::Baseline;
+use ksync::disk::expand_home;
 use ksync::disk::secret::secret_of;
-use ksync::engine::{Config, RunError, Receiver, Sender, Summary};
+use ksync::engine::{Config, Receiver, RunError, Sender, Summary};
 use ksync::exchange::lanes::Lane;
 use ksync::exchange::rounds::{self, WatchedSource};
 use ksync::exchange::{Incoming, Link, Receiving, Sending, Timeouts, run_over};

@@ -344,7 +344,13 @@ mod tests {
         let (mut packer, mut unpacker) = (Packer::new(true), Unpacker::new());
         let content = [noise(100_000), b"some text, and some more ".repeat(8000)].concat();
         let mut tried = 0;
-        let levels = [CompressionLevel::Quick, CompressionLevel::Thorough, CompressionLevel::Thorough, CompressionLevel::Usual, CompressionLevel::Quick];
+        let levels = [
+            CompressionLevel::Quick,
+            CompressionLevel::Thorough,
+            CompressionLevel::Thorough,
+            CompressionLevel::Usual,
+            CompressionLevel::Quick,
+        ];
         for (round, level) in levels.into_iter().cycle().take(40).enumerate() {
             packer.set_level(level);
             assert_eq!(packer.level(), level);

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::content::blocks::{BlockSize, Content};
-use crate::content::shift_map::ShiftMap;
 use crate::content::hash::Hash;
+use crate::content::shift_map::ShiftMap;
 
 /// Shortest content, in bytes, of which samples are taken.
 pub const SAMPLED_BYTES_MIN: u64 = 32 << 20;
@@ -56,7 +56,12 @@ impl Samples {
     ///
     /// # Errors
     /// Errors of reading the older version.
-    pub fn shift_map(&self, size: u64, basis_length: u64, basis: &dyn Content) -> io::Result<Option<ShiftMap>> {
+    pub fn shift_map(
+        &self,
+        size: u64,
+        basis_length: u64,
+        basis: &dyn Content,
+    ) -> io::Result<Option<ShiftMap>> {
         if !self.is_complete() {
             return Ok(None);
         }

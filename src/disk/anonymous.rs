@@ -102,7 +102,7 @@ impl Root {
         use rustix::fs::{AtFlags, linkat};
         use rustix::io::Errno;
 
-        use crate::disk::error::{During, DiskErrorKind};
+        use crate::disk::error::{DiskErrorKind, During};
 
         let location = self.locate(path).during("make", path.as_bytes())?;
         match linkat(file, c"", &location, location.name, AtFlags::EMPTY_PATH) {

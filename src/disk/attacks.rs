@@ -284,7 +284,8 @@ fn names_are_bytes() {
         for name in [&b"\xff\xfe"[..], b"a\nb", b"-x", b"$(touch p)", &[b'n'; 255]] {
             write(&fixture.root, &path(name)).unwrap();
         }
-        let names: Vec<_> = whole(&fixture.root).manifest.entries().map(|entry| entry.path.to_path()).collect();
+        let names: Vec<_> =
+            whole(&fixture.root).manifest.entries().map(|entry| entry.path.to_path()).collect();
         assert_eq!(names, [&b"$(touch p)"[..], b"-x", b"a\nb", &[b'n'; 255], b"\xff\xfe"].map(path));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, fchmod, fstat, futimens, unlinkat};
 
-use crate::disk::error::{DiskError, During, DiskErrorKind};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::{Root, check_unchanged, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
 use crate::disk::state::GONE;

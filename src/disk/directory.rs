@@ -9,7 +9,7 @@ use rustix::fs::{Mode, fchmod, fchown, fstat, futimens, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use crate::disk::error::{DiskError, During, DiskErrorKind};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::{DIRECTORY, Location, Root, stat_in, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
 use crate::disk::state::DIRECTORY_MADE;
@@ -142,7 +142,9 @@ impl Root {
 /// The inode at `location`.
 fn inode_in(location: &Location<'_>, path: &TreePath) -> Result<Inode, DiskError> {
     let stat = stat_in(location, path)?;
-    stat.as_ref().map(Inode::from).ok_or_else(|| DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict))
+    stat.as_ref()
+        .map(Inode::from)
+        .ok_or_else(|| DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict))
 }
 
 /// Opens an existing directory, and makes it writable for this user. The superuser can write
@@ -152,7 +154,8 @@ fn open_for_filling(
     path: &TreePath,
     is_anothers: bool,
 ) -> Result<OpenedDirectory, DiskError> {
-    let descriptor = openat(location, location.name, DIRECTORY, Mode::empty()).during(VERB, path.as_bytes())?;
+    let descriptor =
+        openat(location, location.name, DIRECTORY, Mode::empty()).during(VERB, path.as_bytes())?;
     let stat = stat_of(&descriptor, path)?;
     if stat.mode & FILLING_BITS != FILLING_BITS && !is_anothers {
         fchmod(&descriptor, mode_bits(stat.mode | FILLING_BITS)).during(VERB, path.as_bytes())?;

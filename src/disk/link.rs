@@ -103,7 +103,8 @@ mod tests {
     #[test]
     fn a_link_replaces_only_the_entry_that_was_seen() {
         let fixture = Fixture::new();
-        let make = |seen: Option<&Identity>| fixture.root.make_symlink(&path("f"), b"to/there", time(7), seen);
+        let make =
+            |seen: Option<&Identity>| fixture.root.make_symlink(&path("f"), b"to/there", time(7), seen);
         fs::write(fixture.at("f"), "old").unwrap();
         assert!(make(None).unwrap_err().is_conflict());
         make(seen(&fixture).as_ref()).unwrap();

@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use crate::disk::error::{DiskError, During, DiskErrorKind};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::{DIRECTORY, Root};
 use crate::disk::stat::{FileKind, Stat};
 use crate::disk::state::{StateDir, in_state};

@@ -9,23 +9,22 @@
 //! be on the disk yet (`unconfirmed`). The baseline, which one run leaves for the next, lies
 //! outside of every tree: see [`baseline`].
 
+mod anonymous;
+pub mod baseline;
 mod boundaries;
+pub mod bounded_scan;
 mod change;
 mod closing;
 pub mod directory;
+mod directory_stack;
 pub mod error;
-pub mod bounded_scan;
 pub mod holes;
 mod homes;
 pub mod identities;
-mod directory_stack;
 mod link;
 mod lock;
 mod marker;
-pub mod baseline;
 mod mount;
-mod anonymous;
-mod tree_id;
 mod protected;
 mod resolve;
 pub mod root;
@@ -38,6 +37,7 @@ pub mod stage;
 pub mod stat;
 mod state;
 mod swap;
+mod tree_id;
 mod unconfirmed;
 mod writeback;
 

@@ -11,11 +11,11 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, getegid, geteuid};
 
+use crate::disk::anonymous::AnonymousFiles;
 use crate::disk::boundaries::Boundaries;
 use crate::disk::directory::Inode;
-use crate::disk::error::{DiskError, During, DiskErrorKind};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::lock::Held;
-use crate::disk::anonymous::AnonymousFiles;
 use crate::disk::resolve::{PASSAGE, Resolver};
 use crate::disk::set_id::Owner;
 use crate::disk::stat::{FileKind, Identity, Stat};
@@ -111,7 +111,8 @@ impl Root {
     fn of(descriptor: OwnedFd, path: &Path) -> Result<Self, DiskError> {
         let bytes = path.as_os_str().as_bytes();
         let stat = fstat(&descriptor).during("look at", bytes)?;
-        let stat = Stat::of(&stat).ok_or_else(|| DiskError::new("look at", bytes, DiskErrorKind::OutOfRange))?;
+        let stat =
+            Stat::of(&stat).ok_or_else(|| DiskError::new("look at", bytes, DiskErrorKind::OutOfRange))?;
         let resolver = Resolver::probe(descriptor.as_fd());
         let Identity { dev, ino, .. } = stat.identity;
         let is_foreign = stat.uid != geteuid().as_raw() || stat.gid != getegid().as_raw();
@@ -151,7 +152,8 @@ impl Root {
             if above.owner.is_some() {
                 let below = path.strip_prefix(above.path()).unwrap_or(path);
                 let below = TreePath::new(below.as_os_str().as_bytes());
-                let below = below.map_err(|error| DiskError::new("make", bytes, DiskErrorKind::Path(error)))?;
+                let below =
+                    below.map_err(|error| DiskError::new("make", bytes, DiskErrorKind::Path(error)))?;
                 return above.create_below(&below, path);
             }
         }
@@ -365,7 +367,11 @@ pub(crate) fn check_unchanged(
     seen: Option<&Identity>,
 ) -> Result<(), DiskError> {
     let now = stat_in(location, path)?.map(|stat| stat.identity);
-    if now.as_ref() == seen { Ok(()) } else { Err(DiskError::new(verb, path.as_bytes(), DiskErrorKind::Conflict)) }
+    if now.as_ref() == seen {
+        Ok(())
+    } else {
+        Err(DiskError::new(verb, path.as_bytes(), DiskErrorKind::Conflict))
+    }
 }
 
 #[cfg(test)]

@@ -12,10 +12,10 @@ use rustix::io::Errno;
 
 use crate::content::hash::{Hash, Hasher};
 use crate::disk::boundaries::is_mount_root;
-use crate::disk::error::{DiskError, During, DiskErrorKind};
+use crate::disk::directory_stack::{DirectoryStack, Level, Name, names};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::holes::{HOLE_BYTES_MIN, SparseFile};
 use crate::disk::identities::Identities;
-use crate::disk::directory_stack::{Level, DirectoryStack, Name, names};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::set_id::{Owner, mode_for};
 use crate::disk::spelling::inode_of;
@@ -26,8 +26,8 @@ use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::filter::{Filter, IGNORE_BYTES_MAX, IGNORE_FILE, IgnoreFile};
 use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::path::{PathError, TreePath};
-use crate::tree::subtrees::{Coverage, SubtreeSet};
 use crate::tree::spelling::{self, Variant};
+use crate::tree::subtrees::{Coverage, SubtreeSet};
 
 /// Entries between two progress reports.
 const REPORT_ENTRIES: usize = 1024;
@@ -249,7 +249,9 @@ impl Scanner<'_> {
                 self.scanned.skipped.state += 1;
                 return Ok(None);
             }
-            Err(error) => return Err(DiskError::new("name", &level.shown(bytes), DiskErrorKind::Path(error))),
+            Err(error) => {
+                return Err(DiskError::new("name", &level.shown(bytes), DiskErrorKind::Path(error)));
+            }
         };
         if name.kind.is_some_and(|kind| self.leaves_out(&path, kind)) {
             return Ok(None);
@@ -269,8 +271,8 @@ impl Scanner<'_> {
             }
             result => result.during("look at", path.as_bytes())?,
         };
-        let stat =
-            Stat::of(&stat).ok_or_else(|| DiskError::new("take in", path.as_bytes(), DiskErrorKind::OutOfRange))?;
+        let stat = Stat::of(&stat)
+            .ok_or_else(|| DiskError::new("take in", path.as_bytes(), DiskErrorKind::OutOfRange))?;
         if name.kind.is_none() && self.leaves_out(&path, stat.kind()) {
             return Ok(None);
         }

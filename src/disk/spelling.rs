@@ -10,8 +10,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 
 use crate::disk::directory::Inode;
-use crate::disk::error::{DiskError, During, DiskErrorKind};
 use crate::disk::directory_stack::names;
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::{DIRECTORY, Root};
 use crate::disk::stat::Stat;
 use crate::disk::state::{PART, StateDir, in_state};
@@ -97,7 +97,8 @@ impl Root {
     pub fn respell(&self, path: &TreePath, old: &[u8]) -> Result<(), DiskError> {
         let location = self.locate(path).during(VERB, path.as_bytes())?;
         let conflict = || DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict);
-        let is_one = inode_of(&location, old).is_some_and(|inode| inode_of(&location, location.name) == Some(inode));
+        let is_one =
+            inode_of(&location, old).is_some_and(|inode| inode_of(&location, location.name) == Some(inode));
         if !is_one {
             return Err(conflict());
         }

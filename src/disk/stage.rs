@@ -646,7 +646,11 @@ mod tests {
             let error = finish(&fixture, staging, before.as_ref()).unwrap_err();
             assert!(error.is_conflict(), "{name}: {error}");
             assert_ne!(fs::read(fixture.at("f")).unwrap_or_default(), b"ours", "{name}");
-            assert_eq!(Staging::open(&fixture.root, &path("f")).unwrap().1, 4, "{name}: what is staged stays");
+            assert_eq!(
+                Staging::open(&fixture.root, &path("f")).unwrap().1,
+                4,
+                "{name}: what is staged stays"
+            );
         }
     }
 

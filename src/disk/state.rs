@@ -12,7 +12,7 @@ use crate::content::hash::Hash;
 use crate::content::hex::to_hex;
 use crate::disk::boundaries::is_keyed;
 use crate::disk::closing::CloseErrors;
-use crate::disk::error::{DiskError, During, DiskErrorKind};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::{DIRECTORY, Root};
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::swap::{Ready, rename_into};
@@ -326,7 +326,10 @@ mod tests {
         let fixture = Fixture::new();
         fs::create_dir(fixture.at(".ksync")).unwrap();
         if chown(fixture.at(".ksync"), Some(65534), None).is_ok() {
-            assert!(matches!(StateDir::create(&fixture.root).err().unwrap().reason(), DiskErrorKind::NotOurs));
+            assert!(matches!(
+                StateDir::create(&fixture.root).err().unwrap().reason(),
+                DiskErrorKind::NotOurs
+            ));
         }
     }
 

@@ -21,7 +21,7 @@ use std::os::fd::AsFd;
 use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
 
-use crate::disk::error::{DiskError, During, DiskErrorKind};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::{Location, check_unchanged};
 use crate::disk::stat::{Identity, Stat};
 use crate::tree::path::TreePath;
@@ -222,7 +222,8 @@ mod tests {
                 let (mut staging, _) = Staging::open(&fixture.root, &path("d/f")).unwrap();
                 staging.keep(0).unwrap();
                 staging.append(format!("ours over {text} {round}").as_bytes()).unwrap();
-                match staging.finish(&fixture.root, &metadata(), Some(&seen.identity), Durability::Eventually) {
+                match staging.finish(&fixture.root, &metadata(), Some(&seen.identity), Durability::Eventually)
+                {
                     Ok(()) => replaced += 1,
                     Err(error) => {
                         assert!(error.is_conflict(), "{error}");

@@ -30,9 +30,9 @@ mod window;
 pub use receiver::Receiver;
 pub use sender::Sender;
 pub use work::{
-    Changed, CopiedFile, Destination, WorkError, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile,
+    Advertised, Changed, CopiedFile, Destination, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile,
     ReadOrder, Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step,
-    Advertised, Work,
+    Work, WorkError,
 };
 
 use crate::monitor::{Braked, Event, Problem, ProblemKind};

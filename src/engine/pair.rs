@@ -1,26 +1,26 @@
 //! Two machines in a jar: both engines, two trees in memory, and a scheduler. From a seed, the
 //! scheduler picks the order in which messages arrive and works end.
 
+mod baseline;
 mod basis;
 mod brake;
-mod properties;
+mod byzantine;
 mod content;
 mod cuts;
 mod disk;
 mod doubts;
-mod byzantine;
-mod baseline;
 mod fuzz;
 mod incremental;
+mod properties;
 mod room;
 mod spelling;
 mod tree;
 
 use std::collections::VecDeque;
 
-use self::disk::{SenderDisk, ReceiverDisk};
+use self::disk::{ReceiverDisk, SenderDisk};
 use self::tree::Rng;
-use crate::engine::{Config, Engine, RunError, Input, Output, Receiver, Sender, SmallContent, Summary, Work};
+use crate::engine::{Config, Engine, Input, Output, Receiver, RunError, Sender, SmallContent, Summary, Work};
 use crate::monitor::Event;
 use crate::wire::hello::Options;
 use crate::wire::message::{Body, Message, Op};

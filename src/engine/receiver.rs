@@ -27,8 +27,8 @@ use serde_bytes::ByteBuf;
 use crate::engine::need::Need;
 use crate::engine::plan::{Fetch, Plan};
 use crate::engine::window::Window;
-use crate::engine::work::{WorkError, Opened, Outcome, Step, Work};
-use crate::engine::{Config, Outbox, Engine, Input, Output};
+use crate::engine::work::{Opened, Outcome, Step, Work, WorkError};
+use crate::engine::{Config, Engine, Input, Outbox, Output};
 use crate::monitor::Event;
 use crate::tree::compare::below;
 use crate::tree::entry::{EntryRef, Time};
@@ -36,9 +36,9 @@ use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::path_ref::PathRef;
-use crate::tree::tree_id::Pair;
-use crate::tree::subtrees::Subtree;
 use crate::tree::spelling::Spelling;
+use crate::tree::subtrees::Subtree;
+use crate::tree::tree_id::Pair;
 use crate::wire::message::{AbortKind, Holes, Message, Subject, Tally, Want};
 use content::{Ask, HELD_BYTES_MAX, Sink};
 use offer::Offer;
@@ -185,7 +185,9 @@ impl Receiver {
             Message::Offered { complete } if self.subject.is_some() && self.offered.is_none() => {
                 self.offered_all(complete);
             }
-            Message::Baseline { digest } if self.subject.is_some() && self.offered.is_none() => self.baseline(digest),
+            Message::Baseline { digest } if self.subject.is_some() && self.offered.is_none() => {
+                self.baseline(digest)
+            }
             Message::Changes(change) if self.offered.is_none() => self.changes(&change),
             Message::Changed { complete, digest } if self.offered.is_none() => self.changed(complete, digest),
             Message::Files(files) => self.files(files),

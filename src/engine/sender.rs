@@ -15,10 +15,10 @@ use serde_bytes::ByteBuf;
 use crate::content::chunk::Chunk;
 use crate::content::delta::signature_bytes;
 use crate::engine::work::{
-    Changed, WorkError, Found, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
-    SourceNext, SourceStep, Work,
+    Changed, Found, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext,
+    SourceStep, Work, WorkError,
 };
-use crate::engine::{Config, Outbox, Engine, Input, Output};
+use crate::engine::{Config, Engine, Input, Outbox, Output};
 use crate::monitor::Event;
 use crate::tree::entry::Kind;
 use crate::tree::filter::IgnoreFile;
@@ -26,8 +26,8 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path_ref::PathRef;
 use crate::tree::subtrees::Subtree;
 use crate::wire::message::{
-    AbortKind, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, Holes, LIST_MAX, Message, BasisReport, Op, SMALL_BYTES_MAX,
-    SMALL_BASIS_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
+    AbortKind, BasisReport, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, Holes, LIST_MAX, Message, Op,
+    SMALL_BASIS_BYTES_MAX, SMALL_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
 };
 
 /// Longest file that is sent whole although the receiver has a basis: a signature costs a round
@@ -561,7 +561,9 @@ impl Sender {
                 Some(basis) => {
                     self.small_basis_bytes -= size;
                     let worth = if in_bulk { DELTA_BYTES_MIN } else { WHOLE_BYTES_MAX + 1 };
-                    size >= worth && (1..=SMALL_BASIS_BYTES_MAX).contains(&basis.length) && want.staged.is_none()
+                    size >= worth
+                        && (1..=SMALL_BASIS_BYTES_MAX).contains(&basis.length)
+                        && want.staged.is_none()
                 }
                 None => false,
             };

@@ -13,10 +13,10 @@ use crate::tree::filter::IgnoreFile;
 use crate::tree::kept::Kept;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::tree_id::{Pair, TreeId};
 use crate::tree::record::Record;
-use crate::tree::subtrees::SubtreeSet;
 use crate::tree::spelling::{Answers, Questions, Spelling};
+use crate::tree::subtrees::SubtreeSet;
+use crate::tree::tree_id::{Pair, TreeId};
 use crate::wire::hello::History;
 use crate::wire::message::{AbortKind, Holes, Op, Stretch, Subject, Want, Window};
 

@@ -36,7 +36,12 @@ impl<W: Write> AdaptiveWriter<W> {
         let below = Rc::new(Cell::new(Duration::ZERO));
         let timed = Timed { writer, spent: Rc::clone(&below) };
         let gathered = Gathered { writer: timed, bytes: Vec::new() };
-        Self { frames: FrameWriter::new(gathered, compress), below, timings: Timings::default(), had_deltas: false }
+        Self {
+            frames: FrameWriter::new(gathered, compress),
+            below,
+            timings: Timings::default(),
+            had_deltas: false,
+        }
     }
 
     /// Writes as [`FrameWriter::write`] does. Deltas of small files are few bytes, of which
@@ -183,7 +188,9 @@ mod tests {
                 assert_eq!(timings(0, packing, writing).next(now), next, "{packing} {writing} {now:?}");
             }
         }
-        assert!(timings(SLOW_BYTES, 1, 1000).is_due(Usual) && !timings(SLOW_BYTES - 1, 1, 1000).is_due(Usual));
+        assert!(
+            timings(SLOW_BYTES, 1, 1000).is_due(Usual) && !timings(SLOW_BYTES - 1, 1, 1000).is_due(Usual)
+        );
         assert!(!timings(SLOW_BYTES, 1000, 1).is_due(Usual) && timings(FAST_BYTES, 1000, 1).is_due(Usual));
         assert!(!timings(SLOW_BYTES, 1, 1000).is_due(Thorough), "there is nothing beyond");
         assert!(timings(SLOW_BYTES, 1000, 1).is_due(Thorough), "a fast stream has not time for that much");

@@ -20,7 +20,7 @@ pub(super) struct BasisFile {
 
 impl BasisFile {
     pub(super) fn new(file: File, shift_map: ShiftMap) -> Self {
-        Self { file: SparseFile::of(file, shift_map.basis()), shift_map }
+        Self { file: SparseFile::of(file, shift_map.basis_length()), shift_map }
     }
 
     /// The file itself, without the shift map.

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use crate::content::blocks::{BlockId, BlockSize};
 use crate::content::chunk::{Average, Chunk, ChunkId};
-use crate::content::delta::{NEW_BYTES_MAX, BASIS_BYTES_MAX};
+use crate::content::delta::{BASIS_BYTES_MAX, NEW_BYTES_MAX};
 use crate::content::shift_map::ShiftMap;
 use crate::wire::message::{Blocks, Stretch, Window};
 
@@ -85,7 +85,9 @@ pub(super) fn aligned(
         push(
             &mut segments,
             match shift_map.piece(offset) {
-                (Some(place), reach) if is_there && length <= reach => Segment::Basis { offset: place, length },
+                (Some(place), reach) if is_there && length <= reach => {
+                    Segment::Basis { offset: place, length }
+                }
                 _ => Segment::New { offset, length },
             },
         );
@@ -124,7 +126,8 @@ pub(super) fn shifted(
     // A block at `offset` in the basis would be at `offset + size - basis.length` in the new
     // content. It must lie within the segment there, and after the part of the basis that is found
     // already.
-    let after = basis_range(segments, segment, basis.length).start.max((start + basis.length).saturating_sub(size));
+    let after =
+        basis_range(segments, segment, basis.length).start.max((start + basis.length).saturating_sub(size));
     let blocks = after.div_ceil(block.bytes())..basis.ids.len() as u64;
     (blocks.end.saturating_sub(blocks.start) * block.bytes() > CUT_BYTES_MIN).then_some(Shifted {
         blocks,
@@ -354,7 +357,10 @@ mod tests {
         let there = Blocks { length: 5 * BLOCK, ids: ids("abcde") };
         let same = ShiftMap::same(there.length);
         let found = aligned(4 * BLOCK + 7, block, &ids("axcdz"), &there, same);
-        assert_eq!(found, [basis(0, BLOCK), new(BLOCK, BLOCK), basis(2 * BLOCK, 2 * BLOCK), new(4 * BLOCK, 7)]);
+        assert_eq!(
+            found,
+            [basis(0, BLOCK), new(BLOCK, BLOCK), basis(2 * BLOCK, 2 * BLOCK), new(4 * BLOCK, 7)]
+        );
         assert_eq!(aligned(2 * BLOCK, block, &ids("ba"), &there, same), [new(0, 2 * BLOCK)]);
     }
 
@@ -419,7 +425,10 @@ mod tests {
     #[test]
     fn appended_or_short_ranges_are_not_cut() {
         assert_eq!(to_cut(&[basis(0, 10 * MIB), new(10 * MIB, 50 * MIB)], 0, 10 * MIB), None);
-        assert_eq!(to_cut(&[basis(0, 10 * MIB), new(10 * MIB, MIB), basis(11 * MIB, MIB)], 0, 12 * MIB), None);
+        assert_eq!(
+            to_cut(&[basis(0, 10 * MIB), new(10 * MIB, MIB), basis(11 * MIB, MIB)], 0, 12 * MIB),
+            None
+        );
         assert_eq!(to_cut(&[new(0, MIB)], 0, 100 * MIB), None);
     }
 

@@ -27,10 +27,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::exchange::mailbox::Mailbox;
 use crate::exchange::lanes::Lane;
-use crate::exchange::send_queue::SendQueue;
+use crate::exchange::mailbox::Mailbox;
 use crate::exchange::run::Carried;
+use crate::exchange::send_queue::SendQueue;
 use crate::wire::message::AbortKind;
 
 /// Most time between two writes. A heartbeat costs about 60 bytes. It replaces SSH's keepalive,

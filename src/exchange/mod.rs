@@ -6,20 +6,20 @@
 //! the two engines. Where a tree is watched, exchanges follow each other on one [`Link`]: see
 //! [`rounds`].
 
-mod prehash;
-mod pre_copy;
-mod pre_copies;
-mod prefetch;
-mod mailbox;
-pub mod lanes;
-mod delta_plan;
-mod liveness;
-mod basis;
-mod send_queue;
 mod adaptive_level;
+mod basis;
+mod delta_plan;
+pub mod lanes;
+mod liveness;
+mod mailbox;
+mod pre_copies;
+mod pre_copy;
+mod prefetch;
+mod prehash;
 mod receiving;
 pub mod rounds;
 mod run;
+mod send_queue;
 mod sending;
 mod sink;
 mod source;
@@ -31,10 +31,10 @@ pub use sending::Sending;
 
 use std::time::{Duration, Instant};
 
-use crate::disk::error::DiskError;
 use crate::disk::baseline::Baseline;
+use crate::disk::error::DiskError;
 use crate::disk::scan::{ScanOptions, Subject};
-use crate::engine::{WorkError, Outcome};
+use crate::engine::{Outcome, WorkError};
 use crate::monitor::ProblemKind;
 use crate::tree::entry::Entry;
 use crate::tree::filter::IgnoreFile;

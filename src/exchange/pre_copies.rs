@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use crate::content::shift_map::ShiftMap;
 use crate::content::hash::Hash;
-use crate::exchange::pre_copy::{PreCopyParts, PreCopy};
+use crate::content::shift_map::ShiftMap;
+use crate::exchange::pre_copy::{PreCopy, PreCopyParts};
 use crate::wire::message::BasisReport;
 
 /// Most pre-copies at a time, and most that are made in vain.
@@ -51,7 +51,11 @@ impl InThread {
 impl PreCopies {
     /// Makes and keeps the pre-copy of a file, if a slot is free. Returns the basis report, and the
     /// hash of the advertised shape if the sender may answer that the file is the same.
-    pub(super) fn make(&self, id: u32, parts: impl FnOnce() -> Option<PreCopyParts>) -> Option<(BasisReport, Option<Hash>)> {
+    pub(super) fn make(
+        &self,
+        id: u32,
+        parts: impl FnOnce() -> Option<PreCopyParts>,
+    ) -> Option<(BasisReport, Option<Hash>)> {
         if !self.promise(id) {
             return None;
         }
@@ -160,7 +164,11 @@ mod tests {
         fs::write(folder.join("old"), vec![7; SIZE]).unwrap();
         let root = Root::open(folder).unwrap();
         let (staging, _) = Staging::open(&root, &TreePath::new(&b"new"[..]).unwrap()).unwrap();
-        PreCopyParts { basis: File::open(folder.join("old")).unwrap(), shift_map: ShiftMap::same(SIZE as u64), staging }
+        PreCopyParts {
+            basis: File::open(folder.join("old")).unwrap(),
+            shift_map: ShiftMap::same(SIZE as u64),
+            staging,
+        }
     }
 
     fn has_staged(folder: &Path) -> bool {

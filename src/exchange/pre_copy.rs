@@ -21,14 +21,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::content::blocks::{BlockSize, Content, Finding, Nodes, Outline, block_id};
-use crate::content::shift_map::ShiftMap;
 use crate::content::hash::Hash;
+use crate::content::shift_map::ShiftMap;
 use crate::disk::error::During;
 use crate::disk::holes::{HOLE_BYTES_MIN, SparseFile};
 use crate::disk::stage::Staging;
 use crate::exchange::basis::BasisFile;
 use crate::exchange::sink::{SinkError, apply_delta, basis_changed, wrong_hash};
-use crate::wire::message::{Blocks, BasisReport, Op};
+use crate::wire::message::{BasisReport, Blocks, Op};
 
 /// Bytes copied at a time where a patch comes from elsewhere in the basis.
 const COPY_BYTES: u64 = 1 << 20;
@@ -99,8 +99,20 @@ impl PreCopy {
         match finding.finish().filter(|_| copied) {
             Some(nodes) => {
                 // The removed range may be needed, so the whole basis is advertised.
-                let advertised_shift_map = if shift_map.without().is_some() { ShiftMap::same(shift_map.basis_length()) } else { shift_map };
-                Some(Self { staging, shift_map, advertised_shift_map, block, nodes, made_bytes: 0, patched: Vec::new() })
+                let advertised_shift_map = if shift_map.without().is_some() {
+                    ShiftMap::same(shift_map.basis_length())
+                } else {
+                    shift_map
+                };
+                Some(Self {
+                    staging,
+                    shift_map,
+                    advertised_shift_map,
+                    block,
+                    nodes,
+                    made_bytes: 0,
+                    patched: Vec::new(),
+                })
             }
             None => {
                 // The disk may be full: the content may still find room in another way.
@@ -371,7 +383,8 @@ mod tests {
         let shift_map = ShiftMap::new(SIZE as u64, size, split).unwrap();
         let (pre_copy, _) = pre_copy_as(folder.path(), &basis_content, shift_map);
         let mut pre_copy = pre_copy.advertised_unchanged();
-        let basis = BasisFile::new(File::open(folder.path().join("old")).unwrap(), pre_copy.advertised_shift_map());
+        let basis =
+            BasisFile::new(File::open(folder.path().join("old")).unwrap(), pre_copy.advertised_shift_map());
         let copy = |offset, length| Op::Copy { offset, length };
         // The inserted range is missing, and the bytes after it are in place only from the split
         // on.
@@ -394,7 +407,10 @@ mod tests {
         let (mut pre_copy, basis) = pre_copy_as(folder.path(), &basis_content, shift_map);
         let block = BlockSize::for_size(new.len() as u64);
         let ids = crate::content::blocks::outline_of(&basis_content, block).ids;
-        assert_eq!(pre_copy.report().unwrap(), (BasisReport::Blocks(Blocks { length: SIZE as u64, ids }), None));
+        assert_eq!(
+            pre_copy.report().unwrap(),
+            (BasisReport::Blocks(Blocks { length: SIZE as u64, ids }), None)
+        );
         pre_copy.apply(Op::Copy { offset: 0, length: SIZE as u64 }, Some(&basis)).unwrap();
         pre_copy.apply(Op::Data(ByteBuf::from(appended)), Some(&basis)).unwrap();
         let staging = pre_copy.finish(Hash::of(&new)).unwrap();
@@ -414,7 +430,10 @@ mod tests {
         let block = BlockSize::for_size(size);
         let ids = crate::content::blocks::outline_of(&range_removed, block).ids;
         let blocks = Blocks { length: SIZE as u64, ids };
-        assert_eq!(pre_copy.report().unwrap(), (BasisReport::RangeRemoved { blocks, split: split as u64 }, None));
+        assert_eq!(
+            pre_copy.report().unwrap(),
+            (BasisReport::RangeRemoved { blocks, split: split as u64 }, None)
+        );
         // Windows refer to the unchanged basis.
         let window = Window { offset: split as u64 + 5, length: 1000 };
         assert!(basis.window(window).unwrap() == basis_content[split + 5..split + 1005]);

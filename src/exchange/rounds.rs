@@ -14,18 +14,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::disk::error::DiskError;
 use crate::disk::baseline::Baseline;
+use crate::disk::error::DiskError;
 use crate::disk::root::{Pin, Root};
-use crate::engine::{Config, RunError, Receiver, Sender, Summary};
+use crate::engine::{Config, Receiver, RunError, Sender, Summary};
 use crate::exchange::mailbox::Idle;
 use crate::exchange::run::Link;
 use crate::exchange::{Receiving, Sending, chain};
 use crate::monitor::{Event, Monitor, ProblemKind};
 use crate::tree::filter::{Filter, IGNORE_FILE};
 use crate::tree::path::TreePath;
-use crate::tree::tree_id::Pair;
 use crate::tree::subtrees::SubtreeSet;
+use crate::tree::tree_id::Pair;
 use crate::watch::settle::Touched;
 use crate::watch::{self, Watch};
 use crate::wire::hello::{History, InSession, WatchOptions};
@@ -162,7 +162,9 @@ impl WatchedSource {
             let elapsed = begun.elapsed();
             self.look_again_at(&summary);
             done(Round { summary, is_full, begun, elapsed });
-            if let Some(cause) = self.watch.blindness().filter(|_| !std::mem::replace(&mut has_reported, true)) {
+            if let Some(cause) =
+                self.watch.blindness().filter(|_| !std::mem::replace(&mut has_reported, true))
+            {
                 tell(link, config, &monitor, Event::Polling { cause });
             }
             let next = match self.next(link, elapsed) {
@@ -238,8 +240,13 @@ impl WatchedSource {
                 let is_out = |path: &TreePath| {
                     filter.excludes_within(path, false) && filter.excludes_within(path, true)
                 };
-                let subtrees: Vec<_> = scope.subtrees().iter().filter(|(path, _)| !is_out(path)).cloned().collect();
-                if subtrees.is_empty() { Interest::Nothing } else { Interest::Subtrees(SubtreeSet::new(subtrees)) }
+                let subtrees: Vec<_> =
+                    scope.subtrees().iter().filter(|(path, _)| !is_out(path)).cloned().collect();
+                if subtrees.is_empty() {
+                    Interest::Nothing
+                } else {
+                    Interest::Subtrees(SubtreeSet::new(subtrees))
+                }
             }
         }
     }

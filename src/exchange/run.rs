@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::{Engine, RunError, Input, Outcome, Output, Summary, Traffic, Work};
+use crate::engine::{Engine, Input, Outcome, Output, RunError, Summary, Traffic, Work};
+use crate::exchange::adaptive_level::AdaptiveWriter;
 use crate::exchange::chain;
-use crate::exchange::mailbox::Mailbox;
 use crate::exchange::lanes::{JoinLanes, Lane, Merged};
 use crate::exchange::liveness::{Liveness, Timeouts};
+use crate::exchange::mailbox::Mailbox;
 use crate::exchange::send_queue::{SendQueue, Taken};
-use crate::exchange::adaptive_level::AdaptiveWriter;
 use crate::monitor::Monitor;
 use crate::wire::frame::{FrameError, FrameReader, Next};
 use crate::wire::hello::{self, Hello};
@@ -132,7 +132,8 @@ impl Link {
         let liveness = Liveness::new(incoming.timeouts, !expect_hello);
         let (reading, heard) = (Arc::clone(&mailbox), Arc::clone(&liveness));
         thread::spawn(move || guarded(&reading, || read_messages(incoming, expect_hello, &reading, &heard)));
-        let (writing, messages, beating) = (Arc::clone(&mailbox), Arc::clone(&send_queue), Arc::clone(&liveness));
+        let (writing, messages, beating) =
+            (Arc::clone(&mailbox), Arc::clone(&send_queue), Arc::clone(&liveness));
         thread::spawn(move || {
             let _leaving = WriterLeaves { mailbox: &writing, send_queue: &messages };
             guarded(&writing, || write_messages(writer, compress, &messages, &writing, &beating));
@@ -417,10 +418,17 @@ impl Drop for WriterLeaves<'_> {
     }
 }
 
-fn write_messages(writer: impl Write, compress: bool, messages: &SendQueue, mailbox: &Mailbox, liveness: &Liveness) {
+fn write_messages(
+    writer: impl Write,
+    compress: bool,
+    messages: &SendQueue,
+    mailbox: &Mailbox,
+    liveness: &Liveness,
+) {
     let mut frames = AdaptiveWriter::new(writer, compress);
-    let failed =
-        |error: io::Error| mailbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
+    let failed = |error: io::Error| {
+        mailbox.close(AbortKind::Connection, format!("writing to the connection: {error}"))
+    };
     let mut next = None;
     loop {
         let (message, follows) = match next.take() {

@@ -131,7 +131,8 @@ mod tests {
         assert!(!send_queue.put(Message::Rescan, false));
         assert!(matches!(send_queue.take(None), Taken::Message(_)));
         assert!(
-            matches!(send_queue.take(Some(Duration::from_secs(60))), Taken::End) && send_queue.try_take().is_none()
+            matches!(send_queue.take(Some(Duration::from_secs(60))), Taken::End)
+                && send_queue.try_take().is_none()
         );
     }
 }

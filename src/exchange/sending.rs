@@ -13,16 +13,16 @@ use crate::content::blocks::{BlockSize, Outline, outline_of};
 use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::Hash;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
+use crate::disk::baseline::Baseline;
 use crate::disk::holes::SparseFile;
 use crate::disk::identities::Identities;
-use crate::disk::baseline::Baseline;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, Look, ScanOptions, Skipped, Sparse, scan};
 use crate::disk::set_id::{Owner, mode_for};
 use crate::disk::stat::Identity;
 use crate::engine::{
-    self, Changed, WorkError, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
-    SourceNext, SourceStep, Work,
+    self, Changed, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext,
+    SourceStep, Work, WorkError,
 };
 use crate::exchange::prehash::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
 use crate::exchange::rounds::RoundContext;
@@ -36,9 +36,9 @@ use crate::tree::entry::{Kind, Time};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::tree_id::TreeId;
 use crate::tree::record;
 use crate::tree::subtrees::SubtreeSet;
+use crate::tree::tree_id::TreeId;
 use crate::watch::Watch;
 use crate::wire::hello::Options;
 use crate::wire::message::{
@@ -234,7 +234,8 @@ impl Sending {
         if found.baseline == Some(digest) {
             return (Some(Changed { changes: Vec::new(), ignores: false, digest }), false);
         }
-        let record = found.baseline.and_then(|digest| baseline.load().filter(|record| record.digest() == digest));
+        let record =
+            found.baseline.and_then(|digest| baseline.load().filter(|record| record.digest() == digest));
         let changed = record.and_then(|record| {
             let (known_ignores, entries) = record.into_parts();
             let changes = change::between(entries, manifest)?;
@@ -322,7 +323,8 @@ impl Sending {
             None
         } else {
             // At most `SMALL_BASIS_BYTES_MAX`.
-            let signature = Signature::check(&signed.signature, signed.basis_length as usize).map_err(peer)?;
+            let signature =
+                Signature::check(&signed.signature, signed.basis_length as usize).map_err(peer)?;
             signature.diff(&data).map_err(peer)?
         };
         Ok(ReadFile { content: delta.map_or(ReadContent::Whole(data), ReadContent::Delta), hash })
@@ -392,7 +394,8 @@ impl Sending {
         let path = listed.manifest.path(id).ok_or_else(out_of_turn)?;
         let identity = listed.identities.get(&listed.manifest, id).ok_or_else(out_of_turn)?;
         let path = found.single.as_ref().map_or_else(|| path.to_path(), |single| single.local.clone());
-        let (file, stat) = found.root.open_file(&path).map_err(|error| work_error(&error, ProblemKind::Unreadable))?;
+        let (file, stat) =
+            found.root.open_file(&path).map_err(|error| work_error(&error, ProblemKind::Unreadable))?;
         if stat.identity == identity { Ok((file, identity)) } else { Err(changed()) }
     }
 

@@ -8,14 +8,14 @@ use rustix::io::Errno;
 
 use crate::content::blocks::{BlockSize, Content, Nodes, outline};
 use crate::content::delta;
-use crate::content::shift_map::ShiftMap;
 use crate::content::hash::{Hash, Hasher};
+use crate::content::shift_map::ShiftMap;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::stage::Staging;
 use crate::disk::stat::Identity;
-use crate::exchange::pre_copy::PreCopy;
 use crate::exchange::basis::BasisFile;
+use crate::exchange::pre_copy::PreCopy;
 use crate::exchange::retry_while_busy;
 use crate::tree::path::TreePath;
 use crate::wire::message::{Blocks, Op, Window};

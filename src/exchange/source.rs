@@ -15,14 +15,14 @@ use serde_bytes::ByteBuf;
 use crate::content::blocks::{BlockId, BlockSize, Content, Outline, block_id, block_ids, outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta::Signature;
-use crate::content::shift_map::ShiftMap;
 use crate::content::hash::{Hash, Hasher};
+use crate::content::shift_map::ShiftMap;
 use crate::disk::holes::SparseFile;
 use crate::disk::stat::Identity;
 use crate::engine::SourceNext;
-use crate::exchange::delta_plan::{self, Segment, ToCut};
 use crate::exchange::basis::chunks_of;
-use crate::wire::message::{Blocks, CONTENT_BYTES_MAX, BasisReport, Op, WINDOWS_MAX, Want, Window};
+use crate::exchange::delta_plan::{self, Segment, ToCut};
+use crate::wire::message::{BasisReport, Blocks, CONTENT_BYTES_MAX, Op, WINDOWS_MAX, Want, Window};
 
 /// Bytes of gaps without success after which this file's delta is given up: searching costs 2 s for
 /// 100 MB, sending does not.
@@ -132,7 +132,8 @@ impl Source {
             _ => None,
         };
         let shift_map = range_removed.unwrap_or(ShiftMap::same(basis.length));
-        let mut segments = delta_plan::without_prefix(delta_plan::aligned(size, block, &ids, basis, shift_map), kept);
+        let mut segments =
+            delta_plan::without_prefix(delta_plan::aligned(size, block, &ids, basis, shift_map), kept);
         if range_removed.is_none()
             && let Some(shifted) = delta_plan::shifted(&segments, kept, size, block, basis)
             && let Some(found) = self.find_shifted(shifted.blocks.clone(), block, basis)?

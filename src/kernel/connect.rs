@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use crate::kernel::api::Api;
 use crate::kernel::bridge_image::BridgeImage;
+use crate::kernel::diagnose::{self, Diagnosis};
 use crate::kernel::error::{ApiError, ApiErrorKind};
 use crate::kernel::keys::{Key, KeyError};
-use crate::kernel::session_store::{StoredSession, SessionStore};
-use crate::kernel::diagnose::{self, Diagnosis};
 use crate::kernel::provision::{self, ProvisionError, Provisioned};
+use crate::kernel::session_store::{SessionStore, StoredSession};
 use crate::kernel::settings::Settings;
 use crate::kernel::types::Browser;
 use crate::tree::path::escape;

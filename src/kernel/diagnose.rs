@@ -123,7 +123,8 @@ mod tests {
             ),
         ] {
             let stdout = format!("noise\nKSYNC sshd {sshd}\nKSYNC bridge  {bridge}{answer}\n").into_bytes();
-            let diagnosis = read(&Executed { exit_code: 0, stdout, stderr: Vec::new(), duration: Duration::ZERO });
+            let diagnosis =
+                read(&Executed { exit_code: 0, stdout, stderr: Vec::new(), duration: Duration::ZERO });
             assert_eq!(diagnosis.to_string(), said);
             assert_eq!(diagnosis.is_well(), said == "sshd and its bridge run");
         }

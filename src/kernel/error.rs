@@ -171,12 +171,14 @@ impl ApiError {
             }
             Self::TimedOut { is_connecting: true, .. } => ApiErrorKind::ConnectTimeout,
             Self::TimedOut { .. } | Self::CommandTimedOut { .. } => ApiErrorKind::Timeout,
-            Self::Refused { call, status_error } => match (status_error.status, call.subject_of(status_error)) {
-                (401 | 403, _) => ApiErrorKind::NotAuthorised,
-                (404 | 410, Subject::Session) => ApiErrorKind::SessionGone,
-                (404 | 410, Subject::File) => ApiErrorKind::FileIo,
-                _ => ApiErrorKind::CouldNotStart,
-            },
+            Self::Refused { call, status_error } => {
+                match (status_error.status, call.subject_of(status_error)) {
+                    (401 | 403, _) => ApiErrorKind::NotAuthorised,
+                    (404 | 410, Subject::Session) => ApiErrorKind::SessionGone,
+                    (404 | 410, Subject::File) => ApiErrorKind::FileIo,
+                    _ => ApiErrorKind::CouldNotStart,
+                }
+            }
             Self::Answer { .. } | Self::NoneFree { .. } | Self::Domain { .. } => ApiErrorKind::CouldNotStart,
         }
     }
@@ -433,7 +435,8 @@ mod tests {
 
     #[test]
     fn an_api_message_is_escaped_and_cut_and_hides_the_key() {
-        let said = status_error(400, r#"{"code":"\u001b[2J","message":"bad key sk_secret \u001b]0;x\u0007"}"#);
+        let said =
+            status_error(400, r#"{"code":"\u001b[2J","message":"bad key sk_secret \u001b]0;x\u0007"}"#);
         assert_eq!(said.to_string(), r"the API answered 400 (\u{1b}[2J): bad key *** \u{1b}]0;x\u{7}");
         let said = status_error(500, &format!("é{}", "x".repeat(100_000)));
         assert_eq!(said.message.chars().count(), MESSAGE_CHARS_MAX + 1);

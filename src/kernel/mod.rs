@@ -23,35 +23,35 @@
 //! - ksync reads every answer with a size limit, and escapes and cuts its text before showing it;
 //! - an unknown field is no error, and no name becomes part of a path unencoded.
 
-mod keep_alive;
 mod api;
 mod bridge_image;
+mod connect;
+mod diagnose;
 mod domain;
 mod error;
-mod http;
-mod keys;
-mod session_store;
 mod expiry;
-mod diagnose;
+mod http;
+mod keep_alive;
+mod keys;
 mod provision;
-mod connect;
 mod retry;
+mod session_store;
 mod settings;
 #[cfg(test)]
 mod testing;
 mod tls;
 mod types;
 
-pub use keep_alive::KeepAlive;
 pub use api::Api;
 pub use bridge_image::BridgeImage;
+pub use connect::{Access, CURRENT, ConnectedVm, KernelError, Step};
+pub use diagnose::Diagnosis;
 pub use domain::{DomainError, Vm, VmDomain};
 pub use error::{ApiError, ApiErrorKind, Call, StatusError};
-pub use keys::{Key, KeyError};
-pub use session_store::{StoredSession, SessionStore, bridge_url};
 pub use expiry::{Cause, End, Expiry, SHORT};
-pub use diagnose::Diagnosis;
+pub use keep_alive::KeepAlive;
+pub use keys::{Key, KeyError};
 pub use provision::{ProvisionError, Provisioned};
-pub use connect::{Access, CURRENT, KernelError, ConnectedVm, Step};
+pub use session_store::{SessionStore, StoredSession, bridge_url};
 pub use settings::{ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 pub use types::{Browser, Exec, Executed, NewBrowser, Pool};

@@ -104,7 +104,10 @@ pub(super) async fn authenticate(
 
 /// Waits for the disconnect reason of a session that is ending. Its task stores the reason as its
 /// last act.
-async fn ended(session: &mut Handle<Client>, connection_status: &ConnectionStatus) -> Option<DisconnectReason> {
+async fn ended(
+    session: &mut Handle<Client>,
+    connection_status: &ConnectionStatus,
+) -> Option<DisconnectReason> {
     if connection_status.known().is_none() {
         let _ = tokio::time::timeout(END_TIMEOUT, session).await;
     }

@@ -361,7 +361,8 @@ impl ConnectionStatus {
 
     /// The reason as a [`RemoteError`].
     pub(super) fn error(&self, endpoint: &str) -> RemoteError {
-        let source = self.known().unwrap_or_else(|| DisconnectReason::Broken("the connection was closed".into()));
+        let source =
+            self.known().unwrap_or_else(|| DisconnectReason::Broken("the connection was closed".into()));
         RemoteError::Lost { endpoint: endpoint.into(), source }
     }
 }

@@ -23,12 +23,12 @@ mod bootstrap;
 mod bridge;
 mod command;
 mod error;
-mod send_window;
 mod hostkey;
 mod known_hosts;
 mod pins;
 mod pump;
 mod secrets;
+mod send_window;
 mod shell;
 mod ssh;
 pub mod ssh_config;
@@ -53,7 +53,7 @@ pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Heard, Installed
 pub use agent_image::{AgentImage, BLOCK_BYTES};
 pub use bridge::{hold_open, proxy};
 pub use command::Lines;
-pub use error::{ErrorKind, DisconnectReason, RemoteError};
+pub use error::{DisconnectReason, ErrorKind, RemoteError};
 pub use hostkey::{HostKeyError, HostKeys};
 pub use pump::Waiting;
 pub use shell::{Size, Terminal};
@@ -163,7 +163,11 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             let begin = Instant::now();
             let stream = dial(host, *port, &endpoint, timeout).await?;
             let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
-            (handshake(target, stream, round_trip, &endpoint, &connection_status, &shown).await?, None, endpoint)
+            (
+                handshake(target, stream, round_trip, &endpoint, &connection_status, &shown).await?,
+                None,
+                endpoint,
+            )
         }
         Transport::WebSocket { url, ca_cert } => {
             let address = websocket::Address::parse(url)?;
@@ -174,7 +178,8 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             let (stream, socket) =
                 bridge::open(&address, ca_cert.as_deref(), timeout, silence, &connection_status).await?;
             let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
-            let session = handshake(target, stream, round_trip, &endpoint, &connection_status, &shown).await?;
+            let session =
+                handshake(target, stream, round_trip, &endpoint, &connection_status, &shown).await?;
             (session, Some(socket), endpoint)
         }
     };
@@ -289,7 +294,8 @@ impl Connection {
         let channel = opened.map_err(|source: russh::Error| self.channel_error(source))?;
         let (read, write) = channel.split();
         let (timeout, round_trip) = (self.timeout, self.round_trip());
-        let (budget, connection_status, secrets) = (self.budget.clone(), self.connection_status.clone(), self.secrets.clone());
+        let (budget, connection_status, secrets) =
+            (self.budget.clone(), self.connection_status.clone(), self.secrets.clone());
         waiting.start(
             read,
             write,
@@ -367,7 +373,8 @@ where
     let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
     let stream = tcp::GuardedStream::new(stream, silence, connection_status.clone());
     let (connection_status, shown) = (connection_status.clone(), shown.clone());
-    let handshake = ssh::handshake(stream, round_trip, host_keys, silence, endpoint, connection_status, shown);
+    let handshake =
+        ssh::handshake(stream, round_trip, host_keys, silence, endpoint, connection_status, shown);
     within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake).await
 }
 

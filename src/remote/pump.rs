@@ -20,8 +20,8 @@ use crate::remote::agent::{
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
 use crate::remote::error::{ConnectionStatus, RemoteError};
-use crate::remote::send_window::SendWindow;
 use crate::remote::secrets::Secrets;
+use crate::remote::send_window::SendWindow;
 use crate::tree::path::escape;
 use crate::wire::flight::{Sealed, Secret};
 

@@ -146,7 +146,10 @@ impl Handler for Client {
         Ok(true)
     }
 
-    async fn disconnected(&mut self, reason: client::DisconnectReason<ClientError>) -> Result<(), ClientError> {
+    async fn disconnected(
+        &mut self,
+        reason: client::DisconnectReason<ClientError>,
+    ) -> Result<(), ClientError> {
         match reason {
             client::DisconnectReason::ReceivedDisconnect(info) => {
                 let message = escape(info.message.as_bytes()).into_owned();

@@ -62,7 +62,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> GuardedStream<S> {
     /// Wraps `stream`. `timeout` is the timeout of a write.
     pub(super) fn new(stream: S, timeout: Duration, connection_status: ConnectionStatus) -> Self {
         let (kept, ahead) = Default::default();
-        Self { stream, timeout, connection_status, stuck: None, waited: Duration::ZERO, kept, ahead, end: None }
+        Self {
+            stream,
+            timeout,
+            connection_status,
+            stuck: None,
+            waited: Duration::ZERO,
+            kept,
+            ahead,
+            end: None,
+        }
     }
 
     fn went_on(&mut self) {

@@ -121,8 +121,12 @@ where
 }
 
 /// Carries bytes both ways until either end closes, and stores the disconnect reason.
-async fn own<S>(socket: WebSocketStream<S>, pipe: DuplexStream, silence: Duration, connection_status: ConnectionStatus)
-where
+async fn own<S>(
+    socket: WebSocketStream<S>,
+    pipe: DuplexStream,
+    silence: Duration,
+    connection_status: ConnectionStatus,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let (mut sink, mut stream) = socket.split();
@@ -211,7 +215,12 @@ where
 }
 
 /// Copies from the socket to SSH, until the socket ends or falls silent.
-async fn receive<R, W>(stream: &mut R, pipe: &mut W, silence: Duration, heard: &AtomicBool) -> DisconnectReason
+async fn receive<R, W>(
+    stream: &mut R,
+    pipe: &mut W,
+    silence: Duration,
+    heard: &AtomicBool,
+) -> DisconnectReason
 where
     R: Stream<Item = Result<Message, Error>> + Unpin,
     W: AsyncWrite + Unpin,
@@ -244,7 +253,9 @@ where
                 ));
             }
             Message::Text(_) => {
-                return DisconnectReason::Broken("the bridge sent text: it must be run in binary mode".into());
+                return DisconnectReason::Broken(
+                    "the bridge sent text: it must be run in binary mode".into(),
+                );
             }
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
         }

@@ -85,7 +85,12 @@ enum End {
 ///
 /// The end of the client's input is passed on to the inside. The end of the inside closes the
 /// socket.
-pub(super) async fn carry(socket: TcpStream, inside: DuplexStream, conditions: ConnectionConditions, meter: Arc<Meter>) {
+pub(super) async fn carry(
+    socket: TcpStream,
+    inside: DuplexStream,
+    conditions: ConnectionConditions,
+    meter: Arc<Meter>,
+) {
     let ConnectionConditions { link, stands_still, .. } = conditions;
     let mut wire = Wire { socket, at_peace: false };
     let (mut from_client, mut to_client) = wire.socket.split();

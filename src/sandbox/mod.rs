@@ -26,12 +26,12 @@
 
 mod backlog;
 mod gateway;
+mod link_conditions;
 pub mod platform;
 mod port;
 mod process;
 mod server;
 mod terminal;
-mod link_conditions;
 
 use std::io;
 use std::net::SocketAddr;
@@ -49,11 +49,11 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+pub use link_conditions::LinkConditions;
+use link_conditions::Meter;
 use port::Port;
 use process::Processes;
 use server::{Lock, Server};
-use link_conditions::Meter;
-pub use link_conditions::LinkConditions;
 
 /// Time that [`Sandbox::stop`] waits for killed processes to be gone.
 const STOP_MAX: Duration = Duration::from_secs(5);

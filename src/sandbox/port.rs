@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::gateway;
-use super::server::Server;
 use super::link_conditions::{self, ConnectionConditions, Meter};
+use super::server::Server;
 
 /// Buffer between the gateway and the SSH server on the way up, in bytes: more than the windows of
 /// ten channels together. russh does not read while it writes. With a small buffer, two russh ends

@@ -1,7 +1,7 @@
 //! `sandbox:`: a VM emulator in this process, with the same connection as to any other VM.
 
 use crate::remote::Connection;
-use crate::sync::{SyncError, ConnectOptions};
+use crate::sync::{ConnectOptions, SyncError};
 
 #[cfg(feature = "sandbox")]
 pub(super) use there::Emulator;
@@ -12,16 +12,18 @@ pub(super) enum Emulator {}
 
 #[cfg(feature = "sandbox")]
 mod there {
-    use super::{Connection, SyncError, ConnectOptions};
+    use super::{ConnectOptions, Connection, SyncError};
     use crate::remote::{self, HostKeys, Transport};
-    use crate::sandbox::{Options, Sandbox, LinkConditions};
+    use crate::sandbox::{LinkConditions, Options, Sandbox};
     use crate::sync::target;
 
     /// A running emulator.
     pub(in crate::sync) struct Emulator(Sandbox);
 
     impl Emulator {
-        pub(in crate::sync) async fn connect(connect_options: &ConnectOptions) -> Result<(Connection, Self), SyncError> {
+        pub(in crate::sync) async fn connect(
+            connect_options: &ConnectOptions,
+        ) -> Result<(Connection, Self), SyncError> {
             let options = Options {
                 listen: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
                 home: target::cache_dir()?.join("sandbox"),

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::engine::RunError;
-use crate::kernel::{KernelError, Diagnosis};
+use crate::kernel::{Diagnosis, KernelError};
 use crate::remote::{ErrorKind, RemoteError};
 use crate::wire::message::AbortKind;
 

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinHandle;
 
 use crate::content::hash::Hash;
-use crate::kernel::{Access, KeepAlive, KernelError, StoredSession, Expiry, Step};
+use crate::kernel::{Access, Expiry, KeepAlive, KernelError, Step, StoredSession};
 use crate::monitor::{Preparation, Warning};
 use crate::remote::{self, Connection, ErrorKind, HostKeys, RemoteError, Target, Transport};
-use crate::sync::{SyncError, SharedMonitor, ConnectOptions, blocking, target};
+use crate::sync::{ConnectOptions, SharedMonitor, SyncError, blocking, target};
 use crate::wire::message::AbortKind;
 
 /// Interval of reading the wall clock. Timers use a clock that stops while this machine sleeps.
@@ -77,7 +77,9 @@ impl KernelSession {
         connect_options: &ConnectOptions,
         monitor: &SharedMonitor,
     ) -> Result<(Connection, Self), SyncError> {
-        let alive = connect_options.keep_alive.then(|| KeepAlive::begin(stored.cdp_ws_url.clone(), connect_options.ca_cert.clone()));
+        let alive = connect_options
+            .keep_alive
+            .then(|| KeepAlive::begin(stored.cdp_ws_url.clone(), connect_options.ca_cert.clone()));
         let connection = remote::connect(&target_of(&stored, connect_options)).await?;
         // The warner starts last: a session that is gone needs no warning of its end.
         let warner = ExpiryWarner::begin(&stored, connect_options.keep_alive, Arc::clone(monitor));
@@ -161,8 +163,10 @@ fn preparation(step: Step) -> Preparation {
 /// The settings for connecting to sessions.
 pub(super) fn access(connect_options: &ConnectOptions) -> Result<Access, SyncError> {
     // The session store keeps the path, and the next run may be in another directory.
-    let identity =
-        connect_options.identities.first().map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone()));
+    let identity = connect_options
+        .identities
+        .first()
+        .map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone()));
     Ok(Access {
         api: connect_options.api.clone(),
         directory: target::state_dir()?,
@@ -174,7 +178,8 @@ pub(super) fn access(connect_options: &ConnectOptions) -> Result<Access, SyncErr
 /// The connection target of a known session. Only the host key that the API reported is accepted.
 pub(super) fn target_of(stored: &StoredSession, connect_options: &ConnectOptions) -> Target {
     let mut target = target::common(connect_options, HostKeys::Exactly(stored.host_key.clone()));
-    target.transport = Transport::WebSocket { url: stored.bridge_url(), ca_cert: connect_options.ca_cert.clone() };
+    target.transport =
+        Transport::WebSocket { url: stored.bridge_url(), ca_cert: connect_options.ca_cert.clone() };
     target.identities = vec![stored.key_file.clone()];
     target.use_ssh_agent = false;
     target

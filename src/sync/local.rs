@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::thread;
 
 use crate::disk::set_id::owner_of_copies;
-use crate::engine::{Config, RunError, Receiver, Sender};
+use crate::engine::{Config, Receiver, RunError, Sender};
 use crate::exchange::rounds::{self, WatchedSource};
 use crate::exchange::{self, Incoming, Link, Receiving, Sending};
 use crate::monitor::Quiet;
-use crate::sync::{Round, SyncError, SharedMonitor};
+use crate::sync::{Round, SharedMonitor, SyncError};
 use crate::wire::hello::Options;
 use crate::wire::message::AbortKind;
 

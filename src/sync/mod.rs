@@ -3,18 +3,18 @@
 //!
 //! This layer knows both endpoints and the connection between them, but no terminal.
 
+mod baseline;
+mod emulator;
 pub mod endpoint;
 mod error;
 mod kernel;
 mod lanes;
 mod limit;
 mod local;
-mod baseline;
 mod meter;
 mod pairing;
 mod remote;
 mod retry;
-mod emulator;
 mod target;
 mod visit;
 pub mod watch;
@@ -198,7 +198,8 @@ pub async fn run_and_then(
                 connection.upload(path, remote.path(), &pairing.options(options), key, monitor).await
             };
             let (connection, result) =
-                retry::over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round).await;
+                retry::over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round)
+                    .await;
             let result = then(result, after, Some(&connection), &listener).await;
             connection.close().await;
             result?
@@ -210,7 +211,8 @@ pub async fn run_and_then(
                 connection.download(remote.path(), path, &pairing.options(options), key, monitor).await
             };
             let (connection, result) =
-                retry::over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round).await;
+                retry::over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round)
+                    .await;
             let result = then(result, after, None, &listener).await;
             connection.close().await;
             result?

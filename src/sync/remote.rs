@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
-use crate::engine::{Config, Engine, RunError, Receiver, Sender, Summary};
+use crate::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
 use crate::exchange::lanes::Striped;
 use crate::exchange::rounds::{self, WatchedSource};
 use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending, Timeouts};
 use crate::monitor::Warning;
 use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection};
-use crate::sync::error::STATE_HINT;
 use crate::sync::baseline::{self, Key};
+use crate::sync::emulator::Emulator;
+use crate::sync::error::STATE_HINT;
 use crate::sync::meter::Count;
 use crate::sync::pairing::Pairing;
-use crate::sync::emulator::Emulator;
-use crate::sync::{Endpoint, Round, SyncError, SharedMonitor, ConnectOptions, kernel, lanes, target};
+use crate::sync::{ConnectOptions, Endpoint, Round, SharedMonitor, SyncError, kernel, lanes, target};
 use crate::wire::hello::{self, Options, Request, Role, WatchOptions};
 use crate::wire::message::AbortKind;
 
@@ -68,7 +68,11 @@ pub(super) struct Rounds<F> {
 
 impl<'a> LazyConnection<'a> {
     /// Prepares a connection to the machine of `endpoint`.
-    pub(super) fn new(endpoint: &'a Endpoint, connect_options: &'a ConnectOptions, pairing: Arc<Pairing>) -> Self {
+    pub(super) fn new(
+        endpoint: &'a Endpoint,
+        connect_options: &'a ConnectOptions,
+        pairing: Arc<Pairing>,
+    ) -> Self {
         let (up_bytes, down_bytes) = Default::default();
         Self { endpoint, connect_options, pairing, connected: OnceCell::new(), up_bytes, down_bytes }
     }
@@ -108,7 +112,8 @@ impl<'a> LazyConnection<'a> {
             return Ok(Connected { connection, behind: Behind::Sandbox(emulator) });
         }
         if let Endpoint::Session { name, .. } = self.endpoint {
-            let (connection, session) = kernel::KernelSession::connect(name, self.connect_options, monitor).await?;
+            let (connection, session) =
+                kernel::KernelSession::connect(name, self.connect_options, monitor).await?;
             self.pairing.met(session.machine().to_owned());
             return Ok(Connected { connection, behind: Behind::Kernel(Box::new(session)) });
         }
@@ -260,8 +265,9 @@ impl<'a> LazyConnection<'a> {
         // Downloads get lanes too: the direction of the bulk data shows only when it is written.
         let (asking, opening) = lanes::pair(up_bytes.clone());
         // The timeout for a silent agent is the one in the connect options.
-        let timeouts =
-            (self.connect_options.timeout < FOR_EVER).then_some(self.connect_options.timeout).and_then(Timeouts::of_client);
+        let timeouts = (self.connect_options.timeout < FOR_EVER)
+            .then_some(self.connect_options.timeout)
+            .and_then(Timeouts::of_client);
         let heard = agent.heard;
         let running = super::blocking(move || {
             // If the write fails, the reader reports why.
@@ -325,7 +331,13 @@ fn receiving(options: &Options) -> Config {
     Config { options, relay: false }
 }
 
-fn request(role: Role, path: &[u8], config: &Config, baseline_key: Option<Key>, watch: Option<WatchOptions>) -> Request {
+fn request(
+    role: Role,
+    path: &[u8],
+    config: &Config,
+    baseline_key: Option<Key>,
+    watch: Option<WatchOptions>,
+) -> Request {
     Request { role, path: path.to_vec(), options: config.options.clone(), baseline_key, watch, timeout_ms: 0 }
 }
 

@@ -15,7 +15,7 @@ use crate::sync::pairing::Pairing;
 use crate::sync::remote::LazyConnection;
 use crate::sync::watch::backoff::Backoff;
 use crate::sync::watch::{Listener, News};
-use crate::sync::{Endpoint, Report, Round, SyncError, SharedMonitor, ConnectOptions, repeat};
+use crate::sync::{ConnectOptions, Endpoint, Report, Round, SharedMonitor, SyncError, repeat};
 use crate::wire::message::AbortKind;
 
 /// Bytes from the agent that prove work: more than its hello and a heartbeat.
@@ -37,8 +37,10 @@ pub(super) async fn over_connections<'a>(
     loop {
         let connection = LazyConnection::new(remote, connect_options, Arc::clone(pairing));
         attempt_monitor.begin();
-        let result =
-            repeat(Arc::clone(&attempt_monitor) as SharedMonitor, async |monitor| round(&connection, monitor).await).await;
+        let result = repeat(Arc::clone(&attempt_monitor) as SharedMonitor, async |monitor| {
+            round(&connection, monitor).await
+        })
+        .await;
         let error = match result {
             Ok(report) => return (connection, Ok(lost.and(report))),
             Err(error) => error,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::kernel::bridge_url;
 use crate::private;
 use crate::remote::{HostKeys, Target, Transport, ssh_config};
-use crate::sync::{Endpoint, SyncError, ConnectOptions};
+use crate::sync::{ConnectOptions, Endpoint, SyncError};
 use crate::tree::path::escape;
 
 /// Minimum silence after which the layers below the exchange give a connection up. On a slow link
@@ -24,7 +24,10 @@ pub(super) fn target(endpoint: &Endpoint, connect_options: &ConnectOptions) -> R
             bridge_target(url.clone(), user.as_deref(), url.clone(), Vec::new(), connect_options)
         }
         Endpoint::Setup { path } => {
-            let text = connect_options.setup.as_ref().ok_or_else(|| SyncError::NoSetup(escape(path).into_owned()))?;
+            let text = connect_options
+                .setup
+                .as_ref()
+                .ok_or_else(|| SyncError::NoSetup(escape(path).into_owned()))?;
             let setup = Setup::parse(text)?;
             // A VM that was created anew under the same name is another one, with another key.
             let pinned_as = format!("{} {}", setup.session_id, setup.url);
@@ -36,7 +39,12 @@ pub(super) fn target(endpoint: &Endpoint, connect_options: &ConnectOptions) -> R
     }
 }
 
-fn ssh_target(user: Option<&str>, host: &str, port: Option<u16>, connect_options: &ConnectOptions) -> Result<Target, SyncError> {
+fn ssh_target(
+    user: Option<&str>,
+    host: &str,
+    port: Option<u16>,
+    connect_options: &ConnectOptions,
+) -> Result<Target, SyncError> {
     let home = home("keys and settings")?;
     let config = ssh_config::load(host, &home).map_err(SyncError::SshConfig)?;
     if let Some(proxy) = config.proxy {

@@ -1,7 +1,7 @@
 //! `Visit`: a connection to a session's VM for a command, not for a sync.
 
 use crate::remote::{Connection, Terminal};
-use crate::sync::{SyncError, SharedMonitor, ConnectOptions, kernel};
+use crate::sync::{ConnectOptions, SharedMonitor, SyncError, kernel};
 
 /// A connection to a session's VM.
 pub struct Visit {
@@ -14,7 +14,11 @@ impl Visit {
     ///
     /// # Errors
     /// The session cannot be reached.
-    pub async fn begin(name: &str, connect_options: &ConnectOptions, monitor: &SharedMonitor) -> Result<Self, SyncError> {
+    pub async fn begin(
+        name: &str,
+        connect_options: &ConnectOptions,
+        monitor: &SharedMonitor,
+    ) -> Result<Self, SyncError> {
         let (connection, session) = kernel::KernelSession::connect(name, connect_options, monitor).await?;
         Ok(Self { connection, session })
     }

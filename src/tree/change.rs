@@ -354,7 +354,8 @@ mod tests {
 
     #[test]
     fn change_that_leads_nowhere_is_refused() {
-        let malformed = |changes: &[Change]| assert_eq!(apply(&baseline(), changes), Err(ChangeError::Malformed));
+        let malformed =
+            |changes: &[Change]| assert_eq!(apply(&baseline(), changes), Err(ChangeError::Malformed));
         malformed(&[change(&[], &[])]);
         malformed(&[change(&[(3, 0, 0)], &[])]);
         malformed(&[change(&[(11, 1, 0)], &[])]);

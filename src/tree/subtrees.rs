@@ -54,8 +54,10 @@ impl SubtreeSet {
         let mut scope = Self::default();
         for (path, recursive) in sorted {
             // Paths below a directory follow it directly.
-            let is_covered =
-                scope.subtrees.last().is_some_and(|(last, last_recursive)| *last_recursive && path.is_below(last));
+            let is_covered = scope
+                .subtrees
+                .last()
+                .is_some_and(|(last, last_recursive)| *last_recursive && path.is_below(last));
             if !is_covered {
                 scope.subtrees.push((path, recursive));
             }
@@ -82,7 +84,9 @@ impl SubtreeSet {
         let before = next.checked_sub(1).and_then(|last| self.subtrees.get(last));
         match before {
             Some((subtree, true)) if subtree == path || path.is_below(subtree) => return Coverage::Recursive,
-            _ if self.subtrees.get(next).is_some_and(|(subtree, _)| subtree.is_below(path)) => return Coverage::Above,
+            _ if self.subtrees.get(next).is_some_and(|(subtree, _)| subtree.is_below(path)) => {
+                return Coverage::Above;
+            }
             Some((subtree, false)) if subtree == path => return Coverage::Alone,
             _ => {}
         }
@@ -93,11 +97,12 @@ impl SubtreeSet {
     /// for a directory within a recursive part.
     #[must_use]
     pub fn names_in(&self, directory: Option<&TreePath>) -> Vec<&[u8]> {
-        let start =
-            directory.map_or(0, |directory| self.subtrees.partition_point(|(subtree, _)| subtree <= directory));
+        let start = directory
+            .map_or(0, |directory| self.subtrees.partition_point(|(subtree, _)| subtree <= directory));
         let depth = directory.map_or(0, |directory| directory.as_bytes().len() + 1);
         let below = self.subtrees.get(start..).unwrap_or_default().iter();
-        let below = below.take_while(|(subtree, _)| directory.is_none_or(|directory| subtree.is_below(directory)));
+        let below =
+            below.take_while(|(subtree, _)| directory.is_none_or(|directory| subtree.is_below(directory)));
         let mut names: Vec<&[u8]> = below
             .filter_map(|(subtree, _)| subtree.as_bytes().get(depth..)?.split(|&byte| byte == b'/').next())
             .collect();
@@ -125,7 +130,9 @@ impl SubtreeSet {
 
     /// The wire form.
     pub fn encode(&self) -> impl Iterator<Item = Subtree> {
-        self.subtrees.iter().map(|(path, recursive)| Subtree { path: path.as_bytes().to_vec(), recursive: *recursive })
+        self.subtrees
+            .iter()
+            .map(|(path, recursive)| Subtree { path: path.as_bytes().to_vec(), recursive: *recursive })
     }
 
     /// Decodes the wire form, in any order.
@@ -133,8 +140,10 @@ impl SubtreeSet {
     /// # Errors
     /// The reason why a path is invalid.
     pub fn decode(subtrees: impl IntoIterator<Item = Subtree>) -> Result<Self, PathError> {
-        let subtrees: Result<Vec<_>, _> =
-            subtrees.into_iter().map(|subtree| Ok((TreePath::new(subtree.path)?, subtree.recursive))).collect();
+        let subtrees: Result<Vec<_>, _> = subtrees
+            .into_iter()
+            .map(|subtree| Ok((TreePath::new(subtree.path)?, subtree.recursive)))
+            .collect();
         subtrees.map(Self::new)
     }
 }

@@ -176,7 +176,9 @@ mod tests {
     }
 
     fn subtrees(subtrees: &[(&str, bool)]) -> Option<Touched> {
-        Some(Touched::Subtrees(SubtreeSet::new(subtrees.iter().map(|(name, recursive)| (path(name), *recursive)))))
+        Some(Touched::Subtrees(SubtreeSet::new(
+            subtrees.iter().map(|(name, recursive)| (path(name), *recursive)),
+        )))
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_bytes::ByteBuf;
 
 use crate::content::blocks::{BLOCKS_MAX, BlockId, BlockSize};
 use crate::content::chunk::{Average, CHUNKS_MAX, Chunk};
-use crate::content::delta::{NEW_BYTES_MAX, BASIS_BYTES_MAX, signature_bytes};
+use crate::content::delta::{BASIS_BYTES_MAX, NEW_BYTES_MAX, signature_bytes};
 use crate::content::encode;
 use crate::content::hash::{Hash, Hasher};
 use crate::content::sample::Samples;
@@ -17,8 +17,8 @@ use crate::tree::entry::{SIZE_MAX, Time};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest;
 use crate::tree::path::TreePath;
-use crate::tree::tree_id::TreeId;
 use crate::tree::subtrees::Subtree;
+use crate::tree::tree_id::TreeId;
 
 /// Most unanswered wants. On the fastest link that was planned for (1 Gbit/s, 100 ms) 12 MB are in
 /// flight: 3,000 files of 4 KiB. A want takes about 100 bytes on each side.

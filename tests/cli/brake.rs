@@ -8,7 +8,7 @@ use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::below::with_mounts;
-use crate::world::{Terminal, Run, World};
+use crate::world::{Run, Terminal, World};
 
 /// SOURCE and DEST for a local copy, an upload and a download.
 fn directions(world: &World) -> [[OsString; 2]; 3] {

@@ -12,7 +12,7 @@ use ksync::wire::hello::MAGIC;
 
 use crate::impostor::Impostor;
 use crate::wire::{
-    ABORT, Kind, Role, Wire, abort_in, agent_hello, content, offer, request, pushed, scope, wants,
+    ABORT, Kind, Role, Wire, abort_in, agent_hello, content, offer, pushed, request, scope, wants,
 };
 use crate::world::{Snapshot, World, wait_for};
 

@@ -68,7 +68,8 @@ const OPTIONS_OFF: usize = 19;
 /// The first message of a client, with the request. All options but these are off, without baseline
 /// or watch.
 pub(crate) fn request(role: Role, path: &[u8], delete: bool) -> Vec<u8> {
-    let request = Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete)]).raw(&[0; OPTIONS_OFF]);
+    let request =
+        Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete)]).raw(&[0; OPTIONS_OFF]);
     [MAGIC, &request.frame()].concat()
 }
 

@@ -26,7 +26,8 @@ fn baseline(world: &World, side: &str) -> Baseline {
 
 fn run(world: &World) -> Ran {
     world.run_with(
-        Sending::new(world.source.clone(), world.options.clone()).with_baseline(Some(baseline(world, "sender"))),
+        Sending::new(world.source.clone(), world.options.clone())
+            .with_baseline(Some(baseline(world, "sender"))),
         Receiving::new(world.target.clone(), world.options.clone())
             .with_baseline(Some(baseline(world, "receiver"))),
     )

@@ -241,9 +241,8 @@ fn rules_select_the_same_entries_as_rsyncs_rules() {
             fs::create_dir(target).unwrap();
             grow(target, b"", 0, kinds, "old", &mut Rng(there));
         }
-        let rules: Vec<_> = (0..=rng.below(4))
-            .map(|_| Rule { include: rng.below(3) == 0, pattern: rng.pattern() })
-            .collect();
+        let rules: Vec<_> =
+            (0..=rng.below(4)).map(|_| Rule { include: rng.below(3) == 0, pattern: rng.pattern() }).collect();
         let mut rsync = program("rsync")?;
         rsync.arg("-a").args(delete.then_some("--delete"));
         for rule in &rules {
@@ -308,8 +307,7 @@ fn ignore_files_select_the_same_entries_as_gits() {
             let mut text = Vec::new();
             for _ in 0..=rng.below(4) {
                 text.extend([&b""[..], b"", b"!", b"\\"][rng.below(4)]);
-                let decided =
-                    std::iter::repeat_with(|| rng.pattern()).find(|pattern| !is_undecided(pattern));
+                let decided = std::iter::repeat_with(|| rng.pattern()).find(|pattern| !is_undecided(pattern));
                 text.extend(decided.unwrap());
                 text.extend([&b"\n"[..], b"\n", b"\r\n", b" \n", b"  \r\n"][rng.below(5)]);
             }

@@ -223,7 +223,10 @@ fn an_unreadable_source_directory_prevents_all_deletions() {
     set_mode(&world.source.join("shut"), 0o000);
     let ran = world.run();
     let problem_kinds: Vec<ProblemKind> = ran.problems().into_iter().map(|(kind, _)| kind).collect();
-    assert!(problem_kinds.contains(&ProblemKind::Unreadable) && problem_kinds.contains(&ProblemKind::NotDeleted), "{ran:?}");
+    assert!(
+        problem_kinds.contains(&ProblemKind::Unreadable) && problem_kinds.contains(&ProblemKind::NotDeleted),
+        "{ran:?}"
+    );
     assert_eq!(world.read_target("extra"), b"stays");
     assert_eq!(world.read_target("shut/f"), b"1");
     assert_eq!(world.read_target("open/f"), b"new");

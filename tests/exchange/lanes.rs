@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use ksync::engine::{Config, RunError, Receiver, Sender, Summary};
+use ksync::engine::{Config, Receiver, RunError, Sender, Summary};
 use ksync::exchange::lanes::{Entrance, JoinLanes, Joining, Lane, OpenLanes, Striped};
 use ksync::exchange::{Incoming, Receiving, Sending, run, run_over};
 use ksync::monitor::Quiet;

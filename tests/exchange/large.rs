@@ -114,7 +114,13 @@ fn changed(old: &[u8]) -> Vec<(&'static str, Vec<u8>, usize)> {
 
 /// Changes a large file, syncs it to a receiver that prehashed for `prehash_time`, if at all, and
 /// checks the cost.
-fn change_large(old: &[u8], what: &str, new: &[u8], most: usize, prehash_time: Option<Duration>) -> Arc<Observed> {
+fn change_large(
+    old: &[u8],
+    what: &str,
+    new: &[u8],
+    most: usize,
+    prehash_time: Option<Duration>,
+) -> Arc<Observed> {
     let world = World::new();
     world.write_target("f", old);
     world.write("f", new);

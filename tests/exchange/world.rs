@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ksync::engine::{Config, RunError, Receiver, Sender, Summary};
+use ksync::engine::{Config, Receiver, RunError, Sender, Summary};
 use ksync::exchange::{Perform, Receiving, Sending, run};
-use ksync::monitor::{Quiet, ProblemKind};
+use ksync::monitor::{ProblemKind, Quiet};
 use ksync::wire::hello::{self, Consent, Options, Request, Role};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use tempfile::TempDir;

@@ -2,7 +2,7 @@
 
 use crate::machine::Machine;
 use crate::tls::Tls;
-use crate::world::{Terminal, Run};
+use crate::world::{Run, Terminal};
 
 const PROMPT: &str = "vm> ";
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::disk::{Disk, Last};
 use crate::fuse::{Quirky, Syncs};
-use crate::round::{Rng, Stage, Operation, edit, end, fill, seen};
+use crate::round::{Operation, Rng, Stage, edit, end, fill, seen};
 use crate::{alone, can_cut};
 
 /// A change of the source.

@@ -90,7 +90,13 @@ const MIB: u64 = 1 << 20;
 impl Round {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let operations = [Operation::Local, Operation::Upload, Operation::Download, Operation::Watch, Operation::WatchUpload];
+        let operations = [
+            Operation::Local,
+            Operation::Upload,
+            Operation::Download,
+            Operation::Watch,
+            Operation::WatchUpload,
+        ];
         let options = ["", ",noauto_da_alloc", ",data=writeback"];
         let moment =
             if rng.below(3) == 0 { Moment::During(rng.below(250)) } else { Moment::After(rng.below(2500)) };

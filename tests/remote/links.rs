@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ksync::remote::{Agent, ErrorKind, DisconnectReason, RemoteError, Target, connect};
+use ksync::remote::{Agent, DisconnectReason, ErrorKind, RemoteError, Target, connect};
 use rustls_pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

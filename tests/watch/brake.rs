@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::watcher::{Watcher, Direction};
+use crate::watcher::{Direction, Watcher};
 use crate::world::{Run, World, wait_for};
 
 fn flush(world: &World, direction: Direction) -> Run {

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::watcher::{Watcher, Direction, is_there, run};
+use crate::watcher::{Direction, Watcher, is_there, run};
 use crate::world::{World, noise, wait_for};
 
 /// Runs `story` for each direction, with a watch with `--delete` that is ready.

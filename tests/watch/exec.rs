@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::watcher::{Watcher, Direction};
+use crate::watcher::{Direction, Watcher};
 use crate::world::{Run, World, wait_for};
 
 /// The option that takes a command, for each direction.

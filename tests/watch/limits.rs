@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::vm::{stop, ticks};
-use crate::watcher::{Watcher, Direction, is_there};
+use crate::watcher::{Direction, Watcher, is_there};
 use crate::world::{World, wait_for};
 
 /// Creates more events than an inotify queue holds (`fs.inotify.max_queued_events`).
@@ -87,7 +87,10 @@ fn too_many_directories_are_polled_with_one_warning() {
         watcher.event("ready");
         let told = watcher.event("warning");
         let message = told["message"].as_str().unwrap();
-        assert!(message.contains("sudo sysctl fs.inotify.max_user_watches=1048576"), "{direction:?}: {message}");
+        assert!(
+            message.contains("sudo sysctl fs.inotify.max_user_watches=1048576"),
+            "{direction:?}: {message}"
+        );
         // Found by polling alone.
         fs::write(world.path("src/29/file"), "seen by looking").unwrap();
         fs::write(world.path("src/0/file"), "seen or told").unwrap();
@@ -140,8 +143,11 @@ fn a_moved_or_replaced_root_ends_the_watch_and_deletes_nothing() {
                 world.tree("src").file("another", "tree");
             }
             let error = watcher.event("error");
-            let shown =
-                if direction == Direction::Down { world.path("src").display().to_string() } else { "src".to_owned() };
+            let shown = if direction == Direction::Down {
+                world.path("src").display().to_string()
+            } else {
+                "src".to_owned()
+            };
             let expected =
                 format!("{shown} is gone, or was replaced by another directory: nothing was changed");
             assert!(error["message"].as_str().unwrap().ends_with(&expected), "{direction:?}: {error}");

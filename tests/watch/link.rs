@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::machine::{Machine, make_key};
 use crate::platform::{Platform, endpoint};
 use crate::vm::{Line, Vm, ticks};
-use crate::watcher::{Watcher, Direction};
+use crate::watcher::{Direction, Watcher};
 use crate::world::{Run, World, noise, wait_for};
 
 const REMOTE: [Direction; 2] = [Direction::Up, Direction::Down];
@@ -272,8 +272,8 @@ fn a_rejected_key_ends_the_watch_with_40() {
         } else {
             [there(source), destination.to_owned()]
         };
-        let command =
-            world.ksync(["--watch", "--json", "--identity", "key"].map(String::from).iter().chain(&endpoints));
+        let command = world
+            .ksync(["--watch", "--json", "--identity", "key"].map(String::from).iter().chain(&endpoints));
         let near = if source == "src" { source } else { destination };
         let watcher = Watcher::of(world, near, command);
         watcher.event("ready");
@@ -295,9 +295,13 @@ fn a_deleted_session_ends_the_watch_with_41() {
         let platform = Platform::start(&world);
         let id = platform.create(&world, &[]);
         let far = |name: &str| endpoint(&world, &id, name);
-        let endpoints =
-            if direction == Direction::Up { ["src".to_owned(), far("dst")] } else { [far("src"), "dst".to_owned()] };
-        let command = platform.ksync(&world, &["--watch", "--json", "--delete", &endpoints[0], &endpoints[1]]);
+        let endpoints = if direction == Direction::Up {
+            ["src".to_owned(), far("dst")]
+        } else {
+            [far("src"), "dst".to_owned()]
+        };
+        let command =
+            platform.ksync(&world, &["--watch", "--json", "--delete", &endpoints[0], &endpoints[1]]);
         let watcher = Watcher::of(&world, direction.near(), command);
         watcher.event("ready");
         world.tree("src").file("later", "x");

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::vm::Vm;
-use crate::watcher::{Watcher, Direction};
+use crate::watcher::{Direction, Watcher};
 use crate::world::World;
 
 /// `ksync --watch` with its output for people.

@@ -22,7 +22,8 @@ fn a_large_file_gets_through_a_line_that_is_cut_repeatedly() {
         // No faster than the agent stages the content.
         vm.line.set_rate(8 << 20);
         vm.line.cut_every(5 << 20);
-        let run = Run::end_of(vm.sync(direction, &["--delete", "--yes", "--json"]).spawn().expect("start")).ok();
+        let run =
+            Run::end_of(vm.sync(direction, &["--delete", "--yes", "--json"]).spawn().expect("start")).ok();
         let (bytes, retries) = (vm.line.bytes() - before, run.stdout.matches("\"event\":\"retry\"").count());
         assert!(retries >= 10, "{direction:?}: {retries}");
         // Content in flight at a cut is sent again.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::watcher::{Watcher, Direction};
+use crate::watcher::{Direction, Watcher};
 use crate::world::{World, noise, wait_for};
 
 /// Reads a file of the destination repeatedly, and returns all contents that it had.

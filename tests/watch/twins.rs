@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use crate::fuse::{Quirks, Quirky};
-use crate::watcher::{Watcher, Direction};
+use crate::watcher::{Direction, Watcher};
 use crate::world::{Run, World, noise, wait_for};
 
 const CASE: Quirks = Quirks { folds_case: true, cuts: false, decomposes: false };

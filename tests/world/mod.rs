@@ -11,8 +11,8 @@
     clippy::unwrap_used
 )]
 
-mod terminal;
 mod run;
+mod terminal;
 mod tree;
 
 use std::ffi::{OsStr, OsString};
@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub(crate) use terminal::Terminal;
 pub(crate) use run::{Run, Stats};
+pub(crate) use terminal::Terminal;
 pub(crate) use tree::{Snapshot, Tree, assert_same, noise, snapshot};
 
 /// Longer than any test takes, and short enough to tell a hang from a slow machine.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ksync::kernel::{Access, Browser, KernelError, ConnectedVm};
+use ksync::kernel::{Access, Browser, ConnectedVm, KernelError};
 use ksync::monitor::{Event, Monitor, Quiet, Warning};
-use ksync::sync::{self, Endpoint, Job, Visit, SharedMonitor, ConnectOptions};
+use ksync::sync::{self, ConnectOptions, Endpoint, Job, SharedMonitor, Visit};
 use ksync::wire::hello::Options;
 use serde_json::json;
 
@@ -80,7 +80,12 @@ impl Checks {
     }
 }
 
-fn examine(args: &DoctorArgs, connect_options: &ConnectOptions, access: &Access, checks: &mut Checks) -> Option<()> {
+fn examine(
+    args: &DoctorArgs,
+    connect_options: &ConnectOptions,
+    access: &Access,
+    checks: &mut Checks,
+) -> Option<()> {
     let api = checks.step("API key", || {
         let api = access.api()?;
         Ok((api, "KERNEL_API_KEY is set".to_owned()))

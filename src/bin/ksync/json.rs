@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use data_encoding::BASE64;
 use ksync::engine::Summary;
 use ksync::exchange::rounds::Round;
-use ksync::monitor::{Action, Braked, Event, Monitor, Preparation, Reason, ProblemKind, Warning, What};
+use ksync::monitor::{Action, Braked, Event, Monitor, Preparation, ProblemKind, Reason, Warning, What};
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
 use ksync::wire::message::Tally;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use ksync::kernel::{KeepAlive, KernelError, StoredSession, Expiry};
+use ksync::kernel::{Expiry, KeepAlive, KernelError, StoredSession};
 use ksync::monitor::Warning;
 use ksync::remote;
 

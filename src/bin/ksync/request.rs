@@ -11,13 +11,13 @@ use std::time::Duration;
 use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 use ksync::sync::endpoint::{Endpoint, EndpointError};
 use ksync::sync::watch::{AfterRound, Live};
-use ksync::sync::{Job, ConnectOptions};
+use ksync::sync::{ConnectOptions, Job};
 use ksync::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
 use ksync::tree::path::{TreePath, escape};
 use ksync::wire::hello::{Consent, FORCED_MAX, Options, WatchOptions};
 use serde_bytes::ByteBuf;
 
-use crate::args::{ForeignArgs, OutputArgs, SyncArgs, WatchArgs, ConnectionArgs, WhatArgs};
+use crate::args::{ConnectionArgs, ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
 use crate::report::{CliError, USAGE};
 use crate::rules;
 use crate::verbs::AccessArgs;
@@ -471,9 +471,7 @@ mod tests {
             built(&format!("ksync src tests {destination}")).unwrap();
             built(&format!("ksync {destination} src")).unwrap();
         }
-        assert!(
-            error("ksync src host:").ends_with("hint: Write host:. for the home itself, or host:src.")
-        );
+        assert!(error("ksync src host:").ends_with("hint: Write host:. for the home itself, or host:src."));
         for destination in ["host:.", "host:~", "host:site", "ssh://host/~"] {
             built(&format!("ksync src {destination}")).unwrap();
         }
@@ -515,7 +513,10 @@ mod tests {
             ..Options::default()
         };
         assert_eq!(job.options, options);
-        assert_eq!((job.connect_options.timeout, job.connect_options.connect_timeout), (NEVER, Duration::from_secs(30)));
+        assert_eq!(
+            (job.connect_options.timeout, job.connect_options.connect_timeout),
+            (NEVER, Duration::from_secs(30))
+        );
         assert_eq!(request.show, Show { itemize: true, progress: true, ..Show::default() });
         assert!(!built("ksync -nq a b").unwrap().jobs[0].options.list_changes);
         assert!(built("ksync a b").unwrap().jobs[0].options.compress);

@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ksync::sandbox::platform::{Platform, PlatformOptions};
-use ksync::sandbox::{Options, Sandbox, SandboxError, Setup, LinkConditions};
+use ksync::sandbox::{LinkConditions, Options, Sandbox, SandboxError, Setup};
 use serde_json::{Map, Value, json};
 
 use crate::args::SandboxArgs;
@@ -27,7 +27,8 @@ pub(crate) fn run(args: &SandboxArgs) -> Result<u8, CliError> {
     block_on(async {
         let mut signals = Signals::new()?;
         let home = Home::new(args.home.clone())?;
-        let options = Options { listen: args.listen, home: home.path.clone(), conditions: LinkConditions::default() };
+        let options =
+            Options { listen: args.listen, home: home.path.clone(), conditions: LinkConditions::default() };
         let sandbox = Sandbox::start(options).await?;
         let platform = Platform::start(PlatformOptions {
             listen: SocketAddr::new(args.listen.ip(), 0),

@@ -17,7 +17,7 @@ use ksync::tree::path::escape;
 
 use crate::brake::Words;
 use crate::list::visible;
-use crate::progress::{RateMeter, Progress};
+use crate::progress::{Progress, RateMeter};
 use crate::report::{self, Direction};
 use crate::request::Show;
 use crate::units::counted;

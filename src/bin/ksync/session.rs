@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ksync::kernel::{Access, Api, Browser, KernelError, StoredSession, NewBrowser, ConnectedVm};
+use ksync::kernel::{Access, Api, Browser, ConnectedVm, KernelError, NewBrowser, StoredSession};
 use serde_json::{Value, json};
 
 use crate::out;

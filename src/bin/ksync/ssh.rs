@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ksync::monitor::{Event, Monitor, Preparation, Warning};
 use ksync::remote::{Size, Terminal};
-use ksync::sync::{Visit, SharedMonitor};
+use ksync::sync::{SharedMonitor, Visit};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;

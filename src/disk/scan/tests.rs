@@ -275,7 +275,8 @@ fn a_scan_of_parts_lists_only_the_parts_and_their_parents() {
     ]);
     let (mut seen, mut filter) = (Seen::default(), Filter::default());
     let subject = Subject::Subtrees(scope, Arc::default());
-    let scanned = scan(&fixture.root, &subject, &ScanOptions::default(), Some(&mut filter), &mut seen).unwrap();
+    let scanned =
+        scan(&fixture.root, &subject, &ScanOptions::default(), Some(&mut filter), &mut seen).unwrap();
     assert_eq!(paths(&scanned), ["a", "a/link", "a.b", "f", "target", "target/x", "target/x/f"]);
     assert_eq!(seen.entered, [".", "a", "target", "target/x"]);
     assert_eq!((scanned.problems.len(), scanned.skipped.vanished, scanned.skipped.excluded), (0, 1, 1));

@@ -4,9 +4,9 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_bytes::ByteBuf;
 
-use super::properties::{delete, run};
-use super::disk::{SenderDisk, ReceiverDisk};
 use super::byzantine::{Stage, Victim, offend, offered, subject};
+use super::disk::{ReceiverDisk, SenderDisk};
+use super::properties::{delete, run};
 use super::tree::{Rng, Tree, change, differences, directory, file, grow, manifest, path, tree};
 use super::{Ended, ORDERS, Order, Pair, RECEIVER, SENDER};
 use crate::content::hash::Hash;
@@ -86,7 +86,13 @@ fn baselines(rng: &mut Rng, source: &Tree) -> [Baseline; 2] {
     }
 }
 
-fn run_with(source: Tree, target: Tree, [of_source, of_target]: [Baseline; 2], order: Order, seed: u64) -> Ended {
+fn run_with(
+    source: Tree,
+    target: Tree,
+    [of_source, of_target]: [Baseline; 2],
+    order: Order,
+    seed: u64,
+) -> Ended {
     let (mut source, mut target) = (SenderDisk::new(source), ReceiverDisk::new(target));
     (source.baseline, target.baseline) = (of_source, of_target);
     run(source, target, &delete(), order, seed)
@@ -213,7 +219,8 @@ fn outdated_target_is_found_although_the_offer_is_known() {
     let mut target = source.clone();
     target.remove(&path("000007"));
     target.insert(path("000009"), file(b"another content"));
-    let ended = run_with(source.clone(), target, [Baseline::of(&source), Baseline::of(&source)], Order::Random, 5);
+    let ended =
+        run_with(source.clone(), target, [Baseline::of(&source), Baseline::of(&source)], Order::Random, 5);
     assert_eq!(differences(&source, &ended.target.tree), Vec::<String>::new());
     assert_eq!(ended.log.wants, 2);
 }
@@ -264,7 +271,10 @@ fn victim_with_baseline() -> Victim {
     victim.hear(Message::Baseline { digest: digest() });
     assert!(victim.side.only_outcomes, "changes have to wait until it is known what is stored");
     victim.end_all();
-    assert!(!victim.side.only_outcomes && victim.said.iter().all(|said| !matches!(said, Message::BaselineMissing)));
+    assert!(
+        !victim.side.only_outcomes
+            && victim.said.iter().all(|said| !matches!(said, Message::BaselineMissing))
+    );
     victim
 }
 
@@ -390,7 +400,11 @@ fn receiver_can_report_forgotten_once_and_only_before_wants() {
     };
     let wants = || Message::Wants(vec![Want::whole(1)]);
     offend(sender(Baseline::empty()), "forgets what was not named", vec![Message::BaselineMissing]);
-    offend(sender(Baseline::of(&offered())), "twice", vec![Message::BaselineMissing, Message::BaselineMissing]);
+    offend(
+        sender(Baseline::of(&offered())),
+        "twice",
+        vec![Message::BaselineMissing, Message::BaselineMissing],
+    );
     offend(sender(Baseline::of(&offered())), "after asking", vec![wants(), Message::BaselineMissing]);
     offend(Victim::at(SENDER, Stage::Fresh), "at once", vec![Message::BaselineMissing]);
 }
@@ -455,7 +469,9 @@ fn receiver_finishes_only_after_it_stored_the_baseline() {
     victim.hear(subject());
     victim.hear(Message::Offered { complete: true });
     let has_finished = |victim: &Victim| victim.said.iter().any(|said| matches!(said, Message::Finished(_)));
-    while let Some(other) = victim.side.works.iter().position(|work| !matches!(work, Work::StoreBaseline { .. })) {
+    while let Some(other) =
+        victim.side.works.iter().position(|work| !matches!(work, Work::StoreBaseline { .. }))
+    {
         victim.end(other);
     }
     assert!(is_being_stored(&victim) && !has_finished(&victim));

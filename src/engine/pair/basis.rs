@@ -9,7 +9,7 @@ use super::{RECEIVER, SENDER};
 use crate::content::blocks::BlockSize;
 use crate::content::delta::signature_bytes;
 use crate::content::hash::Hash;
-use crate::wire::message::{Blocks, Body, Message, BasisReport, Want};
+use crate::wire::message::{BasisReport, Blocks, Body, Message, Want};
 
 #[test]
 fn signatures_are_taken_once_and_in_the_requested_number() {
@@ -29,7 +29,11 @@ fn signatures_are_taken_once_and_in_the_requested_number() {
 fn cutting(cuts: bool) -> Victim {
     let mut victim = Victim::at(SENDER, Stage::Offered);
     let basis = blocks(200_000, 13);
-    victim.hear(Message::Wants(vec![Want { id: LARGE, staged: None, basis: Some(BasisReport::Blocks(basis)) }]));
+    victim.hear(Message::Wants(vec![Want {
+        id: LARGE,
+        staged: None,
+        basis: Some(BasisReport::Blocks(basis)),
+    }]));
     victim.end_one();
     assert!(matches!(victim.said.last(), Some(Message::CutRequest { id: LARGE, .. })));
     if !cuts {

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use super::properties::{assert_same, delete, run, problem_kinds};
-use super::disk::{SenderDisk, ReceiverDisk};
+use super::disk::{ReceiverDisk, SenderDisk};
+use super::properties::{assert_same, delete, problem_kinds, run};
 use super::tree::{Tree, directory, file, link, path, tree};
 use super::{Ended, ORDERS, Order};
 use crate::engine::work::Destination;
 use crate::monitor::{Action, Event, Reason};
-use crate::tree::tree_id::Pair;
 use crate::tree::subtrees::SubtreeSet;
-use crate::wire::hello::{History, Consent, Options};
+use crate::tree::tree_id::Pair;
+use crate::wire::hello::{Consent, History, Options};
 
 /// A destination with this pair.
 pub(super) fn known(pair: Pair) -> Destination {

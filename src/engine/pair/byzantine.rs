@@ -2,9 +2,9 @@
 
 use serde_bytes::ByteBuf;
 
-use super::disk::{SenderDisk, ReceiverDisk};
 use super::baseline::Baseline;
-use super::tree::{Rng, Node, Tree, directory, file, link, manifest, path, time, tree};
+use super::disk::{ReceiverDisk, SenderDisk};
+use super::tree::{Node, Rng, Tree, directory, file, link, manifest, path, time, tree};
 use super::{RECEIVER, SENDER, Side};
 use crate::content::blocks::BlockId;
 use crate::content::chunk::{Chunk, ChunkId};
@@ -16,8 +16,8 @@ use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::tree_id::TreeId;
 use crate::wire::message::{
-    AbortKind, Blocks, Body, Holes, Message, BasisReport, Op, SAMPLED_MAX, STREAMS_MAX, Stretch, Subject, Tally,
-    WANTS_MAX, Want, Window,
+    AbortKind, BasisReport, Blocks, Body, Holes, Message, Op, SAMPLED_MAX, STREAMS_MAX, Stretch, Subject,
+    Tally, WANTS_MAX, Want, Window,
 };
 
 // Ids of the files of `offered`.

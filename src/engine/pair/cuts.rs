@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::properties::{delete, run, problem_kinds};
-use super::disk::{SenderDisk, ReceiverDisk};
+use super::disk::{ReceiverDisk, SenderDisk};
+use super::properties::{delete, problem_kinds, run};
 use super::tree::{Rng, Tree, change, differences, file, grow, path};
 use super::{ORDERS, Order, Pair};
 use crate::wire::message::AbortKind;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
 
+use super::baseline::Baseline;
 use super::brake::known;
 use super::content::{blocks, chunks, window_of};
-use super::baseline::Baseline;
 use super::tree::{Node, Tree, What, manifest, remove_with_all_below, time};
 use crate::content::blocks::BlockSize;
 use crate::content::chunk::Chunk;
@@ -16,8 +16,9 @@ use crate::content::hash::Hash;
 use crate::content::sample::Samples;
 use crate::content::testing::reader;
 use crate::engine::work::{
-    CopiedFile, Destination, WorkError, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder,
-    Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Advertised, Work,
+    Advertised, CopiedFile, Destination, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile,
+    ReadOrder, Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step,
+    Work, WorkError,
 };
 use crate::monitor::ProblemKind;
 use crate::tree::doubt::{Doubt, Doubts};
@@ -25,10 +26,12 @@ use crate::tree::entry::{Entry, EntryRef, Kind, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::tree_id::{Pair, TreeId};
 use crate::tree::record;
 use crate::tree::subtrees::{Coverage, SubtreeSet};
-use crate::wire::message::{AbortKind, Blocks, Holes, BasisReport, Op, Stretch, Subject, Want, Window, is_signed};
+use crate::tree::tree_id::{Pair, TreeId};
+use crate::wire::message::{
+    AbortKind, BasisReport, Blocks, Holes, Op, Stretch, Subject, Want, Window, is_signed,
+};
 
 /// Bytes of a piece; small, so that a file travels in many pieces.
 const PIECE_BYTES: usize = 24 << 10;
@@ -132,7 +135,9 @@ impl SenderDisk {
             .tree
             .iter()
             .filter(|(path, node)| !self.filter.excludes_within(path, node.is_directory()))
-            .filter(|(path, _)| self.scope.as_ref().is_none_or(|scope| scope.coverage(path) != Coverage::Outside))
+            .filter(|(path, _)| {
+                self.scope.as_ref().is_none_or(|scope| scope.coverage(path) != Coverage::Outside)
+            })
             .map(|(path, node)| (path.clone(), node.clone()))
             .collect();
         self.offered = manifest(&seen);
@@ -267,8 +272,8 @@ impl Stream {
         }
         if let Some(basis) = want.basis_blocks() {
             let length = u32::try_from(basis.length).unwrap_or(u32::MAX);
-            stream.same =
-                stream.at == 0 && *basis == blocks(&stream.content, stream.content.len(), stream.content.len());
+            stream.same = stream.at == 0
+                && *basis == blocks(&stream.content, stream.content.len(), stream.content.len());
             stream.window = (length > 0).then_some(Window { offset: 0, length });
             // Any range would do; the engines do not look at it.
             stream.to_cut = (length > CUT_BYTES_MIN && !stream.same).then_some(basis.length);
@@ -492,12 +497,17 @@ impl ReceiverDisk {
         let report_of = |content: &Arc<Vec<u8>>| {
             let length = content.len() as u64;
             if staged.is_none() && is_signed(size as u64, length) {
-                return BasisReport::Signed { length, signature: ByteBuf::from(delta::sign(content).unwrap()) };
+                return BasisReport::Signed {
+                    length,
+                    signature: ByteBuf::from(delta::sign(content).unwrap()),
+                };
             }
             BasisReport::Blocks(blocks(content, size, 2 * size))
         };
         let report = basis.as_ref().map(report_of);
-        let hash = basis.filter(|_| matches!(report, Some(BasisReport::Blocks(_)))).map(|content| Hash::of(&content));
+        let hash = basis
+            .filter(|_| matches!(report, Some(BasisReport::Blocks(_))))
+            .map(|content| Hash::of(&content));
         Advertised { want: Want { id, staged, basis: report }, hash, has_gap }
     }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
+use super::disk::{ReceiverDisk, SenderDisk};
 use super::properties::{assert_same, run};
-use super::disk::{SenderDisk, ReceiverDisk};
 use super::tree::{Rng, Tree, What, file, grow, path, tree};
 use super::{ORDERS, Order};
 use crate::monitor::{Action, Event};

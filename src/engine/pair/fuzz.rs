@@ -18,7 +18,9 @@ use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::record;
 use crate::tree::subtrees::Subtree;
-use crate::wire::message::{AbortKind, Blocks, Body, Holes, Message, BasisReport, Op, Stretch, Tally, Want, Window};
+use crate::wire::message::{
+    AbortKind, BasisReport, Blocks, Body, Holes, Message, Op, Stretch, Tally, Want, Window,
+};
 
 fn id() -> impl Strategy<Value = u32> + Clone {
     prop_oneof![8 => 0_u32..7, 1 => any::<u32>()]
@@ -48,9 +50,12 @@ fn want() -> impl Strategy<Value = Want> {
         let count = count.unwrap_or(BlockSize::for_size(0).count(length.min(20_000)));
         Blocks { length, ids: vec![BlockId::of(0, b"block"); count as usize] }
     });
-    let signed = (number(), bytes()).prop_map(|(length, signature)| BasisReport::Signed { length, signature });
-    let range_removed = (blocks.clone(), number()).prop_map(|(blocks, split)| BasisReport::RangeRemoved { blocks, split });
-    let basis = prop_oneof![2 => blocks.clone().prop_map(BasisReport::Blocks), 1 => signed, 1 => range_removed];
+    let signed =
+        (number(), bytes()).prop_map(|(length, signature)| BasisReport::Signed { length, signature });
+    let range_removed =
+        (blocks.clone(), number()).prop_map(|(blocks, split)| BasisReport::RangeRemoved { blocks, split });
+    let basis =
+        prop_oneof![2 => blocks.clone().prop_map(BasisReport::Blocks), 1 => signed, 1 => range_removed];
     (id(), proptest::option::of(blocks), proptest::option::of(basis)).prop_map(|(id, staged, basis)| Want {
         id,
         staged,
@@ -124,7 +129,9 @@ fn message() -> Union<BoxedStrategy<Message>> {
         Just(Message::Rescan).boxed(),
         any::<bool>().prop_map(|is_active| Message::Heartbeat { is_active }).boxed(),
         vec((vec(any::<u8>(), 0..4), any::<bool>()), 0..4)
-            .prop_map(|subtrees| subtrees.into_iter().map(|(path, recursive)| Subtree { path, recursive }).collect())
+            .prop_map(|subtrees| {
+                subtrees.into_iter().map(|(path, recursive)| Subtree { path, recursive }).collect()
+            })
             .prop_map(Message::Scope)
             .boxed(),
         vec((id(), hash(), bytes()), 0..3).prop_map(Message::Pushed).boxed(),

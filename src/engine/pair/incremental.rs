@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::properties::{assert_same, delete, run, problem_kinds};
-use super::disk::{SenderDisk, ReceiverDisk};
+use super::disk::{ReceiverDisk, SenderDisk};
+use super::properties::{assert_same, delete, problem_kinds, run};
 use super::tree::{Rng, Tree, change, directory, expected, file, grow, path, tree};
 use super::{ORDERS, Order};
 use crate::monitor::ProblemKind;
@@ -20,7 +20,9 @@ fn touched(before: &Tree, after: &Tree) -> SubtreeSet {
     let paths: BTreeSet<&TreePath> = before.keys().chain(after.keys()).collect();
     let changed = paths.into_iter().filter(|path| before.get(path) != after.get(path));
     let is_directory = |tree: &Tree, path: &TreePath| tree.get(path).is_some_and(|node| node.is_directory());
-    SubtreeSet::new(changed.map(|path| (path.clone(), is_directory(after, path) && !is_directory(before, path))))
+    SubtreeSet::new(
+        changed.map(|path| (path.clone(), is_directory(after, path) && !is_directory(before, path))),
+    )
 }
 
 fn source(tree: Tree, scope: SubtreeSet, pushed_bytes_max: usize) -> SenderDisk {
@@ -78,7 +80,8 @@ fn pushed_file_needs_no_answer_and_a_damaged_one_is_requested() {
     let after = tree([("d", directory()), ("d/old", file(b"new!"))]);
     let scope = || SubtreeSet::new([(path("d/old"), false)]);
 
-    let ended = run(source(after.clone(), scope(), 100), ReceiverDisk::new(before()), &delete(), Order::Random, 1);
+    let ended =
+        run(source(after.clone(), scope(), 100), ReceiverDisk::new(before()), &delete(), Order::Random, 1);
     assert_same(&after, &ended.target.tree);
     assert_eq!((ended.log.wants, ended.log.contents, ended.log.sent_bytes), (0, 0, 4));
     let Tally { updated, files, sent_bytes, entries, .. } = ended.sender.unwrap().tally;

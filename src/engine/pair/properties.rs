@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::disk::{Lie, SenderDisk, ReceiverDisk};
+use super::disk::{Lie, ReceiverDisk, SenderDisk};
 use super::tree::{
     Rng, Tree, change, differences, directory, expected, file, grow, link, path, remove_with_all_below, tree,
 };
@@ -19,7 +19,13 @@ pub(super) fn delete() -> Options {
     Options { delete: true, consent, ..Options::default() }
 }
 
-pub(super) fn run(source: SenderDisk, target: ReceiverDisk, options: &Options, order: Order, seed: u64) -> Ended {
+pub(super) fn run(
+    source: SenderDisk,
+    target: ReceiverDisk,
+    options: &Options,
+    order: Order,
+    seed: u64,
+) -> Ended {
     let ended = Pair::new(source, target, options, order, seed).run(None);
     for result in [&ended.sender, &ended.receiver] {
         assert!(result.is_ok(), "{result:?}");
@@ -102,10 +108,16 @@ fn deletions_need_the_option_and_remove_children_first() {
         ("kept", file(b"1")),
     ]);
     for order in ORDERS {
-        let without =
-            run(SenderDisk::new(source.clone()), ReceiverDisk::new(target.clone()), &Options::default(), order, 1);
+        let without = run(
+            SenderDisk::new(source.clone()),
+            ReceiverDisk::new(target.clone()),
+            &Options::default(),
+            order,
+            1,
+        );
         assert_same(&target, &without.target.tree);
-        let with = run(SenderDisk::new(source.clone()), ReceiverDisk::new(target.clone()), &delete(), order, 1);
+        let with =
+            run(SenderDisk::new(source.clone()), ReceiverDisk::new(target.clone()), &delete(), order, 1);
         assert_same(&source, &with.target.tree);
         assert_eq!(tally(&with.sender).deleted, 4);
     }
@@ -127,8 +139,11 @@ fn excluded_entries_stay_with_the_directories_around_them() {
 fn nothing_is_deleted_when_a_side_could_not_list_everything() {
     for sides in [(false, true), (true, false)] {
         let mut source = SenderDisk::new(tree([("d", file(b"now a file")), ("f", file(b"1"))]));
-        let mut target =
-            ReceiverDisk::new(tree([("d", directory()), ("d/f", file(b"stays")), ("extra", file(b"stays too"))]));
+        let mut target = ReceiverDisk::new(tree([
+            ("d", directory()),
+            ("d/f", file(b"stays")),
+            ("extra", file(b"stays too")),
+        ]));
         (source.complete, target.complete) = sides;
         let ended = run(source, target, &delete(), Order::Random, 5);
         let names: Vec<String> = ended.target.tree.keys().map(ToString::to_string).collect();
@@ -253,7 +268,8 @@ fn unanswered_wants_never_exceed_the_limit() {
         target.insert(name, file(b"older"));
     }
     for order in [Order::SenderStarved, Order::Random] {
-        let ended = run(SenderDisk::new(source.clone()), ReceiverDisk::new(target.clone()), &delete(), order, 23);
+        let ended =
+            run(SenderDisk::new(source.clone()), ReceiverDisk::new(target.clone()), &delete(), order, 23);
         assert_same(&source, &ended.target.tree);
         assert!(ended.log.open_wants_max <= WANTS_MAX, "{}", ended.log.open_wants_max);
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::properties::{assert_same, delete, run, problem_kinds};
-use super::disk::{Done, SenderDisk, ReceiverDisk};
+use super::disk::{Done, ReceiverDisk, SenderDisk};
+use super::properties::{assert_same, delete, problem_kinds, run};
 use super::tree::{Rng, Tree, directory, file, grow, link, path, tree};
 use super::{Ended, ORDERS, Order};
 use crate::monitor::ProblemKind;

@@ -10,10 +10,10 @@ use serde_bytes::ByteBuf;
 
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
-use crate::engine::work::{CopiedFile, WorkError, SignOrder, SmallContent, SmallFile, Advertised, Work};
+use crate::engine::work::{Advertised, CopiedFile, SignOrder, SmallContent, SmallFile, Work, WorkError};
 use crate::monitor::{Action, Differs, Event, Problem, ProblemKind, What};
 use crate::wire::message::{
-    AbortKind, Body, Message, BasisReport, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
+    AbortKind, BasisReport, Body, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
 };
 
 /// Most bytes of content that wait for the disk before messages have to wait.
@@ -107,7 +107,8 @@ impl Receiver {
                 continue;
             }
             let basis = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
-            bytes += basis.map_or(0, |entry| entry.size()) + if may_be_staged { self.size(fetch.id) } else { 0 };
+            bytes +=
+                basis.map_or(0, |entry| entry.size()) + if may_be_staged { self.size(fetch.id) } else { 0 };
             self.signing.insert(fetch.id, fetch);
             let samples = self.offer.samples.remove(&fetch.id);
             let is_doubted = fetch.is_doubted;

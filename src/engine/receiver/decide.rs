@@ -12,8 +12,8 @@ use crate::tree::compare::{Rules, below, has_more};
 use crate::tree::entry::{EntryRef, Time};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::tree_id::{Pair, TreeId};
 use crate::tree::spelling::{Answers, Questions};
+use crate::tree::tree_id::{Pair, TreeId};
 use crate::wire::message::{AbortKind, Message, Subject};
 
 impl Receiver {

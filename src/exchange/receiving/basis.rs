@@ -8,19 +8,19 @@ use serde_bytes::ByteBuf;
 use crate::content::blocks::{BlockSize, Finding, Nodes, Outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta;
-use crate::content::shift_map::ShiftMap;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
+use crate::content::shift_map::ShiftMap;
 use crate::disk::holes::SparseFile;
 use crate::disk::stage::Staging;
-use crate::engine::{WorkError, SignOrder, Advertised};
-use crate::exchange::pre_copy::PreCopyParts;
+use crate::engine::{Advertised, SignOrder, WorkError};
 use crate::exchange::basis::BasisFile;
+use crate::exchange::pre_copy::PreCopyParts;
 use crate::exchange::receiving::{Receiving, Trees, sink_error, unwritable};
-use crate::exchange::sink::{SinkError, blocks_of, basis_changed, open_basis};
+use crate::exchange::sink::{SinkError, basis_changed, blocks_of, open_basis};
 use crate::exchange::{retry_while_busy, work_error};
 use crate::monitor::ProblemKind;
 use crate::wire::message::{
-    AbortKind, Blocks, BasisReport, SMALL_BASIS_BYTES_MAX, Stretch, Want, Window, is_signed, basis_bytes_max,
+    AbortKind, BasisReport, Blocks, SMALL_BASIS_BYTES_MAX, Stretch, Want, Window, basis_bytes_max, is_signed,
 };
 
 impl Receiving {
@@ -37,7 +37,8 @@ impl Receiving {
         } else if want.staged.is_none() && self.prehashes.is_done(&seen) {
             self.pre_copies.make_in_thread(id, parts);
         } else if want.staged.is_none()
-            && let Some((basis, hash)) = self.pre_copies.make(id, || parts().inspect(|_| self.prehashes.cancel(&seen)))
+            && let Some((basis, hash)) =
+                self.pre_copies.make(id, || parts().inspect(|_| self.prehashes.cancel(&seen)))
         {
             want.basis = Some(basis);
             let has_gap = want.basis_blocks().is_some_and(|basis| basis.length != seen.size);
@@ -52,8 +53,9 @@ impl Receiving {
             return Ok(Advertised { want, hash: None, has_gap: false });
         }
         let most = basis_bytes_max(size);
-        let outline =
-            prehashed.filter(|_| seen.size <= most).and_then(|nodes| nodes.outline(BlockSize::for_size(size)));
+        let outline = prehashed
+            .filter(|_| seen.size <= most)
+            .and_then(|nodes| nodes.outline(BlockSize::for_size(size)));
         let (basis, hash) = match outline {
             Some(Outline { ids, hash }) => (Blocks { length: seen.size, ids }, Some(hash)),
             None => blocks_of(seen.size, size, most, &SparseFile::of(&file, seen.size))
@@ -145,13 +147,17 @@ impl Receiving {
     /// Opens a basis in the shape that was advertised to the sender.
     fn basis_file(&self, id: u32, at: u32) -> Result<BasisFile, WorkError> {
         let (file, seen) = self.open_basis(at)?;
-        Ok(BasisFile::new(file, self.pre_copies.advertised_shift_map(id).unwrap_or(ShiftMap::same(seen.size))))
+        Ok(BasisFile::new(
+            file,
+            self.pre_copies.advertised_shift_map(id).unwrap_or(ShiftMap::same(seen.size)),
+        ))
     }
 
     pub(super) fn cut(&self, id: u32, at: u32, stretch: Stretch) -> Result<Vec<Chunk>, WorkError> {
         let basis = self.basis_file(id, at)?;
-        let average = Average::for_size(stretch.length)
-            .ok_or_else(|| WorkError::Fatal(AbortKind::Protocol, "a stretch too long to be cut".to_owned()))?;
+        let average = Average::for_size(stretch.length).ok_or_else(|| {
+            WorkError::Fatal(AbortKind::Protocol, "a stretch too long to be cut".to_owned())
+        })?;
         let chunks = basis
             .chunks(stretch.offset..stretch.offset + stretch.length, average)
             .map_err(|error| unwritable(&error))?;
@@ -159,7 +165,12 @@ impl Receiving {
         if length == stretch.length { Ok(chunks) } else { Err(sink_error(basis_changed())) }
     }
 
-    pub(super) fn sign_windows(&self, id: u32, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, WorkError> {
+    pub(super) fn sign_windows(
+        &self,
+        id: u32,
+        at: u32,
+        windows: &[Window],
+    ) -> Result<Vec<Vec<u8>>, WorkError> {
         let basis = self.basis_file(id, at)?;
         windows
             .iter()

@@ -7,10 +7,10 @@ use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::disk::error::DiskError;
 use crate::disk::stage::{Complete, Durability, Staging};
-use crate::engine::{CopiedFile, WorkError, SmallContent, SmallFile};
-use crate::exchange::work_error;
+use crate::engine::{CopiedFile, SmallContent, SmallFile, WorkError};
 use crate::exchange::receiving::{Receiving, out_of_turn, sink_error};
 use crate::exchange::sink::{Sink, SinkError};
+use crate::exchange::work_error;
 use crate::monitor::ProblemKind;
 use crate::wire::message::Op;
 
@@ -146,8 +146,14 @@ impl Receiving {
             None => {
                 let basis = at.map(|at| self.basis(at)).transpose()?;
                 let basis = basis.as_ref().map(|(path, seen)| (path, seen));
-                Sink::begin(self.root()?, &self.path(id)?, basis, self.pre_copies.take(id), self.take_staged(id))
-                    .map_err(|error| self.sink_failed(id, error))?
+                Sink::begin(
+                    self.root()?,
+                    &self.path(id)?,
+                    basis,
+                    self.pre_copies.take(id),
+                    self.take_staged(id),
+                )
+                .map_err(|error| self.sink_failed(id, error))?
             }
         };
         for op in ops {

@@ -16,17 +16,17 @@ use crate::disk::scan::{self, Away, ScanOptions, scan};
 use crate::disk::stage::Staging;
 use crate::disk::stat::FileKind;
 use crate::disk::{clear_leftovers, staged};
-use crate::engine::{Destination, WorkError, Opened};
+use crate::engine::{Destination, Opened, WorkError};
 use crate::exchange::receiving::{OpenedTree, Receiving};
-use crate::exchange::{chain, retry_while_busy, renamed, scan_options};
+use crate::exchange::{chain, renamed, retry_while_busy, scan_options};
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
 use crate::tree::filter::Filter;
 use crate::tree::kept::Kept;
 use crate::tree::path::{TreePath, escape};
-use crate::tree::tree_id::Pair;
 use crate::tree::subtrees::SubtreeSet;
+use crate::tree::tree_id::Pair;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Subject};
 
@@ -95,8 +95,9 @@ impl Receiving {
             let name = self.path.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
             (parent.unwrap_or(Path::new(".")), name)
         };
-        let single = TreePath::new(name)
-            .map_err(|error| WorkError::Fatal(AbortKind::Destination, format!("{}: {error}", escape(name))))?;
+        let single = TreePath::new(name).map_err(|error| {
+            WorkError::Fatal(AbortKind::Destination, format!("{}: {error}", escape(name)))
+        })?;
         let root = self.open_root(directory)?;
         let shown = absolute(directory).join(OsStr::from_bytes(name));
         Ok(OpenedTree { root, single: Some(single), shown })

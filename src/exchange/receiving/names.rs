@@ -4,7 +4,7 @@ use crate::disk::directory::Inode;
 use crate::disk::error::DiskError;
 use crate::disk::stage::Staging;
 use crate::disk::stat::{FileKind, Identity};
-use crate::engine::{CopiedFile, WorkError, Step};
+use crate::engine::{CopiedFile, Step, WorkError};
 use crate::exchange::receiving::{Receiving, out_of_turn, sink_error};
 use crate::exchange::sink::open_basis;
 use crate::exchange::{retry_while_busy, work_error};

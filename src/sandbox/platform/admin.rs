@@ -43,7 +43,11 @@ pub(super) async fn answer(
         ["faults"] if post => {
             let fault: Fault = read_json(body).await?;
             let has_room = cloud.faults.add(fault);
-            if has_room { Ok(empty(StatusCode::NO_CONTENT)) } else { Err(PlatformError::bad_request("too many")) }
+            if has_room {
+                Ok(empty(StatusCode::NO_CONTENT))
+            } else {
+                Err(PlatformError::bad_request("too many"))
+            }
         }
         ["faults"] if delete => {
             cloud.faults.clear();

@@ -58,12 +58,16 @@ pub(super) async fn accept(
                 |session: &Session| session.token.as_ref() == Some(&jwt) && now < session.token_expires;
             let found = sessions.find(|session| is_good(session));
             found.ok_or_else(|| {
-                PlatformError::new(StatusCode::UNAUTHORIZED, "unauthorized", "no such session, or it has ended")
+                PlatformError::new(
+                    StatusCode::UNAUTHORIZED,
+                    "unauthorized",
+                    "no such session, or it has ended",
+                )
             })?
         }
     };
-    let key =
-        upgrade_key(request.headers()).ok_or_else(|| PlatformError::bad_request("a WebSocket is expected"))?;
+    let key = upgrade_key(request.headers())
+        .ok_or_else(|| PlatformError::bad_request("a WebSocket is expected"))?;
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
     set(&mut answer, CONNECTION, "Upgrade");
     set(&mut answer, UPGRADE, "websocket");

@@ -28,7 +28,8 @@ pub(super) async fn batch(cloud: &Cloud, session: &Session, body: Incoming) -> R
     session.touch(cloud.time.now());
     let Batch { actions } = read_json(body).await?;
     for (index, action) in actions.iter().enumerate() {
-        let refused = |what: &str| PlatformError::in_vm(StatusCode::BAD_REQUEST, format!("action {index}: {what}"));
+        let refused =
+            |what: &str| PlatformError::in_vm(StatusCode::BAD_REQUEST, format!("action {index}: {what}"));
         let kind = action.get("type").and_then(Value::as_str).unwrap_or_default();
         if !TYPES.contains(&kind) {
             return Err(refused(&format!("unknown type \"{kind}\"")));

@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::answer::{Answer, PlatformError, empty, json_answer, read_json, set, streamed};
+use super::rfc3339;
 use super::routes::{Asked, Call};
 use super::session::Session;
-use super::rfc3339;
 
 /// Bytes read of a file at once.
 const READ_SIZE: usize = 64 * 1024;

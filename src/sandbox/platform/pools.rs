@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::answer::{Answer, PlatformError, empty, json_answer, read_json};
 use super::browsers::Create;
 use super::session::{Session, Wish};
-use super::{Cloud, rng, rfc3339};
+use super::{Cloud, rfc3339, rng};
 
 /// Size of the largest pool.
 const SIZE_MAX: usize = 100;
@@ -158,7 +158,11 @@ pub(super) async fn delete(cloud: &Cloud, id: &str, body: Incoming) -> Result<An
         let index = pools.iter().position(|pool| pool.is(id)).ok_or_else(not_found)?;
         let is_busy = pools.get(index).is_some_and(|pool| !pool.lent.is_empty());
         if is_busy && force != Some(true) {
-            return Err(PlatformError::new(StatusCode::CONFLICT, "conflict", "browsers of the pool are in use"));
+            return Err(PlatformError::new(
+                StatusCode::CONFLICT,
+                "conflict",
+                "browsers of the pool are in use",
+            ));
         }
         pools.remove(index)
     };

@@ -22,11 +22,11 @@ use super::life::{self, Life, Stage};
 use super::routes::Call;
 use super::spawn::Spawned;
 use super::time::Time;
-use super::{Cloud, rng, rfc3339, orphans, token};
+use super::{Cloud, orphans, rfc3339, rng, token};
+use crate::sandbox::link_conditions::{ConnectionConditions, LinkConditions, Meter, StandsStill};
 use crate::sandbox::port::{self, Port};
 use crate::sandbox::process::Processes;
 use crate::sandbox::server::{Lock, Server};
-use crate::sandbox::link_conditions::{ConnectionConditions, Meter, StandsStill, LinkConditions};
 
 /// Port of the bridge to a VM's SSH server.
 const SSH_PORT: u16 = 2222;
@@ -96,7 +96,8 @@ impl Session {
         let id = rng::word(24).map_err(PlatformError::internal)?;
         let root = cloud.folder.join(&id);
         make_root(&root).map_err(PlatformError::internal)?;
-        let host_key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(PlatformError::internal)?;
+        let host_key =
+            PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(PlatformError::internal)?;
         let host_key_text = host_key.public_key().to_openssh().map_err(PlatformError::internal)?;
         std::fs::write(root.join("etc/ssh/ssh_host_ed25519_key.pub"), format!("{host_key_text}\n"))
             .map_err(PlatformError::internal)?;

@@ -25,7 +25,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use super::answer::{Answer, PlatformError, json_answer, read_json, set, streamed};
 use super::exec::{Input, Output, Program, Started, pid_of};
 use super::session::Session;
-use super::{Cloud, rng, rfc3339};
+use super::{Cloud, rfc3339, rng};
 use crate::sandbox::terminal::{Size, Terminal};
 
 /// Capacity of the event queue.
@@ -173,8 +173,9 @@ fn resident_bytes(pid: Pid) -> Option<u64> {
 pub(super) async fn stdin(session: &Session, id: &str, body: Incoming) -> Result<Answer, PlatformError> {
     let process = find(session, id)?;
     let Typed { data_b64 } = read_json(body).await?;
-    let data =
-        STANDARD.decode(data_b64).map_err(|_| PlatformError::in_vm(StatusCode::BAD_REQUEST, "invalid base64"))?;
+    let data = STANDARD
+        .decode(data_b64)
+        .map_err(|_| PlatformError::in_vm(StatusCode::BAD_REQUEST, "invalid base64"))?;
     let mut stdin = process.stdin.lock().await;
     let mut ended = process.ended.clone();
     let written = async {
@@ -186,7 +187,8 @@ pub(super) async fn stdin(session: &Session, id: &str, body: Incoming) -> Result
         written = written => written,
         _ = ended.wait_for(Option::is_some) => Err(io::ErrorKind::BrokenPipe.into()),
     };
-    written.map_err(|_| PlatformError::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to write to stdin"))?;
+    written
+        .map_err(|_| PlatformError::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to write to stdin"))?;
     Ok(json_answer(StatusCode::OK, &json!({ "written_bytes": data.len() })))
 }
 

@@ -23,7 +23,11 @@ const UPLOAD_MAX: usize = 256 << 20;
 const MODE: u32 = 0o644;
 
 /// `POST fs/upload`: pairs of `files[N][file]` and `files[N][dest_path]`.
-pub(super) async fn upload(session: &Session, asked: &Asked<'_>, body: Incoming) -> Result<Answer, PlatformError> {
+pub(super) async fn upload(
+    session: &Session,
+    asked: &Asked<'_>,
+    body: Incoming,
+) -> Result<Answer, PlatformError> {
     let body = read_body(body, UPLOAD_MAX).await?;
     let mut pairs: BTreeMap<&str, [Option<&[u8]>; 2]> = BTreeMap::new();
     let fields = form(asked, &body)?;

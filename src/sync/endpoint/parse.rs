@@ -119,7 +119,9 @@ fn bracket_end(bytes: &[u8]) -> Option<usize> {
 /// `user@rest`. The last `@` counts, as with ssh, since a user name may contain one.
 fn split_user(bytes: &[u8]) -> Result<(Option<String>, &[u8]), EndpointErrorKind> {
     let Some(at) = bytes.iter().rposition(|&byte| byte == b'@') else { return Ok((None, bytes)) };
-    let (Some(user), Some(rest)) = (bytes.get(..at), bytes.get(at + 1..)) else { return Err(EndpointErrorKind::User) };
+    let (Some(user), Some(rest)) = (bytes.get(..at), bytes.get(at + 1..)) else {
+        return Err(EndpointErrorKind::User);
+    };
     let user = std::str::from_utf8(user).map_err(|_| EndpointErrorKind::User)?;
     if user.is_empty() || user.starts_with('-') || !user.chars().all(is_plain) {
         return Err(EndpointErrorKind::User);
