@@ -144,8 +144,8 @@ mod manifest {
 
     /// Directories with fifteen files each.
     fn entries(count: usize) -> Vec<Entry> {
-        let mut dice = data::Dice::new(1);
-        let mut word = || data::text::WORDS[dice.below(data::text::WORDS.len())];
+        let mut rng = data::Rng::new(1);
+        let mut word = || data::text::WORDS[rng.below(data::text::WORDS.len())];
         let mut directory = String::new();
         let mut entries: Vec<Entry> = (0..count)
             .map(|index| {

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ksync::kernel::{Api, ApiKey, DEFAULT_TIMEOUT, Exec, NewBrowser, Settings};
-use ksync::sandbox::Weather;
+use ksync::sandbox::LinkConditions;
 use ksync::sandbox::platform::{Platform, PlatformOptions};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
@@ -61,7 +61,7 @@ const LET_IN: &str = r#"r=$KSYNC_SANDBOX_ROOT; mkdir -p "$r/root/.ssh" && chmod 
 echo "$1" >>"$r/root/.ssh/authorized_keys" && chmod 600 "$r/root/.ssh/authorized_keys""#;
 
 /// Timeout of a run.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long from an API key to the first byte on a session's VM, and how many API calls?
 ///
@@ -86,29 +86,29 @@ struct Options {
 
 /// A procedure to copy to a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Tool {
     Ksync,
     Rsync,
     Scp,
 }
 
-impl Way {
-    const ALL: [Way; 3] = [Way::Ksync, Way::Rsync, Way::Scp];
+impl Tool {
+    const ALL: [Tool; 3] = [Tool::Ksync, Tool::Rsync, Tool::Scp];
 
     fn name(self) -> &'static str {
         match self {
-            Way::Ksync => "ksync",
-            Way::Rsync => "official CLI, rsync",
-            Way::Scp => "official CLI, scp",
+            Tool::Ksync => "ksync",
+            Tool::Rsync => "official CLI, rsync",
+            Tool::Scp => "official CLI, scp",
         }
     }
 
     /// Programs that must be installed.
     fn programs(self) -> &'static [&'static str] {
         match self {
-            Way::Ksync => &[],
-            Way::Rsync => &["ssh", "websocat", "rsync"],
-            Way::Scp => &["ssh", "websocat", "scp"],
+            Tool::Ksync => &[],
+            Tool::Rsync => &["ssh", "websocat", "rsync"],
+            Tool::Scp => &["ssh", "websocat", "scp"],
         }
     }
 }
@@ -130,10 +130,10 @@ fn main() -> ExitCode {
     if options.smoke {
         (options.runs, options.round_trip) = (1, vec![0]);
     }
-    let mut ways = Way::ALL.to_vec();
-    ways.retain(|way| match way.programs().iter().find(|name| !is_installed(name)) {
+    let mut tools = Tool::ALL.to_vec();
+    tools.retain(|tool| match tool.programs().iter().find(|name| !is_installed(name)) {
         Some(missing) => {
-            println!("left out: {} ({missing} is not installed)", way.name());
+            println!("left out: {} ({missing} is not installed)", tool.name());
             false
         }
         None => true,
@@ -142,21 +142,21 @@ fn main() -> ExitCode {
     for &round_trip in &options.round_trip {
         println!("\nround trip {round_trip} ms            first byte       all   API calls");
         let world = World::new(Duration::from_millis(round_trip));
-        let mut outcomes = vec![[Vec::new(), Vec::new()]; ways.len()];
+        let mut outcomes = vec![[Vec::new(), Vec::new()]; tools.len()];
         for _ in 0..options.runs {
-            for (way, outcomes) in ways.iter().zip(&mut outcomes) {
+            for (tool, outcomes) in tools.iter().zip(&mut outcomes) {
                 let session = world.session();
                 for outcomes in outcomes.iter_mut() {
-                    outcomes.push(world.run(*way, &session, outcomes.len()));
+                    outcomes.push(world.run(*tool, &session, outcomes.len()));
                 }
             }
         }
         for (index, temperature) in ["cold", "warm"].into_iter().enumerate() {
-            for (way, outcomes) in ways.iter().zip(&outcomes) {
+            for (tool, outcomes) in tools.iter().zip(&outcomes) {
                 let seconds = |what: fn(&Outcome) -> Duration| median(&outcomes[index], what).as_secs_f64();
                 println!(
                     "  {temperature}  {:<20} {:>9.3} s {:>7.3} s {:>11}",
-                    way.name(),
+                    tool.name(),
                     seconds(|outcome| outcome.first_byte),
                     seconds(|outcome| outcome.all),
                     median(&outcomes[index], |outcome| outcome.calls),
@@ -205,7 +205,7 @@ impl World {
         let options = PlatformOptions {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             home: folder.path().join("platform"),
-            weather: Weather { delay: round_trip / 2, ..Weather::default() },
+            conditions: LinkConditions { delay: round_trip / 2, ..LinkConditions::default() },
             time_scale: 1.0,
             client_key: None,
         };
@@ -288,13 +288,13 @@ impl World {
     }
 
     /// Copies the source with one procedure to a new directory in the session.
-    fn run(&self, way: Way, session: &Session, number: usize) -> Outcome {
+    fn run(&self, tool: Tool, session: &Session, number: usize) -> Outcome {
         let temperature = if self.knows(session) { "warm" } else { "cold" };
         let place = session.root.join(format!("{temperature}-{number}"));
         self.ask("DELETE", "calls", &Value::Null);
         let begun = Instant::now();
-        let mut command = match way {
-            Way::Ksync => {
+        let mut command = match tool {
+            Tool::Ksync => {
                 let mut command = self.command(env!("CARGO_BIN_EXE_ksync"));
                 command.arg("-q").arg(SOURCE).arg(format!("{}:{}", session.id, place.display()));
                 command
@@ -303,7 +303,7 @@ impl World {
                 if temperature == "cold" {
                     self.set_up_officially(session);
                 }
-                self.copy(way, session, &place)
+                self.copy(tool, session, &place)
             }
         };
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a start");
@@ -315,13 +315,13 @@ impl World {
             if let Some(status) = child.try_wait().expect("a status") {
                 break status;
             }
-            assert!(begun.elapsed() < PATIENCE, "{} does not end", way.name());
+            assert!(begun.elapsed() < TIMEOUT, "{} does not end", tool.name());
             std::thread::sleep(Duration::from_micros(300));
         };
         let all = begun.elapsed();
-        assert!(status.success(), "{}: {status}", way.name());
+        assert!(status.success(), "{}: {status}", tool.name());
         let same = Command::new("diff").arg("-r").arg("-x").arg(".ksync").arg(SOURCE).arg(&place).status();
-        assert!(same.expect("diff").success(), "{} did not bring what was sent", way.name());
+        assert!(same.expect("diff").success(), "{} did not bring what was sent", tool.name());
         fs::write(self.mark(session), "").expect("a mark");
         let calls = &self.ask("GET", "calls", &Value::Null)["calls"];
         let asked = calls.as_object().expect("calls").iter().filter(|(name, _)| *name != "cdp");
@@ -354,7 +354,7 @@ impl World {
     }
 
     /// Command of rsync or scp, as in the official instructions.
-    fn copy(&self, way: Way, session: &Session, place: &Path) -> Command {
+    fn copy(&self, tool: Tool, session: &Session, place: &Path) -> Command {
         let key = self.folder.path().join("key").display().to_string();
         let options = [
             format!("ProxyCommand=websocat --binary ws://{}", session.relay),
@@ -364,8 +364,8 @@ impl World {
             "BatchMode=yes".to_owned(),
         ];
         let there = format!("root@localhost:{}", place.display());
-        match way {
-            Way::Scp => {
+        match tool {
+            Tool::Scp => {
                 let mut command = self.command("scp");
                 // The emulated VM has no SFTP, which scp would use by default.
                 command.args(["-O", "-q", "-r", "-F", "none", "-i", &key]);

@@ -25,7 +25,7 @@
 //! | [`tree`] | paths, entries, manifests and changes of them, comparison, filters | the disk, peers |
 //! | [`monitor`] | what happens, as events | the terminal |
 //! | [`wire`] | messages, frames, the hello; the protocol in prose | who speaks |
-//! | [`engine`] | decides what is said and done | files, sockets, clocks, threads, dice |
+//! | [`engine`] | decides what is said and done | files, sockets, clocks, threads, random numbers |
 //! | [`disk`] | a root that nothing climbs out of, scanning, staging, what was offered last | engine, wire |
 //! | [`watch`] | what is touched in a tree, a moment after it was | engine, wire |
 //! | [`exchange`] | one engine, one disk, one stream in, one out (over several lanes, where that pays) | how the bytes travel |
@@ -33,7 +33,7 @@
 //! | `rendezvous` | how the processes of lanes meet their agent; Linux, as all agents | what lanes carry |
 //! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
 //! | `kernel` | the platform's API: sessions, what runs in them | engine, disk |
-//! | `sandbox` | stand-ins for a VM and for the platform of VMs; shares no code with the rest, so it shares no mistake | everything else |
+//! | `sandbox` | emulators of a VM and of the platform of VMs; shares no code with the rest, so it shares no mistake | everything else |
 //! | `sync` | a job from end to end | the terminal |
 //!
 //! # Glossary
@@ -45,7 +45,8 @@
 //! - **block**: an aligned part of a content, named by a node of the tree of its hash.
 //! - **chunk**: a part of a content whose ends follow from the content (FastCDC).
 //! - **signature**, **delta**: rsync's: the hashes of a basis, and the way from it to a content.
-//! - **draft**: a copy of the basis that is made early, and patched.
+//! - **shift map**: how a basis is shown with a gap inserted or a range removed.
+//! - **pre-copy**: a copy of the basis that is made early, and patched.
 //! - **stage**: to write a file aside, in `.ksync/`, until it is complete and verified.
 //! - **part**: a staged file of an interrupted run. The next run verifies it and goes on behind it.
 //! - **hole**: zeros of a file that take no space, at least 32 KiB of them.

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
-use crate::tree::place::Pair;
+use crate::tree::tree_id::Pair;
 
 /// The kind of a change in a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +93,7 @@ pub struct Doomed {
 
 /// The cause of a problem with one entry, or with a part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Trouble {
+pub enum ProblemKind {
     /// The source could not be read.
     Unreadable,
     /// The source vanished after it was listed.
@@ -122,7 +122,7 @@ pub enum Trouble {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// The kind of the problem.
-    pub trouble: Trouble,
+    pub kind: ProblemKind,
     /// The path as bytes; empty for the root.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,

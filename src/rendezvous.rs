@@ -31,7 +31,7 @@ use crate::wire::lanes::{Announcement, Token};
 
 /// Timeout for agent and lanes to meet. The announcement leaves before any lane is started, but may
 /// queue behind a few MiB. If those take longer, lanes are useless.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Interval at which a lane tries to reach the agent.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
@@ -40,7 +40,7 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 const REST: Duration = Duration::from_millis(5);
 
 /// Timeout for a connected lane to pass its input.
-const HAND_OVER_PATIENCE: Duration = Duration::from_secs(2);
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The one byte of either message.
 const WORD: [u8; 1] = [1];
@@ -78,7 +78,7 @@ impl JoinLanes for Rendezvous {
 /// Accepts lanes until all have joined.
 fn let_in(listener: &UnixListener, joining: &Joining) {
     let start = Instant::now();
-    while joining.is_open() && start.elapsed() < PATIENCE {
+    while joining.is_open() && start.elapsed() < TIMEOUT {
         match listener.accept() {
             // A refused lane sees the end of its connection.
             Ok((lane, _)) => drop(admit(lane, joining)),
@@ -90,7 +90,7 @@ fn let_in(listener: &UnixListener, joining: &Joining) {
 
 fn admit(lane: UnixStream, joining: &Joining) -> io::Result<()> {
     check_own(&lane)?;
-    lane.set_read_timeout(Some(HAND_OVER_PATIENCE))?;
+    lane.set_read_timeout(Some(HAND_OVER_TIMEOUT))?;
     let input = File::from(take_over(&lane)?);
     let mut answer = lane.try_clone()?;
     if joining.add(Lane::new(Handed { input, _lane: lane })) {
@@ -129,7 +129,7 @@ fn connect(token: Token, input: BorrowedFd<'_>) -> io::Result<UnixStream> {
     let start = Instant::now();
     loop {
         match UnixStream::connect_addr(&name(token)?) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && start.elapsed() < PATIENCE => {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && start.elapsed() < TIMEOUT => {
                 // A pipe hangs up; a socket closes only one direction.
                 let mut polled = [PollFd::from_borrowed_fd(input, PollFlags::RDHUP)];
                 if poll(&mut polled, Some(&LOOK))? > 0 {
@@ -255,7 +255,7 @@ mod tests {
         assert!(!lane.is_finished());
         drop(far);
         assert_eq!(lane.join().unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-        assert!(start.elapsed() < PATIENCE / 2);
+        assert!(start.elapsed() < TIMEOUT / 2);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use ksync::sandbox::{Options, Sandbox, SandboxError, Weather};
+use ksync::sandbox::{LinkConditions, Options, Sandbox, SandboxError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -32,7 +32,7 @@ struct World {
 
 impl World {
     /// Returns `None`, after a line with the reason, if a peer is missing and not required.
-    async fn new(weather: Weather) -> Option<World> {
+    async fn new(conditions: LinkConditions) -> Option<World> {
         let mut folders: Vec<PathBuf> =
             std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
         folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
@@ -44,7 +44,7 @@ impl World {
             }
         }
         let folder = tempfile::tempdir().expect("folder");
-        let sandbox = start(folder.path(), weather).await.expect("start");
+        let sandbox = start(folder.path(), conditions).await.expect("start");
         let world = World { sandbox, path: std::env::join_paths(folders).expect("path"), folder };
         let mut key = std::fs::OpenOptions::new()
             .write(true)
@@ -94,9 +94,9 @@ impl World {
     }
 }
 
-async fn start(folder: &Path, weather: Weather) -> Result<Sandbox, SandboxError> {
+async fn start(folder: &Path, conditions: LinkConditions) -> Result<Sandbox, SandboxError> {
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    Sandbox::start(Options { listen, home: folder.join("vm"), weather }).await
+    Sandbox::start(Options { listen, home: folder.join("vm"), conditions }).await
 }
 
 async fn output(mut command: Command) -> Output {
@@ -161,7 +161,7 @@ fn text(bytes: &[u8]) -> &str {
 
 #[tokio::test]
 async fn a_command_runs_in_the_home_with_its_own_environment() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let done = output(world.ssh("pwd; echo \"$HOME:$USER\"; env | grep -c CARGO; echo oops >&2")).await;
     let home = world.vm_home().canonicalize().expect("home");
     let home = home.display();
@@ -176,7 +176,7 @@ async fn a_command_runs_in_the_home_with_its_own_environment() {
 
 #[tokio::test]
 async fn the_printed_ssh_command_logs_in() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let setup = world.sandbox.setup(&world.key());
     let mut shell = world.peer("/bin/sh");
     shell.arg("-c").arg(format!("{} 'echo in'", setup.ssh_command));
@@ -188,7 +188,7 @@ async fn the_printed_ssh_command_logs_in() {
 
 #[tokio::test]
 async fn a_client_gets_a_terminal_only_on_request() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let look = "test -t 0 && test -t 2 && echo $TERM; tty >/dev/tty; exit 3";
     let key = world.key();
     let mut ssh = world.ssh_with(&["-tt", "-i", key.to_str().expect("UTF-8")], look);
@@ -204,7 +204,7 @@ async fn a_client_gets_a_terminal_only_on_request() {
 
 #[tokio::test]
 async fn the_end_of_a_terminal_kills_its_processes() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let key = world.key();
     let line = "echo $$; sleep 1000";
     let mut ssh = world.ssh_with(&["-tt", "-i", key.to_str().expect("UTF-8")], line);
@@ -218,7 +218,7 @@ async fn the_end_of_a_terminal_kills_its_processes() {
 
 #[tokio::test]
 async fn twenty_megabytes_come_back_intact_through_cat() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let sent = noise(20_000_000);
     let done = exchange(world.ssh("cat"), sent.clone()).await;
     assert_eq!(text(&done.stderr), "");
@@ -230,7 +230,7 @@ async fn twenty_megabytes_come_back_intact_through_cat() {
 
 #[tokio::test]
 async fn unread_input_stalls_nothing_and_is_not_lost() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let sent = noise(12_000_000);
     let done = exchange(world.ssh("head -c 5000000 /dev/zero; sleep 1; cat"), sent.clone()).await;
     assert_eq!(done.stdout.len(), 17_000_000);
@@ -239,14 +239,14 @@ async fn unread_input_stalls_nothing_and_is_not_lost() {
 
 #[tokio::test]
 async fn a_process_need_not_read_its_input() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let done = exchange(world.ssh("exec <&-; head -c 3000000 /dev/zero; exit 4"), noise(20_000_000)).await;
     assert_eq!((done.stdout.len(), done.status.code()), (3_000_000, Some(4)));
 }
 
 #[tokio::test]
 async fn exit_codes_and_signals_are_relayed() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     assert_eq!(output(world.ssh("exit 23")).await.status.code(), Some(23));
     assert_eq!(output(world.ssh("no-such-program-here")).await.status.code(), Some(127));
     // OpenSSH's client exits with 255 after an exit signal.
@@ -255,14 +255,14 @@ async fn exit_codes_and_signals_are_relayed() {
 
 #[tokio::test]
 async fn a_shell_takes_its_commands_from_standard_input() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let done = exchange(world.ssh(""), b"echo hello\nexit 3\n".to_vec()).await;
     assert_eq!((text(&done.stdout), done.status.code()), ("hello\n", Some(3)));
 }
 
 #[tokio::test]
 async fn a_wrong_key_and_a_password_are_refused() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let wrong = world.folder.path().join("wrong");
     let wrong = wrong.to_str().expect("UTF-8");
     let mut keygen = world.peer("ssh-keygen");
@@ -287,7 +287,7 @@ async fn a_wrong_key_and_a_password_are_refused() {
 
 #[tokio::test]
 async fn the_host_key_is_the_one_that_was_announced() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let known = world.folder.path().join("known_hosts");
     std::fs::write(&known, format!("localhost {}\n", world.sandbox.host_key())).expect("known_hosts");
     let (known, key) = (format!("UserKnownHostsFile={}", known.display()), world.key());
@@ -302,7 +302,7 @@ async fn the_host_key_is_the_one_that_was_announced() {
 
 #[tokio::test]
 async fn a_disconnect_kills_the_process_group() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let mut ssh = world.ssh("sleep 1000 & echo $!; wait");
     let mut child = ssh.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("spawn");
     let pid = first_line(&mut child).await;
@@ -313,7 +313,7 @@ async fn a_disconnect_kills_the_process_group() {
 
 #[tokio::test]
 async fn stop_kills_background_processes_of_finished_commands() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let done = output(world.ssh("sleep 1000 >/dev/null 2>&1 </dev/null & echo $!")).await;
     let pid = text(&done.stdout).trim().to_owned();
     assert!(is_alive(&pid), "sshd leaves it running, too");
@@ -323,7 +323,7 @@ async fn stop_kills_background_processes_of_finished_commands() {
 
 #[tokio::test]
 async fn stop_ends_connections_and_their_processes() {
-    let Some(world) = World::new(Weather::default()).await else { return };
+    let Some(world) = World::new(LinkConditions::default()).await else { return };
     let mut ssh = world.ssh("echo $$; exec sleep 1000");
     let mut child = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("spawn");
     let pid = first_line(&mut child).await;
@@ -337,7 +337,8 @@ async fn delay_is_one_way_and_does_not_limit_throughput() {
     // Long compared with the delay of a busy machine.
     let delay = Duration::from_millis(300);
     let folder = tempfile::tempdir().expect("folder");
-    let sandbox = start(folder.path(), Weather { delay, ..Weather::default() }).await.expect("start");
+    let sandbox =
+        start(folder.path(), LinkConditions { delay, ..LinkConditions::default() }).await.expect("start");
     // The WebSocket handshake takes one round trip: twice the delay, not once and not four times.
     let begun = Instant::now();
     let _socket = handshake(&sandbox).await;
@@ -346,7 +347,7 @@ async fn delay_is_one_way_and_does_not_limit_throughput() {
     sandbox.stop().await;
 
     let delay = Duration::from_millis(100);
-    let Some(world) = World::new(Weather { delay, ..Weather::default() }).await else { return };
+    let Some(world) = World::new(LinkConditions { delay, ..LinkConditions::default() }).await else { return };
     let begun = Instant::now();
     let done = output(world.ssh("head -c 20000000 /dev/zero")).await;
     let took = begun.elapsed();
@@ -358,14 +359,14 @@ async fn delay_is_one_way_and_does_not_limit_throughput() {
 
 #[tokio::test]
 async fn connections_are_cut_at_the_chosen_byte() {
-    let up = Weather { cut_after: Some(1_000_000), ..Weather::default() };
+    let up = LinkConditions { cut_after: Some(1_000_000), ..LinkConditions::default() };
     let Some(world) = World::new(up).await else { return };
     let done = exchange(world.ssh("cat >file; echo whole"), noise(3_000_000)).await;
     assert_eq!((done.status.code(), text(&done.stdout)), (Some(255), ""));
     assert_eq!(world.sandbox.bytes_up(), 1_000_000);
     world.sandbox.stop().await;
 
-    let down = Weather { cut_down_after: Some(1_000_000), ..Weather::default() };
+    let down = LinkConditions { cut_down_after: Some(1_000_000), ..LinkConditions::default() };
     let Some(world) = World::new(down).await else { return };
     let done = output(world.ssh("head -c 3000000 /dev/zero")).await;
     assert_eq!(done.status.code(), Some(255));
@@ -378,7 +379,8 @@ async fn only_loopback_is_served() {
     let folder = tempfile::tempdir().expect("folder");
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:2222"] {
         let listen: SocketAddr = address.parse().expect("address");
-        let options = Options { listen, home: folder.path().join("vm"), weather: Weather::default() };
+        let options =
+            Options { listen, home: folder.path().join("vm"), conditions: LinkConditions::default() };
         let refused = Sandbox::start(options).await.expect_err("refused");
         assert!(matches!(refused, SandboxError::NotLoopback(a) if a == listen));
     }

@@ -11,18 +11,20 @@ use ksync::content::blocks::{BLOCKS_MAX, BlockId};
 use ksync::content::chunk::{CHUNKS_MAX, Chunk, ChunkId};
 use ksync::content::hash::Hash;
 use ksync::content::sample::{SAMPLED_BYTES_MIN, Samples};
-use ksync::monitor::{Action, Braked, Differs, Doomed, Event, HEAD_MAX, Problem, Reason, Trouble, What};
+use ksync::monitor::{Action, Braked, Differs, Doomed, Event, HEAD_MAX, Problem, ProblemKind, Reason, What};
 use ksync::tree::change::{Change, EDITS_MAX, Edit};
 use ksync::tree::entry::Time;
 use ksync::tree::filter::{IgnoreFile, RULES_MAX, Rule};
-use ksync::tree::place::{Pair, Place};
-use ksync::tree::scope::Part;
+use ksync::tree::subtrees::Subtree;
+use ksync::tree::tree_id::{Pair, TreeId};
 use ksync::wire::frame::{FRAME_BYTES_MAX, FrameReader, FrameWriter, Next};
-use ksync::wire::hello::{self, Baseline, Consent, FORCED_MAX, InSession, Options, Order, Role, Watching};
+use ksync::wire::hello::{
+    self, Consent, FORCED_MAX, History, InSession, Options, Request, Role, WatchOptions,
+};
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
-    AbortKind, Blocks, Body, HOLES_MAX, Holes, Message, MessageError, Old, Op, SAMPLED_MAX, SMALL_BYTES_MAX,
-    Stretch, Subject, TEXT_BYTES_MAX, Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
+    AbortKind, BasisReport, Blocks, Body, HOLES_MAX, Holes, Message, MessageError, Op, SAMPLED_MAX,
+    SMALL_BYTES_MAX, Stretch, Subject, TEXT_BYTES_MAX, Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -48,9 +50,9 @@ fn change(count: usize) -> Change {
     Change { edits: vec![Edit { keep: 300, drop: 1, add: 2 }; count], entries: b"block".to_vec() }
 }
 
-const PLACE: Place = Place { filesystem: 1 << 30, directory: 300, boot: 2 };
+const TREE_ID: TreeId = TreeId { filesystem: 1 << 30, directory: 300, boot: 2 };
 
-const PAIR: Pair = Pair { source: PLACE, destination: PLACE, was_empty: false, is_own: true };
+const PAIR: Pair = Pair { source: TREE_ID, destination: TREE_ID, was_empty: false, is_own: true };
 
 fn braked(head: usize, path: usize) -> Event {
     let doomed = Doomed { what: What::Directory, path: vec![b'x'; path] };
@@ -80,7 +82,7 @@ fn event(name: &str) -> Event {
         "matched" => Event::Matched { bytes: 6 },
         "left" => Event::Left { what: What::File, path },
         "polling" => Event::Polling { cause: "cause".to_owned() },
-        _ => Event::Problem(Problem { trouble: Trouble::NotDeleted, path, cause: "cause".to_owned() }),
+        _ => Event::Problem(Problem { kind: ProblemKind::NotDeleted, path, cause: "cause".to_owned() }),
     }
 }
 
@@ -95,11 +97,12 @@ fn samples() -> Samples {
 /// At least one message of each variant, by the name of its fixture.
 fn messages() -> Vec<(String, Message)> {
     let hash = Hash::of(b"content");
-    let want = Want { id: 300, staged: Some(blocks(5, 1)), old: Some(Old::Blocks(blocks(70_000, 2))) };
-    let narrowed = Old::Narrowed { blocks: blocks(70_000, 2), split: 16_384 };
-    let narrowed = Want { id: 302, staged: None, old: Some(narrowed) };
-    let signed = Old::Signed { length: 20_000, signature: data(b"signature") };
-    let signed = Want { id: 301, staged: None, old: Some(signed) };
+    let want =
+        Want { id: 300, staged: Some(blocks(5, 1)), basis: Some(BasisReport::Blocks(blocks(70_000, 2))) };
+    let range_removed = BasisReport::RangeRemoved { blocks: blocks(70_000, 2), split: 16_384 };
+    let range_removed = Want { id: 302, staged: None, basis: Some(range_removed) };
+    let signed = BasisReport::Signed { length: 20_000, signature: data(b"signature") };
+    let signed = Want { id: 301, staged: None, basis: Some(signed) };
     let tally = Tally {
         entries: 1,
         total_bytes: 2,
@@ -129,12 +132,12 @@ fn messages() -> Vec<(String, Message)> {
     let ignore = IgnoreFile { directory: b"d".to_vec(), text: b"*.o\n".to_vec() };
     let time = Time::new(-1, 999_999_999).unwrap();
     let mut messages = vec![
-        ("subject-directory", Message::Subject(Subject::directory(0o755, time, PLACE))),
+        ("subject-directory", Message::Subject(Subject::directory(0o755, time, TREE_ID))),
         ("subject-file", Message::Subject(Subject::File { name: b"n\xff".to_vec() })),
         ("ignores", Message::Ignores(vec![ignore])),
         ("entries", Message::Entries(data(b"block"))),
         ("offered", Message::Offered { complete: true }),
-        ("wants", Message::Wants(vec![Want::whole(1), want, signed, narrowed])),
+        ("wants", Message::Wants(vec![Want::whole(1), want, signed, range_removed])),
         ("files", Message::Files(bodies)),
         ("same", Message::same(&[(1, hash), (300, hash)])),
         ("file-signatures", Message::FileSignatures(vec![(300, data(b"signature")), (2, data(b""))])),
@@ -146,11 +149,11 @@ fn messages() -> Vec<(String, Message)> {
         ("pieces-end", Message::Pieces { id: 1, ops: Vec::new(), end: Some(hash) }),
         ("finished", Message::Finished(tally)),
         ("abort", Message::Abort { kind: AbortKind::Connection, text: "gone".to_owned() }),
-        ("base", Message::Base { digest: hash }),
+        ("base", Message::Baseline { digest: hash }),
         ("changes", Message::Changes(change(1))),
         ("changed", Message::Changed { complete: true, digest: hash }),
-        ("forgotten", Message::Forgotten),
-        ("scope", Message::Scope(vec![Part { path: b"d/\xff".to_vec(), deep: true }])),
+        ("forgotten", Message::BaselineMissing),
+        ("scope", Message::Scope(vec![Subtree { path: b"d/\xff".to_vec(), recursive: true }])),
         ("pushed", Message::Pushed(vec![(300, hash, data(b"content"))])),
         ("rescan", Message::Rescan),
         ("heartbeat", Message::Heartbeat { is_active: true }),
@@ -198,20 +201,20 @@ fn every_golden_file_belongs_to_a_message() {
     }
 }
 
-fn order() -> Order {
+fn request() -> Request {
     let rule = Rule { include: true, pattern: b"*.rs".to_vec() };
     let consent =
         Consent { yes: true, agreed: Some(5), max_delete: Some(300), force_in: vec![data(b"/\xff")] };
     let session = Some(InSession { is_source: true, is_other: false });
-    let baseline = Baseline { pair: Some(PAIR), session };
+    let history = History { pair: Some(PAIR), session };
     let rules = vec![rule];
-    let options = Options { delete: true, checksum: true, rules, consent, baseline, ..Options::default() };
-    Order {
+    let options = Options { delete: true, checksum: true, rules, consent, history, ..Options::default() };
+    Request {
         role: Role::Receiver,
         path: b"~/\xff".to_vec(),
         options,
-        memory: Some([7; 16]),
-        watch: Some(Watching { quiet_ms: 300, poll: true }),
+        baseline_key: Some([7; 16]),
+        watch: Some(WatchOptions { quiet_ms: 300, poll: true }),
         timeout_ms: 60_000,
     }
 }
@@ -219,9 +222,9 @@ fn order() -> Order {
 #[test]
 fn the_hello_has_its_golden_bytes_and_comes_back() {
     let mut bytes = Vec::new();
-    hello::write(&mut bytes, Some(order())).unwrap();
+    hello::write(&mut bytes, Some(request())).unwrap();
     assert_golden("hello", &bytes);
-    assert_eq!(hello::read(&mut bytes.as_slice()).unwrap().order, Some(order()));
+    assert_eq!(hello::read(&mut bytes.as_slice()).unwrap().request, Some(request()));
 }
 
 #[test]
@@ -238,11 +241,12 @@ fn lanes_have_their_golden_bytes_and_come_back() {
 #[test]
 fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
     let wants = |count| Message::Wants(vec![Want::whole(0); count]);
-    let want = |staged, old| Message::Wants(vec![Want { id: 0, staged, old }]);
+    let want = |staged, basis| Message::Wants(vec![Want { id: 0, staged, basis }]);
     let staged = |length, count| want(Some(blocks(length, count)), None);
-    let old = |length, count| want(None, Some(Old::Blocks(blocks(length, count))));
-    let narrowed =
-        |length, count| want(None, Some(Old::Narrowed { blocks: blocks(length, count), split: 0 }));
+    let basis = |length, count| want(None, Some(BasisReport::Blocks(blocks(length, count))));
+    let range_removed = |length, count| {
+        want(None, Some(BasisReport::RangeRemoved { blocks: blocks(length, count), split: 0 }))
+    };
     let cut = |offset, length| Message::CutRequest { id: 0, stretch: Stretch { offset, length } };
     let whole = |length: u64| {
         let data = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
@@ -262,14 +266,15 @@ fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
     let delta = |window, length| pieces(vec![Op::Delta { window, length, delta: data(b"") }]);
     let copy = |offset, length| pieces(vec![Op::Copy { offset, length }]);
     let ops = |count| pieces(vec![Op::Keep { length: 0 }; count]);
-    let directory =
-        |mode, seconds, nanos| Message::Subject(Subject::Directory { mode, seconds, nanos, place: PLACE });
+    let directory = |mode, seconds, nanos| {
+        Message::Subject(Subject::Directory { mode, seconds, nanos, tree_id: TREE_ID })
+    };
     let waiting = |head, path| Message::Note(braked(head, path));
     let file = |name: &[u8]| Message::Subject(Subject::File { name: name.to_vec() });
     let text = |count| "x".repeat(count);
     let abort = |count| Message::Abort { kind: AbortKind::Busy, text: text(count) };
     let problem = |path, cause| {
-        let problem = Problem { trouble: Trouble::Changed, path: vec![b'x'; path], cause: text(cause) };
+        let problem = Problem { kind: ProblemKind::Changed, path: vec![b'x'; path], cause: text(cause) };
         Message::Note(Event::Problem(problem))
     };
     let resolved = |count| Message::Note(Event::Resolved { path: vec![b'x'; count] });
@@ -289,11 +294,11 @@ fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
         (unsorted([1, 2]), unsorted([2, 1])),
         (unsorted([1, 2]), unsorted([1, 1])),
         (staged(0, 2 * BLOCKS_MAX), staged(0, 2 * BLOCKS_MAX + 1)),
-        (old(0, 2 * BLOCKS_MAX), old(0, 2 * BLOCKS_MAX + 1)),
+        (basis(0, 2 * BLOCKS_MAX), basis(0, 2 * BLOCKS_MAX + 1)),
         (staged(i64_max, 0), staged(i64_max + 1, 0)),
-        (old(i64_max, 0), old(i64_max + 1, 0)),
-        (narrowed(i64_max, 2 * BLOCKS_MAX), narrowed(i64_max, 2 * BLOCKS_MAX + 1)),
-        (narrowed(i64_max, 0), narrowed(i64_max + 1, 0)),
+        (basis(i64_max, 0), basis(i64_max + 1, 0)),
+        (range_removed(i64_max, 2 * BLOCKS_MAX), range_removed(i64_max, 2 * BLOCKS_MAX + 1)),
+        (range_removed(i64_max, 0), range_removed(i64_max + 1, 0)),
         (cut(0, 1 << 37), cut(0, (1 << 37) + (1 << 15))),
         (cut(i64_max - 9, 9), cut(i64_max - 8, 9)),
         (whole(SMALL_BYTES_MAX), whole(SMALL_BYTES_MAX + 1)),
@@ -362,13 +367,13 @@ fn an_overlong_list_length_allocates_no_memory() {
 
 #[test]
 fn a_hello_with_too_many_rules_or_forced_endpoints_is_malformed() {
-    let mut many_rules = order();
+    let mut many_rules = request();
     many_rules.options.rules = vec![Rule { include: false, pattern: Vec::new() }; RULES_MAX + 1];
-    let mut many_places = order();
+    let mut many_places = request();
     many_places.options.consent.force_in = vec![data(b"/"); FORCED_MAX + 1];
-    for order in [many_rules, many_places] {
+    for request in [many_rules, many_places] {
         let mut bytes = Vec::new();
-        hello::write(&mut bytes, Some(order)).unwrap();
+        hello::write(&mut bytes, Some(request)).unwrap();
         assert!(matches!(hello::read(&mut bytes.as_slice()), Err(hello::HelloError::Malformed)));
     }
 }

@@ -16,11 +16,11 @@ pub(crate) const TIME_OLD: u64 = 1_600_000_000;
 
 /// A pseudo-random number generator: SplitMix64 (Steele et al., 2014), 1 ns for eight bytes.
 #[derive(Debug, Clone)]
-pub(crate) struct Dice(u64);
+pub(crate) struct Rng(u64);
 
-impl Dice {
-    pub(crate) fn new(seed: u64) -> Dice {
-        Dice(seed.wrapping_mul(0xff51_afd7_ed55_8ccd) ^ 0x9e37_79b9_7f4a_7c15)
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Rng {
+        Rng(seed.wrapping_mul(0xff51_afd7_ed55_8ccd) ^ 0x9e37_79b9_7f4a_7c15)
     }
 
     pub(crate) fn next(&mut self) -> u64 {
@@ -56,10 +56,10 @@ impl Dice {
 
 /// Incompressible bytes without repetition.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut dice = Dice::new(seed);
+    let mut rng = Rng::new(seed);
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
-        bytes.extend_from_slice(&dice.next().to_le_bytes());
+        bytes.extend_from_slice(&rng.next().to_le_bytes());
     }
     bytes.truncate(length);
     bytes

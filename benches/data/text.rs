@@ -1,6 +1,6 @@
 //! Text that compresses like C: zstd -1 reduces it to a quarter, like the Linux source.
 
-use super::Dice;
+use super::Rng;
 
 /// Words of identifiers.
 pub(crate) const WORDS: &[&str] = &[
@@ -249,7 +249,7 @@ const TYPES: usize = 8;
 
 /// Writes text with names of its own, like a source file.
 pub(crate) struct Author {
-    dice: Dice,
+    rng: Rng,
     variables: Vec<String>,
     functions: Vec<String>,
     types: Vec<String>,
@@ -259,17 +259,17 @@ pub(crate) struct Author {
 
 impl Author {
     pub(crate) fn new(seed: u64) -> Author {
-        let mut dice = Dice::new(seed);
-        let prefix = word(&mut dice);
-        let name = |dice: &mut Dice| format!("{}_{}", word(dice), word(dice));
+        let mut rng = Rng::new(seed);
+        let prefix = word(&mut rng);
+        let name = |rng: &mut Rng| format!("{}_{}", word(rng), word(rng));
         let variables = (0..VARIABLES).map(|index| match index % 3 {
-            0 => word(&mut dice).to_owned(),
-            _ => name(&mut dice),
+            0 => word(&mut rng).to_owned(),
+            _ => name(&mut rng),
         });
         let variables = variables.collect();
-        let functions = (0..FUNCTIONS).map(|_| format!("{prefix}_{}", name(&mut dice))).collect();
-        let types = (0..TYPES).map(|_| format!("{prefix}_{}", word(&mut dice))).collect();
-        Author { dice, variables, functions, types, rest: Vec::new() }
+        let functions = (0..FUNCTIONS).map(|_| format!("{prefix}_{}", name(&mut rng))).collect();
+        let types = (0..TYPES).map(|_| format!("{prefix}_{}", word(&mut rng))).collect();
+        Author { rng, variables, functions, types, rest: Vec::new() }
     }
 
     /// Appends `length` bytes of text.
@@ -283,7 +283,7 @@ impl Author {
     }
 
     fn line(&mut self, to: &mut Vec<u8>) {
-        let line = LINES[self.dice.skewed(LINES.len())].as_bytes();
+        let line = LINES[self.rng.skewed(LINES.len())].as_bytes();
         let mut parts = line.split(|&byte| byte == b'$');
         to.extend_from_slice(parts.next().unwrap_or_default());
         for part in parts {
@@ -293,15 +293,15 @@ impl Author {
     }
 
     fn name(&mut self, kind: u8, to: &mut Vec<u8>) {
-        let dice = &mut self.dice;
+        let rng = &mut self.rng;
         let name = match kind {
-            b'v' => self.variables[dice.skewed(VARIABLES)].as_str(),
-            b'f' => self.functions[dice.skewed(FUNCTIONS)].as_str(),
-            b't' => self.types[dice.skewed(TYPES)].as_str(),
-            b'w' => PROSE[dice.skewed(PROSE.len())],
-            b'V' => word(dice),
+            b'v' => self.variables[rng.skewed(VARIABLES)].as_str(),
+            b'f' => self.functions[rng.skewed(FUNCTIONS)].as_str(),
+            b't' => self.types[rng.skewed(TYPES)].as_str(),
+            b'w' => PROSE[rng.skewed(PROSE.len())],
+            b'V' => word(rng),
             _ => {
-                let number = dice.next() >> (40 + dice.below(20));
+                let number = rng.next() >> (40 + rng.below(20));
                 return to.extend_from_slice(number.to_string().as_bytes());
             }
         };
@@ -313,6 +313,6 @@ impl Author {
     }
 }
 
-fn word(dice: &mut Dice) -> &'static str {
-    WORDS[dice.below(WORDS.len())]
+fn word(rng: &mut Rng) -> &'static str {
+    WORDS[rng.below(WORDS.len())]
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::text::{Author, WORDS};
-use super::{Dice, TIME_OLD};
+use super::{Rng, TIME_OLD};
 
 /// Files per directory.
 const FILES_A_DIRECTORY: usize = 16;
@@ -29,9 +29,9 @@ struct Plan {
 
 /// Writes a tree of `files` files at `root`.
 pub(crate) fn write(root: &Path, files: usize, seed: u64) {
-    let mut dice = Dice::new(seed);
-    let directories = directories(root, (files / FILES_A_DIRECTORY).max(1), &mut dice);
-    let plans = plans(&directories, files, &mut dice);
+    let mut rng = Rng::new(seed);
+    let directories = directories(root, (files / FILES_A_DIRECTORY).max(1), &mut rng);
+    let plans = plans(&directories, files, &mut rng);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
         for share in plans.chunks(plans.len().div_ceil(threads).max(1)) {
@@ -45,14 +45,14 @@ pub(crate) fn write(root: &Path, files: usize, seed: u64) {
 }
 
 /// Creates directories and returns their paths, each after its parent.
-fn directories(root: &Path, count: usize, dice: &mut Dice) -> Vec<PathBuf> {
+fn directories(root: &Path, count: usize, rng: &mut Rng) -> Vec<PathBuf> {
     let mut known = HashSet::new();
     let mut made = vec![(root.to_owned(), 0)];
     while made.len() <= count {
         // The first directories are near the root and get the most children: real trees are flat
         // and broad.
-        let (parent, depth) = made[dice.skewed(made.len())].clone();
-        let path = parent.join(name(dice));
+        let (parent, depth) = made[rng.skewed(made.len())].clone();
+        let path = parent.join(name(rng));
         if depth < DEPTH_MAX && known.insert(path.clone()) {
             made.push((path, depth + 1));
         }
@@ -64,25 +64,25 @@ fn directories(root: &Path, count: usize, dice: &mut Dice) -> Vec<PathBuf> {
     paths
 }
 
-fn plans(directories: &[PathBuf], files: usize, dice: &mut Dice) -> Vec<Plan> {
+fn plans(directories: &[PathBuf], files: usize, rng: &mut Rng) -> Vec<Plan> {
     let mut known = HashSet::new();
     let mut plans = Vec::with_capacity(files);
     while plans.len() < files {
-        let directory = &directories[dice.below(directories.len())];
-        let extension = ["c", "c", "c", "h", "h", "rst", "dts", "yaml"][dice.below(8)];
-        let path = directory.join(format!("{}.{extension}", name(dice)));
+        let directory = &directories[rng.below(directories.len())];
+        let extension = ["c", "c", "c", "h", "h", "rst", "dts", "yaml"][rng.below(8)];
+        let path = directory.join(format!("{}.{extension}", name(rng)));
         if known.insert(path.clone()) {
-            let length = (MEDIAN_BYTES * (DEVIATION * dice.normal()).exp()) as usize;
-            plans.push(Plan { path, length: length.min(LENGTH_MAX), seed: dice.next() });
+            let length = (MEDIAN_BYTES * (DEVIATION * rng.normal()).exp()) as usize;
+            plans.push(Plan { path, length: length.min(LENGTH_MAX), seed: rng.next() });
         }
     }
     plans
 }
 
-fn name(dice: &mut Dice) -> String {
-    let mut word = || WORDS[dice.below(WORDS.len())];
+fn name(rng: &mut Rng) -> String {
+    let mut word = || WORDS[rng.below(WORDS.len())];
     let (one, other) = (word(), word());
-    if dice.below(4) == 0 { one.to_owned() } else { format!("{one}_{other}") }
+    if rng.below(4) == 0 { one.to_owned() } else { format!("{one}_{other}") }
 }
 
 fn write_file(plan: &Plan) {

@@ -14,7 +14,7 @@ use walkdir::WalkDir;
 
 use crate::data::text::Author;
 use crate::data::tree::set_time;
-use crate::data::{Dice, TIME_OLD, noise};
+use crate::data::{Rng, TIME_OLD, noise};
 
 /// Modification time of changed files.
 const TIME_NEW: u64 = TIME_OLD + 50_000_000;
@@ -74,9 +74,9 @@ impl Change {
         let path = files(tree).remove(0);
         let file = File::open(tree.join(&path)).expect("a file");
         let length = file.metadata().expect("a file").len();
-        let mut dice = Dice::new(10);
+        let mut rng = Rng::new(10);
         let edit = |index| {
-            let offset = length / count * index + dice.below((length / count) as usize - 10) as u64;
+            let offset = length / count * index + rng.below((length / count) as usize - 10) as u64;
             let mut old = vec![0; 10];
             file.read_exact_at(&mut old, offset).expect("a piece");
             let new = old.iter().map(|byte| byte ^ 1).collect();
@@ -133,13 +133,13 @@ impl Change {
     /// Makes a point release: small edits in 7 % of the files, a few files removed and a few added.
     /// Both versions of each changed file go to `aside`.
     pub(crate) fn release(tree: &Path, aside: &Path) -> Change {
-        let mut dice = Dice::new(13);
+        let mut rng = Rng::new(13);
         let mut steps = Vec::new();
         for side in ["old", "new"] {
             fs::create_dir_all(aside.join(side)).expect("a directory");
         }
         for (index, path) in files(tree).into_iter().enumerate() {
-            let fate = dice.below(1000);
+            let fate = rng.below(1000);
             if fate >= 77 {
                 continue;
             }
@@ -153,8 +153,8 @@ impl Change {
             // Of a thousand files 3 are removed, 4 added and 70 edited.
             let (path, old, new) = match fate {
                 0..3 => (path, Some(put("old", &text)), None),
-                3..7 => (path.with_extension("new"), None, Some(put("new", &edited(&text, &mut dice)))),
-                _ => (path, Some(put("old", &text)), Some(put("new", &edited(&text, &mut dice)))),
+                3..7 => (path.with_extension("new"), None, Some(put("new", &edited(&text, &mut rng)))),
+                _ => (path, Some(put("old", &text)), Some(put("new", &edited(&text, &mut rng)))),
             };
             steps.push(Step::Swap { path, old, new, old_time });
         }
@@ -284,15 +284,15 @@ fn rewrite(path: &Path, write: impl FnOnce(&mut File, &mut File) -> io::Result<u
 }
 
 /// Replaces or removes one to four lines of a text, or inserts new ones.
-fn edited(text: &[u8], dice: &mut Dice) -> Vec<u8> {
+fn edited(text: &[u8], rng: &mut Rng) -> Vec<u8> {
     let mut lines: Vec<Vec<u8>> = text.split_inclusive(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
-    let mut author = Author::new(dice.next());
-    for _ in 0..=dice.below(4) {
+    let mut author = Author::new(rng.next());
+    for _ in 0..=rng.below(4) {
         let mut fresh = Vec::new();
-        author.write(&mut fresh, 20 + dice.below(200));
+        author.write(&mut fresh, 20 + rng.below(200));
         fresh.push(b'\n');
-        let at = dice.below(lines.len() + 1);
-        match dice.below(3) {
+        let at = rng.below(lines.len() + 1);
+        match rng.below(3) {
             0 if at < lines.len() => lines[at] = fresh,
             1 if at < lines.len() => drop(lines.remove(at)),
             _ => lines.insert(at, fresh),

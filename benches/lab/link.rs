@@ -90,23 +90,23 @@ pub(crate) struct Link {
 struct Shared {
     target: SocketAddr,
     conditions: Mutex<Conditions>,
-    up: Direction,
-    down: Direction,
+    up: Shaper,
+    down: Shaper,
     open: AtomicUsize,
     connections: AtomicU64,
     stop: AtomicBool,
 }
 
 /// One direction of the link, shared by all connections.
-struct Direction {
+struct Shaper {
     /// Time at which the last booked byte will have left.
     free_at: Mutex<Instant>,
     bytes: AtomicU64,
 }
 
-impl Direction {
-    fn new() -> Direction {
-        Direction { free_at: Mutex::new(Instant::now()), bytes: AtomicU64::new(0) }
+impl Shaper {
+    fn new() -> Shaper {
+        Shaper { free_at: Mutex::new(Instant::now()), bytes: AtomicU64::new(0) }
     }
 
     /// Books the rate for `bytes`, and returns the time at which they will have left.
@@ -126,8 +126,8 @@ impl Link {
         let shared = Arc::new(Shared {
             target,
             conditions: Mutex::new(RAW),
-            up: Direction::new(),
-            down: Direction::new(),
+            up: Shaper::new(),
+            down: Shaper::new(),
             open: AtomicUsize::new(0),
             connections: AtomicU64::new(0),
             stop: AtomicBool::new(false),
@@ -199,7 +199,7 @@ fn connect(shared: &Arc<Shared>, client: TcpStream) -> std::io::Result<()> {
     }
     let ended = Arc::new(AtomicBool::new(false));
     let left = Arc::new(AtomicU64::new(conditions.cut_after.unwrap_or(u64::MAX)));
-    let way = |from: &TcpStream, to: &TcpStream, rate| -> std::io::Result<OneWay> {
+    let one_way = |from: &TcpStream, to: &TcpStream, rate| -> std::io::Result<OneWay> {
         Ok(OneWay {
             shared: Arc::clone(shared),
             from: from.try_clone()?,
@@ -213,8 +213,8 @@ fn connect(shared: &Arc<Shared>, client: TcpStream) -> std::io::Result<()> {
             ended: Arc::clone(&ended),
         })
     };
-    let up = way(&client, &server, conditions.up_rate)?;
-    let down = way(&server, &client, conditions.down_rate)?;
+    let up = one_way(&client, &server, conditions.up_rate)?;
+    let down = one_way(&server, &client, conditions.down_rate)?;
     let up = thread::spawn(move || up.carry(|shared| &shared.up));
     down.carry(|shared| &shared.down);
     let _ = up.join();
@@ -242,7 +242,7 @@ struct OneWay {
 }
 
 impl OneWay {
-    fn carry(mut self, direction: fn(&Shared) -> &Direction) {
+    fn carry(mut self, direction: fn(&Shared) -> &Shaper) {
         if self.rate.is_none() && self.delay.is_zero() {
             let mut to = self.to.try_clone().expect("a socket");
             self.read_all(direction, |_, piece| to.write_all(piece).is_ok());
@@ -259,7 +259,7 @@ impl OneWay {
     }
 
     /// Reads on this thread, and writes each piece on another thread when it is due.
-    fn carry_later(&mut self, direction: fn(&Shared) -> &Direction) {
+    fn carry_later(&mut self, direction: fn(&Shared) -> &Shaper) {
         let queue = Arc::new(Queue::for_link(self.rate, self.delay));
         let due = Arc::clone(&queue);
         let mut to = self.to.try_clone().expect("a socket");
@@ -285,11 +285,7 @@ impl OneWay {
     }
 
     /// Reads to the end, and passes on every piece until the receiver is gone.
-    fn read_all(
-        &mut self,
-        direction: fn(&Shared) -> &Direction,
-        mut pass: impl FnMut(&Direction, &[u8]) -> bool,
-    ) {
+    fn read_all(&mut self, direction: fn(&Shared) -> &Shaper, mut pass: impl FnMut(&Shaper, &[u8]) -> bool) {
         let piece_bytes = self.rate.map_or(PIECE_MAX, |rate| rate as usize / 8 / 1000);
         let mut buffer = vec![0; piece_bytes.clamp(PIECE_MIN, PIECE_MAX)];
         let shared = Arc::clone(&self.shared);

@@ -17,20 +17,20 @@ use super::world::{World, path, program, user};
 pub(crate) const HOST: &str = "vm";
 
 /// Timeout for a service to answer, and for the machine to become quiet.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Direction of a sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Way {
+pub(crate) enum Direction {
     Up,
     Down,
 }
 
-impl Way {
+impl Direction {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Way::Up => "up",
-            Way::Down => "down",
+            Direction::Up => "up",
+            Direction::Down => "down",
         }
     }
 }
@@ -38,7 +38,7 @@ impl Way {
 /// One sync: it makes `destination` equal to `source`.
 pub(crate) struct Job<'a> {
     pub(crate) machine: &'a Machine,
-    pub(crate) way: Way,
+    pub(crate) direction: Direction,
     pub(crate) source: &'a Path,
     pub(crate) destination: &'a Path,
 }
@@ -130,7 +130,7 @@ impl Machine {
     }
 
     /// An endpoint on the machine, as ksync's argument.
-    pub(crate) fn place(&self, path: &Path) -> String {
+    pub(crate) fn endpoint(&self, path: &Path) -> String {
         format!("ws://{}@127.0.0.1:{}{}", self.user, self.link.port, path.display())
     }
 
@@ -146,7 +146,7 @@ impl Machine {
         let source = self.world.path("nothing");
         fs::create_dir_all(&source).expect("a directory");
         let mut command = self.ksync();
-        command.arg("--no-progress").arg(&source).arg(self.place(&self.world.path("to-nothing")));
+        command.arg("--no-progress").arg(&source).arg(self.endpoint(&self.world.path("to-nothing")));
         let output = command.output().map_err(|error| error.to_string())?;
         let text = String::from_utf8_lossy(&output.stderr);
         if output.status.success() { Ok(()) } else { Err(format!("ksync cannot reach the machine: {text}")) }
@@ -176,7 +176,7 @@ impl Machine {
     pub(crate) fn wait_until_quiet(&self) -> bool {
         let start = Instant::now();
         while !(self.link.is_quiet() && super::memory::children(self.sshd()).is_empty()) {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > TIMEOUT {
                 return false;
             }
             thread::sleep(Duration::from_millis(5));
@@ -233,7 +233,7 @@ fn listening(start: impl Fn(u16) -> Service) -> (u16, Service) {
         drop(chosen);
         let mut service = start(address.port());
         let began = Instant::now();
-        while began.elapsed() < PATIENCE && service.0.try_wait().expect("wait").is_none() {
+        while began.elapsed() < TIMEOUT && service.0.try_wait().expect("wait").is_none() {
             if TcpStream::connect(address).is_ok() {
                 return (address.port(), service);
             }

@@ -33,7 +33,7 @@ pub(crate) struct Observer {
 
 impl Observer {
     /// Observes `client`, which leads a process group, and the descendants of `sshd`.
-    pub(crate) fn start(client: u32, helper: Option<u32>, sshd: u32, patience: Duration) -> Observer {
+    pub(crate) fn start(client: u32, helper: Option<u32>, sshd: u32, timeout: Duration) -> Observer {
         let done = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&done);
         let thread = thread::spawn(move || {
@@ -46,7 +46,7 @@ impl Observer {
                 for child in children(sshd) {
                     look(child, &mut far, &is_work);
                 }
-                if start.elapsed() > patience || crate::lab::is_interrupted() {
+                if start.elapsed() > timeout || crate::lab::is_interrupted() {
                     end_group(client);
                 }
                 thread::sleep(INTERVAL);

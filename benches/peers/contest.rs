@@ -13,12 +13,12 @@ use crate::contestants::{Contestant, destination};
 use crate::lab::change::{Change, Version};
 use crate::lab::figures::median;
 use crate::lab::link::{Carried, Conditions, RAW};
-use crate::lab::machine::{Job, Machine, Way};
+use crate::lab::machine::{Direction, Job, Machine};
 use crate::lab::memory::{Observer, Peaks};
 use crate::lab::verify::difference;
 
 /// Timeout of a run.
-const PATIENCE: Duration = Duration::from_secs(1200);
+const TIMEOUT: Duration = Duration::from_secs(1200);
 
 /// Measurements of one run.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,7 @@ pub(crate) struct Row {
 pub(crate) struct Heat {
     pub(crate) case: &'static Case,
     pub(crate) link: Conditions,
-    pub(crate) way: Way,
+    pub(crate) direction: Direction,
     /// Description of the change.
     pub(crate) change: Option<String>,
     /// Lower bound of the time on this link, if known.
@@ -51,7 +51,7 @@ pub(crate) struct Heat {
 /// All contestants' copies of one source.
 pub(crate) struct Contest<'a> {
     machine: &'a Machine,
-    way: Way,
+    direction: Direction,
     source: PathBuf,
     /// Bytes after which the link breaks in the case `Cut`.
     cut_after: u64,
@@ -61,8 +61,13 @@ pub(crate) struct Contest<'a> {
 
 impl<'a> Contest<'a> {
     /// Makes a contest over `source`, which is in its old version.
-    pub(crate) fn new(machine: &'a Machine, way: Way, source: PathBuf, cut_after: u64) -> Contest<'a> {
-        Contest { machine, way, source, cut_after, settled: HashSet::new() }
+    pub(crate) fn new(
+        machine: &'a Machine,
+        direction: Direction,
+        source: PathBuf,
+        cut_after: u64,
+    ) -> Contest<'a> {
+        Contest { machine, direction, source, cut_after, settled: HashSet::new() }
     }
 
     /// Runs a case on one link: `runs` rounds, each with another contestant first.
@@ -98,7 +103,7 @@ impl<'a> Contest<'a> {
         contestant: &'static Contestant,
         change: Option<&Change>,
     ) -> Result<Outcome, String> {
-        let copy = destination(self.machine, contestant, self.way);
+        let copy = destination(self.machine, contestant, self.direction);
         if matches!(case.before, Before::Nothing | Before::Cut) {
             self.forget(contestant);
             let is_ready = if case.before == Before::Cut { self.cut(contestant, &copy) } else { Ok(()) };
@@ -144,7 +149,7 @@ impl<'a> Contest<'a> {
 
     /// Removes a contestant's copy and its records.
     fn forget(&mut self, contestant: &'static Contestant) {
-        let _ = fs::remove_dir_all(destination(self.machine, contestant, self.way));
+        let _ = fs::remove_dir_all(destination(self.machine, contestant, self.direction));
         self.settled.remove(contestant.name);
         if contestant.name == "unison" {
             // With its records, unison would take the missing copy for a deliberate deletion.
@@ -182,7 +187,7 @@ impl<'a> Contest<'a> {
     fn sync(&self, link: Conditions, contestant: &Contestant, copy: &Path) -> Result<Outcome, String> {
         let machine = self.machine;
         machine.link.set(RAW);
-        let job = Job { machine, way: self.way, source: &self.source, destination: copy };
+        let job = Job { machine, direction: self.direction, source: &self.source, destination: copy };
         let mut plan = contestant.plan(&job);
         if !machine.wait_until_quiet() {
             return Err("somebody is still connected".to_owned());
@@ -196,7 +201,7 @@ impl<'a> Contest<'a> {
         // The process group lets the observer kill the whole pipeline.
         let mut child = plan.command.process_group(0).spawn().map_err(|error| error.to_string())?;
         let helper = plan.helper.as_ref().map(|service| service.id());
-        let observer = Observer::start(child.id(), helper, machine.sshd(), PATIENCE);
+        let observer = Observer::start(child.id(), helper, machine.sshd(), TIMEOUT);
         let status = child.wait().expect("wait");
         let wall = start.elapsed();
         let peaks = observer.stop();
@@ -222,10 +227,10 @@ fn last_lines(log: &Path) -> String {
 
 /// Lower bound of the time on a link: nine round trips until the first answer (TCP, WebSocket,
 /// SSH), plus the time of the bytes.
-pub(crate) fn limit(sizes: &Sizes, case: &Case, link: Conditions, way: Way) -> Option<Duration> {
-    let rate = match way {
-        Way::Up => link.up_rate?,
-        Way::Down => link.down_rate?,
+pub(crate) fn limit(sizes: &Sizes, case: &Case, link: Conditions, direction: Direction) -> Option<Duration> {
+    let rate = match direction {
+        Direction::Up => link.up_rate?,
+        Direction::Down => link.down_rate?,
     };
     let bytes = sizes.new_bytes(case)?;
     Some(link.round_trip * 9 + Duration::from_secs_f64(bytes as f64 * 8.0 / rate as f64))

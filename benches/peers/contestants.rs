@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::lab::figures::first_line;
-use crate::lab::machine::{HOST, Job, Machine, Service, Way};
+use crate::lab::machine::{Direction, HOST, Job, Machine, Service};
 use crate::lab::world::program;
 
 /// The processes of a job.
@@ -127,11 +127,11 @@ impl Contestant {
 }
 
 /// Source and destination of a job, in that order. `far` formats the one on the machine.
-fn places(job: &Job, far: impl Fn(&Path) -> String) -> [String; 2] {
+fn endpoints(job: &Job, far: impl Fn(&Path) -> String) -> [String; 2] {
     let near = |path: &Path| path.display().to_string();
-    match job.way {
-        Way::Up => [near(job.source), far(job.destination)],
-        Way::Down => [far(job.source), near(job.destination)],
+    match job.direction {
+        Direction::Up => [near(job.source), far(job.destination)],
+        Direction::Down => [far(job.source), near(job.destination)],
     }
 }
 
@@ -139,14 +139,14 @@ fn ksync(job: &Job) -> Plan {
     let mut command = job.machine.ksync();
     // In the case `Cut` the second run is measured, so ksync must not retry by itself.
     command.args(["--no-progress", "--delete", "--retries", "0"]);
-    command.args(places(job, |path| job.machine.place(path)));
+    command.args(endpoints(job, |path| job.machine.endpoint(path)));
     command.into()
 }
 
 fn rsync(job: &Job, options: &[&str]) -> Plan {
     let mut command = job.machine.world.command("rsync");
     command.args(["-a", "--delete"]).args(options).args(["-e", &job.machine.ssh()]);
-    let [source, destination] = places(job, |path| format!("{HOST}:{}", path.display()));
+    let [source, destination] = endpoints(job, |path| format!("{HOST}:{}", path.display()));
     command.arg(format!("{source}/")).arg(format!("{destination}/"));
     command.into()
 }
@@ -154,16 +154,16 @@ fn rsync(job: &Job, options: &[&str]) -> Plan {
 fn scp(job: &Job) -> Plan {
     let mut command = job.machine.world.command("scp");
     command.arg("-F").arg(job.machine.ssh_config()).args(["-q", "-r", "-p"]);
-    command.args(places(job, |path| format!("{HOST}:{}", path.display())));
+    command.args(endpoints(job, |path| format!("{HOST}:{}", path.display())));
     command.into()
 }
 
 /// sftp exits with an error after a failure only in batch mode.
 fn sftp(job: &Job) -> Plan {
     let [source, destination] = [job.source, job.destination].map(Path::display);
-    let batch = match job.way {
-        Way::Up => format!("mkdir {destination}\nput -R -p {source}/. {destination}\n"),
-        Way::Down => format!("get -R -p {source}/. {destination}\n"),
+    let batch = match job.direction {
+        Direction::Up => format!("mkdir {destination}\nput -R -p {source}/. {destination}\n"),
+        Direction::Down => format!("get -R -p {source}/. {destination}\n"),
     };
     let file = job.machine.world.path("batch");
     fs::write(&file, batch).expect("a batch");
@@ -177,9 +177,9 @@ fn tar(job: &Job) -> Plan {
     let directory = job.destination.display();
     let unpack = format!("mkdir -p {directory} && zstd -d -q -c | tar -C {directory} -xf -");
     let ssh = job.machine.ssh();
-    let line = match job.way {
-        Way::Up => format!("{pack} | {ssh} {HOST} '{unpack}'"),
-        Way::Down => format!("{ssh} {HOST} '{pack}' | ({unpack})"),
+    let line = match job.direction {
+        Direction::Up => format!("{pack} | {ssh} {HOST} '{unpack}'"),
+        Direction::Down => format!("{ssh} {HOST} '{pack}' | ({unpack})"),
     };
     let mut command = job.machine.world.command("sh");
     command.arg("-c").arg(line);
@@ -198,7 +198,7 @@ fn rclone(job: &Job) -> Plan {
     command.args(["--sftp-host", "127.0.0.1", "--sftp-port", &port.to_string()]);
     command.args(["--sftp-user", job.machine.user()]).arg("--sftp-key-file").arg(world.path("key"));
     command.arg("--sftp-known-hosts-file").arg(known_hosts);
-    command.args(places(job, |path| format!(":sftp:{}", path.display())));
+    command.args(endpoints(job, |path| format!(":sftp:{}", path.display())));
     Plan { command, helper: Some(helper) }
 }
 
@@ -207,15 +207,15 @@ fn unison(job: &Job) -> Plan {
     let mut command = job.machine.world.command("unison");
     command.args(["-ui", "text", "-batch", "-times", "-confirmbigdel=false", "-silent"]);
     command.arg("-sshargs").arg(format!("-F {}", job.machine.ssh_config().display()));
-    let [near, far] = match job.way {
-        Way::Up => [job.source, job.destination],
-        Way::Down => [job.destination, job.source],
+    let [near, far] = match job.direction {
+        Direction::Up => [job.source, job.destination],
+        Direction::Down => [job.destination, job.source],
     };
     command.arg(near).arg(format!("ssh://{HOST}/{}", far.display()));
     command.into()
 }
 
 /// Path of a contestant's copy.
-pub(crate) fn destination(machine: &Machine, contestant: &Contestant, way: Way) -> PathBuf {
-    machine.world.path(format!("to-{}-{}", contestant.name, way.name()))
+pub(crate) fn destination(machine: &Machine, contestant: &Contestant, direction: Direction) -> PathBuf {
+    machine.world.path(format!("to-{}-{}", contestant.name, direction.name()))
 }

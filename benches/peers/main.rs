@@ -40,7 +40,7 @@ use cases::{Case, Data};
 use contest::{Contest, Heat};
 use contestants::Contestant;
 use lab::link::Conditions;
-use lab::machine::{Machine, Way};
+use lab::machine::{Direction, Machine};
 use lab::world::World;
 use lab::{figures, is_interrupted};
 use options::Options;
@@ -88,11 +88,11 @@ fn run(options: &Options) -> Result<Vec<Heat>, String> {
     // Only its own case measures the installation of the agent.
     machine.put_agent_there()?;
     let mut heats = Vec::new();
-    for &way in options.ways() {
+    for &direction in options.directions() {
         for data in [Data::Small, Data::Noise, Data::Large, Data::Tree] {
             let cases: Vec<&Case> = cases.iter().copied().filter(|case| case.data == data).collect();
             if !cases.is_empty() && !is_interrupted() {
-                heats.extend(run_over(data, &cases, way, &links, &contestants, options, &machine));
+                heats.extend(run_over(data, &cases, direction, &links, &contestants, options, &machine));
             }
         }
     }
@@ -137,7 +137,7 @@ fn about(options: &Options, machine: &Machine) -> Result<Vec<(String, String)>, 
 fn run_over(
     data: Data,
     cases: &[&'static Case],
-    way: Way,
+    direction: Direction,
     links: &[Conditions],
     contestants: &[&'static Contestant],
     options: &Options,
@@ -147,23 +147,23 @@ fn run_over(
     let start = Instant::now();
     sizes.make(data, &source);
     eprintln!("made the data ({data:?}) in {:.1} s", start.elapsed().as_secs_f64());
-    let mut contest = Contest::new(machine, way, source.clone(), sizes.cut_after());
+    let mut contest = Contest::new(machine, direction, source.clone(), sizes.cut_after());
     let mut heats = Vec::new();
     for &case in cases {
         let aside = machine.world.path("aside");
         let change = sizes.change(case.before, &source, &aside);
         let takes_part =
-            |one: &&&Contestant| case.contestants.contains(&one.name) && options.takes_part(one, way);
+            |one: &&&Contestant| case.contestants.contains(&one.name) && options.takes_part(one, direction);
         let here: Vec<&Contestant> = contestants.iter().filter(takes_part).copied().collect();
         for &link in links {
-            eprintln!("{} {} {}", case.name, way.name(), link.name);
+            eprintln!("{} {} {}", case.name, direction.name(), link.name);
             let rows = contest.run(case, link, &here, change.as_ref(), options.runs);
             if is_interrupted() {
                 break;
             }
-            let limit = contest::limit(&sizes, case, link, way);
+            let limit = contest::limit(&sizes, case, link, direction);
             let about = change.as_ref().map(|change| change.about.clone());
-            let heat = Heat { case, link, way, change: about, limit, rows };
+            let heat = Heat { case, link, direction, change: about, limit, rows };
             print!("{}", table::of_heat(&heat));
             heats.push(heat);
         }

@@ -7,7 +7,7 @@ use clap::Parser;
 use crate::cases::{CASES, Case, Sizes};
 use crate::contestants::{ALL, Contestant};
 use crate::lab::link::{Conditions, LINKS};
-use crate::lab::machine::Way;
+use crate::lab::machine::Direction;
 
 /// Scale of the data in a smoke run, which tests the harness and not the speed.
 const SMOKE_SCALE: f64 = 0.005;
@@ -85,18 +85,18 @@ impl Options {
         Sizes::new(self.scale, self.tree.clone(), self.tree2.clone())
     }
 
-    pub(crate) fn ways(&self) -> &'static [Way] {
+    pub(crate) fn directions(&self) -> &'static [Direction] {
         match (self.smoke, self.down) {
-            (true, _) => &[Way::Up, Way::Down],
-            (false, true) => &[Way::Down],
-            (false, false) => &[Way::Up],
+            (true, _) => &[Direction::Up, Direction::Down],
+            (false, true) => &[Direction::Down],
+            (false, false) => &[Direction::Up],
         }
     }
 
     /// Reports if a contestant takes part. A smoke run must stay below a minute, and its uploads
     /// already cover the peers.
-    pub(crate) fn takes_part(&self, contestant: &Contestant, way: Way) -> bool {
-        !(self.smoke && way == Way::Down) || contestant.is_ksync() || contestant.name == "rsync"
+    pub(crate) fn takes_part(&self, contestant: &Contestant, direction: Direction) -> bool {
+        !(self.smoke && direction == Direction::Down) || contestant.is_ksync() || contestant.name == "rsync"
     }
 
     /// The named cases, or all.

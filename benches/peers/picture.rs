@@ -131,7 +131,7 @@ impl Canvas {
         self.y = top + 23;
         self.text(behind(peer_wall), "faint", &format!("{peer_wall:.2} {}", peer.contestant.name));
         self.y = top + 16;
-        self.text(MARGIN + 10, "faint", &format!("{} {}", heat.link.name, heat.way.name()));
+        self.text(MARGIN + 10, "faint", &format!("{} {}", heat.link.name, heat.direction.name()));
         if let Some(wall) = ksync {
             let class = if wall < peer_wall { "won end" } else { "lost end" };
             self.text(RATIO_X, class, &format!("{:.2}", wall / peer_wall));

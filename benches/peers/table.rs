@@ -13,7 +13,7 @@ pub(crate) fn of_heat(heat: &Heat) -> String {
         "\n{} ({}), {}, {}: {}\n",
         heat.case.name,
         heat.case.about,
-        heat.way.name(),
+        heat.direction.name(),
         heat.link.name,
         heat.link.about,
     );
@@ -124,7 +124,7 @@ fn heat_json(heat: &Heat) -> Value {
         "case": heat.case.name,
         "about": heat.case.about,
         "change": heat.change,
-        "way": heat.way.name(),
+        "way": heat.direction.name(),
         "link": heat.link.name,
         "round_trip_s": heat.link.round_trip.as_secs_f64(),
         "limit_s": heat.limit.map(|limit| limit.as_secs_f64()),

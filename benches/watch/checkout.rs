@@ -10,11 +10,11 @@ use serde_json::Value;
 
 use crate::lab::change::{Change, Version};
 use crate::lab::figures::median;
-use crate::lab::machine::{HOST, Job, Machine, Way};
+use crate::lab::machine::{Direction, HOST, Job, Machine};
 use crate::lab::verify::difference;
 use crate::saves::{self, Session};
 use crate::table::{Fact, Row};
-use crate::watchers::{PATIENCE, Running, Watcher};
+use crate::watchers::{Running, TIMEOUT, Watcher};
 
 /// The peer of ksync: rsync, called once after the checkout.
 pub(crate) static RSYNC: Watcher =
@@ -86,7 +86,7 @@ impl Releases {
             // An error means that the file is missing.
             let here = fs::read(self.tree.join(path)).ok();
             while fs::read(destination.join(path)).ok() != here {
-                if start.elapsed() > PATIENCE {
+                if start.elapsed() > TIMEOUT {
                     return None;
                 }
                 std::thread::sleep(Duration::from_millis(2));
@@ -156,7 +156,7 @@ fn by_ksync(
     checkouts: &mut Vec<Duration>,
     scans: &mut u64,
 ) -> Result<(), String> {
-    let job = Job { machine, way: Way::Up, source: &releases.tree, destination };
+    let job = Job { machine, direction: Direction::Up, source: &releases.tree, destination };
     let session = Session::begin(row.watcher, job)?;
     let before = scans_told(&session.running).unwrap_or(1);
     for name in RELEASES {
@@ -201,7 +201,7 @@ fn by_rsync(
         checkouts.push(releases.check_out(machine, name));
         machine.link.reset();
         let start = Instant::now();
-        let job = Job { machine, way: Way::Up, source: &releases.tree, destination };
+        let job = Job { machine, direction: Direction::Up, source: &releases.tree, destination };
         let status = row.watcher.command(&job).status().map_err(|error| error.to_string())?;
         row.note(start.elapsed(), machine);
         if !status.success() || !machine.wait_until_quiet() {

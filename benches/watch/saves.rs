@@ -10,11 +10,11 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
 
-use crate::data::Dice;
+use crate::data::Rng;
 use crate::lab::machine::{Job, Machine};
 use crate::lab::verify::difference;
 use crate::table::Row;
-use crate::watchers::{PATIENCE, Running, Watcher};
+use crate::watchers::{Running, TIMEOUT, Watcher};
 
 /// Shortest pause between two saves in milliseconds; the longest is twice as long. The pause
 /// varies, so that no program's timer is always hit at the same phase.
@@ -49,7 +49,7 @@ impl<'a> Session<'a> {
             if seen.is_some() {
                 break;
             }
-            if start.elapsed() > PATIENCE || crate::lab::is_interrupted() {
+            if start.elapsed() > TIMEOUT || crate::lab::is_interrupted() {
                 return Err(format!("nothing arrives: {}", session.running.last_words()));
             }
         }
@@ -91,7 +91,7 @@ pub(crate) fn measure(
     count: usize,
     peer_count: usize,
 ) -> Vec<Row> {
-    let mut dice = Dice::new(20);
+    let mut rng = Rng::new(20);
     let mut rows: Vec<Row> = sessions.iter().map(|session| Row::of(session.watcher)).collect();
     let mut seconds = vec![0; sessions.len()];
     for number in 0..count {
@@ -107,7 +107,7 @@ pub(crate) fn measure(
             match once(session, save, number) {
                 Ok(wall) => {
                     // Traffic after a save belongs to that save.
-                    let pause = PAUSE_MS + dice.below(PAUSE_MS);
+                    let pause = PAUSE_MS + rng.below(PAUSE_MS);
                     thread::sleep(Duration::from_millis(pause as u64));
                     let carried = machine.link.carried();
                     row.walls.push(wall);
@@ -140,7 +140,7 @@ fn takes_turn(number: usize, count: usize, turns: usize) -> bool {
 fn once(session: &Session, save: &Save, number: usize) -> Result<Duration, String> {
     let here = session.job.source.join(save.path);
     let there = session.job.destination.join(save.path);
-    wait_for(&there, PATIENCE, || (save.write)(&here, number), &|| (save.is_there)(&there, number))
+    wait_for(&there, TIMEOUT, || (save.write)(&here, number), &|| (save.is_there)(&there, number))
         .ok_or_else(|| format!("a save does not arrive: {}", session.running.last_words()))
 }
 
@@ -148,7 +148,7 @@ fn once(session: &Session, save: &Save, number: usize) -> Result<Duration, Strin
 /// happens in that directory, because a busy loop would occupy a processor that the programs need.
 fn wait_for(
     there: &Path,
-    patience: Duration,
+    timeout: Duration,
     write: impl FnOnce(),
     is_there: &dyn Fn() -> bool,
 ) -> Option<Duration> {
@@ -156,7 +156,7 @@ fn wait_for(
     let start = Instant::now();
     write();
     while !is_there() {
-        let left = patience.checked_sub(start.elapsed())?;
+        let left = timeout.checked_sub(start.elapsed())?;
         sight.wait(left);
     }
     Some(start.elapsed())

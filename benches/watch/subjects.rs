@@ -10,7 +10,7 @@ use walkdir::WalkDir;
 
 use crate::data::{noise, text::Author, tree, write_mixed};
 use crate::lab::link::{LINKS, RAW};
-use crate::lab::machine::{Job, Machine, Way};
+use crate::lab::machine::{Direction, Job, Machine};
 use crate::options::Options;
 use crate::saves::{self, Save, Session};
 use crate::table::{Fact, Heat, Row};
@@ -49,62 +49,87 @@ pub(crate) struct Subject {
     pub(crate) data: Data,
     happens: Happens,
     pub(crate) link: &'static str,
-    way: Way,
+    direction: Direction,
 }
 
 const fn subject(
     name: &'static str,
     (data, happens): (Data, Happens),
-    (link, way): (&'static str, Way),
+    (link, direction): (&'static str, Direction),
     about: &'static str,
 ) -> Subject {
-    Subject { name, about, data, happens, link, way }
+    Subject { name, about, data, happens, link, direction }
 }
 
 /// Subjects with the same data are adjacent. The checkout comes last, because it changes its tree.
 pub(crate) const SUBJECTS: &[Subject] = &[
-    subject("save", (Data::Small, Happens::Save), ("raw", Way::Up), "one line saved, 300 files"),
-    subject("save-l100", (Data::Small, Happens::Save), ("l100", Way::Up), "one line saved, 300 files"),
-    subject("pull", (Data::Small, Happens::Save), ("raw", Way::Down), "one line saved there, 300 files"),
+    subject("save", (Data::Small, Happens::Save), ("raw", Direction::Up), "one line saved, 300 files"),
+    subject("save-l100", (Data::Small, Happens::Save), ("l100", Direction::Up), "one line saved, 300 files"),
+    subject(
+        "pull",
+        (Data::Small, Happens::Save),
+        ("raw", Direction::Down),
+        "one line saved there, 300 files",
+    ),
     subject(
         "pull-l100",
         (Data::Small, Happens::Save),
-        ("l100", Way::Down),
+        ("l100", Direction::Down),
         "one line saved there, 300 files",
     ),
-    subject("edit-100m", (Data::Large, Happens::Edit), ("raw", Way::Up), "ten bytes changed amid 100 MB"),
-    subject("append-100m", (Data::Large, Happens::Append), ("raw", Way::Up), "one line appended to 100 MB"),
-    subject("save-tree", (Data::Tree, Happens::Save), ("raw", Way::Up), "one line saved, 80,000 files"),
+    subject(
+        "edit-100m",
+        (Data::Large, Happens::Edit),
+        ("raw", Direction::Up),
+        "ten bytes changed amid 100 MB",
+    ),
+    subject(
+        "append-100m",
+        (Data::Large, Happens::Append),
+        ("raw", Direction::Up),
+        "one line appended to 100 MB",
+    ),
+    subject("save-tree", (Data::Tree, Happens::Save), ("raw", Direction::Up), "one line saved, 80,000 files"),
     subject(
         "pull-tree",
         (Data::Tree, Happens::Save),
-        ("raw", Way::Down),
+        ("raw", Direction::Down),
         "one line saved there, 80,000 files",
     ),
-    subject("idle", (Data::Tree, Happens::Nothing), ("raw", Way::Up), "80,000 files, watched here"),
-    subject("idle-pull", (Data::Tree, Happens::Nothing), ("raw", Way::Down), "80,000 files, watched there"),
-    subject("checkout", (Data::Tree, Happens::Checkout), ("raw", Way::Up), "git checkout, 80,000 files"),
+    subject("idle", (Data::Tree, Happens::Nothing), ("raw", Direction::Up), "80,000 files, watched here"),
+    subject(
+        "idle-pull",
+        (Data::Tree, Happens::Nothing),
+        ("raw", Direction::Down),
+        "80,000 files, watched there",
+    ),
+    subject(
+        "checkout",
+        (Data::Tree, Happens::Checkout),
+        ("raw", Direction::Up),
+        "git checkout, 80,000 files",
+    ),
 ];
 
 /// The trees of a watcher. All watchers share one large tree and work one after the other, because
 /// so many copies of so many files would need too much memory.
-struct Place {
+struct Trees {
     source: PathBuf,
     destination: PathBuf,
 }
 
 /// Writes a subject's data anew.
 pub(crate) fn make(data: Data, machine: &Machine, watchers: &[&'static Watcher], options: &Options) {
-    for place in places(data, machine, watchers) {
-        let _ = fs::remove_dir_all(&place.destination);
-        let _ = fs::remove_dir_all(&place.source);
-        fs::create_dir_all(&place.source).expect("a directory");
+    for trees in all_trees(data, machine, watchers) {
+        let _ = fs::remove_dir_all(&trees.destination);
+        let _ = fs::remove_dir_all(&trees.source);
+        fs::create_dir_all(&trees.source).expect("a directory");
         match data {
-            Data::Small => tree::write(&place.source, 300, 5),
-            Data::Tree => tree::write(&place.source, options.scaled(80_000).max(100) as usize, 3),
+            Data::Small => tree::write(&trees.source, 300, 5),
+            Data::Tree => tree::write(&trees.source, options.scaled(80_000).max(100) as usize, 3),
             Data::Large => {
                 let half = options.scaled(50_000_000);
-                let file = File::create(place.source.join("large")).expect("a file");
+                let file = File::create(trees.source.join("large")).expect("a file");
                 write_mixed(file, 2, half, half).expect("a file");
             }
         }
@@ -113,20 +138,20 @@ pub(crate) fn make(data: Data, machine: &Machine, watchers: &[&'static Watcher],
 
 /// Removes a subject's data.
 pub(crate) fn remove(data: Data, machine: &Machine, watchers: &[&'static Watcher]) {
-    for place in places(data, machine, watchers) {
-        let _ = fs::remove_dir_all(place.source);
-        let _ = fs::remove_dir_all(place.destination);
+    for trees in all_trees(data, machine, watchers) {
+        let _ = fs::remove_dir_all(trees.source);
+        let _ = fs::remove_dir_all(trees.destination);
     }
 }
 
-fn places(data: Data, machine: &Machine, watchers: &[&'static Watcher]) -> Vec<Place> {
-    let place = |name: &str| Place {
+fn all_trees(data: Data, machine: &Machine, watchers: &[&'static Watcher]) -> Vec<Trees> {
+    let trees = |name: &str| Trees {
         source: machine.world.path(format!("from-{name}")),
         destination: machine.world.path(format!("to-{name}")),
     };
     match data {
-        Data::Tree => vec![place("tree")],
-        Data::Small | Data::Large => watchers.iter().map(|watcher| place(watcher.name)).collect(),
+        Data::Tree => vec![trees("tree")],
+        Data::Small | Data::Large => watchers.iter().map(|watcher| trees(watcher.name)).collect(),
     }
 }
 
@@ -138,32 +163,32 @@ pub(crate) fn run(
     options: &Options,
 ) -> Heat {
     // Peers only upload.
-    let takes_part = |watcher: &&Watcher| match (subject.happens, subject.way) {
-        (_, Way::Down) | (Happens::Nothing, _) => watcher.is_ksync(),
-        (_, Way::Up) => true,
+    let takes_part = |watcher: &&Watcher| match (subject.happens, subject.direction) {
+        (_, Direction::Down) | (Happens::Nothing, _) => watcher.is_ksync(),
+        (_, Direction::Up) => true,
     };
-    let places = places(subject.data, machine, watchers);
+    let all_trees = all_trees(subject.data, machine, watchers);
     machine.link.set(*LINKS.iter().find(|link| link.name == subject.link).expect("a link"));
     let mut heat = Heat { subject, change: None, rows: Vec::new(), facts: Vec::new() };
     match subject.happens {
         Happens::Save | Happens::Edit | Happens::Append if subject.data == Data::Tree => {
             for &watcher in watchers.iter().filter(|watcher| takes_part(watcher)) {
-                heat.rows.extend(in_turn(subject, machine, &[(watcher, &places[0])], options));
+                heat.rows.extend(in_turn(subject, machine, &[(watcher, &all_trees[0])], options));
             }
         }
         Happens::Save | Happens::Edit | Happens::Append => {
             let pairs: Vec<_> =
-                watchers.iter().copied().zip(&places).filter(|(watcher, _)| takes_part(watcher)).collect();
+                watchers.iter().copied().zip(&all_trees).filter(|(watcher, _)| takes_part(watcher)).collect();
             heat.rows = in_turn(subject, machine, &pairs, options);
         }
-        Happens::Nothing => nothing(subject, machine, watchers, &places[0], options, &mut heat),
+        Happens::Nothing => nothing(subject, machine, watchers, &all_trees[0], options, &mut heat),
         Happens::Checkout => {
             let ksync = watchers.iter().copied().find(|watcher| watcher.is_ksync());
             let rsync = Some(&checkout::RSYNC as &'static Watcher).filter(|rsync| rsync.missing().is_none());
             if let Some(missing) = Some("git").filter(|git| crate::lab::world::program(git).is_none()) {
                 heat.change = Some(format!("not installed: {missing}"));
             } else if let Some(ksync) = ksync {
-                let Place { source, destination } = &places[0];
+                let Trees { source, destination } = &all_trees[0];
                 let (rows, facts, about) =
                     checkout::measure(machine, ksync, rsync, source, destination, options.runs());
                 heat = Heat { rows, facts, change: Some(about), ..heat };
@@ -179,12 +204,12 @@ pub(crate) fn run(
 fn in_turn(
     subject: &Subject,
     machine: &Machine,
-    pairs: &[(&'static Watcher, &Place)],
+    pairs: &[(&'static Watcher, &Trees)],
     options: &Options,
 ) -> Vec<Row> {
     let (mut sessions, mut failed) = (Vec::new(), Vec::new());
-    for &(watcher, Place { source, destination }) in pairs {
-        let job = Job { machine, way: subject.way, source, destination };
+    for &(watcher, Trees { source, destination }) in pairs {
+        let job = Job { machine, direction: subject.direction, source, destination };
         match Session::begin(watcher, job) {
             Ok(session) => sessions.push(session),
             Err(error) => failed.push(Row { error: Some(error), ..Row::of(watcher) }),
@@ -267,12 +292,13 @@ fn nothing(
     subject: &Subject,
     machine: &Machine,
     watchers: &[&'static Watcher],
-    place: &Place,
+    trees: &Trees,
     options: &Options,
     heat: &mut Heat,
 ) {
     let Some(&ksync) = watchers.iter().find(|watcher| watcher.is_ksync()) else { return };
-    let job = Job { machine, way: subject.way, source: &place.source, destination: &place.destination };
+    let job =
+        Job { machine, direction: subject.direction, source: &trees.source, destination: &trees.destination };
     let mut rows = vec![Row::of(ksync)];
     match Session::begin(ksync, job) {
         Ok(session) => {

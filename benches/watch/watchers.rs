@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::lab::figures::first_line;
-use crate::lab::machine::{HOST, Job, Machine, Service, Way};
+use crate::lab::machine::{Direction, HOST, Job, Machine, Service};
 use crate::lab::memory::end_group;
 use crate::lab::world::program;
 
 /// Timeout of a first sync, a connection, or a save.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One or more programs that keep a destination equal to a source.
 pub(crate) struct Watcher {
@@ -157,7 +157,7 @@ impl Running {
         let events = self.events.as_ref().ok_or("there is nobody to tell")?;
         let start = Instant::now();
         loop {
-            match events.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
+            match events.recv_timeout(TIMEOUT.saturating_sub(start.elapsed())) {
                 Ok(event) if event["event"] == "ready" => return Ok(event),
                 Ok(_) => {}
                 Err(_) => return Err(format!("it is not ready: {}", self.last_words())),
@@ -195,7 +195,7 @@ fn kept(machine: &Machine, name: &str) -> Result<(String, Option<Service>), Stri
     let master = Service::start(command);
     let start = Instant::now();
     while !socket.exists() {
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > TIMEOUT {
             return Err("ssh makes no connection to keep".to_owned());
         }
         thread::sleep(Duration::from_millis(5));
@@ -207,9 +207,9 @@ fn ksync(job: &Job, _: &Ssh) -> Command {
     let mut command = job.machine.ksync();
     command.args(["--watch", "--delete", "--json"]);
     let near = |path: &Path| path.display().to_string();
-    match job.way {
-        Way::Up => command.arg(near(job.source)).arg(job.machine.place(job.destination)),
-        Way::Down => command.arg(job.machine.place(job.source)).arg(near(job.destination)),
+    match job.direction {
+        Direction::Up => command.arg(near(job.source)).arg(job.machine.endpoint(job.destination)),
+        Direction::Down => command.arg(job.machine.endpoint(job.source)).arg(near(job.destination)),
     };
     command
 }

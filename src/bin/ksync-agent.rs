@@ -11,17 +11,17 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use ksync::disk::baseline::Baseline;
 use ksync::disk::expand_home;
-use ksync::disk::memory::Memory;
 use ksync::disk::secret::secret_of;
-use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
+use ksync::engine::{Config, Receiver, RunError, Sender, Summary};
 use ksync::exchange::lanes::Lane;
-use ksync::exchange::rounds::{self, Watched};
+use ksync::exchange::rounds::{self, WatchedSource};
 use ksync::exchange::{Incoming, Link, Receiving, Sending, Timeouts, run_over};
 use ksync::monitor::Quiet;
 use ksync::rendezvous::{Rendezvous, serve_lane};
 use ksync::wire::flight::{self, Sealed};
-use ksync::wire::hello::{self, Order, Role};
+use ksync::wire::hello::{self, Request, Role};
 use ksync::wire::lanes::Token;
 use ksync::wire::message::AbortKind;
 
@@ -46,10 +46,10 @@ fn main() -> ExitCode {
     }
     match serve(&argument) {
         Ok(Ok(_)) => ExitCode::SUCCESS,
-        Ok(Err(failure)) => {
+        Ok(Err(error)) => {
             // The peer knows the reason of a failure already, unless the connection itself failed.
-            if matches!(failure.kind, AbortKind::Connection | AbortKind::Timeout) {
-                let text = failure.text.as_bytes();
+            if matches!(error.kind, AbortKind::Connection | AbortKind::Timeout) {
+                let text = error.text.as_bytes();
                 let _ =
                     unbuffered(io::stderr()).and_then(|mut stderr| io::Write::write_all(&mut stderr, text));
             }
@@ -60,41 +60,41 @@ fn main() -> ExitCode {
 }
 
 /// Sends hello, reads the request, and runs it.
-fn serve(argument: &str) -> io::Result<Result<Summary, Failure>> {
+fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
     let (mut input, mut writer) = (unbuffered(io::stdin())?, unbuffered(io::stdout())?);
     let first = first_flight(argument, &mut input, &mut writer)?;
     let mut reader = Cursor::new(first).chain(input);
     hello::write(&mut writer, None)?;
-    let order = hello::read(&mut reader).map_err(io::Error::other)?.order;
-    let Some(Order { role, path, options, memory, watch, timeout_ms }) = order else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no order"));
+    let request = hello::read(&mut reader).map_err(io::Error::other)?.request;
+    let Some(Request { role, path, options, baseline_key, watch, timeout_ms }) = request else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's hello holds no request"));
     };
     let path = expand_home(&path);
-    let memory = || memory.and_then(|key| Some(Memory::new(offers()?, &key)));
+    let baseline = || baseline_key.and_then(|key| Some(Baseline::new(baselines()?, &key)));
     let compress = options.compress;
     let config = Config { options: options.clone(), relay: true };
     let timeouts = Timeouts::of_agent(Duration::from_millis(timeout_ms.into()));
     let incoming =
         Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)), timeouts, carried: None };
-    if let Some(watching) = watch {
+    if let Some(watch_options) = watch {
         let link = Link::new(incoming, writer, false, compress);
-        let failure = match role {
-            Role::Sender => match Watched::new(&path, watching) {
-                Ok(source) => source.send(&link, &config, memory, &Quiet, &mut drop),
-                Err(failure) => link.refuse(failure),
+        let error = match role {
+            Role::Sender => match WatchedSource::new(&path, watch_options) {
+                Ok(source) => source.send(&link, &config, baseline, &Quiet, &mut drop),
+                Err(error) => link.refuse(error),
             },
-            Role::Receiver => rounds::receive(&link, &path, &config, memory, &Quiet, &mut drop),
+            Role::Receiver => rounds::receive(&link, &path, &config, baseline, &Quiet, &mut drop),
         };
         link.close();
-        return Ok(Err(failure));
+        return Ok(Err(error));
     }
     Ok(match role {
         Role::Sender => {
-            let disk = Sending::new(path, options).remembering(memory());
+            let disk = Sending::new(path, options).with_baseline(baseline());
             run_over(incoming, writer, Sender::new(&config), disk, false, compress, &Quiet)
         }
         Role::Receiver => {
-            let disk = Receiving::new(path, options).remembering(memory());
+            let disk = Receiving::new(path, options).with_baseline(baseline());
             run_over(incoming, writer, Receiver::new(&config), disk, false, compress, &Quiet)
         }
     })
@@ -144,7 +144,7 @@ fn skip(input: &mut File, marker: &[u8]) -> io::Result<()> {
 
 /// The directory of baselines: beside our own binary, in the private directory where the client
 /// installed it.
-fn offers() -> Option<PathBuf> {
+fn baselines() -> Option<PathBuf> {
     Some(std::env::current_exe().ok()?.parent()?.join("offers"))
 }
 

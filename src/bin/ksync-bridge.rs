@@ -92,14 +92,14 @@ fn main() -> ExitCode {
 
 /// Serves every connection, for ever.
 fn accept(listener: &TcpListener, target: SocketAddr) -> ! {
-    let places = Arc::new(Places::default());
+    let slots = Arc::new(Slots::default());
     loop {
-        let place = Places::take(&places);
+        let slot = Slots::take(&slots);
         match listener.accept() {
             Ok((socket, _)) => {
                 let work = move || {
                     serve(socket, target);
-                    drop(place);
+                    drop(slot);
                 };
                 // Without a thread the connection just ends, and the client connects again.
                 let _ = thread::Builder::new().stack_size(STACK_BYTES).spawn(work);
@@ -112,26 +112,26 @@ fn accept(listener: &TcpListener, target: SocketAddr) -> ! {
 
 /// Counts the connections, and lets the accept loop wait until one ends.
 #[derive(Default)]
-struct Places {
+struct Slots {
     taken: Mutex<usize>,
     freed: Condvar,
 }
 
-impl Places {
+impl Slots {
     /// Waits until another connection is allowed.
-    fn take(places: &Arc<Places>) -> Place {
-        let taken = places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+    fn take(slots: &Arc<Slots>) -> Slot {
+        let taken = slots.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let is_full = |taken: &mut usize| *taken >= CONNECTIONS_MAX;
-        let mut taken = places.freed.wait_while(taken, is_full).unwrap_or_else(PoisonError::into_inner);
+        let mut taken = slots.freed.wait_while(taken, is_full).unwrap_or_else(PoisonError::into_inner);
         *taken += 1;
-        Place(Arc::clone(places))
+        Slot(Arc::clone(slots))
     }
 }
 
 /// One allowed connection; dropping it allows another.
-struct Place(Arc<Places>);
+struct Slot(Arc<Slots>);
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
         self.0.freed.notify_one();
@@ -209,10 +209,10 @@ impl Callback for Dial<'_> {
             Err(error) => {
                 let text = format!("no connection to {}: {error}\n", self.target);
                 let length = text.len();
-                let mut refusal = ErrorResponse::new(Some(text));
-                *refusal.status_mut() = StatusCode::BAD_GATEWAY;
-                refusal.headers_mut().insert("content-length", length.into());
-                Err(refusal)
+                let mut response = ErrorResponse::new(Some(text));
+                *response.status_mut() = StatusCode::BAD_GATEWAY;
+                response.headers_mut().insert("content-length", length.into());
+                Err(response)
             }
         }
     }
@@ -405,7 +405,7 @@ impl Bridge {
     }
 
     /// Waits until a byte can be moved; false after a timeout.
-    fn wait(&mut self, patience: Option<Duration>) -> io::Result<bool> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         let flags = |reads: bool, writes: bool| {
             let read = if reads { PollFlags::IN } else { PollFlags::empty() };
             read | if writes { PollFlags::OUT } else { PollFlags::empty() }
@@ -413,7 +413,7 @@ impl Bridge {
         let client = flags(self.is_up_open && self.up.is_empty(), self.is_down_waiting);
         let target = flags(self.is_down_open && !self.is_down_waiting, !self.up.is_empty());
         let mut sides = [(self.websocket.get_ref().socket.as_fd(), client), (self.target.as_fd(), target)];
-        if !wait(&mut sides, patience)? {
+        if !wait(&mut sides, timeout)? {
             return Ok(false);
         }
         let [(_, client), (_, target)] = sides;
@@ -471,14 +471,14 @@ fn is_passing(error: &io::Error) -> bool {
 /// none did.
 ///
 /// A socket without wanted events is not polled: its end would be reported again each time.
-fn wait(sockets: &mut [(BorrowedFd<'_>, PollFlags)], patience: Option<Duration>) -> io::Result<bool> {
+fn wait(sockets: &mut [(BorrowedFd<'_>, PollFlags)], timeout: Option<Duration>) -> io::Result<bool> {
     let mut polled: Vec<PollFd<'_>> = sockets
         .iter()
         .filter(|(_, wanted)| !wanted.is_empty())
         .map(|(socket, wanted)| PollFd::from_borrowed_fd(*socket, *wanted))
         .collect();
-    let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
-    let count = match poll(&mut polled, patience.as_ref()) {
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    let count = match poll(&mut polled, timeout.as_ref()) {
         Ok(count) => count,
         // All sockets may be ready then; an attempt finds out.
         Err(rustix::io::Errno::INTR) => polled.len(),

@@ -14,7 +14,7 @@ use fast_rsync::{Signature as RsyncSignature, SignatureOptions};
 pub const NEW_BYTES_MAX: usize = 512 << 10;
 
 /// Longest old content of one signature, in bytes: two of the longest chunks and some slack.
-pub const OLD_BYTES_MAX: usize = 2 << 20;
+pub const BASIS_BYTES_MAX: usize = 2 << 20;
 
 /// Bytes of MD4 in a signature entry, as many as rsync takes at first. With the weak hash that is
 /// 48 bits, for at most 2^10 blocks and 2^19 places. One of the longest deltas in half a million
@@ -72,16 +72,16 @@ pub fn signature_bytes(length: usize) -> usize {
     length.div_ceil(block_bytes(length) as usize) * ENTRY_BYTES
 }
 
-/// Signs `old`, of at most [`OLD_BYTES_MAX`] bytes, with 6 bytes per block.
+/// Signs `basis`, of at most [`BASIS_BYTES_MAX`] bytes, with 6 bytes per block.
 ///
 /// # Errors
 /// [`DeltaError::TooLong`].
-pub fn sign(old: &[u8]) -> Result<Vec<u8>, DeltaError> {
-    if old.len() > OLD_BYTES_MAX {
+pub fn sign(basis: &[u8]) -> Result<Vec<u8>, DeltaError> {
+    if basis.len() > BASIS_BYTES_MAX {
         return Err(DeltaError::TooLong);
     }
-    let options = SignatureOptions { block_size: block_bytes(old.len()), crypto_hash_size: STRONG_BYTES };
-    let mut signature = RsyncSignature::calculate(old, options).into_serialized();
+    let options = SignatureOptions { block_size: block_bytes(basis.len()), crypto_hash_size: STRONG_BYTES };
+    let mut signature = RsyncSignature::calculate(basis, options).into_serialized();
     signature.drain(..HEADER_BYTES.min(signature.len()));
     Ok(signature)
 }
@@ -90,20 +90,20 @@ pub fn sign(old: &[u8]) -> Result<Vec<u8>, DeltaError> {
 pub struct Signature(RsyncSignature);
 
 impl Signature {
-    /// Checks a peer's signature over `old_length` bytes.
+    /// Checks a peer's signature over `basis_length` bytes.
     ///
     /// # Errors
     /// [`DeltaError`] if it has more or fewer entries than due.
-    pub fn check(entries: &[u8], old_length: usize) -> Result<Self, DeltaError> {
-        if old_length > OLD_BYTES_MAX {
+    pub fn check(entries: &[u8], basis_length: usize) -> Result<Self, DeltaError> {
+        if basis_length > BASIS_BYTES_MAX {
             return Err(DeltaError::TooLong);
         }
-        let wanted = signature_bytes(old_length);
+        let wanted = signature_bytes(basis_length);
         if entries.len() != wanted {
             return Err(DeltaError::Signature { wanted, actual: entries.len() });
         }
         let mut bytes = Vec::with_capacity(HEADER_BYTES + entries.len());
-        for word in [MD4_MAGIC, block_bytes(old_length), STRONG_BYTES] {
+        for word in [MD4_MAGIC, block_bytes(basis_length), STRONG_BYTES] {
             bytes.extend_from_slice(&word.to_be_bytes());
         }
         bytes.extend_from_slice(entries);
@@ -130,12 +130,12 @@ impl Signature {
 ///
 /// # Errors
 /// [`DeltaError`] if the delta does not fit.
-pub fn apply(old: &[u8], delta: &[u8], length: usize) -> Result<Vec<u8>, DeltaError> {
-    if length > NEW_BYTES_MAX || old.len() > OLD_BYTES_MAX {
+pub fn apply(basis: &[u8], delta: &[u8], length: usize) -> Result<Vec<u8>, DeltaError> {
+    if length > NEW_BYTES_MAX || basis.len() > BASIS_BYTES_MAX {
         return Err(DeltaError::TooLong);
     }
     let mut new = Vec::with_capacity(length);
-    fast_rsync::apply_limited(old, delta, &mut new, length).map_err(|_| DeltaError::Delta)?;
+    fast_rsync::apply_limited(basis, delta, &mut new, length).map_err(|_| DeltaError::Delta)?;
     if new.len() == length { Ok(new) } else { Err(DeltaError::Delta) }
 }
 
@@ -148,22 +148,22 @@ mod tests {
     #[test]
     fn small_edit_makes_a_small_delta() {
         for length in [1000, 10_000, 100_000, 500_000] {
-            let old = noise(length);
-            let mut new = old.clone();
+            let basis = noise(length);
+            let mut new = basis.clone();
             new[length / 2] ^= 1;
             new.splice(length / 3..length / 3, *b"inserted");
-            let signature = Signature::check(&sign(&old).unwrap(), old.len()).unwrap();
+            let signature = Signature::check(&sign(&basis).unwrap(), basis.len()).unwrap();
             let delta = signature.diff(&new).unwrap().unwrap();
             assert!(delta.len() < 3 * BLOCK_BYTES_MAX, "{length}: {}", delta.len());
-            assert_eq!(apply(&old, &delta, new.len()).unwrap(), new);
+            assert_eq!(apply(&basis, &delta, new.len()).unwrap(), new);
         }
     }
 
     #[test]
     fn contents_with_nothing_in_common_give_no_delta() {
         let both = noise(200_000);
-        let (old, new) = both.split_at(100_000);
-        let signature = Signature::check(&sign(old).unwrap(), old.len()).unwrap();
+        let (basis, new) = both.split_at(100_000);
+        let signature = Signature::check(&sign(basis).unwrap(), basis.len()).unwrap();
         assert_eq!(signature.diff(new), Ok(None));
     }
 
@@ -171,26 +171,26 @@ mod tests {
     fn signature_of_another_length_is_refused() {
         let signature = sign(&noise(10_000)).unwrap();
         assert!(Signature::check(&signature, 10_000).is_ok());
-        for length in [0, 9_000, 20_000, OLD_BYTES_MAX + 1, usize::MAX] {
+        for length in [0, 9_000, 20_000, BASIS_BYTES_MAX + 1, usize::MAX] {
             assert!(Signature::check(&signature, length).is_err(), "{length}");
         }
     }
 
     #[test]
     fn delta_beyond_its_basis_or_length_is_refused() {
-        let old = noise(10_000);
-        let signature = Signature::check(&sign(&old).unwrap(), old.len()).unwrap();
-        let delta = signature.diff(&old).unwrap().unwrap();
-        assert_eq!(apply(&old, &delta, 9_999), Err(DeltaError::Delta));
-        assert_eq!(apply(&old, &delta, 10_001), Err(DeltaError::Delta));
-        assert_eq!(apply(&old[..5000], &delta, 10_000), Err(DeltaError::Delta));
-        assert_eq!(apply(&old, &delta, NEW_BYTES_MAX + 1), Err(DeltaError::TooLong));
+        let basis = noise(10_000);
+        let signature = Signature::check(&sign(&basis).unwrap(), basis.len()).unwrap();
+        let delta = signature.diff(&basis).unwrap().unwrap();
+        assert_eq!(apply(&basis, &delta, 9_999), Err(DeltaError::Delta));
+        assert_eq!(apply(&basis, &delta, 10_001), Err(DeltaError::Delta));
+        assert_eq!(apply(&basis[..5000], &delta, 10_000), Err(DeltaError::Delta));
+        assert_eq!(apply(&basis, &delta, NEW_BYTES_MAX + 1), Err(DeltaError::TooLong));
         // librsync's command 0x54, copy with two 8-byte numbers: offset and length of 2^64-1.
         let mut overflow = delta[..4].to_vec();
         overflow.push(0x54);
         overflow.extend([0xff; 16]);
         overflow.push(0);
-        assert_eq!(apply(&old, &overflow, 10_000), Err(DeltaError::Delta));
+        assert_eq!(apply(&basis, &overflow, 10_000), Err(DeltaError::Delta));
     }
 
     #[test]
@@ -200,9 +200,9 @@ mod tests {
         let period = noise(512);
         let new: Vec<u8> = period.iter().copied().cycle().take(NEW_BYTES_MAX).collect();
         let mut signature = Vec::new();
-        for shift in 0..OLD_BYTES_MAX / BLOCK_BYTES_MAX {
+        for shift in 0..BASIS_BYTES_MAX / BLOCK_BYTES_MAX {
             let window: Vec<u8> = new.iter().copied().skip(shift % 512).take(BLOCK_BYTES_MAX).collect();
-            let mut entry = sign(&[window.as_slice(), &noise(OLD_BYTES_MAX / 2)].concat()).unwrap();
+            let mut entry = sign(&[window.as_slice(), &noise(BASIS_BYTES_MAX / 2)].concat()).unwrap();
             entry.truncate(ENTRY_BYTES);
             entry[4..].fill(shift as u8);
             signature.extend(entry);
@@ -211,8 +211,8 @@ mod tests {
             }
         }
         let repeated: Vec<u8> =
-            signature.iter().copied().cycle().take(OLD_BYTES_MAX / BLOCK_BYTES_MAX * ENTRY_BYTES).collect();
-        let signature = Signature::check(&repeated, OLD_BYTES_MAX).unwrap();
+            signature.iter().copied().cycle().take(BASIS_BYTES_MAX / BLOCK_BYTES_MAX * ENTRY_BYTES).collect();
+        let signature = Signature::check(&repeated, BASIS_BYTES_MAX).unwrap();
         // The machine may be busy: the fastest of some runs counts.
         let time = || {
             let start = Instant::now();

@@ -4,12 +4,12 @@ pub mod blocks;
 pub mod chunk;
 pub mod delta;
 pub mod encode;
-pub mod fitted;
 pub mod hash;
 pub mod hex;
 pub mod pack;
 pub mod sample;
 pub mod seal;
+pub mod shift_map;
 
 #[cfg(test)]
 pub(crate) mod testing;

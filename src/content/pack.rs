@@ -44,7 +44,7 @@ pub struct UnpackError;
 
 /// Compression level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effort {
+pub enum CompressionLevel {
     /// Level 1: compresses 200 MB of a kernel's source to 0.231 of their size.
     Quick,
     /// Level 3: half as fast.
@@ -54,9 +54,9 @@ pub enum Effort {
     Thorough,
 }
 
-impl Effort {
+impl CompressionLevel {
     /// The level in zstd's terms.
-    fn level(self) -> i32 {
+    fn zstd_level(self) -> i32 {
         match self {
             Self::Quick => 1,
             Self::Usual => 3,
@@ -71,7 +71,7 @@ impl Effort {
 
     /// Sets the level of an encoder that is between two streams.
     fn set(self, encoder: &mut Encoder<'_>) -> io::Result<()> {
-        encoder.set_parameter(CParameter::CompressionLevel(self.level()))?;
+        encoder.set_parameter(CParameter::CompressionLevel(self.zstd_level()))?;
         encoder.set_parameter(CParameter::HashLog(self.hash_log()))
     }
 }
@@ -79,7 +79,7 @@ impl Effort {
 /// Packs blocks in the order in which they will be unpacked.
 pub struct Packer {
     encoder: Option<Encoder<'static>>,
-    effort: Effort,
+    level: CompressionLevel,
     /// Bytes of the stream so far, unpacked.
     streamed: usize,
     /// The end of the last stream, which goes before the next block.
@@ -94,31 +94,31 @@ impl Packer {
     /// Makes a packer. If zstd cannot be set up, or `compress` is off, blocks travel unpacked.
     #[must_use]
     pub fn new(compress: bool) -> Self {
-        let effort = Effort::Usual;
+        let level = CompressionLevel::Usual;
         let encoder = || {
-            let mut encoder = Encoder::new(effort.level())?;
+            let mut encoder = Encoder::new(level.zstd_level())?;
             encoder.set_parameter(CParameter::WindowLog(WINDOW_LOG))?;
             io::Result::Ok(encoder)
         };
         let encoder = if compress { encoder().ok() } else { None };
-        Self { encoder, effort, streamed: 0, epilogue: Vec::new(), skipping: 0, skips: 1 }
+        Self { encoder, level, streamed: 0, epilogue: Vec::new(), skipping: 0, skips: 1 }
     }
 
     /// The compression level of later blocks.
     #[must_use]
-    pub fn effort(&self) -> Effort {
-        self.effort
+    pub fn level(&self) -> CompressionLevel {
+        self.level
     }
 
     /// Sets the compression level of later blocks. A new stream begins: later blocks do not refer
     /// to earlier ones.
-    pub fn set_effort(&mut self, effort: Effort) {
-        if effort == self.effort {
+    pub fn set_level(&mut self, level: CompressionLevel) {
+        if level == self.level {
             return;
         }
         self.end_stream();
-        self.effort = effort;
-        if self.encoder.as_mut().is_some_and(|encoder| effort.set(encoder).is_err()) {
+        self.level = level;
+        if self.encoder.as_mut().is_some_and(|encoder| level.set(encoder).is_err()) {
             self.encoder = None;
         }
     }
@@ -150,7 +150,7 @@ impl Packer {
         // zstd's buffer holds one window. Once it has wrapped around, the history lies in two
         // pieces, and everything takes a tenth longer. By then level 1 has long forgotten the
         // beginning of the stream.
-        if self.effort == Effort::Quick && self.streamed + block.len() > 1 << WINDOW_LOG {
+        if self.level == CompressionLevel::Quick && self.streamed + block.len() > 1 << WINDOW_LOG {
             self.end_stream();
         }
         self.streamed += block.len();
@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn quick_packing_begins_a_stream_before_the_window_is_full() {
         let (mut packer, mut unpacker) = (Packer::new(true), Unpacker::new());
-        packer.set_effort(Effort::Quick);
+        packer.set_level(CompressionLevel::Quick);
         let block = [noise(100_000), b"some text, and some more ".repeat(36_000)].concat();
         let block = &block[..1_000_000];
         let mut began = Vec::new();
@@ -344,14 +344,20 @@ mod tests {
         let (mut packer, mut unpacker) = (Packer::new(true), Unpacker::new());
         let content = [noise(100_000), b"some text, and some more ".repeat(8000)].concat();
         let mut tried = 0;
-        let efforts = [Effort::Quick, Effort::Thorough, Effort::Thorough, Effort::Usual, Effort::Quick];
-        for (round, effort) in efforts.into_iter().cycle().take(40).enumerate() {
-            packer.set_effort(effort);
-            assert_eq!(packer.effort(), effort);
+        let levels = [
+            CompressionLevel::Quick,
+            CompressionLevel::Thorough,
+            CompressionLevel::Thorough,
+            CompressionLevel::Usual,
+            CompressionLevel::Quick,
+        ];
+        for (round, level) in levels.into_iter().cycle().take(40).enumerate() {
+            packer.set_level(level);
+            assert_eq!(packer.level(), level);
             let block = &content[round * 1000..][..100_000 + round * 3000];
             // Twice without a block between, and with a block that travels unpacked.
             if round % 7 == 0 {
-                packer.set_effort(Effort::Usual);
+                packer.set_level(CompressionLevel::Usual);
                 assert_eq!(packer.pack(b"short"), None);
             }
             // Incompressible blocks are not always tried.
@@ -362,7 +368,7 @@ mod tests {
         }
         assert!(tried > 20, "{tried}");
         let mut off = Packer::new(false);
-        off.set_effort(Effort::Quick);
+        off.set_level(CompressionLevel::Quick);
         assert_eq!(off.pack(&[0; 5000]), None);
     }
 

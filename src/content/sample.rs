@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::content::blocks::{BlockSize, Content};
-use crate::content::fitted::Fitted;
 use crate::content::hash::Hash;
+use crate::content::shift_map::ShiftMap;
 
 /// Shortest content, in bytes, of which samples are taken.
 pub const SAMPLED_BYTES_MIN: u64 = 32 << 20;
@@ -51,18 +51,23 @@ impl Samples {
         self.0.len() == COUNT * NAME_BYTES
     }
 
-    /// Finds the shift map under which an older version of `old` bytes resembles the sampled
-    /// content of `size` bytes. `None` if there seems to be none.
+    /// Finds the shift map under which an older version of `basis_length` bytes resembles the
+    /// sampled content of `size` bytes. `None` if there seems to be none.
     ///
     /// # Errors
     /// Errors of reading the older version.
-    pub fn fit(&self, size: u64, old: u64, older: &dyn Content) -> io::Result<Option<Fitted>> {
+    pub fn shift_map(
+        &self,
+        size: u64,
+        basis_length: u64,
+        basis: &dyn Content,
+    ) -> io::Result<Option<ShiftMap>> {
         if !self.is_complete() {
             return Ok(None);
         }
         let is_at = |name_there: &[u8], offset: Option<u64>| match offset {
-            Some(offset) if offset.saturating_add(BYTES as u64) <= old => {
-                Ok::<_, io::Error>(name(offset, older)?.as_slice() == name_there)
+            Some(offset) if offset.saturating_add(BYTES as u64) <= basis_length => {
+                Ok::<_, io::Error>(name(offset, basis)?.as_slice() == name_there)
             }
             _ => Ok(false),
         };
@@ -70,7 +75,7 @@ impl Samples {
         for (index, name_there) in self.0.chunks(NAME_BYTES).enumerate() {
             let offset = position(index, size);
             in_place.push(is_at(name_there, Some(offset))?);
-            moved.push(is_at(name_there, (offset + old).checked_sub(size))?);
+            moved.push(is_at(name_there, (offset + basis_length).checked_sub(size))?);
         }
         // Choose the split before which most samples are in place, and after which most are moved.
         // Take the last such split, so that the bytes between are in their old place.
@@ -83,7 +88,7 @@ impl Samples {
             }
         }
         // The most samples that can be found: inserted bytes have none.
-        let due = (COUNT as u64).saturating_mul(old.min(size)) / size.max(1);
+        let due = (COUNT as u64).saturating_mul(basis_length.min(size)) / size.max(1);
         if most < FOUND_MIN || (most as u64) < due * 3 / 4 {
             return Ok(None);
         }
@@ -92,13 +97,13 @@ impl Samples {
             // If a range was removed, the bytes between two samples cannot be kept in any case.
             // They are searched from the split on. It lies at the start of a block, so that no
             // block holds bytes from both of its sides.
-            split if old > size => {
+            split if basis_length > size => {
                 let block = BlockSize::for_size(size).bytes();
                 position(split.saturating_sub(1), size) / block * block
             }
             split => position(split, size),
         };
-        Ok(Fitted::new(old, size, split))
+        Ok(ShiftMap::new(basis_length, size, split))
     }
 }
 
@@ -120,14 +125,15 @@ mod tests {
     use super::*;
     use crate::content::testing::{noise, reader};
 
-    /// The shift map from `old` to `new`, and the number of bytes that it puts in the right place.
-    fn fitted(old: &[u8], new: &[u8]) -> Option<(Fitted, usize)> {
-        let (old_length, size) = (old.len() as u64, new.len() as u64);
+    /// The shift map from `basis` to `new`, and the number of bytes that it puts in the right
+    /// place.
+    fn shift_map(basis: &[u8], new: &[u8]) -> Option<(ShiftMap, usize)> {
+        let (basis_length, size) = (basis.len() as u64, new.len() as u64);
         let samples = Samples::of(size, &reader(new)).unwrap();
-        let fitted = samples.fit(size, old_length, &reader(old)).unwrap()?;
+        let shift_map = samples.shift_map(size, basis_length, &reader(basis)).unwrap()?;
         let mut made = vec![0; new.len()];
-        fitted.read_at(&mut made, 0, &reader(old)).unwrap();
-        Some((fitted, made.iter().zip(new).filter(|(made, new)| made == new).count()))
+        shift_map.read_at(&mut made, 0, &reader(basis)).unwrap();
+        Some((shift_map, made.iter().zip(new).filter(|(made, new)| made == new).count()))
     }
 
     const SIZE: usize = 4_000_000;
@@ -138,15 +144,15 @@ mod tests {
         for at in [0, 5, 100_000, SIZE / 2, SIZE - 5, SIZE] {
             for inserted in [1, 1000, 77_777, SIZE / 3] {
                 let new = [&old[..at], &vec![7; inserted], &old[at..]].concat();
-                let (fitted, right) = fitted(&old, &new).unwrap();
-                assert_eq!(fitted.size(), new.len() as u64);
+                let (shift_map, right) = shift_map(&old, &new).unwrap();
+                assert_eq!(shift_map.size(), new.len() as u64);
                 // All bytes but the new ones and those between two samples; of the latter, each
                 // exists once.
                 let between = new.len().div_ceil(64);
                 assert!(right + 2 * between > SIZE, "{inserted} at {at}: {right}");
             }
         }
-        assert_eq!(fitted(&old, &old), Some((Fitted::same(SIZE as u64), SIZE)));
+        assert_eq!(shift_map(&old, &old), Some((ShiftMap::same(SIZE as u64), SIZE)));
     }
 
     #[test]
@@ -156,7 +162,7 @@ mod tests {
         for edit in new.chunks_mut(SIZE / 7) {
             edit[0] ^= 1;
         }
-        let (_, right) = fitted(&old, &new).unwrap();
+        let (_, right) = shift_map(&old, &new).unwrap();
         assert!(right > SIZE * 31 / 32, "{right}");
     }
 
@@ -166,12 +172,12 @@ mod tests {
         for at in [0, 5, 100_000, SIZE / 2, SIZE * 2 / 3] {
             for taken in [1, 1000, 77_777, SIZE / 3] {
                 let new = [&old[..at], &old[at + taken..]].concat();
-                let (fitted, right) = fitted(&old, &new).unwrap();
-                assert_eq!(fitted.size(), new.len() as u64);
-                let without = fitted.without().unwrap();
+                let (shift_map, right) = shift_map(&old, &new).unwrap();
+                assert_eq!(shift_map.size(), new.len() as u64);
+                let without = shift_map.without().unwrap();
                 assert_eq!(without.end - without.start, taken as u64);
                 let block = BlockSize::for_size(new.len() as u64).bytes();
-                assert!(without.start % block == 0 || without.start == fitted.size());
+                assert!(without.start % block == 0 || without.start == shift_map.size());
                 // All bytes but those between two samples, and in one block.
                 let between = 2 * new.len().div_ceil(64) + block as usize;
                 assert!(right + between >= new.len(), "{taken} at {at}: {right}");
@@ -179,20 +185,20 @@ mod tests {
         }
         for cut_off in [1, 77_777, SIZE / 2] {
             let new = &old[..SIZE - cut_off];
-            assert_eq!(fitted(&old, new).unwrap().1, new.len());
+            assert_eq!(shift_map(&old, new).unwrap().1, new.len());
         }
     }
 
     #[test]
-    fn unrelated_content_is_not_fitted() {
+    fn unrelated_content_has_no_shift_map() {
         let old = noise(SIZE);
         let other = [&old[..SIZE / 2], &vec![7; SIZE / 2 + 10]].concat();
-        assert_eq!(fitted(&old, &other), None);
-        assert_eq!(fitted(&[], &old), None);
+        assert_eq!(shift_map(&old, &other), None);
+        assert_eq!(shift_map(&[], &old), None);
         // Too few samples of the old bytes in a content of this length.
-        assert_eq!(fitted(&old[..SIZE / 10], &old), None);
-        assert_eq!(fitted(&old, &noise(SIZE * 2)[SIZE + 5..]), None);
+        assert_eq!(shift_map(&old[..SIZE / 10], &old), None);
+        assert_eq!(shift_map(&old, &noise(SIZE * 2)[SIZE + 5..]), None);
         let cut_short = Samples(ByteBuf::from(vec![0; 8]));
-        assert_eq!(cut_short.fit(SIZE as u64, SIZE as u64, &reader(&old)).unwrap(), None);
+        assert_eq!(cut_short.shift_map(SIZE as u64, SIZE as u64, &reader(&old)).unwrap(), None);
     }
 }

@@ -14,7 +14,7 @@ use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, scan};
 use crate::disk::stage::{Durability, Metadata, Staging};
-use crate::disk::testing::{Place, metadata, path, time};
+use crate::disk::testing::{Fixture, metadata, path, time};
 use crate::tree::path::TreePath;
 
 fn write(root: &Root, at: &TreePath) -> Result<(), DiskError> {
@@ -53,28 +53,28 @@ fn whole(root: &Root) -> Scanned {
 
 #[test]
 fn a_link_on_the_way_stops_every_operation() {
-    for place in [Place::new(), Place::walking()] {
-        fs::create_dir_all(place.at("a/b")).unwrap();
+    for fixture in [Fixture::new(), Fixture::walking()] {
+        fs::create_dir_all(fixture.at("a/b")).unwrap();
         // Absolute, relative, through another link, and through two.
-        symlink(place.outside(), place.at("link")).unwrap();
-        symlink("../../../outside", place.at("a/b/link")).unwrap();
-        symlink("link", place.at("second")).unwrap();
-        symlink("second", place.at("third")).unwrap();
-        symlink("/proc/self/root", place.at("magic")).unwrap();
-        symlink(".", place.at("self")).unwrap();
-        let magic = format!("magic{}/f", place.outside().display());
+        symlink(fixture.outside(), fixture.at("link")).unwrap();
+        symlink("../../../outside", fixture.at("a/b/link")).unwrap();
+        symlink("link", fixture.at("second")).unwrap();
+        symlink("second", fixture.at("third")).unwrap();
+        symlink("/proc/self/root", fixture.at("magic")).unwrap();
+        symlink(".", fixture.at("self")).unwrap();
+        let magic = format!("magic{}/f", fixture.outside().display());
         for at in ["link/f", "link/d/f", "a/b/link/f", "a/b/link/d/f", "second/f", "third/d/f", &magic] {
             let at = path(at);
-            assert!(root_stat_fails(&place.root, &at), "stat {at}");
-            for (verb, result) in everything(&place.root, &at) {
+            assert!(root_stat_fails(&fixture.root, &at), "stat {at}");
+            for (verb, result) in everything(&fixture.root, &at) {
                 // Without an identity, this operation was not tried.
                 if !matches!(verb, "set_file" | "set_link_time") {
                     assert!(result.is_err_and(|error| error.is_in_the_way()), "{verb} {at}");
                 }
             }
         }
-        assert!(place.root.open_file(&path("self/a")).unwrap_err().is_in_the_way());
-        place.assert_canary_untouched();
+        assert!(fixture.root.open_file(&path("self/a")).unwrap_err().is_in_the_way());
+        fixture.assert_canary_untouched();
     }
 }
 
@@ -84,27 +84,27 @@ fn root_stat_fails(root: &Root, at: &TreePath) -> bool {
 
 #[test]
 fn operations_on_a_link_act_on_the_link_itself() {
-    for place in [Place::new(), Place::walking()] {
+    for fixture in [Fixture::new(), Fixture::walking()] {
         for target in ["f", "d"] {
             let leaf = path("leaf");
-            let plant = || symlink(place.outside().join(target), place.at("leaf")).unwrap();
+            let plant = || symlink(fixture.outside().join(target), fixture.at("leaf")).unwrap();
             plant();
-            assert!(place.root.open_file(&leaf).unwrap_err().is_in_the_way());
-            assert!(place.root.open_directory(Some(&leaf)).unwrap_err().is_in_the_way());
-            let seen = place.root.stat(&leaf).unwrap().unwrap().identity;
+            assert!(fixture.root.open_file(&leaf).unwrap_err().is_in_the_way());
+            assert!(fixture.root.open_directory(Some(&leaf)).unwrap_err().is_in_the_way());
+            let seen = fixture.root.stat(&leaf).unwrap().unwrap().identity;
             let inode = Inode::from(&seen);
-            assert!(place.root.set_directory(&leaf, 0o777, time(1), inode).unwrap_err().is_in_the_way());
-            assert!(place.root.make_directory(&leaf, 0o777).unwrap_err().is_in_the_way());
-            place.root.set_link_time(&leaf, b"elsewhere", time(1), &seen).unwrap();
-            write(&place.root, &leaf).unwrap();
-            assert!(place.at("leaf").symlink_metadata().unwrap().is_file());
-            fs::remove_file(place.at("leaf")).unwrap();
+            assert!(fixture.root.set_directory(&leaf, 0o777, time(1), inode).unwrap_err().is_in_the_way());
+            assert!(fixture.root.make_directory(&leaf, 0o777).unwrap_err().is_in_the_way());
+            fixture.root.set_link_time(&leaf, b"elsewhere", time(1), &seen).unwrap();
+            write(&fixture.root, &leaf).unwrap();
+            assert!(fixture.at("leaf").symlink_metadata().unwrap().is_file());
+            fs::remove_file(fixture.at("leaf")).unwrap();
             plant();
-            let seen = place.root.stat(&leaf).unwrap().unwrap().identity;
-            place.root.make_symlink(&leaf, b"elsewhere", time(1), Some(&seen)).unwrap();
-            place.root.remove_file(&leaf, None).unwrap();
+            let seen = fixture.root.stat(&leaf).unwrap().unwrap().identity;
+            fixture.root.make_symlink(&leaf, b"elsewhere", time(1), Some(&seen)).unwrap();
+            fixture.root.remove_file(&leaf, None).unwrap();
         }
-        place.assert_canary_untouched();
+        fixture.assert_canary_untouched();
     }
 }
 
@@ -118,10 +118,10 @@ impl Drop for Stop<'_> {
 }
 
 /// Runs `attempt` many times while `d` alternates between a directory and a link to one outside.
-fn while_flipping(place: &Place, mut attempt: impl FnMut()) {
-    fs::create_dir(place.at("d")).unwrap();
-    symlink(place.outside().join("d"), place.at("other")).unwrap();
-    let (one, other, stop) = (place.at("d"), place.at("other"), AtomicBool::new(false));
+fn while_flipping(fixture: &Fixture, mut attempt: impl FnMut()) {
+    fs::create_dir(fixture.at("d")).unwrap();
+    symlink(fixture.outside().join("d"), fixture.at("other")).unwrap();
+    let (one, other, stop) = (fixture.at("d"), fixture.at("other"), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
@@ -137,26 +137,26 @@ fn while_flipping(place: &Place, mut attempt: impl FnMut()) {
 
 #[test]
 fn a_directory_flipped_with_a_link_leads_nowhere() {
-    for place in [Place::new(), Place::walking()] {
+    for fixture in [Fixture::new(), Fixture::walking()] {
         let (mut done, mut refused) = (0, 0);
-        while_flipping(&place, || {
-            for (_, result) in everything(&place.root, &path("d/f")) {
+        while_flipping(&fixture, || {
+            for (_, result) in everything(&fixture.root, &path("d/f")) {
                 *if result.is_ok() { &mut done } else { &mut refused } += 1;
             }
-            if let Ok((file, _)) = place.root.open_file(&path("d/f")) {
+            if let Ok((file, _)) = fixture.root.open_file(&path("d/f")) {
                 assert_ne!(std::io::read_to_string(file).unwrap(), "canary");
             }
         });
         assert!(done + refused > 10_000 && done > 100 && refused > 100, "{done} done, {refused} refused");
-        place.assert_canary_untouched();
+        fixture.assert_canary_untouched();
     }
 }
 
 #[test]
 fn a_scan_of_flipped_directories_sees_nothing_from_outside() {
-    let place = Place::new();
-    while_flipping(&place, || {
-        assert!(whole(&place.root).manifest.entries().all(|entry| entry.path.name() != b"f"));
+    let fixture = Fixture::new();
+    while_flipping(&fixture, || {
+        assert!(whole(&fixture.root).manifest.entries().all(|entry| entry.path.name() != b"f"));
     });
 }
 
@@ -166,97 +166,97 @@ fn plant_fifo(at: &Path) {
 
 #[test]
 fn fifos_hang_no_operation() {
-    for place in [Place::new(), Place::walking()] {
-        plant_fifo(&place.at("fifo"));
-        assert!(place.root.open_file(&path("fifo")).unwrap_err().is_not_regular());
-        assert!(place.root.open_directory(Some(&path("fifo/f"))).is_err());
-        let scanned = whole(&place.root);
+    for fixture in [Fixture::new(), Fixture::walking()] {
+        plant_fifo(&fixture.at("fifo"));
+        assert!(fixture.root.open_file(&path("fifo")).unwrap_err().is_not_regular());
+        assert!(fixture.root.open_directory(Some(&path("fifo/f"))).is_err());
+        let scanned = whole(&fixture.root);
         assert_eq!((scanned.manifest.len(), scanned.unsupported.len()), (0, 1));
         // A FIFO in the place of a staged file.
         let name = Staging::name(&path("x"));
-        write(&place.root, &path("y")).unwrap();
-        plant_fifo(&place.at(".ksync").join(name));
-        write(&place.root, &path("x")).unwrap();
-        assert_eq!(fs::read(place.at("x")).unwrap(), b"attack");
+        write(&fixture.root, &path("y")).unwrap();
+        plant_fifo(&fixture.at(".ksync").join(name));
+        write(&fixture.root, &path("x")).unwrap();
+        assert_eq!(fs::read(fixture.at("x")).unwrap(), b"attack");
     }
 }
 
 #[test]
 fn a_planted_part_is_never_written_through() {
-    let place = Place::new();
-    write(&place.root, &path("y")).unwrap();
-    let part = place.at(".ksync").join(Staging::name(&path("x")));
-    symlink(place.outside().join("f"), &part).unwrap();
-    write(&place.root, &path("x")).unwrap();
+    let fixture = Fixture::new();
+    write(&fixture.root, &path("y")).unwrap();
+    let part = fixture.at(".ksync").join(Staging::name(&path("x")));
+    symlink(fixture.outside().join("f"), &part).unwrap();
+    write(&fixture.root, &path("x")).unwrap();
     fs::create_dir(&part).unwrap();
-    write(&place.root, &path("x")).unwrap();
-    place.assert_canary_untouched();
+    write(&fixture.root, &path("x")).unwrap();
+    fixture.assert_canary_untouched();
     // A hard link changes the canary's metadata, so only its content is compared.
-    fs::hard_link(place.outside().join("f"), &part).unwrap();
-    let (staging, have) = Staging::open(&place.root, &path("x")).unwrap();
+    fs::hard_link(fixture.outside().join("f"), &part).unwrap();
+    let (staging, have) = Staging::open(&fixture.root, &path("x")).unwrap();
     assert_eq!((have, staging.len()), (0, 0));
     drop(staging);
-    write(&place.root, &path("x")).unwrap();
-    assert_eq!(fs::read(place.outside().join("f")).unwrap(), b"canary");
-    assert_eq!(place.outside().join("f").metadata().unwrap().nlink(), 1);
+    write(&fixture.root, &path("x")).unwrap();
+    assert_eq!(fs::read(fixture.outside().join("f")).unwrap(), b"canary");
+    assert_eq!(fixture.outside().join("f").metadata().unwrap().nlink(), 1);
 }
 
 #[test]
 fn a_staged_file_is_locked_against_other_runs() {
-    let place = Place::new();
-    let (mut first, _) = Staging::open(&place.root, &path("x")).unwrap();
+    let fixture = Fixture::new();
+    let (mut first, _) = Staging::open(&fixture.root, &path("x")).unwrap();
     first.append(b"one").unwrap();
-    assert!(Staging::open(&place.root, &path("x")).unwrap_err().is_busy());
+    assert!(Staging::open(&fixture.root, &path("x")).unwrap_err().is_busy());
     drop(first);
-    assert_eq!(Staging::open(&place.root, &path("x")).unwrap().1, 3);
+    assert_eq!(Staging::open(&fixture.root, &path("x")).unwrap().1, 3);
 }
 
 #[test]
 fn a_file_with_other_hard_links_is_replaced_and_never_changed() {
-    let place = Place::new();
-    fs::hard_link(place.outside().join("f"), place.at("f")).unwrap();
-    let seen = place.root.stat(&path("f")).unwrap().unwrap().identity;
-    assert!(place.root.set_file(&path("f"), 0o777, time(1), &seen).unwrap_err().must_be_anew());
-    write(&place.root, &path("f")).unwrap();
-    let canary = place.outside().join("f");
+    let fixture = Fixture::new();
+    fs::hard_link(fixture.outside().join("f"), fixture.at("f")).unwrap();
+    let seen = fixture.root.stat(&path("f")).unwrap().unwrap().identity;
+    assert!(fixture.root.set_file(&path("f"), 0o777, time(1), &seen).unwrap_err().must_be_anew());
+    write(&fixture.root, &path("f")).unwrap();
+    let canary = fixture.outside().join("f");
     assert_eq!(fs::read(&canary).unwrap(), b"canary");
     assert_eq!(canary.metadata().unwrap().permissions().mode() & 0o777, 0o644);
 }
 
 #[test]
 fn a_moved_root_is_followed_by_its_descriptor() {
-    let place = Place::new();
-    fs::create_dir(place.at("d")).unwrap();
-    assert!(place.root.is_still_there());
-    fs::rename(place.at(""), place.outside().with_file_name("moved")).unwrap();
-    symlink(place.outside(), place.at("").parent().unwrap().join("root")).unwrap();
-    assert!(!place.root.is_still_there());
-    write(&place.root, &path("d/f")).unwrap();
-    place.assert_canary_untouched();
+    let fixture = Fixture::new();
+    fs::create_dir(fixture.at("d")).unwrap();
+    assert!(fixture.root.is_still_there());
+    fs::rename(fixture.at(""), fixture.outside().with_file_name("moved")).unwrap();
+    symlink(fixture.outside(), fixture.at("").parent().unwrap().join("root")).unwrap();
+    assert!(!fixture.root.is_still_there());
+    write(&fixture.root, &path("d/f")).unwrap();
+    fixture.assert_canary_untouched();
 }
 
 #[test]
 fn trees_deeper_than_path_max_are_read_written_and_removed() {
     const DEPTH: usize = 60;
-    for place in [Place::new(), Place::walking()] {
+    for fixture in [Fixture::new(), Fixture::walking()] {
         let name = "x".repeat(100);
         let mut paths = vec![path(&name)];
         for _ in 1..DEPTH {
             paths.push(paths.last().unwrap().join(name.as_bytes()).unwrap());
         }
         for at in &paths {
-            place.root.make_directory(at, 0o755).unwrap();
-            write(&place.root, &at.join(b"f").unwrap()).unwrap();
+            fixture.root.make_directory(at, 0o755).unwrap();
+            write(&fixture.root, &at.join(b"f").unwrap()).unwrap();
         }
         assert!(paths.last().unwrap().as_bytes().len() > 4096);
-        let scanned = whole(&place.root);
+        let scanned = whole(&fixture.root);
         assert_eq!((scanned.manifest.len(), scanned.problems.len()), (2 * DEPTH, 0));
         assert!(scanned.manifest.entries().is_sorted_by(|one, other| one.path < other.path));
         for at in paths.iter().rev() {
-            place.root.remove_file(&at.join(b"f").unwrap(), None).unwrap();
-            place.root.remove_directory(at).unwrap();
+            fixture.root.remove_file(&at.join(b"f").unwrap(), None).unwrap();
+            fixture.root.remove_directory(at).unwrap();
         }
-        assert!(whole(&place.root).manifest.is_empty());
+        assert!(whole(&fixture.root).manifest.is_empty());
     }
 }
 
@@ -264,14 +264,14 @@ fn trees_deeper_than_path_max_are_read_written_and_removed() {
 fn a_scan_reopens_the_closed_levels_of_a_deep_tree() {
     // Two directories per level, so that the scan comes back to every level after it was closed.
     const DEPTH: usize = 300;
-    let place = Place::new();
+    let fixture = Fixture::new();
     let mut at = path("b");
     for _ in 0..DEPTH {
-        place.root.make_directory(&at, 0o755).unwrap();
-        place.root.make_directory(&at.join(b"z").unwrap(), 0o755).unwrap();
+        fixture.root.make_directory(&at, 0o755).unwrap();
+        fixture.root.make_directory(&at.join(b"z").unwrap(), 0o755).unwrap();
         at = at.join(b"b").unwrap();
     }
-    let scanned = whole(&place.root);
+    let scanned = whole(&fixture.root);
     assert_eq!((scanned.manifest.len(), scanned.problems.len()), (2 * DEPTH, 0));
     assert!(scanned.manifest.entries().is_sorted_by(|one, other| one.path < other.path));
 }
@@ -280,26 +280,27 @@ fn a_scan_reopens_the_closed_levels_of_a_deep_tree() {
 #[cfg(target_os = "linux")]
 #[test]
 fn names_are_bytes() {
-    for place in [Place::new(), Place::walking()] {
+    for fixture in [Fixture::new(), Fixture::walking()] {
         for name in [&b"\xff\xfe"[..], b"a\nb", b"-x", b"$(touch p)", &[b'n'; 255]] {
-            write(&place.root, &path(name)).unwrap();
+            write(&fixture.root, &path(name)).unwrap();
         }
-        let names: Vec<_> = whole(&place.root).manifest.entries().map(|entry| entry.path.to_path()).collect();
+        let names: Vec<_> =
+            whole(&fixture.root).manifest.entries().map(|entry| entry.path.to_path()).collect();
         assert_eq!(names, [&b"$(touch p)"[..], b"-x", b"a\nb", &[b'n'; 255], b"\xff\xfe"].map(path));
     }
 }
 
 #[test]
 fn set_id_bits_are_set_only_where_the_policy_allows_them() {
-    let place = Place::new();
-    let made = place.root.make_directory(&path("d"), 0o6755).unwrap();
-    place.root.set_directory(&path("d"), 0o6755, time(1), made.inode).unwrap();
-    let (staging, _) = Staging::open(&place.root, &path("f")).unwrap();
+    let fixture = Fixture::new();
+    let made = fixture.root.make_directory(&path("d"), 0o6755).unwrap();
+    fixture.root.set_directory(&path("d"), 0o6755, time(1), made.inode).unwrap();
+    let (staging, _) = Staging::open(&fixture.root, &path("f")).unwrap();
     let metadata = Metadata { mode: 0o6755, ..metadata() };
-    staging.finish(&place.root, &metadata, None, Durability::Eventually).unwrap();
-    let stat = place.root.stat(&path("f")).unwrap().unwrap();
+    staging.finish(&fixture.root, &metadata, None, Durability::Eventually).unwrap();
+    let stat = fixture.root.stat(&path("f")).unwrap().unwrap();
     assert_eq!(stat.mode, 0o755);
-    let stat = place.root.set_file(&path("f"), 0o4700, time(1), &stat.identity).unwrap();
+    let stat = fixture.root.set_file(&path("f"), 0o4700, time(1), &stat.identity).unwrap();
     assert_eq!(stat.mode, 0o700);
-    assert_eq!(place.at("d").metadata().unwrap().permissions().mode() & 0o7777, 0o755);
+    assert_eq!(fixture.at("d").metadata().unwrap().permissions().mode() & 0o7777, 0o755);
 }

@@ -194,56 +194,56 @@ mod tests {
 
     use super::*;
     use crate::disk::stage::{Durability, Staging};
-    use crate::disk::testing::{Place, metadata, path, time};
+    use crate::disk::testing::{Fixture, metadata, path, time};
     use crate::disk::{clear_leftovers, staged};
 
-    fn divided() -> Place {
-        let place = Place::new();
-        fs::create_dir_all(place.at("m/d")).unwrap();
-        place.root.set_boundaries(vec![path("m")]);
-        place
+    fn divided() -> Fixture {
+        let fixture = Fixture::new();
+        fs::create_dir_all(fixture.at("m/d")).unwrap();
+        fixture.root.set_boundaries(vec![path("m")]);
+        fixture
     }
 
     #[test]
     fn files_below_a_boundary_are_staged_below_it() {
-        let place = divided();
-        let (mut staging, _) = Staging::open(&place.root, &path("m/d/f")).unwrap();
+        let fixture = divided();
+        let (mut staging, _) = Staging::open(&fixture.root, &path("m/d/f")).unwrap();
         staging.append(b"new").unwrap();
-        assert!(place.at("m/.ksync").is_dir() && !place.at(".ksync").exists());
+        assert!(fixture.at("m/.ksync").is_dir() && !fixture.at(".ksync").exists());
         drop(staging);
-        assert!(staged(&place.root).unwrap().files == 1);
-        let staging = Staging::find(&place.root, &path("m/d/f")).unwrap().unwrap();
+        assert!(staged(&fixture.root).unwrap().files == 1);
+        let staging = Staging::find(&fixture.root, &path("m/d/f")).unwrap().unwrap();
         assert_eq!(staging.len(), 3);
-        staging.finish(&place.root, &metadata(), None, Durability::Eventually).unwrap();
-        place.root.make_symlink(&path("m/l"), b"t", time(1), None).unwrap();
-        assert!(!place.root.put_new(&path("m/g"), b"1", &metadata()).unwrap());
-        assert!(staged(&place.root).unwrap().files == 0);
-        clear_leftovers(&place.root, |_| false).unwrap();
-        assert!(place.at("m/d/f").is_file() && !place.at("m/.ksync").exists());
+        staging.finish(&fixture.root, &metadata(), None, Durability::Eventually).unwrap();
+        fixture.root.make_symlink(&path("m/l"), b"t", time(1), None).unwrap();
+        assert!(!fixture.root.put_new(&path("m/g"), b"1", &metadata()).unwrap());
+        assert!(staged(&fixture.root).unwrap().files == 0);
+        clear_leftovers(&fixture.root, |_| false).unwrap();
+        assert!(fixture.at("m/d/f").is_file() && !fixture.at("m/.ksync").exists());
     }
 
     #[test]
     fn files_that_another_root_staged_stay() {
-        let place = divided();
-        drop(Staging::open(&place.root, &path("m/f")).unwrap());
-        let other = Root::open(&place.at("m")).unwrap();
+        let fixture = divided();
+        drop(Staging::open(&fixture.root, &path("m/f")).unwrap());
+        let other = Root::open(&fixture.at("m")).unwrap();
         drop(Staging::open(&other, &path("f")).unwrap());
-        clear_leftovers(&place.root, |_| false).unwrap();
-        assert_eq!(fs::read_dir(place.at("m/.ksync")).unwrap().count(), 1);
-        drop(Staging::open(&place.root, &path("m/f")).unwrap());
+        clear_leftovers(&fixture.root, |_| false).unwrap();
+        assert_eq!(fs::read_dir(fixture.at("m/.ksync")).unwrap().count(), 1);
+        drop(Staging::open(&fixture.root, &path("m/f")).unwrap());
         clear_leftovers(&other, |_| false).unwrap();
-        assert_eq!(fs::read_dir(place.at("m/.ksync")).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(fixture.at("m/.ksync")).unwrap().count(), 1);
     }
 
     #[test]
     fn files_are_staged_beside_their_place_if_the_top_cannot_hold_them() {
-        let place = divided();
-        fs::write(place.at("m/.ksync"), "in the way").unwrap();
-        let (staging, _) = Staging::open(&place.root, &path("m/d/f")).unwrap();
-        assert!(place.at("m/d/.ksync").is_dir());
+        let fixture = divided();
+        fs::write(fixture.at("m/.ksync"), "in the way").unwrap();
+        let (staging, _) = Staging::open(&fixture.root, &path("m/d/f")).unwrap();
+        assert!(fixture.at("m/d/.ksync").is_dir());
         drop(staging);
-        assert!(Staging::find(&place.root, &path("m/d/f")).unwrap().is_some());
-        clear_leftovers(&place.root, |_| false).unwrap();
-        assert!(!place.at("m/d/.ksync").exists());
+        assert!(Staging::find(&fixture.root, &path("m/d/f")).unwrap().is_some());
+        clear_leftovers(&fixture.root, |_| false).unwrap();
+        assert!(!fixture.at("m/d/.ksync").exists());
     }
 }

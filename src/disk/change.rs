@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, fchmod, fstat, futimens, unlinkat};
 
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::{Root, check_unchanged, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
 use crate::disk::state::GONE;
@@ -24,7 +24,7 @@ impl Root {
         const VERB: &str = "set mode and time of";
         let path = self.path().as_os_str().as_bytes();
         let stat = fstat(self.descriptor()).during(VERB, path)?;
-        let stat = Stat::of(&stat).ok_or_else(|| DiskError::new(VERB, path, Fault::OutOfRange))?;
+        let stat = Stat::of(&stat).ok_or_else(|| DiskError::new(VERB, path, DiskErrorKind::OutOfRange))?;
         let mode = mode.map(|mode| self.policy().mode_of(self.descriptor(), mode)).transpose();
         if let Some(mode) = mode.during(VERB, path)?.filter(|mode| stat.mode != *mode) {
             fchmod(self.descriptor(), mode_bits(mode)).during(VERB, path)?;
@@ -53,13 +53,13 @@ impl Root {
         const VERB: &str = "set mode and time of";
         let (file, stat) = self.open_file(path)?;
         if stat.identity != *seen {
-            return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict));
+            return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict));
         }
         if stat.nlink > 1 {
-            return Err(DiskError::new(VERB, path.as_bytes(), Fault::Linked));
+            return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Linked));
         }
         if !self.policy().fits(mode, (stat.uid, stat.gid)) {
-            return Err(DiskError::new(VERB, path.as_bytes(), Fault::AnotherOwner));
+            return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::AnotherOwner));
         }
         // A program may have written the file just now, so the new time must not reach the disk
         // before the content.
@@ -80,7 +80,7 @@ impl Root {
     pub fn vouch_for(&self, path: &TreePath, seen: &Identity) -> Result<(), DiskError> {
         let (file, stat) = self.open_file(path)?;
         if stat.identity != *seen {
-            return Err(DiskError::new("look at", path.as_bytes(), Fault::Conflict));
+            return Err(DiskError::new("look at", path.as_bytes(), DiskErrorKind::Conflict));
         }
         self.mark_change(path, seen.dev, Origin::Before)?;
         let _ = futimens(&file, &times(seen.mtime));
@@ -102,8 +102,8 @@ impl Root {
         mtime: Time,
     ) -> Result<(), DiskError> {
         const VERB: &str = "move";
-        let old = self.place(from).during(VERB, from.as_bytes())?;
-        let new = self.place(to).during(VERB, to.as_bytes())?;
+        let old = self.locate(from).during(VERB, from.as_bytes())?;
+        let new = self.locate(to).during(VERB, to.as_bytes())?;
         let stat = self.set_file(from, mode, mtime, seen)?;
         check_unchanged(&old, from, VERB, Some(&stat.identity))?;
         rename_into(&old, Ready { name: old.name, identity: None }, &new, to, VERB, None)
@@ -117,21 +117,21 @@ impl Root {
     /// ([`DiskError::is_conflict`]).
     pub fn remove_file(&self, path: &TreePath, seen: Option<&Identity>) -> Result<(), DiskError> {
         const VERB: &str = "remove";
-        let place = self.place(path).during(VERB, path.as_bytes())?;
+        let location = self.locate(path).during(VERB, path.as_bytes())?;
         if let Some(seen) = seen {
-            check_unchanged(&place, path, VERB, Some(seen))?;
+            check_unchanged(&location, path, VERB, Some(seen))?;
             if self.may_move_aside() {
                 let name = self.staged_name(path, GONE);
                 // An entry that cannot be moved aside is removed where it is.
                 let state = self.with_state_for(path, |state| Ok(Arc::clone(state)));
                 if let Ok(state) = state
-                    && remove_aside(&*state, &name, &place, path, seen)?
+                    && remove_aside(&*state, &name, &location, path, seen)?
                 {
                     return Ok(());
                 }
             }
         }
-        unlinkat(&place, place.name, AtFlags::empty()).during(VERB, path.as_bytes())
+        unlinkat(&location, location.name, AtFlags::empty()).during(VERB, path.as_bytes())
     }
 
     /// Removes an empty directory.
@@ -139,8 +139,8 @@ impl Root {
     /// # Errors
     /// It is missing, not empty, or no directory.
     pub fn remove_directory(&self, path: &TreePath) -> Result<(), DiskError> {
-        self.place(path)
-            .and_then(|place| unlinkat(&place, place.name, AtFlags::REMOVEDIR))
+        self.locate(path)
+            .and_then(|location| unlinkat(&location, location.name, AtFlags::REMOVEDIR))
             .during("remove the directory", path.as_bytes())
     }
 }
@@ -149,39 +149,39 @@ impl Root {
 mod tests {
     use std::fs;
 
-    use crate::disk::testing::{Place, path, time};
+    use crate::disk::testing::{Fixture, path, time};
 
     #[test]
     fn a_file_keeps_its_content_when_mode_and_time_are_set() {
-        let place = Place::new();
-        fs::write(place.at("f"), "same").unwrap();
-        let seen = place.root.stat(&path("f")).unwrap().unwrap().identity;
-        let now = place.root.set_file(&path("f"), 0o600, time(-5), &seen).unwrap();
+        let fixture = Fixture::new();
+        fs::write(fixture.at("f"), "same").unwrap();
+        let seen = fixture.root.stat(&path("f")).unwrap().unwrap().identity;
+        let now = fixture.root.set_file(&path("f"), 0o600, time(-5), &seen).unwrap();
         assert_eq!((now.mode, now.mtime()), (0o600, time(-5)));
-        assert_eq!(place.root.stat(&path("f")).unwrap(), Some(now));
-        assert!(place.root.set_file(&path("f"), 0o644, time(1), &seen).unwrap_err().is_conflict());
+        assert_eq!(fixture.root.stat(&path("f")).unwrap(), Some(now));
+        assert!(fixture.root.set_file(&path("f"), 0o644, time(1), &seen).unwrap_err().is_conflict());
     }
 
     #[test]
     fn an_edited_file_is_not_removed() {
-        let place = Place::new();
-        fs::write(place.at("f"), "old").unwrap();
-        let seen = place.root.stat(&path("f")).unwrap().unwrap().identity;
-        fs::write(place.at("f"), "edited").unwrap();
-        assert!(place.root.remove_file(&path("f"), Some(&seen)).unwrap_err().is_conflict());
-        assert_eq!(fs::read(place.at("f")).unwrap(), b"edited");
-        place.root.remove_file(&path("f"), None).unwrap();
-        assert!(place.root.remove_file(&path("f"), None).unwrap_err().is_not_found());
+        let fixture = Fixture::new();
+        fs::write(fixture.at("f"), "old").unwrap();
+        let seen = fixture.root.stat(&path("f")).unwrap().unwrap().identity;
+        fs::write(fixture.at("f"), "edited").unwrap();
+        assert!(fixture.root.remove_file(&path("f"), Some(&seen)).unwrap_err().is_conflict());
+        assert_eq!(fs::read(fixture.at("f")).unwrap(), b"edited");
+        fixture.root.remove_file(&path("f"), None).unwrap();
+        assert!(fixture.root.remove_file(&path("f"), None).unwrap_err().is_not_found());
     }
 
     #[test]
     fn directories_and_files_are_not_removed_for_each_other() {
-        let place = Place::new();
-        fs::create_dir(place.at("d")).unwrap();
-        fs::write(place.at("d/f"), "").unwrap();
-        assert!(place.root.remove_file(&path("d"), None).is_err());
-        assert!(place.root.remove_directory(&path("d/f")).unwrap_err().is_in_the_way());
-        assert!(place.root.remove_directory(&path("d")).is_err());
-        assert!(place.at("d/f").exists());
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.at("d")).unwrap();
+        fs::write(fixture.at("d/f"), "").unwrap();
+        assert!(fixture.root.remove_file(&path("d"), None).is_err());
+        assert!(fixture.root.remove_directory(&path("d/f")).unwrap_err().is_in_the_way());
+        assert!(fixture.root.remove_directory(&path("d")).is_err());
+        assert!(fixture.at("d/f").exists());
     }
 }

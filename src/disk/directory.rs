@@ -9,8 +9,8 @@ use rustix::fs::{Mode, fchmod, fchown, fstat, futimens, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use crate::disk::error::{DiskError, During, Fault};
-use crate::disk::root::{DIRECTORY, Place, Root, stat_in, stat_of};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
+use crate::disk::root::{DIRECTORY, Location, Root, stat_in, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
 use crate::disk::state::DIRECTORY_MADE;
 use crate::tree::entry::Time;
@@ -59,31 +59,31 @@ impl Root {
     /// # Errors
     /// Another entry is at `path`, or its parent is missing.
     pub fn make_directory(&self, path: &TreePath, mode: u16) -> Result<OpenedDirectory, DiskError> {
-        let place = self.place(path).during(VERB, path.as_bytes())?;
+        let location = self.locate(path).during(VERB, path.as_bytes())?;
         // Set-id bits come last, when the owner is known.
         let mode = mode & 0o1777 | FILLING_BITS;
-        let is_anothers = self.is_anothers(&place).during(VERB, path.as_bytes())?;
+        let is_anothers = self.is_anothers(&location).during(VERB, path.as_bytes())?;
         let made = if is_anothers {
-            match stat_in(&place, path)? {
+            match stat_in(&location, path)? {
                 Some(_) => None,
                 None => self.make_directory_aside(path, mode)?,
             }
         } else {
-            match mkdirat(&place, place.name, mode_bits(mode)) {
-                Ok(()) => Some(inode_in(&place, path)?),
+            match mkdirat(&location, location.name, mode_bits(mode)) {
+                Ok(()) => Some(inode_in(&location, path)?),
                 Err(Errno::EXIST) => None,
                 Err(error) => return Err(error).during(VERB, path.as_bytes()),
             }
         };
         match made {
             Some(inode) => Ok(OpenedDirectory { is_new: true, inode }),
-            None => open_for_filling(&place, path, is_anothers),
+            None => open_for_filling(&location, path, is_anothers),
         }
     }
 
     /// True if the superuser works in a directory whose names another user may change.
-    fn is_anothers(&self, place: &Place<'_>) -> rustix::io::Result<bool> {
-        Ok(geteuid().is_root() && (self.owner().is_some() || fstat(place)?.st_uid != 0))
+    fn is_anothers(&self, location: &Location<'_>) -> rustix::io::Result<bool> {
+        Ok(geteuid().is_root() && (self.owner().is_some() || fstat(location)?.st_uid != 0))
     }
 
     /// Creates a directory, gives it away, and puts it into its place. `None` means that another
@@ -124,14 +124,14 @@ impl Root {
         // A user who put another directory there may want its mode changed.
         let stat = stat_of(&descriptor, path)?;
         if Inode::from(&stat) != expected {
-            return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict));
+            return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict));
         }
         let mode = self.policy().mode_of(&descriptor, mode).during(VERB, path.as_bytes())?;
         if mode != stat.mode {
             // All directories that we made there were given to the destination's owner. The owner
             // may have put a directory of the superuser there, to have its mode opened.
             if self.owner().is_some_and(|(user, _)| user.as_raw() != stat.uid) {
-                return Err(DiskError::new(VERB, path.as_bytes(), Fault::NotOurs));
+                return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::NotOurs));
             }
             fchmod(&descriptor, mode_bits(mode)).during(VERB, path.as_bytes())?;
         }
@@ -139,20 +139,23 @@ impl Root {
     }
 }
 
-/// The inode at `place`.
-fn inode_in(place: &Place<'_>, path: &TreePath) -> Result<Inode, DiskError> {
-    let stat = stat_in(place, path)?;
-    stat.as_ref().map(Inode::from).ok_or_else(|| DiskError::new(VERB, path.as_bytes(), Fault::Conflict))
+/// The inode at `location`.
+fn inode_in(location: &Location<'_>, path: &TreePath) -> Result<Inode, DiskError> {
+    let stat = stat_in(location, path)?;
+    stat.as_ref()
+        .map(Inode::from)
+        .ok_or_else(|| DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict))
 }
 
 /// Opens an existing directory, and makes it writable for this user. The superuser can write
 /// anyway, so it changes no mode of a directory that another user may have put there.
 fn open_for_filling(
-    place: &Place<'_>,
+    location: &Location<'_>,
     path: &TreePath,
     is_anothers: bool,
 ) -> Result<OpenedDirectory, DiskError> {
-    let descriptor = openat(place, place.name, DIRECTORY, Mode::empty()).during(VERB, path.as_bytes())?;
+    let descriptor =
+        openat(location, location.name, DIRECTORY, Mode::empty()).during(VERB, path.as_bytes())?;
     let stat = stat_of(&descriptor, path)?;
     if stat.mode & FILLING_BITS != FILLING_BITS && !is_anothers {
         fchmod(&descriptor, mode_bits(stat.mode | FILLING_BITS)).during(VERB, path.as_bytes())?;
@@ -167,41 +170,41 @@ mod tests {
 
     use super::*;
     use crate::disk::root::Policy;
-    use crate::disk::testing::{Place, path, time};
+    use crate::disk::testing::{Fixture, path, time};
 
     #[test]
     fn a_directory_can_be_filled_until_it_gets_its_final_mode() {
-        let place = Place::new();
-        let mode = || place.at("d").metadata().unwrap().mode() & 0o7777;
-        let made = place.root.make_directory(&path("d"), 0o555).unwrap();
+        let fixture = Fixture::new();
+        let mode = || fixture.at("d").metadata().unwrap().mode() & 0o7777;
+        let made = fixture.root.make_directory(&path("d"), 0o555).unwrap();
         assert!(made.is_new);
         assert_eq!(mode(), 0o755);
-        place.root.set_directory(&path("d"), 0o555, time(9), made.inode).unwrap();
+        fixture.root.set_directory(&path("d"), 0o555, time(9), made.inode).unwrap();
         assert_eq!(mode(), 0o555);
-        assert_eq!(place.root.stat(&path("d")).unwrap().unwrap().mtime(), time(9));
-        let again = place.root.make_directory(&path("d"), 0o555).unwrap();
+        assert_eq!(fixture.root.stat(&path("d")).unwrap().unwrap().mtime(), time(9));
+        let again = fixture.root.make_directory(&path("d"), 0o555).unwrap();
         assert_eq!(again, OpenedDirectory { is_new: false, ..made });
         assert_eq!(mode(), 0o755);
     }
 
     #[test]
     fn a_policy_can_allow_set_id_bits() {
-        let mut place = Place::new();
-        let is = place.at("").metadata().unwrap();
-        place.root = place.root.with_policy(Policy { set_id_owner: Some((is.uid(), is.gid())) });
-        let made = place.root.make_directory(&path("d"), 0o2755).unwrap();
-        place.root.set_directory(&path("d"), 0o2755, time(1), made.inode).unwrap();
-        assert_eq!(place.at("d").metadata().unwrap().mode() & 0o7777, 0o2755);
+        let mut fixture = Fixture::new();
+        let is = fixture.at("").metadata().unwrap();
+        fixture.root = fixture.root.with_policy(Policy { set_id_owner: Some((is.uid(), is.gid())) });
+        let made = fixture.root.make_directory(&path("d"), 0o2755).unwrap();
+        fixture.root.set_directory(&path("d"), 0o2755, time(1), made.inode).unwrap();
+        assert_eq!(fixture.at("d").metadata().unwrap().mode() & 0o7777, 0o2755);
     }
 
     #[test]
     fn an_exchanged_directory_keeps_its_mode() {
-        let place = Place::new();
-        let made = place.root.make_directory(&path("d"), 0o755).unwrap();
-        fs::rename(place.at("d"), place.at("mine")).unwrap();
-        fs::create_dir(place.at("d")).unwrap();
-        let error = place.root.set_directory(&path("d"), 0o777, time(1), made.inode).unwrap_err();
+        let fixture = Fixture::new();
+        let made = fixture.root.make_directory(&path("d"), 0o755).unwrap();
+        fs::rename(fixture.at("d"), fixture.at("mine")).unwrap();
+        fs::create_dir(fixture.at("d")).unwrap();
+        let error = fixture.root.set_directory(&path("d"), 0o777, time(1), made.inode).unwrap_err();
         assert!(error.is_conflict(), "{error}");
-        assert_eq!(place.at("d").metadata().unwrap().mode() & 0o7777, 0o755);
+        assert_eq!(fixture.at("d").metadata().unwrap().mode() & 0o7777, 0o755);
     }
 }

@@ -8,17 +8,17 @@ use crate::tree::path::escape;
 
 /// A failed operation on a file or directory.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {verb} {}: {fault}", escape(path))]
+#[error("cannot {verb} {}: {reason}", escape(path))]
 pub struct DiskError {
     verb: &'static str,
     path: Box<[u8]>,
     #[source]
-    fault: Fault,
+    reason: DiskErrorKind,
 }
 
 /// The cause of a failed operation.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub enum DiskErrorKind {
     /// An error of the operating system.
     #[error(transparent)]
     System(io::Error),
@@ -61,8 +61,8 @@ pub enum Fault {
 }
 
 impl DiskError {
-    pub(crate) fn new(verb: &'static str, path: &[u8], fault: Fault) -> Self {
-        Self { verb, path: path.into(), fault }
+    pub(crate) fn new(verb: &'static str, path: &[u8], reason: DiskErrorKind) -> Self {
+        Self { verb, path: path.into(), reason }
     }
 
     /// The failed operation, as a verb that follows "cannot".
@@ -79,8 +79,8 @@ impl DiskError {
 
     /// The cause.
     #[must_use]
-    pub fn fault(&self) -> &Fault {
-        &self.fault
+    pub fn reason(&self) -> &DiskErrorKind {
+        &self.reason
     }
 
     /// Nothing is at the path.
@@ -93,19 +93,19 @@ impl DiskError {
     #[must_use]
     pub fn is_no_space(&self) -> bool {
         matches!(self.kind(), Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
-            || matches!(self.fault, Fault::Reserve(_))
+            || matches!(self.reason, DiskErrorKind::Reserve(_))
     }
 
     /// The file would be longer than the filesystem or the limit for files allows.
     #[must_use]
     pub fn is_too_long(&self) -> bool {
-        matches!(self.fault, Fault::TooLong)
+        matches!(self.reason, DiskErrorKind::TooLong)
     }
 
     /// The device failed.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        matches!(&self.fault, Fault::System(error) if Errno::from_io_error(error) == Some(Errno::IO))
+        matches!(&self.reason, DiskErrorKind::System(error) if Errno::from_io_error(error) == Some(Errno::IO))
     }
 
     /// The operation is not allowed, or the filesystem is read-only.
@@ -117,51 +117,51 @@ impl DiskError {
     /// Another run has the lock.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        matches!(self.fault, Fault::Busy)
+        matches!(self.reason, DiskErrorKind::Busy)
     }
 
     /// Another program changed the destination since it was scanned.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
-        matches!(self.fault, Fault::Conflict)
+        matches!(self.reason, DiskErrorKind::Conflict)
     }
 
     /// The entry is not a regular file.
     #[must_use]
     pub fn is_not_regular(&self) -> bool {
-        matches!(self.fault, Fault::NotRegular)
+        matches!(self.reason, DiskErrorKind::NotRegular)
     }
 
     /// True for a file that must not be changed in place, but may be replaced by a new one. It has
     /// other hard links, or its owner may not get the rights of the new mode.
     #[must_use]
     pub fn must_be_anew(&self) -> bool {
-        matches!(self.fault, Fault::Linked | Fault::AnotherOwner)
+        matches!(self.reason, DiskErrorKind::Linked | DiskErrorKind::AnotherOwner)
     }
 
     /// A rename from one filesystem to another.
     #[must_use]
     pub fn is_cross_device(&self) -> bool {
-        matches!(&self.fault, Fault::System(error) if Errno::from_io_error(error) == Some(Errno::XDEV))
+        matches!(&self.reason, DiskErrorKind::System(error) if Errno::from_io_error(error) == Some(Errno::XDEV))
     }
 
     /// A link or a file is where a directory should be.
     #[must_use]
     pub fn is_in_the_way(&self) -> bool {
-        matches!(self.fault, Fault::InTheWay)
+        matches!(self.reason, DiskErrorKind::InTheWay)
     }
 
     /// The system's error number, if the cause is a system error.
     pub(crate) fn errno(&self) -> Option<Errno> {
-        match &self.fault {
-            Fault::System(error) => Errno::from_io_error(error),
+        match &self.reason {
+            DiskErrorKind::System(error) => Errno::from_io_error(error),
             _ => None,
         }
     }
 
     fn kind(&self) -> Option<io::ErrorKind> {
-        match &self.fault {
-            Fault::System(error) => Some(error.kind()),
+        match &self.reason {
+            DiskErrorKind::System(error) => Some(error.kind()),
             _ => None,
         }
     }
@@ -178,13 +178,13 @@ impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
     }
 }
 
-fn classify(error: io::Error) -> Fault {
+fn classify(error: io::Error) -> DiskErrorKind {
     match Errno::from_io_error(&error) {
-        Some(Errno::LOOP | Errno::NOTDIR) => Fault::InTheWay,
+        Some(Errno::LOOP | Errno::NOTDIR) => DiskErrorKind::InTheWay,
         // Opening a socket, or a device without a driver.
-        Some(Errno::NXIO) => Fault::NotRegular,
-        Some(Errno::FBIG) => Fault::TooLong,
-        _ => Fault::System(error),
+        Some(Errno::NXIO) => DiskErrorKind::NotRegular,
+        Some(Errno::FBIG) => DiskErrorKind::TooLong,
+        _ => DiskErrorKind::System(error),
     }
 }
 
@@ -207,7 +207,7 @@ mod tests {
         assert!(failed(Errno::NOENT).is_not_found());
         assert!(failed(Errno::NOSPC).is_no_space());
         assert!(failed(Errno::DQUOT).is_no_space());
-        assert!(DiskError::new("write to", b"/", Fault::Reserve(1)).is_no_space());
+        assert!(DiskError::new("write to", b"/", DiskErrorKind::Reserve(1)).is_no_space());
         assert!(failed(Errno::FBIG).is_too_long() && !failed(Errno::FBIG).is_no_space());
         assert!(failed(Errno::ACCESS).is_permission());
         assert!(failed(Errno::ROFS).is_permission());

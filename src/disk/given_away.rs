@@ -11,7 +11,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::{Gid, Uid};
 
 use crate::disk::root::Root;
-use crate::disk::testing::{Place, path, time};
+use crate::disk::testing::{Fixture, path, time};
 
 const NOBODY: u32 = 65534;
 
@@ -26,16 +26,16 @@ impl Drop for Stop<'_> {
 
 /// A root that belongs to the user nobody, with parents that nobody may pass. `None`, with a
 /// message, if this user may not give directories away.
-fn given_away() -> Option<Place> {
-    let mut place = Place::new();
-    if chown(place.at(""), Some(NOBODY), Some(NOBODY)).is_err() {
+fn given_away() -> Option<Fixture> {
+    let mut fixture = Fixture::new();
+    if chown(fixture.at(""), Some(NOBODY), Some(NOBODY)).is_err() {
         eprintln!("not tried: only the superuser can give a directory away");
         return None;
     }
     let open = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(place.outside().parent().unwrap(), open).unwrap();
-    place.root = Root::open(&place.at("")).unwrap();
-    Some(place)
+    fs::set_permissions(fixture.outside().parent().unwrap(), open).unwrap();
+    fixture.root = Root::open(&fixture.at("")).unwrap();
+    Some(fixture)
 }
 
 /// Runs `work` while the user nobody repeats `attack`.
@@ -61,17 +61,17 @@ fn owner(at: &Path) -> (u32, u32) {
 
 /// Plants entries of the superuser in nobody's directory, which are not given away. Nobody may
 /// rename them, and nothing more.
-fn plant(place: &Place) {
-    fs::create_dir(place.at("secret")).unwrap();
-    fs::write(place.at("secret/key"), "canary").unwrap();
-    fs::write(place.at("file"), "canary").unwrap();
+fn plant(fixture: &Fixture) {
+    fs::create_dir(fixture.at("secret")).unwrap();
+    fs::write(fixture.at("secret/key"), "canary").unwrap();
+    fs::write(fixture.at("file"), "canary").unwrap();
     for (name, mode) in [("secret", 0o700), ("file", 0o600)] {
-        fs::set_permissions(place.at(name), fs::Permissions::from_mode(mode)).unwrap();
+        fs::set_permissions(fixture.at(name), fs::Permissions::from_mode(mode)).unwrap();
     }
 }
 
-fn find(place: &Place, wanted: (u64, u64)) -> Option<(u32, u32)> {
-    let names = fs::read_dir(place.at("")).unwrap();
+fn find(fixture: &Fixture, wanted: (u64, u64)) -> Option<(u32, u32)> {
+    let names = fs::read_dir(fixture.at("")).unwrap();
     let paths = names.map(|name| name.unwrap().path());
     paths
         .filter(|path| path.symlink_metadata().is_ok_and(|is| (is.dev(), is.ino()) == wanted))
@@ -81,14 +81,14 @@ fn find(place: &Place, wanted: (u64, u64)) -> Option<(u32, u32)> {
 
 #[test]
 fn an_entry_swapped_for_a_new_directory_is_not_given_away() {
-    let Some(place) = given_away() else { return };
-    plant(&place);
+    let Some(fixture) = given_away() else { return };
+    plant(&fixture);
     let inode = |name: &str| {
-        let is = place.at(name).metadata().unwrap();
+        let is = fixture.at(name).metadata().unwrap();
         (is.dev(), is.ino())
     };
     let (secret, file) = (inode("secret"), inode("file"));
-    let (one, two, made) = (place.at("secret"), place.at("file"), place.at("d"));
+    let (one, two, made) = (fixture.at("secret"), fixture.at("file"), fixture.at("d"));
     let attack = || {
         for swapped in [&one, &two] {
             let _ = renameat_with(CWD, &made, CWD, swapped, RenameFlags::EXCHANGE);
@@ -98,13 +98,13 @@ fn an_entry_swapped_for_a_new_directory_is_not_given_away() {
     against_nobody(attack, || {
         let begun = Instant::now();
         while done < 200 && begun.elapsed() < Duration::from_secs(20) {
-            let result = place
+            let result = fixture
                 .root
                 .make_directory(&path("d"), 0o777)
-                .and_then(|made| place.root.set_directory(&path("d"), 0o777, time(1), made.inode));
+                .and_then(|made| fixture.root.set_directory(&path("d"), 0o777, time(1), made.inode));
             *if result.is_ok() { &mut done } else { &mut refused } += 1;
             for name in ["d", "secret", "file"] {
-                let at = place.at(name);
+                let at = fixture.at(name);
                 let is = at.symlink_metadata().map(|is| (is.dev(), is.ino()));
                 // Removes only entries that the work made.
                 if is.is_ok_and(|is| is != secret && is != file) {
@@ -116,37 +116,37 @@ fn an_entry_swapped_for_a_new_directory_is_not_given_away() {
             for (name, planted) in [("secret", secret), ("file", file)] {
                 let there = made.symlink_metadata().map(|is| (is.dev(), is.ino()));
                 if there.is_ok_and(|there| there == planted) {
-                    let _ = fs::rename(&made, place.at(name));
+                    let _ = fs::rename(&made, fixture.at(name));
                 }
             }
         }
     });
-    assert_eq!(find(&place, secret), Some((0, 0o700)), "{done} done, {refused} refused");
-    assert_eq!(find(&place, file), Some((0, 0o600)), "{done} done, {refused} refused");
+    assert_eq!(find(&fixture, secret), Some((0, 0o700)), "{done} done, {refused} refused");
+    assert_eq!(find(&fixture, file), Some((0, 0o600)), "{done} done, {refused} refused");
     assert!(done > 100, "{done} done, {refused} refused");
 }
 
 #[test]
 fn a_file_swapped_for_a_link_keeps_owner_and_time() {
-    let Some(place) = given_away() else { return };
-    plant(&place);
-    let before = place.at("file").metadata().unwrap();
-    let (made, swapped) = (place.at("l"), place.at("file"));
+    let Some(fixture) = given_away() else { return };
+    plant(&fixture);
+    let before = fixture.at("file").metadata().unwrap();
+    let (made, swapped) = (fixture.at("l"), fixture.at("file"));
     let attack = || {
         let _ = renameat_with(CWD, &made, CWD, &swapped, RenameFlags::EXCHANGE);
     };
     against_nobody(attack, || {
         for count in 0..2000 {
-            let seen = place.root.stat(&path("l")).unwrap().map(|stat| stat.identity);
+            let seen = fixture.root.stat(&path("l")).unwrap().map(|stat| stat.identity);
             let is_link = seen.is_none_or(|seen| seen.size != 6);
             if is_link && count % 2 == 0 {
-                let _ = place.root.make_symlink(&path("l"), b"where", time(1), seen.as_ref());
+                let _ = fixture.root.make_symlink(&path("l"), b"where", time(1), seen.as_ref());
             } else if let Some(seen) = seen.filter(|_| is_link) {
-                let _ = place.root.set_link_time(&path("l"), b"where", time(2), &seen);
+                let _ = fixture.root.set_link_time(&path("l"), b"where", time(2), &seen);
             }
         }
     });
-    let after = find(&place, (before.dev(), before.ino()));
+    let after = find(&fixture, (before.dev(), before.ino()));
     assert_eq!(after, Some((0, 0o600)));
     let is = [&made, &swapped].map(|at| at.metadata());
     let file = is.into_iter().flatten().find(|is| is.ino() == before.ino()).unwrap();
@@ -155,39 +155,39 @@ fn a_file_swapped_for_a_link_keeps_owner_and_time() {
 
 #[test]
 fn creating_a_root_below_a_foreign_directory_gives_nothing_else_away() {
-    let Some(place) = given_away() else { return };
-    plant(&place);
-    let (secret, made) = (place.at("secret"), place.at("a"));
+    let Some(fixture) = given_away() else { return };
+    plant(&fixture);
+    let (secret, made) = (fixture.at("secret"), fixture.at("a"));
     let attack = || {
         let _ = renameat_with(CWD, &made, CWD, &secret, RenameFlags::EXCHANGE);
         let _ = fs::remove_dir(&made);
     };
     let inode = {
-        let is = place.at("secret").metadata().unwrap();
+        let is = fixture.at("secret").metadata().unwrap();
         (is.dev(), is.ino())
     };
     let mut done = 0;
     against_nobody(attack, || {
         for _ in 0..1000 {
-            done += u32::from(Root::create(&place.at("a/b/c")).is_ok());
+            done += u32::from(Root::create(&fixture.at("a/b/c")).is_ok());
             for at in ["a/b/c", "a/b", "a", "secret/b/c", "secret/b", "secret"] {
-                let _ = fs::remove_dir(place.at(at));
+                let _ = fs::remove_dir(fixture.at(at));
             }
         }
     });
-    assert_eq!(find(&place, inode), Some((0, 0o700)), "{done} done");
+    assert_eq!(find(&fixture, inode), Some((0, 0o700)), "{done} done");
 }
 
 #[test]
 fn a_root_below_a_foreign_directory_belongs_to_its_owner() {
-    let Some(place) = given_away() else { return };
-    let root = Root::create(&place.at("a/b/c")).unwrap();
+    let Some(fixture) = given_away() else { return };
+    let root = Root::create(&fixture.at("a/b/c")).unwrap();
     for at in ["a", "a/b", "a/b/c"] {
-        assert_eq!(owner(&place.at(at)), (NOBODY, 0o755), "{at}");
+        assert_eq!(owner(&fixture.at(at)), (NOBODY, 0o755), "{at}");
     }
-    assert!(root.is_still_there() && !place.at(".ksync").exists());
-    Root::create(&place.at("a/../x")).unwrap();
-    assert_eq!(owner(&place.at("x")), (NOBODY, 0o755));
-    symlink("b", place.at("a/link")).unwrap();
-    assert!(Root::create(&place.at("a/link/d")).is_ok() && place.at("a/b/d").is_dir());
+    assert!(root.is_still_there() && !fixture.at(".ksync").exists());
+    Root::create(&fixture.at("a/../x")).unwrap();
+    assert_eq!(owner(&fixture.at("x")), (NOBODY, 0o755));
+    symlink("b", fixture.at("a/link")).unwrap();
+    assert!(Root::create(&fixture.at("a/link/d")).is_ok() && fixture.at("a/b/d").is_dir());
 }

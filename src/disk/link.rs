@@ -67,13 +67,13 @@ impl Root {
         use rustix::fs::OFlags;
         use rustix::io::Errno;
 
-        use crate::disk::error::Fault;
+        use crate::disk::error::DiskErrorKind;
         use crate::disk::root::stat_of;
 
         const VERB: &str = "set the time of";
         let link = self.descend(path, OFlags::PATH | OFlags::NOFOLLOW).during(VERB, path.as_bytes())?;
         if stat_of(&link, path)?.identity != *seen {
-            return Err(DiskError::new(VERB, path.as_bytes(), Fault::Conflict));
+            return Err(DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict));
         }
         match utimensat(&link, c"", &times(mtime), AtFlags::EMPTY_PATH) {
             Err(Errno::INVAL | Errno::BADF) => Ok(false),
@@ -94,44 +94,45 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::disk::testing::{Place, path, time};
+    use crate::disk::testing::{Fixture, path, time};
 
-    fn seen(place: &Place) -> Option<Identity> {
-        place.root.stat(&path("f")).unwrap().map(|stat| stat.identity)
+    fn seen(fixture: &Fixture) -> Option<Identity> {
+        fixture.root.stat(&path("f")).unwrap().map(|stat| stat.identity)
     }
 
     #[test]
     fn a_link_replaces_only_the_entry_that_was_seen() {
-        let place = Place::new();
-        let make = |seen: Option<&Identity>| place.root.make_symlink(&path("f"), b"to/there", time(7), seen);
-        fs::write(place.at("f"), "old").unwrap();
+        let fixture = Fixture::new();
+        let make =
+            |seen: Option<&Identity>| fixture.root.make_symlink(&path("f"), b"to/there", time(7), seen);
+        fs::write(fixture.at("f"), "old").unwrap();
         assert!(make(None).unwrap_err().is_conflict());
-        make(seen(&place).as_ref()).unwrap();
-        assert_eq!(&*place.root.read_link(&path("f")).unwrap(), b"to/there");
-        assert_eq!(place.root.stat(&path("f")).unwrap().unwrap().mtime(), time(7));
-        assert_eq!(fs::read_dir(place.at(".ksync")).unwrap().count(), 0);
+        make(seen(&fixture).as_ref()).unwrap();
+        assert_eq!(&*fixture.root.read_link(&path("f")).unwrap(), b"to/there");
+        assert_eq!(fixture.root.stat(&path("f")).unwrap().unwrap().mtime(), time(7));
+        assert_eq!(fs::read_dir(fixture.at(".ksync")).unwrap().count(), 0);
     }
 
     #[test]
     fn a_link_keeps_its_target_when_its_time_is_set() {
-        let place = Place::new();
-        symlink("to/there", place.at("f")).unwrap();
-        let before = seen(&place).unwrap();
-        place.root.set_link_time(&path("f"), b"to/there", time(7), &before).unwrap();
-        assert_eq!(&*place.root.read_link(&path("f")).unwrap(), b"to/there");
-        assert_eq!(seen(&place).unwrap().mtime, time(7));
+        let fixture = Fixture::new();
+        symlink("to/there", fixture.at("f")).unwrap();
+        let before = seen(&fixture).unwrap();
+        fixture.root.set_link_time(&path("f"), b"to/there", time(7), &before).unwrap();
+        assert_eq!(&*fixture.root.read_link(&path("f")).unwrap(), b"to/there");
+        assert_eq!(seen(&fixture).unwrap().mtime, time(7));
     }
 
     #[test]
     fn a_file_in_a_links_place_keeps_its_time() {
-        let place = Place::new();
-        symlink("to/there", place.at("f")).unwrap();
-        let before = seen(&place).unwrap();
-        fs::remove_file(place.at("f")).unwrap();
-        fs::write(place.at("f"), "other").unwrap();
-        let written = seen(&place);
-        let error = place.root.set_link_time(&path("f"), b"to/there", time(7), &before).unwrap_err();
+        let fixture = Fixture::new();
+        symlink("to/there", fixture.at("f")).unwrap();
+        let before = seen(&fixture).unwrap();
+        fs::remove_file(fixture.at("f")).unwrap();
+        fs::write(fixture.at("f"), "other").unwrap();
+        let written = seen(&fixture);
+        let error = fixture.root.set_link_time(&path("f"), b"to/there", time(7), &before).unwrap_err();
         assert!(error.is_conflict(), "{error}");
-        assert_eq!(seen(&place), written);
+        assert_eq!(seen(&fixture), written);
     }
 }

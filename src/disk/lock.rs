@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::{DIRECTORY, Root};
 use crate::disk::stat::{FileKind, Stat};
 use crate::disk::state::{StateDir, in_state};
@@ -47,7 +47,7 @@ impl Root {
                 Ok(())
             }
             Err(error) if error.is_busy() => {
-                Err(DiskError::new("lock", self.path().as_os_str().as_encoded_bytes(), Fault::Busy))
+                Err(DiskError::new("lock", self.path().as_os_str().as_encoded_bytes(), DiskErrorKind::Busy))
             }
             Err(_) => Ok(()),
         }
@@ -67,7 +67,7 @@ impl Root {
 
 fn take(root: &Root) -> Result<Held, DiskError> {
     let path = in_state(NAME.as_bytes());
-    let mut last = DiskError::new("lock", &path, Fault::Busy);
+    let mut last = DiskError::new("lock", &path, DiskErrorKind::Busy);
     for _ in 0..ATTEMPTS {
         match try_to_take(root, &path) {
             Ok(Some(held)) => return Ok(held),
@@ -94,7 +94,7 @@ fn try_to_take(root: &Root, path: &[u8]) -> Result<Option<Held>, DiskError> {
         Err(error) => return Err(error).during("make", path),
     };
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => return Err(DiskError::new("lock", path, Fault::Busy)),
+        Err(Errno::WOULDBLOCK) => return Err(DiskError::new("lock", path, DiskErrorKind::Busy)),
         result => result.during("lock", path)?,
     }
     let stat = fstat(&file).during("look at", path)?;
@@ -163,75 +163,75 @@ mod tests {
 
     use super::*;
     use crate::disk::clear_leftovers;
-    use crate::disk::testing::Place;
+    use crate::disk::testing::Fixture;
 
     #[test]
     fn locks_on_the_destination_itself_keep_no_run_out() {
-        let place = Place::new();
-        fs::create_dir(place.at("below")).unwrap();
-        fs::write(place.at("below/file"), "").unwrap();
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.at("below")).unwrap();
+        fs::write(fixture.at("below/file"), "").unwrap();
         let held: Vec<File> = ["", "below", "below/file"]
             .iter()
             .map(|name| {
-                let file = File::open(place.at(name)).unwrap();
+                let file = File::open(fixture.at(name)).unwrap();
                 file.lock().unwrap();
                 file
             })
             .collect();
-        place.root.lock().unwrap();
-        assert!(Root::open(place.root.path()).unwrap().lock().unwrap_err().is_busy());
-        assert_eq!(place.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
-        assert_eq!(place.at(".ksync/lock").metadata().unwrap().mode() & 0o7777, 0o600);
+        fixture.root.lock().unwrap();
+        assert!(Root::open(fixture.root.path()).unwrap().lock().unwrap_err().is_busy());
+        assert_eq!(fixture.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
+        assert_eq!(fixture.at(".ksync/lock").metadata().unwrap().mode() & 0o7777, 0o600);
         drop(held);
     }
 
     #[test]
     fn the_lock_leaves_no_trace() {
-        let place = Place::new();
+        let fixture = Fixture::new();
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-        let set = || File::open(place.root.path()).unwrap().set_modified(time).unwrap();
-        let is_set = || place.root.path().metadata().unwrap().modified().unwrap() == time;
+        let set = || File::open(fixture.root.path()).unwrap().set_modified(time).unwrap();
+        let is_set = || fixture.root.path().metadata().unwrap().modified().unwrap() == time;
         set();
-        place.root.lock().unwrap();
-        assert!(is_set() && place.at(".ksync/lock").exists());
-        place.root.unlock();
-        assert!(is_set() && !place.at(".ksync").exists());
+        fixture.root.lock().unwrap();
+        assert!(is_set() && fixture.at(".ksync/lock").exists());
+        fixture.root.unlock();
+        assert!(is_set() && !fixture.at(".ksync").exists());
         // Staged files stay, and a killed run's lock file is taken over.
-        fs::create_dir(place.at(".ksync")).unwrap();
-        fs::write(place.at(".ksync/lock"), "").unwrap();
-        fs::write(place.at(".ksync/0.part"), "").unwrap();
-        place.root.lock().unwrap();
-        assert_eq!(clear_leftovers(&place.root, |_| true).unwrap(), 0);
-        assert!(Root::open(place.root.path()).unwrap().lock().unwrap_err().is_busy());
-        place.root.unlock();
-        assert!(place.at(".ksync/0.part").exists() && !place.at(".ksync/lock").exists());
+        fs::create_dir(fixture.at(".ksync")).unwrap();
+        fs::write(fixture.at(".ksync/lock"), "").unwrap();
+        fs::write(fixture.at(".ksync/0.part"), "").unwrap();
+        fixture.root.lock().unwrap();
+        assert_eq!(clear_leftovers(&fixture.root, |_| true).unwrap(), 0);
+        assert!(Root::open(fixture.root.path()).unwrap().lock().unwrap_err().is_busy());
+        fixture.root.unlock();
+        assert!(fixture.at(".ksync/0.part").exists() && !fixture.at(".ksync/lock").exists());
     }
 
     #[test]
     fn a_planted_lock_file_is_replaced() {
-        let place = Place::new();
-        fs::create_dir(place.at(".ksync")).unwrap();
-        symlink(place.outside(), place.at(".ksync/lock")).unwrap();
-        place.root.lock().unwrap();
-        place.root.unlock();
-        fs::create_dir(place.at(".ksync")).unwrap();
-        fs::write(place.at("other"), "").unwrap();
-        fs::hard_link(place.at("other"), place.at(".ksync/lock")).unwrap();
-        place.root.lock().unwrap();
-        place.root.unlock();
-        assert!(place.at("other").exists());
-        place.assert_canary_untouched();
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.at(".ksync")).unwrap();
+        symlink(fixture.outside(), fixture.at(".ksync/lock")).unwrap();
+        fixture.root.lock().unwrap();
+        fixture.root.unlock();
+        fs::create_dir(fixture.at(".ksync")).unwrap();
+        fs::write(fixture.at("other"), "").unwrap();
+        fs::hard_link(fixture.at("other"), fixture.at(".ksync/lock")).unwrap();
+        fixture.root.lock().unwrap();
+        fixture.root.unlock();
+        assert!(fixture.at("other").exists());
+        fixture.assert_canary_untouched();
     }
 
     #[test]
     fn only_one_of_many_runs_holds_the_lock() {
-        let place = Place::new();
+        let fixture = Fixture::new();
         let (inside, entered) = (AtomicUsize::new(0), AtomicUsize::new(0));
         thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        let root = Root::open(place.root.path()).unwrap();
+                        let root = Root::open(fixture.root.path()).unwrap();
                         if root.lock().is_ok() {
                             // The lock is really held: `lock` also succeeds where no lock can
                             // exist.
@@ -246,6 +246,6 @@ mod tests {
             }
         });
         assert!(entered.load(Ordering::SeqCst) > 0);
-        assert!(!place.at(".ksync").exists());
+        assert!(!fixture.at(".ksync").exists());
     }
 }

@@ -76,13 +76,13 @@ pub(crate) struct Marker {
     /// since, or the filesystem's ctimes do not survive a mount.
     pub(crate) tangled: bool,
     /// True if the marker covers everything below the directory, not only the files directly in it.
-    pub(crate) deep: bool,
+    pub(crate) recursive: bool,
 }
 
 impl Marker {
     /// Every file may be lost.
     pub(crate) const DISTRUST: Self =
-        Self { own: None, failed: None, stale: Some(Stamp::EVER), tangled: true, deep: true };
+        Self { own: None, failed: None, stale: Some(Stamp::EVER), tangled: true, recursive: true };
 
     pub(crate) fn encode(&self) -> Vec<u8> {
         // Numbers and arrays can always be encoded.
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_damaged_marker_trusts_no_file() {
-        let marker = Marker { deep: true, ..Marker::default() }.covering(HERE, at(3), None);
+        let marker = Marker { recursive: true, ..Marker::default() }.covering(HERE, at(3), None);
         let bytes = marker.encode();
         assert_eq!(Marker::decode(&bytes), marker);
         for at in 0..bytes.len() {

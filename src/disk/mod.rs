@@ -7,25 +7,24 @@
 //! New files are written aside, in [`STATE_DIR`](crate::tree::path::STATE_DIR) or as anonymous
 //! temporary files, and are renamed into place when complete. Markers name the files that may not
 //! be on the disk yet (`unconfirmed`). The baseline, which one run leaves for the next, lies
-//! outside of every tree: see [`memory`].
+//! outside of every tree: see [`baseline`].
 
+mod anonymous;
+pub mod baseline;
 mod boundaries;
+pub mod bounded_scan;
 mod change;
 mod closing;
 pub mod directory;
+mod directory_stack;
 pub mod error;
-pub mod glance;
 pub mod holes;
 mod homes;
 pub mod identities;
-mod levels;
 mod link;
 mod lock;
 mod marker;
-pub mod memory;
 mod mount;
-mod nameless;
-mod place;
 mod protected;
 mod resolve;
 pub mod root;
@@ -38,6 +37,7 @@ pub mod stage;
 pub mod stat;
 mod state;
 mod swap;
+mod tree_id;
 mod unconfirmed;
 mod writeback;
 

@@ -73,7 +73,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::disk::testing::Place as Folder;
+    use crate::disk::testing::Fixture as Folder;
 
     fn protected(path: impl AsRef<Path>) -> bool {
         Root::open(path.as_ref()).unwrap().is_protected()

@@ -11,11 +11,11 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, getegid, geteuid};
 
+use crate::disk::anonymous::AnonymousFiles;
 use crate::disk::boundaries::Boundaries;
 use crate::disk::directory::Inode;
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::lock::Held;
-use crate::disk::nameless::Nameless;
 use crate::disk::resolve::{PASSAGE, Resolver};
 use crate::disk::set_id::Owner;
 use crate::disk::stat::{FileKind, Identity, Stat};
@@ -56,7 +56,7 @@ pub struct Root {
     /// The one directory that stays open between operations. It belongs to this process alone.
     /// Wherever it is moved, its staged files can still be renamed into place from there.
     state: Mutex<Option<Arc<StateDir>>>,
-    nameless: Nameless,
+    anonymous: AnonymousFiles,
     held: Mutex<Option<Held>>,
     unconfirmed: Unconfirmed,
     boundaries: Boundaries,
@@ -83,13 +83,13 @@ impl Pin {
 }
 
 /// The directory that holds an entry, and the entry's name in it.
-pub(crate) struct Place<'a> {
+pub(crate) struct Location<'a> {
     directory: Option<OwnedFd>,
     root: BorrowedFd<'a>,
     pub(crate) name: &'a [u8],
 }
 
-impl AsFd for Place<'_> {
+impl AsFd for Location<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.directory.as_ref().map_or(self.root, |directory| directory.as_fd())
     }
@@ -111,13 +111,14 @@ impl Root {
     fn of(descriptor: OwnedFd, path: &Path) -> Result<Self, DiskError> {
         let bytes = path.as_os_str().as_bytes();
         let stat = fstat(&descriptor).during("look at", bytes)?;
-        let stat = Stat::of(&stat).ok_or_else(|| DiskError::new("look at", bytes, Fault::OutOfRange))?;
+        let stat =
+            Stat::of(&stat).ok_or_else(|| DiskError::new("look at", bytes, DiskErrorKind::OutOfRange))?;
         let resolver = Resolver::probe(descriptor.as_fd());
         let Identity { dev, ino, .. } = stat.identity;
         let is_foreign = stat.uid != geteuid().as_raw() || stat.gid != getegid().as_raw();
         let owner = (geteuid().is_root() && is_foreign).then_some((stat.uid, stat.gid));
         let policy = Policy::default();
-        let (path, state, nameless) = (path.to_owned(), Mutex::default(), Nameless::default());
+        let (path, state, anonymous) = (path.to_owned(), Mutex::default(), AnonymousFiles::default());
         let (held, unconfirmed) = (Mutex::default(), Unconfirmed::default());
         let boundaries = Boundaries::default();
         Ok(Self {
@@ -129,7 +130,7 @@ impl Root {
             dev,
             ino,
             state,
-            nameless,
+            anonymous,
             held,
             unconfirmed,
             boundaries,
@@ -151,7 +152,8 @@ impl Root {
             if above.owner.is_some() {
                 let below = path.strip_prefix(above.path()).unwrap_or(path);
                 let below = TreePath::new(below.as_os_str().as_bytes());
-                let below = below.map_err(|error| DiskError::new("make", bytes, Fault::Path(error)))?;
+                let below =
+                    below.map_err(|error| DiskError::new("make", bytes, DiskErrorKind::Path(error)))?;
                 return above.create_below(&below, path);
             }
         }
@@ -255,7 +257,7 @@ impl Root {
         let descriptor = self.descend(path, flags).during("open", path.as_bytes())?;
         let stat = stat_of(&descriptor, path)?;
         if stat.kind() != FileKind::File {
-            return Err(DiskError::new("read", path.as_bytes(), Fault::NotRegular));
+            return Err(DiskError::new("read", path.as_bytes(), DiskErrorKind::NotRegular));
         }
         Ok((File::from(descriptor), stat))
     }
@@ -265,8 +267,8 @@ impl Root {
     /// # Errors
     /// A component of the path is a link, or its directory may not be searched.
     pub fn stat(&self, path: &TreePath) -> Result<Option<Stat>, DiskError> {
-        match self.place(path) {
-            Ok(place) => stat_in(&place, path),
+        match self.locate(path) {
+            Ok(location) => stat_in(&location, path),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error).during("look at", path.as_bytes()),
         }
@@ -277,16 +279,16 @@ impl Root {
     /// # Errors
     /// Nothing is at `path`, or no link.
     pub fn read_link(&self, path: &TreePath) -> Result<Box<[u8]>, DiskError> {
-        let target = self.place(path).and_then(|place| readlinkat(&place, place.name, Vec::new()));
+        let target = self.locate(path).and_then(|location| readlinkat(&location, location.name, Vec::new()));
         Ok(target.during("read", path.as_bytes())?.into_bytes().into())
     }
 
     /// Opens the directory that holds `path`.
-    pub(crate) fn place<'a>(&'a self, path: &'a TreePath) -> rustix::io::Result<Place<'a>> {
+    pub(crate) fn locate<'a>(&'a self, path: &'a TreePath) -> rustix::io::Result<Location<'a>> {
         let (parent, name) = path.split_last();
         let root = self.descriptor.as_fd();
         let directory = parent.map(|parent| self.resolver.open(root, parent, PASSAGE)).transpose()?;
-        Ok(Place { directory, root, name })
+        Ok(Location { directory, root, name })
     }
 
     /// Calls `with` on the state directory, and creates it first if it is missing.
@@ -321,8 +323,8 @@ impl Root {
         &self.boundaries
     }
 
-    pub(crate) fn nameless(&self) -> &Nameless {
-        &self.nameless
+    pub(crate) fn anonymous(&self) -> &AnonymousFiles {
+        &self.anonymous
     }
 
     pub(crate) fn unconfirmed(&self) -> &Unconfirmed {
@@ -342,30 +344,34 @@ impl Root {
 /// The metadata of an open descriptor.
 pub(crate) fn stat_of(descriptor: impl AsFd, path: &TreePath) -> Result<Stat, DiskError> {
     let stat = fstat(descriptor).during("look at", path.as_bytes())?;
-    Stat::of(&stat).ok_or_else(|| DiskError::new("look at", path.as_bytes(), Fault::OutOfRange))
+    Stat::of(&stat).ok_or_else(|| DiskError::new("look at", path.as_bytes(), DiskErrorKind::OutOfRange))
 }
 
-/// The metadata of the entry at `place`; `None` if nothing is there.
-pub(crate) fn stat_in(place: &Place<'_>, path: &TreePath) -> Result<Option<Stat>, DiskError> {
-    match statat(place, place.name, AtFlags::SYMLINK_NOFOLLOW) {
+/// The metadata of the entry at `location`; `None` if nothing is there.
+pub(crate) fn stat_in(location: &Location<'_>, path: &TreePath) -> Result<Option<Stat>, DiskError> {
+    match statat(location, location.name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error).during("look at", path.as_bytes()),
         Ok(stat) => Stat::of(&stat)
             .map(Some)
-            .ok_or_else(|| DiskError::new("look at", path.as_bytes(), Fault::OutOfRange)),
+            .ok_or_else(|| DiskError::new("look at", path.as_bytes(), DiskErrorKind::OutOfRange)),
     }
 }
 
-/// Fails with a conflict unless `place` still holds the entry that was `seen` there. `None` means
-/// that nothing was there.
+/// Fails with a conflict unless `location` still holds the entry that was `seen` there. `None`
+/// means that nothing was there.
 pub(crate) fn check_unchanged(
-    place: &Place<'_>,
+    location: &Location<'_>,
     path: &TreePath,
     verb: &'static str,
     seen: Option<&Identity>,
 ) -> Result<(), DiskError> {
-    let now = stat_in(place, path)?.map(|stat| stat.identity);
-    if now.as_ref() == seen { Ok(()) } else { Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)) }
+    let now = stat_in(location, path)?.map(|stat| stat.identity);
+    if now.as_ref() == seen {
+        Ok(())
+    } else {
+        Err(DiskError::new(verb, path.as_bytes(), DiskErrorKind::Conflict))
+    }
 }
 
 #[cfg(test)]
@@ -374,63 +380,63 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::disk::testing::{Place, path};
+    use crate::disk::testing::{Fixture, path};
 
     #[test]
     fn open_fails_on_a_missing_root_and_create_makes_it() {
-        let place = Place::new();
-        assert!(Root::open(&place.at("a")).unwrap_err().is_not_found());
-        Root::create(&place.at("a/b/c")).unwrap();
-        assert!(place.at("a/b/c").is_dir());
-        fs::write(place.at("f"), "").unwrap();
-        assert!(Root::open(&place.at("f")).unwrap_err().is_in_the_way());
+        let fixture = Fixture::new();
+        assert!(Root::open(&fixture.at("a")).unwrap_err().is_not_found());
+        Root::create(&fixture.at("a/b/c")).unwrap();
+        assert!(fixture.at("a/b/c").is_dir());
+        fs::write(fixture.at("f"), "").unwrap();
+        assert!(Root::open(&fixture.at("f")).unwrap_err().is_in_the_way());
     }
 
     #[test]
     fn links_above_the_root_are_followed() {
-        let place = Place::new();
-        fs::create_dir(place.at("real")).unwrap();
-        symlink("real", place.at("link")).unwrap();
-        let root = Root::create(&place.at("link/below")).unwrap();
-        assert!(place.at("real/below").is_dir() && root.is_still_there());
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.at("real")).unwrap();
+        symlink("real", fixture.at("link")).unwrap();
+        let root = Root::create(&fixture.at("link/below")).unwrap();
+        assert!(fixture.at("real/below").is_dir() && root.is_still_there());
     }
 
     #[test]
     fn a_recreated_root_differs_from_its_pin() {
-        let place = Place::new();
+        let fixture = Fixture::new();
         let pins = [1, 2, 3].map(|_| {
-            let root = Root::create(&place.at("root")).unwrap();
+            let root = Root::create(&fixture.at("root")).unwrap();
             root.lock().unwrap();
             let pin = root.pin().unwrap();
             drop(root);
-            let again = Root::open(&place.at("root")).unwrap();
+            let again = Root::open(&fixture.at("root")).unwrap();
             again.lock().unwrap();
             assert!(pin.is(&again));
-            fs::remove_dir_all(place.at("root")).unwrap();
+            fs::remove_dir_all(fixture.at("root")).unwrap();
             pin
         });
-        let root = Root::create(&place.at("root")).unwrap();
+        let root = Root::create(&fixture.at("root")).unwrap();
         assert!(pins.iter().all(|pin| !pin.is(&root)));
     }
 
     #[test]
     fn a_second_run_gets_a_busy_error_from_the_first_runs_lock() {
-        let place = Place::new();
-        place.root.lock().unwrap();
-        let second = Root::open(place.root.path()).unwrap();
+        let fixture = Fixture::new();
+        fixture.root.lock().unwrap();
+        let second = Root::open(fixture.root.path()).unwrap();
         let error = second.lock().unwrap_err();
         assert!(error.is_busy());
         assert!(error.to_string().ends_with("another run is using it"), "{error}");
-        drop(place.root);
+        drop(fixture.root);
         second.lock().unwrap();
     }
 
     #[test]
     fn stat_of_a_missing_path_is_none() {
-        for place in [Place::new(), Place::walking()] {
-            assert_eq!(place.root.stat(&path("a")).unwrap(), None);
-            assert_eq!(place.root.stat(&path("a/b/c")).unwrap(), None);
-            assert!(place.root.open_file(&path("a/b")).unwrap_err().is_not_found());
+        for fixture in [Fixture::new(), Fixture::walking()] {
+            assert_eq!(fixture.root.stat(&path("a")).unwrap(), None);
+            assert_eq!(fixture.root.stat(&path("a/b/c")).unwrap(), None);
+            assert!(fixture.root.open_file(&path("a/b")).unwrap_err().is_not_found());
         }
     }
 }

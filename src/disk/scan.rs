@@ -12,10 +12,10 @@ use rustix::io::Errno;
 
 use crate::content::hash::{Hash, Hasher};
 use crate::disk::boundaries::is_mount_root;
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::directory_stack::{DirectoryStack, Level, Name, names};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::holes::{HOLE_BYTES_MIN, SparseFile};
 use crate::disk::identities::Identities;
-use crate::disk::levels::{Level, Levels, Name, names};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::set_id::{Owner, mode_for};
 use crate::disk::spelling::inode_of;
@@ -26,8 +26,8 @@ use crate::tree::entry::{EntryRef, Kind};
 use crate::tree::filter::{Filter, IGNORE_BYTES_MAX, IGNORE_FILE, IgnoreFile};
 use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::path::{PathError, TreePath};
-use crate::tree::scope::{Reach, Scope};
 use crate::tree::spelling::{self, Variant};
+use crate::tree::subtrees::{Coverage, SubtreeSet};
 
 /// Entries between two progress reports.
 const REPORT_ENTRIES: usize = 1024;
@@ -41,7 +41,7 @@ pub enum Subject {
     One(TreePath),
     /// A subtree set, and the directories above it. A name that leads to an entry with another name
     /// is skipped, unless it is one of the given paths, which are sorted.
-    Parts(Scope, Arc<Vec<TreePath>>),
+    Subtrees(SubtreeSet, Arc<Vec<TreePath>>),
 }
 
 /// Options of a scan.
@@ -145,7 +145,8 @@ pub struct Scanned {
     /// Directories on another filesystem than their parents, or on another mount of it, in order.
     /// Found only in destinations.
     pub boundaries: Vec<TreePath>,
-    /// Names of a [`Subject::Parts`] that lead to entries with other names, outside of the scope.
+    /// Names of a [`Subject::Subtrees`] that lead to entries with other names, outside of the
+    /// scope.
     pub unclear: Vec<TreePath>,
     /// Counts of the entries that were skipped on purpose.
     pub skipped: Skipped,
@@ -172,7 +173,7 @@ pub fn scan(
         filter,
         look,
         scope: match subject {
-            Subject::Parts(scope, aliases) => Some((scope, &**aliases)),
+            Subject::Subtrees(scope, aliases) => Some((scope, &**aliases)),
             Subject::Whole | Subject::One(_) => None,
         },
         bytes: 0,
@@ -185,19 +186,19 @@ pub fn scan(
     if options.doubts {
         scanner.covers = Some(Arc::new(Covers::above(root)));
     }
-    let mut levels = Levels::default();
+    let mut stack = DirectoryStack::default();
     match subject {
-        Subject::Whole | Subject::Parts(..) => {
+        Subject::Whole | Subject::Subtrees(..) => {
             let directory = root.open_directory(None)?;
-            levels.push(scanner.list(directory, None)?);
+            stack.push(scanner.list(directory, None)?);
         }
         Subject::One(path) => {
-            if let Err(error) = scanner.one(path, &mut levels) {
+            if let Err(error) = scanner.one(path, &mut stack) {
                 scanner.scanned.problems.push(error);
             }
         }
     }
-    scanner.run(&mut levels);
+    scanner.run(&mut stack);
     scanner.report();
     if options.doubts {
         root.seen_markers(std::mem::take(&mut scanner.seen));
@@ -211,7 +212,7 @@ struct Scanner<'a> {
     filter: Option<&'a mut Filter>,
     look: &'a mut dyn Look,
     /// The subtree set to scan; `None` is everything.
-    scope: Option<(&'a Scope, &'a [TreePath])>,
+    scope: Option<(&'a SubtreeSet, &'a [TreePath])>,
     bytes: u64,
     /// The marker state of the current directory: decides which of its files are doubted.
     covers: Option<Arc<Covers>>,
@@ -223,12 +224,12 @@ struct Scanner<'a> {
 }
 
 impl Scanner<'_> {
-    fn run(&mut self, levels: &mut Levels) {
-        while let Some(level) = levels.open.back_mut().filter(|_| self.overflow.is_none()) {
+    fn run(&mut self, stack: &mut DirectoryStack) {
+        while let Some(level) = stack.open.back_mut().filter(|_| self.overflow.is_none()) {
             let step = level.names.next().map(|name| self.step(level, &name));
             match step {
-                None => levels.pop(),
-                Some(Ok(Some(below))) => levels.push(below),
+                None => stack.pop(),
+                Some(Ok(Some(below))) => stack.push(below),
                 Some(Ok(None)) => {}
                 Some(Err(error)) => self.scanned.problems.push(error),
             }
@@ -248,7 +249,9 @@ impl Scanner<'_> {
                 self.scanned.skipped.state += 1;
                 return Ok(None);
             }
-            Err(error) => return Err(DiskError::new("name", &level.shown(bytes), Fault::Path(error))),
+            Err(error) => {
+                return Err(DiskError::new("name", &level.shown(bytes), DiskErrorKind::Path(error)));
+            }
         };
         if name.kind.is_some_and(|kind| self.leaves_out(&path, kind)) {
             return Ok(None);
@@ -268,8 +271,8 @@ impl Scanner<'_> {
             }
             result => result.during("look at", path.as_bytes())?,
         };
-        let stat =
-            Stat::of(&stat).ok_or_else(|| DiskError::new("take in", path.as_bytes(), Fault::OutOfRange))?;
+        let stat = Stat::of(&stat)
+            .ok_or_else(|| DiskError::new("take in", path.as_bytes(), DiskErrorKind::OutOfRange))?;
         if name.kind.is_none() && self.leaves_out(&path, stat.kind()) {
             return Ok(None);
         }
@@ -310,7 +313,7 @@ impl Scanner<'_> {
                 if is_other {
                     self.scanned.boundaries.push(path.clone());
                 }
-                if self.reach(Some(&path)) == Reach::Alone {
+                if self.coverage(Some(&path)) == Coverage::Alone {
                     return Ok(None);
                 }
                 if stat.identity.dev != self.root.dev() && !self.options.cross_mounts {
@@ -372,9 +375,9 @@ impl Scanner<'_> {
             self.scanned.doubts.push(u32::try_from(self.tree.len()).unwrap_or(u32::MAX), doubt);
         }
         if let Err(error) = self.tree.add(entry) {
-            self.overflow = Some(DiskError::new("list", path.as_bytes(), Fault::Tree(error)));
+            self.overflow = Some(DiskError::new("list", path.as_bytes(), DiskErrorKind::Tree(error)));
         } else if !self.scanned.identities.push(&stat.identity) {
-            self.overflow = Some(DiskError::new("list", path.as_bytes(), Fault::OutOfRange));
+            self.overflow = Some(DiskError::new("list", path.as_bytes(), DiskErrorKind::OutOfRange));
         }
         if self.tree.len().is_multiple_of(REPORT_ENTRIES) {
             self.report();
@@ -393,11 +396,11 @@ impl Scanner<'_> {
     }
 
     /// The part of the scan's scope at and below `path`; `None` is the root.
-    fn reach(&self, path: Option<&TreePath>) -> Reach {
+    fn coverage(&self, path: Option<&TreePath>) -> Coverage {
         match (self.scope, path) {
-            (None, _) => Reach::Deep,
-            (Some(_), None) => Reach::Above,
-            (Some((scope, _)), Some(path)) => scope.reach(path),
+            (None, _) => Coverage::Recursive,
+            (Some(_), None) => Coverage::Above,
+            (Some((scope, _)), Some(path)) => scope.coverage(path),
         }
     }
 
@@ -406,7 +409,7 @@ impl Scanner<'_> {
     fn protect_below(&mut self, path: &TreePath) -> Result<(), DiskError> {
         let rule = || IgnoreFile { directory: path.as_bytes().to_vec(), text: b"*\n".to_vec() };
         let taken = self.filter.as_mut().is_none_or(|filter| filter.add(rule()));
-        if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), Fault::OutOfRange)) }
+        if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), DiskErrorKind::OutOfRange)) }
     }
 
     /// Starts to read a directory: first its ignore file, then all names in scope, sorted.
@@ -418,8 +421,8 @@ impl Scanner<'_> {
             self.covers.as_ref().map(|above| above.enter(&directory, path.as_ref(), dev, &mut self.seen));
         let shown = path.as_ref().map_or(&b"."[..], |path| path.as_bytes());
         let (names, may_ignore) = match self.scope {
-            Some((scope, aliases)) if self.reach(path.as_ref()) == Reach::Above => {
-                (self.names_of_parts(scope, aliases, &directory, path.as_ref()), true)
+            Some((scope, aliases)) if self.coverage(path.as_ref()) == Coverage::Above => {
+                (self.names_of_subtrees(scope, aliases, &directory, path.as_ref()), true)
             }
             _ => {
                 let names = sorted_names(&directory).during("list", shown)?;
@@ -435,23 +438,23 @@ impl Scanner<'_> {
 
     /// The names that lead to the subtree set, present or not. Names that lead to entries with
     /// other names are dropped, unless they are known `aliases`.
-    fn names_of_parts(
+    fn names_of_subtrees(
         &mut self,
-        scope: &Scope,
+        scope: &SubtreeSet,
         aliases: &[TreePath],
         directory: &OwnedFd,
         path: Option<&TreePath>,
     ) -> Vec<Name> {
         // No component of a path holds a NUL.
         let names = scope.names_in(path).into_iter().filter_map(|name| CString::new(name).ok());
-        let mut parts: Vec<CString> = names.collect();
-        let may_be_folded = parts.iter().any(|name| may_be_folded(directory, name));
+        let mut wanted: Vec<CString> = names.collect();
+        let may_be_folded = wanted.iter().any(|name| may_be_folded(directory, name));
         // A directory that cannot be listed may still be searched.
         if may_be_folded && let Ok(listed) = sorted_names(directory) {
             let is_listed = |name: &CString| listed.binary_search_by(|other| other.name.cmp(name)).is_ok();
-            let exact = parts.iter().filter(|name| is_listed(name));
+            let exact = wanted.iter().filter(|name| is_listed(name));
             let inodes: HashSet<_> = exact.filter_map(|name| inode_of(directory, name.as_bytes())).collect();
-            parts.retain(|name| {
+            wanted.retain(|name| {
                 if is_listed(name) {
                     return true;
                 }
@@ -469,7 +472,7 @@ impl Scanner<'_> {
                 is_known
             });
         }
-        parts.into_iter().map(|name| Name { name, kind: None }).collect()
+        wanted.into_iter().map(|name| Name { name, kind: None }).collect()
     }
 
     /// Hands a directory's ignore file to the filter, if there is one. An unreadable ignore file is
@@ -480,7 +483,7 @@ impl Scanner<'_> {
             None => TreePath::new(IGNORE_FILE.as_bytes()),
         };
         let shown = directory.map_or(&b"."[..], |path| path.as_bytes());
-        let path = path.map_err(|error| DiskError::new("name", shown, Fault::Path(error)))?;
+        let path = path.map_err(|error| DiskError::new("name", shown, DiskErrorKind::Path(error)))?;
         let (file, stat) = match self.root.open_file(&path) {
             Err(error) if error.is_not_found() => return Ok(()),
             result => result?,
@@ -491,7 +494,7 @@ impl Scanner<'_> {
             .during("read", path.as_bytes())?;
         let directory = directory.map(|path| path.as_bytes().to_vec()).unwrap_or_default();
         let taken = self.filter.as_mut().is_none_or(|filter| filter.add(IgnoreFile { directory, text }));
-        if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), Fault::OutOfRange)) }
+        if taken { Ok(()) } else { Err(DiskError::new("read", path.as_bytes(), DiskErrorKind::OutOfRange)) }
     }
 
     /// The hash and the metadata of a file. A file that changes meanwhile is an error.
@@ -502,13 +505,13 @@ impl Scanner<'_> {
             .visit(0..stat.size(), &mut |piece| hasher.take(piece))
             .during("read", path.as_bytes())?;
         if stat_of(&file, path)?.identity != stat.identity {
-            return Err(DiskError::new("read", path.as_bytes(), Fault::Conflict));
+            return Err(DiskError::new("read", path.as_bytes(), DiskErrorKind::Conflict));
         }
         Ok((hasher.finish(), stat))
     }
 
     /// Scans one path. The user named it, so ignore files do not exclude it.
-    fn one(&mut self, path: &TreePath, levels: &mut Levels) -> Result<(), DiskError> {
+    fn one(&mut self, path: &TreePath, stack: &mut DirectoryStack) -> Result<(), DiskError> {
         let Some(stat) = self.root.stat(path)? else { return Ok(()) };
         let parent = self.root.open_directory(path.parent().as_ref())?;
         if let Some(above) = self.covers.take() {
@@ -518,7 +521,7 @@ impl Scanner<'_> {
         let name = name.during("name", path.as_bytes())?;
         let parent_dev = stat_of(&parent, path)?.identity.dev;
         if let Some(level) = self.entry(parent, parent_dev, &name, path.clone(), stat)? {
-            levels.push(level);
+            stack.push(level);
         }
         Ok(())
     }

@@ -83,7 +83,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::testing::Place;
+    use crate::disk::testing::Fixture;
 
     #[test]
     fn each_bit_stays_with_its_owner() {
@@ -97,9 +97,9 @@ mod tests {
         let anybody = Policy::default();
         assert_eq!(anybody.mode(0o7755), 0o1755);
         assert!(anybody.fits(0o6755, (3, 3)));
-        let place = Place::new();
-        std::fs::write(place.at("f"), "").unwrap();
-        let (file, stat) = place.root.open_file(&crate::disk::testing::path("f")).unwrap();
+        let fixture = Fixture::new();
+        std::fs::write(fixture.at("f"), "").unwrap();
+        let (file, stat) = fixture.root.open_file(&crate::disk::testing::path("f")).unwrap();
         let own = Policy { set_id_owner: Some((stat.uid, stat.gid)) };
         assert_eq!(own.mode_of(&file, 0o6755).unwrap(), 0o6755);
         assert!(own.fits(0o6755, (stat.uid, stat.gid)) && !own.fits(0o4755, (stat.uid + 1, stat.gid)));
@@ -109,14 +109,14 @@ mod tests {
 
     #[test]
     fn copies_get_the_owner_of_the_nearest_directory() {
-        let place = Place::new();
-        let own = place.at("").metadata().unwrap();
+        let fixture = Fixture::new();
+        let own = fixture.at("").metadata().unwrap();
         let own = Some((own.uid(), own.gid()));
-        assert_eq!(owner_of_copies(&place.at("a/b/c")), own);
-        std::fs::write(place.at("f"), "").unwrap();
-        assert_eq!(owner_of_copies(&place.at("f")), own);
-        if std::os::unix::fs::chown(place.at(""), Some(65534), Some(65533)).is_ok() {
-            assert_eq!(owner_of_copies(&place.at("a/b/c")), Some((65534, 65533)));
+        assert_eq!(owner_of_copies(&fixture.at("a/b/c")), own);
+        std::fs::write(fixture.at("f"), "").unwrap();
+        assert_eq!(owner_of_copies(&fixture.at("f")), own);
+        if std::os::unix::fs::chown(fixture.at(""), Some(65534), Some(65533)).is_ok() {
+            assert_eq!(owner_of_copies(&fixture.at("a/b/c")), Some((65534, 65533)));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::fstatvfs;
 use rustix::process::geteuid;
 
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::Root;
 use crate::disk::stage::shares_extents;
 
@@ -124,7 +124,7 @@ impl Reserve {
         let Ok(space) = root.space() else { return Ok(()) };
         if space.bytes < self.bytes.saturating_add(at_least) {
             let path = root.path().as_os_str().as_bytes();
-            return Err(DiskError::new("write to", path, Fault::Reserve(space.bytes)));
+            return Err(DiskError::new("write to", path, DiskErrorKind::Reserve(space.bytes)));
         }
         // Several threads write, so only half of the free space is promised.
         let free = space.bytes.saturating_sub(self.bytes).saturating_sub(at_most);
@@ -137,7 +137,7 @@ impl Reserve {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::testing::Place;
+    use crate::disk::testing::Fixture;
 
     fn space(bytes: u64, total_bytes: u64) -> Space {
         Space { bytes, total_bytes, inodes: 10, block_bytes: 4096, is_exact: true, shares_extents: false }
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn space_reports_the_filesystems_numbers() {
-        let space = Place::new().root.space().unwrap();
+        let space = Fixture::new().root.space().unwrap();
         assert!(space.bytes > 0 && space.inodes > 0 && space.block_bytes > 0);
         assert!(space.total_bytes >= space.bytes);
     }
@@ -160,14 +160,14 @@ mod tests {
 
     #[test]
     fn no_write_goes_into_the_reserve() {
-        let place = Place::new();
-        let free = place.root.space().unwrap();
+        let fixture = Fixture::new();
+        let free = fixture.root.space().unwrap();
         let reserve = Reserve { bytes: free.bytes / 2, unwatched: AtomicU64::new(0) };
-        reserve.before_writing(&place.root, 1 << 10, 1 << 10).unwrap();
+        reserve.before_writing(&fixture.root, 1 << 10, 1 << 10).unwrap();
         assert!(reserve.unwatched.load(Ordering::Relaxed) <= UNWATCHED_BYTES_MAX);
         // A hole may be longer than the disk.
-        reserve.before_writing(&place.root, 0, 1 << 60).unwrap();
-        let error = reserve.before_writing(&place.root, free.bytes, free.bytes).unwrap_err();
+        reserve.before_writing(&fixture.root, 0, 1 << 60).unwrap();
+        let error = reserve.before_writing(&fixture.root, free.bytes, free.bytes).unwrap_err();
         assert!(error.is_no_space(), "{error}");
         assert!(error.to_string().contains("reserve"), "{error}");
     }

@@ -10,8 +10,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 
 use crate::disk::directory::Inode;
-use crate::disk::error::{DiskError, During, Fault};
-use crate::disk::levels::names;
+use crate::disk::directory_stack::names;
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::{DIRECTORY, Root};
 use crate::disk::stat::Stat;
 use crate::disk::state::{PART, StateDir, in_state};
@@ -95,18 +95,19 @@ impl Root {
     /// The two names no longer lead to one entry ([`DiskError::is_conflict`]), or the directory may
     /// not be changed.
     pub fn respell(&self, path: &TreePath, old: &[u8]) -> Result<(), DiskError> {
-        let place = self.place(path).during(VERB, path.as_bytes())?;
-        let conflict = || DiskError::new(VERB, path.as_bytes(), Fault::Conflict);
-        let is_one = inode_of(&place, old).is_some_and(|inode| inode_of(&place, place.name) == Some(inode));
+        let location = self.locate(path).during(VERB, path.as_bytes())?;
+        let conflict = || DiskError::new(VERB, path.as_bytes(), DiskErrorKind::Conflict);
+        let is_one =
+            inode_of(&location, old).is_some_and(|inode| inode_of(&location, location.name) == Some(inode));
         if !is_one {
             return Err(conflict());
         }
         let between = self.staged_name(path, ".ksync");
         let between = between.as_bytes();
-        rename_to_nothing(&place, old, &place, between).during(VERB, path.as_bytes())?;
-        let renamed = rename_to_nothing(&place, between, &place, place.name);
-        if inode_of(&place, between).is_some() {
-            rename_to_nothing(&place, between, &place, old).during(VERB, path.as_bytes())?;
+        rename_to_nothing(&location, old, &location, between).during(VERB, path.as_bytes())?;
+        let renamed = rename_to_nothing(&location, between, &location, location.name);
+        if inode_of(&location, between).is_some() {
+            rename_to_nothing(&location, between, &location, old).during(VERB, path.as_bytes())?;
             renamed.during(VERB, path.as_bytes())?;
             return Err(conflict());
         }
@@ -141,44 +142,44 @@ pub(crate) fn inode_of(directory: impl AsFd, name: &[u8]) -> Option<Inode> {
 mod tests {
     use std::fs;
 
-    use crate::disk::testing::{Place, path};
+    use crate::disk::testing::{Fixture, path};
 
     #[test]
     fn probes_find_no_folding_and_leave_no_file() {
-        let place = Place::new();
-        assert!(!place.root.folds_names().unwrap());
+        let fixture = Fixture::new();
+        assert!(!fixture.root.folds_names().unwrap());
         let paths = ["d/A", "d/a", "d/\u{e9}"].map(path);
-        assert_eq!(place.root.folded(&paths.each_ref()).unwrap(), []);
-        assert!(place.root.shows_other_than(&paths[0], b"a").unwrap());
-        assert!(!place.root.shows_other_than(&paths[0], b"A").unwrap());
-        assert_eq!(fs::read_dir(place.at(".ksync")).unwrap().count(), 0);
+        assert_eq!(fixture.root.folded(&paths.each_ref()).unwrap(), []);
+        assert!(fixture.root.shows_other_than(&paths[0], b"a").unwrap());
+        assert!(!fixture.root.shows_other_than(&paths[0], b"A").unwrap());
+        assert_eq!(fs::read_dir(fixture.at(".ksync")).unwrap().count(), 0);
     }
 
     #[test]
     fn a_probe_file_of_a_killed_run_is_replaced() {
-        let place = Place::new();
-        fs::create_dir(place.at(".ksync")).unwrap();
-        fs::write(place.at(".ksync/probe.a.part"), "").unwrap();
-        assert_eq!(place.root.folded(&[&path("A"), &path("a")]).unwrap(), []);
-        assert_eq!(fs::read_dir(place.at(".ksync")).unwrap().count(), 0);
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.at(".ksync")).unwrap();
+        fs::write(fixture.at(".ksync/probe.a.part"), "").unwrap();
+        assert_eq!(fixture.root.folded(&[&path("A"), &path("a")]).unwrap(), []);
+        assert_eq!(fs::read_dir(fixture.at(".ksync")).unwrap().count(), 0);
     }
 
     #[test]
     fn names_of_two_entries_are_not_respelled() {
-        let place = Place::new();
-        fs::write(place.at("a"), "a").unwrap();
-        assert!(place.root.respell(&path("A"), b"a").unwrap_err().is_conflict());
-        fs::write(place.at("A"), "A").unwrap();
-        assert!(place.root.respell(&path("A"), b"a").unwrap_err().is_conflict());
-        assert_eq!(fs::read(place.at("a")).unwrap(), b"a");
+        let fixture = Fixture::new();
+        fs::write(fixture.at("a"), "a").unwrap();
+        assert!(fixture.root.respell(&path("A"), b"a").unwrap_err().is_conflict());
+        fs::write(fixture.at("A"), "A").unwrap();
+        assert!(fixture.root.respell(&path("A"), b"a").unwrap_err().is_conflict());
+        assert_eq!(fs::read(fixture.at("a")).unwrap(), b"a");
     }
 
     #[test]
     fn a_failed_respelling_restores_both_names() {
-        let place = Place::new();
-        fs::write(place.at("a"), "a").unwrap();
-        fs::hard_link(place.at("a"), place.at("A")).unwrap();
-        assert!(place.root.respell(&path("A"), b"a").is_err());
-        assert_eq!(fs::read_dir(place.at("")).unwrap().count(), 2);
+        let fixture = Fixture::new();
+        fs::write(fixture.at("a"), "a").unwrap();
+        fs::hard_link(fixture.at("a"), fixture.at("A")).unwrap();
+        assert!(fixture.root.respell(&path("A"), b"a").is_err());
+        assert_eq!(fs::read_dir(fixture.at("")).unwrap().count(), 2);
     }
 }

@@ -12,7 +12,7 @@ use crate::content::hash::Hash;
 use crate::content::hex::to_hex;
 use crate::disk::boundaries::is_keyed;
 use crate::disk::closing::CloseErrors;
-use crate::disk::error::{DiskError, During, Fault};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::root::{DIRECTORY, Root};
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::swap::{Ready, rename_into};
@@ -111,7 +111,7 @@ impl StateDir {
                 Ok(descriptor) => {
                     match flock(&descriptor, FlockOperation::NonBlockingLockExclusive) {
                         Err(Errno::WOULDBLOCK) => {
-                            return Err(DiskError::new("write to", &staged_path, Fault::Busy));
+                            return Err(DiskError::new("write to", &staged_path, DiskErrorKind::Busy));
                         }
                         result => result.during("lock", &staged_path)?,
                     }
@@ -134,7 +134,7 @@ impl StateDir {
             }
             self.remove(name.as_bytes())?;
         }
-        Err(DiskError::new("make", &staged_path, Fault::NotOurs))
+        Err(DiskError::new("make", &staged_path, DiskErrorKind::NotOurs))
     }
 
     /// Creates an empty directory called `name`, and opens it for filling. An earlier run's entry
@@ -163,8 +163,8 @@ impl StateDir {
         seen: Option<&Identity>,
     ) -> Result<(), DiskError> {
         const VERB: &str = "replace";
-        let place = root.place(path).during(VERB, path.as_bytes())?;
-        rename_into(&self.descriptor, Ready { name: name.as_bytes(), identity }, &place, path, VERB, seen)
+        let location = root.locate(path).during(VERB, path.as_bytes())?;
+        rename_into(&self.descriptor, Ready { name: name.as_bytes(), identity }, &location, path, VERB, seen)
     }
 }
 
@@ -268,7 +268,7 @@ fn own(descriptor: OwnedFd) -> Result<StateDir, DiskError> {
 }
 
 fn refused() -> DiskError {
-    DiskError::new("use", STATE_DIR.as_bytes(), Fault::NotOurs)
+    DiskError::new("use", STATE_DIR.as_bytes(), DiskErrorKind::NotOurs)
 }
 
 #[cfg(test)]
@@ -277,56 +277,59 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
     use super::*;
-    use crate::disk::testing::{Place, path};
+    use crate::disk::testing::{Fixture, path};
 
     #[test]
     fn the_state_directory_is_private_and_removed_when_empty() {
-        let place = Place::new();
-        StateDir::create(&place.root).unwrap();
-        assert_eq!(place.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
-        fs::write(place.at(".ksync/0.part"), "").unwrap();
-        fs::write(place.at(".ksync/1.part"), "").unwrap();
-        assert_eq!(clear_leftovers(&place.root, |name| name == b"1.part").unwrap(), 1);
-        assert!(place.at(".ksync/1.part").exists());
-        assert_eq!(clear_leftovers(&place.root, |_| false).unwrap(), 1);
-        assert!(!place.at(".ksync").exists());
+        let fixture = Fixture::new();
+        StateDir::create(&fixture.root).unwrap();
+        assert_eq!(fixture.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
+        fs::write(fixture.at(".ksync/0.part"), "").unwrap();
+        fs::write(fixture.at(".ksync/1.part"), "").unwrap();
+        assert_eq!(clear_leftovers(&fixture.root, |name| name == b"1.part").unwrap(), 1);
+        assert!(fixture.at(".ksync/1.part").exists());
+        assert_eq!(clear_leftovers(&fixture.root, |_| false).unwrap(), 1);
+        assert!(!fixture.at(".ksync").exists());
     }
 
     #[test]
     fn unknown_files_in_the_state_directory_are_no_leftovers() {
-        let place = Place::new();
-        StateDir::create(&place.root).unwrap();
-        fs::write(place.at(".ksync/manifest"), "").unwrap();
-        assert_eq!(clear_leftovers(&place.root, |_| false).unwrap(), 0);
-        assert!(place.at(".ksync/manifest").exists());
+        let fixture = Fixture::new();
+        StateDir::create(&fixture.root).unwrap();
+        fs::write(fixture.at(".ksync/manifest"), "").unwrap();
+        assert_eq!(clear_leftovers(&fixture.root, |_| false).unwrap(), 0);
+        assert!(fixture.at(".ksync/manifest").exists());
     }
 
     #[test]
     fn a_link_or_a_file_as_state_directory_is_refused() {
-        let place = Place::new();
-        symlink(place.outside(), place.at(".ksync")).unwrap();
-        assert!(matches!(StateDir::create(&place.root).err().unwrap().fault(), Fault::NotOurs));
-        fs::remove_file(place.at(".ksync")).unwrap();
-        fs::write(place.at(".ksync"), "").unwrap();
-        assert!(StateDir::create(&place.root).is_err());
-        place.assert_canary_untouched();
+        let fixture = Fixture::new();
+        symlink(fixture.outside(), fixture.at(".ksync")).unwrap();
+        assert!(matches!(StateDir::create(&fixture.root).err().unwrap().reason(), DiskErrorKind::NotOurs));
+        fs::remove_file(fixture.at(".ksync")).unwrap();
+        fs::write(fixture.at(".ksync"), "").unwrap();
+        assert!(StateDir::create(&fixture.root).is_err());
+        fixture.assert_canary_untouched();
     }
 
     #[test]
     fn a_readable_state_directory_becomes_private() {
-        let place = Place::new();
-        fs::create_dir(place.at(".ksync")).unwrap();
-        fs::set_permissions(place.at(".ksync"), fs::Permissions::from_mode(0o777)).unwrap();
-        StateDir::create(&place.root).unwrap();
-        assert_eq!(place.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.at(".ksync")).unwrap();
+        fs::set_permissions(fixture.at(".ksync"), fs::Permissions::from_mode(0o777)).unwrap();
+        StateDir::create(&fixture.root).unwrap();
+        assert_eq!(fixture.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
     }
 
     #[test]
     fn a_state_directory_of_another_user_is_refused() {
-        let place = Place::new();
-        fs::create_dir(place.at(".ksync")).unwrap();
-        if chown(place.at(".ksync"), Some(65534), None).is_ok() {
-            assert!(matches!(StateDir::create(&place.root).err().unwrap().fault(), Fault::NotOurs));
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.at(".ksync")).unwrap();
+        if chown(fixture.at(".ksync"), Some(65534), None).is_ok() {
+            assert!(matches!(
+                StateDir::create(&fixture.root).err().unwrap().reason(),
+                DiskErrorKind::NotOurs
+            ));
         }
     }
 

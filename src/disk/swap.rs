@@ -21,8 +21,8 @@ use std::os::fd::AsFd;
 use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
 
-use crate::disk::error::{DiskError, During, Fault};
-use crate::disk::root::{Place, check_unchanged};
+use crate::disk::error::{DiskError, DiskErrorKind, During};
+use crate::disk::root::{Location, check_unchanged};
 use crate::disk::stat::{Identity, Stat};
 use crate::tree::path::TreePath;
 
@@ -33,19 +33,19 @@ const WAYS_BACK: usize = 8;
 /// Number of removals in a run that move the entry aside first.
 pub(crate) const ASIDE_MAX: u32 = 200;
 
-/// Removes the entry that was `seen` at `place`, by moving it into the directory `aside` as `name`.
-/// Returns `false`, and has changed nothing, if it cannot be moved there.
+/// Removes the entry that was `seen` at `location`, by moving it into the directory `aside` as
+/// `name`. Returns `false`, and has changed nothing, if it cannot be moved there.
 ///
 /// # Errors
 /// The entry is not the one that was seen ([`DiskError::is_conflict`]). It is still there.
 pub(crate) fn remove_aside(
     aside: impl AsFd,
     name: &str,
-    place: &Place<'_>,
+    location: &Location<'_>,
     path: &TreePath,
     seen: &Identity,
 ) -> Result<bool, DiskError> {
-    if renameat_with(place, place.name, &aside, name, RenameFlags::NOREPLACE).is_err() {
+    if renameat_with(location, location.name, &aside, name, RenameFlags::NOREPLACE).is_err() {
         return Ok(false);
     }
     let remove = || unlinkat(&aside, name, AtFlags::empty());
@@ -54,7 +54,7 @@ pub(crate) fn remove_aside(
         let _ = remove();
         return Ok(true);
     }
-    match renameat_with(&aside, name, place, place.name, RenameFlags::NOREPLACE) {
+    match renameat_with(&aside, name, location, location.name, RenameFlags::NOREPLACE) {
         Ok(()) => {}
         // The program that saved the file has saved it again, at its place.
         Err(Errno::EXIST) => {
@@ -65,7 +65,7 @@ pub(crate) fn remove_aside(
             let _ = renameat(&aside, name, &aside, format!("{name}.saved"));
         }
     }
-    Err(DiskError::new("remove", path.as_bytes(), Fault::Conflict))
+    Err(DiskError::new("remove", path.as_bytes(), DiskErrorKind::Conflict))
 }
 
 /// An entry of the state directory that is ready for its place.
@@ -75,31 +75,31 @@ pub(crate) struct Ready<'a> {
     pub(crate) identity: Option<Identity>,
 }
 
-/// Renames an entry of the directory `from` to `place`, if that still holds the entry that was `seen`
-/// there.
+/// Renames an entry of the directory `from` to `location`, if that still holds the entry that was
+/// `seen` there.
 pub(crate) fn rename_into(
     from: impl AsFd,
     staged: Ready<'_>,
-    place: &Place<'_>,
+    location: &Location<'_>,
     path: &TreePath,
     verb: &'static str,
     seen: Option<&Identity>,
 ) -> Result<(), DiskError> {
     let name = staged.name;
     let Some(seen) = seen else {
-        return match rename_to_nothing(from, name, place, place.name) {
-            Err(Errno::EXIST) => Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)),
+        return match rename_to_nothing(from, name, location, location.name) {
+            Err(Errno::EXIST) => Err(DiskError::new(verb, path.as_bytes(), DiskErrorKind::Conflict)),
             result => result.during(verb, path.as_bytes()),
         };
     };
-    check_unchanged(place, path, verb, Some(seen))?;
+    check_unchanged(location, path, verb, Some(seen))?;
     let staged = staged.identity.or_else(|| identity_in(&from, name));
-    match renameat_with(&from, name, place, place.name, RenameFlags::EXCHANGE) {
+    match renameat_with(&from, name, location, location.name, RenameFlags::EXCHANGE) {
         Ok(()) => {}
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
-            return renameat(from, name, place, place.name).during(verb, path.as_bytes());
+            return renameat(from, name, location, location.name).during(verb, path.as_bytes());
         }
-        Err(Errno::NOENT) => return Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict)),
+        Err(Errno::NOENT) => return Err(DiskError::new(verb, path.as_bytes(), DiskErrorKind::Conflict)),
         Err(error) => return Err(error).during(verb, path.as_bytes()),
     }
     let mut held = identity_in(&from, name);
@@ -113,7 +113,7 @@ pub(crate) fn rename_into(
     // exchange puts that version back.
     let mut put = staged;
     for _ in 0..WAYS_BACK {
-        let back = renameat_with(&from, name, place, place.name, RenameFlags::EXCHANGE);
+        let back = renameat_with(&from, name, location, location.name, RenameFlags::EXCHANGE);
         let out = identity_in(&from, name);
         let is_back = out.zip(put).is_some_and(|(out, put)| is_same(&out, &put));
         if back.is_err() || is_back {
@@ -121,7 +121,7 @@ pub(crate) fn rename_into(
         }
         (put, held) = (held, out);
     }
-    Err(DiskError::new(verb, path.as_bytes(), Fault::Conflict))
+    Err(DiskError::new(verb, path.as_bytes(), DiskErrorKind::Conflict))
 }
 
 /// Renames `name` in the directory `from` to `new` in the directory `to`, if nothing is there.
@@ -168,7 +168,7 @@ mod tests {
     use crate::disk::root::Root;
     use crate::disk::stage::{Durability, Staging};
     use crate::disk::state::StateDir;
-    use crate::disk::testing::{Place, metadata, path};
+    use crate::disk::testing::{Fixture, metadata, path};
 
     /// Polls `is_so` for a second at most.
     fn comes_true(is_so: impl Fn() -> bool) -> bool {
@@ -180,13 +180,13 @@ mod tests {
     #[test]
     fn no_save_of_an_editor_is_lost() {
         const ROUNDS: usize = 4000;
-        let place = Place::new();
-        fs::create_dir(place.at("d")).unwrap();
-        fs::write(place.at("d/f"), "0").unwrap();
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.at("d")).unwrap();
+        fs::write(fixture.at("d/f"), "0").unwrap();
         let stop = AtomicBool::new(false);
         let (mut replaced, mut conflicts, mut lost) = (0, 0, Vec::new());
         thread::scope(|scope| {
-            let (at, new) = (place.at("d/f"), place.at("d/new"));
+            let (at, new) = (fixture.at("d/f"), fixture.at("d/new"));
             let stop = &stop;
             // Collects the saves that neither stay nor are named by their replacement.
             let editor = scope.spawn(move || {
@@ -212,17 +212,18 @@ mod tests {
                 lost
             });
             for round in 0..ROUNDS {
-                let Some(seen) = place.root.stat(&path("d/f")).unwrap() else { continue };
-                let saved = place.root.open_file(&path("d/f"));
+                let Some(seen) = fixture.root.stat(&path("d/f")).unwrap() else { continue };
+                let saved = fixture.root.open_file(&path("d/f"));
                 let Ok((file, stat)) = saved else { continue };
                 if stat.identity != seen.identity {
                     continue;
                 }
                 let text = std::io::read_to_string(file).unwrap();
-                let (mut staging, _) = Staging::open(&place.root, &path("d/f")).unwrap();
+                let (mut staging, _) = Staging::open(&fixture.root, &path("d/f")).unwrap();
                 staging.keep(0).unwrap();
                 staging.append(format!("ours over {text} {round}").as_bytes()).unwrap();
-                match staging.finish(&place.root, &metadata(), Some(&seen.identity), Durability::Eventually) {
+                match staging.finish(&fixture.root, &metadata(), Some(&seen.identity), Durability::Eventually)
+                {
                     Ok(()) => replaced += 1,
                     Err(error) => {
                         assert!(error.is_conflict(), "{error}");
@@ -242,14 +243,14 @@ mod tests {
     fn no_save_of_an_editor_is_lost_to_a_removal() {
         const RUNS: usize = 2000;
         // A single core sees few races.
-        const PATIENCE: Duration = Duration::from_secs(10);
-        let place = Place::new();
-        place.root.lock().unwrap();
-        fs::write(place.at("f"), "000000000").unwrap();
+        const TIMEOUT: Duration = Duration::from_secs(10);
+        let fixture = Fixture::new();
+        fixture.root.lock().unwrap();
+        fs::write(fixture.at("f"), "000000000").unwrap();
         let (stop, doomed) = (AtomicBool::new(false), Mutex::new(HashSet::new()));
         let (mut removed, mut conflicts, mut lost) = (0, 0, Vec::new());
         thread::scope(|scope| {
-            let (at, new) = (place.at("f"), place.at("new"));
+            let (at, new) = (fixture.at("f"), fixture.at("new"));
             let (stop, doomed) = (&stop, &doomed);
             let editor = scope.spawn(move || {
                 let (mut count, mut lost) = (0_u32, Vec::new());
@@ -267,9 +268,9 @@ mod tests {
                 lost
             });
             let start = Instant::now();
-            while removed + conflicts < RUNS && start.elapsed() < PATIENCE {
+            while removed + conflicts < RUNS && start.elapsed() < TIMEOUT {
                 // Each run has its own root.
-                let root = Root::open(place.root.path()).unwrap();
+                let root = Root::open(fixture.root.path()).unwrap();
                 let Ok((file, stat)) = root.open_file(&path("f")) else { continue };
                 let text = std::io::read_to_string(file).unwrap();
                 doomed.lock().unwrap().insert(text);
@@ -286,53 +287,53 @@ mod tests {
         });
         assert_eq!(lost, [""; 0], "{removed} removed, {conflicts} conflicts");
         assert!(removed > 10, "{removed} removed, {conflicts} conflicts");
-        let left = fs::read_dir(place.at(".ksync")).unwrap().map(|entry| entry.unwrap().file_name());
+        let left = fs::read_dir(fixture.at(".ksync")).unwrap().map(|entry| entry.unwrap().file_name());
         assert_eq!(left.collect::<Vec<_>>(), ["lock"]);
     }
 
     #[test]
     fn many_removals_still_remove_every_file() {
-        let place = Place::new();
-        place.root.lock().unwrap();
+        let fixture = Fixture::new();
+        fixture.root.lock().unwrap();
         for number in 0..ASIDE_MAX + 50 {
-            fs::write(place.at("f"), format!("{number}")).unwrap();
-            let seen = place.root.stat(&path("f")).unwrap().unwrap().identity;
-            place.root.remove_file(&path("f"), Some(&seen)).unwrap();
-            assert!(!place.at("f").exists());
+            fs::write(fixture.at("f"), format!("{number}")).unwrap();
+            let seen = fixture.root.stat(&path("f")).unwrap().unwrap().identity;
+            fixture.root.remove_file(&path("f"), Some(&seen)).unwrap();
+            assert!(!fixture.at("f").exists());
         }
     }
 
     #[test]
     fn an_entry_other_than_the_seen_one_is_put_back() {
-        let place = Place::new();
-        place.root.lock().unwrap();
-        fs::write(place.at("f"), "seen").unwrap();
-        let seen = place.root.stat(&path("f")).unwrap().unwrap().identity;
-        fs::remove_file(place.at("f")).unwrap();
-        let state = StateDir::create(&place.root).unwrap();
+        let fixture = Fixture::new();
+        fixture.root.lock().unwrap();
+        fs::write(fixture.at("f"), "seen").unwrap();
+        let seen = fixture.root.stat(&path("f")).unwrap().unwrap().identity;
+        fs::remove_file(fixture.at("f")).unwrap();
+        let state = StateDir::create(&fixture.root).unwrap();
         let remove = || {
             let at = path("f");
-            let there = place.root.place(&at).unwrap();
+            let there = fixture.root.locate(&at).unwrap();
             remove_aside(&state, "aside", &there, &at, &seen)
         };
         assert!(!remove().unwrap(), "nothing is there");
-        fs::create_dir_all(place.at("f/below")).unwrap();
-        assert!(remove().unwrap_err().is_conflict() && place.at("f/below").is_dir());
-        fs::remove_dir_all(place.at("f")).unwrap();
-        symlink("nowhere", place.at("f")).unwrap();
-        assert!(remove().unwrap_err().is_conflict() && place.at("f").is_symlink());
-        assert!(!place.at(".ksync/aside").exists());
+        fs::create_dir_all(fixture.at("f/below")).unwrap();
+        assert!(remove().unwrap_err().is_conflict() && fixture.at("f/below").is_dir());
+        fs::remove_dir_all(fixture.at("f")).unwrap();
+        symlink("nowhere", fixture.at("f")).unwrap();
+        assert!(remove().unwrap_err().is_conflict() && fixture.at("f").is_symlink());
+        assert!(!fixture.at(".ksync/aside").exists());
     }
 
     #[test]
     fn replacing_a_file_leaves_nothing_staged() {
-        let place = Place::new();
-        fs::write(place.at("f"), "old").unwrap();
-        let seen = place.root.stat(&path("f")).unwrap().unwrap().identity;
-        let (mut staging, _) = Staging::open(&place.root, &path("f")).unwrap();
+        let fixture = Fixture::new();
+        fs::write(fixture.at("f"), "old").unwrap();
+        let seen = fixture.root.stat(&path("f")).unwrap().unwrap().identity;
+        let (mut staging, _) = Staging::open(&fixture.root, &path("f")).unwrap();
         staging.append(b"new").unwrap();
-        staging.finish(&place.root, &metadata(), Some(&seen), Durability::Eventually).unwrap();
-        assert_eq!(fs::read(place.at("f")).unwrap(), b"new");
-        assert_eq!(fs::read_dir(place.at(".ksync")).unwrap().count(), 0);
+        staging.finish(&fixture.root, &metadata(), Some(&seen), Durability::Eventually).unwrap();
+        assert_eq!(fs::read(fixture.at("f")).unwrap(), b"new");
+        assert_eq!(fs::read_dir(fixture.at(".ksync")).unwrap().count(), 0);
     }
 }

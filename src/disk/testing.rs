@@ -15,13 +15,13 @@ use crate::tree::path::TreePath;
 /// Visible metadata of a file: mode, owner, size, times, links.
 type Traits = (u32, u32, u64, i64, i64, i64, u64);
 
-pub(crate) struct Place {
+pub(crate) struct Fixture {
     pub(crate) root: Root,
     folder: TempDir,
     canary: BTreeMap<PathBuf, (Traits, Vec<u8>)>,
 }
 
-impl Place {
+impl Fixture {
     /// `root/` is empty, `outside/` holds the canary.
     pub(crate) fn new() -> Self {
         let folder = TempDir::new().unwrap();
@@ -30,15 +30,15 @@ impl Place {
         fs::write(folder.path().join("outside/d/f"), "canary").unwrap();
         fs::write(folder.path().join("outside/f"), "canary").unwrap();
         let root = Root::create(&folder.path().join("root")).unwrap();
-        let mut place = Self { root, folder, canary: BTreeMap::new() };
-        place.canary = place.look_outside();
-        place
+        let mut fixture = Self { root, folder, canary: BTreeMap::new() };
+        fixture.canary = fixture.look_outside();
+        fixture
     }
 
     /// The same without `openat2`.
     pub(crate) fn walking() -> Self {
-        let place = Self::new();
-        Self { root: place.root.walking(), ..place }
+        let fixture = Self::new();
+        Self { root: fixture.root.walking(), ..fixture }
     }
 
     pub(crate) fn at(&self, path: &str) -> PathBuf {

@@ -47,7 +47,7 @@ const NEW_NAME: &str = "unconfirmed.new";
 const MARKER_BYTES_MAX: usize = 256;
 
 /// Timeout at the end of a run for a `syncfs` that should be over by then.
-const CONFIRM_PATIENCE: Duration = Duration::from_millis(50);
+const CONFIRM_TIMEOUT: Duration = Duration::from_millis(50);
 
 const VERB: &str = "write to the disk";
 
@@ -84,7 +84,7 @@ impl Covers {
             markers.extend(read_attribute(&parent).map(|marker| marker.under(mount_of(&parent))));
             directory = openat(&parent, c"..", DIRECTORY, Mode::empty());
         }
-        markers.retain(|marker| marker.deep);
+        markers.retain(|marker| marker.recursive);
         Self { dev: root.dev(), markers }
     }
 
@@ -100,11 +100,11 @@ impl Covers {
         let own = if is_root { read(&directory) } else { read_attribute(&directory) };
         // Marker files exist only at the top of a filesystem.
         let own = own.or_else(|| (dev != self.dev).then(|| read_file(&directory)).flatten());
-        let is_same = dev == self.dev && self.markers.iter().all(|marker| marker.deep);
+        let is_same = dev == self.dev && self.markers.iter().all(|marker| marker.recursive);
         if own.is_none() && is_same {
             return Arc::clone(self);
         }
-        let above = self.markers.iter().filter(|marker| dev == self.dev && marker.deep);
+        let above = self.markers.iter().filter(|marker| dev == self.dev && marker.recursive);
         let mut markers: Vec<_> = above.copied().collect();
         if let Some(own) = own {
             markers.push(own.under(mount_of(&directory)));
@@ -136,7 +136,7 @@ pub(crate) struct Unconfirmed(Mutex<State>);
 struct State {
     keepers: HashMap<u64, Keeper>,
     /// True if the run covers more than single files of the root.
-    deep: bool,
+    recursive: bool,
     /// True if the run flushes to the disk what earlier runs wrote.
     confirms: bool,
     seen: Seen,
@@ -169,12 +169,12 @@ pub(crate) enum Origin {
 }
 
 impl Root {
-    /// Starts a run that writes here: to the tree if `deep`, otherwise to a single file. If the run
-    /// reads the `whole` tree and finds a marker, a thread flushes the filesystem meanwhile, unless
-    /// that would take long.
-    pub fn begin_writing(&self, deep: bool, whole: bool) {
+    /// Starts a run that writes here: to the tree if `recursive`, otherwise to a single file. If
+    /// the run reads the `whole` tree and finds a marker, a thread flushes the filesystem
+    /// meanwhile, unless that would take long.
+    pub fn begin_writing(&self, recursive: bool, whole: bool) {
         let mut state = self.unconfirmed().state();
-        (state.deep, state.confirms) = (deep, deep && whole);
+        (state.recursive, state.confirms) = (recursive, recursive && whole);
         if state.confirms && read(self.descriptor()).is_some() && is_quiet() {
             state.confirm(self, None, self.dev());
         }
@@ -306,7 +306,7 @@ impl Root {
             let Ok(directory) = self.open_directory(path.as_ref()) else { continue };
             let outcome = *synced.entry(dev).or_insert_with(|| match state.syncs.remove(&dev) {
                 _ if durable => sync(&directory).map(|()| true),
-                Some(sync) => match sync.recv_timeout(CONFIRM_PATIENCE) {
+                Some(sync) => match sync.recv_timeout(CONFIRM_TIMEOUT) {
                     Ok(outcome) => outcome.map(|()| true),
                     Err(_) => Ok(false),
                 },
@@ -334,7 +334,7 @@ impl Root {
                 }
                 // A run beside this one may have removed the marker while this one put a file in
                 // place.
-                Ok(false) if !state.deep => {
+                Ok(false) if !state.recursive => {
                     let missing = keeper.filter(|keeper| {
                         let covers =
                             |marker: Marker| marker.own.is_some_and(|own| Some(own.since) <= keeper.first);
@@ -401,14 +401,14 @@ impl State {
         dev: u64,
         ctime: Stamp,
     ) -> Result<&mut Keeper, DiskError> {
-        let (deep, latest) = (self.deep, self.seen.latest);
+        let (recursive, latest) = (self.recursive, self.seen.latest);
         let keeper = match self.keepers.entry(dev) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
             std::collections::hash_map::Entry::Vacant(vacant) => vacant.insert(Keeper::of(root, path, dev)?),
         };
         let is_covered = |marker: &Marker| {
             let own = marker.own.is_some_and(|own| own.since <= ctime);
-            own && (marker.deep || !deep)
+            own && (marker.recursive || !recursive)
         };
         if keeper.is_off || (keeper.is_durable && is_covered(&keeper.marker)) {
             return Ok(keeper);
@@ -417,7 +417,7 @@ impl State {
         if !is_covered(&keeper.marker) {
             let since = if keeper.nature == Nature::Forgetful { Stamp::EVER } else { ctime };
             let mut marker = keeper.marker.covering(keeper.mount, since, latest);
-            marker.deep |= deep;
+            marker.recursive |= recursive;
             keeper.marker = marker;
             if let Err(error) = write(&directory, &marker) {
                 // This user may not set a marker, or there is no room for one, so the filesystem

@@ -16,7 +16,7 @@
 
 use crate::engine::work::Destination;
 use crate::monitor::Reason;
-use crate::tree::place::{Pair, Place};
+use crate::tree::tree_id::{Pair, TreeId};
 use crate::wire::hello::Consent;
 
 /// Fewest deletions whose number alone may need consent.
@@ -32,11 +32,11 @@ pub(super) struct Facts {
     /// Entries of the destination that rules do not protect.
     pub(super) held: u64,
     /// Facts from earlier runs about both sides, as far as they still hold.
-    pub(super) known: Known,
+    pub(super) known: KnownPair,
     /// True if the source holds nothing.
     pub(super) is_empty: bool,
     /// Identity of the source directory.
-    pub(super) source: Place,
+    pub(super) source: TreeId,
     /// True if the source saw these deletions as they happened.
     pub(super) is_seen: bool,
     /// True if every listed entry may be deleted.
@@ -53,23 +53,23 @@ pub(super) struct Facts {
 
 /// Facts from earlier runs about the two sides of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Known {
+pub(super) struct KnownPair {
     /// The pair, if the destination is still the same one.
     pub(super) pair: Option<Pair>,
     /// True if the session's VM is no longer the same one.
     pub(super) is_other_machine: bool,
 }
 
-impl Known {
+impl KnownPair {
     /// Evaluates the facts from earlier runs for this source and this destination.
-    pub(super) fn of(source: &Place, destination: &Destination) -> Self {
-        let baseline = &destination.baseline;
-        let (pair, session) = (baseline.pair, baseline.session);
+    pub(super) fn of(source: &TreeId, destination: &Destination) -> Self {
+        let history = &destination.history;
+        let (pair, session) = (history.pair, history.session);
         let is_other_machine = pair.zip(session).is_some_and(|(pair, session)| {
             let (then, now) = if session.is_source {
                 (&pair.source, source)
             } else {
-                (&pair.destination, &destination.place)
+                (&pair.destination, &destination.tree_id)
             };
             session.is_other || then.is_of_another_boot(now)
         });
@@ -77,14 +77,14 @@ impl Known {
         let is_there = |pair: &Pair| {
             !is_other_destination
                 && !destination.is_new
-                && pair.destination.is_same_directory(&destination.place)
+                && pair.destination.is_same_directory(&destination.tree_id)
         };
         Self { pair: pair.filter(is_there), is_other_machine }
     }
 }
 
 /// Fills in consent, destination and the facts from earlier runs.
-pub(super) fn facts(consent: &Consent, destination: &Destination, source: Place, known: Known) -> Facts {
+pub(super) fn facts(consent: &Consent, destination: &Destination, source: TreeId, known: KnownPair) -> Facts {
     Facts {
         known,
         source,
@@ -134,9 +134,9 @@ pub(super) fn decide(facts: &Facts) -> Option<Reason> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::hello::{Baseline, InSession};
+    use crate::wire::hello::{History, InSession};
 
-    const HERE: Place = Place { filesystem: 1, directory: 2, boot: 4 };
+    const HERE: TreeId = TreeId { filesystem: 1, directory: 2, boot: 4 };
     const PAIR: Pair = Pair { source: HERE, destination: HERE, was_empty: false, is_own: true };
 
     /// Marks a row in which every deleted entry is only renamed.
@@ -144,16 +144,16 @@ mod tests {
 
     /// Nine of a hundred entries of a known copy.
     fn harmless() -> Facts {
-        let known = Known { pair: Some(PAIR), is_other_machine: false };
+        let known = KnownPair { pair: Some(PAIR), is_other_machine: false };
         Facts { going: 9, held: 100, known, source: HERE, ..Facts::default() }
     }
 
     #[test]
     fn every_row_of_the_table_decides() {
-        let unknown = Known::default();
-        let other_machine = Known { is_other_machine: true, ..harmless().known };
-        let elsewhere = Place { filesystem: 9, ..HERE };
-        let was_empty = Known { pair: Some(Pair { was_empty: true, ..PAIR }), ..harmless().known };
+        let unknown = KnownPair::default();
+        let other_machine = KnownPair { is_other_machine: true, ..harmless().known };
+        let elsewhere = TreeId { filesystem: 9, ..HERE };
+        let was_empty = KnownPair { pair: Some(Pair { was_empty: true, ..PAIR }), ..harmless().known };
         let protected = Facts { is_protected: true, ..harmless() };
         for (facts, reason) in [
             (harmless(), None),
@@ -198,7 +198,7 @@ mod tests {
             (Facts { going: 1, is_empty: true, known: was_empty, ..harmless() }, None),
             (Facts { going: 1, is_empty: true, yes: true, ..harmless() }, None),
             (Facts { going: 1, source: elsewhere, ..harmless() }, Some(Reason::OtherFilesystem)),
-            (Facts { going: 1, source: Place { directory: 9, ..HERE }, ..harmless() }, None),
+            (Facts { going: 1, source: TreeId { directory: 9, ..HERE }, ..harmless() }, None),
             // Another VM.
             (Facts { going: 1, known: other_machine, ..harmless() }, Some(Reason::OtherMachine)),
             (Facts { known: other_machine, is_empty: true, ..harmless() }, Some(Reason::OtherMachine)),
@@ -213,12 +213,12 @@ mod tests {
 
     #[test]
     fn pair_is_known_while_the_destination_is_the_same() {
-        let known = |pair, session, source, place| {
-            let baseline = Baseline { pair, session };
-            Known::of(&source, &Destination { place, baseline, ..Destination::default() })
+        let known = |pair, session, source, tree_id| {
+            let history = History { pair, session };
+            KnownPair::of(&source, &Destination { tree_id, history, ..Destination::default() })
         };
-        let rebooted = Place { boot: 9, ..HERE };
-        let replaced = Place { directory: 9, ..HERE };
+        let rebooted = TreeId { boot: 9, ..HERE };
+        let replaced = TreeId { directory: 9, ..HERE };
         let pull = |is_other| Some(InSession { is_source: true, is_other });
         let push = |is_other| Some(InSession { is_source: false, is_other });
         let pair = Some(PAIR);
@@ -242,10 +242,10 @@ mod tests {
         }
         let is_new = Destination {
             is_new: true,
-            place: HERE,
-            baseline: Baseline { pair, session: None },
+            tree_id: HERE,
+            history: History { pair, session: None },
             ..Destination::default()
         };
-        assert_eq!(Known::of(&HERE, &is_new).pair, None);
+        assert_eq!(KnownPair::of(&HERE, &is_new).pair, None);
     }
 }

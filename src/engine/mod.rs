@@ -19,7 +19,7 @@ mod links;
 mod need;
 mod plan;
 pub mod receiver;
-mod relations;
+mod renames;
 pub mod sender;
 pub mod work;
 
@@ -30,12 +30,12 @@ mod window;
 pub use receiver::Receiver;
 pub use sender::Sender;
 pub use work::{
-    Changed, CopiedFile, Destination, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile,
+    Advertised, Changed, CopiedFile, Destination, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile,
     ReadOrder, Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step,
-    Told, Work,
+    Work, WorkError,
 };
 
-use crate::monitor::{Braked, Event, Problem, Trouble};
+use crate::monitor::{Braked, Event, Problem, ProblemKind};
 use crate::tree::path::escape;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Message, Tally};
@@ -67,7 +67,7 @@ pub enum Output {
     /// Nothing to do before the next outcome; messages have to wait.
     WaitForWork,
     /// The run is over.
-    Done(Result<Summary, Failure>),
+    Done(Result<Summary, RunError>),
 }
 
 /// One side of an exchange.
@@ -118,7 +118,7 @@ pub const PROBLEMS_MAX: usize = 1000;
 /// The reason why a run ended early.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
-pub struct Failure {
+pub struct RunError {
     /// Kind of the reason.
     pub kind: AbortKind,
     /// True if the other side gave the reason.
@@ -130,16 +130,16 @@ pub struct Failure {
 /// Outbox and run state of either engine: queues outputs, keeps problems, reports or relays events,
 /// ends the run.
 #[derive(Debug)]
-struct Desk {
+struct Outbox {
     queue: std::collections::VecDeque<Output>,
     relay: bool,
     problems: Vec<Problem>,
     problem_count: u64,
     braked: Option<Braked>,
-    ended: Option<Result<Summary, Failure>>,
+    ended: Option<Result<Summary, RunError>>,
 }
 
-impl Desk {
+impl Outbox {
     fn new(relay: bool) -> Self {
         Self {
             queue: std::collections::VecDeque::new(),
@@ -178,8 +178,8 @@ impl Desk {
     /// side may not know that name.
     fn explain(&self, event: Event) -> Event {
         match event {
-            Event::Problem(Problem { trouble: Trouble::NotDeleted, path, cause }) if path.is_empty() => {
-                let unread = |problem: &&Problem| problem.trouble == Trouble::Unreadable;
+            Event::Problem(Problem { kind: ProblemKind::NotDeleted, path, cause }) if path.is_empty() => {
+                let unread = |problem: &&Problem| problem.kind == ProblemKind::Unreadable;
                 let cause = self.problems.iter().find(unread).map_or(cause, |problem| {
                     let path = if problem.path.is_empty() { b"." } else { &*problem.path };
                     format!(
@@ -187,7 +187,7 @@ impl Desk {
                         escape(path)
                     )
                 });
-                Event::Problem(Problem { trouble: Trouble::NotDeleted, path, cause })
+                Event::Problem(Problem { kind: ProblemKind::NotDeleted, path, cause })
             }
             event => event,
         }
@@ -227,18 +227,18 @@ impl Desk {
             let text = text.into();
             self.queue.clear();
             self.send(Message::Abort { kind, text: text.clone() });
-            self.ended = Some(Err(Failure { kind, by_peer: false, text }));
+            self.ended = Some(Err(RunError { kind, by_peer: false, text }));
         }
     }
 
     /// Reports a failure of one entry; `false` if it ends the run.
-    fn complain(&mut self, path: Vec<u8>, fault: Fault) -> bool {
-        match fault {
-            Fault::Entry(trouble, cause) => {
-                self.problem(Problem { trouble, path, cause });
+    fn report_error(&mut self, path: Vec<u8>, error: WorkError) -> bool {
+        match error {
+            WorkError::Entry(kind, cause) => {
+                self.problem(Problem { kind, path, cause });
                 true
             }
-            Fault::Fatal(kind, text) => {
+            WorkError::Fatal(kind, text) => {
                 self.fail(kind, text);
                 false
             }
@@ -246,10 +246,10 @@ impl Desk {
     }
 
     /// Ends the run: the failed work is one that the whole run depends on.
-    fn fatal(&mut self, of_what: AbortKind, fault: Fault) {
-        match fault {
-            Fault::Fatal(kind, text) => self.fail(kind, text),
-            Fault::Entry(_, text) => self.fail(of_what, text),
+    fn fatal(&mut self, of_what: AbortKind, error: WorkError) {
+        match error {
+            WorkError::Fatal(kind, text) => self.fail(kind, text),
+            WorkError::Entry(_, text) => self.fail(of_what, text),
         }
     }
 
@@ -269,7 +269,7 @@ impl Desk {
     fn peer_failed(&mut self, kind: AbortKind, text: String) {
         if self.ended.is_none() {
             self.queue.clear();
-            self.ended = Some(Err(Failure { kind, by_peer: true, text }));
+            self.ended = Some(Err(RunError { kind, by_peer: true, text }));
         }
     }
 

@@ -1,26 +1,26 @@
 //! Two machines in a jar: both engines, two trees in memory, and a scheduler. From a seed, the
 //! scheduler picks the order in which messages arrive and works end.
 
-mod bases;
+mod baseline;
+mod basis;
 mod brake;
-mod claims;
+mod byzantine;
 mod content;
 mod cuts;
 mod disk;
 mod doubts;
-mod liars;
-mod memory;
-mod noise;
-mod parts;
+mod fuzz;
+mod incremental;
+mod properties;
 mod room;
 mod spelling;
 mod tree;
 
 use std::collections::VecDeque;
 
-use self::disk::{Source, Target};
-use self::tree::Dice;
-use crate::engine::{Config, Engine, Failure, Input, Output, Receiver, Sender, SmallContent, Summary, Work};
+use self::disk::{ReceiverDisk, SenderDisk};
+use self::tree::Rng;
+use crate::engine::{Config, Engine, Input, Output, Receiver, RunError, Sender, SmallContent, Summary, Work};
 use crate::monitor::Event;
 use crate::wire::hello::Options;
 use crate::wire::message::{Body, Message, Op};
@@ -50,10 +50,10 @@ const RECEIVER: usize = 1;
 struct Side {
     engine: Box<dyn Engine>,
     works: Vec<Work>,
-    inbox: VecDeque<Message>,
+    mailbox: VecDeque<Message>,
     only_outcomes: bool,
     closed: bool,
-    done: Option<Result<Summary, Failure>>,
+    done: Option<Result<Summary, RunError>>,
     events: Vec<Event>,
 }
 
@@ -62,7 +62,7 @@ impl Side {
         Self {
             engine: Box::new(engine),
             works: Vec::new(),
-            inbox: VecDeque::new(),
+            mailbox: VecDeque::new(),
             only_outcomes: false,
             closed: false,
             done: None,
@@ -152,31 +152,31 @@ struct Log {
 
 struct Pair {
     sides: [Side; 2],
-    source: Source,
-    target: Target,
+    source: SenderDisk,
+    target: ReceiverDisk,
     order: Order,
-    dice: Dice,
+    rng: Rng,
     log: Log,
 }
 
 /// Result of a run, on both sides.
 struct Ended {
-    source: Source,
-    target: Target,
+    source: SenderDisk,
+    target: ReceiverDisk,
     log: Log,
-    sender: Result<Summary, Failure>,
-    receiver: Result<Summary, Failure>,
+    sender: Result<Summary, RunError>,
+    receiver: Result<Summary, RunError>,
     /// Events that the client got.
     events: Vec<Event>,
 }
 
 impl Pair {
-    fn new(source: Source, target: Target, options: &Options, order: Order, seed: u64) -> Self {
+    fn new(source: SenderDisk, target: ReceiverDisk, options: &Options, order: Order, seed: u64) -> Self {
         // In this jar the sender is the client, so the receiver relays.
         let client = Config { options: options.clone(), relay: false };
         let agent = Config { options: options.clone(), relay: true };
         let sides = [Side::new(Sender::new(&client)), Side::new(Receiver::new(&agent))];
-        Self { sides, source, target, order, dice: Dice::new(seed), log: Log::default() }
+        Self { sides, source, target, order, rng: Rng::new(seed), log: Log::default() }
     }
 
     /// Runs to the end. After `cut_after` delivered messages the connection is cut.
@@ -213,7 +213,7 @@ impl Pair {
     /// Cuts the connection and drops the messages in flight.
     fn cut(&mut self) {
         for side in [SENDER, RECEIVER] {
-            self.sides[side].inbox.clear();
+            self.sides[side].mailbox.clear();
             self.sides[side].closed = true;
             if self.sides[side].done.is_none() {
                 self.sides[side].engine.input(Input::Closed("cut".to_owned()));
@@ -229,7 +229,7 @@ impl Pair {
             if side.only_outcomes || side.closed {
                 continue;
             }
-            if !side.inbox.is_empty() {
+            if !side.mailbox.is_empty() {
                 actions.push(Action::Deliver(index));
             } else if self.sides[1 - index].done.is_some() {
                 actions.push(Action::Close(index));
@@ -240,7 +240,7 @@ impl Pair {
 
     fn pick(&mut self, actions: &[Action]) -> usize {
         let (is_work, side_of) = (|action: &Action| matches!(action, Action::End(..)), Action::side);
-        let any = self.dice.below(actions.len());
+        let any = self.rng.below(actions.len());
         let prefer = |wanted: &dyn Fn(&Action) -> bool| actions.iter().position(wanted);
         match self.order {
             Order::Random => any,
@@ -265,7 +265,7 @@ impl Pair {
                 self.sides[side].engine.input(Input::Outcome(outcome));
             }
             Action::Deliver(side) => {
-                let Some(message) = self.sides[side].inbox.pop_front() else { return };
+                let Some(message) = self.sides[side].mailbox.pop_front() else { return };
                 self.log.delivered += 1;
                 if side == RECEIVER {
                     self.log.received_bytes += content_of(&message);
@@ -289,7 +289,7 @@ impl Pair {
             let bytes = message.encode();
             self.log.wire_bytes += bytes.len();
             let message = Message::decode(&bytes).expect("what an engine says is within limits");
-            self.sides[1 - side].inbox.push_back(message);
+            self.sides[1 - side].mailbox.push_back(message);
         }
     }
 
@@ -318,7 +318,7 @@ impl Pair {
             Message::Ignores(_) => log.ignores += 1,
             Message::Changes(_) => log.changes += 1,
             Message::Changed { .. } => log.changed += 1,
-            Message::Forgotten => log.forgotten += 1,
+            Message::BaselineMissing => log.forgotten += 1,
             _ => {}
         }
         log.sent_bytes += content_of(message) as u64;

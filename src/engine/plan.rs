@@ -12,9 +12,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::content::hash::Hash;
 use crate::engine::links::leads_out;
-use crate::engine::relations;
+use crate::engine::renames;
 use crate::engine::work::Step;
-use crate::monitor::{Action, Differs, Doomed, Event, HEAD_MAX, Problem, Trouble, What};
+use crate::monitor::{Action, Differs, Doomed, Event, HEAD_MAX, Problem, ProblemKind, What};
 use crate::tree::compare::{Change, Rules, below, compare_doubting};
 use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{EntryRef, Kind, Time};
@@ -122,7 +122,7 @@ impl Plan {
             locked.add(change, wanted);
             plan.changes.push(change);
         }
-        relations::find(&mut plan.fetch, wanted, present, doubts);
+        renames::find(&mut plan.fetch, wanted, present, doubts);
         plan.first.splice(..0, locked.directories.into_iter().map(|at| Step::Unlock { at }));
         plan.remove.reverse();
         let stays = |at: &u32| plan.place_of_removal(*at).is_err();
@@ -387,14 +387,14 @@ impl Plan {
 
     /// The entries that the plan excludes, with the reasons.
     pub(super) fn problems(&self, wanted: &Manifest) -> Vec<Problem> {
-        let problem = |id: u32, trouble, cause: &str| {
+        let problem = |id: u32, kind, cause: &str| {
             let path = wanted.path(id).map(PathRef::to_vec).unwrap_or_default();
-            Problem { trouble, path, cause: cause.to_owned() }
+            Problem { kind, path, cause: cause.to_owned() }
         };
         let obstacles = self.changes.iter().filter_map(|change| match change {
             Change::Obstacle { id, .. } => Some(problem(
                 *id,
-                Trouble::Obstacle,
+                ProblemKind::Obstacle,
                 "a directory stands in its place, with content that may not be deleted",
             )),
             _ => None,
@@ -402,10 +402,10 @@ impl Plan {
         let links = self
             .unsafe_links
             .iter()
-            .map(|&id| problem(id, Trouble::Unsafe, "the link leads out of the tree and was excluded"));
+            .map(|&id| problem(id, ProblemKind::Unsafe, "the link leads out of the tree and was excluded"));
         let twins = self.twins.iter().map(|(id, twin)| {
             let cause = format!("the destination's filesystem takes this name and {twin} for one");
-            problem(*id, Trouble::Obstacle, &cause)
+            problem(*id, ProblemKind::Obstacle, &cause)
         });
         obstacles.chain(links).chain(twins).collect()
     }

@@ -12,8 +12,8 @@
 //! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals)
 //!              ─► Apply (directory times) ─► Close ─► Finished
 //! ```
-//! The receiver stores the offer as the baseline (`Remember`) meanwhile, as soon as the plan is
-//! made.
+//! The receiver stores the offer as the baseline (`StoreBaseline`) meanwhile, as soon as the plan
+//! is made.
 
 mod content;
 mod decide;
@@ -27,8 +27,8 @@ use serde_bytes::ByteBuf;
 use crate::engine::need::Need;
 use crate::engine::plan::{Fetch, Plan};
 use crate::engine::window::Window;
-use crate::engine::work::{Fault, Opened, Outcome, Step, Work};
-use crate::engine::{Config, Desk, Engine, Input, Output};
+use crate::engine::work::{Opened, Outcome, Step, Work, WorkError};
+use crate::engine::{Config, Engine, Input, Outbox, Output};
 use crate::monitor::Event;
 use crate::tree::compare::below;
 use crate::tree::entry::{EntryRef, Time};
@@ -36,9 +36,9 @@ use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::{TreePath, escape};
 use crate::tree::path_ref::PathRef;
-use crate::tree::place::Pair;
-use crate::tree::scope::Part;
 use crate::tree::spelling::Spelling;
+use crate::tree::subtrees::Subtree;
+use crate::tree::tree_id::Pair;
 use crate::wire::message::{AbortKind, Holes, Message, Subject, Tally, Want};
 use content::{Ask, HELD_BYTES_MAX, Sink};
 use offer::Offer;
@@ -50,11 +50,11 @@ const STEPS_MAX: usize = 1024;
 #[derive(Debug)]
 pub struct Receiver {
     config: Config,
-    desk: Desk,
+    outbox: Outbox,
     phase: Phase,
     subject: Option<Subject>,
     /// The offered parts, as they arrive.
-    parts: Vec<Part>,
+    subtrees: Vec<Subtree>,
     offer: Offer,
     holes: Holes,
     filter: Filter,
@@ -136,12 +136,12 @@ impl Receiver {
     #[must_use]
     pub fn new(config: &Config) -> Self {
         Self {
-            desk: Desk::new(config.relay),
+            outbox: Outbox::new(config.relay),
             filter: Filter::anchored(&config.options.rules, &config.options.anchor),
             config: config.clone(),
             phase: Phase::Offer,
             subject: None,
-            parts: Vec::new(),
+            subtrees: Vec::new(),
             offer: Offer::default(),
             holes: Holes::default(),
             offered: None,
@@ -173,7 +173,7 @@ impl Receiver {
 
     fn message(&mut self, message: Message) {
         match message {
-            Message::Scope(parts) if self.subject.is_none() => self.parts(parts),
+            Message::Scope(subtrees) if self.subject.is_none() => self.subtrees(subtrees),
             Message::Subject(subject) if self.subject.is_none() => self.subject(subject),
             Message::Pushed(files) if self.subject.is_some() && self.offered.is_none() => self.pushed(files),
             Message::Sampled(files) if self.subject.is_some() && self.offered.is_none() => {
@@ -185,7 +185,9 @@ impl Receiver {
             Message::Offered { complete } if self.subject.is_some() && self.offered.is_none() => {
                 self.offered_all(complete);
             }
-            Message::Base { digest } if self.subject.is_some() && self.offered.is_none() => self.base(digest),
+            Message::Baseline { digest } if self.subject.is_some() && self.offered.is_none() => {
+                self.baseline(digest)
+            }
             Message::Changes(change) if self.offered.is_none() => self.changes(&change),
             Message::Changed { complete, digest } if self.offered.is_none() => self.changed(complete, digest),
             Message::Files(files) => self.files(files),
@@ -193,8 +195,8 @@ impl Receiver {
             Message::SignRequest { id, windows } => self.sign_request(id, windows),
             Message::CutRequest { id, stretch } => self.cut_request(id, stretch),
             Message::Pieces { id, ops, end } => self.pieces(id, ops, end),
-            Message::Note(event) => self.desk.note(event),
-            Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
+            Message::Note(event) => self.outbox.note(event),
+            Message::Abort { kind, text } => self.outbox.peer_failed(kind, text),
             Message::Scope(_)
             | Message::Subject(_)
             | Message::Pushed(_)
@@ -203,9 +205,9 @@ impl Receiver {
             | Message::Ignores(_)
             | Message::Entries(_)
             | Message::Offered { .. }
-            | Message::Base { .. }
+            | Message::Baseline { .. }
             | Message::Changes(_)
-            | Message::Changed { .. } => self.desk.protocol_error("an offer out of turn"),
+            | Message::Changed { .. } => self.outbox.protocol_error("an offer out of turn"),
             Message::Wants(_)
             | Message::FileSignatures(_)
             | Message::Signatures { .. }
@@ -213,8 +215,8 @@ impl Receiver {
             | Message::Finished(_)
             | Message::Rescan
             | Message::Heartbeat { .. }
-            | Message::Forgotten => {
-                self.desk.protocol_error("a message that only a receiver sends");
+            | Message::BaselineMissing => {
+                self.outbox.protocol_error("a message that only a receiver sends");
             }
         }
     }
@@ -222,20 +224,20 @@ impl Receiver {
     fn outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Open(Ok(opened)) => self.opened(opened),
-            Outcome::Open(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
-            Outcome::Recall(record) => self.recalled(record),
+            Outcome::Open(Err(error)) => self.outbox.fatal(AbortKind::Destination, error),
+            Outcome::LoadBaseline(record) => self.loaded(record),
             Outcome::Resolve(answers) if self.phase == Phase::Offer => self.resolved(&answers),
             Outcome::Plan(Ok(())) => self.planned(),
-            Outcome::Plan(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
+            Outcome::Plan(Err(error)) => self.outbox.fatal(AbortKind::Destination, error),
             Outcome::Sign(results) => self.signed(results),
             Outcome::SignWindows(id, result) => {
                 self.signs -= 1;
                 match result {
-                    Err(Fault::Fatal(kind, text)) => self.desk.fail(kind, text),
+                    Err(WorkError::Fatal(kind, text)) => self.outbox.fail(kind, text),
                     // The basis changed or went away meanwhile: send no signatures.
                     result => {
                         let signatures = result.unwrap_or_default().into_iter().map(ByteBuf::from).collect();
-                        self.desk.send(Message::Signatures { id, signatures });
+                        self.outbox.send(Message::Signatures { id, signatures });
                     }
                 }
             }
@@ -243,9 +245,9 @@ impl Receiver {
             Outcome::Cut(id, result) => {
                 self.signs -= 1;
                 match result {
-                    Err(Fault::Fatal(kind, text)) => self.desk.fail(kind, text),
+                    Err(WorkError::Fatal(kind, text)) => self.outbox.fail(kind, text),
                     result => {
-                        self.desk.send(Message::Chunks { id, chunks: result.unwrap_or_default() });
+                        self.outbox.send(Message::Chunks { id, chunks: result.unwrap_or_default() });
                     }
                 }
             }
@@ -269,21 +271,21 @@ impl Receiver {
                 self.closed = true;
                 self.tally.adjusted += u64::from(self.plan.adjusts_root());
                 if let Some(pair) = self.pair.filter(|pair| self.will_be_copy && self.is_news(pair)) {
-                    self.desk.report(Event::Paired(pair));
+                    self.outbox.report(Event::Paired(pair));
                 }
                 self.finish_when_ready();
             }
-            Outcome::Remember => {
-                self.offer.is_being_kept = false;
+            Outcome::StoreBaseline => {
+                self.offer.is_being_stored = false;
                 self.finish_when_ready();
             }
-            Outcome::Close(Err(fault)) => self.desk.fatal(AbortKind::Destination, fault),
-            other => self.desk.stray_outcome(&other),
+            Outcome::Close(Err(error)) => self.outbox.fatal(AbortKind::Destination, error),
+            other => self.outbox.stray_outcome(&other),
         }
     }
 
     fn opened(&mut self, opened: Opened) {
-        self.desk.report(Event::Resolved { path: opened.path.clone() });
+        self.outbox.report(Event::Resolved { path: opened.path.clone() });
         self.opened = Some(opened);
         self.compare_when_ready();
     }
@@ -307,7 +309,7 @@ impl Receiver {
                     && (self.config.options.delete || self.wanted.position(&path).is_some())
             });
             if matters {
-                self.desk.problem(problem);
+                self.outbox.problem(problem);
             }
         }
     }
@@ -322,33 +324,33 @@ impl Receiver {
 
     fn announce_plan(&mut self, present: &Manifest) {
         for problem in self.plan.problems(&self.wanted) {
-            self.desk.problem(problem);
+            self.outbox.problem(problem);
         }
         if self.config.options.list_changes {
             for event in self.plan.events(&self.wanted, present) {
-                self.desk.report(event);
+                self.outbox.report(event);
             }
         }
         if self.offer.is_partial && !self.config.options.delete {
             for event in self.plan.left(&self.wanted, present, &self.filter) {
-                self.desk.report(event);
+                self.outbox.report(event);
             }
         }
         let (files, bytes) = self.plan.content(&self.wanted, |_| true);
-        self.desk.progress(Event::Planned { files, bytes });
+        self.outbox.progress(Event::Planned { files, bytes });
     }
 
     /// Sends `Finished` only when all works are done: the sender may cut the agent off afterwards.
     fn finish_when_ready(&mut self) {
-        if self.closed && !self.offer.is_being_kept {
-            self.desk.send(Message::Finished(self.tally));
-            self.desk.finish(self.tally);
+        if self.closed && !self.offer.is_being_stored {
+            self.outbox.send(Message::Finished(self.tally));
+            self.outbox.finish(self.tally);
         }
     }
 
     fn planned(&mut self) {
         self.phase = Phase::Directories;
-        self.remember();
+        self.store_baseline();
         // Steps that must precede any content.
         if !self.start_steps() {
             self.directories_are_there();
@@ -370,13 +372,13 @@ impl Receiver {
         }
         let later = steps.split_off(steps.len().min(STEPS_MAX));
         let now = std::mem::replace(steps, later);
-        self.desk.start(Work::Apply(now));
+        self.outbox.start(Work::Apply(now));
         true
     }
 
-    fn applied(&mut self, results: Vec<(Step, Result<(), Fault>)>) {
+    fn applied(&mut self, results: Vec<(Step, Result<(), WorkError>)>) {
         for (step, result) in results {
-            if matches!(step, Step::Unlock { .. }) && !matches!(result, Err(Fault::Fatal(..))) {
+            if matches!(step, Step::Unlock { .. }) && !matches!(result, Err(WorkError::Fatal(..))) {
                 continue;
             }
             let counter = match step {
@@ -407,13 +409,13 @@ impl Receiver {
                         self.tally.deleted += self.count_below(at);
                     }
                 }
-                Err(fault) => {
+                Err(error) => {
                     self.will_be_copy &= matches!(
                         step,
                         Step::MakeDirectory { .. } | Step::Adjust { .. } | Step::Respell { .. }
                     );
                     let path = self.step_path(step);
-                    if !self.desk.complain(path, fault) {
+                    if !self.outbox.report_error(path, error) {
                         return;
                     }
                 }
@@ -452,7 +454,7 @@ impl Receiver {
             };
             if self.phase == Phase::Close {
                 let pair = self.pair.filter(|_| self.will_be_copy);
-                self.desk.start(Work::Close { metadata: self.metadata, pair });
+                self.outbox.start(Work::Close { metadata: self.metadata, pair });
                 return;
             }
             if self.start_steps() {
@@ -504,28 +506,28 @@ impl Receiver {
 
 impl Engine for Receiver {
     fn input(&mut self, input: Input) {
-        if self.desk.ended.is_some() {
+        if self.outbox.ended.is_some() {
             return;
         }
         match input {
             Input::Message(message) => self.message(message),
             Input::Outcome(outcome) => self.outcome(outcome),
             Input::Closed(cause) => self.closing = Some(cause),
-            Input::Broken(kind, cause) => self.desk.fail(kind, cause),
+            Input::Broken(kind, cause) => self.outbox.fail(kind, cause),
         }
     }
 
     fn poll(&mut self) -> Output {
-        if self.desk.ended.is_none() && self.desk.queue.is_empty() {
+        if self.outbox.ended.is_none() && self.outbox.queue.is_empty() {
             if let Some(cause) = self.closing.clone().filter(|_| !self.puts_content_aside()) {
-                self.desk.peer_failed(AbortKind::Connection, cause);
+                self.outbox.peer_failed(AbortKind::Connection, cause);
             } else if self.closing.is_none() {
                 self.go_on();
             }
         }
         let waits_for_work =
-            self.held_bytes > HELD_BYTES_MAX || self.closing.is_some() || self.offer.is_recalling();
+            self.held_bytes > HELD_BYTES_MAX || self.closing.is_some() || self.offer.is_loading();
         let idle = if waits_for_work { Output::WaitForWork } else { Output::Wait };
-        self.desk.next().unwrap_or(idle)
+        self.outbox.next().unwrap_or(idle)
     }
 }

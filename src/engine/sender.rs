@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Read ─► Files
-//!      └► Base            └► Changes… Changed                  └► Source… ─► Files / Pieces /
+//!      └► Baseline        └► Changes… Changed                  └► Source… ─► Files / Pieces /
 //! FileSignatures ─► Diff ─► Files                              / Same    SignRequest / CutRequest
-//! [Remember ─►] Finished ─► done
+//! [StoreBaseline ─►] Finished ─► done
 //! ```
 
 use std::collections::{HashMap, VecDeque};
@@ -15,19 +15,19 @@ use serde_bytes::ByteBuf;
 use crate::content::chunk::Chunk;
 use crate::content::delta::signature_bytes;
 use crate::engine::work::{
-    Changed, Fault, Found, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
-    SourceNext, SourceStep, Work,
+    Changed, Found, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext,
+    SourceStep, Work, WorkError,
 };
-use crate::engine::{Config, Desk, Engine, Input, Output};
+use crate::engine::{Config, Engine, Input, Outbox, Output};
 use crate::monitor::Event;
 use crate::tree::entry::Kind;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::Manifest;
 use crate::tree::path_ref::PathRef;
-use crate::tree::scope::Part;
+use crate::tree::subtrees::Subtree;
 use crate::wire::message::{
-    AbortKind, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, Holes, LIST_MAX, Message, Old, Op, SMALL_BYTES_MAX,
-    SMALL_OLD_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
+    AbortKind, BasisReport, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, Holes, LIST_MAX, Message, Op,
+    SMALL_BASIS_BYTES_MAX, SMALL_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
 };
 
 /// Longest file that is sent whole although the receiver has a basis: a signature costs a round
@@ -50,14 +50,14 @@ const ASKS_MAX: u8 = 2;
 /// The side that has the files.
 #[derive(Debug)]
 pub struct Sender {
-    desk: Desk,
+    outbox: Outbox,
     manifest: Option<Arc<Manifest>>,
     /// Ignore files of the offer.
     ignores: Vec<IgnoreFile>,
     complete: bool,
     offered_all: bool,
-    /// True while the receiver has been named a base and has not reported it as forgotten.
-    has_base: bool,
+    /// True while the receiver has been named a baseline and has not reported it as missing.
+    has_baseline: bool,
     /// True on the agent.
     relay: bool,
     keeping: Keeping,
@@ -72,7 +72,7 @@ pub struct Sender {
     /// Wants that wait for their turn.
     small: VecDeque<Want>,
     /// Bytes of those files that have a basis.
-    small_old_bytes: u64,
+    small_basis_bytes: u64,
     /// Small files whose basis the receiver must sign, with its length.
     differing: HashMap<u32, u64>,
     /// Small files whose basis the receiver has signed.
@@ -121,15 +121,15 @@ impl Sender {
     /// Makes a sender that begins by identifying and listing its source.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        let mut desk = Desk::new(config.relay);
-        desk.start(Work::Find);
+        let mut outbox = Outbox::new(config.relay);
+        outbox.start(Work::Find);
         Self {
-            desk,
+            outbox,
             manifest: None,
             ignores: Vec::new(),
             complete: false,
             offered_all: false,
-            has_base: false,
+            has_baseline: false,
             relay: config.relay,
             keeping: Keeping::Settled,
             listed: None,
@@ -137,7 +137,7 @@ impl Sender {
             pushed: Vec::new(),
             finished: None,
             small: VecDeque::new(),
-            small_old_bytes: 0,
+            small_basis_bytes: 0,
             differing: HashMap::new(),
             signed: VecDeque::new(),
             large: VecDeque::new(),
@@ -153,16 +153,16 @@ impl Sender {
         match message {
             Message::Wants(wants) => {
                 wants.into_iter().for_each(|want| self.want(want));
-                self.remember();
+                self.store_baseline();
             }
             Message::Signatures { id, signatures } => match self.streams.get(&id) {
                 // An empty list means that the basis can no longer be read.
                 Some(Stream::Signing(count)) if signatures.is_empty() || signatures.len() == *count => {
                     self.streams.insert(id, Stream::Working);
                     let signatures = signatures.into_iter().map(ByteBuf::into_vec).collect();
-                    self.desk.start(Work::Source { id, step: SourceStep::Signatures(signatures) });
+                    self.outbox.start(Work::Source { id, step: SourceStep::Signatures(signatures) });
                 }
-                _ => self.desk.protocol_error("signatures that nobody asked for"),
+                _ => self.outbox.protocol_error("signatures that nobody asked for"),
             },
             Message::FileSignatures(files) => {
                 files.into_iter().for_each(|(id, signature)| self.file_signature(id, signature.into_vec()));
@@ -170,25 +170,25 @@ impl Sender {
             Message::Chunks { id, chunks } => match self.streams.get_mut(&id) {
                 Some(Stream::Cutting(theirs @ None)) => *theirs = Some(chunks),
                 Some(Stream::Cut) => self.compare_chunks(id, chunks),
-                _ => self.desk.protocol_error("chunks that nobody asked for"),
+                _ => self.outbox.protocol_error("chunks that nobody asked for"),
             },
             Message::Finished(_) if !self.unanswered.is_empty() || self.manifest.is_none() => {
-                self.desk.protocol_error("finished before everything was answered");
+                self.outbox.protocol_error("finished before everything was answered");
             }
             Message::Finished(tally) => {
                 self.finished = Some(tally);
-                self.remember();
+                self.store_baseline();
                 self.finish_when_ready();
             }
-            Message::Forgotten => self.forgotten(),
-            Message::Rescan => self.desk.protocol_error("a further round is asked for where there is none"),
-            Message::Note(event) => self.desk.note(event),
-            Message::Abort { kind, text } => self.desk.peer_failed(kind, text),
+            Message::BaselineMissing => self.forgotten(),
+            Message::Rescan => self.outbox.protocol_error("a further round is asked for where there is none"),
+            Message::Note(event) => self.outbox.note(event),
+            Message::Abort { kind, text } => self.outbox.peer_failed(kind, text),
             Message::Subject(_)
             | Message::Ignores(_)
             | Message::Entries(_)
             | Message::Offered { .. }
-            | Message::Base { .. }
+            | Message::Baseline { .. }
             | Message::Changes(_)
             | Message::Changed { .. }
             | Message::Files(_)
@@ -200,7 +200,7 @@ impl Sender {
             | Message::Pushed(_)
             | Message::Heartbeat { .. }
             | Message::Sampled(_)
-            | Message::Holes(_) => self.desk.protocol_error("a message that only a sender sends"),
+            | Message::Holes(_) => self.outbox.protocol_error("a message that only a sender sends"),
         }
     }
 
@@ -210,36 +210,36 @@ impl Sender {
             Kind::File { size, .. } => Some(size),
             Kind::Directory | Kind::Symlink { .. } => None,
         }) else {
-            return self.desk.protocol_error("a want for what was not offered as a file");
+            return self.outbox.protocol_error("a want for what was not offered as a file");
         };
         if !want.fits(size) {
-            return self.desk.protocol_error("a want names other blocks than the file can have");
+            return self.outbox.protocol_error("a want names other blocks than the file can have");
         }
         let asked = self.asks.entry(want.id).or_default();
         *asked += 1;
         let weight = want.weight();
         if *asked > ASKS_MAX || self.unanswered.insert(want.id, weight).is_some() {
-            return self.desk.protocol_error("a file was asked for too often");
+            return self.outbox.protocol_error("a file was asked for too often");
         }
         self.unanswered_bytes += weight;
         if self.unanswered.len() > WANTS_MAX || self.unanswered_bytes > WANTS_BYTES_MAX {
-            return self.desk.protocol_error("too many wants without an answer");
+            return self.outbox.protocol_error("too many wants without an answer");
         }
-        self.desk.progress(Event::Planned { files: 1, bytes: size });
-        if let Some(Old::Signed { length, signature }) =
-            want.old.take_if(|old| matches!(old, Old::Signed { .. }))
+        self.outbox.progress(Event::Planned { files: 1, bytes: size });
+        if let Some(BasisReport::Signed { length, signature }) =
+            want.basis.take_if(|basis| matches!(basis, BasisReport::Signed { .. }))
         {
             let signature = signature.into_vec();
-            return self.signed.push_back(SignedFile { id: want.id, old_length: length, signature });
+            return self.signed.push_back(SignedFile { id: want.id, basis_length: length, signature });
         }
         let is_small = size <= SMALL_BYTES_MAX
-            && match (&want.staged, want.old_blocks()) {
+            && match (&want.staged, want.basis_blocks()) {
                 (None, None) => true,
-                (None, Some(old)) => old.length <= SMALL_OLD_BYTES_MAX || size <= WHOLE_BYTES_MAX,
+                (None, Some(basis)) => basis.length <= SMALL_BASIS_BYTES_MAX || size <= WHOLE_BYTES_MAX,
                 (Some(_), _) => size <= WHOLE_BYTES_MAX,
             };
         if is_small {
-            self.small_old_bytes += want.old.as_ref().map_or(0, |_| size);
+            self.small_basis_bytes += want.basis.as_ref().map_or(0, |_| size);
             self.small.push_back(want);
         } else {
             self.large.push_back(want);
@@ -247,23 +247,23 @@ impl Sender {
     }
 
     fn file_signature(&mut self, id: u32, signature: Vec<u8>) {
-        let Some(old_length) = self.differing.remove(&id) else {
-            return self.desk.protocol_error("a signature that nobody asked for");
+        let Some(basis_length) = self.differing.remove(&id) else {
+            return self.outbox.protocol_error("a signature that nobody asked for");
         };
-        if !signature.is_empty() && signature.len() != signature_bytes(old_length as usize) {
-            return self.desk.protocol_error("a signature of another length than due");
+        if !signature.is_empty() && signature.len() != signature_bytes(basis_length as usize) {
+            return self.outbox.protocol_error("a signature of another length than due");
         }
-        self.signed.push_back(SignedFile { id, old_length, signature });
+        self.signed.push_back(SignedFile { id, basis_length, signature });
     }
 
     fn outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Find(Ok(found)) => self.found(found),
             Outcome::Scan(Ok(scanned)) => self.scanned(scanned),
-            Outcome::Find(Err(fault)) | Outcome::Scan(Err(fault)) => {
-                self.desk.fatal(AbortKind::Selection, fault)
+            Outcome::Find(Err(error)) | Outcome::Scan(Err(error)) => {
+                self.outbox.fatal(AbortKind::Selection, error)
             }
-            Outcome::Remember => {
+            Outcome::StoreBaseline => {
                 self.keeping = Keeping::Settled;
                 if let Some(scanned) = self.listed.take() {
                     self.offer(scanned);
@@ -272,40 +272,40 @@ impl Sender {
             }
             Outcome::Read(files) => self.read(files),
             Outcome::Source(id, Ok((ops, next))) => self.source(id, ops, next),
-            Outcome::Source(id, Err(fault)) => {
+            Outcome::Source(id, Err(error)) => {
                 self.streams.remove(&id);
-                if self.desk.complain(self.path(id), fault) {
+                if self.outbox.report_error(self.path(id), error) {
                     self.answered(id);
-                    self.desk.send(Message::Files(vec![(id, Body::Skipped)]));
+                    self.outbox.send(Message::Files(vec![(id, Body::Skipped)]));
                 }
             }
-            other => self.desk.stray_outcome(&other),
+            other => self.outbox.stray_outcome(&other),
         }
     }
 
     fn found(&mut self, found: Found) {
         if found.is_partial {
             self.subject = Some(found.subject);
-            return self.desk.start(Work::Scan);
+            return self.outbox.start(Work::Scan);
         }
-        self.desk.send(Message::Subject(found.subject));
-        // Name the base long before the differences are known, so that a receiver without it can
-        // say so meanwhile.
-        if let Some(digest) = found.base {
-            self.has_base = true;
-            self.desk.send(Message::Base { digest });
+        self.outbox.send(Message::Subject(found.subject));
+        // Name the baseline long before the differences are known, so that a receiver without it
+        // can say so meanwhile.
+        if let Some(digest) = found.baseline {
+            self.has_baseline = true;
+            self.outbox.send(Message::Baseline { digest });
         }
-        self.desk.start(Work::Scan);
+        self.outbox.start(Work::Scan);
     }
 
     fn scanned(&mut self, mut scanned: Scanned) {
         let Scanned { manifest, problems, excluded, is_new, .. } = &mut scanned;
         let bytes = manifest.content_bytes();
-        self.desk.report(Event::Scanned { entries: manifest.len() as u64, bytes });
+        self.outbox.report(Event::Scanned { entries: manifest.len() as u64, bytes });
         if *excluded > 0 {
-            self.desk.report(Event::Excluded { entries: *excluded });
+            self.outbox.report(Event::Excluded { entries: *excluded });
         }
-        std::mem::take(problems).into_iter().for_each(|problem| self.desk.problem(problem));
+        std::mem::take(problems).into_iter().for_each(|problem| self.outbox.problem(problem));
         if *is_new {
             self.keeping = Keeping::Due;
         }
@@ -319,11 +319,11 @@ impl Sender {
 
     fn keep(&mut self, manifest: Arc<Manifest>, ignores: Vec<IgnoreFile>) {
         self.keeping = Keeping::UnderWay;
-        self.desk.start(Work::Remember { manifest, ignores });
+        self.outbox.start(Work::StoreBaseline { manifest, ignores });
     }
 
     /// Stores the offer as the baseline, now that the receiver has taken it in.
-    fn remember(&mut self) {
+    fn store_baseline(&mut self) {
         if let (Keeping::Due, Some(manifest)) = (self.keeping, self.manifest.clone()) {
             self.keep(manifest, self.ignores.clone());
         }
@@ -331,7 +331,7 @@ impl Sender {
 
     fn finish_when_ready(&mut self) {
         if let (Keeping::Settled, Some(tally)) = (self.keeping, self.finished) {
-            self.desk.finish(tally);
+            self.outbox.finish(tally);
         }
     }
 
@@ -340,30 +340,30 @@ impl Sender {
         (self.manifest, self.ignores) = (Some(manifest), ignores);
         self.complete = complete;
         if let (Some(scope), Some(subject)) = (scope, self.subject.take()) {
-            let parts: Vec<Part> = scope.encode().collect();
-            let mut parts = parts.chunks(LIST_MAX);
+            let subtrees: Vec<Subtree> = scope.encode().collect();
+            let mut subtrees = subtrees.chunks(LIST_MAX);
             // Send at least one scope: an offer without any is a full one.
-            let first = parts.next().unwrap_or_default();
+            let first = subtrees.next().unwrap_or_default();
             std::iter::once(first)
-                .chain(parts)
-                .for_each(|parts| self.desk.send(Message::Scope(parts.to_vec())));
-            self.desk.send(Message::Subject(subject));
+                .chain(subtrees)
+                .for_each(|subtrees| self.outbox.send(Message::Scope(subtrees.to_vec())));
+            self.outbox.send(Message::Subject(subject));
         }
         self.pushed = pushed;
         // Send samples once, whether the offer goes as changes or in full.
         if !sampled.is_empty() {
-            self.desk.send(Message::Sampled(sampled));
+            self.outbox.send(Message::Sampled(sampled));
         }
         if holes != Holes::default() {
-            self.desk.send(Message::Holes(holes));
+            self.outbox.send(Message::Holes(holes));
         }
         match changed {
-            Some(Changed { changes, ignores, digest }) if self.has_base => {
+            Some(Changed { changes, ignores, digest }) if self.has_baseline => {
                 if ignores {
                     self.offer_ignores();
                 }
-                changes.into_iter().for_each(|change| self.desk.send(Message::Changes(change)));
-                self.desk.send(Message::Changed { complete, digest });
+                changes.into_iter().for_each(|change| self.outbox.send(Message::Changes(change)));
+                self.outbox.send(Message::Changed { complete, digest });
             }
             _ => self.offer_all(),
         }
@@ -376,10 +376,10 @@ impl Sender {
             self.offer_ignores();
         }
         for block in manifest.blocks() {
-            self.desk.send(Message::Entries(ByteBuf::from(block)));
+            self.outbox.send(Message::Entries(ByteBuf::from(block)));
         }
         self.push();
-        self.desk.send(Message::Offered { complete: self.complete });
+        self.outbox.send(Message::Offered { complete: self.complete });
     }
 
     /// Sends the pushed contents.
@@ -387,7 +387,7 @@ impl Sender {
         let pushed = std::mem::take(&mut self.pushed);
         if !pushed.is_empty() {
             let files = pushed.into_iter().map(|file| (file.id, file.hash, ByteBuf::from(file.data)));
-            self.desk.send(Message::Pushed(files.collect()));
+            self.outbox.send(Message::Pushed(files.collect()));
         }
     }
 
@@ -396,14 +396,14 @@ impl Sender {
         let mut files = self.ignores.chunks(16);
         let first = files.next().unwrap_or_default();
         for files in std::iter::once(first).chain(files) {
-            self.desk.send(Message::Ignores(files.to_vec()));
+            self.outbox.send(Message::Ignores(files.to_vec()));
         }
     }
 
-    /// Handles a receiver that does not have the base.
+    /// Handles a receiver that does not have the baseline.
     fn forgotten(&mut self) {
-        if !std::mem::take(&mut self.has_base) || !self.asks.is_empty() {
-            return self.desk.protocol_error("it forgot what it was not told, or knew before");
+        if !std::mem::take(&mut self.has_baseline) || !self.asks.is_empty() {
+            return self.outbox.protocol_error("it forgot what it was not told, or knew before");
         }
         // A tree that is still being listed will be offered in full.
         if self.manifest.is_some() && !self.offered_all {
@@ -411,34 +411,34 @@ impl Sender {
         }
     }
 
-    fn read(&mut self, files: Vec<(u32, Result<ReadFile, Fault>)>) {
+    fn read(&mut self, files: Vec<(u32, Result<ReadFile, WorkError>)>) {
         self.reads -= 1;
         let (mut answers, mut same) = (Vec::with_capacity(files.len()), Vec::new());
         for (id, result) in files {
             let body = match result {
                 Ok(ReadFile { content: ReadContent::Whole(data), hash }) => {
-                    self.desk.progress(Event::Moved { bytes: data.len() as u64 });
+                    self.outbox.progress(Event::Moved { bytes: data.len() as u64 });
                     Body::Whole { hash, data: ByteBuf::from(data) }
                 }
                 Ok(ReadFile { content: ReadContent::Delta(delta), hash }) => {
                     let sent = delta.len() as u64;
-                    self.desk.progress(Event::Moved { bytes: sent });
-                    self.desk.progress(Event::Matched { bytes: self.size(id).saturating_sub(sent) });
+                    self.outbox.progress(Event::Moved { bytes: sent });
+                    self.outbox.progress(Event::Matched { bytes: self.size(id).saturating_sub(sent) });
                     Body::Delta { hash, delta: ByteBuf::from(delta) }
                 }
                 Ok(ReadFile { content: ReadContent::Same, hash }) => {
-                    self.desk.progress(Event::Matched { bytes: self.size(id) });
+                    self.outbox.progress(Event::Matched { bytes: self.size(id) });
                     self.answered(id);
                     same.push((id, hash));
                     continue;
                 }
-                Ok(ReadFile { content: ReadContent::Differs { old_length }, .. }) => {
-                    self.differing.insert(id, old_length);
+                Ok(ReadFile { content: ReadContent::Differs { basis_length }, .. }) => {
+                    self.differing.insert(id, basis_length);
                     answers.push((id, Body::Differs));
                     continue;
                 }
-                Err(fault) => {
-                    if !self.desk.complain(self.path(id), fault) {
+                Err(error) => {
+                    if !self.outbox.report_error(self.path(id), error) {
                         return;
                     }
                     Body::Skipped
@@ -448,34 +448,34 @@ impl Sender {
             answers.push((id, body));
         }
         if !same.is_empty() {
-            self.desk.send(Message::same(&same));
+            self.outbox.send(Message::same(&same));
         }
         if !answers.is_empty() {
-            self.desk.send(Message::Files(answers));
+            self.outbox.send(Message::Files(answers));
         }
     }
 
     fn source(&mut self, id: u32, ops: Vec<Op>, next: SourceNext) {
         let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
         let made: u64 = ops.iter().map(Op::made_bytes).sum();
-        self.desk.progress(Event::Moved { bytes: sent });
-        self.desk.progress(Event::Matched { bytes: made.saturating_sub(sent) });
+        self.outbox.progress(Event::Moved { bytes: sent });
+        self.outbox.progress(Event::Matched { bytes: made.saturating_sub(sent) });
         let end = match next {
             SourceNext::More => {
-                self.desk.send(Message::Pieces { id, ops, end: None });
-                return self.desk.start(Work::Source { id, step: SourceStep::More });
+                self.outbox.send(Message::Pieces { id, ops, end: None });
+                return self.outbox.start(Work::Source { id, step: SourceStep::More });
             }
             SourceNext::Sign(windows) => {
                 if !ops.is_empty() {
-                    self.desk.send(Message::Pieces { id, ops, end: None });
+                    self.outbox.send(Message::Pieces { id, ops, end: None });
                 }
                 self.streams.insert(id, Stream::Signing(windows.len()));
-                return self.desk.send(Message::SignRequest { id, windows });
+                return self.outbox.send(Message::SignRequest { id, windows });
             }
             SourceNext::Cut(stretch) => {
                 self.streams.insert(id, Stream::Cutting(None));
-                self.desk.send(Message::CutRequest { id, stretch });
-                return self.desk.start(Work::Source { id, step: SourceStep::Cut });
+                self.outbox.send(Message::CutRequest { id, stretch });
+                return self.outbox.start(Work::Source { id, step: SourceStep::Cut });
             }
             SourceNext::Chunks => {
                 if let Some(Stream::Cutting(Some(theirs))) = self.streams.insert(id, Stream::Cut) {
@@ -485,18 +485,18 @@ impl Sender {
             }
             SourceNext::End(hash) => Message::Pieces { id, ops, end: Some(hash) },
             SourceNext::Same(hash) => {
-                self.desk.progress(Event::Matched { bytes: self.size(id) });
+                self.outbox.progress(Event::Matched { bytes: self.size(id) });
                 Message::same(&[(id, hash)])
             }
         };
         self.streams.remove(&id);
         self.answered(id);
-        self.desk.send(end);
+        self.outbox.send(end);
     }
 
     fn compare_chunks(&mut self, id: u32, theirs: Vec<Chunk>) {
         self.streams.insert(id, Stream::Working);
-        self.desk.start(Work::Source { id, step: SourceStep::Chunks(theirs) });
+        self.outbox.start(Work::Source { id, step: SourceStep::Chunks(theirs) });
     }
 
     fn answered(&mut self, id: u32) {
@@ -518,10 +518,10 @@ impl Sender {
         while self.works() < WORKS_MAX {
             if let Some(batch) = self.next_signed() {
                 self.reads += 1;
-                self.desk.start(Work::Diff(batch));
+                self.outbox.start(Work::Diff(batch));
             } else if let Some(batch) = self.next_batch() {
                 self.reads += 1;
-                self.desk.start(Work::Read(batch));
+                self.outbox.start(Work::Read(batch));
             } else if self.streams.len() < STREAMS_MAX
                 && let Some(want) = self.large.pop_front()
             {
@@ -541,13 +541,13 @@ impl Sender {
         let id = want.id;
         self.streams.insert(id, Stream::Working);
         let path = self.path(id);
-        self.desk.progress(Event::Began { path });
-        self.desk.start(Work::Source { id, step: SourceStep::Begin(want) });
+        self.outbox.progress(Event::Began { path });
+        self.outbox.start(Work::Source { id, step: SourceStep::Begin(want) });
     }
 
     /// Takes small files that together make about one message.
     fn next_batch(&mut self) -> Option<Vec<ReadOrder>> {
-        let in_bulk = self.small_old_bytes > WHOLE_QUEUE_BYTES_MAX;
+        let in_bulk = self.small_basis_bytes > WHOLE_QUEUE_BYTES_MAX;
         let mut batch = Vec::new();
         let mut bytes = 0;
         while let Some(want) = self.small.front() {
@@ -557,11 +557,13 @@ impl Sender {
                 break;
             }
             let Some(want) = self.small.pop_front() else { break };
-            let may_ask = match want.old_blocks() {
-                Some(old) => {
-                    self.small_old_bytes -= size;
+            let may_ask = match want.basis_blocks() {
+                Some(basis) => {
+                    self.small_basis_bytes -= size;
                     let worth = if in_bulk { DELTA_BYTES_MIN } else { WHOLE_BYTES_MAX + 1 };
-                    size >= worth && (1..=SMALL_OLD_BYTES_MAX).contains(&old.length) && want.staged.is_none()
+                    size >= worth
+                        && (1..=SMALL_BASIS_BYTES_MAX).contains(&basis.length)
+                        && want.staged.is_none()
                 }
                 None => false,
             };
@@ -585,7 +587,7 @@ impl Sender {
 
 impl Engine for Sender {
     fn input(&mut self, input: Input) {
-        if self.desk.ended.is_some() {
+        if self.outbox.ended.is_some() {
             return;
         }
         match input {
@@ -594,18 +596,18 @@ impl Engine for Sender {
             Input::Message(message) => self.message(message),
             Input::Outcome(outcome) => self.outcome(outcome),
             Input::Closed(cause) => {
-                self.desk.peer_failed(AbortKind::Connection, cause);
+                self.outbox.peer_failed(AbortKind::Connection, cause);
             }
-            Input::Broken(kind, cause) => self.desk.fail(kind, cause),
+            Input::Broken(kind, cause) => self.outbox.fail(kind, cause),
         }
     }
 
     fn poll(&mut self) -> Output {
-        if self.desk.ended.is_none() && self.desk.queue.is_empty() {
+        if self.outbox.ended.is_none() && self.outbox.queue.is_empty() {
             self.pump();
         }
         // `Wait` here would make the caller report the ended stream again and again.
         let idle = if self.finished.is_some() { Output::WaitForWork } else { Output::Wait };
-        self.desk.next().unwrap_or(idle)
+        self.outbox.next().unwrap_or(idle)
     }
 }

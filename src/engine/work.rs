@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::content::chunk::Chunk;
 use crate::content::hash::Hash;
 use crate::content::sample::Samples;
-use crate::monitor::{Problem, Trouble};
+use crate::monitor::{Problem, ProblemKind};
 use crate::tree::change::Change;
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
@@ -13,11 +13,11 @@ use crate::tree::filter::IgnoreFile;
 use crate::tree::kept::Kept;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::place::{Pair, Place};
 use crate::tree::record::Record;
-use crate::tree::scope::Scope;
 use crate::tree::spelling::{Answers, Questions, Spelling};
-use crate::wire::hello::Baseline;
+use crate::tree::subtrees::SubtreeSet;
+use crate::tree::tree_id::{Pair, TreeId};
+use crate::wire::hello::History;
 use crate::wire::message::{AbortKind, Holes, Op, Stretch, Subject, Want, Window};
 
 /// An operation. Each variant brings back the [`Outcome`] of the same name.
@@ -44,7 +44,7 @@ pub enum Work {
         /// The offered object.
         subject: Subject,
         /// The parts to list; `None` means everything.
-        scope: Option<Scope>,
+        scope: Option<SubtreeSet>,
     },
     /// Receiver, before the plan: ask the filesystem which names it folds into one.
     Resolve(Questions),
@@ -113,10 +113,10 @@ pub enum Work {
         pair: Option<Pair>,
     },
     /// Receiver: find the record with this digest.
-    Recall(Hash),
+    LoadBaseline(Hash),
     /// Either side: store the offer as the baseline of the next run. If that fails, the run goes on
     /// without one.
-    Remember {
+    StoreBaseline {
         /// The offered tree.
         manifest: Arc<Manifest>,
         /// The tree's ignore files.
@@ -183,14 +183,14 @@ pub struct SignOrder {
 
 /// A basis report, with facts that only the receiver needs.
 #[derive(Debug)]
-pub struct Told {
+pub struct Advertised {
     /// The want, as the sender gets it.
     pub want: Want,
     /// The hash of the advertised basis, if the sender may answer that the file is the same.
     pub hash: Option<Hash>,
-    /// True if the basis was advertised with a gap inserted ([shift map](crate::content::fitted)).
-    /// An equal file must then still be put in place.
-    pub is_widened: bool,
+    /// True if the basis was advertised with a gap inserted ([shift
+    /// map](crate::content::shift_map)). An equal file must then still be put in place.
+    pub has_gap: bool,
 }
 
 /// A small file whose basis was signed.
@@ -199,7 +199,7 @@ pub struct SignedFile {
     /// The file's id.
     pub id: u32,
     /// Length of the basis in bytes.
-    pub old_length: u64,
+    pub basis_length: u64,
     /// The signature; empty where it is unavailable.
     pub signature: Vec<u8>,
 }
@@ -225,7 +225,7 @@ pub enum ReadContent {
     /// Unknown until the signature of the basis arrives.
     Differs {
         /// Length of the basis in bytes.
-        old_length: u64,
+        basis_length: u64,
     },
 }
 
@@ -326,41 +326,41 @@ pub enum Step {
 #[derive(Debug)]
 pub enum Outcome {
     /// The identified source.
-    Find(Result<Found, Fault>),
+    Find(Result<Found, WorkError>),
     /// The listed source.
-    Scan(Result<Scanned, Fault>),
+    Scan(Result<Scanned, WorkError>),
     /// The files that were read.
-    Read(Vec<(u32, Result<ReadFile, Fault>)>),
+    Read(Vec<(u32, Result<ReadFile, WorkError>)>),
     /// The steps of a file, and its next need.
-    Source(u32, Result<(Vec<Op>, SourceNext), Fault>),
+    Source(u32, Result<(Vec<Op>, SourceNext), WorkError>),
     /// The destination.
-    Open(Result<Opened, Fault>),
+    Open(Result<Opened, WorkError>),
     /// The names that the filesystem folds into one.
     Resolve(Answers),
     /// Both manifests are handed over. If the destination will change, this run holds its lock.
-    Plan(Result<(), Fault>),
+    Plan(Result<(), WorkError>),
     /// The basis reports, each with the hash of its basis.
-    Sign(Vec<(u32, Result<Told, Fault>)>),
+    Sign(Vec<(u32, Result<Advertised, WorkError>)>),
     /// Signatures, in the order of the windows.
-    SignWindows(u32, Result<Vec<Vec<u8>>, Fault>),
+    SignWindows(u32, Result<Vec<Vec<u8>>, WorkError>),
     /// The signatures.
-    SignFiles(Vec<(u32, Result<Vec<u8>, Fault>)>),
+    SignFiles(Vec<(u32, Result<Vec<u8>, WorkError>)>),
     /// The chunks of a range.
-    Cut(u32, Result<Vec<Chunk>, Fault>),
+    Cut(u32, Result<Vec<Chunk>, WorkError>),
     /// Per file: success if it is in place.
-    Store(Vec<(u32, Result<(), Fault>)>),
+    Store(Vec<(u32, Result<(), WorkError>)>),
     /// Per file: success if it is in place.
-    Copy(Vec<(u32, Result<(), Fault>)>),
+    Copy(Vec<(u32, Result<(), WorkError>)>),
     /// Success if the steps were done.
-    Sink(u32, Result<(), Fault>),
+    Sink(u32, Result<(), WorkError>),
     /// Result of each step.
-    Apply(Vec<(Step, Result<(), Fault>)>),
+    Apply(Vec<(Step, Result<(), WorkError>)>),
     /// Success if the destination is complete.
-    Close(Result<(), Fault>),
+    Close(Result<(), WorkError>),
     /// The record, if it exists.
-    Recall(Option<Record>),
+    LoadBaseline(Option<Record>),
     /// The baseline is stored, or storing it failed.
-    Remember,
+    StoreBaseline,
 }
 
 /// An identified source.
@@ -369,7 +369,7 @@ pub struct Found {
     /// The source.
     pub subject: Subject,
     /// Digest of the record of the last offer, if a baseline is stored.
-    pub base: Option<Hash>,
+    pub baseline: Option<Hash>,
     /// True if only parts of it will be listed.
     pub is_partial: bool,
 }
@@ -387,12 +387,12 @@ pub struct Scanned {
     pub complete: bool,
     /// Number of entries that the rules excluded.
     pub excluded: u64,
-    /// Changes to the base that was found; `None` if the sender must offer everything.
+    /// Changes to the baseline that was found; `None` if the sender must offer everything.
     pub changed: Option<Changed>,
     /// True if the offer can be stored as the baseline and is not stored yet.
     pub is_new: bool,
     /// The parts of the tree that were listed; `None` means everything.
-    pub scope: Option<Scope>,
+    pub scope: Option<SubtreeSet>,
     /// Contents of small files that go with the offer.
     pub pushed: Vec<PushedFile>,
     /// Samples of large files that go with the offer.
@@ -477,7 +477,7 @@ pub struct Destination {
     /// Mode and time of the directory itself; `None` where it does not exist.
     pub metadata: Option<(u16, Time)>,
     /// Identity of the directory.
-    pub place: Place,
+    pub tree_id: TreeId,
     /// True if this user may set its mode and time.
     pub is_ours: bool,
     /// True if a machine cannot do without it.
@@ -485,7 +485,7 @@ pub struct Destination {
     /// True if the user allowed deletions in it by name.
     pub is_forced: bool,
     /// Facts from earlier runs about this destination and its source.
-    pub baseline: Baseline,
+    pub history: History,
     /// Deletions that an earlier round of the same watch planned and may not do, in order.
     pub withheld: Arc<Vec<TreePath>>,
     /// True if this is a round of a watch.
@@ -494,9 +494,9 @@ pub struct Destination {
 
 /// Failure of a work.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
+pub enum WorkError {
     /// Failure of one entry; the run goes on.
-    Entry(Trouble, String),
+    Entry(ProblemKind, String),
     /// Failure that ends the run.
     Fatal(AbortKind, String),
 }

@@ -27,10 +27,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::exchange::inbox::Inbox;
 use crate::exchange::lanes::Lane;
-use crate::exchange::outbox::Outbox;
+use crate::exchange::mailbox::Mailbox;
 use crate::exchange::run::Carried;
+use crate::exchange::send_queue::SendQueue;
 use crate::wire::message::AbortKind;
 
 /// Most time between two writes. A heartbeat costs about 60 bytes. It replaces SSH's keepalive,
@@ -64,7 +64,7 @@ const TICKS_PER_SILENCE: u32 = 10;
 const SUSPENDED: Duration = Duration::from_secs(4);
 
 /// Timeout for the peer after that: enough for a heartbeat, and for a network that comes back.
-const WAKING_PATIENCE: Duration = Duration::from_secs(15);
+const WAKING_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Times after which a side beats, and after which it gives up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,8 +87,8 @@ impl Timeouts {
     /// Timeouts of an agent whose client waits this long.
     #[must_use]
     pub fn of_agent(silence: Duration) -> Option<Self> {
-        let patience = AGENT_SILENCE_MIN.max(silence.saturating_mul(AGENT_FACTOR));
-        Self::of_client(silence).map(|client| Self { silence: patience, is_strict: false, ..client })
+        let timeout = AGENT_SILENCE_MIN.max(silence.saturating_mul(AGENT_FACTOR));
+        Self::of_client(silence).map(|client| Self { silence: timeout, is_strict: false, ..client })
     }
 }
 
@@ -174,7 +174,7 @@ impl Liveness {
         Lane::new(Listening { lane, liveness: Arc::clone(self) })
     }
 
-    /// Records whether the reader waits for room in the inbox.
+    /// Records whether the reader waits for room in the mailbox.
     pub(super) fn hold_up(&self, is_held_up: bool) {
         self.is_held_up.store(is_held_up, Relaxed);
         self.is_alive.store(true, Relaxed);
@@ -201,15 +201,15 @@ impl Liveness {
     }
 
     /// Watches the time until the link ends, or the peer has been silent for too long. Then it
-    /// closes both the inbox and the outbox.
+    /// closes both the mailbox and the send queue.
     pub(super) fn watch_over(
         self: &Arc<Self>,
-        inbox: &Arc<Inbox>,
-        outbox: &Arc<Outbox>,
+        mailbox: &Arc<Mailbox>,
+        send_queue: &Arc<SendQueue>,
         carried: Option<Carried>,
     ) {
         let Some(Timeouts { silence, .. }) = self.timeouts else { return };
-        let (liveness, inbox, outbox) = (Arc::clone(self), Arc::clone(inbox), Arc::clone(outbox));
+        let (liveness, mailbox, send_queue) = (Arc::clone(self), Arc::clone(mailbox), Arc::clone(send_queue));
         thread::spawn(move || {
             let mut clock = Clock::new(silence);
             let mut carried = Carriage { bytes: carried, last: 0 };
@@ -235,8 +235,8 @@ impl Liveness {
                 };
                 clock.pass(passed, sign);
             };
-            inbox.close(AbortKind::Timeout, what);
-            outbox.abandon();
+            mailbox.close(AbortKind::Timeout, what);
+            send_queue.abandon();
         });
     }
 
@@ -294,7 +294,7 @@ impl Clock {
         let was_suspended = passed > self.tick + SUSPENDED;
         self.silence = match sign {
             Sign::Life | Sign::Heartbeat => Duration::ZERO,
-            Sign::None if was_suspended => self.silence_max.saturating_sub(WAKING_PATIENCE),
+            Sign::None if was_suspended => self.silence_max.saturating_sub(WAKING_TIMEOUT),
             Sign::None => self.silence + passed,
         };
         self.stall = match sign {

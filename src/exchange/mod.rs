@@ -6,20 +6,20 @@
 //! the two engines. Where a tree is watched, exchanges follow each other on one [`Link`]: see
 //! [`rounds`].
 
-mod ahead;
-mod draft;
-mod drafts;
-mod guess;
-mod inbox;
+mod adaptive_level;
+mod basis;
+mod delta_plan;
 pub mod lanes;
-mod layout;
 mod liveness;
-mod old;
-mod outbox;
-mod pace;
+mod mailbox;
+mod pre_copies;
+mod pre_copy;
+mod prefetch;
+mod prehash;
 mod receiving;
 pub mod rounds;
 mod run;
+mod send_queue;
 mod sending;
 mod sink;
 mod source;
@@ -31,11 +31,11 @@ pub use sending::Sending;
 
 use std::time::{Duration, Instant};
 
+use crate::disk::baseline::Baseline;
 use crate::disk::error::DiskError;
-use crate::disk::memory::Memory;
 use crate::disk::scan::{ScanOptions, Subject};
-use crate::engine::{Fault, Outcome};
-use crate::monitor::Trouble;
+use crate::engine::{Outcome, WorkError};
+use crate::monitor::ProblemKind;
 use crate::tree::entry::Entry;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest::{Manifest, ManifestError};
@@ -44,31 +44,31 @@ use crate::wire::message::{AbortKind, SMALL_BYTES_MAX};
 
 /// Classifies a failure of the disk: a full or failing filesystem ends the run, everything else is
 /// the problem of one entry.
-fn fault(error: &DiskError, trouble: Trouble) -> Fault {
+fn work_error(error: &DiskError, kind: ProblemKind) -> WorkError {
     let text = chain(error);
     if error.is_no_space() || error.is_broken() {
-        Fault::Fatal(AbortKind::Storage, text)
+        WorkError::Fatal(AbortKind::Storage, text)
     } else if error.is_busy() {
-        Fault::Fatal(AbortKind::Busy, text)
+        WorkError::Fatal(AbortKind::Busy, text)
     } else if error.is_conflict() {
-        Fault::Entry(Trouble::Conflict, text)
-    } else if trouble == Trouble::Unreadable && error.is_not_found() {
-        Fault::Entry(Trouble::Vanished, text)
+        WorkError::Entry(ProblemKind::Conflict, text)
+    } else if kind == ProblemKind::Unreadable && error.is_not_found() {
+        WorkError::Entry(ProblemKind::Vanished, text)
     } else {
-        Fault::Entry(trouble, text)
+        WorkError::Entry(kind, text)
     }
 }
 
 /// Timeout for a destination that another run uses. A run that was killed a moment ago leaves an
 /// agent behind that still writes the content that had arrived.
-const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Repeats an attempt while another run uses the destination.
-fn patiently<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, DiskError> {
+fn retry_while_busy<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, DiskError> {
     let start = Instant::now();
     loop {
         match attempt() {
-            Err(error) if error.is_busy() && start.elapsed() < BUSY_PATIENCE => {
+            Err(error) if error.is_busy() && start.elapsed() < BUSY_TIMEOUT => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             result => return result,
@@ -78,16 +78,16 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, 
 
 /// Stores the offer as the baseline, if there is a store. A failure costs the next run bytes and
 /// nothing else, so it is not reported.
-fn remember(memory: Option<&Memory>, manifest: &Manifest, ignores: &[IgnoreFile]) -> Outcome {
-    let _ = memory.is_some_and(|memory| memory.remember(manifest, ignores));
-    Outcome::Remember
+fn store_baseline(baseline: Option<&Baseline>, manifest: &Manifest, ignores: &[IgnoreFile]) -> Outcome {
+    let _ = baseline.is_some_and(|baseline| baseline.store(manifest, ignores));
+    Outcome::StoreBaseline
 }
 
 /// Scan options of either side. A touched file may have been replaced by another one of the same
 /// length and time. A checkout writes many files within one clock tick, and they get each other's
 /// names. So for small files the content decides; it is pushed anyway.
 fn scan_options(checksum: bool, subject: &Subject) -> ScanOptions {
-    let hash_bytes_max = if matches!(subject, Subject::Parts(..)) { SMALL_BYTES_MAX } else { 0 };
+    let hash_bytes_max = if matches!(subject, Subject::Subtrees(..)) { SMALL_BYTES_MAX } else { 0 };
     ScanOptions { hash: checksum, hash_bytes_max, cross_mounts: true, ..ScanOptions::default() }
 }
 

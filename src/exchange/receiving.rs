@@ -1,7 +1,7 @@
 //! `Receiving`: performs the works of a receiver. This file holds the state that the works share;
 //! the modules below perform them.
 
-mod bases;
+mod basis;
 mod contents;
 mod destination;
 mod directories;
@@ -17,22 +17,22 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use crate::content::blocks::{BlockSize, Nodes};
+use crate::disk::baseline::Baseline;
 use crate::disk::identities::Identities;
-use crate::disk::memory::Memory;
 use crate::disk::root::Root;
 use crate::disk::space::Reserve;
 use crate::disk::stage::Metadata;
 use crate::disk::stat::Identity;
-use crate::engine::{Fault, Outcome, Work};
-use crate::exchange::ahead::{Ahead, Likely};
-use crate::exchange::drafts::Drafts;
-use crate::exchange::fault;
-use crate::exchange::guess::large_files;
+use crate::engine::{Outcome, Work, WorkError};
+use crate::exchange::pre_copies::PreCopies;
+use crate::exchange::prefetch::large_files;
+use crate::exchange::prehash::{Prehashes, Priority};
 use crate::exchange::receiving::directories::MadeDirectories;
-use crate::exchange::rounds::Standing;
+use crate::exchange::rounds::ReceiverSession;
 use crate::exchange::run::Perform;
-use crate::exchange::sink::{Sink, SinkError, open_old};
-use crate::monitor::Trouble;
+use crate::exchange::sink::{Sink, SinkError, open_basis};
+use crate::exchange::work_error;
+use crate::monitor::ProblemKind;
 use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
@@ -44,9 +44,9 @@ use crate::wire::message::AbortKind;
 pub struct Receiving {
     path: PathBuf,
     options: Options,
-    memory: Option<Memory>,
-    standing: Option<Arc<Standing>>,
-    opened: OnceLock<Place>,
+    baseline: Option<Baseline>,
+    session: Option<Arc<ReceiverSession>>,
+    opened: OnceLock<OpenedTree>,
     /// Identities in the order in which the destination was listed.
     listed: OnceLock<Identities>,
     /// Identities in the order of the present manifest, where that order differs.
@@ -62,8 +62,8 @@ pub struct Receiving {
     sinks: Mutex<HashMap<u32, Sink>>,
     /// Nodes of the bytes that an earlier run staged, by file.
     staged: Mutex<HashMap<u32, Nodes>>,
-    ahead: Arc<Ahead>,
-    drafts: Drafts,
+    prehashes: Arc<Prehashes>,
+    pre_copies: PreCopies,
     ancestors: NewAncestors,
     reserve: OnceLock<Reserve>,
     is_full: AtomicBool,
@@ -100,7 +100,7 @@ fn close_aside(file: Option<File>) {
 }
 
 /// Location of the tree.
-struct Place {
+struct OpenedTree {
     /// `None` in a dry run whose destination does not exist.
     root: Option<Arc<Root>>,
     /// Name of a single file in `root`.
@@ -121,8 +121,8 @@ impl Receiving {
         Self {
             path,
             options,
-            memory: None,
-            standing: None,
+            baseline: None,
+            session: None,
             opened: OnceLock::new(),
             listed: OnceLock::new(),
             reordered: OnceLock::new(),
@@ -133,8 +133,8 @@ impl Receiving {
             trees: OnceLock::new(),
             sinks: Mutex::new(HashMap::new()),
             staged: Mutex::default(),
-            ahead: Arc::default(),
-            drafts: Drafts::default(),
+            prehashes: Arc::default(),
+            pre_copies: PreCopies::default(),
             ancestors: NewAncestors::default(),
             reserve: OnceLock::new(),
             is_full: AtomicBool::new(false),
@@ -144,30 +144,30 @@ impl Receiving {
 
     /// Sets the store of the baseline, if there is one.
     #[must_use]
-    pub fn remembering(self, memory: Option<Memory>) -> Self {
-        Self { memory, ..self }
+    pub fn with_baseline(self, baseline: Option<Baseline>) -> Self {
+        Self { baseline, ..self }
     }
 
     /// Makes this one of several rounds.
-    pub(super) fn standing(self, standing: Arc<Standing>) -> Self {
-        Self { standing: Some(standing), ..self }
+    pub(super) fn in_session(self, session: Arc<ReceiverSession>) -> Self {
+        Self { session: Some(session), ..self }
     }
 
     /// Starts to prehash large files of the destination that the sender will probably ask about.
     /// This serves a receiver that waits for an offer, perhaps of a single file called `name`.
     #[must_use]
-    pub fn looking_ahead(self, name: Option<Vec<u8>>) -> Self {
+    pub fn prehashing(self, name: Option<Vec<u8>>) -> Self {
         // With --checksum the scan hashes every file anyway.
         if self.options.dry_run || self.options.checksum {
             return self;
         }
-        let (ahead, path) = (Arc::clone(&self.ahead), self.path.clone());
+        let (prehashes, path) = (Arc::clone(&self.prehashes), self.path.clone());
         let begin = move || {
             for (file, identity) in large_files(&path, name.as_deref()) {
                 // The block size follows from the new content's length, which may be less than the
                 // old one's.
                 let block = BlockSize::for_size(identity.size).halved();
-                ahead.begin(identity, file, block, Likely::Perhaps);
+                prehashes.begin(identity, file, block, Priority::Low);
             }
         };
         // If no thread can start, the files are hashed when they are needed.
@@ -175,38 +175,38 @@ impl Receiving {
         self
     }
 
-    fn place(&self) -> Result<&Place, Fault> {
+    fn opened_tree(&self) -> Result<&OpenedTree, WorkError> {
         self.opened.get().ok_or_else(out_of_turn)
     }
 
-    fn root(&self) -> Result<&Root, Fault> {
-        self.place()?.root.as_deref().ok_or_else(out_of_turn)
+    fn root(&self) -> Result<&Root, WorkError> {
+        self.opened_tree()?.root.as_deref().ok_or_else(out_of_turn)
     }
 
-    fn trees(&self) -> Result<&Trees, Fault> {
+    fn trees(&self) -> Result<&Trees, WorkError> {
         self.trees.get().ok_or_else(out_of_turn)
     }
 
-    fn entry(&self, id: u32) -> Result<EntryRef<'_>, Fault> {
+    fn entry(&self, id: u32) -> Result<EntryRef<'_>, WorkError> {
         self.trees()?.wanted.get(id).ok_or_else(out_of_turn)
     }
 
-    fn metadata(&self, id: u32) -> Result<Metadata, Fault> {
+    fn metadata(&self, id: u32) -> Result<Metadata, WorkError> {
         let entry = self.entry(id)?;
         Ok(Metadata { mode: entry.mode, mtime: entry.mtime })
     }
 
     /// Path of an entry in the root.
-    fn path(&self, id: u32) -> Result<TreePath, Fault> {
+    fn path(&self, id: u32) -> Result<TreePath, WorkError> {
         let entry = self.entry(id)?;
-        Ok(self.place()?.single.clone().unwrap_or_else(|| entry.path.to_path()))
+        Ok(self.opened_tree()?.single.clone().unwrap_or_else(|| entry.path.to_path()))
     }
 
     /// Path of a basis, and its identity when it was listed.
-    fn basis(&self, at: u32) -> Result<(TreePath, Identity), Fault> {
+    fn basis(&self, at: u32) -> Result<(TreePath, Identity), WorkError> {
         let path = self.trees()?.present.path(at).ok_or_else(out_of_turn)?;
         let seen = self.identity(at).ok_or_else(out_of_turn)?;
-        Ok((self.place()?.single.clone().unwrap_or_else(|| path.to_path()), seen))
+        Ok((self.opened_tree()?.single.clone().unwrap_or_else(|| path.to_path()), seen))
     }
 
     /// Identity of a present entry when it was listed.
@@ -219,14 +219,14 @@ impl Receiving {
     }
 
     /// Opens a basis, if it is still the listed file.
-    fn open_basis(&self, at: u32) -> Result<(File, Identity), Fault> {
+    fn open_basis(&self, at: u32) -> Result<(File, Identity), WorkError> {
         let (path, seen) = self.basis(at)?;
-        Ok((open_old(self.root()?, &path, &seen).map_err(sink_fault)?, seen))
+        Ok((open_basis(self.root()?, &path, &seen).map_err(sink_error)?, seen))
     }
 
     /// Identity of the listed file or link that a rename is going to replace, if there is one. (A
     /// directory in its place has been removed.)
-    fn seen(&self, id: u32) -> Result<Option<Identity>, Fault> {
+    fn seen(&self, id: u32) -> Result<Option<Identity>, WorkError> {
         let present = &self.trees()?.present;
         let at = present.position(self.entry(id)?.path);
         let replaced = at.filter(|&at| present.get(at).is_some_and(|entry| !entry.is_directory()));
@@ -257,8 +257,8 @@ impl Perform for Receiving {
             Work::Resolve(questions) => Outcome::Resolve(self.resolve(&questions)),
             Work::Plan { wanted, present, spelling, changes, writes, withheld, pair } => {
                 // A round of a watch has not taken the lock yet.
-                if let Err(fault) = self.lock(changes) {
-                    return Outcome::Plan(Err(fault));
+                if let Err(error) = self.lock(changes) {
+                    return Outcome::Plan(Err(error));
                 }
                 self.keep(withheld, pair);
                 let _ = self.trees.set(Trees { wanted, present });
@@ -267,7 +267,7 @@ impl Perform for Receiving {
                 if writes {
                     self.expect_files();
                 }
-                self.stop_looking_ahead();
+                self.cancel_prehashes();
                 Outcome::Plan(Ok(()))
             }
             Work::Sign(orders) => {
@@ -289,11 +289,11 @@ impl Perform for Receiving {
                 Outcome::Apply(steps.into_iter().map(|step| (step, self.apply(step))).collect())
             }
             Work::Close { metadata, pair } => Outcome::Close(self.close(metadata, pair)),
-            Work::Recall(_) => Outcome::Recall(self.memory.as_ref().and_then(Memory::recall)),
-            Work::Remember { manifest, ignores } => {
-                super::remember(self.memory.as_ref(), &manifest, &ignores)
+            Work::LoadBaseline(_) => Outcome::LoadBaseline(self.baseline.as_ref().and_then(Baseline::load)),
+            Work::StoreBaseline { manifest, ignores } => {
+                super::store_baseline(self.baseline.as_ref(), &manifest, &ignores)
             }
-            other => Outcome::Close(Err(Fault::Fatal(
+            other => Outcome::Close(Err(WorkError::Fatal(
                 AbortKind::Protocol,
                 format!("a work that is not a receiver's: {:?}", std::mem::discriminant(&other)),
             ))),
@@ -301,11 +301,11 @@ impl Perform for Receiving {
     }
 }
 
-fn sink_fault(error: SinkError) -> Fault {
+fn sink_error(error: SinkError) -> WorkError {
     match error {
-        SinkError::Disk(error) => fault(&error, Trouble::Unwritable),
-        SinkError::Basis(text) => Fault::Entry(Trouble::Corrupt, text),
-        SinkError::Peer(text) => Fault::Fatal(AbortKind::Protocol, text.to_owned()),
+        SinkError::Disk(error) => work_error(&error, ProblemKind::Unwritable),
+        SinkError::Basis(text) => WorkError::Entry(ProblemKind::Corrupt, text),
+        SinkError::Peer(text) => WorkError::Fatal(AbortKind::Protocol, text.to_owned()),
     }
 }
 
@@ -333,10 +333,10 @@ impl Drop for NewAncestors {
     }
 }
 
-fn unwritable(error: &std::io::Error) -> Fault {
-    Fault::Entry(Trouble::Unwritable, format!("cannot read it: {error}"))
+fn unwritable(error: &std::io::Error) -> WorkError {
+    WorkError::Entry(ProblemKind::Unwritable, format!("cannot read it: {error}"))
 }
 
-fn out_of_turn() -> Fault {
-    Fault::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
+fn out_of_turn() -> WorkError {
+    WorkError::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
 }

@@ -14,21 +14,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::disk::baseline::Baseline;
 use crate::disk::error::DiskError;
-use crate::disk::memory::Memory;
 use crate::disk::root::{Pin, Root};
-use crate::engine::{Config, Failure, Receiver, Sender, Summary};
-use crate::exchange::inbox::Idle;
+use crate::engine::{Config, Receiver, RunError, Sender, Summary};
+use crate::exchange::mailbox::Idle;
 use crate::exchange::run::Link;
 use crate::exchange::{Receiving, Sending, chain};
-use crate::monitor::{Event, Monitor, Trouble};
+use crate::monitor::{Event, Monitor, ProblemKind};
 use crate::tree::filter::{Filter, IGNORE_FILE};
 use crate::tree::path::TreePath;
-use crate::tree::place::Pair;
-use crate::tree::scope::Scope;
+use crate::tree::subtrees::SubtreeSet;
+use crate::tree::tree_id::Pair;
 use crate::watch::settle::Touched;
-use crate::watch::{Options as WatchOptions, Watch};
-use crate::wire::hello::{Baseline, InSession, Watching};
+use crate::watch::{self, Watch};
+use crate::wire::hello::{History, InSession, WatchOptions};
 use crate::wire::message::{AbortKind, Message};
 
 /// Longest time between full rounds. Writes through a mapping, or by other machines to a shared
@@ -53,7 +53,7 @@ pub struct Round {
     /// Result of the round.
     pub summary: Summary,
     /// True for a full round.
-    pub whole: bool,
+    pub is_full: bool,
     /// Start of the round on this side.
     pub begun: Instant,
     /// Duration since `begun`.
@@ -70,7 +70,7 @@ impl Round {
 
 /// A watched source, for any number of links in a row.
 #[derive(Debug)]
-pub struct Watched {
+pub struct WatchedSource {
     path: PathBuf,
     /// The directory, which must stay in place. For a single file: its parent directory.
     root: Arc<Root>,
@@ -83,22 +83,22 @@ pub struct Watched {
 
 /// Context of one round of a watched source.
 #[derive(Debug, Clone)]
-pub(super) struct About {
+pub(super) struct RoundContext {
     pub(super) watch: Arc<Watch>,
     pub(super) root: Arc<Root>,
     /// The scope; `None` means everything.
-    pub(super) scope: Option<Scope>,
+    pub(super) scope: Option<SubtreeSet>,
     /// Receives the filter of a full round.
     pub(super) filter: Arc<Mutex<Filter>>,
 }
 
-impl Watched {
+impl WatchedSource {
     /// Begins to watch the tree at `path`.
     ///
     /// # Errors
     /// The path cannot be read.
-    pub fn new(path: &Path, watching: Watching) -> Result<Self, Failure> {
-        let failure = |cause: &dyn std::error::Error| Failure {
+    pub fn new(path: &Path, watch_options: WatchOptions) -> Result<Self, RunError> {
+        let run_error = |cause: &dyn std::error::Error| RunError {
             kind: AbortKind::Selection,
             by_peer: false,
             text: format!(
@@ -107,17 +107,17 @@ impl Watched {
                 chain(cause)
             ),
         };
-        let real = fs::canonicalize(path).map_err(|error| failure(&error))?;
+        let real = fs::canonicalize(path).map_err(|error| run_error(&error))?;
         let is_directory = real.is_dir();
         let directory = if is_directory { path } else { real.parent().unwrap_or(Path::new("/")) };
-        let root = Root::open(directory).map_err(|error| failure(&error))?;
+        let root = Root::open(directory).map_err(|error| run_error(&error))?;
         let name = real.file_name().map(OsStr::as_bytes).unwrap_or_default();
         let single = (!is_directory).then(|| TreePath::new(name)).transpose();
-        let single = single.map_err(|error| failure(&error))?;
-        let quiet = Duration::from_millis(watching.quiet_ms.into());
-        let watch = Watch::new(directory, WatchOptions { quiet, poll: watching.poll });
+        let single = single.map_err(|error| run_error(&error))?;
+        let quiet = Duration::from_millis(watch_options.quiet_ms.into());
+        let watch = Watch::new(directory, watch::Options { quiet, poll: watch_options.poll });
         if single.is_some() {
-            let directory = root.open_directory(None).map_err(|error| failure(&error))?;
+            let directory = root.open_directory(None).map_err(|error| run_error(&error))?;
             watch.enter(std::os::fd::AsFd::as_fd(&directory), None);
         }
         let filter = Arc::new(Mutex::new(Filter::default()));
@@ -130,44 +130,46 @@ impl Watched {
     }
 
     /// Offers the source over a link, and the touched parts again whenever something changes. Calls
-    /// `done` after each round, and `memory` before each full round.
+    /// `done` after each round, and `baseline` before each full round.
     pub fn send(
         &self,
         link: &Link,
         config: &Config,
-        memory: impl Fn() -> Option<Memory>,
+        baseline: impl Fn() -> Option<Baseline>,
         monitor: &dyn Monitor,
         done: &mut dyn FnMut(Round),
-    ) -> Failure {
-        let inbox = Arc::clone(link.inbox());
-        self.watch.wake(move || inbox.wake());
-        let monitor = Patient(monitor);
+    ) -> RunError {
+        let mailbox = Arc::clone(link.mailbox());
+        self.watch.wake(move || mailbox.wake());
+        let monitor = DeferredRetry(monitor);
         let mut scope = None;
-        let mut has_told = false;
+        let mut has_reported = false;
         loop {
             let begun = Instant::now();
-            let about = About {
+            let context = RoundContext {
                 watch: Arc::clone(&self.watch),
                 root: Arc::clone(&self.root),
                 scope: scope.clone(),
                 filter: Arc::clone(&self.filter),
             };
-            let whole = scope.is_none();
-            let sending = Sending::new(self.path.clone(), config.options.clone()).about(about);
-            let sending = if whole { sending.remembering(memory()) } else { sending };
+            let is_full = scope.is_none();
+            let sending = Sending::new(self.path.clone(), config.options.clone()).in_round(context);
+            let sending = if is_full { sending.with_baseline(baseline()) } else { sending };
             let summary = match link.run(Sender::new(config), sending, &monitor) {
                 Ok(summary) => summary,
-                Err(failure) => return failure,
+                Err(error) => return error,
             };
             let elapsed = begun.elapsed();
             self.look_again_at(&summary);
-            done(Round { summary, whole, begun, elapsed });
-            if let Some(cause) = self.watch.blindness().filter(|_| !std::mem::replace(&mut has_told, true)) {
+            done(Round { summary, is_full, begun, elapsed });
+            if let Some(cause) =
+                self.watch.blindness().filter(|_| !std::mem::replace(&mut has_reported, true))
+            {
                 tell(link, config, &monitor, Event::Polling { cause });
             }
             let next = match self.next(link, elapsed) {
                 Ok(next) => next,
-                Err(failure) => return failure,
+                Err(error) => return error,
             };
             if let (Some(last), Some(next)) = (&scope, &next)
                 && elapsed > LONG_ROUND
@@ -185,7 +187,7 @@ impl Watched {
     /// Touches entries that changed while they were read, so that the next round reads them even if
     /// nobody touches them again.
     fn look_again_at(&self, summary: &Summary) {
-        for problem in summary.problems.iter().filter(|problem| is_passing(problem.trouble)) {
+        for problem in summary.problems.iter().filter(|problem| is_passing(problem.kind)) {
             if let Ok(path) = TreePath::new(problem.path.clone()) {
                 self.watch.touch(path);
             }
@@ -193,28 +195,28 @@ impl Watched {
     }
 
     /// Waits for the next round's scope: parts, or everything.
-    fn next(&self, link: &Link, last: Duration) -> Result<Option<Scope>, Failure> {
-        let patience = match self.watch.blindness() {
+    fn next(&self, link: &Link, last: Duration) -> Result<Option<SubtreeSet>, RunError> {
+        let timeout = match self.watch.blindness() {
             Some(_) => POLL.max(last * POLL_SHARE),
             None => LOOK_AGAIN,
         };
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         link.rest(true);
         let next = self.wait(link, deadline);
         link.rest(false);
         next
     }
 
-    fn wait(&self, link: &Link, deadline: Instant) -> Result<Option<Scope>, Failure> {
+    fn wait(&self, link: &Link, deadline: Instant) -> Result<Option<SubtreeSet>, RunError> {
         loop {
-            match link.inbox().idle(deadline.saturating_duration_since(Instant::now())) {
-                Idle::Closed(kind, text) => return Err(Failure { kind, by_peer: false, text }),
+            match link.mailbox().idle(deadline.saturating_duration_since(Instant::now())) {
+                Idle::Closed(kind, text) => return Err(RunError { kind, by_peer: false, text }),
                 // `take` hands out due parts first, and everything after them.
                 Idle::Rescan | Idle::Late => self.watch.everything(),
                 Idle::Woken => match self.watch.take() {
                     Some(Touched::Everything) => return Ok(None),
-                    Some(Touched::Parts(scope)) => match self.of_interest(scope) {
-                        Interest::Parts(scope) => return Ok(Some(scope)),
+                    Some(Touched::Subtrees(scope)) => match self.of_interest(scope) {
+                        Interest::Subtrees(scope) => return Ok(Some(scope)),
                         Interest::Everything => return Ok(None),
                         Interest::Nothing => {}
                     },
@@ -224,13 +226,13 @@ impl Watched {
         }
     }
 
-    fn of_interest(&self, scope: Scope) -> Interest {
-        let mut parts = scope.parts().iter();
+    fn of_interest(&self, scope: SubtreeSet) -> Interest {
+        let mut subtrees = scope.subtrees().iter();
         match &self.single {
-            Some(single) if parts.any(|(path, _)| path == single) => Interest::Everything,
+            Some(single) if subtrees.any(|(path, _)| path == single) => Interest::Everything,
             Some(_) => Interest::Nothing,
             // Changed rules may include or exclude anything.
-            None if parts.any(|(path, _)| path.name() == IGNORE_FILE.as_bytes()) => Interest::Everything,
+            None if subtrees.any(|(path, _)| path.name() == IGNORE_FILE.as_bytes()) => Interest::Everything,
             None => {
                 // An excluded log may be written all the time. It is unknown whether a removed
                 // entry was a directory, and some rules apply to directories only.
@@ -238,21 +240,26 @@ impl Watched {
                 let is_out = |path: &TreePath| {
                     filter.excludes_within(path, false) && filter.excludes_within(path, true)
                 };
-                let parts: Vec<_> = scope.parts().iter().filter(|(path, _)| !is_out(path)).cloned().collect();
-                if parts.is_empty() { Interest::Nothing } else { Interest::Parts(Scope::new(parts)) }
+                let subtrees: Vec<_> =
+                    scope.subtrees().iter().filter(|(path, _)| !is_out(path)).cloned().collect();
+                if subtrees.is_empty() {
+                    Interest::Nothing
+                } else {
+                    Interest::Subtrees(SubtreeSet::new(subtrees))
+                }
             }
         }
     }
 }
 
 /// True if every part of a scope was in the earlier one too.
-fn is_again(last: &Scope, next: &Scope) -> bool {
-    let paths: HashSet<_> = last.parts().iter().map(|(path, _)| path).collect();
-    next.parts().iter().all(|(path, _)| paths.contains(path))
+fn is_again(last: &SubtreeSet, next: &SubtreeSet) -> bool {
+    let paths: HashSet<_> = last.subtrees().iter().map(|(path, _)| path).collect();
+    next.subtrees().iter().all(|(path, _)| paths.contains(path))
 }
 
 enum Interest {
-    Parts(Scope),
+    Subtrees(SubtreeSet),
     Everything,
     Nothing,
 }
@@ -263,16 +270,16 @@ fn tell(link: &Link, config: &Config, monitor: &dyn Monitor, event: Event) {
 }
 
 /// True if a problem will probably be over soon: the entry is tried again, and nobody is told.
-fn is_passing(trouble: Trouble) -> bool {
-    matches!(trouble, Trouble::Changed | Trouble::Vanished)
+fn is_passing(kind: ProblemKind) -> bool {
+    matches!(kind, ProblemKind::Changed | ProblemKind::Vanished)
 }
 
 /// Forwards all events but the problems that will probably be over soon.
-struct Patient<'a>(&'a dyn Monitor);
+struct DeferredRetry<'a>(&'a dyn Monitor);
 
-impl Monitor for Patient<'_> {
+impl Monitor for DeferredRetry<'_> {
     fn observe(&self, event: Event) {
-        if !matches!(&event, Event::Problem(problem) if is_passing(problem.trouble)) {
+        if !matches!(&event, Event::Problem(problem) if is_passing(problem.kind)) {
             self.0.observe(event);
         }
     }
@@ -280,11 +287,11 @@ impl Monitor for Patient<'_> {
 
 /// Receiver session: state that a receiver keeps from one round to the next.
 #[derive(Debug, Default)]
-pub(super) struct Standing {
+pub(super) struct ReceiverSession {
     /// The directory that the rounds write to.
     root: Mutex<Option<Pin>>,
     begun: Mutex<Option<Instant>>,
-    whole: AtomicBool,
+    is_full: AtomicBool,
     /// The pair of source and destination, once a round has found it out.
     pair: Mutex<Option<Pair>>,
     /// Deletions that the last full round planned and may not do.
@@ -293,12 +300,12 @@ pub(super) struct Standing {
     aliases: Mutex<Arc<Vec<TreePath>>>,
 }
 
-impl Standing {
+impl ReceiverSession {
     /// Begins a round into this root. `false` if an incremental round would go into another root
     /// than the rounds before.
-    pub(super) fn begin(&self, root: Option<&Root>, whole: bool) -> Result<bool, DiskError> {
+    pub(super) fn begin(&self, root: Option<&Root>, is_full: bool) -> Result<bool, DiskError> {
         *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        self.whole.store(whole, Ordering::Relaxed);
+        self.is_full.store(is_full, Ordering::Relaxed);
         let mut last = self.root.lock().unwrap_or_else(PoisonError::into_inner);
         let is_same = match (&*last, root) {
             (Some(last), Some(root)) => last.is(root),
@@ -308,24 +315,24 @@ impl Standing {
         if !is_same {
             *last = root.map(Root::pin).transpose()?;
         }
-        Ok(whole || is_same)
+        Ok(is_full || is_same)
     }
 
     /// The facts known before the first round, updated by later rounds; and the withheld deletions.
-    pub(super) fn remembered(&self, first: Baseline) -> (Baseline, Arc<Vec<TreePath>>) {
+    pub(super) fn history(&self, first: History) -> (History, Arc<Vec<TreePath>>) {
         let pair = *self.pair.lock().unwrap_or_else(PoisonError::into_inner);
-        let baseline = match (pair, first.session) {
+        let history = match (pair, first.session) {
             (None, _) => first,
             // The rounds found the pair out about this very VM.
             (Some(_), session) => {
-                Baseline { pair, session: session.map(|session| InSession { is_other: false, ..session }) }
+                History { pair, session: session.map(|session| InSession { is_other: false, ..session }) }
             }
         };
-        (baseline, Arc::clone(&self.withheld.lock().unwrap_or_else(PoisonError::into_inner)))
+        (history, Arc::clone(&self.withheld.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Stores the pair for later rounds.
-    pub(super) fn remember(&self, pair: Pair) {
+    pub(super) fn store_pair(&self, pair: Pair) {
         *self.pair.lock().unwrap_or_else(PoisonError::into_inner) = Some(pair);
     }
 
@@ -333,7 +340,7 @@ impl Standing {
     /// look for such names.
     pub(super) fn know_aliases(&self, mut paths: Vec<TreePath>) {
         paths.sort_unstable();
-        if self.whole.load(Ordering::Relaxed) {
+        if self.is_full.load(Ordering::Relaxed) {
             *self.aliases.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(paths);
         }
     }
@@ -346,35 +353,35 @@ impl Standing {
     /// Stores the deletions that a full round may not do. An incremental round says nothing about
     /// them.
     pub(super) fn withhold(&self, paths: Vec<TreePath>) {
-        if self.whole.load(Ordering::Relaxed) {
+        if self.is_full.load(Ordering::Relaxed) {
             *self.withheld.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(paths);
         }
     }
 }
 
-/// Receives round after round into `path`. Calls `done` after each round, and `memory` before it.
+/// Receives round after round into `path`. Calls `done` after each round, and `baseline` before it.
 pub fn receive(
     link: &Link,
     path: &Path,
     config: &Config,
-    memory: impl Fn() -> Option<Memory>,
+    baseline: impl Fn() -> Option<Baseline>,
     monitor: &dyn Monitor,
     done: &mut dyn FnMut(Round),
-) -> Failure {
-    let (standing, monitor) = (Arc::new(Standing::default()), Patient(monitor));
+) -> RunError {
+    let (session, monitor) = (Arc::new(ReceiverSession::default()), DeferredRetry(monitor));
     loop {
         let receiving = Receiving::new(path.to_owned(), config.options.clone())
-            .remembering(memory())
-            .standing(Arc::clone(&standing));
+            .with_baseline(baseline())
+            .in_session(Arc::clone(&session));
         match link.run(Receiver::new(config), receiving, &monitor) {
             Ok(summary) => {
-                let begun = standing.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let begun = session.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let begun = begun.unwrap_or_else(Instant::now);
-                let whole = standing.whole.load(Ordering::Relaxed);
+                let is_full = session.is_full.load(Ordering::Relaxed);
                 link.rest(true);
-                done(Round { summary, whole, begun, elapsed: begun.elapsed() });
+                done(Round { summary, is_full, begun, elapsed: begun.elapsed() });
             }
-            Err(failure) => return failure,
+            Err(error) => return error,
         }
     }
 }
@@ -386,7 +393,7 @@ mod tests {
     #[test]
     fn round_repeats_another_if_it_touches_no_other_path() {
         let scope = |names: &[&str]| {
-            Scope::new(names.iter().map(|name| (TreePath::new(name.as_bytes()).unwrap(), false)))
+            SubtreeSet::new(names.iter().map(|name| (TreePath::new(name.as_bytes()).unwrap(), false)))
         };
         assert!(is_again(&scope(&["a", "log"]), &scope(&["log"])));
         assert!(!is_again(&scope(&["log"]), &scope(&["a", "log"])));

@@ -1,7 +1,7 @@
 //! Reader, writer and workers around one engine.
 //!
 //! ```text
-//! stream ─► reader ─► inbox ─► engine ─► outgoing ─► writer ─► stream
+//! stream ─► reader ─► mailbox ─► engine ─► outgoing ─► writer ─► stream
 //!                       ▲         └────► works ─► workers ─┐
 //!                       └──────────── outcomes ◄───────────┘
 //! ```
@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::{Engine, Failure, Input, Outcome, Output, Summary, Traffic, Work};
+use crate::engine::{Engine, Input, Outcome, Output, RunError, Summary, Traffic, Work};
+use crate::exchange::adaptive_level::AdaptiveWriter;
 use crate::exchange::chain;
-use crate::exchange::inbox::Inbox;
 use crate::exchange::lanes::{JoinLanes, Lane, Merged};
 use crate::exchange::liveness::{Liveness, Timeouts};
-use crate::exchange::outbox::{Outbox, Taken};
-use crate::exchange::pace::PacedWriter;
+use crate::exchange::mailbox::Mailbox;
+use crate::exchange::send_queue::{SendQueue, Taken};
 use crate::monitor::Monitor;
 use crate::wire::frame::{FrameError, FrameReader, Next};
 use crate::wire::hello::{self, Hello};
@@ -29,7 +29,7 @@ const WORKERS: usize = 4;
 
 /// Timeout for the last messages to leave once the run is over. A peer that reads no more must not
 /// block this side; a slow one has at most four messages to take.
-const LEAVING_PATIENCE: Duration = Duration::from_secs(5);
+const LEAVING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Performer of works.
 pub trait Perform: Send + Sync + 'static {
@@ -44,7 +44,7 @@ pub trait Perform: Send + Sync + 'static {
 /// stream. So does a writer thread whose peer takes nothing more.
 ///
 /// # Errors
-/// [`Failure`]: the reason why the run ended early.
+/// [`RunError`]: the reason why the run ended early.
 pub fn run(
     reader: impl Read + Send + 'static,
     writer: impl Write + Send + 'static,
@@ -53,7 +53,7 @@ pub fn run(
     expect_hello: bool,
     compress: bool,
     monitor: &dyn Monitor,
-) -> Result<Summary, Failure> {
+) -> Result<Summary, RunError> {
     run_over(Incoming::alone(reader), writer, engine, performer, expect_hello, compress, monitor)
 }
 
@@ -103,7 +103,7 @@ pub fn run_over(
     expect_hello: bool,
     compress: bool,
     monitor: &dyn Monitor,
-) -> Result<Summary, Failure> {
+) -> Result<Summary, RunError> {
     let link = Link::new(incoming, writer, expect_hello, compress);
     let result = link.run(engine, performer, monitor);
     let raw_bytes = link.close();
@@ -112,8 +112,8 @@ pub fn run_over(
 
 /// A stream in and a stream out, for one exchange or for several in a row.
 pub struct Link {
-    inbox: Arc<Inbox>,
-    outbox: Arc<Outbox>,
+    mailbox: Arc<Mailbox>,
+    send_queue: Arc<SendQueue>,
     liveness: Arc<Liveness>,
 }
 
@@ -127,40 +127,41 @@ impl Link {
         compress: bool,
     ) -> Self {
         let carried = incoming.carried.take();
-        let inbox = Arc::new(Inbox::default());
-        let outbox = Arc::new(Outbox::default());
+        let mailbox = Arc::new(Mailbox::default());
+        let send_queue = Arc::new(SendQueue::default());
         let liveness = Liveness::new(incoming.timeouts, !expect_hello);
-        let (reading, heard) = (Arc::clone(&inbox), Arc::clone(&liveness));
+        let (reading, heard) = (Arc::clone(&mailbox), Arc::clone(&liveness));
         thread::spawn(move || guarded(&reading, || read_messages(incoming, expect_hello, &reading, &heard)));
-        let (writing, messages, beating) = (Arc::clone(&inbox), Arc::clone(&outbox), Arc::clone(&liveness));
+        let (writing, messages, beating) =
+            (Arc::clone(&mailbox), Arc::clone(&send_queue), Arc::clone(&liveness));
         thread::spawn(move || {
-            let _leaving = WriterLeaves { inbox: &writing, outbox: &messages };
+            let _leaving = WriterLeaves { mailbox: &writing, send_queue: &messages };
             guarded(&writing, || write_messages(writer, compress, &messages, &writing, &beating));
         });
-        liveness.watch_over(&inbox, &outbox, carried);
-        Self { inbox, outbox, liveness }
+        liveness.watch_over(&mailbox, &send_queue, carried);
+        Self { mailbox, send_queue, liveness }
     }
 
     /// Runs one exchange to its end.
     ///
     /// # Errors
-    /// [`Failure`]: the reason why it ended early. This link can then run no further exchange.
+    /// [`RunError`]: the reason why it ended early. This link can then run no further exchange.
     pub fn run(
         &self,
         mut engine: impl Engine,
         performer: impl Perform,
         monitor: &dyn Monitor,
-    ) -> Result<Summary, Failure> {
+    ) -> Result<Summary, RunError> {
         let (works, queue) = channel();
         let (performer, queue) = (Arc::new(performer), Arc::new(Mutex::new(queue)));
         let workers: Vec<_> = (0..WORKERS)
             .map(|_| {
-                let (queue, inbox) = (Arc::clone(&queue), Arc::clone(&self.inbox));
+                let (queue, mailbox) = (Arc::clone(&queue), Arc::clone(&self.mailbox));
                 let performer = Arc::clone(&performer);
-                thread::spawn(move || guarded(&inbox, || perform_works(&queue, &*performer, &inbox)))
+                thread::spawn(move || guarded(&mailbox, || perform_works(&queue, &*performer, &mailbox)))
             })
             .collect();
-        let before_bytes = self.inbox.raw_bytes();
+        let before_bytes = self.mailbox.raw_bytes();
         let mut waits = Waits::default();
         let (result, abort) = drive(&mut engine, self, &works, &mut waits, monitor);
 
@@ -171,37 +172,37 @@ impl Link {
         // performer cleans up first.
         drop(performer);
         abort.into_iter().for_each(|message| self.say(message));
-        self.inbox.clear_outcomes();
+        self.mailbox.clear_outcomes();
         self.liveness.set_works(0);
-        let traffic = Traffic { raw_bytes: self.inbox.raw_bytes() - before_bytes, waits: waits.count };
+        let traffic = Traffic { raw_bytes: self.mailbox.raw_bytes() - before_bytes, waits: waits.count };
         match result {
             Ok(summary) => Ok(Summary { traffic, ..summary }),
-            Err(failure) if failure.kind == AbortKind::Connection => Err(self.silence().unwrap_or(failure)),
-            Err(failure) => Err(failure),
+            Err(error) if error.kind == AbortKind::Connection => Err(self.silence().unwrap_or(error)),
+            Err(error) => Err(error),
         }
     }
 
     /// The timeout as a failure, if the peer was silent for too long.
-    fn silence(&self) -> Option<Failure> {
-        self.inbox.silence().map(|text| Failure { kind: AbortKind::Timeout, by_peer: false, text })
+    fn silence(&self) -> Option<RunError> {
+        self.mailbox.silence().map(|text| RunError { kind: AbortKind::Timeout, by_peer: false, text })
     }
 
-    /// The inbox, for code that runs between two exchanges.
-    pub(super) fn inbox(&self) -> &Arc<Inbox> {
-        &self.inbox
+    /// The mailbox, for code that runs between two exchanges.
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
     }
 
     /// Tells the peer why there will be no exchange.
     #[must_use]
-    pub fn refuse(&self, failure: Failure) -> Failure {
-        self.say(Message::Abort { kind: failure.kind, text: failure.text.clone() });
-        failure
+    pub fn refuse(&self, error: RunError) -> RunError {
+        self.say(Message::Abort { kind: error.kind, text: error.text.clone() });
+        error
     }
 
     /// Sends a message between two exchanges.
     pub(super) fn say(&self, message: Message) {
-        // A writer that ended has reported the reason in the inbox.
-        let _ = self.outbox.put(message, false);
+        // A writer that ended has reported the reason in the mailbox.
+        let _ = self.send_queue.put(message, false);
     }
 
     /// Marks the pause between two rounds, in which neither side waits for the other, or its end.
@@ -212,24 +213,24 @@ impl Link {
     /// A handle that asks the peer for a full round, from any thread.
     #[must_use]
     pub fn asker(&self) -> Asker {
-        Asker(Arc::clone(&self.outbox))
+        Asker(Arc::clone(&self.send_queue))
     }
 
     /// Closes the link once the last messages have left. Returns the bytes of all messages, both
     /// ways.
     pub fn close(self) -> u64 {
-        let Self { inbox, outbox, liveness } = self;
-        outbox.end();
-        inbox.abandon();
-        inbox.wait_for_writer(LEAVING_PATIENCE);
+        let Self { mailbox, send_queue, liveness } = self;
+        send_queue.end();
+        mailbox.abandon();
+        mailbox.wait_for_writer(LEAVING_TIMEOUT);
         liveness.end();
-        inbox.raw_bytes()
+        mailbox.raw_bytes()
     }
 }
 
 /// Asks the peer of a link, which watches its tree, for a full round.
 #[derive(Debug, Clone)]
-pub struct Asker(Arc<Outbox>);
+pub struct Asker(Arc<SendQueue>);
 
 impl Asker {
     /// Asks; `false` if nobody can answer any more.
@@ -248,9 +249,9 @@ struct Waits {
 }
 
 impl Waits {
-    /// Called before the engine gets the next input from the inbox.
-    fn wait(&mut self, inbox: &Inbox) {
-        if self.has_spoken && self.works == 0 && inbox.is_empty() {
+    /// Called before the engine gets the next input from the mailbox.
+    fn wait(&mut self, mailbox: &Mailbox) {
+        if self.has_spoken && self.works == 0 && mailbox.is_empty() {
             self.count += 1;
             self.has_spoken = false;
         }
@@ -264,12 +265,12 @@ fn drive(
     works: &Sender<Work>,
     waits: &mut Waits,
     monitor: &dyn Monitor,
-) -> (Result<Summary, Failure>, Option<Message>) {
-    let Link { inbox, outbox, liveness } = link;
-    // A writer that ended has reported the reason in the inbox.
+) -> (Result<Summary, RunError>, Option<Message>) {
+    let Link { mailbox, send_queue, liveness } = link;
+    // A writer that ended has reported the reason in the mailbox.
     let send = |message, follows| {
         liveness.wait(true);
-        outbox.put(message, follows);
+        send_queue.put(message, follows);
         liveness.wait(false);
     };
     // Hold a message back until another one follows, or the engine waits.
@@ -307,9 +308,9 @@ fn drive(
             Output::WaitForWork => true,
             Output::Wait | Output::Done(_) => false,
         };
-        waits.wait(inbox);
+        waits.wait(mailbox);
         liveness.wait(true);
-        let input = inbox.take(only_outcomes);
+        let input = mailbox.take(only_outcomes);
         liveness.wait(false);
         // A note may come between two rounds.
         if matches!(&input, Input::Message(message) if !matches!(message, Message::Note(_))) {
@@ -322,8 +323,8 @@ fn drive(
 }
 
 /// Runs a thread that the run depends on: if it panics, the run ends with an error.
-fn guarded(inbox: &Inbox, work: impl FnOnce()) {
-    struct Guard<'a>(&'a Inbox);
+fn guarded(mailbox: &Mailbox, work: impl FnOnce()) {
+    struct Guard<'a>(&'a Mailbox);
     impl Drop for Guard<'_> {
         fn drop(&mut self) {
             if thread::panicking() {
@@ -331,23 +332,23 @@ fn guarded(inbox: &Inbox, work: impl FnOnce()) {
             }
         }
     }
-    let _guard = Guard(inbox);
+    let _guard = Guard(mailbox);
     work();
 }
 
-fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox, liveness: &Arc<Liveness>) {
+fn read_messages(incoming: Incoming, expect_hello: bool, mailbox: &Mailbox, liveness: &Arc<Liveness>) {
     let Incoming { main, mut joiner, .. } = incoming;
     let mut reader = liveness.listen(main);
     if expect_hello {
         match hello::read(&mut reader) {
             Ok(Hello { .. }) => liveness.heard_message(),
-            Err(hello::HelloError::Stream(error)) => return inbox.close(kind(&error), chain(&error)),
+            Err(hello::HelloError::Stream(error)) => return mailbox.close(kind(&error), chain(&error)),
             Err(error) => {
                 let kind = match error {
                     hello::HelloError::Version(_) => AbortKind::Version,
                     _ => AbortKind::Protocol,
                 };
-                return inbox.close(kind, error.to_string());
+                return mailbox.close(kind, error.to_string());
             }
         }
     }
@@ -369,11 +370,11 @@ fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox, liveness
                 frames = FrameReader::continuing(Lane::new(merged), unpacker);
                 continue;
             }
-            Err(error) => return inbox.close(kind(&error), chain(&error)),
+            Err(error) => return mailbox.close(kind(&error), chain(&error)),
         };
         let message = match Message::decode(&frame) {
             Ok(message) => message,
-            Err(error) => return inbox.close(AbortKind::Protocol, error.to_string()),
+            Err(error) => return mailbox.close(AbortKind::Protocol, error.to_string()),
         };
         if let Message::Heartbeat { is_active } = message {
             liveness.heard_heartbeat(is_active);
@@ -381,12 +382,12 @@ fn read_messages(incoming: Incoming, expect_hello: bool, inbox: &Inbox, liveness
         }
         liveness.heard_message();
         if message == Message::Rescan {
-            inbox.ask_for_rescan();
+            mailbox.ask_for_rescan();
             continue;
         }
         let ends = matches!(message, Message::Abort { .. });
         liveness.hold_up(true);
-        let is_taken = inbox.put_message(message, frame.len());
+        let is_taken = mailbox.put_message(message, frame.len());
         liveness.hold_up(false);
         if !is_taken || ends {
             return;
@@ -406,21 +407,28 @@ fn kind(error: &FrameError) -> AbortKind {
 
 /// Reports the end of the writer thread to everyone who waits for it, even after a panic.
 struct WriterLeaves<'a> {
-    inbox: &'a Inbox,
-    outbox: &'a Outbox,
+    mailbox: &'a Mailbox,
+    send_queue: &'a SendQueue,
 }
 
 impl Drop for WriterLeaves<'_> {
     fn drop(&mut self) {
-        self.outbox.abandon();
-        self.inbox.end_writing();
+        self.send_queue.abandon();
+        self.mailbox.end_writing();
     }
 }
 
-fn write_messages(writer: impl Write, compress: bool, messages: &Outbox, inbox: &Inbox, liveness: &Liveness) {
-    let mut frames = PacedWriter::new(writer, compress);
-    let failed =
-        |error: io::Error| inbox.close(AbortKind::Connection, format!("writing to the connection: {error}"));
+fn write_messages(
+    writer: impl Write,
+    compress: bool,
+    messages: &SendQueue,
+    mailbox: &Mailbox,
+    liveness: &Liveness,
+) {
+    let mut frames = AdaptiveWriter::new(writer, compress);
+    let failed = |error: io::Error| {
+        mailbox.close(AbortKind::Connection, format!("writing to the connection: {error}"))
+    };
     let mut next = None;
     loop {
         let (message, follows) = match next.take() {
@@ -436,7 +444,7 @@ fn write_messages(writer: impl Write, compress: bool, messages: &Outbox, inbox: 
         };
         let raw = message.encode();
         if !matches!(message, Message::Heartbeat { .. }) {
-            inbox.count_written(raw.len());
+            mailbox.count_written(raw.len());
         }
         if let Err(error) = frames.write(&raw, message.has_deltas()) {
             return failed(error);
@@ -454,12 +462,12 @@ fn write_messages(writer: impl Write, compress: bool, messages: &Outbox, inbox: 
     }
 }
 
-fn perform_works(queue: &Mutex<Receiver<Work>>, performer: &dyn Perform, inbox: &Inbox) {
+fn perform_works(queue: &Mutex<Receiver<Work>>, performer: &dyn Perform, mailbox: &Mailbox) {
     loop {
         // A statement of its own, so that the lock is not held during the work.
         let work = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         match work {
-            Ok(work) => inbox.put_outcome(performer.perform(work)),
+            Ok(work) => mailbox.put_outcome(performer.perform(work)),
             Err(_) => return,
         }
     }

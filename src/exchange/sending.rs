@@ -13,32 +13,32 @@ use crate::content::blocks::{BlockSize, Outline, outline_of};
 use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::Hash;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
+use crate::disk::baseline::Baseline;
 use crate::disk::holes::SparseFile;
 use crate::disk::identities::Identities;
-use crate::disk::memory::Memory;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, Look, ScanOptions, Skipped, Sparse, scan};
 use crate::disk::set_id::{Owner, mode_for};
 use crate::disk::stat::Identity;
 use crate::engine::{
-    self, Changed, Fault, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile,
-    SourceNext, SourceStep, Work,
+    self, Changed, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext,
+    SourceStep, Work, WorkError,
 };
-use crate::exchange::ahead::{AHEAD_BYTES_MIN, AHEAD_FILES_MAX, Ahead, Likely};
-use crate::exchange::rounds::About;
+use crate::exchange::prehash::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
+use crate::exchange::rounds::RoundContext;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::read_bytes;
 use crate::exchange::source::{Source, SourceError};
-use crate::exchange::{chain, fault, renamed, scan_options};
-use crate::monitor::{Problem, Trouble};
+use crate::exchange::{chain, renamed, scan_options, work_error};
+use crate::monitor::{Problem, ProblemKind};
 use crate::tree::change;
 use crate::tree::entry::{Kind, Time};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::place::Place;
 use crate::tree::record;
-use crate::tree::scope::Scope;
+use crate::tree::subtrees::SubtreeSet;
+use crate::tree::tree_id::TreeId;
 use crate::watch::Watch;
 use crate::wire::hello::Options;
 use crate::wire::message::{
@@ -49,12 +49,12 @@ use crate::wire::message::{
 pub struct Sending {
     path: PathBuf,
     options: Options,
-    memory: Option<Memory>,
-    about: Option<About>,
+    baseline: Option<Baseline>,
+    context: Option<RoundContext>,
     found: OnceLock<Found>,
     listed: OnceLock<Listed>,
     sources: Mutex<HashMap<u32, Source>>,
-    ahead: Ahead,
+    prehashes: Prehashes,
 }
 
 /// Location of the source.
@@ -63,7 +63,7 @@ struct Found {
     /// A single file: its local name, and the name under which it is offered.
     single: Option<Single>,
     /// The digest of the baseline's record.
-    base: Option<Hash>,
+    baseline: Option<Hash>,
 }
 
 struct Single {
@@ -84,69 +84,69 @@ impl Sending {
         Self {
             path,
             options,
-            memory: None,
-            about: None,
+            baseline: None,
+            context: None,
             found: OnceLock::new(),
             listed: OnceLock::new(),
             sources: Mutex::new(HashMap::new()),
-            ahead: Ahead::default(),
+            prehashes: Prehashes::default(),
         }
     }
 
     /// Sets the store of the baseline, if there is one.
     #[must_use]
-    pub fn remembering(self, memory: Option<Memory>) -> Self {
-        Self { memory, ..self }
+    pub fn with_baseline(self, baseline: Option<Baseline>) -> Self {
+        Self { baseline, ..self }
     }
 
     /// Makes this a round of a watched source.
-    pub(super) fn about(self, about: About) -> Self {
-        Self { about: Some(about), ..self }
+    pub(super) fn in_round(self, context: RoundContext) -> Self {
+        Self { context: Some(context), ..self }
     }
 
     /// Fails if a watched source was replaced or unmounted: that must not pass for an emptied one.
-    fn check_still_there(&self) -> Result<(), Fault> {
-        if self.about.as_ref().is_none_or(|about| about.root.is_still_there()) {
+    fn check_still_there(&self) -> Result<(), WorkError> {
+        if self.context.as_ref().is_none_or(|context| context.root.is_still_there()) {
             return Ok(());
         }
         let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
         let text = format!("{shown} is gone, or was replaced by another directory: nothing was changed");
-        Err(Fault::Fatal(AbortKind::Selection, text))
+        Err(WorkError::Fatal(AbortKind::Selection, text))
     }
 
-    fn scope(&self) -> Option<&Scope> {
-        self.about.as_ref()?.scope.as_ref()
+    fn scope(&self) -> Option<&SubtreeSet> {
+        self.context.as_ref()?.scope.as_ref()
     }
 
-    fn find(&self) -> Result<engine::Found, Fault> {
+    fn find(&self) -> Result<engine::Found, WorkError> {
         self.check_still_there()?;
         let missing = |error: &dyn std::error::Error| {
             let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
-            Fault::Fatal(AbortKind::Selection, format!("cannot read {shown}: {}", chain(error)))
+            WorkError::Fatal(AbortKind::Selection, format!("cannot read {shown}: {}", chain(error)))
         };
         let metadata = fs::metadata(&self.path).map_err(|error| missing(&error))?;
         let (found, subject) = if metadata.is_dir() {
             let root = Root::open(&self.path).map_err(|error| missing(&error))?;
-            let subject = directory_subject(&metadata, self.options.set_id_owner, root.whereabouts())
+            let subject = directory_subject(&metadata, self.options.set_id_owner, root.tree_id())
                 .map_err(|error| missing(&error))?;
             // An incremental round has no store of the baseline, so it names no base.
-            let base = self.memory.as_ref().and_then(Memory::digest);
-            (Found { root, single: None, base }, subject)
+            let baseline = self.baseline.as_ref().and_then(Baseline::digest);
+            (Found { root, single: None, baseline }, subject)
         } else {
             let (found, name) = find_single(&self.path).map_err(|error| missing(&*error))?;
             (found, Subject::File { name })
         };
-        let base = found.base;
+        let baseline = found.baseline;
         // `Find` is asked for once.
         let _ = self.found.set(found);
-        Ok(engine::Found { subject, base, is_partial: self.scope().is_some() })
+        Ok(engine::Found { subject, baseline, is_partial: self.scope().is_some() })
     }
 
-    fn scan(&self) -> Result<Scanned, Fault> {
+    fn scan(&self) -> Result<Scanned, WorkError> {
         let found = self.found()?;
         let subject = match (&found.single, self.scope()) {
             (Some(single), _) => scan::Subject::One(single.local.clone()),
-            (None, Some(scope)) => scan::Subject::Parts(scope.clone(), Arc::default()),
+            (None, Some(scope)) => scan::Subject::Subtrees(scope.clone(), Arc::default()),
             (None, None) => scan::Subject::Whole,
         };
         let options = ScanOptions {
@@ -161,7 +161,7 @@ impl Sending {
             Some(single) => filter.excludes(&single.offered, false),
             None => filter.excludes_tree(),
         };
-        let mut entering = Entering(self.about.as_ref().map(|about| &*about.watch));
+        let mut entering = Entering(self.context.as_ref().map(|context| &*context.watch));
         let mut scanned = if is_excluded {
             scan::Scanned {
                 skipped: Skipped { excluded: 1, ..Skipped::default() },
@@ -169,38 +169,38 @@ impl Sending {
             }
         } else {
             scan(&found.root, &subject, &options, Some(&mut filter), &mut entering)
-                .map_err(|error| Fault::Fatal(AbortKind::Selection, chain(&error)))?
+                .map_err(|error| WorkError::Fatal(AbortKind::Selection, chain(&error)))?
         };
-        if let Some(about) = self.about.as_ref().filter(|_| !scanned.unclear.is_empty()) {
+        if let Some(context) = self.context.as_ref().filter(|_| !scanned.unclear.is_empty()) {
             // A touched name leads to an entry with another name, so scan its whole directory.
-            about.watch.everything();
+            context.watch.everything();
         }
         self.check_still_there()?;
         if let Some(single) = &found.single {
             scanned.manifest = renamed(&scanned.manifest, &single.offered)
-                .map_err(|error| Fault::Fatal(AbortKind::Selection, error.to_string()))?;
+                .map_err(|error| WorkError::Fatal(AbortKind::Selection, error.to_string()))?;
         }
         let manifest = Arc::new(scanned.manifest);
         let unreadable = scanned.problems.iter().map(|error| Problem {
-            trouble: Trouble::Unreadable,
+            kind: ProblemKind::Unreadable,
             path: error.path().to_vec(),
             cause: chain(error),
         });
         let unsupported = scanned.unsupported.iter().map(|(path, kind)| Problem {
-            trouble: Trouble::Unsupported,
+            kind: ProblemKind::Unsupported,
             path: path.as_bytes().to_vec(),
             cause: format!("{kind} are not copied"),
         });
         let holes = holes(scanned.sparse, &manifest, found.single.is_some());
         let ignores = filter.files().to_vec();
-        if let Some(about) = self.about.as_ref().filter(|about| about.scope.is_none()) {
-            *about.filter.lock().unwrap_or_else(PoisonError::into_inner) = filter;
+        if let Some(context) = self.context.as_ref().filter(|context| context.scope.is_none()) {
+            *context.filter.lock().unwrap_or_else(PoisonError::into_inner) = filter;
         }
         let (changed, is_new) = self.compare_with_memory(found, &manifest, &ignores);
         let listed = Listed { manifest: Arc::clone(&manifest), identities: scanned.identities };
         let _ = self.listed.set(listed);
         let sampled =
-            if self.options.dry_run { Vec::new() } else { self.look_ahead(&manifest, changed.as_ref()) };
+            if self.options.dry_run { Vec::new() } else { self.prehash(&manifest, changed.as_ref()) };
         Ok(Scanned {
             ignores,
             complete: scanned.problems.is_empty(),
@@ -226,19 +226,20 @@ impl Sending {
     ) -> (Option<Changed>, bool) {
         // Offering a single file takes fewer bytes than a digest.
         let is_whole = found.single.is_none() && self.scope().is_none();
-        let Some(memory) = self.memory.as_ref().filter(|_| is_whole) else {
+        let Some(baseline) = self.baseline.as_ref().filter(|_| is_whole) else {
             return (None, false);
         };
         let digest = record::digest(manifest, ignores);
         // If nothing changed, the digest alone suffices and the record need not be read.
-        if found.base == Some(digest) {
+        if found.baseline == Some(digest) {
             return (Some(Changed { changes: Vec::new(), ignores: false, digest }), false);
         }
-        let base = found.base.and_then(|base| memory.recall().filter(|record| record.digest() == base));
-        let changed = base.and_then(|base| {
-            let (old_ignores, entries) = base.into_parts();
+        let record =
+            found.baseline.and_then(|digest| baseline.load().filter(|record| record.digest() == digest));
+        let changed = record.and_then(|record| {
+            let (known_ignores, entries) = record.into_parts();
             let changes = change::between(entries, manifest)?;
-            Some(Changed { changes, ignores: old_ignores != ignores, digest })
+            Some(Changed { changes, ignores: known_ignores != ignores, digest })
         });
         (changed, !self.options.dry_run)
     }
@@ -246,18 +247,18 @@ impl Sending {
     /// Starts to prehash large files that the receiver will probably want to compare. These are the
     /// files that changed since the last run, or any large ones if the changes are unknown. Returns
     /// samples of them.
-    fn look_ahead(&self, manifest: &Manifest, changed: Option<&Changed>) -> Vec<(u32, Samples)> {
+    fn prehash(&self, manifest: &Manifest, changed: Option<&Changed>) -> Vec<(u32, Samples)> {
         let mut ids: Vec<u32> = match changed {
             Some(changed) => change::added(&changed.changes).collect(),
             None => (0..manifest.len() as u32).collect(),
         };
         let size = |id: &u32| manifest.get(*id).map_or(0, |entry| entry.size());
-        ids.retain(|id| size(id) >= AHEAD_BYTES_MIN);
+        ids.retain(|id| size(id) >= PREHASH_BYTES_MIN);
         ids.sort_by_key(|id| Reverse(size(id)));
         let has_changed = changed.is_some() || self.scope().is_some();
-        let likely = if has_changed { Likely::Very } else { Likely::Perhaps };
+        let priority = if has_changed { Priority::High } else { Priority::Low };
         let mut sampled = Vec::new();
-        for &id in ids.iter().take(AHEAD_FILES_MAX) {
+        for &id in ids.iter().take(PREHASH_FILES_MAX) {
             // A failure to open or read is reported when the file is requested.
             if let Ok((file, identity)) = self.open(id) {
                 if identity.size >= SAMPLED_BYTES_MIN
@@ -266,7 +267,7 @@ impl Sending {
                     sampled.push((id, samples));
                 }
                 let block = BlockSize::for_size(identity.size);
-                self.ahead.begin(identity, file, block, likely);
+                self.prehashes.begin(identity, file, block, priority);
             }
         }
         // As many as fit in a message.
@@ -277,7 +278,7 @@ impl Sending {
     /// Contents of small touched files, to go with the offer.
     fn push(&self, manifest: &Manifest) -> Vec<PushedFile> {
         let is_single = self.found().is_ok_and(|found| found.single.is_some());
-        if self.about.is_none() || self.scope().is_none() && !is_single || self.options.dry_run {
+        if self.context.is_none() || self.scope().is_none() && !is_single || self.options.dry_run {
             return Vec::new();
         }
         let mut pushed = Vec::new();
@@ -296,55 +297,56 @@ impl Sending {
         pushed
     }
 
-    fn read(&self, order: &ReadOrder) -> Result<ReadFile, Fault> {
+    fn read(&self, order: &ReadOrder) -> Result<ReadFile, WorkError> {
         let ReadOrder { want, may_ask } = order;
         let data = self.read_small(want.id)?;
-        let old = want.old_blocks();
-        let Outline { ids, hash } = match old {
+        let basis = want.basis_blocks();
+        let Outline { ids, hash } = match basis {
             Some(_) => outline_of(&data, BlockSize::for_size(data.len() as u64)),
             None => Outline { ids: Vec::new(), hash: Hash::of(&data) },
         };
-        let same = old.is_some_and(|old| old.length == data.len() as u64 && old.ids == ids);
-        let content = match old {
+        let same = basis.is_some_and(|basis| basis.length == data.len() as u64 && basis.ids == ids);
+        let content = match basis {
             _ if same => ReadContent::Same,
-            Some(old) if *may_ask => ReadContent::Differs { old_length: old.length },
+            Some(basis) if *may_ask => ReadContent::Differs { basis_length: basis.length },
             _ => ReadContent::Whole(data),
         };
         Ok(ReadFile { content, hash })
     }
 
     /// Makes a delta from a small file's basis to its content.
-    fn diff(&self, signed: &SignedFile) -> Result<ReadFile, Fault> {
+    fn diff(&self, signed: &SignedFile) -> Result<ReadFile, WorkError> {
         let data = self.read_small(signed.id)?;
         let hash = Hash::of(&data);
-        let peer = |error: DeltaError| Fault::Fatal(AbortKind::Protocol, error.to_string());
+        let peer = |error: DeltaError| WorkError::Fatal(AbortKind::Protocol, error.to_string());
         let delta = if signed.signature.is_empty() {
             None
         } else {
-            // At most `SMALL_OLD_BYTES_MAX`.
-            let signature = Signature::check(&signed.signature, signed.old_length as usize).map_err(peer)?;
+            // At most `SMALL_BASIS_BYTES_MAX`.
+            let signature =
+                Signature::check(&signed.signature, signed.basis_length as usize).map_err(peer)?;
             signature.diff(&data).map_err(peer)?
         };
         Ok(ReadFile { content: delta.map_or(ReadContent::Whole(data), ReadContent::Delta), hash })
     }
 
-    fn read_small(&self, id: u32) -> Result<Vec<u8>, Fault> {
+    fn read_small(&self, id: u32) -> Result<Vec<u8>, WorkError> {
         let (file, identity) = self.open(id)?;
-        let data = read_bytes(&file, 0, identity.size as usize).map_err(|error| read_fault(&error))?;
+        let data = read_bytes(&file, 0, identity.size as usize).map_err(|error| read_error(&error))?;
         self.check_unchanged(&file, &identity)?;
         Ok(data)
     }
 
-    fn source(&self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), Fault> {
+    fn source(&self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), WorkError> {
         let mut source = match step {
             SourceStep::Begin(want) => {
                 let (file, identity) = self.open(id)?;
-                if want.old.is_none() && want.staged.is_none() {
-                    self.ahead.cancel(&identity);
+                if want.basis.is_none() && want.staged.is_none() {
+                    self.prehashes.cancel(&identity);
                 }
                 let block = BlockSize::for_size(identity.size);
-                let ahead = || self.ahead.take(&identity)?.outline(block);
-                Source::begin(file, identity, &want, ahead).map_err(source_fault)?
+                let prehashed = || self.prehashes.take(&identity)?.outline(block);
+                Source::begin(file, identity, &want, prehashed).map_err(source_error)?
             }
             SourceStep::Signatures(signatures) => {
                 let mut source = self.take_source(id)?;
@@ -353,18 +355,18 @@ impl Sending {
             }
             SourceStep::Cut => {
                 let mut source = self.take_source(id)?;
-                source.cut().map_err(source_fault)?;
+                source.cut().map_err(source_error)?;
                 self.keep_source(id, source);
                 return Ok((Vec::new(), SourceNext::Chunks));
             }
             SourceStep::Chunks(chunks) => {
                 let mut source = self.take_source(id)?;
-                source.chunks(&chunks).map_err(source_fault)?;
+                source.chunks(&chunks).map_err(source_error)?;
                 source
             }
             SourceStep::More => self.take_source(id)?,
         };
-        let (ops, next) = source.produce().map_err(source_fault)?;
+        let (ops, next) = source.produce().map_err(source_error)?;
         match next {
             SourceNext::More | SourceNext::Sign(_) | SourceNext::Cut(_) | SourceNext::Chunks => {
                 self.keep_source(id, source);
@@ -380,28 +382,29 @@ impl Sending {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(id, source);
     }
 
-    fn take_source(&self, id: u32) -> Result<Source, Fault> {
+    fn take_source(&self, id: u32) -> Result<Source, WorkError> {
         let taken = self.sources.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        taken.ok_or_else(|| Fault::Fatal(AbortKind::Protocol, "a file that was not begun".to_owned()))
+        taken.ok_or_else(|| WorkError::Fatal(AbortKind::Protocol, "a file that was not begun".to_owned()))
     }
 
     /// Opens an offered file, if it is still the listed one.
-    fn open(&self, id: u32) -> Result<(File, Identity), Fault> {
+    fn open(&self, id: u32) -> Result<(File, Identity), WorkError> {
         let found = self.found()?;
         let listed = self.listed.get().ok_or_else(out_of_turn)?;
         let path = listed.manifest.path(id).ok_or_else(out_of_turn)?;
         let identity = listed.identities.get(&listed.manifest, id).ok_or_else(out_of_turn)?;
         let path = found.single.as_ref().map_or_else(|| path.to_path(), |single| single.local.clone());
-        let (file, stat) = found.root.open_file(&path).map_err(|error| fault(&error, Trouble::Unreadable))?;
+        let (file, stat) =
+            found.root.open_file(&path).map_err(|error| work_error(&error, ProblemKind::Unreadable))?;
         if stat.identity == identity { Ok((file, identity)) } else { Err(changed()) }
     }
 
-    fn check_unchanged(&self, file: &File, identity: &Identity) -> Result<(), Fault> {
+    fn check_unchanged(&self, file: &File, identity: &Identity) -> Result<(), WorkError> {
         let now = crate::disk::stat::identity_of(file).map_err(|error| unreadable(&error))?;
         if now == *identity { Ok(()) } else { Err(changed()) }
     }
 
-    fn found(&self) -> Result<&Found, Fault> {
+    fn found(&self) -> Result<&Found, WorkError> {
         self.found.get().ok_or_else(out_of_turn)
     }
 }
@@ -418,10 +421,10 @@ impl Perform for Sending {
                 Outcome::Read(files.iter().map(|signed| (signed.id, self.diff(signed))).collect())
             }
             Work::Source { id, step } => Outcome::Source(id, self.source(id, step)),
-            Work::Remember { manifest, ignores } => {
-                super::remember(self.memory.as_ref(), &manifest, &ignores)
+            Work::StoreBaseline { manifest, ignores } => {
+                super::store_baseline(self.baseline.as_ref(), &manifest, &ignores)
             }
-            other => Outcome::Scan(Err(Fault::Fatal(
+            other => Outcome::Scan(Err(WorkError::Fatal(
                 AbortKind::Protocol,
                 format!("a work that is not a sender's: {:?}", std::mem::discriminant(&other)),
             ))),
@@ -443,7 +446,7 @@ impl Look for Entering<'_> {
 fn directory_subject(
     metadata: &fs::Metadata,
     set_id_owner: Option<Owner>,
-    place: Place,
+    tree_id: TreeId,
 ) -> io::Result<Subject> {
     use std::os::unix::fs::MetadataExt;
     let nanos = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
@@ -453,7 +456,7 @@ fn directory_subject(
     #[allow(clippy::cast_possible_truncation)]
     let mode = (metadata.mode() & 0o7777) as u16;
     let of = (metadata.uid(), metadata.gid());
-    Ok(Subject::directory(set_id_owner.map_or(mode, |owner| mode_for(mode, of, owner)), mtime, place))
+    Ok(Subject::directory(set_id_owner.map_or(mode, |owner| mode_for(mode, of, owner)), mtime, tree_id))
 }
 
 /// Finds a single file. A link that is named as source stands for its target, under the link's own
@@ -468,31 +471,31 @@ fn find_single(path: &Path) -> Result<(Found, Vec<u8>), Box<dyn std::error::Erro
     let local = name_of(&real)?;
     let root = Root::open(real.parent().unwrap_or(Path::new("/")))?;
     let name = offered.as_bytes().to_vec();
-    Ok((Found { root, single: Some(Single { local, offered }), base: None }, name))
+    Ok((Found { root, single: Some(Single { local, offered }), baseline: None }, name))
 }
 
-fn source_fault(error: SourceError) -> Fault {
+fn source_error(error: SourceError) -> WorkError {
     match error {
-        SourceError::Read(error) => read_fault(&error),
-        SourceError::Peer(text) => Fault::Fatal(AbortKind::Protocol, text),
+        SourceError::Read(error) => read_error(&error),
+        SourceError::Peer(text) => WorkError::Fatal(AbortKind::Protocol, text),
     }
 }
 
 /// Classifies a read error: a file that became shorter has changed.
-fn read_fault(error: &io::Error) -> Fault {
+fn read_error(error: &io::Error) -> WorkError {
     if error.kind() == io::ErrorKind::UnexpectedEof { changed() } else { unreadable(error) }
 }
 
-fn unreadable(error: &io::Error) -> Fault {
-    Fault::Entry(Trouble::Unreadable, format!("cannot read it: {error}"))
+fn unreadable(error: &io::Error) -> WorkError {
+    WorkError::Entry(ProblemKind::Unreadable, format!("cannot read it: {error}"))
 }
 
-fn changed() -> Fault {
-    Fault::Entry(Trouble::Changed, "it changed while it was being sent".to_owned())
+fn changed() -> WorkError {
+    WorkError::Entry(ProblemKind::Changed, "it changed while it was being sent".to_owned())
 }
 
-fn out_of_turn() -> Fault {
-    Fault::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
+fn out_of_turn() -> WorkError {
+    WorkError::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
 }
 
 /// Converts the holes of the files to their wire form.

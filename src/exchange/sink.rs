@@ -8,15 +8,15 @@ use rustix::io::Errno;
 
 use crate::content::blocks::{BlockSize, Content, Nodes, outline};
 use crate::content::delta;
-use crate::content::fitted::Fitted;
 use crate::content::hash::{Hash, Hasher};
+use crate::content::shift_map::ShiftMap;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::stage::Staging;
 use crate::disk::stat::Identity;
-use crate::exchange::draft::Draft;
-use crate::exchange::old::OldFile;
-use crate::exchange::patiently;
+use crate::exchange::basis::BasisFile;
+use crate::exchange::pre_copy::PreCopy;
+use crate::exchange::retry_while_busy;
 use crate::tree::path::TreePath;
 use crate::wire::message::{Blocks, Op, Window};
 
@@ -40,7 +40,7 @@ impl From<DiskError> for SinkError {
 
 pub(super) struct Sink {
     growing: Growing,
-    old: Option<OldFile>,
+    basis: Option<BasisFile>,
 }
 
 /// The way in which the file is made.
@@ -48,7 +48,7 @@ enum Growing {
     /// From nothing, or from the bytes that an earlier run staged.
     Anew(Box<Anew>),
     /// From a pre-copy of the basis.
-    Draft(Draft),
+    PreCopy(PreCopy),
 }
 
 struct Anew {
@@ -61,38 +61,38 @@ struct Anew {
 
 impl Sink {
     /// Begins to make `path`. `basis` is the path and listed identity of a file that it can be made
-    /// from, and `draft` a pre-copy of that file. `nodes` belong to the bytes that an earlier run
-    /// staged, if they are known.
+    /// from, and `pre_copy` a pre-copy of that file. `nodes` belong to the bytes that an earlier
+    /// run staged, if they are known.
     pub(super) fn begin(
         root: &Root,
         path: &TreePath,
         basis: Option<(&TreePath, &Identity)>,
-        draft: Option<Draft>,
+        pre_copy: Option<PreCopy>,
         nodes: Option<Nodes>,
     ) -> Result<Self, SinkError> {
-        let shape = draft.as_ref().map(Draft::told_shape);
-        let growing = match draft {
-            Some(draft) => Growing::Draft(draft),
+        let shift_map = pre_copy.as_ref().map(PreCopy::advertised_shift_map);
+        let growing = match pre_copy {
+            Some(pre_copy) => Growing::PreCopy(pre_copy),
             None => {
-                let (staging, _) = patiently(|| Staging::open(root, path))?;
+                let (staging, _) = retry_while_busy(|| Staging::open(root, path))?;
                 let is_replaced = basis.is_some_and(|(basis, _)| basis == path);
                 let staging = if is_replaced { staging.replacing() } else { staging };
                 Growing::Anew(Box::new(Anew { staging, nodes, hasher: Hasher::new(), begun: false }))
             }
         };
-        let old = basis.and_then(|(basis, seen)| {
-            let file = open_old(root, basis, seen).ok()?;
-            Some(OldFile::new(file, shape.unwrap_or(Fitted::same(seen.size))))
+        let basis_file = basis.and_then(|(basis, seen)| {
+            let file = open_basis(root, basis, seen).ok()?;
+            Some(BasisFile::new(file, shift_map.unwrap_or(ShiftMap::same(seen.size))))
         });
         // Without a basis the content may still come whole; only steps that copy from it fail.
-        Ok(Self { growing, old })
+        Ok(Self { growing, basis: basis_file })
     }
 
     /// Performs one step.
     pub(super) fn apply(&mut self, op: Op) -> Result<(), SinkError> {
         match &mut self.growing {
-            Growing::Anew(anew) => anew.apply(op, self.old.as_ref()),
-            Growing::Draft(draft) => draft.apply(op, self.old.as_ref()),
+            Growing::Anew(anew) => anew.apply(op, self.basis.as_ref()),
+            Growing::PreCopy(pre_copy) => pre_copy.apply(op, self.basis.as_ref()),
         }
     }
 
@@ -100,14 +100,14 @@ impl Sink {
     pub(super) fn finish(self, hash: Hash) -> Result<(Staging, Option<File>), SinkError> {
         let staging = match self.growing {
             Growing::Anew(anew) => anew.finish(hash)?,
-            Growing::Draft(draft) => draft.finish(hash)?,
+            Growing::PreCopy(pre_copy) => pre_copy.finish(hash)?,
         };
-        Ok((staging, self.old.map(OldFile::into_file)))
+        Ok((staging, self.basis.map(BasisFile::into_file)))
     }
 }
 
 impl Anew {
-    fn apply(&mut self, op: Op, old: Option<&OldFile>) -> Result<(), SinkError> {
+    fn apply(&mut self, op: Op, basis: Option<&BasisFile>) -> Result<(), SinkError> {
         let begun = std::mem::replace(&mut self.begun, true);
         if !begun {
             let kept = if let Op::Keep { length } = op { length } else { 0 };
@@ -125,14 +125,14 @@ impl Anew {
             Op::Keep { .. } => Ok(()),
             Op::Data(bytes) => Ok(self.append(&bytes)?),
             Op::Copy { offset, length } => {
-                let (old, hasher) = (old.ok_or_else(no_old)?, &mut self.hasher);
+                let (basis, hasher) = (basis.ok_or_else(basis_changed)?, &mut self.hasher);
                 // Hash the bytes that are written.
                 self.staging
-                    .append_from_and_visit(old.file(), offset, length, &mut |piece| hasher.take(piece))?;
+                    .append_from_and_visit(basis.file(), offset, length, &mut |piece| hasher.take(piece))?;
                 Ok(())
             }
             Op::Delta { window, length, delta } => {
-                Ok(self.append(&apply_delta(old, window, length, &delta)?)?)
+                Ok(self.append(&apply_delta(basis, window, length, &delta)?)?)
             }
             Op::Zeros { length } => {
                 self.hasher.zeros(length);
@@ -160,27 +160,27 @@ impl Anew {
 
 /// Applies a delta to a range of the basis.
 pub(super) fn apply_delta(
-    old: Option<&OldFile>,
+    basis: Option<&BasisFile>,
     window: Window,
     length: u32,
     delta: &[u8],
 ) -> Result<Vec<u8>, SinkError> {
-    let old = old.ok_or_else(no_old)?.window(window)?;
-    delta::apply(&old, delta, length as usize).map_err(|error| SinkError::Basis(error.to_string()))
+    let basis = basis.ok_or_else(basis_changed)?.window(window)?;
+    delta::apply(&basis, delta, length as usize).map_err(|error| SinkError::Basis(error.to_string()))
 }
 
 pub(super) fn wrong_hash() -> SinkError {
     SinkError::Basis("the received content does not have the announced hash".to_owned())
 }
 
-pub(super) fn no_old() -> SinkError {
+pub(super) fn basis_changed() -> SinkError {
     SinkError::Basis("its basis in the destination has changed".to_owned())
 }
 
 /// Opens a basis, if it is still the listed file.
-pub(super) fn open_old(root: &Root, path: &TreePath, seen: &Identity) -> Result<File, SinkError> {
+pub(super) fn open_basis(root: &Root, path: &TreePath, seen: &Identity) -> Result<File, SinkError> {
     let (file, stat) = root.open_file(path)?;
-    if stat.identity == *seen { Ok(file) } else { Err(no_old()) }
+    if stat.identity == *seen { Ok(file) } else { Err(basis_changed()) }
 }
 
 /// Names the blocks of a basis or a staged prefix of `length` bytes, for a wanted file of `size`

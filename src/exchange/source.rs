@@ -2,7 +2,7 @@
 //!
 //! If the receiver has nothing of it, the file is read and sent once. Otherwise it is read once to
 //! find the parts that the receiver has (and to hash it), in the steps of
-//! [`layout`](super::layout). It is read a second time for the missing parts.
+//! [`delta_plan`](super::delta_plan). It is read a second time for the missing parts.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -15,14 +15,14 @@ use serde_bytes::ByteBuf;
 use crate::content::blocks::{BlockId, BlockSize, Content, Outline, block_id, block_ids, outline};
 use crate::content::chunk::{Average, Chunk};
 use crate::content::delta::Signature;
-use crate::content::fitted::Fitted;
 use crate::content::hash::{Hash, Hasher};
+use crate::content::shift_map::ShiftMap;
 use crate::disk::holes::SparseFile;
 use crate::disk::stat::Identity;
 use crate::engine::SourceNext;
-use crate::exchange::layout::{self, Segment, ToCut};
-use crate::exchange::old::chunks_of;
-use crate::wire::message::{Blocks, CONTENT_BYTES_MAX, Old, Op, WINDOWS_MAX, Want, Window};
+use crate::exchange::basis::chunks_of;
+use crate::exchange::delta_plan::{self, Segment, ToCut};
+use crate::wire::message::{BasisReport, Blocks, CONTENT_BYTES_MAX, Op, WINDOWS_MAX, Want, Window};
 
 /// Bytes of gaps without success after which this file's delta is given up: searching costs 2 s for
 /// 100 MB, sending does not.
@@ -56,7 +56,7 @@ pub(super) struct Source {
     hasher: Hasher,
     first_ops: Vec<Op>,
     same: bool,
-    old_length: u64,
+    basis_length: u64,
     /// The ranges to cut, with all segments of the file.
     cut: Option<(ToCut, Vec<Segment>)>,
     /// The chunks of the sender's range.
@@ -72,12 +72,13 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Begins with a file of this identity. `ahead` is called for its outline when that is needed.
+    /// Begins with a file of this identity. `prehashed` is called for its outline when that is
+    /// needed.
     pub(super) fn begin(
         file: File,
         identity: Identity,
         want: &Want,
-        ahead: impl FnOnce() -> Option<Outline>,
+        prehashed: impl FnOnce() -> Option<Outline>,
     ) -> Result<Self, SourceError> {
         let size = identity.size;
         let mut source = Self {
@@ -88,7 +89,7 @@ impl Source {
             hasher: Hasher::new(),
             first_ops: Vec::new(),
             same: false,
-            old_length: want.old_blocks().map_or(0, |old| old.length),
+            basis_length: want.basis_blocks().map_or(0, |basis| basis.length),
             cut: None,
             chunks: Vec::new(),
             signatures: HashMap::new(),
@@ -98,19 +99,19 @@ impl Source {
             saved_bytes: 0,
             futile: false,
         };
-        if want.old.is_none() && want.staged.is_none() {
+        if want.basis.is_none() && want.staged.is_none() {
             source.plan.extend((size > 0).then_some(Segment::New { offset: 0, length: size }));
         } else {
-            source.find(want, ahead())?;
+            source.find(want, prehashed())?;
         }
         Ok(source)
     }
 
     /// Finds the blocks that the receiver has.
-    fn find(&mut self, want: &Want, ahead: Option<Outline>) -> Result<(), SourceError> {
+    fn find(&mut self, want: &Want, prehashed: Option<Outline>) -> Result<(), SourceError> {
         let size = self.identity.size;
         let block = BlockSize::for_size(size);
-        let Outline { ids, hash } = match ahead {
+        let Outline { ids, hash } = match prehashed {
             Some(outline) => outline,
             None => outline(size, block, &SparseFile::of(&self.file, size))?,
         };
@@ -123,24 +124,25 @@ impl Source {
             self.first_ops.push(Op::Keep { length: kept });
         }
         let nothing = Blocks { length: 0, ids: Vec::new() };
-        let old = want.old_blocks().unwrap_or(&nothing);
-        self.same = want.old_blocks().is_some() && kept == 0 && old.length == size && old.ids == ids;
-        let narrowed = match &want.old {
+        let basis = want.basis_blocks().unwrap_or(&nothing);
+        self.same = want.basis_blocks().is_some() && kept == 0 && basis.length == size && basis.ids == ids;
+        let range_removed = match &want.basis {
             // The engine checked it when the want arrived.
-            Some(Old::Narrowed { blocks, split }) => Fitted::new(blocks.length, size, *split),
+            Some(BasisReport::RangeRemoved { blocks, split }) => ShiftMap::new(blocks.length, size, *split),
             _ => None,
         };
-        let shape = narrowed.unwrap_or(Fitted::same(old.length));
-        let mut segments = layout::without_prefix(layout::aligned(size, block, &ids, old, shape), kept);
-        if narrowed.is_none()
-            && let Some(shifted) = layout::shifted(&segments, kept, size, block, old)
-            && let Some(found) = self.find_shifted(shifted.blocks.clone(), block, old)?
+        let shift_map = range_removed.unwrap_or(ShiftMap::same(basis.length));
+        let mut segments =
+            delta_plan::without_prefix(delta_plan::aligned(size, block, &ids, basis, shift_map), kept);
+        if range_removed.is_none()
+            && let Some(shifted) = delta_plan::shifted(&segments, kept, size, block, basis)
+            && let Some(found) = self.find_shifted(shifted.blocks.clone(), block, basis)?
         {
-            segments = layout::reshift(&segments, &shifted, size, block, &found, old);
+            segments = delta_plan::reshift(&segments, &shifted, size, block, &found, basis);
         }
-        match layout::to_cut(&segments, kept, old.length) {
+        match delta_plan::to_cut(&segments, kept, basis.length) {
             Some(cut) => self.cut = Some((cut, segments)),
-            None => self.plan = layout::with_gaps(&segments, old.length),
+            None => self.plan = delta_plan::with_gaps(&segments, basis.length),
         }
         Ok(())
     }
@@ -151,15 +153,15 @@ impl Source {
         &self,
         blocks: Range<u64>,
         block: BlockSize,
-        old: &Blocks,
+        basis: &Blocks,
     ) -> Result<Option<Vec<BlockId>>, SourceError> {
         const PROBE: u64 = 4;
         let size = self.identity.size;
-        let moved = Moved { file: SparseFile::of(&self.file, size), size, old_length: old.length };
-        let find = |blocks: Range<u64>| block_ids(blocks, old.length, block, &moved);
+        let moved = Moved { file: SparseFile::of(&self.file, size), size, basis_length: basis.length };
+        let find = |blocks: Range<u64>| block_ids(blocks, basis.length, block, &moved);
         let last = blocks.end.saturating_sub(PROBE).max(blocks.start)..blocks.end;
         let probed = find(last.clone())?;
-        let known = old.ids.get(last.start as usize..).unwrap_or_default();
+        let known = basis.ids.get(last.start as usize..).unwrap_or_default();
         let is_worth_it = probed.iter().zip(known).any(|(found, known)| found == known);
         Ok(if is_worth_it { Some(find(blocks)?) } else { None })
     }
@@ -180,10 +182,10 @@ impl Source {
 
     /// Cuts this file while the receiver cuts the basis.
     pub(super) fn cut(&mut self) -> Result<(), SourceError> {
-        if let Some((ToCut { new, old, .. }, _)) = &self.cut {
+        if let Some((ToCut { new, basis, .. }, _)) = &self.cut {
             let mut file = &self.file;
             file.seek(SeekFrom::Start(new.start))?;
-            self.chunks = chunks_of(&mut file.take(new.end - new.start), average(old.length)?)?;
+            self.chunks = chunks_of(&mut file.take(new.end - new.start), average(basis.length)?)?;
         }
         Ok(())
     }
@@ -192,13 +194,13 @@ impl Source {
     pub(super) fn chunks(&mut self, theirs: &[Chunk]) -> Result<(), SourceError> {
         let Some((cut, segments)) = self.cut.take() else { return Ok(()) };
         let length: u64 = theirs.iter().map(|chunk| u64::from(chunk.length)).sum();
-        if !theirs.is_empty() && length != cut.old.length {
+        if !theirs.is_empty() && length != cut.basis.length {
             return Err(SourceError::Peer("chunks do not cover what was to be cut".to_owned()));
         }
         self.futile = theirs.is_empty();
         let ours = std::mem::take(&mut self.chunks);
-        let inside = layout::matched(&ours, cut.new.start, theirs, cut.old.offset);
-        self.plan = layout::with_gaps(&layout::recut(&segments, &cut, inside), self.old_length);
+        let inside = delta_plan::matched(&ours, cut.new.start, theirs, cut.basis.offset);
+        self.plan = delta_plan::with_gaps(&delta_plan::recut(&segments, &cut, inside), self.basis_length);
         Ok(())
     }
 
@@ -218,7 +220,7 @@ impl Source {
             return Ok((Vec::new(), SourceNext::Same(hash)));
         }
         if let Some((cut, _)) = &self.cut {
-            return Ok((Vec::new(), SourceNext::Cut(cut.old)));
+            return Ok((Vec::new(), SourceNext::Cut(cut.basis)));
         }
         let mut ops = std::mem::take(&mut self.first_ops);
         let mut bytes = 0;
@@ -227,7 +229,7 @@ impl Source {
                 return Ok((ops, SourceNext::More));
             }
             match segment {
-                Segment::Old { offset, length } => {
+                Segment::Basis { offset, length } => {
                     self.plan.pop_front();
                     ops.push(Op::Copy { offset, length });
                 }
@@ -339,17 +341,17 @@ impl Source {
     }
 }
 
-/// A view of a file of `size` bytes that aligns its end with the end of a basis of `old_length`
+/// A view of a file of `size` bytes that aligns its end with the end of a basis of `basis_length`
 /// bytes.
 struct Moved<'a> {
     file: SparseFile<&'a File>,
     size: u64,
-    old_length: u64,
+    basis_length: u64,
 }
 
 impl Moved<'_> {
     fn place(&self, offset: u64) -> u64 {
-        offset.saturating_add(self.size).saturating_sub(self.old_length)
+        offset.saturating_add(self.size).saturating_sub(self.basis_length)
     }
 }
 
@@ -386,8 +388,8 @@ mod tests {
         file.write_all(&vec![8; 3_000_000]).unwrap();
         file.rewind().unwrap();
 
-        let old = Blocks { length: identity.size, ids: outline.ids };
-        let want = Want { id: 0, staged: None, old: Some(Old::Blocks(old)) };
+        let basis = Blocks { length: identity.size, ids: outline.ids };
+        let want = Want { id: 0, staged: None, basis: Some(BasisReport::Blocks(basis)) };
         let mut source = Source::begin(file, identity, &want, || None).unwrap();
         let mut made = 0;
         loop {

@@ -110,18 +110,18 @@ impl Api {
         self.http.send(&call, &self.request(Method::DELETE, path, Content::Nothing)).map(|_| ())
     }
 
-    /// Takes a session out of a pool. Waits up to `patience` until one is free.
+    /// Takes a session out of a pool. Waits up to `timeout` until one is free.
     ///
     /// # Errors
     /// As for all calls; also if the pool does not exist, or no session became free.
-    pub fn acquire(&self, pool: &str, patience: Duration) -> Result<Browser, ApiError> {
+    pub fn acquire(&self, pool: &str, timeout: Duration) -> Result<Browser, ApiError> {
         #[derive(Serialize)]
         struct Acquire {
             acquire_timeout_seconds: u64,
         }
         let call = Call::new(format!("acquire a session of the pool {}", quoted(pool)), Subject::Pool);
         let path = path(&call, &["browser_pools", pool, "acquire"])?;
-        let mut left = patience;
+        let mut left = timeout;
         loop {
             let hold = left.clamp(Duration::from_secs(1), ACQUIRE_HOLD);
             let content = self.json(&call, &Acquire { acquire_timeout_seconds: hold.as_secs() })?;
@@ -137,7 +137,7 @@ impl Api {
             let pause = ACQUIRE_PAUSE.saturating_sub(held);
             left = left.saturating_sub(held.max(ACQUIRE_PAUSE));
             if left.is_zero() {
-                return Err(ApiError::NoneFree { call, after: patience });
+                return Err(ApiError::NoneFree { call, after: timeout });
             }
             (self.http.sleep)(pause);
         }
@@ -176,12 +176,12 @@ impl Api {
         request.timeout = after.saturating_add(self.http.timeout);
         // A retry would take as long again.
         request.is_final = |error| match error {
-            ApiError::Refused { refusal, .. } => refusal.is_command_timeout(),
+            ApiError::Refused { status_error, .. } => status_error.is_command_timeout(),
             ApiError::TimedOut { is_connecting, .. } => !is_connecting,
             _ => false,
         };
         let answer = self.http.send(&call, &request).map_err(|error| match error {
-            ApiError::Refused { call, refusal } if refusal.is_command_timeout() => {
+            ApiError::Refused { call, status_error } if status_error.is_command_timeout() => {
                 ApiError::CommandTimedOut { call, after }
             }
             error => error,
@@ -197,9 +197,9 @@ impl Api {
     pub fn write_file(&self, id_or_name: &str, path: &str, mode: u32, bytes: &[u8]) -> Result<(), ApiError> {
         let text = format!("write {} in the session {}", quoted(path), quoted(id_or_name));
         let call = Call::new(text, Subject::File);
-        let place = self::path(&call, &["browsers", id_or_name, "fs", "write_file"])?;
-        let place = format!("{place}?path={}&mode={mode:o}", utf8_percent_encode(path, PLAIN));
-        let mut request = self.request(Method::PUT, place, Content::Bytes(bytes));
+        let resource = self::path(&call, &["browsers", id_or_name, "fs", "write_file"])?;
+        let resource = format!("{resource}?path={}&mode={mode:o}", utf8_percent_encode(path, PLAIN));
+        let mut request = self.request(Method::PUT, resource, Content::Bytes(bytes));
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let sending = Duration::from_secs(length / UPLOAD_BYTES_PER_S_MIN);
         request.timeout = request.timeout.saturating_add(sending);
@@ -217,9 +217,9 @@ impl Api {
         }
         let text = format!("delete {} in the session {}", quoted(path), quoted(id_or_name));
         let call = Call::new(text, Subject::File);
-        let place = self::path(&call, &["browsers", id_or_name, "fs", "delete_file"])?;
+        let resource = self::path(&call, &["browsers", id_or_name, "fs", "delete_file"])?;
         let content = self.json(&call, &Delete { path })?;
-        self.http.send(&call, &self.request(Method::PUT, place, content)).map(|_| ())
+        self.http.send(&call, &self.request(Method::PUT, resource, content)).map(|_| ())
     }
 
     /// Runs a batch of computer controls on a session's VM: `{"actions": […]}`. The batch counts as

@@ -108,10 +108,10 @@ fn named_by(token: &str) -> Result<Vm, DomainError> {
     struct Payload {
         // Any JSON value: the expiry is a convenience, and a malformed one is no error.
         exp: Option<serde_json::Value>,
-        session: Option<Session>,
+        session: Option<SessionClaim>,
     }
     #[derive(Deserialize)]
-    struct Session {
+    struct SessionClaim {
         fqdn: Option<String>,
     }
     let mut parts = token.split('.');

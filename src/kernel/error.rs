@@ -81,12 +81,12 @@ pub enum ApiError {
         is_connecting: bool,
     },
     /// The API refused the call.
-    #[error("could not {call}: {refusal}")]
+    #[error("could not {call}: {status_error}")]
     Refused {
         /// The call.
         call: Call,
         /// The API's answer.
-        refusal: Refusal,
+        status_error: StatusError,
     },
     /// The API, or a proxy in front of it, answered with a redirect.
     #[error("could not {call}: {endpoint} answered with a redirect ({status}), which is refused")]
@@ -171,12 +171,14 @@ impl ApiError {
             }
             Self::TimedOut { is_connecting: true, .. } => ApiErrorKind::ConnectTimeout,
             Self::TimedOut { .. } | Self::CommandTimedOut { .. } => ApiErrorKind::Timeout,
-            Self::Refused { call, refusal } => match (refusal.status, call.subject_of(refusal)) {
-                (401 | 403, _) => ApiErrorKind::NotAuthorised,
-                (404 | 410, Subject::Session) => ApiErrorKind::SessionGone,
-                (404 | 410, Subject::File) => ApiErrorKind::FileIo,
-                _ => ApiErrorKind::CouldNotStart,
-            },
+            Self::Refused { call, status_error } => {
+                match (status_error.status, call.subject_of(status_error)) {
+                    (401 | 403, _) => ApiErrorKind::NotAuthorised,
+                    (404 | 410, Subject::Session) => ApiErrorKind::SessionGone,
+                    (404 | 410, Subject::File) => ApiErrorKind::FileIo,
+                    _ => ApiErrorKind::CouldNotStart,
+                }
+            }
             Self::Answer { .. } | Self::NoneFree { .. } | Self::Domain { .. } => ApiErrorKind::CouldNotStart,
         }
     }
@@ -201,7 +203,7 @@ impl ApiError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::NoneFree { .. } => true,
-            Self::Refused { refusal, .. } => matches!(refusal.status, 408 | 409 | 429 | 500..),
+            Self::Refused { status_error, .. } => matches!(status_error.status, 408 | 409 | 429 | 500..),
             _ => false,
         }
     }
@@ -210,7 +212,7 @@ impl ApiError {
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
-            Self::Refused { refusal, .. } => Some(refusal.status),
+            Self::Refused { status_error, .. } => Some(status_error.status),
             _ => None,
         }
     }
@@ -232,7 +234,7 @@ impl ApiError {
                 "Check the clock. For a private CA give its certificate with --ca-cert."
             }
             Self::TimedOut { .. } => "Try again in a moment.",
-            Self::Refused { call, refusal } => return refusal.hint(call),
+            Self::Refused { call, status_error } => return status_error.hint(call),
             Self::Redirected { .. } => "Check KERNEL_BASE_URL: it must be the address of the API itself.",
             Self::Answer { .. } => {
                 "Check that KERNEL_BASE_URL leads to the API, and that ksync is up to date."
@@ -273,9 +275,9 @@ impl Call {
 
     /// The object that is missing if the API answers "not found". The platform's answers have a
     /// code; those of the VM behind it have none.
-    fn subject_of(&self, refusal: &Refusal) -> Subject {
+    fn subject_of(&self, status_error: &StatusError) -> Subject {
         match self.subject {
-            Subject::File if refusal.code.is_some() => Subject::Session,
+            Subject::File if status_error.code.is_some() => Subject::Session,
             subject => subject,
         }
     }
@@ -294,7 +296,7 @@ pub(super) fn quoted(name: &str) -> String {
 
 /// An answer of the API that refuses the call.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Refusal {
+pub struct StatusError {
     /// The HTTP status.
     pub status: u16,
     /// The API's error code.
@@ -305,7 +307,7 @@ pub struct Refusal {
     pub(super) advice: Advice,
 }
 
-impl Refusal {
+impl StatusError {
     /// Parses an answer. The platform's body is `{"code", "message", "details"}`, the VM's is
     /// `{"message"}`, and a proxy's may be anything.
     pub(super) fn read(status: u16, body: &[u8], advice: Advice, key: &ApiKey) -> Self {
@@ -351,7 +353,7 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for StatusError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the API answered {}", self.status)?;
         if let Some(code) = &self.code {
@@ -400,8 +402,8 @@ fn cut(text: &str, chars_max: usize) -> String {
 mod tests {
     use super::*;
 
-    fn refusal(status: u16, body: &str) -> Refusal {
-        Refusal::read(status, body.as_bytes(), Advice::default(), &ApiKey::new("sk_secret"))
+    fn status_error(status: u16, body: &str) -> StatusError {
+        StatusError::read(status, body.as_bytes(), Advice::default(), &ApiKey::new("sk_secret"))
     }
 
     #[test]
@@ -427,15 +429,16 @@ mod tests {
             ("<p>x", "the API answered 400"),
             ("upstream connect error\nmore", "the API answered 400: upstream connect error"),
         ] {
-            assert_eq!(refusal(400, body).to_string(), text, "{body}");
+            assert_eq!(status_error(400, body).to_string(), text, "{body}");
         }
     }
 
     #[test]
     fn an_api_message_is_escaped_and_cut_and_hides_the_key() {
-        let said = refusal(400, r#"{"code":"\u001b[2J","message":"bad key sk_secret \u001b]0;x\u0007"}"#);
+        let said =
+            status_error(400, r#"{"code":"\u001b[2J","message":"bad key sk_secret \u001b]0;x\u0007"}"#);
         assert_eq!(said.to_string(), r"the API answered 400 (\u{1b}[2J): bad key *** \u{1b}]0;x\u{7}");
-        let said = refusal(500, &format!("é{}", "x".repeat(100_000)));
+        let said = status_error(500, &format!("é{}", "x".repeat(100_000)));
         assert_eq!(said.message.chars().count(), MESSAGE_CHARS_MAX + 1);
         assert!(said.message.ends_with("x…"));
     }
@@ -462,7 +465,7 @@ mod tests {
             (529, Subject::Account, platform, 5, "capacity"),
         ] {
             let call = Call::new("do it", subject);
-            let error = ApiError::Refused { call, refusal: refusal(status, body) };
+            let error = ApiError::Refused { call, status_error: status_error(status, body) };
             assert_eq!(error.exit_code(), exit, "{error:?}");
             assert!(error.hint().contains(hint), "{}", error.hint());
             assert_eq!(error.status(), Some(status));

@@ -10,7 +10,7 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, DefaultConnector};
 use ureq::{Agent, AsSendBody, Body, Timeout};
 
-use crate::kernel::error::{ApiError, Call, Refusal, Subject};
+use crate::kernel::error::{ApiError, Call, StatusError, Subject};
 use crate::kernel::retry::{Advice, Decision, Outcome, decide};
 use crate::kernel::settings::{ApiKey, Base, Settings};
 use crate::kernel::tls::TlsConnector;
@@ -124,7 +124,7 @@ impl Http {
                 Err(error) => error,
             };
             attempts += 1;
-            match decide(attempts, outcome(&error), dice()) {
+            match decide(attempts, outcome(&error), random_fraction()) {
                 Decision::RetryAfter(delay) if !(request.is_final)(&error) => (self.sleep)(delay),
                 _ => return Err(error),
             }
@@ -191,8 +191,8 @@ impl Http {
         let mut body = Vec::new();
         // The status is enough. A connection lost here merely shortens the explanation.
         let _ = response.body_mut().as_reader().take(REFUSAL_BYTES_MAX).read_to_end(&mut body);
-        let refusal = Refusal::read(status, &body, advice, &self.key);
-        ApiError::Refused { call: call.clone(), refusal }
+        let status_error = StatusError::read(status, &body, advice, &self.key);
+        ApiError::Refused { call: call.clone(), status_error }
     }
 
     /// Makes the error for a missing or partial answer.
@@ -234,15 +234,15 @@ fn connect_timeout(timeout: Duration) -> Duration {
 fn outcome(error: &ApiError) -> Outcome {
     match error {
         ApiError::Unreachable { .. } | ApiError::TimedOut { .. } => Outcome::NoAnswer,
-        ApiError::Refused { refusal, .. } => {
-            Outcome::Answer { status: refusal.status, advice: refusal.advice }
+        ApiError::Refused { status_error, .. } => {
+            Outcome::Answer { status: status_error.status, advice: status_error.advice }
         }
         _ => Outcome::Final,
     }
 }
 
 /// Returns a random number from 0 to 1, or 0.5 if there is none. The delay need not be secret.
-fn dice() -> f64 {
+fn random_fraction() -> f64 {
     let mut bytes = [0; 4];
     match aws_lc_rs::rand::fill(&mut bytes) {
         Ok(()) => f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX),

@@ -2,11 +2,12 @@
 //! engine, the disk nor SSH. It finds the VM and prepares it; `remote` then connects to it.
 //!
 //! ```text
-//! reach ─ known, keys      from a session's name to a VM that accepts ksync's key
+//! connect                  from a session's name to a VM that accepts ksync's key
+//!  ├─ session_store, keys  sessions used before, and the keys for them
 //!  ├─ provision            sets the VM up for SSH
 //!  ├─ bridge_image         the bridge to upload to a VM that has none
-//!  ├─ look                 diagnosis of a VM if SSH fails
-//!  └─ alive, life          keep-alive and expiry of a session
+//!  ├─ diagnose             diagnosis of a VM if SSH fails
+//!  └─ keep_alive, expiry   keep-alive and expiry of a session
 //! api ── types, domain     calls, their arguments and answers
 //!  └─ http ── retry        one call, with its retries
 //!      ├─ settings         address and key of the API
@@ -22,35 +23,35 @@
 //! - ksync reads every answer with a size limit, and escapes and cuts its text before showing it;
 //! - an unknown field is no error, and no name becomes part of a path unencoded.
 
-mod alive;
 mod api;
 mod bridge_image;
+mod connect;
+mod diagnose;
 mod domain;
 mod error;
+mod expiry;
 mod http;
+mod keep_alive;
 mod keys;
-mod known;
-mod life;
-mod look;
 mod provision;
-mod reach;
 mod retry;
+mod session_store;
 mod settings;
 #[cfg(test)]
 mod testing;
 mod tls;
 mod types;
 
-pub use alive::KeepAlive;
 pub use api::Api;
 pub use bridge_image::BridgeImage;
+pub use connect::{Access, CURRENT, ConnectedVm, KernelError, Step};
+pub use diagnose::Diagnosis;
 pub use domain::{DomainError, Vm, VmDomain};
-pub use error::{ApiError, ApiErrorKind, Call, Refusal};
+pub use error::{ApiError, ApiErrorKind, Call, StatusError};
+pub use expiry::{Cause, End, Expiry, SHORT};
+pub use keep_alive::KeepAlive;
 pub use keys::{Key, KeyError};
-pub use known::{Known, Store, bridge_url};
-pub use life::{Cause, End, Life, SHORT};
-pub use look::Look;
 pub use provision::{ProvisionError, Provisioned};
-pub use reach::{Access, CURRENT, KernelError, Reached, Step};
+pub use session_store::{SessionStore, StoredSession, bridge_url};
 pub use settings::{ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 pub use types::{Browser, Exec, Executed, NewBrowser, Pool};

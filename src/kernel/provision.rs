@@ -16,7 +16,7 @@ const CLEANUP: &str = include_str!("cleanup.sh");
 const LOCK: &str = "/run/ksync-provision.lock";
 
 /// Timeout of the lock, in seconds.
-const LOCK_PATIENCE_SECONDS: u64 = 60;
+const LOCK_TIMEOUT_SECONDS: u64 = 60;
 
 /// Timeout of provisioning with all downloads, as in the official CLI.
 const PROVISION_SECONDS: u64 = 120;
@@ -75,7 +75,7 @@ pub enum ProvisionError {
         said: String,
     },
     /// Another client holds the lock.
-    #[error("another client has been setting this VM up for {LOCK_PATIENCE_SECONDS} s")]
+    #[error("another client has been setting this VM up for {LOCK_TIMEOUT_SECONDS} s")]
     Busy,
     /// The script succeeded without reporting a host key.
     #[error("the VM reported no usable host key")]
@@ -92,7 +92,7 @@ pub(super) struct Brought<'a> {
 }
 
 /// Path of the file `name` on the VM, in the directory of the script's own bridge.
-pub(super) fn place(name: &str) -> String {
+pub(super) fn remote_path(name: &str) -> String {
     format!("/usr/local/lib/ksync/{name}")
 }
 
@@ -113,14 +113,14 @@ pub(super) fn cleanup(public_key: &str) -> Exec {
 
 /// Builds the call of a script, under the lock.
 fn call<'a>(script: &str, args: impl IntoIterator<Item = &'a str>, seconds: u64) -> Exec {
-    let wait = LOCK_PATIENCE_SECONDS.to_string();
+    let wait = LOCK_TIMEOUT_SECONDS.to_string();
     let locked = LOCKED.to_string();
     let before = ["-o", "-w", &wait, "-E", &locked, LOCK, "bash", "-c", script, "ksync"].map(str::to_owned);
     Exec {
         command: "flock".to_owned(),
         args: before.into_iter().chain(args.into_iter().map(str::to_owned)).collect(),
         as_root: true,
-        timeout_sec: LOCK_PATIENCE_SECONDS + seconds,
+        timeout_sec: LOCK_TIMEOUT_SECONDS + seconds,
         ..Exec::default()
     }
 }

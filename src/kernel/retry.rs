@@ -82,8 +82,8 @@ impl Advice {
 }
 
 /// Decides about a retry after `attempts` failed calls, of which the last ended with `outcome`.
-/// `dice` is a random number from 0 to 1.
-pub(super) fn decide(attempts: u32, outcome: Outcome, dice: f64) -> Decision {
+/// `random` is a random number from 0 to 1.
+pub(super) fn decide(attempts: u32, outcome: Outcome, random: f64) -> Decision {
     let (may_help, asked) = match outcome {
         Outcome::NoAnswer => (true, None),
         Outcome::Answer { status, advice } => {
@@ -97,7 +97,7 @@ pub(super) fn decide(attempts: u32, outcome: Outcome, dice: f64) -> Decision {
     }
     let doublings = i32::try_from(attempts.saturating_sub(1)).unwrap_or(i32::MAX);
     let delay_s = (DELAY_S_MIN * 2.0_f64.powi(doublings)).min(DELAY_S_MAX);
-    let delay = Duration::from_secs_f64(delay_s * (1.0 - JITTER * dice.clamp(0.0, 1.0)));
+    let delay = Duration::from_secs_f64(delay_s * (1.0 - JITTER * random.clamp(0.0, 1.0)));
     let asked = asked.filter(|asked| asked.as_secs_f64() <= ASKED_DELAY_S_MAX);
     Decision::RetryAfter(asked.unwrap_or(delay))
 }
@@ -176,8 +176,8 @@ mod tests {
 
     #[test]
     fn the_jitter_removes_a_quarter_at_most() {
-        for (dice, seconds) in [(0.0, 0.5), (0.5, 0.4375), (1.0, 0.375), (7.0, 0.375), (-7.0, 0.5)] {
-            assert_eq!(decide(1, Outcome::NoAnswer, dice), retry(seconds), "{dice}");
+        for (random, seconds) in [(0.0, 0.5), (0.5, 0.4375), (1.0, 0.375), (7.0, 0.375), (-7.0, 0.5)] {
+            assert_eq!(decide(1, Outcome::NoAnswer, random), retry(seconds), "{random}");
         }
     }
 

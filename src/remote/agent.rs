@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::{Buf, Bytes};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::remote::error::{Fate, RemoteError};
+use crate::remote::error::{ConnectionStatus, RemoteError};
 use crate::remote::pump::{self, Waiting};
 
 /// Largest write handed to SSH: one SSH packet. SSH cuts larger writes there, and they delay other
@@ -34,13 +34,13 @@ pub struct Agent {
 /// Counts the bytes received over a connection, for all its channels. On a slow link a single
 /// packet may take a while to arrive completely.
 #[derive(Debug, Clone, Default)]
-pub struct Heard(pub(super) Arc<OnceLock<Fate>>);
+pub struct Heard(pub(super) Arc<OnceLock<ConnectionStatus>>);
 
 impl Heard {
     /// Bytes received so far; 0 before the connection exists.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.0.get().map_or(0, Fate::heard_bytes)
+        self.0.get().map_or(0, ConnectionStatus::heard_bytes)
     }
 }
 

@@ -13,7 +13,7 @@ use russh::keys::{
     Error as KeyError, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, decode_secret_key,
 };
 
-use crate::remote::error::{Fate, Loss, RemoteError};
+use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
 use crate::remote::ssh::Client;
 use crate::tree::path::escape;
 
@@ -21,7 +21,7 @@ use crate::tree::path::escape;
 const DEFAULT_FILES: [&str; 2] = [".ssh/id_ed25519", ".ssh/id_ecdsa"];
 
 /// Time for an ended session to store its disconnect reason.
-const END_PATIENCE: Duration = Duration::from_secs(2);
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 type SshAgent = AgentClient<Box<dyn AgentStream + Send + Unpin>>;
 
@@ -49,8 +49,8 @@ pub(super) async fn authenticate(
     session: &mut Handle<Client>,
     credentials: &Credentials<'_>,
     endpoint: &str,
-    patience: Duration,
-    fate: &Fate,
+    timeout: Duration,
+    connection_status: &ConnectionStatus,
 ) -> Result<(), RemoteError> {
     let mut agent = if credentials.use_ssh_agent { ssh_agent(session).await } else { None };
     let keys = keys(credentials, agent.as_mut()).await?;
@@ -66,22 +66,22 @@ pub(super) async fn authenticate(
     let tried = keys.len();
     for key in keys {
         let attempt = offer(session, credentials.user, key, agent.as_mut());
-        let result = tokio::time::timeout(patience, attempt).await.map_err(|_| RemoteError::TimedOut {
+        let result = tokio::time::timeout(timeout, attempt).await.map_err(|_| RemoteError::TimedOut {
             verb: "log in on",
             endpoint: endpoint.into(),
-            after: patience,
+            after: timeout,
         })?;
         // russh reports the end of the session as a failure without methods. A server that refuses
         // a key names methods, or goes on.
         let is_refusal = matches!(&result, Some(AuthResult::Failure { remaining_methods, .. })
             if !remaining_methods.is_empty());
         if session.is_closed() && !is_refusal && !matches!(result, Some(AuthResult::Success)) {
-            return Err(match ended(session, fate).await {
+            return Err(match ended(session, connection_status).await {
                 // sshd ends the session like this after too many keys.
-                Some(Loss::Dismissed(message)) => {
+                Some(DisconnectReason::Dismissed(message)) => {
                     refused(format!("it accepted none of the keys, and ended the session ({message})"))
                 }
-                _ => fate.error(endpoint),
+                _ => connection_status.error(endpoint),
             });
         }
         match result {
@@ -104,11 +104,14 @@ pub(super) async fn authenticate(
 
 /// Waits for the disconnect reason of a session that is ending. Its task stores the reason as its
 /// last act.
-async fn ended(session: &mut Handle<Client>, fate: &Fate) -> Option<Loss> {
-    if fate.known().is_none() {
-        let _ = tokio::time::timeout(END_PATIENCE, session).await;
+async fn ended(
+    session: &mut Handle<Client>,
+    connection_status: &ConnectionStatus,
+) -> Option<DisconnectReason> {
+    if connection_status.known().is_none() {
+        let _ = tokio::time::timeout(END_TIMEOUT, session).await;
     }
-    fate.known()
+    connection_status.known()
 }
 
 async fn offer(

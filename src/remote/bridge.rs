@@ -7,16 +7,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
-use crate::remote::error::{Fate, Loss, RemoteError};
-use crate::remote::{GOODBYE_PATIENCE, dial, tls, websocket, within};
+use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
+use crate::remote::{GOODBYE_TIMEOUT, dial, tls, websocket, within};
 
 /// Bytes that the proxy reads at a time.
 const PROXY_BYTES: usize = 64 << 10;
 
 /// Connect timeout and silence timeout of a WebSocket that is only held open.
-const HOLD_PATIENCE: Duration = Duration::from_secs(10);
+const HOLD_TIMEOUT: Duration = Duration::from_secs(10);
 const HOLD_SILENCE: Duration = Duration::from_secs(60);
 
 /// Carries bytes between standard input and output and the bridge at `url`, until either side ends.
@@ -27,11 +26,11 @@ const HOLD_SILENCE: Duration = Duration::from_secs(60);
 pub async fn proxy(
     url: &str,
     ca_cert: Option<&Path>,
-    patience: Duration,
+    timeout: Duration,
     silence: Duration,
 ) -> Result<(), RemoteError> {
-    let (address, fate) = (websocket::Address::parse(url)?, Fate::default());
-    let (stream, socket) = open(&address, ca_cert, patience, silence, &fate).await?;
+    let (address, connection_status) = (websocket::Address::parse(url)?, ConnectionStatus::default());
+    let (stream, socket) = open(&address, ca_cert, timeout, silence, &connection_status).await?;
     let (mut reader, mut writer) = tokio::io::split(stream);
     let up = async {
         tokio::io::copy(&mut tokio::io::stdin(), &mut writer).await?;
@@ -55,9 +54,9 @@ pub async fn proxy(
         _ = up => {}
         _ = down => {}
     }
-    let _ = timeout(GOODBYE_PATIENCE, socket).await;
-    match fate.known() {
-        Some(Loss::Broken(_)) | None => Ok(()),
+    let _ = tokio::time::timeout(GOODBYE_TIMEOUT, socket).await;
+    match connection_status.known() {
+        Some(DisconnectReason::Broken(_)) | None => Ok(()),
         Some(source) => Err(RemoteError::Lost { endpoint: address.endpoint(), source }),
     }
 }
@@ -67,8 +66,8 @@ pub async fn proxy(
 /// # Errors
 /// The WebSocket cannot be opened.
 pub async fn hold_open(url: &str, ca_cert: Option<&Path>) -> Result<(), RemoteError> {
-    let (address, fate) = (websocket::Address::parse(url)?, Fate::default());
-    let (stream, socket) = open(&address, ca_cert, HOLD_PATIENCE, HOLD_SILENCE, &fate).await?;
+    let (address, connection_status) = (websocket::Address::parse(url)?, ConnectionStatus::default());
+    let (stream, socket) = open(&address, ca_cert, HOLD_TIMEOUT, HOLD_SILENCE, &connection_status).await?;
     let (mut reader, _writer) = tokio::io::split(stream);
     // Received bytes are discarded.
     let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
@@ -81,14 +80,14 @@ pub async fn hold_open(url: &str, ca_cert: Option<&Path>) -> Result<(), RemoteEr
 pub(super) async fn open(
     address: &websocket::Address,
     ca_cert: Option<&Path>,
-    patience: Duration,
+    timeout: Duration,
     silence: Duration,
-    fate: &Fate,
+    connection_status: &ConnectionStatus,
 ) -> Result<(DuplexStream, JoinHandle<()>), RemoteError> {
     let endpoint = address.endpoint();
     let tls = address.encrypted.then(|| tls::Tls::new(ca_cert, &endpoint)).transpose()?;
-    let stream = dial(&address.host, address.port, &endpoint, patience).await?;
-    let ours = fate.clone();
+    let stream = dial(&address.host, address.port, &endpoint, timeout).await?;
+    let ours = connection_status.clone();
     let opening = async {
         match tls {
             Some(tls) => {
@@ -98,5 +97,5 @@ pub(super) async fn open(
             None => websocket::open(address, stream, silence, ours).await,
         }
     };
-    within(patience, "open a WebSocket to", &endpoint, opening).await
+    within(timeout, "open a WebSocket to", &endpoint, opening).await
 }

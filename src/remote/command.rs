@@ -2,7 +2,7 @@
 
 use russh::ChannelMsg;
 
-use crate::remote::error::{Loss, RemoteError};
+use crate::remote::error::{DisconnectReason, RemoteError};
 use crate::remote::{Connection, within};
 
 /// Longest line passed on as one, in bytes.
@@ -51,7 +51,7 @@ impl Connection {
             channel.eof().await.map_err(failed)?;
             Ok(channel)
         };
-        let mut channel = within(self.patience, "open a channel to", &self.endpoint, opening).await?;
+        let mut channel = within(self.timeout, "open a channel to", &self.endpoint, opening).await?;
         let (mut out, mut err) = (Lines::default(), Lines::default());
         let mut status = None;
         while let Some(message) = channel.wait().await {
@@ -73,9 +73,9 @@ impl Connection {
         status.ok_or_else(|| RemoteError::Lost {
             endpoint: self.endpoint.clone(),
             source: self
-                .fate
+                .connection_status
                 .known()
-                .unwrap_or_else(|| Loss::Broken("the command's end was not told".into())),
+                .unwrap_or_else(|| DisconnectReason::Broken("the command's end was not told".into())),
         })
     }
 }

@@ -156,13 +156,13 @@ pub enum RemoteError {
         /// The server.
         endpoint: String,
         /// The cause.
-        source: Loss,
+        source: DisconnectReason,
     },
 }
 
 /// Disconnect reason.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Loss {
+pub enum DisconnectReason {
     /// The other side sent nothing, not even an answer to a ping.
     #[error("nothing was heard for {} s", .0.as_secs_f32())]
     Silence(Duration),
@@ -204,7 +204,7 @@ impl RemoteError {
             }
             Self::HostKey { .. } => ErrorKind::HostKey,
             Self::TimedOut { .. } => ErrorKind::ConnectTimeout,
-            Self::Lost { source: Loss::Silence(_), .. } => ErrorKind::Timeout,
+            Self::Lost { source: DisconnectReason::Silence(_), .. } => ErrorKind::Timeout,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
                 ErrorKind::ConnectTimeout
             }
@@ -318,21 +318,21 @@ fn is_cut(error: &io::Error) -> bool {
 /// connection end knows the reason; SSH's layers report a mere "disconnected". The first one to
 /// learn it stores it here for the others. Also counts the bytes received so far.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Fate {
-    loss: Arc<OnceLock<Loss>>,
+pub(super) struct ConnectionStatus {
+    reason: Arc<OnceLock<DisconnectReason>>,
     heard_bytes: Arc<AtomicU64>,
 }
 
-impl Fate {
+impl ConnectionStatus {
     /// Stores the reason, unless one is already stored.
-    pub(super) fn settle(&self, loss: Loss) {
+    pub(super) fn settle(&self, reason: DisconnectReason) {
         // The first caller saw the cause, all later ones its consequences.
-        let _ = self.loss.set(loss);
+        let _ = self.reason.set(reason);
     }
 
     /// The stored reason, if there is one.
-    pub(super) fn known(&self) -> Option<Loss> {
-        self.loss.get().cloned()
+    pub(super) fn known(&self) -> Option<DisconnectReason> {
+        self.reason.get().cloned()
     }
 
     /// Error for a channel that could not be opened or used. It is a channel error only if the
@@ -361,7 +361,8 @@ impl Fate {
 
     /// The reason as a [`RemoteError`].
     pub(super) fn error(&self, endpoint: &str) -> RemoteError {
-        let source = self.known().unwrap_or_else(|| Loss::Broken("the connection was closed".into()));
+        let source =
+            self.known().unwrap_or_else(|| DisconnectReason::Broken("the connection was closed".into()));
         RemoteError::Lost { endpoint: endpoint.into(), source }
     }
 }

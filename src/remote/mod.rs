@@ -23,12 +23,12 @@ mod bootstrap;
 mod bridge;
 mod command;
 mod error;
-mod headroom;
 mod hostkey;
 mod known_hosts;
 mod pins;
 mod pump;
 mod secrets;
+mod send_window;
 mod shell;
 mod ssh;
 pub mod ssh_config;
@@ -47,13 +47,13 @@ use russh::client::Handle;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 pub use agent::{Agent, AgentEnd, AgentReader, AgentWriter, End, Heard, Installed};
 pub use agent_image::{AgentImage, BLOCK_BYTES};
 pub use bridge::{hold_open, proxy};
 pub use command::Lines;
-pub use error::{ErrorKind, Loss, RemoteError};
+pub use error::{DisconnectReason, ErrorKind, RemoteError};
 pub use hostkey::{HostKeyError, HostKeys};
 pub use pump::Waiting;
 pub use shell::{Size, Terminal};
@@ -62,7 +62,7 @@ pub(crate) use tls::client_config;
 use crate::tree::path::escape;
 use crate::wire::lanes::Token;
 use bootstrap::Purpose;
-use error::Fate;
+use error::ConnectionStatus;
 use secrets::Secrets;
 
 /// Unread bytes that all agents of a connection may have together: one full window. Beyond this
@@ -86,7 +86,7 @@ const LOGIN_ROUND_TRIPS: u32 = 3;
 const CHANNEL_ROUND_TRIPS: u32 = 1;
 
 /// Timeout for closing the session cleanly.
-const GOODBYE_PATIENCE: Duration = Duration::from_secs(2);
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The server to connect to, and the connect options.
 ///
@@ -137,9 +137,9 @@ pub struct Connection {
     /// The task that owns the WebSocket; `None` over plain TCP.
     socket: Option<JoinHandle<()>>,
     endpoint: String,
-    patience: Duration,
+    timeout: Duration,
     budget: Arc<Semaphore>,
-    fate: Fate,
+    connection_status: ConnectionStatus,
     /// The shortest round trip so far, in microseconds.
     round_trip: AtomicU64,
     /// Round trips from the TCP connect until an agent is started.
@@ -154,16 +154,20 @@ pub struct Connection {
 /// # Errors
 /// The network failed, the host key is not trusted, or the server refused the login.
 pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
-    let (fate, shown) = (Fate::default(), ssh::Shown::default());
-    let patience = target.connect_timeout;
+    let (connection_status, shown) = (ConnectionStatus::default(), ssh::Shown::default());
+    let timeout = target.connect_timeout;
     let mut round_trips = TCP_ROUND_TRIPS + HANDSHAKE_ROUND_TRIPS + LOGIN_ROUND_TRIPS + CHANNEL_ROUND_TRIPS;
     let (mut session, socket, endpoint) = match &target.transport {
         Transport::Tcp { host, port } => {
             let endpoint = format!("{}:{port}", escape(host.as_bytes()));
             let begin = Instant::now();
-            let stream = dial(host, *port, &endpoint, patience).await?;
+            let stream = dial(host, *port, &endpoint, timeout).await?;
             let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
-            (handshake(target, stream, round_trip, &endpoint, &fate, &shown).await?, None, endpoint)
+            (
+                handshake(target, stream, round_trip, &endpoint, &connection_status, &shown).await?,
+                None,
+                endpoint,
+            )
         }
         Transport::WebSocket { url, ca_cert } => {
             let address = websocket::Address::parse(url)?;
@@ -172,9 +176,10 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             round_trips += on_top;
             let (silence, begin) = (target.silence_timeout, Instant::now());
             let (stream, socket) =
-                bridge::open(&address, ca_cert.as_deref(), patience, silence, &fate).await?;
+                bridge::open(&address, ca_cert.as_deref(), timeout, silence, &connection_status).await?;
             let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
-            let session = handshake(target, stream, round_trip, &endpoint, &fate, &shown).await?;
+            let session =
+                handshake(target, stream, round_trip, &endpoint, &connection_status, &shown).await?;
             (session, Some(socket), endpoint)
         }
     };
@@ -185,7 +190,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         use_ssh_agent: target.use_ssh_agent,
     };
     let begin = Instant::now();
-    auth::authenticate(&mut session, &credentials, &endpoint, patience, &fate).await?;
+    auth::authenticate(&mut session, &credentials, &endpoint, timeout, &connection_status).await?;
     let budget = Arc::new(Semaphore::new(UNREAD_BYTES_MAX));
     let round_trip = AtomicU64::new(u64::MAX);
     let (user, secrets) = (target.user.clone(), None);
@@ -193,9 +198,9 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         session,
         socket,
         endpoint,
-        patience,
+        timeout,
         budget,
-        fate,
+        connection_status,
         round_trip,
         round_trips,
         user,
@@ -285,22 +290,23 @@ impl Connection {
             Ok(channel)
         };
         let opened =
-            within(self.patience, "open a channel to", &self.endpoint, async { Ok(opening.await) }).await?;
+            within(self.timeout, "open a channel to", &self.endpoint, async { Ok(opening.await) }).await?;
         let channel = opened.map_err(|source: russh::Error| self.channel_error(source))?;
         let (read, write) = channel.split();
-        let (patience, round_trip) = (self.patience, self.round_trip());
-        let (budget, fate, secrets) = (self.budget.clone(), self.fate.clone(), self.secrets.clone());
+        let (timeout, round_trip) = (self.timeout, self.round_trip());
+        let (budget, connection_status, secrets) =
+            (self.budget.clone(), self.connection_status.clone(), self.secrets.clone());
         waiting.start(
             read,
             write,
-            pump::Start { image, marker, endpoint, patience, round_trip, budget, fate, secrets },
+            pump::Start { image, marker, endpoint, timeout, round_trip, budget, connection_status, secrets },
         );
         Ok(())
     }
 
     /// Error for a channel that could not be opened or used.
     fn channel_error(&self, source: russh::Error) -> RemoteError {
-        self.fate.channel_error(&self.endpoint, source, self.session.is_closed())
+        self.connection_status.channel_error(&self.endpoint, source, self.session.is_closed())
     }
 
     /// Records that a round trip took `elapsed` or less.
@@ -338,7 +344,7 @@ impl Connection {
                 let _ = socket.await;
             }
         };
-        let _ = timeout(GOODBYE_PATIENCE, goodbye).await;
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await;
     }
 }
 
@@ -348,9 +354,9 @@ pub fn token() -> Option<Token> {
     bootstrap::token().ok()
 }
 
-async fn dial(host: &str, port: u16, endpoint: &str, patience: Duration) -> Result<TcpStream, RemoteError> {
+async fn dial(host: &str, port: u16, endpoint: &str, timeout: Duration) -> Result<TcpStream, RemoteError> {
     let failed = |source: io::Error| RemoteError::Connect { endpoint: endpoint.into(), source };
-    within(patience, "connect to", endpoint, async { tcp::connect(host, port).await.map_err(failed) }).await
+    within(timeout, "connect to", endpoint, async { tcp::connect(host, port).await.map_err(failed) }).await
 }
 
 async fn handshake<S>(
@@ -358,28 +364,29 @@ async fn handshake<S>(
     stream: S,
     round_trip: Duration,
     endpoint: &str,
-    fate: &Fate,
+    connection_status: &ConnectionStatus,
     shown: &ssh::Shown,
 ) -> Result<Handle<ssh::Client>, RemoteError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
-    let stream = tcp::Watched::new(stream, silence, fate.clone());
-    let (fate, shown) = (fate.clone(), shown.clone());
-    let handshake = ssh::handshake(stream, round_trip, host_keys, silence, endpoint, fate, shown);
+    let stream = tcp::GuardedStream::new(stream, silence, connection_status.clone());
+    let (connection_status, shown) = (connection_status.clone(), shown.clone());
+    let handshake =
+        ssh::handshake(stream, round_trip, host_keys, silence, endpoint, connection_status, shown);
     within(target.connect_timeout, "agree on an SSH session with", endpoint, handshake).await
 }
 
 /// Runs `work` with a timeout.
 async fn within<T>(
-    patience: Duration,
+    timeout: Duration,
     verb: &'static str,
     endpoint: &str,
     work: impl Future<Output = Result<T, RemoteError>>,
 ) -> Result<T, RemoteError> {
-    match timeout(patience, work).await {
+    match tokio::time::timeout(timeout, work).await {
         Ok(result) => result,
-        Err(_) => Err(RemoteError::TimedOut { verb, endpoint: endpoint.into(), after: patience }),
+        Err(_) => Err(RemoteError::TimedOut { verb, endpoint: endpoint.into(), after: timeout }),
     }
 }

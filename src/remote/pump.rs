@@ -12,16 +12,16 @@ use bytes::Bytes;
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use crate::remote::agent::{
     Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Heard, Installed, WRITE_BYTES_MAX,
 };
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
-use crate::remote::error::{Fate, RemoteError};
-use crate::remote::headroom::Headroom;
+use crate::remote::error::{ConnectionStatus, RemoteError};
 use crate::remote::secrets::Secrets;
+use crate::remote::send_window::SendWindow;
 use crate::tree::path::escape;
 use crate::wire::flight::{Sealed, Secret};
 
@@ -38,7 +38,7 @@ const STDERR_BYTES_MAX: usize = 8 * 1024;
 const INSTALL_BYTES_PER_SECOND_MIN: u64 = 8 * 1024;
 
 /// Timeout for closing a channel of a busy session. Closing it is only a courtesy.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Message from the receiving task to the sending task.
 #[derive(Debug)]
@@ -57,12 +57,12 @@ pub(super) struct Start {
     pub(super) marker: String,
     pub(super) endpoint: String,
     /// Timeout of the first answer.
-    pub(super) patience: Duration,
+    pub(super) timeout: Duration,
     /// Upper bound of a round trip.
     pub(super) round_trip: Duration,
     /// Unread bytes that all agents of the connection may have together.
     pub(super) budget: Arc<Semaphore>,
-    pub(super) fate: Fate,
+    pub(super) connection_status: ConnectionStatus,
     /// Store of the agent's secret.
     pub(super) secrets: Option<Secrets>,
 }
@@ -139,10 +139,10 @@ impl Waiting {
 
     /// Takes over a channel on which the command was just sent.
     pub(super) fn start(self, read: ChannelReadHalf, write: ChannelWriteHalf<Msg>, start: Start) {
-        let _ = self.heard.0.set(start.fate.clone());
+        let _ = self.heard.0.set(start.connection_status.clone());
         let (step_sender, steps) = mpsc::unbounded_channel();
         let (over_sender, over) = watch::channel(false);
-        let headroom = Arc::new(Headroom::over(start.round_trip));
+        let send_window = Arc::new(SendWindow::over(start.round_trip));
         let sending = Sending {
             write,
             writes: self.writes,
@@ -152,10 +152,10 @@ impl Waiting {
             over,
             image: start.image.clone(),
             marker: start.marker.clone(),
-            headroom: headroom.clone(),
+            send_window: send_window.clone(),
         };
         tokio::spawn(sending.run());
-        let deadline = Instant::now() + start.patience;
+        let deadline = Instant::now() + start.timeout;
         let receiving = Receiving {
             start,
             chunks: Some(self.chunks),
@@ -168,7 +168,7 @@ impl Waiting {
             deadline,
             stderr: VecDeque::new(),
             end: End::default(),
-            headroom,
+            send_window,
         };
         let (error, end_sender) = (self.error, self.end);
         tokio::spawn(async move {
@@ -196,24 +196,24 @@ struct Receiving {
     deadline: Instant,
     stderr: VecDeque<u8>,
     end: End,
-    headroom: Arc<Headroom>,
+    send_window: Arc<SendWindow>,
 }
 
 impl Receiving {
     /// Runs until the channel is closed. Returns the agent's end, and if the other side closed the
     /// channel.
     async fn run(mut self, mut read: ChannelReadHalf, error: &OnceLock<Arc<RemoteError>>) -> (End, bool) {
-        let (failure, closed) = self.receive(&mut read).await;
+        let (cause, closed) = self.receive(&mut read).await;
         self.end.stderr = lines(self.stderr.make_contiguous());
-        let failure = match failure {
+        let cause = match cause {
             None if self.scanner.is_some() => Some(self.not_started()),
-            failure => failure,
+            cause => cause,
         };
-        if let Some(failure) = failure.map(Arc::new) {
-            self.end.error = Some(failure.clone());
+        if let Some(cause) = cause.map(Arc::new) {
+            self.end.error = Some(cause.clone());
             // Set the error before this task drops the queue, so that a reader that sees the
             // queue's end finds it.
-            let _ = error.set(failure);
+            let _ = error.set(cause);
         }
         (self.end, closed)
     }
@@ -223,7 +223,7 @@ impl Receiving {
             let message = tokio::select! {
                 message = read.wait() => message,
                 () = sleep_until(self.deadline), if self.scanner.is_some() => {
-                    let (endpoint, after) = (self.start.endpoint.clone(), self.start.patience);
+                    let (endpoint, after) = (self.start.endpoint.clone(), self.start.timeout);
                     return (Some(RemoteError::TimedOut { verb: "start the agent on", endpoint, after }), false);
                 }
             };
@@ -246,9 +246,9 @@ impl Receiving {
                 // output. This loop does.
                 Some(ChannelMsg::Eof) if self.scanner.is_none() => self.chunks = None,
                 Some(ChannelMsg::Close) => return (None, true),
-                Some(ChannelMsg::WindowAdjusted { new_size }) => self.headroom.has_room(new_size),
+                Some(ChannelMsg::WindowAdjusted { new_size }) => self.send_window.has_room(new_size),
                 Some(_) => {}
-                None => return (Some(self.start.fate.error(&self.start.endpoint)), false),
+                None => return (Some(self.start.connection_status.error(&self.start.endpoint)), false),
             }
         }
     }
@@ -271,7 +271,7 @@ impl Receiving {
                 Found::Need => {
                     self.needs += 1;
                     let seconds = self.start.image.gzip.len() as u64 / INSTALL_BYTES_PER_SECOND_MIN;
-                    self.deadline = Instant::now() + self.start.patience + Duration::from_secs(seconds);
+                    self.deadline = Instant::now() + self.start.timeout + Duration::from_secs(seconds);
                     let _ = self.steps.send(Step::Install);
                 }
                 Found::Again if self.is_again => {
@@ -280,7 +280,7 @@ impl Receiving {
                 }
                 Found::Again => {
                     self.is_again = true;
-                    self.deadline = Instant::now() + self.start.patience;
+                    self.deadline = Instant::now() + self.start.timeout;
                     let _ = self.steps.send(Step::Again);
                 }
                 Found::Secret(_) if self.is_secret_told => {
@@ -353,7 +353,7 @@ struct Sending {
     over: watch::Receiver<bool>,
     image: AgentImage,
     marker: String,
-    headroom: Arc<Headroom>,
+    send_window: Arc<SendWindow>,
 }
 
 impl Sending {
@@ -368,7 +368,7 @@ impl Sending {
             }
         };
         if !closed {
-            let _ = timeout(CLOSE_PATIENCE, self.write.close()).await;
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.write.close()).await;
         }
     }
 
@@ -420,7 +420,7 @@ impl Sending {
     async fn send(&self, mut bytes: Bytes) -> Result<(), russh::Error> {
         while !bytes.is_empty() {
             let now = bytes.split_to(bytes.len().min(SEND_BYTES_MAX));
-            self.headroom.admit(now.len()).await;
+            self.send_window.admit(now.len()).await;
             self.write.data_bytes(now).await?;
         }
         Ok(())

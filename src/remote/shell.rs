@@ -84,7 +84,7 @@ impl Connection {
             };
             asked.map_err(failed).map(|()| channel)
         };
-        let channel = within(self.patience, "open a channel to", &self.endpoint, opening).await?;
+        let channel = within(self.timeout, "open a channel to", &self.endpoint, opening).await?;
         let (mut read, write) = channel.split();
 
         let typing = async {

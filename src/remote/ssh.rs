@@ -4,13 +4,13 @@ use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use russh::client::{Config, DisconnectReason, Handle, Handler, RemoteDisconnectInfo, connect_stream};
+use russh::client::{self, Config, Handle, Handler, RemoteDisconnectInfo, connect_stream};
 use russh::keys::ssh_key::Algorithm;
 use russh::keys::{EcdsaCurve, PublicKeyOrCertificate};
 use russh::{Disconnect, Preferred, SshId, cipher, compression};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::remote::error::{Fate, Loss, RemoteError};
+use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
 use crate::remote::hostkey::{HostKeyError, HostKeys};
 use crate::tree::path::escape;
 
@@ -65,7 +65,7 @@ pub(super) async fn handshake<S>(
     host_keys: HostKeys,
     silence: Duration,
     endpoint: &str,
-    fate: Fate,
+    connection_status: ConnectionStatus,
     shown: Shown,
 ) -> Result<Handle<Client>, RemoteError>
 where
@@ -74,10 +74,10 @@ where
     let untrusted = |error| RemoteError::HostKey { endpoint: endpoint.into(), source: Box::new(error) };
     let known_kinds = host_keys.known_kinds().map_err(untrusted)?;
     let config = Arc::new(config(known_kinds, window_bytes(round_trip), silence));
-    let client = Client { host_keys, silence, fate: fate.clone(), shown };
+    let client = Client { host_keys, silence, connection_status: connection_status.clone(), shown };
     connect_stream(config, stream, client).await.map_err(|error| match error {
         ClientError::HostKey(source) => untrusted(source),
-        ClientError::Ssh(source) => match fate.known() {
+        ClientError::Ssh(source) => match connection_status.known() {
             Some(source) => RemoteError::Lost { endpoint: endpoint.into(), source },
             None => RemoteError::Handshake { endpoint: endpoint.into(), source },
         },
@@ -111,7 +111,7 @@ fn config(known_kinds: Vec<Algorithm>, window_size: u32, silence: Duration) -> C
 pub(super) struct Client {
     host_keys: HostKeys,
     silence: Duration,
-    fate: Fate,
+    connection_status: ConnectionStatus,
     shown: Shown,
 }
 
@@ -146,22 +146,25 @@ impl Handler for Client {
         Ok(true)
     }
 
-    async fn disconnected(&mut self, reason: DisconnectReason<ClientError>) -> Result<(), ClientError> {
+    async fn disconnected(
+        &mut self,
+        reason: client::DisconnectReason<ClientError>,
+    ) -> Result<(), ClientError> {
         match reason {
-            DisconnectReason::ReceivedDisconnect(info) => {
+            client::DisconnectReason::ReceivedDisconnect(info) => {
                 let message = escape(info.message.as_bytes()).into_owned();
-                self.fate.settle(if is_dismissal(&info) {
-                    Loss::Dismissed(message)
+                self.connection_status.settle(if is_dismissal(&info) {
+                    DisconnectReason::Dismissed(message)
                 } else {
-                    Loss::Broken(format!("the server closed the session: {message}"))
+                    DisconnectReason::Broken(format!("the server closed the session: {message}"))
                 });
                 Ok(())
             }
-            DisconnectReason::Error(error) => {
-                self.fate.settle(if is_silence(&error) {
-                    Loss::Silence(self.silence)
+            client::DisconnectReason::Error(error) => {
+                self.connection_status.settle(if is_silence(&error) {
+                    DisconnectReason::Silence(self.silence)
                 } else {
-                    Loss::Broken(escape(error.to_string().as_bytes()).into_owned())
+                    DisconnectReason::Broken(escape(error.to_string().as_bytes()).into_owned())
                 });
                 Err(error)
             }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use crate::remote::error::Fate;
+use crate::remote::error::ConnectionStatus;
 
 /// Most bytes kept of waiting writes. SSH's unsolicited output fits: eight lanes with OpenSSH's
 /// window of 2 MiB.
@@ -42,11 +42,11 @@ pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 ///
 /// The write fails if for too long nothing arrives and nothing can be written. On a dead link
 /// russh's keepalive would never fire, and the kernel gives up only after a quarter of an hour.
-pub(super) struct Watched<S> {
+pub(super) struct GuardedStream<S> {
     stream: S,
-    patience: Duration,
+    timeout: Duration,
     /// Counts the bytes received.
-    fate: Fate,
+    connection_status: ConnectionStatus,
     /// Timer of the current waiting step, and the time that the write has waited when it fires.
     stuck: Option<Pin<Box<Sleep>>>,
     waited: Duration,
@@ -58,11 +58,20 @@ pub(super) struct Watched<S> {
     end: Option<io::Result<()>>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
-    /// Wraps `stream`. `patience` is the timeout of a write.
-    pub(super) fn new(stream: S, patience: Duration, fate: Fate) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> GuardedStream<S> {
+    /// Wraps `stream`. `timeout` is the timeout of a write.
+    pub(super) fn new(stream: S, timeout: Duration, connection_status: ConnectionStatus) -> Self {
         let (kept, ahead) = Default::default();
-        Self { stream, patience, fate, stuck: None, waited: Duration::ZERO, kept, ahead, end: None }
+        Self {
+            stream,
+            timeout,
+            connection_status,
+            stuck: None,
+            waited: Duration::ZERO,
+            kept,
+            ahead,
+            end: None,
+        }
     }
 
     fn went_on(&mut self) {
@@ -92,7 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
             match read {
                 Ok(()) if !buffer.filled().is_empty() => {
-                    self.fate.heard(buffer.filled().len());
+                    self.connection_status.heard(buffer.filled().len());
                     self.ahead.extend_from_slice(buffer.filled());
                 }
                 end => self.end = Some(end),
@@ -104,7 +113,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     /// Waits until the stream can read although it cannot write. Fails if for too long it could do
     /// neither.
     fn poll_stuck(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let step = KEPT_AFTER.min(self.patience);
+        let step = KEPT_AFTER.min(self.timeout);
         let has_room = self.kept.len() < KEPT_BYTES_MAX;
         loop {
             if has_room && !self.kept.is_empty() && self.poll_ahead(cx).is_ready() {
@@ -117,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             if has_room && self.poll_ahead(cx).is_ready() {
                 break;
             }
-            if self.waited >= self.patience {
+            if self.waited >= self.timeout {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
         }
@@ -126,7 +135,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for GuardedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -146,14 +155,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
             None => {
                 let before = buffer.filled().len();
                 let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
-                self.fate.heard(buffer.filled().len() - before);
+                self.connection_status.heard(buffer.filled().len() - before);
                 Poll::Ready(read)
             }
         }
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.poll_kept(cx)?.is_ready()
             && let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(cx, bytes)
@@ -199,7 +208,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_the_peer_never_reads_times_out() {
         let (near, _far) = tokio::io::duplex(16);
-        let mut near = Watched::new(near, Duration::from_millis(50), Fate::default());
+        let mut near = GuardedStream::new(near, Duration::from_millis(50), ConnectionStatus::default());
         let error = near.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
@@ -207,7 +216,7 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_write_does_not_stop_reads_and_arrives_in_order() {
         let (near, mut far) = tokio::io::duplex(16);
-        let mut near = Watched::new(near, Duration::from_secs(60), Fate::default());
+        let mut near = GuardedStream::new(near, Duration::from_secs(60), ConnectionStatus::default());
         let sent: Vec<u8> = (0..200).collect();
         far.write_all(b"alive").await.unwrap();
         // The far side reads nothing.
@@ -237,7 +246,7 @@ mod tests {
     #[tokio::test]
     async fn the_reader_learns_of_a_dead_peer_after_its_last_bytes() {
         let (near, mut far) = tokio::io::duplex(16);
-        let mut near = Watched::new(near, Duration::from_secs(60), Fate::default());
+        let mut near = GuardedStream::new(near, Duration::from_secs(60), ConnectionStatus::default());
         far.write_all(b"bye").await.unwrap();
         near.write_all(&[0; 64]).await.unwrap();
         drop(far);

@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use crate::remote::error::{Fate, Loss, RemoteError};
+use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
 use crate::tree::path::escape;
 
 /// Largest message that ksync sends: websocat's buffer size. Larger messages are no faster and
@@ -94,7 +94,7 @@ pub(super) async fn open<S>(
     address: &Address,
     stream: S,
     silence: Duration,
-    fate: Fate,
+    connection_status: ConnectionStatus,
 ) -> Result<(DuplexStream, JoinHandle<()>), RemoteError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -116,32 +116,36 @@ where
         .max_frame_size(Some(RECEIVED_MESSAGE_BYTES_MAX));
     let (socket, _) = client_async_with_config(request, stream, Some(config)).await.map_err(failed)?;
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
-    let task = tokio::spawn(own(socket, far, silence, fate));
+    let task = tokio::spawn(own(socket, far, silence, connection_status));
     Ok((near, task))
 }
 
 /// Carries bytes both ways until either end closes, and stores the disconnect reason.
-async fn own<S>(socket: WebSocketStream<S>, pipe: DuplexStream, silence: Duration, fate: Fate)
-where
+async fn own<S>(
+    socket: WebSocketStream<S>,
+    pipe: DuplexStream,
+    silence: Duration,
+    connection_status: ConnectionStatus,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let (mut sink, mut stream) = socket.split();
     let (mut pipe_reader, mut pipe_writer) = tokio::io::split(pipe);
-    let loss = {
+    let reason = {
         let heard = AtomicBool::new(false);
         let pings = Pings::new(silence / PINGS_PER_SILENCE);
         tokio::select! {
-            loss = receive(&mut stream, &mut pipe_writer, silence, &heard) => loss,
+            reason = receive(&mut stream, &mut pipe_writer, silence, &heard) => reason,
             sent = send(&mut pipe_reader, &mut sink, pings, &heard) => match sent {
                 // The other side's answer to this close would take a round trip and tell nothing
                 // new: SSH has already disconnected.
-                Ok(()) => Loss::Broken("the connection was closed by this side".into()),
+                Ok(()) => DisconnectReason::Broken("the connection was closed by this side".into()),
                 Err(error) => broken(&error),
             },
         }
     };
     // Store the reason before the pipe ends, so that whoever sees the pipe's end finds it.
-    fate.settle(loss);
+    connection_status.settle(reason);
 }
 
 /// Ping schedule: the first ping soon after data stopped coming, then ever longer intervals.
@@ -211,7 +215,12 @@ where
 }
 
 /// Copies from the socket to SSH, until the socket ends or falls silent.
-async fn receive<R, W>(stream: &mut R, pipe: &mut W, silence: Duration, heard: &AtomicBool) -> Loss
+async fn receive<R, W>(
+    stream: &mut R,
+    pipe: &mut W,
+    silence: Duration,
+    heard: &AtomicBool,
+) -> DisconnectReason
 where
     R: Stream<Item = Result<Message, Error>> + Unpin,
     W: AsyncWrite + Unpin,
@@ -223,8 +232,8 @@ where
         let message = match timeout(silence, stream.next()).await {
             // This process was stopped meanwhile, and the socket may hold unread data.
             Err(_) if begun.elapsed() > silence + SUSPENDED => continue,
-            Err(_) => return Loss::Silence(silence),
-            Ok(None) => return Loss::Broken("the WebSocket ended".into()),
+            Err(_) => return DisconnectReason::Silence(silence),
+            Ok(None) => return DisconnectReason::Broken("the WebSocket ended".into()),
             Ok(Some(Err(error))) => return broken(&error),
             Ok(Some(Ok(message))) => message,
         };
@@ -232,27 +241,29 @@ where
             Message::Binary(bytes) => {
                 heard.store(true, Ordering::Relaxed);
                 if pipe.write_all(&bytes).await.is_err() {
-                    return Loss::Broken("the connection was closed by this side".into());
+                    return DisconnectReason::Broken("the connection was closed by this side".into());
                 }
             }
             Message::Close(frame) => {
                 let reason =
                     frame.map(|frame| format!(" ({} {})", frame.code, escape(frame.reason.as_bytes())));
-                return Loss::Broken(format!(
+                return DisconnectReason::Broken(format!(
                     "the bridge closed the WebSocket{}",
                     reason.unwrap_or_default()
                 ));
             }
             Message::Text(_) => {
-                return Loss::Broken("the bridge sent text: it must be run in binary mode".into());
+                return DisconnectReason::Broken(
+                    "the bridge sent text: it must be run in binary mode".into(),
+                );
             }
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
         }
     }
 }
 
-fn broken(error: &Error) -> Loss {
-    Loss::Broken(escape(error.to_string().as_bytes()).into_owned())
+fn broken(error: &Error) -> DisconnectReason {
+    DisconnectReason::Broken(escape(error.to_string().as_bytes()).into_owned())
 }
 
 #[cfg(test)]

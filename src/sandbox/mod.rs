@@ -2,7 +2,7 @@
 //! no mistake.
 //!
 //! ```text
-//! client ═ TCP ═ weather ═ gateway ═ server ═ process
+//! client ═ TCP ═ link ════ gateway ═ server ═ process
 //!                delay,    WebSocket  SSH      sh -c, in a group of its own
 //!                cut       to bytes
 //! ```
@@ -26,12 +26,12 @@
 
 mod backlog;
 mod gateway;
+mod link_conditions;
 pub mod platform;
 mod port;
 mod process;
 mod server;
 mod terminal;
-mod weather;
 
 use std::io;
 use std::net::SocketAddr;
@@ -49,11 +49,11 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+pub use link_conditions::LinkConditions;
+use link_conditions::Meter;
 use port::Port;
 use process::Processes;
 use server::{Lock, Server};
-use weather::Meter;
-pub use weather::Weather;
 
 /// Time that [`Sandbox::stop`] waits for killed processes to be gone.
 const STOP_MAX: Duration = Duration::from_secs(5);
@@ -67,7 +67,7 @@ pub struct Options {
     /// missing.
     pub home: PathBuf,
     /// Link conditions of every connection.
-    pub weather: Weather,
+    pub conditions: LinkConditions,
 }
 
 /// Reason why an emulator, of a VM or of the platform, could not start.
@@ -150,7 +150,7 @@ impl Sandbox {
     /// [`SandboxError`]: the address is not loopback or not free, or the home directory or the keys
     /// cannot be made.
     pub async fn start(options: Options) -> Result<Sandbox, SandboxError> {
-        let Options { listen, home, weather } = options;
+        let Options { listen, home, conditions } = options;
         if !listen.ip().is_loopback() {
             return Err(SandboxError::NotLoopback(listen));
         }
@@ -174,7 +174,7 @@ impl Sandbox {
             server: Server::new(host_key, lock, Arc::clone(&processes)),
             meter: Arc::clone(&meter),
             tls: None,
-            forecast: Box::new(move || weather.into()),
+            conditions: Box::new(move || conditions.into()),
         };
         let gateway = Gateway(tokio::spawn(port::accept(listener, Arc::new(port))));
         Ok(Sandbox {

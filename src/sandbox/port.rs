@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::gateway;
+use super::link_conditions::{self, ConnectionConditions, Meter};
 use super::server::Server;
-use super::weather::{self, Forecast, Meter};
 
 /// Buffer between the gateway and the SSH server on the way up, in bytes: more than the windows of
 /// ten channels together. russh does not read while it writes. With a small buffer, two russh ends
@@ -36,7 +36,7 @@ pub(super) struct Port {
     /// TLS for a VM with a `wss:` URL.
     pub(super) tls: Option<TlsAcceptor>,
     /// Makes the conditions of each connection.
-    pub(super) forecast: Box<dyn Fn() -> Forecast + Send + Sync>,
+    pub(super) conditions: Box<dyn Fn() -> ConnectionConditions + Send + Sync>,
 }
 
 /// Accepts and serves connections. Aborting the task ends them all.
@@ -60,9 +60,9 @@ pub(super) async fn accept(listener: TcpListener, port: Arc<Port>) {
 /// Serves one connection, from the socket to the SSH server.
 async fn serve(socket: TcpStream, port: Arc<Port>) {
     let _ = socket.set_nodelay(true);
-    let (weather_end, outside) = tokio::io::duplex(PENDING_MAX);
-    let forecast = (port.forecast)();
-    let status = forecast.status;
+    let (link_end, outside) = tokio::io::duplex(PENDING_MAX);
+    let conditions = (port.conditions)();
+    let status = conditions.status;
     let inside = async {
         match &port.tls {
             None => greet(outside, &port.server, status).await,
@@ -73,7 +73,7 @@ async fn serve(socket: TcpStream, port: Arc<Port>) {
             }
         }
     };
-    tokio::join!(weather::carry(socket, weather_end, forecast, Arc::clone(&port.meter)), inside);
+    tokio::join!(link_conditions::carry(socket, link_end, conditions, Arc::clone(&port.meter)), inside);
 }
 
 /// Speaks with the gateway, or with an HTTP server if there is a status.

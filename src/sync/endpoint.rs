@@ -69,17 +69,17 @@ pub enum Endpoint {
 
 /// A text that is no endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{text}\" is not an endpoint: {fault}", text = escape(.text))]
+#[error("\"{text}\" is not an endpoint: {kind}", text = escape(.text))]
 pub struct EndpointError {
     /// The given text.
     pub text: Vec<u8>,
     /// The reason.
-    pub fault: Fault,
+    pub kind: EndpointErrorKind,
 }
 
 /// Reasons why a text is no endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum EndpointErrorKind {
     /// The text is empty.
     #[error("it is empty")]
     Empty,
@@ -109,7 +109,7 @@ pub enum Fault {
     OtherHome,
 }
 
-impl Fault {
+impl EndpointErrorKind {
     /// Advice for the user.
     #[must_use]
     pub fn hint(self) -> Option<&'static str> {
@@ -133,7 +133,7 @@ impl Endpoint {
     /// # Errors
     /// The reason why the text is no endpoint.
     pub fn parse(text: &OsStr) -> Result<Self, EndpointError> {
-        parse::parse(text).map_err(|fault| EndpointError { text: text.as_bytes().to_vec(), fault })
+        parse::parse(text).map_err(|kind| EndpointError { text: text.as_bytes().to_vec(), kind })
     }
 
     /// For a text that names a machine but no path: how the user can write the home itself, and a

@@ -3,8 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::engine::Failure;
-use crate::kernel::{KernelError, Look};
+use crate::engine::RunError;
+use crate::kernel::{Diagnosis, KernelError};
 use crate::remote::{ErrorKind, RemoteError};
 use crate::wire::message::AbortKind;
 
@@ -57,18 +57,18 @@ pub enum SyncError {
     #[error(transparent)]
     Remote(#[from] Arc<RemoteError>),
     /// A session's VM was set up, but this machine cannot connect to it.
-    #[error("could not get into the VM of the session {session}, {}", says(look.as_ref()))]
-    NoWayIn {
+    #[error("could not get into the VM of the session {session}, {}", says(diagnosis.as_ref()))]
+    Unreachable {
         /// The session's id.
         session: String,
         /// The diagnosis by the VM itself, if it could be asked.
-        look: Option<Look>,
+        diagnosis: Option<Diagnosis>,
         /// The failed connection attempt.
         source: Arc<RemoteError>,
     },
     /// One side aborted the run.
     #[error("{}{}", if .0.by_peer { "the other side stopped: " } else { "" }, .0.text)]
-    Run(Failure),
+    Run(RunError),
     /// The agent exited unexpectedly.
     #[error("the agent exited unexpectedly: {0}")]
     Agent(String),
@@ -77,9 +77,9 @@ pub enum SyncError {
     Pipe(#[source] io::Error),
 }
 
-impl From<Failure> for SyncError {
-    fn from(failure: Failure) -> Self {
-        Self::Run(failure)
+impl From<RunError> for SyncError {
+    fn from(error: RunError) -> Self {
+        Self::Run(error)
     }
 }
 
@@ -109,7 +109,7 @@ impl SyncError {
             | Self::Pipe(_)
             | Self::Agent(_) => 5,
             Self::Kernel(error) => error.exit_code(),
-            Self::Remote(error) | Self::NoWayIn { source: error, .. } => match error.kind() {
+            Self::Remote(error) | Self::Unreachable { source: error, .. } => match error.kind() {
                 ErrorKind::Usage => 1,
                 ErrorKind::CouldNotStart => 5,
                 ErrorKind::Socket => 10,
@@ -118,7 +118,7 @@ impl SyncError {
                 ErrorKind::NotAuthorised => 40,
                 ErrorKind::HostKey => 43,
             },
-            Self::Run(failure) => match failure.kind {
+            Self::Run(error) => match error.kind {
                 AbortKind::Protocol => 12,
                 AbortKind::Version => 2,
                 AbortKind::Selection => 3,
@@ -135,8 +135,8 @@ impl SyncError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Remote(error) => return Some(error.hint()),
-            Self::NoWayIn { session, look, source } => {
-                return Some(way_in(session, look.as_ref(), source));
+            Self::Unreachable { session, diagnosis, source } => {
+                return Some(unreachable_hint(session, diagnosis.as_ref(), source));
             }
             Self::Kernel(error) => return error.hint(),
             Self::Overlap => "choose a destination beside the source",
@@ -149,7 +149,7 @@ impl SyncError {
             Self::NoHome(_) => "set HOME",
             Self::State(_) => STATE_HINT,
             Self::NoSandbox => "build it with the feature sandbox, which is on by default",
-            Self::Run(failure) => match failure.kind {
+            Self::Run(error) => match error.kind {
                 AbortKind::Busy => "wait until the other run has ended",
                 AbortKind::Storage => {
                     "make room and run the same command again: files that are complete are kept"
@@ -169,17 +169,17 @@ impl SyncError {
     }
 }
 
-fn says(look: Option<&Look>) -> String {
-    look.map_or_else(
+fn says(diagnosis: Option<&Diagnosis>) -> String {
+    diagnosis.map_or_else(
         || "which could not be asked what runs there".to_owned(),
-        |look| format!("which says that {look}"),
+        |diagnosis| format!("which says that {diagnosis}"),
     )
 }
 
 /// The next step for a user who cannot connect to a session's VM.
-fn way_in(session: &str, look: Option<&Look>, error: &RemoteError) -> String {
+fn unreachable_hint(session: &str, diagnosis: Option<&Diagnosis>, error: &RemoteError) -> String {
     let what = match error {
-        _ if look.is_some_and(|look| !look.is_well()) => {
+        _ if diagnosis.is_some_and(|diagnosis| !diagnosis.is_well()) => {
             return format!(
                 "ksync session setup {session} starts what is missing there; if that is no help, take a new session"
             );

@@ -6,54 +6,54 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinHandle;
 
 use crate::content::hash::Hash;
-use crate::kernel::{Access, KeepAlive, KernelError, Known, Life, Step};
+use crate::kernel::{Access, Expiry, KeepAlive, KernelError, Step, StoredSession};
 use crate::monitor::{Preparation, Warning};
 use crate::remote::{self, Connection, ErrorKind, HostKeys, RemoteError, Target, Transport};
-use crate::sync::{SyncError, Watcher, Way, blocking, target};
+use crate::sync::{ConnectOptions, SharedMonitor, SyncError, blocking, target};
 use crate::wire::message::AbortKind;
 
 /// Interval of reading the wall clock. Timers use a clock that stops while this machine sleeps.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// A connected session, and the keep-alive that keeps its VM awake.
-pub(super) struct Session {
+pub(super) struct KernelSession {
     /// Held, not used.
     _alive: Option<KeepAlive>,
     /// Held, not used.
-    _watch: Watch,
+    _warner: ExpiryWarner,
     id: String,
     /// Tells this VM from others.
     machine: String,
     access: Access,
 }
 
-impl Session {
+impl KernelSession {
     /// Connects to the session of this id or name.
     pub(super) async fn connect(
         name: &str,
-        way: &Way,
-        monitor: &Watcher,
+        connect_options: &ConnectOptions,
+        monitor: &SharedMonitor,
     ) -> Result<(Connection, Self), SyncError> {
-        let access = access(way)?;
+        let access = access(connect_options)?;
         let meant = access.meant(name)?;
         // If the token of the keep-alive URL has expired, the API is asked for a new URL.
-        let is_of_use = |known: &Known| {
-            let can_ask = way.keep_alive && access.api.is_some();
-            !(can_ask && Life::of(known).is_token_expired(SystemTime::now()))
+        let is_of_use = |stored: &StoredSession| {
+            let can_ask = connect_options.keep_alive && access.api.is_some();
+            !(can_ask && Expiry::of(stored).is_token_expired(SystemTime::now()))
         };
-        if let Some(known) = access.remembered(&meant).filter(is_of_use) {
-            match Self::connect_to(known, access.clone(), way, monitor).await {
+        if let Some(stored) = access.stored(&meant).filter(is_of_use) {
+            match Self::connect_to(stored, access.clone(), connect_options, monitor).await {
                 // Without the API there is no other way to connect.
                 Err(SyncError::Remote(error)) if access.api.is_some() && may_be_outdated(error.kind()) => {}
                 result => return result,
             }
         }
-        let (asking, watching) = (access.clone(), Arc::clone(monitor));
-        let tell = move |step| watching.prepare(preparation(step));
-        let known = blocking(move || asking.reach(&meant, tell)).await??.known;
-        let id = known.session_id.clone();
-        match Self::connect_to(known, access.clone(), way, monitor).await {
-            Err(SyncError::Remote(error)) if is_no_way_in(error.kind()) => {
+        let (asking, observer) = (access.clone(), Arc::clone(monitor));
+        let tell = move |step| observer.prepare(preparation(step));
+        let stored = blocking(move || asking.connect(&meant, tell)).await??.stored;
+        let id = stored.session_id.clone();
+        match Self::connect_to(stored, access.clone(), connect_options, monitor).await {
+            Err(SyncError::Remote(error)) if is_unreachable(error.kind()) => {
                 Err(Self::ask_why(access, id, error).await)
             }
             result => result,
@@ -64,25 +64,27 @@ impl Session {
     /// the session is gone.
     async fn ask_why(access: Access, session: String, source: Arc<RemoteError>) -> SyncError {
         let id = session.clone();
-        match blocking(move || access.look(&id)).await {
+        match blocking(move || access.diagnose(&id)).await {
             Ok(Err(gone)) if gone.is_gone() => gone.into(),
-            Ok(Ok(look)) => SyncError::NoWayIn { session, look: Some(look), source },
-            _ => SyncError::NoWayIn { session, look: None, source },
+            Ok(Ok(diagnosis)) => SyncError::Unreachable { session, diagnosis: Some(diagnosis), source },
+            _ => SyncError::Unreachable { session, diagnosis: None, source },
         }
     }
 
     async fn connect_to(
-        known: Known,
+        stored: StoredSession,
         access: Access,
-        way: &Way,
-        monitor: &Watcher,
+        connect_options: &ConnectOptions,
+        monitor: &SharedMonitor,
     ) -> Result<(Connection, Self), SyncError> {
-        let alive = way.keep_alive.then(|| KeepAlive::begin(known.cdp_ws_url.clone(), way.ca_cert.clone()));
-        let connection = remote::connect(&target_of(&known, way)).await?;
-        // The watch starts last: a session that is gone needs no warning of its end.
-        let watch = Watch::begin(&known, way.keep_alive, Arc::clone(monitor));
-        let machine = Hash::of(format!("{}\n{}", known.session_id, known.host_key).as_bytes()).to_string();
-        Ok((connection, Self { _alive: alive, _watch: watch, id: known.session_id, machine, access }))
+        let alive = connect_options
+            .keep_alive
+            .then(|| KeepAlive::begin(stored.cdp_ws_url.clone(), connect_options.ca_cert.clone()));
+        let connection = remote::connect(&target_of(&stored, connect_options)).await?;
+        // The warner starts last: a session that is gone needs no warning of its end.
+        let warner = ExpiryWarner::begin(&stored, connect_options.keep_alive, Arc::clone(monitor));
+        let machine = Hash::of(format!("{}\n{}", stored.session_id, stored.host_key).as_bytes()).to_string();
+        Ok((connection, Self { _alive: alive, _warner: warner, id: stored.session_id, machine, access }))
     }
 
     /// Tells this VM from every other one: the session's id and the host key.
@@ -95,7 +97,7 @@ impl Session {
     pub(super) async fn explain(&self, error: SyncError) -> SyncError {
         let is_loss = match &error {
             SyncError::Remote(error) => may_be_outdated(error.kind()),
-            SyncError::Run(failure) => failure.kind == AbortKind::Timeout,
+            SyncError::Run(error) => error.kind == AbortKind::Timeout,
             _ => false,
         };
         if !is_loss || self.access.api.is_none() {
@@ -117,13 +119,13 @@ impl Session {
 }
 
 /// Waits until a session's end is near, and warns once.
-struct Watch(Option<JoinHandle<()>>);
+struct ExpiryWarner(Option<JoinHandle<()>>);
 
-impl Watch {
-    fn begin(known: &Known, is_kept_awake: bool, monitor: Watcher) -> Self {
+impl ExpiryWarner {
+    fn begin(stored: &StoredSession, is_kept_awake: bool, monitor: SharedMonitor) -> Self {
         let mut now = SystemTime::now();
-        let Some(end) = Life::of(known).end(now, is_kept_awake) else { return Self(None) };
-        let name = known.name.as_ref().unwrap_or(&known.session_id).clone();
+        let Some(end) = Expiry::of(stored).end(now, is_kept_awake) else { return Self(None) };
+        let name = stored.name.as_ref().unwrap_or(&stored.session_id).clone();
         let warn = move |now| {
             let (what, hint) = end.told(&name, now);
             monitor.warn(Warning { what, hint });
@@ -142,7 +144,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for ExpiryWarner {
     fn drop(&mut self) {
         if let Some(task) = &self.0 {
             task.abort();
@@ -159,29 +161,32 @@ fn preparation(step: Step) -> Preparation {
 }
 
 /// The settings for connecting to sessions.
-pub(super) fn access(way: &Way) -> Result<Access, SyncError> {
+pub(super) fn access(connect_options: &ConnectOptions) -> Result<Access, SyncError> {
     // The session store keeps the path, and the next run may be in another directory.
-    let identity =
-        way.identities.first().map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone()));
+    let identity = connect_options
+        .identities
+        .first()
+        .map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone()));
     Ok(Access {
-        api: way.api.clone(),
+        api: connect_options.api.clone(),
         directory: target::state_dir()?,
         identity,
-        current: way.session.clone(),
+        current: connect_options.session.clone(),
     })
 }
 
 /// The connection target of a known session. Only the host key that the API reported is accepted.
-pub(super) fn target_of(known: &Known, way: &Way) -> Target {
-    let mut target = target::common(way, HostKeys::Exactly(known.host_key.clone()));
-    target.transport = Transport::WebSocket { url: known.bridge_url(), ca_cert: way.ca_cert.clone() };
-    target.identities = vec![known.key_file.clone()];
+pub(super) fn target_of(stored: &StoredSession, connect_options: &ConnectOptions) -> Target {
+    let mut target = target::common(connect_options, HostKeys::Exactly(stored.host_key.clone()));
+    target.transport =
+        Transport::WebSocket { url: stored.bridge_url(), ca_cert: connect_options.ca_cert.clone() };
+    target.identities = vec![stored.key_file.clone()];
     target.use_ssh_agent = false;
     target
 }
 
 /// True if the connection failed, and not the machine at its other end.
-fn is_no_way_in(kind: ErrorKind) -> bool {
+fn is_unreachable(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Socket | ErrorKind::Timeout | ErrorKind::ConnectTimeout)
 }
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::thread;
 
 use crate::disk::set_id::owner_of_copies;
-use crate::engine::{Config, Failure, Receiver, Sender};
-use crate::exchange::rounds::{self, Watched};
+use crate::engine::{Config, Receiver, RunError, Sender};
+use crate::exchange::rounds::{self, WatchedSource};
 use crate::exchange::{self, Incoming, Link, Receiving, Sending};
 use crate::monitor::Quiet;
-use crate::sync::{Round, SyncError, Watcher};
+use crate::sync::{Round, SharedMonitor, SyncError};
 use crate::wire::hello::Options;
 use crate::wire::message::AbortKind;
 
@@ -30,10 +30,10 @@ pub(super) fn check_apart(from: &Path, to: &Path) -> Result<(), SyncError> {
 
 /// Keeps `to` a copy of a watched source, until that ends. Reports each round.
 pub(super) async fn live(
-    source: Arc<Watched>,
+    source: Arc<WatchedSource>,
     to: PathBuf,
     options: Options,
-    monitor: Watcher,
+    monitor: SharedMonitor,
     mut done: impl FnMut(exchange::rounds::Round) + Send + 'static,
 ) -> SyncError {
     let options = Options { compress: false, set_id_owner: owner_of_copies(&to), ..options };
@@ -45,16 +45,16 @@ pub(super) async fn live(
     let agent = Config { options: options.clone(), relay: true };
     let receiver = thread::spawn(move || {
         let link = Link::new(Incoming::alone(up_reader), down_writer, false, false);
-        let failure = rounds::receive(&link, &to, &agent, || None, &Quiet, &mut drop);
+        let error = rounds::receive(&link, &to, &agent, || None, &Quiet, &mut drop);
         link.close();
-        failure
+        error
     });
     let client = Config { options, relay: false };
     let run = move || {
         let link = Link::new(Incoming::alone(down_reader), up_writer, false, false);
-        let failure = source.send(&link, &client, || None, &*monitor, &mut done);
+        let error = source.send(&link, &client, || None, &*monitor, &mut done);
         link.close();
-        own_failure(failure, receiver.join().ok())
+        own_error(error, receiver.join().ok())
     };
     super::blocking(run).await.unwrap_or_else(|error| error)
 }
@@ -64,7 +64,7 @@ pub(super) async fn exchange(
     from: &Path,
     to: &Path,
     options: &Options,
-    monitor: Watcher,
+    monitor: SharedMonitor,
 ) -> Result<Round, SyncError> {
     let options = Options { compress: false, set_id_owner: owner_of_copies(to), ..options.clone() };
     let (up_reader, up_writer) = io::pipe().map_err(SyncError::Pipe)?;
@@ -80,7 +80,7 @@ pub(super) async fn exchange(
     let sender = Sender::new(&Config { options, relay: false });
     let run = move || {
         exchange::run(down_reader, up_writer, sender, sending, false, false, &*monitor)
-            .map_err(|failure| own_failure(failure, receiver.join().ok().and_then(Result::err)))
+            .map_err(|error| own_error(error, receiver.join().ok().and_then(Result::err)))
     };
     let summary = super::blocking(run).await??;
     Ok(Round {
@@ -94,14 +94,14 @@ pub(super) async fn exchange(
 
 /// The error of a run with both sides in this process, so there is no other side to name.
 /// `receiver` is the failure of the receiving thread; `None` if it panicked.
-fn own_failure(sender: Failure, receiver: Option<Failure>) -> SyncError {
+fn own_error(sender: RunError, receiver: Option<RunError>) -> SyncError {
     // The side that did not learn of the failure from the other one knows the cause.
     let cause = if sender.by_peer { receiver.filter(|receiver| !receiver.by_peer) } else { None };
-    let Failure { kind, text, .. } = cause.unwrap_or(sender);
+    let RunError { kind, text, .. } = cause.unwrap_or(sender);
     match kind {
         // The pipe between the two threads broke: one thread is gone.
         AbortKind::Connection => SyncError::Pipe(io::Error::other(text)),
-        kind => SyncError::Run(Failure { kind, by_peer: false, text }),
+        kind => SyncError::Run(RunError { kind, by_peer: false, text }),
     }
 }
 
@@ -109,15 +109,15 @@ fn own_failure(sender: Failure, receiver: Option<Failure>) -> SyncError {
 mod tests {
     use super::*;
 
-    fn failure(kind: AbortKind, by_peer: bool, text: &str) -> Failure {
-        Failure { kind, by_peer, text: text.to_owned() }
+    fn run_error(kind: AbortKind, by_peer: bool, text: &str) -> RunError {
+        RunError { kind, by_peer, text: text.to_owned() }
     }
 
     #[test]
     fn a_local_failure_names_no_other_side() {
-        let told = failure(AbortKind::Destination, true, "cannot make b: permission denied");
-        let own = failure(AbortKind::Destination, false, "cannot make b: permission denied");
-        let closed = failure(AbortKind::Connection, true, "the connection was closed");
+        let told = run_error(AbortKind::Destination, true, "cannot make b: permission denied");
+        let own = run_error(AbortKind::Destination, false, "cannot make b: permission denied");
+        let closed = run_error(AbortKind::Connection, true, "the connection was closed");
         for (sender, receiver, expected, exit) in [
             (told.clone(), Some(own.clone()), "cannot make b: permission denied", 11),
             (told.clone(), None, "cannot make b: permission denied", 11),
@@ -126,7 +126,7 @@ mod tests {
             (closed.clone(), None, "cannot set up the exchange", 5),
             (closed.clone(), Some(closed), "cannot set up the exchange", 5),
         ] {
-            let error = own_failure(sender, receiver);
+            let error = own_error(sender, receiver);
             assert_eq!((error.to_string().as_str(), error.exit_code()), (expected, exit));
         }
     }

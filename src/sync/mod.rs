@@ -3,18 +3,18 @@
 //!
 //! This layer knows both endpoints and the connection between them, but no terminal.
 
+mod baseline;
+mod emulator;
 pub mod endpoint;
 mod error;
 mod kernel;
 mod lanes;
 mod limit;
 mod local;
-mod memory;
 mod meter;
 mod pairing;
 mod remote;
 mod retry;
-mod stand_in;
 mod target;
 mod visit;
 pub mod watch;
@@ -29,7 +29,7 @@ pub use visit::Visit;
 
 use crate::engine::{PROBLEMS_MAX, Summary};
 use crate::kernel::{Access, Settings};
-use crate::monitor::{Event, Monitor, Preparation, Trouble, Warning};
+use crate::monitor::{Event, Monitor, Preparation, ProblemKind, Warning};
 use crate::sync::pairing::Pairing;
 use crate::sync::watch::{AfterRound, Listener, News};
 use crate::wire::hello::{Options, Role};
@@ -47,12 +47,12 @@ pub struct Job {
     /// Options that both sides follow.
     pub options: Options,
     /// Connect options for the remote endpoint.
-    pub way: Way,
+    pub connect_options: ConnectOptions,
 }
 
 /// Connect options for a remote endpoint.
 #[derive(Debug, Clone)]
-pub struct Way {
+pub struct ConnectOptions {
     /// Private key files; if empty: ssh-agent, then the usual files.
     pub identities: Vec<PathBuf>,
     /// The output of `kernel browsers ssh ID --setup-only -o json`.
@@ -78,7 +78,7 @@ pub struct Way {
     pub keep_alive: bool,
 }
 
-impl Default for Way {
+impl Default for ConnectOptions {
     fn default() -> Self {
         Self {
             identities: Vec::new(),
@@ -143,7 +143,7 @@ impl Report {
 }
 
 /// The observer of a job's progress.
-pub type Watcher = Arc<dyn Monitor + Send + Sync>;
+pub type SharedMonitor = Arc<dyn Monitor + Send + Sync>;
 
 /// The result of one exchange, over any connection.
 struct Round {
@@ -158,15 +158,15 @@ struct Round {
 ///
 /// # Errors
 /// There is no state directory.
-pub fn access(way: &Way) -> Result<Access, SyncError> {
-    kernel::access(way)
+pub fn access(connect_options: &ConnectOptions) -> Result<Access, SyncError> {
+    kernel::access(connect_options)
 }
 
 /// Runs a job.
 ///
 /// # Errors
 /// [`SyncError`], if the job ended early. Problems that did not end it are in the report's summary.
-pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
+pub async fn run(job: &Job, monitor: SharedMonitor) -> Result<Report, SyncError> {
     run_and_then(job, None, monitor, Arc::new(|_: News<'_>| {})).await
 }
 
@@ -177,14 +177,14 @@ pub async fn run(job: &Job, monitor: Watcher) -> Result<Report, SyncError> {
 pub async fn run_and_then(
     job: &Job,
     after: Option<&AfterRound>,
-    monitor: Watcher,
+    monitor: SharedMonitor,
     listener: Listener,
 ) -> Result<Report, SyncError> {
     let start = Instant::now();
     limit::outlive();
     let (source, destination, options) = (&job.source, &job.destination, &job.options);
     let pairing = Pairing::of(job);
-    let monitor = pairing.watching(monitor);
+    let monitor = pairing.observing(monitor);
     let mut report = match (source, destination) {
         (Endpoint::Local(from), Endpoint::Local(to)) => {
             local::check_apart(from, to)?;
@@ -192,27 +192,29 @@ pub async fn run_and_then(
             then(repeat(monitor, round).await, after, None, &listener).await?
         }
         (Endpoint::Local(path), remote) => {
-            let key = memory::key(job, Role::Sender, path);
-            let round = async |session: &remote::Session<'_>, monitor| {
-                session.meet(options, &monitor).await?;
-                session.upload(path, remote.path(), &pairing.options(options), key, monitor).await
+            let key = baseline::key(job, Role::Sender, path);
+            let round = async |connection: &remote::LazyConnection<'_>, monitor| {
+                connection.meet(options, &monitor).await?;
+                connection.upload(path, remote.path(), &pairing.options(options), key, monitor).await
             };
-            let (session, result) =
-                retry::over_connections(remote, &job.way, &pairing, monitor, &listener, round).await;
-            let result = then(result, after, Some(&session), &listener).await;
-            session.close().await;
+            let (connection, result) =
+                retry::over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round)
+                    .await;
+            let result = then(result, after, Some(&connection), &listener).await;
+            connection.close().await;
             result?
         }
         (remote, Endpoint::Local(path)) => {
-            let key = memory::key(job, Role::Receiver, path);
-            let round = async |session: &remote::Session<'_>, monitor| {
-                session.meet(options, &monitor).await?;
-                session.download(remote.path(), path, &pairing.options(options), key, monitor).await
+            let key = baseline::key(job, Role::Receiver, path);
+            let round = async |connection: &remote::LazyConnection<'_>, monitor| {
+                connection.meet(options, &monitor).await?;
+                connection.download(remote.path(), path, &pairing.options(options), key, monitor).await
             };
-            let (session, result) =
-                retry::over_connections(remote, &job.way, &pairing, monitor, &listener, round).await;
+            let (connection, result) =
+                retry::over_connections(remote, &job.connect_options, &pairing, monitor, &listener, round)
+                    .await;
             let result = then(result, after, None, &listener).await;
-            session.close().await;
+            connection.close().await;
             result?
         }
         _ => return Err(SyncError::BothRemote),
@@ -226,28 +228,28 @@ pub async fn run_and_then(
 async fn then(
     result: Result<Report, SyncError>,
     after: Option<&AfterRound>,
-    session: Option<&remote::Session<'_>>,
+    connection: Option<&remote::LazyConnection<'_>>,
     listener: &Listener,
 ) -> Result<Report, SyncError> {
     let mut report = result?;
     if let Some(after) = after.filter(|_| report.has_changed()) {
-        report.command_status = Some(after.run(session, listener).await?);
+        report.command_status = Some(after.run(connection, listener).await?);
     }
     Ok(report)
 }
 
 /// Repeats the round until no source file changed while it was read, or the maximum is reached.
 async fn repeat(
-    monitor: Watcher,
-    round: impl AsyncFn(Watcher) -> Result<Round, SyncError>,
+    monitor: SharedMonitor,
+    round: impl AsyncFn(SharedMonitor) -> Result<Round, SyncError>,
 ) -> Result<Report, SyncError> {
     let mut report = Report::default();
     for attempt in 0..=REPEATS_MAX {
-        let patience = Arc::new(Patience::new(Watcher::clone(&monitor)));
-        let done = round(Watcher::clone(&(Arc::clone(&patience) as Watcher))).await;
-        let again = attempt < REPEATS_MAX && done.is_ok() && patience.has_withheld();
+        let deferred = Arc::new(DeferredProblems::new(SharedMonitor::clone(&monitor)));
+        let done = round(SharedMonitor::clone(&(Arc::clone(&deferred) as SharedMonitor))).await;
+        let again = attempt < REPEATS_MAX && done.is_ok() && deferred.has_withheld();
         if !again {
-            patience.release();
+            deferred.release();
         }
         let Round { summary, wire_up_bytes, wire_down_bytes, agent_installed_bytes, connect_round_trips } =
             done?;
@@ -264,13 +266,13 @@ async fn repeat(
 }
 
 /// Forwards events, but defers problems that a repeated round may solve.
-struct Patience {
-    monitor: Watcher,
+struct DeferredProblems {
+    monitor: SharedMonitor,
     withheld: Mutex<Vec<Event>>,
 }
 
-impl Patience {
-    fn new(monitor: Watcher) -> Self {
+impl DeferredProblems {
+    fn new(monitor: SharedMonitor) -> Self {
         Self { monitor, withheld: Mutex::default() }
     }
 
@@ -288,10 +290,10 @@ impl Patience {
     }
 }
 
-impl Monitor for Patience {
+impl Monitor for DeferredProblems {
     fn observe(&self, event: Event) {
         let moved = matches!(&event, Event::Problem(problem)
-            if matches!(problem.trouble, Trouble::Changed | Trouble::Vanished));
+            if matches!(problem.kind, ProblemKind::Changed | ProblemKind::Vanished));
         // Only the last round's report about braked deletions counts.
         let withheld = moved || matches!(event, Event::Braked(_));
         if withheld && self.lock().len() < PROBLEMS_MAX {

@@ -1,7 +1,7 @@
 //! Pairs of a source and its copy, as the client knows them: one small private file for each pair.
 //!
 //! A pair decides whether deletions need consent. So it is kept apart from the baselines of
-//! [`crate::disk::memory`], which only save bytes and are pruned early. An unreadable pair counts
+//! [`crate::disk::baseline`], which only save bytes and are pruned early. An unreadable pair counts
 //! as unknown, and an unknown pair needs consent.
 
 use std::fs;
@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::content::hash::Hasher;
 use crate::monitor::{Event, Monitor, Preparation, Warning};
 use crate::private;
-use crate::sync::{Endpoint, Job, Watcher, memory, target};
-use crate::tree::place::Pair;
-use crate::wire::hello::{Baseline, InSession, Options};
+use crate::sync::{Endpoint, Job, SharedMonitor, baseline, target};
+use crate::tree::tree_id::Pair;
+use crate::wire::hello::{History, InSession, Options};
 
 /// Maximum number of stored pairs: the most recently used ones stay.
 const PAIRS_MAX: usize = 10_000;
@@ -43,11 +43,11 @@ pub(super) struct Pairing {
     file: Option<PathBuf>,
     /// The side that is in a session, if one is: `true` for the source.
     is_source_in_session: Option<bool>,
-    known: Mutex<Known>,
+    known: Mutex<PairingState>,
 }
 
 #[derive(Default)]
-struct Known {
+struct PairingState {
     record: Option<Record>,
     /// The session's VM that was reached.
     machine: Option<String>,
@@ -71,8 +71,8 @@ impl Pairing {
             let _ = write(file, record);
         }
         // A setup names its session in advance; other sessions are known only after connecting.
-        let machine = target::session_of(&job.way);
-        let known = Mutex::new(Known { record, machine });
+        let machine = target::session_of(&job.connect_options);
+        let known = Mutex::new(PairingState { record, machine });
         Arc::new(Self { file, is_source_in_session, known })
     }
 
@@ -91,11 +91,11 @@ impl Pairing {
             InSession { is_source, is_other }
         });
         let pair = known.record.as_ref().map(|record| record.pair);
-        Options { baseline: Baseline { pair, session }, ..options.clone() }
+        Options { history: History { pair, session }, ..options.clone() }
     }
 
     /// Forwards all events to `monitor`, and stores the pair that they report.
-    pub(super) fn watching(self: &Arc<Self>, monitor: Watcher) -> Watcher {
+    pub(super) fn observing(self: &Arc<Self>, monitor: SharedMonitor) -> SharedMonitor {
         Arc::new(Learning { pairing: Arc::clone(self), monitor })
     }
 
@@ -111,7 +111,7 @@ impl Pairing {
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, PairingState> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -119,7 +119,7 @@ impl Pairing {
 /// Forwards events to another observer, and stores pairs.
 struct Learning {
     pairing: Arc<Pairing>,
-    monitor: Watcher,
+    monitor: SharedMonitor,
 }
 
 impl Monitor for Learning {
@@ -147,7 +147,7 @@ fn name(job: &Job) -> String {
             Endpoint::Local(path) => real(path).into_os_string().as_bytes().to_vec(),
             remote => plain(remote.path()),
         };
-        for part in [memory::where_to(endpoint).as_bytes(), &path] {
+        for part in [baseline::where_to(endpoint).as_bytes(), &path] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);
         }
@@ -214,9 +214,9 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
-    use crate::sync::Way;
+    use crate::sync::ConnectOptions;
     use crate::tree::filter::Rule;
-    use crate::tree::place::Place;
+    use crate::tree::tree_id::TreeId;
 
     fn job(source: &str, destination: &str) -> Job {
         let endpoint = |text: &str| Endpoint::parse(text.as_ref()).unwrap();
@@ -224,19 +224,19 @@ mod tests {
             source: endpoint(source),
             destination: endpoint(destination),
             options: Options::default(),
-            way: Way::default(),
+            connect_options: ConnectOptions::default(),
         }
     }
 
     fn pairing(file: PathBuf, is_source_in_session: Option<bool>) -> Arc<Pairing> {
         let record = read(&file);
-        let known = Mutex::new(Known { record, machine: None });
+        let known = Mutex::new(PairingState { record, machine: None });
         Arc::new(Pairing { file: Some(file), is_source_in_session, known })
     }
 
     const PAIR: Pair = Pair {
-        source: Place { filesystem: 1, directory: 2, boot: 4 },
-        destination: Place { filesystem: 5, directory: 6, boot: 8 },
+        source: TreeId { filesystem: 1, directory: 2, boot: 4 },
+        destination: TreeId { filesystem: 5, directory: 6, boot: 8 },
         was_empty: false,
         is_own: true,
     };
@@ -275,14 +275,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("state/copies/a.json");
         let first = pairing(file.clone(), None);
-        assert_eq!(first.options(&Options::default()).baseline, Baseline::default());
-        first.watching(Arc::new(crate::monitor::Quiet)).observe(Event::Paired(PAIR));
+        assert_eq!(first.options(&Options::default()).history, History::default());
+        first.observing(Arc::new(crate::monitor::Quiet)).observe(Event::Paired(PAIR));
         for pairing in [first, pairing(file.clone(), None)] {
-            assert_eq!(pairing.options(&Options::default()).baseline.pair, Some(PAIR));
+            assert_eq!(pairing.options(&Options::default()).history.pair, Some(PAIR));
         }
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(&file, "{").unwrap();
-        assert_eq!(pairing(file, None).options(&Options::default()).baseline.pair, None, "damaged");
+        assert_eq!(pairing(file, None).options(&Options::default()).history.pair, None, "damaged");
     }
 
     #[test]
@@ -295,7 +295,7 @@ mod tests {
         for (machine, is_other) in [("one", false), ("two", true)] {
             let again = pairing(file.clone(), Some(true));
             again.met(machine.to_owned());
-            let session = again.options(&Options::default()).baseline.session;
+            let session = again.options(&Options::default()).history.session;
             assert_eq!(session, Some(InSession { is_source: true, is_other }));
         }
     }

@@ -6,24 +6,24 @@ use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
-use crate::engine::{Config, Engine, Failure, Receiver, Sender, Summary};
+use crate::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
 use crate::exchange::lanes::Striped;
-use crate::exchange::rounds::{self, Watched};
+use crate::exchange::rounds::{self, WatchedSource};
 use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending, Timeouts};
 use crate::monitor::Warning;
 use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection};
+use crate::sync::baseline::{self, Key};
+use crate::sync::emulator::Emulator;
 use crate::sync::error::STATE_HINT;
-use crate::sync::memory::{self, Key};
 use crate::sync::meter::Count;
 use crate::sync::pairing::Pairing;
-use crate::sync::stand_in::StandIn;
-use crate::sync::{Endpoint, Round, SyncError, Watcher, Way, kernel, lanes, target};
-use crate::wire::hello::{self, Options, Order, Role, Watching};
+use crate::sync::{ConnectOptions, Endpoint, Round, SharedMonitor, SyncError, kernel, lanes, target};
+use crate::wire::hello::{self, Options, Request, Role, WatchOptions};
 use crate::wire::message::AbortKind;
 
 /// Timeout for the exit report of an agent that has closed its output. A peer that never sends one
 /// must not block the client.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A timeout of this length or more means never.
 const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -32,9 +32,9 @@ type Writer = Striped;
 
 /// The connection to the agent's machine. It is made on first use, while the first exchange already
 /// reads its source.
-pub(super) struct Session<'a> {
+pub(super) struct LazyConnection<'a> {
     endpoint: &'a Endpoint,
-    way: &'a Way,
+    connect_options: &'a ConnectOptions,
     pairing: Arc<Pairing>,
     connected: OnceCell<Connected>,
     up_bytes: Count,
@@ -50,8 +50,8 @@ struct Connected {
 /// The kind of machine that a connection leads to.
 enum Behind {
     Host,
-    Sandbox(StandIn),
-    Kernel(Box<kernel::Session>),
+    Sandbox(Emulator),
+    Kernel(Box<kernel::KernelSession>),
 }
 
 /// The settings for the rounds of a watch, on one connection.
@@ -59,18 +59,22 @@ pub(super) struct Rounds<F> {
     /// The key of the baseline on both sides.
     pub(super) key: Option<Key>,
     /// The settings of the watch on the source.
-    pub(super) watching: Watching,
+    pub(super) watch_options: WatchOptions,
     /// The observer.
-    pub(super) monitor: Watcher,
+    pub(super) monitor: SharedMonitor,
     /// Called after each round.
     pub(super) done: F,
 }
 
-impl<'a> Session<'a> {
+impl<'a> LazyConnection<'a> {
     /// Prepares a connection to the machine of `endpoint`.
-    pub(super) fn new(endpoint: &'a Endpoint, way: &'a Way, pairing: Arc<Pairing>) -> Self {
+    pub(super) fn new(
+        endpoint: &'a Endpoint,
+        connect_options: &'a ConnectOptions,
+        pairing: Arc<Pairing>,
+    ) -> Self {
         let (up_bytes, down_bytes) = Default::default();
-        Self { endpoint, way, pairing, connected: OnceCell::new(), up_bytes, down_bytes }
+        Self { endpoint, connect_options, pairing, connected: OnceCell::new(), up_bytes, down_bytes }
     }
 
     /// Bytes to and from the other side so far.
@@ -79,14 +83,14 @@ impl<'a> Session<'a> {
     }
 
     /// Connects before the request is built, if deletions depend on the session's VM.
-    pub(super) async fn meet(&self, options: &Options, monitor: &Watcher) -> Result<(), SyncError> {
+    pub(super) async fn meet(&self, options: &Options, monitor: &SharedMonitor) -> Result<(), SyncError> {
         if options.delete && matches!(self.endpoint, Endpoint::Session { .. }) {
             self.connected.get_or_try_init(|| self.connect(monitor)).await?;
         }
         Ok(())
     }
 
-    async fn connect(&self, monitor: &Watcher) -> Result<Connected, SyncError> {
+    async fn connect(&self, monitor: &SharedMonitor) -> Result<Connected, SyncError> {
         let Connected { connection, behind } = self.connect_to(monitor).await?;
         let connection = match target::state_dir() {
             Ok(state) => connection.with_secrets(state.join("secrets")),
@@ -102,17 +106,18 @@ impl<'a> Session<'a> {
         Ok(Connected { connection, behind })
     }
 
-    async fn connect_to(&self, monitor: &Watcher) -> Result<Connected, SyncError> {
+    async fn connect_to(&self, monitor: &SharedMonitor) -> Result<Connected, SyncError> {
         if let Endpoint::Sandbox { .. } = self.endpoint {
-            let (connection, stand_in) = StandIn::connect(self.way).await?;
-            return Ok(Connected { connection, behind: Behind::Sandbox(stand_in) });
+            let (connection, emulator) = Emulator::connect(self.connect_options).await?;
+            return Ok(Connected { connection, behind: Behind::Sandbox(emulator) });
         }
         if let Endpoint::Session { name, .. } = self.endpoint {
-            let (connection, session) = kernel::Session::connect(name, self.way, monitor).await?;
+            let (connection, session) =
+                kernel::KernelSession::connect(name, self.connect_options, monitor).await?;
             self.pairing.met(session.machine().to_owned());
             return Ok(Connected { connection, behind: Behind::Kernel(Box::new(session)) });
         }
-        let target = target::target(self.endpoint, self.way)?;
+        let target = target::target(self.endpoint, self.connect_options)?;
         Ok(Connected { connection: remote::connect(&target).await?, behind: Behind::Host })
     }
 
@@ -120,8 +125,8 @@ impl<'a> Session<'a> {
     pub(super) async fn close(self) {
         let Some(Connected { connection, behind }) = self.connected.into_inner() else { return };
         connection.close().await;
-        if let Behind::Sandbox(stand_in) = behind {
-            stand_in.stop().await;
+        if let Behind::Sandbox(emulator) = behind {
+            emulator.stop().await;
         }
     }
 
@@ -132,33 +137,33 @@ impl<'a> Session<'a> {
         to: &[u8],
         options: &Options,
         key: Option<Key>,
-        monitor: Watcher,
+        monitor: SharedMonitor,
     ) -> Result<Round, SyncError> {
         let config = sending(options);
         let engine = Sender::new(&config);
-        let disk = Sending::new(from.to_owned(), config.options.clone()).remembering(memory::open(key));
-        let order = order(Role::Receiver, to, &config, key, None);
-        self.exchange(order, engine, disk, monitor).await
+        let disk = Sending::new(from.to_owned(), config.options.clone()).with_baseline(baseline::open(key));
+        let request = request(Role::Receiver, to, &config, key, None);
+        self.exchange(request, engine, disk, monitor).await
     }
 
     /// Keeps `to` on the other machine a copy of a source that is watched here, until that ends.
     pub(super) async fn upload_live(
         &self,
-        source: Arc<Watched>,
+        source: Arc<WatchedSource>,
         to: &[u8],
         options: &Options,
         rounds: Rounds<impl FnMut(rounds::Round) + Send + 'static>,
     ) -> SyncError {
-        let (config, Rounds { key, watching, monitor, mut done }) = (sending(options), rounds);
-        let order = order(Role::Receiver, to, &config, key, Some(watching));
-        let looking = Watcher::clone(&monitor);
+        let (config, Rounds { key, watch_options, monitor, mut done }) = (sending(options), rounds);
+        let request = request(Role::Receiver, to, &config, key, Some(watch_options));
+        let looking = SharedMonitor::clone(&monitor);
         let run = move |incoming, writer| {
             let link = Link::new(incoming, writer, true, config.options.compress);
-            let failure = source.send(&link, &config, || memory::open(key), &*looking, &mut done);
+            let error = source.send(&link, &config, || baseline::open(key), &*looking, &mut done);
             link.close();
-            Err(failure)
+            Err(error)
         };
-        self.until_it_ends(order, monitor, run).await
+        self.until_it_ends(request, monitor, run).await
     }
 
     /// Keeps `to` a copy of a source that is watched on the other machine, until that ends. `began`
@@ -172,26 +177,26 @@ impl<'a> Session<'a> {
         rounds: Rounds<impl FnMut(rounds::Round) + Send + 'static>,
     ) -> SyncError {
         let (config, to) = (receiving(options), to.to_owned());
-        let Rounds { key, watching, monitor, mut done } = rounds;
-        let order = order(Role::Sender, from, &config, key, Some(watching));
-        let looking = Watcher::clone(&monitor);
+        let Rounds { key, watch_options, monitor, mut done } = rounds;
+        let request = request(Role::Sender, from, &config, key, Some(watch_options));
+        let looking = SharedMonitor::clone(&monitor);
         let run = move |incoming, writer| {
             let link = Link::new(incoming, writer, true, config.options.compress);
             began(link.asker());
-            let failure = rounds::receive(&link, &to, &config, || memory::open(key), &*looking, &mut done);
+            let error = rounds::receive(&link, &to, &config, || baseline::open(key), &*looking, &mut done);
             link.close();
-            Err(failure)
+            Err(error)
         };
-        self.until_it_ends(order, monitor, run).await
+        self.until_it_ends(request, monitor, run).await
     }
 
     async fn until_it_ends(
         &self,
-        order: Order,
-        monitor: Watcher,
-        run: impl FnOnce(Incoming, Writer) -> Result<Summary, Failure> + Send + 'static,
+        request: Request,
+        monitor: SharedMonitor,
+        run: impl FnOnce(Incoming, Writer) -> Result<Summary, RunError> + Send + 'static,
     ) -> SyncError {
-        match self.over(order, &monitor, run).await {
+        match self.over(request, &monitor, run).await {
             Err(error) => error,
             Ok(_) => SyncError::Agent("it ended the watch".to_owned()),
         }
@@ -210,30 +215,30 @@ impl<'a> Session<'a> {
         to: &Path,
         options: &Options,
         key: Option<Key>,
-        monitor: Watcher,
+        monitor: SharedMonitor,
     ) -> Result<Round, SyncError> {
         let config = receiving(options);
         let engine = Receiver::new(&config);
         let name = from.rsplit(|&byte| byte == b'/').next().map(<[u8]>::to_vec);
         let disk = Receiving::new(PathBuf::from(to), config.options.clone())
-            .remembering(memory::open(key))
-            .looking_ahead(name);
-        let order = order(Role::Sender, from, &config, key, None);
-        self.exchange(order, engine, disk, monitor).await
+            .with_baseline(baseline::open(key))
+            .prehashing(name);
+        let request = request(Role::Sender, from, &config, key, None);
+        self.exchange(request, engine, disk, monitor).await
     }
 
     async fn exchange(
         &self,
-        order: Order,
+        request: Request,
         engine: impl Engine + 'static,
         disk: impl Perform,
-        monitor: Watcher,
+        monitor: SharedMonitor,
     ) -> Result<Round, SyncError> {
-        let (compress, looking) = (order.options.compress, Watcher::clone(&monitor));
+        let (compress, looking) = (request.options.compress, SharedMonitor::clone(&monitor));
         let run = move |incoming, writer| {
             exchange::run_over(incoming, writer, engine, disk, true, compress, &*looking)
         };
-        self.over(order, &monitor, run).await
+        self.over(request, &monitor, run).await
     }
 
     /// Replaces the error by a cause that the platform's API knows, if any.
@@ -248,11 +253,11 @@ impl<'a> Session<'a> {
     /// there is no connection yet.
     async fn over(
         &self,
-        order: Order,
-        monitor: &Watcher,
-        run: impl FnOnce(Incoming, Writer) -> Result<Summary, Failure> + Send + 'static,
+        request: Request,
+        monitor: &SharedMonitor,
+        run: impl FnOnce(Incoming, Writer) -> Result<Summary, RunError> + Send + 'static,
     ) -> Result<Round, SyncError> {
-        let order = Order { timeout_ms: millis(self.way.timeout), ..order };
+        let request = Request { timeout_ms: millis(self.connect_options.timeout), ..request };
         let (agent, waiting) = Agent::waiting();
         let (up_bytes, down_bytes) = (self.up_bytes.clone(), self.down_bytes.clone());
         let before = self.traffic();
@@ -260,12 +265,13 @@ impl<'a> Session<'a> {
         // Downloads get lanes too: the direction of the bulk data shows only when it is written.
         let (asking, opening) = lanes::pair(up_bytes.clone());
         // The timeout for a silent agent is the one in the connect options.
-        let timeouts =
-            (self.way.timeout < FOR_EVER).then_some(self.way.timeout).and_then(Timeouts::of_client);
+        let timeouts = (self.connect_options.timeout < FOR_EVER)
+            .then_some(self.connect_options.timeout)
+            .and_then(Timeouts::of_client);
         let heard = agent.heard;
         let running = super::blocking(move || {
             // If the write fails, the reader reports why.
-            let _ = hello::write(&mut writer, Some(order));
+            let _ = hello::write(&mut writer, Some(request));
             let incoming = Incoming::alone(reader).within(timeouts).carried(move || heard.bytes());
             run(incoming, Striped::new(Box::new(writer), Box::new(asking)))
         });
@@ -282,18 +288,18 @@ impl<'a> Session<'a> {
             started = starting => {
                 tokio::select! {
                     result = &mut running => result,
-                    never = opening.run(started?, self.way.connections) => match never {},
+                    never = opening.run(started?, self.connect_options.connections) => match never {},
                 }
             }
         };
         let summary = match result? {
             Ok(summary) => summary,
-            Err(failure) if failure.kind == AbortKind::Connection => {
-                let error = explain(agent.end).await.unwrap_or(SyncError::Run(failure));
+            Err(error) if error.kind == AbortKind::Connection => {
+                let error = explain(agent.end).await.unwrap_or(SyncError::Run(error));
                 return Err(self.explain(error).await);
             }
             // A silent agent sends no exit report.
-            Err(failure) => return Err(self.explain(SyncError::Run(failure)).await),
+            Err(error) => return Err(self.explain(SyncError::Run(error)).await),
         };
         Ok(Round {
             summary,
@@ -325,13 +331,19 @@ fn receiving(options: &Options) -> Config {
     Config { options, relay: false }
 }
 
-fn order(role: Role, path: &[u8], config: &Config, memory: Option<Key>, watch: Option<Watching>) -> Order {
-    Order { role, path: path.to_vec(), options: config.options.clone(), memory, watch, timeout_ms: 0 }
+fn request(
+    role: Role,
+    path: &[u8],
+    config: &Config,
+    baseline_key: Option<Key>,
+    watch: Option<WatchOptions>,
+) -> Request {
+    Request { role, path: path.to_vec(), options: config.options.clone(), baseline_key, watch, timeout_ms: 0 }
 }
 
 /// Explains why an agent's stream ended, from the connection's error and the agent's exit report.
 async fn explain(end: AgentEnd) -> Option<SyncError> {
-    let end = tokio::time::timeout(END_PATIENCE, end.wait()).await.ok()?;
+    let end = tokio::time::timeout(END_TIMEOUT, end.wait()).await.ok()?;
     if let Some(error) = end.error {
         return Some(SyncError::Remote(error));
     }

@@ -12,10 +12,10 @@ use crate::engine::PROBLEMS_MAX;
 use crate::monitor::{Event, Monitor, Preparation, Warning};
 use crate::remote::ErrorKind;
 use crate::sync::pairing::Pairing;
-use crate::sync::remote::Session;
+use crate::sync::remote::LazyConnection;
 use crate::sync::watch::backoff::Backoff;
 use crate::sync::watch::{Listener, News};
-use crate::sync::{Endpoint, Report, Round, SyncError, Watcher, Way, repeat};
+use crate::sync::{ConnectOptions, Endpoint, Report, Round, SharedMonitor, SyncError, repeat};
 use crate::wire::message::AbortKind;
 
 /// Bytes from the agent that prove work: more than its hello and a heartbeat.
@@ -25,36 +25,38 @@ const SAID_BYTES_MIN: u64 = 24;
 /// connection stays open.
 pub(super) async fn over_connections<'a>(
     remote: &'a Endpoint,
-    way: &'a Way,
+    connect_options: &'a ConnectOptions,
     pairing: &Arc<Pairing>,
-    monitor: Watcher,
+    monitor: SharedMonitor,
     listener: &Listener,
-    round: impl AsyncFn(&Session<'a>, Watcher) -> Result<Round, SyncError>,
-) -> (Session<'a>, Result<Report, SyncError>) {
-    let told = Arc::new(Told::new(monitor));
-    let (mut attempts, mut backoff) = (Attempts::new(way.retries), Backoff::default());
-    let (mut lost, mut last_loss) = (Report::default(), None);
+    round: impl AsyncFn(&LazyConnection<'a>, SharedMonitor) -> Result<Round, SyncError>,
+) -> (LazyConnection<'a>, Result<Report, SyncError>) {
+    let attempt_monitor = Arc::new(AttemptMonitor::new(monitor));
+    let (mut attempts, mut backoff) = (Attempts::new(connect_options.retries), Backoff::default());
+    let (mut lost, mut last_lost) = (Report::default(), None);
     loop {
-        let session = Session::new(remote, way, Arc::clone(pairing));
-        told.begin();
-        let result =
-            repeat(Arc::clone(&told) as Watcher, async |monitor| round(&session, monitor).await).await;
+        let connection = LazyConnection::new(remote, connect_options, Arc::clone(pairing));
+        attempt_monitor.begin();
+        let result = repeat(Arc::clone(&attempt_monitor) as SharedMonitor, async |monitor| {
+            round(&connection, monitor).await
+        })
+        .await;
         let error = match result {
-            Ok(report) => return (session, Ok(lost.and(report))),
+            Ok(report) => return (connection, Ok(lost.and(report))),
             Err(error) => error,
         };
-        let (up_bytes, down_bytes) = session.traffic();
-        let went = told.went(down_bytes);
+        let (up_bytes, down_bytes) = connection.traffic();
+        let went = attempt_monitor.went(down_bytes);
         match attempts.failed(&error, went) {
             Verdict::Again => {}
-            Verdict::End => return (session, Err(error)),
+            Verdict::End => return (connection, Err(error)),
             // The cause of the loss is more useful than the lost agent's lock on the destination.
-            Verdict::EndAsLost => return (session, Err(last_loss.unwrap_or(error))),
+            Verdict::EndAsLost => return (connection, Err(last_lost.unwrap_or(error))),
         }
         if went.moved_bytes > 0 {
             backoff = Backoff::default();
         }
-        session.close().await;
+        connection.close().await;
         lost.summary.tally.sent_bytes += went.moved_bytes;
         lost.wire_up_bytes += up_bytes;
         lost.wire_down_bytes += down_bytes;
@@ -62,7 +64,7 @@ pub(super) async fn over_connections<'a>(
         let wait = backoff.next();
         listener(News::Lost { error: &error, wait });
         if is_loss(&error) {
-            last_loss = Some(error);
+            last_lost = Some(error);
         }
         tokio::time::sleep(wait).await;
     }
@@ -119,7 +121,7 @@ impl Attempts {
             self.was_lost = true;
             return Verdict::Again;
         }
-        let is_busy = matches!(error, SyncError::Run(failure) if failure.kind == AbortKind::Busy);
+        let is_busy = matches!(error, SyncError::Run(error) if error.kind == AbortKind::Busy);
         if is_busy && self.was_lost { Verdict::EndAsLost } else { Verdict::End }
     }
 
@@ -129,9 +131,9 @@ impl Attempts {
             && match error {
                 SyncError::Remote(error) => error.kind() == ErrorKind::ConnectTimeout,
                 // The agent whose connection was lost may not know it yet.
-                SyncError::Run(failure) => failure.kind == AbortKind::Busy,
+                SyncError::Run(error) => error.kind == AbortKind::Busy,
                 SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),
-                SyncError::NoWayIn { .. } => true,
+                SyncError::Unreachable { .. } => true,
                 _ => false,
             }
     }
@@ -141,7 +143,7 @@ impl Attempts {
 pub(super) fn is_loss(error: &SyncError) -> bool {
     match error {
         SyncError::Remote(error) => matches!(error.kind(), ErrorKind::Socket | ErrorKind::Timeout),
-        SyncError::Run(failure) => matches!(failure.kind, AbortKind::Connection | AbortKind::Timeout),
+        SyncError::Run(error) => matches!(error.kind, AbortKind::Connection | AbortKind::Timeout),
         _ => false,
     }
 }
@@ -182,12 +184,12 @@ impl Content {
 
 /// Forwards the events of one connection, and counts the content that it moves.
 pub(super) struct Counting {
-    monitor: Watcher,
+    monitor: SharedMonitor,
     content: Content,
 }
 
 impl Counting {
-    pub(super) fn new(monitor: Watcher) -> Self {
+    pub(super) fn new(monitor: SharedMonitor) -> Self {
         Self { monitor, content: Content::default() }
     }
 
@@ -214,14 +216,14 @@ impl Monitor for Counting {
 
 /// Forwards events, each problem once for all attempts, and counts the content that the current
 /// attempt moves.
-struct Told {
-    monitor: Watcher,
+struct AttemptMonitor {
+    monitor: SharedMonitor,
     content: Content,
     problems: Mutex<HashSet<Vec<u8>>>,
 }
 
-impl Told {
-    fn new(monitor: Watcher) -> Self {
+impl AttemptMonitor {
+    fn new(monitor: SharedMonitor) -> Self {
         Self { monitor, content: Content::default(), problems: Mutex::default() }
     }
 
@@ -236,7 +238,7 @@ impl Told {
     }
 }
 
-impl Monitor for Told {
+impl Monitor for AttemptMonitor {
     fn observe(&self, event: Event) {
         self.content.note(&event);
         if let Event::Problem(problem) = &event {
@@ -260,10 +262,10 @@ impl Monitor for Told {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Failure;
+    use crate::engine::RunError;
 
     fn run(kind: AbortKind) -> SyncError {
-        SyncError::Run(Failure { kind, by_peer: false, text: String::new() })
+        SyncError::Run(RunError { kind, by_peer: false, text: String::new() })
     }
 
     fn went(moved_bytes: u64, left_bytes: u64) -> Went {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::kernel::bridge_url;
 use crate::private;
 use crate::remote::{HostKeys, Target, Transport, ssh_config};
-use crate::sync::{Endpoint, SyncError, Way};
+use crate::sync::{ConnectOptions, Endpoint, SyncError};
 use crate::tree::path::escape;
 
 /// Minimum silence after which the layers below the exchange give a connection up. On a slow link
@@ -17,18 +17,21 @@ const SILENCE_MIN: Duration = Duration::from_secs(30);
 const SSH_PORT: u16 = 22;
 
 /// The target of an endpoint that is neither local nor the sandbox nor a session.
-pub(super) fn target(endpoint: &Endpoint, way: &Way) -> Result<Target, SyncError> {
+pub(super) fn target(endpoint: &Endpoint, connect_options: &ConnectOptions) -> Result<Target, SyncError> {
     match endpoint {
-        Endpoint::Ssh { user, host, port, .. } => ssh_target(user.as_deref(), host, *port, way),
+        Endpoint::Ssh { user, host, port, .. } => ssh_target(user.as_deref(), host, *port, connect_options),
         Endpoint::WebSocket { url, user, .. } => {
-            bridge_target(url.clone(), user.as_deref(), url.clone(), Vec::new(), way)
+            bridge_target(url.clone(), user.as_deref(), url.clone(), Vec::new(), connect_options)
         }
         Endpoint::Setup { path } => {
-            let text = way.setup.as_ref().ok_or_else(|| SyncError::NoSetup(escape(path).into_owned()))?;
+            let text = connect_options
+                .setup
+                .as_ref()
+                .ok_or_else(|| SyncError::NoSetup(escape(path).into_owned()))?;
             let setup = Setup::parse(text)?;
             // A VM that was created anew under the same name is another one, with another key.
             let pinned_as = format!("{} {}", setup.session_id, setup.url);
-            bridge_target(setup.url, None, pinned_as, vec![setup.key_file], way)
+            bridge_target(setup.url, None, pinned_as, vec![setup.key_file], connect_options)
         }
         Endpoint::Local(_) | Endpoint::Sandbox { .. } | Endpoint::Session { .. } => {
             Err(SyncError::BothRemote)
@@ -36,7 +39,12 @@ pub(super) fn target(endpoint: &Endpoint, way: &Way) -> Result<Target, SyncError
     }
 }
 
-fn ssh_target(user: Option<&str>, host: &str, port: Option<u16>, way: &Way) -> Result<Target, SyncError> {
+fn ssh_target(
+    user: Option<&str>,
+    host: &str,
+    port: Option<u16>,
+    connect_options: &ConnectOptions,
+) -> Result<Target, SyncError> {
     let home = home("keys and settings")?;
     let config = ssh_config::load(host, &home).map_err(SyncError::SshConfig)?;
     if let Some(proxy) = config.proxy {
@@ -47,11 +55,11 @@ fn ssh_target(user: Option<&str>, host: &str, port: Option<u16>, way: &Way) -> R
     let port = port.or(config.port).unwrap_or(SSH_PORT);
     let known_as = config.host_key_alias.unwrap_or_else(|| real_host.clone());
     let user = user.map(str::to_owned).or(config.user).or_else(|| std::env::var("USER").ok());
-    let host_keys = match &way.host_key {
+    let host_keys = match &connect_options.host_key {
         Some(key) => HostKeys::Exactly(key.clone()),
         None => HostKeys::KnownHosts { files, host: known_as, port },
     };
-    let mut target = common(way, host_keys);
+    let mut target = common(connect_options, host_keys);
     target.transport = Transport::Tcp { host: real_host, port };
     target.user = user.unwrap_or_else(|| "root".to_owned());
     if target.identities.is_empty() {
@@ -67,14 +75,14 @@ fn bridge_target(
     user: Option<&str>,
     pinned_as: String,
     identities: Vec<PathBuf>,
-    way: &Way,
+    connect_options: &ConnectOptions,
 ) -> Result<Target, SyncError> {
-    let host_keys = match &way.host_key {
+    let host_keys = match &connect_options.host_key {
         Some(key) => HostKeys::Exactly(key.clone()),
         None => HostKeys::PinOnFirstUse { store: state_dir()?.join("known_hosts"), endpoint: pinned_as },
     };
-    let mut target = common(way, host_keys);
-    target.transport = Transport::WebSocket { url, ca_cert: way.ca_cert.clone() };
+    let mut target = common(connect_options, host_keys);
+    target.transport = Transport::WebSocket { url, ca_cert: connect_options.ca_cert.clone() };
     if let Some(user) = user {
         target.user = user.to_owned();
     }
@@ -85,16 +93,16 @@ fn bridge_target(
 }
 
 /// The settings that all targets share.
-pub(super) fn common(way: &Way, host_keys: HostKeys) -> Target {
+pub(super) fn common(connect_options: &ConnectOptions, host_keys: HostKeys) -> Target {
     Target {
         transport: Transport::Tcp { host: String::new(), port: SSH_PORT },
         user: "root".to_owned(),
         host_keys,
-        identities: way.identities.clone(),
+        identities: connect_options.identities.clone(),
         identity_text: None,
-        use_ssh_agent: way.identities.is_empty(),
-        connect_timeout: way.connect_timeout,
-        silence_timeout: way.timeout.max(SILENCE_MIN),
+        use_ssh_agent: connect_options.identities.is_empty(),
+        connect_timeout: connect_options.connect_timeout,
+        silence_timeout: connect_options.timeout.max(SILENCE_MIN),
     }
 }
 
@@ -144,8 +152,8 @@ pub(super) fn cache_dir() -> Result<PathBuf, SyncError> {
 }
 
 /// The session of a setup, if it names one. It tells this VM from earlier ones of the same name.
-pub(super) fn session_of(way: &Way) -> Option<String> {
-    way.setup.as_ref().and_then(|text| Setup::parse(text).ok()).map(|setup| setup.session_id)
+pub(super) fn session_of(connect_options: &ConnectOptions) -> Option<String> {
+    connect_options.setup.as_ref().and_then(|text| Setup::parse(text).ok()).map(|setup| setup.session_id)
 }
 
 fn xdg_dir(variable: &str, below_home: &str, what: &'static str) -> Result<PathBuf, SyncError> {

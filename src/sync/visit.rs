@@ -1,12 +1,12 @@
 //! `Visit`: a connection to a session's VM for a command, not for a sync.
 
 use crate::remote::{Connection, Terminal};
-use crate::sync::{SyncError, Watcher, Way, kernel};
+use crate::sync::{ConnectOptions, SharedMonitor, SyncError, kernel};
 
 /// A connection to a session's VM.
 pub struct Visit {
     connection: Connection,
-    session: kernel::Session,
+    session: kernel::KernelSession,
 }
 
 impl Visit {
@@ -14,8 +14,12 @@ impl Visit {
     ///
     /// # Errors
     /// The session cannot be reached.
-    pub async fn begin(name: &str, way: &Way, monitor: &Watcher) -> Result<Self, SyncError> {
-        let (connection, session) = kernel::Session::connect(name, way, monitor).await?;
+    pub async fn begin(
+        name: &str,
+        connect_options: &ConnectOptions,
+        monitor: &SharedMonitor,
+    ) -> Result<Self, SyncError> {
+        let (connection, session) = kernel::KernelSession::connect(name, connect_options, monitor).await?;
         Ok(Self { connection, session })
     }
 

@@ -23,13 +23,13 @@ use std::time::Duration;
 pub use command::{AfterRound, Said};
 pub use control::{NotFlushed, request_flush};
 
-use crate::exchange::rounds::{Round, Watched};
+use crate::exchange::rounds::{Round, WatchedSource};
 use crate::remote::ErrorKind;
 use crate::sync::pairing::Pairing;
-use crate::sync::remote::{Rounds, Session};
+use crate::sync::remote::{LazyConnection, Rounds};
 use crate::sync::retry::{Attempts, Counting, Verdict, Went, is_loss};
-use crate::sync::{Endpoint, Job, SyncError, Watcher, blocking, limit, local, memory, target};
-use crate::wire::hello::{Role, Watching};
+use crate::sync::{Endpoint, Job, SharedMonitor, SyncError, baseline, blocking, limit, local, target};
+use crate::wire::hello::{Role, WatchOptions};
 use crate::wire::message::AbortKind;
 use backoff::Backoff;
 use command::Commands;
@@ -39,7 +39,7 @@ use flush::Flushes;
 #[derive(Debug, Clone)]
 pub struct Live {
     /// The settings of the watch on the source.
-    pub watching: Watching,
+    pub watch_options: WatchOptions,
     /// The command after each round that changed something.
     pub after: Option<AfterRound>,
 }
@@ -74,7 +74,7 @@ pub type Listener = Arc<dyn Fn(News<'_>) + Send + Sync>;
 pub async fn watch(
     job: &Job,
     live: &Live,
-    monitor: Watcher,
+    monitor: SharedMonitor,
     listener: Listener,
 ) -> Result<Infallible, SyncError> {
     limit::outlive();
@@ -88,8 +88,8 @@ pub async fn watch(
     };
     let source = match &job.source {
         Endpoint::Local(path) => {
-            let (path, watching) = (path.clone(), live.watching);
-            Some(Arc::new(blocking(move || Watched::new(&path, watching)).await??))
+            let (path, watch_options) = (path.clone(), live.watch_options);
+            Some(Arc::new(blocking(move || WatchedSource::new(&path, watch_options)).await??))
         }
         _ => None,
     };
@@ -100,7 +100,7 @@ pub async fn watch(
     let pairing = Pairing::of(job);
     let mut backoff = Backoff::default();
     let mut has_worked = false;
-    let (mut first, mut last_loss) = (Attempts::new(job.way.retries), None);
+    let (mut first, mut last_lost) = (Attempts::new(job.connect_options.retries), None);
     loop {
         let works = Arc::new(AtomicBool::new(false));
         let done = {
@@ -116,9 +116,9 @@ pub async fn watch(
                 }
             }
         };
-        let monitor = pairing.watching(Watcher::clone(&monitor));
+        let monitor = pairing.observing(SharedMonitor::clone(&monitor));
         let (error, went) =
-            once(job, &pairing, live.watching, source.clone(), &flushes, &commands, monitor, done).await;
+            once(job, &pairing, live.watch_options, source.clone(), &flushes, &commands, monitor, done).await;
         let worked = works.load(Ordering::Relaxed);
         has_worked |= worked;
         if has_worked {
@@ -129,7 +129,7 @@ pub async fn watch(
             match first.failed(&error, went) {
                 Verdict::Again => {}
                 Verdict::End => return Err(error),
-                Verdict::EndAsLost => return Err(last_loss.unwrap_or(error)),
+                Verdict::EndAsLost => return Err(last_lost.unwrap_or(error)),
             }
         }
         if worked || went.moved_bytes > 0 {
@@ -138,7 +138,7 @@ pub async fn watch(
         let wait = backoff.next();
         listener(News::Lost { error: &error, wait });
         if !has_worked && is_loss(&error) {
-            last_loss = Some(error);
+            last_lost = Some(error);
         }
         tokio::time::sleep(wait).await;
     }
@@ -149,11 +149,11 @@ pub async fn watch(
 async fn once(
     job: &Job,
     pairing: &Arc<Pairing>,
-    watching: Watching,
-    source: Option<Arc<Watched>>,
+    watch_options: WatchOptions,
+    source: Option<Arc<WatchedSource>>,
     flushes: &Arc<Flushes>,
     commands: &Commands,
-    monitor: Watcher,
+    monitor: SharedMonitor,
     done: impl FnMut(Round) + Send + 'static,
 ) -> (SyncError, Went) {
     let remote = match (&job.source, &job.destination) {
@@ -168,37 +168,37 @@ async fn once(
         }
         (Endpoint::Local(_), remote) | (remote, _) => remote,
     };
-    let session = Session::new(remote, &job.way, Arc::clone(pairing));
+    let connection = LazyConnection::new(remote, &job.connect_options, Arc::clone(pairing));
     let counting = Arc::new(Counting::new(monitor));
-    let monitor = Arc::clone(&counting) as Watcher;
+    let monitor = Arc::clone(&counting) as SharedMonitor;
     let running = async {
-        if let Err(error) = session.meet(&job.options, &monitor).await {
+        if let Err(error) = connection.meet(&job.options, &monitor).await {
             return error;
         }
         let options = &pairing.options(&job.options);
         match (&job.source, &job.destination, source) {
             (Endpoint::Local(path), remote, Some(source)) => {
-                let key = memory::key(job, Role::Sender, path);
-                let rounds = Rounds { key, watching, monitor, done };
-                session.upload_live(source, remote.path(), options, rounds).await
+                let key = baseline::key(job, Role::Sender, path);
+                let rounds = Rounds { key, watch_options, monitor, done };
+                connection.upload_live(source, remote.path(), options, rounds).await
             }
             (remote, Endpoint::Local(path), _) => {
-                let key = memory::key(job, Role::Receiver, path);
-                let rounds = Rounds { key, watching, monitor, done };
+                let key = baseline::key(job, Role::Receiver, path);
+                let rounds = Rounds { key, watch_options, monitor, done };
                 let flushes = Arc::clone(flushes);
                 let began = move |asker| flushes.ask_with(asker);
-                session.download_live(remote.path(), path, options, began, rounds).await
+                connection.download_live(remote.path(), path, options, began, rounds).await
             }
             _ => SyncError::BothRemote,
         }
     };
     let error = tokio::select! {
         error = running => error,
-        never = commands.run(Some(&session)) => match never {},
+        never = commands.run(Some(&connection)) => match never {},
     };
-    let (_, down_bytes) = session.traffic();
+    let (_, down_bytes) = connection.traffic();
     let went = counting.went(down_bytes);
-    session.close().await;
+    connection.close().await;
     // A user who starts a watch wants it to last, so a login that is cut is retried, too.
     let was_cut = matches!(&error, SyncError::Remote(error) if error.was_cut());
     (error, Went { has_worked: went.has_worked || was_cut, ..went })
@@ -215,14 +215,14 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
         },
         // Socket errors and timeouts may pass; a lost session and a rejected key do not.
         SyncError::Kernel(error) => matches!(error.exit_code(), 10 | 30 | 35),
-        SyncError::Run(failure) => match failure.kind {
+        SyncError::Run(error) => match error.kind {
             AbortKind::Connection | AbortKind::Timeout | AbortKind::Busy => true,
             // A destination that was replaced is filled again.
             AbortKind::Destination => worked,
             AbortKind::Protocol | AbortKind::Version | AbortKind::Selection | AbortKind::Storage => false,
         },
         // The VM may be waking up.
-        SyncError::NoWayIn { .. } | SyncError::Agent(_) => true,
+        SyncError::Unreachable { .. } | SyncError::Agent(_) => true,
         _ => false,
     }
 }
@@ -230,11 +230,11 @@ fn is_passing(error: &SyncError, worked: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Failure;
+    use crate::engine::RunError;
 
     #[test]
     fn only_errors_that_may_pass_are_retried() {
-        let run = |kind| SyncError::Run(Failure { kind, by_peer: false, text: String::new() });
+        let run = |kind| SyncError::Run(RunError { kind, by_peer: false, text: String::new() });
         for (error, worked, expected) in [
             (run(AbortKind::Connection), false, true),
             (run(AbortKind::Timeout), false, true),

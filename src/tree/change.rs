@@ -43,7 +43,7 @@ pub struct Change {
 pub enum ChangeError {
     /// The earlier manifest is damaged. It is this side's own, so the peer is not to blame.
     #[error("the stored baseline is damaged")]
-    Base,
+    Baseline,
     /// A step does nothing, or leads beyond the end.
     #[error("a change of the manifest is malformed")]
     Malformed,
@@ -65,28 +65,28 @@ pub fn added(changes: &[Change]) -> impl Iterator<Item = u32> {
         .flatten()
 }
 
-/// Computes the changes from the entries of `base` to `manifest`, in parts that each fit in a
+/// Computes the changes from the entries of `baseline` to `manifest`, in parts that each fit in a
 /// message. `None` if more than half of the entries are new, so that changes are not worth it, or
-/// if `base` is damaged.
+/// if `baseline` is damaged.
 #[must_use]
-pub fn between(base: Entries, manifest: &Manifest) -> Option<Vec<Change>> {
-    let mut base = base;
+pub fn between(baseline: Entries, manifest: &Manifest) -> Option<Vec<Change>> {
+    let mut baseline = baseline;
     let mut writer = ChangeWriter::default();
-    let mut old = base.next().transpose().ok()?;
+    let mut old = baseline.next().transpose().ok()?;
     for entry in manifest.entries() {
         while old.as_ref().is_some_and(|old| PathRef::from(&old.path) < entry.path) {
             writer.edit.drop += 1;
-            old = base.next().transpose().ok()?;
+            old = baseline.next().transpose().ok()?;
         }
         match &old {
             Some(same) if same.view() == entry => {
                 writer.keep();
-                old = base.next().transpose().ok()?;
+                old = baseline.next().transpose().ok()?;
             }
             Some(other) if entry.path == other.path => {
                 writer.edit.drop += 1;
                 writer.add(entry);
-                old = base.next().transpose().ok()?;
+                old = baseline.next().transpose().ok()?;
             }
             _ => writer.add(entry),
         }
@@ -96,7 +96,7 @@ pub fn between(base: Entries, manifest: &Manifest) -> Option<Vec<Change>> {
     }
     while old.is_some() {
         writer.edit.drop += 1;
-        old = base.next().transpose().ok()?;
+        old = baseline.next().transpose().ok()?;
     }
     writer.end_change();
     Some(writer.changes)
@@ -152,7 +152,7 @@ impl ChangeWriter {
 pub struct Rebuild {
     digest: Hash,
     ignores: Vec<IgnoreFile>,
-    old: Entries,
+    baseline: Entries,
     builder: Builder,
     changed: bool,
 }
@@ -160,10 +160,10 @@ pub struct Rebuild {
 impl Rebuild {
     /// Begins with the baseline.
     #[must_use]
-    pub fn new(base: Record) -> Self {
-        let digest = base.digest();
-        let (ignores, old) = base.into_parts();
-        Self { digest, ignores, old, builder: Builder::default(), changed: false }
+    pub fn new(baseline: Record) -> Self {
+        let digest = baseline.digest();
+        let (ignores, entries) = baseline.into_parts();
+        Self { digest, ignores, baseline: entries, builder: Builder::default(), changed: false }
     }
 
     /// The ignore files of the earlier manifest.
@@ -194,11 +194,11 @@ impl Rebuild {
                 return Err(ChangeError::Malformed);
             }
             for _ in 0..keep {
-                let entry = self.next_old()?.ok_or(ChangeError::Malformed)?;
+                let entry = self.next_of_baseline()?.ok_or(ChangeError::Malformed)?;
                 self.builder.add(entry.view())?;
             }
             for _ in 0..drop {
-                self.next_old()?.ok_or(ChangeError::Malformed)?;
+                self.next_of_baseline()?.ok_or(ChangeError::Malformed)?;
             }
             for _ in 0..add {
                 let entry = new.next().ok_or(ChangeError::Malformed)??;
@@ -213,14 +213,14 @@ impl Rebuild {
     /// # Errors
     /// See [`ChangeError`].
     pub fn finish(mut self) -> Result<Manifest, ChangeError> {
-        while let Some(entry) = self.next_old()? {
+        while let Some(entry) = self.next_of_baseline()? {
             self.builder.add(entry.view())?;
         }
         Ok(self.builder.finish())
     }
 
-    fn next_old(&mut self) -> Result<Option<Entry>, ChangeError> {
-        self.old.next().transpose().map_err(|_| ChangeError::Base)
+    fn next_of_baseline(&mut self) -> Result<Option<Entry>, ChangeError> {
+        self.baseline.next().transpose().map_err(|_| ChangeError::Baseline)
     }
 }
 
@@ -274,7 +274,7 @@ mod tests {
     use super::*;
     use crate::tree::entry::Kind;
 
-    fn base() -> Manifest {
+    fn baseline() -> Manifest {
         Manifest::new(entries(10)).unwrap()
     }
 
@@ -285,14 +285,14 @@ mod tests {
         Change { edits, entries: block.take() }
     }
 
-    fn apply(base: &Manifest, changes: &[Change]) -> Result<Manifest, ChangeError> {
-        let mut rebuild = Rebuild::new(record(base, &[]));
+    fn apply(baseline: &Manifest, changes: &[Change]) -> Result<Manifest, ChangeError> {
+        let mut rebuild = Rebuild::new(record(baseline, &[]));
         changes.iter().try_for_each(|change| rebuild.apply(change))?;
         rebuild.finish()
     }
 
-    fn between(base: &Manifest, manifest: &Manifest) -> Option<Vec<Change>> {
-        super::between(record(base, &[]).into_parts().1, manifest)
+    fn between(baseline: &Manifest, manifest: &Manifest) -> Option<Vec<Change>> {
+        super::between(record(baseline, &[]).into_parts().1, manifest)
     }
 
     #[test]
@@ -305,8 +305,8 @@ mod tests {
 
     #[test]
     fn empty_change_leaves_everything() {
-        assert_eq!(between(&base(), &base()), Some(Vec::new()));
-        assert_eq!(apply(&base(), &[]).unwrap(), base());
+        assert_eq!(between(&baseline(), &baseline()), Some(Vec::new()));
+        assert_eq!(apply(&baseline(), &[]).unwrap(), baseline());
     }
 
     #[test]
@@ -315,7 +315,7 @@ mod tests {
         new[3] = file("d/000002", 99);
         new[4] = file("d/000003", 99);
         new.insert(5, file("d/000003x", 99));
-        let changes = between(&base(), &Manifest::new(new).unwrap()).unwrap();
+        let changes = between(&baseline(), &Manifest::new(new).unwrap()).unwrap();
         assert_eq!(changes.len(), 1);
         assert_eq!(changes[0].edits, [Edit { keep: 3, drop: 2, add: 3 }]);
     }
@@ -333,11 +333,11 @@ mod tests {
         let mut new = entries(20_000);
         new.iter_mut().skip(2).step_by(3).for_each(|entry| entry.mode = 0o600);
         let new = Manifest::new(new).unwrap();
-        let base = Manifest::new(entries(20_000)).unwrap();
-        let changes = between(&base, &new).unwrap();
+        let baseline = Manifest::new(entries(20_000)).unwrap();
+        let changes = between(&baseline, &new).unwrap();
         assert!(changes.len() > 3);
         assert!(changes.iter().all(|change| (1..=EDITS_MAX).contains(&change.edits.len())));
-        assert_eq!(apply(&base, &changes).unwrap(), new);
+        assert_eq!(apply(&baseline, &changes).unwrap(), new);
         // Drops alone, each with an entry kept between: they add no entries, so only their number
         // ends a part.
         let mut index = 0;
@@ -347,14 +347,15 @@ mod tests {
             entry.is_directory() || index % 2 == 0
         });
         let few = Manifest::new(few).unwrap();
-        let changes = between(&base, &few).unwrap();
+        let changes = between(&baseline, &few).unwrap();
         assert!(changes.len() > 1 && changes.iter().all(|change| change.edits.len() <= EDITS_MAX));
-        assert_eq!(apply(&base, &changes).unwrap(), few);
+        assert_eq!(apply(&baseline, &changes).unwrap(), few);
     }
 
     #[test]
     fn change_that_leads_nowhere_is_refused() {
-        let malformed = |changes: &[Change]| assert_eq!(apply(&base(), changes), Err(ChangeError::Malformed));
+        let malformed =
+            |changes: &[Change]| assert_eq!(apply(&baseline(), changes), Err(ChangeError::Malformed));
         malformed(&[change(&[], &[])]);
         malformed(&[change(&[(3, 0, 0)], &[])]);
         malformed(&[change(&[(11, 1, 0)], &[])]);
@@ -366,13 +367,13 @@ mod tests {
         malformed(&[change(&[(11, 0, 1)], &[file("e", 1), file("f", 1)])]);
         malformed(&[change(&[(1, 1, 0)], &[]), change(&[(10, 1, 0)], &[])]);
         let garbage = Change { entries: vec![0xff; 9], ..change(&[(11, 0, 1)], &[]) };
-        assert_eq!(apply(&base(), &[garbage]), Err(ChangeError::Manifest(ManifestError::Malformed)));
+        assert_eq!(apply(&baseline(), &[garbage]), Err(ChangeError::Manifest(ManifestError::Malformed)));
     }
 
     #[test]
     fn result_of_a_change_must_be_a_manifest() {
         let no_manifest =
-            |change| assert!(matches!(apply(&base(), &[change]), Err(ChangeError::Manifest(_))));
+            |change| assert!(matches!(apply(&baseline(), &[change]), Err(ChangeError::Manifest(_))));
         no_manifest(change(&[(11, 0, 1)], &[file("a", 1)]));
         no_manifest(change(&[(11, 0, 1)], &[file("d/000009", 1)]));
         no_manifest(change(&[(11, 0, 1)], &[file("e/f", 1)]));
@@ -382,14 +383,14 @@ mod tests {
     }
 
     #[test]
-    fn damaged_base_is_distinct_from_a_wrong_change() {
-        let mut bytes = record_bytes(&base(), &[]);
+    fn damaged_baseline_is_distinct_from_a_wrong_change() {
+        let mut bytes = record_bytes(&baseline(), &[]);
         bytes.pop();
         let rebuild = Rebuild::new(Record::new(bytes.clone()).unwrap());
-        assert_eq!(rebuild.finish(), Err(ChangeError::Base));
+        assert_eq!(rebuild.finish(), Err(ChangeError::Baseline));
         let mut rebuild = Rebuild::new(Record::new(bytes.clone()).unwrap());
-        assert_eq!(rebuild.apply(&change(&[(10, 1, 0)], &[])), Err(ChangeError::Base));
-        assert_eq!(super::between(Record::new(bytes).unwrap().into_parts().1, &base()), None);
+        assert_eq!(rebuild.apply(&change(&[(10, 1, 0)], &[])), Err(ChangeError::Baseline));
+        assert_eq!(super::between(Record::new(bytes).unwrap().into_parts().1, &baseline()), None);
     }
 
     proptest! {
@@ -415,7 +416,7 @@ mod tests {
             names in proptest::collection::vec(0_u64..30, 0..5),
         ) {
             let new: Vec<Entry> = names.iter().map(|name| file(&format!("d/{name:06}"), 7)).collect();
-            if let Ok(manifest) = apply(&base(), &[change(&edits, &new)]) {
+            if let Ok(manifest) = apply(&baseline(), &[change(&edits, &new)]) {
                 prop_assert!(Manifest::new(manifest.entries().map(EntryRef::to_entry).collect()).is_ok());
             }
         }

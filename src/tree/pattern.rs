@@ -20,7 +20,7 @@ pub enum Dialect {
 /// A compiled pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
-    place: Place,
+    compared: PathPart,
     directories_only: bool,
     glob: Glob,
     /// The part before the stars of rsync's `dir/***`, which the directory itself matches.
@@ -29,7 +29,7 @@ pub struct Pattern {
 
 /// The part of a path that a pattern is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum PathPart {
     /// The last component.
     Name,
     /// The last components, this many of them. A shorter path never matches.
@@ -58,23 +58,23 @@ impl Pattern {
         let spans = text.windows(2).any(|pair| pair == b"**");
         let is_wild = text.iter().any(|byte| b"*[?".contains(byte));
         let (anchored, body) = text.strip_prefix(b"/").map_or((false, text), |body| (true, body));
-        let pattern = |place, glob| Self { place, directories_only, glob, itself: None };
+        let pattern = |compared, glob| Self { compared, directories_only, glob, itself: None };
         if !is_wild {
             // A backslash is an ordinary byte if the pattern has no wildcard.
-            let place = match (anchored, slashes) {
-                (true, _) => Place::Path,
-                (false, 0) => Place::Name,
-                (false, slashes) => Place::Tail(slashes + 1),
+            let compared = match (anchored, slashes) {
+                (true, _) => PathPart::Path,
+                (false, 0) => PathPart::Name,
+                (false, slashes) => PathPart::Tail(slashes + 1),
             };
-            return pattern(place, Glob::literal(body));
+            return pattern(compared, Glob::literal(body));
         }
         if !spans {
-            let place = match (anchored, slashes) {
-                (true, _) => Place::Path,
-                (false, 0) => Place::Name,
-                (false, slashes) => Place::Tail(slashes + 1),
+            let compared = match (anchored, slashes) {
+                (true, _) => PathPart::Path,
+                (false, 0) => PathPart::Name,
+                (false, slashes) => PathPart::Tail(slashes + 1),
             };
-            return pattern(place, Glob::rsync(body, false));
+            return pattern(compared, Glob::rsync(body, false));
         }
         // A pattern with `**` that is not anchored may begin after any slash. A leading `**/` also
         // matches nothing, so that the text after it may begin there too.
@@ -83,20 +83,20 @@ impl Pattern {
         let rest = if leads { body.get(stars + 1..).unwrap_or_default() } else { body };
         let floats = leads || (!anchored && stars < 2);
         let itself = text.ends_with(b"***").then(|| before_stars(rest)).flatten();
-        let place = if leads && !rest.contains(&b'/') && !rest.windows(2).any(|pair| pair == b"**") {
-            Place::Name
+        let compared = if leads && !rest.contains(&b'/') && !rest.windows(2).any(|pair| pair == b"**") {
+            PathPart::Name
         } else {
-            Place::Path
+            PathPart::Path
         };
-        let glob = |text: &[u8]| Glob::rsync(text, floats && place == Place::Path);
-        Self { itself: itself.map(glob), ..pattern(place, glob(rest)) }
+        let glob = |text: &[u8]| Glob::rsync(text, floats && compared == PathPart::Path);
+        Self { itself: itself.map(glob), ..pattern(compared, glob(rest)) }
     }
 
     fn gitignore(text: &[u8]) -> Self {
         let (directories_only, text) = text.strip_suffix(b"/").map_or((false, text), |text| (true, text));
-        let place = if text.contains(&b'/') { Place::Path } else { Place::Name };
+        let compared = if text.contains(&b'/') { PathPart::Path } else { PathPart::Name };
         let body = text.strip_prefix(b"/").unwrap_or(text);
-        Self { place, directories_only, glob: Glob::gitignore(body), itself: None }
+        Self { compared, directories_only, glob: Glob::gitignore(body), itself: None }
     }
 
     /// True if the pattern matches.
@@ -105,10 +105,10 @@ impl Pattern {
         if self.directories_only && !named.is_directory {
             return false;
         }
-        let part = match self.place {
-            Place::Path => named.path,
-            Place::Name => named.name,
-            Place::Tail(count) => match tail(named.path, count) {
+        let part = match self.compared {
+            PathPart::Path => named.path,
+            PathPart::Name => named.name,
+            PathPart::Tail(count) => match tail(named.path, count) {
                 Some(part) => part,
                 None => return false,
             },

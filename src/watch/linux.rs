@@ -38,7 +38,7 @@ const BUFFER_BYTES: usize = 64 << 10;
 const LIMIT: &str = "fs.inotify.max_user_watches";
 
 /// An inotify instance and the thread that reads it.
-pub(super) struct Source {
+pub(super) struct EventSource {
     inner: Arc<Inner>,
 }
 
@@ -59,7 +59,7 @@ struct State {
     ended: bool,
 }
 
-impl Source {
+impl EventSource {
     /// Creates an instance without watches.
     pub(super) fn begin(_root: &Path, shared: Arc<Shared>) -> io::Result<Self> {
         let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|error| match error {
@@ -109,7 +109,7 @@ impl Source {
     }
 }
 
-impl Drop for Source {
+impl Drop for EventSource {
     fn drop(&mut self) {
         self.inner.state().ended = true;
         self.rouse();

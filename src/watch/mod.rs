@@ -20,9 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 #[cfg(target_os = "linux")]
-use linux::Source;
+use linux::EventSource;
 #[cfg(not(target_os = "linux"))]
-use portable::Source;
+use portable::EventSource;
 
 use crate::tree::path::TreePath;
 use settle::{How, Settle, Touched};
@@ -40,7 +40,7 @@ pub struct Options {
 pub struct Watch {
     shared: Arc<Shared>,
     /// `None` if the tree cannot be watched, or if polling was requested.
-    source: Option<Source>,
+    source: Option<EventSource>,
 }
 
 /// State shared by the watching thread and its user.
@@ -77,7 +77,7 @@ impl Watch {
             shared.blind("--poll was given".to_owned());
             None
         } else {
-            let begun = Source::begin(root, Arc::clone(&shared));
+            let begun = EventSource::begin(root, Arc::clone(&shared));
             begun.inspect_err(|error| shared.blind(error.to_string())).ok()
         };
         Self { shared, source }
@@ -108,11 +108,11 @@ impl Watch {
             state.is_due(rest);
         }
         match state.due.take() {
-            Some(parts @ Touched::Parts(_)) => {
+            Some(subtrees @ Touched::Subtrees(_)) => {
                 if let Some(waker) = &state.waker {
                     waker();
                 }
-                Some(parts)
+                Some(subtrees)
             }
             Some(Touched::Everything) | None => {
                 state.is_asked = false;

@@ -20,12 +20,12 @@ use crate::tree::path::TreePath;
 const LOOK: Duration = Duration::from_millis(5);
 
 /// A watcher of a whole tree.
-pub(super) struct Source {
+pub(super) struct EventSource {
     _watcher: RecommendedWatcher,
     clock: thread::Thread,
 }
 
-impl Source {
+impl EventSource {
     /// Watches everything below `root`.
     pub(super) fn begin(root: &Path, shared: Arc<Shared>) -> io::Result<Self> {
         // Events name entries by their real paths.

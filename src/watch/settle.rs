@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use crate::tree::path::TreePath;
-use crate::tree::scope::{PARTS_MAX, Scope};
+use crate::tree::subtrees::{SUBTREES_MAX, SubtreeSet};
 
 /// The default debounce.
 pub const QUIET: Duration = Duration::from_millis(10);
@@ -26,7 +26,7 @@ const WRITING_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Touched {
     /// These subtrees.
-    Parts(Scope),
+    Subtrees(SubtreeSet),
     /// The whole tree: too much happened, or the changed paths are unknown.
     Everything,
 }
@@ -47,7 +47,7 @@ pub enum How {
 pub struct Settle {
     quiet: Duration,
     everything: bool,
-    parts: BTreeMap<TreePath, bool>,
+    subtrees: BTreeMap<TreePath, bool>,
     /// Times of the first and of the last change.
     span: Option<(Duration, Duration)>,
     /// Files that are being written: time of the first and of the last write.
@@ -67,7 +67,7 @@ impl Settle {
             let since = self.writing.get(&path).map_or(now, |(since, _)| *since);
             self.writing.insert(path, (since, now));
             // Limits the memory, however many files are being written.
-            if self.writing.len() > PARTS_MAX {
+            if self.writing.len() > SUBTREES_MAX {
                 self.everything(now);
             }
             return;
@@ -79,18 +79,18 @@ impl Settle {
     /// Records that unknown paths changed.
     pub fn everything(&mut self, now: Duration) {
         self.everything = true;
-        self.parts.clear();
+        self.subtrees.clear();
         self.writing.clear();
         self.extend(now);
     }
 
-    fn add(&mut self, path: TreePath, deep: bool, now: Duration) {
+    fn add(&mut self, path: TreePath, recursive: bool, now: Duration) {
         self.extend(now);
         if self.everything {
             return;
         }
-        *self.parts.entry(path).or_default() |= deep;
-        if self.parts.len() > PARTS_MAX {
+        *self.subtrees.entry(path).or_default() |= recursive;
+        if self.subtrees.len() > SUBTREES_MAX {
             self.everything(now);
         }
     }
@@ -121,11 +121,11 @@ impl Settle {
     /// Takes all collected changes.
     fn hand_on(&mut self) -> Option<Touched> {
         self.span.take()?;
-        let parts = std::mem::take(&mut self.parts);
+        let subtrees = std::mem::take(&mut self.subtrees);
         Some(if std::mem::take(&mut self.everything) {
             Touched::Everything
         } else {
-            Touched::Parts(Scope::new(parts))
+            Touched::Subtrees(SubtreeSet::new(subtrees))
         })
     }
 
@@ -154,9 +154,9 @@ impl Touched {
     #[must_use]
     pub fn and(self, later: Self) -> Self {
         match (self, later) {
-            (Self::Parts(one), Self::Parts(other)) => {
-                let scope = Scope::new(one.parts().iter().chain(other.parts()).cloned());
-                if scope.parts().len() > PARTS_MAX { Self::Everything } else { Self::Parts(scope) }
+            (Self::Subtrees(one), Self::Subtrees(other)) => {
+                let scope = SubtreeSet::new(one.subtrees().iter().chain(other.subtrees()).cloned());
+                if scope.subtrees().len() > SUBTREES_MAX { Self::Everything } else { Self::Subtrees(scope) }
             }
             _ => Self::Everything,
         }
@@ -175,8 +175,10 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    fn parts(parts: &[(&str, bool)]) -> Option<Touched> {
-        Some(Touched::Parts(Scope::new(parts.iter().map(|(name, deep)| (path(name), *deep)))))
+    fn subtrees(subtrees: &[(&str, bool)]) -> Option<Touched> {
+        Some(Touched::Subtrees(SubtreeSet::new(
+            subtrees.iter().map(|(name, recursive)| (path(name), *recursive)),
+        )))
     }
 
     #[test]
@@ -187,7 +189,7 @@ mod tests {
         assert_eq!((settle.next(), settle.due(ms(9))), (Some(ms(10)), None));
         settle.touch(path("b"), How::Deep, ms(9));
         assert_eq!((settle.next(), settle.due(ms(18))), (Some(ms(19)), None));
-        assert_eq!(settle.due(ms(19)), parts(&[("a", false), ("b", true)]));
+        assert_eq!(settle.due(ms(19)), subtrees(&[("a", false), ("b", true)]));
         assert_eq!((settle.next(), settle.due(ms(500))), (None, None), "once");
     }
 
@@ -199,7 +201,7 @@ mod tests {
             assert_eq!(settle.due(ms(time)), None, "{time}");
         }
         settle.touch(path("b"), How::Whole, ms(100));
-        assert_eq!(settle.due(ms(100)), parts(&[("a", false), ("b", false)]));
+        assert_eq!(settle.due(ms(100)), subtrees(&[("a", false), ("b", false)]));
         let mut slow = Settle::new(Duration::from_secs(9));
         slow.touch(path("a"), How::Whole, ms(0));
         assert_eq!(slow.next(), Some(WAIT_MAX));
@@ -210,9 +212,9 @@ mod tests {
         let mut settle = Settle::new(QUIET);
         settle.touch(path("f"), How::Writing, ms(0));
         settle.touch(path("a"), How::Whole, ms(0));
-        assert_eq!(settle.due(ms(10)), parts(&[("a", false)]), "others do not wait for it");
+        assert_eq!(settle.due(ms(10)), subtrees(&[("a", false)]), "others do not wait for it");
         settle.touch(path("f"), How::Whole, ms(50));
-        assert_eq!((settle.due(ms(59)), settle.due(ms(60))), (None, parts(&[("f", false)])));
+        assert_eq!((settle.due(ms(59)), settle.due(ms(60))), (None, subtrees(&[("f", false)])));
         assert_eq!(settle.next(), None);
     }
 
@@ -221,23 +223,23 @@ mod tests {
         let mut settle = Settle::new(QUIET);
         settle.touch(path("f"), How::Writing, ms(0));
         assert_eq!((settle.next(), settle.due(ms(99))), (Some(ms(100)), None));
-        assert_eq!(settle.due(ms(100)), parts(&[("f", false)]));
+        assert_eq!(settle.due(ms(100)), subtrees(&[("f", false)]));
         for time in (200..1200).step_by(50) {
             settle.touch(path("f"), How::Writing, ms(time));
             assert_eq!(settle.due(ms(time)), None, "{time}");
         }
-        assert_eq!((settle.next(), settle.due(ms(1200))), (Some(ms(1200)), parts(&[("f", false)])));
+        assert_eq!((settle.next(), settle.due(ms(1200))), (Some(ms(1200)), subtrees(&[("f", false)])));
     }
 
     #[test]
     fn too_many_touched_paths_mean_everything() {
         let mut settle = Settle::new(QUIET);
-        for number in 0..=PARTS_MAX {
+        for number in 0..=SUBTREES_MAX {
             settle.touch(path(&number.to_string()), How::Whole, ms(0));
         }
         settle.touch(path("x"), How::Whole, ms(1));
         assert_eq!(settle.due(ms(11)), Some(Touched::Everything));
-        for number in 0..=PARTS_MAX {
+        for number in 0..=SUBTREES_MAX {
             settle.touch(path(&number.to_string()), How::Writing, ms(20));
         }
         assert_eq!(settle.due(ms(30)), Some(Touched::Everything));
@@ -246,8 +248,8 @@ mod tests {
 
     #[test]
     fn a_path_touched_twice_is_reported_once() {
-        let one = |name, deep| Touched::Parts(Scope::new([(path(name), deep)]));
-        assert_eq!(Some(one("a", true).and(one("a/b", false))), parts(&[("a", true)]));
+        let one = |name, recursive| Touched::Subtrees(SubtreeSet::new([(path(name), recursive)]));
+        assert_eq!(Some(one("a", true).and(one("a/b", false))), subtrees(&[("a", true)]));
         assert_eq!(one("a", true).and(Touched::Everything), Touched::Everything);
         assert_eq!(Touched::Everything.and(one("a", true)), Touched::Everything);
     }

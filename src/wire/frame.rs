@@ -9,7 +9,7 @@
 
 use std::io::{self, Read, Write};
 
-use crate::content::pack::{Effort, Packer, Unpacker};
+use crate::content::pack::{CompressionLevel, Packer, Unpacker};
 use crate::wire::lanes::{ANNOUNCEMENT, ANNOUNCEMENT_REST_BYTES, Announcement};
 
 /// Longest frame in bytes, raw or stored: 1 MiB of content, or the names of all blocks of the
@@ -93,13 +93,13 @@ impl<W: Write> FrameWriter<W> {
 
     /// The compression effort of later frames.
     #[must_use]
-    pub fn effort(&self) -> Effort {
-        self.packer.effort()
+    pub fn level(&self) -> CompressionLevel {
+        self.packer.level()
     }
 
     /// Sets the compression effort of later frames.
-    pub fn set_effort(&mut self, effort: Effort) {
-        self.packer.set_effort(effort);
+    pub fn set_level(&mut self, level: CompressionLevel) {
+        self.packer.set_level(level);
     }
 
     /// Flushes the writer.

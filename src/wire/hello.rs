@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::tree::filter::{RULES_BYTES_MAX, RULES_MAX, Rule};
-use crate::tree::place::Pair;
+use crate::tree::tree_id::Pair;
 use crate::wire::frame::{FrameError, FrameReader, FrameWriter};
 
 /// The first bytes of either side. The NUL keeps them distinct from any login banner; the CR LF
@@ -56,7 +56,7 @@ pub struct Options {
     /// Deletions that the user allowed.
     pub consent: Consent,
     /// The client's facts from earlier runs about source and destination.
-    pub baseline: Baseline,
+    pub history: History,
 }
 
 /// Deletions that need no question.
@@ -74,7 +74,7 @@ pub struct Consent {
 
 /// Facts from earlier runs about a source and a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Baseline {
+pub struct History {
     /// Both trees, if ksync made the destination as a copy of this source.
     pub pair: Option<Pair>,
     /// The side that is in a session's VM, if one is.
@@ -95,7 +95,7 @@ pub const FORCED_MAX: usize = 64;
 
 /// The client's request to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Order {
+pub struct Request {
     /// The agent's role.
     pub role: Role,
     /// The path as bytes, as the user typed it; relative to the home directory.
@@ -105,16 +105,16 @@ pub struct Order {
     pub options: Options,
     /// Name under which the agent stores its baseline, if the client stores one too. It is not
     /// secret, and means nothing to anybody else.
-    pub memory: Option<[u8; 16]>,
+    pub baseline_key: Option<[u8; 16]>,
     /// Set if rounds follow each other until the connection ends: how the sender watches its tree.
-    pub watch: Option<Watching>,
+    pub watch: Option<WatchOptions>,
     /// Timeout: milliseconds of silence after which the client gives the agent up; 0 means never.
     pub timeout_ms: u32,
 }
 
 /// A sender's way to watch its tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Watching {
+pub struct WatchOptions {
     /// Debounce: the tree must be quiet for this many milliseconds before a round starts.
     pub quiet_ms: u32,
     /// Scan the whole tree periodically.
@@ -127,7 +127,7 @@ pub struct Hello {
     /// [`VERSION`].
     pub version: u16,
     /// The client's request; the agent sends none.
-    pub order: Option<Order>,
+    pub request: Option<Request>,
 }
 
 /// Failure to read a hello.
@@ -151,8 +151,8 @@ pub enum HelloError {
 ///
 /// # Errors
 /// The writer's error.
-pub fn write(writer: &mut impl Write, order: Option<Order>) -> io::Result<()> {
-    let hello = Hello { version: VERSION, order };
+pub fn write(writer: &mut impl Write, request: Option<Request>) -> io::Result<()> {
+    let hello = Hello { version: VERSION, request };
     let bytes = postcard::to_stdvec(&hello).map_err(io::Error::other)?;
     let mut stream = MAGIC.to_vec();
     FrameWriter::new(&mut stream, false).write(&bytes)?;
@@ -186,7 +186,7 @@ pub fn read(reader: &mut impl Read) -> Result<Hello, HelloError> {
             || pattern_bytes > RULES_BYTES_MAX
             || options.consent.force_in.len() > FORCED_MAX
     };
-    if hello.order.as_ref().is_some_and(|order| is_too_long(&order.options)) {
+    if hello.request.as_ref().is_some_and(|request| is_too_long(&request.options)) {
         Err(HelloError::Malformed)
     } else {
         Ok(hello)
@@ -197,12 +197,12 @@ pub fn read(reader: &mut impl Read) -> Result<Hello, HelloError> {
 mod tests {
     use super::*;
 
-    fn order() -> Order {
-        Order {
+    fn request() -> Request {
+        Request {
             role: Role::Receiver,
             path: b"/tmp/\xff".to_vec(),
             options: Options::default(),
-            memory: Some([7; 16]),
+            baseline_key: Some([7; 16]),
             watch: None,
             timeout_ms: 60_000,
         }
@@ -211,9 +211,9 @@ mod tests {
     #[test]
     fn hello_survives_the_wire() {
         let mut stream = Vec::new();
-        write(&mut stream, Some(order())).unwrap();
+        write(&mut stream, Some(request())).unwrap();
         let hello = read(&mut stream.as_slice()).unwrap();
-        assert_eq!(hello, Hello { version: VERSION, order: Some(order()) });
+        assert_eq!(hello, Hello { version: VERSION, request: Some(request()) });
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_bytes::ByteBuf;
 
 use crate::content::blocks::{BLOCKS_MAX, BlockId, BlockSize};
 use crate::content::chunk::{Average, CHUNKS_MAX, Chunk};
-use crate::content::delta::{NEW_BYTES_MAX, OLD_BYTES_MAX, signature_bytes};
+use crate::content::delta::{BASIS_BYTES_MAX, NEW_BYTES_MAX, signature_bytes};
 use crate::content::encode;
 use crate::content::hash::{Hash, Hasher};
 use crate::content::sample::Samples;
@@ -17,8 +17,8 @@ use crate::tree::entry::{SIZE_MAX, Time};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest;
 use crate::tree::path::TreePath;
-use crate::tree::place::Place;
-use crate::tree::scope::Part;
+use crate::tree::subtrees::Subtree;
+use crate::tree::tree_id::TreeId;
 
 /// Most unanswered wants. On the fastest link that was planned for (1 Gbit/s, 100 ms) 12 MB are in
 /// flight: 3,000 files of 4 KiB. A want takes about 100 bytes on each side.
@@ -36,7 +36,7 @@ pub const STREAMS_MAX: usize = 32;
 pub const SMALL_BYTES_MAX: u64 = 128 << 10;
 
 /// Longest basis against which such a file is compared as a whole, in bytes.
-pub const SMALL_OLD_BYTES_MAX: u64 = 256 << 10;
+pub const SMALL_BASIS_BYTES_MAX: u64 = 256 << 10;
 
 /// Shortest file that may travel as a delta, in bytes: the signature of a shorter one would cost as
 /// much as its content.
@@ -79,7 +79,7 @@ pub enum Subject {
         /// Nanoseconds after `seconds`.
         nanos: u32,
         /// Identity of the directory on its machine.
-        place: Place,
+        tree_id: TreeId,
     },
     /// A single file or link; the manifest has exactly that entry, or none if it cannot be read.
     File {
@@ -92,8 +92,8 @@ pub enum Subject {
 impl Subject {
     /// A directory with this mode and time.
     #[must_use]
-    pub fn directory(mode: u16, mtime: Time, place: Place) -> Self {
-        Self::Directory { mode, seconds: mtime.seconds(), nanos: mtime.nanos(), place }
+    pub fn directory(mode: u16, mtime: Time, tree_id: TreeId) -> Self {
+        Self::Directory { mode, seconds: mtime.seconds(), nanos: mtime.nanos(), tree_id }
     }
 }
 
@@ -125,12 +125,12 @@ pub struct Want {
     /// The prefix that an earlier run staged.
     pub staged: Option<Blocks>,
     /// The basis: the version that is there now.
-    pub old: Option<Old>,
+    pub basis: Option<BasisReport>,
 }
 
 /// A basis report: what a receiver advertises of a basis.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Old {
+pub enum BasisReport {
     /// The blocks of a basis that may equal the new version.
     Blocks(Blocks),
     /// The signature of a basis that certainly differs ([`is_signed`]), so the sender need not ask
@@ -143,7 +143,7 @@ pub enum Old {
     },
     /// The blocks of a basis without one range, as if its two ends touched: the range was probably
     /// removed.
-    Narrowed {
+    RangeRemoved {
         /// The basis's length with the range, and the blocks of the rest. The rest is as long as
         /// the wanted file.
         blocks: Blocks,
@@ -156,28 +156,28 @@ impl Want {
     /// A want without any bytes of the file at the receiver.
     #[must_use]
     pub fn whole(id: u32) -> Self {
-        Self { id, staged: None, old: None }
+        Self { id, staged: None, basis: None }
     }
 
     /// Approximate size of the want in a message, in bytes.
     #[must_use]
     pub fn weight(&self) -> usize {
         let blocks = |blocks: &Blocks| 10 + blocks.ids.len() * size_of::<BlockId>();
-        let old = match &self.old {
-            Some(Old::Blocks(old)) => blocks(old),
-            Some(Old::Narrowed { blocks: old, .. }) => blocks(old) + 10,
-            Some(Old::Signed { signature, .. }) => 10 + signature.len(),
+        let basis = match &self.basis {
+            Some(BasisReport::Blocks(basis)) => blocks(basis),
+            Some(BasisReport::RangeRemoved { blocks: basis, .. }) => blocks(basis) + 10,
+            Some(BasisReport::Signed { signature, .. }) => 10 + signature.len(),
             None => 0,
         };
-        8 + self.staged.as_ref().map_or(0, blocks) + old
+        8 + self.staged.as_ref().map_or(0, blocks) + basis
     }
 
     /// The blocks of the basis, if they are advertised.
     #[must_use]
-    pub fn old_blocks(&self) -> Option<&Blocks> {
-        match &self.old {
-            Some(Old::Blocks(blocks) | Old::Narrowed { blocks, .. }) => Some(blocks),
-            Some(Old::Signed { .. }) | None => None,
+    pub fn basis_blocks(&self) -> Option<&Blocks> {
+        match &self.basis {
+            Some(BasisReport::Blocks(blocks) | BasisReport::RangeRemoved { blocks, .. }) => Some(blocks),
+            Some(BasisReport::Signed { .. }) | None => None,
         }
     }
 
@@ -187,19 +187,19 @@ impl Want {
         let fits = |blocks: &Blocks, most: u64| {
             BlockSize::for_size(size).count(blocks.length.min(most)) == blocks.ids.len() as u64
         };
-        let old_fits = match &self.old {
-            Some(Old::Blocks(old)) => fits(old, old_bytes_max(size)),
-            Some(Old::Narrowed { blocks, split }) => {
+        let basis_fits = match &self.basis {
+            Some(BasisReport::Blocks(basis)) => fits(basis, basis_bytes_max(size)),
+            Some(BasisReport::RangeRemoved { blocks, split }) => {
                 self.staged.is_none() && size < blocks.length && *split <= size && fits(blocks, size)
             }
-            Some(Old::Signed { length, signature }) => {
+            Some(BasisReport::Signed { length, signature }) => {
                 self.staged.is_none()
                     && is_signed(size, *length)
                     && signature.len() == signature_bytes(*length as usize)
             }
             None => true,
         };
-        old_fits && self.staged.as_ref().is_none_or(|staged| fits(staged, size))
+        basis_fits && self.staged.as_ref().is_none_or(|staged| fits(staged, size))
     }
 }
 
@@ -209,14 +209,14 @@ pub struct Blocks {
     /// Length in bytes of the staged prefix or the basis.
     pub length: u64,
     /// Names of the blocks. A staged prefix is named up to the length of the wanted file, a basis
-    /// up to [`old_bytes_max`].
+    /// up to [`basis_bytes_max`].
     pub ids: Vec<BlockId>,
 }
 
 /// Bytes of a basis that are advertised for a wanted file of `size` bytes. They exceed `size`,
 /// since something may have been removed near the beginning.
 #[must_use]
-pub fn old_bytes_max(size: u64) -> u64 {
+pub fn basis_bytes_max(size: u64) -> u64 {
     size.saturating_mul(2)
 }
 
@@ -226,7 +226,7 @@ pub fn old_bytes_max(size: u64) -> u64 {
 pub fn is_signed(size: u64, length: u64) -> bool {
     size != length
         && (DELTA_BYTES_MIN..=SMALL_BYTES_MAX).contains(&size)
-        && (1..=SMALL_OLD_BYTES_MAX).contains(&length)
+        && (1..=SMALL_BASIS_BYTES_MAX).contains(&length)
 }
 
 /// A range of a basis for the receiver to sign.
@@ -234,7 +234,7 @@ pub fn is_signed(size: u64, length: u64) -> bool {
 pub struct Window {
     /// Start, in bytes.
     pub offset: u64,
-    /// Length in bytes, at most [`OLD_BYTES_MAX`].
+    /// Length in bytes, at most [`BASIS_BYTES_MAX`].
     pub length: u32,
 }
 
@@ -407,11 +407,11 @@ pub enum Message {
         complete: bool,
     },
     /// S: the following messages may be changes to the offer whose record has this digest.
-    Base {
+    Baseline {
         /// The digest.
         digest: Hash,
     },
-    /// S: the next part of the differences to the base.
+    /// S: the next part of the differences to the baseline.
     Changes(Change),
     /// S: end of the changes.
     Changed {
@@ -420,8 +420,8 @@ pub enum Message {
         /// The digest of the new offer's record.
         digest: Hash,
     },
-    /// R: the base is unknown here, so the sender must send the full offer.
-    Forgotten,
+    /// R: the baseline is unknown here, so the sender must send the full offer.
+    BaselineMissing,
     /// R: the files that must travel.
     Wants(Vec<Want>),
     /// S: complete answers.
@@ -487,7 +487,7 @@ pub enum Message {
     },
     /// S, before the subject: the offer covers only these parts of the directory, with the
     /// directories above them. Several such messages may follow each other.
-    Scope(Vec<Part>),
+    Scope(Vec<Subtree>),
     /// S, before the offer ends: contents of small offered files. The receiver drops those that it
     /// does not need.
     Pushed(Vec<(u32, Hash, ByteBuf)>),
@@ -575,7 +575,7 @@ impl Message {
 
     fn is_within_limits(&self) -> bool {
         match self {
-            Self::Subject(Subject::Directory { mode, seconds, nanos, place: _ }) => {
+            Self::Subject(Subject::Directory { mode, seconds, nanos, tree_id: _ }) => {
                 *mode <= 0o7777 && Time::new(*seconds, *nanos).is_some()
             }
             Self::Ignores(files) => files.len() <= LIST_MAX,
@@ -615,7 +615,7 @@ impl Message {
             Self::Abort { text, .. } => text.len() <= TEXT_BYTES_MAX,
             Self::Finished(tally) => tally.is_within_limits(),
             Self::Changes(change) => (1..=EDITS_MAX).contains(&change.edits.len()),
-            Self::Scope(parts) => parts.len() <= LIST_MAX,
+            Self::Scope(subtrees) => subtrees.len() <= LIST_MAX,
             Self::Pushed(files) => {
                 files.iter().map(|(_, _, data)| data.len()).sum::<usize>() <= PUSHED_BYTES_MAX
                     && files.len() <= LIST_MAX
@@ -630,9 +630,9 @@ impl Message {
             | Self::Heartbeat { .. }
             | Self::Entries(_)
             | Self::Offered { .. }
-            | Self::Base { .. }
+            | Self::Baseline { .. }
             | Self::Changed { .. }
-            | Self::Forgotten => true,
+            | Self::BaselineMissing => true,
         }
     }
 }
@@ -645,7 +645,7 @@ pub fn digest_of<'a>(hashes: impl Iterator<Item = &'a Hash>) -> Hash {
 }
 
 fn window_is_within_limits(window: &Window) -> bool {
-    window.length as usize <= OLD_BYTES_MAX && is_stretch(window.offset, window.length.into())
+    window.length as usize <= BASIS_BYTES_MAX && is_stretch(window.offset, window.length.into())
 }
 
 /// True if a file can have such a range. Adding to offsets that pass here cannot overflow.
@@ -678,7 +678,7 @@ fn event_is_within_limits(event: &Event) -> bool {
 
 /// True if some file could have these blocks; [`Want::fits`] checks them against the file.
 fn want_is_within_limits(want: &Want) -> bool {
-    [want.staged.as_ref(), want.old_blocks()]
+    [want.staged.as_ref(), want.basis_blocks()]
         .into_iter()
         .flatten()
         .all(|blocks| blocks.length <= SIZE_MAX && blocks.ids.len() as u64 <= 2 * BLOCKS_MAX)

@@ -43,16 +43,16 @@
 //! wait for an answer:
 //!
 //! ```text
-//!  Subject · Base ───────────────────────────► looks for a record with that digest
+//!  Subject · Baseline ───────────────────────► looks for a record with that digest
 //!  Changes… · Changed ───────────────────────► builds the new manifest, and compares the digest
-//!    ◄─────────────────────────────── Forgotten, if there is no such record; then
+//!    ◄───────────────────────── BaselineMissing, if there is no such record; then
 //!  Ignores · Entries… · Offered ─────────────► as above; skips changes still in flight
 //! ```
 //! `Ignores` sent before `Changes` replace all ignore files of the baseline. A sender that has
-//! named a base may still offer the full manifest. Both sides store the offer as the new baseline
-//! once the receiver has taken it in, however the run ends. An agent that sends stores it earlier,
-//! because the client cuts the agent off when it has finished. If the run breaks in between, the
-//! next run notices.
+//! named a baseline may still offer the full manifest. Both sides store the offer as the new
+//! baseline once the receiver has taken it in, however the run ends. An agent that sends stores it
+//! earlier, because the client cuts the agent off when it has finished. If the run breaks in
+//! between, the next run notices.
 //!
 //! A basis that is small and differs in length from the wanted file is certain to differ in
 //! content. So the want carries the basis's signature at once, instead of its blocks.

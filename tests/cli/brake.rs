@@ -8,16 +8,16 @@ use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::below::with_mounts;
-use crate::world::{Desk, Run, World};
+use crate::world::{Run, Terminal, World};
 
 /// SOURCE and DEST for a local copy, an upload and a download.
-fn ways(world: &World) -> [[OsString; 2]; 3] {
+fn directions(world: &World) -> [[OsString; 2]; 3] {
     [["src".into(), "dst".into()], ["src".into(), world.far("dst")], [world.far("src"), "dst".into()]]
 }
 
-fn run(world: &World, options: &[&str], places: &[OsString; 2]) -> Run {
+fn run(world: &World, options: &[&str], endpoints: &[OsString; 2]) -> Run {
     let mut command = world.ksync(options);
-    command.args(places);
+    command.args(endpoints);
     Run::of(command)
 }
 
@@ -37,27 +37,27 @@ fn empty(world: &World, name: &str) {
 
 #[test]
 fn an_emptied_source_deletes_nothing_without_consent() {
-    for way in 0..3 {
+    for direction in 0..3 {
         let world = World::new();
-        let places = &ways(&world)[way];
+        let endpoints = &directions(&world)[direction];
         fill(&world, 3);
-        run(&world, &[], places).ok();
+        run(&world, &[], endpoints).ok();
         empty(&world, "src");
         // A sync without `--delete` in between changes nothing.
         for options in [&["--delete"][..], &[], &["--delete"]] {
             let code = if options.is_empty() { 0 } else { 25 };
-            let told = run(&world, options, places).fails(code);
+            let told = run(&world, options, endpoints).fails(code);
             assert_eq!(count(&world, "dst"), 3);
             if code == 25 {
                 assert!(told.stderr.contains("is empty and was not at the last sync; 3 entries would go"));
                 assert!(told.stderr.contains("\n  f00\n  f01\n  f02\n  hint: "), "{}", told.stderr);
             }
         }
-        run(&world, &["--delete", "--yes"], places).ok();
+        run(&world, &["--delete", "--yes"], endpoints).ok();
         assert_eq!(count(&world, "dst"), 0);
         // The source was empty at the last sync now.
         world.tree("dst").file("late", "");
-        run(&world, &["--delete"], places).ok();
+        run(&world, &["--delete"], endpoints).ok();
         assert_eq!(count(&world, "dst"), 0);
     }
 }
@@ -114,36 +114,36 @@ fn a_user_at_a_terminal_is_asked_for_consent() {
         let world = World::new();
         fill(&world, 2);
         world.tree("dst").file("mine", "x");
-        let mut desk = Desk::new(&world, &world.ksync(["--delete", "src", "dst"]));
-        desk.sees("dst was never a copy of src made by ksync");
-        desk.sees("Delete 1 entry? [y/N] ");
+        let mut terminal = Terminal::new(&world, &world.ksync(["--delete", "src", "dst"]));
+        terminal.sees("dst was never a copy of src made by ksync");
+        terminal.sees("Delete 1 entry? [y/N] ");
         assert!(world.path("dst/f00").exists() && world.path("dst/mine").exists(), "{typed:?}");
-        desk.types(typed);
-        desk.ends_with(code);
+        terminal.types(typed);
+        terminal.ends_with(code);
         assert_eq!(world.path("dst/mine").exists(), code != 0, "{typed:?}");
         // Only a yes makes DEST a known copy.
-        let again = run(&world, &["--delete"], &ways(&world)[0]);
+        let again = run(&world, &["--delete"], &directions(&world)[0]);
         assert_eq!(again.status.code(), Some(if code == 0 { 0 } else { 25 }), "{typed:?}");
     }
 }
 
 #[test]
 fn a_yes_covers_only_the_deletions_in_the_question() {
-    for way in 0..3 {
+    for direction in 0..3 {
         let world = World::new();
         fill(&world, 3);
         world.tree("dst").file("mine", "x");
         let mut command = world.ksync(["--delete"]);
-        command.args(&ways(&world)[way]);
-        let mut desk = Desk::new(&world, &command);
-        desk.sees("Delete 1 entry? [y/N] ");
+        command.args(&directions(&world)[direction]);
+        let mut terminal = Terminal::new(&world, &command);
+        terminal.sees("Delete 1 entry? [y/N] ");
         // The source is unmounted while the user thinks.
         empty(&world, "src");
-        desk.types("y\n");
-        desk.sees("Delete 4 entries? [y/N] ");
+        terminal.types("y\n");
+        terminal.sees("Delete 4 entries? [y/N] ");
         assert_eq!(count(&world, "dst"), 4);
-        desk.types("n\n");
-        desk.ends_with(25);
+        terminal.types("n\n");
+        terminal.ends_with(25);
         assert_eq!(count(&world, "dst"), 4);
     }
 }
@@ -153,10 +153,10 @@ fn a_signal_counts_as_no() {
     let world = World::new();
     fill(&world, 1);
     world.tree("dst").file("mine", "x");
-    let mut desk = Desk::new(&world, &world.ksync(["--delete", "src", "dst"]));
-    desk.sees("[y/N] ");
-    kill_process(desk.program(), Signal::TERM).unwrap();
-    desk.ends_with(20);
+    let mut terminal = Terminal::new(&world, &world.ksync(["--delete", "src", "dst"]));
+    terminal.sees("[y/N] ");
+    kill_process(terminal.program(), Signal::TERM).unwrap();
+    terminal.ends_with(20);
     assert!(world.path("dst/mine").exists());
 }
 
@@ -168,34 +168,34 @@ fn no_question_is_asked_with_quiet_or_json_or_in_a_home() {
         world.tree("dst").file("mine", "x");
         let mut command = world.ksync(options);
         command.args(["--delete", "src", "dst"]);
-        let mut desk = Desk::new(&world, &command);
-        desk.ends_with(25);
-        assert!(!desk.has_shown("[y/N]"), "{options:?}");
+        let mut terminal = Terminal::new(&world, &command);
+        terminal.ends_with(25);
+        assert!(!terminal.has_shown("[y/N]"), "{options:?}");
     }
     let world = World::new();
     fill(&world, 1);
     fs::write(world.home().join("precious"), "x").unwrap();
-    let mut desk = Desk::new(&world, &world.ksync(["--delete", "src", "home"]));
-    desk.ends_with(25);
-    assert!(!desk.has_shown("[y/N]") && world.home().join("precious").exists());
+    let mut terminal = Terminal::new(&world, &world.ksync(["--delete", "src", "home"]));
+    terminal.ends_with(25);
+    assert!(!terminal.has_shown("[y/N]") && world.home().join("precious").exists());
 }
 
 #[test]
 fn a_foreign_destination_needs_consent_once() {
-    for way in 0..3 {
+    for direction in 0..3 {
         let world = World::new();
-        let places = &ways(&world)[way];
+        let endpoints = &directions(&world)[direction];
         fill(&world, 2);
         world.tree("dst").file("mine", "x");
-        let told = run(&world, &["--delete"], places).fails(25);
+        let told = run(&world, &["--delete"], endpoints).fails(25);
         assert!(told.stderr.contains("was never a copy of"), "{}", told.stderr);
         assert_eq!(count(&world, "dst"), 3, "everything else is done");
         // A DEST that contains all of SOURCE is still no known copy.
-        run(&world, &[], places).ok();
-        run(&world, &["--delete"], places).fails(25);
-        run(&world, &["--delete", "-y"], places).ok();
+        run(&world, &[], endpoints).ok();
+        run(&world, &["--delete"], endpoints).fails(25);
+        run(&world, &["--delete", "-y"], endpoints).ok();
         world.tree("dst").file("late", "");
-        run(&world, &["--delete"], places).ok();
+        run(&world, &["--delete"], endpoints).ok();
         assert_eq!(count(&world, "dst"), 2);
     }
 }
@@ -204,17 +204,17 @@ fn a_foreign_destination_needs_consent_once() {
 fn a_directory_that_replaced_a_copy_needs_consent() {
     let world = World::new();
     fill(&world, 2);
-    let places = &ways(&world)[0];
-    run(&world, &[], places).ok();
+    let endpoints = &directions(&world)[0];
+    run(&world, &[], endpoints).ok();
     fs::rename(world.path("dst"), world.path("moved")).unwrap();
     world.tree("dst").file("foreign", "x");
-    run(&world, &["--delete"], places).fails(25);
+    run(&world, &["--delete"], endpoints).fails(25);
     assert!(world.path("dst/foreign").exists());
     // An empty DEST holds nothing that could be missed.
     fs::remove_dir_all(world.path("dst")).unwrap();
-    run(&world, &["--delete"], places).ok();
+    run(&world, &["--delete"], endpoints).ok();
     world.tree("dst").file("late", "");
-    run(&world, &["--delete"], places).ok();
+    run(&world, &["--delete"], endpoints).ok();
     assert!(!world.path("dst/late").exists());
 }
 
@@ -222,8 +222,8 @@ fn a_directory_that_replaced_a_copy_needs_consent() {
 fn an_unreadable_pair_needs_consent() {
     let world = World::new();
     fill(&world, 2);
-    let places = &ways(&world)[0];
-    run(&world, &[], places).ok();
+    let endpoints = &directions(&world)[0];
+    run(&world, &[], endpoints).ok();
     let records = world.path("state/ksync/copies");
     assert_eq!(fs::metadata(&records).unwrap().permissions().mode() & 0o777, 0o700);
     world.tree("dst").file("late", "");
@@ -232,10 +232,10 @@ fn an_unreadable_pair_needs_consent() {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(path, "{").unwrap();
     }
-    run(&world, &["--delete"], places).fails(25);
+    run(&world, &["--delete"], endpoints).fails(25);
     fs::remove_dir_all(&records).unwrap();
     fs::write(&records, "in the way").unwrap();
-    run(&world, &["--delete"], places).fails(25);
+    run(&world, &["--delete"], endpoints).fails(25);
     assert!(world.path("dst/late").exists());
 }
 
@@ -244,10 +244,10 @@ fn more_than_half_and_at_least_ten_need_consent() {
     for (files, gone, code) in [(20, 10, 0), (19, 10, 25), (9, 8, 0), (30, 20, 25)] {
         let world = World::new();
         fill(&world, files);
-        let places = &ways(&world)[1];
-        run(&world, &[], places).ok();
+        let endpoints = &directions(&world)[1];
+        run(&world, &[], endpoints).ok();
         (0..gone).for_each(|number| fs::remove_file(world.path(format!("src/f{number:02}"))).unwrap());
-        let told = run(&world, &["--delete"], places).fails(code);
+        let told = run(&world, &["--delete"], endpoints).fails(code);
         let left = if code == 0 { files - gone } else { files };
         assert_eq!(count(&world, "dst"), left, "{}", told.stderr);
     }
@@ -257,18 +257,18 @@ fn more_than_half_and_at_least_ten_need_consent() {
 fn more_deletions_than_the_limit_delete_nothing() {
     let world = World::new();
     fill(&world, 20);
-    let places = &ways(&world)[1];
-    run(&world, &[], places).ok();
+    let endpoints = &directions(&world)[1];
+    run(&world, &[], endpoints).ok();
     (0..15).for_each(|number| fs::remove_file(world.path(format!("src/f{number:02}"))).unwrap());
     for limit in ["--max-delete=0", "--max-delete=14"] {
-        let told = run(&world, &["--delete", limit], places).fails(25);
+        let told = run(&world, &["--delete", limit], endpoints).fails(25);
         assert!(told.stderr.contains("allows less; 15 entries would go"), "{}", told.stderr);
         assert!(told.stderr.contains("\n  and 5 more\n"), "{}", told.stderr);
         assert_eq!(count(&world, "dst"), 20);
     }
-    run(&world, &["--delete", "--max-delete=15"], places).ok();
+    run(&world, &["--delete", "--max-delete=15"], endpoints).ok();
     assert_eq!(count(&world, "dst"), 5);
-    let told = run(&world, &["--delete", "--max-delete=-1"], places).fails(1);
+    let told = run(&world, &["--delete", "--max-delete=-1"], endpoints).fails(1);
     assert!(told.stderr.contains("--max-delete takes a number of entries, 0 or more"), "{}", told.stderr);
 }
 
@@ -279,7 +279,7 @@ fn braked_deletions_also_hold_back_what_replaces_a_directory() {
     world.tree("dst").file("a/b/k", "").file("same", "old").file("old", "moved").dir("l/none");
     world.tree("src").file("renamed", "moved").time("renamed", 1_000_000, 0);
     world.tree("dst").time("old", 1_000_000, 0);
-    let told = run(&world, &["--delete", "-i"], &ways(&world)[1]).fails(25);
+    let told = run(&world, &["--delete", "-i"], &directions(&world)[1]).fails(25);
     for (name, expected) in [("new", "new"), ("same", "changed"), ("old", "moved"), ("renamed", "moved")] {
         assert_eq!(fs::read_to_string(world.path("dst").join(name)).unwrap(), expected, "{name}");
     }
@@ -294,10 +294,10 @@ fn a_dry_run_lists_deletions_and_says_that_they_would_wait() {
     let world = World::new();
     fill(&world, 1);
     world.tree("dst").file("mine", "x");
-    let told = run(&world, &["-n", "-i", "--delete"], &ways(&world)[1]).ok();
+    let told = run(&world, &["-n", "-i", "--delete"], &directions(&world)[1]).ok();
     assert!(told.stdout.contains("*deleting   mine\n"), "{}", told.stdout);
     assert!(told.stderr.contains("the run would delete nothing and end with exit code 25: "));
-    let told = run(&world, &["-n", "-i", "--delete", "--yes"], &ways(&world)[1]).ok();
+    let told = run(&world, &["-n", "-i", "--delete", "--yes"], &directions(&world)[1]).ok();
     assert!(!told.stderr.contains("exit code 25"), "{}", told.stderr);
 }
 
@@ -306,7 +306,7 @@ fn json_reports_braked_deletions_with_a_code() {
     let world = World::new();
     fill(&world, 1);
     world.tree("dst").file("mine", "x");
-    let told = run(&world, &["--json", "--delete"], &ways(&world)[1]).fails(25);
+    let told = run(&world, &["--json", "--delete"], &directions(&world)[1]).fails(25);
     let events: Vec<Value> = told.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let errors: Vec<_> = events.iter().filter(|event| event["event"] == "error").collect();
     let [error] = errors[..] else { panic!("{}", told.stdout) };
@@ -325,7 +325,7 @@ fn deletions_in_a_home_need_its_path_in_any_spelling() {
     let far = |path: &str| -> [OsString; 2] { ["src".into(), format!("sandbox:{path}").into()] };
     let near = |path: &str| -> [OsString; 2] { ["src".into(), path.into()] };
     let far_home = world.far_home();
-    for (places, home, named) in [
+    for (endpoints, home, named) in [
         (near("home"), world.home(), "link"),
         (near("link/"), world.home(), "home/../home//"),
         (near("home/../home/."), world.home(), "home"),
@@ -337,13 +337,13 @@ fn deletions_in_a_home_need_its_path_in_any_spelling() {
         // The agent's own files are in the far home.
         let delete = ["--delete", "--exclude=.cache", "--yes"];
         for options in [&delete[..2], &delete, &["--delete", "-y", "--max-delete=9"]] {
-            let told = run(&world, options, &places).fails(25);
+            let told = run(&world, options, &endpoints).fails(25);
             assert!(told.stderr.contains("is a home or a directory of the system"), "{}", told.stderr);
             assert!(home.join("precious").exists());
         }
-        run(&world, &[&delete[..], &["--force-delete-in", "dst"]].concat(), &places).fails(25);
-        run(&world, &[&delete[..], &["--force-delete-in", named]].concat(), &places).ok();
-        assert!(!home.join("precious").exists(), "{places:?}");
+        run(&world, &[&delete[..], &["--force-delete-in", "dst"]].concat(), &endpoints).fails(25);
+        run(&world, &[&delete[..], &["--force-delete-in", named]].concat(), &endpoints).ok();
+        assert!(!home.join("precious").exists(), "{endpoints:?}");
         fs::create_dir_all(&home).unwrap();
     }
 }
@@ -360,7 +360,7 @@ fn an_existing_destination_keeps_its_mode() {
     let mode = |name: &str| fs::metadata(world.path(name)).unwrap().permissions().mode() & 0o7777;
     set_mode("dst", 0o2770);
     for _ in 0..2 {
-        run(&world, &[], &ways(&world)[1]).ok();
+        run(&world, &[], &directions(&world)[1]).ok();
         assert_eq!(mode("dst"), 0o2770);
     }
     // A directory that ksync created follows the source.

@@ -52,19 +52,19 @@ fn peak_bytes(world: &World, from: OsString, to: OsString) -> usize {
 fn a_run_with_nothing_to_do_takes_less_than_256_bytes_per_entry() {
     let (few, many) = (synced(FEW), synced(MANY));
     type Ends = fn(&World) -> (OsString, OsString);
-    let ways: [(&str, Ends); 3] = [
+    let directions: [(&str, Ends); 3] = [
         ("locally", |_| ("src".into(), "dst".into())),
         ("up", |world| ("src".into(), world.far("dst"))),
         ("down", |world| (world.far("src"), "dst".into())),
     ];
-    for (way, ends) in ways {
+    for (direction, ends) in directions {
         let peak = |world: &World| {
             let (from, to) = ends(world);
             peak_bytes(world, from, to)
         };
         let (low, high) = (peak(&few), peak(&many));
         let cost = high.saturating_sub(low) / (MANY - FEW);
-        println!("{way}: {} MiB and {} MiB, {cost} bytes an entry", low >> 20, high >> 20);
-        assert!(cost <= ENTRY_BYTES_MAX, "{way}: {cost} bytes an entry, {high} in all");
+        println!("{direction}: {} MiB and {} MiB, {cost} bytes an entry", low >> 20, high >> 20);
+        assert!(cost <= ENTRY_BYTES_MAX, "{direction}: {cost} bytes an entry, {high} in all");
     }
 }

@@ -52,7 +52,7 @@ fn assert_same(world: &World, when: &str) {
 
 #[test]
 fn a_sparse_file_of_a_tebibyte_is_copied_in_the_time_of_its_data() {
-    for way in ["local", "up", "down"] {
+    for direction in ["local", "up", "down"] {
         let world = World::new();
         drop(world.tree("src"));
         let image = File::create(world.path("src/image")).unwrap();
@@ -65,13 +65,13 @@ fn a_sparse_file_of_a_tebibyte_is_copied_in_the_time_of_its_data() {
             image.write_all_at(&bytes, offset).unwrap();
         }
         let sync = |when: &str, options: &[&str]| {
-            let (source, destination): (OsString, OsString) = match way {
+            let (source, destination): (OsString, OsString) = match direction {
                 "up" => ("src".into(), world.far("dst")),
                 "down" => (world.far("src"), "dst".into()),
                 _ => ("src".into(), "dst".into()),
             };
             let stats = world.sync_with(options, source, destination);
-            assert_same(&world, &format!("{when}, {way}"));
+            assert_same(&world, &format!("{when}, {direction}"));
             stats
         };
         let first = sync("first copy", &[]);

@@ -12,7 +12,7 @@ use ksync::wire::hello::MAGIC;
 
 use crate::impostor::Impostor;
 use crate::wire::{
-    ABORT, Kind, Role, Wire, abort_in, agent_hello, content, offer, order, pushed, scope, wants,
+    ABORT, Kind, Role, Wire, abort_in, agent_hello, content, offer, pushed, request, scope, wants,
 };
 use crate::world::{Snapshot, World, wait_for};
 
@@ -73,8 +73,8 @@ fn tell_agent(world: &World, said: &[u8]) -> Vec<u8> {
 /// Sends `said` to an agent that receives into `box/dst`, and returns its reason for aborting.
 fn offer_to_agent(world: &World, said: &[u8]) -> (u8, String) {
     let path = world.path("box/dst");
-    let order = order(Role::Receiver, path.as_os_str().as_encoded_bytes(), true);
-    let output = tell_agent(world, &[&order, said].concat());
+    let request = request(Role::Receiver, path.as_os_str().as_encoded_bytes(), true);
+    let output = tell_agent(world, &[&request, said].concat());
     abort_in(&output).unwrap_or_else(|| panic!("no reason in {}", output.escape_ascii()))
 }
 
@@ -277,7 +277,7 @@ fn a_request_for_an_unoffered_file_is_refused() {
         let run = Impostor::start(&world, script).upload(&world, "canary").fails(12);
         assert!(run.stderr.starts_with("ksync: "), "{}", run.stderr);
         let path = canary(&world);
-        let output = tell_agent(&world, &[order(Role::Sender, &path, false), wants(ids)].concat());
+        let output = tell_agent(&world, &[request(Role::Sender, &path, false), wants(ids)].concat());
         let (kind, text) = abort_in(&output).expect("a reason");
         assert_eq!(kind, PROTOCOL, "{text}");
     }

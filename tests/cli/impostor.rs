@@ -54,7 +54,7 @@ impl Impostor {
         Impostor { address, host_key, _runtime: runtime }
     }
 
-    fn place(&self) -> String {
+    fn endpoint(&self) -> String {
         format!("ssh://me@{}/anywhere", self.address)
     }
 
@@ -69,20 +69,20 @@ impl Impostor {
         key.iter()
             .chain(options)
             .map(|&text| text.to_owned())
-            .chain([self.place(), "box/dst".to_owned()])
+            .chain([self.endpoint(), "box/dst".to_owned()])
             .collect()
     }
 
     /// Runs `ksync` to download from the impostor.
     pub(crate) fn download(&self, world: &World, destination: &str) -> Run {
         let key = ["--identity", "key", "--host-key", &self.host_key];
-        world.run(key.into_iter().chain([&*self.place(), destination]))
+        world.run(key.into_iter().chain([&*self.endpoint(), destination]))
     }
 
     /// Runs `ksync` to upload to the impostor.
     pub(crate) fn upload(&self, world: &World, source: &str) -> Run {
         let key = ["--identity", "key", "--host-key", &self.host_key];
-        world.run(key.into_iter().chain([source, &*self.place()]))
+        world.run(key.into_iter().chain([source, &*self.endpoint()]))
     }
 }
 

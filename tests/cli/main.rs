@@ -10,6 +10,7 @@
 mod world;
 
 mod agent;
+mod baseline;
 mod below;
 mod brake;
 mod footprint;
@@ -23,9 +24,8 @@ mod locked;
 mod mapping;
 mod moved;
 mod plan;
-mod remembered;
+mod reports;
 mod rules;
 mod silence;
-mod told;
 mod transfer;
 mod wire;

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use crate::world::{Run, Snapshot, Tree, World};
 
 /// Pseudo-random numbers from a seed.
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -21,26 +21,26 @@ impl Dice {
 }
 
 /// A tree with few names, so that two such trees share many paths and often conflict.
-fn grow(dice: &mut Dice, mut tree: Tree, prefix: &str, depth: u64) -> Tree {
+fn grow(rng: &mut Rng, mut tree: Tree, prefix: &str, depth: u64) -> Tree {
     for name in ["a", "b", "c", "d", "skip"] {
         let path = format!("{prefix}{name}");
-        tree = match dice.below(8) {
-            0 | 1 => tree.file(&path, "x".repeat(dice.below(3) as usize)).mode(&path, mode(dice, 0o644)),
-            2 => tree.link(&path, if dice.below(2) == 0 { "a" } else { "b" }),
+        tree = match rng.below(8) {
+            0 | 1 => tree.file(&path, "x".repeat(rng.below(3) as usize)).mode(&path, mode(rng, 0o644)),
+            2 => tree.link(&path, if rng.below(2) == 0 { "a" } else { "b" }),
             3 | 4 if depth > 0 => {
-                let tree = grow(dice, tree.dir(&path), &format!("{path}/"), depth - 1);
-                tree.mode(&path, mode(dice, 0o755))
+                let tree = grow(rng, tree.dir(&path), &format!("{path}/"), depth - 1);
+                tree.mode(&path, mode(rng, 0o755))
             }
             3 => tree.dir(&path),
             _ => continue,
         };
-        tree = tree.time(&path, 1_000_000 + dice.below(2) as i64, 0);
+        tree = tree.time(&path, 1_000_000 + rng.below(2) as i64, 0);
     }
     tree
 }
 
-fn mode(dice: &mut Dice, usual: u32) -> u32 {
-    if dice.below(4) == 0 { usual & 0o555 } else { usual }
+fn mode(rng: &mut Rng, usual: u32) -> u32 {
+    if rng.below(4) == 0 { usual & 0o555 } else { usual }
 }
 
 /// The listed letters of each path.
@@ -85,11 +85,11 @@ fn assert_counted(run: &Run) {
 }
 
 fn check(seed: u64, options: &[&str], is_far: bool) {
-    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let world = World::new();
-    grow(&mut dice, world.tree("src"), "", 2);
-    grow(&mut dice, world.tree("dst"), "", 2);
-    world.tree("src").time("", 5_000_000, dice.below(2) as i64);
+    grow(&mut rng, world.tree("src"), "", 2);
+    grow(&mut rng, world.tree("dst"), "", 2);
+    world.tree("src").time("", 5_000_000, rng.below(2) as i64);
     let destination: OsString = if is_far { world.far("dst") } else { "dst".into() };
     let run = |more: &[&str]| {
         let mut command = world.ksync(options);

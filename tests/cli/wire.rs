@@ -67,9 +67,10 @@ const OPTIONS_OFF: usize = 19;
 
 /// The first message of a client, with the request. All options but these are off, without baseline
 /// or watch.
-pub(crate) fn order(role: Role, path: &[u8], delete: bool) -> Vec<u8> {
-    let order = Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete)]).raw(&[0; OPTIONS_OFF]);
-    [MAGIC, &order.frame()].concat()
+pub(crate) fn request(role: Role, path: &[u8], delete: bool) -> Vec<u8> {
+    let request =
+        Wire::of(1).raw(&[1, role as u8]).bytes(path).raw(&[u8::from(delete)]).raw(&[0; OPTIONS_OFF]);
+    [MAGIC, &request.frame()].concat()
 }
 
 /// The first message of an agent of this version.

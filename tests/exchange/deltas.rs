@@ -140,14 +140,14 @@ fn an_unchanged_tree_costs_a_few_bytes_per_entry() {
 
 /// Copies a content, changes it, and copies again to a receiver that has prehashed. `meddle` may
 /// change the copy after the prehash.
-fn change_with_a_look_ahead(change: impl FnOnce(&mut Vec<u8>), meddle: impl FnOnce(&World)) -> u64 {
+fn change_with_a_prehash(change: impl FnOnce(&mut Vec<u8>), meddle: impl FnOnce(&World)) -> u64 {
     let world = World::new();
     let mut content = noise(1, 20 * MB);
     world.write("f", &content);
     world.run_and_check();
     change(&mut content);
     world.write("f", &content);
-    let receiving = world.looking_ahead(Duration::from_millis(100));
+    let receiving = world.prehashing(Duration::from_millis(100));
     meddle(&world);
     let ran = world.run_with(Sending::new(world.source.clone(), world.options.clone()), receiving);
     assert_eq!(ran.problems(), []);
@@ -158,13 +158,13 @@ fn change_with_a_look_ahead(change: impl FnOnce(&mut Vec<u8>), meddle: impl FnOn
 #[test]
 fn a_prehash_finds_the_same_differences() {
     let edit = |content: &mut Vec<u8>| content[7 * MB..][..10].fill(7);
-    assert!(change_with_a_look_ahead(edit, |_| {}) < 100_000);
+    assert!(change_with_a_prehash(edit, |_| {}) < 100_000);
     // The new content is so long that its blocks are longer; or it is short.
     let append = |content: &mut Vec<u8>| content.extend(vec![7; 60 * MB]);
-    assert!(change_with_a_look_ahead(append, |_| {}) < 200_000 + 60 * MB as u64);
+    assert!(change_with_a_prehash(append, |_| {}) < 200_000 + 60 * MB as u64);
     let cut = |content: &mut Vec<u8>| content.truncate(11 * MB);
-    assert!(change_with_a_look_ahead(cut, |_| {}) < 100_000);
-    assert!(change_with_a_look_ahead(|content| content.truncate(MB), |_| {}) < 100_000);
+    assert!(change_with_a_prehash(cut, |_| {}) < 100_000);
+    assert!(change_with_a_prehash(|content| content.truncate(MB), |_| {}) < 100_000);
 }
 
 #[test]
@@ -175,5 +175,5 @@ fn a_change_after_the_prehash_is_found() {
         copy[3 * MB] ^= 1;
         world.write_target("f", &copy);
     };
-    assert!(change_with_a_look_ahead(|_| {}, swap) < 100_000);
+    assert!(change_with_a_prehash(|_| {}, swap) < 100_000);
 }

@@ -119,9 +119,9 @@ const PATTERNS: &[&[u8]] = &[
 ];
 
 /// Pseudo-random numbers from a seed (splitmix64).
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -196,14 +196,14 @@ fn join(root: &Path, name: &[u8]) -> PathBuf {
 
 /// Creates random entries. The path decides the kind of an entry, so that two trees of one case
 /// agree on it.
-fn grow(root: &Path, directory: &[u8], depth: usize, kinds: u64, content: &str, dice: &mut Dice) {
-    for _ in 0..=dice.below(4) {
-        let name = dice.one_of(NAMES);
+fn grow(root: &Path, directory: &[u8], depth: usize, kinds: u64, content: &str, rng: &mut Rng) {
+    for _ in 0..=rng.below(4) {
+        let name = rng.one_of(NAMES);
         let path = [directory, name].concat();
         let kind = path.iter().fold(kinds, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
-        if depth < 3 && Dice(kind).below(2) == 0 {
+        if depth < 3 && Rng(kind).below(2) == 0 {
             fs::create_dir_all(join(root, &path)).unwrap();
-            grow(root, &[&path, &b"/"[..]].concat(), depth + 1, kinds, content, dice);
+            grow(root, &[&path, &b"/"[..]].concat(), depth + 1, kinds, content, rng);
         } else {
             fs::write(join(root, &path), content).unwrap();
         }
@@ -231,19 +231,18 @@ fn rules_select_the_same_entries_as_rsyncs_rules() {
         return;
     }
     all_cases("rules", CASES, |seed, number| {
-        let mut dice = Dice(seed.wrapping_mul(0x1_0000_0000).wrapping_add(number));
+        let mut rng = Rng(seed.wrapping_mul(0x1_0000_0000).wrapping_add(number));
         let delete = number % 2 == 1;
         let mut world = World::in_memory();
         let rsyncs = world.folder.path().join("rsyncs");
-        let (kinds, there) = (dice.below(1 << 30) as u64, dice.below(1 << 30) as u64);
-        grow(&world.source, b"", 0, kinds, "of the source", &mut dice);
+        let (kinds, there) = (rng.below(1 << 30) as u64, rng.below(1 << 30) as u64);
+        grow(&world.source, b"", 0, kinds, "of the source", &mut rng);
         for target in [&world.target, &rsyncs] {
             fs::create_dir(target).unwrap();
-            grow(target, b"", 0, kinds, "old", &mut Dice(there));
+            grow(target, b"", 0, kinds, "old", &mut Rng(there));
         }
-        let rules: Vec<_> = (0..=dice.below(4))
-            .map(|_| Rule { include: dice.below(3) == 0, pattern: dice.pattern() })
-            .collect();
+        let rules: Vec<_> =
+            (0..=rng.below(4)).map(|_| Rule { include: rng.below(3) == 0, pattern: rng.pattern() }).collect();
         let mut rsync = program("rsync")?;
         rsync.arg("-a").args(delete.then_some("--delete"));
         for rule in &rules {
@@ -282,7 +281,7 @@ fn ignore_files_select_the_same_entries_as_gits() {
         return;
     }
     all_cases("ignore files", IGNORE_CASES, |seed, number| {
-        let mut dice = Dice(!seed.wrapping_mul(0x1_0000_0000).wrapping_add(number));
+        let mut rng = Rng(!seed.wrapping_mul(0x1_0000_0000).wrapping_add(number));
         let world = World::in_memory();
         let root = &world.source;
         let git = |arguments: &[&str]| {
@@ -298,7 +297,7 @@ fn ignore_files_select_the_same_entries_as_gits() {
         fs::write(root.join(".git/HEAD"), "ref: refs/heads/main\n").unwrap();
         fs::write(root.join(".git/config"), "[core]\nrepositoryformatversion = 0\nignorecase = false\n")
             .unwrap();
-        grow(root, b"", 0, dice.below(1 << 30) as u64, "", &mut dice);
+        grow(root, b"", 0, rng.below(1 << 30) as u64, "", &mut rng);
         let paths: Vec<_> = listed(root).into_iter().filter(|(path, _)| !path.starts_with(b".git")).collect();
         let directories = paths.iter().filter(|(_, what)| what == "directory").map(|(path, _)| path.clone());
         let directories: Vec<_> = std::iter::once(Vec::new()).chain(directories).collect();
@@ -306,12 +305,11 @@ fn ignore_files_select_the_same_entries_as_gits() {
         let mut shown = Vec::new();
         for directory in directories.into_iter().take(3) {
             let mut text = Vec::new();
-            for _ in 0..=dice.below(4) {
-                text.extend([&b""[..], b"", b"!", b"\\"][dice.below(4)]);
-                let decided =
-                    std::iter::repeat_with(|| dice.pattern()).find(|pattern| !is_undecided(pattern));
+            for _ in 0..=rng.below(4) {
+                text.extend([&b""[..], b"", b"!", b"\\"][rng.below(4)]);
+                let decided = std::iter::repeat_with(|| rng.pattern()).find(|pattern| !is_undecided(pattern));
                 text.extend(decided.unwrap());
-                text.extend([&b"\n"[..], b"\n", b"\r\n", b" \n", b"  \r\n"][dice.below(5)]);
+                text.extend([&b"\n"[..], b"\n", b"\r\n", b" \n", b"  \r\n"][rng.below(5)]);
             }
             fs::write(join(root, &directory).join(".gitignore"), &text).unwrap();
             shown.push(format!("{}: {}", directory.escape_ascii(), text.escape_ascii()));

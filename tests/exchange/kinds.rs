@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use ksync::disk::set_id::owner_of_copies;
-use ksync::monitor::Trouble;
+use ksync::monitor::ProblemKind;
 use ksync::tree::filter::Rule;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -62,7 +62,7 @@ fn only_a_full_directory_is_an_obstacle_without_delete() {
         let ran = world.run();
         let is_obstacle = present == "full directory"
             && !["nothing", "empty directory", "full directory"].contains(&wanted);
-        let expected = if is_obstacle { vec![(Trouble::Obstacle, "f".to_owned())] } else { Vec::new() };
+        let expected = if is_obstacle { vec![(ProblemKind::Obstacle, "f".to_owned())] } else { Vec::new() };
         assert_eq!(ran.problems(), expected, "{wanted} in place of {present}");
         if present == "full directory" {
             assert_eq!(world.read_target("f/deep/inside"), b"inside");
@@ -85,12 +85,12 @@ fn pipes_sockets_and_devices_are_named_and_the_rest_arrives() {
     };
     make("pipe", FileType::Fifo, 0).unwrap();
     let _socket = UnixListener::bind(world.source.join("socket")).unwrap();
-    let mut expected = vec![(Trouble::Unsupported, "pipe".to_owned())];
+    let mut expected = vec![(ProblemKind::Unsupported, "pipe".to_owned())];
     // Some users may not create devices.
     if make("device", FileType::CharacterDevice, rustix::fs::makedev(1, 3)).is_ok() {
-        expected.insert(0, (Trouble::Unsupported, "device".to_owned()));
+        expected.insert(0, (ProblemKind::Unsupported, "device".to_owned()));
     }
-    expected.push((Trouble::Unsupported, "socket".to_owned()));
+    expected.push((ProblemKind::Unsupported, "socket".to_owned()));
     let ran = world.run();
     assert_eq!(ran.problems(), expected);
     assert_eq!(world.read_target("file"), b"1");
@@ -222,8 +222,11 @@ fn an_unreadable_source_directory_prevents_all_deletions() {
     let Some(world) = nobodys(world) else { return };
     set_mode(&world.source.join("shut"), 0o000);
     let ran = world.run();
-    let troubles: Vec<Trouble> = ran.problems().into_iter().map(|(trouble, _)| trouble).collect();
-    assert!(troubles.contains(&Trouble::Unreadable) && troubles.contains(&Trouble::NotDeleted), "{ran:?}");
+    let problem_kinds: Vec<ProblemKind> = ran.problems().into_iter().map(|(kind, _)| kind).collect();
+    assert!(
+        problem_kinds.contains(&ProblemKind::Unreadable) && problem_kinds.contains(&ProblemKind::NotDeleted),
+        "{ran:?}"
+    );
     assert_eq!(world.read_target("extra"), b"stays");
     assert_eq!(world.read_target("shut/f"), b"1");
     assert_eq!(world.read_target("open/f"), b"new");
@@ -244,7 +247,7 @@ fn an_unlistable_directory_of_the_destination_stays() {
         let shut = world.target.join("open/lost+found");
         set_mode(&shut, 0o000);
         let ran = world.run();
-        let told = [(Trouble::Unlisted, "open/lost+found".to_owned())];
+        let told = [(ProblemKind::Unlisted, "open/lost+found".to_owned())];
         assert_eq!(ran.problems(), if is_excluded { &[][..] } else { &told });
         assert_eq!(world.read_target("open/f"), b"new");
         assert!(!world.target.join("extra").exists() && !world.target.join("old").exists());
@@ -264,7 +267,7 @@ fn an_unreadable_file_is_named_and_the_rest_arrives() {
     set_mode(&world.source.join("shut"), 0o000);
     set_mode(&world.source.join("shut-large"), 0o000);
     let ran = world.run();
-    let shut = |name: &str| (Trouble::Unreadable, name.to_owned());
+    let shut = |name: &str| (ProblemKind::Unreadable, name.to_owned());
     let mut problems = ran.problems();
     problems.sort_by(|one, other| one.1.cmp(&other.1));
     assert_eq!(problems, [shut("shut"), shut("shut-large")]);
@@ -280,7 +283,7 @@ fn an_unwritable_target_is_named_and_the_rest_arrives() {
     let Some(world) = nobodys(world) else { return };
     std::os::unix::fs::chown(world.target.join("theirs"), Some(0), None).unwrap();
     let ran = world.run();
-    assert!(ran.problems().contains(&(Trouble::Unwritable, "theirs/f".to_owned())), "{ran:?}");
+    assert!(ran.problems().contains(&(ProblemKind::Unwritable, "theirs/f".to_owned())), "{ran:?}");
     assert_eq!(world.read_target("mine/f"), b"1");
 }
 
@@ -292,7 +295,7 @@ fn links_out_of_the_tree_can_be_excluded() {
     symlink("../x", world.source.join("climbing")).unwrap();
     symlink("x", world.source.join("inside")).unwrap();
     let ran = world.run();
-    let left_out = |name: &str| (Trouble::Unsafe, name.to_owned());
+    let left_out = |name: &str| (ProblemKind::Unsafe, name.to_owned());
     assert_eq!(ran.problems(), [left_out("absolute"), left_out("climbing")]);
     assert!(fs::read_link(world.target.join("inside")).is_ok());
     assert!(fs::read_link(world.target.join("absolute")).is_err());

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
+use ksync::engine::{Config, Receiver, RunError, Sender, Summary};
 use ksync::exchange::lanes::{Entrance, JoinLanes, Joining, Lane, OpenLanes, Striped};
 use ksync::exchange::{Incoming, Receiving, Sending, run, run_over};
 use ksync::monitor::Quiet;
-use ksync::wire::hello::{self, Order, Role};
+use ksync::wire::hello::{self, Request, Role};
 use ksync::wire::lanes::{Announcement, Token};
 use ksync::wire::message::AbortKind;
 
@@ -73,7 +73,7 @@ impl Write for Slow {
 
 /// Uploads a world's source over these lanes. Returns the results of both sides, and the number of
 /// joined lanes.
-fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<Summary, Failure>, usize) {
+fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, RunError>, Result<Summary, RunError>, usize) {
     let meeting =
         Meeting { lanes: Arc::new(lanes.to_vec()), entrance: Arc::default(), joined: Arc::default() };
     let (mut there_reader, there) = io::pipe().unwrap();
@@ -83,15 +83,15 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, Failure>, Result<
     let sending = Sending::new(world.source.clone(), world.options.clone());
     let receiving = Receiving::new(world.target.clone(), world.options.clone());
     let (sender, receiver) = (Sender::new(&config(false)), Receiver::new(&config(true)));
-    let order = Order {
+    let request = Request {
         role: Role::Receiver,
         path: Vec::new(),
         options: world.options.clone(),
-        memory: None,
+        baseline_key: None,
         watch: None,
         timeout_ms: 0,
     };
-    hello::write(&mut there, Some(order)).unwrap();
+    hello::write(&mut there, Some(request)).unwrap();
     hello::write(&mut back, None).unwrap();
     hello::read(&mut there_reader).unwrap();
     let writer = Striped::new(Box::new(there), Box::new(meeting.clone()));
@@ -132,9 +132,9 @@ fn a_broken_lane_ends_the_run_and_keeps_staged_content() {
     let world = world();
     let (client, agent, joined) = upload(&world, &[usize::MAX, usize::MAX, 40, usize::MAX]);
     assert_eq!(joined, 3);
-    for failure in [client.unwrap_err(), agent.unwrap_err()] {
-        assert_eq!(failure.kind, AbortKind::Connection, "{failure:?}");
-        assert!(!failure.text.is_empty());
+    for error in [client.unwrap_err(), agent.unwrap_err()] {
+        assert_eq!(error.kind, AbortKind::Connection, "{error:?}");
+        assert!(!error.text.is_empty());
     }
     assert!(!world.target.join("large").exists());
     let staged = world.staged_bytes();

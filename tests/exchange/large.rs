@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ksync::engine::{Outcome, Work};
 use ksync::exchange::{Perform, Receiving, Sending};
-use ksync::wire::message::Old;
+use ksync::wire::message::BasisReport;
 
 use crate::world::{World, noise, set_time, staged_bytes};
 
@@ -16,14 +16,14 @@ const MB: usize = 1 << 20;
 
 #[test]
 fn a_large_file_with_only_another_time_leaves_nothing_staged() {
-    for is_looking_ahead in [false, true] {
+    for is_prehashing in [false, true] {
         let world = World::new();
         let content = noise(1, 33 * MB);
         world.write("f", &content);
         world.write_target("f", &content);
         set_time(&world.target.join("f"), 1_000_000_000, 0);
-        let receiving = if is_looking_ahead {
-            world.looking_ahead(Duration::from_millis(300))
+        let receiving = if is_prehashing {
+            world.prehashing(Duration::from_millis(300))
         } else {
             Receiving::new(world.target.clone(), world.options.clone())
         };
@@ -58,25 +58,25 @@ fn large_files_edited_in_place_cost_only_their_edits() {
 
 /// The receiver's state after it had sent the basis report of a large file.
 #[derive(Default)]
-struct Watched {
+struct Observed {
     staged_bytes: AtomicU64,
     /// The length of the basis, if it was advertised without a shift.
-    told_bytes: AtomicU64,
+    advertised_bytes: AtomicU64,
 }
 
 /// An observed receiver, and its target.
-struct Drafting(Receiving, PathBuf, Arc<Watched>);
+struct Observing(Receiving, PathBuf, Arc<Observed>);
 
-impl Perform for Drafting {
+impl Perform for Observing {
     fn perform(&self, work: Work) -> Outcome {
         let outcome = self.0.perform(work);
         if let Outcome::Sign(signed) = &outcome {
-            let Self(_, target, watched) = self;
-            watched.staged_bytes.fetch_max(staged_bytes(target), Ordering::Relaxed);
-            for (_, told) in signed {
+            let Self(_, target, observed) = self;
+            observed.staged_bytes.fetch_max(staged_bytes(target), Ordering::Relaxed);
+            for (_, advertised) in signed {
                 // A report with a range removed does not count.
-                if let Some(Old::Blocks(old)) = &told.as_ref().unwrap().want.old {
-                    watched.told_bytes.store(old.length, Ordering::Relaxed);
+                if let Some(BasisReport::Blocks(old)) = &advertised.as_ref().unwrap().want.basis {
+                    observed.advertised_bytes.store(old.length, Ordering::Relaxed);
                 }
             }
         }
@@ -112,19 +112,25 @@ fn changed(old: &[u8]) -> Vec<(&'static str, Vec<u8>, usize)> {
     ]
 }
 
-/// Changes a large file, syncs it to a receiver that prehashed for `ahead`, if at all, and checks
-/// the cost.
-fn change_large(old: &[u8], what: &str, new: &[u8], most: usize, ahead: Option<Duration>) -> Arc<Watched> {
+/// Changes a large file, syncs it to a receiver that prehashed for `prehash_time`, if at all, and
+/// checks the cost.
+fn change_large(
+    old: &[u8],
+    what: &str,
+    new: &[u8],
+    most: usize,
+    prehash_time: Option<Duration>,
+) -> Arc<Observed> {
     let world = World::new();
     world.write_target("f", old);
     world.write("f", new);
-    let watched = Arc::new(Watched::default());
+    let observed = Arc::new(Observed::default());
     let sending = Sending::new(world.source.clone(), world.options.clone());
-    let receiving = match ahead {
-        Some(time) => world.looking_ahead(time),
+    let receiving = match prehash_time {
+        Some(time) => world.prehashing(time),
         None => Receiving::new(world.target.clone(), world.options.clone()),
     };
-    let receiving = Drafting(receiving, world.target.clone(), Arc::clone(&watched));
+    let receiving = Observing(receiving, world.target.clone(), Arc::clone(&observed));
     let ran = world.run_with(sending, receiving);
     world.assert_same();
     assert_eq!(ran.problems(), vec![], "{what}");
@@ -132,16 +138,16 @@ fn change_large(old: &[u8], what: &str, new: &[u8], most: usize, ahead: Option<D
     assert_eq!((tally.updated, tally.sent_bytes + tally.matched_bytes), (1, new.len() as u64), "{what}");
     assert!(ran.bytes < most as u64 + 60_000, "{what}: {}", ran.bytes);
     assert_eq!(world.staged_bytes(), 0, "{what}");
-    watched
+    observed
 }
 
 #[test]
 fn insertions_and_removals_in_a_large_file_cost_only_themselves() {
     let old = noise(1, LARGE_BYTES);
     for (what, new, most) in changed(&old) {
-        let watched = change_large(&old, what, &new, most, None);
+        let observed = change_large(&old, what, &new, most, None);
         // The pre-copy is made before the differences are known.
-        assert_eq!(watched.staged_bytes.load(Ordering::Relaxed), new.len() as u64, "{what}");
+        assert_eq!(observed.staged_bytes.load(Ordering::Relaxed), new.len() as u64, "{what}");
     }
 }
 
@@ -150,11 +156,11 @@ fn a_prehashed_large_file_is_advertised_without_a_shift() {
     let old = noise(1, LARGE_BYTES);
     for (what, new, most) in changed(&old) {
         // The prehash yields to all other work of this machine, so several durations are tried.
-        let is_told_as_it_is = [20, 500, 2000, 10_000].into_iter().any(|time| {
-            let watched = change_large(&old, what, &new, most, Some(Duration::from_millis(time)));
-            watched.told_bytes.load(Ordering::Relaxed) == LARGE_BYTES as u64
+        let is_advertised_unchanged = [20, 500, 2000, 10_000].into_iter().any(|time| {
+            let observed = change_large(&old, what, &new, most, Some(Duration::from_millis(time)));
+            observed.advertised_bytes.load(Ordering::Relaxed) == LARGE_BYTES as u64
         });
-        assert!(is_told_as_it_is, "{what}");
+        assert!(is_advertised_unchanged, "{what}");
     }
 }
 

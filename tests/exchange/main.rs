@@ -1,6 +1,7 @@
 //! Whole exchanges on real directories: both sides in this process, over a pair of pipes.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
 
+mod baseline;
 mod cuts;
 mod deltas;
 mod filters;
@@ -8,7 +9,6 @@ mod kinds;
 mod lanes;
 mod large;
 mod meddling;
-mod memory;
 mod panics;
 mod random;
 mod world;

@@ -9,7 +9,7 @@ use std::thread;
 
 use ksync::engine::{Outcome, SourceStep, Work};
 use ksync::exchange::{Perform, Receiving, Sending};
-use ksync::monitor::Trouble;
+use ksync::monitor::ProblemKind;
 
 use crate::world::{Ran, World, noise};
 
@@ -68,7 +68,7 @@ fn an_edit_of_the_target_during_the_run_is_a_conflict() {
     });
     let mut problems = ran.problems();
     problems.sort_by(|one, other| one.1.cmp(&other.1));
-    let conflict = |name: &str| (Trouble::Conflict, name.to_owned());
+    let conflict = |name: &str| (ProblemKind::Conflict, name.to_owned());
     assert_eq!(problems, [conflict("large"), conflict("small")]);
     assert_eq!(world.read_target("small"), b"edited here");
     assert_eq!(world.read_target("large"), b"edited here, too");
@@ -100,7 +100,7 @@ fn an_edit_of_the_basis_during_the_copy_mixes_no_contents() {
         let is_new = content == fs::read(world.source.join("large")).unwrap();
         let is_edited = content.len() == LARGE_BYTES - 1 && content[1_000_000..].starts_with(b"changed in");
         assert!(is_new || is_edited, "{step}: mixed content");
-        assert!(is_new || ran.problems().iter().any(|(trouble, _)| *trouble == Trouble::Conflict), "{step}");
+        assert!(is_new || ran.problems().iter().any(|(kind, _)| *kind == ProblemKind::Conflict), "{step}");
         assert_eq!(world.read_target("untouched"), b"arrives");
         world.run();
         world.assert_same();
@@ -117,7 +117,7 @@ fn a_new_file_at_the_path_of_an_arriving_one_is_a_conflict() {
             fs::write(target.join("f"), "was first").unwrap();
         }
     });
-    assert_eq!(ran.problems(), [(Trouble::Conflict, "f".to_owned())]);
+    assert_eq!(ran.problems(), [(ProblemKind::Conflict, "f".to_owned())]);
     assert_eq!(world.read_target("f"), b"was first");
 }
 
@@ -132,13 +132,13 @@ fn a_file_edited_after_the_scan_is_not_removed() {
             fs::write(target.join("extra"), "still needed").unwrap();
         }
     });
-    assert_eq!(ran.problems(), [(Trouble::Conflict, "extra".to_owned())]);
+    assert_eq!(ran.problems(), [(ProblemKind::Conflict, "extra".to_owned())]);
     assert_eq!(world.read_target("extra"), b"still needed");
 }
 
 #[test]
 fn a_source_that_changes_before_it_is_read_is_named() {
-    for (vanishes, trouble) in [(true, Trouble::Vanished), (false, Trouble::Changed)] {
+    for (vanishes, kind) in [(true, ProblemKind::Vanished), (false, ProblemKind::Changed)] {
         let world = world();
         let source = world.source.clone();
         let done = Once::new();
@@ -158,7 +158,7 @@ fn a_source_that_changes_before_it_is_read_is_named() {
         });
         let mut problems = ran.problems();
         problems.sort_by(|one, other| one.1.cmp(&other.1));
-        assert_eq!(problems, [(trouble, "large".to_owned()), (trouble, "small".to_owned())]);
+        assert_eq!(problems, [(kind, "large".to_owned()), (kind, "small".to_owned())]);
         assert_eq!(world.read_target("small"), b"old");
         assert_eq!(world.read_target("large").len(), LARGE_BYTES - 1);
         assert_eq!(world.read_target("untouched"), b"arrives");
@@ -180,7 +180,7 @@ fn a_source_that_changes_half_way_is_named_and_not_installed() {
                 if cut { file.set_len(2_000_000).unwrap() } else { file.write_all_at(b"changed", 0).unwrap() }
             }
         });
-        assert_eq!(ran.problems(), [(Trouble::Changed, "large".to_owned())]);
+        assert_eq!(ran.problems(), [(ProblemKind::Changed, "large".to_owned())]);
         assert!(!world.target.join("large").exists() && world.target.join("other").exists());
         world.run_and_check();
     }
@@ -209,7 +209,7 @@ fn a_growing_source_does_not_end_the_run() {
             stop.store(true, Ordering::Relaxed);
             ran
         });
-        assert_eq!(ran.problems(), [(Trouble::Changed, "log".to_owned())]);
+        assert_eq!(ran.problems(), [(ProblemKind::Changed, "log".to_owned())]);
         assert_eq!(world.read_target("other"), b"arrives");
         world.run_and_check();
     }

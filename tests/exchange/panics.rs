@@ -37,9 +37,9 @@ fn a_panicking_worker_ends_the_run_with_an_error_on_both_sides() {
             Panicking(Sending::new(world.source.clone(), world.options.clone()), panics),
             Panicking(Receiving::new(world.target.clone(), world.options.clone()), panics),
         );
-        for failure in [ran.client.unwrap_err(), ran.agent.unwrap_err()] {
-            assert_eq!(failure.kind, AbortKind::Protocol);
-            assert!(failure.text.contains("a thread of this side panicked"), "{failure:?}");
+        for error in [ran.client.unwrap_err(), ran.agent.unwrap_err()] {
+            assert_eq!(error.kind, AbortKind::Protocol);
+            assert!(error.text.contains("a thread of this side panicked"), "{error:?}");
         }
     }
 }
@@ -77,8 +77,8 @@ fn a_peer_that_reads_nothing_does_not_block_the_end() {
     let engine = Sender::new(&Config { options: world.options.clone(), relay: false });
     let sending = Sending::new(world.source.clone(), world.options.clone());
     let start = Instant::now();
-    let failure = run(reader, writer, engine, sending, true, false, &Quiet).unwrap_err();
-    assert_eq!((failure.kind, failure.by_peer, failure.text.as_str()), (AbortKind::Busy, true, "enough"));
+    let error = run(reader, writer, engine, sending, true, false, &Quiet).unwrap_err();
+    assert_eq!((error.kind, error.by_peer, error.text.as_str()), (AbortKind::Busy, true, "enough"));
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert!(start.elapsed() > Duration::from_secs(5), "nothing was held up: {:?}", start.elapsed());
 }

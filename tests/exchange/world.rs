@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ksync::engine::{Config, Failure, Receiver, Sender, Summary};
+use ksync::engine::{Config, Receiver, RunError, Sender, Summary};
 use ksync::exchange::{Perform, Receiving, Sending, run};
-use ksync::monitor::{Quiet, Trouble};
-use ksync::wire::hello::{self, Consent, Options, Order, Role};
+use ksync::monitor::{ProblemKind, Quiet};
+use ksync::wire::hello::{self, Consent, Options, Request, Role};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use tempfile::TempDir;
 
@@ -39,8 +39,8 @@ pub(crate) struct World {
 /// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Ran {
-    pub(crate) client: Result<Summary, Failure>,
-    pub(crate) agent: Result<Summary, Failure>,
+    pub(crate) client: Result<Summary, RunError>,
+    pub(crate) agent: Result<Summary, RunError>,
     /// Bytes of both directions together.
     pub(crate) bytes: u64,
 }
@@ -51,10 +51,10 @@ impl Ran {
         self.client.as_ref().unwrap()
     }
 
-    pub(crate) fn problems(&self) -> Vec<(Trouble, String)> {
+    pub(crate) fn problems(&self) -> Vec<(ProblemKind, String)> {
         let shown = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
         let problems = self.summary().problems.iter();
-        problems.map(|problem| (problem.trouble, shown(&problem.path))).collect()
+        problems.map(|problem| (problem.kind, shown(&problem.path))).collect()
     }
 }
 
@@ -103,10 +103,10 @@ impl World {
     }
 
     /// A receiver that has prehashed for this long.
-    pub(crate) fn looking_ahead(&self, time: Duration) -> Receiving {
+    pub(crate) fn prehashing(&self, time: Duration) -> Receiving {
         // The prehash skips files that changed a moment ago.
         thread::sleep(Duration::from_millis(200));
-        let receiving = Receiving::new(self.target.clone(), self.options.clone()).looking_ahead(None);
+        let receiving = Receiving::new(self.target.clone(), self.options.clone()).prehashing(None);
         thread::sleep(time);
         receiving
     }
@@ -176,18 +176,18 @@ fn one_side(
     performer: impl Perform,
     is_agent: bool,
     options: &Options,
-) -> Result<Summary, Failure> {
+) -> Result<Summary, RunError> {
     let closed =
-        |text: String| Failure { kind: ksync::wire::message::AbortKind::Connection, by_peer: true, text };
-    let order = Order {
+        |text: String| RunError { kind: ksync::wire::message::AbortKind::Connection, by_peer: true, text };
+    let request = Request {
         role: Role::Receiver,
         path: Vec::new(),
         options: options.clone(),
-        memory: None,
+        baseline_key: None,
         watch: None,
         timeout_ms: 0,
     };
-    hello::write(&mut writer, (!is_agent).then_some(order)).map_err(|error| closed(error.to_string()))?;
+    hello::write(&mut writer, (!is_agent).then_some(request)).map_err(|error| closed(error.to_string()))?;
     if is_agent {
         hello::read(&mut reader).map_err(|error| closed(error.to_string()))?;
     }

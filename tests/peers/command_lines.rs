@@ -116,12 +116,12 @@ fn no_command_line_shows_a_name_a_rule_or_a_content() {
     // An unsealed agent waits for its request for at least one round trip. That is long enough for
     // the spy to see it, even on a busy machine.
     let link = Link::to(SocketAddr::from(([127, 0, 0, 1], machine.port)), Duration::from_millis(50));
-    let place = |name: &str| format!("ssh://root@{}{}", link.address, world.path(name).display());
+    let endpoint = |name: &str| format!("ssh://root@{}{}", link.address, world.path(name).display());
     let key = fs::read_to_string(world.path("host-key.pub")).unwrap();
     let options = ["--identity", "key", "--host-key", key.trim(), "--exclude", "rule-verysecret", "--delete"];
     let run = |arguments: &[&str]| Run::of(world.ksync(options.iter().chain(arguments))).ok();
     let spy = Spy::start();
-    let up = place("path-verysecret");
+    let up = endpoint("path-verysecret");
     run(&["src", &up]);
     let first = spy.take();
     assert!(!tell_nothing(world, &first, "first upload"), "nothing to seal it with was known: {first:?}");

@@ -33,9 +33,9 @@ fn upload(machine: &Machine, round_trip: Duration, options: &[&str]) -> Child {
 
 fn upload_over(machine: &Machine, way: &str, options: &[&str]) -> Child {
     let host_key = fs::read_to_string(machine.world.path("host-key.pub")).expect("a key");
-    let place = machine.behind(way, "dst");
+    let endpoint = machine.behind(way, "dst");
     let mut command = machine.world.ksync(["--identity", "key", "--stats", "--host-key", &host_key]);
-    command.args(options).args(["src", &place]);
+    command.args(options).args(["src", &endpoint]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().expect("start")
 }

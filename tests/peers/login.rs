@@ -60,11 +60,11 @@ fn a_key_given_by_option_is_the_only_one_that_counts() {
     let Some(machine) = machine() else { return };
     make_key(&machine.world, "other-key");
     let public = |name: &str| std::fs::read_to_string(machine.world.path(name)).unwrap();
-    let place = machine.ssh("dst");
-    machine.run(["--host-key", &public("other-key.pub"), "src", &place]).fails(43);
+    let endpoint = machine.ssh("dst");
+    machine.run(["--host-key", &public("other-key.pub"), "src", &endpoint]).fails(43);
     assert_nothing_written(&machine);
     machine.distrust();
-    machine.run(["--host-key", &public("host-key.pub"), "src", &place]).ok();
+    machine.run(["--host-key", &public("host-key.pub"), "src", &endpoint]).ok();
     machine.rsync_finds_no_difference("src", "dst");
 }
 
@@ -88,8 +88,8 @@ fn a_closed_port_is_exit_10_with_every_scheme() {
     let Some(machine) = machine() else { return };
     let port = closed_port();
     for scheme in ["ssh", "ws", "wss"] {
-        let place = format!("{scheme}://root@127.0.0.1:{port}/tmp/x");
-        let run = machine.run(["src", &place]).fails(10);
+        let endpoint = format!("{scheme}://root@127.0.0.1:{port}/tmp/x");
+        let run = machine.run(["src", &endpoint]).fails(10);
         assert!(run.stderr.contains("Connection refused"), "{}", run.stderr);
     }
     assert_nothing_written(&machine);
@@ -110,14 +110,14 @@ fn a_certificate_of_an_unknown_authority_is_refused() {
     let Some(machine) = machine() else { return };
     let (bridge, _service) = machine.bridge();
     let tls = Tls::before(&bridge, &machine.world);
-    let place = machine.behind(&tls.url, "dst");
+    let endpoint = machine.behind(&tls.url, "dst");
     for options in [&[][..], &["--ca-cert", "other-ca.pem"]] {
-        let run = machine.run(options.iter().copied().chain(["src", &place])).fails(10);
+        let run = machine.run(options.iter().copied().chain(["src", &endpoint])).fails(10);
         assert!(run.stderr.contains("could not make a TLS connection to wss://localhost:"), "{}", run.stderr);
         assert!(run.stderr.contains("--ca-cert"), "{}", run.stderr);
     }
     // The certificate is valid for localhost, but not for its address.
-    let by_address = place.replace("localhost", "127.0.0.1");
+    let by_address = endpoint.replace("localhost", "127.0.0.1");
     machine.run(["--ca-cert", "ca.pem", "src", &by_address]).fails(10);
     assert_nothing_written(&machine);
 }
@@ -131,7 +131,7 @@ fn settings_of_ssh_are_honoured() {
         machine.world.path("key").display()
     );
     machine.world.tree("home/.ssh").file("config", config).mode("config", 0o600);
-    let place = format!("ssh://vm{}", machine.world.path("dst").display());
-    machine.world.run(["src", &place]).ok();
+    let endpoint = format!("ssh://vm{}", machine.world.path("dst").display());
+    machine.world.run(["src", &endpoint]).ok();
     machine.rsync_finds_no_difference("src", "dst");
 }

@@ -13,6 +13,7 @@ mod tls;
 mod world;
 
 mod command_lines;
+mod emulator;
 mod lanes;
 mod login;
 mod private;
@@ -20,4 +21,3 @@ mod proxy;
 mod round_trip;
 mod round_trips;
 mod shell;
-mod stand_in;

@@ -20,10 +20,10 @@ fn machine() -> Option<Machine> {
 #[test]
 fn a_private_key_that_others_can_read_is_not_used() {
     let Some(machine) = machine() else { return };
-    let (key, place) = (machine.world.path("key"), machine.ssh("dst"));
+    let (key, endpoint) = (machine.world.path("key"), machine.ssh("dst"));
     for mode in [0o644, 0o640, 0o604, 0o660, 0o601] {
         chmod(&key, mode);
-        let run = machine.run(["src", &place]).fails(40);
+        let run = machine.run(["src", &endpoint]).fails(40);
         let said = format!("the private key key can be read by others (mode {mode:04o}), so it is not used");
         assert!(run.stderr.contains(&said) && run.stderr.contains("chmod 600 key"), "{}", run.stderr);
     }
@@ -31,16 +31,16 @@ fn a_private_key_that_others_can_read_is_not_used() {
     chmod(&key, 0o600);
     let default = machine.world.home().join(".ssh/id_ed25519");
     fs::copy(&key, &default).unwrap();
-    machine.world.run(["src", &place]).ok();
+    machine.world.run(["src", &endpoint]).ok();
     chmod(&default, 0o644);
-    let run = machine.world.run(["src", &place]).fails(40);
+    let run = machine.world.run(["src", &endpoint]).fails(40);
     assert!(run.stderr.contains("id_ed25519 can be read by others"), "{}", run.stderr);
     // As with ssh, the mode of another owner's file is that owner's business.
     if chown(&default, Some(65534), None).is_ok() {
-        machine.world.run(["src", &place]).ok();
+        machine.world.run(["src", &endpoint]).ok();
     }
     chmod(&key, 0o400);
-    machine.run(["src", &place]).ok();
+    machine.run(["src", &endpoint]).ok();
 }
 
 #[test]
@@ -78,17 +78,17 @@ fn an_unsafe_state_directory_only_stops_runs_that_need_a_pin() {
 fn a_pin_is_not_written_through_a_symlink() {
     let Some(machine) = machine() else { return };
     let (bridge, _service) = machine.bridge();
-    let place = machine.behind(&bridge, "dst");
+    let endpoint = machine.behind(&bridge, "dst");
     let (state, elsewhere) = (machine.world.path("state/ksync"), machine.world.path("elsewhere"));
     fs::create_dir(&state).unwrap();
     chmod(&state, 0o700);
     fs::write(&elsewhere, "theirs\n").unwrap();
     symlink(&elsewhere, state.join("known_hosts")).unwrap();
-    let run = machine.run(["src", &place]).fails(43);
+    let run = machine.run(["src", &endpoint]).fails(43);
     assert!(run.stderr.contains("it is a symbolic link, which is not written through"), "{}", run.stderr);
     assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "theirs\n");
     // With the key given as an option there is nothing to store.
     let key = fs::read_to_string(machine.world.path("host-key.pub")).unwrap();
-    machine.run(["--host-key", &key, "src", &place]).ok();
+    machine.run(["--host-key", &key, "src", &endpoint]).ok();
     assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "theirs\n");
 }

@@ -10,17 +10,17 @@ use crate::machine::{Machine, Service, are_there, closed_port};
 use crate::world::{Run, noise};
 
 /// A machine behind a bridge, and the options for OpenSSH's programs to connect through ksync.
-struct Way {
+struct Connection {
     machine: Machine,
     options: Vec<String>,
     _bridge: Service,
 }
 
-impl Way {
+impl Connection {
     /// Connects through `ksync proxy` and websocat.
-    fn new() -> Option<Way> {
+    fn new() -> Option<Connection> {
         let ksync = format!("{} proxy", env!("CARGO_BIN_EXE_ksync"));
-        Way::with(&ksync, Machine::bridge)
+        Connection::with(&ksync, Machine::bridge)
     }
 
     /// Connects through websocat, as without ksync, and the bridge that ksync uploads to VMs
@@ -28,11 +28,11 @@ impl Way {
     ///
     /// The second option is only for the test. Without it websocat may keep bytes that did not fit
     /// into a full pipe, with any server, and then any longer download may hang.
-    fn of_others() -> Option<Way> {
-        Way::with("websocat --binary --no-async-stdio", Machine::own_bridge)
+    fn of_others() -> Option<Connection> {
+        Connection::with("websocat --binary --no-async-stdio", Machine::own_bridge)
     }
 
-    fn with(proxy: &str, bridge: impl FnOnce(&Machine) -> (String, Service)) -> Option<Way> {
+    fn with(proxy: &str, bridge: impl FnOnce(&Machine) -> (String, Service)) -> Option<Connection> {
         if !are_there(&["scp", "sftp"]) {
             return None;
         }
@@ -48,7 +48,7 @@ impl Way {
             "StrictHostKeyChecking=yes".to_owned(),
             "BatchMode=yes".to_owned(),
         ];
-        Some(Way { machine, options: options.into(), _bridge: bridge })
+        Some(Connection { machine, options: options.into(), _bridge: bridge })
     }
 
     fn command(&self, program: &str) -> Command {
@@ -68,9 +68,9 @@ impl Way {
 
 #[test]
 fn ssh_through_the_proxy_returns_output_and_exit_code() {
-    for way in [Way::new(), Way::of_others()].into_iter().flatten() {
+    for connection in [Connection::new(), Connection::of_others()].into_iter().flatten() {
         let run = |command: &str| {
-            let mut ssh = way.command("ssh");
+            let mut ssh = connection.command("ssh");
             ssh.args(["root@vm", command]);
             Run::of(ssh)
         };
@@ -84,22 +84,22 @@ fn ssh_through_the_proxy_returns_output_and_exit_code() {
 
 #[test]
 fn scp_and_sftp_copy_through_the_proxy() {
-    for way in [Way::new(), Way::of_others()].into_iter().flatten() {
-        let world = &way.machine.world;
+    for connection in [Connection::new(), Connection::of_others()].into_iter().flatten() {
+        let world = &connection.machine.world;
         let content = noise(7, 5_000_000);
         fs::write(world.path("file"), &content).unwrap();
         for old_protocol in [true, false] {
-            let mut up = way.command("scp");
-            up.args(old_protocol.then_some("-O")).arg("file").arg(way.there("up"));
+            let mut up = connection.command("scp");
+            up.args(old_protocol.then_some("-O")).arg("file").arg(connection.there("up"));
             Run::of(up).ok();
             assert_eq!(fs::read(world.path("up")).unwrap(), content);
-            let mut down = way.command("scp");
-            down.args(old_protocol.then_some("-O")).arg(way.there("up")).arg("down");
+            let mut down = connection.command("scp");
+            down.args(old_protocol.then_some("-O")).arg(connection.there("up")).arg("down");
             Run::of(down).ok();
             assert_eq!(fs::read(world.path("down")).unwrap(), content);
             fs::remove_file(world.path("up")).unwrap();
         }
-        let mut sftp = way.command("sftp");
+        let mut sftp = connection.command("sftp");
         sftp.args(["-q", "-b", "batch", "root@vm"]);
         // Relative paths on the machine are below the home directory, which is empty.
         let batch = format!("cd {}\nput file up\nget up back\n", world.path("").display());
@@ -111,14 +111,14 @@ fn scp_and_sftp_copy_through_the_proxy() {
 
 #[test]
 fn rsync_copies_through_the_proxy() {
-    for way in [Way::new(), Way::of_others()].into_iter().flatten() {
-        let world = &way.machine.world;
+    for connection in [Connection::new(), Connection::of_others()].into_iter().flatten() {
+        let world = &connection.machine.world;
         world.tree("src").with_everything().file("large", noise(3, 3 << 20));
-        let quoted = way.options.iter().map(|option| format!(" -o '{option}'")).collect::<String>();
+        let quoted = connection.options.iter().map(|option| format!(" -o '{option}'")).collect::<String>();
         let mut rsync = world.command("rsync");
-        rsync.args(["-a", "-e", &format!("ssh -F none{quoted}"), "src/", &way.there("dst/")]);
+        rsync.args(["-a", "-e", &format!("ssh -F none{quoted}"), "src/", &connection.there("dst/")]);
         Run::of(rsync).ok();
-        way.machine.rsync_finds_no_difference("src", "dst");
+        connection.machine.rsync_finds_no_difference("src", "dst");
     }
 }
 
@@ -126,7 +126,7 @@ fn rsync_copies_through_the_proxy() {
 /// server on the VM that the script started.
 #[test]
 fn an_editor_reaches_its_server_through_the_proxy() {
-    for way in [Way::new(), Way::of_others()].into_iter().flatten() {
+    for connection in [Connection::new(), Connection::of_others()].into_iter().flatten() {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = server.local_addr().unwrap().port();
         let serving = thread::spawn(move || {
@@ -136,7 +136,7 @@ fn an_editor_reaches_its_server_through_the_proxy() {
             client.write_all(&said.map(|byte| byte.to_ascii_uppercase())).unwrap();
         });
         let socks = closed_port();
-        let mut ssh = way.command("ssh");
+        let mut ssh = connection.command("ssh");
         ssh.args([
             "-T",
             "-o",

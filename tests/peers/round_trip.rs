@@ -11,17 +11,17 @@ use crate::world::noise;
 /// Limit of copied third-party source files.
 const SOURCE_FILES_MAX: usize = 3000;
 
-/// Uploads, downloads, and repeats both with changes; rsync verifies each step. `place` makes an
+/// Uploads, downloads, and repeats both with changes; rsync verifies each step. `endpoint` makes an
 /// endpoint from a directory's name.
 #[track_caller]
-fn goes_round(machine: &Machine, options: &[&str], place: impl Fn(&str) -> String) {
+fn goes_round(machine: &Machine, options: &[&str], endpoint: impl Fn(&str) -> String) {
     let world = &machine.world;
     world.tree("src").with_everything().file("large", noise(1, 3 << 20));
     for round in 0..2_usize {
-        let up = place("up");
+        let up = endpoint("up");
         let sync = |source: &str, destination: &str| {
-            let places = ["--delete", source, destination];
-            machine.run(options.iter().copied().chain(places)).ok().stats()
+            let arguments = ["--delete", source, destination];
+            machine.run(options.iter().copied().chain(arguments)).ok().stats()
         };
         sync("src", &up);
         machine.rsync_finds_no_difference("src", "up");
@@ -84,8 +84,8 @@ fn a_round_trip_works_with_the_setup_of_the_kernel_cli() {
         key = key.display()
     );
     machine.world.tree(".").file("setup.json", setup);
-    let place = |name: &str| format!(":{}", machine.world.path(name).display());
-    goes_round(&machine, &["--setup", "setup.json"], place);
+    let endpoint = |name: &str| format!(":{}", machine.world.path(name).display());
+    goes_round(&machine, &["--setup", "setup.json"], endpoint);
 }
 
 #[test]

@@ -27,27 +27,27 @@ fn finding_nothing_to_do_takes_nine_round_trips_and_eight_kilobytes() {
     }
     let (bridge, _service) = machine.bridge();
     let bridge = bridge.trim_start_matches("ws://").parse().expect("an address");
-    let ways = [Link::to(bridge, Duration::ZERO), Link::to(bridge, ROUND_TRIP / 2)];
+    let links = [Link::to(bridge, Duration::ZERO), Link::to(bridge, ROUND_TRIP / 2)];
     let sync = |link: &Link| {
-        let place = machine.behind(&format!("ws://{}", link.address), "dst");
+        let endpoint = machine.behind(&format!("ws://{}", link.address), "dst");
         let start = Instant::now();
         let key = std::fs::read_to_string(machine.world.path("host-key.pub")).expect("a key");
-        let run = machine.run(["--host-key", &key, "src", &place]).ok();
+        let run = machine.run(["--host-key", &key, "src", &endpoint]).ok();
         (run.stats(), start.elapsed())
     };
     sync(&Link::to(bridge, Duration::ZERO));
-    let [(_, near), (far_stats, far)] = [sync(&ways[0]), sync(&ways[1])];
+    let [(_, near), (far_stats, far)] = [sync(&links[0]), sync(&links[1])];
     assert!(far_stats.summary.starts_with("nothing to do"), "{}", far_stats.summary);
     let trips = (far.saturating_sub(near)).as_secs_f64() / ROUND_TRIP.as_secs_f64();
     let seen = format!(
         "{} round trips, {trips:.2} by the clock, {} bytes up, {} of them the exchange's",
-        ways[1].round_trips(),
-        ways[1].up_bytes(),
+        links[1].round_trips(),
+        links[1].up_bytes(),
         far_stats.wire_up_bytes
     );
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{seen}\n").as_bytes());
-    assert!(ways[1].round_trips() <= ROUND_TRIPS, "{seen}");
+    assert!(links[1].round_trips() <= ROUND_TRIPS, "{seen}");
     // The work of both sides varies by less than a round trip between runs.
     assert!(trips < ROUND_TRIPS as f64 + 0.9, "{seen}");
-    assert!(ways[1].up_bytes() <= UP_BYTES_MAX, "{seen}");
+    assert!(links[1].up_bytes() <= UP_BYTES_MAX, "{seen}");
 }

@@ -2,7 +2,7 @@
 
 use crate::machine::Machine;
 use crate::tls::Tls;
-use crate::world::{Desk, Run};
+use crate::world::{Run, Terminal};
 
 const PROMPT: &str = "vm> ";
 
@@ -37,22 +37,22 @@ fn a_shell_has_a_terminal_and_a_command_has_none() {
     let run = Run::of(ssh(&["test -t 0 || echo none; echo oops >&2; exit 3"]));
     assert_eq!((run.status.code(), run.stdout.as_str(), run.stderr.as_str()), (Some(3), "none\n", "oops\n"));
 
-    let mut desk = Desk::new(&machine.world, &ssh(&[]));
-    desk.sees(PROMPT);
-    assert!(desk.is_changed());
-    desk.types("test -t 0 && stty size && echo $TERM\n");
-    desk.sees("17 91\r\nvt220\r\n");
-    desk.sees(PROMPT);
-    desk.resize(132, 50);
+    let mut terminal = Terminal::new(&machine.world, &ssh(&[]));
+    terminal.sees(PROMPT);
+    assert!(terminal.is_changed());
+    terminal.types("test -t 0 && stty size && echo $TERM\n");
+    terminal.sees("17 91\r\nvt220\r\n");
+    terminal.sees(PROMPT);
+    terminal.resize(132, 50);
     // sshd gets the new size before the next input, but a program sees it only when it asks.
-    desk.types("until [ \"$(stty size)\" = '50 132' ]; do :; done; echo re\"\"sized\n");
-    desk.sees("resized\r\n");
-    desk.types("echo be\"\"gun; sleep 1000\n");
-    desk.sees("begun\r\n");
-    desk.types("\x03");
-    desk.sees(PROMPT);
-    desk.types("exit 7\n");
-    desk.ends_with(7);
+    terminal.types("until [ \"$(stty size)\" = '50 132' ]; do :; done; echo re\"\"sized\n");
+    terminal.sees("resized\r\n");
+    terminal.types("echo be\"\"gun; sleep 1000\n");
+    terminal.sees("begun\r\n");
+    terminal.types("\x03");
+    terminal.sees(PROMPT);
+    terminal.types("exit 7\n");
+    terminal.ends_with(7);
 }
 
 #[test]
@@ -63,14 +63,14 @@ fn the_editing_keys_of_the_local_terminal_apply() {
     let line =
         "before=$(stty -g); stty erase ^H kill undef iutf8; \"$@\"; status=$?; stty $before; exit $status";
     program.args(["-c", line, "sh"]).arg(ssh.get_program()).args(ssh.get_args());
-    let mut desk = Desk::new(&machine.world, &program);
-    desk.sees(PROMPT);
-    desk.types("stty -a; echo en\"\"ded\n");
-    let told = desk.sees("ended\r\n");
+    let mut terminal = Terminal::new(&machine.world, &program);
+    terminal.sees(PROMPT);
+    terminal.types("stty -a; echo en\"\"ded\n");
+    let told = terminal.sees("ended\r\n");
     for mode in ["erase = ^H;", "kill = <undef>;", "intr = ^C;", " iutf8"] {
         assert!(told.contains(mode), "{mode} in {told}");
     }
-    desk.sees(PROMPT);
-    desk.types("exit\n");
-    desk.ends_with(0);
+    terminal.sees(PROMPT);
+    terminal.types("exit\n");
+    terminal.ends_with(0);
 }

@@ -49,9 +49,9 @@ impl Pair {
 
     fn upload_with(&self, options: &[&str]) -> Run {
         let ca = self.cloud.platform().ca_cert();
-        let place = format!("wss://{}{}", self.address, self.world.path("dst").display());
+        let endpoint = format!("wss://{}{}", self.address, self.world.path("dst").display());
         let mut command =
-            self.world.ksync(["src", &place, "--identity", "key", "--host-key", &self.host_key]);
+            self.world.ksync(["src", &endpoint, "--identity", "key", "--host-key", &self.host_key]);
         command.arg("--ca-cert").arg(ca).args(options);
         Run::of(command)
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::disk::{Disk, Last};
 use crate::fuse::{Quirky, Syncs};
-use crate::round::{Rng, Stage, Way, edit, end, fill, seen};
+use crate::round::{Operation, Rng, Stage, edit, end, fill, seen};
 use crate::{alone, can_cut};
 
 /// A change of the source.
@@ -88,7 +88,7 @@ fn cut(disk: &mut Disk) {
 
 /// Changes the source step by step, each followed by a run and a power cut. Returns the steps after
 /// which the copy differed from the source.
-fn lost_steps(way: Way, options: &[&str]) -> Vec<&'static str> {
+fn lost_steps(operation: Operation, options: &[&str]) -> Vec<&'static str> {
     let folder = folder();
     let mut disk = Disk::make(folder.path(), 256).unwrap();
     disk.mount("").unwrap();
@@ -98,13 +98,13 @@ fn lost_steps(way: Way, options: &[&str]) -> Vec<&'static str> {
     for (name, change) in STEPS {
         change(&source, &mut rng);
         let place = disk.place.clone();
-        let stage = Stage { folder: folder.path(), disk: &place, way };
-        assert!(command(&stage, options).status().unwrap().success(), "{way:?}: {name}");
+        let stage = Stage { folder: folder.path(), disk: &place, operation };
+        assert!(command(&stage, options).status().unwrap().success(), "{operation:?}: {name}");
         cut(&mut disk);
         if seen(&source) != seen(&stage.target()) {
             lost.push(name);
             // Makes the copy equal again for the next step.
-            assert!(command(&stage, &["--fsync"]).status().unwrap().success(), "{way:?}: {name}");
+            assert!(command(&stage, &["--fsync"]).status().unwrap().success(), "{operation:?}: {name}");
         }
     }
     disk.unmount().unwrap();
@@ -117,8 +117,8 @@ fn a_reported_success_survives_a_power_cut_at_once() {
     if !can_cut() {
         return;
     }
-    for way in [Way::Local, Way::Upload, Way::Download] {
-        assert_eq!(lost_steps(way, &["--fsync"]), [""; 0], "{way:?}");
+    for operation in [Operation::Local, Operation::Upload, Operation::Download] {
+        assert_eq!(lost_steps(operation, &["--fsync"]), [""; 0], "{operation:?}");
     }
 }
 
@@ -128,7 +128,7 @@ fn the_same_cuts_lose_something_without_fsync() {
     if !can_cut() {
         return;
     }
-    let lost = lost_steps(Way::Local, &[]);
+    let lost = lost_steps(Operation::Local, &[]);
     assert!(lost.len() >= STEPS.len() / 2, "the test sees nothing but {lost:?}");
 }
 
@@ -138,18 +138,18 @@ fn fsync_makes_an_earlier_runs_writes_durable_too() {
     if !can_cut() {
         return;
     }
-    for way in [Way::Local, Way::Upload] {
+    for operation in [Operation::Local, Operation::Upload] {
         let folder = folder();
         let mut disk = Disk::make(folder.path(), 256).unwrap();
         disk.mount(",commit=300").unwrap();
         let (source, mut rng, place) = (folder.path().join("src"), Rng::new(15), disk.place.clone());
         fill(&source, &mut rng);
-        let stage = Stage { folder: folder.path(), disk: &place, way };
+        let stage = Stage { folder: folder.path(), disk: &place, operation };
         for options in [&[][..], &["--fsync"]] {
-            assert!(command(&stage, options).status().unwrap().success(), "{way:?} {options:?}");
+            assert!(command(&stage, options).status().unwrap().success(), "{operation:?} {options:?}");
         }
         cut(&mut disk);
-        assert!(seen(&source) == seen(&stage.target()), "{way:?}");
+        assert!(seen(&source) == seen(&stage.target()), "{operation:?}");
         disk.unmount().unwrap();
     }
 }
@@ -161,12 +161,12 @@ fn names_in_a_filesystem_below_the_destination_are_durable() {
     if !can_cut() {
         return;
     }
-    for way in [Way::Local, Way::Upload] {
+    for operation in [Operation::Local, Operation::Upload] {
         let folder = folder();
         let below = tempfile::tempdir_in(folder.path()).unwrap();
         let mut disk = Disk::make(below.path(), 64).unwrap();
         let place = folder.path().to_owned();
-        let stage = Stage { folder: folder.path(), disk: &place, way };
+        let stage = Stage { folder: folder.path(), disk: &place, operation };
         disk.place = stage.target().join("mp");
         fs::create_dir_all(&disk.place).unwrap();
         disk.mount(",commit=300").unwrap();
@@ -182,7 +182,7 @@ fn names_in_a_filesystem_below_the_destination_are_durable() {
         let (source, copy) = (seen(&source.join("mp")), seen(&disk.place));
         let is_there = |path: &&Path| copy.get(*path) == source.get(*path);
         let paths: Vec<&Path> = ["d", "d/x", "d/new", "link"].map(Path::new).to_vec();
-        assert!(paths.iter().all(is_there), "{way:?}: {:?}", copy.keys());
+        assert!(paths.iter().all(is_there), "{operation:?}: {:?}", copy.keys());
         disk.unmount().unwrap();
     }
 }
@@ -195,9 +195,9 @@ fn a_success_reported_amid_a_power_cut_is_on_the_disk() {
         return;
     }
     let (mut failed, mut succeeded) = (0, 0);
-    for (way, delays_ms) in [
-        (Way::Local, [0, 20, 50, 100, 200, 300, 500, 800, 1200, 2000]),
-        (Way::Upload, [20, 50, 100, 200, 300, 500, 800, 1200, 2000, 3000]),
+    for (operation, delays_ms) in [
+        (Operation::Local, [0, 20, 50, 100, 200, 300, 500, 800, 1200, 2000]),
+        (Operation::Upload, [20, 50, 100, 200, 300, 500, 800, 1200, 2000, 3000]),
     ] {
         for delay_ms in delays_ms {
             let folder = folder();
@@ -205,7 +205,7 @@ fn a_success_reported_amid_a_power_cut_is_on_the_disk() {
             disk.mount("").unwrap();
             let (source, mut rng, place) = (folder.path().join("src"), Rng::new(16), disk.place.clone());
             fill(&source, &mut rng);
-            let stage = Stage { folder: folder.path(), disk: &place, way };
+            let stage = Stage { folder: folder.path(), disk: &place, operation };
             let mut child = command(&stage, &["--fsync"]).spawn().unwrap();
             thread::sleep(Duration::from_millis(delay_ms));
             disk.cut(Last::Nothing).unwrap();
@@ -217,12 +217,12 @@ fn a_success_reported_amid_a_power_cut_is_on_the_disk() {
             let code = status.expect("the run ends").code();
             if code == Some(0) {
                 succeeded += 1;
-                assert!(seen(&source) == seen(&stage.target()), "{way:?} {delay_ms} ms");
+                assert!(seen(&source) == seen(&stage.target()), "{operation:?} {delay_ms} ms");
             } else {
                 failed += 1;
-                assert!(matches!(code, Some(3 | 11 | 23)), "{way:?} {delay_ms} ms: {code:?}");
+                assert!(matches!(code, Some(3 | 11 | 23)), "{operation:?} {delay_ms} ms: {code:?}");
                 assert!(command(&stage, &["--fsync"]).status().unwrap().success());
-                assert!(seen(&source) == seen(&stage.target()), "{way:?} {delay_ms} ms");
+                assert!(seen(&source) == seen(&stage.target()), "{operation:?} {delay_ms} ms");
             }
             disk.unmount().unwrap();
         }
@@ -251,7 +251,7 @@ fn a_failed_last_sync_makes_the_next_run_write_again() {
     disk.mount("").unwrap();
     let (source, mut rng, place) = (folder.path().join("src"), Rng::new(17), disk.place.clone());
     few(&source, &mut rng);
-    let stage = Stage { folder: folder.path(), disk: &place, way: Way::Local };
+    let stage = Stage { folder: folder.path(), disk: &place, operation: Operation::Local };
     let plain = command(&stage, &["--fsync"]);
     let mut injected = strace("inject=syncfs:error=EIO:when=1");
     injected.arg(plain.get_program()).args(plain.get_args()).env("HOME", folder.path().join("home"));

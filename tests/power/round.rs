@@ -21,7 +21,7 @@ pub(crate) enum Outcome {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Operation {
     Local,
     Upload,
     Download,
@@ -41,7 +41,7 @@ enum Moment {
 #[derive(Debug)]
 pub(crate) struct Round {
     seed: u64,
-    way: Way,
+    operation: Operation,
     options: &'static str,
     moment: Moment,
     last: Last,
@@ -90,13 +90,19 @@ const MIB: u64 = 1 << 20;
 impl Round {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let ways = [Way::Local, Way::Upload, Way::Download, Way::Watch, Way::WatchUpload];
+        let operations = [
+            Operation::Local,
+            Operation::Upload,
+            Operation::Download,
+            Operation::Watch,
+            Operation::WatchUpload,
+        ];
         let options = ["", ",noauto_da_alloc", ",data=writeback"];
         let moment =
             if rng.below(3) == 0 { Moment::During(rng.below(250)) } else { Moment::After(rng.below(2500)) };
         Self {
             seed,
-            way: ways[rng.below(5) as usize],
+            operation: operations[rng.below(5) as usize],
             options: options[rng.below(3) as usize],
             moment,
             last: if rng.below(2) == 0 { Last::Journal } else { Last::Nothing },
@@ -108,8 +114,8 @@ impl Round {
     /// A round in which the next run would take old blocks for new ones.
     pub(crate) fn that_shows_old_blocks(seed: u64) -> Self {
         let moment = Moment::After(1000 + 200 * seed);
-        let (way, options, last) = (Way::Local, ",noauto_da_alloc", Last::Nothing);
-        Self { seed, way, options, moment, last, settles: true, edits: true }
+        let (operation, options, last) = (Operation::Local, ",noauto_da_alloc", Last::Nothing);
+        Self { seed, operation, options, moment, last, settles: true, edits: true }
     }
 
     pub(crate) fn run(&self, takes_markers: bool) -> Outcome {
@@ -120,7 +126,7 @@ impl Round {
         let mut disk = Disk::make(folder.path(), 256).unwrap();
         disk.mount(self.options).unwrap();
         let mut rng = Rng::new(self.seed ^ 0xabcd);
-        let stage = Stage { folder: folder.path(), disk: &disk.place, way: self.way };
+        let stage = Stage { folder: folder.path(), disk: &disk.place, operation: self.operation };
         let source = folder.path().join("src");
         fill(&source, &mut rng);
 
@@ -132,7 +138,7 @@ impl Round {
                 disk.mount(self.options).unwrap();
             }
         }
-        let stage = Stage { folder: folder.path(), disk: &disk.place, way: self.way };
+        let stage = Stage { folder: folder.path(), disk: &disk.place, operation: self.operation };
         let child = if self.edits && stage.is_watch() {
             let child = stage.begin();
             wait_until(|| differences(&source, &stage.target()).is_empty());
@@ -162,7 +168,7 @@ impl Round {
         if takes_markers {
             disk.take_markers();
         }
-        let stage = Stage { folder: folder.path(), disk: &disk.place, way: self.way };
+        let stage = Stage { folder: folder.path(), disk: &disk.place, operation: self.operation };
         let is_done = stage.once();
         let differences = differences(&source, &stage.target());
         disk.unmount().unwrap();
@@ -181,12 +187,12 @@ impl Round {
 pub(crate) struct Stage<'a> {
     pub(crate) folder: &'a Path,
     pub(crate) disk: &'a Path,
-    pub(crate) way: Way,
+    pub(crate) operation: Operation,
 }
 
 impl Stage<'_> {
     fn is_watch(&self) -> bool {
-        matches!(self.way, Way::Watch | Way::WatchUpload)
+        matches!(self.operation, Operation::Watch | Operation::WatchUpload)
     }
 
     pub(crate) fn target(&self) -> PathBuf {
@@ -196,10 +202,10 @@ impl Stage<'_> {
     pub(crate) fn command(&self, watches: bool) -> Command {
         let (source, target) = (self.folder.join("src"), self.target());
         let far = |path: &Path| format!("sandbox:{}", path.display()).into();
-        let (from, to) = match self.way {
-            Way::Local | Way::Watch => (source.into_os_string(), target.into_os_string()),
-            Way::Upload | Way::WatchUpload => (source.into_os_string(), far(&target)),
-            Way::Download => (far(&source), target.into_os_string()),
+        let (from, to) = match self.operation {
+            Operation::Local | Operation::Watch => (source.into_os_string(), target.into_os_string()),
+            Operation::Upload | Operation::WatchUpload => (source.into_os_string(), far(&target)),
+            Operation::Download => (far(&source), target.into_os_string()),
         };
         let home = self.folder.join("home");
         fs::create_dir_all(&home).unwrap();
@@ -232,9 +238,9 @@ impl Stage<'_> {
 }
 
 /// The exit status of a run, if it ended in time.
-pub(crate) fn status(child: &mut Child, patience: Duration) -> Option<std::process::ExitStatus> {
+pub(crate) fn status(child: &mut Child, timeout: Duration) -> Option<std::process::ExitStatus> {
     let start = Instant::now();
-    while start.elapsed() < patience {
+    while start.elapsed() < timeout {
         if let Some(status) = child.try_wait().unwrap() {
             return Some(status);
         }

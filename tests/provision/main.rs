@@ -18,6 +18,6 @@ mod world;
 
 mod bridge;
 mod cleanup;
+mod failures;
 mod first;
 mod official;
-mod trouble;

@@ -18,7 +18,7 @@ const BOOT: &str = include_str!("boot.sh");
 const OFFICIAL: &str = include_str!("official.sh");
 const PROVISION: &str = include_str!("../../src/kernel/provision.sh");
 const CLEANUP: &str = include_str!("../../src/kernel/cleanup.sh");
-const LOOK: &str = include_str!("../../src/kernel/look.sh");
+const DIAGNOSE: &str = include_str!("../../src/kernel/diagnose.sh");
 
 /// Programs that the machine that runs the tests must have.
 const PROGRAMS: [&str; 12] = [
@@ -244,8 +244,8 @@ impl Vm {
 
     /// Runs the diagnosis script and returns its output.
     #[track_caller]
-    pub(crate) fn look(&self) -> String {
-        self.run(&["bash", "-c", LOOK]).ok().stdout
+    pub(crate) fn diagnose(&self) -> String {
+        self.run(&["bash", "-c", DIAGNOSE]).ok().stdout
     }
 
     #[track_caller]

@@ -28,7 +28,7 @@ async fn is_installed_now(world: &World, image: &AgentImage) -> bool {
     sent.is_some()
 }
 
-async fn failure(world: &World, image: AgentImage) -> Arc<RemoteError> {
+async fn install_error(world: &World, image: AgentImage) -> Arc<RemoteError> {
     let connection = world.connect().await;
     let agent = connection.agent_from(image).await.unwrap();
     let (heard, end) = talk(agent, noise(1000)).await;
@@ -158,7 +158,7 @@ async fn a_failed_installation_reports_the_reason_for_each_directory() {
     let Some(mut world) = World::new() else { return };
     let image = world.image(ECHO);
     let wrong = AgentImage { sha256: "0".repeat(64).into(), ..image };
-    let error = failure(&world, wrong).await;
+    let error = install_error(&world, wrong).await;
     assert_eq!(error.kind(), ErrorKind::CouldNotStart);
     let text = error.to_string();
     assert!(text.starts_with("could not install the agent on 127.0.0.1:"), "{text}");
@@ -166,7 +166,7 @@ async fn a_failed_installation_reports_the_reason_for_each_directory() {
     assert!(text.contains("/tmp/ksync-"), "{text}");
     assert!(std::fs::read_dir(world.agents()).unwrap().next().is_none(), "something was left behind");
     // A program for another machine.
-    let error = failure(&world, pack(b"\x7fELF of another machine")).await;
+    let error = install_error(&world, pack(b"\x7fELF of another machine")).await;
     assert!(error.to_string().contains("the agent does not run there"), "{error}");
     assert!(std::fs::read_dir(world.agents()).unwrap().next().is_none(), "something was left behind");
 }
@@ -206,7 +206,7 @@ async fn endless_noise_ends_with_an_error_that_quotes_the_noise() {
     };
     let begin = Instant::now();
     let image = world.image(ECHO);
-    let error = failure(&world, image).await;
+    let error = install_error(&world, image).await;
     assert!(begin.elapsed() < Duration::from_secs(10));
     assert_eq!(error.kind(), ErrorKind::CouldNotStart);
     let text = error.to_string();
@@ -221,7 +221,7 @@ async fn an_account_that_may_not_run_commands_is_reported() {
         return;
     };
     let image = world.image(ECHO);
-    let error = failure(&world, image).await;
+    let error = install_error(&world, image).await;
     assert_eq!(
         error.to_string(),
         format!(

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ksync::remote::{Agent, ErrorKind, Loss, RemoteError, Target, connect};
+use ksync::remote::{Agent, DisconnectReason, ErrorKind, RemoteError, Target, connect};
 use rustls_pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -119,12 +119,12 @@ async fn a_dead_link_is_detected() {
     let Some(mut world) = World::new() else { return };
     let image = world.image("exec sleep 60");
     let websocat = Websocat::to(world.address());
-    let mut ways = vec![(world.target(), world.address())];
+    let mut targets = vec![(world.target(), world.address())];
     if let Some(websocat) = &websocat {
         let address: SocketAddr = websocat.url().trim_start_matches("ws://").parse().unwrap();
-        ways.push((world.target_over("", None), address));
+        targets.push((world.target_over("", None), address));
     }
-    for (target, address) in ways {
+    for (target, address) in targets {
         let proxy = Proxy::to(address, Duration::ZERO);
         let target = match target.transport {
             ksync::remote::Transport::Tcp { .. } => world.target_at(proxy.address),
@@ -133,7 +133,7 @@ async fn a_dead_link_is_detected() {
         let target = Target { silence_timeout: Duration::from_secs(2), ..target };
         let (elapsed, error) = struck(&world, &target, image.clone(), || proxy.go_black()).await;
         assert!(elapsed < Duration::from_secs(6), "{elapsed:?}");
-        assert!(matches!(error, RemoteError::Lost { source: Loss::Silence(_), .. }), "{error:?}");
+        assert!(matches!(error, RemoteError::Lost { source: DisconnectReason::Silence(_), .. }), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::Timeout);
     }
 }

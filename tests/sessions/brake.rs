@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::platform::{Platform, place};
+use crate::platform::{Platform, endpoint};
 use crate::world::World;
 
 /// Ends a session and makes another one of the same name, with an empty directory on its VM.
@@ -25,7 +25,7 @@ fn a_recreated_session_never_counts_as_emptied() {
         let platform = Platform::start(&world);
         world.tree("there").file("a", "a").file("d/b", "b");
         let mut id = platform.create(&world, &["--name", "mine"]);
-        let far = place(&world, name, "there");
+        let far = endpoint(&world, name, "there");
         platform.run(&world, &["--delete", &far, "back"]).ok();
         id = replace(&platform, &world, &id, "there");
         for _ in 0..2 {
@@ -44,7 +44,7 @@ fn a_recreated_session_never_counts_as_emptied() {
             fs::remove_file(world.path("back/new")).unwrap();
         }
         // Another name makes another pair of endpoints.
-        let other = place(&world, &id, "there");
+        let other = endpoint(&world, &id, "there");
         platform.run(&world, &["--delete", &other, "back"]).fails(25);
         platform.run(&world, &["--delete", "--yes", &far, "back"]).ok();
         assert!(!world.path("back/a").exists() && !world.path("back/d").exists());
@@ -62,7 +62,7 @@ fn a_destination_on_another_vm_is_not_the_last_copy() {
     let platform = Platform::start(&world);
     world.tree("src").file("a", "a");
     let id = platform.create(&world, &["--name", "mine"]);
-    let far = place(&world, "mine", "there");
+    let far = endpoint(&world, "mine", "there");
     platform.run(&world, &["--delete", "src", &far]).ok();
     replace(&platform, &world, &id, "there");
     world.tree("there").file("image's own", "x");
@@ -87,7 +87,7 @@ fn a_restarted_vm_never_counts_as_emptied() {
     let platform = Platform::started_as(&world, &boot);
     world.tree("there").file("a", "a").file("b", "b");
     let id = platform.create(&world, &[]);
-    let far = place(&world, &id, "there");
+    let far = endpoint(&world, &id, "there");
     platform.run(&world, &["--delete", &far, "back"]).ok();
     fs::remove_file(world.path("there/a")).unwrap();
     fs::write(&boot, "22222222-2222-4222-8222-222222222222\n").unwrap();

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::platform::{Platform, place};
+use crate::platform::{Platform, endpoint};
 use crate::world::{Run, World, noise, wait_for};
 
 /// Starts a command on the VM that runs until the test creates a file.
@@ -36,7 +36,7 @@ fn a_missing_session_is_reported_and_deletes_nothing() {
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
     let id = platform.create(&world, &["--timeout", "10"]);
-    let there = place(&world, &id, "there");
+    let there = endpoint(&world, &id, "there");
     platform.run(&world, &["src", &there]).ok();
     platform.run(&world, &[&there, "back"]).ok();
     platform.advance(3600);
@@ -56,7 +56,7 @@ fn a_vm_in_standby_wakes_unless_keep_alive_is_off() {
     platform.fault(json!({ "call": "bridge", "freezes_in_standby": true, "times": 9 }));
     platform.advance(5);
     assert_eq!(platform.session(&id)["stage"], "standby");
-    let there = place(&world, &id, "there");
+    let there = endpoint(&world, &id, "there");
     platform.run(&world, &["--no-keep-alive", "--contimeout", "1", "src", &there]).fails(35);
     platform.run(&world, &["src", &there]).ok();
     world.assert_same("src", "there");
@@ -94,7 +94,7 @@ fn stopped_in_the_middle(options: &[&str], status: u16) -> (World, Run) {
     world.tree("src").file("large", noise(1, 50_000_000));
     let id = platform.create(&world, &["--timeout", "300"]);
     platform.run(&world, &["session", "setup", &id]).ok();
-    let there = place(&world, &id, "there");
+    let there = endpoint(&world, &id, "there");
     let args = [options, &["src", &there]].concat();
     let child = wait_for("a stop that comes in time", || stopped(&world, platform.ksync(&world, &args)));
     platform.advance(3600);

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::platform::{Platform, place};
+use crate::platform::{Platform, endpoint};
 use crate::world::{World, noise};
 
 #[test]
@@ -15,15 +15,15 @@ fn create_upload_download_delete() {
     let id = platform.create(&world, &["--timeout", "300", "--name", "mine"]);
     assert_eq!(platform.ask("GET", "/browsers/mine", &Value::Null).1["session_id"], json!(id));
 
-    platform.run(&world, &["src", &place(&world, "session", "there")]).ok();
+    platform.run(&world, &["src", &endpoint(&world, "session", "there")]).ok();
     world.assert_same("src", "there");
     for name in [id.as_str(), "mine"] {
-        platform.run(&world, &[&place(&world, name, "there"), &format!("back-{name}")]).ok();
+        platform.run(&world, &[&endpoint(&world, name, "there"), &format!("back-{name}")]).ok();
         world.assert_same("src", format!("back-{name}"));
     }
     platform.run(&world, &["session", "delete"]).ok();
     assert_eq!(platform.status(&id), 404);
-    let run = platform.run(&world, &["src", &place(&world, &id, "there")]);
+    let run = platform.run(&world, &["src", &endpoint(&world, &id, "there")]);
     assert_eq!(run.status.code().unwrap_or(-1), 41, "{}", run.stderr);
 }
 
@@ -33,8 +33,8 @@ fn one_file_is_copied_both_ways_as_with_scp() {
     let platform = Platform::start(&world);
     fs::write(world.path("file.bin"), noise(1, 3_000_000)).unwrap();
     let id = platform.create(&world, &[]);
-    platform.run(&world, &["file.bin", &place(&world, &id, "there.bin")]).ok();
-    platform.run(&world, &[&place(&world, &id, "there.bin"), "back.bin"]).ok();
+    platform.run(&world, &["file.bin", &endpoint(&world, &id, "there.bin")]).ok();
+    platform.run(&world, &[&endpoint(&world, &id, "there.bin"), "back.bin"]).ok();
     assert_eq!(fs::read(world.path("back.bin")).unwrap(), noise(1, 3_000_000));
 }
 
@@ -45,7 +45,7 @@ fn a_session_that_was_used_before_needs_no_api() {
     world.tree("src").with_everything();
     let id = platform.create(&world, &[]);
     platform.calls();
-    let there = place(&world, &id, "there");
+    let there = endpoint(&world, &id, "there");
     let run = platform.run(&world, &["src", &there]).ok();
     assert!(run.stderr.starts_with("asking for the session\nsetting its VM up"), "{}", run.stderr);
     let calls = platform.calls();
@@ -54,7 +54,7 @@ fn a_session_that_was_used_before_needs_no_api() {
         (&json!(1), &json!(1)),
         "once to look it up, once to set it up"
     );
-    let run = platform.run(&world, &["src", &place(&world, &id, "told")]).ok();
+    let run = platform.run(&world, &["src", &endpoint(&world, &id, "told")]).ok();
     assert!(!run.stderr.contains("asking"), "nothing has to be done first: {}", run.stderr);
     platform.calls();
     let asked = || {
@@ -80,7 +80,7 @@ fn the_key_is_added_once_and_removed_by_a_cleanup() {
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
     let id = platform.create(&world, &[]);
-    platform.run(&world, &["src", &place(&world, &id, "there")]).ok();
+    platform.run(&world, &["src", &endpoint(&world, &id, "there")]).ok();
     let root = platform.root(&id);
     let authorized = || fs::read_to_string(root.join("root/.ssh/authorized_keys")).unwrap_or_default();
     assert!(authorized().ends_with(" ksync\n"), "{}", authorized());
@@ -135,7 +135,7 @@ fn a_pool_session_is_not_reused_after_its_deletion() {
     assert_eq!(platform.ask("POST", "/browser_pools", &pool).0, 201);
     let id = platform.create(&world, &["--pool", "swimmers"]);
     world.tree("src").with_everything();
-    platform.run(&world, &["src", &place(&world, "session", "there")]).ok();
+    platform.run(&world, &["src", &endpoint(&world, "session", "there")]).ok();
     platform.run(&world, &["session", "delete", &id]).ok();
     assert_eq!(platform.status(&id), 404);
 }

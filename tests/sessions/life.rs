@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::platform::{Platform, place};
+use crate::platform::{Platform, endpoint};
 use crate::world::{Run, World};
 
 /// Maximum age of a session, in seconds.
@@ -60,7 +60,7 @@ fn a_session_near_its_maximum_age_is_warned_about_even_from_the_store() {
     world.tree("src").with_everything();
     let id = lasting(&platform, &world);
     platform.advance(AGE_MAX - 599);
-    let there = place(&world, &id, "there");
+    let there = endpoint(&world, &id, "there");
     let mapping = format!("src → {there}\n");
     let run = platform.run(&world, &["src", &there]).ok();
     let preparations = "asking for the session\n\
@@ -102,7 +102,7 @@ fn a_session_without_keep_alive_is_warned_about() {
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
     let id = platform.create(&world, &["--timeout", "300"]);
-    let there = place(&world, &id, "there");
+    let there = endpoint(&world, &id, "there");
     platform.run(&world, &["src", &there]).ok();
     let mapping = format!("src → {there}\n");
     platform.run(&world, &["src", &there]).ok().says(&mapping);
@@ -110,7 +110,7 @@ fn a_session_without_keep_alive_is_warned_about() {
     assert_eq!(run.stderr, format!("{}{mapping}", timeout_warning(&id, "in 5 minutes")));
     // With enough time left there is no warning.
     let id = platform.create(&world, &["--timeout", "3600"]);
-    let there = place(&world, &id, "there");
+    let there = endpoint(&world, &id, "there");
     platform.run(&world, &["src", &there]).ok();
     let run = platform.run(&world, &["--no-keep-alive", "src", &there]).ok();
     assert_eq!(run.stderr, format!("src → {there}\n"));

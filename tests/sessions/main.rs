@@ -8,11 +8,11 @@ mod world;
 
 mod brake;
 mod clock;
+mod connections;
+mod failures;
 mod journey;
 mod life;
 mod platform;
 mod secrets;
 mod terminal;
-mod trouble;
-mod way_in;
-mod ways;
+mod unreachable;

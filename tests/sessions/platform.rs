@@ -124,7 +124,7 @@ impl Platform {
 }
 
 /// A path in the world as an endpoint in a session.
-pub(crate) fn place(world: &World, session: &str, name: &str) -> String {
+pub(crate) fn endpoint(world: &World, session: &str, name: &str) -> String {
     format!("{session}:{}", world.path(name).display())
 }
 

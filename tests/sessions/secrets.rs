@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::platform::{Platform, place};
+use crate::platform::{Platform, endpoint};
 use crate::world::World;
 
 #[test]
@@ -14,7 +14,7 @@ fn no_key_or_token_is_ever_printed_or_passed_as_an_argument() {
     world.tree("src").with_everything();
     let key = platform.env("KERNEL_API_KEY").to_owned();
     let id = platform.create(&world, &[]);
-    let there = place(&world, &id, "there");
+    let there = endpoint(&world, &id, "there");
     let mut said = Vec::new();
     let mut run = |args: &[&str]| {
         let run = platform.run(&world, args);
@@ -46,7 +46,7 @@ fn files_of_sessions_and_keys_are_private() {
     let platform = Platform::start(&world);
     world.tree("src").with_everything();
     let id = platform.create(&world, &[]);
-    platform.run(&world, &["src", &place(&world, &id, "there")]).ok();
+    platform.run(&world, &["src", &endpoint(&world, &id, "there")]).ok();
     let mode = |name: String| world.path(name).metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(format!("state/ksync/sessions/{id}.json")), 0o600);
     assert_eq!(mode(format!("state/ksync/keys/{id}")), 0o600);

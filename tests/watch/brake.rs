@@ -3,21 +3,21 @@
 
 use std::fs;
 
-use crate::watcher::{Watcher, Way};
+use crate::watcher::{Direction, Watcher};
 use crate::world::{Run, World, wait_for};
 
-fn flush(world: &World, way: Way) -> Run {
-    Run::of(world.ksync(["flush", way.near()]))
+fn flush(world: &World, direction: Direction) -> Run {
+    Run::of(world.ksync(["flush", direction.near()]))
 }
 
 #[test]
 fn deletions_of_the_first_round_wait_and_seen_ones_pass() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         world.tree("src").file("a", "a").file("b", "b").file("d/x", "x");
         world.tree("dst").file("mine", "x").file("d/theirs", "x");
-        let watcher = Watcher::ready(&world, way, &["--delete"]);
-        let waits = flush(&world, way).fails(25);
+        let watcher = Watcher::ready(&world, direction, &["--delete"]);
+        let waits = flush(&world, direction).fails(25);
         assert!(waits.stderr.contains("deletions wait for consent"), "{}", waits.stderr);
         // The watch continues.
         world.tree("src").file("c", "c");
@@ -28,12 +28,12 @@ fn deletions_of_the_first_round_wait_and_seen_ones_pass() {
             (is_there("c") && !is_there("a") && !is_there("d/x")).then_some(())
         });
         assert!(world.path("dst/mine").exists() && world.path("dst/d/theirs").exists());
-        flush(&world, way).fails(25);
+        flush(&world, direction).fails(25);
         // The user consents in another run, beside the watch.
         let mut command = world.ksync(["--delete", "--yes"]);
-        command.args(way.places(&world));
+        command.args(direction.endpoints(&world));
         Run::of(command).ok();
-        flush(&world, way).ok();
+        flush(&world, direction).ok();
         assert!(!world.path("dst/mine").exists() && !world.path("dst/d").exists());
         drop(watcher);
     }
@@ -41,16 +41,16 @@ fn deletions_of_the_first_round_wait_and_seen_ones_pass() {
 
 #[test]
 fn a_watched_source_that_is_emptied_empties_its_copy() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         (0..40).fold(world.tree("src"), |tree, number| tree.file(format!("f{number}"), "text"));
-        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        let watcher = Watcher::ready(&world, direction, &["--delete"]);
         for entry in fs::read_dir(world.path("src")).unwrap() {
             fs::remove_file(entry.unwrap().path()).unwrap();
         }
         // At once: the changes that were seen by then come before the full round.
-        flush(&world, way).ok();
-        assert_eq!(fs::read_dir(world.path("dst")).unwrap().count(), 0, "{way:?}");
+        flush(&world, direction).ok();
+        assert_eq!(fs::read_dir(world.path("dst")).unwrap().count(), 0, "{direction:?}");
         drop(watcher);
     }
 }

@@ -5,15 +5,15 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::watcher::{Watcher, Way, is_there, run};
+use crate::watcher::{Direction, Watcher, is_there, run};
 use crate::world::{World, noise, wait_for};
 
 /// Runs `story` for each direction, with a watch with `--delete` that is ready.
-fn each_way(story: impl Fn(&World, &Watcher<'_>)) {
-    for way in Way::ALL {
+fn each_direction(story: impl Fn(&World, &Watcher<'_>)) {
+    for direction in Direction::ALL {
         let world = World::new();
         world.tree("src").with_everything();
-        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        let watcher = Watcher::ready(&world, direction, &["--delete"]);
         story(&world, &watcher);
         watcher.is_there();
     }
@@ -22,16 +22,16 @@ fn each_way(story: impl Fn(&World, &Watcher<'_>)) {
 /// Waits without a flush until the destination equals the source: by events alone.
 #[track_caller]
 fn follows(world: &World) {
-    let glance = |name: &str| glance(&world.path(name));
-    wait_for("the destination to follow", || (glance("src")? == glance("dst")?).then_some(()));
-    // A glance takes a while. It may have read a directory's time before a file in it was replaced,
-    // and the file afterwards.
-    wait_for("the round to end", || (glance("src")? == glance("dst")?).then_some(()));
+    let listing = |name: &str| listing(&world.path(name));
+    wait_for("the destination to follow", || (listing("src")? == listing("dst")?).then_some(()));
+    // A listing takes a while. It may have read a directory's time before a file in it was
+    // replaced, and the file afterwards.
+    wait_for("the round to end", || (listing("src")? == listing("dst")?).then_some(()));
     world.assert_same("src", "dst");
 }
 
 /// Names, kinds, sizes, modes and times; `None` if an entry vanishes meanwhile.
-fn glance(root: &Path) -> Option<BTreeMap<PathBuf, (u32, u64, i64, i64)>> {
+fn listing(root: &Path) -> Option<BTreeMap<PathBuf, (u32, u64, i64, i64)>> {
     let walk = walkdir::WalkDir::new(root).into_iter().filter_entry(|entry| entry.file_name() != ".ksync");
     walk.map(|entry| {
         let entry = entry.ok()?;
@@ -45,7 +45,7 @@ fn glance(root: &Path) -> Option<BTreeMap<PathBuf, (u32, u64, i64, i64)>> {
 
 #[test]
 fn directories_filled_at_once_arrive() {
-    each_way(|world, _| {
+    each_direction(|world, _| {
         for number in 0..20 {
             let name = format!("new-{number}/a/b/c/d");
             world.tree("src").file(format!("{name}/deep"), "x").file(format!("new-{number}/a/file"), "y");
@@ -62,7 +62,7 @@ fn directories_filled_at_once_arrive() {
 
 #[test]
 fn directories_that_come_go_and_are_renamed_converge() {
-    each_way(|world, _| {
+    each_direction(|world, _| {
         world.tree("outside/in").file("sub/file", "came").link("sub/link", "file");
         fs::rename(world.path("outside/in"), world.path("src/in")).unwrap();
         follows(world);
@@ -92,7 +92,7 @@ fn directories_that_come_go_and_are_renamed_converge() {
 
 #[test]
 fn saves_of_common_editors_arrive() {
-    each_way(|world, watcher| {
+    each_direction(|world, watcher| {
         let path = |name: &str| world.path(format!("src/src/{name}"));
         for round in 0..5 {
             let text = format!("fn main() {{ {round} }}\n");
@@ -118,7 +118,7 @@ fn saves_of_common_editors_arrive() {
 
 #[test]
 fn changes_of_metadata_links_and_kinds_arrive() {
-    each_way(|world, _| {
+    each_direction(|world, _| {
         let path = |name: &str| world.path(format!("src/{name}"));
         world
             .tree("src")
@@ -140,7 +140,7 @@ fn changes_of_metadata_links_and_kinds_arrive() {
 
 #[test]
 fn files_of_equal_size_and_time_that_swap_names_converge() {
-    each_way(|world, _| {
+    each_direction(|world, _| {
         // As after a checkout, which writes many files within one tick of the clock.
         for (name, text) in [("one", "a text"), ("two", "b text"), ("three", "c text")] {
             world.tree("src").file(format!("alike/{name}"), text).time(
@@ -165,18 +165,18 @@ fn files_of_equal_size_and_time_that_swap_names_converge() {
 
 #[test]
 fn a_change_of_ignore_rules_takes_effect() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         world.tree("src").file("a.log", "a").file("b.txt", "b").file("sub/c.log", "c");
-        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        let watcher = Watcher::ready(&world, direction, &["--delete"]);
         world.assert_same("src", "dst");
         world.tree("src").file(".ksyncignore", "*.log\n");
         watcher.flush();
         fs::write(world.path("src/a.log"), "left out").unwrap();
         fs::write(world.path("src/sub/new.log"), "left out").unwrap();
         watcher.flush();
-        assert!(!world.path("dst/sub/new.log").exists(), "{way:?}");
-        assert_ne!(fs::read(world.path("dst/a.log")).unwrap_or_default(), b"left out", "{way:?}");
+        assert!(!world.path("dst/sub/new.log").exists(), "{direction:?}");
+        assert_ne!(fs::read(world.path("dst/a.log")).unwrap_or_default(), b"left out", "{direction:?}");
         fs::write(world.path("src/.ksyncignore"), "nothing\n").unwrap();
         wait_for("what was left out", || world.path("dst/sub/new.log").exists().then_some(()));
         watcher.is_there();
@@ -187,10 +187,10 @@ fn a_change_of_ignore_rules_takes_effect() {
 
 #[test]
 fn thousands_of_files_that_come_and_go_at_once_converge() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         world.tree("src").file("first", "x");
-        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        let watcher = Watcher::ready(&world, direction, &["--delete"]);
         let tree = |name: &str| {
             for number in 0..3000 {
                 let path = format!("{name}/{}/{}/file-{number}", number % 13, number % 5);
@@ -212,7 +212,7 @@ fn a_checkout_of_another_revision_converges() {
     if !is_there("git", &["--version"]) {
         return;
     }
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         let git = |args: &[&str]| run(&world, "git", &[&["-C", "src"], args].concat());
         let commit = |message: &str| {
@@ -237,14 +237,14 @@ fn a_checkout_of_another_revision_converges() {
             world.tree("src").file(format!("{}/file-{number}", number % 37), noise(number + 9999, 300));
         }
         commit("two");
-        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        let watcher = Watcher::ready(&world, direction, &["--delete"]);
         let (whole, mark) = (watcher.events("round").len(), watcher.mark());
         for branch in ["main", "other", "main"] {
             git(&["checkout", "-q", branch]);
             follows(&world);
         }
         let rounds = watcher.events("round").split_off(whole);
-        assert!(rounds.iter().all(|round| round["whole"] == false), "{way:?} from {mark}: {rounds:#?}");
+        assert!(rounds.iter().all(|round| round["whole"] == false), "{direction:?} from {mark}: {rounds:#?}");
         watcher.is_there();
     }
 }

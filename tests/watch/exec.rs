@@ -3,12 +3,12 @@
 
 use std::fs;
 
-use crate::watcher::{Watcher, Way};
+use crate::watcher::{Direction, Watcher};
 use crate::world::{Run, World, wait_for};
 
 /// The option that takes a command, for each direction.
-fn option(way: Way) -> &'static str {
-    if way == Way::Up { "--exec" } else { "--on-change" }
+fn option(direction: Direction) -> &'static str {
+    if direction == Direction::Up { "--exec" } else { "--on-change" }
 }
 
 fn world() -> World {
@@ -24,12 +24,12 @@ fn runs(world: &World) -> usize {
 
 #[test]
 fn the_command_runs_after_rounds_with_changes() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = world();
         let command = format!("cat {}; echo no >&2; exit 3", world.path("dst/a").display());
-        let watcher = Watcher::ready(&world, way, &[option(way), &command]);
+        let watcher = Watcher::ready(&world, direction, &[option(direction), &command]);
         let ended = watcher.event("exec-end");
-        assert_eq!(ended["status"], 3, "{way:?}");
+        assert_eq!(ended["status"], 3, "{direction:?}");
         let output = |mark: usize, text: &str| {
             watcher.event_where("exec-output", mark, |output| output["line"] == text);
         };
@@ -43,13 +43,13 @@ fn the_command_runs_after_rounds_with_changes() {
         let count = watcher.events("exec").len();
         watcher.flush();
         watcher.flush();
-        assert_eq!(watcher.events("exec").len(), count, "{way:?}");
+        assert_eq!(watcher.events("exec").len(), count, "{direction:?}");
     }
 }
 
 #[test]
 fn commands_never_overlap_and_the_newest_round_wins() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = world();
         let path = |name: &str| world.path(name).display().to_string();
         // The command reports if it overlaps with another.
@@ -61,30 +61,30 @@ fn commands_never_overlap_and_the_newest_round_wins() {
             runs = path("runs"),
             go = path("go"),
         );
-        let watcher = Watcher::ready(&world, way, &[option(way), &command]);
+        let watcher = Watcher::ready(&world, direction, &[option(direction), &command]);
         wait_for("the first run", || (runs(&world) == 1).then_some(()));
         for number in 0..20 {
             fs::write(world.path("src/a"), format!("save {number}")).unwrap();
             watcher.flush();
         }
-        assert_eq!(runs(&world), 1, "{way:?}");
+        assert_eq!(runs(&world), 1, "{direction:?}");
         fs::write(world.path("go"), "").unwrap();
         watcher.event_where("exec-output", 0, |output| output["line"] == "save 19");
         let ends = || (watcher.events("exec-end").len() == 2).then_some(());
         wait_for("the end of the second run", ends);
         watcher.flush();
-        assert_eq!((runs(&world), watcher.events("exec").len()), (2, 2), "{way:?}");
+        assert_eq!((runs(&world), watcher.events("exec").len()), (2, 2), "{direction:?}");
         assert!(watcher.events("exec-output").iter().all(|output| output["line"] != "twice"));
     }
 }
 
 #[test]
 fn the_command_of_one_sync_runs_once_and_its_failure_is_47() {
-    for way in [Way::Up, Way::Down] {
+    for direction in [Direction::Up, Direction::Down] {
         let world = world();
         let run = |command: &str| {
-            let mut ksync = world.ksync([option(way), command]);
-            ksync.args(way.places(&world));
+            let mut ksync = world.ksync([option(direction), command]);
+            ksync.args(direction.endpoints(&world));
             Run::of(ksync)
         };
         let failed = run("echo out; echo err >&2; exit 9").fails(47);
@@ -102,26 +102,26 @@ fn the_command_of_one_sync_runs_once_and_its_failure_is_47() {
 #[test]
 fn a_command_for_the_wrong_side_is_refused() {
     let world = world();
-    for (way, option, expected) in [
+    for (direction, option, expected) in [
         (
-            Way::Down,
+            Direction::Down,
             "--exec",
             "--exec runs on the VM when something has changed there, and DEST is on this machine",
         ),
         (
-            Way::Local,
+            Direction::Local,
             "--exec",
             "--exec runs on the VM when something has changed there, and DEST is on this machine",
         ),
         (
-            Way::Up,
+            Direction::Up,
             "--on-change",
             "--on-change runs on this machine when something has changed here, and DEST is on the VM",
         ),
     ] {
         for watch in [&["--watch"][..], &[]] {
             let mut ksync = world.ksync(watch);
-            ksync.args([option, "true"]).args(way.places(&world));
+            ksync.args([option, "true"]).args(direction.endpoints(&world));
             let run = Run::of(ksync).fails(1);
             assert!(run.stderr.starts_with(&format!("ksync: {expected}\n  hint: ")), "{}", run.stderr);
         }

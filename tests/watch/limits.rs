@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::vm::{stop, ticks};
-use crate::watcher::{Watcher, Way, is_there};
+use crate::watcher::{Direction, Watcher, is_there};
 use crate::world::{World, wait_for};
 
 /// Creates more events than an inotify queue holds (`fs.inotify.max_queued_events`).
@@ -25,11 +25,11 @@ pub(crate) fn overflow(world: &World) {
 }
 
 /// `ksync` with at most `most` watches, in a user namespace of its own.
-fn with_watches(world: &World, most: u32, way: Way, options: &[&str]) -> Command {
+fn with_watches(world: &World, most: u32, direction: Direction, options: &[&str]) -> Command {
     let mut command = world.command("unshare");
     let limit = format!("echo {most} > /proc/sys/user/max_inotify_watches && exec \"$@\"");
     command.args(["--user", "--map-root-user", "sh", "-c", &limit, "sh", env!("CARGO_BIN_EXE_ksync")]);
-    command.args(options).args(way.places(world));
+    command.args(options).args(direction.endpoints(world));
     command
 }
 
@@ -42,12 +42,12 @@ fn can_limit_watches() -> bool {
 
 #[test]
 fn an_overflowing_queue_loses_no_change() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         world.tree("src").with_everything();
-        let watcher = Watcher::ready(&world, way, &["--delete"]);
+        let watcher = Watcher::ready(&world, direction, &["--delete"]);
         // In a download the agent watches, and the sandbox that started it is the client.
-        let stopped = if way == Way::Down {
+        let stopped = if direction == Direction::Down {
             let [agent] = crate::vm::programs_below(&world.far_home())[..] else { panic!("one agent") };
             agent
         } else {
@@ -67,7 +67,7 @@ fn an_overflowing_queue_loses_no_change() {
         let mark = watcher.mark();
         fs::write(world.path("src/late/and/deep"), "later").unwrap();
         let round = watcher.event_where("round", mark, |_| true);
-        assert_eq!(round["whole"], false, "{way:?}");
+        assert_eq!(round["whole"], false, "{direction:?}");
         watcher.is_there();
     }
 }
@@ -77,17 +77,20 @@ fn too_many_directories_are_polled_with_one_warning() {
     if !can_limit_watches() {
         return;
     }
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         for number in 0..30 {
             world.tree("src").file(format!("{number}/file"), "x");
         }
-        let command = with_watches(&world, 10, way, &["--watch", "--json", "--delete"]);
-        let watcher = Watcher::of(&world, way.near(), command);
+        let command = with_watches(&world, 10, direction, &["--watch", "--json", "--delete"]);
+        let watcher = Watcher::of(&world, direction.near(), command);
         watcher.event("ready");
         let told = watcher.event("warning");
         let message = told["message"].as_str().unwrap();
-        assert!(message.contains("sudo sysctl fs.inotify.max_user_watches=1048576"), "{way:?}: {message}");
+        assert!(
+            message.contains("sudo sysctl fs.inotify.max_user_watches=1048576"),
+            "{direction:?}: {message}"
+        );
         // Found by polling alone.
         fs::write(world.path("src/29/file"), "seen by looking").unwrap();
         fs::write(world.path("src/0/file"), "seen or told").unwrap();
@@ -102,11 +105,11 @@ fn too_many_directories_are_polled_with_one_warning() {
         wait_for("what nobody told", is_done);
         watcher.is_there();
         let polling = watcher.events("warning");
-        assert_eq!(polling.len(), 1, "{way:?}: {polling:#?}");
+        assert_eq!(polling.len(), 1, "{direction:?}: {polling:#?}");
     }
     let world = World::new();
     world.tree("src").file("a/file", "x").file("b/file", "x");
-    let watcher = Watcher::of(&world, "src", with_watches(&world, 1, Way::Up, &["--watch"]));
+    let watcher = Watcher::of(&world, "src", with_watches(&world, 1, Direction::Up, &["--watch"]));
     watcher.note("how to be told of changes", |line| {
         let cause = "ksync: polling for changes: only 1 directories can be watched: raise \
                      fs.inotify.max_user_watches (sudo sysctl fs.inotify.max_user_watches=1048576)";
@@ -116,10 +119,10 @@ fn too_many_directories_are_polled_with_one_warning() {
 
 #[test]
 fn the_poll_option_finds_changes() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         world.tree("src").with_everything();
-        let watcher = Watcher::ready(&world, way, &["--poll", "--delete"]);
+        let watcher = Watcher::ready(&world, direction, &["--poll", "--delete"]);
         world.tree("src").file("new/file", "x");
         fs::remove_file(world.path("src/empty")).unwrap();
         let is_done = || world.path("dst/new/file").exists() && !world.path("dst/empty").exists();
@@ -130,22 +133,25 @@ fn the_poll_option_finds_changes() {
 
 #[test]
 fn a_moved_or_replaced_root_ends_the_watch_and_deletes_nothing() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         for is_replaced in [false, true] {
             let world = World::new();
             world.tree("src").with_everything();
-            let watcher = Watcher::ready(&world, way, &["--delete"]);
+            let watcher = Watcher::ready(&world, direction, &["--delete"]);
             fs::rename(world.path("src"), world.path("elsewhere")).unwrap();
             if is_replaced {
                 world.tree("src").file("another", "tree");
             }
             let error = watcher.event("error");
-            let shown =
-                if way == Way::Down { world.path("src").display().to_string() } else { "src".to_owned() };
+            let shown = if direction == Direction::Down {
+                world.path("src").display().to_string()
+            } else {
+                "src".to_owned()
+            };
             let expected =
                 format!("{shown} is gone, or was replaced by another directory: nothing was changed");
-            assert!(error["message"].as_str().unwrap().ends_with(&expected), "{way:?}: {error}");
-            assert_eq!(error["exit"], 3, "{way:?}: {error}");
+            assert!(error["message"].as_str().unwrap().ends_with(&expected), "{direction:?}: {error}");
+            assert_eq!(error["exit"], 3, "{direction:?}: {error}");
             watcher.ends(3);
             world.assert_same("elsewhere", "dst");
         }
@@ -184,10 +190,10 @@ fn an_unmounted_source_ends_the_watch_and_deletes_nothing() {
 
 #[test]
 fn a_vanished_destination_is_filled_again() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         world.tree("src").with_everything();
-        let watcher = Watcher::ready(&world, way, &[]);
+        let watcher = Watcher::ready(&world, direction, &[]);
         fs::remove_dir_all(world.path("dst")).unwrap();
         world.tree("src").file("a", "one small change");
         wait_for("all of it", || world.path("dst/src/data.bin").exists().then_some(()));
@@ -198,7 +204,7 @@ fn a_vanished_destination_is_filled_again() {
         world.tree("src").file("b", "another small change");
         wait_for("all of it", || world.path("dst/src/data.bin").exists().then_some(()));
         watcher.flush();
-        assert_eq!(fs::read_to_string(world.path("dst/foreign")).unwrap(), "stays", "{way:?}");
+        assert_eq!(fs::read_to_string(world.path("dst/foreign")).unwrap(), "stays", "{direction:?}");
         fs::remove_file(world.path("dst/foreign")).unwrap();
         watcher.is_there();
     }
@@ -208,7 +214,7 @@ fn a_vanished_destination_is_filled_again() {
 fn two_watches_against_each_other_come_to_rest() {
     let world = World::new();
     world.tree("src").with_everything();
-    let one = Watcher::ready(&world, Way::Local, &[]);
+    let one = Watcher::ready(&world, Direction::Local, &[]);
     let mut back = world.ksync(["--watch", "--json", "dst"]);
     back.arg("src");
     let other = Watcher::of(&world, "dst", back);

@@ -7,12 +7,12 @@ use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::machine::{Machine, make_key};
-use crate::platform::{Platform, place};
+use crate::platform::{Platform, endpoint};
 use crate::vm::{Line, Vm, ticks};
-use crate::watcher::{Watcher, Way};
+use crate::watcher::{Direction, Watcher};
 use crate::world::{Run, World, noise, wait_for};
 
-const REMOTE: [Way; 2] = [Way::Up, Way::Down];
+const REMOTE: [Direction; 2] = [Direction::Up, Direction::Down];
 
 fn world() -> World {
     let world = World::new();
@@ -22,10 +22,10 @@ fn world() -> World {
 
 #[test]
 fn all_saves_use_one_connection() {
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
-        let watcher = vm.watch(way, &[]);
+        let watcher = vm.watch(direction, &[]);
         let agent = vm.agent();
         for number in 0..10 {
             fs::write(world.path("src/note"), format!("saved {number} times")).unwrap();
@@ -33,16 +33,16 @@ fn all_saves_use_one_connection() {
             assert_eq!(fs::read_to_string(world.path("dst/note")).unwrap(), format!("saved {number} times"));
         }
         world.assert_same("src", "dst");
-        assert_eq!((vm.line.connections(), vm.agent()), (1, agent), "{way:?}");
+        assert_eq!((vm.line.connections(), vm.agent()), (1, agent), "{direction:?}");
     }
 }
 
 #[test]
 fn no_save_is_lost_to_a_killed_agent_or_a_cut() {
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
-        let watcher = vm.watch(way, &["--delete"]);
+        let watcher = vm.watch(direction, &["--delete"]);
         for round in 0..6 {
             let lost = watcher.events("retry").len();
             let save = |when: &str| {
@@ -79,14 +79,14 @@ fn a_watch_survives_a_cut_at_any_moment_before_it_is_ready() {
     const MOMENTS: u64 = 10;
     // Bytes of the end of a first round, with its last messages.
     const END: u64 = 1500;
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = world();
         world.tree("src").file("large", noise(1, 300_000));
         let vm = Vm::start(&world);
         // Installs the agent first, so that all connections carry the same bytes.
-        Run::end_of(vm.sync(way, &["--dry-run"]).spawn().expect("start")).ok();
+        Run::end_of(vm.sync(direction, &["--dry-run"]).spawn().expect("start")).ok();
         let before = vm.line.bytes();
-        drop(vm.watch(way, &[]));
+        drop(vm.watch(direction, &[]));
         let all = vm.line.bytes() - before;
         let moments =
             (0..MOMENTS).flat_map(|moment| [1 + all * moment / MOMENTS, all - END + END * moment / MOMENTS]);
@@ -94,22 +94,22 @@ fn a_watch_survives_a_cut_at_any_moment_before_it_is_ready() {
         for after in moments {
             let _ = fs::remove_dir_all(world.path("dst"));
             vm.line.cut_after(after);
-            let watcher = vm.watch(way, &[]);
+            let watcher = vm.watch(direction, &[]);
             cuts += u64::from(!watcher.events("retry").is_empty());
             world.tree("src").file("later", noise(after, 100));
             watcher.is_there();
         }
         vm.line.cut_every(0);
-        assert!(cuts >= MOMENTS, "{way:?}: only {cuts} of {} were cut", 2 * MOMENTS);
+        assert!(cuts >= MOMENTS, "{direction:?}: only {cuts} of {} were cut", 2 * MOMENTS);
     }
 }
 
 #[test]
 fn a_watch_survives_a_cut_at_any_moment_after_a_save() {
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
-        Run::end_of(vm.sync(way, &[]).spawn().expect("start")).ok();
+        Run::end_of(vm.sync(direction, &[]).spawn().expect("start")).ok();
         for delay_ms in [0, 0, 1, 2, 5, 10, 20, 50, 200] {
             let save = |text: &str| fs::write(world.path("src/note"), text).unwrap();
             let arrives = |text: &str| {
@@ -118,7 +118,7 @@ fn a_watch_survives_a_cut_at_any_moment_after_a_save() {
                 });
             };
             // Saved while the watch starts, so that it may arrive before the first round has ended.
-            let watcher = vm.begin_watch(way, &[]);
+            let watcher = vm.begin_watch(direction, &[]);
             let first = format!("first of {delay_ms}");
             save(&first);
             arrives(&first);
@@ -134,21 +134,21 @@ fn a_watch_survives_a_cut_at_any_moment_after_a_save() {
 
 #[test]
 fn a_watch_that_reaches_nobody_ends_at_once() {
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = world();
         let mut vm = Vm::start(&world);
         vm.line.lead_to(1);
         let begun = Instant::now();
         // Every login is cut: the watch ends after the requested number of retries.
-        let watcher = vm.begin_watch(way, &["--retries", "2"]);
+        let watcher = vm.begin_watch(direction, &["--retries", "2"]);
         let said = watcher.ends(10);
         assert_eq!(said.matches("ksync: ").count(), 1, "{said}");
-        assert!(begun.elapsed() < Duration::from_secs(10), "{way:?}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{direction:?}: {:?}", begun.elapsed());
         vm.end();
         let setup = fs::read_to_string(world.path("vm.json")).unwrap();
         let nobody = setup.replace(&format!(":{}", vm.line.port), ":1");
         fs::write(world.path("vm.json"), nobody).unwrap();
-        let watcher = vm.begin_watch(way, &[]);
+        let watcher = vm.begin_watch(direction, &[]);
         watcher.event("error");
         assert!(watcher.events("retry").is_empty());
         watcher.ends(10);
@@ -157,10 +157,10 @@ fn a_watch_that_reaches_nobody_ends_at_once() {
 
 #[test]
 fn a_link_that_stays_down_is_retried_with_growing_waits() {
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
-        let watcher = vm.watch(way, &["--delete"]);
+        let watcher = vm.watch(direction, &["--delete"]);
         vm.line.set_down(true);
         let wait = |retry: &Value| retry["wait_ms"].as_f64().unwrap();
         watcher.event_where("retry", 0, |retry| wait(retry) >= 1500.0);
@@ -183,16 +183,16 @@ fn a_link_that_stays_down_is_retried_with_growing_waits() {
 
 #[test]
 fn a_link_that_swallows_everything_is_noticed() {
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
-        let watcher = vm.watch(way, &["--delete", "--timeout", "3"]);
+        let watcher = vm.watch(direction, &["--delete", "--timeout", "3"]);
         vm.line.set_black(true);
         let begun = Instant::now();
         world.tree("src").file("meanwhile", "saved into the dark");
         watcher.event("retry");
         // Not much later than the timeout.
-        assert!(begun.elapsed() < Duration::from_secs(15), "{way:?}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(15), "{direction:?}: {:?}", begun.elapsed());
         vm.line.set_black(false);
         watcher.is_there();
     }
@@ -200,10 +200,10 @@ fn a_link_that_swallows_everything_is_noticed() {
 
 #[test]
 fn a_suspended_client_catches_up() {
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
-        let watcher = vm.watch(way, &["--delete"]);
+        let watcher = vm.watch(direction, &["--delete"]);
         watcher.signal(Signal::STOP);
         world.tree("src").file("meanwhile", "saved while it slept");
         fs::remove_file(world.path("src/empty")).unwrap();
@@ -240,10 +240,10 @@ fn a_watch_survives_a_killed_bridge() {
 
 #[test]
 fn another_host_key_ends_the_watch_with_43() {
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = world();
         let mut vm = Vm::start(&world);
-        let watcher = vm.watch(way, &["--delete"]);
+        let watcher = vm.watch(direction, &["--delete"]);
         world.tree("src").file("later", "x");
         watcher.is_there();
         vm.line.set_down(true);
@@ -267,13 +267,13 @@ fn a_rejected_key_ends_the_watch_with_40() {
     fs::write(world.path("home/.ssh/known_hosts"), known).unwrap();
     for (source, destination) in [("src", "dst-far"), ("dst-far", "dst-near")] {
         let there = |name: &str| format!("ssh://root@127.0.0.1:{}{}", line.port, world.path(name).display());
-        let places = if source == "src" {
+        let endpoints = if source == "src" {
             [source.to_owned(), there(destination)]
         } else {
             [there(source), destination.to_owned()]
         };
-        let command =
-            world.ksync(["--watch", "--json", "--identity", "key"].map(String::from).iter().chain(&places));
+        let command = world
+            .ksync(["--watch", "--json", "--identity", "key"].map(String::from).iter().chain(&endpoints));
         let near = if source == "src" { source } else { destination };
         let watcher = Watcher::of(world, near, command);
         watcher.event("ready");
@@ -290,15 +290,19 @@ fn a_rejected_key_ends_the_watch_with_40() {
 
 #[test]
 fn a_deleted_session_ends_the_watch_with_41() {
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = world();
         let platform = Platform::start(&world);
         let id = platform.create(&world, &[]);
-        let far = |name: &str| place(&world, &id, name);
-        let places =
-            if way == Way::Up { ["src".to_owned(), far("dst")] } else { [far("src"), "dst".to_owned()] };
-        let command = platform.ksync(&world, &["--watch", "--json", "--delete", &places[0], &places[1]]);
-        let watcher = Watcher::of(&world, way.near(), command);
+        let far = |name: &str| endpoint(&world, &id, name);
+        let endpoints = if direction == Direction::Up {
+            ["src".to_owned(), far("dst")]
+        } else {
+            [far("src"), "dst".to_owned()]
+        };
+        let command =
+            platform.ksync(&world, &["--watch", "--json", "--delete", &endpoints[0], &endpoints[1]]);
+        let watcher = Watcher::of(&world, direction.near(), command);
         watcher.event("ready");
         world.tree("src").file("later", "x");
         watcher.is_there();
@@ -318,7 +322,7 @@ fn a_session_is_kept_while_it_is_watched_and_survives_cuts() {
     // The agent and the first sync get through, and then a few saves each time.
     platform.fault(json!({ "call": "bridge", "after_bytes": 1_600_000 }));
     platform.fault(json!({ "call": "bridge", "after_bytes": 400_000, "times": 2 }));
-    let there = place(&world, &id, "dst");
+    let there = endpoint(&world, &id, "dst");
     let watcher = Watcher::of(&world, "src", platform.ksync(&world, &["--watch", "--json", "src", &there]));
     watcher.event("ready");
     for round in 0..8 {
@@ -332,10 +336,10 @@ fn a_session_is_kept_while_it_is_watched_and_survives_cuts() {
 
 #[test]
 fn an_idle_watch_costs_next_to_nothing() {
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = world();
         let vm = Vm::start(&world);
-        let watcher = vm.watch(way, &[]);
+        let watcher = vm.watch(direction, &[]);
         world.tree("src").file("later", "x");
         watcher.is_there();
         let (client, agent) = (watcher.pid(), vm.agent());
@@ -346,8 +350,8 @@ fn an_idle_watch_costs_next_to_nothing() {
         std::thread::sleep(Duration::from_secs(10));
         // 1 % of a core and 1 KB a minute, or one heartbeat in these ten seconds.
         let spent = [worked()[0] - before[0], worked()[1] - before[1]];
-        assert!(spent.iter().all(|ticks| *ticks <= 10), "{way:?}: {spent:?} hundredths of a second");
+        assert!(spent.iter().all(|ticks| *ticks <= 10), "{direction:?}: {spent:?} hundredths of a second");
         let bytes = vm.line.bytes() - bytes;
-        assert!(bytes <= 1024 / 6, "{way:?}: {bytes} bytes");
+        assert!(bytes <= 1024 / 6, "{direction:?}: {bytes} bytes");
     }
 }

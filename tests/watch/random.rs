@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Signal, kill_process};
 
 use crate::vm::{Vm, memory_bytes, stop};
-use crate::watcher::Way;
+use crate::watcher::Direction;
 use crate::world::{World, noise};
 
 const OPERATIONS: u64 = 20_000;
@@ -23,9 +23,9 @@ const SEED: u64 = 5;
 const GROWTH_BYTES_MAX: u64 = 48 << 20;
 
 /// Pseudo-random numbers from a seed.
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, most: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -37,7 +37,7 @@ impl Dice {
 /// Changes a tree at random. Some operations fail, as they do for any program.
 struct Monkey {
     root: PathBuf,
-    dice: Dice,
+    rng: Rng,
     /// Paths that are or were directories.
     directories: Vec<PathBuf>,
     acts: usize,
@@ -46,17 +46,17 @@ struct Monkey {
 impl Monkey {
     fn new(root: PathBuf, seed: u64) -> Monkey {
         let directories = vec![root.clone()];
-        Monkey { root, dice: Dice(0x9e37_79b9_7f4a_7c15 ^ seed), directories, acts: 0 }
+        Monkey { root, rng: Rng(0x9e37_79b9_7f4a_7c15 ^ seed), directories, acts: 0 }
     }
 
     /// A directory, usually an existing one.
     fn parent(&mut self) -> PathBuf {
-        let mut picked = self.directories[self.dice.below(self.directories.len())].clone();
+        let mut picked = self.directories[self.rng.below(self.directories.len())].clone();
         for _ in 0..20 {
             if picked.is_dir() {
                 break;
             }
-            picked = self.directories[self.dice.below(self.directories.len())].clone();
+            picked = self.directories[self.rng.below(self.directories.len())].clone();
         }
         picked
     }
@@ -64,14 +64,14 @@ impl Monkey {
     /// A path that may exist or not. Names are few, so operations often meet.
     fn somewhere(&mut self) -> PathBuf {
         let directory = self.parent();
-        directory.join(format!("f{}", self.dice.below(30)))
+        directory.join(format!("f{}", self.rng.below(30)))
     }
 
     fn directory(&mut self) -> PathBuf {
         let parent = self.parent();
         let depth = parent.strip_prefix(&self.root).expect("below the root").components().count();
         let parent = if depth > 4 { self.root.clone() } else { parent };
-        parent.join(format!("d{}", self.dice.below(8)))
+        parent.join(format!("d{}", self.rng.below(8)))
     }
 
     fn act(&mut self) {
@@ -79,9 +79,9 @@ impl Monkey {
         // Contents of the same moment have different lengths, since equal size and time count as
         // unchanged.
         self.acts += 1;
-        let size = [0, 1, 3_000, 20_000, 130_000][self.dice.below(5)] + self.acts % 1000;
-        let content = noise(self.dice.0, size);
-        let _ = match self.dice.below(200) {
+        let size = [0, 1, 3_000, 20_000, 130_000][self.rng.below(5)] + self.acts % 1000;
+        let content = noise(self.rng.0, size);
+        let _ = match self.rng.below(200) {
             0..=59 => fs::write(&one, content),
             60..=79 => {
                 OpenOptions::new().append(true).open(&one).and_then(|mut file| file.write_all(&content))
@@ -90,9 +90,9 @@ impl Monkey {
             90..=114 => fs::rename(&one, &other),
             115..=139 => self.make(directory),
             140..=149 => fs::remove_dir(&directory),
-            150 if self.dice.below(6) == 0 => fs::remove_dir_all(&directory),
+            150 if self.rng.below(6) == 0 => fs::remove_dir_all(&directory),
             151..=160 => symlink(other.file_name().expect("a name"), &one),
-            161..=170 => mode(&one, [0o644, 0o600, 0o755, 0o444][self.dice.below(4)]),
+            161..=170 => mode(&one, [0o644, 0o600, 0o755, 0o444][self.rng.below(4)]),
             171..=172 => self.rename_directory(&directory),
             _ => fs::remove_file(&one),
         };
@@ -128,16 +128,16 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().expect(name))
 }
 
-fn converges(way: Way, operations: u64) {
+fn converges(direction: Direction, operations: u64) {
     let seed = number("KSYNC_WATCH_SEED", SEED);
-    let told = format!("{way:?}: KSYNC_WATCH_SEED={seed} KSYNC_WATCH_OPERATIONS={operations}\n");
+    let told = format!("{direction:?}: KSYNC_WATCH_SEED={seed} KSYNC_WATCH_OPERATIONS={operations}\n");
     std::io::stderr().write_all(told.as_bytes()).unwrap();
     let world = World::new();
     world.tree("src");
     let vm = Vm::start(&world);
-    let watcher = vm.watch(way, &["--delete"]);
+    let watcher = vm.watch(direction, &["--delete"]);
     let agent = vm.agent();
-    let looks = if way == Way::Down { agent } else { watcher.pid() };
+    let looks = if direction == Direction::Down { agent } else { watcher.pid() };
     let mut monkey = Monkey::new(world.path("src"), seed);
     let mut in_memory = Vec::new();
     let parts = 8;
@@ -160,17 +160,17 @@ fn converges(way: Way, operations: u64) {
     assert!((200..20_000).contains(&entries), "{entries} are a tree to compare");
     let (early, late) = (in_memory[1], in_memory[parts as usize - 1]);
     for (early, late) in early.iter().zip(&late) {
-        assert!(*late < early + GROWTH_BYTES_MAX, "{way:?}: {in_memory:?}");
+        assert!(*late < early + GROWTH_BYTES_MAX, "{direction:?}: {in_memory:?}");
     }
     assert_eq!((vm.agent(), vm.line.connections()), (agent, 1), "the link held");
 }
 
 #[test]
 fn random_operations_converge_in_an_upload() {
-    converges(Way::Up, number("KSYNC_WATCH_OPERATIONS", OPERATIONS));
+    converges(Direction::Up, number("KSYNC_WATCH_OPERATIONS", OPERATIONS));
 }
 
 #[test]
 fn random_operations_converge_in_a_download() {
-    converges(Way::Down, number("KSYNC_WATCH_OPERATIONS", OPERATIONS) / 4);
+    converges(Direction::Down, number("KSYNC_WATCH_OPERATIONS", OPERATIONS) / 4);
 }

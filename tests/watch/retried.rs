@@ -3,33 +3,34 @@
 use std::time::{Duration, Instant};
 
 use crate::vm::Vm;
-use crate::watcher::Way;
+use crate::watcher::Direction;
 use crate::world::{Run, World, noise, wait_for};
 
-const REMOTE: [Way; 2] = [Way::Up, Way::Down];
+const REMOTE: [Direction; 2] = [Direction::Up, Direction::Down];
 
 #[test]
 fn a_large_file_gets_through_a_line_that_is_cut_repeatedly() {
     const SIZE: usize = 64 << 20;
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = World::new();
         world.tree("src").file("large", noise(6, SIZE));
         let vm = Vm::start(&world);
         world.tree("dst").file("small", "text");
         // Installs the agent first.
-        Run::end_of(vm.sync(way, &["--dry-run"]).spawn().expect("start")).ok();
+        Run::end_of(vm.sync(direction, &["--dry-run"]).spawn().expect("start")).ok();
         let before = vm.line.bytes();
         // No faster than the agent stages the content.
         vm.line.set_rate(8 << 20);
         vm.line.cut_every(5 << 20);
-        let run = Run::end_of(vm.sync(way, &["--delete", "--yes", "--json"]).spawn().expect("start")).ok();
+        let run =
+            Run::end_of(vm.sync(direction, &["--delete", "--yes", "--json"]).spawn().expect("start")).ok();
         let (bytes, retries) = (vm.line.bytes() - before, run.stdout.matches("\"event\":\"retry\"").count());
-        assert!(retries >= 10, "{way:?}: {retries}");
+        assert!(retries >= 10, "{direction:?}: {retries}");
         // Content in flight at a cut is sent again.
         let again = bytes.saturating_sub(SIZE as u64);
         assert!(
             again < SIZE as u64 / 4,
-            "{way:?}: {again} bytes more than the file has, with {retries} retries"
+            "{direction:?}: {again} bytes more than the file has, with {retries} retries"
         );
         world.assert_same("src", "dst");
     }
@@ -37,14 +38,14 @@ fn a_large_file_gets_through_a_line_that_is_cut_repeatedly() {
 
 #[test]
 fn many_small_files_get_through_a_line_that_is_cut_repeatedly() {
-    for way in REMOTE {
+    for direction in REMOTE {
         let world = World::new();
         for number in 0..1500 {
             world.tree("src").file(format!("d{}/{number}", number % 7), noise(number, 8000));
         }
         let vm = Vm::start(&world);
         vm.line.cut_every(3 << 20);
-        let run = Run::end_of(vm.sync(way, &[]).spawn().expect("start")).ok();
+        let run = Run::end_of(vm.sync(direction, &[]).spawn().expect("start")).ok();
         assert!(run.stderr.contains("; trying again in "), "{}", run.stderr);
         world.assert_same("src", "dst");
     }
@@ -57,7 +58,7 @@ fn a_line_that_stays_down_is_retried_as_often_as_requested() {
         world.tree("src").file("large", noise(7, 24 << 20));
         let vm = Vm::start(&world);
         vm.line.set_rate(4 << 20);
-        let child = vm.sync(Way::Up, &["--retries", retries]).spawn().expect("start");
+        let child = vm.sync(Direction::Up, &["--retries", retries]).spawn().expect("start");
         wait_for("content", || (vm.line.bytes() > 4 << 20).then_some(()));
         vm.line.set_down(true);
         let begun = Instant::now();
@@ -73,6 +74,6 @@ fn a_line_that_never_worked_is_not_retried() {
     world.tree("src").file("a", "text");
     let vm = Vm::start(&world);
     vm.line.set_down(true);
-    let run = Run::end_of(vm.sync(Way::Up, &[]).spawn().expect("start"));
+    let run = Run::end_of(vm.sync(Direction::Up, &[]).spawn().expect("start"));
     assert!(!run.status.success() && !run.stderr.contains("trying again"), "{}", run.stderr);
 }

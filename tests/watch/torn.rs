@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::watcher::{Watcher, Way};
+use crate::watcher::{Direction, Watcher};
 use crate::world::{World, noise, wait_for};
 
 /// Reads a file of the destination repeatedly, and returns all contents that it had.
@@ -37,10 +37,10 @@ fn seen_meanwhile(world: &World, name: &str, story: impl FnOnce()) -> BTreeSet<V
 
 #[test]
 fn a_file_written_in_pieces_arrives_in_prefixes_and_whole() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         world.tree("src").file("other", "x");
-        let watcher = Watcher::ready(&world, way, &[]);
+        let watcher = Watcher::ready(&world, direction, &[]);
         let content = noise(3, 2_000_000);
         let seen = seen_meanwhile(&world, "dst/recording", || {
             let mut file = File::create(world.path("src/recording")).unwrap();
@@ -55,21 +55,21 @@ fn a_file_written_in_pieces_arrives_in_prefixes_and_whole() {
         });
         watcher.is_there();
         for version in &seen {
-            assert!(content.starts_with(version), "{way:?}: {} bytes that never were", version.len());
-            assert_eq!(version.len() % 100_000, 0, "{way:?}: half a piece");
+            assert!(content.starts_with(version), "{direction:?}: {} bytes that never were", version.len());
+            assert_eq!(version.len() % 100_000, 0, "{direction:?}: half a piece");
         }
-        assert!(seen.contains(&content), "{way:?}");
-        assert!(seen.len() > 2, "{way:?}: it arrives while it grows");
+        assert!(seen.contains(&content), "{direction:?}");
+        assert!(seen.len() > 2, "{direction:?}: it arrives while it grows");
     }
 }
 
 #[test]
 fn a_file_overwritten_in_place_arrives_only_in_real_versions() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         let version = |number: usize| format!("version {number:06}\n").repeat(20_000 + number);
         world.tree("src").file("file", version(0));
-        let watcher = Watcher::ready(&world, way, &[]);
+        let watcher = Watcher::ready(&world, direction, &[]);
         let seen = seen_meanwhile(&world, "dst/file", || {
             for number in 1..30 {
                 // Truncated, then written in pieces.
@@ -84,23 +84,23 @@ fn a_file_overwritten_in_place_arrives_only_in_real_versions() {
         watcher.is_there();
         for content in &seen {
             let is_prefix = (0..30).any(|number| version(number).as_bytes().starts_with(content));
-            assert!(is_prefix, "{way:?}: {} bytes that never were", content.len());
+            assert!(is_prefix, "{direction:?}: {} bytes that never were", content.len());
         }
     }
 }
 
 #[test]
 fn a_file_that_is_never_closed_arrives() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let world = World::new();
         world.tree("src").file("log", "begin\n");
-        let watcher = Watcher::ready(&world, way, &[]);
+        let watcher = Watcher::ready(&world, direction, &[]);
         let mut log = OpenOptions::new().append(true).open(world.path("src/log")).unwrap();
         let mark = watcher.mark();
         log.write_all(b"a line\n").unwrap();
         // By events alone.
         watcher.event_where("round", mark, |_| true);
-        assert_eq!(fs::read(world.path("dst/log")).unwrap(), b"begin\na line\n", "{way:?}");
+        assert_eq!(fs::read(world.path("dst/log")).unwrap(), b"begin\na line\n", "{direction:?}");
         log.set_len(3).unwrap();
         let shortened = || (fs::read(world.path("dst/log")).unwrap() == b"beg").then_some(());
         wait_for("what was cut off", shortened);
@@ -117,7 +117,7 @@ fn unfinished_browser_downloads_are_excluded_from_downloads() {
             .file("a.crdownload", "half")
             .file(".com.google.Chrome.abc", "half")
             .file("done", "x");
-        let watcher = Watcher::ready(&world, Way::Down, options);
+        let watcher = Watcher::ready(&world, Direction::Down, options);
         let is_there = |name: &str| world.path("dst").join(name).exists();
         for name in ["a.crdownload", ".com.google.Chrome.abc"] {
             assert_eq!(is_there(name), !are_left_out, "{name}");
@@ -138,5 +138,5 @@ fn unfinished_browser_downloads_are_excluded_from_downloads() {
     // An upload excludes nothing by itself.
     let world = World::new();
     world.tree("src").file("a.crdownload", "half");
-    Watcher::ready(&world, Way::Up, &[]).is_there();
+    Watcher::ready(&world, Direction::Up, &[]).is_there();
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use crate::fuse::{Quirks, Quirky};
-use crate::watcher::{Watcher, Way};
+use crate::watcher::{Direction, Watcher};
 use crate::world::{Run, World, noise, wait_for};
 
 const CASE: Quirks = Quirks { folds_case: true, cuts: false, decomposes: false };
@@ -88,16 +88,16 @@ fn a_change_of_case_reaches_the_destination() {
 
 #[test]
 fn a_watch_follows_changes_of_case() {
-    for way in Way::ALL {
+    for direction in Direction::ALL {
         let Some((world, _mounted)) = world(CASE) else { return };
         fill(&world);
-        let (near, places) = match way {
-            Way::Local => ("src", [OsString::from("src"), "m/dst".into()]),
-            Way::Up => ("src", ["src".into(), world.far("m/dst")]),
-            Way::Down => ("m/dst", [world.far("src"), "m/dst".into()]),
+        let (near, endpoints) = match direction {
+            Direction::Local => ("src", [OsString::from("src"), "m/dst".into()]),
+            Direction::Up => ("src", ["src".into(), world.far("m/dst")]),
+            Direction::Down => ("m/dst", [world.far("src"), "m/dst".into()]),
         };
         let mut command = world.ksync(["--watch", "--json", "--delete"]);
-        command.args(places);
+        command.args(endpoints);
         let watcher = Watcher::of(&world, near, command);
         watcher.event("ready");
         let follows = |path: &str, content: &[u8]| {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::watcher::{Watcher, Way};
+use crate::watcher::{Direction, Watcher};
 use crate::world::{World, wait_for};
 
 /// A line to a listening port.
@@ -198,29 +198,29 @@ impl<'w> Vm<'w> {
 
     /// Starts a watch over the line, and waits until the destination is a copy.
     #[track_caller]
-    pub(crate) fn watch(&self, way: Way, options: &[&str]) -> Watcher<'w> {
-        let watcher = self.begin_watch(way, options);
+    pub(crate) fn watch(&self, direction: Direction, options: &[&str]) -> Watcher<'w> {
+        let watcher = self.begin_watch(direction, options);
         watcher.event("ready");
         watcher
     }
 
     /// Starts a watch over the line.
-    pub(crate) fn begin_watch(&self, way: Way, options: &[&str]) -> Watcher<'w> {
+    pub(crate) fn begin_watch(&self, direction: Direction, options: &[&str]) -> Watcher<'w> {
         let far = |name: &str| format!(":{}", self.world.path(name).display());
-        let (source, destination) = match way {
-            Way::Down => (far("src"), "dst".to_owned()),
+        let (source, destination) = match direction {
+            Direction::Down => (far("src"), "dst".to_owned()),
             _ => ("src".to_owned(), far("dst")),
         };
         let mut command = self.world.ksync(["--watch", "--json", "--setup", "vm.json"]);
         command.args(options).args([source, destination]);
-        Watcher::of(self.world, way.near(), command)
+        Watcher::of(self.world, direction.near(), command)
     }
 
     /// The command for one sync over the line, not started yet.
-    pub(crate) fn sync(&self, way: Way, options: &[&str]) -> Command {
+    pub(crate) fn sync(&self, direction: Direction, options: &[&str]) -> Command {
         let far = |name: &str| format!(":{}", self.world.path(name).display());
-        let (source, destination) = match way {
-            Way::Down => (far("src"), "dst".to_owned()),
+        let (source, destination) = match direction {
+            Direction::Down => (far("src"), "dst".to_owned()),
             _ => ("src".to_owned(), far("dst")),
         };
         let mut command = self.world.ksync(["--setup", "vm.json"]);

@@ -14,27 +14,27 @@ use crate::world::{DEADLINE, Run, World, wait_for};
 
 /// The direction of a sync between the directories `src` and `dst`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Direction {
     Local,
     Up,
     Down,
 }
 
-impl Way {
-    pub(crate) const ALL: [Way; 3] = [Way::Local, Way::Up, Way::Down];
+impl Direction {
+    pub(crate) const ALL: [Direction; 3] = [Direction::Local, Direction::Up, Direction::Down];
 
     /// SOURCE and DEST. The VM is the sandbox in ksync's own process.
-    pub(crate) fn places(self, world: &World) -> [OsString; 2] {
+    pub(crate) fn endpoints(self, world: &World) -> [OsString; 2] {
         match self {
-            Way::Local => ["src".into(), "dst".into()],
-            Way::Up => ["src".into(), world.far("dst")],
-            Way::Down => [world.far("src"), "dst".into()],
+            Direction::Local => ["src".into(), "dst".into()],
+            Direction::Up => ["src".into(), world.far("dst")],
+            Direction::Down => [world.far("src"), "dst".into()],
         }
     }
 
     /// The directory on this machine, which names the watch for a flush.
     pub(crate) fn near(self) -> &'static str {
-        if self == Way::Down { "dst" } else { "src" }
+        if self == Direction::Down { "dst" } else { "src" }
     }
 }
 
@@ -96,16 +96,16 @@ pub(crate) struct Watcher<'w> {
 
 impl<'w> Watcher<'w> {
     /// Starts `ksync --watch --json` with these options.
-    pub(crate) fn start(world: &'w World, way: Way, options: &[&str]) -> Watcher<'w> {
+    pub(crate) fn start(world: &'w World, direction: Direction, options: &[&str]) -> Watcher<'w> {
         let mut command = world.ksync(["--watch", "--json"]);
-        command.args(options).args(way.places(world));
-        Watcher::of(world, way.near(), command)
+        command.args(options).args(direction.endpoints(world));
+        Watcher::of(world, direction.near(), command)
     }
 
     /// As `start`, and waits until the destination is a copy.
     #[track_caller]
-    pub(crate) fn ready(world: &'w World, way: Way, options: &[&str]) -> Watcher<'w> {
-        let watcher = Watcher::start(world, way, options);
+    pub(crate) fn ready(world: &'w World, direction: Direction, options: &[&str]) -> Watcher<'w> {
+        let watcher = Watcher::start(world, direction, options);
         watcher.event("ready");
         watcher
     }

@@ -11,8 +11,8 @@
     clippy::unwrap_used
 )]
 
-mod desk;
 mod run;
+mod terminal;
 mod tree;
 
 use std::ffi::{OsStr, OsString};
@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub(crate) use desk::Desk;
 pub(crate) use run::{Run, Stats};
+pub(crate) use terminal::Terminal;
 pub(crate) use tree::{Snapshot, Tree, assert_same, noise, snapshot};
 
 /// Longer than any test takes, and short enough to tell a hang from a slow machine.
@@ -53,9 +53,9 @@ impl World {
 
     /// A directory of the world as an endpoint in the emulated VM.
     pub(crate) fn far(&self, name: impl AsRef<Path>) -> OsString {
-        let mut place = OsString::from("sandbox:");
-        place.push(self.path(name));
-        place
+        let mut endpoint = OsString::from("sandbox:");
+        endpoint.push(self.path(name));
+        endpoint
     }
 
     /// Home directory of the local user.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::rules::{self, Source};
+use crate::rules::{self, RuleSource};
 use crate::verbs::{DoctorArgs, FlushArgs, ProxyArgs, SessionArgs, SshArgs};
 
 /// The mode that the command line selects.
@@ -115,7 +115,7 @@ enum Verb {
 #[derive(Debug, Args)]
 pub(crate) struct SyncArgs {
     #[arg(value_name = "PLACE", hide = true)]
-    pub(crate) places: Vec<OsString>,
+    pub(crate) endpoints: Vec<OsString>,
     #[command(flatten)]
     pub(crate) what: WhatArgs,
     #[command(flatten)]
@@ -125,12 +125,12 @@ pub(crate) struct SyncArgs {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]
-    pub(crate) way: WayArgs,
+    pub(crate) connection: ConnectionArgs,
     #[command(flatten)]
     pub(crate) foreign: ForeignArgs,
     /// The rules in the order of the command line, since the first that matches wins.
     #[arg(skip)]
-    pub(crate) rules: Vec<Source>,
+    pub(crate) rules: Vec<RuleSource>,
 }
 
 #[derive(Debug, Args)]
@@ -266,7 +266,7 @@ pub(crate) struct OutputArgs {
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Connection")]
-pub(crate) struct WayArgs {
+pub(crate) struct ConnectionArgs {
     /// A private key file for the login; may be given several times
     #[arg(long, value_name = "FILE", action = ArgAction::Append)]
     pub(crate) identity: Vec<PathBuf>,
@@ -350,7 +350,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Mode, St
         Ok(Cli { verb: Some(Verb::Flush(args)), .. }) => Ok(Mode::Flush(args)),
         #[cfg(feature = "sandbox")]
         Ok(Cli { verb: Some(Verb::Sandbox(args)), .. }) => Ok(Mode::Sandbox(args)),
-        Ok(Cli { sync, .. }) if sync.output.human_readable && sync.places.is_empty() => {
+        Ok(Cli { sync, .. }) if sync.output.human_readable && sync.endpoints.is_empty() => {
             Ok(Mode::Show(command.render_help().to_string()))
         }
         Ok(Cli { sync, .. }) => Ok(Mode::Sync(Box::new(sync))),
@@ -384,11 +384,11 @@ mod tests {
     #[test]
     fn rsyncs_common_options_are_accepted() {
         let args = sync("ksync -avzPh --delete-after -e x -n --itemize-changes a b");
-        assert_eq!(args.places, ["a", "b"]);
+        assert_eq!(args.endpoints, ["a", "b"]);
         assert!(args.what.delete && args.what.dry_run && args.output.itemize_changes);
         assert_eq!((args.output.verbose, args.foreign.rsh), (1, Some("x".into())));
         for line in ["ksync -rtlp a b", "ksync -aa -vv a b", "ksync --del a b", "ksync a b --partial -i"] {
-            assert_eq!(sync(line).places, ["a", "b"], "{line}");
+            assert_eq!(sync(line).endpoints, ["a", "b"], "{line}");
         }
     }
 
@@ -414,9 +414,9 @@ mod tests {
     #[test]
     fn a_verb_counts_only_in_the_first_place() {
         assert!(matches!(parsed("ksync sandbox --json"), Ok(Mode::Sandbox(SandboxArgs { json: true, .. }))));
-        assert_eq!(sync("ksync a sandbox").places, ["a", "sandbox"]);
-        assert_eq!(sync("ksync ./sandbox b").places, ["./sandbox", "b"]);
-        assert_eq!(sync("ksync -- -a -b").places, ["-a", "-b"]);
+        assert_eq!(sync("ksync a sandbox").endpoints, ["a", "sandbox"]);
+        assert_eq!(sync("ksync ./sandbox b").endpoints, ["./sandbox", "b"]);
+        assert_eq!(sync("ksync -- -a -b").endpoints, ["-a", "-b"]);
     }
 
     #[test]
@@ -425,7 +425,7 @@ mod tests {
         assert!(matches!(parsed("ksync --help"), Ok(Mode::Show(text)) if text.contains("Examples:")));
         assert!(matches!(parsed("ksync sandbox --help"), Ok(Mode::Show(text)) if text.contains("--listen")));
         assert!(matches!(parsed("ksync --version"), Ok(Mode::Show(text)) if text.starts_with("ksync ")));
-        assert_eq!(sync("ksync -h a b").places, ["a", "b"]);
+        assert_eq!(sync("ksync -h a b").endpoints, ["a", "b"]);
     }
 
     #[test]

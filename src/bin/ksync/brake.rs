@@ -135,7 +135,7 @@ fn entries(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use ksync::monitor::{Doomed, What};
-    use ksync::sync::Way;
+    use ksync::sync::ConnectOptions;
     use ksync::wire::hello::Options;
 
     use super::*;
@@ -145,7 +145,7 @@ mod tests {
             source: Endpoint::parse("./src".as_ref()).unwrap(),
             destination: Endpoint::parse(destination.as_ref()).unwrap(),
             options: Options { dry_run: of == In::DryRun, ..Options::default() },
-            way: Way::default(),
+            connect_options: ConnectOptions::default(),
         };
         Words::new(&job, of == In::Watch)
     }

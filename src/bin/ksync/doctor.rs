@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ksync::kernel::{Access, Browser, KernelError, Reached};
+use ksync::kernel::{Access, Browser, ConnectedVm, KernelError};
 use ksync::monitor::{Event, Monitor, Quiet, Warning};
-use ksync::sync::{self, Endpoint, Job, Visit, Watcher, Way};
+use ksync::sync::{self, ConnectOptions, Endpoint, Job, SharedMonitor, Visit};
 use ksync::wire::hello::Options;
 use serde_json::json;
 
 use crate::out;
-use crate::report::{Complaint, NOT_STARTED};
+use crate::report::{CliError, NOT_STARTED};
 use crate::request;
 use crate::run::block_on;
 use crate::screen::warned;
@@ -31,12 +31,12 @@ fn actions() -> serde_json::Value {
 }
 
 /// Runs all steps; after a failure the rest is skipped.
-pub(crate) fn run(args: &DoctorArgs) -> Result<u8, Complaint> {
-    let way = request::access_way(&args.way);
-    let access = sync::access(&way)?;
+pub(crate) fn run(args: &DoctorArgs) -> Result<u8, CliError> {
+    let connect_options = request::access_options(&args.access);
+    let access = sync::access(&connect_options)?;
     let mut checks = Checks { json: args.json, failed: None };
     // Each step passes its result to the next one.
-    let _ = examine(args, &way, &access, &mut checks);
+    let _ = examine(args, &connect_options, &access, &mut checks);
     Ok(checks.failed.unwrap_or(0))
 }
 
@@ -48,7 +48,7 @@ struct Checks {
 
 impl Checks {
     /// Runs one step; `None` if it failed.
-    fn step<T>(&mut self, name: &str, step: impl FnOnce() -> Result<(T, String), Complaint>) -> Option<T> {
+    fn step<T>(&mut self, name: &str, step: impl FnOnce() -> Result<(T, String), CliError>) -> Option<T> {
         let begun = Instant::now();
         let result = step();
         let took = begun.elapsed();
@@ -57,9 +57,9 @@ impl Checks {
                 self.tell(name, took, "ok", &detail, None);
                 Some(value)
             }
-            Err(complaint) => {
-                self.failed.get_or_insert(complaint.exit);
-                self.tell(name, took, "failed", complaint.what(), complaint.hint());
+            Err(error) => {
+                self.failed.get_or_insert(error.exit);
+                self.tell(name, took, "failed", error.what(), error.hint());
                 None
             }
         }
@@ -80,7 +80,12 @@ impl Checks {
     }
 }
 
-fn examine(args: &DoctorArgs, way: &Way, access: &Access, checks: &mut Checks) -> Option<()> {
+fn examine(
+    args: &DoctorArgs,
+    connect_options: &ConnectOptions,
+    access: &Access,
+    checks: &mut Checks,
+) -> Option<()> {
     let api = checks.step("API key", || {
         let api = access.api()?;
         Ok((api, "KERNEL_API_KEY is set".to_owned()))
@@ -95,7 +100,7 @@ fn examine(args: &DoctorArgs, way: &Way, access: &Access, checks: &mut Checks) -
         let detail = format!("{}, made {}", browser.session_id, browser.created_at);
         Ok((browser, detail))
     })?;
-    let Reached { known, .. } = checks.step("VM", || {
+    let ConnectedVm { stored, .. } = checks.step("VM", || {
         let reached = access.set_up(&api, &browser, |_| ())?;
         let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "?".to_owned());
         let told = &reached.provisioned;
@@ -103,16 +108,16 @@ fn examine(args: &DoctorArgs, way: &Way, access: &Access, checks: &mut Checks) -
         Ok((reached, detail))
     })?;
     checks.step("connection", || {
-        let bridge = known.bridge_url();
+        let bridge = stored.bridge_url();
         block_on(async {
-            let watcher: Watcher = Arc::new(Warner);
-            let visit = Visit::begin(&browser.session_id, way, &watcher).await?;
+            let monitor: SharedMonitor = Arc::new(Warner);
+            let visit = Visit::begin(&browser.session_id, connect_options, &monitor).await?;
             visit.end().await;
             Ok(((), format!("{bridge}, with the host key that the API told")))
         })
     })?;
     checks.step("there and back", || {
-        round_trip(&browser.session_id, way)?;
+        round_trip(&browser.session_id, connect_options)?;
         Ok(((), "a megabyte, every byte the same".to_owned()))
     })?;
     if args.full {
@@ -125,9 +130,9 @@ fn examine(args: &DoctorArgs, way: &Way, access: &Access, checks: &mut Checks) -
 }
 
 /// Sends a file of random bytes to the VM and fetches it back.
-fn round_trip(session: &str, way: &Way) -> Result<(), Complaint> {
+fn round_trip(session: &str, connect_options: &ConnectOptions) -> Result<(), CliError> {
     let failed = |what: &'static str| {
-        move |error: std::io::Error| Complaint::new(NOT_STARTED, format!("{what}: {error}"))
+        move |error: std::io::Error| CliError::new(NOT_STARTED, format!("{what}: {error}"))
     };
     let folder = Folder::new().map_err(failed("cannot make a directory"))?;
     let (sent, back) = (folder.0.join("sent"), folder.0.join("back"));
@@ -139,7 +144,7 @@ fn round_trip(session: &str, way: &Way) -> Result<(), Complaint> {
         source,
         destination,
         options: Options::default(),
-        way: way.clone(),
+        connect_options: connect_options.clone(),
     };
     block_on(async {
         let done = async {
@@ -147,20 +152,20 @@ fn round_trip(session: &str, way: &Way) -> Result<(), Complaint> {
             sync::run(&job(there, Endpoint::Local(back.clone())), quiet()).await
         };
         let done = done.await;
-        let visit = Visit::begin(session, way, &quiet()).await?;
+        let visit = Visit::begin(session, connect_options, &quiet()).await?;
         let _ = visit.shell(format!("rm -f /tmp/{name}").as_bytes(), None).await;
         visit.end().await;
-        done.map_err(Complaint::from)
+        done.map_err(CliError::from)
     })?;
     if fs::read(&back).map_err(failed("cannot read what came back"))? == probe {
         Ok(())
     } else {
-        Err(Complaint::new(VERIFICATION, "what came back is not what was sent"))
+        Err(CliError::new(VERIFICATION, "what came back is not what was sent"))
     }
 }
 
 /// For all connections but the first, which has warned already.
-fn quiet() -> Watcher {
+fn quiet() -> SharedMonitor {
     Arc::new(Quiet)
 }
 

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use ksync::sync::watch::{NotFlushed, request_flush};
 
-use crate::report::{BRAKE, Complaint, NOT_STARTED, TIMEOUT, USAGE};
+use crate::report::{BRAKE, CliError, NOT_STARTED, TIMEOUT, USAGE};
 use crate::run::block_on;
 use crate::verbs::FlushArgs;
 
 /// Runs the flush.
-pub(crate) fn run(args: &FlushArgs) -> Result<u8, Complaint> {
-    let local = PathBuf::from(&args.place);
-    let patience = Duration::from_secs(args.timeout);
+pub(crate) fn run(args: &FlushArgs) -> Result<u8, CliError> {
+    let local = PathBuf::from(&args.endpoint);
+    let timeout = Duration::from_secs(args.timeout);
     block_on(async {
-        request_flush(&local, patience).await.map(|()| 0).map_err(|error| {
+        request_flush(&local, timeout).await.map(|()| 0).map_err(|error| {
             let (exit, hint) = match &error {
                 NotFlushed::NotWatched(_) => {
                     (USAGE, "begin with ksync --watch, and name its local side here")
@@ -29,7 +29,7 @@ pub(crate) fn run(args: &FlushArgs) -> Result<u8, Complaint> {
                 NotFlushed::Ended => (NOT_STARTED, "begin again with ksync --watch"),
                 NotFlushed::Sync(_) => (NOT_STARTED, "set HOME"),
             };
-            Complaint::caused(exit, &error).with_hint(Some(hint))
+            CliError::caused(exit, &error).with_hint(Some(hint))
         })
     })
 }

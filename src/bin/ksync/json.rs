@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use data_encoding::BASE64;
 use ksync::engine::Summary;
 use ksync::exchange::rounds::Round;
-use ksync::monitor::{Action, Braked, Event, Monitor, Preparation, Reason, Trouble, Warning, What};
+use ksync::monitor::{Action, Braked, Event, Monitor, Preparation, ProblemKind, Reason, Warning, What};
 use ksync::sync::watch::{News, Said};
 use ksync::sync::{Job, Report};
 use ksync::wire::message::Tally;
@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::brake::{In, Words};
 use crate::out;
-use crate::report::{self, Complaint};
+use crate::report::{self, CliError};
 use crate::view::View;
 
 /// The view for programs.
@@ -81,8 +81,8 @@ impl Json {
 }
 
 /// Reports why there was no run, or why it ended early.
-pub(crate) fn complain(complaint: &Complaint) {
-    tell("error", json!({ "exit": complaint.exit, "message": complaint.what(), "hint": complaint.hint() }));
+pub(crate) fn report_error(error: &CliError) {
+    tell("error", json!({ "exit": error.exit, "message": error.what(), "hint": error.hint() }));
 }
 
 fn tell(event: &str, fields: Value) {
@@ -128,7 +128,7 @@ fn numbers(summary: &Summary, elapsed: Duration) -> Value {
 fn round(round: &Round, scans: u64) -> Value {
     let mut fields = numbers(&round.summary, round.elapsed);
     if let Some(object) = fields.as_object_mut() {
-        object.insert("whole".to_owned(), round.whole.into());
+        object.insert("whole".to_owned(), round.is_full.into());
         object.insert("scans".to_owned(), scans.into());
     }
     fields
@@ -155,19 +155,19 @@ fn reason(reason: Reason) -> &'static str {
     }
 }
 
-fn trouble(trouble: Trouble) -> &'static str {
-    match trouble {
-        Trouble::Unreadable => "unreadable",
-        Trouble::Vanished => "vanished",
-        Trouble::Changed => "changed",
-        Trouble::Unwritable => "unwritable",
-        Trouble::Conflict => "conflict",
-        Trouble::Obstacle => "obstacle",
-        Trouble::Corrupt => "corrupt",
-        Trouble::Unsafe => "unsafe",
-        Trouble::Unsupported => "unsupported",
-        Trouble::NotDeleted => "not-deleted",
-        Trouble::Unlisted => "unlisted",
+fn problem_kind(kind: ProblemKind) -> &'static str {
+    match kind {
+        ProblemKind::Unreadable => "unreadable",
+        ProblemKind::Vanished => "vanished",
+        ProblemKind::Changed => "changed",
+        ProblemKind::Unwritable => "unwritable",
+        ProblemKind::Conflict => "conflict",
+        ProblemKind::Obstacle => "obstacle",
+        ProblemKind::Corrupt => "corrupt",
+        ProblemKind::Unsafe => "unsafe",
+        ProblemKind::Unsupported => "unsupported",
+        ProblemKind::NotDeleted => "not-deleted",
+        ProblemKind::Unlisted => "unlisted",
     }
 }
 
@@ -198,7 +198,7 @@ impl Monitor for Json {
                 tell("file", with_path(json!({ "action": action, "kind": kind(what) }), &path));
             }
             Event::Problem(problem) => {
-                let fields = json!({ "kind": trouble(problem.trouble), "message": problem.cause });
+                let fields = json!({ "kind": problem_kind(problem.kind), "message": problem.cause });
                 tell("warning", with_path(fields, &problem.path));
             }
             Event::Left { what, path } => {
@@ -253,11 +253,11 @@ impl View for Json {
     fn news(&self, news: News<'_>) {
         match news {
             News::Round(of) => {
-                if of.whole && of.summary.braked.is_none() {
+                if of.is_full && of.summary.braked.is_none() {
                     *self.told() = None;
                 }
-                let whole = u64::from(of.whole);
-                let scans = self.scans.fetch_add(whole, Ordering::Relaxed) + whole;
+                let full = u64::from(of.is_full);
+                let scans = self.scans.fetch_add(full, Ordering::Relaxed) + full;
                 if !self.is_ready.swap(true, Ordering::Relaxed) {
                     tell("ready", round(of, scans));
                 } else if of.has_changed() || of.summary.problem_count > 0 {

@@ -1,6 +1,6 @@
 //! Changes and problems as lines.
 
-use ksync::monitor::{Action, Differs, Problem, Trouble, What};
+use ksync::monitor::{Action, Differs, Problem, ProblemKind, What};
 use ksync::tree::path::escape;
 
 use crate::report::Direction;
@@ -61,22 +61,22 @@ fn letters(differs: Differs) -> String {
 
 /// A problem: `ksync: cannot read: a/b: Permission denied`.
 pub(crate) fn problem(problem: &Problem) -> String {
-    let what = match problem.trouble {
-        Trouble::Unreadable => "cannot read",
-        Trouble::Vanished => "cannot read what vanished",
-        Trouble::Changed => "cannot read what keeps changing",
-        Trouble::Unwritable => "cannot write",
-        Trouble::Conflict => "cannot replace what changed in the meantime",
-        Trouble::Obstacle => "cannot clear the way",
-        Trouble::Corrupt => "cannot verify",
-        Trouble::Unsafe => "cannot copy the link",
-        Trouble::Unsupported => "cannot copy",
+    let what = match problem.kind {
+        ProblemKind::Unreadable => "cannot read",
+        ProblemKind::Vanished => "cannot read what vanished",
+        ProblemKind::Changed => "cannot read what keeps changing",
+        ProblemKind::Unwritable => "cannot write",
+        ProblemKind::Conflict => "cannot replace what changed in the meantime",
+        ProblemKind::Obstacle => "cannot clear the way",
+        ProblemKind::Corrupt => "cannot verify",
+        ProblemKind::Unsafe => "cannot copy the link",
+        ProblemKind::Unsupported => "cannot copy",
         // The cause is the whole message.
-        Trouble::NotDeleted if problem.path.is_empty() => {
+        ProblemKind::NotDeleted if problem.path.is_empty() => {
             return format!("ksync: {}", visible(&problem.cause));
         }
-        Trouble::NotDeleted => "cannot delete",
-        Trouble::Unlisted => {
+        ProblemKind::NotDeleted => "cannot delete",
+        ProblemKind::Unlisted => {
             let path = escape(&problem.path);
             return format!("ksync: cannot list {path}, so what is in it stays: {}", visible(&problem.cause));
         }
@@ -150,15 +150,15 @@ mod tests {
 
     #[test]
     fn problems_name_verb_path_and_cause() {
-        let told = |trouble, path: &[u8], cause: &str| {
-            problem(&Problem { trouble, path: path.to_vec(), cause: cause.to_owned() })
+        let told = |kind, path: &[u8], cause: &str| {
+            problem(&Problem { kind, path: path.to_vec(), cause: cause.to_owned() })
         };
         assert_eq!(
-            told(Trouble::Unreadable, b"a\nb", "Permission denied"),
+            told(ProblemKind::Unreadable, b"a\nb", "Permission denied"),
             "ksync: cannot read: a\\nb: Permission denied"
         );
         assert_eq!(
-            told(Trouble::NotDeleted, b"", "\x1b]0;owned\x07 a\\nb"),
+            told(ProblemKind::NotDeleted, b"", "\x1b]0;owned\x07 a\\nb"),
             "ksync: \\u{1b}]0;owned\\u{7} a\\nb"
         );
     }

@@ -207,7 +207,7 @@ impl View for LiveScreen {
     fn news(&self, news: News<'_>) {
         let mut state = self.state();
         if let News::Round(round) = &news
-            && round.whole
+            && round.is_full
             && round.summary.braked.is_none()
         {
             state.braked = None;
@@ -265,7 +265,7 @@ mod tests {
     fn told(tally: Tally, ms: u64) -> Option<String> {
         let summary = Summary { tally, ..Summary::default() };
         let elapsed = Duration::from_millis(ms);
-        line(&Round { summary, whole: false, begun: Instant::now(), elapsed })
+        line(&Round { summary, is_full: false, begun: Instant::now(), elapsed })
     }
 
     #[test]

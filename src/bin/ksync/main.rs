@@ -43,13 +43,13 @@ fn main() -> ExitCode {
         Ok(Mode::Sync(args)) => request::build(*args).and_then(|request| run::run(&request)),
         #[cfg(feature = "sandbox")]
         Ok(Mode::Sandbox(args)) => sandbox::run(&args),
-        Err(refusal) => {
-            out::note(&refusal);
+        Err(error) => {
+            out::note(&error);
             Ok(report::USAGE)
         }
     };
-    ExitCode::from(done.unwrap_or_else(|complaint| {
-        out::note(&complaint.to_string());
-        complaint.exit
+    ExitCode::from(done.unwrap_or_else(|error| {
+        out::note(&error.to_string());
+        error.exit
     }))
 }

@@ -66,7 +66,7 @@ impl Progress {
     }
 
     /// The speed, and the remaining time at that speed.
-    pub(crate) fn pace(&self, bytes_per_second: f64) -> String {
+    pub(crate) fn rate_text(&self, bytes_per_second: f64) -> String {
         let left_bytes = self.total_bytes().saturating_sub(self.moved_bytes);
         let left = Duration::try_from_secs_f64(left_bytes as f64 / bytes_per_second);
         match left {
@@ -86,7 +86,7 @@ impl Progress {
             "ksync: {} of {} ({percent} %), {}, {}",
             bytes(self.moved_bytes),
             bytes(total),
-            self.pace(bytes_per_second),
+            self.rate_text(bytes_per_second),
             escape(&self.name)
         )
     }
@@ -94,9 +94,9 @@ impl Progress {
 
 /// The speed over the last five seconds, or since the previous sample if that is older.
 #[derive(Debug, Default)]
-pub(crate) struct Pace(VecDeque<(Instant, u64)>);
+pub(crate) struct RateMeter(VecDeque<(Instant, u64)>);
 
-impl Pace {
+impl RateMeter {
     /// Starts the measurement before the first content.
     pub(crate) fn begin(&mut self, now: Instant) {
         if self.0.is_empty() {
@@ -157,12 +157,12 @@ mod tests {
     fn the_speed_is_that_of_the_last_five_seconds() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut pace = Pace::default();
-        pace.begin(start);
-        pace.begin(at(1));
-        assert_eq!(pace.look(at(2), 200), 100.0);
-        assert_eq!(pace.look(at(5), 500), 100.0);
-        assert_eq!(pace.look(at(10), 500), 0.0);
-        assert_eq!(pace.look(at(20), 1500), 100.0);
+        let mut meter = RateMeter::default();
+        meter.begin(start);
+        meter.begin(at(1));
+        assert_eq!(meter.look(at(2), 200), 100.0);
+        assert_eq!(meter.look(at(5), 500), 100.0);
+        assert_eq!(meter.look(at(10), 500), 0.0);
+        assert_eq!(meter.look(at(20), 1500), 100.0);
     }
 }

@@ -3,56 +3,56 @@
 
 use std::time::{Duration, SystemTime};
 
-use ksync::kernel::{KeepAlive, KernelError, Known, Life};
+use ksync::kernel::{Expiry, KeepAlive, KernelError, StoredSession};
 use ksync::monitor::Warning;
 use ksync::remote;
 
 use crate::out;
-use crate::report::Complaint;
+use crate::report::CliError;
 use crate::request;
 use crate::run::{Signals, block_on};
 use crate::screen::warned;
 use crate::verbs::ProxyArgs;
 
 /// The timeouts for opening the connection and for a silent bridge.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Carries bytes until either side ends.
-pub(crate) fn run(args: &ProxyArgs) -> Result<u8, Complaint> {
-    let ca_cert = args.way.ca_cert.clone();
-    let is_url = args.place.contains("://");
-    let known = if is_url { None } else { Some(known(args)?) };
-    let url = known.as_ref().map_or_else(|| args.place.clone(), Known::bridge_url);
-    if let Some(warning) = known.as_ref().and_then(warning) {
+pub(crate) fn run(args: &ProxyArgs) -> Result<u8, CliError> {
+    let ca_cert = args.access.ca_cert.clone();
+    let is_url = args.target.contains("://");
+    let stored = if is_url { None } else { Some(stored(args)?) };
+    let url = stored.as_ref().map_or_else(|| args.target.clone(), StoredSession::bridge_url);
+    if let Some(warning) = stored.as_ref().and_then(warning) {
         out::note(&warned(&warning));
     }
     block_on(async {
         let mut signals = Signals::new()?;
-        let _alive = known.map(|known| KeepAlive::begin(known.cdp_ws_url, ca_cert.clone()));
+        let _alive = stored.map(|stored| KeepAlive::begin(stored.cdp_ws_url, ca_cert.clone()));
         let carried = tokio::select! {
-            carried = remote::proxy(&url, ca_cert.as_deref(), PATIENCE, SILENCE) => carried,
+            carried = remote::proxy(&url, ca_cert.as_deref(), TIMEOUT, SILENCE) => carried,
             () = signals.wait() => Ok(()),
         };
-        carried.map(|()| 0).map_err(|error| Complaint::from(ksync::sync::SyncError::from(error)))
+        carried.map(|()| 0).map_err(|error| CliError::from(ksync::sync::SyncError::from(error)))
     })
 }
 
 /// The session from the session store, if it is there: ssh then finds out if the entry still holds.
-fn known(args: &ProxyArgs) -> Result<Known, Complaint> {
-    let access = request::access(&args.way)?;
-    let session = access.meant(&args.place)?;
-    let known = access
-        .remembered(&session)
-        .map_or_else(|| Ok::<_, KernelError>(access.reach(&session, |_| {})?.known), Ok)?;
-    Ok(known)
+fn stored(args: &ProxyArgs) -> Result<StoredSession, CliError> {
+    let access = request::access(&args.access)?;
+    let session = access.meant(&args.target)?;
+    let stored = access
+        .stored(&session)
+        .map_or_else(|| Ok::<_, KernelError>(access.connect(&session, |_| {})?.stored), Ok)?;
+    Ok(stored)
 }
 
 /// A warning about a session that ends soon. Shown only at the start: later the terminal belongs to
 /// another program.
-fn warning(known: &Known) -> Option<Warning> {
+fn warning(stored: &StoredSession) -> Option<Warning> {
     let now = SystemTime::now();
-    let end = Life::of(known).end(now, true).filter(|end| end.is_short_in(now).is_zero())?;
-    let (what, hint) = end.told(known.name.as_ref().unwrap_or(&known.session_id), now);
+    let end = Expiry::of(stored).end(now, true).filter(|end| end.is_short_in(now).is_zero())?;
+    let (what, hint) = end.told(stored.name.as_ref().unwrap_or(&stored.session_id), now);
     Some(Warning { what, hint })
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ksync::engine::Summary;
 use ksync::exchange::chain;
 use ksync::kernel::KernelError;
-use ksync::monitor::Trouble;
+use ksync::monitor::ProblemKind;
 use ksync::sync::{Report, SyncError};
 use ksync::wire::message::Tally;
 
@@ -62,14 +62,14 @@ impl Direction {
 
 /// An error of the command, for people: the event, its cause and a remedy.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Complaint {
+pub(crate) struct CliError {
     /// The exit code.
     pub(crate) exit: u8,
     what: String,
     hint: Option<String>,
 }
 
-impl Complaint {
+impl CliError {
     pub(crate) fn new(exit: u8, what: impl Into<String>) -> Self {
         Self { exit, what: what.into(), hint: None }
     }
@@ -99,19 +99,19 @@ impl Complaint {
     }
 }
 
-impl From<SyncError> for Complaint {
+impl From<SyncError> for CliError {
     fn from(error: SyncError) -> Self {
         Self::caused(error.exit_code(), &error).with_hint(error.hint())
     }
 }
 
-impl From<KernelError> for Complaint {
+impl From<KernelError> for CliError {
     fn from(error: KernelError) -> Self {
         Self::caused(error.exit_code(), &error).with_hint(error.hint())
     }
 }
 
-impl fmt::Display for Complaint {
+impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ksync: {}", visible(&self.what))?;
         match &self.hint {
@@ -241,7 +241,7 @@ pub(crate) fn exit_code(summary: &Summary) -> u8 {
     let all_are_known = summary.problem_count == summary.problems.len() as u64;
     if summary.problem_count == 0 {
         0
-    } else if all_are_known && summary.problems.iter().all(|problem| problem.trouble == Trouble::Vanished) {
+    } else if all_are_known && summary.problems.iter().all(|problem| problem.kind == ProblemKind::Vanished) {
         VANISHED
     } else {
         PARTIAL
@@ -341,16 +341,16 @@ mod tests {
 
     #[test]
     fn problems_change_the_exit_code() {
-        let ended = |troubles: &[Trouble], more: u64| {
-            let problem = |&trouble| Problem { trouble, path: Vec::new(), cause: String::new() };
-            let problems: Vec<_> = troubles.iter().map(problem).collect();
+        let ended = |problem_kinds: &[ProblemKind], more: u64| {
+            let problem = |&kind| Problem { kind, path: Vec::new(), cause: String::new() };
+            let problems: Vec<_> = problem_kinds.iter().map(problem).collect();
             let problem_count = problems.len() as u64 + more;
             exit_code(&Summary { problems, problem_count, ..Summary::default() })
         };
         assert_eq!(ended(&[], 0), 0);
-        assert_eq!(ended(&[Trouble::Vanished, Trouble::Vanished], 0), 24);
-        assert_eq!(ended(&[Trouble::Vanished, Trouble::Unreadable], 0), 23);
-        assert_eq!(ended(&[Trouble::Vanished], 1), 23);
+        assert_eq!(ended(&[ProblemKind::Vanished, ProblemKind::Vanished], 0), 24);
+        assert_eq!(ended(&[ProblemKind::Vanished, ProblemKind::Unreadable], 0), 23);
+        assert_eq!(ended(&[ProblemKind::Vanished], 1), 23);
     }
 
     #[test]
@@ -363,10 +363,10 @@ mod tests {
         struct Middle(#[source] std::io::Error);
 
         let error = Outer(Middle(std::io::Error::other("no route")));
-        let complaint = Complaint::caused(10, &error).with_hint(Some("check the network"));
-        assert_eq!(complaint.exit, 10);
+        let error = CliError::caused(10, &error).with_hint(Some("check the network"));
+        assert_eq!(error.exit, 10);
         assert_eq!(
-            complaint.to_string(),
+            error.to_string(),
             "ksync: cannot connect to \\u{1b}[2J: opening the socket: no route\n  hint: check the network"
         );
     }

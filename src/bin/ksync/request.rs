@@ -11,14 +11,14 @@ use std::time::Duration;
 use ksync::kernel::{Access, ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 use ksync::sync::endpoint::{Endpoint, EndpointError};
 use ksync::sync::watch::{AfterRound, Live};
-use ksync::sync::{Job, Way};
+use ksync::sync::{ConnectOptions, Job};
 use ksync::tree::filter::{Filter, RULES_BYTES_MAX, RULES_MAX, Rule};
 use ksync::tree::path::{TreePath, escape};
-use ksync::wire::hello::{Consent, FORCED_MAX, Options, Watching};
+use ksync::wire::hello::{Consent, FORCED_MAX, Options, WatchOptions};
 use serde_bytes::ByteBuf;
 
-use crate::args::{ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WayArgs, WhatArgs};
-use crate::report::{Complaint, USAGE};
+use crate::args::{ConnectionArgs, ForeignArgs, OutputArgs, SyncArgs, WatchArgs, WhatArgs};
+use crate::report::{CliError, USAGE};
 use crate::rules;
 use crate::verbs::AccessArgs;
 
@@ -63,9 +63,9 @@ pub(crate) struct Show {
 }
 
 /// Builds the request from the arguments.
-pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
+pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
     refuse_foreign(&args.foreign)?;
-    let pairs = pair(&args.places, args.way.setup.is_some())?;
+    let pairs = pair(&args.endpoints, args.connection.setup.is_some())?;
     let mut rules = rules::compile(&args.rules, load)?;
     let after = after(&args.watch, &pairs)?;
     let live = live(&args.watch, &args.what, &pairs, after.clone())?;
@@ -76,10 +76,10 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
     }
     if rules.len() > RULES_MAX {
         let what = format!("{} rules are more than the {RULES_MAX} that are honoured", rules.len());
-        return Err(Complaint::usage(what, "join patterns, or put them into a .ksyncignore file"));
+        return Err(CliError::usage(what, "join patterns, or put them into a .ksyncignore file"));
     }
     if rules.iter().map(|rule| rule.pattern.len()).sum::<usize>() > RULES_BYTES_MAX {
-        return Err(Complaint::usage(
+        return Err(CliError::usage(
             "all patterns together are longer than the 1 MiB that is honoured",
             "join patterns, or put them into .ksyncignore files",
         ));
@@ -97,11 +97,11 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
         consent: consent(&args.what, &pairs)?,
         ..Options::default()
     };
-    let mut args_way = args.way;
+    let mut connection_args = args.connection;
     if live.is_some() {
-        args_way.timeout = args_way.timeout.or(Some(WATCH_TIMEOUT_SECONDS));
+        connection_args.timeout = connection_args.timeout.or(Some(WATCH_TIMEOUT_SECONDS));
     }
-    let way = way(args_way)?;
+    let connect_options = connect_options(connection_args)?;
     let several = pairs.len() > 1;
     let job = |(source, destination): (Endpoint, Endpoint)| {
         let mut options = options.clone();
@@ -109,7 +109,7 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, Complaint> {
             // SOURCE goes into DEST, the transfer root, by this name.
             options.anchor = destination.name().unwrap_or_default().to_vec();
         }
-        Job { source, destination, options, way: way.clone() }
+        Job { source, destination, options, connect_options: connect_options.clone() }
     };
     Ok(Request {
         jobs: pairs.into_iter().map(job).filter(|job| !is_excluded(job)).collect(),
@@ -131,10 +131,10 @@ fn is_excluded(job: &Job) -> bool {
 }
 
 /// Consent to deletions. Only the command line can give it: no file and no variable.
-fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, Complaint> {
+fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, CliError> {
     if what.force_delete_in.len() > FORCED_MAX {
         let told = format!("--force-delete-in is given more than {FORCED_MAX} times");
-        return Err(Complaint::usage(told, "run one ksync for each DEST"));
+        return Err(CliError::usage(told, "run one ksync for each DEST"));
     }
     let is_remote = pairs.iter().any(|(_, destination)| destination.is_remote());
     // A path on DEST's machine; the user may write it in the form of DEST.
@@ -150,14 +150,14 @@ fn consent(what: &WhatArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Consent, C
 const PARTIAL_DOWNLOADS: [&str; 2] = ["*.crdownload", ".com.google.Chrome.*"];
 
 /// The command that runs after a change, and its machine.
-fn after(args: &WatchArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Option<AfterRound>, Complaint> {
+fn after(args: &WatchArgs, pairs: &[(Endpoint, Endpoint)]) -> Result<Option<AfterRound>, CliError> {
     let is_remote = pairs.iter().any(|(_, destination)| destination.is_remote());
     match (&args.exec, &args.on_change) {
-        (Some(_), _) if !is_remote => Err(Complaint::usage(
+        (Some(_), _) if !is_remote => Err(CliError::usage(
             "--exec runs on the VM when something has changed there, and DEST is on this machine",
             "--on-change CMD runs here",
         )),
-        (_, Some(_)) if is_remote => Err(Complaint::usage(
+        (_, Some(_)) if is_remote => Err(CliError::usage(
             "--on-change runs on this machine when something has changed here, and DEST is on the VM",
             "--exec CMD runs there",
         )),
@@ -173,33 +173,33 @@ fn live(
     what: &WhatArgs,
     pairs: &[(Endpoint, Endpoint)],
     after: Option<AfterRound>,
-) -> Result<Option<Live>, Complaint> {
+) -> Result<Option<Live>, CliError> {
     if !args.watch {
         return Ok(None);
     }
     if what.dry_run {
-        return Err(Complaint::usage("--watch and --dry-run exclude each other", "leave one of them out"));
+        return Err(CliError::usage("--watch and --dry-run exclude each other", "leave one of them out"));
     }
     if pairs.len() > 1 {
-        return Err(Complaint::usage(
+        return Err(CliError::usage(
             "--watch takes one SOURCE",
             "watch the directory that holds them, with --include and --exclude; or run one ksync for each",
         ));
     }
-    Ok(Some(Live { watching: Watching { quiet_ms: args.debounce, poll: args.poll }, after }))
+    Ok(Some(Live { watch_options: WatchOptions { quiet_ms: args.debounce, poll: args.poll }, after }))
 }
 
 /// Pairs each SOURCE with its destination.
-fn pair(places: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)>, Complaint> {
+fn pair(endpoints: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)>, CliError> {
     let usage = "write ksync SOURCE... DEST; ksync --help has examples";
-    let (destination, sources) = match places {
-        [] => return Err(Complaint::usage("there is no SOURCE and no DEST", usage)),
-        [_] => return Err(Complaint::usage("there is no DEST", usage)),
-        [sources @ .., destination] => (place(destination)?, sources),
+    let (destination, sources) = match endpoints {
+        [] => return Err(CliError::usage("there is no SOURCE and no DEST", usage)),
+        [_] => return Err(CliError::usage("there is no DEST", usage)),
+        [sources @ .., destination] => (endpoint(destination)?, sources),
     };
-    let sources = sources.iter().map(|source| place(source)).collect::<Result<Vec<_>, _>>()?;
+    let sources = sources.iter().map(|source| endpoint(source)).collect::<Result<Vec<_>, _>>()?;
     if let Some(source) = sources.iter().find(|source| source.is_remote() && destination.is_remote()) {
-        return Err(Complaint::usage(
+        return Err(CliError::usage(
             format!("both {source} and {destination} are remote"),
             "copy to a local directory first, and from there in a second run",
         ));
@@ -207,13 +207,13 @@ fn pair(places: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)
     let in_setup = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Setup { .. });
     match (in_setup(&destination) || sources.iter().any(in_setup), has_setup) {
         (true, false) => {
-            return Err(Complaint::usage(
+            return Err(CliError::usage(
                 "an endpoint that begins with : is in the VM of --setup, and there is none",
                 "add --setup FILE with what `kernel browsers ssh ID --setup-only -o json` prints",
             ));
         }
         (false, true) => {
-            return Err(Complaint::usage(
+            return Err(CliError::usage(
                 "--setup describes a VM, but no endpoint is in it",
                 "write the endpoint in the VM as :/path",
             ));
@@ -222,7 +222,7 @@ fn pair(places: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)
     }
     match <[Endpoint; 1]>::try_from(sources) {
         Ok([source]) => {
-            refuse_home(&source, places.last())?;
+            refuse_home(&source, endpoints.last())?;
             Ok(vec![(source, destination)])
         }
         Err(sources) => into_directory(sources, destination),
@@ -231,13 +231,13 @@ fn pair(places: &[OsString], has_setup: bool) -> Result<Vec<(Endpoint, Endpoint)
 
 /// Refuses to copy a directory onto the home just because the path is missing. (A file goes into
 /// the home, as with scp.)
-fn refuse_home(source: &Endpoint, destination: Option<&OsString>) -> Result<(), Complaint> {
+fn refuse_home(source: &Endpoint, destination: Option<&OsString>) -> Result<(), CliError> {
     let (Endpoint::Local(path), Some(destination)) = (source, destination) else { return Ok(()) };
     let name = own_name(source).ok().and_then(|name| String::from_utf8(name).ok());
     let is_plain = |name: &String| name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
     let name = name.filter(is_plain).unwrap_or_else(|| "site".to_owned());
     match Endpoint::without_path(destination, &name) {
-        Some((home, inside)) if path.is_dir() => Err(Complaint::usage(
+        Some((home, inside)) if path.is_dir() => Err(CliError::usage(
             format!("{} names no directory to make a copy of {source}", escape(destination.as_bytes())),
             format!("Write {home} for the home itself, or {inside}."),
         )),
@@ -249,12 +249,12 @@ fn refuse_home(source: &Endpoint, destination: Option<&OsString>) -> Result<(), 
 fn into_directory(
     sources: Vec<Endpoint>,
     destination: Endpoint,
-) -> Result<Vec<(Endpoint, Endpoint)>, Complaint> {
+) -> Result<Vec<(Endpoint, Endpoint)>, CliError> {
     if let Endpoint::Local(path) = &destination
         && path.symlink_metadata().is_ok()
         && !path.is_dir()
     {
-        return Err(Complaint::usage(
+        return Err(CliError::usage(
             format!("{destination} is not a directory, and several SOURCEs go into one"),
             "name a directory as DEST",
         ));
@@ -264,7 +264,7 @@ fn into_directory(
     for source in sources {
         let name = own_name(&source)?;
         if !names.insert(name.clone()) {
-            return Err(Complaint::usage(
+            return Err(CliError::usage(
                 format!("two SOURCEs would both become {}", destination.join(&name)),
                 "sync them one after the other, to two destinations",
             ));
@@ -276,41 +276,41 @@ fn into_directory(
 }
 
 /// The name of a SOURCE in DEST. The name of a local `.` must be looked up.
-fn own_name(source: &Endpoint) -> Result<Vec<u8>, Complaint> {
+fn own_name(source: &Endpoint) -> Result<Vec<u8>, CliError> {
     let looked_up = || match source {
         Endpoint::Local(path) => path.canonicalize().ok()?.file_name().map(|name| name.as_bytes().to_vec()),
         _ => None,
     };
     source.name().map(<[u8]>::to_vec).or_else(looked_up).ok_or_else(|| {
-        Complaint::usage(
+        CliError::usage(
             format!("{source} has no name that it could have in DEST"),
             "sync it alone, to a DEST with a name",
         )
     })
 }
 
-fn place(text: &OsStr) -> Result<Endpoint, Complaint> {
+fn endpoint(text: &OsStr) -> Result<Endpoint, CliError> {
     Ok(Endpoint::parse(text)?)
 }
 
-impl From<EndpointError> for Complaint {
+impl From<EndpointError> for CliError {
     fn from(error: EndpointError) -> Self {
-        Self::new(USAGE, error.to_string()).with_hint(error.fault.hint())
+        Self::new(USAGE, error.to_string()).with_hint(error.kind.hint())
     }
 }
 
-fn way(args: WayArgs) -> Result<Way, Complaint> {
+fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {
     if let Some(key) = &args.host_key
         && key.split_whitespace().count() < 2
     {
-        return Err(Complaint::usage(
+        return Err(CliError::usage(
             "--host-key is not a public key",
             "give the type and the key, as in \"ssh-ed25519 AAAA...\": a line of ssh-keyscan without its host",
         ));
     }
     let api = api(args.ca_cert.as_deref());
     let seconds = |seconds: u64| if seconds == 0 { NEVER } else { NEVER.min(Duration::from_secs(seconds)) };
-    Ok(Way {
+    Ok(ConnectOptions {
         identities: args.identity,
         setup: args.setup.map(|file| load(file.as_os_str())).transpose()?,
         ca_cert: args.ca_cert,
@@ -326,18 +326,18 @@ fn way(args: WayArgs) -> Result<Way, Complaint> {
 }
 
 /// The settings for reaching sessions.
-pub(crate) fn access(args: &AccessArgs) -> Result<Access, Complaint> {
-    Ok(ksync::sync::access(&access_way(args))?)
+pub(crate) fn access(args: &AccessArgs) -> Result<Access, CliError> {
+    Ok(ksync::sync::access(&access_options(args))?)
 }
 
 /// The connect options for a session, without a sync.
-pub(crate) fn access_way(args: &AccessArgs) -> Way {
-    Way {
+pub(crate) fn access_options(args: &AccessArgs) -> ConnectOptions {
+    ConnectOptions {
         identities: args.identity.iter().cloned().collect(),
         ca_cert: args.ca_cert.clone(),
         api: api(args.ca_cert.as_deref()),
         session: variable("KSYNC_SESSION"),
-        ..Way::default()
+        ..ConnectOptions::default()
     }
 }
 
@@ -359,7 +359,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// Reads a file that an option names; `-` is stdin.
-fn load(file: &OsStr) -> Result<Vec<u8>, Complaint> {
+fn load(file: &OsStr) -> Result<Vec<u8>, CliError> {
     let (shown, opened) = if file == "-" {
         ("stdin".into(), Ok(Box::new(std::io::stdin()) as Box<dyn Read>))
     } else {
@@ -368,15 +368,15 @@ fn load(file: &OsStr) -> Result<Vec<u8>, Complaint> {
     let mut bytes = Vec::new();
     opened
         .and_then(|reader| reader.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
-        .map_err(|error| Complaint::new(USAGE, format!("cannot read {shown}: {error}")))?;
+        .map_err(|error| CliError::new(USAGE, format!("cannot read {shown}: {error}")))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(Complaint::new(USAGE, format!("cannot read {shown}: it is longer than 4 MiB")));
+        return Err(CliError::new(USAGE, format!("cannot read {shown}: it is longer than 4 MiB")));
     }
     Ok(bytes)
 }
 
-fn refuse_foreign(args: &ForeignArgs) -> Result<(), Complaint> {
-    let refusal = if args.daemon {
+fn refuse_foreign(args: &ForeignArgs) -> Result<(), CliError> {
+    let misuse = if args.daemon {
         Some(("ksync is no daemon", "reach the machine over SSH: user@host:/path"))
     } else if args.rsh.is_some() {
         Some((
@@ -391,7 +391,7 @@ fn refuse_foreign(args: &ForeignArgs) -> Result<(), Complaint> {
     } else {
         None
     };
-    refusal.map_or(Ok(()), |(what, hint)| Err(Complaint::usage(what, hint)))
+    misuse.map_or(Ok(()), |(what, hint)| Err(CliError::usage(what, hint)))
 }
 
 #[cfg(test)]
@@ -399,7 +399,7 @@ mod tests {
     use super::*;
     use crate::args::{Mode, parse};
 
-    fn built(line: &str) -> Result<Request, Complaint> {
+    fn built(line: &str) -> Result<Request, CliError> {
         let Ok(Mode::Sync(args)) = parse(line.split(' ').map(OsString::from)) else { panic!("{line}") };
         build(*args)
     }
@@ -409,10 +409,10 @@ mod tests {
         jobs.iter().map(|job| format!("{} > {}", job.source, job.destination)).collect()
     }
 
-    fn complaint(line: &str) -> String {
-        let complaint = built(line).unwrap_err();
-        assert_eq!(complaint.exit, USAGE, "{line}");
-        complaint.to_string()
+    fn error(line: &str) -> String {
+        let error = built(line).unwrap_err();
+        assert_eq!(error.exit, USAGE, "{line}");
+        error.to_string()
     }
 
     #[test]
@@ -454,8 +454,8 @@ mod tests {
             ),
             ("ksync --host-key AAAA a b", "--host-key is not a public key"),
         ] {
-            let complaint = complaint(line);
-            let (what, hint) = complaint.split_once("\n  hint: ").unwrap_or_else(|| panic!("{complaint}"));
+            let error = error(line);
+            let (what, hint) = error.split_once("\n  hint: ").unwrap_or_else(|| panic!("{error}"));
             assert_eq!(what, format!("ksync: {text}"));
             assert!(!hint.is_empty());
         }
@@ -464,16 +464,14 @@ mod tests {
     #[test]
     fn a_directory_is_not_copied_onto_the_home_for_want_of_a_path() {
         for destination in ["host:", "me@host:", "session:", "sandbox:", "ssh://me@host", "wss://vm:2222/"] {
-            let told = complaint(&format!("ksync src {destination}"));
+            let told = error(&format!("ksync src {destination}"));
             assert!(told.starts_with(&format!("ksync: {destination} names no directory")), "{told}");
             // A file, and several sources by name, may go there; as a source it means the home.
             built(&format!("ksync Cargo.toml {destination}")).unwrap();
             built(&format!("ksync src tests {destination}")).unwrap();
             built(&format!("ksync {destination} src")).unwrap();
         }
-        assert!(
-            complaint("ksync src host:").ends_with("hint: Write host:. for the home itself, or host:src.")
-        );
+        assert!(error("ksync src host:").ends_with("hint: Write host:. for the home itself, or host:src."));
         for destination in ["host:.", "host:~", "host:site", "ssh://host/~"] {
             built(&format!("ksync src {destination}")).unwrap();
         }
@@ -495,7 +493,7 @@ mod tests {
     #[test]
     fn an_unreadable_file_is_named() {
         assert_eq!(
-            complaint("ksync --exclude-from /no/file a b"),
+            error("ksync --exclude-from /no/file a b"),
             "ksync: cannot read /no/file: No such file or directory (os error 2)"
         );
     }
@@ -515,11 +513,14 @@ mod tests {
             ..Options::default()
         };
         assert_eq!(job.options, options);
-        assert_eq!((job.way.timeout, job.way.connect_timeout), (NEVER, Duration::from_secs(30)));
+        assert_eq!(
+            (job.connect_options.timeout, job.connect_options.connect_timeout),
+            (NEVER, Duration::from_secs(30))
+        );
         assert_eq!(request.show, Show { itemize: true, progress: true, ..Show::default() });
         assert!(!built("ksync -nq a b").unwrap().jobs[0].options.list_changes);
         assert!(built("ksync a b").unwrap().jobs[0].options.compress);
-        let connections = |line| built(line).unwrap().jobs[0].way.connections;
+        let connections = |line| built(line).unwrap().jobs[0].connect_options.connections;
         assert_eq!((connections("ksync a b"), connections("ksync -j 1 a b")), (None, Some(1)));
         assert_eq!(connections("ksync --connections 8 a b"), Some(8));
     }

@@ -8,11 +8,11 @@ use clap::ArgMatches;
 use ksync::tree::filter::{BYTE_ORDER_MARK, Rule};
 use ksync::tree::path::escape;
 
-use crate::report::Complaint;
+use crate::report::CliError;
 
 /// The origin of rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum RuleSource {
     /// One option, one rule.
     Pattern { include: bool, pattern: OsString },
     /// A file with one rule per line.
@@ -20,7 +20,7 @@ pub(crate) enum Source {
 }
 
 /// The sources in the order of the command line.
-pub(crate) fn in_order(matches: &ArgMatches) -> Vec<Source> {
+pub(crate) fn in_order(matches: &ArgMatches) -> Vec<RuleSource> {
     let mut sources = Vec::new();
     for (id, include, is_file) in [
         ("exclude", false, false),
@@ -32,9 +32,9 @@ pub(crate) fn in_order(matches: &ArgMatches) -> Vec<Source> {
         let values = matches.get_many::<OsString>(id).into_iter().flatten().cloned();
         sources.extend(indices.zip(values).map(|(index, value)| {
             let source = if is_file {
-                Source::File { include, file: value }
+                RuleSource::File { include, file: value }
             } else {
-                Source::Pattern { include, pattern: value }
+                RuleSource::Pattern { include, pattern: value }
             };
             (index, source)
         }));
@@ -48,25 +48,25 @@ pub(crate) fn in_order(matches: &ArgMatches) -> Vec<Source> {
 /// # Errors
 /// The first error of `read`, or a rule that has a prefix and no pattern.
 pub(crate) fn compile(
-    sources: &[Source],
-    mut read: impl FnMut(&OsStr) -> Result<Vec<u8>, Complaint>,
-) -> Result<Vec<Rule>, Complaint> {
+    sources: &[RuleSource],
+    mut read: impl FnMut(&OsStr) -> Result<Vec<u8>, CliError>,
+) -> Result<Vec<Rule>, CliError> {
     let mut rules = Vec::new();
     for source in sources {
         match source {
-            Source::Pattern { include, pattern } => {
+            RuleSource::Pattern { include, pattern } => {
                 let option = if *include { "--include" } else { "--exclude" };
                 add(&mut rules, *include, pattern.as_bytes(), || option.to_owned())?;
             }
-            Source::File { include, file } => {
+            RuleSource::File { include, file } => {
                 let text = read(file)?;
                 let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
                 // To rsync a line ends at CR too, and its text at NUL.
                 for (number, line) in text.split(|byte| b"\n\r".contains(byte)).enumerate() {
                     let line = line.split(|&byte| byte == 0).next().unwrap_or_default();
                     if !matches!(line.first(), Some(b'#' | b';')) {
-                        let place = || format!("{}: line {}", escape(file.as_bytes()), number + 1);
-                        add(&mut rules, *include, line, place)?;
+                        let location = || format!("{}: line {}", escape(file.as_bytes()), number + 1);
+                        add(&mut rules, *include, line, location)?;
                     }
                 }
             }
@@ -81,8 +81,8 @@ fn add(
     rules: &mut Vec<Rule>,
     include: bool,
     text: &[u8],
-    place: impl Fn() -> String,
-) -> Result<(), Complaint> {
+    location: impl Fn() -> String,
+) -> Result<(), CliError> {
     let (include, pattern) = match text {
         b"" => return Ok(()),
         b"!" => {
@@ -94,8 +94,8 @@ fn add(
         pattern => (include, pattern),
     };
     if pattern.is_empty() {
-        return Err(Complaint::usage(
-            format!("{}: the rule \"{}\" has no pattern", place(), escape(text)),
+        return Err(CliError::usage(
+            format!("{}: the rule \"{}\" has no pattern", location(), escape(text)),
             "Write a pattern behind the sign and its space, or remove the rule.",
         ));
     }
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn patterns_are_bytes() {
-        let pattern = Source::Pattern { include: false, pattern: OsString::from_vec(b"\xff".to_vec()) };
+        let pattern = RuleSource::Pattern { include: false, pattern: OsString::from_vec(b"\xff".to_vec()) };
         let rules = compile(&[pattern], |_| Ok(Vec::new())).unwrap();
         assert_eq!(rules, vec![Rule { include: false, pattern: b"\xff".to_vec() }]);
     }
@@ -160,11 +160,11 @@ mod tests {
     #[test]
     fn a_prefix_without_a_pattern_is_an_error() {
         assert_eq!(compiled(&["--exclude=", "--include=", "--exclude=a"], b""), ["- a"]);
-        let complaint =
-            |sources: &[Source]| compile(sources, |_| Ok(b"a\n\n- \n".to_vec())).unwrap_err().to_string();
-        let file = Source::File { include: false, file: "rules".into() };
-        assert!(complaint(&[file]).contains("rules: line 3: the rule \"- \" has no pattern"));
-        let option = Source::Pattern { include: true, pattern: "+ ".into() };
-        assert!(complaint(&[option]).contains("--include: the rule \"+ \" has no pattern"));
+        let error =
+            |sources: &[RuleSource]| compile(sources, |_| Ok(b"a\n\n- \n".to_vec())).unwrap_err().to_string();
+        let file = RuleSource::File { include: false, file: "rules".into() };
+        assert!(error(&[file]).contains("rules: line 3: the rule \"- \" has no pattern"));
+        let option = RuleSource::Pattern { include: true, pattern: "+ ".into() };
+        assert!(error(&[option]).contains("--include: the rule \"+ \" has no pattern"));
     }
 }

@@ -8,21 +8,21 @@ use std::sync::Arc;
 use ksync::engine::Summary;
 use ksync::monitor::Braked;
 use ksync::sync::watch::{self, Listener, News};
-use ksync::sync::{self, Job, Watcher};
+use ksync::sync::{self, Job, SharedMonitor};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::report::{self, Complaint};
+use crate::report::{self, CliError};
 use crate::request::Request;
 use crate::view::{self, View};
 use crate::{brake, json};
 
 /// Runs `future` on this thread. By measurement, a single-threaded runtime is the cheapest for a
 /// single connection; blocking work has threads of its own.
-pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Complaint>>) -> Result<T, Complaint> {
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime =
-        runtime.map_err(|error| Complaint::new(report::NOT_STARTED, format!("cannot start: {error}")))?;
+        runtime.map_err(|error| CliError::new(report::NOT_STARTED, format!("cannot start: {error}")))?;
     let done = runtime.block_on(future);
     // Threads that still wait for a disk or a dead peer must not delay the exit.
     runtime.shutdown_background();
@@ -30,7 +30,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Complaint>>) ->
 }
 
 /// Runs the request and returns the exit code. An error in one sync skips the later ones.
-pub(crate) fn run(request: &Request) -> Result<u8, Complaint> {
+pub(crate) fn run(request: &Request) -> Result<u8, CliError> {
     let done = block_on(async {
         let mut signals = Signals::new()?;
         let mut exit = 0;
@@ -40,7 +40,7 @@ pub(crate) fn run(request: &Request) -> Result<u8, Complaint> {
         Ok(exit)
     });
     if request.show.json {
-        done.as_ref().map_or_else(json::complain, |_| ());
+        done.as_ref().map_or_else(json::report_error, |_| ());
     }
     done
 }
@@ -48,7 +48,7 @@ pub(crate) fn run(request: &Request) -> Result<u8, Complaint> {
 /// Runs a job. If deletions wait for consent and a user can be asked, asks, and repeats the job
 /// after a yes. Only the deletions are left to do then. If more entries would go by then, asks
 /// again.
-async fn with_consent(job: &Job, request: &Request, signals: &mut Signals) -> Result<u8, Complaint> {
+async fn with_consent(job: &Job, request: &Request, signals: &mut Signals) -> Result<u8, CliError> {
     let mut job = job.clone();
     loop {
         let (exit, braked) = one(&job, request, signals).await?;
@@ -59,7 +59,7 @@ async fn with_consent(job: &Job, request: &Request, signals: &mut Signals) -> Re
         let asking = tokio::task::spawn_blocking(move || brake::ask(&braked));
         let is_yes = tokio::select! {
             answer = asking => answer.unwrap_or(false),
-            () = signals.wait() => return Err(Complaint::new(report::SIGNAL, "stopped by a signal")),
+            () = signals.wait() => return Err(CliError::new(report::SIGNAL, "stopped by a signal")),
         };
         if !is_yes {
             return Ok(exit);
@@ -69,21 +69,21 @@ async fn with_consent(job: &Job, request: &Request, signals: &mut Signals) -> Re
 }
 
 /// Runs a job once: the exit code, and the deletions that wait for consent.
-async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<(u8, Option<Braked>), Complaint> {
+async fn one(job: &Job, request: &Request, signals: &mut Signals) -> Result<(u8, Option<Braked>), CliError> {
     let view = view::of(job, request.show, request.live.is_some());
     let listening = Arc::clone(&view);
     let listener: Listener = Arc::new(move |news: News<'_>| listening.news(news));
     let running = async {
-        let watcher: Watcher = Arc::clone(&view) as Watcher;
+        let monitor: SharedMonitor = Arc::clone(&view) as SharedMonitor;
         match &request.live {
-            Some(live) => match watch::watch(job, live, watcher, listener).await? {},
-            None => Ok(sync::run_and_then(job, request.after.as_ref(), watcher, listener).await?),
+            Some(live) => match watch::watch(job, live, monitor, listener).await? {},
+            None => Ok(sync::run_and_then(job, request.after.as_ref(), monitor, listener).await?),
         }
     };
     let ended = tokio::select! {
         ended = running => ended,
         never = draw(&*view) => match never {},
-        () = signals.wait() => Err(Complaint::new(report::SIGNAL, "stopped by a signal")
+        () = signals.wait() => Err(CliError::new(report::SIGNAL, "stopped by a signal")
             .with_hint(Some("what has arrived is kept: the same command goes on from there"))),
     };
     view.finish();
@@ -111,14 +111,14 @@ async fn draw(screen: &dyn View) -> Infallible {
 pub(crate) struct Signals([Signal; 3]);
 
 impl Signals {
-    pub(crate) fn new() -> Result<Self, Complaint> {
+    pub(crate) fn new() -> Result<Self, CliError> {
         let listen = || -> io::Result<_> {
             let [interrupt, terminate] = [SignalKind::interrupt(), SignalKind::terminate()];
             Ok([signal(interrupt)?, signal(terminate)?, signal(SignalKind::hangup())?])
         };
         listen()
             .map(Self)
-            .map_err(|error| Complaint::new(report::NOT_STARTED, format!("cannot wait for signals: {error}")))
+            .map_err(|error| CliError::new(report::NOT_STARTED, format!("cannot wait for signals: {error}")))
     }
 
     /// Waits for any of these signals.

@@ -10,12 +10,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ksync::sandbox::platform::{Platform, PlatformOptions};
-use ksync::sandbox::{Options, Sandbox, SandboxError, Setup, Weather};
+use ksync::sandbox::{LinkConditions, Options, Sandbox, SandboxError, Setup};
 use serde_json::{Map, Value, json};
 
 use crate::args::SandboxArgs;
 use crate::out;
-use crate::report::{self, Complaint};
+use crate::report::{self, CliError};
 use crate::run::{Signals, block_on};
 use crate::shell::quoted;
 
@@ -23,16 +23,17 @@ use crate::shell::quoted;
 const FILE: u8 = 11;
 
 /// Runs until a signal comes.
-pub(crate) fn run(args: &SandboxArgs) -> Result<u8, Complaint> {
+pub(crate) fn run(args: &SandboxArgs) -> Result<u8, CliError> {
     block_on(async {
         let mut signals = Signals::new()?;
         let home = Home::new(args.home.clone())?;
-        let options = Options { listen: args.listen, home: home.path.clone(), weather: Weather::default() };
+        let options =
+            Options { listen: args.listen, home: home.path.clone(), conditions: LinkConditions::default() };
         let sandbox = Sandbox::start(options).await?;
         let platform = Platform::start(PlatformOptions {
             listen: SocketAddr::new(args.listen.ip(), 0),
             home: home.path.clone(),
-            weather: Weather::default(),
+            conditions: LinkConditions::default(),
             time_scale: args.time_scale,
             client_key: Some(sandbox.client_public_key().to_owned()),
         })
@@ -50,7 +51,7 @@ async fn serve(
     home: &Home,
     json: bool,
     signals: &mut Signals,
-) -> Result<(), Complaint> {
+) -> Result<(), CliError> {
     let home = home.path.canonicalize().unwrap_or_else(|_| home.path.clone());
     // The port is in the name, since several sandboxes may share a home.
     let url = sandbox.url();
@@ -115,7 +116,7 @@ struct Home {
 impl Home {
     /// The requested directory; by default one in ksync's state directory, so that an installed
     /// agent stays; otherwise a temporary one.
-    fn new(asked: Option<PathBuf>) -> Result<Self, Complaint> {
+    fn new(asked: Option<PathBuf>) -> Result<Self, CliError> {
         let state = || {
             let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
             absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))
@@ -142,7 +143,7 @@ impl Drop for Home {
 struct PrivateFile(PathBuf);
 
 impl PrivateFile {
-    fn write(path: PathBuf, text: &str) -> Result<Self, Complaint> {
+    fn write(path: PathBuf, text: &str) -> Result<Self, CliError> {
         // A file from an earlier run may have another mode, or be a link.
         let written = match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -161,11 +162,11 @@ impl Drop for PrivateFile {
     }
 }
 
-fn cannot(verb: &str, path: &Path, error: &io::Error) -> Complaint {
-    Complaint::new(FILE, format!("cannot {verb} {}: {error}", path.display()))
+fn cannot(verb: &str, path: &Path, error: &io::Error) -> CliError {
+    CliError::new(FILE, format!("cannot {verb} {}: {error}", path.display()))
 }
 
-impl From<SandboxError> for Complaint {
+impl From<SandboxError> for CliError {
     fn from(error: SandboxError) -> Self {
         match &error {
             SandboxError::NotLoopback(_) => {

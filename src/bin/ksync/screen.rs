@@ -17,7 +17,7 @@ use ksync::tree::path::escape;
 
 use crate::brake::Words;
 use crate::list::visible;
-use crate::progress::{Pace, Progress};
+use crate::progress::{Progress, RateMeter};
 use crate::report::{self, Direction};
 use crate::request::Show;
 use crate::units::counted;
@@ -70,7 +70,7 @@ struct State {
     problems: u64,
     progress: Progress,
     bar: Option<ProgressBar>,
-    pace: Pace,
+    rate_meter: RateMeter,
 }
 
 impl Screen {
@@ -163,7 +163,7 @@ impl Monitor for Screen {
             }
         }
         if matches!(event, Event::Planned { .. }) {
-            state.pace.begin(Instant::now());
+            state.rate_meter.begin(Instant::now());
         }
         state.progress.observe(event);
     }
@@ -234,7 +234,7 @@ impl View for Screen {
                     None => out::note(&line),
                 }
                 // The next attempt plans the content that is still missing.
-                (state.progress, state.pace) = Default::default();
+                (state.progress, state.rate_meter) = Default::default();
             }
             News::Round(_) => {}
         }
@@ -243,7 +243,7 @@ impl View for Screen {
 
 impl State {
     fn rate(&mut self) -> f64 {
-        self.pace.look(Instant::now(), self.progress.moved_bytes)
+        self.rate_meter.look(Instant::now(), self.progress.moved_bytes)
     }
 
     fn draw(&mut self) {
@@ -257,7 +257,7 @@ impl State {
             bar.set_message(progress.waiting());
             return bar.tick();
         }
-        bar.set_prefix(progress.pace(rate));
+        bar.set_prefix(progress.rate_text(rate));
         bar.set_message(escape(&progress.name).into_owned());
         bar.set_position(progress.moved_bytes);
         if bar.length().is_none() {
@@ -306,19 +306,19 @@ fn style(template: &str) -> ProgressStyle {
 
 #[cfg(test)]
 mod tests {
-    use ksync::monitor::{Problem, Trouble};
-    use ksync::sync::Way;
+    use ksync::monitor::{Problem, ProblemKind};
+    use ksync::sync::ConnectOptions;
     use ksync::wire::hello::Options;
 
     use super::*;
 
     fn screen(quiet: bool) -> Screen {
-        let way = Way::default();
+        let connect_options = ConnectOptions::default();
         let job = Job {
             source: Endpoint::parse("./dir".as_ref()).unwrap(),
             destination: Endpoint::parse("sandbox:x".as_ref()).unwrap(),
             options: Options::default(),
-            way,
+            connect_options,
         };
         Screen::new(&job, Show { quiet, ..Show::default() })
     }
@@ -334,7 +334,7 @@ mod tests {
 
     fn problem() -> Event {
         let cause = "Permission denied".to_owned();
-        Event::Problem(Problem { trouble: Trouble::Unreadable, path: b"a".to_vec(), cause })
+        Event::Problem(Problem { kind: ProblemKind::Unreadable, path: b"a".to_vec(), cause })
     }
 
     #[test]

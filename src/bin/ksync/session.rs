@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use ksync::kernel::{Access, Api, Browser, KernelError, Known, NewBrowser, Reached};
+use ksync::kernel::{Access, Api, Browser, ConnectedVm, KernelError, NewBrowser, StoredSession};
 use serde_json::{Value, json};
 
 use crate::out;
-use crate::report::Complaint;
+use crate::report::CliError;
 use crate::request;
 use crate::shell::quoted;
 use crate::verbs::{SessionArgs, SessionVerb};
 
 /// Timeout for a pool to provide a session.
-const POOL_PATIENCE: Duration = Duration::from_secs(300);
+const POOL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs one of the verbs.
-pub(crate) fn run(args: SessionArgs) -> Result<u8, Complaint> {
-    let access = request::access(&args.way)?;
+pub(crate) fn run(args: SessionArgs) -> Result<u8, CliError> {
+    let access = request::access(&args.access)?;
     match args.verb {
         SessionVerb::Create { timeout, headless, name, pool, json } => {
             let new = NewBrowser { timeout_seconds: Some(timeout), headless, stealth: false, name };
@@ -34,10 +34,10 @@ pub(crate) fn run(args: SessionArgs) -> Result<u8, Complaint> {
     }
 }
 
-fn create(access: &Access, new: &NewBrowser, pool: Option<&str>, json: bool) -> Result<u8, Complaint> {
+fn create(access: &Access, new: &NewBrowser, pool: Option<&str>, json: bool) -> Result<u8, CliError> {
     let api = access.api()?;
     let browser = match pool {
-        Some(pool) => api.acquire(pool, POOL_PATIENCE).map_err(KernelError::from)?,
+        Some(pool) => api.acquire(pool, POOL_TIMEOUT).map_err(KernelError::from)?,
         None => api.create(new).map_err(KernelError::from)?,
     };
     access.store().set_current(&browser.session_id).map_err(|error| access.state_error(error))?;
@@ -54,7 +54,7 @@ fn create(access: &Access, new: &NewBrowser, pool: Option<&str>, json: bool) -> 
     Ok(0)
 }
 
-fn list(access: &Access, json: bool) -> Result<u8, Complaint> {
+fn list(access: &Access, json: bool) -> Result<u8, CliError> {
     let browsers = access.api()?.browsers().map_err(KernelError::from)?;
     let current = access.meant(ksync::kernel::CURRENT).ok();
     let is_current = |browser: &Browser| {
@@ -73,12 +73,12 @@ fn list(access: &Access, json: bool) -> Result<u8, Complaint> {
     Ok(0)
 }
 
-fn show(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
+fn show(access: &Access, session: &str, json: bool) -> Result<u8, CliError> {
     let browser = access.api()?.browser(session).map_err(KernelError::from)?;
     let mut told = of_browser(&browser);
-    if let (Value::Object(fields), Some(known)) = (&mut told, access.store().find(&browser.session_id)) {
-        fields.insert("vm_domain".to_owned(), known.vm_domain.into());
-        fields.insert("host_key".to_owned(), known.host_key.into());
+    if let (Value::Object(fields), Some(stored)) = (&mut told, access.store().find(&browser.session_id)) {
+        fields.insert("vm_domain".to_owned(), stored.vm_domain.into());
+        fields.insert("host_key".to_owned(), stored.host_key.into());
     }
     if json {
         out::result(&told.to_string());
@@ -92,8 +92,8 @@ fn show(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
 }
 
 /// Prints a Host block for `~/.ssh/config`.
-fn show_ssh_config(access: &Access, session: &str) -> Result<u8, Complaint> {
-    let Known { session_id, name, host_key, key_file, .. } = reached(access, session)?.known;
+fn show_ssh_config(access: &Access, session: &str) -> Result<u8, CliError> {
+    let StoredSession { session_id, name, host_key, key_file, .. } = connected(access, session)?.stored;
     let host = name.unwrap_or_else(|| session_id.clone());
     let known_hosts =
         access.store().keep_host_key(&session_id, &host_key).map_err(|error| access.state_error(error))?;
@@ -107,11 +107,11 @@ fn show_ssh_config(access: &Access, session: &str) -> Result<u8, Complaint> {
     Ok(0)
 }
 
-fn choose(access: &Access, session: &str) -> Result<u8, Complaint> {
+fn choose(access: &Access, session: &str) -> Result<u8, CliError> {
     let session = access.meant(session)?;
     // A session in the session store needs no API request.
     let id = match access.store().find(&session) {
-        Some(known) => known.session_id,
+        Some(stored) => stored.session_id,
         None => access.api()?.browser(&session).map_err(KernelError::from)?.session_id,
     };
     access.store().set_current(&id).map_err(|error| access.state_error(error))?;
@@ -120,15 +120,15 @@ fn choose(access: &Access, session: &str) -> Result<u8, Complaint> {
 }
 
 /// Prints the official CLI's description of a VM that it has set up, with ksync as the proxy.
-fn setup(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
+fn setup(access: &Access, session: &str, json: bool) -> Result<u8, CliError> {
     let session = access.meant(session)?;
-    let Reached { known, provisioned } = reached(access, &session)?;
+    let ConnectedVm { stored, provisioned } = connected(access, &session)?;
     if json {
-        let proxy = format!("{} proxy {}", quoted(&own_path()), known.bridge_url());
-        let key_file = known.key_file.display().to_string();
+        let proxy = format!("{} proxy {}", quoted(&own_path()), stored.bridge_url());
+        let key_file = stored.key_file.display().to_string();
         let told = json!({
-            "vm_domain": known.vm_domain,
-            "session_id": known.session_id,
+            "vm_domain": stored.vm_domain,
+            "session_id": stored.session_id,
             "ssh_key_file": key_file,
             "proxy_command": proxy,
             "ssh_command": format!("ssh -o 'ProxyCommand={proxy}' -i {} root@localhost", quoted(&key_file)),
@@ -136,7 +136,7 @@ fn setup(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
         out::result(&told.to_string());
     } else {
         let version = |version: Option<String>| version.unwrap_or_else(|| "of an unknown version".to_owned());
-        out::result(&format!("{} answers at {}", known.session_id, known.bridge_url()));
+        out::result(&format!("{} answers at {}", stored.session_id, stored.bridge_url()));
         out::note(&format!(
             "ksync: sshd {}, bridge {}; installed: {}",
             version(provisioned.sshd),
@@ -151,12 +151,12 @@ fn setup(access: &Access, session: &str, json: bool) -> Result<u8, Complaint> {
     Ok(0)
 }
 
-fn delete(access: &Access, session: &str) -> Result<u8, Complaint> {
+fn delete(access: &Access, session: &str) -> Result<u8, CliError> {
     let session = access.meant(session)?;
     let api = access.api()?;
-    let known = access.store().find(&session);
-    let pool = known.as_ref().and_then(|known| known.pool.clone());
-    let id = known.map_or(session, |known| known.session_id);
+    let stored = access.store().find(&session);
+    let pool = stored.as_ref().and_then(|stored| stored.pool.clone());
+    let id = stored.map_or(session, |stored| stored.session_id);
     match pool.map_or_else(|| of_pool(&api, &id), |pool| Ok(Some(pool)))? {
         // Another user gets the session next, so nothing of ours may stay in it.
         Some(pool) => api.release(&pool, &id, false),
@@ -172,14 +172,14 @@ fn of_pool(api: &Api, id: &str) -> Result<Option<String>, KernelError> {
     Ok(api.browser(id)?.pool.map(|pool| pool.id))
 }
 
-fn clean_up(access: &Access, session: &str) -> Result<u8, Complaint> {
+fn clean_up(access: &Access, session: &str) -> Result<u8, CliError> {
     let session = access.meant(session)?;
     access.clean_up(&session)?;
     Ok(0)
 }
 
-fn reached(access: &Access, session: &str) -> Result<Reached, KernelError> {
-    access.reach(session, |step| {
+fn connected(access: &Access, session: &str) -> Result<ConnectedVm, KernelError> {
+    access.connect(session, |step| {
         use ksync::kernel::Step;
         out::note(match step {
             Step::LookUp => "ksync: asking for the session",

@@ -6,26 +6,26 @@ use std::sync::Arc;
 
 use ksync::monitor::{Event, Monitor, Preparation, Warning};
 use ksync::remote::{Size, Terminal};
-use ksync::sync::{Visit, Watcher};
+use ksync::sync::{SharedMonitor, Visit};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::out;
-use crate::report::{Complaint, NOT_STARTED, SIGNAL};
+use crate::report::{CliError, NOT_STARTED, SIGNAL};
 use crate::request;
 use crate::run::{Signals, block_on};
 use crate::screen::{prepared, warned};
 use crate::verbs::SshArgs;
 
 /// Runs the command and returns its exit status.
-pub(crate) fn run(args: &SshArgs) -> Result<u8, Complaint> {
-    let way = request::access_way(&args.way);
+pub(crate) fn run(args: &SshArgs) -> Result<u8, CliError> {
+    let connect_options = request::access_options(&args.access);
     let command = args.command.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().join(&b' ');
     let is_terminal = command.is_empty() && std::io::stdin().is_terminal();
-    let watcher: Watcher = Arc::new(Teller { is_terminal });
+    let monitor: SharedMonitor = Arc::new(Teller { is_terminal });
     block_on(async {
-        let session = Visit::begin(&args.session, &way, &watcher).await?;
+        let session = Visit::begin(&args.session, &connect_options, &monitor).await?;
         // Before the terminal is changed: a signal must not leave it changed.
         let mut signals = Signals::new()?;
         // From here on the other side gets every key, Ctrl-C too.
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &SshArgs) -> Result<u8, Complaint> {
         };
         drop(raw);
         session.end().await;
-        let status = status.ok_or_else(|| Complaint::new(SIGNAL, "stopped by a signal"))??;
+        let status = status.ok_or_else(|| CliError::new(SIGNAL, "stopped by a signal"))??;
         // Exit statuses are a byte.
         Ok(u8::try_from(status & 0xff).unwrap_or(u8::MAX))
     })
@@ -62,9 +62,9 @@ impl Monitor for Teller {
     }
 }
 
-fn terminal(modes: &Termios) -> Result<Terminal, Complaint> {
+fn terminal(modes: &Termios) -> Result<Terminal, CliError> {
     let failed =
-        |error: std::io::Error| Complaint::new(NOT_STARTED, format!("cannot use the terminal: {error}"));
+        |error: std::io::Error| CliError::new(NOT_STARTED, format!("cannot use the terminal: {error}"));
     let mut resizes = signal(SignalKind::window_change()).map_err(failed)?;
     let (tell, resized) = mpsc::channel(1);
     tokio::spawn(async move {
@@ -90,8 +90,8 @@ fn size() -> Size {
 struct Raw(Termios);
 
 impl Raw {
-    fn begin() -> Result<Self, Complaint> {
-        let failed = |error| Complaint::new(NOT_STARTED, format!("cannot use the terminal: {error}"));
+    fn begin() -> Result<Self, CliError> {
+        let failed = |error| CliError::new(NOT_STARTED, format!("cannot use the terminal: {error}"));
         let before = tcgetattr(std::io::stdin()).map_err(failed)?;
         let mut raw = before.clone();
         raw.make_raw();

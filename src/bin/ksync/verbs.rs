@@ -10,7 +10,7 @@ use clap::{ArgAction, Args, Subcommand};
 pub(crate) struct FlushArgs {
     /// The local side of the watched pair
     #[arg(value_name = "PLACE", default_value = ".")]
-    pub(crate) place: OsString,
+    pub(crate) endpoint: OsString,
     /// Give up after this long
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) timeout: u64,
@@ -23,7 +23,7 @@ pub(crate) struct SessionArgs {
     #[command(subcommand)]
     pub(crate) verb: SessionVerb,
     #[command(flatten)]
-    pub(crate) way: AccessArgs,
+    pub(crate) access: AccessArgs,
 }
 
 /// The verbs of `ksync session`.
@@ -98,16 +98,16 @@ pub(crate) enum SessionVerb {
 pub(crate) struct ProxyArgs {
     /// A bridge (wss://HOST:PORT) or a session
     #[arg(value_name = "URL-OR-SESSION")]
-    pub(crate) place: String,
+    pub(crate) target: String,
     #[command(flatten)]
-    pub(crate) way: AccessArgs,
+    pub(crate) access: AccessArgs,
 }
 
 /// `ksync ssh`.
 #[derive(Debug, Args)]
 pub(crate) struct SshArgs {
     #[command(flatten)]
-    pub(crate) way: AccessArgs,
+    pub(crate) access: AccessArgs,
     /// The session's id or name
     pub(crate) session: String,
     /// The command for the shell on the VM; without one, an interactive shell
@@ -119,7 +119,7 @@ pub(crate) struct SshArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
-    pub(crate) way: AccessArgs,
+    pub(crate) access: AccessArgs,
     /// The session's id or name
     #[arg(default_value = "session")]
     pub(crate) session: String,

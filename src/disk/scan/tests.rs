@@ -3,7 +3,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 
 use super::*;
-use crate::disk::testing::{Place, path};
+use crate::disk::testing::{Fixture, path};
 use crate::tree::filter::Rule;
 
 /// Excludes directories that are called `target`.
@@ -11,12 +11,12 @@ fn without_targets() -> Filter {
     Filter::new(&[Rule { include: false, pattern: b"target/".to_vec() }])
 }
 
-fn read(place: &Place, subject: &Subject, filter: Option<&mut Filter>) -> Scanned {
-    scan(&place.root, subject, &ScanOptions::default(), filter, &mut Away).unwrap()
+fn read(fixture: &Fixture, subject: &Subject, filter: Option<&mut Filter>) -> Scanned {
+    scan(&fixture.root, subject, &ScanOptions::default(), filter, &mut Away).unwrap()
 }
 
-fn whole(place: &Place) -> Scanned {
-    read(place, &Subject::Whole, None)
+fn whole(fixture: &Fixture) -> Scanned {
+    read(fixture, &Subject::Whole, None)
 }
 
 fn paths(scanned: &Scanned) -> Vec<String> {
@@ -41,21 +41,21 @@ impl Look for Seen {
     }
 }
 
-fn fill(place: &Place) {
+fn fill(fixture: &Fixture) {
     for directory in ["a/b", "a.b", "target/x", "a/target"] {
-        fs::create_dir_all(place.at(directory)).unwrap();
+        fs::create_dir_all(fixture.at(directory)).unwrap();
     }
     for file in ["a/b/f", "a.b/f", "a/b.c", "f", "target/x/f", "a/target/f"] {
-        fs::write(place.at(file), file).unwrap();
+        fs::write(fixture.at(file), file).unwrap();
     }
-    symlink("../outside", place.at("a/link")).unwrap();
+    symlink("../outside", fixture.at("a/link")).unwrap();
 }
 
 #[test]
 fn all_entries_are_found_in_order() {
-    let place = Place::new();
-    fill(&place);
-    let scanned = whole(&place);
+    let fixture = Fixture::new();
+    fill(&fixture);
+    let scanned = whole(&fixture);
     assert_eq!(
         paths(&scanned),
         [
@@ -81,12 +81,12 @@ fn all_entries_are_found_in_order() {
 
 #[test]
 fn entries_hold_the_filesystems_metadata() {
-    let place = Place::new();
-    fill(&place);
-    fs::set_permissions(place.at("f"), fs::Permissions::from_mode(0o4640)).unwrap();
-    let scanned = whole(&place);
+    let fixture = Fixture::new();
+    fill(&fixture);
+    fs::set_permissions(fixture.at("f"), fs::Permissions::from_mode(0o4640)).unwrap();
+    let scanned = whole(&fixture);
     for (at, entry) in scanned.manifest.iter() {
-        let stat = place.root.stat(&entry.path.to_path()).unwrap().unwrap();
+        let stat = fixture.root.stat(&entry.path.to_path()).unwrap().unwrap();
         let identity = scanned.identities.get(&scanned.manifest, at).unwrap();
         assert_eq!((stat.identity, stat.mtime(), stat.mode), (identity, entry.mtime, entry.mode));
     }
@@ -99,12 +99,12 @@ fn entries_hold_the_filesystems_metadata() {
 
 #[test]
 fn contents_are_hashed_on_request() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let content = vec![b'x'; 300_000];
-    fs::write(place.at("f"), &content).unwrap();
+    fs::write(fixture.at("f"), &content).unwrap();
     let options = ScanOptions { hash: true, ..ScanOptions::default() };
     let mut seen = Seen::default();
-    let scanned = scan(&place.root, &Subject::Whole, &options, None, &mut seen).unwrap();
+    let scanned = scan(&fixture.root, &Subject::Whole, &options, None, &mut seen).unwrap();
     assert_eq!(
         scanned.manifest.get(0).unwrap().kind,
         Kind::File { size: 300_000, hash: Some(Hash::of(&content)) }
@@ -114,12 +114,12 @@ fn contents_are_hashed_on_request() {
 
 #[test]
 fn short_contents_are_hashed_on_request() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     for (name, size) in [("a", 0), ("b", 1000), ("c", 1001)] {
-        fs::write(place.at(name), vec![b'x'; size]).unwrap();
+        fs::write(fixture.at(name), vec![b'x'; size]).unwrap();
     }
     let options = ScanOptions { hash_bytes_max: 1000, ..ScanOptions::default() };
-    let scanned = scan(&place.root, &Subject::Whole, &options, None, &mut Seen::default()).unwrap();
+    let scanned = scan(&fixture.root, &Subject::Whole, &options, None, &mut Seen::default()).unwrap();
     let hash = |name: &str, size: usize| {
         let entry = scanned.manifest.entries().find(|entry| entry.path.name() == name.as_bytes()).unwrap();
         assert_eq!(entry.size(), size as u64);
@@ -131,22 +131,22 @@ fn short_contents_are_hashed_on_request() {
 
 #[test]
 fn excluded_directories_are_counted_and_not_entered() {
-    let place = Place::new();
-    fill(&place);
-    let scanned = read(&place, &Subject::Whole, Some(&mut without_targets()));
+    let fixture = Fixture::new();
+    fill(&fixture);
+    let scanned = read(&fixture, &Subject::Whole, Some(&mut without_targets()));
     assert_eq!(paths(&scanned), ["a", "a/b", "a/b/f", "a/b.c", "a/link", "a.b", "a.b/f", "f"]);
     assert_eq!(scanned.skipped.excluded, 2);
 }
 
 #[test]
 fn an_ignore_file_applies_before_its_directory_is_listed() {
-    let place = Place::new();
-    fill(&place);
-    fs::write(place.at(".ksyncignore"), "f\n").unwrap();
-    fs::write(place.at("a/.ksyncignore"), "b\n!target\n").unwrap();
-    fs::write(place.at("target/.ksyncignore"), "never read").unwrap();
+    let fixture = Fixture::new();
+    fill(&fixture);
+    fs::write(fixture.at(".ksyncignore"), "f\n").unwrap();
+    fs::write(fixture.at("a/.ksyncignore"), "b\n!target\n").unwrap();
+    fs::write(fixture.at("target/.ksyncignore"), "never read").unwrap();
     let mut filter = without_targets();
-    let scanned = read(&place, &Subject::Whole, Some(&mut filter));
+    let scanned = read(&fixture, &Subject::Whole, Some(&mut filter));
     let expected = [".ksyncignore", "a", "a/.ksyncignore", "a/b.c", "a/link", "a.b"];
     assert_eq!(paths(&scanned), expected);
     let files: Vec<_> = filter.files().iter().map(|file| file.directory.as_slice()).collect();
@@ -155,10 +155,10 @@ fn an_ignore_file_applies_before_its_directory_is_listed() {
 
 #[test]
 fn an_unreadable_ignore_file_hides_its_directory_with_a_problem() {
-    let place = Place::new();
-    fill(&place);
-    symlink(place.outside().join("f"), place.at("a/.ksyncignore")).unwrap();
-    let scanned = read(&place, &Subject::Whole, Some(&mut Filter::default()));
+    let fixture = Fixture::new();
+    fill(&fixture);
+    symlink(fixture.outside().join("f"), fixture.at("a/.ksyncignore")).unwrap();
+    let scanned = read(&fixture, &Subject::Whole, Some(&mut Filter::default()));
     assert_eq!(paths(&scanned)[..2], ["a", "a.b"]);
     assert_eq!(scanned.problems.len(), 1);
     assert_eq!(scanned.problems[0].path(), b"a/.ksyncignore");
@@ -166,11 +166,11 @@ fn an_unreadable_ignore_file_hides_its_directory_with_a_problem() {
 
 #[test]
 fn state_directories_are_skipped_at_any_depth_and_in_any_case() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     for directory in [".ksync", "a/.KSync/b"] {
-        fs::create_dir_all(place.at(directory)).unwrap();
+        fs::create_dir_all(fixture.at(directory)).unwrap();
     }
-    let scanned = whole(&place);
+    let scanned = whole(&fixture);
     assert_eq!(paths(&scanned), ["a"]);
     assert_eq!(scanned.skipped.state, 2);
     assert!(scanned.problems.is_empty());
@@ -178,9 +178,9 @@ fn state_directories_are_skipped_at_any_depth_and_in_any_case() {
 
 #[test]
 fn sockets_are_reported_and_skipped() {
-    let place = Place::new();
-    let _socket = UnixListener::bind(place.at("s")).unwrap();
-    let scanned = whole(&place);
+    let fixture = Fixture::new();
+    let _socket = UnixListener::bind(fixture.at("s")).unwrap();
+    let scanned = whole(&fixture);
     assert!(scanned.manifest.is_empty());
     assert_eq!(scanned.unsupported, [(path("s"), FileKind::Socket)]);
 }
@@ -201,9 +201,9 @@ fn other_filesystems_are_entered_only_on_request() {
 
 #[test]
 fn a_single_path_is_found_with_everything_below_it() {
-    let place = Place::new();
-    fill(&place);
-    let one = |at: &str| paths(&read(&place, &Subject::One(path(at)), Some(&mut without_targets())));
+    let fixture = Fixture::new();
+    fill(&fixture);
+    let one = |at: &str| paths(&read(&fixture, &Subject::One(path(at)), Some(&mut without_targets())));
     assert_eq!(one("a"), ["a", "a/b", "a/b/f", "a/b.c", "a/link"]);
     assert_eq!(one("f"), ["f"]);
     assert_eq!(one("missing"), [""; 0]);
@@ -213,26 +213,26 @@ fn a_single_path_is_found_with_everything_below_it() {
 
 #[test]
 fn a_single_path_behind_a_link_is_a_problem() {
-    let place = Place::new();
-    symlink(place.outside(), place.at("link")).unwrap();
-    let scanned = read(&place, &Subject::One(path("link/f")), None);
+    let fixture = Fixture::new();
+    symlink(fixture.outside(), fixture.at("link")).unwrap();
+    let scanned = read(&fixture, &Subject::One(path("link/f")), None);
     assert!(scanned.manifest.is_empty());
     assert!(scanned.problems[0].is_in_the_way());
 }
 
 #[test]
 fn an_overlong_path_is_a_problem_and_does_not_end_the_scan() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let mut at = path("x".repeat(250));
     while at.as_bytes().len() + 251 <= crate::tree::path::PATH_BYTES_MAX {
-        place.root.make_directory(&at, 0o755).unwrap();
+        fixture.root.make_directory(&at, 0o755).unwrap();
         at = at.join("x".repeat(250).as_bytes()).unwrap();
     }
-    place.root.make_directory(&at, 0o755).unwrap();
-    let deepest = place.root.open_directory(Some(&at)).unwrap();
+    fixture.root.make_directory(&at, 0o755).unwrap();
+    let deepest = fixture.root.open_directory(Some(&at)).unwrap();
     rustix::fs::mkdirat(&deepest, &*"y".repeat(250), Mode::from_raw_mode(0o755)).unwrap();
-    fs::write(place.at("z"), "").unwrap();
-    let scanned = whole(&place);
+    fs::write(fixture.at("z"), "").unwrap();
+    let scanned = whole(&fixture);
     assert_eq!(scanned.problems.len(), 1);
     assert_eq!(paths(&scanned).last().unwrap(), "z");
 }
@@ -240,20 +240,20 @@ fn an_overlong_path_is_a_problem_and_does_not_end_the_scan() {
 #[cfg(target_os = "linux")]
 #[test]
 fn an_unreadable_directory_is_a_problem_and_does_not_end_the_scan() {
-    let place = Place::new();
-    fill(&place);
-    fs::set_permissions(place.at("a"), fs::Permissions::from_mode(0o000)).unwrap();
+    let fixture = Fixture::new();
+    fill(&fixture);
+    fs::set_permissions(fixture.at("a"), fs::Permissions::from_mode(0o000)).unwrap();
     // The superuser reads everything, but one thread can give that right up.
     let scanned = std::thread::scope(|scope| {
         let unprivileged = scope.spawn(|| {
             if rustix::process::geteuid().is_root() {
                 rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
             }
-            whole(&place)
+            whole(&fixture)
         });
         unprivileged.join().unwrap()
     });
-    fs::set_permissions(place.at("a"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(fixture.at("a"), fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(paths(&scanned), ["a", "a.b", "a.b/f", "f", "target", "target/x", "target/x/f"]);
     assert_eq!(scanned.problems.len(), 1);
     assert!(scanned.problems[0].is_permission());
@@ -262,10 +262,10 @@ fn an_unreadable_directory_is_a_problem_and_does_not_end_the_scan() {
 
 #[test]
 fn a_scan_of_parts_lists_only_the_parts_and_their_parents() {
-    let place = Place::new();
-    fill(&place);
-    fs::write(place.at("a/.ksyncignore"), "b.c").unwrap();
-    let scope = Scope::new([
+    let fixture = Fixture::new();
+    fill(&fixture);
+    fs::write(fixture.at("a/.ksyncignore"), "b.c").unwrap();
+    let scope = SubtreeSet::new([
         (path("a/b.c"), true),
         (path("a/link"), false),
         (path("a/gone/x"), false),
@@ -274,8 +274,9 @@ fn a_scan_of_parts_lists_only_the_parts_and_their_parents() {
         (path("target"), true),
     ]);
     let (mut seen, mut filter) = (Seen::default(), Filter::default());
-    let subject = Subject::Parts(scope, Arc::default());
-    let scanned = scan(&place.root, &subject, &ScanOptions::default(), Some(&mut filter), &mut seen).unwrap();
+    let subject = Subject::Subtrees(scope, Arc::default());
+    let scanned =
+        scan(&fixture.root, &subject, &ScanOptions::default(), Some(&mut filter), &mut seen).unwrap();
     assert_eq!(paths(&scanned), ["a", "a/link", "a.b", "f", "target", "target/x", "target/x/f"]);
     assert_eq!(seen.entered, [".", "a", "target", "target/x"]);
     assert_eq!((scanned.problems.len(), scanned.skipped.vanished, scanned.skipped.excluded), (0, 1, 1));

@@ -2,12 +2,12 @@ use std::fs;
 
 use super::*;
 use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, scan};
-use crate::disk::testing::{Place, metadata, path};
+use crate::disk::testing::{Fixture, metadata, path};
 
-/// A place on a filesystem that keeps files; `None` where tests run in memory.
-fn lasting_place() -> Option<Place> {
-    let place = Place::new();
-    (nature(place.root.descriptor()) == Nature::Lasting).then_some(place)
+/// A fixture on a filesystem that keeps files; `None` where tests run in memory.
+fn lasting_place() -> Option<Fixture> {
+    let fixture = Fixture::new();
+    (nature(fixture.root.descriptor()) == Nature::Lasting).then_some(fixture)
 }
 
 fn scanned(root: &Root) -> Scanned {
@@ -16,8 +16,8 @@ fn scanned(root: &Root) -> Scanned {
 }
 
 /// The doubted files of a root that is opened again.
-fn doubted(place: &Place, below: &str) -> Vec<(String, Doubt)> {
-    let scanned = scanned(&Root::open(&place.at(below)).unwrap());
+fn doubted(fixture: &Fixture, below: &str) -> Vec<(String, Doubt)> {
+    let scanned = scanned(&Root::open(&fixture.at(below)).unwrap());
     let name = |at: u32| scanned.manifest.path(at).unwrap().to_string();
     scanned.doubts.positions().map(|at| (name(at), scanned.doubts.of(at).unwrap())).collect()
 }
@@ -54,31 +54,31 @@ fn wait_a_tick() {
 
 #[test]
 fn new_files_are_doubted_after_a_power_cut_until_verified() {
-    let Some(place) = lasting_place() else { return };
-    fs::write(place.at("old"), "old").unwrap();
+    let Some(fixture) = lasting_place() else { return };
+    fs::write(fixture.at("old"), "old").unwrap();
     wait_a_tick();
-    let root = &place.root;
+    let root = &fixture.root;
     root.begin_writing(true, false);
     put(root, "f");
-    assert_eq!(doubted(&place, "."), [], "this mount has it in memory");
-    lose_power(&place.at("."));
-    assert_eq!(doubted(&place, "."), unverified(&["f"]));
+    assert_eq!(doubted(&fixture, "."), [], "this mount has it in memory");
+    lose_power(&fixture.at("."));
+    assert_eq!(doubted(&fixture, "."), unverified(&["f"]));
 
-    let again = Root::open(&place.at(".")).unwrap();
+    let again = Root::open(&fixture.at(".")).unwrap();
     again.begin_writing(true, false);
     let seen = scanned(&again);
     wait_a_tick();
     wait_a_second_if_whole(&again);
     let at = seen.manifest.position(&path("f")).unwrap();
     again.vouch_for(&path("f"), &seen.identities.get(&seen.manifest, at).unwrap()).unwrap();
-    assert_eq!(doubted(&place, "."), []);
+    assert_eq!(doubted(&fixture, "."), []);
     again.settle(true, false).unwrap();
     let marker = read(again.descriptor()).unwrap();
     assert!(marker.stale.is_none() && marker.own.is_some(), "{marker:?}");
     // A file that is on the disk needs no marker.
     again.settle(true, true).unwrap();
     assert_eq!(read(again.descriptor()), None);
-    assert!(!place.at(".ksync").exists());
+    assert!(!fixture.at(".ksync").exists());
 }
 
 /// Waits until a doubted file is old enough. A change of metadata is marked from the beginning of
@@ -89,60 +89,60 @@ fn wait_a_second_if_whole(_root: &Root) {
 
 #[test]
 fn a_failed_flush_makes_the_next_run_write_again() {
-    let Some(place) = lasting_place() else { return };
-    place.root.begin_writing(true, false);
-    put(&place.root, "f");
-    place.root.mark_lost();
-    assert_eq!(doubted(&place, "."), [("f".to_owned(), Doubt::Lost)]);
-    lose_power(&place.at("."));
-    assert_eq!(doubted(&place, "."), unverified(&["f"]), "what can be read now is what the disk has");
+    let Some(fixture) = lasting_place() else { return };
+    fixture.root.begin_writing(true, false);
+    put(&fixture.root, "f");
+    fixture.root.mark_lost();
+    assert_eq!(doubted(&fixture, "."), [("f".to_owned(), Doubt::Lost)]);
+    lose_power(&fixture.at("."));
+    assert_eq!(doubted(&fixture, "."), unverified(&["f"]), "what can be read now is what the disk has");
 }
 
 #[test]
 fn markers_above_and_below_the_root_count() {
-    let Some(place) = lasting_place() else { return };
-    fs::create_dir_all(place.at("d/deep")).unwrap();
-    fs::write(place.at("f"), "").unwrap();
-    fs::write(place.at("d/deep/f"), "").unwrap();
-    let marker = |deep| Marker { stale: Some(Stamp::EVER), deep, ..Marker::default() };
+    let Some(fixture) = lasting_place() else { return };
+    fs::create_dir_all(fixture.at("d/deep")).unwrap();
+    fs::write(fixture.at("f"), "").unwrap();
+    fs::write(fixture.at("d/deep/f"), "").unwrap();
+    let marker = |recursive| Marker { stale: Some(Stamp::EVER), recursive, ..Marker::default() };
     let set = |at: &str, marker: &Marker| {
-        write(&OwnedFd::from(File::open(place.at(at)).unwrap()), marker).unwrap();
+        write(&OwnedFd::from(File::open(fixture.at(at)).unwrap()), marker).unwrap();
     };
     set("d", &marker(true));
-    assert_eq!(doubted(&place, "."), unverified(&["d/deep/f"]), "an earlier run was about d alone");
-    assert_eq!(doubted(&place, "d/deep"), unverified(&["f"]), "an earlier run was about more");
+    assert_eq!(doubted(&fixture, "."), unverified(&["d/deep/f"]), "an earlier run was about d alone");
+    assert_eq!(doubted(&fixture, "d/deep"), unverified(&["f"]), "an earlier run was about more");
     set("d", &marker(false));
-    assert_eq!(doubted(&place, "."), [], "it put single files into d");
-    fs::write(place.at("d/single"), "").unwrap();
-    assert_eq!(doubted(&place, "."), unverified(&["d/single"]));
-    rustix::fs::setxattr(place.at("."), ATTRIBUTE, b"garbage", XattrFlags::empty()).unwrap();
-    assert_eq!(doubted(&place, ".").len(), 3, "nothing is trusted");
+    assert_eq!(doubted(&fixture, "."), [], "it put single files into d");
+    fs::write(fixture.at("d/single"), "").unwrap();
+    assert_eq!(doubted(&fixture, "."), unverified(&["d/single"]));
+    rustix::fs::setxattr(fixture.at("."), ATTRIBUTE, b"garbage", XattrFlags::empty()).unwrap();
+    assert_eq!(doubted(&fixture, ".").len(), 3, "nothing is trusted");
 }
 
 #[test]
 fn a_file_holds_the_marker_without_extended_attributes() {
-    let place = Place::new();
-    let directory = OwnedFd::from(File::open(place.at(".")).unwrap());
-    let marker = Marker { deep: true, ..Marker::default() }.covering(None, Stamp(7, 8), None);
+    let fixture = Fixture::new();
+    let directory = OwnedFd::from(File::open(fixture.at(".")).unwrap());
+    let marker = Marker { recursive: true, ..Marker::default() }.covering(None, Stamp(7, 8), None);
     write_file(&directory, &marker.encode()).unwrap();
     assert_eq!(read(&directory), Some(marker));
     write_file(&directory, &[]).unwrap();
     assert_eq!(read(&directory), Some(Marker::DISTRUST));
     remove(&directory);
     assert_eq!(read(&directory), None);
-    assert!(!place.at(".ksync").exists());
+    assert!(!fixture.at(".ksync").exists());
 }
 
 #[test]
 fn a_run_of_a_single_file_leaves_a_shallow_marker() {
-    let Some(place) = lasting_place() else { return };
-    fs::create_dir(place.at("d")).unwrap();
-    place.root.begin_writing(false, true);
-    put(&place.root, "f");
-    assert!(!read(place.root.descriptor()).unwrap().deep);
+    let Some(fixture) = lasting_place() else { return };
+    fs::create_dir(fixture.at("d")).unwrap();
+    fixture.root.begin_writing(false, true);
+    put(&fixture.root, "f");
+    assert!(!read(fixture.root.descriptor()).unwrap().recursive);
     // A run of the whole tree extends the marker.
-    let deep = Root::open(&place.at(".")).unwrap();
-    deep.begin_writing(true, false);
-    put(&deep, "d/f");
-    assert!(read(place.root.descriptor()).unwrap().deep);
+    let again = Root::open(&fixture.at(".")).unwrap();
+    again.begin_writing(true, false);
+    put(&again, "d/f");
+    assert!(read(fixture.root.descriptor()).unwrap().recursive);
 }

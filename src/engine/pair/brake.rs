@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use super::claims::{assert_same, delete, run, troubles};
-use super::disk::{Source, Target};
+use super::disk::{ReceiverDisk, SenderDisk};
+use super::properties::{assert_same, delete, problem_kinds, run};
 use super::tree::{Tree, directory, file, link, path, tree};
 use super::{Ended, ORDERS, Order};
 use crate::engine::work::Destination;
 use crate::monitor::{Action, Event, Reason};
-use crate::tree::place::Pair;
-use crate::tree::scope::Scope;
-use crate::wire::hello::{Baseline, Consent, Options};
+use crate::tree::subtrees::SubtreeSet;
+use crate::tree::tree_id::Pair;
+use crate::wire::hello::{Consent, History, Options};
 
 /// A destination with this pair.
 pub(super) fn known(pair: Pair) -> Destination {
-    let baseline = Baseline { pair: Some(pair), session: None };
-    Destination { baseline, ..Destination::default() }
+    let history = History { pair: Some(pair), session: None };
+    Destination { history, ..Destination::default() }
 }
 
 /// `--delete` without any consent.
@@ -24,12 +24,12 @@ fn unasked() -> Options {
 }
 
 /// A target that was never a copy of anything.
-fn foreign(tree: Tree) -> Target {
+fn foreign(tree: Tree) -> ReceiverDisk {
     target(tree, Destination::default())
 }
 
-fn target(tree: Tree, destination: Destination) -> Target {
-    let mut target = Target::new(tree);
+fn target(tree: Tree, destination: Destination) -> ReceiverDisk {
+    let mut target = ReceiverDisk::new(tree);
     target.destination = destination;
     target
 }
@@ -69,16 +69,16 @@ fn in_the_way() -> Tree {
 #[test]
 fn braked_run_does_everything_but_deletions() {
     for order in ORDERS {
-        let ended = run(Source::new(wanted()), foreign(in_the_way()), &unasked(), order, 1);
+        let ended = run(SenderDisk::new(wanted()), foreign(in_the_way()), &unasked(), order, 1);
         let mut expected = in_the_way();
         expected.insert(path("new"), file(&[7; 9000]));
         assert_same(&expected, &ended.target.tree);
         assert_eq!((reason(&ended), deleted(&ended)), (Some(Reason::Foreign), 0));
-        assert!(troubles(&ended).is_empty() && !is_paired(&ended));
+        assert!(problem_kinds(&ended).is_empty() && !is_paired(&ended));
         let braked = ended.receiver.unwrap().braked.unwrap();
         assert_eq!((braked.going, braked.held, braked.head.len()), (3, 5, 3));
 
-        let ended = run(Source::new(wanted()), foreign(in_the_way()), &delete(), order, 1);
+        let ended = run(SenderDisk::new(wanted()), foreign(in_the_way()), &delete(), order, 1);
         assert_same(&wanted(), &ended.target.tree);
         assert!(reason(&ended).is_none() && is_paired(&ended), "it is a copy from now on");
         assert_eq!(ended.receiver.unwrap().tally.deleted, 3);
@@ -88,7 +88,7 @@ fn braked_run_does_everything_but_deletions() {
 #[test]
 fn dry_run_lists_the_braked_deletions() {
     let options = Options { dry_run: true, ..unasked() };
-    let ended = run(Source::new(wanted()), foreign(in_the_way()), &options, Order::Random, 1);
+    let ended = run(SenderDisk::new(wanted()), foreign(in_the_way()), &options, Order::Random, 1);
     assert_same(&in_the_way(), &ended.target.tree);
     assert_eq!((reason(&ended), deleted(&ended)), (Some(Reason::Foreign), 3));
     assert!(!is_paired(&ended));
@@ -105,11 +105,11 @@ fn exact_copy_is_paired_afterwards_and_a_copy_with_more_is_not() {
         (more, delete(), true),
         (Tree::new(), Options::default(), true),
     ] {
-        let ended = run(Source::new(wanted()), foreign(before), &options, Order::Random, 1);
+        let ended = run(SenderDisk::new(wanted()), foreign(before), &options, Order::Random, 1);
         assert_eq!(is_paired(&ended), expected, "{options:?}");
     }
     let emptied = target(same, known(Pair::default()));
-    let ended = run(Source::new(Tree::new()), emptied, &unasked(), Order::Random, 1);
+    let ended = run(SenderDisk::new(Tree::new()), emptied, &unasked(), Order::Random, 1);
     assert_eq!((reason(&ended), is_paired(&ended)), (Some(Reason::Emptied), false));
 }
 
@@ -125,8 +125,8 @@ fn incremental_round_deletes_what_it_saw_go_and_nothing_that_waits() {
         ]);
         let waits = Arc::new(vec![path("d/waits"), path("waits")]);
         let destination = Destination { withheld: waits, is_round: true, ..Destination::default() };
-        let mut source = Source::new(Tree::new());
-        source.scope = Some(Scope::new(["d", "gone", "waits"].map(|name| (path(name), true))));
+        let mut source = SenderDisk::new(Tree::new());
+        source.scope = Some(SubtreeSet::new(["d", "gone", "waits"].map(|name| (path(name), true))));
         let ended = run(source, target(before, destination), &unasked(), order, 1);
         let expected = tree([("d", directory()), ("d/waits", file(b"")), ("waits", file(b""))]);
         assert_same(&expected, &ended.target.tree);

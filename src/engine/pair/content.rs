@@ -4,9 +4,9 @@ use crate::content::blocks::{BlockSize, outline};
 use crate::content::chunk::{self, Average, Chunk, ChunkId};
 use crate::wire::message::{Blocks, Window};
 
-pub(super) fn window_of(old: &[u8], window: Window) -> Option<&[u8]> {
+pub(super) fn window_of(basis: &[u8], window: Window) -> Option<&[u8]> {
     let offset = usize::try_from(window.offset).ok()?;
-    old.get(offset..offset.checked_add(window.length as usize)?)
+    basis.get(offset..offset.checked_add(window.length as usize)?)
 }
 
 pub(super) fn chunks(content: &[u8]) -> Vec<Chunk> {

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::claims::{delete, run, troubles};
-use super::disk::{Source, Target};
-use super::tree::{Dice, Tree, change, differences, file, grow, path};
+use super::disk::{ReceiverDisk, SenderDisk};
+use super::properties::{delete, problem_kinds, run};
+use super::tree::{Rng, Tree, change, differences, file, grow, path};
 use super::{ORDERS, Order, Pair};
 use crate::wire::message::AbortKind;
 
@@ -16,34 +16,34 @@ proptest! {
     fn next_run_repairs_a_run_that_was_cut_anywhere(
         seed in any::<u64>(), order in 0..ORDERS.len(), at in 0_usize..60,
     ) {
-        let mut dice = Dice::new(seed);
-        let source = grow(&mut dice);
+        let mut rng = Rng::new(seed);
+        let source = grow(&mut rng);
         let mut target = source.clone();
         for _ in 0..3 {
-            change(&mut dice, &mut target);
+            change(&mut rng, &mut target);
         }
         let pair = Pair::new(
-            Source::new(source.clone()), Target::new(target), &delete(), ORDERS[order], seed,
+            SenderDisk::new(source.clone()), ReceiverDisk::new(target), &delete(), ORDERS[order], seed,
         );
         let cut = pair.run(Some(at));
         let again = run(cut.source, cut.target.again(), &delete(), ORDERS[order], seed);
         prop_assert_eq!(differences(&source, &again.target.tree), Vec::<String>::new());
-        prop_assert!(troubles(&again).is_empty());
+        prop_assert!(problem_kinds(&again).is_empty());
     }
 }
 
 #[test]
 fn staged_content_is_not_sent_again_wherever_the_run_was_cut() {
-    let mut dice = Dice::new(2);
+    let mut rng = Rng::new(2);
     let mut source = Tree::new();
     for n in 0..4 {
-        source.insert(path(&format!("{n}")), file(&dice.bytes(200_000 + n)));
+        source.insert(path(&format!("{n}")), file(&rng.bytes(200_000 + n)));
     }
     for order in ORDERS {
         let mut kept_something = false;
         for at in 0.. {
-            let target = Target::new(Tree::new());
-            let cut = Pair::new(Source::new(source.clone()), target, &delete(), order, 3).run(Some(at));
+            let target = ReceiverDisk::new(Tree::new());
+            let cut = Pair::new(SenderDisk::new(source.clone()), target, &delete(), order, 3).run(Some(at));
             if cut.sender.is_ok() && cut.receiver.is_ok() {
                 break;
             }
@@ -66,15 +66,15 @@ fn manifest_bytes(tree: &Tree) -> usize {
 
 #[test]
 fn wrong_staged_content_is_sent_again() {
-    let content = Dice::new(4).bytes(300_000);
+    let content = Rng::new(4).bytes(300_000);
     let source = super::tree::tree([("f", file(&content))]);
     let mut poisoned = content.clone();
     poisoned[1000] ^= 1;
     for staged in [poisoned, vec![0; 400_000], content[..200_000].to_vec(), Vec::new()] {
-        let mut target = Target::new(Tree::new());
+        let mut target = ReceiverDisk::new(Tree::new());
         let kept = if content.starts_with(&staged) { staged.len() } else { 0 };
         target.staged.insert(path("f"), staged);
-        let ended = run(Source::new(source.clone()), target, &delete(), Order::Random, 5);
+        let ended = run(SenderDisk::new(source.clone()), target, &delete(), Order::Random, 5);
         assert_eq!(differences(&source, &ended.target.tree), Vec::<String>::new());
         assert_eq!(ended.log.sent_bytes as usize, content.len() - kept);
     }
@@ -82,10 +82,10 @@ fn wrong_staged_content_is_sent_again() {
 
 #[test]
 fn cut_is_reported_as_one_on_both_sides() {
-    let source = Source::new(grow(&mut Dice::new(6)));
-    let ended = Pair::new(source, Target::new(Tree::new()), &delete(), Order::Random, 7).run(Some(2));
+    let source = SenderDisk::new(grow(&mut Rng::new(6)));
+    let ended = Pair::new(source, ReceiverDisk::new(Tree::new()), &delete(), Order::Random, 7).run(Some(2));
     for result in [ended.sender, ended.receiver] {
-        let failure = result.unwrap_err();
-        assert_eq!((failure.kind, failure.text.as_str()), (AbortKind::Connection, "cut"));
+        let error = result.unwrap_err();
+        assert_eq!((error.kind, error.text.as_str()), (AbortKind::Connection, "cut"));
     }
 }

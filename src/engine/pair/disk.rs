@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
 
+use super::baseline::Baseline;
 use super::brake::known;
 use super::content::{blocks, chunks, window_of};
-use super::memory::Kept;
 use super::tree::{Node, Tree, What, manifest, remove_with_all_below, time};
 use crate::content::blocks::BlockSize;
 use crate::content::chunk::Chunk;
@@ -16,19 +16,22 @@ use crate::content::hash::Hash;
 use crate::content::sample::Samples;
 use crate::content::testing::reader;
 use crate::engine::work::{
-    CopiedFile, Destination, Fault, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder,
-    Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step, Told, Work,
+    Advertised, CopiedFile, Destination, Found, Opened, Outcome, PushedFile, ReadContent, ReadFile,
+    ReadOrder, Room, Scanned, SignOrder, SignedFile, SmallContent, SmallFile, SourceNext, SourceStep, Step,
+    Work, WorkError,
 };
-use crate::monitor::Trouble;
+use crate::monitor::ProblemKind;
 use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{Entry, EntryRef, Kind, Time};
 use crate::tree::filter::Filter;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::place::{Pair, Place};
 use crate::tree::record;
-use crate::tree::scope::{Reach, Scope};
-use crate::wire::message::{AbortKind, Blocks, Holes, Old, Op, Stretch, Subject, Want, Window, is_signed};
+use crate::tree::subtrees::{Coverage, SubtreeSet};
+use crate::tree::tree_id::{Pair, TreeId};
+use crate::wire::message::{
+    AbortKind, BasisReport, Blocks, Holes, Op, Stretch, Subject, Want, Window, is_signed,
+};
 
 /// Bytes of a piece; small, so that a file travels in many pieces.
 const PIECE_BYTES: usize = 24 << 10;
@@ -43,10 +46,10 @@ pub(super) enum Lie {
 }
 
 /// The sender's disk.
-pub(super) struct Source {
+pub(super) struct SenderDisk {
     pub(super) tree: Tree,
     pub(super) root: (u16, Time),
-    pub(super) place: Place,
+    pub(super) tree_id: TreeId,
     pub(super) complete: bool,
     /// Files that cannot be read.
     pub(super) unreadable: HashSet<TreePath>,
@@ -54,9 +57,9 @@ pub(super) struct Source {
     pub(super) lies: HashMap<TreePath, (Lie, usize)>,
     pub(super) filter: Filter,
     pub(super) piece_bytes: usize,
-    pub(super) memory: Kept,
+    pub(super) baseline: Baseline,
     /// The offered part of the tree, if not all of it.
-    pub(super) scope: Option<Scope>,
+    pub(super) scope: Option<SubtreeSet>,
     /// Length in bytes up to which files are pushed with a partial offer.
     pub(super) pushed_bytes_max: usize,
     /// True if pushed files carry wrong hashes.
@@ -84,18 +87,18 @@ struct Stream {
 /// Length in bytes above which a basis is cut into chunks.
 const CUT_BYTES_MIN: u32 = 100_000;
 
-impl Source {
+impl SenderDisk {
     pub(super) fn new(tree: Tree) -> Self {
         Self {
             tree,
             root: (0o755, time(77)),
-            place: Place::default(),
+            tree_id: TreeId::default(),
             complete: true,
             unreadable: HashSet::new(),
             lies: HashMap::new(),
             filter: Filter::default(),
             piece_bytes: PIECE_BYTES,
-            memory: Kept::default(),
+            baseline: Baseline::default(),
             offered: Arc::default(),
             streams: HashMap::new(),
             scope: None,
@@ -109,12 +112,12 @@ impl Source {
     pub(super) fn perform(&mut self, work: Work) -> Outcome {
         match work {
             Work::Find => {
-                let subject = Subject::directory(self.root.0, self.root.1, self.place);
+                let subject = Subject::directory(self.root.0, self.root.1, self.tree_id);
                 let is_partial = self.scope.is_some();
-                let base = self.memory.digest().filter(|_| !is_partial);
-                Outcome::Find(Ok(Found { subject, base, is_partial }))
+                let baseline = self.baseline.digest().filter(|_| !is_partial);
+                Outcome::Find(Ok(Found { subject, baseline, is_partial }))
             }
-            Work::Remember { manifest, ignores } => self.memory.remember(&manifest, &ignores),
+            Work::StoreBaseline { manifest, ignores } => self.baseline.store(&manifest, &ignores),
             Work::Scan => Outcome::Scan(Ok(self.scan())),
             Work::Read(orders) => {
                 Outcome::Read(orders.into_iter().map(|order| (order.want.id, self.read(&order))).collect())
@@ -132,15 +135,17 @@ impl Source {
             .tree
             .iter()
             .filter(|(path, node)| !self.filter.excludes_within(path, node.is_directory()))
-            .filter(|(path, _)| self.scope.as_ref().is_none_or(|scope| scope.reach(path) != Reach::Outside))
+            .filter(|(path, _)| {
+                self.scope.as_ref().is_none_or(|scope| scope.coverage(path) != Coverage::Outside)
+            })
             .map(|(path, node)| (path.clone(), node.clone()))
             .collect();
         self.offered = manifest(&seen);
         let ignores = self.filter.files();
-        let changed = self.memory.changed(&self.offered, ignores);
+        let changed = self.baseline.changed(&self.offered, ignores);
         let is_new = self.scope.is_none()
-            && self.memory.remembers
-            && self.memory.digest() != Some(record::digest(&self.offered, ignores));
+            && self.baseline.stores
+            && self.baseline.digest() != Some(record::digest(&self.offered, ignores));
         Scanned {
             manifest: Arc::clone(&self.offered),
             ignores: self.filter.files().to_vec(),
@@ -174,11 +179,11 @@ impl Source {
         files.collect()
     }
 
-    fn content(&self, id: u32) -> Result<Arc<Vec<u8>>, Fault> {
+    fn content(&self, id: u32) -> Result<Arc<Vec<u8>>, WorkError> {
         let path = &self.offered.path(id).unwrap().to_path();
         match &self.tree[path].what {
             What::File(content) if !self.unreadable.contains(path) => Ok(Arc::clone(content)),
-            _ => Err(Fault::Entry(Trouble::Unreadable, "it cannot be read".to_owned())),
+            _ => Err(WorkError::Entry(ProblemKind::Unreadable, "it cannot be read".to_owned())),
         }
     }
 
@@ -189,38 +194,38 @@ impl Source {
         Some(*lie)
     }
 
-    fn read(&mut self, order: &ReadOrder) -> Result<ReadFile, Fault> {
+    fn read(&mut self, order: &ReadOrder) -> Result<ReadFile, WorkError> {
         let ReadOrder { want, may_ask } = order;
         let content = self.content(want.id)?;
         let hash = Hash::of(&content);
         let same =
-            want.old_blocks().is_some_and(|old| *old == blocks(&content, content.len(), content.len()));
+            want.basis_blocks().is_some_and(|basis| *basis == blocks(&content, content.len(), content.len()));
         let whole = || ReadContent::Whole(content.to_vec());
-        let (content, hash) = match (self.lie(want.id), want.old_blocks()) {
+        let (content, hash) = match (self.lie(want.id), want.basis_blocks()) {
             (Some(Lie::Same), _) => (ReadContent::Same, Hash::of(b"a lie")),
             (Some(Lie::Hash), _) => (whole(), Hash::of(b"a lie")),
             (None, _) if same => (ReadContent::Same, hash),
-            (None, Some(old)) if *may_ask => (ReadContent::Differs { old_length: old.length }, hash),
+            (None, Some(basis)) if *may_ask => (ReadContent::Differs { basis_length: basis.length }, hash),
             (None, _) => (whole(), hash),
         };
         Ok(ReadFile { content, hash })
     }
 
-    fn diff(&mut self, signed: &SignedFile) -> Result<ReadFile, Fault> {
+    fn diff(&mut self, signed: &SignedFile) -> Result<ReadFile, WorkError> {
         let content = self.content(signed.id)?;
         let hash = Hash::of(&content);
-        let protocol = |error: delta::DeltaError| Fault::Fatal(AbortKind::Protocol, error.to_string());
+        let protocol = |error: delta::DeltaError| WorkError::Fatal(AbortKind::Protocol, error.to_string());
         let delta = if signed.signature.is_empty() {
             None
         } else {
-            let signature = delta::Signature::check(&signed.signature, signed.old_length as usize);
+            let signature = delta::Signature::check(&signed.signature, signed.basis_length as usize);
             signature.map_err(protocol)?.diff(&content).map_err(protocol)?
         };
         let content = delta.map_or_else(|| ReadContent::Whole(content.to_vec()), ReadContent::Delta);
         Ok(ReadFile { content, hash })
     }
 
-    fn step(&mut self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), Fault> {
+    fn step(&mut self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), WorkError> {
         match step {
             SourceStep::Begin(want) => {
                 let stream = Stream::begin(self.content(id)?, &want);
@@ -265,14 +270,14 @@ impl Stream {
                 stream.ops.push(Op::Keep { length: kept as u64 });
             }
         }
-        if let Some(old) = want.old_blocks() {
-            let length = u32::try_from(old.length).unwrap_or(u32::MAX);
-            stream.same =
-                stream.at == 0 && *old == blocks(&stream.content, stream.content.len(), stream.content.len());
+        if let Some(basis) = want.basis_blocks() {
+            let length = u32::try_from(basis.length).unwrap_or(u32::MAX);
+            stream.same = stream.at == 0
+                && *basis == blocks(&stream.content, stream.content.len(), stream.content.len());
             stream.window = (length > 0).then_some(Window { offset: 0, length });
             // Any range would do; the engines do not look at it.
-            stream.to_cut = (length > CUT_BYTES_MIN && !stream.same).then_some(old.length);
-            let shared = stream.matching(old);
+            stream.to_cut = (length > CUT_BYTES_MIN && !stream.same).then_some(basis.length);
+            let shared = stream.matching(basis);
             if stream.at == 0 && shared > 0 {
                 stream.at = shared;
                 stream.ops.push(Op::Copy { offset: 0, length: shared as u64 });
@@ -302,7 +307,7 @@ impl Stream {
         (same * BlockSize::for_size(size as u64).bytes() as usize).min(beginning.len())
     }
 
-    fn produce(&mut self, piece_bytes: usize) -> Result<(Vec<Op>, SourceNext), Fault> {
+    fn produce(&mut self, piece_bytes: usize) -> Result<(Vec<Op>, SourceNext), WorkError> {
         if self.same {
             return Ok((Vec::new(), SourceNext::Same(Hash::of(&self.content))));
         }
@@ -318,7 +323,7 @@ impl Stream {
         let delta = match (self.window, &self.signature) {
             (Some(window), Some(signature)) => {
                 let signature = delta::Signature::check(signature, window.length as usize)
-                    .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
+                    .map_err(|error| WorkError::Fatal(AbortKind::Protocol, error.to_string()))?;
                 signature.diff(piece).unwrap().map(|delta| (window, delta))
             }
             _ => None,
@@ -338,13 +343,13 @@ impl Stream {
 }
 
 /// The receiver's disk.
-pub(super) struct Target {
+pub(super) struct ReceiverDisk {
     pub(super) tree: Tree,
     pub(super) root: (u16, Time),
     pub(super) complete: bool,
     /// Staged contents, by path.
     pub(super) staged: BTreeMap<TreePath, Vec<u8>>,
-    pub(super) memory: Kept,
+    pub(super) baseline: Baseline,
     /// Free room, if the disk reports it.
     pub(super) room: Option<Room>,
     /// Files that a power cut may have damaged.
@@ -361,27 +366,27 @@ pub(super) struct Target {
     pub(super) listed: Tree,
     begun: HashSet<u32>,
     /// Bases for which samples arrived, lengthened with zeros, by position.
-    widened: HashMap<u32, Arc<Vec<u8>>>,
+    with_gap: HashMap<u32, Arc<Vec<u8>>>,
 }
 
-pub(super) type Done = Result<(), Fault>;
+pub(super) type Done = Result<(), WorkError>;
 
-fn corrupt() -> Fault {
-    Fault::Entry(Trouble::Corrupt, "it is not what was announced".to_owned())
+fn corrupt() -> WorkError {
+    WorkError::Entry(ProblemKind::Corrupt, "it is not what was announced".to_owned())
 }
 
-fn unwritable(cause: &str) -> Fault {
-    Fault::Entry(Trouble::Unwritable, cause.to_owned())
+fn unwritable(cause: &str) -> WorkError {
+    WorkError::Entry(ProblemKind::Unwritable, cause.to_owned())
 }
 
-impl Target {
+impl ReceiverDisk {
     pub(super) fn new(tree: Tree) -> Self {
         Self {
             tree,
             root: (0o700, time(0)),
             complete: true,
             staged: BTreeMap::new(),
-            memory: Kept::default(),
+            baseline: Baseline::default(),
             room: None,
             doubted: BTreeMap::new(),
             destination: known(Pair { is_own: true, ..Pair::default() }),
@@ -391,13 +396,13 @@ impl Target {
             present: Arc::default(),
             listed: Tree::new(),
             begun: HashSet::new(),
-            widened: HashMap::new(),
+            with_gap: HashMap::new(),
         }
     }
 
     /// The same disk, for another run.
     pub(super) fn again(self) -> Self {
-        Self { wanted: None, begun: HashSet::new(), widened: HashMap::new(), ..self }
+        Self { wanted: None, begun: HashSet::new(), with_gap: HashMap::new(), ..self }
     }
 
     pub(super) fn perform(&mut self, work: Work) -> Outcome {
@@ -417,7 +422,7 @@ impl Target {
                 Outcome::SignWindows(id, self.sign_windows(at, &windows))
             }
             Work::SignFiles(files) => {
-                let sign = |at| delta::sign(&self.old(at).ok_or_else(corrupt)?).map_err(|_| corrupt());
+                let sign = |at| delta::sign(&self.basis(at).ok_or_else(corrupt)?).map_err(|_| corrupt());
                 Outcome::SignFiles(files.into_iter().map(|(id, at)| (id, sign(at))).collect())
             }
             Work::Cut { id, at, stretch } => Outcome::Cut(id, self.cut(at, stretch).ok_or_else(corrupt)),
@@ -434,15 +439,15 @@ impl Target {
                 }
                 Outcome::Close(Ok(()))
             }
-            Work::Recall(_) => Outcome::Recall(self.memory.recall()),
-            Work::Remember { manifest, ignores } => self.memory.remember(&manifest, &ignores),
+            Work::LoadBaseline(_) => Outcome::LoadBaseline(self.baseline.load()),
+            Work::StoreBaseline { manifest, ignores } => self.baseline.store(&manifest, &ignores),
             other => panic!("not a receiver's: {other:?}"),
         }
     }
 
-    fn open(&mut self, scope: Option<&Scope>) -> Opened {
+    fn open(&mut self, scope: Option<&SubtreeSet>) -> Opened {
         let mut seen = self.tree.clone();
-        seen.retain(|path, _| scope.is_none_or(|scope| scope.reach(path) != Reach::Outside));
+        seen.retain(|path, _| scope.is_none_or(|scope| scope.coverage(path) != Coverage::Outside));
         self.present = manifest(&seen);
         self.listed = self.tree.clone();
         let mut doubts = Doubts::default();
@@ -468,9 +473,9 @@ impl Target {
         wanted.get(id).expect("ids are those of the manifest").to_entry()
     }
 
-    fn old(&self, at: u32) -> Option<Arc<Vec<u8>>> {
-        if let Some(widened) = self.widened.get(&at) {
-            return Some(Arc::clone(widened));
+    fn basis(&self, at: u32) -> Option<Arc<Vec<u8>>> {
+        if let Some(with_gap) = self.with_gap.get(&at) {
+            return Some(Arc::clone(with_gap));
         }
         match &self.listed.get(&self.present.path(at)?.to_path())?.what {
             What::File(content) => Some(Arc::clone(content)),
@@ -478,39 +483,44 @@ impl Target {
         }
     }
 
-    fn sign(&mut self, order: &SignOrder) -> Told {
+    fn sign(&mut self, order: &SignOrder) -> Advertised {
         let SignOrder { id, at, .. } = *order;
         let staged = self.staged.get(&self.wanted(id).path).filter(|bytes| !bytes.is_empty());
         let size = self.wanted(id).size() as usize;
         let staged = staged.map(|bytes| blocks(bytes, size, size));
-        let mut old = at.and_then(|at| self.old(at));
-        let is_widened = order.samples.is_some() && old.as_ref().is_some_and(|old| old.len() < size);
-        if let (Some(at), Some(old), true) = (at, &mut old, is_widened) {
-            Arc::make_mut(old).resize(size, 0);
-            self.widened.insert(at, Arc::clone(old));
+        let mut basis = at.and_then(|at| self.basis(at));
+        let has_gap = order.samples.is_some() && basis.as_ref().is_some_and(|basis| basis.len() < size);
+        if let (Some(at), Some(basis), true) = (at, &mut basis, has_gap) {
+            Arc::make_mut(basis).resize(size, 0);
+            self.with_gap.insert(at, Arc::clone(basis));
         }
-        let tell = |content: &Arc<Vec<u8>>| {
+        let report_of = |content: &Arc<Vec<u8>>| {
             let length = content.len() as u64;
             if staged.is_none() && is_signed(size as u64, length) {
-                return Old::Signed { length, signature: ByteBuf::from(delta::sign(content).unwrap()) };
+                return BasisReport::Signed {
+                    length,
+                    signature: ByteBuf::from(delta::sign(content).unwrap()),
+                };
             }
-            Old::Blocks(blocks(content, size, 2 * size))
+            BasisReport::Blocks(blocks(content, size, 2 * size))
         };
-        let told = old.as_ref().map(tell);
-        let hash = old.filter(|_| matches!(told, Some(Old::Blocks(_)))).map(|content| Hash::of(&content));
-        Told { want: Want { id, staged, old: told }, hash, is_widened }
+        let report = basis.as_ref().map(report_of);
+        let hash = basis
+            .filter(|_| matches!(report, Some(BasisReport::Blocks(_))))
+            .map(|content| Hash::of(&content));
+        Advertised { want: Want { id, staged, basis: report }, hash, has_gap }
     }
 
     fn cut(&self, at: u32, stretch: Stretch) -> Option<Vec<Chunk>> {
         let (offset, length) = (usize::try_from(stretch.offset).ok()?, usize::try_from(stretch.length).ok()?);
-        self.old(at)?.get(offset..offset.checked_add(length)?).map(chunks)
+        self.basis(at)?.get(offset..offset.checked_add(length)?).map(chunks)
     }
 
-    fn sign_windows(&self, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, Fault> {
-        let old = self.old(at).ok_or_else(corrupt)?;
+    fn sign_windows(&self, at: u32, windows: &[Window]) -> Result<Vec<Vec<u8>>, WorkError> {
+        let basis = self.basis(at).ok_or_else(corrupt)?;
         let sign = |window: &Window| {
-            let old = window_of(&old, *window).ok_or_else(corrupt)?;
-            delta::sign(old).map_err(|_| corrupt())
+            let basis = window_of(&basis, *window).ok_or_else(corrupt)?;
+            delta::sign(basis).map_err(|_| corrupt())
         };
         windows.iter().map(sign).collect()
     }
@@ -520,7 +530,7 @@ impl Target {
             SmallContent::Whole(data) => Some(data),
             SmallContent::Delta { at, delta } => {
                 let size = self.wanted(file.id).size() as usize;
-                self.old(at).and_then(|old| delta::apply(&old, &delta, size).ok())
+                self.basis(at).and_then(|basis| delta::apply(&basis, &delta, size).ok())
             }
         };
         let data = data.filter(|data| Hash::of(data) == file.hash);
@@ -528,14 +538,14 @@ impl Target {
     }
 
     fn copy(&mut self, file: CopiedFile) -> (u32, Done) {
-        let content = self.old(file.at).filter(|content| Hash::of(content) == file.hash);
+        let content = self.basis(file.at).filter(|content| Hash::of(content) == file.hash);
         let result = content.ok_or_else(corrupt);
         (file.id, result.and_then(|content| self.install(file.id, content.to_vec())))
     }
 
     fn sink(&mut self, id: u32, at: Option<u32>, ops: Vec<Op>, end: Option<Hash>) -> Done {
         let path = self.wanted(id).path;
-        let old = at.and_then(|at| self.old(at));
+        let basis = at.and_then(|at| self.basis(at));
         let mut content = self.staged.remove(&path).unwrap_or_default();
         let mut failed = false;
         if self.begun.insert(id) {
@@ -544,14 +554,14 @@ impl Target {
             content.truncate(kept as usize);
         }
         for op in ops {
-            let old = old.as_ref().map(|old| old.as_slice()).unwrap_or_default();
+            let basis = basis.as_ref().map(|basis| basis.as_slice()).unwrap_or_default();
             let more = match &op {
                 Op::Keep { .. } => Some(Vec::new()),
                 Op::Data(bytes) => Some(bytes.to_vec()),
                 Op::Copy { offset, length } => usize::try_from(*offset).ok().and_then(|offset| {
-                    Some(old.get(offset..offset.checked_add(usize::try_from(*length).ok()?)?)?.to_vec())
+                    Some(basis.get(offset..offset.checked_add(usize::try_from(*length).ok()?)?)?.to_vec())
                 }),
-                Op::Delta { window, length, delta } => window_of(old, *window)
+                Op::Delta { window, length, delta } => window_of(basis, *window)
                     .and_then(|window| delta::apply(window, delta, *length as usize).ok()),
                 Op::Zeros { length } => Some(vec![0; usize::try_from(*length).unwrap()]),
             };
@@ -576,7 +586,7 @@ impl Target {
     fn install(&mut self, id: u32, content: Vec<u8>) -> Done {
         let entry = self.wanted(id);
         if let Some(at) = self.present.position(&entry.path)
-            && self.present.get(at).is_some_and(|old| old.is_directory())
+            && self.present.get(at).is_some_and(|entry| entry.is_directory())
         {
             self.apply(Step::Clear { at })?;
         }

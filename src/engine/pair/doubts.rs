@@ -6,9 +6,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::claims::{assert_same, run};
-use super::disk::{Source, Target};
-use super::tree::{Dice, Tree, What, file, grow, path, tree};
+use super::disk::{ReceiverDisk, SenderDisk};
+use super::properties::{assert_same, run};
+use super::tree::{Rng, Tree, What, file, grow, path, tree};
 use super::{ORDERS, Order};
 use crate::monitor::{Action, Event};
 use crate::tree::doubt::Doubt;
@@ -18,15 +18,15 @@ use crate::wire::message::Tally;
 
 /// Damages some files without changing size or time. Every damaged file is doubted, and some whole
 /// ones are too.
-fn lose_power(dice: &mut Dice, tree: &mut Tree) -> BTreeMap<TreePath, Doubt> {
+fn lose_power(rng: &mut Rng, tree: &mut Tree) -> BTreeMap<TreePath, Doubt> {
     let mut doubted = BTreeMap::new();
     for (path, node) in tree.iter_mut() {
         let What::File(content) = &mut node.what else { continue };
-        let doubt = if dice.below(2) == 0 { Doubt::Unverified } else { Doubt::Lost };
-        match dice.below(3) {
+        let doubt = if rng.below(2) == 0 { Doubt::Unverified } else { Doubt::Lost };
+        match rng.below(3) {
             0 => {
                 let content = Arc::make_mut(content);
-                let from = dice.below(content.len() + 1);
+                let from = rng.below(content.len() + 1);
                 content[from..].fill(0);
                 doubted.insert(path.clone(), doubt);
             }
@@ -44,12 +44,12 @@ proptest! {
     fn power_cut_damage_is_found_and_repaired(
         seed in any::<u64>(), order in 0..ORDERS.len(), delete in any::<bool>(), pushes in any::<bool>(),
     ) {
-        let mut dice = Dice::new(seed);
-        let tree = grow(&mut dice);
-        let (mut source, mut target) = (Source::new(tree.clone()), Target::new(tree.clone()));
+        let mut rng = Rng::new(seed);
+        let tree = grow(&mut rng);
+        let (mut source, mut target) = (SenderDisk::new(tree.clone()), ReceiverDisk::new(tree.clone()));
         source.pushed_bytes_max = if pushes { 2000 } else { 0 };
-        target.doubted = lose_power(&mut dice, &mut target.tree);
-        let options = Options { delete, ..super::claims::delete() };
+        target.doubted = lose_power(&mut rng, &mut target.tree);
+        let options = Options { delete, ..super::properties::delete() };
         let ended = run(source, target, &options, ORDERS[order], seed);
         assert_same(&tree, &ended.target.tree);
     }
@@ -62,7 +62,7 @@ fn doubted_file_that_is_whole_is_no_change_and_does_not_travel() {
     let mut damaged = whole.clone();
     damaged.get_mut(&path("torn")).unwrap().what = What::File(Arc::new(vec![0, 0]));
     for order in ORDERS {
-        let (source, mut target) = (Source::new(whole.clone()), Target::new(damaged.clone()));
+        let (source, mut target) = (SenderDisk::new(whole.clone()), ReceiverDisk::new(damaged.clone()));
         target.root = source.root;
         target.doubted = ["large", "small", "torn"].map(|name| (path(name), Doubt::Unverified)).into();
         let options = Options { list_changes: true, ..Options::default() };
@@ -84,10 +84,10 @@ fn lost_file_is_no_basis_and_is_not_moved() {
     let content = vec![7; 300_000];
     let before = tree([("lost", file(&content)), ("old name", file(&content))]);
     let after = tree([("lost", file(&content)), ("new name", file(&content))]);
-    let mut target = Target::new(before);
+    let mut target = ReceiverDisk::new(before);
     target.doubted = ["lost", "old name"].map(|name| (path(name), Doubt::Lost)).into();
-    let options = super::claims::delete();
-    let ended = run(Source::new(after.clone()), target, &options, Order::Random, 1);
+    let options = super::properties::delete();
+    let ended = run(SenderDisk::new(after.clone()), target, &options, Order::Random, 1);
     assert_same(&after, &ended.target.tree);
     assert_eq!(ended.log.sent_bytes, 600_000, "both come whole");
 }

@@ -1,7 +1,7 @@
 //! Room: a run that cannot fit is refused before anything is written, and a run that may fit is
 //! not.
 
-use super::disk::{Source, Target};
+use super::disk::{ReceiverDisk, SenderDisk};
 use super::tree::{Tree, directory, file, path, tree};
 use super::{Ended, ORDERS, Pair};
 use crate::engine::work::Room;
@@ -28,10 +28,10 @@ fn room(bytes: usize, inodes: u64) -> Room {
     }
 }
 
-fn run(source: Source, target: Tree, room: Room, delete: bool, seed: u64) -> Ended {
-    let mut target = Target::new(target);
+fn run(source: SenderDisk, target: Tree, room: Room, delete: bool, seed: u64) -> Ended {
+    let mut target = ReceiverDisk::new(target);
     target.room = Some(room);
-    let options = Options { delete, ..super::claims::delete() };
+    let options = Options { delete, ..super::properties::delete() };
     let order = ORDERS[seed as usize % ORDERS.len()];
     Pair::new(source, target, &options, order, seed).run(None)
 }
@@ -39,20 +39,20 @@ fn run(source: Source, target: Tree, room: Room, delete: bool, seed: u64) -> End
 #[track_caller]
 fn is_refused(source: &Tree, target: &Tree, room: Room, words: &[&str]) {
     for seed in 0..5 {
-        let ended = run(Source::new(source.clone()), target.clone(), room.clone(), true, seed);
-        let failure = ended.receiver.unwrap_err();
-        assert_eq!((failure.kind, failure.by_peer), (AbortKind::Storage, false), "{failure}");
-        assert_eq!(ended.sender.unwrap_err().text, failure.text);
-        words.iter().for_each(|word| assert!(failure.text.contains(word), "{word}: {failure}"));
-        assert_eq!(ended.log.writes, 0, "{failure}");
-        assert!(ended.target.tree == *target, "{failure}");
+        let ended = run(SenderDisk::new(source.clone()), target.clone(), room.clone(), true, seed);
+        let error = ended.receiver.unwrap_err();
+        assert_eq!((error.kind, error.by_peer), (AbortKind::Storage, false), "{error}");
+        assert_eq!(ended.sender.unwrap_err().text, error.text);
+        words.iter().for_each(|word| assert!(error.text.contains(word), "{word}: {error}"));
+        assert_eq!(ended.log.writes, 0, "{error}");
+        assert!(ended.target.tree == *target, "{error}");
     }
 }
 
 #[track_caller]
 fn fits(source: &Tree, target: &Tree, room: Room, delete: bool) {
     for seed in 0..5 {
-        let ended = run(Source::new(source.clone()), target.clone(), room.clone(), delete, seed);
+        let ended = run(SenderDisk::new(source.clone()), target.clone(), room.clone(), delete, seed);
         assert!(ended.receiver.is_ok(), "{:?}", ended.receiver);
     }
 }
@@ -135,11 +135,11 @@ fn holes_staged_files_shared_extents_and_mounts_count_in_favour() {
         Holes { files: Vec::new(), others_bytes: 96 << 10 },
     ];
     for holes in holes {
-        let mut sparse = Source::new(source.clone());
+        let mut sparse = SenderDisk::new(source.clone());
         sparse.holes = holes;
         assert!(run(sparse, Tree::new(), room(4 * KIB, 9), false, 1).receiver.is_ok());
     }
-    let mut lying = Source::new(source.clone());
+    let mut lying = SenderDisk::new(source.clone());
     lying.holes = Holes { files: vec![(0, u64::MAX), (7, u64::MAX)], others_bytes: 0 };
     assert!(run(lying, Tree::new(), room(4 * KIB, 9), false, 1).receiver.is_err());
 

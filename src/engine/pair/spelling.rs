@@ -5,16 +5,16 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::claims::{assert_same, delete, run, troubles};
-use super::disk::{Done, Source, Target};
-use super::tree::{Dice, Tree, directory, file, grow, link, path, tree};
+use super::disk::{Done, ReceiverDisk, SenderDisk};
+use super::properties::{assert_same, delete, problem_kinds, run};
+use super::tree::{Rng, Tree, directory, file, grow, link, path, tree};
 use super::{Ended, ORDERS, Order};
-use crate::monitor::Trouble;
+use crate::monitor::ProblemKind;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::spelling::{Answers, Questions, Respelled, Spelling, Suspects};
 
-impl Target {
+impl ReceiverDisk {
     pub(super) fn resolve(&self, questions: &Questions) -> Answers {
         let mut answers = Answers::default();
         if !self.folds {
@@ -62,19 +62,19 @@ impl Target {
     }
 }
 
-fn folding(tree: Tree) -> Target {
-    let mut target = Target::new(tree);
+fn folding(tree: Tree) -> ReceiverDisk {
+    let mut target = ReceiverDisk::new(tree);
     target.folds = true;
     target
 }
 
-fn once(source: &Tree, target: Target, order: Order, seed: u64) -> Ended {
-    run(Source::new(source.clone()), target, &delete(), order, seed)
+fn once(source: &Tree, target: ReceiverDisk, order: Order, seed: u64) -> Ended {
+    run(SenderDisk::new(source.clone()), target, &delete(), order, seed)
 }
 
 /// The same tree with some names in another case.
-fn respelled(dice: &mut Dice, source: &Tree) -> Tree {
-    let shift = dice.below(3);
+fn respelled(rng: &mut Rng, source: &Tree) -> Tree {
+    let shift = rng.below(3);
     let other = |path: &TreePath| {
         let components = path.components().enumerate().map(|(depth, name)| {
             if (depth + name.len() + shift).is_multiple_of(3) {
@@ -93,15 +93,15 @@ proptest! {
 
     #[test]
     fn change_of_case_in_names_changes_nothing_else(seed in any::<u64>(), order in 0..ORDERS.len()) {
-        let mut dice = Dice::new(seed);
-        let source = grow(&mut dice);
-        let target = respelled(&mut dice, &source);
+        let mut rng = Rng::new(seed);
+        let source = grow(&mut rng);
+        let target = respelled(&mut rng, &source);
 
         let ended = once(&source, folding(target), ORDERS[order], seed);
         assert_same(&source, &ended.target.tree);
         prop_assert!(ended.target.spelled.is_empty(), "{:?}", ended.target.spelled);
         prop_assert_eq!((ended.log.sent_bytes, ended.log.wants), (0, 0));
-        prop_assert_eq!(troubles(&ended), []);
+        prop_assert_eq!(problem_kinds(&ended), []);
         let tally = ended.receiver.unwrap().tally;
         prop_assert_eq!((tally.created, tally.updated, tally.deleted), (0, 0, 0));
         let again = once(&source, ended.target.again(), ORDERS[order], seed);
@@ -127,8 +127,8 @@ fn first_of_two_twins_exists_and_the_other_is_reported_in_every_run() {
         for run in 0..3 {
             let ended = once(&source, target, order, 1);
             assert_same(&expected, &ended.target.tree);
-            let told = ["a", "d"].map(|name| (Trouble::Obstacle, name.to_owned()));
-            assert_eq!(troubles(&ended), told, "{order:?} {run}");
+            let told = ["a", "d"].map(|name| (ProblemKind::Obstacle, name.to_owned()));
+            assert_eq!(problem_kinds(&ended), told, "{order:?} {run}");
             assert_eq!(ended.receiver.unwrap().tally.has_changed(), run == 0, "{order:?} {run}");
             target = ended.target.again();
         }
@@ -145,8 +145,8 @@ fn both_twins_exist_where_the_filesystem_folds_nothing() {
     let source =
         tree([("A", file(b"first")), ("a", file(b"second")), ("D", directory()), ("d", directory())]);
     for before in [Tree::new(), tree([("A", file(b"first")), ("d", directory())])] {
-        let ended = once(&source, Target::new(before), Order::Random, 1);
+        let ended = once(&source, ReceiverDisk::new(before), Order::Random, 1);
         assert_same(&source, &ended.target.tree);
-        assert_eq!(troubles(&ended), []);
+        assert_eq!(problem_kinds(&ended), []);
     }
 }

@@ -9,9 +9,9 @@ use crate::tree::path::TreePath;
 
 /// A deterministic random number generator (xorshift64*).
 #[derive(Debug, Clone)]
-pub(super) struct Dice(u64);
+pub(super) struct Rng(u64);
 
-impl Dice {
+impl Rng {
     pub(super) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
@@ -101,57 +101,57 @@ const LENGTHS: [usize; 10] =
     [0, 1, 1000, (16 << 10) - 1, (16 << 10) + 1, 40 << 10, 100 << 10, 128 << 10, (128 << 10) + 1, 200 << 10];
 
 /// A tree of up to about thirty entries.
-pub(super) fn grow(dice: &mut Dice) -> Tree {
+pub(super) fn grow(rng: &mut Rng) -> Tree {
     let mut tree = Tree::new();
-    grow_in(dice, &mut tree, None, 0);
+    grow_in(rng, &mut tree, None, 0);
     tree
 }
 
-fn grow_in(dice: &mut Dice, tree: &mut Tree, parent: Option<&TreePath>, depth: usize) {
+fn grow_in(rng: &mut Rng, tree: &mut Tree, parent: Option<&TreePath>, depth: usize) {
     for name in [&b"a"[..], b"a.b", b"b", b"c\xff"] {
-        if dice.below(3) == 0 {
+        if rng.below(3) == 0 {
             continue;
         }
         let path = parent.map_or_else(|| TreePath::new(name), |parent| parent.join(name)).unwrap();
-        let node = any_node(dice, depth < 2);
+        let node = any_node(rng, depth < 2);
         let is_directory = node.is_directory();
         tree.insert(path.clone(), node);
         if is_directory {
-            grow_in(dice, tree, Some(&path), depth + 1);
+            grow_in(rng, tree, Some(&path), depth + 1);
         }
     }
 }
 
-fn any_node(dice: &mut Dice, may_be_directory: bool) -> Node {
-    let what = match dice.below(if may_be_directory { 6 } else { 4 }) {
-        0 => What::Link(format!("to/{}", dice.below(3)).into_bytes()),
+fn any_node(rng: &mut Rng, may_be_directory: bool) -> Node {
+    let what = match rng.below(if may_be_directory { 6 } else { 4 }) {
+        0 => What::Link(format!("to/{}", rng.below(3)).into_bytes()),
         1..=3 => {
-            let length = LENGTHS[dice.below(LENGTHS.len())];
-            What::File(Arc::new(dice.bytes(length)))
+            let length = LENGTHS[rng.below(LENGTHS.len())];
+            What::File(Arc::new(rng.bytes(length)))
         }
         _ => What::Directory,
     };
-    let mode = if matches!(what, What::Link(_)) { 0o777 } else { [0o755, 0o644, 0o500][dice.below(3)] };
-    Node { what, mode, mtime: any_time(dice) }
+    let mode = if matches!(what, What::Link(_)) { 0o777 } else { [0o755, 0o644, 0o500][rng.below(3)] };
+    Node { what, mode, mtime: any_time(rng) }
 }
 
-fn any_time(dice: &mut Dice) -> Time {
-    Time::new(dice.below(1 << 40) as i64 - (1 << 39), dice.below(1_000_000_000) as u32).unwrap()
+fn any_time(rng: &mut Rng) -> Time {
+    Time::new(rng.below(1 << 40) as i64 - (1 << 39), rng.below(1_000_000_000) as u32).unwrap()
 }
 
 /// Changes a few entries.
-pub(super) fn change(dice: &mut Dice, tree: &mut Tree) {
-    for _ in 0..dice.below(6) {
-        let Some(path) = tree.keys().nth(dice.below(tree.len().max(1))).cloned() else { return };
-        match dice.below(6) {
+pub(super) fn change(rng: &mut Rng, tree: &mut Tree) {
+    for _ in 0..rng.below(6) {
+        let Some(path) = tree.keys().nth(rng.below(tree.len().max(1))).cloned() else { return };
+        match rng.below(6) {
             0 => remove_with_all_below(tree, &path),
             1 => {
                 remove_with_all_below(tree, &path);
-                tree.insert(path, any_node(dice, true));
+                tree.insert(path, any_node(rng, true));
             }
             2 => {
                 if let Some(node) = tree.get_mut(&path) {
-                    node.mtime = any_time(dice);
+                    node.mtime = any_time(rng);
                 }
             }
             3 => {
@@ -159,10 +159,10 @@ pub(super) fn change(dice: &mut Dice, tree: &mut Tree) {
                     node.mode = 0o711;
                 }
             }
-            4 => edit(dice, tree, &path),
+            4 => edit(rng, tree, &path),
             _ => {
                 if tree[&path].is_directory() {
-                    tree.insert(path.join(b"new").unwrap(), any_node(dice, true));
+                    tree.insert(path.join(b"new").unwrap(), any_node(rng, true));
                 }
             }
         }
@@ -170,16 +170,16 @@ pub(super) fn change(dice: &mut Dice, tree: &mut Tree) {
 }
 
 /// Changes a content a little, as an editor does.
-fn edit(dice: &mut Dice, tree: &mut Tree, path: &TreePath) {
-    let mtime = any_time(dice);
+fn edit(rng: &mut Rng, tree: &mut Tree, path: &TreePath) {
+    let mtime = any_time(rng);
     let Some(node) = tree.get_mut(path) else { return };
     if let What::File(content) = &mut node.what {
         let mut bytes = content.to_vec();
-        let at = dice.below(bytes.len() + 1);
-        match dice.below(4) {
+        let at = rng.below(bytes.len() + 1);
+        match rng.below(4) {
             0 => drop(bytes.splice(at..at, *b"inserted")),
             1 => bytes.truncate(at),
-            2 => bytes.extend(dice.bytes(5000)),
+            2 => bytes.extend(rng.bytes(5000)),
             _ => bytes[at..].iter_mut().take(3).for_each(|byte| *byte ^= 1),
         }
         *content = Arc::new(bytes);

@@ -10,10 +10,10 @@ use serde_bytes::ByteBuf;
 
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
-use crate::engine::work::{CopiedFile, Fault, SignOrder, SmallContent, SmallFile, Told, Work};
-use crate::monitor::{Action, Differs, Event, Problem, Trouble, What};
+use crate::engine::work::{Advertised, CopiedFile, SignOrder, SmallContent, SmallFile, Work, WorkError};
+use crate::monitor::{Action, Differs, Event, Problem, ProblemKind, What};
 use crate::wire::message::{
-    AbortKind, Body, Message, Old, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
+    AbortKind, BasisReport, Body, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
 };
 
 /// Most bytes of content that wait for the disk before messages have to wait.
@@ -62,7 +62,7 @@ pub(super) struct Basis {
     /// True if the basis lies elsewhere than in the new file's place.
     elsewhere: bool,
     /// True if the basis was advertised with a gap inserted.
-    is_widened: bool,
+    has_gap: bool,
 }
 
 /// A larger file in flight.
@@ -74,7 +74,7 @@ pub(super) struct Sink {
     /// True once the last steps have arrived.
     ended: bool,
     /// Set if the file cannot be made; steps that still arrive are dropped.
-    failed: Option<Fault>,
+    failed: Option<WorkError>,
     /// True if the sender gave the file up; it has reported why.
     skipped: bool,
 }
@@ -97,7 +97,7 @@ impl Receiver {
             if let Some((hash, data)) = self.offer.pushed.take(fetch.id) {
                 self.held_bytes += data.len();
                 self.tally.sent_bytes += data.len() as u64;
-                self.desk.progress(Event::Moved { bytes: data.len() as u64 });
+                self.outbox.progress(Event::Moved { bytes: data.len() as u64 });
                 pushed.push(SmallFile { id: fetch.id, hash, content: SmallContent::Whole(data) });
                 continue;
             }
@@ -106,8 +106,9 @@ impl Receiver {
                 self.want(Want::whole(fetch.id), None);
                 continue;
             }
-            let old = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
-            bytes += old.map_or(0, |old| old.size()) + if may_be_staged { self.size(fetch.id) } else { 0 };
+            let basis = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
+            bytes +=
+                basis.map_or(0, |entry| entry.size()) + if may_be_staged { self.size(fetch.id) } else { 0 };
             self.signing.insert(fetch.id, fetch);
             let samples = self.offer.samples.remove(&fetch.id);
             let is_doubted = fetch.is_doubted;
@@ -130,24 +131,24 @@ impl Receiver {
     fn sign(&mut self, orders: &mut Vec<SignOrder>) {
         if !orders.is_empty() {
             self.signs += 1;
-            self.desk.start(Work::Sign(std::mem::take(orders)));
+            self.outbox.start(Work::Sign(std::mem::take(orders)));
         }
     }
 
-    pub(super) fn signed(&mut self, results: Vec<(u32, Result<Told, Fault>)>) {
+    pub(super) fn signed(&mut self, results: Vec<(u32, Result<Advertised, WorkError>)>) {
         self.signs -= 1;
         for (id, result) in results {
             let fetch = self.signing.remove(&id);
             match result {
-                Ok(Told { want, hash, is_widened }) => {
+                Ok(Advertised { want, hash, has_gap }) => {
                     let basis = fetch.and_then(|fetch| {
-                        Some(Basis { at: fetch.at?, hash, elsewhere: fetch.elsewhere, is_widened })
+                        Some(Basis { at: fetch.at?, hash, elsewhere: fetch.elsewhere, has_gap })
                     });
                     self.want(want, basis);
                 }
                 // An unreadable file cannot serve as basis; the content comes whole.
-                Err(Fault::Entry(..)) => self.want(Want::whole(id), None),
-                Err(fault) => return self.desk.fatal(AbortKind::Destination, fault),
+                Err(WorkError::Entry(..)) => self.want(Want::whole(id), None),
+                Err(error) => return self.outbox.fatal(AbortKind::Destination, error),
             }
         }
     }
@@ -155,7 +156,7 @@ impl Receiver {
     fn want(&mut self, want: Want, basis: Option<Basis>) {
         let weight = want.weight();
         self.window.open(weight);
-        let was_signed = matches!(want.old, Some(Old::Signed { .. }));
+        let was_signed = matches!(want.basis, Some(BasisReport::Signed { .. }));
         self.asked.insert(want.id, Ask { weight, basis, was_cut: false, was_signed, given: false });
         if self.batch_bytes + weight > BATCH_BYTES {
             self.send_batch();
@@ -166,35 +167,35 @@ impl Receiver {
 
     fn send_batch(&mut self) {
         if !self.batch.is_empty() {
-            self.desk.send(Message::Wants(std::mem::take(&mut self.batch)));
+            self.outbox.send(Message::Wants(std::mem::take(&mut self.batch)));
             self.batch_bytes = 0;
         }
     }
 
     pub(super) fn sign_request(&mut self, id: u32, windows: Vec<Window>) {
         if let Some(at) = self.basis_to_look_at(id) {
-            self.desk.start(Work::SignWindows { id, at, windows });
+            self.outbox.start(Work::SignWindows { id, at, windows });
         }
     }
 
     pub(super) fn cut_request(&mut self, id: u32, stretch: Stretch) {
         let Some(at) = self.basis_to_look_at(id) else { return };
         if self.asked.get_mut(&id).is_some_and(|ask| std::mem::replace(&mut ask.was_cut, true)) {
-            return self.desk.protocol_error("an old version is to be cut twice");
+            return self.outbox.protocol_error("an old version is to be cut twice");
         }
-        self.desk.start(Work::Cut { id, at, stretch });
+        self.outbox.start(Work::Cut { id, at, stretch });
     }
 
     /// Returns the basis that the sender asks about, and counts the work on it.
     fn basis_to_look_at(&mut self, id: u32) -> Option<u32> {
         let basis = self.asked.get(&id).filter(|ask| !ask.given).and_then(|ask| ask.basis);
         let Some(Basis { at, .. }) = basis else {
-            self.desk.protocol_error("a look at an old version is asked for where there is none");
+            self.outbox.protocol_error("a look at an old version is asked for where there is none");
             return None;
         };
         self.signs += 1;
         if self.signs > SIGNS_MAX + STREAMS_MAX {
-            self.desk.protocol_error("too many looks at old versions are asked for at once");
+            self.outbox.protocol_error("too many looks at old versions are asked for at once");
             return None;
         }
         Some(at)
@@ -206,12 +207,12 @@ impl Receiver {
         let (mut store, mut to_sign) = (Vec::new(), Vec::new());
         for (id, body) in files {
             let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
-                return self.desk.protocol_error("a file that nobody asked for");
+                return self.outbox.protocol_error("a file that nobody asked for");
             };
             let basis = ask.basis;
             if body == Body::Differs {
                 let Some(Basis { at, .. }) = basis.filter(|_| !ask.was_signed) else {
-                    return self.desk.protocol_error("a signature is asked for where it cannot be");
+                    return self.outbox.protocol_error("a signature is asked for where it cannot be");
                 };
                 ask.was_signed = true;
                 to_sign.push((id, at));
@@ -220,33 +221,33 @@ impl Receiver {
             let was_signed = ask.was_signed;
             ask.given = true;
             if self.sinks.contains_key(&id) && body != Body::Skipped {
-                return self.desk.protocol_error("a file in two ways at once");
+                return self.outbox.protocol_error("a file in two ways at once");
             }
             match body {
                 Body::Differs => {}
                 Body::Delta { hash, delta } => {
                     let Some(Basis { at, .. }) = basis.filter(|_| was_signed) else {
-                        return self.desk.protocol_error("a delta that nobody can apply");
+                        return self.outbox.protocol_error("a delta that nobody can apply");
                     };
                     let (size, sent) = (self.size(id), delta.len() as u64);
                     if size > SMALL_BYTES_MAX {
-                        return self.desk.protocol_error("a delta of what is too long for one");
+                        return self.outbox.protocol_error("a delta of what is too long for one");
                     }
                     self.held_bytes += size as usize;
                     self.tally.sent_bytes += sent;
                     self.tally.matched_bytes += size.saturating_sub(sent);
-                    self.desk.progress(Event::Moved { bytes: sent });
-                    self.desk.progress(Event::Matched { bytes: size.saturating_sub(sent) });
+                    self.outbox.progress(Event::Moved { bytes: sent });
+                    self.outbox.progress(Event::Matched { bytes: size.saturating_sub(sent) });
                     let content = SmallContent::Delta { at, delta: delta.into_vec() };
                     store.push(SmallFile { id, hash, content });
                 }
                 Body::Whole { hash, data } => {
                     if data.len() as u64 != self.size(id) {
-                        return self.desk.protocol_error("a file of another size than offered");
+                        return self.outbox.protocol_error("a file of another size than offered");
                     }
                     self.held_bytes += data.len();
                     self.tally.sent_bytes += data.len() as u64;
-                    self.desk.progress(Event::Moved { bytes: data.len() as u64 });
+                    self.outbox.progress(Event::Moved { bytes: data.len() as u64 });
                     let content = SmallContent::Whole(data.into_vec());
                     store.push(SmallFile { id, hash, content });
                 }
@@ -261,7 +262,7 @@ impl Receiver {
         }
         if !to_sign.is_empty() {
             self.file_signs += 1;
-            self.desk.start(Work::SignFiles(to_sign));
+            self.outbox.start(Work::SignFiles(to_sign));
         }
         if !store.is_empty() {
             self.put(Work::Store(store));
@@ -272,10 +273,10 @@ impl Receiver {
         let mut bases = Vec::with_capacity(ids.len());
         for &id in ids {
             let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
-                return self.desk.protocol_error("a file that nobody asked for");
+                return self.outbox.protocol_error("a file that nobody asked for");
             };
             if self.sinks.contains_key(&id) {
-                return self.desk.protocol_error("a file in two ways at once");
+                return self.outbox.protocol_error("a file in two ways at once");
             }
             ask.given = true;
             bases.push(ask.basis);
@@ -288,7 +289,7 @@ impl Receiver {
         let mut copies = Vec::new();
         for ((&id, basis), hash) in ids.iter().zip(bases).zip(hashes) {
             self.tally.matched_bytes += self.size(id);
-            self.desk.progress(Event::Matched { bytes: self.size(id) });
+            self.outbox.progress(Event::Matched { bytes: self.size(id) });
             match basis {
                 Some(Basis { at, elsewhere: true, .. }) => {
                     if self.is_new(id) && self.plan.move_here(id, at, hash) {
@@ -297,7 +298,7 @@ impl Receiver {
                         copies.push(CopiedFile { id, at, hash });
                     }
                 }
-                Some(Basis { is_widened: true, .. }) => {
+                Some(Basis { has_gap: true, .. }) => {
                     // The basis on disk lacks the gap, so the equal content must still be made.
                     let ops = vec![Op::Copy { offset: 0, length: self.size(id) }];
                     self.held_bytes += held_bytes(&ops);
@@ -316,17 +317,17 @@ impl Receiver {
         }
     }
 
-    pub(super) fn signed_files(&mut self, results: Vec<(u32, Result<Vec<u8>, Fault>)>) {
+    pub(super) fn signed_files(&mut self, results: Vec<(u32, Result<Vec<u8>, WorkError>)>) {
         self.file_signs -= 1;
         let mut signatures = Vec::with_capacity(results.len());
         for (id, result) in results {
             match result {
-                Err(Fault::Fatal(kind, text)) => return self.desk.fail(kind, text),
+                Err(WorkError::Fatal(kind, text)) => return self.outbox.fail(kind, text),
                 // The basis changed or went away: send no signature.
                 result => signatures.push((id, ByteBuf::from(result.unwrap_or_default()))),
             }
         }
-        self.desk.send(Message::FileSignatures(signatures));
+        self.outbox.send(Message::FileSignatures(signatures));
     }
 
     /// Starts a work that puts files in place, or keeps it until their directories exist.
@@ -335,13 +336,13 @@ impl Receiver {
             self.early.push(work);
         } else {
             self.stores += 1;
-            self.desk.start(work);
+            self.outbox.start(work);
         }
     }
 
     pub(super) fn pieces(&mut self, id: u32, ops: Vec<Op>, end: Option<Hash>) {
         let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
-            return self.desk.protocol_error("content that nobody asked for");
+            return self.outbox.protocol_error("content that nobody asked for");
         };
         ask.given = end.is_some();
         let size = self.size(id);
@@ -349,11 +350,11 @@ impl Receiver {
         // for the sender.
         let open_count = self.sinks.values().filter(|sink| !sink.ended).count();
         if !self.sinks.contains_key(&id) && open_count >= STREAMS_MAX {
-            return self.desk.protocol_error("too many files at once");
+            return self.outbox.protocol_error("too many files at once");
         }
         let path = self.path(id);
         let sink = self.sinks.entry(id).or_insert_with(|| {
-            self.desk.progress(Event::Began { path });
+            self.outbox.progress(Event::Began { path });
             Sink::default()
         });
         let made = ops.iter().map(Op::made_bytes).fold(0, u64::saturating_add);
@@ -361,15 +362,15 @@ impl Receiver {
         sink.made_bytes = sink.made_bytes.saturating_add(made);
         let length_fits = if end.is_some() { sink.made_bytes == size } else { sink.made_bytes <= size };
         if !length_fits {
-            return self.desk.protocol_error("a file of another size than offered");
+            return self.outbox.protocol_error("a file of another size than offered");
         }
         sink.ended = end.is_some();
         self.held_bytes += held_bytes(&ops);
         self.tally.sent_bytes += sent;
         self.tally.matched_bytes += made.saturating_sub(sent);
         sink.waiting.push_back((ops, end));
-        self.desk.progress(Event::Moved { bytes: sent });
-        self.desk.progress(Event::Matched { bytes: made.saturating_sub(sent) });
+        self.outbox.progress(Event::Moved { bytes: sent });
+        self.outbox.progress(Event::Matched { bytes: made.saturating_sub(sent) });
         self.feed_sink(id);
     }
 
@@ -384,7 +385,7 @@ impl Receiver {
             if sink.failed.is_none() && !sink.skipped {
                 sink.busy = true;
                 let at = self.asked.get(&id).and_then(|ask| ask.basis).map(|basis| basis.at);
-                return self.desk.start(Work::Sink { id, at, ops, end });
+                return self.outbox.start(Work::Sink { id, at, ops, end });
             }
         }
         // Nothing waits: either more steps are in flight, or these were all.
@@ -395,19 +396,19 @@ impl Receiver {
         }
     }
 
-    pub(super) fn sunk(&mut self, id: u32, result: Result<(), Fault>) {
+    pub(super) fn sunk(&mut self, id: u32, result: Result<(), WorkError>) {
         let Some(sink) = self.sinks.get_mut(&id) else { return };
         sink.busy = false;
         match result {
-            Err(Fault::Fatal(kind, text)) => return self.desk.fail(kind, text),
-            Err(fault) => sink.failed = Some(fault),
+            Err(WorkError::Fatal(kind, text)) => return self.outbox.fail(kind, text),
+            Err(error) => sink.failed = Some(error),
             Ok(()) => {}
         }
         self.feed_sink(id);
     }
 
     /// Records that the content of a file is in place, or failed.
-    pub(super) fn settle(&mut self, id: u32, result: Result<(), Fault>) {
+    pub(super) fn settle(&mut self, id: u32, result: Result<(), WorkError>) {
         match result {
             Ok(()) => {
                 self.tally.files += 1;
@@ -420,10 +421,10 @@ impl Receiver {
                 }
                 self.answered(id);
             }
-            Err(Fault::Entry(Trouble::Corrupt, cause)) => self.retry(id, &cause),
-            Err(fault) => {
+            Err(WorkError::Entry(ProblemKind::Corrupt, cause)) => self.retry(id, &cause),
+            Err(error) => {
                 let path = self.path(id);
-                if self.desk.complain(path, fault) {
+                if self.outbox.report_error(path, error) {
                     self.answered(id);
                 }
             }
@@ -435,7 +436,7 @@ impl Receiver {
         if self.plan.is_verify(id) && self.config.options.list_changes {
             let path = self.path(id);
             let (action, what, differs) = (Action::Update, What::File, Differs::default());
-            self.desk.report(Event::Change { action, what, differs, path });
+            self.outbox.report(Event::Change { action, what, differs, path });
         }
     }
 
@@ -447,7 +448,7 @@ impl Receiver {
             self.send_batch();
         } else {
             let path = self.path(id);
-            self.desk.problem(Problem { trouble: Trouble::Corrupt, path, cause: cause.to_owned() });
+            self.outbox.problem(Problem { kind: ProblemKind::Corrupt, path, cause: cause.to_owned() });
         }
     }
 
@@ -461,7 +462,7 @@ impl Receiver {
         if matches!(self.phase, Phase::Directories | Phase::Content) {
             self.ask();
         }
-        if self.contents_are_there() && self.desk.queue.is_empty() {
+        if self.contents_are_there() && self.outbox.queue.is_empty() {
             self.next_phase();
         }
     }

@@ -4,16 +4,16 @@
 use std::sync::Arc;
 
 use super::{Phase, Receiver, Resolved};
-use crate::engine::brake::{self, Facts, Known, MANY};
+use crate::engine::brake::{self, Facts, KnownPair, MANY};
 use crate::engine::plan::{Findings, Plan};
 use crate::engine::work::{Destination, Work};
-use crate::monitor::{Braked, Event, Problem, Trouble};
+use crate::monitor::{Braked, Event, Problem, ProblemKind};
 use crate::tree::compare::{Rules, below, has_more};
 use crate::tree::entry::{EntryRef, Time};
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
-use crate::tree::place::{Pair, Place};
 use crate::tree::spelling::{Answers, Questions};
+use crate::tree::tree_id::{Pair, TreeId};
 use crate::wire::message::{AbortKind, Message, Subject};
 
 impl Receiver {
@@ -36,14 +36,14 @@ impl Receiver {
         };
         let withheld = options.delete && !may_delete;
         if !self.is_what_was_announced() {
-            return self.desk.protocol_error("other entries than the one that was announced");
+            return self.outbox.protocol_error("other entries than the one that was announced");
         }
         let (wanted, present) = (Arc::clone(&self.wanted), Arc::clone(&opened.manifest));
         let destination = opened.destination.clone();
         let known = self.known(&destination);
         self.plan = self.plan_for(rules, &destination, &present);
         if let Some(questions) = self.questions(&present) {
-            return self.desk.start(Work::Resolve(questions));
+            return self.outbox.start(Work::Resolve(questions));
         }
         let braked = self.brake(&destination, known, &present);
         let mut waiting = Vec::new();
@@ -61,27 +61,27 @@ impl Receiver {
         self.tell_unlisted();
         if withheld {
             let cause = "nothing was deleted, since not everything could be listed".to_owned();
-            self.desk.problem(Problem { trouble: Trouble::NotDeleted, path: Vec::new(), cause });
+            self.outbox.problem(Problem { kind: ProblemKind::NotDeleted, path: Vec::new(), cause });
         }
         self.announce_plan(&present);
         let is_braked = braked.is_some();
         if let Some(braked) = braked {
-            self.desk.report(Event::Braked(braked));
+            self.outbox.report(Event::Braked(braked));
         }
         if self.config.options.dry_run {
             self.plan.count(&self.wanted, &mut self.tally);
-            self.desk.send(Message::Finished(self.tally));
-            return self.desk.finish(self.tally);
+            self.outbox.send(Message::Finished(self.tally));
+            return self.outbox.finish(self.tally);
         }
         // Check the room before anything is written.
         if let Some(text) = self.missing_room() {
-            return self.desk.fail(AbortKind::Storage, text);
+            return self.outbox.fail(AbortKind::Storage, text);
         }
         let pair = self.pair_up(&destination, known, &present, rules.delete, may_delete, is_braked);
         self.phase = Phase::Plan;
         let (writes, changes) = (!self.plan.fetch.is_empty(), self.plan.changes_anything());
         let spelling = Arc::clone(&self.spelling);
-        self.desk.start(Work::Plan { wanted, present, spelling, changes, writes, withheld: waiting, pair });
+        self.outbox.start(Work::Plan { wanted, present, spelling, changes, writes, withheld: waiting, pair });
     }
 
     /// Excludes names that lead to entries outside a round's scope. Only a full round shows whether
@@ -90,7 +90,7 @@ impl Receiver {
         let unclear = self.opened.as_mut().map(|opened| std::mem::take(&mut opened.unclear));
         let unclear = unclear.unwrap_or_default();
         if !unclear.is_empty() && !self.config.options.dry_run {
-            self.desk.send(Message::Rescan);
+            self.outbox.send(Message::Rescan);
         }
         // `Work::Plan` shares this value, but starts later.
         if let Some(spelling) = Arc::get_mut(&mut self.spelling) {
@@ -167,21 +167,21 @@ impl Receiver {
     }
 
     /// The source's identity, and its own mode and time.
-    fn source(&self) -> Option<(Place, (u16, Time))> {
+    fn source(&self) -> Option<(TreeId, (u16, Time))> {
         match self.subject {
-            Some(Subject::Directory { mode, seconds, nanos, place }) => {
-                Some((place, (mode, Time::new(seconds, nanos)?)))
+            Some(Subject::Directory { mode, seconds, nanos, tree_id }) => {
+                Some((tree_id, (mode, Time::new(seconds, nanos)?)))
             }
             _ => None,
         }
     }
 
-    fn known(&self, destination: &Destination) -> Known {
-        self.source().map_or(Known::default(), |(source, _)| Known::of(&source, destination))
+    fn known(&self, destination: &Destination) -> KnownPair {
+        self.source().map_or(KnownPair::default(), |(source, _)| KnownPair::of(&source, destination))
     }
 
     /// Returns the deletions that need consent, if any do.
-    fn brake(&self, destination: &Destination, known: Known, present: &Manifest) -> Option<Braked> {
+    fn brake(&self, destination: &Destination, known: KnownPair, present: &Manifest) -> Option<Braked> {
         let (consent, going) = (&self.config.options.consent, self.plan.going());
         if going == 0 {
             return None;
@@ -205,7 +205,7 @@ impl Receiver {
 
     /// Decides the root's own mode and time. Where ksync made the root, both become the source's;
     /// otherwise the root keeps its mode.
-    fn look_at_root(&mut self, destination: &Destination, known: Known) {
+    fn look_at_root(&mut self, destination: &Destination, known: KnownPair) {
         let Some((_, (mode, time))) = self.source() else { return };
         let is_own = destination.is_new || known.pair.is_some_and(|pair| pair.is_own);
         let metadata = match destination.metadata {
@@ -225,7 +225,7 @@ impl Receiver {
     fn pair_up(
         &mut self,
         destination: &Destination,
-        known: Known,
+        known: KnownPair,
         present: &Manifest,
         deletes: bool,
         is_complete: bool,
@@ -234,7 +234,7 @@ impl Receiver {
         let (source, _) = self.source().filter(|_| !self.offer.is_partial)?;
         let pair = Pair {
             source,
-            destination: destination.place,
+            destination: destination.tree_id,
             was_empty: self.wanted.is_empty(),
             is_own: destination.is_new || known.pair.is_some_and(|pair| pair.is_own),
         };
@@ -247,16 +247,16 @@ impl Receiver {
             && (deletes || !has_more(&self.wanted, present, protects));
         let was_empty = destination.is_new || present.is_empty() && self.is_listed() && known.pair.is_none();
         if was_empty && self.is_news(&pair) {
-            self.desk.report(Event::Paired(pair));
+            self.outbox.report(Event::Paired(pair));
         }
         was_empty.then_some(pair)
     }
 
     /// True if the client does not have this pair yet.
     pub(super) fn is_news(&self, pair: &Pair) -> bool {
-        let baseline = self.opened.as_ref().map(|opened| opened.destination.baseline);
-        baseline.is_none_or(|baseline| {
-            baseline.pair != Some(*pair) || baseline.session.is_some_and(|session| session.is_other)
+        let history = self.opened.as_ref().map(|opened| opened.destination.history);
+        history.is_none_or(|history| {
+            history.pair != Some(*pair) || history.session.is_some_and(|session| session.is_other)
         })
     }
 

@@ -14,18 +14,18 @@ use crate::tree::entry::Kind;
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::{Builder, Manifest};
 use crate::tree::record::{self, Record};
-use crate::tree::scope::{PARTS_MAX, Part, Scope};
+use crate::tree::subtrees::{SUBTREES_MAX, Subtree, SubtreeSet};
 use crate::wire::message::{AbortKind, Message, PUSHED_BYTES_MAX, SAMPLED_MAX, Subject};
 
 /// An arriving offer.
 #[derive(Debug, Default)]
 pub(super) struct Offer {
-    base: Base,
+    baseline: Baseline,
     builder: Builder,
     /// True once ignore files have arrived, or the message that there are none.
     has_ignores: bool,
     /// True if the offer equals the stored baseline.
-    is_remembered: bool,
+    equals_baseline: bool,
     /// True if only parts of the tree are offered.
     pub(super) is_partial: bool,
     /// Contents that came with the offer.
@@ -33,29 +33,29 @@ pub(super) struct Offer {
     /// Samples of large files that came with the offer, by id.
     pub(super) samples: HashMap<u32, Samples>,
     /// True while the offer is being stored.
-    pub(super) is_being_kept: bool,
+    pub(super) is_being_stored: bool,
 }
 
 impl Offer {
     /// True while the baseline is being looked up: changes must wait for it.
-    pub(super) fn is_recalling(&self) -> bool {
-        matches!(self.base, Base::Recalling(_))
+    pub(super) fn is_loading(&self) -> bool {
+        matches!(self.baseline, Baseline::Loading(_))
     }
 }
 
-/// The base that the sender relies on.
+/// The baseline that the sender relies on.
 #[derive(Debug, Default)]
-enum Base {
+enum Baseline {
     /// None named so far.
     #[default]
     Unnamed,
     /// Named; the record is being looked up.
-    Recalling(Hash),
+    Loading(Hash),
     /// Named; the record was found.
     Known(Box<Rebuild>),
     /// Named, but the record does not exist here. The receiver has reported that; changes that
     /// still arrive are skipped.
-    Forgotten,
+    Missing,
     /// The full offer arrives.
     Passed,
 }
@@ -85,24 +85,24 @@ impl Pushed {
 impl Receiver {
     // The subject.
 
-    pub(super) fn parts(&mut self, parts: Vec<Part>) {
+    pub(super) fn subtrees(&mut self, subtrees: Vec<Subtree>) {
         self.offer.is_partial = true;
-        self.parts.extend(parts);
-        if self.parts.len() > PARTS_MAX {
-            self.desk.protocol_error("a scope of too many parts");
+        self.subtrees.extend(subtrees);
+        if self.subtrees.len() > SUBTREES_MAX {
+            self.outbox.protocol_error("a scope of too many parts");
         }
     }
 
     pub(super) fn subject(&mut self, subject: Subject) {
         self.subject = Some(subject.clone());
-        let parts = std::mem::take(&mut self.parts);
+        let subtrees = std::mem::take(&mut self.subtrees);
         if self.offer.is_partial && !self.is_directory() {
-            return self.desk.protocol_error("parts of what is no directory");
+            return self.outbox.protocol_error("parts of what is no directory");
         }
-        let scope = if self.offer.is_partial { Scope::decode(parts).map(Some) } else { Ok(None) };
+        let scope = if self.offer.is_partial { SubtreeSet::decode(subtrees).map(Some) } else { Ok(None) };
         match scope {
-            Ok(scope) => self.desk.start(Work::Open { subject, scope }),
-            Err(error) => self.desk.fail(AbortKind::Protocol, error.to_string()),
+            Ok(scope) => self.outbox.start(Work::Open { subject, scope }),
+            Err(error) => self.outbox.fail(AbortKind::Protocol, error.to_string()),
         }
     }
 
@@ -113,7 +113,7 @@ impl Receiver {
             held.insert(id, (hash, data.into_vec()));
         }
         if *bytes > PUSHED_BYTES_MAX {
-            self.desk.protocol_error("more contents along with an offer than allowed");
+            self.outbox.protocol_error("more contents along with an offer than allowed");
         }
     }
 
@@ -122,7 +122,7 @@ impl Receiver {
     pub(super) fn sampled(&mut self, files: Vec<(u32, Samples)>) {
         self.offer.samples.extend(files);
         if self.offer.samples.len() > SAMPLED_MAX {
-            self.desk.protocol_error("samples of too many files");
+            self.outbox.protocol_error("samples of too many files");
         }
     }
 
@@ -132,26 +132,26 @@ impl Receiver {
     }
 
     pub(super) fn entries(&mut self, block: &[u8]) {
-        if !self.pass_base() {
+        if !self.pass_baseline() {
             return;
         }
         if let Err(error) = self.offer.builder.push(block) {
-            self.desk.fail(AbortKind::Protocol, error.to_string());
+            self.outbox.fail(AbortKind::Protocol, error.to_string());
         }
     }
 
     pub(super) fn offered_all(&mut self, complete: bool) {
-        if self.pass_base() {
+        if self.pass_baseline() {
             let manifest = std::mem::take(&mut self.offer.builder).finish();
             self.take_offer(manifest, complete);
         }
     }
 
     /// Ends the time for changes; `false` if some have arrived already.
-    fn pass_base(&mut self) -> bool {
-        match std::mem::replace(&mut self.offer.base, Base::Passed) {
-            Base::Known(rebuild) if rebuild.unchanged().is_none() => {
-                self.desk.protocol_error("everything after a part of the changes");
+    fn pass_baseline(&mut self) -> bool {
+        match std::mem::replace(&mut self.offer.baseline, Baseline::Passed) {
+            Baseline::Known(rebuild) if rebuild.unchanged().is_none() => {
+                self.outbox.protocol_error("everything after a part of the changes");
                 false
             }
             _ => true,
@@ -160,61 +160,61 @@ impl Receiver {
 
     // Changes.
 
-    pub(super) fn base(&mut self, digest: Hash) {
-        if !matches!(self.offer.base, Base::Unnamed) || self.offer.has_ignores {
-            return self.desk.protocol_error("a base out of turn");
+    pub(super) fn baseline(&mut self, digest: Hash) {
+        if !matches!(self.offer.baseline, Baseline::Unnamed) || self.offer.has_ignores {
+            return self.outbox.protocol_error("a baseline out of turn");
         }
-        self.offer.base = Base::Recalling(digest);
-        self.desk.start(Work::Recall(digest));
+        self.offer.baseline = Baseline::Loading(digest);
+        self.outbox.start(Work::LoadBaseline(digest));
     }
 
-    pub(super) fn recalled(&mut self, record: Option<Record>) {
-        let Base::Recalling(digest) = self.offer.base else {
-            return self.desk.stray_outcome(&Outcome::Recall(record));
+    pub(super) fn loaded(&mut self, record: Option<Record>) {
+        let Baseline::Loading(digest) = self.offer.baseline else {
+            return self.outbox.stray_outcome(&Outcome::LoadBaseline(record));
         };
         match record.filter(|record| record.digest() == digest) {
-            Some(record) => self.offer.base = Base::Known(Box::new(Rebuild::new(record))),
-            None => self.forget(),
+            Some(record) => self.offer.baseline = Baseline::Known(Box::new(Rebuild::new(record))),
+            None => self.report_missing(),
         }
     }
 
     /// Asks for the full offer.
-    fn forget(&mut self) {
-        self.offer.base = Base::Forgotten;
-        self.desk.send(Message::Forgotten);
+    fn report_missing(&mut self) {
+        self.offer.baseline = Baseline::Missing;
+        self.outbox.send(Message::BaselineMissing);
     }
 
     pub(super) fn changes(&mut self, change: &Change) {
-        match &mut self.offer.base {
-            Base::Known(rebuild) => match rebuild.apply(change) {
+        match &mut self.offer.baseline {
+            Baseline::Known(rebuild) => match rebuild.apply(change) {
                 Ok(()) => {}
-                Err(ChangeError::Base) => self.forget(),
-                Err(error) => self.desk.fail(AbortKind::Protocol, error.to_string()),
+                Err(ChangeError::Baseline) => self.report_missing(),
+                Err(error) => self.outbox.fail(AbortKind::Protocol, error.to_string()),
             },
-            Base::Forgotten => {}
-            Base::Unnamed | Base::Recalling(_) | Base::Passed => {
-                self.desk.protocol_error("changes of nothing");
+            Baseline::Missing => {}
+            Baseline::Unnamed | Baseline::Loading(_) | Baseline::Passed => {
+                self.outbox.protocol_error("changes of nothing");
             }
         }
     }
 
     pub(super) fn changed(&mut self, complete: bool, digest: Hash) {
-        let rebuild = match std::mem::replace(&mut self.offer.base, Base::Passed) {
-            Base::Known(rebuild) => rebuild,
-            Base::Forgotten => return self.begin_again(),
-            Base::Unnamed | Base::Recalling(_) | Base::Passed => {
-                return self.desk.protocol_error("changes of nothing");
+        let rebuild = match std::mem::replace(&mut self.offer.baseline, Baseline::Passed) {
+            Baseline::Known(rebuild) => rebuild,
+            Baseline::Missing => return self.begin_again(),
+            Baseline::Unnamed | Baseline::Loading(_) | Baseline::Passed => {
+                return self.outbox.protocol_error("changes of nothing");
             }
         };
         let unchanged = rebuild.unchanged().filter(|_| !self.offer.has_ignores);
         let ignores = rebuild.ignores().to_vec();
         let manifest = match rebuild.finish() {
             Ok(manifest) => manifest,
-            Err(ChangeError::Base) => {
-                self.forget();
+            Err(ChangeError::Baseline) => {
+                self.report_missing();
                 return self.begin_again();
             }
-            Err(error) => return self.desk.fail(AbortKind::Protocol, error.to_string()),
+            Err(error) => return self.outbox.fail(AbortKind::Protocol, error.to_string()),
         };
         if !self.offer.has_ignores && !self.take_ignores(ignores) {
             return;
@@ -222,15 +222,15 @@ impl Receiver {
         // Ids are positions in the manifest, so both sides must have exactly the same one.
         let made = unchanged.unwrap_or_else(|| record::digest(&manifest, self.filter.files()));
         if made != digest {
-            return self.desk.protocol_error("changes that do not give what was announced");
+            return self.outbox.protocol_error("changes that do not give what was announced");
         }
-        self.offer.is_remembered = unchanged.is_some();
+        self.offer.equals_baseline = unchanged.is_some();
         self.take_offer(manifest, complete);
     }
 
     /// All changes in flight have arrived; now the full offer follows.
     fn begin_again(&mut self) {
-        self.offer.base = Base::Passed;
+        self.offer.baseline = Baseline::Passed;
         self.offer.has_ignores = false;
         self.filter = Filter::anchored(&self.config.options.rules, &self.config.options.anchor);
     }
@@ -241,14 +241,14 @@ impl Receiver {
     fn take_ignores(&mut self, files: Vec<IgnoreFile>) -> bool {
         let taken = files.into_iter().all(|file| self.filter.add(file));
         if !taken {
-            self.desk.protocol_error("more ignore files than allowed");
+            self.outbox.protocol_error("more ignore files than allowed");
         }
         taken
     }
 
     fn take_offer(&mut self, manifest: Manifest, complete: bool) {
         if !self.offer.pushed.fit(&manifest) {
-            return self.desk.protocol_error("contents of what was not offered with that length");
+            return self.outbox.protocol_error("contents of what was not offered with that length");
         }
         self.wanted = Arc::new(manifest);
         self.offered = Some(complete);
@@ -257,13 +257,13 @@ impl Receiver {
 
     /// Stores the offer as the baseline of both sides, however this run ends. A run that is cut and
     /// begins again need not repeat the offer.
-    pub(super) fn remember(&mut self) {
+    pub(super) fn store_baseline(&mut self) {
         // Offering a single file takes fewer bytes than a digest.
-        if self.offer.is_remembered || self.offer.is_partial || !self.is_directory() {
+        if self.offer.equals_baseline || self.offer.is_partial || !self.is_directory() {
             return;
         }
-        self.offer.is_being_kept = true;
+        self.offer.is_being_stored = true;
         let (manifest, ignores) = (Arc::clone(&self.wanted), self.filter.files().to_vec());
-        self.desk.start(Work::Remember { manifest, ignores });
+        self.outbox.start(Work::StoreBaseline { manifest, ignores });
     }
 }

@@ -58,7 +58,7 @@ struct State {
     lanes: usize,
     closed: bool,
     /// The reason why a lane broke; all lanes then stop.
-    failure: Option<(io::ErrorKind, String)>,
+    error: Option<(io::ErrorKind, String)>,
 }
 
 impl State {
@@ -105,10 +105,10 @@ impl Striped {
     /// Puts bytes into the queue, when there is room.
     fn put(&self, bytes: Vec<u8>) -> io::Result<()> {
         let mut state = self.shared.lock();
-        while state.queued_bytes >= QUEUED_BYTES_MAX && state.failure.is_none() {
+        while state.queued_bytes >= QUEUED_BYTES_MAX && state.error.is_none() {
             state = self.shared.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if let Some((kind, text)) = &state.failure {
+        if let Some((kind, text)) = &state.error {
             return Err(io::Error::new(*kind, text.clone()));
         }
         state.queued_bytes += bytes.len();
@@ -171,7 +171,7 @@ impl Drop for Striped {
         let mut state = self.shared.lock();
         state.closed = true;
         self.shared.filled.notify_all();
-        while state.lanes > 0 && state.failure.is_none() {
+        while state.lanes > 0 && state.error.is_none() {
             state = self.shared.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -200,7 +200,7 @@ impl Entrance {
         if let Err(error) = thread::Builder::new().spawn(carrying)
             && is_main
         {
-            self.0.lock().failure.get_or_insert((error.kind(), error.to_string()));
+            self.0.lock().error.get_or_insert((error.kind(), error.to_string()));
         }
     }
 }
@@ -210,7 +210,7 @@ fn carry(lane: &mut dyn Write, is_main: bool, shared: &Shared) -> io::Result<()>
     let mut flushed = true;
     loop {
         let mut state = shared.lock();
-        if state.failure.is_some() {
+        if state.error.is_some() {
             return Ok(());
         }
         let bytes = state.take(is_main);
@@ -239,7 +239,7 @@ struct Leaving(Arc<Shared>);
 impl Leaving {
     fn leave(self, result: io::Result<()>) {
         if let Err(error) = result {
-            self.0.lock().failure.get_or_insert((error.kind(), error.to_string()));
+            self.0.lock().error.get_or_insert((error.kind(), error.to_string()));
         }
     }
 }
@@ -249,7 +249,7 @@ impl Drop for Leaving {
         let mut state = self.0.lock();
         state.lanes -= 1;
         if thread::panicking() {
-            state.failure.get_or_insert((io::ErrorKind::Other, "a thread of this side panicked".to_owned()));
+            state.error.get_or_insert((io::ErrorKind::Other, "a thread of this side panicked".to_owned()));
         }
         self.0.taken.notify_all();
         self.0.filled.notify_all();

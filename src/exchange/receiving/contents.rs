@@ -6,11 +6,11 @@ use crate::content::delta;
 use crate::content::hash::Hash;
 use crate::disk::error::DiskError;
 use crate::disk::stage::{Complete, Durability, Staging};
-use crate::engine::{CopiedFile, Fault, SmallContent, SmallFile};
-use crate::exchange::fault;
-use crate::exchange::receiving::{Receiving, out_of_turn, sink_fault};
+use crate::engine::{CopiedFile, SmallContent, SmallFile, WorkError};
+use crate::exchange::receiving::{Receiving, out_of_turn, sink_error};
 use crate::exchange::sink::{Sink, SinkError};
-use crate::monitor::Trouble;
+use crate::exchange::work_error;
+use crate::monitor::ProblemKind;
 use crate::wire::message::Op;
 
 /// Length in bytes from which a replaced file is closed on a thread of its own. The last handle
@@ -25,19 +25,19 @@ const OPEN_FILES_MAX: usize = 128;
 
 /// A complete file without its final name.
 enum Unnamed {
-    Nameless(File),
+    Anonymous(File),
     Staged(Complete),
 }
 
 impl Receiving {
     /// Puts small files in place. If they must be durable, all are on the disk before the first
     /// gets its name.
-    pub(super) fn store_all(&self, files: &[SmallFile]) -> Vec<(u32, Result<(), Fault>)> {
+    pub(super) fn store_all(&self, files: &[SmallFile]) -> Vec<(u32, Result<(), WorkError>)> {
         let chunks = files.chunks(if self.options.fsync { OPEN_FILES_MAX } else { 1 });
         chunks.flat_map(|chunk| self.store_together(chunk)).collect()
     }
 
-    fn store_together(&self, files: &[SmallFile]) -> Vec<(u32, Result<(), Fault>)> {
+    fn store_together(&self, files: &[SmallFile]) -> Vec<(u32, Result<(), WorkError>)> {
         let is_batch = self.options.fsync && files.len() >= SYNC_FILES_MIN;
         let durability = if is_batch { Durability::Eventually } else { self.durability() };
         let made: Vec<_> = files.iter().map(|file| (file, self.make(file, durability))).collect();
@@ -46,16 +46,16 @@ impl Receiving {
         } else {
             Ok(())
         };
-        let name = |(file, made): (&SmallFile, Result<Unnamed, Fault>)| {
+        let name = |(file, made): (&SmallFile, Result<Unnamed, WorkError>)| {
             let named = match (made, &synced) {
-                (Ok(Unnamed::Staged(complete)), Err(fault)) => {
+                (Ok(Unnamed::Staged(complete)), Err(error)) => {
                     // The file may look whole without being on the disk.
                     let _ = complete.discard();
-                    Err(fault.clone())
+                    Err(error.clone())
                 }
-                (Ok(_), Err(fault)) => Err(fault.clone()),
+                (Ok(_), Err(error)) => Err(error.clone()),
                 (Ok(made), Ok(())) => self.name(file, made),
-                (Err(fault), _) => Err(fault),
+                (Err(error), _) => Err(error),
             };
             (file.id, named)
         };
@@ -67,7 +67,7 @@ impl Receiving {
     }
 
     /// Makes a file without its final name.
-    fn make(&self, file: &SmallFile, durability: Durability) -> Result<Unnamed, Fault> {
+    fn make(&self, file: &SmallFile, durability: Durability) -> Result<Unnamed, WorkError> {
         let made;
         let data = match &file.content {
             SmallContent::Whole(data) => data,
@@ -85,13 +85,13 @@ impl Receiving {
         if self.trees()?.present.position(self.entry(file.id)?.path).is_none() {
             let new = root.make_new(&path, data, &metadata, durability);
             if let Some(new) = new.map_err(|error| unwritable(&error))? {
-                return Ok(Unnamed::Nameless(new));
+                return Ok(Unnamed::Anonymous(new));
             }
         }
         self.stage(data, file.id, durability).map(Unnamed::Staged)
     }
 
-    fn stage(&self, data: &[u8], id: u32, durability: Durability) -> Result<Complete, Fault> {
+    fn stage(&self, data: &[u8], id: u32, durability: Durability) -> Result<Complete, WorkError> {
         let (root, path, metadata) = (self.root()?, self.path(id)?, self.metadata(id)?);
         let staged = Staging::open(root, &path).and_then(|(mut staging, _)| {
             staging.keep(0)?;
@@ -102,10 +102,10 @@ impl Receiving {
     }
 
     /// Gives a file its final name.
-    fn name(&self, file: &SmallFile, made: Unnamed) -> Result<(), Fault> {
+    fn name(&self, file: &SmallFile, made: Unnamed) -> Result<(), WorkError> {
         match made {
             Unnamed::Staged(complete) => self.place_complete(file.id, complete),
-            Unnamed::Nameless(new) => {
+            Unnamed::Anonymous(new) => {
                 let (root, path) = (self.root()?, self.path(file.id)?);
                 if root.name_new(&path, &new).map_err(|error| self.failed(file.id, &error))? {
                     return Ok(());
@@ -119,14 +119,14 @@ impl Receiving {
         }
     }
 
-    fn apply_delta(&self, id: u32, at: u32, delta: &[u8]) -> Result<Vec<u8>, Fault> {
-        let old = self.read_basis(at)?;
+    fn apply_delta(&self, id: u32, at: u32, delta: &[u8]) -> Result<Vec<u8>, WorkError> {
+        let basis = self.read_basis(at)?;
         // The engine checked that it is small.
         let size = self.entry(id)?.size() as usize;
-        delta::apply(&old, delta, size).map_err(|error| sink_fault(SinkError::Basis(error.to_string())))
+        delta::apply(&basis, delta, size).map_err(|error| sink_error(SinkError::Basis(error.to_string())))
     }
 
-    pub(super) fn copy(&self, file: CopiedFile) -> Result<(), Fault> {
+    pub(super) fn copy(&self, file: CopiedFile) -> Result<(), WorkError> {
         let (_, seen) = self.basis(file.at)?;
         let ops = vec![Op::Copy { offset: 0, length: seen.size }];
         self.sink(file.id, Some(file.at), ops, Some(file.hash))
@@ -138,15 +138,21 @@ impl Receiving {
         at: Option<u32>,
         ops: Vec<Op>,
         end: Option<Hash>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), WorkError> {
         let taken = self.sinks().remove(&id);
         let mut sink = match taken {
             Some(sink) => sink,
             None => {
                 let basis = at.map(|at| self.basis(at)).transpose()?;
                 let basis = basis.as_ref().map(|(path, seen)| (path, seen));
-                Sink::begin(self.root()?, &self.path(id)?, basis, self.drafts.take(id), self.take_staged(id))
-                    .map_err(|error| self.sink_failed(id, error))?
+                Sink::begin(
+                    self.root()?,
+                    &self.path(id)?,
+                    basis,
+                    self.pre_copies.take(id),
+                    self.take_staged(id),
+                )
+                .map_err(|error| self.sink_failed(id, error))?
             }
         };
         for op in ops {
@@ -157,10 +163,10 @@ impl Receiving {
         }
         match end {
             Some(hash) => {
-                let (staging, old) = sink.finish(hash).map_err(|error| self.sink_failed(id, error))?;
+                let (staging, basis) = sink.finish(hash).map_err(|error| self.sink_failed(id, error))?;
                 let is_long = staging.len() >= CLOSED_ASIDE_BYTES_MIN;
                 let installed = self.install(id, staging);
-                self.replaced.keep(old.filter(|_| is_long));
+                self.replaced.keep(basis.filter(|_| is_long));
                 installed
             }
             None => {
@@ -171,13 +177,13 @@ impl Receiving {
         }
     }
 
-    pub(super) fn install(&self, id: u32, staging: Staging) -> Result<(), Fault> {
+    pub(super) fn install(&self, id: u32, staging: Staging) -> Result<(), WorkError> {
         let (root, metadata) = (self.root()?, self.metadata(id)?);
         let complete = staging.complete(root, &metadata, self.durability());
         self.place_complete(id, complete.map_err(|error| self.failed(id, &error))?)
     }
 
-    fn place_complete(&self, id: u32, complete: Complete) -> Result<(), Fault> {
+    fn place_complete(&self, id: u32, complete: Complete) -> Result<(), WorkError> {
         let seen = self.seen(id)?;
         let present = &self.trees()?.present;
         if let Some(at) = present.position(self.entry(id)?.path)
@@ -191,10 +197,10 @@ impl Receiving {
     }
 }
 
-fn unwritable(error: &DiskError) -> Fault {
-    fault(error, Trouble::Unwritable)
+fn unwritable(error: &DiskError) -> WorkError {
+    work_error(error, ProblemKind::Unwritable)
 }
 
-fn corrupt() -> Fault {
-    Fault::Entry(Trouble::Corrupt, "the received content does not have the announced hash".to_owned())
+fn corrupt() -> WorkError {
+    WorkError::Entry(ProblemKind::Corrupt, "the received content does not have the announced hash".to_owned())
 }

@@ -16,39 +16,39 @@ use crate::disk::scan::{self, Away, ScanOptions, scan};
 use crate::disk::stage::Staging;
 use crate::disk::stat::FileKind;
 use crate::disk::{clear_leftovers, staged};
-use crate::engine::{Destination, Fault, Opened};
-use crate::exchange::receiving::{Place, Receiving};
-use crate::exchange::{chain, patiently, renamed, scan_options};
-use crate::monitor::{Problem, Trouble};
+use crate::engine::{Destination, Opened, WorkError};
+use crate::exchange::receiving::{OpenedTree, Receiving};
+use crate::exchange::{chain, renamed, retry_while_busy, scan_options};
+use crate::monitor::{Problem, ProblemKind};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
 use crate::tree::filter::Filter;
 use crate::tree::kept::Kept;
 use crate::tree::path::{TreePath, escape};
-use crate::tree::place::Pair;
-use crate::tree::scope::Scope;
+use crate::tree::subtrees::SubtreeSet;
+use crate::tree::tree_id::Pair;
 use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Subject};
 
 impl Receiving {
-    pub(super) fn open(&self, subject: &Subject, scope: Option<Scope>) -> Result<Opened, Fault> {
+    pub(super) fn open(&self, subject: &Subject, scope: Option<SubtreeSet>) -> Result<Opened, WorkError> {
         let was_there = self.path.exists();
-        let place = match subject {
+        let opened_tree = match subject {
             Subject::Directory { .. } => self.open_directory()?,
             Subject::File { name } => self.open_parent(name)?,
         };
-        if let Some(standing) = &self.standing
-            && !standing
-                .begin(place.root.as_deref(), scope.is_none())
-                .map_err(|error| destination_fault(&error))?
+        if let Some(session) = &self.session
+            && !session
+                .begin(opened_tree.root.as_deref(), scope.is_none())
+                .map_err(|error| destination_error(&error))?
         {
-            let text = format!("{} was replaced by another directory", place.shown.display());
-            return Err(Fault::Fatal(AbortKind::Destination, text));
+            let text = format!("{} was replaced by another directory", opened_tree.shown.display());
+            return Err(WorkError::Fatal(AbortKind::Destination, text));
         }
         let mut opened = Opened {
             manifest: Arc::default(),
             doubts: Doubts::default(),
-            path: place.shown.as_os_str().as_bytes().to_vec(),
+            path: opened_tree.shown.as_os_str().as_bytes().to_vec(),
             problems: Vec::new(),
             complete: true,
             kept: Kept::default(),
@@ -56,37 +56,37 @@ impl Receiving {
             has_staged: false,
             room: None,
             destination: self
-                .destination(was_there, place.root.as_deref().filter(|_| place.single.is_none())),
+                .destination(was_there, opened_tree.root.as_deref().filter(|_| opened_tree.single.is_none())),
         };
-        if let Some(root) = &place.root {
+        if let Some(root) = &opened_tree.root {
             // Runs of single files into one directory do not disturb each other. A round of a watch
             // takes the lock only when it has changes to make. A lock shows in the directory, and
             // two watches against each other would never come to rest.
-            if place.single.is_none() && !self.options.dry_run && self.standing.is_none() {
-                patiently(|| root.lock()).map_err(|error| destination_fault(&error))?;
+            if opened_tree.single.is_none() && !self.options.dry_run && self.session.is_none() {
+                retry_while_busy(|| root.lock()).map_err(|error| destination_error(&error))?;
             }
             if !self.options.dry_run {
-                root.begin_writing(place.single.is_none(), scope.is_none());
+                root.begin_writing(opened_tree.single.is_none(), scope.is_none());
             }
-            self.list(root, place.single.as_ref(), subject, scope, &mut opened)?;
-            let staged = staged(root).map_err(|error| destination_fault(&error))?;
+            self.list(root, opened_tree.single.as_ref(), subject, scope, &mut opened)?;
+            let staged = staged(root).map_err(|error| destination_error(&error))?;
             opened.has_staged = staged.files > 0;
             if !self.options.dry_run {
                 opened.room = self.room(root, staged, &opened.manifest);
             }
         }
-        let _ = self.opened.set(place);
+        let _ = self.opened.set(opened_tree);
         Ok(opened)
     }
 
-    fn open_directory(&self) -> Result<Place, Fault> {
+    fn open_directory(&self) -> Result<OpenedTree, WorkError> {
         let root = self.open_root(&self.path)?;
-        Ok(Place { root, single: None, shown: absolute(&self.path) })
+        Ok(OpenedTree { root, single: None, shown: absolute(&self.path) })
     }
 
     /// Finds the directory and name of a single file. An existing directory, or a path that ends
     /// with a slash, takes the file under its own name. Otherwise the path itself is the name.
-    fn open_parent(&self, name: &[u8]) -> Result<Place, Fault> {
+    fn open_parent(&self, name: &[u8]) -> Result<OpenedTree, WorkError> {
         let into = self.path.as_os_str().as_bytes().ends_with(b"/") || self.path.is_dir();
         let (directory, name) = if into {
             (self.path.as_path(), name)
@@ -95,14 +95,15 @@ impl Receiving {
             let name = self.path.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
             (parent.unwrap_or(Path::new(".")), name)
         };
-        let single = TreePath::new(name)
-            .map_err(|error| Fault::Fatal(AbortKind::Destination, format!("{}: {error}", escape(name))))?;
+        let single = TreePath::new(name).map_err(|error| {
+            WorkError::Fatal(AbortKind::Destination, format!("{}: {error}", escape(name)))
+        })?;
         let root = self.open_root(directory)?;
         let shown = absolute(directory).join(OsStr::from_bytes(name));
-        Ok(Place { root, single: Some(single), shown })
+        Ok(OpenedTree { root, single: Some(single), shown })
     }
 
-    fn open_root(&self, path: &Path) -> Result<Option<Arc<Root>>, Fault> {
+    fn open_root(&self, path: &Path) -> Result<Option<Arc<Root>>, WorkError> {
         if self.options.dry_run && !path.exists() {
             return Ok(None);
         }
@@ -113,7 +114,7 @@ impl Receiving {
         }
         let root = if self.options.dry_run { Root::open(path) } else { Root::create(path) };
         let policy = Policy { set_id_owner: self.options.set_id_owner };
-        root.map(|root| Some(Arc::new(root.with_policy(policy)))).map_err(|error| destination_fault(&error))
+        root.map(|root| Some(Arc::new(root.with_policy(policy)))).map_err(|error| destination_error(&error))
     }
 
     fn list(
@@ -121,14 +122,14 @@ impl Receiving {
         root: &Root,
         single: Option<&TreePath>,
         subject: &Subject,
-        scope: Option<Scope>,
+        scope: Option<SubtreeSet>,
         opened: &mut Opened,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), WorkError> {
         let which = match (single, scope) {
             (Some(single), _) => scan::Subject::One(single.clone()),
             (None, Some(scope)) => {
-                let aliases = self.standing.as_ref().map(|standing| standing.aliases());
-                scan::Subject::Parts(scope, aliases.unwrap_or_default())
+                let aliases = self.session.as_ref().map(|session| session.aliases());
+                scan::Subject::Subtrees(scope, aliases.unwrap_or_default())
             }
             (None, None) => scan::Subject::Whole,
         };
@@ -138,20 +139,20 @@ impl Receiving {
         // The user named a single file explicitly, so rules do not apply to it.
         let filter = Some(&mut filter).filter(|_| single.is_none());
         let mut scanned =
-            scan(root, &which, &options, filter, &mut Away).map_err(|error| destination_fault(&error))?;
+            scan(root, &which, &options, filter, &mut Away).map_err(|error| destination_error(&error))?;
         if let Subject::File { name } = subject {
             // Compare the file under its offered name.
             let name = TreePath::new(name.as_slice())
-                .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
+                .map_err(|error| WorkError::Fatal(AbortKind::Protocol, error.to_string()))?;
             scanned.manifest = renamed(&scanned.manifest, &name)
-                .map_err(|error| Fault::Fatal(AbortKind::Protocol, error.to_string()))?;
+                .map_err(|error| WorkError::Fatal(AbortKind::Protocol, error.to_string()))?;
             scanned.doubts.truncate(1);
         }
         let first = scanned.identities.get(&scanned.manifest, 0);
         let device = first.is_some_and(|identity| identity.kind == FileKind::Device);
         if single.is_some() && device {
             let text = format!("{} is a device, not a file", escape(self.path.as_os_str().as_bytes()));
-            return Err(Fault::Fatal(AbortKind::Destination, text));
+            return Err(WorkError::Fatal(AbortKind::Destination, text));
         }
         // A missing entry is not an unreadable one.
         scanned.problems.retain(|error| single.is_none() || !error.is_not_found());
@@ -161,9 +162,9 @@ impl Receiving {
         opened.kept = Kept::new(unlisted.chain(scanned.boundaries.iter().cloned()).collect());
         root.set_boundaries(scanned.boundaries);
         opened.problems.extend(scanned.problems.iter().map(|error| Problem {
-            trouble: Trouble::Unlisted,
+            kind: ProblemKind::Unlisted,
             path: error.path().to_vec(),
-            cause: error.fault().to_string(),
+            cause: error.reason().to_string(),
         }));
         opened.unclear = Arc::new(scanned.unclear);
         opened.manifest = Arc::new(scanned.manifest);
@@ -174,11 +175,11 @@ impl Receiving {
     }
 
     /// Locks a directory that will be changed, unless this run holds the lock already.
-    pub(super) fn lock(&self, changes: bool) -> Result<(), Fault> {
-        let place = self.place()?;
-        match &place.root {
-            Some(root) if changes && place.single.is_none() && !root.is_locked() => {
-                patiently(|| root.lock()).map_err(|error| destination_fault(&error))
+    pub(super) fn lock(&self, changes: bool) -> Result<(), WorkError> {
+        let opened_tree = self.opened_tree()?;
+        match &opened_tree.root {
+            Some(root) if changes && opened_tree.single.is_none() && !root.is_locked() => {
+                retry_while_busy(|| root.lock()).map_err(|error| destination_error(&error))
             }
             _ => Ok(()),
         }
@@ -187,7 +188,7 @@ impl Receiving {
     /// Prepares the destination for files before the first one arrives. The preparation takes the
     /// disk a moment, in which the peer is waited for anyway.
     pub(super) fn expect_files(&self) {
-        let root = self.opened.get().and_then(|place| place.root.clone());
+        let root = self.opened.get().and_then(|opened_tree| opened_tree.root.clone());
         if let Some(root) = root.filter(|root| root.outlives_power()) {
             // If no thread can start or the preparation fails, the first file shows the failure.
             let _ = thread::Builder::new().spawn(move || drop(root.expect_files()));
@@ -196,28 +197,28 @@ impl Receiving {
 
     /// Facts about the destination besides its entries.
     fn destination(&self, was_there: bool, root: Option<&Root>) -> Destination {
-        let Options { delete, consent, baseline, .. } = &self.options;
+        let Options { delete, consent, history, .. } = &self.options;
         let is_named = |path: &ByteBuf| root.is_some_and(|root| root.is_at(&expand_home(path)));
-        let remembered = self.standing.as_ref().map(|standing| standing.remembered(*baseline));
-        let (baseline, withheld) = remembered.unwrap_or_else(|| (*baseline, Arc::default()));
+        let known = self.session.as_ref().map(|session| session.history(*history));
+        let (history, withheld) = known.unwrap_or_else(|| (*history, Arc::default()));
         Destination {
             is_new: !was_there,
             metadata: root.and_then(Root::own_metadata),
-            place: root.map(Root::whereabouts).unwrap_or_default(),
+            tree_id: root.map(Root::tree_id).unwrap_or_default(),
             is_ours: root.is_some_and(Root::is_ours),
             is_protected: *delete && root.is_some_and(Root::is_protected),
             is_forced: *delete && consent.force_in.iter().any(is_named),
-            baseline,
+            history,
             withheld,
-            is_round: self.standing.is_some(),
+            is_round: self.session.is_some(),
         }
     }
 
     /// Stores facts for later rounds.
     pub(super) fn keep(&self, withheld: Vec<TreePath>, pair: Option<Pair>) {
-        if let Some(standing) = &self.standing {
-            standing.withhold(withheld);
-            pair.into_iter().for_each(|pair| standing.remember(pair));
+        if let Some(session) = &self.session {
+            session.withhold(withheld);
+            pair.into_iter().for_each(|pair| session.store_pair(pair));
         }
     }
 
@@ -225,29 +226,29 @@ impl Receiving {
         &self,
         metadata: Option<(Option<u16>, Time)>,
         pair: Option<Pair>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), WorkError> {
         let root = self.root()?;
         let is_verified = self.is_whole.get() == Some(&true) && self.doubted().is_empty();
         if !self.options.fsync {
-            root.settle(is_verified, false).map_err(|error| destination_fault(&error))?;
+            root.settle(is_verified, false).map_err(|error| destination_error(&error))?;
         }
-        let own = self.place()?.single.as_ref().map(Staging::name);
+        let own = self.opened_tree()?.single.as_ref().map(Staging::name);
         // In a directory that several runs share, the others' staged files stay.
         clear_leftovers(root, |name| own.as_ref().is_some_and(|own| own.as_bytes() != name))
-            .map_err(|error| destination_fault(&error))?;
+            .map_err(|error| destination_error(&error))?;
         // Unlock before the time is set and before the peer is told: a peer that is told may end
         // this process.
         root.unlock();
         if let Some((mode, mtime)) = metadata {
-            root.set_self(mode, mtime).map_err(|error| destination_fault(&error))?;
+            root.set_self(mode, mtime).map_err(|error| destination_error(&error))?;
         }
         if self.options.fsync {
             // Sync names, modes and times of everything, and files that an earlier run left
             // unsynced.
-            root.settle(is_verified, true).map_err(|error| destination_fault(&error))?;
+            root.settle(is_verified, true).map_err(|error| destination_error(&error))?;
         }
-        if let (Some(standing), Some(pair)) = (&self.standing, pair) {
-            standing.remember(pair);
+        if let (Some(session), Some(pair)) = (&self.session, pair) {
+            session.store_pair(pair);
         }
         Ok(())
     }
@@ -257,7 +258,7 @@ fn absolute(path: &Path) -> PathBuf {
     fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
 }
 
-fn destination_fault(error: &DiskError) -> Fault {
+fn destination_error(error: &DiskError) -> WorkError {
     let kind = if error.is_busy() {
         AbortKind::Busy
     } else if error.is_no_space() || error.is_broken() {
@@ -265,5 +266,5 @@ fn destination_fault(error: &DiskError) -> Fault {
     } else {
         AbortKind::Destination
     };
-    Fault::Fatal(kind, chain(error))
+    WorkError::Fatal(kind, chain(error))
 }

@@ -4,15 +4,15 @@ use crate::disk::directory::Inode;
 use crate::disk::error::DiskError;
 use crate::disk::stage::Staging;
 use crate::disk::stat::{FileKind, Identity};
-use crate::engine::{CopiedFile, Fault, Step};
-use crate::exchange::receiving::{Receiving, out_of_turn, sink_fault};
-use crate::exchange::sink::open_old;
-use crate::exchange::{fault, patiently};
-use crate::monitor::Trouble;
+use crate::engine::{CopiedFile, Step, WorkError};
+use crate::exchange::receiving::{Receiving, out_of_turn, sink_error};
+use crate::exchange::sink::open_basis;
+use crate::exchange::{retry_while_busy, work_error};
+use crate::monitor::ProblemKind;
 use crate::tree::entry::Kind;
 
 impl Receiving {
-    pub(super) fn apply(&self, step: Step) -> Result<(), Fault> {
+    pub(super) fn apply(&self, step: Step) -> Result<(), WorkError> {
         let done = match step {
             Step::Clear { at } => return self.clear(at),
             Step::Unlock { at } => {
@@ -31,16 +31,16 @@ impl Receiving {
             Step::Remove { at } => return self.remove(at),
             Step::Restore { at } => self.restore(at)?,
         };
-        done.map_err(|error| fault(&error, Trouble::Unwritable))
+        done.map_err(|error| work_error(&error, ProblemKind::Unwritable))
     }
 
-    fn make_link(&self, id: u32) -> Result<Result<(), DiskError>, Fault> {
+    fn make_link(&self, id: u32) -> Result<Result<(), DiskError>, WorkError> {
         let entry = self.entry(id)?;
         let Kind::Symlink { target } = entry.kind else { return Err(out_of_turn()) };
         Ok(self.root()?.make_symlink(&self.path(id)?, target, entry.mtime, self.seen(id)?.as_ref()))
     }
 
-    fn adjust(&self, id: u32) -> Result<Result<(), DiskError>, Fault> {
+    fn adjust(&self, id: u32) -> Result<Result<(), DiskError>, WorkError> {
         let (root, path, entry) = (self.root()?, self.path(id)?, self.entry(id)?);
         Ok(match entry.kind {
             Kind::Directory => {
@@ -54,7 +54,7 @@ impl Receiving {
             }
             Kind::File { .. } => {
                 // The file turned out to be the same.
-                self.drafts.discard(id);
+                self.pre_copies.discard(id);
                 let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
                 self.settle_doubt(id);
                 if self.is_as_wanted(id)? {
@@ -70,7 +70,7 @@ impl Receiving {
     }
 
     /// True if the file in place has the wanted mode and time.
-    fn is_as_wanted(&self, id: u32) -> Result<bool, Fault> {
+    fn is_as_wanted(&self, id: u32) -> Result<bool, WorkError> {
         let (entry, present, policy) = (self.entry(id)?, &self.trees()?.present, self.root()?.policy());
         let old = present.position(entry.path).and_then(|at| present.get(at));
         Ok(old
@@ -78,7 +78,7 @@ impl Receiving {
     }
 
     /// The directory that was made for an entry, or existed before.
-    fn expected_directory(&self, id: u32) -> Result<Option<Inode>, Fault> {
+    fn expected_directory(&self, id: u32) -> Result<Option<Inode>, WorkError> {
         if let Some(made) = self.directories.get(id) {
             return Ok(Some(made));
         }
@@ -87,7 +87,7 @@ impl Receiving {
         Ok(seen.filter(|seen| seen.kind == FileKind::Directory).map(|seen| Inode::from(&seen)))
     }
 
-    fn move_file(&self, file: CopiedFile) -> Result<(), Fault> {
+    fn move_file(&self, file: CopiedFile) -> Result<(), WorkError> {
         let (entry, (from, seen)) = (self.entry(file.id)?, self.basis(file.at)?);
         let to = self.path(file.id)?;
         match self.root()?.move_file(&from, &seen, &to, entry.mode, entry.mtime) {
@@ -99,14 +99,14 @@ impl Receiving {
             }
             result => {
                 self.doubted().remove(&file.at);
-                result.map_err(|error| fault(&error, Trouble::Unwritable))
+                result.map_err(|error| work_error(&error, ProblemKind::Unwritable))
             }
         }
     }
 
     /// Restores a directory's original mode and time. If set-id bits may not be set, they cannot be
     /// restored, and the directory stays as it is.
-    fn restore(&self, at: u32) -> Result<Result<(), DiskError>, Fault> {
+    fn restore(&self, at: u32) -> Result<Result<(), DiskError>, WorkError> {
         let (root, entry) = (self.root()?, self.trees()?.present.get(at).ok_or_else(out_of_turn)?);
         let seen = self.identity(at).filter(|_| root.policy().mode(entry.mode) == entry.mode);
         let Some(seen) = seen else {
@@ -116,21 +116,21 @@ impl Receiving {
     }
 
     /// Writes a file with hard links anew, with the same content.
-    fn separate(&self, id: u32, seen: &Identity) -> Result<(), Fault> {
-        let unwritable = |error: &DiskError| fault(error, Trouble::Unwritable);
+    fn separate(&self, id: u32, seen: &Identity) -> Result<(), WorkError> {
+        let unwritable = |error: &DiskError| work_error(error, ProblemKind::Unwritable);
         let (root, path) = (self.root()?, self.path(id)?);
-        let old = open_old(root, &path, seen).map_err(sink_fault)?;
+        let basis = open_basis(root, &path, seen).map_err(sink_error)?;
         let (mut staging, _) =
-            patiently(|| Staging::open(root, &path)).map_err(|error| unwritable(&error))?;
+            retry_while_busy(|| Staging::open(root, &path)).map_err(|error| unwritable(&error))?;
         staging
             .keep(0)
-            .and_then(|()| staging.append_from(&old, 0, seen.size))
+            .and_then(|()| staging.append_from(&basis, 0, seen.size))
             .map_err(|error| unwritable(&error))?;
         self.install(id, staging)
     }
 
     /// Removes the listed entries at and below a position, and nothing else.
-    pub(super) fn clear(&self, at: u32) -> Result<(), Fault> {
+    pub(super) fn clear(&self, at: u32) -> Result<(), WorkError> {
         let present = &self.trees()?.present;
         let top = present.path(at).ok_or_else(out_of_turn)?;
         let below = present.entries_from(at + 1).take_while(|entry| entry.path.is_below(top)).count();
@@ -140,16 +140,16 @@ impl Receiving {
         Ok(())
     }
 
-    fn remove(&self, at: u32) -> Result<(), Fault> {
+    fn remove(&self, at: u32) -> Result<(), WorkError> {
         let entry = self.trees()?.present.get(at).ok_or_else(out_of_turn)?;
         let seen = self.identity(at);
-        let path = self.place()?.single.clone().unwrap_or_else(|| entry.path.to_path());
+        let path = self.opened_tree()?.single.clone().unwrap_or_else(|| entry.path.to_path());
         let root = self.root()?;
         let removed = match entry.kind {
             Kind::Directory => root.remove_directory(&path),
             Kind::File { .. } | Kind::Symlink { .. } => root.remove_file(&path, seen.as_ref()),
         };
-        removed.map_err(|error| fault(&error, Trouble::Unwritable))?;
+        removed.map_err(|error| work_error(&error, ProblemKind::Unwritable))?;
         self.doubted().remove(&at);
         Ok(())
     }

@@ -8,11 +8,11 @@ use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::space::Reserve;
 use crate::disk::stage::Staging;
-use crate::engine::{Fault, Room};
-use crate::exchange::fault;
-use crate::exchange::receiving::{Receiving, sink_fault};
+use crate::engine::{Room, WorkError};
+use crate::exchange::receiving::{Receiving, sink_error};
 use crate::exchange::sink::SinkError;
-use crate::monitor::Trouble;
+use crate::exchange::work_error;
+use crate::monitor::ProblemKind;
 use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::wire::message::Op;
@@ -68,16 +68,16 @@ impl Receiving {
     }
 
     /// Classifies a failure to make a larger file.
-    pub(super) fn sink_failed(&self, id: u32, error: SinkError) -> Fault {
+    pub(super) fn sink_failed(&self, id: u32, error: SinkError) -> WorkError {
         match error {
             SinkError::Disk(error) => self.failed(id, &error),
-            error => sink_fault(error),
+            error => sink_error(error),
         }
     }
 
     /// Classifies a failure to write a file. If the disk is full, the run frees all that it has
     /// begun and begins nothing more. A file that is too long is freed too.
-    pub(super) fn failed(&self, id: u32, error: &DiskError) -> Fault {
+    pub(super) fn failed(&self, id: u32, error: &DiskError) -> WorkError {
         if error.is_no_space() {
             self.is_full.store(true, Ordering::Relaxed);
             self.give_up_if_full();
@@ -85,7 +85,7 @@ impl Receiving {
         if error.is_no_space() || error.is_too_long() {
             self.give_up(id);
         }
-        fault(error, Trouble::Unwritable)
+        work_error(error, ProblemKind::Unwritable)
     }
 
     /// Frees all incomplete files once the disk is full.
@@ -93,7 +93,7 @@ impl Receiving {
         if self.is_full.load(Ordering::Relaxed) {
             let begun: Vec<u32> = self.sinks().drain().map(|(id, _)| id).collect();
             begun.into_iter().for_each(|id| self.give_up(id));
-            self.drafts.discard_all();
+            self.pre_copies.discard_all();
         }
     }
 

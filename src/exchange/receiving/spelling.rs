@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::disk::directory::Inode;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
-use crate::engine::Fault;
+use crate::engine::WorkError;
 use crate::exchange::receiving::{Receiving, out_of_turn};
 use crate::tree::path::TreePath;
 use crate::tree::path_ref::PathRef;
@@ -73,14 +73,14 @@ impl Receiving {
             let positions = positions.map(|(at, _)| at).collect();
             *doubted = positions;
         }
-        if let (Some(standing), Ok(trees)) = (&self.standing, self.trees()) {
+        if let (Some(session), Ok(trees)) = (&self.session, self.trees()) {
             let paths = spelling.shown_otherwise().iter().filter_map(|&id| trees.wanted.path(id));
-            standing.know_aliases(paths.map(PathRef::to_path).collect());
+            session.know_aliases(paths.map(PathRef::to_path).collect());
         }
         let _ = self.spelling.set(spelling);
     }
 
-    pub(super) fn respell(&self, id: u32) -> Result<Result<(), DiskError>, Fault> {
+    pub(super) fn respell(&self, id: u32) -> Result<Result<(), DiskError>, WorkError> {
         let old = self.spelling.get().and_then(|spelling| spelling.old_name(id)).ok_or_else(out_of_turn)?;
         Ok(self.root()?.respell(&self.path(id)?, old))
     }

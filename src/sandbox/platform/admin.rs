@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::Cloud;
-use super::answer::{Answer, Refusal, empty, json_answer, read_json};
+use super::answer::{Answer, PlatformError, empty, json_answer, read_json};
 use super::faults::Fault;
 
 /// Longest advance of the clock, in seconds: a year.
@@ -37,13 +37,17 @@ pub(super) async fn answer(
     method: Method,
     path: &[&str],
     body: Incoming,
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, PlatformError> {
     let (get, post, delete) = (method == Method::GET, method == Method::POST, method == Method::DELETE);
     match *path {
         ["faults"] if post => {
             let fault: Fault = read_json(body).await?;
             let has_room = cloud.faults.add(fault);
-            if has_room { Ok(empty(StatusCode::NO_CONTENT)) } else { Err(Refusal::bad_request("too many")) }
+            if has_room {
+                Ok(empty(StatusCode::NO_CONTENT))
+            } else {
+                Err(PlatformError::bad_request("too many"))
+            }
         }
         ["faults"] if delete => {
             cloud.faults.clear();
@@ -62,7 +66,7 @@ pub(super) async fn answer(
         ["clock"] if post => {
             let Jump { advance_seconds } = read_json(body).await?;
             let jump = Duration::try_from_secs_f64(advance_seconds.min(JUMP_MAX))
-                .map_err(|error| Refusal::bad_request(error.to_string()))?;
+                .map_err(|error| PlatformError::bad_request(error.to_string()))?;
             cloud.time.advance(jump);
             // End overdue sessions at once, so that the caller need not wait for the next check.
             cloud.reap().await;
@@ -81,7 +85,7 @@ pub(super) async fn answer(
             cloud.session(id)?.close_port();
             Ok(empty(StatusCode::NO_CONTENT))
         }
-        _ => Err(Refusal::not_found("route")),
+        _ => Err(PlatformError::not_found("route")),
     }
 }
 

@@ -23,37 +23,37 @@ pub(super) type Answer = Response<Body>;
 
 /// An error answer to a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct PlatformError {
     pub(super) status: StatusCode,
     /// Error code of the platform; errors from inside a VM have none.
     pub(super) code: Option<String>,
     pub(super) message: String,
 }
 
-impl Refusal {
+impl PlatformError {
     /// Makes an error of the platform.
-    pub(super) fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Refusal {
-        Refusal { status, code: Some(code.to_owned()), message: message.into() }
+    pub(super) fn new(status: StatusCode, code: &str, message: impl Into<String>) -> PlatformError {
+        PlatformError { status, code: Some(code.to_owned()), message: message.into() }
     }
 
     /// Makes the error for an invalid request.
-    pub(super) fn bad_request(message: impl Into<String>) -> Refusal {
-        Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message)
+    pub(super) fn bad_request(message: impl Into<String>) -> PlatformError {
+        PlatformError::new(StatusCode::BAD_REQUEST, "bad_request", message)
     }
 
     /// Makes the error for a missing object.
-    pub(super) fn not_found(what: &str) -> Refusal {
-        Refusal::new(StatusCode::NOT_FOUND, "not_found", format!("{what} not found"))
+    pub(super) fn not_found(what: &str) -> PlatformError {
+        PlatformError::new(StatusCode::NOT_FOUND, "not_found", format!("{what} not found"))
     }
 
     /// Makes the error for a failure of the emulator itself.
-    pub(super) fn internal(error: impl std::fmt::Display) -> Refusal {
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", error.to_string())
+    pub(super) fn internal(error: impl std::fmt::Display) -> PlatformError {
+        PlatformError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", error.to_string())
     }
 
     /// Makes an error from inside a VM.
-    pub(super) fn in_vm(status: StatusCode, message: impl Into<String>) -> Refusal {
-        Refusal { status, code: None, message: message.into() }
+    pub(super) fn in_vm(status: StatusCode, message: impl Into<String>) -> PlatformError {
+        PlatformError { status, code: None, message: message.into() }
     }
 
     /// Turns the error into an answer.
@@ -115,24 +115,24 @@ fn with_bytes(status: StatusCode, bytes: Bytes) -> Answer {
 ///
 /// # Errors
 /// 400 if the body is too long or truncated.
-pub(super) async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, Refusal> {
+pub(super) async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, PlatformError> {
     let collected = Limited::new(body, limit).collect().await;
-    Ok(collected.map_err(|error| Refusal::bad_request(error.to_string()))?.to_bytes())
+    Ok(collected.map_err(|error| PlatformError::bad_request(error.to_string()))?.to_bytes())
 }
 
 /// Reads a request body as JSON; an empty body is an empty object.
 ///
 /// # Errors
 /// 400 if the body is not JSON, too long or truncated; 422 if its JSON has another shape.
-pub(super) async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
+pub(super) async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<T, PlatformError> {
     let bytes = read_body(body, REQUEST_MAX).await?;
     let value: Value = if bytes.is_empty() {
         json!({})
     } else {
         serde_json::from_slice(&bytes)
-            .map_err(|error| Refusal::bad_request(format!("request body has an error: {error}")))?
+            .map_err(|error| PlatformError::bad_request(format!("request body has an error: {error}")))?
     };
     serde_json::from_value(value).map_err(|error| {
-        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable_entity", error.to_string())
+        PlatformError::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable_entity", error.to_string())
     })
 }

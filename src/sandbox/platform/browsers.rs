@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Cloud;
-use super::answer::{Answer, Refusal, empty, json_answer, read_json, set};
+use super::answer::{Answer, PlatformError, empty, json_answer, read_json, set};
 use super::faults::Fault;
 use super::routes::Asked;
 use super::session::{Session, Wish};
@@ -43,15 +43,15 @@ impl Create {
     ///
     /// # Errors
     /// 400 if the timeout is out of range or the name is empty.
-    pub(super) fn wish(self) -> Result<Wish, Refusal> {
+    pub(super) fn wish(self) -> Result<Wish, PlatformError> {
         let timeout_seconds = self.timeout_seconds.unwrap_or(TIMEOUT_DEFAULT);
         if !TIMEOUT.contains(&timeout_seconds) {
             let (least, most) = (TIMEOUT.start(), TIMEOUT.end());
             let message = format!("timeout_seconds must be between {least} and {most}");
-            return Err(Refusal::bad_request(message));
+            return Err(PlatformError::bad_request(message));
         }
         if self.name.as_ref().is_some_and(String::is_empty) {
-            return Err(Refusal::bad_request("name must not be empty"));
+            return Err(PlatformError::bad_request("name must not be empty"));
         }
         Ok(Wish {
             timeout: Duration::from_secs(timeout_seconds),
@@ -78,7 +78,7 @@ pub(super) async fn create(
     cloud: &Arc<Cloud>,
     body: Incoming,
     fault: Option<&Fault>,
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, PlatformError> {
     let wish = Wish {
         without_jwt: fault.is_some_and(|fault| fault.without_jwt),
         token_good_for: fault.and_then(|fault| fault.token_seconds).map(Duration::from_secs),
@@ -88,26 +88,26 @@ pub(super) async fn create(
     check_name(cloud, None, name.as_deref())?;
     let session = Session::start(cloud, wish).await?;
     // Another request may have taken the name meanwhile.
-    if let Err(refusal) = cloud.keep(Arc::clone(&session), name.as_deref()) {
+    if let Err(error) = cloud.keep(Arc::clone(&session), name.as_deref()) {
         session.end().await;
-        return Err(refusal);
+        return Err(error);
     }
     Ok(described(cloud, &session))
 }
 
 /// `GET /browsers`.
-pub(super) fn list(cloud: &Cloud, asked: &Asked<'_>) -> Result<Answer, Refusal> {
+pub(super) fn list(cloud: &Cloud, asked: &Asked<'_>) -> Result<Answer, PlatformError> {
     let status = asked.value("status").unwrap_or_else(|| "active".to_owned());
     if !["active", "deleted", "all"].contains(&status.as_str()) {
-        return Err(Refusal::bad_request("status must be active, deleted or all"));
+        return Err(PlatformError::bad_request("status must be active, deleted or all"));
     }
     let number = |name: &str, default: usize| match asked.value(name) {
         None => Ok(default),
-        Some(text) => text.parse().map_err(|_| Refusal::bad_request(format!("invalid {name}"))),
+        Some(text) => text.parse().map_err(|_| PlatformError::bad_request(format!("invalid {name}"))),
     };
     let (limit, offset) = (number("limit", LIMIT_DEFAULT)?, number("offset", 0)?);
     if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(Refusal::bad_request(format!("limit must be between 1 and {LIMIT_MAX}")));
+        return Err(PlatformError::bad_request(format!("limit must be between 1 and {LIMIT_MAX}")));
     }
     // The platform keeps no record of deleted sessions.
     let sessions = if status == "deleted" { Vec::new() } else { cloud.sessions() };
@@ -124,23 +124,23 @@ pub(super) fn list(cloud: &Cloud, asked: &Asked<'_>) -> Result<Answer, Refusal> 
 }
 
 /// `GET /browsers/{id_or_name}`.
-pub(super) fn show(cloud: &Cloud, id: &str) -> Result<Answer, Refusal> {
+pub(super) fn show(cloud: &Cloud, id: &str) -> Result<Answer, PlatformError> {
     Ok(described(cloud, &*cloud.session(id)?))
 }
 
 /// `DELETE /browsers/{id_or_name}`.
-pub(super) async fn delete(cloud: &Cloud, id: &str) -> Result<Answer, Refusal> {
+pub(super) async fn delete(cloud: &Cloud, id: &str) -> Result<Answer, PlatformError> {
     let session = cloud.session(id)?;
     cloud.end(&session.id).await;
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
 /// `PATCH /browsers/{id_or_name}`.
-pub(super) async fn patch(cloud: &Cloud, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+pub(super) async fn patch(cloud: &Cloud, id: &str, body: Incoming) -> Result<Answer, PlatformError> {
     let session = cloud.session(id)?;
     let patch: Patch = read_json(body).await?;
     if patch.timeout_seconds.is_some() {
-        return Err(Refusal::bad_request("timeout_seconds cannot be changed"));
+        return Err(PlatformError::bad_request("timeout_seconds cannot be changed"));
     }
     check_name(cloud, Some(&session.id), patch.name.as_deref())?;
     {
@@ -159,7 +159,7 @@ fn described(cloud: &Cloud, session: &Session) -> Answer {
 }
 
 /// Checks that no other session has the name.
-fn check_name(cloud: &Cloud, own_id: Option<&str>, name: Option<&str>) -> Result<(), Refusal> {
+fn check_name(cloud: &Cloud, own_id: Option<&str>, name: Option<&str>) -> Result<(), PlatformError> {
     let Some(name) = name else { return Ok(()) };
     match cloud.session(name) {
         Ok(other) if own_id != Some(other.id.as_str()) => Err(name_is_taken(name)),
@@ -168,6 +168,6 @@ fn check_name(cloud: &Cloud, own_id: Option<&str>, name: Option<&str>) -> Result
 }
 
 /// 409: another session has the name.
-pub(super) fn name_is_taken(name: &str) -> Refusal {
-    Refusal::new(StatusCode::CONFLICT, "conflict", format!("a browser named {name} is active already"))
+pub(super) fn name_is_taken(name: &str) -> PlatformError {
+    PlatformError::new(StatusCode::CONFLICT, "conflict", format!("a browser named {name} is active already"))
 }

@@ -13,7 +13,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::answer::{Answer, Refusal, empty, set};
+use super::answer::{Answer, PlatformError, empty, set};
 use super::faults::Fault;
 use super::session::Session;
 use super::{Cloud, query};
@@ -47,7 +47,7 @@ pub(super) async fn accept(
     request: Request<Incoming>,
     at: Option<String>,
     fault: Option<Fault>,
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, PlatformError> {
     let session = match at {
         Some(id) => cloud.session(&id)?,
         None => {
@@ -58,12 +58,16 @@ pub(super) async fn accept(
                 |session: &Session| session.token.as_ref() == Some(&jwt) && now < session.token_expires;
             let found = sessions.find(|session| is_good(session));
             found.ok_or_else(|| {
-                Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", "no such session, or it has ended")
+                PlatformError::new(
+                    StatusCode::UNAUTHORIZED,
+                    "unauthorized",
+                    "no such session, or it has ended",
+                )
             })?
         }
     };
-    let key =
-        upgrade_key(request.headers()).ok_or_else(|| Refusal::bad_request("a WebSocket is expected"))?;
+    let key = upgrade_key(request.headers())
+        .ok_or_else(|| PlatformError::bad_request("a WebSocket is expected"))?;
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
     set(&mut answer, CONNECTION, "Upgrade");
     set(&mut answer, UPGRADE, "websocket");

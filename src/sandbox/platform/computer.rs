@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Cloud;
-use super::answer::{Answer, Refusal, empty, read_json};
+use super::answer::{Answer, PlatformError, empty, read_json};
 use super::session::Session;
 
 /// Kinds of actions. Each has a field with its own name.
@@ -24,11 +24,12 @@ struct Batch {
 }
 
 /// `POST computer/batch`: runs the actions in their order, up to the first invalid one.
-pub(super) async fn batch(cloud: &Cloud, session: &Session, body: Incoming) -> Result<Answer, Refusal> {
+pub(super) async fn batch(cloud: &Cloud, session: &Session, body: Incoming) -> Result<Answer, PlatformError> {
     session.touch(cloud.time.now());
     let Batch { actions } = read_json(body).await?;
     for (index, action) in actions.iter().enumerate() {
-        let refused = |what: &str| Refusal::in_vm(StatusCode::BAD_REQUEST, format!("action {index}: {what}"));
+        let refused =
+            |what: &str| PlatformError::in_vm(StatusCode::BAD_REQUEST, format!("action {index}: {what}"));
         let kind = action.get("type").and_then(Value::as_str).unwrap_or_default();
         if !TYPES.contains(&kind) {
             return Err(refused(&format!("unknown type \"{kind}\"")));

@@ -25,7 +25,7 @@ use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use super::Cloud;
-use super::answer::{Answer, Refusal, json_answer, read_json};
+use super::answer::{Answer, PlatformError, json_answer, read_json};
 use super::session::Session;
 use crate::sandbox::process::ROOT_VARIABLE;
 use crate::sandbox::terminal::{self, Size, Terminal};
@@ -74,8 +74,8 @@ impl Program {
         session: &Session,
         search_path: &OsStr,
         in_terminal: bool,
-    ) -> Result<(Command, PathBuf), Refusal> {
-        let refused = |message: String| Err(Refusal::in_vm(StatusCode::BAD_REQUEST, message));
+    ) -> Result<(Command, PathBuf), PlatformError> {
+        let refused = |message: String| Err(PlatformError::in_vm(StatusCode::BAD_REQUEST, message));
         if self.command.is_empty() {
             return refused("command required".to_owned());
         }
@@ -89,11 +89,11 @@ impl Program {
         let home = session.root.join("root");
         let cwd = match self.cwd.as_deref().filter(|cwd| !cwd.is_empty()) {
             None => home.clone(),
-            Some(cwd) if cwd.starts_with('/') => session.place(cwd),
+            Some(cwd) if cwd.starts_with('/') => session.host_path(cwd),
             Some(cwd) => return refused(format!("cwd must be absolute: {cwd}")),
         };
         // A program in the VM takes precedence over one of this machine with the same path.
-        let in_vm = session.place(&self.command);
+        let in_vm = session.host_path(&self.command);
         let is_path = self.command.starts_with('/');
         let program = if is_path && in_vm.is_file() { in_vm } else { PathBuf::from(&self.command) };
         let mut command = if in_terminal {
@@ -101,7 +101,7 @@ impl Program {
             if !is_there(&program, &cwd, search_path) {
                 return Err(self.not_started(&cwd, &io::ErrorKind::NotFound.into()));
             }
-            let [maker, option] = terminal::leader_maker().map_err(Refusal::internal)?;
+            let [maker, option] = terminal::leader_maker().map_err(PlatformError::internal)?;
             let mut command = Command::new(maker);
             command.arg(option).arg(program);
             command
@@ -133,7 +133,7 @@ impl Program {
     ///
     /// # Errors
     /// 400 with the system's message, or if the request contradicts itself.
-    async fn start(&self, cloud: &Cloud, session: &Session) -> Result<Child, Refusal> {
+    async fn start(&self, cloud: &Cloud, session: &Session) -> Result<Child, PlatformError> {
         let (mut command, cwd) = self.command(session, cloud.search_path().await?, false)?;
         command.stdin(Stdio::null()).spawn().map_err(|error| self.not_started(&cwd, &error))
     }
@@ -142,7 +142,7 @@ impl Program {
     ///
     /// # Errors
     /// As for `exec`, or 500 if the system has no terminals.
-    pub(super) async fn start_fed(&self, cloud: &Cloud, session: &Session) -> Result<Started, Refusal> {
+    pub(super) async fn start_fed(&self, cloud: &Cloud, session: &Session) -> Result<Started, PlatformError> {
         let in_terminal = self.allocate_tty == Some(true);
         let (mut command, cwd) = self.command(session, cloud.search_path().await?, in_terminal)?;
         if !in_terminal {
@@ -165,7 +165,7 @@ impl Program {
             command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
             io::Result::Ok((terminal, reader, writer))
         };
-        let (terminal, reader, writer) = opened().map_err(Refusal::internal)?;
+        let (terminal, reader, writer) = opened().map_err(PlatformError::internal)?;
         let child = command.spawn().map_err(|error| self.not_started(&cwd, &error))?;
         Ok(Started {
             child,
@@ -176,8 +176,8 @@ impl Program {
         })
     }
 
-    fn not_started(&self, cwd: &Path, error: &io::Error) -> Refusal {
-        Refusal::in_vm(StatusCode::BAD_REQUEST, self.cannot_start(cwd, error))
+    fn not_started(&self, cwd: &Path, error: &io::Error) -> PlatformError {
+        PlatformError::in_vm(StatusCode::BAD_REQUEST, self.cannot_start(cwd, error))
     }
 
     /// The VM's message, whose wording is that of Go.
@@ -199,7 +199,7 @@ impl Program {
 }
 
 /// `POST process/exec`.
-pub(super) async fn exec(cloud: &Cloud, session: &Session, body: Incoming) -> Result<Answer, Refusal> {
+pub(super) async fn exec(cloud: &Cloud, session: &Session, body: Incoming) -> Result<Answer, PlatformError> {
     let program: Program = read_json(body).await?;
     let begun = Instant::now();
     let mut child = program.start(cloud, session).await?;
@@ -226,9 +226,9 @@ pub(super) async fn exec(cloud: &Cloud, session: &Session, body: Incoming) -> Re
         }
         // The rest of the output is discarded.
         let (_, _, _) = finished.await;
-        return Err(Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "process timed out"));
+        return Err(PlatformError::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "process timed out"));
     };
-    let too_much = |_| Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "out of memory");
+    let too_much = |_| PlatformError::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "out of memory");
     let (stdout, stderr) = (stdout.map_err(too_much)?, stderr.map_err(too_much)?);
     let value = json!({
         "exit_code": status.ok().and_then(|status| status.code()).unwrap_or(-1),

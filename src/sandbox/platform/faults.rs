@@ -22,7 +22,7 @@ use hyper::StatusCode;
 use hyper::header::HeaderName;
 use serde::Deserialize;
 
-use super::answer::{self, Answer, Refusal};
+use super::answer::{self, Answer, PlatformError};
 use super::routes::Call;
 
 /// Most faults that may wait.
@@ -78,7 +78,7 @@ impl Fault {
         let status = StatusCode::from_u16(self.status?).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let message = self.message.clone().unwrap_or_else(|| told(status).1.to_owned());
         let code = self.code.clone().or_else(|| Some(told(status).0.to_owned()));
-        let mut made = Refusal { status, code: code.filter(|_| !self.message_only), message }.answer();
+        let mut made = PlatformError { status, code: code.filter(|_| !self.message_only), message }.answer();
         for (name, value) in &self.headers {
             if let Ok(name) = HeaderName::from_bytes(name.as_bytes()) {
                 answer::set(&mut made, name, value);

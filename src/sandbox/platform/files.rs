@@ -15,10 +15,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::answer::{Answer, Refusal, empty, json_answer, read_json, set, streamed};
+use super::answer::{Answer, PlatformError, empty, json_answer, read_json, set, streamed};
+use super::rfc3339;
 use super::routes::{Asked, Call};
 use super::session::Session;
-use super::stamp;
 
 /// Bytes read of a file at once.
 const READ_SIZE: usize = 64 * 1024;
@@ -44,7 +44,7 @@ pub(super) async fn answer(
     call: Call,
     asked: &Asked<'_>,
     body: Incoming,
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, PlatformError> {
     match call {
         Call::WriteFile => write(session, asked, body).await,
         Call::ReadFile => read(session, &path_of(asked)?).await,
@@ -52,7 +52,7 @@ pub(super) async fn answer(
         Call::FileInfo => info(session, &path_of(asked)?),
         Call::CreateDirectory => create_directory(session, &target(body).await?),
         Call::DeleteFile => {
-            let path = session.place(&target(body).await?.path);
+            let path = session.host_path(&target(body).await?.path);
             // As in Go, this also deletes an empty directory.
             done(
                 fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)),
@@ -66,7 +66,7 @@ pub(super) async fn answer(
             if src_path.is_empty() || dest_path.is_empty() {
                 return Err(in_vm(StatusCode::BAD_REQUEST, "src_path and dest_path required"));
             }
-            let moved = fs::rename(session.place(&src_path), session.place(&dest_path));
+            let moved = fs::rename(session.host_path(&src_path), session.host_path(&dest_path));
             done(moved, "source not found", "failed to move path")
         }
         Call::SetFilePermissions => {
@@ -74,16 +74,16 @@ pub(super) async fn answer(
             let mode = mode_of(target.mode.as_deref())
                 .ok_or_else(|| in_vm(StatusCode::BAD_REQUEST, "invalid mode"))?;
             // There is one user here, so owner and group are ignored.
-            let set = fs::set_permissions(session.place(&target.path), Permissions::from_mode(mode));
+            let set = fs::set_permissions(session.host_path(&target.path), Permissions::from_mode(mode));
             done(set, "path not found", "failed to chmod")
         }
-        _ => Err(Refusal::not_found("route")),
+        _ => Err(PlatformError::not_found("route")),
     }
 }
 
 /// Creates the parents and writes the file in place, so a concurrent reader sees it grow.
-async fn write(session: &Session, asked: &Asked<'_>, mut body: Incoming) -> Result<Answer, Refusal> {
-    let path = session.place(&path_of(asked)?);
+async fn write(session: &Session, asked: &Asked<'_>, mut body: Incoming) -> Result<Answer, PlatformError> {
+    let path = session.host_path(&path_of(asked)?);
     let mode = mode_of(asked.value("mode").as_deref()).unwrap_or(0o644);
     let parent = path.parent().unwrap_or(&session.root);
     fs::create_dir_all(parent).map_err(|_| in_vm(StatusCode::BAD_REQUEST, "unable to create directories"))?;
@@ -102,11 +102,11 @@ async fn write(session: &Session, asked: &Asked<'_>, mut body: Incoming) -> Resu
     Ok(empty(StatusCode::CREATED))
 }
 
-async fn read(session: &Session, path: &str) -> Result<Answer, Refusal> {
-    let file = tokio::fs::File::open(session.place(path)).await;
+async fn read(session: &Session, path: &str) -> Result<Answer, PlatformError> {
+    let file = tokio::fs::File::open(session.host_path(path)).await;
     let file = file
         .map_err(|error| fault(&error, "file not found", StatusCode::BAD_REQUEST, "unable to open file"))?;
-    let metadata = file.metadata().await.map_err(Refusal::internal)?;
+    let metadata = file.metadata().await.map_err(PlatformError::internal)?;
     if metadata.is_dir() {
         return Err(in_vm(StatusCode::BAD_REQUEST, "unable to open file"));
     }
@@ -124,12 +124,12 @@ async fn read(session: &Session, path: &str) -> Result<Answer, Refusal> {
 }
 
 /// Lists the entries by name; the answer is `null`, not `[]`, for an empty directory.
-fn list(session: &Session, path: &str) -> Result<Answer, Refusal> {
+fn list(session: &Session, path: &str) -> Result<Answer, PlatformError> {
     let failed = |error: io::Error| {
         fault(&error, "directory not found", StatusCode::INTERNAL_SERVER_ERROR, "failed to read directory")
     };
     let mut entries = Vec::new();
-    for entry in fs::read_dir(session.place(path)).map_err(failed)? {
+    for entry in fs::read_dir(session.host_path(path)).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name().to_string_lossy().into_owned();
         // Skip an entry that was deleted after it was listed.
@@ -143,28 +143,28 @@ fn list(session: &Session, path: &str) -> Result<Answer, Refusal> {
     Ok(json_answer(StatusCode::OK, &value))
 }
 
-fn info(session: &Session, path: &str) -> Result<Answer, Refusal> {
-    let metadata = fs::metadata(session.place(path)).map_err(|error| {
+fn info(session: &Session, path: &str) -> Result<Answer, PlatformError> {
+    let metadata = fs::metadata(session.host_path(path)).map_err(|error| {
         fault(&error, "path not found", StatusCode::INTERNAL_SERVER_ERROR, "failed to stat path")
     })?;
     let name = Path::new(path).file_name().map_or("/".into(), |name| name.to_string_lossy());
     Ok(json_answer(StatusCode::OK, &describe(&name, path, &metadata)))
 }
 
-fn create_directory(session: &Session, target: &Target) -> Result<Answer, Refusal> {
+fn create_directory(session: &Session, target: &Target) -> Result<Answer, PlatformError> {
     let mode = mode_of(target.mode.as_deref()).unwrap_or(0o755);
     fs::DirBuilder::new()
         .recursive(true)
         .mode(mode)
-        .create(session.place(&target.path))
+        .create(session.host_path(&target.path))
         .map_err(|_| in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to create directory"))?;
     Ok(empty(StatusCode::CREATED))
 }
 
 /// Deletes the directory with its content. A missing directory counts as deleted, and a file as a
 /// directory.
-fn delete_directory(session: &Session, target: &Target) -> Result<Answer, Refusal> {
-    let path = session.place(&target.path);
+fn delete_directory(session: &Session, target: &Target) -> Result<Answer, PlatformError> {
+    let path = session.host_path(&target.path);
     if path == session.root {
         return Err(in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to delete directory"));
     }
@@ -184,7 +184,7 @@ fn describe(name: &str, path: &str, metadata: &Metadata) -> Value {
         "path": path,
         "is_dir": metadata.is_dir(),
         "size_bytes": metadata.len(),
-        "mod_time": stamp::rfc3339(metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH)),
+        "mod_time": rfc3339::format(metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH)),
         "mode": letters(metadata),
     })
 }
@@ -214,17 +214,17 @@ fn letters(metadata: &Metadata) -> String {
     text
 }
 
-async fn target(body: Incoming) -> Result<Target, Refusal> {
+async fn target(body: Incoming) -> Result<Target, PlatformError> {
     let target: Target = read_json(body).await?;
     if target.path.is_empty() { Err(no_path()) } else { Ok(target) }
 }
 
 /// The path parameter of a call.
-pub(super) fn path_of(asked: &Asked<'_>) -> Result<String, Refusal> {
+pub(super) fn path_of(asked: &Asked<'_>) -> Result<String, PlatformError> {
     asked.value("path").filter(|path| !path.is_empty()).ok_or_else(no_path)
 }
 
-fn no_path() -> Refusal {
+fn no_path() -> PlatformError {
     in_vm(StatusCode::BAD_REQUEST, "path cannot be empty")
 }
 
@@ -232,7 +232,7 @@ fn mode_of(text: Option<&str>) -> Option<u32> {
     u32::from_str_radix(text?, 8).ok().map(|mode| mode & 0o7777)
 }
 
-fn done(result: io::Result<()>, missing: &str, otherwise: &str) -> Result<Answer, Refusal> {
+fn done(result: io::Result<()>, missing: &str, otherwise: &str) -> Result<Answer, PlatformError> {
     match result {
         Ok(()) => Ok(empty(StatusCode::OK)),
         Err(error) => Err(fault(&error, missing, StatusCode::INTERNAL_SERVER_ERROR, otherwise)),
@@ -240,7 +240,7 @@ fn done(result: io::Result<()>, missing: &str, otherwise: &str) -> Result<Answer
 }
 
 /// 404 for a missing entry, and `status` for all other errors.
-fn fault(error: &io::Error, missing: &str, status: StatusCode, otherwise: &str) -> Refusal {
+fn fault(error: &io::Error, missing: &str, status: StatusCode, otherwise: &str) -> PlatformError {
     if error.kind() == io::ErrorKind::NotFound {
         in_vm(StatusCode::NOT_FOUND, missing)
     } else {
@@ -248,6 +248,6 @@ fn fault(error: &io::Error, missing: &str, status: StatusCode, otherwise: &str) 
     }
 }
 
-fn in_vm(status: StatusCode, message: impl Into<String>) -> Refusal {
-    Refusal::in_vm(status, message)
+fn in_vm(status: StatusCode, message: impl Into<String>) -> PlatformError {
+    PlatformError::in_vm(status, message)
 }

@@ -31,20 +31,20 @@ mod authority;
 mod browsers;
 mod cdp;
 mod computer;
-mod dice;
 mod exec;
 mod faults;
 mod files;
 mod life;
 mod multipart;
+mod orphans;
+mod path_filter;
 mod pools;
-mod programs;
 mod query;
+mod rfc3339;
+mod rng;
 mod routes;
 mod session;
 mod spawn;
-mod stamp;
-mod survivors;
 mod time;
 mod token;
 mod uploads;
@@ -69,8 +69,8 @@ use tokio::sync::OnceCell;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::sandbox::SandboxError;
-use crate::sandbox::weather::Weather;
-use answer::Refusal;
+use crate::sandbox::link_conditions::LinkConditions;
+use answer::PlatformError;
 use authority::Authority;
 use faults::Faults;
 use life::Stage;
@@ -96,7 +96,7 @@ pub struct PlatformOptions {
     /// Directory of the sessions. Each platform has a subdirectory named after its port.
     pub home: PathBuf,
     /// Link conditions of connections to VMs.
-    pub weather: Weather,
+    pub conditions: LinkConditions,
     /// Seconds of the platform's clock per real second: 1, or more for fast tests.
     pub time_scale: f64,
     /// A public key in OpenSSH's one-line form that every VM accepts, besides those in its own
@@ -119,7 +119,7 @@ impl Platform {
     /// # Errors
     /// [`SandboxError`]: the address is not loopback or not free, or a file or key cannot be made.
     pub async fn start(options: PlatformOptions) -> Result<Platform, SandboxError> {
-        let PlatformOptions { listen, home, weather, time_scale, client_key } = options;
+        let PlatformOptions { listen, home, conditions, time_scale, client_key } = options;
         if !listen.ip().is_loopback() {
             return Err(SandboxError::NotLoopback(listen));
         }
@@ -129,7 +129,7 @@ impl Platform {
         let client_key = client_key.map(|key| PublicKey::from_openssh(&key)).transpose();
         let client_key = client_key.map_err(SandboxError::ClientKey)?;
         let authority = Authority::new().map_err(|error| SandboxError::Keys(error.into()))?;
-        let secret = dice::word(40).map_err(|error| SandboxError::Keys(error.into()))?;
+        let secret = rng::word(40).map_err(|error| SandboxError::Keys(error.into()))?;
         let listening = async {
             let listener = TcpListener::bind(listen).await?;
             let address = listener.local_addr()?;
@@ -144,7 +144,7 @@ impl Platform {
             address,
             folder,
             search_path: OnceCell::new(),
-            weather,
+            conditions,
             client_key,
             authority,
             time: Time::new(time_scale),
@@ -217,7 +217,7 @@ struct Cloud {
     folder: PathBuf,
     /// `PATH` of the VMs, made on first use.
     search_path: OnceCell<OsString>,
-    weather: Weather,
+    conditions: LinkConditions,
     client_key: Option<PublicKey>,
     authority: Authority,
     time: Time,
@@ -234,15 +234,15 @@ impl Cloud {
     }
 
     /// Finds a session by id or name.
-    fn session(&self, id_or_name: &str) -> Result<Arc<Session>, Refusal> {
+    fn session(&self, id_or_name: &str) -> Result<Arc<Session>, PlatformError> {
         let sessions = self.listed();
         let by_id = sessions.iter().find(|session| session.id == id_or_name);
         let named = || sessions.iter().find(|session| session.wish().name.as_deref() == Some(id_or_name));
-        by_id.or_else(named).cloned().ok_or_else(|| Refusal::not_found("browser"))
+        by_id.or_else(named).cloned().ok_or_else(|| PlatformError::not_found("browser"))
     }
 
     /// Adds a session to the list, unless another one has its name.
-    fn keep(&self, session: Arc<Session>, name: Option<&str>) -> Result<(), Refusal> {
+    fn keep(&self, session: Arc<Session>, name: Option<&str>) -> Result<(), PlatformError> {
         let mut sessions = self.listed();
         if let Some(name) = name
             && sessions.iter().any(|other| other.wish().name.as_deref() == Some(name))
@@ -279,11 +279,11 @@ impl Cloud {
     }
 
     /// `PATH` of the VMs. It is made on first use, because it may need thousands of links.
-    async fn search_path(&self) -> Result<&OsString, Refusal> {
+    async fn search_path(&self) -> Result<&OsString, PlatformError> {
         let make = || async {
             let folder = self.folder.clone();
-            let made = tokio::task::spawn_blocking(move || programs::search_path(&folder)).await;
-            made.map_err(Refusal::internal)?.map_err(Refusal::internal)
+            let made = tokio::task::spawn_blocking(move || path_filter::search_path(&folder)).await;
+            made.map_err(PlatformError::internal)?.map_err(PlatformError::internal)
         };
         self.search_path.get_or_try_init(make).await
     }

@@ -12,10 +12,10 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::{Answer, Refusal, empty, json_answer, read_json};
+use super::answer::{Answer, PlatformError, empty, json_answer, read_json};
 use super::browsers::Create;
 use super::session::{Session, Wish};
-use super::{Cloud, dice, stamp};
+use super::{Cloud, rfc3339, rng};
 
 /// Size of the largest pool.
 const SIZE_MAX: usize = 100;
@@ -75,7 +75,7 @@ impl Pool {
         json!({
             "id": self.id,
             "name": self.name,
-            "created_at": stamp::rfc3339(self.created_at),
+            "created_at": rfc3339::format(self.created_at),
             "available_count": self.size.saturating_sub(self.lent.len()),
             "acquired_count": self.lent.len(),
             "browser_pool_config": {
@@ -113,16 +113,16 @@ impl Pool {
 }
 
 /// `POST /browser_pools`.
-pub(super) async fn create(cloud: &Cloud, body: Incoming) -> Result<Answer, Refusal> {
+pub(super) async fn create(cloud: &Cloud, body: Incoming) -> Result<Answer, PlatformError> {
     let PoolCreate { size, create } = read_json(body).await?;
     if !(1..=SIZE_MAX).contains(&size) {
-        return Err(Refusal::bad_request(format!("size must be between 1 and {SIZE_MAX}")));
+        return Err(PlatformError::bad_request(format!("size must be between 1 and {SIZE_MAX}")));
     }
     // The name belongs to the pool, not to its sessions.
     let wish = create.wish()?;
     let name = wish.name.clone();
     let pool = Pool {
-        id: dice::word(24).map_err(Refusal::internal)?,
+        id: rng::word(24).map_err(PlatformError::internal)?,
         name: name.clone(),
         size,
         wish: Wish { name: None, ..wish },
@@ -134,7 +134,7 @@ pub(super) async fn create(cloud: &Cloud, body: Incoming) -> Result<Answer, Refu
     let mut pools = cloud.pools();
     if let Some(name) = name.filter(|name| pools.iter().any(|pool| pool.is(name))) {
         let message = format!("a pool named {name} exists already");
-        return Err(Refusal::new(StatusCode::CONFLICT, "conflict", message));
+        return Err(PlatformError::new(StatusCode::CONFLICT, "conflict", message));
     }
     pools.push(pool);
     Ok(answer)
@@ -146,19 +146,23 @@ pub(super) fn list(cloud: &Cloud) -> Answer {
 }
 
 /// `GET /browser_pools/{id_or_name}`.
-pub(super) fn show(cloud: &Cloud, id: &str) -> Result<Answer, Refusal> {
+pub(super) fn show(cloud: &Cloud, id: &str) -> Result<Answer, PlatformError> {
     with_pool(cloud, id, |pool| json_answer(StatusCode::OK, &pool.describe()))
 }
 
 /// `DELETE /browser_pools/{id_or_name}`: 409 while sessions are lent, unless forced.
-pub(super) async fn delete(cloud: &Cloud, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+pub(super) async fn delete(cloud: &Cloud, id: &str, body: Incoming) -> Result<Answer, PlatformError> {
     let Delete { force } = read_json(body).await?;
     let pool = {
         let mut pools = cloud.pools();
         let index = pools.iter().position(|pool| pool.is(id)).ok_or_else(not_found)?;
         let is_busy = pools.get(index).is_some_and(|pool| !pool.lent.is_empty());
         if is_busy && force != Some(true) {
-            return Err(Refusal::new(StatusCode::CONFLICT, "conflict", "browsers of the pool are in use"));
+            return Err(PlatformError::new(
+                StatusCode::CONFLICT,
+                "conflict",
+                "browsers of the pool are in use",
+            ));
         }
         pools.remove(index)
     };
@@ -169,11 +173,11 @@ pub(super) async fn delete(cloud: &Cloud, id: &str, body: Incoming) -> Result<An
 }
 
 /// `POST /browser_pools/{id_or_name}/acquire`: 204 if no session became free in time.
-pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Result<Answer, PlatformError> {
     let Acquire { acquire_timeout_seconds } = read_json(body).await?;
-    let patience = Duration::from_secs(acquire_timeout_seconds.unwrap_or(ACQUIRE_DEFAULT));
-    let due = cloud.time.now().saturating_add(patience);
-    let ticket = dice::word(24).map_err(Refusal::internal)?;
+    let timeout = Duration::from_secs(acquire_timeout_seconds.unwrap_or(ACQUIRE_DEFAULT));
+    let due = cloud.time.now().saturating_add(timeout);
+    let ticket = rng::word(24).map_err(PlatformError::internal)?;
     loop {
         match with_pool(cloud, id, |pool| pool.turn(&ticket))? {
             Turn::Idle(session_id) => {
@@ -189,9 +193,9 @@ pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Res
                 });
                 let session = made?;
                 // The pool may have been deleted meanwhile, without this session.
-                if let Err(refusal) = recorded.and_then(|()| cloud.keep(Arc::clone(&session), None)) {
+                if let Err(error) = recorded.and_then(|()| cloud.keep(Arc::clone(&session), None)) {
                     session.end().await;
-                    return Err(refusal);
+                    return Err(error);
                 }
                 return Ok(lent(cloud, &session));
             }
@@ -208,7 +212,7 @@ pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Res
 }
 
 /// `POST /browser_pools/{id_or_name}/release`.
-pub(super) async fn release(cloud: &Cloud, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+pub(super) async fn release(cloud: &Cloud, id: &str, body: Incoming) -> Result<Answer, PlatformError> {
     let Release { session_id, reuse } = read_json(body).await?;
     let session = cloud.session(&session_id)?;
     let reuse = reuse.unwrap_or(true);
@@ -222,7 +226,7 @@ pub(super) async fn release(cloud: &Cloud, id: &str, body: Incoming) -> Result<A
         was_lent
     })?;
     if !was_lent {
-        return Err(Refusal::bad_request("the browser was not acquired from this pool"));
+        return Err(PlatformError::bad_request("the browser was not acquired from this pool"));
     }
     if !reuse {
         cloud.end(&session.id).await;
@@ -234,10 +238,10 @@ fn lent(cloud: &Cloud, session: &Session) -> Answer {
     json_answer(StatusCode::OK, &session.describe(&cloud.time))
 }
 
-fn with_pool<T>(cloud: &Cloud, id: &str, act: impl FnOnce(&mut Pool) -> T) -> Result<T, Refusal> {
+fn with_pool<T>(cloud: &Cloud, id: &str, act: impl FnOnce(&mut Pool) -> T) -> Result<T, PlatformError> {
     cloud.pools().iter_mut().find(|pool| pool.is(id)).map(act).ok_or_else(not_found)
 }
 
-fn not_found() -> Refusal {
-    Refusal::not_found("browser pool")
+fn not_found() -> PlatformError {
+    PlatformError::not_found("browser pool")
 }

@@ -10,7 +10,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
 use hyper::{Method, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 
-use super::answer::{Answer, Refusal};
+use super::answer::{Answer, PlatformError};
 use super::faults::Fault;
 use super::session::Session;
 use super::{Cloud, admin, browsers, cdp, computer, exec, files, pools, query, spawn, uploads};
@@ -95,13 +95,13 @@ pub(super) async fn answer(
     let segments: Vec<&str> = path.iter().map(String::as_str).collect();
     if let ["_sandbox", rest @ ..] = segments.as_slice() {
         let answer = admin::answer(&cloud, request.method().clone(), rest, request.into_body()).await;
-        return Ok(answer.unwrap_or_else(|refusal| refusal.answer()));
+        return Ok(answer.unwrap_or_else(|error| error.answer()));
     }
     let Some((call, id, process_id)) = call_of(request.method(), &segments) else {
-        return Ok(Refusal::not_found("route").answer());
+        return Ok(PlatformError::not_found("route").answer());
     };
     if call.is_request() && at.is_some() {
-        return Ok(Refusal::not_found("route").answer());
+        return Ok(PlatformError::not_found("route").answer());
     }
     cloud.count(call);
     if call.is_request() && !is_authorized(request.headers(), &cloud.api_key) {
@@ -126,7 +126,7 @@ pub(super) async fn answer(
         let asked = Asked { id, process_id, query: parts.uri.query(), content_type };
         dispatch(&cloud, call, &asked, body, fault.as_ref()).await
     };
-    Ok(done.unwrap_or_else(|refusal| refusal.answer()))
+    Ok(done.unwrap_or_else(|error| error.answer()))
 }
 
 /// Finds the call, and the ids in its path.
@@ -177,7 +177,7 @@ async fn dispatch(
     asked: &Asked<'_>,
     body: Incoming,
     fault: Option<&Fault>,
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, PlatformError> {
     match call {
         Call::Create => browsers::create(cloud, body, fault).await,
         Call::List => browsers::list(cloud, asked),
@@ -190,7 +190,7 @@ async fn dispatch(
         Call::PoolDelete => pools::delete(cloud, asked.id, body).await,
         Call::Acquire => pools::acquire(cloud, asked.id, body).await,
         Call::Release => pools::release(cloud, asked.id, body).await,
-        Call::Cdp | Call::Bridge => Err(Refusal::not_found("route")),
+        Call::Cdp | Call::Bridge => Err(PlatformError::not_found("route")),
         _ => in_session(cloud, call, &cloud.session(asked.id)?, asked, body).await,
     }
 }
@@ -202,7 +202,7 @@ async fn in_session(
     session: &Arc<Session>,
     asked: &Asked<'_>,
     body: Incoming,
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, PlatformError> {
     let answered = async {
         match call {
             Call::Exec => exec::exec(cloud, session, body).await,
@@ -221,7 +221,7 @@ async fn in_session(
     };
     tokio::select! {
         answer = answered => answer,
-        () = session.over() => Err(Refusal::not_found("browser")),
+        () = session.over() => Err(PlatformError::not_found("browser")),
     }
 }
 
@@ -230,6 +230,6 @@ fn is_authorized(headers: &HeaderMap, api_key: &str) -> bool {
     given.and_then(|value| value.strip_prefix("Bearer ")) == Some(api_key)
 }
 
-fn unauthorized() -> Refusal {
-    Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", "missing or invalid API key")
+fn unauthorized() -> PlatformError {
+    PlatformError::new(StatusCode::UNAUTHORIZED, "unauthorized", "missing or invalid API key")
 }

@@ -17,16 +17,16 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::answer::Refusal;
+use super::answer::PlatformError;
 use super::life::{self, Life, Stage};
 use super::routes::Call;
 use super::spawn::Spawned;
 use super::time::Time;
-use super::{Cloud, dice, stamp, survivors, token};
+use super::{Cloud, orphans, rfc3339, rng, token};
+use crate::sandbox::link_conditions::{ConnectionConditions, LinkConditions, Meter, StandsStill};
 use crate::sandbox::port::{self, Port};
 use crate::sandbox::process::Processes;
 use crate::sandbox::server::{Lock, Server};
-use crate::sandbox::weather::{Forecast, Meter, StandsStill, Weather};
 
 /// Port of the bridge to a VM's SSH server.
 const SSH_PORT: u16 = 2222;
@@ -92,27 +92,28 @@ impl Session {
     ///
     /// # Errors
     /// 529 if no address is free, 500 if anything else is not available.
-    pub(super) async fn start(cloud: &Arc<Cloud>, wish: Wish) -> Result<Arc<Session>, Refusal> {
-        let id = dice::word(24).map_err(Refusal::internal)?;
+    pub(super) async fn start(cloud: &Arc<Cloud>, wish: Wish) -> Result<Arc<Session>, PlatformError> {
+        let id = rng::word(24).map_err(PlatformError::internal)?;
         let root = cloud.folder.join(&id);
-        make_root(&root).map_err(Refusal::internal)?;
-        let host_key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(Refusal::internal)?;
-        let host_key_text = host_key.public_key().to_openssh().map_err(Refusal::internal)?;
+        make_root(&root).map_err(PlatformError::internal)?;
+        let host_key =
+            PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(PlatformError::internal)?;
+        let host_key_text = host_key.public_key().to_openssh().map_err(PlatformError::internal)?;
         std::fs::write(root.join("etc/ssh/ssh_host_ed25519_key.pub"), format!("{host_key_text}\n"))
-            .map_err(Refusal::internal)?;
+            .map_err(PlatformError::internal)?;
 
         let listener = listen().await?;
-        let address = listener.local_addr().map_err(Refusal::internal)?;
+        let address = listener.local_addr().map_err(PlatformError::internal)?;
         let (processes, gone) = Processes::new(root.join("root"), Some(root.clone()));
         let processes = Arc::new(processes);
         let authorized_keys = Some(root.join("root/.ssh/authorized_keys"));
         let lock = Lock { key: cloud.client_key.clone(), authorized_keys };
-        let tls = cloud.authority.acceptor(address.ip()).map_err(Refusal::internal)?;
+        let tls = cloud.authority.acceptor(address.ip()).map_err(PlatformError::internal)?;
         let port = Port {
             server: Server::new(host_key, lock, Arc::clone(&processes)),
             meter: Arc::new(Meter::default()),
             tls: Some(tls),
-            forecast: forecast(cloud, id.clone()),
+            conditions: conditions_of(cloud, id.clone()),
         };
         let mut tasks = vec![tokio::spawn(port::accept(listener, Arc::new(port)))];
 
@@ -123,13 +124,13 @@ impl Session {
         let (token, cdp_url) = if wish.without_jwt {
             // A client that finds no token takes the host for the VM, so the socket must be on that
             // host.
-            let listener = TcpListener::bind((fqdn, 0)).await.map_err(Refusal::internal)?;
-            let cdp_address = listener.local_addr().map_err(Refusal::internal)?;
+            let listener = TcpListener::bind((fqdn, 0)).await.map_err(PlatformError::internal)?;
+            let cdp_address = listener.local_addr().map_err(PlatformError::internal)?;
             let serve = super::serve(Arc::clone(cloud), listener, Some(id.clone()));
             tasks.push(tokio::spawn(serve));
             (None, format!("ws://{cdp_address}/browser/cdp"))
         } else {
-            let signature = dice::word(43).map_err(Refusal::internal)?;
+            let signature = rng::word(43).map_err(PlatformError::internal)?;
             let expires = created_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let expires = expires.saturating_add(token_good_for).as_secs();
             let token = token::token(&id, &fqdn.to_string(), expires, &signature);
@@ -167,7 +168,7 @@ impl Session {
             "session_id": self.id,
             "cdp_ws_url": self.cdp_url,
             "webdriver_ws_url": self.cdp_url.replace("/browser/cdp", "/browser/webdriver"),
-            "created_at": stamp::rfc3339(created_at),
+            "created_at": rfc3339::format(created_at),
             "headless": wish.headless,
             "memory": if wish.headless { "1GiB" } else { "8GiB" },
             "region": "us-east",
@@ -190,19 +191,19 @@ impl Session {
 
     /// Maps a path in the VM to this machine, below the session's root. A path that already starts
     /// with the root stays as it is. No `..` leads out.
-    pub(super) fn place(&self, path: &str) -> PathBuf {
-        let mut place = self.root.clone();
+    pub(super) fn host_path(&self, path: &str) -> PathBuf {
+        let mut host_path = self.root.clone();
         let path = Path::new(path);
         for component in path.strip_prefix(&self.root).unwrap_or(path).components() {
             match component {
-                Component::Normal(name) => place.push(name),
-                Component::ParentDir if place != self.root => {
-                    place.pop();
+                Component::Normal(name) => host_path.push(name),
+                Component::ParentDir if host_path != self.root => {
+                    host_path.pop();
                 }
                 _ => {}
             }
         }
-        place
+        host_path
     }
 
     /// The requested properties, with later changes.
@@ -256,7 +257,7 @@ impl Session {
         }
         self.processes.stop();
         let root = self.root.clone();
-        let _ = tokio::task::spawn_blocking(move || survivors::kill(&root)).await;
+        let _ = tokio::task::spawn_blocking(move || orphans::kill(&root)).await;
         let _ = tokio::time::timeout(END_MAX, async { self.gone.lock().await.recv().await }).await;
         let root = self.root.clone();
         let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(root)).await;
@@ -285,10 +286,10 @@ fn make_root(root: &Path) -> io::Result<()> {
 
 /// Listens at an address that no other session has. On Linux all of 127.0.0.0/8 is loopback, so
 /// there are two million addresses. Elsewhere there is one, and room for one session.
-async fn listen() -> Result<TcpListener, Refusal> {
+async fn listen() -> Result<TcpListener, PlatformError> {
     for _ in 0..ADDRESS_ATTEMPTS_MAX {
         let address = if cfg!(target_os = "linux") {
-            let [a, b, c] = dice::triple().map_err(Refusal::internal)?;
+            let [a, b, c] = rng::triple().map_err(PlatformError::internal)?;
             Ipv4Addr::new(127, 64 + a % 128, b, 1 + c % 254)
         } else {
             Ipv4Addr::LOCALHOST
@@ -298,22 +299,22 @@ async fn listen() -> Result<TcpListener, Refusal> {
         }
     }
     let status = hyper::StatusCode::from_u16(529).unwrap_or(hyper::StatusCode::SERVICE_UNAVAILABLE);
-    Err(Refusal::new(status, "no_capacity", "no address is free for another VM"))
+    Err(PlatformError::new(status, "no_capacity", "no address is free for another VM"))
 }
 
 /// Makes the conditions of the next connection to a session: the platform's link conditions, or
 /// those of a fault.
-fn forecast(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> Forecast + Send + Sync> {
+fn conditions_of(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> ConnectionConditions + Send + Sync> {
     // A weak reference, because the cloud holds the session whose port holds this closure.
     let cloud = Arc::downgrade(cloud);
     Box::new(move || {
-        let Some(there) = cloud.upgrade() else { return Weather::default().into() };
-        let Some(fault) = there.faults.take(Call::Bridge) else { return there.weather.into() };
-        let weather = Weather {
-            delay: there.weather.delay + Duration::from_millis(fault.delay_ms),
-            cut_after: fault.after_bytes.or(there.weather.cut_after),
+        let Some(there) = cloud.upgrade() else { return LinkConditions::default().into() };
+        let Some(fault) = there.faults.take(Call::Bridge) else { return there.conditions.into() };
+        let link = LinkConditions {
+            delay: there.conditions.delay + Duration::from_millis(fault.delay_ms),
+            cut_after: fault.after_bytes.or(there.conditions.cut_after),
             lasts: fault.after_seconds.map(|seconds| there.time.real(Duration::from_secs(seconds))),
-            ..there.weather
+            ..there.conditions
         };
         let (cloud, id) = (Weak::clone(&cloud), id.clone());
         let is_in_standby = move || {
@@ -321,6 +322,6 @@ fn forecast(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> Forecast + Send +
             cloud.session(&id).is_ok_and(|session| session.stage(cloud.time.now()) == Stage::Standby)
         };
         let stands_still = fault.freezes_in_standby.then(|| Box::new(is_in_standby) as StandsStill);
-        Forecast { weather, stands_still, status: fault.status }
+        ConnectionConditions { link, stands_still, status: fault.status }
     })
 }

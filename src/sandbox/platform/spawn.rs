@@ -22,10 +22,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Child;
 use tokio::sync::{Mutex, mpsc, watch};
 
-use super::answer::{Answer, Refusal, json_answer, read_json, set, streamed};
+use super::answer::{Answer, PlatformError, json_answer, read_json, set, streamed};
 use super::exec::{Input, Output, Program, Started, pid_of};
 use super::session::Session;
-use super::{Cloud, dice, stamp};
+use super::{Cloud, rfc3339, rng};
 use crate::sandbox::terminal::{Size, Terminal};
 
 /// Capacity of the event queue.
@@ -77,11 +77,11 @@ pub(super) async fn spawn(
     cloud: &Arc<Cloud>,
     session: &Arc<Session>,
     body: Incoming,
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, PlatformError> {
     let program: Program = read_json(body).await?;
-    let id = dice::uuid().map_err(Refusal::internal)?;
+    let id = rng::uuid().map_err(PlatformError::internal)?;
     let Started { child, stdin, stdout, stderr, terminal } = program.start_fed(cloud, session).await?;
-    let started_at = stamp::rfc3339(SystemTime::now());
+    let started_at = rfc3339::format(SystemTime::now());
     let pid = pid_of(&child);
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let (end, ended) = watch::channel(None);
@@ -147,7 +147,7 @@ async fn pass_on(stream: &'static str, mut output: impl AsyncRead + Unpin, event
 }
 
 /// `GET process/{id}/status`.
-pub(super) fn status(session: &Session, id: &str) -> Result<Answer, Refusal> {
+pub(super) fn status(session: &Session, id: &str) -> Result<Answer, PlatformError> {
     let process = find(session, id)?;
     let code = *process.ended.borrow();
     let memory = process.pid.filter(|_| code.is_none()).and_then(resident_bytes);
@@ -170,11 +170,12 @@ fn resident_bytes(pid: Pid) -> Option<u64> {
 }
 
 /// `POST process/{id}/stdin`.
-pub(super) async fn stdin(session: &Session, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+pub(super) async fn stdin(session: &Session, id: &str, body: Incoming) -> Result<Answer, PlatformError> {
     let process = find(session, id)?;
     let Typed { data_b64 } = read_json(body).await?;
-    let data =
-        STANDARD.decode(data_b64).map_err(|_| Refusal::in_vm(StatusCode::BAD_REQUEST, "invalid base64"))?;
+    let data = STANDARD
+        .decode(data_b64)
+        .map_err(|_| PlatformError::in_vm(StatusCode::BAD_REQUEST, "invalid base64"))?;
     let mut stdin = process.stdin.lock().await;
     let mut ended = process.ended.clone();
     let written = async {
@@ -186,23 +187,24 @@ pub(super) async fn stdin(session: &Session, id: &str, body: Incoming) -> Result
         written = written => written,
         _ = ended.wait_for(Option::is_some) => Err(io::ErrorKind::BrokenPipe.into()),
     };
-    written.map_err(|_| Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to write to stdin"))?;
+    written
+        .map_err(|_| PlatformError::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to write to stdin"))?;
     Ok(json_answer(StatusCode::OK, &json!({ "written_bytes": data.len() })))
 }
 
 /// `POST process/{id}/resize`: resizes the process's terminal.
-pub(super) async fn resize(session: &Session, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+pub(super) async fn resize(session: &Session, id: &str, body: Incoming) -> Result<Answer, PlatformError> {
     let process = find(session, id)?;
     let Resize { rows, cols } = read_json(body).await?;
     let terminal = process.terminal.as_ref();
     let terminal =
-        terminal.ok_or_else(|| Refusal::in_vm(StatusCode::BAD_REQUEST, "process has no terminal"))?;
-    terminal.resize(Size { columns: cols, rows }).map_err(Refusal::internal)?;
+        terminal.ok_or_else(|| PlatformError::in_vm(StatusCode::BAD_REQUEST, "process has no terminal"))?;
+    terminal.resize(Size { columns: cols, rows }).map_err(PlatformError::internal)?;
     Ok(json_answer(StatusCode::OK, &json!({ "ok": true })))
 }
 
 /// `POST process/{id}/kill`: signals the process alone.
-pub(super) async fn kill(session: &Session, id: &str, body: Incoming) -> Result<Answer, Refusal> {
+pub(super) async fn kill(session: &Session, id: &str, body: Incoming) -> Result<Answer, PlatformError> {
     let process = find(session, id)?;
     let Kill { signal } = read_json(body).await?;
     let signal = match signal.as_str() {
@@ -210,7 +212,7 @@ pub(super) async fn kill(session: &Session, id: &str, body: Incoming) -> Result<
         "KILL" => Signal::KILL,
         "INT" => Signal::INT,
         "HUP" => Signal::HUP,
-        _ => return Err(Refusal::in_vm(StatusCode::BAD_REQUEST, "invalid signal")),
+        _ => return Err(PlatformError::in_vm(StatusCode::BAD_REQUEST, "invalid signal")),
     };
     // After the wait, the system may have reused the pid of an ended process.
     let is_running = process.ended.borrow().is_none();
@@ -218,12 +220,12 @@ pub(super) async fn kill(session: &Session, id: &str, body: Incoming) -> Result<
     if killed {
         Ok(json_answer(StatusCode::OK, &json!({ "ok": true })))
     } else {
-        Err(Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to signal process"))
+        Err(PlatformError::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "failed to signal process"))
     }
 }
 
 /// `GET process/{id}/stdout/stream`: server-sent events, up to the exit event.
-pub(super) fn stream(session: &Session, id: &str) -> Result<Answer, Refusal> {
+pub(super) fn stream(session: &Session, id: &str) -> Result<Answer, PlatformError> {
     let process = find(session, id)?;
     let pieces = futures_util::stream::unfold(Some(process), |process| async {
         let process = process?;
@@ -237,9 +239,9 @@ pub(super) fn stream(session: &Session, id: &str) -> Result<Answer, Refusal> {
     Ok(answer)
 }
 
-fn find(session: &Session, id: &str) -> Result<Arc<Spawned>, Refusal> {
+fn find(session: &Session, id: &str) -> Result<Arc<Spawned>, PlatformError> {
     let found = processes(session).get(id).cloned();
-    found.ok_or_else(|| Refusal::in_vm(StatusCode::NOT_FOUND, "process not found"))
+    found.ok_or_else(|| PlatformError::in_vm(StatusCode::NOT_FOUND, "process not found"))
 }
 
 type Table<'a> = std::sync::MutexGuard<'a, std::collections::BTreeMap<String, Arc<Spawned>>>;

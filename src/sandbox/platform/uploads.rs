@@ -9,7 +9,7 @@ use std::path::{Component, Path};
 use hyper::StatusCode;
 use hyper::body::Incoming;
 
-use super::answer::{Answer, Refusal, bytes_answer, empty, read_body};
+use super::answer::{Answer, PlatformError, bytes_answer, empty, read_body};
 use super::archive::{self, Entry};
 use super::files::path_of;
 use super::multipart::{self, Field};
@@ -23,26 +23,30 @@ const UPLOAD_MAX: usize = 256 << 20;
 const MODE: u32 = 0o644;
 
 /// `POST fs/upload`: pairs of `files[N][file]` and `files[N][dest_path]`.
-pub(super) async fn upload(session: &Session, asked: &Asked<'_>, body: Incoming) -> Result<Answer, Refusal> {
+pub(super) async fn upload(
+    session: &Session,
+    asked: &Asked<'_>,
+    body: Incoming,
+) -> Result<Answer, PlatformError> {
     let body = read_body(body, UPLOAD_MAX).await?;
     let mut pairs: BTreeMap<&str, [Option<&[u8]>; 2]> = BTreeMap::new();
     let fields = form(asked, &body)?;
     for Field { name, content } in &fields {
         let (number, what) = element(name).ok_or_else(|| bad_request("invalid form field"))?;
-        let [file, place] = pairs.entry(number).or_default();
+        let [file, dest_path] = pairs.entry(number).or_default();
         match what {
             "file" => *file = Some(*content),
-            "dest_path" => *place = Some(*content),
+            "dest_path" => *dest_path = Some(*content),
             _ => return Err(bad_request("invalid form field")),
         }
     }
     // Check all pairs before the first write.
     let pairs = pairs.into_values().map(|pair| match pair {
-        [Some(content), Some(place)] => Ok((absolute(place)?, content)),
+        [Some(content), Some(dest_path)] => Ok((absolute(dest_path)?, content)),
         _ => Err(bad_request("each file needs a file and a dest_path")),
     });
-    for (place, content) in pairs.collect::<Result<Vec<_>, _>>()? {
-        write(&session.place(place), content, MODE)?;
+    for (dest_path, content) in pairs.collect::<Result<Vec<_>, _>>()? {
+        write(&session.host_path(dest_path), content, MODE)?;
     }
     Ok(empty(StatusCode::CREATED))
 }
@@ -52,14 +56,14 @@ pub(super) async fn upload_zip(
     session: &Session,
     asked: &Asked<'_>,
     body: Incoming,
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, PlatformError> {
     let body = read_body(body, UPLOAD_MAX).await?;
     let fields = form(asked, &body)?;
     let field = |name: &str| fields.iter().find(|field| field.name == name).map(|field| field.content);
-    let (Some(packed), Some(place)) = (field("zip_file"), field("dest_path")) else {
+    let (Some(packed), Some(dest_path)) = (field("zip_file"), field("dest_path")) else {
         return Err(bad_request("zip_file and dest_path required"));
     };
-    let place = session.place(absolute(place)?);
+    let host_path = session.host_path(absolute(dest_path)?);
     let entries = archive::unpack(packed).map_err(|error| bad_request(error.to_string()))?;
     let leads_out = |entry: &&Entry| {
         !Path::new(&entry.name).components().all(|component| matches!(component, Component::Normal(_)))
@@ -67,29 +71,29 @@ pub(super) async fn upload_zip(
     if let Some(entry) = entries.iter().find(leads_out) {
         return Err(bad_request(format!("invalid path in zip: {}", entry.name)));
     }
-    make_directory(&place)?;
+    make_directory(&host_path)?;
     for Entry { name, mode, content } in &entries {
         if name.ends_with('/') {
-            make_directory(&place.join(name))?;
+            make_directory(&host_path.join(name))?;
         } else {
-            write(&place.join(name), content, mode.unwrap_or(MODE))?;
+            write(&host_path.join(name), content, mode.unwrap_or(MODE))?;
         }
     }
     Ok(empty(StatusCode::CREATED))
 }
 
 /// `GET fs/download_dir_zip`: packs a directory with its files and directories.
-pub(super) fn download_dir_zip(session: &Session, asked: &Asked<'_>) -> Result<Answer, Refusal> {
-    let place = session.place(&path_of(asked)?);
-    if !place.exists() {
-        return Err(Refusal::in_vm(StatusCode::NOT_FOUND, "directory not found"));
+pub(super) fn download_dir_zip(session: &Session, asked: &Asked<'_>) -> Result<Answer, PlatformError> {
+    let host_path = session.host_path(&path_of(asked)?);
+    if !host_path.exists() {
+        return Err(PlatformError::in_vm(StatusCode::NOT_FOUND, "directory not found"));
     }
-    if !place.is_dir() {
+    if !host_path.is_dir() {
         return Err(bad_request("path is not a directory"));
     }
     let mut entries = Vec::new();
-    collect(&place, "", &mut entries).map_err(Refusal::internal)?;
-    let packed = archive::pack(&entries).map_err(Refusal::internal)?;
+    collect(&host_path, "", &mut entries).map_err(PlatformError::internal)?;
+    let packed = archive::pack(&entries).map_err(PlatformError::internal)?;
     Ok(bytes_answer("application/zip", packed))
 }
 
@@ -110,7 +114,7 @@ fn collect(directory: &Path, name: &str, entries: &mut Vec<Entry>) -> io::Result
     Ok(())
 }
 
-fn form<'a>(asked: &Asked<'_>, body: &'a [u8]) -> Result<Vec<Field<'a>>, Refusal> {
+fn form<'a>(asked: &Asked<'_>, body: &'a [u8]) -> Result<Vec<Field<'a>>, PlatformError> {
     let fields = multipart::fields(asked.content_type, body);
     fields.ok_or_else(|| bad_request("invalid multipart form"))
 }
@@ -121,23 +125,23 @@ fn element(name: &str) -> Option<(&str, &str)> {
 }
 
 /// Parses an absolute path.
-fn absolute(path: &[u8]) -> Result<&str, Refusal> {
+fn absolute(path: &[u8]) -> Result<&str, PlatformError> {
     let path = std::str::from_utf8(path).ok().filter(|path| path.starts_with('/'));
     path.ok_or_else(|| bad_request("dest_path must be absolute"))
 }
 
 /// Writes a file in place, as `write_file` does.
-fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Refusal> {
+fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), PlatformError> {
     make_directory(path.parent().unwrap_or(path))?;
     let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path);
-    let failed = |_| Refusal::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "unable to create file");
+    let failed = |_| PlatformError::in_vm(StatusCode::INTERNAL_SERVER_ERROR, "unable to create file");
     opened.and_then(|mut file| file.write_all(content)).map_err(failed)
 }
 
-fn make_directory(path: &Path) -> Result<(), Refusal> {
+fn make_directory(path: &Path) -> Result<(), PlatformError> {
     fs::create_dir_all(path).map_err(|_| bad_request("unable to create directories"))
 }
 
-fn bad_request(message: impl Into<String>) -> Refusal {
-    Refusal::in_vm(StatusCode::BAD_REQUEST, message)
+fn bad_request(message: impl Into<String>) -> PlatformError {
+    PlatformError::in_vm(StatusCode::BAD_REQUEST, message)
 }

@@ -4,15 +4,15 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use super::{Endpoint, Fault};
+use super::{Endpoint, EndpointErrorKind};
 
 /// Parses an endpoint.
-pub(super) fn parse(text: &OsStr) -> Result<Endpoint, Fault> {
+pub(super) fn parse(text: &OsStr) -> Result<Endpoint, EndpointErrorKind> {
     let bytes = text.as_bytes();
     if bytes.is_empty() {
-        Err(Fault::Empty)
+        Err(EndpointErrorKind::Empty)
     } else if bytes.contains(&0) {
-        Err(Fault::Nul)
+        Err(EndpointErrorKind::Nul)
     } else if let Some((scheme, rest)) = split_scheme(bytes) {
         parse_url(scheme, rest)
     } else {
@@ -44,15 +44,15 @@ fn split_scheme(bytes: &[u8]) -> Option<(&str, &[u8])> {
     (scheme.len() > 1 && is_scheme && !is_word).then_some((scheme, rest))
 }
 
-fn parse_url(scheme: &str, rest: &[u8]) -> Result<Endpoint, Fault> {
+fn parse_url(scheme: &str, rest: &[u8]) -> Result<Endpoint, EndpointErrorKind> {
     let scheme = scheme.to_ascii_lowercase();
     match scheme.as_str() {
         "ssh" | "ws" | "wss" => {}
-        "rsync" => return Err(Fault::Daemon),
-        _ => return Err(Fault::Scheme),
+        "rsync" => return Err(EndpointErrorKind::Daemon),
+        _ => return Err(EndpointErrorKind::Scheme),
     }
     let slash = rest.iter().position(|&byte| byte == b'/').unwrap_or(rest.len());
-    let (authority, path) = rest.split_at_checked(slash).ok_or(Fault::NoHost)?;
+    let (authority, path) = rest.split_at_checked(slash).ok_or(EndpointErrorKind::NoHost)?;
     let (user, host_and_port) = split_user(authority)?;
     let (host, port) = split_port(host_and_port)?;
     let host = checked_host(host)?;
@@ -62,7 +62,7 @@ fn parse_url(scheme: &str, rest: &[u8]) -> Result<Endpoint, Fault> {
             let below = home.iter().position(|&byte| byte != b'/').and_then(|start| home.get(start..));
             remote_path(below.unwrap_or_default())?
         }
-        Some(_) => return Err(Fault::OtherHome),
+        Some(_) => return Err(EndpointErrorKind::OtherHome),
         None => remote_path(path)?,
     };
     if scheme == "ssh" {
@@ -74,7 +74,7 @@ fn parse_url(scheme: &str, rest: &[u8]) -> Result<Endpoint, Fault> {
 }
 
 /// Parses an endpoint without a scheme.
-fn parse_short(text: &OsStr) -> Result<Endpoint, Fault> {
+fn parse_short(text: &OsStr) -> Result<Endpoint, EndpointErrorKind> {
     let bytes = text.as_bytes();
     let local = || Ok(Endpoint::Local(PathBuf::from(text)));
     // The colons of a bracketed address do not end the host.
@@ -83,19 +83,19 @@ fn parse_short(text: &OsStr) -> Result<Endpoint, Fault> {
     let Some(colon) = bytes.iter().skip(from).position(|&byte| byte == b':').map(|at| at + from) else {
         return local();
     };
-    let (Some(place), Some(path)) = (bytes.get(..colon), bytes.get(colon + 1..)) else { return local() };
-    if place.contains(&b'/') {
+    let (Some(authority), Some(path)) = (bytes.get(..colon), bytes.get(colon + 1..)) else { return local() };
+    if authority.contains(&b'/') {
         return local();
     }
-    match place {
+    match authority {
         // `::1:/x` and `user@::1:/x`: an address without its brackets.
-        [] | [.., b'@'] if path.starts_with(b":") => Err(Fault::Host),
+        [] | [.., b'@'] if path.starts_with(b":") => Err(EndpointErrorKind::Host),
         [] => Ok(Endpoint::Setup { path: remote_path(path)? }),
         [letter] if letter.is_ascii_alphabetic() => local(),
-        _ if path.starts_with(b":") => Err(Fault::Daemon),
+        _ if path.starts_with(b":") => Err(EndpointErrorKind::Daemon),
         b"sandbox" => Ok(Endpoint::Sandbox { path: remote_path(path)? }),
         _ => {
-            let (user, host) = split_user(place)?;
+            let (user, host) = split_user(authority)?;
             if user.is_none() && brackets.is_none() {
                 return Ok(Endpoint::Session { name: checked_host(host)?, path: remote_path(path)? });
             }
@@ -108,65 +108,67 @@ fn parse_short(text: &OsStr) -> Result<Endpoint, Fault> {
 /// The end of a bracketed address at the beginning, or after `user@`.
 fn bracket_end(bytes: &[u8]) -> Option<usize> {
     let end = bytes.iter().position(|&byte| byte == b'/').unwrap_or(bytes.len());
-    let place = bytes.get(..end)?;
-    let open = place.iter().position(|&byte| byte == b'[')?;
-    let starts_host = open == 0 || place.get(open - 1) == Some(&b'@');
-    let close = place.iter().position(|&byte| byte == b']')?;
+    let authority = bytes.get(..end)?;
+    let open = authority.iter().position(|&byte| byte == b'[')?;
+    let starts_host = open == 0 || authority.get(open - 1) == Some(&b'@');
+    let close = authority.iter().position(|&byte| byte == b']')?;
     // The colon must follow at once: `[draft]` and `[x]y:z` are ordinary names.
-    (starts_host && place.get(close + 1) == Some(&b':')).then_some(close)
+    (starts_host && authority.get(close + 1) == Some(&b':')).then_some(close)
 }
 
 /// `user@rest`. The last `@` counts, as with ssh, since a user name may contain one.
-fn split_user(bytes: &[u8]) -> Result<(Option<String>, &[u8]), Fault> {
+fn split_user(bytes: &[u8]) -> Result<(Option<String>, &[u8]), EndpointErrorKind> {
     let Some(at) = bytes.iter().rposition(|&byte| byte == b'@') else { return Ok((None, bytes)) };
-    let (Some(user), Some(rest)) = (bytes.get(..at), bytes.get(at + 1..)) else { return Err(Fault::User) };
-    let user = std::str::from_utf8(user).map_err(|_| Fault::User)?;
+    let (Some(user), Some(rest)) = (bytes.get(..at), bytes.get(at + 1..)) else {
+        return Err(EndpointErrorKind::User);
+    };
+    let user = std::str::from_utf8(user).map_err(|_| EndpointErrorKind::User)?;
     if user.is_empty() || user.starts_with('-') || !user.chars().all(is_plain) {
-        return Err(Fault::User);
+        return Err(EndpointErrorKind::User);
     }
     Ok((Some(user.to_owned()), rest))
 }
 
 /// `host:port`, `[address]:port`, or either without the port. The brackets are removed.
-fn split_port(bytes: &[u8]) -> Result<(&[u8], Option<u16>), Fault> {
+fn split_port(bytes: &[u8]) -> Result<(&[u8], Option<u16>), EndpointErrorKind> {
     if let Some(rest) = bytes.strip_prefix(b"[") {
-        let close = rest.iter().position(|&byte| byte == b']').ok_or(Fault::Host)?;
-        let (host, after) = rest.split_at_checked(close).ok_or(Fault::Host)?;
+        let close = rest.iter().position(|&byte| byte == b']').ok_or(EndpointErrorKind::Host)?;
+        let (host, after) = rest.split_at_checked(close).ok_or(EndpointErrorKind::Host)?;
         if !host.contains(&b':') {
-            return Err(if host.is_empty() { Fault::NoHost } else { Fault::Host });
+            return Err(if host.is_empty() { EndpointErrorKind::NoHost } else { EndpointErrorKind::Host });
         }
         return match after {
             b"]" => Ok((host, None)),
             [b']', b':', port @ ..] => Ok((host, Some(parse_port(port)?))),
-            _ => Err(Fault::Host),
+            _ => Err(EndpointErrorKind::Host),
         };
     }
     match bytes.iter().position(|&byte| byte == b':') {
         Some(colon) => match (bytes.get(..colon), bytes.get(colon + 1..)) {
-            (Some(_), Some(port)) if port.contains(&b':') => Err(Fault::Host),
+            (Some(_), Some(port)) if port.contains(&b':') => Err(EndpointErrorKind::Host),
             (Some(host), Some(port)) => Ok((host, Some(parse_port(port)?))),
-            _ => Err(Fault::Host),
+            _ => Err(EndpointErrorKind::Host),
         },
         None => Ok((bytes, None)),
     }
 }
 
-fn parse_port(bytes: &[u8]) -> Result<u16, Fault> {
+fn parse_port(bytes: &[u8]) -> Result<u16, EndpointErrorKind> {
     // `parse` would accept a sign.
     if !bytes.iter().all(u8::is_ascii_digit) {
-        return Err(Fault::Port);
+        return Err(EndpointErrorKind::Port);
     }
     let port = std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok());
-    port.filter(|&port| port != 0).ok_or(Fault::Port)
+    port.filter(|&port| port != 0).ok_or(EndpointErrorKind::Port)
 }
 
-fn checked_host(bytes: &[u8]) -> Result<String, Fault> {
+fn checked_host(bytes: &[u8]) -> Result<String, EndpointErrorKind> {
     if bytes.is_empty() {
-        return Err(Fault::NoHost);
+        return Err(EndpointErrorKind::NoHost);
     }
-    let host = std::str::from_utf8(bytes).map_err(|_| Fault::Host)?;
+    let host = std::str::from_utf8(bytes).map_err(|_| EndpointErrorKind::Host)?;
     let is_fine = !host.starts_with('-') && host.chars().all(|c| is_plain(c) && !"@[]?#\\".contains(c));
-    if is_fine { Ok(host.to_owned()) } else { Err(Fault::Host) }
+    if is_fine { Ok(host.to_owned()) } else { Err(EndpointErrorKind::Host) }
 }
 
 /// True for characters that are neither control characters nor whitespace.
@@ -176,11 +178,11 @@ fn is_plain(character: char) -> bool {
 
 /// Resolves a path on the other side. No shell expands it there, so `~` is resolved here: a
 /// relative path is below the home.
-fn remote_path(path: &[u8]) -> Result<Vec<u8>, Fault> {
+fn remote_path(path: &[u8]) -> Result<Vec<u8>, EndpointErrorKind> {
     let path = match path {
         [b'~'] => b"",
         [b'~', b'/', rest @ ..] => rest,
-        [b'~', ..] => return Err(Fault::OtherHome),
+        [b'~', ..] => return Err(EndpointErrorKind::OtherHome),
         _ => path,
     };
     Ok(if path.is_empty() { b".".to_vec() } else { path.to_vec() })

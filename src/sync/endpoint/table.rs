@@ -3,10 +3,10 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::{Endpoint, Fault};
+use super::{Endpoint, EndpointErrorKind};
 
-fn parse(text: &[u8]) -> Result<Endpoint, Fault> {
-    Endpoint::parse(OsStr::from_bytes(text)).map_err(|error| error.fault)
+fn parse(text: &[u8]) -> Result<Endpoint, EndpointErrorKind> {
+    Endpoint::parse(OsStr::from_bytes(text)).map_err(|error| error.kind)
 }
 
 fn setup(path: &str) -> Endpoint {
@@ -108,43 +108,43 @@ fn remote_paths_are_bytes() {
 
 #[test]
 fn texts_that_are_no_endpoint_are_refused() {
-    for (text, fault) in [
-        (&b""[..], Fault::Empty),
-        (b"a\0b", Fault::Nul),
-        (b"user@:/x", Fault::NoHost),
-        (b"ssh://", Fault::NoHost),
-        (b"ssh:///x", Fault::NoHost),
-        (b"wss://:80/x", Fault::NoHost),
-        (b"ssh://user@/x", Fault::NoHost),
-        (b"[]:/x", Fault::NoHost),
-        (b"::1:/x", Fault::Host),
-        (b"user@::1:/x", Fault::Host),
-        (b"ws://::1/x", Fault::Host),
-        (b"ws://[::1/x", Fault::Host),
-        (b"ws://[host]:1/x", Fault::Host),
-        (b"ws://[::1]x/x", Fault::Host),
-        (b"user@-oProxyCommand=x:/x", Fault::Host),
-        (b"-x:/x", Fault::Host),
-        (b"a b:/x", Fault::Host),
-        (b"\xff:/x", Fault::Host),
-        (b"user@\xff:/x", Fault::Host),
-        (b"@host:/x", Fault::User),
-        (b"-l@host:/x", Fault::User),
-        (b"ssh://a b@host/x", Fault::User),
-        (b"ssh://host:/x", Fault::Port),
-        (b"ssh://host:0/x", Fault::Port),
-        (b"ssh://host:65536/x", Fault::Port),
-        (b"ssh://host:+22/x", Fault::Port),
-        (b"wss://[::1]:x/x", Fault::Port),
-        (b"http://host/x", Fault::Scheme),
-        (b"file:///x", Fault::Scheme),
-        (b"rsync://host/module", Fault::Daemon),
-        (b"host::module/x", Fault::Daemon),
-        (b"user@host::module", Fault::Daemon),
-        (b"sandbox:~root", Fault::OtherHome),
-        (b"ssh://host/~root/x", Fault::OtherHome),
+    for (text, kind) in [
+        (&b""[..], EndpointErrorKind::Empty),
+        (b"a\0b", EndpointErrorKind::Nul),
+        (b"user@:/x", EndpointErrorKind::NoHost),
+        (b"ssh://", EndpointErrorKind::NoHost),
+        (b"ssh:///x", EndpointErrorKind::NoHost),
+        (b"wss://:80/x", EndpointErrorKind::NoHost),
+        (b"ssh://user@/x", EndpointErrorKind::NoHost),
+        (b"[]:/x", EndpointErrorKind::NoHost),
+        (b"::1:/x", EndpointErrorKind::Host),
+        (b"user@::1:/x", EndpointErrorKind::Host),
+        (b"ws://::1/x", EndpointErrorKind::Host),
+        (b"ws://[::1/x", EndpointErrorKind::Host),
+        (b"ws://[host]:1/x", EndpointErrorKind::Host),
+        (b"ws://[::1]x/x", EndpointErrorKind::Host),
+        (b"user@-oProxyCommand=x:/x", EndpointErrorKind::Host),
+        (b"-x:/x", EndpointErrorKind::Host),
+        (b"a b:/x", EndpointErrorKind::Host),
+        (b"\xff:/x", EndpointErrorKind::Host),
+        (b"user@\xff:/x", EndpointErrorKind::Host),
+        (b"@host:/x", EndpointErrorKind::User),
+        (b"-l@host:/x", EndpointErrorKind::User),
+        (b"ssh://a b@host/x", EndpointErrorKind::User),
+        (b"ssh://host:/x", EndpointErrorKind::Port),
+        (b"ssh://host:0/x", EndpointErrorKind::Port),
+        (b"ssh://host:65536/x", EndpointErrorKind::Port),
+        (b"ssh://host:+22/x", EndpointErrorKind::Port),
+        (b"wss://[::1]:x/x", EndpointErrorKind::Port),
+        (b"http://host/x", EndpointErrorKind::Scheme),
+        (b"file:///x", EndpointErrorKind::Scheme),
+        (b"rsync://host/module", EndpointErrorKind::Daemon),
+        (b"host::module/x", EndpointErrorKind::Daemon),
+        (b"user@host::module", EndpointErrorKind::Daemon),
+        (b"sandbox:~root", EndpointErrorKind::OtherHome),
+        (b"ssh://host/~root/x", EndpointErrorKind::OtherHome),
     ] {
-        assert_eq!(parse(text), Err(fault), "{}", text.escape_ascii());
+        assert_eq!(parse(text), Err(kind), "{}", text.escape_ascii());
     }
 }
 

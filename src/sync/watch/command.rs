@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::remote::Lines;
 use crate::sync::SyncError;
-use crate::sync::remote::Session;
+use crate::sync::remote::LazyConnection;
 use crate::sync::watch::{Listener, News};
 
 /// The place where a command runs.
@@ -56,13 +56,13 @@ impl Commands {
 
     /// Runs the command after each change, as long as the connection lasts. A command that is
     /// broken off with the connection runs again on the next one.
-    pub(super) async fn run(&self, session: Option<&Session<'_>>) -> Infallible {
+    pub(super) async fn run(&self, connection: Option<&LazyConnection<'_>>) -> Infallible {
         let Some(after) = &self.after else { return std::future::pending().await };
         loop {
             self.due.notified().await;
             let owed = Owed(&self.due);
             // The listener has got the result.
-            let _ = after.run(session, &self.listener).await;
+            let _ = after.run(connection, &self.listener).await;
             owed.settle();
         }
     }
@@ -72,13 +72,13 @@ impl AfterRound {
     /// Runs the command once, reports its output and result, and returns its exit status.
     pub(in crate::sync) async fn run(
         &self,
-        session: Option<&Session<'_>>,
+        connection: Option<&LazyConnection<'_>>,
         listener: &Listener,
     ) -> Result<u32, SyncError> {
         let (Self::There(command) | Self::Here(command)) = self;
         listener(News::Command(Said::Begins(command)));
         let mut hear = |line: &[u8]| listener(News::Command(Said::Line(line)));
-        let ended = match (self, session.and_then(Session::connection)) {
+        let ended = match (self, connection.and_then(LazyConnection::connection)) {
             (Self::There(command), Some(connection)) => {
                 connection.run(command.as_bytes(), &mut hear).await.map_err(SyncError::from)
             }

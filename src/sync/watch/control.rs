@@ -88,7 +88,7 @@ pub(super) fn serve(state: &Path, local: &Path, flushes: &Arc<Flushes>) -> io::R
 ///
 /// # Errors
 /// [`NotFlushed`].
-pub async fn request_flush(local: &Path, patience: Duration) -> Result<(), NotFlushed> {
+pub async fn request_flush(local: &Path, timeout: Duration) -> Result<(), NotFlushed> {
     let (directory, name) = (directory(&target::state_dir()?), name(local));
     let sockets = fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_of_tree = |path: &PathBuf| path.file_stem().is_some_and(|stem| stem.as_bytes() == name.as_bytes());
@@ -110,7 +110,7 @@ pub async fn request_flush(local: &Path, patience: Duration) -> Result<(), NotFl
         }
         if is_braked { Err(NotFlushed::Braked) } else { Ok(()) }
     };
-    tokio::time::timeout(patience, all).await.unwrap_or(Err(NotFlushed::Late))
+    tokio::time::timeout(timeout, all).await.unwrap_or(Err(NotFlushed::Late))
 }
 
 fn directory(state: &Path) -> PathBuf {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch::{Receiver, Sender, channel};
 
 use crate::exchange::Asker;
-use crate::exchange::rounds::{Round, Watched};
+use crate::exchange::rounds::{Round, WatchedSource};
 
 /// Interval of repeating a request: a connection may have been lost together with the request.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -29,14 +29,14 @@ struct Seen {
 pub(super) struct Flushes {
     seen: Sender<Seen>,
     /// The source, if this process watches it.
-    source: Option<Arc<Watched>>,
+    source: Option<Arc<WatchedSource>>,
     /// The handle to the agent, if the agent watches.
     asker: Mutex<Option<Asker>>,
 }
 
 impl Flushes {
     /// `source` is the source that this process watches, if it does.
-    pub(super) fn new(source: Option<Arc<Watched>>) -> Self {
+    pub(super) fn new(source: Option<Arc<WatchedSource>>) -> Self {
         Self { seen: channel(Seen::default()).0, source, asker: Mutex::default() }
     }
 
@@ -47,7 +47,7 @@ impl Flushes {
 
     /// Records a round that has ended.
     pub(super) fn seen(&self, round: &Round) {
-        if round.whole {
+        if round.is_full {
             self.seen.send_modify(|seen| {
                 let is_braked = round.summary.braked.is_some();
                 *seen = Seen { count: seen.count + 1, begun: Some(round.begun), is_braked };

@@ -1,0 +1,138 @@
+//! The send queue: a few messages, in order, that wait for the writer.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::wire::message::Message;
+
+/// Most messages that wait. With a megabyte of content in each they keep a writer busy while the
+/// next one is read.
+const MESSAGES_MAX: usize = 4;
+
+/// A message, and whether another one follows at once. Each packet costs both sides and every hop
+/// between them. Where a relay uses Nagle's algorithm, a second packet waits up to 40 ms until the
+/// first is acknowledged.
+pub(super) type Outgoing = (Message, bool);
+
+/// A queue with one reader, which either end can close.
+#[derive(Debug, Default)]
+pub(super) struct SendQueue {
+    state: Mutex<State>,
+    /// Signals that a message was put in, or that none will follow.
+    filled: Condvar,
+    /// Signals that a message was taken, or that nobody takes any more.
+    taken: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    messages: VecDeque<Outgoing>,
+    /// True once no message is put in any more.
+    ended: bool,
+}
+
+/// Result of a take.
+#[derive(Debug)]
+pub(super) enum Taken {
+    Message(Outgoing),
+    /// Nothing arrived before the timeout.
+    Late,
+    /// Nothing is left, and nothing will follow.
+    End,
+}
+
+impl SendQueue {
+    /// Puts in a message, when there is room; `false` if nobody will take it.
+    pub(super) fn put(&self, message: Message, follows: bool) -> bool {
+        let mut state = self.lock();
+        while state.messages.len() >= MESSAGES_MAX && !state.ended {
+            state = self.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if !state.ended {
+            state.messages.push_back((message, follows));
+            self.filled.notify_one();
+        }
+        !state.ended
+    }
+
+    /// Waits for the next message, up to the timeout if there is one.
+    pub(super) fn take(&self, timeout: Option<Duration>) -> Taken {
+        let waiting = |state: &mut State| state.messages.is_empty() && !state.ended;
+        let state = self.lock();
+        let mut state = match timeout {
+            Some(timeout) => self
+                .filled
+                .wait_timeout_while(state, timeout, waiting)
+                .map_or_else(|error| error.into_inner().0, |(state, _)| state),
+            None => self.filled.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner),
+        };
+        match state.messages.pop_front() {
+            Some(message) => {
+                self.taken.notify_all();
+                Taken::Message(message)
+            }
+            None if state.ended => Taken::End,
+            None => Taken::Late,
+        }
+    }
+
+    /// Takes the next message, if one is there.
+    pub(super) fn try_take(&self) -> Option<Outgoing> {
+        let message = self.lock().messages.pop_front();
+        self.taken.notify_all();
+        message
+    }
+
+    /// Ends the queue. Messages that wait are still taken.
+    pub(super) fn end(&self) {
+        self.lock().ended = true;
+        self.filled.notify_all();
+        self.taken.notify_all();
+    }
+
+    /// Ends the queue and drops the messages that wait.
+    pub(super) fn abandon(&self) {
+        self.lock().messages.clear();
+        self.end();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that holds the lock can panic half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_send_queue_waits_until_a_message_is_taken_or_nobody_takes() {
+        let send_queue = SendQueue::default();
+        assert!((0..MESSAGES_MAX).all(|_| send_queue.put(Message::Rescan, false)));
+        std::thread::scope(|scope| {
+            let putting = scope.spawn(|| send_queue.put(Message::BaselineMissing, true));
+            assert!(matches!(send_queue.take(None), Taken::Message((Message::Rescan, false))));
+            assert!(putting.join().unwrap());
+            let putting = scope.spawn(|| send_queue.put(Message::BaselineMissing, true));
+            send_queue.abandon();
+            assert!(!putting.join().unwrap());
+        });
+        assert!(matches!(send_queue.take(None), Taken::End));
+    }
+
+    #[test]
+    fn waiting_messages_are_taken_after_the_end() {
+        let send_queue = SendQueue::default();
+        assert!(matches!(send_queue.take(Some(Duration::from_millis(1))), Taken::Late));
+        assert!(send_queue.put(Message::Rescan, false));
+        send_queue.end();
+        assert!(!send_queue.put(Message::Rescan, false));
+        assert!(matches!(send_queue.take(None), Taken::Message(_)));
+        assert!(
+            matches!(send_queue.take(Some(Duration::from_secs(60))), Taken::End)
+                && send_queue.try_take().is_none()
+        );
+    }
+}

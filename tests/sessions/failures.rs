@@ -1,0 +1,136 @@
+//! Failures of the API, and their messages.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::platform::{Platform, endpoint};
+use crate::world::{Run, World};
+
+fn code_of(platform: &Platform, world: &World, args: &[&str]) -> (i32, String) {
+    let run = platform.run(world, args);
+    (run.status.code().unwrap_or(-1), run.stderr)
+}
+
+#[test]
+fn each_refusal_has_an_exit_code_and_a_hint() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    for (status, code) in [(401, 40), (403, 40), (404, 41), (500, 5), (529, 5)] {
+        let message = format!("the reason of {status}");
+        let headers = json!({ "retry-after-ms": "10" });
+        platform.fault(
+            json!({ "call": "get", "status": status, "times": 9, "message": message, "headers": headers }),
+        );
+        let (found, said) = code_of(&platform, &world, &["session", "show", "abc"]);
+        assert_eq!(found, code, "{status}: {said}");
+        assert!(said.contains(&message) && said.contains("hint: "), "{said}");
+        platform.ask("DELETE", "/_sandbox/faults", &Value::Null);
+    }
+}
+
+#[test]
+fn temporary_failures_are_retried() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    platform
+        .fault(json!({ "call": "create", "status": 429, "times": 1, "headers": { "retry-after-ms": "10" } }));
+    platform.create(&world, &[]);
+    assert_eq!(platform.calls()["create"], json!(2));
+    platform
+        .fault(json!({ "call": "create", "status": 529, "times": 9, "headers": { "retry-after-ms": "10" } }));
+    let (code, said) = code_of(&platform, &world, &["session", "create"]);
+    assert_eq!((code, platform.calls()["create"].clone()), (5, json!(3)), "{said}");
+}
+
+#[test]
+fn a_missing_key_is_reported_with_the_variable() {
+    let world = World::new();
+    world.tree("src").with_everything();
+    for args in [&["src", "abc:/tmp/x"][..], &["session", "list"]] {
+        let run = world.run(args);
+        assert_eq!(run.status.code().unwrap_or(-1), 40, "{}", run.stderr);
+        assert!(run.stderr.contains("KERNEL_API_KEY"), "{}", run.stderr);
+    }
+    let run = world.run(["src", "session:/tmp/x"]);
+    assert_eq!(run.status.code().unwrap_or(-1), 1);
+    assert!(run.stderr.contains("there is no current session"), "{}", run.stderr);
+}
+
+#[test]
+fn a_session_recreated_under_the_same_name_is_found() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let there = endpoint(&world, "mine", "there");
+    let first = platform.create(&world, &["--name", "mine"]);
+    platform.run(&world, &["src", &there]).ok();
+    assert_eq!(platform.ask("DELETE", &format!("/browsers/{first}"), &Value::Null).0, 204);
+    let second = platform.create(&world, &["--name", "mine"]);
+    assert_ne!(first, second);
+    platform.run(&world, &["src", &there]).ok();
+    let run = platform.run(&world, &["session", "show", "mine", "--json"]).ok();
+    assert_eq!(serde_json::from_str::<Value>(&run.stdout).unwrap()["session_id"], json!(second));
+}
+
+#[test]
+fn a_host_other_than_the_one_named_by_the_api_is_refused() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let id = platform.create(&world, &[]);
+    let root = platform.root(&id);
+    let host_key = root.join("etc/ssh/ssh_host_ed25519_key.pub");
+    let other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJcS2Xc8cK2ZLxXlB2FKx2q4M4H6JqgJTc0nqvJg2aBy x\n";
+    fs::write(&host_key, other).unwrap();
+    let there = endpoint(&world, &id, "there");
+    let run = platform.run(&world, &["src", &there]);
+    assert_eq!(run.status.code().unwrap_or(-1), 43, "{}", run.stderr);
+    assert!(!world.path("there").exists());
+}
+
+#[test]
+fn a_failed_setup_reports_the_step() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    world.tree("src").with_everything();
+    let id = platform.create(&world, &[]);
+    let root = platform.root(&id);
+    fs::remove_file(root.join("etc/ssh/ssh_host_ed25519_key.pub")).unwrap();
+    let there = endpoint(&world, &id, "there");
+    let run = platform.run(&world, &["src", &there]);
+    assert_eq!(run.status.code().unwrap_or(-1), 42, "{}", run.stderr);
+    assert!(run.stderr.contains("could not read the host key on the VM"), "{}", run.stderr);
+}
+
+#[test]
+fn clients_that_set_a_vm_up_at_once_all_get_in() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let id = platform.create(&world, &[]);
+    let others: Vec<World> = (0..3).map(|_| World::new()).collect();
+    let running: Vec<_> = others
+        .iter()
+        .map(|other| {
+            other.tree("src").with_everything();
+            let there = endpoint(other, &id, "there");
+            platform.ksync(other, &["src", &there]).spawn().unwrap()
+        })
+        .collect();
+    for (mut child, other) in running.into_iter().zip(&others) {
+        assert!(child.wait().unwrap().success());
+        other.assert_same("src", "there");
+    }
+    let root = platform.root(&id);
+    let keys = fs::read_to_string(root.join("root/.ssh/authorized_keys")).unwrap();
+    assert_eq!(keys.lines().count(), 3, "{keys}");
+}
+
+#[test]
+fn an_invalid_session_name_is_refused_before_any_call() {
+    let world = World::new();
+    let platform = Platform::start(&world);
+    let run: Run = platform.run(&world, &["session", "show", "a/../b"]);
+    assert_eq!(run.status.code().unwrap_or(-1), 1, "{}", run.stderr);
+    assert_eq!(platform.calls(), json!({}));
+}
