@@ -4,7 +4,6 @@
 //! tests look for `websocat` in `PATH` and in `KSYNC_PEERS_BIN`.
 #![cfg(feature = "sandbox")]
 
-use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -17,35 +16,32 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+#[path = "world/skip.rs"]
+mod skip;
+
+use skip::{needs_programs, path};
+
 /// Longer than any test takes, and short enough to tell a hang from a slow machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Options with which `websocat` keeps no bytes back.
 const STEADY: &str = "--no-async-stdio --ping-interval 1";
 
-/// A sandbox, a client's home directory with its key, and the peers' search path.
+/// A sandbox, and a client's home directory with its key.
 struct World {
     sandbox: Sandbox,
     folder: tempfile::TempDir,
-    path: OsString,
 }
 
 impl World {
-    /// Returns `None`, after a line with the reason, if a peer is missing and not required.
+    /// Skips the test if a peer is missing.
     async fn new(weather: Weather) -> Option<World> {
-        let mut folders: Vec<PathBuf> =
-            std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
-        folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-        for peer in ["websocat", "ssh", "ssh-keygen"] {
-            if !folders.iter().any(|folder| folder.join(peer).is_file()) {
-                assert!(std::env::var_os("KSYNC_REQUIRE_PEERS").is_none_or(|v| v != "1"), "no {peer}");
-                let _ = writeln!(std::io::stderr(), "skipped: no {peer}");
-                return None;
-            }
+        if !needs_programs(&["websocat", "ssh", "ssh-keygen"]) {
+            return None;
         }
         let folder = tempfile::tempdir().expect("folder");
         let sandbox = start(folder.path(), weather).await.expect("start");
-        let world = World { sandbox, path: std::env::join_paths(folders).expect("path"), folder };
+        let world = World { sandbox, folder };
         let mut key = std::fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -67,7 +63,7 @@ impl World {
     /// A client that ignores the settings of the user who runs the tests.
     fn peer(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().env("PATH", &self.path).env("HOME", self.folder.path()).kill_on_drop(true);
+        command.env_clear().env("PATH", path()).env("HOME", self.folder.path()).kill_on_drop(true);
         command
     }
 

@@ -11,4 +11,6 @@ mod meddling;
 mod memory;
 mod panics;
 mod random;
+#[path = "../world/skip.rs"]
+mod skip;
 mod world;

@@ -2,27 +2,15 @@
 //! of it.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use ksync::kernel::BridgeImage;
 
-use crate::world::{Run, World, path, wait_for};
-
-/// Checks that all these programs are installed. If not, prints that, or fails if peers are
-/// required.
-pub(crate) fn are_there(programs: &[&str]) -> bool {
-    let folders: Vec<PathBuf> = std::env::split_paths(&path()).collect();
-    let missing = programs.iter().find(|name| !folders.iter().any(|folder| folder.join(name).is_file()));
-    if let Some(missing) = missing {
-        let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
-        assert!(!required, "{missing} is missing");
-        let _ = writeln!(std::io::stderr(), "skipped: {missing} is missing");
-    }
-    missing.is_none()
-}
+use crate::world::skip::{needs_programs, program};
+use crate::world::{Run, World, wait_for};
 
 /// A process that is killed when the test drops it.
 pub(crate) struct Service(Child);
@@ -62,7 +50,7 @@ impl Machine {
 
     /// Starts a machine with extra settings of sshd.
     pub(crate) fn with(settings: &[&str]) -> Option<Machine> {
-        if !are_there(&["sshd", "ssh", "ssh-keygen", "websocat", "rsync"]) {
+        if !needs_programs(&["sshd", "ssh", "ssh-keygen", "websocat", "rsync"]) {
             return None;
         }
         let world = World::new();
@@ -155,7 +143,8 @@ pub(crate) fn make_key(world: &World, name: &str) {
 
 fn sshd(world: &World, port: u16, host_key: &str) -> Command {
     let option = |name: &str, value: &Path| format!("{name}={}", value.display());
-    let mut command = world.command(program("sshd"));
+    // sshd must be started by its absolute path.
+    let mut command = world.command(program("sshd").expect("sshd"));
     // Ignore the machine's own settings. The home directory is empty, because shell start files
     // cost time.
     command.args(["-D", "-e", "-f", "/dev/null", "-o", "ListenAddress=127.0.0.1", "-p", &port.to_string()]);
@@ -177,12 +166,6 @@ fn sshd(world: &World, port: u16, host_key: &str) -> Command {
     }
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command
-}
-
-/// Absolute path of a program; sshd must be started by it.
-fn program(name: &str) -> PathBuf {
-    let folders: Vec<PathBuf> = std::env::split_paths(&path()).collect();
-    folders.iter().map(|folder| folder.join(name)).find(|file| file.is_file()).expect("a program")
 }
 
 /// Starts a service on a port that the kernel chose, and waits until it answers. Another program

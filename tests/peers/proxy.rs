@@ -6,7 +6,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use crate::machine::{Machine, Service, are_there, closed_port};
+use crate::machine::{Machine, Service, closed_port};
+use crate::world::skip::needs_programs;
 use crate::world::{Run, noise};
 
 /// A machine behind a bridge, and the options for OpenSSH's programs to connect through ksync.
@@ -33,7 +34,7 @@ impl Way {
     }
 
     fn with(proxy: &str, bridge: impl FnOnce(&Machine) -> (String, Service)) -> Option<Way> {
-        if !are_there(&["scp", "sftp"]) {
+        if !needs_programs(&["scp", "sftp"]) {
             return None;
         }
         let machine = Machine::start()?;

@@ -2,7 +2,8 @@
 
 use std::process::{Command, Stdio};
 
-use crate::machine::{Service, are_there};
+use crate::machine::Service;
+use crate::world::skip::needs_programs;
 use crate::world::{Run, World};
 
 /// Runs `ksync sandbox --json`, and returns its output.
@@ -16,7 +17,7 @@ fn sandbox(world: &World) -> (Service, serde_json::Value) {
 
 #[test]
 fn the_printed_ssh_command_runs_a_command() {
-    if !are_there(&["ssh", "websocat"]) {
+    if !needs_programs(&["ssh", "websocat"]) {
         return;
     }
     let world = World::new();
@@ -43,7 +44,7 @@ fn ksync_accepts_the_printed_setup() {
 
 #[test]
 fn rsync_reaches_the_sandbox_through_websocat() {
-    if !are_there(&["ssh", "websocat", "rsync"]) {
+    if !needs_programs(&["ssh", "websocat", "rsync"]) {
         return;
     }
     let world = World::new();

@@ -1,14 +1,15 @@
 //! Installation of the agent on all kinds of servers.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ksync::remote::{AgentImage, ErrorKind, RemoteError};
 
-use crate::world::{ECHO, MAGIC, World, chmod, echoes, find, is_root, noise, pack, skip, talk};
+use crate::skip::{needs, needs_superuser, program, skip};
+use crate::world::{ECHO, MAGIC, World, chmod, echoes, noise, pack, talk};
 
 /// Bytes that the test writes before it can know if there is an agent: more than a first flight.
 const WORDS: usize = 200_000;
@@ -128,8 +129,8 @@ async fn a_directory_that_others_may_enter_is_not_used() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_noexec_or_full_disk_is_passed_over() {
     let Some(mut world) = World::new() else { return };
-    if !is_root() {
-        return skip("mounting needs root");
+    if !needs_superuser() {
+        return;
     }
     for options in ["noexec", "size=4k", "ro"] {
         let image = world.image(&format!("# {}\n{ECHO}", "x".repeat(20_000)));
@@ -232,10 +233,16 @@ async fn an_account_that_may_not_run_commands_is_reported() {
     );
 }
 
+/// The installed ones of these shells. Skips the test if there are none.
+fn installed(shells: &[&'static str]) -> Vec<(&'static str, PathBuf)> {
+    let found: Vec<_> = shells.iter().filter_map(|shell| Some((*shell, program(shell)?))).collect();
+    needs(!found.is_empty(), format!("none of {shells:?} is installed"));
+    found
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_shell_runs_the_bootstrap_line() {
-    for shell in ["dash", "bash", "busybox", "zsh", "mksh", "ksh"] {
-        let Some(path) = find(shell) else { continue };
+    for (shell, path) in installed(&["dash", "bash", "busybox", "zsh", "mksh", "ksh"]) {
         let Some(mut world) = World::new() else { return };
         let bin = world.path("bin");
         std::fs::create_dir(&bin).unwrap();
@@ -256,8 +263,7 @@ async fn every_shell_runs_the_bootstrap_line() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_login_shell_passes_the_bootstrap_line_on() {
-    for shell in ["fish", "tcsh", "zsh", "bash"] {
-        let Some(path) = find(shell) else { continue };
+    for (shell, path) in installed(&["fish", "tcsh", "zsh", "bash"]) {
         let config = format!("ForceCommand {} -c \"$SSH_ORIGINAL_COMMAND\"", path.display());
         let Some(mut world) = World::with(&config) else { return };
         let image = world.image(ECHO);

@@ -9,5 +9,7 @@
 mod cut;
 mod install;
 mod links;
+#[path = "../world/skip.rs"]
+mod skip;
 mod trust;
 mod world;

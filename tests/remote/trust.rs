@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 
 use ksync::remote::{ErrorKind, HostKeyError, HostKeys, RemoteError, Target, connect};
 
-use crate::world::{ECHO, World, echoes, noise, peer};
+use crate::skip::needs_programs;
+use crate::world::{ECHO, World, echoes, noise};
 
 fn known_hosts(world: &World, text: &str) -> Target {
     let file = world.path("known_hosts");
@@ -150,7 +151,7 @@ async fn a_key_in_ssh_agent_logs_in() {
         }
         return;
     }
-    if peer("ssh-agent").is_none() || peer("ssh-add").is_none() {
+    if !needs_programs(&["ssh-agent", "ssh-add"]) {
         return;
     }
     let (socket, key) = (world.path("socket"), world.path("locked"));

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use flate2::{Compression, GzBuilder};
 use ksync::remote::{Agent, AgentImage, BLOCK_BYTES, Connection, End, HostKeys, Target, Transport, connect};
 
+use crate::skip::{needs_programs, program};
+
 /// First bytes of an agent.
 pub(crate) const MAGIC: &[u8] = b"\0KSYNC\r\n";
 
@@ -21,30 +23,6 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// An agent that repeats its input.
 pub(crate) const ECHO: &str = "exec cat";
-
-/// Finds the program `name`. If it is missing and not required, prints that and returns `None`.
-pub(crate) fn peer(name: &str) -> Option<PathBuf> {
-    let found = find(name);
-    if found.is_none() {
-        skip(&format!("no {name}"));
-    }
-    found
-}
-
-/// Finds the program `name`, for programs too rare to be required.
-pub(crate) fn find(name: &str) -> Option<PathBuf> {
-    let mut folders: Vec<PathBuf> =
-        std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
-    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    folders.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    folders.into_iter().map(|folder| folder.join(name)).find(|path| path.is_file())
-}
-
-/// Prints the reason for skipping a test, or fails if all tests must run.
-pub(crate) fn skip(why: &str) {
-    assert!(std::env::var_os("KSYNC_REQUIRE_PEERS").is_none_or(|value| value != "1"), "{why}");
-    let _ = writeln!(std::io::stderr(), "skipped: {why}");
-}
 
 pub(crate) struct World {
     folder: tempfile::TempDir,
@@ -61,7 +39,10 @@ impl World {
 
     /// Starts a world with extra lines in sshd's configuration.
     pub(crate) fn with(config: &str) -> Option<Self> {
-        let (sshd, _) = (peer("sshd")?, peer("ssh-keygen")?);
+        if !needs_programs(&["sshd", "ssh-keygen"]) {
+            return None;
+        }
+        let sshd = program("sshd")?;
         // sshd chroots into this directory before the login.
         let _ = std::fs::create_dir_all("/run/sshd");
         let folder = tempfile::tempdir().unwrap();
@@ -218,10 +199,6 @@ pub(crate) fn user() -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-pub(crate) fn is_root() -> bool {
-    user() == "root"
-}
-
 /// Writes `words` to the agent and ends its input. Returns the agent's whole output and its end.
 pub(crate) async fn talk(agent: Agent, words: Vec<u8>) -> (std::io::Result<Vec<u8>>, End) {
     let Agent { mut reader, mut writer, end, .. } = agent;
@@ -280,10 +257,12 @@ pub(crate) struct Websocat(Child, u16);
 
 impl Websocat {
     pub(crate) fn to(address: SocketAddr) -> Option<Self> {
-        let websocat = peer("websocat")?;
+        if !needs_programs(&["websocat"]) {
+            return None;
+        }
         let port = free_port();
         let (listen, to) = (format!("ws-l:127.0.0.1:{port}"), format!("tcp:{address}"));
-        let child = Command::new(websocat).arg("--binary").arg(listen).arg(to).spawn().unwrap();
+        let child = Command::new(program("websocat")?).arg("--binary").arg(listen).arg(to).spawn().unwrap();
         let websocat = Self(child, port);
         wait_for(port);
         Some(websocat)

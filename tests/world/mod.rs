@@ -13,6 +13,7 @@
 
 mod desk;
 mod run;
+pub(crate) mod skip;
 mod tree;
 
 use std::ffi::{OsStr, OsString};
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use desk::Desk;
 pub(crate) use run::{Run, Stats};
+pub(crate) use skip::path;
 pub(crate) use tree::{Snapshot, Tree, assert_same, noise, snapshot};
 
 /// Longer than any test takes, and short enough to tell a hang from a slow machine.
@@ -152,15 +154,6 @@ impl World {
         .ok()
         .stats()
     }
-}
-
-/// Search path of programs: `KSYNC_PEERS_BIN`, then `PATH`, then the directories of sshd.
-pub(crate) fn path() -> OsString {
-    let mut folders: Vec<PathBuf> =
-        std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
-    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    folders.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    std::env::join_paths(folders).expect("a path")
 }
 
 /// Polls until `look` returns a value.
