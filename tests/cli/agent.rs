@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 
+use crate::world::skip::needs_superuser;
 use crate::world::{Run, World};
 
 /// Maximum compressed size: 1088 KiB. ksync prints it in steps of a hundred thousand bytes.
@@ -73,7 +74,7 @@ fn a_planted_link_is_replaced_and_not_run() {
 
 #[test]
 fn the_agent_runs_in_an_empty_chroot() {
-    if !rustix::process::geteuid().is_root() {
+    if !needs_superuser() {
         return;
     }
     let world = installed_once();

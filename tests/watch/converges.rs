@@ -244,6 +244,7 @@ fn a_checkout_of_another_revision_converges() {
             follows(&world);
         }
         let rounds = watcher.events("round").split_off(whole);
+        assert!(!rounds.is_empty(), "{way:?}");
         assert!(rounds.iter().all(|round| round["whole"] == false), "{way:?} from {mark}: {rounds:#?}");
         watcher.is_there();
     }
