@@ -91,7 +91,7 @@ impl Machine {
             Service::start(command)
         });
         let host_key = fs::read_to_string(world.path("host-key.pub")).expect("a key").trim().to_owned();
-        let link = Link::to(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let link = Link::to((Ipv4Addr::LOCALHOST, port));
         let machine = Machine { world, link, user: user(), host_key, sshd, _websocat: websocat };
         machine.configure_ssh();
         machine

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread;
@@ -9,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::link::Link;
 use crate::machine::Machine;
+use crate::world::link::Link;
 use crate::world::{Run, noise, wait_for};
 
 /// A round trip that justifies five lanes.
@@ -27,8 +28,8 @@ fn machine(settings: &[&str]) -> Option<Machine> {
 
 /// Starts an upload over a link with this round trip.
 fn upload(machine: &Machine, round_trip: Duration, options: &[&str]) -> Child {
-    let link = Link::to(([127, 0, 0, 1], machine.port).into(), round_trip / 2);
-    upload_over(machine, &format!("ssh://{}", link.address), options)
+    let link = Link::delayed(([127, 0, 0, 1], machine.port), round_trip / 2);
+    upload_over(machine, &format!("ssh://{}", link.address()), options)
 }
 
 fn upload_over(machine: &Machine, way: &str, options: &[&str]) -> Child {
@@ -105,8 +106,9 @@ fn a_long_round_trip_opens_lanes_for_an_upload() {
 fn an_upload_through_a_bridge_opens_lanes_too() {
     let Some(machine) = machine(&[]) else { return };
     let (bridge, _service) = machine.bridge();
-    let link = Link::to(bridge.trim_start_matches("ws://").parse().expect("an address"), ROUND_TRIP / 2);
-    let client = upload_over(&machine, &format!("ws://{}", link.address), &[]);
+    let bridge: SocketAddr = bridge.trim_start_matches("ws://").parse().expect("an address");
+    let link = Link::delayed(bridge, ROUND_TRIP / 2);
+    let client = upload_over(&machine, &format!("ws://{}", link.address()), &[]);
     let lanes = ends_well(&machine, client);
     assert!((4..=7).contains(&lanes), "{lanes}");
 }
@@ -181,8 +183,8 @@ fn a_cut_link_ends_all_agents_and_keeps_the_received_data() {
     // The two runs have different addresses, so the second one knows nothing of the first. An
     // unknown destination keeps its mode.
     machine.world.tree("dst");
-    let link = Link::to(([127, 0, 0, 1], machine.port).into(), ROUND_TRIP / 2);
-    let client = upload_over(&machine, &format!("ssh://{}", link.address), &["--retries", "0"]);
+    let link = Link::delayed(([127, 0, 0, 1], machine.port), ROUND_TRIP / 2);
+    let client = upload_over(&machine, &format!("ssh://{}", link.address()), &["--retries", "0"]);
     wait_for_lanes(&machine);
     link.cut();
     let run = Run::end_of(client).fails(10);
@@ -202,14 +204,14 @@ fn an_upload_over_lanes_survives_repeated_cuts() {
     for number in 0..200 {
         machine.world.tree("src").file(format!("many/{number}"), noise(number, 20_000));
     }
-    let link = Link::to(([127, 0, 0, 1], machine.port).into(), ROUND_TRIP / 2);
-    let mut client = upload_over(&machine, &format!("ssh://{}", link.address), &["-j", "4"]);
+    let link = Link::delayed(([127, 0, 0, 1], machine.port), ROUND_TRIP / 2);
+    let mut client = upload_over(&machine, &format!("ssh://{}", link.address()), &["-j", "4"]);
     let (mut lanes, mut cuts, mut bytes) = (BTreeSet::new(), 0, 0);
     while client.try_wait().expect("wait").is_none() {
         lanes.extend(agents(&machine).1.iter().map(|lane| lane.as_raw_nonzero()));
-        if cuts < CUTS && link.up_bytes() - bytes >= BYTES_PER_CUT {
+        if cuts < CUTS && link.carried().up_bytes - bytes >= BYTES_PER_CUT {
             link.cut();
-            (cuts, bytes) = (cuts + 1, link.up_bytes());
+            (cuts, bytes) = (cuts + 1, link.carried().up_bytes);
         }
         thread::sleep(Duration::from_millis(2));
     }

@@ -12,6 +12,7 @@
 )]
 
 mod desk;
+pub(crate) mod link;
 mod run;
 pub(crate) mod skip;
 mod tree;
