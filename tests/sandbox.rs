@@ -16,13 +16,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-#[path = "world/skip.rs"]
-mod skip;
+mod world;
 
-use skip::{needs_programs, path};
-
-/// Longer than any test takes, and short enough to tell a hang from a slow machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+use world::skip::{needs_programs, path};
+use world::{DEADLINE, noise};
 
 /// Options with which `websocat` keeps no bytes back.
 const STEADY: &str = "--no-async-stdio --ping-interval 1";
@@ -115,20 +112,6 @@ async fn exchange(mut command: Command, input: Vec<u8>) -> Output {
     output.expect("run")
 }
 
-/// Incompressible bytes without repetition.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
 async fn first_line(child: &mut Child) -> String {
     let mut line = Vec::new();
     let stdout = child.stdout.as_mut().expect("stdout");
@@ -215,7 +198,7 @@ async fn the_end_of_a_terminal_kills_its_processes() {
 #[tokio::test]
 async fn twenty_megabytes_come_back_intact_through_cat() {
     let Some(world) = World::new(Weather::default()).await else { return };
-    let sent = noise(20_000_000);
+    let sent = noise(1, 20_000_000);
     let done = exchange(world.ssh("cat"), sent.clone()).await;
     assert_eq!(text(&done.stderr), "");
     assert!(done.stdout == sent, "{} bytes came back", done.stdout.len());
@@ -227,7 +210,7 @@ async fn twenty_megabytes_come_back_intact_through_cat() {
 #[tokio::test]
 async fn unread_input_stalls_nothing_and_is_not_lost() {
     let Some(world) = World::new(Weather::default()).await else { return };
-    let sent = noise(12_000_000);
+    let sent = noise(1, 12_000_000);
     let done = exchange(world.ssh("head -c 5000000 /dev/zero; sleep 1; cat"), sent.clone()).await;
     assert_eq!(done.stdout.len(), 17_000_000);
     assert!(done.stdout.ends_with(&sent));
@@ -236,7 +219,7 @@ async fn unread_input_stalls_nothing_and_is_not_lost() {
 #[tokio::test]
 async fn a_process_need_not_read_its_input() {
     let Some(world) = World::new(Weather::default()).await else { return };
-    let done = exchange(world.ssh("exec <&-; head -c 3000000 /dev/zero; exit 4"), noise(20_000_000)).await;
+    let done = exchange(world.ssh("exec <&-; head -c 3000000 /dev/zero; exit 4"), noise(1, 20_000_000)).await;
     assert_eq!((done.stdout.len(), done.status.code()), (3_000_000, Some(4)));
 }
 
@@ -356,7 +339,7 @@ async fn delay_is_one_way_and_does_not_limit_throughput() {
 async fn connections_are_cut_at_the_chosen_byte() {
     let up = Weather { cut_after: Some(1_000_000), ..Weather::default() };
     let Some(world) = World::new(up).await else { return };
-    let done = exchange(world.ssh("cat >file; echo whole"), noise(3_000_000)).await;
+    let done = exchange(world.ssh("cat >file; echo whole"), noise(1, 3_000_000)).await;
     assert_eq!((done.status.code(), text(&done.stdout)), (Some(255), ""));
     assert_eq!(world.sandbox.bytes_up(), 1_000_000);
     world.sandbox.stop().await;

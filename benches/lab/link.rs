@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-#[path = "../../tests/world/link.rs"]
-mod link;
-
-pub(crate) use link::{Carried, Conditions, Cut, Link};
+pub(crate) use super::world::link::{Carried, Conditions, Cut, Link};
 
 const fn conditions(
     name: &'static str,

@@ -6,7 +6,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use crate::machine::{Machine, Service, closed_port};
+use crate::machine::Machine;
+use crate::world::service::{Service, closed_port};
 use crate::world::skip::needs_programs;
 use crate::world::{Run, noise};
 

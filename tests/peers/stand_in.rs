@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use crate::machine::Service;
+use crate::world::service::Service;
 use crate::world::skip::needs_programs;
 use crate::world::{Run, World};
 

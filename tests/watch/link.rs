@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::machine::{Machine, make_key};
+use crate::machine::Machine;
 use crate::platform::{Platform, place};
 use crate::vm::{Vm, ticks};
 use crate::watcher::{Watcher, Way};
 use crate::world::link::{Cut, Flow, Link};
+use crate::world::service::make_key;
 use crate::world::{Run, World, noise, wait_for};
 
 const REMOTE: [Way; 2] = [Way::Up, Way::Down];
@@ -279,7 +280,7 @@ fn a_rejected_key_ends_the_watch_with_40() {
         let near = if source == "src" { source } else { destination };
         let watcher = Watcher::of(world, near, command);
         watcher.event("ready");
-        make_key(world, &format!("other-{near}"));
+        make_key(world, &format!("other-{near}"), "ed25519");
         fs::copy(world.path(format!("other-{near}.pub")), world.path("machine/authorized")).unwrap();
         link.cut();
         let error = watcher.event("error");

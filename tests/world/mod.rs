@@ -14,6 +14,7 @@
 mod desk;
 pub(crate) mod link;
 mod run;
+pub(crate) mod service;
 pub(crate) mod skip;
 mod tree;
 
@@ -35,18 +36,25 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) struct World {
     folder: tempfile::TempDir,
     root: PathBuf,
+    /// Changes each command.
+    adapt: fn(&mut Command),
 }
 
 impl World {
     /// Makes an empty world.
     pub(crate) fn new() -> World {
-        let folder = tempfile::Builder::new().prefix("ksync-test-").tempdir().expect("a folder");
+        World::within(&std::env::temp_dir(), |_| ())
+    }
+
+    /// Makes an empty world in a directory, whose commands are adapted by a function.
+    pub(crate) fn within(parent: &Path, adapt: fn(&mut Command)) -> World {
+        let folder = tempfile::Builder::new().prefix("ksync-test-").tempdir_in(parent).expect("a folder");
         // The path is canonical, because a mapping shows the resolved path.
         let root = folder.path().canonicalize().expect("its path");
         for name in ["home", "tmp", "cache", "config", "state", "data"] {
             std::fs::create_dir(root.join(name)).expect("a directory");
         }
-        World { folder, root }
+        World { folder, root, adapt }
     }
 
     /// Path of a file in the world.
@@ -105,6 +113,7 @@ impl World {
         ] {
             command.env(variable, self.path(name));
         }
+        (self.adapt)(&mut command);
         command
     }
 
