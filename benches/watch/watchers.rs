@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use crate::lab::figures::first_line;
 use crate::lab::machine::{HOST, Job, Machine, Way};
-use crate::lab::world::service::Service;
 use crate::lab::memory::end_group;
+use crate::lab::world::service::Service;
 use crate::lab::world::skip::program;
 
 /// Timeout of a first sync, a connection, or a save.

@@ -48,7 +48,8 @@ async fn an_agent_is_installed_once_and_then_found() {
     let image = server.image(ECHO);
     assert!(is_installed_now(&server, &image).await);
     assert!(!is_installed_now(&server, &image).await);
-    let files: Vec<_> = std::fs::read_dir(server.agents()).unwrap().map(|file| file.unwrap().path()).collect();
+    let files: Vec<_> =
+        std::fs::read_dir(server.agents()).unwrap().map(|file| file.unwrap().path()).collect();
     assert_eq!(files, [agent_file(&server, &image)]);
 }
 

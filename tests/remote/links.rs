@@ -34,8 +34,10 @@ async fn an_idle_websocket_is_kept_alive_by_pings() {
     let Some(mut server) = Server::new() else { return };
     let Some((bridge, _service)) = server.bridge() else { return };
     let image = server.image("sleep 4; exec cat");
-    let target =
-        Target { silence_timeout: Duration::from_secs(1), ..server.target_over(&format!("ws://{bridge}"), None) };
+    let target = Target {
+        silence_timeout: Duration::from_secs(1),
+        ..server.target_over(&format!("ws://{bridge}"), None)
+    };
     let connection = connect(&target).await.unwrap();
     echoes(connection.agent_from(image).await.unwrap(), noise(1, 1000)).await;
 }

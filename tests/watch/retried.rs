@@ -24,7 +24,8 @@ fn a_large_file_gets_through_a_link_that_is_cut_repeatedly() {
         vm.link.set_rate(8 << 20);
         vm.link.cut_each(Some(Cut::After(5 << 20)));
         let run = Run::end_of(vm.sync(way, &["--delete", "--yes", "--json"]).spawn().expect("start")).ok();
-        let (bytes, retries) = (vm.link.carried().bytes() - before, run.stdout.matches("\"event\":\"retry\"").count());
+        let (bytes, retries) =
+            (vm.link.carried().bytes() - before, run.stdout.matches("\"event\":\"retry\"").count());
         assert!(retries >= 10, "{way:?}: {retries}");
         // Content in flight at a cut is sent again.
         let again = bytes.saturating_sub(SIZE as u64);
