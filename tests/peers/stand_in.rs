@@ -1,19 +1,7 @@
 //! `ksync sandbox` in the foreground, with real clients.
 
-use std::process::{Command, Stdio};
-
-use crate::world::service::Service;
 use crate::world::skip::needs_programs;
-use crate::world::{Run, World};
-
-/// Runs `ksync sandbox --json`, and returns its output.
-fn sandbox(world: &World) -> (Service, serde_json::Value) {
-    let mut command: Command = world.ksync(["sandbox", "--json"]);
-    command.stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut service = Service::start(command);
-    let line = service.first_line();
-    (service, serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in {line}")))
-}
+use crate::world::{Emulator, Run, World};
 
 #[test]
 fn the_printed_ssh_command_runs_a_command() {
@@ -21,8 +9,8 @@ fn the_printed_ssh_command_runs_a_command() {
         return;
     }
     let world = World::new();
-    let (_service, told) = sandbox(&world);
-    let line = told["ssh_command"].as_str().expect("a command");
+    let emulator = Emulator::new(&world);
+    let line = emulator.told["ssh_command"].as_str().expect("a command");
     assert!(line.contains("ProxyCommand=websocat --binary ws://127.0.0.1:"), "{line}");
     let mut command = world.command("sh");
     command.args(["-c", &format!("{line} 'echo out; echo err >&2; pwd; exit 7'")]);
@@ -35,8 +23,8 @@ fn the_printed_ssh_command_runs_a_command() {
 fn ksync_accepts_the_printed_setup() {
     let world = World::new();
     world.tree("src").with_everything();
-    let (_service, told) = sandbox(&world);
-    world.tree(".").file("vm.json", told["setup"].to_string());
+    let emulator = Emulator::new(&world);
+    world.tree(".").file("vm.json", emulator.told["setup"].to_string());
     let place = format!(":{}", world.path("dst").display());
     world.run(["--setup", "vm.json", "src", &place]).ok();
     world.assert_same("src", "dst");
@@ -49,8 +37,9 @@ fn rsync_reaches_the_sandbox_through_websocat() {
     }
     let world = World::new();
     world.tree("src").with_everything();
-    let (_service, told) = sandbox(&world);
-    let (ssh, host) = told["ssh_command"].as_str().expect("a command").rsplit_once(' ').expect("a host");
+    let emulator = Emulator::new(&world);
+    let (ssh, host) =
+        emulator.told["ssh_command"].as_str().expect("a command").rsplit_once(' ').expect("a host");
     let place = format!("{host}:{}/", world.path("dst").display());
     let mut command = world.command("rsync");
     command.args(["-a", "-e", ssh, "src/", &place]);

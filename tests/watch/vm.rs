@@ -1,41 +1,39 @@
 //! A VM emulator in a process of its own, and the link to it.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
 
 use crate::watcher::{Watcher, Way};
 use crate::world::link::Link;
-use crate::world::{World, wait_for};
+use crate::world::{Emulator, World, wait_for};
 
 /// A running `ksync sandbox`, reached over a link.
 pub(crate) struct Vm<'w> {
     world: &'w World,
     pub(crate) link: Link,
-    child: Child,
+    emulator: Emulator,
 }
 
 impl<'w> Vm<'w> {
     /// Starts a sandbox, and writes `vm.json` for `--setup`.
     pub(crate) fn start(world: &'w World) -> Vm<'w> {
-        let (child, port, setup) = serve(world, 0);
+        let (emulator, port, setup) = serve(world);
         let link = Link::to((Ipv4Addr::LOCALHOST, port));
         let setup = setup.replace(&format!(":{port}"), &format!(":{}", link.port));
         fs::write(world.path("vm.json"), setup).unwrap();
-        Vm { world, link, child }
+        Vm { world, link, emulator }
     }
 
     /// Ends the sandbox and starts another one in its place, with other keys.
     pub(crate) fn replace(&mut self) {
         self.end();
-        let (child, port, _) = serve(self.world, 0);
+        let (emulator, port, _) = serve(self.world);
         self.link.lead_to(port);
-        self.child = child;
+        self.emulator = emulator;
     }
 
     /// Starts a watch over the link, and waits until the destination is a copy.
@@ -82,30 +80,19 @@ impl<'w> Vm<'w> {
     }
 
     pub(crate) fn end(&mut self) {
-        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Vm<'_> {
-    fn drop(&mut self) {
-        self.end();
+        self.emulator.end();
     }
 }
 
 /// Starts a sandbox. Returns its port, and the setup that it printed.
-fn serve(world: &World, port: u16) -> (Child, u16, String) {
-    let mut command: Command =
-        world.ksync(["sandbox", "--json", "--listen", &format!("127.0.0.1:{port}"), "--home"]);
-    command.arg(world.path("vm")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().expect("start");
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
-    let told: Value = serde_json::from_str(&line).expect("one line of JSON");
-    let setup = told["setup"].to_string();
+fn serve(world: &World) -> (Emulator, u16, String) {
+    let mut command = world.ksync(["sandbox", "--json", "--listen", "127.0.0.1:0", "--home"]);
+    command.arg(world.path("vm"));
+    let emulator = Emulator::of(command);
+    let setup = emulator.told["setup"].to_string();
     let digits = setup.split("ws://127.0.0.1:").nth(1).expect("a URL").chars();
     let digits: String = digits.take_while(char::is_ascii_digit).collect();
-    (child, digits.parse().expect("a port"), setup)
+    (emulator, digits.parse().expect("a port"), setup)
 }
 
 /// Processes whose program is in this folder.

@@ -12,6 +12,7 @@
 )]
 
 mod desk;
+mod emulator;
 pub(crate) mod link;
 mod run;
 pub(crate) mod service;
@@ -25,6 +26,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 pub(crate) use desk::Desk;
+pub(crate) use emulator::Emulator;
 pub(crate) use run::{Run, Stats};
 pub(crate) use skip::path;
 pub(crate) use tree::{Snapshot, Tree, assert_same, noise, snapshot};

@@ -1,6 +1,5 @@
 //! Background programs: their start, their ports, and an sshd.
 
-use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
@@ -12,13 +11,6 @@ pub(crate) struct Service(Child);
 impl Service {
     pub(crate) fn start(mut command: Command) -> Service {
         Service(command.stdin(Stdio::null()).spawn().expect("start"))
-    }
-
-    /// First line of the program's output.
-    pub(crate) fn first_line(&mut self) -> String {
-        let mut line = String::new();
-        BufReader::new(self.0.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
-        line
     }
 
     pub(crate) fn id(&self) -> u32 {
