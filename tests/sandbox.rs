@@ -4,7 +4,6 @@
 //! tests look for `websocat` in `PATH` and in `KSYNC_PEERS_BIN`.
 #![cfg(feature = "sandbox")]
 
-use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -17,35 +16,29 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-/// Longer than any test takes, and short enough to tell a hang from a slow machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+mod world;
+
+use world::skip::{needs_programs, path};
+use world::{DEADLINE, noise};
 
 /// Options with which `websocat` keeps no bytes back.
 const STEADY: &str = "--no-async-stdio --ping-interval 1";
 
-/// A sandbox, a client's home directory with its key, and the peers' search path.
+/// A sandbox, and a client's home directory with its key.
 struct World {
     sandbox: Sandbox,
     folder: tempfile::TempDir,
-    path: OsString,
 }
 
 impl World {
-    /// Returns `None`, after a line with the reason, if a peer is missing and not required.
+    /// Skips the test if a peer is missing.
     async fn new(conditions: LinkConditions) -> Option<World> {
-        let mut folders: Vec<PathBuf> =
-            std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
-        folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-        for peer in ["websocat", "ssh", "ssh-keygen"] {
-            if !folders.iter().any(|folder| folder.join(peer).is_file()) {
-                assert!(std::env::var_os("KSYNC_REQUIRE_PEERS").is_none_or(|v| v != "1"), "no {peer}");
-                let _ = writeln!(std::io::stderr(), "skipped: no {peer}");
-                return None;
-            }
+        if !needs_programs(&["websocat", "ssh", "ssh-keygen"]) {
+            return None;
         }
         let folder = tempfile::tempdir().expect("folder");
         let sandbox = start(folder.path(), conditions).await.expect("start");
-        let world = World { sandbox, path: std::env::join_paths(folders).expect("path"), folder };
+        let world = World { sandbox, folder };
         let mut key = std::fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -67,7 +60,7 @@ impl World {
     /// A client that ignores the settings of the user who runs the tests.
     fn peer(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().env("PATH", &self.path).env("HOME", self.folder.path()).kill_on_drop(true);
+        command.env_clear().env("PATH", path()).env("HOME", self.folder.path()).kill_on_drop(true);
         command
     }
 
@@ -117,20 +110,6 @@ async fn exchange(mut command: Command, input: Vec<u8>) -> Output {
     };
     let (output, ()) = in_time(async { tokio::join!(child.wait_with_output(), feed) }).await;
     output.expect("run")
-}
-
-/// Incompressible bytes without repetition.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
 }
 
 async fn first_line(child: &mut Child) -> String {
@@ -219,7 +198,7 @@ async fn the_end_of_a_terminal_kills_its_processes() {
 #[tokio::test]
 async fn twenty_megabytes_come_back_intact_through_cat() {
     let Some(world) = World::new(LinkConditions::default()).await else { return };
-    let sent = noise(20_000_000);
+    let sent = noise(1, 20_000_000);
     let done = exchange(world.ssh("cat"), sent.clone()).await;
     assert_eq!(text(&done.stderr), "");
     assert!(done.stdout == sent, "{} bytes came back", done.stdout.len());
@@ -231,7 +210,7 @@ async fn twenty_megabytes_come_back_intact_through_cat() {
 #[tokio::test]
 async fn unread_input_stalls_nothing_and_is_not_lost() {
     let Some(world) = World::new(LinkConditions::default()).await else { return };
-    let sent = noise(12_000_000);
+    let sent = noise(1, 12_000_000);
     let done = exchange(world.ssh("head -c 5000000 /dev/zero; sleep 1; cat"), sent.clone()).await;
     assert_eq!(done.stdout.len(), 17_000_000);
     assert!(done.stdout.ends_with(&sent));
@@ -240,7 +219,7 @@ async fn unread_input_stalls_nothing_and_is_not_lost() {
 #[tokio::test]
 async fn a_process_need_not_read_its_input() {
     let Some(world) = World::new(LinkConditions::default()).await else { return };
-    let done = exchange(world.ssh("exec <&-; head -c 3000000 /dev/zero; exit 4"), noise(20_000_000)).await;
+    let done = exchange(world.ssh("exec <&-; head -c 3000000 /dev/zero; exit 4"), noise(1, 20_000_000)).await;
     assert_eq!((done.stdout.len(), done.status.code()), (3_000_000, Some(4)));
 }
 
@@ -361,7 +340,7 @@ async fn delay_is_one_way_and_does_not_limit_throughput() {
 async fn connections_are_cut_at_the_chosen_byte() {
     let up = LinkConditions { cut_after: Some(1_000_000), ..LinkConditions::default() };
     let Some(world) = World::new(up).await else { return };
-    let done = exchange(world.ssh("cat >file; echo whole"), noise(3_000_000)).await;
+    let done = exchange(world.ssh("cat >file; echo whole"), noise(1, 3_000_000)).await;
     assert_eq!((done.status.code(), text(&done.stdout)), (Some(255), ""));
     assert_eq!(world.sandbox.bytes_up(), 1_000_000);
     world.sandbox.stop().await;

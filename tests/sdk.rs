@@ -8,55 +8,15 @@
 
 mod world;
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
-use world::{Run, World};
+use world::skip::needs;
+use world::{Emulator, Run, World};
 
-/// `ksync sandbox --json`, stopped when dropped.
-struct Sandbox {
-    child: Child,
-    told: Value,
-}
-
-impl Sandbox {
-    fn start(world: &World) -> Sandbox {
-        let mut command = world.ksync(["sandbox", "--json"]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a sandbox");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
-        Sandbox { child, told: serde_json::from_str(&line).expect("JSON") }
-    }
-
-    /// A program with the printed environment variables.
-    fn client(&self, world: &World, program: impl AsRef<Path>) -> Command {
-        let mut command = world.command(program.as_ref());
-        for (name, value) in self.told["env"].as_object().expect("variables") {
-            command.env(name, value.as_str().expect("a string"));
-        }
-        command
-    }
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
-            let _ = kill_process(pid, Signal::TERM);
-        }
-        let _ = self.child.wait();
-    }
-}
-
-/// Value of a variable. If it is not set and not required, prints that and returns `None`.
+/// Value of a variable. If it is not set, skips the test and returns `None`.
 fn named(variable: &str) -> Option<PathBuf> {
     let named = std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if named.is_none() {
-        assert!(std::env::var_os("KSYNC_REQUIRE_PEERS").is_none_or(|v| v != "1"), "no {variable}");
-        let _ = writeln!(std::io::stderr(), "skipped: no {variable}");
-    }
+    needs(named.is_some(), format!("no {variable}"));
     named
 }
 
@@ -68,8 +28,8 @@ fn script(name: &str) -> PathBuf {
 fn the_python_sdk_accepts_the_emulator() {
     let Some(python) = named("KSYNC_SDK_PYTHON") else { return };
     let world = World::new();
-    let sandbox = Sandbox::start(&world);
-    let mut command = sandbox.client(&world, python);
+    let emulator = Emulator::new(&world);
+    let mut command = emulator.lend(world.command(python));
     command.arg("-B").arg(script("drive.py"));
     assert_eq!(Run::of(command).ok().stdout, "all is well\n");
 }
@@ -78,11 +38,11 @@ fn the_python_sdk_accepts_the_emulator() {
 fn the_node_sdk_accepts_the_emulator() {
     let Some(directory) = named("KSYNC_SDK_NODE_DIR") else { return };
     let world = World::new();
-    let sandbox = Sandbox::start(&world);
+    let emulator = Emulator::new(&world);
     // Node looks for modules from the directory of the script.
     std::fs::copy(script("drive.mjs"), world.path("drive.mjs")).expect("a copy");
     std::os::unix::fs::symlink(directory.join("node_modules"), world.path("node_modules")).expect("a link");
-    let mut command = sandbox.client(&world, "node");
+    let mut command = emulator.lend(world.command("node"));
     command.arg("drive.mjs");
     assert_eq!(Run::of(command).ok().stdout, "all is well\n");
 }
@@ -90,7 +50,7 @@ fn the_node_sdk_accepts_the_emulator() {
 #[test]
 fn the_printed_environment_names_the_api_and_existing_files() {
     let world = World::new();
-    let (first, second) = (Sandbox::start(&world), Sandbox::start(&world));
+    let (first, second) = (Emulator::new(&world), Emulator::new(&world));
     let env = &first.told["env"];
     let text = |name: &str| env[name].as_str().expect("a string").to_owned();
     assert!(text("KERNEL_BASE_URL").starts_with("http://127.0.0.1:"));

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::SystemTime;
 
-use super::world::memory_bytes;
+use super::place::memory_bytes;
 
 /// Median of some values; of an even number, the higher middle one.
 pub(crate) fn median<T: PartialOrd + Copy>(values: impl IntoIterator<Item = T>) -> Option<T> {

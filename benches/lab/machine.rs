@@ -2,21 +2,21 @@
 //! front of it.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::link::Link;
-use super::world::{World, path, program, user};
+use super::place::user;
+use super::world::service::{Service, Sshd, make_key, websocat};
+use super::world::{World, path};
 
 /// Host name of the machine in OpenSSH's configuration.
 pub(crate) const HOST: &str = "vm";
 
-/// Timeout for a service to answer, and for the machine to become quiet.
+/// Timeout for the machine to become quiet.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Direction of a sync.
@@ -43,55 +43,32 @@ pub(crate) struct Job<'a> {
     pub(crate) destination: &'a Path,
 }
 
-/// A background program, killed when dropped.
-pub(crate) struct Service(Child);
-
-impl Service {
-    /// Starts the program in its own process group. A key that interrupts the harness must not stop
-    /// the VM during a measurement.
-    pub(crate) fn start(mut command: Command) -> Service {
-        let null = command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
-        Service(null.spawn().expect("start"))
-    }
-
-    pub(crate) fn id(&self) -> u32 {
-        self.0.id()
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// The VM: sshd, websocat and the link.
 pub(crate) struct Machine {
     pub(crate) world: World,
     pub(crate) link: Link,
     user: String,
     host_key: String,
-    sshd: Service,
+    sshd: Sshd,
     _websocat: Service,
 }
 
 impl Machine {
     pub(crate) fn start(world: World) -> Machine {
-        make_key(&world, "host-key");
-        make_key(&world, "key");
-        let (ssh_port, sshd) = listening(|port| start_sshd(&world, port));
-        let (port, websocat) = listening(|port| {
-            let mut command = world.command("websocat");
-            // Without exit-on-eof, websocat keeps a connection open for ever after the client has
-            // closed it.
-            command.args(["--binary", "--exit-on-eof", "-q"]);
-            command.arg(format!("ws-l:127.0.0.1:{port}")).arg(format!("tcp:127.0.0.1:{ssh_port}"));
-            command.stderr(Stdio::null());
-            Service::start(command)
-        });
+        make_key(&world, "host-key", "ed25519");
+        make_key(&world, "key", "ed25519");
+        let settings = format!(
+            "HostKey {}\nAuthorizedKeysFile {}\nSetEnv HOME={} PATH={}",
+            world.path("host-key").display(),
+            world.path("key.pub").display(),
+            // The home directory has no shell start files, which would cost time.
+            world.path("far").display(),
+            path().to_string_lossy(),
+        );
+        let sshd = Sshd::start(&world, &settings);
+        let (port, websocat) = websocat(&world, "ws-l", &format!("tcp:127.0.0.1:{}", sshd.port));
         let host_key = fs::read_to_string(world.path("host-key.pub")).expect("a key").trim().to_owned();
-        let link = Link::to(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let link = Link::to((Ipv4Addr::LOCALHOST, port));
         let machine = Machine { world, link, user: user(), host_key, sshd, _websocat: websocat };
         machine.configure_ssh();
         machine
@@ -154,12 +131,7 @@ impl Machine {
 
     /// Offers the whole link as a plain TCP port, for programs without ProxyCommand.
     pub(crate) fn plain_port(&self) -> (u16, Service) {
-        listening(|port| {
-            let mut command = self.world.command("websocat");
-            command.args(["--binary", "--exit-on-eof", "-q", &format!("tcp-l:127.0.0.1:{port}")]);
-            command.arg(format!("ws://127.0.0.1:{}", self.link.port)).stderr(Stdio::null());
-            Service::start(command)
-        })
+        websocat(&self.world, "tcp-l", &format!("ws://127.0.0.1:{}", self.link.port))
     }
 
     /// Login name on the machine.
@@ -193,52 +165,4 @@ impl Machine {
     pub(crate) fn has_agent(&self) -> bool {
         self.world.path("far/.cache/ksync").is_dir()
     }
-}
-
-fn start_sshd(world: &World, port: u16) -> Service {
-    let far = world.path("far");
-    let config = format!(
-        "ListenAddress 127.0.0.1\nPort {port}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\n\
-         StrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\n\
-         KbdInteractiveAuthentication no\nPrintMotd no\nPrintLastLog no\nUseDNS no\n\
-         Subsystem sftp internal-sftp\nSetEnv HOME={} PATH={}\n",
-        world.path("host-key").display(),
-        world.path("key.pub").display(),
-        // The home directory has no shell start files, which would cost time.
-        far.display(),
-        path().to_string_lossy(),
-    );
-    fs::write(world.path("sshd_config"), config).expect("a configuration");
-    let log = fs::File::create(world.path("sshd.log")).expect("a log");
-    // sshd must be started by its absolute path.
-    let mut command = world.command(program("sshd").expect("sshd"));
-    command.args(["-D", "-e", "-f"]).arg(world.path("sshd_config")).stderr(log);
-    Service::start(command)
-}
-
-/// Makes an ed25519 key without a passphrase.
-fn make_key(world: &World, name: &str) {
-    let mut command = world.command("ssh-keygen");
-    command.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(world.path(name));
-    assert!(command.status().expect("ssh-keygen").success());
-    fs::set_permissions(world.path(name), fs::Permissions::from_mode(0o600)).expect("a mode");
-}
-
-/// Starts a service on a port that the kernel chose, and waits until it answers. Another program
-/// may take the port in between; then it tries another one.
-fn listening(start: impl Fn(u16) -> Service) -> (u16, Service) {
-    for _ in 0..10 {
-        let chosen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let address = chosen.local_addr().expect("an address");
-        drop(chosen);
-        let mut service = start(address.port());
-        let began = Instant::now();
-        while began.elapsed() < TIMEOUT && service.0.try_wait().expect("wait").is_none() {
-            if TcpStream::connect(address).is_ok() {
-                return (address.port(), service);
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-    panic!("a service does not start: is /run/sshd there?")
 }

@@ -3,14 +3,16 @@
 //!
 //! Each bench uses a part of this module. A failure ends the bench with a panic, which its user
 //! reads.
-#![allow(dead_code, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(dead_code, unused_imports, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 pub(crate) mod change;
 pub(crate) mod figures;
 pub(crate) mod link;
 pub(crate) mod machine;
 pub(crate) mod memory;
+pub(crate) mod place;
 pub(crate) mod verify;
+#[path = "../../tests/world/mod.rs"]
 pub(crate) mod world;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,5 +43,5 @@ pub(crate) fn end_orderly_when_interrupted() {
 
 /// First missing program that the machine needs.
 pub(crate) fn missing_program() -> Option<&'static str> {
-    ["sshd", "ssh", "ssh-keygen", "websocat"].into_iter().find(|name| world::program(name).is_none())
+    ["sshd", "ssh", "ssh-keygen", "websocat"].into_iter().find(|name| world::skip::program(name).is_none())
 }

@@ -12,7 +12,7 @@ use crate::cases::{Before, Case, Sizes};
 use crate::contestants::{Contestant, destination};
 use crate::lab::change::{Change, Version};
 use crate::lab::figures::median;
-use crate::lab::link::{Carried, Conditions, RAW};
+use crate::lab::link::{Carried, Conditions, Cut, RAW};
 use crate::lab::machine::{Direction, Job, Machine};
 use crate::lab::memory::{Observer, Peaks};
 use crate::lab::verify::difference;
@@ -140,7 +140,7 @@ impl<'a> Contest<'a> {
 
     /// Lets a contestant start on a link that breaks.
     fn cut(&self, contestant: &Contestant, copy: &Path) -> Result<(), String> {
-        let link = Conditions { cut_after: Some(self.cut_after), ..RAW };
+        let link = Conditions { cut: Some(Cut::After(self.cut_after)), ..RAW };
         match self.sync(link, contestant, copy) {
             Ok(_) => Err("the link did not break, or it went on by itself".to_owned()),
             Err(_) => Ok(()),

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::lab::figures::first_line;
-use crate::lab::machine::{Direction, HOST, Job, Machine, Service};
-use crate::lab::world::program;
+use crate::lab::machine::{Direction, HOST, Job, Machine};
+use crate::lab::world::service::Service;
+use crate::lab::world::skip::program;
 
 /// The processes of a job.
 pub(crate) struct Plan {

@@ -41,7 +41,6 @@ use contest::{Contest, Heat};
 use contestants::Contestant;
 use lab::link::Conditions;
 use lab::machine::{Direction, Machine};
-use lab::world::World;
 use lab::{figures, is_interrupted};
 use options::Options;
 
@@ -80,7 +79,7 @@ fn run(options: &Options) -> Result<Vec<Heat>, String> {
     let contestants: Vec<&Contestant> = wanted.into_iter().filter(|one| one.missing().is_none()).collect();
     let sizes = options.sizes();
     let needed = cases.iter().map(|case| sizes.bytes_needed(case.data)).max().unwrap_or(0);
-    let machine = Machine::start(World::new(options.work.as_deref(), needed));
+    let machine = Machine::start(lab::place::world(options.work.as_deref(), needed));
     let about = about(options, &machine)?;
     for (name, value) in &about {
         println!("{name}: {value}");
@@ -112,7 +111,7 @@ fn about(options: &Options, machine: &Machine) -> Result<Vec<(String, String)>, 
     let mut about = vec![
         ("machine".to_owned(), figures::machine_line()),
         ("date".to_owned(), figures::today()),
-        ("files on".to_owned(), machine.world.filesystem().to_owned()),
+        ("files on".to_owned(), lab::place::filesystem(&machine.world).to_owned()),
         ("rounds".to_owned(), options.runs.to_string()),
     ];
     let mut seen = BTreeSet::new();

@@ -80,7 +80,7 @@ fn first_contact(heat: &Heat) -> String {
         |anew| heat.rows.iter().find(|row| row.contestant.is_ksync() && row.contestant.is_anew() == anew);
     let (Some(anew), Some(warm)) = (find(true), find(false)) else { return String::new() };
     let (Some(anew_wall), Some(warm_wall)) = (anew.wall(), warm.wall()) else { return String::new() };
-    let wire = |row: &Row| row.median(|outcome| outcome.carried.up_bytes + outcome.carried.down_bytes);
+    let wire = |row: &Row| row.median(|outcome| outcome.carried.bytes());
     let extra = anew_wall - warm_wall;
     let more = wire(anew).unwrap_or(0).saturating_sub(wire(warm).unwrap_or(0));
     let mut text = format!("  first contact costs {extra:.3} s and {} more on the wire", bytes(more));

@@ -31,7 +31,7 @@ pub(crate) fn measure(machine: &Machine, client: u32, span: Duration) -> Vec<Fac
         let used = (sum(ids, ticks) - before) as f64 / TICKS_A_SECOND / seconds;
         facts.push(Fact::new(&format!("{side} CPU"), used * 100.0, "% of a core").asked(1.0));
     }
-    let bytes_a_minute = (carried.up_bytes + carried.down_bytes) as f64 * 60.0 / seconds;
+    let bytes_a_minute = carried.bytes() as f64 * 60.0 / seconds;
     facts.push(Fact::new("on the wire", bytes_a_minute, "B/min").asked(1000.0));
     facts.push(Fact::new("looked at for", seconds, "s"));
     facts

@@ -36,7 +36,6 @@ use std::process::ExitCode;
 
 use lab::figures;
 use lab::machine::Machine;
-use lab::world::World;
 use options::Options;
 use subjects::Data;
 use table::Heat;
@@ -69,7 +68,7 @@ fn run(options: &Options) -> Result<Vec<Heat>, String> {
     if let Some(missing) = lab::missing_program() {
         return Err(format!("{missing} is not installed: without it there is no machine to sync with"));
     }
-    let machine = Machine::start(World::new(options.work.as_deref(), options.bytes_needed()));
+    let machine = Machine::start(lab::place::world(options.work.as_deref(), options.bytes_needed()));
     let about = about(&wanted, &machine);
     for (name, value) in &about {
         println!("{name}: {value}");
@@ -106,7 +105,7 @@ fn about(watchers: &[&'static Watcher], machine: &Machine) -> Vec<(String, Strin
     let mut about = vec![
         ("machine".to_owned(), figures::machine_line()),
         ("date".to_owned(), figures::today()),
-        ("files on".to_owned(), machine.world.filesystem().to_owned()),
+        ("files on".to_owned(), lab::place::filesystem(&machine.world).to_owned()),
     ];
     let mut seen = BTreeSet::new();
     for watcher in watchers {

@@ -111,7 +111,7 @@ pub(crate) fn measure(
                     thread::sleep(Duration::from_millis(pause as u64));
                     let carried = machine.link.carried();
                     row.walls.push(wall);
-                    row.bytes.push(carried.up_bytes + carried.down_bytes);
+                    row.bytes.push(carried.bytes());
                 }
                 Err(error) => row.error = Some(error),
             }

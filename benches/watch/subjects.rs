@@ -185,7 +185,7 @@ pub(crate) fn run(
         Happens::Checkout => {
             let ksync = watchers.iter().copied().find(|watcher| watcher.is_ksync());
             let rsync = Some(&checkout::RSYNC as &'static Watcher).filter(|rsync| rsync.missing().is_none());
-            if let Some(missing) = Some("git").filter(|git| crate::lab::world::program(git).is_none()) {
+            if let Some(missing) = Some("git").filter(|git| crate::lab::world::skip::program(git).is_none()) {
                 heat.change = Some(format!("not installed: {missing}"));
             } else if let Some(ksync) = ksync {
                 let Trees { source, destination } = &all_trees[0];

@@ -29,7 +29,7 @@ impl Row {
     pub(crate) fn note(&mut self, wall: Duration, machine: &Machine) {
         let carried = machine.link.carried();
         self.walls.push(wall);
-        self.bytes.push(carried.up_bytes + carried.down_bytes);
+        self.bytes.push(carried.bytes());
     }
 
     /// Percentile of the wall times, in milliseconds.

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::lab::figures::first_line;
-use crate::lab::machine::{Direction, HOST, Job, Machine, Service};
+use crate::lab::machine::{Direction, HOST, Job, Machine};
 use crate::lab::memory::end_group;
-use crate::lab::world::program;
+use crate::lab::world::service::Service;
+use crate::lab::world::skip::program;
 
 /// Timeout of a first sync, a connection, or a save.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);

@@ -12,6 +12,9 @@ use crate::disk::stage::Metadata;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
+#[path = "../../tests/world/skip.rs"]
+pub(crate) mod skip;
+
 /// Visible metadata of a file: mode, owner, size, times, links.
 type Traits = (u32, u32, u64, i64, i64, i64, u64);
 

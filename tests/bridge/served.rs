@@ -3,17 +3,18 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::mpsc::{Receiver, channel};
 
 use ksync::kernel::BridgeImage;
 
 use crate::client::Client;
-use crate::world::{DEADLINE, World, wait_for};
+use crate::world::service::{Service, closed_port, listening};
+use crate::world::{DEADLINE, World};
 
-/// A running bridge, killed when dropped.
+/// A running bridge.
 pub(crate) struct Served {
-    process: Child,
+    process: Service,
     /// Address of the bridge.
     pub(crate) address: SocketAddr,
     /// Connections to the bridge's target.
@@ -56,32 +57,19 @@ impl Served {
 
     /// Starts a bridge to a closed port.
     pub(crate) fn to_nobody() -> (Served, SocketAddr) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let target = listener.local_addr().expect("an address");
-        drop(listener);
+        let target = (Ipv4Addr::LOCALHOST, closed_port()).into();
         (Served::before(target, channel().1), target)
     }
 
     fn before(target: SocketAddr, arrivals: Receiver<TcpStream>) -> Served {
         let world = World::new();
         let program = world.unpack("ksync-bridge", BridgeImage::embedded().gzip);
-        // Another program may take the port in between; then try the next one.
-        for _ in 0..10 {
-            let chosen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-            let address = chosen.local_addr().expect("an address");
-            drop(chosen);
+        let (port, process) = listening(|port| {
             let mut command = world.command(&program);
-            command.arg(address.to_string()).arg(target.to_string()).stderr(Stdio::null());
-            let mut process = command.spawn().expect("start");
-            let answers = wait_for("the bridge", || match process.try_wait().expect("wait") {
-                Some(_) => Some(false),
-                None => TcpStream::connect(address).is_ok().then_some(true),
-            });
-            if answers {
-                return Served { process, address, arrivals, _world: world };
-            }
-        }
-        panic!("no port is free")
+            command.arg(format!("127.0.0.1:{port}")).arg(target.to_string()).stderr(Stdio::null());
+            Service::start(command)
+        });
+        Served { process, address: (Ipv4Addr::LOCALHOST, port).into(), arrivals, _world: world }
     }
 
     /// Connects a client, and returns it with its connection at the target.
@@ -117,12 +105,5 @@ impl Served {
         assert_eq!(&heard, b"still");
         target.write_all(b"there").expect("an answer");
         assert_eq!(client.receive_bytes(5), b"there");
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 
+use crate::world::skip::needs_superuser;
 use crate::world::{Run, World};
 
 /// The one agent in the cache of the far home. Beside it are the baselines and the agent's secret.
@@ -70,7 +71,7 @@ fn a_planted_link_is_replaced_and_not_run() {
 
 #[test]
 fn the_agent_runs_in_an_empty_chroot() {
-    if !rustix::process::geteuid().is_root() {
+    if !needs_superuser() {
         return;
     }
     let world = installed_once();

@@ -6,9 +6,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::process::Command;
 
 use crate::world::World;
+use crate::world::skip::needs;
 
 /// Runs a script in the world's folder, where `ksync` is a command. Mounts of the script are
-/// invisible elsewhere. `None`, with a message, if nothing can be mounted.
+/// invisible elsewhere. Skips the test if nothing can be mounted.
 pub(crate) fn with_mounts(world: &World, script: &str) -> Option<String> {
     let mut unshare = world.command("unshare");
     unshare.args(["--mount", "--propagation", "private", "sh", "-ec"]);
@@ -16,10 +17,7 @@ pub(crate) fn with_mounts(world: &World, script: &str) -> Option<String> {
         .args(["--mount", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/mnt"])
         .status()
         .is_ok_and(|status| status.success());
-    if !can_mount {
-        let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
-        assert!(!required, "nothing can be mounted here");
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"SKIPPED: nothing can be mounted here\n");
+    if !needs(can_mount, "nothing can be mounted here") {
         return None;
     }
     let program = env!("CARGO_BIN_EXE_ksync");
@@ -97,13 +95,7 @@ fn as_anybody(world: &World, script: &str) -> bool {
     let capabilities = "-dac_override,-dac_read_search";
     let limited = ["--bounding-set", capabilities, "--inh-caps", capabilities, "sh", "-ec"];
     let can_limit = Command::new("setpriv").args(limited).arg("true").status();
-    if !can_limit.is_ok_and(|status| status.success()) {
-        let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
-        assert!(!required, "capabilities cannot be given up here");
-        let _ = std::io::Write::write_all(
-            &mut std::io::stderr(),
-            b"SKIPPED: capabilities cannot be given up here\n",
-        );
+    if !needs(can_limit.is_ok_and(|status| status.success()), "capabilities cannot be given up here") {
         return false;
     }
     let program = env!("CARGO_BIN_EXE_ksync");
@@ -180,10 +172,8 @@ fn set_id_bits_stay_with_their_owner() {
     world.tree("src").file("own", "1").file("foreign", "1").file("group", "1");
     let modes = [("own", 0o6755), ("foreign", 0o4755), ("group", 0o6755)];
     let is_root = chown(world.path("src/foreign"), Some(65534), Some(65534)).is_ok();
-    if is_root {
+    if needs(is_root, "only the superuser has files of other owners") {
         chown(world.path("src/group"), None, Some(65534)).unwrap();
-    } else {
-        eprintln!("not tried with other owners: only the superuser has them");
     }
     for (name, mode) in modes {
         fs::set_permissions(world.path("src").join(name), fs::Permissions::from_mode(mode)).unwrap();

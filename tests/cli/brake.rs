@@ -227,8 +227,9 @@ fn an_unreadable_pair_needs_consent() {
     let records = world.path("state/ksync/copies");
     assert_eq!(fs::metadata(&records).unwrap().permissions().mode() & 0o777, 0o700);
     world.tree("dst").file("late", "");
-    for entry in fs::read_dir(&records).unwrap() {
-        let path = entry.unwrap().path();
+    let paths = || fs::read_dir(&records).unwrap().map(|entry| entry.unwrap().path());
+    assert!(paths().count() > 0, "no pair was recorded");
+    for path in paths() {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(path, "{").unwrap();
     }

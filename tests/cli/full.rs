@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
+use crate::world::skip::skip;
 use crate::world::{Run, World, noise};
 
 const MIB: usize = 1 << 20;
@@ -24,6 +25,7 @@ fn can_mount() -> bool {
 fn with_small_dst(world: &World, options: &str, script: &str) -> Option<Run> {
     if !can_mount() {
         assert!(!rustix::process::geteuid().is_root(), "the superuser can make no namespace");
+        skip("only the superuser can make a namespace");
         return None;
     }
     fs::create_dir_all(world.path("dst")).unwrap();
@@ -89,8 +91,7 @@ fn a_sparse_file_longer_than_the_disk_is_copied() {
     world.tree("src").file("sparse", noise(1, MIB));
     File::options().write(true).open(world.path("src/sparse")).unwrap().set_len(64 * MIB as u64).unwrap();
     if world.path("src/sparse").metadata().unwrap().blocks() * 512 > 4 * MIB as u64 {
-        // This filesystem has no holes.
-        return;
+        return skip("this filesystem has no holes");
     }
     for (from, to) in directions(&world) {
         let script = format!("$KSYNC {from} {to} && cmp src/sparse dst/sparse");

@@ -36,6 +36,7 @@ use ksync::tree::filter::{Filter, IgnoreFile, Rule};
 use ksync::tree::path::TreePath;
 use ksync::wire::hello::{Consent, Options};
 
+use crate::skip::{needs_programs, program};
 use crate::world::World;
 
 /// The default seed.
@@ -152,18 +153,6 @@ fn is_undecided(pattern: &[u8]) -> bool {
     plain > 0 && pattern[plain - 1] != b'/' && pattern[plain..].starts_with(b"**")
 }
 
-/// A program, if it is installed. CI requires it.
-fn program(name: &str) -> Option<Command> {
-    let peers = std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from);
-    let folders = std::env::var_os("PATH").unwrap_or_default();
-    let found = peers.into_iter().chain(std::env::split_paths(&folders)).find(|it| it.join(name).is_file());
-    if found.is_none() {
-        assert!(std::env::var_os("KSYNC_REQUIRE_PEERS").is_none(), "{name} is missing");
-        let _ = writeln!(std::io::stderr(), "skipped: {name} is missing");
-    }
-    found.map(|folder| Command::new(folder.join(name)))
-}
-
 /// Runs `check` on the numbers of all cases, on several threads. It returns a text if the case
 /// differs.
 fn all_cases(what: &str, count: u64, check: impl Fn(u64, u64) -> Option<String> + Sync) {
@@ -227,7 +216,7 @@ fn listed(root: &Path) -> BTreeMap<Vec<u8>, String> {
 
 #[test]
 fn rules_select_the_same_entries_as_rsyncs_rules() {
-    if program("rsync").is_none() {
+    if !needs_programs(&["rsync"]) {
         return;
     }
     all_cases("rules", CASES, |seed, number| {
@@ -243,7 +232,7 @@ fn rules_select_the_same_entries_as_rsyncs_rules() {
         }
         let rules: Vec<_> =
             (0..=rng.below(4)).map(|_| Rule { include: rng.below(3) == 0, pattern: rng.pattern() }).collect();
-        let mut rsync = program("rsync")?;
+        let mut rsync = Command::new(program("rsync")?);
         rsync.arg("-a").args(delete.then_some("--delete"));
         for rule in &rules {
             let sign = if rule.include { &b"--exclude=+ "[..] } else { b"--include=- " };
@@ -277,7 +266,7 @@ fn rules_select_the_same_entries_as_rsyncs_rules() {
 
 #[test]
 fn ignore_files_select_the_same_entries_as_gits() {
-    if program("git").is_none() {
+    if !needs_programs(&["git"]) {
         return;
     }
     all_cases("ignore files", IGNORE_CASES, |seed, number| {
@@ -285,7 +274,7 @@ fn ignore_files_select_the_same_entries_as_gits() {
         let world = World::in_memory();
         let root = &world.source;
         let git = |arguments: &[&str]| {
-            let mut git = program("git").unwrap();
+            let mut git = Command::new(program("git").unwrap());
             git.arg("-C").arg(root).args(arguments).env("GIT_CONFIG_GLOBAL", "/dev/null");
             git.env("GIT_CONFIG_NOSYSTEM", "1").stdin(Stdio::piped()).stdout(Stdio::piped());
             git

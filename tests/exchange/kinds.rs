@@ -12,6 +12,7 @@ use ksync::monitor::ProblemKind;
 use ksync::tree::filter::Rule;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
+use crate::skip::{needs, needs_superuser};
 use crate::world::{NOBODY, World, differences, noise, set_mode, set_time, write};
 
 /// Creates an entry of this kind at `f`.
@@ -86,8 +87,8 @@ fn pipes_sockets_and_devices_are_named_and_the_rest_arrives() {
     make("pipe", FileType::Fifo, 0).unwrap();
     let _socket = UnixListener::bind(world.source.join("socket")).unwrap();
     let mut expected = vec![(ProblemKind::Unsupported, "pipe".to_owned())];
-    // Some users may not create devices.
-    if make("device", FileType::CharacterDevice, rustix::fs::makedev(1, 3)).is_ok() {
+    let made = make("device", FileType::CharacterDevice, rustix::fs::makedev(1, 3)).is_ok();
+    if needs(made, "this user may not create devices") {
         expected.insert(0, (ProblemKind::Unsupported, "device".to_owned()));
     }
     expected.push((ProblemKind::Unsupported, "socket".to_owned()));
@@ -183,10 +184,10 @@ fn modes_arrive_and_set_id_bits_only_on_request() {
     }
 }
 
-/// A world whose directories belong to a user whom modes restrict; `None` if we are not the
+/// A world whose directories belong to a user whom modes restrict. Skips the test if we are not the
 /// superuser.
 fn nobodys(world: World) -> Option<World> {
-    if !rustix::process::geteuid().is_root() {
+    if !needs_superuser() {
         return None;
     }
     fs::create_dir_all(&world.target).unwrap();

@@ -11,4 +11,6 @@ mod large;
 mod meddling;
 mod panics;
 mod random;
+#[path = "../world/skip.rs"]
+mod skip;
 mod world;

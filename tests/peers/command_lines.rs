@@ -5,7 +5,6 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +14,8 @@ use std::time::Duration;
 
 use data_encoding::{BASE64_NOPAD, HEXLOWER};
 
-use crate::link::Link;
 use crate::machine::Machine;
+use crate::world::link::Link;
 use crate::world::{Run, World, wait_for};
 
 /// Markers in a name, a rule, a path and a content each.
@@ -115,8 +114,8 @@ fn no_command_line_shows_a_name_a_rule_or_a_content() {
     world.tree("src").file("name-verysecret", "content-verysecret").file("other", "content-verysecret");
     // An unsealed agent waits for its request for at least one round trip. That is long enough for
     // the spy to see it, even on a busy machine.
-    let link = Link::to(SocketAddr::from(([127, 0, 0, 1], machine.port)), Duration::from_millis(50));
-    let endpoint = |name: &str| format!("ssh://root@{}{}", link.address, world.path(name).display());
+    let link = Link::delayed(([127, 0, 0, 1], machine.port), Duration::from_millis(50));
+    let endpoint = |name: &str| format!("ssh://root@{}{}", link.address(), world.path(name).display());
     let key = fs::read_to_string(world.path("host-key.pub")).unwrap();
     let options = ["--identity", "key", "--host-key", key.trim(), "--exclude", "rule-verysecret", "--delete"];
     let run = |arguments: &[&str]| Run::of(world.ksync(options.iter().chain(arguments))).ok();

@@ -1,27 +1,16 @@
 //! `ksync sandbox` in the foreground, with real clients.
 
-use std::process::{Command, Stdio};
-
-use crate::machine::{Service, are_there};
-use crate::world::{Run, World};
-
-/// Runs `ksync sandbox --json`, and returns its output.
-fn sandbox(world: &World) -> (Service, serde_json::Value) {
-    let mut command: Command = world.ksync(["sandbox", "--json"]);
-    command.stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut service = Service::start(command);
-    let line = service.first_line();
-    (service, serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in {line}")))
-}
+use crate::world::skip::needs_programs;
+use crate::world::{Emulator, Run, World};
 
 #[test]
 fn the_printed_ssh_command_runs_a_command() {
-    if !are_there(&["ssh", "websocat"]) {
+    if !needs_programs(&["ssh", "websocat"]) {
         return;
     }
     let world = World::new();
-    let (_service, told) = sandbox(&world);
-    let line = told["ssh_command"].as_str().expect("a command");
+    let emulator = Emulator::new(&world);
+    let line = emulator.told["ssh_command"].as_str().expect("a command");
     assert!(line.contains("ProxyCommand=websocat --binary ws://127.0.0.1:"), "{line}");
     let mut command = world.command("sh");
     command.args(["-c", &format!("{line} 'echo out; echo err >&2; pwd; exit 7'")]);
@@ -34,8 +23,8 @@ fn the_printed_ssh_command_runs_a_command() {
 fn ksync_accepts_the_printed_setup() {
     let world = World::new();
     world.tree("src").with_everything();
-    let (_service, told) = sandbox(&world);
-    world.tree(".").file("vm.json", told["setup"].to_string());
+    let emulator = Emulator::new(&world);
+    world.tree(".").file("vm.json", emulator.told["setup"].to_string());
     let endpoint = format!(":{}", world.path("dst").display());
     world.run(["--setup", "vm.json", "src", &endpoint]).ok();
     world.assert_same("src", "dst");
@@ -43,13 +32,14 @@ fn ksync_accepts_the_printed_setup() {
 
 #[test]
 fn rsync_reaches_the_sandbox_through_websocat() {
-    if !are_there(&["ssh", "websocat", "rsync"]) {
+    if !needs_programs(&["ssh", "websocat", "rsync"]) {
         return;
     }
     let world = World::new();
     world.tree("src").with_everything();
-    let (_service, told) = sandbox(&world);
-    let (ssh, host) = told["ssh_command"].as_str().expect("a command").rsplit_once(' ').expect("a host");
+    let emulator = Emulator::new(&world);
+    let (ssh, host) =
+        emulator.told["ssh_command"].as_str().expect("a command").rsplit_once(' ').expect("a host");
     let endpoint = format!("{host}:{}/", world.path("dst").display());
     let mut command = world.command("rsync");
     command.args(["-a", "-e", ssh, "src/", &endpoint]);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread;
@@ -9,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::link::Link;
 use crate::machine::Machine;
+use crate::world::link::Link;
 use crate::world::{Run, noise, wait_for};
 
 /// A round trip that justifies five lanes.
@@ -19,7 +20,7 @@ const ROUND_TRIP: Duration = Duration::from_millis(60);
 const LARGE_BYTES: usize = 60 << 20;
 
 /// Makes a machine, and a large file to upload.
-fn machine(settings: &[&str]) -> Option<Machine> {
+fn machine(settings: &str) -> Option<Machine> {
     let machine = Machine::with(settings)?;
     machine.world.tree("src").file("large", noise(3, LARGE_BYTES)).file("small", "text");
     Some(machine)
@@ -27,8 +28,8 @@ fn machine(settings: &[&str]) -> Option<Machine> {
 
 /// Starts an upload over a link with this round trip.
 fn upload(machine: &Machine, round_trip: Duration, options: &[&str]) -> Child {
-    let link = Link::to(([127, 0, 0, 1], machine.port).into(), round_trip / 2);
-    upload_over(machine, &format!("ssh://{}", link.address), options)
+    let link = Link::delayed(([127, 0, 0, 1], machine.port), round_trip / 2);
+    upload_over(machine, &format!("ssh://{}", link.address()), options)
 }
 
 fn upload_over(machine: &Machine, way: &str, options: &[&str]) -> Child {
@@ -95,7 +96,7 @@ fn leaves_nothing(machine: &Machine) {
 
 #[test]
 fn a_long_round_trip_opens_lanes_for_an_upload() {
-    let Some(machine) = machine(&[]) else { return };
+    let Some(machine) = machine("") else { return };
     let client = upload(&machine, ROUND_TRIP, &[]);
     let lanes = ends_well(&machine, client);
     assert!((4..=7).contains(&lanes), "{lanes}");
@@ -103,24 +104,25 @@ fn a_long_round_trip_opens_lanes_for_an_upload() {
 
 #[test]
 fn an_upload_through_a_bridge_opens_lanes_too() {
-    let Some(machine) = machine(&[]) else { return };
+    let Some(machine) = machine("") else { return };
     let (bridge, _service) = machine.bridge();
-    let link = Link::to(bridge.trim_start_matches("ws://").parse().expect("an address"), ROUND_TRIP / 2);
-    let client = upload_over(&machine, &format!("ws://{}", link.address), &[]);
+    let bridge: SocketAddr = bridge.trim_start_matches("ws://").parse().expect("an address");
+    let link = Link::delayed(bridge, ROUND_TRIP / 2);
+    let client = upload_over(&machine, &format!("ws://{}", link.address()), &[]);
     let lanes = ends_well(&machine, client);
     assert!((4..=7).contains(&lanes), "{lanes}");
 }
 
 #[test]
 fn a_short_round_trip_opens_no_lanes() {
-    let Some(machine) = machine(&[]) else { return };
+    let Some(machine) = machine("") else { return };
     let client = upload(&machine, Duration::ZERO, &[]);
     assert_eq!(ends_well(&machine, client), 0);
 }
 
 #[test]
 fn the_chosen_number_of_channels_is_used() {
-    let Some(machine) = machine(&[]) else { return };
+    let Some(machine) = machine("") else { return };
     for (chosen, lanes) in [("1", 0), ("3", 2)] {
         let client = upload(&machine, ROUND_TRIP, &["-j", chosen]);
         assert_eq!(ends_well(&machine, client), lanes, "-j {chosen}");
@@ -130,8 +132,8 @@ fn the_chosen_number_of_channels_is_used() {
 
 #[test]
 fn the_permitted_channels_carry_an_upload() {
-    for (allowed, lanes) in [("MaxSessions=1", 0), ("MaxSessions=2", 1)] {
-        let Some(machine) = machine(&[allowed]) else { return };
+    for (allowed, lanes) in [("MaxSessions 1", 0), ("MaxSessions 2", 1)] {
+        let Some(machine) = machine(allowed) else { return };
         let client = upload(&machine, ROUND_TRIP, &[]);
         assert_eq!(ends_well(&machine, client), lanes, "{allowed}");
     }
@@ -139,7 +141,7 @@ fn the_permitted_channels_carry_an_upload() {
 
 #[test]
 fn a_small_upload_opens_no_lanes_at_any_round_trip() {
-    let Some(machine) = machine(&[]) else { return };
+    let Some(machine) = machine("") else { return };
     machine.world.tree("src").file("large", noise(3, 3 << 20));
     let mut client = upload(&machine, ROUND_TRIP, &[]);
     while client.try_wait().expect("wait").is_none() {
@@ -152,7 +154,7 @@ fn a_small_upload_opens_no_lanes_at_any_round_trip() {
 
 #[test]
 fn late_lanes_end_at_once() {
-    let Some(machine) = machine(&[]) else { return };
+    let Some(machine) = machine("") else { return };
     for size in [5 << 20, 6 << 20, 7 << 20] {
         machine.world.tree("src").file("large", noise(size as u64, size));
         let client = upload(&machine, ROUND_TRIP, &[]);
@@ -176,13 +178,13 @@ fn wait_for_lanes(machine: &Machine) -> (Vec<Pid>, Vec<Pid>) {
 
 #[test]
 fn a_cut_link_ends_all_agents_and_keeps_the_received_data() {
-    let Some(machine) = machine(&[]) else { return };
+    let Some(machine) = machine("") else { return };
     machine.world.tree("src").file("large", noise(3, 4 * LARGE_BYTES));
     // The two runs have different addresses, so the second one knows nothing of the first. An
     // unknown destination keeps its mode.
     machine.world.tree("dst");
-    let link = Link::to(([127, 0, 0, 1], machine.port).into(), ROUND_TRIP / 2);
-    let client = upload_over(&machine, &format!("ssh://{}", link.address), &["--retries", "0"]);
+    let link = Link::delayed(([127, 0, 0, 1], machine.port), ROUND_TRIP / 2);
+    let client = upload_over(&machine, &format!("ssh://{}", link.address()), &["--retries", "0"]);
     wait_for_lanes(&machine);
     link.cut();
     let run = Run::end_of(client).fails(10);
@@ -197,19 +199,19 @@ fn a_cut_link_ends_all_agents_and_keeps_the_received_data() {
 fn an_upload_over_lanes_survives_repeated_cuts() {
     const CUTS: u64 = 6;
     const BYTES_PER_CUT: u64 = 12 << 20;
-    let Some(machine) = machine(&[]) else { return };
+    let Some(machine) = machine("") else { return };
     machine.world.tree("src").file("large", noise(3, 2 * LARGE_BYTES));
     for number in 0..200 {
         machine.world.tree("src").file(format!("many/{number}"), noise(number, 20_000));
     }
-    let link = Link::to(([127, 0, 0, 1], machine.port).into(), ROUND_TRIP / 2);
-    let mut client = upload_over(&machine, &format!("ssh://{}", link.address), &["-j", "4"]);
+    let link = Link::delayed(([127, 0, 0, 1], machine.port), ROUND_TRIP / 2);
+    let mut client = upload_over(&machine, &format!("ssh://{}", link.address()), &["-j", "4"]);
     let (mut lanes, mut cuts, mut bytes) = (BTreeSet::new(), 0, 0);
     while client.try_wait().expect("wait").is_none() {
         lanes.extend(agents(&machine).1.iter().map(|lane| lane.as_raw_nonzero()));
-        if cuts < CUTS && link.up_bytes() - bytes >= BYTES_PER_CUT {
+        if cuts < CUTS && link.carried().up_bytes - bytes >= BYTES_PER_CUT {
             link.cut();
-            (cuts, bytes) = (cuts + 1, link.up_bytes());
+            (cuts, bytes) = (cuts + 1, link.carried().up_bytes);
         }
         thread::sleep(Duration::from_millis(2));
     }
@@ -223,7 +225,7 @@ fn an_upload_over_lanes_survives_repeated_cuts() {
 
 /// Starts an upload, kills the process that `choose` selects once lanes run, and uploads again.
 fn killed(choose: impl Fn((Vec<Pid>, Vec<Pid>)) -> Pid) -> Option<String> {
-    let machine = machine(&[])?;
+    let machine = machine("")?;
     machine.world.tree("src").file("large", noise(3, 4 * LARGE_BYTES));
     // The two runs have different addresses, so the second one knows nothing of the first. An
     // unknown destination keeps its mode.
@@ -255,7 +257,7 @@ fn a_killed_lane_ends_the_run_with_a_cause() {
 
 #[test]
 fn the_socket_names_of_lanes_vanish_with_them() {
-    let Some(machine) = machine(&[]) else { return };
+    let Some(machine) = machine("") else { return };
     let client = upload(&machine, ROUND_TRIP, &[]);
     assert!(ends_well(&machine, client) > 0);
     // Other tests have their own lanes. Only names of dead processes would stay.

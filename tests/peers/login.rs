@@ -1,7 +1,8 @@
 //! Logins, and trust in host keys.
 
-use crate::machine::{Machine, closed_port, make_key};
+use crate::machine::Machine;
 use crate::tls::Tls;
+use crate::world::service::{closed_port, make_key};
 
 /// A machine with a source tree, and with nothing written on it.
 fn machine() -> Option<Machine> {
@@ -46,7 +47,7 @@ fn the_first_host_key_behind_a_bridge_is_pinned() {
     machine.run(["src", &machine.behind(&bridge, "dst")]).ok();
     let pins = machine.world.path("state/ksync/known_hosts");
     let pinned = std::fs::read_to_string(&pins).expect("a pin");
-    make_key(&machine.world, "other-key");
+    make_key(&machine.world, "other-key", "ed25519");
     let text = |name: &str| std::fs::read_to_string(machine.world.path(name)).unwrap();
     let base64 = |name: &str| text(name).split(' ').nth(1).unwrap().to_owned();
     assert!(pinned.contains(&base64("host-key.pub")), "{pinned}");
@@ -58,7 +59,7 @@ fn the_first_host_key_behind_a_bridge_is_pinned() {
 #[test]
 fn a_key_given_by_option_is_the_only_one_that_counts() {
     let Some(machine) = machine() else { return };
-    make_key(&machine.world, "other-key");
+    make_key(&machine.world, "other-key", "ed25519");
     let public = |name: &str| std::fs::read_to_string(machine.world.path(name)).unwrap();
     let endpoint = machine.ssh("dst");
     machine.run(["--host-key", &public("other-key.pub"), "src", &endpoint]).fails(43);
@@ -71,7 +72,7 @@ fn a_key_given_by_option_is_the_only_one_that_counts() {
 #[test]
 fn a_wrong_key_is_not_let_in() {
     let Some(machine) = machine() else { return };
-    make_key(&machine.world, "stranger");
+    make_key(&machine.world, "stranger", "ed25519");
     let run = machine.world.run(["--identity", "stranger", "src", &machine.ssh("dst")]).fails(40);
     let start = format!("ksync: could not log in as root on 127.0.0.1:{}: ", machine.port);
     assert!(run.stderr.starts_with(&start), "{}", run.stderr);

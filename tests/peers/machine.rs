@@ -2,82 +2,47 @@
 //! of it.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
 use ksync::kernel::BridgeImage;
 
-use crate::world::{Run, World, path, wait_for};
-
-/// Checks that all these programs are installed. If not, prints that, or fails if peers are
-/// required.
-pub(crate) fn are_there(programs: &[&str]) -> bool {
-    let folders: Vec<PathBuf> = std::env::split_paths(&path()).collect();
-    let missing = programs.iter().find(|name| !folders.iter().any(|folder| folder.join(name).is_file()));
-    if let Some(missing) = missing {
-        let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
-        assert!(!required, "{missing} is missing");
-        let _ = writeln!(std::io::stderr(), "skipped: {missing} is missing");
-    }
-    missing.is_none()
-}
-
-/// A process that is killed when the test drops it.
-pub(crate) struct Service(Child);
-
-impl Service {
-    pub(crate) fn start(mut command: Command) -> Service {
-        Service(command.stdin(Stdio::null()).spawn().expect("start"))
-    }
-
-    /// First line of the process's output.
-    pub(crate) fn first_line(&mut self) -> String {
-        let mut line = String::new();
-        BufReader::new(self.0.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
-        line
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::world::service::{Service, Sshd, listening, make_key, websocat};
+use crate::world::skip::needs_programs;
+use crate::world::{Run, World};
 
 /// An sshd, with the keys for its login.
 pub(crate) struct Machine {
     pub(crate) world: World,
     pub(crate) port: u16,
-    _sshd: Service,
+    _sshd: Sshd,
 }
 
 impl Machine {
     /// Starts a machine; `None` if peers are missing.
     pub(crate) fn start() -> Option<Machine> {
-        Machine::with(&[])
+        Machine::with("")
     }
 
-    /// Starts a machine with extra settings of sshd.
-    pub(crate) fn with(settings: &[&str]) -> Option<Machine> {
-        if !are_there(&["sshd", "ssh", "ssh-keygen", "websocat", "rsync"]) {
+    /// Starts a machine with extra lines in sshd's configuration.
+    pub(crate) fn with(settings: &str) -> Option<Machine> {
+        if !needs_programs(&["sshd", "ssh", "ssh-keygen", "websocat", "rsync"]) {
             return None;
         }
         let world = World::new();
         world.tree("machine/home");
-        make_key(&world, "host-key");
-        make_key(&world, "key");
+        make_key(&world, "host-key", "ed25519");
+        make_key(&world, "key", "ed25519");
         fs::copy(world.path("key.pub"), world.path("machine/authorized")).expect("a key");
-        let (port, sshd) = listening(|port| {
-            let mut command = sshd(&world, port, "host-key");
-            for setting in settings {
-                command.args(["-o", setting]);
-            }
-            Service::start(command)
-        });
-        let machine = Machine { world, port, _sshd: sshd };
+        let path = |name: &str| world.path(name).display().to_string();
+        // The home directory is empty, because shell start files cost time.
+        let settings = format!(
+            "{settings}\nHostKey {}\nAuthorizedKeysFile {}\nSetEnv HOME={}",
+            path("host-key"),
+            path("machine/authorized"),
+            path("machine/home")
+        );
+        let sshd = Sshd::start(&world, &settings);
+        let machine = Machine { port: sshd.port, _sshd: sshd, world };
         machine.trust("host-key");
         Some(machine)
     }
@@ -92,7 +57,7 @@ impl Machine {
     /// Replaces the key in `known_hosts` by another one.
     pub(crate) fn distrust(&self) {
         if !self.world.path("other-key").exists() {
-            make_key(&self.world, "other-key");
+            make_key(&self.world, "other-key", "ed25519");
         }
         self.trust("other-key");
     }
@@ -109,13 +74,7 @@ impl Machine {
 
     /// Starts a websocat bridge and returns its URL: `ws://127.0.0.1:PORT`.
     pub(crate) fn bridge(&self) -> (String, Service) {
-        let (port, service) = listening(|port| {
-            let mut command = self.world.command("websocat");
-            command.args(["--binary", "--exit-on-eof"]);
-            command.arg(format!("ws-l:127.0.0.1:{port}")).arg(format!("tcp:127.0.0.1:{}", self.port));
-            command.stdout(Stdio::null()).stderr(Stdio::null());
-            Service::start(command)
-        });
+        let (port, service) = websocat(&self.world, "ws-l", &format!("tcp:127.0.0.1:{}", self.port));
         (format!("ws://127.0.0.1:{port}"), service)
     }
 
@@ -144,68 +103,4 @@ impl Machine {
         let run = Run::of(command).ok();
         assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""));
     }
-}
-
-/// Makes an ed25519 key without a passphrase.
-pub(crate) fn make_key(world: &World, name: &str) {
-    let mut command = world.command("ssh-keygen");
-    command.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(world.path(name));
-    Run::of(command).ok();
-}
-
-fn sshd(world: &World, port: u16, host_key: &str) -> Command {
-    let option = |name: &str, value: &Path| format!("{name}={}", value.display());
-    let mut command = world.command(program("sshd"));
-    // Ignore the machine's own settings. The home directory is empty, because shell start files
-    // cost time.
-    command.args(["-D", "-e", "-f", "/dev/null", "-o", "ListenAddress=127.0.0.1", "-p", &port.to_string()]);
-    for set in [
-        option("HostKey", &world.path(host_key)),
-        option("AuthorizedKeysFile", &world.path("machine/authorized")),
-        option("SetEnv", Path::new(&format!("HOME={}", world.path("machine/home").display()))),
-        "PidFile=none".to_owned(),
-        "StrictModes=no".to_owned(),
-        "UsePAM=no".to_owned(),
-        "PermitRootLogin=prohibit-password".to_owned(),
-        "PasswordAuthentication=no".to_owned(),
-        "KbdInteractiveAuthentication=no".to_owned(),
-        // Several tests connect at once.
-        "MaxStartups=100".to_owned(),
-        "Subsystem=sftp internal-sftp".to_owned(),
-    ] {
-        command.args(["-o", &set]);
-    }
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    command
-}
-
-/// Absolute path of a program; sshd must be started by it.
-fn program(name: &str) -> PathBuf {
-    let folders: Vec<PathBuf> = std::env::split_paths(&path()).collect();
-    folders.iter().map(|folder| folder.join(name)).find(|file| file.is_file()).expect("a program")
-}
-
-/// Starts a service on a port that the kernel chose, and waits until it answers. Another program
-/// may take the port in between; then it tries another one.
-fn listening(start: impl Fn(u16) -> Service) -> (u16, Service) {
-    for _ in 0..10 {
-        let chosen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let address = chosen.local_addr().expect("an address");
-        drop(chosen);
-        let mut service = start(address.port());
-        let answers = wait_for("a service", || match service.0.try_wait().expect("wait") {
-            Some(_) => Some(false),
-            None => TcpStream::connect(address).is_ok().then_some(true),
-        });
-        if answers {
-            return (address.port(), service);
-        }
-    }
-    panic!("no port is free")
-}
-
-/// Port of a listener that is closed again.
-pub(crate) fn closed_port() -> u16 {
-    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a port");
-    listener.local_addr().expect("an address").port()
 }

@@ -6,7 +6,6 @@
 #![cfg(feature = "sandbox")]
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
-mod link;
 mod machine;
 mod tls;
 #[path = "../world/mod.rs"]

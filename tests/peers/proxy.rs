@@ -6,7 +6,9 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use crate::machine::{Machine, Service, are_there, closed_port};
+use crate::machine::Machine;
+use crate::world::service::{Service, closed_port};
+use crate::world::skip::needs_programs;
 use crate::world::{Run, noise};
 
 /// A machine behind a bridge, and the options for OpenSSH's programs to connect through ksync.
@@ -33,7 +35,7 @@ impl Connection {
     }
 
     fn with(proxy: &str, bridge: impl FnOnce(&Machine) -> (String, Service)) -> Option<Connection> {
-        if !are_there(&["scp", "sftp"]) {
+        if !needs_programs(&["scp", "sftp"]) {
             return None;
         }
         let machine = Machine::start()?;

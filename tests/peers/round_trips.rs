@@ -1,10 +1,11 @@
 //! Round trips of a sync.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::link::Link;
 use crate::machine::Machine;
+use crate::world::link::Link;
 use crate::world::noise;
 
 /// TCP 1, WebSocket 1, key exchange 2, login 3, channel 1, and the agent's answer 1.
@@ -26,28 +27,28 @@ fn finding_nothing_to_do_takes_nine_round_trips_and_eight_kilobytes() {
         tree = tree.file(name, noise(number, 10_000));
     }
     let (bridge, _service) = machine.bridge();
-    let bridge = bridge.trim_start_matches("ws://").parse().expect("an address");
-    let links = [Link::to(bridge, Duration::ZERO), Link::to(bridge, ROUND_TRIP / 2)];
+    let bridge: SocketAddr = bridge.trim_start_matches("ws://").parse().expect("an address");
+    let links = [Link::to(bridge), Link::delayed(bridge, ROUND_TRIP / 2)];
     let sync = |link: &Link| {
-        let endpoint = machine.behind(&format!("ws://{}", link.address), "dst");
+        let endpoint = machine.behind(&format!("ws://{}", link.address()), "dst");
         let start = Instant::now();
         let key = std::fs::read_to_string(machine.world.path("host-key.pub")).expect("a key");
         let run = machine.run(["--host-key", &key, "src", &endpoint]).ok();
         (run.stats(), start.elapsed())
     };
-    sync(&Link::to(bridge, Duration::ZERO));
+    sync(&Link::to(bridge));
     let [(_, near), (far_stats, far)] = [sync(&links[0]), sync(&links[1])];
     assert!(far_stats.summary.starts_with("nothing to do"), "{}", far_stats.summary);
     let trips = (far.saturating_sub(near)).as_secs_f64() / ROUND_TRIP.as_secs_f64();
     let seen = format!(
         "{} round trips, {trips:.2} by the clock, {} bytes up, {} of them the exchange's",
         links[1].round_trips(),
-        links[1].up_bytes(),
+        links[1].carried().up_bytes,
         far_stats.wire_up_bytes
     );
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{seen}\n").as_bytes());
     assert!(links[1].round_trips() <= ROUND_TRIPS, "{seen}");
     // The work of both sides varies by less than a round trip between runs.
     assert!(trips < ROUND_TRIPS as f64 + 0.9, "{seen}");
-    assert!(links[1].up_bytes() <= UP_BYTES_MAX, "{seen}");
+    assert!(links[1].carried().up_bytes <= UP_BYTES_MAX, "{seen}");
 }

@@ -27,6 +27,8 @@ mod disk;
 mod fsync;
 mod fuse;
 mod round;
+#[path = "../world/skip.rs"]
+mod skip;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -43,17 +45,9 @@ fn number(variable: &str, default: u64) -> u64 {
     }
 }
 
-/// True if this machine can cut the power of a filesystem.
+/// Skips unless this machine can cut the power of a filesystem, and returns if it can.
 pub(crate) fn can_cut() -> bool {
-    match Disk::probe() {
-        Ok(()) => true,
-        Err(why) => {
-            let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
-            assert!(!required, "{why}");
-            eprintln!("SKIPPED: {why}");
-            false
-        }
-    }
+    Disk::probe().map_err(skip::skip).is_ok()
 }
 
 /// Only one test at a time: two that look for a free loop device at once may find the same one.

@@ -1,8 +1,8 @@
 //! A machine like a VM, and operations on it.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,8 @@ use ksync::kernel::BridgeImage;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use crate::host::{Host, namespace_of, processes_in};
-use crate::world::{World, path, wait_for};
+use crate::world::skip::{program, skip};
+use crate::world::{World, wait_for};
 
 const BOOT: &str = include_str!("boot.sh");
 const OFFICIAL: &str = include_str!("official.sh");
@@ -68,12 +69,7 @@ pub(crate) fn on_vm(image: Image, test: impl FnOnce(&Vm)) {
     let host = Host::now();
     let vm = match Vm::start(image) {
         Ok(vm) => vm,
-        Err(missing) => {
-            let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
-            assert!(!required, "{missing}");
-            let _ = writeln!(std::io::stderr(), "skipped: {missing}");
-            return;
-        }
+        Err(missing) => return skip(missing),
     };
     let namespace = namespace_of(vm.first.to_string()).expect("a namespace");
     assert_ne!(Some(namespace.as_path()), namespace_of("self").as_deref());
@@ -356,10 +352,4 @@ fn drain(mut stream: impl Read + Send + 'static) -> Receiver<String> {
         let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
     });
     receiver
-}
-
-/// Path of a program on the machine that runs the tests.
-fn program(name: &str) -> Option<PathBuf> {
-    let folders: Vec<PathBuf> = std::env::split_paths(&path()).collect();
-    folders.iter().map(|folder| folder.join(name)).find(|file: &PathBuf| Path::is_file(file))
 }

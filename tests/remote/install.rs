@@ -1,37 +1,39 @@
 //! Installation of the agent on all kinds of servers.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ksync::remote::{AgentImage, ErrorKind, RemoteError};
 
-use crate::world::{ECHO, MAGIC, World, chmod, echoes, find, is_root, noise, pack, skip, talk};
+use crate::server::{ECHO, MAGIC, Server, chmod, echoes, pack, talk};
+use crate::world::noise;
+use crate::world::skip::{needs, needs_superuser, program, skip};
 
 /// Bytes that the test writes before it can know if there is an agent: more than a first flight.
 const WORDS: usize = 200_000;
 
-fn agent_file(world: &World, image: &AgentImage) -> std::path::PathBuf {
-    world.agents().join(format!("agent-{}", image.sha256))
+fn agent_file(server: &Server, image: &AgentImage) -> std::path::PathBuf {
+    server.agents().join(format!("agent-{}", image.sha256))
 }
 
-async fn is_installed_now(world: &World, image: &AgentImage) -> bool {
-    let connection = world.connect().await;
+async fn is_installed_now(server: &Server, image: &AgentImage) -> bool {
+    let connection = server.connect().await;
     let agent = connection.agent_from(image.clone()).await.unwrap();
     let installed = agent.installed.clone();
-    echoes(agent, noise(WORDS)).await;
+    echoes(agent, noise(1, WORDS)).await;
     connection.close().await;
     let sent = installed.sent_bytes().expect("it has answered");
     assert!(sent.is_none_or(|sent| sent == image.gzip.len() as u64), "{sent:?}");
     sent.is_some()
 }
 
-async fn install_error(world: &World, image: AgentImage) -> Arc<RemoteError> {
-    let connection = world.connect().await;
+async fn install_error(server: &Server, image: AgentImage) -> Arc<RemoteError> {
+    let connection = server.connect().await;
     let agent = connection.agent_from(image).await.unwrap();
-    let (heard, end) = talk(agent, noise(1000)).await;
+    let (heard, end) = talk(agent, noise(1, 1000)).await;
     // The reader and the end report the same error.
     let heard = heard.unwrap_err();
     let error = end.error.expect("an error");
@@ -42,30 +44,31 @@ async fn install_error(world: &World, image: AgentImage) -> Arc<RemoteError> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_is_installed_once_and_then_found() {
-    let Some(mut world) = World::new() else { return };
-    let image = world.image(ECHO);
-    assert!(is_installed_now(&world, &image).await);
-    assert!(!is_installed_now(&world, &image).await);
-    let files: Vec<_> = std::fs::read_dir(world.agents()).unwrap().map(|file| file.unwrap().path()).collect();
-    assert_eq!(files, [agent_file(&world, &image)]);
+    let Some(mut server) = Server::new() else { return };
+    let image = server.image(ECHO);
+    assert!(is_installed_now(&server, &image).await);
+    assert!(!is_installed_now(&server, &image).await);
+    let files: Vec<_> =
+        std::fs::read_dir(server.agents()).unwrap().map(|file| file.unwrap().path()).collect();
+    assert_eq!(files, [agent_file(&server, &image)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_agents_share_a_connection_and_install_at_once() {
-    let Some(mut world) = World::new() else { return };
-    let image = world.image(ECHO);
-    let connection = world.connect().await;
+    let Some(mut server) = Server::new() else { return };
+    let image = server.image(ECHO);
+    let connection = server.connect().await;
     let mut all = tokio::task::JoinSet::new();
     for _ in 0..8 {
-        all.spawn(echoes(connection.agent_from(image.clone()).await.unwrap(), noise(300_000)));
+        all.spawn(echoes(connection.agent_from(image.clone()).await.unwrap(), noise(1, 300_000)));
     }
     all.join_all().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_agent_answers() {
-    let Some(world) = World::new() else { return };
-    let connection = world.connect().await;
+    let Some(server) = Server::new() else { return };
+    let connection = server.connect().await;
     for there in [false, true] {
         let agent = connection.agent().await.unwrap();
         let installed = agent.installed.clone();
@@ -77,31 +80,31 @@ async fn the_embedded_agent_answers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_with_a_wrong_hash_is_replaced() {
-    let Some(mut world) = World::new() else { return };
-    let image = world.image(ECHO);
-    assert!(is_installed_now(&world, &image).await);
-    let file = agent_file(&world, &image);
+    let Some(mut server) = Server::new() else { return };
+    let image = server.image(ECHO);
+    assert!(is_installed_now(&server, &image).await);
+    let file = agent_file(&server, &image);
     let damages: [&dyn Fn(); 3] = [
         &|| std::fs::write(&file, "#!/bin/sh\ntouch \"$HOME/harm\"\n").unwrap(),
         &|| std::fs::write(&file, "").unwrap(),
         &|| {
-            std::fs::rename(&file, world.path("elsewhere")).unwrap();
-            symlink(world.path("elsewhere"), &file).unwrap();
+            std::fs::rename(&file, server.path("elsewhere")).unwrap();
+            symlink(server.path("elsewhere"), &file).unwrap();
         },
     ];
     for damage in damages {
         damage();
-        assert!(is_installed_now(&world, &image).await);
+        assert!(is_installed_now(&server, &image).await);
         assert!(std::fs::symlink_metadata(&file).unwrap().is_file());
-        assert!(!is_installed_now(&world, &image).await);
+        assert!(!is_installed_now(&server, &image).await);
     }
-    assert!(!world.home().join("harm").exists());
+    assert!(!server.home().join("harm").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_others_may_enter_is_not_used() {
-    let Some(mut world) = World::new() else { return };
-    let image = world.image(ECHO);
+    let Some(mut server) = Server::new() else { return };
+    let image = server.image(ECHO);
     // A directory of this user that is open to others; a link to a closed one; a file.
     let prepare: [&dyn Fn(&Path); 3] = [
         &|path| {
@@ -117,33 +120,33 @@ async fn a_directory_that_others_may_enter_is_not_used() {
         &|path| std::fs::write(path, "").unwrap(),
     ];
     for (index, prepare) in prepare.iter().enumerate() {
-        prepare(&world.agents());
-        assert_eq!(is_installed_now(&world, &image).await, index == 0, "found elsewhere but the first time");
-        assert!(!world.agents().is_dir() || std::fs::read_dir(world.agents()).unwrap().next().is_none());
-        let aside = world.agents().with_file_name(format!("old{index}"));
-        std::fs::rename(world.agents(), aside).unwrap();
+        prepare(&server.agents());
+        assert_eq!(is_installed_now(&server, &image).await, index == 0, "found elsewhere but the first time");
+        assert!(!server.agents().is_dir() || std::fs::read_dir(server.agents()).unwrap().next().is_none());
+        let aside = server.agents().with_file_name(format!("old{index}"));
+        std::fs::rename(server.agents(), aside).unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_noexec_or_full_disk_is_passed_over() {
-    let Some(mut world) = World::new() else { return };
-    if !is_root() {
-        return skip("mounting needs root");
+    let Some(mut server) = Server::new() else { return };
+    if !needs_superuser() {
+        return;
     }
     for options in ["noexec", "size=4k", "ro"] {
-        let image = world.image(&format!("# {}\n{ECHO}", "x".repeat(20_000)));
-        std::fs::create_dir_all(world.cache()).unwrap();
+        let image = server.image(&format!("# {}\n{ECHO}", "x".repeat(20_000)));
+        std::fs::create_dir_all(server.cache()).unwrap();
         let mount =
-            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(world.cache()).output();
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(server.cache()).output();
         if !mount.unwrap().status.success() {
             return skip("no mount");
         }
-        let connection = world.connect().await;
+        let connection = server.connect().await;
         let agent = connection.agent_from(image.clone()).await.unwrap();
         let installed = agent.installed.clone();
-        let (heard, end) = talk(agent, noise(WORDS)).await;
-        let umount = Command::new("umount").arg("-l").arg(world.cache()).status();
+        let (heard, end) = talk(agent, noise(1, WORDS)).await;
+        let umount = Command::new("umount").arg("-l").arg(server.cache()).status();
         assert!(umount.unwrap().success());
         assert_eq!(heard.expect(options).len(), MAGIC.len() + WORDS, "{options}");
         assert_eq!(end.exit_status, Some(0));
@@ -155,58 +158,58 @@ async fn a_noexec_or_full_disk_is_passed_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_installation_reports_the_reason_for_each_directory() {
-    let Some(mut world) = World::new() else { return };
-    let image = world.image(ECHO);
+    let Some(mut server) = Server::new() else { return };
+    let image = server.image(ECHO);
     let wrong = AgentImage { sha256: "0".repeat(64).into(), ..image };
-    let error = install_error(&world, wrong).await;
+    let error = install_error(&server, wrong).await;
     assert_eq!(error.kind(), ErrorKind::CouldNotStart);
     let text = error.to_string();
     assert!(text.starts_with("could not install the agent on 127.0.0.1:"), "{text}");
-    assert!(text.contains(&format!("{}: it arrived damaged", world.agents().display())), "{text}");
+    assert!(text.contains(&format!("{}: it arrived damaged", server.agents().display())), "{text}");
     assert!(text.contains("/tmp/ksync-"), "{text}");
-    assert!(std::fs::read_dir(world.agents()).unwrap().next().is_none(), "something was left behind");
+    assert!(std::fs::read_dir(server.agents()).unwrap().next().is_none(), "something was left behind");
     // A program for another machine.
-    let error = install_error(&world, pack(b"\x7fELF of another machine")).await;
+    let error = install_error(&server, pack(b"\x7fELF of another machine")).await;
     assert!(error.to_string().contains("the agent does not run there"), "{error}");
-    assert!(std::fs::read_dir(world.agents()).unwrap().next().is_none(), "something was left behind");
+    assert!(std::fs::read_dir(server.agents()).unwrap().next().is_none(), "something was left behind");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn old_agents_are_removed_and_nothing_else() {
-    let Some(mut world) = World::new() else { return };
-    let image = world.image(ECHO);
-    std::fs::create_dir_all(world.agents()).unwrap();
-    chmod(&world.agents(), 0o700);
+    let Some(mut server) = Server::new() else { return };
+    let image = server.image(ECHO);
+    std::fs::create_dir_all(server.agents()).unwrap();
+    chmod(&server.agents(), 0o700);
     for (name, days) in [("agent-old", 31), ("agent-young", 29), ("other", 99), (".new-old", 3)] {
-        let file = std::fs::File::create(world.agents().join(name)).unwrap();
+        let file = std::fs::File::create(server.agents().join(name)).unwrap();
         let age = Duration::from_secs((days * 24 + 1) * 3600);
         file.set_modified(std::time::SystemTime::now() - age).unwrap();
     }
-    assert!(is_installed_now(&world, &image).await);
+    assert!(is_installed_now(&server, &image).await);
     let mut left: Vec<_> =
-        std::fs::read_dir(world.agents()).unwrap().map(|file| file.unwrap().file_name()).collect();
+        std::fs::read_dir(server.agents()).unwrap().map(|file| file.unwrap().file_name()).collect();
     left.sort();
     assert_eq!(left, [format!("agent-{}", image.sha256).as_str(), "agent-young", "other"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_output_of_a_login_shell_is_skipped() {
-    let Some(mut world) = World::with("Banner /etc/os-release") else { return };
-    let image = world.image(ECHO);
-    std::fs::write(world.home().join(".bashrc"), "echo Welcome; head -c 60000 /dev/urandom; echo to >&2\n")
+    let Some(mut server) = Server::with("Banner /etc/os-release") else { return };
+    let image = server.image(ECHO);
+    std::fs::write(server.home().join(".bashrc"), "echo Welcome; head -c 60000 /dev/urandom; echo to >&2\n")
         .unwrap();
-    assert!(is_installed_now(&world, &image).await);
-    assert!(!is_installed_now(&world, &image).await);
+    assert!(is_installed_now(&server, &image).await);
+    assert!(!is_installed_now(&server, &image).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn endless_noise_ends_with_an_error_that_quotes_the_noise() {
-    let Some(mut world) = World::with("ForceCommand yes \"Good $(printf '\\033')[2J morning\"") else {
+    let Some(mut server) = Server::with("ForceCommand yes \"Good $(printf '\\033')[2J morning\"") else {
         return;
     };
     let begin = Instant::now();
-    let image = world.image(ECHO);
-    let error = install_error(&world, image).await;
+    let image = server.image(ECHO);
+    let error = install_error(&server, image).await;
     assert!(begin.elapsed() < Duration::from_secs(10));
     assert_eq!(error.kind(), ErrorKind::CouldNotStart);
     let text = error.to_string();
@@ -215,68 +218,73 @@ async fn endless_noise_ends_with_an_error_that_quotes_the_noise() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_that_may_not_run_commands_is_reported() {
-    let Some(mut world) =
-        World::with("ForceCommand echo 'This account is not available.'; echo why >&2; exit 7")
+    let Some(mut server) =
+        Server::with("ForceCommand echo 'This account is not available.'; echo why >&2; exit 7")
     else {
         return;
     };
-    let image = world.image(ECHO);
-    let error = install_error(&world, image).await;
+    let image = server.image(ECHO);
+    let error = install_error(&server, image).await;
     assert_eq!(
         error.to_string(),
         format!(
             "could not start the agent on 127.0.0.1:{}: the command ended with 7 before the agent answered: \
              why: This account is not available.\\n",
-            world.port()
+            server.port()
         )
     );
 }
 
+/// The installed ones of these shells. Skips the test if there are none.
+fn installed(shells: &[&'static str]) -> Vec<(&'static str, PathBuf)> {
+    let found: Vec<_> = shells.iter().filter_map(|shell| Some((*shell, program(shell)?))).collect();
+    needs(!found.is_empty(), format!("none of {shells:?} is installed"));
+    found
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_shell_runs_the_bootstrap_line() {
-    for shell in ["dash", "bash", "busybox", "zsh", "mksh", "ksh"] {
-        let Some(path) = find(shell) else { continue };
-        let Some(mut world) = World::new() else { return };
-        let bin = world.path("bin");
+    for (shell, path) in installed(&["dash", "bash", "busybox", "zsh", "mksh", "ksh"]) {
+        let Some(mut server) = Server::new() else { return };
+        let bin = server.path("bin");
         std::fs::create_dir(&bin).unwrap();
         symlink(path, bin.join("sh")).unwrap();
-        let (home, cache) = (world.home(), world.cache());
-        world.start(&format!(
+        let (home, cache) = (server.home(), server.cache());
+        server.start(&format!(
             "SetEnv HOME={} XDG_CACHE_HOME={} PATH={}:/usr/bin:/bin LC_ALL=C.UTF-8",
             home.display(),
             cache.display(),
             bin.display()
         ));
-        let image = world.image(ECHO);
-        assert!(is_installed_now(&world, &image).await, "{shell}");
-        assert!(!is_installed_now(&world, &image).await, "{shell}");
-        assert!(agent_file(&world, &image).is_file(), "{shell}");
+        let image = server.image(ECHO);
+        assert!(is_installed_now(&server, &image).await, "{shell}");
+        assert!(!is_installed_now(&server, &image).await, "{shell}");
+        assert!(agent_file(&server, &image).is_file(), "{shell}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_login_shell_passes_the_bootstrap_line_on() {
-    for shell in ["fish", "tcsh", "zsh", "bash"] {
-        let Some(path) = find(shell) else { continue };
+    for (shell, path) in installed(&["fish", "tcsh", "zsh", "bash"]) {
         let config = format!("ForceCommand {} -c \"$SSH_ORIGINAL_COMMAND\"", path.display());
-        let Some(mut world) = World::with(&config) else { return };
-        let image = world.image(ECHO);
-        assert!(is_installed_now(&world, &image).await, "{shell}");
+        let Some(mut server) = Server::with(&config) else { return };
+        let image = server.image(ECHO);
+        assert!(is_installed_now(&server, &image).await, "{shell}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_the_agent_is_reported() {
-    let Some(mut world) = World::new() else { return };
-    let image = world
+    let Some(mut server) = Server::new() else { return };
+    let image = server
         .image("head -c 100000 /dev/zero | tr '\\0' x >&2; printf '\\nlast \\033[2Jwords\\n' >&2; exit 3");
-    let connection = world.connect().await;
+    let connection = server.connect().await;
     let (heard, end) = talk(connection.agent_from(image).await.unwrap(), Vec::new()).await;
     assert_eq!(heard.unwrap(), MAGIC);
     assert_eq!(end.exit_status, Some(3));
     assert!(end.stderr.ends_with("x\nlast \\u{1b}[2Jwords"), "{}", end.stderr);
     assert!(end.stderr.len() <= 8 * 1024 + 10 && end.error.is_none());
-    let image = world.image("kill -9 $$");
+    let image = server.image("kill -9 $$");
     let (_, end) = talk(connection.agent_from(image).await.unwrap(), Vec::new()).await;
     assert_eq!((end.exit_status, end.signal.as_deref()), (None, Some("KILL")));
 }

@@ -3,11 +3,16 @@
 //! A test whose peer is missing reports that and passes, unless `KSYNC_REQUIRE_PEERS=1`. The tests
 //! look for peers in `PATH` and in `KSYNC_PEERS_BIN`.
 // Helpers of tests are tests too, but clippy does not know that.
-#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 #![cfg(all(feature = "client", target_os = "linux"))]
 
 mod cut;
 mod install;
 mod links;
+mod server;
+#[path = "../peers/tls.rs"]
+#[allow(dead_code)]
+mod tls;
 mod trust;
+#[path = "../world/mod.rs"]
 mod world;

@@ -5,13 +5,16 @@ use std::process::{Command, Stdio};
 
 use ksync::remote::{ErrorKind, HostKeyError, HostKeys, RemoteError, Target, connect};
 
-use crate::world::{ECHO, World, echoes, noise, peer};
+use crate::server::{ECHO, Server, echoes};
+use crate::world::noise;
+use crate::world::service::make_key;
+use crate::world::skip::needs_programs;
 
-fn known_hosts(world: &World, text: &str) -> Target {
-    let file = world.path("known_hosts");
+fn known_hosts(server: &Server, text: &str) -> Target {
+    let file = server.path("known_hosts");
     std::fs::write(&file, text).unwrap();
-    let host_keys = HostKeys::KnownHosts { files: vec![file], host: "127.0.0.1".into(), port: world.port() };
-    Target { host_keys, ..world.target() }
+    let host_keys = HostKeys::KnownHosts { files: vec![file], host: "127.0.0.1".into(), port: server.port() };
+    Target { host_keys, ..server.target() }
 }
 
 #[track_caller]
@@ -29,8 +32,8 @@ fn why_not_trusted(result: Result<ksync::remote::Connection, RemoteError>) -> Ho
 
 #[tokio::test]
 async fn a_host_is_known_by_any_line_of_openssh() {
-    let Some(world) = World::new() else { return };
-    let (ed25519, ecdsa, port) = (world.text("host.pub"), world.text("host_ecdsa.pub"), world.port());
+    let Some(server) = Server::new() else { return };
+    let (ed25519, ecdsa, port) = (server.text("host.pub"), server.text("host_ecdsa.pub"), server.port());
     for line in [
         format!("[127.0.0.1]:{port} {ed25519}"),
         format!("other,[127.0.0.?]:* {ed25519}"),
@@ -38,23 +41,23 @@ async fn a_host_is_known_by_any_line_of_openssh() {
         // The host also has a key of a preferred type. It must show the key that the file knows.
         format!("[127.0.0.1]:{port} {ecdsa}"),
     ] {
-        connect(&known_hosts(&world, &line)).await.unwrap_or_else(|error| panic!("{line}: {error:?}"));
+        connect(&known_hosts(&server, &line)).await.unwrap_or_else(|error| panic!("{line}: {error:?}"));
     }
     // The file is hashed by OpenSSH itself.
-    let target = known_hosts(&world, &format!("[127.0.0.1]:{port} {ed25519}"));
-    let file = world.path("known_hosts");
+    let target = known_hosts(&server, &format!("[127.0.0.1]:{port} {ed25519}"));
+    let file = server.path("known_hosts");
     let hashing = Command::new("ssh-keygen").arg("-H").arg("-f").arg(&file).output().unwrap();
-    assert!(hashing.status.success() && world.text("known_hosts").starts_with("|1|"));
+    assert!(hashing.status.success() && server.text("known_hosts").starts_with("|1|"));
     connect(&target).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_host_without_a_matching_record_is_refused_and_not_learnt() {
-    let Some(world) = World::new() else { return };
-    let (right, wrong, port) = (world.text("host.pub"), world.text("other.pub"), world.port());
+    let Some(server) = Server::new() else { return };
+    let (right, wrong, port) = (server.text("host.pub"), server.text("other.pub"), server.port());
     let refused = async |text: String| {
-        let error = why_not_trusted(connect(&known_hosts(&world, &text)).await);
-        assert_eq!(world.text("known_hosts"), text, "something was written");
+        let error = why_not_trusted(connect(&known_hosts(&server, &text)).await);
+        assert_eq!(server.text("known_hosts"), text, "something was written");
         error
     };
     let name = format!("[127.0.0.1]:{port}");
@@ -67,67 +70,67 @@ async fn a_host_without_a_matching_record_is_refused_and_not_learnt() {
     assert!(matches!(refused(revoked).await, HostKeyError::Revoked { .. }));
     let authority = format!("@cert-authority * {right}");
     assert!(matches!(refused(authority).await, HostKeyError::Authority { .. }));
-    let host_keys = HostKeys::KnownHosts { files: vec![world.home()], host: "127.0.0.1".into(), port };
-    let unreadable = connect(&Target { host_keys, ..world.target() }).await;
+    let host_keys = HostKeys::KnownHosts { files: vec![server.home()], host: "127.0.0.1".into(), port };
+    let unreadable = connect(&Target { host_keys, ..server.target() }).await;
     assert!(matches!(why_not_trusted(unreadable), HostKeyError::Unreadable { .. }));
     let host_keys = HostKeys::Exactly(wrong);
-    let unexpected = connect(&Target { host_keys, ..world.target() }).await;
+    let unexpected = connect(&Target { host_keys, ..server.target() }).await;
     assert!(matches!(why_not_trusted(unexpected), HostKeyError::NotExpected { .. }));
 }
 
 #[tokio::test]
 async fn the_first_key_is_kept_and_a_later_one_refused() {
-    let Some(mut world) = World::new() else { return };
-    let store = world.path("state/ksync/hosts");
+    let Some(mut server) = Server::new() else { return };
+    let store = server.path("state/ksync/hosts");
     let host_keys = HostKeys::PinOnFirstUse { store: store.clone(), endpoint: "vm 1".into() };
-    let target = Target { host_keys, ..world.target() };
+    let target = Target { host_keys, ..server.target() };
     for _ in 0..2 {
         connect(&target).await.unwrap();
     }
     let pinned = std::fs::read_to_string(&store).unwrap();
     assert_eq!(pinned.lines().count(), 1);
     // A new key of the same type, then only a key of the other type.
-    world.keygen("host", "ed25519");
-    world.start("");
+    make_key(&server, "host", "ed25519");
+    server.start("");
     assert!(matches!(why_not_trusted(connect(&target).await), HostKeyError::Changed { line: 1, .. }));
-    world.start("HostKeyAlgorithms ecdsa-sha2-nistp256");
+    server.start("HostKeyAlgorithms ecdsa-sha2-nistp256");
     assert!(matches!(why_not_trusted(connect(&target).await), HostKeyError::Changed { line: 1, .. }));
     assert_eq!(std::fs::read_to_string(&store).unwrap(), pinned);
 }
 
 #[tokio::test]
 async fn a_key_that_the_server_does_not_know_is_not_authorised() {
-    let Some(world) = World::new() else { return };
-    let target = Target { identities: vec![world.path("other")], ..world.target() };
+    let Some(server) = Server::new() else { return };
+    let target = Target { identities: vec![server.path("other")], ..server.target() };
     let error = connect(&target).await.map(|_| ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotAuthorised, "{error:?}");
     let user = target.user.clone();
     let expected = format!(
         "could not log in as {user} on 127.0.0.1:{}: it did not accept the key (it accepts: publickey)",
-        world.port()
+        server.port()
     );
     assert_eq!(error.to_string(), expected);
     // The same server accepts the right key, also from memory, and after a wrong one.
-    connect(&Target { identities: vec![world.path("other"), world.path("key")], ..world.target() })
+    connect(&Target { identities: vec![server.path("other"), server.path("key")], ..server.target() })
         .await
         .unwrap();
-    let identity_text = Some(world.text("key"));
-    connect(&Target { identities: Vec::new(), identity_text, ..world.target() }).await.unwrap();
+    let identity_text = Some(server.text("key"));
+    connect(&Target { identities: Vec::new(), identity_text, ..server.target() }).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_key_that_cannot_be_used_is_named() {
-    let Some(world) = World::new() else { return };
-    let secret = world.path("secret");
+    let Some(server) = Server::new() else { return };
+    let secret = server.path("secret");
     let mut making = Command::new("ssh-keygen");
     making.args(["-q", "-t", "ed25519", "-N", "passphrase", "-f"]).arg(&secret);
     assert!(making.status().unwrap().success());
     // Not a key, but protected like one.
-    std::fs::set_permissions(world.path("log"), PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(server.path("sshd.log"), PermissionsExt::from_mode(0o600)).unwrap();
     for (file, hint) in
-        [(secret, "ssh-add"), (world.path("missing"), "ssh-keygen"), (world.path("log"), "ssh-keygen")]
+        [(secret, "ssh-add"), (server.path("missing"), "ssh-keygen"), (server.path("sshd.log"), "ssh-keygen")]
     {
-        let target = Target { identities: vec![file.clone()], ..world.target() };
+        let target = Target { identities: vec![file.clone()], ..server.target() };
         let error = connect(&target).await.map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(&file.display().to_string()), "{error}");
         assert!(error.hint().contains(hint), "{}", error.hint());
@@ -139,27 +142,27 @@ async fn a_key_that_cannot_be_used_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_in_ssh_agent_logs_in() {
     const INNER: &str = "KSYNC_TEST_SSH_AGENT_KEY";
-    let Some(mut world) = World::new() else { return };
+    let Some(mut server) = Server::new() else { return };
     if let Some(key) = std::env::var_os(INNER) {
-        std::fs::copy(std::path::Path::new(&key).with_extension("pub"), world.path("key.pub")).unwrap();
-        let image = world.image(ECHO);
+        std::fs::copy(std::path::Path::new(&key).with_extension("pub"), server.path("key.pub")).unwrap();
+        let image = server.image(ECHO);
         for identities in [Vec::new(), vec![key.into()]] {
-            let target = Target { identities, use_ssh_agent: true, ..world.target() };
+            let target = Target { identities, use_ssh_agent: true, ..server.target() };
             let connection = connect(&target).await.unwrap();
-            echoes(connection.agent_from(image.clone()).await.unwrap(), noise(100)).await;
+            echoes(connection.agent_from(image.clone()).await.unwrap(), noise(1, 100)).await;
         }
         return;
     }
-    if peer("ssh-agent").is_none() || peer("ssh-add").is_none() {
+    if !needs_programs(&["ssh-agent", "ssh-add"]) {
         return;
     }
-    let (socket, key) = (world.path("socket"), world.path("locked"));
+    let (socket, key) = (server.path("socket"), server.path("locked"));
     let mut agent =
         Command::new("ssh-agent").arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn().unwrap();
     while !socket.exists() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    world.keygen("locked", "ed25519");
+    make_key(&server, "locked", "ed25519");
     let add = Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).status().unwrap();
     assert!(add.success());
     // From now on the file alone is useless.

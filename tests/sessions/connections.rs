@@ -2,12 +2,12 @@
 //! with a real ssh.
 
 use std::fs;
-use std::io::Write;
 
 use serde_json::json;
 
 use crate::platform::{Platform, endpoint};
-use crate::world::{Run, World, path};
+use crate::world::skip::needs_programs;
+use crate::world::{Run, World};
 
 #[test]
 fn a_vm_that_lost_the_key_is_set_up_again() {
@@ -69,9 +69,7 @@ fn a_named_key_is_used_for_the_login() {
 
 #[test]
 fn a_host_block_is_all_that_ssh_needs() {
-    if !std::env::split_paths(&path()).any(|folder| folder.join("ssh").is_file()) {
-        assert!(std::env::var_os("KSYNC_REQUIRE_PEERS").is_none_or(|value| value != "1"), "no ssh");
-        let _ = writeln!(std::io::stderr(), "skipped: no ssh");
+    if !needs_programs(&["ssh"]) {
         return;
     }
     let world = World::new();

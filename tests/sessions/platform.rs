@@ -1,20 +1,16 @@
 //! The emulator of the platform in its own process, and direct requests to it.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 
-use crate::world::{Run, World};
+use crate::world::{Emulator, Run, World};
 
-/// A running `ksync sandbox --json`.
-pub(crate) struct Platform {
-    child: Child,
-    /// The emulator's JSON output.
-    told: Value,
-}
+/// A running emulator.
+pub(crate) struct Platform(Emulator);
 
 impl Platform {
     pub(crate) fn start(world: &World) -> Platform {
@@ -32,25 +28,19 @@ impl Platform {
     }
 
     fn of(world: &World, mut command: Command) -> Platform {
-        let mut child =
-            command.arg(world.path("platform")).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Platform { child, told: serde_json::from_str(&line).expect("one line of JSON") }
+        command.arg(world.path("platform"));
+        Platform(Emulator::of(command))
     }
 
     /// Value of an environment variable from the emulator's output.
     pub(crate) fn env(&self, name: &str) -> &str {
-        self.told["env"][name].as_str().unwrap_or_else(|| panic!("{name} in {}", self.told))
+        let told = &self.0.told;
+        told["env"][name].as_str().unwrap_or_else(|| panic!("{name} in {told}"))
     }
 
     /// `ksync` with these arguments and the emulator's environment variables.
     pub(crate) fn ksync(&self, world: &World, args: &[&str]) -> Command {
-        let mut command = world.ksync(args);
-        for (name, value) in self.told["env"].as_object().unwrap() {
-            command.env(name, value.as_str().unwrap());
-        }
-        command
+        self.0.lend(world.ksync(args))
     }
 
     pub(crate) fn run(&self, world: &World, args: &[&str]) -> Run {
@@ -126,14 +116,4 @@ impl Platform {
 /// A path in the world as an endpoint in a session.
 pub(crate) fn endpoint(world: &World, session: &str, name: &str) -> String {
     format!("{session}:{}", world.path(name).display())
-}
-
-impl Drop for Platform {
-    fn drop(&mut self) {
-        let _ = rustix::process::kill_process(
-            rustix::process::Pid::from_child(&self.child),
-            rustix::process::Signal::TERM,
-        );
-        let _ = self.child.wait();
-    }
 }

@@ -244,6 +244,7 @@ fn a_checkout_of_another_revision_converges() {
             follows(&world);
         }
         let rounds = watcher.events("round").split_off(whole);
+        assert!(!rounds.is_empty(), "{direction:?}");
         assert!(rounds.iter().all(|round| round["whole"] == false), "{direction:?} from {mark}: {rounds:#?}");
         watcher.is_there();
     }

@@ -1,15 +1,18 @@
 //! The connection is lost, and comes back or does not.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::machine::{Machine, make_key};
+use crate::machine::Machine;
 use crate::platform::{Platform, endpoint};
-use crate::vm::{Line, Vm, ticks};
+use crate::vm::{Vm, ticks};
 use crate::watcher::{Direction, Watcher};
+use crate::world::link::{Cut, Flow, Link};
+use crate::world::service::make_key;
 use crate::world::{Run, World, noise, wait_for};
 
 const REMOTE: [Direction; 2] = [Direction::Up, Direction::Down];
@@ -33,7 +36,7 @@ fn all_saves_use_one_connection() {
             assert_eq!(fs::read_to_string(world.path("dst/note")).unwrap(), format!("saved {number} times"));
         }
         world.assert_same("src", "dst");
-        assert_eq!((vm.line.connections(), vm.agent()), (1, agent), "{direction:?}");
+        assert_eq!((vm.link.carried().connections, vm.agent()), (1, agent), "{direction:?}");
     }
 }
 
@@ -57,7 +60,7 @@ fn no_save_is_lost_to_a_killed_agent_or_a_cut() {
             if round % 2 == 0 {
                 let _ = kill_process(vm.agent(), Signal::KILL);
             } else {
-                vm.line.cut();
+                vm.link.cut();
             }
             save("meanwhile");
             // The loss is noticed, and does not end the watch.
@@ -85,21 +88,21 @@ fn a_watch_survives_a_cut_at_any_moment_before_it_is_ready() {
         let vm = Vm::start(&world);
         // Installs the agent first, so that all connections carry the same bytes.
         Run::end_of(vm.sync(direction, &["--dry-run"]).spawn().expect("start")).ok();
-        let before = vm.line.bytes();
+        let before = vm.link.carried().bytes();
         drop(vm.watch(direction, &[]));
-        let all = vm.line.bytes() - before;
+        let all = vm.link.carried().bytes() - before;
         let moments =
             (0..MOMENTS).flat_map(|moment| [1 + all * moment / MOMENTS, all - END + END * moment / MOMENTS]);
         let mut cuts = 0;
         for after in moments {
             let _ = fs::remove_dir_all(world.path("dst"));
-            vm.line.cut_after(after);
+            vm.link.cut_next(Cut::After(after));
             let watcher = vm.watch(direction, &[]);
             cuts += u64::from(!watcher.events("retry").is_empty());
             world.tree("src").file("later", noise(after, 100));
             watcher.is_there();
         }
-        vm.line.cut_every(0);
+        vm.link.cut_each(None);
         assert!(cuts >= MOMENTS, "{direction:?}: only {cuts} of {} were cut", 2 * MOMENTS);
     }
 }
@@ -123,7 +126,7 @@ fn a_watch_survives_a_cut_at_any_moment_after_a_save() {
             save(&first);
             arrives(&first);
             std::thread::sleep(Duration::from_millis(delay_ms));
-            vm.line.cut();
+            vm.link.cut();
             let second = format!("second of {delay_ms}, saved after the cut");
             save(&second);
             arrives(&second);
@@ -137,7 +140,7 @@ fn a_watch_that_reaches_nobody_ends_at_once() {
     for direction in REMOTE {
         let world = world();
         let mut vm = Vm::start(&world);
-        vm.line.lead_to(1);
+        vm.link.lead_to(1);
         let begun = Instant::now();
         // Every login is cut: the watch ends after the requested number of retries.
         let watcher = vm.begin_watch(direction, &["--retries", "2"]);
@@ -146,7 +149,7 @@ fn a_watch_that_reaches_nobody_ends_at_once() {
         assert!(begun.elapsed() < Duration::from_secs(10), "{direction:?}: {:?}", begun.elapsed());
         vm.end();
         let setup = fs::read_to_string(world.path("vm.json")).unwrap();
-        let nobody = setup.replace(&format!(":{}", vm.line.port), ":1");
+        let nobody = setup.replace(&format!(":{}", vm.link.port), ":1");
         fs::write(world.path("vm.json"), nobody).unwrap();
         let watcher = vm.begin_watch(direction, &[]);
         watcher.event("error");
@@ -161,7 +164,7 @@ fn a_link_that_stays_down_is_retried_with_growing_waits() {
         let world = world();
         let vm = Vm::start(&world);
         let watcher = vm.watch(direction, &["--delete"]);
-        vm.line.set_down(true);
+        vm.link.set_down(true);
         let wait = |retry: &Value| retry["wait_ms"].as_f64().unwrap();
         watcher.event_where("retry", 0, |retry| wait(retry) >= 1500.0);
         let waits: Vec<f64> = watcher.events("retry").iter().map(wait).collect();
@@ -170,11 +173,11 @@ fn a_link_that_stays_down_is_retried_with_growing_waits() {
         }
         world.tree("src").file("meanwhile", "saved while nobody listened");
         fs::remove_file(world.path("src/empty")).unwrap();
-        vm.line.set_down(false);
+        vm.link.set_down(false);
         watcher.is_there();
         // The connection has worked, so the waits are short again.
         let mark = watcher.mark();
-        vm.line.cut();
+        vm.link.cut();
         let retry = watcher.event_where("retry", mark, |_| true);
         assert!(wait(&retry) < 313.0, "{retry}");
         watcher.is_there();
@@ -187,13 +190,13 @@ fn a_link_that_swallows_everything_is_noticed() {
         let world = world();
         let vm = Vm::start(&world);
         let watcher = vm.watch(direction, &["--delete", "--timeout", "3"]);
-        vm.line.set_black(true);
+        vm.link.set_flow(Flow::Vanishes);
         let begun = Instant::now();
         world.tree("src").file("meanwhile", "saved into the dark");
         watcher.event("retry");
         // Not much later than the timeout.
         assert!(begun.elapsed() < Duration::from_secs(15), "{direction:?}: {:?}", begun.elapsed());
-        vm.line.set_black(false);
+        vm.link.set_flow(Flow::Passes);
         watcher.is_there();
     }
 }
@@ -207,7 +210,7 @@ fn a_suspended_client_catches_up() {
         watcher.signal(Signal::STOP);
         world.tree("src").file("meanwhile", "saved while it slept");
         fs::remove_file(world.path("src/empty")).unwrap();
-        vm.line.cut();
+        vm.link.cut();
         watcher.signal(Signal::CONT);
         watcher.event("retry");
         watcher.is_there();
@@ -221,17 +224,17 @@ fn a_watch_survives_a_killed_bridge() {
     world.tree("src").with_everything();
     let (url, bridge) = machine.bridge();
     let port = |url: &str| url.rsplit(':').next().unwrap().parse().unwrap();
-    let line = Line::to(port(&url));
+    let link = Link::to((Ipv4Addr::LOCALHOST, port(&url)));
     let known = fs::read_to_string(world.path("home/.ssh/known_hosts")).unwrap();
-    let known = known.replace(&format!(":{} ", machine.port), &format!(":{} ", line.port));
+    let known = known.replace(&format!(":{} ", machine.port), &format!(":{} ", link.port));
     fs::write(world.path("home/.ssh/known_hosts"), known).unwrap();
-    let there = machine.behind(&format!("ws://127.0.0.1:{}", line.port), "dst");
+    let there = machine.behind(&format!("ws://127.0.0.1:{}", link.port), "dst");
     let command = world.ksync(["--watch", "--json", "--identity", "key", "src", &there]);
     let watcher = Watcher::of(world, "src", command);
     watcher.event("ready");
     drop(bridge);
     let (url, _bridge) = machine.bridge();
-    line.lead_to(port(&url));
+    link.lead_to(port(&url));
     world.tree("src").file("after", "the bridge was another one");
     watcher.event("retry");
     watcher.is_there();
@@ -246,10 +249,10 @@ fn another_host_key_ends_the_watch_with_43() {
         let watcher = vm.watch(direction, &["--delete"]);
         world.tree("src").file("later", "x");
         watcher.is_there();
-        vm.line.set_down(true);
+        vm.link.set_down(true);
         vm.replace();
         fs::remove_file(world.path("src/empty")).unwrap();
-        vm.line.set_down(false);
+        vm.link.set_down(false);
         let said = watcher.ends(43);
         assert!(said.contains("ksync: "), "{said}");
         assert!(world.path("dst/empty").exists(), "whoever it is was told nothing");
@@ -261,12 +264,12 @@ fn a_rejected_key_ends_the_watch_with_40() {
     let Some(machine) = Machine::start() else { return };
     let world = &machine.world;
     world.tree("src").with_everything();
-    let line = Line::to(machine.port);
+    let link = Link::to((Ipv4Addr::LOCALHOST, machine.port));
     let known = fs::read_to_string(world.path("home/.ssh/known_hosts")).unwrap();
-    let known = known.replace(&format!(":{} ", machine.port), &format!(":{} ", line.port));
+    let known = known.replace(&format!(":{} ", machine.port), &format!(":{} ", link.port));
     fs::write(world.path("home/.ssh/known_hosts"), known).unwrap();
     for (source, destination) in [("src", "dst-far"), ("dst-far", "dst-near")] {
-        let there = |name: &str| format!("ssh://root@127.0.0.1:{}{}", line.port, world.path(name).display());
+        let there = |name: &str| format!("ssh://root@127.0.0.1:{}{}", link.port, world.path(name).display());
         let endpoints = if source == "src" {
             [source.to_owned(), there(destination)]
         } else {
@@ -277,9 +280,9 @@ fn a_rejected_key_ends_the_watch_with_40() {
         let near = if source == "src" { source } else { destination };
         let watcher = Watcher::of(world, near, command);
         watcher.event("ready");
-        make_key(world, &format!("other-{near}"));
+        make_key(world, &format!("other-{near}"), "ed25519");
         fs::copy(world.path(format!("other-{near}.pub")), world.path("machine/authorized")).unwrap();
-        line.cut();
+        link.cut();
         let error = watcher.event("error");
         assert_eq!(error["exit"], 40, "{error}");
         watcher.ends(40);
@@ -346,12 +349,12 @@ fn an_idle_watch_costs_next_to_nothing() {
         let worked = || [client, agent].map(ticks);
         // The last bytes of the flush are still in flight.
         std::thread::sleep(Duration::from_secs(1));
-        let (bytes, before) = (vm.line.bytes(), worked());
+        let (bytes, before) = (vm.link.carried().bytes(), worked());
         std::thread::sleep(Duration::from_secs(10));
         // 1 % of a core and 1 KB a minute, or one heartbeat in these ten seconds.
         let spent = [worked()[0] - before[0], worked()[1] - before[1]];
         assert!(spent.iter().all(|ticks| *ticks <= 10), "{direction:?}: {spent:?} hundredths of a second");
-        let bytes = vm.line.bytes() - bytes;
+        let bytes = vm.link.carried().bytes() - bytes;
         assert!(bytes <= 1024 / 6, "{direction:?}: {bytes} bytes");
     }
 }

@@ -25,6 +25,8 @@ mod platform;
 mod vm;
 mod watcher;
 
+use world::skip;
+
 mod brake;
 mod converges;
 mod exec;

@@ -162,7 +162,7 @@ fn converges(direction: Direction, operations: u64) {
     for (early, late) in early.iter().zip(&late) {
         assert!(*late < early + GROWTH_BYTES_MAX, "{direction:?}: {in_memory:?}");
     }
-    assert_eq!((vm.agent(), vm.line.connections()), (agent, 1), "the link held");
+    assert_eq!((vm.agent(), vm.link.carried().connections), (agent, 1), "the link held");
 }
 
 #[test]

@@ -86,7 +86,7 @@ fn a_lost_link_prints_one_line() {
     let watcher = Watcher::of(&world, "src", command);
     watcher.note("that it watches", |line| (line == "watching; Ctrl-C ends it").then_some(()));
     let before = watcher.notes().len();
-    vm.line.cut();
+    vm.link.cut();
     watcher.note("that the link is lost", |line| line.contains("; trying again in 0.").then_some(()));
     world.tree("src").file("b", "second");
     watcher.is_there();
@@ -135,7 +135,7 @@ fn a_flush_times_out() {
     world.tree("src").file("a", "x");
     let vm = Vm::start(&world);
     let _watcher = vm.watch(Direction::Up, &[]);
-    vm.line.set_down(true);
+    vm.link.set_down(true);
     world.run(["flush", "--timeout", "1", "src"]).fails(30).says(
         "ksync: not everything was there in time\n  \
          hint: look at what the ksync that watches says, or give it more with --timeout\n",

@@ -19,9 +19,9 @@ fn an_agent_stopped_amid_a_transfer_is_given_up_in_time() {
         let world = World::new();
         world.tree("src").file("large", noise(3, 24 << 20));
         let vm = Vm::start(&world);
-        vm.line.set_rate(2 << 20);
+        vm.link.set_rate(2 << 20);
         let child = vm.sync(direction, &["--timeout", "2", "--retries", "0"]).spawn().expect("start");
-        wait_for("content", || (vm.line.bytes() > 4 << 20).then_some(()));
+        wait_for("content", || (vm.link.carried().bytes() > 4 << 20).then_some(()));
         let agent = vm.agent();
         stop(agent);
         let begun = Instant::now();
@@ -34,7 +34,7 @@ fn an_agent_stopped_amid_a_transfer_is_given_up_in_time() {
         );
         // The VM may have ended the agent.
         let _ = kill_process(agent, Signal::CONT);
-        vm.line.set_rate(0);
+        vm.link.set_rate(0);
         Run::end_of(vm.sync(direction, &[]).spawn().expect("start")).ok();
         world.assert_same("src", "dst");
     }
@@ -72,7 +72,7 @@ fn a_slow_link_is_not_given_up() {
         // Installs the agent at full speed.
         Run::end_of(vm.sync(direction, &[]).spawn().expect("start")).ok();
         world.tree("src").file("large", noise(4, 200_000));
-        vm.line.set_rate(8000);
+        vm.link.set_rate(8000);
         let begun = Instant::now();
         let options = ["--timeout", "10", "--retries", "0", "--contimeout", "60"];
         Run::end_of(vm.sync(direction, &options).spawn().expect("start")).ok();
@@ -87,9 +87,9 @@ fn a_client_stopped_for_longer_than_the_timeout_continues() {
         let world = World::new();
         world.tree("src").file("large", noise(5, 24 << 20));
         let vm = Vm::start(&world);
-        vm.line.set_rate(4 << 20);
+        vm.link.set_rate(4 << 20);
         let child = vm.sync(direction, &["--timeout", "2", "--retries", "0"]).spawn().expect("start");
-        wait_for("content", || (vm.line.bytes() > 4 << 20).then_some(()));
+        wait_for("content", || (vm.link.carried().bytes() > 4 << 20).then_some(()));
         let client = rustix::process::Pid::from_child(&child);
         stop(client);
         std::thread::sleep(Duration::from_secs(8));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::world::skip::needs;
 use crate::world::{DEADLINE, Run, World, wait_for};
 
 /// The direction of a sync between the directories `src` and `dst`.
@@ -228,20 +229,12 @@ impl Drop for Watcher<'_> {
     }
 }
 
-/// Checks that a program works; if it is not required and does not work, prints a message.
+/// Skips unless a program works, and returns if it does.
 pub(crate) fn is_there(program: &str, try_it: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.args(try_it).env("PATH", crate::world::path()).stdin(Stdio::null());
     let works = command.output().is_ok_and(|output| output.status.success());
-    if !works {
-        let required = std::env::var_os("KSYNC_REQUIRE_PEERS").is_some_and(|value| value == "1");
-        assert!(!required, "{program} {try_it:?} does not work");
-        let _ = std::io::Write::write_all(
-            &mut std::io::stderr(),
-            format!("skipped: {program} {try_it:?} does not work\n").as_bytes(),
-        );
-    }
-    works
+    needs(works, format!("{program} {try_it:?} does not work"))
 }
 
 /// Runs a program that must succeed.

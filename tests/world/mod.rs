@@ -11,7 +11,11 @@
     clippy::unwrap_used
 )]
 
+mod emulator;
+pub(crate) mod link;
 mod run;
+pub(crate) mod service;
+pub(crate) mod skip;
 mod terminal;
 mod tree;
 
@@ -21,7 +25,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+pub(crate) use emulator::Emulator;
 pub(crate) use run::{Run, Stats};
+pub(crate) use skip::path;
 pub(crate) use terminal::Terminal;
 pub(crate) use tree::{Snapshot, Tree, assert_same, noise, snapshot};
 
@@ -32,18 +38,25 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) struct World {
     folder: tempfile::TempDir,
     root: PathBuf,
+    /// Changes each command.
+    adapt: fn(&mut Command),
 }
 
 impl World {
     /// Makes an empty world.
     pub(crate) fn new() -> World {
-        let folder = tempfile::Builder::new().prefix("ksync-test-").tempdir().expect("a folder");
+        World::within(&std::env::temp_dir(), |_| ())
+    }
+
+    /// Makes an empty world in a directory, whose commands are adapted by a function.
+    pub(crate) fn within(parent: &Path, adapt: fn(&mut Command)) -> World {
+        let folder = tempfile::Builder::new().prefix("ksync-test-").tempdir_in(parent).expect("a folder");
         // The path is canonical, because a mapping shows the resolved path.
         let root = folder.path().canonicalize().expect("its path");
         for name in ["home", "tmp", "cache", "config", "state", "data"] {
             std::fs::create_dir(root.join(name)).expect("a directory");
         }
-        World { folder, root }
+        World { folder, root, adapt }
     }
 
     /// Path of a file in the world.
@@ -102,6 +115,7 @@ impl World {
         ] {
             command.env(variable, self.path(name));
         }
+        (self.adapt)(&mut command);
         command
     }
 
@@ -152,15 +166,6 @@ impl World {
         .ok()
         .stats()
     }
-}
-
-/// Search path of programs: `KSYNC_PEERS_BIN`, then `PATH`, then the directories of sshd.
-pub(crate) fn path() -> OsString {
-    let mut folders: Vec<PathBuf> =
-        std::env::var_os("KSYNC_PEERS_BIN").map(PathBuf::from).into_iter().collect();
-    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    folders.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    std::env::join_paths(folders).expect("a path")
 }
 
 /// Polls until `look` returns a value.
