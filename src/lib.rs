@@ -1,20 +1,20 @@
-//! ksync: incremental directory sync to and from cloud browser VMs, with one binary and nothing to install
-//! on either side.
+//! ksync: incremental directory sync to and from cloud browser VMs, with one binary and nothing to
+//! install on either side.
 //!
 //! ```text
-//!  laptop                                                               VM
-//!  ┌────────────────────────────── ksync ─────────────────────────┐     ┌─ sshd ─ ksync-agent ──────────┐
-//!  │ bin/ksync → sync → remote: websocket → ssh → exec channels   ╞═════╡ stdin/stdout → exchange::run  │
-//!  │                └── exchange::run(reader, writer, engine, disk)│ wss │   engine + disk (other role)  │
-//!  └──────────────────────────────────────────────────────────────┘     └───────────────────────────────┘
+//!  this machine                                           VM
+//!  ┌────────────────────── ksync ──────────────────────┐   ┌─ sshd ─ ksync-agent ─────────┐
+//!  │ bin/ksync → sync → remote: websocket → ssh → exec ╞═══╡ stdin/stdout → exchange::run │
+//!  │   └── exchange::run(reader, writer, engine, disk) │   │ engine + disk (other role)   │
+//!  └───────────────────────────────────────────────────┘   └──────────────────────────────┘
 //! ```
 //!
-//! Where a VM has no WebSocket bridge before its sshd and cannot download one, `kernel` brings `bin/ksync-bridge`, a
-//! program of its own that ksync carries along with the agent.
+//! Where a VM has no WebSocket bridge before its sshd and cannot download one, `kernel` brings
+//! `bin/ksync-bridge`, a program of its own that ksync carries along with the agent.
 //!
-//! Two axes. *Role*: the sender has the files, the receiver wants them. *Place*: the client is where a
-//! person typed `ksync`, the agent is on the other machine. Upload and download are the same exchange with
-//! the roles swapped; a local copy runs both roles in one process.
+//! Two axes. *Role*: the sender has the files, the receiver wants them. *Side*: the client runs
+//! where a person typed `ksync`, the agent runs on the other machine. Upload and download are the
+//! same exchange with the roles swapped; a local copy runs both roles in one process.
 //!
 //! # Layers
 //! Each imports only what stands above it; `tests/tidy.rs` keeps it so.
@@ -60,15 +60,16 @@
 //! - **twins**: two names that the destination's filesystem takes for one.
 //!
 //! # What holds throughout
-//! - A name from a peer is a [`tree::path::TreePath`] or an error; no other type of path crosses the wire.
+//! - A name from a peer is a [`tree::path::TreePath`] or an error. No other type of path crosses the
+//!   wire.
 //! - Every length that a peer gives is compared with a limit before memory is taken for it.
-//! - No path of a destination ever holds a content that did not verify: files are written aside, hashed by
-//!   BLAKE3 and renamed.
-//! - Nothing below a destination is reached but through [`disk::root::Root`], which follows no link.
-//! - What is remembered of earlier runs saves bytes and decides nothing: it counts only where both sides have
-//!   it to the last bit, and the destination is listed each time.
-//! - Nothing is deleted that the plan did not list, before everything else is in place, or after a scan
-//!   that was not complete.
+//! - No path of a destination ever holds a content that did not verify: the receiver writes files
+//!   aside, hashes them by BLAKE3 and renames them.
+//! - Only [`disk::root::Root`], which follows no link, reaches anything below a destination.
+//! - Baselines save bytes and decide nothing. A baseline counts only if both sides have it to the
+//!   last bit, and the receiver lists the destination each time.
+//! - The receiver deletes nothing that the plan did not list, and nothing before everything else is
+//!   in place or after an incomplete scan.
 
 pub mod content;
 pub mod disk;

@@ -216,8 +216,8 @@ impl Root {
         self.mark_from(path, is.dev, Stamp::of(is), Origin::Now)
     }
 
-    /// As [`Root::mark`], for an open file in the filesystem of the root. It is looked at only where
-    /// its ctime counts: not on tmpfs.
+    /// As [`Root::mark`], for an open file in the filesystem of the root. Only a filesystem with a
+    /// marker, and so not tmpfs, is asked for its ctime.
     ///
     /// # Errors
     /// As there.

@@ -15,6 +15,7 @@
 //! [`Input::Closed`].
 
 mod brake;
+mod fetch;
 mod links;
 mod need;
 mod plan;

@@ -11,6 +11,7 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::content::hash::Hash;
+use crate::engine::fetch::Fetch;
 use crate::engine::links::leads_out;
 use crate::engine::renames;
 use crate::engine::work::Step;
@@ -25,19 +26,6 @@ use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::Spelling;
 use crate::wire::message::Tally;
 use directories::{Locked, Touched};
-
-/// A file whose content is missing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Fetch {
-    pub(super) id: u32,
-    /// The basis, as a position in the present manifest. It is the file in its place, or a file
-    /// elsewhere that the new one was probably moved or copied from.
-    pub(super) at: Option<u32>,
-    /// True if the basis lies elsewhere.
-    pub(super) elsewhere: bool,
-    /// True if the basis is the wanted file, unless a power cut damaged it.
-    pub(super) is_doubted: bool,
-}
 
 /// The receiver's plan.
 #[derive(Debug, Default)]

@@ -24,8 +24,9 @@ use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
 
+use crate::engine::fetch::Fetch;
 use crate::engine::need::Need;
-use crate::engine::plan::{Fetch, Plan};
+use crate::engine::plan::Plan;
 use crate::engine::window::Window;
 use crate::engine::work::{Opened, Outcome, Step, Work, WorkError};
 use crate::engine::{Config, Engine, Input, Outbox, Output};

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use crate::engine::plan::Fetch;
+use crate::engine::fetch::Fetch;
 use crate::tree::doubt::{Doubt, Doubts};
 use crate::tree::entry::{EntryRef, Kind, Time};
 use crate::tree::manifest::Manifest;

@@ -70,10 +70,10 @@ pub struct Receiving {
     replaced: LastReplaced,
 }
 
-/// The large basis that was replaced last, kept open until the run has ended. Its close frees its
-/// pages: 0.1 s a gigabyte, which a thread of its own takes. That thread must not run while the
-/// state directory is removed, since the kernel spins there until the freed file, which had its last
-/// name in it, is gone. An edit of 1 GiB took 0.9 s and not 0.66 s because of that.
+/// The large basis that was replaced last, kept open until the run has ended. A thread closes it,
+/// since that frees its pages: 0.1 s a gigabyte. The thread must not run while the state directory
+/// is removed. The file had its last name there, and the kernel spins until it is gone: an edit of
+/// 1 GiB took 0.9 s that way, and 0.66 s without.
 #[derive(Default)]
 struct LastReplaced(Mutex<Option<File>>);
 

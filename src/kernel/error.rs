@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::kernel::api_key::ApiKey;
 use crate::kernel::domain::DomainError;
 use crate::kernel::retry::Advice;
-use crate::kernel::settings::ApiKey;
 use crate::remote::{ErrorKind, RemoteError};
 use crate::tree::path::escape;
 

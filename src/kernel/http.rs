@@ -10,9 +10,10 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, DefaultConnector};
 use ureq::{Agent, AsSendBody, Body, Timeout};
 
+use crate::kernel::api_key::ApiKey;
 use crate::kernel::error::{ApiError, Call, StatusError, Subject};
 use crate::kernel::retry::{Advice, Decision, Outcome, decide};
-use crate::kernel::settings::{ApiKey, Base, Settings};
+use crate::kernel::settings::{Base, Settings};
 use crate::kernel::tls::TlsConnector;
 use crate::remote::client_config;
 use crate::tree::path::escape;
@@ -82,7 +83,7 @@ impl Http {
     /// Prepares a client without connecting.
     pub(super) fn new(settings: &Settings) -> Result<Self, ApiError> {
         let base = Base::parse(&settings.base_url)?;
-        let authorization = settings.key.header()?;
+        let authorization = settings.key.header().map_err(|reason| ApiError::Key { reason })?;
         let project = settings.project.as_deref().map(HeaderValue::from_str).transpose().map_err(|_| {
             let call = Call::new("name the project", Subject::Account);
             ApiError::Argument { call, reason: "its id does not fit in a header" }

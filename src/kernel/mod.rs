@@ -24,6 +24,7 @@
 //! - an unknown field is no error, and no name becomes part of a path unencoded.
 
 mod api;
+mod api_key;
 mod bridge_image;
 mod connect;
 mod diagnose;
@@ -43,6 +44,7 @@ mod tls;
 mod types;
 
 pub use api::Api;
+pub use api_key::ApiKey;
 pub use bridge_image::BridgeImage;
 pub use connect::{Access, CURRENT, ConnectedVm, KernelError, Step};
 pub use diagnose::Diagnosis;
@@ -53,5 +55,5 @@ pub use keep_alive::KeepAlive;
 pub use keys::{Key, KeyError};
 pub use provision::{ProvisionError, Provisioned};
 pub use session_store::{SessionStore, StoredSession, bridge_url};
-pub use settings::{ApiKey, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
+pub use settings::{DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Settings};
 pub use types::{Browser, Exec, Executed, NewBrowser, Pool};

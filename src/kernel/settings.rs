@@ -1,12 +1,12 @@
 //! Settings of the API: its address and the key.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ureq::http::{HeaderValue, Uri};
+use ureq::http::Uri;
 
+use crate::kernel::api_key::ApiKey;
 use crate::kernel::error::ApiError;
 use crate::tree::path::escape;
 
@@ -29,44 +29,6 @@ pub struct Settings {
     pub ca_cert: Option<PathBuf>,
     /// Timeout of one call, in addition to the time that its work is meant to take.
     pub timeout: Duration,
-}
-
-/// The API key, which opens the account to whoever has it. Neither `Debug` nor anything else shows
-/// it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ApiKey(String);
-
-impl ApiKey {
-    /// Takes a key, and trims the white space that a file or a paste leaves around it.
-    #[must_use]
-    pub fn new(text: &str) -> Self {
-        Self(text.trim().to_owned())
-    }
-
-    /// Authorization header with the key.
-    pub(super) fn header(&self) -> Result<HeaderValue, ApiError> {
-        if self.0.is_empty() {
-            return Err(ApiError::Key { reason: "it is empty" });
-        }
-        if !self.0.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(ApiError::Key { reason: "there are characters in it that no key has" });
-        }
-        let mut value = HeaderValue::try_from(format!("Bearer {}", self.0))
-            .map_err(|_| ApiError::Key { reason: "it fits in no header" })?;
-        value.set_sensitive(true);
-        Ok(value)
-    }
-
-    /// Returns `text` without the key, because a server may quote a key that it rejects.
-    pub(super) fn hide_in(&self, text: &str) -> String {
-        if self.0.is_empty() { text.to_owned() } else { text.replace(&self.0, "***") }
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
 }
 
 /// A base URL that is safe for the key.

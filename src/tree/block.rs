@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::content::encode;
 use crate::content::hash::Hash;
 use crate::tree::entry::{Entry, EntryRef, Kind, LINK_BYTES_MAX, MODE_MASK, SIZE_MAX, Time};
-use crate::tree::manifest::ManifestError;
+use crate::tree::limits::ManifestError;
 use crate::tree::path::TreePath;
 
 /// Most entries in one block: about 64 KiB encoded for a source tree.

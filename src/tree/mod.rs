@@ -9,6 +9,7 @@ pub mod entry;
 pub mod filter;
 mod glob;
 pub mod kept;
+mod limits;
 pub mod manifest;
 pub mod path;
 pub mod path_ref;

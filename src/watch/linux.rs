@@ -13,8 +13,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch};
 use rustix::io::Errno;
 
-use super::Shared;
 use super::settle::How;
+use super::shared::Shared;
 use crate::tree::path::TreePath;
 
 /// The events that matter. Opening and reading do not.

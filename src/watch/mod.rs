@@ -13,10 +13,11 @@ mod linux;
 #[cfg(any(not(target_os = "linux"), test))]
 mod portable;
 pub mod settle;
+mod shared;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 #[cfg(target_os = "linux")]
@@ -26,6 +27,7 @@ use portable::EventSource;
 
 use crate::tree::path::TreePath;
 use settle::{How, Settle, Touched};
+use shared::{Shared, State};
 
 /// The settings of a watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,23 +43,6 @@ pub struct Watch {
     shared: Arc<Shared>,
     /// `None` if the tree cannot be watched, or if polling was requested.
     source: Option<EventSource>,
-}
-
-/// State shared by the watching thread and its user.
-struct Shared {
-    begun: Instant,
-    state: Mutex<State>,
-}
-
-struct State {
-    settle: Settle,
-    /// The changes that are due.
-    due: Option<Touched>,
-    /// True if a full round was requested, after the changes before the request.
-    is_asked: bool,
-    /// The reason why the watch misses changes, if it does.
-    blind: Option<String>,
-    waker: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Watch {
@@ -158,57 +143,6 @@ impl Watch {
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watch").finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    fn now(&self) -> Duration {
-        self.begun.elapsed()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn touch(&self, path: TreePath, how: How) {
-        let now = self.now();
-        self.state().settle.touch(path, how, now);
-    }
-
-    fn everything(&self) {
-        let now = self.now();
-        self.state().settle.everything(now);
-    }
-
-    fn blind(&self, why: String) {
-        self.state().blind.get_or_insert(why);
-    }
-
-    /// Passes on the settled changes. Returns the delay before the next call.
-    fn settle(&self) -> Option<Duration> {
-        let now = self.now();
-        let mut state = self.state();
-        if state.collect(now)
-            && let Some(waker) = &state.waker
-        {
-            waker();
-        }
-        state.settle.next().map(|next| next.saturating_sub(now))
-    }
-}
-
-impl State {
-    fn collect(&mut self, now: Duration) -> bool {
-        let Some(touched) = self.settle.due(now) else { return false };
-        self.is_due(touched);
-        true
-    }
-
-    fn is_due(&mut self, touched: Touched) {
-        self.due = Some(match self.due.take() {
-            Some(earlier) => earlier.and(touched),
-            None => touched,
-        });
     }
 }
 

@@ -12,8 +12,8 @@ use std::time::Duration;
 use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
-use super::Shared;
 use super::settle::How;
+use super::shared::Shared;
 use crate::tree::path::TreePath;
 
 /// Interval of checking whether changes have settled.

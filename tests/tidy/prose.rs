@@ -17,24 +17,27 @@ pub(crate) fn comment_faults(text: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let mut lines = text.lines().zip(1..).peekable();
     while let Some((line, number)) = lines.next() {
-        let columns = line.chars().count();
-        if line.trim_start().starts_with("//") && columns > COMMENT_COLUMNS_MAX {
-            faults.push(format!("line {number}: a comment of {columns} columns"));
-        }
+        faults.extend(width_fault(line, number));
         let Some(opening) = doc_text(line) else { continue };
         let mut words: Vec<&str> = opening.split_whitespace().collect();
         while let Some((next, number)) = lines.next_if(|(next, _)| doc_text(next).is_some()) {
             words.extend(doc_text(next).unwrap_or_default().split_whitespace());
-            let columns = next.chars().count();
-            if columns > COMMENT_COLUMNS_MAX {
-                faults.push(format!("line {number}: a comment of {columns} columns"));
-            }
+            faults.extend(width_fault(next, number));
         }
         if words.len() < WORDS_MIN && words.first().is_some_and(|first| OPENERS.contains(first)) {
             faults.push(format!("line {number}: a doc comment that says less than a name: {opening}"));
         }
     }
     faults
+}
+
+/// A row of a table cannot be wrapped.
+fn width_fault(line: &str, number: usize) -> Option<String> {
+    let columns = line.chars().count();
+    let is_comment = line.trim_start().starts_with("//");
+    let is_row = doc_text(line).is_some_and(|text| text.trim_start().starts_with('|'));
+    (is_comment && !is_row && columns > COMMENT_COLUMNS_MAX)
+        .then(|| format!("line {number}: a comment of {columns} columns"))
 }
 
 /// Tests whose names are too long.
@@ -79,6 +82,8 @@ fn wide_comments_and_empty_phrases_are_found() {
     ] {
         assert_eq!(comment_faults(text), Vec::<String>::new(), "{text}");
     }
+    let row = format!("//! | {} |", "x".repeat(COMMENT_COLUMNS_MAX));
+    assert_eq!(comment_faults(&row), Vec::<String>::new());
     let code = format!("let x = {};", "x".repeat(COMMENT_COLUMNS_MAX));
     assert_eq!(comment_faults(&code), Vec::<String>::new());
 }

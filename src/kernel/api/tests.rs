@@ -8,7 +8,8 @@ use rustls_pki_types::PrivateKeyDer;
 use serde_json::json;
 
 use super::*;
-use crate::kernel::settings::{ApiKey, DEFAULT_TIMEOUT};
+use crate::kernel::api_key::ApiKey;
+use crate::kernel::settings::DEFAULT_TIMEOUT;
 use crate::kernel::testing::{Reply, Server};
 
 const KEY: &str = "sk_secret_4711";
