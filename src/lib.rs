@@ -60,8 +60,8 @@
 //! - **twins**: two names that the destination's filesystem takes for one.
 //!
 //! # What holds throughout
-//! - A name from a peer is a [`tree::path::TreePath`] or an error. No other type of path crosses the
-//!   wire.
+//! - A name from a peer is a [`tree::path::TreePath`] or an error. No other type of path crosses
+//!   the wire.
 //! - Every length that a peer gives is compared with a limit before memory is taken for it.
 //! - No path of a destination ever holds a content that did not verify: the receiver writes files
 //!   aside, hashes them by BLAKE3 and renames them.

@@ -199,6 +199,7 @@ mod tests {
     use crate::content::hash::Hash;
     use crate::tree::block::encode_block;
     use crate::tree::entry::Time;
+    use crate::tree::path::TreePath;
 
     fn entry(path: &str, kind: Kind) -> Entry {
         Entry {

@@ -62,7 +62,8 @@ fn ctrl_c_and_the_end_of_input_are_the_vms() {
     let world = World::new();
     let platform = Platform::start(&world);
     let (_, mut terminal) = at_the_prompt(&world, &platform);
-    // Told by the program that is to be interrupted: between its fork and its start the key would be the shell's alone.
+    // The program itself prints this. Before it has started, Ctrl-C would only reach the shell,
+    // which then waits for the program.
     terminal.types("sh -c 'echo on its \"\"way; exec sleep 1000'\n");
     terminal.sees("on its way\r\n");
     terminal.types("\x03");
