@@ -68,7 +68,7 @@ fn missing_inodes_are_reported_before_any_write() {
         let Some(run) = with_small_dst(&world, "size=10M,nr_inodes=50,mode=755", &script) else { return };
         let run = run.fails(11);
         assert!(run.stderr.contains("not enough inodes in "), "{to}: {}", run.stderr);
-        assert!(run.stderr.contains("60 files and directories are to be made"), "{to}: {}", run.stderr);
+        assert!(run.stderr.contains("60 files and directories are needed"), "{to}: {}", run.stderr);
         assert!(!run.stdout.lines().any(|line| line == "1"), "{to}: {}", run.stdout);
     }
 }

@@ -132,13 +132,11 @@ impl Signals {
     }
 }
 
-/// The worse exit code of two complete runs: 25 before 23 before 24 before 0.
+/// The worse exit code of two complete runs: 25 before 23 before 24 before 47 before 0.
 fn worse(a: u8, b: u8) -> u8 {
-    if a == 0 || b == 0 || a == report::BRAKE || b == report::BRAKE && a != report::COMMAND {
-        a.max(b)
-    } else {
-        a.min(b)
-    }
+    const FROM_GOOD_TO_BAD: [u8; 5] = [0, report::COMMAND, 24, 23, report::BRAKE];
+    let rank = |code| FROM_GOOD_TO_BAD.iter().position(|&known| known == code).unwrap_or(usize::MAX);
+    if rank(a) > rank(b) { a } else { b }
 }
 
 #[cfg(test)]
@@ -156,6 +154,10 @@ mod tests {
             (25, 23, 25),
             (24, 25, 25),
             (0, 25, 25),
+            (25, 47, 25),
+            (47, 25, 25),
+            (47, 23, 23),
+            (0, 47, 47),
         ] {
             assert_eq!(worse(a, b), code);
         }

@@ -43,7 +43,7 @@ pub(super) async fn batch(cloud: &Cloud, session: &Session, body: Incoming) -> R
                 let millis = millis.ok_or_else(|| refused("duration_ms must be between 0 and 30000"))?;
                 tokio::time::sleep(Duration::from_millis(millis)).await;
             }
-            "move_mouse" | "click_mouse" if number("x").or(number("y")).is_none() => {
+            "move_mouse" | "click_mouse" if number("x").and(number("y")).is_none() => {
                 return Err(refused("x and y are required"));
             }
             _ => {}
