@@ -62,7 +62,7 @@ const AGENT: Program = Program { binary: "ksync-agent", name: "agent", packed_by
 const BRIDGE: Program = Program { binary: "ksync-bridge", name: "bridge", packed_bytes_max: 600 * 1024 };
 
 /// The sources of both programs. A change elsewhere does not rebuild them.
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 17] = [
     "Cargo.toml",
     "Cargo.lock",
     "src/build.rs",
@@ -70,6 +70,7 @@ const SOURCES: [&str; 16] = [
     "src/lib.rs",
     "src/bin/ksync-agent.rs",
     "src/bin/ksync-bridge.rs",
+    "src/log.rs",
     "src/monitor.rs",
     "src/content",
     "src/tree",

@@ -21,6 +21,7 @@
 //!
 //! | layer | what it is | what it does not know |
 //! |---|---|---|
+//! | [`log`] | the diagnostic log | what it says, and to whom |
 //! | [`content`] | hashes, chunks, samples, deltas, compression, encoding | files, peers |
 //! | [`tree`] | paths, entries, manifests and changes of them, comparison, filters | the disk, peers |
 //! | [`monitor`] | what happens, as events | the terminal |
@@ -77,6 +78,7 @@ pub mod engine;
 pub mod exchange;
 #[cfg(feature = "client")]
 pub mod kernel;
+pub mod log;
 pub mod monitor;
 #[cfg(feature = "client")]
 mod private;

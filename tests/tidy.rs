@@ -40,6 +40,7 @@ const TERMINAL: &[&str] = &["tokio", "indicatif", "clap", "IsTerminal", "std::io
 
 /// In the order of the layers. A directory that is missing here fails the test.
 const LAYERS: &[Layer] = &[
+    Layer { name: "log", imports: &[], strangers: NOTHING_OUTSIDE },
     Layer { name: "content", imports: &[], strangers: FILES_AND_PEERS },
     Layer { name: "tree", imports: &["content"], strangers: NOTHING_OUTSIDE },
     Layer { name: "monitor", imports: &["content", "tree"], strangers: TERMINAL },
@@ -49,22 +50,22 @@ const LAYERS: &[Layer] = &[
     Layer { name: "watch", imports: &["tree", "disk"], strangers: PEERS },
     Layer {
         name: "exchange",
-        imports: &["content", "tree", "monitor", "wire", "engine", "disk", "watch"],
+        imports: &["log", "content", "tree", "monitor", "wire", "engine", "disk", "watch"],
         strangers: PEERS,
     },
     Layer { name: "rendezvous", imports: &["wire", "exchange"], strangers: PEERS },
     Layer { name: "private", imports: &[], strangers: PEERS },
-    Layer { name: "remote", imports: &["tree", "wire", "private"], strangers: &["indicatif", "clap"] },
+    Layer { name: "remote", imports: &["log", "tree", "wire", "private"], strangers: &["indicatif", "clap"] },
     Layer {
         name: "kernel",
-        imports: &["tree", "wire", "private", "remote"],
+        imports: &["log", "tree", "wire", "private", "remote"],
         strangers: &["indicatif", "clap"],
     },
     Layer { name: "sandbox", imports: &[], strangers: &["indicatif", "clap"] },
     Layer {
         name: "sync",
         imports: &[
-            "content", "tree", "monitor", "wire", "engine", "disk", "exchange", "private", "remote",
+            "log", "content", "tree", "monitor", "wire", "engine", "disk", "exchange", "private", "remote",
             "kernel", "watch", "sandbox",
         ],
         strangers: &["indicatif", "clap", "IsTerminal"],

@@ -18,6 +18,7 @@ use ksync::engine::{Config, Receiver, RunError, Sender, Summary};
 use ksync::exchange::lanes::Lane;
 use ksync::exchange::rounds::{self, WatchedSource};
 use ksync::exchange::{Incoming, Link, Receiving, Sending, Timeouts, run_over};
+use ksync::log;
 use ksync::monitor::Quiet;
 use ksync::rendezvous::{Rendezvous, serve_lane};
 use ksync::wire::flight::{self, Sealed};
@@ -43,6 +44,12 @@ fn main() -> ExitCode {
                 .is_ok()
         });
         return if served { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    if std::env::var_os(log::VARIABLE).is_some_and(|level| level == log::LEVEL) {
+        log::begin(|_, text| {
+            let line = format!("{}{text}\n", log::MARK);
+            let _ = io::Write::write_all(&mut io::stderr(), line.as_bytes());
+        });
     }
     match serve(&argument) {
         Ok(Ok(_)) => ExitCode::SUCCESS,

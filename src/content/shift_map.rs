@@ -1,5 +1,6 @@
 //! Shift map: a content made as long as another one, with a gap inserted or a range removed.
 
+use std::cmp::Ordering;
 use std::io;
 use std::ops::Range;
 
@@ -29,6 +30,17 @@ impl ShiftMap {
     pub fn new(basis_length: u64, size: u64, split: u64) -> Option<Self> {
         let first = size.saturating_sub(basis_length);
         (first..=size).contains(&split).then_some(Self { basis_length, size, split })
+    }
+
+    /// The kind of shift, for the log.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self.basis_length.cmp(&self.size) {
+            Ordering::Equal => "none",
+            Ordering::Less if self.split == self.size => "appended",
+            Ordering::Less => "inserted",
+            Ordering::Greater => "removed",
+        }
     }
 
     /// Length in bytes of the original content.

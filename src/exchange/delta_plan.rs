@@ -49,6 +49,11 @@ impl Segment {
             Self::Basis { length, .. } | Self::New { length, .. } | Self::Gap { length, .. } => length,
         }
     }
+
+    /// Length in bytes of a range that the basis has.
+    pub(super) fn basis_length(&self) -> Option<u64> {
+        matches!(self, Self::Basis { .. }).then(|| self.length())
+    }
 }
 
 /// Appends a segment, joined with the last one if it continues that.

@@ -35,6 +35,7 @@ use crate::disk::baseline::Baseline;
 use crate::disk::error::DiskError;
 use crate::disk::scan::{ScanOptions, Subject};
 use crate::engine::{Outcome, WorkError};
+use crate::log::debug;
 use crate::monitor::ProblemKind;
 use crate::tree::entry::Entry;
 use crate::tree::filter::IgnoreFile;
@@ -66,9 +67,13 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Repeats an attempt while another run uses the destination.
 fn retry_while_busy<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, DiskError> {
     let start = Instant::now();
+    let mut has_waited = false;
     loop {
         match attempt() {
             Err(error) if error.is_busy() && start.elapsed() < BUSY_TIMEOUT => {
+                if !std::mem::replace(&mut has_waited, true) {
+                    debug!("wait ms_max={} why=destination-busy", BUSY_TIMEOUT.as_millis());
+                }
                 std::thread::sleep(Duration::from_millis(20));
             }
             result => return result,
@@ -79,7 +84,8 @@ fn retry_while_busy<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Res
 /// Stores the offer as the baseline, if there is a store. A failure costs the next run bytes and
 /// nothing else, so it is not reported.
 fn store_baseline(baseline: Option<&Baseline>, manifest: &Manifest, ignores: &[IgnoreFile]) -> Outcome {
-    let _ = baseline.is_some_and(|baseline| baseline.store(manifest, ignores));
+    let is_stored = baseline.is_some_and(|baseline| baseline.store(manifest, ignores));
+    debug!("baseline stored={is_stored} entries={}", manifest.len());
     Outcome::StoreBaseline
 }
 

@@ -32,6 +32,7 @@ use crate::exchange::rounds::ReceiverSession;
 use crate::exchange::run::Perform;
 use crate::exchange::sink::{Sink, SinkError, open_basis};
 use crate::exchange::work_error;
+use crate::log::debug;
 use crate::monitor::ProblemKind;
 use crate::tree::entry::EntryRef;
 use crate::tree::manifest::Manifest;
@@ -167,6 +168,7 @@ impl Receiving {
                 // The block size follows from the new content's length, which may be less than the
                 // old one's.
                 let block = BlockSize::for_size(identity.size).halved();
+                debug!("prehash role=receiver size={} why=large", identity.size);
                 prehashes.begin(identity, file, block, Priority::Low);
             }
         };
@@ -261,6 +263,11 @@ impl Perform for Receiving {
                     return Outcome::Plan(Err(error));
                 }
                 self.keep(withheld, pair);
+                debug!(
+                    "plan role=receiver wanted={} present={} changes={changes} writes={writes}",
+                    wanted.len(),
+                    present.len()
+                );
                 let _ = self.trees.set(Trees { wanted, present });
                 self.take_spelling(spelling);
                 self.ancestors.keep();
@@ -289,7 +296,11 @@ impl Perform for Receiving {
                 Outcome::Apply(steps.into_iter().map(|step| (step, self.apply(step))).collect())
             }
             Work::Close { metadata, pair } => Outcome::Close(self.close(metadata, pair)),
-            Work::LoadBaseline(_) => Outcome::LoadBaseline(self.baseline.as_ref().and_then(Baseline::load)),
+            Work::LoadBaseline(_) => {
+                let baseline = self.baseline.as_ref().and_then(Baseline::load);
+                debug!("baseline role=receiver found={}", baseline.is_some());
+                Outcome::LoadBaseline(baseline)
+            }
             Work::StoreBaseline { manifest, ignores } => {
                 super::store_baseline(self.baseline.as_ref(), &manifest, &ignores)
             }
@@ -304,7 +315,10 @@ impl Perform for Receiving {
 fn sink_error(error: SinkError) -> WorkError {
     match error {
         SinkError::Disk(error) => work_error(&error, ProblemKind::Unwritable),
-        SinkError::Basis(text) => WorkError::Entry(ProblemKind::Corrupt, text),
+        SinkError::Basis(text) => {
+            debug!("file role=receiver how=ask-again why={text}");
+            WorkError::Entry(ProblemKind::Corrupt, text)
+        }
         SinkError::Peer(text) => WorkError::Fatal(AbortKind::Protocol, text.to_owned()),
     }
 }

@@ -21,6 +21,7 @@ use crate::engine::{Config, Receiver, RunError, Sender, Summary};
 use crate::exchange::mailbox::Idle;
 use crate::exchange::run::Link;
 use crate::exchange::{Receiving, Sending, chain};
+use crate::log::debug;
 use crate::monitor::{Event, Monitor, ProblemKind};
 use crate::tree::filter::{Filter, IGNORE_FILE};
 use crate::tree::path::TreePath;
@@ -161,6 +162,7 @@ impl WatchedSource {
             };
             let elapsed = begun.elapsed();
             self.look_again_at(&summary);
+            debug!("round role=sender full={is_full} ms={}", elapsed.as_millis());
             done(Round { summary, is_full, begun, elapsed });
             if let Some(cause) =
                 self.watch.blindness().filter(|_| !std::mem::replace(&mut has_reported, true))
@@ -176,9 +178,9 @@ impl WatchedSource {
                 && is_again(last, next)
             {
                 // Changes that settle meanwhile are seen a little later.
-                std::thread::sleep(
-                    (begun + elapsed * 2).saturating_duration_since(Instant::now()).min(REST_MAX),
-                );
+                let rest = (begun + elapsed * 2).saturating_duration_since(Instant::now()).min(REST_MAX);
+                debug!("wait ms={} why=same-paths-touched-again", rest.as_millis());
+                std::thread::sleep(rest);
             }
             scope = next;
         }

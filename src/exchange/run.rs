@@ -19,6 +19,7 @@ use crate::exchange::lanes::{JoinLanes, Lane, Merged};
 use crate::exchange::liveness::{Liveness, Timeouts};
 use crate::exchange::mailbox::Mailbox;
 use crate::exchange::send_queue::{SendQueue, Taken};
+use crate::log::debug;
 use crate::monitor::Monitor;
 use crate::wire::frame::{FrameError, FrameReader, Next};
 use crate::wire::hello::{self, Hello};
@@ -175,6 +176,26 @@ impl Link {
         self.mailbox.clear_outcomes();
         self.liveness.set_works(0);
         let traffic = Traffic { raw_bytes: self.mailbox.raw_bytes() - before_bytes, waits: waits.count };
+        match &result {
+            Ok(summary) => debug!(
+                "exchange ok=true entries={} created={} updated={} deleted={} files={} sent_bytes={} \
+                 matched_bytes={} problems={} waits={} raw_bytes={}",
+                summary.tally.entries,
+                summary.tally.created,
+                summary.tally.updated,
+                summary.tally.deleted,
+                summary.tally.files,
+                summary.tally.sent_bytes,
+                summary.tally.matched_bytes,
+                summary.problem_count,
+                traffic.waits,
+                traffic.raw_bytes
+            ),
+            Err(error) => debug!(
+                "exchange ok=false kind={:?} by_peer={} error={}",
+                error.kind, error.by_peer, error.text
+            ),
+        }
         match result {
             Ok(summary) => Ok(Summary { traffic, ..summary }),
             Err(error) if error.kind == AbortKind::Connection => Err(self.silence().unwrap_or(error)),
@@ -289,6 +310,7 @@ fn drive(
         }
         let only_outcomes = match output {
             Output::Send(message) => {
+                log_request(&message, "sent");
                 if let Some(earlier) = last.replace(message) {
                     send(earlier, true);
                 }
@@ -316,9 +338,28 @@ fn drive(
         if matches!(&input, Input::Message(message) if !matches!(message, Message::Note(_))) {
             liveness.rest(false);
         }
+        if let Input::Message(message) = &input {
+            log_request(message, "received");
+        }
         waits.works -= usize::from(matches!(input, Input::Outcome(_)));
         liveness.set_works(waits.works);
         engine.input(input);
+    }
+}
+
+/// Logs a message that asks the peer for something, or brings something unasked.
+fn log_request(message: &Message, how: &str) {
+    match message {
+        Message::Wants(wants) => debug!(
+            "wants {how}={} with_basis={} with_part={}",
+            wants.len(),
+            wants.iter().filter(|want| want.basis.is_some()).count(),
+            wants.iter().filter(|want| want.staged.is_some()).count()
+        ),
+        Message::BaselineMissing => debug!("baseline-missing {how}=1"),
+        Message::Pushed(files) => debug!("pushed {how}={}", files.len()),
+        Message::Rescan => debug!("rescan {how}=1"),
+        _ => {}
     }
 }
 

@@ -8,6 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use crate::content::blocks::{BlockSize, Outline, outline_of};
 use crate::content::delta::{DeltaError, Signature};
@@ -30,12 +31,13 @@ use crate::exchange::run::Perform;
 use crate::exchange::sink::read_bytes;
 use crate::exchange::source::{Source, SourceError};
 use crate::exchange::{chain, renamed, scan_options, work_error};
+use crate::log::{self, debug};
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::change;
 use crate::tree::entry::{Kind, Time};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
-use crate::tree::path::TreePath;
+use crate::tree::path::{TreePath, escape};
 use crate::tree::record;
 use crate::tree::subtrees::SubtreeSet;
 use crate::tree::tree_id::TreeId;
@@ -109,7 +111,7 @@ impl Sending {
         if self.context.as_ref().is_none_or(|context| context.root.is_still_there()) {
             return Ok(());
         }
-        let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
+        let shown = escape(self.path.as_os_str().as_bytes());
         let text = format!("{shown} is gone, or was replaced by another directory: nothing was changed");
         Err(WorkError::Fatal(AbortKind::Selection, text))
     }
@@ -121,7 +123,7 @@ impl Sending {
     fn find(&self) -> Result<engine::Found, WorkError> {
         self.check_still_there()?;
         let missing = |error: &dyn std::error::Error| {
-            let shown = crate::tree::path::escape(self.path.as_os_str().as_bytes());
+            let shown = escape(self.path.as_os_str().as_bytes());
             WorkError::Fatal(AbortKind::Selection, format!("cannot read {shown}: {}", chain(error)))
         };
         let metadata = fs::metadata(&self.path).map_err(|error| missing(&error))?;
@@ -143,7 +145,7 @@ impl Sending {
     }
 
     fn scan(&self) -> Result<Scanned, WorkError> {
-        let found = self.found()?;
+        let (found, begin) = (self.found()?, Instant::now());
         let subject = match (&found.single, self.scope()) {
             (Some(single), _) => scan::Subject::One(single.local.clone()),
             (None, Some(scope)) => scan::Subject::Subtrees(scope.clone(), Arc::default()),
@@ -181,6 +183,14 @@ impl Sending {
                 .map_err(|error| WorkError::Fatal(AbortKind::Selection, error.to_string()))?;
         }
         let manifest = Arc::new(scanned.manifest);
+        debug!(
+            "scan role=sender entries={} bytes={} excluded={} problems={} ms={}",
+            manifest.len(),
+            manifest.content_bytes(),
+            scanned.skipped.excluded,
+            scanned.problems.len(),
+            begin.elapsed().as_millis()
+        );
         let unreadable = scanned.problems.iter().map(|error| Problem {
             kind: ProblemKind::Unreadable,
             path: error.path().to_vec(),
@@ -201,6 +211,10 @@ impl Sending {
         let _ = self.listed.set(listed);
         let sampled =
             if self.options.dry_run { Vec::new() } else { self.prehash(&manifest, changed.as_ref()) };
+        let pushed = self.push(&manifest);
+        if log::is_on() {
+            self.log_offer(&manifest, changed.as_ref(), pushed.len(), sampled.len());
+        }
         Ok(Scanned {
             ignores,
             complete: scanned.problems.is_empty(),
@@ -209,7 +223,7 @@ impl Sending {
             changed,
             is_new,
             scope: self.scope().map(|scope| scope.as_found(&manifest)),
-            pushed: self.push(&manifest),
+            pushed,
             sampled,
             holes,
             manifest,
@@ -244,6 +258,33 @@ impl Sending {
         (changed, !self.options.dry_run)
     }
 
+    /// Logs the offer, and why it is not made against the baseline.
+    fn log_offer(&self, manifest: &Manifest, changed: Option<&Changed>, pushed: usize, sampled: usize) {
+        let against = match (changed, &self.baseline) {
+            (Some(changed), _) if changed.changes.is_empty() => "baseline why=unchanged",
+            (Some(_), _) => "baseline why=changed",
+            _ if self.scope().is_some() => "nothing why=incremental-round",
+            _ if self.found().is_ok_and(|found| found.single.is_some()) => "nothing why=single-file",
+            (None, None) => "nothing why=no-store",
+            _ if self.found().is_ok_and(|found| found.baseline.is_none()) => "nothing why=no-baseline",
+            _ => "nothing why=baseline-damaged-or-too-different",
+        };
+        debug!(
+            "offer role=sender entries={} against={against} blocks={} pushed={pushed} sampled={sampled}",
+            manifest.len(),
+            changed.map_or(0, |changed| changed.changes.len())
+        );
+    }
+
+    /// Logs how the content of a file is sent.
+    fn log_file(&self, id: u32, how: &str) {
+        let entry = self.listed.get().and_then(|listed| listed.manifest.get(id));
+        if let Some(entry) = entry {
+            let (size, path) = (entry.size(), entry.path.to_path());
+            debug!("file role=sender how={how} size={size} path={}", escape(path.as_bytes()));
+        }
+    }
+
     /// Starts to prehash large files that the receiver will probably want to compare. These are the
     /// files that changed since the last run, or any large ones if the changes are unknown. Returns
     /// samples of them.
@@ -267,6 +308,8 @@ impl Sending {
                     sampled.push((id, samples));
                 }
                 let block = BlockSize::for_size(identity.size);
+                let why = if has_changed { "changed" } else { "large" };
+                debug!("prehash role=sender size={} why={why}", identity.size);
                 self.prehashes.begin(identity, file, block, priority);
             }
         }
@@ -306,6 +349,15 @@ impl Sending {
             None => Outline { ids: Vec::new(), hash: Hash::of(&data) },
         };
         let same = basis.is_some_and(|basis| basis.length == data.len() as u64 && basis.ids == ids);
+        if log::is_on() {
+            let how = match basis {
+                _ if same => "same why=equal-blocks",
+                Some(_) if *may_ask => "signature why=basis-differs",
+                Some(_) => "whole why=too-short-for-signature",
+                None => "whole why=no-basis",
+            };
+            self.log_file(want.id, how);
+        }
         let content = match basis {
             _ if same => ReadContent::Same,
             Some(basis) if *may_ask => ReadContent::Differs { basis_length: basis.length },
@@ -327,6 +379,14 @@ impl Sending {
                 Signature::check(&signed.signature, signed.basis_length as usize).map_err(peer)?;
             signature.diff(&data).map_err(peer)?
         };
+        if log::is_on() {
+            let how = match &delta {
+                Some(delta) => format!("delta why=signature sent_bytes={}", delta.len()),
+                None if signed.signature.is_empty() => "whole why=basis-unreadable".to_owned(),
+                None => "whole why=delta-saves-nothing".to_owned(),
+            };
+            self.log_file(signed.id, &how);
+        }
         Ok(ReadFile { content: delta.map_or(ReadContent::Whole(data), ReadContent::Delta), hash })
     }
 
@@ -346,7 +406,11 @@ impl Sending {
                 }
                 let block = BlockSize::for_size(identity.size);
                 let prehashed = || self.prehashes.take(&identity)?.outline(block);
-                Source::begin(file, identity, &want, prehashed).map_err(source_error)?
+                let source = Source::begin(file, identity, &want, prehashed).map_err(source_error)?;
+                if log::is_on() {
+                    self.log_file(id, &source.how());
+                }
+                source
             }
             SourceStep::Signatures(signatures) => {
                 let mut source = self.take_source(id)?;
@@ -367,6 +431,11 @@ impl Sending {
             SourceStep::More => self.take_source(id)?,
         };
         let (ops, next) = source.produce().map_err(source_error)?;
+        if log::is_on()
+            && let SourceNext::Sign(windows) = &next
+        {
+            self.log_file(id, &format!("signatures why=gaps-resemble-basis windows={}", windows.len()));
+        }
         match next {
             SourceNext::More | SourceNext::Sign(_) | SourceNext::Cut(_) | SourceNext::Chunks => {
                 self.keep_source(id, source);

@@ -55,6 +55,8 @@ pub(super) struct Source {
     hash: Option<Hash>,
     hasher: Hasher,
     first_ops: Vec<Op>,
+    /// True if the tail of the basis was found at another offset.
+    is_shifted: bool,
     same: bool,
     basis_length: u64,
     /// The ranges to cut, with all segments of the file.
@@ -88,6 +90,7 @@ impl Source {
             hash: None,
             hasher: Hasher::new(),
             first_ops: Vec::new(),
+            is_shifted: false,
             same: false,
             basis_length: want.basis_blocks().map_or(0, |basis| basis.length),
             cut: None,
@@ -105,6 +108,23 @@ impl Source {
             source.find(want, prehashed())?;
         }
         Ok(source)
+    }
+
+    /// The strategy and its reason, as pairs for the log.
+    pub(super) fn how(&self) -> String {
+        if self.same || self.hash.is_none() {
+            return if self.same { "same why=equal-blocks" } else { "whole why=no-basis" }.to_owned();
+        }
+        let how = if self.cut.is_some() {
+            "chunks why=long-range-not-in-place"
+        } else if self.is_shifted {
+            "blocks why=tail-moved"
+        } else {
+            "blocks why=basis"
+        };
+        let segments = self.cut.iter().flat_map(|(_, segments)| segments).chain(&self.plan);
+        let matched: u64 = segments.filter_map(Segment::basis_length).sum();
+        format!("{how} matched_bytes={matched} kept_part={}", !self.first_ops.is_empty())
     }
 
     /// Finds the blocks that the receiver has.
@@ -138,6 +158,7 @@ impl Source {
             && let Some(shifted) = delta_plan::shifted(&segments, kept, size, block, basis)
             && let Some(found) = self.find_shifted(shifted.blocks.clone(), block, basis)?
         {
+            self.is_shifted = true;
             segments = delta_plan::reshift(&segments, &shifted, size, block, &found, basis);
         }
         match delta_plan::to_cut(&segments, kept, basis.length) {

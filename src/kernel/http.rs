@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use ureq::http::{HeaderMap, HeaderValue, Method, Response, request};
@@ -15,6 +15,7 @@ use crate::kernel::error::{ApiError, Call, StatusError, Subject};
 use crate::kernel::retry::{Advice, Decision, Outcome, decide};
 use crate::kernel::settings::{Base, Settings};
 use crate::kernel::tls::TlsConnector;
+use crate::log::debug;
 use crate::remote::client_config;
 use crate::tree::path::escape;
 
@@ -120,13 +121,26 @@ impl Http {
     pub(super) fn send(&self, call: &Call, request: &Request<'_>) -> Result<Answer, ApiError> {
         let mut attempts = 0;
         loop {
-            let error = match self.send_once(call, request) {
-                Ok(answer) => return Ok(answer),
+            let begin = Instant::now();
+            let result = self.send_once(call, request);
+            let ms = begin.elapsed().as_millis();
+            // A query may hold a path of the VM or a token.
+            let path = request.path.split('?').next().unwrap_or_default();
+            let error = match result {
+                Ok(answer) => {
+                    debug!("api status={} ms={ms} call={} {path}", answer.status, request.method);
+                    return Ok(answer);
+                }
                 Err(error) => error,
             };
             attempts += 1;
-            match decide(attempts, outcome(&error), random_fraction()) {
-                Decision::RetryAfter(delay) if !(request.is_final)(&error) => (self.sleep)(delay),
+            let outcome = outcome(&error);
+            debug!("api failed={} ms={ms} call={} {path}", outcome.label(), request.method);
+            match decide(attempts, outcome, random_fraction()) {
+                Decision::RetryAfter(delay) if !(request.is_final)(&error) => {
+                    debug!("wait ms={} why=api attempt={attempts}", delay.as_millis());
+                    (self.sleep)(delay);
+                }
                 _ => return Err(error),
             }
         }

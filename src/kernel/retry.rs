@@ -38,6 +38,17 @@ pub(super) enum Outcome {
     Final,
 }
 
+impl Outcome {
+    /// The result, for the log.
+    pub(super) fn label(&self) -> String {
+        match self {
+            Self::NoAnswer => "no-answer".to_owned(),
+            Self::Answer { status, .. } => format!("status-{status}"),
+            Self::Final => "final".to_owned(),
+        }
+    }
+}
+
 /// Retry advice in an answer's headers.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Advice {

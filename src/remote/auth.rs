@@ -13,6 +13,7 @@ use russh::keys::{
     Error as KeyError, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, decode_secret_key,
 };
 
+use crate::log::debug;
 use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
 use crate::remote::ssh::Client;
 use crate::tree::path::escape;
@@ -41,6 +42,16 @@ enum Key {
     InAgent(PublicKey),
 }
 
+impl Key {
+    /// Type of the key and its signer, for the log.
+    fn kind(&self) -> (Algorithm, &'static str) {
+        match self {
+            Self::Private(key) => (key.algorithm(), "ksync"),
+            Self::InAgent(key) => (key.algorithm(), "ssh-agent"),
+        }
+    }
+}
+
 /// Logs in with the first key that the server accepts.
 ///
 /// ksync never tries to log in without a key. The attempt costs a round trip, and nobody should
@@ -64,13 +75,19 @@ pub(super) async fn authenticate(
     }
     let mut accepts = String::new();
     let tried = keys.len();
-    for key in keys {
+    for (index, key) in keys.into_iter().enumerate() {
+        let (kind, signer) = key.kind();
         let attempt = offer(session, credentials.user, key, agent.as_mut());
         let result = tokio::time::timeout(timeout, attempt).await.map_err(|_| RemoteError::TimedOut {
             verb: "log in on",
             endpoint: endpoint.into(),
             after: timeout,
         })?;
+        let is_accepted = matches!(result, Some(AuthResult::Success));
+        debug!(
+            "auth method=publickey key={}/{tried} type={kind} signer={signer} accepted={is_accepted}",
+            index + 1
+        );
         // russh reports the end of the session as a failure without methods. A server that refuses
         // a key names methods, or goes on.
         let is_refusal = matches!(&result, Some(AuthResult::Failure { remaining_methods, .. })

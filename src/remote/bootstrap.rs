@@ -18,6 +18,7 @@ use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::log;
 use crate::remote::agent_image::{AgentImage, BLOCK_BYTES};
 use crate::tree::path::escape;
 use crate::wire::flight::{AGAIN, NONCE_BYTES, SECRET, SECRET_BYTES, Sealed, Secret, UNSEALED, agent_name};
@@ -58,6 +59,17 @@ pub(super) enum Purpose {
     Lane(Token),
 }
 
+impl Purpose {
+    /// The purpose as pairs for the log.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Exchange(Some(_)) => "for=exchange flight=in-command-line",
+            Self::Exchange(None) => "for=exchange flight=over-channel why=no-secret",
+            Self::Lane(_) => "for=lane",
+        }
+    }
+}
+
 impl fmt::Display for Purpose {
     /// Formats the agent's argument.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,12 +83,14 @@ impl fmt::Display for Purpose {
 
 /// Builds the line that the server executes, where all users can read it. The line holds a constant
 /// script, a hash, a number, the marker, and either the sealed first flight or a token. It holds no
-/// name, no path and no content.
+/// name, no path and no content. If this side logs, the line also asks the agent to log.
 pub(super) fn command(image: &AgentImage, marker: &str, purpose: &Purpose) -> String {
     let lines = SCRIPT.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let script = lines.collect::<Vec<_>>().join(" ");
     let blocks = image.gzip.len().div_ceil(BLOCK_BYTES);
-    format!("exec sh -c '{script}' ksync {} {blocks} {marker} '{purpose}'", image.sha256)
+    // `env` also works in login shells that have no other way to set a variable for one command.
+    let env = if log::is_on() { format!("env {}={} ", log::VARIABLE, log::LEVEL) } else { String::new() };
+    format!("exec {env}sh -c '{script}' ksync {} {blocks} {marker} '{purpose}'", image.sha256)
 }
 
 /// Makes a marker: a line that no first flight holds.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
+use crate::log::debug;
 use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
 use crate::remote::{GOODBYE_TIMEOUT, dial, tls, websocket, within};
 
@@ -91,7 +93,9 @@ pub(super) async fn open(
     let opening = async {
         match tls {
             Some(tls) => {
+                let begin = Instant::now();
                 let stream = tls.connect(&address.host, stream, &endpoint).await?;
+                debug!("connect ok=true ms={} endpoint={endpoint} step=TLS", begin.elapsed().as_millis());
                 websocket::open(address, stream, silence, ours).await
             }
             None => websocket::open(address, stream, silence, ours).await,

@@ -137,6 +137,15 @@ impl HostKeyError {
 }
 
 impl HostKeys {
+    /// The kind of proof, for the log.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::KnownHosts { .. } => "known_hosts",
+            Self::Exactly(_) => "given-key",
+            Self::PinOnFirstUse { .. } => "pin",
+        }
+    }
+
     /// Key types by which the host is known. The handshake asks for them first, so that a host with
     /// several keys shows one that ksync can recognise.
     pub(super) fn known_kinds(&self) -> Result<Vec<Algorithm>, HostKeyError> {

@@ -59,6 +59,7 @@ pub use pump::Waiting;
 pub use shell::{Size, Terminal};
 pub(crate) use tls::client_config;
 
+use crate::log::debug;
 use crate::tree::path::escape;
 use crate::wire::lanes::Token;
 use bootstrap::Purpose;
@@ -208,6 +209,7 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
         secrets,
     };
     connection.took(begin.elapsed() / LOGIN_ROUND_TRIPS);
+    debug!("connect ok=true ms={} endpoint={} step=log in", begin.elapsed().as_millis(), connection.endpoint);
     Ok(connection)
 }
 
@@ -284,7 +286,9 @@ impl Connection {
             let begin = Instant::now();
             let channel = self.session.channel_open_session().await?;
             self.took(begin.elapsed());
-            let command = bootstrap::command(&image, &marker, &purpose(&mut waiting));
+            let purpose = purpose(&mut waiting);
+            debug!("agent step=start {}", purpose.kind());
+            let command = bootstrap::command(&image, &marker, &purpose);
             // Ask for no reply: the agent's own first answer arrives one round trip earlier.
             channel.exec(false, command).await?;
             Ok(channel)
@@ -385,8 +389,12 @@ async fn within<T>(
     endpoint: &str,
     work: impl Future<Output = Result<T, RemoteError>>,
 ) -> Result<T, RemoteError> {
-    match tokio::time::timeout(timeout, work).await {
+    let begin = Instant::now();
+    let result = match tokio::time::timeout(timeout, work).await {
         Ok(result) => result,
         Err(_) => Err(RemoteError::TimedOut { verb, endpoint: endpoint.into(), after: timeout }),
-    }
+    };
+    let (ms, is_ok) = (begin.elapsed().as_millis(), result.is_ok());
+    debug!("connect ok={is_ok} ms={ms} endpoint={endpoint} step={verb}");
+    result
 }

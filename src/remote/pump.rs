@@ -14,11 +14,13 @@ use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::log::{self, Side, debug};
 use crate::remote::agent::{
     Agent, AgentEnd, AgentReader, AgentWriter, Chunk, End, Heard, Installed, WRITE_BYTES_MAX,
 };
 use crate::remote::agent_image::AgentImage;
 use crate::remote::bootstrap::{COMMAND_FLIGHT_BYTES_MAX, FLIGHT_BYTES_MAX, Found, NEEDS_MAX, Scanner, seal};
+use crate::remote::command::Lines;
 use crate::remote::error::{ConnectionStatus, RemoteError};
 use crate::remote::secrets::Secrets;
 use crate::remote::send_window::SendWindow;
@@ -167,6 +169,7 @@ impl Waiting {
             is_secret_told: false,
             deadline,
             stderr: VecDeque::new(),
+            lines: Lines::default(),
             end: End::default(),
             send_window,
         };
@@ -195,6 +198,8 @@ struct Receiving {
     is_secret_told: bool,
     deadline: Instant,
     stderr: VecDeque<u8>,
+    /// Lines of stderr, if this side logs.
+    lines: Lines,
     end: End,
     send_window: Arc<SendWindow>,
 }
@@ -204,11 +209,16 @@ impl Receiving {
     /// channel.
     async fn run(mut self, mut read: ChannelReadHalf, error: &OnceLock<Arc<RemoteError>>) -> (End, bool) {
         let (cause, closed) = self.receive(&mut read).await;
+        std::mem::take(&mut self.lines).end(&mut |line| hear(line, &mut self.stderr));
         self.end.stderr = lines(self.stderr.make_contiguous());
         let cause = match cause {
             None if self.scanner.is_some() => Some(self.not_started()),
             cause => cause,
         };
+        debug!(
+            "agent step=ended exit_status={:?} signal={:?} clean={closed}",
+            self.end.exit_status, self.end.signal
+        );
         if let Some(cause) = cause.map(Arc::new) {
             self.end.error = Some(cause.clone());
             // Set the error before this task drops the queue, so that a reader that sees the
@@ -234,7 +244,11 @@ impl Receiving {
                     }
                 }
                 Some(ChannelMsg::ExtendedData { data, .. }) => {
-                    self.stderr.extend(data.iter());
+                    if log::is_on() {
+                        self.lines.push(&data, &mut |line| hear(line, &mut self.stderr));
+                    } else {
+                        self.stderr.extend(data.iter());
+                    }
                     let surplus = self.stderr.len().saturating_sub(STDERR_BYTES_MAX);
                     self.stderr.drain(..surplus);
                 }
@@ -270,6 +284,7 @@ impl Receiving {
                 }
                 Found::Need => {
                     self.needs += 1;
+                    debug!("agent step=install bytes={} attempt={}", self.start.image.gzip.len(), self.needs);
                     let seconds = self.start.image.gzip.len() as u64 / INSTALL_BYTES_PER_SECOND_MIN;
                     self.deadline = Instant::now() + self.start.timeout + Duration::from_secs(seconds);
                     let _ = self.steps.send(Step::Install);
@@ -280,6 +295,7 @@ impl Receiving {
                 }
                 Found::Again => {
                     self.is_again = true;
+                    debug!("agent step=repeat-flight why=seal-not-opened");
                     self.deadline = Instant::now() + self.start.timeout;
                     let _ = self.steps.send(Step::Again);
                 }
@@ -289,6 +305,7 @@ impl Receiving {
                 }
                 Found::Secret(secret) => {
                     self.is_secret_told = true;
+                    debug!("agent step=learn-secret stored={}", self.start.secrets.is_some());
                     if let Some(secrets) = self.start.secrets.clone() {
                         // Store the secret before the agent says anything else, so that a run that
                         // is cut short has learnt it too.
@@ -298,6 +315,7 @@ impl Receiving {
                 Found::Agent(bytes) => {
                     self.scanner = None;
                     let sent = self.needs as u64 * self.start.image.gzip.len() as u64;
+                    debug!("agent step=started state={}", if sent > 0 { "installed" } else { "reused" });
                     let _ = self.installed.0.set((sent > 0).then_some(sent));
                     let _ = self.steps.send(Step::Started);
                     self.pass_on(bytes).await;
@@ -448,8 +466,34 @@ impl Sending {
     }
 }
 
+/// Logs a line of the agent's stderr. Lines that are not of its log are kept for errors, too.
+fn hear(line: &[u8], stderr: &mut VecDeque<u8>) {
+    match line.strip_prefix(log::MARK.as_bytes()) {
+        Some(text) => log::line(Side::There, format_args!("{}", String::from_utf8_lossy(text))),
+        None => {
+            log::line(Side::There, format_args!("stderr text={}", escape(line)));
+            stderr.extend(line);
+            stderr.push_back(b'\n');
+        }
+    }
+}
+
 /// Escapes text for display and keeps its line breaks.
 fn lines(bytes: &[u8]) -> String {
     let lines = bytes.split(|&byte| byte == b'\n').map(|line| escape(line.trim_ascii_end()));
     lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_stderr_outside_the_log_is_kept_for_errors() {
+        let mut kept = VecDeque::new();
+        for line in [&b"KSYNC-LOG scan entries=1"[..], b"killed", b" KSYNC-LOG x"] {
+            hear(line, &mut kept);
+        }
+        assert_eq!(lines(kept.make_contiguous()), "killed\n KSYNC-LOG x");
+    }
 }

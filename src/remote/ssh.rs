@@ -10,6 +10,7 @@ use russh::keys::{EcdsaCurve, PublicKeyOrCertificate};
 use russh::{Disconnect, Preferred, SshId, cipher, compression};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::log::debug;
 use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
 use crate::remote::hostkey::{HostKeyError, HostKeys};
 use crate::tree::path::escape;
@@ -137,8 +138,11 @@ impl Handler for Client {
         };
         // The check reads files, and another run may hold a lock on one.
         let (host_keys, key, shown) = (self.host_keys.clone(), key.clone(), key.to_openssh());
+        let (by, kind) = (host_keys.kind(), key.algorithm());
         let checked = tokio::task::spawn_blocking(move || host_keys.check(&key)).await;
-        checked.map_err(|error| russh::Error::IO(std::io::Error::other(error)))??;
+        let checked = checked.map_err(|error| russh::Error::IO(std::io::Error::other(error)))?;
+        debug!("hostkey ok={} type={kind} by={by}", checked.is_ok());
+        checked?;
         if let Ok(text) = shown {
             // The key of the first exchange counts; russh accepts no other one later.
             let _ = self.shown.set(text);

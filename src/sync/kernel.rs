@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinHandle;
 
 use crate::content::hash::Hash;
+use crate::exchange::chain;
 use crate::kernel::{Access, Expiry, KeepAlive, KernelError, Step, StoredSession};
+use crate::log::debug;
 use crate::monitor::{Preparation, Warning};
 use crate::remote::{self, Connection, ErrorKind, HostKeys, RemoteError, Target, Transport};
 use crate::sync::{ConnectOptions, SharedMonitor, SyncError, blocking, target};
@@ -44,7 +46,9 @@ impl KernelSession {
         if let Some(stored) = access.stored(&meant).filter(is_of_use) {
             match Self::connect_to(stored, access.clone(), connect_options, monitor).await {
                 // Without the API there is no other way to connect.
-                Err(SyncError::Remote(error)) if access.api.is_some() && may_be_outdated(error.kind()) => {}
+                Err(SyncError::Remote(error)) if access.api.is_some() && may_be_outdated(error.kind()) => {
+                    debug!("session ask=api why=store-may-be-outdated error={}", chain(&*error));
+                }
                 result => return result,
             }
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::exchange::lanes::{Entrance, OpenLanes};
+use crate::log::debug;
 use crate::remote::{self, Agent, AgentImage, Connection};
 use crate::sync::meter::Count;
 use crate::wire::hello::MAGIC;
@@ -78,11 +79,17 @@ impl Opening {
     ) -> std::convert::Infallible {
         let lanes =
             chosen.map_or_else(|| worthwhile(connection.round_trip()), |lanes| lanes.clamp(1, LANES_MAX));
+        debug!(
+            "lanes worthwhile={lanes} round_trip_us={} chosen={}",
+            connection.round_trip().as_micros(),
+            chosen.is_some()
+        );
         self.worthwhile.store(lanes, Ordering::Relaxed);
         if let Some(request) = self.requests.recv().await {
             let lanes = (1..request.lanes).map(|_| self.open_one(connection, &request));
             // A server may allow no more sessions; then the open lanes must suffice.
-            let _ = futures_util::future::join_all(lanes).await;
+            let opened = futures_util::future::join_all(lanes).await;
+            debug!("lanes asked={} joined={}", opened.len(), opened.iter().flatten().count());
         }
         std::future::pending().await
     }
@@ -93,11 +100,10 @@ impl Opening {
         let (entrance, writer) = (request.entrance.clone(), self.up_bytes.meter(writer));
         let joining = move || {
             let mut answer = MAGIC;
-            if reader.read_exact(&mut answer).is_ok() && answer == MAGIC {
-                entrance.add(Box::new(writer));
-            }
+            let has_joined = reader.read_exact(&mut answer).is_ok() && answer == MAGIC;
+            has_joined.then(|| entrance.add(Box::new(writer)))
         };
-        tokio::task::spawn_blocking(joining).await.ok()
+        tokio::task::spawn_blocking(joining).await.ok().flatten()
     }
 }
 

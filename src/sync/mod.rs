@@ -29,6 +29,7 @@ pub use visit::Visit;
 
 use crate::engine::{PROBLEMS_MAX, Summary};
 use crate::kernel::{Access, Settings};
+use crate::log::debug;
 use crate::monitor::{Event, Monitor, Preparation, ProblemKind, Warning};
 use crate::sync::pairing::Pairing;
 use crate::sync::watch::{AfterRound, Listener, News};
@@ -261,6 +262,7 @@ async fn repeat(
         if !again {
             break;
         }
+        debug!("repeat why=source-changed attempt={}", attempt + 1);
     }
     Ok(report)
 }

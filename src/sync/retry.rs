@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::engine::PROBLEMS_MAX;
+use crate::exchange::chain;
+use crate::log::debug;
 use crate::monitor::{Event, Monitor, Preparation, Warning};
 use crate::remote::ErrorKind;
 use crate::sync::pairing::Pairing;
@@ -47,7 +49,14 @@ pub(super) async fn over_connections<'a>(
         };
         let (up_bytes, down_bytes) = connection.traffic();
         let went = attempt_monitor.went(down_bytes);
-        match attempts.failed(&error, went) {
+        let verdict = attempts.failed(&error, went);
+        debug!(
+            "lost verdict={verdict:?} moved_bytes={} left_bytes={} error={}",
+            went.moved_bytes,
+            went.left_bytes,
+            chain(&error)
+        );
+        match verdict {
             Verdict::Again => {}
             Verdict::End => return (connection, Err(error)),
             // The cause of the loss is more useful than the lost agent's lock on the destination.
@@ -62,6 +71,7 @@ pub(super) async fn over_connections<'a>(
         lost.wire_down_bytes += down_bytes;
         lost.retries += 1;
         let wait = backoff.next();
+        debug!("wait ms={} why=connection-lost retry={}", wait.as_millis(), lost.retries);
         listener(News::Lost { error: &error, wait });
         if is_loss(&error) {
             last_lost = Some(error);

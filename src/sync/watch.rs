@@ -23,7 +23,9 @@ use std::time::Duration;
 pub use command::{AfterRound, Said};
 pub use control::{NotFlushed, request_flush};
 
+use crate::exchange::chain;
 use crate::exchange::rounds::{Round, WatchedSource};
+use crate::log::debug;
 use crate::remote::ErrorKind;
 use crate::sync::pairing::Pairing;
 use crate::sync::remote::{LazyConnection, Rounds};
@@ -136,6 +138,7 @@ pub async fn watch(
             backoff = Backoff::default();
         }
         let wait = backoff.next();
+        debug!("wait ms={} why=connection-lost error={}", wait.as_millis(), chain(&error));
         listener(News::Lost { error: &error, wait });
         if !has_worked && is_loss(&error) {
             last_lost = Some(error);

@@ -21,6 +21,7 @@ mod impostor;
 mod interrupted;
 mod kinds;
 mod locked;
+mod log;
 mod mapping;
 mod moved;
 mod plan;

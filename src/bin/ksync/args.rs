@@ -226,7 +226,7 @@ pub(crate) struct WatchArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
-    /// List each change
+    /// List each change; -vv also logs each decision on stderr, as KSYNC_LOG=debug does
     #[arg(short = 'v', long, action = ArgAction::Count)]
     pub(crate) verbose: u8,
     /// List each change in rsync's eleven letters

@@ -8,6 +8,7 @@ mod flush;
 mod json;
 mod list;
 mod live;
+mod log;
 mod out;
 mod progress;
 mod proxy;
@@ -30,7 +31,14 @@ use std::process::ExitCode;
 use args::Mode;
 
 fn main() -> ExitCode {
-    let done = match args::parse(std::env::args_os()) {
+    let parsed = args::parse(std::env::args_os());
+    if let Ok(mode) = &parsed
+        && let Err(error) = log::begin(mode)
+    {
+        out::note(&error.to_string());
+        return ExitCode::from(error.exit);
+    }
+    let done = match parsed {
         Ok(Mode::Show(text)) => {
             out::result(&text);
             Ok(0)
@@ -48,8 +56,10 @@ fn main() -> ExitCode {
             Ok(report::USAGE)
         }
     };
-    ExitCode::from(done.unwrap_or_else(|error| {
+    let exit = done.unwrap_or_else(|error| {
         out::note(&error.to_string());
         error.exit
-    }))
+    });
+    log::end(exit);
+    ExitCode::from(exit)
 }

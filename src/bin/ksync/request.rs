@@ -115,7 +115,14 @@ pub(crate) fn build(args: SyncArgs) -> Result<Request, CliError> {
         jobs: pairs.into_iter().map(job).filter(|job| !is_excluded(job)).collect(),
         live,
         after,
-        show: Show { quiet, itemize: itemize_changes, stats, progress: !no_progress && !quiet, json },
+        show: Show {
+            quiet,
+            itemize: itemize_changes,
+            stats,
+            // Lines of the log would run into a bar.
+            progress: !no_progress && !quiet && !ksync::log::is_on(),
+            json,
+        },
     })
 }
 

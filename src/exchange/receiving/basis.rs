@@ -18,13 +18,48 @@ use crate::exchange::pre_copy::PreCopyParts;
 use crate::exchange::receiving::{Receiving, Trees, sink_error, unwritable};
 use crate::exchange::sink::{SinkError, basis_changed, blocks_of, open_basis};
 use crate::exchange::{retry_while_busy, work_error};
+use crate::log::{self, debug};
 use crate::monitor::ProblemKind;
+use crate::tree::path::escape;
 use crate::wire::message::{
     AbortKind, BasisReport, Blocks, SMALL_BASIS_BYTES_MAX, Stretch, Want, Window, basis_bytes_max, is_signed,
 };
 
 impl Receiving {
     pub(super) fn sign(&self, order: &SignOrder) -> Result<Advertised, WorkError> {
+        let advertised = self.report_basis(order);
+        if log::is_on() {
+            self.log_basis(order, &advertised);
+        }
+        advertised
+    }
+
+    /// Logs a basis report.
+    fn log_basis(&self, order: &SignOrder, advertised: &Result<Advertised, WorkError>) {
+        let (Ok(entry), Ok(Advertised { want, has_gap, .. })) = (self.entry(order.id), advertised) else {
+            debug!("basis role=receiver how=none why=unreadable id={}", order.id);
+            return;
+        };
+        let how = match &want.basis {
+            None => "none why=new-file",
+            Some(BasisReport::Signed { .. }) => "signature why=small-file",
+            Some(BasisReport::RangeRemoved { .. }) => "blocks why=range-removed",
+            Some(BasisReport::Blocks(_)) if *has_gap => "blocks why=gap-inserted",
+            Some(BasisReport::Blocks(_)) if order.is_doubted => "blocks why=verify-after-power-cut",
+            Some(BasisReport::Blocks(_)) => "blocks why=basis",
+        };
+        let (path, part) = (entry.path.to_path(), want.staged.as_ref().map_or(0, |staged| staged.length));
+        let basis = order.at.and_then(|at| self.trees().ok()?.present.get(at));
+        let (length, elsewhere) = basis.map_or((0, false), |basis| (basis.size(), basis.path != entry.path));
+        debug!(
+            "basis role=receiver how={how} size={} basis_bytes={length} elsewhere={elsewhere} \
+             part_bytes={part} path={}",
+            entry.size(),
+            escape(path.as_bytes())
+        );
+    }
+
+    fn report_basis(&self, order: &SignOrder) -> Result<Advertised, WorkError> {
         let SignOrder { id, at, may_be_staged, is_doubted, ref samples } = *order;
         let size = self.entry(id)?.size();
         let staged = if may_be_staged { self.staged(id, size)? } else { None };
@@ -81,7 +116,13 @@ impl Receiving {
             samples?.shift_map(size, seen.size, &SparseFile::of(&basis, seen.size)).ok()??
         };
         let (staging, _) = Staging::open(root, &path).ok()?;
-        (!staging.shares_extents()).then(|| PreCopyParts { basis, shift_map, staging: staging.replacing() })
+        let pays = !staging.shares_extents();
+        debug!(
+            "pre-copy role=receiver made={pays} shift={} path={}",
+            shift_map.kind(),
+            escape(path.as_bytes())
+        );
+        pays.then(|| PreCopyParts { basis, shift_map, staging: staging.replacing() })
     }
 
     /// Drops prehashed files that nobody will ask about: those that are up to date, and those that

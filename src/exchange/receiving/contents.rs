@@ -10,7 +10,9 @@ use crate::engine::{CopiedFile, SmallContent, SmallFile, WorkError};
 use crate::exchange::receiving::{Receiving, out_of_turn, sink_error};
 use crate::exchange::sink::{Sink, SinkError};
 use crate::exchange::work_error;
+use crate::log::debug;
 use crate::monitor::ProblemKind;
+use crate::tree::path::escape;
 use crate::wire::message::Op;
 
 /// Length in bytes from which a replaced file is closed on a thread of its own. The last handle
@@ -128,6 +130,10 @@ impl Receiving {
 
     pub(super) fn copy(&self, file: CopiedFile) -> Result<(), WorkError> {
         let (_, seen) = self.basis(file.at)?;
+        debug!(
+            "file role=receiver how=copy why=same-content path={}",
+            escape(self.path(file.id)?.as_bytes())
+        );
         let ops = vec![Op::Copy { offset: 0, length: seen.size }];
         self.sink(file.id, Some(file.at), ops, Some(file.hash))
     }
@@ -202,5 +208,6 @@ fn unwritable(error: &DiskError) -> WorkError {
 }
 
 fn corrupt() -> WorkError {
+    debug!("file role=receiver how=ask-again why=hash-differs");
     WorkError::Entry(ProblemKind::Corrupt, "the received content does not have the announced hash".to_owned())
 }

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use serde_bytes::ByteBuf;
 
@@ -19,6 +20,7 @@ use crate::disk::{clear_leftovers, staged};
 use crate::engine::{Destination, Opened, WorkError};
 use crate::exchange::receiving::{OpenedTree, Receiving};
 use crate::exchange::{chain, renamed, retry_while_busy, scan_options};
+use crate::log::debug;
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
@@ -32,7 +34,7 @@ use crate::wire::message::{AbortKind, Subject};
 
 impl Receiving {
     pub(super) fn open(&self, subject: &Subject, scope: Option<SubtreeSet>) -> Result<Opened, WorkError> {
-        let was_there = self.path.exists();
+        let (was_there, begin) = (self.path.exists(), Instant::now());
         let opened_tree = match subject {
             Subject::Directory { .. } => self.open_directory()?,
             Subject::File { name } => self.open_parent(name)?,
@@ -75,6 +77,15 @@ impl Receiving {
                 opened.room = self.room(root, staged, &opened.manifest);
             }
         }
+        debug!(
+            "scan role=receiver entries={} bytes={} problems={} parts={} is_new={} ms={}",
+            opened.manifest.len(),
+            opened.manifest.content_bytes(),
+            opened.problems.len(),
+            opened.has_staged,
+            !was_there,
+            begin.elapsed().as_millis()
+        );
         let _ = self.opened.set(opened_tree);
         Ok(opened)
     }

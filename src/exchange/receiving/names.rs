@@ -8,8 +8,10 @@ use crate::engine::{CopiedFile, Step, WorkError};
 use crate::exchange::receiving::{Receiving, out_of_turn, sink_error};
 use crate::exchange::sink::open_basis;
 use crate::exchange::{retry_while_busy, work_error};
+use crate::log::debug;
 use crate::monitor::ProblemKind;
 use crate::tree::entry::Kind;
+use crate::tree::path::escape;
 
 impl Receiving {
     pub(super) fn apply(&self, step: Step) -> Result<(), WorkError> {
@@ -98,6 +100,11 @@ impl Receiving {
                 self.remove(file.at)
             }
             result => {
+                debug!(
+                    "file role=receiver how=rename why=same-content ok={} path={}",
+                    result.is_ok(),
+                    escape(to.as_bytes())
+                );
                 self.doubted().remove(&file.at);
                 result.map_err(|error| work_error(&error, ProblemKind::Unwritable))
             }
