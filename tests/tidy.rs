@@ -156,6 +156,21 @@ fn the_ci_script_runs_the_commands_of_the_readme() {
     assert_eq!(promise_faults(&readme, &script), Vec::<String>::new());
 }
 
+#[test]
+fn files_that_the_documents_link_exist() {
+    for document in ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"] {
+        let text = fs::read_to_string(root().join(document)).expect("a document");
+        let missing: Vec<_> = links(&text).filter(|link| !root().join(link).exists()).collect();
+        assert_eq!(missing, Vec::<&str>::new(), "{document}");
+    }
+}
+
+/// Targets of a Markdown text's links that are files of this repository.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    targets.filter(|target| !target.contains("://"))
+}
+
 /// Forbidden names in a layer's text.
 fn layering_faults(layer: &Layer, text: &str) -> Vec<String> {
     let code = code_of(text);
@@ -396,6 +411,12 @@ mod the_rules_themselves {
         {
             assert_eq!(leftover_faults(text), Vec::<String>::new(), "{text}");
         }
+    }
+
+    #[test]
+    fn links_to_files_are_found_and_links_to_sites_are_not() {
+        let text = "[a](src/a.rs), [b](https://example.com/b) and\n[`c`](c.md).";
+        assert_eq!(links(text).collect::<Vec<_>>(), ["src/a.rs", "c.md"]);
     }
 
     #[test]
