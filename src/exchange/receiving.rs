@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 use crate::content::blocks::{BlockSize, Nodes};
@@ -71,32 +71,35 @@ pub struct Receiving {
     replaced: LastReplaced,
 }
 
-/// The large basis that was replaced last, kept open until the run has ended. A thread closes it,
-/// since that frees its pages: 0.1 s a gigabyte. The thread must not run while the state directory
-/// is removed. The file had its last name there, and the kernel spins until it is gone: an edit of
-/// 1 GiB took 0.9 s that way, and 0.66 s without.
+/// The large basis that was replaced last, kept open until more is written or the run has ended. A
+/// thread closes it, since that frees its pages: 0.1 s a gigabyte. The thread must not run while the
+/// state directory is removed. The file had its last name there, and the kernel spins until it is
+/// gone: an edit of 1 GiB took 0.9 s that way, and 0.66 s without.
 #[derive(Default)]
 struct LastReplaced(Mutex<Option<File>>);
 
 impl LastReplaced {
-    /// Keeps this file, and closes the one before.
     fn keep(&self, file: Option<File>) {
-        if let Some(file) = file {
-            close_aside(self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(file));
+        self.release();
+        *self.file() = file;
+    }
+
+    /// Frees its space, which the next file may need. If no thread can start, this one closes it.
+    fn release(&self) {
+        let file = self.file().take();
+        if file.is_some() {
+            let _ = thread::Builder::new().spawn(move || drop(file));
         }
+    }
+
+    fn file(&self) -> MutexGuard<'_, Option<File>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for LastReplaced {
     fn drop(&mut self) {
-        close_aside(self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take());
-    }
-}
-
-/// Closes a file on a thread of its own. If no thread can start, the file is closed here.
-fn close_aside(file: Option<File>) {
-    if file.is_some() {
-        let _ = thread::Builder::new().spawn(move || drop(file));
+        self.release();
     }
 }
 
@@ -243,11 +246,11 @@ impl Receiving {
         });
     }
 
-    fn doubted(&self) -> std::sync::MutexGuard<'_, HashSet<u32>> {
+    fn doubted(&self) -> MutexGuard<'_, HashSet<u32>> {
         self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sinks(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Sink>> {
+    fn sinks(&self) -> MutexGuard<'_, HashMap<u32, Sink>> {
         self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -70,6 +70,7 @@ impl Receiving {
 
     /// Makes a file without its final name.
     fn make(&self, file: &SmallFile, durability: Durability) -> Result<Unnamed, WorkError> {
+        self.replaced.release();
         let made;
         let data = match &file.content {
             SmallContent::Whole(data) => data,
@@ -145,6 +146,7 @@ impl Receiving {
         ops: Vec<Op>,
         end: Option<Hash>,
     ) -> Result<(), WorkError> {
+        self.replaced.release();
         let taken = self.sinks().remove(&id);
         let mut sink = match taken {
             Some(sink) => sink,
