@@ -72,9 +72,9 @@ pub struct Receiving {
 }
 
 /// The large basis that was replaced last, kept open until more is written or the run has ended. A
-/// thread closes it, since that frees its pages: 0.1 s a gigabyte. The thread must not run while the
-/// state directory is removed. The file had its last name there, and the kernel spins until it is
-/// gone: an edit of 1 GiB took 0.9 s that way, and 0.66 s without.
+/// thread closes it, since that frees its pages: 0.1 s a gigabyte. The thread must not run while
+/// the state directory is removed. The file had its last name there, and the kernel spins until it
+/// is gone: an edit of 1 GiB took 0.9 s that way, and 0.66 s without.
 #[derive(Default)]
 struct LastReplaced(Mutex<Option<File>>);
 

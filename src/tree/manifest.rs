@@ -1,9 +1,9 @@
 //! `Manifest`: a whole tree as a list, and its wire form.
 //!
 //! A manifest is *sorted* (in the order of [`TreePath`](crate::tree::path::TreePath), no path
-//! twice) and *closed* (the parent of every entry is a directory of the same manifest). So a receiver can walk it in lock step with its own,
-//! and never meets an entry whose parent it has not seen. The decoder checks both: a symlink `d`
-//! followed by `d/f` is not a manifest.
+//! twice) and *closed* (the parent of every entry is a directory of the same manifest). So a
+//! receiver can walk it in lock step with its own, and never meets an entry whose parent it has not
+//! seen. The decoder checks both: a symlink `d` followed by `d/f` is not a manifest.
 //!
 //! On the wire a manifest is cut into [`block`](crate::tree::block)s.
 
