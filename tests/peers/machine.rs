@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::process::Stdio;
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use ksync::kernel::BridgeImage;
 
@@ -15,6 +16,33 @@ pub(crate) struct Machine {
     pub(crate) world: World,
     pub(crate) port: u16,
     _sshd: Sshd,
+    _turn: Turn,
+}
+
+/// Number of machines that run, or `None` while one runs alone.
+static RUNNING: Mutex<Option<usize>> = Mutex::new(Some(0));
+static ENDED: Condvar = Condvar::new();
+
+/// A machine's permission to run.
+struct Turn;
+
+impl Turn {
+    /// Waits until this machine may run: alone, or beside others.
+    fn take(is_alone: bool) -> Turn {
+        let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_to_wait = |running: &mut Option<usize>| running.is_none_or(|count| is_alone && count > 0);
+        let mut running = ENDED.wait_while(running, has_to_wait).unwrap_or_else(PoisonError::into_inner);
+        *running = running.filter(|_| !is_alone).map(|count| count + 1);
+        Turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        *running = Some(running.map_or(0, |count| count - 1));
+        ENDED.notify_all();
+    }
 }
 
 impl Machine {
@@ -23,8 +51,17 @@ impl Machine {
         Machine::with("")
     }
 
+    /// Starts a machine while no other one runs, for a test that measures.
+    pub(crate) fn start_alone() -> Option<Machine> {
+        Machine::with_turn("", Turn::take(true))
+    }
+
     /// Starts a machine with extra lines in sshd's configuration.
     pub(crate) fn with(settings: &str) -> Option<Machine> {
+        Machine::with_turn(settings, Turn::take(false))
+    }
+
+    fn with_turn(settings: &str, turn: Turn) -> Option<Machine> {
         if !needs_programs(&["sshd", "ssh", "ssh-keygen", "websocat", "rsync"]) {
             return None;
         }
@@ -42,7 +79,7 @@ impl Machine {
             path("machine/home")
         );
         let sshd = Sshd::start(&world, &settings);
-        let machine = Machine { port: sshd.port, _sshd: sshd, world };
+        let machine = Machine { port: sshd.port, _sshd: sshd, _turn: turn, world };
         machine.trust("host-key");
         Some(machine)
     }
