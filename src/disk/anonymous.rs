@@ -16,7 +16,7 @@ use crate::disk::root::Root;
 use crate::disk::stage::{Durability, Metadata};
 use crate::tree::path::TreePath;
 
-/// Whether a root's filesystem has files without names, as far as is known.
+/// The root's filesystem's support for anonymous files, as far as is known.
 #[derive(Debug)]
 pub(crate) struct AnonymousFiles {
     may_be: AtomicBool,

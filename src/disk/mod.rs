@@ -23,6 +23,8 @@ mod homes;
 pub mod identities;
 mod link;
 mod lock;
+#[cfg(target_os = "linux")]
+mod magic;
 mod marker;
 mod mount;
 mod protected;

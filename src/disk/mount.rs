@@ -18,16 +18,11 @@ pub(crate) enum Nature {
 /// The nature of a directory's filesystem. An unknown filesystem counts as `Forgetful`.
 #[cfg(target_os = "linux")]
 pub(crate) fn nature(directory: impl AsFd) -> Nature {
-    // tmpfs, ramfs.
-    const VOLATILE: [u32; 2] = [0x0102_1994, 0x8584_58f6];
-    // ext2 to ext4, XFS, Btrfs, F2FS, overlayfs, ZFS, bcachefs, NFS. From statfs(2) and
-    // linux/magic.h.
-    const LASTING: [u32; 8] =
-        [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x794c_7630, 0x2fc1_2fc1, 0xca45_1a4e, 0x6969];
-    // The type's width differs between machines, and no magic has more than 32 bits.
-    match rustix::fs::fstatfs(directory).map(|stat| stat.f_type as u32) {
-        Ok(magic) if VOLATILE.contains(&magic) => Nature::Volatile,
-        Ok(magic) if LASTING.contains(&magic) => Nature::Lasting,
+    use crate::disk::magic::{BCACHEFS, BTRFS, EXT, F2FS, NFS, OVERLAY, RAMFS, TMPFS, XFS, ZFS, magic_of};
+
+    match magic_of(directory) {
+        Some(TMPFS | RAMFS) => Nature::Volatile,
+        Some(EXT | XFS | BTRFS | F2FS | OVERLAY | ZFS | BCACHEFS | NFS) => Nature::Lasting,
         _ => Nature::Forgetful,
     }
 }

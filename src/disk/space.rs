@@ -78,14 +78,13 @@ impl Root {
     /// counts no inodes.
     #[cfg(target_os = "linux")]
     fn stores_content_as_it_is(&self, counts_inodes: bool) -> bool {
-        // ext2 to ext4, XFS, tmpfs, vfat, exFAT. From linux/magic.h and statfs(2).
-        const PLAIN: [u32; 5] = [0xef53, 0x5846_5342, 0x0102_1994, 0x4d44, 0x2011_bab0];
-        const OVERLAY: u32 = 0x794c_7630;
-        // The type's width differs between machines, and no magic has more than 32 bits.
-        rustix::fs::fstatfs(self.descriptor()).is_ok_and(|stat| {
-            let kind = stat.f_type as u32;
-            PLAIN.contains(&kind) || kind == OVERLAY && counts_inodes
-        })
+        use crate::disk::magic::{EXFAT, EXT, OVERLAY, TMPFS, VFAT, XFS, magic_of};
+
+        match magic_of(self.descriptor()) {
+            Some(EXT | XFS | TMPFS | VFAT | EXFAT) => true,
+            Some(OVERLAY) => counts_inodes,
+            _ => false,
+        }
     }
 
     #[cfg(not(target_os = "linux"))]

@@ -431,10 +431,10 @@ pub(crate) fn set_metadata(
 /// True if a copy within this file's filesystem shares extents and copies no bytes.
 #[cfg(target_os = "linux")]
 pub(crate) fn shares_extents(file: impl AsFd) -> bool {
-    // Btrfs, XFS, bcachefs; and NFS and SMB, whose servers copy. From statfs(2) and linux/magic.h.
-    const SHARING: [u32; 5] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e, 0x6969, 0xfe53_4d42];
-    // The type's width differs between machines, and no magic has more than 32 bits.
-    rustix::fs::fstatfs(file).is_ok_and(|stat| SHARING.contains(&(stat.f_type as u32)))
+    use crate::disk::magic::{BCACHEFS, BTRFS, NFS, SMB, XFS, magic_of};
+
+    // The servers of NFS and SMB copy.
+    matches!(magic_of(file), Some(BTRFS | XFS | BCACHEFS | NFS | SMB))
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
+use crate::content::hash::is_zero;
 use crate::disk::Staged;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
@@ -49,10 +50,9 @@ impl Receiving {
     /// Checks the reserve before a small file is written.
     pub(super) fn before_writing(&self, data: &[u8]) -> Result<(), DiskError> {
         let bytes = data.len() as u64;
-        let is_zeros = || data.iter().all(|&byte| byte == 0);
         match (self.reserve.get(), self.root()) {
             (Some(reserve), Ok(root)) => {
-                reserve.before_writing(root, if is_zeros() { 0 } else { bytes }, bytes)
+                reserve.before_writing(root, if is_zero(data) { 0 } else { bytes }, bytes)
             }
             _ => Ok(()),
         }
