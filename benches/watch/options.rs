@@ -14,7 +14,7 @@ const SMOKE_SCALE: f64 = 0.005;
 /// Most saves of a large file, because one takes a peer about a second.
 const LARGE_SAMPLES_MAX: usize = 11;
 
-/// How long does it take until a save arrives, and what does it cost to wait for one?
+/// Measures how soon a save arrives, and the cost of waiting for one.
 ///
 /// Lets ksync and every installed peer keep a copy through websocat and sshd on loopback, makes
 /// saves in turn, and verifies every copy.

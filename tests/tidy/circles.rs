@@ -66,7 +66,7 @@ fn imported_modules<'a>(name: &str, code: &str, modules: &'a Modules) -> BTreeSe
     imported
 }
 
-/// Whether `path` is `module` or something in it.
+/// True if `path` is `module` or something in it.
 fn is_within(path: &str, module: &str) -> bool {
     path.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }

@@ -58,7 +58,7 @@ pub(crate) enum Cut {
     DownAfter(u64),
 }
 
-/// What happens to the bytes of open and new connections.
+/// Treatment of the bytes of open and new connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flow {
     Passes,
