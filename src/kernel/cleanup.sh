@@ -1,6 +1,8 @@
-# Removes ksync's traces from a VM: its key, caches and bridge. The platform runs it as root on the VM, as:
+# Removes ksync's traces from a VM: its key, caches and bridge. The platform runs it as root on the
+# VM, as:
 #   bash -c 'this' ksync PUBLIC_KEY
-# The services stay, because others may use them. ksync's own bridge goes with the last key that ksync made.
+# The services stay, because others may use them. ksync's own bridge goes with the last key that
+# ksync made.
 
 key=$1; r=${KSYNC_SANDBOX_ROOT-}; keys=$r/root/.ssh/authorized_keys
 own=$r/usr/local/lib/ksync; service=$r/etc/supervisor/conf.d/services/websocat-ssh.conf

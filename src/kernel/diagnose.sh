@@ -1,5 +1,5 @@
-# Diagnoses a VM if SSH fails: the states of sshd and its bridge, and the answer on the bridge's port. It changes
-# nothing. The platform runs it on the VM as:
+# Diagnoses a VM if SSH fails: the states of sshd and its bridge, and the answer on the bridge's
+# port. It changes nothing. The platform runs it on the VM as:
 #   bash -c 'this'
 
 status() { supervisorctl status "$1" 2>&1 </dev/null | head -n 1 | awk '{ $1 = ""; sub(/^ /, ""); print }'; }

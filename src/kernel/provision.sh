@@ -1,14 +1,16 @@
-# Makes a VM reachable over SSH behind a WebSocket bridge, and authorises one key. The platform runs it as root, as:
+# Makes a VM reachable over SSH behind a WebSocket bridge, and authorises one key. The platform runs
+# it as root, as:
 #   flock -o -w 60 LOCK bash -c 'this' ksync PUBLIC_KEY [BRIDGE_SHA256 BRIDGE_FILE]
 #
-# It makes the same packages, files, services and port as `kernel browsers ssh`, so that each can continue the other's
-# work. Existing ones stay. The script may run again at any time, and several times at once, because flock admits one
-# run. Every process started here writes to a file and reads nothing: an exec ends only when no process holds its
-# output any more.
+# It makes the same packages, files, services and port as `kernel browsers ssh`, so that each can
+# continue the other's work. Existing ones stay. The script may run again at any time, and several
+# times at once, because flock admits one run. Every process started here writes to a file and reads
+# nothing: an exec ends only when no process holds its output any more.
 #
-# Exit code 73: no websocat runs, and none can be downloaded. The caller then writes ksync's own bridge, compressed, to
-# BRIDGE_FILE, and runs this again with its name and hash. The bridge replaces websocat in the same service on the same
-# port. Exit code 74: there is no sshd, and no network to install it from, so a bridge would lead nowhere.
+# Exit code 73: no websocat runs, and none can be downloaded. The caller then writes ksync's own
+# bridge, compressed, to BRIDGE_FILE, and runs this again with its name and hash. The bridge
+# replaces websocat in the same service on the same port. Exit code 74: there is no sshd, and no
+# network to install it from, so a bridge would lead nowhere.
 #
 # An emulated VM shares the machine, so its root is not /.
 
@@ -65,8 +67,8 @@ install_own_bridge() {
   echo ksync-bridge >>"$log.made"
 }
 
-# Chooses the program of the service, and its user: websocat as in the official CLI, or else ksync's bridge, which
-# needs no privileges.
+# Chooses the program of the service, and its user: websocat as in the official CLI, or else ksync's
+# bridge, which needs no privileges.
 choose_bridge() {
   bridge="/usr/local/bin/websocat --binary ws-l:0.0.0.0:2222 tcp:127.0.0.1:22" bridge_user=
   if [ -n "$bridge_sha256" ]; then
@@ -85,8 +87,8 @@ choose_bridge() {
   bridge="$own_bridge 0.0.0.0:2222 127.0.0.1:22" bridge_user=user=nobody
 }
 
-# Describes a service. An existing description stays, unless it is ksync's own and names a bridge other than the
-# chosen one.
+# Describes a service. An existing description stays, unless it is ksync's own and names a bridge
+# other than the chosen one.
 describe() {
   if grep -qsrF "[program:$1]" "$services"; then
     [ -n "$3" ] && [ -f "$services/$1.conf" ] && ! grep -qxF "command=$2" "$services/$1.conf" || return 0

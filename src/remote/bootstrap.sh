@@ -1,17 +1,21 @@
-# Starts the agent, or asks for it. The server runs it as: sh -c 'this' ksync SHA256 BLOCKS MARKER ARGUMENT
+# Starts the agent, or asks for it. The server runs it as: sh -c 'this' ksync SHA256 BLOCKS MARKER
+# ARGUMENT
 #
-# The client removes comments and line ends before it sends the script, because some login shells reject line ends
-# in quotes. Each line therefore ends where a blank may follow. The script contains no single quote, no exclamation
-# mark (csh) and no doubled backslash (fish), for the sake of login shells. Only the four arguments vary.
+# The client removes comments and line ends before it sends the script, because some login shells
+# reject line ends in quotes. Each line therefore ends where a blank may follow. The script contains
+# no single quote, no exclamation mark (csh) and no doubled backslash (fish), for the sake of login
+# shells. Only the four arguments vary.
 
-# SIGXFSZ: a file longer than the limit (ulimit -f) must not kill the agent, which inherits ignored signals.
+# SIGXFSZ: a file longer than the limit (ulimit -f) must not kill the agent, which inherits ignored
+# signals.
 trap "" 25;
 umask 077; LC_ALL=C; h=$1; n=$2; m=$3; a=$4; e=;
 
 # Records the reason against a directory, for the final FAIL.
 no() { e="$e$d: $1; "; };
 
-# Checks for a private directory: no link, owned by this user, closed to others. Others cannot replace its files then.
+# Checks for a private directory: no link, owned by this user, closed to others. Others cannot
+# replace its files then.
 private() {
   [ -h "$1" ] && return 1;
   [ -d "$1" ] && [ -O "$1" ] || return 1;
@@ -30,11 +34,12 @@ sound() {
   return 1;
 };
 
-# Test run before exec, because a shell whose exec fails is gone. It detects a noexec mount and a foreign machine.
+# Test run before exec, because a shell whose exec fails is gone. It detects a noexec mount and a
+# foreign machine.
 runs() { "$1" --version </dev/null >/dev/null 2>&1; };
 
-# Execs the agent, if it is there. A lane skips the check of the hash: the exchange's agent has just passed it, and
-# nobody else can change a file in a private directory.
+# Execs the agent, if it is there. A lane skips the check of the hash: the exchange's agent has just
+# passed it, and nobody else can change a file in a private directory.
 become() {
   f=$1/agent-$h;
   private "$1" && [ -e "$f" ] || return 0;
@@ -63,8 +68,8 @@ for d in "$@"; do
     && chmod 700 "$t" || { rm -f "$t"; no "not writable"; continue; };
   runs "$t" || { rm -f "$t"; no "programs may not run there"; continue; };
 
-# The input begins with bytes that the client already sent to the agent, up to the marker line. read takes single
-# bytes, so everything after the marker is still there for dd.
+# The input begins with bytes that the client already sent to the agent, up to the marker line. read
+# takes single bytes, so everything after the marker is still there for dd.
   printf "\000KSYNC-NEED\n";
   l=; while IFS= read -r l; do [ "$l" = "$m" ] && break; done;
   [ "$l" = "$m" ] || { rm -f "$t"; exit 1; };

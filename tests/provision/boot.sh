@@ -1,7 +1,8 @@
-# Turns this machine into one like a VM, and becomes its first process. It runs in its own namespaces for mounts,
-# processes and the network, as:
+# Turns this machine into one like a VM, and becomes its first process. It runs in its own
+# namespaces for mounts, processes and the network, as:
 #   bash -c 'this' boot EMPTY_DIRECTORY WEBSOCAT PACKAGES VARIANT
-# Writes to / go to a tmpfs, which vanishes with the last process. Exit code 77: such a machine is impossible here.
+# Writes to / go to a tmpfs, which vanishes with the last process. Exit code 77: such a machine is
+# impossible here.
 
 set -eu
 dir=$1 websocat=$2 packages=$3 variant=$4
