@@ -10,14 +10,16 @@
 //! ```
 //!
 //! Where a VM has no WebSocket bridge before its sshd and cannot download one, `kernel` brings
-//! `bin/ksync-bridge`, a program of its own that ksync carries along with the agent.
+//! `ksync-bridge`, a program of its own that ksync carries along with the agent.
 //!
 //! Two axes. *Role*: the sender has the files, the receiver wants them. *Side*: the client runs
 //! where a person typed `ksync`, the agent runs on the other machine. Upload and download are the
 //! same exchange with the roles swapped; a local copy runs both roles in one process.
 //!
 //! # Layers
-//! Each imports only what stands above it; `tests/tidy.rs` keeps it so.
+//! Each imports only what stands above it. The layers up to `rendezvous` are the crate `ksync-core`
+//! in `src/core`, the sandbox is the crate `ksync-sandbox`, and the other ones are this crate.
+//! Between crates the compiler keeps the order, within one `tests/tidy.rs`.
 //!
 //! | layer | what it is | what it does not know |
 //! |---|---|---|
@@ -30,8 +32,8 @@
 //! | [`disk`] | a root that nothing climbs out of, scanning, staging, what was offered last | engine, wire |
 //! | [`watch`] | what is touched in a tree, a moment after it was | engine, wire |
 //! | [`exchange`] | one engine, one disk, one stream in, one out (over several lanes, where that pays) | how the bytes travel |
-//! | `private` | small files for nobody but us | what is in them |
 //! | `rendezvous` | how the processes of lanes meet their agent; Linux, as all agents | what lanes carry |
+//! | `private` | small files for nobody but us | what is in them |
 //! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
 //! | `kernel` | the platform's API: sessions, what runs in them | engine, disk |
 //! | `sandbox` | emulators of a VM and of the platform of VMs; shares no code with the rest, so it shares no mistake | everything else |
@@ -72,24 +74,13 @@
 //! - The receiver deletes nothing that the plan did not list, and nothing before everything else is
 //!   in place or after an incomplete scan.
 
-pub mod content;
-pub mod disk;
-pub mod engine;
-pub mod exchange;
-#[cfg(feature = "client")]
 pub mod kernel;
-pub mod log;
-pub mod monitor;
-#[cfg(feature = "client")]
 mod private;
-#[cfg(feature = "client")]
 pub mod remote;
-#[cfg(target_os = "linux")]
-pub mod rendezvous;
-#[cfg(feature = "sandbox")]
-pub mod sandbox;
-#[cfg(feature = "client")]
 pub mod sync;
-pub mod tree;
-pub mod watch;
-pub mod wire;
+
+#[cfg(target_os = "linux")]
+pub use ksync_core::rendezvous;
+pub use ksync_core::{content, disk, engine, exchange, log, monitor, tree, watch, wire};
+#[cfg(feature = "sandbox")]
+pub use ksync_sandbox as sandbox;

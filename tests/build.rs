@@ -11,7 +11,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-#[path = "../src/build/probe.rs"]
+#[path = "../src/embedded/probe.rs"]
 mod probe;
 #[path = "world/skip.rs"]
 mod skip;

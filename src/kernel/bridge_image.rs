@@ -13,9 +13,6 @@ impl BridgeImage {
     /// The bridge built along with this client: a static x86-64 Linux program.
     #[must_use]
     pub const fn embedded() -> Self {
-        Self {
-            sha256: env!("KSYNC_BRIDGE_SHA256"),
-            gzip: include_bytes!(concat!(env!("OUT_DIR"), "/bridge.gz")),
-        }
+        Self { sha256: ksync_embedded::BRIDGE_SHA256, gzip: ksync_embedded::BRIDGE_GZIP }
     }
 }

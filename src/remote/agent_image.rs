@@ -23,8 +23,8 @@ impl AgentImage {
     #[must_use]
     pub fn embedded() -> Self {
         Self {
-            sha256: Cow::Borrowed(env!("KSYNC_AGENT_SHA256")),
-            gzip: Bytes::from_static(include_bytes!(concat!(env!("OUT_DIR"), "/agent.gz"))),
+            sha256: Cow::Borrowed(ksync_embedded::AGENT_SHA256),
+            gzip: Bytes::from_static(ksync_embedded::AGENT_GZIP),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! look for peers in `PATH` and in `KSYNC_PEERS_BIN`.
 // Helpers of tests are tests too, but clippy does not know that.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
-#![cfg(all(feature = "client", target_os = "linux"))]
+#![cfg(target_os = "linux")]
 
 mod cut;
 mod install;

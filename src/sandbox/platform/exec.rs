@@ -27,8 +27,8 @@ use tokio::time::Instant;
 use super::Cloud;
 use super::answer::{Answer, PlatformError, json_answer, read_json};
 use super::session::Session;
-use crate::sandbox::process::ROOT_VARIABLE;
-use crate::sandbox::terminal::{self, Size, Terminal};
+use crate::process::ROOT_VARIABLE;
+use crate::terminal::{self, Size, Terminal};
 
 /// Most bytes of an output. A VM without a screen has 1 GB of memory in all.
 const OUTPUT_MAX: u64 = 256 << 20;

@@ -68,8 +68,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OnceCell;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::sandbox::SandboxError;
-use crate::sandbox::link_conditions::LinkConditions;
+use crate::SandboxError;
+use crate::link_conditions::LinkConditions;
 use answer::PlatformError;
 use authority::Authority;
 use faults::Faults;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::sandbox::process::ROOT_VARIABLE;
+use crate::process::ROOT_VARIABLE;
 
 /// Passes over the process list, because a killed process may have started another one just before.
 const ROUNDS_MAX: usize = 20;

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::sandbox::process::PATH;
+use crate::process::PATH;
 
 /// Programs that no VM has.
 const ABSENT: [&str; 6] = ["rsync", "zstd", "zstdcat", "zstdmt", "unzstd", "rclone"];

@@ -23,10 +23,10 @@ use super::routes::Call;
 use super::spawn::Spawned;
 use super::time::Time;
 use super::{Cloud, orphans, rfc3339, rng, token};
-use crate::sandbox::link_conditions::{ConnectionConditions, LinkConditions, Meter, StandsStill};
-use crate::sandbox::port::{self, Port};
-use crate::sandbox::process::Processes;
-use crate::sandbox::server::{Lock, Server};
+use crate::link_conditions::{ConnectionConditions, LinkConditions, Meter, StandsStill};
+use crate::port::{self, Port};
+use crate::process::Processes;
+use crate::server::{Lock, Server};
 
 /// Port of the bridge to a VM's SSH server.
 const SSH_PORT: u16 = 2222;

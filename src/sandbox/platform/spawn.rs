@@ -26,7 +26,7 @@ use super::answer::{Answer, PlatformError, json_answer, read_json, set, streamed
 use super::exec::{Input, Output, Program, Started, pid_of};
 use super::session::Session;
 use super::{Cloud, rfc3339, rng};
-use crate::sandbox::terminal::{Size, Terminal};
+use crate::terminal::{Size, Terminal};
 
 /// Capacity of the event queue.
 const EVENTS_MAX: usize = 256;

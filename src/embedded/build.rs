@@ -1,7 +1,7 @@
-//! Builds the two programs that `ksync` carries inside, as static x86_64 Linux binaries. The agent
-//! is this crate without its client half; the other program is the bridge. Their compressed files
-//! are `$OUT_DIR/agent.gz` and `$OUT_DIR/bridge.gz`. The compile-time variables
-//! `KSYNC_AGENT_SHA256` and `KSYNC_BRIDGE_SHA256` hold the SHA-256 of the uncompressed binaries.
+//! Builds the two programs that `ksync` carries inside, the agent and the bridge, as static x86_64
+//! Linux binaries. Their compressed files are `$OUT_DIR/agent.gz` and `$OUT_DIR/bridge.gz`. The
+//! compile-time variables `KSYNC_AGENT_SHA256` and `KSYNC_BRIDGE_SHA256` hold the SHA-256 of the
+//! uncompressed binaries.
 //!
 //! The image's glibc is older than most build machines', so a dynamic agent would not start there.
 
@@ -16,7 +16,6 @@ use sha2::{Digest, Sha256};
 
 use probe::Probe;
 
-#[path = "build/probe.rs"]
 mod probe;
 
 /// The target of every VM, whatever the build host.
@@ -36,17 +35,13 @@ const PROFILE_RELEASE: &str = "agent";
 /// time.
 const PROFILE_DEBUG: &str = "agent-quick";
 
-/// Set for the inner build, so that a mistake in its features ends in an error and not in a fork
-/// bomb.
-const GUARD: &str = "KSYNC_AGENT_BUILD";
-
 /// `agent.gz` is padded to a multiple of this. So a shell can read exactly the agent from a stream
 /// with `dd`, whose blocks have one size.
 const BLOCK_BYTES: usize = 4096;
 
 /// A program that ksync carries.
 struct Program {
-    /// The name of the binary.
+    /// The name of the package and of its binary.
     binary: &'static str,
     /// The name in files and messages.
     name: &'static str,
@@ -61,26 +56,9 @@ const AGENT: Program = Program { binary: "ksync-agent", name: "agent", packed_by
 /// size, because of std and glibc.
 const BRIDGE: Program = Program { binary: "ksync-bridge", name: "bridge", packed_bytes_max: 600 * 1024 };
 
-/// The sources of both programs. A change elsewhere does not rebuild them.
-const SOURCES: [&str; 17] = [
-    "Cargo.toml",
-    "Cargo.lock",
-    "src/build.rs",
-    "src/build",
-    "src/lib.rs",
-    "src/bin/ksync-agent.rs",
-    "src/bin/ksync-bridge.rs",
-    "src/log.rs",
-    "src/monitor.rs",
-    "src/content",
-    "src/tree",
-    "src/wire",
-    "src/engine",
-    "src/disk",
-    "src/watch",
-    "src/exchange",
-    "src/rendezvous.rs",
-];
+/// The sources of both programs, and this crate. A change elsewhere does not rebuild them.
+const SOURCES: [&str; 6] =
+    ["Cargo.toml", "Cargo.lock", "src/agent", "src/bridge", "src/core", "src/embedded"];
 
 /// C flags of the agent. They drop unwinding tables, and all zstd levels above 4 except level 6.
 /// Level 6 takes 41 KB of the compressed agent, and reduced the download of a kernel source upgrade
@@ -113,8 +91,8 @@ const OPTIONAL: [Optional; 2] = [
 
 /// The alternative for machines that cannot build.
 const PREBUILT: &str = "Or set KSYNC_AGENT to the path of a ksync-agent that lies beside a ksync-bridge, both built on x86_64 Linux \
-    with RUSTFLAGS='-C target-feature=+crt-static' cargo build --no-default-features \
-    --features agent,bridge --bin ksync-agent --bin ksync-bridge --profile agent --target x86_64-unknown-linux-gnu";
+    with RUSTFLAGS='-C target-feature=+crt-static' cargo build -p ksync-agent -p ksync-bridge --examples \
+    --profile agent --target x86_64-unknown-linux-gnu";
 
 /// Settings of the outer build that would leak into the agent: wrappers and flags of clippy,
 /// coverage and cross builds, features and profiles.
@@ -133,12 +111,7 @@ const CLEARED_PREFIXES: [&str; 4] =
     ["CARGO_FEATURE_", "CARGO_PROFILE_", "CARGO_BUILD_TARGET", "CARGO_BUILD_BUILD_DIR"];
 
 fn main() -> ExitCode {
-    let done = if env::var_os("CARGO_FEATURE_CLIENT").is_some() {
-        pack_all()
-    } else {
-        tell("cargo::rerun-if-changed=src/build.rs")
-    };
-    let Err(message) = done else { return ExitCode::SUCCESS };
+    let Err(message) = pack_all() else { return ExitCode::SUCCESS };
     for line in message.lines() {
         // Nobody is left to hear of a failure of this write.
         let _ = tell(&format!("cargo::error={line}"));
@@ -155,7 +128,6 @@ fn pack_all() -> Result<(), String> {
         Some(path) => {
             let agent = PathBuf::from(path);
             let bridge = agent.with_file_name(BRIDGE.binary);
-            tell("cargo::rerun-if-changed=src/build.rs")?;
             for file in [&agent, &bridge] {
                 tell(&format!("cargo::rerun-if-changed={}", file.display()))?;
             }
@@ -193,12 +165,9 @@ fn pack_one(program: &Program, file: &Path, room_bytes: usize) -> Result<(), Str
 /// Runs the inner cargo. Returns the directory of the binaries, and the bytes that they may be
 /// larger because the linker rejected flags.
 fn build() -> Result<(PathBuf, usize), String> {
-    if env::var_os(GUARD).is_some() {
-        return Err(format!("{GUARD} is set: the inner build must not ask for the feature `client`"));
-    }
-    let root = variable("CARGO_MANIFEST_DIR")?;
-    for source in SOURCES.iter().filter(|source| root.join(source).exists()) {
-        tell(&format!("cargo::rerun-if-changed={source}"))?;
+    let root = root()?;
+    for source in SOURCES.iter().map(|source| root.join(source)).filter(|source| source.exists()) {
+        tell(&format!("cargo::rerun-if-changed={}", source.display()))?;
     }
 
     let target_dir = target_dir(&variable("OUT_DIR")?)?.join("agent");
@@ -215,7 +184,14 @@ fn build() -> Result<(PathBuf, usize), String> {
             "the agent and the bridge for {TARGET} could not be built ({status}); the compiler's messages follow.\n{PREBUILT}"
         ));
     }
-    Ok((target_dir.join(TARGET).join(profile()), room_bytes))
+    Ok((target_dir.join(TARGET).join(profile()).join("examples"), room_bytes))
+}
+
+/// The root of the workspace.
+fn root() -> Result<PathBuf, String> {
+    let member = variable("CARGO_MANIFEST_DIR")?;
+    let root = member.ancestors().nth(2).ok_or_else(|| format!("{} has no root", member.display()))?;
+    Ok(root.to_owned())
 }
 
 /// The profile of the inner build.
@@ -228,7 +204,7 @@ fn profile() -> String {
 /// A cargo for programs of [`TARGET`], without the settings of the outer build.
 fn inner_cargo(program: &Path, root: &Path) -> Command {
     let mut cargo = Command::new(program);
-    cargo.current_dir(root).env(GUARD, "1");
+    cargo.current_dir(root);
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if CLEARED.contains(&&*text) || CLEARED_PREFIXES.iter().any(|prefix| text.starts_with(prefix)) {
@@ -241,8 +217,7 @@ fn inner_cargo(program: &Path, root: &Path) -> Command {
 /// The cargo that builds agent and bridge.
 fn agent_cargo(root: &Path, target_dir: &Path, flags: &[String]) -> Result<Command, String> {
     let mut cargo = inner_cargo(&variable("CARGO")?, root);
-    cargo.args(["build", "--no-default-features", "--features", "agent,bridge"]);
-    cargo.args(["--bin", AGENT.binary, "--bin", BRIDGE.binary]);
+    cargo.args(["build", "--package", AGENT.binary, "--package", BRIDGE.binary, "--examples"]);
     // With an explicit target, the flags below do not reach build scripts and procedural macros,
     // which cannot be static.
     cargo.args(["--profile", &profile(), "--target", TARGET]).arg("--target-dir").arg(target_dir);

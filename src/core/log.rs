@@ -53,6 +53,7 @@ pub fn line(side: Side, text: Arguments<'_>) {
 }
 
 /// Logs a line about this side, formatted only if lines are wanted.
+#[macro_export]
 macro_rules! debug {
     ($($text:tt)*) => {
         if $crate::log::is_on() {
@@ -60,4 +61,4 @@ macro_rules! debug {
         }
     };
 }
-pub(crate) use debug;
+pub use debug;

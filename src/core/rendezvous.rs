@@ -172,7 +172,7 @@ fn take_over(socket: &UnixStream) -> io::Result<OwnedFd> {
 }
 
 #[cfg(test)]
-#[path = "../tests/world/skip.rs"]
+#[path = "../../tests/world/skip.rs"]
 #[allow(clippy::duplicate_mod)]
 mod skip;
 

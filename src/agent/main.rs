@@ -1,7 +1,7 @@
 //! The agent: one side of an exchange over stdin and stdout, on the machine where `ksync` installed
 //! it. Its argument may hold the first bytes of its input, sealed, so that they arrive a round trip
-//! earlier (see [`flight`](ksync::wire::flight)). With the argument `lane:TOKEN` the process is
-//! only a further lane of such an agent.
+//! earlier (see [`flight`]). With the argument `lane:TOKEN` the process is only a further lane of
+//! such an agent.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -11,20 +11,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ksync::disk::baseline::Baseline;
-use ksync::disk::expand_home;
-use ksync::disk::secret::secret_of;
-use ksync::engine::{Config, Receiver, RunError, Sender, Summary};
-use ksync::exchange::lanes::Lane;
-use ksync::exchange::rounds::{self, WatchedSource};
-use ksync::exchange::{Incoming, Link, Receiving, Sending, Timeouts, run_over};
-use ksync::log;
-use ksync::monitor::Quiet;
-use ksync::rendezvous::{Rendezvous, serve_lane};
-use ksync::wire::flight::{self, Sealed};
-use ksync::wire::hello::{self, Request, Role};
-use ksync::wire::lanes::Token;
-use ksync::wire::message::AbortKind;
+use ksync_core::disk::baseline::Baseline;
+use ksync_core::disk::expand_home;
+use ksync_core::disk::secret::secret_of;
+use ksync_core::engine::{Config, Receiver, RunError, Sender, Summary};
+use ksync_core::exchange::lanes::Lane;
+use ksync_core::exchange::rounds::{self, WatchedSource};
+use ksync_core::exchange::{Incoming, Link, Receiving, Sending, Timeouts, run_over};
+use ksync_core::log;
+use ksync_core::monitor::Quiet;
+use ksync_core::rendezvous::{Rendezvous, serve_lane};
+use ksync_core::wire::flight::{self, Sealed};
+use ksync_core::wire::hello::{self, Request, Role};
+use ksync_core::wire::lanes::Token;
+use ksync_core::wire::message::AbortKind;
 
 /// Maximum bytes that a client sent before it learns to repeat them: more than it keeps for
 /// repetition.

@@ -12,7 +12,7 @@ use crate::disk::stage::Metadata;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
-#[path = "../../tests/world/skip.rs"]
+#[path = "../../../tests/world/skip.rs"]
 pub(crate) mod skip;
 
 /// Visible metadata of a file: mode, owner, size, times, links.
