@@ -23,8 +23,9 @@ use ksync::wire::hello::{
 };
 use ksync::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, Token, encode_segment, read_segment};
 use ksync::wire::message::{
-    AbortKind, BasisReport, Blocks, Body, HOLES_MAX, Holes, Message, MessageError, Op, SAMPLED_MAX,
-    SMALL_BYTES_MAX, Stretch, Subject, TEXT_BYTES_MAX, Tally, WANTS_MAX, WINDOWS_MAX, Want, Window,
+    AbortKind, Answer, BasisReport, Blocks, Common, FromReceiver, FromSender, HOLES_MAX, Holes, Message,
+    MessageError, Op, Reply, SAMPLED_MAX, Stretch, Subject, TEXT_BYTES_MAX, Tally, WANTS_MAX, WINDOWS_MAX,
+    Want, Window,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -42,8 +43,37 @@ fn blocks(length: u64, count: u64) -> Blocks {
     Blocks { length, ids: vec![BlockId::of(0, b"block"); usize::try_from(count).unwrap()] }
 }
 
-fn chunks(count: usize) -> Message {
-    Message::Chunks { id: 1, chunks: vec![Chunk { length: 300_000, id: ChunkId::of(b"chunk") }; count] }
+fn chunks(count: usize) -> Either {
+    let chunks = vec![Chunk { length: 300_000, id: ChunkId::of(b"chunk") }; count];
+    Either::Receiver(FromReceiver::Replies(vec![(1, Reply::Chunks(chunks))]))
+}
+
+fn answer(answer: Answer) -> Either {
+    Either::Sender(FromSender::Answers(vec![(1, answer)]))
+}
+
+/// A message of either side.
+#[derive(Debug, Clone, PartialEq)]
+enum Either {
+    Sender(FromSender),
+    Receiver(FromReceiver),
+}
+
+impl Either {
+    fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Sender(message) => message.encode(),
+            Self::Receiver(message) => message.encode(),
+        }
+    }
+
+    /// Decodes a message of the same side.
+    fn decode(&self, bytes: &[u8]) -> Result<Self, MessageError> {
+        match self {
+            Self::Sender(_) => FromSender::decode(bytes).map(Self::Sender),
+            Self::Receiver(_) => FromReceiver::decode(bytes).map(Self::Receiver),
+        }
+    }
 }
 
 fn change(count: usize) -> Change {
@@ -95,7 +125,7 @@ fn samples() -> Samples {
 }
 
 /// At least one message of each variant, by the name of its fixture.
-fn messages() -> Vec<(String, Message)> {
+fn messages() -> Vec<(String, Either)> {
     let hash = Hash::of(b"content");
     let want =
         Want { id: 300, staged: Some(blocks(5, 1)), basis: Some(BasisReport::Blocks(blocks(70_000, 2))) };
@@ -123,42 +153,49 @@ fn messages() -> Vec<(String, Message)> {
         Op::Zeros { length: 1 << 40 },
         Op::Delta { window: window(1, 2), length: 3, delta: data(b"delta") },
     ];
-    let bodies = vec![
-        (0, Body::Whole { hash, data: data(b"content") }),
-        (2, Body::Differs),
-        (3, Body::Delta { hash, delta: data(b"delta") }),
-        (u32::MAX, Body::Skipped),
-    ];
+    let whole = Answer::Steps { ops: vec![Op::Data(data(b"content"))], end: Some(hash) };
+    let answers =
+        vec![(0, whole), (2, Answer::Sign(vec![window(300, 1 << 20)])), (u32::MAX, Answer::Skipped)];
     let ignore = IgnoreFile { directory: b"d".to_vec(), text: b"*.o\n".to_vec() };
     let time = Time::new(-1, 999_999_999).unwrap();
     let mut messages = vec![
-        ("subject-directory", Message::Subject(Subject::directory(0o755, time, TREE_ID))),
-        ("subject-file", Message::Subject(Subject::File { name: b"n\xff".to_vec() })),
-        ("ignores", Message::Ignores(vec![ignore])),
-        ("entries", Message::Entries(data(b"block"))),
-        ("offered", Message::Offered { complete: true }),
-        ("wants", Message::Wants(vec![Want::whole(1), want, signed, range_removed])),
-        ("files", Message::Files(bodies)),
-        ("same", Message::same(&[(1, hash), (300, hash)])),
-        ("file-signatures", Message::FileSignatures(vec![(300, data(b"signature")), (2, data(b""))])),
-        ("sign-request", Message::SignRequest { id: 1, windows: vec![window(300, 1 << 20)] }),
-        ("signatures", Message::Signatures { id: 1, signatures: vec![data(b"signature")] }),
-        ("cut-request", Message::CutRequest { id: 1, stretch: Stretch { offset: 300, length: 1 << 30 } }),
+        ("subject-directory", Either::Sender(FromSender::Subject(Subject::directory(0o755, time, TREE_ID)))),
+        ("subject-file", Either::Sender(FromSender::Subject(Subject::File { name: b"n\xff".to_vec() }))),
+        ("ignores", Either::Sender(FromSender::Ignores(vec![ignore]))),
+        ("entries", Either::Sender(FromSender::Entries(data(b"block")))),
+        ("offered", Either::Sender(FromSender::Offered { complete: true })),
+        ("wants", Either::Receiver(FromReceiver::Wants(vec![Want::whole(1), want, signed, range_removed]))),
+        ("answers", Either::Sender(FromSender::Answers(answers))),
+        ("same", Either::Sender(FromSender::same(&[(1, hash), (300, hash)]))),
+        (
+            "signatures",
+            Either::Receiver(FromReceiver::Replies(vec![(1, Reply::Signatures(vec![data(b"signature")]))])),
+        ),
+        ("cut", answer(Answer::Cut(Stretch { offset: 300, length: 1 << 30 }))),
         ("chunks", chunks(2)),
-        ("pieces", Message::Pieces { id: 1, ops, end: None }),
-        ("pieces-end", Message::Pieces { id: 1, ops: Vec::new(), end: Some(hash) }),
-        ("finished", Message::Finished(tally)),
-        ("abort", Message::Abort { kind: AbortKind::Connection, text: "gone".to_owned() }),
-        ("base", Message::Baseline { digest: hash }),
-        ("changes", Message::Changes(change(1))),
-        ("changed", Message::Changed { complete: true, digest: hash }),
-        ("forgotten", Message::BaselineMissing),
-        ("scope", Message::Scope(vec![Subtree { path: b"d/\xff".to_vec(), recursive: true }])),
-        ("pushed", Message::Pushed(vec![(300, hash, data(b"content"))])),
-        ("rescan", Message::Rescan),
-        ("heartbeat", Message::Heartbeat { is_active: true }),
-        ("sampled", Message::Sampled(vec![(300, samples())])),
-        ("holes", Message::Holes(Holes { files: vec![(300, 1 << 40)], others_bytes: 70_000 })),
+        ("steps", answer(Answer::Steps { ops, end: None })),
+        ("steps-end", answer(Answer::Steps { ops: Vec::new(), end: Some(hash) })),
+        ("finished", Either::Receiver(FromReceiver::Finished(tally))),
+        (
+            "abort",
+            Either::Sender(Common::Abort { kind: AbortKind::Connection, text: "gone".to_owned() }.into()),
+        ),
+        ("base", Either::Sender(FromSender::Baseline { digest: hash })),
+        ("changes", Either::Sender(FromSender::Changes(change(1)))),
+        ("changed", Either::Sender(FromSender::Changed { complete: true, digest: hash })),
+        ("forgotten", Either::Receiver(FromReceiver::BaselineMissing)),
+        (
+            "scope",
+            Either::Sender(FromSender::Scope(vec![Subtree { path: b"d/\xff".to_vec(), recursive: true }])),
+        ),
+        ("pushed", Either::Sender(FromSender::Pushed(vec![(300, hash, data(b"content"))]))),
+        ("rescan", Either::Receiver(FromReceiver::Rescan)),
+        ("heartbeat", Either::Sender(Common::Heartbeat { is_active: true }.into())),
+        ("sampled", Either::Sender(FromSender::Sampled(vec![(300, samples())]))),
+        (
+            "holes",
+            Either::Sender(FromSender::Holes(Holes { files: vec![(300, 1 << 40)], others_bytes: 70_000 })),
+        ),
     ]
     .into_iter()
     .map(|(name, message)| (name.to_owned(), message))
@@ -167,7 +204,7 @@ fn messages() -> Vec<(String, Message)> {
         "resolved", "scanned", "excluded", "planned", "change", "began", "moved", "matched", "left",
         "polling", "problem", "braked", "paired",
     ] {
-        messages.push((format!("note-{name}"), Message::Note(event(name))));
+        messages.push((format!("note-{name}"), Either::Sender(Common::Note(event(name)).into())));
     }
     messages
 }
@@ -186,7 +223,7 @@ fn every_message_has_its_golden_bytes_and_comes_back() {
     for (name, message) in messages() {
         let bytes = message.encode();
         assert_golden(&name, &bytes);
-        assert_eq!(Message::decode(&bytes), Ok(message), "{name}");
+        assert_eq!(message.decode(&bytes), Ok(message), "{name}");
     }
 }
 
@@ -240,52 +277,47 @@ fn lanes_have_their_golden_bytes_and_come_back() {
 
 #[test]
 fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
-    let wants = |count| Message::Wants(vec![Want::whole(0); count]);
-    let want = |staged, basis| Message::Wants(vec![Want { id: 0, staged, basis }]);
+    let wants = |count| Either::Receiver(FromReceiver::Wants(vec![Want::whole(0); count]));
+    let want = |staged, basis| Either::Receiver(FromReceiver::Wants(vec![Want { id: 0, staged, basis }]));
     let staged = |length, count| want(Some(blocks(length, count)), None);
     let basis = |length, count| want(None, Some(BasisReport::Blocks(blocks(length, count))));
     let range_removed = |length, count| {
         want(None, Some(BasisReport::RangeRemoved { blocks: blocks(length, count), split: 0 }))
     };
-    let cut = |offset, length| Message::CutRequest { id: 0, stretch: Stretch { offset, length } };
-    let whole = |length: u64| {
-        let data = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
-        Message::Files(vec![(0, Body::Whole { hash: Hash::of(b""), data })])
-    };
-    let small_delta = |length: u64| {
-        let delta = ByteBuf::from(vec![0; usize::try_from(length).unwrap()]);
-        Message::Files(vec![(0, Body::Delta { hash: Hash::of(b""), delta })])
-    };
-    let same = |count| Message::Same { ids: vec![0; count], digest: Hash::of(b"") };
-    let file_signatures = |count| Message::FileSignatures(vec![(0, data(b"")); count]);
-    let files = |count| Message::Files(vec![(0, Body::Skipped); count]);
-    let windows = |count| Message::SignRequest { id: 0, windows: vec![window(0, 0); count] };
-    let request = |offset, length| Message::SignRequest { id: 0, windows: vec![window(offset, length)] };
-    let signatures = |count| Message::Signatures { id: 0, signatures: vec![data(b""); count] };
-    let pieces = |ops| Message::Pieces { id: 0, ops, end: None };
-    let delta = |window, length| pieces(vec![Op::Delta { window, length, delta: data(b"") }]);
-    let copy = |offset, length| pieces(vec![Op::Copy { offset, length }]);
-    let ops = |count| pieces(vec![Op::Keep { length: 0 }; count]);
+    let cut = |offset, length| answer(Answer::Cut(Stretch { offset, length }));
+    let same = |count| Either::Sender(FromSender::Same { ids: vec![0; count], digest: Hash::of(b"") });
+    let replies =
+        |count| Either::Receiver(FromReceiver::Replies(vec![(0, Reply::Signatures(Vec::new())); count]));
+    let answers = |count| Either::Sender(FromSender::Answers(vec![(0, Answer::Skipped); count]));
+    let windows = |count| answer(Answer::Sign(vec![window(0, 0); count]));
+    let request = |offset, length| answer(Answer::Sign(vec![window(offset, length)]));
+    let signatures =
+        |count| Either::Receiver(FromReceiver::Replies(vec![(0, Reply::Signatures(vec![data(b""); count]))]));
+    let steps = |ops| answer(Answer::Steps { ops, end: None });
+    let delta = |window, length| steps(vec![Op::Delta { window, length, delta: data(b"") }]);
+    let copy = |offset, length| steps(vec![Op::Copy { offset, length }]);
+    let ops = |count| steps(vec![Op::Keep { length: 0 }; count]);
     let directory = |mode, seconds, nanos| {
-        Message::Subject(Subject::Directory { mode, seconds, nanos, tree_id: TREE_ID })
+        Either::Sender(FromSender::Subject(Subject::Directory { mode, seconds, nanos, tree_id: TREE_ID }))
     };
-    let waiting = |head, path| Message::Note(braked(head, path));
-    let file = |name: &[u8]| Message::Subject(Subject::File { name: name.to_vec() });
+    let waiting = |head, path| Either::Sender(Common::Note(braked(head, path)).into());
+    let file = |name: &[u8]| Either::Sender(FromSender::Subject(Subject::File { name: name.to_vec() }));
     let text = |count| "x".repeat(count);
-    let abort = |count| Message::Abort { kind: AbortKind::Busy, text: text(count) };
+    let abort = |count| Either::Sender(Common::Abort { kind: AbortKind::Busy, text: text(count) }.into());
     let problem = |path, cause| {
         let problem = Problem { kind: ProblemKind::Changed, path: vec![b'x'; path], cause: text(cause) };
-        Message::Note(Event::Problem(problem))
+        Either::Sender(Common::Note(Event::Problem(problem)).into())
     };
-    let resolved = |count| Message::Note(Event::Resolved { path: vec![b'x'; count] });
-    let changes = |count| Message::Changes(change(count));
-    let sampled = |count| Message::Sampled(vec![(0, samples()); count]);
+    let resolved = |count| Either::Sender(Common::Note(Event::Resolved { path: vec![b'x'; count] }).into());
+    let changes = |count| Either::Sender(FromSender::Changes(change(count)));
+    let sampled = |count| Either::Sender(FromSender::Sampled(vec![(0, samples()); count]));
     let holes = |count| {
         let files = (0..u32::try_from(count).unwrap()).map(|id| (id, 1)).collect();
-        Message::Holes(Holes { files, others_bytes: 1 })
+        Either::Sender(FromSender::Holes(Holes { files, others_bytes: 1 }))
     };
-    let unsorted =
-        |ids: [u32; 2]| Message::Holes(Holes { files: ids.map(|id| (id, 1)).to_vec(), others_bytes: 0 });
+    let unsorted = |ids: [u32; 2]| {
+        Either::Sender(FromSender::Holes(Holes { files: ids.map(|id| (id, 1)).to_vec(), others_bytes: 0 }))
+    };
     let i64_max = i64::MAX as u64;
     for (allowed, refused) in [
         (wants(WANTS_MAX), wants(WANTS_MAX + 1)),
@@ -301,12 +333,11 @@ fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
         (range_removed(i64_max, 0), range_removed(i64_max + 1, 0)),
         (cut(0, 1 << 37), cut(0, (1 << 37) + (1 << 15))),
         (cut(i64_max - 9, 9), cut(i64_max - 8, 9)),
-        (whole(SMALL_BYTES_MAX), whole(SMALL_BYTES_MAX + 1)),
-        (small_delta(SMALL_BYTES_MAX), small_delta(SMALL_BYTES_MAX + 1)),
         (same(8192), same(8193)),
-        (file_signatures(8192), file_signatures(8193)),
-        (files(8192), files(8193)),
+        (replies(8192), replies(8193)),
+        (answers(8192), answers(8193)),
         (windows(WINDOWS_MAX), windows(WINDOWS_MAX + 1)),
+        (windows(1), windows(0)),
         (request(0, 2 << 20), request(0, (2 << 20) + 1)),
         (request(i64_max - 9, 9), request(i64_max - 8, 9)),
         (request(0, 9), request(u64::MAX, 9)),
@@ -338,9 +369,9 @@ fn values_at_a_limit_are_accepted_and_beyond_it_refused() {
         (problem(0, 0), problem(0, TEXT_BYTES_MAX + 1)),
         (resolved(TEXT_BYTES_MAX), resolved(TEXT_BYTES_MAX + 1)),
     ] {
-        assert_eq!(Message::decode(&allowed.encode()).as_ref(), Ok(&allowed));
+        assert_eq!(allowed.decode(&allowed.encode()).as_ref(), Ok(&allowed));
         let shown = format!("{refused:?}").chars().take(200).collect::<String>();
-        assert_eq!(Message::decode(&refused.encode()), Err(MessageError::Limit), "{shown}");
+        assert_eq!(refused.decode(&refused.encode()), Err(MessageError::Limit), "{shown}");
     }
 }
 
@@ -349,9 +380,9 @@ fn extra_or_missing_bytes_make_a_message_malformed() {
     for (name, message) in messages() {
         let mut bytes = message.encode();
         bytes.push(0);
-        assert_eq!(Message::decode(&bytes), Err(MessageError::Malformed), "{name}");
+        assert_eq!(message.decode(&bytes), Err(MessageError::Malformed), "{name}");
         for end in 0..bytes.len() - 1 {
-            assert!(Message::decode(&bytes[..end]).is_err(), "{name} cut at {end}");
+            assert!(message.decode(&bytes[..end]).is_err(), "{name} cut at {end}");
         }
     }
 }
@@ -361,7 +392,7 @@ fn an_overlong_list_length_allocates_no_memory() {
     // A variant, then a length of 2^32-1: decoding must fail at once.
     for variant in 0..16 {
         let bytes = [variant, 0xff, 0xff, 0xff, 0xff, 0x0f, 0xff, 0xff, 0xff, 0xff, 0x0f];
-        let _ = Message::decode(&bytes);
+        let _ = (FromSender::decode(&bytes), FromReceiver::decode(&bytes));
     }
 }
 
@@ -383,7 +414,7 @@ fn read_all(bytes: &[u8]) {
     let mut frames = FrameReader::new(bytes);
     while let Ok(frame) = frames.read() {
         assert!(frame.len() <= FRAME_BYTES_MAX);
-        let _ = Message::decode(&frame);
+        let _ = (FromSender::decode(&frame), FromReceiver::decode(&frame));
     }
 }
 
@@ -394,8 +425,11 @@ proptest! {
     fn any_bytes_are_a_message_or_an_error(variant in 0_u8..18, rest in proptest::collection::vec(any::<u8>(), 0..200)) {
         let mut bytes = vec![variant];
         bytes.extend(&rest);
-        if let Ok(message) = Message::decode(&bytes) {
-            prop_assert_eq!(Message::decode(&message.encode()), Ok(message));
+        if let Ok(message) = FromSender::decode(&bytes) {
+            prop_assert_eq!(FromSender::decode(&message.encode()), Ok(message));
+        }
+        if let Ok(message) = FromReceiver::decode(&bytes) {
+            prop_assert_eq!(FromReceiver::decode(&message.encode()), Ok(message));
         }
     }
 
@@ -403,10 +437,12 @@ proptest! {
     fn any_damage_to_a_message_is_a_message_or_an_error(
         index in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
     ) {
-        let mut bytes = index.get(&messages()).1.encode();
+        let messages = messages();
+        let message = &index.get(&messages).1;
+        let mut bytes = message.encode();
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        let _ = Message::decode(&bytes);
+        let _ = message.decode(&bytes);
     }
 
     #[test]

@@ -79,21 +79,28 @@ fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
     let path = expand_home(&path);
     let baseline = || baseline_key.and_then(|key| Some(Baseline::new(baselines()?, &key)));
     let compress = options.compress;
-    let config = Config { options: options.clone(), relay: true };
+    let config = Config { options: options.clone(), relay: true, ..Config::default() };
     let timeouts = Timeouts::of_agent(Duration::from_millis(timeout_ms.into()));
     let incoming =
         Incoming { main: Lane::new(reader), joiner: Some(Box::new(Rendezvous)), timeouts, carried: None };
     if let Some(watch_options) = watch {
-        let link = Link::new(incoming, writer, false, compress);
-        let error = match role {
-            Role::Sender => match WatchedSource::new(&path, watch_options) {
-                Ok(source) => source.send(&link, &config, baseline, &Quiet, &mut drop),
-                Err(error) => link.refuse(error),
-            },
-            Role::Receiver => rounds::receive(&link, &path, &config, baseline, &Quiet, &mut drop),
-        };
-        link.close();
-        return Ok(Err(error));
+        return Ok(Err(match role {
+            Role::Sender => {
+                let link = Link::new(incoming, writer, false, compress);
+                let error = match WatchedSource::new(&path, watch_options) {
+                    Ok(source) => source.send(&link, &config, baseline, &Quiet, &mut drop),
+                    Err(error) => link.refuse(error),
+                };
+                link.close();
+                error
+            }
+            Role::Receiver => {
+                let link = Link::new(incoming, writer, false, compress);
+                let error = rounds::receive(&link, &path, &config, baseline, &Quiet, &mut drop);
+                link.close();
+                error
+            }
+        }));
     }
     Ok(match role {
         Role::Sender => {

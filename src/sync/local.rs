@@ -42,14 +42,14 @@ pub(super) async fn live(
         Ok(pipes) => pipes,
         Err(error) => return SyncError::Pipe(error),
     };
-    let agent = Config { options: options.clone(), relay: true };
+    let agent = Config { options: options.clone(), relay: true, ..Config::default() };
     let receiver = thread::spawn(move || {
         let link = Link::new(Incoming::alone(up_reader), down_writer, false, false);
         let error = rounds::receive(&link, &to, &agent, || None, &Quiet, &mut drop);
         link.close();
         error
     });
-    let client = Config { options, relay: false };
+    let client = Config { options, relay: false, ..Config::default() };
     let run = move || {
         let link = Link::new(Incoming::alone(down_reader), up_writer, false, false);
         let error = source.send(&link, &client, || None, &*monitor, &mut done);
@@ -71,13 +71,13 @@ pub(super) async fn exchange(
     let (down_reader, down_writer) = io::pipe().map_err(SyncError::Pipe)?;
 
     let receiving = Receiving::new(to.to_owned(), options.clone());
-    let receiver = Receiver::new(&Config { options: options.clone(), relay: true });
+    let receiver = Receiver::new(&Config { options: options.clone(), relay: true, ..Config::default() });
     let receiver = thread::spawn(move || {
         exchange::run(up_reader, down_writer, receiver, receiving, false, false, &Quiet)
     });
 
     let sending = Sending::new(from.to_owned(), options.clone());
-    let sender = Sender::new(&Config { options, relay: false });
+    let sender = Sender::new(&Config { options, relay: false, ..Config::default() });
     let run = move || {
         exchange::run(down_reader, up_writer, sender, sending, false, false, &*monitor)
             .map_err(|error| own_error(error, receiver.join().ok().and_then(Result::err)))

@@ -227,11 +227,11 @@ impl<'a> LazyConnection<'a> {
         self.exchange(request, engine, disk, monitor).await
     }
 
-    async fn exchange(
+    async fn exchange<E: Engine>(
         &self,
         request: Request,
-        engine: impl Engine + 'static,
-        disk: impl Perform,
+        engine: E,
+        disk: impl Perform<E>,
         monitor: SharedMonitor,
     ) -> Result<Round, SyncError> {
         let (compress, looking) = (request.options.compress, SharedMonitor::clone(&monitor));
@@ -322,13 +322,13 @@ fn millis(time: Duration) -> u32 {
 /// The configuration of a sender on this side.
 fn sending(options: &Options) -> Config {
     // The users of the other machine are unknown, so set-id bits are cleared.
-    Config { options: Options { set_id_owner: None, ..options.clone() }, relay: false }
+    Config { options: Options { set_id_owner: None, ..options.clone() }, relay: false, ..Config::default() }
 }
 
 /// The configuration of a receiver on this side.
 fn receiving(options: &Options) -> Config {
     let options = Options { set_id_owner: None, safe_links: true, ..options.clone() };
-    Config { options, relay: false }
+    Config { options, relay: false, ..Config::default() }
 }
 
 fn request(

@@ -12,7 +12,7 @@ use ksync::wire::hello::MAGIC;
 
 use crate::impostor::Impostor;
 use crate::wire::{
-    ABORT, Kind, Role, Wire, abort_in, agent_hello, content, offer, pushed, request, scope, wants,
+    ABORT, ANSWERS, Kind, Role, Wire, abort_in, agent_hello, content, offer, pushed, request, scope, wants,
 };
 use crate::world::{Snapshot, World, wait_for};
 
@@ -290,7 +290,7 @@ fn oversized_and_invalid_frames_are_refused_at_once() {
     let huge = [0xff, 0xff, 0xff, 0x7f].to_vec();
     let packed = [1, 0, 0, 0x80, 0xff, 0xff, 0xff, 0x7f, 0].to_vec();
     let unknown = Wire::of(99).frame();
-    let many = Wire::of(8).number(1 << 40).frame();
+    let many = Wire::of(ANSWERS).number(1 << 40).frame();
     for (what, bytes) in
         [("huge", huge), ("packed", packed), ("unknown", unknown), ("many", many), ("empty", vec![0; 4])]
     {
@@ -317,7 +317,7 @@ fn another_version_and_a_noisy_shell_have_different_errors() {
 #[test]
 fn a_peers_text_cannot_steer_the_terminal() {
     let (world, _) = besieged();
-    let abort = Wire::of(ABORT).raw(&[0]).bytes(b"\x1b[2J\x07\xe2\x80\xaegnp.exe").frame();
+    let abort = Wire::common(ABORT).raw(&[0]).bytes(b"\x1b[2J\x07\xe2\x80\xaegnp.exe").frame();
     let run = Impostor::start(&world, [agent_hello(1), abort].concat()).download(&world, "box/dst").fails(12);
     assert!(!run.stderr.contains(['\x1b', '\x07', '\u{202e}']), "{:?}", run.stderr);
     assert!(run.stderr.contains("ksync: the other side stopped: \\u{1b}[2J\\u{7}\\u{202e}gnp.exe\n"));

@@ -3,10 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::impostor::Impostor;
-use crate::wire::{Kind, Wire, agent_hello, offer};
+use crate::wire::{HEARTBEAT, Kind, Wire, agent_hello, offer};
 use crate::world::World;
-
-const HEARTBEAT: u8 = 25;
 
 #[test]
 fn a_silent_peer_is_given_up_in_time() {
@@ -31,7 +29,7 @@ fn a_silent_peer_is_given_up_in_time() {
 #[test]
 fn a_peer_with_heartbeats_is_not_given_up() {
     let world = World::new();
-    let working = Wire::of(HEARTBEAT).raw(&[1]).frame();
+    let working = Wire::common(HEARTBEAT).raw(&[1]).frame();
     // Silent for longer than the timeout, except for heartbeats.
     let impostor = Impostor::dripping(&world, agent_hello(1), working, Duration::from_millis(500));
     let begun = Instant::now();

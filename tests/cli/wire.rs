@@ -4,8 +4,21 @@
 /// The first bytes that either side sends.
 const MAGIC: &[u8] = b"\0KSYNC\r\n";
 
-/// The number of an `Abort`.
-pub(crate) const ABORT: u8 = 19;
+/// The numbers of an `Abort` and of a `Heartbeat`: messages that either side may send.
+pub(crate) const ABORT: [u8; 2] = [0, 1];
+pub(crate) const HEARTBEAT: [u8; 2] = [0, 2];
+
+/// The numbers of the sender's messages.
+const SCOPE: u8 = 1;
+const SUBJECT: u8 = 2;
+const IGNORES: u8 = 4;
+const ENTRIES: u8 = 5;
+const OFFERED: u8 = 6;
+const PUSHED: u8 = 9;
+pub(crate) const ANSWERS: u8 = 13;
+
+/// The number of the receiver's wants.
+const WANTS: u8 = 2;
 
 /// Bit of a frame's length that marks the frame as compressed.
 const PACKED: u32 = 1 << 31;
@@ -17,6 +30,11 @@ pub(crate) struct Wire(pub(crate) Vec<u8>);
 impl Wire {
     pub(crate) fn of(message: u8) -> Wire {
         Wire(vec![message])
+    }
+
+    /// A message that either side may send.
+    pub(crate) fn common(message: [u8; 2]) -> Wire {
+        Wire(message.to_vec())
     }
 
     /// An unsigned number: seven bits per byte.
@@ -88,7 +106,7 @@ pub(crate) enum Kind<'a> {
 
 /// All messages of a sender that offers these entries, in this order, valid or not.
 pub(crate) fn offer(entries: &[(&[u8], Kind<'_>)]) -> Vec<u8> {
-    let subject = Wire::of(0).raw(&[0]).number(0o755).signed(1_000_000_000).number(0).raw(&[0; 3]);
+    let subject = Wire::of(SUBJECT).raw(&[0]).number(0o755).signed(1_000_000_000).number(0).raw(&[0; 3]);
     let mut block = Wire::default();
     for (path, kind) in entries {
         // No prefix shared with the previous path; then mode and time.
@@ -99,34 +117,36 @@ pub(crate) fn offer(entries: &[(&[u8], Kind<'_>)]) -> Vec<u8> {
             Kind::Link(target) => block.number(3).bytes(target),
         };
     }
-    let ignores = Wire::of(1).number(0);
-    let entries = Wire::of(2).bytes(&block.0);
-    let offered = Wire::of(3).raw(&[1]);
+    let ignores = Wire::of(IGNORES).number(0);
+    let entries = Wire::of(ENTRIES).bytes(&block.0);
+    let offered = Wire::of(OFFERED).raw(&[1]);
     [subject, ignores, entries, offered].map(Wire::frame).concat()
 }
 
 /// A receiver's request for the files with these ids, of which it has nothing.
 pub(crate) fn wants(ids: &[u64]) -> Vec<u8> {
-    let all = Wire::of(8).number(ids.len() as u64);
+    let all = Wire::of(WANTS).number(ids.len() as u64);
     ids.iter().fold(all, |wire, &id| wire.number(id).raw(&[0, 0])).frame()
 }
 
 /// The whole content of a file.
 pub(crate) fn content(id: u64, content: &[u8]) -> Vec<u8> {
     let hash = blake3::hash(content);
-    Wire::of(9).number(1).number(id).raw(&[0]).raw(hash.as_bytes()).bytes(content).frame()
+    // One file; steps, of which one is data; then the hash.
+    let steps = Wire::of(ANSWERS).number(1).number(id).raw(&[0]).number(1).raw(&[2]).bytes(content);
+    steps.raw(&[1]).raw(hash.as_bytes()).frame()
 }
 
 /// The message that only these subtrees are offered, each with everything below it.
 pub(crate) fn scope(parts: &[&[u8]]) -> Vec<u8> {
-    let all = Wire::of(ABORT + 1).number(parts.len() as u64);
+    let all = Wire::of(SCOPE).number(parts.len() as u64);
     parts.iter().fold(all, |wire, part| wire.bytes(part).raw(&[1])).frame()
 }
 
 /// The content of a file, pushed before the offer ends and before any request.
 pub(crate) fn pushed(id: u64, content: &[u8]) -> Vec<u8> {
     let hash = blake3::hash(content);
-    Wire::of(ABORT + 2).number(1).number(id).raw(hash.as_bytes()).bytes(content).frame()
+    Wire::of(PUSHED).number(1).number(id).raw(hash.as_bytes()).bytes(content).frame()
 }
 
 /// Kind and text of the first Abort in an agent's output.
@@ -137,7 +157,7 @@ pub(crate) fn abort_in(mut output: &[u8]) -> Option<(u8, String)> {
         assert_eq!(length & PACKED, 0, "nothing was to be packed");
         let (frame, rest) = rest.split_at_checked(length as usize)?;
         // The text is shorter than 128 bytes, or its length takes two bytes.
-        if let [ABORT, kind, text @ ..] = frame {
+        if let Some([kind, text @ ..]) = frame.strip_prefix(&ABORT) {
             let start = if text.first().is_some_and(|&byte| byte >= 0x80) { 2 } else { 1 };
             return Some((*kind, String::from_utf8_lossy(&text[start..]).into_owned()));
         }

@@ -174,8 +174,8 @@ fn a_run_with_problems_still_leaves_a_baseline() {
         let source = world.source.clone();
         let meddling = crate::meddling::Meddling {
             inner: sending,
-            meddle: move |work: &ksync::engine::Work| {
-                if matches!(work, ksync::engine::Work::Read(_)) {
+            meddle: move |work: &<ksync::exchange::FileSender as ksync::engine::Engine>::Work| {
+                if matches!(work, ksync::engine::SenderWork::Step { .. }) {
                     let _ = fs::remove_file(source.join("07/000007"));
                 }
             },
@@ -282,8 +282,8 @@ fn a_baseline_replaced_meanwhile_is_not_used() {
     let meddling = crate::meddling::Meddling {
         inner: Sending::new(world.source.clone(), world.options.clone())
             .with_baseline(Some(baseline(&world, "sender"))),
-        meddle: move |work: &ksync::engine::Work| {
-            if matches!(work, ksync::engine::Work::Scan) {
+        meddle: move |work: &<ksync::exchange::FileSender as ksync::engine::Engine>::Work| {
+            if matches!(work, ksync::engine::SenderWork::Scan(_)) {
                 fs::copy(&by, &replaced).unwrap();
             }
         },

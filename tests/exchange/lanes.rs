@@ -79,7 +79,7 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, RunError>, Result
     let (mut there_reader, there) = io::pipe().unwrap();
     let (back_reader, mut back) = io::pipe().unwrap();
     let mut there = Slow { pipe: there, writes: lanes[0] };
-    let config = |relay| Config { options: world.options.clone(), relay };
+    let config = |relay| Config { options: world.options.clone(), relay, ..Config::default() };
     let sending = Sending::new(world.source.clone(), world.options.clone());
     let receiving = Receiving::new(world.target.clone(), world.options.clone());
     let (sender, receiver) = (Sender::new(&config(false)), Receiver::new(&config(true)));

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ksync::engine::{Outcome, Work};
-use ksync::exchange::{Perform, Receiving, Sending};
+use ksync::engine::{Engine, ReceiveInput, ReceiverOutcome, ReceiverWork};
+use ksync::exchange::{FileReceiver, Perform, Receiving, Sending};
 use ksync::wire::message::BasisReport;
 
 use crate::world::{World, noise, set_time, staged_bytes};
@@ -67,15 +67,19 @@ struct Observed {
 /// An observed receiver, and its target.
 struct Observing(Receiving, PathBuf, Arc<Observed>);
 
-impl Perform for Observing {
-    fn perform(&self, work: Work) -> Outcome {
-        let outcome = self.0.perform(work);
-        if let Outcome::Sign(signed) = &outcome {
-            let Self(_, target, observed) = self;
+impl Perform<FileReceiver> for Observing {
+    fn perform(&self, work: <FileReceiver as Engine>::Work) -> <FileReceiver as Engine>::Outcome {
+        let Self(inner, target, observed) = self;
+        let is_pre_copy = |(_, input): &(_, ReceiveInput)| matches!(input, ReceiveInput::PreCopy(..));
+        let makes_pre_copy = matches!(&work, ReceiverWork::Step(_, steps) if steps.iter().any(is_pre_copy));
+        let outcome = inner.perform(work);
+        if makes_pre_copy || matches!(outcome, ReceiverOutcome::Report(_)) {
             observed.staged_bytes.fetch_max(staged_bytes(target), Ordering::Relaxed);
-            for (_, advertised) in signed {
+        }
+        if let ReceiverOutcome::Report(reported) = &outcome {
+            for (_, reported) in reported {
                 // A report with a range removed does not count.
-                if let Some(BasisReport::Blocks(old)) = &advertised.as_ref().unwrap().want.basis {
+                if let Some(BasisReport::Blocks(old)) = &reported.as_ref().unwrap().0.basis {
                     observed.advertised_bytes.store(old.length, Ordering::Relaxed);
                 }
             }

@@ -7,11 +7,14 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use ksync::engine::{Outcome, SourceStep, Work};
-use ksync::exchange::{Perform, Receiving, Sending};
+use ksync::engine::{Engine, ReceiverWork, SendInput, SenderWork};
+use ksync::exchange::{FileReceiver, FileSender, Perform, Receiving, Sending};
 use ksync::monitor::ProblemKind;
 
 use crate::world::{Ran, World, noise};
+
+type SourceWork = <FileSender as Engine>::Work;
+type TargetWork = <FileReceiver as Engine>::Work;
 
 /// Calls `meddle` before each work.
 pub(crate) struct Meddling<P, M> {
@@ -19,20 +22,20 @@ pub(crate) struct Meddling<P, M> {
     pub(crate) meddle: M,
 }
 
-impl<P: Perform, M: Fn(&Work) + Send + Sync + 'static> Perform for Meddling<P, M> {
-    fn perform(&self, work: Work) -> Outcome {
+impl<E: Engine, P: Perform<E>, M: Fn(&E::Work) + Send + Sync + 'static> Perform<E> for Meddling<P, M> {
+    fn perform(&self, work: E::Work) -> E::Outcome {
         (self.meddle)(&work);
         self.inner.perform(work)
     }
 }
 
-fn run_meddling_with_source(world: &World, meddle: impl Fn(&Work) + Send + Sync + 'static) -> Ran {
+fn run_meddling_with_source(world: &World, meddle: impl Fn(&SourceWork) + Send + Sync + 'static) -> Ran {
     let inner = Sending::new(world.source.clone(), world.options.clone());
     let receiving = Receiving::new(world.target.clone(), world.options.clone());
     world.run_with(Meddling { inner, meddle }, receiving)
 }
 
-fn run_meddling_with_target(world: &World, meddle: impl Fn(&Work) + Send + Sync + 'static) -> Ran {
+fn run_meddling_with_target(world: &World, meddle: impl Fn(&TargetWork) + Send + Sync + 'static) -> Ran {
     let sending = Sending::new(world.source.clone(), world.options.clone());
     let inner = Receiving::new(world.target.clone(), world.options.clone());
     world.run_with(sending, Meddling { inner, meddle })
@@ -59,7 +62,7 @@ fn an_edit_of_the_target_during_the_run_is_a_conflict() {
     let target = world.target.clone();
     let done = Once::new();
     let ran = run_meddling_with_target(&world, move |work| {
-        if matches!(work, Work::Store(_) | Work::Sink { .. }) {
+        if matches!(work, ReceiverWork::Step(..)) {
             done.call_once(|| {
                 fs::write(target.join("small"), "edited here").unwrap();
                 fs::write(target.join("large"), "edited here, too").unwrap();
@@ -86,10 +89,8 @@ fn an_edit_of_the_basis_during_the_copy_mixes_no_contents() {
         let target = world.target.clone();
         let works = std::sync::atomic::AtomicUsize::new(0);
         let ran = run_meddling_with_target(&world, move |work| {
-            let about_content = matches!(
-                work,
-                Work::Sign { .. } | Work::SignWindows { .. } | Work::Sink { .. } | Work::Store(_)
-            );
+            let about_content =
+                matches!(work, ReceiverWork::Report(..) | ReceiverWork::Query(..) | ReceiverWork::Step(..));
             if about_content && works.fetch_add(1, Ordering::Relaxed) == step {
                 let file = File::options().write(true).open(target.join("large")).unwrap();
                 file.write_all_at(b"changed in place", 1_000_000).unwrap();
@@ -113,7 +114,7 @@ fn a_new_file_at_the_path_of_an_arriving_one_is_a_conflict() {
     world.write("f", b"arrives");
     let target = world.target.clone();
     let ran = run_meddling_with_target(&world, move |work| {
-        if matches!(work, Work::Store(_)) {
+        if matches!(work, ReceiverWork::Step(..)) {
             fs::write(target.join("f"), "was first").unwrap();
         }
     });
@@ -128,7 +129,7 @@ fn a_file_edited_after_the_scan_is_not_removed() {
     world.write_target("extra", b"goes");
     let target = world.target.clone();
     let ran = run_meddling_with_target(&world, move |work| {
-        if matches!(work, Work::Store(_)) {
+        if matches!(work, ReceiverWork::Step(..)) {
             fs::write(target.join("extra"), "still needed").unwrap();
         }
     });
@@ -143,7 +144,7 @@ fn a_source_that_changes_before_it_is_read_is_named() {
         let source = world.source.clone();
         let done = Once::new();
         let ran = run_meddling_with_source(&world, move |work| {
-            if matches!(work, Work::Read(_) | Work::Source { .. }) {
+            if matches!(work, SenderWork::Step { .. }) {
                 // The other threads wait meanwhile.
                 done.call_once(|| {
                     for path in ["small", "large"].map(|name| source.join(name)) {
@@ -174,7 +175,8 @@ fn a_source_that_changes_half_way_is_named_and_not_installed() {
         let source = world.source.clone();
         let done = AtomicBool::new(false);
         let ran = run_meddling_with_source(&world, move |work| {
-            let half_way = matches!(work, Work::Source { step: SourceStep::More, .. });
+            let half_way =
+                matches!(work, SenderWork::Step { steps, .. } if matches!(steps[..], [(_, SendInput::More)]));
             if half_way && !done.swap(true, Ordering::Relaxed) {
                 let file = File::options().write(true).open(source.join("large")).unwrap();
                 if cut { file.set_len(2_000_000).unwrap() } else { file.write_all_at(b"changed", 0).unwrap() }

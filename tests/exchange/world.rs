@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ksync::engine::{Config, Receiver, RunError, Sender, Summary};
-use ksync::exchange::{Perform, Receiving, Sending, run};
+use ksync::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
+use ksync::exchange::{FileReceiver, FileSender, Perform, Receiving, Sending, run};
 use ksync::monitor::{ProblemKind, Quiet};
 use ksync::wire::hello::{self, Consent, Options, Request, Role};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
@@ -124,13 +124,17 @@ impl World {
     }
 
     /// Runs with these performers.
-    pub(crate) fn run_with(&self, sending: impl Perform, receiving: impl Perform) -> Ran {
+    pub(crate) fn run_with(
+        &self,
+        sending: impl Perform<FileSender>,
+        receiving: impl Perform<FileReceiver>,
+    ) -> Ran {
         let bytes = Arc::new(AtomicU64::new(0));
         let (there_reader, there_writer) = io::pipe().unwrap();
         let (back_reader, back_writer) = io::pipe().unwrap();
         let there = Counted { stream: there_writer, left: self.cut_after, bytes: Arc::clone(&bytes) };
         let back = Counted { stream: back_writer, left: None, bytes: Arc::clone(&bytes) };
-        let config = |relay| Config { options: self.options.clone(), relay };
+        let config = |relay| Config { options: self.options.clone(), relay, ..Config::default() };
         let (sender, receiver) =
             (Sender::new(&config(self.download)), Receiver::new(&config(!self.download)));
         let (options, nobody) = (&self.options, self.as_nobody);
@@ -169,11 +173,11 @@ impl World {
 }
 
 /// Does the work of `ksync` or `ksync-agent` at their end of the connection.
-fn one_side(
+fn one_side<E: Engine>(
     mut reader: impl Read + Send + 'static,
     mut writer: impl Write + Send + 'static,
-    engine: impl ksync::engine::Engine,
-    performer: impl Perform,
+    engine: E,
+    performer: impl Perform<E>,
     is_agent: bool,
     options: &Options,
 ) -> Result<Summary, RunError> {

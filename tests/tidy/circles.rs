@@ -48,6 +48,8 @@ fn reachable<'a>(from: &'a str, imports: &BTreeMap<&'a str, BTreeSet<&'a str>>) 
 }
 
 fn imported_modules<'a>(name: &str, code: &str, modules: &'a Modules) -> BTreeSet<&'a str> {
+    // A visibility imports nothing.
+    let code = code.replace("pub(in crate::", "pub(in ");
     let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     let parent = name.rsplit_once("::").map_or("", |(parent, _)| parent);
     let mut imported = BTreeSet::new();

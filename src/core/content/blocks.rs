@@ -259,6 +259,20 @@ pub trait Content: Sync {
         let _ = offset;
         0
     }
+
+    /// The first run of `range`, clipped to it.
+    fn first_run(&self, range: &Range<u64>) -> Run {
+        Run { length: range.end - range.start, is_hole: false }
+    }
+}
+
+/// A run of a content: zeros that take no space, or data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Length in bytes.
+    pub length: u64,
+    /// True for zeros that take no space.
+    pub is_hole: bool,
 }
 
 impl<F: Fn(&mut [u8], u64) -> io::Result<()> + Sync> Content for F {

@@ -6,10 +6,12 @@
 //! times as much as hashing.
 
 use std::io::{self, Read};
+use std::ops::Range;
 
 use fastcdc::v2020::FastCDC;
 use serde::{Deserialize, Serialize};
 
+use crate::content::blocks::Content;
 use crate::content::hash::Hash;
 
 /// Average chunk length in bytes for all but huge files.
@@ -82,6 +84,35 @@ impl Average {
 
     fn maximum(self) -> usize {
         self.0 as usize * 4
+    }
+}
+
+/// Cuts a range of a content into chunks.
+///
+/// # Errors
+/// The content cannot be read, or ends before the range.
+pub fn cut_range(content: &dyn Content, range: Range<u64>, average: Average) -> io::Result<Vec<Chunk>> {
+    let mut chunks = Vec::new();
+    cut(Reading { content, range }, average, |bytes| {
+        // A chunk is at most 16 MiB long.
+        chunks.push(Chunk { length: bytes.len() as u32, id: ChunkId::of(bytes) });
+    })?;
+    Ok(chunks)
+}
+
+/// Reads a range of a content.
+struct Reading<'a> {
+    content: &'a dyn Content,
+    range: Range<u64>,
+}
+
+impl Read for Reading<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // At most the length of the buffer.
+        let length = (self.range.end - self.range.start).min(buffer.len() as u64) as usize;
+        self.content.read_at(buffer.get_mut(..length).unwrap_or_default(), self.range.start)?;
+        self.range.start += length as u64;
+        Ok(length)
     }
 }
 

@@ -105,6 +105,12 @@ pub struct Hasher {
     rest: Vec<u8>,
 }
 
+impl std::fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hasher").field("count", &self.count()).finish_non_exhaustive()
+    }
+}
+
 impl Hasher {
     /// A hasher that has seen nothing.
     #[must_use]

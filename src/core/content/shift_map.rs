@@ -123,6 +123,25 @@ impl ShiftMap {
     }
 }
 
+/// A content under a shift map.
+#[derive(Debug)]
+pub struct Mapped<C> {
+    /// The content.
+    pub basis: C,
+    /// The shift map.
+    pub shift_map: ShiftMap,
+}
+
+impl<C: Content> Content for Mapped<C> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.shift_map.read_at(buffer, offset, &self.basis)
+    }
+
+    fn zeros_at(&self, offset: u64) -> u64 {
+        self.shift_map.zeros_at(offset, &self.basis)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use crate::content::blocks::Content;
+use crate::content::blocks::{Content, Run};
 use crate::content::hash::Piece;
 
 /// Minimum run of zeros, in bytes, that becomes a hole. A shorter run is not worth an extent.
@@ -27,15 +27,6 @@ pub struct SparseFile<F> {
     file: F,
     /// Length in bytes; 0 if the file has no holes.
     sparse_bytes: u64,
-}
-
-/// A run of a file: zeros that take no space, or data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Run {
-    /// Length in bytes.
-    pub length: u64,
-    /// True for zeros that take no space.
-    pub is_hole: bool,
 }
 
 impl<F: Borrow<File> + Sync> SparseFile<F> {

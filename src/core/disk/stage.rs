@@ -12,9 +12,10 @@ use std::thread;
 use rustix::fs::{AtFlags, fchmod, fchown, fsync, futimens, statat};
 use rustix::io::Errno;
 
+use crate::content::blocks::Run;
 use crate::content::hash::{Piece, is_zero};
 use crate::disk::error::{DiskError, During};
-use crate::disk::holes::{HOLE_BYTES_MIN, Run, SparseFile, punch};
+use crate::disk::holes::{HOLE_BYTES_MIN, SparseFile, punch};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::stat::{Identity, mode_bits, times};
 use crate::disk::state::{PART, StateDir, in_state, staged_name};

@@ -5,7 +5,6 @@ mod baseline;
 mod basis;
 mod brake;
 mod byzantine;
-mod content;
 mod cuts;
 mod disk;
 mod doubts;
@@ -13,17 +12,29 @@ mod fuzz;
 mod incremental;
 mod properties;
 mod room;
+mod source;
 mod spelling;
+mod strategies;
 mod tree;
 
 use std::collections::VecDeque;
 
-use self::disk::{ReceiverDisk, SenderDisk};
+use self::disk::{JarTarget, ReceiverDisk};
+use self::source::{JarSource, SenderDisk};
 use self::tree::Rng;
-use crate::engine::{Config, Engine, Input, Output, Receiver, RunError, Sender, SmallContent, Summary, Work};
+use crate::engine::{
+    Config, Engine, Input, Limits, Output, ReceiveInput, Receiver, ReceiverWork, RunError, Sender,
+    SenderWork, Strategy, Summary,
+};
 use crate::monitor::Event;
 use crate::wire::hello::Options;
-use crate::wire::message::{Body, Message, Op};
+use crate::wire::message::{Answer, FromReceiver, FromSender, Message, Op};
+
+type JarSender = Sender<JarSource>;
+type JarReceiver = Receiver<JarTarget>;
+
+/// Limits under which short contents go through every strategy.
+const LIMITS: Limits = Limits { piece_bytes: 24 << 10, cut_bytes_min: 100_000, pre_copy_bytes_min: 300_000 };
 
 /// The order in which messages arrive and works end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,20 +58,23 @@ const SENDER: usize = 0;
 const RECEIVER: usize = 1;
 
 /// One machine.
-struct Side {
-    engine: Box<dyn Engine>,
-    works: Vec<Work>,
-    mailbox: VecDeque<Message>,
+struct Side<E: Engine> {
+    engine: E,
+    works: Vec<E::Work>,
+    mailbox: VecDeque<E::Incoming>,
     only_outcomes: bool,
     closed: bool,
     done: Option<Result<Summary, RunError>>,
     events: Vec<Event>,
 }
 
-impl Side {
-    fn new(engine: impl Engine + 'static) -> Self {
+impl<E: Engine> Side<E>
+where
+    E::Work: JarWork,
+{
+    fn new(engine: E) -> Self {
         Self {
-            engine: Box::new(engine),
+            engine,
             works: Vec::new(),
             mailbox: VecDeque::new(),
             only_outcomes: false,
@@ -71,7 +85,7 @@ impl Side {
     }
 
     /// Polls the engine until it waits or ends; returns the messages to send.
-    fn drain(&mut self) -> Vec<Message> {
+    fn drain(&mut self) -> Vec<E::Outgoing> {
         let mut said = Vec::new();
         loop {
             match self.engine.poll() {
@@ -97,24 +111,112 @@ impl Side {
             }
         }
     }
+
+    /// Adds the side's possible actions. `is_last` tells that the other side is done.
+    fn actions(&self, index: usize, is_last: bool, actions: &mut Vec<Action>) {
+        if self.done.is_some() {
+            return;
+        }
+        actions.extend((0..self.works.len()).map(|work| Action::End(index, work)));
+        if self.only_outcomes || self.closed {
+            return;
+        }
+        if !self.mailbox.is_empty() {
+            actions.push(Action::Deliver(index));
+        } else if is_last {
+            actions.push(Action::Close(index));
+        }
+    }
+
+    /// Ends the connection.
+    fn cut(&mut self, cause: &str) {
+        self.mailbox.clear();
+        self.closed = true;
+        if self.done.is_none() {
+            self.engine.input(Input::Closed(cause.to_owned()));
+        }
+    }
+}
+
+/// A work, as the jar looks at it.
+trait JarWork: std::fmt::Debug {
+    /// Ids of the files that it works on.
+    fn ids(&self) -> Vec<u32>;
+
+    /// True if no other such work may be under way.
+    fn is_steps(&self) -> bool {
+        false
+    }
+
+    /// True if no other work may be under way.
+    fn is_plan(&self) -> bool {
+        false
+    }
+
+    /// True if it writes.
+    fn writes(&self) -> bool {
+        false
+    }
+
+    /// Bytes of content that it takes.
+    fn content_bytes(&self) -> usize {
+        0
+    }
+}
+
+impl JarWork for SenderWork<JarSource> {
+    fn ids(&self) -> Vec<u32> {
+        match self {
+            Self::Step { steps, .. } => steps.iter().map(|(transfer, _)| transfer.id()).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl JarWork for ReceiverWork<JarTarget> {
+    fn ids(&self) -> Vec<u32> {
+        match self {
+            Self::Step(_, steps) => steps.iter().map(|(transfer, _)| transfer.id()).collect(),
+            Self::Report(_, orders) => orders.iter().map(|order| order.transfer.id()).collect(),
+            Self::Look { id, .. } => vec![*id],
+            _ => Vec::new(),
+        }
+    }
+
+    fn is_steps(&self) -> bool {
+        matches!(self, Self::Apply(..) | Self::Plan(..) | Self::Close { .. })
+    }
+
+    fn is_plan(&self) -> bool {
+        matches!(self, Self::Plan(..))
+    }
+
+    fn writes(&self) -> bool {
+        match self {
+            Self::Step(_, steps) => steps.iter().any(|(_, input)| matches!(input, ReceiveInput::Steps(..))),
+            Self::Apply(..) | Self::Close { .. } => true,
+            _ => false,
+        }
+    }
+
+    fn content_bytes(&self) -> usize {
+        let Self::Step(_, steps) = self else { return 0 };
+        let ops = steps.iter().filter_map(|(_, input)| match input {
+            ReceiveInput::Steps(ops, _) => Some(content_of_ops(ops)),
+            _ => None,
+        });
+        ops.sum()
+    }
 }
 
 /// Asserts three things: no two works change the same file at a time, steps run one after the
 /// other, and nothing starts before the plan.
-fn assert_apart(under_way: &[Work], new: &Work) {
-    let ids = |work: &Work| match work {
-        Work::Sink { id, .. } | Work::Source { id, .. } => vec![*id],
-        Work::Store(files) => files.iter().map(|file| file.id).collect(),
-        Work::Read(orders) => orders.iter().map(|order| order.want.id).collect(),
-        Work::Diff(files) => files.iter().map(|file| file.id).collect(),
-        _ => Vec::new(),
-    };
-    let is_steps = |work: &Work| matches!(work, Work::Apply(_) | Work::Plan { .. } | Work::Close { .. });
+fn assert_apart<W: JarWork>(under_way: &[W], new: &W) {
     for work in under_way {
-        assert!(!(is_steps(work) && is_steps(new)), "{new:?} beside {work:?}");
-        assert!(!matches!(work, Work::Plan { .. }), "{new:?} before the plan is known");
-        let taken = ids(work);
-        assert!(ids(new).iter().all(|id| !taken.contains(id)), "{new:?} beside {work:?}");
+        assert!(!(work.is_steps() && new.is_steps()), "{new:?} beside {work:?}");
+        assert!(!work.is_plan(), "{new:?} before the plan is known");
+        let taken = work.ids();
+        assert!(new.ids().iter().all(|id| !taken.contains(id)), "{new:?} beside {work:?}");
     }
 }
 
@@ -127,6 +229,9 @@ struct Log {
     wants: usize,
     contents: usize,
     sign_requests: usize,
+    cut_requests: usize,
+    /// Strategies that the receiver chose, in order.
+    strategies: Vec<&'static str>,
     /// Bytes of content that left the sender.
     sent_bytes: u64,
     /// Most unanswered wants at a time.
@@ -151,7 +256,8 @@ struct Log {
 }
 
 struct Pair {
-    sides: [Side; 2],
+    sender: Side<JarSender>,
+    receiver: Side<JarReceiver>,
     source: SenderDisk,
     target: ReceiverDisk,
     order: Order,
@@ -173,10 +279,17 @@ struct Ended {
 impl Pair {
     fn new(source: SenderDisk, target: ReceiverDisk, options: &Options, order: Order, seed: u64) -> Self {
         // In this jar the sender is the client, so the receiver relays.
-        let client = Config { options: options.clone(), relay: false };
-        let agent = Config { options: options.clone(), relay: true };
-        let sides = [Side::new(Sender::new(&client)), Side::new(Receiver::new(&agent))];
-        Self { sides, source, target, order, rng: Rng::new(seed), log: Log::default() }
+        let client = Config { options: options.clone(), relay: false, limits: source.limits };
+        let agent = Config { options: options.clone(), relay: true, limits: source.limits };
+        Self {
+            sender: Side::new(Sender::new(&client)),
+            receiver: Side::new(Receiver::new(&agent)),
+            source,
+            target,
+            order,
+            rng: Rng::new(seed),
+            log: Log::default(),
+        }
     }
 
     /// Runs to the end. After `cut_after` delivered messages the connection is cut.
@@ -184,58 +297,34 @@ impl Pair {
         self.answer(SENDER);
         self.answer(RECEIVER);
         let mut cut_after = cut_after;
-        while self.sides.iter().any(|side| side.done.is_none()) {
+        while self.sender.done.is_none() || self.receiver.done.is_none() {
             if cut_after == Some(self.log.delivered) {
                 cut_after = None;
-                self.cut();
+                self.sender.cut("cut");
+                self.receiver.cut("cut");
+                self.answer(SENDER);
+                self.answer(RECEIVER);
                 continue;
             }
-            let actions = self.actions();
+            let mut actions = Vec::new();
+            self.sender.actions(SENDER, self.receiver.done.is_some(), &mut actions);
+            self.receiver.actions(RECEIVER, self.sender.done.is_some(), &mut actions);
             assert!(!actions.is_empty(), "a side waits for what never comes");
             let picked = self.pick(&actions);
             self.act(actions[picked]);
         }
         // Works that are under way on the disk still end.
-        for work in std::mem::take(&mut self.sides[RECEIVER].works) {
+        for work in std::mem::take(&mut self.receiver.works) {
             let _ = self.target.perform(work);
         }
-        let [sender, receiver] = self.sides;
         Ended {
             source: self.source,
             target: self.target,
             log: self.log,
-            sender: sender.done.unwrap(),
-            receiver: receiver.done.unwrap(),
-            events: sender.events,
+            sender: self.sender.done.unwrap(),
+            receiver: self.receiver.done.unwrap(),
+            events: self.sender.events,
         }
-    }
-
-    /// Cuts the connection and drops the messages in flight.
-    fn cut(&mut self) {
-        for side in [SENDER, RECEIVER] {
-            self.sides[side].mailbox.clear();
-            self.sides[side].closed = true;
-            if self.sides[side].done.is_none() {
-                self.sides[side].engine.input(Input::Closed("cut".to_owned()));
-                self.answer(side);
-            }
-        }
-    }
-
-    fn actions(&self) -> Vec<Action> {
-        let mut actions = Vec::new();
-        for (index, side) in self.sides.iter().enumerate().filter(|(_, side)| side.done.is_none()) {
-            actions.extend((0..side.works.len()).map(|work| Action::End(index, work)));
-            if side.only_outcomes || side.closed {
-                continue;
-            }
-            if !side.mailbox.is_empty() {
-                actions.push(Action::Deliver(index));
-            } else if self.sides[1 - index].done.is_some() {
-                actions.push(Action::Close(index));
-            }
-        }
-        actions
     }
 
     fn pick(&mut self, actions: &[Action]) -> usize {
@@ -253,76 +342,111 @@ impl Pair {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::End(side, index) => {
-                let work = self.sides[side].works.remove(index);
-                self.log.held_bytes -= content_of_work(&work).min(self.log.held_bytes);
-                let outcome = if side == SENDER {
-                    self.source.perform(work)
-                } else {
-                    self.log.writes += usize::from(writes(&work));
-                    self.target.perform(work)
-                };
-                self.sides[side].engine.input(Input::Outcome(outcome));
+            Action::End(SENDER, index) => {
+                let outcome = self.source.perform(self.sender.works.remove(index));
+                self.sender.engine.input(Input::Outcome(outcome));
             }
-            Action::Deliver(side) => {
-                let Some(message) = self.sides[side].mailbox.pop_front() else { return };
-                self.log.delivered += 1;
-                if side == RECEIVER {
-                    self.log.received_bytes += content_of(&message);
-                    self.log.held_bytes += content_of(&message);
-                    self.log.held_bytes_max = self.log.held_bytes_max.max(self.log.held_bytes);
+            Action::End(_, index) => {
+                let work = self.receiver.works.remove(index);
+                if let ReceiverWork::Report(_, orders) = &work {
+                    self.log.strategies.extend(orders.iter().map(|order| name_of(&order.strategy)));
                 }
-                self.sides[side].engine.input(Input::Message(message));
+                self.log.held_bytes -= work.content_bytes().min(self.log.held_bytes);
+                self.log.writes += usize::from(work.writes());
+                let outcome = self.target.perform(work);
+                self.receiver.engine.input(Input::Outcome(outcome));
             }
-            Action::Close(side) => {
-                self.sides[side].closed = true;
-                self.sides[side].engine.input(Input::Closed("the other side is gone".to_owned()));
+            Action::Deliver(SENDER) => {
+                let Some(message) = self.sender.mailbox.pop_front() else { return };
+                self.log.delivered += 1;
+                self.sender.engine.input(Input::Message(message));
             }
+            Action::Deliver(_) => {
+                let Some(message) = self.receiver.mailbox.pop_front() else { return };
+                self.log.delivered += 1;
+                self.log.received_bytes += content_of(&message);
+                self.log.held_bytes += content_of(&message);
+                self.log.held_bytes_max = self.log.held_bytes_max.max(self.log.held_bytes);
+                self.receiver.engine.input(Input::Message(message));
+            }
+            Action::Close(SENDER) => self.sender.cut("the other side is gone"),
+            Action::Close(_) => self.receiver.cut("the other side is gone"),
         }
         self.answer(action.side());
     }
 
     /// Sends a side's messages, each encoded and decoded as on the wire.
     fn answer(&mut self, side: usize) {
-        for message in self.sides[side].drain() {
-            self.count(&message);
-            let bytes = message.encode();
-            self.log.wire_bytes += bytes.len();
-            let message = Message::decode(&bytes).expect("what an engine says is within limits");
-            self.sides[1 - side].mailbox.push_back(message);
+        if side == SENDER {
+            for message in self.sender.drain() {
+                self.count_sent(&message);
+                let message = travel(&message, &mut self.log.wire_bytes);
+                self.receiver.mailbox.extend((!self.receiver.closed).then_some(message));
+            }
+        } else {
+            for message in self.receiver.drain() {
+                self.count_received(&message);
+                let message = travel(&message, &mut self.log.wire_bytes);
+                self.sender.mailbox.extend((!self.sender.closed).then_some(message));
+            }
         }
     }
 
-    fn count(&mut self, message: &Message) {
+    fn count_sent(&mut self, message: &FromSender) {
         let log = &mut self.log;
         match message {
-            Message::Wants(wants) => {
-                log.wants += wants.len();
-                log.open_wants += wants.len();
-                log.open_wants_max = log.open_wants_max.max(log.open_wants);
-            }
-            Message::Files(files) => {
+            FromSender::Answers(files) => {
                 log.contents += 1;
-                log.open_wants -= files.iter().filter(|(_, body)| *body != Body::Differs).count();
+                log.sign_requests +=
+                    files.iter().filter(|(_, answer)| matches!(answer, Answer::Sign(_))).count();
+                log.cut_requests +=
+                    files.iter().filter(|(_, answer)| matches!(answer, Answer::Cut(_))).count();
+                let is_last =
+                    |answer: &Answer| matches!(answer, Answer::Skipped | Answer::Steps { end: Some(_), .. });
+                log.open_wants -= files.iter().filter(|(_, answer)| is_last(answer)).count();
             }
-            Message::Same { ids, .. } => {
+            FromSender::Same { ids, .. } => {
                 log.contents += 1;
                 log.open_wants -= ids.len();
             }
-            Message::Pieces { end, .. } => {
-                log.contents += 1;
-                log.open_wants -= usize::from(end.is_some());
-            }
-            Message::SignRequest { .. } => log.sign_requests += 1,
-            Message::Entries(block) => log.entries_bytes += block.len(),
-            Message::Ignores(_) => log.ignores += 1,
-            Message::Changes(_) => log.changes += 1,
-            Message::Changed { .. } => log.changed += 1,
-            Message::BaselineMissing => log.forgotten += 1,
+            FromSender::Entries(block) => log.entries_bytes += block.len(),
+            FromSender::Ignores(_) => log.ignores += 1,
+            FromSender::Changes(_) => log.changes += 1,
+            FromSender::Changed { .. } => log.changed += 1,
             _ => {}
         }
         log.sent_bytes += content_of(message) as u64;
     }
+
+    fn count_received(&mut self, message: &FromReceiver) {
+        let log = &mut self.log;
+        match message {
+            FromReceiver::Wants(wants) => {
+                log.wants += wants.len();
+                log.open_wants += wants.len();
+                log.open_wants_max = log.open_wants_max.max(log.open_wants);
+            }
+            FromReceiver::BaselineMissing => log.forgotten += 1,
+            _ => {}
+        }
+    }
+}
+
+fn name_of(strategy: &Strategy) -> &'static str {
+    match strategy {
+        Strategy::Whole => "whole",
+        Strategy::Signed => "signed",
+        Strategy::Blocks => "blocks",
+        Strategy::PreCopy { is_beside: true, .. } => "pre-copy beside",
+        Strategy::PreCopy { .. } => "pre-copy",
+    }
+}
+
+/// A message after it was encoded and decoded.
+fn travel<M: Message>(message: &M, wire_bytes: &mut usize) -> M {
+    let bytes = message.encode();
+    *wire_bytes += bytes.len();
+    M::decode(&bytes).expect("what an engine says is within limits")
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -339,40 +463,17 @@ impl Action {
     }
 }
 
-fn content_of(message: &Message) -> usize {
-    use crate::wire::message::Body;
+fn content_of(message: &FromSender) -> usize {
     match message {
-        Message::Files(files) => files
+        FromSender::Answers(files) => files
             .iter()
-            .map(|(_, body)| match body {
-                Body::Whole { data: bytes, .. } | Body::Delta { delta: bytes, .. } => bytes.len(),
-                Body::Differs | Body::Skipped => 0,
-            })
+            .map(|(_, answer)| if let Answer::Steps { ops, .. } = answer { content_of_ops(ops) } else { 0 })
             .sum(),
-        Message::Pieces { ops, .. } => content_of_ops(ops),
-        Message::Pushed(files) => files.iter().map(|(_, _, data)| data.len()).sum(),
+        FromSender::Pushed(files) => files.iter().map(|(_, _, data)| data.len()).sum(),
         _ => 0,
-    }
-}
-
-fn content_of_work(work: &Work) -> usize {
-    match work {
-        Work::Store(files) => files.iter().map(|file| content_of_small(&file.content)).sum(),
-        Work::Sink { ops, .. } => content_of_ops(ops),
-        _ => 0,
-    }
-}
-
-fn content_of_small(content: &SmallContent) -> usize {
-    match content {
-        SmallContent::Whole(bytes) | SmallContent::Delta { delta: bytes, .. } => bytes.len(),
     }
 }
 
 fn content_of_ops(ops: &[Op]) -> usize {
     ops.iter().map(|op| op.sent_bytes() as usize).sum()
-}
-
-fn writes(work: &Work) -> bool {
-    matches!(work, Work::Store(_) | Work::Sink { .. } | Work::Apply(_) | Work::Close { .. })
 }

@@ -1,14 +1,12 @@
 //! The receiver decides which entries must change, asks for missing contents and puts them in
 //! place. This file holds the phases that run once, in order. `content` asks for contents and takes
-//! them in; `offer` takes in the manifest.
+//! them in; `take_offer` takes in the manifest.
 //!
 //! ```text
-//! Subject ─► Open   Entries… Offered ─► compare ─► Apply (clear, directories)
-//! Base ─► Recall ─► [Forgotten]   Changes… Changed ─┘ └► [Resolve ─► compare]
-//!                                              └► [Sign ─►] Wants
-//! Files ─► Store    Pieces ─► Sink
-//! Files (differing) ─► SignFiles ─► FileSignatures    SignRequest ─► SignWindows ─► Signatures
-//!                                                     CutRequest ─► Cut ─► Chunks
+//! Subject ─► Open   Entries… Offered ─► compare ─► Plan ─► Apply (clear, directories)
+//! Baseline ─► LoadBaseline ─► [BaselineMissing]   └► [Resolve ─► compare]
+//!                          Changes… Changed ─► compare    └► [[Look ─►] Report ─►] Wants
+//! Answers (steps) ─► Step    Answers (questions) ─► Query ─► Replies
 //! all answered ─► Apply (links, times) ─► Apply (moves) ─► Apply (removals)
 //!              ─► Apply (directory times) ─► Close ─► Finished
 //! ```
@@ -18,18 +16,20 @@
 mod content;
 mod decide;
 mod offer;
+mod take_offer;
+mod transfer;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde_bytes::ByteBuf;
-
-use crate::engine::fetch::Fetch;
+use crate::engine::contract::{Config, Engine, Input, Output};
+use crate::engine::error::WorkError;
 use crate::engine::need::Need;
+use crate::engine::outbox::Outbox;
 use crate::engine::plan::Plan;
+use crate::engine::transfer::Target;
 use crate::engine::window::Window;
-use crate::engine::work::{Opened, Outcome, Step, Work, WorkError};
-use crate::engine::{Config, Engine, Input, Outbox, Output};
+use crate::engine::work::{Opened, ReceiverOutcome, ReceiverWork, Step};
 use crate::monitor::Event;
 use crate::tree::compare::below;
 use crate::tree::entry::{EntryRef, Time};
@@ -40,18 +40,18 @@ use crate::tree::path_ref::PathRef;
 use crate::tree::spelling::Spelling;
 use crate::tree::subtrees::Subtree;
 use crate::tree::tree_id::Pair;
-use crate::wire::message::{AbortKind, Holes, Message, Subject, Tally, Want};
-use content::{Ask, HELD_BYTES_MAX, Sink};
+use crate::wire::message::{AbortKind, FromReceiver, FromSender, Holes, Subject, Tally, Want};
 use offer::Offer;
+use transfer::{HELD_BYTES_MAX, Transfer};
 
 /// Most steps of one `Apply`: few enough to notice a cut connection in time.
 const STEPS_MAX: usize = 1024;
 
 /// The side that wants the files.
 #[derive(Debug)]
-pub struct Receiver {
+pub struct Receiver<T: Target> {
     config: Config,
-    outbox: Outbox,
+    outbox: Outbox<FromReceiver, ReceiverWork<T>>,
     phase: Phase,
     subject: Option<Subject>,
     /// The offered parts, as they arrive.
@@ -62,6 +62,10 @@ pub struct Receiver {
     /// The sender's report that it could list everything.
     offered: Option<bool>,
     opened: Option<Opened>,
+    /// The opened destination, until the plan is made.
+    at_open: Option<T::Opened>,
+    /// The destination, once the plan is made.
+    target: Option<T>,
     wanted: Arc<Manifest>,
     /// The names that the destination's filesystem folds into one.
     spelling: Arc<Spelling>,
@@ -80,21 +84,16 @@ pub struct Receiver {
     /// Wants that are not sent yet.
     batch: Vec<Want>,
     batch_bytes: usize,
-    /// Wants that are sent and not answered.
-    asked: HashMap<u32, Ask>,
+    /// Files whose content is missing: asked for, or about to be.
+    transfers: HashMap<u32, Transfer<T>>,
     window: Window,
-    signs: usize,
-    file_signs: usize,
-    /// Larger files in flight, with the steps that wait for the work under way.
-    sinks: HashMap<u32, Sink>,
-    /// Files whose basis is being signed.
-    signing: HashMap<u32, Fetch>,
-    /// Works on contents that wait until the directories exist.
-    early: Vec<Work>,
-    stores: usize,
+    /// Works that prepare wants, and the files in them.
+    reports: usize,
+    preparing: usize,
+    /// Files that a work writes.
+    writing: usize,
+    /// Bytes of content that are not on the disk yet.
     held_bytes: usize,
-    /// Files whose content arrived damaged once.
-    retried: BTreeSet<u32>,
     /// The cause, once the connection is gone. The receiver still stages the content that has
     /// arrived, for the next run.
     closing: Option<String>,
@@ -132,7 +131,7 @@ enum Phase {
     Close,
 }
 
-impl Receiver {
+impl<T: Target> Receiver<T> {
     /// Makes a receiver that waits for an offer.
     #[must_use]
     pub fn new(config: &Config) -> Self {
@@ -147,6 +146,8 @@ impl Receiver {
             holes: Holes::default(),
             offered: None,
             opened: None,
+            at_open: None,
+            target: None,
             wanted: Arc::default(),
             spelling: Arc::default(),
             resolved: Resolved::No,
@@ -158,117 +159,62 @@ impl Receiver {
             closed: false,
             batch: Vec::new(),
             batch_bytes: 0,
-            asked: HashMap::new(),
+            transfers: HashMap::new(),
             window: Window::default(),
-            signs: 0,
-            file_signs: 0,
-            sinks: HashMap::new(),
-            signing: HashMap::new(),
-            early: Vec::new(),
-            stores: 0,
+            reports: 0,
+            preparing: 0,
+            writing: 0,
             held_bytes: 0,
-            retried: BTreeSet::new(),
             closing: None,
         }
     }
 
-    fn message(&mut self, message: Message) {
+    fn message(&mut self, message: FromSender) {
+        let (has_subject, is_offered) = (self.subject.is_some(), self.offered.is_some());
         match message {
-            Message::Scope(subtrees) if self.subject.is_none() => self.subtrees(subtrees),
-            Message::Subject(subject) if self.subject.is_none() => self.subject(subject),
-            Message::Pushed(files) if self.subject.is_some() && self.offered.is_none() => self.pushed(files),
-            Message::Sampled(files) if self.subject.is_some() && self.offered.is_none() => {
-                self.sampled(files);
-            }
-            Message::Holes(holes) if self.subject.is_some() && self.offered.is_none() => self.holes = holes,
-            Message::Ignores(files) if self.offered.is_none() => self.ignores(files),
-            Message::Entries(block) if self.offered.is_none() => self.entries(&block),
-            Message::Offered { complete } if self.subject.is_some() && self.offered.is_none() => {
-                self.offered_all(complete);
-            }
-            Message::Baseline { digest } if self.subject.is_some() && self.offered.is_none() => {
-                self.baseline(digest)
-            }
-            Message::Changes(change) if self.offered.is_none() => self.changes(&change),
-            Message::Changed { complete, digest } if self.offered.is_none() => self.changed(complete, digest),
-            Message::Files(files) => self.files(files),
-            Message::Same { ids, digest } => self.same(&ids, digest),
-            Message::SignRequest { id, windows } => self.sign_request(id, windows),
-            Message::CutRequest { id, stretch } => self.cut_request(id, stretch),
-            Message::Pieces { id, ops, end } => self.pieces(id, ops, end),
-            Message::Note(event) => self.outbox.note(event),
-            Message::Abort { kind, text } => self.outbox.peer_failed(kind, text),
-            Message::Scope(_)
-            | Message::Subject(_)
-            | Message::Pushed(_)
-            | Message::Sampled(_)
-            | Message::Holes(_)
-            | Message::Ignores(_)
-            | Message::Entries(_)
-            | Message::Offered { .. }
-            | Message::Baseline { .. }
-            | Message::Changes(_)
-            | Message::Changed { .. } => self.outbox.protocol_error("an offer out of turn"),
-            Message::Wants(_)
-            | Message::FileSignatures(_)
-            | Message::Signatures { .. }
-            | Message::Chunks { .. }
-            | Message::Finished(_)
-            | Message::Rescan
-            | Message::Heartbeat { .. }
-            | Message::BaselineMissing => {
-                self.outbox.protocol_error("a message that only a receiver sends");
-            }
+            FromSender::Common(common) => self.outbox.common(common),
+            FromSender::Answers(answers) => self.answers(answers),
+            FromSender::Same { ids, digest } => self.same(&ids, digest),
+            _ if is_offered => self.outbox.protocol_error("an offer out of turn"),
+            FromSender::Ignores(files) => self.ignores(files),
+            FromSender::Entries(block) => self.entries(&block),
+            FromSender::Changes(change) => self.changes(&change),
+            FromSender::Changed { complete, digest } => self.changed(complete, digest),
+            FromSender::Scope(subtrees) if !has_subject => self.subtrees(subtrees),
+            FromSender::Subject(subject) if !has_subject => self.subject(subject),
+            FromSender::Pushed(files) if has_subject => self.pushed(files),
+            FromSender::Sampled(files) if has_subject => self.sampled(files),
+            FromSender::Holes(holes) if has_subject => self.holes = holes,
+            FromSender::Offered { complete } if has_subject => self.offered_all(complete),
+            FromSender::Baseline { digest } if has_subject => self.baseline(digest),
+            FromSender::Scope(_)
+            | FromSender::Subject(_)
+            | FromSender::Pushed(_)
+            | FromSender::Sampled(_)
+            | FromSender::Holes(_)
+            | FromSender::Offered { .. }
+            | FromSender::Baseline { .. } => self.outbox.protocol_error("an offer out of turn"),
         }
     }
 
-    fn outcome(&mut self, outcome: Outcome) {
+    fn outcome(&mut self, outcome: ReceiverOutcome<T>) {
         match outcome {
-            Outcome::Open(Ok(opened)) => self.opened(opened),
-            Outcome::Open(Err(error)) => self.outbox.fatal(AbortKind::Destination, error),
-            Outcome::LoadBaseline(record) => self.loaded(record),
-            Outcome::Resolve(answers) if self.phase == Phase::Offer => self.resolved(&answers),
-            Outcome::Plan(Ok(())) => self.planned(),
-            Outcome::Plan(Err(error)) => self.outbox.fatal(AbortKind::Destination, error),
-            Outcome::Sign(results) => self.signed(results),
-            Outcome::SignWindows(id, result) => {
-                self.signs -= 1;
-                match result {
-                    Err(WorkError::Fatal(kind, text)) => self.outbox.fail(kind, text),
-                    // The basis changed or went away meanwhile: send no signatures.
-                    result => {
-                        let signatures = result.unwrap_or_default().into_iter().map(ByteBuf::from).collect();
-                        self.outbox.send(Message::Signatures { id, signatures });
-                    }
-                }
+            ReceiverOutcome::Open(Ok((opened, at_open))) => {
+                self.at_open = Some(at_open);
+                self.opened(opened);
             }
-            Outcome::SignFiles(results) => self.signed_files(results),
-            Outcome::Cut(id, result) => {
-                self.signs -= 1;
-                match result {
-                    Err(WorkError::Fatal(kind, text)) => self.outbox.fail(kind, text),
-                    result => {
-                        self.outbox.send(Message::Chunks { id, chunks: result.unwrap_or_default() });
-                    }
-                }
+            ReceiverOutcome::LoadBaseline(record) => self.loaded(record),
+            ReceiverOutcome::Resolve(answers) => self.resolved(&answers),
+            ReceiverOutcome::Plan(Ok(target)) => {
+                self.target = Some(target);
+                self.planned();
             }
-            Outcome::Store(results) => {
-                self.stores -= 1;
-                for (id, result) in results {
-                    self.held_bytes -= self.size(id) as usize;
-                    self.settle(id, result);
-                }
-            }
-            Outcome::Copy(results) => {
-                self.stores -= 1;
-                for (id, result) in results {
-                    self.tally.copied += u64::from(result.is_ok());
-                    self.settle(id, result);
-                }
-            }
-            Outcome::Sink(id, result) => self.sunk(id, result),
-            Outcome::Apply(results) => self.applied(results),
-            Outcome::Close(Ok(())) => {
+            ReceiverOutcome::Look(id, looked) => self.looked(id, &looked),
+            ReceiverOutcome::Report(reported) => self.reported(reported),
+            ReceiverOutcome::Query(replies) => self.replied(replies),
+            ReceiverOutcome::Step(stepped) => self.stepped(stepped),
+            ReceiverOutcome::Apply(results) => self.applied(results),
+            ReceiverOutcome::Close(Ok(())) => {
                 self.closed = true;
                 self.tally.adjusted += u64::from(self.plan.adjusts_root());
                 if let Some(pair) = self.pair.filter(|pair| self.will_be_copy && self.is_news(pair)) {
@@ -276,12 +222,13 @@ impl Receiver {
                 }
                 self.finish_when_ready();
             }
-            Outcome::StoreBaseline => {
+            ReceiverOutcome::StoreBaseline => {
                 self.offer.is_being_stored = false;
                 self.finish_when_ready();
             }
-            Outcome::Close(Err(error)) => self.outbox.fatal(AbortKind::Destination, error),
-            other => self.outbox.stray_outcome(&other),
+            ReceiverOutcome::Open(Err(error))
+            | ReceiverOutcome::Plan(Err(error))
+            | ReceiverOutcome::Close(Err(error)) => self.outbox.fatal(AbortKind::Destination, error),
         }
     }
 
@@ -344,7 +291,7 @@ impl Receiver {
     /// Sends `Finished` only when all works are done: the sender may cut the agent off afterwards.
     fn finish_when_ready(&mut self) {
         if self.closed && !self.offer.is_being_stored {
-            self.outbox.send(Message::Finished(self.tally));
+            self.outbox.send(FromReceiver::Finished(self.tally));
             self.outbox.finish(self.tally);
         }
     }
@@ -373,7 +320,7 @@ impl Receiver {
         }
         let later = steps.split_off(steps.len().min(STEPS_MAX));
         let now = std::mem::replace(steps, later);
-        self.outbox.start(Work::Apply(now));
+        self.on_target(|target| ReceiverWork::Apply(target, now));
         true
     }
 
@@ -433,11 +380,8 @@ impl Receiver {
 
     fn directories_are_there(&mut self) {
         self.phase = Phase::Content;
-        for work in std::mem::take(&mut self.early) {
-            self.put(work);
-        }
-        let ids: Vec<u32> = self.sinks.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.feed_sink(id));
+        let ids: Vec<u32> = self.transfers.keys().copied().collect();
+        self.feed(ids);
     }
 
     fn next_phase(&mut self) {
@@ -455,12 +399,20 @@ impl Receiver {
             };
             if self.phase == Phase::Close {
                 let pair = self.pair.filter(|_| self.will_be_copy);
-                self.outbox.start(Work::Close { metadata: self.metadata, pair });
+                let metadata = self.metadata;
+                self.on_target(|target| ReceiverWork::Close { target, metadata, pair });
                 return;
             }
             if self.start_steps() {
                 return;
             }
+        }
+    }
+
+    /// Starts a work on the planned destination.
+    fn on_target(&mut self, work: impl FnOnce(T) -> ReceiverWork<T>) {
+        if let Some(target) = self.target.clone() {
+            self.outbox.start(work(target));
         }
     }
 
@@ -505,8 +457,13 @@ impl Receiver {
     }
 }
 
-impl Engine for Receiver {
-    fn input(&mut self, input: Input) {
+impl<T: Target> Engine for Receiver<T> {
+    type Incoming = FromSender;
+    type Outgoing = FromReceiver;
+    type Work = ReceiverWork<T>;
+    type Outcome = ReceiverOutcome<T>;
+
+    fn input(&mut self, input: Input<FromSender, ReceiverOutcome<T>>) {
         if self.outbox.ended.is_some() {
             return;
         }
@@ -518,7 +475,7 @@ impl Engine for Receiver {
         }
     }
 
-    fn poll(&mut self) -> Output {
+    fn poll(&mut self) -> Output<FromReceiver, ReceiverWork<T>> {
         if self.outbox.ended.is_none() && self.outbox.queue.is_empty() {
             if let Some(cause) = self.closing.clone().filter(|_| !self.puts_content_aside()) {
                 self.outbox.peer_failed(AbortKind::Connection, cause);

@@ -1,9 +1,8 @@
 //! The sender: offers a tree and answers wants.
 //!
 //! ```text
-//! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Read ─► Files
-//!      └► Baseline        └► Changes… Changed                  └► Source… ─► Files / Pieces /
-//! FileSignatures ─► Diff ─► Files                              / Same    SignRequest / CutRequest
+//! Find ─► Subject    Scan ─► Ignores Entries… Offered    Wants ─► Step ─► Answers / Same
+//!      └► Baseline        └► Changes… Changed            Replies ─► Step ─► Answers
 //! [StoreBaseline ─►] Finished ─► done
 //! ```
 
@@ -13,12 +12,12 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use crate::content::chunk::Chunk;
-use crate::content::delta::signature_bytes;
-use crate::engine::work::{
-    Changed, Found, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext,
-    SourceStep, Work, WorkError,
-};
-use crate::engine::{Config, Engine, Input, Outbox, Output};
+use crate::engine::contract::{Config, Engine, Input, Output};
+use crate::engine::limits::Limits;
+use crate::engine::outbox::Outbox;
+use crate::engine::transfer::Source;
+use crate::engine::transfer::send::{SendInput, SendNext, SendTransfer};
+use crate::engine::work::{Changed, Found, PushedFile, Scanned, SenderOutcome, SenderWork, Sent};
 use crate::monitor::Event;
 use crate::tree::entry::Kind;
 use crate::tree::filter::IgnoreFile;
@@ -26,20 +25,17 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path_ref::PathRef;
 use crate::tree::subtrees::Subtree;
 use crate::wire::message::{
-    AbortKind, BasisReport, Body, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, Holes, LIST_MAX, Message, Op,
-    SMALL_BASIS_BYTES_MAX, SMALL_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, Want,
+    AbortKind, Answer, CONTENT_BYTES_MAX, DELTA_BYTES_MIN, FromReceiver, FromSender, Holes, LIST_MAX, Op,
+    Reply, SMALL_BASIS_BYTES_MAX, STREAMS_MAX, Subject, Tally, WANTS_BYTES_MAX, WANTS_MAX, WHOLE_BYTES_MAX,
+    Want,
 };
-
-/// Longest file that is sent whole although the receiver has a basis: a signature costs a round
-/// trip and saves little.
-const WHOLE_BYTES_MAX: u64 = 16 << 10;
 
 /// Bytes of waiting files above which signatures cost less than the files. Compressed, they take
 /// about 50 ms at 20 Mbit/s.
 const WHOLE_QUEUE_BYTES_MAX: u64 = 512 << 10;
 
-/// Most small files in one `Read`.
-const READ_FILES_MAX: usize = 512;
+/// Most small files in one work.
+const BATCH_FILES_MAX: usize = 512;
 
 /// Most works on content at a time: enough to keep disk, hashing and channel busy at once.
 const WORKS_MAX: usize = 4;
@@ -49,8 +45,10 @@ const ASKS_MAX: u8 = 2;
 
 /// The side that has the files.
 #[derive(Debug)]
-pub struct Sender {
-    outbox: Outbox,
+pub struct Sender<S: Source> {
+    outbox: Outbox<FromSender, SenderWork<S>>,
+    /// The listed source.
+    source: Option<S>,
     manifest: Option<Arc<Manifest>>,
     /// Ignore files of the offer.
     ignores: Vec<IgnoreFile>,
@@ -60,6 +58,7 @@ pub struct Sender {
     has_baseline: bool,
     /// True on the agent.
     relay: bool,
+    limits: Limits,
     keeping: Keeping,
     /// The listed source, until it may be offered.
     listed: Option<Scanned>,
@@ -69,23 +68,47 @@ pub struct Sender {
     pushed: Vec<PushedFile>,
     /// The receiver's counts, once it has finished.
     finished: Option<Tally>,
+    /// All files that were asked for.
+    transfers: HashMap<u32, Transfer<S::File>>,
     /// Wants that wait for their turn.
     small: VecDeque<Want>,
-    /// Bytes of those files that have a basis.
-    small_basis_bytes: u64,
-    /// Small files whose basis the receiver must sign, with its length.
-    differing: HashMap<u32, u64>,
-    /// Small files whose basis the receiver has signed.
-    signed: VecDeque<SignedFile>,
     large: VecDeque<Want>,
-    /// Larger files in flight.
-    streams: HashMap<u32, Stream>,
-    /// Number of wants per file.
-    asks: HashMap<u32, u8>,
-    /// Files with an unanswered want, with the want's weight.
-    unanswered: HashMap<u32, usize>,
+    /// Bytes of the small ones that have a basis.
+    small_basis_bytes: u64,
+    /// Small files whose basis the receiver has signed.
+    signed: VecDeque<(Box<SendTransfer<S::File>>, SendInput)>,
+    /// Number and weight of the wants without an answer.
+    unanswered: usize,
     unanswered_bytes: usize,
-    reads: usize,
+    /// Larger files in flight.
+    streams: usize,
+    /// Works on content under way.
+    works: usize,
+}
+
+/// A file that was asked for.
+#[derive(Debug)]
+struct Transfer<F> {
+    /// Number of wants.
+    asks: u8,
+    /// Weight of the last want in bytes.
+    weight: usize,
+    state: State<F>,
+}
+
+/// State of a file that was asked for.
+#[derive(Debug)]
+enum State<F> {
+    /// It waits for its turn, or a work is under way.
+    Busy,
+    /// The receiver must sign this many windows.
+    Signing(Box<SendTransfer<F>>, usize),
+    /// Both sides cut; the receiver's chunks may arrive first.
+    Cutting(Option<Vec<Chunk>>),
+    /// The receiver must send its chunks; the sender's are cut.
+    Cut(Box<SendTransfer<F>>),
+    /// The answer is complete.
+    Answered,
 }
 
 /// State of storing the offer as the baseline.
@@ -104,107 +127,65 @@ enum Keeping {
     UnderWay,
 }
 
-/// State of a larger file.
-#[derive(Debug, PartialEq, Eq)]
-enum Stream {
-    /// A work is under way.
-    Working,
-    /// The receiver must sign this many windows.
-    Signing(usize),
-    /// Both sides cut; the receiver's chunks may arrive first.
-    Cutting(Option<Vec<Chunk>>),
-    /// The receiver must send its chunks; the sender's are cut.
-    Cut,
-}
-
-impl Sender {
+impl<S: Source> Sender<S> {
     /// Makes a sender that begins by identifying and listing its source.
     #[must_use]
     pub fn new(config: &Config) -> Self {
         let mut outbox = Outbox::new(config.relay);
-        outbox.start(Work::Find);
+        outbox.start(SenderWork::Find);
         Self {
             outbox,
+            source: None,
             manifest: None,
             ignores: Vec::new(),
             complete: false,
             offered_all: false,
             has_baseline: false,
             relay: config.relay,
+            limits: config.limits,
             keeping: Keeping::Settled,
             listed: None,
             subject: None,
             pushed: Vec::new(),
             finished: None,
+            transfers: HashMap::new(),
             small: VecDeque::new(),
-            small_basis_bytes: 0,
-            differing: HashMap::new(),
-            signed: VecDeque::new(),
             large: VecDeque::new(),
-            streams: HashMap::new(),
-            asks: HashMap::new(),
-            unanswered: HashMap::new(),
+            small_basis_bytes: 0,
+            signed: VecDeque::new(),
+            unanswered: 0,
             unanswered_bytes: 0,
-            reads: 0,
+            streams: 0,
+            works: 0,
         }
     }
 
-    fn message(&mut self, message: Message) {
+    fn message(&mut self, message: FromReceiver) {
         match message {
-            Message::Wants(wants) => {
+            FromReceiver::Common(common) => self.outbox.common(common),
+            FromReceiver::Wants(wants) => {
                 wants.into_iter().for_each(|want| self.want(want));
                 self.store_baseline();
             }
-            Message::Signatures { id, signatures } => match self.streams.get(&id) {
-                // An empty list means that the basis can no longer be read.
-                Some(Stream::Signing(count)) if signatures.is_empty() || signatures.len() == *count => {
-                    self.streams.insert(id, Stream::Working);
-                    let signatures = signatures.into_iter().map(ByteBuf::into_vec).collect();
-                    self.outbox.start(Work::Source { id, step: SourceStep::Signatures(signatures) });
-                }
-                _ => self.outbox.protocol_error("signatures that nobody asked for"),
-            },
-            Message::FileSignatures(files) => {
-                files.into_iter().for_each(|(id, signature)| self.file_signature(id, signature.into_vec()));
+            FromReceiver::Replies(replies) => {
+                replies.into_iter().for_each(|(id, reply)| self.reply(id, reply));
             }
-            Message::Chunks { id, chunks } => match self.streams.get_mut(&id) {
-                Some(Stream::Cutting(theirs @ None)) => *theirs = Some(chunks),
-                Some(Stream::Cut) => self.compare_chunks(id, chunks),
-                _ => self.outbox.protocol_error("chunks that nobody asked for"),
-            },
-            Message::Finished(_) if !self.unanswered.is_empty() || self.manifest.is_none() => {
+            FromReceiver::Finished(_) if self.unanswered > 0 || self.manifest.is_none() => {
                 self.outbox.protocol_error("finished before everything was answered");
             }
-            Message::Finished(tally) => {
+            FromReceiver::Finished(tally) => {
                 self.finished = Some(tally);
                 self.store_baseline();
                 self.finish_when_ready();
             }
-            Message::BaselineMissing => self.forgotten(),
-            Message::Rescan => self.outbox.protocol_error("a further round is asked for where there is none"),
-            Message::Note(event) => self.outbox.note(event),
-            Message::Abort { kind, text } => self.outbox.peer_failed(kind, text),
-            Message::Subject(_)
-            | Message::Ignores(_)
-            | Message::Entries(_)
-            | Message::Offered { .. }
-            | Message::Baseline { .. }
-            | Message::Changes(_)
-            | Message::Changed { .. }
-            | Message::Files(_)
-            | Message::Same { .. }
-            | Message::SignRequest { .. }
-            | Message::CutRequest { .. }
-            | Message::Pieces { .. }
-            | Message::Scope(_)
-            | Message::Pushed(_)
-            | Message::Heartbeat { .. }
-            | Message::Sampled(_)
-            | Message::Holes(_) => self.outbox.protocol_error("a message that only a sender sends"),
+            FromReceiver::BaselineMissing => self.forgotten(),
+            FromReceiver::Rescan => {
+                self.outbox.protocol_error("a further round is asked for where there is none");
+            }
         }
     }
 
-    fn want(&mut self, mut want: Want) {
+    fn want(&mut self, want: Want) {
         let entry = self.manifest.as_ref().and_then(|manifest| manifest.get(want.id));
         let Some(size) = entry.and_then(|entry| match entry.kind {
             Kind::File { size, .. } => Some(size),
@@ -215,87 +196,84 @@ impl Sender {
         if !want.fits(size) {
             return self.outbox.protocol_error("a want names other blocks than the file can have");
         }
-        let asked = self.asks.entry(want.id).or_default();
-        *asked += 1;
-        let weight = want.weight();
-        if *asked > ASKS_MAX || self.unanswered.insert(want.id, weight).is_some() {
+        let first = || Transfer { asks: 0, weight: 0, state: State::Answered };
+        let transfer = self.transfers.entry(want.id).or_insert_with(first);
+        if transfer.asks == ASKS_MAX || !matches!(transfer.state, State::Answered) {
             return self.outbox.protocol_error("a file was asked for too often");
         }
+        let weight = want.weight();
+        *transfer = Transfer { asks: transfer.asks + 1, weight, state: State::Busy };
+        self.unanswered += 1;
         self.unanswered_bytes += weight;
-        if self.unanswered.len() > WANTS_MAX || self.unanswered_bytes > WANTS_BYTES_MAX {
+        if self.unanswered > WANTS_MAX || self.unanswered_bytes > WANTS_BYTES_MAX {
             return self.outbox.protocol_error("too many wants without an answer");
         }
         self.outbox.progress(Event::Planned { files: 1, bytes: size });
-        if let Some(BasisReport::Signed { length, signature }) =
-            want.basis.take_if(|basis| matches!(basis, BasisReport::Signed { .. }))
-        {
-            let signature = signature.into_vec();
-            return self.signed.push_back(SignedFile { id: want.id, basis_length: length, signature });
-        }
-        let is_small = size <= SMALL_BYTES_MAX
-            && match (&want.staged, want.basis_blocks()) {
-                (None, None) => true,
-                (None, Some(basis)) => basis.length <= SMALL_BASIS_BYTES_MAX || size <= WHOLE_BYTES_MAX,
-                (Some(_), _) => size <= WHOLE_BYTES_MAX,
-            };
-        if is_small {
-            self.small_basis_bytes += want.basis.as_ref().map_or(0, |_| size);
+        if want.is_small(size) {
+            self.small_basis_bytes += want.basis_blocks().map_or(0, |_| size);
             self.small.push_back(want);
         } else {
             self.large.push_back(want);
         }
     }
 
-    fn file_signature(&mut self, id: u32, signature: Vec<u8>) {
-        let Some(basis_length) = self.differing.remove(&id) else {
-            return self.outbox.protocol_error("a signature that nobody asked for");
+    fn reply(&mut self, id: u32, reply: Reply) {
+        let Some(transfer) = self.transfers.get_mut(&id) else {
+            return self.outbox.protocol_error("a reply that nobody asked for");
         };
-        if !signature.is_empty() && signature.len() != signature_bytes(basis_length as usize) {
-            return self.outbox.protocol_error("a signature of another length than due");
+        match (std::mem::replace(&mut transfer.state, State::Busy), reply) {
+            // An empty list means that the basis can no longer be read.
+            (State::Signing(transfer, count), Reply::Signatures(signatures))
+                if signatures.is_empty() || signatures.len() == count =>
+            {
+                let signatures = signatures.into_iter().map(ByteBuf::into_vec).collect();
+                let input = SendInput::Signatures(signatures);
+                if transfer.is_small() {
+                    self.signed.push_back((transfer, input));
+                } else {
+                    self.step(transfer, input);
+                }
+            }
+            (State::Cutting(None), Reply::Chunks(theirs)) => transfer.state = State::Cutting(Some(theirs)),
+            (State::Cut(transfer), Reply::Chunks(theirs)) => self.step(transfer, SendInput::Chunks(theirs)),
+            _ => self.outbox.protocol_error("a reply that nobody asked for"),
         }
-        self.signed.push_back(SignedFile { id, basis_length, signature });
     }
 
-    fn outcome(&mut self, outcome: Outcome) {
+    fn outcome(&mut self, outcome: SenderOutcome<S>) {
         match outcome {
-            Outcome::Find(Ok(found)) => self.found(found),
-            Outcome::Scan(Ok(scanned)) => self.scanned(scanned),
-            Outcome::Find(Err(error)) | Outcome::Scan(Err(error)) => {
-                self.outbox.fatal(AbortKind::Selection, error)
+            SenderOutcome::Find(Ok((found, source))) => self.found(found, source),
+            SenderOutcome::Scan(Ok((scanned, source))) => {
+                self.source = Some(source);
+                self.scanned(scanned);
             }
-            Outcome::StoreBaseline => {
+            SenderOutcome::Find(Err(error)) | SenderOutcome::Scan(Err(error)) => {
+                self.outbox.fatal(AbortKind::Selection, error);
+            }
+            SenderOutcome::StoreBaseline => {
                 self.keeping = Keeping::Settled;
                 if let Some(scanned) = self.listed.take() {
                     self.offer(scanned);
                 }
                 self.finish_when_ready();
             }
-            Outcome::Read(files) => self.read(files),
-            Outcome::Source(id, Ok((ops, next))) => self.source(id, ops, next),
-            Outcome::Source(id, Err(error)) => {
-                self.streams.remove(&id);
-                if self.outbox.report_error(self.path(id), error) {
-                    self.answered(id);
-                    self.outbox.send(Message::Files(vec![(id, Body::Skipped)]));
-                }
-            }
-            other => self.outbox.stray_outcome(&other),
+            SenderOutcome::Step(stepped) => self.stepped(stepped),
         }
     }
 
-    fn found(&mut self, found: Found) {
+    fn found(&mut self, found: Found, source: S::Found) {
+        self.outbox.start(SenderWork::Scan(source));
         if found.is_partial {
             self.subject = Some(found.subject);
-            return self.outbox.start(Work::Scan);
+            return;
         }
-        self.outbox.send(Message::Subject(found.subject));
+        self.outbox.send(FromSender::Subject(found.subject));
         // Name the baseline long before the differences are known, so that a receiver without it
         // can say so meanwhile.
         if let Some(digest) = found.baseline {
             self.has_baseline = true;
-            self.outbox.send(Message::Baseline { digest });
+            self.outbox.send(FromSender::Baseline { digest });
         }
-        self.outbox.start(Work::Scan);
     }
 
     fn scanned(&mut self, mut scanned: Scanned) {
@@ -319,7 +297,7 @@ impl Sender {
 
     fn keep(&mut self, manifest: Arc<Manifest>, ignores: Vec<IgnoreFile>) {
         self.keeping = Keeping::UnderWay;
-        self.outbox.start(Work::StoreBaseline { manifest, ignores });
+        self.outbox.start(SenderWork::StoreBaseline { manifest, ignores });
     }
 
     /// Stores the offer as the baseline, now that the receiver has taken it in.
@@ -346,24 +324,24 @@ impl Sender {
             let first = subtrees.next().unwrap_or_default();
             std::iter::once(first)
                 .chain(subtrees)
-                .for_each(|subtrees| self.outbox.send(Message::Scope(subtrees.to_vec())));
-            self.outbox.send(Message::Subject(subject));
+                .for_each(|subtrees| self.outbox.send(FromSender::Scope(subtrees.to_vec())));
+            self.outbox.send(FromSender::Subject(subject));
         }
         self.pushed = pushed;
         // Send samples once, whether the offer goes as changes or in full.
         if !sampled.is_empty() {
-            self.outbox.send(Message::Sampled(sampled));
+            self.outbox.send(FromSender::Sampled(sampled));
         }
         if holes != Holes::default() {
-            self.outbox.send(Message::Holes(holes));
+            self.outbox.send(FromSender::Holes(holes));
         }
         match changed {
             Some(Changed { changes, ignores, digest }) if self.has_baseline => {
                 if ignores {
                     self.offer_ignores();
                 }
-                changes.into_iter().for_each(|change| self.outbox.send(Message::Changes(change)));
-                self.outbox.send(Message::Changed { complete, digest });
+                changes.into_iter().for_each(|change| self.outbox.send(FromSender::Changes(change)));
+                self.outbox.send(FromSender::Changed { complete, digest });
             }
             _ => self.offer_all(),
         }
@@ -376,10 +354,10 @@ impl Sender {
             self.offer_ignores();
         }
         for block in manifest.blocks() {
-            self.outbox.send(Message::Entries(ByteBuf::from(block)));
+            self.outbox.send(FromSender::Entries(ByteBuf::from(block)));
         }
         self.push();
-        self.outbox.send(Message::Offered { complete: self.complete });
+        self.outbox.send(FromSender::Offered { complete: self.complete });
     }
 
     /// Sends the pushed contents.
@@ -387,7 +365,7 @@ impl Sender {
         let pushed = std::mem::take(&mut self.pushed);
         if !pushed.is_empty() {
             let files = pushed.into_iter().map(|file| (file.id, file.hash, ByteBuf::from(file.data)));
-            self.outbox.send(Message::Pushed(files.collect()));
+            self.outbox.send(FromSender::Pushed(files.collect()));
         }
     }
 
@@ -396,13 +374,13 @@ impl Sender {
         let mut files = self.ignores.chunks(16);
         let first = files.next().unwrap_or_default();
         for files in std::iter::once(first).chain(files) {
-            self.outbox.send(Message::Ignores(files.to_vec()));
+            self.outbox.send(FromSender::Ignores(files.to_vec()));
         }
     }
 
     /// Handles a receiver that does not have the baseline.
     fn forgotten(&mut self) {
-        if !std::mem::take(&mut self.has_baseline) || !self.asks.is_empty() {
+        if !std::mem::take(&mut self.has_baseline) || !self.transfers.is_empty() {
             return self.outbox.protocol_error("it forgot what it was not told, or knew before");
         }
         // A tree that is still being listed will be offered in full.
@@ -411,96 +389,96 @@ impl Sender {
         }
     }
 
-    fn read(&mut self, files: Vec<(u32, Result<ReadFile, WorkError>)>) {
-        self.reads -= 1;
-        let (mut answers, mut same) = (Vec::with_capacity(files.len()), Vec::new());
-        for (id, result) in files {
-            let body = match result {
-                Ok(ReadFile { content: ReadContent::Whole(data), hash }) => {
-                    self.outbox.progress(Event::Moved { bytes: data.len() as u64 });
-                    Body::Whole { hash, data: ByteBuf::from(data) }
-                }
-                Ok(ReadFile { content: ReadContent::Delta(delta), hash }) => {
-                    let sent = delta.len() as u64;
-                    self.outbox.progress(Event::Moved { bytes: sent });
-                    self.outbox.progress(Event::Matched { bytes: self.size(id).saturating_sub(sent) });
-                    Body::Delta { hash, delta: ByteBuf::from(delta) }
-                }
-                Ok(ReadFile { content: ReadContent::Same, hash }) => {
-                    self.outbox.progress(Event::Matched { bytes: self.size(id) });
-                    self.answered(id);
-                    same.push((id, hash));
-                    continue;
-                }
-                Ok(ReadFile { content: ReadContent::Differs { basis_length }, .. }) => {
-                    self.differing.insert(id, basis_length);
-                    answers.push((id, Body::Differs));
-                    continue;
-                }
+    fn stepped(&mut self, stepped: Vec<Sent<S::File>>) {
+        self.works -= 1;
+        let (mut answers, mut same) = (Vec::with_capacity(stepped.len()), Vec::new());
+        for (transfer, result) in stepped {
+            let (id, is_small) = (transfer.id(), transfer.is_small());
+            let (ops, next) = match result {
+                Ok(stepped) => stepped,
                 Err(error) => {
                     if !self.outbox.report_error(self.path(id), error) {
                         return;
                     }
-                    Body::Skipped
+                    self.answered(id, is_small);
+                    answers.push((id, Answer::Skipped));
+                    continue;
                 }
             };
-            self.answered(id);
-            answers.push((id, body));
+            let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
+            let made: u64 = ops.iter().map(Op::made_bytes).sum();
+            self.outbox.took(sent, made.saturating_sub(sent));
+            match next {
+                SendNext::End(hash) => {
+                    self.answered(id, is_small);
+                    answers.push((id, Answer::Steps { ops, end: Some(hash) }));
+                }
+                SendNext::Same(hash) => {
+                    self.outbox.progress(Event::Matched { bytes: self.size(id) });
+                    self.answered(id, is_small);
+                    same.push((id, hash));
+                }
+                next => {
+                    if !ops.is_empty() {
+                        answers.push((id, Answer::Steps { ops, end: None }));
+                    }
+                    answers.extend(self.needs(transfer, next).map(|answer| (id, answer)));
+                }
+            }
         }
         if !same.is_empty() {
-            self.outbox.send(Message::same(&same));
+            self.outbox.send(FromSender::same(&same));
         }
         if !answers.is_empty() {
-            self.outbox.send(Message::Files(answers));
+            self.outbox.send(FromSender::Answers(answers));
         }
     }
 
-    fn source(&mut self, id: u32, ops: Vec<Op>, next: SourceNext) {
-        let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
-        let made: u64 = ops.iter().map(Op::made_bytes).sum();
-        self.outbox.progress(Event::Moved { bytes: sent });
-        self.outbox.progress(Event::Matched { bytes: made.saturating_sub(sent) });
-        let end = match next {
-            SourceNext::More => {
-                self.outbox.send(Message::Pieces { id, ops, end: None });
-                return self.outbox.start(Work::Source { id, step: SourceStep::More });
+    /// Goes on with a file that is not answered yet. Returns a question for the receiver, if that
+    /// is its need.
+    fn needs(&mut self, transfer: Box<SendTransfer<S::File>>, next: SendNext) -> Option<Answer> {
+        let id = transfer.id();
+        let (state, question) = match next {
+            SendNext::Sign(windows) => (State::Signing(transfer, windows.len()), Some(Answer::Sign(windows))),
+            SendNext::Cut(stretch) => {
+                self.step(transfer, SendInput::Cut);
+                (State::Cutting(None), Some(Answer::Cut(stretch)))
             }
-            SourceNext::Sign(windows) => {
-                if !ops.is_empty() {
-                    self.outbox.send(Message::Pieces { id, ops, end: None });
+            SendNext::Chunks => match self.transfers.get_mut(&id).map(|transfer| &mut transfer.state) {
+                Some(State::Cutting(theirs @ Some(_))) => {
+                    let theirs = theirs.take().unwrap_or_default();
+                    self.step(transfer, SendInput::Chunks(theirs));
+                    (State::Busy, None)
                 }
-                self.streams.insert(id, Stream::Signing(windows.len()));
-                return self.outbox.send(Message::SignRequest { id, windows });
-            }
-            SourceNext::Cut(stretch) => {
-                self.streams.insert(id, Stream::Cutting(None));
-                self.outbox.send(Message::CutRequest { id, stretch });
-                return self.outbox.start(Work::Source { id, step: SourceStep::Cut });
-            }
-            SourceNext::Chunks => {
-                if let Some(Stream::Cutting(Some(theirs))) = self.streams.insert(id, Stream::Cut) {
-                    self.compare_chunks(id, theirs);
-                }
-                return;
-            }
-            SourceNext::End(hash) => Message::Pieces { id, ops, end: Some(hash) },
-            SourceNext::Same(hash) => {
-                self.outbox.progress(Event::Matched { bytes: self.size(id) });
-                Message::same(&[(id, hash)])
+                _ => (State::Cut(transfer), None),
+            },
+            SendNext::More | SendNext::End(_) | SendNext::Same(_) => {
+                self.step(transfer, SendInput::More);
+                (State::Busy, None)
             }
         };
-        self.streams.remove(&id);
-        self.answered(id);
-        self.outbox.send(end);
+        self.transfers.entry(id).and_modify(|transfer| transfer.state = state);
+        question
     }
 
-    fn compare_chunks(&mut self, id: u32, theirs: Vec<Chunk>) {
-        self.streams.insert(id, Stream::Working);
-        self.outbox.start(Work::Source { id, step: SourceStep::Chunks(theirs) });
+    fn step(&mut self, transfer: Box<SendTransfer<S::File>>, input: SendInput) {
+        self.step_all(vec![(transfer, input)]);
     }
 
-    fn answered(&mut self, id: u32) {
-        self.unanswered_bytes -= self.unanswered.remove(&id).unwrap_or(0);
+    fn step_all(&mut self, steps: Vec<(Box<SendTransfer<S::File>>, SendInput)>) {
+        if let Some(source) = self.source.clone() {
+            self.works += 1;
+            self.outbox.start(SenderWork::Step { source, steps });
+        }
+    }
+
+    fn answered(&mut self, id: u32, is_small: bool) {
+        if let Some(transfer) = self.transfers.get_mut(&id) {
+            transfer.state = State::Answered;
+            self.unanswered -= 1;
+            self.unanswered_bytes -= transfer.weight;
+            self.streams -= usize::from(!is_small);
+        }
     }
 
     fn size(&self, id: u32) -> u64 {
@@ -515,78 +493,67 @@ impl Sender {
     /// Starts works up to the limit. Files that wait for the receiver keep neither disk nor channel
     /// busy.
     fn pump(&mut self) {
-        while self.works() < WORKS_MAX {
-            if let Some(batch) = self.next_signed() {
-                self.reads += 1;
-                self.outbox.start(Work::Diff(batch));
-            } else if let Some(batch) = self.next_batch() {
-                self.reads += 1;
-                self.outbox.start(Work::Read(batch));
-            } else if self.streams.len() < STREAMS_MAX
-                && let Some(want) = self.large.pop_front()
-            {
-                self.begin(want);
-            } else {
-                return;
-            }
+        while self.works < WORKS_MAX {
+            let batch = self.next_signed().or_else(|| self.next_small()).or_else(|| self.next_large());
+            let Some(batch) = batch else { return };
+            self.step_all(batch);
         }
     }
 
-    fn works(&self) -> usize {
-        let is_working = |stream: &&Stream| matches!(stream, Stream::Working | Stream::Cutting(_));
-        self.reads + self.streams.values().filter(is_working).count()
-    }
-
-    fn begin(&mut self, want: Want) {
-        let id = want.id;
-        self.streams.insert(id, Stream::Working);
-        let path = self.path(id);
+    fn next_large(&mut self) -> Option<Batch<S>> {
+        let want = (self.streams < STREAMS_MAX).then(|| self.large.pop_front())??;
+        self.streams += 1;
+        let path = self.path(want.id);
         self.outbox.progress(Event::Began { path });
-        self.outbox.start(Work::Source { id, step: SourceStep::Begin(want) });
+        let size = self.size(want.id);
+        Some(vec![(Box::new(SendTransfer::new(want, size, true, self.limits)), SendInput::Begin)])
     }
 
     /// Takes small files that together make about one message.
-    fn next_batch(&mut self) -> Option<Vec<ReadOrder>> {
+    fn next_small(&mut self) -> Option<Batch<S>> {
         let in_bulk = self.small_basis_bytes > WHOLE_QUEUE_BYTES_MAX;
         let mut batch = Vec::new();
         let mut bytes = 0;
         while let Some(want) = self.small.front() {
             let size = self.size(want.id);
             bytes += size as usize + 64;
-            if batch.len() == READ_FILES_MAX || (bytes > CONTENT_BYTES_MAX && !batch.is_empty()) {
+            if batch.len() == BATCH_FILES_MAX || (bytes > CONTENT_BYTES_MAX && !batch.is_empty()) {
                 break;
             }
             let Some(want) = self.small.pop_front() else { break };
-            let may_ask = match want.basis_blocks() {
-                Some(basis) => {
-                    self.small_basis_bytes -= size;
-                    let worth = if in_bulk { DELTA_BYTES_MIN } else { WHOLE_BYTES_MAX + 1 };
-                    size >= worth
-                        && (1..=SMALL_BASIS_BYTES_MAX).contains(&basis.length)
-                        && want.staged.is_none()
-                }
-                None => false,
-            };
-            batch.push(ReadOrder { want, may_ask });
+            self.small_basis_bytes -= want.basis_blocks().map_or(0, |_| size);
+            let worth = if in_bulk { DELTA_BYTES_MIN } else { WHOLE_BYTES_MAX + 1 };
+            let may_ask = size >= worth
+                && (1..=SMALL_BASIS_BYTES_MAX).contains(&want.basis_length())
+                && want.staged.is_none();
+            batch.push((Box::new(SendTransfer::new(want, size, may_ask, self.limits)), SendInput::Begin));
         }
         (!batch.is_empty()).then_some(batch)
     }
 
     /// Takes small files whose bases are signed.
-    fn next_signed(&mut self) -> Option<Vec<SignedFile>> {
+    fn next_signed(&mut self) -> Option<Batch<S>> {
         let mut bytes = 0;
-        let sizes = self.signed.iter().map(|signed| self.size(signed.id) as usize);
+        let sizes = self.signed.iter().map(|(transfer, _)| self.size(transfer.id()) as usize);
         let count = sizes.take_while(|size| {
             bytes += size;
             bytes <= CONTENT_BYTES_MAX
         });
-        let count = count.count().clamp(1, READ_FILES_MAX).min(self.signed.len());
+        let count = count.count().clamp(1, BATCH_FILES_MAX).min(self.signed.len());
         (count > 0).then(|| self.signed.drain(..count).collect())
     }
 }
 
-impl Engine for Sender {
-    fn input(&mut self, input: Input) {
+/// Files of one work.
+type Batch<S> = Vec<(Box<SendTransfer<<S as Source>::File>>, SendInput)>;
+
+impl<S: Source> Engine for Sender<S> {
+    type Incoming = FromReceiver;
+    type Outgoing = FromSender;
+    type Work = SenderWork<S>;
+    type Outcome = SenderOutcome<S>;
+
+    fn input(&mut self, input: Input<FromReceiver, SenderOutcome<S>>) {
         if self.outbox.ended.is_some() {
             return;
         }
@@ -602,7 +569,7 @@ impl Engine for Sender {
         }
     }
 
-    fn poll(&mut self) -> Output {
+    fn poll(&mut self) -> Output<FromSender, SenderWork<S>> {
         if self.outbox.ended.is_none() && self.outbox.queue.is_empty() {
             self.pump();
         }

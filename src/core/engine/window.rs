@@ -34,11 +34,6 @@ impl Window {
         self.open_count = self.open_count.saturating_sub(1);
         self.open_bytes = self.open_bytes.saturating_sub(weight);
     }
-
-    /// True if every want is answered.
-    pub(super) fn is_empty(&self) -> bool {
-        self.open_count == 0
-    }
 }
 
 #[cfg(test)]
@@ -78,6 +73,6 @@ mod tests {
         window.open(usize::MAX / 2);
         assert!(!window.has_room(0));
         window.close(usize::MAX / 2);
-        assert!(window.has_room(0) && window.is_empty());
+        assert!(window.has_room(0));
     }
 }

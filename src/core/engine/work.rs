@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::content::chunk::Chunk;
 use crate::content::hash::Hash;
 use crate::content::sample::Samples;
-use crate::monitor::{Problem, ProblemKind};
+use crate::engine::error::WorkError;
+use crate::engine::transfer::receive::{
+    Basis, Facts, Looked, Query, ReceiveInput, ReceiveTransfer, Returned, Strategy,
+};
+use crate::engine::transfer::send::{SendInput, SendNext, SendTransfer};
+use crate::engine::transfer::{Source, Target};
+use crate::monitor::Problem;
 use crate::tree::change::Change;
 use crate::tree::doubt::Doubts;
 use crate::tree::entry::Time;
@@ -18,104 +23,23 @@ use crate::tree::spelling::{Answers, Questions, Spelling};
 use crate::tree::subtrees::SubtreeSet;
 use crate::tree::tree_id::{Pair, TreeId};
 use crate::wire::hello::History;
-use crate::wire::message::{AbortKind, Holes, Op, Stretch, Subject, Want, Window};
+use crate::wire::message::{Holes, Op, Reply, Subject, Want};
 
-/// An operation. Each variant brings back the [`Outcome`] of the same name.
+/// An operation of the sender. Each variant brings back the [`SenderOutcome`] of the same name.
 #[derive(Debug)]
-pub enum Work {
-    /// Sender: identify the source.
+pub enum SenderWork<S: Source> {
+    /// Identify the source.
     Find,
-    /// Sender: list the source.
-    Scan,
-    /// Sender: read small files to their end; for each want decide between its content and "the
-    /// same".
-    Read(Vec<ReadOrder>),
-    /// Sender: compute deltas from the bases of small files to their contents.
-    Diff(Vec<SignedFile>),
-    /// Sender: one step in sending a larger file.
-    Source {
-        /// The file's id.
-        id: u32,
-        /// The step.
-        step: SourceStep,
+    /// List the source.
+    Scan(S::Found),
+    /// Perform a step on each of these files.
+    Step {
+        /// The listed source.
+        source: S,
+        /// The files, each with its input.
+        steps: Vec<(Box<SendTransfer<S::File>>, SendInput)>,
     },
-    /// Receiver: find or make the destination, lock and list it.
-    Open {
-        /// The offered object.
-        subject: Subject,
-        /// The parts to list; `None` means everything.
-        scope: Option<SubtreeSet>,
-    },
-    /// Receiver, before the plan: ask the filesystem which names it folds into one.
-    Resolve(Questions),
-    /// Receiver, once, before all other works on the tree: hand over both manifests.
-    Plan {
-        /// The tree after the run.
-        wanted: Arc<Manifest>,
-        /// The tree before the run, under the wanted names.
-        present: Arc<Manifest>,
-        /// The entries of `present` whose names on disk still differ.
-        spelling: Arc<Spelling>,
-        /// True if the run will change anything.
-        changes: bool,
-        /// True if the run will put files in place.
-        writes: bool,
-        /// Entries whose deletion waits for consent; only the topmost of each subtree.
-        withheld: Vec<TreePath>,
-        /// The new pair of source and destination, if it changed.
-        pair: Option<Pair>,
-    },
-    /// Receiver: make the basis reports of files.
-    Sign(Vec<SignOrder>),
-    /// Receiver: sign ranges of the basis.
-    SignWindows {
-        /// The file's id.
-        id: u32,
-        /// The basis.
-        at: u32,
-        /// The ranges.
-        windows: Vec<Window>,
-    },
-    /// Receiver: sign the bases of small files as a whole.
-    SignFiles(Vec<(u32, u32)>),
-    /// Receiver: cut a range of the basis into chunks.
-    Cut {
-        /// The file's id.
-        id: u32,
-        /// The basis.
-        at: u32,
-        /// The range.
-        stretch: Stretch,
-    },
-    /// Receiver: put small files in place. A directory in the place of one is removed first, with
-    /// its listed entries. The same holds for [`Work::Sink`].
-    Store(Vec<SmallFile>),
-    /// Receiver: the next steps that build a larger file.
-    Sink {
-        /// The file's id.
-        id: u32,
-        /// The file's basis.
-        at: Option<u32>,
-        /// The steps.
-        ops: Vec<Op>,
-        /// The expected hash, with the last steps. The file is then put in place.
-        end: Option<Hash>,
-    },
-    /// Receiver: put copies of the bases in place, for files with equal content.
-    Copy(Vec<CopiedFile>),
-    /// Receiver: change names, modes and times, in this order.
-    Apply(Vec<Step>),
-    /// Receiver: finish the destination: remove the run's leftovers and set the root's metadata.
-    Close {
-        /// The root's own mode and time, as far as they must be set.
-        metadata: Option<(Option<u16>, Time)>,
-        /// The new pair of source and destination, if it changed.
-        pair: Option<Pair>,
-    },
-    /// Receiver: find the record with this digest.
-    LoadBaseline(Hash),
-    /// Either side: store the offer as the baseline of the next run. If that fails, the run goes on
-    /// without one.
+    /// Store the offer as the baseline of the next run. If that fails, the run goes on without one.
     StoreBaseline {
         /// The offered tree.
         manifest: Arc<Manifest>,
@@ -124,145 +48,132 @@ pub enum Work {
     },
 }
 
-/// One step of sending a larger file.
+/// Result of a work of the sender.
 #[derive(Debug)]
-pub enum SourceStep {
-    /// Open the file and find out how much of it the receiver has.
-    Begin(Want),
-    /// Continue with these signatures.
-    Signatures(Vec<Vec<u8>>),
-    /// Cut the file into chunks while the receiver cuts the basis.
-    Cut,
-    /// Continue with these chunks of the basis.
-    Chunks(Vec<Chunk>),
-    /// Continue.
-    More,
+pub enum SenderOutcome<S: Source> {
+    /// The identified source.
+    Find(Result<(Found, S::Found), WorkError>),
+    /// The listed source.
+    Scan(Result<(Scanned, S), WorkError>),
+    /// The files, each with the steps for the receiver and its next need.
+    Step(Vec<Sent<S::File>>),
+    /// The baseline is stored, or storing it failed.
+    StoreBaseline,
 }
 
-/// The next need of a larger file on the sender.
-#[derive(Debug, PartialEq, Eq)]
-pub enum SourceNext {
-    /// Another step.
-    More,
-    /// Signatures of these ranges of the basis.
-    Sign(Vec<Window>),
-    /// The chunks of this range of the basis, and [`SourceStep::Cut`] at the same time.
-    Cut(Stretch),
-    /// The receiver's chunks, already requested; the sender's own are cut.
-    Chunks,
-    /// Nothing: the file ends with this hash.
-    End(Hash),
-    /// Nothing: the file equals its basis, which has this hash.
-    Same(Hash),
+/// A file of the sender after a step.
+pub type Sent<F> = (Box<SendTransfer<F>>, Result<(Vec<Op>, SendNext), WorkError>);
+
+/// An operation of the receiver. Each variant brings back the [`ReceiverOutcome`] of the same name.
+#[derive(Debug)]
+pub enum ReceiverWork<T: Target> {
+    /// Find or make the destination, lock and list it.
+    Open {
+        /// The offered object.
+        subject: Subject,
+        /// The parts to list; `None` means everything.
+        scope: Option<SubtreeSet>,
+    },
+    /// Before the plan: ask the filesystem which names it folds into one.
+    Resolve(T::Opened, Questions),
+    /// Once, before all other works on the tree: hand over both manifests.
+    Plan(T::Opened, Planned),
+    /// Find the record with this digest.
+    LoadBaseline(Hash),
+    /// As [`SenderWork::StoreBaseline`].
+    StoreBaseline {
+        /// The offered tree.
+        manifest: Arc<Manifest>,
+        /// The tree's ignore files.
+        ignores: Vec<IgnoreFile>,
+    },
+    /// Look at a large file's basis before its strategy is chosen.
+    Look {
+        /// The destination.
+        target: T,
+        /// The file's id.
+        id: u32,
+        /// The basis.
+        at: u32,
+        /// Facts about the file.
+        facts: Facts,
+        /// Samples of the new content, if the offer brought them.
+        samples: Option<Samples>,
+    },
+    /// Make the basis reports of these files.
+    Report(T, Vec<ReportOrder<T>>),
+    /// Look at bases for the sender.
+    Query(T, Vec<(u32, Basis, Query)>),
+    /// Perform a step on each of these files.
+    Step(T, Vec<(Box<ReceiveTransfer<T>>, ReceiveInput)>),
+    /// Change names, modes and times, in this order.
+    Apply(T, Vec<Step>),
+    /// Finish the destination: remove the run's leftovers and set the root's metadata.
+    Close {
+        /// The destination.
+        target: T,
+        /// The root's own mode and time, as far as they must be set.
+        metadata: Option<(Option<u16>, Time)>,
+        /// The new pair of source and destination, if it changed.
+        pair: Option<Pair>,
+    },
 }
 
-/// A small file to be read.
+/// Result of a work of the receiver.
 #[derive(Debug)]
-pub struct ReadOrder {
-    /// The file's id, and the receiver's basis report.
-    pub want: Want,
-    /// True if a signature is worth a round trip when the basis differs.
-    pub may_ask: bool,
+pub enum ReceiverOutcome<T: Target> {
+    /// The destination.
+    Open(Result<(Opened, T::Opened), WorkError>),
+    /// The names that the filesystem folds into one.
+    Resolve(Answers),
+    /// The destination, for all works that follow. If it will change, this run holds its lock.
+    Plan(Result<T, WorkError>),
+    /// The record, if it exists.
+    LoadBaseline(Option<Record>),
+    /// The baseline is stored, or storing it failed.
+    StoreBaseline,
+    /// Facts about the basis.
+    Look(u32, Looked),
+    /// The files, each with the want to send and the strategy that was followed.
+    Report(Vec<Returned<T, (Want, Strategy)>>),
+    /// The replies to send.
+    Query(Vec<(u32, Result<Reply, WorkError>)>),
+    /// The files; each is in place if these were its last steps.
+    Step(Vec<Returned<T, ()>>),
+    /// Result of each step.
+    Apply(Vec<(Step, Result<(), WorkError>)>),
+    /// Success if the destination is complete.
+    Close(Result<(), WorkError>),
+}
+
+/// The plan, as far as the performer of works needs it.
+#[derive(Debug)]
+pub struct Planned {
+    /// The tree after the run.
+    pub wanted: Arc<Manifest>,
+    /// The tree before the run, under the wanted names.
+    pub present: Arc<Manifest>,
+    /// The entries of `present` whose names on disk still differ.
+    pub spelling: Arc<Spelling>,
+    /// True if the run will change anything.
+    pub changes: bool,
+    /// True if the run will put files in place.
+    pub writes: bool,
+    /// Entries whose deletion waits for consent; only the topmost of each subtree.
+    pub withheld: Vec<TreePath>,
+    /// The new pair of source and destination, if it changed.
+    pub pair: Option<Pair>,
 }
 
 /// A file whose basis report is wanted.
-#[derive(Debug, Clone)]
-pub struct SignOrder {
-    /// The file's id.
-    pub id: u32,
-    /// The basis, as a position in the present manifest: the file in its place, or a file elsewhere
-    /// that may have the same content.
-    pub at: Option<u32>,
+#[derive(Debug)]
+pub struct ReportOrder<T: Target> {
+    /// The file.
+    pub transfer: Box<ReceiveTransfer<T>>,
+    /// The strategy.
+    pub strategy: Strategy,
     /// True if an earlier run left something staged, of this file or another.
     pub may_be_staged: bool,
-    /// True if the basis is probably the same: a pre-copy of it would be made in vain.
-    pub is_doubted: bool,
-    /// Samples of the new content, if the offer brought them.
-    pub samples: Option<Samples>,
-}
-
-/// A basis report, with facts that only the receiver needs.
-#[derive(Debug)]
-pub struct Advertised {
-    /// The want, as the sender gets it.
-    pub want: Want,
-    /// The hash of the advertised basis, if the sender may answer that the file is the same.
-    pub hash: Option<Hash>,
-    /// True if the basis was advertised with a gap inserted ([shift
-    /// map](crate::content::shift_map)). An equal file must then still be put in place.
-    pub has_gap: bool,
-}
-
-/// A small file whose basis was signed.
-#[derive(Debug)]
-pub struct SignedFile {
-    /// The file's id.
-    pub id: u32,
-    /// Length of the basis in bytes.
-    pub basis_length: u64,
-    /// The signature; empty where it is unavailable.
-    pub signature: Vec<u8>,
-}
-
-/// A small file after it was read.
-#[derive(Debug)]
-pub struct ReadFile {
-    /// The part of it that must travel.
-    pub content: ReadContent,
-    /// Hash of the file.
-    pub hash: Hash,
-}
-
-/// The part of a small file that must travel.
-#[derive(Debug)]
-pub enum ReadContent {
-    /// Nothing: the receiver's basis is the same.
-    Same,
-    /// All of it.
-    Whole(Vec<u8>),
-    /// A delta against the basis.
-    Delta(Vec<u8>),
-    /// Unknown until the signature of the basis arrives.
-    Differs {
-        /// Length of the basis in bytes.
-        basis_length: u64,
-    },
-}
-
-/// A small file that arrived.
-#[derive(Debug)]
-pub struct SmallFile {
-    /// The file's id.
-    pub id: u32,
-    /// The announced hash.
-    pub hash: Hash,
-    /// The content.
-    pub content: SmallContent,
-}
-
-/// The content of a small file that arrived.
-#[derive(Debug)]
-pub enum SmallContent {
-    /// All of it.
-    Whole(Vec<u8>),
-    /// A delta against its basis.
-    Delta {
-        /// The basis.
-        at: u32,
-        /// The delta.
-        delta: Vec<u8>,
-    },
-}
-
-/// A file whose content lies elsewhere in the destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CopiedFile {
-    /// The file's id.
-    pub id: u32,
-    /// Position of the file that has its content.
-    pub at: u32,
-    /// The expected hash.
-    pub hash: Hash,
 }
 
 /// A change of names, modes or times. `id` is an index into the wanted manifest, `at` into the
@@ -320,47 +231,6 @@ pub enum Step {
         /// Position of the directory.
         at: u32,
     },
-}
-
-/// Result of a work.
-#[derive(Debug)]
-pub enum Outcome {
-    /// The identified source.
-    Find(Result<Found, WorkError>),
-    /// The listed source.
-    Scan(Result<Scanned, WorkError>),
-    /// The files that were read.
-    Read(Vec<(u32, Result<ReadFile, WorkError>)>),
-    /// The steps of a file, and its next need.
-    Source(u32, Result<(Vec<Op>, SourceNext), WorkError>),
-    /// The destination.
-    Open(Result<Opened, WorkError>),
-    /// The names that the filesystem folds into one.
-    Resolve(Answers),
-    /// Both manifests are handed over. If the destination will change, this run holds its lock.
-    Plan(Result<(), WorkError>),
-    /// The basis reports, each with the hash of its basis.
-    Sign(Vec<(u32, Result<Advertised, WorkError>)>),
-    /// Signatures, in the order of the windows.
-    SignWindows(u32, Result<Vec<Vec<u8>>, WorkError>),
-    /// The signatures.
-    SignFiles(Vec<(u32, Result<Vec<u8>, WorkError>)>),
-    /// The chunks of a range.
-    Cut(u32, Result<Vec<Chunk>, WorkError>),
-    /// Per file: success if it is in place.
-    Store(Vec<(u32, Result<(), WorkError>)>),
-    /// Per file: success if it is in place.
-    Copy(Vec<(u32, Result<(), WorkError>)>),
-    /// Success if the steps were done.
-    Sink(u32, Result<(), WorkError>),
-    /// Result of each step.
-    Apply(Vec<(Step, Result<(), WorkError>)>),
-    /// Success if the destination is complete.
-    Close(Result<(), WorkError>),
-    /// The record, if it exists.
-    LoadBaseline(Option<Record>),
-    /// The baseline is stored, or storing it failed.
-    StoreBaseline,
 }
 
 /// An identified source.
@@ -490,13 +360,4 @@ pub struct Destination {
     pub withheld: Arc<Vec<TreePath>>,
     /// True if this is a round of a watch.
     pub is_round: bool,
-}
-
-/// Failure of a work.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WorkError {
-    /// Failure of one entry; the run goes on.
-    Entry(ProblemKind, String),
-    /// Failure that ends the run.
-    Fatal(AbortKind, String),
 }

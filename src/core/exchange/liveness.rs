@@ -2,7 +2,7 @@
 //!
 //! A peer can stop without the connection ending: a process is stopped, a VM is paused, a laptop
 //! sleeps. The SSH server in between goes on answering, so only the two ends can tell. Both send a
-//! [`Message::Heartbeat`](crate::wire::message::Message) when they have written nothing else for a
+//! [`Common::Heartbeat`](crate::wire::message::Common) when they have written nothing else for a
 //! while. The writer's thread sends it, so a peer that waits for a slow disk beats too. The message
 //! says whether its sender is at work.
 //!
@@ -27,9 +27,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::exchange::lanes::Lane;
+use crate::engine::Engine;
+use crate::exchange::lanes::lane::Lane;
 use crate::exchange::mailbox::Mailbox;
-use crate::exchange::run::Carried;
 use crate::exchange::send_queue::SendQueue;
 use crate::wire::message::AbortKind;
 
@@ -202,10 +202,10 @@ impl Liveness {
 
     /// Watches the time until the link ends, or the peer has been silent for too long. Then it
     /// closes both the mailbox and the send queue.
-    pub(super) fn watch_over(
+    pub(super) fn watch_over<E: Engine>(
         self: &Arc<Self>,
-        mailbox: &Arc<Mailbox>,
-        send_queue: &Arc<SendQueue>,
+        mailbox: &Arc<Mailbox<E>>,
+        send_queue: &Arc<SendQueue<E::Outgoing>>,
         carried: Option<Carried>,
     ) {
         let Some(Timeouts { silence, .. }) = self.timeouts else { return };
@@ -246,6 +246,9 @@ impl Liveness {
         is_alive || self.is_held_up.load(Relaxed) || !self.has_begun.load(Relaxed)
     }
 }
+
+/// Returns the number of bytes that arrived so far.
+pub type Carried = Box<dyn Fn() -> u64 + Send>;
 
 /// Bytes that a connection carried.
 struct Carriage {

@@ -4,24 +4,22 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::engine::{Input, Outcome};
-use crate::wire::message::{AbortKind, Message};
+use crate::engine::{Engine, Input};
+use crate::wire::message::AbortKind;
 
 /// Most bytes of messages that wait. This is more than all unanswered wants together, so a sender
 /// never keeps a receiver from sending them. It is also enough content to keep a receiver's disk
 /// busy.
 const BYTES_MAX: usize = 12 << 20;
 
-#[derive(Default)]
-pub(super) struct Mailbox {
-    state: Mutex<State>,
+pub(super) struct Mailbox<E: Engine> {
+    state: Mutex<State<E>>,
     changed: Condvar,
 }
 
-#[derive(Default)]
-struct State {
-    outcomes: VecDeque<Outcome>,
-    messages: VecDeque<(Message, usize)>,
+struct State<E: Engine> {
+    outcomes: VecDeque<E::Outcome>,
+    messages: VecDeque<(E::Incoming, usize)>,
     message_bytes: usize,
     /// Bytes of all messages that were put in or written.
     raw_bytes: u64,
@@ -50,9 +48,27 @@ pub(super) enum Idle {
     Closed(AbortKind, String),
 }
 
-impl Mailbox {
+impl<E: Engine> Default for Mailbox<E> {
+    fn default() -> Self {
+        let state = State {
+            outcomes: VecDeque::new(),
+            messages: VecDeque::new(),
+            message_bytes: 0,
+            raw_bytes: 0,
+            closed: None,
+            abandoned: false,
+            written: false,
+            failed: None,
+            woken: false,
+            rescan: false,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+}
+
+impl<E: Engine> Mailbox<E> {
     /// Puts in a message of `bytes` bytes when there is room; `false` if nobody will take it.
-    pub(super) fn put_message(&self, message: Message, bytes: usize) -> bool {
+    pub(super) fn put_message(&self, message: E::Incoming, bytes: usize) -> bool {
         let mut state = self.lock();
         while state.message_bytes > BYTES_MAX && !state.abandoned {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -78,7 +94,7 @@ impl Mailbox {
 
     /// Waits between two rounds, on the side that begins the next one.
     pub(super) fn idle(&self, timeout: Duration) -> Idle {
-        let waiting = |state: &mut State| {
+        let waiting = |state: &mut State<E>| {
             !state.woken && !state.rescan && state.closed.is_none() && state.failed.is_none()
         };
         let waited = self.changed.wait_timeout_while(self.lock(), timeout, waiting);
@@ -101,7 +117,7 @@ impl Mailbox {
         self.lock().outcomes.clear();
     }
 
-    pub(super) fn put_outcome(&self, outcome: Outcome) {
+    pub(super) fn put_outcome(&self, outcome: E::Outcome) {
         self.lock().outcomes.push_back(outcome);
         self.changed.notify_all();
     }
@@ -147,7 +163,7 @@ impl Mailbox {
 
     /// Waits for the end of the writer, up to this timeout, and not if its peer is gone.
     pub(super) fn wait_for_writer(&self, timeout: Duration) {
-        let waiting = |state: &mut State| !state.written && silence(state).is_none();
+        let waiting = |state: &mut State<E>| !state.written && silence(state).is_none();
         drop(self.changed.wait_timeout_while(self.lock(), timeout, waiting));
     }
 
@@ -158,7 +174,7 @@ impl Mailbox {
     }
 
     /// Waits for the next input. Outcomes go before messages; with `only_outcomes` messages wait.
-    pub(super) fn take(&self, only_outcomes: bool) -> Input {
+    pub(super) fn take(&self, only_outcomes: bool) -> Input<E::Incoming, E::Outcome> {
         let mut state = self.lock();
         loop {
             if let Some(cause) = &state.failed {
@@ -185,12 +201,12 @@ impl Mailbox {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State<E>> {
         // No code that holds the lock can panic half-way through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn silence(state: &State) -> Option<&String> {
+fn silence<E: Engine>(state: &State<E>) -> Option<&String> {
     state.closed.as_ref().and_then(|(kind, cause)| (*kind == AbortKind::Timeout).then_some(cause))
 }

@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use crate::content::blocks::{BlockSize, Content, Finding, Nodes};
 use crate::disk::holes::SparseFile;
 use crate::disk::stat::Identity;
+use crate::engine::transfer::Prehash;
 
 /// Shortest file, in bytes, for which prehashing is worth a thread.
 pub(super) const PREHASH_BYTES_MIN: u64 = 8 << 20;
@@ -110,9 +111,13 @@ impl Prehashes {
         helped.ok().and_then(|()| job.finding.finish())
     }
 
-    /// True if there is nothing to wait for.
-    pub(super) fn is_done(&self, identity: &Identity) -> bool {
-        self.state().begun.get(identity).is_some_and(|begun| begun.thread.is_finished())
+    /// State of the hash of a file.
+    pub(super) fn state_of(&self, identity: &Identity) -> Prehash {
+        match self.state().begun.get(identity) {
+            None => Prehash::Absent,
+            Some(begun) if begun.thread.is_finished() => Prehash::Done,
+            Some(_) => Prehash::UnderWay,
+        }
     }
 
     /// Cancels a file that nobody will request.

@@ -1,45 +1,38 @@
-//! `Receiving`: performs the works of a receiver. This file holds the state that the works share;
-//! the modules below perform them.
+//! `Receiving`: performs the works of a receiver. This file finds the code of each work; the
+//! modules below hold it.
 
-mod basis;
 mod contents;
 mod destination;
 mod directories;
+mod draft;
 mod names;
+mod plan;
 mod room;
 mod spelling;
+mod target;
+mod tree;
 
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
+pub use tree::{OpenTree, PlannedTree};
+
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use crate::content::blocks::{BlockSize, Nodes};
+use crate::content::blocks::BlockSize;
 use crate::disk::baseline::Baseline;
-use crate::disk::identities::Identities;
-use crate::disk::root::Root;
-use crate::disk::space::Reserve;
-use crate::disk::stage::Metadata;
-use crate::disk::stat::Identity;
-use crate::engine::{Outcome, Work, WorkError};
-use crate::exchange::pre_copies::PreCopies;
+use crate::engine::transfer::receive::{Returned, Strategy, look, step_all};
+use crate::engine::{Query, Receiver, ReceiverOutcome, ReceiverWork, ReportOrder};
+use crate::exchange::common::store_baseline;
 use crate::exchange::prefetch::large_files;
 use crate::exchange::prehash::{Prehashes, Priority};
-use crate::exchange::receiving::directories::MadeDirectories;
-use crate::exchange::rounds::ReceiverSession;
+use crate::exchange::receiver_session::ReceiverSession;
 use crate::exchange::run::Perform;
-use crate::exchange::sink::{Sink, SinkError, open_basis};
-use crate::exchange::work_error;
-use crate::log::debug;
-use crate::monitor::ProblemKind;
-use crate::tree::entry::EntryRef;
-use crate::tree::manifest::Manifest;
-use crate::tree::path::TreePath;
-use crate::tree::spelling::Spelling;
+use crate::log::{self, debug};
 use crate::wire::hello::Options;
-use crate::wire::message::AbortKind;
+use crate::wire::message::Want;
+
+/// The receiver of files on this machine.
+pub type FileReceiver = Receiver<Arc<PlannedTree>>;
 
 /// Performs the works on a destination.
 pub struct Receiving {
@@ -47,103 +40,16 @@ pub struct Receiving {
     options: Options,
     baseline: Option<Baseline>,
     session: Option<Arc<ReceiverSession>>,
-    opened: OnceLock<OpenedTree>,
-    /// Identities in the order in which the destination was listed.
-    listed: OnceLock<Identities>,
-    /// Identities in the order of the present manifest, where that order differs.
-    reordered: OnceLock<Identities>,
-    spelling: OnceLock<Arc<Spelling>>,
-    /// Files of the destination that a power cut may have damaged and that this run has not checked
-    /// yet.
-    doubted: Mutex<HashSet<u32>>,
-    /// True if everything in the destination was listed.
-    is_whole: OnceLock<bool>,
-    directories: MadeDirectories,
-    trees: OnceLock<Trees>,
-    sinks: Mutex<HashMap<u32, Sink>>,
-    /// Nodes of the bytes that an earlier run staged, by file.
-    staged: Mutex<HashMap<u32, Nodes>>,
     prehashes: Arc<Prehashes>,
-    pre_copies: PreCopies,
     ancestors: NewAncestors,
-    reserve: OnceLock<Reserve>,
-    is_full: AtomicBool,
-    replaced: LastReplaced,
-}
-
-/// The large basis that was replaced last, kept open until more is written or the run has ended. A
-/// thread closes it, since that frees its pages: 0.1 s a gigabyte. The thread must not run while
-/// the state directory is removed. The file had its last name there, and the kernel spins until it
-/// is gone: an edit of 1 GiB took 0.9 s that way, and 0.66 s without.
-#[derive(Default)]
-struct LastReplaced(Mutex<Option<File>>);
-
-impl LastReplaced {
-    fn keep(&self, file: Option<File>) {
-        self.release();
-        *self.file() = file;
-    }
-
-    /// Frees its space, which the next file may need. If no thread can start, this one closes it.
-    fn release(&self) {
-        let file = self.file().take();
-        if file.is_some() {
-            let _ = thread::Builder::new().spawn(move || drop(file));
-        }
-    }
-
-    fn file(&self) -> MutexGuard<'_, Option<File>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for LastReplaced {
-    fn drop(&mut self) {
-        self.release();
-    }
-}
-
-/// Location of the tree.
-struct OpenedTree {
-    /// `None` in a dry run whose destination does not exist.
-    root: Option<Arc<Root>>,
-    /// Name of a single file in `root`.
-    single: Option<TreePath>,
-    /// The absolute path, for display.
-    shown: PathBuf,
-}
-
-struct Trees {
-    wanted: Arc<Manifest>,
-    present: Arc<Manifest>,
 }
 
 impl Receiving {
     /// Makes a receiver that writes to `path`.
     #[must_use]
     pub fn new(path: PathBuf, options: Options) -> Self {
-        Self {
-            path,
-            options,
-            baseline: None,
-            session: None,
-            opened: OnceLock::new(),
-            listed: OnceLock::new(),
-            reordered: OnceLock::new(),
-            spelling: OnceLock::new(),
-            doubted: Mutex::default(),
-            is_whole: OnceLock::new(),
-            directories: MadeDirectories::default(),
-            trees: OnceLock::new(),
-            sinks: Mutex::new(HashMap::new()),
-            staged: Mutex::default(),
-            prehashes: Arc::default(),
-            pre_copies: PreCopies::default(),
-            ancestors: NewAncestors::default(),
-            reserve: OnceLock::new(),
-            is_full: AtomicBool::new(false),
-            replaced: LastReplaced::default(),
-        }
+        let (prehashes, ancestors) = (Arc::default(), NewAncestors::default());
+        Self { path, options, baseline: None, session: None, prehashes, ancestors }
     }
 
     /// Sets the store of the baseline, if there is one.
@@ -179,151 +85,59 @@ impl Receiving {
         let _ = thread::Builder::new().spawn(begin);
         self
     }
-
-    fn opened_tree(&self) -> Result<&OpenedTree, WorkError> {
-        self.opened.get().ok_or_else(out_of_turn)
-    }
-
-    fn root(&self) -> Result<&Root, WorkError> {
-        self.opened_tree()?.root.as_deref().ok_or_else(out_of_turn)
-    }
-
-    fn trees(&self) -> Result<&Trees, WorkError> {
-        self.trees.get().ok_or_else(out_of_turn)
-    }
-
-    fn entry(&self, id: u32) -> Result<EntryRef<'_>, WorkError> {
-        self.trees()?.wanted.get(id).ok_or_else(out_of_turn)
-    }
-
-    fn metadata(&self, id: u32) -> Result<Metadata, WorkError> {
-        let entry = self.entry(id)?;
-        Ok(Metadata { mode: entry.mode, mtime: entry.mtime })
-    }
-
-    /// Path of an entry in the root.
-    fn path(&self, id: u32) -> Result<TreePath, WorkError> {
-        let entry = self.entry(id)?;
-        Ok(self.opened_tree()?.single.clone().unwrap_or_else(|| entry.path.to_path()))
-    }
-
-    /// Path of a basis, and its identity when it was listed.
-    fn basis(&self, at: u32) -> Result<(TreePath, Identity), WorkError> {
-        let path = self.trees()?.present.path(at).ok_or_else(out_of_turn)?;
-        let seen = self.identity(at).ok_or_else(out_of_turn)?;
-        Ok((self.opened_tree()?.single.clone().unwrap_or_else(|| path.to_path()), seen))
-    }
-
-    /// Identity of a present entry when it was listed.
-    fn identity(&self, at: u32) -> Option<Identity> {
-        self.identities()?.get(&self.trees.get()?.present, at)
-    }
-
-    fn identities(&self) -> Option<&Identities> {
-        self.reordered.get().or_else(|| self.listed.get())
-    }
-
-    /// Opens a basis, if it is still the listed file.
-    fn open_basis(&self, at: u32) -> Result<(File, Identity), WorkError> {
-        let (path, seen) = self.basis(at)?;
-        Ok((open_basis(self.root()?, &path, &seen).map_err(sink_error)?, seen))
-    }
-
-    /// Identity of the listed file or link that a rename is going to replace, if there is one. (A
-    /// directory in its place has been removed.)
-    fn seen(&self, id: u32) -> Result<Option<Identity>, WorkError> {
-        let present = &self.trees()?.present;
-        let at = present.position(self.entry(id)?.path);
-        let replaced = at.filter(|&at| present.get(at).is_some_and(|entry| !entry.is_directory()));
-        Ok(replaced.and_then(|at| self.identity(at)))
-    }
-
-    /// Records that the file in an entry's place is checked.
-    fn settle_doubt(&self, id: u32) {
-        let at = self.trees().ok().zip(self.entry(id).ok());
-        at.and_then(|(trees, entry)| trees.present.position(entry.path)).into_iter().for_each(|at| {
-            self.doubted().remove(&at);
-        });
-    }
-
-    fn doubted(&self) -> MutexGuard<'_, HashSet<u32>> {
-        self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn sinks(&self) -> MutexGuard<'_, HashMap<u32, Sink>> {
-        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Perform for Receiving {
-    fn perform(&self, work: Work) -> Outcome {
+impl Perform<Receiver<Arc<PlannedTree>>> for Receiving {
+    fn perform(&self, work: ReceiverWork<Arc<PlannedTree>>) -> ReceiverOutcome<Arc<PlannedTree>> {
         match work {
-            Work::Open { subject, scope } => Outcome::Open(self.open(&subject, scope)),
-            Work::Resolve(questions) => Outcome::Resolve(self.resolve(&questions)),
-            Work::Plan { wanted, present, spelling, changes, writes, withheld, pair } => {
-                // A round of a watch has not taken the lock yet.
-                if let Err(error) = self.lock(changes) {
-                    return Outcome::Plan(Err(error));
-                }
-                self.keep(withheld, pair);
-                debug!(
-                    "plan role=receiver wanted={} present={} changes={changes} writes={writes}",
-                    wanted.len(),
-                    present.len()
-                );
-                let _ = self.trees.set(Trees { wanted, present });
-                self.take_spelling(spelling);
-                self.ancestors.keep();
-                if writes {
-                    self.expect_files();
-                }
-                self.cancel_prehashes();
-                Outcome::Plan(Ok(()))
+            ReceiverWork::Open { subject, scope } => ReceiverOutcome::Open(self.open(&subject, scope)),
+            ReceiverWork::Resolve(open, questions) => {
+                ReceiverOutcome::Resolve(self.resolve(&open, &questions))
             }
-            Work::Sign(orders) => {
-                Outcome::Sign(orders.iter().map(|order| (order.id, self.sign(order))).collect())
-            }
-            Work::SignWindows { id, at, windows } => {
-                Outcome::SignWindows(id, self.sign_windows(id, at, &windows))
-            }
-            Work::SignFiles(files) => {
-                Outcome::SignFiles(files.into_iter().map(|(id, at)| (id, self.sign_file(at))).collect())
-            }
-            Work::Cut { id, at, stretch } => Outcome::Cut(id, self.cut(id, at, stretch)),
-            Work::Store(files) => Outcome::Store(self.store_all(&files)),
-            Work::Sink { id, at, ops, end } => Outcome::Sink(id, self.sink(id, at, ops, end)),
-            Work::Copy(files) => {
-                Outcome::Copy(files.into_iter().map(|file| (file.id, self.copy(file))).collect())
-            }
-            Work::Apply(steps) => {
-                Outcome::Apply(steps.into_iter().map(|step| (step, self.apply(step))).collect())
-            }
-            Work::Close { metadata, pair } => Outcome::Close(self.close(metadata, pair)),
-            Work::LoadBaseline(_) => {
+            ReceiverWork::Plan(open, planned) => ReceiverOutcome::Plan(self.plan(open, planned)),
+            ReceiverWork::LoadBaseline(_) => {
                 let baseline = self.baseline.as_ref().and_then(Baseline::load);
                 debug!("baseline role=receiver found={}", baseline.is_some());
-                Outcome::LoadBaseline(baseline)
+                ReceiverOutcome::LoadBaseline(baseline)
             }
-            Work::StoreBaseline { manifest, ignores } => {
-                super::store_baseline(self.baseline.as_ref(), &manifest, &ignores)
+            ReceiverWork::StoreBaseline { manifest, ignores } => {
+                store_baseline(self.baseline.as_ref(), &manifest, &ignores);
+                ReceiverOutcome::StoreBaseline
             }
-            other => Outcome::Close(Err(WorkError::Fatal(
-                AbortKind::Protocol,
-                format!("a work that is not a receiver's: {:?}", std::mem::discriminant(&other)),
-            ))),
+            ReceiverWork::Look { target, id, at, facts, samples } => {
+                let looked = look(&target, at, &facts, samples.as_ref());
+                debug!("look role=receiver size={} {looked:?}", facts.size);
+                ReceiverOutcome::Look(id, looked)
+            }
+            ReceiverWork::Report(tree, orders) => {
+                ReceiverOutcome::Report(orders.into_iter().map(|order| report(&tree, order)).collect())
+            }
+            ReceiverWork::Query(tree, queries) => {
+                let reply = |(id, basis, query): (u32, _, Query)| (id, query.reply(&tree, basis));
+                ReceiverOutcome::Query(queries.into_iter().map(reply).collect())
+            }
+            ReceiverWork::Step(tree, steps) => ReceiverOutcome::Step(step_all(&tree, steps)),
+            ReceiverWork::Apply(tree, steps) => {
+                ReceiverOutcome::Apply(steps.into_iter().map(|step| (step, tree.apply(step))).collect())
+            }
+            ReceiverWork::Close { target, metadata, pair } => {
+                ReceiverOutcome::Close(self.close(&target, metadata, pair))
+            }
         }
     }
 }
 
-fn sink_error(error: SinkError) -> WorkError {
-    match error {
-        SinkError::Disk(error) => work_error(&error, ProblemKind::Unwritable),
-        SinkError::Basis(text) => {
-            debug!("file role=receiver how=ask-again why={text}");
-            WorkError::Entry(ProblemKind::Corrupt, text)
-        }
-        SinkError::Peer(text) => WorkError::Fatal(AbortKind::Protocol, text.to_owned()),
+/// Makes the basis report of a file.
+fn report(
+    tree: &Arc<PlannedTree>,
+    order: ReportOrder<Arc<PlannedTree>>,
+) -> Returned<Arc<PlannedTree>, (Want, Strategy)> {
+    let ReportOrder { mut transfer, strategy, may_be_staged } = order;
+    let reported = transfer.report(tree, strategy, may_be_staged);
+    if log::is_on() {
+        tree.log_report(transfer.id(), &reported);
     }
+    (transfer, reported)
 }
 
 /// Directories that were made for a destination, and that are removed again if the run fails early.
@@ -348,12 +162,4 @@ impl Drop for NewAncestors {
         let paths = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
         let _ = paths.iter().try_for_each(std::fs::remove_dir);
     }
-}
-
-fn unwritable(error: &std::io::Error) -> WorkError {
-    WorkError::Entry(ProblemKind::Unwritable, format!("cannot read it: {error}"))
-}
-
-fn out_of_turn() -> WorkError {
-    WorkError::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
 }

@@ -10,27 +10,28 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::disk::baseline::Baseline;
-use crate::disk::error::DiskError;
-use crate::disk::root::{Pin, Root};
-use crate::engine::{Config, Receiver, RunError, Sender, Summary};
+use crate::disk::root::Root;
+use crate::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
+use crate::exchange::common::chain;
 use crate::exchange::mailbox::Idle;
+use crate::exchange::receiver_session::ReceiverSession;
+use crate::exchange::receiving::{FileReceiver, Receiving};
+use crate::exchange::round_context::RoundContext;
 use crate::exchange::run::Link;
-use crate::exchange::{Receiving, Sending, chain};
+use crate::exchange::sending::{FileSender, Sending};
 use crate::log::debug;
 use crate::monitor::{Event, Monitor, ProblemKind};
 use crate::tree::filter::{Filter, IGNORE_FILE};
 use crate::tree::path::TreePath;
 use crate::tree::subtrees::SubtreeSet;
-use crate::tree::tree_id::Pair;
 use crate::watch::settle::Touched;
 use crate::watch::{self, Watch};
-use crate::wire::hello::{History, InSession, WatchOptions};
-use crate::wire::message::{AbortKind, Message};
+use crate::wire::hello::WatchOptions;
+use crate::wire::message::{AbortKind, Common};
 
 /// Longest time between full rounds. Writes through a mapping, or by other machines to a shared
 /// filesystem, cause no event.
@@ -82,17 +83,6 @@ pub struct WatchedSource {
     filter: Arc<Mutex<Filter>>,
 }
 
-/// Context of one round of a watched source.
-#[derive(Debug, Clone)]
-pub(super) struct RoundContext {
-    pub(super) watch: Arc<Watch>,
-    pub(super) root: Arc<Root>,
-    /// The scope; `None` means everything.
-    pub(super) scope: Option<SubtreeSet>,
-    /// Receives the filter of a full round.
-    pub(super) filter: Arc<Mutex<Filter>>,
-}
-
 impl WatchedSource {
     /// Begins to watch the tree at `path`.
     ///
@@ -134,7 +124,7 @@ impl WatchedSource {
     /// `done` after each round, and `baseline` before each full round.
     pub fn send(
         &self,
-        link: &Link,
+        link: &Link<FileSender>,
         config: &Config,
         baseline: impl Fn() -> Option<Baseline>,
         monitor: &dyn Monitor,
@@ -197,7 +187,7 @@ impl WatchedSource {
     }
 
     /// Waits for the next round's scope: parts, or everything.
-    fn next(&self, link: &Link, last: Duration) -> Result<Option<SubtreeSet>, RunError> {
+    fn next(&self, link: &Link<FileSender>, last: Duration) -> Result<Option<SubtreeSet>, RunError> {
         let timeout = match self.watch.blindness() {
             Some(_) => POLL.max(last * POLL_SHARE),
             None => LOOK_AGAIN,
@@ -209,7 +199,7 @@ impl WatchedSource {
         next
     }
 
-    fn wait(&self, link: &Link, deadline: Instant) -> Result<Option<SubtreeSet>, RunError> {
+    fn wait(&self, link: &Link<FileSender>, deadline: Instant) -> Result<Option<SubtreeSet>, RunError> {
         loop {
             match link.mailbox().idle(deadline.saturating_duration_since(Instant::now())) {
                 Idle::Closed(kind, text) => return Err(RunError { kind, by_peer: false, text }),
@@ -267,8 +257,8 @@ enum Interest {
 }
 
 /// Reports an event between two rounds, to the peer or to the local observer.
-fn tell(link: &Link, config: &Config, monitor: &dyn Monitor, event: Event) {
-    if config.relay { link.say(Message::Note(event)) } else { monitor.observe(event) }
+fn tell<E: Engine>(link: &Link<E>, config: &Config, monitor: &dyn Monitor, event: Event) {
+    if config.relay { link.say(Common::Note(event).into()) } else { monitor.observe(event) }
 }
 
 /// True if a problem will probably be over soon: the entry is tried again, and nobody is told.
@@ -287,83 +277,9 @@ impl Monitor for DeferredRetry<'_> {
     }
 }
 
-/// Receiver session: state that a receiver keeps from one round to the next.
-#[derive(Debug, Default)]
-pub(super) struct ReceiverSession {
-    /// The directory that the rounds write to.
-    root: Mutex<Option<Pin>>,
-    begun: Mutex<Option<Instant>>,
-    is_full: AtomicBool,
-    /// The pair of source and destination, once a round has found it out.
-    pair: Mutex<Option<Pair>>,
-    /// Deletions that the last full round planned and may not do.
-    withheld: Mutex<Arc<Vec<TreePath>>>,
-    /// Names that the filesystem shows differently, as found by the last full round.
-    aliases: Mutex<Arc<Vec<TreePath>>>,
-}
-
-impl ReceiverSession {
-    /// Begins a round into this root. `false` if an incremental round would go into another root
-    /// than the rounds before.
-    pub(super) fn begin(&self, root: Option<&Root>, is_full: bool) -> Result<bool, DiskError> {
-        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        self.is_full.store(is_full, Ordering::Relaxed);
-        let mut last = self.root.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_same = match (&*last, root) {
-            (Some(last), Some(root)) => last.is(root),
-            (None, None) => true,
-            _ => false,
-        };
-        if !is_same {
-            *last = root.map(Root::pin).transpose()?;
-        }
-        Ok(is_full || is_same)
-    }
-
-    /// The facts known before the first round, updated by later rounds; and the withheld deletions.
-    pub(super) fn history(&self, first: History) -> (History, Arc<Vec<TreePath>>) {
-        let pair = *self.pair.lock().unwrap_or_else(PoisonError::into_inner);
-        let history = match (pair, first.session) {
-            (None, _) => first,
-            // The rounds found the pair out about this very VM.
-            (Some(_), session) => {
-                History { pair, session: session.map(|session| InSession { is_other: false, ..session }) }
-            }
-        };
-        (history, Arc::clone(&self.withheld.lock().unwrap_or_else(PoisonError::into_inner)))
-    }
-
-    /// Stores the pair for later rounds.
-    pub(super) fn store_pair(&self, pair: Pair) {
-        *self.pair.lock().unwrap_or_else(PoisonError::into_inner) = Some(pair);
-    }
-
-    /// Stores the names that a full round found shown differently. An incremental round does not
-    /// look for such names.
-    pub(super) fn know_aliases(&self, mut paths: Vec<TreePath>) {
-        paths.sort_unstable();
-        if self.is_full.load(Ordering::Relaxed) {
-            *self.aliases.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(paths);
-        }
-    }
-
-    /// Names that the filesystem shows differently, in order.
-    pub(super) fn aliases(&self) -> Arc<Vec<TreePath>> {
-        Arc::clone(&self.aliases.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Stores the deletions that a full round may not do. An incremental round says nothing about
-    /// them.
-    pub(super) fn withhold(&self, paths: Vec<TreePath>) {
-        if self.is_full.load(Ordering::Relaxed) {
-            *self.withheld.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(paths);
-        }
-    }
-}
-
 /// Receives round after round into `path`. Calls `done` after each round, and `baseline` before it.
 pub fn receive(
-    link: &Link,
+    link: &Link<FileReceiver>,
     path: &Path,
     config: &Config,
     baseline: impl Fn() -> Option<Baseline>,
@@ -377,9 +293,9 @@ pub fn receive(
             .in_session(Arc::clone(&session));
         match link.run(Receiver::new(config), receiving, &monitor) {
             Ok(summary) => {
-                let begun = session.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let begun = session.take_begun();
                 let begun = begun.unwrap_or_else(Instant::now);
-                let is_full = session.is_full.load(Ordering::Relaxed);
+                let is_full = session.is_full();
                 link.rest(true);
                 done(Round { summary, is_full, begun, elapsed: begun.elapsed() });
             }

@@ -7,35 +7,32 @@
 //! ```
 
 use std::io::{self, Read, Write};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::{Engine, Input, Outcome, Output, RunError, Summary, Traffic, Work};
+use crate::engine::{Engine, Input, Output, RunError, Summary, Traffic};
 use crate::exchange::adaptive_level::AdaptiveWriter;
-use crate::exchange::chain;
+use crate::exchange::common::chain;
 use crate::exchange::lanes::{JoinLanes, Lane, Merged};
-use crate::exchange::liveness::{Liveness, Timeouts};
+use crate::exchange::liveness::{Carried, Liveness, Timeouts};
 use crate::exchange::mailbox::Mailbox;
+use crate::exchange::pool::Pool;
 use crate::exchange::send_queue::{SendQueue, Taken};
-use crate::log::debug;
+use crate::log::{self, debug};
 use crate::monitor::Monitor;
 use crate::wire::frame::{FrameError, FrameReader, Next};
 use crate::wire::hello::{self, Hello};
-use crate::wire::message::{AbortKind, Message};
-
-/// Threads that perform works: enough that one can wait for the disk while others hash.
-const WORKERS: usize = 4;
+use crate::wire::message::{AbortKind, Common, FromReceiver, Message};
 
 /// Timeout for the last messages to leave once the run is over. A peer that reads no more must not
 /// block this side; a slow one has at most four messages to take.
 const LEAVING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Performer of works.
-pub trait Perform: Send + Sync + 'static {
+/// Performer of an engine's works.
+pub trait Perform<E: Engine>: Send + Sync + 'static {
     /// Performs one work; several threads call this.
-    fn perform(&self, work: Work) -> Outcome;
+    fn perform(&self, work: E::Work) -> E::Outcome;
 }
 
 /// Runs an exchange to its end. The caller has written its own hello. The peer's hello was read
@@ -46,11 +43,11 @@ pub trait Perform: Send + Sync + 'static {
 ///
 /// # Errors
 /// [`RunError`]: the reason why the run ended early.
-pub fn run(
+pub fn run<E: Engine>(
     reader: impl Read + Send + 'static,
     writer: impl Write + Send + 'static,
-    engine: impl Engine,
-    performer: impl Perform,
+    engine: E,
+    performer: impl Perform<E>,
     expect_hello: bool,
     compress: bool,
     monitor: &dyn Monitor,
@@ -69,9 +66,6 @@ pub struct Incoming {
     /// Counts the bytes that arrived below the streams, if the transport can.
     pub carried: Option<Carried>,
 }
-
-/// Returns the number of bytes that arrived so far.
-pub type Carried = Box<dyn Fn() -> u64 + Send>;
 
 impl Incoming {
     /// A single stream.
@@ -96,11 +90,11 @@ impl Incoming {
 ///
 /// # Errors
 /// As for [`run`].
-pub fn run_over(
+pub fn run_over<E: Engine>(
     incoming: Incoming,
     writer: impl Write + Send + 'static,
-    engine: impl Engine,
-    performer: impl Perform,
+    engine: E,
+    performer: impl Perform<E>,
     expect_hello: bool,
     compress: bool,
     monitor: &dyn Monitor,
@@ -112,14 +106,15 @@ pub fn run_over(
 }
 
 /// A stream in and a stream out, for one exchange or for several in a row.
-pub struct Link {
-    mailbox: Arc<Mailbox>,
-    send_queue: Arc<SendQueue>,
+pub struct Link<E: Engine> {
+    mailbox: Arc<Mailbox<E>>,
+    send_queue: Arc<SendQueue<E::Outgoing>>,
     liveness: Arc<Liveness>,
+    pool: Pool,
 }
 
-impl Link {
-    /// Starts the reader and the writer.
+impl<E: Engine> Link<E> {
+    /// Starts the reader, the writer and the workers.
     #[must_use]
     pub fn new(
         mut incoming: Incoming,
@@ -140,7 +135,7 @@ impl Link {
             guarded(&writing, || write_messages(writer, compress, &messages, &writing, &beating));
         });
         liveness.watch_over(&mailbox, &send_queue, carried);
-        Self { mailbox, send_queue, liveness }
+        Self { mailbox, send_queue, liveness, pool: Pool::new() }
     }
 
     /// Runs one exchange to its end.
@@ -149,31 +144,28 @@ impl Link {
     /// [`RunError`]: the reason why it ended early. This link can then run no further exchange.
     pub fn run(
         &self,
-        mut engine: impl Engine,
-        performer: impl Perform,
+        mut engine: E,
+        performer: impl Perform<E>,
         monitor: &dyn Monitor,
     ) -> Result<Summary, RunError> {
-        let (works, queue) = channel();
-        let (performer, queue) = (Arc::new(performer), Arc::new(Mutex::new(queue)));
-        let workers: Vec<_> = (0..WORKERS)
-            .map(|_| {
-                let (queue, mailbox) = (Arc::clone(&queue), Arc::clone(&self.mailbox));
-                let performer = Arc::clone(&performer);
-                thread::spawn(move || guarded(&mailbox, || perform_works(&queue, &*performer, &mailbox)))
-            })
-            .collect();
+        let performer = Arc::new(performer);
+        let start = |work: E::Work| {
+            let (performer, mailbox) = (Arc::clone(&performer), Arc::clone(&self.mailbox));
+            self.pool.start(move || guarded(&mailbox, || mailbox.put_outcome(performer.perform(work))));
+        };
         let before_bytes = self.mailbox.raw_bytes();
         let mut waits = Waits::default();
-        let (result, abort) = drive(&mut engine, self, &works, &mut waits, monitor);
+        let (result, abort) = drive(&mut engine, self, &start, &mut waits, monitor);
 
+        // Files that nobody needs any more are not made to their end.
+        drop(engine);
         // Works that were begun on the disk must end before the run is over.
-        drop(works);
-        workers.into_iter().for_each(|worker| drop(worker.join()));
+        self.pool.wait();
+        self.mailbox.clear_outcomes();
         // A peer that hears of the abort may end the connection, and with it this process. So the
         // performer cleans up first.
         drop(performer);
         abort.into_iter().for_each(|message| self.say(message));
-        self.mailbox.clear_outcomes();
         self.liveness.set_works(0);
         let traffic = Traffic { raw_bytes: self.mailbox.raw_bytes() - before_bytes, waits: waits.count };
         match &result {
@@ -209,19 +201,19 @@ impl Link {
     }
 
     /// The mailbox, for code that runs between two exchanges.
-    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox<E>> {
         &self.mailbox
     }
 
     /// Tells the peer why there will be no exchange.
     #[must_use]
     pub fn refuse(&self, error: RunError) -> RunError {
-        self.say(Message::Abort { kind: error.kind, text: error.text.clone() });
+        self.say(Common::Abort { kind: error.kind, text: error.text.clone() }.into());
         error
     }
 
     /// Sends a message between two exchanges.
-    pub(super) fn say(&self, message: Message) {
+    pub(super) fn say(&self, message: E::Outgoing) {
         // A writer that ended has reported the reason in the mailbox.
         let _ = self.send_queue.put(message, false);
     }
@@ -231,16 +223,10 @@ impl Link {
         self.liveness.rest(is_resting);
     }
 
-    /// A handle that asks the peer for a full round, from any thread.
-    #[must_use]
-    pub fn asker(&self) -> Asker {
-        Asker(Arc::clone(&self.send_queue))
-    }
-
     /// Closes the link once the last messages have left. Returns the bytes of all messages, both
     /// ways.
     pub fn close(self) -> u64 {
-        let Self { mailbox, send_queue, liveness } = self;
+        let Self { mailbox, send_queue, liveness, .. } = self;
         send_queue.end();
         mailbox.abandon();
         mailbox.wait_for_writer(LEAVING_TIMEOUT);
@@ -249,15 +235,23 @@ impl Link {
     }
 }
 
+impl<E: Engine<Outgoing = FromReceiver>> Link<E> {
+    /// A handle that asks the peer for a full round, from any thread.
+    #[must_use]
+    pub fn asker(&self) -> Asker {
+        Asker(Arc::clone(&self.send_queue))
+    }
+}
+
 /// Asks the peer of a link, which watches its tree, for a full round.
 #[derive(Debug, Clone)]
-pub struct Asker(Arc<SendQueue>);
+pub struct Asker(Arc<SendQueue<FromReceiver>>);
 
 impl Asker {
     /// Asks; `false` if nobody can answer any more.
     #[must_use]
     pub fn ask(&self) -> bool {
-        self.0.put(Message::Rescan, false)
+        self.0.put(FromReceiver::Rescan, false)
     }
 }
 
@@ -271,7 +265,7 @@ struct Waits {
 
 impl Waits {
     /// Called before the engine gets the next input from the mailbox.
-    fn wait(&mut self, mailbox: &Mailbox) {
+    fn wait<E: Engine>(&mut self, mailbox: &Mailbox<E>) {
         if self.has_spoken && self.works == 0 && mailbox.is_empty() {
             self.count += 1;
             self.has_spoken = false;
@@ -280,14 +274,14 @@ impl Waits {
 }
 
 /// Drives an engine to its end. Also returns the abort that the peer must still be sent.
-fn drive(
-    engine: &mut impl Engine,
-    link: &Link,
-    works: &Sender<Work>,
+fn drive<E: Engine>(
+    engine: &mut E,
+    link: &Link<E>,
+    start: &dyn Fn(E::Work),
     waits: &mut Waits,
     monitor: &dyn Monitor,
-) -> (Result<Summary, RunError>, Option<Message>) {
-    let Link { mailbox, send_queue, liveness } = link;
+) -> (Result<Summary, RunError>, Option<E::Outgoing>) {
+    let Link { mailbox, send_queue, liveness, .. } = link;
     // A writer that ended has reported the reason in the mailbox.
     let send = |message, follows| {
         liveness.wait(true);
@@ -295,11 +289,11 @@ fn drive(
         liveness.wait(false);
     };
     // Hold a message back until another one follows, or the engine waits.
-    let mut last: Option<Message> = None;
+    let mut last: Option<E::Outgoing> = None;
     loop {
         let output = engine.poll();
         if let Output::Done(result) = output {
-            let abort = last.take_if(|last| matches!(last, Message::Abort { .. }));
+            let abort = last.take_if(|last| matches!(last.as_common(), Some(Common::Abort { .. })));
             last.into_iter().for_each(|message| send(message, false));
             return (result, abort);
         }
@@ -318,7 +312,7 @@ fn drive(
                 continue;
             }
             Output::Start(work) => {
-                let _ = works.send(work);
+                start(work);
                 waits.works += 1;
                 liveness.set_works(waits.works);
                 continue;
@@ -335,7 +329,8 @@ fn drive(
         let input = mailbox.take(only_outcomes);
         liveness.wait(false);
         // A note may come between two rounds.
-        if matches!(&input, Input::Message(message) if !matches!(message, Message::Note(_))) {
+        if matches!(&input, Input::Message(message) if !matches!(message.as_common(), Some(Common::Note(_))))
+        {
             liveness.rest(false);
         }
         if let Input::Message(message) = &input {
@@ -348,25 +343,18 @@ fn drive(
 }
 
 /// Logs a message that asks the peer for something, or brings something unasked.
-fn log_request(message: &Message, how: &str) {
-    match message {
-        Message::Wants(wants) => debug!(
-            "wants {how}={} with_basis={} with_part={}",
-            wants.len(),
-            wants.iter().filter(|want| want.basis.is_some()).count(),
-            wants.iter().filter(|want| want.staged.is_some()).count()
-        ),
-        Message::BaselineMissing => debug!("baseline-missing {how}=1"),
-        Message::Pushed(files) => debug!("pushed {how}={}", files.len()),
-        Message::Rescan => debug!("rescan {how}=1"),
-        _ => {}
+fn log_request(message: &impl Message, how: &str) {
+    if log::is_on()
+        && let Some((name, text)) = message.label()
+    {
+        debug!("{name} {how}={text}");
     }
 }
 
 /// Runs a thread that the run depends on: if it panics, the run ends with an error.
-fn guarded(mailbox: &Mailbox, work: impl FnOnce()) {
-    struct Guard<'a>(&'a Mailbox);
-    impl Drop for Guard<'_> {
+fn guarded<E: Engine>(mailbox: &Mailbox<E>, work: impl FnOnce()) {
+    struct Guard<'a, E: Engine>(&'a Mailbox<E>);
+    impl<E: Engine> Drop for Guard<'_, E> {
         fn drop(&mut self) {
             if thread::panicking() {
                 self.0.fail("a thread of this side panicked".to_owned());
@@ -377,7 +365,12 @@ fn guarded(mailbox: &Mailbox, work: impl FnOnce()) {
     work();
 }
 
-fn read_messages(incoming: Incoming, expect_hello: bool, mailbox: &Mailbox, liveness: &Arc<Liveness>) {
+fn read_messages<E: Engine>(
+    incoming: Incoming,
+    expect_hello: bool,
+    mailbox: &Mailbox<E>,
+    liveness: &Arc<Liveness>,
+) {
     let Incoming { main, mut joiner, .. } = incoming;
     let mut reader = liveness.listen(main);
     if expect_hello {
@@ -413,20 +406,20 @@ fn read_messages(incoming: Incoming, expect_hello: bool, mailbox: &Mailbox, live
             }
             Err(error) => return mailbox.close(kind(&error), chain(&error)),
         };
-        let message = match Message::decode(&frame) {
+        let message = match E::Incoming::decode(&frame) {
             Ok(message) => message,
             Err(error) => return mailbox.close(AbortKind::Protocol, error.to_string()),
         };
-        if let Message::Heartbeat { is_active } = message {
-            liveness.heard_heartbeat(is_active);
+        if let Some(Common::Heartbeat { is_active }) = message.as_common() {
+            liveness.heard_heartbeat(*is_active);
             continue;
         }
         liveness.heard_message();
-        if message == Message::Rescan {
+        if message.is_rescan() {
             mailbox.ask_for_rescan();
             continue;
         }
-        let ends = matches!(message, Message::Abort { .. });
+        let ends = matches!(message.as_common(), Some(Common::Abort { .. }));
         liveness.hold_up(true);
         let is_taken = mailbox.put_message(message, frame.len());
         liveness.hold_up(false);
@@ -447,23 +440,23 @@ fn kind(error: &FrameError) -> AbortKind {
 }
 
 /// Reports the end of the writer thread to everyone who waits for it, even after a panic.
-struct WriterLeaves<'a> {
-    mailbox: &'a Mailbox,
-    send_queue: &'a SendQueue,
+struct WriterLeaves<'a, E: Engine> {
+    mailbox: &'a Mailbox<E>,
+    send_queue: &'a SendQueue<E::Outgoing>,
 }
 
-impl Drop for WriterLeaves<'_> {
+impl<E: Engine> Drop for WriterLeaves<'_, E> {
     fn drop(&mut self) {
         self.send_queue.abandon();
         self.mailbox.end_writing();
     }
 }
 
-fn write_messages(
+fn write_messages<E: Engine>(
     writer: impl Write,
     compress: bool,
-    messages: &SendQueue,
-    mailbox: &Mailbox,
+    messages: &SendQueue<E::Outgoing>,
+    mailbox: &Mailbox<E>,
     liveness: &Liveness,
 ) {
     let mut frames = AdaptiveWriter::new(writer, compress);
@@ -477,14 +470,14 @@ fn write_messages(
             None => match messages.take(liveness.heartbeat()) {
                 Taken::Message(message) => message,
                 Taken::Late => match liveness.beat() {
-                    Some(is_active) => (Message::Heartbeat { is_active }, false),
+                    Some(is_active) => (Common::Heartbeat { is_active }.into(), false),
                     None => continue,
                 },
                 Taken::End => return,
             },
         };
         let raw = message.encode();
-        if !matches!(message, Message::Heartbeat { .. }) {
+        if !matches!(message.as_common(), Some(Common::Heartbeat { .. })) {
             mailbox.count_written(raw.len());
         }
         if let Err(error) = frames.write(&raw, message.has_deltas()) {
@@ -499,17 +492,6 @@ fn write_messages(
             && let Err(error) = frames.flush()
         {
             return failed(error);
-        }
-    }
-}
-
-fn perform_works(queue: &Mutex<Receiver<Work>>, performer: &dyn Perform, mailbox: &Mailbox) {
-    loop {
-        // A statement of its own, so that the lock is not held during the work.
-        let work = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        match work {
-            Ok(work) => mailbox.put_outcome(performer.perform(work)),
-            Err(_) => return,
         }
     }
 }

@@ -4,8 +4,6 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::wire::message::Message;
-
 /// Most messages that wait. With a megabyte of content in each they keep a writer busy while the
 /// next one is read.
 const MESSAGES_MAX: usize = 4;
@@ -13,38 +11,45 @@ const MESSAGES_MAX: usize = 4;
 /// A message, and whether another one follows at once. Each packet costs both sides and every hop
 /// between them. Where a relay uses Nagle's algorithm, a second packet waits up to 40 ms until the
 /// first is acknowledged.
-pub(super) type Outgoing = (Message, bool);
+pub(super) type Outgoing<M> = (M, bool);
 
 /// A queue with one reader, which either end can close.
-#[derive(Debug, Default)]
-pub(super) struct SendQueue {
-    state: Mutex<State>,
+#[derive(Debug)]
+pub(super) struct SendQueue<M> {
+    state: Mutex<State<M>>,
     /// Signals that a message was put in, or that none will follow.
     filled: Condvar,
     /// Signals that a message was taken, or that nobody takes any more.
     taken: Condvar,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    messages: VecDeque<Outgoing>,
+#[derive(Debug)]
+struct State<M> {
+    messages: VecDeque<Outgoing<M>>,
     /// True once no message is put in any more.
     ended: bool,
 }
 
 /// Result of a take.
 #[derive(Debug)]
-pub(super) enum Taken {
-    Message(Outgoing),
+pub(super) enum Taken<M> {
+    Message(Outgoing<M>),
     /// Nothing arrived before the timeout.
     Late,
     /// Nothing is left, and nothing will follow.
     End,
 }
 
-impl SendQueue {
+impl<M> Default for SendQueue<M> {
+    fn default() -> Self {
+        let state = State { messages: VecDeque::new(), ended: false };
+        Self { state: Mutex::new(state), filled: Condvar::new(), taken: Condvar::new() }
+    }
+}
+
+impl<M> SendQueue<M> {
     /// Puts in a message, when there is room; `false` if nobody will take it.
-    pub(super) fn put(&self, message: Message, follows: bool) -> bool {
+    pub(super) fn put(&self, message: M, follows: bool) -> bool {
         let mut state = self.lock();
         while state.messages.len() >= MESSAGES_MAX && !state.ended {
             state = self.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -57,8 +62,8 @@ impl SendQueue {
     }
 
     /// Waits for the next message, up to the timeout if there is one.
-    pub(super) fn take(&self, timeout: Option<Duration>) -> Taken {
-        let waiting = |state: &mut State| state.messages.is_empty() && !state.ended;
+    pub(super) fn take(&self, timeout: Option<Duration>) -> Taken<M> {
+        let waiting = |state: &mut State<M>| state.messages.is_empty() && !state.ended;
         let state = self.lock();
         let mut state = match timeout {
             Some(timeout) => self
@@ -78,7 +83,7 @@ impl SendQueue {
     }
 
     /// Takes the next message, if one is there.
-    pub(super) fn try_take(&self) -> Option<Outgoing> {
+    pub(super) fn try_take(&self) -> Option<Outgoing<M>> {
         let message = self.lock().messages.pop_front();
         self.taken.notify_all();
         message
@@ -97,7 +102,7 @@ impl SendQueue {
         self.end();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<M>> {
         // No code that holds the lock can panic half-way through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,16 +111,17 @@ impl SendQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::message::FromReceiver;
 
     #[test]
     fn full_send_queue_waits_until_a_message_is_taken_or_nobody_takes() {
         let send_queue = SendQueue::default();
-        assert!((0..MESSAGES_MAX).all(|_| send_queue.put(Message::Rescan, false)));
+        assert!((0..MESSAGES_MAX).all(|_| send_queue.put(FromReceiver::Rescan, false)));
         std::thread::scope(|scope| {
-            let putting = scope.spawn(|| send_queue.put(Message::BaselineMissing, true));
-            assert!(matches!(send_queue.take(None), Taken::Message((Message::Rescan, false))));
+            let putting = scope.spawn(|| send_queue.put(FromReceiver::BaselineMissing, true));
+            assert!(matches!(send_queue.take(None), Taken::Message((FromReceiver::Rescan, false))));
             assert!(putting.join().unwrap());
-            let putting = scope.spawn(|| send_queue.put(Message::BaselineMissing, true));
+            let putting = scope.spawn(|| send_queue.put(FromReceiver::BaselineMissing, true));
             send_queue.abandon();
             assert!(!putting.join().unwrap());
         });
@@ -126,9 +132,9 @@ mod tests {
     fn waiting_messages_are_taken_after_the_end() {
         let send_queue = SendQueue::default();
         assert!(matches!(send_queue.take(Some(Duration::from_millis(1))), Taken::Late));
-        assert!(send_queue.put(Message::Rescan, false));
+        assert!(send_queue.put(FromReceiver::Rescan, false));
         send_queue.end();
-        assert!(!send_queue.put(Message::Rescan, false));
+        assert!(!send_queue.put(FromReceiver::Rescan, false));
         assert!(matches!(send_queue.take(None), Taken::Message(_)));
         assert!(
             matches!(send_queue.take(Some(Duration::from_secs(60))), Taken::End)

@@ -1,17 +1,19 @@
 //! `Sending`: performs the works of a sender.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use crate::content::blocks::{BlockSize, Outline, outline_of};
-use crate::content::delta::{DeltaError, Signature};
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
+
+use crate::content::blocks::{BlockSize, Content, Outline, Run};
 use crate::content::hash::Hash;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
 use crate::disk::baseline::Baseline;
@@ -20,17 +22,17 @@ use crate::disk::identities::Identities;
 use crate::disk::root::Root;
 use crate::disk::scan::{self, Look, ScanOptions, Skipped, Sparse, scan};
 use crate::disk::set_id::{Owner, mode_for};
-use crate::disk::stat::Identity;
+use crate::disk::stat::{Identity, identity_of};
+use crate::engine::transfer::send::{changed, read_error};
+use crate::engine::transfer::{Source, SourceFile};
 use crate::engine::{
-    self, Changed, Outcome, PushedFile, ReadContent, ReadFile, ReadOrder, Scanned, SignedFile, SourceNext,
-    SourceStep, Work, WorkError,
+    self, Changed, PushedFile, Scanned, SendInput, SendNext, SendTransfer, Sender, SenderOutcome, SenderWork,
+    WorkError,
 };
+use crate::exchange::common::{chain, renamed, scan_options, store_baseline, work_error};
 use crate::exchange::prehash::{PREHASH_BYTES_MIN, PREHASH_FILES_MAX, Prehashes, Priority};
-use crate::exchange::rounds::RoundContext;
+use crate::exchange::round_context::RoundContext;
 use crate::exchange::run::Perform;
-use crate::exchange::sink::read_bytes;
-use crate::exchange::source::{Source, SourceError};
-use crate::exchange::{chain, renamed, scan_options, work_error};
 use crate::log::{self, debug};
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::change;
@@ -47,20 +49,20 @@ use crate::wire::message::{
     AbortKind, HOLES_MAX, Holes, LIST_MAX, Op, PUSHED_BYTES_MAX, SAMPLED_MAX, SMALL_BYTES_MAX, Subject,
 };
 
+/// The sender of files on this machine.
+pub type FileSender = Sender<Arc<Listing>>;
+
 /// Performs the works on a source: a directory, or one file.
 pub struct Sending {
     path: PathBuf,
     options: Options,
     baseline: Option<Baseline>,
     context: Option<RoundContext>,
-    found: OnceLock<Found>,
-    listed: OnceLock<Listed>,
-    sources: Mutex<HashMap<u32, Source>>,
-    prehashes: Prehashes,
 }
 
-/// Location of the source.
-struct Found {
+/// Location of a source.
+#[derive(Debug)]
+pub struct FoundSource {
     root: Root,
     /// A single file: its local name, and the name under which it is offered.
     single: Option<Single>,
@@ -68,31 +70,104 @@ struct Found {
     baseline: Option<Hash>,
 }
 
+#[derive(Debug)]
 struct Single {
     local: TreePath,
     offered: TreePath,
 }
 
-/// The listed source.
-struct Listed {
+/// A listed source.
+pub struct Listing {
+    root: Root,
+    /// The local name of a single file.
+    single: Option<TreePath>,
     manifest: Arc<Manifest>,
     identities: Identities,
+    prehashes: Prehashes,
+}
+
+impl fmt::Debug for Listing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listing").field("entries", &self.manifest.len()).finish_non_exhaustive()
+    }
+}
+
+/// An open file of a source.
+#[derive(Debug)]
+pub struct OfferedFile {
+    file: SparseFile<File>,
+    identity: Identity,
+    listing: Arc<Listing>,
+}
+
+impl Source for Arc<Listing> {
+    type Found = FoundSource;
+    type File = OfferedFile;
+
+    fn open(&self, id: u32) -> Result<OfferedFile, WorkError> {
+        let Listing { root, single, manifest, identities, .. } = &**self;
+        let listed = manifest.path(id).zip(identities.get(manifest, id));
+        let (path, listed) = listed.ok_or_else(changed)?;
+        let path = single.clone().unwrap_or_else(|| path.to_path());
+        let (file, stat) =
+            root.open_file(&path).map_err(|error| work_error(&error, ProblemKind::Unreadable))?;
+        if stat.identity != listed {
+            return Err(changed());
+        }
+        let file = SparseFile::of(file, listed.size);
+        Ok(OfferedFile { file, identity: listed, listing: Arc::clone(self) })
+    }
+}
+
+impl Content for OfferedFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_at(buffer, offset)
+    }
+
+    fn zeros_at(&self, offset: u64) -> u64 {
+        self.file.zeros_at(offset)
+    }
+
+    fn first_run(&self, range: &std::ops::Range<u64>) -> Run {
+        self.file.first_run(range)
+    }
+}
+
+impl SourceFile for OfferedFile {
+    /// Zero-filled memory would be touched twice.
+    fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let at = offset.saturating_add(bytes.len() as u64);
+            match rustix::io::pread(self.file.file(), spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // The capacity may exceed `length`.
+        bytes.truncate(length);
+        Ok(bytes)
+    }
+
+    fn prehashed(&self, block: BlockSize) -> Option<Outline> {
+        self.listing.prehashes.take(&self.identity)?.outline(block)
+    }
+
+    fn cancel_prehash(&self) {
+        self.listing.prehashes.cancel(&self.identity);
+    }
+
+    fn is_unchanged(&self) -> io::Result<bool> {
+        Ok(identity_of(self.file.file())? == self.identity)
+    }
 }
 
 impl Sending {
     /// Makes a sender of the tree at `path`.
     #[must_use]
     pub fn new(path: PathBuf, options: Options) -> Self {
-        Self {
-            path,
-            options,
-            baseline: None,
-            context: None,
-            found: OnceLock::new(),
-            listed: OnceLock::new(),
-            sources: Mutex::new(HashMap::new()),
-            prehashes: Prehashes::default(),
-        }
+        Self { path, options, baseline: None, context: None }
     }
 
     /// Sets the store of the baseline, if there is one.
@@ -120,7 +195,7 @@ impl Sending {
         self.context.as_ref()?.scope.as_ref()
     }
 
-    fn find(&self) -> Result<engine::Found, WorkError> {
+    fn find(&self) -> Result<(engine::Found, FoundSource), WorkError> {
         self.check_still_there()?;
         let missing = |error: &dyn std::error::Error| {
             let shown = escape(self.path.as_os_str().as_bytes());
@@ -133,19 +208,17 @@ impl Sending {
                 .map_err(|error| missing(&error))?;
             // An incremental round has no store of the baseline, so it names no base.
             let baseline = self.baseline.as_ref().and_then(Baseline::digest);
-            (Found { root, single: None, baseline }, subject)
+            (FoundSource { root, single: None, baseline }, subject)
         } else {
             let (found, name) = find_single(&self.path).map_err(|error| missing(&*error))?;
             (found, Subject::File { name })
         };
-        let baseline = found.baseline;
-        // `Find` is asked for once.
-        let _ = self.found.set(found);
-        Ok(engine::Found { subject, baseline, is_partial: self.scope().is_some() })
+        let is_partial = self.scope().is_some();
+        Ok((engine::Found { subject, baseline: found.baseline, is_partial }, found))
     }
 
-    fn scan(&self) -> Result<Scanned, WorkError> {
-        let (found, begin) = (self.found()?, Instant::now());
+    fn scan(&self, found: FoundSource) -> Result<(Scanned, Arc<Listing>), WorkError> {
+        let begin = Instant::now();
         let subject = match (&found.single, self.scope()) {
             (Some(single), _) => scan::Subject::One(single.local.clone()),
             (None, Some(scope)) => scan::Subject::Subtrees(scope.clone(), Arc::default()),
@@ -206,16 +279,20 @@ impl Sending {
         if let Some(context) = self.context.as_ref().filter(|context| context.scope.is_none()) {
             *context.filter.lock().unwrap_or_else(PoisonError::into_inner) = filter;
         }
-        let (changed, is_new) = self.compare_with_memory(found, &manifest, &ignores);
-        let listed = Listed { manifest: Arc::clone(&manifest), identities: scanned.identities };
-        let _ = self.listed.set(listed);
-        let sampled =
-            if self.options.dry_run { Vec::new() } else { self.prehash(&manifest, changed.as_ref()) };
-        let pushed = self.push(&manifest);
+        let (changed, is_new) = self.compare_with_baseline(&found, &manifest, &ignores);
+        let source = Arc::new(Listing {
+            root: found.root,
+            single: found.single.map(|single| single.local),
+            manifest: Arc::clone(&manifest),
+            identities: scanned.identities,
+            prehashes: Prehashes::default(),
+        });
+        let sampled = if self.options.dry_run { Vec::new() } else { self.prehash(&source, changed.as_ref()) };
+        let pushed = self.push(&source);
         if log::is_on() {
-            self.log_offer(&manifest, changed.as_ref(), pushed.len(), sampled.len());
+            self.log_offer(&source, found.baseline, changed.as_ref(), pushed.len(), sampled.len());
         }
-        Ok(Scanned {
+        let scanned = Scanned {
             ignores,
             complete: scanned.problems.is_empty(),
             excluded: scanned.skipped.excluded,
@@ -227,14 +304,15 @@ impl Sending {
             sampled,
             holes,
             manifest,
-        })
+        };
+        Ok((scanned, source))
     }
 
     /// Compares the source with the baseline. Returns the changes, and true if the source must be
     /// stored as the new baseline.
-    fn compare_with_memory(
+    fn compare_with_baseline(
         &self,
-        found: &Found,
+        found: &FoundSource,
         manifest: &Manifest,
         ignores: &[IgnoreFile],
     ) -> (Option<Changed>, bool) {
@@ -259,36 +337,35 @@ impl Sending {
     }
 
     /// Logs the offer, and why it is not made against the baseline.
-    fn log_offer(&self, manifest: &Manifest, changed: Option<&Changed>, pushed: usize, sampled: usize) {
+    fn log_offer(
+        &self,
+        source: &Arc<Listing>,
+        baseline: Option<Hash>,
+        changed: Option<&Changed>,
+        pushed: usize,
+        sampled: usize,
+    ) {
         let against = match (changed, &self.baseline) {
             (Some(changed), _) if changed.changes.is_empty() => "baseline why=unchanged",
             (Some(_), _) => "baseline why=changed",
             _ if self.scope().is_some() => "nothing why=incremental-round",
-            _ if self.found().is_ok_and(|found| found.single.is_some()) => "nothing why=single-file",
+            _ if source.single.is_some() => "nothing why=single-file",
             (None, None) => "nothing why=no-store",
-            _ if self.found().is_ok_and(|found| found.baseline.is_none()) => "nothing why=no-baseline",
+            _ if baseline.is_none() => "nothing why=no-baseline",
             _ => "nothing why=baseline-damaged-or-too-different",
         };
         debug!(
             "offer role=sender entries={} against={against} blocks={} pushed={pushed} sampled={sampled}",
-            manifest.len(),
+            source.manifest.len(),
             changed.map_or(0, |changed| changed.changes.len())
         );
-    }
-
-    /// Logs how the content of a file is sent.
-    fn log_file(&self, id: u32, how: &str) {
-        let entry = self.listed.get().and_then(|listed| listed.manifest.get(id));
-        if let Some(entry) = entry {
-            let (size, path) = (entry.size(), entry.path.to_path());
-            debug!("file role=sender how={how} size={size} path={}", escape(path.as_bytes()));
-        }
     }
 
     /// Starts to prehash large files that the receiver will probably want to compare. These are the
     /// files that changed since the last run, or any large ones if the changes are unknown. Returns
     /// samples of them.
-    fn prehash(&self, manifest: &Manifest, changed: Option<&Changed>) -> Vec<(u32, Samples)> {
+    fn prehash(&self, source: &Arc<Listing>, changed: Option<&Changed>) -> Vec<(u32, Samples)> {
+        let manifest = &source.manifest;
         let mut ids: Vec<u32> = match changed {
             Some(changed) => change::added(&changed.changes).collect(),
             None => (0..manifest.len() as u32).collect(),
@@ -301,16 +378,16 @@ impl Sending {
         let mut sampled = Vec::new();
         for &id in ids.iter().take(PREHASH_FILES_MAX) {
             // A failure to open or read is reported when the file is requested.
-            if let Ok((file, identity)) = self.open(id) {
+            if let Ok(OfferedFile { file, identity, .. }) = source.open(id) {
                 if identity.size >= SAMPLED_BYTES_MIN
-                    && let Ok(samples) = Samples::of(identity.size, &SparseFile::of(&file, identity.size))
+                    && let Ok(samples) = Samples::of(identity.size, &file)
                 {
                     sampled.push((id, samples));
                 }
                 let block = BlockSize::for_size(identity.size);
                 let why = if has_changed { "changed" } else { "large" };
                 debug!("prehash role=sender size={} why={why}", identity.size);
-                self.prehashes.begin(identity, file, block, priority);
+                source.prehashes.begin(identity, file.into_inner(), block, priority);
             }
         }
         // As many as fit in a message.
@@ -319,17 +396,18 @@ impl Sending {
     }
 
     /// Contents of small touched files, to go with the offer.
-    fn push(&self, manifest: &Manifest) -> Vec<PushedFile> {
-        let is_single = self.found().is_ok_and(|found| found.single.is_some());
+    fn push(&self, source: &Arc<Listing>) -> Vec<PushedFile> {
+        let is_single = source.single.is_some();
         if self.context.is_none() || self.scope().is_none() && !is_single || self.options.dry_run {
             return Vec::new();
         }
         let mut pushed = Vec::new();
         let mut left = PUSHED_BYTES_MAX as u64;
-        for (id, entry) in manifest.iter().filter(|(_, entry)| matches!(entry.kind, Kind::File { .. })) {
+        let files = source.manifest.iter().filter(|(_, entry)| matches!(entry.kind, Kind::File { .. }));
+        for (id, entry) in files {
             // An unreadable file is requested later, and the failure is reported then.
             if entry.size() <= left.min(SMALL_BYTES_MAX)
-                && let Ok(data) = self.read_small(id)
+                && let Ok(data) = read_all(source, id, entry.size() as usize)
             {
                 left -= data.len() as u64;
                 pushed.push(PushedFile { id, hash: Hash::of(&data), data });
@@ -339,166 +417,55 @@ impl Sending {
         pushed.truncate(LIST_MAX);
         pushed
     }
+}
 
-    fn read(&self, order: &ReadOrder) -> Result<ReadFile, WorkError> {
-        let ReadOrder { want, may_ask } = order;
-        let data = self.read_small(want.id)?;
-        let basis = want.basis_blocks();
-        let Outline { ids, hash } = match basis {
-            Some(_) => outline_of(&data, BlockSize::for_size(data.len() as u64)),
-            None => Outline { ids: Vec::new(), hash: Hash::of(&data) },
-        };
-        let same = basis.is_some_and(|basis| basis.length == data.len() as u64 && basis.ids == ids);
-        if log::is_on() {
-            let how = match basis {
-                _ if same => "same why=equal-blocks",
-                Some(_) if *may_ask => "signature why=basis-differs",
-                Some(_) => "whole why=too-short-for-signature",
-                None => "whole why=no-basis",
-            };
-            self.log_file(want.id, how);
-        }
-        let content = match basis {
-            _ if same => ReadContent::Same,
-            Some(basis) if *may_ask => ReadContent::Differs { basis_length: basis.length },
-            _ => ReadContent::Whole(data),
-        };
-        Ok(ReadFile { content, hash })
-    }
-
-    /// Makes a delta from a small file's basis to its content.
-    fn diff(&self, signed: &SignedFile) -> Result<ReadFile, WorkError> {
-        let data = self.read_small(signed.id)?;
-        let hash = Hash::of(&data);
-        let peer = |error: DeltaError| WorkError::Fatal(AbortKind::Protocol, error.to_string());
-        let delta = if signed.signature.is_empty() {
-            None
-        } else {
-            // At most `SMALL_BASIS_BYTES_MAX`.
-            let signature =
-                Signature::check(&signed.signature, signed.basis_length as usize).map_err(peer)?;
-            signature.diff(&data).map_err(peer)?
-        };
-        if log::is_on() {
-            let how = match &delta {
-                Some(delta) => format!("delta why=signature sent_bytes={}", delta.len()),
-                None if signed.signature.is_empty() => "whole why=basis-unreadable".to_owned(),
-                None => "whole why=delta-saves-nothing".to_owned(),
-            };
-            self.log_file(signed.id, &how);
-        }
-        Ok(ReadFile { content: delta.map_or(ReadContent::Whole(data), ReadContent::Delta), hash })
-    }
-
-    fn read_small(&self, id: u32) -> Result<Vec<u8>, WorkError> {
-        let (file, identity) = self.open(id)?;
-        let data = read_bytes(&file, 0, identity.size as usize).map_err(|error| read_error(&error))?;
-        self.check_unchanged(&file, &identity)?;
-        Ok(data)
-    }
-
-    fn source(&self, id: u32, step: SourceStep) -> Result<(Vec<Op>, SourceNext), WorkError> {
-        let mut source = match step {
-            SourceStep::Begin(want) => {
-                let (file, identity) = self.open(id)?;
-                if want.basis.is_none() && want.staged.is_none() {
-                    self.prehashes.cancel(&identity);
-                }
-                let block = BlockSize::for_size(identity.size);
-                let prehashed = || self.prehashes.take(&identity)?.outline(block);
-                let source = Source::begin(file, identity, &want, prehashed).map_err(source_error)?;
-                if log::is_on() {
-                    self.log_file(id, &source.how());
-                }
-                source
+impl Perform<Sender<Arc<Listing>>> for Sending {
+    fn perform(&self, work: SenderWork<Arc<Listing>>) -> SenderOutcome<Arc<Listing>> {
+        match work {
+            SenderWork::Find => SenderOutcome::Find(self.find()),
+            SenderWork::Scan(found) => SenderOutcome::Scan(self.scan(found)),
+            SenderWork::Step { source, steps } => {
+                let step = |(mut transfer, input): (Box<SendTransfer<OfferedFile>>, SendInput)| {
+                    let is_first = matches!(input, SendInput::Begin);
+                    let result = transfer.step(&source, input);
+                    if log::is_on() {
+                        log_file(&source, &transfer, &result, is_first);
+                    }
+                    (transfer, result)
+                };
+                SenderOutcome::Step(steps.into_iter().map(step).collect())
             }
-            SourceStep::Signatures(signatures) => {
-                let mut source = self.take_source(id)?;
-                source.signatures(signatures);
-                source
-            }
-            SourceStep::Cut => {
-                let mut source = self.take_source(id)?;
-                source.cut().map_err(source_error)?;
-                self.keep_source(id, source);
-                return Ok((Vec::new(), SourceNext::Chunks));
-            }
-            SourceStep::Chunks(chunks) => {
-                let mut source = self.take_source(id)?;
-                source.chunks(&chunks).map_err(source_error)?;
-                source
-            }
-            SourceStep::More => self.take_source(id)?,
-        };
-        let (ops, next) = source.produce().map_err(source_error)?;
-        if log::is_on()
-            && let SourceNext::Sign(windows) = &next
-        {
-            self.log_file(id, &format!("signatures why=gaps-resemble-basis windows={}", windows.len()));
-        }
-        match next {
-            SourceNext::More | SourceNext::Sign(_) | SourceNext::Cut(_) | SourceNext::Chunks => {
-                self.keep_source(id, source);
-            }
-            SourceNext::End(_) | SourceNext::Same(_) => {
-                self.check_unchanged(source.file(), &source.identity)?;
+            SenderWork::StoreBaseline { manifest, ignores } => {
+                store_baseline(self.baseline.as_ref(), &manifest, &ignores);
+                SenderOutcome::StoreBaseline
             }
         }
-        Ok((ops, next))
-    }
-
-    fn keep_source(&self, id: u32, source: Source) {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(id, source);
-    }
-
-    fn take_source(&self, id: u32) -> Result<Source, WorkError> {
-        let taken = self.sources.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        taken.ok_or_else(|| WorkError::Fatal(AbortKind::Protocol, "a file that was not begun".to_owned()))
-    }
-
-    /// Opens an offered file, if it is still the listed one.
-    fn open(&self, id: u32) -> Result<(File, Identity), WorkError> {
-        let found = self.found()?;
-        let listed = self.listed.get().ok_or_else(out_of_turn)?;
-        let path = listed.manifest.path(id).ok_or_else(out_of_turn)?;
-        let identity = listed.identities.get(&listed.manifest, id).ok_or_else(out_of_turn)?;
-        let path = found.single.as_ref().map_or_else(|| path.to_path(), |single| single.local.clone());
-        let (file, stat) =
-            found.root.open_file(&path).map_err(|error| work_error(&error, ProblemKind::Unreadable))?;
-        if stat.identity == identity { Ok((file, identity)) } else { Err(changed()) }
-    }
-
-    fn check_unchanged(&self, file: &File, identity: &Identity) -> Result<(), WorkError> {
-        let now = crate::disk::stat::identity_of(file).map_err(|error| unreadable(&error))?;
-        if now == *identity { Ok(()) } else { Err(changed()) }
-    }
-
-    fn found(&self) -> Result<&Found, WorkError> {
-        self.found.get().ok_or_else(out_of_turn)
     }
 }
 
-impl Perform for Sending {
-    fn perform(&self, work: Work) -> Outcome {
-        match work {
-            Work::Find => Outcome::Find(self.find()),
-            Work::Scan => Outcome::Scan(self.scan()),
-            Work::Read(orders) => {
-                Outcome::Read(orders.iter().map(|order| (order.want.id, self.read(order))).collect())
-            }
-            Work::Diff(files) => {
-                Outcome::Read(files.iter().map(|signed| (signed.id, self.diff(signed))).collect())
-            }
-            Work::Source { id, step } => Outcome::Source(id, self.source(id, step)),
-            Work::StoreBaseline { manifest, ignores } => {
-                super::store_baseline(self.baseline.as_ref(), &manifest, &ignores)
-            }
-            other => Outcome::Scan(Err(WorkError::Fatal(
-                AbortKind::Protocol,
-                format!("a work that is not a sender's: {:?}", std::mem::discriminant(&other)),
-            ))),
-        }
+/// Logs how the content of a file is sent.
+fn log_file(
+    source: &Listing,
+    transfer: &SendTransfer<OfferedFile>,
+    result: &Result<(Vec<Op>, SendNext), WorkError>,
+    is_first: bool,
+) {
+    let (Some(entry), Ok((_, next))) = (source.manifest.get(transfer.id()), result) else { return };
+    let (size, path) = (entry.size(), entry.path.to_path());
+    let log = |how: &str| debug!("file role=sender how={how} size={size} path={}", escape(path.as_bytes()));
+    if is_first {
+        log(&transfer.how());
     }
+    if let SendNext::Sign(windows) = next {
+        log(&format!("signatures why=gaps-resemble-basis windows={}", windows.len()));
+    }
+}
+
+/// Reads a small file that is still the listed one.
+fn read_all(source: &Arc<Listing>, id: u32, length: usize) -> Result<Vec<u8>, WorkError> {
+    let file = source.open(id)?;
+    let data = file.read(0, length).map_err(read_error)?;
+    if file.is_unchanged().map_err(read_error)? { Ok(data) } else { Err(changed()) }
 }
 
 /// Lets the watch of a tree enter each directory that is read.
@@ -530,7 +497,7 @@ fn directory_subject(
 
 /// Finds a single file. A link that is named as source stands for its target, under the link's own
 /// name, as with `scp`.
-fn find_single(path: &Path) -> Result<(Found, Vec<u8>), Box<dyn std::error::Error>> {
+fn find_single(path: &Path) -> Result<(FoundSource, Vec<u8>), Box<dyn std::error::Error>> {
     let name_of = |path: &Path| -> Result<TreePath, Box<dyn std::error::Error>> {
         let name = path.file_name().ok_or("it has no name")?;
         Ok(TreePath::new(name.as_bytes())?)
@@ -540,31 +507,7 @@ fn find_single(path: &Path) -> Result<(Found, Vec<u8>), Box<dyn std::error::Erro
     let local = name_of(&real)?;
     let root = Root::open(real.parent().unwrap_or(Path::new("/")))?;
     let name = offered.as_bytes().to_vec();
-    Ok((Found { root, single: Some(Single { local, offered }), baseline: None }, name))
-}
-
-fn source_error(error: SourceError) -> WorkError {
-    match error {
-        SourceError::Read(error) => read_error(&error),
-        SourceError::Peer(text) => WorkError::Fatal(AbortKind::Protocol, text),
-    }
-}
-
-/// Classifies a read error: a file that became shorter has changed.
-fn read_error(error: &io::Error) -> WorkError {
-    if error.kind() == io::ErrorKind::UnexpectedEof { changed() } else { unreadable(error) }
-}
-
-fn unreadable(error: &io::Error) -> WorkError {
-    WorkError::Entry(ProblemKind::Unreadable, format!("cannot read it: {error}"))
-}
-
-fn changed() -> WorkError {
-    WorkError::Entry(ProblemKind::Changed, "it changed while it was being sent".to_owned())
-}
-
-fn out_of_turn() -> WorkError {
-    WorkError::Fatal(AbortKind::Protocol, "a work out of turn".to_owned())
+    Ok((FoundSource { root, single: Some(Single { local, offered }), baseline: None }, name))
 }
 
 /// Converts the holes of the files to their wire form.

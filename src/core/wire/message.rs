@@ -2,23 +2,28 @@
 //!
 //! `fixtures/wire/` holds the golden bytes of each message.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::content::blocks::{BLOCKS_MAX, BlockId, BlockSize};
 use crate::content::chunk::{Average, CHUNKS_MAX, Chunk};
-use crate::content::delta::{BASIS_BYTES_MAX, NEW_BYTES_MAX, signature_bytes};
+use crate::content::delta::NEW_BYTES_MAX;
 use crate::content::encode;
 use crate::content::hash::{Hash, Hasher};
 use crate::content::sample::Samples;
 use crate::monitor::{Event, HEAD_MAX};
 use crate::tree::change::{Change, EDITS_MAX};
-use crate::tree::entry::{SIZE_MAX, Time};
+use crate::tree::entry::Time;
 use crate::tree::filter::IgnoreFile;
 use crate::tree::manifest;
 use crate::tree::path::TreePath;
 use crate::tree::subtrees::Subtree;
 use crate::tree::tree_id::TreeId;
+pub use crate::wire::want::{
+    BasisReport, Blocks, DELTA_BYTES_MIN, Op, SMALL_BASIS_BYTES_MAX, SMALL_BYTES_MAX, Stretch,
+    WHOLE_BYTES_MAX, Want, Window, basis_bytes_max, is_signed,
+};
+use crate::wire::want::{is_stretch, want_is_within_limits, window_is_within_limits};
 
 /// Most unanswered wants. On the fastest link that was planned for (1 Gbit/s, 100 ms) 12 MB are in
 /// flight: 3,000 files of 4 KiB. A want takes about 100 bytes on each side.
@@ -32,20 +37,10 @@ pub const WANTS_BYTES_MAX: usize = 11 << 20;
 /// between question and answer, eight would mean 80 files a second.
 pub const STREAMS_MAX: usize = 32;
 
-/// Longest file that travels whole in [`Message::Files`], in bytes.
-pub const SMALL_BYTES_MAX: u64 = 128 << 10;
-
-/// Longest basis against which such a file is compared as a whole, in bytes.
-pub const SMALL_BASIS_BYTES_MAX: u64 = 256 << 10;
-
-/// Shortest file that may travel as a delta, in bytes: the signature of a shorter one would cost as
-/// much as its content.
-pub const DELTA_BYTES_MIN: u64 = 1 << 10;
-
 /// Most bytes of content in one message.
 pub const CONTENT_BYTES_MAX: usize = 1 << 20;
 
-/// Most windows of one [`Message::SignRequest`]: their signatures must fit in a frame.
+/// Most windows of one [`Answer::Sign`]: their signatures must fit in a frame.
 pub const WINDOWS_MAX: usize = 48;
 
 /// Longest path or text in a note or an abort, in bytes. The longest path, escaped and with words
@@ -117,212 +112,32 @@ impl Holes {
     }
 }
 
-/// A file that a receiver wants, with the bytes that it already has.
+/// A sender's message about one wanted file. A small file is answered in full by its first one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Want {
-    /// The file's id.
-    pub id: u32,
-    /// The prefix that an earlier run staged.
-    pub staged: Option<Blocks>,
-    /// The basis: the version that is there now.
-    pub basis: Option<BasisReport>,
-}
-
-/// A basis report: what a receiver advertises of a basis.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum BasisReport {
-    /// The blocks of a basis that may equal the new version.
-    Blocks(Blocks),
-    /// The signature of a basis that certainly differs ([`is_signed`]), so the sender need not ask
-    /// for it.
-    Signed {
-        /// Length of the basis in bytes.
-        length: u64,
-        /// The signature.
-        signature: ByteBuf,
+pub enum Answer {
+    /// The next steps.
+    Steps {
+        /// The steps.
+        ops: Vec<Op>,
+        /// The hash of the whole content, with the last steps.
+        end: Option<Hash>,
     },
-    /// The blocks of a basis without one range, as if its two ends touched: the range was probably
-    /// removed.
-    RangeRemoved {
-        /// The basis's length with the range, and the blocks of the rest. The rest is as long as
-        /// the wanted file.
-        blocks: Blocks,
-        /// Start of the removed range.
-        split: u64,
-    },
-}
-
-impl Want {
-    /// A want without any bytes of the file at the receiver.
-    #[must_use]
-    pub fn whole(id: u32) -> Self {
-        Self { id, staged: None, basis: None }
-    }
-
-    /// Approximate size of the want in a message, in bytes.
-    #[must_use]
-    pub fn weight(&self) -> usize {
-        let blocks = |blocks: &Blocks| 10 + blocks.ids.len() * size_of::<BlockId>();
-        let basis = match &self.basis {
-            Some(BasisReport::Blocks(basis)) => blocks(basis),
-            Some(BasisReport::RangeRemoved { blocks: basis, .. }) => blocks(basis) + 10,
-            Some(BasisReport::Signed { signature, .. }) => 10 + signature.len(),
-            None => 0,
-        };
-        8 + self.staged.as_ref().map_or(0, blocks) + basis
-    }
-
-    /// The blocks of the basis, if they are advertised.
-    #[must_use]
-    pub fn basis_blocks(&self) -> Option<&Blocks> {
-        match &self.basis {
-            Some(BasisReport::Blocks(blocks) | BasisReport::RangeRemoved { blocks, .. }) => Some(blocks),
-            Some(BasisReport::Signed { .. }) | None => None,
-        }
-    }
-
-    /// True if the want names exactly the blocks that a file of `size` bytes calls for.
-    #[must_use]
-    pub fn fits(&self, size: u64) -> bool {
-        let fits = |blocks: &Blocks, most: u64| {
-            BlockSize::for_size(size).count(blocks.length.min(most)) == blocks.ids.len() as u64
-        };
-        let basis_fits = match &self.basis {
-            Some(BasisReport::Blocks(basis)) => fits(basis, basis_bytes_max(size)),
-            Some(BasisReport::RangeRemoved { blocks, split }) => {
-                self.staged.is_none() && size < blocks.length && *split <= size && fits(blocks, size)
-            }
-            Some(BasisReport::Signed { length, signature }) => {
-                self.staged.is_none()
-                    && is_signed(size, *length)
-                    && signature.len() == signature_bytes(*length as usize)
-            }
-            None => true,
-        };
-        basis_fits && self.staged.as_ref().is_none_or(|staged| fits(staged, size))
-    }
-}
-
-/// A receiver's blocks of a file, in the [`BlockSize`] for the wanted size.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Blocks {
-    /// Length in bytes of the staged prefix or the basis.
-    pub length: u64,
-    /// Names of the blocks. A staged prefix is named up to the length of the wanted file, a basis
-    /// up to [`basis_bytes_max`].
-    pub ids: Vec<BlockId>,
-}
-
-/// Bytes of a basis that are advertised for a wanted file of `size` bytes. They exceed `size`,
-/// since something may have been removed near the beginning.
-#[must_use]
-pub fn basis_bytes_max(size: u64) -> u64 {
-    size.saturating_mul(2)
-}
-
-/// True if a basis of `length` bytes is signed at once for a wanted file of `size` bytes. Both are
-/// small, the signature is shorter than the file, and the lengths alone show that they differ.
-#[must_use]
-pub fn is_signed(size: u64, length: u64) -> bool {
-    size != length
-        && (DELTA_BYTES_MIN..=SMALL_BYTES_MAX).contains(&size)
-        && (1..=SMALL_BASIS_BYTES_MAX).contains(&length)
-}
-
-/// A range of a basis for the receiver to sign.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Window {
-    /// Start, in bytes.
-    pub offset: u64,
-    /// Length in bytes, at most [`BASIS_BYTES_MAX`].
-    pub length: u32,
-}
-
-/// A long range of a basis, beyond what one signature can cover.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stretch {
-    /// Start, in bytes.
-    pub offset: u64,
-    /// Length in bytes.
-    pub length: u64,
-}
-
-/// A step that builds a new content.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Op {
-    /// Begin with the first bytes of the staged prefix. Only allowed as the first step.
-    Keep {
-        /// Bytes to keep.
-        length: u64,
-    },
-    /// Append bytes of the basis.
-    Copy {
-        /// Start in the basis.
-        offset: u64,
-        /// Bytes to copy.
-        length: u64,
-    },
-    /// Append these bytes.
-    Data(ByteBuf),
-    /// Append the result of this delta against a window of the basis.
-    Delta {
-        /// The window.
-        window: Window,
-        /// Length of the result in bytes.
-        length: u32,
-        /// The delta in the format of `fast_rsync`.
-        delta: ByteBuf,
-    },
-    /// Append zeros.
-    Zeros {
-        /// Number of zeros.
-        length: u64,
-    },
-}
-
-impl Op {
-    /// Bytes of content that travel in this step.
-    #[must_use]
-    pub fn sent_bytes(&self) -> u64 {
-        match self {
-            Self::Keep { .. } | Self::Copy { .. } | Self::Zeros { .. } => 0,
-            Self::Data(bytes) | Self::Delta { delta: bytes, .. } => bytes.len() as u64,
-        }
-    }
-
-    /// Bytes of content that this step produces.
-    #[must_use]
-    pub fn made_bytes(&self) -> u64 {
-        match self {
-            Self::Keep { length } | Self::Copy { length, .. } | Self::Zeros { length } => *length,
-            Self::Data(bytes) => bytes.len() as u64,
-            Self::Delta { length, .. } => u64::from(*length),
-        }
-    }
-}
-
-/// The complete answer to a want in one message, or the step before it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Body {
-    /// The content.
-    Whole {
-        /// Hash of the content.
-        hash: Hash,
-        /// Bytes of the content.
-        data: ByteBuf,
-    },
-    /// The basis differs, so the sender needs its signature to make a delta. This is not an answer
-    /// yet.
-    Differs,
-    /// A delta that turns the basis into the content.
-    Delta {
-        /// Hash of the content.
-        hash: Hash,
-        /// The delta in the format of `fast_rsync`.
-        delta: ByteBuf,
-    },
+    /// A request to sign ranges of the basis.
+    Sign(Vec<Window>),
+    /// A request to cut a range of the basis into content-defined chunks, with the [`Average`] for
+    /// its length.
+    Cut(Stretch),
     /// The content is unavailable; the sender has reported why.
     Skipped,
+}
+
+/// A receiver's reply to a request about the basis of one file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// One signature for each window; none if the basis can no longer be read.
+    Signatures(Vec<ByteBuf>),
+    /// The chunks in order; none if the basis can no longer be read.
+    Chunks(Vec<Chunk>),
 }
 
 /// The receiver's counts of a run.
@@ -392,117 +207,143 @@ pub enum AbortKind {
     Timeout,
 }
 
-/// Every message; `S` marks the sender's, `R` the receiver's.
+/// A message that either side may send.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Message {
-    /// S: the offered object.
-    Subject(Subject),
-    /// S: the ignore files of the tree. The receiver must not delete the entries that they exclude.
-    Ignores(Vec<IgnoreFile>),
-    /// S: the next block of the manifest.
-    Entries(ByteBuf),
-    /// S: end of the manifest.
-    Offered {
-        /// True if everything below the source could be listed. If not, nothing may be deleted.
-        complete: bool,
-    },
-    /// S: the following messages may be changes to the offer whose record has this digest.
-    Baseline {
-        /// The digest.
-        digest: Hash,
-    },
-    /// S: the next part of the differences to the baseline.
-    Changes(Change),
-    /// S: end of the changes.
-    Changed {
-        /// As in [`Message::Offered`].
-        complete: bool,
-        /// The digest of the new offer's record.
-        digest: Hash,
-    },
-    /// R: the baseline is unknown here, so the sender must send the full offer.
-    BaselineMissing,
-    /// R: the files that must travel.
-    Wants(Vec<Want>),
-    /// S: complete answers.
-    Files(Vec<(u32, Body)>),
-    /// S: the bases of these files equal the wanted contents.
-    Same {
-        /// The files' ids.
-        ids: Vec<u32>,
-        /// The hash over their hashes.
-        digest: Hash,
-    },
-    /// R: signatures of the bases of files that differ; an empty signature means the basis can no
-    /// longer be read.
-    FileSignatures(Vec<(u32, ByteBuf)>),
-    /// S: request to sign ranges of a basis.
-    SignRequest {
-        /// The file's id.
-        id: u32,
-        /// The ranges.
-        windows: Vec<Window>,
-    },
-    /// R: the signatures, in order.
-    Signatures {
-        /// The file's id.
-        id: u32,
-        /// One signature for each window.
-        signatures: Vec<ByteBuf>,
-    },
-    /// S: request to cut a range of the basis into content-defined chunks, with the [`Average`] for
-    /// its length.
-    CutRequest {
-        /// The file's id.
-        id: u32,
-        /// The range.
-        stretch: Stretch,
-    },
-    /// R: the chunks in order; none if the basis can no longer be read.
-    Chunks {
-        /// The file's id.
-        id: u32,
-        /// The chunks.
-        chunks: Vec<Chunk>,
-    },
-    /// S: the next steps of one file.
-    Pieces {
-        /// The file's id.
-        id: u32,
-        /// The steps.
-        ops: Vec<Op>,
-        /// The hash of the whole content, with the last steps.
-        end: Option<Hash>,
-    },
-    /// R: the run is complete.
-    Finished(Tally),
+pub enum Common {
     /// Agent: an event.
     Note(Event),
-    /// Either side: the reason why it stops.
+    /// The reason why the side stops.
     Abort {
         /// The kind of reason.
         kind: AbortKind,
         /// The reason in words.
         text: String,
     },
-    /// S, before the subject: the offer covers only these parts of the directory, with the
-    /// directories above them. Several such messages may follow each other.
-    Scope(Vec<Subtree>),
-    /// S, before the offer ends: contents of small offered files. The receiver drops those that it
-    /// does not need.
-    Pushed(Vec<(u32, Hash, ByteBuf)>),
-    /// R, at any time where rounds follow each other: the next round must be a full one.
-    Rescan,
-    /// S, before the offer ends: samples of large offered files that changed, or may have.
-    Sampled(Vec<(u32, Samples)>),
-    /// S, before the offer ends: the bytes of the offer that take no disk space, if there are any.
-    Holes(Holes),
-    /// Either side, after it has written nothing else for a while: a sign of life. The engine never
-    /// sees it.
+    /// A sign of life of a side that has written nothing else for a while. The engine never sees
+    /// it.
     Heartbeat {
         /// True if the side is at work, or if something arrived since its last heartbeat.
         is_active: bool,
     },
+}
+
+/// A message of the sender.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromSender {
+    /// A message that either side may send.
+    Common(Common),
+    /// Before the subject: the offer covers only these parts of the directory, with the directories
+    /// above them. Several such messages may follow each other.
+    Scope(Vec<Subtree>),
+    /// The offered object.
+    Subject(Subject),
+    /// The following messages may be changes to the offer whose record has this digest.
+    Baseline {
+        /// The digest.
+        digest: Hash,
+    },
+    /// The ignore files of the tree. The receiver must not delete the entries that they exclude.
+    Ignores(Vec<IgnoreFile>),
+    /// The next block of the manifest.
+    Entries(ByteBuf),
+    /// End of the manifest.
+    Offered {
+        /// True if everything below the source could be listed. If not, nothing may be deleted.
+        complete: bool,
+    },
+    /// The next part of the differences to the baseline.
+    Changes(Change),
+    /// End of the changes.
+    Changed {
+        /// As in [`FromSender::Offered`].
+        complete: bool,
+        /// The digest of the new offer's record.
+        digest: Hash,
+    },
+    /// Before the offer ends: contents of small offered files. The receiver drops those that it
+    /// does not need.
+    Pushed(Vec<(u32, Hash, ByteBuf)>),
+    /// Before the offer ends: samples of large offered files that changed, or may have.
+    Sampled(Vec<(u32, Samples)>),
+    /// Before the offer ends: the bytes of the offer that take no disk space, if there are any.
+    Holes(Holes),
+    /// The bases of these files equal the wanted contents.
+    Same {
+        /// The files' ids.
+        ids: Vec<u32>,
+        /// The hash over their hashes.
+        digest: Hash,
+    },
+    /// Answers to wants, by file.
+    Answers(Vec<(u32, Answer)>),
+}
+
+/// A message of the receiver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromReceiver {
+    /// A message that either side may send.
+    Common(Common),
+    /// The baseline is unknown here, so the sender must send the full offer.
+    BaselineMissing,
+    /// The files that must travel.
+    Wants(Vec<Want>),
+    /// Replies to requests about bases, by file.
+    Replies(Vec<(u32, Reply)>),
+    /// The run is complete.
+    Finished(Tally),
+    /// At any time where rounds follow each other: the next round must be a full one.
+    Rescan,
+}
+
+/// The messages of one side.
+pub trait Message: From<Common> + Serialize + DeserializeOwned + std::fmt::Debug + Send + 'static {
+    /// The message that either side may send, if this is one.
+    fn as_common(&self) -> Option<&Common>;
+
+    /// True for [`FromReceiver::Rescan`].
+    fn is_rescan(&self) -> bool {
+        false
+    }
+
+    /// The request or unasked content in the message, as a name and pairs for the log.
+    fn label(&self) -> Option<(&'static str, String)>;
+
+    /// True if every list and number is as small as it must be.
+    fn is_within_limits(&self) -> bool;
+
+    /// Approximate bytes of the contents in the message, so that the encoder allocates once.
+    fn content_bytes(&self) -> usize {
+        0
+    }
+
+    /// True if the message carries deltas of small files. These are short and resemble each other.
+    fn has_deltas(&self) -> bool {
+        false
+    }
+
+    /// Encodes the wire form.
+    #[must_use]
+    fn encode(&self) -> Vec<u8> {
+        let room = Vec::with_capacity(self.content_bytes() + 64);
+        match encode::append(room, self) {
+            Ok(bytes) => bytes,
+            // Writing plain data to a `Vec` cannot fail.
+            Err(error) => unreachable!("encoding a message: {error}"),
+        }
+    }
+
+    /// Decodes the wire form and checks every limit.
+    ///
+    /// # Errors
+    /// See [`MessageError`].
+    fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        let (message, rest) =
+            postcard::take_from_bytes::<Self>(bytes).map_err(|_| MessageError::Malformed)?;
+        if !rest.is_empty() {
+            return Err(MessageError::Malformed);
+        }
+        if message.is_within_limits() { Ok(message) } else { Err(MessageError::Limit) }
+    }
 }
 
 /// A message that does not decode, or exceeds a limit.
@@ -516,104 +357,65 @@ pub enum MessageError {
     Limit,
 }
 
-impl Message {
-    /// A [`Message::Same`] for these files and their hashes.
+impl From<Common> for FromSender {
+    fn from(common: Common) -> Self {
+        Self::Common(common)
+    }
+}
+
+impl From<Common> for FromReceiver {
+    fn from(common: Common) -> Self {
+        Self::Common(common)
+    }
+}
+
+impl FromSender {
+    /// A [`FromSender::Same`] for these files and their hashes.
     #[must_use]
     pub fn same(files: &[(u32, Hash)]) -> Self {
         let ids = files.iter().map(|(id, _)| *id).collect();
         Self::Same { ids, digest: digest_of(files.iter().map(|(_, hash)| hash)) }
     }
+}
 
-    /// Encodes the wire form.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let room = Vec::with_capacity(self.content_bytes() + 64);
-        match encode::append(room, self) {
-            Ok(bytes) => bytes,
-            // Writing plain data to a `Vec` cannot fail.
-            Err(error) => unreachable!("encoding a message: {error}"),
-        }
+impl Message for FromSender {
+    fn as_common(&self) -> Option<&Common> {
+        if let Self::Common(common) = self { Some(common) } else { None }
     }
 
-    /// True if the message carries deltas of small files. These are short and resemble each other.
-    #[must_use]
-    pub fn has_deltas(&self) -> bool {
-        let Self::Files(files) = self else { return false };
-        files.iter().any(|(_, body)| matches!(body, Body::Delta { .. }))
+    fn label(&self) -> Option<(&'static str, String)> {
+        let Self::Pushed(files) = self else { return None };
+        Some(("pushed", files.len().to_string()))
     }
 
-    /// Approximate bytes of the contents in the message, so that the encoder allocates once.
     fn content_bytes(&self) -> usize {
         const EACH_BYTES: usize = size_of::<Hash>() + 16;
         match self {
-            Self::Files(files) => {
-                let each = |body: &Body| match body {
-                    Body::Whole { data: bytes, .. } | Body::Delta { delta: bytes, .. } => bytes.len(),
-                    Body::Differs | Body::Skipped => 0,
-                };
-                files.iter().map(|(_, body)| EACH_BYTES + each(body)).sum()
-            }
-            // At most `CONTENT_BYTES_MAX`.
-            Self::Pieces { ops, .. } => ops.iter().map(|op| EACH_BYTES + op.sent_bytes() as usize).sum(),
+            Self::Answers(files) => files.iter().map(|(_, answer)| EACH_BYTES + answer.sent_bytes()).sum(),
             Self::Pushed(files) => files.iter().map(|(_, _, data)| EACH_BYTES + data.len()).sum(),
             _ => 0,
         }
     }
 
-    /// Decodes the wire form and checks every limit.
-    ///
-    /// # Errors
-    /// See [`MessageError`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
-        let (message, rest) =
-            postcard::take_from_bytes::<Self>(bytes).map_err(|_| MessageError::Malformed)?;
-        if !rest.is_empty() {
-            return Err(MessageError::Malformed);
-        }
-        if message.is_within_limits() { Ok(message) } else { Err(MessageError::Limit) }
+    fn has_deltas(&self) -> bool {
+        let Self::Answers(files) = self else { return false };
+        files.iter().any(|(_, answer)| answer.is_delta())
     }
 
     fn is_within_limits(&self) -> bool {
         match self {
+            Self::Common(common) => common.is_within_limits(),
             Self::Subject(Subject::Directory { mode, seconds, nanos, tree_id: _ }) => {
                 *mode <= 0o7777 && Time::new(*seconds, *nanos).is_some()
-            }
-            Self::Ignores(files) => files.len() <= LIST_MAX,
-            Self::Wants(wants) => wants.len() <= WANTS_MAX && wants.iter().all(want_is_within_limits),
-            Self::Files(files) => {
-                files.len() <= LIST_MAX
-                    && files.iter().all(|(_, body)| match body {
-                        Body::Whole { data, .. } => data.len() as u64 <= SMALL_BYTES_MAX,
-                        Body::Delta { delta, .. } => delta.len() as u64 <= SMALL_BYTES_MAX,
-                        Body::Differs | Body::Skipped => true,
-                    })
-            }
-            Self::Same { ids, .. } => ids.len() <= LIST_MAX,
-            Self::FileSignatures(signatures) => signatures.len() <= LIST_MAX,
-            Self::SignRequest { windows, .. } => {
-                windows.len() <= WINDOWS_MAX && windows.iter().all(window_is_within_limits)
-            }
-            Self::Signatures { signatures, .. } => signatures.len() <= WINDOWS_MAX,
-            Self::CutRequest { stretch: Stretch { offset, length }, .. } => {
-                is_stretch(*offset, *length) && Average::for_size(*length).is_some()
-            }
-            Self::Chunks { chunks, .. } => chunks.len() <= CHUNKS_MAX,
-            Self::Pieces { ops, .. } => {
-                ops.len() <= LIST_MAX
-                    && ops.iter().all(|op| match op {
-                        Op::Delta { window, length, .. } => {
-                            window_is_within_limits(window) && *length as usize <= NEW_BYTES_MAX
-                        }
-                        Op::Copy { offset, length } => is_stretch(*offset, *length),
-                        Op::Keep { .. } | Op::Data(_) | Op::Zeros { .. } => true,
-                    })
             }
             Self::Subject(Subject::File { name }) => {
                 !name.contains(&b'/') && TreePath::new(name.as_slice()).is_ok()
             }
-            Self::Note(event) => event_is_within_limits(event),
-            Self::Abort { text, .. } => text.len() <= TEXT_BYTES_MAX,
-            Self::Finished(tally) => tally.is_within_limits(),
+            Self::Ignores(files) => files.len() <= LIST_MAX,
+            Self::Answers(files) => {
+                files.len() <= LIST_MAX && files.iter().all(|(_, answer)| answer.is_within_limits())
+            }
+            Self::Same { ids, .. } => ids.len() <= LIST_MAX,
             Self::Changes(change) => (1..=EDITS_MAX).contains(&change.edits.len()),
             Self::Scope(subtrees) => subtrees.len() <= LIST_MAX,
             Self::Pushed(files) => {
@@ -626,13 +428,96 @@ impl Message {
             Self::Holes(Holes { files, .. }) => {
                 files.len() <= HOLES_MAX && files.is_sorted_by(|(one, _), (next, _)| one < next)
             }
-            Self::Rescan
-            | Self::Heartbeat { .. }
-            | Self::Entries(_)
-            | Self::Offered { .. }
-            | Self::Baseline { .. }
-            | Self::Changed { .. }
-            | Self::BaselineMissing => true,
+            Self::Entries(_) | Self::Offered { .. } | Self::Baseline { .. } | Self::Changed { .. } => true,
+        }
+    }
+}
+
+impl Message for FromReceiver {
+    fn as_common(&self) -> Option<&Common> {
+        if let Self::Common(common) = self { Some(common) } else { None }
+    }
+
+    fn is_rescan(&self) -> bool {
+        *self == Self::Rescan
+    }
+
+    fn label(&self) -> Option<(&'static str, String)> {
+        let one = || "1".to_owned();
+        match self {
+            Self::Wants(wants) => {
+                let with_basis = wants.iter().filter(|want| want.basis.is_some()).count();
+                let with_part = wants.iter().filter(|want| want.staged.is_some()).count();
+                let text = format!("{} with_basis={with_basis} with_part={with_part}", wants.len());
+                Some(("wants", text))
+            }
+            Self::BaselineMissing => Some(("baseline-missing", one())),
+            Self::Rescan => Some(("rescan", one())),
+            Self::Common(_) | Self::Replies(_) | Self::Finished(_) => None,
+        }
+    }
+
+    fn is_within_limits(&self) -> bool {
+        match self {
+            Self::Common(common) => common.is_within_limits(),
+            Self::Wants(wants) => wants.len() <= WANTS_MAX && wants.iter().all(want_is_within_limits),
+            Self::Replies(files) => {
+                files.len() <= LIST_MAX
+                    && files.iter().all(|(_, reply)| match reply {
+                        Reply::Signatures(signatures) => signatures.len() <= WINDOWS_MAX,
+                        Reply::Chunks(chunks) => chunks.len() <= CHUNKS_MAX,
+                    })
+            }
+            Self::Finished(tally) => tally.is_within_limits(),
+            Self::BaselineMissing | Self::Rescan => true,
+        }
+    }
+}
+
+impl Common {
+    fn is_within_limits(&self) -> bool {
+        match self {
+            Self::Note(event) => event_is_within_limits(event),
+            Self::Abort { text, .. } => text.len() <= TEXT_BYTES_MAX,
+            Self::Heartbeat { .. } => true,
+        }
+    }
+}
+
+impl Answer {
+    fn sent_bytes(&self) -> usize {
+        // At most `CONTENT_BYTES_MAX`.
+        if let Self::Steps { ops, .. } = self {
+            ops.iter().map(|op| op.sent_bytes() as usize).sum()
+        } else {
+            0
+        }
+    }
+
+    /// True for a delta that is a whole file.
+    fn is_delta(&self) -> bool {
+        matches!(self, Self::Steps { ops, end: Some(_) } if matches!(ops[..], [Op::Delta { .. }]))
+    }
+
+    fn is_within_limits(&self) -> bool {
+        match self {
+            Self::Steps { ops, .. } => {
+                ops.len() <= LIST_MAX
+                    && ops.iter().all(|op| match op {
+                        Op::Delta { window, length, .. } => {
+                            window_is_within_limits(window) && *length as usize <= NEW_BYTES_MAX
+                        }
+                        Op::Copy { offset, length } => is_stretch(*offset, *length),
+                        Op::Keep { .. } | Op::Data(_) | Op::Zeros { .. } => true,
+                    })
+            }
+            Self::Sign(windows) => {
+                (1..=WINDOWS_MAX).contains(&windows.len()) && windows.iter().all(window_is_within_limits)
+            }
+            Self::Cut(Stretch { offset, length }) => {
+                is_stretch(*offset, *length) && Average::for_size(*length).is_some()
+            }
+            Self::Skipped => true,
         }
     }
 }
@@ -642,15 +527,6 @@ pub fn digest_of<'a>(hashes: impl Iterator<Item = &'a Hash>) -> Hash {
     let mut hasher = Hasher::new();
     hashes.for_each(|hash| hasher.update(hash.as_bytes()));
     hasher.finish()
-}
-
-fn window_is_within_limits(window: &Window) -> bool {
-    window.length as usize <= BASIS_BYTES_MAX && is_stretch(window.offset, window.length.into())
-}
-
-/// True if a file can have such a range. Adding to offsets that pass here cannot overflow.
-fn is_stretch(offset: u64, length: u64) -> bool {
-    offset.checked_add(length).is_some_and(|end| end <= SIZE_MAX)
 }
 
 fn event_is_within_limits(event: &Event) -> bool {
@@ -674,12 +550,4 @@ fn event_is_within_limits(event: &Event) -> bool {
         | Event::Moved { .. }
         | Event::Matched { .. } => true,
     }
-}
-
-/// True if some file could have these blocks; [`Want::fits`] checks them against the file.
-fn want_is_within_limits(want: &Want) -> bool {
-    [want.staged.as_ref(), want.basis_blocks()]
-        .into_iter()
-        .flatten()
-        .all(|blocks| blocks.length <= SIZE_MAX && blocks.ids.len() as u64 <= 2 * BLOCKS_MAX)
 }

@@ -29,13 +29,12 @@
 //!  Ignores · Entries… · Offered ─────────────► compares
 //!    ◄─────────────────────────────────── Wants (with blocks of a staged prefix, of a basis)
 //!  Same (the basis equals the offer) ─────────► compares one hash for all of them
-//!  Files (small ones, many at a time) ───────► whole; or they differ from the basis: then
-//!    ◄────────────────────────── FileSignatures  for them, and Files with deltas
-//!  CutRequest ───────────────────────────────► (a long range of a larger file moved)
-//!    ◄────────────────────────────────── Chunks (both sides cut at the same time)
-//!  SignRequest ──────────────────────────────► (gaps between known blocks and chunks)
-//!    ◄────────────────────────────── Signatures
-//!  Pieces … Pieces with the hash ────────────► stages, verifies, renames
+//!  Answers, by file:
+//!   Steps … Steps with the hash ─────────────► stages, verifies, renames
+//!   Sign (gaps that resemble the basis) ─────►
+//!    ◄──────────────────────────── Signatures
+//!   Cut (a long range moved) ────────────────► both sides cut at the same time
+//!    ◄──────────────────────────────── Chunks
 //!    ◄──────────────────────────────── Finished, after the times and the deletions
 //! ```
 //! With a baseline on both sides, the sender offers only the changes to it. The sender names the
@@ -53,6 +52,9 @@
 //! baseline once the receiver has taken it in, however the run ends. An agent that sends stores it
 //! earlier, because the client cuts the agent off when it has finished. If the run breaks in
 //! between, the next run notices.
+//!
+//! The first steps of a small file are its last ones. Where its basis differs, the sender asks for
+//! the signature of all of it and sends one delta. One message carries the answers for many files.
 //!
 //! A basis that is small and differs in length from the wanted file is certain to differ in
 //! content. So the want carries the basis's signature at once, instead of its blocks.
@@ -106,3 +108,4 @@ pub mod frame;
 pub mod hello;
 pub mod lanes;
 pub mod message;
+mod want;

@@ -4,21 +4,24 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_bytes::ByteBuf;
 
-use super::byzantine::{Stage, Victim, offend, offered, subject};
-use super::disk::{ReceiverDisk, SenderDisk};
+use super::byzantine::{
+    Stage, Victim, config, offend, offered, receiver_at, receiver_on, sender_at, sender_on, subject,
+};
+use super::disk::ReceiverDisk;
 use super::properties::{delete, run};
+use super::source::SenderDisk;
 use super::tree::{Rng, Tree, change, differences, directory, file, grow, manifest, path, tree};
-use super::{Ended, ORDERS, Order, Pair, RECEIVER, SENDER};
+use super::{Ended, JarReceiver, JarSender, ORDERS, Order, Pair};
 use crate::content::hash::Hash;
-use crate::engine::Config;
-use crate::engine::work::{Changed, Outcome, Work};
+use crate::engine::work::{Changed, ReceiverWork, SenderWork};
+use crate::engine::{Config, Engine};
 use crate::tree::change::testing::record_bytes;
 use crate::tree::change::{Change, Edit, between};
 use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::Manifest;
 use crate::tree::record::{self, Record};
 use crate::wire::hello::Options;
-use crate::wire::message::{AbortKind, Message, Tally, Want};
+use crate::wire::message::{AbortKind, Common, FromReceiver, FromSender, Tally, Want};
 
 /// A disk's baseline. By default the disk stores none, even if it is asked to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,9 +56,8 @@ impl Baseline {
         Some(Changed { changes, ignores: known_ignores != ignores, digest })
     }
 
-    pub(super) fn store(&mut self, manifest: &Manifest, ignores: &[IgnoreFile]) -> Outcome {
+    pub(super) fn store(&mut self, manifest: &Manifest, ignores: &[IgnoreFile]) {
         self.record = Some(record_bytes(manifest, ignores)).filter(|_| self.stores);
-        Outcome::StoreBaseline
     }
 }
 
@@ -236,7 +238,7 @@ fn ignore_files_are_stored_in_the_baseline_and_replaced() {
         let ended = run(source, target, &delete(), Order::Random, 6);
         assert_eq!(ended.source.baseline, ended.target.baseline);
         let stays = ended.target.tree.contains_key(&path("x.o"));
-        (stays, ended.log.ignores, [ended.source.baseline, ended.target.baseline])
+        (stays, ended.log.ignores, [ended.source.baseline, ended.target.baseline.clone()])
     };
     let (stays, sent, baseline) = run(Some("*.o"), [Baseline::empty(), Baseline::empty()]);
     assert_eq!((stays, sent), (true, 1));
@@ -263,17 +265,17 @@ fn dry_run_uses_the_baseline_and_leaves_it() {
 // Lies.
 
 /// A receiver whose baseline is `offered`, after the sender has named it.
-fn victim_with_baseline() -> Victim {
+fn victim_with_baseline() -> Victim<JarReceiver> {
     let mut target = ReceiverDisk::new(Tree::new());
     target.baseline = Baseline::of(&offered());
-    let mut victim = Victim::receiver_on(&Config::default(), target);
+    let mut victim = receiver_on(&config(), target);
     victim.hear(subject());
-    victim.hear(Message::Baseline { digest: digest() });
+    victim.hear(FromSender::Baseline { digest: digest() });
     assert!(victim.side.only_outcomes, "changes have to wait until it is known what is stored");
     victim.end_all();
     assert!(
         !victim.side.only_outcomes
-            && victim.said.iter().all(|said| !matches!(said, Message::BaselineMissing))
+            && victim.said.iter().all(|said| !matches!(said, FromReceiver::BaselineMissing))
     );
     victim
 }
@@ -282,13 +284,13 @@ fn digest() -> Hash {
     record::digest(&manifest(&offered()), &[])
 }
 
-fn changed(digest: Hash) -> Message {
-    Message::Changed { complete: true, digest }
+fn changed(digest: Hash) -> FromSender {
+    FromSender::Changed { complete: true, digest }
 }
 
-fn edits(edits: &[(u32, u32, u32)]) -> Message {
+fn edits(edits: &[(u32, u32, u32)]) -> FromSender {
     let edits = edits.iter().map(|&(keep, drop, add)| Edit { keep, drop, add }).collect();
-    Message::Changes(Change { edits, entries: Vec::new() })
+    FromSender::Changes(Change { edits, entries: Vec::new() })
 }
 
 #[test]
@@ -298,7 +300,7 @@ fn sender_can_only_make_the_announced_tree_from_a_baseline() {
         tree.pop_last();
         record::digest(&manifest(&tree), &[])
     };
-    let block = || Message::Entries(ByteBuf::from(manifest(&offered()).blocks().next().unwrap()));
+    let block = || FromSender::Entries(ByteBuf::from(manifest(&offered()).blocks().next().unwrap()));
     let garbage = Change { edits: vec![Edit { keep: 6, drop: 0, add: 1 }], entries: vec![0xff; 20] };
     for (claim, messages) in [
         ("another digest", vec![changed(Hash::of(b""))]),
@@ -312,10 +314,10 @@ fn sender_can_only_make_the_announced_tree_from_a_baseline() {
         ("the largest drop", vec![edits(&[(0, u32::MAX, 0)])]),
         ("entries that are not there", vec![edits(&[(0, 0, u32::MAX)])]),
         ("what is in a directory that goes", vec![edits(&[(0, 1, 0)]), changed(digest())]),
-        ("garbage", vec![Message::Changes(garbage)]),
-        ("a second baseline", vec![Message::Baseline { digest: digest() }]),
+        ("garbage", vec![FromSender::Changes(garbage)]),
+        ("a second baseline", vec![FromSender::Baseline { digest: digest() }]),
         ("everything after a part", vec![edits(&[(5, 1, 0)]), block()]),
-        ("nothing after a part", vec![edits(&[(5, 1, 0)]), Message::Offered { complete: true }]),
+        ("nothing after a part", vec![edits(&[(5, 1, 0)]), FromSender::Offered { complete: true }]),
         ("changes after everything", vec![block(), edits(&[(5, 1, 0)])]),
         ("the end of changes after everything", vec![block(), changed(digest())]),
         ("an end after the end", vec![changed(digest()), changed(digest())]),
@@ -325,46 +327,46 @@ fn sender_can_only_make_the_announced_tree_from_a_baseline() {
     }
 }
 
-fn ignores() -> Message {
-    Message::Ignores(vec![IgnoreFile { directory: Vec::new(), text: b"x".to_vec() }])
+fn ignores() -> FromSender {
+    FromSender::Ignores(vec![IgnoreFile { directory: Vec::new(), text: b"x".to_vec() }])
 }
 
 #[test]
 fn changes_need_a_baseline_that_comes_first() {
-    let baseline = || Message::Baseline { digest: digest() };
+    let baseline = || FromSender::Baseline { digest: digest() };
     for (claim, messages) in [
         ("changes of nothing", vec![edits(&[(0, 1, 0)])]),
         ("no changes of nothing", vec![changed(digest())]),
         ("a baseline behind ignore files", vec![ignores(), baseline()]),
         ("two baselines", vec![baseline(), baseline()]),
     ] {
-        offend(Victim::at(RECEIVER, Stage::Listing), claim, messages);
+        offend(receiver_at(Stage::Listing), claim, messages);
     }
-    offend(Victim::at(RECEIVER, Stage::Fresh), "a baseline of what is not announced", vec![baseline()]);
+    offend(receiver_at(Stage::Fresh), "a baseline of what is not announced", vec![baseline()]);
 }
 
 #[test]
 fn receiver_without_the_baseline_skips_changes_only_once() {
     let without_baseline = || {
-        let mut victim = Victim::at(RECEIVER, Stage::Listing);
-        victim.hear(Message::Baseline { digest: Hash::of(b"another") });
+        let mut victim = receiver_at(Stage::Listing);
+        victim.hear(FromSender::Baseline { digest: Hash::of(b"another") });
         victim.end_all();
-        assert_eq!(victim.said.last(), Some(&Message::BaselineMissing));
+        assert_eq!(victim.said.last(), Some(&FromReceiver::BaselineMissing));
         victim
     };
     let wrong = || vec![ignores(), edits(&[(u32::MAX, 1, 0)]), changed(Hash::of(b""))];
-    for last in [edits(&[(0, 1, 0)]), changed(digest()), Message::Baseline { digest: digest() }] {
+    for last in [edits(&[(0, 1, 0)]), changed(digest()), FromSender::Baseline { digest: digest() }] {
         offend(without_baseline(), "again", [wrong(), vec![last]].concat());
     }
     let mut victim = without_baseline();
     wrong().into_iter().for_each(|message| victim.hear(message));
     assert!(victim.side.done.is_none());
     for block in manifest(&offered()).blocks() {
-        victim.hear(Message::Entries(ByteBuf::from(block)));
+        victim.hear(FromSender::Entries(ByteBuf::from(block)));
     }
-    victim.hear(Message::Offered { complete: true });
+    victim.hear(FromSender::Offered { complete: true });
     victim.end_all();
-    assert!(matches!(victim.said.last(), Some(Message::Wants(_))), "{:?}", victim.said);
+    assert!(matches!(victim.said.last(), Some(FromReceiver::Wants(_))), "{:?}", victim.said);
 }
 
 #[test]
@@ -376,16 +378,16 @@ fn baseline_that_is_damaged_inside_is_dropped_late_and_all_comes() {
     for changes in [vec![edits(&[(5, 1, 0)]), changed(digest)], vec![changed(digest)]] {
         let mut target = ReceiverDisk::new(Tree::new());
         target.baseline = Baseline { stores: true, record: Some(bytes.clone()) };
-        let mut victim = Victim::receiver_on(&Config::default(), target);
+        let mut victim = receiver_on(&config(), target);
         victim.hear(subject());
-        victim.hear(Message::Baseline { digest });
+        victim.hear(FromSender::Baseline { digest });
         victim.end_all();
         changes.into_iter().for_each(|message| victim.hear(message));
-        assert_eq!(victim.said.last(), Some(&Message::BaselineMissing));
-        victim.hear(Message::Entries(ByteBuf::from(manifest(&offered()).blocks().next().unwrap())));
-        victim.hear(Message::Offered { complete: true });
+        assert_eq!(victim.said.last(), Some(&FromReceiver::BaselineMissing));
+        victim.hear(FromSender::Entries(ByteBuf::from(manifest(&offered()).blocks().next().unwrap())));
+        victim.hear(FromSender::Offered { complete: true });
         victim.end_all();
-        assert!(matches!(victim.said.last(), Some(Message::Wants(_))), "{:?}", victim.said);
+        assert!(matches!(victim.said.last(), Some(FromReceiver::Wants(_))), "{:?}", victim.said);
     }
 }
 
@@ -394,55 +396,55 @@ fn receiver_can_report_forgotten_once_and_only_before_wants() {
     let sender = |kept: Baseline| {
         let mut source = SenderDisk::new(offered());
         source.baseline = kept;
-        let mut victim = Victim::sender_on(&Config::default(), source);
+        let mut victim = sender_on(&config(), source);
         victim.end_all();
         victim
     };
-    let wants = || Message::Wants(vec![Want::whole(1)]);
-    offend(sender(Baseline::empty()), "forgets what was not named", vec![Message::BaselineMissing]);
+    let wants = || FromReceiver::Wants(vec![Want::whole(1)]);
+    offend(sender(Baseline::empty()), "forgets what was not named", vec![FromReceiver::BaselineMissing]);
     offend(
         sender(Baseline::of(&offered())),
         "twice",
-        vec![Message::BaselineMissing, Message::BaselineMissing],
+        vec![FromReceiver::BaselineMissing, FromReceiver::BaselineMissing],
     );
-    offend(sender(Baseline::of(&offered())), "after asking", vec![wants(), Message::BaselineMissing]);
-    offend(Victim::at(SENDER, Stage::Fresh), "at once", vec![Message::BaselineMissing]);
+    offend(sender(Baseline::of(&offered())), "after asking", vec![wants(), FromReceiver::BaselineMissing]);
+    offend(sender_at(Stage::Fresh), "at once", vec![FromReceiver::BaselineMissing]);
 }
 
 /// A sender that has listed its source and has no baseline yet.
-fn listed(relay: bool) -> Victim {
+fn listed(relay: bool) -> Victim<JarSender> {
     let mut source = SenderDisk::new(offered());
     source.baseline = Baseline::empty();
-    let mut victim = Victim::sender_on(&Config { relay, ..Config::default() }, source);
+    let mut victim = sender_on(&Config { relay, ..config() }, source);
     victim.end(0);
     victim.end(0);
     victim
 }
 
-fn is_being_stored(victim: &Victim) -> bool {
-    victim.side.works.iter().any(|work| matches!(work, Work::StoreBaseline { .. }))
+fn is_being_stored(victim: &Victim<JarSender>) -> bool {
+    victim.side.works.iter().any(|work| matches!(work, SenderWork::StoreBaseline { .. }))
 }
 
 #[test]
 fn client_stores_the_baseline_once_the_receiver_took_the_offer() {
     let tally = || Tally { entries: 6, ..Tally::default() };
     let mut victim = listed(false);
-    assert!(matches!(victim.said.last(), Some(Message::Offered { .. })) && !is_being_stored(&victim));
-    victim.hear(Message::Finished(tally()));
+    assert!(matches!(victim.said.last(), Some(FromSender::Offered { .. })) && !is_being_stored(&victim));
+    victim.hear(FromReceiver::Finished(tally()));
     assert!(is_being_stored(&victim) && victim.side.only_outcomes && victim.side.done.is_none());
     // Nothing that the other side does now can undo the finished run.
-    victim.hear(Message::Abort { kind: AbortKind::Busy, text: String::new() });
-    victim.hear(Message::BaselineMissing);
+    victim.hear(Common::Abort { kind: AbortKind::Busy, text: String::new() }.into());
+    victim.hear(FromReceiver::BaselineMissing);
     victim.side.engine.input(super::Input::Closed("gone".to_owned()));
     victim.end_all();
     assert_eq!(victim.side.done.unwrap().unwrap().tally, tally());
 
     let mut victim = listed(false);
-    victim.hear(Message::Wants(vec![Want::whole(1)]));
+    victim.hear(FromReceiver::Wants(vec![Want::whole(1)]));
     assert!(is_being_stored(&victim));
-    victim.hear(Message::Wants(vec![Want::whole(2)]));
+    victim.hear(FromReceiver::Wants(vec![Want::whole(2)]));
     victim.end_all();
-    victim.hear(Message::Finished(tally()));
+    victim.hear(FromReceiver::Finished(tally()));
     assert_eq!(victim.side.done.unwrap().unwrap().tally, tally());
 }
 
@@ -450,31 +452,39 @@ fn client_stores_the_baseline_once_the_receiver_took_the_offer() {
 fn agent_stores_the_baseline_before_it_offers() {
     let mut victim = listed(true);
     assert!(is_being_stored(&victim));
-    let offers = |victim: &Victim| {
-        victim.said.iter().any(|said| matches!(said, Message::Offered { .. } | Message::Entries(_)))
+    let offers = |victim: &Victim<JarSender>| {
+        victim.said.iter().any(|said| matches!(said, FromSender::Offered { .. } | FromSender::Entries(_)))
     };
     assert!(!offers(&victim));
     victim.end_all();
     assert!(offers(&victim));
-    victim.hear(Message::Finished(Tally::default()));
+    victim.hear(FromReceiver::Finished(Tally::default()));
     assert!(victim.side.done.is_some_and(|done| done.is_ok()), "and not once more");
-    offend(listed(true), "a want of what is not offered yet", vec![Message::Wants(vec![Want::whole(1)])]);
+    offend(
+        listed(true),
+        "a want of what is not offered yet",
+        vec![FromReceiver::Wants(vec![Want::whole(1)])],
+    );
 }
 
 #[test]
 fn receiver_finishes_only_after_it_stored_the_baseline() {
     let mut target = ReceiverDisk::new(Tree::new());
     target.baseline = Baseline::empty();
-    let mut victim = Victim::receiver_on(&Config::default(), target);
+    let mut victim = receiver_on(&config(), target);
     victim.hear(subject());
-    victim.hear(Message::Offered { complete: true });
-    let has_finished = |victim: &Victim| victim.said.iter().any(|said| matches!(said, Message::Finished(_)));
+    victim.hear(FromSender::Offered { complete: true });
+    let has_finished = |victim: &Victim<JarReceiver>| {
+        victim.said.iter().any(|said| matches!(said, FromReceiver::Finished(_)))
+    };
     while let Some(other) =
-        victim.side.works.iter().position(|work| !matches!(work, Work::StoreBaseline { .. }))
+        victim.side.works.iter().position(|work| !matches!(work, ReceiverWork::StoreBaseline { .. }))
     {
         victim.end(other);
     }
-    assert!(is_being_stored(&victim) && !has_finished(&victim));
+    let is_being_stored =
+        victim.side.works.iter().any(|work| matches!(work, ReceiverWork::StoreBaseline { .. }));
+    assert!(is_being_stored && !has_finished(&victim));
     victim.end_all();
     assert!(has_finished(&victim));
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::disk::{ReceiverDisk, SenderDisk};
+use super::disk::ReceiverDisk;
 use super::properties::{assert_same, delete, problem_kinds, run};
+use super::source::SenderDisk;
 use super::tree::{Tree, directory, file, link, path, tree};
 use super::{Ended, ORDERS, Order};
 use crate::engine::work::Destination;

@@ -3,21 +3,22 @@
 use serde_bytes::ByteBuf;
 
 use super::baseline::Baseline;
-use super::disk::{ReceiverDisk, SenderDisk};
+use super::disk::ReceiverDisk;
+use super::source::SenderDisk;
 use super::tree::{Node, Rng, Tree, directory, file, link, manifest, path, time, tree};
-use super::{RECEIVER, SENDER, Side};
+use super::{JarReceiver, JarSender, JarWork, LIMITS, Side};
 use crate::content::blocks::BlockId;
 use crate::content::chunk::{Chunk, ChunkId};
 use crate::content::hash::Hash;
 use crate::content::sample::{SAMPLED_BYTES_MIN, Samples};
-use crate::engine::{Config, Input, Outcome, Receiver, Sender, Work};
+use crate::engine::{Config, Engine, Input, Receiver, ReceiverWork, Sender};
 use crate::monitor::Event;
 use crate::tree::change::{Change, Edit};
 use crate::tree::filter::IgnoreFile;
 use crate::tree::tree_id::TreeId;
 use crate::wire::message::{
-    AbortKind, BasisReport, Blocks, Body, Holes, Message, Op, SAMPLED_MAX, STREAMS_MAX, Stretch, Subject,
-    Tally, WANTS_MAX, Want, Window,
+    AbortKind, Answer, BasisReport, Blocks, Common, FromReceiver, FromSender, Holes, Message, Op, Reply,
+    SAMPLED_MAX, STREAMS_MAX, Stretch, Subject, Tally, WANTS_MAX, Want, Window,
 };
 
 // Ids of the files of `offered`.
@@ -69,124 +70,40 @@ pub(super) const STAGES: [Stage; 6] =
     [Stage::Fresh, Stage::Listing, Stage::Offered, Stage::Content, Stage::Streaming, Stage::Late];
 
 /// An engine and its disk.
-pub(super) struct Victim {
-    pub(super) side: Side,
-    disk: Box<dyn FnMut(Work) -> Outcome>,
-    pub(super) said: Vec<Message>,
+pub(super) struct Victim<E: Engine> {
+    pub(super) side: Side<E>,
+    disk: Box<dyn FnMut(E::Work) -> E::Outcome>,
+    pub(super) said: Vec<E::Outgoing>,
 }
 
-impl Victim {
-    pub(super) fn sender(config: &Config, source: Tree) -> Self {
-        Self::sender_on(config, SenderDisk::new(source))
-    }
+/// Makes a sender, as the victim of a byzantine receiver.
+pub(super) fn sender(config: &Config, source: Tree) -> Victim<JarSender> {
+    sender_on(config, SenderDisk::new(source))
+}
 
-    pub(super) fn sender_on(config: &Config, mut source: SenderDisk) -> Self {
-        Self::new(Side::new(Sender::new(config)), move |work| source.perform(work))
-    }
+pub(super) fn sender_on(config: &Config, mut source: SenderDisk) -> Victim<JarSender> {
+    Victim::new(Side::new(Sender::new(config)), move |work| source.perform(work))
+}
 
-    pub(super) fn receiver(config: &Config, target: Tree) -> Self {
-        Self::receiver_on(config, ReceiverDisk::new(target))
-    }
+/// Makes a receiver, as the victim of a byzantine sender.
+pub(super) fn receiver(config: &Config, target: Tree) -> Victim<JarReceiver> {
+    receiver_on(config, ReceiverDisk::new(target))
+}
 
-    pub(super) fn receiver_on(config: &Config, mut target: ReceiverDisk) -> Self {
-        Self::new(Side::new(Receiver::new(config)), move |work| target.perform(work))
-    }
+pub(super) fn receiver_on(config: &Config, mut target: ReceiverDisk) -> Victim<JarReceiver> {
+    Victim::new(Side::new(Receiver::new(config)), move |work| target.perform(work))
+}
 
-    fn new(mut side: Side, disk: impl FnMut(Work) -> Outcome + 'static) -> Self {
+impl<E: Engine> Victim<E>
+where
+    E::Work: JarWork,
+{
+    fn new(mut side: Side<E>, disk: impl FnMut(E::Work) -> E::Outcome + 'static) -> Self {
         let said = side.drain();
         Self { side, disk: Box::new(disk), said }
     }
 
-    /// Plays an honest peer up to this stage.
-    pub(super) fn at(which: usize, stage: Stage) -> Self {
-        let config = Config::default();
-        if which == SENDER { Self::sender_at(&config, stage) } else { Self::receiver_at(&config, stage) }
-    }
-
-    fn sender_at(config: &Config, stage: Stage) -> Self {
-        let mut victim = Self::sender(config, offered());
-        if stage == Stage::Fresh {
-            return victim;
-        }
-        victim.end_one();
-        if stage == Stage::Listing {
-            return victim;
-        }
-        victim.end_one();
-        if stage == Stage::Offered {
-            return victim;
-        }
-        victim.hear(Message::Wants(vec![Want::whole(SMALL)]));
-        if stage == Stage::Content {
-            return victim;
-        }
-        victim.end_one();
-        victim.hear(Message::Wants(vec![Want::whole(LARGE)]));
-        victim.end_one();
-        if stage == Stage::Streaming {
-            return victim;
-        }
-        victim.end_all();
-        let staged = Some(blocks(1, 1));
-        victim.hear(Message::Wants(vec![Want { staged, ..want_with_basis(UPDATED) }]));
-        victim.end_all();
-        assert!(matches!(victim.said.last(), Some(Message::SignRequest { id: UPDATED, .. })));
-        victim
-    }
-
-    fn receiver_at(config: &Config, stage: Stage) -> Self {
-        let mut target = ReceiverDisk::new(present());
-        target.baseline = Baseline::of(&offered());
-        let mut victim = Self::receiver_on(config, target);
-        if stage == Stage::Fresh {
-            return victim;
-        }
-        victim.hear(subject());
-        if stage == Stage::Listing {
-            return victim;
-        }
-        victim.end_all();
-        for block in manifest(&offered()).blocks() {
-            victim.hear(Message::Entries(ByteBuf::from(block)));
-        }
-        victim.hear(Message::Offered { complete: true });
-        victim.end_one();
-        if stage == Stage::Offered {
-            victim.end_where(|work| matches!(work, Work::Sign(_)));
-            assert!(matches!(victim.said.last(), Some(Message::Wants(_))), "{:?}", victim.said);
-            return victim;
-        }
-        victim.end_all();
-        if stage == Stage::Content {
-            return victim;
-        }
-        victim.hear(pieces(LARGE, 1000, false));
-        if stage == Stage::Streaming {
-            return victim;
-        }
-        let tree = offered();
-        let content = |name: &str| match &tree[&path(name)].what {
-            super::tree::What::File(content) => content.to_vec(),
-            _ => unreachable!(),
-        };
-        victim.end_all();
-        let large = content("large");
-        let ops = vec![Op::Data(ByteBuf::from(&large[1000..]))];
-        // The first thousand bytes were wrong, so the file is sent once more.
-        victim.hear(Message::Pieces { id: LARGE, ops, end: Some(Hash::of(&large)) });
-        victim.end_all();
-        let ops = vec![Op::Data(ByteBuf::from(large.clone()))];
-        victim.hear(Message::Pieces { id: LARGE, ops, end: Some(Hash::of(&large)) });
-        victim.hear(Message::Files(vec![
-            (SMALL, whole(&content("dir/small"))),
-            (UPDATED, whole(&content("updated"))),
-        ]));
-        victim.end_where(|work| matches!(work, Work::Store(_) | Work::Sink { .. }));
-        assert!(matches!(victim.side.works[..], [Work::Apply(_)]), "{:?}", victim.side.works);
-        victim
-    }
-
-    pub(super) fn hear(&mut self, message: Message) {
+    pub(super) fn hear(&mut self, message: E::Incoming) {
         if self.side.done.is_none() {
             self.side.engine.input(Input::Message(message));
             self.said.extend(self.side.drain());
@@ -207,7 +124,7 @@ impl Victim {
         self.end_where(|_| true);
     }
 
-    fn end_where(&mut self, which: impl Fn(&Work) -> bool) {
+    fn end_where(&mut self, which: impl Fn(&E::Work) -> bool) {
         while let Some(index) = self.side.works.iter().position(&which) {
             self.end(index);
         }
@@ -216,23 +133,117 @@ impl Victim {
     /// True if the run ended because the peer broke the protocol, and the peer was told so.
     pub(super) fn is_offended(&self) -> bool {
         let Some(Err(error)) = &self.side.done else { return false };
-        let has_aborted = matches!(self.said.last(), Some(Message::Abort { kind: AbortKind::Protocol, .. }));
+        let has_aborted = matches!(
+            self.said.last().and_then(Message::as_common),
+            Some(Common::Abort { kind: AbortKind::Protocol, .. })
+        );
         error.kind == AbortKind::Protocol && !error.by_peer && has_aborted
     }
 }
 
-pub(super) fn subject() -> Message {
-    Message::Subject(Subject::directory(0o755, time(3), TreeId::default()))
+/// The default options, with the limits of the jar.
+pub(super) fn config() -> Config {
+    Config { limits: LIMITS, ..Config::default() }
 }
 
-pub(super) fn whole(content: &[u8]) -> Body {
-    Body::Whole { hash: Hash::of(content), data: ByteBuf::from(content) }
+/// A sender whose honest peer played up to this stage.
+pub(super) fn sender_at(stage: Stage) -> Victim<JarSender> {
+    let mut victim = sender(&config(), offered());
+    if stage == Stage::Fresh {
+        return victim;
+    }
+    victim.end_one();
+    if stage == Stage::Listing {
+        return victim;
+    }
+    victim.end_one();
+    if stage == Stage::Offered {
+        return victim;
+    }
+    victim.hear(FromReceiver::Wants(vec![Want::whole(SMALL)]));
+    if stage == Stage::Content {
+        return victim;
+    }
+    victim.end_one();
+    victim.hear(FromReceiver::Wants(vec![Want::whole(LARGE)]));
+    victim.end_one();
+    if stage == Stage::Streaming {
+        return victim;
+    }
+    victim.end_all();
+    let staged = Some(blocks(1, 1));
+    victim.hear(FromReceiver::Wants(vec![Want { staged, ..want_with_basis(UPDATED) }]));
+    victim.end_all();
+    assert!(asks_to_sign(&victim.said, UPDATED));
+    victim
 }
 
-pub(super) fn pieces(id: u32, length: usize, end: bool) -> Message {
+/// A receiver whose honest peer played up to this stage.
+pub(super) fn receiver_at(stage: Stage) -> Victim<JarReceiver> {
+    let mut target = ReceiverDisk::new(present());
+    target.baseline = Baseline::of(&offered());
+    let mut victim = receiver_on(&config(), target);
+    if stage == Stage::Fresh {
+        return victim;
+    }
+    victim.hear(subject());
+    if stage == Stage::Listing {
+        return victim;
+    }
+    victim.end_all();
+    for block in manifest(&offered()).blocks() {
+        victim.hear(FromSender::Entries(ByteBuf::from(block)));
+    }
+    victim.hear(FromSender::Offered { complete: true });
+    victim.end_one();
+    if stage == Stage::Offered {
+        victim.end_where(|work| matches!(work, ReceiverWork::Report(..)));
+        assert!(matches!(victim.said.last(), Some(FromReceiver::Wants(_))), "{:?}", victim.said);
+        return victim;
+    }
+    victim.end_all();
+    if stage == Stage::Content {
+        return victim;
+    }
+    victim.hear(pieces(LARGE, 1000, false));
+    if stage == Stage::Streaming {
+        return victim;
+    }
+    let tree = offered();
+    let content = |name: &str| match &tree[&path(name)].what {
+        super::tree::What::File(content) => content.to_vec(),
+        _ => unreachable!(),
+    };
+    victim.end_all();
+    let large = content("large");
+    let ops = vec![Op::Data(ByteBuf::from(&large[1000..]))];
+    // The first thousand bytes were wrong, so the file is sent once more.
+    victim.hear(steps(LARGE, ops, Some(Hash::of(&large))));
+    victim.end_all();
+    let ops = vec![Op::Data(ByteBuf::from(large.clone()))];
+    victim.hear(steps(LARGE, ops, Some(Hash::of(&large))));
+    victim.hear(FromSender::Answers(vec![
+        (SMALL, whole(&content("dir/small"))),
+        (UPDATED, whole(&content("updated"))),
+    ]));
+    victim.end_where(|work| matches!(work, ReceiverWork::Step(..)));
+    assert!(matches!(victim.side.works[..], [ReceiverWork::Apply(..)]), "{:?}", victim.side.works);
+    victim
+}
+
+pub(super) fn subject() -> FromSender {
+    FromSender::Subject(Subject::directory(0o755, time(3), TreeId::default()))
+}
+
+pub(super) fn whole(content: &[u8]) -> Answer {
+    let ops = vec![Op::Data(ByteBuf::from(content))];
+    Answer::Steps { ops, end: Some(Hash::of(content)) }
+}
+
+pub(super) fn pieces(id: u32, length: usize, end: bool) -> FromSender {
     let data = vec![7; length];
     let end = end.then(|| Hash::of(&data));
-    Message::Pieces { id, ops: vec![Op::Data(ByteBuf::from(data))], end }
+    steps(id, vec![Op::Data(ByteBuf::from(data))], end)
 }
 
 pub(super) fn blocks(length: u64, count: usize) -> Blocks {
@@ -243,16 +254,27 @@ pub(super) fn want_with_basis(id: u32) -> Want {
     Want { id, staged: None, basis: Some(BasisReport::Blocks(blocks(1000, 1))) }
 }
 
-fn cut_request(id: u32) -> Message {
-    Message::CutRequest { id, stretch: Stretch { offset: 0, length: 10 } }
+pub(super) fn steps(id: u32, ops: Vec<Op>, end: Option<Hash>) -> FromSender {
+    FromSender::Answers(vec![(id, Answer::Steps { ops, end })])
 }
 
-pub(super) fn chunks(id: u32) -> Message {
-    Message::Chunks { id, chunks: vec![Chunk { length: 10, id: ChunkId::of(b"chunk") }] }
+fn cut_request(id: u32) -> FromSender {
+    FromSender::Answers(vec![(id, Answer::Cut(Stretch { offset: 0, length: 10 }))])
 }
 
-pub(super) fn sign_request(id: u32) -> Message {
-    Message::SignRequest { id, windows: vec![Window { offset: 0, length: 10 }] }
+/// One chunk of this length.
+pub(super) fn chunks(id: u32, length: u32) -> FromReceiver {
+    let chunk = Chunk { length, id: ChunkId::of(b"chunk") };
+    FromReceiver::Replies(vec![(id, Reply::Chunks(vec![chunk]))])
+}
+
+pub(super) fn sign_request(id: u32) -> FromSender {
+    FromSender::Answers(vec![(id, Answer::Sign(vec![Window { offset: 0, length: 10 }]))])
+}
+
+/// This many signatures of one block.
+pub(super) fn signatures(id: u32, count: usize) -> FromReceiver {
+    FromReceiver::Replies(vec![(id, Reply::Signatures(vec![ByteBuf::from(vec![0; 48]); count]))])
 }
 
 /// Samples of a large file of equal bytes.
@@ -264,31 +286,47 @@ pub(super) fn samples() -> Samples {
     Samples::of(SAMPLED_BYTES_MIN, &read_at).unwrap()
 }
 
-/// One message of every kind, each valid at some time.
-fn every_kind() -> Vec<(&'static str, Message)> {
+/// True if the last message asks for signatures of this file.
+pub(super) fn asks_to_sign(said: &[FromSender], id: u32) -> bool {
+    let Some(FromSender::Answers(answers)) = said.last() else { return false };
+    matches!(answers[..], [.., (last, Answer::Sign(_))] if last == id)
+}
+
+/// One message of every kind of the sender, each valid at some time.
+fn every_kind_of_sender() -> Vec<(&'static str, FromSender)> {
     let block = manifest(&offered()).blocks().next().unwrap();
+    let ignore_file = IgnoreFile { directory: Vec::new(), text: b"x".to_vec() };
     vec![
         ("Subject", subject()),
-        ("Ignores", Message::Ignores(vec![IgnoreFile { directory: Vec::new(), text: b"x".to_vec() }])),
-        ("Entries", Message::Entries(ByteBuf::from(block))),
-        ("Offered", Message::Offered { complete: true }),
-        ("Wants", Message::Wants(vec![Want::whole(UPDATED)])),
-        ("Files", Message::Files(vec![(SMALL, whole(b"small"))])),
-        ("Same", Message::same(&[(UPDATED, Hash::of(b"same"))])),
-        ("SignRequest", sign_request(UPDATED)),
-        ("Signatures", Message::Signatures { id: UPDATED, signatures: vec![ByteBuf::from(vec![0; 48])] }),
-        ("FileSignatures", Message::FileSignatures(vec![(UPDATED, ByteBuf::new())])),
-        ("CutRequest", cut_request(UPDATED)),
-        ("Chunks", chunks(UPDATED)),
-        ("Pieces", pieces(LARGE, 1000, false)),
-        ("Finished", Message::Finished(Tally::default())),
-        ("Note", Message::Note(Event::Excluded { entries: 1 })),
-        ("Baseline", Message::Baseline { digest: Hash::of(b"baseline") }),
-        ("Changes", Message::Changes(Change { edits: vec![Edit::default()], entries: Vec::new() })),
-        ("Changed", Message::Changed { complete: true, digest: Hash::of(b"baseline") }),
-        ("BaselineMissing", Message::BaselineMissing),
-        ("Sampled", Message::Sampled(vec![(LARGE, samples())])),
-        ("Holes", Message::Holes(Holes { files: vec![(LARGE, 1)], others_bytes: 1 })),
+        ("Ignores", FromSender::Ignores(vec![ignore_file])),
+        ("Entries", FromSender::Entries(ByteBuf::from(block))),
+        ("Offered", FromSender::Offered { complete: true }),
+        ("Whole", FromSender::Answers(vec![(SMALL, whole(b"small"))])),
+        ("Same", FromSender::same(&[(UPDATED, Hash::of(b"same"))])),
+        ("Sign", sign_request(UPDATED)),
+        ("Cut", cut_request(UPDATED)),
+        ("Steps", pieces(LARGE, 1000, false)),
+        ("Note", Common::Note(Event::Excluded { entries: 1 }).into()),
+        ("Heartbeat", Common::Heartbeat { is_active: true }.into()),
+        ("Baseline", FromSender::Baseline { digest: Hash::of(b"baseline") }),
+        ("Changes", FromSender::Changes(Change { edits: vec![Edit::default()], entries: Vec::new() })),
+        ("Changed", FromSender::Changed { complete: true, digest: Hash::of(b"baseline") }),
+        ("Sampled", FromSender::Sampled(vec![(LARGE, samples())])),
+        ("Holes", FromSender::Holes(Holes { files: vec![(LARGE, 1)], others_bytes: 1 })),
+    ]
+}
+
+/// One message of every kind of the receiver, each valid at some time.
+fn every_kind_of_receiver() -> Vec<(&'static str, FromReceiver)> {
+    vec![
+        ("Wants", FromReceiver::Wants(vec![Want::whole(UPDATED)])),
+        ("Signatures", signatures(UPDATED, 1)),
+        ("Chunks", chunks(UPDATED, 10)),
+        ("Finished", FromReceiver::Finished(Tally::default())),
+        ("Note", Common::Note(Event::Excluded { entries: 1 }).into()),
+        ("Heartbeat", Common::Heartbeat { is_active: true }.into()),
+        ("BaselineMissing", FromReceiver::BaselineMissing),
+        ("Rescan", FromReceiver::Rescan),
     ]
 }
 
@@ -305,44 +343,55 @@ fn every_message_out_of_turn_breaks_the_protocol() {
     let receivers = [
         (Stage::Fresh, &["Note", "Subject", "Ignores", "Entries"][..]),
         (Stage::Listing, &["Note", "Ignores", "Entries", "Offered", "Baseline", "Sampled", "Holes"]),
-        (Stage::Offered, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
-        (Stage::Content, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
-        (Stage::Streaming, &["Note", "Files", "Same", "SignRequest", "CutRequest", "Pieces"]),
+        (Stage::Offered, &["Note", "Whole", "Same", "Sign", "Cut", "Steps"]),
+        (Stage::Content, &["Note", "Whole", "Same", "Sign", "Cut", "Steps"]),
+        (Stage::Streaming, &["Note", "Whole", "Same", "Sign", "Cut", "Steps"]),
         (Stage::Late, &["Note"]),
     ];
-    for (which, table) in [(SENDER, senders), (RECEIVER, receivers)] {
-        for (stage, allowed) in table {
-            for (name, message) in every_kind() {
-                let mut victim = Victim::at(which, stage);
-                victim.hear(message);
-                let expected = !allowed.contains(&name);
-                assert_eq!(
-                    victim.is_offended(),
-                    expected,
-                    "{name} at {which} {stage:?}: {:?}",
-                    victim.side.done
-                );
-            }
+    fn assert_offended<E: Engine>(mut victim: Victim<E>, message: E::Incoming, is_allowed: bool, claim: &str)
+    where
+        E::Work: JarWork,
+    {
+        victim.hear(message);
+        assert_eq!(victim.is_offended(), !is_allowed, "{claim}: {:?}", victim.side.done);
+    }
+    for (stage, allowed) in senders {
+        for (name, message) in every_kind_of_receiver() {
+            let claim = format!("{name} at a sender, {stage:?}");
+            assert_offended(sender_at(stage), message, allowed.contains(&name), &claim);
+        }
+    }
+    for (stage, allowed) in receivers {
+        for (name, message) in every_kind_of_sender() {
+            let claim = format!("{name} at a receiver, {stage:?}");
+            assert_offended(receiver_at(stage), message, allowed.contains(&name), &claim);
         }
     }
 }
 
 #[test]
 fn abort_ends_the_run_at_any_time_and_is_not_answered() {
-    for which in [SENDER, RECEIVER] {
-        for stage in STAGES {
-            let mut victim = Victim::at(which, stage);
-            let said = victim.said.len();
-            victim.hear(Message::Abort { kind: AbortKind::Busy, text: "busy".to_owned() });
-            let error = victim.side.done.unwrap().unwrap_err();
-            assert!(error.by_peer && error.kind == AbortKind::Busy, "{error:?}");
-            assert_eq!(victim.said.len(), said);
-        }
+    fn assert_aborted<E: Engine>(mut victim: Victim<E>)
+    where
+        E::Work: JarWork,
+    {
+        let said = victim.said.len();
+        victim.hear(Common::Abort { kind: AbortKind::Busy, text: "busy".to_owned() }.into());
+        let error = victim.side.done.unwrap().unwrap_err();
+        assert!(error.by_peer && error.kind == AbortKind::Busy, "{error:?}");
+        assert_eq!(victim.said.len(), said);
+    }
+    for stage in STAGES {
+        assert_aborted(sender_at(stage));
+        assert_aborted(receiver_at(stage));
     }
 }
 
 /// Sends these messages to a victim; only the last one breaks the protocol.
-pub(super) fn offend(mut victim: Victim, claim: &str, messages: Vec<Message>) {
+pub(super) fn offend<E: Engine>(mut victim: Victim<E>, claim: &str, messages: Vec<E::Incoming>)
+where
+    E::Work: JarWork,
+{
     let last = messages.len() - 1;
     for (index, message) in messages.into_iter().enumerate() {
         assert!(victim.side.done.is_none(), "{claim}: ended before the lie: {:?}", victim.side.done);
@@ -353,43 +402,43 @@ pub(super) fn offend(mut victim: Victim, claim: &str, messages: Vec<Message>) {
 
 #[test]
 fn sender_cannot_make_a_receiver_take_unrequested_content() {
-    let files = |files: &[(u32, Body)]| Message::Files(files.to_vec());
+    let files = |files: &[(u32, Answer)]| FromSender::Answers(files.to_vec());
     let small = || (SMALL, whole(b"small"));
     let same = |ids: &[u32]| {
         let hash = Hash::of(b"same");
-        Message::same(&ids.iter().map(|&id| (id, hash)).collect::<Vec<_>>())
+        FromSender::same(&ids.iter().map(|&id| (id, hash)).collect::<Vec<_>>())
     };
     let updated = || Op::Data(ByteBuf::from(vec![1; UPDATED_BYTES]));
     let copy = |offset, length| Op::Copy { offset, length };
-    let of_small = |ops| Message::Pieces { id: SMALL, ops, end: None };
+    let of_small = |ops| steps(SMALL, ops, None);
     for stage in [Stage::Offered, Stage::Content, Stage::Streaming] {
-        let lies: Vec<(&str, Vec<Message>)> = vec![
+        let lies: Vec<(&str, Vec<FromSender>)> = vec![
             ("a file that is there already", vec![files(&[(SAME, whole(b"same"))])]),
             ("a directory", vec![files(&[(DIRECTORY, whole(b""))])]),
-            ("a link", vec![files(&[(LINK, Body::Skipped)])]),
+            ("a link", vec![files(&[(LINK, Answer::Skipped)])]),
             ("an id beyond the manifest", vec![files(&[(6, whole(b""))])]),
-            ("the largest id", vec![files(&[(u32::MAX, Body::Skipped)])]),
+            ("the largest id", vec![files(&[(u32::MAX, Answer::Skipped)])]),
             ("another size", vec![files(&[(SMALL, whole(b"smaller"))])]),
             ("an empty one", vec![files(&[(SMALL, whole(b""))])]),
             ("twice in one message", vec![files(&[small(), small()])]),
             ("twice in two messages", vec![files(&[small()]), files(&[small()])]),
-            ("given, then skipped", vec![files(&[small()]), files(&[(SMALL, Body::Skipped)])]),
+            ("given, then skipped", vec![files(&[small()]), files(&[(SMALL, Answer::Skipped)])]),
             ("given, then in pieces", vec![files(&[small()]), pieces(SMALL, 5, true)]),
             ("in pieces, then given", vec![pieces(SMALL, 1, false), files(&[small()])]),
             ("the same, of what is there already", vec![same(&[SAME])]),
             ("the same twice in one message", vec![same(&[UPDATED, UPDATED])]),
             ("given, then the same", vec![files(&[small()]), same(&[SMALL])]),
             ("in pieces, then the same", vec![pieces(SMALL, 1, false), same(&[SMALL])]),
-            ("skipped twice", vec![files(&[(SMALL, Body::Skipped)]), files(&[(SMALL, Body::Skipped)])]),
+            ("skipped twice", vec![files(&[(SMALL, Answer::Skipped)]), files(&[(SMALL, Answer::Skipped)])]),
             (
                 "skipped on the way, twice",
                 vec![
                     pieces(LARGE, 1, false),
-                    files(&[(LARGE, Body::Skipped)]),
-                    files(&[(LARGE, Body::Skipped)]),
+                    files(&[(LARGE, Answer::Skipped)]),
+                    files(&[(LARGE, Answer::Skipped)]),
                 ],
             ),
-            ("skipped, then in pieces", vec![files(&[(LARGE, Body::Skipped)]), pieces(LARGE, 1, false)]),
+            ("skipped, then in pieces", vec![files(&[(LARGE, Answer::Skipped)]), pieces(LARGE, 1, false)]),
             ("pieces that nobody asked for", vec![pieces(SAME, 1, false)]),
             ("pieces of a directory", vec![pieces(DIRECTORY, 1, false)]),
             ("longer pieces", vec![pieces(SMALL, 6, false)]),
@@ -398,8 +447,8 @@ fn sender_cannot_make_a_receiver_take_unrequested_content() {
             (
                 "pieces after the end",
                 vec![
-                    Message::Pieces { id: UPDATED, ops: vec![updated()], end: Some(Hash::of(b"wrong")) },
-                    Message::Pieces { id: UPDATED, ops: Vec::new(), end: None },
+                    steps(UPDATED, vec![updated()], Some(Hash::of(b"wrong"))),
+                    steps(UPDATED, Vec::new(), None),
                 ],
             ),
             ("a copy of everything there can be", vec![of_small(vec![copy(0, u64::MAX)])]),
@@ -417,14 +466,14 @@ fn sender_cannot_make_a_receiver_take_unrequested_content() {
             ("another offer", vec![subject()]),
         ];
         for (claim, messages) in lies {
-            offend(Victim::at(RECEIVER, stage), &format!("{claim} ({stage:?})"), messages);
+            offend(receiver_at(stage), &format!("{claim} ({stage:?})"), messages);
         }
     }
 }
 
 #[test]
 fn sender_cannot_have_signatures_made_without_end() {
-    let mut victim = Victim::at(RECEIVER, Stage::Content);
+    let mut victim = receiver_at(Stage::Content);
     for count in 0.. {
         victim.hear(sign_request(UPDATED));
         if victim.is_offended() {
@@ -437,10 +486,10 @@ fn sender_cannot_have_signatures_made_without_end() {
 #[test]
 fn sender_cannot_send_more_files_at_once_than_allowed() {
     let source: Tree = (0..=STREAMS_MAX).map(|n| (path(&format!("{n}")), file(&[1; 200_000]))).collect();
-    let mut victim = Victim::receiver(&Config::default(), Tree::new());
+    let mut victim = receiver(&config(), Tree::new());
     victim.hear(subject());
-    victim.hear(Message::Entries(ByteBuf::from(manifest(&source).blocks().next().unwrap())));
-    victim.hear(Message::Offered { complete: true });
+    victim.hear(FromSender::Entries(ByteBuf::from(manifest(&source).blocks().next().unwrap())));
+    victim.hear(FromSender::Offered { complete: true });
     victim.end_all();
     for id in 0..=STREAMS_MAX {
         assert!(victim.side.done.is_none());
@@ -452,15 +501,15 @@ fn sender_cannot_send_more_files_at_once_than_allowed() {
 #[test]
 fn pieces_without_content_do_not_pile_up() {
     for ops in [Vec::new(), vec![Op::Copy { offset: 0, length: 0 }; 8000]] {
-        let mut victim = Victim::at(RECEIVER, Stage::Streaming);
+        let mut victim = receiver_at(Stage::Streaming);
         let mut waiting = 0;
         while !victim.side.only_outcomes {
-            let message = Message::Pieces { id: LARGE, ops: ops.clone(), end: None };
+            let message = steps(LARGE, ops.clone(), None);
             waiting += message.encode().len();
             victim.hear(message);
             assert!(victim.side.done.is_none() && waiting < 16 << 20, "{waiting} bytes wait");
         }
-        victim.end_where(|work| matches!(work, Work::Sink { .. }));
+        victim.end_where(|work| matches!(work, ReceiverWork::Step(..)));
         assert!(!victim.side.only_outcomes, "and then it goes on");
     }
 }
@@ -468,12 +517,12 @@ fn pieces_without_content_do_not_pile_up() {
 #[test]
 fn single_file_is_offered_under_the_announced_name_or_not_at_all() {
     let single = |entries: Tree| {
-        let mut victim = Victim::receiver(&Config::default(), Tree::new());
-        victim.hear(Message::Subject(Subject::File { name: b"f".to_vec() }));
+        let mut victim = receiver(&config(), Tree::new());
+        victim.hear(FromSender::Subject(Subject::File { name: b"f".to_vec() }));
         for block in manifest(&entries).blocks() {
-            victim.hear(Message::Entries(ByteBuf::from(block)));
+            victim.hear(FromSender::Entries(ByteBuf::from(block)));
         }
-        victim.hear(Message::Offered { complete: true });
+        victim.hear(FromSender::Offered { complete: true });
         victim.end_all();
         victim
     };
@@ -493,29 +542,29 @@ fn single_file_is_offered_under_the_announced_name_or_not_at_all() {
 #[test]
 fn malformed_manifest_breaks_the_protocol() {
     let block = manifest(&offered()).blocks().next().unwrap();
-    let garbage = Message::Entries(ByteBuf::from(vec![0xff; 30]));
-    offend(Victim::at(RECEIVER, Stage::Listing), "garbage", vec![garbage]);
-    let again = Message::Entries(ByteBuf::from(block));
-    offend(Victim::at(RECEIVER, Stage::Listing), "a block twice", vec![again.clone(), again]);
+    let garbage = FromSender::Entries(ByteBuf::from(vec![0xff; 30]));
+    offend(receiver_at(Stage::Listing), "garbage", vec![garbage]);
+    let again = FromSender::Entries(ByteBuf::from(block));
+    offend(receiver_at(Stage::Listing), "a block twice", vec![again.clone(), again]);
     let long = IgnoreFile { directory: Vec::new(), text: vec![b'a'; 100_000] };
-    offend(Victim::at(RECEIVER, Stage::Listing), "a long ignore file", vec![Message::Ignores(vec![long])]);
+    offend(receiver_at(Stage::Listing), "a long ignore file", vec![FromSender::Ignores(vec![long])]);
 }
 
 #[test]
 fn sender_cannot_make_a_receiver_keep_samples_without_end() {
-    let sampled = |id| Message::Sampled(vec![(id, samples())]);
+    let sampled = |id| FromSender::Sampled(vec![(id, samples())]);
     let claim = "samples of too many files";
-    offend(Victim::at(RECEIVER, Stage::Listing), claim, (0..=SAMPLED_MAX as u32).map(sampled).collect());
+    offend(receiver_at(Stage::Listing), claim, (0..=SAMPLED_MAX as u32).map(sampled).collect());
     // Samples of an unknown file are useless, but allowed.
-    let mut victim = Victim::at(RECEIVER, Stage::Listing);
+    let mut victim = receiver_at(Stage::Listing);
     victim.hear(sampled(99));
-    victim.hear(Message::Offered { complete: true });
+    victim.hear(FromSender::Offered { complete: true });
     assert!(!victim.is_offended());
 }
 
 #[test]
 fn receiver_cannot_ask_for_what_was_not_offered_as_a_file() {
-    let wants = |ids: &[u32]| Message::Wants(ids.iter().map(|&id| Want::whole(id)).collect());
+    let wants = |ids: &[u32]| FromReceiver::Wants(ids.iter().map(|&id| Want::whole(id)).collect());
     for (claim, messages) in [
         ("a directory", vec![wants(&[DIRECTORY])]),
         ("a link", vec![wants(&[LINK])]),
@@ -523,33 +572,33 @@ fn receiver_cannot_ask_for_what_was_not_offered_as_a_file() {
         ("the largest id", vec![wants(&[u32::MAX])]),
         ("twice in one message", vec![wants(&[SMALL, SMALL])]),
         ("twice in two messages", vec![wants(&[SMALL]), wants(&[SMALL])]),
-        ("finished before it was answered", vec![wants(&[SMALL]), Message::Finished(Tally::default())]),
+        ("finished before it was answered", vec![wants(&[SMALL]), FromReceiver::Finished(Tally::default())]),
     ] {
-        offend(Victim::at(SENDER, Stage::Offered), claim, messages);
+        offend(sender_at(Stage::Offered), claim, messages);
     }
 }
 
 #[test]
 fn file_may_be_requested_twice_and_not_more() {
-    let mut victim = Victim::at(SENDER, Stage::Offered);
+    let mut victim = sender_at(Stage::Offered);
     for _ in 0..2 {
-        victim.hear(Message::Wants(vec![Want::whole(SMALL)]));
+        victim.hear(FromReceiver::Wants(vec![Want::whole(SMALL)]));
         victim.end_all();
         assert!(victim.side.done.is_none());
     }
-    victim.hear(Message::Wants(vec![Want::whole(SMALL)]));
+    victim.hear(FromReceiver::Wants(vec![Want::whole(SMALL)]));
     assert!(victim.is_offended());
 }
 
 #[test]
 fn receiver_cannot_leave_more_wants_open_than_allowed() {
     let source: Tree = (0..=WANTS_MAX).map(|n| (path(&format!("{n:05}")), file(b""))).collect();
-    let mut victim = Victim::sender(&Config::default(), source);
+    let mut victim = sender(&config(), source);
     victim.end_one();
     victim.end_one();
-    victim.hear(Message::Wants((0..WANTS_MAX as u32).map(Want::whole).collect()));
+    victim.hear(FromReceiver::Wants((0..WANTS_MAX as u32).map(Want::whole).collect()));
     assert!(victim.side.done.is_none());
-    victim.hear(Message::Wants(vec![Want::whole(WANTS_MAX as u32)]));
+    victim.hear(FromReceiver::Wants(vec![Want::whole(WANTS_MAX as u32)]));
     assert!(victim.is_offended());
 }
 
@@ -557,7 +606,7 @@ fn receiver_cannot_leave_more_wants_open_than_allowed() {
 fn receiver_cannot_make_a_sender_hold_block_names_without_end() {
     let megabyte = file(&vec![1; 1 << 20]);
     let source: Tree = (0..WANTS_MAX).map(|n| (path(&format!("{n:05}")), megabyte.clone())).collect();
-    let mut victim = Victim::sender(&Config::default(), source);
+    let mut victim = sender(&config(), source);
     victim.end_one();
     victim.end_one();
     let mut held = 0;
@@ -565,7 +614,7 @@ fn receiver_cannot_make_a_sender_hold_block_names_without_end() {
         let all = || Some(blocks(1 << 20, 64));
         let want = Want { id, staged: all(), basis: all().map(BasisReport::Blocks) };
         held += want.weight();
-        victim.hear(Message::Wants(vec![want]));
+        victim.hear(FromReceiver::Wants(vec![want]));
         if victim.is_offended() {
             break;
         }
@@ -576,9 +625,8 @@ fn receiver_cannot_make_a_sender_hold_block_names_without_end() {
 
 #[test]
 fn agent_accepts_no_notes() {
-    let config = Config { relay: true, ..Config::default() };
-    for mut victim in [Victim::sender(&config, Tree::new()), Victim::receiver(&config, Tree::new())] {
-        victim.hear(Message::Note(Event::Moved { bytes: 1 }));
-        assert!(victim.is_offended());
-    }
+    let config = Config { relay: true, ..config() };
+    let note = || Common::Note(Event::Moved { bytes: 1 });
+    offend(sender(&config, Tree::new()), "a sender", vec![note().into()]);
+    offend(receiver(&config, Tree::new()), "a receiver", vec![note().into()]);
 }

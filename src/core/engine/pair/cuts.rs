@@ -3,8 +3,11 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::disk::{ReceiverDisk, SenderDisk};
+use std::sync::{Arc, Mutex};
+
+use super::disk::ReceiverDisk;
 use super::properties::{delete, problem_kinds, run};
+use super::source::SenderDisk;
 use super::tree::{Rng, Tree, change, differences, file, grow, path};
 use super::{ORDERS, Order, Pair};
 use crate::wire::message::AbortKind;
@@ -47,7 +50,7 @@ fn staged_content_is_not_sent_again_wherever_the_run_was_cut() {
             if cut.sender.is_ok() && cut.receiver.is_ok() {
                 break;
             }
-            let staged: usize = cut.target.staged.values().map(Vec::len).sum();
+            let staged: usize = cut.target.staged.values().map(|staged| staged.lock().unwrap().len()).sum();
             let missing: usize = manifest_bytes(&source) - manifest_bytes(&cut.target.tree);
             kept_something |= staged > 0;
             let installed = manifest_bytes(&cut.target.tree);
@@ -73,7 +76,7 @@ fn wrong_staged_content_is_sent_again() {
     for staged in [poisoned, vec![0; 400_000], content[..200_000].to_vec(), Vec::new()] {
         let mut target = ReceiverDisk::new(Tree::new());
         let kept = if content.starts_with(&staged) { staged.len() } else { 0 };
-        target.staged.insert(path("f"), staged);
+        target.staged.insert(path("f"), Arc::new(Mutex::new(staged)));
         let ended = run(SenderDisk::new(source.clone()), target, &delete(), Order::Random, 5);
         assert_eq!(differences(&source, &ended.target.tree), Vec::<String>::new());
         assert_eq!(ended.log.sent_bytes as usize, content.len() - kept);

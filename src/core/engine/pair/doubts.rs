@@ -6,8 +6,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::disk::{ReceiverDisk, SenderDisk};
+use super::disk::ReceiverDisk;
 use super::properties::{assert_same, run};
+use super::source::SenderDisk;
 use super::tree::{Rng, Tree, What, file, grow, path, tree};
 use super::{ORDERS, Order};
 use crate::monitor::{Action, Event};

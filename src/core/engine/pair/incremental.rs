@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::disk::{ReceiverDisk, SenderDisk};
+use super::disk::ReceiverDisk;
 use super::properties::{assert_same, delete, problem_kinds, run};
+use super::source::SenderDisk;
 use super::tree::{Rng, Tree, change, directory, expected, file, grow, path, tree};
 use super::{ORDERS, Order};
 use crate::monitor::ProblemKind;

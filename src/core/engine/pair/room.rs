@@ -1,7 +1,8 @@
 //! Room: a run that cannot fit is refused before anything is written, and a run that may fit is
 //! not.
 
-use super::disk::{ReceiverDisk, SenderDisk};
+use super::disk::ReceiverDisk;
+use super::source::SenderDisk;
 use super::tree::{Tree, directory, file, path, tree};
 use super::{Ended, ORDERS, Pair};
 use crate::engine::work::Room;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::disk::{Done, ReceiverDisk, SenderDisk};
+use super::disk::{DiskState, Done, ReceiverDisk};
 use super::properties::{assert_same, delete, problem_kinds, run};
+use super::source::SenderDisk;
 use super::tree::{Rng, Tree, directory, file, grow, link, path, tree};
 use super::{Ended, ORDERS, Order};
 use crate::monitor::ProblemKind;
@@ -14,7 +15,7 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::spelling::{Answers, Questions, Respelled, Spelling, Suspects};
 
-impl ReceiverDisk {
+impl DiskState {
     pub(super) fn resolve(&self, questions: &Questions) -> Answers {
         let mut answers = Answers::default();
         if !self.folds {

@@ -1,163 +1,152 @@
 //! The receiver's half that asks for contents and takes them in.
 //!
 //! Wants leave in batches, as the window allows. Arriving content goes to the disk at once, or
-//! waits. Small files wait for their directories, the steps of a larger file for the steps before
-//! them. `held_bytes` counts all waiting bytes.
-
-use std::collections::VecDeque;
+//! waits: for its directory, or for the steps before it. `held_bytes` counts it until it is there.
 
 use serde_bytes::ByteBuf;
 
+use super::transfer::{NextWork, Progress, Transfer, held_bytes};
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
-use crate::engine::work::{Advertised, CopiedFile, SignOrder, SmallContent, SmallFile, Work, WorkError};
+use crate::engine::error::WorkError;
+use crate::engine::transfer::Target;
+use crate::engine::transfer::pre_copy::CancelOnDrop;
+use crate::engine::transfer::receive::{Looked, Query, ReceiveInput, Returned, Strategy};
+use crate::engine::work::{ReceiverWork, ReportOrder};
 use crate::monitor::{Action, Differs, Event, Problem, ProblemKind, What};
 use crate::wire::message::{
-    AbortKind, BasisReport, Body, Message, Op, SMALL_BYTES_MAX, STREAMS_MAX, Stretch, Want, Window, digest_of,
+    AbortKind, Answer, FromReceiver, Op, Reply, SMALL_BYTES_MAX, STREAMS_MAX, Want, digest_of,
 };
 
-/// Most bytes of content that wait for the disk before messages have to wait.
-pub(super) const HELD_BYTES_MAX: usize = 8 << 20;
-
-/// Most works on bases at a time.
-const SIGNS_MAX: usize = 4;
+/// Most works at a time that prepare wants.
+const REPORTS_MAX: usize = 4;
 
 /// Most files in one of these works, and the bytes from which it takes no more.
-const SIGN_FILES_MAX: usize = 64;
-const SIGN_BYTES: u64 = 1 << 20;
+const REPORT_FILES_MAX: usize = 64;
+const REPORT_BYTES: u64 = 1 << 20;
+
+/// Most small files in one work, and the bytes from which it takes no more.
+const STEP_FILES_MAX: usize = 512;
+const STEP_BYTES: usize = 1 << 20;
+
+/// Most pre-copies at a time, and most that are made in vain.
+const PRE_COPIES_MAX: usize = 2;
 
 /// Weight of a batch of wants, in bytes, at which it is sent.
 const BATCH_BYTES: usize = 64 << 10;
 
-/// Memory of waiting steps, in bytes: their content, and the steps themselves. A peer may send any
-/// number of steps without content.
-fn held_bytes(ops: &[Op]) -> usize {
-    const MESSAGE_BYTES: usize = 128;
-    let content: u64 = ops.iter().map(Op::sent_bytes).sum();
-    MESSAGE_BYTES + size_of_val(ops) + content as usize
-}
-
-/// A want that was sent.
-#[derive(Debug)]
-pub(super) struct Ask {
-    weight: usize,
-    basis: Option<Basis>,
-    /// True once the basis was cut, which the sender may ask for once.
-    was_cut: bool,
-    /// True once the basis was signed as a whole, which the sender may ask for once.
-    was_signed: bool,
-    /// True once the answer is complete and a work on it is under way: the sender may send nothing
-    /// more about the file.
-    given: bool,
-}
-
-/// The basis of a wanted file.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Basis {
-    /// A position in the present manifest.
-    at: u32,
-    /// The hash of its content, to check the answer "the same"; `None` if the basis is longer and
-    /// cannot be the same.
-    hash: Option<Hash>,
-    /// True if the basis lies elsewhere than in the new file's place.
-    elsewhere: bool,
-    /// True if the basis was advertised with a gap inserted.
-    has_gap: bool,
-}
-
-/// A larger file in flight.
-#[derive(Debug, Default)]
-pub(super) struct Sink {
-    busy: bool,
-    waiting: VecDeque<(Vec<Op>, Option<Hash>)>,
-    made_bytes: u64,
-    /// True once the last steps have arrived.
-    ended: bool,
-    /// Set if the file cannot be made; steps that still arrive are dropped.
-    failed: Option<WorkError>,
-    /// True if the sender gave the file up; it has reported why.
-    skipped: bool,
-}
-
-impl Sink {
-    /// A file whose steps are all known at once.
-    fn of(ops: Vec<Op>, hash: Hash) -> Self {
-        Self { waiting: VecDeque::from([(ops, Some(hash))]), ended: true, ..Self::default() }
-    }
-}
-
-impl Receiver {
+impl<T: Target> Receiver<T> {
     // Asking.
 
     /// Sends wants while the window is open.
     pub(super) fn ask(&mut self) {
         let (mut orders, mut bytes, mut pushed) = (Vec::new(), 0, Vec::new());
-        while self.signs < SIGNS_MAX && self.window.has_room(self.signing.len()) {
+        let may_be_staged = self.plan.has_staged;
+        while self.reports < REPORTS_MAX && self.window.has_room(self.preparing) {
             let Some(fetch) = self.plan.fetch.pop_front() else { break };
-            if let Some((hash, data)) = self.offer.pushed.take(fetch.id) {
-                self.held_bytes += data.len();
-                self.tally.sent_bytes += data.len() as u64;
-                self.outbox.progress(Event::Moved { bytes: data.len() as u64 });
-                pushed.push(SmallFile { id: fetch.id, hash, content: SmallContent::Whole(data) });
-                continue;
-            }
-            let may_be_staged = self.plan.has_staged;
-            if fetch.at.is_none() && !may_be_staged {
-                self.want(Want::whole(fetch.id), None);
-                continue;
-            }
+            let (id, size) = (fetch.id, self.size(fetch.id));
             let basis = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
-            bytes +=
-                basis.map_or(0, |entry| entry.size()) + if may_be_staged { self.size(fetch.id) } else { 0 };
-            self.signing.insert(fetch.id, fetch);
-            let samples = self.offer.samples.remove(&fetch.id);
-            let is_doubted = fetch.is_doubted;
-            orders.push(SignOrder { id: fetch.id, at: fetch.at, may_be_staged, is_doubted, samples });
-            if orders.len() >= SIGN_FILES_MAX || bytes >= SIGN_BYTES {
-                self.sign(&mut orders);
+            let basis_bytes = basis.map(|entry| entry.size());
+            let mut transfer = Transfer::new(fetch, size, basis_bytes);
+            if let Some((hash, data)) = self.offer.pushed.take(id) {
+                self.took(data.len() as u64, data.len() as u64);
+                self.held_bytes += transfer.complete(vec![Op::Data(ByteBuf::from(data))], hash);
+                self.transfers.insert(id, transfer);
+                pushed.push(id);
+                continue;
+            }
+            if basis_bytes.is_none() && !may_be_staged {
+                self.transfers.insert(id, transfer);
+                self.want(Want::whole(id));
+                continue;
+            }
+            self.preparing += 1;
+            if let (true, Some(at)) =
+                (transfer.facts.need_look(self.config.limits.pre_copy_bytes_min), fetch.at)
+            {
+                let (facts, samples) = (transfer.facts, self.offer.samples.remove(&id));
+                self.transfers.insert(id, transfer);
+                self.reports += 1;
+                self.on_target(|target| ReceiverWork::Look { target, id, at, facts, samples });
+                continue;
+            }
+            bytes += basis_bytes.unwrap_or(0) + if may_be_staged { size } else { 0 };
+            let strategy = transfer.facts.strategy(None, false);
+            orders.extend(transfer.held.take().map(|transfer| ReportOrder {
+                transfer,
+                strategy,
+                may_be_staged,
+            }));
+            self.transfers.insert(id, transfer);
+            if orders.len() >= REPORT_FILES_MAX || bytes >= REPORT_BYTES {
+                self.report(std::mem::take(&mut orders));
                 bytes = 0;
             }
         }
-        self.sign(&mut orders);
-        if !pushed.is_empty() {
-            self.put(Work::Store(pushed));
+        if !orders.is_empty() {
+            self.report(orders);
         }
+        self.feed(pushed);
         // Send a batch when it is full, or when no work under way will add to it.
-        if self.batch_bytes > 0 && self.signs == 0 {
+        if self.batch_bytes > 0 && self.reports == 0 {
             self.send_batch();
         }
     }
 
-    fn sign(&mut self, orders: &mut Vec<SignOrder>) {
-        if !orders.is_empty() {
-            self.signs += 1;
-            self.outbox.start(Work::Sign(std::mem::take(orders)));
-        }
+    fn report(&mut self, orders: Vec<ReportOrder<T>>) {
+        self.reports += 1;
+        self.on_target(|target| ReceiverWork::Report(target, orders));
     }
 
-    pub(super) fn signed(&mut self, results: Vec<(u32, Result<Advertised, WorkError>)>) {
-        self.signs -= 1;
-        for (id, result) in results {
-            let fetch = self.signing.remove(&id);
-            match result {
-                Ok(Advertised { want, hash, has_gap }) => {
-                    let basis = fetch.and_then(|fetch| {
-                        Some(Basis { at: fetch.at?, hash, elsewhere: fetch.elsewhere, has_gap })
-                    });
-                    self.want(want, basis);
-                }
+    pub(super) fn looked(&mut self, id: u32, looked: &Looked) {
+        self.reports -= 1;
+        let pre_copies = self.transfers.values().filter(|transfer| transfer.pre_copy.is_some()).count();
+        let Some(transfer) = self.transfers.get_mut(&id) else { return };
+        let strategy = transfer.facts.strategy(Some(looked), pre_copies < PRE_COPIES_MAX);
+        transfer.pre_copy = matches!(strategy, Strategy::PreCopy { .. }).then(CancelOnDrop::default);
+        let Some(transfer) = transfer.held.take() else { return };
+        let may_be_staged = self.plan.has_staged;
+        self.report(vec![ReportOrder { transfer, strategy, may_be_staged }]);
+    }
+
+    pub(super) fn reported(&mut self, reported: Vec<Returned<T, (Want, Strategy)>>) {
+        self.reports -= 1;
+        self.preparing -= reported.len();
+        for (held, result) in reported {
+            let id = held.id();
+            let Some(transfer) = self.transfers.get_mut(&id) else { continue };
+            let (want, strategy) = match result {
+                Ok(reported) => reported,
                 // An unreadable file cannot serve as basis; the content comes whole.
-                Err(WorkError::Entry(..)) => self.want(Want::whole(id), None),
+                Err(WorkError::Entry(..)) => (Want::whole(id), Strategy::Whole),
                 Err(error) => return self.outbox.fatal(AbortKind::Destination, error),
+            };
+            transfer.basis = held.basis().filter(|_| want.basis.is_some());
+            transfer.pre_copy = match strategy {
+                Strategy::PreCopy { is_beside, .. } if is_beside || held.has_pre_copy() => {
+                    transfer.pre_copy.take()
+                }
+                _ => None,
+            };
+            transfer.held = Some(held);
+            if let (Strategy::PreCopy { shift_map, is_beside: true }, Some(pre_copy)) =
+                (strategy, &transfer.pre_copy)
+            {
+                let input = ReceiveInput::PreCopy(shift_map, pre_copy.flag());
+                let steps = transfer.held.take().map(|held| (held, input)).into_iter().collect();
+                self.on_target(|target| ReceiverWork::Step(target, steps));
             }
+            self.want(want);
         }
     }
 
-    fn want(&mut self, want: Want, basis: Option<Basis>) {
+    fn want(&mut self, want: Want) {
         let weight = want.weight();
-        self.window.open(weight);
-        let was_signed = matches!(want.basis, Some(BasisReport::Signed { .. }));
-        self.asked.insert(want.id, Ask { weight, basis, was_cut: false, was_signed, given: false });
+        if let Some(transfer) = self.transfers.get_mut(&want.id) {
+            transfer.progress = Progress::Asked;
+            transfer.weight = Some(weight);
+            self.window.open(weight);
+        }
         if self.batch_bytes + weight > BATCH_BYTES {
             self.send_batch();
         }
@@ -167,265 +156,236 @@ impl Receiver {
 
     fn send_batch(&mut self) {
         if !self.batch.is_empty() {
-            self.outbox.send(Message::Wants(std::mem::take(&mut self.batch)));
+            self.outbox.send(FromReceiver::Wants(std::mem::take(&mut self.batch)));
             self.batch_bytes = 0;
         }
     }
 
-    pub(super) fn sign_request(&mut self, id: u32, windows: Vec<Window>) {
-        if let Some(at) = self.basis_to_look_at(id) {
-            self.outbox.start(Work::SignWindows { id, at, windows });
-        }
-    }
-
-    pub(super) fn cut_request(&mut self, id: u32, stretch: Stretch) {
-        let Some(at) = self.basis_to_look_at(id) else { return };
-        if self.asked.get_mut(&id).is_some_and(|ask| std::mem::replace(&mut ask.was_cut, true)) {
-            return self.outbox.protocol_error("an old version is to be cut twice");
-        }
-        self.outbox.start(Work::Cut { id, at, stretch });
-    }
-
-    /// Returns the basis that the sender asks about, and counts the work on it.
-    fn basis_to_look_at(&mut self, id: u32) -> Option<u32> {
-        let basis = self.asked.get(&id).filter(|ask| !ask.given).and_then(|ask| ask.basis);
-        let Some(Basis { at, .. }) = basis else {
-            self.outbox.protocol_error("a look at an old version is asked for where there is none");
-            return None;
-        };
-        self.signs += 1;
-        if self.signs > SIGNS_MAX + STREAMS_MAX {
-            self.outbox.protocol_error("too many looks at old versions are asked for at once");
-            return None;
-        }
-        Some(at)
-    }
-
     // Answers.
 
-    pub(super) fn files(&mut self, files: Vec<(u32, Body)>) {
-        let (mut store, mut to_sign) = (Vec::new(), Vec::new());
-        for (id, body) in files {
-            let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
-                return self.outbox.protocol_error("a file that nobody asked for");
+    pub(super) fn answers(&mut self, answers: Vec<(u32, Answer)>) {
+        let (mut queries, mut fed) = (Vec::new(), Vec::new());
+        for (id, answer) in answers {
+            let Some(transfer) = self.transfers.get_mut(&id).filter(|transfer| transfer.is_awaited()) else {
+                return self.outbox.protocol_error("an answer that nobody asked for");
             };
-            let basis = ask.basis;
-            if body == Body::Differs {
-                let Some(Basis { at, .. }) = basis.filter(|_| !ask.was_signed) else {
-                    return self.outbox.protocol_error("a signature is asked for where it cannot be");
-                };
-                ask.was_signed = true;
-                to_sign.push((id, at));
-                continue;
-            }
-            let was_signed = ask.was_signed;
-            ask.given = true;
-            if self.sinks.contains_key(&id) && body != Body::Skipped {
-                return self.outbox.protocol_error("a file in two ways at once");
-            }
-            match body {
-                Body::Differs => {}
-                Body::Delta { hash, delta } => {
-                    let Some(Basis { at, .. }) = basis.filter(|_| was_signed) else {
-                        return self.outbox.protocol_error("a delta that nobody can apply");
-                    };
-                    let (size, sent) = (self.size(id), delta.len() as u64);
-                    if size > SMALL_BYTES_MAX {
-                        return self.outbox.protocol_error("a delta of what is too long for one");
-                    }
-                    self.held_bytes += size as usize;
-                    self.tally.sent_bytes += sent;
-                    self.tally.matched_bytes += size.saturating_sub(sent);
-                    self.outbox.progress(Event::Moved { bytes: sent });
-                    self.outbox.progress(Event::Matched { bytes: size.saturating_sub(sent) });
-                    let content = SmallContent::Delta { at, delta: delta.into_vec() };
-                    store.push(SmallFile { id, hash, content });
+            let query = match answer {
+                Answer::Skipped => {
+                    transfer.progress = Progress::Over;
+                    fed.push(id);
+                    continue;
                 }
-                Body::Whole { hash, data } => {
-                    if data.len() as u64 != self.size(id) {
-                        return self.outbox.protocol_error("a file of another size than offered");
+                Answer::Steps { ops, end } => {
+                    if !self.steps(id, ops, end) {
+                        return;
                     }
-                    self.held_bytes += data.len();
-                    self.tally.sent_bytes += data.len() as u64;
-                    self.outbox.progress(Event::Moved { bytes: data.len() as u64 });
-                    let content = SmallContent::Whole(data.into_vec());
-                    store.push(SmallFile { id, hash, content });
+                    fed.push(id);
+                    continue;
                 }
-                Body::Skipped => match self.sinks.get_mut(&id) {
-                    Some(sink) => {
-                        (sink.ended, sink.skipped) = (true, true);
-                        self.feed_sink(id);
-                    }
-                    None => self.answered(id),
-                },
+                Answer::Sign(windows) => Query::Sign(windows),
+                Answer::Cut(_) if std::mem::replace(&mut transfer.was_cut, true) => {
+                    return self.outbox.protocol_error("a basis is to be cut twice");
+                }
+                Answer::Cut(stretch) => Query::Cut(stretch),
+            };
+            let Some(basis) = transfer.basis else {
+                return self.outbox.protocol_error("a question about a basis where there is none");
+            };
+            if std::mem::replace(&mut transfer.is_queried, true) {
+                return self.outbox.protocol_error("a question before the answer to another");
+            }
+            queries.push((id, basis, query));
+        }
+        if !queries.is_empty() {
+            self.on_target(|target| ReceiverWork::Query(target, queries));
+        }
+        self.feed(fed);
+    }
+
+    pub(super) fn replied(&mut self, replies: Vec<(u32, Result<Reply, WorkError>)>) {
+        let mut sent = Vec::with_capacity(replies.len());
+        for (id, reply) in replies {
+            match reply {
+                Ok(reply) => sent.push((id, reply)),
+                Err(error) => return self.outbox.fatal(AbortKind::Destination, error),
+            }
+            if let Some(transfer) = self.transfers.get_mut(&id) {
+                transfer.is_queried = false;
             }
         }
-        if !to_sign.is_empty() {
-            self.file_signs += 1;
-            self.outbox.start(Work::SignFiles(to_sign));
+        self.outbox.send(FromReceiver::Replies(sent));
+    }
+
+    /// Takes in steps of a file; `false` if that ends the run.
+    fn steps(&mut self, id: u32, ops: Vec<Op>, end: Option<Hash>) -> bool {
+        let is_receiving = |transfer: &&Transfer<T>| transfer.progress == Progress::Receiving;
+        let Some(transfer) = self.transfers.get(&id) else { return true };
+        let (begins, is_large) =
+            (transfer.progress == Progress::Asked, end.is_none() || transfer.facts.size > SMALL_BYTES_MAX);
+        if begins && is_large {
+            if self.transfers.values().filter(is_receiving).count() >= STREAMS_MAX {
+                self.outbox.protocol_error("too many files at once");
+                return false;
+            }
+            let path = self.path(id);
+            self.outbox.progress(Event::Began { path });
         }
-        if !store.is_empty() {
-            self.put(Work::Store(store));
+        let Some(transfer) = self.transfers.get_mut(&id) else { return true };
+        transfer.progress = if end.is_some() { Progress::Arrived } else { Progress::Receiving };
+        let made = ops.iter().map(Op::made_bytes).fold(0, u64::saturating_add);
+        let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
+        transfer.made_bytes = transfer.made_bytes.saturating_add(made);
+        let (size, made_bytes) = (transfer.facts.size, transfer.made_bytes);
+        if made_bytes > size || end.is_some() && made_bytes < size {
+            self.outbox.protocol_error("a file of another size than offered");
+            return false;
         }
+        self.held_bytes += held_bytes(&ops);
+        transfer.waiting.push_back((ops, end));
+        self.took(sent, made);
+        true
+    }
+
+    /// Counts content that arrived.
+    fn took(&mut self, sent: u64, made: u64) {
+        let matched = made.saturating_sub(sent);
+        self.tally.sent_bytes += sent;
+        self.tally.matched_bytes += matched;
+        self.outbox.took(sent, matched);
     }
 
     pub(super) fn same(&mut self, ids: &[u32], digest: Hash) {
         let mut bases = Vec::with_capacity(ids.len());
         for &id in ids {
-            let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
-                return self.outbox.protocol_error("a file that nobody asked for");
+            let transfer = self.transfers.get_mut(&id);
+            let Some(transfer) = transfer.filter(|transfer| transfer.progress == Progress::Asked) else {
+                return self.outbox.protocol_error("a file that nobody asked for, or that is on its way");
             };
-            if self.sinks.contains_key(&id) {
-                return self.outbox.protocol_error("a file in two ways at once");
-            }
-            ask.given = true;
-            bases.push(ask.basis);
+            transfer.progress = Progress::Over;
+            bases.push(transfer.basis);
         }
         let hashes: Option<Vec<Hash>> =
             bases.iter().map(|basis| basis.and_then(|basis| basis.hash)).collect();
         let Some(hashes) = hashes.filter(|hashes| digest_of(hashes.iter()) == digest) else {
             return ids.iter().for_each(|&id| self.retry(id, "what was said to be the same is not"));
         };
-        let mut copies = Vec::new();
-        for ((&id, basis), hash) in ids.iter().zip(bases).zip(hashes) {
-            self.tally.matched_bytes += self.size(id);
-            self.outbox.progress(Event::Matched { bytes: self.size(id) });
-            match basis {
-                Some(Basis { at, elsewhere: true, .. }) => {
-                    if self.is_new(id) && self.plan.move_here(id, at, hash) {
-                        self.answered(id);
-                    } else {
-                        copies.push(CopiedFile { id, at, hash });
-                    }
+        for ((&id, basis), hash) in ids.iter().zip(bases.into_iter().flatten()).zip(hashes) {
+            let size = self.size(id);
+            self.tally.matched_bytes += size;
+            self.outbox.progress(Event::Matched { bytes: size });
+            let is_moved = basis.is_elsewhere && self.is_new(id) && self.plan.move_here(id, basis.at, hash);
+            if is_moved {
+                continue;
+            }
+            if basis.is_elsewhere || basis.has_gap() {
+                // The content is there, but not in the new file's place, or not in this shape.
+                if let Some(transfer) = self.transfers.get_mut(&id) {
+                    transfer.is_copy = basis.is_elsewhere;
+                    self.held_bytes += transfer.complete(vec![Op::Copy { offset: 0, length: size }], hash);
                 }
-                Some(Basis { has_gap: true, .. }) => {
-                    // The basis on disk lacks the gap, so the equal content must still be made.
-                    let ops = vec![Op::Copy { offset: 0, length: self.size(id) }];
-                    self.held_bytes += held_bytes(&ops);
-                    self.sinks.insert(id, Sink::of(ops, hash));
-                    self.feed_sink(id);
-                }
-                _ => {
-                    self.tally.files += 1;
-                    self.plan.only_adjust(id);
-                    self.answered(id);
-                }
+            } else {
+                self.tally.files += 1;
+                self.plan.only_adjust(id);
             }
         }
-        if !copies.is_empty() {
-            self.put(Work::Copy(copies));
-        }
+        self.feed(ids.to_vec());
     }
 
-    pub(super) fn signed_files(&mut self, results: Vec<(u32, Result<Vec<u8>, WorkError>)>) {
-        self.file_signs -= 1;
-        let mut signatures = Vec::with_capacity(results.len());
-        for (id, result) in results {
-            match result {
-                Err(WorkError::Fatal(kind, text)) => return self.outbox.fail(kind, text),
-                // The basis changed or went away: send no signature.
-                result => signatures.push((id, ByteBuf::from(result.unwrap_or_default()))),
-            }
-        }
-        self.outbox.send(Message::FileSignatures(signatures));
-    }
+    // Making.
 
-    /// Starts a work that puts files in place, or keeps it until their directories exist.
-    pub(super) fn put(&mut self, work: Work) {
-        if self.phase == Phase::Directories {
-            self.early.push(work);
-        } else {
-            self.stores += 1;
-            self.outbox.start(work);
-        }
-    }
-
-    pub(super) fn pieces(&mut self, id: u32, ops: Vec<Op>, end: Option<Hash>) {
-        let Some(ask) = self.asked.get_mut(&id).filter(|ask| !ask.given) else {
-            return self.outbox.protocol_error("content that nobody asked for");
-        };
-        ask.given = end.is_some();
-        let size = self.size(id);
-        // A file whose steps have all arrived, and which only the disk still works on, is finished
-        // for the sender.
-        let open_count = self.sinks.values().filter(|sink| !sink.ended).count();
-        if !self.sinks.contains_key(&id) && open_count >= STREAMS_MAX {
-            return self.outbox.protocol_error("too many files at once");
-        }
-        let path = self.path(id);
-        let sink = self.sinks.entry(id).or_insert_with(|| {
-            self.outbox.progress(Event::Began { path });
-            Sink::default()
-        });
-        let made = ops.iter().map(Op::made_bytes).fold(0, u64::saturating_add);
-        let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
-        sink.made_bytes = sink.made_bytes.saturating_add(made);
-        let length_fits = if end.is_some() { sink.made_bytes == size } else { sink.made_bytes <= size };
-        if !length_fits {
-            return self.outbox.protocol_error("a file of another size than offered");
-        }
-        sink.ended = end.is_some();
-        self.held_bytes += held_bytes(&ops);
-        self.tally.sent_bytes += sent;
-        self.tally.matched_bytes += made.saturating_sub(sent);
-        sink.waiting.push_back((ops, end));
-        self.outbox.progress(Event::Moved { bytes: sent });
-        self.outbox.progress(Event::Matched { bytes: made.saturating_sub(sent) });
-        self.feed_sink(id);
-    }
-
-    /// Starts the next work of a larger file, unless one is under way.
-    pub(super) fn feed_sink(&mut self, id: u32) {
+    /// Starts the next works on these files, unless one is under way. Complete small files are made
+    /// together.
+    pub(super) fn feed(&mut self, ids: Vec<u32>) {
         if self.phase != Phase::Content {
             return;
         }
-        let Some(sink) = self.sinks.get_mut(&id).filter(|sink| !sink.busy) else { return };
-        while let Some((ops, end)) = sink.waiting.pop_front() {
-            self.held_bytes -= held_bytes(&ops);
-            if sink.failed.is_none() && !sink.skipped {
-                sink.busy = true;
-                let at = self.asked.get(&id).and_then(|ask| ask.basis).map(|basis| basis.at);
-                return self.outbox.start(Work::Sink { id, at, ops, end });
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        for id in ids {
+            let Some(transfer) = self.transfers.get_mut(&id).filter(|transfer| transfer.held.is_some())
+            else {
+                continue;
+            };
+            let mut dropped = 0;
+            let next = transfer.next_work(&mut dropped);
+            self.held_bytes -= dropped;
+            let input = match next {
+                NextWork::Wait => continue,
+                NextWork::Settle(result) => {
+                    self.settle(id, result);
+                    continue;
+                }
+                NextWork::Forget => {
+                    self.forget(id);
+                    continue;
+                }
+                NextWork::Discard => ReceiveInput::Discard,
+                NextWork::Steps(ops, end) => {
+                    transfer.written_bytes = held_bytes(&ops);
+                    // Its slot is free for another.
+                    transfer.pre_copy = None;
+                    self.writing += 1;
+                    ReceiveInput::Steps(ops, end)
+                }
+            };
+            let step = transfer.held.take().map(|held| (held, input));
+            if transfer.facts.size > SMALL_BYTES_MAX {
+                let steps = step.into_iter().collect();
+                self.on_target(|target| ReceiverWork::Step(target, steps));
+                continue;
+            }
+            bytes += transfer.written_bytes;
+            batch.extend(step);
+            if bytes >= STEP_BYTES || batch.len() >= STEP_FILES_MAX {
+                let steps = std::mem::take(&mut batch);
+                self.on_target(|target| ReceiverWork::Step(target, steps));
+                bytes = 0;
             }
         }
-        // Nothing waits: either more steps are in flight, or these were all.
-        if sink.ended {
-            let (failed, skipped) = (sink.failed.take(), sink.skipped);
-            self.sinks.remove(&id);
-            if skipped { self.answered(id) } else { self.settle(id, failed.map_or(Ok(()), Err)) }
+        if !batch.is_empty() {
+            self.on_target(|target| ReceiverWork::Step(target, batch));
         }
     }
 
-    pub(super) fn sunk(&mut self, id: u32, result: Result<(), WorkError>) {
-        let Some(sink) = self.sinks.get_mut(&id) else { return };
-        sink.busy = false;
-        match result {
-            Err(WorkError::Fatal(kind, text)) => return self.outbox.fail(kind, text),
-            Err(error) => sink.failed = Some(error),
-            Ok(()) => {}
+    pub(super) fn stepped(&mut self, stepped: Vec<Returned<T, ()>>) {
+        let mut fed = Vec::with_capacity(stepped.len());
+        for (held, result) in stepped {
+            let id = held.id();
+            let Some(transfer) = self.transfers.get_mut(&id) else { continue };
+            let written_bytes = std::mem::take(&mut transfer.written_bytes);
+            self.writing -= usize::from(written_bytes > 0);
+            self.held_bytes -= written_bytes;
+            transfer.held = Some(held);
+            match result {
+                Err(WorkError::Fatal(kind, text)) => return self.outbox.fail(kind, text),
+                Err(error) => transfer.failed = Some(error),
+                Ok(()) => {}
+            }
+            fed.push(id);
         }
-        self.feed_sink(id);
+        self.feed(fed);
     }
 
     /// Records that the content of a file is in place, or failed.
-    pub(super) fn settle(&mut self, id: u32, result: Result<(), WorkError>) {
+    fn settle(&mut self, id: u32, result: Result<(), WorkError>) {
         match result {
             Ok(()) => {
+                let is_copy = self.transfers.get(&id).is_some_and(|transfer| transfer.is_copy);
+                self.tally.copied += u64::from(is_copy);
                 self.tally.files += 1;
                 self.tally.deleted += self.plan.cleared(id);
                 if self.plan.is_update(id) {
                     self.tally.updated += 1;
                     self.tell_repair(id);
                 } else {
-                    self.tally.created += 1
+                    self.tally.created += 1;
                 }
-                self.answered(id);
+                self.forget(id);
             }
             Err(WorkError::Entry(ProblemKind::Corrupt, cause)) => self.retry(id, &cause),
             Err(error) => {
                 let path = self.path(id);
                 if self.outbox.report_error(path, error) {
-                    self.answered(id);
+                    self.forget(id);
                 }
             }
         }
@@ -442,20 +402,23 @@ impl Receiver {
 
     /// Asks once more for a file whose content did not verify, this time for all of it.
     fn retry(&mut self, id: u32, cause: &str) {
-        self.answered(id);
-        if self.retried.insert(id) {
-            self.want(Want::whole(id), None);
-            self.send_batch();
-        } else {
+        let Some(transfer) = self.transfers.get_mut(&id) else { return };
+        if std::mem::replace(&mut transfer.was_retried, true) {
+            self.forget(id);
             let path = self.path(id);
             self.outbox.problem(Problem { kind: ProblemKind::Corrupt, path, cause: cause.to_owned() });
+            return;
         }
+        (transfer.basis, transfer.made_bytes, transfer.is_copy) = (None, 0, false);
+        transfer.weight.take().into_iter().for_each(|weight| self.window.close(weight));
+        self.want(Want::whole(id));
+        self.send_batch();
     }
 
-    fn answered(&mut self, id: u32) {
-        if let Some(ask) = self.asked.remove(&id) {
-            self.window.close(ask.weight);
-        }
+    /// Drops a file that is done, and counts its want as answered.
+    fn forget(&mut self, id: u32) {
+        let weight = self.transfers.remove(&id).and_then(|transfer| transfer.weight);
+        weight.into_iter().for_each(|weight| self.window.close(weight));
     }
 
     pub(super) fn go_on(&mut self) {
@@ -470,8 +433,8 @@ impl Receiver {
     /// True if content that has arrived is not on the disk yet.
     pub(super) fn puts_content_aside(&self) -> bool {
         match self.phase {
-            Phase::Directories => !self.early.is_empty() || !self.sinks.is_empty(),
-            Phase::Content => self.stores > 0 || self.sinks.values().any(|sink| sink.busy),
+            Phase::Directories => self.transfers.values().any(|transfer| !transfer.waiting.is_empty()),
+            Phase::Content => self.writing > 0,
             _ => false,
         }
     }
@@ -480,9 +443,6 @@ impl Receiver {
         self.phase == Phase::Content
             && self.plan.fetch.is_empty()
             && self.batch.is_empty()
-            && self.signs + self.file_signs == 0
-            && self.window.is_empty()
-            && self.stores == 0
-            && self.sinks.is_empty()
+            && self.transfers.is_empty()
     }
 }

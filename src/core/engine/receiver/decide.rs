@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::{Phase, Receiver, Resolved};
 use crate::engine::brake::{self, Facts, KnownPair, MANY};
 use crate::engine::plan::{Findings, Plan};
-use crate::engine::work::{Destination, Work};
+use crate::engine::transfer::Target;
+use crate::engine::work::{Destination, Planned, ReceiverWork};
 use crate::monitor::{Braked, Event, Problem, ProblemKind};
 use crate::tree::compare::{Rules, below, has_more};
 use crate::tree::entry::{EntryRef, Time};
@@ -14,9 +15,9 @@ use crate::tree::manifest::Manifest;
 use crate::tree::path::TreePath;
 use crate::tree::spelling::{Answers, Questions};
 use crate::tree::tree_id::{Pair, TreeId};
-use crate::wire::message::{AbortKind, Message, Subject};
+use crate::wire::message::{AbortKind, FromReceiver, Subject};
 
-impl Receiver {
+impl<T: Target> Receiver<T> {
     pub(super) fn compare_when_ready(&mut self) {
         if self.opened.is_some() && self.offered.is_some() {
             self.leave_unclear();
@@ -43,7 +44,7 @@ impl Receiver {
         let known = self.known(&destination);
         self.plan = self.plan_for(rules, &destination, &present);
         if let Some(questions) = self.questions(&present) {
-            return self.outbox.start(Work::Resolve(questions));
+            return self.on_open(|open| ReceiverWork::Resolve(open, questions));
         }
         let braked = self.brake(&destination, known, &present);
         let mut waiting = Vec::new();
@@ -70,7 +71,7 @@ impl Receiver {
         }
         if self.config.options.dry_run {
             self.plan.count(&self.wanted, &mut self.tally);
-            self.outbox.send(Message::Finished(self.tally));
+            self.outbox.send(FromReceiver::Finished(self.tally));
             return self.outbox.finish(self.tally);
         }
         // Check the room before anything is written.
@@ -81,7 +82,15 @@ impl Receiver {
         self.phase = Phase::Plan;
         let (writes, changes) = (!self.plan.fetch.is_empty(), self.plan.changes_anything());
         let spelling = Arc::clone(&self.spelling);
-        self.outbox.start(Work::Plan { wanted, present, spelling, changes, writes, withheld: waiting, pair });
+        let planned = Planned { wanted, present, spelling, changes, writes, withheld: waiting, pair };
+        self.on_open(|open| ReceiverWork::Plan(open, planned));
+    }
+
+    /// Starts a work on the opened destination.
+    fn on_open(&mut self, work: impl FnOnce(T::Opened) -> ReceiverWork<T>) {
+        if let Some(open) = self.at_open.clone() {
+            self.outbox.start(work(open));
+        }
     }
 
     /// Excludes names that lead to entries outside a round's scope. Only a full round shows whether
@@ -90,9 +99,9 @@ impl Receiver {
         let unclear = self.opened.as_mut().map(|opened| std::mem::take(&mut opened.unclear));
         let unclear = unclear.unwrap_or_default();
         if !unclear.is_empty() && !self.config.options.dry_run {
-            self.outbox.send(Message::Rescan);
+            self.outbox.send(FromReceiver::Rescan);
         }
-        // `Work::Plan` shares this value, but starts later.
+        // `ReceiverWork::Plan` shares this value, but starts later.
         if let Some(spelling) = Arc::get_mut(&mut self.spelling) {
             unclear.iter().for_each(|path| spelling.leave_unclear(path, &self.wanted));
         }
@@ -113,7 +122,7 @@ impl Receiver {
     /// Takes in which names the filesystem folds, and compares again.
     pub(super) fn resolved(&mut self, answers: &Answers) {
         let present = self.opened.as_ref().map(|opened| Arc::clone(&opened.manifest)).unwrap_or_default();
-        // `Work::Plan` shares this value, but starts later.
+        // `ReceiverWork::Plan` shares this value, but starts later.
         let mut spelling = std::mem::take(&mut self.spelling);
         let protects = |path: &TreePath, entry: EntryRef<'_>| self.protects(path, entry.is_directory());
         // Rules that protect an entry under its present name must protect it under the new one.

@@ -1,31 +1,22 @@
-//! The receiver's half that takes in the offer: in full, or as changes to the baseline.
+//! An arriving offer.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use serde_bytes::ByteBuf;
-
-use super::Receiver;
 use crate::content::hash::Hash;
 use crate::content::sample::Samples;
-use crate::engine::work::{Outcome, Work};
-use crate::tree::change::{Change, ChangeError, Rebuild};
+use crate::tree::change::Rebuild;
 use crate::tree::entry::Kind;
-use crate::tree::filter::{Filter, IgnoreFile};
 use crate::tree::manifest::{Builder, Manifest};
-use crate::tree::record::{self, Record};
-use crate::tree::subtrees::{SUBTREES_MAX, Subtree, SubtreeSet};
-use crate::wire::message::{AbortKind, Message, PUSHED_BYTES_MAX, SAMPLED_MAX, Subject};
 
 /// An arriving offer.
 #[derive(Debug, Default)]
 pub(super) struct Offer {
-    baseline: Baseline,
-    builder: Builder,
+    pub(super) baseline: Baseline,
+    pub(super) builder: Builder,
     /// True once ignore files have arrived, or the message that there are none.
-    has_ignores: bool,
+    pub(super) has_ignores: bool,
     /// True if the offer equals the stored baseline.
-    equals_baseline: bool,
+    pub(super) equals_baseline: bool,
     /// True if only parts of the tree are offered.
     pub(super) is_partial: bool,
     /// Contents that came with the offer.
@@ -45,7 +36,7 @@ impl Offer {
 
 /// The baseline that the sender relies on.
 #[derive(Debug, Default)]
-enum Baseline {
+pub(super) enum Baseline {
     /// None named so far.
     #[default]
     Unnamed,
@@ -63,8 +54,8 @@ enum Baseline {
 /// Contents of small files that came with the offer, by id.
 #[derive(Debug, Default)]
 pub(super) struct Pushed {
-    files: HashMap<u32, (Hash, Vec<u8>)>,
-    bytes: usize,
+    pub(super) files: HashMap<u32, (Hash, Vec<u8>)>,
+    pub(super) bytes: usize,
 }
 
 impl Pushed {
@@ -79,191 +70,5 @@ impl Pushed {
     /// Takes the content of a file, if it came with the offer.
     pub(super) fn take(&mut self, id: u32) -> Option<(Hash, Vec<u8>)> {
         self.files.remove(&id)
-    }
-}
-
-impl Receiver {
-    // The subject.
-
-    pub(super) fn subtrees(&mut self, subtrees: Vec<Subtree>) {
-        self.offer.is_partial = true;
-        self.subtrees.extend(subtrees);
-        if self.subtrees.len() > SUBTREES_MAX {
-            self.outbox.protocol_error("a scope of too many parts");
-        }
-    }
-
-    pub(super) fn subject(&mut self, subject: Subject) {
-        self.subject = Some(subject.clone());
-        let subtrees = std::mem::take(&mut self.subtrees);
-        if self.offer.is_partial && !self.is_directory() {
-            return self.outbox.protocol_error("parts of what is no directory");
-        }
-        let scope = if self.offer.is_partial { SubtreeSet::decode(subtrees).map(Some) } else { Ok(None) };
-        match scope {
-            Ok(scope) => self.outbox.start(Work::Open { subject, scope }),
-            Err(error) => self.outbox.fail(AbortKind::Protocol, error.to_string()),
-        }
-    }
-
-    pub(super) fn pushed(&mut self, files: Vec<(u32, Hash, ByteBuf)>) {
-        let Pushed { files: held, bytes } = &mut self.offer.pushed;
-        for (id, hash, data) in files {
-            *bytes += data.len();
-            held.insert(id, (hash, data.into_vec()));
-        }
-        if *bytes > PUSHED_BYTES_MAX {
-            self.outbox.protocol_error("more contents along with an offer than allowed");
-        }
-    }
-
-    // The full offer.
-
-    pub(super) fn sampled(&mut self, files: Vec<(u32, Samples)>) {
-        self.offer.samples.extend(files);
-        if self.offer.samples.len() > SAMPLED_MAX {
-            self.outbox.protocol_error("samples of too many files");
-        }
-    }
-
-    pub(super) fn ignores(&mut self, files: Vec<IgnoreFile>) {
-        self.offer.has_ignores = true;
-        let _ = self.take_ignores(files);
-    }
-
-    pub(super) fn entries(&mut self, block: &[u8]) {
-        if !self.pass_baseline() {
-            return;
-        }
-        if let Err(error) = self.offer.builder.push(block) {
-            self.outbox.fail(AbortKind::Protocol, error.to_string());
-        }
-    }
-
-    pub(super) fn offered_all(&mut self, complete: bool) {
-        if self.pass_baseline() {
-            let manifest = std::mem::take(&mut self.offer.builder).finish();
-            self.take_offer(manifest, complete);
-        }
-    }
-
-    /// Ends the time for changes; `false` if some have arrived already.
-    fn pass_baseline(&mut self) -> bool {
-        match std::mem::replace(&mut self.offer.baseline, Baseline::Passed) {
-            Baseline::Known(rebuild) if rebuild.unchanged().is_none() => {
-                self.outbox.protocol_error("everything after a part of the changes");
-                false
-            }
-            _ => true,
-        }
-    }
-
-    // Changes.
-
-    pub(super) fn baseline(&mut self, digest: Hash) {
-        if !matches!(self.offer.baseline, Baseline::Unnamed) || self.offer.has_ignores {
-            return self.outbox.protocol_error("a baseline out of turn");
-        }
-        self.offer.baseline = Baseline::Loading(digest);
-        self.outbox.start(Work::LoadBaseline(digest));
-    }
-
-    pub(super) fn loaded(&mut self, record: Option<Record>) {
-        let Baseline::Loading(digest) = self.offer.baseline else {
-            return self.outbox.stray_outcome(&Outcome::LoadBaseline(record));
-        };
-        match record.filter(|record| record.digest() == digest) {
-            Some(record) => self.offer.baseline = Baseline::Known(Box::new(Rebuild::new(record))),
-            None => self.report_missing(),
-        }
-    }
-
-    /// Asks for the full offer.
-    fn report_missing(&mut self) {
-        self.offer.baseline = Baseline::Missing;
-        self.outbox.send(Message::BaselineMissing);
-    }
-
-    pub(super) fn changes(&mut self, change: &Change) {
-        match &mut self.offer.baseline {
-            Baseline::Known(rebuild) => match rebuild.apply(change) {
-                Ok(()) => {}
-                Err(ChangeError::Baseline) => self.report_missing(),
-                Err(error) => self.outbox.fail(AbortKind::Protocol, error.to_string()),
-            },
-            Baseline::Missing => {}
-            Baseline::Unnamed | Baseline::Loading(_) | Baseline::Passed => {
-                self.outbox.protocol_error("changes of nothing");
-            }
-        }
-    }
-
-    pub(super) fn changed(&mut self, complete: bool, digest: Hash) {
-        let rebuild = match std::mem::replace(&mut self.offer.baseline, Baseline::Passed) {
-            Baseline::Known(rebuild) => rebuild,
-            Baseline::Missing => return self.begin_again(),
-            Baseline::Unnamed | Baseline::Loading(_) | Baseline::Passed => {
-                return self.outbox.protocol_error("changes of nothing");
-            }
-        };
-        let unchanged = rebuild.unchanged().filter(|_| !self.offer.has_ignores);
-        let ignores = rebuild.ignores().to_vec();
-        let manifest = match rebuild.finish() {
-            Ok(manifest) => manifest,
-            Err(ChangeError::Baseline) => {
-                self.report_missing();
-                return self.begin_again();
-            }
-            Err(error) => return self.outbox.fail(AbortKind::Protocol, error.to_string()),
-        };
-        if !self.offer.has_ignores && !self.take_ignores(ignores) {
-            return;
-        }
-        // Ids are positions in the manifest, so both sides must have exactly the same one.
-        let made = unchanged.unwrap_or_else(|| record::digest(&manifest, self.filter.files()));
-        if made != digest {
-            return self.outbox.protocol_error("changes that do not give what was announced");
-        }
-        self.offer.equals_baseline = unchanged.is_some();
-        self.take_offer(manifest, complete);
-    }
-
-    /// All changes in flight have arrived; now the full offer follows.
-    fn begin_again(&mut self) {
-        self.offer.baseline = Baseline::Passed;
-        self.offer.has_ignores = false;
-        self.filter = Filter::anchored(&self.config.options.rules, &self.config.options.anchor);
-    }
-
-    // Either kind of offer.
-
-    /// Takes in ignore files; `false` if that ends the run.
-    fn take_ignores(&mut self, files: Vec<IgnoreFile>) -> bool {
-        let taken = files.into_iter().all(|file| self.filter.add(file));
-        if !taken {
-            self.outbox.protocol_error("more ignore files than allowed");
-        }
-        taken
-    }
-
-    fn take_offer(&mut self, manifest: Manifest, complete: bool) {
-        if !self.offer.pushed.fit(&manifest) {
-            return self.outbox.protocol_error("contents of what was not offered with that length");
-        }
-        self.wanted = Arc::new(manifest);
-        self.offered = Some(complete);
-        self.compare_when_ready();
-    }
-
-    /// Stores the offer as the baseline of both sides, however this run ends. A run that is cut and
-    /// begins again need not repeat the offer.
-    pub(super) fn store_baseline(&mut self) {
-        // Offering a single file takes fewer bytes than a digest.
-        if self.offer.equals_baseline || self.offer.is_partial || !self.is_directory() {
-            return;
-        }
-        self.offer.is_being_stored = true;
-        let (manifest, ignores) = (Arc::clone(&self.wanted), self.filter.files().to_vec());
-        self.outbox.start(Work::StoreBaseline { manifest, ignores });
     }
 }

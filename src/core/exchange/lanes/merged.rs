@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use crate::exchange::lanes::Lane;
+use crate::exchange::lanes::lane::Lane;
 use crate::exchange::liveness::Liveness;
 use crate::wire::lanes::{Announcement, SegmentError, read_segment};
 
@@ -14,6 +14,13 @@ use crate::wire::lanes::{Announcement, SegmentError, read_segment};
 /// others would use up their windows and stand still too (100 MB/s instead of 120 at 100 ms round
 /// trip).
 const HELD_BYTES_MAX: usize = 2 << 20;
+
+/// Accepts announced lanes, on the side that reads them.
+pub trait JoinLanes: Send {
+    /// Starts to wait for lanes and returns at once. The answer to a lane may be sent once it has
+    /// been added.
+    fn join(&self, announcement: Announcement, joining: Joining);
+}
 
 /// Reads the written bytes in order, whichever lanes they took. Holds at most 2 MiB of each lane.
 pub struct Merged {

@@ -5,8 +5,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use crate::exchange::lanes::OpenLanes;
-use crate::wire::lanes::{SEGMENT_BYTES_MAX, encode_segment};
+use crate::wire::lanes::{Announcement, SEGMENT_BYTES_MAX, encode_segment};
 
 /// Bytes after which the writer asks whether lanes would pay. Until then it writes straight
 /// through: most runs never get that far. Together with one frame this still fits into OpenSSH's
@@ -20,6 +19,17 @@ const WAITING_BYTES: usize = 2 << 20;
 
 /// Most bytes that wait: enough for all lanes to find something when their windows open.
 const QUEUED_BYTES_MAX: usize = 4 << 20;
+
+/// Opens further lanes, on the side that announces them.
+pub trait OpenLanes: Send {
+    /// Number of lanes that pay, the main one included, as far as is known by now.
+    fn worthwhile(&self) -> usize;
+
+    /// Starts to open lanes and returns at once the announcement to send, or `None` if none will
+    /// come. A lane is added to the entrance only after the other side has answered on it that it
+    /// joined.
+    fn open(&self, entrance: Entrance) -> Option<Announcement>;
+}
 
 /// Writes straight to the main lane, then through a queue, then in segments over all lanes. Each
 /// write is a frame, so the announcement stands between two frames.

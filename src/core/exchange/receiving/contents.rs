@@ -1,19 +1,16 @@
-//! Takes contents in and installs files.
+//! Installs files.
 
 use std::fs::File;
 
-use crate::content::delta;
-use crate::content::hash::Hash;
+use crate::content::hash::Hasher;
 use crate::disk::error::DiskError;
 use crate::disk::stage::{Complete, Durability, Staging};
-use crate::engine::{CopiedFile, SmallContent, SmallFile, WorkError};
-use crate::exchange::receiving::{Receiving, out_of_turn, sink_error};
-use crate::exchange::sink::{Sink, SinkError};
-use crate::exchange::work_error;
-use crate::log::debug;
+use crate::engine::WorkError;
+use crate::engine::transfer::basis::wrong_hash;
+use crate::exchange::common::{retry_while_busy, work_error};
+use crate::exchange::receiving::draft::{OpenBasis, StagedDraft};
+use crate::exchange::receiving::tree::PlannedTree;
 use crate::monitor::ProblemKind;
-use crate::tree::path::escape;
-use crate::wire::message::Op;
 
 /// Length in bytes from which a replaced file is closed on a thread of its own. The last handle
 /// frees its pages, which takes 0.1 s for a gigabyte.
@@ -31,185 +28,130 @@ enum Unnamed {
     Staged(Complete),
 }
 
-impl Receiving {
+impl PlannedTree {
     /// Puts small files in place. If they must be durable, all are on the disk before the first
     /// gets its name.
-    pub(super) fn store_all(&self, files: &[SmallFile]) -> Vec<(u32, Result<(), WorkError>)> {
-        let chunks = files.chunks(if self.options.fsync { OPEN_FILES_MAX } else { 1 });
-        chunks.flat_map(|chunk| self.store_together(chunk)).collect()
+    pub(super) fn install_together(&self, files: &[(u32, Vec<u8>)]) -> Vec<Result<(), WorkError>> {
+        let chunks = files.chunks(if self.is_durable { OPEN_FILES_MAX } else { 1 });
+        chunks.flat_map(|chunk| self.install_chunk(chunk)).collect()
     }
 
-    fn store_together(&self, files: &[SmallFile]) -> Vec<(u32, Result<(), WorkError>)> {
-        let is_batch = self.options.fsync && files.len() >= SYNC_FILES_MIN;
+    fn install_chunk(&self, files: &[(u32, Vec<u8>)]) -> Vec<Result<(), WorkError>> {
+        let is_batch = self.is_durable && files.len() >= SYNC_FILES_MIN;
         let durability = if is_batch { Durability::Eventually } else { self.durability() };
         let made: Vec<_> = files.iter().map(|file| (file, self.make(file, durability))).collect();
         let synced = if is_batch {
-            self.root().and_then(|root| root.sync_written().map_err(|e| unwritable(&e)))
+            self.root.sync_written().map_err(|error| work_error(&error, ProblemKind::Unwritable))
         } else {
             Ok(())
         };
-        let name = |(file, made): (&SmallFile, Result<Unnamed, WorkError>)| {
-            let named = match (made, &synced) {
-                (Ok(Unnamed::Staged(complete)), Err(error)) => {
-                    // The file may look whole without being on the disk.
-                    let _ = complete.discard();
-                    Err(error.clone())
-                }
-                (Ok(_), Err(error)) => Err(error.clone()),
-                (Ok(made), Ok(())) => self.name(file, made),
-                (Err(error), _) => Err(error),
-            };
-            (file.id, named)
+        let name = |(file, made): (&(u32, Vec<u8>), Result<Unnamed, WorkError>)| match (made, &synced) {
+            (Ok(Unnamed::Staged(complete)), Err(error)) => {
+                // The file may look whole without being on the disk.
+                let _ = complete.discard();
+                Err(error.clone())
+            }
+            (Ok(_), Err(error)) => Err(error.clone()),
+            (Ok(made), Ok(())) => self.name(file, made),
+            (Err(error), _) => Err(error),
         };
         made.into_iter().map(name).collect()
     }
 
-    pub(super) fn durability(&self) -> Durability {
-        if self.options.fsync { Durability::Immediately } else { Durability::Eventually }
-    }
-
     /// Makes a file without its final name.
-    fn make(&self, file: &SmallFile, durability: Durability) -> Result<Unnamed, WorkError> {
+    fn make(&self, (id, data): &(u32, Vec<u8>), durability: Durability) -> Result<Unnamed, WorkError> {
         self.replaced.release();
-        let made;
-        let data = match &file.content {
-            SmallContent::Whole(data) => data,
-            SmallContent::Delta { at, delta } => {
-                made = self.apply_delta(file.id, *at, delta)?;
-                &made
-            }
-        };
-        if Hash::of(data) != file.hash {
-            return Err(corrupt());
-        }
-        let unwritable = |error: &DiskError| self.failed(file.id, error);
-        let (root, path, metadata) = (self.root()?, self.path(file.id)?, self.metadata(file.id)?);
-        self.before_writing(data).map_err(|error| unwritable(&error))?;
-        if self.trees()?.present.position(self.entry(file.id)?.path).is_none() {
-            let new = root.make_new(&path, data, &metadata, durability);
-            if let Some(new) = new.map_err(|error| unwritable(&error))? {
+        let failed = |error: &DiskError| self.failed(*id, error);
+        let bytes = data.len() as u64;
+        let least = if crate::content::hash::is_zero(data) { 0 } else { bytes };
+        self.before_writing(least, bytes).map_err(|error| failed(&error))?;
+        if self.position(*id)?.is_none() {
+            let new = self.root.make_new(&self.path(*id)?, data, &self.metadata(*id)?, durability);
+            if let Some(new) = new.map_err(|error| failed(&error))? {
                 return Ok(Unnamed::Anonymous(new));
             }
         }
-        self.stage(data, file.id, durability).map(Unnamed::Staged)
+        self.stage(*id, data, durability).map(Unnamed::Staged)
     }
 
-    fn stage(&self, data: &[u8], id: u32, durability: Durability) -> Result<Complete, WorkError> {
-        let (root, path, metadata) = (self.root()?, self.path(id)?, self.metadata(id)?);
-        let staged = Staging::open(root, &path).and_then(|(mut staging, _)| {
+    fn stage(&self, id: u32, data: &[u8], durability: Durability) -> Result<Complete, WorkError> {
+        let (path, metadata) = (self.path(id)?, self.metadata(id)?);
+        let staged = Staging::open(&self.root, &path).and_then(|(mut staging, _)| {
             staging.keep(0)?;
             staging.append(data)?;
-            staging.complete(root, &metadata, durability)
+            staging.complete(&self.root, &metadata, durability)
         });
         staged.map_err(|error| self.failed(id, &error))
     }
 
     /// Gives a file its final name.
-    fn name(&self, file: &SmallFile, made: Unnamed) -> Result<(), WorkError> {
-        match made {
-            Unnamed::Staged(complete) => self.place_complete(file.id, complete),
+    fn name(&self, (id, data): &(u32, Vec<u8>), made: Unnamed) -> Result<(), WorkError> {
+        let complete = match made {
+            Unnamed::Staged(complete) => complete,
             Unnamed::Anonymous(new) => {
-                let (root, path) = (self.root()?, self.path(file.id)?);
-                if root.name_new(&path, &new).map_err(|error| self.failed(file.id, &error))? {
+                let named = self.root.name_new(&self.path(*id)?, &new);
+                if named.map_err(|error| self.failed(*id, &error))? {
                     return Ok(());
                 }
                 // On this system only the superuser may name an anonymous file. From now on such
                 // files are staged.
-                let made = self.make(file, self.durability())?;
-                let Unnamed::Staged(complete) = made else { return Err(out_of_turn()) };
-                self.place_complete(file.id, complete)
-            }
-        }
-    }
-
-    fn apply_delta(&self, id: u32, at: u32, delta: &[u8]) -> Result<Vec<u8>, WorkError> {
-        let basis = self.read_basis(at)?;
-        // The engine checked that it is small.
-        let size = self.entry(id)?.size() as usize;
-        delta::apply(&basis, delta, size).map_err(|error| sink_error(SinkError::Basis(error.to_string())))
-    }
-
-    pub(super) fn copy(&self, file: CopiedFile) -> Result<(), WorkError> {
-        let (_, seen) = self.basis(file.at)?;
-        debug!(
-            "file role=receiver how=copy why=same-content path={}",
-            escape(self.path(file.id)?.as_bytes())
-        );
-        let ops = vec![Op::Copy { offset: 0, length: seen.size }];
-        self.sink(file.id, Some(file.at), ops, Some(file.hash))
-    }
-
-    pub(super) fn sink(
-        &self,
-        id: u32,
-        at: Option<u32>,
-        ops: Vec<Op>,
-        end: Option<Hash>,
-    ) -> Result<(), WorkError> {
-        self.replaced.release();
-        let taken = self.sinks().remove(&id);
-        let mut sink = match taken {
-            Some(sink) => sink,
-            None => {
-                let basis = at.map(|at| self.basis(at)).transpose()?;
-                let basis = basis.as_ref().map(|(path, seen)| (path, seen));
-                Sink::begin(
-                    self.root()?,
-                    &self.path(id)?,
-                    basis,
-                    self.pre_copies.take(id),
-                    self.take_staged(id),
-                )
-                .map_err(|error| self.sink_failed(id, error))?
+                self.stage(*id, data, self.durability())?
             }
         };
-        for op in ops {
-            if let Err(error) = self.before_step(&op).and_then(|()| sink.apply(op)) {
-                drop(sink);
-                return Err(self.sink_failed(id, error));
-            }
-        }
-        match end {
-            Some(hash) => {
-                let (staging, basis) = sink.finish(hash).map_err(|error| self.sink_failed(id, error))?;
-                let is_long = staging.len() >= CLOSED_ASIDE_BYTES_MIN;
-                let installed = self.install(id, staging);
-                self.replaced.keep(basis.filter(|_| is_long));
-                installed
-            }
-            None => {
-                self.sinks().insert(id, sink);
-                self.give_up_if_full();
-                Ok(())
-            }
-        }
+        self.install_complete(*id, complete)
     }
 
-    pub(super) fn install(&self, id: u32, staging: Staging) -> Result<(), WorkError> {
-        let (root, metadata) = (self.root()?, self.metadata(id)?);
-        let complete = staging.complete(root, &metadata, self.durability());
-        self.place_complete(id, complete.map_err(|error| self.failed(id, &error))?)
+    pub(super) fn install_draft(
+        &self,
+        id: u32,
+        draft: StagedDraft,
+        basis: Option<OpenBasis>,
+    ) -> Result<(), WorkError> {
+        let staging = draft.into_staging();
+        let is_long = staging.len() >= CLOSED_ASIDE_BYTES_MIN;
+        let installed = self.install_staged(id, staging);
+        self.replaced.keep(basis.filter(|_| is_long).map(OpenBasis::into_file));
+        installed
     }
 
-    fn place_complete(&self, id: u32, complete: Complete) -> Result<(), WorkError> {
+    fn install_staged(&self, id: u32, staging: Staging) -> Result<(), WorkError> {
+        let complete = staging.complete(&self.root, &self.metadata(id)?, self.durability());
+        self.install_complete(id, complete.map_err(|error| self.failed(id, &error))?)
+    }
+
+    fn install_complete(&self, id: u32, complete: Complete) -> Result<(), WorkError> {
         let seen = self.seen(id)?;
-        let present = &self.trees()?.present;
-        if let Some(at) = present.position(self.entry(id)?.path)
-            && present.get(at).is_some_and(|entry| entry.is_directory())
+        if let Some(at) = self.position(id)?
+            && self.present.get(at).is_some_and(|entry| entry.is_directory())
         {
             self.clear(at)?;
         }
-        complete.install(self.root()?, seen.as_ref()).map_err(|error| self.failed(id, &error))?;
+        complete.install(&self.root, seen.as_ref()).map_err(|error| self.failed(id, &error))?;
         self.settle_doubt(id);
         Ok(())
     }
-}
 
-fn unwritable(error: &DiskError) -> WorkError {
-    work_error(error, ProblemKind::Unwritable)
-}
-
-fn corrupt() -> WorkError {
-    debug!("file role=receiver how=ask-again why=hash-differs");
-    WorkError::Entry(ProblemKind::Corrupt, "the received content does not have the announced hash".to_owned())
+    /// Installs a copy of a listed file, with this hash if one is given.
+    pub(super) fn copy(
+        &self,
+        id: u32,
+        at: u32,
+        hash: Option<crate::content::hash::Hash>,
+    ) -> Result<(), WorkError> {
+        let failed = |error: &DiskError| self.failed(id, error);
+        let (basis, seen) = self.open_listed(at)?;
+        let path = self.path(id)?;
+        let staging = retry_while_busy(|| Staging::open(&self.root, &path));
+        let (mut staging, _) = staging.map_err(|error| failed(&error))?;
+        let mut hasher = Hasher::new();
+        let copied = self.before_writing(0, seen.size).and_then(|()| staging.keep(0)).and_then(|()| {
+            staging.append_from_and_visit(&basis, 0, seen.size, &mut |piece| hasher.take(piece))
+        });
+        copied.map_err(|error| failed(&error))?;
+        if hash.is_some_and(|hash| hasher.finish() != hash) {
+            let _ = staging.discard();
+            return Err(wrong_hash());
+        }
+        self.install_staged(id, staging)
+    }
 }

@@ -1,25 +1,27 @@
 //! Opens, lists and closes the destination.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 
 use serde_bytes::ByteBuf;
 
 use crate::disk::error::DiskError;
 use crate::disk::expand_home;
+use crate::disk::identities::Identities;
 use crate::disk::root::{Policy, Root};
 use crate::disk::scan::{self, Away, ScanOptions, scan};
 use crate::disk::stage::Staging;
 use crate::disk::stat::FileKind;
 use crate::disk::{clear_leftovers, staged};
 use crate::engine::{Destination, Opened, WorkError};
-use crate::exchange::receiving::{OpenedTree, Receiving};
-use crate::exchange::{chain, renamed, retry_while_busy, scan_options};
+use crate::exchange::common::{chain, renamed, retry_while_busy, scan_options};
+use crate::exchange::receiving::Receiving;
+use crate::exchange::receiving::tree::{OpenTree, PlannedTree};
 use crate::log::debug;
 use crate::monitor::{Problem, ProblemKind};
 use crate::tree::doubt::Doubts;
@@ -33,48 +35,54 @@ use crate::wire::hello::Options;
 use crate::wire::message::{AbortKind, Subject};
 
 impl Receiving {
-    pub(super) fn open(&self, subject: &Subject, scope: Option<SubtreeSet>) -> Result<Opened, WorkError> {
+    pub(super) fn open(
+        &self,
+        subject: &Subject,
+        scope: Option<SubtreeSet>,
+    ) -> Result<(Opened, Arc<OpenTree>), WorkError> {
         let (was_there, begin) = (self.path.exists(), Instant::now());
-        let opened_tree = match subject {
+        let mut tree = match subject {
             Subject::Directory { .. } => self.open_directory()?,
             Subject::File { name } => self.open_parent(name)?,
         };
         if let Some(session) = &self.session
             && !session
-                .begin(opened_tree.root.as_deref(), scope.is_none())
+                .begin(tree.root.as_deref(), scope.is_none())
                 .map_err(|error| destination_error(&error))?
         {
-            let text = format!("{} was replaced by another directory", opened_tree.shown.display());
+            let text = format!("{} was replaced by another directory", tree.shown.display());
             return Err(WorkError::Fatal(AbortKind::Destination, text));
         }
         let mut opened = Opened {
             manifest: Arc::default(),
             doubts: Doubts::default(),
-            path: opened_tree.shown.as_os_str().as_bytes().to_vec(),
+            path: tree.shown.as_os_str().as_bytes().to_vec(),
             problems: Vec::new(),
             complete: true,
             kept: Kept::default(),
             unclear: Arc::default(),
             has_staged: false,
             room: None,
-            destination: self
-                .destination(was_there, opened_tree.root.as_deref().filter(|_| opened_tree.single.is_none())),
+            destination: self.destination(was_there, tree.root.as_deref().filter(|_| tree.single.is_none())),
         };
-        if let Some(root) = &opened_tree.root {
+        if let Some(root) = &tree.root.clone() {
             // Runs of single files into one directory do not disturb each other. A round of a watch
             // takes the lock only when it has changes to make. A lock shows in the directory, and
             // two watches against each other would never come to rest.
-            if opened_tree.single.is_none() && !self.options.dry_run && self.session.is_none() {
+            if tree.single.is_none() && !self.options.dry_run && self.session.is_none() {
                 retry_while_busy(|| root.lock()).map_err(|error| destination_error(&error))?;
             }
             if !self.options.dry_run {
-                root.begin_writing(opened_tree.single.is_none(), scope.is_none());
+                root.begin_writing(tree.single.is_none(), scope.is_none());
             }
-            self.list(root, opened_tree.single.as_ref(), subject, scope, &mut opened)?;
+            let listed = self.list(root, tree.single.as_ref(), subject, scope, &mut opened)?;
+            (tree.identities, tree.doubted, tree.is_whole) = listed;
             let staged = staged(root).map_err(|error| destination_error(&error))?;
             opened.has_staged = staged.files > 0;
             if !self.options.dry_run {
-                opened.room = self.room(root, staged, &opened.manifest);
+                let room = Self::room(root, staged, &opened.manifest, &tree.identities);
+                (opened.room, tree.reserve) =
+                    room.map_or((None, None), |(room, reserve)| (Some(room), reserve));
             }
         }
         debug!(
@@ -86,18 +94,17 @@ impl Receiving {
             !was_there,
             begin.elapsed().as_millis()
         );
-        let _ = self.opened.set(opened_tree);
-        Ok(opened)
+        Ok((opened, Arc::new(tree)))
     }
 
-    fn open_directory(&self) -> Result<OpenedTree, WorkError> {
+    fn open_directory(&self) -> Result<OpenTree, WorkError> {
         let root = self.open_root(&self.path)?;
-        Ok(OpenedTree { root, single: None, shown: absolute(&self.path) })
+        Ok(OpenTree::new(root, None, absolute(&self.path)))
     }
 
     /// Finds the directory and name of a single file. An existing directory, or a path that ends
     /// with a slash, takes the file under its own name. Otherwise the path itself is the name.
-    fn open_parent(&self, name: &[u8]) -> Result<OpenedTree, WorkError> {
+    fn open_parent(&self, name: &[u8]) -> Result<OpenTree, WorkError> {
         let into = self.path.as_os_str().as_bytes().ends_with(b"/") || self.path.is_dir();
         let (directory, name) = if into {
             (self.path.as_path(), name)
@@ -111,7 +118,7 @@ impl Receiving {
         })?;
         let root = self.open_root(directory)?;
         let shown = absolute(directory).join(OsStr::from_bytes(name));
-        Ok(OpenedTree { root, single: Some(single), shown })
+        Ok(OpenTree::new(root, Some(single), shown))
     }
 
     fn open_root(&self, path: &Path) -> Result<Option<Arc<Root>>, WorkError> {
@@ -135,7 +142,7 @@ impl Receiving {
         subject: &Subject,
         scope: Option<SubtreeSet>,
         opened: &mut Opened,
-    ) -> Result<(), WorkError> {
+    ) -> Result<(Identities, HashSet<u32>, bool), WorkError> {
         let which = match (single, scope) {
             (Some(single), _) => scan::Subject::One(single.clone()),
             (None, Some(scope)) => {
@@ -168,7 +175,6 @@ impl Receiving {
         // A missing entry is not an unreadable one.
         scanned.problems.retain(|error| single.is_none() || !error.is_not_found());
         let is_complete = scanned.problems.is_empty() && scanned.skipped.excluded == 0;
-        let _ = self.is_whole.set(is_complete && which == scan::Subject::Whole);
         let unlisted = scanned.problems.iter().filter_map(|error| TreePath::new(error.path()).ok());
         opened.kept = Kept::new(unlisted.chain(scanned.boundaries.iter().cloned()).collect());
         root.set_boundaries(scanned.boundaries);
@@ -179,30 +185,18 @@ impl Receiving {
         }));
         opened.unclear = Arc::new(scanned.unclear);
         opened.manifest = Arc::new(scanned.manifest);
-        self.doubted().extend(scanned.doubts.positions());
         opened.doubts = scanned.doubts;
-        let _ = self.listed.set(scanned.identities);
-        Ok(())
+        let doubted = opened.doubts.positions().collect();
+        Ok((scanned.identities, doubted, is_complete && which == scan::Subject::Whole))
     }
 
     /// Locks a directory that will be changed, unless this run holds the lock already.
-    pub(super) fn lock(&self, changes: bool) -> Result<(), WorkError> {
-        let opened_tree = self.opened_tree()?;
-        match &opened_tree.root {
-            Some(root) if changes && opened_tree.single.is_none() && !root.is_locked() => {
+    pub(super) fn lock(&self, tree: &OpenTree) -> Result<(), WorkError> {
+        match &tree.root {
+            Some(root) if tree.single.is_none() && !root.is_locked() => {
                 retry_while_busy(|| root.lock()).map_err(|error| destination_error(&error))
             }
             _ => Ok(()),
-        }
-    }
-
-    /// Prepares the destination for files before the first one arrives. The preparation takes the
-    /// disk a moment, in which the peer is waited for anyway.
-    pub(super) fn expect_files(&self) {
-        let root = self.opened.get().and_then(|opened_tree| opened_tree.root.clone());
-        if let Some(root) = root.filter(|root| root.outlives_power()) {
-            // If no thread can start or the preparation fails, the first file shows the failure.
-            let _ = thread::Builder::new().spawn(move || drop(root.expect_files()));
         }
     }
 
@@ -225,25 +219,18 @@ impl Receiving {
         }
     }
 
-    /// Stores facts for later rounds.
-    pub(super) fn keep(&self, withheld: Vec<TreePath>, pair: Option<Pair>) {
-        if let Some(session) = &self.session {
-            session.withhold(withheld);
-            pair.into_iter().for_each(|pair| session.store_pair(pair));
-        }
-    }
-
     pub(super) fn close(
         &self,
+        tree: &PlannedTree,
         metadata: Option<(Option<u16>, Time)>,
         pair: Option<Pair>,
     ) -> Result<(), WorkError> {
-        let root = self.root()?;
-        let is_verified = self.is_whole.get() == Some(&true) && self.doubted().is_empty();
+        let root = &tree.root;
+        let is_verified = tree.open.is_whole && tree.doubted().is_empty();
         if !self.options.fsync {
             root.settle(is_verified, false).map_err(|error| destination_error(&error))?;
         }
-        let own = self.opened_tree()?.single.as_ref().map(Staging::name);
+        let own = tree.open.single.as_ref().map(Staging::name);
         // In a directory that several runs share, the others' staged files stay.
         clear_leftovers(root, |name| own.as_ref().is_some_and(|own| own.as_bytes() != name))
             .map_err(|error| destination_error(&error))?;

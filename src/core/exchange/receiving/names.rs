@@ -1,35 +1,34 @@
 //! Makes, changes and removes names, modes and times.
 
+use crate::content::hash::Hash;
 use crate::disk::directory::Inode;
 use crate::disk::error::DiskError;
-use crate::disk::stage::Staging;
-use crate::disk::stat::{FileKind, Identity};
-use crate::engine::{CopiedFile, Step, WorkError};
-use crate::exchange::receiving::{Receiving, out_of_turn, sink_error};
-use crate::exchange::sink::open_basis;
-use crate::exchange::{retry_while_busy, work_error};
+use crate::disk::stat::FileKind;
+use crate::engine::{Step, WorkError};
+use crate::exchange::common::work_error;
+use crate::exchange::receiving::tree::{PlannedTree, unknown};
 use crate::log::debug;
 use crate::monitor::ProblemKind;
 use crate::tree::entry::Kind;
 use crate::tree::path::escape;
 
-impl Receiving {
+impl PlannedTree {
     pub(super) fn apply(&self, step: Step) -> Result<(), WorkError> {
         let done = match step {
             Step::Clear { at } => return self.clear(at),
             Step::Unlock { at } => {
-                let entry = self.trees()?.present.get(at).ok_or_else(out_of_turn)?;
-                self.root()?.make_directory(&entry.path.to_path(), entry.mode).map(drop)
+                let entry = self.present.get(at).ok_or_else(unknown)?;
+                self.root.make_directory(&entry.path.to_path(), entry.mode).map(drop)
             }
             Step::MakeDirectory { id } => {
                 let mode = self.entry(id)?.mode;
-                let made = self.root()?.make_directory(&self.path(id)?, mode);
+                let made = self.root.make_directory(&self.path(id)?, mode);
                 made.map(|made| self.directories.add(id, made.inode))
             }
             Step::MakeLink { id } => self.make_link(id)?,
             Step::Adjust { id } => self.adjust(id)?,
             Step::Respell { id } => self.respell(id)?,
-            Step::Move { id, at, hash } => return self.move_file(CopiedFile { id, at, hash }),
+            Step::Move { id, at, hash } => return self.move_file(id, at, hash),
             Step::Remove { at } => return self.remove(at),
             Step::Restore { at } => self.restore(at)?,
         };
@@ -38,12 +37,12 @@ impl Receiving {
 
     fn make_link(&self, id: u32) -> Result<Result<(), DiskError>, WorkError> {
         let entry = self.entry(id)?;
-        let Kind::Symlink { target } = entry.kind else { return Err(out_of_turn()) };
-        Ok(self.root()?.make_symlink(&self.path(id)?, target, entry.mtime, self.seen(id)?.as_ref()))
+        let Kind::Symlink { target } = entry.kind else { return Err(unknown()) };
+        Ok(self.root.make_symlink(&self.path(id)?, target, entry.mtime, self.seen(id)?.as_ref()))
     }
 
     fn adjust(&self, id: u32) -> Result<Result<(), DiskError>, WorkError> {
-        let (root, path, entry) = (self.root()?, self.path(id)?, self.entry(id)?);
+        let (root, path, entry) = (&self.root, self.path(id)?, self.entry(id)?);
         Ok(match entry.kind {
             Kind::Directory => {
                 // A directory that could not be made has been reported already.
@@ -51,20 +50,18 @@ impl Receiving {
                 root.set_directory(&path, entry.mode, entry.mtime, expected)
             }
             Kind::Symlink { target } => {
-                let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
+                let seen = self.seen(id)?.ok_or_else(unknown)?;
                 root.set_link_time(&path, target, entry.mtime, &seen)
             }
             Kind::File { .. } => {
-                // The file turned out to be the same.
-                self.pre_copies.discard(id);
-                let seen = self.seen(id)?.ok_or_else(out_of_turn)?;
+                let seen = self.seen(id)?.ok_or_else(unknown)?;
                 self.settle_doubt(id);
                 if self.is_as_wanted(id)? {
                     return Ok(root.vouch_for(&path, &seen));
                 }
                 match root.set_file(&path, entry.mode, entry.mtime, &seen) {
                     // A file's hard links may lie outside and must not change: write the file anew.
-                    Err(error) if error.must_be_anew() => return self.separate(id, &seen).map(Ok),
+                    Err(error) if error.must_be_anew() => return self.separate(id).map(Ok),
                     result => result.map(drop),
                 }
             }
@@ -73,7 +70,7 @@ impl Receiving {
 
     /// True if the file in place has the wanted mode and time.
     fn is_as_wanted(&self, id: u32) -> Result<bool, WorkError> {
-        let (entry, present, policy) = (self.entry(id)?, &self.trees()?.present, self.root()?.policy());
+        let (entry, present, policy) = (self.entry(id)?, &self.present, self.root.policy());
         let old = present.position(entry.path).and_then(|at| present.get(at));
         Ok(old
             .is_some_and(|old| old.mtime == entry.mtime && policy.mode(old.mode) == policy.mode(entry.mode)))
@@ -84,20 +81,19 @@ impl Receiving {
         if let Some(made) = self.directories.get(id) {
             return Ok(Some(made));
         }
-        let at = self.trees()?.present.position(self.entry(id)?.path);
-        let seen = at.and_then(|at| self.identity(at));
+        let seen = self.position(id)?.and_then(|at| self.identity(at));
         Ok(seen.filter(|seen| seen.kind == FileKind::Directory).map(|seen| Inode::from(&seen)))
     }
 
-    fn move_file(&self, file: CopiedFile) -> Result<(), WorkError> {
-        let (entry, (from, seen)) = (self.entry(file.id)?, self.basis(file.at)?);
-        let to = self.path(file.id)?;
-        match self.root()?.move_file(&from, &seen, &to, entry.mode, entry.mtime) {
+    fn move_file(&self, id: u32, at: u32, hash: Hash) -> Result<(), WorkError> {
+        let (entry, (from, seen)) = (self.entry(id)?, self.basis(at)?);
+        let to = self.path(id)?;
+        match self.root.move_file(&from, &seen, &to, entry.mode, entry.mtime) {
             // Hard links may lie outside and must not change with it. And a rename cannot cross
             // filesystems.
             Err(error) if error.must_be_anew() || error.is_cross_device() => {
-                self.copy(file)?;
-                self.remove(file.at)
+                self.copy(id, at, Some(hash))?;
+                self.remove(at)
             }
             result => {
                 debug!(
@@ -105,7 +101,7 @@ impl Receiving {
                     result.is_ok(),
                     escape(to.as_bytes())
                 );
-                self.doubted().remove(&file.at);
+                self.doubted().remove(&at);
                 result.map_err(|error| work_error(&error, ProblemKind::Unwritable))
             }
         }
@@ -114,7 +110,7 @@ impl Receiving {
     /// Restores a directory's original mode and time. If set-id bits may not be set, they cannot be
     /// restored, and the directory stays as it is.
     fn restore(&self, at: u32) -> Result<Result<(), DiskError>, WorkError> {
-        let (root, entry) = (self.root()?, self.trees()?.present.get(at).ok_or_else(out_of_turn)?);
+        let (root, entry) = (&self.root, self.present.get(at).ok_or_else(unknown)?);
         let seen = self.identity(at).filter(|_| root.policy().mode(entry.mode) == entry.mode);
         let Some(seen) = seen else {
             return Ok(Ok(()));
@@ -123,23 +119,15 @@ impl Receiving {
     }
 
     /// Writes a file with hard links anew, with the same content.
-    fn separate(&self, id: u32, seen: &Identity) -> Result<(), WorkError> {
-        let unwritable = |error: &DiskError| work_error(error, ProblemKind::Unwritable);
-        let (root, path) = (self.root()?, self.path(id)?);
-        let basis = open_basis(root, &path, seen).map_err(sink_error)?;
-        let (mut staging, _) =
-            retry_while_busy(|| Staging::open(root, &path)).map_err(|error| unwritable(&error))?;
-        staging
-            .keep(0)
-            .and_then(|()| staging.append_from(&basis, 0, seen.size))
-            .map_err(|error| unwritable(&error))?;
-        self.install(id, staging)
+    fn separate(&self, id: u32) -> Result<(), WorkError> {
+        let at = self.position(id)?.ok_or_else(unknown)?;
+        self.copy(id, at, None)
     }
 
     /// Removes the listed entries at and below a position, and nothing else.
     pub(super) fn clear(&self, at: u32) -> Result<(), WorkError> {
-        let present = &self.trees()?.present;
-        let top = present.path(at).ok_or_else(out_of_turn)?;
+        let present = &self.present;
+        let top = present.path(at).ok_or_else(unknown)?;
         let below = present.entries_from(at + 1).take_while(|entry| entry.path.is_below(top)).count();
         for position in (at..=at + u32::try_from(below).unwrap_or(0)).rev() {
             self.remove(position)?;
@@ -148,10 +136,10 @@ impl Receiving {
     }
 
     fn remove(&self, at: u32) -> Result<(), WorkError> {
-        let entry = self.trees()?.present.get(at).ok_or_else(out_of_turn)?;
+        let entry = self.present.get(at).ok_or_else(unknown)?;
         let seen = self.identity(at);
-        let path = self.opened_tree()?.single.clone().unwrap_or_else(|| entry.path.to_path());
-        let root = self.root()?;
+        let path = self.open.single.clone().unwrap_or_else(|| entry.path.to_path());
+        let root = &self.root;
         let removed = match entry.kind {
             Kind::Directory => root.remove_directory(&path),
             Kind::File { .. } | Kind::Symlink { .. } => root.remove_file(&path, seen.as_ref()),

@@ -1,21 +1,19 @@
 //! Asks the destination's filesystem which names it folds into one, and handles other spellings.
 
-use std::sync::Arc;
-
 use crate::disk::directory::Inode;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::engine::WorkError;
-use crate::exchange::receiving::{Receiving, out_of_turn};
+use crate::exchange::receiving::Receiving;
+use crate::exchange::receiving::tree::{OpenTree, PlannedTree, unknown};
 use crate::tree::path::TreePath;
-use crate::tree::path_ref::PathRef;
-use crate::tree::spelling::{Answers, Questions, Respelled, Spelling, Suspects};
+use crate::tree::spelling::{Answers, Questions, Respelled, Suspects};
 
 impl Receiving {
     /// Answers questions about names. An answer that cannot be found out counts as "not folded".
     /// The step that makes the entry then finds its place occupied.
-    pub(super) fn resolve(&self, questions: &Questions) -> Answers {
-        let Ok(root) = self.root() else { return Answers::default() };
+    pub(super) fn resolve(&self, open: &OpenTree, questions: &Questions) -> Answers {
+        let Some(root) = &open.root else { return Answers::default() };
         let respelled = questions.suspects.iter().flat_map(|suspects| self.respelled(root, suspects));
         let mut answers = Answers { respelled: respelled.collect(), twins: Vec::new() };
         // Only the answers about new names need temporary files.
@@ -61,28 +59,12 @@ impl Receiving {
         });
         respelled.collect()
     }
+}
 
-    /// Stores the spellings, and reorders the listed identities by the wanted names.
-    pub(super) fn take_spelling(&self, spelling: Arc<Spelling>) {
-        let order = spelling.order();
-        if !order.is_empty() {
-            let identities = self.listed.get().map(|listed| listed.reordered(order));
-            identities.into_iter().for_each(|identities| drop(self.reordered.set(identities)));
-            let mut doubted = self.doubted();
-            let positions = (0_u32..).zip(order).filter(|(_, listed)| doubted.contains(listed));
-            let positions = positions.map(|(at, _)| at).collect();
-            *doubted = positions;
-        }
-        if let (Some(session), Ok(trees)) = (&self.session, self.trees()) {
-            let paths = spelling.shown_otherwise().iter().filter_map(|&id| trees.wanted.path(id));
-            session.know_aliases(paths.map(PathRef::to_path).collect());
-        }
-        let _ = self.spelling.set(spelling);
-    }
-
+impl PlannedTree {
     pub(super) fn respell(&self, id: u32) -> Result<Result<(), DiskError>, WorkError> {
-        let old = self.spelling.get().and_then(|spelling| spelling.old_name(id)).ok_or_else(out_of_turn)?;
-        Ok(self.root()?.respell(&self.path(id)?, old))
+        let old = self.spelling.old_name(id).ok_or_else(unknown)?;
+        Ok(self.root.respell(&self.path(id)?, old))
     }
 }
 

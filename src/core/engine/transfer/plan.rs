@@ -28,10 +28,6 @@ const SLACK_BYTES: u64 = 64 << 10;
 /// sending it.
 const GAP_BYTES_MIN: u64 = 1 << 10;
 
-/// Remaining ranges longer than this, in bytes, in both versions are cut into chunks. Signatures
-/// cover anything shorter as a whole.
-const CUT_BYTES_MIN: u64 = BASIS_BYTES_MAX as u64;
-
 /// A range of the new content and its origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Segment {
@@ -44,7 +40,7 @@ pub(super) enum Segment {
 }
 
 impl Segment {
-    fn length(&self) -> u64 {
+    pub(super) fn length(&self) -> u64 {
         match *self {
             Self::Basis { length, .. } | Self::New { length, .. } | Self::Gap { length, .. } => length,
         }
@@ -120,11 +116,12 @@ pub(super) fn shifted(
     size: u64,
     block: BlockSize,
     basis: &Blocks,
+    cut_bytes_min: u64,
 ) -> Option<Shifted> {
     let segment = segments.len().checked_sub(1)?;
     let last = segments.get(segment).filter(|last| matches!(last, Segment::New { .. }))?;
     let is_named = basis.ids.len() as u64 == block.count(basis.length);
-    if size == basis.length || !is_named || last.length() <= CUT_BYTES_MIN {
+    if size == basis.length || !is_named || last.length() <= cut_bytes_min {
         return None;
     }
     let start = (size - last.length()).max(start);
@@ -134,7 +131,7 @@ pub(super) fn shifted(
     let after =
         basis_range(segments, segment, basis.length).start.max((start + basis.length).saturating_sub(size));
     let blocks = after.div_ceil(block.bytes())..basis.ids.len() as u64;
-    (blocks.end.saturating_sub(blocks.start) * block.bytes() > CUT_BYTES_MIN).then_some(Shifted {
+    (blocks.end.saturating_sub(blocks.start) * block.bytes() > cut_bytes_min).then_some(Shifted {
         blocks,
         segment,
         start,
@@ -205,13 +202,18 @@ pub(super) struct ToCut {
 /// Finds the ranges to cut, from the first to the last long segment that must be sent although the
 /// basis has a long range in its place. Usually there is one, after an insertion. The segments
 /// begin at `start` in the new content.
-pub(super) fn to_cut(segments: &[Segment], start: u64, basis_length: u64) -> Option<ToCut> {
+pub(super) fn to_cut(
+    segments: &[Segment],
+    start: u64,
+    basis_length: u64,
+    cut_bytes_min: u64,
+) -> Option<ToCut> {
     let mut found: Option<ToCut> = None;
     let mut at = start;
     for (index, segment) in segments.iter().enumerate() {
         let end = at + segment.length();
         let basis = basis_range(segments, index, basis_length);
-        let is_long = segment.length() > CUT_BYTES_MIN && basis.end - basis.start > CUT_BYTES_MIN;
+        let is_long = segment.length() > cut_bytes_min && basis.end - basis.start > cut_bytes_min;
         if is_long && !matches!(segment, Segment::Basis { .. }) {
             let (first, from, offset) = match &found {
                 Some(found) => (found.segments.start, found.new.start, found.basis.offset),
@@ -339,6 +341,7 @@ mod tests {
 
     const BLOCK: u64 = 16 << 10;
     const MIB: u64 = 1 << 20;
+    const CUT_BYTES_MIN: u64 = 2 * MIB;
 
     fn basis(offset: u64, length: u64) -> Segment {
         Segment::Basis { offset, length }
@@ -398,7 +401,7 @@ mod tests {
     #[test]
     fn insertion_leaves_all_behind_it_to_be_cut() {
         let segments = [basis(0, 10 * MIB), new(10 * MIB, 91 * MIB)];
-        let cut = to_cut(&segments, 0, 100 * MIB).unwrap();
+        let cut = to_cut(&segments, 0, 100 * MIB, CUT_BYTES_MIN).unwrap();
         assert_eq!(cut.new, 10 * MIB..101 * MIB);
         assert_eq!(cut.basis, Stretch { offset: 10 * MIB, length: 90 * MIB });
         let inside = vec![new(10 * MIB, MIB), basis(10 * MIB, 90 * MIB)];
@@ -415,7 +418,7 @@ mod tests {
         let there = Blocks { length: 640 * BLOCK - 5, ids };
         for size in [there.length + 1000, there.length - 1000, there.length + 3 * BLOCK] {
             let segments = [basis(0, 10 * BLOCK), new(10 * BLOCK, size - 10 * BLOCK)];
-            let shifted = shifted(&segments, 0, size, block, &there).unwrap();
+            let shifted = shifted(&segments, 0, size, block, &there, CUT_BYTES_MIN).unwrap();
             let found = &there.ids[shifted.blocks.start as usize..];
             let all = reshift(&segments, &shifted, size, block, found, &there);
             assert_eq!(all.iter().map(Segment::length).sum::<u64>(), size, "{all:?}");
@@ -424,23 +427,28 @@ mod tests {
             assert!(length > 620 * BLOCK, "{all:?}");
         }
         let segments = [basis(0, 10 * BLOCK), new(10 * BLOCK, there.length - 10 * BLOCK)];
-        assert_eq!(shifted(&segments, 0, there.length, block, &there), None);
+        assert_eq!(shifted(&segments, 0, there.length, block, &there, CUT_BYTES_MIN), None);
     }
 
     #[test]
     fn appended_or_short_ranges_are_not_cut() {
-        assert_eq!(to_cut(&[basis(0, 10 * MIB), new(10 * MIB, 50 * MIB)], 0, 10 * MIB), None);
+        assert_eq!(to_cut(&[basis(0, 10 * MIB), new(10 * MIB, 50 * MIB)], 0, 10 * MIB, CUT_BYTES_MIN), None);
         assert_eq!(
-            to_cut(&[basis(0, 10 * MIB), new(10 * MIB, MIB), basis(11 * MIB, MIB)], 0, 12 * MIB),
+            to_cut(
+                &[basis(0, 10 * MIB), new(10 * MIB, MIB), basis(11 * MIB, MIB)],
+                0,
+                12 * MIB,
+                CUT_BYTES_MIN
+            ),
             None
         );
-        assert_eq!(to_cut(&[new(0, MIB)], 0, 100 * MIB), None);
+        assert_eq!(to_cut(&[new(0, MIB)], 0, 100 * MIB, CUT_BYTES_MIN), None);
     }
 
     #[test]
     fn range_between_two_long_ones_is_cut_with_them() {
         let segments = [new(5, 4 * MIB), basis(6 * MIB, MIB), new(9, 8 * MIB), basis(20 * MIB, 1)];
-        let cut = to_cut(&segments, 5, 21 * MIB).unwrap();
+        let cut = to_cut(&segments, 5, 21 * MIB, CUT_BYTES_MIN).unwrap();
         assert_eq!((cut.segments.clone(), cut.new.clone()), (0..3, 5..13 * MIB + 5));
         assert_eq!(cut.basis, Stretch { offset: 0, length: 20 * MIB });
         assert_eq!(recut(&segments, &cut, vec![new(5, 13 * MIB)]), [new(5, 13 * MIB), basis(20 * MIB, 1)]);

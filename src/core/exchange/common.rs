@@ -1,0 +1,91 @@
+//! Code that the performers of both engines share.
+
+use std::time::{Duration, Instant};
+
+use crate::disk::baseline::Baseline;
+use crate::disk::error::DiskError;
+use crate::disk::scan::{ScanOptions, Subject};
+use crate::engine::WorkError;
+use crate::log::debug;
+use crate::monitor::ProblemKind;
+use crate::tree::entry::Entry;
+use crate::tree::filter::IgnoreFile;
+use crate::tree::manifest::{Manifest, ManifestError};
+use crate::tree::path::TreePath;
+use crate::wire::message::{AbortKind, SMALL_BYTES_MAX};
+
+/// Classifies a failure of the disk: a full or failing filesystem ends the run, everything else is
+/// the problem of one entry.
+pub(super) fn work_error(error: &DiskError, kind: ProblemKind) -> WorkError {
+    let text = chain(error);
+    if error.is_no_space() || error.is_broken() {
+        WorkError::Fatal(AbortKind::Storage, text)
+    } else if error.is_busy() {
+        WorkError::Fatal(AbortKind::Busy, text)
+    } else if error.is_conflict() {
+        WorkError::Entry(ProblemKind::Conflict, text)
+    } else if kind == ProblemKind::Unreadable && error.is_not_found() {
+        WorkError::Entry(ProblemKind::Vanished, text)
+    } else {
+        WorkError::Entry(kind, text)
+    }
+}
+
+/// Timeout for a destination that another run uses. A run that was killed a moment ago leaves an
+/// agent behind that still writes the content that had arrived.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Repeats an attempt while another run uses the destination.
+pub(super) fn retry_while_busy<T>(mut attempt: impl FnMut() -> Result<T, DiskError>) -> Result<T, DiskError> {
+    let start = Instant::now();
+    let mut has_waited = false;
+    loop {
+        match attempt() {
+            Err(error) if error.is_busy() && start.elapsed() < BUSY_TIMEOUT => {
+                if !std::mem::replace(&mut has_waited, true) {
+                    debug!("wait ms_max={} why=destination-busy", BUSY_TIMEOUT.as_millis());
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Stores the offer as the baseline, if there is a store. A failure costs the next run bytes and
+/// nothing else, so it is not reported.
+pub(super) fn store_baseline(baseline: Option<&Baseline>, manifest: &Manifest, ignores: &[IgnoreFile]) {
+    let is_stored = baseline.is_some_and(|baseline| baseline.store(manifest, ignores));
+    debug!("baseline stored={is_stored} entries={}", manifest.len());
+}
+
+/// Scan options of either side. A touched file may have been replaced by another one of the same
+/// length and time. A checkout writes many files within one clock tick, and they get each other's
+/// names. So for small files the content decides; it is pushed anyway.
+pub(super) fn scan_options(checksum: bool, subject: &Subject) -> ScanOptions {
+    let hash_bytes_max = if matches!(subject, Subject::Subtrees(..)) { SMALL_BYTES_MAX } else { 0 };
+    ScanOptions { hash: checksum, hash_bytes_max, cross_mounts: true, ..ScanOptions::default() }
+}
+
+/// Makes a manifest of the first entry alone, under another name.
+pub(super) fn renamed(manifest: &Manifest, name: &TreePath) -> Result<Manifest, ManifestError> {
+    let entry = manifest.get(0).map(|entry| Entry { path: name.clone(), ..entry.to_entry() });
+    Manifest::new(entry.into_iter().collect())
+}
+
+/// Formats an error with its causes on one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Some errors print their cause themselves.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,76 @@
+//! Takes in the plan.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use crate::disk::root::Root;
+use crate::engine::{Planned, WorkError};
+use crate::exchange::receiving::Receiving;
+use crate::exchange::receiving::directories::MadeDirectories;
+use crate::exchange::receiving::tree::{LastReplaced, OpenTree, PlannedTree, unknown};
+use crate::log::debug;
+use crate::tree::path_ref::PathRef;
+
+impl Receiving {
+    /// Takes in the plan.
+    pub(super) fn plan(&self, open: Arc<OpenTree>, planned: Planned) -> Result<Arc<PlannedTree>, WorkError> {
+        let Planned { wanted, present, spelling, changes, writes, withheld, pair } = planned;
+        let root = open.root.clone().ok_or_else(unknown)?;
+        // A round of a watch has not taken the lock yet.
+        if changes {
+            self.lock(&open)?;
+        }
+        if let Some(session) = &self.session {
+            session.withhold(withheld);
+            pair.into_iter().for_each(|pair| session.store_pair(pair));
+            let paths = spelling.shown_otherwise().iter().filter_map(|&id| wanted.path(id));
+            session.know_aliases(paths.map(PathRef::to_path).collect());
+        }
+        debug!(
+            "plan role=receiver wanted={} present={} changes={changes} writes={writes}",
+            wanted.len(),
+            present.len()
+        );
+        self.ancestors.keep();
+        if writes {
+            expect_files(&root);
+        }
+        // The order of the wanted names.
+        let order = spelling.order();
+        let is_reordered = !order.is_empty();
+        let doubted = if is_reordered {
+            let positions = (0_u32..).zip(order).filter(|(_, listed)| open.doubted.contains(listed));
+            positions.map(|(at, _)| at).collect()
+        } else {
+            open.doubted.clone()
+        };
+        let reordered = is_reordered.then(|| open.identities.reordered(order));
+        let tree = PlannedTree {
+            root,
+            is_durable: self.options.fsync,
+            wanted,
+            present,
+            spelling,
+            reordered,
+            doubted: Mutex::new(doubted),
+            directories: MadeDirectories::default(),
+            prehashes: Arc::clone(&self.prehashes),
+            replaced: LastReplaced::default(),
+            is_full: AtomicBool::new(false),
+            open,
+        };
+        tree.cancel_prehashes();
+        Ok(Arc::new(tree))
+    }
+}
+
+/// Prepares the destination for files before the first one arrives. The preparation takes the disk
+/// a moment, in which the peer is waited for anyway.
+fn expect_files(root: &Arc<Root>) {
+    if root.outlives_power() {
+        let root = Arc::clone(root);
+        // If no thread can start or the preparation fails, the first file shows the failure.
+        let _ = thread::Builder::new().spawn(move || drop(root.expect_files()));
+    }
+}

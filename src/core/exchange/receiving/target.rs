@@ -1,0 +1,65 @@
+//! The planned destination as the engine's transfers use it.
+
+use std::sync::Arc;
+
+use crate::content::blocks::Nodes;
+use crate::disk::stage::Staging;
+use crate::engine::WorkError;
+use crate::engine::transfer::{CopyRoom, Prehash, Target};
+use crate::exchange::common::{retry_while_busy, work_error};
+use crate::exchange::receiving::draft::{OpenBasis, StagedDraft};
+use crate::exchange::receiving::tree::{OpenTree, PlannedTree};
+use crate::monitor::ProblemKind;
+
+impl Target for Arc<PlannedTree> {
+    type Opened = Arc<OpenTree>;
+    type Basis = OpenBasis;
+    type Draft = StagedDraft;
+
+    fn open_basis(&self, at: u32) -> Result<OpenBasis, WorkError> {
+        self.open_listed(at).map(|(file, seen)| OpenBasis::new(file, seen.size))
+    }
+
+    fn prehash(&self, at: u32) -> Prehash {
+        self.identity(at).map_or(Prehash::Absent, |seen| self.prehashes.state_of(&seen))
+    }
+
+    fn prehashed(&self, at: u32) -> Option<Nodes> {
+        self.prehashes.take(&self.identity(at)?)
+    }
+
+    fn cancel_prehash(&self, at: u32) {
+        self.identity(at).into_iter().for_each(|seen| self.prehashes.cancel(&seen));
+    }
+
+    fn room(&self) -> CopyRoom {
+        self.root.space().map_or(CopyRoom::default(), |space| CopyRoom {
+            free_bytes: space.bytes,
+            shares_extents: space.shares_extents,
+        })
+    }
+
+    fn staged(&self, id: u32) -> Result<Option<StagedDraft>, WorkError> {
+        let path = self.path(id)?;
+        let found = retry_while_busy(|| Staging::find(&self.root, &path));
+        let found = found.map_err(|error| work_error(&error, ProblemKind::Unwritable))?;
+        Ok(found.map(|staging| StagedDraft::new(staging, id, Arc::clone(self))))
+    }
+
+    fn draft(&self, id: u32, replaces: bool) -> Result<StagedDraft, WorkError> {
+        self.replaced.release();
+        let path = self.path(id)?;
+        let (staging, _) =
+            retry_while_busy(|| Staging::open(&self.root, &path)).map_err(|error| self.failed(id, &error))?;
+        let staging = if replaces { staging.replacing() } else { staging };
+        Ok(StagedDraft::new(staging, id, Arc::clone(self)))
+    }
+
+    fn install(&self, id: u32, draft: StagedDraft, basis: Option<OpenBasis>) -> Result<(), WorkError> {
+        self.install_draft(id, draft, basis)
+    }
+
+    fn install_small(&self, files: &[(u32, Vec<u8>)]) -> Vec<Result<(), WorkError>> {
+        self.install_together(files)
+    }
+}
