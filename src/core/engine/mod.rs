@@ -18,6 +18,7 @@ mod brake;
 mod contract;
 mod error;
 mod fetch;
+mod ids;
 mod limits;
 mod links;
 mod need;

@@ -19,11 +19,11 @@ mod offer;
 mod take_offer;
 mod transfer;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::engine::contract::{Config, Engine, Input, Output};
 use crate::engine::error::WorkError;
+use crate::engine::ids::IdMap;
 use crate::engine::need::Need;
 use crate::engine::outbox::Outbox;
 use crate::engine::plan::Plan;
@@ -85,7 +85,7 @@ pub struct Receiver<T: Target> {
     batch: Vec<Want>,
     batch_bytes: usize,
     /// Files whose content is missing: asked for, or about to be.
-    transfers: HashMap<u32, Transfer<T>>,
+    transfers: IdMap<Box<Transfer<T>>>,
     window: Window,
     /// Works that prepare wants, and the files in them.
     reports: usize,
@@ -159,7 +159,7 @@ impl<T: Target> Receiver<T> {
             closed: false,
             batch: Vec::new(),
             batch_bytes: 0,
-            transfers: HashMap::new(),
+            transfers: IdMap::default(),
             window: Window::default(),
             reports: 0,
             preparing: 0,

@@ -6,13 +6,14 @@
 //! [StoreBaseline ─►] Finished ─► done
 //! ```
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
 
 use crate::content::chunk::Chunk;
 use crate::engine::contract::{Config, Engine, Input, Output};
+use crate::engine::ids::IdMap;
 use crate::engine::limits::Limits;
 use crate::engine::outbox::Outbox;
 use crate::engine::transfer::Source;
@@ -69,7 +70,7 @@ pub struct Sender<S: Source> {
     /// The receiver's counts, once it has finished.
     finished: Option<Tally>,
     /// All files that were asked for.
-    transfers: HashMap<u32, Transfer<S::File>>,
+    transfers: IdMap<Transfer<S::File>>,
     /// Wants that wait for their turn.
     small: VecDeque<Want>,
     large: VecDeque<Want>,
@@ -148,7 +149,7 @@ impl<S: Source> Sender<S> {
             subject: None,
             pushed: Vec::new(),
             finished: None,
-            transfers: HashMap::new(),
+            transfers: IdMap::default(),
             small: VecDeque::new(),
             large: VecDeque::new(),
             small_basis_bytes: 0,
@@ -392,6 +393,7 @@ impl<S: Source> Sender<S> {
     fn stepped(&mut self, stepped: Vec<Sent<S::File>>) {
         self.works -= 1;
         let (mut answers, mut same) = (Vec::with_capacity(stepped.len()), Vec::new());
+        let (mut moved, mut matched) = (0, 0);
         for (transfer, result) in stepped {
             let (id, is_small) = (transfer.id(), transfer.is_small());
             let (ops, next) = match result {
@@ -407,14 +409,15 @@ impl<S: Source> Sender<S> {
             };
             let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
             let made: u64 = ops.iter().map(Op::made_bytes).sum();
-            self.outbox.took(sent, made.saturating_sub(sent));
+            moved += sent;
+            matched += made.saturating_sub(sent);
             match next {
                 SendNext::End(hash) => {
                     self.answered(id, is_small);
                     answers.push((id, Answer::Steps { ops, end: Some(hash) }));
                 }
                 SendNext::Same(hash) => {
-                    self.outbox.progress(Event::Matched { bytes: self.size(id) });
+                    matched += self.size(id);
                     self.answered(id, is_small);
                     same.push((id, hash));
                 }
@@ -426,6 +429,7 @@ impl<S: Source> Sender<S> {
                 }
             }
         }
+        self.outbox.took(moved, matched);
         if !same.is_empty() {
             self.outbox.send(FromSender::same(&same));
         }

@@ -47,7 +47,7 @@ impl<T: Target> Receiver<T> {
             let (id, size) = (fetch.id, self.size(fetch.id));
             let basis = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
             let basis_bytes = basis.map(|entry| entry.size());
-            let mut transfer = Transfer::new(fetch, size, basis_bytes);
+            let mut transfer = Box::new(Transfer::new(fetch, size, basis_bytes));
             if let Some((hash, data)) = self.offer.pushed.take(id) {
                 self.took(data.len() as u64, data.len() as u64);
                 self.held_bytes += transfer.complete(vec![Op::Data(ByteBuf::from(data))], hash);
@@ -165,6 +165,7 @@ impl<T: Target> Receiver<T> {
 
     pub(super) fn answers(&mut self, answers: Vec<(u32, Answer)>) {
         let (mut queries, mut fed) = (Vec::new(), Vec::new());
+        let (mut sent, mut made) = (0, 0);
         for (id, answer) in answers {
             let Some(transfer) = self.transfers.get_mut(&id).filter(|transfer| transfer.is_awaited()) else {
                 return self.outbox.protocol_error("an answer that nobody asked for");
@@ -176,9 +177,8 @@ impl<T: Target> Receiver<T> {
                     continue;
                 }
                 Answer::Steps { ops, end } => {
-                    if !self.steps(id, ops, end) {
-                        return;
-                    }
+                    let Some(bytes) = self.steps(id, ops, end) else { return };
+                    (sent, made) = (sent + bytes.0, made + bytes.1);
                     fed.push(id);
                     continue;
                 }
@@ -196,6 +196,7 @@ impl<T: Target> Receiver<T> {
             }
             queries.push((id, basis, query));
         }
+        self.took(sent, made);
         if !queries.is_empty() {
             self.on_target(|target| ReceiverWork::Query(target, queries));
         }
@@ -216,34 +217,32 @@ impl<T: Target> Receiver<T> {
         self.outbox.send(FromReceiver::Replies(sent));
     }
 
-    /// Takes in steps of a file; `false` if that ends the run.
-    fn steps(&mut self, id: u32, ops: Vec<Op>, end: Option<Hash>) -> bool {
-        let is_receiving = |transfer: &&Transfer<T>| transfer.progress == Progress::Receiving;
-        let Some(transfer) = self.transfers.get(&id) else { return true };
-        let (begins, is_large) =
-            (transfer.progress == Progress::Asked, end.is_none() || transfer.facts.size > SMALL_BYTES_MAX);
-        if begins && is_large {
-            if self.transfers.values().filter(is_receiving).count() >= STREAMS_MAX {
+    /// Takes in steps of a file. Returns the bytes of content that travelled and that they make;
+    /// `None` if the steps end the run.
+    fn steps(&mut self, id: u32, ops: Vec<Op>, end: Option<Hash>) -> Option<(u64, u64)> {
+        let made = ops.iter().map(Op::made_bytes).fold(0, u64::saturating_add);
+        let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
+        let transfer = self.transfers.get_mut(&id)?;
+        let size = transfer.facts.size;
+        let begins = transfer.progress == Progress::Asked && (end.is_none() || size > SMALL_BYTES_MAX);
+        transfer.made_bytes = transfer.made_bytes.saturating_add(made);
+        if transfer.made_bytes > size || end.is_some() && transfer.made_bytes < size {
+            self.outbox.protocol_error("a file of another size than offered");
+            return None;
+        }
+        self.held_bytes += held_bytes(&ops);
+        transfer.progress = if end.is_some() { Progress::Arrived } else { Progress::Receiving };
+        transfer.waiting.push_back((ops, end));
+        if begins {
+            let is_receiving = |transfer: &&Box<Transfer<T>>| transfer.progress == Progress::Receiving;
+            if self.transfers.values().filter(is_receiving).count() > STREAMS_MAX {
                 self.outbox.protocol_error("too many files at once");
-                return false;
+                return None;
             }
             let path = self.path(id);
             self.outbox.progress(Event::Began { path });
         }
-        let Some(transfer) = self.transfers.get_mut(&id) else { return true };
-        transfer.progress = if end.is_some() { Progress::Arrived } else { Progress::Receiving };
-        let made = ops.iter().map(Op::made_bytes).fold(0, u64::saturating_add);
-        let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
-        transfer.made_bytes = transfer.made_bytes.saturating_add(made);
-        let (size, made_bytes) = (transfer.facts.size, transfer.made_bytes);
-        if made_bytes > size || end.is_some() && made_bytes < size {
-            self.outbox.protocol_error("a file of another size than offered");
-            return false;
-        }
-        self.held_bytes += held_bytes(&ops);
-        transfer.waiting.push_back((ops, end));
-        self.took(sent, made);
-        true
+        Some((sent, made))
     }
 
     /// Counts content that arrived.
@@ -320,7 +319,13 @@ impl<T: Target> Receiver<T> {
                 }
                 NextWork::Discard => ReceiveInput::Discard,
                 NextWork::Steps(ops, end) => {
-                    transfer.written_bytes = held_bytes(&ops);
+                    // The steps of a larger file wait for those before them, small files for a work.
+                    if transfer.facts.size > SMALL_BYTES_MAX {
+                        self.held_bytes -= held_bytes(&ops);
+                    } else {
+                        transfer.written_bytes = held_bytes(&ops);
+                    }
+                    transfer.is_written = true;
                     // Its slot is free for another.
                     transfer.pre_copy = None;
                     self.writing += 1;
@@ -351,9 +356,8 @@ impl<T: Target> Receiver<T> {
         for (held, result) in stepped {
             let id = held.id();
             let Some(transfer) = self.transfers.get_mut(&id) else { continue };
-            let written_bytes = std::mem::take(&mut transfer.written_bytes);
-            self.writing -= usize::from(written_bytes > 0);
-            self.held_bytes -= written_bytes;
+            self.writing -= usize::from(std::mem::take(&mut transfer.is_written));
+            self.held_bytes -= std::mem::take(&mut transfer.written_bytes);
             transfer.held = Some(held);
             match result {
                 Err(WorkError::Fatal(kind, text)) => return self.outbox.fail(kind, text),

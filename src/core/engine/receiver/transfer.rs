@@ -10,8 +10,8 @@ use crate::engine::transfer::pre_copy::CancelOnDrop;
 use crate::engine::transfer::receive::{Basis, Facts, ReceiveTransfer};
 use crate::wire::message::Op;
 
-/// Most bytes of content that are on the way to the disk before messages have to wait.
-pub(super) const HELD_BYTES_MAX: usize = 16 << 20;
+/// Most bytes of content that wait for the disk before messages have to wait.
+pub(super) const HELD_BYTES_MAX: usize = 8 << 20;
 
 /// Memory of waiting steps, in bytes: their content, and the steps themselves. A peer may send any
 /// number of steps without content.
@@ -38,7 +38,9 @@ pub(super) struct Transfer<T: Target> {
     pub(super) is_queried: bool,
     /// Steps that arrived, and the hash with the last ones.
     pub(super) waiting: VecDeque<(Vec<Op>, Option<Hash>)>,
-    /// Bytes of the steps that a work performs.
+    /// True while a work writes it.
+    pub(super) is_written: bool,
+    /// Bytes of the steps that a work performs, if they still count as waiting.
     pub(super) written_bytes: usize,
     pub(super) made_bytes: u64,
     /// Set if the file cannot be made; steps that still arrive are dropped.
@@ -89,6 +91,7 @@ impl<T: Target> Transfer<T> {
             was_cut: false,
             is_queried: false,
             waiting: VecDeque::new(),
+            is_written: false,
             written_bytes: 0,
             made_bytes: 0,
             failed: None,

@@ -47,7 +47,8 @@ pub struct SendTransfer<F> {
     strategy: Strategy,
     /// The hash of the whole file, if it is known before the file is sent.
     hash: Option<Hash>,
-    hasher: Hasher,
+    /// Hashes a larger file while it is sent, if its hash is not known before.
+    hasher: Option<Box<Hasher>>,
     basis_length: u64,
     /// Bytes that the receiver has, as far as is known.
     matched_bytes: u64,
@@ -125,7 +126,7 @@ impl<F: SourceFile> SendTransfer<F> {
             matched_bytes: 0,
             strategy: Strategy::Undecided { want, may_ask },
             hash: None,
-            hasher: Hasher::new(),
+            hasher: None,
             signatures: HashMap::new(),
             asked: Vec::new(),
             data_end: 0,
@@ -394,12 +395,12 @@ impl<F: SourceFile> SendTransfer<F> {
                 }
             }
         }
-        Ok(SendNext::End(self.hash.unwrap_or_else(|| self.hasher.finish())))
+        Ok(SendNext::End(self.hash.unwrap_or_else(|| self.hasher().finish())))
     }
 
     fn zeros(&mut self, length: u64) -> Op {
         if self.hash.is_none() {
-            self.hasher.zeros(length);
+            self.hasher().zeros(length);
         }
         Op::Zeros { length }
     }
@@ -411,10 +412,16 @@ impl<F: SourceFile> SendTransfer<F> {
             // At most one message's content.
             None => file.read(offset, length as usize).map_err(read_error)?,
         };
-        if self.hash.is_none() {
-            self.hasher.update(&bytes);
+        if self.hash.is_none() && is_all {
+            self.hash = Some(Hash::of(&bytes));
+        } else if self.hash.is_none() {
+            self.hasher().update(&bytes);
         }
         Ok(bytes)
+    }
+
+    fn hasher(&mut self) -> &mut Hasher {
+        self.hasher.get_or_insert_default()
     }
 
     fn fill_gap(&mut self, file: &F, offset: u64, length: u64, window: Window) -> Result<Op, WorkError> {
