@@ -232,6 +232,8 @@ impl<T: Target> Receiver<T> {
         }
         self.held_bytes += held_bytes(&ops);
         transfer.progress = if end.is_some() { Progress::Arrived } else { Progress::Receiving };
+        // Most files have no further ones.
+        transfer.waiting.reserve_exact(1);
         transfer.waiting.push_back((ops, end));
         if begins {
             let is_receiving = |transfer: &&Box<Transfer<T>>| transfer.progress == Progress::Receiving;

@@ -72,6 +72,8 @@ enum Strategy {
         /// True if a signature is worth a round trip when the basis of a small file differs.
         may_ask: bool,
     },
+    /// A small file travels whole.
+    Whole,
     /// The basis equals the file, which has this hash.
     Same(Hash),
     /// Both sides cut a range into chunks; then the plan is complete.
@@ -197,7 +199,7 @@ impl<F: SourceFile> SendTransfer<F> {
             _ if self.is_small => return "delta why=basis-differs".to_owned(),
             Strategy::Chunks { .. } => "chunks why=long-range-not-in-place",
             Strategy::Planned { is_shifted: true, .. } => "blocks why=tail-moved",
-            Strategy::Planned { .. } | Strategy::Undecided { .. } => "blocks why=basis",
+            Strategy::Planned { .. } | Strategy::Undecided { .. } | Strategy::Whole => "blocks why=basis",
         };
         format!("{how} matched_bytes={}", self.matched_bytes)
     }
@@ -207,16 +209,15 @@ impl<F: SourceFile> SendTransfer<F> {
         let (Want { staged, basis, .. }, may_ask) = (std::mem::replace(want, Want::whole(self.id)), *may_ask);
         let all = Segment::New { offset: 0, length: self.size };
         self.strategy = match basis {
+            None if staged.is_none() && self.is_small => Strategy::Whole,
             None if staged.is_none() => {
-                if !self.is_small {
-                    file.cancel_prehash();
-                }
-                Strategy::of(vec![all], 0)
+                file.cancel_prehash();
+                Strategy::of(all, 0)
             }
             Some(BasisReport::Signed { signature, .. }) => {
                 let window = self.whole_basis();
                 self.signatures.insert((window.offset, window.length), signature.into_vec());
-                Strategy::of(vec![Segment::Gap { offset: 0, length: self.size, window }], 0)
+                Strategy::of(Segment::Gap { offset: 0, length: self.size, window }, 0)
             }
             basis if self.is_small => {
                 // At most `SMALL_BYTES_MAX`.
@@ -231,9 +232,9 @@ impl<F: SourceFile> SendTransfer<F> {
                     Strategy::Same(hash)
                 } else if may_ask {
                     let window = self.whole_basis();
-                    Strategy::of(vec![Segment::Gap { offset: 0, length: self.size, window }], 0)
+                    Strategy::of(Segment::Gap { offset: 0, length: self.size, window }, 0)
                 } else {
-                    Strategy::of(vec![all], 0)
+                    Strategy::Whole
                 }
             }
             basis => self.compare(file, staged.as_ref(), basis.as_ref())?,
@@ -328,6 +329,14 @@ impl<F: SourceFile> SendTransfer<F> {
             Strategy::Same(hash) => return Ok((ops, SendNext::Same(*hash))),
             Strategy::Chunks { to_cut, .. } => return Ok((ops, SendNext::Cut(to_cut.basis))),
             Strategy::Undecided { .. } => return Err(broken("a file that was not begun")),
+            Strategy::Whole => {
+                let content = self.read(file, 0, self.size)?;
+                if !content.is_empty() {
+                    ops = vec![Op::Data(ByteBuf::from(content))];
+                }
+                let hash = self.hash.unwrap_or_else(|| Hash::of(&[]));
+                return Ok((ops, SendNext::End(hash)));
+            }
             Strategy::Planned { plan, kept, .. } => {
                 // The kept bytes come once, and first.
                 ops.extend(
@@ -445,8 +454,8 @@ impl<F: SourceFile> SendTransfer<F> {
 }
 
 impl Strategy {
-    fn of(segments: Vec<Segment>, kept: u64) -> Self {
-        let plan = segments.into_iter().filter(|segment| segment.length() > 0).collect();
+    fn of(segment: Segment, kept: u64) -> Self {
+        let plan = Some(segment).filter(|segment| segment.length() > 0).into_iter().collect();
         Self::Planned { plan, kept, is_shifted: false }
     }
 }
