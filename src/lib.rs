@@ -18,8 +18,9 @@
 //!
 //! # Layers
 //! Each imports only what stands above it. The layers up to `rendezvous` are the crate `ksync-core`
-//! in `src/core`, the sandbox is the crate `ksync-sandbox`, and the other ones are this crate.
-//! Between crates the compiler keeps the order, within one `tests/tidy.rs`.
+//! in `src/core`, the sandbox is the crate `ksync-sandbox`, and the other ones are the crate
+//! `ksync-client`. Between crates the compiler keeps the order, within one `tests/tidy.rs`. This
+//! crate puts them together, and adds the programs that ksync carries.
 //!
 //! | layer | what it is | what it does not know |
 //! |---|---|---|
@@ -74,13 +75,39 @@
 //! - The receiver deletes nothing that the plan did not list, and nothing before everything else is
 //!   in place or after an incomplete scan.
 
-pub mod kernel;
-mod private;
-pub mod remote;
-pub mod sync;
+use std::borrow::Cow;
 
+use bytes::Bytes;
+
+pub use ksync_client::{kernel, remote, sync};
 #[cfg(target_os = "linux")]
 pub use ksync_core::rendezvous;
 pub use ksync_core::{content, disk, engine, exchange, log, monitor, tree, watch, wire};
 #[cfg(feature = "sandbox")]
 pub use ksync_sandbox as sandbox;
+
+/// The agent that this client carries. Both come from the same source, so their protocols match.
+#[must_use]
+pub fn agent() -> remote::AgentImage {
+    let (sha256, gzip) = (ksync_embedded::AGENT_SHA256, ksync_embedded::AGENT_GZIP);
+    remote::AgentImage { sha256: Cow::Borrowed(sha256), gzip: Bytes::from_static(gzip) }
+}
+
+/// The bridge that this client carries: a static x86-64 Linux program.
+#[must_use]
+pub const fn bridge() -> kernel::BridgeImage {
+    kernel::BridgeImage { sha256: ksync_embedded::BRIDGE_SHA256, gzip: ksync_embedded::BRIDGE_GZIP }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_carried_agent_can_be_read_in_whole_blocks() {
+        let image = agent();
+        assert_eq!(image.gzip.len() % remote::BLOCK_BYTES, 0);
+        assert!(image.gzip.starts_with(&[0x1f, 0x8b]));
+        assert!(image.sha256.len() == 64 && image.sha256.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    }
+}

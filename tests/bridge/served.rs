@@ -6,8 +6,6 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Stdio;
 use std::sync::mpsc::{Receiver, channel};
 
-use ksync::kernel::BridgeImage;
-
 use crate::client::Client;
 use crate::world::service::{Service, closed_port, listening};
 use crate::world::{DEADLINE, World};
@@ -63,7 +61,7 @@ impl Served {
 
     fn before(target: SocketAddr, arrivals: Receiver<TcpStream>) -> Served {
         let world = World::new();
-        let program = world.unpack("ksync-bridge", BridgeImage::embedded().gzip);
+        let program = world.unpack("ksync-bridge", ksync::bridge().gzip);
         let (port, process) = listening(|port| {
             let mut command = world.command(&program);
             command.arg(format!("127.0.0.1:{port}")).arg(target.to_string()).stderr(Stdio::null());

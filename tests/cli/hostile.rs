@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::Stdio;
 
 use flate2::read::GzDecoder;
-use ksync::remote::AgentImage;
 use ksync::wire::hello::MAGIC;
 
 use crate::impostor::Impostor;
@@ -40,7 +39,7 @@ fn outside(world: &World) -> Snapshot {
 
 /// Writes the agent that ksync carries to a file.
 fn unpack_agent(path: &Path) {
-    let packed = AgentImage::embedded().gzip;
+    let packed = ksync::agent().gzip;
     let mut binary = Vec::new();
     GzDecoder::new(&packed[..]).read_to_end(&mut binary).expect("gzip");
     fs::write(path, binary).expect("write");

@@ -5,8 +5,6 @@ use std::fs;
 use std::process::Stdio;
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use ksync::kernel::BridgeImage;
-
 use crate::world::service::{Service, Sshd, listening, make_key, websocat};
 use crate::world::skip::needs_programs;
 use crate::world::{Run, World};
@@ -117,7 +115,7 @@ impl Machine {
 
     /// Starts the bridge that ksync uploads to VMs without websocat.
     pub(crate) fn own_bridge(&self) -> (String, Service) {
-        let program = self.world.unpack("ksync-bridge", BridgeImage::embedded().gzip);
+        let program = self.world.unpack("ksync-bridge", ksync::bridge().gzip);
         let (port, service) = listening(|port| {
             let mut command = self.world.command(&program);
             command.arg(format!("127.0.0.1:{port}")).arg(format!("127.0.0.1:{}", self.port));

@@ -4,8 +4,6 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use ksync::kernel::BridgeImage;
-
 use crate::first::assert_lets_in;
 use crate::vm::{Image, Vm, on_vm};
 
@@ -22,7 +20,7 @@ const LEFT: &str = "ls -d /usr/local/lib/ksync /etc/supervisor/conf.d/services/w
 #[track_caller]
 fn set_up(vm: &Vm, key: &str) -> String {
     assert_eq!(vm.provision(key).code, Some(NO_BRIDGE));
-    let ran = vm.provision_with_bridge(key, BridgeImage::embedded().sha256).ok();
+    let ran = vm.provision_with_bridge(key, ksync::bridge().sha256).ok();
     assert_eq!(ran.stderr, "");
     assert_eq!(ran.told("installed"), Some("ksync-bridge"));
     assert_eq!(ran.told("websocat"), Some(concat!("ksync-bridge ", env!("CARGO_PKG_VERSION"))));
@@ -50,7 +48,7 @@ fn ksyncs_bridge_serves_without_websocat_and_network() {
         vm.sh("supervisorctl stop sshd websocat-ssh");
         assert_eq!(vm.provision(&key).ok().told("installed"), None);
         // Nor does the script reinstall a bridge that is uploaded anyway.
-        let again = vm.provision_with_bridge(&key, BridgeImage::embedded().sha256).ok();
+        let again = vm.provision_with_bridge(&key, ksync::bridge().sha256).ok();
         assert_eq!(again.told("installed"), None);
         assert_lets_in(vm, "ksync", &host_key);
     });
@@ -159,7 +157,7 @@ fn a_bridge_with_a_wrong_hash_is_not_run() {
 fn an_occupied_port_is_reported_by_the_bridge() {
     on_vm(Image::NoWebsocat, |vm| {
         vm.sh("setsid /opt/client/websocat-of-a-client -E ws-l:0.0.0.0:2222 mirror: </dev/null >/dev/null 2>&1 &");
-        let ran = vm.provision_with_bridge("ssh-ed25519 AAAA one", BridgeImage::embedded().sha256);
+        let ran = vm.provision_with_bridge("ssh-ed25519 AAAA one", ksync::bridge().sha256);
         assert_eq!(ran.code, Some(1));
         let (_, last) = ran.stderr.rsplit_once("== ").expect("a step");
         let said = "ksync-bridge: cannot listen on 0.0.0.0:2222: Address already in use";

@@ -8,7 +8,6 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ksync::kernel::BridgeImage;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use crate::host::{Host, namespace_of, processes_in};
@@ -17,9 +16,9 @@ use crate::world::{World, wait_for};
 
 const BOOT: &str = include_str!("boot.sh");
 const OFFICIAL: &str = include_str!("official.sh");
-const PROVISION: &str = include_str!("../../src/kernel/provision.sh");
-const CLEANUP: &str = include_str!("../../src/kernel/cleanup.sh");
-const DIAGNOSE: &str = include_str!("../../src/kernel/diagnose.sh");
+const PROVISION: &str = include_str!("../../src/client/kernel/provision.sh");
+const CLEANUP: &str = include_str!("../../src/client/kernel/cleanup.sh");
+const DIAGNOSE: &str = include_str!("../../src/client/kernel/diagnose.sh");
 
 /// Programs that the machine that runs the tests must have.
 const PROGRAMS: [&str; 12] = [
@@ -232,7 +231,7 @@ impl Vm {
         let file = "/usr/local/lib/ksync/brought.gz";
         let there = PathBuf::from(format!("/proc/{}/root{file}", self.first));
         fs::create_dir_all(there.parent().expect("a parent")).expect("a directory");
-        fs::write(&there, BridgeImage::embedded().gzip).expect("a file");
+        fs::write(&there, ksync::bridge().gzip).expect("a file");
         let ran = self.run(&call(PROVISION, &[key, sha256, file]));
         assert!(!there.exists(), "what was brought stays packed");
         ran

@@ -17,7 +17,7 @@ const STEP: usize = 61;
 async fn start(target: &Target, image: &AgentImage) -> Result<(), (ErrorKind, String)> {
     let told = |error: &RemoteError| (error.kind(), format!("{error:?}"));
     let connection = connect(target).await.map_err(|error| told(&error))?;
-    let agent = connection.agent_from(image.clone()).await.map_err(|error| told(&error))?;
+    let agent = connection.agent(image.clone()).await.map_err(|error| told(&error))?;
     let mut reader = agent.reader;
     let read = tokio::task::spawn_blocking(move || reader.read_exact(&mut [0])).await.unwrap();
     match read {

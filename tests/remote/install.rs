@@ -21,7 +21,7 @@ fn agent_file(server: &Server, image: &AgentImage) -> std::path::PathBuf {
 
 async fn is_installed_now(server: &Server, image: &AgentImage) -> bool {
     let connection = server.connect().await;
-    let agent = connection.agent_from(image.clone()).await.unwrap();
+    let agent = connection.agent(image.clone()).await.unwrap();
     let installed = agent.installed.clone();
     echoes(agent, noise(1, WORDS)).await;
     connection.close().await;
@@ -32,7 +32,7 @@ async fn is_installed_now(server: &Server, image: &AgentImage) -> bool {
 
 async fn install_error(server: &Server, image: AgentImage) -> Arc<RemoteError> {
     let connection = server.connect().await;
-    let agent = connection.agent_from(image).await.unwrap();
+    let agent = connection.agent(image).await.unwrap();
     let (heard, end) = talk(agent, noise(1, 1000)).await;
     // The reader and the end report the same error.
     let heard = heard.unwrap_err();
@@ -60,7 +60,7 @@ async fn many_agents_share_a_connection_and_install_at_once() {
     let connection = server.connect().await;
     let mut all = tokio::task::JoinSet::new();
     for _ in 0..8 {
-        all.spawn(echoes(connection.agent_from(image.clone()).await.unwrap(), noise(1, 300_000)));
+        all.spawn(echoes(connection.agent(image.clone()).await.unwrap(), noise(1, 300_000)));
     }
     all.join_all().await;
 }
@@ -70,7 +70,7 @@ async fn the_embedded_agent_answers() {
     let Some(server) = Server::new() else { return };
     let connection = server.connect().await;
     for there in [false, true] {
-        let agent = connection.agent().await.unwrap();
+        let agent = connection.agent(ksync::agent()).await.unwrap();
         let installed = agent.installed.clone();
         let (heard, _) = talk(agent, Vec::new()).await;
         assert!(heard.unwrap().starts_with(MAGIC));
@@ -143,7 +143,7 @@ async fn a_noexec_or_full_disk_is_passed_over() {
             return skip("no mount");
         }
         let connection = server.connect().await;
-        let agent = connection.agent_from(image.clone()).await.unwrap();
+        let agent = connection.agent(image.clone()).await.unwrap();
         let installed = agent.installed.clone();
         let (heard, end) = talk(agent, noise(1, WORDS)).await;
         let umount = Command::new("umount").arg("-l").arg(server.cache()).status();
@@ -279,12 +279,12 @@ async fn the_end_of_the_agent_is_reported() {
     let image = server
         .image("head -c 100000 /dev/zero | tr '\\0' x >&2; printf '\\nlast \\033[2Jwords\\n' >&2; exit 3");
     let connection = server.connect().await;
-    let (heard, end) = talk(connection.agent_from(image).await.unwrap(), Vec::new()).await;
+    let (heard, end) = talk(connection.agent(image).await.unwrap(), Vec::new()).await;
     assert_eq!(heard.unwrap(), MAGIC);
     assert_eq!(end.exit_status, Some(3));
     assert!(end.stderr.ends_with("x\nlast \\u{1b}[2Jwords"), "{}", end.stderr);
     assert!(end.stderr.len() <= 8 * 1024 + 10 && end.error.is_none());
     let image = server.image("kill -9 $$");
-    let (_, end) = talk(connection.agent_from(image).await.unwrap(), Vec::new()).await;
+    let (_, end) = talk(connection.agent(image).await.unwrap(), Vec::new()).await;
     assert_eq!((end.exit_status, end.signal.as_deref()), (None, Some("KILL")));
 }

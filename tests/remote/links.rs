@@ -22,10 +22,10 @@ async fn fails(target: &Target) -> RemoteError {
 async fn fifty_megabytes_pass_intact_both_ways_at_once() {
     let Some(mut server) = Server::new() else { return };
     let image = server.image(ECHO);
-    echoes(server.connect().await.agent_from(image.clone()).await.unwrap(), noise(1, 50_000_000)).await;
+    echoes(server.connect().await.agent(image.clone()).await.unwrap(), noise(1, 50_000_000)).await;
     let Some((bridge, _service)) = server.bridge() else { return };
     let connection = connect(&server.target_over(&format!("ws://{bridge}"), None)).await.unwrap();
-    echoes(connection.agent_from(image).await.unwrap(), noise(1, 50_000_000)).await;
+    echoes(connection.agent(image).await.unwrap(), noise(1, 50_000_000)).await;
     connection.close().await;
 }
 
@@ -39,7 +39,7 @@ async fn an_idle_websocket_is_kept_alive_by_pings() {
         ..server.target_over(&format!("ws://{bridge}"), None)
     };
     let connection = connect(&target).await.unwrap();
-    echoes(connection.agent_from(image).await.unwrap(), noise(1, 1000)).await;
+    echoes(connection.agent(image).await.unwrap(), noise(1, 1000)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,7 +47,7 @@ async fn unread_output_does_not_stop_the_input() {
     let Some(mut server) = Server::new() else { return };
     let image = server.image("head -c 20000000 /dev/zero & head -c 20000000 | wc -c >\"$HOME/count\"; wait");
     let connection = server.connect().await;
-    let Agent { mut reader, mut writer, end, .. } = connection.agent_from(image).await.unwrap();
+    let Agent { mut reader, mut writer, end, .. } = connection.agent(image).await.unwrap();
     let speaking = tokio::task::spawn_blocking(move || writer.write_all(&noise(1, 20_000_000)));
     tokio::time::timeout(DEADLINE, speaking).await.expect("it is stuck").unwrap().unwrap();
     let listening = tokio::task::spawn_blocking(move || std::io::copy(&mut reader, &mut std::io::sink()));
@@ -66,7 +66,7 @@ async fn struck(
 ) -> (Duration, RemoteError) {
     assert!(server.home().exists());
     let connection = connect(target).await.unwrap();
-    let Agent { mut reader, mut writer, end, .. } = connection.agent_from(image).await.unwrap();
+    let Agent { mut reader, mut writer, end, .. } = connection.agent(image).await.unwrap();
     let listening = tokio::task::spawn_blocking(move || reader.read_to_end(&mut Vec::new()));
     let speaking = tokio::task::spawn_blocking(move || {
         let block = noise(1, 100_000);
@@ -151,7 +151,7 @@ async fn a_dead_link_is_detected_under_load() {
     let connection = connect(&target).await.unwrap();
     let mut all = tokio::task::JoinSet::new();
     for _ in 0..8 {
-        let Agent { mut reader, mut writer, .. } = connection.agent_from(image.clone()).await.unwrap();
+        let Agent { mut reader, mut writer, .. } = connection.agent(image.clone()).await.unwrap();
         all.spawn_blocking(move || reader.read_to_end(&mut Vec::new()).map(|_| ()));
         all.spawn_blocking(move || std::io::copy(&mut std::io::repeat(7), &mut writer).map(|_| ()));
     }
@@ -220,7 +220,7 @@ async fn only_the_right_certificate_is_trusted() {
     let image = server.image(ECHO);
     let target = server.target_over(&tls.url, Some(ca.clone()));
     let connection = connect(&target).await.unwrap();
-    echoes(connection.agent_from(image).await.unwrap(), noise(1, 3_000_000)).await;
+    echoes(connection.agent(image).await.unwrap(), noise(1, 3_000_000)).await;
     connection.close().await;
     let refused = async |url: String, ca: Option<PathBuf>| {
         let error = fails(&server.target_over(&url, ca)).await;
@@ -247,12 +247,12 @@ async fn only_the_right_certificate_is_trusted() {
 async fn the_first_answer_comes_after_eight_round_trips() {
     let Some(mut server) = Server::new() else { return };
     let image = server.image(ECHO);
-    echoes(server.connect().await.agent_from(image.clone()).await.unwrap(), Vec::new()).await;
+    echoes(server.connect().await.agent(image.clone()).await.unwrap(), Vec::new()).await;
     let round_trip = Duration::from_millis(300);
     let link = Link::delayed(server.address(), round_trip / 2);
     let begin = Instant::now();
     let connection = connect(&server.target_at(link.address())).await.unwrap();
-    let mut agent = connection.agent_from(image).await.unwrap();
+    let mut agent = connection.agent(image).await.unwrap();
     let first = tokio::task::spawn_blocking(move || agent.reader.read_exact(&mut [0; 8]));
     first.await.unwrap().unwrap();
     let trips = begin.elapsed().as_secs_f64() / round_trip.as_secs_f64();
@@ -272,7 +272,7 @@ async fn a_server_with_weak_ciphers_only_is_refused() {
 async fn repeated_key_exchanges_lose_no_bytes() {
     let Some(mut server) = Server::with("RekeyLimit 1M") else { return };
     let image = server.image(ECHO);
-    echoes(server.connect().await.agent_from(image.clone()).await.unwrap(), noise(1, 20_000_000)).await;
+    echoes(server.connect().await.agent(image.clone()).await.unwrap(), noise(1, 20_000_000)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,8 +280,8 @@ async fn a_server_without_free_sessions_is_reported() {
     let Some(mut server) = Server::with("MaxSessions 1") else { return };
     let image = server.image(ECHO);
     let connection = server.connect().await;
-    let first = connection.agent_from(image.clone()).await.unwrap();
-    let error = connection.agent_from(image).await.map(|_| ()).unwrap_err();
+    let first = connection.agent(image.clone()).await.unwrap();
+    let error = connection.agent(image).await.map(|_| ()).unwrap_err();
     assert!(matches!(error, RemoteError::Channel { .. }), "{error:?}");
     assert_eq!(error.kind(), ErrorKind::CouldNotStart);
     let (heard, _) = talk(first, noise(1, 10)).await;

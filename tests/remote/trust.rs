@@ -149,7 +149,7 @@ async fn a_key_in_ssh_agent_logs_in() {
         for identities in [Vec::new(), vec![key.into()]] {
             let target = Target { identities, use_ssh_agent: true, ..server.target() };
             let connection = connect(&target).await.unwrap();
-            echoes(connection.agent_from(image.clone()).await.unwrap(), noise(1, 100)).await;
+            echoes(connection.agent(image.clone()).await.unwrap(), noise(1, 100)).await;
         }
         return;
     }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use ksync::kernel::BridgeImage;
 use serde_json::{Value, json};
 
 use crate::platform::{Platform, endpoint};
@@ -144,7 +143,7 @@ fn a_vm_without_a_working_websocat_gets_a_bridge_once() {
         fs::read_dir(&own).expect("ours").map(|entry| entry.expect("a name").file_name()).collect();
     assert_eq!(names, ["ksync-bridge"], "what was sent is packed no more");
     let mut unpacked = Vec::new();
-    let mut packed = flate2::read::GzDecoder::new(BridgeImage::embedded().gzip);
+    let mut packed = flate2::read::GzDecoder::new(ksync::bridge().gzip);
     std::io::Read::read_to_end(&mut packed, &mut unpacked).expect("gzip");
     assert!(fs::read(own.join("ksync-bridge")).expect("the bridge") == unpacked);
     let service = root.join("etc/supervisor/conf.d/services/websocat-ssh.conf");

@@ -145,7 +145,7 @@ mod tests {
             source: Endpoint::parse("./src".as_ref()).unwrap(),
             destination: Endpoint::parse(destination.as_ref()).unwrap(),
             options: Options { dry_run: of == In::DryRun, ..Options::default() },
-            connect_options: ConnectOptions::default(),
+            connect_options: ConnectOptions::new(ksync::agent(), ksync::bridge()),
         };
         Words::new(&job, of == In::Watch)
     }

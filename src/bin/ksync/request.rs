@@ -318,6 +318,8 @@ fn connect_options(args: ConnectionArgs) -> Result<ConnectOptions, CliError> {
     let api = api(args.ca_cert.as_deref());
     let seconds = |seconds: u64| if seconds == 0 { NEVER } else { NEVER.min(Duration::from_secs(seconds)) };
     Ok(ConnectOptions {
+        agent: ksync::agent(),
+        bridge: ksync::bridge(),
         identities: args.identity,
         setup: args.setup.map(|file| load(file.as_os_str())).transpose()?,
         ca_cert: args.ca_cert,
@@ -344,7 +346,7 @@ pub(crate) fn access_options(args: &AccessArgs) -> ConnectOptions {
         ca_cert: args.ca_cert.clone(),
         api: api(args.ca_cert.as_deref()),
         session: variable("KSYNC_SESSION"),
-        ..ConnectOptions::default()
+        ..ConnectOptions::new(ksync::agent(), ksync::bridge())
     }
 }
 

@@ -313,7 +313,7 @@ mod tests {
     use super::*;
 
     fn screen(quiet: bool) -> Screen {
-        let connect_options = ConnectOptions::default();
+        let connect_options = ConnectOptions::new(ksync::agent(), ksync::bridge());
         let job = Job {
             source: Endpoint::parse("./dir".as_ref()).unwrap(),
             destination: Endpoint::parse("sandbox:x".as_ref()).unwrap(),

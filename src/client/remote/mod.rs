@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`connect`] opens an SSH session to a [`Target`]. [`Connection::agent`] starts an [`Agent`] on a
-//! channel of that session, any number of times. [`Connection::lane_from`] starts an agent that is
+//! channel of that session, any number of times. [`Connection::lane`] starts an agent that is
 //! a further lane of another one. Everything up to the agent is asynchronous. The agent's reader
 //! and writer block, because the engine's driver needs blocking ones. Four rules hold throughout:
 //!
@@ -223,21 +223,13 @@ impl Connection {
         Self { secrets, ..self }
     }
 
-    /// Starts an agent, and installs it first if it is missing. Returns without waiting for the
-    /// agent's first answer. Up to 64 KiB that the caller writes meanwhile are already on their
-    /// way.
+    /// Starts the agent `image`, and installs it first if it is missing. Returns without waiting
+    /// for the agent's first answer. Up to 64 KiB that the caller writes meanwhile are already on
+    /// their way.
     ///
     /// # Errors
     /// The server opens no channel. The agent's reader and its end report every later failure.
-    pub async fn agent(&self) -> Result<Agent, RemoteError> {
-        self.agent_from(AgentImage::embedded()).await
-    }
-
-    /// Starts the agent `image`; otherwise the same as [`Connection::agent`].
-    ///
-    /// # Errors
-    /// The same as [`Connection::agent`].
-    pub async fn agent_from(&self, image: AgentImage) -> Result<Agent, RemoteError> {
+    pub async fn agent(&self, image: AgentImage) -> Result<Agent, RemoteError> {
         let (agent, waiting) = Agent::waiting();
         self.start(waiting, image).await?;
         Ok(agent)
@@ -265,7 +257,7 @@ impl Connection {
     ///
     /// # Errors
     /// The same as [`Connection::agent`].
-    pub async fn lane_from(&self, image: AgentImage, token: Token) -> Result<Agent, RemoteError> {
+    pub async fn lane(&self, image: AgentImage, token: Token) -> Result<Agent, RemoteError> {
         let (agent, waiting) = Agent::waiting();
         self.start_for(|_| Purpose::Lane(token), waiting, image).await?;
         Ok(agent)

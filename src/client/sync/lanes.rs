@@ -71,10 +71,12 @@ impl OpenLanes for Asking {
 }
 
 impl Opening {
-    /// Opens lanes over `connection` on request: the chosen number, or as many as pay. Never ends.
+    /// Opens lanes over `connection` on request: the chosen number, or as many as pay. Each
+    /// starts the agent `image`. Never ends.
     pub(super) async fn run(
         mut self,
         connection: &Connection,
+        image: &AgentImage,
         chosen: Option<usize>,
     ) -> std::convert::Infallible {
         let lanes =
@@ -86,7 +88,7 @@ impl Opening {
         );
         self.worthwhile.store(lanes, Ordering::Relaxed);
         if let Some(request) = self.requests.recv().await {
-            let lanes = (1..request.lanes).map(|_| self.open_one(connection, &request));
+            let lanes = (1..request.lanes).map(|_| self.open_one(connection, image, &request));
             // A server may allow no more sessions; then the open lanes must suffice.
             let opened = futures_util::future::join_all(lanes).await;
             debug!("lanes asked={} joined={}", opened.len(), opened.iter().flatten().count());
@@ -94,8 +96,8 @@ impl Opening {
         std::future::pending().await
     }
 
-    async fn open_one(&self, connection: &Connection, request: &Request) -> Option<()> {
-        let agent = connection.lane_from(AgentImage::embedded(), request.token).await.ok()?;
+    async fn open_one(&self, connection: &Connection, image: &AgentImage, request: &Request) -> Option<()> {
+        let agent = connection.lane(image.clone(), request.token).await.ok()?;
         let Agent { mut reader, writer, .. } = agent;
         let (entrance, writer) = (request.entrance.clone(), self.up_bytes.meter(writer));
         let joining = move || {

@@ -28,9 +28,10 @@ pub use error::SyncError;
 pub use visit::Visit;
 
 use crate::engine::{PROBLEMS_MAX, Summary};
-use crate::kernel::{Access, Settings};
+use crate::kernel::{Access, BridgeImage, Settings};
 use crate::log::debug;
 use crate::monitor::{Event, Monitor, Preparation, ProblemKind, Warning};
+use crate::remote::AgentImage;
 use crate::sync::pairing::Pairing;
 use crate::sync::watch::{AfterRound, Listener, News};
 use crate::wire::hello::{Options, Role};
@@ -54,6 +55,10 @@ pub struct Job {
 /// Connect options for a remote endpoint.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
+    /// The agent to install where it is missing.
+    pub agent: AgentImage,
+    /// The bridge to upload to a VM without one.
+    pub bridge: BridgeImage,
     /// Private key files; if empty: ssh-agent, then the usual files.
     pub identities: Vec<PathBuf>,
     /// The output of `kernel browsers ssh ID --setup-only -o json`.
@@ -79,9 +84,13 @@ pub struct ConnectOptions {
     pub keep_alive: bool,
 }
 
-impl Default for ConnectOptions {
-    fn default() -> Self {
+impl ConnectOptions {
+    /// The defaults, with these programs.
+    #[must_use]
+    pub const fn new(agent: AgentImage, bridge: BridgeImage) -> Self {
         Self {
+            agent,
+            bridge,
             identities: Vec::new(),
             setup: None,
             ca_cert: None,

@@ -213,18 +213,24 @@ fn prune(directory: &Path, most: usize) {
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    use bytes::Bytes;
+
     use super::*;
+    use crate::kernel::BridgeImage;
+    use crate::remote::AgentImage;
     use crate::sync::ConnectOptions;
     use crate::tree::filter::Rule;
     use crate::tree::tree_id::TreeId;
 
     fn job(source: &str, destination: &str) -> Job {
         let endpoint = |text: &str| Endpoint::parse(text.as_ref()).unwrap();
+        let agent = AgentImage { sha256: "".into(), gzip: Bytes::new() };
+        let bridge = BridgeImage { sha256: "", gzip: &[] };
         Job {
             source: endpoint(source),
             destination: endpoint(destination),
             options: Options::default(),
-            connect_options: ConnectOptions::default(),
+            connect_options: ConnectOptions::new(agent, bridge),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::exchange::lanes::Striped;
 use crate::exchange::rounds::{self, WatchedSource};
 use crate::exchange::{self, Asker, Incoming, Link, Perform, Receiving, Sending, Timeouts};
 use crate::monitor::Warning;
-use crate::remote::{self, Agent, AgentEnd, AgentImage, Connection};
+use crate::remote::{self, Agent, AgentEnd, Connection};
 use crate::sync::baseline::{self, Key};
 use crate::sync::emulator::Emulator;
 use crate::sync::error::STATE_HINT;
@@ -257,7 +257,8 @@ impl<'a> LazyConnection<'a> {
         monitor: &SharedMonitor,
         run: impl FnOnce(Incoming, Writer) -> Result<Summary, RunError> + Send + 'static,
     ) -> Result<Round, SyncError> {
-        let request = Request { timeout_ms: millis(self.connect_options.timeout), ..request };
+        let options = self.connect_options;
+        let request = Request { timeout_ms: millis(options.timeout), ..request };
         let (agent, waiting) = Agent::waiting();
         let (up_bytes, down_bytes) = (self.up_bytes.clone(), self.down_bytes.clone());
         let before = self.traffic();
@@ -265,9 +266,7 @@ impl<'a> LazyConnection<'a> {
         // Downloads get lanes too: the direction of the bulk data shows only when it is written.
         let (asking, opening) = lanes::pair(up_bytes.clone());
         // The timeout for a silent agent is the one in the connect options.
-        let timeouts = (self.connect_options.timeout < FOR_EVER)
-            .then_some(self.connect_options.timeout)
-            .and_then(Timeouts::of_client);
+        let timeouts = (options.timeout < FOR_EVER).then_some(options.timeout).and_then(Timeouts::of_client);
         let heard = agent.heard;
         let running = super::blocking(move || {
             // If the write fails, the reader reports why.
@@ -278,7 +277,7 @@ impl<'a> LazyConnection<'a> {
         tokio::pin!(running);
         let starting = async {
             let connected = self.connected.get_or_try_init(|| self.connect(monitor)).await?;
-            connected.connection.start(waiting, AgentImage::embedded()).await?;
+            connected.connection.start(waiting, options.agent.clone()).await?;
             Ok::<_, SyncError>(&connected.connection)
         };
         let result = tokio::select! {
@@ -288,7 +287,7 @@ impl<'a> LazyConnection<'a> {
             started = starting => {
                 tokio::select! {
                     result = &mut running => result,
-                    never = opening.run(started?, self.connect_options.connections) => match never {},
+                    never = opening.run(started?, &options.agent, options.connections) => match never {},
                 }
             }
         };

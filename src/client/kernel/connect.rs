@@ -28,6 +28,8 @@ pub struct Access {
     pub identity: Option<PathBuf>,
     /// Session that [`CURRENT`] means, if the user named one; otherwise the one chosen last.
     pub current: Option<String>,
+    /// The bridge to upload to a VM without one.
+    pub bridge: BridgeImage,
 }
 
 /// Reason why a session cannot be reached.
@@ -208,7 +210,7 @@ impl Access {
         let provisioned = match provision::read(&executed) {
             Err(ProvisionError::NoBridge { .. }) => {
                 say(Step::BringBridge);
-                bring_bridge(api, &browser.session_id, &key.public)?
+                bring_bridge(api, &browser.session_id, &key.public, self.bridge)?
             }
             result => result?,
         };
@@ -286,9 +288,13 @@ impl Access {
     }
 }
 
-/// Uploads ksync's bridge to the VM, and sets the VM up with it.
-fn bring_bridge(api: &Api, session_id: &str, public_key: &str) -> Result<Provisioned, KernelError> {
-    let image = BridgeImage::embedded();
+/// Uploads the bridge `image` to the VM, and sets the VM up with it.
+fn bring_bridge(
+    api: &Api,
+    session_id: &str,
+    public_key: &str,
+    image: BridgeImage,
+) -> Result<Provisioned, KernelError> {
     // The name is unique, because another client may upload a bridge at the same time.
     let file = provision::remote_path(&format!("{}.gz", unique()));
     api.write_file(session_id, &file, 0o600, image.gzip).map_err(|error| match error.kind() {

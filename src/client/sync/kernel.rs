@@ -176,6 +176,7 @@ pub(super) fn access(connect_options: &ConnectOptions) -> Result<Access, SyncErr
         directory: target::state_dir()?,
         identity,
         current: connect_options.session.clone(),
+        bridge: connect_options.bridge,
     })
 }
 
