@@ -84,7 +84,7 @@ const CIRCLES: [&str; 4] = [
     "remote, remote::agent, remote::bridge, remote::command, remote::error, remote::hostkey, remote::pins, \
      remote::pump, remote::shell, remote::tls, remote::websocket",
     "sync, sync::baseline, sync::emulator, sync::kernel, sync::local, sync::pairing, sync::remote, sync::retry, \
-     sync::target, sync::visit, sync::watch, sync::watch::backoff, sync::watch::command, sync::watch::control",
+     sync::target, sync::visit, sync::watch, sync::watch::command, sync::watch::control",
 ];
 
 /// Longest file, in lines. A longer file has more than one subject.

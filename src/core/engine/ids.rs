@@ -7,8 +7,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// cannot choose many ids that collide. SipHash took 3 % of a first copy of small files.
 pub(super) type IdMap<V> = HashMap<u32, V, BuildHasherDefault<IdHasher>>;
 
-/// Multiplies by 2^64 divided by the golden ratio (Knuth, The Art of Computer Programming, 6.4), and
-/// folds the upper half into the lower one.
+/// Multiplies by 2^64 divided by the golden ratio (Knuth, The Art of Computer Programming, 6.4),
+/// and folds the upper half into the lower one.
 #[derive(Debug, Default)]
 pub(super) struct IdHasher(u64);
 

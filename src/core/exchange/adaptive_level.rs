@@ -28,19 +28,25 @@ pub(super) struct AdaptiveWriter<W: Write> {
     below: Rc<Cell<Duration>>,
     timings: Timings,
     had_deltas: bool,
+    clock: Clock,
 }
 
+/// Tells the time.
+type Clock = Rc<dyn Fn() -> Instant>;
+
 impl<W: Write> AdaptiveWriter<W> {
-    /// Writes to `writer`; with `compress`, packs the frames that shrink.
-    pub(super) fn new(writer: W, compress: bool) -> Self {
+    /// Writes to `writer`; with `compress`, packs the frames that shrink. `clock` tells the time.
+    pub(super) fn new(writer: W, compress: bool, clock: impl Fn() -> Instant + 'static) -> Self {
         let below = Rc::new(Cell::new(Duration::ZERO));
-        let timed = Timed { writer, spent: Rc::clone(&below) };
+        let clock: Clock = Rc::new(clock);
+        let timed = Timed { writer, spent: Rc::clone(&below), clock: Rc::clone(&clock) };
         let gathered = Gathered { writer: timed, bytes: Vec::new() };
         Self {
             frames: FrameWriter::new(gathered, compress),
             below,
             timings: Timings::default(),
             had_deltas: false,
+            clock,
         }
     }
 
@@ -57,12 +63,12 @@ impl<W: Write> AdaptiveWriter<W> {
             self.frames.set_level(self.timings.next(level));
             self.timings = Timings::default();
         }
-        let (begun, below) = (Instant::now(), self.below.get());
+        let (begun, below) = ((self.clock)(), self.below.get());
         let written = self.frames.write(raw);
         let writing = self.below.get() - below;
         self.timings.bytes += raw.len();
         self.timings.writing += writing;
-        self.timings.packing += begun.elapsed().saturating_sub(writing);
+        self.timings.packing += ((self.clock)() - begun).saturating_sub(writing);
         written
     }
 
@@ -144,13 +150,14 @@ impl<W: Write> Write for Gathered<W> {
 struct Timed<W> {
     writer: W,
     spent: Rc<Cell<Duration>>,
+    clock: Clock,
 }
 
 impl<W: Write> Timed<W> {
     fn count<T>(&mut self, work: impl FnOnce(&mut W) -> io::Result<T>) -> io::Result<T> {
-        let begun = Instant::now();
+        let begun = (self.clock)();
         let result = work(&mut self.writer);
-        self.spent.set(self.spent.get() + begun.elapsed());
+        self.spent.set(self.spent.get() + ((self.clock)() - begun));
         result
     }
 }
@@ -214,7 +221,7 @@ mod tests {
     #[test]
     fn small_frames_share_a_write_until_they_are_flushed() {
         let mut writes = Writes::default();
-        let mut adaptive = AdaptiveWriter::new(&mut writes, false);
+        let mut adaptive = AdaptiveWriter::new(&mut writes, false, Instant::now);
         for length in [10, 20, 30, GATHERED_BYTES, 40, 50] {
             adaptive.write(&vec![7; length], false).unwrap();
         }
@@ -229,7 +236,7 @@ mod tests {
 
     #[test]
     fn deltas_are_packed_thoroughly_from_the_first_on() {
-        let mut adaptive = AdaptiveWriter::new(Vec::new(), true);
+        let mut adaptive = AdaptiveWriter::new(Vec::new(), true, Instant::now);
         adaptive.write(&[7; 1000], false).unwrap();
         assert_eq!(adaptive.frames.level(), CompressionLevel::Usual);
         adaptive.write(&[7; 1000], true).unwrap();
@@ -241,12 +248,12 @@ mod tests {
         assert_ne!(adaptive.frames.level(), CompressionLevel::Thorough);
     }
 
-    /// A stream that takes a while for each frame.
-    struct Slow(Vec<u8>);
+    /// A stream that takes a while for each frame, and the time that has passed.
+    struct Slow(Vec<u8>, Rc<Cell<Duration>>);
 
     impl Write for Slow {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            std::thread::sleep(Duration::from_millis(100));
+            self.1.set(self.1.get() + Duration::from_millis(100));
             self.0.extend_from_slice(bytes);
             Ok(bytes.len())
         }
@@ -258,12 +265,14 @@ mod tests {
 
     #[test]
     fn slow_stream_is_packed_thoroughly_and_everything_arrives() {
-        let mut out = Slow(Vec::new());
+        let passed = Rc::new(Cell::new(Duration::ZERO));
+        let mut out = Slow(Vec::new(), Rc::clone(&passed));
+        let start = Instant::now();
         // Packed, the block is still long enough for a write of its own.
         let mut block = b"some text, and some more of it ".repeat(1 << 15);
         let noise = |index: u32| Hash::of(&index.to_le_bytes());
         block.extend((0..1024).flat_map(|index| *noise(index).as_bytes()));
-        let mut adaptive = AdaptiveWriter::new(&mut out, true);
+        let mut adaptive = AdaptiveWriter::new(&mut out, true, move || start + passed.get());
         for _ in 0..20 {
             adaptive.write(&block, false).unwrap();
         }

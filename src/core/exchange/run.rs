@@ -9,7 +9,7 @@
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::engine::{Engine, Input, Output, RunError, Summary, Traffic};
 use crate::exchange::adaptive_level::AdaptiveWriter;
@@ -459,7 +459,7 @@ fn write_messages<E: Engine>(
     mailbox: &Mailbox<E>,
     liveness: &Liveness,
 ) {
-    let mut frames = AdaptiveWriter::new(writer, compress);
+    let mut frames = AdaptiveWriter::new(writer, compress, Instant::now);
     let failed = |error: io::Error| {
         mailbox.close(AbortKind::Connection, format!("writing to the connection: {error}"))
     };

@@ -321,7 +321,7 @@ impl<T: Target> Receiver<T> {
                 }
                 NextWork::Discard => ReceiveInput::Discard,
                 NextWork::Steps(ops, end) => {
-                    // The steps of a larger file wait for those before them, small files for a work.
+                    // Steps of a larger file wait for those before them, small files for a work.
                     if transfer.facts.size > SMALL_BYTES_MAX {
                         self.held_bytes -= held_bytes(&ops);
                     } else {
