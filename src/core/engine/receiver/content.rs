@@ -270,26 +270,28 @@ impl<T: Target> Receiver<T> {
         let Some(hashes) = hashes.filter(|hashes| digest_of(hashes.iter()) == digest) else {
             return ids.iter().for_each(|&id| self.retry(id, "what was said to be the same is not"));
         };
+        let (mut matched, mut fed) = (0, Vec::new());
         for ((&id, basis), hash) in ids.iter().zip(bases.into_iter().flatten()).zip(hashes) {
             let size = self.size(id);
-            self.tally.matched_bytes += size;
-            self.outbox.progress(Event::Matched { bytes: size });
+            matched += size;
             let is_moved = basis.is_elsewhere && self.is_new(id) && self.plan.move_here(id, basis.at, hash);
-            if is_moved {
+            let Some(transfer) = self.transfers.get_mut(&id) else { continue };
+            if !is_moved && (basis.is_elsewhere || basis.has_gap()) {
+                // The content is there, but not in the new file's place, or not in this shape.
+                transfer.is_copy = basis.is_elsewhere;
+                self.held_bytes += transfer.complete(vec![Op::Copy { offset: 0, length: size }], hash);
+                fed.push(id);
                 continue;
             }
-            if basis.is_elsewhere || basis.has_gap() {
-                // The content is there, but not in the new file's place, or not in this shape.
-                if let Some(transfer) = self.transfers.get_mut(&id) {
-                    transfer.is_copy = basis.is_elsewhere;
-                    self.held_bytes += transfer.complete(vec![Op::Copy { offset: 0, length: size }], hash);
-                }
-            } else {
+            let has_pre_copy = transfer.pre_copy.is_some();
+            if !is_moved {
                 self.tally.files += 1;
                 self.plan.only_adjust(id);
             }
+            if has_pre_copy { fed.push(id) } else { self.forget(id) }
         }
-        self.feed(ids.to_vec());
+        self.took(0, matched);
+        self.feed(fed);
     }
 
     // Making.
