@@ -236,8 +236,8 @@ impl<T: Target> Receiver<T> {
         transfer.waiting.reserve_exact(1);
         transfer.waiting.push_back((ops, end));
         if begins {
-            let is_receiving = |transfer: &&Box<Transfer<T>>| transfer.progress == Progress::Receiving;
-            if self.transfers.values().filter(is_receiving).count() > STREAMS_MAX {
+            let receiving = self.transfers.values().filter(|other| other.progress == Progress::Receiving);
+            if receiving.count() > STREAMS_MAX {
                 self.outbox.protocol_error("too many files at once");
                 return None;
             }

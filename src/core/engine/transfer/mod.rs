@@ -4,7 +4,7 @@
 //! step on it and gives it back, so no two works share one. The steps read and write through the
 //! traits here: open files in production, bytes in memory in the tests of both engines.
 //!
-//! [`send`] is the sender's half of a transfer, [`receive`] the receiver's. [`plan`] decides which
+//! [`send`] is the sender's half of a transfer, [`receive`] the receiver's. `plan` decides which
 //! parts of a content must travel.
 
 pub(crate) mod basis;

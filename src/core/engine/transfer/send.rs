@@ -1,7 +1,7 @@
 //! The sender's half of a transfer.
 //!
 //! If the receiver has nothing of a file, the file is read and sent once. Otherwise it is read once
-//! to find the parts that the receiver has, and to hash it, in the steps of [`plan`](super::plan).
+//! to find the parts that the receiver has, and to hash it, in the steps of `plan`.
 //! It is read a second time for the missing parts. A small file is compared as a whole: its delta
 //! is one gap.
 
