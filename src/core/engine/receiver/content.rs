@@ -441,8 +441,9 @@ impl<T: Target> Receiver<T> {
     /// True if content that has arrived is not on the disk yet.
     pub(super) fn puts_content_aside(&self) -> bool {
         match self.phase {
-            Phase::Directories => self.transfers.values().any(|transfer| !transfer.waiting.is_empty()),
-            Phase::Content => self.writing > 0,
+            Phase::Directories | Phase::Content => {
+                self.writing > 0 || self.transfers.values().any(|transfer| !transfer.waiting.is_empty())
+            }
             _ => false,
         }
     }
