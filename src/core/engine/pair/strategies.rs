@@ -1,12 +1,17 @@
 //! Every strategy of a transfer, in every order, with cuts and lies.
 
-use super::disk::ReceiverDisk;
+use serde_bytes::ByteBuf;
+
+use super::byzantine::{config, receiver_on, subject};
+use super::disk::{JarTarget, ReceiverDisk};
 use super::properties::{assert_same, delete, problem_kinds, run, tally};
 use super::source::{Lie, SenderDisk};
-use super::tree::{Node, Rng, Tree, file, path, time, tree};
+use super::tree::{Node, Rng, Tree, file, manifest, path, time, tree};
 use super::{Ended, ORDERS, Order, Pair};
+use crate::content::hash::Hash;
 use crate::engine::transfer::Prehash;
-use crate::wire::message::Tally;
+use crate::engine::{ReceiveInput, ReceiverWork};
+use crate::wire::message::{FromSender, Tally};
 
 /// A file that changed, and what its transfer must look like.
 struct Case {
@@ -158,4 +163,29 @@ fn file_whose_time_alone_changed_leaves_no_pre_copy() {
             ended.target.staged.clear();
         }
     }
+}
+
+#[test]
+fn pre_copy_of_a_file_that_is_the_same_is_cancelled_while_it_is_made() {
+    let content = Rng::new(4).bytes(SIZE);
+    let mut target = ReceiverDisk::new(tree([("f", Node { mtime: time(0), ..file(&content) })]));
+    target.prehash = Some(Prehash::Done);
+    let mut victim = receiver_on(&config(), target);
+    victim.hear(subject());
+    for block in manifest(&tree([("f", file(&content))])).blocks() {
+        victim.hear(FromSender::Entries(ByteBuf::from(block)));
+    }
+    victim.hear(FromSender::Offered { complete: true });
+    let is_pre_copy = |work: &ReceiverWork<JarTarget>| match work {
+        ReceiverWork::Step(_, steps) => matches!(steps[..], [(_, ReceiveInput::PreCopy(..))]),
+        _ => false,
+    };
+    while !victim.side.works.iter().any(is_pre_copy) {
+        victim.end_one();
+    }
+    victim.hear(FromSender::same(&[(0, Hash::of(&content))]));
+    let work = victim.side.works.iter().find(|work| is_pre_copy(work)).unwrap();
+    let ReceiverWork::Step(_, steps) = work else { unreachable!() };
+    let ReceiveInput::PreCopy(_, cancelled) = &steps[0].1 else { unreachable!() };
+    assert!(cancelled.is_set());
 }

@@ -283,7 +283,8 @@ impl<T: Target> Receiver<T> {
                 fed.push(id);
                 continue;
             }
-            let has_pre_copy = transfer.pre_copy.is_some();
+            // One that is still being made ends now.
+            let has_pre_copy = transfer.pre_copy.take().is_some();
             if !is_moved {
                 self.tally.files += 1;
                 self.plan.only_adjust(id);

@@ -53,6 +53,12 @@ impl Drop for CancelOnDrop {
 #[derive(Debug, Clone, Default)]
 pub struct Cancelled(Arc<AtomicBool>);
 
+impl Cancelled {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A pre-copy, and the part of it that has been patched or confirmed.
 #[derive(Debug)]
 pub(super) struct PreCopy<B, D> {
@@ -80,7 +86,7 @@ struct Copying<'a, B, D> {
 
 impl<B: Content, D: Draft<B>> Content for Copying<'_, B, D> {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        if self.cancelled.0.load(Ordering::Relaxed) {
+        if self.cancelled.is_set() {
             return Err(io::ErrorKind::Interrupted.into());
         }
         self.shift_map.read_at(buffer, offset, self.basis)?;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use crate::content::hash::Hasher;
+use crate::content::hash::{Hash, Hasher, is_zero};
 use crate::disk::error::DiskError;
 use crate::disk::stage::{Complete, Durability, Staging};
 use crate::engine::WorkError;
@@ -63,7 +63,7 @@ impl PlannedTree {
         self.replaced.release();
         let failed = |error: &DiskError| self.failed(*id, error);
         let bytes = data.len() as u64;
-        let least = if crate::content::hash::is_zero(data) { 0 } else { bytes };
+        let least = if is_zero(data) { 0 } else { bytes };
         self.before_writing(least, bytes).map_err(|error| failed(&error))?;
         if self.position(*id)?.is_none() {
             let new = self.root.make_new(&self.path(*id)?, data, &self.metadata(*id)?, durability);
@@ -107,7 +107,8 @@ impl PlannedTree {
         draft: StagedDraft,
         basis: Option<OpenBasis>,
     ) -> Result<(), WorkError> {
-        let staging = draft.into_staging();
+        // A complete file is installed even if the disk is full.
+        let (staging, _owner) = draft.into_parts();
         let is_long = staging.len() >= CLOSED_ASIDE_BYTES_MIN;
         let installed = self.install_staged(id, staging);
         self.replaced.keep(basis.filter(|_| is_long).map(OpenBasis::into_file));
@@ -132,20 +133,17 @@ impl PlannedTree {
     }
 
     /// Installs a copy of a listed file, with this hash if one is given.
-    pub(super) fn copy(
-        &self,
-        id: u32,
-        at: u32,
-        hash: Option<crate::content::hash::Hash>,
-    ) -> Result<(), WorkError> {
+    pub(super) fn copy(&self, id: u32, at: u32, hash: Option<Hash>) -> Result<(), WorkError> {
         let failed = |error: &DiskError| self.failed(id, error);
         let (basis, seen) = self.open_listed(at)?;
         let path = self.path(id)?;
         let staging = retry_while_busy(|| Staging::open(&self.root, &path));
         let (mut staging, _) = staging.map_err(|error| failed(&error))?;
         let mut hasher = Hasher::new();
-        let copied = self.before_writing(0, seen.size).and_then(|()| staging.keep(0)).and_then(|()| {
-            staging.append_from_and_visit(&basis, 0, seen.size, &mut |piece| hasher.take(piece))
+        let copied = self.before_writing(0, seen.size).and_then(|()| staging.keep(0));
+        let copied = copied.and_then(|()| match hash {
+            None => staging.append_from(&basis, 0, seen.size),
+            Some(_) => staging.append_from_and_visit(&basis, 0, seen.size, &mut |piece| hasher.take(piece)),
         });
         copied.map_err(|error| failed(&error))?;
         if hash.is_some_and(|hash| hasher.finish() != hash) {

@@ -50,7 +50,7 @@ pub struct StagedDraft {
 
 /// The file that a draft belongs to.
 #[derive(Debug)]
-struct Owner {
+pub(super) struct Owner {
     id: u32,
     tree: Arc<PlannedTree>,
 }
@@ -68,8 +68,9 @@ impl StagedDraft {
         Self { staging, owner: Owner { id, tree } }
     }
 
-    pub(super) fn into_staging(self) -> Staging {
-        self.staging
+    /// The staged file. On a full disk it is freed when the second value is dropped.
+    pub(super) fn into_parts(self) -> (Staging, Owner) {
+        (self.staging, self.owner)
     }
 
     /// Writes, if the disk keeps its reserve after at most `bytes` more.
