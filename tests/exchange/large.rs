@@ -1,6 +1,7 @@
 //! Large files that changed: the receiver makes a pre-copy, guided by samples of the changes,
 //! before the differences are known.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,6 +55,19 @@ fn large_files_edited_in_place_cost_only_their_edits() {
     assert!(ran.bytes < 20 * MB as u64, "{}", ran.bytes);
     assert_eq!(ran.summary().tally.updated, 4);
     assert_eq!(world.staged_bytes(), 0);
+}
+
+#[test]
+fn zeros_of_a_large_file_take_no_space() {
+    let world = World::new();
+    let mut content = vec![0; 40 * MB];
+    content[13 * MB] = 1;
+    world.write_target("f", &content);
+    content[26 * MB] = 2;
+    world.write("f", &content);
+    world.run_and_check();
+    let allocated_bytes = world.target.join("f").metadata().unwrap().blocks() * 512;
+    assert!(allocated_bytes <= MB as u64, "{allocated_bytes}");
 }
 
 /// The receiver's state after it had sent the basis report of a large file.

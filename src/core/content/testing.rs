@@ -12,8 +12,9 @@ pub(super) fn noise(length: usize) -> Vec<u8> {
 /// Reads a content in memory, as [`Content`](crate::content::blocks::Content).
 pub(crate) fn reader(content: &[u8]) -> impl Fn(&mut [u8], u64) -> io::Result<()> + Sync {
     |buffer, offset| {
-        let offset = offset as usize;
-        buffer.copy_from_slice(&content[offset..offset + buffer.len()]);
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let range = offset..offset.saturating_add(buffer.len());
+        buffer.copy_from_slice(content.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ mod disk;
 mod doubts;
 mod fuzz;
 mod incremental;
+mod pre_copy;
 mod properties;
 mod room;
 mod source;

@@ -79,7 +79,7 @@ impl JarTarget {
         Self(Arc::new(Mutex::new(DiskState::new(Tree::new()))))
     }
 
-    fn state(&self) -> MutexGuard<'_, DiskState> {
+    pub(super) fn state(&self) -> MutexGuard<'_, DiskState> {
         self.0.lock().unwrap()
     }
 }
@@ -107,7 +107,23 @@ pub(super) struct JarDraft {
 }
 
 impl JarDraft {
-    fn content(&self) -> MutexGuard<'_, Vec<u8>> {
+    /// An empty draft of nothing in particular.
+    pub(super) fn empty() -> Self {
+        let path = TreePath::new(&b"draft"[..]).unwrap();
+        Self { path, content: StagedContent::default(), target: JarTarget::new() }
+    }
+
+    /// The destination that it belongs to.
+    pub(super) fn target(&self) -> JarTarget {
+        self.target.clone()
+    }
+
+    /// What of it stays staged.
+    pub(super) fn staged(&self) -> StagedContent {
+        Arc::clone(&self.content)
+    }
+
+    pub(super) fn content(&self) -> MutexGuard<'_, Vec<u8>> {
         self.content.lock().unwrap()
     }
 }

@@ -90,6 +90,14 @@ impl fmt::Debug for JarFile {
     }
 }
 
+impl JarSource {
+    /// A single file, with the id 0.
+    pub(super) fn file(content: Vec<u8>) -> Self {
+        let contents = [(0, Arc::new(content))].into();
+        Self(Arc::new(SourceFiles { contents, is_prehashed: false }))
+    }
+}
+
 impl Source for JarSource {
     type Found = ();
     type File = JarFile;

@@ -5,13 +5,14 @@ use serde_bytes::ByteBuf;
 use super::byzantine::{config, receiver_on, subject};
 use super::disk::{JarTarget, ReceiverDisk};
 use super::properties::{assert_same, delete, problem_kinds, run, tally};
-use super::source::{Lie, SenderDisk};
+use super::source::{JarSource, Lie, SenderDisk};
 use super::tree::{Node, Rng, Tree, file, manifest, path, time, tree};
-use super::{Ended, ORDERS, Order, Pair};
+use super::{Ended, LIMITS, ORDERS, Order, Pair};
+use crate::content::blocks::{BlockSize, outline_of};
 use crate::content::hash::Hash;
 use crate::engine::transfer::Prehash;
-use crate::engine::{ReceiveInput, ReceiverWork};
-use crate::wire::message::{FromSender, Tally};
+use crate::engine::{ReceiveInput, ReceiverWork, SendInput, SendNext, SendTransfer};
+use crate::wire::message::{BasisReport, Blocks, FromSender, Op, Tally, Want};
 
 /// A file that changed, and what its transfer must look like.
 struct Case {
@@ -188,4 +189,29 @@ fn pre_copy_of_a_file_that_is_the_same_is_cancelled_while_it_is_made() {
     let ReceiverWork::Step(_, steps) = work else { unreachable!() };
     let ReceiveInput::PreCopy(_, cancelled) = &steps[0].1 else { unreachable!() };
     assert!(cancelled.is_set());
+}
+
+#[test]
+fn file_that_grows_gives_no_more_than_was_offered() {
+    let size = 3_000_000;
+    let mut content = vec![7; size];
+    let ids = outline_of(&content, BlockSize::for_size(size as u64)).ids;
+    content.extend(vec![8; size]);
+    let source = JarSource::file(content);
+    let basis = BasisReport::Blocks(Blocks { length: size as u64, ids });
+    let want = Want { id: 0, staged: None, basis: Some(basis) };
+    let mut transfer = SendTransfer::new(want, size as u64, false, LIMITS);
+    let (mut made, mut input) = (0, SendInput::Begin);
+    loop {
+        let (ops, next) = transfer.step(&source, input).unwrap();
+        made += ops.iter().map(Op::made_bytes).sum::<u64>();
+        input = match next {
+            SendNext::More => SendInput::More,
+            SendNext::Sign(_) => SendInput::Signatures(Vec::new()),
+            SendNext::Cut(_) => SendInput::Cut,
+            SendNext::Chunks => SendInput::Chunks(Vec::new()),
+            SendNext::End(_) | SendNext::Same(_) => break,
+        };
+    }
+    assert!(made <= size as u64, "{made}");
 }

@@ -61,7 +61,7 @@ impl Cancelled {
 
 /// A pre-copy, and the part of it that has been patched or confirmed.
 #[derive(Debug)]
-pub(super) struct PreCopy<B, D> {
+pub(crate) struct PreCopy<B, D> {
     draft: D,
     shift_map: ShiftMap,
     /// The basis under the shift map under which it was advertised.
@@ -101,7 +101,7 @@ impl<B: Content, D: Draft<B>> Content for Copying<'_, B, D> {
 
 impl<B: Content, D: Draft<B>> PreCopy<B, D> {
     /// Copies the basis under a shift map. `None` if that fails or is cancelled; nothing is lost.
-    pub(super) fn of(mut draft: D, basis: B, shift_map: ShiftMap, cancelled: &Cancelled) -> Option<Self> {
+    pub(crate) fn of(mut draft: D, basis: B, shift_map: ShiftMap, cancelled: &Cancelled) -> Option<Self> {
         let size = shift_map.size();
         let block = BlockSize::for_size(size);
         // The appended range has not arrived yet.
@@ -128,24 +128,24 @@ impl<B: Content, D: Draft<B>> PreCopy<B, D> {
     }
 
     /// Marks the basis as advertised unchanged.
-    pub(super) fn advertised_unchanged(mut self) -> Self {
+    pub(crate) fn advertised_unchanged(mut self) -> Self {
         self.basis.shift_map = ShiftMap::same(self.shift_map.basis_length());
         self
     }
 
     /// The shift map under which the basis was advertised.
-    pub(super) fn advertised(&self) -> ShiftMap {
+    pub(crate) fn advertised(&self) -> ShiftMap {
         self.basis.shift_map
     }
 
-    fn outline(&self) -> Option<Outline> {
+    pub(crate) fn outline(&self) -> Option<Outline> {
         self.nodes.outline(self.block)
     }
 
     /// The basis report. Usually it names the blocks of the pre-copy, with their hash. Where a
     /// range will be appended, it names the unchanged basis without a hash, because nothing can
     /// equal the new content. Where a range is removed, it names the blocks without it.
-    pub(super) fn report(&self) -> Option<(BasisReport, Option<Hash>)> {
+    pub(crate) fn report(&self) -> Option<(BasisReport, Option<Hash>)> {
         let Outline { mut ids, hash } = self.outline()?;
         if let Some(Range { start: split, .. }) = self.shift_map.without() {
             let blocks = Blocks { length: self.shift_map.basis_length(), ids };
@@ -163,7 +163,7 @@ impl<B: Content, D: Draft<B>> PreCopy<B, D> {
     }
 
     /// Performs one step.
-    pub(super) fn apply(&mut self, op: Op) -> Result<(), WorkError> {
+    pub(crate) fn apply(&mut self, op: Op) -> Result<(), WorkError> {
         match op {
             Op::Keep { .. } => Err(broken("keeping what was not staged")),
             Op::Data(bytes) => self.patch(&bytes),
@@ -202,7 +202,7 @@ impl<B: Content, D: Draft<B>> PreCopy<B, D> {
     }
 
     /// Returns the finished draft, if it has this hash, and the basis.
-    pub(super) fn finish(mut self, hash: Hash) -> Result<(D, B), WorkError> {
+    pub(crate) fn finish(mut self, hash: Hash) -> Result<(D, B), WorkError> {
         for patched in &self.patched {
             self.nodes.renew(patched, &self.draft).map_err(|error| self.draft.failed(error))?;
         }
@@ -215,7 +215,7 @@ impl<B: Content, D: Draft<B>> PreCopy<B, D> {
     }
 
     /// Discards a pre-copy that nobody needs.
-    pub(super) fn discard(self) {
+    pub(crate) fn discard(self) {
         self.draft.discard();
     }
 
@@ -231,6 +231,12 @@ impl<B: Content, D: Draft<B>> PreCopy<B, D> {
         self.draft.overwrite_with_zeros(range.clone())?;
         self.was_patched(range);
         Ok(())
+    }
+
+    /// The ranges that were patched, in order.
+    #[cfg(test)]
+    pub(crate) fn patched(&self) -> &[Range<u64>] {
+        &self.patched
     }
 
     fn was_patched(&mut self, range: Range<u64>) {
