@@ -58,6 +58,8 @@ pub(super) struct DiskState {
     pub(super) prehash: Option<Prehash>,
     /// Number of drafts that were discarded.
     pub(super) discarded: usize,
+    /// True if no draft can be made as long as the file at once.
+    pub(super) is_cramped: bool,
     wanted: Option<Arc<Manifest>>,
     pub(super) present: Arc<Manifest>,
     /// The tree at the time of listing: the entries that may be replaced.
@@ -173,6 +175,9 @@ impl Draft<JarFile> for JarDraft {
     }
 
     fn begin_with_zeros(&mut self, length: u64) -> Done {
+        if self.target.state().is_cramped {
+            return Err(unwritable("there is no room for all of it"));
+        }
         *self.content() = vec![0; length as usize];
         Ok(())
     }
@@ -349,6 +354,7 @@ impl DiskState {
             spelled: BTreeMap::new(),
             prehash: None,
             discarded: 0,
+            is_cramped: false,
             wanted: None,
             present: Arc::default(),
             listed: Tree::new(),

@@ -191,6 +191,35 @@ fn pre_copy_of_a_file_that_is_the_same_is_cancelled_while_it_is_made() {
     assert!(cancelled.is_set());
 }
 
+/// A run over large files that are edited in place. The latest work ends first.
+fn run_edited(set: impl Fn(&mut ReceiverDisk)) -> Ended {
+    let content = |name: &str| Rng::new(name.len() as u64).bytes(SIZE);
+    let names = ["f", "ff", "fff", "ffff", "fffff"];
+    let source = SenderDisk::new(tree(names.map(|name| {
+        let mut new = content(name);
+        new[SIZE / 3] ^= 1;
+        (name, file(&new))
+    })));
+    let old = |name| (name, Node { mtime: time(0), ..file(&content(name)) });
+    let mut target = ReceiverDisk::new(tree(names.map(old)));
+    set(&mut target);
+    run(source, target, &delete(), Order::WorksLast, 1)
+}
+
+#[test]
+fn few_pre_copies_are_made_and_a_failed_one_takes_no_slot() {
+    for (prehash, strategy) in [(None, "pre-copy"), (Some(Prehash::Done), "pre-copy beside")] {
+        let ended = run_edited(|target| target.prehash = prehash);
+        assert_same(&ended.source.tree, &ended.target.tree);
+        assert_eq!(ended.log.strategies, [strategy, strategy, "blocks", "blocks", "blocks"]);
+        assert_eq!(ended.target.discarded, 0, "{strategy}");
+        // Each of them fails before the next is considered.
+        let ended = run_edited(|target| (target.prehash, target.is_cramped) = (prehash, true));
+        assert_same(&ended.source.tree, &ended.target.tree);
+        assert_eq!((ended.log.strategies, ended.target.discarded), (vec![strategy; 5], 5));
+    }
+}
+
 #[test]
 fn file_that_grows_gives_no_more_than_was_offered() {
     let size = 3_000_000;

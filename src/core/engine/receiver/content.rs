@@ -363,6 +363,10 @@ impl<T: Target> Receiver<T> {
             let Some(transfer) = self.transfers.get_mut(&id) else { continue };
             self.writing -= usize::from(std::mem::take(&mut transfer.is_written));
             self.held_bytes -= std::mem::take(&mut transfer.written_bytes);
+            if !held.has_pre_copy() {
+                // If it could not be made, its slot is free for another.
+                transfer.pre_copy = None;
+            }
             transfer.held = Some(held);
             match result {
                 Err(WorkError::Fatal(kind, text)) => return self.outbox.fail(kind, text),
