@@ -17,7 +17,7 @@ use ksync_core::disk::secret::secret_of;
 use ksync_core::engine::{Config, Receiver, RunError, Sender, Summary};
 use ksync_core::exchange::lanes::Lane;
 use ksync_core::exchange::rounds::{self, WatchedSource};
-use ksync_core::exchange::{Incoming, Link, Receiving, Sending, Timeouts, run_over};
+use ksync_core::exchange::{Incoming, Link, Receiving, Sending, Timeouts, run};
 use ksync_core::log;
 use ksync_core::monitor::Quiet;
 use ksync_core::rendezvous::{Rendezvous, serve_lane};
@@ -105,11 +105,11 @@ fn serve(argument: &str) -> io::Result<Result<Summary, RunError>> {
     Ok(match role {
         Role::Sender => {
             let disk = Sending::new(path, options).with_baseline(baseline());
-            run_over(incoming, writer, Sender::new(&config), disk, false, compress, &Quiet)
+            run(incoming, writer, Sender::new(&config), disk, false, compress, &Quiet)
         }
         Role::Receiver => {
             let disk = Receiving::new(path, options).with_baseline(baseline());
-            run_over(incoming, writer, Receiver::new(&config), disk, false, compress, &Quiet)
+            run(incoming, writer, Receiver::new(&config), disk, false, compress, &Quiet)
         }
     })
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ksync::engine::{Config, Receiver, RunError, Sender, Summary};
 use ksync::exchange::lanes::{Entrance, JoinLanes, Joining, Lane, OpenLanes, Striped};
-use ksync::exchange::{Incoming, Receiving, Sending, run, run_over};
+use ksync::exchange::{Incoming, Receiving, Sending, run};
 use ksync::monitor::Quiet;
 use ksync::wire::hello::{self, Request, Role};
 use ksync::wire::lanes::{Announcement, Token};
@@ -102,8 +102,9 @@ fn upload(world: &World, lanes: &[Writes]) -> (Result<Summary, RunError>, Result
         carried: None,
     };
     thread::scope(|scope| {
-        let client = scope.spawn(move || run(back_reader, writer, sender, sending, true, false, &Quiet));
-        let agent = scope.spawn(move || run_over(incoming, back, receiver, receiving, false, false, &Quiet));
+        let client = scope
+            .spawn(move || run(Incoming::alone(back_reader), writer, sender, sending, true, false, &Quiet));
+        let agent = scope.spawn(move || run(incoming, back, receiver, receiving, false, false, &Quiet));
         (client.join().unwrap(), agent.join().unwrap(), meeting.joined.load(Ordering::SeqCst))
     })
 }

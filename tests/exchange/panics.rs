@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ksync::engine::{Config, Engine, ReceiverWork, Sender, SenderWork};
-use ksync::exchange::{FileReceiver, FileSender, Perform, Receiving, Sending, run};
+use ksync::exchange::{FileReceiver, FileSender, Incoming, Perform, Receiving, Sending, run};
 use ksync::monitor::Quiet;
 use ksync::wire::frame::FrameWriter;
 use ksync::wire::hello;
@@ -80,7 +80,7 @@ fn a_peer_that_reads_nothing_does_not_block_the_end() {
     let engine = Sender::new(&Config { options: world.options.clone(), relay: false, ..Config::default() });
     let sending = Sending::new(world.source.clone(), world.options.clone());
     let start = Instant::now();
-    let error = run(reader, writer, engine, sending, true, false, &Quiet).unwrap_err();
+    let error = run(Incoming::alone(reader), writer, engine, sending, true, false, &Quiet).unwrap_err();
     assert_eq!((error.kind, error.by_peer, error.text.as_str()), (AbortKind::Busy, true, "enough"));
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert!(start.elapsed() > Duration::from_secs(5), "nothing was held up: {:?}", start.elapsed());

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use ksync::engine::{Config, Engine, Receiver, RunError, Sender, Summary};
-use ksync::exchange::{FileReceiver, FileSender, Perform, Receiving, Sending, run};
+use ksync::exchange::{FileReceiver, FileSender, Incoming, Perform, Receiving, Sending, run};
 use ksync::monitor::{ProblemKind, Quiet};
 use ksync::wire::hello::{self, Consent, Options, Request, Role};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
@@ -195,7 +195,8 @@ fn one_side<E: Engine>(
     if is_agent {
         hello::read(&mut reader).map_err(|error| closed(error.to_string()))?;
     }
-    run(reader, writer, engine, performer, !is_agent, options.compress, &Quiet)
+    let incoming = Incoming::alone(reader);
+    run(incoming, writer, engine, performer, !is_agent, options.compress, &Quiet)
 }
 
 /// Makes this thread, and the threads that it starts, run as the user nobody.

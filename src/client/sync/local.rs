@@ -73,13 +73,13 @@ pub(super) async fn exchange(
     let receiving = Receiving::new(to.to_owned(), options.clone());
     let receiver = Receiver::new(&Config { options: options.clone(), relay: true, ..Config::default() });
     let receiver = thread::spawn(move || {
-        exchange::run(up_reader, down_writer, receiver, receiving, false, false, &Quiet)
+        exchange::run(Incoming::alone(up_reader), down_writer, receiver, receiving, false, false, &Quiet)
     });
 
     let sending = Sending::new(from.to_owned(), options.clone());
     let sender = Sender::new(&Config { options, relay: false, ..Config::default() });
     let run = move || {
-        exchange::run(down_reader, up_writer, sender, sending, false, false, &*monitor)
+        exchange::run(Incoming::alone(down_reader), up_writer, sender, sending, false, false, &*monitor)
             .map_err(|error| own_error(error, receiver.join().ok().and_then(Result::err)))
     };
     let summary = super::blocking(run).await??;

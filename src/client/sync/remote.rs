@@ -235,9 +235,8 @@ impl<'a> LazyConnection<'a> {
         monitor: SharedMonitor,
     ) -> Result<Round, SyncError> {
         let (compress, looking) = (request.options.compress, SharedMonitor::clone(&monitor));
-        let run = move |incoming, writer| {
-            exchange::run_over(incoming, writer, engine, disk, true, compress, &*looking)
-        };
+        let run =
+            move |incoming, writer| exchange::run(incoming, writer, engine, disk, true, compress, &*looking);
         self.over(request, &monitor, run).await
     }
 

@@ -9,8 +9,7 @@
 //! The layer above sees frames, the layer below bytes; the engine does not know about lanes. Each
 //! lane has a thread at both ends. At the near end it takes the next segment when its lane has
 //! accepted the last one. At the far end it holds a segment until that segment's turn comes. The
-//! caller of [`run`](super::run) with a [`Striped`], or of [`run_over`](super::run_over) with a
-//! joiner, provides the lanes.
+//! caller of [`run`](super::run) provides the lanes: a [`Striped`] as writer, or a joiner.
 
 pub(super) mod lane;
 mod merged;

@@ -25,5 +25,5 @@ mod sending;
 pub use common::chain;
 pub use liveness::{Carried, Timeouts};
 pub use receiving::{FileReceiver, OpenTree, PlannedTree, Receiving};
-pub use run::{Asker, Incoming, Link, Perform, run, run_over};
+pub use run::{Asker, Incoming, Link, Perform, run};
 pub use sending::{FileSender, FoundSource, Listing, OfferedFile, Sending};

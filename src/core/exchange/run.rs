@@ -35,26 +35,6 @@ pub trait Perform<E: Engine>: Send + Sync + 'static {
     fn perform(&self, work: E::Work) -> E::Outcome;
 }
 
-/// Runs an exchange to its end. The caller has written its own hello. The peer's hello was read
-/// already, or is read first (`expect_hello`).
-///
-/// When the run ends before the stream does, the reader thread stays behind and ends with the
-/// stream. So does a writer thread whose peer takes nothing more.
-///
-/// # Errors
-/// [`RunError`]: the reason why the run ended early.
-pub fn run<E: Engine>(
-    reader: impl Read + Send + 'static,
-    writer: impl Write + Send + 'static,
-    engine: E,
-    performer: impl Perform<E>,
-    expect_hello: bool,
-    compress: bool,
-    monitor: &dyn Monitor,
-) -> Result<Summary, RunError> {
-    run_over(Incoming::alone(reader), writer, engine, performer, expect_hello, compress, monitor)
-}
-
 /// The peer's direction, on one stream or on several.
 pub struct Incoming {
     /// The stream that exists from the beginning.
@@ -86,11 +66,15 @@ impl Incoming {
     }
 }
 
-/// Runs an exchange whose peer may spread its messages over lanes; otherwise like [`run`].
+/// Runs an exchange to its end. The caller has written its own hello. The peer's hello was read
+/// already, or is read first (`expect_hello`).
+///
+/// When the run ends before the stream does, the reader thread stays behind and ends with the
+/// stream. So does a writer thread whose peer takes nothing more.
 ///
 /// # Errors
-/// As for [`run`].
-pub fn run_over<E: Engine>(
+/// [`RunError`]: the reason why the run ended early.
+pub fn run<E: Engine>(
     incoming: Incoming,
     writer: impl Write + Send + 'static,
     engine: E,
