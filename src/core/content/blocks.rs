@@ -24,6 +24,9 @@ pub const BLOCKS_MAX: u64 = 1 << 15;
 /// Shortest block in bytes.
 const BLOCK_BYTES_MIN: u64 = GRAIN_BYTES as u64;
 
+/// Minimum run of zeros, in bytes, that becomes a hole. A shorter run is not worth an extent.
+pub(crate) const HOLE_BYTES_MIN: u64 = 32 << 10;
+
 /// Most threads on one content. Two hash faster than most disks read.
 const THREADS_MAX: usize = 4;
 

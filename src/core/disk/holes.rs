@@ -12,11 +12,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use crate::content::blocks::{Content, Run};
+use crate::content::blocks::{Content, HOLE_BYTES_MIN, Run};
 use crate::content::hash::Piece;
-
-/// Minimum run of zeros, in bytes, that becomes a hole. A shorter run is not worth an extent.
-pub(crate) const HOLE_BYTES_MIN: usize = 32 * 1024;
 
 /// Bytes per read.
 const READ_BYTES: u64 = 128 * 1024;
@@ -34,7 +31,7 @@ impl<F: Borrow<File> + Sync> SparseFile<F> {
     /// searched.
     #[must_use]
     pub fn of(file: F, length: u64) -> Self {
-        let metadata = (length >= HOLE_BYTES_MIN as u64).then(|| file.borrow().metadata().ok()).flatten();
+        let metadata = (length >= HOLE_BYTES_MIN).then(|| file.borrow().metadata().ok()).flatten();
         let sparse = metadata.filter(|metadata| metadata.blocks() < metadata.size() / 512);
         Self { file, sparse_bytes: sparse.map_or(0, |metadata| metadata.size()) }
     }
@@ -56,7 +53,7 @@ impl<F: Borrow<File> + Sync> SparseFile<F> {
     #[must_use]
     pub fn first_run(&self, range: &Range<u64>) -> Run {
         let hole = self.zeros_at(range.start);
-        if hole >= HOLE_BYTES_MIN as u64 {
+        if hole >= HOLE_BYTES_MIN {
             return Run { length: hole.min(range.end - range.start), is_hole: true };
         }
         let mut end = range.start + hole;
@@ -64,7 +61,7 @@ impl<F: Borrow<File> + Sync> SparseFile<F> {
             // A filesystem without this call reports data only.
             let Ok(hole) = seek(self.file.borrow(), SeekFrom::Hole(end)) else { break };
             let zeros = self.zeros_at(hole);
-            if zeros >= HOLE_BYTES_MIN as u64 && hole < range.end {
+            if zeros >= HOLE_BYTES_MIN && hole < range.end {
                 return Run { length: hole - range.start, is_hole: false };
             }
             end = hole.max(end).saturating_add(zeros.max(1));
@@ -81,7 +78,7 @@ impl<F: Borrow<File> + Sync> SparseFile<F> {
         let mut left = range;
         while !left.is_empty() {
             let zeros = self.zeros_at(left.start).min(left.end - left.start);
-            if zeros >= HOLE_BYTES_MIN as u64 {
+            if zeros >= HOLE_BYTES_MIN {
                 visit(Piece::Zeros(zeros));
                 left.start += zeros;
                 continue;

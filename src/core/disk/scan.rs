@@ -10,11 +10,12 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, readlinkat, statat};
 use rustix::io::Errno;
 
+use crate::content::blocks::HOLE_BYTES_MIN;
 use crate::content::hash::{Hash, Hasher};
 use crate::disk::boundaries::is_mount_root;
 use crate::disk::directory_stack::{DirectoryStack, Level, Name, names};
 use crate::disk::error::{DiskError, DiskErrorKind, During};
-use crate::disk::holes::{HOLE_BYTES_MIN, SparseFile};
+use crate::disk::holes::SparseFile;
 use crate::disk::identities::Identities;
 use crate::disk::root::{Root, stat_of};
 use crate::disk::set_id::{Owner, mode_for};
@@ -117,7 +118,7 @@ impl Sparse {
     fn add(&mut self, path: &TreePath, stat: &Stat) {
         let bytes = stat.size().saturating_sub(stat.allocated_bytes);
         // A copy has no shorter holes.
-        if bytes < HOLE_BYTES_MIN as u64 {
+        if bytes < HOLE_BYTES_MIN {
             return;
         }
         if self.files.len() < SPARSE_FILES_MAX {

@@ -12,10 +12,10 @@ use std::thread;
 use rustix::fs::{AtFlags, fchmod, fchown, fsync, futimens, statat};
 use rustix::io::Errno;
 
-use crate::content::blocks::Run;
+use crate::content::blocks::{HOLE_BYTES_MIN, Run};
 use crate::content::hash::{Piece, is_zero};
 use crate::disk::error::{DiskError, During};
-use crate::disk::holes::{HOLE_BYTES_MIN, SparseFile, punch};
+use crate::disk::holes::{SparseFile, punch};
 use crate::disk::root::{Root, stat_of};
 use crate::disk::stat::{Identity, mode_bits, times};
 use crate::disk::state::{PART, StateDir, in_state, staged_name};
@@ -461,7 +461,7 @@ fn for_each_run(
 }
 
 fn is_hole(bytes: &[u8]) -> bool {
-    bytes.len() >= HOLE_BYTES_MIN && is_zero(bytes)
+    bytes.len() as u64 >= HOLE_BYTES_MIN && is_zero(bytes)
 }
 
 /// Writes at `end`, the end of the file. Long runs of zeros become holes.

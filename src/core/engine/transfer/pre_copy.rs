@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::basis::{apply_delta, corrupt, wrong_hash};
 use super::{Draft, broken};
-use crate::content::blocks::{BlockSize, Content, Finding, Nodes, Outline, block_id};
+use crate::content::blocks::{BlockSize, Content, Finding, HOLE_BYTES_MIN, Nodes, Outline, block_id};
 use crate::content::hash::Hash;
 use crate::content::shift_map::{Mapped, ShiftMap};
 use crate::engine::error::WorkError;
@@ -29,9 +29,6 @@ use crate::wire::message::{BasisReport, Blocks, Op};
 
 /// Bytes copied at a time where a patch comes from elsewhere in the basis.
 const COPY_BYTES: u64 = 1 << 20;
-
-/// Shortest run of zeros, in bytes, that a patch makes a hole.
-const ZEROS_BYTES_MIN: u64 = 32 << 10;
 
 /// Cancels a pre-copy in the making when it is dropped.
 #[derive(Debug, Default)]
@@ -180,7 +177,7 @@ impl<B: Content, D: Draft<B>> PreCopy<B, D> {
                         continue;
                     }
                     let zeros = self.basis.zeros_at(from).min(now);
-                    if zeros >= ZEROS_BYTES_MIN {
+                    if zeros >= HOLE_BYTES_MIN {
                         self.patch_with_zeros(zeros)?;
                         done += zeros;
                         continue;
