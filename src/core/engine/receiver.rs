@@ -15,9 +15,9 @@
 
 mod content;
 mod decide;
+mod missing_file;
 mod offer;
 mod take_offer;
-mod transfer;
 
 use std::sync::Arc;
 
@@ -41,8 +41,8 @@ use crate::tree::spelling::Spelling;
 use crate::tree::subtrees::Subtree;
 use crate::tree::tree_id::Pair;
 use crate::wire::message::{AbortKind, FromReceiver, FromSender, Holes, Subject, Tally, Want};
+use missing_file::{HELD_BYTES_MAX, MissingFile};
 use offer::Offer;
-use transfer::{HELD_BYTES_MAX, Transfer};
 
 /// Most steps of one `Apply`: few enough to notice a cut connection in time.
 const STEPS_MAX: usize = 1024;
@@ -85,7 +85,7 @@ pub struct Receiver<T: Target> {
     batch: Vec<Want>,
     batch_bytes: usize,
     /// Files whose content is missing: asked for, or about to be.
-    transfers: IdMap<Box<Transfer<T>>>,
+    missing: IdMap<Box<MissingFile<T>>>,
     window: Window,
     /// Works that prepare wants, and the files in them.
     reports: usize,
@@ -159,7 +159,7 @@ impl<T: Target> Receiver<T> {
             closed: false,
             batch: Vec::new(),
             batch_bytes: 0,
-            transfers: IdMap::default(),
+            missing: IdMap::default(),
             window: Window::default(),
             reports: 0,
             preparing: 0,
@@ -380,7 +380,7 @@ impl<T: Target> Receiver<T> {
 
     fn directories_are_there(&mut self) {
         self.phase = Phase::Content;
-        let ids: Vec<u32> = self.transfers.keys().copied().collect();
+        let ids: Vec<u32> = self.missing.keys().copied().collect();
         self.feed(ids);
     }
 

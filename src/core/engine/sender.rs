@@ -70,7 +70,7 @@ pub struct Sender<S: Source> {
     /// The receiver's counts, once it has finished.
     finished: Option<Tally>,
     /// All files that were asked for.
-    transfers: IdMap<Transfer<S::File>>,
+    asked: IdMap<AskedFile<S::File>>,
     /// Wants that wait for their turn.
     small: VecDeque<Want>,
     large: VecDeque<Want>,
@@ -89,7 +89,7 @@ pub struct Sender<S: Source> {
 
 /// A file that was asked for.
 #[derive(Debug)]
-struct Transfer<F> {
+struct AskedFile<F> {
     /// Number of wants.
     asks: u8,
     /// Weight of the last want in bytes.
@@ -149,7 +149,7 @@ impl<S: Source> Sender<S> {
             subject: None,
             pushed: Vec::new(),
             finished: None,
-            transfers: IdMap::default(),
+            asked: IdMap::default(),
             small: VecDeque::new(),
             large: VecDeque::new(),
             small_basis_bytes: 0,
@@ -197,13 +197,13 @@ impl<S: Source> Sender<S> {
         if !want.fits(size) {
             return self.outbox.protocol_error("a want names other blocks than the file can have");
         }
-        let first = || Transfer { asks: 0, weight: 0, state: State::Answered };
-        let transfer = self.transfers.entry(want.id).or_insert_with(first);
-        if transfer.asks == ASKS_MAX || !matches!(transfer.state, State::Answered) {
+        let first = || AskedFile { asks: 0, weight: 0, state: State::Answered };
+        let file = self.asked.entry(want.id).or_insert_with(first);
+        if file.asks == ASKS_MAX || !matches!(file.state, State::Answered) {
             return self.outbox.protocol_error("a file was asked for too often");
         }
         let weight = want.weight();
-        *transfer = Transfer { asks: transfer.asks + 1, weight, state: State::Busy };
+        *file = AskedFile { asks: file.asks + 1, weight, state: State::Busy };
         self.unanswered += 1;
         self.unanswered_bytes += weight;
         if self.unanswered > WANTS_MAX || self.unanswered_bytes > WANTS_BYTES_MAX {
@@ -219,10 +219,10 @@ impl<S: Source> Sender<S> {
     }
 
     fn reply(&mut self, id: u32, reply: Reply) {
-        let Some(transfer) = self.transfers.get_mut(&id) else {
+        let Some(file) = self.asked.get_mut(&id) else {
             return self.outbox.protocol_error("a reply that nobody asked for");
         };
-        match (std::mem::replace(&mut transfer.state, State::Busy), reply) {
+        match (std::mem::replace(&mut file.state, State::Busy), reply) {
             // An empty list means that the basis can no longer be read.
             (State::Signing(transfer, count), Reply::Signatures(signatures))
                 if signatures.is_empty() || signatures.len() == count =>
@@ -235,7 +235,7 @@ impl<S: Source> Sender<S> {
                     self.step(transfer, input);
                 }
             }
-            (State::Cutting(None), Reply::Chunks(theirs)) => transfer.state = State::Cutting(Some(theirs)),
+            (State::Cutting(None), Reply::Chunks(theirs)) => file.state = State::Cutting(Some(theirs)),
             (State::Cut(transfer), Reply::Chunks(theirs)) => self.step(transfer, SendInput::Chunks(theirs)),
             _ => self.outbox.protocol_error("a reply that nobody asked for"),
         }
@@ -381,7 +381,7 @@ impl<S: Source> Sender<S> {
 
     /// Handles a receiver that does not have the baseline.
     fn forgotten(&mut self) {
-        if !std::mem::take(&mut self.has_baseline) || !self.transfers.is_empty() {
+        if !std::mem::take(&mut self.has_baseline) || !self.asked.is_empty() {
             return self.outbox.protocol_error("it forgot what it was not told, or knew before");
         }
         // A tree that is still being listed will be offered in full.
@@ -448,7 +448,7 @@ impl<S: Source> Sender<S> {
                 self.step(transfer, SendInput::Cut);
                 (State::Cutting(None), Some(Answer::Cut(stretch)))
             }
-            SendNext::Chunks => match self.transfers.get_mut(&id).map(|transfer| &mut transfer.state) {
+            SendNext::Chunks => match self.asked.get_mut(&id).map(|file| &mut file.state) {
                 Some(State::Cutting(theirs @ Some(_))) => {
                     let theirs = theirs.take().unwrap_or_default();
                     self.step(transfer, SendInput::Chunks(theirs));
@@ -461,7 +461,7 @@ impl<S: Source> Sender<S> {
                 (State::Busy, None)
             }
         };
-        self.transfers.entry(id).and_modify(|transfer| transfer.state = state);
+        self.asked.entry(id).and_modify(|file| file.state = state);
         question
     }
 
@@ -477,10 +477,10 @@ impl<S: Source> Sender<S> {
     }
 
     fn answered(&mut self, id: u32, is_small: bool) {
-        if let Some(transfer) = self.transfers.get_mut(&id) {
-            transfer.state = State::Answered;
+        if let Some(file) = self.asked.get_mut(&id) {
+            file.state = State::Answered;
             self.unanswered -= 1;
-            self.unanswered_bytes -= transfer.weight;
+            self.unanswered_bytes -= file.weight;
             self.streams -= usize::from(!is_small);
         }
     }

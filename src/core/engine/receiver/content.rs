@@ -5,7 +5,7 @@
 
 use serde_bytes::ByteBuf;
 
-use super::transfer::{NextWork, Progress, Transfer, held_bytes};
+use super::missing_file::{MissingFile, NextWork, Progress, held_bytes};
 use super::{Phase, Receiver};
 use crate::content::hash::Hash;
 use crate::engine::error::WorkError;
@@ -47,37 +47,32 @@ impl<T: Target> Receiver<T> {
             let (id, size) = (fetch.id, self.size(fetch.id));
             let basis = fetch.at.and_then(|at| self.opened.as_ref()?.manifest.get(at));
             let basis_bytes = basis.map(|entry| entry.size());
-            let mut transfer = Box::new(Transfer::new(fetch, size, basis_bytes));
+            let mut file = Box::new(MissingFile::new(fetch, size, basis_bytes));
             if let Some((hash, data)) = self.offer.pushed.take(id) {
                 self.took(data.len() as u64, data.len() as u64);
-                self.held_bytes += transfer.complete(vec![Op::Data(ByteBuf::from(data))], hash);
-                self.transfers.insert(id, transfer);
+                self.held_bytes += file.complete(vec![Op::Data(ByteBuf::from(data))], hash);
+                self.missing.insert(id, file);
                 pushed.push(id);
                 continue;
             }
             if basis_bytes.is_none() && !may_be_staged {
-                self.transfers.insert(id, transfer);
+                self.missing.insert(id, file);
                 self.want(Want::whole(id));
                 continue;
             }
             self.preparing += 1;
-            if let (true, Some(at)) =
-                (transfer.facts.need_look(self.config.limits.pre_copy_bytes_min), fetch.at)
+            if let (true, Some(at)) = (file.facts.need_look(self.config.limits.pre_copy_bytes_min), fetch.at)
             {
-                let (facts, samples) = (transfer.facts, self.offer.samples.remove(&id));
-                self.transfers.insert(id, transfer);
+                let (facts, samples) = (file.facts, self.offer.samples.remove(&id));
+                self.missing.insert(id, file);
                 self.reports += 1;
                 self.on_target(|target| ReceiverWork::Look { target, id, at, facts, samples });
                 continue;
             }
             bytes += basis_bytes.unwrap_or(0) + if may_be_staged { size } else { 0 };
-            let strategy = transfer.facts.strategy(None, false);
-            orders.extend(transfer.held.take().map(|transfer| ReportOrder {
-                transfer,
-                strategy,
-                may_be_staged,
-            }));
-            self.transfers.insert(id, transfer);
+            let strategy = file.facts.strategy(None, false);
+            orders.extend(file.held.take().map(|transfer| ReportOrder { transfer, strategy, may_be_staged }));
+            self.missing.insert(id, file);
             if orders.len() >= REPORT_FILES_MAX || bytes >= REPORT_BYTES {
                 self.report(std::mem::take(&mut orders));
                 bytes = 0;
@@ -100,11 +95,11 @@ impl<T: Target> Receiver<T> {
 
     pub(super) fn looked(&mut self, id: u32, looked: &Looked) {
         self.reports -= 1;
-        let pre_copies = self.transfers.values().filter(|transfer| transfer.pre_copy.is_some()).count();
-        let Some(transfer) = self.transfers.get_mut(&id) else { return };
-        let strategy = transfer.facts.strategy(Some(looked), pre_copies < PRE_COPIES_MAX);
-        transfer.pre_copy = matches!(strategy, Strategy::PreCopy { .. }).then(CancelOnDrop::default);
-        let Some(transfer) = transfer.held.take() else { return };
+        let pre_copies = self.missing.values().filter(|file| file.pre_copy.is_some()).count();
+        let Some(file) = self.missing.get_mut(&id) else { return };
+        let strategy = file.facts.strategy(Some(looked), pre_copies < PRE_COPIES_MAX);
+        file.pre_copy = matches!(strategy, Strategy::PreCopy { .. }).then(CancelOnDrop::default);
+        let Some(transfer) = file.held.take() else { return };
         let may_be_staged = self.plan.has_staged;
         self.report(vec![ReportOrder { transfer, strategy, may_be_staged }]);
     }
@@ -114,26 +109,26 @@ impl<T: Target> Receiver<T> {
         self.preparing -= reported.len();
         for (held, result) in reported {
             let id = held.id();
-            let Some(transfer) = self.transfers.get_mut(&id) else { continue };
+            let Some(file) = self.missing.get_mut(&id) else { continue };
             let (want, strategy) = match result {
                 Ok(reported) => reported,
                 // An unreadable file cannot serve as basis; the content comes whole.
                 Err(WorkError::Entry(..)) => (Want::whole(id), Strategy::Whole),
                 Err(error) => return self.outbox.fatal(AbortKind::Destination, error),
             };
-            transfer.basis = held.basis().filter(|_| want.basis.is_some());
-            transfer.pre_copy = match strategy {
+            file.basis = held.basis().filter(|_| want.basis.is_some());
+            file.pre_copy = match strategy {
                 Strategy::PreCopy { is_beside, .. } if is_beside || held.has_pre_copy() => {
-                    transfer.pre_copy.take()
+                    file.pre_copy.take()
                 }
                 _ => None,
             };
-            transfer.held = Some(held);
+            file.held = Some(held);
             if let (Strategy::PreCopy { shift_map, is_beside: true }, Some(pre_copy)) =
-                (strategy, &transfer.pre_copy)
+                (strategy, &file.pre_copy)
             {
                 let input = ReceiveInput::PreCopy(shift_map, pre_copy.flag());
-                let steps = transfer.held.take().map(|held| (held, input)).into_iter().collect();
+                let steps = file.held.take().map(|held| (held, input)).into_iter().collect();
                 self.on_target(|target| ReceiverWork::Step(target, steps));
             }
             self.want(want);
@@ -142,9 +137,9 @@ impl<T: Target> Receiver<T> {
 
     fn want(&mut self, want: Want) {
         let weight = want.weight();
-        if let Some(transfer) = self.transfers.get_mut(&want.id) {
-            transfer.progress = Progress::Asked;
-            transfer.weight = Some(weight);
+        if let Some(file) = self.missing.get_mut(&want.id) {
+            file.progress = Progress::Asked;
+            file.weight = Some(weight);
             self.window.open(weight);
         }
         if self.batch_bytes + weight > BATCH_BYTES {
@@ -167,12 +162,12 @@ impl<T: Target> Receiver<T> {
         let (mut queries, mut fed) = (Vec::new(), Vec::new());
         let (mut sent, mut made) = (0, 0);
         for (id, answer) in answers {
-            let Some(transfer) = self.transfers.get_mut(&id).filter(|transfer| transfer.is_awaited()) else {
+            let Some(file) = self.missing.get_mut(&id).filter(|file| file.is_awaited()) else {
                 return self.outbox.protocol_error("an answer that nobody asked for");
             };
             let query = match answer {
                 Answer::Skipped => {
-                    transfer.progress = Progress::Over;
+                    file.progress = Progress::Over;
                     fed.push(id);
                     continue;
                 }
@@ -183,15 +178,15 @@ impl<T: Target> Receiver<T> {
                     continue;
                 }
                 Answer::Sign(windows) => Query::Sign(windows),
-                Answer::Cut(_) if std::mem::replace(&mut transfer.was_cut, true) => {
+                Answer::Cut(_) if std::mem::replace(&mut file.was_cut, true) => {
                     return self.outbox.protocol_error("a basis is to be cut twice");
                 }
                 Answer::Cut(stretch) => Query::Cut(stretch),
             };
-            let Some(basis) = transfer.basis else {
+            let Some(basis) = file.basis else {
                 return self.outbox.protocol_error("a question about a basis where there is none");
             };
-            if std::mem::replace(&mut transfer.is_queried, true) {
+            if std::mem::replace(&mut file.is_queried, true) {
                 return self.outbox.protocol_error("a question before the answer to another");
             }
             queries.push((id, basis, query));
@@ -210,8 +205,8 @@ impl<T: Target> Receiver<T> {
                 Ok(reply) => sent.push((id, reply)),
                 Err(error) => return self.outbox.fatal(AbortKind::Destination, error),
             }
-            if let Some(transfer) = self.transfers.get_mut(&id) {
-                transfer.is_queried = false;
+            if let Some(file) = self.missing.get_mut(&id) {
+                file.is_queried = false;
             }
         }
         self.outbox.send(FromReceiver::Replies(sent));
@@ -222,21 +217,21 @@ impl<T: Target> Receiver<T> {
     fn steps(&mut self, id: u32, ops: Vec<Op>, end: Option<Hash>) -> Option<(u64, u64)> {
         let made = ops.iter().map(Op::made_bytes).fold(0, u64::saturating_add);
         let sent: u64 = ops.iter().map(Op::sent_bytes).sum();
-        let transfer = self.transfers.get_mut(&id)?;
-        let size = transfer.facts.size;
-        let begins = transfer.progress == Progress::Asked && (end.is_none() || size > SMALL_BYTES_MAX);
-        transfer.made_bytes = transfer.made_bytes.saturating_add(made);
-        if transfer.made_bytes > size || end.is_some() && transfer.made_bytes < size {
+        let file = self.missing.get_mut(&id)?;
+        let size = file.facts.size;
+        let begins = file.progress == Progress::Asked && (end.is_none() || size > SMALL_BYTES_MAX);
+        file.made_bytes = file.made_bytes.saturating_add(made);
+        if file.made_bytes > size || end.is_some() && file.made_bytes < size {
             self.outbox.protocol_error("a file of another size than offered");
             return None;
         }
         self.held_bytes += held_bytes(&ops);
-        transfer.progress = if end.is_some() { Progress::Arrived } else { Progress::Receiving };
+        file.progress = if end.is_some() { Progress::Arrived } else { Progress::Receiving };
         // Most files have no further ones.
-        transfer.waiting.reserve_exact(1);
-        transfer.waiting.push_back((ops, end));
+        file.waiting.reserve_exact(1);
+        file.waiting.push_back((ops, end));
         if begins {
-            let receiving = self.transfers.values().filter(|other| other.progress == Progress::Receiving);
+            let receiving = self.missing.values().filter(|other| other.progress == Progress::Receiving);
             if receiving.count() > STREAMS_MAX {
                 self.outbox.protocol_error("too many files at once");
                 return None;
@@ -258,12 +253,12 @@ impl<T: Target> Receiver<T> {
     pub(super) fn same(&mut self, ids: &[u32], digest: Hash) {
         let mut bases = Vec::with_capacity(ids.len());
         for &id in ids {
-            let transfer = self.transfers.get_mut(&id);
-            let Some(transfer) = transfer.filter(|transfer| transfer.progress == Progress::Asked) else {
+            let file = self.missing.get_mut(&id);
+            let Some(file) = file.filter(|file| file.progress == Progress::Asked) else {
                 return self.outbox.protocol_error("a file that nobody asked for, or that is on its way");
             };
-            transfer.progress = Progress::Over;
-            bases.push(transfer.basis);
+            file.progress = Progress::Over;
+            bases.push(file.basis);
         }
         let hashes: Option<Vec<Hash>> =
             bases.iter().map(|basis| basis.and_then(|basis| basis.hash)).collect();
@@ -275,16 +270,16 @@ impl<T: Target> Receiver<T> {
             let size = self.size(id);
             matched += size;
             let is_moved = basis.is_elsewhere && self.is_new(id) && self.plan.move_here(id, basis.at, hash);
-            let Some(transfer) = self.transfers.get_mut(&id) else { continue };
+            let Some(file) = self.missing.get_mut(&id) else { continue };
             if !is_moved && (basis.is_elsewhere || basis.has_gap()) {
                 // The content is there, but not in the new file's place, or not in this shape.
-                transfer.is_copy = basis.is_elsewhere;
-                self.held_bytes += transfer.complete(vec![Op::Copy { offset: 0, length: size }], hash);
+                file.is_copy = basis.is_elsewhere;
+                self.held_bytes += file.complete(vec![Op::Copy { offset: 0, length: size }], hash);
                 fed.push(id);
                 continue;
             }
             // One that is still being made ends now.
-            let has_pre_copy = transfer.pre_copy.take().is_some();
+            let has_pre_copy = file.pre_copy.take().is_some();
             if !is_moved {
                 self.tally.files += 1;
                 self.plan.only_adjust(id);
@@ -305,12 +300,11 @@ impl<T: Target> Receiver<T> {
         }
         let (mut batch, mut bytes) = (Vec::new(), 0);
         for id in ids {
-            let Some(transfer) = self.transfers.get_mut(&id).filter(|transfer| transfer.held.is_some())
-            else {
+            let Some(file) = self.missing.get_mut(&id).filter(|file| file.held.is_some()) else {
                 continue;
             };
             let mut dropped = 0;
-            let next = transfer.next_work(&mut dropped);
+            let next = file.next_work(&mut dropped);
             self.held_bytes -= dropped;
             let input = match next {
                 NextWork::Wait => continue,
@@ -325,25 +319,25 @@ impl<T: Target> Receiver<T> {
                 NextWork::Discard => ReceiveInput::Discard,
                 NextWork::Steps(ops, end) => {
                     // Steps of a larger file wait for those before them, small files for a work.
-                    if transfer.facts.size > SMALL_BYTES_MAX {
+                    if file.facts.size > SMALL_BYTES_MAX {
                         self.held_bytes -= held_bytes(&ops);
                     } else {
-                        transfer.written_bytes = held_bytes(&ops);
+                        file.written_bytes = held_bytes(&ops);
                     }
-                    transfer.is_written = true;
+                    file.is_written = true;
                     // Its slot is free for another.
-                    transfer.pre_copy = None;
+                    file.pre_copy = None;
                     self.writing += 1;
                     ReceiveInput::Steps(ops, end)
                 }
             };
-            let step = transfer.held.take().map(|held| (held, input));
-            if transfer.facts.size > SMALL_BYTES_MAX {
+            let step = file.held.take().map(|held| (held, input));
+            if file.facts.size > SMALL_BYTES_MAX {
                 let steps = step.into_iter().collect();
                 self.on_target(|target| ReceiverWork::Step(target, steps));
                 continue;
             }
-            bytes += transfer.written_bytes;
+            bytes += file.written_bytes;
             batch.extend(step);
             if bytes >= STEP_BYTES || batch.len() >= STEP_FILES_MAX {
                 let steps = std::mem::take(&mut batch);
@@ -360,17 +354,17 @@ impl<T: Target> Receiver<T> {
         let mut fed = Vec::with_capacity(stepped.len());
         for (held, result) in stepped {
             let id = held.id();
-            let Some(transfer) = self.transfers.get_mut(&id) else { continue };
-            self.writing -= usize::from(std::mem::take(&mut transfer.is_written));
-            self.held_bytes -= std::mem::take(&mut transfer.written_bytes);
+            let Some(file) = self.missing.get_mut(&id) else { continue };
+            self.writing -= usize::from(std::mem::take(&mut file.is_written));
+            self.held_bytes -= std::mem::take(&mut file.written_bytes);
             if !held.has_pre_copy() {
                 // If it could not be made, its slot is free for another.
-                transfer.pre_copy = None;
+                file.pre_copy = None;
             }
-            transfer.held = Some(held);
+            file.held = Some(held);
             match result {
                 Err(WorkError::Fatal(kind, text)) => return self.outbox.fail(kind, text),
-                Err(error) => transfer.failed = Some(error),
+                Err(error) => file.failed = Some(error),
                 Ok(()) => {}
             }
             fed.push(id);
@@ -382,7 +376,7 @@ impl<T: Target> Receiver<T> {
     fn settle(&mut self, id: u32, result: Result<(), WorkError>) {
         match result {
             Ok(()) => {
-                let is_copy = self.transfers.get(&id).is_some_and(|transfer| transfer.is_copy);
+                let is_copy = self.missing.get(&id).is_some_and(|file| file.is_copy);
                 self.tally.copied += u64::from(is_copy);
                 self.tally.files += 1;
                 self.tally.deleted += self.plan.cleared(id);
@@ -415,22 +409,22 @@ impl<T: Target> Receiver<T> {
 
     /// Asks once more for a file whose content did not verify, this time for all of it.
     fn retry(&mut self, id: u32, cause: &str) {
-        let Some(transfer) = self.transfers.get_mut(&id) else { return };
-        if std::mem::replace(&mut transfer.was_retried, true) {
+        let Some(file) = self.missing.get_mut(&id) else { return };
+        if std::mem::replace(&mut file.was_retried, true) {
             self.forget(id);
             let path = self.path(id);
             self.outbox.problem(Problem { kind: ProblemKind::Corrupt, path, cause: cause.to_owned() });
             return;
         }
-        (transfer.basis, transfer.made_bytes, transfer.is_copy) = (None, 0, false);
-        transfer.weight.take().into_iter().for_each(|weight| self.window.close(weight));
+        (file.basis, file.made_bytes, file.is_copy) = (None, 0, false);
+        file.weight.take().into_iter().for_each(|weight| self.window.close(weight));
         self.want(Want::whole(id));
         self.send_batch();
     }
 
     /// Drops a file that is done, and counts its want as answered.
     fn forget(&mut self, id: u32) {
-        let weight = self.transfers.remove(&id).and_then(|transfer| transfer.weight);
+        let weight = self.missing.remove(&id).and_then(|file| file.weight);
         weight.into_iter().for_each(|weight| self.window.close(weight));
     }
 
@@ -447,7 +441,7 @@ impl<T: Target> Receiver<T> {
     pub(super) fn puts_content_aside(&self) -> bool {
         match self.phase {
             Phase::Directories | Phase::Content => {
-                self.writing > 0 || self.transfers.values().any(|transfer| !transfer.waiting.is_empty())
+                self.writing > 0 || self.missing.values().any(|file| !file.waiting.is_empty())
             }
             _ => false,
         }
@@ -457,6 +451,6 @@ impl<T: Target> Receiver<T> {
         self.phase == Phase::Content
             && self.plan.fetch.is_empty()
             && self.batch.is_empty()
-            && self.transfers.is_empty()
+            && self.missing.is_empty()
     }
 }

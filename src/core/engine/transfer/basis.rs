@@ -2,6 +2,7 @@
 
 use super::broken;
 use crate::content::blocks::Content;
+use crate::content::chunk::Average;
 use crate::content::delta::{self, DeltaError};
 use crate::content::shift_map::Mapped;
 use crate::engine::error::WorkError;
@@ -20,6 +21,11 @@ fn read_window(basis: &dyn Content, window: Window) -> Result<Vec<u8>, WorkError
     let mut bytes = vec![0; window.length as usize];
     basis.read_at(&mut bytes, window.offset).map_err(|_| basis_changed())?;
     Ok(bytes)
+}
+
+/// The average for cutting `length` bytes of a basis and, on the other side, the new bytes.
+pub(super) fn average_for(length: u64) -> Result<Average, WorkError> {
+    Average::for_size(length).ok_or_else(|| broken("a stretch too long to cut"))
 }
 
 /// Applies a delta to a range of the basis.

@@ -1,19 +1,18 @@
 //! The receiver's half of a transfer.
 //!
 //! A transfer may begin with a basis report, which decides how the content is made: anew in a
-//! draft, from what an earlier run staged, or by patching a pre-copy of the
-//! basis. Then the sender's steps are performed. A small file whose steps are all known at once
-//! needs no draft.
+//! draft, from what an earlier run staged, or by patching a pre-copy of the basis. Then the sender's
+//! steps are performed. A small file whose steps are all known at once needs no draft.
 
 use std::io;
 
 use serde_bytes::ByteBuf;
 
-use super::basis::{apply_delta, basis_changed, corrupt, sign, wrong_hash};
+use super::basis::{apply_delta, average_for, basis_changed, corrupt, sign, wrong_hash};
 use super::pre_copy::{Cancelled, PreCopy};
 use super::{CopyRoom, Draft, Prehash, Target, broken};
 use crate::content::blocks::{BlockSize, Content, Finding, Nodes, Outline, outline};
-use crate::content::chunk::{Average, cut_range};
+use crate::content::chunk::cut_range;
 use crate::content::hash::{Hash, Hasher};
 use crate::content::sample::Samples;
 use crate::content::shift_map::{Mapped, ShiftMap};
@@ -512,9 +511,7 @@ impl Query {
                 Ok(Reply::Signatures(windows.iter().map(sign).collect::<Result<_, _>>()?))
             }
             Self::Cut(Stretch { offset, length }) => {
-                let average =
-                    Average::for_size(*length).ok_or_else(|| broken("a stretch too long to cut"))?;
-                let chunks = cut_range(&basis, *offset..*offset + *length, average);
+                let chunks = cut_range(&basis, *offset..*offset + *length, average_for(*length)?);
                 Ok(Reply::Chunks(chunks.map_err(unreadable)?))
             }
         }

@@ -1,9 +1,8 @@
 //! The sender's half of a transfer.
 //!
 //! If the receiver has nothing of a file, the file is read and sent once. Otherwise it is read once
-//! to find the parts that the receiver has, and to hash it, in the steps of `plan`.
-//! It is read a second time for the missing parts. A small file is compared as a whole: its delta
-//! is one gap.
+//! to find the parts that the receiver has, and to hash it, in the steps of `plan`. It is read a
+//! second time for the missing parts. A small file is compared as a whole: its delta is one gap.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -11,12 +10,13 @@ use std::ops::Range;
 
 use serde_bytes::ByteBuf;
 
+use super::basis::average_for;
 use super::plan::{self, Segment, ToCut};
 use super::{Source, SourceFile, broken};
 use crate::content::blocks::{
     BlockId, BlockSize, Content, Outline, block_id, block_ids, outline, outline_of,
 };
-use crate::content::chunk::{Average, Chunk, cut_range};
+use crate::content::chunk::{Chunk, cut_range};
 use crate::content::delta::{DeltaError, Signature};
 use crate::content::hash::{Hash, Hasher};
 use crate::content::shift_map::ShiftMap;
@@ -44,7 +44,7 @@ pub struct SendTransfer<F> {
     file: Option<F>,
     /// The content of a small file, once it is read.
     data: Option<Vec<u8>>,
-    strategy: Strategy,
+    strategy: SendStrategy,
     /// The hash of the whole file, if it is known before the file is sent.
     hash: Option<Hash>,
     /// Hashes a larger file while it is sent, if its hash is not known before.
@@ -65,7 +65,7 @@ pub struct SendTransfer<F> {
 
 /// The way in which a file is sent.
 #[derive(Debug)]
-enum Strategy {
+enum SendStrategy {
     /// Not chosen yet.
     Undecided {
         want: Want,
@@ -126,7 +126,7 @@ impl<F: SourceFile> SendTransfer<F> {
             data: None,
             basis_length: want.basis_length(),
             matched_bytes: 0,
-            strategy: Strategy::Undecided { want, may_ask },
+            strategy: SendStrategy::Undecided { want, may_ask },
             hash: None,
             hasher: None,
             signatures: HashMap::new(),
@@ -191,33 +191,35 @@ impl<F: SourceFile> SendTransfer<F> {
     #[must_use]
     pub fn how(&self) -> String {
         let how = match &self.strategy {
-            Strategy::Same(_) => return "same why=equal-blocks".to_owned(),
+            SendStrategy::Same(_) => return "same why=equal-blocks".to_owned(),
             _ if self.basis_length == 0 && self.matched_bytes == 0 => return "whole why=no-basis".to_owned(),
             _ if self.is_small && self.asked.is_empty() && self.saved_bytes == 0 => {
                 return "whole why=basis-differs".to_owned();
             }
             _ if self.is_small => return "delta why=basis-differs".to_owned(),
-            Strategy::Chunks { .. } => "chunks why=long-range-not-in-place",
-            Strategy::Planned { is_shifted: true, .. } => "blocks why=tail-moved",
-            Strategy::Planned { .. } | Strategy::Undecided { .. } | Strategy::Whole => "blocks why=basis",
+            SendStrategy::Chunks { .. } => "chunks why=long-range-not-in-place",
+            SendStrategy::Planned { is_shifted: true, .. } => "blocks why=tail-moved",
+            SendStrategy::Planned { .. } | SendStrategy::Undecided { .. } | SendStrategy::Whole => {
+                "blocks why=basis"
+            }
         };
         format!("{how} matched_bytes={}", self.matched_bytes)
     }
 
     fn begin(&mut self, file: &F) -> Result<(), WorkError> {
-        let Strategy::Undecided { want, may_ask } = &mut self.strategy else { return Ok(()) };
+        let SendStrategy::Undecided { want, may_ask } = &mut self.strategy else { return Ok(()) };
         let (Want { staged, basis, .. }, may_ask) = (std::mem::replace(want, Want::whole(self.id)), *may_ask);
         let all = Segment::New { offset: 0, length: self.size };
         self.strategy = match basis {
-            None if staged.is_none() && self.is_small => Strategy::Whole,
+            None if staged.is_none() && self.is_small => SendStrategy::Whole,
             None if staged.is_none() => {
                 file.cancel_prehash();
-                Strategy::of(all, 0)
+                SendStrategy::of(all)
             }
             Some(BasisReport::Signed { signature, .. }) => {
                 let window = self.whole_basis();
                 self.signatures.insert((window.offset, window.length), signature.into_vec());
-                Strategy::of(Segment::Gap { offset: 0, length: self.size, window }, 0)
+                SendStrategy::of(Segment::Gap { offset: 0, length: self.size, window })
             }
             basis if self.is_small => {
                 // At most `SMALL_BYTES_MAX`.
@@ -229,12 +231,12 @@ impl<F: SourceFile> SendTransfer<F> {
                     .and_then(BasisReport::blocks)
                     .is_some_and(|basis| basis.length == self.size && basis.ids == ids);
                 if is_same {
-                    Strategy::Same(hash)
+                    SendStrategy::Same(hash)
                 } else if may_ask {
                     let window = self.whole_basis();
-                    Strategy::of(Segment::Gap { offset: 0, length: self.size, window }, 0)
+                    SendStrategy::of(Segment::Gap { offset: 0, length: self.size, window })
                 } else {
-                    Strategy::Whole
+                    SendStrategy::Whole
                 }
             }
             basis => self.compare(file, staged.as_ref(), basis.as_ref())?,
@@ -254,7 +256,7 @@ impl<F: SourceFile> SendTransfer<F> {
         file: &F,
         staged: Option<&Blocks>,
         report: Option<&BasisReport>,
-    ) -> Result<Strategy, WorkError> {
+    ) -> Result<SendStrategy, WorkError> {
         let size = self.size;
         let block = BlockSize::for_size(size);
         let Outline { ids, hash } = match file.prehashed(block) {
@@ -267,7 +269,7 @@ impl<F: SourceFile> SendTransfer<F> {
         let nothing = Blocks { length: 0, ids: Vec::new() };
         let basis = report.and_then(BasisReport::blocks).unwrap_or(&nothing);
         if report.is_some() && kept == 0 && basis.length == size && basis.ids == ids {
-            return Ok(Strategy::Same(hash));
+            return Ok(SendStrategy::Same(hash));
         }
         let range_removed = match report {
             // The engine checked it when the want arrived.
@@ -288,22 +290,22 @@ impl<F: SourceFile> SendTransfer<F> {
         }
         self.matched_bytes = kept + segments.iter().filter_map(Segment::basis_length).sum::<u64>();
         Ok(match plan::to_cut(&segments, kept, basis.length, self.limits.cut_bytes_min) {
-            Some(to_cut) => Strategy::Chunks { to_cut, segments, ours: Vec::new(), kept },
-            None => Strategy::Planned { plan: plan::with_gaps(&segments, basis.length), kept, is_shifted },
+            Some(to_cut) => SendStrategy::Chunks { to_cut, segments, ours: Vec::new(), kept },
+            None => {
+                SendStrategy::Planned { plan: plan::with_gaps(&segments, basis.length), kept, is_shifted }
+            }
         })
     }
 
     fn cut(&mut self, file: &F) -> Result<(), WorkError> {
-        if let Strategy::Chunks { to_cut: ToCut { new, basis, .. }, ours, .. } = &mut self.strategy {
-            let average =
-                Average::for_size(basis.length).ok_or_else(|| broken("a stretch too long to cut"))?;
-            *ours = cut_range(file, new.clone(), average).map_err(read_error)?;
+        if let SendStrategy::Chunks { to_cut: ToCut { new, basis, .. }, ours, .. } = &mut self.strategy {
+            *ours = cut_range(file, new.clone(), average_for(basis.length)?).map_err(read_error)?;
         }
         Ok(())
     }
 
     fn take_chunks(&mut self, theirs: &[Chunk]) -> Result<(), WorkError> {
-        let Strategy::Chunks { to_cut, segments, ours, kept } = &self.strategy else { return Ok(()) };
+        let SendStrategy::Chunks { to_cut, segments, ours, kept } = &self.strategy else { return Ok(()) };
         let length: u64 = theirs.iter().map(|chunk| u64::from(chunk.length)).sum();
         if !theirs.is_empty() && length != to_cut.basis.length {
             return Err(broken("chunks do not cover what was to be cut"));
@@ -311,7 +313,7 @@ impl<F: SourceFile> SendTransfer<F> {
         self.is_futile = theirs.is_empty();
         let inside = plan::matched(ours, to_cut.new.start, theirs, to_cut.basis.offset);
         let plan = plan::with_gaps(&plan::recut(segments, to_cut, inside), self.basis_length);
-        self.strategy = Strategy::Planned { plan, kept: *kept, is_shifted: false };
+        self.strategy = SendStrategy::Planned { plan, kept: *kept, is_shifted: false };
         Ok(())
     }
 
@@ -326,10 +328,10 @@ impl<F: SourceFile> SendTransfer<F> {
     fn produce(&mut self, file: &F) -> Result<(Vec<Op>, SendNext), WorkError> {
         let mut ops = Vec::new();
         let mut plan = match &mut self.strategy {
-            Strategy::Same(hash) => return Ok((ops, SendNext::Same(*hash))),
-            Strategy::Chunks { to_cut, .. } => return Ok((ops, SendNext::Cut(to_cut.basis))),
-            Strategy::Undecided { .. } => return Err(broken("a file that was not begun")),
-            Strategy::Whole => {
+            SendStrategy::Same(hash) => return Ok((ops, SendNext::Same(*hash))),
+            SendStrategy::Chunks { to_cut, .. } => return Ok((ops, SendNext::Cut(to_cut.basis))),
+            SendStrategy::Undecided { .. } => return Err(broken("a file that was not begun")),
+            SendStrategy::Whole => {
                 let content = self.read(file, 0, self.size)?;
                 if !content.is_empty() {
                     ops = vec![Op::Data(ByteBuf::from(content))];
@@ -337,7 +339,7 @@ impl<F: SourceFile> SendTransfer<F> {
                 let hash = self.hash.unwrap_or_else(|| Hash::of(&[]));
                 return Ok((ops, SendNext::End(hash)));
             }
-            Strategy::Planned { plan, kept, .. } => {
+            SendStrategy::Planned { plan, kept, .. } => {
                 // The kept bytes come once, and first.
                 ops.extend(
                     Some(std::mem::take(kept)).filter(|&kept| kept > 0).map(|length| Op::Keep { length }),
@@ -346,7 +348,7 @@ impl<F: SourceFile> SendTransfer<F> {
             }
         };
         let next = self.follow(&mut plan, file, &mut ops)?;
-        if let Strategy::Planned { plan: left, .. } = &mut self.strategy {
+        if let SendStrategy::Planned { plan: left, .. } = &mut self.strategy {
             *left = plan;
         }
         Ok((ops, next))
@@ -453,10 +455,11 @@ impl<F: SourceFile> SendTransfer<F> {
     }
 }
 
-impl Strategy {
-    fn of(segment: Segment, kept: u64) -> Self {
+impl SendStrategy {
+    /// All of the file in one segment.
+    fn of(segment: Segment) -> Self {
         let plan = Some(segment).filter(|segment| segment.length() > 0).into_iter().collect();
-        Self::Planned { plan, kept, is_shifted: false }
+        Self::Planned { plan, kept: 0, is_shifted: false }
     }
 }
 

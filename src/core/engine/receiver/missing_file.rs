@@ -23,7 +23,7 @@ pub(super) fn held_bytes(ops: &[Op]) -> usize {
 
 /// A file whose content is missing.
 #[derive(Debug)]
-pub(super) struct Transfer<T: Target> {
+pub(super) struct MissingFile<T: Target> {
     /// The transfer itself; `None` while a work has it.
     pub(super) held: Option<Box<ReceiveTransfer<T>>>,
     pub(super) progress: Progress,
@@ -78,7 +78,7 @@ pub(super) enum NextWork {
     Wait,
 }
 
-impl<T: Target> Transfer<T> {
+impl<T: Target> MissingFile<T> {
     pub(super) fn new(fetch: Fetch, size: u64, basis_bytes: Option<u64>) -> Self {
         let Fetch { id, at, elsewhere: is_elsewhere, is_doubted } = fetch;
         let basis = at.zip(basis_bytes).map(|(at, length)| Basis::new(at, length, is_elsewhere));
