@@ -26,18 +26,18 @@
 //! |---|---|---|
 //! | [`log`] | the diagnostic log | what it says, and to whom |
 //! | [`content`] | hashes, chunks, samples, deltas, compression, encoding | files, peers |
-//! | [`tree`] | paths, entries, manifests and changes of them, comparison, filters | the disk, peers |
+//! | [`tree`] | paths, entries, manifests, changes, comparison, filters | the disk, peers |
 //! | [`monitor`] | what happens, as events | the terminal |
 //! | [`wire`] | messages, frames, the hello; the protocol in prose | who speaks |
 //! | [`engine`] | decides what is said and done | files, sockets, clocks, threads, random numbers |
-//! | [`disk`] | a root that nothing climbs out of, scanning, staging, what was offered last | engine, wire |
+//! | [`disk`] | a root that nothing climbs out of, scanning, staging, baselines | engine, wire |
 //! | [`watch`] | what is touched in a tree, a moment after it was | engine, wire |
-//! | [`exchange`] | one engine, one disk, one stream in, one out (over several lanes, where that pays) | how the bytes travel |
-//! | `rendezvous` | how the processes of lanes meet their agent; Linux, as all agents | what lanes carry |
+//! | [`exchange`] | one engine, one disk, a stream or lanes each way | how the bytes travel |
+//! | `rendezvous` | how the processes of lanes meet their agent; on Linux | what lanes carry |
 //! | `private` | small files for nobody but us | what is in them |
 //! | `remote` | WebSocket, SSH, host keys, putting the agent there | engine, disk |
 //! | `kernel` | the platform's API: sessions, what runs in them | engine, disk |
-//! | `sandbox` | emulators of a VM and of the platform of VMs; shares no code with the rest, so it shares no mistake | everything else |
+//! | `sandbox` | emulators of a VM and of the platform; no shared code, no shared mistake | the rest |
 //! | `sync` | a job from end to end | the terminal |
 //!
 //! # Glossary
