@@ -41,6 +41,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use russh::keys::key::safe_rng;
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, PrivateKey};
@@ -149,7 +150,12 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError`]: the address is not loopback or not free, or the home directory or the keys
     /// cannot be made.
-    pub async fn start(options: Options) -> Result<Sandbox, SandboxError> {
+    pub fn start(options: Options) -> BoxFuture<'static, Result<Sandbox, SandboxError>> {
+        // Boxed, or each crate that calls this would compile all of it once more.
+        Box::pin(Sandbox::listen(options))
+    }
+
+    async fn listen(options: Options) -> Result<Sandbox, SandboxError> {
         let Options { listen, home, conditions } = options;
         if !listen.ip().is_loopback() {
             return Err(SandboxError::NotLoopback(listen));
@@ -253,11 +259,13 @@ impl Sandbox {
 
     /// Closes every connection, kills the started process groups, and waits at most 5 s until they
     /// are gone. It does not find a process that has moved to another group by itself.
-    pub async fn stop(mut self) {
-        self.gateway.0.abort();
-        self.processes.stop();
-        let _ = (&mut self.gateway.0).await;
-        let _ = tokio::time::timeout(STOP_MAX, self.gone.recv()).await;
+    pub fn stop(mut self) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            self.gateway.0.abort();
+            self.processes.stop();
+            let _ = (&mut self.gateway.0).await;
+            let _ = tokio::time::timeout(STOP_MAX, self.gone.recv()).await;
+        })
     }
 }
 

@@ -5,12 +5,14 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::LocalBoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::log::debug;
 use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
+use crate::remote::tcp::ByteStream;
 use crate::remote::{GOODBYE_TIMEOUT, dial, tls, websocket, within};
 
 /// Bytes that the proxy reads at a time.
@@ -25,7 +27,17 @@ const HOLD_SILENCE: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// The bridge cannot be opened, or the connection broke.
-pub async fn proxy(
+pub fn proxy<'a>(
+    url: &'a str,
+    ca_cert: Option<&'a Path>,
+    timeout: Duration,
+    silence: Duration,
+) -> LocalBoxFuture<'a, Result<(), RemoteError>> {
+    // Boxed, or each crate that calls this would compile all of it once more.
+    Box::pin(carry(url, ca_cert, timeout, silence))
+}
+
+async fn carry(
     url: &str,
     ca_cert: Option<&Path>,
     timeout: Duration,
@@ -91,15 +103,16 @@ pub(super) async fn open(
     let stream = dial(&address.host, address.port, &endpoint, timeout).await?;
     let ours = connection_status.clone();
     let opening = async {
-        match tls {
+        let stream: Box<dyn ByteStream> = match tls {
             Some(tls) => {
                 let begin = Instant::now();
                 let stream = tls.connect(&address.host, stream, &endpoint).await?;
                 debug!("connect ok=true ms={} endpoint={endpoint} step=TLS", begin.elapsed().as_millis());
-                websocket::open(address, stream, silence, ours).await
+                Box::new(stream)
             }
-            None => websocket::open(address, stream, silence, ours).await,
-        }
+            None => Box::new(stream),
+        };
+        websocket::open(address, stream, silence, ours).await
     };
     within(timeout, "open a WebSocket to", &endpoint, opening).await
 }

@@ -65,6 +65,7 @@ use crate::wire::lanes::Token;
 use bootstrap::Purpose;
 use error::ConnectionStatus;
 use secrets::Secrets;
+use tcp::ByteStream;
 
 /// Unread bytes that all agents of a connection may have together: one full window. Beyond this
 /// limit the session stops, its sends included, until somebody reads.
@@ -165,7 +166,8 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
             let stream = dial(host, *port, &endpoint, timeout).await?;
             let round_trip = begin.elapsed() / TCP_ROUND_TRIPS;
             (
-                handshake(target, stream, round_trip, &endpoint, &connection_status, &shown).await?,
+                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown)
+                    .await?,
                 None,
                 endpoint,
             )
@@ -180,7 +182,8 @@ pub async fn connect(target: &Target) -> Result<Connection, RemoteError> {
                 bridge::open(&address, ca_cert.as_deref(), timeout, silence, &connection_status).await?;
             let round_trip = begin.elapsed() / (TCP_ROUND_TRIPS + on_top);
             let session =
-                handshake(target, stream, round_trip, &endpoint, &connection_status, &shown).await?;
+                handshake(target, Box::new(stream), round_trip, &endpoint, &connection_status, &shown)
+                    .await?;
             (session, Some(socket), endpoint)
         }
     };
@@ -355,17 +358,14 @@ async fn dial(host: &str, port: u16, endpoint: &str, timeout: Duration) -> Resul
     within(timeout, "connect to", endpoint, async { tcp::connect(host, port).await.map_err(failed) }).await
 }
 
-async fn handshake<S>(
+async fn handshake(
     target: &Target,
-    stream: S,
+    stream: Box<dyn ByteStream>,
     round_trip: Duration,
     endpoint: &str,
     connection_status: &ConnectionStatus,
     shown: &ssh::Shown,
-) -> Result<Handle<ssh::Client>, RemoteError>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
+) -> Result<Handle<ssh::Client>, RemoteError> {
     let (host_keys, silence) = (target.host_keys.clone(), target.silence_timeout);
     let stream = tcp::GuardedStream::new(stream, silence, connection_status.clone());
     let (connection_status, shown) = (connection_status.clone(), shown.clone());

@@ -34,6 +34,12 @@ pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// A connected byte stream: TCP, TLS or a pipe. As a trait object it has russh and the WebSocket
+/// compiled for one type only.
+pub(super) trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for S {}
+
 /// A stream below russh, which reads nothing and counts no time while it writes.
 ///
 /// On a slow link a write may wait half a minute until the kernel or a relay has room again. The

@@ -19,6 +19,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use crate::remote::error::{ConnectionStatus, DisconnectReason, RemoteError};
+use crate::remote::tcp::ByteStream;
 use crate::tree::path::escape;
 
 /// Largest message that ksync sends: websocat's buffer size. Larger messages are no faster and
@@ -90,15 +91,12 @@ impl Address {
 
 /// Opens a WebSocket over `stream`. Returns the near end of the pipe, and the task that owns the
 /// socket. The task ends when the pipe or the socket ends.
-pub(super) async fn open<S>(
+pub(super) async fn open(
     address: &Address,
-    stream: S,
+    stream: Box<dyn ByteStream>,
     silence: Duration,
     connection_status: ConnectionStatus,
-) -> Result<(DuplexStream, JoinHandle<()>), RemoteError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) -> Result<(DuplexStream, JoinHandle<()>), RemoteError> {
     let endpoint = address.endpoint();
     let failed = |error| match error {
         // The client follows no redirect: one from wss:// to ws:// would circumvent TLS.
@@ -121,14 +119,12 @@ where
 }
 
 /// Carries bytes both ways until either end closes, and stores the disconnect reason.
-async fn own<S>(
-    socket: WebSocketStream<S>,
+async fn own(
+    socket: WebSocketStream<Box<dyn ByteStream>>,
     pipe: DuplexStream,
     silence: Duration,
     connection_status: ConnectionStatus,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
-{
+) {
     let (mut sink, mut stream) = socket.split();
     let (mut pipe_reader, mut pipe_writer) = tokio::io::split(pipe);
     let reason = {

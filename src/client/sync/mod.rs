@@ -23,6 +23,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::LocalBoxFuture;
+
 pub use endpoint::Endpoint;
 pub use error::SyncError;
 pub use visit::Visit;
@@ -176,15 +178,25 @@ pub fn access(connect_options: &ConnectOptions) -> Result<Access, SyncError> {
 ///
 /// # Errors
 /// [`SyncError`], if the job ended early. Problems that did not end it are in the report's summary.
-pub async fn run(job: &Job, monitor: SharedMonitor) -> Result<Report, SyncError> {
-    run_and_then(job, None, monitor, Arc::new(|_: News<'_>| {})).await
+pub fn run(job: &Job, monitor: SharedMonitor) -> LocalBoxFuture<'_, Result<Report, SyncError>> {
+    run_and_then(job, None, monitor, Arc::new(|_: News<'_>| {}))
 }
 
 /// Runs a job, and then a command if the job changed something.
 ///
 /// # Errors
 /// As [`run`]; or the command could not be run.
-pub async fn run_and_then(
+pub fn run_and_then<'a>(
+    job: &'a Job,
+    after: Option<&'a AfterRound>,
+    monitor: SharedMonitor,
+    listener: Listener,
+) -> LocalBoxFuture<'a, Result<Report, SyncError>> {
+    // Boxed, or each crate that calls this would compile all of it once more.
+    Box::pin(run_once(job, after, monitor, listener))
+}
+
+async fn run_once(
     job: &Job,
     after: Option<&AfterRound>,
     monitor: SharedMonitor,

@@ -1,5 +1,7 @@
 //! `Visit`: a connection to a session's VM for a command, not for a sync.
 
+use futures_util::future::LocalBoxFuture;
+
 use crate::remote::{Connection, Terminal};
 use crate::sync::{ConnectOptions, SharedMonitor, SyncError, kernel};
 
@@ -14,28 +16,38 @@ impl Visit {
     ///
     /// # Errors
     /// The session cannot be reached.
-    pub async fn begin(
-        name: &str,
-        connect_options: &ConnectOptions,
-        monitor: &SharedMonitor,
-    ) -> Result<Self, SyncError> {
-        let (connection, session) = kernel::KernelSession::connect(name, connect_options, monitor).await?;
-        Ok(Self { connection, session })
+    pub fn begin<'a>(
+        name: &'a str,
+        connect_options: &'a ConnectOptions,
+        monitor: &'a SharedMonitor,
+    ) -> LocalBoxFuture<'a, Result<Self, SyncError>> {
+        // The futures are boxed, or each crate that calls this would compile all of it once more.
+        Box::pin(async move {
+            let (connection, session) =
+                kernel::KernelSession::connect(name, connect_options, monitor).await?;
+            Ok(Self { connection, session })
+        })
     }
 
     /// Runs a command, or the login shell, in the VM: see [`Connection::shell`].
     ///
     /// # Errors
     /// The session is gone, or as there.
-    pub async fn shell(&self, command: &[u8], terminal: Option<Terminal>) -> Result<u32, SyncError> {
-        match self.connection.shell(command, terminal).await {
-            Ok(status) => Ok(status),
-            Err(error) => Err(self.session.explain(error.into()).await),
-        }
+    pub fn shell<'a>(
+        &'a self,
+        command: &'a [u8],
+        terminal: Option<Terminal>,
+    ) -> LocalBoxFuture<'a, Result<u32, SyncError>> {
+        Box::pin(async move {
+            match self.connection.shell(command, terminal).await {
+                Ok(status) => Ok(status),
+                Err(error) => Err(self.session.explain(error.into()).await),
+            }
+        })
     }
 
     /// Closes the connection.
-    pub async fn end(self) {
-        self.connection.close().await;
+    pub fn end(self) -> LocalBoxFuture<'static, ()> {
+        Box::pin(self.connection.close())
     }
 }

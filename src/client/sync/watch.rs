@@ -20,6 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::LocalBoxFuture;
+
 pub use command::{AfterRound, Said};
 pub use control::{NotFlushed, request_flush};
 
@@ -73,7 +75,17 @@ pub type Listener = Arc<dyn Fn(News<'_>) + Send + Sync>;
 /// Always ends with a [`SyncError`]. A cut connection ends the watch only before its first round
 /// has ended, and only after `retries` failures in a row. A missing source or a changed host key
 /// ends it at any time.
-pub async fn watch(
+pub fn watch<'a>(
+    job: &'a Job,
+    live: &'a Live,
+    monitor: SharedMonitor,
+    listener: Listener,
+) -> LocalBoxFuture<'a, Result<Infallible, SyncError>> {
+    // Boxed, or each crate that calls this would compile all of it once more.
+    Box::pin(keep_same(job, live, monitor, listener))
+}
+
+async fn keep_same(
     job: &Job,
     live: &Live,
     monitor: SharedMonitor,

@@ -60,6 +60,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -118,7 +119,12 @@ impl Platform {
     ///
     /// # Errors
     /// [`SandboxError`]: the address is not loopback or not free, or a file or key cannot be made.
-    pub async fn start(options: PlatformOptions) -> Result<Platform, SandboxError> {
+    pub fn start(options: PlatformOptions) -> BoxFuture<'static, Result<Platform, SandboxError>> {
+        // Boxed, or each crate that calls this would compile all of it once more.
+        Box::pin(Platform::listen(options))
+    }
+
+    async fn listen(options: PlatformOptions) -> Result<Platform, SandboxError> {
         let PlatformOptions { listen, home, conditions, time_scale, client_key } = options;
         if !listen.ip().is_loopback() {
             return Err(SandboxError::NotLoopback(listen));
@@ -185,15 +191,17 @@ impl Platform {
     }
 
     /// Ends every session with its processes and files, and closes the API's connections.
-    pub async fn stop(self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-        for session in self.cloud.sessions() {
-            self.cloud.end(&session.id).await;
-        }
-        let folder = self.cloud.folder.clone();
-        let _ = tokio::task::spawn_blocking(move || fs::remove_dir_all(folder)).await;
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            for task in &self.tasks {
+                task.abort();
+            }
+            for session in self.cloud.sessions() {
+                self.cloud.end(&session.id).await;
+            }
+            let folder = self.cloud.folder.clone();
+            let _ = tokio::task::spawn_blocking(move || fs::remove_dir_all(folder)).await;
+        })
     }
 }
 
