@@ -19,6 +19,9 @@ use super::session::Session;
 /// Largest body in bytes: enough for tests, and bounded.
 const UPLOAD_MAX: usize = 256 << 20;
 
+/// Most bytes of an unpacked archive.
+const UNPACKED_MAX: u64 = 256 << 20;
+
 /// Default mode of a file.
 const MODE: u32 = 0o644;
 
@@ -64,7 +67,8 @@ pub(super) async fn upload_zip(
         return Err(bad_request("zip_file and dest_path required"));
     };
     let host_path = session.host_path(absolute(dest_path)?);
-    let entries = archive::unpack(packed).map_err(|error| bad_request(error.to_string()))?;
+    let entries =
+        archive::unpack(packed, UNPACKED_MAX).map_err(|error| bad_request(archive::message(&error)))?;
     let leads_out = |entry: &&Entry| {
         !Path::new(&entry.name).components().all(|component| matches!(component, Component::Normal(_)))
     };
