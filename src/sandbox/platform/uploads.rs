@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path};
 
+use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 
@@ -33,13 +34,13 @@ pub(super) async fn upload(
 ) -> Result<Answer, PlatformError> {
     let body = read_body(body, UPLOAD_MAX).await?;
     let mut pairs: BTreeMap<&str, [Option<&[u8]>; 2]> = BTreeMap::new();
-    let fields = form(asked, &body)?;
+    let fields = form(asked, body).await?;
     for Field { name, content } in &fields {
         let (number, what) = element(name).ok_or_else(|| bad_request("invalid form field"))?;
         let [file, dest_path] = pairs.entry(number).or_default();
         match what {
-            "file" => *file = Some(*content),
-            "dest_path" => *dest_path = Some(*content),
+            "file" => *file = Some(content),
+            "dest_path" => *dest_path = Some(content),
             _ => return Err(bad_request("invalid form field")),
         }
     }
@@ -61,8 +62,8 @@ pub(super) async fn upload_zip(
     body: Incoming,
 ) -> Result<Answer, PlatformError> {
     let body = read_body(body, UPLOAD_MAX).await?;
-    let fields = form(asked, &body)?;
-    let field = |name: &str| fields.iter().find(|field| field.name == name).map(|field| field.content);
+    let fields = form(asked, body).await?;
+    let field = |name: &str| fields.iter().find(|field| field.name == name).map(|field| &*field.content);
     let (Some(packed), Some(dest_path)) = (field("zip_file"), field("dest_path")) else {
         return Err(bad_request("zip_file and dest_path required"));
     };
@@ -118,8 +119,8 @@ fn collect(directory: &Path, name: &str, entries: &mut Vec<Entry>) -> io::Result
     Ok(())
 }
 
-fn form<'a>(asked: &Asked<'_>, body: &'a [u8]) -> Result<Vec<Field<'a>>, PlatformError> {
-    let fields = multipart::fields(asked.content_type, body);
+async fn form(asked: &Asked<'_>, body: Bytes) -> Result<Vec<Field>, PlatformError> {
+    let fields = multipart::fields(asked.content_type, body).await;
     fields.ok_or_else(|| bad_request("invalid multipart form"))
 }
 
