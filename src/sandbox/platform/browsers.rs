@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use super::Cloud;
 use super::answer::{Answer, PlatformError, empty, json_answer, read_json, set};
+use super::call::Asked;
 use super::faults::Fault;
-use super::routes::Asked;
 use super::session::{Session, Wish};
 
 /// Range of `timeout_seconds`.

@@ -18,8 +18,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::answer::PlatformError;
+use super::call::Call;
 use super::life::{self, Life, Stage};
-use super::routes::Call;
 use super::spawn::Spawned;
 use super::time::Time;
 use super::{Cloud, orphans, rfc3339, rng, token};

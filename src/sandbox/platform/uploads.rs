@@ -12,9 +12,9 @@ use hyper::body::Incoming;
 
 use super::answer::{Answer, PlatformError, bytes_answer, empty, read_body};
 use super::archive::{self, Entry};
+use super::call::Asked;
 use super::files::path_of;
 use super::multipart::{self, Field};
-use super::routes::Asked;
 use super::session::Session;
 
 /// Largest body in bytes: enough for tests, and bounded.
