@@ -53,7 +53,7 @@ pub(super) struct Program {
 }
 
 /// Input and output of a program.
-pub(super) type Input = Box<dyn AsyncWrite + Send + Unpin>;
+type Input = Box<dyn AsyncWrite + Send + Unpin>;
 pub(super) type Output = Box<dyn AsyncRead + Send + Unpin>;
 
 /// A started program, with our ends of its streams.

@@ -10,12 +10,12 @@ use std::time::{Duration, SystemTime};
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use super::answer::{Answer, PlatformError, empty, json_answer, read_json};
 use super::browsers::Create;
+use super::pool::{Pool, Turn};
 use super::session::{Session, Wish};
-use super::{Cloud, rfc3339, rng};
+use super::{Cloud, rng};
 
 /// Size of the largest pool.
 const SIZE_MAX: usize = 100;
@@ -25,18 +25,6 @@ const ACQUIRE_DEFAULT: u64 = 60;
 
 /// Poll interval of an acquisition.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-
-/// A pool of sessions.
-#[derive(Debug)]
-pub(super) struct Pool {
-    id: String,
-    name: Option<String>,
-    size: usize,
-    wish: Wish,
-    created_at: SystemTime,
-    idle: VecDeque<String>,
-    lent: BTreeSet<String>,
-}
 
 #[derive(Debug, Deserialize)]
 struct PoolCreate {
@@ -59,57 +47,6 @@ struct Release {
 #[derive(Debug, Deserialize)]
 struct Delete {
     force: Option<bool>,
-}
-
-/// Result of an attempt to acquire.
-enum Turn {
-    /// A session that already exists.
-    Idle(String),
-    /// A session to be made, for which the pool has room.
-    Fresh(Wish),
-    Full,
-}
-
-impl Pool {
-    fn describe(&self) -> Value {
-        json!({
-            "id": self.id,
-            "name": self.name,
-            "created_at": rfc3339::format(self.created_at),
-            "available_count": self.size.saturating_sub(self.lent.len()),
-            "acquired_count": self.lent.len(),
-            "browser_pool_config": {
-                "size": self.size,
-                "name": self.name,
-                "headless": self.wish.headless,
-                "stealth": self.wish.stealth,
-                "timeout_seconds": self.wish.timeout.as_secs(),
-            },
-        })
-    }
-
-    fn is(&self, id_or_name: &str) -> bool {
-        self.id == id_or_name || self.name.as_deref() == Some(id_or_name)
-    }
-
-    /// Takes an idle session, or else a place for a new one, under `ticket`.
-    fn turn(&mut self, ticket: &str) -> Turn {
-        if let Some(id) = self.idle.pop_front() {
-            self.lent.insert(id.clone());
-            Turn::Idle(id)
-        } else if self.lent.len() < self.size {
-            self.lent.insert(ticket.to_owned());
-            Turn::Fresh(Wish { pool: Some((self.id.clone(), self.name.clone())), ..self.wish.clone() })
-        } else {
-            Turn::Full
-        }
-    }
-
-    /// Forgets a session that has ended.
-    pub(super) fn forget(&mut self, session_id: &str) {
-        self.lent.remove(session_id);
-        self.idle.retain(|id| id != session_id);
-    }
 }
 
 /// `POST /browser_pools`.

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use super::answer::PlatformError;
 use super::call::Call;
 use super::life::{self, Life, Stage};
-use super::spawn::Spawned;
+use super::spawned::Spawned;
 use super::time::Time;
 use super::{Cloud, orphans, rfc3339, rng, token};
 use crate::link_conditions::{ConnectionConditions, LinkConditions, Meter, StandsStill};

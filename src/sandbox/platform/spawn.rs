@@ -4,7 +4,6 @@
 //! All output goes through one queue of 256 events of at most 4 KiB. If nobody reads the events,
 //! the process blocks; two readers share them. The platform forgets a process 10 s after its end.
 
-use std::fmt;
 use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -23,10 +22,11 @@ use tokio::process::Child;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::answer::{Answer, PlatformError, json_answer, read_json, set, streamed};
-use super::exec::{Input, Output, Program, Started, pid_of};
+use super::exec::{Output, Program, Started, pid_of};
 use super::session::Session;
+use super::spawned::Spawned;
 use super::{Cloud, rfc3339, rng};
-use crate::terminal::{Size, Terminal};
+use crate::terminal::Size;
 
 /// Capacity of the event queue.
 const EVENTS_MAX: usize = 256;
@@ -39,22 +39,6 @@ const RETENTION: Duration = Duration::from_secs(10);
 
 /// Time to read the outputs after a process's end, in case another process holds them open.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
-
-/// A spawned process.
-pub(super) struct Spawned {
-    pid: Option<Pid>,
-    stdin: Mutex<Option<Input>>,
-    terminal: Option<Terminal>,
-    events: Mutex<mpsc::Receiver<Value>>,
-    /// The exit code, once the process has ended.
-    ended: watch::Receiver<Option<i32>>,
-}
-
-impl fmt::Debug for Spawned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Spawned").field("pid", &self.pid).field("ended", &self.ended).finish_non_exhaustive()
-    }
-}
 
 #[derive(Debug, Deserialize)]
 struct Typed {
