@@ -13,9 +13,10 @@ use serde::Deserialize;
 
 use super::answer::{Answer, PlatformError, empty, json_answer, read_json};
 use super::browsers::Create;
+use super::cloud::Cloud;
 use super::pool::{Pool, Turn};
+use super::rng;
 use super::session::{Session, Wish};
-use super::{Cloud, rng};
 
 /// Size of the largest pool.
 const SIZE_MAX: usize = 100;
@@ -113,17 +114,17 @@ pub(super) async fn delete(cloud: &Cloud, id: &str, body: Incoming) -> Result<An
 pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Result<Answer, PlatformError> {
     let Acquire { acquire_timeout_seconds } = read_json(body).await?;
     let timeout = Duration::from_secs(acquire_timeout_seconds.unwrap_or(ACQUIRE_DEFAULT));
-    let due = cloud.time.now().saturating_add(timeout);
+    let due = cloud.host.time.now().saturating_add(timeout);
     let ticket = rng::word(24).map_err(PlatformError::internal)?;
     loop {
         match with_pool(cloud, id, |pool| pool.turn(&ticket))? {
             Turn::Idle(session_id) => {
                 let session = cloud.session(&session_id)?;
-                session.leave(cloud.time.now());
+                session.leave(cloud.host.time.now());
                 return Ok(lent(cloud, &session));
             }
             Turn::Fresh(wish) => {
-                let made = Session::start(cloud, wish).await;
+                let made = cloud.start(wish).await;
                 let recorded = with_pool(cloud, id, |pool| {
                     pool.lent.remove(&ticket);
                     pool.lent.extend(made.as_ref().ok().map(|session| session.id.clone()));
@@ -136,11 +137,11 @@ pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Res
                 }
                 return Ok(lent(cloud, &session));
             }
-            Turn::Full if cloud.time.now() >= due => return Ok(empty(StatusCode::NO_CONTENT)),
+            Turn::Full if cloud.host.time.now() >= due => return Ok(empty(StatusCode::NO_CONTENT)),
             Turn::Full => {
-                let left = due.saturating_sub(cloud.time.now());
+                let left = due.saturating_sub(cloud.host.time.now());
                 tokio::select! {
-                    () = cloud.time.sleep(left) => {}
+                    () = cloud.host.time.sleep(left) => {}
                     () = tokio::time::sleep(LOOK_EVERY) => {}
                 }
             }
@@ -172,7 +173,7 @@ pub(super) async fn release(cloud: &Cloud, id: &str, body: Incoming) -> Result<A
 }
 
 fn lent(cloud: &Cloud, session: &Session) -> Answer {
-    json_answer(StatusCode::OK, &session.describe(&cloud.time))
+    json_answer(StatusCode::OK, &session.describe(&cloud.host.time))
 }
 
 fn with_pool<T>(cloud: &Cloud, id: &str, act: impl FnOnce(&mut Pool) -> T) -> Result<T, PlatformError> {

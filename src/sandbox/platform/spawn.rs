@@ -23,9 +23,10 @@ use tokio::sync::{Mutex, mpsc, watch};
 
 use super::answer::{Answer, PlatformError, json_answer, read_json, set, streamed};
 use super::exec::{Output, Program, Started, pid_of};
+use super::host::Host;
 use super::session::Session;
 use super::spawned::Spawned;
-use super::{Cloud, rfc3339, rng};
+use super::{rfc3339, rng};
 use crate::terminal::Size;
 
 /// Capacity of the event queue.
@@ -58,13 +59,13 @@ struct Kill {
 
 /// `POST process/spawn`.
 pub(super) async fn spawn(
-    cloud: &Arc<Cloud>,
+    host: &Arc<Host>,
     session: &Arc<Session>,
     body: Incoming,
 ) -> Result<Answer, PlatformError> {
     let program: Program = read_json(body).await?;
     let id = rng::uuid().map_err(PlatformError::internal)?;
-    let Started { child, stdin, stdout, stderr, terminal } = program.start_fed(cloud, session).await?;
+    let Started { child, stdin, stdout, stderr, terminal } = program.start_fed(host, session).await?;
     let started_at = rfc3339::format(SystemTime::now());
     let pid = pid_of(&child);
     let (sender, events) = mpsc::channel(EVENTS_MAX);
@@ -72,11 +73,11 @@ pub(super) async fn spawn(
     let spawned =
         Arc::new(Spawned { pid, stdin: Mutex::new(stdin), terminal, events: Mutex::new(events), ended });
     processes(session).insert(id.clone(), spawned);
-    let (cloud, session_then, id_then) = (Arc::clone(cloud), Arc::clone(session), id.clone());
+    let (host, session_then, id_then) = (Arc::clone(host), Arc::clone(session), id.clone());
     tokio::spawn(async move {
         let lived = async {
-            let ended_at = follow(&cloud, child, [stdout, stderr], sender, end).await;
-            cloud.time.sleep_until(ended_at.saturating_add(RETENTION)).await;
+            let ended_at = follow(&host, child, [stdout, stderr], sender, end).await;
+            host.time.sleep_until(ended_at.saturating_add(RETENTION)).await;
         };
         // The end of the session drops the child, which kills it.
         tokio::select! {
@@ -92,7 +93,7 @@ pub(super) async fn spawn(
 /// Passes on a process's output and its end. Returns the time at which the queue had room for the
 /// exit event.
 async fn follow(
-    cloud: &Cloud,
+    host: &Host,
     mut child: Child,
     [stdout, stderr]: [Option<Output>; 2],
     events: mpsc::Sender<Value>,
@@ -112,7 +113,7 @@ async fn follow(
     }
     let room = events.reserve().await;
     // Take the time before anybody hears of the end and advances the clock.
-    let ended_at = cloud.time.now();
+    let ended_at = host.time.now();
     if let Ok(room) = room {
         room.send(json!({ "event": "exit", "exit_code": code }));
     }
