@@ -18,8 +18,8 @@ use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::Cloud;
 use super::answer::{Answer, PlatformError, empty, json_answer, read_json};
+use super::cloud::Cloud;
 use super::faults::Fault;
 
 /// Longest advance of the clock, in seconds: a year.
@@ -42,7 +42,7 @@ pub(super) async fn answer(
     match *path {
         ["faults"] if post => {
             let fault: Fault = read_json(body).await?;
-            let has_room = cloud.faults.add(fault);
+            let has_room = cloud.host.faults.add(fault);
             if has_room {
                 Ok(empty(StatusCode::NO_CONTENT))
             } else {
@@ -50,7 +50,7 @@ pub(super) async fn answer(
             }
         }
         ["faults"] if delete => {
-            cloud.faults.clear();
+            cloud.host.faults.clear();
             Ok(empty(StatusCode::NO_CONTENT))
         }
         ["calls"] if get => {
@@ -67,7 +67,7 @@ pub(super) async fn answer(
             let Jump { advance_seconds } = read_json(body).await?;
             let jump = Duration::try_from_secs_f64(advance_seconds.min(JUMP_MAX))
                 .map_err(|error| PlatformError::bad_request(error.to_string()))?;
-            cloud.time.advance(jump);
+            cloud.host.time.advance(jump);
             // End overdue sessions at once, so that the caller need not wait for the next check.
             cloud.reap().await;
             Ok(clock(cloud))
@@ -75,7 +75,7 @@ pub(super) async fn answer(
         ["sessions", id] if get => {
             let session = cloud.session(id)?;
             let value = json!({
-                "stage": session.stage(cloud.time.now()),
+                "stage": session.stage(cloud.host.time.now()),
                 "root": session.root,
                 "ssh_address": session.address.to_string(),
             });
@@ -90,5 +90,5 @@ pub(super) async fn answer(
 }
 
 fn clock(cloud: &Cloud) -> Answer {
-    json_answer(StatusCode::OK, &json!({ "now_seconds": cloud.time.now().as_secs_f64() }))
+    json_answer(StatusCode::OK, &json!({ "now_seconds": cloud.host.time.now().as_secs_f64() }))
 }

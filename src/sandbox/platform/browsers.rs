@@ -10,10 +10,10 @@ use hyper::header::HeaderName;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Cloud;
 use super::answer::{Answer, PlatformError, empty, json_answer, read_json, set};
+use super::call::Asked;
+use super::cloud::{Cloud, name_is_taken};
 use super::faults::Fault;
-use super::routes::Asked;
 use super::session::{Session, Wish};
 
 /// Range of `timeout_seconds`.
@@ -86,7 +86,7 @@ pub(super) async fn create(
     };
     let name = wish.name.clone();
     check_name(cloud, None, name.as_deref())?;
-    let session = Session::start(cloud, wish).await?;
+    let session = cloud.start(wish).await?;
     // Another request may have taken the name meanwhile.
     if let Err(error) = cloud.keep(Arc::clone(&session), name.as_deref()) {
         session.end().await;
@@ -112,7 +112,7 @@ pub(super) fn list(cloud: &Cloud, asked: &Asked<'_>) -> Result<Answer, PlatformE
     // The platform keeps no record of deleted sessions.
     let sessions = if status == "deleted" { Vec::new() } else { cloud.sessions() };
     let page: Vec<Value> =
-        sessions.iter().skip(offset).take(limit).map(|session| session.describe(&cloud.time)).collect();
+        sessions.iter().skip(offset).take(limit).map(|session| session.describe(&cloud.host.time)).collect();
     let next = offset.saturating_add(page.len());
     let has_more = next < sessions.len();
     let mut answer = json_answer(StatusCode::OK, &page);
@@ -155,7 +155,7 @@ pub(super) async fn patch(cloud: &Cloud, id: &str, body: Incoming) -> Result<Ans
 }
 
 fn described(cloud: &Cloud, session: &Session) -> Answer {
-    json_answer(StatusCode::OK, &session.describe(&cloud.time))
+    json_answer(StatusCode::OK, &session.describe(&cloud.host.time))
 }
 
 /// Checks that no other session has the name.
@@ -165,9 +165,4 @@ fn check_name(cloud: &Cloud, own_id: Option<&str>, name: Option<&str>) -> Result
         Ok(other) if own_id != Some(other.id.as_str()) => Err(name_is_taken(name)),
         _ => Ok(()),
     }
-}
-
-/// 409: another session has the name.
-pub(super) fn name_is_taken(name: &str) -> PlatformError {
-    PlatformError::new(StatusCode::CONFLICT, "conflict", format!("a browser named {name} is active already"))
 }

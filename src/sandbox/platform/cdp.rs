@@ -14,29 +14,31 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::answer::{Answer, PlatformError, empty, set};
+use super::cloud::Cloud;
 use super::faults::Fault;
+use super::host::Host;
+use super::query;
 use super::session::Session;
-use super::{Cloud, query};
 
 /// Lifetime of such a socket, in the platform's time.
 const AGE_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// A connected client. The session is active until this is dropped.
 struct Presence {
-    cloud: Arc<Cloud>,
+    host: Arc<Host>,
     session: Arc<Session>,
 }
 
 impl Presence {
-    fn new(cloud: Arc<Cloud>, session: Arc<Session>) -> Presence {
+    fn new(host: Arc<Host>, session: Arc<Session>) -> Presence {
         session.join();
-        Presence { cloud, session }
+        Presence { host, session }
     }
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        self.session.leave(self.cloud.time.now());
+        self.session.leave(self.host.time.now());
     }
 }
 
@@ -53,7 +55,7 @@ pub(super) async fn accept(
         None => {
             let jwt = query::value(request.uri().query(), "jwt").unwrap_or_default();
             let mut sessions = cloud.sessions().into_iter();
-            let now = cloud.time.now();
+            let now = cloud.host.time.now();
             let is_good =
                 |session: &Session| session.token.as_ref() == Some(&jwt) && now < session.token_expires;
             let found = sessions.find(|session| is_good(session));
@@ -72,9 +74,9 @@ pub(super) async fn accept(
     set(&mut answer, CONNECTION, "Upgrade");
     set(&mut answer, UPGRADE, "websocket");
     set(&mut answer, SEC_WEBSOCKET_ACCEPT, &derive_accept_key(key.as_bytes()));
-    let presence = Presence::new(Arc::clone(cloud), session);
+    let presence = Presence::new(Arc::clone(&cloud.host), session);
     let after = fault.and_then(|fault| fault.after_seconds).map_or(AGE_MAX, Duration::from_secs);
-    let due = cloud.time.now().saturating_add(after);
+    let due = cloud.host.time.now().saturating_add(after);
     tokio::spawn(async move {
         let held = async {
             if let Ok(upgraded) = hyper::upgrade::on(request).await {
@@ -83,7 +85,7 @@ pub(super) async fn accept(
         };
         tokio::select! {
             () = held => {}
-            () = presence.cloud.time.sleep_until(due) => {}
+            () = presence.host.time.sleep_until(due) => {}
             () = presence.session.over() => {}
         }
     });

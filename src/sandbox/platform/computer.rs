@@ -7,8 +7,8 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Cloud;
 use super::answer::{Answer, PlatformError, empty, read_json};
+use super::host::Host;
 use super::session::Session;
 
 /// Kinds of actions. Each has a field with its own name.
@@ -24,8 +24,8 @@ struct Batch {
 }
 
 /// `POST computer/batch`: runs the actions in their order, up to the first invalid one.
-pub(super) async fn batch(cloud: &Cloud, session: &Session, body: Incoming) -> Result<Answer, PlatformError> {
-    session.touch(cloud.time.now());
+pub(super) async fn batch(host: &Host, session: &Session, body: Incoming) -> Result<Answer, PlatformError> {
+    session.touch(host.time.now());
     let Batch { actions } = read_json(body).await?;
     for (index, action) in actions.iter().enumerate() {
         let refused =
@@ -49,6 +49,6 @@ pub(super) async fn batch(cloud: &Cloud, session: &Session, body: Incoming) -> R
             _ => {}
         }
     }
-    session.touch(cloud.time.now());
+    session.touch(host.time.now());
     Ok(empty(StatusCode::OK))
 }

@@ -24,8 +24,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
-use super::Cloud;
 use super::answer::{Answer, PlatformError, json_answer, read_json};
+use super::host::Host;
 use super::session::Session;
 use crate::process::ROOT_VARIABLE;
 use crate::terminal::{self, Size, Terminal};
@@ -53,7 +53,7 @@ pub(super) struct Program {
 }
 
 /// Input and output of a program.
-pub(super) type Input = Box<dyn AsyncWrite + Send + Unpin>;
+type Input = Box<dyn AsyncWrite + Send + Unpin>;
 pub(super) type Output = Box<dyn AsyncRead + Send + Unpin>;
 
 /// A started program, with our ends of its streams.
@@ -133,8 +133,8 @@ impl Program {
     ///
     /// # Errors
     /// 400 with the system's message, or if the request contradicts itself.
-    async fn start(&self, cloud: &Cloud, session: &Session) -> Result<Child, PlatformError> {
-        let (mut command, cwd) = self.command(session, cloud.search_path().await?, false)?;
+    async fn start(&self, host: &Host, session: &Session) -> Result<Child, PlatformError> {
+        let (mut command, cwd) = self.command(session, host.search_path().await?, false)?;
         command.stdin(Stdio::null()).spawn().map_err(|error| self.not_started(&cwd, &error))
     }
 
@@ -142,9 +142,9 @@ impl Program {
     ///
     /// # Errors
     /// As for `exec`, or 500 if the system has no terminals.
-    pub(super) async fn start_fed(&self, cloud: &Cloud, session: &Session) -> Result<Started, PlatformError> {
+    pub(super) async fn start_fed(&self, host: &Host, session: &Session) -> Result<Started, PlatformError> {
         let in_terminal = self.allocate_tty == Some(true);
-        let (mut command, cwd) = self.command(session, cloud.search_path().await?, in_terminal)?;
+        let (mut command, cwd) = self.command(session, host.search_path().await?, in_terminal)?;
         if !in_terminal {
             let mut child =
                 command.stdin(Stdio::piped()).spawn().map_err(|error| self.not_started(&cwd, &error))?;
@@ -199,10 +199,10 @@ impl Program {
 }
 
 /// `POST process/exec`.
-pub(super) async fn exec(cloud: &Cloud, session: &Session, body: Incoming) -> Result<Answer, PlatformError> {
+pub(super) async fn exec(host: &Host, session: &Session, body: Incoming) -> Result<Answer, PlatformError> {
     let program: Program = read_json(body).await?;
     let begun = Instant::now();
-    let mut child = program.start(cloud, session).await?;
+    let mut child = program.start(host, session).await?;
     let pid = pid_of(&child);
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let is_waited_for = AtomicBool::new(false);

@@ -23,7 +23,7 @@ use hyper::header::HeaderName;
 use serde::Deserialize;
 
 use super::answer::{self, Answer, PlatformError};
-use super::routes::Call;
+use super::call::Call;
 
 /// Most faults that may wait.
 const PENDING_MAX: usize = 1000;

@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::answer::{Answer, PlatformError, empty, json_answer, read_json, set, streamed};
+use super::call::{Asked, Call};
 use super::rfc3339;
-use super::routes::{Asked, Call};
 use super::session::Session;
 
 /// Bytes read of a file at once.

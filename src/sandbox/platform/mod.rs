@@ -29,15 +29,19 @@ mod answer;
 mod archive;
 mod authority;
 mod browsers;
+mod call;
 mod cdp;
+mod cloud;
 mod computer;
 mod exec;
 mod faults;
 mod files;
+mod host;
 mod life;
 mod multipart;
 mod orphans;
 mod path_filter;
+mod pool;
 mod pools;
 mod query;
 mod rfc3339;
@@ -45,19 +49,17 @@ mod rng;
 mod routes;
 mod session;
 mod spawn;
+mod spawned;
 mod time;
 mod token;
 mod uploads;
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -71,13 +73,10 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::SandboxError;
 use crate::link_conditions::LinkConditions;
-use answer::PlatformError;
 use authority::Authority;
+use cloud::Cloud;
 use faults::Faults;
-use life::Stage;
-use pools::Pool;
-use routes::Call;
-use session::Session;
+use host::Host;
 use time::Time;
 
 /// Interval between checks of the sessions' clocks, in the platform's time.
@@ -145,8 +144,7 @@ impl Platform {
             listening.await.map_err(|source| SandboxError::Listen { address: listen, source })?;
         let folder = make_folder(&home, address.port(), authority.certificate_pem())
             .map_err(|source| SandboxError::Home { path: home, source })?;
-        let cloud = Arc::new(Cloud {
-            api_key: format!("sk_sandbox_{secret}"),
+        let host = Host {
             address,
             folder,
             search_path: OnceCell::new(),
@@ -155,15 +153,13 @@ impl Platform {
             authority,
             time: Time::new(time_scale),
             faults: Faults::default(),
-            calls: Mutex::default(),
-            sessions: Mutex::default(),
-            pools: Mutex::default(),
-        });
+        };
+        let cloud = Arc::new(Cloud::new(host, format!("sk_sandbox_{secret}"), serve));
         let reaper = {
             let cloud = Arc::clone(&cloud);
             async move {
                 loop {
-                    cloud.time.sleep(REAP_EVERY).await;
+                    cloud.host.time.sleep(REAP_EVERY).await;
                     cloud.reap().await;
                 }
             }
@@ -175,7 +171,7 @@ impl Platform {
     /// Base URL in place of `https://api.onkernel.com`: `http://127.0.0.1:PORT`.
     #[must_use]
     pub fn base_url(&self) -> String {
-        format!("http://{}", self.cloud.address)
+        format!("http://{}", self.cloud.host.address)
     }
 
     /// The API's key. Each start makes a new one.
@@ -187,7 +183,7 @@ impl Platform {
     /// File with the CA certificate of the VMs' `wss:` ports.
     #[must_use]
     pub fn ca_cert(&self) -> PathBuf {
-        ca_cert(&self.cloud.folder)
+        ca_cert(&self.cloud.host.folder)
     }
 
     /// Ends every session with its processes and files, and closes the API's connections.
@@ -199,7 +195,7 @@ impl Platform {
             for session in self.cloud.sessions() {
                 self.cloud.end(&session.id).await;
             }
-            let folder = self.cloud.folder.clone();
+            let folder = self.cloud.host.folder.clone();
             let _ = tokio::task::spawn_blocking(move || fs::remove_dir_all(folder)).await;
         })
     }
@@ -210,123 +206,12 @@ impl Drop for Platform {
         for task in &self.tasks {
             task.abort();
         }
-        // The sessions hold the cloud that holds them.
-        self.cloud.listed().clear();
+        self.cloud.forget_sessions();
     }
 }
 
-/// State shared by all calls.
-#[derive(Debug)]
-struct Cloud {
-    api_key: String,
-    /// Address of the API.
-    address: SocketAddr,
-    /// Directory of the sessions' directories.
-    folder: PathBuf,
-    /// `PATH` of the VMs, made on first use.
-    search_path: OnceCell<OsString>,
-    conditions: LinkConditions,
-    client_key: Option<PublicKey>,
-    authority: Authority,
-    time: Time,
-    faults: Faults,
-    calls: Mutex<BTreeMap<Call, u64>>,
-    sessions: Mutex<Vec<Arc<Session>>>,
-    pools: Mutex<Vec<Pool>>,
-}
-
-impl Cloud {
-    /// All sessions, the oldest first.
-    fn sessions(&self) -> Vec<Arc<Session>> {
-        self.listed().clone()
-    }
-
-    /// Finds a session by id or name.
-    fn session(&self, id_or_name: &str) -> Result<Arc<Session>, PlatformError> {
-        let sessions = self.listed();
-        let by_id = sessions.iter().find(|session| session.id == id_or_name);
-        let named = || sessions.iter().find(|session| session.wish().name.as_deref() == Some(id_or_name));
-        by_id.or_else(named).cloned().ok_or_else(|| PlatformError::not_found("browser"))
-    }
-
-    /// Adds a session to the list, unless another one has its name.
-    fn keep(&self, session: Arc<Session>, name: Option<&str>) -> Result<(), PlatformError> {
-        let mut sessions = self.listed();
-        if let Some(name) = name
-            && sessions.iter().any(|other| other.wish().name.as_deref() == Some(name))
-        {
-            return Err(browsers::name_is_taken(name));
-        }
-        sessions.push(session);
-        Ok(())
-    }
-
-    /// Ends a session, if it still exists.
-    async fn end(&self, id: &str) {
-        let session = {
-            let mut sessions = self.listed();
-            let index = sessions.iter().position(|session| session.id == id);
-            index.map(|index| sessions.remove(index))
-        };
-        for pool in self.pools().iter_mut() {
-            pool.forget(id);
-        }
-        if let Some(session) = session {
-            session.end().await;
-        }
-    }
-
-    /// Ends the sessions whose time is over.
-    async fn reap(&self) {
-        let now = self.time.now();
-        for session in self.sessions() {
-            if session.stage(now) == Stage::Over {
-                self.end(&session.id).await;
-            }
-        }
-    }
-
-    /// `PATH` of the VMs. It is made on first use, because it may need thousands of links.
-    async fn search_path(&self) -> Result<&OsString, PlatformError> {
-        let make = || async {
-            let folder = self.folder.clone();
-            let made = tokio::task::spawn_blocking(move || path_filter::search_path(&folder)).await;
-            made.map_err(PlatformError::internal)?.map_err(PlatformError::internal)
-        };
-        self.search_path.get_or_try_init(make).await
-    }
-
-    fn listed(&self) -> MutexGuard<'_, Vec<Arc<Session>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn pools(&self) -> MutexGuard<'_, Vec<Pool>> {
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn count(&self, call: Call) {
-        *self.calls.lock().unwrap_or_else(PoisonError::into_inner).entry(call).or_default() += 1;
-    }
-
-    fn calls(&self) -> BTreeMap<Call, u64> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn forget_calls(&self) {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-}
-
-/// Accepts and serves HTTP connections. Aborting the task ends them all. `at` is the session that
-/// has this address, if it is a session's own.
-///
-/// The future is boxed. A request may make a session with such an address, so the future would
-/// contain itself.
-fn serve(
-    cloud: Arc<Cloud>,
-    listener: TcpListener,
-    at: Option<String>,
-) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+/// Accepts and serves HTTP connections: see [`Serve`](cloud::Serve).
+fn serve(cloud: Arc<Cloud>, listener: TcpListener, at: Option<String>) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         let mut connections = JoinSet::new();
         loop {

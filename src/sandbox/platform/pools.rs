@@ -10,12 +10,13 @@ use std::time::{Duration, SystemTime};
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use super::answer::{Answer, PlatformError, empty, json_answer, read_json};
 use super::browsers::Create;
+use super::cloud::Cloud;
+use super::pool::{Pool, Turn};
+use super::rng;
 use super::session::{Session, Wish};
-use super::{Cloud, rfc3339, rng};
 
 /// Size of the largest pool.
 const SIZE_MAX: usize = 100;
@@ -25,18 +26,6 @@ const ACQUIRE_DEFAULT: u64 = 60;
 
 /// Poll interval of an acquisition.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-
-/// A pool of sessions.
-#[derive(Debug)]
-pub(super) struct Pool {
-    id: String,
-    name: Option<String>,
-    size: usize,
-    wish: Wish,
-    created_at: SystemTime,
-    idle: VecDeque<String>,
-    lent: BTreeSet<String>,
-}
 
 #[derive(Debug, Deserialize)]
 struct PoolCreate {
@@ -59,57 +48,6 @@ struct Release {
 #[derive(Debug, Deserialize)]
 struct Delete {
     force: Option<bool>,
-}
-
-/// Result of an attempt to acquire.
-enum Turn {
-    /// A session that already exists.
-    Idle(String),
-    /// A session to be made, for which the pool has room.
-    Fresh(Wish),
-    Full,
-}
-
-impl Pool {
-    fn describe(&self) -> Value {
-        json!({
-            "id": self.id,
-            "name": self.name,
-            "created_at": rfc3339::format(self.created_at),
-            "available_count": self.size.saturating_sub(self.lent.len()),
-            "acquired_count": self.lent.len(),
-            "browser_pool_config": {
-                "size": self.size,
-                "name": self.name,
-                "headless": self.wish.headless,
-                "stealth": self.wish.stealth,
-                "timeout_seconds": self.wish.timeout.as_secs(),
-            },
-        })
-    }
-
-    fn is(&self, id_or_name: &str) -> bool {
-        self.id == id_or_name || self.name.as_deref() == Some(id_or_name)
-    }
-
-    /// Takes an idle session, or else a place for a new one, under `ticket`.
-    fn turn(&mut self, ticket: &str) -> Turn {
-        if let Some(id) = self.idle.pop_front() {
-            self.lent.insert(id.clone());
-            Turn::Idle(id)
-        } else if self.lent.len() < self.size {
-            self.lent.insert(ticket.to_owned());
-            Turn::Fresh(Wish { pool: Some((self.id.clone(), self.name.clone())), ..self.wish.clone() })
-        } else {
-            Turn::Full
-        }
-    }
-
-    /// Forgets a session that has ended.
-    pub(super) fn forget(&mut self, session_id: &str) {
-        self.lent.remove(session_id);
-        self.idle.retain(|id| id != session_id);
-    }
 }
 
 /// `POST /browser_pools`.
@@ -176,17 +114,17 @@ pub(super) async fn delete(cloud: &Cloud, id: &str, body: Incoming) -> Result<An
 pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Result<Answer, PlatformError> {
     let Acquire { acquire_timeout_seconds } = read_json(body).await?;
     let timeout = Duration::from_secs(acquire_timeout_seconds.unwrap_or(ACQUIRE_DEFAULT));
-    let due = cloud.time.now().saturating_add(timeout);
+    let due = cloud.host.time.now().saturating_add(timeout);
     let ticket = rng::word(24).map_err(PlatformError::internal)?;
     loop {
         match with_pool(cloud, id, |pool| pool.turn(&ticket))? {
             Turn::Idle(session_id) => {
                 let session = cloud.session(&session_id)?;
-                session.leave(cloud.time.now());
+                session.leave(cloud.host.time.now());
                 return Ok(lent(cloud, &session));
             }
             Turn::Fresh(wish) => {
-                let made = Session::start(cloud, wish).await;
+                let made = cloud.start(wish).await;
                 let recorded = with_pool(cloud, id, |pool| {
                     pool.lent.remove(&ticket);
                     pool.lent.extend(made.as_ref().ok().map(|session| session.id.clone()));
@@ -199,11 +137,11 @@ pub(super) async fn acquire(cloud: &Arc<Cloud>, id: &str, body: Incoming) -> Res
                 }
                 return Ok(lent(cloud, &session));
             }
-            Turn::Full if cloud.time.now() >= due => return Ok(empty(StatusCode::NO_CONTENT)),
+            Turn::Full if cloud.host.time.now() >= due => return Ok(empty(StatusCode::NO_CONTENT)),
             Turn::Full => {
-                let left = due.saturating_sub(cloud.time.now());
+                let left = due.saturating_sub(cloud.host.time.now());
                 tokio::select! {
-                    () = cloud.time.sleep(left) => {}
+                    () = cloud.host.time.sleep(left) => {}
                     () = tokio::time::sleep(LOOK_EVERY) => {}
                 }
             }
@@ -235,7 +173,7 @@ pub(super) async fn release(cloud: &Cloud, id: &str, body: Incoming) -> Result<A
 }
 
 fn lent(cloud: &Cloud, session: &Session) -> Answer {
-    json_answer(StatusCode::OK, &session.describe(&cloud.time))
+    json_answer(StatusCode::OK, &session.describe(&cloud.host.time))
 }
 
 fn with_pool<T>(cloud: &Cloud, id: &str, act: impl FnOnce(&mut Pool) -> T) -> Result<T, PlatformError> {

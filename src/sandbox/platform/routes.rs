@@ -8,82 +8,19 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
 use hyper::{Method, Request, StatusCode};
-use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, PlatformError};
+use super::call::{Asked, Call};
+use super::cloud::Cloud;
 use super::faults::Fault;
+use super::host::Host;
 use super::session::Session;
-use super::{Cloud, admin, browsers, cdp, computer, exec, files, pools, query, spawn, uploads};
-
-/// The calls, with their names in `/_sandbox/faults` and `/_sandbox/calls`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Call {
-    Create,
-    List,
-    Get,
-    Delete,
-    Patch,
-    PoolCreate,
-    PoolList,
-    PoolGet,
-    PoolDelete,
-    Acquire,
-    Release,
-    Exec,
-    Spawn,
-    Status,
-    Stdin,
-    Kill,
-    Resize,
-    Stream,
-    WriteFile,
-    ReadFile,
-    ListFiles,
-    FileInfo,
-    CreateDirectory,
-    DeleteFile,
-    DeleteDirectory,
-    Move,
-    SetFilePermissions,
-    Upload,
-    UploadZip,
-    DownloadDirZip,
-    Batch,
-    /// The WebSocket of `cdp_ws_url`.
-    Cdp,
-    /// A connection to a VM's SSH port.
-    Bridge,
-}
-
-impl Call {
-    /// Reports if the call is a request to the API, and not another kind of connection.
-    pub(super) const fn is_request(self) -> bool {
-        !matches!(self, Self::Cdp | Self::Bridge)
-    }
-}
+use super::{admin, browsers, cdp, computer, exec, files, pools, query, spawn, uploads};
 
 /// Ends the connection without an answer.
 #[derive(Debug, thiserror::Error)]
 #[error("hung up as it was asked for")]
 pub(super) struct HangUp;
-
-/// A request without its body.
-pub(super) struct Asked<'a> {
-    /// The id in the path, or an empty string.
-    pub(super) id: &'a str,
-    /// Id of a process.
-    pub(super) process_id: &'a str,
-    pub(super) query: Option<&'a str>,
-    pub(super) content_type: &'a str,
-}
-
-impl Asked<'_> {
-    /// A value of the query.
-    pub(super) fn value(&self, name: &str) -> Option<String> {
-        query::value(self.query, name)
-    }
-}
 
 /// Answers a request. `at` is the session whose own address the request came to.
 pub(super) async fn answer(
@@ -107,7 +44,7 @@ pub(super) async fn answer(
     if call.is_request() && !is_authorized(request.headers(), &cloud.api_key) {
         return Ok(unauthorized().answer());
     }
-    let fault = cloud.faults.take(call);
+    let fault = cloud.host.faults.take(call);
     if let Some(fault) = &fault {
         tokio::time::sleep(Duration::from_millis(fault.delay_ms)).await;
         if fault.hang_up {
@@ -191,13 +128,13 @@ async fn dispatch(
         Call::Acquire => pools::acquire(cloud, asked.id, body).await,
         Call::Release => pools::release(cloud, asked.id, body).await,
         Call::Cdp | Call::Bridge => Err(PlatformError::not_found("route")),
-        _ => in_session(cloud, call, &cloud.session(asked.id)?, asked, body).await,
+        _ => in_session(&cloud.host, call, &cloud.session(asked.id)?, asked, body).await,
     }
 }
 
 /// Runs the calls that go to a VM. If the VM ends meanwhile, the answer is "not found".
 async fn in_session(
-    cloud: &Arc<Cloud>,
+    host: &Arc<Host>,
     call: Call,
     session: &Arc<Session>,
     asked: &Asked<'_>,
@@ -205,14 +142,14 @@ async fn in_session(
 ) -> Result<Answer, PlatformError> {
     let answered = async {
         match call {
-            Call::Exec => exec::exec(cloud, session, body).await,
-            Call::Spawn => spawn::spawn(cloud, session, body).await,
+            Call::Exec => exec::exec(host, session, body).await,
+            Call::Spawn => spawn::spawn(host, session, body).await,
             Call::Status => spawn::status(session, asked.process_id),
             Call::Stdin => spawn::stdin(session, asked.process_id, body).await,
             Call::Kill => spawn::kill(session, asked.process_id, body).await,
             Call::Resize => spawn::resize(session, asked.process_id, body).await,
             Call::Stream => spawn::stream(session, asked.process_id),
-            Call::Batch => computer::batch(cloud, session, body).await,
+            Call::Batch => computer::batch(host, session, body).await,
             Call::Upload => uploads::upload(session, asked, body).await,
             Call::UploadZip => uploads::upload_zip(session, asked, body).await,
             Call::DownloadDirZip => uploads::download_dir_zip(session, asked),

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use russh::keys::key::safe_rng;
@@ -18,11 +18,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::answer::PlatformError;
+use super::call::Call;
+use super::host::Host;
 use super::life::{self, Life, Stage};
-use super::routes::Call;
-use super::spawn::Spawned;
+use super::spawned::Spawned;
 use super::time::Time;
-use super::{Cloud, orphans, rfc3339, rng, token};
+use super::{orphans, rfc3339, rng, token};
 use crate::link_conditions::{ConnectionConditions, LinkConditions, Meter, StandsStill};
 use crate::port::{self, Port};
 use crate::process::Processes;
@@ -80,7 +81,7 @@ pub(super) struct Session {
     created_at: SystemTime,
     /// Total advance of the platform's clock when the session was created.
     advanced_then: Duration,
-    life: Mutex<Life>,
+    life: Arc<Mutex<Life>>,
     is_over: watch::Sender<bool>,
     processes: Arc<Processes>,
     gone: tokio::sync::Mutex<mpsc::Receiver<()>>,
@@ -88,13 +89,17 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Makes a VM.
+    /// Makes a VM. `serve` serves the API at an address of the session's own, given its id.
     ///
     /// # Errors
     /// 529 if no address is free, 500 if anything else is not available.
-    pub(super) async fn start(cloud: &Arc<Cloud>, wish: Wish) -> Result<Arc<Session>, PlatformError> {
+    pub(super) async fn start(
+        host: &Arc<Host>,
+        wish: Wish,
+        serve: impl FnOnce(TcpListener, String) -> JoinHandle<()>,
+    ) -> Result<Arc<Session>, PlatformError> {
         let id = rng::word(24).map_err(PlatformError::internal)?;
-        let root = cloud.folder.join(&id);
+        let root = host.folder.join(&id);
         make_root(&root).map_err(PlatformError::internal)?;
         let host_key =
             PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(PlatformError::internal)?;
@@ -107,37 +112,36 @@ impl Session {
         let (processes, gone) = Processes::new(root.join("root"), Some(root.clone()));
         let processes = Arc::new(processes);
         let authorized_keys = Some(root.join("root/.ssh/authorized_keys"));
-        let lock = Lock { key: cloud.client_key.clone(), authorized_keys };
-        let tls = cloud.authority.acceptor(address.ip()).map_err(PlatformError::internal)?;
+        let lock = Lock { key: host.client_key.clone(), authorized_keys };
+        let tls = host.authority.acceptor(address.ip()).map_err(PlatformError::internal)?;
+        let life = Arc::new(Mutex::new(Life::new(wish.timeout, host.time.now())));
         let port = Port {
             server: Server::new(host_key, lock, Arc::clone(&processes)),
             meter: Arc::new(Meter::default()),
             tls: Some(tls),
-            conditions: conditions_of(cloud, id.clone()),
+            conditions: conditions_of(host, &life),
         };
         let mut tasks = vec![tokio::spawn(port::accept(listener, Arc::new(port)))];
 
         let fqdn = address.ip();
-        let (created_at, advanced_then) = (SystemTime::now(), cloud.time.advanced());
+        let (created_at, advanced_then) = (SystemTime::now(), host.time.advanced());
         let token_good_for = wish.token_good_for.unwrap_or(life::AGE_MAX);
-        let token_expires = cloud.time.now().saturating_add(token_good_for);
+        let token_expires = host.time.now().saturating_add(token_good_for);
         let (token, cdp_url) = if wish.without_jwt {
             // A client that finds no token takes the host for the VM, so the socket must be on that
             // host.
             let listener = TcpListener::bind((fqdn, 0)).await.map_err(PlatformError::internal)?;
             let cdp_address = listener.local_addr().map_err(PlatformError::internal)?;
-            let serve = super::serve(Arc::clone(cloud), listener, Some(id.clone()));
-            tasks.push(tokio::spawn(serve));
+            tasks.push(serve(listener, id.clone()));
             (None, format!("ws://{cdp_address}/browser/cdp"))
         } else {
             let signature = rng::word(43).map_err(PlatformError::internal)?;
             let expires = created_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let expires = expires.saturating_add(token_good_for).as_secs();
             let token = token::token(&id, &fqdn.to_string(), expires, &signature);
-            let url = format!("ws://{}/browser/cdp?jwt={token}", cloud.address);
+            let url = format!("ws://{}/browser/cdp?jwt={token}", host.address);
             (Some(token), url)
         };
-        let life = Life::new(wish.timeout, cloud.time.now());
         Ok(Arc::new(Session {
             id,
             wish: Mutex::new(wish),
@@ -149,7 +153,7 @@ impl Session {
             cdp_url,
             created_at,
             advanced_then,
-            life: Mutex::new(life),
+            life,
             is_over: watch::Sender::new(false),
             processes,
             gone: tokio::sync::Mutex::new(gone),
@@ -212,7 +216,7 @@ impl Session {
     }
 
     fn life(&self) -> MutexGuard<'_, Life> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.life)
     }
 
     /// Stage of the session's clock.
@@ -304,24 +308,26 @@ async fn listen() -> Result<TcpListener, PlatformError> {
 
 /// Makes the conditions of the next connection to a session: the platform's link conditions, or
 /// those of a fault.
-fn conditions_of(cloud: &Arc<Cloud>, id: String) -> Box<dyn Fn() -> ConnectionConditions + Send + Sync> {
-    // A weak reference, because the cloud holds the session whose port holds this closure.
-    let cloud = Arc::downgrade(cloud);
+fn conditions_of(
+    host: &Arc<Host>,
+    life: &Arc<Mutex<Life>>,
+) -> Box<dyn Fn() -> ConnectionConditions + Send + Sync> {
+    let (host, life) = (Arc::clone(host), Arc::clone(life));
     Box::new(move || {
-        let Some(there) = cloud.upgrade() else { return LinkConditions::default().into() };
-        let Some(fault) = there.faults.take(Call::Bridge) else { return there.conditions.into() };
+        let Some(fault) = host.faults.take(Call::Bridge) else { return host.conditions.into() };
         let link = LinkConditions {
-            delay: there.conditions.delay + Duration::from_millis(fault.delay_ms),
-            cut_after: fault.after_bytes.or(there.conditions.cut_after),
-            lasts: fault.after_seconds.map(|seconds| there.time.real(Duration::from_secs(seconds))),
-            ..there.conditions
+            delay: host.conditions.delay + Duration::from_millis(fault.delay_ms),
+            cut_after: fault.after_bytes.or(host.conditions.cut_after),
+            lasts: fault.after_seconds.map(|seconds| host.time.real(Duration::from_secs(seconds))),
+            ..host.conditions
         };
-        let (cloud, id) = (Weak::clone(&cloud), id.clone());
-        let is_in_standby = move || {
-            let Some(cloud) = cloud.upgrade() else { return false };
-            cloud.session(&id).is_ok_and(|session| session.stage(cloud.time.now()) == Stage::Standby)
-        };
+        let (host, life) = (Arc::clone(&host), Arc::clone(&life));
+        let is_in_standby = move || locked(&life).stage(host.time.now()) == Stage::Standby;
         let stands_still = fault.freezes_in_standby.then(|| Box::new(is_in_standby) as StandsStill);
         ConnectionConditions { link, stands_still, status: fault.status }
     })
+}
+
+fn locked(life: &Mutex<Life>) -> MutexGuard<'_, Life> {
+    life.lock().unwrap_or_else(PoisonError::into_inner)
 }

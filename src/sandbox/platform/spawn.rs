@@ -4,7 +4,6 @@
 //! All output goes through one queue of 256 events of at most 4 KiB. If nobody reads the events,
 //! the process blocks; two readers share them. The platform forgets a process 10 s after its end.
 
-use std::fmt;
 use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -23,10 +22,12 @@ use tokio::process::Child;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::answer::{Answer, PlatformError, json_answer, read_json, set, streamed};
-use super::exec::{Input, Output, Program, Started, pid_of};
+use super::exec::{Output, Program, Started, pid_of};
+use super::host::Host;
 use super::session::Session;
-use super::{Cloud, rfc3339, rng};
-use crate::terminal::{Size, Terminal};
+use super::spawned::Spawned;
+use super::{rfc3339, rng};
+use crate::terminal::Size;
 
 /// Capacity of the event queue.
 const EVENTS_MAX: usize = 256;
@@ -39,22 +40,6 @@ const RETENTION: Duration = Duration::from_secs(10);
 
 /// Time to read the outputs after a process's end, in case another process holds them open.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
-
-/// A spawned process.
-pub(super) struct Spawned {
-    pid: Option<Pid>,
-    stdin: Mutex<Option<Input>>,
-    terminal: Option<Terminal>,
-    events: Mutex<mpsc::Receiver<Value>>,
-    /// The exit code, once the process has ended.
-    ended: watch::Receiver<Option<i32>>,
-}
-
-impl fmt::Debug for Spawned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Spawned").field("pid", &self.pid).field("ended", &self.ended).finish_non_exhaustive()
-    }
-}
 
 #[derive(Debug, Deserialize)]
 struct Typed {
@@ -74,13 +59,13 @@ struct Kill {
 
 /// `POST process/spawn`.
 pub(super) async fn spawn(
-    cloud: &Arc<Cloud>,
+    host: &Arc<Host>,
     session: &Arc<Session>,
     body: Incoming,
 ) -> Result<Answer, PlatformError> {
     let program: Program = read_json(body).await?;
     let id = rng::uuid().map_err(PlatformError::internal)?;
-    let Started { child, stdin, stdout, stderr, terminal } = program.start_fed(cloud, session).await?;
+    let Started { child, stdin, stdout, stderr, terminal } = program.start_fed(host, session).await?;
     let started_at = rfc3339::format(SystemTime::now());
     let pid = pid_of(&child);
     let (sender, events) = mpsc::channel(EVENTS_MAX);
@@ -88,11 +73,11 @@ pub(super) async fn spawn(
     let spawned =
         Arc::new(Spawned { pid, stdin: Mutex::new(stdin), terminal, events: Mutex::new(events), ended });
     processes(session).insert(id.clone(), spawned);
-    let (cloud, session_then, id_then) = (Arc::clone(cloud), Arc::clone(session), id.clone());
+    let (host, session_then, id_then) = (Arc::clone(host), Arc::clone(session), id.clone());
     tokio::spawn(async move {
         let lived = async {
-            let ended_at = follow(&cloud, child, [stdout, stderr], sender, end).await;
-            cloud.time.sleep_until(ended_at.saturating_add(RETENTION)).await;
+            let ended_at = follow(&host, child, [stdout, stderr], sender, end).await;
+            host.time.sleep_until(ended_at.saturating_add(RETENTION)).await;
         };
         // The end of the session drops the child, which kills it.
         tokio::select! {
@@ -108,7 +93,7 @@ pub(super) async fn spawn(
 /// Passes on a process's output and its end. Returns the time at which the queue had room for the
 /// exit event.
 async fn follow(
-    cloud: &Cloud,
+    host: &Host,
     mut child: Child,
     [stdout, stderr]: [Option<Output>; 2],
     events: mpsc::Sender<Value>,
@@ -128,7 +113,7 @@ async fn follow(
     }
     let room = events.reserve().await;
     // Take the time before anybody hears of the end and advances the clock.
-    let ended_at = cloud.time.now();
+    let ended_at = host.time.now();
     if let Ok(room) = room {
         room.send(json!({ "event": "exit", "exit_code": code }));
     }

@@ -6,18 +6,22 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path};
 
+use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 
 use super::answer::{Answer, PlatformError, bytes_answer, empty, read_body};
 use super::archive::{self, Entry};
+use super::call::Asked;
 use super::files::path_of;
 use super::multipart::{self, Field};
-use super::routes::Asked;
 use super::session::Session;
 
 /// Largest body in bytes: enough for tests, and bounded.
 const UPLOAD_MAX: usize = 256 << 20;
+
+/// Most bytes of an unpacked archive.
+const UNPACKED_MAX: u64 = 256 << 20;
 
 /// Default mode of a file.
 const MODE: u32 = 0o644;
@@ -30,13 +34,13 @@ pub(super) async fn upload(
 ) -> Result<Answer, PlatformError> {
     let body = read_body(body, UPLOAD_MAX).await?;
     let mut pairs: BTreeMap<&str, [Option<&[u8]>; 2]> = BTreeMap::new();
-    let fields = form(asked, &body)?;
+    let fields = form(asked, body).await?;
     for Field { name, content } in &fields {
         let (number, what) = element(name).ok_or_else(|| bad_request("invalid form field"))?;
         let [file, dest_path] = pairs.entry(number).or_default();
         match what {
-            "file" => *file = Some(*content),
-            "dest_path" => *dest_path = Some(*content),
+            "file" => *file = Some(content),
+            "dest_path" => *dest_path = Some(content),
             _ => return Err(bad_request("invalid form field")),
         }
     }
@@ -58,13 +62,14 @@ pub(super) async fn upload_zip(
     body: Incoming,
 ) -> Result<Answer, PlatformError> {
     let body = read_body(body, UPLOAD_MAX).await?;
-    let fields = form(asked, &body)?;
-    let field = |name: &str| fields.iter().find(|field| field.name == name).map(|field| field.content);
+    let fields = form(asked, body).await?;
+    let field = |name: &str| fields.iter().find(|field| field.name == name).map(|field| &*field.content);
     let (Some(packed), Some(dest_path)) = (field("zip_file"), field("dest_path")) else {
         return Err(bad_request("zip_file and dest_path required"));
     };
     let host_path = session.host_path(absolute(dest_path)?);
-    let entries = archive::unpack(packed).map_err(|error| bad_request(error.to_string()))?;
+    let entries =
+        archive::unpack(packed, UNPACKED_MAX).map_err(|error| bad_request(archive::message(&error)))?;
     let leads_out = |entry: &&Entry| {
         !Path::new(&entry.name).components().all(|component| matches!(component, Component::Normal(_)))
     };
@@ -114,8 +119,8 @@ fn collect(directory: &Path, name: &str, entries: &mut Vec<Entry>) -> io::Result
     Ok(())
 }
 
-fn form<'a>(asked: &Asked<'_>, body: &'a [u8]) -> Result<Vec<Field<'a>>, PlatformError> {
-    let fields = multipart::fields(asked.content_type, body);
+async fn form(asked: &Asked<'_>, body: Bytes) -> Result<Vec<Field>, PlatformError> {
+    let fields = multipart::fields(asked.content_type, body).await;
     fields.ok_or_else(|| bad_request("invalid multipart form"))
 }
 

@@ -1,0 +1,43 @@
+//! The host of the VMs: what every session gets from its platform.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use russh::keys::PublicKey;
+use tokio::sync::OnceCell;
+
+use super::answer::PlatformError;
+use super::authority::Authority;
+use super::faults::Faults;
+use super::path_filter;
+use super::time::Time;
+use crate::link_conditions::LinkConditions;
+
+/// The parts of a platform that do not know its sessions.
+#[derive(Debug)]
+pub(super) struct Host {
+    /// Address of the API.
+    pub(super) address: SocketAddr,
+    /// Directory of the sessions' directories.
+    pub(super) folder: PathBuf,
+    /// `PATH` of the VMs, made on first use.
+    pub(super) search_path: OnceCell<OsString>,
+    pub(super) conditions: LinkConditions,
+    pub(super) client_key: Option<PublicKey>,
+    pub(super) authority: Authority,
+    pub(super) time: Time,
+    pub(super) faults: Faults,
+}
+
+impl Host {
+    /// `PATH` of the VMs. It is made on first use, because it may need thousands of links.
+    pub(super) async fn search_path(&self) -> Result<&OsString, PlatformError> {
+        let make = || async {
+            let folder = self.folder.clone();
+            let made = tokio::task::spawn_blocking(move || path_filter::search_path(&folder)).await;
+            made.map_err(PlatformError::internal)?.map_err(PlatformError::internal)
+        };
+        self.search_path.get_or_try_init(make).await
+    }
+}
