@@ -9,11 +9,11 @@ use std::thread;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use crate::disk::directory::Inode;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
 use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, scan};
 use crate::disk::stage::{Durability, Metadata, Staging};
+use crate::disk::stat::Inode;
 use crate::disk::testing::{Fixture, metadata, path, time};
 use crate::tree::path::TreePath;
 

@@ -109,10 +109,10 @@ impl Root {
                 result => return result,
             }
         }
-        let made = self.passage(&boundary.path).and_then(StateDir::create_in);
+        let made = self.passage(&boundary.path).and_then(StateDir::create);
         let Ok(state) = made.map(Arc::new) else {
             let parent = path.parent().unwrap_or_else(|| boundary.path.clone());
-            let state = Arc::new(StateDir::create_in(self.passage(&parent)?)?);
+            let state = Arc::new(StateDir::create(self.passage(&parent)?)?);
             boundary.beside.lock().unwrap_or_else(PoisonError::into_inner).insert(parent);
             return with(&state);
         };
@@ -122,12 +122,12 @@ impl Root {
 
     /// The state directory of the filesystem that holds `path`, if there is one.
     pub(crate) fn find_state_for(&self, path: &TreePath) -> Result<Option<StateDir>, DiskError> {
-        let Some(boundary) = self.boundaries().above(path) else { return StateDir::open(self) };
-        if let Ok(Some(state)) = self.passage(&boundary.path).and_then(StateDir::open_in) {
+        let Some(boundary) = self.boundaries().above(path) else { return StateDir::open(self.descriptor()) };
+        if let Ok(Some(state)) = self.passage(&boundary.path).and_then(StateDir::open) {
             return Ok(Some(state));
         }
         let Some(parent) = path.parent() else { return Ok(None) };
-        match self.passage(&parent).and_then(StateDir::open_in) {
+        match self.passage(&parent).and_then(StateDir::open) {
             Err(error) if error.is_not_found() => Ok(None),
             result => result,
         }
@@ -147,7 +147,7 @@ impl Root {
             for directory in std::iter::once(boundary.path.clone()).chain(beside) {
                 // Nothing was staged in a directory that cannot be opened.
                 let Ok(directory) = self.open_directory(Some(&directory)) else { continue };
-                if let Ok(Some(state)) = StateDir::open_in(&directory) {
+                if let Ok(Some(state)) = StateDir::open(&directory) {
                     count += keeping_time(directory.as_fd(), || clear_in(directory.as_fd(), &state, is_own))?;
                 }
             }
@@ -160,7 +160,7 @@ impl Root {
         let (key, mut staged) = (self.key(), Staged::default());
         for boundary in self.boundaries().all() {
             // Nothing was staged in a directory that cannot be opened.
-            if let Ok(Some(state)) = self.passage(&boundary.path).and_then(StateDir::open_in) {
+            if let Ok(Some(state)) = self.passage(&boundary.path).and_then(StateDir::open) {
                 let _ = staged.add(&state, |name| name.starts_with(key.as_bytes()));
             }
         }

@@ -10,8 +10,9 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use crate::disk::error::{DiskError, DiskErrorKind, During};
-use crate::disk::root::{DIRECTORY, Location, Root, stat_in, stat_of};
-use crate::disk::stat::{Identity, Stat, mode_bits, times};
+use crate::disk::resolve::DIRECTORY;
+use crate::disk::root::{Location, Root, stat_in, stat_of};
+use crate::disk::stat::{Inode, mode_bits, times};
 use crate::disk::state::DIRECTORY_MADE;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
@@ -28,27 +29,6 @@ pub struct OpenedDirectory {
     pub is_new: bool,
     /// The identity of the directory.
     pub inode: Inode,
-}
-
-/// Identity of a file or directory, valid as long as it exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Inode {
-    /// The device number of the filesystem.
-    pub dev: u64,
-    /// The inode number in that filesystem.
-    pub ino: u64,
-}
-
-impl From<&Identity> for Inode {
-    fn from(identity: &Identity) -> Self {
-        Self { dev: identity.dev, ino: identity.ino }
-    }
-}
-
-impl From<&Stat> for Inode {
-    fn from(stat: &Stat) -> Self {
-        Self::from(&stat.identity)
-    }
 }
 
 impl Root {
@@ -169,7 +149,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::disk::root::Policy;
+    use crate::disk::set_id::Policy;
     use crate::disk::testing::{Fixture, path, time};
 
     #[test]

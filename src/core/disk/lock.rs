@@ -15,7 +15,8 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use crate::disk::error::{DiskError, DiskErrorKind, During};
-use crate::disk::root::{DIRECTORY, Root};
+use crate::disk::resolve::DIRECTORY;
+use crate::disk::root::Root;
 use crate::disk::stat::{FileKind, Stat};
 use crate::disk::state::{StateDir, in_state};
 use crate::tree::path::STATE_DIR;
@@ -82,7 +83,7 @@ fn take(root: &Root) -> Result<Held, DiskError> {
 
 /// Takes the lock; `None` if a run that just ended removed the locked file.
 fn try_to_take(root: &Root, path: &[u8]) -> Result<Option<Held>, DiskError> {
-    let state = keeping_time(root.descriptor(), || StateDir::create(root))?;
+    let state = keeping_time(root.descriptor(), || StateDir::create(root.descriptor()))?;
     // Without NONBLOCK, opening a planted FIFO would wait for a writer.
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(&state, NAME, flags, Mode::RUSR | Mode::WUSR) {

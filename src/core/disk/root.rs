@@ -13,12 +13,11 @@ use rustix::process::{Gid, Uid, getegid, geteuid};
 
 use crate::disk::anonymous::AnonymousFiles;
 use crate::disk::boundaries::Boundaries;
-use crate::disk::directory::Inode;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::lock::Held;
-use crate::disk::resolve::{PASSAGE, Resolver};
-use crate::disk::set_id::Owner;
-use crate::disk::stat::{FileKind, Identity, Stat};
+use crate::disk::resolve::{DIRECTORY, PASSAGE, Resolver};
+use crate::disk::set_id::Policy;
+use crate::disk::stat::{FileKind, Identity, Inode, Stat};
 use crate::disk::state::{StateDir, clear_leftovers};
 use crate::disk::swap::ASIDE_MAX;
 use crate::disk::unconfirmed::Unconfirmed;
@@ -26,18 +25,6 @@ use crate::tree::path::TreePath;
 
 /// The mode of a root that the superuser creates for another user.
 const NEW_ROOT_MODE: u16 = 0o755;
-
-/// Flags for reading a directory or setting its metadata.
-pub(crate) const DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// The metadata that a tree from elsewhere may set here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Policy {
-    /// Set-user-id and set-group-id bits are set only on files of this user and this group. `None`
-    /// sets them nowhere.
-    pub set_id_owner: Option<Owner>,
-}
 
 /// A directory, and the only way to the entries below it.
 ///
@@ -300,7 +287,7 @@ impl Root {
         with: impl Fn(&Arc<StateDir>) -> Result<T, DiskError>,
     ) -> Result<T, DiskError> {
         let open = || {
-            let state = Arc::new(StateDir::create(self)?);
+            let state = Arc::new(StateDir::create(self.descriptor())?);
             *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&state));
             Ok(state)
         };

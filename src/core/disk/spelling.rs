@@ -9,11 +9,11 @@ use std::os::fd::AsFd;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 
-use crate::disk::directory::Inode;
 use crate::disk::directory_stack::names;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
-use crate::disk::root::{DIRECTORY, Root};
-use crate::disk::stat::Stat;
+use crate::disk::resolve::DIRECTORY;
+use crate::disk::root::Root;
+use crate::disk::stat::{Inode, Stat};
 use crate::disk::state::{PART, StateDir, in_state};
 use crate::disk::swap::rename_to_nothing;
 use crate::tree::path::{COMPONENT_BYTES_MAX, STATE_DIR, TreePath};

@@ -154,7 +154,8 @@ fn is_same(one: &Identity, other: &Identity) -> bool {
     Identity { ctime: other.ctime, ..*one } == *other
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(target_os = "linux")]
+#[cfg(test)]
 mod tests {
     use std::collections::HashSet;
     use std::fs;
@@ -310,7 +311,7 @@ mod tests {
         fs::write(fixture.at("f"), "seen").unwrap();
         let seen = fixture.root.stat(&path("f")).unwrap().unwrap().identity;
         fs::remove_file(fixture.at("f")).unwrap();
-        let state = StateDir::create(&fixture.root).unwrap();
+        let state = StateDir::create(fixture.root.descriptor()).unwrap();
         let remove = || {
             let at = path("f");
             let there = fixture.root.locate(&at).unwrap();

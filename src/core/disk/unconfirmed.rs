@@ -30,7 +30,8 @@ use rustix::process::geteuid;
 use crate::disk::error::{DiskError, During};
 use crate::disk::marker::{Marker, Mount, Stamp};
 use crate::disk::mount::{Nature, is_quiet, mount_of, nature, sync};
-use crate::disk::root::{DIRECTORY, Root};
+use crate::disk::resolve::DIRECTORY;
+use crate::disk::root::Root;
 use crate::disk::stat::Identity;
 use crate::disk::state::StateDir;
 use crate::tree::doubt::Doubt;
@@ -491,7 +492,7 @@ pub(crate) fn read_attribute(directory: impl AsFd) -> Option<Marker> {
 }
 
 fn read_file(directory: impl AsFd) -> Option<Marker> {
-    let state = StateDir::open_in(directory).ok().flatten()?;
+    let state = StateDir::open(directory).ok().flatten()?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(&state, NAME, flags, Mode::empty()) {
         Err(Errno::NOENT) => return None,
@@ -514,7 +515,7 @@ fn write(directory: &OwnedFd, marker: &Marker) -> rustix::io::Result<()> {
 }
 
 fn write_file(directory: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<()> {
-    let state = StateDir::create_in(directory).map_err(|error| error.errno().unwrap_or(Errno::ACCESS))?;
+    let state = StateDir::create(directory).map_err(|error| error.errno().unwrap_or(Errno::ACCESS))?;
     state.remove(NEW_NAME.as_bytes()).map_err(|error| error.errno().unwrap_or(Errno::ACCESS))?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(openat(&state, NEW_NAME, flags, Mode::RUSR | Mode::WUSR)?);
@@ -533,7 +534,7 @@ fn fsync_if_able(file: impl AsFd) -> rustix::io::Result<()> {
 
 fn remove(directory: &OwnedFd) {
     let _ = fremovexattr(directory, ATTRIBUTE);
-    if let Ok(Some(state)) = StateDir::open_in(directory) {
+    if let Ok(Some(state)) = StateDir::open(directory) {
         let _ = state.remove(NAME.as_bytes());
         let _ = unlinkat(directory, STATE_DIR, AtFlags::REMOVEDIR);
     }

@@ -1,8 +1,8 @@
 //! Asks the destination's filesystem which names it folds into one, and handles other spellings.
 
-use crate::disk::directory::Inode;
 use crate::disk::error::DiskError;
 use crate::disk::root::Root;
+use crate::disk::stat::Inode;
 use crate::engine::WorkError;
 use crate::exchange::receiving::Receiving;
 use crate::exchange::receiving::tree::{OpenTree, PlannedTree, unknown};
