@@ -8,40 +8,13 @@
 //! message.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::disk::closing::CloseErrors;
 use crate::disk::error::DiskError;
-use crate::disk::root::Root;
 use crate::disk::stage::{Durability, Metadata};
+use crate::disk::writable::WritableRoot;
 use crate::tree::path::TreePath;
 
-/// The root's filesystem's support for anonymous files, as far as is known.
-#[derive(Debug)]
-pub(crate) struct AnonymousFiles {
-    may_be: AtomicBool,
-    close_errors: CloseErrors,
-}
-
-impl Default for AnonymousFiles {
-    fn default() -> Self {
-        Self { may_be: AtomicBool::new(cfg!(target_os = "linux")), close_errors: CloseErrors::default() }
-    }
-}
-
-impl AnonymousFiles {
-    fn may_be(&self) -> bool {
-        self.may_be.load(Ordering::Relaxed)
-    }
-
-    /// Records that the filesystem or the system does not support it.
-    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
-    fn never_again(&self) {
-        self.may_be.store(false, Ordering::Relaxed);
-    }
-}
-
-impl Root {
+impl WritableRoot {
     /// Puts a whole file at `path` if nothing is there. Returns `false`, and has changed nothing,
     /// if that needs a [`Staging`](crate::disk::stage::Staging).
     ///
@@ -68,22 +41,24 @@ impl Root {
         metadata: &Metadata,
         durability: Durability,
     ) -> Result<Option<File>, DiskError> {
+        use std::sync::atomic::Ordering;
+
         use rustix::fs::{Mode, OFlags, fsync, openat};
 
         use crate::disk::error::During;
         use crate::disk::stage::{set_metadata, write_all};
 
-        if !self.anonymous().may_be() || self.is_beyond_boundary(path) {
+        if !self.has_anonymous.load(Ordering::Relaxed) || self.is_beyond_boundary(path) {
             return Ok(None);
         }
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let Ok(descriptor) = openat(self.descriptor(), c".", flags, Mode::RUSR | Mode::WUSR) else {
-            self.anonymous().never_again();
+            self.has_anonymous.store(false, Ordering::Relaxed);
             return Ok(None);
         };
         let file = File::from(descriptor);
         write_all(&file, content).during("write", path.as_bytes())?;
-        self.anonymous().close_errors.of(&file).during("write", path.as_bytes())?;
+        self.close_errors.of(&file).during("write", path.as_bytes())?;
         set_metadata(&file, self, path, metadata)?;
         self.mark_open(path, &file)?;
         if durability == Durability::Immediately {
@@ -99,6 +74,8 @@ impl Root {
     /// [`DiskError::is_conflict`] if something is there.
     #[cfg(target_os = "linux")]
     pub fn name_new(&self, path: &TreePath, file: &File) -> Result<bool, DiskError> {
+        use std::sync::atomic::Ordering;
+
         use rustix::fs::{AtFlags, linkat};
         use rustix::io::Errno;
 
@@ -110,7 +87,7 @@ impl Root {
             Err(Errno::EXIST) => Err(DiskError::new("make", path.as_bytes(), DiskErrorKind::Conflict)),
             // Before Linux 6.10 only the superuser may do that.
             Err(_) => {
-                self.anonymous().never_again();
+                self.has_anonymous.store(false, Ordering::Relaxed);
                 Ok(false)
             }
         }
@@ -149,6 +126,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{MetadataExt, chown, symlink};
     use std::path::Path;
+    use std::sync::atomic::Ordering;
 
     use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
 
@@ -168,7 +146,7 @@ mod tests {
         Some(fixture)
     }
 
-    fn put(root: &Root, name: &str, content: &[u8]) -> Result<bool, DiskError> {
+    fn put(root: &WritableRoot, name: &str, content: &[u8]) -> Result<bool, DiskError> {
         root.put_new(&path(name), content, &metadata())
     }
 
@@ -210,7 +188,7 @@ mod tests {
         if !needs(chowned.is_ok(), "only the superuser may chown") {
             return;
         }
-        let root = Root::open(&fixture.at(".")).unwrap();
+        let root = WritableRoot::open(&fixture.at(".")).unwrap();
         assert!(put(&root, "f", b"new").unwrap());
         let made = fixture.at("f").metadata().unwrap();
         assert_eq!((made.uid(), made.gid()), (65534, 65534));
@@ -218,8 +196,8 @@ mod tests {
 
     #[test]
     fn put_new_returns_false_without_anonymous_files() {
-        let root = Root::open(Path::new("/proc")).unwrap();
+        let root = WritableRoot::open(Path::new("/proc")).unwrap();
         assert!(!put(&root, "ksync-test", b"").unwrap());
-        assert!(!root.anonymous().may_be());
+        assert!(!root.has_anonymous.load(Ordering::Relaxed));
     }
 }

@@ -10,7 +10,6 @@ use rustix::process::geteuid;
 
 use crate::content::hash::Hash;
 use crate::content::hex::to_hex;
-use crate::disk::boundaries::is_keyed;
 use crate::disk::closing::CloseErrors;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
 use crate::disk::resolve::DIRECTORY;
@@ -172,19 +171,6 @@ pub(crate) fn in_state(name: &[u8]) -> Vec<u8> {
     [STATE_DIR.as_bytes(), b"/", name].concat()
 }
 
-/// Removes staged files that earlier runs left, except the names that `keep` accepts (see
-/// [`Staging::name`](crate::disk::stage::Staging::name)). Then removes the state directory if it is
-/// empty. Returns the number of removed files. Called at the end of a successful run.
-///
-/// # Errors
-/// The state directory belongs to another user, or an entry in it cannot be removed.
-pub fn clear_leftovers(root: &Root, keep: impl Fn(&[u8]) -> bool) -> Result<usize, DiskError> {
-    let beyond = root.clear_boundaries()?;
-    let Some(state) = StateDir::open(root.descriptor())? else { return Ok(beyond) };
-    let count = clear_in(root.descriptor(), &state, |name| !is_keyed(name) && !keep(name))?;
-    Ok(beyond + count)
-}
-
 /// Removes the staged files of one state directory whose names `is_left` accepts.
 pub(crate) fn clear_in(
     directory: BorrowedFd<'_>,
@@ -234,18 +220,6 @@ impl Staged {
     }
 }
 
-/// Counts the staged files that earlier runs left.
-///
-/// # Errors
-/// The state directory belongs to another user.
-pub fn staged(root: &Root) -> Result<Staged, DiskError> {
-    let mut staged = root.staged_beyond();
-    if let Some(state) = StateDir::open(root.descriptor())? {
-        staged.add(&state, |name| !is_keyed(name))?;
-    }
-    Ok(staged)
-}
-
 fn own(descriptor: OwnedFd) -> Result<StateDir, DiskError> {
     let stat = fstat(&descriptor).during("look at", STATE_DIR.as_bytes())?;
     if stat.st_uid != geteuid().as_raw() {
@@ -268,6 +242,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
     use super::*;
+    use crate::disk::clear_leftovers;
     use crate::disk::testing::{Fixture, path};
 
     #[test]

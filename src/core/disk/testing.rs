@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::disk::root::Root;
 use crate::disk::stage::Metadata;
+use crate::disk::writable::WritableRoot;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
@@ -19,7 +20,7 @@ pub(crate) mod skip;
 type Traits = (u32, u32, u64, i64, i64, i64, u64);
 
 pub(crate) struct Fixture {
-    pub(crate) root: Root,
+    pub(crate) root: WritableRoot,
     folder: TempDir,
     canary: BTreeMap<PathBuf, (Traits, Vec<u8>)>,
 }
@@ -32,7 +33,7 @@ impl Fixture {
         fs::create_dir(folder.path().join("outside/d")).unwrap();
         fs::write(folder.path().join("outside/d/f"), "canary").unwrap();
         fs::write(folder.path().join("outside/f"), "canary").unwrap();
-        let root = Root::create(&folder.path().join("root")).unwrap();
+        let root = WritableRoot::create(&folder.path().join("root")).unwrap();
         let mut fixture = Self { root, folder, canary: BTreeMap::new() };
         fixture.canary = fixture.look_outside();
         fixture
@@ -41,7 +42,8 @@ impl Fixture {
     /// The same without `openat2`.
     pub(crate) fn walking() -> Self {
         let fixture = Self::new();
-        Self { root: fixture.root.walking(), ..fixture }
+        let root = Root::open(fixture.root.path()).unwrap().walking();
+        Self { root: WritableRoot::of(root).unwrap(), ..fixture }
     }
 
     pub(crate) fn at(&self, path: &str) -> PathBuf {

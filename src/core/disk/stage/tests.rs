@@ -46,7 +46,7 @@ fn superusers_new_files_get_the_owner_of_the_directory() {
     if chown(fixture.at("."), Some(65534), Some(65534)).is_err() {
         return;
     }
-    let root = Root::create(&fixture.at("new/root")).unwrap();
+    let root = WritableRoot::create(&fixture.at("new/root")).unwrap();
     root.make_directory(&path("d"), 0o755).unwrap();
     root.make_symlink(&path("l"), b"d", time(1), None).unwrap();
     let (staging, _) = Staging::open(&root, &path("f")).unwrap();
