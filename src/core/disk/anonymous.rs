@@ -124,26 +124,24 @@ impl WritableRoot {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, chown, symlink};
+    use std::os::unix::fs::{MetadataExt, symlink};
     use std::path::Path;
     use std::sync::atomic::Ordering;
 
-    use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
+    use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open, unlink};
 
     use super::*;
-    use crate::disk::testing::skip::{needs, skip};
-    use crate::disk::testing::{Fixture, metadata, path, time};
+    use crate::disk::testing::{Fixture, NOBODY, give_away, metadata, path, time};
 
     /// A fixture on a filesystem that links anonymous files. Skips the test elsewhere: before Linux
     /// 6.10 only the superuser may do that, and some filesystems have no such files.
     fn fixture() -> Option<Fixture> {
-        let fixture = Fixture::new();
-        let file = open(fixture.at("."), OFlags::TMPFILE | OFlags::WRONLY, Mode::RUSR);
-        file.and_then(|file| linkat(file, c"", CWD, fixture.at("probe"), AtFlags::EMPTY_PATH))
-            .map_err(|error| skip(format!("no anonymous files: {error}")))
-            .ok()?;
-        fs::remove_file(fixture.at("probe")).unwrap();
-        Some(fixture)
+        Fixture::able("no anonymous files here", |fixture| {
+            let file = open(fixture.at("."), OFlags::TMPFILE | OFlags::WRONLY, Mode::RUSR);
+            file.and_then(|file| linkat(file, c"", CWD, fixture.at("probe"), AtFlags::EMPTY_PATH))
+                .and_then(|()| unlink(fixture.at("probe")))
+                .is_ok()
+        })
     }
 
     fn put(root: &WritableRoot, name: &str, content: &[u8]) -> Result<bool, DiskError> {
@@ -184,14 +182,13 @@ mod tests {
     #[test]
     fn superusers_new_files_get_the_owner_of_the_directory() {
         let Some(fixture) = fixture() else { return };
-        let chowned = chown(fixture.at("."), Some(65534), Some(65534));
-        if !needs(chowned.is_ok(), "only the superuser may chown") {
+        if !give_away(&fixture.at(".")) {
             return;
         }
         let root = WritableRoot::open(&fixture.at(".")).unwrap();
         assert!(put(&root, "f", b"new").unwrap());
         let made = fixture.at("f").metadata().unwrap();
-        assert_eq!((made.uid(), made.gid()), (65534, 65534));
+        assert_eq!((made.uid(), made.gid()), (NOBODY, NOBODY));
     }
 
     #[test]

@@ -239,11 +239,11 @@ fn refused() -> DiskError {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
     use crate::disk::clear_leftovers;
-    use crate::disk::testing::{Fixture, path};
+    use crate::disk::testing::{Fixture, give_away, path};
 
     #[test]
     fn the_state_directory_is_private_and_removed_when_empty() {
@@ -294,7 +294,7 @@ mod tests {
     fn a_state_directory_of_another_user_is_refused() {
         let fixture = Fixture::new();
         fs::create_dir(fixture.at(".ksync")).unwrap();
-        if chown(fixture.at(".ksync"), Some(65534), None).is_ok() {
+        if give_away(&fixture.at(".ksync")) {
             assert!(matches!(
                 StateDir::create(fixture.root.descriptor()).err().unwrap().reason(),
                 DiskErrorKind::NotOurs

@@ -6,10 +6,9 @@ use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, scan};
 use crate::disk::testing::{Fixture, metadata, path};
 use crate::disk::writable::WritableRoot;
 
-/// A fixture on a filesystem that keeps files; `None` where tests run in memory.
+/// A fixture on a filesystem that keeps files.
 fn lasting_place() -> Option<Fixture> {
-    let fixture = Fixture::new();
-    (nature(fixture.root.descriptor()) == Nature::Lasting).then_some(fixture)
+    Fixture::able("all files are in memory", |fixture| nature(fixture.root.descriptor()) == Nature::Lasting)
 }
 
 fn scanned(root: &WritableRoot) -> Scanned {
