@@ -8,40 +8,13 @@
 //! message.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::disk::closing::CloseErrors;
 use crate::disk::error::DiskError;
-use crate::disk::root::Root;
 use crate::disk::stage::{Durability, Metadata};
+use crate::disk::writable::WritableRoot;
 use crate::tree::path::TreePath;
 
-/// The root's filesystem's support for anonymous files, as far as is known.
-#[derive(Debug)]
-pub(crate) struct AnonymousFiles {
-    may_be: AtomicBool,
-    close_errors: CloseErrors,
-}
-
-impl Default for AnonymousFiles {
-    fn default() -> Self {
-        Self { may_be: AtomicBool::new(cfg!(target_os = "linux")), close_errors: CloseErrors::default() }
-    }
-}
-
-impl AnonymousFiles {
-    fn may_be(&self) -> bool {
-        self.may_be.load(Ordering::Relaxed)
-    }
-
-    /// Records that the filesystem or the system does not support it.
-    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
-    fn never_again(&self) {
-        self.may_be.store(false, Ordering::Relaxed);
-    }
-}
-
-impl Root {
+impl WritableRoot {
     /// Puts a whole file at `path` if nothing is there. Returns `false`, and has changed nothing,
     /// if that needs a [`Staging`](crate::disk::stage::Staging).
     ///
@@ -68,22 +41,24 @@ impl Root {
         metadata: &Metadata,
         durability: Durability,
     ) -> Result<Option<File>, DiskError> {
+        use std::sync::atomic::Ordering;
+
         use rustix::fs::{Mode, OFlags, fsync, openat};
 
         use crate::disk::error::During;
         use crate::disk::stage::{set_metadata, write_all};
 
-        if !self.anonymous().may_be() || self.is_beyond_boundary(path) {
+        if !self.has_anonymous.load(Ordering::Relaxed) || self.is_beyond_boundary(path) {
             return Ok(None);
         }
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let Ok(descriptor) = openat(self.descriptor(), c".", flags, Mode::RUSR | Mode::WUSR) else {
-            self.anonymous().never_again();
+            self.has_anonymous.store(false, Ordering::Relaxed);
             return Ok(None);
         };
         let file = File::from(descriptor);
         write_all(&file, content).during("write", path.as_bytes())?;
-        self.anonymous().close_errors.of(&file).during("write", path.as_bytes())?;
+        self.close_errors.of(&file).during("write", path.as_bytes())?;
         set_metadata(&file, self, path, metadata)?;
         self.mark_open(path, &file)?;
         if durability == Durability::Immediately {
@@ -99,6 +74,8 @@ impl Root {
     /// [`DiskError::is_conflict`] if something is there.
     #[cfg(target_os = "linux")]
     pub fn name_new(&self, path: &TreePath, file: &File) -> Result<bool, DiskError> {
+        use std::sync::atomic::Ordering;
+
         use rustix::fs::{AtFlags, linkat};
         use rustix::io::Errno;
 
@@ -110,7 +87,7 @@ impl Root {
             Err(Errno::EXIST) => Err(DiskError::new("make", path.as_bytes(), DiskErrorKind::Conflict)),
             // Before Linux 6.10 only the superuser may do that.
             Err(_) => {
-                self.anonymous().never_again();
+                self.has_anonymous.store(false, Ordering::Relaxed);
                 Ok(false)
             }
         }
@@ -143,32 +120,31 @@ impl Root {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
-#[allow(clippy::unwrap_used)]
+#[cfg(target_os = "linux")]
+#[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, chown, symlink};
+    use std::os::unix::fs::{MetadataExt, symlink};
     use std::path::Path;
+    use std::sync::atomic::Ordering;
 
-    use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
+    use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open, unlink};
 
     use super::*;
-    use crate::disk::testing::skip::{needs, skip};
-    use crate::disk::testing::{Fixture, metadata, path, time};
+    use crate::disk::testing::{Fixture, NOBODY, give_away, metadata, path, time};
 
     /// A fixture on a filesystem that links anonymous files. Skips the test elsewhere: before Linux
     /// 6.10 only the superuser may do that, and some filesystems have no such files.
     fn fixture() -> Option<Fixture> {
-        let fixture = Fixture::new();
-        let file = open(fixture.at("."), OFlags::TMPFILE | OFlags::WRONLY, Mode::RUSR);
-        file.and_then(|file| linkat(file, c"", CWD, fixture.at("probe"), AtFlags::EMPTY_PATH))
-            .map_err(|error| skip(format!("no anonymous files: {error}")))
-            .ok()?;
-        fs::remove_file(fixture.at("probe")).unwrap();
-        Some(fixture)
+        Fixture::able("no anonymous files here", |fixture| {
+            let file = open(fixture.at("."), OFlags::TMPFILE | OFlags::WRONLY, Mode::RUSR);
+            file.and_then(|file| linkat(file, c"", CWD, fixture.at("probe"), AtFlags::EMPTY_PATH))
+                .and_then(|()| unlink(fixture.at("probe")))
+                .is_ok()
+        })
     }
 
-    fn put(root: &Root, name: &str, content: &[u8]) -> Result<bool, DiskError> {
+    fn put(root: &WritableRoot, name: &str, content: &[u8]) -> Result<bool, DiskError> {
         root.put_new(&path(name), content, &metadata())
     }
 
@@ -206,20 +182,19 @@ mod tests {
     #[test]
     fn superusers_new_files_get_the_owner_of_the_directory() {
         let Some(fixture) = fixture() else { return };
-        let chowned = chown(fixture.at("."), Some(65534), Some(65534));
-        if !needs(chowned.is_ok(), "only the superuser may chown") {
+        if !give_away(&fixture.at(".")) {
             return;
         }
-        let root = Root::open(&fixture.at(".")).unwrap();
+        let root = WritableRoot::open(&fixture.at(".")).unwrap();
         assert!(put(&root, "f", b"new").unwrap());
         let made = fixture.at("f").metadata().unwrap();
-        assert_eq!((made.uid(), made.gid()), (65534, 65534));
+        assert_eq!((made.uid(), made.gid()), (NOBODY, NOBODY));
     }
 
     #[test]
     fn put_new_returns_false_without_anonymous_files() {
-        let root = Root::open(Path::new("/proc")).unwrap();
+        let root = WritableRoot::open(Path::new("/proc")).unwrap();
         assert!(!put(&root, "ksync-test", b"").unwrap());
-        assert!(!root.anonymous().may_be());
+        assert!(!root.has_anonymous.load(Ordering::Relaxed));
     }
 }

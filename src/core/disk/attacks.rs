@@ -9,15 +9,15 @@ use std::thread;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use crate::disk::directory::Inode;
 use crate::disk::error::DiskError;
-use crate::disk::root::Root;
 use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, scan};
 use crate::disk::stage::{Durability, Metadata, Staging};
+use crate::disk::stat::Inode;
 use crate::disk::testing::{Fixture, metadata, path, time};
+use crate::disk::writable::WritableRoot;
 use crate::tree::path::TreePath;
 
-fn write(root: &Root, at: &TreePath) -> Result<(), DiskError> {
+fn write(root: &WritableRoot, at: &TreePath) -> Result<(), DiskError> {
     let (mut staging, _) = Staging::open(root, at)?;
     staging.keep(0)?;
     staging.append(b"attack")?;
@@ -26,7 +26,7 @@ fn write(root: &Root, at: &TreePath) -> Result<(), DiskError> {
 }
 
 /// Every operation on one path, with its result.
-fn everything(root: &Root, at: &TreePath) -> Vec<(&'static str, Result<(), DiskError>)> {
+fn everything(root: &WritableRoot, at: &TreePath) -> Vec<(&'static str, Result<(), DiskError>)> {
     let seen = root.stat(at).ok().flatten().map(|stat| stat.identity);
     let nothing = Inode { dev: 0, ino: 0 };
     vec![
@@ -46,7 +46,7 @@ fn everything(root: &Root, at: &TreePath) -> Vec<(&'static str, Result<(), DiskE
     ]
 }
 
-fn whole(root: &Root) -> Scanned {
+fn whole(root: &WritableRoot) -> Scanned {
     let options = ScanOptions { hash: true, ..ScanOptions::default() };
     scan(root, &Subject::Whole, &options, None, &mut Away).unwrap()
 }
@@ -78,7 +78,7 @@ fn a_link_on_the_way_stops_every_operation() {
     }
 }
 
-fn root_stat_fails(root: &Root, at: &TreePath) -> bool {
+fn root_stat_fails(root: &WritableRoot, at: &TreePath) -> bool {
     root.stat(at).is_err_and(|error| error.is_in_the_way())
 }
 

@@ -16,7 +16,7 @@ use crate::disk::error::{DiskError, During};
 use crate::disk::lock::keeping_time;
 use crate::disk::resolve::PASSAGE;
 use crate::disk::root::Root;
-use crate::disk::state::{Staged, StateDir, clear_in, staged_name};
+use crate::disk::state::{Staged, StateDir, clear_in};
 use crate::tree::path::TreePath;
 
 /// The boundaries below a root, once they are known.
@@ -25,8 +25,8 @@ pub(crate) struct Boundaries(OnceLock<Vec<Boundary>>);
 
 /// The top of a filesystem below a root.
 #[derive(Debug)]
-struct Boundary {
-    path: TreePath,
+pub(crate) struct Boundary {
+    pub(crate) path: TreePath,
     state: Mutex<Option<Arc<StateDir>>>,
     /// Directories with a state directory of their own, because the top can have none. Lists those
     /// of this run.
@@ -34,120 +34,31 @@ struct Boundary {
 }
 
 impl Boundaries {
+    /// Sets the boundaries that a scan found, in path order.
+    pub(crate) fn set(&self, paths: Vec<TreePath>) {
+        let new = |path| Boundary { path, state: Mutex::default(), beside: Mutex::default() };
+        let _ = self.0.set(paths.into_iter().map(new).collect());
+    }
+
     /// The innermost boundary above `path`.
-    fn above(&self, path: &TreePath) -> Option<&Boundary> {
+    pub(crate) fn above(&self, path: &TreePath) -> Option<&Boundary> {
         self.0.get()?.iter().rev().find(|boundary| path.is_below(&boundary.path))
     }
 
-    fn all(&self) -> &[Boundary] {
+    pub(crate) fn all(&self) -> &[Boundary] {
         self.0.get().map_or(&[], Vec::as_slice)
     }
-}
 
-impl Root {
-    /// Sets the boundaries that a scan found, in path order.
-    pub fn set_boundaries(&self, paths: Vec<TreePath>) {
-        let new = |path| Boundary { path, state: Mutex::default(), beside: Mutex::default() };
-        let _ = self.boundaries().0.set(paths.into_iter().map(new).collect());
-    }
-
-    /// One directory, with its device number, for each filesystem of the tree; `None` is the root.
-    pub(crate) fn filesystems(&self) -> Vec<(Option<TreePath>, u64)> {
-        let beyond = self.boundaries().all().iter().filter_map(|boundary| {
-            let stat = self.stat(&boundary.path).ok()??;
-            Some((Some(boundary.path.clone()), stat.identity.dev))
-        });
-        std::iter::once((None, self.dev())).chain(beyond).collect()
-    }
-
-    /// True if `path` is on another filesystem than the root.
-    pub(crate) fn is_beyond_boundary(&self, path: &TreePath) -> bool {
-        self.boundaries().above(path).is_some()
-    }
-
-    /// The name under which `path` is staged.
-    pub(crate) fn staged_name(&self, path: &TreePath, ending: &str) -> String {
-        let name = staged_name(path, ending);
-        if self.is_beyond_boundary(path) { self.key() + &name } else { name }
-    }
-
-    /// Prefix of all names that this root stages beyond boundaries.
-    fn key(&self) -> String {
-        let inode = self.inode();
-        let hash = Hash::of(&[inode.dev.to_le_bytes(), inode.ino.to_le_bytes()].concat());
-        let (key, _) = hash.as_bytes().split_at(8);
-        to_hex(key) + "-"
-    }
-
-    /// Calls `with` on the state directory of the filesystem that holds `path`, and creates it
-    /// first if it is missing.
-    ///
-    /// # Errors
-    /// The state directory belongs to another user or cannot be created, or `with` fails.
-    pub(crate) fn with_state_for<T>(
-        &self,
-        path: &TreePath,
-        with: impl Fn(&Arc<StateDir>) -> Result<T, DiskError>,
-    ) -> Result<T, DiskError> {
-        match self.boundaries().above(path) {
-            None => self.with_state(with),
-            Some(boundary) => self.with_state_beyond(boundary, path, with),
-        }
-    }
-
-    fn with_state_beyond<T>(
-        &self,
-        boundary: &Boundary,
-        path: &TreePath,
-        with: impl Fn(&Arc<StateDir>) -> Result<T, DiskError>,
-    ) -> Result<T, DiskError> {
-        let kept = boundary.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(state) = kept {
-            match with(&state) {
-                // Another run ended and removed the directory.
-                Err(error) if error.is_not_found() => {}
-                result => return result,
-            }
-        }
-        let made = self.passage(&boundary.path).and_then(StateDir::create_in);
-        let Ok(state) = made.map(Arc::new) else {
-            let parent = path.parent().unwrap_or_else(|| boundary.path.clone());
-            let state = Arc::new(StateDir::create_in(self.passage(&parent)?)?);
-            boundary.beside.lock().unwrap_or_else(PoisonError::into_inner).insert(parent);
-            return with(&state);
-        };
-        *boundary.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&state));
-        with(&state)
-    }
-
-    /// The state directory of the filesystem that holds `path`, if there is one.
-    pub(crate) fn find_state_for(&self, path: &TreePath) -> Result<Option<StateDir>, DiskError> {
-        let Some(boundary) = self.boundaries().above(path) else { return StateDir::open(self) };
-        if let Ok(Some(state)) = self.passage(&boundary.path).and_then(StateDir::open_in) {
-            return Ok(Some(state));
-        }
-        let Some(parent) = path.parent() else { return Ok(None) };
-        match self.passage(&parent).and_then(StateDir::open_in) {
-            Err(error) if error.is_not_found() => Ok(None),
-            result => result,
-        }
-    }
-
-    /// Opens a directory as the base of further names.
-    fn passage(&self, path: &TreePath) -> Result<OwnedFd, DiskError> {
-        self.descend(path, PASSAGE).during("open", path.as_bytes())
-    }
-
-    /// Removes the files that this root staged beyond boundaries.
-    pub(crate) fn clear_boundaries(&self) -> Result<usize, DiskError> {
-        let (key, mut count) = (self.key(), 0);
+    /// Removes the files that `root` staged beyond boundaries.
+    pub(crate) fn clear(&self, root: &Root) -> Result<usize, DiskError> {
+        let (key, mut count) = (key(root), 0);
         let is_own = |name: &[u8]| name.starts_with(key.as_bytes());
-        for boundary in self.boundaries().all() {
+        for boundary in self.all() {
             let beside = std::mem::take(&mut *boundary.beside.lock().unwrap_or_else(PoisonError::into_inner));
             for directory in std::iter::once(boundary.path.clone()).chain(beside) {
                 // Nothing was staged in a directory that cannot be opened.
-                let Ok(directory) = self.open_directory(Some(&directory)) else { continue };
-                if let Ok(Some(state)) = StateDir::open_in(&directory) {
+                let Ok(directory) = root.open_directory(Some(&directory)) else { continue };
+                if let Ok(Some(state)) = StateDir::open(&directory) {
                     count += keeping_time(directory.as_fd(), || clear_in(directory.as_fd(), &state, is_own))?;
                 }
             }
@@ -155,17 +66,70 @@ impl Root {
         Ok(count)
     }
 
-    /// Counts the files that an earlier run of this root left staged beyond boundaries.
-    pub(crate) fn staged_beyond(&self) -> Staged {
-        let (key, mut staged) = (self.key(), Staged::default());
-        for boundary in self.boundaries().all() {
+    /// Counts the files that an earlier run of `root` left staged beyond boundaries.
+    pub(crate) fn staged(&self, root: &Root) -> Staged {
+        let (key, mut staged) = (key(root), Staged::default());
+        for boundary in self.all() {
             // Nothing was staged in a directory that cannot be opened.
-            if let Ok(Some(state)) = self.passage(&boundary.path).and_then(StateDir::open_in) {
+            if let Ok(Some(state)) = passage(root, &boundary.path).and_then(StateDir::open) {
                 let _ = staged.add(&state, |name| name.starts_with(key.as_bytes()));
             }
         }
         staged
     }
+}
+
+impl Boundary {
+    /// Calls `with` on the state directory for `path`, and creates it first if it is missing.
+    pub(crate) fn with_state<T>(
+        &self,
+        root: &Root,
+        path: &TreePath,
+        with: impl Fn(&Arc<StateDir>) -> Result<T, DiskError>,
+    ) -> Result<T, DiskError> {
+        let kept = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(state) = kept {
+            match with(&state) {
+                // Another run ended and removed the directory.
+                Err(error) if error.is_not_found() => {}
+                result => return result,
+            }
+        }
+        let made = passage(root, &self.path).and_then(StateDir::create);
+        let Ok(state) = made.map(Arc::new) else {
+            let parent = path.parent().unwrap_or_else(|| self.path.clone());
+            let state = Arc::new(StateDir::create(passage(root, &parent)?)?);
+            self.beside.lock().unwrap_or_else(PoisonError::into_inner).insert(parent);
+            return with(&state);
+        };
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&state));
+        with(&state)
+    }
+
+    /// The state directory for `path`, if there is one.
+    pub(crate) fn find_state(&self, root: &Root, path: &TreePath) -> Result<Option<StateDir>, DiskError> {
+        if let Ok(Some(state)) = passage(root, &self.path).and_then(StateDir::open) {
+            return Ok(Some(state));
+        }
+        let Some(parent) = path.parent() else { return Ok(None) };
+        match passage(root, &parent).and_then(StateDir::open) {
+            Err(error) if error.is_not_found() => Ok(None),
+            result => result,
+        }
+    }
+}
+
+/// Prefix of all names that `root` stages beyond boundaries.
+pub(crate) fn key(root: &Root) -> String {
+    let inode = root.inode();
+    let hash = Hash::of(&[inode.dev.to_le_bytes(), inode.ino.to_le_bytes()].concat());
+    let (key, _) = hash.as_bytes().split_at(8);
+    to_hex(key) + "-"
+}
+
+/// Opens a directory as the base of further names.
+fn passage(root: &Root, path: &TreePath) -> Result<OwnedFd, DiskError> {
+    root.descend(path, PASSAGE).during("open", path.as_bytes())
 }
 
 /// True if an open directory is the top of a mount: of a whole filesystem, or of a bind mount.
@@ -192,9 +156,9 @@ pub(crate) fn is_keyed(name: &[u8]) -> bool {
 mod tests {
     use std::fs;
 
-    use super::*;
     use crate::disk::stage::{Durability, Staging};
     use crate::disk::testing::{Fixture, metadata, path, time};
+    use crate::disk::writable::WritableRoot;
     use crate::disk::{clear_leftovers, staged};
 
     fn divided() -> Fixture {
@@ -226,7 +190,7 @@ mod tests {
     fn files_that_another_root_staged_stay() {
         let fixture = divided();
         drop(Staging::open(&fixture.root, &path("m/f")).unwrap());
-        let other = Root::open(&fixture.at("m")).unwrap();
+        let other = WritableRoot::open(&fixture.at("m")).unwrap();
         drop(Staging::open(&other, &path("f")).unwrap());
         clear_leftovers(&fixture.root, |_| false).unwrap();
         assert_eq!(fs::read_dir(fixture.at("m/.ksync")).unwrap().count(), 1);

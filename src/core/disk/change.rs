@@ -6,16 +6,17 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, fchmod, fstat, futimens, unlinkat};
 
+use crate::disk::durability::Origin;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
-use crate::disk::root::{Root, check_unchanged, stat_of};
+use crate::disk::root::{check_unchanged, stat_of};
 use crate::disk::stat::{Identity, Stat, mode_bits, times};
 use crate::disk::state::GONE;
 use crate::disk::swap::{Ready, remove_aside, rename_into};
-use crate::disk::unconfirmed::Origin;
+use crate::disk::writable::WritableRoot;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
-impl Root {
+impl WritableRoot {
     /// Sets the root's own mode, if one is given, and its modification time, if they differ.
     ///
     /// # Errors
@@ -91,8 +92,8 @@ impl Root {
     /// `seen` is the identity on which the decision was made.
     ///
     /// # Errors
-    /// As [`Root::set_file`]; also [`DiskError::is_conflict`] if something is at the new path by
-    /// now.
+    /// As [`WritableRoot::set_file`]; also [`DiskError::is_conflict`] if something is at the new
+    /// path by now.
     pub fn move_file(
         &self,
         from: &TreePath,

@@ -5,19 +5,27 @@
 //! root-owned file between two of our calls. So there the superuser creates a directory in the
 //! state directory, gives it away there, and renames it into place.
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
 use rustix::fs::{Mode, fchmod, fchown, fstat, futimens, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use crate::disk::error::{DiskError, DiskErrorKind, During};
-use crate::disk::root::{DIRECTORY, Location, Root, stat_in, stat_of};
-use crate::disk::stat::{Identity, Stat, mode_bits, times};
+use crate::disk::resolve::DIRECTORY;
+use crate::disk::root::{Location, Root, stat_in, stat_of};
+use crate::disk::stat::{Inode, mode_bits, times};
 use crate::disk::state::DIRECTORY_MADE;
+use crate::disk::writable::{WritableRoot, clear_leftovers};
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
 /// Mode bits that a directory must keep while it is being filled.
 const FILLING_BITS: u16 = 0o700;
+
+/// The mode of a root that the superuser creates for another user.
+const NEW_ROOT_MODE: u16 = 0o755;
 
 const VERB: &str = "make the directory";
 
@@ -30,31 +38,47 @@ pub struct OpenedDirectory {
     pub inode: Inode,
 }
 
-/// Identity of a file or directory, valid as long as it exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Inode {
-    /// The device number of the filesystem.
-    pub dev: u64,
-    /// The inode number in that filesystem.
-    pub ino: u64,
-}
-
-impl From<&Identity> for Inode {
-    fn from(identity: &Identity) -> Self {
-        Self { dev: identity.dev, ino: identity.ino }
+impl WritableRoot {
+    /// As [`WritableRoot::open`], but creates the directory and its missing parents. Directories
+    /// that the superuser creates get the owner of the nearest directory that existed already.
+    ///
+    /// # Errors
+    /// The directory cannot be created or opened.
+    pub fn create(path: &Path) -> Result<Self, DiskError> {
+        let bytes = path.as_os_str().as_bytes();
+        let named = || path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty());
+        let missing = named().take_while(|ancestor| !ancestor.exists()).count();
+        if missing > 0 {
+            let above = Self::open(named().nth(missing).unwrap_or(Path::new(".")))?;
+            if above.owner().is_some() {
+                let below = path.strip_prefix(above.path()).unwrap_or(path);
+                let below = TreePath::new(below.as_os_str().as_bytes());
+                let below =
+                    below.map_err(|error| DiskError::new("make", bytes, DiskErrorKind::Path(error)))?;
+                return above.create_below(&below, path);
+            }
+        }
+        std::fs::create_dir_all(path).during("make", bytes)?;
+        Self::open(path)
     }
-}
 
-impl From<&Stat> for Inode {
-    fn from(stat: &Stat) -> Self {
-        Self::from(&stat.identity)
+    /// Creates `below` and its missing parents, and opens it as the root that the caller named
+    /// `path`. The owner of this directory may replace anything in it at any time, so no name is
+    /// trusted twice.
+    fn create_below(&self, below: &TreePath, path: &Path) -> Result<Self, DiskError> {
+        let mut missing: Vec<TreePath> =
+            std::iter::successors(Some(below.clone()), TreePath::parent).collect();
+        missing.reverse();
+        let made = missing.iter().try_for_each(|path| self.make_directory(path, NEW_ROOT_MODE).map(drop));
+        // Another run may work in the directory above: its staged files stay.
+        let _ = clear_leftovers(self, |_| true);
+        made?;
+        Self::of(Root::of(self.open_directory(Some(below))?, path)?)
     }
-}
 
-impl Root {
     /// Creates a directory that this process can fill, whatever its final `mode`.
-    /// [`Root::set_directory`] sets the final mode. An existing directory is no error, and becomes
-    /// writable for this user.
+    /// [`WritableRoot::set_directory`] sets the final mode. An existing directory is no error, and
+    /// becomes writable for this user.
     ///
     /// # Errors
     /// Another entry is at `path`, or its parent is missing.
@@ -169,7 +193,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::disk::root::Policy;
+    use crate::disk::set_id::Policy;
     use crate::disk::testing::{Fixture, path, time};
 
     #[test]

@@ -1,7 +1,7 @@
 //! The superuser writes into a directory of a hostile user, who swaps names meanwhile.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,10 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::{Gid, Uid};
 
-use crate::disk::root::Root;
-use crate::disk::testing::{Fixture, path, time};
-
-const NOBODY: u32 = 65534;
+use crate::disk::testing::{Fixture, NOBODY, give_away, path, time};
+use crate::disk::writable::WritableRoot;
 
 /// Stops the other thread when the test ends, also when it fails.
 struct Stop<'a>(&'a AtomicBool);
@@ -24,17 +22,16 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// A root that belongs to the user nobody, with parents that nobody may pass. `None`, with a
-/// message, if this user may not give directories away.
+/// A root that belongs to the user nobody, with parents that nobody may pass. Skips the test if
+/// this user may not give directories away.
 fn given_away() -> Option<Fixture> {
     let mut fixture = Fixture::new();
-    if chown(fixture.at(""), Some(NOBODY), Some(NOBODY)).is_err() {
-        eprintln!("not tried: only the superuser can give a directory away");
+    if !give_away(&fixture.at("")) {
         return None;
     }
     let open = fs::Permissions::from_mode(0o755);
     fs::set_permissions(fixture.outside().parent().unwrap(), open).unwrap();
-    fixture.root = Root::open(&fixture.at("")).unwrap();
+    fixture.root = WritableRoot::open(&fixture.at("")).unwrap();
     Some(fixture)
 }
 
@@ -169,7 +166,7 @@ fn creating_a_root_below_a_foreign_directory_gives_nothing_else_away() {
     let mut done = 0;
     against_nobody(attack, || {
         for _ in 0..1000 {
-            done += u32::from(Root::create(&fixture.at("a/b/c")).is_ok());
+            done += u32::from(WritableRoot::create(&fixture.at("a/b/c")).is_ok());
             for at in ["a/b/c", "a/b", "a", "secret/b/c", "secret/b", "secret"] {
                 let _ = fs::remove_dir(fixture.at(at));
             }
@@ -181,13 +178,13 @@ fn creating_a_root_below_a_foreign_directory_gives_nothing_else_away() {
 #[test]
 fn a_root_below_a_foreign_directory_belongs_to_its_owner() {
     let Some(fixture) = given_away() else { return };
-    let root = Root::create(&fixture.at("a/b/c")).unwrap();
+    let root = WritableRoot::create(&fixture.at("a/b/c")).unwrap();
     for at in ["a", "a/b", "a/b/c"] {
         assert_eq!(owner(&fixture.at(at)), (NOBODY, 0o755), "{at}");
     }
     assert!(root.is_still_there() && !fixture.at(".ksync").exists());
-    Root::create(&fixture.at("a/../x")).unwrap();
+    WritableRoot::create(&fixture.at("a/../x")).unwrap();
     assert_eq!(owner(&fixture.at("x")), (NOBODY, 0o755));
     symlink("b", fixture.at("a/link")).unwrap();
-    assert!(Root::create(&fixture.at("a/link/d")).is_ok() && fixture.at("a/b/d").is_dir());
+    assert!(WritableRoot::create(&fixture.at("a/link/d")).is_ok() && fixture.at("a/b/d").is_dir());
 }

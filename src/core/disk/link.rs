@@ -5,13 +5,13 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, chownat, symlinkat, utimensat};
 
 use crate::disk::error::{DiskError, During};
-use crate::disk::root::Root;
 use crate::disk::stat::{Identity, times};
 use crate::disk::state::LINK;
+use crate::disk::writable::WritableRoot;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
 
-impl Root {
+impl WritableRoot {
     /// Creates a symbolic link aside and renames it into place, if its path still holds the entry
     /// that was `seen` there (`None`: nothing). Owner and time are set in the state directory,
     /// where no other user can change names.

@@ -15,7 +15,8 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use crate::disk::error::{DiskError, DiskErrorKind, During};
-use crate::disk::root::{DIRECTORY, Root};
+use crate::disk::resolve::DIRECTORY;
+use crate::disk::root::Root;
 use crate::disk::stat::{FileKind, Stat};
 use crate::disk::state::{StateDir, in_state};
 use crate::tree::path::STATE_DIR;
@@ -34,38 +35,8 @@ pub(crate) struct Held {
     file: OwnedFd,
 }
 
-impl Root {
-    /// Locks out other runs until this root is dropped or [unlocked](Root::unlock). A destination
-    /// that can have no state directory is not locked: two runs could stage nothing in it.
-    ///
-    /// # Errors
-    /// [`DiskError::is_busy`] if another run holds the lock.
-    pub fn lock(&self) -> Result<(), DiskError> {
-        match take(self) {
-            Ok(held) => {
-                *self.held() = Some(held);
-                Ok(())
-            }
-            Err(error) if error.is_busy() => {
-                Err(DiskError::new("lock", self.path().as_os_str().as_encoded_bytes(), DiskErrorKind::Busy))
-            }
-            Err(_) => Ok(()),
-        }
-    }
-
-    /// True if this run holds the lock.
-    #[must_use]
-    pub fn is_locked(&self) -> bool {
-        self.held().is_some()
-    }
-
-    /// Releases the lock, and removes the state directory if it is empty.
-    pub fn unlock(&self) {
-        *self.held() = None;
-    }
-}
-
-fn take(root: &Root) -> Result<Held, DiskError> {
+/// Takes the lock of `root`.
+pub(crate) fn take(root: &Root) -> Result<Held, DiskError> {
     let path = in_state(NAME.as_bytes());
     let mut last = DiskError::new("lock", &path, DiskErrorKind::Busy);
     for _ in 0..ATTEMPTS {
@@ -82,7 +53,7 @@ fn take(root: &Root) -> Result<Held, DiskError> {
 
 /// Takes the lock; `None` if a run that just ended removed the locked file.
 fn try_to_take(root: &Root, path: &[u8]) -> Result<Option<Held>, DiskError> {
-    let state = keeping_time(root.descriptor(), || StateDir::create(root))?;
+    let state = keeping_time(root.descriptor(), || StateDir::create(root.descriptor()))?;
     // Without NONBLOCK, opening a planted FIFO would wait for a writer.
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(&state, NAME, flags, Mode::RUSR | Mode::WUSR) {
@@ -161,9 +132,21 @@ mod tests {
     use std::thread;
     use std::time::{Duration, SystemTime};
 
-    use super::*;
     use crate::disk::clear_leftovers;
     use crate::disk::testing::Fixture;
+    use crate::disk::writable::WritableRoot;
+
+    #[test]
+    fn a_second_run_gets_a_busy_error_from_the_first_runs_lock() {
+        let fixture = Fixture::new();
+        fixture.root.lock().unwrap();
+        let second = WritableRoot::open(fixture.root.path()).unwrap();
+        let error = second.lock().unwrap_err();
+        assert!(error.is_busy());
+        assert!(error.to_string().ends_with("another run is using it"), "{error}");
+        drop(fixture.root);
+        second.lock().unwrap();
+    }
 
     #[test]
     fn locks_on_the_destination_itself_keep_no_run_out() {
@@ -179,7 +162,7 @@ mod tests {
             })
             .collect();
         fixture.root.lock().unwrap();
-        assert!(Root::open(fixture.root.path()).unwrap().lock().unwrap_err().is_busy());
+        assert!(WritableRoot::open(fixture.root.path()).unwrap().lock().unwrap_err().is_busy());
         assert_eq!(fixture.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
         assert_eq!(fixture.at(".ksync/lock").metadata().unwrap().mode() & 0o7777, 0o600);
         drop(held);
@@ -202,7 +185,7 @@ mod tests {
         fs::write(fixture.at(".ksync/0.part"), "").unwrap();
         fixture.root.lock().unwrap();
         assert_eq!(clear_leftovers(&fixture.root, |_| true).unwrap(), 0);
-        assert!(Root::open(fixture.root.path()).unwrap().lock().unwrap_err().is_busy());
+        assert!(WritableRoot::open(fixture.root.path()).unwrap().lock().unwrap_err().is_busy());
         fixture.root.unlock();
         assert!(fixture.at(".ksync/0.part").exists() && !fixture.at(".ksync/lock").exists());
     }
@@ -231,7 +214,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        let root = Root::open(fixture.root.path()).unwrap();
+                        let root = WritableRoot::open(fixture.root.path()).unwrap();
                         if root.lock().is_ok() {
                             // The lock is really held: `lock` also succeeds where no lock can
                             // exist.

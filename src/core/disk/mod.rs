@@ -2,7 +2,8 @@
 //!
 //! All access to a tree goes through one [`root::Root`], a directory handle that no path climbs out
 //! of. Names are [`TreePath`](crate::tree::path::TreePath)s. No operation follows a symbolic link
-//! in a name, even if another process swaps directories for links meanwhile.
+//! in a name, even if another process swaps directories for links meanwhile. A run that writes has
+//! a [`writable::WritableRoot`]: a root with a lock, state directories and markers.
 //!
 //! New files are written aside, in [`STATE_DIR`](crate::tree::path::STATE_DIR) or as anonymous
 //! temporary files, and are renamed into place when complete. Markers name the files that may not
@@ -17,6 +18,7 @@ mod change;
 mod closing;
 pub mod directory;
 mod directory_stack;
+mod durability;
 pub mod error;
 pub mod holes;
 mod homes;
@@ -41,6 +43,7 @@ mod state;
 mod swap;
 mod tree_id;
 mod unconfirmed;
+pub mod writable;
 mod writeback;
 
 #[cfg(test)]
@@ -51,4 +54,5 @@ mod given_away;
 pub(crate) mod testing;
 
 pub use homes::{expand_home, home};
-pub use state::{Staged, clear_leftovers, staged};
+pub use state::Staged;
+pub use writable::{clear_leftovers, staged};

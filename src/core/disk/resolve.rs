@@ -23,6 +23,10 @@ const ACCESS: OFlags = OFlags::RDONLY;
 pub(crate) const PASSAGE: OFlags =
     ACCESS.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+/// Flags for reading a directory or setting its metadata.
+pub(crate) const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
 /// The method that keeps a path inside its root on this system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resolver {

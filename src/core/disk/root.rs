@@ -4,64 +4,27 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid, getegid, geteuid};
 
-use crate::disk::anonymous::AnonymousFiles;
-use crate::disk::boundaries::Boundaries;
-use crate::disk::directory::Inode;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
-use crate::disk::lock::Held;
-use crate::disk::resolve::{PASSAGE, Resolver};
-use crate::disk::set_id::Owner;
-use crate::disk::stat::{FileKind, Identity, Stat};
-use crate::disk::state::{StateDir, clear_leftovers};
-use crate::disk::swap::ASIDE_MAX;
-use crate::disk::unconfirmed::Unconfirmed;
+use crate::disk::resolve::{DIRECTORY, PASSAGE, Resolver};
+use crate::disk::stat::{FileKind, Identity, Inode, Stat};
 use crate::tree::path::TreePath;
-
-/// The mode of a root that the superuser creates for another user.
-const NEW_ROOT_MODE: u16 = 0o755;
-
-/// Flags for reading a directory or setting its metadata.
-pub(crate) const DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// The metadata that a tree from elsewhere may set here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Policy {
-    /// Set-user-id and set-group-id bits are set only on files of this user and this group. `None`
-    /// sets them nowhere.
-    pub set_id_owner: Option<Owner>,
-}
 
 /// A directory, and the only way to the entries below it.
 ///
 /// Every operation starts at the directory's own descriptor and follows no link. Between operations
-/// the root keeps no directory open, since a kept directory may have been moved. The state
-/// directory is the only exception. The price is one `openat2` per operation, about 1 µs.
+/// the root keeps no directory open, since a kept directory may have been moved. The price is one
+/// `openat2` per operation, about 1 µs.
 #[derive(Debug)]
 pub struct Root {
     descriptor: OwnedFd,
     path: PathBuf,
     resolver: Resolver,
-    policy: Policy,
-    owner: Option<(u32, u32)>,
     dev: u64,
     ino: u64,
-    /// The one directory that stays open between operations. It belongs to this process alone.
-    /// Wherever it is moved, its staged files can still be renamed into place from there.
-    state: Mutex<Option<Arc<StateDir>>>,
-    anonymous: AnonymousFiles,
-    held: Mutex<Option<Held>>,
-    unconfirmed: Unconfirmed,
-    boundaries: Boundaries,
-    /// Entries that were moved aside before their removal.
-    moved_aside: AtomicU32,
 }
 
 /// Pins a root's device and inode number. While the pin is held, no other directory can get these
@@ -108,95 +71,20 @@ impl Root {
     }
 
     /// Makes a root of the open directory that was found at `path`.
-    fn of(descriptor: OwnedFd, path: &Path) -> Result<Self, DiskError> {
+    pub(crate) fn of(descriptor: OwnedFd, path: &Path) -> Result<Self, DiskError> {
         let bytes = path.as_os_str().as_bytes();
         let stat = fstat(&descriptor).during("look at", bytes)?;
         let stat =
             Stat::of(&stat).ok_or_else(|| DiskError::new("look at", bytes, DiskErrorKind::OutOfRange))?;
         let resolver = Resolver::probe(descriptor.as_fd());
         let Identity { dev, ino, .. } = stat.identity;
-        let is_foreign = stat.uid != geteuid().as_raw() || stat.gid != getegid().as_raw();
-        let owner = (geteuid().is_root() && is_foreign).then_some((stat.uid, stat.gid));
-        let policy = Policy::default();
-        let (path, state, anonymous) = (path.to_owned(), Mutex::default(), AnonymousFiles::default());
-        let (held, unconfirmed) = (Mutex::default(), Unconfirmed::default());
-        let boundaries = Boundaries::default();
-        Ok(Self {
-            descriptor,
-            path,
-            resolver,
-            policy,
-            owner,
-            dev,
-            ino,
-            state,
-            anonymous,
-            held,
-            unconfirmed,
-            boundaries,
-            moved_aside: AtomicU32::new(0),
-        })
-    }
-
-    /// As [`Root::open`], but creates the directory and its missing parents. Directories that the
-    /// superuser creates get the owner of the nearest directory that existed already.
-    ///
-    /// # Errors
-    /// The directory cannot be created or opened.
-    pub fn create(path: &Path) -> Result<Self, DiskError> {
-        let bytes = path.as_os_str().as_bytes();
-        let named = || path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty());
-        let missing = named().take_while(|ancestor| !ancestor.exists()).count();
-        if missing > 0 {
-            let above = Self::open(named().nth(missing).unwrap_or(Path::new(".")))?;
-            if above.owner.is_some() {
-                let below = path.strip_prefix(above.path()).unwrap_or(path);
-                let below = TreePath::new(below.as_os_str().as_bytes());
-                let below =
-                    below.map_err(|error| DiskError::new("make", bytes, DiskErrorKind::Path(error)))?;
-                return above.create_below(&below, path);
-            }
-        }
-        std::fs::create_dir_all(path).during("make", bytes)?;
-        Self::open(path)
-    }
-
-    /// Creates `below` and its missing parents, and opens it as the root that the caller named
-    /// `path`. The owner of this directory may replace anything in it at any time, so no name is
-    /// trusted twice.
-    fn create_below(&self, below: &TreePath, path: &Path) -> Result<Self, DiskError> {
-        let mut missing: Vec<TreePath> =
-            std::iter::successors(Some(below.clone()), TreePath::parent).collect();
-        missing.reverse();
-        let made = missing.iter().try_for_each(|path| self.make_directory(path, NEW_ROOT_MODE).map(drop));
-        // Another run may work in the directory above: its staged files stay.
-        let _ = clear_leftovers(self, |_| true);
-        made?;
-        Self::of(self.open_directory(Some(below))?, path)
-    }
-
-    /// The owner of new entries, if it is not this user. The superuser's new entries get the owner
-    /// of the root, so that a browser's user can use the files in its home.
-    pub(crate) fn owner(&self) -> Option<(Uid, Gid)> {
-        self.owner.map(|(user, group)| (Uid::from_raw(user), Gid::from_raw(group)))
-    }
-
-    /// The same root with another policy.
-    #[must_use]
-    pub fn with_policy(self, policy: Policy) -> Self {
-        Self { policy, ..self }
+        Ok(Self { descriptor, path: path.to_owned(), resolver, dev, ino })
     }
 
     /// The same root, resolving paths without `openat2`.
     #[cfg(test)]
     pub(crate) fn walking(self) -> Self {
         Self { resolver: Resolver::Walk, ..self }
-    }
-
-    /// The policy for metadata in this root.
-    #[must_use]
-    pub fn policy(&self) -> Policy {
-        self.policy
     }
 
     /// The path as the caller gave it.
@@ -228,11 +116,6 @@ impl Root {
     pub fn is_still_there(&self) -> bool {
         let there = statat(CWD, &self.path, AtFlags::empty()).ok().and_then(|stat| Stat::of(&stat));
         there.is_some_and(|stat| (stat.identity.dev, stat.identity.ino) == (self.dev, self.ino))
-    }
-
-    /// The lock on this root, if this process holds it.
-    pub(crate) fn held(&self) -> MutexGuard<'_, Option<Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens a directory for listing; `None` is the root.
@@ -291,46 +174,6 @@ impl Root {
         Ok(Location { directory, root, name })
     }
 
-    /// Calls `with` on the state directory, and creates it first if it is missing.
-    ///
-    /// # Errors
-    /// The state directory belongs to another user or cannot be created, or `with` fails.
-    pub(crate) fn with_state<T>(
-        &self,
-        with: impl Fn(&Arc<StateDir>) -> Result<T, DiskError>,
-    ) -> Result<T, DiskError> {
-        let open = || {
-            let state = Arc::new(StateDir::create(self)?);
-            *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&state));
-            Ok(state)
-        };
-        let kept = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let was_kept = kept.is_some();
-        match with(&kept.map_or_else(open, Ok)?) {
-            // Another run ended and removed the directory.
-            Err(error) if error.is_not_found() && was_kept => with(&open()?),
-            result => result,
-        }
-    }
-
-    /// True if one more entry may be moved aside before its removal. Counts that entry.
-    pub(crate) fn may_move_aside(&self) -> bool {
-        self.moved_aside.load(Ordering::Relaxed) < ASIDE_MAX
-            && self.moved_aside.fetch_add(1, Ordering::Relaxed) < ASIDE_MAX
-    }
-
-    pub(crate) fn boundaries(&self) -> &Boundaries {
-        &self.boundaries
-    }
-
-    pub(crate) fn anonymous(&self) -> &AnonymousFiles {
-        &self.anonymous
-    }
-
-    pub(crate) fn unconfirmed(&self) -> &Unconfirmed {
-        &self.unconfirmed
-    }
-
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
@@ -381,12 +224,13 @@ mod tests {
 
     use super::*;
     use crate::disk::testing::{Fixture, path};
+    use crate::disk::writable::WritableRoot;
 
     #[test]
     fn open_fails_on_a_missing_root_and_create_makes_it() {
         let fixture = Fixture::new();
         assert!(Root::open(&fixture.at("a")).unwrap_err().is_not_found());
-        Root::create(&fixture.at("a/b/c")).unwrap();
+        WritableRoot::create(&fixture.at("a/b/c")).unwrap();
         assert!(fixture.at("a/b/c").is_dir());
         fs::write(fixture.at("f"), "").unwrap();
         assert!(Root::open(&fixture.at("f")).unwrap_err().is_in_the_way());
@@ -397,7 +241,7 @@ mod tests {
         let fixture = Fixture::new();
         fs::create_dir(fixture.at("real")).unwrap();
         symlink("real", fixture.at("link")).unwrap();
-        let root = Root::create(&fixture.at("link/below")).unwrap();
+        let root = WritableRoot::create(&fixture.at("link/below")).unwrap();
         assert!(fixture.at("real/below").is_dir() && root.is_still_there());
     }
 
@@ -405,30 +249,18 @@ mod tests {
     fn a_recreated_root_differs_from_its_pin() {
         let fixture = Fixture::new();
         let pins = [1, 2, 3].map(|_| {
-            let root = Root::create(&fixture.at("root")).unwrap();
+            let root = WritableRoot::create(&fixture.at("root")).unwrap();
             root.lock().unwrap();
             let pin = root.pin().unwrap();
             drop(root);
-            let again = Root::open(&fixture.at("root")).unwrap();
+            let again = WritableRoot::open(&fixture.at("root")).unwrap();
             again.lock().unwrap();
             assert!(pin.is(&again));
             fs::remove_dir_all(fixture.at("root")).unwrap();
             pin
         });
-        let root = Root::create(&fixture.at("root")).unwrap();
+        let root = WritableRoot::create(&fixture.at("root")).unwrap();
         assert!(pins.iter().all(|pin| !pin.is(&root)));
-    }
-
-    #[test]
-    fn a_second_run_gets_a_busy_error_from_the_first_runs_lock() {
-        let fixture = Fixture::new();
-        fixture.root.lock().unwrap();
-        let second = Root::open(fixture.root.path()).unwrap();
-        let error = second.lock().unwrap_err();
-        assert!(error.is_busy());
-        assert!(error.to_string().ends_with("another run is using it"), "{error}");
-        drop(fixture.root);
-        second.lock().unwrap();
     }
 
     #[test]

@@ -138,6 +138,8 @@ pub struct Scanned {
     pub identities: Identities,
     /// Files that a power cut may have damaged, if the options asked for them.
     pub doubts: Doubts,
+    /// The markers that these files are doubted for.
+    pub(crate) markers: Seen,
     /// Entries that could not be read. A tree with problems is not complete, so the receiver must
     /// delete nothing because of it.
     pub problems: Vec<DiskError>,
@@ -179,7 +181,6 @@ pub fn scan(
         },
         bytes: 0,
         covers: None,
-        seen: Seen::default(),
         tree: Builder::default(),
         overflow: None,
         scanned: Scanned::default(),
@@ -201,9 +202,6 @@ pub fn scan(
     }
     scanner.run(&mut stack);
     scanner.report();
-    if options.doubts {
-        root.seen_markers(std::mem::take(&mut scanner.seen));
-    }
     scanner.finish()
 }
 
@@ -217,7 +215,6 @@ struct Scanner<'a> {
     bytes: u64,
     /// The marker state of the current directory: decides which of its files are doubted.
     covers: Option<Arc<Covers>>,
-    seen: Seen,
     tree: Builder,
     /// The reason why the tree takes no more entries.
     overflow: Option<DiskError>,
@@ -370,7 +367,7 @@ impl Scanner<'_> {
         let entry = EntryRef { path: path.into(), kind, mode, mtime: stat.mtime() };
         self.bytes += entry.size();
         if let (Some(covers), Kind::File { .. }) = (&self.covers, &entry.kind)
-            && let Some(doubt) = covers.doubt(&stat.identity, &mut self.seen)
+            && let Some(doubt) = covers.doubt(&stat.identity, &mut self.scanned.markers)
         {
             // `ENTRIES_MAX` fits in 32 bits.
             self.scanned.doubts.push(u32::try_from(self.tree.len()).unwrap_or(u32::MAX), doubt);
@@ -418,8 +415,10 @@ impl Scanner<'_> {
         let (path, inode) = path.map(|(path, is)| (path, (is.dev, is.ino))).unzip();
         self.look.enter(directory.as_fd(), path.as_ref());
         let dev = inode.map_or(self.root.dev(), |(dev, _)| dev);
-        let covers =
-            self.covers.as_ref().map(|above| above.enter(&directory, path.as_ref(), dev, &mut self.seen));
+        let covers = self
+            .covers
+            .as_ref()
+            .map(|above| above.enter(&directory, path.as_ref(), dev, &mut self.scanned.markers));
         let shown = path.as_ref().map_or(&b"."[..], |path| path.as_bytes());
         let (names, may_ignore) = match self.scope {
             Some((scope, aliases)) if self.coverage(path.as_ref()) == Coverage::Above => {
@@ -516,7 +515,12 @@ impl Scanner<'_> {
         let Some(stat) = self.root.stat(path)? else { return Ok(()) };
         let parent = self.root.open_directory(path.parent().as_ref())?;
         if let Some(above) = self.covers.take() {
-            self.covers = Some(above.enter(&parent, path.parent().as_ref(), self.root.dev(), &mut self.seen));
+            self.covers = Some(above.enter(
+                &parent,
+                path.parent().as_ref(),
+                self.root.dev(),
+                &mut self.scanned.markers,
+            ));
         }
         let name = CString::new(path.name()).map_err(std::io::Error::other);
         let name = name.during("name", path.as_bytes())?;

@@ -14,7 +14,6 @@ use std::path::Path;
 use rustix::fs::{fchown, fstat};
 use rustix::process::{Gid, getegid, geteuid};
 
-use crate::disk::root::Policy;
 use crate::tree::entry::MODE_MASK;
 
 /// Runs with the rights of the file's owner.
@@ -25,6 +24,14 @@ const SET_GROUP_ID: u16 = 0o2000;
 
 /// A user and a group, by number.
 pub type Owner = (u32, u32);
+
+/// The metadata that a tree from elsewhere may set here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Set-user-id and set-group-id bits are set only on files of this user and this group. `None`
+    /// sets them nowhere.
+    pub set_id_owner: Option<Owner>,
+}
 
 /// The `mode` of an entry of `user` and `group`, without the bits that a copy of `owner`'s may not
 /// have.
@@ -84,6 +91,7 @@ impl Policy {
 mod tests {
     use super::*;
     use crate::disk::testing::Fixture;
+    use crate::disk::testing::skip::needs_superuser;
 
     #[test]
     fn each_bit_stays_with_its_owner() {
@@ -115,7 +123,8 @@ mod tests {
         assert_eq!(owner_of_copies(&fixture.at("a/b/c")), own);
         std::fs::write(fixture.at("f"), "").unwrap();
         assert_eq!(owner_of_copies(&fixture.at("f")), own);
-        if std::os::unix::fs::chown(fixture.at(""), Some(65534), Some(65533)).is_ok() {
+        if needs_superuser() {
+            std::os::unix::fs::chown(fixture.at(""), Some(65534), Some(65533)).unwrap();
             assert_eq!(owner_of_copies(&fixture.at("a/b/c")), Some((65534, 65533)));
         }
     }

@@ -9,13 +9,13 @@ use std::os::fd::AsFd;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 
-use crate::disk::directory::Inode;
 use crate::disk::directory_stack::names;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
-use crate::disk::root::{DIRECTORY, Root};
-use crate::disk::stat::Stat;
+use crate::disk::resolve::DIRECTORY;
+use crate::disk::stat::{Inode, Stat};
 use crate::disk::state::{PART, StateDir, in_state};
 use crate::disk::swap::rename_to_nothing;
+use crate::disk::writable::WritableRoot;
 use crate::tree::path::{COMPONENT_BYTES_MAX, STATE_DIR, TreePath};
 
 const VERB: &str = "rename";
@@ -23,7 +23,7 @@ const VERB: &str = "rename";
 /// Three names that a filesystem may fold: another case, and another Unicode form.
 const FOLDABLE: [&str; 3] = ["case-and-form-\u{c9}", "case-and-form-\u{e9}", "case-and-form-e\u{301}"];
 
-impl Root {
+impl WritableRoot {
     /// True if the filesystem folds any names at all.
     ///
     /// # Errors

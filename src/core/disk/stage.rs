@@ -16,9 +16,10 @@ use crate::content::blocks::{HOLE_BYTES_MIN, Run};
 use crate::content::hash::{Piece, is_zero};
 use crate::disk::error::{DiskError, During};
 use crate::disk::holes::{SparseFile, punch};
-use crate::disk::root::{Root, stat_of};
+use crate::disk::root::stat_of;
 use crate::disk::stat::{Identity, mode_bits, times};
 use crate::disk::state::{PART, StateDir, in_state, staged_name};
+use crate::disk::writable::WritableRoot;
 use crate::disk::writeback::WriteBack;
 use crate::tree::entry::Time;
 use crate::tree::path::TreePath;
@@ -42,8 +43,8 @@ pub enum Durability {
     /// When the kernel writes it back by itself.
     #[default]
     Eventually,
-    /// The data reaches the disk before the file gets its name. [`Root::settle`] flushes all names
-    /// together.
+    /// The data reaches the disk before the file gets its name. [`WritableRoot::settle`] flushes
+    /// all names together.
     Immediately,
 }
 
@@ -71,7 +72,7 @@ impl Staging {
     ///
     /// # Errors
     /// The state directory belongs to another user, or the disk is full or read-only.
-    pub fn open(root: &Root, path: &TreePath) -> Result<(Self, u64), DiskError> {
+    pub fn open(root: &WritableRoot, path: &TreePath) -> Result<(Self, u64), DiskError> {
         let name = root.staged_name(path, PART);
         let (state, (descriptor, len)) =
             root.with_state_for(path, |state| Ok((Arc::clone(state), state.open_part(&name)?)))?;
@@ -83,7 +84,7 @@ impl Staging {
     ///
     /// # Errors
     /// The state directory belongs to another user.
-    pub fn find(root: &Root, path: &TreePath) -> Result<Option<Self>, DiskError> {
+    pub fn find(root: &WritableRoot, path: &TreePath) -> Result<Option<Self>, DiskError> {
         let Some(state) = root.find_state_for(path)? else { return Ok(None) };
         let name = root.staged_name(path, PART);
         match statat(&state, &*name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -279,7 +280,7 @@ impl Staging {
     /// all bytes. Nothing has changed then.
     pub fn finish(
         self,
-        root: &Root,
+        root: &WritableRoot,
         metadata: &Metadata,
         seen: Option<&Identity>,
         durability: Durability,
@@ -293,7 +294,7 @@ impl Staging {
     /// The disk or the filesystem did not take all bytes. The write is not tried again.
     pub fn complete(
         self,
-        root: &Root,
+        root: &WritableRoot,
         metadata: &Metadata,
         durability: Durability,
     ) -> Result<Complete, DiskError> {
@@ -387,7 +388,7 @@ impl Complete {
     ///
     /// # Errors
     /// As there.
-    pub fn install(self, root: &Root, seen: Option<&Identity>) -> Result<(), DiskError> {
+    pub fn install(self, root: &WritableRoot, seen: Option<&Identity>) -> Result<(), DiskError> {
         let Staging { state, name, path, .. } = &self.staging;
         state.install(name, Some(self.identity), root, path, seen)
     }
@@ -416,7 +417,7 @@ fn full_sync(file: &File) -> rustix::io::Result<()> {
 /// Sets the final metadata of a file that is not in place yet.
 pub(crate) fn set_metadata(
     file: &File,
-    root: &Root,
+    root: &WritableRoot,
     path: &TreePath,
     metadata: &Metadata,
 ) -> Result<(), DiskError> {

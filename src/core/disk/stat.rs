@@ -1,4 +1,5 @@
-//! `Stat` and `Identity`: an entry's metadata, and the fields that tell if it is still the same.
+//! `Stat`, `Identity` and `Inode`: an entry's metadata, and the fields that tell if it is still the
+//! same.
 
 use rustix::fs::{FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 
@@ -80,6 +81,27 @@ pub struct Identity {
     pub mtime: Time,
     /// Time of the last change of any kind, which no program can set.
     pub ctime: Time,
+}
+
+/// Identity of a file or directory, valid as long as it exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Inode {
+    /// The device number of the filesystem.
+    pub dev: u64,
+    /// The inode number in that filesystem.
+    pub ino: u64,
+}
+
+impl From<&Identity> for Inode {
+    fn from(identity: &Identity) -> Self {
+        Self { dev: identity.dev, ino: identity.ino }
+    }
+}
+
+impl From<&Stat> for Inode {
+    fn from(stat: &Stat) -> Self {
+        Self::from(&stat.identity)
+    }
 }
 
 /// The filesystem's metadata of an entry.

@@ -10,10 +10,10 @@ use rustix::process::geteuid;
 
 use crate::content::hash::Hash;
 use crate::content::hex::to_hex;
-use crate::disk::boundaries::is_keyed;
 use crate::disk::closing::CloseErrors;
 use crate::disk::error::{DiskError, DiskErrorKind, During};
-use crate::disk::root::{DIRECTORY, Root};
+use crate::disk::resolve::DIRECTORY;
+use crate::disk::root::Root;
 use crate::disk::stat::{FileKind, Identity, Stat};
 use crate::disk::swap::{Ready, rename_into};
 use crate::tree::path::{STATE_DIR, TreePath};
@@ -52,13 +52,8 @@ impl StateDir {
         &self.close_errors
     }
 
-    /// The state directory of a root, if there is one.
-    pub(crate) fn open(root: &Root) -> Result<Option<Self>, DiskError> {
-        Self::open_in(root.descriptor())
-    }
-
     /// The state directory of a directory, if there is one.
-    pub(crate) fn open_in(directory: impl AsFd) -> Result<Option<Self>, DiskError> {
+    pub(crate) fn open(directory: impl AsFd) -> Result<Option<Self>, DiskError> {
         match openat(directory, STATE_DIR, DIRECTORY, Mode::empty()) {
             Ok(descriptor) => own(descriptor).map(Some),
             Err(Errno::NOENT) => Ok(None),
@@ -67,17 +62,12 @@ impl StateDir {
         }
     }
 
-    /// The state directory of a root, created if it is missing.
-    pub(crate) fn create(root: &Root) -> Result<Self, DiskError> {
-        Self::create_in(root.descriptor())
-    }
-
     /// The state directory of a directory, created if it is missing.
-    pub(crate) fn create_in(directory: impl AsFd) -> Result<Self, DiskError> {
+    pub(crate) fn create(directory: impl AsFd) -> Result<Self, DiskError> {
         // Runs that end remove it while others begin.
         const ATTEMPTS: usize = 16;
         for _ in 0..ATTEMPTS {
-            if let Some(there) = Self::open_in(&directory)? {
+            if let Some(there) = Self::open(&directory)? {
                 return Ok(there);
             }
             match mkdirat(&directory, STATE_DIR, Mode::from_raw_mode(PRIVATE as _)) {
@@ -85,7 +75,7 @@ impl StateDir {
                 Err(error) => return Err(error).during("make the directory", STATE_DIR.as_bytes()),
             }
         }
-        Self::open_in(directory)?.ok_or_else(refused)
+        Self::open(directory)?.ok_or_else(refused)
     }
 
     /// Removes `name`, whatever its kind; a missing entry is no error.
@@ -181,19 +171,6 @@ pub(crate) fn in_state(name: &[u8]) -> Vec<u8> {
     [STATE_DIR.as_bytes(), b"/", name].concat()
 }
 
-/// Removes staged files that earlier runs left, except the names that `keep` accepts (see
-/// [`Staging::name`](crate::disk::stage::Staging::name)). Then removes the state directory if it is
-/// empty. Returns the number of removed files. Called at the end of a successful run.
-///
-/// # Errors
-/// The state directory belongs to another user, or an entry in it cannot be removed.
-pub fn clear_leftovers(root: &Root, keep: impl Fn(&[u8]) -> bool) -> Result<usize, DiskError> {
-    let beyond = root.clear_boundaries()?;
-    let Some(state) = StateDir::open(root)? else { return Ok(beyond) };
-    let count = clear_in(root.descriptor(), &state, |name| !is_keyed(name) && !keep(name))?;
-    Ok(beyond + count)
-}
-
 /// Removes the staged files of one state directory whose names `is_left` accepts.
 pub(crate) fn clear_in(
     directory: BorrowedFd<'_>,
@@ -243,18 +220,6 @@ impl Staged {
     }
 }
 
-/// Counts the staged files that earlier runs left.
-///
-/// # Errors
-/// The state directory belongs to another user.
-pub fn staged(root: &Root) -> Result<Staged, DiskError> {
-    let mut staged = root.staged_beyond();
-    if let Some(state) = StateDir::open(root)? {
-        staged.add(&state, |name| !is_keyed(name))?;
-    }
-    Ok(staged)
-}
-
 fn own(descriptor: OwnedFd) -> Result<StateDir, DiskError> {
     let stat = fstat(&descriptor).during("look at", STATE_DIR.as_bytes())?;
     if stat.st_uid != geteuid().as_raw() {
@@ -274,15 +239,16 @@ fn refused() -> DiskError {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
-    use crate::disk::testing::{Fixture, path};
+    use crate::disk::clear_leftovers;
+    use crate::disk::testing::{Fixture, give_away, path};
 
     #[test]
     fn the_state_directory_is_private_and_removed_when_empty() {
         let fixture = Fixture::new();
-        StateDir::create(&fixture.root).unwrap();
+        StateDir::create(fixture.root.descriptor()).unwrap();
         assert_eq!(fixture.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
         fs::write(fixture.at(".ksync/0.part"), "").unwrap();
         fs::write(fixture.at(".ksync/1.part"), "").unwrap();
@@ -295,7 +261,7 @@ mod tests {
     #[test]
     fn unknown_files_in_the_state_directory_are_no_leftovers() {
         let fixture = Fixture::new();
-        StateDir::create(&fixture.root).unwrap();
+        StateDir::create(fixture.root.descriptor()).unwrap();
         fs::write(fixture.at(".ksync/manifest"), "").unwrap();
         assert_eq!(clear_leftovers(&fixture.root, |_| false).unwrap(), 0);
         assert!(fixture.at(".ksync/manifest").exists());
@@ -305,10 +271,13 @@ mod tests {
     fn a_link_or_a_file_as_state_directory_is_refused() {
         let fixture = Fixture::new();
         symlink(fixture.outside(), fixture.at(".ksync")).unwrap();
-        assert!(matches!(StateDir::create(&fixture.root).err().unwrap().reason(), DiskErrorKind::NotOurs));
+        assert!(matches!(
+            StateDir::create(fixture.root.descriptor()).err().unwrap().reason(),
+            DiskErrorKind::NotOurs
+        ));
         fs::remove_file(fixture.at(".ksync")).unwrap();
         fs::write(fixture.at(".ksync"), "").unwrap();
-        assert!(StateDir::create(&fixture.root).is_err());
+        assert!(StateDir::create(fixture.root.descriptor()).is_err());
         fixture.assert_canary_untouched();
     }
 
@@ -317,7 +286,7 @@ mod tests {
         let fixture = Fixture::new();
         fs::create_dir(fixture.at(".ksync")).unwrap();
         fs::set_permissions(fixture.at(".ksync"), fs::Permissions::from_mode(0o777)).unwrap();
-        StateDir::create(&fixture.root).unwrap();
+        StateDir::create(fixture.root.descriptor()).unwrap();
         assert_eq!(fixture.at(".ksync").metadata().unwrap().mode() & 0o7777, 0o700);
     }
 
@@ -325,9 +294,9 @@ mod tests {
     fn a_state_directory_of_another_user_is_refused() {
         let fixture = Fixture::new();
         fs::create_dir(fixture.at(".ksync")).unwrap();
-        if chown(fixture.at(".ksync"), Some(65534), None).is_ok() {
+        if give_away(&fixture.at(".ksync")) {
             assert!(matches!(
-                StateDir::create(&fixture.root).err().unwrap().reason(),
+                StateDir::create(fixture.root.descriptor()).err().unwrap().reason(),
                 DiskErrorKind::NotOurs
             ));
         }

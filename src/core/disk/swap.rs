@@ -154,7 +154,8 @@ fn is_same(one: &Identity, other: &Identity) -> bool {
     Identity { ctime: other.ctime, ..*one } == *other
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(target_os = "linux")]
+#[cfg(test)]
 mod tests {
     use std::collections::HashSet;
     use std::fs;
@@ -165,10 +166,10 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::{ASIDE_MAX, remove_aside};
-    use crate::disk::root::Root;
     use crate::disk::stage::{Durability, Staging};
     use crate::disk::state::StateDir;
     use crate::disk::testing::{Fixture, metadata, path};
+    use crate::disk::writable::WritableRoot;
 
     /// Polls `is_so` for a second at most.
     fn comes_true(is_so: impl Fn() -> bool) -> bool {
@@ -270,7 +271,7 @@ mod tests {
             let start = Instant::now();
             while removed + conflicts < RUNS && start.elapsed() < TIMEOUT {
                 // Each run has its own root.
-                let root = Root::open(fixture.root.path()).unwrap();
+                let root = WritableRoot::open(fixture.root.path()).unwrap();
                 let Ok((file, stat)) = root.open_file(&path("f")) else { continue };
                 let text = std::io::read_to_string(file).unwrap();
                 doomed.lock().unwrap().insert(text);
@@ -310,7 +311,7 @@ mod tests {
         fs::write(fixture.at("f"), "seen").unwrap();
         let seen = fixture.root.stat(&path("f")).unwrap().unwrap().identity;
         fs::remove_file(fixture.at("f")).unwrap();
-        let state = StateDir::create(&fixture.root).unwrap();
+        let state = StateDir::create(fixture.root.descriptor()).unwrap();
         let remove = || {
             let at = path("f");
             let there = fixture.root.locate(&at).unwrap();

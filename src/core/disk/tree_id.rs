@@ -82,15 +82,16 @@ mod tests {
 
     use super::*;
     use crate::disk::testing::Fixture as Folder;
+    use crate::disk::writable::WritableRoot;
 
     #[test]
     fn a_recreated_directory_has_another_number() {
         let folder = Folder::new();
         let at = folder.at("root");
-        let first = Root::create(&at).unwrap().tree_id();
+        let first = WritableRoot::create(&at).unwrap().tree_id();
         assert!(Root::open(&at).unwrap().tree_id().is_same_directory(&first));
         fs::rename(&at, folder.at("moved")).unwrap();
-        let second = Root::create(&at).unwrap().tree_id();
+        let second = WritableRoot::create(&at).unwrap().tree_id();
         assert!(!second.is_same_directory(&first));
         assert_eq!((second.filesystem, second.boot), (first.filesystem, first.boot));
         assert!(Root::open(&folder.at("moved")).unwrap().tree_id().is_same_directory(&first));

@@ -18,7 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
     AtFlags, Mode, OFlags, XattrFlags, fgetxattr, fremovexattr, fsetxattr, fstat, fsync, openat, renameat,
@@ -29,8 +29,9 @@ use rustix::process::geteuid;
 
 use crate::disk::error::{DiskError, During};
 use crate::disk::marker::{Marker, Mount, Stamp};
-use crate::disk::mount::{Nature, is_quiet, mount_of, nature, sync};
-use crate::disk::root::{DIRECTORY, Root};
+use crate::disk::mount::{Nature, mount_of, nature, sync};
+use crate::disk::resolve::DIRECTORY;
+use crate::disk::root::Root;
 use crate::disk::stat::Identity;
 use crate::disk::state::StateDir;
 use crate::tree::doubt::Doubt;
@@ -46,16 +47,13 @@ const NEW_NAME: &str = "unconfirmed.new";
 /// Maximum length of a marker, in bytes.
 const MARKER_BYTES_MAX: usize = 256;
 
-/// Timeout at the end of a run for a `syncfs` that should be over by then.
-const CONFIRM_TIMEOUT: Duration = Duration::from_millis(50);
-
-const VERB: &str = "write to the disk";
+pub(crate) const VERB: &str = "write to the disk";
 
 /// The markers that a scan found.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     /// Directories with a marker, and their device numbers; `None` is the root.
-    places: Vec<(Option<TreePath>, u64)>,
+    pub(crate) places: Vec<(Option<TreePath>, u64)>,
     /// The latest ctime of a doubted file.
     latest: Option<Stamp>,
 }
@@ -133,251 +131,41 @@ impl Covers {
 pub(crate) struct Unconfirmed(Mutex<State>);
 
 #[derive(Debug, Default)]
-struct State {
-    keepers: HashMap<u64, Keeper>,
+pub(crate) struct State {
+    pub(crate) keepers: HashMap<u64, Keeper>,
     /// True if the run covers more than single files of the root.
-    recursive: bool,
+    pub(crate) recursive: bool,
     /// True if the run flushes to the disk what earlier runs wrote.
-    confirms: bool,
-    seen: Seen,
-    syncs: HashMap<u64, Receiver<rustix::io::Result<()>>>,
+    pub(crate) confirms: bool,
+    pub(crate) seen: Seen,
+    pub(crate) syncs: HashMap<u64, Receiver<rustix::io::Result<()>>>,
 }
 
 /// One filesystem's marker.
 #[derive(Debug)]
-struct Keeper {
+pub(crate) struct Keeper {
     /// The directory that holds the marker; `None` is the root.
-    path: Option<TreePath>,
-    nature: Nature,
-    mount: Option<Mount>,
+    pub(crate) path: Option<TreePath>,
+    pub(crate) nature: Nature,
+    pub(crate) mount: Option<Mount>,
     /// The marker as it is on the disk; `is_durable` tells if it is durable there.
-    marker: Marker,
-    is_durable: bool,
+    pub(crate) marker: Marker,
+    pub(crate) is_durable: bool,
     /// True if this filesystem can hold no marker.
-    is_off: bool,
+    pub(crate) is_off: bool,
     /// The earliest ctime of a file that this run put in place.
-    first: Option<Stamp>,
-}
-
-/// The origin of a file's present state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// This run puts the file in place, or changes it.
-    Now,
-    /// The file existed, and this run verified it.
-    Before,
-}
-
-impl Root {
-    /// Starts a run that writes here: to the tree if `recursive`, otherwise to a single file. If
-    /// the run reads the `whole` tree and finds a marker, a thread flushes the filesystem
-    /// meanwhile, unless that would take long.
-    pub fn begin_writing(&self, recursive: bool, whole: bool) {
-        let mut state = self.unconfirmed().state();
-        (state.recursive, state.confirms) = (recursive, recursive && whole);
-        if state.confirms && read(self.descriptor()).is_some() && is_quiet() {
-            state.confirm(self, None, self.dev());
-        }
-    }
-
-    /// Takes the result of a scan, before anything is written.
-    pub(crate) fn seen_markers(&self, seen: Seen) {
-        let mut state = self.unconfirmed().state();
-        state.seen = seen;
-        for (path, dev) in state.seen.places.clone() {
-            if state.confirms && dev != self.dev() && is_quiet() {
-                state.confirm(self, path.as_ref(), dev);
-            }
-        }
-    }
-
-    /// True unless the filesystem loses everything with the power, as tmpfs does. Such a filesystem
-    /// has no marker.
-    #[must_use]
-    pub fn outlives_power(&self) -> bool {
-        nature(self.descriptor()) != Nature::Volatile
-    }
-
-    /// Marks the root before the first file is put in place.
-    ///
-    /// # Errors
-    /// The marker cannot be written to the disk.
-    pub fn expect_files(&self) -> Result<(), DiskError> {
-        let mut state = self.unconfirmed().state();
-        state.mark(self, None, self.dev(), now()).map(drop)
-    }
-
-    /// Marks a new file with the identity `is`, which is about to get its name. When this returns,
-    /// the marker that covers the file is durable.
-    ///
-    /// # Errors
-    /// The marker cannot be written to the disk.
-    pub(crate) fn mark(&self, path: &TreePath, is: &Identity) -> Result<(), DiskError> {
-        self.mark_from(path, is.dev, Stamp::of(is), Origin::Now)
-    }
-
-    /// As [`Root::mark`], for an open file in the filesystem of the root. Only a filesystem with a
-    /// marker, and so not tmpfs, is asked for its ctime.
-    ///
-    /// # Errors
-    /// As there.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn mark_open(&self, path: &TreePath, file: &File) -> Result<(), DiskError> {
-        let is_off = self.unconfirmed().state().keepers.get(&self.dev()).is_some_and(|keeper| keeper.is_off);
-        if is_off { Ok(()) } else { self.mark(path, &crate::disk::root::stat_of(file, path)?.identity) }
-    }
-
-    /// Marks a file that is about to get new metadata, and with them a new ctime.
-    ///
-    /// # Errors
-    /// As [`Root::mark`].
-    pub(crate) fn mark_change(&self, path: &TreePath, dev: u64, made: Origin) -> Result<(), DiskError> {
-        self.mark_from(path, dev, now(), made)
-    }
-
-    fn mark_from(&self, path: &TreePath, dev: u64, ctime: Stamp, made: Origin) -> Result<(), DiskError> {
-        let mut state = self.unconfirmed().state();
-        let keeper = state.mark(self, Some(path), dev, ctime)?;
-        if made == Origin::Now && keeper.first.is_none_or(|first| first > ctime) {
-            keeper.first = Some(ctime);
-        }
-        Ok(())
-    }
-
-    /// Records that the disk did not take something that this run wrote. The next run writes every
-    /// file again that may not be durable, since the page cache may show bytes that the disk lacks.
-    pub(crate) fn mark_lost(&self) {
-        let state = &mut *self.unconfirmed().state();
-        for keeper in state.keepers.values_mut().filter(|keeper| !keeper.is_off) {
-            keeper.marker = keeper.marker.failing(keeper.mount);
-            if let Ok(directory) = self.open_directory(keeper.path.as_ref()) {
-                // The disk may not take this, either.
-                let _ = write(&directory, &keeper.marker).and_then(|()| fsync_if_able(&directory));
-            }
-        }
-    }
-
-    /// Flushes all filesystems that this run wrote to.
-    ///
-    /// # Errors
-    /// The disk did not take something; it is marked as lost (see `mark_lost`).
-    pub fn sync_written(&self) -> Result<(), DiskError> {
-        let places: Vec<_> = {
-            let state = self.unconfirmed().state();
-            let keepers = state.keepers.values().filter(|keeper| keeper.nature != Nature::Volatile);
-            keepers.map(|keeper| keeper.path.clone()).collect()
-        };
-        for path in places {
-            let directory = self.open_directory(path.as_ref())?;
-            match sync(&directory) {
-                Err(error) if !is_unable(error) => {
-                    self.mark_lost();
-                    return Err(error).during(VERB, self.path().as_os_str().as_bytes());
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends the run. `verified` means that no file of the tree is doubted any more. `durable` means
-    /// that the whole tree must be on the disk when this returns.
-    ///
-    /// # Errors
-    /// The disk did not take something, of this run or an earlier one.
-    pub fn settle(&self, verified: bool, durable: bool) -> Result<(), DiskError> {
-        let mut state = self.unconfirmed().state();
-        let state = &mut *state;
-        let mut result = Ok(());
-        let keepers = state.keepers.iter().map(|(dev, keeper)| (keeper.path.clone(), *dev));
-        let mut places: Vec<_> = keepers.chain(state.seen.places.iter().cloned()).collect();
-        if durable {
-            // Also where only names changed: no marker covers a deletion or a new directory.
-            for (path, dev) in self.filesystems() {
-                if !places.iter().any(|(_, known)| *known == dev) {
-                    places.push((path, dev));
-                }
-            }
-        }
-        places.sort();
-        places.dedup();
-        let mut synced: HashMap<u64, rustix::io::Result<bool>> = HashMap::new();
-        for (path, dev) in places {
-            let Ok(directory) = self.open_directory(path.as_ref()) else { continue };
-            let outcome = *synced.entry(dev).or_insert_with(|| match state.syncs.remove(&dev) {
-                _ if durable => sync(&directory).map(|()| true),
-                Some(sync) => match sync.recv_timeout(CONFIRM_TIMEOUT) {
-                    Ok(outcome) => outcome.map(|()| true),
-                    Err(_) => Ok(false),
-                },
-                None => Ok(false),
-            });
-            let mount = mount_of(&directory);
-            let keeper = state.keepers.get(&dev).filter(|keeper| keeper.path == path);
-            let before = read(&directory);
-            let mut marker = before.map(|marker| marker.under(mount)).unwrap_or_default();
-            if verified {
-                (marker.stale, marker.failed) = (None, None);
-            }
-            match outcome {
-                // Another run may work below the root and keep its own marker.
-                Ok(true) if path.is_some() && keeper.is_none() => {}
-                Ok(true) => {
-                    // Without `durable`, the sync began before this run put its files in place.
-                    let first = keeper.and_then(|keeper| keeper.first).filter(|_| !durable);
-                    let forgetful = keeper.is_some_and(|keeper| keeper.nature == Nature::Forgetful);
-                    marker.own = marker.own.filter(|_| first.is_some()).map(|mut own| {
-                        own.since =
-                            first.filter(|_| !forgetful).map_or(own.since, |first| own.since.max(first));
-                        own
-                    });
-                }
-                // A run beside this one may have removed the marker while this one put a file in
-                // place.
-                Ok(false) if !state.recursive => {
-                    let missing = keeper.filter(|keeper| {
-                        let covers =
-                            |marker: Marker| marker.own.is_some_and(|own| Some(own.since) <= keeper.first);
-                        keeper.first.is_some() && !keeper.is_off && !before.is_some_and(covers)
-                    });
-                    if let Some(keeper) = missing {
-                        let marked =
-                            write(&directory, &keeper.marker).and_then(|()| fsync_if_able(&directory));
-                        result = result.and(marked.during(VERB, &shown(self, keeper)));
-                    }
-                    continue;
-                }
-                Ok(false) => {}
-                Err(error) if is_unable(error) => {}
-                Err(error) => {
-                    marker = marker.failing(mount);
-                    let shown = path.as_ref().map_or(self.path().as_os_str().as_bytes(), TreePath::as_bytes);
-                    result = result.and(Err(error).during(VERB, shown));
-                }
-            }
-            if before == Some(marker) || (before.is_none() && marker.is_empty()) {
-                continue;
-            }
-            // If a marker stays unchanged, the next run only doubts more than it needs to.
-            if marker.is_empty() {
-                remove(&directory);
-            } else if write(&directory, &marker).is_ok() && result.is_err() {
-                let _ = fsync(&directory);
-            }
-        }
-        result
-    }
+    pub(crate) first: Option<Stamp>,
 }
 
 impl Unconfirmed {
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
     /// Starts a thread that flushes the filesystem of a directory.
-    fn confirm(&mut self, root: &Root, path: Option<&TreePath>, dev: u64) {
+    pub(crate) fn confirm(&mut self, root: &Root, path: Option<&TreePath>, dev: u64) {
         // A descriptor of its own, which shares no lock.
         let Ok(directory) = root.open_directory(path) else { return };
         if nature(&directory) == Nature::Volatile || self.syncs.contains_key(&dev) {
@@ -394,7 +182,7 @@ impl State {
     }
 
     /// Ensures that a durable marker covers a file with this ctime.
-    fn mark(
+    pub(crate) fn mark(
         &mut self,
         root: &Root,
         path: Option<&TreePath>,
@@ -453,12 +241,12 @@ impl Keeper {
 
 /// The present time of this machine's clock, which most filesystems use. Rounded down to whole
 /// seconds, since some filesystems keep no more.
-fn now() -> Stamp {
+pub(crate) fn now() -> Stamp {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     Stamp(i64::try_from(now).unwrap_or(0), 0)
 }
 
-fn shown(root: &Root, keeper: &Keeper) -> Vec<u8> {
+pub(crate) fn shown(root: &Root, keeper: &Keeper) -> Vec<u8> {
     keeper.path.as_ref().map_or(root.path().as_os_str().as_bytes(), TreePath::as_bytes).to_vec()
 }
 
@@ -491,7 +279,7 @@ pub(crate) fn read_attribute(directory: impl AsFd) -> Option<Marker> {
 }
 
 fn read_file(directory: impl AsFd) -> Option<Marker> {
-    let state = StateDir::open_in(directory).ok().flatten()?;
+    let state = StateDir::open(directory).ok().flatten()?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(&state, NAME, flags, Mode::empty()) {
         Err(Errno::NOENT) => return None,
@@ -503,7 +291,7 @@ fn read_file(directory: impl AsFd) -> Option<Marker> {
 }
 
 /// Gives a directory this marker; the marker is durable when the directory is.
-fn write(directory: &OwnedFd, marker: &Marker) -> rustix::io::Result<()> {
+pub(crate) fn write(directory: &OwnedFd, marker: &Marker) -> rustix::io::Result<()> {
     let bytes = marker.encode();
     match fsetxattr(directory, ATTRIBUTE, &bytes, XattrFlags::empty()) {
         Err(Errno::IO) => Err(Errno::IO),
@@ -514,7 +302,7 @@ fn write(directory: &OwnedFd, marker: &Marker) -> rustix::io::Result<()> {
 }
 
 fn write_file(directory: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<()> {
-    let state = StateDir::create_in(directory).map_err(|error| error.errno().unwrap_or(Errno::ACCESS))?;
+    let state = StateDir::create(directory).map_err(|error| error.errno().unwrap_or(Errno::ACCESS))?;
     state.remove(NEW_NAME.as_bytes()).map_err(|error| error.errno().unwrap_or(Errno::ACCESS))?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(openat(&state, NEW_NAME, flags, Mode::RUSR | Mode::WUSR)?);
@@ -524,16 +312,16 @@ fn write_file(directory: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<()> {
     fsync_if_able(&state)
 }
 
-fn fsync_if_able(file: impl AsFd) -> rustix::io::Result<()> {
+pub(crate) fn fsync_if_able(file: impl AsFd) -> rustix::io::Result<()> {
     match fsync(file) {
         Err(error) if is_unable(error) => Ok(()),
         result => result,
     }
 }
 
-fn remove(directory: &OwnedFd) {
+pub(crate) fn remove(directory: &OwnedFd) {
     let _ = fremovexattr(directory, ATTRIBUTE);
-    if let Ok(Some(state)) = StateDir::open_in(directory) {
+    if let Ok(Some(state)) = StateDir::open(directory) {
         let _ = state.remove(NAME.as_bytes());
         let _ = unlinkat(directory, STATE_DIR, AtFlags::REMOVEDIR);
     }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::disk::error::DiskError;
-use crate::disk::root::{Pin, Root};
+use crate::disk::root::Pin;
+use crate::disk::writable::WritableRoot;
 use crate::tree::path::TreePath;
 use crate::tree::tree_id::Pair;
 use crate::wire::hello::{History, InSession};
@@ -38,7 +39,7 @@ impl ReceiverSession {
 
     /// Begins a round into this root. `false` if an incremental round would go into another root
     /// than the rounds before.
-    pub(super) fn begin(&self, root: Option<&Root>, is_full: bool) -> Result<bool, DiskError> {
+    pub(super) fn begin(&self, root: Option<&WritableRoot>, is_full: bool) -> Result<bool, DiskError> {
         *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.is_full.store(is_full, Ordering::Relaxed);
         let mut last = self.root.lock().unwrap_or_else(PoisonError::into_inner);
@@ -48,7 +49,7 @@ impl ReceiverSession {
             _ => false,
         };
         if !is_same {
-            *last = root.map(Root::pin).transpose()?;
+            *last = root.map(|root| root.pin()).transpose()?;
         }
         Ok(is_full || is_same)
     }

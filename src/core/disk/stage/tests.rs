@@ -1,10 +1,10 @@
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::*;
 use crate::content::hash::{Hash, Hasher};
-use crate::disk::testing::{Fixture, metadata, path, time};
+use crate::disk::testing::{Fixture, NOBODY, give_away, metadata, path, time};
 
 fn staged(fixture: &Fixture, content: &[u8]) -> Staging {
     let (mut staging, _) = Staging::open(&fixture.root, &path("f")).unwrap();
@@ -43,17 +43,17 @@ fn a_finished_file_has_its_metadata_and_leaves_nothing_staged() {
 #[test]
 fn superusers_new_files_get_the_owner_of_the_directory() {
     let fixture = Fixture::new();
-    if chown(fixture.at("."), Some(65534), Some(65534)).is_err() {
+    if !give_away(&fixture.at(".")) {
         return;
     }
-    let root = Root::create(&fixture.at("new/root")).unwrap();
+    let root = WritableRoot::create(&fixture.at("new/root")).unwrap();
     root.make_directory(&path("d"), 0o755).unwrap();
     root.make_symlink(&path("l"), b"d", time(1), None).unwrap();
     let (staging, _) = Staging::open(&root, &path("f")).unwrap();
     staging.finish(&root, &metadata(), None, Durability::Eventually).unwrap();
     for made in ["new", "new/root", "new/root/d", "new/root/l", "new/root/f"] {
         let metadata = fs::symlink_metadata(fixture.at(made)).unwrap();
-        assert_eq!((metadata.uid(), metadata.gid()), (65534, 65534), "{made}");
+        assert_eq!((metadata.uid(), metadata.gid()), (NOBODY, NOBODY), "{made}");
     }
 }
 
@@ -143,7 +143,7 @@ fn a_destination_that_appeared_is_kept() {
 fn a_part_of_another_user_is_not_accepted() {
     let fixture = Fixture::new();
     drop(staged(&fixture, b"poison"));
-    if chown(fixture.at(".ksync").join(Staging::name(&path("f"))), Some(65534), None).is_ok() {
+    if give_away(&fixture.at(".ksync").join(Staging::name(&path("f")))) {
         let (staging, have) = Staging::open(&fixture.root, &path("f")).unwrap();
         assert_eq!(have, 0);
         assert!(staging.is_empty());

@@ -1,23 +1,26 @@
 use std::fs;
+use std::time::Duration;
 
 use super::*;
 use crate::disk::scan::{Away, ScanOptions, Scanned, Subject, scan};
 use crate::disk::testing::{Fixture, metadata, path};
+use crate::disk::writable::WritableRoot;
 
-/// A fixture on a filesystem that keeps files; `None` where tests run in memory.
+/// A fixture on a filesystem that keeps files.
 fn lasting_place() -> Option<Fixture> {
-    let fixture = Fixture::new();
-    (nature(fixture.root.descriptor()) == Nature::Lasting).then_some(fixture)
+    Fixture::able("all files are in memory", |fixture| nature(fixture.root.descriptor()) == Nature::Lasting)
 }
 
-fn scanned(root: &Root) -> Scanned {
+fn scanned(root: &WritableRoot) -> Scanned {
     let options = ScanOptions { doubts: true, cross_mounts: true, ..ScanOptions::default() };
-    scan(root, &Subject::Whole, &options, None, &mut Away).unwrap()
+    let mut scanned = scan(root, &Subject::Whole, &options, None, &mut Away).unwrap();
+    root.seen_markers(std::mem::take(&mut scanned.markers));
+    scanned
 }
 
 /// The doubted files of a root that is opened again.
 fn doubted(fixture: &Fixture, below: &str) -> Vec<(String, Doubt)> {
-    let scanned = scanned(&Root::open(&fixture.at(below)).unwrap());
+    let scanned = scanned(&WritableRoot::open(&fixture.at(below)).unwrap());
     let name = |at: u32| scanned.manifest.path(at).unwrap().to_string();
     scanned.doubts.positions().map(|at| (name(at), scanned.doubts.of(at).unwrap())).collect()
 }
@@ -27,7 +30,7 @@ fn unverified(names: &[&str]) -> Vec<(String, Doubt)> {
 }
 
 /// Puts a new file in place, as a run does.
-fn put(root: &Root, name: &str) {
+fn put(root: &WritableRoot, name: &str) {
     let path = path(name);
     if !root.put_new(&path, b"new", &metadata()).unwrap() {
         let (mut staging, _) = crate::disk::stage::Staging::open(root, &path).unwrap();
@@ -64,7 +67,7 @@ fn new_files_are_doubted_after_a_power_cut_until_verified() {
     lose_power(&fixture.at("."));
     assert_eq!(doubted(&fixture, "."), unverified(&["f"]));
 
-    let again = Root::open(&fixture.at(".")).unwrap();
+    let again = WritableRoot::open(&fixture.at(".")).unwrap();
     again.begin_writing(true, false);
     let seen = scanned(&again);
     wait_a_tick();
@@ -83,7 +86,7 @@ fn new_files_are_doubted_after_a_power_cut_until_verified() {
 
 /// Waits until a doubted file is old enough. A change of metadata is marked from the beginning of
 /// its second on, so doubted files must be older.
-fn wait_a_second_if_whole(_root: &Root) {
+fn wait_a_second_if_whole(_root: &WritableRoot) {
     thread::sleep(Duration::from_millis(1100));
 }
 
@@ -141,7 +144,7 @@ fn a_run_of_a_single_file_leaves_a_shallow_marker() {
     put(&fixture.root, "f");
     assert!(!read(fixture.root.descriptor()).unwrap().recursive);
     // A run of the whole tree extends the marker.
-    let again = Root::open(&fixture.at(".")).unwrap();
+    let again = WritableRoot::open(&fixture.at(".")).unwrap();
     again.begin_writing(true, false);
     put(&again, "d/f");
     assert!(read(fixture.root.descriptor()).unwrap().recursive);

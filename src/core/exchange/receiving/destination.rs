@@ -13,10 +13,11 @@ use serde_bytes::ByteBuf;
 use crate::disk::error::DiskError;
 use crate::disk::expand_home;
 use crate::disk::identities::Identities;
-use crate::disk::root::{Policy, Root};
 use crate::disk::scan::{self, Away, ScanOptions, scan};
+use crate::disk::set_id::Policy;
 use crate::disk::stage::Staging;
 use crate::disk::stat::FileKind;
+use crate::disk::writable::WritableRoot;
 use crate::disk::{clear_leftovers, staged};
 use crate::engine::{Destination, Opened, WorkError};
 use crate::exchange::common::{chain, renamed, retry_while_busy, scan_options};
@@ -121,7 +122,7 @@ impl Receiving {
         Ok(OpenTree::new(root, Some(single), shown))
     }
 
-    fn open_root(&self, path: &Path) -> Result<Option<Arc<Root>>, WorkError> {
+    fn open_root(&self, path: &Path) -> Result<Option<Arc<WritableRoot>>, WorkError> {
         if self.options.dry_run && !path.exists() {
             return Ok(None);
         }
@@ -130,14 +131,14 @@ impl Receiving {
             self.ancestors
                 .note(named.take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect());
         }
-        let root = if self.options.dry_run { Root::open(path) } else { Root::create(path) };
+        let root = if self.options.dry_run { WritableRoot::open(path) } else { WritableRoot::create(path) };
         let policy = Policy { set_id_owner: self.options.set_id_owner };
         root.map(|root| Some(Arc::new(root.with_policy(policy)))).map_err(|error| destination_error(&error))
     }
 
     fn list(
         &self,
-        root: &Root,
+        root: &WritableRoot,
         single: Option<&TreePath>,
         subject: &Subject,
         scope: Option<SubtreeSet>,
@@ -158,6 +159,7 @@ impl Receiving {
         let filter = Some(&mut filter).filter(|_| single.is_none());
         let mut scanned =
             scan(root, &which, &options, filter, &mut Away).map_err(|error| destination_error(&error))?;
+        root.seen_markers(std::mem::take(&mut scanned.markers));
         if let Subject::File { name } = subject {
             // Compare the file under its offered name.
             let name = TreePath::new(name.as_slice())
@@ -201,17 +203,17 @@ impl Receiving {
     }
 
     /// Facts about the destination besides its entries.
-    fn destination(&self, was_there: bool, root: Option<&Root>) -> Destination {
+    fn destination(&self, was_there: bool, root: Option<&WritableRoot>) -> Destination {
         let Options { delete, consent, history, .. } = &self.options;
         let is_named = |path: &ByteBuf| root.is_some_and(|root| root.is_at(&expand_home(path)));
         let known = self.session.as_ref().map(|session| session.history(*history));
         let (history, withheld) = known.unwrap_or_else(|| (*history, Arc::default()));
         Destination {
             is_new: !was_there,
-            metadata: root.and_then(Root::own_metadata),
-            tree_id: root.map(Root::tree_id).unwrap_or_default(),
-            is_ours: root.is_some_and(Root::is_ours),
-            is_protected: *delete && root.is_some_and(Root::is_protected),
+            metadata: root.and_then(|root| root.own_metadata()),
+            tree_id: root.map(|root| root.tree_id()).unwrap_or_default(),
+            is_ours: root.is_some_and(|root| root.is_ours()),
+            is_protected: *delete && root.is_some_and(|root| root.is_protected()),
             is_forced: *delete && consent.force_in.iter().any(is_named),
             history,
             withheld,

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::disk::directory::Inode;
+use crate::disk::stat::Inode;
 
 /// The directories that this run made, by id. They are made in path order, so ids ascend.
 #[derive(Debug, Default)]

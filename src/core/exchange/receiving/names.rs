@@ -1,9 +1,8 @@
 //! Makes, changes and removes names, modes and times.
 
 use crate::content::hash::Hash;
-use crate::disk::directory::Inode;
 use crate::disk::error::DiskError;
-use crate::disk::stat::FileKind;
+use crate::disk::stat::{FileKind, Inode};
 use crate::engine::{Step, WorkError};
 use crate::exchange::common::work_error;
 use crate::exchange::receiving::tree::{PlannedTree, unknown};

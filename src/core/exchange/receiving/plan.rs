@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use crate::disk::root::Root;
+use crate::disk::writable::WritableRoot;
 use crate::engine::{Planned, WorkError};
 use crate::exchange::receiving::Receiving;
 use crate::exchange::receiving::directories::MadeDirectories;
@@ -67,7 +67,7 @@ impl Receiving {
 
 /// Prepares the destination for files before the first one arrives. The preparation takes the disk
 /// a moment, in which the peer is waited for anyway.
-fn expect_files(root: &Arc<Root>) {
+fn expect_files(root: &Arc<WritableRoot>) {
     if root.outlives_power() {
         let root = Arc::clone(root);
         // If no thread can start or the preparation fails, the first file shows the failure.

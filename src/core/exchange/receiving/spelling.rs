@@ -1,8 +1,8 @@
 //! Asks the destination's filesystem which names it folds into one, and handles other spellings.
 
-use crate::disk::directory::Inode;
 use crate::disk::error::DiskError;
-use crate::disk::root::Root;
+use crate::disk::stat::Inode;
+use crate::disk::writable::WritableRoot;
 use crate::engine::WorkError;
 use crate::exchange::receiving::Receiving;
 use crate::exchange::receiving::tree::{OpenTree, PlannedTree, unknown};
@@ -28,7 +28,7 @@ impl Receiving {
         answers
     }
 
-    fn respelled(&self, root: &Root, suspects: &Suspects) -> Vec<Respelled> {
+    fn respelled(&self, root: &WritableRoot, suspects: &Suspects) -> Vec<Respelled> {
         let there = suspects.wanted.iter().filter_map(|(id, path)| Some((*id, path, inode(root, path)?)));
         let there: Vec<_> = there.collect();
         if there.is_empty() {
@@ -68,6 +68,6 @@ impl PlannedTree {
     }
 }
 
-fn inode(root: &Root, path: &TreePath) -> Option<Inode> {
+fn inode(root: &WritableRoot, path: &TreePath) -> Option<Inode> {
     root.stat(path).ok()?.as_ref().map(Inode::from)
 }

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use crate::disk::identities::Identities;
-use crate::disk::root::Root;
 use crate::disk::space::Reserve;
 use crate::disk::stage::{Durability, Metadata};
 use crate::disk::stat::Identity;
+use crate::disk::writable::WritableRoot;
 use crate::engine::WorkError;
 use crate::engine::transfer::basis::basis_changed;
 use crate::engine::transfer::receive::Strategy;
@@ -30,7 +30,7 @@ use crate::wire::message::{AbortKind, BasisReport, Want};
 /// A destination that is opened and listed.
 pub struct OpenTree {
     /// `None` in a dry run whose destination does not exist.
-    pub(super) root: Option<Arc<Root>>,
+    pub(super) root: Option<Arc<WritableRoot>>,
     /// Name of a single file in `root`.
     pub(super) single: Option<TreePath>,
     /// The absolute path, for display.
@@ -46,7 +46,7 @@ pub struct OpenTree {
 
 impl OpenTree {
     /// A destination that is not listed yet.
-    pub(super) fn new(root: Option<Arc<Root>>, single: Option<TreePath>, shown: PathBuf) -> Self {
+    pub(super) fn new(root: Option<Arc<WritableRoot>>, single: Option<TreePath>, shown: PathBuf) -> Self {
         let (identities, doubted) = (Identities::default(), HashSet::new());
         Self { root, single, shown, identities, doubted, is_whole: false, reserve: None }
     }
@@ -61,7 +61,7 @@ impl fmt::Debug for OpenTree {
 /// A destination whose plan is made.
 pub struct PlannedTree {
     pub(super) open: Arc<OpenTree>,
-    pub(super) root: Arc<Root>,
+    pub(super) root: Arc<WritableRoot>,
     pub(super) is_durable: bool,
     pub(super) wanted: Arc<Manifest>,
     pub(super) present: Arc<Manifest>,
