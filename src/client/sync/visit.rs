@@ -1,12 +1,14 @@
 //! `Visit`: a connection to a session's VM for a command, not for a sync.
 
 use crate::remote::{Connection, Terminal};
-use crate::sync::{ConnectOptions, SharedMonitor, SyncError, kernel};
+use crate::sync::error::SyncError;
+use crate::sync::job::{ConnectOptions, SharedMonitor};
+use crate::sync::kernel::KernelSession;
 
 /// A connection to a session's VM.
 pub struct Visit {
     connection: Connection,
-    session: kernel::KernelSession,
+    session: KernelSession,
 }
 
 impl Visit {
@@ -19,7 +21,7 @@ impl Visit {
         connect_options: &ConnectOptions,
         monitor: &SharedMonitor,
     ) -> Result<Self, SyncError> {
-        let (connection, session) = kernel::KernelSession::connect(name, connect_options, monitor).await?;
+        let (connection, session) = KernelSession::connect(name, connect_options, monitor).await?;
         Ok(Self { connection, session })
     }
 
